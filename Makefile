@@ -1,0 +1,66 @@
+# Every target sets up .venv first, from PyPI; a second run starts at once.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all sim lint format clean
+
+ARGS ?=
+JOBS ?= 2
+CACHE = $(or $(LUTRA_CACHE),$(HOME)/.cache/lutra)
+BIN = .venv/bin
+HARDWARE_TESTS = $(wildcard tests/hw tests/sim tests/system)
+
+# $(call environment,<extra>...): .venv with these extras of pyproject.toml
+define environment
+@python=""; \
+for name in "$${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	[ -n "$$name" ] || continue; \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	python=$$name; break; \
+done; \
+[ -n "$$python" ] || { \
+	echo "error: Python 3.11 or newer is needed and is not on PATH: install it, or name it: make PYTHON=/path/to/python3" >&2; \
+	exit 2; }; \
+"$$python" tools/environment.py $(1)
+endef
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: ## tell a story from the simulated accelerator; ARGS="-n 64 --json" is passed on
+	$(call environment,sim)
+	@$(BIN)/lutra run $(ARGS)
+
+test: ## run the tests that take seconds; ARGS="-k name" is passed to pytest
+	$(call environment,sim dev)
+	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+test-all: ## run every test, the slow ones too
+	$(call environment,sim dev)
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+sim: export LUTRA_COVERAGE = 1
+sim: export LUTRA_COVERAGE_DIR = $(CURDIR)/coverage
+sim: export LUTRA_REQUIRE_TOOLS = 1
+sim: ## run all hardware verification and print the line coverage of the RTL
+	$(call environment,sim dev)
+	@rm -rf "$(LUTRA_COVERAGE_DIR)"
+	@$(BIN)/python -m pytest -n $(JOBS) $(HARDWARE_TESTS) $(ARGS)
+	@$(BIN)/python -m lutra.sim.rtl.coverage
+
+lint: ## check style, import directions and types
+	$(call environment,sim dev)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/pyright
+
+format: ## format the Python code and sort its imports
+	$(call environment,sim dev)
+	@$(BIN)/ruff check --select I --fix --quiet .
+	@$(BIN)/ruff format .
+
+clean: ## remove the environment, caches and built simulators
+	rm -rf .venv build dist coverage .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf "$(CACHE)/cocotb" "$(CACHE)/verilog" "$(CACHE)/rtl"
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+"""Toolchains and offline flows: synthesis, boards, reports, model training."""
+
+__all__: list[str] = []

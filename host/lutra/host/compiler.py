@@ -1,0 +1,424 @@
+"""Lowering: a packed model becomes one program and one memory image for a configuration."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.host.errors import LutraError
+from lutra.host.packing import HEAD_PLANES, PackedLayer, PackedLinear, PackedModel, PackedNorm
+from lutra.host.program import MemoryMap, Program
+from lutra.sim.golden.arith.quantize import Q_MAX
+from lutra.sim.golden.arith.scale import SCALE, Scale, pack_scale, scale_from_float
+from lutra.sim.golden.control.isa import (
+    FLAG_FIRST,
+    FLAG_LOGITS,
+    INSTRUCTION_BYTES,
+    Instruction,
+    NormSource,
+    Opcode,
+    Unit,
+    encode,
+)
+from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.golden.matmul.ternary import pack_words
+
+__all__ = ["check_fit", "compile_model"]
+
+Progress = Callable[[str, float], None]
+
+_PAGE = 4096
+_RESIDUAL_SCALE_M = 1 << (SCALE.m_width - 1)
+
+
+def _silent(_stage: str, _fraction: float) -> None:
+    pass
+
+
+def _align(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+# A resource and the range of it that is used: (name, first, last + 1).
+_Region = tuple[str, int, int]
+
+
+@dataclass
+class _Assembler:
+    """Collects instructions and works out what each has to wait for.
+
+    An instruction waits for the last writers of what it reads and for the last readers and writers
+    of what it writes, unless its own unit, which keeps program order, did that.
+    """
+
+    code: list[Instruction] = field(default_factory=list[Instruction])
+    _counts: dict[Unit, int] = field(default_factory=lambda: dict.fromkeys(Unit, 0))
+    _reads: list[tuple[_Region, Unit, int]] = field(default_factory=list[tuple[_Region, Unit, int]])
+    _writes: list[tuple[_Region, Unit, int]] = field(
+        default_factory=list[tuple[_Region, Unit, int]]
+    )
+
+    def emit(
+        self,
+        opcode: Opcode,
+        *,
+        reads: list[_Region],
+        writes: list[_Region],
+        flags: int = 0,
+        **args: int,
+    ) -> None:
+        unit = opcode.unit
+        assert unit is not None
+        waits = dict.fromkeys(Unit, 0)
+        history = [(r, self._writes) for r in reads]
+        history += [(r, log) for r in writes for log in (self._writes, self._reads)]
+        for region, log in history:
+            for other, other_unit, index in log:
+                if other_unit is not unit and _overlap(region, other):
+                    waits[other_unit] = max(waits[other_unit], index)
+        self._counts[unit] += 1
+        index = self._counts[unit]
+        self._reads += [(region, unit, index) for region in reads]
+        self._writes += [(region, unit, index) for region in writes]
+        ordered = (waits[Unit.LOAD], waits[Unit.MATMUL], waits[Unit.VECTOR], waits[Unit.ATTENTION])
+        self.code.append(Instruction(opcode, flags, ordered, args))
+
+    def end(self, beat_bytes: int) -> bytes:
+        """Return the program, END appended, padded to whole beats of the data port."""
+        self.code.append(Instruction(Opcode.END))
+        while len(self.code) * INSTRUCTION_BYTES % beat_bytes:
+            self.code.append(Instruction(Opcode.END))
+        return b"".join(encode(instruction) for instruction in self.code)
+
+
+def _overlap(a: _Region, b: _Region) -> bool:
+    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
+
+
+_RESIDUAL: _Region = ("residual", 0, 1)
+_ACTIVATIONS: _Region = ("activations", 0, 1)
+_ROPE: _Region = ("rope", 0, 1)
+_QUERIES: _Region = ("queries", 0, 1)
+_ATTENTION: _Region = ("attention", 0, 1)
+
+
+def _acc(first: int, count: int) -> _Region:
+    return ("acc", first, first + count)
+
+
+class _Image:
+    """The weight segment: matrices, parameter vectors and tables at aligned offsets."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self.n_bytes = 0
+
+    def add(self, data: bytes, align: int) -> int:
+        offset = _align(self.n_bytes, align)
+        self._parts += [bytes(offset - self.n_bytes), data]
+        self.n_bytes = offset + len(data)
+        if self.n_bytes > 1 << 32:
+            raise LutraError(
+                "the packed model takes more than 4 GiB, beyond the offsets of instructions: "
+                "use a smaller model"
+            )
+        return offset
+
+    def join(self) -> bytes:
+        return b"".join(self._parts)
+
+
+def _need(what: str, needed: int, available: int, change: str, config: AcceleratorConfig) -> None:
+    if needed > available:
+        raise LutraError(
+            f"configuration {config.name} is too small for the model: {what} needs {needed}, has "
+            f"{available} ({needed - available} missing): set {change}={needed} or more"
+        )
+
+
+def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
+    """Refuse, naming the buffer and what is missing, a model that ``config`` can not hold."""
+    c, m = config, config.matmul
+    for name, value, fixed in (
+        ("head_dim", model.head_dim, c.head_dim),
+        ("n_heads", model.n_heads, c.n_heads),
+        ("n_kv_heads", model.n_kv_heads, c.n_kv_heads),
+    ):
+        if value != fixed:
+            raise LutraError(
+                f"configuration {c.name} is built for {name} {fixed}, the model has {value}: "
+                f"use a configuration with {name}={value}"
+            )
+    if model.hidden_size % 32 or model.intermediate_size % 16 or model.vocab_size % 16:
+        raise LutraError(
+            "hidden_size must be a multiple of 32, intermediate_size and vocab_size of 16, not "
+            f"{model.hidden_size}, {model.intermediate_size} and {model.vocab_size}: pad the model"
+        )
+    q_out = model.n_heads * model.head_dim
+    kv_out = model.n_kv_heads * model.head_dim
+    depth = max(model.hidden_size, q_out, model.intermediate_size)
+    rows = max(q_out + 2 * kv_out, 2 * model.intermediate_size, model.hidden_size)
+    blocks = rows // c.lanes
+    _need("the residual buffer", model.hidden_size, c.hidden_max, "hidden_max", c)
+    _need("the activation buffer (depth tiles)", -(-depth // m.k_tile), c.act_tiles, "act_tiles", c)
+    _need("the accumulator buffer (row blocks)", blocks, c.row_blocks_max, "row_blocks_max", c)
+    words = max(blocks, 2 * HEAD_PLANES)
+    _need("the weight buffer (words)", words, c.weight_buffer_words, "weight_buffer_words", c)
+    params = 4 * depth // c.lanes
+    _need("the parameter buffer (words)", params, c.param_words, "param_words", c)
+    peak = Q_MAX * int(np.abs(model.head.astype(np.int64)).sum(axis=1).max())
+    peak = max(peak, Q_MAX * depth)
+    _need("the accumulator (bits)", peak.bit_length() + 1, c.acc_width, "acc_width", c)
+    gate = (Q_MAX * model.hidden_size).bit_length() + 1
+    _need("a gate accumulator (bits)", gate, c.gate_width, "gate_width", c)
+
+
+def compile_model(
+    model: PackedModel, config: AcceleratorConfig, progress: Progress | None = None
+) -> Program:
+    """Lower ``model`` to a program for ``config``; LutraError if it does not fit."""
+    check_fit(model, config)
+    report = progress or _silent
+    context = min(model.context, config.max_context)
+    image, asm = _Image(), _Assembler()
+    lowering = _Lowering(model, config, image, asm)
+    lowering.begin()
+    for i, layer in enumerate(model.layers):
+        report("packing the weights", i / (len(model.layers) + 1))
+        lowering.layer(layer, i * config.kv_layer_bytes)
+    report("packing the weights", len(model.layers) / (len(model.layers) + 1))
+    lowering.head()
+    code = asm.end(config.data_bytes)
+    weights = image.join()
+
+    weight_base = _align(len(code), _PAGE)
+    kv = _align(weight_base + len(weights), _PAGE)
+    logits = _align(kv + len(model.layers) * config.kv_layer_bytes, _PAGE)
+    stride = _align(4 * model.vocab_size, config.data_bytes)
+    digest = hashlib.sha256(code + weights + config.fingerprint.to_bytes(8, "little"))
+    return Program(
+        model=model.name,
+        config=config,
+        memory=MemoryMap(
+            program=0,
+            weights=weight_base,
+            kv=kv,
+            logits=logits,
+            logits_stride=stride,
+            n_bytes=_align(logits + config.m_tile * stride, _PAGE),
+        ),
+        code=code,
+        weights=weights,
+        zeros=[
+            (
+                kv + i * config.kv_layer_bytes + config.kv_s_offset,
+                config.max_context * config.kv_scale_bytes,
+            )
+            for i in range(len(model.layers))
+        ],
+        vocab_size=model.vocab_size,
+        context=context,
+        head_scale=model.head_scale,
+        n_layers=len(model.layers),
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+class _Lowering:
+    """Emits the instructions of a model and lays out its weights."""
+
+    def __init__(
+        self, model: PackedModel, config: AcceleratorConfig, image: _Image, asm: _Assembler
+    ) -> None:
+        self._model, self._config, self._image, self._asm = model, config, image, asm
+        self._param_next = 0
+        frac = model.residual_frac
+        exponent = 1 - SCALE.m_width - frac
+        self._unit = Scale(np.asarray(_RESIDUAL_SCALE_M), np.asarray(exponent))
+
+    # -- pieces
+
+    def _params(self, values: NDArray[np.int16]) -> tuple[int, _Region]:
+        """Load a parameter vector; return its first word in the buffer and its region."""
+        config = self._config
+        beat_words = config.data_bytes // (2 * config.lanes)
+        n_words = _align(len(values) // config.lanes, beat_words)
+        if self._param_next + n_words > config.param_words:
+            self._param_next = 0
+        word, self._param_next = self._param_next, self._param_next + n_words
+        data = values.astype("<i2").tobytes()
+        data += bytes(n_words * 2 * config.lanes - len(data))
+        region: _Region = ("params", word, word + n_words)
+        self._asm.emit(
+            Opcode.LDPARAM,
+            reads=[],
+            writes=[region],
+            address=self._image.add(data, config.data_bytes),
+            param_word=word,
+            n_words=n_words,
+        )
+        return word, region
+
+    def _norm(
+        self,
+        norm: PackedNorm,
+        source: NormSource,
+        reads: list[_Region],
+        scale_a: Scale,
+        scale_b: Scale | None = None,
+        flags: int = 0,
+    ) -> None:
+        word, region = self._params(norm.gamma)
+        self._asm.emit(
+            Opcode.NORMQ,
+            reads=[*reads, region],
+            writes=[_ACTIVATIONS],
+            flags=flags,
+            source=source,
+            n_words=len(norm.gamma) // self._config.lanes,
+            param_word=word,
+            gamma_frac=norm.frac,
+            inv_n=_word(scale_from_float(1 / len(norm.gamma))),
+            eps=_word(self._model.eps),
+            scale_a=_word(scale_a),
+            scale_b=_word(scale_b) if scale_b is not None else 0,
+        )
+
+    def _matmul(
+        self, weight: NDArray[np.int8], planes: int = 1, acc_base: int = 0, flags: int = 0
+    ) -> _Region:
+        config = self._config
+        words = pack_words(config.matmul, weight.astype(np.int64), planes)
+        padded = np.zeros((len(words), config.weight_word_bytes), np.uint8)
+        padded[:, : words.shape[1]] = words
+        blocks = len(weight) // config.lanes
+        region = _acc(acc_base, blocks)
+        self._asm.emit(
+            Opcode.LMMA,
+            reads=[_ACTIVATIONS],
+            writes=[region],
+            flags=flags,
+            address=self._image.add(padded.tobytes(), config.weight_word_bytes),
+            k_tiles=-(-weight.shape[1] // config.matmul.k_tile),
+            row_blocks=blocks,
+            planes=planes,
+            acc_base=acc_base,
+            n_words=len(words),
+        )
+        return region
+
+    def _residual_add(self, scale: Scale, acc: _Region) -> None:
+        self._asm.emit(
+            Opcode.RESADD,
+            reads=[_RESIDUAL, acc],
+            writes=[_RESIDUAL],
+            scale_w=_word(scale),
+            n_words=self._model.hidden_size // self._config.lanes,
+            frac=self._model.residual_frac,
+        )
+
+    # -- the model
+
+    def begin(self) -> None:
+        """Embedding rows and rotary tables of the tile."""
+        model, config = self._model, self._config
+        embedding = model.embedding.astype("<i2").tobytes()
+        self._asm.emit(
+            Opcode.EMBED,
+            reads=[],
+            writes=[_RESIDUAL],
+            address=self._image.add(embedding, config.data_bytes),
+            n_words=model.hidden_size // config.lanes,
+            shift=model.residual_frac - model.embedding_frac,
+        )
+        rope = model.rope[: config.max_context].astype("<i2").tobytes()
+        address = self._image.add(rope, config.data_bytes)
+        self._asm.emit(Opcode.LDROPE, reads=[], writes=[_ROPE], address=address)
+
+    def layer(self, layer: PackedLayer, kv_offset: int) -> None:
+        """One decoder layer."""
+        asm, model = self._asm, self._model
+        self._norm(layer.input_norm, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        acc = self._matmul(
+            np.concatenate(
+                [
+                    _pair_halves(part.weight, model.head_dim, self._config.lanes)
+                    for part in (layer.q_proj, layer.k_proj, layer.v_proj)
+                ]
+            )
+        )
+        kv: _Region = ("kv", kv_offset, kv_offset + 1)
+        asm.emit(
+            Opcode.ROPEQ,
+            reads=[acc, _ROPE],
+            writes=[_QUERIES, kv],
+            kv_offset=kv_offset,
+            scale_q=_word(layer.q_proj.scale),
+            scale_k=_word(layer.k_proj.scale),
+            scale_v=_word(layer.v_proj.scale),
+        )
+        asm.emit(
+            Opcode.ATTEND,
+            reads=[_QUERIES, kv],
+            writes=[_ATTENTION],
+            kv_offset=kv_offset,
+            frac=model.residual_frac,
+        )
+        self._norm(layer.attention_norm, NormSource.ATTENTION, [_ATTENTION], self._unit)
+        self._residual_add(layer.o_proj.scale, self._matmul(layer.o_proj.weight))
+
+        self._norm(layer.ffn_input_norm, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        acc = self._matmul(_interleave(layer.gate_proj, layer.up_proj, self._config.lanes))
+        self._norm(
+            layer.ffn_norm, NormSource.GATE, [acc], layer.gate_proj.scale, layer.up_proj.scale
+        )
+        self._residual_add(layer.down_proj.scale, self._matmul(layer.down_proj.weight))
+
+    def head(self) -> None:
+        """Final norm, and the head in chunks that alternate between halves of the accumulators."""
+        model, config = self._model, self._config
+        flags = FLAG_LOGITS
+        self._norm(model.norm, NormSource.RESIDUAL, [_RESIDUAL], self._unit, flags=flags)
+        # half of each buffer, so that one chunk is computed while another is loaded and stored
+        blocks = min(
+            config.row_blocks_max // 2,
+            config.weight_buffer_words // (2 * HEAD_PLANES),
+            config.param_words // 2,
+        )
+        rows = max(16, blocks * config.lanes // 64 * 64)
+        base = 0
+        for first in range(0, model.vocab_size, rows):
+            chunk = slice(first, min(first + rows, model.vocab_size))
+            word, params = self._params(model.head_rows[chunk])
+            acc = self._matmul(model.head[chunk], HEAD_PLANES, base, flags)
+            self._asm.emit(
+                Opcode.LOGITS,
+                reads=[acc, params],
+                writes=[],
+                flags=flags | (FLAG_FIRST if first == 0 else 0),
+                row_first=first,
+                n_words=(chunk.stop - chunk.start) // config.lanes,
+                param_word=word,
+                acc_base=base,
+            )
+            base = config.row_blocks_max // 2 // 2 * 2 - base
+
+
+def _word(scale: Scale) -> int:
+    return int(pack_scale(scale))
+
+
+def _pair_halves(weight: NDArray[np.int8], head_dim: int, lanes: int) -> NDArray[np.int8]:
+    """Reorder each head's rows so that a pair of blocks holds the two halves that rotate."""
+    n = len(weight) // head_dim
+    blocks = weight.reshape(n, 2, head_dim // (2 * lanes), lanes, -1)
+    return blocks.transpose(0, 2, 1, 3, 4).reshape(weight.shape)
+
+
+def _interleave(a: PackedLinear, b: PackedLinear, lanes: int) -> NDArray[np.int8]:
+    """Alternate blocks of ``a``'s and ``b``'s rows, so that a pair of blocks holds both."""
+    k = a.weight.shape[1]
+    blocks = np.stack([a.weight.reshape(-1, lanes, k), b.weight.reshape(-1, lanes, k)], axis=1)
+    return blocks.reshape(-1, k)

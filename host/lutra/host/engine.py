@@ -1,0 +1,272 @@
+"""The Python interface: load a model on a device and generate text."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.host.compiler import compile_model
+from lutra.host.devices.base import Device, TileResult
+from lutra.host.devices.golden import GoldenDevice
+from lutra.host.devices.rtl import RtlDevice
+from lutra.host.errors import LutraError
+from lutra.host.models import find_model
+from lutra.host.models.bitnet import load_bitnet
+from lutra.host.packing import pack_bitnet
+from lutra.host.program import Program
+from lutra.host.sampling import Sampler, SamplingParams
+from lutra.host.tokenizer import StreamDecoder, Tokenizer
+from lutra.sim.golden.core.config import CONFIGS, AcceleratorConfig
+
+__all__ = ["LLM", "Completion", "Mismatch", "Piece", "RunStats"]
+
+Progress = Callable[[str, float], None]
+
+
+class Mismatch(LutraError):
+    """The device's logits are not the golden model's."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One generated token and the text that it completes (empty inside a character)."""
+
+    token: int
+    text: str
+
+
+@dataclass
+class RunStats:
+    """What one generation took; seconds are the device's alone, without check and sampling."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    prefill_cycles: int | None = None
+    decode_cycles: int | None = None
+    decode_steps: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    bit_exact: bool | None = None
+    saturated: bool = False
+    tokens: list[int] = field(default_factory=list[int])
+
+    @property
+    def decode_cycles_per_token(self) -> float | None:
+        """Mean cycles of a decode step; None without a clock or without decode steps."""
+        if self.decode_cycles is None or not self.decode_steps:
+            return None
+        return self.decode_cycles / self.decode_steps
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Decode steps per second of the device here."""
+        return self.decode_steps / self.decode_s if self.decode_steps and self.decode_s else None
+
+    @property
+    def simulated_cycles_per_s(self) -> float | None:
+        """Simulated clock cycles per second of wall time."""
+        cycles = (self.prefill_cycles or 0) + (self.decode_cycles or 0)
+        seconds = self.prefill_s + self.decode_s
+        return cycles / seconds if cycles and seconds else None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished generation."""
+
+    text: str
+    tokens: list[int]
+    stats: RunStats
+
+
+class LLM:
+    """A language model on a device.
+
+    ``model`` is a shipped name or a folder; ``device`` is ``auto``, ``golden`` or ``rtl``, or an
+    object of the :class:`~lutra.host.devices.base.Device` protocol; ``config`` is a name or an
+    :class:`~lutra.sim.golden.core.config.AcceleratorConfig`. With ``check`` every logit of the
+    device is compared with the golden model's and a difference raises :class:`Mismatch`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "tales",
+        device: str | Device = "auto",
+        *,
+        config: str | AcceleratorConfig = "nano",
+        check: bool = False,
+        wave: Path | None = None,
+        wave_cycles: tuple[int, int] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        folder = find_model(model)
+        self.source = source = load_bitnet(folder)
+        self.tokenizer = Tokenizer(folder, source.config.bos_token_id)
+        if self.tokenizer.vocab_size > source.config.vocab_size:
+            raise LutraError(
+                f"{folder} mixes two models: its tokenizer has {self.tokenizer.vocab_size} tokens, "
+                f"config.json {source.config.vocab_size}: copy the model again"
+            )
+        self.eos = source.config.eos_token_id
+        self.program: Program = compile_model(pack_bitnet(source), _config(config), progress)
+        self.device = self._make_device(device, wave, wave_cycles, progress)
+        self._golden = GoldenDevice() if check else None
+        self._loaded = False
+        self.stats = RunStats()
+
+    def load(self) -> None:
+        """Put the program on the device, building a simulator if need be; once.
+
+        Generation does it by itself; call it to have it done, and its errors, beforehand.
+        """
+        if self._loaded:
+            return
+        self.device.load(self.program)
+        if self._golden is not None:
+            self._golden.load(self.program)
+        self._loaded = True
+
+    def _make_device(
+        self,
+        device: str | Device,
+        wave: Path | None,
+        wave_cycles: tuple[int, int] | None,
+        progress: Progress | None,
+    ) -> Device:
+        if not isinstance(device, str):
+            return device
+        if device not in ("auto", "golden", "rtl"):
+            raise LutraError(f"device must be auto, golden or rtl, not {device!r}")
+        if wave is not None and wave.suffix not in (".vcd", ".fst"):
+            raise LutraError(f"a waveform file must end in .vcd or .fst, not {wave.name!r}")
+        if device == "rtl":
+            return RtlDevice(
+                self.program.config, wave=wave, wave_cycles=wave_cycles, progress=progress
+            )
+        if wave is not None:
+            raise LutraError("a waveform needs the RTL: add --device rtl")
+        # no accelerator can be found yet: the fastest device that is present is the golden one
+        return GoldenDevice()
+
+    @property
+    def context(self) -> int:
+        """Positions of the KV cache: prompt and generated tokens together."""
+        return self.program.context
+
+    def stream(
+        self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
+    ) -> Iterator[Piece]:
+        """Generate from ``prompt``; yields a piece per token as the device makes it.
+
+        Without ``max_tokens`` it goes on until the story ends or the context is full. What the
+        run took is in :attr:`stats`, also while it lasts.
+        """
+        tokens = self.tokenizer.encode(prompt)
+        room = self.context - len(tokens)
+        if room < 1:
+            raise LutraError(
+                f"the prompt has {len(tokens)} tokens, the context {self.context}: shorten the "
+                f"prompt to at most {self.context - 1} tokens"
+            )
+        if max_tokens is not None and not 1 <= max_tokens <= room:
+            raise LutraError(
+                f"{max_tokens} tokens can not be generated: the prompt takes {len(tokens)} of "
+                f"{self.context} positions, so -n must be 1 to {room}"
+            )
+        sampler = Sampler(sampling or SamplingParams())
+        return self._generate(tokens, max_tokens or room, sampler)
+
+    def generate(
+        self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
+    ) -> Completion:
+        """Generate to the end and return the whole text."""
+        text = "".join(piece.text for piece in self.stream(prompt, max_tokens, sampling))
+        return Completion(text, list(self.stats.tokens), self.stats)
+
+    def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """All logits ``[T, V]`` of a token sequence, and what one is worth per position ``[T]``."""
+        if not tokens:
+            raise LutraError("there are no tokens to evaluate: give at least one")
+        tile = self.program.config.m_tile
+        results = [self._run(tokens[i : i + tile], i, 0)[0] for i in range(0, len(tokens), tile)]
+        return (
+            np.concatenate([result.logits for result in results]),
+            np.concatenate([result.scale for result in results]),
+        )
+
+    def close(self) -> None:
+        """Release the device."""
+        self.device.close()
+        self._loaded = False
+
+    def _run(self, tokens: Sequence[int], position: int, first: int) -> tuple[TileResult, float]:
+        self.load()
+        start = time.perf_counter()
+        result = self.device.run_tile(tokens, position, first)
+        seconds = time.perf_counter() - start
+        self.stats.saturated |= result.saturated
+        if self._golden is not None:
+            expected = self._golden.run_tile(tokens, position, first)
+            same = (
+                np.array_equal(result.logits, expected.logits)
+                and np.array_equal(result.scale, expected.scale)
+                and np.array_equal(result.argmax, expected.argmax)
+                and result.saturated == expected.saturated
+            )
+            self.stats.bit_exact = same
+            if not same:
+                where = np.argwhere(result.logits != expected.logits)
+                place = (
+                    f"first at position {position + first + where[0][0]}, logit {where[0][1]}"
+                    if len(where)
+                    else "in the scale, the arg-max or the saturation flag"
+                )
+                raise Mismatch(
+                    f"device {self.device.name} differs from the golden model in {len(where)} of "
+                    f"{result.logits.size} logits, {place}: this is a bug in the hardware or the "
+                    "model, please report it with the prompt and the seed"
+                )
+        return result, seconds
+
+    def _generate(self, prompt: list[int], max_tokens: int, sampler: Sampler) -> Iterator[Piece]:
+        self.stats = stats = RunStats(prompt_tokens=len(prompt))
+        tile, result = self.program.config.m_tile, None
+        for i in range(0, len(prompt), tile):
+            chunk = prompt[i : i + tile]
+            last = i + len(chunk) == len(prompt)
+            result, seconds = self._run(chunk, i, len(chunk) - 1 if last else len(chunk))
+            stats.prefill_s += seconds
+            stats.prefill_cycles = _add(stats.prefill_cycles, result.cycles)
+        decoder, position = StreamDecoder(self.tokenizer, prompt), len(prompt)
+        while result is not None:
+            token = sampler(result.logits[-1], float(result.scale[-1]))
+            stats.tokens.append(token)
+            stats.generated_tokens += 1
+            if token == self.eos:
+                break
+            yield Piece(token, decoder.push(token))
+            if stats.generated_tokens == max_tokens:
+                break
+            result, seconds = self._run([token], position, 0)
+            position += 1
+            stats.decode_s += seconds
+            stats.decode_steps += 1
+            stats.decode_cycles = _add(stats.decode_cycles, result.cycles)
+        rest = decoder.flush()
+        if rest and stats.tokens:
+            yield Piece(stats.tokens[-1], rest)
+
+
+def _add(total: int | None, more: int | None) -> int | None:
+    return total if more is None else (total or 0) + more
+
+
+def _config(config: str | AcceleratorConfig) -> AcceleratorConfig:
+    if isinstance(config, AcceleratorConfig):
+        return config
+    if config not in CONFIGS:
+        raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
+    return CONFIGS[config]

@@ -1,0 +1,616 @@
+"""Rotary position embedding and quantisation of queries, keys and values."""
+
+from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from lutra.hw.arith.fixed import magnitude
+from lutra.hw.arith.quantize import Quantizer
+from lutra.hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
+from lutra.hw.matmul.contract import acc_read_port
+from lutra.hw.ports import (
+    SCALE_LAYOUT,
+    ReadPortSignature,
+    WritePortSignature,
+    dma_command,
+    dma_write_data,
+)
+from lutra.hw.vector.pipeline import delay
+from lutra.sim.golden.arith.quantize import SCALE_127, SCALE_INV_127
+from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.golden.vector.rope import ROPE_FRAC
+
+__all__ = ["ROPE_COMMAND", "RopeQuant", "query_scale_write_port", "query_write_port"]
+
+ROPE_COMMAND = data.StructLayout(
+    {
+        "kv_addr": unsigned(40),
+        "position": unsigned(16),
+        "scale_q": SCALE_LAYOUT,
+        "scale_k": SCALE_LAYOUT,
+        "scale_v": SCALE_LAYOUT,
+        "token_count": unsigned(8),
+    }
+)
+"""Tokens ``0..token_count - 1``, of which the first is at ``position``; address of the cache."""
+
+_QUEUE_BEATS = 4
+_SCALAR_CYCLES = 11  # of one head in the scale unit
+
+
+def query_write_port(config: AcceleratorConfig) -> WritePortSignature:
+    """Eight int8 of a query, dimensions ``8 * word`` and on."""
+    return WritePortSignature(
+        {
+            "token": range(config.m_tile),
+            "head": range(config.n_heads),
+            "word": range(config.head_dim // config.lanes),
+        },
+        data.ArrayLayout(signed(8), config.lanes),
+    )
+
+
+def query_scale_write_port(config: AcceleratorConfig) -> WritePortSignature:
+    """The scale of a query."""
+    return WritePortSignature(
+        {"token": range(config.m_tile), "head": range(config.n_heads)}, SCALE_LAYOUT
+    )
+
+
+class _Product(enum.Enum, shape=unsigned(3)):
+    """What the multiplier of scales computes, in this order for every head."""
+
+    NONE = 0
+    UNIT = 1  # activation scale x weight scale
+    STEP = 2  # maximum / 127
+    SCALE = 3  # both: the head's scale
+    FACTOR = 4  # 127 / maximum
+
+
+class _HeadScales(wiring.Component):
+    """Factor and scale of every head of a tile from its largest magnitude, in order.
+
+    Takes 11 cycles per head: the result of one operation is the operand of the next. A factor can
+    be read from the cycle after ``factored`` on, a scale is offered for one cycle.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+    y_width : int
+        Width of a magnitude.
+
+    Members
+    -------
+    start : ``In(1)``  the next maximum is that of the first head of token 0
+    scale_q, scale_k, scale_v : ``In(SCALE_LAYOUT)``
+    hold : ``In(1)``  begins no head of keys or values
+    maximum : ``In(...)``  write port for maxima, at head and the token's last bit
+    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``
+    factor : ``In(ReadPortSignature(...))``  factors, at head and the token's last bit
+    factored : ``Out(1)``  the next factor is written
+    scale : ``Out(...)``  write port: ``en`` for a cycle with token, head and scale
+    """
+
+    def __init__(self, config: AcceleratorConfig, y_width: int):
+        self.config, self.y_width = config, y_width
+        self.n_heads = config.n_heads + 2 * config.n_kv_heads
+        entry = {"head": range(self.n_heads), "odd": 1}
+        token = range(config.m_tile)
+        super().__init__(
+            {
+                "start": In(1),
+                "scale_q": In(SCALE_LAYOUT),
+                "scale_k": In(SCALE_LAYOUT),
+                "scale_v": In(SCALE_LAYOUT),
+                "hold": In(1),
+                "maximum": In(WritePortSignature(entry, unsigned(y_width))),
+                "scale_r": Out(ReadPortSignature({"token": token}, SCALE_LAYOUT)),
+                "factor": In(ReadPortSignature(entry, SCALE_LAYOUT)),
+                "factored": Out(1),
+                "scale": Out(
+                    WritePortSignature({"token": token, "head": range(self.n_heads)}, SCALE_LAYOUT)
+                ),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        depth = 1 << self.maximum.addr.shape().size
+        m.submodules.maxima = maxima = Memory(shape=unsigned(self.y_width), depth=depth, init=[])
+        m.submodules.factors = factors = Memory(shape=SCALE_LAYOUT, depth=depth, init=[])
+        m.submodules.unit = unit = ScaleUnit()
+        m.submodules.mul = mul = ScaleMul()
+        max_w, max_r = maxima.write_port(), maxima.read_port()
+        factor_w, factor_r = factors.write_port(), factors.read_port()
+        m.d.comb += [
+            max_w.en.eq(self.maximum.en),
+            max_w.addr.eq(self.maximum.addr),
+            max_w.data.eq(self.maximum.data),
+            factor_r.addr.eq(self.factor.addr),
+            self.factor.data.eq(factor_r.data),
+        ]
+
+        # the head whose maximum is read; a written one can be read a cycle later
+        head_layout = data.StructLayout(
+            {"token": range(config.m_tile), "head": range(self.n_heads)}
+        )
+        fetch, current = Signal(head_layout), Signal(head_layout)
+        waiting, written, taken = Signal(range(depth + 1)), Signal(), Signal()
+        m.d.comb += [
+            max_r.addr.eq(Cat(fetch.head, fetch.token[0])),
+            self.scale_r.addr.token.eq(fetch.token),
+        ]
+        m.d.sync += [written.eq(self.maximum.en), waiting.eq(waiting + written - taken)]
+        with m.If(taken):
+            m.d.sync += [current.eq(fetch), fetch.head.eq(fetch.head + 1)]
+            with m.If(fetch.head == self.n_heads - 1):
+                m.d.sync += [fetch.head.eq(0), fetch.token.eq(fetch.token + 1)]
+        with m.If(self.start):
+            m.d.sync += [fetch.eq(0)]
+
+        # the multiplier takes one product after the other
+        op, integer = Signal(_Product), Signal(SCALE_LAYOUT)
+        (_, _, op_2), (_, _, current_2) = delay(m, op, mul.latency), delay(m, current, mul.latency)
+        weight, head_unit, step = Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
+        is_query = fetch.head < config.n_heads
+        is_key = fetch.head < config.n_heads + config.n_kv_heads
+        m.d.comb += [
+            weight.eq(Mux(is_query, self.scale_q, Mux(is_key, self.scale_k, self.scale_v))),
+            step.m.eq(mul.o.m),
+            step.e.eq(Mux(mul.o.m == 0, 0, mul.o.e - ROPE_FRAC)),
+        ]
+        with m.Switch(op):
+            with m.Case(_Product.UNIT):
+                m.d.comb += [mul.a.eq(self.scale_r.data), mul.b.eq(weight)]
+            with m.Case(_Product.STEP):
+                m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(_constant(SCALE_INV_127))]
+            with m.Case(_Product.SCALE):
+                m.d.comb += [mul.a.eq(step), mul.b.eq(head_unit)]
+            with m.Default():
+                m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(_constant(SCALE_127))]
+        with m.If(op_2 == _Product.UNIT):
+            m.d.sync += head_unit.eq(mul.o)
+        m.d.comb += [
+            self.scale.en.eq(op_2 == _Product.SCALE),
+            self.scale.addr.eq(current_2),
+            self.scale.data.eq(mul.o),
+            factor_w.en.eq(op_2 == _Product.FACTOR),
+            factor_w.addr.eq(Cat(current_2.head, current_2.token[0])),
+            factor_w.data.eq(mul.o),
+            self.factored.eq(factor_w.en),
+        ]
+
+        m.d.comb += [unit.i.p.x.eq(max_r.data), unit.i.p.e.eq(0), unit.i.p.a.eq(integer)]
+        with m.FSM():
+            with m.State("Integer"):
+                m.d.comb += [
+                    unit.i.p.op.eq(ScaleOp.FROM_INT),
+                    unit.i.valid.eq((waiting != 0) & (is_query | ~self.hold)),
+                    taken.eq(unit.i.valid & unit.i.ready),
+                ]
+                with m.If(taken):
+                    m.d.comb += op.eq(_Product.UNIT)
+                    m.next = "Step"
+            with m.State("Step"):
+                m.d.comb += unit.o.ready.eq(1)
+                m.d.sync += integer.eq(unit.o.p)
+                with m.If(unit.o.valid):
+                    m.d.comb += op.eq(_Product.STEP)
+                    m.next = "Reciprocal"
+            with m.State("Reciprocal"):
+                m.d.comb += [unit.i.p.op.eq(ScaleOp.RECIP), unit.i.valid.eq(1)]
+                with m.If(unit.i.ready):
+                    m.next = "Factor"
+            with m.State("Factor"):
+                m.d.comb += unit.o.ready.eq(1)
+                with m.If(op_2 == _Product.STEP):
+                    m.d.comb += op.eq(_Product.SCALE)
+                with m.If(unit.o.valid):
+                    m.d.comb += op.eq(_Product.FACTOR)
+                    m.next = "Integer"
+        return m
+
+
+class RopeQuant(wiring.Component):
+    """Rotates and quantises the heads of a token tile, and hands keys and values to memory.
+
+    Three processes follow each other through the heads, queries first, then keys and values: the
+    first reads a pair of blocks per cycle, rotates it and finds the largest magnitude; the second
+    computes factor and scale of a head, 11 cycles each; the third rotates again and quantises, two
+    cycles per pair, in every other cycle. The first works at most on the token after the third's.
+
+    A token takes the larger of ``11 * H`` and ``H * head_dim / 8 + 2`` cycles for ``H`` heads of
+    all kinds, a command :meth:`cycles` from acceptance to ``done`` if the DMA streams never wait.
+    Each head of keys and values is one command and one beat; the scales of a token follow in a
+    beat of which ``kv_scale_bytes`` are strobed. While the streams wait, up to 4 beats are kept,
+    then no further head is quantised; ``stall`` is high. ``done`` pulses after the last beat was
+    handed over.
+
+    Values take the way of the others with cosine one and sine zero. Accumulators of ``acc_width``
+    bits and any table of int16 are exact.
+
+    Model: :func:`lutra.sim.golden.vector.rope.rope_quantize`.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+
+    Members
+    -------
+    cmd : ``In(stream.Signature(ROPE_COMMAND))``
+        ``kv_addr`` is a multiple of a beat; positions are below ``max_context``.
+    acc : ``Out(acc_read_port(config.matmul))``
+        Head ``h`` is pairs ``h * head_dim / 16`` and on; pair ``j`` of it holds dimensions
+        ``8 * j`` and ``head_dim / 2 + 8 * j`` and on.
+    rope : ``Out(ReadPortSignature({token, word}, 2 x 8 x signed(16)))``
+        Cosines and sines of dimensions ``8 * word`` and on.
+    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``  activation scales.
+    q_w : ``Out(WritePortSignature({token, head, word}, 8 x signed(8)))``  queries.
+    qs_w : ``Out(WritePortSignature({token, head}, SCALE_LAYOUT))``  their scales.
+    kv_cmd, kv_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
+    done, busy, stall : ``Out(1)``
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
+        self.config = config
+        self._heads = config.n_heads + 2 * config.n_kv_heads
+        self._pairs = config.head_dim // (2 * config.lanes)  # of one head
+        token, lanes = range(config.m_tile), config.lanes
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(ROPE_COMMAND)),
+                "acc": Out(acc_read_port(config.matmul)),
+                "rope": Out(
+                    ReadPortSignature(
+                        {"token": token, "word": range(self._pairs)},
+                        data.ArrayLayout(data.ArrayLayout(signed(16), lanes), 2),
+                    )
+                ),
+                "scale_r": Out(ReadPortSignature({"token": token}, SCALE_LAYOUT)),
+                "q_w": Out(query_write_port(config)),
+                "qs_w": Out(query_scale_write_port(config)),
+                "kv_cmd": Out(dma_command()),
+                "kv_data": Out(dma_write_data(config.data_axi_width)),
+                "done": Out(1),
+                "busy": Out(1),
+                "stall": Out(1),
+            }
+        )
+
+    def cycles(self, token_count: int) -> int:
+        """Cycles from the acceptance of a command to ``done``, without stalls."""
+        if token_count == 0:
+            return 1
+        scalars = token_count * self._heads * _SCALAR_CYCLES + 3 * self._pairs + 22
+        second_pass = token_count * (self._heads * 2 * self._pairs + 2) + self._pairs + 31
+        return max(scalars, second_pass)
+
+    def elaborate(self, platform):
+        m = Module()
+        config, lanes = self.config, self.config.lanes
+        y_width = config.acc_width + 17  # lo * cos - hi * sin
+        m.submodules.scales = scales = _HeadScales(config, y_width - 1)
+        m.submodules.quantizer = quantizer = Quantizer(lanes, y_width)
+        command = Signal(ROPE_COMMAND)
+        m.d.comb += [
+            scales.scale_q.eq(command.scale_q),
+            scales.scale_k.eq(command.scale_k),
+            scales.scale_v.eq(command.scale_v),
+            self.scale_r.addr.eq(scales.scale_r.addr),
+            scales.scale_r.data.eq(self.scale_r.data),
+        ]
+
+        # what is known of a pair when it is read: it travels with it
+        slot = Signal(
+            data.StructLayout(
+                {
+                    "valid": 1,
+                    "second": 1,  # quantise; else find the maximum
+                    "record": 1,  # no pair, but the token's scales
+                    "token": range(config.m_tile),
+                    "head": range(self._heads),
+                    "pair": range(self._pairs),
+                }
+            )
+        )
+        _, slot_1, _, slot_3, slot_4, _, _, slot_7 = delay(m, slot, 7)
+        low, high = self._rotate(m, slot_1, y_width)
+        self._find_largest(m, [*low, *high], slot_7, scales)
+
+        # cycle 5: low dimensions, cycle 6: high ones, both with the head's factor
+        word = Signal(data.StructLayout({"high": 1, "slot": slot.shape()}))
+        y_high = Signal(quantizer.y.shape())
+        m.d.comb += scales.factor.addr.eq(Cat(slot_3.head, slot_3.token[0]))
+        with m.If(slot_4.valid & slot_4.second):
+            m.d.sync += [
+                Cat(quantizer.y).eq(Cat(low)),
+                Cat(y_high).eq(Cat(high)),
+                quantizer.factor.eq(scales.factor.data),
+                word.slot.eq(slot_4),
+                word.high.eq(0),
+            ]
+        with m.Else():
+            # there is a cycle between pairs of the second pass
+            m.d.sync += [
+                quantizer.y.eq(y_high),
+                word.high.eq(1),
+                word.slot.valid.eq(word.slot.valid & ~word.slot.record & ~word.high),
+            ]
+        queue_ready, record_full = self._hand_over(m, command, word, quantizer.q, scales)
+        self._control(m, command, slot, scales, queue_ready, record_full)
+        return m
+
+    def _rotate(self, m, slot_1, y_width):
+        """Cycles 1 to 3 of a slot: low and high dimensions, rotated, valid in cycle 4."""
+        config, lanes = self.config, self.config.lanes
+        is_value = slot_1.head >= config.n_heads + config.n_kv_heads
+        acc = signed(config.acc_width)
+        x_low, x_high = (Signal(data.ArrayLayout(acc, lanes), name=n) for n in ("x_low", "x_high"))
+        cos, sin = (Signal(data.ArrayLayout(signed(16), lanes), name=n) for n in ("cos", "sin"))
+        m.d.sync += [x_low.eq(self.acc.data[0]), x_high.eq(self.acc.data[1])]
+        low, high = [], []
+        for lane in range(lanes):
+            m.d.sync += [
+                cos[lane].eq(Mux(is_value, 1 << ROPE_FRAC, self.rope.data[0][lane])),
+                sin[lane].eq(Mux(is_value, 0, self.rope.data[1][lane])),
+            ]
+            low_cos, low_sin, high_cos, high_sin = (
+                Signal(signed(config.acc_width + 16), name=f"{name}_{lane}")
+                for name in ("low_cos", "low_sin", "high_cos", "high_sin")
+            )
+            y_low, y_high = (
+                Signal(signed(y_width), name=f"{name}_{lane}") for name in ("y_low", "y_high")
+            )
+            m.d.sync += [
+                low_cos.eq(x_low[lane] * cos[lane]),
+                low_sin.eq(x_low[lane] * sin[lane]),
+                high_cos.eq(x_high[lane] * cos[lane]),
+                high_sin.eq(x_high[lane] * sin[lane]),
+                y_low.eq(low_cos - high_sin),
+                y_high.eq(high_cos + low_sin),
+            ]
+            low.append(y_low)
+            high.append(y_high)
+        return low, high
+
+    def _find_largest(self, m, y_4, slot_7, scales):
+        """Cycles 4 to 6: the pair's largest magnitude; cycle 7: the head's."""
+
+        def larger(a, b):
+            return Mux(a > b, a, b)
+
+        width = len(y_4[0]) - 1
+        magnitudes = [Signal(width, name=f"magnitude_{i}") for i in range(len(y_4))]
+        m.d.sync += [a.eq(magnitude(y)) for a, y in zip(magnitudes, y_4, strict=True)]
+        level, name = magnitudes, "of_two"
+        while len(level) > 1:
+            halves = [Signal(width, name=f"{name}_{i}") for i in range(len(level) // 2)]
+            # two comparisons per cycle
+            domain = m.d.comb if name == "of_two" else m.d.sync
+            domain += [a.eq(larger(*level[2 * i : 2 * i + 2])) for i, a in enumerate(halves)]
+            level, name = halves, "of_two" if name == "of_four" else "of_four"
+        largest, so_far = Signal(width), Signal(width)
+        with m.If(slot_7.pair == 0):
+            m.d.comb += largest.eq(level[0])
+        with m.Else():
+            m.d.comb += largest.eq(larger(level[0], so_far))
+        first_pass = slot_7.valid & ~slot_7.second
+        with m.If(first_pass):
+            m.d.sync += so_far.eq(largest)
+        m.d.comb += [
+            scales.maximum.en.eq(first_pass & (slot_7.pair == self._pairs - 1)),
+            scales.maximum.addr.eq(Cat(slot_7.head, slot_7.token[0])),
+            scales.maximum.data.eq(largest),
+        ]
+
+    def _hand_over(self, m, command, word, q, scales):
+        """Queries to the attention unit; keys, values and scales to memory.
+
+        Returns a pulse per beat that left the queue, and whether a token's scales are complete.
+        """
+        config, first_kv = self.config, self.config.n_heads
+        beat_bits, record_bits = exact_log2(config.data_bytes), exact_log2(config.kv_scale_bytes)
+        _, word_1, _, out = delay(m, word, Quantizer.latency)
+        is_kv = out.slot.head >= first_kv
+
+        m.d.comb += [
+            self.q_w.en.eq(out.slot.valid & ~out.slot.record & ~is_kv),
+            self.q_w.addr.token.eq(out.slot.token),
+            self.q_w.addr.head.eq(out.slot.head),
+            self.q_w.addr.word.eq(Mux(out.high, self._pairs, 0) + out.slot.pair),
+            self.q_w.data.eq(q),
+            self.qs_w.en.eq(scales.scale.en & (scales.scale.addr.head < first_kv)),
+            self.qs_w.addr.token.eq(scales.scale.addr.token),
+            self.qs_w.addr.head.eq(scales.scale.addr.head),
+            self.qs_w.data.eq(scales.scale.data),
+        ]
+
+        # a head's words and a token's scales arrive in order: shifted in from the left
+        half_bits = 8 * config.head_dim // 2
+        low, high, record = (
+            Signal(width, name=name)
+            for name, width in (
+                ("low", half_bits),
+                ("high", half_bits),
+                ("record", 64 * config.n_kv_heads),
+            )
+        )
+        next_high = Cat(high, q)[-half_bits:]
+        with m.If(out.slot.valid & ~out.high):
+            m.d.sync += low.eq(Cat(low, q)[-half_bits:])
+        with m.If(out.slot.valid & out.high):
+            m.d.sync += high.eq(next_high)
+        record_full, m_e = Signal(), scales.scale.data
+        with m.If(scales.scale.en & (scales.scale.addr.head >= first_kv)):
+            packed = Cat(m_e.m, m_e.e, m_e.e[-1].replicate(16 - len(m_e.e)))
+            m.d.sync += record.eq(Cat(record, packed)[-len(record) :])
+            m.d.sync += record_full.eq(scales.scale.addr.head == self._heads - 1)
+        m.d.comb += scales.hold.eq(record_full)
+
+        # address of the beat: keys and values are rows of max_context beats, one per head
+        position, addr = Signal(16), Signal(40)
+        index, offset = Signal(range(2 * config.n_kv_heads)), Signal(40)
+        m.d.comb += index.eq(word_1.slot.head - first_kv)
+        with m.If(word_1.slot.record):
+            m.d.comb += offset.eq(config.kv_s_offset + (position << record_bits))
+        with m.Else():
+            row = Cat(position[: exact_log2(config.max_context)], index)
+            m.d.comb += offset.eq(row << beat_bits)
+        m.d.sync += [
+            position.eq(command.position + word.slot.token),
+            addr.eq(command.kv_addr + offset),
+        ]
+
+        entry = Signal(data.StructLayout({"record": 1, "addr": 40, "data": config.data_axi_width}))
+        m.submodules.queue = queue = SyncFIFOBuffered(
+            width=len(entry.as_value()), depth=_QUEUE_BEATS
+        )
+        last_word = out.high & (out.slot.pair == self._pairs - 1)
+        n_records = config.data_bytes // config.kv_scale_bytes
+        padding = 8 * config.kv_scale_bytes - len(record)
+        addr_3 = Signal.like(addr)
+        m.d.sync += addr_3.eq(addr)
+        m.d.comb += [
+            queue.w_en.eq(out.slot.valid & (out.slot.record | (is_kv & last_word))),
+            entry.record.eq(out.slot.record),
+            entry.addr.eq(addr_3),
+            entry.data.eq(
+                Mux(
+                    out.slot.record,
+                    Cat(record, Const(0, padding)).replicate(n_records),
+                    Cat(low, next_high),
+                )
+            ),
+            queue.w_data.eq(entry),
+        ]
+        with m.If(queue.w_en & out.slot.record):
+            m.d.sync += record_full.eq(0)
+
+        head = data.View(entry.shape(), queue.r_data)
+        cmd_taken, data_taken, leaves = Signal(), Signal(), Signal()
+        lane = head.addr[record_bits:beat_bits]
+        m.d.comb += [
+            self.kv_cmd.valid.eq(queue.r_rdy & ~cmd_taken),
+            self.kv_cmd.p.addr.eq(Cat(Const(0, beat_bits), head.addr[beat_bits:])),
+            self.kv_cmd.p.beats.eq(1),
+            self.kv_data.valid.eq(queue.r_rdy & ~data_taken),
+            self.kv_data.p.data.eq(head.data),
+            self.kv_data.p.strb.eq(
+                Cat(
+                    (~head.record | (lane == i)).replicate(config.kv_scale_bytes)
+                    for i in range(n_records)
+                )
+            ),
+            leaves.eq(
+                queue.r_rdy & (cmd_taken | self.kv_cmd.ready) & (data_taken | self.kv_data.ready)
+            ),
+            queue.r_en.eq(leaves),
+        ]
+        m.d.sync += [
+            cmd_taken.eq(~leaves & (cmd_taken | (self.kv_cmd.valid & self.kv_cmd.ready))),
+            data_taken.eq(~leaves & (data_taken | (self.kv_data.valid & self.kv_data.ready))),
+        ]
+        return leaves, record_full
+
+    def _control(self, m, command, slot, scales, leaves, record_full):
+        """Which pair the next slot reads, and for which pass."""
+        layout = data.StructLayout(
+            {
+                "token": 8,
+                "head": slot.head.shape(),
+                "pair": slot.pair.shape(),
+                "acc_pair": self.acc.addr.pair.shape(),
+            }
+        )
+        first, second, at = Signal(layout), Signal(layout), Signal(layout)
+        first_step, second_step, running = Signal(), Signal(), Signal()
+        first_end, second_end = Signal(), Signal()
+        for place, step, end in ((first, first_step, first_end), (second, second_step, second_end)):
+            last_pair = place.pair == self._pairs - 1
+            m.d.comb += end.eq(last_pair & (place.head == self._heads - 1))
+            with m.If(step):
+                m.d.sync += [place.pair.eq(place.pair + 1), place.acc_pair.eq(place.acc_pair + 1)]
+                with m.If(last_pair):
+                    m.d.sync += [place.pair.eq(0), place.head.eq(place.head + 1)]
+                with m.If(end):
+                    m.d.sync += [place.head.eq(0), place.acc_pair.eq(0)]
+
+        # the second pass waits for factors, for room in the queue and every other cycle
+        record, beats = Signal(), Signal(range(_QUEUE_BEATS + 1))
+        ready_heads = Signal(range(2 * self._heads + 1))
+        begins, sends, rest, may_start = Signal(), Signal(), Signal(), Signal()
+        room = beats != _QUEUE_BEATS
+        is_kv = second.head >= self.config.n_heads
+        with m.If(record):
+            m.d.comb += may_start.eq(record_full & room)
+        with m.Elif(second.pair == 0):
+            m.d.comb += may_start.eq((ready_heads != 0) & (room | ~is_kv))
+        with m.Else():
+            m.d.comb += may_start.eq(1)
+        m.d.comb += [
+            slot.second.eq(running & may_start & ~rest & (second.token != command.token_count)),
+            slot.record.eq(slot.second & record),
+            second_step.eq(slot.second & ~record),
+            begins.eq(second_step & (second.pair == 0)),
+            sends.eq(slot.record | (begins & is_kv)),
+        ]
+        m.d.sync += [
+            rest.eq(slot.second),
+            ready_heads.eq(ready_heads + scales.factored - begins),
+            beats.eq(beats + sends - leaves),
+        ]
+        with m.If(second_step & second_end):
+            m.d.sync += record.eq(1)
+        with m.If(slot.record):
+            m.d.sync += [record.eq(0), second.token.eq(second.token + 1)]
+
+        # the first pass takes the other cycles, as long as the buffers by token hold its results
+        ahead = Signal(range(3))
+        m.d.comb += first_step.eq(
+            running & ~slot.second & (ahead != 2) & (first.token != command.token_count)
+        )
+        with m.If(first_step & first_end):
+            m.d.sync += first.token.eq(first.token + 1)
+        m.d.sync += ahead.eq(ahead + (first_step & first_end) - slot.record)
+
+        m.d.comb += [
+            at.eq(Mux(slot.second, second, first)),
+            slot.valid.eq(slot.second | first_step),
+            slot.token.eq(at.token),
+            slot.head.eq(at.head),
+            slot.pair.eq(at.pair),
+            self.acc.addr.token.eq(at.token),
+            self.acc.addr.pair.eq(at.acc_pair),
+            self.rope.addr.token.eq(at.token),
+            self.rope.addr.word.eq(at.pair),
+        ]
+        with m.FSM():
+            with m.State("Idle"):
+                m.d.comb += [self.cmd.ready.eq(1), scales.start.eq(1)]
+                m.d.sync += [command.eq(self.cmd.p), first.token.eq(0), second.token.eq(0)]
+                with m.If(self.cmd.valid):
+                    m.next = "Run"
+            with m.State("Run"):
+                m.d.comb += [
+                    running.eq(1),
+                    self.done.eq((second.token == command.token_count) & (beats == 0)),
+                ]
+                with m.If(self.done):
+                    m.next = "Idle"
+        m.d.comb += [
+            self.busy.eq(running),
+            self.stall.eq(
+                (self.kv_cmd.valid & ~self.kv_cmd.ready)
+                | (self.kv_data.valid & ~self.kv_data.ready)
+            ),
+        ]
+
+
+def _constant(scale):
+    return SCALE_LAYOUT.const({"m": int(scale.m), "e": int(scale.e)})

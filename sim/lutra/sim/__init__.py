@@ -1,0 +1,1 @@
+"""The specification, its benches and the simulated device."""

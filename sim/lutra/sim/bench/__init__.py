@@ -1,0 +1,1 @@
+"""Benches, and the drivers and monitors they share."""

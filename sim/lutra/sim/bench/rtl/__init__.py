@@ -1,0 +1,1 @@
+"""Benches: the simulated device."""

@@ -1,0 +1,140 @@
+"""cocotb bench of :class:`lutra.hw.vector.rope.RopeQuant`."""
+
+from random import Random
+from typing import Any
+
+import cocotb
+import numpy as np
+
+from lutra.hw.ports import dma_command, dma_write_data
+from lutra.hw.vector.rope import ROPE_COMMAND, RopeQuant
+from lutra.sim.bench.ports import PortMemory, PulseMonitor
+from lutra.sim.bench.simulate import bench_params
+from lutra.sim.bench.stream import (
+    StreamMonitor,
+    StreamSink,
+    StreamSource,
+    pack,
+    reset,
+    unpack,
+)
+from lutra.sim.golden.arith.scale import Scale, pack_scale
+from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.golden.vector.rope import rope_quantize, rope_table
+
+__all__ = ["follows_golden"]
+
+PARAMS = bench_params(AcceleratorConfig)
+BEAT = PARAMS.data_bytes
+HEADS = PARAMS.n_heads + 2 * PARAMS.n_kv_heads
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+@cocotb.parametrize(p_stall=[0.0, 0.5, 0.98])
+async def follows_golden(dut: Any, p_stall: float) -> None:
+    """Queries, their scales, keys, values and the record of scales, for tiles of every size."""
+    rng = np.random.default_rng(cocotb.RANDOM_SEED)
+    component = RopeQuant(PARAMS)
+    members = component.signature.members
+    acc, table, scale, q, q_scale = (
+        PortMemory(members[name].signature) for name in ("acc", "rope", "scale_r", "q_w", "qs_w")
+    )
+    for memory, name in ((acc, "acc"), (table, "rope"), (scale, "scale_r")):
+        memory.serve(dut, name)
+    q.record(dut, "q_w")
+    q_scale.record(dut, "qs_w")
+    source, accepted = StreamSource(dut, "cmd"), StreamMonitor(dut, "cmd")
+    StreamSink(dut, "kv_cmd", p_stall=p_stall, rng=Random(1), wait_for_valid=p_stall > 0.9)
+    StreamSink(dut, "kv_data", p_stall=p_stall, rng=Random(2), wait_for_valid=p_stall > 0.9)
+    commands, beats = StreamMonitor(dut, "kv_cmd"), StreamMonitor(dut, "kv_data")
+    done, stall = PulseMonitor(dut, "done"), PulseMonitor(dut, "stall")
+    await reset(dut)
+
+    n, d, limit = PARAMS.m_tile, PARAMS.head_dim, 1 << (PARAMS.acc_width - 1)
+    sizes = [n, 1, 0, *range(2, n, max(1, n // 3)), n]
+    seen, measured = 0, []
+    for case, count in enumerate(sizes):
+        position = (0, PARAMS.max_context - count, *rng.integers(1, 9, len(sizes)))[case]
+        x = rng.integers(-limit, limit, (n, HEADS, d)) >> rng.integers(
+            0, PARAMS.acc_width, (n, HEADS, 1)
+        )
+        rope = rope_table(PARAMS.max_context, d, 10000.0)[position : position + n]
+        rope = np.concatenate([rope, np.zeros((n - len(rope), d), np.int64)])
+        s = Scale(rng.integers(1 << 15, 1 << 16, n), rng.integers(-40, 0, n))
+        if case == 0:
+            rope = rng.choice([-(1 << 15), (1 << 15) - 1, 0], rope.shape)
+            x[0] = rng.choice([-limit, limit - 1], (HEADS, d))
+            x[-1] = 0
+            x[-1, :, -1] = rng.integers(-2, 3, HEADS)
+        if case == 3:
+            s.m[0] = s.e[0] = 0
+        weights = Scale(rng.integers(1 << 15, 1 << 16, 3), rng.integers(-30, 10, 3))
+        base = BEAT * int(rng.integers(1 << 33))
+
+        acc.load(x.reshape(n, HEADS, 2, -1, 8).transpose(0, 1, 3, 2, 4).reshape(n, -1, 2, 8))
+        table.load(rope.reshape(n, 2, -1, 8).transpose(0, 2, 1, 3))
+        scale.load([{"m": m, "e": e} for m, e in zip(s.m, s.e, strict=True)])
+        q.words.clear()
+        q_scale.words.clear()
+        packed = [{"m": m, "e": e} for m, e in zip(weights.m, weights.e, strict=True)]
+        command = {"kv_addr": base, "position": position, "token_count": count}
+        command |= dict(zip(("scale_q", "scale_k", "scale_v"), packed, strict=True))
+        source.send(pack(ROPE_COMMAND, command))
+        await done.wait_for(case + 1)
+
+        x, rope, s = x[:count], rope[:count], Scale(s.m[:count], s.e[:count])
+        kv = PARAMS.n_heads + PARAMS.n_kv_heads
+        parts = (slice(0, PARAMS.n_heads), slice(PARAMS.n_heads, kv), slice(kv, HEADS))
+        expected = [
+            rope_quantize(x[:, part], s, Scale(weights.m[i], weights.e[i]), t)
+            for i, (part, t) in enumerate(zip(parts, (rope, rope, None), strict=True))
+        ]
+        assert len(q.words) == count * PARAMS.n_heads * d // 8
+        assert len(q_scale.words) == count * PARAMS.n_heads
+        if count:
+            values = q.array(count, PARAMS.n_heads, d // 8).reshape(count, PARAMS.n_heads, d)
+            assert (values == expected[0][0]).all()
+            scales = q_scale.array(count, PARAMS.n_heads)
+            assert (scales == np.stack(expected[0][1], axis=-1)).all()
+        memory = _collect(commands.payloads[seen:], beats.payloads[seen:])
+        assert memory == _cache(base, position, expected[1:])
+        assert len(commands.payloads) == seen + count * (2 * PARAMS.n_kv_heads + 1)
+        seen = len(commands.payloads)
+
+        cycles = done.cycles[-1] - accepted.cycles[-1]
+        if p_stall == 0:
+            dut._log.info("%d tokens in %d cycles", count, cycles)
+            measured.append((count, cycles - component.cycles(count)))
+    assert not any(x[1] for x in measured), measured
+    assert len(done.cycles) == len(sizes)
+    assert bool(stall.cycles) == (p_stall > 0)
+
+
+def _cache(base: int, position: int, heads: list[tuple[Any, Scale]]) -> dict[int, int]:
+    """Address and value of every byte of the cache that is written."""
+    found: dict[int, int] = {}
+    for offset, (x, _) in zip((0, PARAMS.kv_v_offset), heads, strict=True):
+        for m, g in np.ndindex(*x.shape[:2]):
+            address = base + offset + g * PARAMS.kv_head_bytes + (position + m) * PARAMS.head_dim
+            found |= {address + i: int(value) & 0xFF for i, value in enumerate(x[m, g])}
+    record = np.concatenate([pack_scale(s) for _, s in heads], axis=1).astype("<u4")
+    for m in range(len(record)):
+        address = base + PARAMS.kv_s_offset + (position + m) * PARAMS.kv_scale_bytes
+        raw = record[m].tobytes().ljust(PARAMS.kv_scale_bytes, b"\0")
+        found |= {address + i: value for i, value in enumerate(raw)}
+    return found
+
+
+def _collect(commands: list[int], beats: list[int]) -> dict[int, int]:
+    """Address and value of every byte that ``commands`` and ``beats`` write."""
+    found: dict[int, int] = {}
+    for bits, beat in zip(commands, beats, strict=True):
+        command = unpack(dma_command().members["payload"].shape, bits)
+        word = unpack(dma_write_data(8 * BEAT).members["payload"].shape, beat)
+        assert command["addr"] % BEAT == 0
+        assert command["beats"] == 1
+        raw = word["data"].to_bytes(BEAT, "little")
+        bytes_ = {command["addr"] + i: raw[i] for i in range(BEAT) if word["strb"] >> i & 1}
+        assert not found.keys() & bytes_.keys()
+        found |= bytes_
+    return found

@@ -1,0 +1,1 @@
+"""Golden models: parameters and exact NumPy functions."""

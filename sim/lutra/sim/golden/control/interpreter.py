@@ -1,0 +1,311 @@
+"""The golden interpreter: runs a program on a memory image, instruction by instruction, exactly."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.sim.golden.arith.fixed import Int, exact_matmul, saturate
+from lutra.sim.golden.arith.scale import (
+    Scale,
+    pack_scale,
+    unpack_scale,
+)
+from lutra.sim.golden.attention.attention import attend
+from lutra.sim.golden.control.isa import (
+    FLAG_FIRST,
+    FLAG_LOGITS,
+    INSTRUCTION_BYTES,
+    Instruction,
+    NormSource,
+    Opcode,
+    Unit,
+    decode,
+)
+from lutra.sim.golden.control.memory import Memory
+from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.golden.matmul.ternary import decode_words
+from lutra.sim.golden.vector.norm import gate_scale, norm_quantize, relu2_gate
+from lutra.sim.golden.vector.residual import RESIDUAL_WIDTH, logits, residual_sum
+from lutra.sim.golden.vector.rope import rope_quantize
+
+__all__ = ["Interpreter", "ProgramError"]
+
+
+class ProgramError(RuntimeError):
+    """A program that breaks the accelerator's rules: a wait that cannot be met, a bad field."""
+
+
+class Interpreter:
+    """An accelerator of ``config`` in NumPy: on-chip buffers, registers and a memory.
+
+    ``registers`` are named as in :data:`lutra.sim.golden.control.registers.REGISTERS`; ``tokens``,
+    ``argmax`` and ``scale`` are its arrays, ``saturated`` a bit of its STATUS.
+    """
+
+    def __init__(self, config: AcceleratorConfig, memory: Memory) -> None:
+        self.config, self.memory = config, memory
+        self.registers: dict[str, int] = dict.fromkeys(
+            ("PROGRAM_BASE", "PROGRAM_BYTES", "WEIGHT_BASE", "KV_BASE", "LOGITS_BASE",
+             "LOGITS_STRIDE", "POSITION", "N_TOKENS", "LOGITS_FROM"), 0
+        )  # fmt: skip
+        m, c = config.m_tile, config
+        self.tokens = np.zeros(m, np.int64)
+        self.residual = np.zeros((m, c.hidden_max), np.int64)
+        self.params = np.zeros((c.param_words, c.lanes), np.int64)
+        self.rope = np.zeros((m, c.head_dim), np.int64)
+        self.activations = np.zeros((m, c.act_tiles * c.matmul.k_tile), np.int64)
+        self.scale = Scale(np.zeros(m, np.int64), np.zeros(m, np.int64))
+        self.acc = np.zeros((m, c.row_blocks_max, c.lanes), np.int64)
+        self.queries = np.zeros((m, c.n_heads, c.head_dim), np.int64)
+        self.query_scale = Scale(
+            np.zeros((m, c.n_heads), np.int64), np.zeros((m, c.n_heads), np.int64)
+        )
+        self.attention = np.zeros((m, c.n_heads * c.head_dim), np.int64)
+        self.argmax = np.zeros(m, np.int64)
+        self._best = np.zeros(m, np.int64)
+        self.saturated = False
+        self._weights: dict[tuple[int, ...], NDArray[np.float32] | Int] = {}
+        self._weights_version = -1
+        self._decoded: list[Instruction] = []
+        self._code = b""
+        self._executors: Mapping[Opcode, Callable[[Instruction], None]] = {
+            Opcode.LDPARAM: self._ldparam,
+            Opcode.LDROPE: self._ldrope,
+            Opcode.EMBED: self._embed,
+            Opcode.LMMA: self._lmma,
+            Opcode.NORMQ: self._normq,
+            Opcode.ROPEQ: self._ropeq,
+            Opcode.ATTEND: self._attend,
+            Opcode.RESADD: self._resadd,
+            Opcode.LOGITS: self._logits,
+        }
+
+    # -- running
+
+    def run(self) -> None:
+        """Execute the program at PROGRAM_BASE for the tile that the registers describe."""
+        n = self.registers["N_TOKENS"]
+        if not 1 <= n <= self.config.m_tile:
+            raise ProgramError(f"N_TOKENS must be in 1..{self.config.m_tile}, not {n}")
+        if self.registers["POSITION"] + n > self.config.max_context:
+            raise ProgramError(
+                f"POSITION + N_TOKENS must be at most {self.config.max_context}, "
+                f"not {self.registers['POSITION'] + n}"
+            )
+        self.saturated = False
+        done = dict.fromkeys(Unit, 0)
+        for instruction in self.program():
+            unit = instruction.opcode.unit
+            if unit is None:
+                return
+            for other, wait in zip(Unit, instruction.waits, strict=True):
+                if done[other] < wait:
+                    raise ProgramError(
+                        f"{instruction.opcode.name} waits for {wait} {other.name} instructions, "
+                        f"but only {done[other]} come before it"
+                    )
+            self.execute(instruction)
+            done[unit] += 1
+        raise ProgramError("the program has no END instruction")
+
+    def execute(self, instruction: Instruction) -> None:
+        """Execute one instruction, whatever it waits for; END does nothing."""
+        if instruction.opcode is not Opcode.END:
+            self._executors[instruction.opcode](instruction)
+
+    def program(self) -> list[Instruction]:
+        """The instructions in memory, END and what pads it included."""
+        code = self.memory.read(
+            self.registers["PROGRAM_BASE"], self.registers["PROGRAM_BYTES"]
+        ).tobytes()
+        if code != self._code:
+            words = [
+                code[i : i + INSTRUCTION_BYTES] for i in range(0, len(code), INSTRUCTION_BYTES)
+            ]
+            self._decoded, self._code = [decode(word) for word in words], code
+        return self._decoded
+
+    def _token_range(self, instruction: Instruction) -> slice:
+        first = self.registers["LOGITS_FROM"] if instruction.flags & FLAG_LOGITS else 0
+        return slice(first, max(first, self.registers["N_TOKENS"]))
+
+    def _int16(self, address: int, count: int) -> Int:
+        return self.memory.read(address, 2 * count).view(np.int16).astype(np.int64)
+
+    # -- load unit
+
+    def _ldparam(self, i: Instruction) -> None:
+        n, first = i.args["n_words"], i.args["param_word"]
+        if first + n > self.config.param_words:
+            raise ProgramError(f"LDPARAM writes word {first + n - 1} of {self.config.param_words}")
+        address = self.registers["WEIGHT_BASE"] + i.args["address"]
+        self.params[first : first + n] = self._int16(address, self.params[0].size * n).reshape(
+            n, -1
+        )
+
+    def _ldrope(self, i: Instruction) -> None:
+        n, d = self.registers["N_TOKENS"], self.config.head_dim
+        address = self.registers["WEIGHT_BASE"] + i.args["address"]
+        address += self.registers["POSITION"] * d * 2
+        self.rope[:n] = self._int16(address, n * d).reshape(n, d)
+
+    def _embed(self, i: Instruction) -> None:
+        width = self.config.lanes * i.args["n_words"]
+        base = self.registers["WEIGHT_BASE"] + i.args["address"]
+        for m in range(self.registers["N_TOKENS"]):
+            row = self._int16(base + int(self.tokens[m]) * width * 2, width)
+            self.residual[m, :width] = row << i.args["shift"]
+
+    # -- matmul unit
+
+    def _lmma(self, i: Instruction) -> None:
+        tokens = self._token_range(i)
+        if tokens.start == tokens.stop:
+            return
+        blocks, base = i.args["row_blocks"], i.args["acc_base"]
+        w = self._weight_matrix(i)
+        product = exact_matmul(self.activations[tokens, : w.shape[0]], w)
+        self.acc[tokens, base : base + blocks] = product.reshape(len(product), blocks, -1)
+
+    def _weight_matrix(self, i: Instruction) -> NDArray[np.float32] | Int:
+        """The weights of an LMMA, ``[K, N]``, decoded once per content of the memory."""
+        if self._weights_version != self.memory.version:
+            self._weights.clear()
+            self._weights_version = self.memory.version
+        args, config = i.args, self.config
+        shape = (args["k_tiles"], args["row_blocks"], args["planes"])
+        key = (self.registers["WEIGHT_BASE"] + args["address"], *shape)
+        if key not in self._weights:
+            if args["n_words"] != shape[0] * shape[1] * shape[2]:
+                raise ProgramError(f"LMMA of {shape} needs {np.prod(shape)} words")
+            size = args["n_words"] * config.weight_word_bytes
+            words = self.memory.read(key[0], size).reshape(args["n_words"], -1)
+            w = decode_words(config.matmul, words[:, : -(-config.matmul.word_bits // 8)], *shape)
+            # float32 carries the sums exactly if none can reach 2**24
+            fits_float32 = 128 * int(np.abs(w).sum(axis=1).max()) < 1 << 24
+            matrix = np.ascontiguousarray(w.T)
+            self._weights[key] = matrix.astype(np.float32) if fits_float32 else matrix
+        return self._weights[key]
+
+    # -- vector unit
+
+    def _normq(self, i: Instruction) -> None:
+        tokens, n = self._token_range(i), self.config.lanes * i.args["n_words"]
+        scale_a, scale_b = unpack_scale(i.args["scale_a"]), unpack_scale(i.args["scale_b"])
+        count = tokens.stop - tokens.start
+        if count == 0:
+            return
+        source = NormSource(i.args["source"])
+        if source is NormSource.GATE:
+            pairs = self.acc[tokens, : 2 * i.args["n_words"]].reshape(
+                count, -1, 2, self.config.lanes
+            )
+            limit = 1 << (self.config.gate_width - 1)
+            if np.abs(pairs).max() >= limit:
+                raise ProgramError(f"gate accumulators must fit signed({self.config.gate_width})")
+            v = relu2_gate(pairs[:, :, 0].reshape(count, -1), pairs[:, :, 1].reshape(count, -1))
+            scale = gate_scale(Scale(self.scale.m[tokens], self.scale.e[tokens]), scale_a, scale_b)
+        else:
+            buffer = self.residual if source is NormSource.RESIDUAL else self.attention
+            v = buffer[tokens, :n]
+            scale = Scale(np.full(count, scale_a.m), np.full(count, scale_a.e))
+        gamma = self.params[i.args["param_word"] :][: i.args["n_words"]].reshape(-1)
+        q, s = norm_quantize(
+            v,
+            scale,
+            gamma,
+            i.args["gamma_frac"],
+            unpack_scale(i.args["inv_n"]),
+            unpack_scale(i.args["eps"]),
+        )
+        self.activations[tokens, :n] = q
+        # what lies behind the last word of the last depth tile meets zero weights
+        self.scale.m[tokens], self.scale.e[tokens] = s
+
+    def _ropeq(self, i: Instruction) -> None:
+        config, n = self.config, self.registers["N_TOKENS"]
+        d, n_q, n_kv = config.head_dim, config.n_heads, config.n_kv_heads
+        lanes = config.lanes
+        blocks = self.acc[:n, : (n_q + 2 * n_kv) * d // lanes]
+        # [M, head, pair, half, lanes] -> [M, head, half, pair * lanes]
+        pairs = blocks.reshape(n, -1, d // (2 * lanes), 2, lanes)
+        heads = pairs.transpose(0, 1, 3, 2, 4).reshape(n, -1, d)
+        s = Scale(self.scale.m[:n], self.scale.e[:n])
+        scales = [unpack_scale(i.args[name]) for name in ("scale_q", "scale_k", "scale_v")]
+        q, q_scale = rope_quantize(heads[:, :n_q], s, scales[0], self.rope[:n])
+        k, k_scale = rope_quantize(heads[:, n_q : n_q + n_kv], s, scales[1], self.rope[:n])
+        v, v_scale = rope_quantize(heads[:, n_q + n_kv :], s, scales[2], None)
+        self.queries[:n] = q
+        self.query_scale.m[:n], self.query_scale.e[:n] = q_scale
+
+        base, position = self.registers["KV_BASE"] + i.args["kv_offset"], self.registers["POSITION"]
+        for offset, x in ((0, k), (config.kv_v_offset, v)):
+            for g in range(n_kv):
+                address = base + offset + g * config.kv_head_bytes + position * d
+                self.memory.store(address, x[:, g].astype(np.int8).view(np.uint8).reshape(-1))
+        record = np.zeros((n, config.kv_scale_bytes // 4), np.uint32)
+        record[:, : 2 * n_kv] = np.concatenate([pack_scale(k_scale), pack_scale(v_scale)], axis=1)
+        data = record.view(np.uint8)
+        for m in range(n):
+            address = base + config.kv_s_offset + (position + m) * config.kv_scale_bytes
+            self.memory.store(address, data[m])
+
+    def _resadd(self, i: Instruction) -> None:
+        n, width = self.registers["N_TOKENS"], self.config.lanes * i.args["n_words"]
+        acc = self.acc[:n, : i.args["n_words"]].reshape(n, -1)
+        s = Scale(self.scale.m[:n], self.scale.e[:n])
+        frac, w_scale = i.args["frac"], unpack_scale(i.args["scale_w"])
+        exact = residual_sum(self.residual[:n, :width], acc, s, w_scale, frac)
+        self.residual[:n, :width] = saturate(exact, RESIDUAL_WIDTH)
+        self.saturated |= not np.array_equal(self.residual[:n, :width], exact)
+
+    def _logits(self, i: Instruction) -> None:
+        tokens = self._token_range(i)
+        count = tokens.stop - tokens.start
+        if count == 0:
+            return
+        n_words, base = i.args["n_words"], i.args["acc_base"]
+        row_scale = self.params[i.args["param_word"] :][:n_words].reshape(-1)
+        acc = self.acc[tokens, base : base + n_words].reshape(count, -1)
+        values = logits(acc, row_scale)
+        best = values.max(axis=1)
+        first_row = i.args["row_first"] + values.argmax(axis=1)
+        better = (best > self._best[tokens]) | bool(i.flags & FLAG_FIRST)
+        self.argmax[tokens] = np.where(better, first_row, self.argmax[tokens])
+        self._best[tokens] = np.where(better, best, self._best[tokens])
+        data = values.astype(np.int32).view(np.uint8).reshape(count, -1)
+        for m in range(count):
+            address = self.registers["LOGITS_BASE"] + 4 * i.args["row_first"]
+            address += (tokens.start + m) * self.registers["LOGITS_STRIDE"]
+            self.memory.store(address, data[m])
+
+    # -- attention unit
+
+    def _attend(self, i: Instruction) -> None:
+        config, n, position = self.config, self.registers["N_TOKENS"], self.registers["POSITION"]
+        base, total = self.registers["KV_BASE"] + i.args["kv_offset"], position + n
+        d, n_kv = config.head_dim, config.n_kv_heads
+
+        def heads(offset: int) -> Int:
+            rows = [
+                self.memory.read(base + offset + g * config.kv_head_bytes, total * d)
+                for g in range(n_kv)
+            ]
+            return np.stack(rows).view(np.int8).astype(np.int64).reshape(n_kv, total, d)
+
+        record = self.memory.read(base + config.kv_s_offset, total * config.kv_scale_bytes)
+        words = record.reshape(total, -1)[:, : 8 * n_kv].copy().view(np.uint32)
+        k_scale, v_scale = unpack_scale(words[:, :n_kv]), unpack_scale(words[:, n_kv:])
+        out = attend(
+            config.attention,
+            self.queries[:n],
+            Scale(self.query_scale.m[:n], self.query_scale.e[:n]),
+            heads(0),
+            k_scale,
+            heads(config.kv_v_offset),
+            v_scale,
+            position,
+            i.args["frac"],
+        )
+        self.attention[:n] = out.reshape(n, -1)

@@ -1,0 +1,240 @@
+"""The instruction set: 32-byte instructions, their fields, encoding and decoding.
+
+Every instruction names the unit that executes it. Units run at the same time and each in program
+order; an instruction starts when every unit has completed at least as many instructions of this
+run as its ``wait_*`` fields say. ``LMMA`` is named after LUT Tensor Core (ISCA'25), section 3.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+__all__ = [
+    "DOCS",
+    "FIELDS",
+    "FLAG_FIRST",
+    "FLAG_LOGITS",
+    "HEADER",
+    "INSTRUCTION_BYTES",
+    "Field",
+    "Instruction",
+    "NormSource",
+    "Opcode",
+    "Unit",
+    "decode",
+    "encode",
+]
+
+INSTRUCTION_BYTES = 32
+FLAG_LOGITS = 1
+"""Only the tokens whose logits are wanted: ``LOGITS_FROM`` up to the tile's last."""
+FLAG_FIRST = 2
+"""LOGITS: the first rows of the head; the arg-max starts anew."""
+
+
+class Unit(IntEnum):
+    """What executes an instruction; the order of the wait fields."""
+
+    LOAD = 0
+    MATMUL = 1
+    VECTOR = 2
+    ATTENTION = 3
+
+
+class Opcode(IntEnum):
+    """Operation codes."""
+
+    END = 0
+    LDPARAM = 1
+    LDROPE = 2
+    EMBED = 3
+    LMMA = 4
+    NORMQ = 5
+    ROPEQ = 6
+    ATTEND = 7
+    RESADD = 8
+    LOGITS = 9
+
+    @property
+    def unit(self) -> Unit | None:
+        """The unit that executes it; None for END, which the sequencer does."""
+        return _UNITS.get(self)
+
+
+_UNITS = {
+    Opcode.LDPARAM: Unit.LOAD,
+    Opcode.LDROPE: Unit.LOAD,
+    Opcode.EMBED: Unit.LOAD,
+    Opcode.LMMA: Unit.MATMUL,
+    Opcode.NORMQ: Unit.VECTOR,
+    Opcode.ROPEQ: Unit.VECTOR,
+    Opcode.RESADD: Unit.VECTOR,
+    Opcode.LOGITS: Unit.VECTOR,
+    Opcode.ATTEND: Unit.ATTENTION,
+}
+
+
+DOCS: Mapping[Opcode, str] = {
+    Opcode.END: "Ends the program; the run is done when every unit has completed everything.",
+    Opcode.LDPARAM: "Loads words of eight int16 into the parameter buffer.",
+    Opcode.LDROPE: "Loads the rotary rows of positions POSITION to POSITION + N_TOKENS - 1.",
+    Opcode.EMBED: "Fetches the embedding row of every TOKEN into the residual stream.",
+    Opcode.LMMA: "Matrix product of the activations with a matrix that streams through the "
+    "weight port; with planes, row sums of several trit planes are joined.",
+    Opcode.NORMQ: "RMSNorm of the source, times gamma, quantised to int8 activations and a "
+    "scale per token. GATE squares the positive gate and multiplies by up first.",
+    Opcode.ROPEQ: "Rotates queries and keys, quantises queries, keys and values to int8 with a "
+    "scale per head, and stores keys, values and their scales in the KV cache.",
+    Opcode.ATTEND: "Causal attention of the tile's queries to positions 0 to "
+    "POSITION + N_TOKENS - 1 of the KV cache.",
+    Opcode.RESADD: "Dequantises the accumulators and adds them to the residual stream.",
+    Opcode.LOGITS: "Multiplies the accumulators by their rows' scales, stores them at "
+    "LOGITS_BASE + token * LOGITS_STRIDE + 4 * row_first, and keeps the arg-max.",
+}
+"""What an instruction does, for the reference."""
+
+
+class NormSource(IntEnum):
+    """What NORMQ reads."""
+
+    RESIDUAL = 0
+    ATTENTION = 1
+    GATE = 2
+
+
+@dataclass(frozen=True)
+class Field:
+    """Bits ``[start, start + width)`` of an instruction, and what they mean."""
+
+    start: int
+    width: int
+    doc: str
+
+
+HEADER = {
+    "opcode": Field(0, 8, "operation"),
+    "flags": Field(8, 8, "FLAG_LOGITS, FLAG_FIRST"),
+    "wait_load": Field(16, 16, "load instructions that must have completed"),
+    "wait_matmul": Field(32, 16, "matmul instructions that must have completed"),
+    "wait_vector": Field(48, 16, "vector instructions that must have completed"),
+    "wait_attention": Field(64, 16, "attention instructions that must have completed"),
+}
+
+
+def _layout(*fields: tuple[str, int, str]) -> dict[str, Field]:
+    layout: dict[str, Field] = {}
+    start = 80
+    for name, width, doc in fields:
+        layout[name] = Field(start, width, doc)
+        start += width
+    if start > 8 * INSTRUCTION_BYTES:
+        raise ValueError(f"instruction fields need {start} bits, more than {8 * INSTRUCTION_BYTES}")
+    return layout
+
+
+FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
+    Opcode.END: {},
+    Opcode.LDPARAM: _layout(
+        ("address", 32, "byte offset from WEIGHT_BASE, multiple of a data beat"),
+        ("param_word", 16, "first word of the parameter buffer"),
+        ("n_words", 16, "words of eight int16"),
+    ),
+    Opcode.LDROPE: _layout(
+        ("address", 32, "byte offset of the cosine and sine table from WEIGHT_BASE"),
+    ),
+    Opcode.EMBED: _layout(
+        ("address", 32, "byte offset of the embedding rows (int16) from WEIGHT_BASE"),
+        ("n_words", 16, "words of eight elements per row"),
+        ("shift", 8, "left shift into the residual stream's fixed point"),
+    ),
+    Opcode.LMMA: _layout(
+        ("address", 32, "byte offset of the weight words from WEIGHT_BASE"),
+        ("k_tiles", 16, "depth tiles"),
+        ("row_blocks", 16, "blocks of eight output rows"),
+        ("planes", 8, "trit planes per weight"),
+        ("acc_base", 16, "first block of the accumulator buffer"),
+        ("n_words", 32, "weight words: k_tiles * row_blocks * planes"),
+    ),
+    Opcode.NORMQ: _layout(
+        ("source", 8, "NormSource"),
+        ("n_words", 16, "words of eight elements"),
+        ("param_word", 16, "first word of gamma in the parameter buffer"),
+        ("gamma_frac", 8, "fraction bits of gamma"),
+        ("inv_n", 32, "scale 1 / N"),
+        ("eps", 32, "scale of epsilon"),
+        ("scale_a", 32, "scale of the source, or of the gate's weights"),
+        ("scale_b", 32, "scale of the up projection's weights (GATE)"),
+    ),
+    Opcode.ROPEQ: _layout(
+        ("kv_offset", 32, "byte offset of the layer's cache from KV_BASE"),
+        ("scale_q", 32, "weight scale of queries times log2(e) / sqrt(head_dim)"),
+        ("scale_k", 32, "weight scale of keys"),
+        ("scale_v", 32, "weight scale of values"),
+    ),
+    Opcode.ATTEND: _layout(
+        ("kv_offset", 32, "byte offset of the layer's cache from KV_BASE"),
+        ("frac", 8, "fraction bits of the output"),
+    ),
+    Opcode.RESADD: _layout(
+        ("scale_w", 32, "weight scale"),
+        ("n_words", 16, "words of eight elements"),
+        ("frac", 8, "fraction bits of the residual stream"),
+    ),
+    Opcode.LOGITS: _layout(
+        ("row_first", 32, "first row of the vocabulary"),
+        ("n_words", 16, "words of eight rows"),
+        ("param_word", 16, "first word of the row scales in the parameter buffer"),
+        ("acc_base", 16, "first block of the accumulator buffer"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One decoded instruction: ``waits`` in the order of :class:`Unit`."""
+
+    opcode: Opcode
+    flags: int = 0
+    waits: tuple[int, int, int, int] = (0, 0, 0, 0)
+    args: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+_WAITS = ("wait_load", "wait_matmul", "wait_vector", "wait_attention")
+
+
+def encode(instruction: Instruction) -> bytes:
+    """Return the 32 bytes, least significant first; ValueError names a field that does not fit."""
+    values = {"opcode": int(instruction.opcode), "flags": instruction.flags}
+    values |= dict(zip(_WAITS, instruction.waits, strict=True))
+    word = 0
+    layout = FIELDS[instruction.opcode]
+    if set(instruction.args) != set(layout):
+        raise ValueError(
+            f"{instruction.opcode.name} takes {sorted(layout)}, not {sorted(instruction.args)}"
+        )
+    for name, spec in (*HEADER.items(), *layout.items()):
+        value = int(values[name] if name in HEADER else instruction.args[name])
+        if not 0 <= value < 1 << spec.width:
+            raise ValueError(
+                f"{instruction.opcode.name}.{name} must fit {spec.width} bits, not {value}"
+            )
+        word |= value << spec.start
+    return word.to_bytes(INSTRUCTION_BYTES, "little")
+
+
+def decode(data: bytes) -> Instruction:
+    """Inverse of :func:`encode`."""
+    if len(data) != INSTRUCTION_BYTES:
+        raise ValueError(f"an instruction has {INSTRUCTION_BYTES} bytes, not {len(data)}")
+    word = int.from_bytes(data, "little")
+
+    def get(spec: Field) -> int:
+        return (word >> spec.start) & ((1 << spec.width) - 1)
+
+    code = get(HEADER["opcode"])
+    if code not in Opcode.__members__.values():
+        raise ValueError(f"opcode must be one of {sorted(map(int, Opcode))}, not {code}")
+    opcode = Opcode(code)
+    load, matmul, vector, attention = (get(HEADER[name]) for name in _WAITS)
+    args = {name: get(spec) for name, spec in FIELDS[opcode].items()}
+    return Instruction(opcode, get(HEADER["flags"]), (load, matmul, vector, attention), args)

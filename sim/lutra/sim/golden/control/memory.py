@@ -1,0 +1,50 @@
+"""Flat byte memory of the golden device; reading what nobody wrote is a fault, as in the RTL's."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Memory", "MemoryFault"]
+
+
+class MemoryFault(RuntimeError):
+    """A read of bytes that were never written, or an access outside the memory."""
+
+
+class Memory:
+    """``n_bytes`` of memory that remembers which bytes were written."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._bytes = np.zeros(n_bytes, np.uint8)
+        self._written = np.zeros(n_bytes, np.bool_)
+        self.version = 0
+        """Counts :meth:`write`; what was derived from the content of an older one is stale."""
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def _check(self, address: int, n_bytes: int) -> None:
+        if address < 0 or address + n_bytes > len(self._bytes):
+            raise MemoryFault(
+                f"access of {n_bytes} bytes at {address:#x} is outside the memory of "
+                f"{len(self._bytes):#x} bytes"
+            )
+
+    def write(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
+        """Write ``data`` from outside (the host)."""
+        self.store(address, np.frombuffer(data, np.uint8))
+        self.version += 1
+
+    def store(self, address: int, data: NDArray[np.uint8]) -> None:
+        """Write ``data`` from inside (the accelerator), which never touches weights."""
+        self._check(address, len(data))
+        self._bytes[address : address + len(data)] = data
+        self._written[address : address + len(data)] = True
+
+    def read(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
+        """Return a view of ``n_bytes`` bytes, all of which must have been written."""
+        self._check(address, n_bytes)
+        written = self._written[address : address + n_bytes]
+        if not written.all():
+            first = address + int(np.argmin(written))
+            raise MemoryFault(f"read of byte {first:#x}, which was never written")
+        return self._bytes[address : address + n_bytes]

@@ -1,0 +1,88 @@
+"""The AXI4-Lite register map: 32-bit registers, byte addresses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+__all__ = [
+    "CONTROL_START",
+    "COUNTERS",
+    "IDENT",
+    "REGISTERS",
+    "STATUS_BUSY",
+    "STATUS_DONE",
+    "STATUS_ERROR",
+    "STATUS_SATURATED",
+    "VERSION",
+    "Register",
+    "UnitState",
+]
+
+IDENT = 0x4152544C  # "LTRA"
+
+CONTROL_START = 1
+STATUS_BUSY, STATUS_DONE, STATUS_ERROR, STATUS_SATURATED = 1, 2, 4, 8
+
+
+class UnitState(IntEnum):
+    """What a unit is doing, 4 bits each in UNIT_STATE; the watchdog prints the name."""
+
+    IDLE = 0
+    RUNNING = 1
+    WAIT_DEPENDENCY = 2
+    WAIT_READ = 3
+    WAIT_WRITE = 4
+    WAIT_WEIGHTS = 5
+
+
+@dataclass(frozen=True)
+class Register:
+    """A register or an array of ``count`` at ``address``, ``address + 4``, ..."""
+
+    address: int
+    access: str  # "ro", "rw", "wo", or "w1c"
+    doc: str
+    count: int = 1
+
+
+COUNTERS: Sequence[str] = (
+    "cycles",
+    "load_busy",
+    "load_stall",
+    "matmul_busy",
+    "matmul_stall",
+    "vector_busy",
+    "vector_stall",
+    "attention_busy",
+    "attention_stall",
+    "weight_read_beats",
+    "data_read_beats",
+    "data_write_beats",
+)
+"""64-bit performance counters, cleared by START; two registers each, low word first."""
+
+REGISTERS: dict[str, Register] = {
+    "IDENT": Register(0x000, "ro", "0x4152544C, 'LTRA'"),
+    "VERSION": Register(0x004, "ro", "version of this register map and of the instruction set"),
+    "FINGERPRINT": Register(0x008, "ro", "fingerprint of the configuration, low word first", 2),
+    "CONTROL": Register(0x010, "wo", "bit 0: start; ignored while busy"),
+    "STATUS": Register(0x014, "ro", "bit 0 busy, 1 done, 2 bus or opcode error, 3 saturated"),
+    "IRQ_ENABLE": Register(0x018, "rw", "bit 0: raise the interrupt when done"),
+    "IRQ_STATUS": Register(0x01C, "w1c", "bit 0: done since last cleared"),
+    "PROGRAM_BASE": Register(0x020, "rw", "byte address of the program, low word first", 2),
+    "WEIGHT_BASE": Register(0x028, "rw", "byte address of weights and tables", 2),
+    "KV_BASE": Register(0x030, "rw", "byte address of the KV cache", 2),
+    "LOGITS_BASE": Register(0x038, "rw", "byte address of the logits", 2),
+    "LOGITS_STRIDE": Register(0x040, "rw", "bytes from one token's logits to the next's"),
+    "POSITION": Register(0x044, "rw", "position of the tile's first token"),
+    "N_TOKENS": Register(0x048, "rw", "tokens in this tile, 1 to m_tile"),
+    "LOGITS_FROM": Register(0x04C, "rw", "first token of the tile whose logits are wanted"),
+    "UNIT_STATE": Register(0x050, "ro", "UnitState of load, matmul, vector, attention, fetch"),
+    "PROGRAM_BYTES": Register(0x054, "rw", "length of the program in bytes, whole data beats"),
+    "TOKEN": Register(0x100, "rw", "token ids of the tile", 64),
+    "ARGMAX": Register(0x200, "ro", "row of the largest logit, per token", 64),
+    "SCALE": Register(0x300, "ro", "packed activation scale of the logits, per token", 64),
+    "COUNTER": Register(0x400, "ro", "performance counters", 2 * len(COUNTERS)),
+}
+
+VERSION = 1

@@ -1,0 +1,170 @@
+"""Configurations of the whole accelerator, and their fingerprints."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from lutra.sim.golden.attention.attention import AttentionParams
+from lutra.sim.golden.control.registers import REGISTERS
+from lutra.sim.golden.matmul.ternary import TernaryParams
+from lutra.sim.golden.vector.norm import NormParams
+
+__all__ = ["CONFIGS", "NANO", "NANO_WIDE", "AcceleratorConfig"]
+
+RTL_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceleratorConfig:
+    """Sizes of every buffer, width of every port, clock. Two equal configurations are one design.
+
+    ``m_tile`` tokens are processed per weight fetch; ``hidden_max`` bounds the residual stream,
+    ``row_blocks_max`` the output rows of one matmul, ``act_tiles`` its depth.
+    """
+
+    name: str
+    engine: str = "ternary"
+    lanes: int = 8
+    n_tables: int = 24
+    m_tile: int = 8
+    acc_width: int = 24
+    gate_width: int = 20
+    row_blocks_max: int = 192
+    act_tiles: int = 11
+    weight_buffer_words: int = 512
+    hidden_max: int = 256
+    param_words: int = 512
+    head_dim: int = 64
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    max_context: int = 256
+    weight_axi_width: int = 1024
+    data_axi_width: int = 512
+    max_outstanding: int = 8
+    burst_bytes: int = 1024
+    clock_hz: int = 200_000_000
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name in ("name", "engine"):
+                continue
+            if not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer, not {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be positive, not {value}")
+        for name in ("weight_axi_width", "data_axi_width", "max_context", "param_words"):
+            value = getattr(self, name)
+            if value & (value - 1):
+                raise ValueError(f"{name} must be a power of two, not {value}")
+        if self.engine != "ternary":
+            raise ValueError(f"engine must be 'ternary', not {self.engine!r}")
+        if self.lanes != 8:
+            raise ValueError(f"lanes must be 8, not {self.lanes}")
+        if self.m_tile > REGISTERS["TOKEN"].count:
+            raise ValueError(
+                f"m_tile must be at most {REGISTERS['TOKEN'].count}, the tokens that registers "
+                f"hold, not {self.m_tile}"
+            )
+        if self.hidden_max % self.lanes:
+            raise ValueError(
+                f"hidden_max must be a multiple of {self.lanes} lanes, not {self.hidden_max}"
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads must be a multiple of n_kv_heads, not {self.n_heads} of {self.n_kv_heads}"
+            )
+        if self.matmul.word_bits > self.weight_axi_width:
+            raise ValueError(
+                f"weight_axi_width must hold a weight word of {self.matmul.word_bits} bits, "
+                f"not {self.weight_axi_width}"
+            )
+        if self.head_dim * 8 != self.data_axi_width:
+            raise ValueError(
+                f"head_dim must be {self.data_axi_width // 8} (one beat of the data port), "
+                f"not {self.head_dim}"
+            )
+        # their own checks
+        _ = self.norm, self.attention
+        if self.kv_scale_bytes > self.data_axi_width // 8:
+            raise ValueError(f"n_kv_heads must fit one scale record, not {self.n_kv_heads}")
+
+    @property
+    def matmul(self) -> TernaryParams:
+        """Parameters of the matmul engine."""
+        return TernaryParams(
+            lanes=self.lanes,
+            n_tables=self.n_tables,
+            acc_width=self.acc_width,
+            m_tile=self.m_tile,
+            acc_blocks=self.row_blocks_max,
+            weight_buffer_words=self.weight_buffer_words,
+            act_tiles=self.act_tiles,
+        )
+
+    @property
+    def attention(self) -> AttentionParams:
+        """Parameters of the attention unit."""
+        return AttentionParams(
+            head_dim=self.head_dim,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            m_tile=self.m_tile,
+            max_context=self.max_context,
+        )
+
+    @property
+    def norm(self) -> NormParams:
+        """Parameters of the norm unit."""
+        return NormParams(lanes=self.lanes, gate_width=self.gate_width)
+
+    @property
+    def weight_word_bytes(self) -> int:
+        """Bytes that one weight word occupies in memory (one beat of the weight port)."""
+        return self.weight_axi_width // 8
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of one beat of the data port."""
+        return self.data_axi_width // 8
+
+    @property
+    def kv_scale_bytes(self) -> int:
+        """Bytes of one position's key and value scales, rounded up to a power of two."""
+        return 1 << (8 * self.n_kv_heads - 1).bit_length()
+
+    @property
+    def kv_head_bytes(self) -> int:
+        """Bytes of one head's keys (or values) over the whole context."""
+        return self.max_context * self.head_dim
+
+    @property
+    def kv_v_offset(self) -> int:
+        """Offset of the values behind a layer's keys."""
+        return self.n_kv_heads * self.kv_head_bytes
+
+    @property
+    def kv_s_offset(self) -> int:
+        """Offset of the scales behind a layer's keys."""
+        return 2 * self.n_kv_heads * self.kv_head_bytes
+
+    @property
+    def kv_layer_bytes(self) -> int:
+        """Bytes of one layer's KV cache."""
+        return self.kv_s_offset + self.max_context * self.kv_scale_bytes
+
+    @property
+    def fingerprint(self) -> int:
+        """64-bit hash of everything that shapes the RTL; the name does not count."""
+        fields = {k: v for k, v in asdict(self).items() if k not in ("name", "clock_hz")}
+        text = json.dumps({"rtl": RTL_VERSION, **fields}, sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+NANO = AcceleratorConfig(name="nano")
+"""Simulates fast; holds the tales model; 576 ternary MAC per cycle."""
+
+NANO_WIDE = AcceleratorConfig(name="nano-wide", m_tile=64)
+"""``nano`` with a tile of 64 tokens; the golden device evaluates perplexity with it."""
+
+CONFIGS = {config.name: config for config in (NANO, NANO_WIDE)}

@@ -1,0 +1,48 @@
+"""Rotary position embedding and quantisation of queries, keys and values, in integers."""
+
+import numpy as np
+
+from lutra.sim.golden.arith.fixed import Int
+from lutra.sim.golden.arith.quantize import SCALE_INV_127, quantize_factor, quantize_int8
+from lutra.sim.golden.arith.scale import Scale, scale_from_int, scale_mul
+
+__all__ = ["ROPE_FRAC", "rope_quantize", "rope_rotate", "rope_table"]
+
+ROPE_FRAC = 14
+
+
+def rope_table(n_positions: int, head_dim: int, theta: float) -> Int:
+    """``[n_positions, head_dim]`` int16 Q14: cosines of the half's angles, then their sines."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    angles = np.outer(np.arange(n_positions, dtype=np.float64), frequencies)
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+    return np.rint(table * (1 << ROPE_FRAC)).astype(np.int64)
+
+
+def rope_rotate(x: Int, table: Int) -> Int:
+    """Rotate ``x`` ``[..., head_dim]`` by ``table`` ``[..., head_dim]`` (half-rotation order).
+
+    ``lo' = lo * cos - hi * sin``, ``hi' = hi * cos + lo * sin``, exact, with 14 more fraction bits.
+    """
+    half = x.shape[-1] // 2
+    lo, hi = x[..., :half], x[..., half:]
+    cos, sin = table[..., :half], table[..., half:]
+    return np.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=-1)
+
+
+def rope_quantize(x: Int, s: Scale, w_scale: Scale, table: Int | None) -> tuple[Int, Scale]:
+    """Rotate and quantise accumulators ``x`` ``[M, heads, head_dim]`` to int8, a scale per head.
+
+    ``s`` ``[M]`` is the activation scale, ``w_scale`` the weight scale, ``table`` ``[M, head_dim]``
+    of :func:`rope_table`, or None for values, which are not rotated but shifted by 14 bits so that
+    both take the same way. Returns ``q`` ``[M, heads, head_dim]`` and scales ``[M, heads]``:
+    ``(y_max * (1/127) * 2**-14) * (s * w_scale)``.
+    """
+    y = x << ROPE_FRAC if table is None else rope_rotate(x, table[:, None, :])
+    y_max = np.abs(y).max(axis=-1)  # [M, heads]
+    factor = quantize_factor(y_max)
+    q = quantize_int8(y, Scale(factor.m[..., None], factor.e[..., None]))
+    step = scale_mul(scale_from_int(y_max), SCALE_INV_127)
+    step = Scale(step.m, step.e - np.where(step.m == 0, 0, ROPE_FRAC))
+    unit = scale_mul(s, w_scale)
+    return q, scale_mul(step, Scale(unit.m[:, None], unit.e[:, None]))

@@ -1,0 +1,1 @@
+"""The Verilated accelerator as a device in this process."""

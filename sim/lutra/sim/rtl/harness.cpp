@@ -1,0 +1,552 @@
+// The Verilated accelerator, its clock, its memory and its registers behind a plain C interface.
+//
+// design.h is written by build.py from the configuration: port widths, register addresses, names.
+// Functions that can fail return 0, or -1 with the reason in lutra_error().
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "Vlutra.h"
+#include "axi.h"
+#include "design.h"
+#include "verilated.h"
+#if VM_COVERAGE
+#include "verilated_cov.h"
+#endif
+#if VM_TRACE_FST
+#include "verilated_fst_c.h"
+using Trace = VerilatedFstC;
+#elif VM_TRACE
+#include "verilated_vcd_c.h"
+using Trace = VerilatedVcdC;
+#endif
+
+// Verilator writes a double underscore in a port's name as ___05F.
+#define PIN(port, name) top_->port##___05F##name
+// Pins that a design may do without.
+#define GET(port, name, absent)                                                       \
+    [](auto& top) -> uint32_t {                                                       \
+        if constexpr (requires { top.port##___05F##name; }) return top.port##___05F##name; \
+        else return absent;                                                           \
+    }(*top_)
+#define SET(port, name, value)                                                        \
+    [](auto& top, [[maybe_unused]] uint32_t v) {                                      \
+        if constexpr (requires { top.port##___05F##name; }) top.port##___05F##name = v; \
+    }(*top_, value)
+#define BYTES(port, name) reinterpret_cast<uint8_t*>(&PIN(port, name))
+
+// What went wrong while a trace was written; null when none is. An exception out of Verilator's
+// trace would leave its file open, and closing that would throw again.
+thread_local std::string* trace_fault = nullptr;
+
+// Verilator calls these instead of ending the process (VL_USER_FATAL).
+void vl_fatal(const char* file, int line, const char*, const char* message) {
+    if (trace_fault) {
+        *trace_fault = message;
+        return;
+    }
+    throw std::runtime_error(std::string(file) + ":" + std::to_string(line) + ": " + message);
+}
+
+namespace lutra {
+
+constexpr int kResetCycles = 4;
+constexpr uint64_t kRegisterCycles = 1000;  // an access that takes longer gets no answer
+constexpr uint64_t kPolls = 8;              // looks at UNIT_STATE before the watchdog gives up
+
+constexpr uint32_t log2_of(uint32_t value) { return value > 1 ? 1 + log2_of(value / 2) : 0; }
+
+// One AXI4-Lite access at a time, as a host makes it.
+class RegisterPort {
+public:
+    enum class Phase { kIdle, kWrite, kRead, kDone };
+
+    explicit RegisterPort(Fault& fault, const Settings& settings)
+        : fault_(fault), stall_(settings.stall), random_(settings.seed + (uint64_t(9) << 32)),
+          r_("s_axi__r", fault), b_("s_axi__b", fault) {}
+
+    bool idle() const { return phase == Phase::kIdle; }
+
+    void start(bool write, uint32_t at, uint32_t value) {
+        phase = write ? Phase::kWrite : Phase::kRead;
+        address = at;
+        data = value;
+        addressing = true;
+        writing = write;
+    }
+    void drive() { ready = !random_.chance(stall_); }
+
+    // The pins settled: move on.
+    void sample(bool arready, bool rvalid, uint32_t rdata, uint32_t rresp, bool awready,
+                bool wready, bool bvalid, uint32_t bresp) {
+        const uint32_t answer[] = {rdata, rresp};
+        const bool took_r = r_.transfer(rvalid, ready, answer, sizeof answer);
+        const bool took_b = b_.transfer(bvalid, ready, &bresp, sizeof bresp);
+        if (phase == Phase::kRead && took_r) {
+            data = rdata;
+            finish("read", rresp);
+        } else if (phase == Phase::kWrite && took_b) {
+            finish("write", bresp);
+        } else if (took_r || took_b) {
+            fault_("s_axi__", took_r ? 'r' : 'b', "valid without a request");
+        } else if (phase == Phase::kRead && arready) {
+            addressing = false;
+        } else if (phase == Phase::kWrite) {
+            addressing = addressing && !awready;
+            writing = writing && !wready;
+        }
+    }
+    void reset() {
+        phase = Phase::kIdle;
+        ready = addressing = writing = false;
+        r_.reset();
+        b_.reset();
+    }
+
+    Phase phase = Phase::kIdle;
+    uint32_t address = 0, data = 0;
+    bool addressing = false, writing = false, ready = false;
+
+private:
+    void finish(const char* what, uint32_t response) {
+        if (response) {
+            fault_("register ", what, " at ", Hex{address}, " was answered with response ",
+                   response);
+        }
+        phase = Phase::kDone;
+        addressing = writing = false;
+    }
+
+    Fault& fault_;
+    uint32_t stall_;
+    Random random_;
+    Held r_, b_;
+};
+
+class Device {
+public:
+    Device(uint64_t memory_bytes, const Settings& settings)
+        : settings_(settings), fault_(cycle_), memory_(memory_bytes),
+          top_(std::make_unique<Vlutra>(prepare(context_), "TOP")),
+          weights_("m_axi_w", kWeightBytes, BYTES(m_axi_w, rdata), memory_, settings_,
+                   {settings.weight_beats, settings.weight_cycles, settings_}, 1, fault_),
+          data_r_("m_axi_d", kDataBytes, BYTES(m_axi_d, rdata), memory_, settings_,
+                  {settings.data_beats, settings.data_cycles, settings_}, 2, fault_),
+          data_w_("m_axi_d", kDataBytes, BYTES(m_axi_d, wdata), BYTES(m_axi_d, wstrb), memory_,
+                  settings_, {settings.data_beats, settings.data_cycles, settings_}, 3, fault_),
+          registers_(fault_, settings_) {
+        static_assert(sizeof(PIN(m_axi_w, rdata)) >= kWeightBytes, "width of m_axi_w__rdata");
+        static_assert(sizeof(PIN(m_axi_d, rdata)) >= kDataBytes, "width of m_axi_d__rdata");
+        static_assert(sizeof(PIN(m_axi_d, wdata)) >= kDataBytes, "width of m_axi_d__wdata");
+        static_assert(kDataBytes <= 128 && kWeightBytes <= 128, "AXI ends at 1024 bits");
+        weights_.watch(data_w_);
+        data_r_.watch(data_w_);
+        data_w_.watch(weights_);
+        data_w_.watch(data_r_);
+        reset();
+    }
+    ~Device() {
+        try {
+            trace_close();
+        } catch (const std::exception&) {
+            // who wants to know closes the trace first
+        }
+        top_->final();
+    }
+
+    Memory& memory() { return memory_; }
+    uint64_t cycle() const { return cycle_; }
+    const std::string& error() const { return broken_.empty() ? fault_.text() : broken_; }
+    bool failed() const { return fault_ || !broken_.empty(); }
+
+    // An exception out of the model leaves it in no state to go on from.
+    void broken(const std::string& why) { broken_ = why; }
+    void forgive() { fault_.clear(); }
+
+    void reset() {
+        weights_.reset();
+        data_r_.reset();
+        data_w_.reset();
+        registers_.reset();
+        top_->rst = 1;
+        for (int i = 0; i < kResetCycles; ++i) {
+            drive_pins();
+            clock();
+        }
+        top_->rst = 0;
+        progress();
+    }
+
+    int write_register(uint32_t address, uint32_t value) {
+        progress();
+        return access(true, address, &value);
+    }
+    int read_register(uint32_t address, uint32_t* value) { return access(false, address, value); }
+
+    // 1 when the interrupt is up, 0 when it is not after n cycles.
+    int run(uint64_t n) {
+        for (const uint64_t end = cycle_ + n; cycle_ < end;) {
+            step();
+            if (failed()) return -1;
+            if (top_->irq) return 1;
+            if (settings_.watchdog_cycles && !watch()) return -1;
+        }
+        return 0;
+    }
+
+    // What every unit does that is not idle: "matmul WAIT_WEIGHTS, vector WAIT_DEPENDENCY"
+    std::string units(uint32_t state) const {
+        std::string text;
+        for (const char* unit : kUnits) {
+            const uint32_t code = state & 15;
+            state >>= 4;
+            if (code == 0) continue;
+            text += text.empty() ? "" : ", ";
+            text += std::string(unit) + " ";
+            text += code < std::size(kStates) ? kStates[code] : "state " + std::to_string(code);
+        }
+        return text.empty() ? "every unit is idle" : text;
+    }
+
+    void trace_open([[maybe_unused]] const char* path, [[maybe_unused]] uint64_t first,
+                    [[maybe_unused]] uint64_t end) {
+#if VM_TRACE
+        trace_close();
+        trace_ = std::make_unique<Trace>();
+        trace_path_ = path;
+        top_->trace(trace_.get(), 99);
+        try {
+            trace_->open(path);
+        } catch (const std::exception& error) {
+            // Verilator's trace is broken from here on: to close it, or free it, would crash
+            static_cast<void>(trace_.release());
+            fail_trace(error.what());
+        }
+        if (!trace_->isOpen()) {
+            trace_.reset();
+            throw std::runtime_error(std::string("cannot write the trace ") + path);
+        }
+        trace_first_ = first;
+        trace_end_ = end;
+#else
+        throw std::runtime_error("this simulator was built without tracing");
+#endif
+    }
+    void trace_close() {
+#if VM_TRACE
+        if (!trace_) return;
+        const std::unique_ptr<Trace> trace = std::move(trace_);
+        write_trace([&] { trace->close(); });
+#endif
+    }
+    void write_coverage([[maybe_unused]] const char* path) {
+#if VM_COVERAGE
+        context_.coveragep()->write(path);
+#else
+        throw std::runtime_error("this simulator was built without coverage");
+#endif
+    }
+
+private:
+    static VerilatedContext* prepare(VerilatedContext& context) {
+        context.threads(1);
+#if VM_TRACE
+        context.traceEverOn(true);
+#endif
+        return &context;
+    }
+
+    void progress() { last_progress_ = last_poll_ = cycle_; }
+
+    int access(bool write, uint32_t address, uint32_t* value) {
+        // the watchdog's own access first
+        for (uint64_t end = cycle_ + kRegisterCycles; !registers_.idle() && cycle_ < end;) {
+            if (failed()) return -1;
+            step();
+            if (registers_.phase == RegisterPort::Phase::kDone) {
+                registers_.phase = RegisterPort::Phase::kIdle;
+            }
+        }
+        registers_.start(write, address, *value);
+        for (uint64_t end = cycle_ + kRegisterCycles; cycle_ < end;) {
+            if (failed()) return -1;
+            step();
+            if (registers_.phase != RegisterPort::Phase::kDone) continue;
+            *value = registers_.data;
+            registers_.phase = RegisterPort::Phase::kIdle;
+            return failed() ? -1 : 0;
+        }
+        fault_("register ", write ? "write" : "read", " at ", Hex{address},
+               " got no answer for ", kRegisterCycles, " cycles");
+        return -1;
+    }
+
+    // False when nothing has moved for too long.
+    bool watch() {
+        const uint64_t quiet = cycle_ - last_progress_;
+        if (registers_.phase == RegisterPort::Phase::kDone) {
+            registers_.phase = RegisterPort::Phase::kIdle;
+            if (registers_.data != unit_state_) progress();
+            unit_state_ = registers_.data;
+        } else if (quiet >= settings_.watchdog_cycles) {
+            fault_("no progress for ", quiet, " cycles: ", units(unit_state_), "; unanswered: ",
+                   weights_.outstanding(), " m_axi_w reads, ", data_r_.outstanding(),
+                   " m_axi_d reads, ", data_w_.outstanding(), " m_axi_d writes");
+            return false;
+        } else if (registers_.idle()
+                   && cycle_ - last_poll_ >= settings_.watchdog_cycles / kPolls) {
+            last_poll_ = cycle_;
+            registers_.start(false, kUnitState, 0);
+        }
+        return true;
+    }
+
+    void step() {
+        weights_.drive(cycle_);
+        data_r_.drive(cycle_);
+        data_w_.drive(cycle_);
+        registers_.drive();
+        drive_pins();
+        top_->clk = 0;
+        top_->eval();
+        dump(0);
+        if (sample_pins()) progress();
+        top_->clk = 1;
+        top_->eval();
+        dump(1);
+        ++cycle_;
+    }
+
+    // A cycle in which nothing but the clock happens.
+    void clock() {
+        top_->clk = 0;
+        top_->eval();
+        dump(0);
+        top_->clk = 1;
+        top_->eval();
+        dump(1);
+        ++cycle_;
+    }
+
+    void drive_pins() {
+        PIN(m_axi_w, arready) = weights_.pins.arready;
+        PIN(m_axi_w, rvalid) = weights_.pins.rvalid;
+        PIN(m_axi_w, rlast) = weights_.pins.rlast;
+        SET(m_axi_w, rid, weights_.pins.rid);
+        SET(m_axi_w, rresp, 0);
+        PIN(m_axi_d, arready) = data_r_.pins.arready;
+        PIN(m_axi_d, rvalid) = data_r_.pins.rvalid;
+        PIN(m_axi_d, rlast) = data_r_.pins.rlast;
+        SET(m_axi_d, rid, data_r_.pins.rid);
+        SET(m_axi_d, rresp, 0);
+        PIN(m_axi_d, awready) = data_w_.pins.awready;
+        PIN(m_axi_d, wready) = data_w_.pins.wready;
+        PIN(m_axi_d, bvalid) = data_w_.pins.bvalid;
+        SET(m_axi_d, bid, data_w_.pins.bid);
+        SET(m_axi_d, bresp, 0);
+
+        const bool reads = registers_.phase == RegisterPort::Phase::kRead;
+        PIN(s_axi, araddr) = registers_.address;
+        PIN(s_axi, arvalid) = reads && registers_.addressing;
+        PIN(s_axi, rready) = registers_.ready;
+        PIN(s_axi, awaddr) = registers_.address;
+        PIN(s_axi, awvalid) = !reads && registers_.addressing;
+        PIN(s_axi, wdata) = registers_.data;
+        SET(s_axi, wstrb, 0xF);
+        PIN(s_axi, wvalid) = registers_.writing;
+        PIN(s_axi, bready) = registers_.ready;
+    }
+
+    bool sample_pins() {
+        const Address w_ar{PIN(m_axi_w, araddr), GET(m_axi_w, arid, 0), PIN(m_axi_w, arlen),
+                           GET(m_axi_w, arsize, log2_of(kWeightBytes)),
+                           GET(m_axi_w, arburst, kBurstIncr)};
+        const Address d_ar{PIN(m_axi_d, araddr), GET(m_axi_d, arid, 0), PIN(m_axi_d, arlen),
+                           GET(m_axi_d, arsize, log2_of(kDataBytes)),
+                           GET(m_axi_d, arburst, kBurstIncr)};
+        const Address d_aw{PIN(m_axi_d, awaddr), GET(m_axi_d, awid, 0), PIN(m_axi_d, awlen),
+                           GET(m_axi_d, awsize, log2_of(kDataBytes)),
+                           GET(m_axi_d, awburst, kBurstIncr)};
+        registers_.sample(PIN(s_axi, arready), PIN(s_axi, rvalid), PIN(s_axi, rdata),
+                          GET(s_axi, rresp, 0), PIN(s_axi, awready), PIN(s_axi, wready),
+                          PIN(s_axi, bvalid), GET(s_axi, bresp, 0));
+        bool moved = weights_.sample(PIN(m_axi_w, arvalid), w_ar, PIN(m_axi_w, rready), cycle_);
+        moved |= data_r_.sample(PIN(m_axi_d, arvalid), d_ar, PIN(m_axi_d, rready), cycle_);
+        moved |= data_w_.sample(PIN(m_axi_d, awvalid), d_aw, PIN(m_axi_d, wvalid),
+                                PIN(m_axi_d, wlast), PIN(m_axi_d, bready), cycle_);
+        return moved;
+    }
+
+    void dump([[maybe_unused]] int half) {
+#if VM_TRACE
+        if (!trace_ || cycle_ < trace_first_ || cycle_ >= trace_end_) return;
+        const uint64_t time = cycle_ * settings_.clock_ps + half * (settings_.clock_ps / 2);
+        write_trace([&] { trace_->dump(time); });
+#endif
+    }
+
+#if VM_TRACE
+    template <class Action>
+    void write_trace(Action action) {
+        std::string fault;
+        trace_fault = &fault;
+        action();
+        trace_fault = nullptr;
+        if (!fault.empty()) fail_trace(fault);
+    }
+
+    [[noreturn]] void fail_trace(const std::string& fault) {
+        std::remove(trace_path_.c_str());  // half a trace misleads
+        throw std::runtime_error("the trace " + trace_path_ + " cannot be written (" + fault +
+                                 "): free some space, or trace fewer cycles");
+    }
+#endif
+
+    Settings settings_;
+    uint64_t cycle_ = 0;
+    Fault fault_;
+    std::string broken_;
+    Memory memory_;
+    VerilatedContext context_;
+    std::unique_ptr<Vlutra> top_;
+    ReadPort weights_, data_r_;
+    WritePort data_w_;
+    RegisterPort registers_;
+    uint64_t last_progress_ = 0, last_poll_ = 0;
+    uint32_t unit_state_ = 0;
+#if VM_TRACE
+    std::unique_ptr<Trace> trace_;
+    std::string trace_path_;
+    uint64_t trace_first_ = 0, trace_end_ = 0;
+#endif
+};
+
+}  // namespace lutra
+
+struct lutra_device {
+    std::unique_ptr<lutra::Device> device;
+    std::string error;
+};
+
+namespace {
+
+// Nothing may be thrown into the caller, which is Python.
+template <class Action>
+int guarded(lutra_device* handle, Action action) {
+    lutra::Device& device = *handle->device;
+    if (!device.failed()) {
+        try {
+            const int result = action(device);
+            if (result >= 0) return result;
+        } catch (const std::exception& exception) {
+            device.broken(exception.what());
+        }
+    }
+    handle->error = device.error();
+    return -1;
+}
+
+// For what goes on with a run that has failed: its trace and its coverage.
+template <class Action>
+int recorded(lutra_device* handle, Action action) {
+    try {
+        action(*handle->device);
+        return 0;
+    } catch (const std::exception& exception) {
+        handle->error = exception.what();
+        return -1;
+    }
+}
+
+int outside(lutra_device* handle, uint64_t address, uint64_t n) {
+    const lutra::Memory& memory = handle->device->memory();
+    if (memory.contains(address, n)) return 0;
+    std::ostringstream text;
+    text << n << " bytes at " << lutra::Hex{address} << " lie outside the memory of "
+         << memory.size() << " bytes";
+    handle->error = text.str();
+    return -1;
+}
+
+}  // namespace
+
+#define LUTRA_API extern "C" __attribute__((visibility("default")))
+
+LUTRA_API lutra_device* lutra_create(uint64_t memory_bytes, const lutra::Settings* settings) {
+    auto handle = std::make_unique<lutra_device>();
+    try {
+        handle->device = std::make_unique<lutra::Device>(memory_bytes, *settings);
+    } catch (const std::exception& exception) {
+        handle->error = exception.what();
+    }
+    return handle.release();
+}
+
+LUTRA_API void lutra_destroy(lutra_device* handle) { delete handle; }
+
+LUTRA_API int lutra_created(lutra_device* handle) { return handle->device != nullptr; }
+
+LUTRA_API const char* lutra_error(lutra_device* handle) { return handle->error.c_str(); }
+
+LUTRA_API uint64_t lutra_cycles(lutra_device* handle) { return handle->device->cycle(); }
+
+LUTRA_API int lutra_reset(lutra_device* handle) {
+    handle->device->forgive();
+    return guarded(handle, [](lutra::Device& device) { return device.reset(), 0; });
+}
+
+LUTRA_API int lutra_write(lutra_device* handle, uint64_t address, const uint8_t* from,
+                          uint64_t n) {
+    if (outside(handle, address, n)) return -1;
+    handle->device->memory().write(address, from, n);
+    return 0;
+}
+
+LUTRA_API int lutra_zero(lutra_device* handle, uint64_t address, uint64_t n) {
+    if (outside(handle, address, n)) return -1;
+    handle->device->memory().zero(address, n);
+    return 0;
+}
+
+LUTRA_API int lutra_read(lutra_device* handle, uint64_t address, uint8_t* to, uint64_t n) {
+    if (outside(handle, address, n)) return -1;
+    handle->device->memory().read(address, to, n);
+    return 0;
+}
+
+// Bytes of the range, from its first, that were written.
+LUTRA_API uint64_t lutra_written(lutra_device* handle, uint64_t address, uint64_t n) {
+    return handle->device->memory().first_unwritten(address, n);
+}
+
+LUTRA_API int lutra_write_register(lutra_device* handle, uint32_t address, uint32_t value) {
+    return guarded(handle, [=](lutra::Device& d) { return d.write_register(address, value); });
+}
+
+LUTRA_API int lutra_read_register(lutra_device* handle, uint32_t address, uint32_t* value) {
+    return guarded(handle, [=](lutra::Device& d) { return d.read_register(address, value); });
+}
+
+// 1 when the interrupt is up, 0 when it is not after `cycles`.
+LUTRA_API int lutra_run(lutra_device* handle, uint64_t cycles) {
+    return guarded(handle, [=](lutra::Device& d) { return d.run(cycles); });
+}
+
+// Cycles from `first` to the one before `end`.
+LUTRA_API int lutra_trace_open(lutra_device* handle, const char* path, uint64_t first,
+                               uint64_t end) {
+    return recorded(handle, [=](lutra::Device& d) { d.trace_open(path, first, end); });
+}
+
+LUTRA_API int lutra_trace_close(lutra_device* handle) {
+    return recorded(handle, [](lutra::Device& d) { d.trace_close(); });
+}
+
+LUTRA_API int lutra_write_coverage(lutra_device* handle, const char* path) {
+    return recorded(handle, [=](lutra::Device& d) { d.write_coverage(path); });
+}

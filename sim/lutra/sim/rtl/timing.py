@@ -1,0 +1,84 @@
+"""How the memory behind the simulated accelerator behaves."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["IDEAL", "NANO", "MemoryTiming", "random_timing"]
+
+_MAX_CYCLES = (1 << 32) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTiming:
+    """Bandwidth, latency and gaps of the memory behind both AXI4 masters, in clock cycles.
+
+    Reads and writes of a port each move at most ``*_rate[0]`` beats in ``*_rate[1]`` cycles. The
+    first data of a read follow its address by ``read_latency`` cycles, the answer to a write its
+    last data by ``write_latency``; each is longer by up to ``latency_jitter`` cycles, drawn from
+    ``seed``. With jitter, reads of different ids are answered in any order. Nothing moves in the
+    first ``refresh_cycles`` of every ``refresh_interval``; 0 is no refresh. ``stall`` is the
+    probability that a channel stands still in a cycle.
+    """
+
+    weight_rate: tuple[int, int] = (1, 1)
+    data_rate: tuple[int, int] = (1, 1)
+    read_latency: int = 1
+    write_latency: int = 1
+    latency_jitter: int = 0
+    max_outstanding: int = 32
+    refresh_interval: int = 0
+    refresh_cycles: int = 0
+    stall: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("weight_rate", "data_rate"):
+            beats, cycles = getattr(self, name)
+            _check_int(f"{name}[0]", beats, 1, cycles)
+            _check_int(f"{name}[1]", cycles, 1, 1 << 16)
+        for name in ("read_latency", "write_latency", "max_outstanding"):
+            _check_int(name, getattr(self, name), 1, _MAX_CYCLES)
+        for name in ("latency_jitter", "refresh_interval"):
+            _check_int(name, getattr(self, name), 0, _MAX_CYCLES)
+        _check_int("refresh_cycles", self.refresh_cycles, 0, max(self.refresh_interval - 1, 0))
+        _check_int("seed", self.seed, 0, _MAX_CYCLES)
+        if not 0 <= self.stall < 1:
+            raise ValueError(f"stall must be in [0, 1), not {self.stall}")
+
+
+def _check_int(name: str, value: Any, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be in {least}..{most}, not {value}")
+
+
+IDEAL = MemoryTiming()
+"""Answers in the next cycle, a beat in every cycle."""
+
+NANO = MemoryTiming(read_latency=40, write_latency=20)
+"""Full rate behind the latency of a DRAM controller; what the simulated device runs with."""
+
+
+def random_timing(seed: int) -> MemoryTiming:
+    """A memory unlike any other: rates, latencies, gaps and stalls follow from ``seed``."""
+    draw = random.Random(seed)
+
+    def rate() -> tuple[int, int]:
+        cycles = draw.randint(1, 5)
+        return draw.randint(max(1, cycles - 2), cycles), cycles
+
+    refresh_interval = draw.choice([0, 500])
+    return MemoryTiming(
+        weight_rate=rate(),
+        data_rate=rate(),
+        read_latency=draw.choice([1, 2, 7, 30]),
+        write_latency=draw.choice([1, 2, 7, 30]),
+        latency_jitter=draw.choice([1, 5, 40]),
+        max_outstanding=draw.choice([1, 2, 4, 32]),
+        refresh_interval=refresh_interval,
+        refresh_cycles=40 if refresh_interval else 0,
+        stall=draw.choice([0.0, 0.1, 0.5]),
+        seed=seed,
+    )

@@ -1,0 +1,66 @@
+"""Tests whose tools or devices are not here skip; ``LUTRA_REQUIRE_TOOLS=1`` makes them fail."""
+
+import importlib
+import os
+from functools import lru_cache
+
+import pytest
+
+
+@lru_cache
+def _missing_for_cocotb() -> str | None:
+    try:
+        from lutra.sim.bench.build import check_cocotb
+        from lutra.sim.rtl.toolchain import ToolchainError
+    except ImportError as error:
+        return f"{error}: install lutra[sim]"
+    try:
+        check_cocotb()
+    except ToolchainError as error:
+        return str(error)
+    return None
+
+
+@lru_cache
+def _missing_for_rtl() -> str | None:
+    try:
+        importlib.import_module("amaranth")
+        from lutra.sim.rtl.toolchain import ToolchainError, check_toolchain
+    except ImportError as error:
+        return f"{error}: install lutra[sim]"
+    try:
+        check_toolchain()
+    except ToolchainError as error:
+        return str(error)
+    return None
+
+
+@lru_cache
+def _missing_for_gpu() -> str | None:
+    try:
+        import torch
+    except ImportError as error:
+        return str(error)
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+@lru_cache
+def _missing_for_board() -> str | None:
+    return None if os.environ.get("LUTRA_BOARD") else "LUTRA_BOARD does not name a board"
+
+
+_MISSING = {
+    "board": _missing_for_board,
+    "cocotb": _missing_for_cocotb,
+    "gpu": _missing_for_gpu,
+    "rtl": _missing_for_rtl,
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name, missing in _MISSING.items():
+        if item.get_closest_marker(name) is None or (reason := missing()) is None:
+            continue
+        if name in ("cocotb", "rtl") and os.environ.get("LUTRA_REQUIRE_TOOLS") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)

@@ -1,0 +1,467 @@
+"""Lowering: what the program contains, that its waits suffice, and what does not fit."""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+from tests.host.random_model import SHAPES, config_for
+
+from lutra.host.compiler import check_fit, compile_model
+from lutra.host.devices.golden import GoldenDevice
+from lutra.host.errors import LutraError
+from lutra.host.models import find_model
+from lutra.host.models.bitnet import BitNet, load_bitnet
+from lutra.host.packing import HEAD_PLANES, PackedModel, pack_bitnet
+from lutra.host.program import Program
+from lutra.sim.golden.control.interpreter import Interpreter
+from lutra.sim.golden.control.isa import INSTRUCTION_BYTES, Instruction, Opcode, Unit, decode
+from lutra.sim.golden.control.memory import Memory
+from lutra.sim.golden.core.config import NANO
+from lutra.sim.golden.matmul.ternary import decode_words
+
+Choose = Callable[[Sequence[Unit]], Unit]
+
+
+def instructions_of(program: Program) -> list[Instruction]:
+    code = program.code
+    words = [code[i : i + INSTRUCTION_BYTES] for i in range(0, len(code), INSTRUCTION_BYTES)]
+    return [decode(word) for word in words]
+
+
+# -- waits
+
+
+class Machine:
+    """The golden interpreter with units that run ahead of each other as far as waits allow."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        layout = program.memory
+        memory = Memory(layout.n_bytes)
+        memory.write(layout.program, program.code)
+        memory.write(layout.weights, program.weights)
+        for address, n_bytes in program.zeros:
+            memory.write(address, bytes(n_bytes))
+        self.interpreter = interpreter = Interpreter(program.config, memory)
+        interpreter.registers |= {
+            "PROGRAM_BASE": layout.program,
+            "PROGRAM_BYTES": len(program.code),
+            "WEIGHT_BASE": layout.weights,
+            "KV_BASE": layout.kv,
+            "LOGITS_BASE": layout.logits,
+            "LOGITS_STRIDE": layout.logits_stride,
+        }
+        self.instructions = [i for i in interpreter.program() if i.opcode is not Opcode.END]
+
+    def run(
+        self,
+        choose: Choose,
+        tokens: Sequence[int],
+        position: int,
+        instructions: Sequence[Instruction] | None = None,
+    ) -> bytes:
+        """Execute a tile in an order that ``choose`` finds; return everything it leaves behind."""
+        interpreter, n = self.interpreter, len(tokens)
+        interpreter.registers |= {"POSITION": position, "N_TOKENS": n, "LOGITS_FROM": n // 2}
+        interpreter.tokens[:n] = tokens
+        self._poison()
+        queues = {unit: deque[Instruction]() for unit in Unit}
+        for instruction in instructions or self.instructions:
+            unit = instruction.opcode.unit
+            assert unit is not None
+            queues[unit].append(instruction)
+        done = dict.fromkeys(Unit, 0)
+        while any(queues.values()):
+            ready = [
+                unit
+                for unit, queue in queues.items()
+                if queue and all(done[u] >= w for u, w in zip(Unit, queue[0].waits, strict=True))
+            ]
+            assert ready, "every unit waits for another"
+            unit = choose(ready)
+            interpreter.execute(queues[unit].popleft())
+            done[unit] += 1
+        return b"".join(self._results(n))
+
+    def _poison(self) -> None:
+        """Fill what one run must not take over from the one before."""
+        x, rng = self.interpreter, np.random.default_rng(1)
+        for buffer in (x.residual, x.params, x.rope, x.activations, x.acc, x.queries, x.attention):
+            buffer[:] = rng.integers(-100, 100, buffer.shape)
+        for scale in (x.scale, x.query_scale):
+            scale.m[:], scale.e[:] = rng.integers(1 << 15, 1 << 16, scale.m.shape), -20
+
+    def _results(self, n: int) -> Iterator[bytes]:
+        interpreter, layout, first = self.interpreter, self.program.memory, n // 2
+        for m in range(first, n):
+            address = layout.logits + m * layout.logits_stride
+            yield interpreter.memory.read(address, 4 * self.program.vocab_size).tobytes()
+        yield interpreter.argmax[first:n].tobytes()
+        yield interpreter.scale.m[first:n].tobytes()
+        yield interpreter.scale.e[first:n].tobytes()
+
+
+def in_order(program: Program) -> Choose:
+    """Units as the program names them: what the interpreter does by itself."""
+    order = (i.opcode.unit for i in instructions_of(program))
+
+    def choose(ready: Sequence[Unit]) -> Unit:
+        unit = next(order)
+        assert unit is not None
+        assert unit in ready
+        return unit
+
+    return choose
+
+
+def by_priority(order: Sequence[Unit]) -> Choose:
+    return lambda ready: min(ready, key=order.index)
+
+
+def at_random(seed: int) -> Choose:
+    rng = random.Random(seed)
+    return lambda ready: rng.choice(ready)
+
+
+PRIORITIES = list(permutations(Unit))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_waits_order_every_hazard(name: str, program: Callable[[str], Program]) -> None:
+    """Whatever unit runs ahead, as far as its waits allow, the logits are the same."""
+    machine = Machine(program(name))
+    rng = np.random.default_rng(1)
+    tile = machine.program.config.m_tile
+    tokens = [int(t) for t in rng.integers(0, machine.program.vocab_size, 2 * tile)]
+    expected = [
+        machine.run(in_order(machine.program), tokens[:tile], 0),
+        machine.run(in_order(machine.program), tokens[tile:], tile),
+    ]
+    assert expected[0] != expected[1]
+    for choose in (*map(by_priority, PRIORITIES), *map(at_random, range(30))):
+        for i, wanted in enumerate(expected):
+            chunk = tokens[i * tile : (i + 1) * tile]
+            assert machine.run(choose, chunk, i * tile) == wanted
+
+
+def test_waits_of_the_shipped_model_order_every_hazard() -> None:
+    model = pack_bitnet(load_bitnet(find_model("tales")))
+    machine = Machine(compile_model(model, NANO))
+    tokens = [0, 5, 300, 77]
+    expected = machine.run(in_order(machine.program), tokens, 0)
+    for choose in (*map(by_priority, PRIORITIES), *map(at_random, range(8))):
+        assert machine.run(choose, tokens, 0) == expected
+
+
+@pytest.mark.parametrize("name", ["least", "no-grouping"])
+def test_a_missing_wait_is_seen(name: str, program: Callable[[str], Program]) -> None:
+    """The test above would fail: without its waits, every instruction breaks the result.
+
+    Except where an earlier instruction of the same unit has waited for as much.
+    """
+    machine = Machine(program(name))
+    tokens = [3, 200, 7, 90]
+    expected = machine.run(in_order(machine.program), tokens, 0)
+    waited: dict[Unit, list[int]] = {unit: [0] * len(Unit) for unit in Unit}
+    needed = 0
+    for k, instruction in enumerate(machine.instructions):
+        unit, waits = instruction.opcode.unit, instruction.waits
+        assert unit is not None
+        if all(now <= before for now, before in zip(waits, waited[unit], strict=True)):
+            continue
+        waited[unit] = list(map(max, waits, waited[unit]))
+        needed += 1
+        broken = list(machine.instructions)
+        broken[k] = replace(broken[k], waits=(0, 0, 0, 0))
+        results = (
+            machine.run(choose, tokens, 0, broken) for choose in map(by_priority, PRIORITIES)
+        )
+        assert any(result != expected for result in results), broken[k]
+    assert needed > len(machine.instructions) // 2
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_program_waits_for_nothing_behind_itself(
+    name: str, program: Callable[[str], Program]
+) -> None:
+    before = dict.fromkeys(Unit, 0)
+    for instruction in instructions_of(program(name)):
+        unit = instruction.opcode.unit
+        if unit is None:
+            continue
+        for other, wait in zip(Unit, instruction.waits, strict=True):
+            assert wait <= before[other]
+        assert instruction.waits[unit] == 0  # a unit keeps its order by itself
+        before[unit] += 1
+
+
+# -- contents
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_program_is_what_a_model_needs(name: str, program: Callable[[str], Program]) -> None:
+    shape, found = SHAPES[name], program(name)
+    opcodes = [i.opcode for i in instructions_of(found)]
+    n = shape.num_hidden_layers
+    assert opcodes.count(Opcode.EMBED) == opcodes.count(Opcode.LDROPE) == 1
+    assert opcodes.count(Opcode.NORMQ) == 4 * n + 1
+    assert opcodes.count(Opcode.ROPEQ) == opcodes.count(Opcode.ATTEND) == n
+    assert opcodes.count(Opcode.RESADD) == 2 * n
+    chunks = opcodes.count(Opcode.LOGITS)
+    assert opcodes.count(Opcode.LMMA) == 4 * n + chunks
+    assert opcodes.count(Opcode.LDPARAM) == 4 * n + 1 + chunks
+    end = opcodes.index(Opcode.END)
+    assert set(opcodes[end:]) == {Opcode.END}
+    assert len(found.code) % found.config.data_bytes == 0
+    assert (found.vocab_size, found.n_layers) == (shape.vocab_size, n)
+    assert found.context == shape.max_position_embeddings
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_nothing_overlaps_in_memory(name: str, program: Callable[[str], Program]) -> None:
+    found = program(name)
+    layout, config = found.memory, found.config
+    parts = [
+        (layout.program, len(found.code)),
+        (layout.weights, len(found.weights)),
+        (layout.kv, found.n_layers * config.kv_layer_bytes),
+        (layout.logits, config.m_tile * layout.logits_stride),
+    ]
+    for (first, n_bytes), (following, _) in zip(
+        parts, [*parts[1:], (layout.n_bytes, 0)], strict=False
+    ):
+        assert first % 4096 == 0
+        assert first + n_bytes <= following
+    assert layout.logits_stride >= 4 * found.vocab_size
+    assert layout.logits_stride % config.data_bytes == 0
+    for address, n_bytes in found.zeros:
+        assert layout.kv <= address <= address + n_bytes <= layout.logits
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_operands_lie_in_the_image_and_in_the_buffers(
+    name: str, program: Callable[[str], Program]
+) -> None:
+    found = program(name)
+    config, size = found.config, len(found.weights)
+    for i in instructions_of(found):
+        args = i.args
+        if i.opcode is Opcode.LDPARAM:
+            assert args["address"] % config.data_bytes == 0
+            assert args["address"] + 16 * args["n_words"] <= size
+            assert args["param_word"] + args["n_words"] <= config.param_words
+            assert 16 * args["n_words"] % config.data_bytes == 0
+        elif i.opcode is Opcode.LMMA:
+            assert args["address"] % config.weight_word_bytes == 0
+            assert args["address"] + args["n_words"] * config.weight_word_bytes <= size
+            assert args["acc_base"] + args["row_blocks"] <= config.row_blocks_max
+            assert args["k_tiles"] <= config.act_tiles
+            assert args["row_blocks"] * args["planes"] <= config.weight_buffer_words
+        elif i.opcode is Opcode.LOGITS:
+            assert args["row_first"] * 4 % config.data_bytes == 0
+            assert args["param_word"] + args["n_words"] <= config.param_words
+            assert args["n_words"] % 2 == args["acc_base"] % 2 == 0
+
+
+def test_weights_are_in_the_image_in_the_order_of_the_engine(
+    checkpoint: Callable[[str], BitNet], program: Callable[[str], Program]
+) -> None:
+    model, found = checkpoint("grouped"), program("grouped")
+    matmuls = [i.args for i in instructions_of(found) if i.opcode is Opcode.LMMA]
+
+    def matrix(index: int, n: int, k: int) -> np.ndarray:
+        args, config = matmuls[index], found.config
+        shape = args["k_tiles"], args["row_blocks"], args["planes"]
+        words = np.frombuffer(found.weights, np.uint8)[args["address"] :]
+        words = words[: args["n_words"] * config.weight_word_bytes].reshape(args["n_words"], -1)
+        w = decode_words(config.matmul, words[:, : config.matmul.word_bits // 8], *shape)
+        assert w.shape[0] == n
+        assert not w[:, k:].any()
+        return w[:, :k]
+
+    layer, d, f = model.layers[0], 64, 96
+    qkv = matrix(0, 256, d)
+    heads = np.concatenate([layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight])
+    for head in range(8):
+        for block in range(4):  # lo, hi, lo, hi
+            first = head * 32 + block % 2 * 16 + block // 2 * 8
+            np.testing.assert_array_equal(
+                qkv[head * 32 + 8 * block :][:8], heads[first : first + 8]
+            )
+    np.testing.assert_array_equal(matrix(1, d, 128), layer.o_proj.weight)
+    gate_up = matrix(2, 2 * f, d).reshape(-1, 2, 8, d)
+    np.testing.assert_array_equal(gate_up[:, 0].reshape(f, d), layer.gate_proj.weight)
+    np.testing.assert_array_equal(gate_up[:, 1].reshape(f, d), layer.up_proj.weight)
+    np.testing.assert_array_equal(matrix(3, d, f), layer.down_proj.weight)
+
+
+def test_head_is_split_into_chunks_that_alternate(
+    packed: Callable[[str], PackedModel], program: Callable[[str], Program]
+) -> None:
+    chunks = [i.args for i in instructions_of(program("grouped")) if i.opcode is Opcode.LOGITS]
+    assert len(chunks) > 2
+    row = 0
+    for previous, chunk in zip([None, *chunks], chunks, strict=False):
+        assert chunk["row_first"] == row
+        row += 8 * chunk["n_words"]
+        if previous:
+            ends = previous["acc_base"] + previous["n_words"]
+            assert chunk["acc_base"] >= ends or chunk["acc_base"] == 0 != previous["acc_base"]
+    assert row == packed("grouped").vocab_size
+    matmuls = [i.args for i in instructions_of(program("grouped")) if i.opcode is Opcode.LMMA]
+    assert {args["planes"] for args in matmuls[-len(chunks) :]} == {HEAD_PLANES}
+
+
+def test_compiling_is_deterministic_and_reports_progress(
+    packed: Callable[[str], PackedModel],
+) -> None:
+    config, seen = config_for(SHAPES["least"]), []
+    a = compile_model(packed("least"), config, lambda stage, share: seen.append((stage, share)))
+    b = compile_model(packed("least"), config)
+    assert a == b
+    assert [stage for stage, _ in seen] == ["packing the weights"] * 2
+    assert [share for _, share in seen] == [0.0, 0.5]
+
+
+def test_fingerprints_tell_models_and_configurations_apart(
+    packed: Callable[[str], PackedModel],
+) -> None:
+    model, config = packed("least"), config_for(SHAPES["least"])
+    other = replace(model, head=-model.head)
+    prints = {
+        compile_model(model, config).fingerprint,
+        compile_model(other, config).fingerprint,
+        compile_model(model, replace(config, max_outstanding=2)).fingerprint,
+    }
+    assert len(prints) == 3
+    assert all(len(text) == 16 and int(text, 16) >= 0 for text in prints)
+
+
+# -- fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hidden_max": 32},
+            r"the residual buffer needs 64, has 32 \(32 missing\): set hidden_max=64 or more",
+        ),
+        (
+            {"act_tiles": 3},
+            (
+                r"the activation buffer \(depth tiles\) needs 6, has 3 \(3 missing\): "
+                "set act_tiles=6 or more"
+            ),
+        ),
+        (
+            {"row_blocks_max": 30},
+            (
+                r"the accumulator buffer \(row blocks\) needs 32, has 30 \(2 missing\): "
+                "set row_blocks_max=32 or more"
+            ),
+        ),
+        (
+            {"weight_buffer_words": 16},
+            (
+                r"the weight buffer \(words\) needs 32, has 16 \(16 missing\): "
+                "set weight_buffer_words=32 or more"
+            ),
+        ),
+        (
+            {"param_words": 32},
+            (
+                r"the parameter buffer \(words\) needs 64, has 32 \(32 missing\): "
+                "set param_words=64 or more"
+            ),
+        ),
+        (
+            {"acc_width": 19},
+            r"the accumulator \(bits\) needs 20, has 19 \(1 missing\): set acc_width=20 or more",
+        ),
+        (
+            {"gate_width": 12},
+            (
+                r"a gate accumulator \(bits\) needs 14, has 12 \(2 missing\): "
+                "set gate_width=14 or more"
+            ),
+        ),
+    ],
+)
+def test_a_buffer_that_is_too_small_is_named(
+    changes: dict[str, int], message: str, packed: Callable[[str], PackedModel]
+) -> None:
+    model, config = packed("grouped"), config_for(SHAPES["grouped"])
+    check_fit(model, config)
+    expected = f"^configuration small is too small for the model: {message}$"
+    with pytest.raises(LutraError, match=expected):
+        compile_model(model, replace(config, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "built", "needed"),
+    [
+        ({"head_dim": 64, "data_axi_width": 512}, "head_dim", 64, 32),
+        ({"n_heads": 2}, "n_heads", 2, 4),
+        ({"n_kv_heads": 4}, "n_kv_heads", 4, 2),
+    ],
+)
+def test_heads_must_be_the_configurations(
+    changes: dict[str, int],
+    name: str,
+    built: int,
+    needed: int,
+    packed: Callable[[str], PackedModel],
+) -> None:
+    config = replace(config_for(SHAPES["grouped"]), **changes)
+    message = (
+        f"^configuration small is built for {name} {built}, the model has {needed}: "
+        f"use a configuration with {name}={needed}$"
+    )
+    with pytest.raises(LutraError, match=message):
+        compile_model(packed("grouped"), config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hidden_size": 72}, {"intermediate_size": 100}, {"vocab_size": 1001}]
+)
+def test_sizes_that_do_not_divide_are_refused(
+    changes: dict[str, int], packed: Callable[[str], PackedModel]
+) -> None:
+    with pytest.raises(LutraError, match=r"^hidden_size must be a multiple of 32, .*: pad the "):
+        compile_model(replace(packed("grouped"), **changes), config_for(SHAPES["grouped"]))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"row_blocks_max": 256},
+        {"weight_buffer_words": 1024},
+        {"row_blocks_max": 256, "weight_buffer_words": 1024},
+        {"row_blocks_max": 98, "weight_buffer_words": 128},
+        {"param_words": 1024, "row_blocks_max": 512, "weight_buffer_words": 4096},
+        {"n_tables": 16, "weight_axi_width": 1024, "max_context": 64, "m_tile": 7},
+    ],
+)
+def test_logits_do_not_depend_on_the_sizes_of_buffers(
+    name: str,
+    changes: dict[str, int],
+    packed: Callable[[str], PackedModel],
+    program: Callable[[str], Program],
+) -> None:
+    """A configuration larger in any one way holds the model, and computes the same."""
+    larger = compile_model(packed(name), replace(config_for(SHAPES[name]), **changes))
+    results = []
+    for each in (program(name), larger):
+        device = GoldenDevice()
+        device.load(each)
+        results.append([device.run_tile([5, 9], 0, 0), device.run_tile([1], 2, 0)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a.logits, b.logits)
+        np.testing.assert_array_equal(a.scale, b.scale)
+        np.testing.assert_array_equal(a.argmax, b.argmax)

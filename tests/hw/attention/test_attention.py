@@ -1,0 +1,36 @@
+"""AttentionUnit against the golden model."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra.hw.attention.attention import AttentionUnit
+from lutra.sim.bench.simulate import run_cocotb
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+
+
+def _config(name: str, **changes: int) -> AcceleratorConfig:
+    """``nano`` with other sizes; one head is one beat."""
+    return dataclasses.replace(NANO, name=name, **changes, data_axi_width=8 * changes["head_dim"])
+
+
+SMALL = _config("small", head_dim=16, n_heads=3, n_kv_heads=1, m_tile=4, max_context=32)
+ODD = _config("odd", head_dim=32, n_heads=3, n_kv_heads=3, m_tile=3, max_context=16)
+TINY = _config("tiny", head_dim=8, n_heads=1, n_kv_heads=1, m_tile=1, max_context=8)
+
+
+def test_rejects_config_of_another_kind() -> None:
+    with pytest.raises(TypeError) as error:
+        AttentionUnit("nano")  # type: ignore[arg-type]
+    assert str(error.value) == "config must be an AcceleratorConfig, not 'nano'"
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("config", [SMALL, ODD, TINY, NANO], ids=lambda config: config.name)
+def test_against_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
+    bench = "lutra.sim.bench.attention.tb_attention"
+    run_cocotb(AttentionUnit(config), bench, tmp_path, parameters=config)

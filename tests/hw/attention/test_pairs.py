@@ -1,0 +1,104 @@
+"""PairIssuer against the golden order."""
+
+import dataclasses
+from collections import deque
+from random import Random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra.hw.attention.pairs import BEAT_SLOTS, PairIssuer
+from lutra.sim.bench.simulate import simulate, stream_put
+from lutra.sim.golden.attention.pairs import fetches, pairs
+from lutra.sim.golden.core.config import NANO
+
+CONFIG = dataclasses.replace(
+    NANO,
+    name="small",
+    head_dim=32,
+    data_axi_width=256,
+    n_heads=4,
+    n_kv_heads=2,
+    m_tile=4,
+    max_context=32,
+)
+DRAIN, IN_USE, END = 13, 8, 30
+# the tile sizes, no tokens, and more beats than slots
+COMMANDS = [(0, 1), (0, 4), (7, 0), (5, 3), (31, 1), (28, 4)]
+
+
+@dataclasses.dataclass
+class State:
+    """What is under way in one command."""
+
+    owed: int = 0  # beats that memory has yet to deliver
+    since_key: int = 0  # cycles without a pair of pass K
+    fetched: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    issued: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+    rows: list[int] = dataclasses.field(default_factory=list)
+    slots: deque[int] = dataclasses.field(default_factory=deque)  # of beats here, oldest first
+    releases: deque[int] = dataclasses.field(default_factory=lambda: deque([0] * IN_USE))
+    ends: deque[int] = dataclasses.field(default_factory=lambda: deque([0] * END))
+
+
+@pytest.mark.parametrize("p_stall", [0.0, 0.5])
+def test_order(p_stall: float) -> None:
+    """Fetches and pairs come as in the model; a slot is never written while it is in use."""
+    rng = Random(1)
+    dut = PairIssuer(CONFIG, DRAIN)
+
+    async def step(ctx: Any, state: State) -> None:
+        """One cycle as memory, and as the pipeline behind the issuer."""
+        ctx.set(dut.rd_valid, state.owed > 0 and rng.random() >= p_stall)
+        ctx.set(dut.rd_cmd.ready, rng.random() >= p_stall)
+        release, finished = state.releases.popleft(), state.ends.popleft()
+        ctx.set(dut.release, release)
+        ctx.set(dut.finished, finished)
+        valid, values = ctx.get(dut.pair.valid), ctx.get(dut.pair.values)
+        last, final = valid & ctx.get(dut.pair.last), valid & ctx.get(dut.pair.final)
+        if valid:
+            names = ("group", "values", "position", "token")
+            state.issued.append(tuple(ctx.get(getattr(dut.pair, name)) for name in names))
+            assert ctx.get(dut.pair.slot) == state.slots[release + sum(state.releases)]
+            assert ctx.get(dut.pair.first) == (state.issued[-1][2] == 0)
+            assert not values or state.since_key >= DRAIN
+            assert not values or not any(state.ends)
+        state.since_key = 0 if valid and not values else state.since_key + 1
+        state.releases.append(last)
+        state.ends.append(final & values)
+        if release:
+            state.slots.popleft()
+        if ctx.get(dut.rd_valid) and ctx.get(dut.rd_ready):
+            state.owed -= 1
+            if ctx.get(dut.scale_en):
+                state.rows.append(ctx.get(dut.scale_row))
+            else:
+                assert ctx.get(dut.beat_en)
+                state.slots.append(ctx.get(dut.beat_slot))
+                assert len(set(state.slots)) == len(state.slots) <= BEAT_SLOTS
+        if ctx.get(dut.rd_cmd.valid) and ctx.get(dut.rd_cmd.ready):
+            state.fetched.append((ctx.get(dut.rd_cmd.p.addr), ctx.get(dut.rd_cmd.p.beats)))
+            state.owed += state.fetched[-1][1]
+        await ctx.tick()
+        ctx.set(dut.finished, 0)
+
+    async def bench(ctx: Any) -> None:
+        for position, token_count in COMMANDS:
+            state = State()
+            fields = {"kv_addr": 0x4000, "position": position, "token_count": token_count}
+            await stream_put(ctx, dut.cmd, {**fields, "frac": 9})
+            while not ctx.get(dut.done):
+                assert ctx.get(dut.busy)
+                await step(ctx, state)
+            expected = list(fetches(CONFIG, 0x4000, position, token_count))
+            assert state.fetched == expected
+            assert state.issued == list(pairs(CONFIG, position, token_count))
+            assert state.rows == list(range(expected[0].beats if expected else 0))
+            assert state.owed == 0 and not state.slots and not ctx.get(dut.busy)
+            if expected:
+                assert (ctx.get(dut.frac), ctx.get(dut.token_last)) == (9, token_count - 1)
+
+    simulate(dut, bench)

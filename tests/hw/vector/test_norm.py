@@ -1,0 +1,36 @@
+"""NormQuant against the golden model."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra.hw.vector.norm import NormQuant
+from lutra.sim.bench.simulate import run_cocotb
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+
+SMALL = AcceleratorConfig(
+    name="small",
+    m_tile=3,
+    n_tables=5,
+    act_tiles=8,
+    row_blocks_max=24,
+    hidden_max=96,
+    n_heads=2,
+    param_words=32,
+)
+
+
+def test_rejects_a_config_of_another_kind() -> None:
+    with pytest.raises(TypeError) as error:
+        NormQuant("nano")  # type: ignore[arg-type]
+    assert str(error.value) == "config must be AcceleratorConfig, not 'nano'"
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("config", [SMALL, NANO], ids=lambda config: config.name)
+def test_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
+    bench = "lutra.sim.bench.vector.tb_norm"
+    run_cocotb(NormQuant(config), bench, tmp_path, parameters=config)

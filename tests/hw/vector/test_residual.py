@@ -1,0 +1,56 @@
+"""ResidualAdd and Logits against the golden model."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra.hw.vector.residual import Logits, ResidualAdd
+from lutra.sim.bench.simulate import run_cocotb
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+
+SMALL = AcceleratorConfig(
+    name="small",
+    n_tables=2,
+    m_tile=3,
+    acc_width=20,
+    row_blocks_max=18,
+    hidden_max=40,
+    param_words=16,
+    head_dim=32,
+    data_axi_width=256,
+    weight_axi_width=128,
+)
+CONFIGS = [SMALL, NANO]
+
+
+@pytest.mark.parametrize("block", [ResidualAdd, Logits])
+def test_rejects_a_config_of_another_kind(block: type) -> None:
+    with pytest.raises(TypeError) as error:
+        block("nano")
+    assert str(error.value) == "config must be an AcceleratorConfig, not 'nano'"
+
+
+def test_logits_need_a_word_per_beat() -> None:
+    narrow = AcceleratorConfig(
+        name="narrow", n_tables=2, head_dim=16, data_axi_width=128, weight_axi_width=128
+    )
+    with pytest.raises(ValueError) as error:
+        Logits(narrow)
+    assert str(error.value) == "data_axi_width must be at least 256, not 128"
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_residual_add(config: AcceleratorConfig, tmp_path: Path) -> None:
+    run_cocotb(
+        ResidualAdd(config), "lutra.sim.bench.vector.tb_residual", tmp_path, parameters=config
+    )
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_logits(config: AcceleratorConfig, tmp_path: Path) -> None:
+    run_cocotb(Logits(config), "lutra.sim.bench.vector.tb_logits", tmp_path, parameters=config)

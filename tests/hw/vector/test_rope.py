@@ -1,0 +1,52 @@
+"""RopeQuant against the golden model."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra.hw.vector.rope import RopeQuant
+from lutra.sim.bench.simulate import run_cocotb
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+
+# one pair per head, two records of scales in a beat
+NARROW = AcceleratorConfig(
+    name="narrow",
+    n_tables=2,
+    m_tile=5,
+    row_blocks_max=10,
+    head_dim=16,
+    n_heads=3,
+    n_kv_heads=1,
+    max_context=16,
+    data_axi_width=128,
+    weight_axi_width=128,
+)
+# the second pass is the slowest
+WIDE = AcceleratorConfig(
+    name="wide",
+    n_tables=2,
+    m_tile=3,
+    acc_width=18,
+    row_blocks_max=96,
+    head_dim=128,
+    n_heads=4,
+    n_kv_heads=1,
+    max_context=32,
+    data_axi_width=1024,
+    weight_axi_width=128,
+)
+
+
+def test_rejects_a_config_of_another_kind() -> None:
+    with pytest.raises(TypeError) as error:
+        RopeQuant("nano")  # type: ignore[arg-type]
+    assert str(error.value) == "config must be an AcceleratorConfig, not 'nano'"
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("config", [NARROW, WIDE, NANO], ids=lambda config: config.name)
+def test_follows_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
+    run_cocotb(RopeQuant(config), "lutra.sim.bench.vector.tb_rope", tmp_path, parameters=config)

@@ -1,0 +1,40 @@
+"""VectorUnit against the golden interpreter."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra.hw.vector.unit import VectorUnit
+from lutra.sim.bench.simulate import run_cocotb
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+
+SMALL = AcceleratorConfig(
+    name="small",
+    n_tables=2,
+    m_tile=3,
+    row_blocks_max=18,
+    act_tiles=7,
+    hidden_max=40,
+    param_words=16,
+    head_dim=32,
+    n_heads=2,
+    n_kv_heads=1,
+    max_context=32,
+    data_axi_width=256,
+    weight_axi_width=128,
+)
+
+
+def test_rejects_a_config_of_another_kind() -> None:
+    with pytest.raises(TypeError) as error:
+        VectorUnit("nano")  # type: ignore[arg-type]
+    assert str(error.value) == "config must be an AcceleratorConfig, not 'nano'"
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("config", [SMALL, NANO], ids=lambda config: config.name)
+def test_executes(config: AcceleratorConfig, tmp_path: Path) -> None:
+    run_cocotb(VectorUnit(config), "lutra.sim.bench.vector.tb_unit", tmp_path, parameters=config)

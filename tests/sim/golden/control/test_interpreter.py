@@ -1,0 +1,338 @@
+"""The interpreter: single instructions against NumPy, and every fault of a broken program."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lutra.sim.golden.arith.scale import Scale, pack_scale, scale_from_float, scale_to_float
+from lutra.sim.golden.control.interpreter import Interpreter, ProgramError
+from lutra.sim.golden.control.isa import (
+    FIELDS,
+    FLAG_FIRST,
+    FLAG_LOGITS,
+    Instruction,
+    NormSource,
+    Opcode,
+    encode,
+)
+from lutra.sim.golden.control.memory import Memory, MemoryFault
+from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.golden.matmul.ternary import pack_words
+from lutra.sim.golden.vector.residual import LOGIT_SHIFT
+
+CONFIG = AcceleratorConfig(
+    name="test",
+    n_tables=8,
+    m_tile=3,
+    row_blocks_max=16,
+    act_tiles=4,
+    weight_buffer_words=64,
+    hidden_max=64,
+    param_words=16,
+    head_dim=32,
+    n_heads=2,
+    n_kv_heads=1,
+    max_context=8,
+    weight_axi_width=512,
+    data_axi_width=256,
+)
+PROGRAM, WEIGHTS, KV, LOGITS = 0, 0x1000, 0x8000, 0xC000
+ONE = int(pack_scale(scale_from_float(1.0)))
+
+
+def make(opcode: Opcode, flags: int = 0, **args: int) -> Instruction:
+    return Instruction(opcode, flags, args=dict.fromkeys(FIELDS[opcode], 0) | args)
+
+
+@pytest.fixture
+def interpreter() -> Interpreter:
+    interpreter = Interpreter(CONFIG, Memory(0x10000))
+    interpreter.registers |= {
+        "PROGRAM_BASE": PROGRAM,
+        "WEIGHT_BASE": WEIGHTS,
+        "KV_BASE": KV,
+        "LOGITS_BASE": LOGITS,
+        "LOGITS_STRIDE": 256,
+        "N_TOKENS": 2,
+    }
+    return interpreter
+
+
+def run(interpreter: Interpreter, *instructions: Instruction) -> None:
+    code = b"".join(map(encode, instructions))
+    interpreter.memory.write(PROGRAM, code)
+    interpreter.registers["PROGRAM_BYTES"] = len(code)
+    interpreter.run()
+
+
+END = Instruction(Opcode.END)
+
+
+# -- running
+
+
+def test_what_stands_behind_end_is_not_executed(interpreter: Interpreter) -> None:
+    run(interpreter, END, make(Opcode.LDROPE))
+
+
+def test_a_program_without_end_is_an_error(interpreter: Interpreter) -> None:
+    interpreter.memory.write(WEIGHTS, bytes(256))
+    with pytest.raises(ProgramError, match=r"^the program has no END instruction$"):
+        run(interpreter, make(Opcode.LDROPE))
+
+
+def test_a_program_that_was_never_written_is_a_fault(interpreter: Interpreter) -> None:
+    interpreter.registers["PROGRAM_BYTES"] = 64
+    with pytest.raises(MemoryFault, match=r"^read of byte 0x0, which was never written$"):
+        interpreter.run()
+
+
+@pytest.mark.parametrize("n_tokens", [0, 4])
+def test_tile_sizes_are_checked(interpreter: Interpreter, n_tokens: int) -> None:
+    interpreter.registers["N_TOKENS"] = n_tokens
+    with pytest.raises(ProgramError, match=rf"^N_TOKENS must be in 1\.\.3, not {n_tokens}$"):
+        run(interpreter, END)
+
+
+def test_positions_are_checked(interpreter: Interpreter) -> None:
+    interpreter.registers["POSITION"] = 6
+    run(interpreter, END)
+    interpreter.registers["POSITION"] = 7
+    with pytest.raises(ProgramError, match=r"^POSITION \+ N_TOKENS must be at most 8, not 9$"):
+        run(interpreter, END)
+
+
+def test_a_wait_that_can_not_be_met_is_an_error(interpreter: Interpreter) -> None:
+    interpreter.memory.write(WEIGHTS, bytes(256))
+    load = make(Opcode.LDROPE)
+    attend = replace(make(Opcode.ATTEND), waits=(2, 0, 0, 0))
+    message = r"^ATTEND waits for 2 LOAD instructions, but only 1 come before it$"
+    with pytest.raises(ProgramError, match=message):
+        run(interpreter, load, attend, load, END)
+
+
+def test_a_changed_program_is_decoded_anew(interpreter: Interpreter) -> None:
+    interpreter.memory.write(WEIGHTS, np.arange(256, dtype="<i2").tobytes())
+    run(interpreter, make(Opcode.LDROPE), END)
+    assert interpreter.rope[1, 0] == 32
+    run(interpreter, make(Opcode.LDROPE, address=2), END)
+    assert interpreter.rope[1, 0] == 33
+
+
+# -- load unit
+
+
+def test_parameters_are_loaded(interpreter: Interpreter) -> None:
+    values = np.arange(-16, 16, dtype="<i2")
+    interpreter.memory.write(WEIGHTS + 64, values.tobytes())
+    run(interpreter, make(Opcode.LDPARAM, address=64, param_word=12, n_words=4), END)
+    np.testing.assert_array_equal(interpreter.params[12:].reshape(-1), values)
+
+
+def test_parameters_beyond_the_buffer_are_an_error(interpreter: Interpreter) -> None:
+    with pytest.raises(ProgramError, match=r"^LDPARAM writes word 16 of 16$"):
+        run(interpreter, make(Opcode.LDPARAM, param_word=13, n_words=4), END)
+
+
+def test_parameters_that_were_never_written_are_a_fault(interpreter: Interpreter) -> None:
+    with pytest.raises(MemoryFault, match=rf"^read of byte {WEIGHTS + 32:#x}, which was never"):
+        run(interpreter, make(Opcode.LDPARAM, address=32, n_words=1), END)
+
+
+def test_rotary_rows_follow_the_position(interpreter: Interpreter) -> None:
+    table = np.arange(8 * 32, dtype="<i2").reshape(8, 32)
+    interpreter.memory.write(WEIGHTS, table.tobytes())
+    interpreter.registers["POSITION"] = 5
+    run(interpreter, make(Opcode.LDROPE), END)
+    np.testing.assert_array_equal(interpreter.rope[:2], table[5:7])
+
+
+def test_embedding_rows_follow_the_tokens(interpreter: Interpreter) -> None:
+    rows = np.arange(-80, 80, dtype="<i2").reshape(10, 16)
+    interpreter.memory.write(WEIGHTS, rows.tobytes())
+    interpreter.tokens[:2] = [9, 0]
+    run(interpreter, make(Opcode.EMBED, n_words=2, shift=5), END)
+    np.testing.assert_array_equal(interpreter.residual[:2, :16], rows[[9, 0]].astype(np.int64) * 32)
+
+
+# -- matmul unit
+
+
+def _matmul(interpreter: Interpreter, *, planes: int = 1, acc_base: int = 0, flags: int = 0):
+    rng = np.random.default_rng(planes)
+    limit = (3**planes - 1) // 2
+    w = rng.integers(-limit, limit + 1, (32, 40))
+    words = pack_words(CONFIG.matmul, w, planes)
+    padded = np.zeros((len(words), CONFIG.weight_word_bytes), np.uint8)
+    padded[:, : words.shape[1]] = words
+    interpreter.memory.write(WEIGHTS, padded.tobytes())
+    interpreter.activations[:] = rng.integers(-127, 128, interpreter.activations.shape)
+    instruction = make(
+        Opcode.LMMA,
+        flags,
+        k_tiles=2,
+        row_blocks=4,
+        planes=planes,
+        acc_base=acc_base,
+        n_words=len(words),
+    )
+    return instruction, interpreter.activations[:, :40] @ w.T
+
+
+@pytest.mark.parametrize("planes", [1, 2, 5])
+def test_matmul_is_the_integer_product(interpreter: Interpreter, planes: int) -> None:
+    instruction, expected = _matmul(interpreter, planes=planes, acc_base=6)
+    run(interpreter, instruction, END)
+    np.testing.assert_array_equal(interpreter.acc[:2, 6:10].reshape(2, -1), expected[:2])
+    assert not interpreter.acc[2].any()
+    assert not interpreter.acc[:, :6].any()
+
+
+def test_a_flipped_weight_bit_is_seen(interpreter: Interpreter) -> None:
+    """What the interpreter keeps of decoded weights is not older than the memory."""
+    instruction, expected = _matmul(interpreter)
+    run(interpreter, instruction, END)
+    byte = interpreter.memory.read(WEIGHTS, 1).tobytes()[0]
+    interpreter.memory.write(WEIGHTS, bytes([byte ^ 1]))
+    run(interpreter, instruction, END)
+    assert not np.array_equal(interpreter.acc[:2, :4].reshape(2, -1), expected[:2])
+    interpreter.memory.write(WEIGHTS, bytes([byte]))
+    run(interpreter, instruction, END)
+    np.testing.assert_array_equal(interpreter.acc[:2, :4].reshape(2, -1), expected[:2])
+
+
+@pytest.mark.parametrize(("first", "computed"), [(0, [0, 1]), (1, [1]), (2, [])])
+def test_flagged_instructions_skip_tokens(
+    interpreter: Interpreter, first: int, computed: list[int]
+) -> None:
+    instruction, expected = _matmul(interpreter, flags=FLAG_LOGITS)
+    interpreter.registers["LOGITS_FROM"] = first
+    run(interpreter, instruction, END)
+    for token in range(3):
+        wanted = expected[token] if token in computed else np.zeros(32)
+        np.testing.assert_array_equal(interpreter.acc[token, :4].reshape(-1), wanted)
+
+
+def test_a_wrong_word_count_is_an_error(interpreter: Interpreter) -> None:
+    instruction, _ = _matmul(interpreter)
+    wrong = replace(instruction, args=dict(instruction.args) | {"n_words": 9})
+    with pytest.raises(ProgramError, match=r"^LMMA of \(2, 4, 1\) needs 8 words$"):
+        run(interpreter, wrong, END)
+
+
+# -- vector unit
+
+
+def test_norm_of_the_residual_stream(interpreter: Interpreter) -> None:
+    rng = np.random.default_rng(1)
+    interpreter.residual[:2] = rng.integers(-(1 << 24), 1 << 24, (2, 64))
+    gamma = rng.integers(1 << 12, 1 << 14, 64)
+    interpreter.params[2:10] = gamma.reshape(8, 8)
+    unit = 2.0**-16
+    run(
+        interpreter,
+        make(
+            Opcode.NORMQ,
+            source=NormSource.RESIDUAL,
+            n_words=8,
+            param_word=2,
+            gamma_frac=13,
+            inv_n=int(pack_scale(scale_from_float(1 / 64))),
+            eps=int(pack_scale(scale_from_float(1e-5))),
+            scale_a=int(pack_scale(scale_from_float(unit))),
+        ),
+        END,
+    )
+    x = interpreter.residual[:2] * unit
+    y = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + 1e-5) * gamma / 2**13
+    scale = scale_to_float(Scale(interpreter.scale.m[:2], interpreter.scale.e[:2]))
+    np.testing.assert_allclose(np.abs(y).max(axis=1) / 127, scale, rtol=3e-4)
+    actual = interpreter.activations[:2, :64] * scale[:, None]
+    assert np.abs(actual - y).max() < 0.51 * scale.max()
+
+
+def test_a_gate_accumulator_beyond_its_width_is_an_error(interpreter: Interpreter) -> None:
+    interpreter.acc[0, 1, 3] = 1 << (CONFIG.gate_width - 1)
+    gate = make(Opcode.NORMQ, source=NormSource.GATE, n_words=1, scale_a=ONE, scale_b=ONE)
+    with pytest.raises(ProgramError, match=r"^gate accumulators must fit signed\(20\)$"):
+        run(interpreter, gate, END)
+
+
+def test_saturation_is_reported_of_the_last_run_alone(interpreter: Interpreter) -> None:
+    interpreter.scale.m[:], interpreter.scale.e[:] = 1 << 15, -15
+    interpreter.residual[0, 0] = (1 << 31) - 10
+    interpreter.acc[0, 0, 0] = 9
+    add = make(Opcode.RESADD, scale_w=ONE, n_words=2)
+    run(interpreter, add, END)
+    assert interpreter.residual[0, 0] == (1 << 31) - 1
+    assert not interpreter.saturated  # reached, not passed
+    run(interpreter, add, END)
+    assert interpreter.residual[0, 0] == (1 << 31) - 1
+    assert interpreter.saturated
+    interpreter.acc[0, 0, 0] = -1
+    run(interpreter, add, END)
+    assert interpreter.residual[0, 0] == (1 << 31) - 2
+    assert not interpreter.saturated
+
+
+def test_logits_and_their_largest(interpreter: Interpreter) -> None:
+    """Chunks are compared as they come; of equal logits the lowest row wins."""
+    rng = np.random.default_rng(1)
+    interpreter.params[:4] = rng.integers(1, 1 << 15, (4, 8))
+    acc = rng.integers(-(1 << 20), 1 << 20, (2, 32))
+    interpreter.acc[:2, 4:8] = acc.reshape(2, 4, 8)
+    chunk = make(Opcode.LOGITS, FLAG_LOGITS, n_words=2, acc_base=4)
+    first = replace(chunk, flags=FLAG_LOGITS | FLAG_FIRST)
+    second = replace(
+        chunk, args=dict(chunk.args) | {"row_first": 16, "param_word": 2, "acc_base": 6}
+    )
+    run(interpreter, first, second, END)
+    x = acc * interpreter.params[:4].reshape(-1)
+    expected = np.floor(x / 2.0**LOGIT_SHIFT + 0.5)
+    for m in range(2):
+        data = interpreter.memory.read(LOGITS + 256 * m, 128).view("<i4")
+        np.testing.assert_array_equal(data, expected[m])
+    np.testing.assert_array_equal(interpreter.argmax[:2], expected.argmax(axis=1))
+
+    interpreter.acc[:2, 4:8] = 0
+    run(interpreter, first, second, END)
+    np.testing.assert_array_equal(interpreter.argmax[:2], [0, 0])
+
+
+def test_logits_of_no_token_touch_nothing(interpreter: Interpreter) -> None:
+    interpreter.registers["LOGITS_FROM"] = 2
+    run(interpreter, make(Opcode.LOGITS, FLAG_LOGITS | FLAG_FIRST, n_words=2), END)
+    with pytest.raises(MemoryFault):
+        interpreter.memory.read(LOGITS, 1)
+
+
+# -- attention unit
+
+
+def test_keys_and_values_are_stored_where_they_are_read(interpreter: Interpreter) -> None:
+    interpreter.scale.m[:], interpreter.scale.e[:] = 1 << 15, -15
+    interpreter.memory.write(WEIGHTS, np.full(8 * 32, 1 << 13, "<i2").tobytes())
+    interpreter.acc[:] = np.random.default_rng(1).integers(-1000, 1000, interpreter.acc.shape)
+    load = make(Opcode.LDROPE)
+    rope = make(Opcode.ROPEQ, kv_offset=32, scale_q=ONE, scale_k=ONE, scale_v=ONE)
+    attend = make(Opcode.ATTEND, kv_offset=32, frac=8)
+    run(interpreter, load, rope, END)
+    base = KV + 32
+    for offset in (0, CONFIG.kv_v_offset):
+        interpreter.memory.read(base + offset, 2 * CONFIG.head_dim)
+    interpreter.memory.read(base + CONFIG.kv_s_offset, 2 * CONFIG.kv_scale_bytes)
+    # a value head takes rows 96..127, its pairs of blocks lo, hi
+    rows = interpreter.acc[0, 12:16].reshape(2, 2, 8)
+    value = rows.transpose(1, 0, 2).reshape(-1)
+    stored = interpreter.memory.read(base + CONFIG.kv_v_offset, 32).view(np.int8)
+    np.testing.assert_array_equal(stored, np.round(value * 127 / np.abs(value).max()))
+    # the first token sees nothing but itself
+    run(interpreter, load, rope, attend, END)
+    np.testing.assert_allclose(interpreter.attention[0, :32] / 256, value, atol=4.5)
+
+
+def test_attention_to_positions_never_written_is_a_fault(interpreter: Interpreter) -> None:
+    interpreter.registers["POSITION"] = 1
+    with pytest.raises(MemoryFault, match=rf"^read of byte {KV + CONFIG.kv_s_offset:#x}, which"):
+        run(interpreter, make(Opcode.ATTEND), END)

@@ -1,0 +1,119 @@
+"""Configurations: what is refused, derived sizes, fingerprints."""
+
+import hashlib
+import json
+from dataclasses import fields, replace
+
+import pytest
+
+from lutra.sim.golden.core.config import CONFIGS, NANO, NANO_WIDE, RTL_VERSION, AcceleratorConfig
+
+NUMBERS = [f.name for f in fields(AcceleratorConfig) if f.name not in ("name", "engine")]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_positive_integers(name: str) -> None:
+    for value in (0, -8):
+        with pytest.raises(ValueError, match=f"^{name} must be positive, not {value}$"):
+            replace(NANO, **{name: value})
+    for value in (8.0, "8", None):
+        with pytest.raises(TypeError, match=f"^{name} must be an integer, not {value!r}$"):
+            replace(NANO, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_axi_width": 1000}, "weight_axi_width must be a power of two, not 1000"),
+        ({"data_axi_width": 511}, "data_axi_width must be a power of two, not 511"),
+        ({"max_context": 300}, "max_context must be a power of two, not 300"),
+        ({"param_words": 500}, "param_words must be a power of two, not 500"),
+        ({"engine": "lut"}, "engine must be 'ternary', not 'lut'"),
+        ({"lanes": 16}, "lanes must be 8, not 16"),
+        ({"m_tile": 65}, "m_tile must be at most 64, the tokens that registers hold, not 65"),
+        ({"hidden_max": 260}, "hidden_max must be a multiple of 8 lanes, not 260"),
+        ({"n_heads": 5}, "n_heads must be a multiple of n_kv_heads, not 5 of 2"),
+        (
+            {"n_tables": 32},
+            "weight_axi_width must hold a weight word of 1280 bits, not 1024",
+        ),
+        ({"head_dim": 128}, r"head_dim must be 64 \(one beat of the data port\), not 128"),
+        ({"n_heads": 16, "n_kv_heads": 16}, "n_kv_heads must fit one scale record, not 16"),
+        ({"row_blocks_max": 191}, r"acc_blocks must be even \(they are read in pairs\), not 191"),
+        ({"weight_buffer_words": 500}, "weight_buffer_words must be a power of two, not 500"),
+        ({"gate_width": 22}, "gate_width must be at most 21, not 22"),
+    ],
+)
+def test_illegal_values_are_refused(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        replace(NANO, **changes)
+
+
+def test_sizes_of_nano() -> None:
+    assert NANO.weight_word_bytes == 128
+    assert NANO.data_bytes == 64
+    assert NANO.matmul.k_tile == 72
+    assert NANO.matmul.word_bits == 960
+    assert NANO.matmul.macs_per_cycle == 576
+    assert NANO.kv_head_bytes == 256 * 64
+    assert NANO.kv_v_offset == 2 * 256 * 64
+    assert NANO.kv_s_offset == 4 * 256 * 64
+    assert NANO.kv_scale_bytes == 16
+    assert NANO.kv_layer_bytes == 4 * 256 * 64 + 256 * 16
+
+
+@pytest.mark.parametrize(("n_kv_heads", "n_bytes"), [(1, 8), (2, 16), (3, 32), (5, 64), (8, 64)])
+def test_scale_records_are_powers_of_two(n_kv_heads: int, n_bytes: int) -> None:
+    config = replace(NANO, n_heads=n_kv_heads, n_kv_heads=n_kv_heads)
+    assert config.kv_scale_bytes == n_bytes >= 8 * n_kv_heads
+
+
+def test_parts_take_their_sizes_from_the_configuration() -> None:
+    config = replace(
+        NANO, name="x", m_tile=3, n_tables=16, act_tiles=7, row_blocks_max=20, acc_width=28
+    )
+    assert (config.matmul.m_tile, config.matmul.n_tables) == (3, 16)
+    assert (config.matmul.act_tiles, config.matmul.acc_blocks) == (7, 20)
+    assert config.matmul.acc_width == 28
+    assert (config.attention.m_tile, config.attention.max_context) == (3, 256)
+    assert config.norm.gate_width == NANO.gate_width
+
+
+def test_fingerprint_is_of_everything_but_name_and_clock() -> None:
+    assert replace(NANO, name="other", clock_hz=1).fingerprint == NANO.fingerprint
+    others = [
+        replace(NANO, **change)
+        for change in (
+            {"n_tables": 16},
+            {"m_tile": 4},
+            {"acc_width": 25},
+            {"gate_width": 19},
+            {"row_blocks_max": 194},
+            {"act_tiles": 12},
+            {"weight_buffer_words": 1024},
+            {"hidden_max": 512},
+            {"param_words": 1024},
+            {"n_heads": 8},
+            {"n_kv_heads": 4},
+            {"max_context": 512},
+            {"weight_axi_width": 2048},
+            {"max_outstanding": 4},
+            {"burst_bytes": 512},
+        )
+    ]
+    prints = {config.fingerprint for config in (NANO, NANO_WIDE, *others)}
+    assert len(prints) == len(others) + 2
+    assert max(prints) < 1 << 64
+
+
+def test_fingerprint_can_be_computed_by_hand() -> None:
+    content = {f.name: getattr(NANO, f.name) for f in fields(NANO)} | {"rtl": RTL_VERSION}
+    del content["name"], content["clock_hz"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+    assert NANO.fingerprint == int.from_bytes(digest[:8], "little")
+
+
+def test_named_configurations() -> None:
+    assert CONFIGS["nano"] is NANO
+    assert all(name == config.name for name, config in CONFIGS.items())
+    assert replace(NANO_WIDE, name="nano", m_tile=NANO.m_tile) == NANO

@@ -1,0 +1,84 @@
+"""Rotary embedding and its quantisation against float64."""
+
+import numpy as np
+import pytest
+
+from lutra.sim.golden.arith.scale import Scale, scale_from_float, scale_to_float
+from lutra.sim.golden.vector.rope import ROPE_FRAC, rope_quantize, rope_rotate, rope_table
+
+
+def rotate_complex(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
+    """Half-rotation order as complex numbers: dimension i and i + half turn by one angle."""
+    half = x.shape[-1] // 2
+    frequencies = 1.0 / theta ** (np.arange(half) / half)
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * np.outer(positions, frequencies))
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+@pytest.mark.parametrize(("head_dim", "theta"), [(64, 10000.0), (16, 500000.0), (128, 1e6)])
+def test_table(head_dim: int, theta: float) -> None:
+    table = rope_table(300, head_dim, theta)
+    ones = np.concatenate([np.ones((300, head_dim // 2)), np.zeros((300, head_dim // 2))], axis=-1)
+    expected = rotate_complex(ones, np.arange(300), theta)
+    assert np.abs(table / (1 << ROPE_FRAC) - expected).max() <= 0.5001 / (1 << ROPE_FRAC)
+    assert np.abs(table).max() == 1 << ROPE_FRAC
+
+
+def test_rotate() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.integers(-(1 << 23), 1 << 23, (50, 64))
+    y = rope_rotate(x, rope_table(50, 64, 10000.0)) / (1 << ROPE_FRAC)
+    expected = rotate_complex(x.astype(np.float64), np.arange(50), 10000.0)
+    # half a last place of the table per product
+    assert np.abs(y - expected).max() <= 2**24 * 2**-15
+    assert (y[0] == x[0]).all()
+
+
+def test_rotate_is_exact_at_the_ends_of_the_range() -> None:
+    x = np.array([[-(1 << 23)] * 4, [(1 << 23) - 1] * 4])
+    table = np.array([[-(1 << 15)] * 4, [(1 << 15) - 1] * 4])
+    for row, turn, y in zip(
+        x.tolist(), table.tolist(), rope_rotate(x, table).tolist(), strict=True
+    ):
+        (low, _, high, _), (cos, _, sin, _) = row, turn
+        assert y == 2 * [low * cos - high * sin] + 2 * [high * cos + low * sin]
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("bits", [4, 14, 23])
+def test_quantize(rotated: bool, bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    positions, heads, d = np.arange(20), 3, 32
+    x = rng.integers(-(1 << bits), 1 << bits, (20, heads, d))
+    s = Scale(rng.integers(1 << 15, 1 << 16, 20), rng.integers(-30, -20, 20))
+    w_scale = scale_from_float(0.0123)
+    table = rope_table(20, d, 10000.0) if rotated else None
+    q, scale = rope_quantize(x, s, w_scale, table)
+
+    unit = (scale_to_float(s) * 0.0123)[:, None, None]
+    exact = np.stack(
+        [rotate_complex(x[:, h].astype(np.float64), positions, 10000.0) for h in range(heads)],
+        axis=1,
+    )
+    expected = unit * (exact if rotated else x)
+    step = np.abs(expected).max(axis=-1, keepdims=True) / 127
+    assert np.abs(q).max() == 127
+    # half a step for rounding; factor, scale and table are off by parts in 10000
+    assert (np.abs(q * scale_to_float(scale)[..., None] - expected) <= step * 0.52).all()
+
+
+def test_zero_head() -> None:
+    q, scale = rope_quantize(
+        np.zeros((1, 2, 16), np.int64),
+        Scale(np.array([40000]), np.array([-20])),
+        scale_from_float(1.0),
+        rope_table(1, 16, 10000.0),
+    )
+    assert not q.any() and not scale.m.any() and not scale.e.any()
+
+
+def test_zero_scale() -> None:
+    x = np.arange(16).reshape(1, 1, 16)
+    q, scale = rope_quantize(x, Scale(np.array([0]), np.array([0])), scale_from_float(1.0), None)
+    assert q[0, 0, -1] == 127
+    assert scale.m[0, 0] == scale.e[0, 0] == 0

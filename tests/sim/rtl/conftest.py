@@ -1,0 +1,37 @@
+"""Devices that simulate the stand-in."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.rtl import build
+from lutra.sim.rtl.device import RtlDevice
+
+MEMORY_BYTES = 1 << 16
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> AcceleratorConfig:
+    """Configuration whose accelerator is the stand-in, for the time of the test."""
+    module = pytest.importorskip("lutra.sim.bench.rtl.stand_in")
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    monkeypatch.setattr(build, "_generate", module.generate)
+    monkeypatch.setattr(build, "_hardware_sources", lambda: source)
+    return module.CONFIG
+
+
+@pytest.fixture
+def open_device(
+    stand_in: AcceleratorConfig, request: pytest.FixtureRequest
+) -> Callable[..., RtlDevice]:
+    """Makes devices with the stand-in that are closed after the test."""
+
+    def make(*arguments: Any, config: AcceleratorConfig = stand_in, **options: Any) -> RtlDevice:
+        device = RtlDevice(config, MEMORY_BYTES, *arguments, **options)
+        request.addfinalizer(device.close)
+        return device
+
+    return make

@@ -1,0 +1,110 @@
+"""The tree keeps its promises: mirrored paths, one-way imports, nothing of one machine."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/lutra") if path.is_dir())
+PORTIONS = [path for folder in FOLDERS for path in (ROOT / folder / "lutra").iterdir()]
+MODULES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+# topics that compute, so that every block in them has a golden model
+ARITHMETIC = {"arith", "attention", "matmul", "vector"}
+# blocks that only put others together; their model is the interpreter
+COMPOSITIONS = {Path("vector/unit")}
+MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.-])/(work|root|home/\w+|Users/\w+)/")
+
+
+def _syntax(module: Path) -> ast.Module:
+    return ast.parse(module.read_text(encoding="utf-8"))
+
+
+def _is_block(module: Path) -> bool:
+    """Whether ``module`` makes hardware: some class of it can be elaborated."""
+    return any(
+        isinstance(statement, ast.FunctionDef) and statement.name == "elaborate"
+        for cls in _syntax(module).body
+        if isinstance(cls, ast.ClassDef)
+        for statement in cls.body
+    )
+
+
+HARDWARE = ROOT / "hw/lutra/hw"
+BLOCKS = [
+    path.relative_to(HARDWARE).with_suffix("")
+    for path in MODULES
+    if path.is_relative_to(HARDWARE) and _is_block(path)
+]
+
+COMPUTING = [b for b in BLOCKS if b.parts[0] in ARITHMETIC and b not in COMPOSITIONS]
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _tracked() -> list[Path]:
+    """Files that are in the repository, or will be with the next commit."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_every_block_has_its_test(block: Path) -> None:
+    assert (ROOT / "tests/hw" / block.parent / f"test_{block.name}.py").exists()
+
+
+@pytest.mark.parametrize("block", COMPUTING, ids=str)
+def test_every_arithmetic_block_has_its_golden_model(block: Path) -> None:
+    assert (ROOT / "sim/lutra/sim/golden" / block).with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_lutra_is_a_namespace_package(folder: str) -> None:
+    assert not (ROOT / folder / "lutra" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("portion", PORTIONS, ids=_name)
+def test_every_portion_is_a_typed_package(portion: Path) -> None:
+    assert (portion / "py.typed").exists()
+    folders = {path.parent for path in portion.rglob("*.py")}
+    assert [path for path in sorted(folders) if not (path / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=_name)
+def test_every_module_has_all(module: Path) -> None:
+    statements = _syntax(module).body
+    names = {
+        target.id
+        for statement in statements
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        for target in getattr(statement, "targets", [getattr(statement, "target", None)])
+        if isinstance(target, ast.Name)
+    }
+    only_docstring = all(isinstance(statement, ast.Expr) for statement in statements)
+    assert "__all__" in names or only_docstring or module.name == "__main__.py"
+
+
+def test_no_file_holds_a_path_of_one_machine() -> None:
+    found = [
+        f"{_name(path)}:{number}: {line.strip()[:100]}"
+        for path in _tracked()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert found == []
+
+
+def test_imports_go_one_way() -> None:
+    pytest.importorskip("importlinter")
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
+    done = subprocess.run([*command, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

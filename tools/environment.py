@@ -1,0 +1,227 @@
+"""Create ``.venv`` with Lutra and the named extras; do nothing where that stands already.
+
+Standard library only: it runs before anything is installed. What was installed, and from which
+pyproject.toml, is written down last, so that an interrupted installation is taken up again.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+__all__ = ["main"]
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "lutra-environment.json"
+LOG = VENV / "install.log"
+LOG_LINES = 15
+
+# packages that come with each extra, roughly: for the estimate alone
+N_PACKAGES = {"": 28, "sim": 24, "dev": 20}
+
+
+def main(extras: list[str]) -> int:
+    """Bring ``.venv`` up to date; returns the exit status."""
+    try:
+        ensure(set(extras))
+    except EnvironmentFailure as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: .venv cannot be written: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+class EnvironmentFailure(Exception):
+    """Why there is no environment, and what to do about it."""
+
+
+def ensure(extras: set[str]) -> None:
+    """Install the project with ``extras`` unless that is what stands."""
+    installed = read_stamp()
+    if installed.get("key") == key() and extras <= set(installed.get("extras", [])):
+        return
+    check_tools()
+    # scripts in .venv name its path, so one that was moved is made anew
+    if installed.get("root") != str(ROOT) or not has_pip():
+        create_venv()
+        write_stamp({"root": str(ROOT)})
+    # what an earlier command installed stays
+    extras |= set(installed.get("extras", []))
+    install(sorted(extras))
+    write_stamp({"root": str(ROOT), "key": key(), "extras": sorted(extras)})
+
+
+def key() -> str:
+    """What the environment depends on: the project's metadata, its place and the interpreter."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return hashlib.sha256(f"{ROOT}\n{sys.version}\n{text}".encode()).hexdigest()
+
+
+def read_stamp() -> dict[str, Any]:
+    """What :func:`write_stamp` wrote last; empty when there is nothing."""
+    try:
+        return json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_stamp(stamp: dict[str, Any]) -> None:
+    """Write down what stands, all of it or nothing."""
+    STAMP.with_suffix(".tmp").write_text(json.dumps(stamp))
+    STAMP.with_suffix(".tmp").replace(STAMP)
+
+
+def check_tools() -> None:
+    """Fail before minutes of downloading where the build after it would."""
+    sys.path.insert(0, str(ROOT / "sim"))
+    from lutra.sim.rtl.toolchain import ToolchainError, check_tools
+
+    try:
+        check_tools()
+    except ToolchainError as error:
+        raise EnvironmentFailure(error) from error
+
+
+def has_pip() -> bool:
+    """Whether ``.venv`` is whole and of this interpreter's version."""
+    code = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    with contextlib.suppress(OSError):
+        return subprocess.run([python(), "-c", code], capture_output=True).returncode == 0
+    return False
+
+
+def create_venv() -> None:
+    """Make an empty ``.venv``."""
+    with Progress("creating .venv") as progress:
+        shutil.rmtree(VENV, ignore_errors=True)
+        command = [sys.executable, "-m", "venv", str(VENV)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+            raise EnvironmentFailure(
+                f"`python3 -m venv` failed: {last_line(done.stdout + done.stderr)}; on Debian and "
+                f"Ubuntu it needs: apt install {package}"
+            )
+        progress.finish()
+
+
+def install(extras: list[str]) -> None:
+    """``pip install -e .[extras]`` with a progress line in place of pip's output."""
+    command = [python(), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar", "off", "-e", f"{ROOT}[{','.join(extras)}]"]
+    expected = N_PACKAGES[""] + sum(N_PACKAGES.get(extra, 10) for extra in extras)
+    n_before = n_installed()
+    with Progress(f"installing lutra[{','.join(extras)}]") as progress, LOG.open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+        try:
+            while process.poll() is None:
+                text = LOG.read_text(errors="replace")
+                progress.show(*installed_share(text, expected, n_installed() - n_before))
+                time.sleep(0.2)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode == 0:
+            progress.finish()
+            return
+    tail = LOG.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    raise EnvironmentFailure(
+        "\n".join(
+            [
+                f"pip could not install lutra[{','.join(extras)}]; the end of its log, {LOG}:",
+                *(f"  {line}" for line in tail),
+                "Check the network and the free disk space, then run the same command again.",
+            ]
+        )
+    )
+
+
+def n_installed() -> int:
+    """Number of packages in ``.venv``."""
+    return sum(1 for _ in VENV.glob("lib/python*/site-packages/*.dist-info"))
+
+
+def installed_share(log: str, n_expected: int, n_done: int) -> tuple[float, str]:
+    """How far pip has come by its log and what it has unpacked, and what it is doing."""
+    if unpacking := re.search(r"^Installing collected packages: (.+)$", log, re.MULTILINE):
+        names = unpacking[1].split(", ")
+        return 0.6 + 0.4 * min(n_done / len(names), 0.99), f"unpacking {len(names)} packages"
+    seen = re.findall(r"^ *(?:Collecting|Downloading|Using cached) ([\w.-]+)", log, re.MULTILINE)
+    collected = re.findall(r"^Collecting ", log, re.MULTILINE)
+    doing = f"fetching {seen[-1].partition('-')[0]}" if seen else "reading pyproject.toml"
+    return 0.6 * min(len(collected) / n_expected, 0.99), doing
+
+
+class Progress:
+    """One line about one long step: share done, time passed and time left.
+
+    On a terminal the line is rewritten in place; elsewhere a new one appears every 15 seconds.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._start = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._next_line = 0.0
+
+    def __enter__(self) -> Self:
+        self.show(0.0, "")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+    def show(self, share: float, doing: str) -> None:
+        """Say how far it is."""
+        passed = time.monotonic() - self._start
+        left = f", about {clock(passed * (1 - share) / share)} left" if share > 0.1 else ""
+        what = f"{self._title}: {doing}" if doing else self._title
+        text = f"{what}  {share:4.0%}  {clock(passed)}{left}"
+        if self._terminal:
+            bar = "#" * round(20 * share)
+            text = f"[{bar:<20}] {text}"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        elif passed >= self._next_line:
+            self._next_line = passed + 15
+            print(text, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Say that it is done."""
+        passed = clock(time.monotonic() - self._start)
+        start = "\r\033[K" if self._terminal else ""
+        print(f"{start}{self._title}  done in {passed}", file=sys.stderr, flush=True)
+        self._terminal = False
+
+
+def clock(seconds: float) -> str:
+    """``m:ss``."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+def python() -> str:
+    """The environment's interpreter."""
+    return str(VENV / "bin" / "python")
+
+
+def last_line(text: str) -> str:
+    """The last line of ``text`` that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
+
+
+if __name__ == "__main__":
+    os.environ.pop("PYTHONPATH", None)
+    sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,7 @@ from lutra.flows.train.export import (
     pack,
     unpack,
 )
+from lutra.flows.train.llama import LlamaForCausalLM, LlamaParams
 from lutra.flows.train.model import BitNetForCausalLM, BitNetParams, ternarize
 
 PARAMS = BitNetParams(
@@ -100,3 +101,18 @@ def test_export_is_deterministic_and_loads(model, tmp_path):
             torch.testing.assert_close(scale_b, scale.bfloat16().float(), rtol=1e-6, atol=0)
         else:
             assert torch.equal(a.bfloat16().float(), b)
+
+
+def test_llama_is_exported_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaParams(**vars(PARAMS))).eval()
+    export_checkpoint(model, tmp_path, bos=0, eos=1)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["hidden_act"] == "silu"
+    assert "quantization_config" not in config
+    loaded = load_checkpoint(tmp_path)
+    assert isinstance(loaded, LlamaForCausalLM)
+    assert loaded.params == model.params
+    for (name, a), b in zip(model.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(a.bfloat16().float(), b), name

@@ -11,13 +11,15 @@ from tokenizers import Tokenizer
 
 from lutra.flows.train.export import load_checkpoint
 from lutra.flows.train.tokenizer import BOS, EOS
-from lutra.flows.train.train import TALES
+from lutra.flows.train.train import MODELS
 
-TALES_DIR = Path(__file__).resolve().parents[3] / "host/lutra/host/models/data/tales"
+DATA = Path(__file__).resolve().parents[3] / "host/lutra/host/models/data"
+
+pytestmark = pytest.mark.parametrize("name", MODELS)
 
 
-def test_the_folder_is_complete_and_small():
-    files = {path.name: path.stat().st_size for path in TALES_DIR.iterdir()}
+def test_the_folder_is_complete_and_small(name):
+    files = {path.name: path.stat().st_size for path in (DATA / name).iterdir()}
     assert files.keys() == {
         "README.md",
         "config.json",
@@ -26,13 +28,13 @@ def test_the_folder_is_complete_and_small():
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert sum(files.values()) < 4_000_000
+    assert sum(files.values()) < {"tales": 4_000_000, "tales-llama": 5_000_000}[name]
 
 
-def test_the_model_is_the_recipes_and_knows_how_tales_begin():
-    model = load_checkpoint(TALES_DIR)
-    tokenizer = Tokenizer.from_file(str(TALES_DIR / "tokenizer.json"))
-    assert model.params == TALES.model
+def test_the_model_is_the_recipes_and_knows_how_tales_begin(name):
+    model = load_checkpoint(DATA / name)
+    tokenizer = Tokenizer.from_file(str(DATA / name / "tokenizer.json"))
+    assert model.params == MODELS[name].model
     assert tokenizer.get_vocab_size() == model.params.vocab_size
 
     tokens = tokenizer.encode("Once upon a").ids
@@ -41,7 +43,7 @@ def test_the_model_is_the_recipes_and_knows_how_tales_begin():
     assert tokenizer.decode([best]) == " time"
 
 
-def test_the_card_names_what_it_must():
-    card = (TALES_DIR / "README.md").read_text(encoding="utf-8")
+def test_the_card_names_what_it_must(name):
+    card = (DATA / name / "README.md").read_text(encoding="utf-8")
     for words in ("apache-2.0", "perplexity", "measured", "Gutenberg", "GITenberg", BOS, EOS):
         assert words in card

@@ -15,7 +15,7 @@ from lutra.flows.train.evaluate import perplexity, sample, text_windows
 from lutra.flows.train.export import export_checkpoint, load_checkpoint
 from lutra.flows.train.text import drop_apparatus, encode_stories, epoch_windows, split_stories
 from lutra.flows.train.tokenizer import BOS_ID, EOS_ID, save_tokenizer, train_tokenizer
-from lutra.flows.train.train import TALES, train
+from lutra.flows.train.train import MODELS, TALES, train
 
 __all__ = ["main"]
 
@@ -26,11 +26,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lutra.flows.train", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder: train.txt, valid.txt")
     parser.add_argument("--out", type=Path, required=True, help="folder for the packed checkpoint")
+    parser.add_argument("--model", choices=tuple(MODELS), default="tales", help="what to train")
     parser.add_argument("--run", type=Path, help="folder for checkpoints; resumes from it")
-    parser.add_argument("--steps", type=int, default=TALES.n_steps)
+    parser.add_argument("--steps", type=int, help="steps, if not the recipe's own")
     parser.add_argument("--batch-size", type=int, default=TALES.batch_size)
     parser.add_argument("--seed", type=int, default=TALES.seed)
-    parser.add_argument("--card", action="store_true", help="write the tales model's README.md")
+    parser.add_argument("--card", action="store_true", help="write the model's card, README.md")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-bfloat16", action="store_true", help="multiply in float32")
     parser.add_argument("--compile", action="store_true", help="use torch.compile (needs C++)")
@@ -46,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         # Compiled code otherwise adds up the embedding's gradient in whatever order threads run.
         torch.use_deterministic_algorithms(True)
     params = replace(
-        TALES,
-        n_steps=args.steps,
+        MODELS[args.model],
+        n_steps=args.steps or MODELS[args.model].n_steps,
         batch_size=args.batch_size,
         seed=args.seed,
         bfloat16=not args.no_bfloat16,

@@ -1,4 +1,4 @@
-"""The model card of the tales model: facts from the parameters, figures from the measurement."""
+"""The model cards of the shipped models: facts from parameters, figures from measurement."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from textwrap import fill
 import torch
 
 from lutra.flows.train.evaluate import Perplexity
+from lutra.flows.train.llama import LlamaParams
 from lutra.flows.train.train import TrainParams
 
 __all__ = ["model_card"]
@@ -33,20 +34,16 @@ _CARD = """\
 license: apache-2.0
 language: en
 pipeline_tag: text-generation
-tags: [bitnet, ternary, 1.58-bit]
+tags: [{tags}]
 ---
 
-# Tales
+# {title}
 
-A BitNet b1.58 language model of {millions:.1f} million parameters that tells fairy tales. It is
-small enough to run on a simulated accelerator and is laid out exactly as
-microsoft/bitnet-b1.58-2B-4T, so whatever loads that checkpoint (Lutra, Hugging Face transformers)
-loads this one.
+{what}
 
 {sizes}
 
-Linear layers are ternary with one scale each, packed four to a byte; activations are int8 per
-token; embedding (tied to the head) and norms are bfloat16.
+{layout}
 
 ## Quality
 
@@ -85,8 +82,7 @@ and is not endorsed by it.
 
 ## Training
 
-Quantisation-aware from the first step: weights are made ternary by the mean of their absolute
-values and activations rounded to int8 in every forward pass; gradients pass straight through.
+{training}
 
 | what | value |
 |---|---|
@@ -98,11 +94,9 @@ values and activations rounded to int8 in every forward pass; gradients pass str
 | arithmetic | {precision} matmuls, torch {torch} on the CPU, `torch.compile` |
 | wall time (measured) | {minutes:.0f} minutes, {threads} threads of a shared machine |
 
-    python -m lutra.flows.train --data DIR --out DIR --run DIR --compile --card
+    python -m lutra.flows.train --model {name} --data DIR --out DIR --run DIR --compile --card
 
-A new run gives a model of the same quality, not these bytes: the shipped run was resumed once and
-added up the embedding's gradient in no fixed order, which the recipe now forbids; and another
-processor, compiler or number of threads rounds sums differently.
+{again}
 
 ## Licence
 
@@ -110,11 +104,48 @@ Weights and tokenizer: Apache-2.0.
 """
 
 
+_TEXTS = {
+    "tales": {
+        "title": "Tales",
+        "tags": "bitnet, ternary, 1.58-bit",
+        "what": """\
+A BitNet b1.58 language model of {millions:.1f} million parameters that tells fairy tales. It is
+small enough to run on a simulated accelerator and is laid out exactly as
+microsoft/bitnet-b1.58-2B-4T, so whatever loads that checkpoint (Lutra, Hugging Face transformers)
+loads this one.""",
+        "layout": """\
+Linear layers are ternary with one scale each, packed four to a byte; activations are int8 per
+token; embedding (tied to the head) and norms are bfloat16.""",
+        "training": """\
+Quantisation-aware from the first step: weights are made ternary by the mean of their absolute
+values and activations rounded to int8 in every forward pass; gradients pass straight through.""",
+        "again": """\
+A new run gives a model of the same quality, not these bytes: the shipped run was resumed once and
+added up the embedding's gradient in no fixed order, which the recipe now forbids; and another
+processor, compiler or number of threads rounds sums differently.""",
+    },
+    "tales-llama": {
+        "title": "Tales, Llama architecture",
+        "tags": "llama",
+        "what": """\
+A Llama language model of {millions:.1f} million parameters that tells fairy tales. It is small
+enough to run on a simulated accelerator, and in floating point: what quantises it (Lutra, at 1 to 8
+bits) has the whole weights to start from. Whatever loads a ``LlamaForCausalLM`` loads this one.""",
+        "layout": "All weights are bfloat16; the head is the embedding.",
+        "training": "In floating point, by the recipe of the tales model.",
+        "again": """\
+The same machine, torch and number of threads give these weights again; another processor, compiler
+or number of threads rounds sums differently.""",
+    },
+}
+
+
 def _n_parameters(params: TrainParams) -> int:
     p = params.model
     q, kv = p.num_attention_heads * p.head_dim, p.num_key_value_heads * p.head_dim
     attention = p.hidden_size * (2 * q + 2 * kv)
-    norms = 2 * p.hidden_size + q + p.intermediate_size
+    sub_norms = 0 if isinstance(p, LlamaParams) else q + p.intermediate_size
+    norms = 2 * p.hidden_size + sub_norms
     layer = attention + 3 * p.hidden_size * p.intermediate_size + norms
     return p.vocab_size * p.hidden_size + p.num_hidden_layers * layer + p.hidden_size
 
@@ -138,7 +169,10 @@ def _sizes(params: TrainParams) -> str:
 def model_card(
     params: TrainParams, measured: Perplexity, sample: str, *, seconds: float, threads: int
 ) -> str:
-    """Render ``README.md`` of the tales model."""
+    """Render ``README.md`` of a shipped model."""
+    name = "tales-llama" if isinstance(params.model, LlamaParams) else "tales"
+    millions = _n_parameters(params) / 1e6
+    texts = {key: text.format(millions=millions) for key, text in _TEXTS[name].items()}
     paragraphs = [
         fill(p, 96, initial_indent="> ", subsequent_indent="> ") for p in sample.split("\n")
     ]
@@ -152,7 +186,7 @@ def model_card(
         decay=params.weight_decay,
         dropout=params.dropout,
         lr=params.peak_learning_rate,
-        millions=_n_parameters(params) / 1e6,
+        name=name,
         minutes=seconds / 60,
         ppl=measured.perplexity,
         precision="bfloat16" if params.bfloat16 else "float32",
@@ -168,4 +202,5 @@ def model_card(
         torch=torch.__version__.split("+")[0],
         total=params.n_steps * params.tokens_per_step / 1e6,
         warmup=params.warmup_steps,
+        **texts,
     )

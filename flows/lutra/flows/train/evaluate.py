@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from lutra.flows.train.export import load_checkpoint
-from lutra.flows.train.model import BitNetForCausalLM
+from lutra.flows.train.llama import CausalLM
 from lutra.flows.train.tokenizer import BOS_ID, EOS_ID
 
 __all__ = ["Perplexity", "cross_entropy", "main", "perplexity", "sample", "text_windows"]
@@ -48,7 +48,7 @@ def text_windows(
 
 
 def cross_entropy(
-    model: BitNetForCausalLM, windows: NDArray[np.int64], *, batch_size: int = 16
+    model: CausalLM, windows: NDArray[np.int64], *, batch_size: int = 16
 ) -> NDArray[np.float64]:
     """Negative log-likelihood of every token after the first of each window, flattened."""
     training = model.training
@@ -63,7 +63,7 @@ def cross_entropy(
     return np.concatenate(losses)
 
 
-def perplexity(model: BitNetForCausalLM, tokenizer: Tokenizer, text: str) -> Perplexity:
+def perplexity(model: CausalLM, tokenizer: Tokenizer, text: str) -> Perplexity:
     """Perplexity over the whole text, in non-overlapping windows of the model's context."""
     tokens = np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
     window = model.params.max_position_embeddings
@@ -81,7 +81,7 @@ def perplexity(model: BitNetForCausalLM, tokenizer: Tokenizer, text: str) -> Per
 
 
 def sample(
-    model: BitNetForCausalLM,
+    model: CausalLM,
     tokenizer: Tokenizer,
     prompt: str,
     *,

@@ -1,4 +1,7 @@
-"""Packed checkpoint in the layout of microsoft/bitnet-b1.58-2B-4T, and back."""
+"""Checkpoints in Hugging Face's layout, and back.
+
+BitNet is packed as microsoft/bitnet-b1.58-2B-4T, Llama is bfloat16 as any ``LlamaForCausalLM``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lutra.flows.train.llama import CausalLM, LlamaForCausalLM, LlamaParams
 from lutra.flows.train.model import BitNetForCausalLM, BitNetParams, ternarize
 
 __all__ = ["checkpoint_tensors", "export_checkpoint", "load_checkpoint", "pack", "unpack"]
@@ -31,11 +35,11 @@ def unpack(packed: Tensor) -> Tensor:
     return torch.cat([(packed >> shift & 3).float() - 1 for shift in (0, 2, 4, 6)])
 
 
-def checkpoint_tensors(model: BitNetForCausalLM) -> dict[str, Tensor]:
+def checkpoint_tensors(model: CausalLM) -> dict[str, Tensor]:
     """The tensors of ``model.safetensors``, by name; the head is tied to the embedding."""
     out: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if name.endswith("_proj.weight"):
+        if name.endswith("_proj.weight") and isinstance(model, BitNetForCausalLM):
             ternary, scale = ternarize(tensor)
             out[name] = pack(ternary)
             out[f"{name}_scale"] = scale.reshape(1).bfloat16()
@@ -48,26 +52,39 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def export_checkpoint(model: BitNetForCausalLM, folder: Path, *, bos: int, eos: int) -> None:
+_BITNET_CONFIG = {
+    "architectures": ["BitNetForCausalLM"],
+    "hidden_act": "relu2",
+    "model_type": "bitnet",
+    "quantization_config": {
+        "linear_class": "autobitlinear",
+        "quant_method": "bitnet",
+        "quantization_mode": "offline",
+    },
+}
+_LLAMA_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "model_type": "llama",
+    "pretraining_tp": 1,
+    "rope_scaling": None,
+}
+
+
+def export_checkpoint(model: CausalLM, folder: Path, *, bos: int, eos: int) -> None:
     """Write ``model.safetensors``, ``config.json`` and ``generation_config.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = save(checkpoint_tensors(model), metadata={"format": "pt"})
     (folder / "model.safetensors").write_bytes(tensors)
     config = {
         **vars(model.params),
-        "architectures": ["BitNetForCausalLM"],
+        **(_LLAMA_CONFIG if isinstance(model, LlamaForCausalLM) else _BITNET_CONFIG),
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": bos,
         "eos_token_id": eos,
-        "hidden_act": "relu2",
         "initializer_range": 0.02,
-        "model_type": "bitnet",
-        "quantization_config": {
-            "linear_class": "autobitlinear",
-            "quant_method": "bitnet",
-            "quantization_mode": "offline",
-        },
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16",
         "use_cache": True,
@@ -77,23 +94,27 @@ def export_checkpoint(model: BitNetForCausalLM, folder: Path, *, bos: int, eos: 
     _write_json(folder / "generation_config.json", generation)
 
 
-def load_checkpoint(folder: Path) -> BitNetForCausalLM:
+def load_checkpoint(folder: Path) -> CausalLM:
     """Load an exported checkpoint, to be evaluated in float32.
 
-    The model quantises its weights, so it is given weights that quantise to the stored ones:
+    BitNet quantises its weights, so it is given weights that quantise to the stored ones:
     ternary values over their share of nonzeros have an absmean of one.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    params = BitNetParams(**{name: config[name] for name in BitNetParams.__dataclass_fields__})
     tensors = load_file(folder / "model.safetensors")
+    sizes = {name: config[name] for name in BitNetParams.__dataclass_fields__}
     state: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.endswith("_proj.weight"):
-            ternary = unpack(tensor)
-            scale = tensors[f"{name}_scale"].float()
-            state[name] = ternary * (scale / ternary.abs().mean().clamp_min(1e-5))
-        elif not name.endswith("_proj.weight_scale"):
-            state[name] = tensor.float()
-    model = BitNetForCausalLM(params)
+    if config["architectures"] == _LLAMA_CONFIG["architectures"]:
+        model: CausalLM = LlamaForCausalLM(LlamaParams(**sizes))
+        state = {name: tensor.float() for name, tensor in tensors.items()}
+    else:
+        model = BitNetForCausalLM(BitNetParams(**sizes))
+        for name, tensor in tensors.items():
+            if name.endswith("_proj.weight"):
+                ternary = unpack(tensor)
+                scale = tensors[f"{name}_scale"].float()
+                state[name] = ternary * (scale / ternary.abs().mean().clamp_min(1e-5))
+            elif not name.endswith("_proj.weight_scale"):
+                state[name] = tensor.float()
     model.load_state_dict(state)
     return model.eval()

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BitNetForCausalLM", "BitNetParams", "quantize_activation", "ternarize"]
+__all__ = [
+    "BitNetForCausalLM",
+    "BitNetParams",
+    "RMSNorm",
+    "linear",
+    "quantize_activation",
+    "rope_tables",
+    "rotate",
+    "ternarize",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +98,9 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
-class _RMSNorm(nn.Module):
+class RMSNorm(nn.Module):
+    """``x / rms(x) * weight`` over the last axis, in float32."""
+
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
@@ -99,8 +110,23 @@ class _RMSNorm(nn.Module):
         return _rms_norm(x, self.weight, self.eps)
 
 
-def _linear(n_in: int, n_out: int) -> nn.Linear:
+def linear(n_in: int, n_out: int) -> nn.Linear:
+    """A linear layer without bias."""
     return nn.Linear(n_in, n_out, bias=False)
+
+
+def rope_tables(params: BitNetParams) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``[position, head_dim]`` of the rotary position embedding."""
+    exponents = torch.arange(0, params.head_dim, 2) / params.head_dim
+    positions = torch.arange(params.max_position_embeddings)
+    angles = torch.outer(positions, params.rope_theta**-exponents)
+    return angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate heads ``[..., tokens, head_dim]``, low half against high half."""
+    low, high = x.chunk(2, -1)
+    return x * cos + torch.cat([-high, low], -1) * sin
 
 
 class _Attention(nn.Module):
@@ -109,11 +135,11 @@ class _Attention(nn.Module):
         self.params, self.dtype = params, dtype
         q_size = params.num_attention_heads * params.head_dim
         kv_size = params.num_key_value_heads * params.head_dim
-        self.q_proj = _linear(params.hidden_size, q_size)
-        self.k_proj = _linear(params.hidden_size, kv_size)
-        self.v_proj = _linear(params.hidden_size, kv_size)
-        self.o_proj = _linear(q_size, params.hidden_size)
-        self.attn_sub_norm = _RMSNorm(q_size, params.rms_norm_eps)
+        self.q_proj = linear(params.hidden_size, q_size)
+        self.k_proj = linear(params.hidden_size, kv_size)
+        self.v_proj = linear(params.hidden_size, kv_size)
+        self.o_proj = linear(q_size, params.hidden_size)
+        self.attn_sub_norm = RMSNorm(q_size, params.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         p = self.params
@@ -123,8 +149,7 @@ class _Attention(nn.Module):
         heads = qkv.view(batch, n_tokens, -1, p.head_dim).transpose(1, 2)
         n_q, n_kv = p.num_attention_heads, p.num_key_value_heads
         qk, v = heads.split([n_q + n_kv, n_kv], dim=1)
-        low, high = qk.chunk(2, -1)
-        qk = (qk * cos + torch.cat([-high, low], -1) * sin).to(self.dtype)
+        qk = rotate(qk, cos, sin).to(self.dtype)
         q, k = qk.split([n_q, n_kv], dim=1)
         k, v = (t.repeat_interleave(n_q // n_kv, 1) for t in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -136,10 +161,10 @@ class _MLP(nn.Module):
     def __init__(self, params: BitNetParams, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.gate_proj = _linear(params.hidden_size, params.intermediate_size)
-        self.up_proj = _linear(params.hidden_size, params.intermediate_size)
-        self.down_proj = _linear(params.intermediate_size, params.hidden_size)
-        self.ffn_sub_norm = _RMSNorm(params.intermediate_size, params.rms_norm_eps)
+        self.gate_proj = linear(params.hidden_size, params.intermediate_size)
+        self.up_proj = linear(params.hidden_size, params.intermediate_size)
+        self.down_proj = linear(params.intermediate_size, params.hidden_size)
+        self.ffn_sub_norm = RMSNorm(params.intermediate_size, params.rms_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = _BitLinear.apply(x, self.dtype, self.gate_proj.weight, self.up_proj.weight)
@@ -153,8 +178,8 @@ class _DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = _Attention(params, dtype)
         self.mlp = _MLP(params, dtype)
-        self.input_layernorm = _RMSNorm(params.hidden_size, params.rms_norm_eps)
-        self.post_attention_layernorm = _RMSNorm(params.hidden_size, params.rms_norm_eps)
+        self.input_layernorm = RMSNorm(params.hidden_size, params.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(params.hidden_size, params.rms_norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -168,7 +193,7 @@ class _Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(params.vocab_size, params.hidden_size)
         n_layers = params.num_hidden_layers
         self.layers = nn.ModuleList(_DecoderLayer(params, dtype, dropout) for _ in range(n_layers))
-        self.norm = _RMSNorm(params.hidden_size, params.rms_norm_eps)
+        self.norm = RMSNorm(params.hidden_size, params.rms_norm_eps)
 
 
 class BitNetForCausalLM(nn.Module):
@@ -194,11 +219,9 @@ class BitNetForCausalLM(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, 0.0, 0.02)
-        exponents = torch.arange(0, params.head_dim, 2) / params.head_dim
-        positions = torch.arange(params.max_position_embeddings)
-        angles = torch.outer(positions, params.rope_theta**-exponents)
-        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)
-        self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
+        cos, sin = rope_tables(params)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         n_tokens = tokens.shape[-1]

@@ -15,9 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lutra.flows.train.evaluate import cross_entropy
+from lutra.flows.train.llama import CausalLM, LlamaForCausalLM, LlamaParams
 from lutra.flows.train.model import BitNetForCausalLM, BitNetParams
 
-__all__ = ["TALES", "TrainParams", "TrainResult", "learning_rate", "train"]
+__all__ = [
+    "MODELS",
+    "TALES",
+    "TALES_LLAMA",
+    "TrainParams",
+    "TrainResult",
+    "build",
+    "learning_rate",
+    "train",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -56,13 +66,15 @@ class TrainParams:
 
 
 TALES = TrainParams()
+TALES_LLAMA = TrainParams(model=LlamaParams(), n_steps=2600)
+MODELS = {"tales": TALES, "tales-llama": TALES_LLAMA}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """The model, the loss of each step of this call, and the seconds spent in all calls."""
 
-    model: BitNetForCausalLM
+    model: CausalLM
     losses: list[float]
     seconds: float
 
@@ -80,7 +92,14 @@ def learning_rate(params: TrainParams, step: int) -> float:
     return params.peak_learning_rate * min(1.0, warmup, slow if step < params.stage_step else fast)
 
 
-def _optimizer(model: BitNetForCausalLM, params: TrainParams) -> torch.optim.AdamW:
+def build(params: BitNetParams, *, dtype: torch.dtype, dropout: float = 0.0) -> CausalLM:
+    """The model of these sizes, with random weights from torch's generator."""
+    if isinstance(params, LlamaParams):
+        return LlamaForCausalLM(params, dtype=dtype, dropout=dropout)
+    return BitNetForCausalLM(params, dtype=dtype, dropout=dropout)
+
+
+def _optimizer(model: CausalLM, params: TrainParams) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups = [
@@ -133,7 +152,7 @@ def train(
     """
     torch.manual_seed(params.seed)
     dtype = torch.bfloat16 if params.bfloat16 else torch.float32
-    model = BitNetForCausalLM(params.model, dtype=dtype, dropout=params.dropout)
+    model = build(params.model, dtype=dtype, dropout=params.dropout)
     optimizer = _optimizer(model, params)
     first = 0
     seconds_before = 0.0
@@ -181,7 +200,7 @@ def train(
 
 def _save(
     path: Path,
-    model: BitNetForCausalLM,
+    model: CausalLM,
     optimizer: torch.optim.Optimizer,
     step: int,
     seconds: float,

@@ -12,6 +12,7 @@ from lutra.sim.golden.control.isa import (
     FIELDS,
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_PLAIN,
     HEADER,
     INSTRUCTION_BYTES,
     Field,
@@ -89,6 +90,7 @@ def isa_page() -> str:
     flags = [
         ("LOGITS", FLAG_LOGITS, of_tokens),
         ("FIRST", FLAG_FIRST, "of LOGITS: the first rows of the head; the arg-max starts anew"),
+        ("PLAIN", FLAG_PLAIN, "of NORMQ: no RMSNorm; `inv_n` and `eps` do not count"),
     ]
     index = [
         (int(code), f"[{code.name}](#{code.name.lower()})", _unit_name(code.unit))

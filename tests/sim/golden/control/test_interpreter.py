@@ -11,19 +11,21 @@ from lutra.sim.golden.control.isa import (
     FIELDS,
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_PLAIN,
     Instruction,
     NormSource,
     Opcode,
     encode,
 )
 from lutra.sim.golden.control.memory import Memory, MemoryFault
-from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.matmul.ternary import pack_words
+from lutra.sim.golden.core.config import AcceleratorConfig, with_engine
+from lutra.sim.golden.matmul.engine import GroupedWeights
 from lutra.sim.golden.vector.residual import LOGIT_SHIFT
 
 CONFIG = AcceleratorConfig(
     name="test",
-    n_tables=8,
+    tile_k=24,
+    k_tile=24,
     m_tile=3,
     row_blocks_max=16,
     act_tiles=4,
@@ -163,7 +165,7 @@ def _matmul(interpreter: Interpreter, *, planes: int = 1, acc_base: int = 0, fla
     rng = np.random.default_rng(planes)
     limit = (3**planes - 1) // 2
     w = rng.integers(-limit, limit + 1, (32, 40))
-    words = pack_words(CONFIG.matmul, w, planes)
+    words = CONFIG.matmul.pack(GroupedWeights.from_integers(w), planes)
     padded = np.zeros((len(words), CONFIG.weight_word_bytes), np.uint8)
     padded[:, : words.shape[1]] = words
     interpreter.memory.write(WEIGHTS, padded.tobytes())
@@ -217,7 +219,7 @@ def test_flagged_instructions_skip_tokens(
 def test_a_wrong_word_count_is_an_error(interpreter: Interpreter) -> None:
     instruction, _ = _matmul(interpreter)
     wrong = replace(instruction, args=dict(instruction.args) | {"n_words": 9})
-    with pytest.raises(ProgramError, match=r"^LMMA of \(2, 4, 1\) needs 8 words$"):
+    with pytest.raises(ProgramError, match=r"^LMMA of \(2, 4, 1\) needs 8 words, not 9$"):
         run(interpreter, wrong, END)
 
 
@@ -255,8 +257,59 @@ def test_norm_of_the_residual_stream(interpreter: Interpreter) -> None:
 def test_a_gate_accumulator_beyond_its_width_is_an_error(interpreter: Interpreter) -> None:
     interpreter.acc[0, 1, 3] = 1 << (CONFIG.gate_width - 1)
     gate = make(Opcode.NORMQ, source=NormSource.GATE, n_words=1, scale_a=ONE, scale_b=ONE)
-    with pytest.raises(ProgramError, match=r"^gate accumulators must fit signed\(20\)$"):
+    with pytest.raises(ProgramError) as error:
         run(interpreter, gate, END)
+    assert str(error.value) == "gate accumulators must fit signed(20), not 0..524288"
+    interpreter.acc[0, 1, 3] = 1 << (CONFIG.acc_width - 1)
+    silu = replace(gate, args=dict(gate.args) | {"source": int(NormSource.SWIGLU)})
+    with pytest.raises(ProgramError) as error:
+        run(interpreter, silu, END)
+    assert str(error.value) == "gate accumulators must fit signed(24), not 0..8388608"
+
+
+@pytest.mark.parametrize("source", [NormSource.GATE, NormSource.SWIGLU])
+def test_a_gate_beyond_the_accumulators_is_an_error(
+    interpreter: Interpreter, source: NormSource
+) -> None:
+    gate = make(Opcode.NORMQ, source=source, n_words=9, scale_a=ONE, scale_b=ONE)
+    with pytest.raises(ProgramError) as error:
+        run(interpreter, gate, END)
+    assert str(error.value) == "NORMQ reads block 17 of 16"
+
+
+@pytest.mark.parametrize("a_width", [8, 16])
+def test_swiglu_without_norm(a_width: int) -> None:
+    """The way of a Llama layer's gate: SiLU, times up, quantised as it is."""
+    rng = np.random.default_rng(1)
+    config = with_engine(replace(CONFIG, weight_axi_width=1024), "mac", a_width=a_width)
+    interpreter = Interpreter(config, Memory(0x10000))
+    interpreter.registers |= {"PROGRAM_BASE": PROGRAM, "N_TOKENS": 2}
+    interpreter.acc[:] = rng.integers(-(1 << 24), 1 << 24, interpreter.acc.shape)
+    interpreter.scale.m[:2], interpreter.scale.e[:2] = (40000, 50000), (-30, -31)
+    s = scale_to_float(Scale(interpreter.scale.m[:2], interpreter.scale.e[:2]))[:, None]
+    interpreter.params[:] = 1 << 13
+    run(
+        interpreter,
+        make(
+            Opcode.NORMQ,
+            FLAG_PLAIN,
+            source=NormSource.SWIGLU,
+            n_words=4,
+            gamma_frac=13,
+            scale_a=int(pack_scale(scale_from_float(0.02))),
+            scale_b=int(pack_scale(scale_from_float(0.5))),
+        ),
+        END,
+    )
+    gate, up = interpreter.acc[:2, :8].reshape(2, 4, 2, 8).transpose(2, 0, 1, 3).reshape(2, 2, 32)
+    x = gate * s * 0.02
+    y = x / (1 + np.exp(-x)) * (up * s * 0.5)
+    scale = scale_to_float(Scale(interpreter.scale.m[:2], interpreter.scale.e[:2]))[:, None]
+    peak = np.abs(y).max(axis=1, keepdims=True)
+    q_max = (1 << (a_width - 1)) - 1
+    np.testing.assert_allclose(scale, peak / q_max, rtol=4e-4)
+    error = np.abs(interpreter.activations[:2, :32] * scale - y) / peak
+    assert error.max() < 0.5 / q_max + 3e-4
 
 
 def test_saturation_is_reported_of_the_last_run_alone(interpreter: Interpreter) -> None:

@@ -76,11 +76,12 @@ def test_bytes_of_a_matmul() -> None:
         "planes": 7,
         "acc_base": 8,
         "n_words": 210,
+        "shift": 9,
     }
     data = encode(Instruction(Opcode.LMMA, 1, (0x1111, 0x2222, 0x3333, 0x4444), args))
     assert data.hex(" ") == (
-        "04 01 11 11 22 22 33 33 44 44 04 03 02 01 05 00 06 00 07 08 00 d2 00 00 00 "
-        + " ".join(["00"] * 7)
+        "04 01 11 11 22 22 33 33 44 44 04 03 02 01 05 00 06 00 07 08 00 d2 00 00 00 09 "
+        + " ".join(["00"] * 6)
     )
 
 

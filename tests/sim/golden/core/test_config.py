@@ -6,7 +6,15 @@ from dataclasses import fields, replace
 
 import pytest
 
-from lutra.sim.golden.core.config import CONFIGS, NANO, NANO_WIDE, RTL_VERSION, AcceleratorConfig
+from lutra.sim.golden.core.config import (
+    CONFIGS,
+    ENGINES,
+    NANO,
+    NANO_WIDE,
+    RTL_VERSION,
+    AcceleratorConfig,
+    with_engine,
+)
 
 NUMBERS = [f.name for f in fields(AcceleratorConfig) if f.name not in ("name", "engine")]
 
@@ -28,20 +36,28 @@ def test_numbers_are_positive_integers(name: str) -> None:
         ({"data_axi_width": 511}, "data_axi_width must be a power of two, not 511"),
         ({"max_context": 300}, "max_context must be a power of two, not 300"),
         ({"param_words": 500}, "param_words must be a power of two, not 500"),
-        ({"engine": "lut"}, "engine must be 'ternary', not 'lut'"),
+        ({"engine": "dsp"}, "engine must be one of ternary, lut, mixpe, mac, not 'dsp'"),
+        ({"engine": "lut"}, "w_width of the lut engine must be 1, not 2"),
+        ({"tile_m": 3}, "tile_m must be a power of two, not 3"),
+        ({"tile_n": 12}, "tile_n must be a power of two from 8 on, not 12"),
+        ({"k_tile": 100}, r"k_tile \(the group\) must be a multiple of tile_k, not 100 of 72"),
+        ({"a_width": 12}, "a_width must be 8 or 16, not 12"),
         ({"lanes": 16}, "lanes must be 8, not 16"),
         ({"m_tile": 65}, "m_tile must be at most 64, the tokens that registers hold, not 65"),
         ({"hidden_max": 260}, "hidden_max must be a multiple of 8 lanes, not 260"),
         ({"n_heads": 5}, "n_heads must be a multiple of n_kv_heads, not 5 of 2"),
         (
-            {"n_tables": 32},
+            {"tile_k": 96, "k_tile": 96},
             "weight_axi_width must hold a weight word of 1280 bits, not 1024",
         ),
         ({"head_dim": 128}, r"head_dim must be 64 \(one beat of the data port\), not 128"),
         ({"n_heads": 16, "n_kv_heads": 16}, "n_kv_heads must fit one scale record, not 16"),
-        ({"row_blocks_max": 191}, r"acc_blocks must be even \(they are read in pairs\), not 191"),
-        ({"weight_buffer_words": 500}, "weight_buffer_words must be a power of two, not 500"),
-        ({"gate_width": 22}, "gate_width must be at most 21, not 22"),
+        ({"row_blocks_max": 191}, r"acc_blocks must be a multiple of 2 \(.*\), not 191"),
+        (
+            {"weight_buffer_words": 500},
+            "weight_buffer_words must be a power of two from 2 on, not 500",
+        ),
+        ({"gate_width": 22}, "gate_width must be in 2..21, not 22"),
     ],
 )
 def test_illegal_values_are_refused(changes: dict[str, int], message: str) -> None:
@@ -54,7 +70,7 @@ def test_sizes_of_nano() -> None:
     assert NANO.data_bytes == 64
     assert NANO.matmul.k_tile == 72
     assert NANO.matmul.word_bits == 960
-    assert NANO.matmul.macs_per_cycle == 576
+    assert NANO.matmul.macs_per_step == 576
     assert NANO.kv_head_bytes == 256 * 64
     assert NANO.kv_v_offset == 2 * 256 * 64
     assert NANO.kv_s_offset == 4 * 256 * 64
@@ -70,9 +86,18 @@ def test_scale_records_are_powers_of_two(n_kv_heads: int, n_bytes: int) -> None:
 
 def test_parts_take_their_sizes_from_the_configuration() -> None:
     config = replace(
-        NANO, name="x", m_tile=3, n_tables=16, act_tiles=7, row_blocks_max=20, acc_width=28
+        NANO,
+        name="x",
+        m_tile=3,
+        tile_k=48,
+        k_tile=48,
+        act_tiles=7,
+        row_blocks_max=20,
+        acc_width=28,
+        sum_width=30,
     )
-    assert (config.matmul.m_tile, config.matmul.n_tables) == (3, 16)
+    assert (config.matmul.m_tile, config.matmul.tile_k) == (3, 48)
+    assert config.matmul.sum_width == 30
     assert (config.matmul.act_tiles, config.matmul.acc_blocks) == (7, 20)
     assert config.matmul.acc_width == 28
     assert (config.attention.m_tile, config.attention.max_context) == (3, 256)
@@ -84,9 +109,10 @@ def test_fingerprint_is_of_everything_but_name_and_clock() -> None:
     others = [
         replace(NANO, **change)
         for change in (
-            {"n_tables": 16},
+            {"tile_k": 48, "k_tile": 48},
             {"m_tile": 4},
-            {"acc_width": 25},
+            {"acc_width": 23},
+            {"sum_width": 25},
             {"gate_width": 19},
             {"row_blocks_max": 194},
             {"act_tiles": 12},
@@ -117,3 +143,23 @@ def test_named_configurations() -> None:
     assert CONFIGS["nano"] is NANO
     assert all(name == config.name for name, config in CONFIGS.items())
     assert replace(NANO_WIDE, name="nano", m_tile=NANO.m_tile) == NANO
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("a_width", [8, 16])
+def test_an_engine_takes_the_place_of_another(engine: str, a_width: int) -> None:
+    if engine == "ternary" and a_width == 16:
+        with pytest.raises(ValueError, match="a_width of the ternary engine must be 8, not 16"):
+            with_engine(NANO, engine, a_width=a_width)
+        return
+    config = with_engine(NANO, engine, a_width=a_width)
+    assert (config.engine, config.matmul.kind, config.matmul.a_width) == (engine, engine, a_width)
+    assert config.matmul.word_bits <= NANO.weight_axi_width
+    others = {f.name for f in fields(config) if getattr(config, f.name) != getattr(NANO, f.name)}
+    shape = {"tile_k", "k_tile", "a_width", "w_width", "acc_width", "sum_width", "act_tiles"}
+    assert others <= {"name", "engine", *shape}
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"engine must be one of .*, not 'dsp'"):
+        with_engine(NANO, "dsp")

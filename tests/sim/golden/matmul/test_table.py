@@ -3,12 +3,15 @@
 from itertools import product
 
 import numpy as np
+import pytest
 
 from lutra.sim.golden.matmul.table import (
     ENTRIES,
+    absolute_signs,
     build_table,
     decode_codes,
     encode_trits,
+    relative_signs,
     sum_lookups,
 )
 
@@ -43,3 +46,17 @@ def test_lookups_are_dot_products() -> None:
     assert tables.shape == (4, 5, 14)
     expected = np.einsum("mtg,ntg->mn", a, trits)
     assert (sum_lookups(tables, encode_trits(trits)) == expected).all()
+
+
+def test_relative_signs_by_hand() -> None:
+    # tables 1, 2, 4 refer to table 0, 3 to 2, 5 to 4, 6 to 4, 7 to 6
+    codes = np.array([[16, 16, 0, 0, 16, 0, 16, 0], [1, 2, 3, 20, 5, 6, 7, 8]])
+    expected = [[16, 0, 16, 0, 0, 16, 0, 16], [1, 2, 3, 20, 5, 6, 7, 8]]
+    assert relative_signs(codes).tolist() == expected
+
+
+@pytest.mark.parametrize("n_tables", [1, 2, 24, 48])
+def test_signs_and_back(n_tables: int) -> None:
+    codes = np.random.default_rng(n_tables).integers(0, 32, (9, n_tables))
+    assert (absolute_signs(relative_signs(codes)) == codes).all()
+    assert (relative_signs(absolute_signs(codes)) == codes).all()

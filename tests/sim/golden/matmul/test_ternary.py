@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lutra.sim.golden.core.config import NANO
-from lutra.sim.golden.matmul.table import encode_trits
+from lutra.sim.golden.matmul.engine import GroupedWeights
+from lutra.sim.golden.matmul.table import encode_trits, relative_signs
 from lutra.sim.golden.matmul.ternary import (
     TernaryParams,
     decode_words,
@@ -14,33 +15,74 @@ from lutra.sim.golden.matmul.ternary import (
     to_trit_planes,
 )
 
-SMALL = TernaryParams(lanes=4, n_tables=5)
+SMALL = TernaryParams(tile_k=15, k_tile=15)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("values", "message"),
     [
-        ("lanes", 0, "lanes must be positive, not 0"),
-        ("m_tile", -1, "m_tile must be positive, not -1"),
-        ("acc_blocks", 3, "acc_blocks must be even (they are read in pairs), not 3"),
-        ("weight_buffer_words", 48, "weight_buffer_words must be a power of two, not 48"),
+        ({"tile_n": 0}, "tile_n must be positive, not 0"),
+        ({"tile_n": 4}, "tile_n must be a power of two from 8 on, not 4"),
+        ({"tile_n": 24}, "tile_n must be a power of two from 8 on, not 24"),
+        ({"m_tile": -1}, "m_tile must be positive, not -1"),
+        (
+            {"tile_k": 64, "k_tile": 64},
+            "tile_k must be a multiple of 3 (activations of a table), not 64",
+        ),
+        (
+            {"tile_k": 36},
+            "k_tile of the ternary engine must be tile_k (36), not 72",
+        ),
+        (
+            {"weight_buffer_words": 48},
+            "weight_buffer_words must be a power of two from 2 on, not 48",
+        ),
     ],
 )
-def test_rejects_values(name: str, value: int, message: str) -> None:
+def test_rejects_values(values: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError) as error:
-        TernaryParams(**{name: value})
+        TernaryParams(**values)
     assert str(error.value) == message
 
 
 def test_rejects_kinds() -> None:
     with pytest.raises(TypeError) as error:
-        TernaryParams(lanes=8.0)  # type: ignore[arg-type]
-    assert str(error.value) == "lanes must be an integer, not 8.0"
+        TernaryParams(tile_n=8.0)  # type: ignore[arg-type]
+    assert str(error.value) == "tile_n must be an integer, not 8.0"
+
+
+@pytest.mark.parametrize(
+    ("w", "message"),
+    [
+        (
+            122,
+            "weights must be within +-121 for the ternary engine, not 122: it has no group scales",
+        ),
+        (121, None),
+    ],
+)
+def test_rejects_weights_beyond_its_planes(w: int, message: str | None) -> None:
+    weights = GroupedWeights.from_integers(np.array([[w, -1]]))
+    if message is None:
+        assert SMALL.planes(weights) == 5
+        return
+    with pytest.raises(ValueError) as error:
+        SMALL.planes(weights)
+    assert str(error.value) == message
+
+
+def test_rejects_half_steps() -> None:
+    one, binary = np.ones((1, 1), np.int64), np.array([[0, 1]])
+    weights = GroupedWeights(codes=binary, scale=one, zero=one, bits=1, group=2)
+    with pytest.raises(ValueError) as error:
+        SMALL.planes(weights)
+    assert str(error.value) == "weights must be integers for the ternary engine, not half steps"
 
 
 def test_derived_sizes_of_nano() -> None:
     params = NANO.matmul
-    assert (params.k_tile, params.word_bits, params.macs_per_cycle) == (72, 960, 576)
+    assert isinstance(params, TernaryParams)
+    assert (params.steps, params.word_bits, params.macs_per_step) == (1, 960, 576)
     assert params.entry_width == 10
 
 
@@ -48,7 +90,7 @@ def test_derived_sizes_of_nano() -> None:
 def test_max_depth_is_what_the_accumulators_hold(planes: int) -> None:
     limit = 1 << (NANO.acc_width - 1)
     largest = 128 * (3**planes - 1) // 2
-    depth = NANO.matmul.max_depth(planes)
+    depth = TernaryParams().max_depth(planes)
     assert depth * largest < limit <= (depth + 1) * largest
 
 
@@ -79,52 +121,53 @@ def test_lookups_are_the_integer_product(planes: int, depth: int, tokens: int) -
     w = rng.integers(-limit, limit + 1, (12, depth))
     a[0], w[0], w[1] = -128, limit, -limit
     words = pack_words(SMALL, w, planes)
-    assert words.shape == (-(-depth // 15) * 3 * planes, -(-SMALL.word_bits // 8))
-    assert (lookup_matmul(SMALL, a, words, planes) == a @ w.T).all()
+    assert words.shape == (-(-depth // 15) * 2 * planes, -(-SMALL.word_bits // 8))
+    # rows that fill up the last block weigh nothing
+    assert (lookup_matmul(SMALL, a, words, planes) == np.pad(a @ w.T, ((0, 0), (0, 4)))).all()
 
 
 @pytest.mark.parametrize("planes", [1, 5])
-def test_nano_product(planes: int) -> None:
+def test_product_of_sixteen_rows_a_word(planes: int) -> None:
     rng = np.random.default_rng(planes)
     limit = (3**planes - 1) // 2
     a = rng.integers(-128, 128, (2, 100))
     w = rng.integers(-limit, limit + 1, (16, 100))
-    words = pack_words(NANO.matmul, w, planes)
-    assert (lookup_matmul(NANO.matmul, a, words, planes) == a @ w.T).all()
+    params = TernaryParams(tile_n=16)
+    words = pack_words(params, w, planes)
+    assert (lookup_matmul(params, a, words, planes) == a @ w.T).all()
 
 
 def test_order_of_words_and_bits() -> None:
     """One digit is set at a time: depth tile, then block, then plane; lane, table in a word."""
-    planes, n, k = 2, 8, 30
-    for row, column, power in [(0, 0, 0), (5, 29, 1), (3, 14, 1), (4, 15, 0), (7, 16, 1)]:
+    planes, n, k = 2, 16, 30
+    for row, column, power in [(0, 0, 0), (9, 29, 1), (7, 14, 1), (8, 15, 0), (15, 16, 1)]:
         w = np.zeros((n, k), np.int64)
         w[row, column] = -(3**power)
         words = pack_words(SMALL, w, planes)
-        block, lane = divmod(row, 4)
+        block, lane = divmod(row, 8)
         tile, place = divmod(column, 15)
         table, digit = divmod(place, 3)
-        word = (tile * (n // 4) + block) * planes + (planes - 1 - power)
-        code = int(encode_trits(-np.eye(3, dtype=np.int64)[digit]))
+        word = (tile * (n // 8) + block) * planes + (planes - 1 - power)
+        codes = np.zeros(5, np.int64)
+        codes[table] = encode_trits(-np.eye(3, dtype=np.int64)[digit])
+        bits = sum(int(c) << 5 * (5 * lane + t) for t, c in enumerate(relative_signs(codes)))
         values = [int.from_bytes(row_bytes.tobytes(), "little") for row_bytes in words]
-        assert values == [(code << 5 * (lane * 5 + table)) if i == word else 0 for i in range(8)]
-
-
-def test_rejects_rows_that_fill_no_block() -> None:
-    with pytest.raises(ValueError) as error:
-        pack_words(SMALL, np.zeros((6, 15), np.int64), 1)
-    assert str(error.value) == "rows must be a multiple of 4, not 6"
+        assert values == [bits if i == word else 0 for i in range(8)]
 
 
 @pytest.mark.parametrize("planes", [1, 3])
 def test_unpacking(planes: int) -> None:
     rng = np.random.default_rng(planes)
     limit = (3**planes - 1) // 2
-    w = rng.integers(-limit, limit + 1, (8, 45))
+    w = rng.integers(-limit, limit + 1, (16, 45))
     assert (decode_words(SMALL, pack_words(SMALL, w, planes), 3, 2, planes) == w).all()
 
 
 def test_a_flipped_bit_changes_the_sum() -> None:
-    a, w = np.full((1, 15), 3), np.ones((4, 15), np.int64)
+    a, w = np.full((1, 15), 3), np.ones((8, 15), np.int64)
     words = pack_words(SMALL, w, 1)
-    words[0, 0] ^= 1 << 4  # sign of lane 0, table 0
-    assert lookup_matmul(SMALL, a, words, 1).tolist() == [[27, 45, 45, 45]]
+    words[0, 1] ^= 1 << 1  # sign of row 0, table 1, which no other one refers to
+    assert lookup_matmul(SMALL, a, words, 1).tolist() == [[27] + [45] * 7]
+    words[0, 1] ^= 1 << 1
+    words[0, 0] ^= 1 << 4  # sign of row 0, table 0, which all others refer to
+    assert lookup_matmul(SMALL, a, words, 1).tolist() == [[-45] + [45] * 7]

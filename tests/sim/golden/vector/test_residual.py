@@ -54,3 +54,13 @@ def test_logits() -> None:
     assert (np.abs(values - acc * row_scale / 2.0**LOGIT_SHIFT) <= 0.5).all()
     assert values[0, :2].tolist() == [1, 0]  # halves go up
     assert np.abs(values).max() < 1 << 31
+
+
+def test_logits_saturate() -> None:
+    """28 bits and 16 make more than int32 holds."""
+    limit = 1 << 27
+    acc = np.array([[limit - 1, -limit, limit - 1, -limit, 1 << 23, -(1 << 23)]])
+    row_scale = np.array([32767, 32767, -32768, -32768, 32767, -32768])
+    high = (1 << 31) - 1
+    expected = [high, -high - 1, -high - 1, high, 32767 << 16, high]
+    assert logits(acc, row_scale)[0].tolist() == expected

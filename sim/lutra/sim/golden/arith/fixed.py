@@ -36,7 +36,7 @@ def bit_length(x: ArrayLike) -> Int:
     return np.where(high > 0, length_high + 31, length_low).astype(np.int64)
 
 
-def exact_matmul(a: Int, b: NDArray[np.float32] | Int) -> Int:
+def exact_matmul(a: Int, b: NDArray[np.floating] | Int) -> Int:
     """Return the integer product ``a @ b`` of an integer ``a`` and an integer-valued ``b``.
 
     NumPy has no fast integer matrix product; this one uses the floating-point unit as an integer

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.sim.golden.arith.fixed import Int, exact_matmul, saturate
+from lutra.sim.golden.arith.fixed import Int, exact_matmul, round_shift, saturate
+from lutra.sim.golden.arith.quantize import q_max_of
 from lutra.sim.golden.arith.scale import (
     Scale,
     pack_scale,
@@ -15,6 +16,7 @@ from lutra.sim.golden.attention.attention import attend
 from lutra.sim.golden.control.isa import (
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_PLAIN,
     INSTRUCTION_BYTES,
     Instruction,
     NormSource,
@@ -24,8 +26,13 @@ from lutra.sim.golden.control.isa import (
 )
 from lutra.sim.golden.control.memory import Memory
 from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.matmul.ternary import decode_words
-from lutra.sim.golden.vector.norm import gate_scale, norm_quantize, relu2_gate
+from lutra.sim.golden.vector.norm import (
+    gate_scale,
+    norm_quantize,
+    relu2_gate,
+    swiglu,
+    swiglu_scale,
+)
 from lutra.sim.golden.vector.residual import RESIDUAL_WIDTH, logits, residual_sum
 from lutra.sim.golden.vector.rope import rope_quantize
 
@@ -65,7 +72,7 @@ class Interpreter:
         self.argmax = np.zeros(m, np.int64)
         self._best = np.zeros(m, np.int64)
         self.saturated = False
-        self._weights: dict[tuple[int, ...], NDArray[np.float32] | Int] = {}
+        self._weights: dict[tuple[int, ...], NDArray[np.floating]] = {}
         self._weights_version = -1
         self._decoded: list[Instruction] = []
         self._code = b""
@@ -140,9 +147,8 @@ class Interpreter:
         if first + n > self.config.param_words:
             raise ProgramError(f"LDPARAM writes word {first + n - 1} of {self.config.param_words}")
         address = self.registers["WEIGHT_BASE"] + i.args["address"]
-        self.params[first : first + n] = self._int16(address, self.params[0].size * n).reshape(
-            n, -1
-        )
+        lanes = self.config.lanes
+        self.params[first : first + n] = self._int16(address, lanes * n).reshape(n, lanes)
 
     def _ldrope(self, i: Instruction) -> None:
         n, d = self.registers["N_TOKENS"], self.config.head_dim
@@ -166,9 +172,10 @@ class Interpreter:
         blocks, base = i.args["row_blocks"], i.args["acc_base"]
         w = self._weight_matrix(i)
         product = exact_matmul(self.activations[tokens, : w.shape[0]], w)
+        product = round_shift(product, i.args["shift"])
         self.acc[tokens, base : base + blocks] = product.reshape(len(product), blocks, -1)
 
-    def _weight_matrix(self, i: Instruction) -> NDArray[np.float32] | Int:
+    def _weight_matrix(self, i: Instruction) -> NDArray[np.floating]:
         """The weights of an LMMA, ``[K, N]``, decoded once per content of the memory."""
         if self._weights_version != self.memory.version:
             self._weights.clear()
@@ -177,15 +184,18 @@ class Interpreter:
         shape = (args["k_tiles"], args["row_blocks"], args["planes"])
         key = (self.registers["WEIGHT_BASE"] + args["address"], *shape)
         if key not in self._weights:
-            if args["n_words"] != shape[0] * shape[1] * shape[2]:
-                raise ProgramError(f"LMMA of {shape} needs {np.prod(shape)} words")
+            if args["n_words"] != config.matmul.n_words(*shape):
+                raise ProgramError(
+                    f"LMMA of {shape} needs {config.matmul.n_words(*shape)} words, "
+                    f"not {args['n_words']}"
+                )
             size = args["n_words"] * config.weight_word_bytes
             words = self.memory.read(key[0], size).reshape(args["n_words"], -1)
-            w = decode_words(config.matmul, words[:, : -(-config.matmul.word_bits // 8)], *shape)
-            # float32 carries the sums exactly if none can reach 2**24
-            fits_float32 = 128 * int(np.abs(w).sum(axis=1).max()) < 1 << 24
-            matrix = np.ascontiguousarray(w.T)
-            self._weights[key] = matrix.astype(np.float32) if fits_float32 else matrix
+            w = config.matmul.decode(words[:, : -(-config.matmul.word_bits // 8)], *shape)
+            # float32 carries the sums exactly if none can reach 2**24, float64 all that are
+            peak = int(np.abs(w).sum(axis=1).max()) << (config.a_width - 1)
+            kind = np.float32 if peak < 1 << 24 else np.float64
+            self._weights[key] = np.ascontiguousarray(w.T, kind)
         return self._weights[key]
 
     # -- vector unit
@@ -197,15 +207,16 @@ class Interpreter:
         if count == 0:
             return
         source = NormSource(i.args["source"])
-        if source is NormSource.GATE:
-            pairs = self.acc[tokens, : 2 * i.args["n_words"]].reshape(
-                count, -1, 2, self.config.lanes
+        if source in (NormSource.GATE, NormSource.SWIGLU):
+            gated = source is NormSource.GATE
+            gate, up = self._gate_and_up(
+                tokens,
+                i.args["n_words"],
+                self.config.gate_width if gated else self.config.acc_width,
             )
-            limit = 1 << (self.config.gate_width - 1)
-            if np.abs(pairs).max() >= limit:
-                raise ProgramError(f"gate accumulators must fit signed({self.config.gate_width})")
-            v = relu2_gate(pairs[:, :, 0].reshape(count, -1), pairs[:, :, 1].reshape(count, -1))
-            scale = gate_scale(Scale(self.scale.m[tokens], self.scale.e[tokens]), scale_a, scale_b)
+            s = Scale(self.scale.m[tokens], self.scale.e[tokens])
+            v = relu2_gate(gate, up) if gated else swiglu(gate, up, s, scale_a)
+            scale = gate_scale(s, scale_a, scale_b) if gated else swiglu_scale(s, scale_b)
         else:
             buffer = self.residual if source is NormSource.RESIDUAL else self.attention
             v = buffer[tokens, :n]
@@ -218,10 +229,27 @@ class Interpreter:
             i.args["gamma_frac"],
             unpack_scale(i.args["inv_n"]),
             unpack_scale(i.args["eps"]),
+            normalise=not i.flags & FLAG_PLAIN,
+            q_max=q_max_of(self.config.a_width),
         )
         self.activations[tokens, :n] = q
         # what lies behind the last word of the last depth tile meets zero weights
         self.scale.m[tokens], self.scale.e[tokens] = s
+
+    def _gate_and_up(self, tokens: slice, n_words: int, width: int) -> tuple[Int, Int]:
+        """Gate and up accumulators ``[M, N]``, which lie in alternating blocks."""
+        if 2 * n_words > self.config.row_blocks_max:
+            raise ProgramError(
+                f"NORMQ reads block {2 * n_words - 1} of {self.config.row_blocks_max}"
+            )
+        count = tokens.stop - tokens.start
+        pairs = self.acc[tokens, : 2 * n_words].reshape(count, -1, 2, self.config.lanes)
+        limit = 1 << (width - 1)
+        if pairs.min() < -limit or pairs.max() >= limit:
+            raise ProgramError(
+                f"gate accumulators must fit signed({width}), not {pairs.min()}..{pairs.max()}"
+            )
+        return pairs[:, :, 0].reshape(count, -1), pairs[:, :, 1].reshape(count, -1)
 
     def _ropeq(self, i: Instruction) -> None:
         config, n = self.config, self.registers["N_TOKENS"]

@@ -14,6 +14,7 @@ __all__ = [
     "FIELDS",
     "FLAG_FIRST",
     "FLAG_LOGITS",
+    "FLAG_PLAIN",
     "HEADER",
     "INSTRUCTION_BYTES",
     "Field",
@@ -30,6 +31,8 @@ FLAG_LOGITS = 1
 """Only the tokens whose logits are wanted: ``LOGITS_FROM`` up to the tile's last."""
 FLAG_FIRST = 2
 """LOGITS: the first rows of the head; the arg-max starts anew."""
+FLAG_PLAIN = 4
+"""NORMQ: multiplies by gamma and quantises without RMSNorm; ``inv_n`` and ``eps`` do not count."""
 
 
 class Unit(IntEnum):
@@ -80,9 +83,11 @@ DOCS: Mapping[Opcode, str] = {
     Opcode.LDROPE: "Loads the rotary rows of positions POSITION to POSITION + N_TOKENS - 1.",
     Opcode.EMBED: "Fetches the embedding row of every TOKEN into the residual stream.",
     Opcode.LMMA: "Matrix product of the activations with a matrix that streams through the "
-    "weight port; with planes, row sums of several trit planes are joined.",
-    Opcode.NORMQ: "RMSNorm of the source, times gamma, quantised to int8 activations and a "
-    "scale per token. GATE squares the positive gate and multiplies by up first.",
+    "weight port, digit by digit; the engine applies group scales and zero points, and rounds the "
+    "finished sums once by SHIFT.",
+    Opcode.NORMQ: "RMSNorm of the source (not with FLAG_PLAIN), times gamma, quantised to "
+    "activations of the engine's width and a scale per token. GATE squares the positive gate, "
+    "SWIGLU takes the SiLU of the gate, and both multiply by up first.",
     Opcode.ROPEQ: "Rotates queries and keys, quantises queries, keys and values to int8 with a "
     "scale per head, and stores keys, values and their scales in the KV cache.",
     Opcode.ATTEND: "Causal attention of the tile's queries to positions 0 to "
@@ -100,6 +105,7 @@ class NormSource(IntEnum):
     RESIDUAL = 0
     ATTENTION = 1
     GATE = 2
+    SWIGLU = 3
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Field:
 
 HEADER = {
     "opcode": Field(0, 8, "operation"),
-    "flags": Field(8, 8, "FLAG_LOGITS, FLAG_FIRST"),
+    "flags": Field(8, 8, "FLAG_LOGITS, FLAG_FIRST, FLAG_PLAIN"),
     "wait_load": Field(16, 16, "load instructions that must have completed"),
     "wait_matmul": Field(32, 16, "matmul instructions that must have completed"),
     "wait_vector": Field(48, 16, "vector instructions that must have completed"),
@@ -150,10 +156,11 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
     Opcode.LMMA: _layout(
         ("address", 32, "byte offset of the weight words from WEIGHT_BASE"),
         ("k_tiles", 16, "depth tiles"),
-        ("row_blocks", 16, "blocks of eight output rows"),
-        ("planes", 8, "trit planes per weight"),
-        ("acc_base", 16, "first block of the accumulator buffer"),
-        ("n_words", 32, "weight words: k_tiles * row_blocks * planes"),
+        ("row_blocks", 16, "blocks of eight output rows, a multiple of the engine's rows"),
+        ("planes", 8, "digits per weight"),
+        ("acc_base", 16, "first block of the accumulator buffer, likewise"),
+        ("n_words", 32, "weight words: one per depth tile, engine's rows, digit and step"),
+        ("shift", 8, "rounding right shift of the finished sums"),
     ),
     Opcode.NORMQ: _layout(
         ("source", 8, "NormSource"),
@@ -163,7 +170,7 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
         ("inv_n", 32, "scale 1 / N"),
         ("eps", 32, "scale of epsilon"),
         ("scale_a", 32, "scale of the source, or of the gate's weights"),
-        ("scale_b", 32, "scale of the up projection's weights (GATE)"),
+        ("scale_b", 32, "scale of the up projection's weights (GATE, SWIGLU)"),
     ),
     Opcode.ROPEQ: _layout(
         ("kv_offset", 32, "byte offset of the layer's cache from KV_BASE"),

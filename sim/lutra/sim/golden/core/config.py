@@ -2,32 +2,49 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from lutra.sim.golden.attention.attention import AttentionParams
 from lutra.sim.golden.control.registers import REGISTERS
+from lutra.sim.golden.matmul.engine import EngineParams
+from lutra.sim.golden.matmul.lut import LutParams
+from lutra.sim.golden.matmul.mac import MacParams
+from lutra.sim.golden.matmul.mixpe import MixpeParams
 from lutra.sim.golden.matmul.ternary import TernaryParams
 from lutra.sim.golden.vector.norm import NormParams
 
-__all__ = ["CONFIGS", "NANO", "NANO_WIDE", "AcceleratorConfig"]
+__all__ = ["CONFIGS", "ENGINES", "NANO", "NANO_WIDE", "AcceleratorConfig", "with_engine"]
 
-RTL_VERSION = 1
+RTL_VERSION = 2
+
+ENGINES: dict[str, type[EngineParams]] = {
+    params.kind: params for params in (TernaryParams, LutParams, MixpeParams, MacParams)
+}
+"""Parameters of the matmul engines, by :attr:`AcceleratorConfig.engine`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AcceleratorConfig:
     """Sizes of every buffer, width of every port, clock. Two equal configurations are one design.
 
-    ``m_tile`` tokens are processed per weight fetch; ``hidden_max`` bounds the residual stream,
-    ``row_blocks_max`` the output rows of one matmul, ``act_tiles`` its depth.
+    ``engine`` and the fields down to ``sum_width`` are those of the matmul engine, see
+    :class:`~lutra.sim.golden.matmul.engine.EngineParams`. ``m_tile`` tokens are processed per
+    weight fetch; ``hidden_max`` bounds the residual stream, ``row_blocks_max`` the output rows of
+    one matmul, ``act_tiles`` its depth.
     """
 
     name: str
     engine: str = "ternary"
-    lanes: int = 8
-    n_tables: int = 24
-    m_tile: int = 8
+    tile_m: int = 1
+    tile_n: int = 8
+    tile_k: int = 72
+    k_tile: int = 72
+    a_width: int = 8
+    w_width: int = 2
     acc_width: int = 24
+    sum_width: int = 24
+    lanes: int = 8
+    m_tile: int = 8
     gate_width: int = 20
     row_blocks_max: int = 192
     act_tiles: int = 11
@@ -57,8 +74,8 @@ class AcceleratorConfig:
             value = getattr(self, name)
             if value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, not {value}")
-        if self.engine != "ternary":
-            raise ValueError(f"engine must be 'ternary', not {self.engine!r}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {self.engine!r}")
         if self.lanes != 8:
             raise ValueError(f"lanes must be 8, not {self.lanes}")
         if self.m_tile > REGISTERS["TOKEN"].count:
@@ -90,16 +107,22 @@ class AcceleratorConfig:
             raise ValueError(f"n_kv_heads must fit one scale record, not {self.n_kv_heads}")
 
     @property
-    def matmul(self) -> TernaryParams:
+    def matmul(self) -> EngineParams:
         """Parameters of the matmul engine."""
-        return TernaryParams(
-            lanes=self.lanes,
-            n_tables=self.n_tables,
+        return ENGINES[self.engine](
+            tile_m=self.tile_m,
+            tile_n=self.tile_n,
+            tile_k=self.tile_k,
+            k_tile=self.k_tile,
+            a_width=self.a_width,
+            w_width=self.w_width,
             acc_width=self.acc_width,
+            sum_width=self.sum_width,
             m_tile=self.m_tile,
             acc_blocks=self.row_blocks_max,
             weight_buffer_words=self.weight_buffer_words,
             act_tiles=self.act_tiles,
+            max_planes=5 if self.engine == "ternary" else 8 // self.w_width,
         )
 
     @property
@@ -116,7 +139,12 @@ class AcceleratorConfig:
     @property
     def norm(self) -> NormParams:
         """Parameters of the norm unit."""
-        return NormParams(lanes=self.lanes, gate_width=self.gate_width)
+        return NormParams(
+            lanes=self.lanes,
+            gate_width=self.gate_width,
+            acc_width=self.acc_width,
+            a_width=self.a_width,
+        )
 
     @property
     def weight_word_bytes(self) -> int:
@@ -168,3 +196,29 @@ NANO_WIDE = AcceleratorConfig(name="nano-wide", m_tile=64)
 """``nano`` with a tile of 64 tokens; the golden device evaluates perplexity with it."""
 
 CONFIGS = {config.name: config for config in (NANO, NANO_WIDE)}
+
+# tile_k, w_width: what a weight word of 1024 bits holds for eight rows
+_TILES = {"lut": (64, 1), "mixpe": (16, 4), "mac": (16, 4)}
+
+
+def with_engine(config: AcceleratorConfig, engine: str, *, a_width: int = 8) -> AcceleratorConfig:
+    """``config`` with another matmul engine and width of activations; ternary has 8 bits only."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if engine == "ternary":
+        if a_width != 8:
+            raise ValueError(f"a_width of the ternary engine must be 8, not {a_width}")
+        return config
+    tile_k, w_width = _TILES[engine]
+    return replace(
+        config,
+        name=f"{config.name}-{engine}" + ("" if a_width == 8 else f"-a{a_width}"),
+        engine=engine,
+        tile_k=tile_k,
+        k_tile=64,
+        a_width=a_width,
+        w_width=w_width,
+        acc_width=28,
+        sum_width=28 + a_width,
+        act_tiles=12,
+    )

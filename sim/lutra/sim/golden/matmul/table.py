@@ -1,5 +1,9 @@
 """Mirrored tables of signed sums: what an entry holds, the codes that select one, lookups.
 
+A code is an entry index in bits 3:0, and in bit 4 whether the entry is negated. In a weight word
+bit 4 of table t > 0 is relative: it says whether the sign differs from that of table
+``t & (t - 1)``, with which the adder tree joins it. An adder then has its operation from one bit.
+
 Source: TeLLMe, arXiv 2510.15926, section on table-lookup matmul (groups of three activations, a
 table of their signed sums); mirrored here, so that 13 sums and a sign stand for all 27.
 """
@@ -9,7 +13,16 @@ from numpy.typing import NDArray
 
 from lutra.sim.golden.arith.fixed import Int
 
-__all__ = ["ENTRIES", "GROUP", "build_table", "decode_codes", "encode_trits", "sum_lookups"]
+__all__ = [
+    "ENTRIES",
+    "GROUP",
+    "absolute_signs",
+    "build_table",
+    "decode_codes",
+    "encode_trits",
+    "relative_signs",
+    "sum_lookups",
+]
 
 GROUP = 3
 # Entry i of a table is the sum of the three activations with these signs; the first non-zero
@@ -51,6 +64,22 @@ def decode_codes(codes: Int) -> Int:
     """Inverse of :func:`encode_trits`: ``[..., 3]``."""
     trits = ENTRIES[codes & 15]
     return np.where((codes >> 4)[..., None] != 0, -trits, trits)
+
+
+def relative_signs(codes: Int) -> Int:
+    """Codes ``[..., n_tables]`` as a weight word has them."""
+    relative = codes.copy()
+    for table in range(1, codes.shape[-1]):
+        relative[..., table] ^= codes[..., table & (table - 1)] & 16
+    return relative
+
+
+def absolute_signs(codes: Int) -> Int:
+    """Inverse of :func:`relative_signs`."""
+    absolute = codes.copy()
+    for table in range(1, codes.shape[-1]):
+        absolute[..., table] ^= absolute[..., table & (table - 1)] & 16
+    return absolute
 
 
 def build_table(a: Int) -> Int:

@@ -9,12 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.sim.golden.arith.fixed import Int
+from lutra.sim.golden.matmul.engine import LANES, EngineParams, GroupedWeights
+from lutra.sim.golden.matmul.grouped import bits_of, words_of
 from lutra.sim.golden.matmul.table import (
     ENTRIES,
     GROUP,
+    absolute_signs,
     build_table,
     decode_codes,
     encode_trits,
+    relative_signs,
     sum_lookups,
 )
 
@@ -29,44 +33,43 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class TernaryParams:
-    """Shape of the ternary engine.
+class TernaryParams(EngineParams):
+    """Shape of the ternary engine: ``tile_k / 3`` tables, all of a depth tile looked up at once.
 
-    ``lanes`` output rows are looked up per cycle, each in ``n_tables`` tables of three
-    activations; ``acc_width`` bits hold a partial sum over the whole depth, exactly, up to
-    :meth:`max_depth`.
+    ``acc_width`` bits hold a sum over the whole depth, exactly, up to :meth:`max_depth`. Weights
+    are integers without scales or zero points.
     """
 
-    lanes: int = 8
-    n_tables: int = 24
-    a_width: int = 8
+    kind = "ternary"
+    grouped = False
+
+    tile_k: int = 72
+    k_tile: int = 72
+    w_width: int = 2
     acc_width: int = 24
-    m_tile: int = 8
-    acc_blocks: int = 192
-    weight_buffer_words: int = 512
+    sum_width: int = 24
     act_tiles: int = 11
     max_planes: int = 5
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be positive, not {value}")
-        if self.acc_blocks % 2:
+        super().__post_init__()
+        if self.tile_k % GROUP:
             raise ValueError(
-                f"acc_blocks must be even (they are read in pairs), not {self.acc_blocks}"
+                f"tile_k must be a multiple of {GROUP} (activations of a table), not {self.tile_k}"
             )
-        if self.weight_buffer_words & (self.weight_buffer_words - 1):
+        if self.k_tile != self.tile_k:
             raise ValueError(
-                f"weight_buffer_words must be a power of two, not {self.weight_buffer_words}"
+                f"k_tile of the ternary engine must be tile_k ({self.tile_k}), not {self.k_tile}"
             )
 
     @property
-    def k_tile(self) -> int:
-        """Activations that one lookup of all tables covers."""
-        return GROUP * self.n_tables
+    def radix(self) -> int:
+        return 3
+
+    @property
+    def n_tables(self) -> int:
+        """Tables of three activations that a row looks up in one step."""
+        return self.tile_k // GROUP
 
     @property
     def n_entries(self) -> int:
@@ -84,19 +87,35 @@ class TernaryParams:
         return self.a_width + 2
 
     @property
-    def word_bits(self) -> int:
-        """Weight bits consumed per cycle."""
-        return self.lanes * self.n_tables * self.code_width
-
-    @property
-    def macs_per_cycle(self) -> int:
-        """Ternary multiply-accumulates per cycle."""
-        return self.lanes * self.k_tile
+    def digit_bits(self) -> int:
+        return self.tile_n * self.n_tables * self.code_width
 
     def max_depth(self, planes: int) -> int:
         """Depth up to which no sum leaves the accumulators, whatever the values are."""
         largest = (3**planes - 1) // 2 << (self.a_width - 1)
         return ((1 << (self.acc_width - 1)) - 1) // largest
+
+    def planes(self, weights: GroupedWeights) -> int:
+        doubled = weights.doubled()
+        if (doubled & 1).any():
+            raise ValueError("weights must be integers for the ternary engine, not half steps")
+        peak = int(np.abs(doubled).max(initial=2)) // 2
+        planes = next(n for n in range(1, 41) if (3**n - 1) // 2 >= peak)
+        if planes > self.max_planes:
+            raise ValueError(
+                f"weights must be within +-{(3**self.max_planes - 1) // 2} for the ternary engine, "
+                f"not {peak}: it has no group scales"
+            )
+        return planes
+
+    def pack(self, weights: GroupedWeights, planes: int) -> NDArray[np.uint8]:
+        return pack_words(self, weights.doubled() // 2, planes)
+
+    def decode(self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int) -> Int:
+        return decode_words(self, words, k_tiles, row_blocks, planes)
+
+    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
+        return lookup_matmul(self, a, words, planes)
 
 
 def to_trit_planes(w: Int, planes: int) -> Int:
@@ -124,38 +143,42 @@ def from_trit_planes(digits: Int) -> Int:
 def pack_words(params: TernaryParams, w: Int, planes: int) -> NDArray[np.uint8]:
     """Pack ``w`` ``[N, K]`` into the engine's weight stream, ``[n_words, word_bits / 8]`` bytes.
 
-    Word order: depth tile, then block of ``lanes`` rows, then plane from the most significant
-    digit down. In a word the code of (lane n, table t) is at bit ``5 * (n * n_tables + t)``; table
-    t of depth tile k holds weights ``k * k_tile + 3 * t + 0..2``. K is padded with zero.
+    Word order: depth tile, then block of ``tile_n`` rows, then plane from the most significant
+    digit down. In a word the code of (row n, table t) is at bit ``5 * (n * n_tables + t)``, its
+    sign relative (see :func:`relative_signs`); table t of depth tile k holds weights
+    ``k * k_tile + 3 * t + 0..2``. N and K are padded with zero.
     """
     n, k = w.shape
-    if n % params.lanes:
-        raise ValueError(f"rows must be a multiple of {params.lanes}, not {n}")
-    k_tiles = -(-k // params.k_tile)
-    padded = np.zeros((n, k_tiles * params.k_tile), np.int64)
-    padded[:, :k] = w
+    k_tiles, blocks = -(-k // params.k_tile), -(-n // params.tile_n)
+    padded = np.zeros((blocks * params.tile_n, k_tiles * params.k_tile), np.int64)
+    padded[:n, :k] = w
     digits = to_trit_planes(padded, planes)[::-1]  # [P, N, K]
-    codes = encode_trits(digits.reshape(planes, n, k_tiles, params.n_tables, GROUP))
-    blocks = codes.reshape(planes, n // params.lanes, params.lanes, k_tiles, params.n_tables)
-    words = blocks.transpose(3, 1, 0, 2, 4).reshape(-1, params.lanes * params.n_tables)
-    bits = (words[:, :, None] >> np.arange(params.code_width)) & 1
-    return np.packbits(bits.reshape(len(words), -1).astype(np.uint8), axis=1, bitorder="little")
+    codes = encode_trits(digits.reshape(planes, -1, k_tiles, params.n_tables, GROUP))
+    codes = relative_signs(codes)
+    rows = codes.reshape(planes, blocks, params.tile_n, k_tiles, params.n_tables)
+    words = rows.transpose(3, 1, 0, 2, 4).reshape(-1, params.tile_n * params.n_tables)
+    bits = bits_of(words, params.code_width)
+    return np.packbits(bits, axis=1, bitorder="little")
 
 
 def decode_words(
     params: TernaryParams, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int
 ) -> Int:
-    """Inverse of :func:`pack_words`: ``[row_blocks * lanes, k_tiles * k_tile]`` integers."""
-    bits = np.unpackbits(words, axis=1, bitorder="little")[:, : params.word_bits]
-    codes = bits.reshape(len(words), -1, params.code_width).astype(np.int64) @ (
-        1 << np.arange(params.code_width)
-    )
-    shape = (k_tiles, row_blocks, planes, params.lanes, params.n_tables)
-    trits = decode_codes(codes.reshape(shape))  # [T, B, P, L, n_tables, 3]
-    digits = trits.transpose(2, 1, 3, 0, 4, 5).reshape(
-        planes, row_blocks * params.lanes, k_tiles * params.k_tile
+    """Inverse of :func:`pack_words`: ``[8 * row_blocks, k_tiles * k_tile]`` integers."""
+    codes = _codes(params, words)
+    blocks = row_blocks // params.block_rows
+    trits = decode_codes(codes.reshape(k_tiles, blocks, planes, params.tile_n, params.n_tables))
+    digits = trits.transpose(2, 1, 3, 0, 4, 5).reshape(  # of [T, B, P, n, n_tables, 3]
+        planes, row_blocks * LANES, k_tiles * params.k_tile
     )
     return from_trit_planes(digits[::-1])
+
+
+def _codes(params: TernaryParams, words: NDArray[np.uint8]) -> Int:
+    """Codes ``[n_words, tile_n, n_tables]`` of the words."""
+    bits = np.unpackbits(words, axis=1, bitorder="little")[:, : params.word_bits]
+    codes = words_of(bits, params.code_width)
+    return absolute_signs(codes.reshape(len(words), params.tile_n, params.n_tables))
 
 
 def lookup_matmul(params: TernaryParams, a: Int, words: NDArray[np.uint8], planes: int) -> Int:
@@ -166,23 +189,19 @@ def lookup_matmul(params: TernaryParams, a: Int, words: NDArray[np.uint8], plane
     """
     m, k = a.shape
     k_tiles = -(-k // params.k_tile)
-    row_blocks = len(words) // (k_tiles * planes)
+    blocks = len(words) // (k_tiles * planes)
     padded = np.zeros((m, k_tiles * params.k_tile), np.int64)
     padded[:, :k] = a
-    codes = np.unpackbits(words, axis=1, bitorder="little")[:, : params.word_bits]
-    codes = codes.reshape(len(words), -1, params.code_width).astype(np.int64) @ (
-        1 << np.arange(params.code_width)
-    )
-    acc = np.zeros((m, row_blocks * params.lanes), np.int64)
+    codes = _codes(params, words)
+    acc = np.zeros((m, blocks * params.tile_n), np.int64)
     word = 0
     for k_index in range(k_tiles):
         groups = padded[:, k_index * params.k_tile : (k_index + 1) * params.k_tile]
         tables = build_table(groups.reshape(m, params.n_tables, GROUP))  # [M, n_tables, 14]
-        for block in range(row_blocks):
-            partial = np.zeros((m, params.lanes), np.int64)
+        for block in range(blocks):
+            partial = np.zeros((m, params.tile_n), np.int64)
             for _ in range(planes):
-                code = codes[word].reshape(params.lanes, params.n_tables)
-                partial = 3 * partial + sum_lookups(tables, code)
+                partial = 3 * partial + sum_lookups(tables, codes[word])
                 word += 1
-            acc[:, block * params.lanes : (block + 1) * params.lanes] += partial
+            acc[:, block * params.tile_n : (block + 1) * params.tile_n] += partial
     return acc

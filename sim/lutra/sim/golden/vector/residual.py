@@ -5,10 +5,18 @@ import numpy as np
 from lutra.sim.golden.arith.fixed import Int, round_shift, saturate
 from lutra.sim.golden.arith.scale import Scale, scale_mul
 
-__all__ = ["LOGIT_SHIFT", "RESIDUAL_WIDTH", "logits", "residual_add", "residual_sum"]
+__all__ = [
+    "LOGIT_SHIFT",
+    "LOGIT_WIDTH",
+    "RESIDUAL_WIDTH",
+    "logits",
+    "residual_add",
+    "residual_sum",
+]
 
 RESIDUAL_WIDTH = 32
 LOGIT_SHIFT = 7
+LOGIT_WIDTH = 32
 
 
 def residual_sum(x: Int, acc: Int, s: Scale, w_scale: Scale, frac: int) -> Int:
@@ -30,6 +38,8 @@ def residual_add(x: Int, acc: Int, s: Scale, w_scale: Scale, frac: int) -> Int:
 def logits(acc: Int, row_scale: Int) -> Int:
     """Return int32 logits ``round(acc * row_scale / 2**7)``; ``row_scale`` is int16 ``[N]``.
 
+    Accumulators of up to 24 bits need no clamp, unless both factors are at their most negative.
+
     One scale per token turns them into numbers: activation scale x head scale x 2**7.
     """
-    return round_shift(acc * row_scale, LOGIT_SHIFT)
+    return saturate(round_shift(acc * row_scale, LOGIT_SHIFT), LOGIT_WIDTH)

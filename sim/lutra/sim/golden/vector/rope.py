@@ -3,8 +3,8 @@
 import numpy as np
 
 from lutra.sim.golden.arith.fixed import Int
-from lutra.sim.golden.arith.quantize import SCALE_INV_127, quantize_factor, quantize_int8
-from lutra.sim.golden.arith.scale import Scale, scale_from_int, scale_mul
+from lutra.sim.golden.arith.quantize import quantize, quantize_factor, quantize_step
+from lutra.sim.golden.arith.scale import Scale, scale_mul
 
 __all__ = ["ROPE_FRAC", "rope_quantize", "rope_rotate", "rope_table"]
 
@@ -41,8 +41,8 @@ def rope_quantize(x: Int, s: Scale, w_scale: Scale, table: Int | None) -> tuple[
     y = x << ROPE_FRAC if table is None else rope_rotate(x, table[:, None, :])
     y_max = np.abs(y).max(axis=-1)  # [M, heads]
     factor = quantize_factor(y_max)
-    q = quantize_int8(y, Scale(factor.m[..., None], factor.e[..., None]))
-    step = scale_mul(scale_from_int(y_max), SCALE_INV_127)
+    q = quantize(y, Scale(factor.m[..., None], factor.e[..., None]))
+    step = quantize_step(y_max)
     step = Scale(step.m, step.e - np.where(step.m == 0, 0, ROPE_FRAC))
     unit = scale_mul(s, w_scale)
     return q, scale_mul(step, Scale(unit.m[:, None], unit.e[:, None]))

@@ -11,28 +11,31 @@ pytest.importorskip("cocotb_tools")
 from lutra.hw.arith.quantize import Quantizer
 from lutra.sim.bench.arith.tb_quantize import QuantizerSize
 from lutra.sim.bench.simulate import run_cocotb, simulate
-from lutra.sim.golden.arith.quantize import quantize_factor, quantize_int8
+from lutra.sim.golden.arith.quantize import q_max_of, quantize, quantize_factor
 
 
 @pytest.mark.parametrize(
-    ("lanes", "y_width", "kind", "message"),
+    ("arguments", "kind", "message"),
     [
-        ("8", 32, TypeError, "lanes must be an integer, not '8'"),
-        (8, 2.0, TypeError, "y_width must be an integer, not 2.0"),
-        (0, 32, ValueError, "lanes must be positive, not 0"),
-        (8, 0, ValueError, "y_width must be in 1..47, not 0"),
-        (8, 48, ValueError, "y_width must be in 1..47, not 48"),
+        (("8", 32), TypeError, "lanes must be an integer, not '8'"),
+        ((8, 2.0), TypeError, "y_width must be an integer, not 2.0"),
+        ((8, 32, "8"), TypeError, "q_width must be an integer, not '8'"),
+        ((0, 32), ValueError, "lanes must be positive, not 0"),
+        ((8, 0), ValueError, "y_width must be in 1..47, not 0"),
+        ((8, 48), ValueError, "y_width must be in 1..47, not 48"),
+        ((8, 32, 12), ValueError, "q_width must be 8 or 16, not 12"),
     ],
 )
-def test_rejects(lanes: Any, y_width: Any, kind: type[Exception], message: str) -> None:
+def test_rejects(arguments: tuple[Any, ...], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind) as error:
-        Quantizer(lanes, y_width)
+        Quantizer(*arguments)
     assert str(error.value) == message
 
 
-def test_latency() -> None:
-    dut = Quantizer(2, 16)
-    factor = quantize_factor(1000)
+@pytest.mark.parametrize("q_width", [8, 16])
+def test_latency(q_width: int) -> None:
+    dut = Quantizer(2, 16, q_width)
+    factor = quantize_factor(1000, q_max_of(q_width))
     vectors = [(1000, -1000), (0, 1), (500, -500), (4, 3), (-4, -3), (0, 0)]
     results = []
 
@@ -44,7 +47,7 @@ def test_latency() -> None:
             await ctx.tick()
 
     simulate(dut, bench)
-    assert results[dut.latency :] == quantize_int8(vectors, factor).tolist()
+    assert results[dut.latency :] == quantize(vectors, factor, q_max_of(q_width)).tolist()
 
 
 @pytest.mark.cocotb
@@ -54,9 +57,12 @@ def test_latency() -> None:
         QuantizerSize(lanes=8, y_width=32),
         QuantizerSize(lanes=3, y_width=47),
         QuantizerSize(lanes=1, y_width=9),
+        QuantizerSize(lanes=8, y_width=32, q_width=16),
+        QuantizerSize(lanes=2, y_width=47, q_width=16),
     ],
-    ids=lambda size: f"{size.lanes}x{size.y_width}",
+    ids=lambda size: f"{size.lanes}x{size.y_width}-{size.q_width}",
 )
 def test_golden(size: QuantizerSize, tmp_path: Path) -> None:
     bench = "lutra.sim.bench.arith.tb_quantize"
-    run_cocotb(Quantizer(size.lanes, size.y_width), bench, tmp_path, parameters=size)
+    dut = Quantizer(size.lanes, size.y_width, size.q_width)
+    run_cocotb(dut, bench, tmp_path, parameters=size)

@@ -74,7 +74,10 @@ def test_product_per_cycle() -> None:
     rng = Random(1)
     dut = ScaleMul()
     operands = [(0, 5), (0xFFFF, 0xFFFF), (1 << 15, 1 << 15), (0xB505, 0xB505), (0xFFFF, 1 << 15)]
-    operands += [(rng.randrange(1 << 15, 1 << 16), rng.randrange(1 << 15, 1 << 16))] * 50
+    operands += [(0x8002, 0xFFFC)]  # rounds up to a power of two
+    operands += [
+        (rng.randrange(1 << 15, 1 << 16), rng.randrange(1 << 15, 1 << 16)) for _ in range(50)
+    ]
     results = []
 
     async def bench(ctx: Any) -> None:

@@ -9,18 +9,20 @@ pytest.importorskip("cocotb_tools")
 
 from lutra.hw.vector.norm import NormQuant
 from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
 
 SMALL = AcceleratorConfig(
     name="small",
     m_tile=3,
-    n_tables=5,
+    tile_k=15,
+    k_tile=15,
     act_tiles=8,
     row_blocks_max=24,
     hidden_max=96,
     n_heads=2,
     param_words=32,
 )
+SMALL_16 = with_engine(SMALL, "mac", a_width=16)
 
 
 def test_rejects_a_config_of_another_kind() -> None:
@@ -30,7 +32,7 @@ def test_rejects_a_config_of_another_kind() -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("config", [SMALL, NANO], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [SMALL, SMALL_16, NANO], ids=lambda config: config.name)
 def test_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
     bench = "lutra.sim.bench.vector.tb_norm"
     run_cocotb(NormQuant(config), bench, tmp_path, parameters=config)

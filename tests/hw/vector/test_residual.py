@@ -9,11 +9,12 @@ pytest.importorskip("cocotb_tools")
 
 from lutra.hw.vector.residual import Logits, ResidualAdd
 from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
 
 SMALL = AcceleratorConfig(
     name="small",
-    n_tables=2,
+    tile_k=24,
+    k_tile=24,
     m_tile=3,
     acc_width=20,
     row_blocks_max=18,
@@ -21,9 +22,9 @@ SMALL = AcceleratorConfig(
     param_words=16,
     head_dim=32,
     data_axi_width=256,
-    weight_axi_width=128,
+    weight_axi_width=1024,
 )
-CONFIGS = [SMALL, NANO]
+CONFIGS = [SMALL, with_engine(SMALL, "mac", a_width=16), NANO]
 
 
 @pytest.mark.parametrize("block", [ResidualAdd, Logits])
@@ -35,7 +36,12 @@ def test_rejects_a_config_of_another_kind(block: type) -> None:
 
 def test_logits_need_a_word_per_beat() -> None:
     narrow = AcceleratorConfig(
-        name="narrow", n_tables=2, head_dim=16, data_axi_width=128, weight_axi_width=128
+        name="narrow",
+        tile_k=24,
+        k_tile=24,
+        head_dim=16,
+        data_axi_width=128,
+        weight_axi_width=1024,
     )
     with pytest.raises(ValueError) as error:
         Logits(narrow)

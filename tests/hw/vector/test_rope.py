@@ -9,12 +9,13 @@ pytest.importorskip("cocotb_tools")
 
 from lutra.hw.vector.rope import RopeQuant
 from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
 
 # one pair per head, two records of scales in a beat
 NARROW = AcceleratorConfig(
     name="narrow",
-    n_tables=2,
+    tile_k=24,
+    k_tile=24,
     m_tile=5,
     row_blocks_max=10,
     head_dim=16,
@@ -22,12 +23,13 @@ NARROW = AcceleratorConfig(
     n_kv_heads=1,
     max_context=16,
     data_axi_width=128,
-    weight_axi_width=128,
+    weight_axi_width=1024,
 )
 # the second pass is the slowest
 WIDE = AcceleratorConfig(
     name="wide",
-    n_tables=2,
+    tile_k=24,
+    k_tile=24,
     m_tile=3,
     acc_width=18,
     row_blocks_max=96,
@@ -36,8 +38,10 @@ WIDE = AcceleratorConfig(
     n_kv_heads=1,
     max_context=32,
     data_axi_width=1024,
-    weight_axi_width=128,
+    weight_axi_width=1024,
 )
+# accumulators of 28 bits
+NARROW_28 = with_engine(NARROW, "mac")
 
 
 def test_rejects_a_config_of_another_kind() -> None:
@@ -47,6 +51,6 @@ def test_rejects_a_config_of_another_kind() -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("config", [NARROW, WIDE, NANO], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [NARROW, NARROW_28, WIDE, NANO], ids=lambda config: config.name)
 def test_follows_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
     run_cocotb(RopeQuant(config), "lutra.sim.bench.vector.tb_rope", tmp_path, parameters=config)

@@ -9,11 +9,12 @@ pytest.importorskip("cocotb_tools")
 
 from lutra.hw.vector.unit import VectorUnit
 from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
 
 SMALL = AcceleratorConfig(
     name="small",
-    n_tables=2,
+    tile_k=24,
+    k_tile=24,
     m_tile=3,
     row_blocks_max=18,
     act_tiles=7,
@@ -24,8 +25,9 @@ SMALL = AcceleratorConfig(
     n_kv_heads=1,
     max_context=32,
     data_axi_width=256,
-    weight_axi_width=128,
+    weight_axi_width=1024,
 )
+SMALL_16 = with_engine(SMALL, "mac", a_width=16)
 
 
 def test_rejects_a_config_of_another_kind() -> None:
@@ -35,6 +37,6 @@ def test_rejects_a_config_of_another_kind() -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("config", [SMALL, NANO], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [SMALL, SMALL_16, NANO], ids=lambda config: config.name)
 def test_executes(config: AcceleratorConfig, tmp_path: Path) -> None:
     run_cocotb(VectorUnit(config), "lutra.sim.bench.vector.tb_unit", tmp_path, parameters=config)

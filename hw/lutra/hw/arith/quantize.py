@@ -1,48 +1,49 @@
-"""Symmetric quantisation of a vector to int8."""
+"""Symmetric quantisation of a vector to int8 or int16."""
 
-from amaranth import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth import Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra.hw.arith.fixed import round_half, shift_guarded
 from lutra.hw.ports import SCALE_LAYOUT
-from lutra.sim.golden.arith.quantize import Q_MAX
+from lutra.sim.golden.arith.quantize import q_max_of
 from lutra.sim.golden.arith.scale import SCALE
 
 __all__ = ["Quantizer"]
 
-Q_WIDTH = Q_MAX.bit_length() + 1
-
 
 class Quantizer(wiring.Component):
-    """``q = clamp(round(y * factor), -127, 127)`` of every lane.
+    """``q = clamp(round(y * factor), -q_max, q_max)`` of every lane, where ``q_max`` is 127 or,
+    for 16 bits, 32767.
 
     Latency is :attr:`latency` cycles: multiply, shift, round and clamp. Throughput is one vector
     per cycle, each with its own factor; there is no backpressure, whoever uses it carries its own
     valid bits.
 
     ``factor`` must be the one ``quantize_factor`` gives for a maximum that no ``|y|`` exceeds, or
-    zero: then a product is less than 128 and the clamp guards the last place only.
+    zero: then a product is less than 128, or 32768.1, and the clamp guards the last place only.
 
-    Model: :func:`lutra.sim.golden.arith.quantize.quantize_int8`.
+    Model: :func:`lutra.sim.golden.arith.quantize.quantize`.
 
     Parameters
     ----------
     lanes : int
     y_width : int
         Width of one signed element.
+    q_width : int
+        Width of a result: 8 or 16.
 
     Members
     -------
     y : ``In(ArrayLayout(signed(y_width), lanes))``
     factor : ``In(SCALE_LAYOUT)``
-    q : ``Out(ArrayLayout(signed(8), lanes))``  ``latency`` cycles later.
+    q : ``Out(ArrayLayout(signed(q_width), lanes))``  ``latency`` cycles later.
     """
 
     latency = 3
 
-    def __init__(self, lanes: int, y_width: int):
-        for name, value in (("lanes", lanes), ("y_width", y_width)):
+    def __init__(self, lanes: int, y_width: int, q_width: int = 8):
+        for name, value in (("lanes", lanes), ("y_width", y_width), ("q_width", q_width)):
             if not isinstance(value, int):
                 raise TypeError(f"{name} must be an integer, not {value!r}")
         if lanes < 1:
@@ -50,35 +51,39 @@ class Quantizer(wiring.Component):
         if not 1 <= y_width <= 47:
             raise ValueError(f"y_width must be in 1..47, not {y_width}")
         self.lanes = lanes
+        if q_width not in (8, 16):
+            raise ValueError(f"q_width must be 8 or 16, not {q_width}")
         self.y_width = y_width
+        self.q_width = q_width
         super().__init__(
             {
                 "y": In(data.ArrayLayout(signed(y_width), lanes)),
                 "factor": In(SCALE_LAYOUT),
-                "q": Out(data.ArrayLayout(signed(Q_WIDTH), lanes)),
+                "q": Out(data.ArrayLayout(signed(q_width), lanes)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
+        q_width, q_max = self.q_width, q_max_of(self.q_width)
+        # a product, its sign and the guard bit; one of 16 bits may pass 2**15
+        width = q_width + 1 + (q_width > 8)
         # the factor's exponent is in -63..0
         shift = Signal(unsigned(6))
         m.d.sync += shift.eq(-self.factor.e)
 
         for lane in range(self.lanes):
             product = Signal(signed(self.y_width + SCALE.m_width), name=f"product_{lane}")
-            # a product below 128, its sign and the guard bit
-            shifted = Signal(signed(Q_WIDTH + 1), name=f"shifted_{lane}")
-            rounded = Signal(signed(Q_WIDTH + 1), name=f"rounded_{lane}")
+            shifted = Signal(signed(width), name=f"shifted_{lane}")
+            rounded = Signal(signed(width), name=f"rounded_{lane}")
             m.d.sync += [
                 product.eq(self.y[lane] * self.factor.m),
                 shifted.eq(shift_guarded(product, shift)),
             ]
 
             m.d.comb += rounded.eq(round_half(shifted))
-            low, sign = rounded[: Q_WIDTH - 1], rounded[-1]
-            # 128 becomes 127; -128, which is all zeros under the sign, becomes -127
-            above = ~sign & rounded[Q_WIDTH - 1]
-            below = sign & ~low.any()
-            m.d.sync += self.q[lane].eq(Mux(above, Q_MAX, Cat(low | below, sign).as_signed()))
+            low, top, sign = rounded[: q_width - 1], rounded[q_width - 1], rounded[-1]
+            # 2**(q_width - 1) and its negative, which is all zeros under the sign
+            above, below = ~sign & top, sign & ~low.any()
+            m.d.sync += self.q[lane].eq(Mux(above, q_max, Mux(below, -q_max, rounded)))
         return m

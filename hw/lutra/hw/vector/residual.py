@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from lutra.hw.arith.fixed import saturate, shift_guarded
+from lutra.hw.arith.fixed import round_half, saturate, shift_guarded
 from lutra.hw.arith.scale import ScaleMul
 from lutra.hw.matmul.contract import acc_read_port
 from lutra.hw.ports import (
@@ -17,7 +17,7 @@ from lutra.hw.ports import (
 )
 from lutra.hw.vector.pipeline import delay
 from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.vector.residual import LOGIT_SHIFT, RESIDUAL_WIDTH
+from lutra.sim.golden.vector.residual import LOGIT_SHIFT, LOGIT_WIDTH, RESIDUAL_WIDTH
 
 __all__ = ["LOGITS_COMMAND", "RESIDUAL_COMMAND", "Logits", "ResidualAdd"]
 
@@ -206,7 +206,6 @@ LOGITS_COMMAND = data.StructLayout(
 )
 """A run of rows of the head for a range of tokens; ``addr`` is that of token 0's row 0."""
 
-_LOGIT_BITS = 32
 _QUEUE_BEATS = 8
 
 
@@ -215,9 +214,9 @@ class Logits(wiring.Component):
 
     ``round(acc * row_scale / 2**7)`` of ``8 * n_words`` rows from ``row_first`` on, for tokens
     ``token_first`` to ``token_first + token_count - 1``, as little-endian int32 at ``addr +
-    token * stride + 4 * row_first``: one DMA command per token. The one product that int32 does
-    not hold, of both factors at their most negative, wraps. ``argmax`` of a token is the first
-    row of its largest logit over all commands since the last with ``first`` set.
+    token * stride + 4 * row_first``: one DMA command per token. What int32 does not hold is
+    clamped. ``argmax`` of a token is the first row of its largest logit over all commands since
+    the last with ``first`` set.
 
     A command takes :meth:`cycles` from acceptance to ``done`` if the DMA streams never wait;
     throughput is 8 rows per cycle. While they wait, up to 8 beats are kept, then no more words
@@ -245,7 +244,7 @@ class Logits(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         _check(config)
-        word_bits = config.lanes * _LOGIT_BITS
+        word_bits = config.lanes * LOGIT_WIDTH
         if config.data_axi_width < word_bits:
             raise ValueError(
                 f"data_axi_width must be at least {word_bits}, not {config.data_axi_width}"
@@ -303,11 +302,12 @@ class Logits(wiring.Component):
         row_scale = Signal(data.ArrayLayout(signed(16), lanes))
         m.d.sync += operand.eq(Mux(word_1.odd, self.acc.data[1], self.acc.data[0]))
         m.d.sync += row_scale.eq(self.param.data)
-        logits = [Signal(signed(_LOGIT_BITS), name=f"logit_{lane}") for lane in range(lanes)]
+        logits = [Signal(signed(LOGIT_WIDTH), name=f"logit_{lane}") for lane in range(lanes)]
         for lane, logit in enumerate(logits):
             product = Signal(signed(config.acc_width + 16), name=f"product_{lane}")
             m.d.sync += product.eq(operand[lane] * row_scale[lane])
-            m.d.sync += logit.eq((product >> LOGIT_SHIFT) + product[LOGIT_SHIFT - 1])
+            rounded = round_half(product[LOGIT_SHIFT - 1 :].as_signed())
+            m.d.sync += logit.eq(saturate(rounded, LOGIT_WIDTH))
 
         # cycle 4: into the queue, the words of a beat from the right
         earlier = [Signal(len(Cat(logits)), name=f"earlier_{i}") for i in range(words_per_beat - 1)]
@@ -431,7 +431,7 @@ class Logits(wiring.Component):
             merged = []
             for i in range(0, len(best), 2):
                 (a, a_lane), (b, b_lane) = best[i : i + 2]
-                value = Signal(signed(_LOGIT_BITS), name=f"largest_{level}_{i // 2}")
+                value = Signal(signed(LOGIT_WIDTH), name=f"largest_{level}_{i // 2}")
                 lane = Signal(level + 1, name=f"lane_{level}_{i // 2}")
                 # the first lane wins a tie
                 larger = Signal(name=f"larger_{level}_{i // 2}")
@@ -443,7 +443,7 @@ class Logits(wiring.Component):
         ((value_6, lane_6),) = best
 
         values = [
-            Signal(signed(_LOGIT_BITS), name=f"value_{token}")
+            Signal(signed(LOGIT_WIDTH), name=f"value_{token}")
             for token in range(self.config.m_tile)
         ]
         rows = [Signal(32, name=f"row_{token}") for token in range(self.config.m_tile)]

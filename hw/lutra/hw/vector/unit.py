@@ -20,7 +20,7 @@ from lutra.hw.ports import (
 from lutra.hw.vector.norm import NormQuant
 from lutra.hw.vector.residual import Logits, ResidualAdd
 from lutra.hw.vector.rope import RopeQuant, query_scale_write_port, query_write_port
-from lutra.sim.golden.control.isa import FLAG_FIRST, Opcode
+from lutra.sim.golden.control.isa import FLAG_FIRST, FLAG_PLAIN, Opcode
 from lutra.sim.golden.core.config import AcceleratorConfig
 from lutra.sim.golden.vector.residual import RESIDUAL_WIDTH
 
@@ -224,6 +224,7 @@ class VectorUnit(wiring.Component):
             "addr": self.logits_base,
             "stride": self.logits_stride,
             "first": header(instruction, "flags") & FLAG_FIRST != 0,
+            "plain": header(instruction, "flags") & FLAG_PLAIN != 0,
         }
         for opcode, block in blocks.items():
             for name, shape in block.cmd.p.shape():

@@ -13,10 +13,17 @@ from lutra.sim.bench.ports import PortMemory, PulseMonitor
 from lutra.sim.bench.simulate import bench_params
 from lutra.sim.bench.stream import StreamMonitor, StreamSource, pack, reset, unpack
 from lutra.sim.golden.arith.fixed import Int
+from lutra.sim.golden.arith.quantize import q_max_of
 from lutra.sim.golden.arith.scale import Scale, scale_from_float
 from lutra.sim.golden.control.isa import NormSource
 from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.vector.norm import gate_scale, norm_quantize, relu2_gate
+from lutra.sim.golden.vector.norm import (
+    gate_scale,
+    norm_quantize,
+    relu2_gate,
+    swiglu,
+    swiglu_scale,
+)
 
 __all__ = ["Case", "cases", "golden", "normalises"]
 
@@ -25,9 +32,10 @@ LANES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A command and the values it reads, ``[M, n_words * 8]``; ``up`` for GATE only."""
+    """A command and the values it reads, ``[M, n_words * 8]``; ``up`` for GATE and SWIGLU only."""
 
     source: NormSource
+    plain: bool
     v: Int
     up: Int
     gamma: Int
@@ -53,6 +61,7 @@ class Case:
             name: int(getattr(self, name))
             for name in (
                 "source",
+                "plain",
                 "n_words",
                 "param_word",
                 "gamma_frac",
@@ -67,13 +76,25 @@ class Case:
         )
 
 
-def golden(case: Case) -> tuple[Int, Scale]:
+def golden(case: Case, a_width: int) -> tuple[Int, Scale]:
     """Activations and scales of all tokens, whether the command asks for them or not."""
     v, scales = case.v, Scale(*np.broadcast_arrays(*case.scale_a, case.scales.m)[:2])
     if case.source == NormSource.GATE:
         v = relu2_gate(case.v, case.up)
         scales = gate_scale(case.scales, case.scale_a, case.scale_b)
-    return norm_quantize(v, scales, case.gamma, case.gamma_frac, case.inv_n, case.eps)
+    elif case.source == NormSource.SWIGLU:
+        v = swiglu(case.v, case.up, case.scales, case.scale_a)
+        scales = swiglu_scale(case.scales, case.scale_b)
+    return norm_quantize(
+        v,
+        scales,
+        case.gamma,
+        case.gamma_frac,
+        case.inv_n,
+        case.eps,
+        normalise=not case.plain,
+        q_max=q_max_of(a_width),
+    )
 
 
 def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]:
@@ -82,7 +103,9 @@ def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]
         NormSource.RESIDUAL: config.hidden_max // LANES,
         NormSource.ATTENTION: config.n_heads * config.head_dim // LANES,
         NormSource.GATE: min(config.row_blocks_max // 2, 40),
+        NormSource.SWIGLU: min(config.row_blocks_max // 2, 40),
     }
+    widths = {NormSource.GATE: config.gate_width, NormSource.SWIGLU: config.acc_width}
     tokens = config.m_tile
 
     def scale(low: int, high: int) -> Scale:
@@ -91,6 +114,7 @@ def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]
     def case(source: NormSource, v: Int, up: Int, first: int, count: int, **changes: Any) -> Case:
         n_words = v.shape[1] // LANES
         values: dict[str, Any] = {
+            "plain": bool(rng.integers(0, 2)),
             "gamma": rng.integers(-(1 << 15), 1 << 15, v.shape[1]) >> rng.integers(0, 15),
             "gamma_frac": int(rng.integers(0, 16)),
             "param_word": int(rng.integers(0, config.param_words - n_words + 1)),
@@ -103,7 +127,7 @@ def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]
         return Case(source=source, v=v, up=up, token_first=first, token_count=count, **values)
 
     for source, limit in limits.items():
-        bits = config.gate_width if source == NormSource.GATE else 32
+        bits = widths.get(source, 32)
         low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
         shape = (tokens, limit * LANES)
         extremes = rng.choice([low, high, low + 1, 0, 1, -1], shape)
@@ -130,6 +154,16 @@ def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]
             )
             yield case(source, v, up, first, count)
 
+    # arguments of SiLU from far beyond its table to nothing, a scale for each token
+    bits, shape = config.acc_width, (tokens, 8 * LANES)
+    for e in (-60, -45, -40, -36, -32, -28, -24, -16, 0, 40):
+        gate, up = (rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape) for _ in range(2))
+        gate >>= rng.integers(0, bits, shape)
+        scales = Scale(rng.integers(1 << 15, 1 << 16, tokens), rng.integers(e - 4, e + 4, tokens))
+        scales.m[-1] = scales.e[-1] = 0
+        one = Scale(np.array(1 << 15), np.array(-15))
+        yield case(NormSource.SWIGLU, gate, up, 0, tokens, scales=scales, scale_a=one)
+
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 async def normalises(dut: Any) -> None:
@@ -152,11 +186,11 @@ async def normalises(dut: Any) -> None:
 
     all_cases = list(cases(config, rng))
     for number, case in enumerate(all_cases):
-        q, scales = golden(case)
+        q, scales = golden(case, config.a_width)
         words = (config.m_tile, case.n_words, LANES)
         for name in names:
             memories[name].words.clear()
-        if case.source == NormSource.GATE:
+        if case.source in (NormSource.GATE, NormSource.SWIGLU):
             pairs = np.stack([case.v.reshape(words), case.up.reshape(words)], axis=2)
             memories["acc"].load(pairs)
         else:

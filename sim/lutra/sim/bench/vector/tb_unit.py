@@ -8,6 +8,7 @@ import numpy as np
 from cocotb.triggers import ReadOnly, RisingEdge
 
 from lutra.hw.ports import INSTRUCTION_SHAPE, dma_command, dma_write_data
+from lutra.hw.vector.norm import NormQuant
 from lutra.hw.vector.residual import ResidualAdd
 from lutra.hw.vector.rope import RopeQuant
 from lutra.hw.vector.unit import VectorUnit
@@ -26,6 +27,7 @@ from lutra.sim.golden.control.interpreter import Interpreter
 from lutra.sim.golden.control.isa import (
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_PLAIN,
     Instruction,
     NormSource,
     Opcode,
@@ -63,7 +65,7 @@ def program() -> list[Instruction]:
             "gamma_frac": 12,
             "inv_n": scale(1 / (8 * n_words)),
             "eps": scale(1e-5),
-            "scale_a": scale(2.0**-8),
+            "scale_a": scale(2.0 ** (PARAMS.a_width - 16)),
             "scale_b": scale(0.013),
         }
         return Instruction(Opcode.NORMQ, flags, args=args)
@@ -89,7 +91,9 @@ def program() -> list[Instruction]:
         norm(NormSource.ATTENTION, min(words, attention_words)),
         add(0.001),
         norm(NormSource.GATE, min(words, PARAMS.row_blocks_max // 2)),
-        add(1e6),
+        add(1e6 * 2.0 ** (PARAMS.a_width - 8)),
+        norm(NormSource.SWIGLU, min(words, PARAMS.row_blocks_max // 2), FLAG_PLAIN),
+        add(0.5),
         norm(NormSource.RESIDUAL, words, FLAG_LOGITS),
         head(FLAG_LOGITS | FLAG_FIRST, 0, rows, 0, 0),
         head(FLAG_LOGITS, rows, beat_words, 1, rows),
@@ -166,7 +170,9 @@ async def executes(dut: Any, p_stall: float) -> None:
             cycles = done.cycles[-1] - accepted.cycles[-1]
             match instruction.opcode:
                 case Opcode.NORMQ:
-                    n_words = instruction.args["n_words"]
+                    n_words, source_of = instruction.args["n_words"], instruction.args["source"]
+                    latency = NormQuant.cycles(n_words, count, NormSource(source_of))
+                    assert cycles == 2 + latency
                     if count:
                         rows = act.array(n, n_words).reshape(n, -1)
                         first = logits_from if flagged else 0

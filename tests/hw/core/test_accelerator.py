@@ -1,6 +1,7 @@
 """Accelerator: Verilog, and whole programs against the golden interpreter."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,15 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.core.accelerator import ENGINES, Accelerator, generate_verilog
+from lutra.hw.core.accelerator import Accelerator, generate_verilog
 from lutra.sim.bench.core.story import StorySizes
 from lutra.sim.bench.simulate import run_cocotb
 from lutra.sim.golden.core.config import NANO, AcceleratorConfig
 
 SMALL = AcceleratorConfig(
     name="small",
-    n_tables=8,
+    tile_k=24,
+    k_tile=24,
     m_tile=3,
     row_blocks_max=32,
     act_tiles=4,
@@ -31,18 +33,24 @@ SMALL = AcceleratorConfig(
     max_outstanding=4,
     burst_bytes=256,
 )
-SIZES = {
-    "small": (SMALL, StorySizes(hidden=64, intermediate=80, vocab=64)),
+_GROUPED = {"k_tile": 16, "acc_width": 28, "sum_width": 36, "act_tiles": 5}
+_SIZES = StorySizes(hidden=64, intermediate=80, vocab=64)
+CASES = {
+    "ternary": (SMALL, _SIZES),
+    "lut": (
+        replace(
+            SMALL, engine="lut", tile_m=2, tile_n=16, tile_k=4, w_width=1, m_tile=4, **_GROUPED
+        ),
+        _SIZES,
+    ),
+    "mixpe": (replace(SMALL, engine="mixpe", tile_k=8, w_width=4, **_GROUPED), _SIZES),
+    "mac": (
+        # a pass of 80 words is replayed
+        replace(SMALL, engine="mac", tile_k=4, w_width=8, weight_buffer_words=128, **_GROUPED),
+        _SIZES,
+    ),
     "nano": (NANO, StorySizes(hidden=256, intermediate=160, vocab=128)),
 }
-
-
-def test_rejects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENGINES, "other", ENGINES["ternary"])
-    monkeypatch.delitem(ENGINES, "ternary")
-    with pytest.raises(ValueError) as error:
-        Accelerator(SMALL)
-    assert str(error.value) == "engine must be one of ['other'], not 'ternary'"
 
 
 def test_verilog_has_the_ports() -> None:
@@ -62,9 +70,9 @@ def test_verilog_has_the_ports() -> None:
 
 @pytest.mark.cocotb
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
-def test_bench(size: str, tmp_path: Path) -> None:
-    config, sizes = SIZES[size]
+@pytest.mark.parametrize("case", CASES)
+def test_bench(case: str, tmp_path: Path) -> None:
+    config, sizes = CASES[case]
     run_cocotb(
         Accelerator(config),
         "lutra.sim.bench.core.tb_accelerator",

@@ -171,6 +171,7 @@ def test_a_failed_build_goes_on_where_it_stopped(
 
 
 SCRIPT = """
+    import os, sys
     from pathlib import Path
     from lutra.sim.bench.rtl import stand_in
     from lutra.sim.rtl import build
@@ -179,14 +180,17 @@ SCRIPT = """
     build._hardware_sources = lambda: Path(stand_in.__file__).read_text(encoding="utf-8")
     def progress(stage, share):
         print(stage, flush=True)
+        if sys.argv[1:] and stage.startswith("compiling"):
+            os.kill(os.getpid(), int(sys.argv[1]))
     print(build.build(stand_in.CONFIG, progress=progress), flush=True)
 """
 
 
-def start_build() -> subprocess.Popen[str]:
+def start_build(*arguments: str) -> subprocess.Popen[str]:
+    """Build in a process; with a number, the process signals itself once compilers run."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT)],
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
@@ -198,12 +202,7 @@ def start_build() -> subprocess.Popen[str]:
 def test_an_interrupted_build(
     cache_with_runtime: Path, stand_in: AcceleratorConfig, how: int
 ) -> None:
-    process = start_build()
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("compiling"):
-            break
-    process.send_signal(how)
+    process = start_build(str(int(how)))
     process.communicate()
     assert process.returncode != 0
     assert list((cache_with_runtime / "rtl").glob("*.so")) == []

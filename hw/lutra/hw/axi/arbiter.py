@@ -46,7 +46,8 @@ class ReadArbiter(wiring.Component):
         o = self.o
 
         # the last one served comes last; of the others, who follows it most closely comes first
-        last, grant = Signal(range(self.n)), Signal(range(self.n))
+        last = Signal(range(self.n))
+        grant = Signal(range(self.n))
         m.d.comb += grant.eq(last)
         with m.Switch(last):
             for index in range(self.n):

@@ -14,15 +14,12 @@ from lutra.hw.control.fields import argument, tile_tokens
 from lutra.hw.control.load import LoadUnit
 from lutra.hw.control.registers import RegisterFile
 from lutra.hw.control.sequencer import Sequencer
-from lutra.hw.matmul.ternary import TernaryEngine
+from lutra.hw.matmul.engine import MatmulEngine
 from lutra.hw.vector.unit import VectorUnit
 from lutra.sim.golden.control.isa import Opcode, Unit
 from lutra.sim.golden.core.config import AcceleratorConfig
 
-__all__ = ["ENGINES", "Accelerator", "generate_verilog"]
-
-ENGINES = {"ternary": TernaryEngine}
-"""Matmul engines by :attr:`AcceleratorConfig.engine`; all keep ``lutra.hw.matmul.contract``."""
+__all__ = ["Accelerator", "generate_verilog"]
 
 _DATA_READERS = ("fetch", "load", "attention")  # in the order of their ids on m_axi_d
 _CONTEXT = ("position", "n_tokens", "logits_from", "kv_base", "weight_base", "logits_base")
@@ -50,8 +47,6 @@ class Accelerator(wiring.Component):
     """
 
     def __init__(self, config: AcceleratorConfig):
-        if config.engine not in ENGINES:
-            raise ValueError(f"engine must be one of {sorted(ENGINES)}, not {config.engine!r}")
         self.config = config
         super().__init__(
             {
@@ -80,7 +75,7 @@ class Accelerator(wiring.Component):
         m.submodules.registers = registers = RegisterFile(config)
         m.submodules.sequencer = sequencer = Sequencer(config)
         m.submodules.load = load = LoadUnit(config)
-        m.submodules.matmul = matmul = ENGINES[config.engine](config.matmul)
+        m.submodules.matmul = matmul = MatmulEngine(config.matmul)
         m.submodules.vector = vector = VectorUnit(config)
         m.submodules.attention = attention = AttentionUnit(config)
         units = {
@@ -182,7 +177,7 @@ class Accelerator(wiring.Component):
         tile, word = units[Unit.MATMUL].cmd, sequencer.matmul_cmd.p
         first, count = tile_tokens(m, word, registers.n_tokens, registers.logits_from)
         m.d.comb += [tile.p.token_first.eq(first), tile.p.token_count.eq(count)]
-        for name in ("k_tiles", "row_blocks", "planes", "acc_base"):
+        for name in ("k_tiles", "row_blocks", "planes", "acc_base", "shift"):
             m.d.comb += getattr(tile.p, name).eq(argument(word, Opcode.LMMA, name))
         m.d.comb += [
             tile.valid.eq(sequencer.matmul_cmd.valid),

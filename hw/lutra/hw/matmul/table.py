@@ -1,40 +1,73 @@
 """Lookup tables of signed sums: their generation, and the lookups of a weight word's codes."""
 
+from itertools import product
+
+import numpy as np
 from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from lutra.hw.matmul.contract import TILE_COMMAND
 from lutra.sim.golden.matmul.table import ENTRIES, GROUP
 from lutra.sim.golden.matmul.ternary import TernaryParams
 
-__all__ = ["Lookup", "SignedSum", "TableGenerator", "signed_term", "table_write_port"]
+__all__ = ["SignedSum", "TableGenerator", "TernaryDatapath", "signed_term", "table_write_port"]
+
+_SHARED_PORTS = 7
+"""Rows that read one table memory: an UltraScale RAM32M16 has seven read ports of two bits."""
 
 
 def table_write_port(params: TernaryParams) -> data.StructLayout:
-    """One entry of every table in a cycle; ``select`` says which of the two sets of tables.
+    """One entry of every table in a cycle; ``set`` says of which of the two sets.
 
     Values are in offset binary: ``value + 2 ** (entry_width - 1)``.
     """
     return data.StructLayout(
         {
             "en": 1,
-            "select": 1,
+            "set": 1,
             "entry": 4,
             "values": data.ArrayLayout(unsigned(params.entry_width), params.n_tables),
         }
     )
 
 
-class TableGenerator(wiring.Component):
-    """Walks the depth tiles and tokens of a command and writes their tables, two sets in turn.
+def _walk() -> list[tuple[int, int, int]]:
+    """Every entry but entry 0 in an order in which each is its forerunner, at first entry 0, plus
+    a sign times one activation: ``(entry, activation, sign)``."""
+    entries = [tuple(signs) for signs in ENTRIES.tolist()]
 
-    The tables of a pass (one depth tile of one token) take ``n_entries`` cycles: one to fetch
-    the activations, one for each entry but entry 0, which is zero and never written. They begin as
-    soon as a set is free. ``available`` rises a cycle before the last entry is written, two
-    cycles before a lookup that is issued in the cycle of the rise.
+    def extend(path: list[int]) -> list[int] | None:
+        if len(path) == len(entries):
+            return path
+        for index, signs in enumerate(entries):
+            change = np.abs(np.subtract(signs, entries[path[-1]])).sum()
+            if index not in path and change == 1:
+                found = extend([*path, index])
+                if found:
+                    return found
+        return None
+
+    path = extend([0])
+    assert path is not None
+    changes = np.diff(ENTRIES[path], axis=0)
+    activations = np.abs(changes).argmax(axis=1)
+    return [
+        (entry, int(activation), int(change[activation]))
+        for entry, activation, change in zip(path[1:], activations, changes, strict=True)
+    ]
+
+
+_WALK = _walk()
+
+
+class TableGenerator(wiring.Component):
+    """Writes the tables of a depth tile, entry by entry.
+
+    ``start`` in cycle t begins them, of activations that ``i`` holds from the next cycle until the
+    next start; they are written when cycle ``t + cycles`` begins, and the next start comes then or
+    later. Entry 0 is zero and never written.
 
     Parameters
     ----------
@@ -42,14 +75,9 @@ class TableGenerator(wiring.Component):
 
     Members
     -------
-    load : ``In(1)``  take ``cmd``; only while ``idle``.
-    cmd : ``In(TILE_COMMAND)``
-    idle : ``Out(1)``  every table of the command is written or under way.
-    available : ``Out(1)``  the tables of set ``select`` may be used.
-    select : ``Out(1)``
-    free : ``In(1)``  the last lookup in set ``select`` has been issued.
-    fetch, token, tile : ``Out``; to the activation buffer.
-    i : ``In(k_tile * signed(a_width))``  from it.
+    start : ``In(1)``
+    start_set : ``In(1)``  which of the two sets of tables is written.
+    i : ``In(k_tile * signed(a_width))``
     w : ``Out(table_write_port(params))``
     """
 
@@ -57,104 +85,74 @@ class TableGenerator(wiring.Component):
         self.params = params
         super().__init__(
             {
-                "load": In(1),
-                "cmd": In(TILE_COMMAND),
-                "idle": Out(1),
-                "available": Out(1),
-                "select": Out(1),
-                "free": In(1),
-                "fetch": Out(1),
-                "token": Out(range(params.m_tile)),
-                "tile": Out(range(params.act_tiles)),
+                "start": In(1),
+                "start_set": In(1),
                 "i": In(data.ArrayLayout(signed(params.a_width), params.k_tile)),
                 "w": Out(table_write_port(params)),
             }
         )
 
+    @property
+    def cycles(self) -> int:
+        """Cycles from a start to the next, or to a lookup."""
+        return self.params.n_entries + 1
+
     def elaborate(self, platform):
         m = Module()
         p = self.params
 
-        # signs of the entry in the first stage (activations 0 and 1), then of activation 2
-        step, entry = Signal(range(p.n_entries)), Signal(range(p.n_entries))
-        coefficient = [Signal(signed(2), name=f"coefficient_{i}") for i in range(GROUP)]
+        # every entry is its forerunner and one activation, added or subtracted
+        step, run = Signal(range(len(_WALK))), Signal()
+        select, subtract, entry = Signal(range(GROUP)), Signal(), Signal.like(self.w.entry)
+        fetch, carry, first = Signal(), Signal(), Signal()
+        m.d.comb += run.eq(self.start | (step != 0))
+        with m.If(run):
+            m.d.sync += step.eq(Mux(step == len(_WALK) - 1, 0, step + 1))
         with m.Switch(step):
-            for index, signs in enumerate(ENTRIES):
+            for index, (target, activation, sign) in enumerate(_WALK):
                 with m.Case(index):
-                    m.d.comb += [c.eq(int(s)) for c, s in zip(coefficient, signs, strict=True)]
-        c_last = Signal(signed(2))
-        m.d.sync += [c_last.eq(coefficient[2]), entry.eq(step)]
-        for t in range(p.n_tables):
-            a = [self.i[GROUP * t + i] for i in range(GROUP)]
-            pair = Signal(p.a_width + 1, name=f"pair_{t}")
-            with m.If(step != 0):
-                first = Mux(coefficient[0][0], a[0].as_unsigned(), 0)
-                m.d.sync += pair.eq(_add_times(first, coefficient[1], a[1]))
-            total = _add_times(pair, c_last, a[2])
-            m.d.comb += self.w.values[t].eq(Cat(total[: p.a_width + 1], ~total[p.a_width + 1]))
-
-        last_entry = p.n_entries - 1
-        full, target = Signal(2), Signal()
-        n_tokens, n_tiles = Signal(8), Signal(16)
-        token_first = Signal(range(p.m_tile))
-        tokens_left, tiles_left, run = Signal(8), Signal(16), Signal()
-        start = Signal()
-        m.d.comb += [
-            start.eq(run & (step == 0) & ~full.bit_select(target, 1)),
-            self.fetch.eq(start),
-            self.idle.eq(~run),
-            self.available.eq(full.bit_select(self.select, 1)),
-            self.w.en.eq(entry != 0),
+                    m.d.sync += [
+                        entry.eq(target),
+                        select.eq(activation),
+                        subtract.eq(sign < 0),
+                    ]
+        m.d.sync += [
+            fetch.eq(run),
+            first.eq(fetch & ~self.w.en),
+            carry.eq(subtract),
+            self.w.en.eq(fetch),
             self.w.entry.eq(entry),
         ]
-        with m.If(start):
-            m.d.sync += step.eq(1)
-            with m.If(tokens_left != 0):
-                m.d.sync += [tokens_left.eq(tokens_left - 1), self.token.eq(self.token + 1)]
-            with m.Else():
-                m.d.sync += [tokens_left.eq(n_tokens), self.token.eq(token_first)]
-                m.d.sync += [tiles_left.eq(tiles_left - 1), self.tile.eq(self.tile + 1)]
-                with m.If(tiles_left == 0):
-                    m.d.sync += run.eq(0)
-        with m.Elif(step == last_entry):
-            m.d.sync += [step.eq(0), target.eq(~target)]
-        with m.Elif(step != 0):
-            m.d.sync += step.eq(step + 1)
-        # writes trail the step by one cycle
-        m.d.sync += self.w.select.eq(target)
-
-        with m.If(step == last_entry - 1):
-            m.d.sync += full.bit_select(target, 1).eq(1)
-        with m.If(self.free):
-            m.d.sync += [full.bit_select(self.select, 1).eq(0), self.select.eq(~self.select)]
-        with m.If(self.load):
-            m.d.sync += [
-                run.eq(1),
-                token_first.eq(self.cmd.token_first),
-                n_tokens.eq(self.cmd.token_count - 1),
-                n_tiles.eq(self.cmd.k_tiles - 1),
-                tokens_left.eq(self.cmd.token_count - 1),
-                tiles_left.eq(self.cmd.k_tiles - 1),
-                self.token.eq(self.cmd.token_first),
-                self.tile.eq(0),
-            ]
+        with m.If(self.start):
+            m.d.sync += self.w.set.eq(self.start_set)
+        for t in range(p.n_tables):
+            former = Signal(p.entry_width, name=f"former_{t}")
+            a, term = Signal(p.a_width, name=f"a_{t}"), Signal(p.a_width, name=f"term_{t}")
+            with m.Switch(select):
+                for index in range(GROUP):
+                    with m.Case(index):
+                        m.d.comb += a.eq(self.i[GROUP * t + index])
+            m.d.sync += term.eq(_invert_if(subtract, a))
+            # with the first term the top bit turns: from zero to offset binary
+            extended = Cat(term, term[-1], term[-1] ^ first)
+            value = _add(former, extended, carry)[: p.entry_width]
+            m.d.comb += self.w.values[t].eq(value)
+            with m.If(self.start):
+                m.d.sync += former.eq(0)
+            with m.Elif(self.w.en):
+                m.d.sync += former.eq(value)
         return m
 
 
-def _add_times(value, sign, addend):
-    """Sum of ``value`` and ``addend`` times a sign of -1, 0, 1, one bit wider than ``value``."""
-    width = len(value) + 1
-    term = Mux(sign[0], _invert_if(sign[1], _sign_extend(addend, width)), 0)
-    return _add(_sign_extend(value, width), term, sign[1])
-
-
 def _add(a, b, carry):
-    """Sum of two words and a bit, as one carry chain: synthesis may make two of three operands."""
-    return (Cat(Const(1, 1), a) + Cat(carry, b))[1:]
+    """Sum of two words of equal width and a bit, one bit wider, as one carry chain.
 
-
-def _sign_extend(value, width):
-    return Cat(value, value[-1].replicate(width - len(value)))
+    A difference, since synthesis keeps its first operand where a LUT of the chain wants it as it
+    comes, and since it does not make two adders of one with three operands. In the bit below the
+    words ``carry`` meets itself, and carries without a LUT.
+    """
+    zero = Const(0, 1)
+    return (Cat(carry, a, zero) - ~Cat(carry, b, zero))[1 : len(a) + 2]
 
 
 class SignedSum(wiring.Component):
@@ -162,13 +160,16 @@ class SignedSum(wiring.Component):
 
     Every adder adds or subtracts and hands the sign of its first operand on, so that one operand
     of the carry chain is as it comes and a bit of an adder is one LUT; the last sign is left to
-    whoever takes the sum. Values are in offset binary: in it a negation inverts, as in two's
-    complement, and nothing needs a sign extension. Registers follow every second level of the
-    tree and the last: ``latency`` stages, each with its enable; one sum per cycle.
+    whoever takes the sum. If ``relative``, the bit of value k > 0 says whether its sign differs
+    from that of value ``k & (k - 1)``, the first operand where value k enters as the second: what
+    the adder needs to know, without a LUT. Values are in offset binary: in it a negation inverts,
+    as in two's complement, and nothing needs a sign extension. Registers follow every second level
+    of the tree and the last: ``latency`` stages, each with its enable; one sum per cycle.
 
     Parameters
     ----------
     n, width : number of values and their width.
+    relative : meaning of ``negate``.
 
     Members
     -------
@@ -179,10 +180,10 @@ class SignedSum(wiring.Component):
     o_negate : ``Out(1)``  the sum is ``-o``; see :func:`signed_term`.
     """
 
-    def __init__(self, n: int, width: int) -> None:
+    def __init__(self, n: int, width: int, *, relative: bool = False) -> None:
         if n < 1:
             raise ValueError(f"n must be positive, not {n}")
-        self.n, self.width = n, width
+        self.n, self.width, self.relative = n, width, relative
         self.n_levels = ceil_log2(n)
         self.o_width = width + self.n_levels
         self.latency = max(1, -(-self.n_levels // 2))
@@ -208,7 +209,7 @@ class SignedSum(wiring.Component):
             ):
                 differ = Signal(name=f"differ_{level}_{index}")
                 total = Signal(width + 1, name=f"sum_{level}_{index}")
-                m.d.comb += differ.eq(a_negate ^ b_negate)
+                m.d.comb += differ.eq(b_negate if self.relative else a_negate ^ b_negate)
                 b = _invert_if(differ, _extend(b, width))
                 m.d.comb += total.eq(_add(_extend(a, width), b, differ))
                 sums.insert(index, (total, a_negate))
@@ -248,11 +249,17 @@ def signed_term(value, negate):
     return term[: len(value)].as_signed(), negate
 
 
-class Lookup(wiring.Component):
-    """Table memories, one reader per table and lane, and the lanes' sums.
+class TernaryDatapath(wiring.Component):
+    """Tables of signed sums in distributed memory, and the sums of their entries for each row.
 
-    Latency is ``latency`` cycles from ``word`` to ``o``, throughput one word per cycle. Without
-    ``en`` a word goes nowhere and ``o`` stays.
+    Two sets of tables: one is written while the other is looked up. A set begun by ``start`` in
+    cycle t may be looked up from cycle ``t + prepare_cycles`` on, and the next start comes then or
+    later. Latency is ``latency`` cycles from ``en`` to ``o``, throughput one step per cycle;
+    without ``en`` nothing moves and ``o`` stays. After a reset all tables are of zeros.
+
+    Bit order of ``digits``: see the model.
+    Model: :func:`lutra.sim.golden.matmul.ternary.lookup_matmul`. Source: TeLLMe, arXiv 2510.15926,
+    section on table-lookup matmul; the mirrored tables are ours.
 
     Parameters
     ----------
@@ -260,26 +267,39 @@ class Lookup(wiring.Component):
 
     Members
     -------
-    w : ``In(table_write_port(params))``
+    start, start_set : ``In(1)``; write the tables of a set.
+    i : ``In(k_tile * signed(a_width))``  valid from the cycle after ``start`` until the next.
     en : ``In(1)``
-    word : ``In(word_bits)``
-    select : ``In(1)``  the set of tables that ``word`` looks in.
-    o, negate : ``Out``; the lanes' sums, as :class:`SignedSum` gives them.
+    digits : ``In(digit_bits)``
+    step : ``In(0)``  a step is a depth tile.
+    set : ``In(1)``  which set ``digits`` look in.
+    o : ``Out(tile_n * unsigned(o_width))``  in offset binary: ``value + 2 ** (o_width - 1)``.
+    negate : ``Out(tile_n)``  the sum is ``-o``; see :func:`signed_term`.
     """
 
     def __init__(self, params: TernaryParams) -> None:
+        if not isinstance(params, TernaryParams):
+            raise TypeError(f"params must be TernaryParams, not {params!r}")
         self.params = params
-        self._sums = [SignedSum(params.n_tables, params.entry_width) for _ in range(params.lanes)]
+        self._generator = TableGenerator(params)
+        self._sums = [
+            SignedSum(params.n_tables, params.entry_width, relative=True)
+            for _ in range(params.tile_n)
+        ]
+        self.prepare_cycles = self._generator.cycles
         self.latency = self._sums[0].latency
         self.o_width = self._sums[0].o_width
         super().__init__(
             {
-                "w": In(table_write_port(params)),
+                "start": In(1),
+                "start_set": In(1),
+                "i": In(data.ArrayLayout(signed(params.a_width), params.k_tile)),
                 "en": In(1),
-                "word": In(params.word_bits),
-                "select": In(1),
-                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.lanes)),
-                "negate": Out(params.lanes),
+                "digits": In(params.digit_bits),
+                "step": In(range(params.steps)),
+                "set": In(1),
+                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.tile_n)),
+                "negate": Out(params.tile_n),
             }
         )
 
@@ -287,30 +307,40 @@ class Lookup(wiring.Component):
         m = Module()
         p = self.params
 
+        m.submodules.generator = generator = self._generator
+        m.d.comb += [
+            generator.start.eq(self.start),
+            generator.start_set.eq(self.start_set),
+            generator.i.eq(self.i),
+        ]
         enables = Signal(self.latency)
         m.d.comb += enables[0].eq(self.en)
         m.d.sync += enables[1:].eq(enables)
-        for lane, lane_sum in enumerate(self._sums):
-            m.submodules[f"sum_{lane}"] = lane_sum
-            m.d.comb += lane_sum.en.eq(enables)
-            m.d.comb += [self.o[lane].eq(lane_sum.o), self.negate[lane].eq(lane_sum.o_negate)]
+        for row, row_sum in enumerate(self._sums):
+            m.submodules[f"sum_{row}"] = row_sum
+            m.d.comb += row_sum.en.eq(enables)
+            m.d.comb += [self.o[row].eq(row_sum.o), self.negate[row].eq(row_sum.o_negate)]
         zeros = [1 << (p.entry_width - 1)] * 32  # entry 0 is never written
-        for t in range(p.n_tables):
-            m.submodules[f"table_{t}"] = table = Memory(
+        # rows that are left over have a memory each, which is no more than a RAM32M16
+        n_shared = p.tile_n // _SHARED_PORTS * _SHARED_PORTS
+        readers = [range(row, row + _SHARED_PORTS) for row in range(0, n_shared, _SHARED_PORTS)]
+        readers += [range(row, row + 1) for row in range(n_shared, p.tile_n)]
+        for t, rows in product(range(p.n_tables), readers):
+            m.submodules[f"table_{t}_{rows[0]}"] = table = Memory(
                 shape=unsigned(p.entry_width), depth=32, init=zeros
             )
             w_port = table.write_port()
             m.d.comb += [
-                w_port.en.eq(self.w.en),
-                w_port.addr.eq(Cat(self.w.entry, self.w.select)),
-                w_port.data.eq(self.w.values[t]),
+                w_port.en.eq(generator.w.en),
+                w_port.addr.eq(Cat(generator.w.entry, generator.w.set)),
+                w_port.data.eq(generator.w.values[t]),
             ]
-            for lane, lane_sum in enumerate(self._sums):
-                code = self.word.word_select(lane * p.n_tables + t, p.code_width)
+            for row in rows:
+                code = self.digits.word_select(row * p.n_tables + t, p.code_width)
                 r_port = table.read_port(domain="comb")
                 m.d.comb += [
-                    r_port.addr.eq(Cat(code[:4], self.select)),
-                    lane_sum.i[t].eq(r_port.data),
-                    lane_sum.negate[t].eq(code[4]),
+                    r_port.addr.eq(Cat(code[:4], self.set)),
+                    self._sums[row].i[t].eq(r_port.data),
+                    self._sums[row].negate[t].eq(code[4]),
                 ]
         return m

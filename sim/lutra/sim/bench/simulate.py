@@ -24,6 +24,7 @@ from lutra.sim.bench.build import build_simulator
 __all__ = ["BenchFailure", "bench_params", "run_cocotb", "simulate", "stream_get", "stream_put"]
 
 _PARAMS_VARIABLE = "LUTRA_BENCH_PARAMS"
+_KIND_VARIABLE = "LUTRA_BENCH_KIND"
 _LOG_LINES = 80
 
 T = TypeVar("T")
@@ -134,7 +135,10 @@ def run_cocotb(
             test_dir=tmp_path,
             results_xml=str(results),
             seed=seed,
-            extra_env={_PARAMS_VARIABLE: json.dumps(_encode(parameters))},
+            extra_env={
+                _PARAMS_VARIABLE: json.dumps(_encode(parameters)),
+                _KIND_VARIABLE: type(parameters).__name__,
+            },
             plusargs=plusargs,
             waves=waves,
             log_file=log,
@@ -144,8 +148,14 @@ def run_cocotb(
     _raise_failures(bench_module, results, log, failed=failed)
 
 
-def bench_params(cls: type[T]) -> T:
-    """The ``parameters`` that :func:`run_cocotb` was given, as a ``cls``; for use in benches."""
+def bench_params(cls: type[T], *others: type[T]) -> T:
+    """The ``parameters`` that :func:`run_cocotb` was given; for use in benches.
+
+    They become a ``cls``, or of several classes the one that they were.
+    """
+    if others:
+        kinds = {kind.__name__: kind for kind in (cls, *others)}
+        cls = kinds[os.environ[_KIND_VARIABLE]]
     return _decode(cls, json.loads(os.environ[_PARAMS_VARIABLE]))
 
 

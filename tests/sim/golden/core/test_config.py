@@ -163,3 +163,5 @@ def test_an_engine_takes_the_place_of_another(engine: str, a_width: int) -> None
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(ValueError, match=r"engine must be one of .*, not 'dsp'"):
         with_engine(NANO, "dsp")
+    with pytest.raises(ValueError, match="config must have the ternary engine, not 'lut'"):
+        with_engine(with_engine(NANO, "lut"), "ternary")

@@ -19,7 +19,7 @@ from lutra.sim.golden.control.isa import (
 )
 from lutra.sim.golden.control.memory import Memory
 from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.matmul.ternary import pack_words
+from lutra.sim.golden.matmul.engine import GroupedWeights
 
 __all__ = ["Story", "StorySizes"]
 
@@ -27,7 +27,6 @@ _PAGE = 4096
 _RESIDUAL_FRAC = 16
 _EMBED_SHIFT = 4
 _GAMMA_FRAC = 12
-_HEAD_PLANES = 5
 _Event = tuple[Unit, int]  # that a unit has completed so many instructions
 
 
@@ -140,9 +139,8 @@ class Story:
         flags: int = 0,
     ) -> _Event:
         params = self.config.matmul
-        limit = 3**planes // 2
-        w = self._numpy.integers(-limit, limit + 1, (rows, depth))
-        words = pack_words(params, w.astype(np.int64), planes)
+        weights, shift = self._weights(rows, depth, planes)
+        words = params.pack(weights, planes)
         padded = np.zeros((len(words), self.config.weight_word_bytes), np.uint8)
         padded[:, : words.shape[1]] = words
         return self._emit(
@@ -155,7 +153,26 @@ class Story:
             planes=planes,
             acc_base=acc_base,
             n_words=len(words),
+            shift=shift,
         )
+
+    def _weights(self, rows: int, depth: int, planes: int) -> tuple[GroupedWeights, int]:
+        """Random weights, zero behind ``depth``, and the shift that brings them to about one."""
+        params, rng = self.config.matmul, self._numpy
+        if not params.grouped:
+            limit = 3**planes // 2
+            w = rng.integers(-limit, limit + 1, (rows, depth))
+            return GroupedWeights.from_integers(w), 0
+        bits = planes * params.w_width
+        shape = rows, -(-depth // params.k_tile)
+        middle = rng.integers(0, 1 << bits, shape)
+        codes = rng.integers(0, 1 << bits, (*shape, params.k_tile)).reshape(rows, -1)
+        codes[:, depth:] = middle.repeat(params.k_tile, axis=1)[:, depth:]
+        scale = rng.integers(1, 16, shape)
+        weights = GroupedWeights(
+            codes=codes, scale=scale, zero=2 * middle, bits=bits, group=params.k_tile
+        )
+        return weights, bits + 3
 
     def _normq(
         self, source: NormSource, n: int, word: int, *after: _Event, flags: int = 0
@@ -237,13 +254,12 @@ class Story:
         loaded = self._params(-5000, 5000, hidden, 0, last)
         norm = self._normq(NormSource.RESIDUAL, hidden, 0, loaded, flags=FLAG_LOGITS)
         half, first = sizes.vocab // 2, FLAG_FIRST
+        planes = config.matmul.max_planes
         for chunk in range(2):
             word = hidden // 8 + chunk * half // 8
             loaded = self._params(0, 3000, half, word, last)
             base = chunk * config.row_blocks_max // 4 * 2
-            acc = self._lmma(
-                half, hidden, norm, planes=_HEAD_PLANES, acc_base=base, flags=FLAG_LOGITS
-            )
+            acc = self._lmma(half, hidden, norm, planes=planes, acc_base=base, flags=FLAG_LOGITS)
             self._emit(
                 Opcode.LOGITS,
                 acc,

@@ -25,7 +25,8 @@ __all__ = ["CONFIG", "MAX_BEATS", "Fault", "StandIn", "generate"]
 
 CONFIG = AcceleratorConfig(
     name="stand-in",
-    n_tables=1,
+    tile_k=3,
+    k_tile=3,
     m_tile=2,
     head_dim=8,
     n_heads=1,

@@ -205,6 +205,8 @@ def with_engine(config: AcceleratorConfig, engine: str, *, a_width: int = 8) -> 
     """``config`` with another matmul engine and width of activations; ternary has 8 bits only."""
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if config.engine != "ternary":
+        raise ValueError(f"config must have the ternary engine, not {config.engine!r}")
     if engine == "ternary":
         if a_width != 8:
             raise ValueError(f"a_width of the ternary engine must be 8, not {a_width}")

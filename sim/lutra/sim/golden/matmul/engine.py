@@ -28,8 +28,8 @@ ZERO_WIDTH = 10
 class GroupedWeights:
     """Weights of a matrix as codes, with an integer scale and a zero point per row and group.
 
-    ``codes`` ``[N, K]`` are unsigned, of ``bits`` bits; ``scale`` and ``zero`` are ``[N, K / group]``
-    with ``1 <= scale < 2**8`` and ``0 <= zero <= 2 * (2**bits - 1)``, in half steps. Twice a weight
+    ``codes`` ``[N, K]`` are unsigned, of ``bits`` bits; ``scale`` and ``zero``, ``[N, K / group]``,
+    have ``1 <= scale < 2**8`` and ``0 <= zero <= 2 * (2**bits - 1)``, half steps. Twice a weight
     is the integer ``scale * (2 * code - zero)``: half steps admit the symmetric binary weights.
     """
 

@@ -1,0 +1,215 @@
+"""Row registers, dequantisation and accumulators against the golden arithmetic."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra.hw.matmul.accumulate import AccumulatorBanks, Dequantizer, RowRegisters, drain_cycles
+from lutra.sim.bench.simulate import simulate
+from lutra.sim.golden.arith.fixed import round_shift
+from lutra.sim.golden.matmul.engine import LANES, EngineParams
+from lutra.sim.golden.matmul.lut import LutParams
+from lutra.sim.golden.matmul.mac import MacParams
+from lutra.sim.golden.matmul.ternary import TernaryParams
+
+MAC = MacParams(k_tile=16, tile_k=8, m_tile=2, acc_blocks=4)
+PARAMS = {
+    "ternary": TernaryParams(tile_k=24, k_tile=24, m_tile=2, acc_blocks=4),
+    "ternary-2x16": TernaryParams(
+        tile_m=2, tile_n=16, tile_k=24, k_tile=24, m_tile=4, acc_blocks=4, max_planes=3
+    ),
+    "lut": LutParams(tile_m=2, k_tile=16, tile_k=8, m_tile=2, acc_blocks=4, max_planes=4),
+    "lut-whole": LutParams(k_tile=16, tile_k=16, m_tile=2, acc_blocks=4, max_planes=1),
+    "mac": MAC,
+}
+
+
+async def _wait(ctx: Any, n_cycles: int) -> None:
+    for _ in range(n_cycles):
+        await ctx.tick()
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_rows(name: str) -> None:
+    """Steps and planes are joined, and leave eight at a time with what belongs to them."""
+    params, rng = PARAMS[name], np.random.default_rng(1)
+    n_sum = params.a_width + 3  # bits of a sum
+    dut = RowRegisters(params, n_sum)
+    m, n, limit = params.tile_m, params.tile_n, 1 << (n_sum - 1)
+    n_blocks, planes, drain = 6, params.max_planes, drain_cycles(params)
+    sums = rng.integers(-limit + 1, limit, (n_blocks, planes, params.steps, m, n))
+    sums[0], sums[1] = limit - 1, -limit + 1
+    signs = rng.integers(0, 2, sums.shape)
+    scale, zero = rng.integers(0, 256, (n_blocks, n)), rng.integers(-512, 512, (n_blocks, n))
+    a_sum = rng.integers(-1000, 1000, (n_blocks, m))
+    weights = params.radix ** np.arange(planes - 1, -1, -1)
+    expected = np.einsum("bpsmn,p->bmn", np.where(signs, -sums, sums), weights)
+    results, sides, tokens, finishes = [], [], [], []
+    words = list(np.ndindex(planes, params.steps))
+    # the last rows of a block follow its last word
+    idle = max(0, drain - len(words))
+
+    async def put(ctx: Any) -> None:
+        for block in range(n_blocks):
+            for plane, step in words:
+                last = (plane, step) == words[-1]
+                control = {
+                    "valid": 1,
+                    "finish": last and block == n_blocks - 1,
+                    "first_word": (plane, step) == (0, 0),
+                    "first_step": step == 0,
+                    "last_word": last,
+                    "last_block": 1,
+                    "mask": -1,
+                    "block": block // 2 * params.block_rows % params.acc_blocks,
+                    "group": 0,
+                }
+                value = sums[block, plane, step] + limit
+                ctx.set(dut.control, control)
+                ctx.set(dut.i, value.tolist())
+                flags = signs[block, plane, step]
+                ctx.set(dut.negate, [sum(int(x) << i for i, x in enumerate(row)) for row in flags])
+                await ctx.tick()
+            ctx.set(dut.control, {})
+            await _wait(ctx, idle)
+        await ctx.tick().repeat(drain + 2)
+
+    async def side(ctx: Any) -> None:
+        """Side fields come with the first rows of a block, and stay."""
+        await _wait(ctx, len(words) - 1 + dut.lag)
+        for block in range(n_blocks):
+            if params.grouped:
+                rows = [
+                    {"scale": int(s), "zero": int(z)}
+                    for s, z in zip(scale[block], zero[block], strict=True)
+                ]
+                ctx.set(dut.side, rows)
+                ctx.set(dut.a_sum, a_sum[block].tolist())
+            await ctx.tick().repeat(len(words) + idle)
+
+    async def get(ctx: Any) -> None:
+        """``h_o`` comes a cycle after its control and side fields."""
+        valid = False
+        for _ in range(n_blocks * (len(words) + idle) + drain + 2):
+            if valid:
+                results.append([ctx.get(dut.h_o[lane]) for lane in range(LANES)])
+            valid = ctx.get(dut.control_o.valid)
+            if valid:
+                tokens.append(ctx.get(dut.control_o.token))
+                finishes.append(ctx.get(dut.control_o.finish))
+                sides.append(
+                    (
+                        [ctx.get(dut.side_o[lane].scale) for lane in range(LANES)],
+                        [ctx.get(dut.side_o[lane].zero) for lane in range(LANES)],
+                        ctx.get(dut.a_sum_o),
+                    )
+                )
+            await ctx.tick()
+
+    # one that drives sees what another has driven in the same cycle
+    simulate(dut, put, side, get)
+    assert np.array(results).ravel().tolist() == expected.ravel().tolist()
+    assert tokens == [t for _ in range(n_blocks) for t in range(m) for _ in range(n // LANES)]
+    assert finishes == [0] * (len(finishes) - 1) + [1]
+    if params.grouped:
+        for index, (scales, zeros, a) in enumerate(sides):
+            block, part = divmod(index, drain)
+            token, rows = divmod(part, n // LANES)
+            select = slice(rows * LANES, (rows + 1) * LANES)
+            assert scales == scale[block, select].tolist()
+            assert zeros == zero[block, select].tolist()
+            assert a == a_sum[block, token]
+
+
+@pytest.mark.parametrize("params", [MAC, PARAMS["lut"]], ids=["mac", "lut"])
+def test_dequantizer(params: EngineParams) -> None:
+    """Corners of what codes and zero points allow, then random; one set of rows per cycle."""
+    rng = np.random.default_rng(1)
+    dut = Dequantizer(params)
+    top = params.radix**params.max_planes - 1
+    n = 40
+    limit = 1 << (params.a_width - 1)
+    a = rng.integers(-limit, limit, (n, params.k_tile))
+    a[0:2], a[2:4] = -limit, limit - 1
+    codes = rng.integers(0, top + 1, (n, LANES, params.k_tile))
+    zero, scale = rng.integers(0, 2 * top + 1, (n, LANES)), rng.integers(0, 256, (n, LANES))
+    codes[0:4:2], zero[0:4:2], scale[:4] = top, 0, 255
+    codes[1:4:2], zero[1:4:2] = 0, 2 * top
+    # the lut engine looks up twice the codes less their middle
+    middle = top if params.symmetric else 0
+    used = 2 * codes - top if params.symmetric else codes
+    h = np.einsum("bk,bnk->bn", a, used)
+    expected = scale * np.einsum("bk,bnk->bn", a, 2 * codes - zero[..., None])
+    results = []
+
+    async def bench(ctx: Any) -> None:
+        for index in range(n + dut.latency):
+            if index < n:
+                stored = zero[index] - middle
+                rows = zip(scale[index].tolist(), stored.tolist(), strict=True)
+                ctx.set(dut.side, [{"scale": s, "zero": z} for s, z in rows])
+                ctx.set(dut.a_sum, int(a[index].sum()))
+            if 0 < index <= n:
+                ctx.set(dut.h, h[index - 1].tolist())
+            results.append([ctx.get(dut.o[lane]) for lane in range(LANES)])
+            await ctx.tick()
+
+    simulate(dut, bench)
+    assert results[dut.latency :] == expected.tolist()
+
+
+@pytest.mark.parametrize("name", ["ternary", "mac"])
+@pytest.mark.parametrize("lag", [1, 3])
+def test_banks(name: str, lag: int) -> None:
+    """Sums over depth tiles, as close as ``recovery`` allows; every shift rounds at the end."""
+    params, rng = PARAMS[name], np.random.default_rng(lag)
+    dut = AccumulatorBanks(params, 20, lag)
+    n_tiles, shifts = 3, range(16) if params.grouped else range(1)
+    places = [(0, 0), (1, 0), (0, 3), (1, 2)][: dut.recovery]  # (token, block), again and again
+    rows = rng.integers(-(1 << 19), 1 << 19, (len(shifts), n_tiles, len(places), LANES))
+    expected = round_shift(rows.sum(axis=1), np.array(shifts)[:, None, None])
+    writes = list(np.ndindex(len(shifts), n_tiles, len(places)))
+    results, done = np.zeros_like(expected), []
+
+    async def put(ctx: Any) -> None:
+        for index in range(len(writes) + lag):
+            control: dict[str, int] = {}
+            if index < len(writes):
+                number, tile, place = writes[index]
+                control = {
+                    "valid": 1,
+                    "first_tile": tile == 0,
+                    "last_tile": tile == n_tiles - 1,
+                    "finish": tile == n_tiles - 1,
+                    "token": places[place][0],
+                    "block": places[place][1],
+                    "shift": shifts[number],
+                }
+            ctx.set(dut.control, control)
+            if index >= lag:
+                ctx.set(dut.i, rows[writes[index - lag]].tolist())
+            await ctx.tick()
+
+    async def get(ctx: Any) -> None:
+        """Reads the rows in the cycle that says that they are there."""
+        finished = [w for w in writes if w[1] == n_tiles - 1]
+        for cycle in range(len(writes) + dut.latency + 2):
+            if ctx.get(dut.done):
+                number, _, place = finished[len(done)]
+                done.append(cycle)
+                token, block = places[place]
+                ctx.set(dut.acc.addr, {"token": token, "pair": block // 2})
+                await ctx.tick()
+                port = dut.acc.data[block % 2]
+                results[number, place] = [ctx.get(port[lane]) for lane in range(LANES)]
+            else:
+                await ctx.tick()
+
+    simulate(dut, put, get)
+    last = [index for index, w in enumerate(writes) if w[1] == n_tiles - 1]
+    assert done == [index + dut.latency for index in last]
+    assert (results == expected).all()

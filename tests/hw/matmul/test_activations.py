@@ -1,0 +1,115 @@
+"""Buffer and sums of activations."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra.hw.matmul.activations import ActivationBuffer, ActivationSums
+from lutra.sim.bench.simulate import simulate
+from lutra.sim.golden.matmul.engine import LANES, EngineParams
+from lutra.sim.golden.matmul.mac import MacParams
+from lutra.sim.golden.matmul.ternary import TernaryParams
+
+PARAMS = {
+    "one": TernaryParams(tile_k=24, k_tile=24, m_tile=3, act_tiles=5),
+    "pairs": MacParams(tile_m=2, k_tile=16, m_tile=4, act_tiles=3, a_width=16, sum_width=44),
+    "words": MacParams(tile_m=4, tile_k=8, k_tile=8, m_tile=4, act_tiles=2),
+}
+
+
+def _random(params: EngineParams, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    limit = 1 << (params.a_width - 1)
+    return rng.integers(-limit, limit, shape)
+
+
+def test_rejects_a_depth_tile_of_uneven_words() -> None:
+    with pytest.raises(ValueError) as error:
+        ActivationBuffer(MacParams(tile_k=4, k_tile=20))
+    assert str(error.value) == "k_tile must be a multiple of 8 (activations of a word), not 20"
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_rejects_a_depth(depth: int) -> None:
+    with pytest.raises(ValueError) as error:
+        ActivationSums(PARAMS["pairs"], depth)
+    assert str(error.value) == f"depth must be a power of two from 2 on, not {depth}"
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_buffer_gives_depth_tiles_of_groups(name: str) -> None:
+    params, rng = PARAMS[name], np.random.default_rng(1)
+    dut = ActivationBuffer(params)
+    a = _random(params, rng, params.m_tile, params.act_tiles * params.k_tile)
+    writes = list(np.ndindex(params.m_tile, a.shape[1] // LANES))
+    groups = params.m_tile // params.tile_m
+    fetches = list(np.ndindex(groups, params.act_tiles))
+    results = []
+
+    async def bench(ctx: Any) -> None:
+        ctx.set(dut.w.en, 1)
+        for index in rng.permutation(len(writes)):
+            token, word = writes[index]
+            ctx.set(dut.w.addr, {"token": token, "word": word})
+            ctx.set(dut.w.data, a[token, word * LANES : (word + 1) * LANES].tolist())
+            await ctx.tick()
+        ctx.set(dut.w.en, 0)
+        await ctx.tick()
+        for group, tile in fetches:
+            ctx.set(dut.fetch, 1)
+            ctx.set(dut.group, group)
+            ctx.set(dut.tile, tile)
+            await ctx.tick()
+            # what was fetched stays
+            ctx.set(dut.fetch, 0)
+            ctx.set(dut.tile, 0)
+            await ctx.tick()
+            results.append(
+                [[ctx.get(dut.o[m][k]) for k in range(params.k_tile)] for m in range(params.tile_m)]
+            )
+
+    simulate(dut, bench)
+    tiles = a.reshape(groups, params.tile_m, params.act_tiles, params.k_tile)
+    assert results == [tiles[group, :, tile].tolist() for group, tile in fetches]
+
+
+async def _wait(ctx: Any, n_cycles: int) -> None:
+    for _ in range(n_cycles):
+        await ctx.tick()
+
+
+@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("idle", [0, 1, 7])
+def test_sums(name: str, idle: int) -> None:
+    """As fast as they may start, and slower; extremes first."""
+    params, rng = PARAMS[name], np.random.default_rng(idle)
+    dut = ActivationSums(params, 4)
+    limit = 1 << (params.a_width - 1)
+    a = _random(params, rng, 12, params.tile_m, params.k_tile)
+    a[0], a[1] = -limit, limit - 1
+    n_words = params.k_tile // LANES
+    results = []
+
+    async def starts(ctx: Any) -> None:
+        for tile in a:
+            ctx.set(dut.start, 1)
+            await ctx.tick()
+            ctx.set(dut.start, 0)
+            ctx.set(dut.i, tile.tolist())
+            await _wait(ctx, n_words - 1 + idle)
+
+    async def takes(ctx: Any) -> None:
+        # the first sum is there when this says; later ones before they are taken
+        await _wait(ctx, n_words + 2)
+        for _ in a:
+            results.append([ctx.get(dut.o[m]) for m in range(params.tile_m)])
+            ctx.set(dut.take, 1)
+            await ctx.tick()
+            ctx.set(dut.take, 0)
+            await _wait(ctx, n_words - 1 + idle)
+
+    simulate(dut, starts, takes)
+    assert results == a.sum(axis=2).tolist()

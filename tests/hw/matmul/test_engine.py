@@ -1,0 +1,134 @@
+"""MatmulEngine with every datapath against the golden models."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra.hw.matmul.engine import DATAPATHS, MatmulEngine
+from lutra.sim.bench.simulate import run_cocotb, simulate, stream_put
+from lutra.sim.golden.arith.fixed import round_shift
+from lutra.sim.golden.core.config import ENGINES, NANO
+from lutra.sim.golden.matmul.engine import LANES, EngineParams, GroupedWeights
+from lutra.sim.golden.matmul.lut import LutParams
+from lutra.sim.golden.matmul.mac import MacParams
+from lutra.sim.golden.matmul.mixpe import MixpeParams
+from lutra.sim.golden.matmul.ternary import TernaryParams
+
+
+def _small(cls: type[EngineParams], tile: tuple[int, int, int], **values: int) -> EngineParams:
+    tile_m, tile_n, tile_k = tile
+    base = {
+        "m_tile": 4 if tile_m > 1 else 3,
+        "acc_blocks": 18 * tile_n // LANES,
+        "weight_buffer_words": 64,
+        "act_tiles": 4,
+        "k_tile": tile_k,
+        "sum_width": 28 + values.get("a_width", 8) if cls.grouped else 24,
+    }
+    return cls(tile_m=tile_m, tile_n=tile_n, tile_k=tile_k, **(base | values))
+
+
+PARAMS = {
+    "ternary": _small(TernaryParams, (1, 8, 24)),
+    "ternary-2x16": _small(TernaryParams, (2, 16, 24), max_planes=3),
+    "nano": NANO.matmul,
+    "lut": _small(LutParams, (1, 8, 16), k_tile=64, weight_buffer_words=128),
+    "lut-whole": _small(LutParams, (1, 8, 32), k_tile=32, max_planes=4),
+    "lut-w1": _small(LutParams, (1, 8, 16), k_tile=16, max_planes=1),
+    "lut-2x64": _small(LutParams, (2, 64, 4), k_tile=16, acc_blocks=48, max_planes=4),
+    "lut-4x8-a16": _small(LutParams, (4, 8, 8), k_tile=16, a_width=16, m_tile=8, max_planes=3),
+    "mixpe": _small(MixpeParams, (1, 8, 8), k_tile=16),
+    "mixpe-2x8-a16": _small(MixpeParams, (2, 8, 8), k_tile=24, a_width=16),
+    "mixpe-w8": _small(MixpeParams, (1, 16, 8), k_tile=8, w_width=8, max_planes=1),
+    "mac": _small(MacParams, (1, 8, 4), k_tile=16),
+    "mac-w2-a16": _small(MacParams, (1, 8, 8), k_tile=16, w_width=2, a_width=16, max_planes=4),
+    "mac-2x16-w8": _small(MacParams, (2, 16, 8), k_tile=24, w_width=8, max_planes=1),
+}
+
+
+def test_rejects_params_of_another_kind() -> None:
+    with pytest.raises(TypeError) as error:
+        MatmulEngine(12)  # type: ignore[arg-type]
+    assert str(error.value) == "params must be EngineParams, not 12"
+
+
+def test_rejects_a_depth_tile_of_uneven_words() -> None:
+    with pytest.raises(ValueError) as error:
+        MatmulEngine(TernaryParams(tile_k=12, k_tile=12))
+    assert str(error.value) == "k_tile must be a multiple of 8 (activations of a word), not 12"
+
+
+def test_every_engine_has_its_datapath() -> None:
+    assert DATAPATHS.keys() == ENGINES.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMS if name != "nano"])
+def test_a_command(name: str) -> None:
+    """In Amaranth's own simulator: a command between others' accumulators."""
+    params, rng = PARAMS[name], np.random.default_rng(1)
+    planes, k_tiles, row_blocks = min(2, params.max_planes), 2, 2 * params.block_rows
+    tokens, base = range(1, params.m_tile), params.block_rows
+    a = rng.integers(-128, 128, (params.m_tile, k_tiles * params.k_tile))
+    rows, depth = row_blocks * LANES, k_tiles * params.k_tile
+    if params.grouped:
+        bits = planes * params.w_width
+        weights = GroupedWeights(
+            codes=rng.integers(0, 1 << bits, (rows, depth)),
+            scale=rng.integers(1, 256, (rows, k_tiles)),
+            zero=rng.integers(0, (2 << bits) - 1, (rows, k_tiles)),
+            bits=bits,
+            group=params.k_tile,
+        )
+        shift = 9
+    else:
+        weights, shift = GroupedWeights.from_integers(rng.integers(-4, 5, (rows, depth))), 0
+    words = params.pack(weights, planes)
+    dut = MatmulEngine(params)
+    results = np.zeros((len(tokens), rows), np.int64)
+
+    async def put_weights(ctx: Any) -> None:
+        for index, word in enumerate(words):
+            value = int.from_bytes(word.tobytes(), "little")
+            await stream_put(ctx, dut.weights, value, stall=index % 3)
+
+    async def bench(ctx: Any) -> None:
+        ctx.set(dut.act.en, 1)
+        for token, word in np.ndindex(params.m_tile, depth // LANES):
+            ctx.set(dut.act.addr, {"token": token, "word": word})
+            ctx.set(dut.act.data, a[token, word * LANES : (word + 1) * LANES].tolist())
+            await ctx.tick()
+        ctx.set(dut.act.en, 0)
+        command = {
+            "k_tiles": k_tiles,
+            "row_blocks": row_blocks,
+            "planes": planes,
+            "acc_base": base,
+            "token_first": tokens.start,
+            "token_count": len(tokens),
+            "shift": shift,
+        }
+        await stream_put(ctx, dut.cmd, command)
+        await ctx.tick().until(dut.done)
+        for token, block in np.ndindex(len(tokens), row_blocks):
+            pair, bank = divmod(base + block, 2)
+            ctx.set(dut.acc.addr, {"token": tokens[token], "pair": pair})
+            await ctx.tick()
+            results[token, block * LANES : (block + 1) * LANES] = [
+                ctx.get(dut.acc.data[bank][lane]) for lane in range(LANES)
+            ]
+
+    simulate(dut, bench, put_weights)
+    expected = params.matmul(a[tokens.start :], words, row_blocks, planes)
+    assert (results == round_shift(expected, shift)).all()
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("name", PARAMS)
+def test_bench(tmp_path: Path, name: str) -> None:
+    bench = "lutra.sim.bench.matmul.tb_engine"
+    run_cocotb(MatmulEngine(PARAMS[name]), bench, tmp_path, parameters=PARAMS[name])

@@ -1,0 +1,61 @@
+"""MixpeDatapath against the golden model."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from tests.hw.matmul.dot import check_in_amaranth
+
+from lutra.hw.matmul.mixpe import MixpeDatapath
+from lutra.sim.bench.matmul.dot import DotShape
+from lutra.sim.bench.simulate import run_cocotb
+from lutra.sim.golden.matmul.lut import LutParams
+from lutra.sim.golden.matmul.mac import Adders
+from lutra.sim.golden.matmul.mixpe import MixpeParams
+
+SHAPES = {
+    "w4a8": MixpeParams(),
+    "w4a16": MixpeParams(tile_n=16, tile_k=4, k_tile=12, a_width=16),
+    "w8a8": MixpeParams(tile_k=8, k_tile=24, w_width=8, max_planes=1),
+    "w8a16": MixpeParams(tile_k=8, k_tile=16, w_width=8, max_planes=1, a_width=16),
+    "odd": MixpeParams(tile_k=9, k_tile=27),
+    "one": MixpeParams(tile_k=1, k_tile=8),
+}
+ADDERS = [Adders.CHAINS, Adders.CELLS]
+
+
+def test_rejects_params_of_another_kind() -> None:
+    with pytest.raises(TypeError) as error:
+        MixpeDatapath(LutParams())  # type: ignore[arg-type]
+    assert str(error.value) == f"params must be MixpeParams, not {LutParams()!r}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "adders", "latency"),
+    [
+        ("w4a8", Adders.CHAINS, 4),
+        ("w8a8", Adders.CHAINS, 4),
+        ("odd", Adders.CHAINS, 4),
+        ("one", Adders.CHAINS, 2),
+        ("w4a8", Adders.CELLS, 2),
+    ],
+)
+def test_latency(shape: str, adders: Adders, latency: int) -> None:
+    assert MixpeDatapath(dataclasses.replace(SHAPES[shape], adders=adders)).latency == latency
+
+
+@pytest.mark.parametrize("adders", ADDERS, ids=lambda a: a.name.lower())
+def test_in_amaranth(adders: Adders) -> None:
+    check_in_amaranth(MixpeDatapath(MixpeParams(tile_k=8, k_tile=16, adders=adders)))
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("adders", ADDERS, ids=lambda a: a.name.lower())
+@pytest.mark.parametrize("name", ["w4a16", "w8a8", "w8a16", "odd", "one"])
+def test_bench(tmp_path: Path, adders: Adders, name: str) -> None:
+    shape = DotShape(mixpe=dataclasses.replace(SHAPES[name], adders=adders))
+    run_cocotb(shape.datapath(), "lutra.sim.bench.matmul.tb_dot", tmp_path, parameters=shape)

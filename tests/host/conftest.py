@@ -5,19 +5,21 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tests.host.random_model import SHAPES, config_for, write_model
+from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, write_model
 
 from lutra.host.compiler import compile_model
 from lutra.host.models.bitnet import BitNet, load_bitnet
-from lutra.host.packing import PackedModel, pack_bitnet
+from lutra.host.models.llama import Llama, load_llama
+from lutra.host.packing import PackedModel, pack_bitnet, pack_llama
 from lutra.host.program import Program
+from lutra.sim.golden.matmul.format import Format
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of the random model with this name."""
     root = tmp_path_factory.mktemp("models")
-    return cache(lambda name: write_model(root / name, SHAPES[name]))
+    return cache(lambda name: write_model(root / name, (SHAPES | LLAMAS)[name]))
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +36,14 @@ def packed(checkpoint: Callable[[str], BitNet]) -> Callable[[str], PackedModel]:
 def program(packed: Callable[[str], PackedModel]) -> Callable[[str], Program]:
     """Program of the random model with this name, for the smallest configuration."""
     return cache(lambda name: compile_model(packed(name), config_for(SHAPES[name])))
+
+
+@pytest.fixture(scope="session")
+def llama(model_folder: Callable[[str], Path]) -> Callable[[str], Llama]:
+    return cache(lambda name: load_llama(model_folder(name)))
+
+
+@pytest.fixture(scope="session")
+def packed_llama(llama: Callable[[str], Llama]) -> Callable[[str, str], PackedModel]:
+    """The random Llama model with this name in this format."""
+    return cache(lambda name, format: pack_llama(llama(name), Format.parse(format), GROUP))

@@ -1,7 +1,7 @@
 """Small models with random weights, as checkpoint folders, and configurations that hold them."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +11,29 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lutra.sim.golden.core.config import AcceleratorConfig
 
-__all__ = ["SHAPES", "Shape", "config_for", "random_tensors", "write_model", "write_tokenizer"]
+__all__ = [
+    "GROUP",
+    "LLAMAS",
+    "SHAPES",
+    "Shape",
+    "config_for",
+    "random_tensors",
+    "write_model",
+    "write_tokenizer",
+]
 
 BOS, EOS = 0, 1
 N_TOKENIZER = 260
 """Special tokens, the 256 bytes, and the merges ``th`` and ``the``."""
+GROUP = 32
+"""Divides every depth of the Llama models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes of a random model, named as in ``config.json``."""
+    """Sizes of a random model, named as in ``config.json``; BitNet, or Llama if so said."""
 
+    llama: bool = False
     hidden_size: int = 64
     intermediate_size: int = 96
     num_hidden_layers: int = 2
@@ -50,7 +62,35 @@ SHAPES = {
 }
 
 
-def config_for(shape: Shape, **changes: int) -> AcceleratorConfig:
+LLAMAS = {
+    "llama": Shape(
+        llama=True,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    ),
+    "llama-grouped": Shape(
+        llama=True, num_attention_heads=4, num_key_value_heads=2, vocab_size=1040
+    ),
+    "llama-odd": Shape(
+        llama=True,
+        hidden_size=160,
+        intermediate_size=224,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        max_position_embeddings=19,
+    ),
+    "llama-whole": Shape(llama=True, intermediate_size=128),
+}
+
+# What a step of the small configurations takes: depth, and bits of a digit.
+_ENGINES = {"ternary": (24, 2), "lut": (32, 1), "mixpe": (8, 4), "mac": (16, 2)}
+
+
+def config_for(
+    shape: Shape, engine: str = "ternary", *, a_width: int = 8, **changes: int
+) -> AcceleratorConfig:
     """The smallest configuration that holds the model, with ``changes``."""
     q_out = shape.num_attention_heads * shape.head_dim
     rows = max(
@@ -59,13 +99,19 @@ def config_for(shape: Shape, **changes: int) -> AcceleratorConfig:
         shape.hidden_size,
     )
     depth = max(shape.hidden_size, q_out, shape.intermediate_size)
-    n_tables, lanes = 8, 8
+    lanes, (tile_k, w_width) = 8, _ENGINES[engine]
+    k_tile = changes.get("k_tile", tile_k if engine == "ternary" else GROUP)
     fields: dict[str, int] = {
-        "n_tables": n_tables,
+        "tile_k": tile_k,
+        "k_tile": k_tile,
+        "a_width": a_width,
+        "w_width": w_width,
+        "acc_width": 24 if engine == "ternary" else 28,
+        "sum_width": 24 if engine == "ternary" else 28 + a_width,
         "m_tile": 4,
         "row_blocks_max": -(-rows // (2 * lanes)) * 2,
-        "act_tiles": -(-depth // (3 * n_tables)),
-        "weight_buffer_words": _power_of_two(max(rows // lanes, 10)),
+        "act_tiles": -(-depth // k_tile),
+        "weight_buffer_words": _power_of_two(max(rows // lanes, 16)),
         "hidden_max": shape.hidden_size,
         "param_words": _power_of_two(4 * depth // lanes),
         "head_dim": shape.head_dim,
@@ -76,7 +122,7 @@ def config_for(shape: Shape, **changes: int) -> AcceleratorConfig:
         "data_axi_width": 8 * shape.head_dim,
         "burst_bytes": 256,
     }
-    return replace(AcceleratorConfig(name="small"), **(fields | changes))
+    return AcceleratorConfig(name="small", engine=engine, **(fields | changes))
 
 
 def _power_of_two(n: int) -> int:
@@ -92,6 +138,10 @@ def random_tensors(shape: Shape, seed: int = 1) -> dict[str, NDArray[np.generic]
     tensors: dict[str, NDArray[np.generic]] = {}
 
     def linear(name: str, n: int, k: int) -> None:
+        if shape.llama:
+            weight = rng.standard_t(5, (n, k)) * rng.uniform(0.6, 0.9) / np.sqrt(k)
+            tensors[f"{name}.weight"] = weight.astype(np.float32)
+            return
         codes = rng.integers(0, 3, (4, n // 4, k)).astype(np.uint8)
         packed = codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6
         tensors[f"{name}.weight"] = packed.astype(np.uint8)
@@ -113,9 +163,11 @@ def random_tensors(shape: Shape, seed: int = 1) -> dict[str, NDArray[np.generic]
         linear(f"{layer}.mlp.up_proj", f, d)
         linear(f"{layer}.mlp.down_proj", d, f)
         norm(f"{layer}.input_layernorm", d)
-        norm(f"{layer}.self_attn.attn_sub_norm", q_out)
+        if not shape.llama:
+            norm(f"{layer}.self_attn.attn_sub_norm", q_out)
         norm(f"{layer}.post_attention_layernorm", d)
-        norm(f"{layer}.mlp.ffn_sub_norm", f)
+        if not shape.llama:
+            norm(f"{layer}.mlp.ffn_sub_norm", f)
     norm("model.norm", d)
     return tensors
 
@@ -123,13 +175,22 @@ def random_tensors(shape: Shape, seed: int = 1) -> dict[str, NDArray[np.generic]
 def write_model(folder: Path, shape: Shape, seed: int = 1) -> Path:
     """Write ``config.json``, ``model.safetensors`` and ``tokenizer.json``; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {name: value for name, value in vars(shape).items() if name != "options"}
-    content: dict[str, object] = {
+    sizes = {name: value for name, value in vars(shape).items() if name not in ("options", "llama")}
+    kind: dict[str, object] = {
         "architectures": ["BitNetForCausalLM"],
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
         "hidden_act": "relu2",
         "quantization_config": {"linear_class": "autobitlinear", "quant_method": "bitnet"},
+    }
+    if shape.llama:
+        kind = {
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_act": "silu",
+            "model_type": "llama",
+        }
+    content: dict[str, object] = {
+        **kind,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,

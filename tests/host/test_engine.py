@@ -7,12 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.host.random_model import EOS, SHAPES, Shape, config_for, write_model, write_tokenizer
+from tests.host.random_model import (
+    EOS,
+    LLAMAS,
+    SHAPES,
+    Shape,
+    config_for,
+    write_model,
+    write_tokenizer,
+)
 
 from lutra.host import LLM, LutraError, SamplingParams
 from lutra.host.devices.base import TileResult, check_tile
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.engine import Mismatch
+from lutra.host.models.llama import Llama
 from lutra.host.program import Program
 from lutra.sim.golden.core.config import AcceleratorConfig
 
@@ -343,6 +352,95 @@ def test_options_that_can_not_be(options: dict[str, Any], message: str, folder: 
     } | options
     with pytest.raises(LutraError, match=f"^{message}$"):
         LLM(folder, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "engine", "format", "a_width"),
+    [
+        ("tales", {}, "ternary", "W1.58A8", 8),
+        ("tales", {"engine": "mac"}, "mac", "W1.58A8", 8),
+        ("tales-llama", {}, "lut", "W4A8", 8),
+        ("tales-llama", {"format": "w4a16"}, "lut", "W4A16", 16),
+        ("tales-llama", {"format": "W8A8", "engine": "mixpe"}, "mixpe", "W8A8", 8),
+    ],
+)
+def test_engine_and_format_of_a_model(
+    model: str, options: dict[str, Any], engine: str, format: str, a_width: int
+) -> None:
+    llm = LLM(model, "golden", config="nano-wide", **options)
+    config = llm.program.config
+    assert (config.engine, llm.program.format, config.a_width) == (engine, format, a_width)
+    assert config.m_tile == 64
+
+
+def test_a_group_is_that_of_the_weights(model_folder: Callable[[str], Path]) -> None:
+    folder = model_folder("llama-whole")
+    config = config_for(LLAMAS["llama-whole"], "lut", k_tile=64)
+    found = LLM(folder, "golden", config=config, format="W2A8", group=64)
+    assert found.program.group == LLM(folder, "golden", config=config).program.group == 64
+    with pytest.raises(LutraError, match=r"^groups of 128 do not divide a depth of 64: choose an"):
+        LLM(folder, "golden", config=config, group=128)
+
+
+def test_formats_differ_and_engines_do_not() -> None:
+    prompt, texts = "Once upon a time", dict[tuple[str, str], list[int]]()
+    for engine in ("lut", "mixpe"):
+        for format in ("W1A8", "W4A8"):
+            llm = LLM("tales-llama", "golden", engine=engine, format=format, check=True)
+            texts[engine, format] = llm.generate(prompt, 6, GREEDY).tokens
+            assert llm.stats.bit_exact is True
+    assert texts["lut", "W1A8"] == texts["mixpe", "W1A8"]
+    assert texts["lut", "W4A8"] == texts["mixpe", "W4A8"]
+    assert texts["lut", "W1A8"] != texts["lut", "W4A8"]
+
+
+def test_the_rounded_model_is_what_is_run(folder: Path, config: AcceleratorConfig) -> None:
+    llm = LLM("tales-llama", "golden", format="W2A8")
+    rounded = llm.rounded
+    assert isinstance(rounded, Llama)
+    assert rounded.activation_bits == 8
+    # four values per group of 64
+    assert np.unique(rounded.layers[0].q_proj[3, :64]).size <= 4
+    ternary = LLM(folder, "golden", config=config)
+    assert ternary.rounded is ternary.source
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "gpu"}, "engine must be one of ternary, lut, mixpe, mac, not 'gpu'"),
+        ({"format": "W5A8"}, "format must be one of W1A8, .*, not 'W5A8'"),
+        ({"group": 32}, "group must be 64 or 128, not 32"),
+        (
+            {"engine": "ternary"},
+            (
+                "engine ternary does not run W4A8, only ternary weights with 8-bit activations: "
+                "use --engine lut or mixpe or mac"
+            ),
+        ),
+        (
+            {"engine": "ternary", "format": "W4A16"},
+            "engine ternary does not run W4A16, only .*: use --engine lut or mixpe or mac",
+        ),
+        ({"format": "W1.58A8"}, "the weights of tales-llama are not ternary, W1.58A8 is only .*"),
+        (
+            {"engine": "lut", "config": config_for(SHAPES["least"])},
+            (
+                "configuration small is built with engine ternary, not lut: "
+                "leave the engine out, or give another configuration"
+            ),
+        ),
+    ],
+)
+def test_engines_and_formats_that_can_not_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LutraError, match=f"^{message}$"):
+        LLM("tales-llama", "golden", **options)
+
+
+def test_a_ternary_model_has_one_format() -> None:
+    message = r"^the weights of tales are ternary .*: use --format W1\.58A8, not W4A8$"
+    with pytest.raises(LutraError, match=message):
+        LLM("tales", "golden", format="W4A8")
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:

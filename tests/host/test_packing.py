@@ -6,13 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.host.random_model import SHAPES, Shape, write_model
+from tests.host.random_model import GROUP, LLAMAS, SHAPES, Shape, write_model
 
 from lutra.host.errors import LutraError
 from lutra.host.models import find_model
 from lutra.host.models.bitnet import BitNet, load_bitnet
-from lutra.host.packing import HEAD_PLANES, PackedModel, PackedNorm, pack_bitnet
+from lutra.host.models.llama import LINEARS, Llama
+from lutra.host.packing import (
+    ACC_MAX,
+    HEAD_MAX,
+    LOGIT_ACC_MAX,
+    Gate,
+    PackedModel,
+    PackedNorm,
+    default_format,
+    pack_bitnet,
+    pack_llama,
+    pack_model,
+)
+from lutra.host.quantize import quantize
+from lutra.sim.golden.arith.fixed import round_shift
 from lutra.sim.golden.arith.scale import Scale, scale_to_float
+from lutra.sim.golden.matmul.format import Format
 from lutra.sim.golden.vector.residual import LOGIT_SHIFT
 
 
@@ -45,7 +60,8 @@ def test_weights_are_kept_and_their_scales_rounded_once(
     for source, layer in zip(checkpoint("odd").layers, packed("odd").layers, strict=True):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
             linear, expected = getattr(layer, name), getattr(source, name)
-            np.testing.assert_array_equal(linear.weight, expected.weight)
+            np.testing.assert_array_equal(linear.weights.doubled(), 2 * expected.weight)
+            assert linear.shift == 1
             # queries come out in units of log2, divided by the square root of their size
             factor = np.log2(np.e) / np.sqrt(32) if name == "q_proj" else 1.0
             assert value(linear.scale) == pytest.approx(expected.scale * factor, rel=2**-16)
@@ -61,6 +77,7 @@ def test_norms_take_as_many_bits_as_there_are(
         (layer.ffn_input_norm, source.post_attention_layernorm),
         (layer.ffn_norm, source.ffn_sub_norm),
     ):
+        assert norm is not None
         assert norm.gamma.dtype == np.int16
         assert np.abs(norm.gamma.astype(int)).max() > 16000
         assert np.abs(norm.gamma / 2.0**norm.frac - weight).max() <= 0.5 / 2.0**norm.frac
@@ -100,9 +117,8 @@ def test_head_is_the_embedding_in_five_trits(
     name: str, checkpoint: Callable[[str], BitNet], packed: Callable[[str], PackedModel]
 ) -> None:
     model, source = packed(name), checkpoint(name).embed_tokens
-    limit = (3**HEAD_PLANES - 1) // 2
-    assert limit == 121
-    assert np.abs(model.head.astype(int)).max() == limit
+    assert HEAD_MAX == (3**5 - 1) // 2
+    assert np.abs(model.head.astype(int)).max() == HEAD_MAX
     assert model.head_rows.min() >= 1
     row = model.head_rows[:, None] * (model.head_scale / (1 << LOGIT_SHIFT))
     assert (np.abs(model.head * row - source) <= 0.5001 * row).all()
@@ -148,6 +164,8 @@ def test_the_shipped_model_uses_the_range_of_its_types() -> None:
     model = pack_bitnet(load_bitnet(find_model("tales")))
     norms: list[PackedNorm] = [model.norm]
     for layer in model.layers:
+        assert layer.attention_norm is not None
+        assert layer.ffn_norm is not None
         norms += [layer.input_norm, layer.attention_norm, layer.ffn_input_norm, layer.ffn_norm]
     for norm in norms:
         assert 16383 < np.abs(norm.gamma.astype(int)).max() <= 32767
@@ -158,3 +176,107 @@ def test_the_shipped_model_uses_the_range_of_its_types() -> None:
 def test_a_model_without_grouping_is_packed_too(tmp_path: Path) -> None:
     folder = write_model(tmp_path, Shape(num_attention_heads=1, num_key_value_heads=1))
     assert pack_bitnet(load_bitnet(folder)).n_kv_heads == 1
+
+
+# -- Llama
+
+
+FORMATS = ("W1A8", "W3A8", "W4A8", "W8A8", "W4A16", "W8A16")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_matrices_are_the_quantised_ones(
+    format: str, llama: Callable[[str], Llama], packed_llama: Callable[[str, str], PackedModel]
+) -> None:
+    """An accumulator of the integers, times scales and 2**shift / 2, is the product in float."""
+    parsed, model = Format.parse(format), packed_llama("llama-odd", format)
+    assert (model.format, model.group) == (parsed, GROUP)
+    for source, layer in zip(llama("llama-odd").layers, model.layers, strict=True):
+        assert layer.attention_norm is layer.ffn_norm is None
+        assert layer.gate is Gate.SILU
+        assert layer.q_proj.shift == layer.k_proj.shift == layer.v_proj.shift
+        assert layer.gate_proj.shift == layer.up_proj.shift
+        for name in LINEARS:
+            linear = getattr(layer, name)
+            expected = quantize(getattr(source, name), parsed.w_bits, GROUP)
+            np.testing.assert_array_equal(linear.weights.codes, expected.weights.codes)
+            factor = np.log2(np.e) / np.sqrt(32) if name == "q_proj" else 1.0
+            worth = value(linear.scale) / 2.0**linear.shift
+            assert worth == pytest.approx(expected.scale / 2 * factor, rel=2**-16)
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_shift_is_the_least_that_keeps_the_accumulators(
+    name: str, format: str, packed_llama: Callable[[str, str], PackedModel]
+) -> None:
+    model = packed_llama(name, format)
+    q_max = model.format.q_max
+    for layer in model.layers:
+        for names in (
+            ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)
+        ):  # fmt: skip
+            linears = [getattr(layer, name) for name in names]
+            peak = max(np.abs(x.weights.doubled()).sum(axis=1).max() for x in linears)
+            assert peak == max(linear.peak for linear in linears)
+            shift = linears[0].shift
+            assert round_shift(peak * q_max, shift) <= ACC_MAX
+            assert shift == 0 or round_shift(peak * q_max, shift - 1) > ACC_MAX
+    peak = 2 * q_max * np.abs(model.head.astype(int)).sum(axis=1).max()
+    assert round_shift(peak, model.head_shift) <= LOGIT_ACC_MAX
+    assert (model.head_shift == 1) == (model.format.a_bits == 8)
+
+
+def test_the_head_is_the_same_whatever_the_activations(
+    packed_llama: Callable[[str, str], PackedModel],
+) -> None:
+    narrow, wide = (packed_llama("llama-grouped", name) for name in ("W4A8", "W4A16"))
+    np.testing.assert_array_equal(narrow.head, wide.head)
+    np.testing.assert_array_equal(narrow.head_rows, wide.head_rows)
+    assert wide.head_scale == narrow.head_scale * 2 ** (wide.head_shift - narrow.head_shift)
+
+
+def test_integer_weights_have_a_shift_of_one(packed: Callable[[str], PackedModel]) -> None:
+    for layer in packed("odd").layers:
+        assert layer.gate is Gate.RELU2
+        assert {getattr(layer, name).shift for name in LINEARS} == {1}
+    assert packed("odd").head_shift == 1
+    assert packed("odd").group is None
+
+
+def test_sums_that_no_shift_holds_are_refused(llama: Callable[[str], Llama]) -> None:
+    """A row so deep that int16 activations pass 28 bits by more than 15."""
+    source = llama("llama")
+    deep = np.tile(source.layers[0].down_proj, (1, 4096))
+    layer = replace(source.layers[0], down_proj=deep.astype(np.float32))
+    message = (
+        r"^sums of up to \d+ do not fit the accumulators even with a shift of 15: "
+        "the model's rows are too deep$"
+    )
+    with pytest.raises(LutraError, match=message):
+        pack_llama(replace(source, layers=[layer]), Format.parse("W8A16"), GROUP)
+
+
+def test_every_model_has_a_format_of_its_own(
+    checkpoint: Callable[[str], BitNet], llama: Callable[[str], Llama]
+) -> None:
+    assert str(default_format(checkpoint("least"))) == "W1.58A8"
+    assert str(default_format(llama("llama"))) == "W4A8"
+    assert str(pack_model(checkpoint("least")).format) == "W1.58A8"
+    packed = pack_model(llama("llama-whole"), None, 64)
+    assert (str(packed.format), packed.group) == ("W4A8", 64)
+
+
+def test_formats_of_another_kind_of_model_are_refused(
+    checkpoint: Callable[[str], BitNet], llama: Callable[[str], Llama]
+) -> None:
+    for format in ("W4A8", "W1.58A16"):
+        message = rf"^the weights of least are ternary .*: use --format W1\.58A8, not {format}$"
+        with pytest.raises(LutraError, match=message):
+            pack_model(checkpoint("least"), Format.parse(format))
+    message = (
+        r"^the weights of llama are not ternary, W1\.58A16 is only for weights that are: "
+        "use --format W1A16, W2A16, W3A16, W4A16, W6A16, W8A16$"
+    )
+    with pytest.raises(LutraError, match=message):
+        pack_model(llama("llama"), Format.parse("W1.58A16"))

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,3 +91,25 @@ def test_the_integer_path_is_as_good_as_floating_point() -> None:
     found = perplexity(integer, windows, len(text))
     assert real.tokens == found.tokens == len(tokens) > 1500
     assert abs(found.ppl / real.ppl - 1) < 1e-3
+
+
+@pytest.mark.parametrize("options", [{"format": "W2A8", "group": 128}, {"format": "W4A16"}])
+def test_a_quantised_llama_is_as_good_as_its_rounded_weights_in_float(
+    options: dict[str, Any],
+) -> None:
+    llm = LLM("tales-llama", "golden", config="nano-wide", **options)
+    text = TALE.read_text(encoding="utf-8")
+    tokens = llm.tokenizer.encode(text, add_bos=False)
+    windows = text_windows(tokens, window=llm.context, bos=llm.source.config.bos_token_id)
+    rounded = llm.rounded
+
+    def integer(window: list[int]) -> Float:
+        values, scale = llm.logits(window)
+        return values * scale[:, None]
+
+    whole = perplexity(lambda window: llm.source.forward(np.array(window)), windows, len(text))
+    real = perplexity(lambda window: rounded.forward(np.array(window)), windows, len(text))
+    found = perplexity(integer, windows, len(text))
+    # what is lost is lost by rounding the weights, not by computing in integers
+    assert real.ppl > whole.ppl
+    assert abs(found.ppl / real.ppl - 1) < 1.5e-3

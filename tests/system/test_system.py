@@ -1,11 +1,13 @@
 """The whole column: every logit of the Verilated accelerator equals the golden interpreter's.
 
-The same bodies run on the golden device and on the RTL; what a test compares with is always a
-golden device of its own.
+The same bodies run on the golden device and on the RTL, with every matmul engine, on both shipped
+models and every format. What a test compares with is a golden device: that of the same program for
+the RTL, that of another engine for the golden device.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +21,15 @@ from lutra.host.devices.golden import GoldenDevice
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.engine import Mismatch
 from lutra.host.errors import LutraError
-from lutra.host.models import find_model
-from lutra.host.models.bitnet import load_bitnet
-from lutra.host.packing import pack_bitnet
+from lutra.host.models import find_model, load_model
+from lutra.host.packing import PackedModel, pack_model
 from lutra.host.program import Program
 from lutra.host.tokenizer import Tokenizer
 from lutra.sim.golden.control.isa import INSTRUCTION_BYTES, Opcode, decode, encode
-from lutra.sim.golden.core.config import NANO
-from lutra.sim.rtl.timing import IDEAL, random_timing
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra.sim.golden.matmul.format import Format
+from lutra.sim.rtl.timing import IDEAL, MemoryTiming, random_timing
+from lutra.sim.rtl.timing import NANO as NANO_TIMING
 
 PROMPT = (
     "Once upon a time there lived in a small house at the edge of the forest an old woman who had "
@@ -35,47 +38,97 @@ PROMPT = (
 TILE = NANO.m_tile
 
 
+@dataclass(frozen=True)
+class Case:
+    """A shipped model in a format, on an engine."""
+
+    model: str
+    engine: str
+    format: str
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.engine}-{self.format}"
+
+    @property
+    def config(self) -> AcceleratorConfig:
+        return with_engine(NANO, self.engine, a_width=Format.parse(self.format).a_bits)
+
+    @property
+    def program(self) -> Program:
+        return _program(self)
+
+
+@cache
+def _packed(model: str, format: str) -> PackedModel:
+    return pack_model(load_model(find_model(model)), Format.parse(format))
+
+
+@cache
+def _program(case: Case) -> Program:
+    return compile_model(_packed(case.model, case.format), case.config)
+
+
+TERNARY = Case("tales", "ternary", "W1.58A8")
+GROUPED = ("lut", "mixpe", "mac")
+FORMATS = ("W1A8", "W2A8", "W3A8", "W4A8", "W8A8", "W4A16")
+CASES = [
+    *(Case("tales", engine, "W1.58A8") for engine in ("ternary", *GROUPED)),
+    *(Case("tales-llama", engine, format) for engine in GROUPED for format in FORMATS),
+]
+FIRST = [Case("tales-llama", engine, "W4A8") for engine in GROUPED]
+"""What stands for the grouped engines where not every case is worth its time."""
+TIMINGS: dict[str, MemoryTiming] = {
+    "rtl": NANO_TIMING,
+    "rtl-ideal": IDEAL,
+    "rtl-stalling": random_timing(1),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A device with its program, and a golden device to compare it with."""
+
+    device: Device
+    program: Program
+    golden: GoldenDevice
+
+
+def on(kind: str, case: Case, *values: object, slow: bool = False) -> object:
+    """Parameters of a test: a column, and what else it takes."""
+    marks = [pytest.mark.rtl] if kind in TIMINGS else []
+    marks += [pytest.mark.slow] if slow else []
+    return pytest.param((kind, case), *values, id=f"{kind}-{case}", marks=marks)
+
+
+@pytest.fixture
+def column(request: pytest.FixtureRequest) -> Iterator[Column]:
+    parameter: tuple[str, Case] = request.param
+    kind, case = parameter
+    other = case
+    if kind == "golden" and case.engine != "ternary":
+        other = replace(case, engine="mac" if case.engine == "lut" else "lut")
+    device: Device = GoldenDevice()
+    if kind in TIMINGS:
+        device = RtlDevice(case.config, timing=TIMINGS[kind])
+    device.load(case.program)
+    yield Column(device, case.program, new_golden(other.program))
+    device.close()
+
+
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return compile_model(pack_bitnet(load_bitnet(find_model("tales"))), NANO)
+    return TERNARY.program
 
 
 @pytest.fixture(scope="module")
 def prompt() -> list[int]:
-    tokens = Tokenizer(find_model("tales"), 0).encode(PROMPT)
+    """Both models have the same tokenizer."""
+    tokens, others = (
+        Tokenizer(find_model(name), 0).encode(PROMPT) for name in ("tales", "tales-llama")
+    )
+    assert tokens == others
     assert len(tokens) >= 32
     return tokens
-
-
-def _golden() -> Device:
-    return GoldenDevice()
-
-
-def _rtl() -> Device:
-    return RtlDevice(NANO)
-
-
-def _rtl_ideal() -> Device:
-    return RtlDevice(NANO, timing=IDEAL)
-
-
-def _rtl_stalling() -> Device:
-    return RtlDevice(NANO, timing=random_timing(1))
-
-
-GOLDEN = pytest.param(_golden, id="golden")
-RTL = pytest.param(_rtl, id="rtl", marks=pytest.mark.rtl)
-RTL_IDEAL = pytest.param(_rtl_ideal, id="rtl-ideal", marks=pytest.mark.rtl)
-RTL_STALLING = pytest.param(_rtl_stalling, id="rtl-stalling", marks=pytest.mark.rtl)
-
-
-@pytest.fixture
-def device(request: pytest.FixtureRequest, program: Program) -> Iterator[Device]:
-    make: Callable[[], Device] = request.param
-    device = make()
-    device.load(program)
-    yield device
-    device.close()
 
 
 def assert_equal(actual: TileResult, expected: TileResult) -> None:
@@ -105,23 +158,42 @@ def new_golden(program: Program) -> GoldenDevice:
     return golden
 
 
-@pytest.mark.parametrize("device", [GOLDEN, RTL_IDEAL, RTL_STALLING], indirect=True)
-def test_all_logits_equal(device: Device, program: Program, prompt: list[int]) -> None:
-    """32 prompt tokens in tiles, then 32 generated ones; all logits of all positions."""
-    golden, tokens = new_golden(program), prompt[:32]
-    logits = run_both(device, golden, tokens)
+@pytest.mark.parametrize(
+    ("column", "n_prompt", "n_decode"),
+    [
+        *(on("golden", case, 16, 3) for case in CASES),
+        on("rtl-ideal", TERNARY, 32, 32),
+        on("rtl-stalling", TERNARY, 32, 32),
+        *(on("rtl", case, 10, 1) for case in FIRST),
+        *(on("rtl-stalling", case, 10, 2, slow=True) for case in CASES if case != TERNARY),
+    ],
+    indirect=["column"],
+)
+def test_all_logits_equal(column: Column, n_prompt: int, n_decode: int, prompt: list[int]) -> None:
+    """A prompt in tiles, then generated tokens; all logits of all positions."""
+    tokens = prompt[:n_prompt]
+    logits = run_both(column.device, column.golden, tokens)
     seen = set()
-    for position in range(32, 64):
+    for position in range(n_prompt, n_prompt + n_decode):
         token = int(logits.argmax())
         seen.add(token)
-        logits = run_both(device, golden, [token], position)
-    assert len(seen) > 4  # a story, not one token over and over
+        logits = run_both(column.device, column.golden, [token], position)
+    assert len(seen) > n_decode // 8  # a story, not one token over and over
 
 
-@pytest.mark.parametrize("device", [GOLDEN, RTL], indirect=True)
-def test_tiles_of_every_size(device: Device, program: Program, prompt: list[int]) -> None:
+@pytest.mark.parametrize(
+    "column",
+    [
+        on("golden", TERNARY),
+        on("rtl", TERNARY),
+        *(on("golden", case) for case in FIRST),
+        *(on("rtl", case, slow=True) for case in FIRST),
+    ],
+    indirect=True,
+)
+def test_tiles_of_every_size(column: Column, prompt: list[int]) -> None:
     """However a prompt is cut into tiles, and whichever logits are asked for, the bits agree."""
-    golden = new_golden(program)
+    device, golden = column.device, column.golden
     expected = [golden.run_tile([t], i, 0) for i, t in enumerate(prompt[:28])]
     position = 0
     for size in (1, 2, 3, 4, 5, 6, 7):
@@ -140,44 +212,62 @@ def test_tiles_of_every_size(device: Device, program: Program, prompt: list[int]
     np.testing.assert_array_equal(result.logits, expected[8].logits)
 
 
-@pytest.mark.parametrize("device", [GOLDEN, RTL], indirect=True)
-def test_context_filled_to_the_last_position(
-    device: Device, program: Program, prompt: list[int]
-) -> None:
-    golden = new_golden(program)
+@pytest.mark.parametrize(
+    "column", [on("golden", TERNARY), on("rtl", TERNARY), on("golden", FIRST[0])], indirect=True
+)
+def test_context_filled_to_the_last_position(column: Column, prompt: list[int]) -> None:
+    program = column.program
     rng = np.random.default_rng(1)
     n = program.context
     tokens = [*prompt[:32], *map(int, rng.integers(2, program.vocab_size, n - 32 - 3))]
-    run_both(device, golden, tokens, first=TILE)
+    run_both(column.device, column.golden, tokens, first=TILE)
     for position in range(n - 3, n):
-        run_both(device, golden, [int(rng.integers(2, program.vocab_size))], position)
+        token = int(rng.integers(2, program.vocab_size))
+        run_both(column.device, column.golden, [token], position)
     with pytest.raises(LutraError, match=rf"exceed the context of {n}"):
-        device.run_tile([2], n, 0)
+        column.device.run_tile([2], n, 0)
 
 
-@pytest.mark.parametrize("device", [GOLDEN, RTL_STALLING], indirect=True)
-def test_two_runs_without_reset(device: Device, program: Program, prompt: list[int]) -> None:
+@pytest.mark.parametrize(
+    "column",
+    [
+        on("golden", TERNARY),
+        on("rtl-stalling", TERNARY),
+        *(on("golden", case) for case in FIRST),
+        *(on("rtl-stalling", case, slow=True) for case in FIRST),
+    ],
+    indirect=True,
+)
+def test_two_runs_without_reset(column: Column, prompt: list[int]) -> None:
     """A second story on the same device is not touched by the first."""
+    device = column.device
     first = device.run_tile(prompt[:TILE], 0, 0)
     device.run_tile([int(first.argmax[-1])], TILE, 0)
-    expected = new_golden(program).run_tile(prompt[TILE : 2 * TILE], 0, 0)
+    expected = column.golden.run_tile(prompt[TILE : 2 * TILE], 0, 0)
     assert_equal(device.run_tile(prompt[TILE : 2 * TILE], 0, 0), expected)
     assert_equal(device.run_tile(prompt[:TILE], 0, 0), first)
 
 
-@pytest.mark.parametrize("device", [GOLDEN, RTL], indirect=True)
-def test_one_flipped_weight_bit_is_seen(
-    device: Device, program: Program, prompt: list[int]
-) -> None:
-    golden = new_golden(program)
-    expected = golden.run_tile(prompt[:2], 0, 0)
+@pytest.mark.parametrize(
+    "column",
+    [
+        on("golden", TERNARY),
+        on("rtl", TERNARY),
+        *(on("golden", case) for case in FIRST),
+        *(on("rtl", case, slow=True) for case in FIRST),
+    ],
+    indirect=True,
+)
+def test_one_flipped_weight_bit_is_seen(column: Column, prompt: list[int]) -> None:
+    device, program = column.device, column.program
+    expected = column.golden.run_tile(prompt[:2], 0, 0)
     assert_equal(device.run_tile(prompt[:2], 0, 0), expected)
-    # the sign of one code of the first layer's first weight word that is not zero
     code = np.frombuffer(program.weights, np.uint8)
-    offset = _first_matmul(program)
-    bits = np.unpackbits(code[offset : offset + 120], bitorder="little").reshape(-1, 5)
-    lane = int(np.argmax(bits[:, :4].any(axis=1)))
-    bit = 5 * lane + 4
+    offset, bit = _first_matmul(program), 0
+    if not program.config.matmul.grouped:
+        # the sign of one code of the first layer's first weight word that is not zero
+        bits = np.unpackbits(code[offset : offset + 120], bitorder="little").reshape(-1, 5)
+        bit = 5 * int(np.argmax(bits[:, :4].any(axis=1))) + 4
     flipped = bytes([code[offset + bit // 8] ^ (1 << bit % 8)])
     address = program.memory.weights + offset + bit // 8
     if isinstance(device, RtlDevice):
@@ -200,8 +290,8 @@ def _first_matmul(program: Program) -> int:
 
 
 @pytest.mark.rtl
-def test_check_reports_a_mismatch(program: Program) -> None:
-    llm = LLM("tales", _rtl(), check=True)
+def test_check_reports_a_mismatch() -> None:
+    llm = LLM("tales", "rtl", check=True)
     llm.load()
     assert isinstance(llm.device, RtlDevice)
     offset = _first_matmul(llm.program)
@@ -214,12 +304,16 @@ def test_check_reports_a_mismatch(program: Program) -> None:
 
 
 @pytest.mark.rtl
-def test_story_is_the_same_on_both_devices() -> None:
+@pytest.mark.parametrize(
+    ("model", "n"),
+    [("tales", 12), pytest.param("tales-llama", 4, marks=pytest.mark.slow)],
+)
+def test_story_is_the_same_on_both_devices(model: str, n: int) -> None:
     sampling = SamplingParams(temperature=0.8, seed=3)
-    rtl = LLM("tales", _rtl(), check=True)
-    told = rtl.generate("The king said", 12, sampling)
+    rtl = LLM(model, "rtl", check=True)
+    told = rtl.generate("The king said", n, sampling)
     rtl.close()
-    same = LLM("tales", "golden").generate("The king said", 12, sampling)
+    same = LLM(model, "golden").generate("The king said", n, sampling)
     assert told.tokens == same.tokens
     assert told.text == same.text
     assert told.stats.bit_exact is True

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,8 +21,10 @@ from lutra.host.errors import LutraError
 from lutra.host.models import shipped_models
 from lutra.host.perplexity import perplexity, text_windows
 from lutra.host.progress import StepProgress
+from lutra.host.quantize import DEFAULT_GROUP, GROUPS
 from lutra.host.sampling import SamplingParams
-from lutra.sim.golden.core.config import CONFIGS, NANO_WIDE
+from lutra.sim.golden.core.config import CONFIGS, ENGINES, NANO_WIDE
+from lutra.sim.golden.matmul.format import FORMATS, Format
 
 __all__ = ["main"]
 
@@ -99,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help="generate text and show what it took"))
     _add_perplexity(commands.add_parser("perplexity", help="perplexity of a text under a model"))
+    # what is above the host in the tree, such as flows, adds its own
+    for command in sorted(entry_points(group="lutra.commands"), key=lambda entry: entry.name):
+        add = command.load()
+        add(commands.add_parser(command.name, help=add.__doc__))
     return parser
 
 
@@ -106,7 +112,30 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", default="tales", help=f"folder or {', '.join(shipped_models())}"
     )
+    parser.add_argument(
+        "--format",
+        type=_format,
+        help=f"{', '.join(FORMATS)} (default W1.58A8 for ternary models, W4A8 for others)",
+    )
+    parser.add_argument(
+        "--group",
+        type=int,
+        choices=GROUPS,
+        help=f"weights that share a scale and a zero point (default {DEFAULT_GROUP})",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=tuple(ENGINES),
+        help="matmul engine (default: ternary for W1.58A8, lut for the other formats)",
+    )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+
+
+def _format(text: str) -> str:
+    try:
+        return str(Format.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -158,6 +187,9 @@ def _run(args: argparse.Namespace) -> int:
             args.model,
             args.device,
             config=args.config,
+            engine=args.engine,
+            format=args.format,
+            group=args.group,
             check=check,
             wave=args.wave,
             wave_cycles=args.wave_cycles,
@@ -202,6 +234,9 @@ def _figures(llm: LLM, text: str) -> dict[str, object]:
     return {
         "device": llm.device.name,
         "config": config.name,
+        "engine": config.engine,
+        "format": llm.program.format,
+        "group": llm.program.group,
         "model": llm.program.model,
         "text": text,
         "prompt_tokens": stats.prompt_tokens,
@@ -236,7 +271,7 @@ def _print_table(figures: dict[str, object], llm: LLM) -> None:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    for key in ("device", "config", "model"):
+    for key in ("device", "config", "engine", "model", "format"):
         table.add_row(key.replace("config", "configuration"), str(figures[key]), "")
     table.add_row("prompt tokens", number("prompt_tokens"), "")
     table.add_row("generated tokens", number("generated_tokens"), "")
@@ -263,7 +298,11 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("-f", "--file", type=Path, required=True, help="UTF-8 text")
     parser.add_argument("-dev", "--device", default="golden", choices=("golden", "rtl"))
-    parser.add_argument("--float", action="store_true", help="the same model in floating point")
+    parser.add_argument(
+        "--float",
+        action="store_true",
+        help="the same model in floating point: as it is, or rounded to --format if that is given",
+    )
     parser.add_argument("--windows", type=int, help="only the first so many windows of the text")
     parser.set_defaults(command=_perplexity)
 
@@ -276,9 +315,17 @@ def _perplexity(args: argparse.Namespace) -> int:
     if args.windows is not None and args.windows < 1:
         raise LutraError(f"--windows must be 1 or more, not {args.windows}")
     # the golden device gives the same bits whatever the tile; a wide one is faster here
-    config = NANO_WIDE if args.device == "golden" else CONFIGS["nano"]
+    config = NANO_WIDE.name if args.device == "golden" else "nano"
     with StepProgress() as progress:
-        llm = LLM(args.model, args.device, config=config, progress=progress)
+        llm = LLM(
+            args.model,
+            args.device,
+            config=config,
+            engine=args.engine,
+            format=args.format,
+            group=args.group,
+            progress=progress,
+        )
         tokens = llm.tokenizer.encode(text, add_bos=False)
         windows = text_windows(tokens, window=llm.context, bos=llm.source.config.bos_token_id)
         windows = windows[: args.windows]
@@ -289,12 +336,19 @@ def _perplexity(args: argparse.Namespace) -> int:
             values, scale = llm.logits(window)
             return values * scale[:, None]
 
+        source = llm.rounded if args.float and args.format else llm.source
+
         def real(window: list[int]) -> NDArray[np.float64]:
-            return llm.source.forward(np.array(window))
+            return source.forward(np.array(window))
 
         result = perplexity(real if args.float else integer, windows, len(text), progress)
     if args.json:
         figures = {"model": args.model, "device": "float" if args.float else args.device}
+        figures |= {"engine": None if args.float else llm.program.config.engine}
+        # a checkpoint without groups is rounded already
+        as_it_is = args.float and args.format is None and llm.program.group is not None
+        figures |= {"format": None if as_it_is else llm.program.format}
+        figures |= {"group": None if as_it_is else llm.program.group}
         figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
         print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))
     else:

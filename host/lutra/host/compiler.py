@@ -1,20 +1,26 @@
 """Lowering: a packed model becomes one program and one memory image for a configuration."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra.host.errors import LutraError
-from lutra.host.packing import HEAD_PLANES, PackedLayer, PackedLinear, PackedModel, PackedNorm
+from lutra.host.fit import check_fit, head_weights, round_up, row_unit
+from lutra.host.packing import (
+    Gate,
+    PackedLayer,
+    PackedModel,
+    PackedNorm,
+)
 from lutra.host.program import MemoryMap, Program
-from lutra.sim.golden.arith.quantize import Q_MAX
 from lutra.sim.golden.arith.scale import SCALE, Scale, pack_scale, scale_from_float
 from lutra.sim.golden.control.isa import (
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_PLAIN,
     INSTRUCTION_BYTES,
     Instruction,
     NormSource,
@@ -23,22 +29,19 @@ from lutra.sim.golden.control.isa import (
     encode,
 )
 from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.matmul.ternary import pack_words
+from lutra.sim.golden.matmul.engine import GroupedWeights
 
-__all__ = ["check_fit", "compile_model"]
+__all__ = ["compile_model"]
 
 Progress = Callable[[str, float], None]
 
 _PAGE = 4096
 _RESIDUAL_SCALE_M = 1 << (SCALE.m_width - 1)
+_ONE_FRAC = 14  # of a gamma of ones
 
 
 def _silent(_stage: str, _fraction: float) -> None:
     pass
-
-
-def _align(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 # A resource and the range of it that is used: (name, first, last + 1).
@@ -116,7 +119,7 @@ class _Image:
         self.n_bytes = 0
 
     def add(self, data: bytes, align: int) -> int:
-        offset = _align(self.n_bytes, align)
+        offset = round_up(self.n_bytes, align)
         self._parts += [bytes(offset - self.n_bytes), data]
         self.n_bytes = offset + len(data)
         if self.n_bytes > 1 << 32:
@@ -128,51 +131,6 @@ class _Image:
 
     def join(self) -> bytes:
         return b"".join(self._parts)
-
-
-def _need(what: str, needed: int, available: int, change: str, config: AcceleratorConfig) -> None:
-    if needed > available:
-        raise LutraError(
-            f"configuration {config.name} is too small for the model: {what} needs {needed}, has "
-            f"{available} ({needed - available} missing): set {change}={needed} or more"
-        )
-
-
-def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
-    """Refuse, naming the buffer and what is missing, a model that ``config`` can not hold."""
-    c, m = config, config.matmul
-    for name, value, fixed in (
-        ("head_dim", model.head_dim, c.head_dim),
-        ("n_heads", model.n_heads, c.n_heads),
-        ("n_kv_heads", model.n_kv_heads, c.n_kv_heads),
-    ):
-        if value != fixed:
-            raise LutraError(
-                f"configuration {c.name} is built for {name} {fixed}, the model has {value}: "
-                f"use a configuration with {name}={value}"
-            )
-    if model.hidden_size % 32 or model.intermediate_size % 16 or model.vocab_size % 16:
-        raise LutraError(
-            "hidden_size must be a multiple of 32, intermediate_size and vocab_size of 16, not "
-            f"{model.hidden_size}, {model.intermediate_size} and {model.vocab_size}: pad the model"
-        )
-    q_out = model.n_heads * model.head_dim
-    kv_out = model.n_kv_heads * model.head_dim
-    depth = max(model.hidden_size, q_out, model.intermediate_size)
-    rows = max(q_out + 2 * kv_out, 2 * model.intermediate_size, model.hidden_size)
-    blocks = rows // c.lanes
-    _need("the residual buffer", model.hidden_size, c.hidden_max, "hidden_max", c)
-    _need("the activation buffer (depth tiles)", -(-depth // m.k_tile), c.act_tiles, "act_tiles", c)
-    _need("the accumulator buffer (row blocks)", blocks, c.row_blocks_max, "row_blocks_max", c)
-    words = max(blocks, 2 * HEAD_PLANES)
-    _need("the weight buffer (words)", words, c.weight_buffer_words, "weight_buffer_words", c)
-    params = 4 * depth // c.lanes
-    _need("the parameter buffer (words)", params, c.param_words, "param_words", c)
-    peak = Q_MAX * int(np.abs(model.head.astype(np.int64)).sum(axis=1).max())
-    peak = max(peak, Q_MAX * depth)
-    _need("the accumulator (bits)", peak.bit_length() + 1, c.acc_width, "acc_width", c)
-    gate = (Q_MAX * model.hidden_size).bit_length() + 1
-    _need("a gate accumulator (bits)", gate, c.gate_width, "gate_width", c)
 
 
 def compile_model(
@@ -193,10 +151,10 @@ def compile_model(
     code = asm.end(config.data_bytes)
     weights = image.join()
 
-    weight_base = _align(len(code), _PAGE)
-    kv = _align(weight_base + len(weights), _PAGE)
-    logits = _align(kv + len(model.layers) * config.kv_layer_bytes, _PAGE)
-    stride = _align(4 * model.vocab_size, config.data_bytes)
+    weight_base = round_up(len(code), _PAGE)
+    kv = round_up(weight_base + len(weights), _PAGE)
+    logits = round_up(kv + len(model.layers) * config.kv_layer_bytes, _PAGE)
+    stride = round_up(4 * model.vocab_size, config.data_bytes)
     digest = hashlib.sha256(code + weights + config.fingerprint.to_bytes(8, "little"))
     return Program(
         model=model.name,
@@ -207,7 +165,7 @@ def compile_model(
             kv=kv,
             logits=logits,
             logits_stride=stride,
-            n_bytes=_align(logits + config.m_tile * stride, _PAGE),
+            n_bytes=round_up(logits + config.m_tile * stride, _PAGE),
         ),
         code=code,
         weights=weights,
@@ -221,6 +179,8 @@ def compile_model(
         vocab_size=model.vocab_size,
         context=context,
         head_scale=model.head_scale,
+        format=str(model.format),
+        group=model.group,
         n_layers=len(model.layers),
         fingerprint=digest.hexdigest()[:16],
     )
@@ -244,7 +204,7 @@ class _Lowering:
         """Load a parameter vector; return its first word in the buffer and its region."""
         config = self._config
         beat_words = config.data_bytes // (2 * config.lanes)
-        n_words = _align(len(values) // config.lanes, beat_words)
+        n_words = round_up(len(values) // config.lanes, beat_words)
         if self._param_next + n_words > config.param_words:
             self._param_next = 0
         word, self._param_next = self._param_next, self._param_next + n_words
@@ -263,13 +223,18 @@ class _Lowering:
 
     def _norm(
         self,
-        norm: PackedNorm,
+        norm: PackedNorm | None,
+        n: int,
         source: NormSource,
         reads: list[_Region],
         scale_a: Scale,
         scale_b: Scale | None = None,
         flags: int = 0,
     ) -> None:
+        """Normalise ``n`` values and quantise them; without a norm, only quantise."""
+        if norm is None:
+            norm = PackedNorm(np.full(n, 1 << _ONE_FRAC, np.int16), _ONE_FRAC)
+            flags |= FLAG_PLAIN
         word, region = self._params(norm.gamma)
         self._asm.emit(
             Opcode.NORMQ,
@@ -277,37 +242,46 @@ class _Lowering:
             writes=[_ACTIVATIONS],
             flags=flags,
             source=source,
-            n_words=len(norm.gamma) // self._config.lanes,
+            n_words=n // self._config.lanes,
             param_word=word,
             gamma_frac=norm.frac,
-            inv_n=_word(scale_from_float(1 / len(norm.gamma))),
+            inv_n=_word(scale_from_float(1 / n)),
             eps=_word(self._model.eps),
             scale_a=_word(scale_a),
             scale_b=_word(scale_b) if scale_b is not None else 0,
         )
 
     def _matmul(
-        self, weight: NDArray[np.int8], planes: int = 1, acc_base: int = 0, flags: int = 0
+        self, weights: GroupedWeights, shift: int, acc_base: int = 0, flags: int = 0
     ) -> _Region:
-        config = self._config
-        words = pack_words(config.matmul, weight.astype(np.int64), planes)
-        padded = np.zeros((len(words), config.weight_word_bytes), np.uint8)
-        padded[:, : words.shape[1]] = words
-        blocks = len(weight) // config.lanes
-        region = _acc(acc_base, blocks)
-        self._asm.emit(
-            Opcode.LMMA,
-            reads=[_ACTIVATIONS],
-            writes=[region],
-            flags=flags,
-            address=self._image.add(padded.tobytes(), config.weight_word_bytes),
-            k_tiles=-(-weight.shape[1] // config.matmul.k_tile),
-            row_blocks=blocks,
-            planes=planes,
-            acc_base=acc_base,
-            n_words=len(words),
-        )
-        return region
+        """A matrix product, cut by rows so that what a depth tile takes fits half of the weight
+        buffer: while one half is used again for other tokens, the other one fills."""
+        config, params = self._config, self._config.matmul
+        planes, unit = params.planes(weights), row_unit(params)
+        blocks = round_up(len(weights.codes) // config.lanes, params.block_rows)
+        per_unit = params.n_words(1, unit, planes)
+        most = max(1, config.weight_buffer_words // 2 // per_unit) * unit
+        for first in range(0, blocks, most):
+            count = min(most, blocks - first)
+            part = weights.rows(slice(first * config.lanes, (first + count) * config.lanes))
+            words = params.pack(part, planes)
+            padded = np.zeros((len(words), config.weight_word_bytes), np.uint8)
+            padded[:, : words.shape[1]] = words
+            self._asm.emit(
+                Opcode.LMMA,
+                reads=[_ACTIVATIONS],
+                writes=[_acc(acc_base + first, count)],
+                flags=flags,
+                address=self._image.add(padded.tobytes(), config.weight_word_bytes),
+                k_tiles=-(-weights.codes.shape[1] // params.k_tile),
+                row_blocks=count,
+                planes=planes,
+                acc_base=acc_base + first,
+                n_words=len(words),
+                # an engine without groups computes with the weights, not with twice the weights
+                shift=shift if params.grouped else shift - 1,
+            )
+        return _acc(acc_base, blocks)
 
     def _residual_add(self, scale: Scale, acc: _Region) -> None:
         self._asm.emit(
@@ -340,14 +314,15 @@ class _Lowering:
     def layer(self, layer: PackedLayer, kv_offset: int) -> None:
         """One decoder layer."""
         asm, model = self._asm, self._model
-        self._norm(layer.input_norm, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        lanes = self._config.lanes
+        d, q_out = model.hidden_size, model.n_heads * model.head_dim
+        self._norm(layer.input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
         acc = self._matmul(
-            np.concatenate(
-                [
-                    _pair_halves(part.weight, model.head_dim, self._config.lanes)
-                    for part in (layer.q_proj, layer.k_proj, layer.v_proj)
-                ]
-            )
+            _stack(
+                part.weights.rows(_pair_halves(len(part.weights.codes), model.head_dim, lanes))
+                for part in (layer.q_proj, layer.k_proj, layer.v_proj)
+            ),
+            layer.q_proj.shift,
         )
         kv: _Region = ("kv", kv_offset, kv_offset + 1)
         asm.emit(
@@ -366,36 +341,40 @@ class _Lowering:
             kv_offset=kv_offset,
             frac=model.residual_frac,
         )
-        self._norm(layer.attention_norm, NormSource.ATTENTION, [_ATTENTION], self._unit)
-        self._residual_add(layer.o_proj.scale, self._matmul(layer.o_proj.weight))
+        self._norm(layer.attention_norm, q_out, NormSource.ATTENTION, [_ATTENTION], self._unit)
+        acc = self._matmul(layer.o_proj.weights, layer.o_proj.shift)
+        self._residual_add(layer.o_proj.scale, acc)
 
-        self._norm(layer.ffn_input_norm, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
-        acc = self._matmul(_interleave(layer.gate_proj, layer.up_proj, self._config.lanes))
-        self._norm(
-            layer.ffn_norm, NormSource.GATE, [acc], layer.gate_proj.scale, layer.up_proj.scale
-        )
-        self._residual_add(layer.down_proj.scale, self._matmul(layer.down_proj.weight))
+        self._norm(layer.ffn_input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        gate, up = layer.gate_proj, layer.up_proj
+        f = len(gate.weights.codes)
+        both = _stack((gate.weights, up.weights)).rows(_interleave(f, lanes))
+        acc = self._matmul(both, gate.shift)
+        source = NormSource.GATE if layer.gate is Gate.RELU2 else NormSource.SWIGLU
+        self._norm(layer.ffn_norm, f, source, [acc], gate.scale, up.scale)
+        acc = self._matmul(layer.down_proj.weights, layer.down_proj.shift)
+        self._residual_add(layer.down_proj.scale, acc)
 
     def head(self) -> None:
         """Final norm, and the head in chunks that alternate between halves of the accumulators."""
         model, config = self._model, self._config
-        flags = FLAG_LOGITS
-        self._norm(model.norm, NormSource.RESIDUAL, [_RESIDUAL], self._unit, flags=flags)
+        flags, params = FLAG_LOGITS, config.matmul
+        d, unit = model.hidden_size, row_unit(params)
+        self._norm(model.norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit, flags=flags)
+        weights = head_weights(model)
         # half of each buffer, so that one chunk is computed while another is loaded and stored
-        blocks = min(
-            config.row_blocks_max // 2,
-            config.weight_buffer_words // (2 * HEAD_PLANES),
-            config.param_words // 2,
-        )
-        rows = max(16, blocks * config.lanes // 64 * 64)
+        half = config.row_blocks_max // 2 // unit * unit
+        fit = config.weight_buffer_words // 2 // params.n_words(1, unit, params.planes(weights))
+        blocks = min(half, fit * unit, config.param_words // 2)
+        rows = max(config.lanes * unit, blocks * config.lanes // 64 * 64)
         base = 0
         for first in range(0, model.vocab_size, rows):
             chunk = slice(first, min(first + rows, model.vocab_size))
-            word, params = self._params(model.head_rows[chunk])
-            acc = self._matmul(model.head[chunk], HEAD_PLANES, base, flags)
+            word, region = self._params(model.head_rows[chunk])
+            acc = self._matmul(weights.rows(chunk), model.head_shift, base, flags)
             self._asm.emit(
                 Opcode.LOGITS,
-                reads=[acc, params],
+                reads=[acc, region],
                 writes=[],
                 flags=flags | (FLAG_FIRST if first == 0 else 0),
                 row_first=first,
@@ -403,22 +382,31 @@ class _Lowering:
                 param_word=word,
                 acc_base=base,
             )
-            base = config.row_blocks_max // 2 // 2 * 2 - base
+            base = half - base
 
 
 def _word(scale: Scale) -> int:
     return int(pack_scale(scale))
 
 
-def _pair_halves(weight: NDArray[np.int8], head_dim: int, lanes: int) -> NDArray[np.int8]:
-    """Reorder each head's rows so that a pair of blocks holds the two halves that rotate."""
-    n = len(weight) // head_dim
-    blocks = weight.reshape(n, 2, head_dim // (2 * lanes), lanes, -1)
-    return blocks.transpose(0, 2, 1, 3, 4).reshape(weight.shape)
+def _stack(parts: Iterable[GroupedWeights]) -> GroupedWeights:
+    """The rows of several matrices of the same bits and groups, one behind the other."""
+    found = list(parts)
+    return replace(
+        found[0],
+        **{
+            name: np.concatenate([getattr(part, name) for part in found])
+            for name in ("codes", "scale", "zero")
+        },
+    )
 
 
-def _interleave(a: PackedLinear, b: PackedLinear, lanes: int) -> NDArray[np.int8]:
-    """Alternate blocks of ``a``'s and ``b``'s rows, so that a pair of blocks holds both."""
-    k = a.weight.shape[1]
-    blocks = np.stack([a.weight.reshape(-1, lanes, k), b.weight.reshape(-1, lanes, k)], axis=1)
-    return blocks.reshape(-1, k)
+def _pair_halves(n_rows: int, head_dim: int, lanes: int) -> NDArray[np.int64]:
+    """Order of rows in which a pair of blocks holds the two halves of a head that rotate."""
+    order = np.arange(n_rows).reshape(-1, 2, head_dim // (2 * lanes), lanes)
+    return order.transpose(0, 2, 1, 3).reshape(-1)
+
+
+def _interleave(n_rows: int, lanes: int) -> NDArray[np.int64]:
+    """Order of two times ``n_rows`` rows in which a pair of blocks holds some of either."""
+    return np.arange(2 * n_rows).reshape(2, -1, lanes).transpose(1, 0, 2).reshape(-1)

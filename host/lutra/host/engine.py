@@ -13,13 +13,16 @@ from lutra.host.devices.base import Device, TileResult
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.errors import LutraError
-from lutra.host.models import find_model
-from lutra.host.models.bitnet import load_bitnet
-from lutra.host.packing import pack_bitnet
+from lutra.host.fit import engines_for
+from lutra.host.models import Model, find_model, load_model
+from lutra.host.models.llama import Llama
+from lutra.host.packing import default_format, pack_model
 from lutra.host.program import Program
+from lutra.host.quantize import DEFAULT_GROUP, GROUPS, quantize_layers, rounded_llama
 from lutra.host.sampling import Sampler, SamplingParams
 from lutra.host.tokenizer import StreamDecoder, Tokenizer
-from lutra.sim.golden.core.config import CONFIGS, AcceleratorConfig
+from lutra.sim.golden.core.config import CONFIGS, ENGINES, AcceleratorConfig, with_engine
+from lutra.sim.golden.matmul.format import Format
 
 __all__ = ["LLM", "Completion", "Mismatch", "Piece", "RunStats"]
 
@@ -87,8 +90,15 @@ class LLM:
 
     ``model`` is a shipped name or a folder; ``device`` is ``auto``, ``golden`` or ``rtl``, or an
     object of the :class:`~lutra.host.devices.base.Device` protocol; ``config`` is a name or an
-    :class:`~lutra.sim.golden.core.config.AcceleratorConfig`. With ``check`` every logit of the
-    device is compared with the golden model's and a difference raises :class:`Mismatch`.
+    :class:`~lutra.sim.golden.core.config.AcceleratorConfig`.
+
+    ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights, and
+    ``engine`` the matmul engine that ``config`` is built with. Left out, a ternary model runs as it
+    is (W1.58A8) on the engine ``ternary``, any other in W4A8 on the engine ``lut``; a ``config``
+    that is an object keeps the engine that it has.
+
+    With ``check`` every logit of the device is compared with the golden model's and a difference
+    raises :class:`Mismatch`. ``source`` is the checkpoint, :attr:`rounded` what is run of it.
     """
 
     def __init__(
@@ -97,13 +107,17 @@ class LLM:
         device: str | Device = "auto",
         *,
         config: str | AcceleratorConfig = "nano",
+        engine: str | None = None,
+        format: str | None = None,
+        group: int | None = None,
         check: bool = False,
         wave: Path | None = None,
         wave_cycles: tuple[int, int] | None = None,
         progress: Progress | None = None,
     ) -> None:
         folder = find_model(model)
-        self.source = source = load_bitnet(folder)
+        self.source: Model = load_model(folder)
+        source = self.source
         self.tokenizer = Tokenizer(folder, source.config.bos_token_id)
         if self.tokenizer.vocab_size > source.config.vocab_size:
             raise LutraError(
@@ -111,7 +125,13 @@ class LLM:
                 f"config.json {source.config.vocab_size}: copy the model again"
             )
         self.eos = source.config.eos_token_id
-        self.program: Program = compile_model(pack_bitnet(source), _config(config), progress)
+        self.format = default_format(source) if format is None else _format(format)
+        self.group = DEFAULT_GROUP if group is None else group
+        if self.group not in GROUPS:
+            raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
+        built = _config(config, engine, self.format)
+        packed = pack_model(source, self.format, self.group)
+        self.program: Program = compile_model(packed, built, progress)
         self.device = self._make_device(device, wave, wave_cycles, progress)
         self._golden = GoldenDevice() if check else None
         self._loaded = False
@@ -150,6 +170,15 @@ class LLM:
             raise LutraError("a waveform needs the RTL: add --device rtl")
         # no accelerator can be found yet: the fastest device that is present is the golden one
         return GoldenDevice()
+
+    @property
+    def rounded(self) -> Model:
+        """The model in floating point, with weights and activations of the format: what the logits
+        are measured against. A ternary checkpoint is that by itself."""
+        if not isinstance(self.source, Llama):
+            return self.source
+        matrices = quantize_layers(self.source, self.format, self.group)
+        return rounded_llama(self.source, self.format, matrices)
 
     @property
     def context(self) -> int:
@@ -264,9 +293,28 @@ def _add(total: int | None, more: int | None) -> int | None:
     return total if more is None else (total or 0) + more
 
 
-def _config(config: str | AcceleratorConfig) -> AcceleratorConfig:
+def _format(name: str) -> Format:
+    try:
+        return Format.parse(name)
+    except ValueError as error:
+        raise LutraError(str(error)) from None
+
+
+def _config(
+    config: str | AcceleratorConfig, engine: str | None, format: Format
+) -> AcceleratorConfig:
+    if engine is not None and engine not in ENGINES:
+        raise LutraError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     if isinstance(config, AcceleratorConfig):
+        if engine not in (None, config.engine):
+            raise LutraError(
+                f"configuration {config.name} is built with engine {config.engine}, not {engine}: "
+                "leave the engine out, or give another configuration"
+            )
         return config
     if config not in CONFIGS:
         raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
-    return CONFIGS[config]
+    choice = engines_for(format)
+    kind = choice[0] if engine is None else engine
+    # an engine that does not run the format is refused when the model is compiled
+    return with_engine(CONFIGS[config], kind, a_width=format.a_bits if kind in choice else 8)

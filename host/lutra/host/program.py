@@ -28,6 +28,8 @@ class Program:
     """
 
     model: str
+    format: str
+    group: int | None
     config: AcceleratorConfig
     memory: MemoryMap
     code: bytes

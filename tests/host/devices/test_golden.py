@@ -6,18 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.host.random_model import SHAPES, config_for
+from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for
 
 from lutra.host.compiler import compile_model
 from lutra.host.devices.base import DeviceError, TileResult
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.errors import LutraError
-from lutra.host.models import find_model
+from lutra.host.fit import engines_for
+from lutra.host.models import find_model, load_model
 from lutra.host.models.bitnet import BitLinear, BitNet, load_bitnet
-from lutra.host.packing import pack_bitnet
+from lutra.host.models.llama import Llama
+from lutra.host.packing import PackedModel, pack_bitnet, pack_model
 from lutra.host.program import Program
+from lutra.host.quantize import quantize_layers, rounded_llama
 from lutra.sim.golden.control.isa import Instruction, Opcode, encode
-from lutra.sim.golden.core.config import NANO
+from lutra.sim.golden.core.config import ENGINES, NANO, with_engine
+from lutra.sim.golden.matmul.format import W_BITS, Format
 
 Float = NDArray[np.float64]
 
@@ -218,6 +222,89 @@ def test_logits_of_the_shipped_model_are_near_float() -> None:
     assert error.max() < 0.04
     error = relative_error(logits, model.forward(tokens))
     assert np.sqrt((error**2).mean()) < 0.05
+
+
+# -- engines and formats
+
+# steps that divide a depth tile of 16
+_SMALL_STEPS = {"lut": {"tile_k": 16}}
+GROUPED = [name for name, params in ENGINES.items() if params.grouped]
+LLAMA_FORMATS = [*(f"W{bits}A8" for bits in W_BITS), "W4A16", "W1A16", "W8A16"]
+
+
+@pytest.mark.parametrize("name", ["least", "grouped"])
+def test_every_engine_gives_the_logits_of_the_ternary_one(
+    name: str, packed: Callable[[str], PackedModel], program: Callable[[str], Program]
+) -> None:
+    """With depth tiles of 16, of which all depths here are whole ones."""
+    model = packed(name)
+    tokens = tokens_for(program(name))
+    expected = run(program(name), tokens)
+    for engine in GROUPED:
+        config = config_for(SHAPES[name], engine, k_tile=16, **_SMALL_STEPS.get(engine, {}))
+        assert_same(run(compile_model(model, config), tokens), expected)
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+@pytest.mark.parametrize("format", LLAMA_FORMATS)
+def test_all_engines_give_the_same_logits(
+    name: str, format: str, packed_llama: Callable[[str, str], PackedModel]
+) -> None:
+    """A packed model is integers: what multiplies them can not matter, nor how tokens are cut."""
+    model = packed_llama(name, format)
+    programs = [
+        compile_model(model, config_for(LLAMAS[name], engine, a_width=model.format.a_bits))
+        for engine in GROUPED
+    ]
+    tokens = tokens_for(programs[0])
+    expected = run(programs[0], tokens)
+    assert len({tuple(row) for row in expected.logits}) == len(tokens)
+    assert_same(run(programs[0], tokens, [1, 3, 2, 4, 1, 1]), expected)
+    for other in programs[1:]:
+        assert_same(run(other, tokens), expected)
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+@pytest.mark.parametrize("format", LLAMA_FORMATS)
+def test_logits_are_near_those_of_the_rounded_model_in_float(
+    name: str,
+    format: str,
+    llama: Callable[[str], Llama],
+    packed_llama: Callable[[str, str], PackedModel],
+) -> None:
+    """The head, queries, keys and values stay in eight bits whatever the format."""
+    parsed, model = Format.parse(format), packed_llama(name, format)
+    rounded = rounded_llama(llama(name), parsed, quantize_layers(llama(name), parsed, GROUP))
+    program = compile_model(model, config_for(LLAMAS[name], "lut", a_width=parsed.a_bits))
+    tokens = tokens_for(program)
+    error = relative_error(real(run(program, tokens)), rounded.forward(tokens))
+    assert np.sqrt((error**2).mean()) < (0.04 if parsed.a_bits == 8 else 0.018)
+
+
+@pytest.mark.parametrize("format", ["W1A8", "W4A8", "W4A16"])
+def test_logits_of_the_shipped_llama_are_near_float(format: str) -> None:
+    source, parsed = load_model(find_model("tales-llama")), Format.parse(format)
+    assert isinstance(source, Llama)
+    config = with_engine(NANO, "lut", a_width=parsed.a_bits)
+    program = compile_model(pack_model(source, parsed), config)
+    tokens = np.append(0, tokens_for(program)[:63])
+    rounded = rounded_llama(source, parsed, quantize_layers(source, parsed, 64))
+    error = relative_error(real(run(program, tokens)), rounded.forward(tokens))
+    assert np.sqrt((error**2).mean()) < (0.02 if parsed.a_bits == 8 else 0.008)
+
+
+def test_the_shipped_models_give_the_same_logits_on_every_engine() -> None:
+    tokens = [0, 300, 77, 1500, 9, 20, 2047, 3, 41]
+    for name, format in (("tales", "W1.58A8"), ("tales-llama", "W3A8"), ("tales-llama", "W4A16")):
+        parsed = Format.parse(format)
+        model = pack_model(load_model(find_model(name)), parsed)
+        results = [
+            run(compile_model(model, with_engine(NANO, engine, a_width=parsed.a_bits)), tokens)
+            for engine in engines_for(parsed)
+        ]
+        assert len(results) >= 3
+        for result in results[1:]:
+            assert_same(result, results[0])
 
 
 # -- refusals

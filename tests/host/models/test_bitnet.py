@@ -278,6 +278,7 @@ def test_forward_is_that_of_transformers() -> None:
     """The shipped model in float64 here and in float32 by the reference implementation."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
     folder = find_model("tales")
     tokens = np.random.default_rng(2).integers(2, 2048, 96)
     tokens[0] = 0

@@ -1,0 +1,55 @@
+"""Layers in float64 that the architectures' forward passes share: the yardstick's, not the token
+path's."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Float", "causal_attention", "rms_norm", "rotation", "round_activations", "split_heads"]
+
+Float = NDArray[np.float64]
+
+
+def rms_norm(x: Float, weight: NDArray[np.float32], eps: float) -> Float:
+    """Root-mean-square normalisation of each row, times ``weight``."""
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def round_activations(x: Float, bits: int) -> tuple[Float, Float]:
+    """Each row as integers of so many bits, ``[T, K]``, and what one is worth, ``[T, 1]``."""
+    q_max = (1 << (bits - 1)) - 1
+    scale = q_max / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
+    return np.clip(np.rint(x * scale), -q_max - 1, q_max), 1 / scale
+
+
+def split_heads(x: Float, head_dim: int) -> Float:
+    """``[T, heads * head_dim]`` to ``[heads, T, head_dim]``."""
+    return x.reshape(len(x), -1, head_dim).transpose(1, 0, 2)
+
+
+def rotation(n: int, head_dim: int, theta: float) -> Callable[[Float], Float]:
+    """Rotary embedding of the first ``n`` positions: the first half of a head with the second."""
+    angles = np.outer(np.arange(n), theta ** (-np.arange(0, head_dim, 2) / head_dim))
+    cos, sin = np.cos(angles), np.sin(angles)
+
+    def rotate(x: Float) -> Float:
+        lo, hi = np.split(x, 2, axis=-1)
+        return np.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=-1)
+
+    return rotate
+
+
+def causal_attention(q: Float, k: Float, v: Float) -> Float:
+    """Softmax attention of ``[H, T, Dh]`` to the positions up to each one; ``[T, H * Dh]``.
+
+    Several heads of ``q`` share one of ``k`` and ``v``.
+    """
+    n = q.shape[1]
+    share = len(q) // len(k)
+    k, v = k.repeat(share, axis=0), v.repeat(share, axis=0)
+    hidden = np.triu(np.full((n, n), -np.inf), 1)
+    score = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2]) + hidden
+    p = np.exp(score - score.max(axis=-1, keepdims=True))
+    out = (p / p.sum(axis=-1, keepdims=True)) @ v
+    return out.transpose(1, 0, 2).reshape(n, -1)

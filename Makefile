@@ -2,12 +2,14 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all sim lint format clean
+.PHONY: help run test test-all sim formal mutants lint format clean
 
 ARGS ?=
 JOBS ?= 2
 CACHE = $(or $(LUTRA_CACHE),$(HOME)/.cache/lutra)
 BIN = .venv/bin
+# what `make formal` does
+PROOFS = tests/sim/formal/test_catalogue.py::test_passes
 HARDWARE_TESTS = $(wildcard tests/hw tests/sim tests/system)
 
 # $(call environment,<extra>...): .venv with these extras of pyproject.toml
@@ -43,10 +45,19 @@ sim: export LUTRA_COVERAGE = 1
 sim: export LUTRA_COVERAGE_DIR = $(CURDIR)/coverage
 sim: export LUTRA_REQUIRE_TOOLS = 1
 sim: ## run all hardware verification and print the line coverage of the RTL
-	$(call environment,sim dev)
+	$(call environment,sim dev formal)
 	@rm -rf "$(LUTRA_COVERAGE_DIR)"
-	@$(BIN)/python -m pytest -n $(JOBS) $(HARDWARE_TESTS) $(ARGS)
+	@$(BIN)/python -m lutra.sim.formal --jobs $(JOBS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(HARDWARE_TESTS) --deselect $(PROOFS) $(ARGS)
 	@$(BIN)/python -m lutra.sim.rtl.coverage
+
+formal: ## prove properties of the RTL by model checking; ARGS="arbiter reader" picks checks
+	$(call environment,sim formal)
+	@$(BIN)/python -m lutra.sim.formal --jobs $(JOBS) $(ARGS)
+
+mutants: ## plant faults in the RTL and see whether tests catch them; ARGS="matmul" picks some
+	$(call environment,sim dev)
+	@$(BIN)/python -m lutra.sim.mutants --jobs $(JOBS) $(ARGS)
 
 lint: ## check style, import directions and types
 	$(call environment,sim dev)
@@ -62,5 +73,5 @@ format: ## format the Python code and sort its imports
 
 clean: ## remove the environment, caches and built simulators
 	rm -rf .venv build dist coverage .pytest_cache .ruff_cache .import_linter_cache
-	rm -rf "$(CACHE)/cocotb" "$(CACHE)/verilog" "$(CACHE)/rtl"
+	rm -rf "$(CACHE)/cocotb" "$(CACHE)/verilog" "$(CACHE)/rtl" "$(CACHE)/synth" "$(CACHE)/formal" "$(CACHE)/mutants"
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

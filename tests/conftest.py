@@ -36,6 +36,19 @@ def _missing_for_rtl() -> str | None:
 
 
 @lru_cache
+def _missing_for_formal() -> str | None:
+    try:
+        from lutra.sim.formal.prove import FormalToolsError, check_tools
+    except ImportError as error:
+        return f"{error}: install lutra[formal]"
+    try:
+        check_tools()
+    except FormalToolsError as error:
+        return str(error)
+    return None
+
+
+@lru_cache
 def _missing_for_gpu() -> str | None:
     try:
         import torch
@@ -52,6 +65,7 @@ def _missing_for_board() -> str | None:
 _MISSING = {
     "board": _missing_for_board,
     "cocotb": _missing_for_cocotb,
+    "formal": _missing_for_formal,
     "gpu": _missing_for_gpu,
     "rtl": _missing_for_rtl,
 }

@@ -1,0 +1,134 @@
+"""What the verdicts are of properties that hold, fail, need more, or assume too much."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("amaranth")
+
+from amaranth import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from lutra.sim.formal import prove as prove_module
+from lutra.sim.formal.__main__ import main, table
+from lutra.sim.formal.property import Property
+from lutra.sim.formal.prove import Check, FormalToolsError, Mode, Verdict, check_tools, prove
+
+
+class Counter(wiring.Component):
+    """Counts to 5 and begins anew."""
+
+    count: Out(4)  # type: ignore[valid-type]
+    en: In(1)  # type: ignore[valid-type]
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        with m.If(self.en):
+            m.d.sync += self.count.eq(self.count + 1)
+            with m.If(self.count == 5):
+                m.d.sync += self.count.eq(0)
+        return m
+
+
+class Below(Property):
+    def __init__(self, limit: int, *, never: bool = False) -> None:
+        super().__init__(Counter())
+        self._limit, self._never = limit, never
+
+    def rules(self, m: Module) -> None:
+        self.claim(m, "something else", 1)
+        self.claim(m, f"the count is below {self._limit}", self.dut.count < self._limit)
+        if self._never:
+            self.assume(m, self.dut.en & ~self.dut.en)
+
+
+def _check(prop: Property, mode: Mode, depth: int) -> Check:
+    return Check(name="below", claim="small", make=lambda: prop, mode=mode, depth=depth)
+
+
+@pytest.mark.formal
+@pytest.mark.parametrize(
+    ("prop", "mode", "depth", "reason"),
+    [
+        (Below(6), Mode.PROVED, 2, ""),
+        (Below(6), Mode.BOUNDED, 8, ""),
+        (Below(5), Mode.BOUNDED, 5, ""),
+        (Below(5), Mode.BOUNDED, 8, "broken in cycle 5: the count is below 5"),
+        (Below(5), Mode.PROVED, 8, "broken in cycle 5: the count is below 5"),
+        # 6 to 8 are never reached, but an induction does not know that
+        (
+            Below(9),
+            Mode.PROVED,
+            2,
+            "held in the first 2 cycles, but its induction fails: the count",
+        ),
+        (Below(6, never=True), Mode.BOUNDED, 4, "no input keeps the assumptions"),
+    ],
+)
+def test_verdict(prop: Property, mode: Mode, depth: int, reason: str, tmp_path: Path) -> None:
+    verdict = prove(_check(prop, mode, depth), tmp_path / "work")
+    assert verdict.reason.startswith(reason)
+    assert verdict.passed == (reason == "")
+    assert "\n" not in verdict.reason
+
+
+@pytest.mark.formal
+def test_what_a_tool_says_is_in_the_verdict(tmp_path: Path) -> None:
+    prop = Below(6)
+    prop.probes.append("nothing_of_this_name")
+    verdict = prove(_check(prop, Mode.BOUNDED, 2), tmp_path / "work")
+    assert verdict.reason.startswith("SymbiYosys failed: ")
+
+
+class Pair(wiring.Component):
+    i: In(stream.Signature(3))  # type: ignore[valid-type]
+    o: Out(stream.Signature(3))  # type: ignore[valid-type]
+
+
+def test_channels_of_streams() -> None:
+    channels = Below(6).channels
+    assert channels == {}
+
+    class Rules(Property):
+        def rules(self, m: Module) -> None: ...
+
+    found = Rules(Pair()).channels
+    assert {name: channel.offered for name, channel in found.items()} == {"i": False, "o": True}
+    assert len(found["i"].payload) == 3
+
+
+def test_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove_module, "_TOOLS", {"no-such-tool": "nothing"})
+    with pytest.raises(FormalToolsError) as error:
+        check_tools()
+    assert str(error.value) == (
+        "no-such-tool of the package nothing is not installed: install lutra[formal]"
+    )
+
+
+def test_table_has_a_line_for_each_check() -> None:
+    check = _check(Below(6), Mode.PROVED, 3)
+    verdicts = [
+        Verdict(check=check, reason="", seconds=1.25),
+        Verdict(check=check, reason="broken", seconds=12),
+    ]
+    lines = table(verdicts).splitlines()
+    assert lines[1].split() == ["below", "small", "proved,", "induction", "over", "3", "1.2", "ok"]
+    assert lines[2].endswith("12.0  FAILED")
+
+
+def test_unknown_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nothing"]) == 2
+    assert capsys.readouterr().err == "error: no check is called 'nothing': --list names them\n"
+
+
+def test_no_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--jobs", "0"]) == 2
+    assert capsys.readouterr().err == "error: --jobs must be positive, not 0\n"
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    assert "arbiter " in capsys.readouterr().out

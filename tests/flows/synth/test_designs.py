@@ -1,0 +1,138 @@
+"""Engines built for a format: their tiles, their throughput, and what there can not be."""
+
+import pytest
+
+from lutra.flows.synth.compare import PAIRS, PAPER_TILES
+from lutra.flows.synth.designs import Made, Part, design, engine_formats
+from lutra.host.errors import LutraError
+from lutra.sim.golden.core.config import ENGINES
+from lutra.sim.golden.matmul.format import FORMATS
+from lutra.sim.golden.matmul.lut import LutParams, Tables
+from lutra.sim.golden.matmul.mac import Adders, MacParams
+from lutra.sim.golden.matmul.mixpe import MixpeParams
+
+EVERY = [(engine, fmt) for engine in ENGINES for fmt in engine_formats(engine)]
+
+
+@pytest.mark.parametrize(("engine", "fmt"), EVERY)
+def test_default_tiles_have_equal_throughput(engine, fmt):
+    found = design(engine, fmt).macs_per_cycle
+    if engine == "ternary":
+        assert found == 576
+    elif engine == "lut" and fmt.startswith("W6"):
+        # six words for the depth of eight planes
+        assert found == pytest.approx(512 * 8 / 6)
+    else:
+        assert found == 512
+
+
+@pytest.mark.parametrize(("engine", "fmt", "tile"), PAPER_TILES)
+def test_tiles_of_the_paper_have_the_same_throughput(engine, fmt, tile):
+    assert design(engine, fmt, tile).macs_per_cycle == 512
+
+
+@pytest.mark.parametrize(("engine", "fmt"), EVERY)
+def test_engines_hold_the_format_and_no_wider_one(engine, fmt):
+    found = design(engine, fmt)
+    bits = found.format.w_bits
+    if engine == "ternary":
+        assert found.params.max_planes == found.planes == 1
+    else:
+        assert found.params.a_width == found.format.a_bits
+        assert found.params.max_planes == found.planes
+        assert found.planes * found.params.w_width >= bits
+        assert (found.planes - 1) * found.params.w_width < bits
+
+
+def test_formats():
+    assert engine_formats("lut") == engine_formats("mac") == FORMATS
+    assert engine_formats("ternary") == ("W1.58A8",)
+    assert {"W4A8", "W4A16", "W8A8"} <= set(engine_formats("mixpe"))
+    assert all(fmt in engine_formats(engine) for engine, fmt in PAIRS)
+
+
+def test_a_plane_is_a_word():
+    # 8 rows of 16 products, one weight bit at a time
+    assert design("lut", "W4A8", (1, 8, 16)).macs_per_cycle == 8 * 16 / 4
+    assert design("mac", "W4A8", (1, 8, 16)).macs_per_cycle == 8 * 16
+
+
+def test_throughput_is_limited_by_the_accumulators():
+    # 64 rows of 2 tokens take 16 cycles to the accumulators, their products 2
+    assert design("mac", "W8A8", (2, 64, 32)).macs_per_cycle == 2 * 64 * 64 / 16
+    alone = design("mac", "W8A8", (2, 64, 32), part=Part.DATAPATH)
+    assert alone.macs_per_cycle == 64 * 32
+
+
+@pytest.mark.parametrize(
+    ("made_of", "tables", "mac", "mixpe"),
+    [
+        (Made.DSP, Tables.MEMORY, Adders.DSP, Adders.CHAINS),
+        (Made.LUTS, Tables.MEMORY, Adders.CHAINS, Adders.CHAINS),
+        (Made.CELLS, Tables.LOGIC, Adders.CELLS, Adders.CELLS),
+    ],
+)
+def test_arrays_suit_the_target(made_of, tables, mac, mixpe):
+    found = {
+        engine: design(engine, "W4A8", made_of=made_of).params for engine in ("lut", "mac", "mixpe")
+    }
+    assert isinstance(found["lut"], LutParams)
+    assert found["lut"].tables == tables
+    assert isinstance(found["mac"], MacParams)
+    assert found["mac"].adders == mac
+    assert isinstance(found["mixpe"], MixpeParams)
+    assert found["mixpe"].adders == mixpe
+
+
+def test_a_whole_accelerator_takes_the_tile():
+    found = design("mac", "W4A8", (1, 8, 8), part=Part.WHOLE)
+    assert found.config is not None
+    assert (found.config.engine, found.config.tile_k) == ("mac", 8)
+    assert found.macs_per_cycle == 64
+
+
+@pytest.mark.parametrize(
+    ("engine", "fmt", "tile", "message"),
+    [
+        ("gemm", "W2A8", None, "engine must be one of ternary, lut, mixpe, mac, not 'gemm'"),
+        ("lut", "W5A8", None, f"format must be one of {', '.join(FORMATS)}, not 'W5A8'"),
+        ("ternary", "W2A8", None, "format of the ternary engine must be one of W1.58A8, not W2A8"),
+        (
+            "mixpe",
+            "W2A8",
+            None,
+            (
+                "format of the mixpe engine must be one of W3A8, W4A8, W6A8, W8A8, W3A16, W4A16, "
+                "W6A16, W8A16, not W2A8"
+            ),
+        ),
+        ("mac", "W8A8", (0, 8, 8), "tile_m must be positive, not 0"),
+        (
+            "mac",
+            "W8A8",
+            (1, 12, 8),
+            "tile_n must be a power of two from 8 on, not 12",
+        ),
+        (
+            "lut",
+            "W2A8",
+            (1, 8, 2),
+            "tile_k must be a multiple of 4 (activations of a table), not 2",
+        ),
+        (
+            "mac",
+            "W8A8",
+            (1, 8, 12),
+            "k_tile (the group) must be a multiple of tile_k, not 64 of 12",
+        ),
+    ],
+)
+def test_what_there_can_not_be(engine, fmt, tile, message):
+    with pytest.raises(LutraError) as error:
+        design(engine, fmt, tile)
+    assert str(error.value) == message
+
+
+def test_a_whole_accelerator_in_standard_cells_is_refused():
+    with pytest.raises(LutraError, match=r"^--whole is built for FPGAs"):
+        design("ternary", "W1.58A8", part=Part.WHOLE, made_of=Made.CELLS)

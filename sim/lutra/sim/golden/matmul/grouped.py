@@ -172,9 +172,7 @@ class DigitParams(GroupedParams):
     def product(self, a: Int, digit: Int) -> Int:
         """``a * digit`` the way a PE makes it; the shapes broadcast."""
 
-    def matmul(
-        self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int
-    ) -> Int:
+    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
         acc = np.zeros((len(a), row_blocks * LANES), np.int64)
         for part, rows, digits, scale, zero in self.passes(a, words, row_blocks, planes):
             total = np.zeros((len(a), self.tile_n), np.int64)

@@ -113,10 +113,12 @@ def test_plot_is_the_same_each_time(tmp_path):
     assert paths[3].read_bytes() != a_svg
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="docs/engines.md is not written yet")
-def test_the_committed_page_has_every_pair():
+def test_the_committed_page_has_every_pair_once_it_has_any():
     text = PAGE.read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
     generated = text.partition(BEGIN)[2].partition(END)[0]
+    if not generated.strip():
+        pytest.skip("lutra synth --compare has not been run")
     for engine, fmt in PAIRS:
         assert generated.count(f"| {fmt} | {engine} | ") >= 2, (engine, fmt)
     for name in ("engines.png", "engines.svg"):

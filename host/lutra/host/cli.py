@@ -236,7 +236,7 @@ def _figures(llm: LLM, text: str) -> dict[str, object]:
         "config": config.name,
         "engine": config.engine,
         "format": llm.program.format,
-        "group": llm.program.group,
+        "group": llm.packed.group,
         "model": llm.program.model,
         "text": text,
         "prompt_tokens": stats.prompt_tokens,
@@ -327,7 +327,7 @@ def _perplexity(args: argparse.Namespace) -> int:
             progress=progress,
         )
         tokens = llm.tokenizer.encode(text, add_bos=False)
-        windows = text_windows(tokens, window=llm.context, bos=llm.source.config.bos_token_id)
+        windows = text_windows(tokens, window=llm.context, bos=llm.packed.bos)
         windows = windows[: args.windows]
         if args.windows is not None:
             text = llm.tokenizer.decode([token for window in windows for token in window[1:]])
@@ -345,10 +345,10 @@ def _perplexity(args: argparse.Namespace) -> int:
     if args.json:
         figures = {"model": args.model, "device": "float" if args.float else args.device}
         figures |= {"engine": None if args.float else llm.program.config.engine}
-        # a checkpoint without groups is rounded already
-        as_it_is = args.float and args.format is None and llm.program.group is not None
+        # a checkpoint of integers is rounded already
+        as_it_is = args.float and args.format is None and not llm.packed.ternary
         figures |= {"format": None if as_it_is else llm.program.format}
-        figures |= {"group": None if as_it_is else llm.program.group}
+        figures |= {"group": None if as_it_is else llm.packed.group}
         figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
         print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))
     else:

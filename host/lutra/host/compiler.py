@@ -1,16 +1,17 @@
 """Lowering: a packed model becomes one program and one memory image for a configuration."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra.host.errors import LutraError
-from lutra.host.fit import check_fit, head_weights, round_up, row_unit
+from lutra.host.fit import check_fit, check_layer, head_weights, round_up, row_unit
+from lutra.host.models.decoder import Gate
 from lutra.host.packing import (
-    Gate,
     PackedLayer,
     PackedModel,
     PackedNorm,
@@ -179,8 +180,7 @@ def compile_model(
         vocab_size=model.vocab_size,
         context=context,
         head_scale=model.head_scale,
-        format=str(model.format),
-        group=model.group,
+        format=model.format,
         n_layers=len(model.layers),
         fingerprint=digest.hexdigest()[:16],
     )
@@ -314,6 +314,7 @@ class _Lowering:
     def layer(self, layer: PackedLayer, kv_offset: int) -> None:
         """One decoder layer."""
         asm, model = self._asm, self._model
+        check_layer(model, layer, self._config)
         lanes = self._config.lanes
         d, q_out = model.hidden_size, model.n_heads * model.head_dim
         self._norm(layer.input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
@@ -350,7 +351,7 @@ class _Lowering:
         f = len(gate.weights.codes)
         both = _stack((gate.weights, up.weights)).rows(_interleave(f, lanes))
         acc = self._matmul(both, gate.shift)
-        source = NormSource.GATE if layer.gate is Gate.RELU2 else NormSource.SWIGLU
+        source = NormSource.GATE if model.gate is Gate.RELU2 else NormSource.SWIGLU
         self._norm(layer.ffn_norm, f, source, [acc], gate.scale, up.scale)
         acc = self._matmul(layer.down_proj.weights, layer.down_proj.shift)
         self._residual_add(layer.down_proj.scale, acc)
@@ -390,14 +391,20 @@ def _word(scale: Scale) -> int:
 
 
 def _stack(parts: Iterable[GroupedWeights]) -> GroupedWeights:
-    """The rows of several matrices of the same bits and groups, one behind the other."""
+    """The rows of several matrices, one behind the other, in the most bits and finest groups."""
     found = list(parts)
-    return replace(
-        found[0],
-        **{
-            name: np.concatenate([getattr(part, name) for part in found])
-            for name in ("codes", "scale", "zero")
-        },
+    bits, group = max(part.bits for part in found), math.gcd(*(part.group for part in found))
+
+    def side(name: str) -> NDArray[np.int64]:
+        values = [getattr(part, name).repeat(part.group // group, axis=1) for part in found]
+        return np.concatenate(values)
+
+    return GroupedWeights(
+        codes=np.concatenate([part.codes for part in found]),
+        scale=side("scale"),
+        zero=side("zero"),
+        bits=bits,
+        group=group,
     )
 
 

@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.host.compiler import compile_model
+from lutra.host.configure import configure
 from lutra.host.devices.base import Device, TileResult
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.errors import LutraError
-from lutra.host.fit import engines_for
-from lutra.host.models import Model, find_model, load_model
-from lutra.host.models.llama import Llama
-from lutra.host.packing import default_format, pack_model
+from lutra.host.models import find_model, load_model
+from lutra.host.models.decoder import Decoder
+from lutra.host.packing import pack_model, reference
 from lutra.host.program import Program
-from lutra.host.quantize import DEFAULT_GROUP, GROUPS, quantize_layers, rounded_llama
+from lutra.host.quantize import DEFAULT_GROUP, GROUPS
 from lutra.host.sampling import Sampler, SamplingParams
 from lutra.host.tokenizer import StreamDecoder, Tokenizer
-from lutra.sim.golden.core.config import CONFIGS, ENGINES, AcceleratorConfig, with_engine
+from lutra.sim.golden.core.config import AcceleratorConfig
 from lutra.sim.golden.matmul.format import Format
 
 __all__ = ["LLM", "Completion", "Mismatch", "Piece", "RunStats"]
@@ -115,23 +115,23 @@ class LLM:
         wave_cycles: tuple[int, int] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        folder = find_model(model)
-        self.source: Model = load_model(folder)
+        path = find_model(model)
+        self.source: Decoder = load_model(path)
         source = self.source
-        self.tokenizer = Tokenizer(folder, source.config.bos_token_id)
+        self.tokenizer = Tokenizer(path, source.config.bos_token_id)
         if self.tokenizer.vocab_size > source.config.vocab_size:
             raise LutraError(
-                f"{folder} mixes two models: its tokenizer has {self.tokenizer.vocab_size} tokens, "
+                f"{path} mixes two models: its tokenizer has {self.tokenizer.vocab_size} tokens, "
                 f"config.json {source.config.vocab_size}: copy the model again"
             )
-        self.eos = source.config.eos_token_id
-        self.format = default_format(source) if format is None else _format(format)
+        self.eos = frozenset(source.config.eos_token_id)
         self.group = DEFAULT_GROUP if group is None else group
         if self.group not in GROUPS:
             raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
-        built = _config(config, engine, self.format)
-        packed = pack_model(source, self.format, self.group)
-        self.program: Program = compile_model(packed, built, progress)
+        wanted = None if format is None else _format(format)
+        self.packed = pack_model(source, wanted, self.group, progress)
+        built = configure(self.packed, config, engine)
+        self.program: Program = compile_model(self.packed, built, progress)
         self.device = self._make_device(device, wave, wave_cycles, progress)
         self._golden = GoldenDevice() if check else None
         self._loaded = False
@@ -172,13 +172,9 @@ class LLM:
         return GoldenDevice()
 
     @property
-    def rounded(self) -> Model:
-        """The model in floating point, with weights and activations of the format: what the logits
-        are measured against. A ternary checkpoint is that by itself."""
-        if not isinstance(self.source, Llama):
-            return self.source
-        matrices = quantize_layers(self.source, self.format, self.group)
-        return rounded_llama(self.source, self.format, matrices)
+    def rounded(self) -> Decoder:
+        """What runs, in floating point: what the logits are measured against."""
+        return reference(self.packed)
 
     @property
     def context(self) -> int:
@@ -274,7 +270,7 @@ class LLM:
             token = sampler(result.logits[-1], float(result.scale[-1]))
             stats.tokens.append(token)
             stats.generated_tokens += 1
-            if token == self.eos:
+            if token in self.eos:
                 break
             yield Piece(token, decoder.push(token))
             if stats.generated_tokens == max_tokens:
@@ -298,23 +294,3 @@ def _format(name: str) -> Format:
         return Format.parse(name)
     except ValueError as error:
         raise LutraError(str(error)) from None
-
-
-def _config(
-    config: str | AcceleratorConfig, engine: str | None, format: Format
-) -> AcceleratorConfig:
-    if engine is not None and engine not in ENGINES:
-        raise LutraError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
-    if isinstance(config, AcceleratorConfig):
-        if engine not in (None, config.engine):
-            raise LutraError(
-                f"configuration {config.name} is built with engine {config.engine}, not {engine}: "
-                "leave the engine out, or give another configuration"
-            )
-        return config
-    if config not in CONFIGS:
-        raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
-    choice = engines_for(format)
-    kind = choice[0] if engine is None else engine
-    # an engine that does not run the format is refused when the model is compiled
-    return with_engine(CONFIGS[config], kind, a_width=format.a_bits if kind in choice else 8)

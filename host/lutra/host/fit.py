@@ -1,17 +1,25 @@
 """Whether a packed model fits a configuration: refusals that name what is missing."""
 
-from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from lutra.host.errors import LutraError
-from lutra.host.packing import Gate, PackedLayer, PackedLinear, PackedModel
+from lutra.host.models.decoder import LINEARS, Gate
+from lutra.host.packing import PackedLayer, PackedModel
 from lutra.sim.golden.arith.fixed import round_shift
 from lutra.sim.golden.core.config import ENGINES, AcceleratorConfig
 from lutra.sim.golden.matmul.engine import EngineParams, GroupedWeights
-from lutra.sim.golden.matmul.format import Format
 
-__all__ = ["check_fit", "engines_for", "head_weights", "round_up", "row_unit"]
+__all__ = [
+    "Precision",
+    "check_fit",
+    "check_layer",
+    "engines_for",
+    "head_weights",
+    "round_up",
+    "row_unit",
+]
 
 _POWERS_OF_TWO = ("param_words", "weight_buffer_words")
 
@@ -30,32 +38,41 @@ def _need(what: str, needed: int, available: int, change: str, config: Accelerat
         )
 
 
-def engines_for(format: Format) -> list[str]:
+class Precision(Protocol):
+    """What an engine has to take: a format, or a packed model."""
+
+    @property
+    def a_bits(self) -> int:
+        """Bits of an activation."""
+        ...
+
+    @property
+    def ternary(self) -> bool:
+        """Whether all weights are -1, 0 and 1."""
+        ...
+
+
+def engines_for(precision: Precision) -> list[str]:
     """Names of the matmul engines that can run a format."""
-    ternary = format.ternary and format.a_bits == 8
+    ternary = precision.ternary and precision.a_bits == 8
     return [name for name, params in ENGINES.items() if params.grouped or ternary]
 
 
 def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
-    """Refuse a format or grouping that the engine of ``config`` does not take."""
-    m, format = config.matmul, model.format
-    if m.kind not in engines_for(format):
+    """Refuse a format that the engine of ``config`` does not take."""
+    m = config.matmul
+    if m.kind not in engines_for(model):
         raise LutraError(
-            f"engine {m.kind} does not run {format}, only ternary weights with 8-bit activations: "
-            f"use --engine {' or '.join(engines_for(format))}"
+            f"engine {m.kind} does not run {model.format}, only ternary weights with 8-bit "
+            f"activations: use --engine {' or '.join(engines_for(model))}"
         )
-    if format.a_bits != m.a_width:
+    if model.a_bits != m.a_width:
         raise LutraError(
-            f"configuration {config.name} is built for activations of {m.a_width} bits, {format} "
-            f"has {format.a_bits}: use a configuration with a_width={format.a_bits}"
+            f"configuration {config.name} is built for activations of {m.a_width} bits, "
+            f"{model.format} has {model.a_bits}: use a configuration with a_width={model.a_bits}"
         )
     if not m.grouped:
         return
-    if model.group is not None and model.group % m.k_tile:
-        raise LutraError(
-            f"groups of {model.group} are not whole depth tiles of configuration {config.name}: "
-            f"use groups that are a multiple of k_tile ({m.k_tile})"
-        )
     for name, depth in _depths(model).items():
         if depth % m.k_tile:
             raise LutraError(
@@ -99,56 +116,60 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
     _need("the residual buffer", model.hidden_size, c.hidden_max, "hidden_max", c)
     _need("the activation buffer (depth tiles)", -(-depth // m.k_tile), c.act_tiles, "act_tiles", c)
     _need("the accumulator buffer (row blocks)", blocks, c.row_blocks_max, "row_blocks_max", c)
-    linears = [linear for layer in model.layers for linear in _linears(layer)]
-    weights = [linear.weights for linear in linears]
-    planes = max(m.planes(each) for each in (*weights, head_weights(model)))
-    words = m.n_words(1, row_unit(m), planes)
-    _need("the weight buffer (words)", words, c.weight_buffer_words, "weight_buffer_words", c)
     params = 4 * depth // c.lanes
     _need("the parameter buffer (words)", params, c.param_words, "param_words", c)
-    _check_sums(model, config, linears)
+    _check_words(config, head_weights(model))
+    head = 2 * int(np.abs(model.head.astype(np.int16)).sum(axis=1, dtype=np.int64).max())
+    _check_sum(model, config, head, model.head_shift)
 
 
-def _check_sums(
-    model: PackedModel, config: AcceleratorConfig, linears: Sequence[PackedLinear]
-) -> None:
-    """Refuse sums that can leave the engine's adders, the accumulators or the gate's multiplier."""
-    c, q_max = config, model.format.q_max
-
-    def bits(peak: int, shift: int) -> int:
-        return int(round_shift(peak * q_max, shift)).bit_length() + 1
-
-    head = 2 * int(np.abs(model.head.astype(np.int64)).sum(axis=1).max())
-    sums = [(linear.peak, linear.shift) for linear in linears] + [(head, model.head_shift)]
-    # an engine without groups adds up the weights themselves, not twice the weights
-    inner = max(bits(peak, 0 if c.matmul.grouped else 1) for peak, _ in sums)
-    _need("a sum of the engine (bits)", inner, c.sum_width, "sum_width", c)
-    outer = max(bits(peak, shift) for peak, shift in sums)
-    _need("the accumulator (bits)", outer, c.acc_width, "acc_width", c)
-    gates = [
-        bits(part.peak, part.shift)
-        for layer in model.layers
-        if layer.gate is Gate.RELU2
-        for part in (layer.gate_proj, layer.up_proj)
-    ]
-    _need("a gate accumulator (bits)", max(gates, default=0), c.gate_width, "gate_width", c)
+def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfig) -> None:
+    """Refuse a layer that ``config`` can not hold."""
+    m = config.matmul
+    for name in LINEARS:
+        linear = layer.linear(name)
+        weights = linear.weights
+        if m.grouped and weights.group % m.k_tile:
+            raise LutraError(
+                f"groups of {weights.group} are not whole depth tiles of configuration "
+                f"{config.name}: use groups that are a multiple of k_tile ({m.k_tile})"
+            )
+        _check_words(config, weights)
+        _check_sum(model, config, linear.peak, linear.shift)
+        if model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj"):
+            needed = _sum_bits(model, linear.peak, linear.shift)
+            _need("a gate accumulator (bits)", needed, config.gate_width, "gate_width", config)
 
 
-def _linears(layer: PackedLayer) -> tuple[PackedLinear, ...]:
-    return (
-        layer.q_proj,
-        layer.k_proj,
-        layer.v_proj,
-        layer.o_proj,
-        layer.gate_proj,
-        layer.up_proj,
-        layer.down_proj,
+def _check_words(config: AcceleratorConfig, weights: GroupedWeights) -> None:
+    m = config.matmul
+    words = m.n_words(1, row_unit(m), m.planes(weights))
+    _need(
+        "the weight buffer (words)",
+        words,
+        config.weight_buffer_words,
+        "weight_buffer_words",
+        config,
     )
+
+
+def _sum_bits(model: PackedModel, peak: int, shift: int) -> int:
+    q_max = (1 << (model.a_bits - 1)) - 1
+    return int(round_shift(peak * q_max, shift)).bit_length() + 1
+
+
+def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: int) -> None:
+    """Refuse sums that can leave the engine's adders or the accumulators."""
+    # an engine without groups adds up the weights themselves, not twice the weights
+    inner = _sum_bits(model, peak, 0 if config.matmul.grouped else 1)
+    _need("a sum of the engine (bits)", inner, config.sum_width, "sum_width", config)
+    outer = _sum_bits(model, peak, shift)
+    _need("the accumulator (bits)", outer, config.acc_width, "acc_width", config)
 
 
 def head_weights(model: PackedModel) -> GroupedWeights:
     """The head's rows as weights of an engine."""
-    return GroupedWeights.from_integers(model.head.astype(np.int64))
+    return GroupedWeights.from_integers(model.head)
 
 
 def row_unit(params: EngineParams) -> int:

@@ -29,7 +29,6 @@ class Program:
 
     model: str
     format: str
-    group: int | None
     config: AcceleratorConfig
     memory: MemoryMap
     code: bytes

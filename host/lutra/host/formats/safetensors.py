@@ -1,57 +1,115 @@
-"""Reading safetensors files into NumPy, bfloat16 included."""
+"""Reading safetensors, of one file or sharded over several, bfloat16 included."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import ml_dtypes
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from lutra.host.errors import LutraError
 
-__all__ = ["read_safetensors"]
+__all__ = ["SafetensorsFolder"]
 
-_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
+# importing ml_dtypes is what makes NumPy know bfloat16 by name
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def read_safetensors(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Return every tensor of the file by name; bfloat16 becomes float32, exactly."""
-    try:
-        raw = path.read_bytes()
-        entries = cast(
-            "list[tuple[str, Mapping[str, object]]]",
-            safetensors.deserialize(raw),  # pyright: ignore[reportUnknownMemberType]
-        )
-    except FileNotFoundError:
-        raise LutraError(
-            f"{path} does not exist: the model folder must hold model.safetensors"
-        ) from None
-    except safetensors.SafetensorError as error:
-        raise LutraError(
-            f"{path} is not a whole safetensors file ({error}): copy or download it again"
-        ) from None
-    tensors: dict[str, NDArray[np.generic]] = {}
-    for name, entry in entries:
-        dtype, shape = str(entry["dtype"]), cast("list[int]", entry["shape"])
-        data = cast("bytes", entry["data"])
-        if dtype == "BF16":
-            bits = np.frombuffer(data, "<u2").astype(np.uint32) << 16
-            tensors[name] = bits.view(np.float32).reshape(shape)
-        elif dtype in _DTYPES:
-            tensors[name] = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+class SafetensorsFolder:
+    """The tensors of a folder, each read when it is asked for.
+
+    The folder holds ``model.safetensors`` or ``model.safetensors.index.json`` and what that
+    names. The library checks a file's header against its size when it is opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._files: dict[Path, Any] = {}
+        index = folder / _INDEX
+        if (folder / _SINGLE).is_file():
+            self.path = folder / _SINGLE
+            self._shards = dict.fromkeys(self._open(self.path).keys(), self.path)
+        elif index.is_file():
+            self._shards = _read_index(index)
         else:
+            found = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+            if found:
+                raise LutraError(
+                    f"{folder / sorted(found)[0]} is a pickle, which can run any code and is not "
+                    f"read; expected is {_SINGLE}: convert the model to safetensors"
+                )
             raise LutraError(
-                f"{path}: tensor {name} has type {dtype}; supported are BF16, {', '.join(_DTYPES)}"
+                f"{folder / _SINGLE} does not exist: the model folder must hold it, or {_INDEX}"
             )
-    return tensors
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._files:
+            try:
+                self._files[path] = safe_open(path, framework="numpy")
+            except FileNotFoundError:
+                raise LutraError(
+                    f"{path} does not exist, though {_INDEX} names it: copy the model again"
+                ) from None
+            except SafetensorError as error:
+                raise LutraError(
+                    f"{path} is not a whole safetensors file ({error}): copy or download it again"
+                ) from None
+        return self._files[path]
+
+    def names(self) -> Collection[str]:
+        """Names of all tensors."""
+        return self._shards.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return tuple(self._open(self._shard(name)).get_slice(name).get_shape())
+
+    def take(self, name: str, *shape: int) -> NDArray[np.generic]:
+        """The tensor of this name; it must have this shape, if one is given."""
+        path = self._shard(name)
+        file = self._open(path)
+        try:
+            if shape and self.shape(name) != shape:
+                raise LutraError(
+                    f"{path}: {name} must be {list(shape)}, not {list(self.shape(name))}: "
+                    "config.json and the tensors are of different models"
+                )
+            return cast("NDArray[np.generic]", file.get_tensor(name))
+        except SafetensorError as error:
+            raise LutraError(f"{path}: {name} can not be read ({error}): copy it again") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise LutraError(
+                f"{path}: {name} has a type that is not supported ({error}): "
+                "use a model in BF16, F16 or F32"
+            ) from None
+
+    def _shard(self, name: str) -> Path:
+        if name not in self._shards:
+            raise LutraError(f"{self.path} has no tensor {name}: it is not a whole model")
+        path = self._shards[name]
+        if name not in self._open(path).keys():
+            raise LutraError(f"{path} has no tensor {name}, though {_INDEX} says so: copy it again")
+        return path
+
+
+def _read_index(path: Path) -> dict[str, Path]:
+    try:
+        content: object = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise LutraError(f"{path} is not JSON ({error}): copy the model again") from None
+    table: object = (
+        cast("dict[str, object]", content).get("weight_map") if isinstance(content, dict) else None
+    )
+    if not isinstance(table, dict):
+        raise LutraError(f"{path} has no weight_map: copy the model again")
+    shards: dict[str, Path] = {}
+    for name, file in cast("dict[str, object]", table).items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise LutraError(f"{path}: weight_map must name files of its folder, not {file!r}")
+        shards[name] = path.parent / file
+    return shards

@@ -3,18 +3,26 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lutra.host.checkpoints import Checkpoint, open_checkpoint
 from lutra.host.errors import LutraError
-from lutra.host.models.bitnet import BITNET, BitNet, load_bitnet
-from lutra.host.models.checkpoint import ConfigFile
-from lutra.host.models.llama import LLAMA, Llama, load_llama
+from lutra.host.models.bitnet import BITNET, BITNET_LARGE, read_bitnet
+from lutra.host.models.decoder import Decoder
+from lutra.host.models.llama import LLAMA, read_llama
+from lutra.host.models.mistral import MISTRAL, read_mistral
+from lutra.host.models.qwen import QWEN2, QWEN3, read_qwen2, read_qwen3
 
-__all__ = ["ARCHITECTURES", "Model", "find_model", "load_model", "shipped_models"]
+__all__ = ["ARCHITECTURES", "find_model", "load_model", "shipped_models"]
 
 _DATA = Path(__file__).parent / "data"
 
-Model = BitNet | Llama
-
-ARCHITECTURES: Mapping[str, Callable[[Path], Model]] = {BITNET: load_bitnet, LLAMA: load_llama}
+ARCHITECTURES: Mapping[str, Callable[[Checkpoint, str], Decoder]] = {
+    BITNET: read_bitnet,
+    BITNET_LARGE: read_bitnet,
+    LLAMA: read_llama,
+    MISTRAL: read_mistral,
+    QWEN2: read_qwen2,
+    QWEN3: read_qwen3,
+}
 """What reads a checkpoint, by the architecture that its ``config.json`` names."""
 
 
@@ -24,10 +32,12 @@ def shipped_models() -> list[str]:
 
 
 def find_model(name: str | Path) -> Path:
-    """Return the folder of a shipped model's name or of a path."""
+    """Return the folder of a shipped model's name, or a path: a folder or a GGUF file."""
     path, names = Path(name), shipped_models()
     # a folder that only happens to be called like a shipped model does not hide it
     if path.is_dir() and (str(name) not in names or (path / "config.json").exists()):
+        return path
+    if path.is_file():
         return path
     if str(name) in names:
         return _DATA / str(name)
@@ -37,15 +47,13 @@ def find_model(name: str | Path) -> Path:
     )
 
 
-def load_model(folder: Path) -> Model:
-    """Read a checkpoint of any supported architecture."""
-    file = ConfigFile(folder / "config.json")
-    named = file.get("architectures")
-    if isinstance(named, list):
-        for name, load in ARCHITECTURES.items():
-            if named == [name]:
-                return load(folder)
-    raise LutraError(
-        f"{file.path}: architectures {named!r} is not supported; supported are "
-        f"{', '.join(ARCHITECTURES)}: give a model of one of these"
-    )
+def load_model(path: Path) -> Decoder:
+    """Open a checkpoint of any supported architecture; layers are read when they are needed."""
+    checkpoint = open_checkpoint(path)
+    architecture = checkpoint.config.architecture
+    if architecture not in ARCHITECTURES:
+        raise LutraError(
+            f"{checkpoint.config.path}: architecture {architecture!r} is not supported; supported "
+            f"are {', '.join(ARCHITECTURES)}: give a model of one of these"
+        )
+    return ARCHITECTURES[architecture](checkpoint, path.stem if path.is_file() else path.name)

@@ -28,10 +28,9 @@ def split_heads(x: Float, head_dim: int) -> Float:
     return x.reshape(len(x), -1, head_dim).transpose(1, 0, 2)
 
 
-def rotation(n: int, head_dim: int, theta: float) -> Callable[[Float], Float]:
-    """Rotary embedding of the first ``n`` positions: the first half of a head with the second."""
-    angles = np.outer(np.arange(n), theta ** (-np.arange(0, head_dim, 2) / head_dim))
-    cos, sin = np.cos(angles), np.sin(angles)
+def rotation(cos: Float, sin: Float) -> Callable[[Float], Float]:
+    """Rotary embedding of positions, by ``[T, head_dim / 2]`` tables: the first half of a head
+    turns with the second."""
 
     def rotate(x: Float) -> Float:
         lo, hi = np.split(x, 2, axis=-1)
@@ -40,15 +39,17 @@ def rotation(n: int, head_dim: int, theta: float) -> Callable[[Float], Float]:
     return rotate
 
 
-def causal_attention(q: Float, k: Float, v: Float) -> Float:
+def causal_attention(q: Float, k: Float, v: Float, window: int = 0) -> Float:
     """Softmax attention of ``[H, T, Dh]`` to the positions up to each one; ``[T, H * Dh]``.
 
-    Several heads of ``q`` share one of ``k`` and ``v``.
+    Several heads of ``q`` share one of ``k`` and ``v``. With a ``window`` only so many latest
+    positions are seen, the query's own included.
     """
     n = q.shape[1]
     share = len(q) // len(k)
     k, v = k.repeat(share, axis=0), v.repeat(share, axis=0)
-    hidden = np.triu(np.full((n, n), -np.inf), 1)
+    age = np.arange(n)[:, None] - np.arange(n)
+    hidden = np.where((age < 0) | ((age >= window) & (window > 0)), -np.inf, 0.0)
     score = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2]) + hidden
     p = np.exp(score - score.max(axis=-1, keepdims=True))
     out = (p / p.sum(axis=-1, keepdims=True)) @ v

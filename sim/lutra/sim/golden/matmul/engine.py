@@ -22,6 +22,7 @@ SCALE_WIDTH = 8
 """Bits of a group's scale, unsigned."""
 ZERO_WIDTH = 10
 """Bits of a group's zero point in half steps, signed."""
+_ROWS = 1024  # that are doubled at a time, since a whole matrix may be large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class GroupedWeights:
     is the integer ``scale * (2 * code - zero)``: half steps admit the symmetric binary weights.
     """
 
-    codes: Int
+    codes: NDArray[np.integer]
     scale: Int
     zero: Int
     bits: int
@@ -59,13 +60,13 @@ class GroupedWeights:
                 )
 
     @classmethod
-    def from_integers(cls, w: Int) -> "GroupedWeights":
+    def from_integers(cls, w: NDArray[np.integer]) -> "GroupedWeights":
         """Weights that are integers in -127..127 already: one group, scale 1."""
-        peak = int(np.abs(w).max(initial=1))
+        peak = max(int(w.max(initial=1)), -int(w.min(initial=0)))
         bits = peak.bit_length() + 1
         n, k = w.shape
         return cls(
-            codes=w.astype(np.int64) + (1 << (bits - 1)),
+            codes=(w.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8),
             scale=np.ones((n, 1), np.int64),
             zero=np.full((n, 1), 1 << bits, np.int64),
             bits=bits,
@@ -75,7 +76,23 @@ class GroupedWeights:
     def doubled(self) -> Int:
         """Twice the weights, ``[N, K]`` integers."""
         scale, zero = (x.repeat(self.group, axis=1) for x in (self.scale, self.zero))
-        return scale * (2 * self.codes - zero)
+        return scale * (2 * self.codes.astype(np.int64) - zero)
+
+    @property
+    def peak(self) -> int:
+        """Largest sum of a row's doubled weights, all taken positive."""
+        rows = range(0, len(self.codes), _ROWS)
+        parts = (self.rows(slice(first, first + _ROWS)).doubled() for first in rows)
+        return max((int(np.abs(part).sum(axis=1).max(initial=0)) for part in parts), default=0)
+
+    @property
+    def ternary(self) -> bool:
+        """Whether all weights are -1, 0 or 1: one group, of scale 1."""
+        one = bool(self.scale.size and (self.scale == 1).all() and (self.zero % 2 == 0).all())
+        if not one or self.group != self.codes.shape[1]:
+            return False
+        away = np.abs(self.codes.astype(np.int16) - (self.zero // 2).astype(np.int16))
+        return bool(away.max(initial=0) <= 1)
 
     def rows(self, select: slice | NDArray[np.int64]) -> "GroupedWeights":
         """Some of the rows."""

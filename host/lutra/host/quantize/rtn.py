@@ -6,45 +6,23 @@ point are chosen on the grid that it gives. Source: the clipping search of AWQ, 
 section 3.2, here for the weights alone, by least squared error.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.host.checkpoints.weights import Integers
 from lutra.host.errors import LutraError
-from lutra.host.models.llama import LINEARS, Llama
 from lutra.sim.golden.matmul.engine import SCALE_WIDTH, GroupedWeights
-from lutra.sim.golden.matmul.format import W_BITS, Format
+from lutra.sim.golden.matmul.format import W_BITS
 
-__all__ = [
-    "DEFAULT_GROUP",
-    "GROUPS",
-    "QuantizedMatrix",
-    "quantize",
-    "quantize_layers",
-    "rounded_llama",
-]
+__all__ = ["round_to_nearest"]
 
-GROUPS = (64, 128)
-"""Sizes of a group that are offered."""
-DEFAULT_GROUP = 64
 _SCALE_MAX = (1 << SCALE_WIDTH) - 1
 # Share of a group's largest magnitude that the search goes down to: coarser grids clip more.
 _LEAST_CLIP = {1: 0.12, 2: 0.3, 3: 0.45, 4: 0.6, 6: 0.8, 8: 0.9}
 _N_CLIPS = 12
 _Float = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class QuantizedMatrix:
-    """Weights as integers, and what one is worth: the matrix is ``scale * doubled() / 2``."""
-
-    weights: GroupedWeights
-    scale: float
-
-    def dequantized(self) -> _Float:
-        """The matrix that the integers stand for, ``[N, K]``."""
-        return self.weights.doubled() * np.float64(self.scale / 2)
 
 
 @dataclass
@@ -73,7 +51,7 @@ def _codes(w: _Float, step: _Float, zero: _Float, levels: int) -> _Float:
     return np.clip(codes, 0, levels, out=codes)
 
 
-def quantize(w: NDArray[np.floating], bits: int, group: int) -> QuantizedMatrix:
+def round_to_nearest(w: NDArray[np.floating], bits: int, group: int) -> Integers:
     """Quantise ``[N, K]`` to codes of ``bits`` with a scale and a zero point per row and group.
 
     The search goes over clipped ranges, symmetric about zero and as the weights lie, the latter
@@ -91,7 +69,7 @@ def quantize(w: NDArray[np.floating], bits: int, group: int) -> QuantizedMatrix:
     centre = (low + high) / 2
     full = np.stack([2 * np.maximum(-low, high), high - low]) / levels  # symmetric, as they lie
     if not full.any():
-        return QuantizedMatrix(_zeros(n, k, bits, group), 1.0)
+        return Integers(_zeros(n, k, bits, group), 1.0)
 
     symmetric = np.full_like(centre, levels)
 
@@ -136,9 +114,9 @@ def quantize(w: NDArray[np.floating], bits: int, group: int) -> QuantizedMatrix:
     finest = on_scale(float(found[2].step.max()) / _SCALE_MAX)
     _, unit, best = min(found, finest, key=least)
     codes = _codes(groups, best.step, best.zero, levels)
-    return QuantizedMatrix(
+    return Integers(
         GroupedWeights(
-            codes=codes.astype(np.int64).reshape(n, k),
+            codes=codes.astype(np.uint8).reshape(n, k),
             scale=np.rint(best.step / unit).astype(np.int64),
             zero=best.zero.astype(np.int64),
             bits=bits,
@@ -151,24 +129,5 @@ def quantize(w: NDArray[np.floating], bits: int, group: int) -> QuantizedMatrix:
 def _zeros(n: int, k: int, bits: int, group: int) -> GroupedWeights:
     side = np.ones((n, k // group), np.int64)
     return GroupedWeights(
-        codes=np.zeros((n, k), np.int64), scale=side, zero=0 * side, bits=bits, group=group
+        codes=np.zeros((n, k), np.uint8), scale=side, zero=0 * side, bits=bits, group=group
     )
-
-
-def quantize_layers(model: Llama, format: Format, group: int) -> list[dict[str, QuantizedMatrix]]:
-    """The matrices of each layer, by name."""
-    return [
-        {name: quantize(getattr(layer, name), format.w_bits, group) for name in LINEARS}
-        for layer in model.layers
-    ]
-
-
-def rounded_llama(
-    model: Llama, format: Format, matrices: list[dict[str, QuantizedMatrix]]
-) -> Llama:
-    """The model with the weights and activations of a format, in floating point: the yardstick."""
-    layers = [
-        replace(layer, **{name: matrix.dequantized() for name, matrix in found.items()})
-        for layer, found in zip(model.layers, matrices, strict=True)
-    ]
-    return replace(model, layers=layers, activation_bits=format.a_bits)

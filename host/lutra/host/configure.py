@@ -1,0 +1,88 @@
+"""A configuration that holds a packed model: the named one if it does, else one made to measure."""
+
+import math
+from dataclasses import replace
+
+from lutra.host.errors import LutraError
+from lutra.host.fit import check_fit, engines_for, round_up
+from lutra.host.packing import PackedModel
+from lutra.sim.golden.core.config import CONFIGS, ENGINES, AcceleratorConfig, with_engine
+
+__all__ = ["configure"]
+
+_K_TILES = (64, 32, 16)
+
+
+def configure(
+    model: PackedModel,
+    config: str | AcceleratorConfig = "nano",
+    engine: str | None = None,
+    *,
+    made_to_measure: bool = True,
+) -> AcceleratorConfig:
+    """The configuration with the engine that ``engine`` names, or the first that runs the model.
+
+    A named configuration that is too small for the model is enlarged (its name then ends in
+    ``-fit``) unless ``made_to_measure`` is false; an object is taken as it is.
+    """
+    if engine is not None and engine not in ENGINES:
+        raise LutraError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if isinstance(config, AcceleratorConfig):
+        if engine not in (None, config.engine):
+            raise LutraError(
+                f"configuration {config.name} is built with engine {config.engine}, not {engine}: "
+                "leave the engine out, or give another configuration"
+            )
+        return config
+    if config not in CONFIGS:
+        raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
+    choice = engines_for(model)
+    kind = choice[0] if engine is None else engine
+    # an engine that does not run the format is refused when the model is compiled
+    built = with_engine(CONFIGS[config], kind, a_width=model.a_bits if kind in choice else 8)
+    if not made_to_measure or kind not in choice or _fits(model, built):
+        return built
+    return _measured(model, CONFIGS[config], kind)
+
+
+def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
+    if model.context > config.max_context:
+        return False
+    try:
+        check_fit(model, config)
+    except LutraError:
+        return False
+    return True
+
+
+def _measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> AcceleratorConfig:
+    q_out, kv_out = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    depths = (model.hidden_size, q_out, model.intermediate_size)
+    rows = max(q_out + 2 * kv_out, 2 * model.intermediate_size, model.hidden_size)
+    try:
+        sized = replace(
+            base,
+            name=f"{base.name}-fit",
+            hidden_max=round_up(model.hidden_size, 32),
+            head_dim=model.head_dim,
+            n_heads=model.n_heads,
+            n_kv_heads=model.n_kv_heads,
+            data_axi_width=8 * model.head_dim,
+            max_context=_power_of_two(model.context),
+            row_blocks_max=round_up(rows // base.lanes, 16),
+            param_words=_power_of_two(4 * max(depths) // base.lanes),
+        )
+        k_tile = math.gcd(*depths, model.group or _K_TILES[0], _K_TILES[0])
+        if engine != "ternary" and k_tile not in _K_TILES:
+            raise ValueError(
+                f"k_tile must be one of {', '.join(map(str, _K_TILES))} and divide groups and "
+                f"depths {', '.join(map(str, depths))}"
+            )
+        built = with_engine(sized, engine, a_width=model.a_bits)
+        return replace(built, act_tiles=-(-max(depths) // built.k_tile))
+    except ValueError as error:
+        raise LutraError(f"no configuration holds {model.name}: {error}") from None
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

@@ -5,12 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, write_model
+from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, load, write_model
 
 from lutra.host.compiler import compile_model
-from lutra.host.models.bitnet import BitNet, load_bitnet
-from lutra.host.models.llama import Llama, load_llama
-from lutra.host.packing import PackedModel, pack_bitnet, pack_llama
+from lutra.host.models.decoder import Decoder
+from lutra.host.packing import PackedModel, pack_model
 from lutra.host.program import Program
 from lutra.sim.golden.matmul.format import Format
 
@@ -23,13 +22,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.fixture(scope="session")
-def checkpoint(model_folder: Callable[[str], Path]) -> Callable[[str], BitNet]:
-    return cache(lambda name: load_bitnet(model_folder(name)))
+def checkpoint(model_folder: Callable[[str], Path]) -> Callable[[str], Decoder]:
+    return cache(lambda name: load(model_folder(name)))
 
 
 @pytest.fixture(scope="session")
-def packed(checkpoint: Callable[[str], BitNet]) -> Callable[[str], PackedModel]:
-    return cache(lambda name: pack_bitnet(checkpoint(name)))
+def packed(checkpoint: Callable[[str], Decoder]) -> Callable[[str], PackedModel]:
+    return cache(lambda name: pack_model(checkpoint(name)))
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +38,11 @@ def program(packed: Callable[[str], PackedModel]) -> Callable[[str], Program]:
 
 
 @pytest.fixture(scope="session")
-def llama(model_folder: Callable[[str], Path]) -> Callable[[str], Llama]:
-    return cache(lambda name: load_llama(model_folder(name)))
+def llama(model_folder: Callable[[str], Path]) -> Callable[[str], Decoder]:
+    return cache(lambda name: load(model_folder(name)))
 
 
 @pytest.fixture(scope="session")
-def packed_llama(llama: Callable[[str], Llama]) -> Callable[[str, str], PackedModel]:
+def packed_llama(llama: Callable[[str], Decoder]) -> Callable[[str, str], PackedModel]:
     """The random Llama model with this name in this format."""
-    return cache(lambda name, format: pack_llama(llama(name), Format.parse(format), GROUP))
+    return cache(lambda name, format: pack_model(llama(name), Format.parse(format), GROUP))

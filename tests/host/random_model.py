@@ -1,7 +1,7 @@
 """Small models with random weights, as checkpoint folders, and configurations that hold them."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from lutra.host.models import load_model
+from lutra.host.models.decoder import Decoder
 from lutra.sim.golden.core.config import AcceleratorConfig
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "SHAPES",
     "Shape",
     "config_for",
+    "load",
     "random_tensors",
     "write_model",
     "write_tokenizer",
@@ -123,6 +126,12 @@ def config_for(
         "burst_bytes": 256,
     }
     return AcceleratorConfig(name="small", engine=engine, **(fields | changes))
+
+
+def load(folder: Path) -> Decoder:
+    """The checkpoint in a folder, every layer read."""
+    model = load_model(folder)
+    return replace(model, layers=list(model.layers))
 
 
 def _power_of_two(n: int) -> int:

@@ -8,15 +8,16 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from tests.host.random_model import LLAMAS, SHAPES, config_for
+from tests.host.random_model import LLAMAS, SHAPES, config_for, load
 
+from lutra.host.checkpoints.weights import Ternary, Weight
 from lutra.host.compiler import compile_model
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.errors import LutraError
 from lutra.host.fit import check_fit, engines_for
 from lutra.host.models import find_model, load_model
-from lutra.host.models.bitnet import BitNet, load_bitnet
-from lutra.host.packing import PackedModel, pack_bitnet, pack_model
+from lutra.host.models.decoder import Decoder
+from lutra.host.packing import PackedModel, pack_model
 from lutra.host.program import Program
 from lutra.sim.golden.control.interpreter import Interpreter
 from lutra.sim.golden.control.isa import (
@@ -180,7 +181,7 @@ def test_waits_order_every_hazard(name: str, program: Callable[[str], Program]) 
 
 
 def test_waits_of_the_shipped_model_order_every_hazard() -> None:
-    model = pack_bitnet(load_bitnet(find_model("tales")))
+    model = pack_model(load(find_model("tales")))
     machine = Machine(compile_model(model, NANO))
     tokens = [0, 5, 300, 77]
     expected = machine.run(in_order(machine.program), tokens, 0)
@@ -301,8 +302,13 @@ def test_operands_lie_in_the_image_and_in_the_buffers(
             assert args["n_words"] % 2 == args["acc_base"] % 2 == 0
 
 
+def codes(weight: Weight) -> np.ndarray:
+    assert isinstance(weight, Ternary)
+    return weight.codes
+
+
 def test_weights_are_in_the_image_in_the_order_of_the_engine(
-    checkpoint: Callable[[str], BitNet], program: Callable[[str], Program]
+    checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
 ) -> None:
     model, found = checkpoint("grouped"), program("grouped")
     matrices = matrices_of(found)
@@ -315,18 +321,18 @@ def test_weights_are_in_the_image_in_the_order_of_the_engine(
 
     layer, d, f = model.layers[0], 64, 96
     qkv = matrix(0, 256, d)
-    heads = np.concatenate([layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight])
+    heads = np.concatenate([codes(layer.q_proj), codes(layer.k_proj), codes(layer.v_proj)])
     for head in range(8):
         for block in range(4):  # lo, hi, lo, hi
             first = head * 32 + block % 2 * 16 + block // 2 * 8
             np.testing.assert_array_equal(
                 qkv[head * 32 + 8 * block :][:8], heads[first : first + 8]
             )
-    np.testing.assert_array_equal(matrix(1, d, 128), layer.o_proj.weight)
+    np.testing.assert_array_equal(matrix(1, d, 128), codes(layer.o_proj))
     gate_up = matrix(2, 2 * f, d).reshape(-1, 2, 8, d)
-    np.testing.assert_array_equal(gate_up[:, 0].reshape(f, d), layer.gate_proj.weight)
-    np.testing.assert_array_equal(gate_up[:, 1].reshape(f, d), layer.up_proj.weight)
-    np.testing.assert_array_equal(matrix(3, d, f), layer.down_proj.weight)
+    np.testing.assert_array_equal(gate_up[:, 0].reshape(f, d), codes(layer.gate_proj))
+    np.testing.assert_array_equal(gate_up[:, 1].reshape(f, d), codes(layer.up_proj))
+    np.testing.assert_array_equal(matrix(3, d, f), codes(layer.down_proj))
 
 
 def test_head_is_split_into_chunks_that_alternate(
@@ -511,7 +517,7 @@ def llama_program(
     packed_llama: Callable[[str, str], PackedModel], name: str, engine: str, format: str
 ) -> Program:
     model = packed_llama(name, format)
-    config = config_for(LLAMAS[name], engine, a_width=model.format.a_bits)
+    config = config_for(LLAMAS[name], engine, a_width=model.a_bits)
     return compile_model(model, config)
 
 
@@ -531,7 +537,7 @@ def test_a_llama_is_lowered_to_what_it_needs(
     name: str, engine: str, format: str, packed_llama: Callable[[str, str], PackedModel]
 ) -> None:
     found = llama_program(packed_llama, name, engine, format)
-    assert (found.format, found.group) == (format, 32)
+    assert found.format == format
     n = LLAMAS[name].num_hidden_layers
     norms = [i for i in instructions_of(found) if i.opcode is Opcode.NORMQ]
     layer = [

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.host.random_model import load
 
 from lutra.host import LLM
 from lutra.host.errors import LutraError
 from lutra.host.models import find_model
-from lutra.host.models.bitnet import load_bitnet
 from lutra.host.perplexity import perplexity, text_windows
 from lutra.sim.golden.core.config import NANO_WIDE
 
@@ -25,6 +25,14 @@ def test_every_token_is_predicted_once(n: int) -> None:
     windows = text_windows(tokens, window=8, bos=0)
     assert [token for window in windows for token in window[1:]] == tokens
     assert all(window[0] == 0 and 2 <= len(window) <= 8 for window in windows)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 15, 16])
+def test_without_a_first_token_all_but_one_are_predicted(n: int) -> None:
+    tokens = list(range(1, n + 1))
+    windows = text_windows(tokens, window=8, bos=None)
+    assert [token for window in windows for token in window[1:]] == tokens[1:]
+    assert all(2 <= len(window) <= 8 for window in windows)
 
 
 def test_who_knows_nothing_is_as_perplexed_as_there_are_tokens() -> None:
@@ -78,7 +86,7 @@ def test_an_empty_text_is_refused() -> None:
 def test_the_integer_path_is_as_good_as_floating_point() -> None:
     """Within 0.1 % on a text of the shipped model's kind, 6,500 characters long."""
     folder = find_model("tales")
-    source, llm = load_bitnet(folder), LLM(folder, "golden", config=NANO_WIDE)
+    source, llm = load(folder), LLM(folder, "golden", config=NANO_WIDE)
     text = TALE.read_text(encoding="utf-8")
     tokens = llm.tokenizer.encode(text, add_bos=False)
     windows = text_windows(tokens, window=llm.context, bos=source.config.bos_token_id)

@@ -39,6 +39,7 @@ __all__ = [
     "PackedNorm",
     "Packer",
     "format_name",
+    "least_shift",
     "pack_decoder",
     "pack_model",
     "reference",
@@ -226,11 +227,11 @@ def _pack_head(
         codes = np.rint(embedding.dequantized(b) / step[b])
         head[b] = np.clip(codes, -HEAD_MAX, HEAD_MAX, out=codes)
         peak = max(peak, 2 * int(np.abs(codes).sum(axis=1).max()))
-    shift = _shift(peak, q_max, LOGIT_ACC_MAX, least=1)
+    shift = least_shift(peak, q_max, LOGIT_ACC_MAX, least=1)
     return head, rows, shift, top / _INT16_MAX * 2.0 ** (LOGIT_SHIFT + shift - 1)
 
 
-def _shift(peak: int, q_max: int, limit: int, least: int = 0) -> int:
+def least_shift(peak: int, q_max: int, limit: int, least: int = 0) -> int:
     """Least shift with which no sum of activations up to ``q_max`` passes ``limit``."""
     for shift in range(least, _SHIFT_MAX + 1):
         if int(round_shift(peak * q_max, shift)) <= limit:
@@ -319,7 +320,7 @@ class Packer:
         peaks = [matrix.weights.peak for matrix, _ in parts]
         # integer weights were doubled for nothing, which a shift of 1 undoes
         least = 1 if all(matrix.weights.ternary for matrix, _ in parts) else 0
-        shift = _shift(max(peaks), self._q_max, ACC_MAX, least)
+        shift = least_shift(max(peaks), self._q_max, ACC_MAX, least)
         packed: list[PackedLinear] = []
         for (matrix, factor), peak in zip(parts, peaks, strict=True):
             scale = scale_from_float(matrix.scale * factor * 2.0 ** (shift - 1))
@@ -468,12 +469,9 @@ def reference_layer(model: PackedModel, layer: PackedLayer) -> DecoderLayer:
     for name, norm in (("attn_sub_norm", layer.attention_norm), ("ffn_sub_norm", layer.ffn_norm)):
         if norm is not None:
             extra[name] = _gamma(norm)
-    return DecoderLayer(
-        input_layernorm=_gamma(layer.input_norm),
-        post_attention_layernorm=_gamma(layer.ffn_input_norm),
-        **parts,
-        **extra,
-    )
+    extra["input_layernorm"] = _gamma(layer.input_norm)
+    extra["post_attention_layernorm"] = _gamma(layer.ffn_input_norm)
+    return DecoderLayer.of(parts, extra)
 
 
 def _gamma(norm: PackedNorm) -> NDArray[np.float32]:

@@ -22,9 +22,14 @@ class Perplexity:
     bits_per_character: float
 
 
-def text_windows(tokens: list[int], *, window: int, bos: int) -> list[list[int]]:
-    """Cut tokens into windows of ``bos`` and up to ``window - 1`` tokens, each predicted once."""
+def text_windows(tokens: list[int], *, window: int, bos: int | None) -> list[list[int]]:
+    """Cut tokens into windows of ``bos`` and up to ``window - 1`` tokens, each predicted once.
+
+    Without ``bos`` a window begins with the last token of the one before.
+    """
     step = window - 1
+    if bos is None:
+        return [tokens[i : i + window] for i in range(0, len(tokens) - 1, step)]
     return [[bos, *tokens[i : i + step]] for i in range(0, len(tokens), step)]
 
 

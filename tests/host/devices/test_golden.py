@@ -6,19 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for
+from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, load
 
+from lutra.host.checkpoints.weights import Ternary, Weight
 from lutra.host.compiler import compile_model
 from lutra.host.devices.base import DeviceError, TileResult
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.errors import LutraError
 from lutra.host.fit import engines_for
 from lutra.host.models import find_model, load_model
-from lutra.host.models.bitnet import BitLinear, BitNet, load_bitnet
-from lutra.host.models.llama import Llama
-from lutra.host.packing import PackedModel, pack_bitnet, pack_model
+from lutra.host.models.decoder import Decoder
+from lutra.host.packing import PackedModel, pack_model
 from lutra.host.program import Program
-from lutra.host.quantize import quantize_layers, rounded_llama
+from lutra.host.quantize import quantize_decoder
 from lutra.sim.golden.control.isa import Instruction, Opcode, encode
 from lutra.sim.golden.core.config import ENGINES, NANO, with_engine
 from lutra.sim.golden.matmul.format import W_BITS, Format
@@ -74,16 +74,16 @@ def test_tiles_of_any_size_agree(
 
 
 def test_a_wide_tile_agrees(
-    checkpoint: Callable[[str], BitNet], program: Callable[[str], Program]
+    checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
 ) -> None:
     wide = replace(config_for(SHAPES["odd"]), m_tile=64)
     tokens = tokens_for(program("odd"))
-    whole = run(compile_model(pack_bitnet(checkpoint("odd")), wide), tokens)
+    whole = run(compile_model(pack_model(checkpoint("odd")), wide), tokens)
     assert_same(whole, run(program("odd"), tokens))
 
 
 def test_tiles_of_the_shipped_model_agree() -> None:
-    program = compile_model(pack_bitnet(load_bitnet(find_model("tales"))), NANO)
+    program = compile_model(pack_model(load(find_model("tales"))), NANO)
     tokens = tokens_for(program)[:27]
     expected = run(program, tokens, [1] * 27)
     assert_same(run(program, tokens), expected)
@@ -131,14 +131,14 @@ def test_a_second_story_does_not_see_the_first(program: Callable[[str], Program]
 # -- accuracy
 
 
-def forward_quantized(model: BitNet, tokens: NDArray[np.int64]) -> Float:
+def forward_quantized(model: Decoder, tokens: NDArray[np.int64]) -> Float:
     """The model in float64 with exactly the roundings that the integer path declares to be coarse.
 
     int8 activations, queries, keys and values, and a head of five trits with int16 row scales.
     """
     c = model.config
     n, half = len(tokens), c.head_dim // 2
-    angles = np.outer(np.arange(n), c.rope_theta ** (-np.arange(half) / half))
+    angles = np.outer(np.arange(n), c.rope.theta ** (-np.arange(half) / half))
 
     def quantize(x: Float) -> Float:
         step = np.abs(x).max(axis=-1, keepdims=True) / 127
@@ -147,8 +147,13 @@ def forward_quantized(model: BitNet, tokens: NDArray[np.int64]) -> Float:
     def norm(x: Float, gamma: NDArray[np.float32]) -> Float:
         return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + c.rms_norm_eps) * gamma
 
-    def linear(x: Float, w: BitLinear) -> Float:
-        return quantize(x) @ w.weight.T * w.scale
+    def sub_norm(x: Float, gamma: NDArray[np.float32] | None) -> Float:
+        assert gamma is not None
+        return norm(x, gamma)
+
+    def linear(x: Float, w: Weight) -> Float:
+        assert isinstance(w, Ternary)
+        return quantize(x) @ w.codes.T.astype(np.float64) * w.scale
 
     def heads(x: Float) -> Float:
         return x.reshape(n, -1, c.head_dim).swapaxes(0, 1)
@@ -157,7 +162,8 @@ def forward_quantized(model: BitNet, tokens: NDArray[np.int64]) -> Float:
         turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
         return np.concatenate([turned.real, turned.imag], axis=-1)
 
-    x = model.embed_tokens[tokens].astype(np.float64)
+    embedding = model.embed_tokens.dequantized()
+    x = embedding[tokens].astype(np.float64)
     for layer in model.layers:
         h = norm(x, layer.input_layernorm)
         q = quantize(rotate(heads(linear(h, layer.q_proj))))
@@ -169,14 +175,14 @@ def forward_quantized(model: BitNet, tokens: NDArray[np.int64]) -> Float:
             for t in range(n):
                 p = np.exp(k[g, : t + 1] @ q[head, t] / np.sqrt(c.head_dim))
                 out[head, t] = p @ v[g, : t + 1] / p.sum()
-        h = norm(out.swapaxes(0, 1).reshape(n, -1), layer.attn_sub_norm)
+        h = sub_norm(out.swapaxes(0, 1).reshape(n, -1), layer.attn_sub_norm)
         x = x + linear(h, layer.o_proj)
         h = norm(x, layer.post_attention_layernorm)
         h = np.maximum(linear(h, layer.gate_proj), 0) ** 2 * linear(h, layer.up_proj)
-        x = x + linear(norm(h, layer.ffn_sub_norm), layer.down_proj)
-    row = np.abs(model.embed_tokens).max(axis=1, keepdims=True) / 121
+        x = x + linear(sub_norm(h, layer.ffn_sub_norm), layer.down_proj)
+    row = np.abs(embedding).max(axis=1, keepdims=True) / 121
     row = np.rint(row / row.max() * 32767) * row.max() / 32767
-    head = np.clip(np.rint(model.embed_tokens / row), -121, 121) * row
+    head = np.clip(np.rint(embedding / row), -121, 121) * row
     return quantize(norm(x, model.norm)) @ head.T.astype(np.float64)
 
 
@@ -187,7 +193,7 @@ def relative_error(actual: Float, expected: Float) -> Float:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_are_those_of_the_quantized_model_in_float(
-    name: str, checkpoint: Callable[[str], BitNet], program: Callable[[str], Program]
+    name: str, checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
 ) -> None:
     """A few activations fall to the other side of a rounding to int8, and all that follows moves.
 
@@ -204,7 +210,7 @@ def test_logits_are_those_of_the_quantized_model_in_float(
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_are_near_those_of_the_float_model(
-    name: str, checkpoint: Callable[[str], BitNet], program: Callable[[str], Program]
+    name: str, checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
 ) -> None:
     tokens = tokens_for(program(name))
     error = relative_error(real(run(program(name), tokens)), checkpoint(name).forward(tokens))
@@ -213,8 +219,8 @@ def test_logits_are_near_those_of_the_float_model(
 
 def test_logits_of_the_shipped_model_are_near_float() -> None:
     """On random tokens, the worst case: the median error was 0.7 % when the model was shipped."""
-    model = load_bitnet(find_model("tales"))
-    program = compile_model(pack_bitnet(model), NANO)
+    model = load(find_model("tales"))
+    program = compile_model(pack_model(model), NANO)
     tokens = np.append(0, tokens_for(program)[:63])
     logits = real(run(program, tokens))
     error = relative_error(logits, forward_quantized(model, tokens))
@@ -253,7 +259,7 @@ def test_all_engines_give_the_same_logits(
     """A packed model is integers: what multiplies them can not matter, nor how tokens are cut."""
     model = packed_llama(name, format)
     programs = [
-        compile_model(model, config_for(LLAMAS[name], engine, a_width=model.format.a_bits))
+        compile_model(model, config_for(LLAMAS[name], engine, a_width=model.a_bits))
         for engine in GROUPED
     ]
     tokens = tokens_for(programs[0])
@@ -269,12 +275,12 @@ def test_all_engines_give_the_same_logits(
 def test_logits_are_near_those_of_the_rounded_model_in_float(
     name: str,
     format: str,
-    llama: Callable[[str], Llama],
+    llama: Callable[[str], Decoder],
     packed_llama: Callable[[str, str], PackedModel],
 ) -> None:
     """The head, queries, keys and values stay in eight bits whatever the format."""
     parsed, model = Format.parse(format), packed_llama(name, format)
-    rounded = rounded_llama(llama(name), parsed, quantize_layers(llama(name), parsed, GROUP))
+    rounded = quantize_decoder(llama(name), parsed, GROUP)
     program = compile_model(model, config_for(LLAMAS[name], "lut", a_width=parsed.a_bits))
     tokens = tokens_for(program)
     error = relative_error(real(run(program, tokens)), rounded.forward(tokens))
@@ -284,11 +290,10 @@ def test_logits_are_near_those_of_the_rounded_model_in_float(
 @pytest.mark.parametrize("format", ["W1A8", "W4A8", "W4A16"])
 def test_logits_of_the_shipped_llama_are_near_float(format: str) -> None:
     source, parsed = load_model(find_model("tales-llama")), Format.parse(format)
-    assert isinstance(source, Llama)
     config = with_engine(NANO, "lut", a_width=parsed.a_bits)
     program = compile_model(pack_model(source, parsed), config)
     tokens = np.append(0, tokens_for(program)[:63])
-    rounded = rounded_llama(source, parsed, quantize_layers(source, parsed, 64))
+    rounded = quantize_decoder(source, parsed, 64)
     error = relative_error(real(run(program, tokens)), rounded.forward(tokens))
     assert np.sqrt((error**2).mean()) < (0.02 if parsed.a_bits == 8 else 0.008)
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from tests.host.random_model import LLAMAS, SHAPES, write_model
+from tests.host.random_model import LLAMAS, SHAPES, load, write_model
 
+from lutra.host.checkpoints.weights import Dense
 from lutra.host.errors import LutraError
 from lutra.host.models import find_model, load_model, shipped_models
-from lutra.host.models.bitnet import BitNet
+from lutra.host.models.bitnet import BITNET
+from lutra.host.models.decoder import LINEARS
 from lutra.host.models.layers import round_activations
-from lutra.host.models.llama import LINEARS, Llama, load_llama
+from lutra.host.models.llama import LLAMA
 
 
 @pytest.fixture
@@ -43,41 +45,43 @@ def change_tensor(folder: Path, name: str, tensor: NDArray[np.generic] | None) -
 
 
 def test_tensors_arrive_where_they_belong(folder: Path) -> None:
-    model, tensors = load_llama(folder), load_file(folder / "model.safetensors")
+    model, tensors = load(folder), load_file(folder / "model.safetensors")
     layer, prefix = model.layers[0], "model.layers.0"
     assert model.name == "model"
     assert model.activation_bits is None
-    np.testing.assert_array_equal(model.embed_tokens, tensors["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(model.embed_tokens.values, tensors["model.embed_tokens.weight"])
     np.testing.assert_array_equal(model.norm, tensors["model.norm.weight"])
     for name in LINEARS:
         part = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
         expected = tensors[f"{prefix}.{part}.{name}.weight"]
-        np.testing.assert_array_equal(getattr(layer, name), expected)
+        np.testing.assert_array_equal(layer.linear(name).dequantized(), expected)
     for name in ("input_layernorm", "post_attention_layernorm"):
         np.testing.assert_array_equal(getattr(layer, name), tensors[f"{prefix}.{name}.weight"])
 
 
 def test_half_precision_is_read_too(folder: Path) -> None:
-    weight = load_llama(folder).layers[0].q_proj
+    weight = load(folder).layers[0].q_proj.dequantized()
     change_tensor(folder, "model.layers.0.self_attn.q_proj.weight", weight.astype(np.float16))
     np.testing.assert_array_equal(
-        load_llama(folder).layers[0].q_proj, weight.astype(np.float16).astype(np.float32)
+        load(folder).layers[0].q_proj.dequantized(), weight.astype(np.float16).astype(np.float32)
     )
 
 
 def test_the_shipped_model() -> None:
     assert "tales-llama" in shipped_models()
     model = load_model(find_model("tales-llama"))
-    assert isinstance(model, Llama)
+    assert model.architecture == LLAMA
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (256, 3)
     # all weights are bfloat16: the lower half of a float32 is empty
     for name in LINEARS:
-        assert not (getattr(model.layers[0], name).view(np.uint32) & 0xFFFF).any()
+        weight = model.layers[0].linear(name).dequantized()
+        assert not (weight.view(np.uint32) & 0xFFFF).any()
 
 
 def test_the_architecture_chooses_what_reads_a_folder(tmp_path: Path, folder: Path) -> None:
-    assert isinstance(load_model(folder), Llama)
-    assert isinstance(load_model(write_model(tmp_path / "bitnet", SHAPES["least"])), BitNet)
+    assert load_model(folder).architecture == LLAMA
+    bitnet = write_model(tmp_path / "bitnet", SHAPES["least"])
+    assert load_model(bitnet).architecture == BITNET
 
 
 # -- the forward pass
@@ -94,15 +98,17 @@ def test_forward_is_that_of_transformers(name: str, tmp_path: Path) -> None:
     reference = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         expected = reference(torch.from_numpy(tokens)[None]).logits[0].numpy()
-    actual = load_llama(folder).forward(tokens)
+    actual = load(folder).forward(tokens)
     assert np.abs(actual - expected).max() < 1e-4 * expected.std()
 
 
 def test_forward_by_hand(folder: Path) -> None:
     """One layer, one head, token after token."""
-    model = load_llama(folder)
+    model = load(folder)
     c, layer, tokens = model.config, model.layers[0], np.array([5, 9, 200])
     keys, values, logits = [], [], []
+    w = {each: layer.linear(each).dequantized().astype(np.float64) for each in LINEARS}
+    embedding = model.embed_tokens.dequantized().astype(np.float64)
 
     def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return x / np.sqrt(np.mean(x * x) + c.rms_norm_eps) * weight
@@ -112,24 +118,24 @@ def test_forward_by_hand(folder: Path) -> None:
         return np.concatenate([z.real, z.imag])
 
     for position, token in enumerate(tokens):
-        x = model.embed_tokens[token].astype(np.float64)
+        x = embedding[token]
         h = norm(x, layer.input_layernorm)
-        keys.append(rotate(layer.k_proj @ h, position))
-        values.append(layer.v_proj @ h)
-        p = np.exp(np.array(keys) @ rotate(layer.q_proj @ h, position) / np.sqrt(32))
-        x = x + layer.o_proj @ (p @ np.array(values) / p.sum())
+        keys.append(rotate(w["k_proj"] @ h, position))
+        values.append(w["v_proj"] @ h)
+        p = np.exp(np.array(keys) @ rotate(w["q_proj"] @ h, position) / np.sqrt(32))
+        x = x + w["o_proj"] @ (p @ np.array(values) / p.sum())
         h = norm(x, layer.post_attention_layernorm)
-        gate = layer.gate_proj @ h
-        x = x + layer.down_proj @ (gate / (1 + np.exp(-gate)) * (layer.up_proj @ h))
-        logits.append(model.embed_tokens @ norm(x, model.norm))
+        gate = w["gate_proj"] @ h
+        x = x + w["down_proj"] @ (gate / (1 + np.exp(-gate)) * (w["up_proj"] @ h))
+        logits.append(embedding @ norm(x, model.norm))
     np.testing.assert_allclose(model.forward(tokens), logits, atol=1e-9)
 
 
 def test_residual_peak_is_of_the_whole_stream(folder: Path) -> None:
-    model, tokens = load_llama(folder), np.array([5, 9, 200])
+    model, tokens = load(folder), np.array([5, 9, 200])
     peak = model.residual_peak(tokens)
-    assert peak >= np.abs(model.embed_tokens[tokens]).max()
-    larger = replace(model, layers=[replace(model.layers[0], down_proj=1e3 * np.eye(32))])
+    assert peak >= np.abs(model.embed_tokens.dequantized()[tokens]).max()
+    larger = replace(model, layers=[replace(model.layers[0], down_proj=Dense(1e3 * np.eye(32)))])
     assert larger.residual_peak(tokens) > 10 * peak
 
 
@@ -137,7 +143,7 @@ def test_residual_peak_is_of_the_whole_stream(folder: Path) -> None:
 def test_rounded_activations_come_near_the_exact_ones(
     bits: int, bound: float, folder: Path
 ) -> None:
-    model, tokens = load_llama(folder), np.arange(20)
+    model, tokens = load(folder), np.arange(20)
     exact = model.forward(tokens)
     error = replace(model, activation_bits=bits).forward(tokens) - exact
     assert 0 < np.sqrt((error**2).mean()) < bound * exact.std()
@@ -159,39 +165,42 @@ def test_activations_are_rounded_per_token() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported is 'silu'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings False is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported is 'silu' or None"),
         ({"attention_bias": True}, "attention_bias True is not supported; supported is False"),
         ({"mlp_bias": True}, "mlp_bias True is not supported; supported is False"),
-        ({"rope_scaling": {"factor": 8.0}}, r"rope_scaling \{'factor': 8\.0\} is not supported"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config .* is not"),
-        ({"architectures": ["MistralForCausalLM"]}, r"architectures \['MistralForCausalLM'\] is"),
+        (
+            {"rope_scaling": {"type": "su"}},
+            "rope_type 'su' is not supported; supported are default",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": -1}}, "factor must be positive, not -1"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5 is not supported"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quant_method 'fp8' is not supported"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false, not 'yes'"),
     ],
 )
 def test_a_model_that_is_not_supported(
     folder: Path, changes: dict[str, object], message: str
 ) -> None:
     change_config(folder, **changes)
-    with pytest.raises(LutraError, match=rf"^\S+config\.json: {message}.*: give a Llama"):
-        load_llama(folder)
+    with pytest.raises(LutraError, match=rf"^\S+config\.json: {message}"):
+        load(folder)
 
 
 @pytest.mark.parametrize(
     ("named", "shown"),
     [
-        (["GPT2LMHeadModel"], r"\['GPT2LMHeadModel'\]"),
-        (["LlamaForCausalLM", "BitNetForCausalLM"], r"\['LlamaForCausalLM', 'BitNetForCausalLM'\]"),
-        ("LlamaForCausalLM", "'LlamaForCausalLM'"),
-        (None, "None"),
+        (["GPT2LMHeadModel"], "architecture 'GPT2LMHeadModel' is not supported; supported are Bit"),
+        (
+            ["LlamaForCausalLM", "BitNetForCausalLM"],
+            "architectures must be a list of one name, not",
+        ),
+        ("LlamaForCausalLM", "architectures must be a list of one name, not 'LlamaForCausalLM'"),
+        (None, "architectures must be a list of one name, not None: "),
     ],
 )
 def test_an_architecture_that_is_unknown(folder: Path, named: object, shown: str) -> None:
     change_config(folder, architectures=named)
-    message = (
-        rf"^\S+config\.json: architectures {shown} is not supported; supported are "
-        r"BitNetForCausalLM, LlamaForCausalLM: give a model of one of these$"
-    )
-    with pytest.raises(LutraError, match=message):
+    with pytest.raises(LutraError, match=rf"^\S+config\.json: {shown}"):
         load_model(folder)
 
 
@@ -201,19 +210,19 @@ def test_an_architecture_that_is_unknown(folder: Path, named: object, shown: str
         ("head_dim", 7, "must be a multiple of 4, not 7"),
         ("num_attention_heads", 3, "must be a multiple of 2, not 3"),
         ("vocab_size", 0, "must be a positive whole number, not 0"),
-        ("rope_theta", None, "must be a number, not None"),
+        ("rope_theta", "big", "must be a number, not 'big'"),
     ],
 )
 def test_a_number_that_is_wrong(folder: Path, name: str, value: object, message: str) -> None:
     change_config(folder, num_key_value_heads=2, **{name: value})
     with pytest.raises(LutraError, match=rf"^\S+config\.json: {name} {message}$"):
-        load_llama(folder)
+        load(folder)
 
 
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("model.norm.weight", None, " has no tensor model.norm.weight: it is not a whole Llama"),
+        ("model.norm.weight", None, " has no tensor model.norm.weight: it is not a whole model"),
         (
             "model.layers.0.mlp.up_proj.weight",
             np.zeros((32, 16), np.float32),
@@ -222,7 +231,7 @@ def test_a_number_that_is_wrong(folder: Path, name: str, value: object, message:
         (
             "model.layers.0.self_attn.q_proj.weight",
             np.zeros((32, 32), np.int8),
-            ": model.layers.0.self_attn.q_proj.weight must be floating point, not int8",
+            ": model.layers.0.self_attn.q_proj.weight must be in floating point, not int8",
         ),
         (
             "model.layers.0.self_attn.k_proj.weight",
@@ -236,4 +245,4 @@ def test_a_tensor_that_is_wrong(
 ) -> None:
     change_tensor(folder, name, tensor)
     with pytest.raises(LutraError, match=rf"^\S+model\.safetensors{message}"):
-        load_llama(folder)
+        load(folder)

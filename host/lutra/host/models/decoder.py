@@ -4,7 +4,7 @@ The forward pass is the yardstick of the integer path and what quantisers measur
 the token path. An architecture's file says where in a checkpoint each part is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import overload
@@ -12,9 +12,10 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.host.errors import LutraError
 from lutra.host.checkpoints.base import Checkpoint
 from lutra.host.checkpoints.config import ConfigFile
+from lutra.host.checkpoints.weights import Dense, Weight
+from lutra.host.errors import LutraError
 from lutra.host.models.layers import (
     Float,
     causal_attention,
@@ -24,7 +25,6 @@ from lutra.host.models.layers import (
     split_heads,
 )
 from lutra.host.models.rope import Rope, read_rope
-from lutra.host.checkpoints.weights import Dense, Weight
 
 __all__ = [
     "LINEARS",
@@ -126,6 +126,23 @@ class DecoderLayer:
     k_norm: _Vector | None = None
     attn_sub_norm: _Vector | None = None
     ffn_sub_norm: _Vector | None = None
+
+    @classmethod
+    def of(cls, matrices: Mapping[str, Weight], vectors: Mapping[str, _Vector]) -> "DecoderLayer":
+        """A layer of matrices and vectors by their names; those in :data:`LINEARS`, and the two
+        norms, must be there."""
+        layer = cls(
+            q_proj=matrices["q_proj"],
+            k_proj=matrices["k_proj"],
+            v_proj=matrices["v_proj"],
+            o_proj=matrices["o_proj"],
+            gate_proj=matrices["gate_proj"],
+            up_proj=matrices["up_proj"],
+            down_proj=matrices["down_proj"],
+            input_layernorm=vectors["input_layernorm"],
+            post_attention_layernorm=vectors["post_attention_layernorm"],
+        )
+        return replace(layer, **vectors)
 
     def linear(self, name: str) -> Weight:
         """A matrix by its name in :data:`LINEARS`."""
@@ -333,12 +350,9 @@ def read_decoder(
         if sub_norms is not None:
             extra["attn_sub_norm"] = vector(f"{prefix}.{sub_norms[0]}", c.q_size)
             extra["ffn_sub_norm"] = vector(f"{prefix}.{sub_norms[1]}", c.intermediate_size)
-        return DecoderLayer(
-            input_layernorm=vector(f"{prefix}.input_layernorm", c.hidden_size),
-            post_attention_layernorm=vector(f"{prefix}.post_attention_layernorm", c.hidden_size),
-            **parts,
-            **extra,
-        )
+        for each in ("input_layernorm", "post_attention_layernorm"):
+            extra[each] = vector(f"{prefix}.{each}", c.hidden_size)
+        return DecoderLayer.of(parts, extra)
 
     head = None
     if not c.tie_word_embeddings:

@@ -8,9 +8,9 @@ Sources: "Qwen2 Technical Report" (arXiv 2407.10671), section 2.2; "Qwen3 Techni
 from dataclasses import replace
 from typing import cast
 
-from lutra.host.errors import LutraError
 from lutra.host.checkpoints.base import Checkpoint
 from lutra.host.checkpoints.config import ConfigFile
+from lutra.host.errors import LutraError
 from lutra.host.models.decoder import Decoder, DecoderConfig, Gate, read_config, read_decoder
 
 __all__ = ["QWEN2", "QWEN3", "read_qwen2", "read_qwen3"]

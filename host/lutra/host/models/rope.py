@@ -1,7 +1,7 @@
 """Rotary position embedding's frequencies, scaled for long contexts as checkpoints ask for.
 
-Sources: RoFormer (arXiv 2104.09864); position interpolation (arXiv 2306.15595), ``linear``; NTK-aware
-scaling, ``dynamic``; YaRN (arXiv 2309.00071), ``yarn``; "The Llama 3 Herd of Models" (arXiv
+Sources: RoFormer (arXiv 2104.09864); position interpolation (arXiv 2306.15595), ``linear``; NTK
+aware scaling, ``dynamic``; YaRN (arXiv 2309.00071), ``yarn``; "The Llama 3 Herd of Models" (arXiv
 2407.21783), ``llama3``.
 """
 

@@ -341,6 +341,7 @@ class _Lowering:
             writes=[_ATTENTION],
             kv_offset=kv_offset,
             frac=model.residual_frac,
+            window=0,
         )
         self._norm(layer.attention_norm, q_out, NormSource.ATTENTION, [_ATTENTION], self._unit)
         acc = self._matmul(layer.o_proj.weights, layer.o_proj.shift)

@@ -26,8 +26,9 @@ CONFIG = dataclasses.replace(
     max_context=32,
 )
 DRAIN, IN_USE, END = 13, 8, 30
-# the tile sizes, no tokens, and more beats than slots
-COMMANDS = [(0, 1), (0, 4), (7, 0), (5, 3), (31, 1), (28, 4)]
+# the tile sizes, no tokens, and more beats than slots; then windows, down to the query itself
+COMMANDS = [(0, 1, 0), (0, 4, 0), (7, 0, 0), (5, 3, 0), (31, 1, 0), (28, 4, 0)]
+COMMANDS += [(28, 4, 1), (31, 1, 1), (7, 0, 5), (0, 4, 3), (2, 4, 4), (28, 4, 30), (5, 3, 65535)]
 
 
 @dataclasses.dataclass
@@ -42,6 +43,12 @@ class State:
     slots: deque[int] = dataclasses.field(default_factory=deque)  # of beats here, oldest first
     releases: deque[int] = dataclasses.field(default_factory=lambda: deque([0] * IN_USE))
     ends: deque[int] = dataclasses.field(default_factory=lambda: deque([0] * END))
+
+
+def _rows(addr: int, beats: int) -> range:
+    """Rows of the scales' memory that a fetch fills."""
+    first = (addr - 0x4000 - CONFIG.kv_s_offset) // CONFIG.data_bytes
+    return range(first, first + beats)
 
 
 @pytest.mark.parametrize("p_stall", [0.0, 0.5])
@@ -63,7 +70,10 @@ def test_order(p_stall: float) -> None:
             names = ("group", "values", "position", "token")
             state.issued.append(tuple(ctx.get(getattr(dut.pair, name)) for name in names))
             assert ctx.get(dut.pair.slot) == state.slots[release + sum(state.releases)]
-            assert ctx.get(dut.pair.first) == (state.issued[-1][2] == 0)
+            # of a token, in this pass
+            group, now, _, token = state.issued[-1]
+            same = [pair for pair in state.issued if (*pair[:2], pair[3]) == (group, now, token)]
+            assert ctx.get(dut.pair.first) == (len(same) == 1)
             assert not values or state.since_key >= DRAIN
             assert not values or not any(state.ends)
         state.since_key = 0 if valid and not values else state.since_key + 1
@@ -86,17 +96,17 @@ def test_order(p_stall: float) -> None:
         ctx.set(dut.finished, 0)
 
     async def bench(ctx: Any) -> None:
-        for position, token_count in COMMANDS:
+        for position, token_count, window in COMMANDS:
             state = State()
             fields = {"kv_addr": 0x4000, "position": position, "token_count": token_count}
-            await stream_put(ctx, dut.cmd, {**fields, "frac": 9})
+            await stream_put(ctx, dut.cmd, {**fields, "frac": 9, "window": window})
             while not ctx.get(dut.done):
                 assert ctx.get(dut.busy)
                 await step(ctx, state)
-            expected = list(fetches(CONFIG, 0x4000, position, token_count))
+            expected = list(fetches(CONFIG, 0x4000, position, token_count, window))
             assert state.fetched == expected
-            assert state.issued == list(pairs(CONFIG, position, token_count))
-            assert state.rows == list(range(expected[0].beats if expected else 0))
+            assert state.issued == list(pairs(CONFIG, position, token_count, window))
+            assert state.rows == list(_rows(*expected[0]) if expected else ())
             assert state.owed == 0 and not state.slots and not ctx.get(dut.busy)
             if expected:
                 assert (ctx.get(dut.frac), ctx.get(dut.token_last)) == (9, token_count - 1)

@@ -19,6 +19,8 @@ from lutra.hw.ports import (
 )
 from lutra.sim.golden.arith.exp2 import EXP2
 from lutra.sim.golden.arith.scale import SCALE
+from lutra.sim.golden.attention.attention import first_seen
+from lutra.sim.golden.attention.pairs import fetches
 from lutra.sim.golden.core.config import AcceleratorConfig
 
 __all__ = ["AttentionUnit"]
@@ -173,12 +175,14 @@ class _Finish(wiring.Component):
 class AttentionUnit(wiring.Component):
     """Causal attention of a tile of queries; keys, values and their scales come through DMA.
 
-    For a command at ``position`` with ``token_count`` tokens, ``n = position + token_count``:
-    reads the scales of ``n`` positions, then for every KV head ``n`` keys and ``n`` values, each
-    once and in ascending order, and leaves the result of every head in the output memory. A pair
+    For a command at ``position`` with ``token_count`` tokens, of which any sees one of ``n``
+    positions (``position + token_count`` without a window): reads their scales, then for every KV
+    head ``n`` keys and ``n`` values, each once and in ascending order, and leaves the result of
+    every head in the output memory. A pair
     of a position and a token that sees it takes one cycle in pass K (scores, their maximum) and
     one in pass V (weights, weighted sum) for all ``q_per_kv`` heads that share the key, through
-    the same multipliers. Scores stay on chip. Pairs that the causal mask hides are never issued.
+    the same multipliers. Scores stay on chip. Pairs that the causal mask or the window hides are
+    never issued.
 
     Throughput is one pair per cycle. One token takes ``n_kv_heads * (2 * n + drain)`` cycles, those
     of its beats of scales, and the end of the last head; :meth:`cycles` is exact. ``rd_data`` is
@@ -239,7 +243,7 @@ class AttentionUnit(wiring.Component):
         self._dot = self._sum + -(-ceil_log2(config.head_dim) // ceil_log2(_TREE_RADIX))
         self._score = self._dot + 3
 
-    def cycles(self, position: int, token_count: int, first_beat: int = 2) -> int:
+    def cycles(self, position: int, token_count: int, first_beat: int = 2, window: int = 0) -> int:
         """Cycles from the acceptance of a command to ``done``.
 
         ``first_beat`` is the number of cycles from that acceptance to the first beat, after which
@@ -248,14 +252,16 @@ class AttentionUnit(wiring.Component):
         if not token_count:
             return 1
         config = self.config
-        n_positions = position + token_count
-        n_pairs = token_count * position + token_count * (token_count + 1) // 2
+        n_scale_beats = next(fetches(config, 0, position, token_count, window)).beats
+        n_pairs = sum(
+            p + 1 - first_seen(p, window) for p in range(position, position + token_count)
+        )
         n_items = token_count * config.attention.q_per_kv
         words = config.head_dim // _LANES
         reciprocal = 2 + SCALE_LATENCY[ScaleOp.FROM_INT] + SCALE_LATENCY[ScaleOp.RECIP]
         end = reciprocal + max(reciprocal, words) * (n_items - 1) + words + 4
         # `at` is the cycle in which the next pair is issued, `finished` that of the last head's end
-        at = first_beat + -(-n_positions * config.kv_scale_bytes // config.data_bytes) + 1
+        at = first_beat + n_scale_beats + 1
         finished = 0
         for _ in range(config.n_kv_heads):
             at = max(at + n_pairs + self._score, finished + 1) + n_pairs

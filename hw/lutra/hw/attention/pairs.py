@@ -1,6 +1,6 @@
 """The order in which attention works: fetches of a token tile, and its (position, token) pairs."""
 
-from amaranth import Module, Mux, Signal, unsigned
+from amaranth import Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -16,6 +16,7 @@ ATTEND_COMMAND = data.StructLayout(
         "position": unsigned(16),  # of the tile's first token
         "frac": unsigned(8),  # fraction bits of the output
         "token_count": unsigned(8),  # zero tokens: done at once, nothing is fetched
+        "window": unsigned(16),  # latest positions that a token sees, its own included; 0: all
     }
 )
 
@@ -29,7 +30,7 @@ def pair_layout(config: AcceleratorConfig) -> data.StructLayout:
         {
             "valid": unsigned(1),
             "values": unsigned(1),  # pass V, else pass K
-            "first": unsigned(1),  # position 0: running sums and maxima start anew
+            "first": unsigned(1),  # that the token sees: running sums and maxima start anew
             "last": unsigned(1),  # of its beat
             "final": unsigned(1),  # of its pass
             "group": range(config.n_kv_heads),
@@ -44,10 +45,12 @@ class PairIssuer(wiring.Component):
     """Fetches a command's scales, keys and values and issues its pairs.
 
     For each KV head a pass K and a pass V; in each the positions ascend, and for each position the
-    tokens that see it. All DMA commands of the tile are queued at once. One pair is issued per
-    cycle, two cycles after its beat came at the earliest. Between the last pair of pass K and the
-    first of pass V lie ``drain`` cycles, until the last score is in the score memory; pass V also
-    waits for the previous head's ``finished``. Beats wait in :data:`BEAT_SLOTS` slots.
+    tokens that see it: from its own position on, and within the window. What no token of the tile
+    sees is not fetched, but for scales in the beat of the first one seen. All DMA commands of the
+    tile are queued at once. One pair is issued per cycle, two cycles after its beat came at the
+    earliest. Between the last pair of pass K and the first of pass V lie ``drain`` cycles, until
+    the last score is in the score memory; pass V also waits for the previous head's
+    ``finished``. Beats wait in :data:`BEAT_SLOTS` slots.
 
     Model: :mod:`lutra.sim.golden.attention.pairs`.
 
@@ -103,10 +106,24 @@ class PairIssuer(wiring.Component):
 
         # the command
         position, n_positions = Signal(16), Signal(16)
+        # the first position that the first token sees, and the last token that sees it
+        oldest, oldest_seen_by = Signal(range(config.max_context)), Signal(range(config.m_tile))
         start, last_head = Signal(), Signal()
         m.d.comb += [
             self.cmd.ready.eq(~self.busy),
             start.eq(self.cmd.valid & self.cmd.ready & (self.cmd.p.token_count != 0)),
+        ]
+        command = self.cmd.p
+        slack = Signal(signed(17))  # tokens behind the first one that see position 0
+        m.d.comb += slack.eq(command.window - 1 - command.position)
+        unlimited = (command.window == 0) | (slack >= command.token_count)
+        oldest_of_command = Signal.like(oldest)
+        seen_by_of_command = Signal.like(oldest_seen_by)
+        m.d.comb += [
+            oldest_of_command.eq(Mux(unlimited | (slack >= 0), 0, -slack)),
+            seen_by_of_command.eq(
+                Mux(unlimited, command.token_count - 1, Mux(slack >= 0, slack, 0))
+            ),
         ]
         m.d.sync += self.done.eq(
             (self.cmd.valid & self.cmd.ready & (self.cmd.p.token_count == 0))
@@ -115,10 +132,12 @@ class PairIssuer(wiring.Component):
         with m.If(start):
             m.d.sync += [
                 self.busy.eq(1),
-                position.eq(self.cmd.p.position),
-                n_positions.eq(self.cmd.p.position + self.cmd.p.token_count),
-                self.frac.eq(self.cmd.p.frac),
-                self.token_last.eq(self.cmd.p.token_count - 1),
+                position.eq(command.position),
+                n_positions.eq(command.position + command.token_count),
+                oldest.eq(oldest_of_command),
+                oldest_seen_by.eq(seen_by_of_command),
+                self.frac.eq(command.frac),
+                self.token_last.eq(command.token_count - 1),
             ]
         with m.Elif(self.finished & last_head):
             m.d.sync += self.busy.eq(0)
@@ -126,18 +145,19 @@ class PairIssuer(wiring.Component):
         # DMA commands: scales, then keys and values of each head
         kv_addr, key_addr = Signal(40), Signal(40)
         dma_group = Signal(range(config.n_kv_heads))
-        n_scale_beats = Signal(16)
-        m.d.comb += n_scale_beats.eq((n_positions + (self.records - 1)) >> ceil_log2(self.records))
+        row_bits = ceil_log2(self.records)
+        scale_row_end, scale_row_first = Signal(16), oldest >> row_bits
+        m.d.comb += scale_row_end.eq((n_positions + (self.records - 1)) >> row_bits)
         with m.FSM(name="dma") as dma:
             with m.State("Idle"):
                 with m.If(start):
                     m.d.sync += [
-                        kv_addr.eq(self.cmd.p.kv_addr),
-                        key_addr.eq(self.cmd.p.kv_addr),
+                        kv_addr.eq(command.kv_addr),
                         dma_group.eq(0),
                     ]
                     m.next = "Scales"
             with m.State("Scales"), m.If(self.rd_cmd.ready):
+                m.d.sync += key_addr.eq(kv_addr + oldest * config.head_dim)
                 m.next = "Keys"
             with m.State("Keys"), m.If(self.rd_cmd.ready):
                 m.next = "Values"
@@ -153,10 +173,13 @@ class PairIssuer(wiring.Component):
             scales = dma.ongoing("Scales")
             base = Mux(scales, kv_addr, key_addr)
             offset = Mux(dma.ongoing("Values"), config.kv_v_offset, 0)
+            scale_offset = config.kv_s_offset + scale_row_first * config.data_bytes
             m.d.comb += [
                 self.rd_cmd.valid.eq(~dma.ongoing("Idle")),
-                self.rd_cmd.p.addr.eq(base + Mux(scales, config.kv_s_offset, offset)),
-                self.rd_cmd.p.beats.eq(Mux(scales, n_scale_beats, n_positions)),
+                self.rd_cmd.p.addr.eq(base + Mux(scales, scale_offset, offset)),
+                self.rd_cmd.p.beats.eq(
+                    Mux(scales, scale_row_end - scale_row_first, n_positions - oldest)
+                ),
             ]
 
         # beats come in that order: scales to their memory, then keys and values to the slots
@@ -172,10 +195,10 @@ class PairIssuer(wiring.Component):
             self.beat_slot.eq(written),
         ]
         with m.If(start):
-            m.d.sync += [loading.eq(1), self.scale_row.eq(0)]
+            m.d.sync += [loading.eq(1), self.scale_row.eq(oldest_of_command >> row_bits)]
         with m.Elif(self.scale_en):
             m.d.sync += self.scale_row.eq(self.scale_row + 1)
-            with m.If(self.scale_row == n_scale_beats - 1):
+            with m.If(self.scale_row == scale_row_end - 1):
                 m.d.sync += loading.eq(0)
         m.d.sync += [
             written.eq(written + self.beat_en),
@@ -187,6 +210,8 @@ class PairIssuer(wiring.Component):
         issuing, draining, unfinished = Signal(), Signal(range(self.drain + 1)), Signal()
         values, group = Signal(), Signal(range(config.n_kv_heads))
         index, token, token_first = Signal(16), Signal(8), Signal(8)
+        token_end = Signal(range(config.m_tile))  # the last that sees index
+        n_begun = Signal(range(config.m_tile + 1))  # tokens that saw an earlier position
         open_, arrived = Signal(), Signal()
         m.d.comb += [
             open_.eq(issuing & ~(values & ((draining != 0) | unfinished))),
@@ -194,8 +219,8 @@ class PairIssuer(wiring.Component):
             self.stall.eq(open_ & ~arrived & ~self.rd_valid),
             pair.valid.eq(open_ & arrived),
             pair.values.eq(values),
-            pair.first.eq(index == 0),
-            pair.last.eq(token == self.token_last),
+            pair.first.eq(token >= n_begun),
+            pair.last.eq(token == token_end),
             pair.final.eq(pair.last & (index == n_positions - 1)),
             pair.group.eq(group),
             pair.token.eq(token),
@@ -203,15 +228,17 @@ class PairIssuer(wiring.Component):
             pair.slot.eq(issued),
         ]
         token_next = Mux(index >= position, token_first + 1, 0)  # first that sees index + 1
+        begin = [token.eq(0), token_first.eq(0), n_begun.eq(0)]
         with m.If(draining != 0):
             m.d.sync += draining.eq(draining - 1)
         with m.If(self.finished):
             m.d.sync += unfinished.eq(0)
         with m.If(start):
             m.d.sync += [issuing.eq(1), last_head.eq(0), values.eq(0), group.eq(0)]
-            m.d.sync += [index.eq(0), token.eq(0), token_first.eq(0)]
+            m.d.sync += [index.eq(oldest_of_command), token_end.eq(seen_by_of_command), *begin]
         with m.Elif(pair.valid & pair.final):
-            m.d.sync += [index.eq(0), token.eq(0), token_first.eq(0), values.eq(~values)]
+            m.d.sync += [index.eq(oldest), token_end.eq(oldest_seen_by), *begin]
+            m.d.sync += values.eq(~values)
             with m.If(values):
                 m.d.sync += [
                     unfinished.eq(1),
@@ -223,6 +250,9 @@ class PairIssuer(wiring.Component):
                 m.d.sync += draining.eq(self.drain)
         with m.Elif(pair.valid & pair.last):
             m.d.sync += [index.eq(index + 1), token.eq(token_next), token_first.eq(token_next)]
+            m.d.sync += n_begun.eq(token_end + 1)
+            with m.If(token_end != self.token_last):
+                m.d.sync += token_end.eq(token_end + 1)
         with m.Elif(pair.valid):
             m.d.sync += token.eq(token + 1)
         return m

@@ -189,6 +189,7 @@ class Accelerator(wiring.Component):
             attend.p.kv_addr.eq(registers.kv_base + argument(word, Opcode.ATTEND, "kv_offset")),
             attend.p.position.eq(registers.position),
             attend.p.frac.eq(argument(word, Opcode.ATTEND, "frac")),
+            attend.p.window.eq(argument(word, Opcode.ATTEND, "window")),
             attend.p.token_count.eq(registers.n_tokens),
             attend.valid.eq(sequencer.attention_cmd.valid),
             sequencer.attention_cmd.ready.eq(attend.ready),

@@ -167,6 +167,13 @@ MUTANTS = [
         tests=("hw/attention/test_pairs.py::test_order",),
     ),
     Mutant(
+        fault="only the first tokens to see a key of the window begin anew",
+        file="attention/pairs.py",
+        old="pair.first.eq(token >= n_begun),",
+        new="pair.first.eq(n_begun == 0),",
+        tests=("hw/attention/test_pairs.py::test_order",),
+    ),
+    Mutant(
         fault="a slot written while it is in use",
         file="attention/pairs.py",
         old="self.rd_ready.eq(loading | (self.busy & (occupied != BEAT_SLOTS))),",

@@ -11,6 +11,7 @@ from lutra.sim.golden.attention.attention import (
     AttentionParams,
     attend,
     attention_weights,
+    first_seen,
     scores,
 )
 
@@ -53,6 +54,7 @@ def _float_attention(
     v: Int,
     v_scale: Scale,
     position: int,
+    window: int = 0,
 ) -> NDArray[np.float64]:
     queries = q * scale_to_float(q_scale)[:, :, None]  # [M, H, D]
     keys = k * scale_to_float(k_scale).T[:, :, None]  # [G, P, D]
@@ -61,9 +63,10 @@ def _float_attention(
     for m in range(q.shape[0]):
         for h in range(params.n_heads):
             g, n = h // params.q_per_kv, position + m + 1
-            score = keys[g, :n] @ queries[m, h]
+            first = max(0, n - window) if window else 0
+            score = keys[g, first:n] @ queries[m, h]
             weight = np.exp2(score - score.max())
-            out[m, h] = weight / weight.sum() @ values[g, :n]
+            out[m, h] = weight / weight.sum() @ values[g, first:n]
     return out
 
 
@@ -103,6 +106,56 @@ def test_tile_size_does_not_matter(position: int) -> None:
             FRAC,
         )
         np.testing.assert_array_equal(single[0], tile[m])
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 6, 40, 64])
+@pytest.mark.parametrize(("n_tokens", "position"), [(1, 0), (1, 59), (5, 0), (5, 3), (5, 17)])
+def test_a_window_agrees_with_float(n_tokens: int, position: int, window: int) -> None:
+    inputs = _inputs(SMALL, n_tokens, position)
+    out = attend(SMALL, *inputs, position, 20, window) / 2.0**20
+    expected = _float_attention(SMALL, *inputs, position, window)
+    assert np.linalg.norm(out - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+def test_a_window_of_everything_is_none() -> None:
+    inputs = _inputs(SMALL, 5, 17)
+    for window in (22, 23, 65535):
+        np.testing.assert_array_equal(
+            attend(SMALL, *inputs, 17, FRAC, window), attend(SMALL, *inputs, 17, FRAC)
+        )
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 5, 6, 20])
+def test_a_tile_sees_what_its_tokens_see(window: int) -> None:
+    """One token alone, with nothing in the cache but its window, gives the tile's bits."""
+    position = 11
+    q, q_scale, k, k_scale, v, v_scale = _inputs(SMALL, 5, position, sharpness=3)
+    v_scale.e[:] += np.random.default_rng(2).integers(-9, 10, v_scale.e.shape)
+    tile = attend(SMALL, q, q_scale, k, k_scale, v, v_scale, position, FRAC, window)
+    for m in range(5):
+        first, n = first_seen(position + m, window), position + m + 1
+        assert n - first == min(window, n)
+        single = attend(
+            SMALL,
+            q[m : m + 1],
+            Scale(q_scale.m[m : m + 1], q_scale.e[m : m + 1]),
+            k[:, first:n],
+            Scale(k_scale.m[first:n], k_scale.e[first:n]),
+            v[:, first:n],
+            Scale(v_scale.m[first:n], v_scale.e[first:n]),
+            position + m - first,
+            FRAC,
+        )
+        np.testing.assert_array_equal(single[0], tile[m])
+
+
+def test_what_lies_before_the_window_does_not_matter() -> None:
+    q, q_scale, k, k_scale, v, v_scale = _inputs(SMALL, 5, 9)
+    tile = attend(SMALL, q, q_scale, k, k_scale, v, v_scale, 9, FRAC, 4)
+    k[:, :8], v[:, :8], v_scale.e[:8] = -128, 127, 100  # token 1 sees 7..10, token 2 sees 8..11
+    changed = attend(SMALL, q, q_scale, k, k_scale, v, v_scale, 9, FRAC, 4)
+    np.testing.assert_array_equal(changed[2:], tile[2:])
+    assert (changed[:2] != tile[:2]).any(axis=(1, 2)).all()
 
 
 def test_what_lies_behind_a_token_does_not_matter() -> None:

@@ -31,6 +31,30 @@ def test_fetches_of_nano() -> None:
     ]
 
 
+def test_fetches_of_a_window() -> None:
+    base, head, beats = 0x1000, 256 * 64, 6  # positions 33..38; 33 is the second of its beat
+    values, scales = base + 2 * head, base + 4 * head
+    assert list(fetches(NANO, base, 35, 4, 3)) == [
+        (scales + 8 * 64, 2),
+        (base + 33 * 64, beats),
+        (values + 33 * 64, beats),
+        (base + head + 33 * 64, beats),
+        (values + head + 33 * 64, beats),
+    ]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 6, 7, 9, 28, 31, 32, 40])
+@pytest.mark.parametrize(("position", "token_count"), [(0, 1), (0, 4), (5, 1), (5, 3), (28, 4)])
+def test_every_pair_within_the_window_once(position: int, token_count: int, window: int) -> None:
+    issued = list(pairs(SMALL, position, token_count, window))
+    everything = pairs(SMALL, position, token_count)
+    assert issued == [p for p in everything if position + p.token - p.position < window]
+    seen = sorted({pair.position for pair in issued})
+    keys = list(fetches(SMALL, 0, position, token_count, window))[1]
+    assert seen == list(range(seen[0], seen[0] + keys.beats))  # nothing more is fetched
+    assert keys.addr == seen[0] * SMALL.head_dim
+
+
 @pytest.mark.parametrize(("position", "token_count"), [(0, 1), (0, 4), (5, 1), (5, 3), (28, 4)])
 def test_every_visible_pair_once(position: int, token_count: int) -> None:
     issued = list(pairs(SMALL, position, token_count))

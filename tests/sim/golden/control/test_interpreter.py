@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lutra.sim.golden.arith.scale import Scale, pack_scale, scale_from_float, scale_to_float
+from lutra.sim.golden.attention.attention import attend
 from lutra.sim.golden.control.interpreter import Interpreter, ProgramError
 from lutra.sim.golden.control.isa import (
     FIELDS,
@@ -383,6 +384,47 @@ def test_keys_and_values_are_stored_where_they_are_read(interpreter: Interpreter
     # the first token sees nothing but itself
     run(interpreter, load, rope, attend, END)
     np.testing.assert_allclose(interpreter.attention[0, :32] / 256, value, atol=4.5)
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 3, 5, 6, 65535])
+def test_attention_reads_its_window_and_nothing_else(interpreter: Interpreter, window: int) -> None:
+    rng, n, dim = np.random.default_rng(5), 2, CONFIG.head_dim
+    position = 4
+    first = max(position - window + 1, 0) if window else 0
+    count = position + n - first
+    rows = rng.integers(-128, 128, (2, CONFIG.max_context, dim))  # keys, values
+    scales = Scale(*rng.integers([[1 << 15], [-24]], [[1 << 16], [-20]], (2, 2 * 8)))
+    records = pack_scale(scales).reshape(8, 2)  # of 8 bytes
+    for kind, offset in enumerate((0, CONFIG.kv_v_offset)):
+        written = rows[kind, first : position + n].astype(np.int8).tobytes()
+        interpreter.memory.write(KV + offset + first * dim, written)
+    written = records[first : position + n].astype("<u4").tobytes()
+    assert CONFIG.kv_scale_bytes == 8
+    interpreter.memory.write(KV + CONFIG.kv_s_offset + 8 * first, written)
+    assert len(written) == 8 * count
+    interpreter.registers["POSITION"] = position
+    interpreter.queries[:] = rng.integers(-127, 128, interpreter.queries.shape)
+    interpreter.query_scale.m[:], interpreter.query_scale.e[:] = 1 << 15, -25
+    run(interpreter, make(Opcode.ATTEND, frac=20, window=window), END)
+
+    query_scale = Scale(interpreter.query_scale.m[:n], interpreter.query_scale.e[:n])
+    m, e = (part.reshape(8, 2)[: position + n] for part in scales)
+    expected = attend(
+        CONFIG.attention,
+        interpreter.queries[:n],
+        query_scale,
+        rows[:1, : position + n],
+        Scale(m[:, :1], e[:, :1]),
+        rows[1:, : position + n],
+        Scale(m[:, 1:], e[:, 1:]),
+        position,
+        20,
+        window,
+    )
+    np.testing.assert_array_equal(interpreter.attention[:n], expected.reshape(n, -1))
+    if first:  # one more is not there
+        with pytest.raises(MemoryFault):
+            run(interpreter, make(Opcode.ATTEND, frac=20, window=window + 1), END)
 
 
 def test_attention_to_positions_never_written_is_a_fault(interpreter: Interpreter) -> None:

@@ -15,7 +15,7 @@ from lutra.sim.bench.simulate import bench_params
 from lutra.sim.bench.stream import StreamMonitor, StreamSink, StreamSource, pack, reset, unpack
 from lutra.sim.golden.arith.fixed import Int
 from lutra.sim.golden.arith.scale import Scale, pack_scale
-from lutra.sim.golden.attention.attention import attend
+from lutra.sim.golden.attention.attention import attend, first_seen
 from lutra.sim.golden.attention.pairs import fetches
 from lutra.sim.golden.core.config import AcceleratorConfig
 
@@ -39,6 +39,7 @@ class Tile:
     v_scale: Scale
     position: int
     frac: int
+    window: int = 0
 
     def expected(self) -> Int:
         return attend(CONFIG.attention, **vars(self))
@@ -50,7 +51,9 @@ def _scale(rng: np.random.Generator, shape: tuple[int, ...], e: int, spread: int
     return Scale(m, e + rng.integers(-spread, spread + 1, shape))
 
 
-def _tile(rng: np.random.Generator, position: int, n_tokens: int, spread: int = 1) -> Tile:
+def _tile(
+    rng: np.random.Generator, position: int, n_tokens: int, spread: int = 1, window: int = 0
+) -> Tile:
     """Random bytes; scores of a few log2 units when ``spread`` is small."""
     n, heads, kv, dim = position + n_tokens, CONFIG.n_heads, CONFIG.n_kv_heads, CONFIG.head_dim
     return Tile(
@@ -62,16 +65,17 @@ def _tile(rng: np.random.Generator, position: int, n_tokens: int, spread: int = 
         v_scale=_scale(rng, (n, kv), -22, spread),
         position=position,
         frac=int(rng.integers(8, 20)),
+        window=window,
     )
 
 
 def _cache(tile: Tile) -> dict[int, int]:
     """The layer's cache by byte address of the beats; what no token may see is not there."""
     beats = {}
-    n = tile.k.shape[1]
+    n, seen = tile.k.shape[1], first_seen(tile.position, tile.window)
     for group in range(CONFIG.n_kv_heads):
         for base, rows in ((0, tile.k), (CONFIG.kv_v_offset, tile.v)):
-            for p in range(n):
+            for p in range(seen, n):
                 addr = KV_ADDR + base + group * CONFIG.kv_head_bytes + p * CONFIG.head_dim
                 beats[addr] = int.from_bytes(rows[group, p].astype(np.int8).tobytes(), "little")
     scales = np.zeros(-(-n * CONFIG.kv_scale_bytes // CONFIG.data_bytes) * CONFIG.data_bytes, "u1")
@@ -79,7 +83,8 @@ def _cache(tile: Tile) -> dict[int, int]:
     for p in range(n):
         raw = np.frombuffer(record[p].astype("<u4").tobytes(), "u1")
         scales[p * CONFIG.kv_scale_bytes :][: len(raw)] = raw
-    for start in range(0, len(scales), CONFIG.data_bytes):
+    first_beat = seen * CONFIG.kv_scale_bytes // CONFIG.data_bytes * CONFIG.data_bytes
+    for start in range(first_beat, len(scales), CONFIG.data_bytes):
         beat = scales[start : start + CONFIG.data_bytes].tobytes()
         beats[KV_ADDR + CONFIG.kv_s_offset + start] = int.from_bytes(beat, "little")
     return beats
@@ -118,17 +123,18 @@ class Harness:
             ],
         )
         first_fetch, n_done, n_tokens = len(self.fetched.payloads), len(self.done), len(tile.q)
-        await self.command(tile.position, n_tokens, tile.frac)
+        await self.command(tile.position, n_tokens, tile.frac, tile.window)
         assert len(self.done) == n_done + 1
         got = [tuple(unpack(DMA_COMMAND, bits).values()) for bits in self.fetched.payloads]
-        assert got[first_fetch:] == list(fetches(CONFIG, KV_ADDR, tile.position, n_tokens))
+        expected = fetches(CONFIG, KV_ADDR, tile.position, n_tokens, tile.window)
+        assert got[first_fetch:] == list(expected)
         return await self._read(n_tokens)
 
-    async def command(self, position: int, token_count: int, frac: int) -> None:
+    async def command(self, position: int, token_count: int, frac: int, window: int = 0) -> None:
         """One command, until it is done."""
         n_done = len(self.done)
-        fields = {"kv_addr": KV_ADDR, "position": position}
-        self.cmd.send(pack(ATTEND_COMMAND, {**fields, "token_count": token_count, "frac": frac}))
+        fields = {"kv_addr": KV_ADDR, "position": position, "token_count": token_count}
+        self.cmd.send(pack(ATTEND_COMMAND, {**fields, "frac": frac, "window": window}))
         while len(self.done) == n_done:
             await RisingEdge(self.dut.clk)
         await RisingEdge(self.dut.clk)
@@ -197,22 +203,37 @@ def _tiles() -> list[tuple[int, int]]:
     return decode + early + [(last - tile, n) for n in sorted({min(2, tile), tile})]
 
 
+def _windows() -> list[tuple[int, int, int]]:
+    """(position, tokens, window): the query alone, the tile and its edges, more than there is."""
+    rng, last, tile = Random(6), CONFIG.max_context, CONFIG.m_tile
+    cases = []
+    for position in sorted({0, 1, last // 2 - 1, last - tile}):
+        n = rng.randint(1, tile)
+        windows = {1, 2, tile - 1, tile, tile + 1, position, position + 1, position + n, 0xFFFF}
+        cases += [(position, tile, window) for window in sorted(windows - {0})]
+        cases += [(position, n, window) for window in rng.sample(range(1, last + 1), 2)]
+    return cases + [(last - 1, 1, window) for window in (1, 2, last - 1, last)]
+
+
 @cocotb.test(timeout_time=2, timeout_unit="ms")
-@cocotb.parametrize((("p_stall", "latency"), [(0.0, 0), (0.0, 20), (0.4, 7)]))
-async def tiles(dut: Any, p_stall: float, latency: int) -> None:
+@cocotb.parametrize(
+    (("p_stall", "latency"), [(0.0, 0), (0.0, 20), (0.4, 7)]), ("windowed", [False, True])
+)
+async def tiles(dut: Any, p_stall: float, latency: int, windowed: bool) -> None:
     """One command after another, decode and prefill, in the stated number of cycles."""
     rng, unit = np.random.default_rng(3), AttentionUnit(CONFIG)
     harness = Harness(dut, p_stall=p_stall, latency=latency)
     await reset(dut)
-    for position, n_tokens in _tiles():
-        tile = _tile(rng, position, n_tokens)
+    cases = _windows() if windowed else [(*case, 0) for case in _tiles()]
+    for position, n_tokens, window in cases:
+        tile = _tile(rng, position, n_tokens, window=window)
         n_beats, n_stalls = len(harness.beats.payloads), harness.stalls
         np.testing.assert_array_equal(await harness.run(tile), tile.expected())
         if p_stall:
             continue
         start = harness.accepted.cycles[-1]
         first_beat = harness.beats.cycles[n_beats] - start
-        assert harness.done[-1] - start == unit.cycles(position, n_tokens, first_beat)
+        assert harness.done[-1] - start == unit.cycles(position, n_tokens, first_beat, window)
         # until the first beat, and never again: the latency of memory is paid once
         assert harness.stalls - n_stalls == first_beat - 1
 
@@ -269,4 +290,6 @@ async def extremes(dut: Any) -> None:
         n_tokens = int(rng.integers(1, CONFIG.m_tile + 1))
         position = int(rng.integers(0, min(40, CONFIG.max_context - n_tokens) + 1))
         tile = _tile(rng, position, n_tokens, spread)
+        np.testing.assert_array_equal(await harness.run(tile), tile.expected())
+        tile.window = int(rng.integers(1, position + n_tokens + 1))
         np.testing.assert_array_equal(await harness.run(tile), tile.expected())

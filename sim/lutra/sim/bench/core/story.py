@@ -27,6 +27,7 @@ _PAGE = 4096
 _RESIDUAL_FRAC = 16
 _EMBED_SHIFT = 4
 _GAMMA_FRAC = 12
+_WINDOW = 3  # of the second layer's attention; the first one sees everything
 _Event = tuple[Unit, int]  # that a unit has completed so many instructions
 
 
@@ -241,7 +242,13 @@ class Story:
                 scale_k=_scale(0.033),
                 scale_v=_scale(0.05),
             )
-            attended = self._emit(Opcode.ATTEND, queries, kv_offset=kv_offset, frac=_RESIDUAL_FRAC)
+            attended = self._emit(
+                Opcode.ATTEND,
+                queries,
+                kv_offset=kv_offset,
+                frac=_RESIDUAL_FRAC,
+                window=layer * _WINDOW,
+            )
             word, loaded = words["attention"]
             norm = self._normq(NormSource.ATTENTION, heads, word, attended, loaded)
             self._resadd(self._lmma(hidden, heads, norm))

@@ -15,7 +15,7 @@ from lutra.sim.golden.arith.scale import (
     scale_recip,
 )
 
-__all__ = ["AttentionParams", "attend", "attention_weights", "scores"]
+__all__ = ["AttentionParams", "attend", "attention_weights", "first_seen", "scores"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,11 @@ class AttentionParams:
         return 16 + 8 + (self.max_context - 1).bit_length()
 
 
+def first_seen(position: int, window: int) -> int:
+    """First position that the query at ``position`` sees, of the ``window`` latest; 0 means all."""
+    return max(position - window + 1, 0) if window else 0
+
+
 def scores(q: Int, q_scale: Scale, k: Int, k_scale: Scale, frac: int, width: int) -> Int:
     """Scores ``[M, P]`` of queries ``[M, D]`` against keys ``[P, D]``, in log2 units.
 
@@ -108,16 +113,21 @@ def attend(
     v_scale: Scale,
     position: int,
     frac: int,
+    window: int = 0,
 ) -> Int:
     """Causal attention of a tile of queries, ``[M, n_heads, D]`` int32 in ``frac`` fraction bits.
 
     ``q`` ``[M, n_heads, D]``, ``q_scale`` ``[M, n_heads]``; ``k``, ``v`` ``[n_kv_heads, P, D]``,
-    ``k_scale``, ``v_scale`` ``[P, n_kv_heads]``; query ``m`` sees positions ``0..position + m``.
-    The output is ``saturate32(round(sum(w * v) * (1 / den) * 2**(e + 15 + frac)))``, shift limited
-    to 0..63. It depends on nothing beyond the query's own position, so tiles of any size agree.
+    ``k_scale``, ``v_scale`` ``[P, n_kv_heads]``; query ``m`` sees the ``window`` latest of
+    positions ``0..position + m``, its own included, or all of them if ``window`` is 0. The output
+    is ``saturate32(round(sum(w * v) * (1 / den) * 2**(e + 15 + frac)))``, shift limited to 0..63.
+    It depends on nothing but what the query sees, so tiles of any size agree.
     """
     n = position + len(q)
-    hidden = np.less(np.arange(position, n)[:, None], np.arange(n))  # [M, P]: causal mask
+    keys, queries = np.arange(n), np.arange(position, n)[:, None]
+    hidden = np.greater(keys, queries)  # [M, P]: causal mask
+    if window:
+        hidden |= keys <= queries - window
     out = np.zeros(q.shape, np.int64)
     for h in range(params.n_heads):
         g = h // params.q_per_kv

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from lutra.sim.golden.attention.attention import first_seen
 from lutra.sim.golden.core.config import AcceleratorConfig
 
 __all__ = ["Fetch", "Pair", "fetches", "pairs"]
@@ -25,27 +26,33 @@ class Pair(NamedTuple):
 
 
 def fetches(
-    config: AcceleratorConfig, kv_addr: int, position: int, token_count: int
+    config: AcceleratorConfig, kv_addr: int, position: int, token_count: int, window: int = 0
 ) -> Iterator[Fetch]:
     """What a tile reads of the layer's cache at ``kv_addr``: scales, then keys and values by head.
 
-    Each key and value is one beat and is read once.
+    Each key and value that a token sees is one beat and is read once; scales are read by whole
+    beats.
     """
-    n = position + token_count
+    first, n = first_seen(position, window), position + token_count
+    first_row = first * config.kv_scale_bytes // config.data_bytes
+    n_rows = -(-n * config.kv_scale_bytes // config.data_bytes)
     if token_count:
         yield Fetch(
-            kv_addr + config.kv_s_offset, -(-n * config.kv_scale_bytes // config.data_bytes)
+            kv_addr + config.kv_s_offset + first_row * config.data_bytes, n_rows - first_row
         )
     for group in range(config.n_kv_heads if token_count else 0):
-        keys = kv_addr + group * config.kv_head_bytes
-        yield Fetch(keys, n)
-        yield Fetch(keys + config.kv_v_offset, n)
+        keys = kv_addr + group * config.kv_head_bytes + first * config.head_dim
+        yield Fetch(keys, n - first)
+        yield Fetch(keys + config.kv_v_offset, n - first)
 
 
-def pairs(config: AcceleratorConfig, position: int, token_count: int) -> Iterator[Pair]:
-    """Every pair that the causal mask does not hide, in the order of the beats."""
+def pairs(
+    config: AcceleratorConfig, position: int, token_count: int, window: int = 0
+) -> Iterator[Pair]:
+    """Every pair that neither the causal mask nor the window hides, in the order of the beats."""
     for group in range(config.n_kv_heads):
         for values in (False, True):
-            for p in range(position + token_count if token_count else 0):
-                for token in range(max(p - position, 0), token_count):
-                    yield Pair(group, values, p, token)
+            for p in range(first_seen(position, window), position + token_count):
+                for token in range(token_count):
+                    if first_seen(position + token, window) <= p <= position + token:
+                        yield Pair(group, values, p, token)

@@ -12,7 +12,7 @@ from lutra.sim.golden.arith.scale import (
     pack_scale,
     unpack_scale,
 )
-from lutra.sim.golden.attention.attention import attend
+from lutra.sim.golden.attention.attention import attend, first_seen
 from lutra.sim.golden.control.isa import (
     FLAG_FIRST,
     FLAG_LOGITS,
@@ -312,17 +312,20 @@ class Interpreter:
 
     def _attend(self, i: Instruction) -> None:
         config, n, position = self.config, self.registers["N_TOKENS"], self.registers["POSITION"]
-        base, total = self.registers["KV_BASE"] + i.args["kv_offset"], position + n
-        d, n_kv = config.head_dim, config.n_kv_heads
+        base, window = self.registers["KV_BASE"] + i.args["kv_offset"], i.args["window"]
+        first = first_seen(position, window)
+        d, n_kv, total = config.head_dim, config.n_kv_heads, position + n - first
 
         def heads(offset: int) -> Int:
+            start = base + offset + first * d
             rows = [
-                self.memory.read(base + offset + g * config.kv_head_bytes, total * d)
-                for g in range(n_kv)
+                self.memory.read(start + g * config.kv_head_bytes, total * d) for g in range(n_kv)
             ]
             return np.stack(rows).view(np.int8).astype(np.int64).reshape(n_kv, total, d)
 
-        record = self.memory.read(base + config.kv_s_offset, total * config.kv_scale_bytes)
+        record = self.memory.read(
+            base + config.kv_s_offset + first * config.kv_scale_bytes, total * config.kv_scale_bytes
+        )
         words = record.reshape(total, -1)[:, : 8 * n_kv].copy().view(np.uint32)
         k_scale, v_scale = unpack_scale(words[:, :n_kv]), unpack_scale(words[:, n_kv:])
         out = attend(
@@ -333,7 +336,8 @@ class Interpreter:
             k_scale,
             heads(config.kv_v_offset),
             v_scale,
-            position,
+            position - first,
             i.args["frac"],
+            window,
         )
         self.attention[:n] = out.reshape(n, -1)

@@ -91,7 +91,7 @@ DOCS: Mapping[Opcode, str] = {
     Opcode.ROPEQ: "Rotates queries and keys, quantises queries, keys and values to int8 with a "
     "scale per head, and stores keys, values and their scales in the KV cache.",
     Opcode.ATTEND: "Causal attention of the tile's queries to positions 0 to "
-    "POSITION + N_TOKENS - 1 of the KV cache.",
+    "POSITION + N_TOKENS - 1 of the KV cache, or to the latest WINDOW positions of each query.",
     Opcode.RESADD: "Dequantises the accumulators and adds them to the residual stream.",
     Opcode.LOGITS: "Multiplies the accumulators by their rows' scales, stores them at "
     "LOGITS_BASE + token * LOGITS_STRIDE + 4 * row_first, and keeps the arg-max.",
@@ -181,6 +181,7 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
     Opcode.ATTEND: _layout(
         ("kv_offset", 32, "byte offset of the layer's cache from KV_BASE"),
         ("frac", 8, "fraction bits of the output"),
+        ("window", 16, "latest positions that a query sees, its own included; 0: all"),
     ),
     Opcode.RESADD: _layout(
         ("scale_w", 32, "weight scale"),

@@ -15,7 +15,7 @@ from lutra.sim.golden.vector.norm import NormParams
 
 __all__ = ["CONFIGS", "ENGINES", "NANO", "NANO_WIDE", "AcceleratorConfig", "with_engine"]
 
-RTL_VERSION = 2
+RTL_VERSION = 3
 
 ENGINES: dict[str, type[EngineParams]] = {
     params.kind: params for params in (TernaryParams, LutParams, MixpeParams, MacParams)

@@ -10,9 +10,11 @@ from pathlib import Path
 from lutra.sim.golden.control.isa import (
     DOCS,
     FIELDS,
+    FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
     FLAG_PLAIN,
+    FLAG_QK_NORM,
     HEADER,
     INSTRUCTION_BYTES,
     Field,
@@ -91,6 +93,8 @@ def isa_page() -> str:
         ("LOGITS", FLAG_LOGITS, of_tokens),
         ("FIRST", FLAG_FIRST, "of LOGITS: the first rows of the head; the arg-max starts anew"),
         ("PLAIN", FLAG_PLAIN, "of NORMQ: no RMSNorm; `inv_n` and `eps` do not count"),
+        ("BIAS", FLAG_BIAS, "of ROPEQ: adds biases; of configurations with `qkv_bias`"),
+        ("QK_NORM", FLAG_QK_NORM, "of ROPEQ: RMSNorm of heads; of configurations with `qk_norm`"),
     ]
     index = [
         (int(code), f"[{code.name}](#{code.name.lower()})", _unit_name(code.unit))

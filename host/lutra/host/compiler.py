@@ -334,6 +334,10 @@ class _Lowering:
             scale_q=_word(layer.q_proj.scale),
             scale_k=_word(layer.k_proj.scale),
             scale_v=_word(layer.v_proj.scale),
+            param_word=0,
+            bias_frac=0,
+            gamma_frac=0,
+            eps=0,
         )
         asm.emit(
             Opcode.ATTEND,

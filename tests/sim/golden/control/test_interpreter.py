@@ -5,14 +5,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+<<<<<<< HEAD
 from lutra.sim.golden.arith.scale import Scale, pack_scale, scale_from_float, scale_to_float
 from lutra.sim.golden.attention.attention import attend
+=======
+from lutra.sim.golden.arith.scale import (
+    Scale,
+    pack_scale,
+    scale_from_float,
+    scale_to_float,
+    unpack_scale,
+)
+>>>>>>> 256ac9b (sim.golden.vector: biases of QKV and RMSNorm of heads in ROPEQ.)
 from lutra.sim.golden.control.interpreter import Interpreter, ProgramError
 from lutra.sim.golden.control.isa import (
     FIELDS,
+    FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
     FLAG_PLAIN,
+    FLAG_QK_NORM,
     Instruction,
     NormSource,
     Opcode,
@@ -386,6 +398,7 @@ def test_keys_and_values_are_stored_where_they_are_read(interpreter: Interpreter
     np.testing.assert_allclose(interpreter.attention[0, :32] / 256, value, atol=4.5)
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("window", [0, 1, 2, 3, 5, 6, 65535])
 def test_attention_reads_its_window_and_nothing_else(interpreter: Interpreter, window: int) -> None:
     rng, n, dim = np.random.default_rng(5), 2, CONFIG.head_dim
@@ -425,6 +438,78 @@ def test_attention_reads_its_window_and_nothing_else(interpreter: Interpreter, w
     if first:  # one more is not there
         with pytest.raises(MemoryFault):
             run(interpreter, make(Opcode.ATTEND, frac=20, window=window + 1), END)
+=======
+FEATURED = replace(CONFIG, name="featured", param_words=64, qkv_bias=True, qk_norm=True)
+
+
+def natural(blocks: np.ndarray) -> np.ndarray:
+    """Heads ``[..., heads, 32]`` of blocks ``[..., blocks, 8]``, which are lo, hi, lo, hi."""
+    rest = blocks.shape[:-2]
+    return blocks.reshape(*rest, -1, 2, 2, 8).swapaxes(-3, -2).reshape(*rest, -1, 32)
+
+
+@pytest.mark.parametrize("flags", [FLAG_BIAS, FLAG_QK_NORM, FLAG_BIAS | FLAG_QK_NORM])
+def test_biases_and_norms_of_heads(flags: int) -> None:
+    """Against float, without rotation: queries, and keys and values as stored."""
+    rng = np.random.default_rng(flags)
+    interpreter = Interpreter(FEATURED, Memory(0x10000))
+    interpreter.registers |= {"PROGRAM_BASE": PROGRAM, "KV_BASE": KV, "N_TOKENS": 2}
+    interpreter.acc[:] = rng.integers(-1000, 1000, interpreter.acc.shape)
+    interpreter.params[:] = rng.integers(-(1 << 14), 1 << 14, interpreter.params.shape)
+    interpreter.scale.m[:], interpreter.scale.e[:] = 1 << 15, -15
+    interpreter.rope[:, :16] = 1 << 14
+    args = {"scale_q": ONE, "scale_k": ONE, "scale_v": ONE} | {"param_word": 3, "eps": 4295}
+    run(interpreter, make(Opcode.ROPEQ, flags, bias_frac=4, gamma_frac=13, **args), END)
+
+    x, word = natural(interpreter.acc[:2, :16]).astype(np.float64), 3
+    if flags & FLAG_BIAS:
+        x += natural(interpreter.params[word : word + 16]) / 2**4
+        word += 16
+    if flags & FLAG_QK_NORM:
+        gamma = natural(interpreter.params[word : word + 8]) / 2**13
+        root = np.sqrt((x[:, :3] ** 2).mean(axis=-1, keepdims=True) + 1e-6)
+        x[:, :3] *= gamma[[0, 0, 1]] / root
+
+    scale = scale_to_float(interpreter.query_scale)[:2, :, None]
+    assert (np.abs(interpreter.queries[:2] * scale - x[:, :2]) <= 0.53 * scale).all()
+    records = interpreter.memory.read(KV + FEATURED.kv_s_offset, 2 * FEATURED.kv_scale_bytes)
+    scales = scale_to_float(unpack_scale(records.view("<u4").reshape(2, -1)))
+    for index, offset in enumerate((0, FEATURED.kv_v_offset)):
+        stored = interpreter.memory.read(KV + offset, 64).view(np.int8).reshape(2, 32)
+        step = scales[:, index, None]
+        assert (np.abs(stored * step - x[:, 2 + index]) <= 0.53 * step).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "args", "message"),
+    [
+        (
+            CONFIG,
+            FLAG_BIAS,
+            {},
+            "ROPEQ with FLAG_BIAS needs a configuration with qkv_bias, not test",
+        ),
+        (
+            replace(CONFIG, qkv_bias=True),
+            FLAG_BIAS | FLAG_QK_NORM,
+            {},
+            "ROPEQ with FLAG_QK_NORM needs a configuration with qk_norm, not test",
+        ),
+        (FEATURED, FLAG_BIAS, {"param_word": 49}, "ROPEQ reads word 64 of 64"),
+        (FEATURED, FLAG_QK_NORM, {"param_word": 57}, "ROPEQ reads word 64 of 64"),
+        (FEATURED, FLAG_BIAS | FLAG_QK_NORM, {"param_word": 41}, "ROPEQ reads word 64 of 64"),
+        (FEATURED, FLAG_BIAS, {"bias_frac": 17}, "bias_frac of ROPEQ must be at most 16, not 17"),
+    ],
+)
+def test_broken_head_parameters_are_errors(
+    config: AcceleratorConfig, flags: int, args: dict[str, int], message: str
+) -> None:
+    interpreter = Interpreter(config, Memory(0x10000))
+    interpreter.registers |= {"PROGRAM_BASE": PROGRAM, "N_TOKENS": 1}
+    with pytest.raises(ProgramError) as error:
+        run(interpreter, make(Opcode.ROPEQ, flags, **args), END)
+    assert str(error.value) == message
+>>>>>>> 256ac9b (sim.golden.vector: biases of QKV and RMSNorm of heads in ROPEQ.)
 
 
 def test_attention_to_positions_never_written_is_a_fault(interpreter: Interpreter) -> None:

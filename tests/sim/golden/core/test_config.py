@@ -16,7 +16,8 @@ from lutra.sim.golden.core.config import (
     with_engine,
 )
 
-NUMBERS = [f.name for f in fields(AcceleratorConfig) if f.name not in ("name", "engine")]
+FEATURES = ("qkv_bias", "qk_norm")
+NUMBERS = [f.name for f in fields(AcceleratorConfig) if f.name not in ("name", "engine", *FEATURES)]
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -27,6 +28,21 @@ def test_numbers_are_positive_integers(name: str) -> None:
     for value in (8.0, "8", None):
         with pytest.raises(TypeError, match=f"^{name} must be an integer, not {value!r}$"):
             replace(NANO, **{name: value})
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_are_bools(name: str) -> None:
+    assert getattr(replace(NANO, **{name: True}), name) is True
+    for value in (1, "yes", None):
+        with pytest.raises(TypeError, match=f"^{name} must be a bool, not {value!r}$"):
+            replace(NANO, **{name: value})
+
+
+def test_the_largest_head_with_norm() -> None:
+    wide = replace(NANO, head_dim=256, data_axi_width=2048, qk_norm=True)
+    assert replace(wide, head_dim=512, data_axi_width=4096, qk_norm=False).head_dim == 512
+    with pytest.raises(ValueError, match=r"^head_dim must be at most 256 with qk_norm, not 512$"):
+        replace(wide, head_dim=512, data_axi_width=4096)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +141,8 @@ def test_fingerprint_is_of_everything_but_name_and_clock() -> None:
             {"weight_axi_width": 2048},
             {"max_outstanding": 4},
             {"burst_bytes": 512},
+            {"qkv_bias": True},
+            {"qk_norm": True},
         )
     ]
     prints = {config.fingerprint for config in (NANO, NANO_WIDE, *others)}

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from lutra.sim.golden.arith.scale import Scale, scale_from_float, scale_to_float
-from lutra.sim.golden.vector.rope import ROPE_FRAC, rope_quantize, rope_rotate, rope_table
+from lutra.sim.golden.vector.heads import HeadBias, HeadNorm
+from lutra.sim.golden.vector.rope import (
+    ROPE_FRAC,
+    rope_quantize,
+    rope_quantize_fixed,
+    rope_rotate,
+    rope_table,
+)
 
 
 def rotate_complex(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
@@ -65,6 +72,48 @@ def test_quantize(rotated: bool, bits: int) -> None:
     assert np.abs(q).max() == 127
     # half a step for rounding; factor, scale and table are off by parts in 10000
     assert (np.abs(q * scale_to_float(scale)[..., None] - expected) <= step * 0.52).all()
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+def test_quantize_fixed(rotated: bool, biased: bool, normed: bool) -> None:
+    rng = np.random.default_rng(1)
+    positions, heads, d = np.arange(20), 3, 32
+    x = rng.integers(-(1 << 17), 1 << 17, (20, heads, d))
+    s = Scale(rng.integers(1 << 15, 1 << 16, 20), rng.integers(-30, -25, 20))
+    bias = HeadBias(rng.integers(-(1 << 15), 1 << 15, (heads, d)), 12) if biased else None
+    norm = HeadNorm(rng.integers(1 << 12, 1 << 14, d), 13, 4295) if normed else None
+    table = rope_table(20, d, 10000.0) if rotated else None
+    q, scale = rope_quantize_fixed(x, s, scale_from_float(0.0123), table, bias, norm)
+
+    expected = x * (scale_to_float(s) * 0.0123)[:, None, None]
+    if bias is not None:
+        expected = expected + bias.values / 2.0**12
+    if norm is not None:
+        square = (expected * expected).mean(axis=-1, keepdims=True)
+        expected = expected / np.sqrt(square + 1e-6) * norm.gamma / 2.0**13
+    if rotated:
+        expected = np.stack(
+            [rotate_complex(expected[:, h], positions, 10000.0) for h in range(heads)], axis=1
+        )
+    step = np.abs(expected).max(axis=-1, keepdims=True) / 127
+    assert np.abs(q).max() == 127
+    assert (np.abs(q * scale_to_float(scale)[..., None] - expected) <= step * 0.53).all()
+
+
+@pytest.mark.parametrize("eps", [0, 9])
+def test_zero_head_in_fixed_point(eps: int) -> None:
+    for norm in (None, HeadNorm(np.full(16, 99), 5, eps)):
+        q, scale = rope_quantize_fixed(
+            np.zeros((1, 2, 16), np.int64),
+            Scale(np.array([40000]), np.array([-20])),
+            scale_from_float(1.0),
+            rope_table(1, 16, 10000.0),
+            HeadBias(np.zeros((2, 16), np.int64), 9),
+            norm,
+        )
+        assert not q.any() and not scale.m.any() and not scale.e.any()
 
 
 def test_zero_head() -> None:

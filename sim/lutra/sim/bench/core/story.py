@@ -241,6 +241,10 @@ class Story:
                 scale_q=_scale(0.011),
                 scale_k=_scale(0.033),
                 scale_v=_scale(0.05),
+                param_word=0,
+                bias_frac=0,
+                gamma_frac=0,
+                eps=0,
             )
             attended = self._emit(
                 Opcode.ATTEND,

@@ -71,7 +71,7 @@ def program() -> list[Instruction]:
         return Instruction(Opcode.NORMQ, flags, args=args)
 
     def rope(offset: int) -> Instruction:
-        args = {"kv_offset": offset}
+        args = {"kv_offset": offset, "param_word": 0, "bias_frac": 0, "gamma_frac": 0, "eps": 0}
         args |= {"scale_q": scale(0.3), "scale_k": scale(0.011), "scale_v": scale(1.7)}
         return Instruction(Opcode.ROPEQ, args=args)
 

@@ -14,9 +14,11 @@ from lutra.sim.golden.arith.scale import (
 )
 from lutra.sim.golden.attention.attention import attend, first_seen
 from lutra.sim.golden.control.isa import (
+    FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
     FLAG_PLAIN,
+    FLAG_QK_NORM,
     INSTRUCTION_BYTES,
     Instruction,
     NormSource,
@@ -26,6 +28,7 @@ from lutra.sim.golden.control.isa import (
 )
 from lutra.sim.golden.control.memory import Memory
 from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.golden.vector.heads import FIXED_FRAC, HeadBias, HeadNorm
 from lutra.sim.golden.vector.norm import (
     gate_scale,
     norm_quantize,
@@ -34,7 +37,7 @@ from lutra.sim.golden.vector.norm import (
     swiglu_scale,
 )
 from lutra.sim.golden.vector.residual import RESIDUAL_WIDTH, logits, residual_sum
-from lutra.sim.golden.vector.rope import rope_quantize
+from lutra.sim.golden.vector.rope import rope_quantize, rope_quantize_fixed
 
 __all__ = ["Interpreter", "ProgramError"]
 
@@ -254,16 +257,22 @@ class Interpreter:
     def _ropeq(self, i: Instruction) -> None:
         config, n = self.config, self.registers["N_TOKENS"]
         d, n_q, n_kv = config.head_dim, config.n_heads, config.n_kv_heads
-        lanes = config.lanes
-        blocks = self.acc[:n, : (n_q + 2 * n_kv) * d // lanes]
-        # [M, head, pair, half, lanes] -> [M, head, half, pair * lanes]
-        pairs = blocks.reshape(n, -1, d // (2 * lanes), 2, lanes)
-        heads = pairs.transpose(0, 1, 3, 2, 4).reshape(n, -1, d)
+        heads = self._heads(self.acc[:n, : (n_q + 2 * n_kv) * d // config.lanes])
         s = Scale(self.scale.m[:n], self.scale.e[:n])
-        scales = [unpack_scale(i.args[name]) for name in ("scale_q", "scale_k", "scale_v")]
-        q, q_scale = rope_quantize(heads[:, :n_q], s, scales[0], self.rope[:n])
-        k, k_scale = rope_quantize(heads[:, n_q : n_q + n_kv], s, scales[1], self.rope[:n])
-        v, v_scale = rope_quantize(heads[:, n_q + n_kv :], s, scales[2], None)
+        results: list[tuple[Int, Scale]] = []
+        biases, norms = self._head_params(i)
+        for kind, first, count in ((0, 0, n_q), (1, n_q, n_kv), (2, n_q + n_kv, n_kv)):
+            x = heads[:, first : first + count]
+            w_scale = unpack_scale(i.args[("scale_q", "scale_k", "scale_v")[kind]])
+            table = None if kind == 2 else self.rope[:n]
+            if i.flags & (FLAG_BIAS | FLAG_QK_NORM):
+                bias = None
+                if biases is not None:
+                    bias = HeadBias(biases.values[first : first + count], biases.frac)
+                results.append(rope_quantize_fixed(x, s, w_scale, table, bias, norms[kind]))
+            else:
+                results.append(rope_quantize(x, s, w_scale, table))
+        (q, q_scale), (k, k_scale), (v, v_scale) = results
         self.queries[:n] = q
         self.query_scale.m[:n], self.query_scale.e[:n] = q_scale
 
@@ -278,6 +287,43 @@ class Interpreter:
         for m in range(n):
             address = base + config.kv_s_offset + (position + m) * config.kv_scale_bytes
             self.memory.store(address, data[m])
+
+    def _heads(self, blocks: Int) -> Int:
+        """Heads ``[M, heads, head_dim]`` of accumulator blocks ``[M, blocks, lanes]``, whose pairs
+        hold eight dimensions of the head's first half and the eight that rotate with them."""
+        d, lanes = self.config.head_dim, self.config.lanes
+        pairs = blocks.reshape(len(blocks), -1, d // (2 * lanes), 2, lanes)
+        return pairs.transpose(0, 1, 3, 2, 4).reshape(len(blocks), -1, d)
+
+    def _head_params(
+        self, i: Instruction
+    ) -> tuple[HeadBias | None, tuple[HeadNorm | None, HeadNorm | None, None]]:
+        """Biases of all heads of a ROPEQ, and norms of queries, keys and values."""
+        config, first = self.config, i.args["param_word"]
+        flags = (("FLAG_BIAS", FLAG_BIAS, "qkv_bias"), ("FLAG_QK_NORM", FLAG_QK_NORM, "qk_norm"))
+        for flag, bit, feature in flags:
+            if i.flags & bit and not getattr(config, feature):
+                raise ProgramError(
+                    f"ROPEQ with {flag} needs a configuration with {feature}, not {config.name}"
+                )
+        head_words = config.head_dim // config.lanes
+        bias_words = (config.n_heads + 2 * config.n_kv_heads) * head_words
+        bias_words *= bool(i.flags & FLAG_BIAS)
+        end = first + bias_words + (2 * head_words if i.flags & FLAG_QK_NORM else 0)
+        if i.flags & (FLAG_BIAS | FLAG_QK_NORM) and end > config.param_words:
+            raise ProgramError(f"ROPEQ reads word {end - 1} of {config.param_words}")
+        bias, norms = None, (None, None, None)
+        if i.flags & FLAG_BIAS:
+            frac = i.args["bias_frac"]
+            if frac > FIXED_FRAC:
+                raise ProgramError(f"bias_frac of ROPEQ must be at most {FIXED_FRAC}, not {frac}")
+            values = self._heads(self.params[None, first : first + bias_words])[0]
+            bias = HeadBias(values, frac)
+        if i.flags & FLAG_QK_NORM:
+            gammas = self._heads(self.params[None, first + bias_words : end])[0]
+            frac, eps = i.args["gamma_frac"], i.args["eps"]
+            norms = HeadNorm(gammas[0], frac, eps), HeadNorm(gammas[1], frac, eps), None
+        return bias, norms
 
     def _resadd(self, i: Instruction) -> None:
         n, width = self.registers["N_TOKENS"], self.config.lanes * i.args["n_words"]

@@ -12,9 +12,11 @@ from enum import IntEnum
 __all__ = [
     "DOCS",
     "FIELDS",
+    "FLAG_BIAS",
     "FLAG_FIRST",
     "FLAG_LOGITS",
     "FLAG_PLAIN",
+    "FLAG_QK_NORM",
     "HEADER",
     "INSTRUCTION_BYTES",
     "Field",
@@ -33,6 +35,10 @@ FLAG_FIRST = 2
 """LOGITS: the first rows of the head; the arg-max starts anew."""
 FLAG_PLAIN = 4
 """NORMQ: multiplies by gamma and quantises without RMSNorm; ``inv_n`` and ``eps`` do not count."""
+FLAG_BIAS = 8
+"""ROPEQ: adds biases to queries, keys and values; needs ``qkv_bias`` of the configuration."""
+FLAG_QK_NORM = 16
+"""ROPEQ: RMSNorm of every query and key head; needs ``qk_norm`` of the configuration."""
 
 
 class Unit(IntEnum):
@@ -89,7 +95,11 @@ DOCS: Mapping[Opcode, str] = {
     "activations of the engine's width and a scale per token. GATE squares the positive gate, "
     "SWIGLU takes the SiLU of the gate, and both multiply by up first.",
     Opcode.ROPEQ: "Rotates queries and keys, quantises queries, keys and values to int8 with a "
-    "scale per head, and stores keys, values and their scales in the KV cache.",
+    "scale per head, and stores keys, values and their scales in the KV cache. With FLAG_BIAS or "
+    "FLAG_QK_NORM the heads are first brought to Q16; then come the biases of all rows, in the "
+    "order of the accumulators, and RMSNorm of each query and key times gamma. In the parameter "
+    "buffer lie the biases (FLAG_BIAS), then gamma of queries and gamma of keys (FLAG_QK_NORM), "
+    "head_dim each in the order that a head's accumulators have.",
     Opcode.ATTEND: "Causal attention of the tile's queries to positions 0 to "
     "POSITION + N_TOKENS - 1 of the KV cache, or to the latest WINDOW positions of each query.",
     Opcode.RESADD: "Dequantises the accumulators and adds them to the residual stream.",
@@ -119,7 +129,7 @@ class Field:
 
 HEADER = {
     "opcode": Field(0, 8, "operation"),
-    "flags": Field(8, 8, "FLAG_LOGITS, FLAG_FIRST, FLAG_PLAIN"),
+    "flags": Field(8, 8, "FLAG_LOGITS, FLAG_FIRST, FLAG_PLAIN, FLAG_BIAS, FLAG_QK_NORM"),
     "wait_load": Field(16, 16, "load instructions that must have completed"),
     "wait_matmul": Field(32, 16, "matmul instructions that must have completed"),
     "wait_vector": Field(48, 16, "vector instructions that must have completed"),
@@ -177,6 +187,10 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
         ("scale_q", 32, "weight scale of queries times log2(e) / sqrt(head_dim)"),
         ("scale_k", 32, "weight scale of keys"),
         ("scale_v", 32, "weight scale of values"),
+        ("param_word", 16, "first word of biases and gammas in the parameter buffer"),
+        ("bias_frac", 8, "fraction bits of the biases, at most 16 (FLAG_BIAS)"),
+        ("gamma_frac", 8, "fraction bits of the gammas (FLAG_QK_NORM)"),
+        ("eps", 16, "epsilon in units of 2**-32 (FLAG_QK_NORM)"),
     ),
     Opcode.ATTEND: _layout(
         ("kv_offset", 32, "byte offset of the layer's cache from KV_BASE"),

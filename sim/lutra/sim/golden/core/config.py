@@ -11,6 +11,7 @@ from lutra.sim.golden.matmul.lut import LutParams
 from lutra.sim.golden.matmul.mac import MacParams
 from lutra.sim.golden.matmul.mixpe import MixpeParams
 from lutra.sim.golden.matmul.ternary import TernaryParams
+from lutra.sim.golden.vector.heads import NORM_HEAD_DIM_MAX
 from lutra.sim.golden.vector.norm import NormParams
 
 __all__ = ["CONFIGS", "ENGINES", "NANO", "NANO_WIDE", "AcceleratorConfig", "with_engine"]
@@ -30,7 +31,8 @@ class AcceleratorConfig:
     ``engine`` and the fields down to ``sum_width`` are those of the matmul engine, see
     :class:`~lutra.sim.golden.matmul.engine.EngineParams`. ``m_tile`` tokens are processed per
     weight fetch; ``hidden_max`` bounds the residual stream, ``row_blocks_max`` the output rows of
-    one matmul, ``act_tiles`` its depth.
+    one matmul, ``act_tiles`` its depth. ``qkv_bias`` and ``qk_norm`` are the hardware for ROPEQ's
+    ``FLAG_BIAS`` and ``FLAG_QK_NORM``.
     """
 
     name: str
@@ -59,12 +61,18 @@ class AcceleratorConfig:
     data_axi_width: int = 512
     max_outstanding: int = 8
     burst_bytes: int = 1024
+    qkv_bias: bool = False
+    qk_norm: bool = False
     clock_hz: int = 200_000_000
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if name in ("name", "engine"):
+                continue
+            if name in ("qkv_bias", "qk_norm"):
+                if not isinstance(value, bool):
+                    raise TypeError(f"{name} must be a bool, not {value!r}")
                 continue
             if not isinstance(value, int):
                 raise TypeError(f"{name} must be an integer, not {value!r}")
@@ -100,6 +108,10 @@ class AcceleratorConfig:
             raise ValueError(
                 f"head_dim must be {self.data_axi_width // 8} (one beat of the data port), "
                 f"not {self.head_dim}"
+            )
+        if self.qk_norm and self.head_dim > NORM_HEAD_DIM_MAX:
+            raise ValueError(
+                f"head_dim must be at most {NORM_HEAD_DIM_MAX} with qk_norm, not {self.head_dim}"
             )
         # their own checks
         _ = self.norm, self.attention

@@ -5,8 +5,15 @@ import numpy as np
 from lutra.sim.golden.arith.fixed import Int
 from lutra.sim.golden.arith.quantize import quantize, quantize_factor, quantize_step
 from lutra.sim.golden.arith.scale import Scale, scale_mul
+from lutra.sim.golden.vector.heads import (
+    FIXED_UNIT,
+    HeadBias,
+    HeadNorm,
+    fixed_heads,
+    head_norm,
+)
 
-__all__ = ["ROPE_FRAC", "rope_quantize", "rope_rotate", "rope_table"]
+__all__ = ["ROPE_FRAC", "rope_quantize", "rope_quantize_fixed", "rope_rotate", "rope_table"]
 
 ROPE_FRAC = 14
 
@@ -38,11 +45,34 @@ def rope_quantize(x: Int, s: Scale, w_scale: Scale, table: Int | None) -> tuple[
     both take the same way. Returns ``q`` ``[M, heads, head_dim]`` and scales ``[M, heads]``:
     ``(y_max * (1/127) * 2**-14) * (s * w_scale)``.
     """
+    unit = scale_mul(s, w_scale)
+    return _quantize_rotated(x, Scale(unit.m[:, None], unit.e[:, None]), table)
+
+
+def rope_quantize_fixed(
+    x: Int,
+    s: Scale,
+    w_scale: Scale,
+    table: Int | None,
+    bias: HeadBias | None = None,
+    norm: HeadNorm | None = None,
+) -> tuple[Int, Scale]:
+    """Like :func:`rope_quantize`, but of heads that :func:`fixed_heads` gives, biases added.
+
+    With ``norm`` the heads of :func:`head_norm` are rotated; their scales contain its root.
+    """
+    v, unit = fixed_heads(x, s, w_scale, bias), FIXED_UNIT
+    if norm is not None:
+        v, unit = head_norm(v, norm)
+    return _quantize_rotated(v, unit, table)
+
+
+def _quantize_rotated(x: Int, unit: Scale, table: Int | None) -> tuple[Int, Scale]:
+    """Rotate and quantise ``x``, of which one is worth ``unit`` (broadcasts to ``[M, heads]``)."""
     y = x << ROPE_FRAC if table is None else rope_rotate(x, table[:, None, :])
     y_max = np.abs(y).max(axis=-1)  # [M, heads]
     factor = quantize_factor(y_max)
     q = quantize(y, Scale(factor.m[..., None], factor.e[..., None]))
     step = quantize_step(y_max)
     step = Scale(step.m, step.e - np.where(step.m == 0, 0, ROPE_FRAC))
-    unit = scale_mul(s, w_scale)
-    return q, scale_mul(step, Scale(unit.m[:, None], unit.e[:, None]))
+    return q, scale_mul(step, unit)

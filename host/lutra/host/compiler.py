@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.host.errors import LutraError
-from lutra.host.fit import check_fit, check_layer, head_weights, round_up, row_unit
+from lutra.host.fit import (
+    check_fit,
+    check_layer,
+    head_weights,
+    padded_vocabulary,
+    round_up,
+    row_unit,
+)
 from lutra.host.models.decoder import Gate
 from lutra.host.packing import (
     PackedLayer,
@@ -19,9 +26,11 @@ from lutra.host.packing import (
 from lutra.host.program import MemoryMap, Program
 from lutra.sim.golden.arith.scale import SCALE, Scale, pack_scale, scale_from_float
 from lutra.sim.golden.control.isa import (
+    FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
     FLAG_PLAIN,
+    FLAG_QK_NORM,
     INSTRUCTION_BYTES,
     Instruction,
     NormSource,
@@ -155,7 +164,7 @@ def compile_model(
     weight_base = round_up(len(code), _PAGE)
     kv = round_up(weight_base + len(weights), _PAGE)
     logits = round_up(kv + len(model.layers) * config.kv_layer_bytes, _PAGE)
-    stride = round_up(4 * model.vocab_size, config.data_bytes)
+    stride = round_up(4 * padded_vocabulary(model), config.data_bytes)
     digest = hashlib.sha256(code + weights + config.fingerprint.to_bytes(8, "little"))
     return Program(
         model=model.name,
@@ -194,6 +203,7 @@ class _Lowering:
     ) -> None:
         self._model, self._config, self._image, self._asm = model, config, image, asm
         self._param_next = 0
+        self._head_dim = model.head_dim
         frac = model.residual_frac
         exponent = 1 - SCALE.m_width - frac
         self._unit = Scale(np.asarray(_RESIDUAL_SCALE_M), np.asarray(exponent))
@@ -318,26 +328,19 @@ class _Lowering:
         lanes = self._config.lanes
         d, q_out = model.hidden_size, model.n_heads * model.head_dim
         self._norm(layer.input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
-        acc = self._matmul(
-            _stack(
-                part.weights.rows(_pair_halves(len(part.weights.codes), model.head_dim, lanes))
-                for part in (layer.q_proj, layer.k_proj, layer.v_proj)
-            ),
-            layer.q_proj.shift,
-        )
+        acc = self._heads(layer)
         kv: _Region = ("kv", kv_offset, kv_offset + 1)
+        flags, fields, params = self._head_params(layer)
         asm.emit(
             Opcode.ROPEQ,
-            reads=[acc, _ROPE],
+            reads=[acc, _ROPE, *params],
             writes=[_QUERIES, kv],
+            flags=flags,
             kv_offset=kv_offset,
             scale_q=_word(layer.q_proj.scale),
             scale_k=_word(layer.k_proj.scale),
             scale_v=_word(layer.v_proj.scale),
-            param_word=0,
-            bias_frac=0,
-            gamma_frac=0,
-            eps=0,
+            **fields,
         )
         asm.emit(
             Opcode.ATTEND,
@@ -345,7 +348,10 @@ class _Lowering:
             writes=[_ATTENTION],
             kv_offset=kv_offset,
             frac=model.residual_frac,
-            window=0,
+            # a window that is never left is none
+            window=layer.window
+            if layer.window < min(model.context, self._config.max_context)
+            else 0,
         )
         self._norm(layer.attention_norm, q_out, NormSource.ATTENTION, [_ATTENTION], self._unit)
         acc = self._matmul(layer.o_proj.weights, layer.o_proj.shift)
@@ -361,23 +367,62 @@ class _Lowering:
         acc = self._matmul(layer.down_proj.weights, layer.down_proj.shift)
         self._residual_add(layer.down_proj.scale, acc)
 
+    def _heads(self, layer: PackedLayer) -> _Region:
+        """Queries, keys and values: one product, or one each if their weights differ in bits."""
+        lanes, unit = self._config.lanes, row_unit(self._config.matmul)
+        parts = [
+            (part, part.weights.rows(_pair_halves(len(part.weights.codes), self._head_dim, lanes)))
+            for part in (layer.q_proj, layer.k_proj, layer.v_proj)
+        ]
+        planes = {self._config.matmul.planes(weights) for _, weights in parts}
+        blocks = [len(weights.codes) // lanes for _, weights in parts]
+        if len(planes) == 1 or any(n % unit for n in blocks):
+            return self._matmul(_stack(weights for _, weights in parts), layer.q_proj.shift)
+        base = 0
+        for (part, weights), n in zip(parts, blocks, strict=True):
+            self._matmul(weights, part.shift, base)
+            base += n
+        return _acc(0, base)
+
+    def _head_params(self, layer: PackedLayer) -> tuple[int, dict[str, int], list[_Region]]:
+        """Flags and fields of ROPEQ for biases and norms of heads, and where they were loaded."""
+        fields = {"param_word": 0, "bias_frac": 0, "gamma_frac": 0, "eps": 0}
+        flags, vectors = 0, list[NDArray[np.int16]]()
+        lanes, d = self._config.lanes, self._head_dim
+        if layer.bias is not None:
+            flags |= FLAG_BIAS
+            fields["bias_frac"] = layer.bias.frac
+            vectors.append(layer.bias.values[_pair_halves(len(layer.bias.values), d, lanes)])
+        if layer.head_norms is not None:
+            flags |= FLAG_QK_NORM
+            fields |= {"gamma_frac": layer.head_norms.frac, "eps": self._model.head_eps}
+            order = _pair_halves(d, d, lanes)
+            vectors += [layer.head_norms.query[order], layer.head_norms.key[order]]
+        if not vectors:
+            return 0, fields, []
+        fields["param_word"], region = self._params(np.concatenate(vectors))
+        return flags, fields, [region]
+
     def head(self) -> None:
         """Final norm, and the head in chunks that alternate between halves of the accumulators."""
         model, config = self._model, self._config
         flags, params = FLAG_LOGITS, config.matmul
         d, unit = model.hidden_size, row_unit(params)
         self._norm(model.norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit, flags=flags)
-        weights = head_weights(model)
+        n = padded_vocabulary(model)
+        # rows that fill up the last block repeat the last row: the arg-max is the first of equals
+        rows_of = np.minimum(np.arange(n), model.vocab_size - 1)
+        weights, row_scales = head_weights(model), model.head_rows[rows_of]
         # half of each buffer, so that one chunk is computed while another is loaded and stored
         half = config.row_blocks_max // 2 // unit * unit
         fit = config.weight_buffer_words // 2 // params.n_words(1, unit, params.planes(weights))
         blocks = min(half, fit * unit, config.param_words // 2)
         rows = max(config.lanes * unit, blocks * config.lanes // 64 * 64)
         base = 0
-        for first in range(0, model.vocab_size, rows):
-            chunk = slice(first, min(first + rows, model.vocab_size))
-            word, region = self._params(model.head_rows[chunk])
-            acc = self._matmul(weights.rows(chunk), model.head_shift, base, flags)
+        for first in range(0, n, rows):
+            chunk = slice(first, min(first + rows, n))
+            word, region = self._params(row_scales[chunk])
+            acc = self._matmul(weights.rows(rows_of[chunk]), model.head_shift, base, flags)
             self._asm.emit(
                 Opcode.LOGITS,
                 reads=[acc, region],

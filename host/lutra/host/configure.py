@@ -48,6 +48,8 @@ def configure(
 def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
     if model.context > config.max_context:
         return False
+    if (model.biased and not config.qkv_bias) or (model.head_normed and not config.qk_norm):
+        return False
     try:
         check_fit(model, config)
     except LutraError:
@@ -70,7 +72,9 @@ def _measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accel
             data_axi_width=8 * model.head_dim,
             max_context=_power_of_two(model.context),
             row_blocks_max=round_up(rows // base.lanes, 16),
-            param_words=_power_of_two(4 * max(depths) // base.lanes),
+            param_words=_power_of_two(4 * max(*depths, rows * model.biased) // base.lanes),
+            qkv_bias=model.biased,
+            qk_norm=model.head_normed,
         )
         k_tile = math.gcd(*depths, model.group or _K_TILES[0], _K_TILES[0])
         if engine != "ternary" and k_tile not in _K_TILES:

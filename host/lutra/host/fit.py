@@ -17,6 +17,7 @@ __all__ = [
     "check_layer",
     "engines_for",
     "head_weights",
+    "padded_vocabulary",
     "round_up",
     "row_unit",
 ]
@@ -102,10 +103,10 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
                 f"configuration {c.name} is built for {name} {fixed}, the model has {value}: "
                 f"use a configuration with {name}={value}"
             )
-    if model.hidden_size % 32 or model.intermediate_size % 16 or model.vocab_size % 16:
+    if model.hidden_size % 32 or model.intermediate_size % 16:
         raise LutraError(
-            "hidden_size must be a multiple of 32, intermediate_size and vocab_size of 16, not "
-            f"{model.hidden_size}, {model.intermediate_size} and {model.vocab_size}: pad the model"
+            "hidden_size must be a multiple of 32 and intermediate_size of 16, not "
+            f"{model.hidden_size} and {model.intermediate_size}: pad the model"
         )
     _check_format(model, config)
     q_out = model.n_heads * model.head_dim
@@ -126,6 +127,15 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
 def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfig) -> None:
     """Refuse a layer that ``config`` can not hold."""
     m = config.matmul
+    for name, has, needs in (
+        ("qkv_bias", config.qkv_bias, layer.bias is not None),
+        ("qk_norm", config.qk_norm, layer.head_norms is not None),
+    ):
+        if needs and not has:
+            raise LutraError(
+                f"configuration {config.name} is built without {name}, which the model needs: use "
+                f"a configuration with {name}=True"
+            )
     for name in LINEARS:
         linear = layer.linear(name)
         weights = linear.weights
@@ -165,6 +175,11 @@ def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: 
     _need("a sum of the engine (bits)", inner, config.sum_width, "sum_width", config)
     outer = _sum_bits(model, peak, shift)
     _need("the accumulator (bits)", outer, config.acc_width, "acc_width", config)
+
+
+def padded_vocabulary(model: PackedModel) -> int:
+    """Rows of the head with those that fill up its last block."""
+    return round_up(model.vocab_size, 16)
 
 
 def head_weights(model: PackedModel) -> GroupedWeights:

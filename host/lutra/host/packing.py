@@ -147,7 +147,8 @@ class PackedModel:
     ``format`` names the bits of weights and activations; ``ternary`` tells that all weights of
     the layers are -1, 0 and 1, without groups. What an accelerator needs for the layers: ``w_bits``
     and ``scale_bits``, the widest codes and group scales, and ``group``, which divides all groups
-    (None if there are none). ``head_eps`` is the epsilon of head norms in units of 2**-32.
+    (None if there are none), ``biased`` and ``head_normed``. ``head_eps`` is the epsilon of head
+    norms in units of 2**-32.
     """
 
     name: str
@@ -158,6 +159,8 @@ class PackedModel:
     w_bits: int
     scale_bits: int
     group: int | None
+    biased: bool
+    head_normed: bool
     gate: Gate
     hidden_size: int
     intermediate_size: int
@@ -289,6 +292,7 @@ class Packer:
         self._peak = float(np.abs(self._x).max())
         self._bits, self._n_weights, self._ternary = 0, 0, True
         self._w_bits, self._scale_bits, self._group = 1, 1, 0
+        self._biased = self._head_normed = False
 
     def layer(self, i: int, layer: DecoderLayer) -> PackedLayer:
         """Pack layer ``i``, the next one."""
@@ -308,6 +312,8 @@ class Packer:
             self._scale_bits = max(self._scale_bits, int(w.scale.max()).bit_length())
             if w.group < w.codes.shape[1] or not w.ternary:
                 self._group = math.gcd(self._group, w.group)
+        self._biased |= layer.q_bias is not None
+        self._head_normed |= layer.q_norm is not None
         self._x = self.model.layer(layer, self._x, self.model.config.windows[i])
         self._peak = max(self._peak, float(np.abs(self._x).max()))
         if not math.isfinite(self._peak):
@@ -377,7 +383,7 @@ class Packer:
         model = self.model
         c = model.config
         head_eps = round(c.rms_norm_eps * 2.0**_EPS_FRAC)
-        if any(layer.q_norm is not None for layer in model.layers[:1]) and head_eps >= 1 << 16:
+        if self._head_normed and head_eps >= 1 << 16:
             raise LutraError(
                 f"rms_norm_eps must be below {2.0**16 / 2.0**_EPS_FRAC:.1e} for normalised heads, "
                 f"not {c.rms_norm_eps}"
@@ -396,6 +402,8 @@ class Packer:
             w_bits=self._w_bits,
             scale_bits=self._scale_bits,
             group=self._group or None,
+            biased=self._biased,
+            head_normed=self._head_normed,
             gate=c.gate,
             hidden_size=c.hidden_size,
             intermediate_size=c.intermediate_size,

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, load
 
-from lutra.host.checkpoints.weights import Ternary, Weight
+from lutra.host.checkpoints.weights import Dense, Ternary, Weight
 from lutra.host.compiler import compile_model
 from lutra.host.devices.base import DeviceError, TileResult
 from lutra.host.devices.golden import GoldenDevice
@@ -126,6 +126,23 @@ def test_a_second_story_does_not_see_the_first(program: Callable[[str], Program]
     assert_same(again, run(found, [7, 8]))
     device.load(found)
     assert_same(device.run_tile([7, 8], 0, 0), again)
+
+
+def test_rows_that_fill_up_the_vocabulary_never_win(
+    checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
+) -> None:
+    """Even where all logits are negative, or where the last row is the largest."""
+    source = checkpoint("odd")
+    assert source.config.vocab_size % 16
+    result = run(program("odd"), tokens_for(program("odd")))
+    assert result.logits.shape[1] == source.config.vocab_size
+    np.testing.assert_array_equal(result.argmax, result.logits.argmax(axis=1))
+    last = source.embed_tokens.dequantized()
+    last[-1] = 40 * last[result.argmax[-1]]
+    model = pack_model(replace(source, embed_tokens=Dense(last)))
+    found = compile_model(model, config_for(SHAPES["odd"]))
+    result = run(found, tokens_for(found))
+    np.testing.assert_array_equal(result.argmax, result.logits.argmax(axis=1))
 
 
 # -- accuracy

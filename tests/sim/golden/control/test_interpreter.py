@@ -5,10 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
-from lutra.sim.golden.arith.scale import Scale, pack_scale, scale_from_float, scale_to_float
-from lutra.sim.golden.attention.attention import attend
-=======
 from lutra.sim.golden.arith.scale import (
     Scale,
     pack_scale,
@@ -16,7 +12,7 @@ from lutra.sim.golden.arith.scale import (
     scale_to_float,
     unpack_scale,
 )
->>>>>>> 256ac9b (sim.golden.vector: biases of QKV and RMSNorm of heads in ROPEQ.)
+from lutra.sim.golden.attention.attention import attend
 from lutra.sim.golden.control.interpreter import Interpreter, ProgramError
 from lutra.sim.golden.control.isa import (
     FIELDS,
@@ -398,7 +394,6 @@ def test_keys_and_values_are_stored_where_they_are_read(interpreter: Interpreter
     np.testing.assert_allclose(interpreter.attention[0, :32] / 256, value, atol=4.5)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("window", [0, 1, 2, 3, 5, 6, 65535])
 def test_attention_reads_its_window_and_nothing_else(interpreter: Interpreter, window: int) -> None:
     rng, n, dim = np.random.default_rng(5), 2, CONFIG.head_dim
@@ -438,7 +433,8 @@ def test_attention_reads_its_window_and_nothing_else(interpreter: Interpreter, w
     if first:  # one more is not there
         with pytest.raises(MemoryFault):
             run(interpreter, make(Opcode.ATTEND, frac=20, window=window + 1), END)
-=======
+
+
 FEATURED = replace(CONFIG, name="featured", param_words=64, qkv_bias=True, qk_norm=True)
 
 
@@ -509,7 +505,6 @@ def test_broken_head_parameters_are_errors(
     with pytest.raises(ProgramError) as error:
         run(interpreter, make(Opcode.ROPEQ, flags, **args), END)
     assert str(error.value) == message
->>>>>>> 256ac9b (sim.golden.vector: biases of QKV and RMSNorm of heads in ROPEQ.)
 
 
 def test_attention_to_positions_never_written_is_a_fault(interpreter: Interpreter) -> None:

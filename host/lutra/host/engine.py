@@ -14,9 +14,10 @@ from lutra.host.devices.base import Device, TileResult
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.errors import LutraError
+from lutra.host.formats.packed import is_packed, open_packed
 from lutra.host.models import find_model, load_model
 from lutra.host.models.decoder import Decoder
-from lutra.host.packing import pack_model, reference
+from lutra.host.packing import PackedModel, pack_model, reference
 from lutra.host.program import Program
 from lutra.host.quantize import DEFAULT_GROUP, GROUPS
 from lutra.host.sampling import Sampler, SamplingParams
@@ -98,7 +99,9 @@ class LLM:
     that is an object keeps the engine that it has.
 
     With ``check`` every logit of the device is compared with the golden model's and a difference
-    raises :class:`Mismatch`. ``source`` is the checkpoint, :attr:`rounded` what is run of it.
+    raises :class:`Mismatch`. ``source`` is the checkpoint, None if ``model`` is packed already;
+    :attr:`rounded` is what is run of it. ``context`` limits the positions, which are at most
+    4,096 unless it says otherwise.
     """
 
     def __init__(
@@ -110,26 +113,23 @@ class LLM:
         engine: str | None = None,
         format: str | None = None,
         group: int | None = None,
+        context: int | None = None,
         check: bool = False,
         wave: Path | None = None,
         wave_cycles: tuple[int, int] | None = None,
         progress: Progress | None = None,
     ) -> None:
         path = find_model(model)
-        self.source: Decoder = load_model(path)
-        source = self.source
-        self.tokenizer = Tokenizer(path, source.config.bos_token_id)
-        if self.tokenizer.vocab_size > source.config.vocab_size:
+        if group is not None and group not in GROUPS:
+            raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
+        self.source, self.packed = _open(path, format, group, context, progress)
+        self.tokenizer = Tokenizer(path, self.packed.bos)
+        if self.tokenizer.vocab_size > self.packed.vocab_size:
             raise LutraError(
                 f"{path} mixes two models: its tokenizer has {self.tokenizer.vocab_size} tokens, "
-                f"config.json {source.config.vocab_size}: copy the model again"
+                f"config.json {self.packed.vocab_size}: copy the model again"
             )
-        self.eos = frozenset(source.config.eos_token_id)
-        self.group = DEFAULT_GROUP if group is None else group
-        if self.group not in GROUPS:
-            raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
-        wanted = None if format is None else _format(format)
-        self.packed = pack_model(source, wanted, self.group, progress)
+        self.eos = frozenset(self.packed.eos)
         built = configure(self.packed, config, engine)
         self.program: Program = compile_model(self.packed, built, progress)
         self.device = self._make_device(device, wave, wave_cycles, progress)
@@ -287,6 +287,27 @@ class LLM:
 
 def _add(total: int | None, more: int | None) -> int | None:
     return total if more is None else (total or 0) + more
+
+
+def _open(
+    path: Path,
+    format: str | None,
+    group: int | None,
+    context: int | None,
+    progress: Progress | None,
+) -> tuple[Decoder | None, PackedModel]:
+    """A checkpoint, rounded, or a packed model as it is."""
+    if is_packed(path):
+        for name, value in (("format", format), ("group", group), ("context", context)):
+            if value is not None:
+                raise LutraError(
+                    f"{path} is packed already, its {name} can not be changed: leave {name} out, "
+                    "or pack the checkpoint again"
+                )
+        return None, open_packed(path).model
+    source = load_model(path).limited(context)
+    wanted = None if format is None else _format(format)
+    return source, pack_model(source, wanted, group or DEFAULT_GROUP, progress)
 
 
 def _format(name: str) -> Format:

@@ -17,6 +17,7 @@ __all__ = ["SafetensorsFolder"]
 # importing ml_dtypes is what makes NumPy know bfloat16 by name
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_NAMES = {"U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -68,6 +69,11 @@ class SafetensorsFolder:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
         return tuple(self._open(self._shard(name)).get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """NumPy's name of a tensor's type, without reading it."""
+        found = str(self._open(self._shard(name)).get_slice(name).get_dtype())
+        return _NAMES.get(found, found)
 
     def take(self, name: str, *shape: int) -> NDArray[np.generic]:
         """The tensor of this name; it must have this shape, if one is given."""

@@ -27,6 +27,7 @@ from lutra.host.models.layers import (
 from lutra.host.models.rope import Rope, read_rope
 
 __all__ = [
+    "CONTEXT",
     "LINEARS",
     "Decoder",
     "DecoderConfig",
@@ -45,6 +46,8 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 Tap = Callable[[str, Float], None]
 """Called with the name of a matrix and its input ``[T, K]``; those that share one share a call."""
 _Vector = NDArray[np.float32]
+CONTEXT = 4096
+"""Positions of the KV cache, unless more are asked for or the model has fewer."""
 _ROWS = 8192  # of the head, at a time
 
 
@@ -270,6 +273,18 @@ class Decoder:
 
     def _product(self, x: Float, unit: Float, weight: Weight) -> Float:
         return x @ weight.dequantized().T.astype(self.dtype, copy=False) * unit
+
+    def limited(self, context: int | None) -> "Decoder":
+        """The same model with at most ``context`` positions, or 4,096 if it is not said."""
+        if context is not None and context < 1:
+            raise LutraError(f"the context must be 1 position or more, not {context}")
+        most = self.config.max_position_embeddings
+        if context is not None and context > most:
+            raise LutraError(
+                f"the context must be at most {most}, which {self.name} was made for, not {context}"
+            )
+        n = min(most, CONTEXT) if context is None else context
+        return replace(self, config=replace(self.config, max_position_embeddings=n))
 
     def replaced(self, layers: Sequence[DecoderLayer], activation_bits: int) -> "Decoder":
         """The same model with other weights, and activations rounded."""

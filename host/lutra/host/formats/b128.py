@@ -1,0 +1,84 @@
+"""B128, the canonical layout of packed codes: rows in blocks of 128 weights along the depth.
+
+Codes are unsigned. Those of 1, 2 or 4 bits are one plane, those of 3, 6 and 8 bits two: 2 + 1,
+4 + 2 and 4 + 4, the plane of the low bits first. In a block of a plane lie
+
+- 4 bits: 64 bytes, byte ``32 b + t`` holds weight ``64 b + t`` (low) and ``64 b + 32 + t`` (high);
+- 2 bits: 32 bytes, byte ``t`` holds weights ``t``, ``32 + t``, ``64 + t``, ``96 + t``, first on
+  top;
+- 1 bit: 16 bytes, byte ``t`` holds weights ``t``, ``16 + t``, ... ``112 + t``, first on top.
+
+The planes of a block follow each other; a depth that is no multiple of 128 is filled with code 0.
+Two-bit blocks are those of bitnet.cpp's I2_S on x86.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BLOCK", "from_b128", "row_bytes", "to_b128"]
+
+BLOCK = 128
+"""Weights of a block."""
+Bytes = NDArray[np.uint8]
+_PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2), 8: (4, 4)}
+
+
+def row_bytes(k: int, bits: int) -> int:
+    """Bytes of a row of ``k`` weights."""
+    return -(-k // BLOCK) * BLOCK * bits // 8
+
+
+def to_b128(codes: Bytes, bits: int) -> Bytes:
+    """Pack codes ``[N, K]`` to ``[N, row_bytes(K, bits)]``."""
+    n, k = codes.shape
+    blocks = -(-k // BLOCK)
+    padded = codes
+    if k % BLOCK:
+        padded = np.zeros((n, blocks * BLOCK), np.uint8)
+        padded[:, :k] = codes
+    padded = padded.reshape(n, blocks, BLOCK)
+    parts: list[Bytes] = []
+    for width in _PLANES[bits]:
+        parts.append(_pack(padded & np.uint8((1 << width) - 1), width))
+        padded = padded >> np.uint8(width)
+    return np.concatenate(parts, axis=2).reshape(n, -1)
+
+
+def from_b128(data: Bytes, bits: int, k: int) -> Bytes:
+    """Inverse of :func:`to_b128`: codes ``[N, k]``."""
+    n = len(data)
+    blocks = data.reshape(n, -1, BLOCK * bits // 8)
+    codes = np.zeros((n, blocks.shape[1], BLOCK), np.uint8)
+    first, low = 0, 0
+    for width in _PLANES[bits]:
+        size = BLOCK * width // 8
+        codes |= _unpack(blocks[:, :, first : first + size], width) << np.uint8(low)
+        first, low = first + size, low + width
+    return codes.reshape(n, -1)[:, :k]
+
+
+def _pack(codes: Bytes, width: int) -> Bytes:
+    """``[N, blocks, 128]`` to the bytes of a plane."""
+    n, blocks, _ = codes.shape
+    if width == 4:
+        halves = codes.reshape(n, blocks, 2, 2, 32)
+        return (halves[:, :, :, 0] | halves[:, :, :, 1] << np.uint8(4)).reshape(n, blocks, -1)
+    per_byte = 8 // width
+    fields = codes.reshape(n, blocks, per_byte, -1)
+    packed = np.zeros((n, blocks, BLOCK // per_byte), np.uint8)
+    for i in range(per_byte):
+        packed |= fields[:, :, i] << np.uint8(8 - width * (i + 1))
+    return packed
+
+
+def _unpack(data: Bytes, width: int) -> Bytes:
+    """Inverse of :func:`_pack`."""
+    n, blocks, size = data.shape
+    if width == 4:
+        beats = data.reshape(n, blocks, 2, 1, 32)
+        return np.concatenate([beats & np.uint8(15), beats >> np.uint8(4)], axis=3).reshape(
+            n, blocks, BLOCK
+        )
+    per_byte, mask = 8 // width, np.uint8((1 << width) - 1)
+    fields = [data >> np.uint8(8 - width * (i + 1)) & mask for i in range(per_byte)]
+    return np.stack(fields, axis=2).reshape(n, blocks, per_byte * size)

@@ -7,13 +7,21 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.host.checkpoints.awq import read_awq
+from lutra.host.checkpoints.compressed_tensors import read_compressed_tensors
 from lutra.host.checkpoints.config import ConfigFile
+from lutra.host.checkpoints.floating import read_dense, take_finite
+from lutra.host.checkpoints.gptq import read_gptq
 from lutra.host.checkpoints.weights import Dense, Ternary, Weight
 from lutra.host.errors import LutraError
 from lutra.host.formats.safetensors import SafetensorsFolder
 
 __all__ = ["QUANTIZATIONS", "HuggingFaceCheckpoint", "ternarize", "unpack_ternary"]
 
+_PARTS = (
+    *("weight", "weight_scale", "qweight", "qzeros", "scales", "g_idx"),
+    *("weight_packed", "weight_zero_point", "weight_shape", "weight_g_idx"),
+)
 _TERNARY = ("BitNetForCausalLM", "BitnetForCausalLM")
 
 
@@ -39,8 +47,12 @@ class HuggingFaceCheckpoint:
         self._linear = QUANTIZATIONS[kind]
 
     def names(self) -> Collection[str]:
-        """Names of all tensors, ``.weight`` left off."""
-        return [name.removesuffix(".weight") for name in self._tensors.names()]
+        """Names of all matrices and vectors; the parts of a quantised matrix have one name."""
+        found: dict[str, None] = {}
+        for name in self._tensors.names():
+            owner, _, part = name.rpartition(".")
+            found[owner if part in _PARTS else name] = None
+        return found.keys()
 
     def linear(self, name: str, n: int, k: int) -> Weight:
         """The matrix of a linear layer."""
@@ -53,26 +65,7 @@ class HuggingFaceCheckpoint:
     def vector(self, name: str, n: int) -> NDArray[np.float32]:
         """A norm's weights, or a bias."""
         full = name if name.endswith(".bias") else f"{name}.weight"
-        return _finite(self._tensors, full, self._tensors.take(full, n)).astype(np.float32)
-
-
-def _finite(
-    tensors: SafetensorsFolder, name: str, values: NDArray[np.generic]
-) -> NDArray[np.generic]:
-    if values.dtype.kind not in "fV" or values.dtype.itemsize not in (2, 4, 8):
-        raise LutraError(
-            f"{tensors.path}: {name} must be in floating point, not {values.dtype}: "
-            "use a checkpoint in BF16, F16 or F32"
-        )
-    if not np.isfinite(values).all():  # pyright: ignore[reportCallIssue, reportArgumentType]
-        raise LutraError(f"{tensors.path}: {name} holds infinities or NaNs: export the model again")
-    return values
-
-
-def read_dense(tensors: SafetensorsFolder, config: ConfigFile, name: str, n: int, k: int) -> Dense:
-    """A matrix in floating point."""
-    full = f"{name}.weight"
-    return Dense(_finite(tensors, full, tensors.take(full, n, k)))
+        return take_finite(self._tensors, full, n).astype(np.float32)
 
 
 def unpack_ternary(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -114,7 +107,7 @@ def read_bitnet(
     if codes.max(initial=0) > 1:
         raise LutraError(f"{path}: {full} holds codes other than 0, 1 and 2: copy the model again")
     side = f"{name}.weight_scale"
-    scale = float(_finite(tensors, side, tensors.take(side, 1)).astype(np.float64)[0])
+    scale = float(take_finite(tensors, side, 1).astype(np.float64)[0])
     if scale <= 0:
         raise LutraError(f"{path}: {side} must be positive, not {scale}")
     linear_class = config.get("linear_class", "quantization_config") or "bitlinear"
@@ -125,5 +118,11 @@ def read_bitnet(
 
 LinearReader = Callable[[SafetensorsFolder, ConfigFile, str, int, int], Weight]
 
-QUANTIZATIONS: Mapping[str, LinearReader] = {"none": read_dense, "bitnet": read_bitnet}
+QUANTIZATIONS: Mapping[str, LinearReader] = {
+    "none": read_dense,
+    "bitnet": read_bitnet,
+    "gptq": read_gptq,
+    "awq": read_awq,
+    "compressed-tensors": read_compressed_tensors,
+}
 """What reads a linear layer, by the ``quant_method`` of ``quantization_config``."""

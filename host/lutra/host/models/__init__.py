@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lutra.host.checkpoints import Checkpoint, open_checkpoint
 from lutra.host.errors import LutraError
+from lutra.host.hub import download, is_id
 from lutra.host.models.bitnet import BITNET, BITNET_LARGE, read_bitnet
 from lutra.host.models.decoder import Decoder
 from lutra.host.models.llama import LLAMA, read_llama
@@ -32,7 +33,8 @@ def shipped_models() -> list[str]:
 
 
 def find_model(name: str | Path) -> Path:
-    """Return the folder of a shipped model's name, or a path: a folder or a GGUF file."""
+    """Return the folder of a shipped model's name, a path (a folder or a GGUF file), or the folder
+    that an id of the Hugging Face Hub (``owner/model``) is downloaded to."""
     path, names = Path(name), shipped_models()
     # a folder that only happens to be called like a shipped model does not hide it
     if path.is_dir() and (str(name) not in names or (path / "config.json").exists()):
@@ -41,9 +43,12 @@ def find_model(name: str | Path) -> Path:
         return path
     if str(name) in names:
         return _DATA / str(name)
+    if isinstance(name, str) and is_id(name):
+        return download(name)
     raise LutraError(
         f"model {str(name)!r} is neither a folder nor a shipped model ({', '.join(names)}): "
-        "give the folder that holds config.json and model.safetensors"
+        "give the folder that holds config.json and model.safetensors, a GGUF file, or an id "
+        "of the Hugging Face Hub (owner/model)"
     )
 
 

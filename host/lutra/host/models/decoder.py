@@ -43,6 +43,9 @@ __all__ = [
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """A layer's matrices, under Hugging Face's names."""
 
+_PATHS = {name: "self_attn" if name[0] in "qkvo" else "mlp" for name in LINEARS}
+_LAYERS = "model.layers."
+
 Tap = Callable[[str, Float], None]
 """Called with the name of a matrix and its input ``[T, K]``; those that share one share a call."""
 _Vector = NDArray[np.float32]
@@ -347,13 +350,16 @@ def read_decoder(
     projection.
     """
     c, vector, linear = config, checkpoint.vector, checkpoint.linear
+    parts = ["input_layernorm", "post_attention_layernorm", *(sub_norms or ())]
+    parts += [f"self_attn.{each}_proj.bias" for each in "qkv" if biases]
+    parts += [f"self_attn.{each}_norm" for each in "qk" if qk_norm]
+    _refuse_others(checkpoint, config, parts)
 
     def layer(i: int) -> DecoderLayer:
         prefix = f"model.layers.{i}"
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        attention = f"{prefix}.self_attn"
         parts = {
-            each: linear(f"{attention if each[0] in 'qkvo' else mlp}.{each}", *c.shape_of(each))
-            for each in LINEARS
+            each: linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each)) for each in LINEARS
         }
         extra: dict[str, _Vector] = {}
         if biases:
@@ -382,3 +388,26 @@ def read_decoder(
         lm_head=head,
         activation_bits=activation_bits,
     )
+
+
+def _refuse_others(checkpoint: Checkpoint, config: DecoderConfig, parts: Sequence[str]) -> None:
+    """Refuse tensors that the forward pass would leave out; biases of nothing are let pass."""
+    matrices = {f"{path}.{name}": config.shape_of(name)[0] for name, path in _PATHS.items()}
+    indices = {str(i) for i in range(config.num_hidden_layers)}
+    for name in sorted(checkpoint.names()):
+        index, _, part = name.removeprefix(_LAYERS).partition(".")
+        if name.startswith(_LAYERS) and index in indices:
+            known = part in matrices or part in parts
+        else:
+            known = name in ("model.embed_tokens", "model.norm", "lm_head")
+        if known or name.endswith("rotary_emb.inv_freq"):
+            continue
+        rows = matrices.get(part.removesuffix(".bias"))
+        # GPTQ's programs write a bias of zeros for every layer
+        if rows and index in indices and not checkpoint.vector(name, rows).any():
+            continue
+        raise LutraError(
+            f"{checkpoint.path}: tensor {name} is not supported; supported of the "
+            f"{config.num_hidden_layers} layers of {checkpoint.config.architecture} are "
+            f"{', '.join([*matrices, *parts])}: use a model without it"
+        )

@@ -125,7 +125,11 @@ def read_rope(file: ConfigFile) -> Rope:
         "partial_rotary_factor", partial, None, 1, 1.0, advice="use a model that rotates all"
     )
     context = file.whole("max_position_embeddings")
-    original = file.whole("original_max_position_embeddings", within, default=context)
+    original = context
+    # a dynamic scaling begins behind the context in the file, whatever else the file says
+    if named != "dynamic":
+        name = "original_max_position_embeddings"
+        original = file.whole(name, within, default=file.whole(name, default=context))
     truncate = file.get("truncate", within)
     try:
         return Rope(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from lutra.host.models import load_model
 from lutra.host.models.decoder import Decoder
@@ -222,4 +222,5 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.add_special_tokens(["<|bos|>", "<|eos|>"])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing("<|bos|> $A", None, [("<|bos|>", BOS)])
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -129,7 +129,7 @@ class LLM:
                 f"{path} mixes two models: its tokenizer has {self.tokenizer.vocab_size} tokens, "
                 f"config.json {self.packed.vocab_size}: copy the model again"
             )
-        self.eos = frozenset(self.packed.eos)
+        self.eos = frozenset(self.packed.eos) | self.tokenizer.eos
         built = configure(self.packed, config, engine)
         self.program: Program = compile_model(self.packed, built, progress)
         self.device = self._make_device(device, wave, wave_cycles, progress)
@@ -190,6 +190,10 @@ class LLM:
         run took is in :attr:`stats`, also while it lasts.
         """
         tokens = self.tokenizer.encode(prompt)
+        if not tokens:
+            raise LutraError(
+                "the prompt is empty, and this model has no token that begins a text: give some"
+            )
         room = self.context - len(tokens)
         if room < 1:
             raise LutraError(

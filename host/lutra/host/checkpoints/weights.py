@@ -29,8 +29,8 @@ class Dense:
         return n, k
 
     def dequantized(self, rows: slice = slice(None)) -> Float32:
-        """The weights as float32."""
-        return self.values[rows].astype(np.float32)
+        """The weights as float32; a view of them if they are. Not to be written to."""
+        return self.values[rows].astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)

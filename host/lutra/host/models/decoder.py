@@ -215,7 +215,8 @@ class Decoder:
     ) -> Float:
         """The residual stream ``[T, D]`` after a layer; ``tap`` sees the matrices' inputs."""
         c, see = self.config, tap or _nobody
-        rotate = rotation(*c.rope.table(len(x), c.head_dim, c.max_position_embeddings))
+        cos, sin = c.rope.table(len(x), c.head_dim, c.max_position_embeddings)
+        rotate = rotation(cos.astype(x.dtype), sin.astype(x.dtype))
         h = rms_norm(x, layer.input_layernorm, c.rms_norm_eps)
         see("q_proj", h)
         h, unit = self._rounded(h, self.activation_bits)

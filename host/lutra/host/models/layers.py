@@ -1,6 +1,7 @@
-"""Layers in float64 that the architectures' forward passes share: the yardstick's, not the token
-path's."""
+"""Layers in floating point that the architectures' forward passes share: the yardstick's, not the
+token path's. What they compute has the dtype of what they are given."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -49,8 +50,8 @@ def causal_attention(q: Float, k: Float, v: Float, window: int = 0) -> Float:
     share = len(q) // len(k)
     k, v = k.repeat(share, axis=0), v.repeat(share, axis=0)
     age = np.arange(n)[:, None] - np.arange(n)
-    hidden = np.where((age < 0) | ((age >= window) & (window > 0)), -np.inf, 0.0)
-    score = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2]) + hidden
+    hidden = np.where((age < 0) | ((age >= window) & (window > 0)), -np.inf, 0.0).astype(q.dtype)
+    score = q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[2]) + hidden
     p = np.exp(score - score.max(axis=-1, keepdims=True))
     out = (p / p.sum(axis=-1, keepdims=True)) @ v
     return out.transpose(1, 0, 2).reshape(n, -1)

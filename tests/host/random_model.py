@@ -112,7 +112,7 @@ def config_for(
         "a_width": a_width,
         "w_width": w_width,
         "acc_width": 24 if engine == "ternary" else 28,
-        "sum_width": 24 if engine == "ternary" else 28 + a_width,
+        "sum_width": 24 if engine == "ternary" else 20 + a_width + changes.get("scale_width", 8),
         "m_tile": 4,
         "row_blocks_max": -(-rows // (2 * lanes)) * 2,
         "act_tiles": -(-depth // k_tile),

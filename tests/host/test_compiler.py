@@ -14,10 +14,10 @@ from lutra.host.checkpoints.weights import Ternary, Weight
 from lutra.host.compiler import compile_model
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.errors import LutraError
-from lutra.host.fit import check_fit, engines_for
+from lutra.host.fit import check_fit, check_layer, engines_for
 from lutra.host.models import find_model, load_model
-from lutra.host.models.decoder import Decoder
-from lutra.host.packing import PackedModel, pack_model
+from lutra.host.models.decoder import LINEARS, Decoder
+from lutra.host.packing import PackedLinear, PackedModel, pack_model
 from lutra.host.program import Program
 from lutra.sim.golden.control.interpreter import Interpreter
 from lutra.sim.golden.control.isa import (
@@ -650,6 +650,100 @@ def test_groups_that_are_no_whole_tiles(packed_llama: Callable[[str, str], Packe
     )
     with pytest.raises(LutraError, match=message):
         compile_model(packed_llama("llama-whole", "W4A8"), config)
+
+
+def _with_scales(model: PackedModel, factor: int, bits: int) -> PackedModel:
+    """The same model: its group scales ``factor`` times as large, ``bits`` more to round."""
+
+    def wider(linear: PackedLinear) -> PackedLinear:
+        weights = replace(linear.weights, scale=linear.weights.scale * factor)
+        return replace(linear, weights=weights, shift=linear.shift + bits)
+
+    layers = [
+        replace(layer, **{name: wider(layer.linear(name)) for name in LINEARS})
+        for layer in model.layers
+    ]
+    return replace(model, layers=layers, scale_bits=model.scale_bits + bits)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_scales_that_are_wider_than_the_engines_are_refused(
+    told: bool, packed_llama: Callable[[str, str], PackedModel]
+) -> None:
+    """Those that the model tells of, and those that its layers have."""
+    model = packed_llama("llama", "W4A8")
+    config = config_for(LLAMAS["llama"], "mac")
+    for factor, bits in ((2, 9), (257, 16)):
+        wide = _with_scales(model, factor, bits - 8)
+        message = (
+            "^configuration small is built for group scales of 8 bits, the model has scales of "
+            f"{bits}: use a configuration with scale_width={bits}$"
+        )
+        with pytest.raises(LutraError, match=message):
+            compile_model(wide if told else replace(wide, scale_bits=8), config)
+        compile_model(wide, config_for(LLAMAS["llama"], "mac", scale_width=bits))
+
+
+@pytest.mark.parametrize(
+    ("scale_width", "message"),
+    [
+        (
+            8,
+            (
+                "shifts sums by up to 15 bits, the model needs 32: "
+                "use a configuration with scale_width=9 or more"
+            ),
+        ),
+        (9, "shifts sums by up to 31 bits, the model needs 32: the model's rows are too deep"),
+    ],
+)
+def test_shifts_that_are_wider_than_the_engines_are_refused(
+    scale_width: int, message: str, packed_llama: Callable[[str, str], PackedModel]
+) -> None:
+    model = packed_llama("llama", "W4A8")
+    (layer,) = model.layers
+    deep = replace(layer, down_proj=replace(layer.down_proj, shift=32))
+    config = config_for(LLAMAS["llama"], "lut", scale_width=scale_width)
+    with pytest.raises(LutraError, match=f"^configuration small {message}$"):
+        compile_model(replace(model, layers=[deep]), config)
+
+
+def test_a_sum_leaves_room_for_half_of_what_is_rounded(
+    packed_llama: Callable[[str, str], PackedModel],
+) -> None:
+    """The engine adds it before the first depth tile."""
+    model = packed_llama("llama", "W8A8")
+    (layer,) = model.layers
+    name = max(LINEARS, key=lambda name: layer.linear(name).peak)
+    worst = layer.linear(name)
+    highest = worst.peak * 127
+    bits = highest.bit_length() + 1
+    config = config_for(LLAMAS["llama"], "lut", scale_width=9, sum_width=bits)
+    check_layer(model, layer, config)
+    # half of what this shift rounds away is more than the bits have room for
+    shift = (2 * ((1 << (bits - 1)) - 1 - highest)).bit_length()
+    rounded = replace(layer, **{name: replace(worst, shift=shift)})
+    message = rf"a sum of the engine \(bits\) needs {bits + 1}, has {bits}"
+    with pytest.raises(LutraError, match=message):
+        check_layer(model, rounded, config)
+
+
+@pytest.mark.parametrize(("engine", "k_tile"), [("lut", 16), ("mixpe", 32), ("mac", 16)])
+def test_scales_of_sixteen_bits_give_the_same_logits(
+    engine: str, k_tile: int, packed_llama: Callable[[str, str], PackedModel]
+) -> None:
+    """Scales 256 times as large and eight bits more to round: the same numbers to the last bit."""
+    name = "llama-grouped"
+    model = packed_llama(name, "W4A8")
+    tile_k = {"tile_k": 16} if engine == "lut" else {}
+    results = []
+    for packed, changes in ((model, {}), (_with_scales(model, 256, 8), {"scale_width": 16})):
+        config = config_for(LLAMAS[name], engine, k_tile=k_tile, **tile_k, **changes)
+        device = GoldenDevice()
+        device.load(compile_model(packed, config))
+        results.append(device.run_tile([3, 1000, 7], 0, 0).logits)
+    np.testing.assert_array_equal(*results)
+    assert results[0].any()
 
 
 @pytest.mark.parametrize(

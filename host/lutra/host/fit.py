@@ -9,7 +9,7 @@ from lutra.host.models.decoder import LINEARS, Gate
 from lutra.host.packing import PackedLayer, PackedModel
 from lutra.sim.golden.arith.fixed import round_shift
 from lutra.sim.golden.core.config import ENGINES, AcceleratorConfig
-from lutra.sim.golden.matmul.engine import EngineParams, GroupedWeights
+from lutra.sim.golden.matmul.engine import SCALE_WIDTH, EngineParams, GroupedWeights
 
 __all__ = [
     "Precision",
@@ -74,12 +74,22 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
         )
     if not m.grouped:
         return
+    _check_scales(config, model.scale_bits)
     for name, depth in _depths(model).items():
         if depth % m.k_tile:
             raise LutraError(
                 f"{name} is {depth}, not a multiple of k_tile ({m.k_tile}), which engine {m.kind} "
                 f"of configuration {config.name} needs: use a smaller k_tile"
             )
+
+
+def _check_scales(config: AcceleratorConfig, bits: int) -> None:
+    built = config.matmul.scale_width
+    if bits > built:
+        raise LutraError(
+            f"configuration {config.name} is built for group scales of {built} bits, the model "
+            f"has scales of {bits}: use a configuration with scale_width={bits}"
+        )
 
 
 def _depths(model: PackedModel) -> dict[str, int]:
@@ -144,6 +154,8 @@ def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfi
                 f"groups of {weights.group} are not whole depth tiles of configuration "
                 f"{config.name}: use groups that are a multiple of k_tile ({m.k_tile})"
             )
+        if m.grouped:
+            _check_scales(config, weights.scale_bits)
         _check_words(config, weights)
         _check_sum(model, config, linear.peak, linear.shift)
         if model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj"):
@@ -169,9 +181,23 @@ def _sum_bits(model: PackedModel, peak: int, shift: int) -> int:
 
 
 def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: int) -> None:
-    """Refuse sums that can leave the engine's adders or the accumulators."""
-    # an engine without groups adds up the weights themselves, not twice the weights
-    inner = _sum_bits(model, peak, 0 if config.matmul.grouped else 1)
+    """Refuse sums that can leave the engine's adders or the accumulators, or shift too far."""
+    m = config.matmul
+    if m.grouped and shift > m.shift_max:
+        mend = (
+            f"use a configuration with scale_width={SCALE_WIDTH + 1} or more"
+            if m.scale_width == SCALE_WIDTH
+            else "the model's rows are too deep"
+        )
+        raise LutraError(
+            f"configuration {config.name} shifts sums by up to {m.shift_max} bits, the model "
+            f"needs {shift}: {mend}"
+        )
+    # an engine without groups adds up the weights themselves, not twice the weights; the others
+    # add half of the result's last place
+    q_max = (1 << (model.a_bits - 1)) - 1
+    highest = peak * q_max + ((1 << shift) >> 1)
+    inner = highest.bit_length() + 1 if m.grouped else _sum_bits(model, peak, 1)
     _need("a sum of the engine (bits)", inner, config.sum_width, "sum_width", config)
     outer = _sum_bits(model, peak, shift)
     _need("the accumulator (bits)", outer, config.acc_width, "acc_width", config)

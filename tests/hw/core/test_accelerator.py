@@ -44,6 +44,17 @@ CASES = {
         _SIZES,
     ),
     "mixpe": (replace(SMALL, engine="mixpe", tile_k=8, w_width=4, **_GROUPED), _SIZES),
+    "mixpe-s16": (
+        replace(
+            SMALL,
+            engine="mixpe",
+            tile_k=8,
+            w_width=4,
+            scale_width=16,
+            **(_GROUPED | {"sum_width": 44}),
+        ),
+        _SIZES,
+    ),
     "mac": (
         # a pass of 80 words is replayed
         replace(SMALL, engine="mac", tile_k=4, w_width=8, weight_buffer_words=128, **_GROUPED),

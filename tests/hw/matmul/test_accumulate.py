@@ -1,5 +1,6 @@
 """Row registers, dequantisation and accumulators against the golden arithmetic."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ pytest.importorskip("cocotb_tools")
 from lutra.hw.matmul.accumulate import AccumulatorBanks, Dequantizer, RowRegisters, drain_cycles
 from lutra.sim.bench.simulate import simulate
 from lutra.sim.golden.arith.fixed import round_shift
-from lutra.sim.golden.matmul.engine import LANES, EngineParams
+from lutra.sim.golden.matmul.engine import LANES
 from lutra.sim.golden.matmul.lut import LutParams
 from lutra.sim.golden.matmul.mac import MacParams
 from lutra.sim.golden.matmul.ternary import TernaryParams
@@ -25,7 +26,12 @@ PARAMS = {
     "lut": LutParams(tile_m=2, k_tile=16, tile_k=8, m_tile=2, acc_blocks=4, max_planes=4),
     "lut-whole": LutParams(k_tile=16, tile_k=16, m_tile=2, acc_blocks=4, max_planes=1),
     "mac": MAC,
+    "mac-s16": replace(MAC, scale_width=16, sum_width=44),
+    "lut-s12": LutParams(
+        k_tile=16, tile_k=16, m_tile=2, acc_blocks=4, scale_width=12, sum_width=40
+    ),
 }
+GROUPED = [name for name in PARAMS if PARAMS[name].grouped]
 
 
 async def _wait(ctx: Any, n_cycles: int) -> None:
@@ -44,7 +50,8 @@ def test_rows(name: str) -> None:
     sums = rng.integers(-limit + 1, limit, (n_blocks, planes, params.steps, m, n))
     sums[0], sums[1] = limit - 1, -limit + 1
     signs = rng.integers(0, 2, sums.shape)
-    scale, zero = rng.integers(0, 256, (n_blocks, n)), rng.integers(-512, 512, (n_blocks, n))
+    scale = rng.integers(0, 1 << params.scale_width, (n_blocks, n))
+    zero = rng.integers(-512, 512, (n_blocks, n))
     a_sum = rng.integers(-1000, 1000, (n_blocks, m))
     weights = params.radix ** np.arange(planes - 1, -1, -1)
     expected = np.einsum("bpsmn,p->bmn", np.where(signs, -sums, sums), weights)
@@ -125,10 +132,11 @@ def test_rows(name: str) -> None:
             assert a == a_sum[block, token]
 
 
-@pytest.mark.parametrize("params", [MAC, PARAMS["lut"]], ids=["mac", "lut"])
-def test_dequantizer(params: EngineParams) -> None:
+@pytest.mark.parametrize("name", GROUPED)
+def test_dequantizer(name: str) -> None:
     """Corners of what codes and zero points allow, then random; one set of rows per cycle."""
-    rng = np.random.default_rng(1)
+    params, rng = PARAMS[name], np.random.default_rng(1)
+    largest = (1 << params.scale_width) - 1
     dut = Dequantizer(params)
     top = params.radix**params.max_planes - 1
     n = 40
@@ -136,8 +144,9 @@ def test_dequantizer(params: EngineParams) -> None:
     a = rng.integers(-limit, limit, (n, params.k_tile))
     a[0:2], a[2:4] = -limit, limit - 1
     codes = rng.integers(0, top + 1, (n, LANES, params.k_tile))
-    zero, scale = rng.integers(0, 2 * top + 1, (n, LANES)), rng.integers(0, 256, (n, LANES))
-    codes[0:4:2], zero[0:4:2], scale[:4] = top, 0, 255
+    zero = rng.integers(0, 2 * top + 1, (n, LANES))
+    scale = rng.integers(0, largest + 1, (n, LANES))
+    codes[0:4:2], zero[0:4:2], scale[:4] = top, 0, largest
     codes[1:4:2], zero[1:4:2] = 0, 2 * top
     # the lut engine looks up twice the codes less their middle
     middle = top if params.symmetric else 0
@@ -162,16 +171,22 @@ def test_dequantizer(params: EngineParams) -> None:
     assert results[dut.latency :] == expected.tolist()
 
 
-@pytest.mark.parametrize("name", ["ternary", "mac"])
+@pytest.mark.parametrize("name", ["ternary", "mac", "mac-s16"])
 @pytest.mark.parametrize("lag", [1, 3])
 def test_banks(name: str, lag: int) -> None:
     """Sums over depth tiles, as close as ``recovery`` allows; every shift rounds at the end."""
     params, rng = PARAMS[name], np.random.default_rng(lag)
-    dut = AccumulatorBanks(params, 20, lag)
-    n_tiles, shifts = 3, range(16) if params.grouped else range(1)
+    width = params.sum_width - (2 if params.grouped else 4)  # three of them make a sum
+    dut = AccumulatorBanks(params, width, lag)
+    n_tiles, shifts, modulus = 3, range(params.shift_max + 1), 1 << params.acc_width
     places = [(0, 0), (1, 0), (0, 3), (1, 2)][: dut.recovery]  # (token, block), again and again
-    rows = rng.integers(-(1 << 19), 1 << 19, (len(shifts), n_tiles, len(places), LANES))
+    limit = 1 << (width - 1)
+    rows = rng.integers(-limit, limit, (len(shifts), n_tiles, len(places), LANES))
+    # corners: the largest sums of either sign
+    rows[:, :, 0, 0], rows[:, :, 0, 1] = limit - 1, -limit
     expected = round_shift(rows.sum(axis=1), np.array(shifts)[:, None, None])
+    # an accumulator shows the low bits of what it holds
+    expected = (expected + modulus // 2) % modulus - modulus // 2
     writes = list(np.ndindex(len(shifts), n_tiles, len(places)))
     results, done = np.zeros_like(expected), []
 

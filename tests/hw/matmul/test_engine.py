@@ -28,7 +28,9 @@ def _small(cls: type[EngineParams], tile: tuple[int, int, int], **values: int) -
         "weight_buffer_words": 64,
         "act_tiles": 4,
         "k_tile": tile_k,
-        "sum_width": 28 + values.get("a_width", 8) if cls.grouped else 24,
+        "sum_width": 20 + values.get("a_width", 8) + values.get("scale_width", 8)
+        if cls.grouped
+        else 24,
     }
     return cls(tile_m=tile_m, tile_n=tile_n, tile_k=tile_k, **(base | values))
 
@@ -48,6 +50,14 @@ PARAMS = {
     "mac": _small(MacParams, (1, 8, 4), k_tile=16),
     "mac-w2-a16": _small(MacParams, (1, 8, 8), k_tile=16, w_width=2, a_width=16, max_planes=4),
     "mac-2x16-w8": _small(MacParams, (2, 16, 8), k_tile=24, w_width=8, max_planes=1),
+    # group scales of more than eight bits
+    "lut-w2-s16": _small(LutParams, (1, 8, 32), k_tile=32, max_planes=2, scale_width=16),
+    "lut-2x16-w4-s16": _small(LutParams, (2, 16, 8), k_tile=16, max_planes=4, scale_width=16),
+    "mixpe-s16": _small(MixpeParams, (1, 8, 16), k_tile=32, max_planes=1, scale_width=16),
+    "mac-w8-a16-s16": _small(
+        MacParams, (1, 8, 8), k_tile=16, w_width=8, a_width=16, max_planes=1, scale_width=16
+    ),
+    "mac-s11": _small(MacParams, (1, 8, 8), k_tile=16, scale_width=11),
 }
 
 
@@ -79,12 +89,12 @@ def test_a_command(name: str) -> None:
         bits = planes * params.w_width
         weights = GroupedWeights(
             codes=rng.integers(0, 1 << bits, (rows, depth)),
-            scale=rng.integers(1, 256, (rows, k_tiles)),
+            scale=rng.integers(0, 1 << params.scale_width, (rows, k_tiles)),
             zero=rng.integers(0, (2 << bits) - 1, (rows, k_tiles)),
             bits=bits,
             group=params.k_tile,
         )
-        shift = 9
+        shift = 1 + params.scale_width
     else:
         weights, shift = GroupedWeights.from_integers(rng.integers(-4, 5, (rows, depth))), 0
     words = params.pack(weights, planes)

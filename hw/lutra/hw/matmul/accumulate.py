@@ -9,7 +9,7 @@ from amaranth.utils import exact_log2
 from lutra.hw.matmul.activations import sums_layout
 from lutra.hw.matmul.contract import acc_read_port
 from lutra.hw.matmul.table import signed_term
-from lutra.sim.golden.matmul.engine import LANES, SCALE_WIDTH, ZERO_WIDTH, EngineParams
+from lutra.sim.golden.matmul.engine import LANES, ZERO_WIDTH, EngineParams
 
 __all__ = [
     "AccumulatorBanks",
@@ -22,18 +22,20 @@ __all__ = [
     "word_control",
 ]
 
-SIDE = data.StructLayout({"scale": unsigned(SCALE_WIDTH), "zero": signed(ZERO_WIDTH)})
-"""What a weight word holds of a row behind its digits."""
-
 
 def drain_cycles(params: EngineParams) -> int:
     """Cycles that the rows of a block take to the accumulators, eight rows of a token in each."""
     return params.tile_m * params.tile_n // LANES
 
 
+def row_side(params: EngineParams) -> data.StructLayout:
+    """What a weight word holds of a row behind its digits."""
+    return data.StructLayout({"scale": unsigned(params.scale_width), "zero": signed(ZERO_WIDTH)})
+
+
 def side_layout(params: EngineParams) -> data.ArrayLayout:
     """The side fields of a weight word."""
-    return data.ArrayLayout(SIDE, params.tile_n if params.grouped else 0)
+    return data.ArrayLayout(row_side(params), params.tile_n if params.grouped else 0)
 
 
 def _largest(params: EngineParams) -> int:
@@ -69,7 +71,7 @@ def word_control(params: EngineParams) -> data.StructLayout:
             "mask": params.tile_m,  # tokens of the group that are the command's
             "block": range(params.acc_blocks),  # first of its blocks of eight rows
             "group": range(params.m_tile // params.tile_m),
-            "shift": 4,
+            "shift": params.shift_width,
         }
     )
 
@@ -84,7 +86,7 @@ def row_control(params: EngineParams) -> data.StructLayout:
             "last_tile": 1,
             "block": range(params.acc_blocks),
             "token": range(params.m_tile),
-            "shift": 4,
+            "shift": params.shift_width,
         }
     )
 
@@ -145,7 +147,7 @@ class RowRegisters(wiring.Component):
                 "a_sum": In(sums_layout(params)),
                 "take": Out(1),
                 "control_o": Out(row_control(params)),
-                "side_o": Out(data.ArrayLayout(SIDE, LANES)),
+                "side_o": Out(data.ArrayLayout(row_side(params), LANES)),
                 "a_sum_o": Out(sums_layout(params).elem_shape),
                 "h_o": Out(data.ArrayLayout(signed(row_width(params)), LANES)),
             }
@@ -279,7 +281,7 @@ class Dequantizer(wiring.Component):
 
     Members
     -------
-    side : ``In(8 * SIDE)``
+    side : ``In(8 * row_side(params))``
     a_sum : ``In``; sum of the token's activations.
     h : ``In(8 * signed(row_width(params)))``
     o : ``Out(8 * signed(o_width))``
@@ -289,10 +291,10 @@ class Dequantizer(wiring.Component):
 
     def __init__(self, params: EngineParams) -> None:
         self.params = params
-        self.o_width = min(params.sum_width, term_width(params) + SCALE_WIDTH)
+        self.o_width = min(params.sum_width, term_width(params) + params.scale_width)
         super().__init__(
             {
-                "side": In(data.ArrayLayout(SIDE, LANES)),
+                "side": In(data.ArrayLayout(row_side(params), LANES)),
                 "a_sum": In(sums_layout(params).elem_shape),
                 "h": In(data.ArrayLayout(signed(row_width(params)), LANES)),
                 "o": Out(data.ArrayLayout(signed(self.o_width), LANES)),
@@ -310,7 +312,7 @@ class Dequantizer(wiring.Component):
                 for name in ("offset", "term")
             )
             scale, scale_delayed = (
-                Signal(SCALE_WIDTH, name=f"{name}_{lane}", reset_less=True)
+                Signal(p.scale_width, name=f"{name}_{lane}", reset_less=True)
                 for name in ("scale", "scale_delayed")
             )
             product = Signal(signed(self.o_width), name=f"product_{lane}", reset_less=True)
@@ -374,9 +376,9 @@ class AccumulatorBanks(wiring.Component):
         reading, adding, writing = controls[self.i_lag - 1], controls[self.i_lag], controls[-1]
         m.d.sync += self.done.eq(writing.finish)
 
-        half, amount = 0, Signal(4, reset_less=True)
+        half, amount = 0, Signal(p.shift_width, reset_less=True)
         if p.grouped:
-            half = Signal(16, reset_less=True)
+            half = Signal(1 << p.shift_width, reset_less=True)
             m.d.sync += half.eq((Const(1, 1) << reading.shift) >> 1)
             m.d.sync += amount.eq(Mux(adding.last_tile, adding.shift, 0))
         for lane in range(LANES):

@@ -19,19 +19,23 @@ from amaranth.lib.wiring import In, Out
 from lutra.hw.ports import ReadPortSignature, WritePortSignature
 from lutra.sim.golden.matmul.engine import LANES, EngineParams
 
-__all__ = ["TILE_COMMAND", "MatmulEngineSignature", "acc_read_port", "act_write_port"]
+__all__ = ["MatmulEngineSignature", "acc_read_port", "act_write_port", "tile_command"]
 
-TILE_COMMAND = data.StructLayout(
-    {
-        "k_tiles": unsigned(16),
-        "row_blocks": unsigned(16),  # of eight rows; a multiple of tile_n / 8, as is acc_base
-        "planes": unsigned(8),
-        "acc_base": unsigned(16),
-        "token_first": unsigned(8),
-        "token_count": unsigned(8),  # zero tokens: done at once, no weight word is taken
-        "shift": unsigned(4),  # rounding right shift of the finished sums; ternary: not used
-    }
-)
+
+def tile_command(params: EngineParams) -> data.StructLayout:
+    """A tile of a matmul."""
+    return data.StructLayout(
+        {
+            "k_tiles": unsigned(16),
+            "row_blocks": unsigned(16),  # of eight rows; a multiple of tile_n / 8, as is acc_base
+            "planes": unsigned(8),
+            "acc_base": unsigned(16),
+            "token_first": unsigned(8),
+            "token_count": unsigned(8),  # zero tokens: done at once, no weight word is taken
+            # rounding right shift of the finished sums; ternary: not used
+            "shift": unsigned(params.shift_width),
+        }
+    )
 
 
 def act_write_port(params: EngineParams) -> WritePortSignature:
@@ -61,7 +65,7 @@ class MatmulEngineSignature(wiring.Signature):
     def __init__(self, params: EngineParams):
         super().__init__(
             {
-                "cmd": In(stream.Signature(TILE_COMMAND)),
+                "cmd": In(stream.Signature(tile_command(params))),
                 "weights": In(stream.Signature(unsigned(params.word_bits))),
                 "act": In(act_write_port(params)),
                 "acc": In(acc_read_port(params)),

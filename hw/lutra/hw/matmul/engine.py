@@ -14,7 +14,7 @@ from lutra.hw.matmul.accumulate import (
     word_control,
 )
 from lutra.hw.matmul.activations import ActivationBuffer, ActivationSums
-from lutra.hw.matmul.contract import TILE_COMMAND, MatmulEngineSignature
+from lutra.hw.matmul.contract import MatmulEngineSignature, tile_command
 from lutra.hw.matmul.lut import LutDatapath
 from lutra.hw.matmul.mac import MacDatapath
 from lutra.hw.matmul.mixpe import MixpeDatapath
@@ -48,7 +48,7 @@ class PassWalker(wiring.Component):
     Members
     -------
     load : ``In(1)``  take ``cmd``; only while ``idle``.
-    cmd : ``In(TILE_COMMAND)``
+    cmd : ``In(tile_command)``
     idle : ``Out(1)``  every pass of the command has been started.
     start, start_set : ``Out(1)``; prepare this set, of the activations ``group``, ``tile``.
     group, tile : ``Out``
@@ -62,7 +62,7 @@ class PassWalker(wiring.Component):
         super().__init__(
             {
                 "load": In(1),
-                "cmd": In(TILE_COMMAND),
+                "cmd": In(tile_command(params)),
                 "idle": Out(1),
                 "start": Out(1),
                 "start_set": Out(1),
@@ -316,7 +316,7 @@ class MatmulEngine(wiring.Component):
         p = self.params
 
         # the command that waits for the issue of the former one's last word
-        waiting = Signal(TILE_COMMAND, reset_less=True)
+        waiting = Signal(tile_command(p), reset_less=True)
         waits, empty, accept = Signal(), Signal(), Signal()
         cmd = self.cmd.payload
         is_empty = ~(
@@ -349,7 +349,7 @@ class MatmulEngine(wiring.Component):
                 ("acc_base", range(p.acc_blocks)),
                 ("group", range(p.m_tile // p.tile_m)),
                 ("group_first", range(p.m_tile // p.tile_m)),
-                ("shift", 4),
+                ("shift", p.shift_width),
             )
         )
         first_plane, first_tile, first_group = (

@@ -129,6 +129,8 @@ def test_fingerprint_is_of_everything_but_name_and_clock() -> None:
             {"m_tile": 4},
             {"acc_width": 23},
             {"sum_width": 25},
+            {"engine": "lut", "tile_k": 24, "w_width": 1},
+            {"engine": "lut", "tile_k": 24, "w_width": 1, "scale_width": 16},
             {"gate_width": 19},
             {"row_blocks_max": 194},
             {"act_tiles": 12},
@@ -176,6 +178,40 @@ def test_an_engine_takes_the_place_of_another(engine: str, a_width: int) -> None
     others = {f.name for f in fields(config) if getattr(config, f.name) != getattr(NANO, f.name)}
     shape = {"tile_k", "k_tile", "a_width", "w_width", "acc_width", "sum_width", "act_tiles"}
     assert others <= {"name", "engine", *shape}
+
+
+@pytest.mark.parametrize("engine", ["lut", "mixpe", "mac"])
+@pytest.mark.parametrize("scale_width", [8, 12, 16])
+@pytest.mark.parametrize("k_tile", [16, 32, 64])
+def test_an_engine_with_other_groups_and_scales(engine: str, scale_width: int, k_tile: int) -> None:
+    config = with_engine(NANO, engine, scale_width=scale_width, k_tile=k_tile)
+    usual = with_engine(NANO, engine)
+    m = config.matmul
+    assert (m.scale_width, m.k_tile, m.sum_width) == (scale_width, k_tile, 28 + scale_width)
+    assert m.act_tiles * m.k_tile == usual.matmul.act_tiles * 64  # as deep
+    assert m.tile_k == min(usual.matmul.tile_k, k_tile)
+    assert m.word_bits <= NANO.weight_axi_width
+    wide = "" if scale_width == 8 else f"-s{scale_width}"
+    assert config.name == f"nano-{engine}{wide}" + ("" if k_tile == 64 else f"-k{k_tile}")
+    same = (scale_width, k_tile) == (8, 64)
+    assert (config.fingerprint == usual.fingerprint) == same
+
+
+@pytest.mark.parametrize(
+    ("engine", "values", "message"),
+    [
+        ("ternary", {"scale_width": 16}, "scale_width of the ternary engine must be 8, not 16"),
+        ("ternary", {"k_tile": 32}, "k_tile of the ternary engine must be 64, not 32"),
+        ("lut", {"k_tile": 48}, "k_tile must be one of 16, 32, 64, not 48"),
+        ("mac", {"scale_width": 17}, "scale_width must be in 8..16, not 17"),
+    ],
+)
+def test_other_groups_and_scales_that_are_refused(
+    engine: str, values: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        with_engine(NANO, engine, **values)
+    assert str(error.value) == message
 
 
 def test_an_unknown_engine_is_refused() -> None:

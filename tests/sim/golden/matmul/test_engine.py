@@ -25,6 +25,14 @@ def _weights(**values: Any) -> GroupedWeights:
 def test_doubled_weights() -> None:
     weights = _weights()
     assert weights.doubled().tolist() == [[5 * -3, 5 * 3, 255 * 2, 255 * 4]]
+    assert weights.scale_bits == 8
+
+
+def test_a_group_of_scale_zero_weighs_nothing() -> None:
+    weights = _weights(scale=np.array([[0, 65535]]))
+    assert weights.doubled().tolist() == [[0, 0, 65535 * 2, 65535 * 4]]
+    assert weights.scale_bits == 16
+    assert _weights(scale=np.zeros((1, 2), np.int64)).scale_bits == 0
 
 
 @pytest.mark.parametrize(
@@ -37,8 +45,8 @@ def test_doubled_weights() -> None:
         ({"codes": np.array([[0, 4, 1, 2]])}, "codes must be in 0..3, not 0..4"),
         ({"codes": np.array([[-1, 3, 1, 2]])}, "codes must be in 0..3, not -1..3"),
         ({"scale": np.array([[5]])}, "scale must be [1, 2], not [1, 1]"),
-        ({"scale": np.array([[0, 5]])}, "scale must be in 1..255, not 0..5"),
-        ({"scale": np.array([[5, 256]])}, "scale must be in 1..255, not 5..256"),
+        ({"scale": np.array([[-1, 5]])}, "scale must be in 0..65535, not -1..5"),
+        ({"scale": np.array([[5, 65536]])}, "scale must be in 0..65535, not 5..65536"),
         ({"zero": np.array([[3, 7]])}, "zero must be in 0..6, not 3..7"),
         ({"zero": np.array([[3, -1]])}, "zero must be in 0..6, not -1..3"),
         ({"zero": np.array([[3], [0]])}, "zero must be [1, 2], not [2, 1]"),
@@ -84,6 +92,8 @@ def test_some_rows() -> None:
         ({"tile_k": 48}, "k_tile (the group) must be a multiple of tile_k, not 64 of 48"),
         ({"tile_k": 0}, "tile_k must be positive, not 0"),
         ({"a_width": 4}, "a_width must be 8 or 16, not 4"),
+        ({"scale_width": 7}, "scale_width must be in 8..16, not 7"),
+        ({"scale_width": 17}, "scale_width must be in 8..16, not 17"),
         ({"acc_width": 40}, "acc_width must be at most sum_width (36), not 40"),
         (
             {"acc_blocks": 3},
@@ -110,6 +120,16 @@ def test_rejects_kinds(cls: type[EngineParams], value: object) -> None:
     with pytest.raises(TypeError) as error:
         cls(tile_n=value)  # type: ignore[arg-type]
     assert str(error.value) == f"tile_n must be an integer, not {value!r}"
+
+
+def test_wider_scales_take_more_of_a_word_and_a_wider_shift() -> None:
+    for scale_width, side, shift in ((8, 18, 15), (9, 19, 31), (16, 26, 31)):
+        params = LutParams(tile_n=16, scale_width=scale_width)
+        assert params.side_bits == 16 * side
+        assert params.word_bits == params.digit_bits + params.side_bits
+        assert params.shift_max == shift
+    ternary = ENGINES["ternary"]()
+    assert (ternary.side_bits, ternary.shift_max) == (0, 0)
 
 
 def test_words_of_a_command() -> None:

@@ -17,17 +17,20 @@ PARAMS = {
     "mac": MacParams(tile_n=16, tile_k=16, k_tile=16),
     "mac-w2": MacParams(tile_k=8, k_tile=16, w_width=2, max_planes=4),
     "mac-w8": MacParams(tile_k=4, k_tile=8, w_width=8, max_planes=1),
+    "lut-s16": LutParams(tile_k=8, k_tile=16, scale_width=16),
+    "mac-w8-s13": MacParams(tile_k=4, k_tile=8, w_width=8, max_planes=1, scale_width=13),
 }
 
 
 def _weights(
     params: GroupedParams, bits: int, rows: int, k_tiles: int, rng: np.random.Generator
 ) -> GroupedWeights:
-    top, depth = (1 << bits) - 1, k_tiles * params.k_tile
-    scale = rng.integers(1, 256, (rows, k_tiles))
+    top, depth, largest = (1 << bits) - 1, k_tiles * params.k_tile, (1 << params.scale_width) - 1
+    scale = rng.integers(0, largest + 1, (rows, k_tiles))
     zero = rng.integers(0, 2 * top + 1, (rows, k_tiles))
     codes = rng.integers(0, top + 1, (rows, depth))
-    scale[0], scale[-1], zero[0], zero[-1], codes[0], codes[-1] = 1, 255, 0, 2 * top, top, 0
+    scale[0], scale[-1], zero[0], zero[-1] = largest, largest, 0, 2 * top
+    scale[1], codes[0], codes[-1] = 0, top, 0
     return GroupedWeights(codes=codes, scale=scale, zero=zero, bits=bits, group=params.k_tile)
 
 
@@ -100,6 +103,42 @@ def test_layout_of_a_word() -> None:
         value = (word >> side) & ((1 << 18) - 1)
         assert value == (0xA5 | 0b101 << 8 if index >= 12 else 1)
         assert word >> params.word_bits == 0
+
+
+def test_layout_of_a_word_with_wider_scales() -> None:
+    params = LutParams(tile_k=4, k_tile=4, max_planes=2, scale_width=11)
+    scale, zero = np.zeros((8, 1), np.int64), np.full((8, 1), 3)
+    scale[5], zero[5] = 0x5A5, 4
+    weights = GroupedWeights(
+        codes=np.zeros((8, 4), np.int64), scale=scale, zero=zero, bits=2, group=4
+    )
+    words = [int.from_bytes(word.tobytes(), "little") for word in params.pack(weights, 2)]
+    assert params.word_bits == 8 * 4 + 8 * (11 + 10)
+    for word in words:
+        sides = [(word >> (32 + 21 * row)) & ((1 << 21) - 1) for row in range(8)]
+        # the lut engine's zero points are less 2**2 - 1
+        assert sides == [0x5A5 | 1 << 11 if row == 5 else 0 for row in range(8)]
+
+
+@pytest.mark.parametrize("name", ["lut", "mixpe", "mac"])
+def test_rejects_scales_that_its_words_do_not_hold(name: str) -> None:
+    params = PARAMS[name]
+    scale = np.full((8, 1), 255)
+    weights = GroupedWeights(
+        codes=np.zeros((8, params.k_tile), np.int64),
+        scale=scale,
+        zero=0 * scale,
+        bits=1,
+        group=params.k_tile,
+    )
+    params.pack(weights, 1)
+    scale[3] = 700
+    with pytest.raises(ValueError) as error:
+        params.pack(weights, 1)
+    assert str(error.value) == (
+        "scale must be in 0..255 for an engine with a scale_width of 8, not up to 700: "
+        "it takes a scale_width of 10"
+    )
 
 
 @pytest.mark.parametrize(

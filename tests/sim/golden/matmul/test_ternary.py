@@ -34,6 +34,10 @@ SMALL = TernaryParams(tile_k=15, k_tile=15)
             "k_tile of the ternary engine must be tile_k (36), not 72",
         ),
         (
+            {"scale_width": 16},
+            "scale_width of the ternary engine, which has no scales, must be 8, not 16",
+        ),
+        (
             {"weight_buffer_words": 48},
             "weight_buffer_words must be a power of two from 2 on, not 48",
         ),

@@ -19,7 +19,7 @@ from lutra.sim.golden.control.isa import (
 )
 from lutra.sim.golden.control.memory import Memory
 from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.matmul.engine import GroupedWeights
+from lutra.sim.golden.matmul.engine import SCALE_WIDTH, GroupedWeights
 
 __all__ = ["Story", "StorySizes"]
 
@@ -169,11 +169,12 @@ class Story:
         middle = rng.integers(0, 1 << bits, shape)
         codes = rng.integers(0, 1 << bits, (*shape, params.k_tile)).reshape(rows, -1)
         codes[:, depth:] = middle.repeat(params.k_tile, axis=1)[:, depth:]
-        scale = rng.integers(1, 16, shape)
+        spare = params.scale_width - SCALE_WIDTH
+        scale = rng.integers(1, 16 << spare, shape)
         weights = GroupedWeights(
             codes=codes, scale=scale, zero=2 * middle, bits=bits, group=params.k_tile
         )
-        return weights, bits + 3
+        return weights, bits + 3 + spare
 
     def _normq(
         self, source: NormSource, n: int, word: int, *after: _Event, flags: int = 0

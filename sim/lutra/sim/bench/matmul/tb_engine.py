@@ -12,7 +12,7 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from numpy.typing import NDArray
 
 from lutra.hw.matmul.accumulate import drain_cycles
-from lutra.hw.matmul.contract import TILE_COMMAND, acc_read_port, act_write_port
+from lutra.hw.matmul.contract import acc_read_port, act_write_port, tile_command
 from lutra.hw.matmul.engine import MatmulEngine
 from lutra.sim.bench.ports import PulseMonitor
 from lutra.sim.bench.simulate import bench_params
@@ -21,8 +21,6 @@ from lutra.sim.golden.arith.fixed import Int, round_shift
 from lutra.sim.golden.core.config import ENGINES
 from lutra.sim.golden.matmul.engine import (
     LANES,
-    SCALE_WIDTH,
-    ZERO_WIDTH,
     EngineParams,
     GroupedWeights,
 )
@@ -45,9 +43,7 @@ __all__ = [
 PARAMS: EngineParams = bench_params(*ENGINES.values())
 ENGINE = MatmulEngine(PARAMS)
 _A_MIN, _A_MAX = -(1 << (PARAMS.a_width - 1)), (1 << (PARAMS.a_width - 1)) - 1
-_SHIFT_MAX = 15 if PARAMS.grouped else 0
-_SCALE_MAX = (1 << SCALE_WIDTH) - 1
-_SIDE_WIDTH = SCALE_WIDTH + ZERO_WIDTH
+_SCALE_MAX = (1 << PARAMS.scale_width) - 1
 
 PLANES = sorted({1, (PARAMS.max_planes + 1) // 2, PARAMS.max_planes})
 EDGES = ("one", "last", "odd", "many")
@@ -132,7 +128,7 @@ class Command:
             return GroupedWeights.from_integers(w)
         top, groups = (1 << self.bits) - 1, (shape[0], self.k_tiles)
         codes = _random(rng, shape, 0, top)
-        scale = _random(rng, groups, 1, _SCALE_MAX)
+        scale = _random(rng, groups, 0, _SCALE_MAX)
         zero = _random(rng, groups, 0, 2 * top, top)
         if extreme != "random":
             code = top if extreme == "lowest" else 0
@@ -232,7 +228,7 @@ class Bench:
             "token_count": len(command.tokens),
             "shift": command.shift,
         }
-        self._cmd.send(pack(TILE_COMMAND, value | fields))
+        self._cmd.send(pack(tile_command(PARAMS), value | fields))
 
     async def check(self) -> None:
         """Read all accumulators that are known, once."""
@@ -270,7 +266,7 @@ async def corners(dut: Any) -> None:
             if isinstance(PARAMS, TernaryParams):
                 k_tiles = min(k_tiles, PARAMS.max_depth(planes) // PARAMS.k_tile)
             for extreme in ("lowest", "highest"):
-                command = Command(1, planes, k_tiles, range(1), first=base, shift=_SHIFT_MAX)
+                command = Command(1, planes, k_tiles, range(1), first=base, shift=PARAMS.shift_max)
                 bench.send(command, command.weights(bench.rng, extreme))
                 n_done += 1
                 await bench.done.wait_for(n_done)
@@ -289,7 +285,7 @@ def _random_command(choose: Random, blocks: int, k_tiles: int) -> Command:
         k_tiles=k_tiles,
         tokens=range(first, choose.randrange(first, last) + 1),
         first=choose.randrange(PARAMS.acc_blocks // PARAMS.block_rows - blocks + 1),
-        shift=choose.randrange(_SHIFT_MAX + 1),
+        shift=choose.randrange(PARAMS.shift_max + 1),
     )
 
 
@@ -362,7 +358,7 @@ async def one_block_of_one_plane(dut: Any) -> None:
     """Both sets are ready when the words come: the second pass needs the sum of the first."""
     bench = await _start(dut)
     for index in range(3):
-        command = Command(1, 1, PARAMS.act_tiles, range(1), first=1, shift=min(5, _SHIFT_MAX))
+        command = Command(1, 1, PARAMS.act_tiles, range(1), first=1, shift=min(5, PARAMS.shift_max))
         bench.send_command(command)
         await bench.cmd.wait_for(index + 1)
         await ClockCycles(dut.clk, 3 * ENGINE.spacing)
@@ -511,8 +507,8 @@ async def one_weight_bit(dut: Any) -> None:
     # of a ternary code the sign, of others the lowest digit of a code, or the sign of an activation
     bits = [digit + (4 if isinstance(PARAMS, TernaryParams) else 0)]
     if PARAMS.grouped:
-        side = PARAMS.digit_bits + _SIDE_WIDTH * row
-        bits += [side, side + SCALE_WIDTH]
+        side = PARAMS.digit_bits + PARAMS.side_width * row
+        bits += [side, side + PARAMS.scale_width]
     for index, bit in enumerate(bits):
         before = dict(bench.expected)
         words[-1, bit // 8] ^= 1 << (bit % 8)

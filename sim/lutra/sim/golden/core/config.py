@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 
 from lutra.sim.golden.attention.attention import AttentionParams
 from lutra.sim.golden.control.registers import REGISTERS
-from lutra.sim.golden.matmul.engine import EngineParams
+from lutra.sim.golden.matmul.engine import SCALE_WIDTH, EngineParams
 from lutra.sim.golden.matmul.lut import LutParams
 from lutra.sim.golden.matmul.mac import MacParams
 from lutra.sim.golden.matmul.mixpe import MixpeParams
@@ -43,6 +43,7 @@ class AcceleratorConfig:
     k_tile: int = 72
     a_width: int = 8
     w_width: int = 2
+    scale_width: int = SCALE_WIDTH
     acc_width: int = 24
     sum_width: int = 24
     lanes: int = 8
@@ -128,6 +129,7 @@ class AcceleratorConfig:
             k_tile=self.k_tile,
             a_width=self.a_width,
             w_width=self.w_width,
+            scale_width=self.scale_width,
             acc_width=self.acc_width,
             sum_width=self.sum_width,
             m_tile=self.m_tile,
@@ -211,28 +213,56 @@ CONFIGS = {config.name: config for config in (NANO, NANO_WIDE)}
 
 # tile_k, w_width: what a weight word of 1024 bits holds for eight rows
 _TILES = {"lut": (64, 1), "mixpe": (16, 4), "mac": (16, 4)}
+_K_TILE = 64
+_K_TILES = (16, 32, 64)
 
 
-def with_engine(config: AcceleratorConfig, engine: str, *, a_width: int = 8) -> AcceleratorConfig:
-    """``config`` with another matmul engine and width of activations; ternary has 8 bits only."""
+def with_engine(
+    config: AcceleratorConfig,
+    engine: str,
+    *,
+    a_width: int = 8,
+    scale_width: int = SCALE_WIDTH,
+    k_tile: int = _K_TILE,
+) -> AcceleratorConfig:
+    """``config`` with another matmul engine, width of activations and of group scales.
+
+    ``k_tile`` is the least group; depths are as large with a smaller one. The ternary engine has
+    activations of 8 bits only, and no groups.
+    """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     if config.engine != "ternary":
         raise ValueError(f"config must have the ternary engine, not {config.engine!r}")
+    if k_tile not in _K_TILES:
+        raise ValueError(f"k_tile must be one of {', '.join(map(str, _K_TILES))}, not {k_tile}")
     if engine == "ternary":
-        if a_width != 8:
-            raise ValueError(f"a_width of the ternary engine must be 8, not {a_width}")
+        for name, value, only in (
+            ("a_width", a_width, 8),
+            ("scale_width", scale_width, SCALE_WIDTH),
+            ("k_tile", k_tile, _K_TILE),
+        ):
+            if value != only:
+                raise ValueError(f"{name} of the ternary engine must be {only}, not {value}")
         return config
     tile_k, w_width = _TILES[engine]
+    name = f"{config.name}-{engine}"
+    for letter, value, usual in (
+        ("a", a_width, 8),
+        ("s", scale_width, SCALE_WIDTH),
+        ("k", k_tile, _K_TILE),
+    ):
+        name += "" if value == usual else f"-{letter}{value}"
     return replace(
         config,
-        name=f"{config.name}-{engine}" + ("" if a_width == 8 else f"-a{a_width}"),
+        name=name,
         engine=engine,
-        tile_k=tile_k,
-        k_tile=64,
+        tile_k=min(tile_k, k_tile),
+        k_tile=k_tile,
         a_width=a_width,
         w_width=w_width,
+        scale_width=scale_width,
         acc_width=28,
-        sum_width=28 + a_width,
-        act_tiles=12,
+        sum_width=28 + a_width + (scale_width - SCALE_WIDTH),
+        act_tiles=12 * _K_TILE // k_tile,
     )

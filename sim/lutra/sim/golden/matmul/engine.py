@@ -14,12 +14,21 @@ from numpy.typing import NDArray
 
 from lutra.sim.golden.arith.fixed import Int
 
-__all__ = ["LANES", "SCALE_WIDTH", "ZERO_WIDTH", "EngineParams", "GroupedWeights"]
+__all__ = [
+    "LANES",
+    "SCALE_WIDTH",
+    "SCALE_WIDTH_MAX",
+    "ZERO_WIDTH",
+    "EngineParams",
+    "GroupedWeights",
+]
 
 LANES = 8
 """Rows of a block of the accumulator buffer, which is read by pairs of blocks."""
 SCALE_WIDTH = 8
-"""Bits of a group's scale, unsigned."""
+"""Bits of a group's scale, unsigned, unless an engine is built for wider ones."""
+SCALE_WIDTH_MAX = 16
+"""Bits of a group's scale at most."""
 ZERO_WIDTH = 10
 """Bits of a group's zero point in half steps, signed."""
 _ROWS = 1024  # that are doubled at a time, since a whole matrix may be large
@@ -30,8 +39,9 @@ class GroupedWeights:
     """Weights of a matrix as codes, with an integer scale and a zero point per row and group.
 
     ``codes`` ``[N, K]`` are unsigned, of ``bits`` bits; ``scale`` and ``zero``, ``[N, K / group]``,
-    have ``1 <= scale < 2**8`` and ``0 <= zero <= 2 * (2**bits - 1)``, half steps. Twice a weight
-    is the integer ``scale * (2 * code - zero)``: half steps admit the symmetric binary weights.
+    have ``0 <= scale < 2**16`` and ``0 <= zero <= 2 * (2**bits - 1)``, half steps. Twice a weight
+    is the integer ``scale * (2 * code - zero)``: half steps admit the symmetric binary weights,
+    and a group of scale 0 weighs nothing.
     """
 
     codes: NDArray[np.integer]
@@ -48,7 +58,7 @@ class GroupedWeights:
             raise ValueError(f"depth must be a multiple of group ({self.group}), not {k}")
         for name, low, high, shape in (
             ("codes", 0, (1 << self.bits) - 1, (n, k)),
-            ("scale", 1, (1 << SCALE_WIDTH) - 1, (n, k // self.group)),
+            ("scale", 0, (1 << SCALE_WIDTH_MAX) - 1, (n, k // self.group)),
             ("zero", 0, 2 * ((1 << self.bits) - 1), (n, k // self.group)),
         ):
             value = getattr(self, name)
@@ -58,6 +68,11 @@ class GroupedWeights:
                 raise ValueError(
                     f"{name} must be in {low}..{high}, not {value.min()}..{value.max()}"
                 )
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits of the largest scale."""
+        return int(self.scale.max(initial=0)).bit_length()
 
     @classmethod
     def from_integers(cls, w: NDArray[np.integer]) -> "GroupedWeights":
@@ -126,6 +141,7 @@ class EngineParams(ABC):
         ``tile_k``.
     a_width : bits of an activation, signed: 8 or 16.
     w_width : bits of a weight's digit: what one step multiplies by.
+    scale_width : bits of a group's scale, unsigned: 8 to 16.
     acc_width : bits of a result, signed.
     sum_width : bits of a sum before its final shift, signed.
     m_tile : tokens of the activation and accumulator buffers.
@@ -147,6 +163,7 @@ class EngineParams(ABC):
     k_tile: int = 64
     a_width: int = 8
     w_width: int = 1
+    scale_width: int = SCALE_WIDTH
     acc_width: int = 28
     sum_width: int = 36
     m_tile: int = 8
@@ -172,6 +189,10 @@ class EngineParams(ABC):
             )
         if self.a_width not in (8, 16):
             raise ValueError(f"a_width must be 8 or 16, not {self.a_width}")
+        if not SCALE_WIDTH <= self.scale_width <= SCALE_WIDTH_MAX:
+            raise ValueError(
+                f"scale_width must be in {SCALE_WIDTH}..{SCALE_WIDTH_MAX}, not {self.scale_width}"
+            )
         if self.acc_width > self.sum_width:
             raise ValueError(
                 f"acc_width must be at most sum_width ({self.sum_width}), not {self.acc_width}"
@@ -206,9 +227,24 @@ class EngineParams(ABC):
         """Bits of a weight word's digits."""
 
     @property
+    def side_width(self) -> int:
+        """Bits of a row's scale and zero point."""
+        return self.scale_width + ZERO_WIDTH
+
+    @property
     def side_bits(self) -> int:
         """Bits of a weight word behind its digits: scale and zero point of each row."""
-        return self.tile_n * (SCALE_WIDTH + ZERO_WIDTH) if self.grouped else 0
+        return self.tile_n * self.side_width if self.grouped else 0
+
+    @property
+    def shift_width(self) -> int:
+        """Bits of the final shift: what eight bits of scale need, and what more of them do."""
+        return 4 if self.scale_width == SCALE_WIDTH else 5
+
+    @property
+    def shift_max(self) -> int:
+        """Largest final shift; 0 for an engine that does not shift."""
+        return (1 << self.shift_width) - 1 if self.grouped else 0
 
     @property
     def word_bits(self) -> int:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from lutra.sim.golden.arith.fixed import Int
 from lutra.sim.golden.matmul.engine import (
     LANES,
-    SCALE_WIDTH,
     ZERO_WIDTH,
     EngineParams,
     GroupedWeights,
@@ -36,8 +35,8 @@ class GroupedParams(EngineParams):
     """An engine whose words hold digits of unsigned codes, and each row's scale and zero point.
 
     In a word, field f of row n is at bit ``field_width * (n * n_fields + f)``; behind the digits
-    row n has its scale (unsigned, 8 bits) and its zero point (signed, 10 bits) at bit
-    ``digit_bits + 18 * n``. All words of a block repeat them.
+    row n has its scale (unsigned, ``scale_width`` bits) and its zero point (signed, 10 bits) at bit
+    ``digit_bits + side_width * n``. All words of a block repeat them.
     """
 
     def __post_init__(self) -> None:
@@ -96,6 +95,12 @@ class GroupedParams(EngineParams):
             raise ValueError(
                 f"planes must hold {weights.bits} bits, not {planes} of {self.w_width} bits"
             )
+        if weights.scale_bits > self.scale_width:
+            raise ValueError(
+                f"scale must be in 0..{(1 << self.scale_width) - 1} for an engine with a "
+                f"scale_width of {self.scale_width}, not up to {weights.scale.max()}: it takes a "
+                f"scale_width of {weights.scale_bits}"
+            )
         blocks, k_tiles = -(-n // self.tile_n), k // self.k_tile
         rows = blocks * self.tile_n
         # rows that fill up a block weigh nothing: a zero scale
@@ -113,8 +118,8 @@ class GroupedParams(EngineParams):
         head = bits_of(fields.reshape(-1, self.tile_n * fields.shape[-1]), self.field_width)
         side = np.stack([scale, zero & ((1 << ZERO_WIDTH) - 1)], axis=-1)  # [N, T, 2]
         side = side.reshape(blocks, self.tile_n, k_tiles, 2).transpose(2, 0, 1, 3)
-        packed = side[..., 0] | side[..., 1] << SCALE_WIDTH  # [T, B, n]
-        tail = bits_of(packed, SCALE_WIDTH + ZERO_WIDTH).reshape(k_tiles * blocks, -1)
+        packed = side[..., 0] | side[..., 1] << self.scale_width  # [T, B, n]
+        tail = bits_of(packed, self.side_width).reshape(k_tiles * blocks, -1)
         tail = tail.repeat(planes * self.steps, axis=0)
         return np.packbits(np.concatenate([head, tail], axis=1), axis=1, bitorder="little")
 
@@ -127,9 +132,9 @@ class GroupedParams(EngineParams):
         fields = words_of(bits[:, : self.digit_bits], self.field_width)
         shape = (k_tiles, blocks, planes, self.steps)
         digits = self.digits(fields.reshape(*shape, self.tile_n, -1))
-        side = words_of(bits[:, self.digit_bits :], SCALE_WIDTH + ZERO_WIDTH)
+        side = words_of(bits[:, self.digit_bits :], self.side_width)
         side = side.reshape(*shape, self.tile_n)[:, :, -1, -1]
-        scale, zero = side & ((1 << SCALE_WIDTH) - 1), side >> SCALE_WIDTH
+        scale, zero = side & ((1 << self.scale_width) - 1), side >> self.scale_width
         return digits, scale, zero - ((zero >> (ZERO_WIDTH - 1)) << ZERO_WIDTH)
 
     def decode(self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int) -> Int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.sim.golden.arith.fixed import Int
-from lutra.sim.golden.matmul.engine import LANES, EngineParams, GroupedWeights
+from lutra.sim.golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
 from lutra.sim.golden.matmul.grouped import bits_of, words_of
 from lutra.sim.golden.matmul.table import (
     ENTRIES,
@@ -56,6 +56,11 @@ class TernaryParams(EngineParams):
         if self.tile_k % GROUP:
             raise ValueError(
                 f"tile_k must be a multiple of {GROUP} (activations of a table), not {self.tile_k}"
+            )
+        if self.scale_width != SCALE_WIDTH:
+            raise ValueError(
+                f"scale_width of the ternary engine, which has no scales, must be {SCALE_WIDTH}, "
+                f"not {self.scale_width}"
             )
         if self.k_tile != self.tile_k:
             raise ValueError(

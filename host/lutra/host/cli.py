@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from lutra.host.conversation import converse
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.engine import LLM, Mismatch
 from lutra.host.errors import LutraError
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lutra {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands.add_parser("run", help="generate text and show what it took"))
+    _add_chat(commands.add_parser("chat", help="talk with a model that was trained to chat"))
     _add_perplexity(commands.add_parser("perplexity", help="perplexity of a text under a model"))
     # what is above the host in the tree, such as flows, adds its own
     for command in sorted(entry_points(group="lutra.commands"), key=lambda entry: entry.name):
@@ -110,7 +112,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-m", "--model", default="tales", help=f"folder or {', '.join(shipped_models())}"
+        "-m",
+        "--model",
+        default="tales",
+        help=f"folder, id on Hugging Face, or {', '.join(shipped_models())}",
     )
     parser.add_argument(
         "--format",
@@ -142,6 +147,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("-p", "--prompt", default=_DEFAULT_PROMPT, help="text to go on from")
     parser.add_argument("-n", "--n-predict", type=int, help=f"tokens (default {_DEFAULT_TOKENS})")
+    _add_generation(parser)
+    parser.add_argument(
+        "--wave", type=Path, help="waveform file: .vcd, or .fst where zlib and lz4 are"
+    )
+    parser.add_argument(
+        "--wave-cycles", type=_cycle_range, metavar="FROM:TO", help="of these cycles"
+    )
+    parser.set_defaults(command=_run)
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temp", type=float, default=0.7, help="temperature, 0 is greedy (0.7)")
     parser.add_argument("--top-k", type=int, default=40, help="likeliest tokens kept, 0 all (40)")
     parser.add_argument("--top-p", type=float, default=0.95, help="probability kept (0.95)")
@@ -155,13 +171,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="compare every logit with the golden model's (default: on the device rtl)",
     )
-    parser.add_argument(
-        "--wave", type=Path, help="waveform file: .vcd, or .fst where zlib and lz4 are"
-    )
-    parser.add_argument(
-        "--wave-cycles", type=_cycle_range, metavar="FROM:TO", help="of these cycles"
-    )
-    parser.set_defaults(command=_run)
 
 
 def _cycle_range(text: str) -> tuple[int, int]:
@@ -176,9 +185,6 @@ def _cycle_range(text: str) -> tuple[int, int]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    sampling = SamplingParams(
-        temperature=args.temp, top_k=args.top_k, top_p=args.top_p, seed=args.seed
-    )
     check = args.device == "rtl" if args.check is None else args.check
     if args.wave_cycles and not args.wave:
         raise LutraError("--wave-cycles needs --wave FILE")
@@ -200,7 +206,7 @@ def _run(args: argparse.Namespace) -> int:
         if n_predict is None:
             room = llm.context - len(llm.tokenizer.encode(prompt))
             n_predict = min(_DEFAULT_TOKENS, room) if room > 0 else None
-        stream = llm.stream(prompt, n_predict, sampling)
+        stream = llm.stream(prompt, n_predict, _sampling(args))
         llm.load()
     text, mismatch = "", None
     try:
@@ -225,6 +231,51 @@ def _run(args: argparse.Namespace) -> int:
         )
     llm.close()
     return _fail(str(mismatch)) if mismatch else 0
+
+
+def _sampling(args: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(temperature=args.temp, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("-sys", "--system", help="what the model is told before all else")
+    parser.add_argument("-n", "--n-predict", type=int, help="most tokens of an answer")
+    parser.add_argument(
+        "--chat-template", type=Path, metavar="FILE", help="Jinja, in place of the model's own"
+    )
+    _add_generation(parser)
+    parser.set_defaults(command=_chat)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    if args.n_predict is not None and args.n_predict < 1:
+        raise LutraError(f"-n must be 1 or more, not {args.n_predict}")
+    with StepProgress() as progress:
+        llm = LLM(
+            args.model,
+            args.device,
+            config=args.config,
+            engine=args.engine,
+            format=args.format,
+            group=args.group,
+            check=args.device == "rtl" if args.check is None else args.check,
+            progress=progress,
+        )
+        if args.chat_template:
+            try:
+                llm.set_chat_template(args.chat_template.read_text(encoding="utf-8"))
+            except UnicodeDecodeError:
+                raise LutraError(f"{args.chat_template} is not UTF-8 text: convert it") from None
+        # a model that has no template is refused before a simulator is built for it
+        _ = llm.chat_template
+        llm.load()
+    history = converse(llm, _sampling(args), args.n_predict, args.system)
+    if args.json:
+        figures = {"device": llm.device.name, "model": llm.program.model, "messages": history}
+        print(json.dumps(figures))
+    llm.close()
+    return 0
 
 
 def _figures(llm: LLM, text: str) -> dict[str, object]:

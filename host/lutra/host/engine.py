@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.host.chat import ChatTemplate, Message, check_messages
 from lutra.host.compiler import compile_model
 from lutra.host.configure import configure
 from lutra.host.devices.base import Device, TileResult
@@ -135,6 +136,7 @@ class LLM:
         self.device = self._make_device(device, wave, wave_cycles, progress)
         self._golden = GoldenDevice() if check else None
         self._loaded = False
+        self._chat_template: ChatTemplate | None = None
         self.stats = RunStats()
 
     def load(self) -> None:
@@ -189,7 +191,47 @@ class LLM:
         Without ``max_tokens`` it goes on until the story ends or the context is full. What the
         run took is in :attr:`stats`, also while it lasts.
         """
-        tokens = self.tokenizer.encode(prompt)
+        return self._stream(self.tokenizer.encode(prompt), max_tokens, sampling)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> Iterator[Piece]:
+        """The assistant's answer to ``messages`` of ``role`` and ``content``, piece by piece.
+
+        The model's chat template makes a prompt of them. Names of special tokens in a content are
+        text and do nothing. The answer ends where the model ends it, the context is full, or
+        ``max_tokens`` have come.
+        """
+        check_messages(messages)
+        as_text = self.tokenizer.as_text
+        plain = [each | {"content": as_text(each["content"])} for each in map(dict, messages)]
+        tokens = self.tokenizer.encode_template(self.chat_template.render(plain))
+        room = max(self.context - len(tokens), 1)
+        return self._stream(tokens, max_tokens and min(max_tokens, room), sampling)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template, or one that was set; LutraError if there is none."""
+        if self._chat_template is None:
+            source = self.tokenizer.chat_template
+            if source is None:
+                raise LutraError(
+                    f"the model {self.packed.name} has no chat template: it was not trained to "
+                    "chat; use lutra run, or give a template with --chat-template"
+                )
+            self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)
+        return self._chat_template
+
+    def set_chat_template(self, source: str) -> None:
+        """Use another chat template, in Jinja."""
+        self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)
+
+    def _stream(
+        self, tokens: list[int], max_tokens: int | None, sampling: SamplingParams | None
+    ) -> Iterator[Piece]:
         if not tokens:
             raise LutraError(
                 "the prompt is empty, and this model has no token that begins a text: give some"

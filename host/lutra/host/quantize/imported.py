@@ -1,9 +1,7 @@
 """Weights that a checkpoint holds as integers, taken over: what the file says is what runs.
 
 Codes are taken as they are. A group's scale becomes an integer of up to sixteen bits under one
-scale per matrix: exactly if all scales of the matrix are multiples of a common step that is not
-below the largest one's 2**-16, which float16 scales within a factor of 32 of each other always
-are; rounded to the nearest otherwise. Zero points are exact in half steps.
+scale per matrix, see :func:`scale_step`. Zero points are exact in half steps.
 """
 
 import math
@@ -26,19 +24,30 @@ def from_ternary(weight: Ternary) -> Integers:
 
 
 def scale_step(scale: NDArray[np.float32]) -> float:
-    """What one is worth if scales are integers up to 65535: the finest step of a power of two
-    that represents all of them exactly, else the finest there is."""
-    top = float(np.abs(scale).max(initial=0))
-    if top == 0:
+    """What one is worth if the magnitudes of scales are integers up to 65535.
+
+    Exact if all scales are multiples of a power of two that the largest has not more than 65535
+    of: float16 scales within a factor of 32 of each other always are. Otherwise small scales, or
+    those of many bits, are rounded; the step is then whichever rounds with the smaller squared
+    error, the finest there is or the finest power of two, which leaves large float16 scales exact.
+    """
+    magnitude = np.abs(scale[scale != 0]).astype(np.float64)
+    if not magnitude.size:
         return 1.0
+    top = float(magnitude.max())
     least = math.frexp(top)[1] - 16  # top / 2**least is below 2**16
-    mantissa, exponent = np.frexp(np.abs(scale[scale != 0]).astype(np.float64))
+    mantissa, exponent = np.frexp(magnitude)
     whole = np.rint(mantissa * (1 << 24)).astype(np.int64)  # float32 has 24 bits
     last = exponent - 24 + np.log2(whole & -whole).astype(np.int64)
     exact = int(last.min())
     if exact >= least:
         return 2.0**exact
-    return top / _SCALE_MAX
+
+    def error(step: float) -> float:
+        rounded = np.minimum(np.rint(magnitude / step), _SCALE_MAX) * step
+        return float(((rounded - magnitude) ** 2).sum())
+
+    return min((2.0**least, top / _SCALE_MAX), key=error)
 
 
 def from_grouped(weight: Grouped) -> Integers:
@@ -66,6 +75,7 @@ def from_grouped(weight: Grouped) -> Integers:
         )
     step = scale_step(weight.scale)
     scale = np.rint(np.abs(weight.scale).astype(np.float64) / step).astype(np.int64)
+    scale = np.minimum(scale, _SCALE_MAX)
     return Integers(
         GroupedWeights(codes=codes, scale=scale, zero=zero, bits=weight.bits, group=weight.group),
         step,

@@ -1,0 +1,136 @@
+"""Weights that a checkpoint holds as integers: what the file says is what runs."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lutra.host.checkpoints.weights import Grouped, Ternary
+from lutra.host.errors import LutraError
+from lutra.host.quantize.imported import from_grouped, from_ternary, scale_step
+
+N, GROUPS, GROUP = 6, 4, 32
+
+
+def random_grouped(bits: int, scale: NDArray[np.floating], zero: float, seed: int = 1) -> Grouped:
+    codes = np.random.default_rng(seed).integers(0, 1 << bits, (len(scale), GROUPS * GROUP))
+    return Grouped(
+        codes=codes.astype(np.uint8),
+        scale=scale.astype(np.float32),
+        zero=np.full(scale.shape, zero, np.float32),
+        bits=bits,
+        group=GROUP,
+    )
+
+
+def half_scales(spread: float, seed: int = 2) -> NDArray[np.float32]:
+    """float16 scales of both signs, ``spread`` between the largest and the smallest magnitude."""
+    rng = np.random.default_rng(seed)
+    scale = 0.11 * spread ** -rng.uniform(0, 1, (N, GROUPS))
+    scale[0, :2] = 0.11, 0.11 / spread
+    return (scale * rng.choice([-1, 1], scale.shape)).astype(np.float16).astype(np.float32)
+
+
+def test_ternary_weights_are_exact() -> None:
+    codes = np.random.default_rng(3).integers(-1, 2, (4, 64)).astype(np.int8)
+    found = from_ternary(Ternary(codes, 0.3))
+    assert found.weights.ternary
+    assert found.scale == 0.3
+    np.testing.assert_array_equal(found.weights.doubled(), 2 * codes.astype(int))
+
+
+@pytest.mark.parametrize(
+    ("bits", "zero"), [(4, 8), (8, 128), (6, 32), (2, 1), (4, 7.5), (4, 0), (4, 15)]
+)
+def test_half_scales_are_exact(bits: int, zero: float) -> None:
+    """Scales within a factor of 32, as integers of 16 bits; negative ones turn codes around."""
+    weight = random_grouped(bits, half_scales(31.9), zero)
+    found = from_grouped(weight)
+    assert (weight.scale < 0).any()
+    assert found.weights.scale.max() <= 0xFFFF
+    assert found.weights.bits == bits
+    np.testing.assert_array_equal(found.dequantized(), weight.dequantized())
+    exact = found.weights.doubled() * (found.scale / 2)
+    scale, zeros = (x.astype(np.float64).repeat(GROUP, axis=1) for x in (weight.scale, weight.zero))
+    np.testing.assert_array_equal(exact, scale * (weight.codes - zeros))
+
+
+def test_equal_scales_are_ones() -> None:
+    weight = random_grouped(4, np.full((N, GROUPS), 0.37), 8)
+    found = from_grouped(weight)
+    assert found.weights.scale.max() <= 0xFFFF
+    np.testing.assert_array_equal(found.dequantized(), weight.dequantized())
+
+
+def test_small_scales_are_rounded_and_large_ones_are_not() -> None:
+    weight = random_grouped(4, half_scales(5000), 8)
+    found = from_grouped(weight)
+    top = np.abs(weight.scale).max()
+    large = np.abs(weight.scale) > top / 31.9
+    assert 0 < large.sum() < large.size
+    off = np.abs(found.weights.scale * found.scale - np.abs(weight.scale))
+    assert off[large].max() == 0
+    assert 0 < off.max() <= top * 2**-16
+
+
+def test_scales_of_many_bits_are_rounded() -> None:
+    """As Q6_K has them: products of a float16 and an integer."""
+    scale = half_scales(4) * np.random.default_rng(4).integers(20, 127, (N, GROUPS))
+    weight = random_grouped(6, scale, 32)
+    found = from_grouped(weight)
+    top = np.abs(weight.scale).max()
+    off = np.abs(found.weights.scale * found.scale - np.abs(weight.scale))
+    assert 0 < off.max() <= top / 65535 / 2 * 1.001
+    assert found.weights.scale.max() == 65535
+
+
+def test_groups_without_a_scale_weigh_nothing() -> None:
+    scale = half_scales(4)
+    scale[1], scale[2, 2] = 0, 1e-30
+    weight = random_grouped(4, scale, 8)
+    found = from_grouped(weight)
+    assert not found.weights.doubled()[1].any()
+    assert np.abs(found.dequantized() - weight.dequantized()).max() < 1e-28
+    empty = from_grouped(random_grouped(4, 0 * scale, 8))
+    assert not empty.weights.doubled().any()
+
+
+def test_the_step() -> None:
+    assert scale_step(np.array([3.0, 5.0, 6.5], np.float32)) == 0.5
+    assert scale_step(np.array([65535.0, 1.0], np.float32)) == 1
+    assert scale_step(np.array([1.0, 2.0**-15], np.float32)) == 2.0**-15
+    # 65538 steps are too many: twice the step rounds odd scales alone, a stretched one all but one
+    even = np.arange(20000, 65539, 1002)
+    assert scale_step(np.array([65538.0, 1.0], np.float32)) == 65538 / 65535
+    assert scale_step(np.array([65538.0, 1.0, *even], np.float32)) == 2
+    assert scale_step(np.array([0.0, 4.0], np.float32)) == 4
+    assert scale_step(np.zeros(3, np.float32)) == 1
+    assert scale_step(np.zeros(0, np.float32)) == 1
+
+
+@pytest.mark.parametrize("what", ["scale", "zero"])
+def test_values_that_are_not_finite(what: str) -> None:
+    weight = random_grouped(4, half_scales(4), 8)
+    getattr(weight, what)[2, 1] = np.nan
+    with pytest.raises(
+        LutraError, match=r"^group scales hold infinities or NaNs: export the model"
+    ):
+        from_grouped(weight)
+
+
+def test_zero_points_out_of_range() -> None:
+    with pytest.raises(LutraError, match=r"^zero points must be in 0\.\.15, not 16\.0\.\.16\.0: "):
+        from_grouped(random_grouped(4, np.abs(half_scales(4)), 16))
+
+
+def test_an_order_of_columns() -> None:
+    weight = random_grouped(4, half_scales(4), 8)
+    ordered = Grouped(
+        codes=weight.codes,
+        scale=weight.scale,
+        zero=weight.zero,
+        bits=4,
+        group=GROUP,
+        order=np.arange(GROUPS * GROUP)[::-1],
+    )
+    with pytest.raises(LutraError, match=r"^the groups of this matrix are not in the order of its"):
+        from_grouped(ordered)

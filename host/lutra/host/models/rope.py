@@ -7,6 +7,7 @@ aware scaling, ``dynamic``; YaRN (arXiv 2309.00071), ``yarn``; "The Llama 3 Herd
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,8 @@ from lutra.host.errors import LutraError
 
 __all__ = ["ROPE_TYPES", "Rope", "read_rope"]
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
-"""Kinds of scaling, by the names that ``config.json`` gives them."""
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "factors")
+"""Kinds of scaling, by the names that ``config.json`` gives them; ``factors`` is of GGUF files."""
 Float = NDArray[np.float64]
 
 
@@ -27,7 +28,8 @@ class Rope:
 
     ``original`` is the context that the model was trained with before its context was extended.
     ``dynamic`` depends on the length of the text, which is taken to be the whole context: a
-    program serves every position with one table.
+    program serves every position with one table. ``factors`` divide the frequency of each pair of
+    dimensions, and belong to the kind of that name.
     """
 
     theta: float = 10000.0
@@ -40,6 +42,7 @@ class Rope:
     beta_slow: float = 1.0
     attention_factor: float | None = None
     truncate: bool = True
+    factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ROPE_TYPES:
@@ -49,6 +52,11 @@ class Rope:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.kind in ("dynamic", "yarn", "llama3") and self.original < 1:
             raise ValueError(f"original must be a number of positions, not {self.original}")
+        if (self.kind == "factors") != bool(self.factors):
+            raise ValueError("factors must be given with the kind 'factors', and with no other")
+        for factor in self.factors:
+            if not 0 < factor < math.inf:
+                raise ValueError(f"factors must be positive, not {factor}")
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
                 f"low_freq_factor must be below high_freq_factor ({self.high_freq_factor}), "
@@ -68,6 +76,10 @@ class Rope:
             return self._yarn(plain, head_dim)
         if self.kind == "llama3":
             return self._llama3(plain)
+        if self.kind == "factors":
+            if len(self.factors) != len(plain):
+                raise ValueError(f"factors must be {len(plain)}, not {len(self.factors)}")
+            return plain / np.array(self.factors)
         return plain
 
     def _yarn(self, plain: Float, head_dim: int) -> Float:
@@ -143,9 +155,21 @@ def read_rope(file: ConfigFile) -> Rope:
             beta_slow=file.real("beta_slow", within, default=1.0),
             attention_factor=_attention_factor(file, within),
             truncate=truncate is not False,
+            factors=_factors(file, within),
         )
     except ValueError as error:
         raise LutraError(f"{file.path}: {within}: {error}") from None
+
+
+def _factors(file: ConfigFile, within: str) -> tuple[float, ...]:
+    """The divisors of a GGUF file's ``rope_freqs``."""
+    values: list[float] = []
+    listed = file.get("factors", within)
+    for each in cast("list[object]", listed) if isinstance(listed, list) else []:
+        if isinstance(each, bool) or not isinstance(each, int | float):
+            raise LutraError(f"{file.path}: factors must be numbers, not {each!r}")
+        values.append(float(each))
+    return tuple(values)
 
 
 def _attention_factor(file: ConfigFile, within: str) -> float | None:

@@ -56,6 +56,10 @@ class SafetensorsFolder:
                 raise LutraError(
                     f"{path} does not exist, though {_INDEX} names it: copy the model again"
                 ) from None
+            except OSError as error:
+                raise LutraError(
+                    f"{path} can not be read ({error}): copy the model again"
+                ) from None
             except SafetensorError as error:
                 raise LutraError(
                     f"{path} is not a whole safetensors file ({error}): copy or download it again"

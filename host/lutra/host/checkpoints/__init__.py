@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from lutra.host.checkpoints.base import Checkpoint
+from lutra.host.checkpoints.gguf import GgufCheckpoint
 from lutra.host.checkpoints.huggingface import HuggingFaceCheckpoint
+from lutra.host.formats.gguf import is_gguf
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a folder of Hugging Face's layout; tensors are read when they are asked for."""
-    return HuggingFaceCheckpoint(path)
+    """Open a folder of Hugging Face's layout or a GGUF file; tensors are read when asked for."""
+    return GgufCheckpoint(path) if is_gguf(path) else HuggingFaceCheckpoint(path)

@@ -21,8 +21,8 @@ from lutra.sim.golden.arith.quantize import q_max_of, quantize, quantize_factor
         ((8, 2.0), TypeError, "y_width must be an integer, not 2.0"),
         ((8, 32, "8"), TypeError, "q_width must be an integer, not '8'"),
         ((0, 32), ValueError, "lanes must be positive, not 0"),
-        ((8, 0), ValueError, "y_width must be in 1..47, not 0"),
-        ((8, 48), ValueError, "y_width must be in 1..47, not 48"),
+        ((8, 0), ValueError, "y_width must be in 1..48, not 0"),
+        ((8, 49), ValueError, "y_width must be in 1..48, not 49"),
         ((8, 32, 12), ValueError, "q_width must be 8 or 16, not 12"),
     ],
 )
@@ -55,7 +55,7 @@ def test_latency(q_width: int) -> None:
     "size",
     [
         QuantizerSize(lanes=8, y_width=32),
-        QuantizerSize(lanes=3, y_width=47),
+        QuantizerSize(lanes=3, y_width=48),
         QuantizerSize(lanes=1, y_width=9),
         QuantizerSize(lanes=8, y_width=32, q_width=16),
         QuantizerSize(lanes=2, y_width=47, q_width=16),

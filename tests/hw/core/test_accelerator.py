@@ -60,6 +60,7 @@ CASES = {
         replace(SMALL, engine="mac", tile_k=4, w_width=8, weight_buffer_words=128, **_GROUPED),
         _SIZES,
     ),
+    "biases and norms": (replace(SMALL, param_words=128, qkv_bias=True, qk_norm=True), _SIZES),
     "nano": (NANO, StorySizes(hidden=256, intermediate=160, vocab=128)),
 }
 

@@ -1,5 +1,6 @@
 """RopeQuant against the golden model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ WIDE = AcceleratorConfig(
 )
 # accumulators of 28 bits
 NARROW_28 = with_engine(NARROW, "mac")
+BIAS = replace(NARROW, name="narrow-bias", qkv_bias=True)
+NORM = replace(WIDE, name="wide-norm", qk_norm=True)
+BOTH = [
+    replace(config, name=f"{config.name}-both", qkv_bias=True, qk_norm=True)
+    for config in (NARROW_28, WIDE, NANO)
+]
 
 
 def test_rejects_a_config_of_another_kind() -> None:
@@ -51,6 +58,8 @@ def test_rejects_a_config_of_another_kind() -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("config", [NARROW, NARROW_28, WIDE, NANO], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config", [NARROW, NARROW_28, WIDE, NANO, BIAS, NORM, *BOTH], ids=lambda config: config.name
+)
 def test_follows_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
     run_cocotb(RopeQuant(config), "lutra.sim.bench.vector.tb_rope", tmp_path, parameters=config)

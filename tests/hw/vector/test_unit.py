@@ -1,5 +1,6 @@
 """VectorUnit against the golden interpreter."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ SMALL = AcceleratorConfig(
     weight_axi_width=1024,
 )
 SMALL_16 = with_engine(SMALL, "mac", a_width=16)
+FEATURED = replace(SMALL, name="small-featured", param_words=32, qkv_bias=True, qk_norm=True)
 
 
 def test_rejects_a_config_of_another_kind() -> None:
@@ -37,6 +39,8 @@ def test_rejects_a_config_of_another_kind() -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("config", [SMALL, SMALL_16, NANO], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config", [SMALL, SMALL_16, FEATURED, NANO], ids=lambda config: config.name
+)
 def test_executes(config: AcceleratorConfig, tmp_path: Path) -> None:
     run_cocotb(VectorUnit(config), "lutra.sim.bench.vector.tb_unit", tmp_path, parameters=config)

@@ -48,8 +48,8 @@ class Quantizer(wiring.Component):
                 raise TypeError(f"{name} must be an integer, not {value!r}")
         if lanes < 1:
             raise ValueError(f"lanes must be positive, not {lanes}")
-        if not 1 <= y_width <= 47:
-            raise ValueError(f"y_width must be in 1..47, not {y_width}")
+        if not 1 <= y_width <= 48:
+            raise ValueError(f"y_width must be in 1..48, not {y_width}")
         self.lanes = lanes
         if q_width not in (8, 16):
             raise ValueError(f"q_width must be 8 or 16, not {q_width}")

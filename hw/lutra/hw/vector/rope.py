@@ -1,15 +1,13 @@
 """Rotary position embedding and quantisation of queries, keys and values."""
 
 from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
-from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from lutra.hw.arith.fixed import magnitude
 from lutra.hw.arith.quantize import Quantizer
-from lutra.hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra.hw.matmul.contract import acc_read_port
 from lutra.hw.ports import (
     SCALE_LAYOUT,
@@ -18,15 +16,24 @@ from lutra.hw.ports import (
     dma_command,
     dma_write_data,
 )
+from lutra.hw.vector.head_scales import HEAD_CYCLES, NORM_CYCLES, HeadScales
+from lutra.hw.vector.heads import FixedHeads, head_word_layout, slot_layout
 from lutra.hw.vector.pipeline import delay
-from lutra.sim.golden.arith.quantize import SCALE_127, SCALE_INV_127
 from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.golden.vector.heads import FIXED_WIDTH, NORM_WIDTH
 from lutra.sim.golden.vector.rope import ROPE_FRAC
 
-__all__ = ["ROPE_COMMAND", "RopeQuant", "query_scale_write_port", "query_write_port"]
+__all__ = ["RopeQuant", "query_scale_write_port", "query_write_port", "rope_command"]
 
-ROPE_COMMAND = data.StructLayout(
-    {
+_QUEUE_BEATS = 4
+
+
+def rope_command(config: AcceleratorConfig) -> data.StructLayout:
+    """Tokens ``0..token_count - 1``, of which the first is at ``position``; address of the cache.
+
+    ``bias`` and ``qk_norm`` are there if the configuration has them, with what belongs to them.
+    """
+    members = {
         "kv_addr": unsigned(40),
         "position": unsigned(16),
         "scale_q": SCALE_LAYOUT,
@@ -34,11 +41,13 @@ ROPE_COMMAND = data.StructLayout(
         "scale_v": SCALE_LAYOUT,
         "token_count": unsigned(8),
     }
-)
-"""Tokens ``0..token_count - 1``, of which the first is at ``position``; address of the cache."""
-
-_QUEUE_BEATS = 4
-_SCALAR_CYCLES = 11  # of one head in the scale unit
+    if config.qkv_bias or config.qk_norm:
+        members |= {"param_word": unsigned(16)}
+    if config.qkv_bias:
+        members |= {"bias": unsigned(1), "bias_frac": unsigned(8)}
+    if config.qk_norm:
+        members |= {"qk_norm": unsigned(1), "gamma_frac": unsigned(8), "eps": unsigned(16)}
+    return data.StructLayout(members)
 
 
 def query_write_port(config: AcceleratorConfig) -> WritePortSignature:
@@ -60,161 +69,6 @@ def query_scale_write_port(config: AcceleratorConfig) -> WritePortSignature:
     )
 
 
-class _Product(enum.Enum, shape=unsigned(3)):
-    """What the multiplier of scales computes, in this order for every head."""
-
-    NONE = 0
-    UNIT = 1  # activation scale x weight scale
-    STEP = 2  # maximum / 127
-    SCALE = 3  # both: the head's scale
-    FACTOR = 4  # 127 / maximum
-
-
-class _HeadScales(wiring.Component):
-    """Factor and scale of every head of a tile from its largest magnitude, in order.
-
-    Takes 11 cycles per head: the result of one operation is the operand of the next. A factor can
-    be read from the cycle after ``factored`` on, a scale is offered for one cycle.
-
-    Parameters
-    ----------
-    config : :class:`AcceleratorConfig`
-    y_width : int
-        Width of a magnitude.
-
-    Members
-    -------
-    start : ``In(1)``  the next maximum is that of the first head of token 0
-    scale_q, scale_k, scale_v : ``In(SCALE_LAYOUT)``
-    hold : ``In(1)``  begins no head of keys or values
-    maximum : ``In(...)``  write port for maxima, at head and the token's last bit
-    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``
-    factor : ``In(ReadPortSignature(...))``  factors, at head and the token's last bit
-    factored : ``Out(1)``  the next factor is written
-    scale : ``Out(...)``  write port: ``en`` for a cycle with token, head and scale
-    """
-
-    def __init__(self, config: AcceleratorConfig, y_width: int):
-        self.config, self.y_width = config, y_width
-        self.n_heads = config.n_heads + 2 * config.n_kv_heads
-        entry = {"head": range(self.n_heads), "odd": 1}
-        token = range(config.m_tile)
-        super().__init__(
-            {
-                "start": In(1),
-                "scale_q": In(SCALE_LAYOUT),
-                "scale_k": In(SCALE_LAYOUT),
-                "scale_v": In(SCALE_LAYOUT),
-                "hold": In(1),
-                "maximum": In(WritePortSignature(entry, unsigned(y_width))),
-                "scale_r": Out(ReadPortSignature({"token": token}, SCALE_LAYOUT)),
-                "factor": In(ReadPortSignature(entry, SCALE_LAYOUT)),
-                "factored": Out(1),
-                "scale": Out(
-                    WritePortSignature({"token": token, "head": range(self.n_heads)}, SCALE_LAYOUT)
-                ),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        config = self.config
-        depth = 1 << self.maximum.addr.shape().size
-        m.submodules.maxima = maxima = Memory(shape=unsigned(self.y_width), depth=depth, init=[])
-        m.submodules.factors = factors = Memory(shape=SCALE_LAYOUT, depth=depth, init=[])
-        m.submodules.unit = unit = ScaleUnit()
-        m.submodules.mul = mul = ScaleMul()
-        max_w, max_r = maxima.write_port(), maxima.read_port()
-        factor_w, factor_r = factors.write_port(), factors.read_port()
-        m.d.comb += [
-            max_w.en.eq(self.maximum.en),
-            max_w.addr.eq(self.maximum.addr),
-            max_w.data.eq(self.maximum.data),
-            factor_r.addr.eq(self.factor.addr),
-            self.factor.data.eq(factor_r.data),
-        ]
-
-        # the head whose maximum is read; a written one can be read a cycle later
-        head_layout = data.StructLayout(
-            {"token": range(config.m_tile), "head": range(self.n_heads)}
-        )
-        fetch, current = Signal(head_layout), Signal(head_layout)
-        waiting, written, taken = Signal(range(depth + 1)), Signal(), Signal()
-        m.d.comb += [
-            max_r.addr.eq(Cat(fetch.head, fetch.token[0])),
-            self.scale_r.addr.token.eq(fetch.token),
-        ]
-        m.d.sync += [written.eq(self.maximum.en), waiting.eq(waiting + written - taken)]
-        with m.If(taken):
-            m.d.sync += [current.eq(fetch), fetch.head.eq(fetch.head + 1)]
-            with m.If(fetch.head == self.n_heads - 1):
-                m.d.sync += [fetch.head.eq(0), fetch.token.eq(fetch.token + 1)]
-        with m.If(self.start):
-            m.d.sync += [fetch.eq(0)]
-
-        # the multiplier takes one product after the other
-        op, integer = Signal(_Product), Signal(SCALE_LAYOUT)
-        (_, _, op_2), (_, _, current_2) = delay(m, op, mul.latency), delay(m, current, mul.latency)
-        weight, head_unit, step = Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
-        is_query = fetch.head < config.n_heads
-        is_key = fetch.head < config.n_heads + config.n_kv_heads
-        m.d.comb += [
-            weight.eq(Mux(is_query, self.scale_q, Mux(is_key, self.scale_k, self.scale_v))),
-            step.m.eq(mul.o.m),
-            step.e.eq(Mux(mul.o.m == 0, 0, mul.o.e - ROPE_FRAC)),
-        ]
-        with m.Switch(op):
-            with m.Case(_Product.UNIT):
-                m.d.comb += [mul.a.eq(self.scale_r.data), mul.b.eq(weight)]
-            with m.Case(_Product.STEP):
-                m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(_constant(SCALE_INV_127))]
-            with m.Case(_Product.SCALE):
-                m.d.comb += [mul.a.eq(step), mul.b.eq(head_unit)]
-            with m.Default():
-                m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(_constant(SCALE_127))]
-        with m.If(op_2 == _Product.UNIT):
-            m.d.sync += head_unit.eq(mul.o)
-        m.d.comb += [
-            self.scale.en.eq(op_2 == _Product.SCALE),
-            self.scale.addr.eq(current_2),
-            self.scale.data.eq(mul.o),
-            factor_w.en.eq(op_2 == _Product.FACTOR),
-            factor_w.addr.eq(Cat(current_2.head, current_2.token[0])),
-            factor_w.data.eq(mul.o),
-            self.factored.eq(factor_w.en),
-        ]
-
-        m.d.comb += [unit.i.p.x.eq(max_r.data), unit.i.p.e.eq(0), unit.i.p.a.eq(integer)]
-        with m.FSM():
-            with m.State("Integer"):
-                m.d.comb += [
-                    unit.i.p.op.eq(ScaleOp.FROM_INT),
-                    unit.i.valid.eq((waiting != 0) & (is_query | ~self.hold)),
-                    taken.eq(unit.i.valid & unit.i.ready),
-                ]
-                with m.If(taken):
-                    m.d.comb += op.eq(_Product.UNIT)
-                    m.next = "Step"
-            with m.State("Step"):
-                m.d.comb += unit.o.ready.eq(1)
-                m.d.sync += integer.eq(unit.o.p)
-                with m.If(unit.o.valid):
-                    m.d.comb += op.eq(_Product.STEP)
-                    m.next = "Reciprocal"
-            with m.State("Reciprocal"):
-                m.d.comb += [unit.i.p.op.eq(ScaleOp.RECIP), unit.i.valid.eq(1)]
-                with m.If(unit.i.ready):
-                    m.next = "Factor"
-            with m.State("Factor"):
-                m.d.comb += unit.o.ready.eq(1)
-                with m.If(op_2 == _Product.STEP):
-                    m.d.comb += op.eq(_Product.SCALE)
-                with m.If(unit.o.valid):
-                    m.d.comb += op.eq(_Product.FACTOR)
-                    m.next = "Integer"
-        return m
-
-
 class RopeQuant(wiring.Component):
     """Rotates and quantises the heads of a token tile, and hands keys and values to memory.
 
@@ -233,7 +87,13 @@ class RopeQuant(wiring.Component):
     Values take the way of the others with cosine one and sine zero. Accumulators of ``acc_width``
     bits and any table of int16 are exact.
 
-    Model: :func:`lutra.sim.golden.vector.rope.rope_quantize`.
+    With ``bias`` or ``qk_norm`` both passes go through :class:`FixedHeads`, which takes a block
+    per cycle, or with both flags, whose vectors come through one port, one in two cycles. A head
+    of queries or keys with a norm takes 23 cycles in the second process. So of ``Q`` such heads
+    among ``H`` a token takes the larger of ``11 * H + 12 * Q`` and ``P * (H * head_dim / 8 + 1)``
+    cycles, where ``P`` is 2, or 4 with both flags.
+
+    Model: :func:`lutra.sim.golden.vector.rope.rope_quantize`, ``rope_quantize_fixed``.
 
     Parameters
     ----------
@@ -241,13 +101,15 @@ class RopeQuant(wiring.Component):
 
     Members
     -------
-    cmd : ``In(stream.Signature(ROPE_COMMAND))``
+    cmd : ``In(stream.Signature(rope_command(config)))``
         ``kv_addr`` is a multiple of a beat; positions are below ``max_context``.
     acc : ``Out(acc_read_port(config.matmul))``
         Head ``h`` is pairs ``h * head_dim / 16`` and on; pair ``j`` of it holds dimensions
         ``8 * j`` and ``head_dim / 2 + 8 * j`` and on.
     rope : ``Out(ReadPortSignature({token, word}, 2 x 8 x signed(16)))``
         Cosines and sines of dimensions ``8 * word`` and on.
+    param : ``Out(ReadPortSignature({word}, 8 x signed(16)))``  biases and gammas, if the
+        configuration has any.
     scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``  activation scales.
     q_w : ``Out(WritePortSignature({token, head, word}, 8 x signed(8)))``  queries.
     qs_w : ``Out(WritePortSignature({token, head}, SCALE_LAYOUT))``  their scales.
@@ -261,10 +123,14 @@ class RopeQuant(wiring.Component):
         self.config = config
         self._heads = config.n_heads + 2 * config.n_kv_heads
         self._pairs = config.head_dim // (2 * config.lanes)  # of one head
+        self._is_fixed = config.qkv_bias or config.qk_norm
         token, lanes = range(config.m_tile), config.lanes
+        members = {}
+        if self._is_fixed:
+            members |= {"param": FixedHeads(config).signature.members["param"]}
         super().__init__(
             {
-                "cmd": In(stream.Signature(ROPE_COMMAND)),
+                "cmd": In(stream.Signature(rope_command(config))),
                 "acc": Out(acc_read_port(config.matmul)),
                 "rope": Out(
                     ReadPortSignature(
@@ -280,14 +146,24 @@ class RopeQuant(wiring.Component):
                 "done": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),
+                **members,
             }
         )
 
-    def cycles(self, token_count: int) -> int:
-        """Cycles from the acceptance of a command to ``done``, without stalls."""
+    def cycles(self, token_count: int, bias: bool = False, qk_norm: bool = False) -> int:
+        """Cycles from the acceptance of a command to ``done``, without stalls.
+
+        With ``bias`` or ``qk_norm`` it is a bound: up to 40 cycles fewer are taken.
+        """
         if token_count == 0:
             return 1
-        scalars = token_count * self._heads * _SCALAR_CYCLES + 3 * self._pairs + 22
+        if bias or qk_norm:
+            period = 4 if bias and qk_norm else 2
+            normed = self.config.n_heads + self.config.n_kv_heads if qk_norm else 0
+            scalars = token_count * (self._heads * HEAD_CYCLES + normed * NORM_CYCLES)
+            passes = token_count * period * (2 * self._heads * self._pairs + 1)
+            return max(scalars + 2 * period * self._pairs + 44, passes + 52)
+        scalars = token_count * self._heads * HEAD_CYCLES + 3 * self._pairs + 22
         second_pass = token_count * (self._heads * 2 * self._pairs + 2) + self._pairs + 31
         return max(scalars, second_pass)
 
@@ -295,9 +171,13 @@ class RopeQuant(wiring.Component):
         m = Module()
         config, lanes = self.config, self.config.lanes
         y_width = config.acc_width + 17  # lo * cos - hi * sin
-        m.submodules.scales = scales = _HeadScales(config, y_width - 1)
+        if self._is_fixed:
+            # no magnitude of a head with a norm passes 2**30
+            width = NORM_WIDTH - 1 if config.qk_norm else FIXED_WIDTH
+            y_width = max(config.acc_width, width) + 17
+        m.submodules.scales = scales = HeadScales(config, y_width - 1)
         m.submodules.quantizer = quantizer = Quantizer(lanes, y_width)
-        command = Signal(ROPE_COMMAND)
+        command = Signal(rope_command(config))
         m.d.comb += [
             scales.scale_q.eq(command.scale_q),
             scales.scale_k.eq(command.scale_k),
@@ -306,21 +186,14 @@ class RopeQuant(wiring.Component):
             scales.scale_r.data.eq(self.scale_r.data),
         ]
 
-        # what is known of a pair when it is read: it travels with it
-        slot = Signal(
-            data.StructLayout(
-                {
-                    "valid": 1,
-                    "second": 1,  # quantise; else find the maximum
-                    "record": 1,  # no pair, but the token's scales
-                    "token": range(config.m_tile),
-                    "head": range(self._heads),
-                    "pair": range(self._pairs),
-                }
-            )
-        )
-        _, slot_1, _, slot_3, slot_4, _, _, slot_7 = delay(m, slot, 7)
-        low, high = self._rotate(m, slot_1, y_width)
+        slot = Signal(slot_layout(config))
+        acc = [self.acc.data[0], self.acc.data[1]]
+        if self._is_fixed:
+            slot_0, acc = self._prepare(m, command, slot, scales)
+        else:
+            slot_0 = slot
+        _, slot_1, _, slot_3, slot_4, _, _, slot_7 = delay(m, slot_0, 7)
+        low, high = self._rotate(m, slot_1, acc, y_width)
         self._find_largest(m, [*low, *high], slot_7, scales)
 
         # cycle 5: low dimensions, cycle 6: high ones, both with the head's factor
@@ -346,14 +219,80 @@ class RopeQuant(wiring.Component):
         self._control(m, command, slot, scales, queue_ready, record_full)
         return m
 
-    def _rotate(self, m, slot_1, y_width):
+    def _modes(self, command):
+        """Whether heads are brought to fixed point, and whether with biases and norms."""
+        bias = command.bias if self.config.qkv_bias else Const(0)
+        qk_norm = command.qk_norm if self.config.qk_norm else Const(0)
+        return bias | qk_norm, bias & qk_norm
+
+    def _prepare(self, m, command, slot, scales):
+        """Heads in fixed point, when the command asks for them, or accumulators as they are.
+
+        Returns the slot to rotate and, a cycle later, the elements of its pair.
+        """
+        config = self.config
+        fixed, both = self._modes(command)
+        m.submodules.heads = heads = FixedHeads(config)
+        wiring.connect(m, heads.param, wiring.flipped(self.param))
+        names = {"scale_q", "scale_k", "scale_v", "param_word", "bias", "bias_frac", "qk_norm"}
+        for name in sorted(names & heads.signature.members.keys()):
+            m.d.comb += getattr(heads, name).eq(getattr(command, name))
+        m.d.comb += scales.fixed.eq(fixed)
+        if config.qk_norm:
+            m.d.comb += [
+                scales.qk_norm.eq(command.qk_norm),
+                scales.gamma_frac.eq(command.gamma_frac),
+                scales.eps.eq(command.eps),
+            ]
+            wiring.connect(m, heads.squares, scales.squares)
+
+        # the low block when the slot begins, the high one after it
+        _, after_1, after_2 = delay(m, slot, 2)
+        word, second_half = Signal(head_word_layout(config)), Signal(slot.shape())
+        m.d.comb += [
+            second_half.eq(Mux(both, after_2, after_1)),
+            word.high.eq(~slot.valid),
+            word.slot.eq(Mux(slot.valid, slot, second_half)),
+            word.slot.valid.eq(fixed & (slot.valid | second_half.valid)),
+            heads.i.eq(word),
+        ]
+        slot_0, arrived = Signal(slot.shape()), Signal(word.shape())
+        with m.If(fixed):
+            m.d.comb += slot_0.eq(heads.o.slot)
+            m.d.comb += slot_0.valid.eq(heads.o.slot.valid & heads.o.high)
+            m.d.comb += self.scale_r.addr.eq(heads.scale_r.addr)
+        with m.Else():
+            m.d.comb += slot_0.eq(slot)
+        m.d.comb += [
+            self.acc.addr.token.eq(Mux(fixed, heads.acc.addr.token, slot.token)),
+            self.acc.addr.pair.eq(Mux(fixed, heads.acc.addr.pair, Cat(slot.pair, slot.head))),
+            heads.acc.data.eq(self.acc.data),
+            heads.scale_r.data.eq(self.scale_r.data),
+            self.rope.addr.token.eq(slot_0.token),
+            self.rope.addr.word.eq(slot_0.pair),
+        ]
+
+        held = Signal(heads.y.shape())
+        m.d.sync += arrived.eq(heads.o)
+        with m.If(arrived.slot.valid & ~arrived.high):
+            m.d.sync += held.eq(heads.y)
+        element = signed(max(heads.y_width, config.acc_width))
+        pair = []
+        for half, y in enumerate((held, heads.y)):
+            x = Signal(data.ArrayLayout(element, config.lanes), name=f"x_{half}")
+            for lane in range(config.lanes):
+                m.d.comb += x[lane].eq(Mux(fixed, y[lane], self.acc.data[half][lane]))
+            pair.append(x)
+        return slot_0, pair
+
+    def _rotate(self, m, slot_1, acc, y_width):
         """Cycles 1 to 3 of a slot: low and high dimensions, rotated, valid in cycle 4."""
         config, lanes = self.config, self.config.lanes
         is_value = slot_1.head >= config.n_heads + config.n_kv_heads
-        acc = signed(config.acc_width)
-        x_low, x_high = (Signal(data.ArrayLayout(acc, lanes), name=n) for n in ("x_low", "x_high"))
+        x_layout = acc[0].shape()
+        x_low, x_high = (Signal(x_layout, name=n) for n in ("x_low", "x_high"))
         cos, sin = (Signal(data.ArrayLayout(signed(16), lanes), name=n) for n in ("cos", "sin"))
-        m.d.sync += [x_low.eq(self.acc.data[0]), x_high.eq(self.acc.data[1])]
+        m.d.sync += [x_low.eq(acc[0]), x_high.eq(acc[1])]
         low, high = [], []
         for lane in range(lanes):
             m.d.sync += [
@@ -361,7 +300,7 @@ class RopeQuant(wiring.Component):
                 sin[lane].eq(Mux(is_value, 0, self.rope.data[1][lane])),
             ]
             low_cos, low_sin, high_cos, high_sin = (
-                Signal(signed(config.acc_width + 16), name=f"{name}_{lane}")
+                Signal(signed(len(x_low[lane]) + 16), name=f"{name}_{lane}")
                 for name in ("low_cos", "low_sin", "high_cos", "high_sin")
             )
             y_low, y_high = (
@@ -531,6 +470,13 @@ class RopeQuant(wiring.Component):
         first, second, at = Signal(layout), Signal(layout), Signal(layout)
         first_step, second_step, running = Signal(), Signal(), Signal()
         first_end, second_end = Signal(), Signal()
+        issues = running
+        if self._is_fixed:
+            # in fixed point a pair every other cycle, or every fourth
+            fixed, both = self._modes(command)
+            phase = Signal(2)
+            m.d.sync += phase.eq(Mux(running, phase + 1, 0))
+            issues = running & (~fixed | ~(phase[0] | (both & phase[1])))
         for place, step, end in ((first, first_step, first_end), (second, second_step, second_end)):
             last_pair = place.pair == self._pairs - 1
             m.d.comb += end.eq(last_pair & (place.head == self._heads - 1))
@@ -554,7 +500,7 @@ class RopeQuant(wiring.Component):
         with m.Else():
             m.d.comb += may_start.eq(1)
         m.d.comb += [
-            slot.second.eq(running & may_start & ~rest & (second.token != command.token_count)),
+            slot.second.eq(issues & may_start & ~rest & (second.token != command.token_count)),
             slot.record.eq(slot.second & record),
             second_step.eq(slot.second & ~record),
             begins.eq(second_step & (second.pair == 0)),
@@ -573,7 +519,7 @@ class RopeQuant(wiring.Component):
         # the first pass takes the other cycles, as long as the buffers by token hold its results
         ahead = Signal(range(3))
         m.d.comb += first_step.eq(
-            running & ~slot.second & (ahead != 2) & (first.token != command.token_count)
+            issues & ~slot.second & (ahead != 2) & (first.token != command.token_count)
         )
         with m.If(first_step & first_end):
             m.d.sync += first.token.eq(first.token + 1)
@@ -585,11 +531,14 @@ class RopeQuant(wiring.Component):
             slot.token.eq(at.token),
             slot.head.eq(at.head),
             slot.pair.eq(at.pair),
-            self.acc.addr.token.eq(at.token),
-            self.acc.addr.pair.eq(at.acc_pair),
-            self.rope.addr.token.eq(at.token),
-            self.rope.addr.word.eq(at.pair),
         ]
+        if not self._is_fixed:
+            m.d.comb += [
+                self.acc.addr.token.eq(at.token),
+                self.acc.addr.pair.eq(at.acc_pair),
+                self.rope.addr.token.eq(at.token),
+                self.rope.addr.word.eq(at.pair),
+            ]
         with m.FSM():
             with m.State("Idle"):
                 m.d.comb += [self.cmd.ready.eq(1), scales.start.eq(1)]
@@ -610,7 +559,3 @@ class RopeQuant(wiring.Component):
                 | (self.kv_data.valid & ~self.kv_data.ready)
             ),
         ]
-
-
-def _constant(scale):
-    return SCALE_LAYOUT.const({"m": int(scale.m), "e": int(scale.e)})

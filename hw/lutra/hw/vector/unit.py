@@ -20,7 +20,7 @@ from lutra.hw.ports import (
 from lutra.hw.vector.norm import NormQuant
 from lutra.hw.vector.residual import Logits, ResidualAdd
 from lutra.hw.vector.rope import RopeQuant, query_scale_write_port, query_write_port
-from lutra.sim.golden.control.isa import FLAG_FIRST, FLAG_PLAIN, Opcode
+from lutra.sim.golden.control.isa import FLAG_BIAS, FLAG_FIRST, FLAG_PLAIN, FLAG_QK_NORM, Opcode
 from lutra.sim.golden.core.config import AcceleratorConfig
 from lutra.sim.golden.vector.residual import RESIDUAL_WIDTH
 
@@ -173,7 +173,10 @@ class VectorUnit(wiring.Component):
         residual_r = _memory(m, "residual", write, config.hidden_max // lanes, token_bits)
         _read(m, residual_r, [(norms, norm.residual), (adds, residual_add.residual)])
         params_r = _memory(m, "params", self.param_w, config.param_words)
-        _read(m, params_r, [(norms, norm.param), (scales_rows, logits.param)])
+        readers = [(norms, norm.param), (scales_rows, logits.param)]
+        if config.qkv_bias or config.qk_norm:
+            readers.append((runs[Opcode.ROPEQ], rope.param))
+        _read(m, params_r, readers)
 
         # cosine and sine of a dimension are read at once
         pairs = exact_log2(config.head_dim // (2 * lanes))
@@ -225,6 +228,8 @@ class VectorUnit(wiring.Component):
             "stride": self.logits_stride,
             "first": header(instruction, "flags") & FLAG_FIRST != 0,
             "plain": header(instruction, "flags") & FLAG_PLAIN != 0,
+            "bias": header(instruction, "flags") & FLAG_BIAS != 0,
+            "qk_norm": header(instruction, "flags") & FLAG_QK_NORM != 0,
         }
         for opcode, block in blocks.items():
             for name, shape in block.cmd.p.shape():

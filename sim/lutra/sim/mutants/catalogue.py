@@ -202,6 +202,27 @@ MUTANTS = [
         tests=("hw/vector/test_rope.py::test_follows_golden[narrow]",),
     ),
     Mutant(
+        fault="gamma of queries for keys",
+        file="vector/heads.py",
+        old="gamma_word.eq(gamma_first + Mux(is_key, head_words, 0) + of_head)",
+        new="gamma_word.eq(gamma_first + of_head)",
+        tests=("hw/vector/test_heads.py::test_words",),
+    ),
+    Mutant(
+        fault="squares of the head before added",
+        file="vector/heads.py",
+        old="total.eq(Mux(first_word, 0, so_far) + sums[0] + sums[1]),",
+        new="total.eq(so_far + sums[0] + sums[1]),",
+        tests=("hw/vector/test_heads.py::test_words",),
+    ),
+    Mutant(
+        fault="epsilon not times the elements of a head",
+        file="vector/head_scales.py",
+        old="total.eq(read.data + (self.eps << log2_dim))",
+        new="total.eq(read.data + self.eps)",
+        tests=("hw/vector/test_head_scales.py::test_tile",),
+    ),
+    Mutant(
         fault="missing carry of a negated value",
         file="matmul/table.py",
         old="m.d.comb += total.eq(_add(_extend(a, width), b, differ))",

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from lutra.sim.golden.arith.scale import pack_scale, scale_from_float
 from lutra.sim.golden.control.interpreter import Interpreter
 from lutra.sim.golden.control.isa import (
+    FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_QK_NORM,
     Instruction,
     NormSource,
     Opcode,
@@ -229,6 +231,11 @@ class Story:
             ):
                 words[name] = word, self._params(-5000, 5000, n, word, last)
                 word += n // 8
+            loaded, flags = (Unit.LOAD, 0), 0
+            if config.qkv_bias or config.qk_norm:
+                flags = FLAG_BIAS * config.qkv_bias | FLAG_QK_NORM * config.qk_norm
+                n = config.qkv_bias * (heads + 2 * config.n_kv_heads * config.head_dim)
+                loaded = self._params(-5000, 5000, n + 2 * config.head_dim, word, last)
             norm = self._normq(
                 NormSource.RESIDUAL, hidden, words["input"][0], embed, words["input"][1]
             )
@@ -238,14 +245,16 @@ class Story:
                 Opcode.ROPEQ,
                 acc,
                 rope,
+                loaded,
+                flags=flags,
                 kv_offset=kv_offset,
                 scale_q=_scale(0.011),
                 scale_k=_scale(0.033),
                 scale_v=_scale(0.05),
-                param_word=0,
-                bias_frac=0,
-                gamma_frac=0,
-                eps=0,
+                param_word=word,
+                bias_frac=_GAMMA_FRAC,
+                gamma_frac=_GAMMA_FRAC,
+                eps=4295,
             )
             attended = self._emit(
                 Opcode.ATTEND,

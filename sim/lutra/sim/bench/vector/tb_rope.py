@@ -7,7 +7,7 @@ import cocotb
 import numpy as np
 
 from lutra.hw.ports import dma_command, dma_write_data
-from lutra.hw.vector.rope import ROPE_COMMAND, RopeQuant
+from lutra.hw.vector.rope import RopeQuant, rope_command
 from lutra.sim.bench.ports import PortMemory, PulseMonitor
 from lutra.sim.bench.simulate import bench_params
 from lutra.sim.bench.stream import (
@@ -20,18 +20,24 @@ from lutra.sim.bench.stream import (
 )
 from lutra.sim.golden.arith.scale import Scale, pack_scale
 from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.vector.rope import rope_quantize, rope_table
+from lutra.sim.golden.vector.heads import HeadBias, HeadNorm
+from lutra.sim.golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
 
 __all__ = ["follows_golden"]
 
 PARAMS = bench_params(AcceleratorConfig)
 BEAT = PARAMS.data_bytes
 HEADS = PARAMS.n_heads + 2 * PARAMS.n_kv_heads
+IS_FIXED = PARAMS.qkv_bias or PARAMS.qk_norm
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
-@cocotb.parametrize(p_stall=[0.0, 0.5, 0.98])
-async def follows_golden(dut: Any, p_stall: float) -> None:
+@cocotb.parametrize(
+    p_stall=[0.0, 0.5, 0.98],
+    biased=sorted({False, PARAMS.qkv_bias}),
+    normed=sorted({False, PARAMS.qk_norm}),
+)
+async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -> None:
     """Queries, their scales, keys, values and the record of scales, for tiles of every size."""
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     component = RopeQuant(PARAMS)
@@ -41,6 +47,10 @@ async def follows_golden(dut: Any, p_stall: float) -> None:
     )
     for memory, name in ((acc, "acc"), (table, "rope"), (scale, "scale_r")):
         memory.serve(dut, name)
+    param = None
+    if IS_FIXED:
+        param = PortMemory(members["param"].signature)
+        param.serve(dut, "param")
     q.record(dut, "q_w")
     q_scale.record(dut, "qs_w")
     source, accepted = StreamSource(dut, "cmd"), StreamMonitor(dut, "cmd")
@@ -69,6 +79,16 @@ async def follows_golden(dut: Any, p_stall: float) -> None:
         if case == 3:
             s.m[0] = s.e[0] = 0
         weights = Scale(rng.integers(1 << 15, 1 << 16, 3), rng.integers(-30, 10, 3))
+        bias = HeadBias(rng.integers(-(1 << 15), 1 << 15, (HEADS, d)), int(rng.integers(0, 17)))
+        gammas = rng.integers(-(1 << 15), 1 << 15, (2, d)) >> rng.integers(0, 16, (2, 1))
+        gamma_frac, eps = int(rng.integers(0, 17)), int(rng.integers(0, 1 << 16))
+        if case == 0:
+            bias.values[:] = rng.choice([-(1 << 15), (1 << 15) - 1], (HEADS, d))
+            gammas[:] = rng.choice([-(1 << 15), (1 << 15) - 1], (2, d))
+            # of the last token nothing but zeros, without epsilon
+            x[-1], bias.values[0], bias.values[-1], eps = 0, 0, 0, 0
+        if case == 3:
+            bias.values[:2] = 0
         base = BEAT * int(rng.integers(1 << 33))
 
         acc.load(x.reshape(n, HEADS, 2, -1, 8).transpose(0, 1, 3, 2, 4).reshape(n, -1, 2, 8))
@@ -79,16 +99,31 @@ async def follows_golden(dut: Any, p_stall: float) -> None:
         packed = [{"m": m, "e": e} for m, e in zip(weights.m, weights.e, strict=True)]
         command = {"kv_addr": base, "position": position, "token_count": count}
         command |= dict(zip(("scale_q", "scale_k", "scale_v"), packed, strict=True))
-        source.send(pack(ROPE_COMMAND, command))
+        if param is not None:
+            word = int(rng.integers(0, PARAMS.param_words - HEADS * d // 8 - d // 4 + 1))
+            command["param_word"] = word
+            blocks = [_blocks(bias.values)] * biased + [_blocks(gammas)]
+            noise = rng.integers(-(1 << 15), 1 << 15, (word, 8))
+            param.load(np.concatenate([noise, *blocks]))
+        if PARAMS.qkv_bias:
+            command |= {"bias": biased, "bias_frac": bias.frac}
+        if PARAMS.qk_norm:
+            command |= {"qk_norm": normed, "gamma_frac": gamma_frac, "eps": eps}
+        source.send(pack(rope_command(PARAMS), command))
         await done.wait_for(case + 1)
 
         x, rope, s = x[:count], rope[:count], Scale(s.m[:count], s.e[:count])
         kv = PARAMS.n_heads + PARAMS.n_kv_heads
         parts = (slice(0, PARAMS.n_heads), slice(PARAMS.n_heads, kv), slice(kv, HEADS))
-        expected = [
-            rope_quantize(x[:, part], s, Scale(weights.m[i], weights.e[i]), t)
-            for i, (part, t) in enumerate(zip(parts, (rope, rope, None), strict=True))
-        ]
+        expected = []
+        for i, (part, t) in enumerate(zip(parts, (rope, rope, None), strict=True)):
+            w_scale = Scale(weights.m[i], weights.e[i])
+            if not (biased or normed):
+                expected.append(rope_quantize(x[:, part], s, w_scale, t))
+                continue
+            biases = HeadBias(bias.values[part], bias.frac) if biased else None
+            norm = HeadNorm(gammas[i], gamma_frac, eps) if normed and i < 2 else None
+            expected.append(rope_quantize_fixed(x[:, part], s, w_scale, t, biases, norm))
         assert len(q.words) == count * PARAMS.n_heads * d // 8
         assert len(q_scale.words) == count * PARAMS.n_heads
         if count:
@@ -104,10 +139,16 @@ async def follows_golden(dut: Any, p_stall: float) -> None:
         cycles = done.cycles[-1] - accepted.cycles[-1]
         if p_stall == 0:
             dut._log.info("%d tokens in %d cycles", count, cycles)
-            measured.append((count, cycles - component.cycles(count)))
-    assert not any(x[1] for x in measured), measured
+            measured.append((count, cycles - component.cycles(count, biased, normed)))
+    least = -40 if biased or normed else 0
+    assert all(least <= difference <= 0 for _, difference in measured), measured
     assert len(done.cycles) == len(sizes)
     assert bool(stall.cycles) == (p_stall > 0)
+
+
+def _blocks(heads: np.ndarray) -> np.ndarray:
+    """Vectors ``[heads, d]`` as blocks of eight in the order of accumulators."""
+    return heads.reshape(len(heads), 2, -1, 8).transpose(0, 2, 1, 3).reshape(-1, 8)
 
 
 def _cache(base: int, position: int, heads: list[tuple[Any, Scale]]) -> dict[int, int]:

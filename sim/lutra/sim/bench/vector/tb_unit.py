@@ -25,9 +25,11 @@ from lutra.sim.bench.stream import (
 from lutra.sim.golden.arith.scale import pack_scale, scale_from_float
 from lutra.sim.golden.control.interpreter import Interpreter
 from lutra.sim.golden.control.isa import (
+    FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
     FLAG_PLAIN,
+    FLAG_QK_NORM,
     Instruction,
     NormSource,
     Opcode,
@@ -70,10 +72,10 @@ def program() -> list[Instruction]:
         }
         return Instruction(Opcode.NORMQ, flags, args=args)
 
-    def rope(offset: int) -> Instruction:
-        args = {"kv_offset": offset, "param_word": 0, "bias_frac": 0, "gamma_frac": 0, "eps": 0}
+    def rope(offset: int, flags: int = 0) -> Instruction:
+        args = {"kv_offset": offset, "param_word": 2, "bias_frac": 9, "gamma_frac": 13, "eps": 77}
         args |= {"scale_q": scale(0.3), "scale_k": scale(0.011), "scale_v": scale(1.7)}
-        return Instruction(Opcode.ROPEQ, args=args)
+        return Instruction(Opcode.ROPEQ, flags, args=args)
 
     def add(scale_w: float) -> Instruction:
         return Instruction(
@@ -84,10 +86,12 @@ def program() -> list[Instruction]:
         args = {"row_first": 8 * first, "n_words": n_words, "param_word": param, "acc_base": base}
         return Instruction(Opcode.LOGITS, flags, args=args)
 
+    flags = FLAG_BIAS * PARAMS.qkv_bias | FLAG_QK_NORM * PARAMS.qk_norm
     attention_words = PARAMS.n_heads * PARAMS.head_dim // 8
     return [
         norm(NormSource.RESIDUAL, words),
         rope(PARAMS.kv_layer_bytes),
+        *([rope(2 * PARAMS.kv_layer_bytes, flags)] if flags else []),
         norm(NormSource.ATTENTION, min(words, attention_words)),
         add(0.001),
         norm(NormSource.GATE, min(words, PARAMS.row_blocks_max // 2)),
@@ -188,8 +192,9 @@ async def executes(dut: Any, p_stall: float) -> None:
                     seen = _check_memory(golden.memory, commands, beats, seen, size)
                     if not p_stall:
                         # 2 cycles to decode
-                        latency = RopeQuant(PARAMS).cycles(count) + WRITE_CYCLES + 2
-                        assert cycles == latency
+                        flags = [bool(instruction.flags & f) for f in (FLAG_BIAS, FLAG_QK_NORM)]
+                        latency = RopeQuant(PARAMS).cycles(count, *flags) + WRITE_CYCLES + 2
+                        assert latency - 40 * any(flags) <= cycles <= latency
                 case Opcode.RESADD:
                     n_words = instruction.args["n_words"]
                     assert cycles == 2 + ResidualAdd.cycles(n_words, count)

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lutra.host.conversation import converse
+from lutra.host.commands.pack import add_pack, add_quantize, add_show
+from lutra.host.commands.verify import add_verify
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.engine import LLM, Mismatch
 from lutra.host.errors import LutraError
@@ -103,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="generate text and show what it took"))
     _add_chat(commands.add_parser("chat", help="talk with a model that was trained to chat"))
     _add_perplexity(commands.add_parser("perplexity", help="perplexity of a text under a model"))
+    add_quantize(commands.add_parser("quantize", help="round a model's weights, by any method"))
+    add_pack(commands.add_parser("pack", help="write a model in the packed format, as it is"))
+    add_show(commands.add_parser("show", help="what is in a model"))
+    add_verify(commands.add_parser("verify", help="compare a packed model with its source"))
     # what is above the host in the tree, such as flows, adds its own
     for command in sorted(entry_points(group="lutra.commands"), key=lambda entry: entry.name):
         add = command.load()
@@ -387,7 +393,7 @@ def _perplexity(args: argparse.Namespace) -> int:
             values, scale = llm.logits(window)
             return values * scale[:, None]
 
-        source = llm.rounded if args.float and args.format else llm.source
+        source = llm.rounded if args.format or llm.source is None else llm.source
 
         def real(window: list[int]) -> NDArray[np.float64]:
             return source.forward(np.array(window))

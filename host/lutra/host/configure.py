@@ -50,6 +50,8 @@ def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
         return False
     if (model.biased and not config.qkv_bias) or (model.head_normed and not config.qk_norm):
         return False
+    if config.matmul.grouped and model.group and model.group % config.matmul.k_tile:
+        return False
     try:
         check_fit(model, config)
     except LutraError:
@@ -82,7 +84,16 @@ def _measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accel
                 f"k_tile must be one of {', '.join(map(str, _K_TILES))} and divide groups and "
                 f"depths {', '.join(map(str, depths))}"
             )
-        built = with_engine(sized, engine, a_width=model.a_bits)
+        if engine == "ternary":
+            built = with_engine(sized, engine)
+        else:
+            built = with_engine(
+                sized,
+                engine,
+                a_width=model.a_bits,
+                scale_width=max(8, model.scale_bits),
+                k_tile=k_tile,
+            )
         return replace(built, act_tiles=-(-max(depths) // built.k_tile))
     except ValueError as error:
         raise LutraError(f"no configuration holds {model.name}: {error}") from None

@@ -1,6 +1,8 @@
 """Text to token ids and back, and streaming that never splits a character."""
 
+import json
 import re
+import shutil
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -10,12 +12,18 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from lutra.host.checkpoints.config import ConfigFile
 from lutra.host.errors import LutraError
+from lutra.host.formats.gguf import GgufFile, is_gguf
+from lutra.host.formats.gguf_vocabulary import read_vocabulary
 
-__all__ = ["StreamDecoder", "Tokenizer"]
+__all__ = ["StreamDecoder", "Tokenizer", "copy_tokenizer", "open_tokenizer"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # In a special token's place it makes plain text of it; Unicode gives it to no text.
 _BREAK = "\ufdd0"
+_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+)  # fmt: skip
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -126,6 +134,41 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
         return self._backend.decode(ids)
+
+
+def open_tokenizer(path: Path, bos: int | None = None) -> Tokenizer:
+    """The tokenizer of a model folder or of a GGUF file; ``bos`` is what the model's
+    configuration says, if it says anything."""
+    if not is_gguf(path):
+        return Tokenizer(path, bos)
+    found = read_vocabulary(GgufFile(path).metadata)
+    return Tokenizer.from_vocabulary(
+        found.tokenizer,
+        bos=found.bos,
+        eos=found.eos,
+        add_bos=found.add_bos,
+        chat_template=found.chat_template,
+    )
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Put a model's tokenizer beside what was made of the model: the files of a folder as they are,
+    a GGUF's vocabulary as ``tokenizer.json``."""
+    if not is_gguf(source):
+        for name in _FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, out / name)
+        return
+    found = read_vocabulary(GgufFile(source).metadata)
+    found.tokenizer.save(str(out / "tokenizer.json"))
+    config: dict[str, object] = {"add_bos_token": found.add_bos}
+    if found.bos is not None:
+        config["bos_token"] = found.tokenizer.id_to_token(found.bos)
+    if found.chat_template is not None:
+        config["chat_template"] = found.chat_template
+    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    ends = json.dumps({"eos_token_id": list(found.eos)})
+    (out / "generation_config.json").write_text(ends, encoding="utf-8")
 
 
 class StreamDecoder:

@@ -24,11 +24,16 @@ class GoldenDevice:
         self._interpreter: Interpreter | None = None
 
     @property
-    def memory(self) -> Memory:
-        """The device's memory; fault injection and tests write into it."""
+    def interpreter(self) -> Interpreter:
+        """The interpreter, to look into while it runs."""
         if self._interpreter is None:
             raise LutraError("no program is loaded: call load(program) first")
-        return self._interpreter.memory
+        return self._interpreter
+
+    @property
+    def memory(self) -> Memory:
+        """The device's memory; fault injection and tests write into it."""
+        return self.interpreter.memory
 
     def load(self, program: Program) -> None:
         """Take a program; the KV cache starts empty."""

@@ -30,6 +30,7 @@ from lutra.host.packing import (
     PackedModel,
     PackedNorm,
 )
+from lutra.host.quantize.budget import BitPlan
 from lutra.sim.golden.arith.scale import SCALE, Scale
 from lutra.sim.golden.matmul.engine import GroupedWeights
 from lutra.sim.golden.matmul.format import W_BITS
@@ -51,6 +52,7 @@ _FIELDS = (
 )  # fmt: skip
 _Arrays = dict[str, NDArray[np.generic]]
 _HASH_BYTES = 1 << 24
+_PLAN = "plan.json"
 _TYPES = {"uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16"}
 
 
@@ -250,7 +252,7 @@ class _Sizes:
 # -- layers that are finished, while others are not
 
 
-class PackedStore:
+class PackedStore(Sequence[PackedLayer]):
     """Packed layers on disk while a model is being packed, so that an interrupt loses little.
 
     ``settings`` is everything that decides what a layer becomes; layers that were packed with
@@ -285,6 +287,33 @@ class PackedStore:
             return None
         reader = _LayerReader(SafetensorsFolder(place), self._sizes)
         return reader.read("", ConfigFile.read(place / _CONFIG))
+
+    def save_plan(self, plan: BitPlan) -> None:
+        """Keep the bits that were allotted."""
+        (self.folder / _PLAN).write_text(json.dumps(plan.bits), encoding="utf-8")
+
+    def load_plan(self) -> BitPlan | None:
+        """The bits that were allotted, or None."""
+        try:
+            found = json.loads((self.folder / _PLAN).read_text(encoding="utf-8"))
+            return BitPlan(tuple(tuple(map(int, layer)) for layer in found))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def __len__(self) -> int:
+        return sum(1 for each in self.folder.glob("layer-*") if not each.suffix)
+
+    @overload
+    def __getitem__(self, index: int) -> PackedLayer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PackedLayer]: ...
+    def __getitem__(self, index: int | slice) -> PackedLayer | list[PackedLayer]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        layer = self.load(index)
+        if layer is None:
+            raise IndexError(f"layer {index} is not finished")
+        return layer
 
     def arrays(self, i: int) -> tuple[SafetensorsFolder, dict[str, object]]:
         """What layer ``i`` is made of."""

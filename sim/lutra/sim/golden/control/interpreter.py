@@ -50,7 +50,8 @@ class Interpreter:
     """An accelerator of ``config`` in NumPy: on-chip buffers, registers and a memory.
 
     ``registers`` are named as in :data:`lutra.sim.golden.control.registers.REGISTERS`; ``tokens``,
-    ``argmax`` and ``scale`` are its arrays, ``saturated`` a bit of its STATUS.
+    ``argmax`` and ``scale`` are its arrays, ``saturated`` a bit of its STATUS. ``on_residual``, if
+    set, is called when a RESADD has changed the residual stream.
     """
 
     def __init__(self, config: AcceleratorConfig, memory: Memory) -> None:
@@ -75,6 +76,7 @@ class Interpreter:
         self.argmax = np.zeros(m, np.int64)
         self._best = np.zeros(m, np.int64)
         self.saturated = False
+        self.on_residual: Callable[[], None] | None = None
         self._weights: dict[tuple[int, ...], NDArray[np.floating]] = {}
         self._weights_version = -1
         self._decoded: list[Instruction] = []
@@ -333,6 +335,8 @@ class Interpreter:
         exact = residual_sum(self.residual[:n, :width], acc, s, w_scale, frac)
         self.residual[:n, :width] = saturate(exact, RESIDUAL_WIDTH)
         self.saturated |= not np.array_equal(self.residual[:n, :width], exact)
+        if self.on_residual is not None:
+            self.on_residual()
 
     def _logits(self, i: Instruction) -> None:
         tokens = self._token_range(i)

@@ -1,0 +1,1 @@
+"""Commands of ``lutra`` that make, show and check packed models."""

@@ -1,0 +1,63 @@
+"""``lutra verify``: a packed model beside the checkpoint that it was made of."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lutra.host.errors import LutraError
+from lutra.host.formats.packed import is_packed, open_packed
+from lutra.host.models import find_model
+from lutra.host.progress import StepProgress
+from lutra.host.tokenizer import open_tokenizer
+from lutra.host.verify import verify
+
+__all__ = ["add_verify"]
+
+_PROMPT = "Once upon a time there was a king who had three daughters, and the youngest was so"
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra verify``."""
+    parser.add_argument("model", type=Path, help="folder of the packed model")
+    parser.add_argument("--against", required=True, metavar="SRC", help="what it was made of")
+    parser.add_argument("-p", "--prompt", default=_PROMPT, help="text that both are run on")
+    parser.add_argument("--limit", type=float, help="relative error that a layer may have")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.set_defaults(command=_verify)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    if not is_packed(args.model):
+        raise LutraError(f"{args.model} is no packed model: make one with lutra pack")
+    if args.limit is not None and not args.limit > 0:
+        raise LutraError(f"--limit must be positive, not {args.limit}")
+    source = find_model(args.against)
+    if is_packed(source):
+        raise LutraError(f"{source} is packed itself: give the checkpoint that it was made of")
+    model = open_packed(args.model).model
+    tokens = open_tokenizer(args.model, model.bos).encode(args.prompt)
+    with StepProgress() as progress:
+        found = verify(model, source, tokens, limit=args.limit, progress=progress)
+    if args.json:
+        figures = asdict(found) | {"first_over": found.first_over, "format": model.format}
+        print(json.dumps(figures))
+        return 1 if found.first_over else 0
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, title=f"relative error, source by {found.runner}")
+    for name in ("layer", "integers against the source", "against the packed weights in float"):
+        table.add_column(name, justify="right")
+    for i, each in enumerate(found.layers):
+        table.add_row(str(i), f"{each.source:.4f}", f"{each.integer:.4f}")
+    console.print(table)
+    console.print(f"logits: RMS error {found.logits:.4f} of their deviation")
+    console.print(f"top-1 agreement: {found.top1:.1%} of {found.tokens} tokens")
+    console.print(f"KL divergence: {found.kl:.5f} nats")
+    if found.first_over:
+        console.print(f"[bold]first over its limit:[/bold] {found.first_over}")
+        return 1
+    console.print("every layer is within its limit")
+    return 0

@@ -36,7 +36,7 @@ def nearest(w: Float, bits: int, group: int) -> Float:
 
 def exact(found: Integers) -> Float:
     """The matrix in float64."""
-    return found.weights.doubled() * (found.scale / 2)
+    return (found.weights.doubled() * (found.scale / 2)).astype(np.float64)
 
 
 def squared(x: Float) -> float:

@@ -295,9 +295,10 @@ class Packer:
         self._biased = self._head_normed = False
 
     def layer(self, i: int, layer: DecoderLayer) -> PackedLayer:
-        """Pack layer ``i``, the next one."""
-        self.follow(i, layer)
-        return self._pack_layer(layer, f"layer {i}", self.model.config.windows[i])
+        """Pack layer ``i``, the next one; the range is measured of what it is packed to."""
+        packed = self._pack_layer(layer, f"layer {i}", self.model.config.windows[i])
+        self.follow(i, reference_layer(self.model.config, packed))
+        return packed
 
     def follow(self, i: int, layer: DecoderLayer) -> None:
         """Go through layer ``i`` without packing it: it has been packed before."""
@@ -453,9 +454,9 @@ def pack_model(
     return pack_decoder(quantized, progress)
 
 
-def reference_layer(model: PackedModel, layer: PackedLayer) -> DecoderLayer:
+def reference_layer(config: DecoderConfig, layer: PackedLayer) -> DecoderLayer:
     """A packed layer in floating point: the same integers, each for what it is worth."""
-    softmax = math.log2(math.e) / math.sqrt(model.head_dim)
+    softmax = math.log2(math.e) / math.sqrt(config.head_dim)
     parts: dict[str, Integers] = {}
     for name in LINEARS:
         linear = layer.linear(name)
@@ -465,7 +466,7 @@ def reference_layer(model: PackedModel, layer: PackedLayer) -> DecoderLayer:
         parts[name] = Integers(linear.weights, scale)
     extra: dict[str, NDArray[np.float32]] = {}
     if layer.bias is not None:
-        q, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+        q, kv = config.q_size, config.kv_size
         values = (layer.bias.values * 2.0**-layer.bias.frac).astype(np.float32)
         extra["q_bias"], extra["k_bias"], extra["v_bias"] = np.split(values, [q, q + kv])
         if layer.head_norms is None:
@@ -506,27 +507,28 @@ def reference(model: PackedModel) -> Decoder:
     n_layers = len(model.layers)
     rows = model.head_rows.astype(np.float64) * model.head_scale
     rows *= 2.0 ** -(LOGIT_SHIFT + model.head_shift - 1)
+    config = DecoderConfig(
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=n_layers,
+        num_attention_heads=model.n_heads,
+        num_key_value_heads=model.n_kv_heads,
+        head_dim=model.head_dim,
+        vocab_size=model.vocab_size,
+        max_position_embeddings=model.context,
+        rms_norm_eps=float(scale_to_float(model.eps)),
+        rope=_TableRope(packed=model.rope),
+        bos_token_id=model.bos,
+        eos_token_id=model.eos,
+        gate=model.gate,
+        windows=tuple(model.layers[i].window for i in range(n_layers)),
+        tie_word_embeddings=False,
+    )
     return Decoder(
         name=model.name,
         architecture=model.architecture,
-        config=DecoderConfig(
-            hidden_size=model.hidden_size,
-            intermediate_size=model.intermediate_size,
-            num_hidden_layers=n_layers,
-            num_attention_heads=model.n_heads,
-            num_key_value_heads=model.n_kv_heads,
-            head_dim=model.head_dim,
-            vocab_size=model.vocab_size,
-            max_position_embeddings=model.context,
-            rms_norm_eps=float(scale_to_float(model.eps)),
-            rope=_TableRope(packed=model.rope),
-            bos_token_id=model.bos,
-            eos_token_id=model.eos,
-            gate=model.gate,
-            windows=tuple(model.layers[i].window for i in range(n_layers)),
-            tie_word_embeddings=False,
-        ),
-        layers=LazyLayers(lambda i: reference_layer(model, model.layers[i]), n_layers),
+        config=config,
+        layers=LazyLayers(lambda i: reference_layer(config, model.layers[i]), n_layers),
         embed_tokens=Dense(model.embedding * np.float32(2.0**-model.embedding_frac)),
         norm=_gamma(model.norm),
         lm_head=Dense((model.head * rows[:, None]).astype(np.float32)),

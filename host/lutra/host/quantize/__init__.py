@@ -1,6 +1,6 @@
 """From a checkpoint's weights to integers, layer by layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lutra.host.checkpoints.weights import Dense, Grouped, Integers, Ternary, Weight
@@ -10,7 +10,14 @@ from lutra.host.quantize.imported import from_grouped, from_ternary
 from lutra.host.quantize.rtn import round_to_nearest
 from lutra.sim.golden.matmul.format import W_BITS, Format
 
-__all__ = ["DEFAULT_GROUP", "GROUPS", "default_format", "quantize_decoder", "quantize_layer"]
+__all__ = [
+    "DEFAULT_GROUP",
+    "GROUPS",
+    "check_format",
+    "default_format",
+    "quantize_decoder",
+    "quantize_layer",
+]
 
 GROUPS = (32, 64, 128)
 """Sizes of a group that are offered."""
@@ -29,12 +36,8 @@ def default_format(model: Decoder) -> Format:
     return _W4A8
 
 
-def quantize_decoder(model: Decoder, format: Format, group: int = DEFAULT_GROUP) -> Decoder:
-    """The model with integer weights, rounded to nearest as each layer is asked for.
-
-    Weights that the checkpoint holds as integers are taken over as they are; LutraError if they
-    are of another kind than ``format``. ``DecoderLayer.linear`` then gives :class:`Integers`.
-    """
+def check_format(model: Decoder, format: Format) -> None:
+    """LutraError if the weights of a checkpoint are of another kind than ``format``."""
     if format.ternary and not isinstance(model.layers[0].q_proj, Ternary):
         choice = ", ".join(f"W{w}A{format.a_bits}" for w in W_BITS)
         raise LutraError(
@@ -47,16 +50,28 @@ def quantize_decoder(model: Decoder, format: Format, group: int = DEFAULT_GROUP)
             f"--format {_TERNARY}, not {format}"
         )
 
+
+def quantize_decoder(model: Decoder, format: Format, group: int = DEFAULT_GROUP) -> Decoder:
+    """The model with integer weights, rounded to nearest as each layer is asked for.
+
+    Weights that the checkpoint holds as integers are taken over as they are; LutraError if they
+    are of another kind than ``format``. ``DecoderLayer.linear`` then gives :class:`Integers`.
+    """
+    check_format(model, format)
+    bits: dict[str, int] = dict.fromkeys(LINEARS, format.w_bits)
+
     def layer(i: int) -> DecoderLayer:
-        return quantize_layer(model.layers[i], format.w_bits, group)
+        return quantize_layer(model.layers[i], bits, group)
 
     layers: Sequence[DecoderLayer] = LazyLayers(layer, len(model.layers))
     return model.replaced(layers, format.a_bits)
 
 
-def quantize_layer(layer: DecoderLayer, bits: int, group: int) -> DecoderLayer:
-    """One layer with integer weights; those in floating point are rounded to ``bits``."""
-    return replace(layer, **{name: _integers(layer.linear(name), bits, group) for name in LINEARS})
+def quantize_layer(layer: DecoderLayer, bits: Mapping[str, int], group: int) -> DecoderLayer:
+    """One layer with integer weights; those in floating point are rounded to nearest, to ``bits``
+    of each matrix by its name."""
+    parts = {name: _integers(layer.linear(name), bits[name], group) for name in LINEARS}
+    return replace(layer, **parts)
 
 
 def _integers(weight: Weight, bits: int, group: int) -> Integers:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,9 +123,7 @@ def _ours(out: Path) -> bool:
     return is_packed(out) or not names or any(name.startswith(".partial-") for name in names)
 
 
-def _windows(
-    args: argparse.Namespace, tokenizer: Tokenizer, model: Decoder
-) -> NDArray[np.int64]:
+def _windows(args: argparse.Namespace, tokenizer: Tokenizer, model: Decoder) -> NDArray[np.int64]:
     try:
         text = args.calib.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -231,7 +228,9 @@ def _figures(file: PackedFile) -> dict[str, object]:
             side = 0 if w.ternary else w.scale.size * (2 + (1 if w.scale_bits <= 8 else 2))
             n_weights += n * k
             n_bytes += n * row_bytes(k, bits) + side
-            group, scales = ("-", "-") if w.ternary else (w.group, f"{w.scale.min()}..{w.scale.max()}")
+            group, scales = (
+                ("-", "-") if w.ternary else (w.group, f"{w.scale.min()}..{w.scale.max()}")
+            )
             scale = float(linear.scale.m) * 2.0 ** float(linear.scale.e)
             matrices.append(
                 [f"{i}.{name}", n, k, "ternary" if w.ternary else bits, group, f"{scale:.4g}",

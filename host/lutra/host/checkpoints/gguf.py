@@ -250,8 +250,9 @@ class GgufCheckpoint:
         return tensor, where
 
     def names(self) -> Collection[str]:
-        """Names of all tensors."""
-        return [name for name in self._tensors if name != _FREQUENCIES]
+        """Names of all tensors that are weights of their own."""
+        side = (".scale", _FREQUENCIES)
+        return [name for name in self._tensors if not name.endswith(side)]
 
     def linear(self, name: str, n: int, k: int) -> Weight:
         """The matrix of a linear layer, as the file has it."""

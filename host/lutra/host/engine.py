@@ -22,7 +22,7 @@ from lutra.host.packing import PackedModel, pack_model, reference
 from lutra.host.program import Program
 from lutra.host.quantize import DEFAULT_GROUP, GROUPS
 from lutra.host.sampling import Sampler, SamplingParams
-from lutra.host.tokenizer import StreamDecoder, open_tokenizer
+from lutra.host.tokenizer import StreamDecoder, Tokenizer
 from lutra.sim.golden.core.config import AcceleratorConfig
 from lutra.sim.golden.matmul.format import Format
 
@@ -124,7 +124,7 @@ class LLM:
         if group is not None and group not in GROUPS:
             raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
         self.source, self.packed = _open(path, format, group, context, progress)
-        self.tokenizer = open_tokenizer(path, self.packed.bos)
+        self.tokenizer = Tokenizer.open(path, self.packed.bos)
         if self.tokenizer.vocab_size > self.packed.vocab_size:
             raise LutraError(
                 f"{path} mixes two models: its tokenizer has {self.tokenizer.vocab_size} tokens, "

@@ -15,7 +15,7 @@ from lutra.host.errors import LutraError
 from lutra.host.formats.gguf import GgufFile, is_gguf
 from lutra.host.formats.gguf_vocabulary import read_vocabulary
 
-__all__ = ["StreamDecoder", "Tokenizer", "copy_tokenizer", "open_tokenizer"]
+__all__ = ["StreamDecoder", "Tokenizer", "copy_tokenizer"]
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # In a special token's place it makes plain text of it; Unicode gives it to no text.
@@ -50,6 +50,20 @@ class Tokenizer:
             add_bos=config.flag("add_bos_token") if said else backend.begins_with(bos),
             chat_template=_template(folder, config),
             special_tokens=named,
+        )
+
+    @classmethod
+    def open(cls, path: Path, bos: int | None = None) -> "Tokenizer":
+        """The tokenizer of a model: a folder, or a GGUF file."""
+        if not is_gguf(path):
+            return cls(path, bos)
+        found = read_vocabulary(GgufFile(path).metadata)
+        return cls.from_vocabulary(
+            found.tokenizer,
+            bos=found.bos,
+            eos=found.eos,
+            add_bos=found.add_bos,
+            chat_template=found.chat_template,
         )
 
     @classmethod
@@ -134,21 +148,6 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
         return self._backend.decode(ids)
-
-
-def open_tokenizer(path: Path, bos: int | None = None) -> Tokenizer:
-    """The tokenizer of a model folder or of a GGUF file; ``bos`` is what the model's
-    configuration says, if it says anything."""
-    if not is_gguf(path):
-        return Tokenizer(path, bos)
-    found = read_vocabulary(GgufFile(path).metadata)
-    return Tokenizer.from_vocabulary(
-        found.tokenizer,
-        bos=found.bos,
-        eos=found.eos,
-        add_bos=found.add_bos,
-        chat_template=found.chat_template,
-    )
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:

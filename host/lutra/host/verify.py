@@ -8,6 +8,7 @@ separates the last two is the integer path.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def verify(
         raise LutraError(
             f"the text must have 2 to {model.context} tokens, not {len(tokens)}: give another one"
         )
-    report = progress or (lambda _stage, _share: None)
+    report = progress or _silent
     decoder = load_model(source)
     c = decoder.config
     for name, ours, theirs in (
@@ -124,6 +125,10 @@ def verify(
     )
 
 
+def _silent(_stage: str, _share: float) -> None:
+    pass
+
+
 def _relative(actual: Float, expected: Float) -> float:
     return float(np.sqrt(((actual - expected) ** 2).mean() / max((expected**2).mean(), 1e-30)))
 
@@ -148,14 +153,15 @@ def transformers_run(source: Path, tokens: NDArray[np.int64]) -> Run | None:
     if not source.is_dir():
         return None
     try:
-        import torch
-        import transformers
+        torch: Any = import_module("torch")
+        transformers: Any = import_module("transformers")
     except ImportError:
         return None
     states: list[Float] = []
 
     def keep(_module: object, _inputs: object, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
+        # a layer of older versions gives a tuple
+        hidden: Any = output[0] if type(output) is tuple else output
         states.append(hidden.reshape(-1, hidden.shape[-1]).double().numpy())
 
     try:
@@ -176,11 +182,11 @@ def _run_integers(model: PackedModel, tokens: Sequence[int]) -> Run:
     device.load(program)
     interpreter = device.interpreter
     parts: list[list[Float]] = []
-    unit = 2.0**-model.residual_frac
 
     def keep() -> None:
         n = interpreter.registers["N_TOKENS"]
-        parts[-1].append(interpreter.residual[:n, : model.hidden_size] * unit)
+        stream = interpreter.residual[:n, : model.hidden_size]
+        parts[-1].append(np.ldexp(stream.astype(np.float64), -model.residual_frac))
 
     interpreter.on_residual = keep
     tile, logits = program.config.m_tile, list[Float]()

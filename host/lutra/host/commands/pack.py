@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from lutra.host.quantize import DEFAULT_GROUP, GROUPS, default_format
 from lutra.host.quantize.budget import BitPlan, Sensitivity
 from lutra.host.quantize.calibration import calibration_windows
 from lutra.host.quantize.driver import METHODS, Recipe, quantize_layers
-from lutra.host.tokenizer import Tokenizer, copy_tokenizer, open_tokenizer
+from lutra.host.tokenizer import Tokenizer, copy_tokenizer
 from lutra.sim.golden.matmul.format import FORMATS, Format
 
 __all__ = ["add_pack", "add_quantize", "add_show"]
@@ -86,7 +87,7 @@ def _quantize(args: argparse.Namespace) -> int:
     if args.out.exists() and not (args.out.is_dir() and _ours(args.out)):
         raise LutraError(f"{args.out} exists and is no packed model: give another folder")
     model = load_model(path).limited(args.ctx_size)
-    tokenizer = open_tokenizer(path, model.config.bos_token_id)
+    tokenizer = Tokenizer.open(path, model.config.bos_token_id)
     try:
         format = default_format(model) if args.format is None else Format.parse(args.format)
     except ValueError as error:
@@ -207,7 +208,7 @@ def _show(args: argparse.Namespace) -> int:
         table = Table(box=None, pad_edge=False)
         for name in ("matrix", "rows", "depth", "bits", "group", "scale", "scales", "shift"):
             table.add_column(name, justify="left" if name == "matrix" else "right")
-        for each in matrices:
+        for each in cast("list[list[object]]", matrices):
             table.add_row(*map(str, each))
         console.print()
         console.print(table)

@@ -12,7 +12,7 @@ from lutra.host.errors import LutraError
 from lutra.host.formats.packed import is_packed, open_packed
 from lutra.host.models import find_model
 from lutra.host.progress import StepProgress
-from lutra.host.tokenizer import open_tokenizer
+from lutra.host.tokenizer import Tokenizer
 from lutra.host.verify import verify
 
 __all__ = ["add_verify"]
@@ -39,7 +39,7 @@ def _verify(args: argparse.Namespace) -> int:
     if is_packed(source):
         raise LutraError(f"{source} is packed itself: give the checkpoint that it was made of")
     model = open_packed(args.model).model
-    tokens = open_tokenizer(args.model, model.bos).encode(args.prompt)
+    tokens = Tokenizer.open(args.model, model.bos).encode(args.prompt)
     with StepProgress() as progress:
         found = verify(model, source, tokens, limit=args.limit, progress=progress)
     if args.json:

@@ -208,7 +208,8 @@ class Decoder:
 
     def embed(self, tokens: NDArray[np.int64]) -> Float:
         """The residual stream ``[T, D]`` before the first layer."""
-        return self.embed_tokens.values[tokens].astype(self.dtype)
+        x: Float = self.embed_tokens.values[tokens].astype(self.dtype)  # pyright: ignore[reportAssignmentType]
+        return x
 
     def layer(
         self, layer: DecoderLayer, x: Float, window: int = 0, tap: Tap | None = None

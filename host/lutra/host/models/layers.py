@@ -49,7 +49,8 @@ def causal_attention(q: Float, k: Float, v: Float, window: int = 0) -> Float:
     n = q.shape[1]
     share = len(q) // len(k)
     k, v = k.repeat(share, axis=0), v.repeat(share, axis=0)
-    age = np.subtract.outer(np.arange(n), np.arange(n))
+    position: NDArray[np.int64] = np.arange(n, dtype=np.int64)
+    age = position[:, None] - position
     hidden = np.where((age < 0) | ((age >= window) & (window > 0)), -np.inf, 0.0).astype(q.dtype)
     score = q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[2]) + hidden
     p = np.exp(score - score.max(axis=-1, keepdims=True))

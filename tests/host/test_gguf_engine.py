@@ -1,0 +1,62 @@
+"""A GGUF file opened, packed, compiled and run, with the vocabulary that it holds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+gguf = pytest.importorskip("gguf")
+
+from tests.host.gguf_model import MODELS, write_gguf
+
+from lutra.host.engine import LLM
+from lutra.host.formats.gguf import GgufFile
+from lutra.host.formats.gguf_vocabulary import read_vocabulary
+from lutra.host.tokenizer import Tokenizer
+
+LETTERS = "abcdefgh"
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ternary model with a vocabulary of pieces."""
+    path = tmp_path_factory.mktemp("gguf") / "otter.gguf"
+    pieces = ["<unk>", "<s>", "</s>", "\N{LOWER ONE EIGHTH BLOCK}", *LETTERS]
+    pieces += [left + right for left in LETTERS for right in LETTERS]
+    n = MODELS["bitnet"].vocab_size
+    pieces += [f"<{i}>" for i in range(len(pieces), n)]
+    fields: dict[str, object] = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [-float(i) for i in range(n)],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (n - 3),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": "{{ messages }}",
+    }
+    write_gguf(path, replace(MODELS["bitnet"], fields=fields), "TQ2_0")
+    return path
+
+
+def test_the_tokenizer_of_a_file(path: Path) -> None:
+    tokenizer, vocabulary = Tokenizer.open(path), read_vocabulary(GgufFile(path).metadata)
+    assert (tokenizer.bos, tokenizer.eos) == (1, frozenset({2}))
+    assert tokenizer.chat_template == "{{ messages }}"
+    ids = vocabulary.tokenizer.encode("abba cab", add_special_tokens=False).ids
+    assert tokenizer.encode("abba cab") == [1, *ids]
+    assert tokenizer.decode(ids) == "abba cab"
+
+
+def test_a_file_runs(path: Path) -> None:
+    """Greedy tokens of the integers are those of the float forward pass of the same weights."""
+    llm = LLM(path, "golden")
+    assert llm.packed.name == "otter"
+    assert llm.eos == {2}
+    found = llm.generate("abba cab", max_tokens=4)
+    tokens = [*llm.tokenizer.encode("abba cab"), *found.tokens]
+    assert llm.source is not None
+    logits = llm.source.forward(np.array(tokens[:-1]))
+    first = len(tokens) - len(found.tokens) - 1
+    assert logits[first:].argmax(axis=1).tolist() == found.tokens
+    assert found.text == llm.tokenizer.decode(found.tokens)

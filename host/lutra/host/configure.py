@@ -37,12 +37,19 @@ def configure(
     if config not in CONFIGS:
         raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
     choice = engines_for(model)
-    kind = choice[0] if engine is None else engine
-    # an engine that does not run the format is refused when the model is compiled
-    built = with_engine(CONFIGS[config], kind, a_width=model.a_bits if kind in choice else 8)
-    if not made_to_measure or kind not in choice or _fits(model, built):
-        return built
-    return _measured(model, CONFIGS[config], kind)
+    if engine is not None and engine not in choice:
+        # refused when the model is compiled
+        return with_engine(CONFIGS[config], engine)
+    candidates = choice if engine is None else [engine]
+    for kind in candidates:
+        built = with_engine(CONFIGS[config], kind, a_width=model.a_bits)
+        if not made_to_measure or _fits(model, built):
+            return built
+        built = _measured(model, CONFIGS[config], kind)
+        # the last one is taken in any case: compiling says what it lacks
+        if _fits(model, built) or kind == candidates[-1]:
+            return built
+    raise AssertionError("there is an engine for every model")
 
 
 def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
@@ -85,7 +92,15 @@ def _measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accel
                 f"depths {', '.join(map(str, depths))}"
             )
         if engine == "ternary":
+            # sums are of the weights themselves; squared ReLU multiplies three of up to 21 bits
+            sums = ((1 << (model.a_bits - 1)) * max(depths)).bit_length() + 1
             built = with_engine(sized, engine)
+            built = replace(
+                built,
+                acc_width=max(built.acc_width, sums),
+                sum_width=max(built.sum_width, sums),
+                gate_width=max(built.gate_width, min(sums, 21)),
+            )
         else:
             built = with_engine(
                 sized,

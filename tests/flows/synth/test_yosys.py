@@ -129,6 +129,19 @@ def test_an_error_of_yosys_is_one_line(tmp_path):
         answer(tmp_path, job(4, "no_such_pass\n"))
 
 
+def test_the_wheel_without_memory_says_so(tmp_path, monkeypatch):
+    own = tmp_path / "yosys"
+    own.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = -V ]; then echo "Yosys 0.60 (stand-in)"; exit 0; fi\n'
+        'echo "Caused by:"; echo "    wasm trap: wasm unreachable instruction executed"; exit 1\n'
+    )
+    own.chmod(0o755)
+    monkeypatch.setenv("YOSYS", str(own))
+    with pytest.raises(LutraError, match=r"registers: the wheel's .* 4 GiB of memory are full: "):
+        answer(tmp_path, job(4, "stat\n"))
+
+
 def test_an_error_of_abc_is_one_line(tmp_path):
     """Without a buffer its mapper gives up."""
     (tmp_path / "x.lib").write_text(LIBRARY.replace('"A"', '"!A"'))

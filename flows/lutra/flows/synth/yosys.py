@@ -283,6 +283,12 @@ class _Run:
     def _error(self, folder: Path) -> str:
         if self.process.returncode < 0:
             return f"ended by signal {-self.process.returncode}, perhaps for lack of memory"
+        output = folder / "output.txt"
+        if output.exists() and b"wasm trap" in output.read_bytes():
+            return (
+                "the wheel's WebAssembly stopped, as it does when its 4 GiB of memory are full: "
+                "give another Yosys in $YOSYS, or a smaller tile"
+            )
         lines: list[str] = []
         for name in (_ABC_SAYS, "output.txt", "log.txt"):
             with suppress(OSError):

@@ -42,6 +42,9 @@ from lutra.sim.golden.vector.rope import rope_quantize, rope_quantize_fixed
 __all__ = ["Interpreter", "ProgramError"]
 
 
+_LARGE = 1 << 20  # weights of a matrix
+
+
 class ProgramError(RuntimeError):
     """A program that breaks the accelerator's rules: a wait that cannot be met, a bad field."""
 
@@ -77,7 +80,7 @@ class Interpreter:
         self._best = np.zeros(m, np.int64)
         self.saturated = False
         self.on_residual: Callable[[], None] | None = None
-        self._weights: dict[tuple[int, ...], NDArray[np.floating]] = {}
+        self._weights: dict[tuple[int, ...], tuple[NDArray[np.generic], type[np.floating]]] = {}
         self._weights_version = -1
         self._decoded: list[Instruction] = []
         self._code = b""
@@ -200,8 +203,11 @@ class Interpreter:
             # float32 carries the sums exactly if none can reach 2**24, float64 all that are
             peak = int(np.abs(w).sum(axis=1).max()) << (config.a_width - 1)
             kind = np.float32 if peak < 1 << 24 else np.float64
-            self._weights[key] = np.ascontiguousarray(w.T, kind)
-        return self._weights[key]
+            # a large matrix is kept small, and made floating point whenever it is used
+            kept = np.min_scalar_type(-int(np.abs(w).max()) - 1) if w.size > _LARGE else kind
+            self._weights[key] = np.ascontiguousarray(w.T, kept), kind
+        weights, kind = self._weights[key]
+        return weights.astype(kind, copy=False)
 
     # -- vector unit
 

@@ -86,16 +86,22 @@ VARIANTS: dict[str, Config] = {
 TOKENS = np.random.default_rng(5).integers(0, _COMMON["vocab_size"], 40).tolist()
 
 
-def config_of(variant: str) -> Config:
-    """The whole ``config.json``."""
-    fields = _COMMON | VARIANTS[variant]
+def config_of(variant: str, changes: Config | None = None) -> Config:
+    """The whole ``config.json``, with ``changes``."""
+    fields = _COMMON | VARIANTS[variant] | (changes or {})
     return {k: v for k, v in fields.items() if v is not None or k == "sliding_window"}
 
 
-def write_variant(folder: Path, variant: str, dtype: str = "float32", shards: int = 1) -> Path:
-    """Write ``config.json`` and safetensors; return the folder."""
+def write_variant(
+    folder: Path,
+    variant: str,
+    dtype: str = "float32",
+    shards: int = 1,
+    changes: Config | None = None,
+) -> Path:
+    """Write ``config.json``, with ``changes``, and safetensors; return the folder."""
     folder.mkdir(exist_ok=True)
-    config = config_of(variant)
+    config = config_of(variant, changes)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = _tensors(config, dtype)
     if shards == 1:

@@ -1,0 +1,324 @@
+"""Every architecture and kind of checkpoint: the RTL gives the golden device's logits, and those
+are near the packed model's in floating point, as they are not with a part in the wrong place."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("gguf")
+
+from tests.system.small_architectures import MAKERS, config_of_engine, is_ternary, make
+
+from lutra.host.compiler import compile_model
+from lutra.host.configure import configure
+from lutra.host.devices.golden import GoldenDevice
+from lutra.host.devices.rtl import RtlDevice
+from lutra.host.packing import PackedLayer, PackedLinear, PackedModel, PackedNorm, reference
+from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.golden.vector.rope import rope_table
+from lutra.sim.rtl.timing import IDEAL, MemoryTiming, random_timing
+
+Float = NDArray[np.float64]
+Packed = Callable[[str], PackedModel]
+N_PROMPT, N_DECODE = 20, 3
+SIZES = (4, 3, 1, 2, 4, 4, 2)
+"""Tiles of the prompt."""
+BOUND = 0.045
+"""Of the error's root mean square, in standard deviations of the logits: eight bits of
+activations, keys, values and head leave 0.015 to 0.03."""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    return make(tmp_path_factory.mktemp("models"))
+
+
+def tokens_for(model: PackedModel) -> list[int]:
+    return np.random.default_rng(1).integers(0, model.vocab_size, N_PROMPT).tolist()
+
+
+def golden_logits(model: PackedModel, config: AcceleratorConfig) -> Float:
+    """Logits of the prompt, for what they are worth."""
+    device, tokens, position, parts = GoldenDevice(), tokens_for(model), 0, list[Float]()
+    device.load(compile_model(model, config))
+    for size in SIZES:
+        result = device.run_tile(tokens[position : position + size], position, 0)
+        parts.append(result.logits * result.scale[:, None])
+        position += size
+    return np.concatenate(parts)
+
+
+def error(actual: Float, expected: Float) -> float:
+    return float(np.sqrt(((actual - expected) ** 2).mean()) / expected.std())
+
+
+def expected_logits(model: PackedModel) -> Float:
+    return reference(model).forward(np.array(tokens_for(model)))
+
+
+# -- the RTL
+
+
+def assert_the_rtl_gives_the_same(
+    model: PackedModel, config: AcceleratorConfig, timing: MemoryTiming
+) -> None:
+    """Tiles of several sizes, then tokens one by one: logits, scales and arg-max."""
+    program = compile_model(model, config)
+    golden, device = GoldenDevice(), RtlDevice(config, timing=timing)
+    golden.load(program)
+    device.load(program)
+    tokens, position, seen = tokens_for(model), 0, set[int]()
+
+    def step(tile: Sequence[int]) -> int:
+        expected = golden.run_tile(tile, position, 0)
+        actual = device.run_tile(tile, position, 0)
+        np.testing.assert_array_equal(actual.logits, expected.logits)
+        np.testing.assert_array_equal(actual.scale, expected.scale)
+        np.testing.assert_array_equal(actual.argmax, expected.argmax)
+        assert actual.saturated == expected.saturated
+        seen.update(expected.argmax.tolist())
+        return int(expected.argmax[-1])
+
+    token = 0
+    for size in SIZES:
+        token = step(tokens[position : position + size])
+        position += size
+    for _ in range(N_DECODE):
+        token = step([token])
+        position += 1
+    device.close()
+    assert len(seen) > N_PROMPT // 4
+
+
+def engines_of(name: str) -> Iterator[str]:
+    """Of every model the first is tested always: two simulators hold them all."""
+    if is_ternary(name):
+        yield "ternary"
+    yield from ("lut", "mixpe", "mac")
+
+
+def rtl_cases() -> Iterator[object]:
+    for name in MAKERS:
+        for i, engine in enumerate(engines_of(name)):
+            marks = [pytest.mark.rtl] + [pytest.mark.slow] * (i > 0)
+            yield pytest.param(name, engine, marks=marks, id=f"{name}-{engine}")
+
+
+@pytest.mark.parametrize(("name", "engine"), rtl_cases())
+def test_the_rtl_gives_the_logits_of_the_golden_device(
+    name: str, engine: str, packed: Packed
+) -> None:
+    # an odd model sees a memory that stalls
+    timing = random_timing(2) if list(MAKERS).index(name) % 2 else IDEAL
+    assert_the_rtl_gives_the_same(packed(name), config_of_engine(engine), timing)
+
+
+@pytest.mark.rtl
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama-untied", "gptq", "bitnet"])
+def test_the_rtl_of_a_configuration_made_to_measure(name: str, packed: Packed) -> None:
+    """Only the hardware that the model needs: biases or norms of heads alone, or neither."""
+    model = packed(name)
+    config = configure(model)
+    assert config.name.startswith("nano-fit")
+    assert (config.qkv_bias, config.qk_norm) == (model.biased, model.head_normed)
+    assert_the_rtl_gives_the_same(model, config, random_timing(3))
+
+
+# -- floating point
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_logits_are_near_those_of_the_packed_model_in_float(name: str, packed: Packed) -> None:
+    model = packed(name)
+    config = config_of_engine(next(engines_of(name)))
+    assert error(golden_logits(model, config), expected_logits(model)) < BOUND
+
+
+@pytest.mark.parametrize("name", ["qwen-both", "two-groups", "gptq", "bitnet"])
+def test_every_engine_gives_the_same(name: str, packed: Packed) -> None:
+    model = packed(name)
+    first, *others = (golden_logits(model, config_of_engine(e)) for e in engines_of(name))
+    assert others
+    for logits in others:
+        np.testing.assert_array_equal(logits, first)
+
+
+# -- faults
+
+Fault = Callable[[PackedModel], PackedModel]
+
+
+def in_layers(change: Callable[[PackedModel, PackedLayer], PackedLayer]) -> Fault:
+    return lambda model: replace(model, layers=[change(model, layer) for layer in model.layers])
+
+
+def with_bias(order: Callable[[PackedModel], NDArray[np.int64]]) -> Fault:
+    def changed(model: PackedModel, layer: PackedLayer) -> PackedLayer:
+        assert layer.bias is not None
+        return replace(layer, bias=replace(layer.bias, values=layer.bias.values[order(model)]))
+
+    return in_layers(changed)
+
+
+def keys_before_values(model: PackedModel) -> NDArray[np.int64]:
+    q, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    parts = np.split(np.arange(q + 2 * kv), [q, q + kv])
+    return np.concatenate([parts[0], parts[2], parts[1]])
+
+
+def halves_of_heads(model: PackedModel) -> NDArray[np.int64]:
+    n = model.n_heads + 2 * model.n_kv_heads
+    return np.arange(n * model.head_dim).reshape(n, 2, -1)[:, ::-1].reshape(-1)
+
+
+def neighbours_apart(model: PackedModel) -> NDArray[np.int64]:
+    """As if pairs that rotate were neighbours."""
+    n = model.n_heads + 2 * model.n_kv_heads
+    return np.arange(n * model.head_dim).reshape(n, -1, 2).transpose(0, 2, 1).reshape(-1)
+
+
+def fewer_fraction_bits(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    assert layer.bias is not None
+    return replace(layer, bias=replace(layer.bias, frac=layer.bias.frac - 1))
+
+
+def norms_exchanged(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    norms = layer.head_norms
+    assert norms is not None
+    return replace(layer, head_norms=replace(norms, query=norms.key, key=norms.query))
+
+
+def norms_reversed(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    norms = layer.head_norms
+    assert norms is not None
+    turned = replace(norms, query=norms.query[::-1], key=norms.key[::-1])
+    return replace(layer, head_norms=turned)
+
+
+def no_head_norms(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    return replace(layer, head_norms=None)
+
+
+def no_bias(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    return replace(layer, bias=None)
+
+
+def window_of(change: int) -> Fault:
+    return in_layers(lambda _, layer: replace(layer, window=layer.window + change))
+
+
+def no_window(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    return replace(layer, window=0)
+
+
+def no_scaling(model: PackedModel) -> PackedModel:
+    table = rope_table(model.context, model.head_dim, 100.0)
+    assert not np.array_equal(table, model.rope)
+    return replace(model, rope=table.astype(np.int16))
+
+
+def rolled(norm: PackedNorm | None) -> PackedNorm:
+    assert norm is not None
+    return replace(norm, gamma=np.roll(norm.gamma, 1))
+
+
+def sub_norm_rolled(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    return replace(layer, attention_norm=rolled(layer.attention_norm))
+
+
+def ffn_norm_rolled(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    return replace(layer, ffn_norm=rolled(layer.ffn_norm))
+
+
+def input_norm_rolled(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    return replace(layer, input_norm=rolled(layer.input_norm))
+
+
+def keys_and_values(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    return replace(layer, k_proj=layer.v_proj, v_proj=layer.k_proj)
+
+
+def gate_and_up(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+    return replace(layer, gate_proj=layer.up_proj, up_proj=layer.gate_proj)
+
+
+def groups_rolled(name: str) -> Fault:
+    def changed(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+        weights = layer.linear(name).weights
+        moved = replace(
+            weights, scale=np.roll(weights.scale, 1, 1), zero=np.roll(weights.zero, 1, 1)
+        )
+        linear = PackedLinear(moved, layer.linear(name).scale, layer.linear(name).shift)
+        return replace(layer, **{name: linear})
+
+    return in_layers(changed)
+
+
+def head_rolled(model: PackedModel) -> PackedModel:
+    return replace(model, head_rows=np.roll(model.head_rows, 1))
+
+
+FAULTS: dict[str, dict[str, Fault]] = {
+    "qwen2": {
+        "keys and values exchanged": with_bias(keys_before_values),
+        "halves of heads exchanged": with_bias(halves_of_heads),
+        "neighbours for halves": with_bias(neighbours_apart),
+        "a binary point off": in_layers(fewer_fraction_bits),
+        "none": in_layers(no_bias),
+    },
+    "qwen2-window": {
+        "one less": window_of(-1),
+        "one more": window_of(1),
+        "none": in_layers(no_window),
+    },
+    "qwen3": {
+        "queries and keys exchanged": in_layers(norms_exchanged),
+        "reversed": in_layers(norms_reversed),
+        "none": in_layers(no_head_norms),
+        "keys and values": in_layers(keys_and_values),
+    },
+    "qwen-both": {
+        "keys and values exchanged": with_bias(keys_before_values),
+        "norms exchanged": in_layers(norms_exchanged),
+        "no norms": in_layers(no_head_norms),
+        "no bias": in_layers(no_bias),
+    },
+    "mistral-window": {"one less": window_of(-1), "one more": window_of(1)},
+    "llama-linear": {"none": no_scaling},
+    "llama-dynamic": {"none": no_scaling},
+    "llama-yarn": {"none": no_scaling},
+    "llama-llama3": {"none": no_scaling},
+    "llama-untied": {
+        "gamma rolled": in_layers(input_norm_rolled),
+        "rows of the head": head_rolled,
+    },
+    "mixed": {"no bias": in_layers(no_bias), "groups": groups_rolled("v_proj")},
+    "two-groups": {"fine groups": groups_rolled("v_proj"), "groups": groups_rolled("o_proj")},
+    "gptq": {"groups": groups_rolled("o_proj")},
+    "gguf-q4_0": {"gate and up": in_layers(gate_and_up)},
+    "bitnet": {
+        "attention's gamma": in_layers(sub_norm_rolled),
+        "feed-forward's gamma": in_layers(ffn_norm_rolled),
+    },
+    "bitnet-large": {
+        "attention's gamma": in_layers(sub_norm_rolled),
+        "feed-forward's gamma": in_layers(ffn_norm_rolled),
+    },
+    "falcon3": {"gamma rolled": in_layers(input_norm_rolled), "keys": in_layers(keys_and_values)},
+}
+"""What could be in the wrong place, by model."""
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [(name, fault) for name, faults in FAULTS.items() for fault in faults]
+)
+def test_a_fault_is_seen(name: str, fault: str, packed: Packed) -> None:
+    """The bound is one that a right model keeps and this one does not."""
+    model = packed(name)
+    config = config_of_engine(next(engines_of(name)))
+    broken = golden_logits(FAULTS[name][fault](model), config)
+    assert error(broken, expected_logits(model)) > 1.5 * BOUND

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lutra.host.commands.pack import add_pack, add_quantize, add_show
+from lutra.host.commands.pack import add_pack, add_quantize
+from lutra.host.commands.show import add_show
 from lutra.host.commands.verify import add_verify
 from lutra.host.conversation import converse
 from lutra.host.devices.rtl import RtlDevice

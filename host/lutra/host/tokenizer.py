@@ -152,7 +152,9 @@ class Tokenizer:
 
 def copy_tokenizer(source: Path, out: Path) -> None:
     """Put a model's tokenizer beside what was made of the model: the files of a folder as they are,
-    a GGUF's vocabulary as ``tokenizer.json``."""
+    a GGUF's vocabulary as ``tokenizer.json``. Files of another tokenizer that lie there go."""
+    for name in _FILES:
+        (out / name).unlink(missing_ok=True)
     if not is_gguf(source):
         for name in _FILES:
             if (source / name).is_file():

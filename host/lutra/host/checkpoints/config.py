@@ -26,9 +26,14 @@ class ConfigFile:
             raise LutraError(
                 f"{path} does not exist: give a model folder, a GGUF file or a shipped name"
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits included
             raise LutraError(f"{path} is not JSON ({error}): copy the model again") from None
         return cls(path, _object(content))
+
+    @property
+    def content(self) -> Mapping[str, object]:
+        """All fields."""
+        return self._raw
 
     def get(self, name: str, within: str | None = None) -> object:
         """A field, of the object ``within`` if given; None where it is missing."""

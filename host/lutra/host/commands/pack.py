@@ -1,25 +1,24 @@
-"""``lutra quantize``, ``lutra pack`` and ``lutra show``: packed models and what is in them."""
+"""``lutra quantize`` and ``lutra pack``: from a checkpoint to a packed model."""
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lutra.host.checkpoints import open_checkpoint
-from lutra.host.checkpoints.weights import Dense
+from lutra.host.commands.show import packed_figures
 from lutra.host.errors import LutraError
-from lutra.host.formats.b128 import row_bytes
-from lutra.host.formats.gguf import is_gguf
-from lutra.host.formats.packed import PackedFile, PackedStore, is_packed, open_packed, write_packed
+from lutra.host.formats.packed import is_packed, open_packed, write_packed
+from lutra.host.formats.packed_layers import LayerSizes
+from lutra.host.formats.packed_store import PackedStore, is_unfinished
 from lutra.host.models import find_model, load_model
-from lutra.host.models.decoder import CONTEXT, LINEARS, Decoder
-from lutra.host.packing import PackedModel, Packer
+from lutra.host.models.decoder import CONTEXT, Decoder
+from lutra.host.packing import Packer
 from lutra.host.progress import StepProgress
 from lutra.host.quantize import DEFAULT_GROUP, GROUPS, default_format
 from lutra.host.quantize.budget import BitPlan, Sensitivity
@@ -28,7 +27,7 @@ from lutra.host.quantize.driver import METHODS, Recipe, quantize_layers
 from lutra.host.tokenizer import Tokenizer, copy_tokenizer
 from lutra.sim.golden.matmul.format import FORMATS, Format
 
-__all__ = ["add_pack", "add_quantize", "add_show"]
+__all__ = ["add_pack", "add_quantize"]
 
 Progress = Callable[[str, float], None]
 
@@ -87,7 +86,6 @@ def _quantize(args: argparse.Namespace) -> int:
     if args.out.exists() and not (args.out.is_dir() and _ours(args.out)):
         raise LutraError(f"{args.out} exists and is no packed model: give another folder")
     model = load_model(path).limited(args.ctx_size)
-    tokenizer = Tokenizer.open(path, model.config.bos_token_id)
     try:
         format = default_format(model) if args.format is None else Format.parse(args.format)
     except ValueError as error:
@@ -99,29 +97,33 @@ def _quantize(args: argparse.Namespace) -> int:
         act_order=args.act_order,
         bits_budget=args.bits_budget,
     )
-    calibration = None
-    if args.calib is not None:
-        calibration = _windows(args, tokenizer, model)
+    # a model without one is refused before it is packed
+    tokenizer = Tokenizer.open(path, model.config.bos_token_id)
+    calibration = None if args.calib is None else _windows(args, tokenizer, model)
     tables: list[tuple[Sensitivity, BitPlan]] = []
-    with StepProgress() as progress:
-        packed, fingerprint = _pack(
-            model, recipe, calibration, args.out, path, progress,
-            lambda sensitivity, plan: tables.append((sensitivity, plan)),
-        )  # fmt: skip
-    copy_tokenizer(path, args.out)
+    try:
+        with StepProgress() as progress:
+            _pack(
+                model, recipe, calibration, args.out, path, progress,
+                lambda sensitivity, plan: tables.append((sensitivity, plan)),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        raise
     for sensitivity, plan in tables:
         _print_plan(sensitivity, plan)
+    packed = open_packed(args.out)
     if args.json:
-        print(json.dumps(_figures(open_packed(args.out))))
+        print(json.dumps(packed_figures(packed)))
     else:
-        print(f"{args.out}: {packed.name} in {packed.format}, fingerprint {fingerprint}")
+        figures = f"{packed.model.format}, {packed.n_bytes:,} bytes"
+        print(f"{args.out}: {model.name} in {figures}, fingerprint {packed.fingerprint}")
     return 0
 
 
 def _ours(out: Path) -> bool:
     """Whether a folder is a packed model, or one that an interrupt left, or empty."""
-    names = [each.name for each in out.iterdir()]
-    return is_packed(out) or not names or any(name.startswith(".partial-") for name in names)
+    return is_packed(out) or is_unfinished(out) or next(out.iterdir(), None) is None
 
 
 def _windows(args: argparse.Namespace, tokenizer: Tokenizer, model: Decoder) -> NDArray[np.int64]:
@@ -143,22 +145,20 @@ def _pack(
     source: Path,
     progress: Progress,
     watch: Callable[[Sensitivity, BitPlan], None],
-) -> tuple[PackedModel, str]:
+) -> None:
     c = model.config
     settings: dict[str, object] = dict(recipe.settings(calibration))
     settings |= {"source": _identity(source), "context": c.max_position_embeddings}
-    sizes = (c.hidden_size, c.intermediate_size, c.q_size, c.kv_size, c.head_dim)
-    out.mkdir(parents=True, exist_ok=True)
+    sizes = LayerSizes(c.hidden_size, c.intermediate_size, c.q_size, c.kv_size, c.head_dim)
     store = PackedStore(out, settings, sizes)
     packer = Packer(model.replaced(model.layers, recipe.format.a_bits))
     for _ in quantize_layers(
         model, recipe, calibration, packer=packer, store=store, progress=progress, watch=watch
     ):
         pass  # the store has it, and memory need not hold it
-    packed = packer.finish(store)
-    fingerprint = write_packed(out, packed, store)
+    progress("writing", 0.0)
+    write_packed(out, packer.finish(store), store, lambda folder: copy_tokenizer(source, folder))
     store.clear()
-    return packed, fingerprint
 
 
 def _identity(source: Path) -> list[object]:
@@ -176,119 +176,3 @@ def _print_plan(sensitivity: Sensitivity, plan: BitPlan) -> None:
     for row in rows[1:]:
         table.add_row(*row)
     Console(highlight=False).print(table)
-
-
-# -- show
-
-
-def add_show(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``lutra show``."""
-    parser.add_argument("model", help="packed model, checkpoint, GGUF file or shipped name")
-    parser.add_argument("--json", action="store_true", help="one line of JSON")
-    parser.set_defaults(command=_show)
-
-
-def _show(args: argparse.Namespace) -> int:
-    path = find_model(args.model)
-    figures = _figures(open_packed(path)) if is_packed(path) else _source_figures(path)
-    if args.json:
-        print(json.dumps(figures))
-        return 0
-    console = Console(highlight=False)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for name, value in figures.items():
-        if not isinstance(value, list):
-            text = f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
-            table.add_row(name.replace("_", " "), text)
-    console.print(table)
-    matrices = figures.get("matrices")
-    if isinstance(matrices, list) and matrices:
-        table = Table(box=None, pad_edge=False)
-        for name in ("matrix", "rows", "depth", "bits", "group", "scale", "scales", "shift"):
-            table.add_column(name, justify="left" if name == "matrix" else "right")
-        for each in cast("list[list[object]]", matrices):
-            table.add_row(*map(str, each))
-        console.print()
-        console.print(table)
-    return 0
-
-
-def _figures(file: PackedFile) -> dict[str, object]:
-    model = file.model
-    n_weights = n_bytes = 0
-    matrices: list[list[object]] = []
-    for i in range(len(model.layers)):
-        layer = model.layers[i]
-        for name in LINEARS:
-            linear = layer.linear(name)
-            w = linear.weights
-            n, k = w.codes.shape
-            bits = 2 if w.ternary else w.bits
-            side = 0 if w.ternary else w.scale.size * (2 + (1 if w.scale_bits <= 8 else 2))
-            n_weights += n * k
-            n_bytes += n * row_bytes(k, bits) + side
-            group, scales = (
-                ("-", "-") if w.ternary else (w.group, f"{w.scale.min()}..{w.scale.max()}")
-            )
-            scale = float(linear.scale.m) * 2.0 ** float(linear.scale.e)
-            matrices.append(
-                [f"{i}.{name}", n, k, "ternary" if w.ternary else bits, group, f"{scale:.4g}",
-                 scales, linear.shift]
-            )  # fmt: skip
-    head = model.head.nbytes + model.head_rows.nbytes
-    return {
-        "name": model.name,
-        "architecture": model.architecture,
-        "format": model.format,
-        "fingerprint": file.fingerprint,
-        "layers": len(model.layers),
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.intermediate_size,
-        "heads": model.n_heads,
-        "key_value_heads": model.n_kv_heads,
-        "head_dim": model.head_dim,
-        "vocabulary": model.vocab_size,
-        "context": model.context,
-        "weights": n_weights,
-        "bits_per_weight": round(8 * n_bytes / n_weights, 3),
-        "weight_bytes": n_bytes,
-        "embedding_bytes": model.embedding.nbytes,
-        "head_bytes": head,
-        "file_bytes": file.n_bytes,
-        "residual_fraction_bits": model.residual_frac,
-        "matrices": matrices,
-    }
-
-
-def _source_figures(path: Path) -> dict[str, object]:
-    model = load_model(path)
-    checkpoint = open_checkpoint(path)
-    c, weight = model.config, model.layers[0].q_proj
-    kind = type(weight).__name__.lower()
-    if isinstance(weight, Dense):
-        kind = f"floating point, {weight.values.dtype}"
-    n_weights = c.num_hidden_layers * sum(
-        c.shape_of(name)[0] * c.shape_of(name)[1] for name in LINEARS
-    )
-    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    return {
-        "name": model.name,
-        "architecture": model.architecture,
-        "file": "GGUF" if is_gguf(path) else "safetensors",
-        "weights_are": kind,
-        "runs_by_default_in": str(default_format(model)),
-        "layers": c.num_hidden_layers,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "heads": c.num_attention_heads,
-        "key_value_heads": c.num_key_value_heads,
-        "head_dim": c.head_dim,
-        "vocabulary": c.vocab_size,
-        "context": c.max_position_embeddings,
-        "rope": f"{c.rope.kind}, base {c.rope.theta:g}",
-        "tensors": len(checkpoint.names()),
-        "weights": n_weights,
-        "file_bytes": sum(each.stat().st_size for each in files),
-    }

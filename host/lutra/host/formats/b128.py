@@ -41,20 +41,20 @@ def to_b128(codes: Bytes, bits: int) -> Bytes:
     for width in _PLANES[bits]:
         parts.append(_pack(padded & np.uint8((1 << width) - 1), width))
         padded = padded >> np.uint8(width)
-    return np.concatenate(parts, axis=2).reshape(n, -1)
+    return np.concatenate(parts, axis=2).reshape(n, row_bytes(k, bits))
 
 
 def from_b128(data: Bytes, bits: int, k: int) -> Bytes:
     """Inverse of :func:`to_b128`: codes ``[N, k]``."""
     n = len(data)
-    blocks = data.reshape(n, -1, BLOCK * bits // 8)
+    blocks = data.reshape(n, -(-k // BLOCK), BLOCK * bits // 8)
     codes = np.zeros((n, blocks.shape[1], BLOCK), np.uint8)
     first, low = 0, 0
     for width in _PLANES[bits]:
         size = BLOCK * width // 8
         codes |= _unpack(blocks[:, :, first : first + size], width) << np.uint8(low)
         first, low = first + size, low + width
-    return codes.reshape(n, -1)[:, :k]
+    return codes.reshape(n, blocks.shape[1] * BLOCK)[:, :k]
 
 
 def _pack(codes: Bytes, width: int) -> Bytes:
@@ -62,9 +62,11 @@ def _pack(codes: Bytes, width: int) -> Bytes:
     n, blocks, _ = codes.shape
     if width == 4:
         halves = codes.reshape(n, blocks, 2, 2, 32)
-        return (halves[:, :, :, 0] | halves[:, :, :, 1] << np.uint8(4)).reshape(n, blocks, -1)
+        return (halves[:, :, :, 0] | halves[:, :, :, 1] << np.uint8(4)).reshape(
+            n, blocks, BLOCK // 2
+        )
     per_byte = 8 // width
-    fields = codes.reshape(n, blocks, per_byte, -1)
+    fields = codes.reshape(n, blocks, per_byte, BLOCK // per_byte)
     packed = np.zeros((n, blocks, BLOCK // per_byte), np.uint8)
     for i in range(per_byte):
         packed |= fields[:, :, i] << np.uint8(8 - width * (i + 1))

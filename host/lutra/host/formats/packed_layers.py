@@ -1,0 +1,266 @@
+"""A packed layer as arrays and numbers, and back.
+
+Codes are in B128 (:mod:`.b128`). Ternary ones are 0, 1, 2 for -1, 0, 1 and have neither group
+scales nor zero points. Files come from anywhere, so every number that is read is checked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.host.checkpoints.config import ConfigFile
+from lutra.host.errors import LutraError
+from lutra.host.formats.b128 import from_b128, row_bytes, to_b128
+from lutra.host.formats.safetensors import SafetensorsFolder
+from lutra.host.models.decoder import LINEARS
+from lutra.host.packing import HeadNorms, PackedBias, PackedLayer, PackedLinear, PackedNorm
+from lutra.sim.golden.arith.scale import SCALE, Scale
+from lutra.sim.golden.matmul.engine import GroupedWeights
+from lutra.sim.golden.matmul.format import W_BITS
+
+__all__ = [
+    "FRAC_MAX",
+    "LayerReader",
+    "LayerSizes",
+    "layer_arrays",
+    "read_count",
+    "read_scale",
+    "take_typed",
+]
+
+FRAC_MAX = 24
+"""Fraction bits, and bits of a shift, at most."""
+_ADVICE = "pack the model again"
+_BIAS_FRAC_MAX = 16
+_WINDOW_MAX = (1 << 31) - 1
+_EXPONENT_MAX = 128  # of a scale: far beyond any model, and its products still fit the hardware
+_NORMS = {
+    "input_norm": "q_proj",
+    "attention_norm": "o_proj",
+    "ffn_input_norm": "gate_proj",
+    "ffn_norm": "down_proj",
+}
+"""The norms, and the matrix whose depth each has."""
+_SHARED_SHIFTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What all layers of a model have in common; ``q`` and ``kv`` are widths of all heads."""
+
+    hidden: int
+    intermediate: int
+    q: int
+    kv: int
+    head_dim: int
+
+    def shape_of(self, linear: str) -> tuple[int, int]:
+        """Rows and depth of a matrix."""
+        d, f = self.hidden, self.intermediate
+        return {
+            "q_proj": (self.q, d),
+            "k_proj": (self.kv, d),
+            "v_proj": (self.kv, d),
+            "o_proj": (d, self.q),
+            "gate_proj": (f, d),
+            "up_proj": (f, d),
+            "down_proj": (d, f),
+        }[linear]
+
+
+def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], dict[str, object]]:
+    """What a layer is in a file: its arrays, and the numbers beside them."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    numbers: dict[str, object] = {"window": layer.window}
+    for name in LINEARS:
+        linear = layer.linear(name)
+        w = linear.weights
+        ternary = w.ternary
+        bits = 2 if ternary else w.bits
+        codes = w.codes.astype(np.uint8, copy=False)
+        if ternary:
+            codes = (codes + 1 - (w.zero // 2).astype(np.uint8)).astype(np.uint8)
+        else:
+            wide = w.scale_bits > 8
+            arrays[f"{name}.scale"] = w.scale.astype(np.uint16 if wide else np.uint8)
+            arrays[f"{name}.zero"] = w.zero.astype(np.uint16)
+        arrays[f"{name}.codes"] = to_b128(codes, bits)
+        numbers[name] = {
+            "bits": bits,
+            "group": None if ternary else w.group,
+            "scale": [int(linear.scale.m), int(linear.scale.e)],
+            "shift": linear.shift,
+        }
+    for name in _NORMS:
+        norm: PackedNorm | None = getattr(layer, name)
+        numbers[name] = None if norm is None else norm.frac
+        if norm is not None:
+            arrays[name] = norm.gamma
+    numbers["bias"] = None if layer.bias is None else layer.bias.frac
+    if layer.bias is not None:
+        arrays["bias"] = layer.bias.values
+    numbers["head_norms"] = None if layer.head_norms is None else layer.head_norms.frac
+    if layer.head_norms is not None:
+        arrays["query_norm"] = layer.head_norms.query
+        arrays["key_norm"] = layer.head_norms.key
+    return arrays, numbers
+
+
+class LayerReader:
+    """Rebuilds layers of :func:`layer_arrays`."""
+
+    def __init__(self, tensors: SafetensorsFolder, sizes: LayerSizes) -> None:
+        self._tensors, self._sizes = tensors, sizes
+
+    def read(self, prefix: str, file: ConfigFile) -> PackedLayer:
+        """The layer whose tensors begin with ``prefix`` and whose numbers are those of ``file``."""
+        sizes = self._sizes
+        matrices = {name: self._linear(prefix, name, file) for name in LINEARS}
+        for stack in _SHARED_SHIFTS:
+            shifts = [matrices[name].shift for name in stack]
+            if len(set(shifts)) > 1:
+                raise LutraError(
+                    f"{file.path}: {prefix}{', '.join(stack)} must have one shift, not {shifts}: "
+                    f"{_ADVICE}"
+                )
+        norms: dict[str, PackedNorm | None] = {}
+        for name, linear in _NORMS.items():
+            frac = _frac(file, prefix, name)
+            depth = sizes.shape_of(linear)[1]
+            norms[name] = (
+                None if frac is None else PackedNorm(self._int16(prefix + name, depth), frac)
+            )
+        input_norm, ffn_input_norm = norms["input_norm"], norms["ffn_input_norm"]
+        if input_norm is None or ffn_input_norm is None:
+            raise LutraError(
+                f"{file.path}: {prefix}input_norm and ffn_input_norm must be there: {_ADVICE}"
+            )
+        bias = head_norms = None
+        if (frac := _frac(file, prefix, "bias", _BIAS_FRAC_MAX)) is not None:
+            bias = PackedBias(self._int16(f"{prefix}bias", sizes.q + 2 * sizes.kv), frac)
+        if (frac := _frac(file, prefix, "head_norms")) is not None:
+            query, key = (
+                self._int16(f"{prefix}{x}_norm", sizes.head_dim) for x in ("query", "key")
+            )
+            head_norms = HeadNorms(query, key, frac)
+        return PackedLayer(
+            input_norm=input_norm,
+            q_proj=matrices["q_proj"],
+            k_proj=matrices["k_proj"],
+            v_proj=matrices["v_proj"],
+            bias=bias,
+            head_norms=head_norms,
+            window=read_count(file, "window", _WINDOW_MAX, prefix=prefix),
+            attention_norm=norms["attention_norm"],
+            o_proj=matrices["o_proj"],
+            ffn_input_norm=ffn_input_norm,
+            gate_proj=matrices["gate_proj"],
+            up_proj=matrices["up_proj"],
+            ffn_norm=norms["ffn_norm"],
+            down_proj=matrices["down_proj"],
+        )
+
+    def _int16(self, name: str, n: int) -> NDArray[np.int16]:
+        return cast("NDArray[np.int16]", take_typed(self._tensors, name, np.int16, n))
+
+    def _linear(self, prefix: str, name: str, file: ConfigFile) -> PackedLinear:
+        where = prefix + name
+        fields = file.get(name)
+        if not isinstance(fields, dict):
+            raise LutraError(f"{file.path}: {where} must be an object, not {fields!r}: {_ADVICE}")
+        inner = ConfigFile(file.path, cast("Mapping[str, object]", fields))
+        n, k = self._sizes.shape_of(name)
+        bits = inner.get("bits")
+        if isinstance(bits, bool) or not isinstance(bits, int) or bits not in W_BITS:
+            raise LutraError(
+                f"{file.path}: {where}.bits must be one of {', '.join(map(str, W_BITS))}, not "
+                f"{bits!r}: {_ADVICE}"
+            )
+        data = take_typed(self._tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
+        codes = from_b128(cast("NDArray[np.uint8]", data), bits, k)
+        if inner.get("group") is None:
+            if bits != 2 or codes.max(initial=0) > 2:
+                raise LutraError(
+                    f"{self._tensors.path}: {where} has no groups, so its codes must be 0, 1 and 2 "
+                    f"in two bits: {_ADVICE}"
+                )
+            weights = GroupedWeights.from_integers(codes.astype(np.int8) - 1)
+        else:
+            weights = self._grouped(where, codes, bits, inner)
+        scale = read_scale(inner, "scale", prefix=f"{where}.")
+        return PackedLinear(
+            weights, scale, read_count(inner, "shift", FRAC_MAX, prefix=f"{where}.")
+        )
+
+    def _grouped(
+        self, where: str, codes: NDArray[np.uint8], bits: int, file: ConfigFile
+    ) -> GroupedWeights:
+        n, k = codes.shape
+        group = read_count(file, "group", k, least=1, prefix=f"{where}.")
+        if k % group:
+            raise LutraError(
+                f"{file.path}: {where}.group must divide the depth of {k}, not be {group}: "
+                f"{_ADVICE}"
+            )
+        scale = self._tensors.take(f"{where}.scale", n, k // group)
+        if scale.dtype.name not in ("uint8", "uint16"):
+            raise LutraError(
+                f"{self._tensors.path}: {where}.scale must be uint8 or uint16, not {scale.dtype}: "
+                f"{_ADVICE}"
+            )
+        zero = take_typed(self._tensors, f"{where}.zero", np.uint16, n, k // group)
+        try:
+            return GroupedWeights(
+                codes=codes,
+                scale=scale.astype(np.int64),
+                zero=zero.astype(np.int64),
+                bits=bits,
+                group=group,
+            )
+        except ValueError as error:
+            raise LutraError(f"{self._tensors.path}: {where}: {error}: {_ADVICE}") from None
+
+
+def read_count(file: ConfigFile, name: str, most: int, *, least: int = 0, prefix: str = "") -> int:
+    """A whole number from ``least`` to ``most``."""
+    value = file.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise LutraError(
+            f"{file.path}: {prefix}{name} must be in {least}..{most}, not {value!r}: {_ADVICE}"
+        )
+    return value
+
+
+def _frac(file: ConfigFile, prefix: str, name: str, most: int = FRAC_MAX) -> int | None:
+    """Fraction bits, or None where there is nothing that has them."""
+    return None if file.get(name) is None else read_count(file, name, most, prefix=prefix)
+
+
+def read_scale(file: ConfigFile, name: str, *, prefix: str = "") -> Scale:
+    """A normalised scale, ``[mantissa, exponent]``."""
+    value = file.get(name)
+    pair = cast("list[object]", value) if isinstance(value, list) else []
+    if len(pair) == 2 and all(isinstance(x, int) and not isinstance(x, bool) for x in pair):
+        m, e = cast("list[int]", pair)
+        normal = 1 << (SCALE.m_width - 1) <= m < 1 << SCALE.m_width and abs(e) <= _EXPONENT_MAX
+        if normal or (m, e) == (0, 0):
+            return Scale(np.asarray(m), np.asarray(e))
+    raise LutraError(
+        f"{file.path}: {prefix}{name} must be a mantissa of {SCALE.m_width} bits and an exponent "
+        f"in -{_EXPONENT_MAX}..{_EXPONENT_MAX}, not {value!r}: {_ADVICE}"
+    )
+
+
+def take_typed(
+    tensors: SafetensorsFolder, name: str, dtype: type[np.generic], *shape: int
+) -> NDArray[np.generic]:
+    """A tensor of this type and shape."""
+    values = tensors.take(name, *shape)
+    if values.dtype != dtype:
+        raise LutraError(
+            f"{tensors.path}: {name} must be {np.dtype(dtype)}, not {values.dtype}: {_ADVICE}"
+        )
+    return values

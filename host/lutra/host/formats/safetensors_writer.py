@@ -1,0 +1,43 @@
+"""Writing safetensors one tensor at a time: the library wants all of them in memory."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Arrays", "Sizes", "write_arrays", "write_safetensors"]
+
+Arrays = Mapping[str, NDArray[np.generic]]
+Sizes = Mapping[str, tuple[str, tuple[int, ...]]]
+"""NumPy's name of a tensor's type, and its shape."""
+_TYPES = {"uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16"}
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays that are in memory, in their order."""
+    write_safetensors(path, {k: (a.dtype.name, a.shape) for k, a in arrays.items()}, arrays.items())
+
+
+def write_safetensors(
+    path: Path, sizes: Sizes, arrays: Iterable[tuple[str, NDArray[np.generic]]]
+) -> None:
+    """Write ``arrays`` as they come, which is in the order of ``sizes``."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, (dtype, shape) in sizes.items():
+        start, end = end, end + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        header[name] = {
+            "dtype": _TYPES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (expected, (dtype, shape)), (name, values) in zip(sizes.items(), arrays, strict=True):
+            assert (name, values.dtype.name, values.shape) == (expected, dtype, shape)
+            little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+            file.write(np.ascontiguousarray(little).data)

@@ -1,0 +1,130 @@
+"""Packed models on disk for tests: written, compared, and changed as no command would."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from lutra.host.compiler import compile_model
+from lutra.host.configure import configure
+from lutra.host.devices.golden import GoldenDevice
+from lutra.host.formats.packed import write_packed
+from lutra.host.formats.packed_layers import LayerSizes
+from lutra.host.formats.packed_store import PackedStore
+from lutra.host.models.decoder import LINEARS
+from lutra.host.packing import PackedModel
+
+__all__ = [
+    "Config",
+    "Tensors",
+    "assert_same",
+    "golden_logits",
+    "rehash",
+    "store_for",
+    "tamper",
+    "write",
+]
+
+Config = dict[str, Any]
+Tensors = dict[str, NDArray[Any]]
+
+
+def store_for(out: Path, model: PackedModel, **settings: object) -> PackedStore:
+    """A store for the layers of ``model``."""
+    q, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    sizes = LayerSizes(model.hidden_size, model.intermediate_size, q, kv, model.head_dim)
+    return PackedStore(out, settings, sizes)
+
+
+def write(out: Path, model: PackedModel) -> str:
+    """Write a model that is in memory; return its fingerprint."""
+    store = store_for(out, model)
+    for i, layer in enumerate(model.layers):
+        store.save(i, layer)
+    fingerprint = write_packed(out, model, store)
+    store.clear()
+    return fingerprint
+
+
+def rehash(folder: Path) -> None:
+    """Make hash and fingerprint fit what the files hold."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    tensors = (folder / "model.safetensors").read_bytes()
+    content["sha256"] = hashlib.sha256(tensors).hexdigest()
+    content.pop("fingerprint", None)
+    text = json.dumps(content, sort_keys=True)
+    content["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path.write_text(json.dumps(content))
+
+
+def tamper(
+    folder: Path,
+    config: Callable[[Config], object] | None = None,
+    tensors: Callable[[Tensors], object] | None = None,
+) -> Path:
+    """Change what the files hold, and make them whole again."""
+    if tensors is not None:
+        path = folder / "model.safetensors"
+        arrays = load_file(path)
+        tensors(arrays)
+        save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path)
+    if config is not None:
+        path = folder / "config.json"
+        content = json.loads(path.read_text())
+        config(content)
+        path.write_text(json.dumps(content))
+    rehash(folder)
+    return folder
+
+
+def _assert_equal(a: object, b: object, where: str) -> None:
+    if isinstance(a, np.ndarray):
+        assert isinstance(b, np.ndarray), where
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), where
+        np.testing.assert_array_equal(a, b, err_msg=where)
+    elif hasattr(a, "__dataclass_fields__"):
+        assert type(a) is type(b), where
+        for field in fields(a):  # pyright: ignore[reportArgumentType]
+            _assert_equal(getattr(a, field.name), getattr(b, field.name), f"{where}.{field.name}")
+    else:
+        assert a == b, where
+
+
+def assert_same(a: PackedModel, b: PackedModel) -> None:
+    """All numbers of two packed models are the same; their names do not count."""
+    for field in fields(PackedModel):
+        if field.name not in ("name", "layers"):
+            _assert_equal(getattr(a, field.name), getattr(b, field.name), field.name)
+    assert len(a.layers) == len(b.layers)
+    for i in range(len(a.layers)):
+        x, y = a.layers[i], b.layers[i]
+        for field in fields(x):
+            where = f"layer {i} {field.name}"
+            one, other = getattr(x, field.name), getattr(y, field.name)
+            if field.name not in LINEARS:
+                _assert_equal(one, other, where)
+                continue
+            _assert_equal(one.weights.doubled(), other.weights.doubled(), where)
+            assert (one.weights.bits, one.weights.group) == (
+                other.weights.bits,
+                other.weights.group,
+            )
+            assert (one.scale, one.shift) == (other.scale, other.shift), where
+
+
+def golden_logits(model: PackedModel, tokens: list[int]) -> NDArray[np.int64]:
+    """Logits ``[T, V]`` on the golden device."""
+    program = compile_model(model, configure(model))
+    device, tile = GoldenDevice(), program.config.m_tile
+    device.load(program)
+    parts = [
+        device.run_tile(tokens[i : i + tile], i, 0).logits for i in range(0, len(tokens), tile)
+    ]
+    return np.concatenate(parts)

@@ -9,11 +9,12 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, cast
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors import numpy as safetensors_numpy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lutra.host.errors import LutraError
@@ -67,6 +68,18 @@ RANDOM_SHAPES: Mapping[str, Shape] = {
     },
 }  # fmt: skip
 """``config.json`` of the shapes, by name."""
+
+
+class _Saving(Protocol):
+    """Of safetensors, whose stubs do not say what a path is of."""
+
+    def save_file(self, tensors: Mapping[str, NDArray[np.generic]], path: Path) -> None: ...
+
+
+class _Adding(Protocol):
+    """The part of a tokenizer whose types its stubs leave open."""
+
+    def add_special_tokens(self, tokens: list[str]) -> int: ...
 
 
 def write_random(
@@ -129,7 +142,7 @@ def write_random(
 
     def save(index: int, tensors: dict[str, NDArray[np.generic]]) -> None:
         file = f"model-{index:05d}.safetensors"
-        save_file(tensors, out / file)
+        cast("_Saving", safetensors_numpy).save_file(tensors, out / file)
         table.update(dict.fromkeys(tensors, file))
 
     for first in range(0, total, _LAYERS_PER_FILE):
@@ -173,7 +186,7 @@ def _write_tokenizer(folder: Path) -> None:
     """The 256 bytes behind two special tokens."""
     names = ["<|bos|>", "<|eos|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
-    tokenizer.add_special_tokens(names[:2])
+    cast("_Adding", tokenizer).add_special_tokens(names[:2])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))

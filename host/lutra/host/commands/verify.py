@@ -25,7 +25,9 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of the packed model")
     parser.add_argument("--against", required=True, metavar="SRC", help="what it was made of")
     parser.add_argument("-p", "--prompt", default=_PROMPT, help="text that both are run on")
-    parser.add_argument("--limit", type=float, help="relative error that a layer may have")
+    parser.add_argument(
+        "--limit", type=float, help="relative error of rounding that a part may have"
+    )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.set_defaults(command=_verify)
 
@@ -42,22 +44,26 @@ def _verify(args: argparse.Namespace) -> int:
     tokens = Tokenizer.open(args.model, model.bos).encode(args.prompt)
     with StepProgress() as progress:
         found = verify(model, source, tokens, limit=args.limit, progress=progress)
+    code = 1 if found.first_over else 0
     if args.json:
         figures = asdict(found) | {"first_over": found.first_over, "format": model.format}
         print(json.dumps(figures))
-        return 1 if found.first_over else 0
+        return code
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, title=f"relative error, source by {found.runner}")
-    for name in ("layer", "integers against the source", "against the packed weights in float"):
+    console.print(f"relative error, source by {found.runner}")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("part")
+    for name in ("rounding", "limit", "integers", "in all"):
         table.add_column(name, justify="right")
-    for i, each in enumerate(found.layers):
-        table.add_row(str(i), f"{each.source:.4f}", f"{each.integer:.4f}")
+    for part in found.parts:
+        figures = (part.own, part.limit, part.integer, part.total)
+        table.add_row(part.name, *("-" if x is None else f"{x:.4f}" for x in figures))
     console.print(table)
     console.print(f"logits: RMS error {found.logits:.4f} of their deviation")
     console.print(f"top-1 agreement: {found.top1:.1%} of {found.tokens} tokens")
     console.print(f"KL divergence: {found.kl:.5f} nats")
     if found.first_over:
         console.print(f"[bold]first over its limit:[/bold] {found.first_over}")
-        return 1
-    console.print("every layer is within its limit")
-    return 0
+    else:
+        console.print("every part is within its limit")
+    return code

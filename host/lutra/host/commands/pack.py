@@ -169,7 +169,8 @@ def _identity(source: Path) -> list[object]:
 
 
 def _print_plan(sensitivity: Sensitivity, plan: BitPlan) -> None:
-    table = Table(title="bits by measured sensitivity", box=None, pad_edge=False)
+    print("bits by measured sensitivity (and what they cost, in 1/1000 nat per token)")
+    table = Table(box=None, pad_edge=False)
     rows = sensitivity.rows(plan)
     for name in rows[0]:
         table.add_column(name, justify="right")

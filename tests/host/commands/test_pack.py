@@ -81,8 +81,8 @@ def test_every_method(method: str, source: Path, tmp_path: Path, capsys: Capture
     size = sum((out / name).stat().st_size for name in FILES[:2])
     assert output.out == f"{out}: otter in W3A8, {size:,} bytes, fingerprint {fingerprint}\n"
     plain = pack_model(load_model(source), Format.parse("W3A8"), 32)
-    codes = [each.layers[0].down_proj.weights.codes for each in (model, plain)]
-    assert np.array_equal(*codes) == (method == "rtn")
+    a, b = (each.layers[0].down_proj.weights.codes for each in (model, plain))
+    assert np.array_equal(a, b) == (method == "rtn")
     # and once more, over what is there
     before = [(out / name).read_bytes() for name in FILES]
     quantize(source, out, *options)

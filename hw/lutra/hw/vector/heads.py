@@ -20,7 +20,7 @@ from lutra.sim.golden.vector.heads import (
     SQUARES_WIDTH,
 )
 
-__all__ = ["FixedHeads", "head_word_layout", "slot_layout"]
+__all__ = ["FixedHeads", "head_word_layout", "param_read_port", "slot_layout"]
 
 _PARAM_WIDTH = 16
 
@@ -42,6 +42,12 @@ def slot_layout(config: AcceleratorConfig) -> data.StructLayout:
 def head_word_layout(config: AcceleratorConfig) -> data.StructLayout:
     """One block of a pair, the low or the high one."""
     return data.StructLayout({"high": 1, "slot": slot_layout(config)})
+
+
+def param_read_port(config: AcceleratorConfig) -> ReadPortSignature:
+    """A word of biases or gammas, eight lanes, from the parameter buffer."""
+    word = data.ArrayLayout(signed(_PARAM_WIDTH), config.lanes)
+    return ReadPortSignature({"word": range(config.param_words)}, word)
 
 
 class FixedHeads(wiring.Component):
@@ -93,12 +99,7 @@ class FixedHeads(wiring.Component):
             "i": In(head_word_layout(config)),
             "scale_r": Out(ReadPortSignature({"token": token}, SCALE_LAYOUT)),
             "acc": Out(acc_read_port(config.matmul)),
-            "param": Out(
-                ReadPortSignature(
-                    {"word": range(config.param_words)},
-                    data.ArrayLayout(signed(_PARAM_WIDTH), lanes),
-                )
-            ),
+            "param": Out(param_read_port(config)),
             "o": Out(head_word_layout(config)),
             "y": Out(data.ArrayLayout(signed(self.y_width), lanes)),
         }

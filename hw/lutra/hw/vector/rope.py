@@ -17,7 +17,7 @@ from lutra.hw.ports import (
     dma_write_data,
 )
 from lutra.hw.vector.head_scales import HEAD_CYCLES, NORM_CYCLES, HeadScales
-from lutra.hw.vector.heads import FixedHeads, head_word_layout, slot_layout
+from lutra.hw.vector.heads import FixedHeads, head_word_layout, param_read_port, slot_layout
 from lutra.hw.vector.pipeline import delay
 from lutra.sim.golden.core.config import AcceleratorConfig
 from lutra.sim.golden.vector.heads import FIXED_WIDTH, NORM_WIDTH
@@ -127,7 +127,7 @@ class RopeQuant(wiring.Component):
         token, lanes = range(config.m_tile), config.lanes
         members = {}
         if self._is_fixed:
-            members |= {"param": FixedHeads(config).signature.members["param"]}
+            members |= {"param": Out(param_read_port(config))}
         super().__init__(
             {
                 "cmd": In(stream.Signature(rope_command(config))),

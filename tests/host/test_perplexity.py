@@ -79,7 +79,9 @@ def test_progress_is_reported() -> None:
 
 
 def test_an_empty_text_is_refused() -> None:
-    with pytest.raises(LutraError, match=r"^the text is empty: give a file with some text in it$"):
+    with pytest.raises(
+        LutraError, match=r"^the text has nothing to predict: give a file with more text in it$"
+    ):
         perplexity(lambda _: np.zeros((1, 1)), [], 0)
 
 

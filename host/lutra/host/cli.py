@@ -359,7 +359,8 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--float",
         action="store_true",
-        help="the same model in floating point: as it is, or rounded to --format if that is given",
+        help="the same model in floating point: a checkpoint as it is, or rounded to --format if "
+        "that is given; a packed model as it is packed",
     )
     parser.add_argument("--windows", type=int, help="only the first so many windows of the text")
     parser.set_defaults(command=_perplexity)
@@ -385,7 +386,8 @@ def _perplexity(args: argparse.Namespace) -> int:
             progress=progress,
         )
         tokens = llm.tokenizer.encode(text, add_bos=False)
-        windows = text_windows(tokens, window=llm.context, bos=llm.packed.bos)
+        bos = llm.tokenizer.bos if llm.tokenizer.add_bos else None
+        windows = text_windows(tokens, window=llm.context, bos=bos)
         windows = windows[: args.windows]
         if args.windows is not None:
             text = llm.tokenizer.decode([token for window in windows for token in window[1:]])
@@ -403,8 +405,8 @@ def _perplexity(args: argparse.Namespace) -> int:
     if args.json:
         figures = {"model": args.model, "device": "float" if args.float else args.device}
         figures |= {"engine": None if args.float else llm.program.config.engine}
-        # a checkpoint of integers is rounded already
-        as_it_is = args.float and args.format is None and not llm.packed.ternary
+        # a checkpoint of ternary weights is rounded already
+        as_it_is = args.float and source is llm.source and not llm.packed.ternary
         figures |= {"format": None if as_it_is else llm.program.format}
         figures |= {"group": None if as_it_is else llm.packed.group}
         figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}

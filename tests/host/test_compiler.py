@@ -774,3 +774,17 @@ def test_the_shipped_models_fit_every_engine_that_runs_them() -> None:
             for engine in engines_for(format):
                 for config in (NANO, NANO_WIDE):
                     check_fit(model, with_engine(config, engine, a_width=format.a_bits))
+
+
+def test_sums_that_the_ternary_engine_would_have_to_shift(
+    packed: Callable[[str], PackedModel],
+) -> None:
+    """However wide its adders are, it gives the sums as they are."""
+    model = replace(packed("least"), head_shift=2)
+    message = (
+        "^engine ternary does not shift sums, and the model's have 1 too many bits: "
+        "use --engine lut or mixpe or mac$"
+    )
+    with pytest.raises(LutraError, match=message):
+        compile_model(model, config_for(SHAPES["least"], sum_width=25))
+    compile_model(model, config_for(SHAPES["least"], "mac", k_tile=16))

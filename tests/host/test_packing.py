@@ -134,6 +134,24 @@ def test_rows_of_zeros_do_not_break_the_head(checkpoint: Callable[[str], Decoder
     assert (model.head_rows[5:7] == 1).all()
 
 
+def test_the_head_of_a_ternary_model_is_never_shifted(tmp_path: Path) -> None:
+    """Steps are coarser where sums would pass the accumulators, and only there."""
+    shape = replace(SHAPES["least"], hidden_size=640)
+    model = load(write_model(tmp_path, shape))
+    embedding = np.random.default_rng(1).choice([-1, 1], (304, 640)).astype(np.float32)
+    embedding[1::3] *= np.float32(0.0041)
+    embedding[2::3, 1:] *= np.float32(0.5)
+    packed = pack_model(replace(model, embed_tokens=Dense(embedding)))
+    sums = np.abs(packed.head.astype(int)).sum(axis=1)
+    assert packed.head_shift == 1
+    assert 0.99 * LOGIT_ACC_MAX < sums.max() * 127 <= LOGIT_ACC_MAX
+    peak = np.abs(packed.head.astype(int)).max(axis=1)
+    assert (peak[2::3] == HEAD_MAX).all()
+    assert (np.delete(peak, np.s_[2::3]) <= LOGIT_ACC_MAX // 127 // 640).all()
+    row = packed.head_rows[:, None] * (packed.head_scale / (1 << LOGIT_SHIFT))
+    assert (np.abs(packed.head * row - embedding) <= 0.5001 * row).all()
+
+
 def test_an_embedding_of_zeros_is_refused(checkpoint: Callable[[str], Decoder]) -> None:
     empty = np.zeros_like(checkpoint("least").embed_tokens.dequantized())
     with pytest.raises(LutraError, match=r"^the embedding is all zeros: the checkpoint is empty, "):

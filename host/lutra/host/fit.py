@@ -183,6 +183,11 @@ def _sum_bits(model: PackedModel, peak: int, shift: int) -> int:
 def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: int) -> None:
     """Refuse sums that can leave the engine's adders or the accumulators, or shift too far."""
     m = config.matmul
+    if not m.grouped and shift > 1:
+        raise LutraError(
+            f"engine {m.kind} does not shift sums, and the model's have {shift - 1} too many bits: "
+            f"use --engine {' or '.join(engines_for(model)[1:])}"
+        )
     if m.grouped and shift > m.shift_max:
         mend = (
             f"use a configuration with scale_width={SCALE_WIDTH + 1} or more"

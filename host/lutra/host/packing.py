@@ -214,16 +214,26 @@ def _pack_norm(weight: NDArray[np.float32], name: str) -> PackedNorm:
 
 
 def _pack_head(
-    embedding: Dense, q_max: int
+    embedding: Dense, q_max: int, *, shifted: bool
 ) -> tuple[NDArray[np.int8], NDArray[np.int16], int, float]:
+    """The head's rows, their scales, the shift of its sums and what one of all is worth.
+
+    Unless sums may be ``shifted``, steps are coarser where they would pass the accumulators.
+    """
     n, k = embedding.shape
     blocks = [slice(first, first + _ROWS) for first in range(0, n, _ROWS)]
     row = np.concatenate([np.abs(embedding.dequantized(b)).max(axis=1) for b in blocks])
     row = row.astype(np.float64) / HEAD_MAX
-    top = float(row.max())
+    least = np.zeros(n)
+    if not shifted:
+        most = max(LOGIT_ACC_MAX // q_max - k // 2, 1)  # of a row's codes, before they are rounded
+        sums = [np.abs(embedding.dequantized(b)).sum(axis=1, dtype=np.float64) for b in blocks]
+        least = np.concatenate(sums) / most
+    top = float(np.maximum(row, least).max())
     if top == 0:
         raise LutraError("the embedding is all zeros: the checkpoint is empty, copy it again")
-    rows = np.maximum(np.rint(row / top * _INT16_MAX), 1).astype(np.int16)
+    rows = np.maximum(np.rint(row / top * _INT16_MAX), np.ceil(least / top * _INT16_MAX))
+    rows = np.maximum(rows, 1).astype(np.int16)
     step = rows.astype(np.float64)[:, None] * (top / _INT16_MAX)
     head, peak = np.empty((n, k), np.int8), 0
     for b in blocks:
@@ -392,7 +402,9 @@ class Packer:
         # leaves a factor of 16 above what the fixed sequence reaches
         residual_frac = min(20, _fraction_bits(16 * self._peak, (1 << 31) - 1))
         embedding, embedding_frac = _pack_embedding(model.embed_tokens, residual_frac)
-        head = _pack_head(model.lm_head or model.embed_tokens, self._q_max)
+        # the ternary engine, which such a model can run on, does not shift
+        shifted = not (self._ternary and self.a_bits == 8)
+        head = _pack_head(model.lm_head or model.embed_tokens, self._q_max, shifted=shifted)
         bits = self._bits / self._n_weights
         return PackedModel(
             name=model.name,

@@ -1,6 +1,7 @@
 """Packed models of every architecture, small enough for the RTL: two layers, random weights.
 
-All have the same sizes, so that one configuration of each engine holds them.
+All have the same sizes, so that one configuration of each engine holds them; heads of 16 and 24 are
+padded to those of 32.
 """
 
 import json
@@ -165,6 +166,7 @@ def _gguf(arch: str, kind: str) -> Callable[[Path], PackedModel]:
 
 MAKERS: dict[str, Callable[[Path], PackedModel]] = {
     "qwen2": _rounded("qwen2", 4),
+    "qwen2-narrow": _rounded("qwen2", 4, head_dim=16),
     "qwen2-window": _rounded("qwen2", 4, **_WINDOW),
     "qwen3": _rounded("qwen3", 4),
     "qwen-both": _biased_and_normed,
@@ -181,6 +183,7 @@ MAKERS: dict[str, Callable[[Path], PackedModel]] = {
     "gguf-qwen3": _gguf("qwen3", "Q8_0"),
     "bitnet": _as_it_is("bitnet"),
     "bitnet-large": _as_it_is("bitnet-large", num_key_value_heads=2),
+    "bitnet-large-odd": _as_it_is("bitnet-large", num_key_value_heads=2, head_dim=24),
     "falcon3": _as_it_is("falcon3"),
 }
 """How each model is made, in a folder that does not exist yet."""
@@ -188,7 +191,7 @@ MAKERS: dict[str, Callable[[Path], PackedModel]] = {
 
 def is_ternary(name: str) -> bool:
     """Whether the ternary engine runs a model."""
-    return name in ("bitnet", "bitnet-large", "falcon3")
+    return name in ("bitnet", "bitnet-large", "bitnet-large-odd", "falcon3")
 
 
 def make(root: Path) -> Callable[[str], PackedModel]:

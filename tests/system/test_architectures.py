@@ -270,6 +270,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "a binary point off": in_layers(fewer_fraction_bits),
         "none": in_layers(no_bias),
     },
+    "qwen2-narrow": {"halves of heads exchanged": with_bias(halves_of_heads)},
     "qwen2-window": {
         "one less": window_of(-1),
         "one more": window_of(1),
@@ -307,6 +308,10 @@ FAULTS: dict[str, dict[str, Fault]] = {
     "bitnet-large": {
         "attention's gamma": in_layers(sub_norm_rolled),
         "feed-forward's gamma": in_layers(ffn_norm_rolled),
+    },
+    "bitnet-large-odd": {
+        "attention's gamma": in_layers(sub_norm_rolled),
+        "keys and values": in_layers(keys_and_values),
     },
     "falcon3": {"gamma rolled": in_layers(input_norm_rolled), "keys": in_layers(keys_and_values)},
 }

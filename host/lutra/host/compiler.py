@@ -17,6 +17,7 @@ from lutra.host.fit import (
     round_up,
     row_unit,
 )
+from lutra.host.heads import pad_layer, pad_table
 from lutra.host.models.decoder import Gate
 from lutra.host.packing import (
     PackedLayer,
@@ -203,7 +204,7 @@ class _Lowering:
     ) -> None:
         self._model, self._config, self._image, self._asm = model, config, image, asm
         self._param_next = 0
-        self._head_dim = model.head_dim
+        self._head_dim = config.head_dim
         frac = model.residual_frac
         exponent = 1 - SCALE.m_width - frac
         self._unit = Scale(np.asarray(_RESIDUAL_SCALE_M), np.asarray(exponent))
@@ -240,8 +241,12 @@ class _Lowering:
         scale_a: Scale,
         scale_b: Scale | None = None,
         flags: int = 0,
+        mean_of: int | None = None,
     ) -> None:
-        """Normalise ``n`` values and quantise them; without a norm, only quantise."""
+        """Normalise ``n`` values and quantise them; without a norm, only quantise.
+
+        ``mean_of`` is how many of them there are beside zeros, if not ``n``.
+        """
         if norm is None:
             norm = PackedNorm(np.full(n, 1 << _ONE_FRAC, np.int16), _ONE_FRAC)
             flags |= FLAG_PLAIN
@@ -255,7 +260,7 @@ class _Lowering:
             n_words=n // self._config.lanes,
             param_word=word,
             gamma_frac=norm.frac,
-            inv_n=_word(scale_from_float(1 / n)),
+            inv_n=_word(scale_from_float(1 / (mean_of or n))),
             eps=_word(self._model.eps),
             scale_a=_word(scale_a),
             scale_b=_word(scale_b) if scale_b is not None else 0,
@@ -317,16 +322,17 @@ class _Lowering:
             n_words=model.hidden_size // config.lanes,
             shift=model.residual_frac - model.embedding_frac,
         )
-        rope = model.rope[: config.max_context].astype("<i2").tobytes()
-        address = self._image.add(rope, config.data_bytes)
+        rope = pad_table(model.rope[: config.max_context], self._head_dim)
+        address = self._image.add(rope.astype("<i2").tobytes(), config.data_bytes)
         self._asm.emit(Opcode.LDROPE, reads=[], writes=[_ROPE], address=address)
 
     def layer(self, layer: PackedLayer, kv_offset: int) -> None:
         """One decoder layer."""
         asm, model = self._asm, self._model
+        layer = pad_layer(layer, model.head_dim, self._head_dim)
         check_layer(model, layer, self._config)
         lanes = self._config.lanes
-        d, q_out = model.hidden_size, model.n_heads * model.head_dim
+        d, q_out = model.hidden_size, model.n_heads * self._head_dim
         self._norm(layer.input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
         acc = self._heads(layer)
         kv: _Region = ("kv", kv_offset, kv_offset + 1)
@@ -353,7 +359,14 @@ class _Lowering:
             if layer.window < min(model.context, self._config.max_context)
             else 0,
         )
-        self._norm(layer.attention_norm, q_out, NormSource.ATTENTION, [_ATTENTION], self._unit)
+        self._norm(
+            layer.attention_norm,
+            q_out,
+            NormSource.ATTENTION,
+            [_ATTENTION],
+            self._unit,
+            mean_of=model.n_heads * model.head_dim,
+        )
         acc = self._matmul(layer.o_proj.weights, layer.o_proj.shift)
         self._residual_add(layer.o_proj.scale, acc)
 

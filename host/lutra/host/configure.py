@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from lutra.host.errors import LutraError
 from lutra.host.fit import check_fit, engines_for, round_up
+from lutra.host.heads import built_head_dim, padded_group
 from lutra.host.packing import PackedModel
 from lutra.sim.golden.core.config import CONFIGS, ENGINES, AcceleratorConfig, with_engine
 
@@ -57,7 +58,8 @@ def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
         return False
     if (model.biased and not config.qkv_bias) or (model.head_normed and not config.qk_norm):
         return False
-    if config.matmul.grouped and model.group and model.group % config.matmul.k_tile:
+    group = padded_group(model.group, model.head_dim) if model.group else 0
+    if config.matmul.grouped and group % config.matmul.k_tile:
         return False
     try:
         check_fit(model, config)
@@ -67,7 +69,8 @@ def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
 
 
 def _measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> AcceleratorConfig:
-    q_out, kv_out = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    head_dim = built_head_dim(model.head_dim)
+    q_out, kv_out = model.n_heads * head_dim, model.n_kv_heads * head_dim
     depths = (model.hidden_size, q_out, model.intermediate_size)
     rows = max(q_out + 2 * kv_out, 2 * model.intermediate_size, model.hidden_size)
     try:
@@ -75,17 +78,18 @@ def _measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accel
             base,
             name=f"{base.name}-fit",
             hidden_max=round_up(model.hidden_size, 32),
-            head_dim=model.head_dim,
+            head_dim=head_dim,
             n_heads=model.n_heads,
             n_kv_heads=model.n_kv_heads,
-            data_axi_width=8 * model.head_dim,
+            data_axi_width=8 * head_dim,
             max_context=_power_of_two(model.context),
             row_blocks_max=round_up(rows // base.lanes, 16),
             param_words=_power_of_two(4 * max(*depths, rows * model.biased) // base.lanes),
             qkv_bias=model.biased,
             qk_norm=model.head_normed,
         )
-        k_tile = math.gcd(*depths, model.group or _K_TILES[0], _K_TILES[0])
+        group = padded_group(model.group, model.head_dim) if model.group else _K_TILES[0]
+        k_tile = math.gcd(*depths, group, _K_TILES[0])
         if engine != "ternary" and k_tile not in _K_TILES:
             raise ValueError(
                 f"k_tile must be one of {', '.join(map(str, _K_TILES))} and divide groups and "

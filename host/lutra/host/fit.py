@@ -5,6 +5,7 @@ from typing import Protocol
 import numpy as np
 
 from lutra.host.errors import LutraError
+from lutra.host.heads import built_head_dim
 from lutra.host.models.decoder import LINEARS, Gate
 from lutra.host.packing import PackedLayer, PackedModel
 from lutra.sim.golden.arith.fixed import round_shift
@@ -95,7 +96,7 @@ def _check_scales(config: AcceleratorConfig, bits: int) -> None:
 def _depths(model: PackedModel) -> dict[str, int]:
     return {
         "hidden_size": model.hidden_size,
-        "n_heads * head_dim": model.n_heads * model.head_dim,
+        "n_heads * head_dim": model.n_heads * built_head_dim(model.head_dim),
         "intermediate_size": model.intermediate_size,
     }
 
@@ -103,14 +104,17 @@ def _depths(model: PackedModel) -> dict[str, int]:
 def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
     """Refuse, naming what is missing and what mends it, a model that ``config`` can not hold."""
     c, m = config, config.matmul
+    head_dim = built_head_dim(model.head_dim)
     for name, value, fixed in (
-        ("head_dim", model.head_dim, c.head_dim),
+        ("head_dim", head_dim, c.head_dim),
         ("n_heads", model.n_heads, c.n_heads),
         ("n_kv_heads", model.n_kv_heads, c.n_kv_heads),
     ):
         if value != fixed:
+            padded = name == "head_dim" and value != model.head_dim
+            has = f"{model.head_dim}, padded to {value}" if padded else value
             raise LutraError(
-                f"configuration {c.name} is built for {name} {fixed}, the model has {value}: "
+                f"configuration {c.name} is built for {name} {fixed}, the model has {has}: "
                 f"use a configuration with {name}={value}"
             )
     if model.hidden_size % 32 or model.intermediate_size % 16:
@@ -119,8 +123,7 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
             f"{model.hidden_size} and {model.intermediate_size}: pad the model"
         )
     _check_format(model, config)
-    q_out = model.n_heads * model.head_dim
-    kv_out = model.n_kv_heads * model.head_dim
+    q_out, kv_out = model.n_heads * head_dim, model.n_kv_heads * head_dim
     depth = max(_depths(model).values())
     rows = max(q_out + 2 * kv_out, 2 * model.intermediate_size, model.hidden_size)
     blocks = round_up(rows // c.lanes, row_unit(m))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,7 @@ def config_for(
     depth = max(shape.hidden_size, q_out, shape.intermediate_size)
     lanes, (tile_k, w_width) = 8, _ENGINES[engine]
     k_tile = changes.get("k_tile", tile_k if engine == "ternary" else GROUP)
-    fields: dict[str, int] = {
+    fields: dict[str, Any] = {
         "tile_k": tile_k,
         "k_tile": k_tile,
         "a_width": a_width,

@@ -400,6 +400,7 @@ def test_the_rounded_model_is_what_is_run(folder: Path, config: AcceleratorConfi
     # four values per group of 64
     assert np.unique(rounded.layers[0].q_proj.dequantized()[3, :64]).size <= 4
     ternary = LLM(folder, "golden", config=config)
+    assert ternary.source is not None
     expected = ternary.source.layers[0].q_proj.dequantized()
     np.testing.assert_allclose(ternary.rounded.layers[0].q_proj.dequantized(), expected, 1e-4)
 

@@ -110,14 +110,15 @@ def test_a_quantised_llama_is_as_good_as_its_rounded_weights_in_float(
     llm = LLM("tales-llama", "golden", config="nano-wide", **options)
     text = TALE.read_text(encoding="utf-8")
     tokens = llm.tokenizer.encode(text, add_bos=False)
-    windows = text_windows(tokens, window=llm.context, bos=llm.source.config.bos_token_id)
-    rounded = llm.rounded
+    windows = text_windows(tokens, window=llm.context, bos=llm.packed.bos)
+    source, rounded = llm.source, llm.rounded
+    assert source is not None
 
     def integer(window: list[int]) -> Float:
         values, scale = llm.logits(window)
         return values * scale[:, None]
 
-    whole = perplexity(lambda window: llm.source.forward(np.array(window)), windows, len(text))
+    whole = perplexity(lambda window: source.forward(np.array(window)), windows, len(text))
     real = perplexity(lambda window: rounded.forward(np.array(window)), windows, len(text))
     found = perplexity(integer, windows, len(text))
     # what is lost is lost by rounding the weights, not by computing in integers

@@ -249,7 +249,7 @@ class MatmulEngine(wiring.Component):
         issued, step = Signal(word_control(p)), Signal(range(p.steps))
         controls = [issued]
         for stage in range(2 + self._datapaths[0].latency):
-            controls.append(delayed(m, controls[-1], f"control_{stage}"))
+            controls += [delayed(m, controls[-1], f"control_{stage}")]
         step_delayed = self._twice_delayed(m, "step", step)
         set_delayed = self._twice_delayed(m, "set", walker.select)
         m.d.comb += [

@@ -107,7 +107,7 @@ def config_for(
     depth = max(shape.hidden_size, q_out, shape.intermediate_size)
     lanes, (tile_k, w_width) = 8, _ENGINES[engine]
     k_tile = changes.get("k_tile", tile_k if engine == "ternary" else GROUP)
-    fields: dict[str, Any] = {
+    fields: dict[str, int] = {
         "tile_k": tile_k,
         "k_tile": k_tile,
         "a_width": a_width,
@@ -128,7 +128,8 @@ def config_for(
         "data_axi_width": 8 * shape.head_dim,
         "burst_bytes": 256,
     }
-    return AcceleratorConfig(name="small", engine=engine, **(fields | changes))
+    options: Any = fields | changes
+    return AcceleratorConfig(name="small", engine=engine, **options)
 
 
 def load(folder: Path) -> Decoder:

@@ -1,4 +1,4 @@
-"""Shapes of released models: configurations for them, and logits of random weights.
+"""Shapes of released models: configurations for them, and logits of random weights."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -120,8 +120,8 @@ def test_scales_of_sixteen_bits() -> None:
     ("shape", "message"),
     [
         (
-            Shape(head_dim=48),
-            r"no configuration holds model: data_axi_width must be a power of two, not 384",
+            Shape(num_attention_heads=24, num_key_value_heads=12),
+            r"no configuration holds model: n_kv_heads must fit one scale record, not 12",
         ),
         (
             Shape(llama=True, intermediate_size=104),

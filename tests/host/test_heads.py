@@ -6,14 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder
 
 from lutra.host.compiler import compile_model
 from lutra.host.configure import configure
 from lutra.host.errors import LutraError
 from lutra.host.heads import built_head_dim, pad_layer, pad_table, padded_group
 from lutra.host.models.decoder import LINEARS
-from lutra.host.packing import HeadNorms, PackedBias, PackedLayer, PackedModel
+from lutra.host.packing import HeadNorms, PackedBias, PackedLayer, PackedModel, pack_model
+from lutra.sim.golden.control.isa import INSTRUCTION_BYTES, Opcode, decode
 from lutra.sim.golden.core.config import NANO
+from lutra.sim.golden.matmul.format import Format
 
 
 @pytest.mark.parametrize(
@@ -96,12 +99,19 @@ def test_whole_heads_are_left_alone(packed: Callable[[str], PackedModel]) -> Non
     np.testing.assert_array_equal(pad_table(table, 32), table)
 
 
-def test_norms_of_padded_heads_are_refused(packed: Callable[[str], PackedModel]) -> None:
-    ones = np.ones(8, np.int16)
-    layer = replace(packed("grouped").layers[0], head_norms=HeadNorms(ones, ones, 0))
-    message = "^heads with norms must be of 32, not 8: a mean can not be taken over padded heads, "
-    with pytest.raises(LutraError, match=message):
-        pad_layer(layer, 8, 32)
+def test_norms_of_heads_are_over_what_there_was(packed: Callable[[str], PackedModel]) -> None:
+    rng = np.random.default_rng(2)
+    query, key = rng.integers(-30000, 30000, (2, 8)).astype(np.int16)
+    layer = replace(packed("grouped").layers[0], head_norms=HeadNorms(query, key, 14))
+    norms = pad_layer(layer, 8, 32).head_norms
+    assert norms is not None
+    x, wide, eps = rng.normal(size=8), np.zeros(32), 0.01
+    wide[:4], wide[16:20] = x[:4], x[4:]
+    for before, after in ((query, norms.query), (key, norms.key)):
+        expected = x / np.sqrt((x * x).mean() + eps) * before
+        actual = wide / np.sqrt((wide * wide).mean() + eps * 8 / 32) * after
+        np.testing.assert_allclose(actual[[*range(4), *range(16, 20)]], expected, atol=3)
+        assert not np.delete(after, [*range(4), *range(16, 20)]).any()
 
 
 def test_a_configuration_for_padded_heads(packed: Callable[[str], PackedModel]) -> None:
@@ -114,3 +124,13 @@ def test_a_configuration_for_padded_heads(packed: Callable[[str], PackedModel]) 
     message = "is built for head_dim 64, the model has 96, padded to 128: use .* head_dim=128$"
     with pytest.raises(LutraError, match=message):
         compile_model(model, NANO)
+
+
+def test_epsilon_is_of_the_mean_over_padded_heads() -> None:
+    model = pack_model(random_decoder(**VARIANTS["qk-norm"]), Format.parse("W4A8"), GROUP)
+    assert model.head_dim == 16
+    code = compile_model(model, configure(model)).code
+    words = [code[i : i + INSTRUCTION_BYTES] for i in range(0, len(code), INSTRUCTION_BYTES)]
+    rotations = [x for x in map(decode, words) if x.opcode is Opcode.ROPEQ]
+    assert rotations
+    assert {x.args["eps"] for x in rotations} == {round(model.head_eps / 2)}

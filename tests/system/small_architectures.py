@@ -169,6 +169,7 @@ MAKERS: dict[str, Callable[[Path], PackedModel]] = {
     "qwen2-narrow": _rounded("qwen2", 4, head_dim=16),
     "qwen2-window": _rounded("qwen2", 4, **_WINDOW),
     "qwen3": _rounded("qwen3", 4),
+    "qwen3-narrow": _rounded("qwen3", 4, head_dim=16),
     "qwen-both": _biased_and_normed,
     "mistral-window": _rounded("mistral", 4, sliding_window=7),
     "llama-linear": _rounded("llama-linear", 8),

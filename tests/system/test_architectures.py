@@ -282,6 +282,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "none": in_layers(no_head_norms),
         "keys and values": in_layers(keys_and_values),
     },
+    "qwen3-narrow": {"reversed": in_layers(norms_reversed)},
     "qwen-both": {
         "keys and values exchanged": with_bias(keys_before_values),
         "norms exchanged": in_layers(norms_exchanged),

@@ -408,7 +408,9 @@ class _Lowering:
             vectors.append(layer.bias.values[_pair_halves(len(layer.bias.values), d, lanes)])
         if layer.head_norms is not None:
             flags |= FLAG_QK_NORM
-            fields |= {"gamma_frac": layer.head_norms.frac, "eps": self._model.head_eps}
+            # of the mean over padded heads
+            eps = round(self._model.head_eps * self._model.head_dim / d)
+            fields |= {"gamma_frac": layer.head_norms.frac, "eps": eps}
             order = _pair_halves(d, d, lanes)
             vectors += [layer.head_norms.query[order], layer.head_norms.key[order]]
         if not vectors:

@@ -11,8 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.host.errors import LutraError
-from lutra.host.packing import PackedLayer, PackedLinear, PackedNorm
+from lutra.host.packing import HeadNorms, PackedLayer, PackedLinear, PackedNorm
 from lutra.sim.golden.control.isa import INSTRUCTION_BYTES
 from lutra.sim.golden.matmul.engine import GroupedWeights
 
@@ -31,14 +30,17 @@ def padded_group(group: int, head_dim: int) -> int:
 
 
 def pad_layer(layer: PackedLayer, head_dim: int, to: int) -> PackedLayer:
-    """A layer with heads of ``to`` instead of ``head_dim``."""
+    """A layer with heads of ``to`` instead of ``head_dim``.
+
+    Norms of heads expect an epsilon that is smaller as the mean is, ``head_dim / to`` times.
+    """
     if to == head_dim:
         return layer
-    if layer.head_norms is not None:
-        raise LutraError(
-            f"heads with norms must be of {to}, not {head_dim}: a mean can not be taken over "
-            "padded heads, use another model"
-        )
+    norms = layer.head_norms
+    if norms is not None:
+        # a mean over padded heads is smaller, its root's reciprocal larger
+        query, key = (_pad_gamma(gamma, to) for gamma in (norms.query, norms.key))
+        norms = HeadNorms(query, key, norms.frac)
     bias = layer.bias
     if bias is not None:
         rows = [len(part.weights.codes) for part in (layer.q_proj, layer.k_proj, layer.v_proj)]
@@ -59,8 +61,14 @@ def pad_layer(layer: PackedLayer, head_dim: int, to: int) -> PackedLayer:
         v_proj=_pad_rows(layer.v_proj, head_dim, to, halves=False),
         o_proj=_pad_depth(layer.o_proj, head_dim, to),
         bias=bias,
+        head_norms=norms,
         attention_norm=norm,
     )
+
+
+def _pad_gamma(gamma: NDArray[np.int16], to: int) -> NDArray[np.int16]:
+    less = np.rint(gamma * math.sqrt(len(gamma) / to)).astype(np.int16)
+    return _pad(less, 0, _places(1, len(gamma), to, True), to, len(gamma))
 
 
 def pad_table(rope: NDArray[np.int16], to: int) -> NDArray[np.int16]:

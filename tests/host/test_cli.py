@@ -247,9 +247,9 @@ def test_a_model_that_the_configuration_is_enlarged_for(tmp_path: Path, capsys: 
 
 
 def test_a_model_that_no_configuration_holds(tmp_path: Path, capsys: Capture) -> None:
-    folder = write_model(tmp_path / "model", Shape(head_dim=48))
+    folder = write_model(tmp_path / "model", Shape(num_attention_heads=8, num_key_value_heads=8))
     assert fails(capsys, *STORY, "-m", str(folder)) == (
-        "no configuration holds model: data_axi_width must be a power of two, not 384"
+        "no configuration holds model: n_kv_heads must fit one scale record, not 8"
     )
 
 

@@ -1,5 +1,6 @@
 """Small random checkpoints of every architecture and variant, made without any library's help."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ TOKENS = np.random.default_rng(5).integers(0, _COMMON["vocab_size"], 40).tolist(
 
 def config_of(variant: str, changes: Config | None = None) -> Config:
     """The whole ``config.json``, with ``changes``."""
-    fields = _COMMON | VARIANTS[variant] | (changes or {})
+    # a copy all through: transformers writes into what it is given
+    fields = copy.deepcopy(_COMMON | VARIANTS[variant] | (changes or {}))
     return {k: v for k, v in fields.items() if v is not None or k == "sliding_window"}
 
 

@@ -95,11 +95,11 @@ def test_shipped_models_are_found_by_name_and_by_folder(
 
 def test_an_unknown_model() -> None:
     message = (
-        r"^model 'no/such' is neither a folder nor a shipped model \(.*tales.*\): "
-        "give the folder that holds config.json and model.safetensors$"
+        r"^model 'no/such/model' is neither a folder nor a shipped model \(.*tales.*\): "
+        "give the folder that holds config.json and model.safetensors, a GGUF file, or an id "
     )
     with pytest.raises(LutraError, match=message):
-        find_model("no/such")
+        find_model("no/such/model")
 
 
 # -- what is wrong with a folder

@@ -130,7 +130,7 @@ def read_rope(file: ConfigFile) -> Rope:
     if named not in ROPE_TYPES:
         raise LutraError(
             f"{file.path}: rope_type {named!r} is not supported; supported are "
-            f"{', '.join(ROPE_TYPES)}: use a model with one of these"
+            f"{', '.join(ROPE_TYPES[:-1])}: use a model with one of these"
         )
     partial = file.get("partial_rotary_factor", within) or file.get("partial_rotary_factor")
     file.require(

@@ -137,8 +137,15 @@ def test_a_command(name: str) -> None:
     assert (results == round_shift(expected, shift)).all()
 
 
+SLOW = {"lut-2x16-w4-s16", "mixpe-s16", "mac-w8-a16-s16", "mac-s11"}
+"""Variants of what others cover, left to the whole run."""
+
+
 @pytest.mark.cocotb
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PARAMS],
+)
 def test_bench(tmp_path: Path, name: str) -> None:
     bench = "lutra.sim.bench.matmul.tb_engine"
     run_cocotb(MatmulEngine(PARAMS[name]), bench, tmp_path, parameters=PARAMS[name])

@@ -59,7 +59,15 @@ def test_rejects_a_config_of_another_kind() -> None:
 
 @pytest.mark.cocotb
 @pytest.mark.parametrize(
-    "config", [NARROW, NARROW_28, WIDE, NANO, BIAS, NORM, *BOTH], ids=lambda config: config.name
+    "config",
+    [
+        NARROW,
+        NARROW_28,
+        BOTH[0],
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (WIDE, BIAS, NORM, *BOTH[1:])),
+        NANO,
+    ],
+    ids=lambda config: config.name,
 )
 def test_follows_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
     run_cocotb(RopeQuant(config), "lutra.sim.bench.vector.tb_rope", tmp_path, parameters=config)

@@ -24,13 +24,17 @@ from lutra.sim.golden.arith.fixed import round_shift
 from lutra.sim.golden.arith.scale import Scale, scale_from_float, scale_to_float
 from lutra.sim.golden.matmul.engine import GroupedWeights
 from lutra.sim.golden.matmul.format import TERNARY_NAME, Format
+from lutra.sim.golden.vector.heads import EPS_FRAC, FIXED_FRAC
 from lutra.sim.golden.vector.residual import LOGIT_SHIFT
 from lutra.sim.golden.vector.rope import ROPE_FRAC
 
 __all__ = [
     "ACC_MAX",
+    "FRAC_MAX",
     "HEAD_MAX",
     "LOGIT_ACC_MAX",
+    "RESIDUAL_FRAC_MAX",
+    "SHIFT_MAX",
     "HeadNorms",
     "PackedBias",
     "PackedLayer",
@@ -52,11 +56,13 @@ LOGIT_ACC_MAX = (1 << 23) - 1
 """Largest accumulator of the head: times an int16 row scale, it still gives an int32 logit."""
 HEAD_MAX = 121
 """The head's rows are integers of five balanced trits, so that the ternary engine takes them."""
-_SHIFT_MAX = 24
+SHIFT_MAX = 24
+"""Largest shift of a sum that a model may need."""
+FRAC_MAX = 24
+"""Most fraction bits of a vector."""
+RESIDUAL_FRAC_MAX = 20
+"""Most fraction bits of the residual stream."""
 _INT16_MAX = 32767
-_MAX_FRAC = 24
-_BIAS_FRAC_MAX = 16
-_EPS_FRAC = 32  # of the epsilon of a head's norm, an integer of 16 bits
 _ROWS = 4096  # of embedding and head, at a time
 _CALIBRATION = 64  # tokens that the residual stream's range is measured with
 _LARGE = 1 << 28  # parameters from which on the range is measured in float32
@@ -195,11 +201,11 @@ def format_name(bits: float, a_bits: int, *, ternary: bool = False) -> str:
 
 def _fraction_bits(peak: float, limit: int) -> int:
     """Most fraction bits with which ``peak`` stays within ``limit``."""
-    return min(_MAX_FRAC, math.floor(math.log2(limit / peak))) if peak > 0 else _MAX_FRAC
+    return min(FRAC_MAX, math.floor(math.log2(limit / peak))) if peak > 0 else FRAC_MAX
 
 
 def _int16(
-    values: NDArray[np.floating], what: str, most: int = _MAX_FRAC
+    values: NDArray[np.floating], what: str, most: int = FRAC_MAX
 ) -> tuple[NDArray[np.int16], int]:
     """Values as int16 with as many fraction bits as they leave."""
     peak = float(np.abs(values).max(initial=0))
@@ -246,12 +252,12 @@ def _pack_head(
 
 def least_shift(peak: int, q_max: int, limit: int, least: int = 0) -> int:
     """Least shift with which no sum of activations up to ``q_max`` passes ``limit``."""
-    for shift in range(least, _SHIFT_MAX + 1):
+    for shift in range(least, SHIFT_MAX + 1):
         if int(round_shift(peak * q_max, shift)) <= limit:
             return shift
     raise LutraError(
         f"sums of up to {peak * q_max} do not fit the accumulators even with a shift of "
-        f"{_SHIFT_MAX}: the model's rows are too deep"
+        f"{SHIFT_MAX}: the model's rows are too deep"
     )
 
 
@@ -370,7 +376,7 @@ class Packer:
         if layer.q_bias is not None and layer.k_bias is not None and layer.v_bias is not None:
             values = [layer.q_bias * (1 if normed else softmax), layer.k_bias, layer.v_bias]
             joined = np.concatenate(values).astype(np.float64)
-            bias = PackedBias(*_int16(joined, f"{where} bias", _BIAS_FRAC_MAX))
+            bias = PackedBias(*_int16(joined, f"{where} bias", FIXED_FRAC))
         head_norms = None
         if layer.q_norm is not None and layer.k_norm is not None:
             both = np.stack([layer.q_norm * softmax, layer.k_norm]).astype(np.float64)
@@ -393,14 +399,14 @@ class Packer:
         """The packed model, when every layer was packed or followed."""
         model = self.model
         c = model.config
-        head_eps = round(c.rms_norm_eps * 2.0**_EPS_FRAC)
+        head_eps = round(c.rms_norm_eps * 2.0**EPS_FRAC)
         if self._head_normed and head_eps >= 1 << 16:
             raise LutraError(
-                f"rms_norm_eps must be below {2.0**16 / 2.0**_EPS_FRAC:.1e} for normalised heads, "
+                f"rms_norm_eps must be below {2.0**16 / 2.0**EPS_FRAC:.1e} for normalised heads, "
                 f"not {c.rms_norm_eps}"
             )
         # leaves a factor of 16 above what the fixed sequence reaches
-        residual_frac = min(20, _fraction_bits(16 * self._peak, (1 << 31) - 1))
+        residual_frac = min(RESIDUAL_FRAC_MAX, _fraction_bits(16 * self._peak, (1 << 31) - 1))
         embedding, embedding_frac = _pack_embedding(model.embed_tokens, residual_frac)
         # the ternary engine, which such a model can run on, does not shift
         shifted = not (self._ternary and self.a_bits == 8)

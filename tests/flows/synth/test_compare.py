@@ -113,12 +113,10 @@ def test_plot_is_the_same_each_time(tmp_path):
     assert paths[3].read_bytes() != a_svg
 
 
-def test_the_committed_page_has_every_pair_once_it_has_any():
+def test_the_committed_page_has_every_pair():
     text = PAGE.read_text(encoding="utf-8")
     assert text.count(BEGIN) == text.count(END) == 1
     generated = text.partition(BEGIN)[2].partition(END)[0]
-    if not generated.strip():
-        pytest.skip("lutra synth --compare has not been run")
     for engine, fmt in PAIRS:
         assert generated.count(f"| {fmt} | {engine} | ") >= 2, (engine, fmt)
     for name in ("engines.png", "engines.svg"):

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from lutra.host.checkpoints.config import ConfigFile
 from lutra.host.errors import LutraError
 from lutra.host.formats.packed_layers import (
-    FRAC_MAX,
     LayerReader,
     LayerSizes,
     read_count,
@@ -29,7 +28,15 @@ from lutra.host.formats.packed_store import PackedStore
 from lutra.host.formats.safetensors import SafetensorsFolder
 from lutra.host.formats.safetensors_writer import write_safetensors
 from lutra.host.models.decoder import LINEARS, Gate
-from lutra.host.packing import HEAD_MAX, PackedLayer, PackedModel, PackedNorm
+from lutra.host.packing import (
+    FRAC_MAX,
+    HEAD_MAX,
+    RESIDUAL_FRAC_MAX,
+    SHIFT_MAX,
+    PackedLayer,
+    PackedModel,
+    PackedNorm,
+)
 from lutra.sim.golden.matmul.format import A_BITS
 
 __all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
@@ -47,7 +54,6 @@ _FIELDS = (
 )  # fmt: skip
 _ADVICE = "pack the model again"
 _HASH_BYTES = 1 << 24
-_RESIDUAL_FRAC_MAX = 20
 _EPS_MAX = (1 << 16) - 1
 
 
@@ -273,7 +279,7 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
             f"{tensors.path}: head must be in -{HEAD_MAX}..{HEAD_MAX} and head_rows positive: "
             f"{_ADVICE}"
         )
-    residual_frac = read_count(file, "residual_frac", _RESIDUAL_FRAC_MAX)
+    residual_frac = read_count(file, "residual_frac", RESIDUAL_FRAC_MAX)
     sizes = LayerSizes(d, f, n_heads * head_dim, n_kv_heads * head_dim, head_dim)
     return PackedModel(
         name=name,
@@ -306,7 +312,7 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
         norm=PackedNorm(int16("norm", d), read_count(file, "norm_frac", FRAC_MAX)),
         head=head,
         head_rows=rows,
-        head_shift=read_count(file, "head_shift", FRAC_MAX, least=1),
+        head_shift=read_count(file, "head_shift", SHIFT_MAX, least=1),
         head_scale=file.real("head_scale"),
     )
 

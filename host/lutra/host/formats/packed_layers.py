@@ -15,14 +15,22 @@ from lutra.host.checkpoints.config import ConfigFile
 from lutra.host.errors import LutraError
 from lutra.host.formats.b128 import from_b128, row_bytes, to_b128
 from lutra.host.formats.safetensors import SafetensorsFolder
-from lutra.host.models.decoder import LINEARS
-from lutra.host.packing import HeadNorms, PackedBias, PackedLayer, PackedLinear, PackedNorm
+from lutra.host.models.decoder import LINEARS, linear_shapes
+from lutra.host.packing import (
+    FRAC_MAX,
+    SHIFT_MAX,
+    HeadNorms,
+    PackedBias,
+    PackedLayer,
+    PackedLinear,
+    PackedNorm,
+)
 from lutra.sim.golden.arith.scale import SCALE, Scale
 from lutra.sim.golden.matmul.engine import GroupedWeights
 from lutra.sim.golden.matmul.format import W_BITS
+from lutra.sim.golden.vector.heads import FIXED_FRAC
 
 __all__ = [
-    "FRAC_MAX",
     "LayerReader",
     "LayerSizes",
     "layer_arrays",
@@ -31,10 +39,7 @@ __all__ = [
     "take_typed",
 ]
 
-FRAC_MAX = 24
-"""Fraction bits, and bits of a shift, at most."""
 _ADVICE = "pack the model again"
-_BIAS_FRAC_MAX = 16
 _WINDOW_MAX = (1 << 31) - 1
 _EXPONENT_MAX = 128  # of a scale: far beyond any model, and its products still fit the hardware
 _NORMS = {
@@ -59,16 +64,7 @@ class LayerSizes:
 
     def shape_of(self, linear: str) -> tuple[int, int]:
         """Rows and depth of a matrix."""
-        d, f = self.hidden, self.intermediate
-        return {
-            "q_proj": (self.q, d),
-            "k_proj": (self.kv, d),
-            "v_proj": (self.kv, d),
-            "o_proj": (d, self.q),
-            "gate_proj": (f, d),
-            "up_proj": (f, d),
-            "down_proj": (d, f),
-        }[linear]
+        return linear_shapes(self.hidden, self.intermediate, self.q, self.kv)[linear]
 
 
 def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], dict[str, object]]:
@@ -139,7 +135,7 @@ class LayerReader:
                 f"{file.path}: {prefix}input_norm and ffn_input_norm must be there: {_ADVICE}"
             )
         bias = head_norms = None
-        if (frac := _frac(file, prefix, "bias", _BIAS_FRAC_MAX)) is not None:
+        if (frac := _frac(file, prefix, "bias", FIXED_FRAC)) is not None:
             bias = PackedBias(self._int16(f"{prefix}bias", sizes.q + 2 * sizes.kv), frac)
         if (frac := _frac(file, prefix, "head_norms")) is not None:
             query, key = (
@@ -192,7 +188,7 @@ class LayerReader:
             weights = self._grouped(where, codes, bits, inner)
         scale = read_scale(inner, "scale", prefix=f"{where}.")
         return PackedLinear(
-            weights, scale, read_count(inner, "shift", FRAC_MAX, prefix=f"{where}.")
+            weights, scale, read_count(inner, "shift", SHIFT_MAX, prefix=f"{where}.")
         )
 
     def _grouped(

@@ -36,6 +36,7 @@ __all__ = [
     "LayerReader",
     "LazyLayers",
     "Tap",
+    "linear_shapes",
     "read_config",
     "read_decoder",
 ]
@@ -52,6 +53,19 @@ _Vector = NDArray[np.float32]
 CONTEXT = 4096
 """Positions of the KV cache, unless more are asked for or the model has fewer."""
 _ROWS = 8192  # of the head, at a time
+
+
+def linear_shapes(hidden: int, intermediate: int, q: int, kv: int) -> dict[str, tuple[int, int]]:
+    """Rows and depth of a layer's matrices; ``q`` and ``kv`` are the widths of all heads."""
+    return {
+        "q_proj": (q, hidden),
+        "k_proj": (kv, hidden),
+        "v_proj": (kv, hidden),
+        "o_proj": (hidden, q),
+        "gate_proj": (intermediate, hidden),
+        "up_proj": (intermediate, hidden),
+        "down_proj": (hidden, intermediate),
+    }
 
 
 class Gate(Enum):
@@ -97,16 +111,9 @@ class DecoderConfig:
 
     def shape_of(self, linear: str) -> tuple[int, int]:
         """Rows and depth of a layer's matrix."""
-        d, f = self.hidden_size, self.intermediate_size
-        return {
-            "q_proj": (self.q_size, d),
-            "k_proj": (self.kv_size, d),
-            "v_proj": (self.kv_size, d),
-            "o_proj": (d, self.q_size),
-            "gate_proj": (f, d),
-            "up_proj": (f, d),
-            "down_proj": (d, f),
-        }[linear]
+        return linear_shapes(self.hidden_size, self.intermediate_size, self.q_size, self.kv_size)[
+            linear
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

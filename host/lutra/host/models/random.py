@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lutra.host.errors import LutraError
 from lutra.host.models.bitnet import BITNET
-from lutra.host.models.decoder import LINEARS
+from lutra.host.models.decoder import linear_shapes
 from lutra.host.models.llama import LLAMA
 from lutra.host.models.qwen import QWEN2, QWEN3
 from lutra.host.progress import StepProgress
@@ -109,8 +109,7 @@ def write_random(
     n_heads = _int(config, "num_attention_heads")
     dh = _int(config, "head_dim") if "head_dim" in config else d // n_heads
     q, kv = n_heads * dh, _int(config, "num_key_value_heads") * dh
-    shapes = dict(zip(LINEARS, [(q, d), (kv, d), (kv, d), (d, q), (f, d), (f, d), (d, f)],
-                      strict=True))  # fmt: skip
+    shapes = linear_shapes(d, f, q, kv)
     # every byte whose four fields are 0, 1 or 2
     valid = np.array([b for b in range(256) if all(b >> s & 3 < 3 for s in (0, 2, 4, 6))], np.uint8)
 

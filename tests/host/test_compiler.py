@@ -657,7 +657,7 @@ def _with_scales(model: PackedModel, factor: int, bits: int) -> PackedModel:
 
     def wider(linear: PackedLinear) -> PackedLinear:
         weights = replace(linear.weights, scale=linear.weights.scale * factor)
-        return replace(linear, weights=weights, shift=linear.shift + bits)
+        return replace(linear, source=weights, shift=linear.shift + bits)
 
     layers = [
         replace(layer, **{name: wider(layer.linear(name)) for name in LINEARS})

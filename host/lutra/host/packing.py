@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lutra.host.checkpoints.weights import Dense, Integers
 from lutra.host.errors import LutraError
+from lutra.host.formats.stored import StoredWeights
 from lutra.host.models.decoder import (
     LINEARS,
     Decoder,
@@ -73,12 +74,25 @@ _STACKS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",)
 class PackedLinear:
     """A matrix: its product is ``round_shift(doubled @ a, shift)``, times ``scale``.
 
-    ``doubled`` are twice the weights, integers, so that integer weights have a shift of 1.
+    ``doubled`` are twice the weights, integers, so that integer weights have a shift of 1. What it
+    is made of, codes or stored codes, is turned into the other when that is asked for.
     """
 
-    weights: GroupedWeights
+    source: GroupedWeights | StoredWeights
     scale: Scale
     shift: int
+
+    @cached_property
+    def weights(self) -> GroupedWeights:
+        """The weights as codes."""
+        source = self.source
+        return source.unpack() if isinstance(source, StoredWeights) else source
+
+    @cached_property
+    def stored(self) -> StoredWeights:
+        """The weights as they are stored."""
+        source = self.source
+        return source if isinstance(source, StoredWeights) else StoredWeights.of(source)
 
     @cached_property
     def peak(self) -> int:

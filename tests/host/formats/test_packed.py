@@ -46,7 +46,7 @@ def widened(model: PackedModel) -> PackedModel:
             codes=w.codes, scale=w.scale * 200, zero=w.zero, bits=w.bits, group=w.group
         )
         shift = layer.down_proj.shift + 8
-        return replace(layer, down_proj=replace(layer.down_proj, weights=wide, shift=shift))
+        return replace(layer, down_proj=replace(layer.down_proj, source=wide, shift=shift))
 
     return replace(model, layers=[layer(each) for each in model.layers], scale_bits=16)
 
@@ -419,7 +419,7 @@ SCALE_TEXT = (
         ),
         (
             set_to(*LAYER, "up_proj", "group", to=None),
-            "model.safetensors: layers.1.up_proj has no groups, so its codes must be 0, 1 and 2 in",
+            "model.safetensors: layers.1.up_proj: codes without groups must be 0, 1 and 2 in",
         ),
         (
             set_to(*LAYER, "up_proj", "scale", to=[40000, 129]),
@@ -510,7 +510,7 @@ def put(name: str, value: Callable[[Any], Any]) -> Callable[[Tensors], None]:
         ),
         (
             put("layers.1.q_proj.zero", lambda x: x + np.uint16(1000)),
-            "model.safetensors: layers.1.q_proj: zero must be in 0..30, not 10",
+            "model.safetensors: layers.1.q_proj: zero must be in 0..30, not up to 10",
         ),
     ],
 )

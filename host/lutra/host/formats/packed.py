@@ -161,14 +161,14 @@ class _Promise:
         """What of a layer is beyond it."""
         for name in LINEARS:
             linear = layer.linear(name)
-            w = linear.weights
-            if self.ternary and not (w.ternary and linear.shift):
+            w = linear.stored
+            if self.ternary and not (w.group is None and linear.shift):
                 return f"{name} is not ternary, or not shifted"
             if w.bits > self.w_bits:
                 return f"{name} has {w.bits} bits, more than {self.w_bits}"
             if w.scale_bits > self.scale_bits:
                 return f"{name} has scales of {w.scale_bits} bits, more than {self.scale_bits}"
-            if not w.ternary and (self.group is None or w.group % self.group):
+            if w.group is not None and (self.group is None or w.group % self.group):
                 return f"{name} has groups of {w.group}, not of {self.group}"
         if layer.bias is not None and not self.biased:
             return "it has biases"

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from lutra.host.checkpoints.config import ConfigFile
 from lutra.host.errors import LutraError
-from lutra.host.formats.b128 import from_b128, row_bytes, to_b128
+from lutra.host.formats.b128 import row_bytes
 from lutra.host.formats.safetensors import SafetensorsFolder
+from lutra.host.formats.stored import StoredWeights
 from lutra.host.models.decoder import LINEARS, linear_shapes
 from lutra.host.packing import (
     FRAC_MAX,
@@ -26,7 +27,6 @@ from lutra.host.packing import (
     PackedNorm,
 )
 from lutra.sim.golden.arith.scale import SCALE, Scale
-from lutra.sim.golden.matmul.engine import GroupedWeights
 from lutra.sim.golden.matmul.format import W_BITS
 from lutra.sim.golden.vector.heads import FIXED_FRAC
 
@@ -73,20 +73,13 @@ def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], di
     numbers: dict[str, object] = {"window": layer.window}
     for name in LINEARS:
         linear = layer.linear(name)
-        w = linear.weights
-        ternary = w.ternary
-        bits = 2 if ternary else w.bits
-        codes = w.codes.astype(np.uint8, copy=False)
-        if ternary:
-            codes = (codes + 1 - (w.zero // 2).astype(np.uint8)).astype(np.uint8)
-        else:
-            wide = w.scale_bits > 8
-            arrays[f"{name}.scale"] = w.scale.astype(np.uint16 if wide else np.uint8)
-            arrays[f"{name}.zero"] = w.zero.astype(np.uint16)
-        arrays[f"{name}.codes"] = to_b128(codes, bits)
+        stored = linear.stored
+        if stored.scale is not None and stored.zero is not None:
+            arrays[f"{name}.scale"], arrays[f"{name}.zero"] = stored.scale, stored.zero
+        arrays[f"{name}.codes"] = stored.codes
         numbers[name] = {
-            "bits": bits,
-            "group": None if ternary else w.group,
+            "bits": stored.bits,
+            "group": stored.group,
             "scale": [int(linear.scale.m), int(linear.scale.e)],
             "shift": linear.shift,
         }
@@ -175,49 +168,37 @@ class LayerReader:
                 f"{file.path}: {where}.bits must be one of {', '.join(map(str, W_BITS))}, not "
                 f"{bits!r}: {_ADVICE}"
             )
-        data = take_typed(self._tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
-        codes = from_b128(cast("NDArray[np.uint8]", data), bits, k)
-        if inner.get("group") is None:
-            if bits != 2 or codes.max(initial=0) > 2:
+        codes = take_typed(self._tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
+        group, scale, zero = None, None, None
+        if inner.get("group") is not None:
+            group = read_count(inner, "group", k, least=1, prefix=f"{where}.")
+            if k % group:
                 raise LutraError(
-                    f"{self._tensors.path}: {where} has no groups, so its codes must be 0, 1 and 2 "
-                    f"in two bits: {_ADVICE}"
+                    f"{file.path}: {where}.group must divide the depth of {k}, not be {group}: "
+                    f"{_ADVICE}"
                 )
-            weights = GroupedWeights.from_integers(codes.astype(np.int8) - 1)
-        else:
-            weights = self._grouped(where, codes, bits, inner)
-        scale = read_scale(inner, "scale", prefix=f"{where}.")
-        return PackedLinear(
-            weights, scale, read_count(inner, "shift", SHIFT_MAX, prefix=f"{where}.")
-        )
-
-    def _grouped(
-        self, where: str, codes: NDArray[np.uint8], bits: int, file: ConfigFile
-    ) -> GroupedWeights:
-        n, k = codes.shape
-        group = read_count(file, "group", k, least=1, prefix=f"{where}.")
-        if k % group:
-            raise LutraError(
-                f"{file.path}: {where}.group must divide the depth of {k}, not be {group}: "
-                f"{_ADVICE}"
-            )
-        scale = self._tensors.take(f"{where}.scale", n, k // group)
-        if scale.dtype.name not in ("uint8", "uint16"):
-            raise LutraError(
-                f"{self._tensors.path}: {where}.scale must be uint8 or uint16, not {scale.dtype}: "
-                f"{_ADVICE}"
-            )
-        zero = take_typed(self._tensors, f"{where}.zero", np.uint16, n, k // group)
+            scale = self._tensors.view(f"{where}.scale", n, k // group)
+            if scale.dtype.name not in ("uint8", "uint16"):
+                raise LutraError(
+                    f"{self._tensors.path}: {where}.scale must be uint8 or uint16, not "
+                    f"{scale.dtype}: {_ADVICE}"
+                )
+            zero = take_typed(self._tensors, f"{where}.zero", np.uint16, n, k // group)
         try:
-            return GroupedWeights(
-                codes=codes,
-                scale=scale.astype(np.int64),
-                zero=zero.astype(np.int64),
+            weights = StoredWeights(
+                codes=cast("NDArray[np.uint8]", codes),
+                depth=k,
                 bits=bits,
                 group=group,
+                scale=cast("NDArray[np.unsignedinteger] | None", scale),
+                zero=cast("NDArray[np.uint16] | None", zero),
             )
         except ValueError as error:
             raise LutraError(f"{self._tensors.path}: {where}: {error}: {_ADVICE}") from None
+        scale_w = read_scale(inner, "scale", prefix=f"{where}.")
+        return PackedLinear(
+            weights, scale_w, read_count(inner, "shift", SHIFT_MAX, prefix=f"{where}.")
+        )
 
 
 def read_count(file: ConfigFile, name: str, most: int, *, least: int = 0, prefix: str = "") -> int:
@@ -253,8 +234,8 @@ def read_scale(file: ConfigFile, name: str, *, prefix: str = "") -> Scale:
 def take_typed(
     tensors: SafetensorsFolder, name: str, dtype: type[np.generic], *shape: int
 ) -> NDArray[np.generic]:
-    """A tensor of this type and shape."""
-    values = tensors.take(name, *shape)
+    """A tensor of this type and shape, as it lies in the file."""
+    values = tensors.view(name, *shape)
     if values.dtype != dtype:
         raise LutraError(
             f"{tensors.path}: {name} must be {np.dtype(dtype)}, not {values.dtype}: {_ADVICE}"

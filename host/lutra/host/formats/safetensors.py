@@ -17,6 +17,7 @@ __all__ = ["SafetensorsFolder"]
 # importing ml_dtypes is what makes NumPy know bfloat16 by name
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_LENGTH = 8  # bytes of the header's length
 _NAMES = {"U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -31,6 +32,7 @@ class SafetensorsFolder:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self._files: dict[Path, Any] = {}
+        self._maps: dict[Path, _Map] = {}
         index = folder / _INDEX
         if (folder / _SINGLE).is_file():
             self.path = folder / _SINGLE
@@ -98,6 +100,22 @@ class SafetensorsFolder:
                 "use a model in BF16, F16 or F32"
             ) from None
 
+    def view(self, name: str, *shape: int) -> NDArray[np.generic]:
+        """Like :meth:`take`, but mapped from the file and not to be written to.
+
+        Bytes are read when they are touched, and shared with whoever has the file open.
+        """
+        path = self._shard(name)
+        dtype = self.dtype(name)
+        if dtype not in _NAMES.values():
+            return self.take(name, *shape)
+        found = self.shape(name)
+        if shape and found != shape:
+            return self.take(name, *shape)  # which says what is wrong
+        if path not in self._maps:
+            self._maps[path] = _Map(path)
+        return self._maps[path].array(name, np.dtype(dtype), found)
+
     def _shard(self, name: str) -> Path:
         if name not in self._shards:
             raise LutraError(f"{self.path} has no tensor {name}: it is not a whole model")
@@ -105,6 +123,26 @@ class SafetensorsFolder:
         if name not in self._open(path).keys():
             raise LutraError(f"{path} has no tensor {name}, though {_INDEX} says so: copy it again")
         return path
+
+
+class _Map:
+    """The bytes of a file whose header the library has found good."""
+
+    def __init__(self, path: Path) -> None:
+        self._bytes: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+        n = int(self._bytes[:_LENGTH].view("<u8")[0])
+        self._first = _LENGTH + n
+        self._header = json.loads(self._bytes[_LENGTH : self._first].tobytes())
+
+    def array(
+        self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]
+    ) -> NDArray[np.generic]:
+        """A tensor's elements; a copy where they are not aligned."""
+        first, last = self._header[name]["data_offsets"]
+        data = self._bytes[self._first + first : self._first + last]
+        if (self._first + first) % dtype.itemsize:
+            data = data.copy()
+        return np.asarray(data).view(dtype).reshape(shape)
 
 
 def _read_index(path: Path) -> dict[str, Path]:

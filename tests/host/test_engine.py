@@ -18,7 +18,7 @@ from tests.host.random_model import (
 )
 
 from lutra.host import LLM, LutraError, SamplingParams
-from lutra.host.devices.base import TileResult, check_tile
+from lutra.host.devices.base import Limits, TileResult, check_tile
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.engine import Mismatch
 from lutra.host.program import Program
@@ -41,7 +41,7 @@ class Script:
 
     def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
         assert self.program is not None
-        check_tile(self.program, tokens, position, logits_from)
+        check_tile(Limits.of(self.program), tokens, position, logits_from)
         self.tiles.append((list(tokens), position, logits_from))
         n = len(tokens) - logits_from
         logits = np.zeros((n, self.program.vocab_size), np.int64)

@@ -104,3 +104,14 @@ def test_extreme_logits() -> None:
 def test_parameters_without_a_meaning_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(LutraError, match=f"^{message}$"):
         SamplingParams(**options)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5, 40, 99, 100, 101])
+def test_the_first_of_equals_are_kept_whatever_is_sorted(top_k: int) -> None:
+    rng = np.random.default_rng(top_k)
+    logits = rng.integers(0, 12, 100)  # many ties
+    first = np.argsort(-logits, kind="stable")[:top_k]
+    sampler = Sampler(SamplingParams(temperature=50.0, top_k=top_k, top_p=1.0))
+    drawn = {sampler(logits, 1.0) for _ in range(600)}
+    assert drawn <= set(first.tolist())
+    assert len(drawn) >= 0.9 * min(top_k, 100)

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from lutra.host.commands.bench import add_bench, add_threads
 from lutra.host.commands.pack import add_pack, add_quantize
 from lutra.host.commands.show import add_show
 from lutra.host.commands.verify import add_verify
 from lutra.host.conversation import converse
+from lutra.host.devices.base import ModelDevice
+from lutra.host.devices.choose import DEVICES
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.engine import LLM, Mismatch
 from lutra.host.errors import LutraError
@@ -106,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="generate text and show what it took"))
     _add_chat(commands.add_parser("chat", help="talk with a model that was trained to chat"))
     _add_perplexity(commands.add_parser("perplexity", help="perplexity of a text under a model"))
+    add_bench(commands.add_parser("bench", help="tokens per second of prefill and decode"))
     add_quantize(commands.add_parser("quantize", help="round a model's weights, by any method"))
     add_pack(commands.add_parser("pack", help="write a model in the packed format, as it is"))
     add_show(commands.add_parser("show", help="what is in a model"))
@@ -169,9 +173,8 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=40, help="likeliest tokens kept, 0 all (40)")
     parser.add_argument("--top-p", type=float, default=0.95, help="probability kept (0.95)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (0)")
-    parser.add_argument(
-        "-dev", "--device", default="rtl", choices=("auto", "golden", "rtl"), help="default rtl"
-    )
+    parser.add_argument("-dev", "--device", default="rtl", choices=DEVICES, help="default rtl")
+    add_threads(parser)
     parser.add_argument("--config", default="nano", choices=sorted(CONFIGS), help="default nano")
     parser.add_argument(
         "--check",
@@ -203,6 +206,7 @@ def _run(args: argparse.Namespace) -> int:
             engine=args.engine,
             format=args.format,
             group=args.group,
+            threads=args.threads,
             check=check,
             wave=args.wave,
             wave_cycles=args.wave_cycles,
@@ -266,6 +270,7 @@ def _chat(args: argparse.Namespace) -> int:
             engine=args.engine,
             format=args.format,
             group=args.group,
+            threads=args.threads,
             check=args.device == "rtl" if args.check is None else args.check,
             progress=progress,
         )
@@ -279,36 +284,39 @@ def _chat(args: argparse.Namespace) -> int:
         llm.load()
     history = converse(llm, _sampling(args), args.n_predict, args.system)
     if args.json:
-        figures = {"device": llm.device.name, "model": llm.program.model, "messages": history}
+        figures = {"device": llm.device.name, "model": llm.packed.name, "messages": history}
         print(json.dumps(figures))
     llm.close()
     return 0
 
 
 def _figures(llm: LLM, text: str) -> dict[str, object]:
-    stats, config = llm.stats, llm.program.config
+    stats = llm.stats
+    accelerator = not isinstance(llm.device, ModelDevice)
+    config = llm.config if accelerator else None
     per_token = stats.decode_cycles_per_token
-    modelled = config.clock_hz / per_token if per_token else None
+    modelled = config.clock_hz / per_token if config and per_token else None
     return {
         "device": llm.device.name,
-        "config": config.name,
-        "engine": config.engine,
-        "format": llm.program.format,
+        "config": config.name if config else None,
+        "engine": config.engine if config else None,
+        "format": llm.packed.format,
         "group": llm.packed.group,
-        "model": llm.program.model,
+        "model": llm.packed.name,
         "text": text,
         "prompt_tokens": stats.prompt_tokens,
         "generated_tokens": stats.generated_tokens,
         "prefill_cycles": stats.prefill_cycles,
         "decode_cycles_per_token": _round(per_token, 1),
         "simulated_cycles_per_s": _round(stats.simulated_cycles_per_s, 0),
+        "prefill_tokens_per_s": _round(stats.prefill_tokens_per_s, 2),
         "decode_tokens_per_s": _round(stats.decode_tokens_per_s, 2),
         "modelled_decode_tokens_per_s": _round(modelled, 0),
-        "target_clock_hz": config.clock_hz,
+        "target_clock_hz": config.clock_hz if config else None,
         "bit_exact": stats.bit_exact,
         "saturated": stats.saturated,
-        "fingerprint": f"{config.fingerprint:016x}",
-        "program_fingerprint": llm.program.fingerprint,
+        "fingerprint": f"{config.fingerprint:016x}" if config else None,
+        "program_fingerprint": llm.program.fingerprint if config else None,
         "tokens": stats.tokens,
         "last_tile_counters": dict(llm.device.counters()) if stats.tokens else {},
     }
@@ -330,20 +338,22 @@ def _print_table(figures: dict[str, object], llm: LLM) -> None:
     table.add_column(justify="right")
     table.add_column(style="dim")
     for key in ("device", "config", "engine", "model", "format"):
-        table.add_row(key.replace("config", "configuration"), str(figures[key]), "")
+        if figures[key] is not None:
+            table.add_row(key.replace("config", "configuration"), str(figures[key]), "")
     table.add_row("prompt tokens", number("prompt_tokens"), "")
     table.add_row("generated tokens", number("generated_tokens"), "")
-    simulated, clock = isinstance(llm.device, RtlDevice), llm.program.config.clock_hz / 1e6
+    simulated = isinstance(llm.device, RtlDevice)
     if simulated:
         table.add_row("prefill cycles", number("prefill_cycles"), "simulated")
         table.add_row("cycles per decoded token", number("decode_cycles_per_token"), "simulated")
         table.add_row(
             "simulated cycles per second", number("simulated_cycles_per_s"), "measured here"
         )
+    table.add_row("prefill tokens per second", number("prefill_tokens_per_s"), "measured here")
     table.add_row("decode tokens per second", number("decode_tokens_per_s"), "measured here")
     if simulated:
         table.add_row(
-            f"decode tokens per second at {clock:.0f} MHz",
+            f"decode tokens per second at {llm.config.clock_hz / 1e6:.0f} MHz",
             number("modelled_decode_tokens_per_s"),
             "modelled",
         )
@@ -355,7 +365,8 @@ def _print_table(figures: dict[str, object], llm: LLM) -> None:
 def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("-f", "--file", type=Path, required=True, help="UTF-8 text")
-    parser.add_argument("-dev", "--device", default="golden", choices=("golden", "rtl"))
+    parser.add_argument("-dev", "--device", default="golden", choices=DEVICES)
+    add_threads(parser)
     parser.add_argument(
         "--float",
         action="store_true",
@@ -383,6 +394,7 @@ def _perplexity(args: argparse.Namespace) -> int:
             engine=args.engine,
             format=args.format,
             group=args.group,
+            threads=args.threads,
             progress=progress,
         )
         tokens = llm.tokenizer.encode(text, add_bos=False)
@@ -404,10 +416,11 @@ def _perplexity(args: argparse.Namespace) -> int:
         result = perplexity(real if args.float else integer, windows, len(text), progress)
     if args.json:
         figures = {"model": args.model, "device": "float" if args.float else args.device}
-        figures |= {"engine": None if args.float else llm.program.config.engine}
+        on_engine = not args.float and not isinstance(llm.device, ModelDevice)
+        figures |= {"engine": llm.config.engine if on_engine else None}
         # a checkpoint of ternary weights is rounded already
         as_it_is = args.float and source is llm.source and not llm.packed.ternary
-        figures |= {"format": None if as_it_is else llm.program.format}
+        figures |= {"format": None if as_it_is else llm.packed.format}
         figures |= {"group": None if as_it_is else llm.packed.group}
         figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
         print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))

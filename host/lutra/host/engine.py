@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +12,18 @@ from numpy.typing import NDArray
 from lutra.host.chat import ChatTemplate, Message, check_messages
 from lutra.host.compiler import compile_model
 from lutra.host.configure import configure
-from lutra.host.devices.base import Device, TileResult
+from lutra.host.devices.base import ModelDevice, ProgramDevice, TileResult
+from lutra.host.devices.choose import choose_device
 from lutra.host.devices.golden import GoldenDevice
-from lutra.host.devices.rtl import RtlDevice
 from lutra.host.errors import LutraError
-from lutra.host.formats.packed import is_packed, open_packed
-from lutra.host.models import find_model, load_model
+from lutra.host.models import find_model
 from lutra.host.models.decoder import Decoder
-from lutra.host.packing import PackedModel, pack_model, reference
+from lutra.host.open_model import open_model
+from lutra.host.packing import reference
 from lutra.host.program import Program
-from lutra.host.quantize import DEFAULT_GROUP, GROUPS
 from lutra.host.sampling import Sampler, SamplingParams
 from lutra.host.tokenizer import StreamDecoder, Tokenizer
 from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.matmul.format import Format
 
 __all__ = ["LLM", "Completion", "Mismatch", "Piece", "RunStats"]
 
@@ -66,6 +65,11 @@ class RunStats:
         return self.decode_cycles / self.decode_steps
 
     @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Tokens of the prompt per second of the device here."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s else None
+
+    @property
     def decode_tokens_per_s(self) -> float | None:
         """Decode steps per second of the device here."""
         return self.decode_steps / self.decode_s if self.decode_steps and self.decode_s else None
@@ -90,8 +94,11 @@ class Completion:
 class LLM:
     """A language model on a device.
 
-    ``model`` is a shipped name or a folder; ``device`` is ``auto``, ``golden`` or ``rtl``, or an
-    object of the :class:`~lutra.host.devices.base.Device` protocol; ``config`` is a name or an
+    ``model`` is a shipped name or a folder; ``device`` is one of
+    :data:`~lutra.host.devices.choose.DEVICES`, or an object of either device protocol in
+    :mod:`lutra.host.devices.base`. ``auto`` takes the fastest that is here; :attr:`notes` says why
+    it passed others over. ``threads`` are those of the device ``cpu``, one per core if left out.
+    ``config``, of accelerators, is a name or an
     :class:`~lutra.sim.golden.core.config.AcceleratorConfig`.
 
     ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights, and
@@ -108,7 +115,7 @@ class LLM:
     def __init__(
         self,
         model: str | Path = "tales",
-        device: str | Device = "auto",
+        device: str | ProgramDevice | ModelDevice = "auto",
         *,
         config: str | AcceleratorConfig = "nano",
         engine: str | None = None,
@@ -116,14 +123,13 @@ class LLM:
         group: int | None = None,
         context: int | None = None,
         check: bool = False,
+        threads: int | None = None,
         wave: Path | None = None,
         wave_cycles: tuple[int, int] | None = None,
         progress: Progress | None = None,
     ) -> None:
         path = find_model(model)
-        if group is not None and group not in GROUPS:
-            raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
-        self.source, self.packed = _open(path, format, group, context, progress)
+        self.source, self.packed = open_model(path, format, group, context, progress)
         self.tokenizer = Tokenizer.open(path, self.packed.bos)
         if self.tokenizer.vocab_size > self.packed.vocab_size:
             raise LutraError(
@@ -131,47 +137,56 @@ class LLM:
                 f"config.json {self.packed.vocab_size}: copy the model again"
             )
         self.eos = frozenset(self.packed.eos) | self.tokenizer.eos
-        built = configure(self.packed, config, engine)
-        self.program: Program = compile_model(self.packed, built, progress)
-        self.device = self._make_device(device, wave, wave_cycles, progress)
+        self._choice, self._progress = (config, engine), progress
+        if isinstance(device, str):
+            self.device, self.notes = choose_device(
+                device,
+                lambda: self.config,
+                threads=threads,
+                wave=wave,
+                wave_cycles=wave_cycles,
+                progress=progress,
+            )
+        else:
+            self.device, self.notes = device, []
+        if isinstance(self.device, ModelDevice):
+            if engine is not None:
+                raise LutraError(
+                    f"device {self.device.name} has no matmul engine to choose: leave engine out"
+                )
+            if check:
+                _ = self.program
+        else:
+            _ = self.program  # a model that does not fit is refused at once
         self._golden = GoldenDevice() if check else None
         self._loaded = False
         self._chat_template: ChatTemplate | None = None
         self.stats = RunStats()
 
+    @cached_property
+    def config(self) -> AcceleratorConfig:
+        """The configuration that holds the model."""
+        return configure(self.packed, *self._choice)
+
+    @cached_property
+    def program(self) -> Program:
+        """What accelerators execute; compiled when it is first asked for."""
+        return compile_model(self.packed, self.config, self._progress)
+
     def load(self) -> None:
-        """Put the program on the device, building a simulator if need be; once.
+        """Put the model on the device, building what it needs; once.
 
         Generation does it by itself; call it to have it done, and its errors, beforehand.
         """
         if self._loaded:
             return
-        self.device.load(self.program)
+        if isinstance(self.device, ModelDevice):
+            self.device.load_model(self.packed)
+        else:
+            self.device.load(self.program)
         if self._golden is not None:
             self._golden.load(self.program)
         self._loaded = True
-
-    def _make_device(
-        self,
-        device: str | Device,
-        wave: Path | None,
-        wave_cycles: tuple[int, int] | None,
-        progress: Progress | None,
-    ) -> Device:
-        if not isinstance(device, str):
-            return device
-        if device not in ("auto", "golden", "rtl"):
-            raise LutraError(f"device must be auto, golden or rtl, not {device!r}")
-        if wave is not None and wave.suffix not in (".vcd", ".fst"):
-            raise LutraError(f"a waveform file must end in .vcd or .fst, not {wave.name!r}")
-        if device == "rtl":
-            return RtlDevice(
-                self.program.config, wave=wave, wave_cycles=wave_cycles, progress=progress
-            )
-        if wave is not None:
-            raise LutraError("a waveform needs the RTL: add --device rtl")
-        # no accelerator can be found yet: the fastest device that is present is the golden one
-        return GoldenDevice()
 
     @property
     def rounded(self) -> Decoder:
@@ -181,7 +196,15 @@ class LLM:
     @property
     def context(self) -> int:
         """Positions of the KV cache: prompt and generated tokens together."""
+        if isinstance(self.device, ModelDevice):
+            return self.packed.context
         return self.program.context
+
+    @property
+    def tile(self) -> int:
+        """Tokens that the device takes at once."""
+        device = self.device
+        return device.tile if isinstance(device, ModelDevice) else self.program.config.m_tile
 
     def stream(
         self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
@@ -261,7 +284,7 @@ class LLM:
         """All logits ``[T, V]`` of a token sequence, and what one is worth per position ``[T]``."""
         if not tokens:
             raise LutraError("there are no tokens to evaluate: give at least one")
-        tile = self.program.config.m_tile
+        tile = self.tile
         results = [self._run(tokens[i : i + tile], i, 0)[0] for i in range(0, len(tokens), tile)]
         return (
             np.concatenate([result.logits for result in results]),
@@ -280,7 +303,7 @@ class LLM:
         seconds = time.perf_counter() - start
         self.stats.saturated |= result.saturated
         if self._golden is not None:
-            expected = self._golden.run_tile(tokens, position, first)
+            expected = _in_tiles(self._golden, tokens, position, first, self.program.config.m_tile)
             same = (
                 np.array_equal(result.logits, expected.logits)
                 and np.array_equal(result.scale, expected.scale)
@@ -304,7 +327,7 @@ class LLM:
 
     def _generate(self, prompt: list[int], max_tokens: int, sampler: Sampler) -> Iterator[Piece]:
         self.stats = stats = RunStats(prompt_tokens=len(prompt))
-        tile, result = self.program.config.m_tile, None
+        tile, result = self.tile, None
         for i in range(0, len(prompt), tile):
             chunk = prompt[i : i + tile]
             last = i + len(chunk) == len(prompt)
@@ -331,33 +354,26 @@ class LLM:
             yield Piece(stats.tokens[-1], rest)
 
 
+def _in_tiles(
+    device: ProgramDevice, tokens: Sequence[int], position: int, first: int, tile: int
+) -> TileResult:
+    """What a device with smaller tiles makes of a tile."""
+    parts = [
+        device.run_tile(
+            tokens[i : i + tile], position + i, min(max(first - i, 0), len(tokens[i : i + tile]))
+        )
+        for i in range(0, len(tokens), tile)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return TileResult(
+        logits=np.concatenate([part.logits for part in parts]),
+        scale=np.concatenate([part.scale for part in parts]),
+        argmax=np.concatenate([part.argmax for part in parts]),
+        cycles=None,
+        saturated=any(part.saturated for part in parts),
+    )
+
+
 def _add(total: int | None, more: int | None) -> int | None:
     return total if more is None else (total or 0) + more
-
-
-def _open(
-    path: Path,
-    format: str | None,
-    group: int | None,
-    context: int | None,
-    progress: Progress | None,
-) -> tuple[Decoder | None, PackedModel]:
-    """A checkpoint, rounded, or a packed model as it is."""
-    if is_packed(path):
-        for name, value in (("format", format), ("group", group), ("context", context)):
-            if value is not None:
-                raise LutraError(
-                    f"{path} is packed already, its {name} can not be changed: leave {name} out, "
-                    "or pack the checkpoint again"
-                )
-        return None, open_packed(path).model
-    source = load_model(path).limited(context)
-    wanted = None if format is None else _format(format)
-    return source, pack_model(source, wanted, group or DEFAULT_GROUP, progress)
-
-
-def _format(name: str) -> Format:
-    try:
-        return Format.parse(name)
-    except ValueError as error:
-        raise LutraError(str(error)) from None

@@ -43,7 +43,11 @@ class Sampler:
         if params.temperature == 0:
             return int(logits.argmax())
         # a stable order makes ties, and so the draw, the same everywhere
-        order = np.argsort(-logits, kind="stable")
+        kept = np.arange(len(logits))
+        if 0 < params.top_k < len(logits):
+            # all that may be among the first so many: sorting a whole vocabulary takes long
+            kept = np.flatnonzero(logits >= np.partition(logits, -params.top_k)[-params.top_k])
+        order = kept[np.argsort(-logits[kept], kind="stable")]
         if params.top_k:
             order = order[: params.top_k]
         below = (logits[order] - logits[order[0]]).astype(np.float64) * scale

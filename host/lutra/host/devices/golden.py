@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lutra.host.devices.base import DeviceError, TileResult, check_tile
+from lutra.host.devices.base import DeviceError, Limits, TileResult, check_tile
 from lutra.host.errors import LutraError
 from lutra.host.program import Program
 from lutra.sim.golden.arith.scale import Scale, scale_to_float
@@ -58,7 +58,7 @@ class GoldenDevice:
         program, interpreter = self._program, self._interpreter
         if program is None or interpreter is None:
             raise LutraError("no program is loaded: call load(program) first")
-        check_tile(program, tokens, position, logits_from)
+        check_tile(Limits.of(program), tokens, position, logits_from)
         n = len(tokens)
         interpreter.registers |= {"POSITION": position, "N_TOKENS": n, "LOGITS_FROM": logits_from}
         interpreter.tokens[:n] = tokens

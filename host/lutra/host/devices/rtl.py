@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lutra.host.devices.base import DeviceError, TileResult, check_tile
+from lutra.host.devices.base import DeviceError, Limits, TileResult, check_tile
 from lutra.host.errors import LutraError
 from lutra.host.program import Program
 from lutra.sim.golden.arith.scale import scale_to_float, unpack_scale
@@ -103,7 +103,7 @@ class RtlDevice:
 
         device, program = self._open(), self._program
         assert program is not None
-        check_tile(program, tokens, position, logits_from)
+        check_tile(Limits.of(program), tokens, position, logits_from)
         n, layout = len(tokens), program.memory
         try:
             for m, token in enumerate(tokens):

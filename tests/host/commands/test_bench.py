@@ -1,0 +1,93 @@
+"""``lutra bench``: what is run, and what is printed of it."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from lutra.host.cli import main
+from lutra.host.commands.bench import Row, bench
+from lutra.host.devices.base import TileResult
+from lutra.host.errors import LutraError
+from lutra.host.open_model import open_packed_model
+from lutra.host.packing import PackedModel
+
+
+class Recorder:
+    """A device that keeps what it was asked for."""
+
+    name, tile = "recorder", 48
+
+    def __init__(self) -> None:
+        self.model: PackedModel | None = None
+        self.tiles: list[tuple[int, int, int]] = []
+
+    def load_model(self, model: PackedModel) -> None:
+        self.model = model
+
+    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
+        self.tiles.append((len(tokens), position, logits_from))
+        nothing = np.zeros(0, np.int64)
+        return TileResult(nothing, nothing.astype(np.float64), nothing, None)
+
+    def counters(self) -> Mapping[str, int]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_prefill_and_decode_are_what_llama_bench_runs() -> None:
+    device, model = Recorder(), open_packed_model("tales")
+    rows = bench(model, device, n_prompt=100, n_gen=3, repetitions=2)
+    assert device.model is model
+    prefill, decode = [(48, 0, 48), (48, 48, 48), (4, 96, 3)], [(1, i, 0) for i in range(3)]
+    # a run of each that does not count comes first
+    assert device.tiles == 3 * prefill + 3 * decode
+    assert [(row.test, len(row.rates)) for row in rows] == [("pp100", 2), ("tg3", 2)]
+
+
+def test_mean_and_deviation() -> None:
+    row = Row(model="m", device="d", test="tg1", rates=(1.0, 2.0, 6.0))
+    assert row.t_s == 3 and row.std == pytest.approx(7**0.5)
+    assert Row(model="m", device="d", test="tg1", rates=(5.0,)).std == 0
+
+
+def test_a_test_of_no_tokens_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("bench -dev golden -p 0 -n 2 -r 1".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| model | format | device | test | t/s |"
+    assert re.fullmatch(r"\| tales \| W1.58A8 \| golden \| tg2 \| [0-9.]+ ± 0.00 \|", lines[2])
+    assert len(lines) == 3
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("bench -dev golden -p 9 -n 1 -r 2 -o json".split()) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["device"], row["test"]) for row in rows] == [
+        ("tales", "golden", "pp9"),
+        ("tales", "golden", "tg1"),
+    ]
+    for row in rows:
+        assert row["t_s"] == pytest.approx(sum(row["samples"]) / 2, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("-p 0 -n 0", "-p and -n must be 0 or more, not both 0, and -r 1 or more"),
+        ("-n 1 -r 0", "-p and -n must be 0 or more, not both 0, and -r 1 or more"),
+        ("-p 257", "257 tokens do not fit the context of 256: lower -p or -n"),
+        ("-p 8 -t 0", "threads must be 1 or more, not 0"),
+    ],
+)
+def test_refusals(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["bench", "-dev", "golden", *arguments.split()])
+    assert code == 2 and message in capsys.readouterr().err
+
+
+def test_random_models_are_for_measuring_only() -> None:
+    with pytest.raises(LutraError, match="a random model must be one of"):
+        open_packed_model("random:nothing")

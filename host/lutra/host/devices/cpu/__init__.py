@@ -1,0 +1,1 @@
+"""Host: the CPU as a device."""

@@ -1,0 +1,146 @@
+#include "attend.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+
+struct lutra_cache {
+    int kv_heads, head_dim, positions;
+    int64_t n_bytes, head_bytes;
+    uint8_t *data;
+};
+
+enum { NO_EXPONENT = -512 };
+
+lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions) {
+    lutra_cache *cache = malloc(sizeof *cache);
+    if (!cache) return NULL;
+    cache->kv_heads = kv_heads;
+    cache->head_dim = head_dim;
+    cache->positions = round_up(positions, KEY_BLOCK);
+    cache->head_bytes = (int64_t)cache->positions * (2 * head_dim + 8);
+    cache->n_bytes = cache->head_bytes * kv_heads * layers;
+    /* the system gives pages as they are written */
+    cache->data = mmap(NULL, (size_t)cache->n_bytes, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (cache->data != MAP_FAILED) return cache;
+    free(cache);
+    return NULL;
+}
+
+void lutra_cpu_cache_free(lutra_cache *cache) {
+    if (!cache) return;
+    munmap(cache->data, (size_t)cache->n_bytes);
+    free(cache);
+}
+
+int cache_positions(const lutra_cache *cache) { return cache->positions; }
+
+lutra_head cache_head(const lutra_cache *cache, int layer, int head) {
+    uint8_t *at = cache->data + ((int64_t)layer * cache->kv_heads + head) * cache->head_bytes;
+    int64_t p = cache->positions, d = cache->head_dim;
+    lutra_head out;
+    out.keys = (const int8_t *)at;
+    out.values = (const int8_t *)(at + p * d);
+    at += 2 * p * d;
+    out.key_m = (const uint16_t *)at;
+    out.value_m = (const uint16_t *)(at + 2 * p);
+    out.key_e = (const int16_t *)(at + 4 * p);
+    out.value_e = (const int16_t *)(at + 6 * p);
+    out.head_dim = (int)d;
+    return out;
+}
+
+void cache_store(lutra_cache *cache, int layer, int head, int position, const int8_t *k,
+                 lutra_scale k_scale, const int8_t *v, lutra_scale v_scale) {
+    lutra_head at = cache_head(cache, layer, head);
+    int d = at.head_dim;
+    int8_t *keys = (int8_t *)at.keys + (int64_t)(position / KEY_BLOCK) * KEY_BLOCK * d;
+    int8_t *values = (int8_t *)at.values + (int64_t)(position / VALUE_BLOCK) * VALUE_BLOCK * d;
+    if (k) {
+        for (int i = 0; i < d / 4; i++)
+            memcpy(keys + (i * KEY_BLOCK + position % KEY_BLOCK) * 4, k + 4 * i, 4);
+        ((uint16_t *)at.key_m)[position] = (uint16_t)k_scale.m;
+        ((int16_t *)at.key_e)[position] = (int16_t)k_scale.e;
+    }
+    if (v) {
+        for (int i = 0; i < d; i++) values[i * VALUE_BLOCK + position % VALUE_BLOCK] = v[i];
+        ((uint16_t *)at.value_m)[position] = (uint16_t)v_scale.m;
+        ((int16_t *)at.value_e)[position] = (int16_t)(v_scale.m ? v_scale.e : NO_EXPONENT);
+    }
+}
+
+int attend_scratch(lutra_attend_scratch *scratch, int positions) {
+    int64_t stride = round_up(positions, KEY_BLOCK) + 2 * KEY_BLOCK;
+    if (stride <= scratch->stride) return 1;
+    attend_scratch_free(scratch);
+    stride += stride / 2;
+    stride = (stride + 15) / 16 * 16;
+    scratch->dot = aligned_alloc(64, (size_t)(QUERIES * stride * 4));
+    scratch->w = aligned_alloc(64, (size_t)(QUERIES * stride * 2 + 63) / 64 * 64);
+    scratch->stride = stride;
+    return scratch->dot && scratch->w;
+}
+
+void attend_scratch_free(lutra_attend_scratch *scratch) {
+    free(scratch->dot);
+    free(scratch->w);
+    scratch->dot = NULL;
+    scratch->w = NULL;
+    scratch->stride = 0;
+}
+
+static int first_seen(int position, int window) {
+    return window && position >= window ? position - window + 1 : 0;
+}
+
+void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_query *queries,
+            int count, int frac, int window, lutra_attend_scratch *scratch) {
+    int d = head->head_dim, low = first_seen(queries[0].position, window), high = 0;
+    const int8_t *q[QUERIES] = {NULL};
+    const uint16_t *w[QUERIES];
+    int64_t acc[QUERIES * HEAD_DIM_MAX] = {0}, den[QUERIES];
+    int exponent[QUERIES];
+    for (int c = 0; c < count; c++) {
+        int first = first_seen(queries[c].position, window);
+        low = first < low ? first : low;
+        high = queries[c].position + 1 > high ? queries[c].position + 1 : high;
+        q[c] = queries[c].q;
+        w[c] = scratch->w + c * scratch->stride;
+    }
+    int base = low / KEY_BLOCK * KEY_BLOCK;
+    kernels->key_dots(head->keys + (int64_t)base * d, (high - base + KEY_BLOCK - 1) / KEY_BLOCK, q,
+                      count, d, scratch->dot, scratch->stride);
+    for (int c = 0; c < count; c++) {
+        int first = first_seen(queries[c].position, window), n = queries[c].position + 1 - first;
+        int32_t *dot = scratch->dot + c * scratch->stride + (first - base);
+        uint16_t *to = scratch->w + c * scratch->stride;
+        int32_t top = kernels->scores(dot, queries[c].scale, head->key_m + first,
+                                      head->key_e + first, n, dot);
+        int e = NO_EXPONENT;
+        for (int i = first; i < first + n; i++) e = head->value_e[i] > e ? head->value_e[i] : e;
+        exponent[c] = e;
+        memset(to, 0, (size_t)(first - base) * 2);
+        den[c] = kernels->weights(dot, top, head->value_m + first, head->value_e + first, e, n,
+                                  to + (first - base));
+        int end = first - base + n, whole = round_up(high - base, VALUE_BLOCK);
+        memset(to + end, 0, (size_t)(whole - end) * 2);
+    }
+    const int8_t *values = head->values + (int64_t)base * d;
+    for (int left = (high - base + VALUE_BLOCK - 1) / VALUE_BLOCK; left > 0; left -= VALUE_BLOCKS) {
+        int blocks = left < VALUE_BLOCKS ? left : VALUE_BLOCKS;
+        kernels->value_sums(values, blocks, w, count, d, acc);
+        values += (int64_t)blocks * VALUE_BLOCK * d;
+        for (int c = 0; c < count; c++) w[c] += blocks * VALUE_BLOCK;
+    }
+    for (int c = 0; c < count; c++) {
+        lutra_scale r = scale_recip(scale_from_int(den[c], 0));
+        int shift = clip(-(r.e + exponent[c] + 15 + frac), 0, 63);
+        for (int i = 0; i < d; i++)
+            queries[c].out[i] = (int32_t)saturate(round_shift(acc[c * d + i] * r.m, shift), 32);
+    }
+}

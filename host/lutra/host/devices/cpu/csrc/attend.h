@@ -1,0 +1,34 @@
+/* The KV cache and attention over it. */
+#ifndef LUTRA_ATTEND_H
+#define LUTRA_ATTEND_H
+
+#include "kernels.h"
+
+int cache_positions(const lutra_cache *cache);
+lutra_head cache_head(const lutra_cache *cache, int layer, int head);
+void cache_store(lutra_cache *cache, int layer, int head, int position, const int8_t *k,
+                 lutra_scale k_scale, const int8_t *v, lutra_scale v_scale);
+
+/* A query and where its output goes. */
+typedef struct {
+    const int8_t *q;
+    lutra_scale scale;
+    int position;
+    int32_t *out;
+} lutra_query;
+
+/* What a thread needs for queries over this many positions. */
+typedef struct {
+    int32_t *dot;
+    uint16_t *w;
+    int64_t stride;
+} lutra_attend_scratch;
+
+int attend_scratch(lutra_attend_scratch *scratch, int positions);
+void attend_scratch_free(lutra_attend_scratch *scratch);
+
+/* Attention of up to QUERIES queries over the positions that they see. */
+void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_query *queries,
+            int count, int frac, int window, lutra_attend_scratch *scratch);
+
+#endif

@@ -1,0 +1,100 @@
+/* What a target implements, and the data that its functions share. */
+#ifndef LUTRA_KERNELS_H
+#define LUTRA_KERNELS_H
+
+#include "scale.h"
+
+enum { BLOCK = 128, UNIT = 16, GEMV_COLUMNS = 4, KEY_BLOCK = 16, VALUE_BLOCK = 4 };
+enum { QUERIES = 4, HEAD_DIM_MAX = 256, VALUE_BLOCKS = 64 };
+
+static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
+
+/* Columns of signed bytes that matrices are multiplied by. Activations of 8 bits are a column per
+ * token. Those of 16 bits are a = 256 high + low + 128 with bytes high and low: two columns per
+ * token, and a last one of ones, times 128.
+ *
+ * x is [count, depth], zero beyond k. packed holds the same in tiles of `tile` columns, the last one
+ * of a multiple of four: [depth / 4, columns of the tile, 4]. */
+typedef struct {
+    int8_t *x, *packed;
+    int32_t *sums; /* [count, depth / UNIT] */
+    int k, depth, count, tokens, a_bits, tile;
+} lutra_columns;
+
+/* Sums of a column's groups, and what functions of a thread need beside. */
+typedef struct {
+    int32_t *group_sums; /* [count, groups], of groups of `per` units */
+    int per;
+    uint8_t *bytes;      /* whatever a kernel needs, 64-byte aligned */
+} lutra_scratch;
+
+/* Keys [position / KEY_BLOCK, head_dim / 4, KEY_BLOCK, 4], values [position / VALUE_BLOCK,
+ * head_dim, VALUE_BLOCK], scales [position] of one head. */
+typedef struct {
+    const int8_t *keys, *values;
+    const uint16_t *key_m, *value_m;
+    const int16_t *key_e, *value_e;
+    int head_dim;
+} lutra_head;
+
+typedef struct {
+    const char *name;
+    int (*available)(void);
+    int tile;      /* columns of a tile of gemm */
+    int gemm_rows; /* rows of a block of gemm */
+
+    /* out [columns, rows]: for rows first..last - 1 of a matrix, twice the product before its shift.
+     * gemv takes up to GEMV_COLUMNS columns. */
+    void (*gemv)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                 lutra_scratch *scratch, int64_t *out);
+    void (*gemm)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                 lutra_scratch *scratch, int64_t *out);
+
+    int64_t (*abs_max32)(const int32_t *v, int n);
+    int64_t (*abs_max64)(const int64_t *v, int n);
+    /* y = saturate16(round_shift(v, shift)) * gamma; returns the largest |y|. */
+    int64_t (*scaled32)(const int32_t *v, int shift, const int16_t *gamma, int n, int32_t *y,
+                        int64_t *squares);
+    int64_t (*scaled64)(const int64_t *v, int shift, const int16_t *gamma, int n, int32_t *y,
+                        int64_t *squares);
+    void (*quantize)(const int32_t *y, lutra_scale factor, int q_max, int n, int16_t *q);
+    /* A token's activations as its columns, each of `depth` bytes. */
+    void (*bytes)(const int16_t *q, int n, int8_t *x);
+    void (*halves)(const int16_t *q, int n, int8_t *high, int8_t *low);
+    void (*unit_sums)(const int8_t *x, int depth, int32_t *sums);
+
+    /* y of a head, rotated or, without a table, shifted by 14 bits. */
+    void (*rotate)(const int32_t *x, const int16_t *table, int n, int64_t *y);
+    void (*quantize64)(const int64_t *y, lutra_scale factor, int q_max, int n, int8_t *q);
+    /* v = saturate28(acc * c in Q16 + bias << bias_shift); bias may be NULL. */
+    void (*fixed)(const int32_t *acc, lutra_scale c, const int16_t *bias, int bias_shift, int n,
+                  int32_t *v);
+
+    void (*relu2)(const int32_t *gate, const int32_t *up, int n, int64_t *out);
+    void (*swiglu)(const int32_t *gate, const int32_t *up, int n, int m, int shift, int64_t *out);
+    /* x += round_shift(acc * m, shift), saturated to 32 bits; whether it was. */
+    int (*residual)(int32_t *x, const int32_t *acc, int n, int m, int shift);
+    void (*logits)(const int64_t *sums, const int16_t *rows, int n, int shift, int32_t *out);
+
+    /* dot [columns, stride] of `count` (up to QUERIES) queries with `blocks` blocks of keys. */
+    void (*key_dots)(const int8_t *keys, int blocks, const int8_t *const *q, int count,
+                     int head_dim, int32_t *dot, int64_t stride);
+    /* score [n] of dot products with n keys, and the largest of them. */
+    int32_t (*scores)(const int32_t *dot, lutra_scale q, const uint16_t *key_m,
+                      const int16_t *key_e, int n, int32_t *score);
+    /* w [n] of scores, and the sum of their exponentials. */
+    int64_t (*weights)(const int32_t *score, int32_t top, const uint16_t *value_m,
+                       const int16_t *value_e, int e, int n, uint16_t *w);
+    /* acc [columns, head_dim] += w * values of `blocks` blocks, at most VALUE_BLOCKS of them. */
+    void (*value_sums)(const int8_t *values, int blocks, const uint16_t *const *w, int count,
+                       int head_dim, int64_t *acc);
+} lutra_kernels;
+
+/* Bytes of scratch that gemv and gemm need for depths up to `depth`. */
+int64_t kernel_bytes(int depth);
+
+extern const lutra_kernels lutra_scalar, lutra_avx2, lutra_avxvnni, lutra_avx512vl, lutra_avx512,
+    lutra_neon;
+const lutra_kernels *lutra_target(int target);
+
+#endif

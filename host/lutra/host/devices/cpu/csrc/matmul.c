@@ -1,0 +1,129 @@
+#include "matmul.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { PACK = 4, GEMV_BYTES = 48 << 10 };
+
+static void *take(int64_t n) { return aligned_alloc(64, (size_t)(n + 63) / 64 * 64 + 64); }
+
+static int columns_of(int tokens, int a_bits) { return a_bits == 8 ? tokens : 2 * tokens + 1; }
+
+int columns_new(lutra_columns *x, int k, int tokens, int a_bits, int tile) {
+    int depth = round_up(k, BLOCK), count = round_up(columns_of(tokens, a_bits), PACK);
+    x->a_bits = a_bits;
+    x->tile = tile;
+    x->x = take((int64_t)count * depth);
+    x->packed = take((int64_t)count * depth);
+    x->sums = take((int64_t)count * depth / UNIT * 4);
+    if (!x->x || !x->packed || !x->sums) return 0;
+    memset(x->x, 0, (size_t)count * depth);
+    memset(x->packed, 0, (size_t)count * depth);
+    memset(x->sums, 0, (size_t)count * depth / UNIT * 4);
+    return 1;
+}
+
+void columns_free(lutra_columns *x) {
+    free(x->x);
+    free(x->packed);
+    free(x->sums);
+}
+
+int columns_many(const lutra_columns *x) { return x->count > GEMV_COLUMNS; }
+
+static void pack_column(lutra_columns *x, int column) {
+    int first = column / x->tile * x->tile;
+    int rest = round_up(x->count - first, PACK), width = rest < x->tile ? rest : x->tile;
+    int32_t *to = (int32_t *)(x->packed + (int64_t)first * x->depth) + (column - first);
+    const int32_t *from = (const int32_t *)(x->x + (int64_t)column * x->depth);
+    for (int i = 0; i < x->depth / 4; i++) to[(int64_t)i * width] = from[i];
+}
+
+void columns_shape(lutra_columns *x, int k, int tokens) {
+    x->k = k;
+    x->depth = round_up(k, BLOCK);
+    x->tokens = tokens;
+    x->count = columns_of(tokens, x->a_bits);
+}
+
+void columns_set(lutra_columns *x, const lutra_kernels *kernels, int token, const int16_t *q) {
+    int n = x->a_bits == 8 ? 1 : 2, first = n * token, rest = x->depth - x->k;
+    int8_t *to = x->x + (int64_t)first * x->depth;
+    if (n == 1)
+        kernels->bytes(q, x->k, to);
+    else
+        kernels->halves(q, x->k, to, to + x->depth);
+    if (n == 2 && token == x->tokens - 1) {
+        memset(to + 2 * (int64_t)x->depth, 1, (size_t)x->k);
+        n = 3;
+    }
+    for (int i = 0; i < n; i++) {
+        memset(to + (int64_t)i * x->depth + x->k, 0, (size_t)rest);
+        kernels->unit_sums(to + (int64_t)i * x->depth, x->depth,
+                           x->sums + (int64_t)(first + i) * (x->depth / UNIT));
+        if (columns_many(x)) pack_column(x, first + i);
+    }
+}
+
+int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_columns *x) {
+    if (columns_many(x)) return choice->gemm->gemm_rows;
+    int rows = (int)(GEMV_BYTES / w->row_bytes) & ~15;
+    return rows < 16 ? 16 : rows > ROWS_MAX ? ROWS_MAX : rows;
+}
+
+void product_begin(const lutra_matrix *w, const lutra_columns *x, lutra_scratch *scratch) {
+    int units = x->depth / UNIT, per = w->scale ? w->group / UNIT : units;
+    int groups = w->scale ? w->k / w->group : 1;
+    if (scratch->per == per) return;
+    scratch->per = per;
+    for (int c = 0; c < x->count; c++)
+        for (int g = 0; g < groups; g++) {
+            const int32_t *from = x->sums + (int64_t)c * units + (int64_t)g * per;
+            int32_t sum = 0;
+            for (int i = 0; i < per; i++) sum += from[i];
+            scratch->group_sums[(int64_t)c * groups + g] = sum;
+        }
+}
+
+void product_forget(lutra_scratch *scratch) { scratch->per = 0; }
+
+void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, int last,
+                  const lutra_columns *x, lutra_scratch *scratch, int64_t *sums) {
+    int rows = last - first;
+    if (columns_many(x))
+        choice->gemm->gemm(w, first, last, x, scratch, sums);
+    else
+        choice->gemv->gemv(w, first, last, x, scratch, sums);
+    if (x->a_bits == 8) return;
+    const int64_t *ones = sums + (int64_t)(x->count - 1) * rows;
+    for (int t = 0; t < x->tokens; t++) {
+        const int64_t *high = sums + (int64_t)2 * t * rows, *low = high + rows;
+        int64_t *to = sums + (int64_t)t * rows;
+        for (int r = 0; r < rows; r++) to[r] = 256 * high[r] + low[r] + 128 * ones[r];
+    }
+}
+
+void product(const lutra_choice *choice, const lutra_matrix *w, int first, int last,
+             const lutra_columns *x, lutra_scratch *scratch, int64_t *sums, int32_t *acc,
+             int64_t stride) {
+    int rows = last - first;
+    product_sums(choice, w, first, last, x, scratch, sums);
+    for (int t = 0; t < x->tokens; t++)
+        for (int r = 0; r < rows; r++)
+            acc[t * stride + r] = (int32_t)round_shift(sums[(int64_t)t * rows + r], w->shift);
+}
+
+int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, int a_bits) {
+    int64_t columns = round_up(columns_of(tokens, a_bits), PACK) + PACK;
+    scratch->per = 0;
+    scratch->group_sums = take(columns * (round_up(depth, BLOCK) / UNIT) * 4);
+    scratch->bytes = take(kernel_bytes(depth));
+    *sums = take(columns * ROWS_MAX * 8);
+    return scratch->group_sums && scratch->bytes && *sums;
+}
+
+void scratch_free(lutra_scratch *scratch, int64_t **sums) {
+    free(scratch->group_sums);
+    free(scratch->bytes);
+    free(*sums);
+}

@@ -1,0 +1,42 @@
+/* Products of matrices with the activations of several tokens. */
+#ifndef LUTRA_MATMUL_H
+#define LUTRA_MATMUL_H
+
+#include "kernels.h"
+#include "pool.h"
+
+enum { ROWS_MAX = 512 }; /* of product_rows() */
+
+/* How products of this many columns are computed. */
+typedef struct {
+    const lutra_kernels *gemv, *gemm;
+} lutra_choice;
+
+/* Columns for up to `tokens` tokens of depth k. */
+int columns_new(lutra_columns *x, int k, int tokens, int a_bits, int tile);
+void columns_free(lutra_columns *x);
+/* Set the depth and the number of tokens of the next product. */
+void columns_shape(lutra_columns *x, int k, int tokens);
+/* Write the activations of a token. */
+void columns_set(lutra_columns *x, const lutra_kernels *kernels, int token, const int16_t *q);
+
+int columns_many(const lutra_columns *x);
+/* Rows of a matrix that a thread takes at a time. */
+int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_columns *x);
+/* Sums of this matrix's groups, before product(); nothing to do if they are there already. */
+void product_begin(const lutra_matrix *w, const lutra_columns *x, lutra_scratch *scratch);
+/* New columns: the sums of groups are not theirs. */
+void product_forget(lutra_scratch *scratch);
+/* sums [tokens, last - first] of rows, before the matrix's shift. */
+void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, int last,
+                  const lutra_columns *x, lutra_scratch *scratch, int64_t *sums);
+/* The same, shifted. */
+void product(const lutra_choice *choice, const lutra_matrix *w, int first, int last,
+             const lutra_columns *x, lutra_scratch *scratch, int64_t *sums, int32_t *acc,
+             int64_t stride);
+
+/* Scratch of a thread, and room for the sums of `tokens` tokens. */
+int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, int a_bits);
+void scratch_free(lutra_scratch *scratch, int64_t **sums);
+
+#endif

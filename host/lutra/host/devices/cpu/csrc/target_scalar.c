@@ -1,0 +1,77 @@
+/* Plain C, for any machine. */
+#include <string.h>
+
+#include "kernels.h"
+
+#define TARGET
+#define NAME(x) x##_scalar
+#include "vector_body.h"
+
+static void codes_of(const uint8_t *row, int bits, int blocks, uint8_t *codes) {
+    static const int planes[9][2] = {{0}, {1}, {2}, {2, 1}, {4}, {0}, {4, 2}, {0}, {4, 4}};
+    for (int b = 0; b < blocks; b++, codes += BLOCK) {
+        memset(codes, 0, BLOCK);
+        for (int p = 0, low = 0; p < 2 && planes[bits][p]; low += planes[bits][p++]) {
+            int width = planes[bits][p], mask = (1 << width) - 1;
+            if (width == 4) {
+                for (int i = 0; i < 64; i++) {
+                    int at = i / 32 * 64 + i % 32;
+                    codes[at] |= (uint8_t)((row[i] & mask) << low);
+                    codes[at + 32] |= (uint8_t)((row[i] >> 4) << low);
+                }
+            } else {
+                int per = 8 / width, size = BLOCK / per;
+                for (int f = 0; f < per; f++)
+                    for (int i = 0; i < size; i++)
+                        codes[f * size + i] |=
+                            (uint8_t)(((row[i] >> (8 - width * (f + 1))) & mask) << low);
+            }
+            row += BLOCK * width / 8;
+        }
+    }
+}
+
+static int64_t row_sum(const lutra_matrix *w, int row, const uint8_t *codes, const int8_t *x,
+                       const int32_t *group_sums) {
+    int64_t total = 0;
+    if (!w->scale) {
+        int32_t sum = 0;
+        for (int i = 0; i < w->k; i++)
+            sum += (w->bits ? codes[i] : (int)(int8_t)codes[i]) * x[i];
+        return 2 * (int64_t)(sum - (w->bits ? group_sums[0] : 0));
+    }
+    int groups = w->k / w->group;
+    for (int g = 0; g < groups; g++) {
+        int64_t at = (int64_t)row * groups + g;
+        int64_t scale = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at]
+                                            : ((const uint16_t *)w->scale)[at];
+        int32_t sum = 0;
+        for (int i = g * w->group; i < (g + 1) * w->group; i++) sum += codes[i] * x[i];
+        total += scale * (2 * (int64_t)sum - (int64_t)w->zero[at] * group_sums[g]);
+    }
+    return total;
+}
+
+static void sums_scalar(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                        lutra_scratch *scratch, int64_t *out) {
+    int groups = w->scale ? w->k / w->group : 1, rows = last - first;
+    for (int r = first; r < last; r++) {
+        const uint8_t *codes = w->codes + r * w->row_bytes;
+        if (w->bits) {
+            codes_of(codes, w->bits, x->depth / BLOCK, scratch->bytes);
+            codes = scratch->bytes;
+        }
+        for (int c = 0; c < x->count; c++)
+            out[(int64_t)c * rows + r - first] =
+                row_sum(w, r, codes, x->x + (int64_t)c * x->depth,
+                        scratch->group_sums + (int64_t)c * groups);
+    }
+}
+
+static int available_scalar(void) { return 1; }
+
+#include "attend_plain.h"
+
+const lutra_kernels lutra_scalar = {
+    "scalar", available_scalar, 4, 32, sums_scalar, sums_scalar, VECTOR_FUNCTIONS,
+    key_dots_scalar, scores_scalar, weights_scalar, value_sums_scalar};

@@ -1,0 +1,69 @@
+#include "vector.h"
+
+lutra_scale norm_quantize(const lutra_kernels *kernels, lutra_source v, const lutra_norm *norm,
+                          lutra_scale eps, int n, int q_max, int32_t *y, int16_t *q) {
+    int64_t v_max = v.narrow ? kernels->abs_max32(v.narrow, n) : kernels->abs_max64(v.wide, n);
+    int64_t squares, y_max;
+    int shift = bit_length((uint64_t)v_max) - 15;
+    if (shift < 0) shift = 0;
+    const int16_t *gamma = norm->gamma;
+    if (v.narrow)
+        y_max = kernels->scaled32(v.narrow, shift, gamma, n, y, &squares);
+    else
+        y_max = kernels->scaled64(v.wide, shift, gamma, n, y, &squares);
+    lutra_scale s = scale_lower(v.scale, -shift), unit = s;
+    if (!norm->plain) {
+        lutra_scale mean =
+            scale_mul(scale_mul(scale_from_int(squares, 0), norm->inv_n), scale_mul(s, s));
+        unit = scale_mul(s, scale_rsqrt(scale_add(mean, eps)));
+    }
+    kernels->quantize(y, quantize_factor(y_max, q_max), q_max, n, q);
+    return scale_mul(unit, scale_lower(quantize_step(y_max, q_max), norm->frac));
+}
+
+void gate_product(const lutra_kernels *kernels, const int32_t *gate, const int32_t *up, int n,
+                  int swiglu, lutra_scale s, lutra_scale w_gate, int64_t *out) {
+    if (!swiglu) {
+        kernels->relu2(gate, up, n, out);
+        return;
+    }
+    lutra_scale c = scale_mul(s, w_gate);
+    kernels->swiglu(gate, up, n, c.m, clip(-(c.e + 16), -11, 52), out);
+}
+
+lutra_scale gate_scale(int swiglu, lutra_scale s, lutra_scale w_gate, lutra_scale w_up) {
+    if (swiglu) return scale_lower(scale_mul(s, w_up), 16);
+    lutra_scale gate = scale_mul(s, w_gate);
+    return scale_mul(scale_mul(gate, gate), scale_mul(s, w_up));
+}
+
+lutra_scale head_quantize(const lutra_kernels *kernels, const int32_t *acc, int head_dim,
+                          const lutra_head_step *step, int8_t *q) {
+    int64_t y[HEAD_DIM_MAX];
+    int32_t v[HEAD_DIM_MAX];
+    lutra_scale unit = scale_mul(step->s, step->w);
+    if (step->in_fixed) {
+        kernels->fixed(acc, unit, step->bias, 16 - step->bias_frac, head_dim, v);
+        acc = v;
+        unit = scale_from_int(1, -16);
+    }
+    if (step->gamma) {
+        int64_t squares = (int64_t)head_dim * step->eps;
+        for (int i = 0; i < head_dim; i++) squares += (int64_t)v[i] * v[i];
+        int log2_dim = bit_length((uint64_t)head_dim) - 1;
+        unit = scale_rsqrt(scale_from_int(squares, -(32 + log2_dim)));
+        unit = scale_lower(unit, 16 - 12 + step->gamma_frac);
+        for (int i = 0; i < head_dim; i++)
+            v[i] = (int32_t)round_shift((int64_t)v[i] * step->gamma[i], 12);
+    }
+    kernels->rotate(acc, step->rope, head_dim, y);
+    int64_t y_max = kernels->abs_max64(y, head_dim);
+    kernels->quantize64(y, quantize_factor(y_max, step->q_max), step->q_max, head_dim, q);
+    return scale_mul(scale_lower(quantize_step(y_max, step->q_max), 14), unit);
+}
+
+int residual_add(const lutra_kernels *kernels, int32_t *x, const int32_t *acc, int n, lutra_scale s,
+                 lutra_scale w, int frac) {
+    lutra_scale c = scale_mul(s, w);
+    return kernels->residual(x, acc, n, c.m, clip(-(c.e + frac), 0, 63));
+}

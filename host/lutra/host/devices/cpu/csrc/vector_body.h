@@ -1,0 +1,206 @@
+/* Vector operations in plain C, which compilers vectorise for the TARGET that includes this. */
+
+static TARGET int64_t NAME(abs_max32)(const int32_t *v, int n) {
+    int32_t high = 0, low = 0;
+    for (int i = 0; i < n; i++) {
+        high = v[i] > high ? v[i] : high;
+        low = v[i] < low ? v[i] : low;
+    }
+    return max64(high, -(int64_t)low);
+}
+
+static TARGET int64_t NAME(abs_max64)(const int64_t *v, int n) {
+    int64_t high = 0, low = 0;
+    for (int i = 0; i < n; i++) {
+        high = v[i] > high ? v[i] : high;
+        low = v[i] < low ? v[i] : low;
+    }
+    return max64(high, -low);
+}
+
+#define SCALED(name, type)                                                                       \
+    static TARGET int64_t name(const type *v, int shift, const int16_t *gamma, int n, int32_t *y, \
+                               int64_t *squares) {                                               \
+        int64_t sum = 0;                                                                         \
+        int32_t high = 0, low = 0;                                                               \
+        if (shift == 0)                                                                          \
+            for (int i = 0; i < n; i++) y[i] = (int32_t)v[i];                                    \
+        else                                                                                     \
+            for (int i = 0; i < n; i++) {                                                        \
+                int64_t rounded = ((v[i] >> (shift - 1)) + (int64_t)1) >> 1;                     \
+                y[i] = (int32_t)(rounded > 32767 ? 32767 : rounded);                             \
+            }                                                                                    \
+        for (int i = 0; i < n; i++) sum += (int64_t)(y[i] * y[i]);                               \
+        for (int i = 0; i < n; i++) {                                                            \
+            y[i] *= gamma ? gamma[i] : 1 << 14;                                                  \
+            high = y[i] > high ? y[i] : high;                                                    \
+            low = y[i] < low ? y[i] : low;                                                       \
+        }                                                                                        \
+        *squares = sum;                                                                          \
+        return max64(high, -(int64_t)low);                                                       \
+    }
+
+SCALED(NAME(scaled32), int32_t)
+SCALED(NAME(scaled64), int64_t)
+#undef SCALED
+
+static TARGET void NAME(quantize)(const int32_t *y, lutra_scale factor, int q_max, int n,
+                                  int16_t *q) {
+    int shift = clip(-factor.e, 0, 63), before = shift ? shift - 1 : 0;
+    int64_t m = factor.m;
+    if (shift == 0) {
+        for (int i = 0; i < n; i++) {
+            int64_t x = y[i] * m;
+            q[i] = (int16_t)(x > q_max ? q_max : x < -q_max ? -q_max : x);
+        }
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        int64_t x = (((y[i] * m) >> before) + 1) >> 1;
+        q[i] = (int16_t)(x > q_max ? q_max : x < -q_max ? -q_max : x);
+    }
+}
+
+static TARGET void NAME(bytes)(const int16_t *q, int n, int8_t *x) {
+    for (int i = 0; i < n; i++) x[i] = (int8_t)q[i];
+}
+
+static TARGET void NAME(halves)(const int16_t *q, int n, int8_t *high, int8_t *low) {
+    for (int i = 0; i < n; i++) {
+        high[i] = (int8_t)(q[i] >> 8);
+        low[i] = (int8_t)((q[i] & 255) - 128);
+    }
+}
+
+static TARGET void NAME(unit_sums)(const int8_t *x, int depth, int32_t *sums) {
+    for (int u = 0; u < depth / UNIT; u++) {
+        int32_t sum = 0;
+        for (int i = 0; i < UNIT; i++) sum += x[u * UNIT + i];
+        sums[u] = sum;
+    }
+}
+
+static TARGET void NAME(rotate)(const int32_t *x, const int16_t *table, int n, int64_t *y) {
+    if (!table) {
+        for (int i = 0; i < n; i++) y[i] = (int64_t)x[i] * (1 << 14);
+        return;
+    }
+    const int half = n / 2;
+    const int16_t *cosine = table, *sine = table + half;
+    for (int i = 0; i < half; i++) {
+        int64_t low = x[i], high = x[half + i];
+        y[i] = low * cosine[i] - high * sine[i];
+        y[half + i] = high * cosine[i] + low * sine[i];
+    }
+}
+
+static TARGET void NAME(quantize64)(const int64_t *y, lutra_scale factor, int q_max, int n,
+                                    int8_t *q) {
+    int shift = clip(-factor.e, 0, 63), before = shift ? shift - 1 : 0, after = shift ? 1 : 0;
+    int64_t m = factor.m;
+    for (int i = 0; i < n; i++) {
+        int64_t x = (((y[i] * m) >> before) + after) >> after;
+        q[i] = (int8_t)(x > q_max ? q_max : x < -q_max ? -q_max : x);
+    }
+}
+
+static TARGET void NAME(fixed)(const int32_t *acc, lutra_scale c, const int16_t *bias,
+                               int bias_shift, int n, int32_t *v) {
+    int shift = clip(-(c.e + 16), -17, 46);
+    for (int i = 0; i < n; i++) {
+        int64_t x = round_shift((int64_t)acc[i] * c.m, shift);
+        if (bias) x += (int64_t)bias[i] * (1 << bias_shift);
+        v[i] = (int32_t)saturate(x, 28);
+    }
+}
+
+static TARGET void NAME(relu2)(const int32_t *gate, const int32_t *up, int n, int64_t *out) {
+    for (int i = 0; i < n; i++) {
+        int64_t g = gate[i] > 0 ? gate[i] : 0;
+        out[i] = g * g * up[i];
+    }
+}
+
+static TARGET void NAME(swiglu)(const int32_t *gate, const int32_t *up, int n, int m, int shift,
+                                int64_t *out) {
+    const int32_t *base = lutra_table.silu_base, *rise = lutra_table.silu_rise;
+    for (int i = 0; i < n; i++) {
+        int64_t wide = (int64_t)gate[i] * m;
+        wide = shift > 0 ? ((wide >> (shift > 0 ? shift - 1 : 0)) + 1) >> 1
+                         : (int64_t)((uint64_t)wide << (shift < 0 ? -shift : 0));
+        int32_t limit = 1 << 26;
+        int32_t x = (int32_t)(wide < -limit ? -limit : wide > limit - 1 ? limit - 1 : wide);
+        int32_t u = x < 0 ? -x : x;
+        int fine = u < 1 << 18;
+        int segment = fine ? u >> 10 : 256 + ((u >> 12) & 255);
+        int32_t rest = fine ? (u & 1023) << 2 : u & 4095;
+        int64_t y = ((int64_t)base[segment] << 12) + (int64_t)rise[segment] * rest;
+        int32_t gap = (int32_t)(((y >> 15) + 1) >> 1);
+        out[i] = (int64_t)((x > 0 ? x : 0) - (u >= 1 << 20 ? 0 : gap)) * up[i];
+    }
+}
+
+static TARGET int NAME(residual)(int32_t *x, const int32_t *acc, int n, int m, int shift) {
+    int before = shift ? shift - 1 : 0, after = shift ? 1 : 0;
+    int64_t outside = 0;
+    for (int i = 0; i < n; i++) {
+        int64_t sum = x[i] + (((((int64_t)acc[i] * m) >> before) + after) >> after);
+        int64_t kept = sum > INT32_MAX ? INT32_MAX : sum < INT32_MIN ? INT32_MIN : sum;
+        outside |= sum ^ kept;
+        x[i] = (int32_t)kept;
+    }
+    return outside != 0;
+}
+
+static TARGET void NAME(logits)(const int64_t *sums, const int16_t *rows, int n, int shift,
+                                int32_t *out) {
+    for (int i = 0; i < n; i++) {
+        int64_t acc = shift ? ((sums[i] >> (shift ? shift - 1 : 0)) + 1) >> 1 : sums[i];
+        int64_t x = ((((int64_t)(int32_t)acc * rows[i]) >> 6) + 1) >> 1;
+        out[i] = (int32_t)(x > INT32_MAX ? INT32_MAX : x < INT32_MIN ? INT32_MIN : x);
+    }
+}
+
+static TARGET int32_t NAME(scores)(const int32_t *dot, lutra_scale q, const uint16_t *key_m,
+                                   const int16_t *key_e, int n, int32_t *score) {
+    const int32_t limit = 1 << 23;
+    int32_t top = -limit;
+    for (int i = 0; i < n; i++) {
+        /* the product of two scales, in 2**30..2**32 unless zero, to 16 bits */
+        uint64_t x = (uint64_t)q.m * key_m[i];
+        int bits = x >> 31 ? 16 : 15;
+        int64_t m = (int64_t)(((x >> (bits - 1)) + 1) >> 1);
+        int carry = (int)(m >> 16);
+        m >>= carry;
+        int e = x ? q.e + key_e[i] + bits + carry : 0;
+        int shift = clip(-(e + 12), 0, 63), before = shift ? shift - 1 : 0, after = shift > 0;
+        int64_t y = (((dot[i] * m) >> before) + after) >> after;
+        int32_t s = (int32_t)(y > limit - 1 ? limit - 1 : y < -limit ? -limit : y);
+        score[i] = s;
+        top = s > top ? s : top;
+    }
+    return top;
+}
+
+static TARGET int64_t NAME(weights)(const int32_t *score, int32_t top, const uint16_t *value_m,
+                                    const int16_t *value_e, int e, int n, uint16_t *w) {
+    const int32_t *base = lutra_table.exp2_base, *drop = lutra_table.exp2_drop;
+    int64_t sum = 0;
+    for (int i = 0; i < n; i++) {
+        uint32_t d = (uint32_t)(top - score[i]);
+        uint32_t whole = d >> 12, segment = (d >> 7) & 31, rest = d & 127;
+        uint32_t y = (uint32_t)base[segment] - (((uint32_t)drop[segment] * rest) >> 7);
+        whole = whole > 30 ? 30 : whole;
+        uint32_t p = ((y >> (whole + 1)) + 1) >> 1;
+        sum += p;
+        int below = e - value_e[i];
+        uint32_t shift = 14u + (uint32_t)(below < 0 ? 0 : below > 17 ? 17 : below);
+        w[i] = (uint16_t)(((p * value_m[i] >> shift) + 1) >> 1);
+    }
+    return sum;
+}
+
+#define VECTOR_FUNCTIONS                                                                           \
+    NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64), NAME(quantize), NAME(bytes), \
+        NAME(halves), NAME(unit_sums), NAME(rotate), NAME(quantize64), NAME(fixed), NAME(relu2),   \
+        NAME(swiglu), NAME(residual), NAME(logits)

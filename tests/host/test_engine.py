@@ -321,14 +321,10 @@ def test_without_a_check_nothing_is_compared(folder: Path, config: AcceleratorCo
 # -- construction
 
 
-def test_auto_is_a_device_that_is_present(folder: Path, config: AcceleratorConfig) -> None:
-    assert LLM(folder, config=config).device.name == "golden"
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "gpu"}, "device must be auto, golden or rtl, not 'gpu'"),
+        ({"device": "gpu"}, "device must be auto, .*, golden or rtl, not 'gpu'"),
         ({"config": "giant"}, r"configuration must be one of nano, .*, not 'giant'"),
         ({"wave": Path("x.vcd")}, "a waveform needs the RTL: add --device rtl"),
         (

@@ -8,6 +8,7 @@ from lutra.host.fit import check_fit, engines_for, round_up
 from lutra.host.heads import built_head_dim, padded_group
 from lutra.host.packing import PackedModel
 from lutra.sim.golden.core.config import CONFIGS, ENGINES, AcceleratorConfig, with_engine
+from lutra.sim.golden.vector.norm import GATE_WIDTH_MAX
 
 __all__ = ["configure"]
 
@@ -96,14 +97,14 @@ def _measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accel
                 f"depths {', '.join(map(str, depths))}"
             )
         if engine == "ternary":
-            # sums are of the weights themselves; squared ReLU multiplies three of up to 21 bits
+            # sums are of the weights themselves; squared ReLU multiplies three of them
             sums = ((1 << (model.a_bits - 1)) * max(depths)).bit_length() + 1
             built = with_engine(sized, engine)
             built = replace(
                 built,
                 acc_width=max(built.acc_width, sums),
                 sum_width=max(built.sum_width, sums),
-                gate_width=max(built.gate_width, min(sums, 21)),
+                gate_width=max(built.gate_width, min(sums, GATE_WIDTH_MAX)),
             )
         else:
             built = with_engine(

@@ -7,15 +7,17 @@ import numpy as np
 from lutra.host.errors import LutraError
 from lutra.host.heads import built_head_dim
 from lutra.host.models.decoder import LINEARS, Gate
-from lutra.host.packing import PackedLayer, PackedModel
+from lutra.host.packing import ACC_MAX, PackedLayer, PackedModel
 from lutra.sim.golden.arith.fixed import round_shift
 from lutra.sim.golden.core.config import ENGINES, AcceleratorConfig
 from lutra.sim.golden.matmul.engine import SCALE_WIDTH, EngineParams, GroupedWeights
+from lutra.sim.golden.vector.norm import GATE_WIDTH_MAX
 
 __all__ = [
     "Precision",
     "check_fit",
     "check_layer",
+    "check_processor",
     "engines_for",
     "head_weights",
     "padded_vocabulary",
@@ -23,6 +25,7 @@ __all__ = [
     "row_unit",
 ]
 
+_ACC_BITS = ACC_MAX.bit_length() + 1
 _POWERS_OF_TWO = ("param_words", "weight_buffer_words")
 
 
@@ -164,6 +167,27 @@ def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfi
         if model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj"):
             needed = _sum_bits(model, linear.peak, linear.shift)
             _need("a gate accumulator (bits)", needed, config.gate_width, "gate_width", config)
+
+
+def check_processor(model: PackedModel) -> None:
+    """Refuse a model whose sums can leave what processors and vector units take.
+
+    An accelerator of any configuration refuses it too.
+    """
+    for i in range(len(model.layers)):
+        layer = model.layers[i]
+        for name in LINEARS:
+            linear = layer.linear(name)
+            squared = model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj")
+            limit = GATE_WIDTH_MAX if squared else _ACC_BITS
+            if _sum_bits(model, linear.stored.peak_bound, linear.shift) <= limit:
+                continue
+            needed = _sum_bits(model, linear.peak, linear.shift)
+            if needed > limit:
+                raise LutraError(
+                    f"sums of layer {i} {name} need {needed} bits, there are {limit}: "
+                    "pack the model again"
+                )
 
 
 def _check_words(config: AcceleratorConfig, weights: GroupedWeights) -> None:

@@ -94,3 +94,20 @@ def test_what_can_not_be(options: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"codes": np.zeros((2, 32), np.uint8), "depth": 128, "bits": 2}
     with pytest.raises(ValueError, match=re.escape(message)):
         StoredWeights(**(arguments | options))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_no_sum_is_above_its_bound(bits: int) -> None:
+    weights = grouped(bits)
+    stored = StoredWeights.of(weights)
+    assert weights.peak <= stored.peak_bound <= 4 * weights.peak
+    ends = np.zeros((2, 128), np.uint8)
+    ends[1] = (1 << bits) - 1
+    worst = GroupedWeights(
+        codes=ends,
+        scale=np.full((2, 2), 9),
+        zero=np.array([[(2 << bits) - 2] * 2, [0, 0]]),
+        bits=bits,
+        group=64,
+    )
+    assert StoredWeights.of(worst).peak_bound == worst.peak

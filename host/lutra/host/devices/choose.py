@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lutra.host.devices.base import ModelDevice, ProgramDevice
+from lutra.host.devices.cpu.device import CpuDevice
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.errors import LutraError
@@ -11,7 +12,7 @@ from lutra.sim.golden.core.config import AcceleratorConfig
 
 __all__ = ["DEVICES", "choose_device"]
 
-DEVICES = ("auto", "golden", "rtl")
+DEVICES = ("auto", "cpu", "golden", "rtl")
 """Names of devices; ``auto`` is the fastest that is here."""
 
 
@@ -38,7 +39,14 @@ def choose_device(
         return RtlDevice(config(), wave=wave, wave_cycles=wave_cycles, progress=progress), []
     if wave is not None:
         raise LutraError("a waveform needs the RTL: add --device rtl")
-    return GoldenDevice(), []
+    if name == "golden":
+        return GoldenDevice(), []
+    try:
+        return CpuDevice(threads, progress), []
+    except LutraError as error:
+        if name == "cpu":
+            raise
+        return GoldenDevice(), [f"{error}; until then the device golden runs, in NumPy"]
 
 
 def _either(names: tuple[str, ...]) -> str:

@@ -66,6 +66,15 @@ class StoredWeights:
         """Bits of the largest scale."""
         return 1 if self.scale is None else int(self.scale.max(initial=0)).bit_length()
 
+    @property
+    def peak_bound(self) -> int:
+        """What no sum of a row's doubled weights, all taken positive, is above."""
+        if self.group is None or self.scale is None or self.zero is None:
+            return 2 * self.depth
+        top = 2 * ((1 << self.bits) - 1)
+        furthest = np.maximum(self.zero, top - self.zero).astype(np.int64)
+        return self.group * int((self.scale * furthest).sum(axis=1).max(initial=0))
+
     @classmethod
     def of(cls, weights: GroupedWeights) -> "StoredWeights":
         """These weights, packed."""

@@ -16,6 +16,7 @@ from lutra.sim.golden.arith.scale import (
 from lutra.sim.golden.arith.silu import SILU, silu
 
 __all__ = [
+    "GATE_WIDTH_MAX",
     "SOURCE_WIDTH",
     "SWIGLU_SHIFTS",
     "NormParams",
@@ -28,6 +29,8 @@ __all__ = [
 
 SOURCE_WIDTH = 32
 """Bits of an element of the residual stream or of an attention output."""
+GATE_WIDTH_MAX = 21
+"""Bits of a gate or up accumulator of squared ReLU, whose product then fits 64 bits."""
 SWIGLU_SHIFTS = (-11, 52)
 """Shifts of :func:`swiglu`; a smaller one saturates all but zero, a larger one leaves zero."""
 
@@ -46,7 +49,7 @@ class NormParams:
             raise ValueError(f"lanes must be positive, not {self.lanes}")
         # the source then fits 64 bits, and what rotation makes of an accumulator 47
         for name, value, limit in (
-            ("gate_width", self.gate_width, 21),
+            ("gate_width", self.gate_width, GATE_WIDTH_MAX),
             ("acc_width", self.acc_width, 30),
         ):
             if not 2 <= value <= limit:

@@ -1,0 +1,107 @@
+"""The device ``cpu`` behind the LLM, and what takes its place."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lutra.host.devices.choose import choose_device
+from lutra.host.devices.cpu import library as cpu_library
+from lutra.host.devices.cpu.device import CpuDevice, available_cores
+from lutra.host.engine import LLM
+from lutra.host.errors import LutraError
+from lutra.host.fit import check_processor
+from lutra.host.open_model import open_packed_model
+from lutra.host.packing import PackedLinear, PackedModel
+from lutra.host.sampling import SamplingParams
+from lutra.sim.golden.core.config import AcceleratorConfig
+
+compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A machine without a C compiler on which the library never was compiled."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
+    cpu_library.library.cache_clear()
+    yield
+    cpu_library.library.cache_clear()
+
+
+def no_configuration() -> AcceleratorConfig:
+    raise AssertionError("a processor needs no configuration")
+
+
+@compiler
+def test_a_story_is_the_golden_models() -> None:
+    sampling = SamplingParams(temperature=1.0, seed=5)
+    prompt = "The king's youngest son went into the forest and met an old man who said to him"
+    llm = LLM("tales", "cpu", check=True)
+    completion = llm.generate(prompt, 24, sampling)
+    assert completion.stats.bit_exact
+    golden = LLM("tales", "golden").generate(prompt, 24, sampling)
+    assert completion.tokens == golden.tokens
+    assert llm.device.counters() == {} and llm.tile > golden.stats.prompt_tokens
+    llm.close()
+
+
+@compiler
+def test_logits_of_a_context_that_is_filled() -> None:
+    packed_tales = open_packed_model("tales")
+    device = CpuDevice(threads=1)
+    device.load_model(packed_tales)
+    tokens = np.random.default_rng(0).integers(0, 2048, packed_tales.context).tolist()
+    whole = device.run_tile(tokens, 0, 0)
+    device.load_model(packed_tales)
+    parts = [device.run_tile(tokens[i : i + 100], i, 0) for i in range(0, len(tokens), 100)]
+    np.testing.assert_array_equal(whole.logits, np.concatenate([part.logits for part in parts]))
+    with pytest.raises(LutraError, match=r"positions 256\.\.256 exceed the context of 256"):
+        device.run_tile([1], 256, 0)
+    device.close()
+    with pytest.raises(LutraError, match=r"no model is loaded: call load_model\(model\) first"):
+        device.run_tile([1], 0, 0)
+
+
+@compiler
+def test_an_engine_is_not_chosen_for_it() -> None:
+    with pytest.raises(LutraError, match="device cpu has no matmul engine to choose: leave engine"):
+        LLM("tales", "cpu", engine="ternary")
+
+
+@compiler
+def test_auto_takes_it() -> None:
+    device, notes = choose_device("auto", no_configuration, threads=3)
+    assert isinstance(device, CpuDevice) and device.threads == 3 and not notes
+    assert CpuDevice().threads == available_cores() >= 1
+
+
+def test_without_a_compiler_numpy_runs_and_says_so(no_compiler: None) -> None:
+    missing = "device cpu needs a C compiler, and there is no no-such-compiler: install one"
+    with pytest.raises(LutraError, match=missing):
+        choose_device("cpu", no_configuration)
+    llm = LLM("tales")
+    assert llm.device.name == "golden"
+    assert len(llm.notes) == 1 and llm.notes[0].startswith(missing)
+    assert llm.notes[0].endswith("until then the device golden runs, in NumPy")
+
+
+def test_sums_that_can_pass_28_bits_are_refused(
+    packed_llama: Callable[[str, str], PackedModel],
+) -> None:
+    model = packed_llama("llama", "w4a8")
+    check_processor(model)
+
+    def wide(linear: PackedLinear) -> PackedLinear:
+        stored = linear.stored
+        assert stored.scale is not None
+        scale = np.full(stored.scale.shape, 60000, np.uint16)
+        return PackedLinear(replace(stored, scale=scale), linear.scale, 0)
+
+    layer = model.layers[0]
+    broken = replace(model, layers=[replace(layer, o_proj=wide(layer.o_proj)), *model.layers[1:]])
+    with pytest.raises(LutraError, match=r"sums of layer 0 o_proj need \d+ bits, there are 28: pa"):
+        check_processor(broken)

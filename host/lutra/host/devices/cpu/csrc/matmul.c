@@ -100,6 +100,9 @@ void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, 
         const int64_t *high = sums + (int64_t)2 * t * rows, *low = high + rows;
         int64_t *to = sums + (int64_t)t * rows;
         for (int r = 0; r < rows; r++) to[r] = 256 * high[r] + low[r] + 128 * ones[r];
+        /* each of the three may have wrapped around */
+        if (w->shift <= NARROW_SHIFT)
+            for (int r = 0; r < rows; r++) to[r] = (int32_t)to[r];
     }
 }
 

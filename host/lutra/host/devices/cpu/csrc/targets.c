@@ -11,9 +11,9 @@
 lutra_tables lutra_table;
 
 static const lutra_kernels *const targets[] = {
-#if defined(LUTRA_X86)
+#if defined(__x86_64__)
     &lutra_avx512, &lutra_avx512vl, &lutra_avxvnni, &lutra_avx2,
-#elif defined(LUTRA_ARM)
+#elif defined(__aarch64__)
     &lutra_neon,
 #endif
     &lutra_scalar,

@@ -1,0 +1,127 @@
+/* Products of many columns: a register tile of two vectors of rows and up to COLUMNS columns. The
+ * including file defines TARGET, NAME, COLUMNS, PACK and, of vectors V of LANES 32-bit numbers, LOAD,
+ * STORE, ZERO, SET, ADD, SUB, MUL, and MAC(acc, codes, activations, wide): wide if codes have 8 bits. */
+
+enum { NAME(ROWS) = 2 * LANES };
+
+#define INLINE_ static inline __attribute__((always_inline)) TARGET
+
+INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[2], const int columns,
+                         const int wide) {
+    for (int s = 0; s < steps; s++, w += 8 * LANES, x += 4 * columns) {
+        V a = LOAD(w), b = LOAD(w + 4 * LANES);
+        for (int c = 0; c < columns; c++) {
+            int32_t four;
+            memcpy(&four, x + 4 * c, 4);
+            V at = SET(four);
+            acc[c][0] = MAC(acc[c][0], a, at, wide);
+            acc[c][1] = MAC(acc[c][1], b, at, wide);
+        }
+    }
+}
+
+/* What a block of rows is: packed codes, then scales and zero points [groups, ROWS]. */
+typedef struct {
+    const uint8_t *codes;
+    const int32_t *scale, *zero;
+    int groups, steps, wide; /* steps of a group */
+    int64_t offset;          /* of codes without groups */
+} NAME(block_t);
+
+INLINE_ void NAME(tile)(const NAME(block_t) *block, const int8_t *x, const int32_t *sums, int narrow,
+                        int32_t *low, int64_t *out, const int columns, const int wide) {
+    V acc[COLUMNS][2];
+    const uint8_t *w = block->codes;
+    for (int g = 0; g < block->groups; g++) {
+        for (int c = 0; c < columns; c++) acc[c][0] = acc[c][1] = ZERO;
+        NAME(steps)(w, x, block->steps, acc, columns, wide);
+        w += (int64_t)block->steps * 8 * LANES;
+        x += (int64_t)block->steps * 4 * columns;
+        if (!block->scale) {
+            for (int c = 0; c < columns; c++)
+                for (int i = 0; i < 2; i++) STORE(low + c * NAME(ROWS) + i * LANES, acc[c][i]);
+            continue;
+        }
+        const int32_t *scale = block->scale + g * NAME(ROWS), *zero = block->zero + g * NAME(ROWS);
+        for (int c = 0; c < columns; c++) {
+            V a = SET(sums[(int64_t)c * block->groups + g]);
+            for (int i = 0; i < 2; i++) {
+                int32_t *to = low + c * NAME(ROWS) + i * LANES;
+                V t = SUB(ADD(acc[c][i], acc[c][i]), MUL(LOAD(zero + i * LANES), a));
+                /* the whole sum fits 32 bits, so what its parts wrap around cancels */
+                if (narrow)
+                    STORE(to, ADD(LOAD(to), MUL(t, LOAD(scale + i * LANES))));
+                else
+                    STORE(to, t);
+            }
+        }
+        if (!narrow)
+            for (int i = 0; i < columns * NAME(ROWS); i++)
+                out[i] += (int64_t)low[i] * scale[i % NAME(ROWS)];
+    }
+}
+
+INLINE_ void NAME(tiles)(const NAME(block_t) *block, const lutra_columns *x, const int32_t *sums,
+                         int rows, int narrow, int32_t *low, int64_t *high, int64_t *out,
+                         const int wide) {
+    int width;
+    for (int first = 0; first < x->count; first += width) {
+        width = round_up(x->count - first, 4);
+        if (width > COLUMNS) width = COLUMNS;
+        const int8_t *at = x->packed + (int64_t)first * x->depth;
+        const int32_t *a = sums + (int64_t)first * block->groups;
+        memset(low, 0, sizeof(int32_t) * (size_t)(width * NAME(ROWS)));
+        if (!narrow) memset(high, 0, sizeof(int64_t) * (size_t)(width * NAME(ROWS)));
+        if (width == COLUMNS)
+            NAME(tile)(block, at, a, narrow, low, high, COLUMNS, wide);
+        else if (width == 8)
+            NAME(tile)(block, at, a, narrow, low, high, COLUMNS < 8 ? 4 : 8, wide);
+        else
+            NAME(tile)(block, at, a, narrow, low, high, 4, wide);
+        for (int c = 0; c < width && first + c < x->count; c++) {
+            int64_t *to = out + (int64_t)(first + c) * rows;
+            const int32_t *from = low + c * NAME(ROWS);
+            if (!block->scale)
+                for (int r = 0; r < rows; r++) to[r] = 2 * (from[r] - block->offset * a[c]);
+            else if (narrow)
+                for (int r = 0; r < rows; r++) to[r] = from[r];
+            else
+                memcpy(to, high + c * NAME(ROWS), sizeof(int64_t) * (size_t)rows);
+        }
+    }
+}
+
+static TARGET void NAME(gemm)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                              lutra_scratch *scratch, int64_t *out) {
+    NAME(block_t) block = {0};
+    int rows = last - first, n = NAME(ROWS);
+    block.groups = w->scale ? w->k / w->group : 1;
+    block.steps = (w->scale ? w->group : x->depth) / 4;
+    block.wide = w->bits == 0 || w->bits == 8;
+    block.offset = w->bits ? 1 : 128;
+    uint8_t *codes = scratch->bytes;
+    int64_t *high = (int64_t *)(codes + (int64_t)x->depth * n);
+    int32_t *low = (int32_t *)(high + COLUMNS * n), *scale = low + COLUMNS * n;
+    int32_t *zero = scale + (int64_t)block.groups * n;
+    PACK(w, first, last, x->depth, n, codes);
+    block.codes = codes;
+    if (w->scale) {
+        for (int r = 0; r < n; r++) {
+            int64_t at = (int64_t)(r < rows ? first + r : last - 1) * block.groups;
+            for (int g = 0; g < block.groups; g++) {
+                scale[g * n + r] = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
+                                                       : ((const uint16_t *)w->scale)[at + g];
+                zero[g * n + r] = w->zero[at + g];
+            }
+        }
+        block.scale = scale;
+        block.zero = zero;
+    }
+    int narrow = w->shift <= NARROW_SHIFT;
+    if (block.wide)
+        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, 1);
+    else
+        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, 0);
+}
+
+#undef INLINE_

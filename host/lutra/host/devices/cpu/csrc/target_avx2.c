@@ -1,0 +1,49 @@
+/* AVX2: products of bytes are sums of 16 bits, which must not pass 32767. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "x86_detect.h"
+
+#define TARGET __attribute__((target("avx2,fma,bmi2")))
+#define NAME(x) x##_avx2
+#include "vector_body.h"
+#include "x86_gemv.h"
+#include "attend_plain.h"
+
+/* 2 * 63 * 128 = 16128 at most; of codes with 8 bits by nibbles. */
+INLINE __m256i mac_avx2(__m256i acc, __m256i w, __m256i x, const int wide) {
+    const __m256i one = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
+    if (!wide)
+        return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), one));
+    __m256i top = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
+    __m256i sum = _mm256_maddubs_epi16(_mm256_and_si256(w, low), x);
+    /* 15 * 3840 and 3840 more: 17 * 3840 would not fit, so they are added with 32 bits */
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sum, one));
+    return _mm256_add_epi32(
+        acc, _mm256_madd_epi16(_mm256_maddubs_epi16(top, x), _mm256_set1_epi16(16)));
+}
+
+#define V __m256i
+#define LANES 8
+#define COLUMNS 4
+#define PACK pack_avx2
+#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define STORE(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#define ZERO _mm256_setzero_si256()
+#define SET(x) _mm256_set1_epi32(x)
+#define ADD _mm256_add_epi32
+#define SUB _mm256_sub_epi32
+#define MUL _mm256_mullo_epi32
+#define MAC(acc, w, x, wide) mac_avx2(acc, w, x, wide)
+#include "gemm.h"
+
+static int available_avx2(void) { return x86_has(X86_AVX2); }
+
+const lutra_kernels lutra_avx2 = {
+    "avx2", available_avx2, COLUMNS, ROWS_avx2, gemv_avx2, gemm_avx2, VECTOR_FUNCTIONS,
+    key_dots_avx2, scores_avx2, weights_avx2, value_sums_avx2};
+#else
+typedef int nothing_avx2;
+#endif

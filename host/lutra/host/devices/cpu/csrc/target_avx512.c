@@ -1,0 +1,73 @@
+/* AVX-512 with VNNI: 256-bit vectors (avx512vl), and 512-bit ones for many columns (avx512). */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "x86_detect.h"
+
+#define TARGET __attribute__((target("avx2,fma,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define NAME(x) x##_avx512vl
+#define MACS(acc, w, x) _mm256_dpbusd_epi32(acc, w, x)
+#include "vector_body.h"
+#include "x86_gemv.h"
+#define VECTORS VECTOR_FUNCTIONS
+
+#define V __m256i
+#define LANES 8
+#define COLUMNS 12
+#define PACK pack_avx512vl
+#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define STORE(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#define ZERO _mm256_setzero_si256()
+#define SET(x) _mm256_set1_epi32(x)
+#define ADD _mm256_add_epi32
+#define SUB _mm256_sub_epi32
+#define MUL _mm256_mullo_epi32
+#define XOR _mm256_xor_si256
+#define MAC(acc, w, x, wide) ((void)(wide), MACS(acc, w, x))
+#include "gemm.h"
+#include "x86_attend.h"
+
+static int available_avx512vl(void) { return x86_has(X86_AVX512_VNNI); }
+
+const lutra_kernels lutra_avx512vl = {
+    "avx512vl", available_avx512vl, COLUMNS, ROWS_avx512vl, gemv_avx512vl, gemm_avx512vl,
+    VECTOR_FUNCTIONS, key_dots_avx512vl, scores_avx512vl, weights_avx512vl, value_sums_avx512vl};
+
+#undef V
+#undef LANES
+#undef LOAD
+#undef STORE
+#undef ZERO
+#undef SET
+#undef ADD
+#undef SUB
+#undef MUL
+#undef XOR
+#undef NAME
+#undef MACS
+#define NAME(x) x##_avx512
+#define V __m512i
+#define LANES 16
+#define LOAD(p) _mm512_loadu_si512(p)
+#define STORE(p, v) _mm512_storeu_si512(p, v)
+#define ZERO _mm512_setzero_si512()
+#define SET(x) _mm512_set1_epi32(x)
+#define ADD _mm512_add_epi32
+#define SUB _mm512_sub_epi32
+#define MUL _mm512_mullo_epi32
+#define XOR _mm512_xor_si512
+#define MACS(acc, w, x) _mm512_dpbusd_epi32(acc, w, x)
+#include "gemm.h"
+#include "x86_attend.h"
+
+#undef NAME
+#define NAME(x) x##_avx512vl
+/* a product of few columns is bound by memory, which 256-bit vectors saturate */
+const lutra_kernels lutra_avx512 = {
+    "avx512", available_avx512vl, COLUMNS, ROWS_avx512, gemv_avx512vl, gemm_avx512,
+    VECTOR_FUNCTIONS, key_dots_avx512, scores_avx512vl, weights_avx512vl, value_sums_avx512};
+#else
+typedef int nothing_avx512;
+#endif

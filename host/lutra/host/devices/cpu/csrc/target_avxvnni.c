@@ -1,0 +1,38 @@
+/* AVX2 with VNNI in its VEX form, which processors without AVX-512 have. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "x86_detect.h"
+
+#define TARGET __attribute__((target("avx2,fma,bmi2,avxvnni")))
+#define NAME(x) x##_avxvnni
+#define MACS(acc, w, x) _mm256_dpbusd_avx_epi32(acc, w, x)
+#include "vector_body.h"
+#include "x86_gemv.h"
+
+#define V __m256i
+#define LANES 8
+#define COLUMNS 4
+#define PACK pack_avxvnni
+#define LOAD(p) _mm256_loadu_si256((const __m256i *)(p))
+#define STORE(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#define ZERO _mm256_setzero_si256()
+#define SET(x) _mm256_set1_epi32(x)
+#define ADD _mm256_add_epi32
+#define SUB _mm256_sub_epi32
+#define MUL _mm256_mullo_epi32
+#define XOR _mm256_xor_si256
+#define MAC(acc, w, x, wide) ((void)(wide), MACS(acc, w, x))
+#include "gemm.h"
+#include "x86_attend.h"
+
+static int available_avxvnni(void) { return x86_has(X86_AVX_VNNI); }
+
+const lutra_kernels lutra_avxvnni = {
+    "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, gemv_avxvnni, gemm_avxvnni,
+    VECTOR_FUNCTIONS, key_dots_avxvnni, scores_avxvnni, weights_avxvnni, value_sums_avxvnni};
+#else
+typedef int nothing_avxvnni;
+#endif

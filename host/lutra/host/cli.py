@@ -219,6 +219,7 @@ def _run(args: argparse.Namespace) -> int:
             n_predict = min(_DEFAULT_TOKENS, room) if room > 0 else None
         stream = llm.stream(prompt, n_predict, _sampling(args))
         llm.load()
+    _print_notes(llm)
     text, mismatch = "", None
     try:
         print(prompt, end="", flush=True)
@@ -242,6 +243,12 @@ def _run(args: argparse.Namespace) -> int:
         )
     llm.close()
     return _fail(str(mismatch)) if mismatch else 0
+
+
+def _print_notes(llm: LLM) -> None:
+    """Say why a faster device is not used."""
+    for note in llm.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:
@@ -282,6 +289,7 @@ def _chat(args: argparse.Namespace) -> int:
         # a model that has no template is refused before a simulator is built for it
         _ = llm.chat_template
         llm.load()
+    _print_notes(llm)
     history = converse(llm, _sampling(args), args.n_predict, args.system)
     if args.json:
         figures = {"device": llm.device.name, "model": llm.packed.name, "messages": history}

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ def _bench(args: argparse.Namespace) -> int:
             )
         finally:
             device.close()
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if args.output == "json":
         print(
             json.dumps(
@@ -117,8 +120,6 @@ def _bench(args: argparse.Namespace) -> int:
             )
         )
         return 0
-    for note in notes:
-        print(note)
     print("| model | format | device | test | t/s |")
     print("|---|---|---|---:|---:|")
     for row in rows:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lutra.host.cli import main
 from lutra.host.devices.choose import choose_device
 from lutra.host.devices.cpu import library as cpu_library
 from lutra.host.devices.cpu.device import CpuDevice, available_cores
@@ -79,7 +80,9 @@ def test_auto_takes_it() -> None:
     assert CpuDevice().threads == available_cores() >= 1
 
 
-def test_without_a_compiler_numpy_runs_and_says_so(no_compiler: None) -> None:
+def test_without_a_compiler_numpy_runs_and_says_so(
+    no_compiler: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     missing = "device cpu needs a C compiler, and there is no no-such-compiler: install one"
     with pytest.raises(LutraError, match=missing):
         choose_device("cpu", no_configuration)
@@ -87,6 +90,10 @@ def test_without_a_compiler_numpy_runs_and_says_so(no_compiler: None) -> None:
     assert llm.device.name == "golden"
     assert len(llm.notes) == 1 and llm.notes[0].startswith(missing)
     assert llm.notes[0].endswith("until then the device golden runs, in NumPy")
+    for command in ("run -dev auto -n 2", "bench -p 2 -n 2 -r 1"):
+        assert main(command.split()) == 0
+        captured = capsys.readouterr()
+        assert captured.err == f"note: {llm.notes[0]}\n" and "golden" in captured.out
 
 
 def test_sums_that_can_pass_28_bits_are_refused(

@@ -1,0 +1,54 @@
+"""What the CPU is measured beside."""
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+gguf = pytest.importorskip("gguf")
+
+from lutra.flows import peers
+from lutra.flows.peers import main, write_gguf
+from lutra.host.formats.gguf import GgufFile
+
+SHAPE = {
+    "hidden_size": 512,
+    "intermediate_size": 768,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+}
+
+
+def test_the_peers_model_is_whole(tmp_path: Path) -> None:
+    """As the library that defines the format reads it."""
+    path = tmp_path / "peer.gguf"
+    write_gguf(path, SHAPE)
+    reader = gguf.GGUFReader(path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(tensors) == 2 + 2 * 9
+    up = tensors["blk.1.ffn_up.weight"]
+    assert list(up.shape) == [512, 768] and up.tensor_type.name == "TQ2_0"
+    weights = gguf.quants.dequantize(up.data, up.tensor_type)
+    scale = np.abs(weights).max()
+    assert {-1, 0, 1} == set(np.rint(weights / scale).astype(int).ravel().tolist())
+    head = tensors["token_embd.weight"]
+    assert head.tensor_type.name == "Q6_K"
+    values = gguf.quants.dequantize(head.data, head.tensor_type)
+    assert values.shape == (512, 512) and np.isfinite(values).all() and values.std() > 0
+    assert GgufFile(path).metadata.text("general.architecture") == "llama"
+
+
+def test_without_the_peer_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(peers, "version", missing)
+    assert main(["-t", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the peer llama.cpp is not installed: pip install 'lutra[peers]' (compiles it)\n"
+    )

@@ -189,8 +189,8 @@ def measure(
             for test, rate in _peer_rows(path, threads, n_prompt, n_gen, repetitions):
                 keep(f"{peer} TQ2_0", test, rate)
             device = CpuDevice(threads)
-            sizes = {"n_prompt": n_prompt, "n_gen": n_gen, "repetitions": repetitions}
-            for row in bench(model, device, **sizes):
+            rows = bench(model, device, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions)
+            for row in rows:
                 for rate in row.rates:
                     keep("lutra cpu", row.test, rate)
             device.close()

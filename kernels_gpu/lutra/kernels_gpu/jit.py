@@ -1,0 +1,40 @@
+"""``triton.jit``, with inline assembly emulated where the interpreter runs.
+
+Kernel modules take ``jit`` from here and ``triton.language`` as ``tl`` from Triton itself, which
+wants to see that name among a kernel's globals.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import triton
+import triton.language as tl
+
+from lutra.kernels_gpu.arrays import INTERPRETED
+
+__all__ = ["Kernel", "cdiv", "jit"]
+
+if INTERPRETED:
+    from lutra.kernels_gpu.interpret.inline_asm import install
+
+    install()
+
+
+class Kernel(Protocol):
+    """What ``jit`` makes: launched with a grid, called within other kernels."""
+
+    arg_names: list[str]
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]: ...
+
+    def __call__(self, *args: object, **kwargs: object) -> tl.tensor: ...
+
+
+def jit(function: Callable[..., object]) -> Kernel:
+    """``triton.jit``."""
+    return cast(Kernel, triton.jit(function))
+
+
+def cdiv(a: int, b: int) -> int:
+    """``a / b`` rounded up."""
+    return -(-a // b)

@@ -1,0 +1,141 @@
+"""Kernels are tested in a process of their own, in which Triton interprets them.
+
+Triton decides when a kernel is defined whether it is compiled or interpreted, so one process
+cannot do both. Tests marked ``interpreted`` are run by a child that has ``TRITON_INTERPRET=1``, one
+child per test module (and worker); their reports come back as if the test had run here. With
+``LUTRA_TEST_CUDA=1`` they run here instead, on the CUDA device.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+CHILD = "LUTRA_INTERPRETED_CHILD"
+
+
+def _is_elsewhere(item: pytest.Item) -> bool:
+    """Whether ``item`` must run in a child of this process."""
+    here = os.environ.get("TRITON_INTERPRET") == "1" or os.environ.get("LUTRA_TEST_CUDA") == "1"
+    return not here and item.get_closest_marker("interpreted") is not None
+
+
+class _Child:
+    """pytest in another process; it runs the tests it is told to and sends their reports."""
+
+    def __init__(self, module: Path, config: pytest.Config) -> None:
+        self.module = module
+        (child_in, to_child), (from_child, child_out) = os.pipe(), os.pipe()
+        environment = {
+            **os.environ,
+            "TRITON_INTERPRET": "1",
+            CHILD: f"{child_in},{child_out}",
+        }
+        for name in [name for name in environment if name.startswith("PYTEST_")]:
+            del environment[name]
+        command = [sys.executable, "-m", "pytest", str(module), f"--rootdir={config.rootpath}"]
+        command += ["-p", "no:cacheprovider", "-p", "no:terminal", "--override-ini=addopts="]
+        command += ["--import-mode=importlib", "--strict-markers"]
+        self.process = subprocess.Popen(
+            command,
+            cwd=config.rootpath,
+            env=environment,
+            pass_fds=(child_in, child_out),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        os.close(child_in)
+        os.close(child_out)
+        self.requests = os.fdopen(to_child, "w")
+        self.answers = os.fdopen(from_child)
+
+    def run(self, nodeid: str) -> list[dict[str, object]]:
+        try:
+            self.requests.write(nodeid + "\n")
+            self.requests.flush()
+            answer = self.answers.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            output = self.process.communicate()[0]
+            raise RuntimeError(f"the interpreting process ended:\n{output}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        try:
+            self.requests.close()
+        except BrokenPipeError:  # it is gone already
+            pass
+        self.process.communicate()
+        self.answers.close()
+
+
+_child: _Child | None = None
+
+
+def _close() -> None:
+    global _child
+    if _child is not None:
+        _child.close()
+        _child = None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    global _child
+    if not _is_elsewhere(item):
+        return None
+    hook = item.ihook
+    hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    if _child is None or _child.module != item.path:
+        _close()
+        _child = _Child(item.path, item.config)
+    try:
+        for data in _child.run(item.nodeid):
+            report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+            hook.pytest_runtest_logreport(report=report)
+    except RuntimeError as error:
+        _close()
+        when, where = "call", item.location
+        report = pytest.TestReport(item.nodeid, where, {}, "failed", str(error), when)
+        hook.pytest_runtest_logreport(report=report)
+    hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    if nextitem is None or nextitem.path != item.path:
+        _close()
+    return True
+
+
+def _serve(session: pytest.Session, requests: IO[str], answers: IO[str]) -> None:
+    from _pytest.runner import runtestprotocol
+
+    items = {item.nodeid: item for item in session.items}
+    for line in requests:
+        item = items[line.rstrip("\n")]
+        reports = runtestprotocol(item, log=False, nextitem=None)
+        hook = session.config.hook
+        data = [
+            hook.pytest_report_to_serializable(config=session.config, report=report)
+            for report in reports
+        ]
+        answers.write(json.dumps(data) + "\n")
+        answers.flush()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    channel = os.environ.get(CHILD)
+    if channel is None or session.testsfailed:
+        return None
+    child_in, child_out = (int(number) for number in channel.split(","))
+    with os.fdopen(child_in) as requests, os.fdopen(child_out, "w") as answers:
+        _serve(session, requests, answers)
+    return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    _close()

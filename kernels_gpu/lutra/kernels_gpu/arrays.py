@@ -36,6 +36,8 @@ class Array(Protocol):
 
     def zero_(self) -> object: ...
 
+    def view(self, dtype: object) -> "Array": ...
+
     def is_contiguous(self) -> bool: ...
 
     def numpy(self) -> NDArray[np.generic]: ...
@@ -81,6 +83,9 @@ class HostArray:
 
     def copy_(self, other: "HostArray") -> None:
         assert other.data is self.data
+
+    def view(self, dtype: object) -> "HostArray":
+        return HostArray(self.data.view(dtype))
 
     def zero_(self) -> object:
         self.data.fill(0)

@@ -14,10 +14,22 @@ With them go ``[M, K / group]`` int32 sums of each group's activations (of the w
 weights), which the weights' zero points multiply.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "LOW_OFFSET", "group_sums", "padded_depth", "to_bytes"]
+from lutra.kernels_gpu.arrays import Array, check, upload
+
+__all__ = [
+    "BLOCK",
+    "LOW_OFFSET",
+    "Activations",
+    "group_sums",
+    "padded_depth",
+    "to_bytes",
+    "upload_activations",
+]
 
 BLOCK = 128
 """Depths are filled up to a multiple of this."""
@@ -61,3 +73,41 @@ def group_sums(a: NDArray[np.integer], group: int) -> NDArray[np.int32]:
     if k % group:
         raise ValueError(f"depth must be a multiple of group ({group}), not {k}")
     return a.reshape(m, k // group, group).sum(axis=2, dtype=np.int64).astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Activations of ``m`` tokens and depth ``k`` on a device.
+
+    ``rows`` int8 ``[a_bytes * m, padded_depth(k)]`` and ``sums`` int32 ``[m, k / group]``, as this
+    module says; ``group`` 0 is the whole row.
+    """
+
+    rows: Array
+    sums: Array
+    m: int
+    k: int
+    group: int
+    a_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.a_bits not in (8, 16):
+            raise ValueError(f"a_bits must be 8 or 16, not {self.a_bits}")
+        if self.m < 1 or self.k < 1:
+            raise ValueError(f"m and k must be positive, not {self.m} and {self.k}")
+        if self.group and self.k % self.group:
+            raise ValueError(f"depth must be a multiple of group ({self.group}), not {self.k}")
+        check("rows", self.rows, [self.a_bytes * self.m, padded_depth(self.k)], np.int8)
+        check("sums", self.sums, [self.m, self.k // (self.group or self.k)], np.int32)
+
+    @property
+    def a_bytes(self) -> int:
+        """Byte rows of a token."""
+        return self.a_bits // 8
+
+
+def upload_activations(a: NDArray[np.integer], group: int, a_bits: int = 8) -> Activations:
+    """Activations ``[M, K]`` for weights with this group; 0 for ternary ones."""
+    m, k = a.shape
+    rows, sums = upload(to_bytes(a, a_bits)), upload(group_sums(a, group))
+    return Activations(rows=rows, sums=sums, m=m, k=k, group=group, a_bits=a_bits)

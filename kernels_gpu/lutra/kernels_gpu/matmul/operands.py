@@ -1,0 +1,52 @@
+"""What every matmul wrapper does before it launches: checks, views, the choice of tiles."""
+
+from functools import lru_cache
+from importlib import import_module
+
+import numpy as np
+
+from lutra.kernels_gpu.arrays import INTERPRETED, Array
+from lutra.kernels_gpu.config import Tile, choose
+from lutra.kernels_gpu.layout import Activations
+from lutra.kernels_gpu.matmul.fields import PLANES
+from lutra.kernels_gpu.matmul.matrix import Matrix
+
+__all__ = ["architecture", "check_operands", "tile_of", "words_of"]
+
+
+def check_operands(a: Activations, w: Matrix) -> None:
+    """Raise unless these activations were made for this matrix."""
+    if a.k != w.k:
+        raise ValueError(f"activations must have the matrix's depth {w.k}, not {a.k}")
+    if a.group != w.group:
+        raise ValueError(f"activation sums must be of groups of {w.group}, not {a.group}")
+    if a.a_bits == 16 and w.offset is None:
+        raise ValueError("16-bit activations need a matrix that was uploaded with code_sums")
+
+
+def words_of(array: Array) -> Array:
+    """The same memory as int32."""
+    return array.view(np.int32 if INTERPRETED else import_module("torch").int32)
+
+
+@lru_cache
+def architecture() -> int:
+    """Compute capability of the device, times ten; sm_90's under the interpreter."""
+    if INTERPRETED:
+        return 90
+    major, minor = import_module("torch").cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def tile_of(kernel: str, a: Activations, w: Matrix) -> Tile:
+    """The tile of these operands."""
+    return choose(
+        kernel,
+        arch=architecture(),
+        bits=w.bits,
+        group=w.group,
+        n=w.n,
+        k=w.k,
+        m=a.m,
+        planes=PLANES[w.bits],
+    )

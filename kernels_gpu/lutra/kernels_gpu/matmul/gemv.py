@@ -31,12 +31,13 @@ from lutra.kernels_gpu.matmul.fields import (
     word_offsets,
 )
 from lutra.kernels_gpu.matmul.matrix import Matrix
-from lutra.kernels_gpu.matmul.operands import check_operands, tile_of, words_of
+from lutra.kernels_gpu.matmul.operands import as_dtype, check_operands, tile_of
 
 __all__ = ["M_MAX", "gemv", "gemv_kernel"]
 
 M_MAX = 4
 """Tokens at most."""
+_GROUPS_AT_ONCE = 32  # whose zero points are multiplied at once: loads under way together
 
 
 @jit
@@ -244,10 +245,10 @@ def gemv(a: Activations, w: Matrix, tile: Tile | None = None, out: Array | None 
     tile = tile or tile_of("gemv", a, w)
     o = empty([a.m, w.n], np.int32) if out is None else out
     gemv_kernel[(cdiv(w.n, tile.block_n),)](
-        words_of(a.rows), words_of(w.codes), w.scale, w.zero, a.sums, w.offset, o,
+        as_dtype(a.rows, np.int32), as_dtype(w.codes, np.int32), w.scale, w.zero, a.sums, w.offset, o,
         w.n, w.n_blocks, w.n_groups, w.shift, w.n_blocks * 32,
         M=a.m, A_BYTES=a.a_bytes, BITS=w.bits, GROUP=w.group, WIDE=w.is_wide(a.a_bits),
         EVEN=w.k % BLOCK == 0 and w.n_blocks % tile.block_b == 0, BLOCK_N=tile.block_n,
-        BLOCK_B=tile.block_b, BLOCK_G=4, num_warps=tile.num_warps,
+        BLOCK_B=tile.block_b, BLOCK_G=_GROUPS_AT_ONCE, num_warps=tile.num_warps,
     )  # fmt: skip
     return o

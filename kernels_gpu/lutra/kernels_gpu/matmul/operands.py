@@ -4,6 +4,7 @@ from functools import lru_cache
 from importlib import import_module
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lutra.kernels_gpu.arrays import INTERPRETED, Array
 from lutra.kernels_gpu.config import Tile, choose
@@ -11,7 +12,7 @@ from lutra.kernels_gpu.layout import Activations
 from lutra.kernels_gpu.matmul.fields import PLANES
 from lutra.kernels_gpu.matmul.matrix import Matrix
 
-__all__ = ["architecture", "check_operands", "tile_of", "words_of"]
+__all__ = ["architecture", "as_dtype", "check_operands", "tile_of"]
 
 
 def check_operands(a: Activations, w: Matrix) -> None:
@@ -24,9 +25,10 @@ def check_operands(a: Activations, w: Matrix) -> None:
         raise ValueError("16-bit activations need a matrix that was uploaded with code_sums")
 
 
-def words_of(array: Array) -> Array:
-    """The same memory as int32."""
-    return array.view(np.int32 if INTERPRETED else import_module("torch").int32)
+def as_dtype(array: Array, dtype: DTypeLike) -> Array:
+    """The same memory as elements of another type."""
+    name = np.dtype(dtype).name
+    return array.view(np.dtype(name) if INTERPRETED else getattr(import_module("torch"), name))
 
 
 @lru_cache

@@ -4,24 +4,20 @@ import triton.language as tl
 
 from lutra.kernels_gpu.jit import jit
 
-__all__ = ["round_shift", "round_shift_right", "saturate"]
+__all__ = ["bit_length", "round_shift", "round_shift_right", "saturate"]
 
 
 @jit
 def round_shift_right(x, n):
-    """``x * 2**-n`` rounded half up, for ``0 <= n``; ``n`` below the width of ``x``."""
-    below = tl.maximum(n - 1, 0)
-    rounded = (x >> n) + ((x >> below) & 1)
-    return tl.where(n > 0, rounded, x)
+    """``x * 2**-n`` rounded half up, for ``0 <= n``; ``n`` at most the width of ``x``."""
+    # floor(floor(x / 2**(n - 1)) / 2 + 1/2): nothing is added before bits are lost
+    return tl.where(n > 0, ((x >> (tl.maximum(n, 1) - 1)) + 1) >> 1, x)
 
 
 @jit
 def round_shift(x, n):
     """``x * 2**-n`` rounded half up; exact for ``n <= 0``. ``x`` int64, ``n`` in -62..63."""
-    right = tl.maximum(n, 1)
-    left = tl.maximum(-n, 0)
-    rounded = (x >> right) + ((x >> (right - 1)) & 1)
-    return tl.where(n > 0, rounded, x << left)
+    return tl.where(n > 0, round_shift_right(x, n), x << tl.maximum(-n, 0))
 
 
 @jit
@@ -30,3 +26,15 @@ def saturate(x, WIDTH: tl.constexpr):
     low: tl.constexpr = -(1 << (WIDTH - 1))
     high: tl.constexpr = (1 << (WIDTH - 1)) - 1
     return tl.minimum(tl.maximum(x, low), high)
+
+
+@jit
+def bit_length(x):
+    """Bits of non-negative int64 numbers, int32; zero for zero."""
+    length = (x != 0).to(tl.int32)
+    for i in tl.static_range(6):
+        step: tl.constexpr = 32 >> i
+        high = (x >> step) != 0
+        x = tl.where(high, x >> step, x)
+        length += tl.where(high, step, 0)
+    return length

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from lutra.kernels_gpu.arrays import INTERPRETED
 
-__all__ = ["Kernel", "cdiv", "jit"]
+__all__ = ["Kernel", "cdiv", "jit", "jit_general"]
 
 if INTERPRETED:
     from lutra.kernels_gpu.interpret.inline_asm import install
@@ -33,6 +33,15 @@ class Kernel(Protocol):
 def jit(function: Callable[..., object]) -> Kernel:
     """``triton.jit``."""
     return cast(Kernel, triton.jit(function))
+
+
+def jit_general(*names: str) -> Callable[[Callable[..., object]], Kernel]:
+    """:func:`jit` of a kernel with numbers whose values, such as 1, make no kernel of their own."""
+
+    def decorate(function: Callable[..., object]) -> Kernel:
+        return cast(Kernel, triton.jit(do_not_specialize=list(names))(function))
+
+    return decorate
 
 
 def cdiv(a: int, b: int) -> int:

@@ -23,9 +23,9 @@ def round_shift(x, n):
 @jit
 def saturate(x, WIDTH: tl.constexpr):
     """``x`` clamped to a signed number of ``WIDTH`` bits."""
-    low: tl.constexpr = -(1 << (WIDTH - 1))
-    high: tl.constexpr = (1 << (WIDTH - 1)) - 1
-    return tl.minimum(tl.maximum(x, low), high)
+    # a constant of a module on the right of a shift is not understood by the interpreter
+    limit: tl.constexpr = tl.constexpr(1) << (WIDTH - 1)
+    return tl.minimum(tl.maximum(x, -limit), limit - 1)
 
 
 @jit

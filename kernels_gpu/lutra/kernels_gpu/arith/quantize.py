@@ -5,28 +5,45 @@ import triton.language as tl
 from lutra.kernels_gpu.arith.fixed import round_shift_right
 from lutra.kernels_gpu.arith.scale import scale_from_int, scale_mul, scale_recip
 from lutra.kernels_gpu.jit import jit
+from lutra.sim.golden.arith import scale as golden
 
 __all__ = ["quantize", "quantize_factor", "quantize_step"]
+
+_Q_MAX = (7, 127, 32767)
+_INVERSE = [golden.scale_recip(golden.scale_from_int(q)) for q in _Q_MAX]
+_M7, _M127, _M32767 = (tl.constexpr(int(golden.scale_from_int(q).m)) for q in _Q_MAX)
+_E7, _E127, _E32767 = (tl.constexpr(int(golden.scale_from_int(q).e)) for q in _Q_MAX)
+_INV_M7, _INV_M127, _INV_M32767 = (tl.constexpr(int(s.m)) for s in _INVERSE)
+_INV_E7, _INV_E127, _INV_E32767 = (tl.constexpr(int(s.e)) for s in _INVERSE)
 
 
 @jit
 def quantize_factor(y_max, Q_MAX: tl.constexpr):
-    """The factor ``Q_MAX / y_max`` of an int64 maximum, a scale."""
+    """The factor ``Q_MAX / y_max`` of an int64 maximum, a scale; 7, 127 or 32767 of them."""
     zero = tl.zeros([], tl.int32)
-    q_m, q_e = scale_from_int(tl.full([], Q_MAX, tl.int64), zero)
     m, e = scale_from_int(y_max, zero)
     m, e = scale_recip(m, e)
-    return scale_mul(m, e, q_m, q_e)
+    if Q_MAX == 127:
+        return scale_mul(m, e, zero + _M127, _E127)
+    elif Q_MAX == 7:
+        return scale_mul(m, e, zero + _M7, _E7)
+    else:
+        tl.static_assert(Q_MAX == 32767)
+        return scale_mul(m, e, zero + _M32767, _E32767)
 
 
 @jit
 def quantize_step(y_max, Q_MAX: tl.constexpr):
     """``y_max / Q_MAX``, what one step is worth, a scale."""
     zero = tl.zeros([], tl.int32)
-    q_m, q_e = scale_from_int(tl.full([], Q_MAX, tl.int64), zero)
-    q_m, q_e = scale_recip(q_m, q_e)
     m, e = scale_from_int(y_max, zero)
-    return scale_mul(m, e, q_m, q_e)
+    if Q_MAX == 127:
+        return scale_mul(m, e, zero + _INV_M127, _INV_E127)
+    elif Q_MAX == 7:
+        return scale_mul(m, e, zero + _INV_M7, _INV_E7)
+    else:
+        tl.static_assert(Q_MAX == 32767)
+        return scale_mul(m, e, zero + _INV_M32767, _INV_E32767)
 
 
 @jit

@@ -1,0 +1,1 @@
+"""Norms, rotary embedding and what else lies between matrix products."""

@@ -1,0 +1,27 @@
+"""A KV cache in NumPy, whatever its layout."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.kernels_gpu.arrays import Array, download
+from lutra.kernels_gpu.attention.cache import KvCache
+
+__all__ = ["unpacked_cache"]
+
+Values = NDArray[np.int64]
+
+
+def unpacked_cache(cache: KvCache) -> tuple[Values, Values, Values, Values]:
+    """Keys and values ``[n_pages, n_kv_heads, page, head_dim]``, and words of their scales."""
+
+    def rows(array: Array, transposed: bool) -> Values:
+        data = download(array)
+        if transposed:
+            return data.swapaxes(2, 3).astype(np.int64)
+        if cache.bits == 8:
+            return data.astype(np.int64)
+        low = (data << np.int8(4)) >> np.int8(4)
+        return np.concatenate([low, data >> np.int8(4)], axis=-1).astype(np.int64)
+
+    scales = (download(array).astype(np.int64) for array in (cache.k_scale, cache.v_scale))
+    return rows(cache.k, False), rows(cache.v, cache.v_transposed), *scales

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.kernels_gpu.unpack import unpacked_cache
+
+from lutra.kernels_gpu.arith.tables import tables
+from lutra.kernels_gpu.arrays import Array, download, upload
+from lutra.kernels_gpu.attention.cache import KvCache, Queries
+from lutra.kernels_gpu.vector.rope import RopeStep, rope_kv
+from lutra.sim.golden.arith.scale import Scale, pack_scale
+from lutra.sim.golden.vector.heads import HeadBias, HeadNorm
+from lutra.sim.golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
+
+pytestmark = pytest.mark.interpreted
+
+CONTEXT, PAGE = 96, 32
+
+
+def words(scale: Scale) -> np.ndarray:
+    return pack_scale(scale).astype(np.uint32).view(np.int32)
+
+
+def int32(values: np.ndarray) -> Array:
+    return upload(values.astype(np.int32))
+
+
+class Case:
+    """A product of ``m`` tokens of two sequences with biases or norms."""
+
+    def __init__(self, m: int, h: int, h_kv: int, d: int, *, bias: bool, norm: bool) -> None:
+        self.rng = rng = np.random.default_rng(d + m)
+        self.m, self.h, self.h_kv, self.d = m, h, h_kv, d
+        n = h + 2 * h_kv
+        self.acc = rng.integers(-(1 << 27), 1 << 27, (m, n, d))
+        self.acc >>= rng.integers(0, 27, (m, n, 1))
+        self.acc[0, :, :2] = -(1 << 27), (1 << 27) - 1
+        self.acc[0, ::3] = 0
+        # with fixed point, from where all saturates to where nothing is left
+        e = np.linspace(-50, -18, m).astype(np.int64)
+        self.s = Scale(rng.integers(1 << 15, 1 << 16, m), e)
+        self.w = [Scale(rng.integers(1 << 15, 1 << 16), np.asarray(-18 - i)) for i in range(3)]
+        self.bias = rng.integers(-(1 << 15), 1 << 15, (n, d)) if bias else None
+        self.gamma = rng.integers(-(1 << 15), 1 << 15, (2, d)) if norm else None
+        self.rope = rope_table(CONTEXT, d, 10000.0)
+        self.positions = rng.permutation(CONTEXT)[:m]
+        # two sequences whose pages are mixed
+        self.pages = np.array([[5, 0, 3], [1, 4, 2]])[np.arange(m) % 2]
+
+    def run(self, cache: KvCache, *, split: bool) -> Queries:
+        queries = Queries.new(self.m, self.h, self.d, m_split=self.m, context=CONTEXT)
+        step = RopeStep(
+            scale_q=self.w[0],
+            scale_k=self.w[1],
+            scale_v=self.w[2],
+            rope=upload(self.rope.astype(np.int16)),
+            bias=None if self.bias is None else upload(self.bias.astype(np.int16)),
+            bias_frac=13,
+            gamma=None if self.gamma is None else upload(self.gamma.astype(np.int16)),
+            gamma_frac=11,
+            eps=4295,
+        )
+        rope_kv(
+            step, self.m, int32(self.acc), upload(words(self.s)), int32(self.positions),
+            int32(self.pages), queries, cache, upload(tables()), split=split,
+        )  # fmt: skip
+        return queries
+
+    def golden(self, kind: int, q_max: int) -> tuple[np.ndarray, Scale]:
+        first, count = ((0, self.h), (self.h, self.h_kv), (self.h + self.h_kv, self.h_kv))[kind]
+        x = self.acc[:, first : first + count]
+        table = None if kind == 2 else self.rope[self.positions]
+        assert q_max == 127
+        if self.bias is None and self.gamma is None:
+            return rope_quantize(x, self.s, self.w[kind], table)
+        bias = norm = None
+        if self.bias is not None:
+            bias = HeadBias(self.bias[first : first + count], 13)
+        if self.gamma is not None and kind < 2:
+            norm = HeadNorm(self.gamma[kind], 11, 4295)
+        return rope_quantize_fixed(x, self.s, self.w[kind], table, bias, norm)
+
+
+@pytest.mark.parametrize("v_transposed", [False, True])
+@pytest.mark.parametrize(
+    ("h", "h_kv", "d", "bias", "norm"),
+    [
+        (3, 1, 32, False, False),
+        (4, 2, 64, True, False),
+        (2, 2, 128, False, True),
+        (2, 1, 256, True, True),
+    ],
+)
+def test_queries_and_cache(
+    h: int, h_kv: int, d: int, bias: bool, norm: bool, v_transposed: bool
+) -> None:
+    case = Case(6, h, h_kv, d, bias=bias, norm=norm)
+    cache = KvCache.new(6, h_kv, d, page=PAGE, v_transposed=v_transposed)
+    queries = case.run(cache, split=v_transposed)
+    q, q_scale = case.golden(0, 127)
+    assert np.array_equal(download(queries.q), q)
+    assert np.array_equal(download(queries.scale), words(q_scale))
+    assert np.abs(q).max() == 127
+    k, v, k_scale, v_scale = unpacked_cache(cache)
+    written = np.zeros(k.shape[:3], bool)
+    for kind, (found, found_scale) in ((1, (k, k_scale)), (2, (v, v_scale))):
+        expected, scale = case.golden(kind, 127)
+        for m in range(case.m):
+            page, slot = case.pages[m, case.positions[m] // PAGE], case.positions[m] % PAGE
+            written[page, :, slot] = True
+            assert np.array_equal(found[page, :, slot], expected[m])
+            assert np.array_equal(found_scale[page, :, slot], words(scale)[m])
+        assert not found[~written].any() and not found_scale[~written].any()
+    if v_transposed:
+        assert (download(queries.score_max) == -(1 << 31)).all()
+        assert (download(queries.exponent) == -512).all()
+        assert not download(queries.den).any() and not download(queries.sums).any()

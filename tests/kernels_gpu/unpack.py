@@ -23,5 +23,5 @@ def unpacked_cache(cache: KvCache) -> tuple[Values, Values, Values, Values]:
         low = (data << np.int8(4)) >> np.int8(4)
         return np.concatenate([low, data >> np.int8(4)], axis=-1).astype(np.int64)
 
-    scales = (download(array).astype(np.int64) for array in (cache.k_scale, cache.v_scale))
-    return rows(cache.k, False), rows(cache.v, cache.v_transposed), *scales
+    k_scale, v_scale = (download(a).astype(np.int64) for a in (cache.k_scale, cache.v_scale))
+    return rows(cache.k, False), rows(cache.v, cache.v_transposed), k_scale, v_scale

@@ -25,11 +25,10 @@ def quantize_factor(y_max, Q_MAX: tl.constexpr):
     m, e = scale_recip(m, e)
     if Q_MAX == 127:
         return scale_mul(m, e, zero + _M127, _E127)
-    elif Q_MAX == 7:
+    if Q_MAX == 7:
         return scale_mul(m, e, zero + _M7, _E7)
-    else:
-        tl.static_assert(Q_MAX == 32767)
-        return scale_mul(m, e, zero + _M32767, _E32767)
+    tl.static_assert(Q_MAX == 32767)
+    return scale_mul(m, e, zero + _M32767, _E32767)
 
 
 @jit
@@ -39,11 +38,10 @@ def quantize_step(y_max, Q_MAX: tl.constexpr):
     m, e = scale_from_int(y_max, zero)
     if Q_MAX == 127:
         return scale_mul(m, e, zero + _INV_M127, _INV_E127)
-    elif Q_MAX == 7:
+    if Q_MAX == 7:
         return scale_mul(m, e, zero + _INV_M7, _INV_E7)
-    else:
-        tl.static_assert(Q_MAX == 32767)
-        return scale_mul(m, e, zero + _INV_M32767, _INV_E32767)
+    tl.static_assert(Q_MAX == 32767)
+    return scale_mul(m, e, zero + _INV_M32767, _INV_E32767)
 
 
 @jit

@@ -1,0 +1,137 @@
+"""Attention of a tile of tokens, one launch: keys are walked twice, scores are not kept.
+
+The programs of the latest tokens, which see most, are started first. One token at a time, this is
+also attention over contexts too short to be split. Model:
+:mod:`lutra.sim.golden.attention.attention`.
+"""
+
+import triton.language as tl
+
+from lutra.kernels_gpu.arith.fixed import round_shift_right, saturate
+from lutra.kernels_gpu.arith.scale import scale_from_int, scale_recip, scale_unpack
+from lutra.kernels_gpu.arrays import Array
+from lutra.kernels_gpu.attention.cache import KvCache, Queries
+from lutra.kernels_gpu.attention.decode import NO_WINDOW, POSITIONS_MAX
+from lutra.kernels_gpu.attention.tiles import (
+    BYTES_OFFSET,
+    EXPONENT_LEAST,
+    SCORE_LEAST,
+    exponents,
+    rows_of_keys,
+    score_tile,
+    value_tile,
+    weight_tile,
+)
+from lutra.kernels_gpu.jit import cdiv, jit_general
+
+__all__ = ["attention", "attention_kernel"]
+
+
+@jit_general("M", "n_pages", "window", "frac")
+def attention_kernel(
+    q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr, tables_ptr,
+    out_ptr,
+    M, n_pages, window, frac,
+    H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
+    KV_BITS: tl.constexpr, V_TRANSPOSED: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Attention ``out`` int32 ``[M, H, D]`` with ``frac`` fraction bits.
+
+    A program takes ``TOKENS`` tokens of one sequence and the heads that share a key and value
+    head; row ``ROWS - 1``, which none of them has, makes up for the signs of weights' bytes.
+    ``q``, scales, cache, ``position`` and ``table`` as in
+    :func:`lutra.kernels_gpu.attention.decode.scores_kernel`.
+    """
+    G: tl.constexpr = H // H_KV
+    block = tl.cdiv(M, TOKENS) - 1 - tl.program_id(0) // H_KV
+    g = tl.program_id(0) % H_KV
+    rows, offs_n, offs_d = tl.arange(0, ROWS), tl.arange(0, BLOCK_N), tl.arange(0, D)
+    token = block * TOKENS + rows // G
+    ok = (rows < TOKENS * G) & (token < M)
+    index = token.to(tl.int64) * H + g * G + rows % G
+    q = tl.load(q_ptr + index[:, None] * D + offs_d[None, :], mask=ok[:, None], other=0)
+    q_m, q_e = scale_unpack(tl.load(q_scale_ptr + index, mask=ok, other=0))
+    position = tl.load(position_ptr + token, mask=ok, other=-1)
+    first = tl.maximum(tl.min(tl.where(ok, position, 1 << 30), 0) - window + 1, 0) // BLOCK_N
+    end = tl.max(position, 0) // BLOCK_N + 1
+
+    highest = tl.full([ROWS], SCORE_LEAST, tl.int32)
+    exponent = tl.full([ROWS], EXPONENT_LEAST, tl.int32)
+    for tile in range(first, end):
+        keys = tile * BLOCK_N + offs_n
+        visible = (keys[None, :] <= position[:, None]) & (
+            keys[None, :] > position[:, None] - window
+        )
+        inside = tl.max(visible.to(tl.int32), 0) > 0
+        row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
+        score = score_tile(q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, BLOCK_N)
+        v_m, v_e = scale_unpack(tl.load(v_scale_ptr + row + offs_n, mask=inside, other=0))
+        highest = tl.maximum(highest, tl.max(tl.where(visible, score, SCORE_LEAST), 1))
+        exponent = tl.maximum(exponent, exponents(v_m, v_e, visible))
+
+    den = tl.zeros([ROWS], tl.int64)
+    acc_high, acc_low = tl.zeros([ROWS, D], tl.int32), tl.zeros([ROWS, D], tl.int32)
+    for tile in range(first, end):
+        keys = tile * BLOCK_N + offs_n
+        visible = (keys[None, :] <= position[:, None]) & (
+            keys[None, :] > position[:, None] - window
+        )
+        inside = tl.max(visible.to(tl.int32), 0) > 0
+        row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
+        score = score_tile(q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, BLOCK_N)
+        v_m, v_e = scale_unpack(tl.load(v_scale_ptr + row + offs_n, mask=inside, other=0))
+        p, w = weight_tile(score, highest, exponent, v_m, v_e, visible, tables_ptr)
+        den += tl.sum(p, 1)
+        high = tl.where((rows == ROWS - 1)[:, None], 1, (w >> 8) - 128).to(tl.int8)
+        low = ((w & 255) - 128).to(tl.int8)
+        slot = tile * BLOCK_N % PAGE
+        v = value_tile(v_ptr, row, slot, inside, D, PAGE, KV_BITS, V_TRANSPOSED, BLOCK_N)
+        acc_high = tl.dot(high, v, acc_high, out_dtype=tl.int32)
+        acc_low = tl.dot(low, v, acc_low, out_dtype=tl.int32)
+
+    ones = tl.sum(tl.where(rows[:, None] == ROWS - 1, acc_high, 0), 0).to(tl.int64)
+    sums = acc_high.to(tl.int64) * 256 + acc_low + BYTES_OFFSET * ones[None, :]
+    r_m, r_e = scale_from_int(den, tl.zeros([ROWS], tl.int32))
+    r_m, r_e = scale_recip(r_m, r_e)
+    shift = tl.minimum(tl.maximum(-(r_e + exponent + 15 + frac), 0), 63)
+    out = saturate(round_shift_right(sums * r_m[:, None], shift[:, None]), 32).to(tl.int32)
+    tl.store(out_ptr + index[:, None] * D + offs_d[None, :], out, mask=ok[:, None])
+
+
+def attention(
+    m: int,
+    queries: Queries,
+    cache: KvCache,
+    positions: Array,
+    pages: Array,
+    tables: Array,
+    *,
+    frac: int,
+    window: int = 0,
+    rows: int = 64,
+    together: bool = True,
+    block_n: int = 64,
+) -> None:
+    """Attention of ``m`` tokens, of one sequence if they are taken ``together``.
+
+    ``rows`` is how many pairs of a token and a head a program takes.
+    """
+    h, h_kv = queries.n_heads, cache.n_kv_heads
+    per_kv = h // h_kv
+    if pages.shape[1] * cache.page > POSITIONS_MAX:
+        raise ValueError(
+            f"context must be at most {POSITIONS_MAX}, not {pages.shape[1] * cache.page}"
+        )
+    if cache.page % block_n:
+        raise ValueError(f"page must be a multiple of block_n ({block_n}), not {cache.page}")
+    tokens = min((rows - 1) // per_kv, m) if together else 1
+    tokens = max(tokens, 1)
+    rows = max(16, 1 << (tokens * per_kv).bit_length())
+    attention_kernel[(cdiv(m, tokens) * h_kv,)](
+        queries.q, queries.scale, cache.k, cache.v, cache.k_scale, cache.v_scale, positions, pages,
+        tables, queries.out, m, pages.shape[1], window or NO_WINDOW, frac,
+        H=h, H_KV=h_kv, D=cache.head_dim, PAGE=cache.page, KV_BITS=cache.bits,
+        V_TRANSPOSED=cache.v_transposed, TOKENS=tokens, ROWS=rows, BLOCK_N=block_n,
+        num_warps=4 if rows <= 32 else 8,
+    )  # fmt: skip

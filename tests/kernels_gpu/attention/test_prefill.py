@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.kernels_gpu.attention_case import FRAC, AttentionCase, int32
+
+from lutra.kernels_gpu.arrays import download
+from lutra.kernels_gpu.attention.cache import KvCache, Queries
+from lutra.kernels_gpu.attention.prefill import attention
+
+pytestmark = pytest.mark.interpreted
+
+
+def run(case: AttentionCase, queries: Queries, **options: int) -> np.ndarray:
+    attention(
+        len(case.positions), queries, case.cache, int32(case.positions), case.device_pages(),
+        case.tables, frac=FRAC, block_n=32, **options,
+    )  # fmt: skip
+    return download(queries.out)
+
+
+@pytest.mark.parametrize("window", [0, 1, 20])
+@pytest.mark.parametrize(
+    ("h", "h_kv", "d", "bits", "v_transposed", "spread"),
+    [(3, 1, 32, 8, True, 4), (4, 2, 64, 4, False, 20), (2, 2, 32, 8, False, 40)],
+)
+def test_tile_of_a_sequence(
+    h: int, h_kv: int, d: int, bits: int, v_transposed: bool, spread: int, window: int
+) -> None:
+    case = AttentionCase(
+        1, h, h_kv, d, context=96, bits=bits, v_transposed=v_transposed, spread=spread, seed=window
+    )
+    positions = np.arange(29, 29 + 41)
+    queries = case.queries(np.zeros(41, np.int64), positions)
+    expected = case.golden(window)
+    assert np.array_equal(run(case, queries, window=window, rows=64), expected)
+    assert expected.any()
+
+
+def test_first_token_and_longest_context() -> None:
+    case = AttentionCase(2, 2, 1, 32, context=64, seed=5)
+    queries = case.queries(np.array([0, 1]), np.array([0, 63]))
+    assert np.array_equal(run(case, queries, together=False), case.golden())
+
+
+def test_refusals() -> None:
+    case = AttentionCase(1, 1, 1, 32, context=32)
+    queries = case.queries(np.array([0]), np.array([3]))
+    with pytest.raises(ValueError, match=r"^page must be a multiple of block_n \(64\), not 32$"):
+        attention(
+            1, queries, case.cache, int32(case.positions), case.device_pages(), case.tables, frac=1
+        )
+    case.pages = np.zeros((1, 5000), np.int64)
+    with pytest.raises(ValueError, match=r"^context must be at most 131072, not 160000$"):
+        run(case, queries)
+    with pytest.raises(ValueError, match=r"^page must be a power of two of at least 32, not 48$"):
+        KvCache.new(1, 1, 32, page=48)
+    with pytest.raises(ValueError, match=r"^bits must be 4 or 8, not 2$"):
+        KvCache.new(1, 1, 32, bits=2)
+
+
+def test_largest_weights_and_values() -> None:
+    case = AttentionCase(1, 2, 1, 32, context=64, seed=6)
+    case.v[...] = -127
+    case.v[:, :, :, :3] = 127
+    case.v_scale.m[...], case.v_scale.e[...] = 65535, -12
+    case.cache = case.upload_cache(case.cache)
+    queries = case.queries(np.zeros(2, np.int64), np.array([62, 63]))
+    case.q_scale.m[...] = case.q_scale.e[...] = 0
+    queries.scale.zero_()
+    expected = case.golden()
+    assert np.array_equal(run(case, queries), expected)
+    assert (np.abs(expected) > 0).all()

@@ -107,6 +107,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     if nextitem is None or nextitem.path != item.path:
         _close()
+    # what a test that ran here has left set up for the folder, as pytest's own protocol does
+    item.session._setupstate.teardown_exact(nextitem)
     return True
 
 

@@ -25,6 +25,7 @@ from lutra.host.packing import (
     PackedNorm,
 )
 from lutra.host.program import MemoryMap, Program
+from lutra.host.stacks import stack
 from lutra.sim.golden.arith.scale import SCALE, Scale, pack_scale, scale_from_float
 from lutra.sim.golden.control.isa import (
     FLAG_BIAS,
@@ -373,7 +374,7 @@ class _Lowering:
         self._norm(layer.ffn_input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
         gate, up = layer.gate_proj, layer.up_proj
         f = len(gate.weights.codes)
-        both = _stack((gate.weights, up.weights)).rows(_interleave(f, lanes))
+        both = stack((gate.weights, up.weights)).rows(_interleave(f, lanes))
         acc = self._matmul(both, gate.shift)
         source = NormSource.GATE if model.gate is Gate.RELU2 else NormSource.SWIGLU
         self._norm(layer.ffn_norm, f, source, [acc], gate.scale, up.scale)
@@ -390,7 +391,7 @@ class _Lowering:
         planes = {self._config.matmul.planes(weights) for _, weights in parts}
         blocks = [len(weights.codes) // lanes for _, weights in parts]
         if len(planes) == 1 or any(n % unit for n in blocks):
-            return self._matmul(_stack(weights for _, weights in parts), layer.q_proj.shift)
+            return self._matmul(stack(weights for _, weights in parts), layer.q_proj.shift)
         base = 0
         for (part, weights), n in zip(parts, blocks, strict=True):
             self._matmul(weights, part.shift, base)
@@ -453,24 +454,6 @@ class _Lowering:
 
 def _word(scale: Scale) -> int:
     return int(pack_scale(scale))
-
-
-def _stack(parts: Iterable[GroupedWeights]) -> GroupedWeights:
-    """The rows of several matrices, one behind the other, in the most bits and finest groups."""
-    found = list(parts)
-    bits, group = max(part.bits for part in found), math.gcd(*(part.group for part in found))
-
-    def side(name: str) -> NDArray[np.int64]:
-        values = [getattr(part, name).repeat(part.group // group, axis=1) for part in found]
-        return np.concatenate(values)
-
-    return GroupedWeights(
-        codes=np.concatenate([part.codes for part in found]),
-        scale=side("scale"),
-        zero=side("zero"),
-        bits=bits,
-        group=group,
-    )
 
 
 def _pair_halves(n_rows: int, head_dim: int, lanes: int) -> NDArray[np.int64]:

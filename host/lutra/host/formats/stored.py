@@ -76,11 +76,11 @@ class StoredWeights:
         return self.group * int((self.scale * furthest).sum(axis=1).max(initial=0))
 
     @classmethod
-    def of(cls, weights: GroupedWeights) -> "StoredWeights":
-        """These weights, packed."""
+    def of(cls, weights: GroupedWeights, *, grouped: bool = False) -> "StoredWeights":
+        """These weights, packed; ``grouped`` also if they are ternary."""
         codes = weights.codes.astype(np.uint8, copy=False)
         depth = codes.shape[1]
-        if weights.ternary:
+        if weights.ternary and not grouped:
             trits = (codes + 1 - (weights.zero // 2).astype(np.uint8)).astype(np.uint8)
             return cls(codes=to_b128(trits, _TERNARY_BITS), depth=depth, bits=_TERNARY_BITS)
         return cls(

@@ -1,4 +1,4 @@
-"""Quantisation to int8 and int16 against float64."""
+"""Quantisation to int4, int8 and int16 against float64."""
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ def test_constants() -> None:
 
 
 def test_largest_integers() -> None:
-    assert [q_max_of(width) for width in (8, 16)] == [127, 32767]
+    assert [q_max_of(width) for width in (4, 8, 16)] == [7, 127, 32767]
     with pytest.raises(ValueError) as error:
         q_max_of(12)
-    assert str(error.value) == "width must be 8 or 16, not 12"
+    assert str(error.value) == "width must be 4, 8 or 16, not 12"
 
 
-@pytest.mark.parametrize("q_max", [127, 32767])
+@pytest.mark.parametrize("q_max", [7, 127, 32767])
 @pytest.mark.parametrize("bits", [1, 8, 31, 46])
 def test_against_float(bits: int, q_max: int) -> None:
     rng = np.random.default_rng(bits)
@@ -46,7 +46,7 @@ def test_against_float(bits: int, q_max: int) -> None:
     np.testing.assert_allclose(step, y_max / q_max, rtol=7e-5)
 
 
-@pytest.mark.parametrize("q_max", [127, 32767])
+@pytest.mark.parametrize("q_max", [7, 127, 32767])
 def test_how_far_the_clamp_is_passed(q_max: int) -> None:
     """What the width of the quantiser's register rests on: the least and the largest integer of
     every mantissa."""
@@ -55,7 +55,7 @@ def test_how_far_the_clamp_is_passed(q_max: int) -> None:
     for y_max in ((m << 30) - half // 2, (m << 30) + half - 1):
         factor = quantize_factor(y_max, q_max)
         product = y_max * factor.m * 2.0**factor.e
-        assert product.max() < (127.1 if q_max == 127 else 32768.1)
+        assert product.max() < {7: 7.1, 127: 127.1, 32767: 32768.1}[q_max]
         assert product.min() > q_max * (1 - 6e-5)
 
 

@@ -31,6 +31,34 @@ def test_fetches_of_nano() -> None:
     ]
 
 
+def test_fetches_of_two_positions_to_a_beat() -> None:
+    config = dataclasses.replace(NANO, kv_width=4)
+    base, head = 0x1000, 256 * 32
+    values, scales = base + 2 * head, base + 4 * head
+    for position, n, window, first, beats in (
+        (0, 1, 0, 0, 1),
+        (1, 1, 0, 0, 1),
+        (5, 4, 0, 0, 5),
+        (5, 3, 0, 0, 4),
+        (35, 4, 3, 16, 4),  # 33..38
+        (35, 3, 2, 17, 2),  # 34..37
+        (36, 1, 2, 17, 2),  # 35, 36
+        (255, 1, 1, 127, 1),
+    ):
+        found = list(fetches(config, base, position, n, window))
+        assert found[0].addr >= scales
+        offset = 64 * first
+        assert found[1:] == [
+            (base + offset, beats),
+            (values + offset, beats),
+            (base + head + offset, beats),
+            (values + head + offset, beats),
+        ]
+    # the pairs are those of 8 bits
+    for case in ((5, 4, 0), (35, 4, 3)):
+        assert list(pairs(config, *case)) == list(pairs(NANO, *case))
+
+
 def test_fetches_of_a_window() -> None:
     base, head, beats = 0x1000, 256 * 64, 6  # positions 33..38; 33 is the second of its beat
     values, scales = base + 2 * head, base + 4 * head

@@ -13,6 +13,7 @@ from lutra.sim.golden.arith.scale import (
     unpack_scale,
 )
 from lutra.sim.golden.attention.attention import attend
+from lutra.sim.golden.attention.cache import kv_bytes, kv_elements
 from lutra.sim.golden.control.interpreter import Interpreter, ProgramError
 from lutra.sim.golden.control.isa import (
     FIELDS,
@@ -395,20 +396,25 @@ def test_keys_and_values_are_stored_where_they_are_read(interpreter: Interpreter
 
 
 @pytest.mark.parametrize("window", [0, 1, 2, 3, 5, 6, 65535])
-def test_attention_reads_its_window_and_nothing_else(interpreter: Interpreter, window: int) -> None:
-    rng, n, dim = np.random.default_rng(5), 2, CONFIG.head_dim
-    position = 4
+@pytest.mark.parametrize("kv_width", [8, 4])
+@pytest.mark.parametrize("position", [4, 5])
+def test_attention_reads_its_window_and_nothing_else(
+    interpreter: Interpreter, window: int, kv_width: int, position: int
+) -> None:
+    config = replace(CONFIG, kv_width=kv_width)
+    interpreter.config = config
+    rng, n, limit = np.random.default_rng(5), 2, 1 << (kv_width - 1)
     first = max(position - window + 1, 0) if window else 0
     count = position + n - first
-    rows = rng.integers(-128, 128, (2, CONFIG.max_context, dim))  # keys, values
+    rows = rng.integers(-limit, limit, (2, config.max_context, config.head_dim))  # keys, values
     scales = Scale(*rng.integers([[1 << 15], [-24]], [[1 << 16], [-20]], (2, 2 * 8)))
     records = pack_scale(scales).reshape(8, 2)  # of 8 bytes
-    for kind, offset in enumerate((0, CONFIG.kv_v_offset)):
-        written = rows[kind, first : position + n].astype(np.int8).tobytes()
-        interpreter.memory.write(KV + offset + first * dim, written)
+    for kind, offset in enumerate((0, config.kv_v_offset)):
+        written = kv_bytes(rows[kind, first : position + n], kv_width).tobytes()
+        interpreter.memory.write(KV + offset + first * config.kv_row_bytes, written)
     written = records[first : position + n].astype("<u4").tobytes()
-    assert CONFIG.kv_scale_bytes == 8
-    interpreter.memory.write(KV + CONFIG.kv_s_offset + 8 * first, written)
+    assert config.kv_scale_bytes == 8
+    interpreter.memory.write(KV + config.kv_s_offset + 8 * first, written)
     assert len(written) == 8 * count
     interpreter.registers["POSITION"] = position
     interpreter.queries[:] = rng.integers(-127, 128, interpreter.queries.shape)
@@ -418,7 +424,7 @@ def test_attention_reads_its_window_and_nothing_else(interpreter: Interpreter, w
     query_scale = Scale(interpreter.query_scale.m[:n], interpreter.query_scale.e[:n])
     m, e = (part.reshape(8, 2)[: position + n] for part in scales)
     expected = attend(
-        CONFIG.attention,
+        config.attention,
         interpreter.queries[:n],
         query_scale,
         rows[:1, : position + n],
@@ -444,11 +450,12 @@ def natural(blocks: np.ndarray) -> np.ndarray:
     return blocks.reshape(*rest, -1, 2, 2, 8).swapaxes(-3, -2).reshape(*rest, -1, 32)
 
 
-@pytest.mark.parametrize("flags", [FLAG_BIAS, FLAG_QK_NORM, FLAG_BIAS | FLAG_QK_NORM])
-def test_biases_and_norms_of_heads(flags: int) -> None:
+@pytest.mark.parametrize("kv_width", [8, 4])
+@pytest.mark.parametrize("flags", [0, FLAG_BIAS, FLAG_QK_NORM, FLAG_BIAS | FLAG_QK_NORM])
+def test_biases_and_norms_of_heads(flags: int, kv_width: int) -> None:
     """Against float, without rotation: queries, and keys and values as stored."""
-    rng = np.random.default_rng(flags)
-    interpreter = Interpreter(FEATURED, Memory(0x10000))
+    rng, config = np.random.default_rng(flags), replace(FEATURED, kv_width=kv_width)
+    interpreter = Interpreter(config, Memory(0x10000))
     interpreter.registers |= {"PROGRAM_BASE": PROGRAM, "KV_BASE": KV, "N_TOKENS": 2}
     interpreter.acc[:] = rng.integers(-1000, 1000, interpreter.acc.shape)
     interpreter.params[:] = rng.integers(-(1 << 14), 1 << 14, interpreter.params.shape)
@@ -468,10 +475,13 @@ def test_biases_and_norms_of_heads(flags: int) -> None:
 
     scale = scale_to_float(interpreter.query_scale)[:2, :, None]
     assert (np.abs(interpreter.queries[:2] * scale - x[:, :2]) <= 0.53 * scale).all()
-    records = interpreter.memory.read(KV + FEATURED.kv_s_offset, 2 * FEATURED.kv_scale_bytes)
+    assert np.abs(interpreter.queries[:2]).max() == 127
+    records = interpreter.memory.read(KV + config.kv_s_offset, 2 * config.kv_scale_bytes)
     scales = scale_to_float(unpack_scale(records.view("<u4").reshape(2, -1)))
-    for index, offset in enumerate((0, FEATURED.kv_v_offset)):
-        stored = interpreter.memory.read(KV + offset, 64).view(np.int8).reshape(2, 32)
+    for index, offset in enumerate((0, config.kv_v_offset)):
+        data = interpreter.memory.read(KV + offset, 2 * config.kv_row_bytes)
+        stored = kv_elements(data.reshape(2, -1), kv_width)
+        assert np.abs(stored).max() == (1 << (kv_width - 1)) - 1
         step = scales[:, index, None]
         assert (np.abs(stored * step - x[:, 2 + index]) <= 0.53 * step).all()
 

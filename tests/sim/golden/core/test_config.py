@@ -73,6 +73,11 @@ def test_the_largest_head_with_norm() -> None:
             {"weight_buffer_words": 500},
             "weight_buffer_words must be a power of two from 2 on, not 500",
         ),
+        ({"kv_width": 6}, "kv_width must be 8 or 4, not 6"),
+        (
+            {"kv_width": 4, "max_context": 1},
+            "max_context must be 2 or more with kv_width 4, not 1",
+        ),
         ({"gate_width": 22}, "gate_width must be in 2..21, not 22"),
     ],
 )
@@ -92,6 +97,16 @@ def test_sizes_of_nano() -> None:
     assert NANO.kv_s_offset == 4 * 256 * 64
     assert NANO.kv_scale_bytes == 16
     assert NANO.kv_layer_bytes == 4 * 256 * 64 + 256 * 16
+
+
+def test_sizes_of_a_cache_of_four_bits() -> None:
+    config = replace(NANO, kv_width=4)
+    assert (NANO.kv_row_bytes, config.kv_row_bytes) == (64, 32)
+    assert config.kv_head_bytes == 256 * 32
+    assert config.kv_s_offset == 4 * 256 * 32
+    assert config.kv_layer_bytes == 4 * 256 * 32 + 256 * 16
+    assert config.attention.dot_width == NANO.attention.dot_width - 4
+    assert config.attention.acc_width == NANO.attention.acc_width - 4
 
 
 @pytest.mark.parametrize(("n_kv_heads", "n_bytes"), [(1, 8), (2, 16), (3, 32), (5, 64), (8, 64)])
@@ -140,6 +155,7 @@ def test_fingerprint_is_of_everything_but_name_and_clock() -> None:
             {"n_heads": 8},
             {"n_kv_heads": 4},
             {"max_context": 512},
+            {"kv_width": 4},
             {"weight_axi_width": 2048},
             {"max_outstanding": 4},
             {"burst_bytes": 512},

@@ -53,14 +53,15 @@ def test_rotate_is_exact_at_the_ends_of_the_range() -> None:
 
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("bits", [4, 14, 23])
-def test_quantize(rotated: bool, bits: int) -> None:
+@pytest.mark.parametrize("q_max", [7, 127])
+def test_quantize(rotated: bool, bits: int, q_max: int) -> None:
     rng = np.random.default_rng(bits)
     positions, heads, d = np.arange(20), 3, 32
     x = rng.integers(-(1 << bits), 1 << bits, (20, heads, d))
     s = Scale(rng.integers(1 << 15, 1 << 16, 20), rng.integers(-30, -20, 20))
     w_scale = scale_from_float(0.0123)
     table = rope_table(20, d, 10000.0) if rotated else None
-    q, scale = rope_quantize(x, s, w_scale, table)
+    q, scale = rope_quantize(x, s, w_scale, table, q_max)
 
     unit = (scale_to_float(s) * 0.0123)[:, None, None]
     exact = np.stack(
@@ -68,8 +69,8 @@ def test_quantize(rotated: bool, bits: int) -> None:
         axis=1,
     )
     expected = unit * (exact if rotated else x)
-    step = np.abs(expected).max(axis=-1, keepdims=True) / 127
-    assert np.abs(q).max() == 127
+    step = np.abs(expected).max(axis=-1, keepdims=True) / q_max
+    assert np.abs(q).max() == q_max
     # half a step for rounding; factor, scale and table are off by parts in 10000
     assert (np.abs(q * scale_to_float(scale)[..., None] - expected) <= step * 0.52).all()
 
@@ -77,7 +78,8 @@ def test_quantize(rotated: bool, bits: int) -> None:
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("normed", [False, True])
-def test_quantize_fixed(rotated: bool, biased: bool, normed: bool) -> None:
+@pytest.mark.parametrize("q_max", [7, 127])
+def test_quantize_fixed(rotated: bool, biased: bool, normed: bool, q_max: int) -> None:
     rng = np.random.default_rng(1)
     positions, heads, d = np.arange(20), 3, 32
     x = rng.integers(-(1 << 17), 1 << 17, (20, heads, d))
@@ -85,7 +87,7 @@ def test_quantize_fixed(rotated: bool, biased: bool, normed: bool) -> None:
     bias = HeadBias(rng.integers(-(1 << 15), 1 << 15, (heads, d)), 12) if biased else None
     norm = HeadNorm(rng.integers(1 << 12, 1 << 14, d), 13, 4295) if normed else None
     table = rope_table(20, d, 10000.0) if rotated else None
-    q, scale = rope_quantize_fixed(x, s, scale_from_float(0.0123), table, bias, norm)
+    q, scale = rope_quantize_fixed(x, s, scale_from_float(0.0123), table, bias, norm, q_max)
 
     expected = x * (scale_to_float(s) * 0.0123)[:, None, None]
     if bias is not None:
@@ -97,8 +99,8 @@ def test_quantize_fixed(rotated: bool, biased: bool, normed: bool) -> None:
         expected = np.stack(
             [rotate_complex(expected[:, h], positions, 10000.0) for h in range(heads)], axis=1
         )
-    step = np.abs(expected).max(axis=-1, keepdims=True) / 127
-    assert np.abs(q).max() == 127
+    step = np.abs(expected).max(axis=-1, keepdims=True) / q_max
+    assert np.abs(q).max() == q_max
     assert (np.abs(q * scale_to_float(scale)[..., None] - expected) <= step * 0.53).all()
 
 

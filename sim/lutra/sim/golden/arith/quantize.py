@@ -1,4 +1,4 @@
-"""Symmetric quantisation to int8 or int16 with one scale, in integers."""
+"""Symmetric quantisation to int4, int8 or int16 with one scale, in integers."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,9 +23,9 @@ SCALE_INV_127 = scale_recip(SCALE_127)
 
 
 def q_max_of(width: int) -> int:
-    """Largest integer that quantisation to ``signed(width)`` gives: 127, or 32767 for 16 bits."""
-    if width not in (8, 16):
-        raise ValueError(f"width must be 8 or 16, not {width}")
+    """Largest integer that quantisation to ``signed(width)`` gives: 7, 127 or 32767."""
+    if width not in (4, 8, 16):
+        raise ValueError(f"width must be 4, 8 or 16, not {width}")
     return (1 << (width - 1)) - 1
 
 
@@ -43,8 +43,8 @@ def quantize(y: ArrayLike, factor: Scale, q_max: int = Q_MAX) -> Int:
     """Return ``round(y * factor)`` clamped to -q_max..q_max; ``factor`` broadcasts against ``y``.
 
     ``factor`` comes from :func:`quantize_factor` of a maximum below 2**47 that ``|y|`` does not
-    exceed, so its exponent is in -60..0 and ``|y * factor|`` below 127.1 or 32768.1: the clamp
-    guards the last place.
+    exceed, so its exponent is in -60..0 and ``|y * factor|`` below 7.1, 127.1 or 32768.1: the
+    clamp guards the last place.
     """
     q = round_shift(np.asarray(y, np.int64) * factor.m, np.clip(-factor.e, 0, 63))
     return np.clip(q, -q_max, q_max)

@@ -1,4 +1,4 @@
-"""Integer attention over an int8 KV cache: two-pass softmax, no rescaling, one division."""
+"""Integer attention over an int8 or int4 KV cache: two-pass softmax, no rescaling, one division."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ __all__ = ["AttentionParams", "attend", "attention_weights", "first_seen", "scor
 class AttentionParams:
     """Shape and widths of the attention unit.
 
-    One key (or value) of ``head_dim`` int8 is one beat of the data port; ``q_per_kv`` query heads
+    One key (or value) has ``head_dim`` elements of ``kv_width`` bits; ``q_per_kv`` query heads
     that share it are computed at once, the tokens of the tile one after another.
     """
 
@@ -33,6 +33,7 @@ class AttentionParams:
     max_context: int = 256
     score_width: int = 24
     score_frac: int = EXP2.d_frac
+    kv_width: int = 8
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -53,8 +54,8 @@ class AttentionParams:
 
     @property
     def dot_width(self) -> int:
-        """Width of an exact dot product of two int8 vectors."""
-        return 16 + (self.head_dim - 1).bit_length()
+        """Width of an exact dot product of an int8 vector and a key."""
+        return 8 + self.kv_width + (self.head_dim - 1).bit_length()
 
     @property
     def den_width(self) -> int:
@@ -63,8 +64,8 @@ class AttentionParams:
 
     @property
     def acc_width(self) -> int:
-        """Width of an exact weighted sum of int8 values over the whole context."""
-        return 16 + 8 + (self.max_context - 1).bit_length()
+        """Width of an exact weighted sum of values over the whole context."""
+        return 16 + self.kv_width + (self.max_context - 1).bit_length()
 
 
 def first_seen(position: int, window: int) -> int:

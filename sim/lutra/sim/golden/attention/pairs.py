@@ -30,20 +30,23 @@ def fetches(
 ) -> Iterator[Fetch]:
     """What a tile reads of the layer's cache at ``kv_addr``: scales, then keys and values by head.
 
-    Each key and value that a token sees is one beat and is read once; scales are read by whole
-    beats.
+    Each key and value that a token sees is read once, in the order of their positions, one to a
+    beat or two of 4 bits; scales, keys and values are read by whole beats.
     """
+    if not token_count:
+        return
     first, n = first_seen(position, window), position + token_count
-    first_row = first * config.kv_scale_bytes // config.data_bytes
-    n_rows = -(-n * config.kv_scale_bytes // config.data_bytes)
-    if token_count:
-        yield Fetch(
-            kv_addr + config.kv_s_offset + first_row * config.data_bytes, n_rows - first_row
-        )
-    for group in range(config.n_kv_heads if token_count else 0):
-        keys = kv_addr + group * config.kv_head_bytes + first * config.head_dim
-        yield Fetch(keys, n - first)
-        yield Fetch(keys + config.kv_v_offset, n - first)
+
+    def rows(addr: int, row_bytes: int) -> Fetch:
+        first_beat = first * row_bytes // config.data_bytes
+        end_beat = -(-n * row_bytes // config.data_bytes)
+        return Fetch(addr + first_beat * config.data_bytes, end_beat - first_beat)
+
+    yield rows(kv_addr + config.kv_s_offset, config.kv_scale_bytes)
+    for group in range(config.n_kv_heads):
+        keys = kv_addr + group * config.kv_head_bytes
+        yield rows(keys, config.kv_row_bytes)
+        yield rows(keys + config.kv_v_offset, config.kv_row_bytes)
 
 
 def pairs(

@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.sim.golden.arith.fixed import Int, exact_matmul, round_shift, saturate
-from lutra.sim.golden.arith.quantize import q_max_of
+from lutra.sim.golden.arith.quantize import Q_MAX, q_max_of
 from lutra.sim.golden.arith.scale import (
     Scale,
     pack_scale,
     unpack_scale,
 )
 from lutra.sim.golden.attention.attention import attend, first_seen
+from lutra.sim.golden.attention.cache import kv_bytes, kv_elements
 from lutra.sim.golden.control.isa import (
     FLAG_BIAS,
     FLAG_FIRST,
@@ -273,13 +274,14 @@ class Interpreter:
             x = heads[:, first : first + count]
             w_scale = unpack_scale(i.args[("scale_q", "scale_k", "scale_v")[kind]])
             table = None if kind == 2 else self.rope[:n]
+            q_max = q_max_of(config.kv_width) if kind else Q_MAX
             if i.flags & (FLAG_BIAS | FLAG_QK_NORM):
                 bias = None
                 if biases is not None:
                     bias = HeadBias(biases.values[first : first + count], biases.frac)
-                results.append(rope_quantize_fixed(x, s, w_scale, table, bias, norms[kind]))
+                results.append(rope_quantize_fixed(x, s, w_scale, table, bias, norms[kind], q_max))
             else:
-                results.append(rope_quantize(x, s, w_scale, table))
+                results.append(rope_quantize(x, s, w_scale, table, q_max))
         (q, q_scale), (k, k_scale), (v, v_scale) = results
         self.queries[:n] = q
         self.query_scale.m[:n], self.query_scale.e[:n] = q_scale
@@ -287,8 +289,9 @@ class Interpreter:
         base, position = self.registers["KV_BASE"] + i.args["kv_offset"], self.registers["POSITION"]
         for offset, x in ((0, k), (config.kv_v_offset, v)):
             for g in range(n_kv):
-                address = base + offset + g * config.kv_head_bytes + position * d
-                self.memory.store(address, x[:, g].astype(np.int8).view(np.uint8).reshape(-1))
+                address = base + offset + g * config.kv_head_bytes
+                address += position * config.kv_row_bytes
+                self.memory.store(address, kv_bytes(x[:, g], config.kv_width).reshape(-1))
         record = np.zeros((n, config.kv_scale_bytes // 4), np.uint32)
         record[:, : 2 * n_kv] = np.concatenate([pack_scale(k_scale), pack_scale(v_scale)], axis=1)
         data = record.view(np.uint8)
@@ -370,14 +373,15 @@ class Interpreter:
         config, n, position = self.config, self.registers["N_TOKENS"], self.registers["POSITION"]
         base, window = self.registers["KV_BASE"] + i.args["kv_offset"], i.args["window"]
         first = first_seen(position, window)
-        d, n_kv, total = config.head_dim, config.n_kv_heads, position + n - first
+        n_kv, row_bytes, total = config.n_kv_heads, config.kv_row_bytes, position + n - first
 
         def heads(offset: int) -> Int:
-            start = base + offset + first * d
+            start = base + offset + first * row_bytes
             rows = [
-                self.memory.read(start + g * config.kv_head_bytes, total * d) for g in range(n_kv)
+                self.memory.read(start + g * config.kv_head_bytes, total * row_bytes)
+                for g in range(n_kv)
             ]
-            return np.stack(rows).view(np.int8).astype(np.int64).reshape(n_kv, total, d)
+            return kv_elements(np.stack(rows).reshape(n_kv, total, row_bytes), config.kv_width)
 
         record = self.memory.read(
             base + config.kv_s_offset + first * config.kv_scale_bytes, total * config.kv_scale_bytes

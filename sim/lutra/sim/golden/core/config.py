@@ -14,9 +14,19 @@ from lutra.sim.golden.matmul.ternary import TernaryParams
 from lutra.sim.golden.vector.heads import NORM_HEAD_DIM_MAX
 from lutra.sim.golden.vector.norm import NormParams
 
-__all__ = ["CONFIGS", "ENGINES", "NANO", "NANO_WIDE", "AcceleratorConfig", "with_engine"]
+__all__ = [
+    "CONFIGS",
+    "ENGINES",
+    "KV_WIDTHS",
+    "NANO",
+    "NANO_WIDE",
+    "AcceleratorConfig",
+    "with_engine",
+]
 
 RTL_VERSION = 3
+KV_WIDTHS = (8, 4)
+"""Bits that an element of the KV cache may have."""
 
 ENGINES: dict[str, type[EngineParams]] = {
     params.kind: params for params in (TernaryParams, LutParams, MixpeParams, MacParams)
@@ -31,8 +41,9 @@ class AcceleratorConfig:
     ``engine`` and the fields down to ``sum_width`` are those of the matmul engine, see
     :class:`~lutra.sim.golden.matmul.engine.EngineParams`. ``m_tile`` tokens are processed per
     weight fetch; ``hidden_max`` bounds the residual stream, ``row_blocks_max`` the output rows of
-    one matmul, ``act_tiles`` its depth. ``qkv_bias`` and ``qk_norm`` are the hardware for ROPEQ's
-    ``FLAG_BIAS`` and ``FLAG_QK_NORM``.
+    one matmul, ``act_tiles`` its depth. ``kv_width`` are the bits of an element of the KV cache, 8
+    or 4. ``qkv_bias`` and ``qk_norm`` are the hardware for ROPEQ's ``FLAG_BIAS`` and
+    ``FLAG_QK_NORM``.
     """
 
     name: str
@@ -58,6 +69,7 @@ class AcceleratorConfig:
     n_heads: int = 4
     n_kv_heads: int = 2
     max_context: int = 256
+    kv_width: int = 8
     weight_axi_width: int = 1024
     data_axi_width: int = 512
     max_outstanding: int = 8
@@ -85,6 +97,12 @@ class AcceleratorConfig:
                 raise ValueError(f"{name} must be a power of two, not {value}")
         if self.engine not in ENGINES:
             raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {self.engine!r}")
+        if self.kv_width not in KV_WIDTHS:
+            raise ValueError(f"kv_width must be 8 or 4, not {self.kv_width}")
+        if self.max_context * self.kv_width < 8:
+            raise ValueError(
+                f"max_context must be 2 or more with kv_width 4, not {self.max_context}"
+            )
         if self.lanes != 8:
             raise ValueError(f"lanes must be 8, not {self.lanes}")
         if self.m_tile > REGISTERS["TOKEN"].count:
@@ -148,6 +166,7 @@ class AcceleratorConfig:
             n_kv_heads=self.n_kv_heads,
             m_tile=self.m_tile,
             max_context=self.max_context,
+            kv_width=self.kv_width,
         )
 
     @property
@@ -176,9 +195,14 @@ class AcceleratorConfig:
         return 1 << (8 * self.n_kv_heads - 1).bit_length()
 
     @property
+    def kv_row_bytes(self) -> int:
+        """Bytes of one head's key (or value) at a position: a beat, or with 4 bits half of one."""
+        return self.head_dim * self.kv_width // 8
+
+    @property
     def kv_head_bytes(self) -> int:
         """Bytes of one head's keys (or values) over the whole context."""
-        return self.max_context * self.head_dim
+        return self.max_context * self.kv_row_bytes
 
     @property
     def kv_v_offset(self) -> int:

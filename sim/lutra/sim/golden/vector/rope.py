@@ -3,7 +3,7 @@
 import numpy as np
 
 from lutra.sim.golden.arith.fixed import Int
-from lutra.sim.golden.arith.quantize import quantize, quantize_factor, quantize_step
+from lutra.sim.golden.arith.quantize import Q_MAX, quantize, quantize_factor, quantize_step
 from lutra.sim.golden.arith.scale import Scale, scale_mul
 from lutra.sim.golden.vector.heads import (
     FIXED_UNIT,
@@ -37,16 +37,18 @@ def rope_rotate(x: Int, table: Int) -> Int:
     return np.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=-1)
 
 
-def rope_quantize(x: Int, s: Scale, w_scale: Scale, table: Int | None) -> tuple[Int, Scale]:
-    """Rotate and quantise accumulators ``x`` ``[M, heads, head_dim]`` to int8, a scale per head.
+def rope_quantize(
+    x: Int, s: Scale, w_scale: Scale, table: Int | None, q_max: int = Q_MAX
+) -> tuple[Int, Scale]:
+    """Rotate and quantise accumulators ``x`` ``[M, heads, head_dim]`` with a scale per head.
 
     ``s`` ``[M]`` is the activation scale, ``w_scale`` the weight scale, ``table`` ``[M, head_dim]``
     of :func:`rope_table`, or None for values, which are not rotated but shifted by 14 bits so that
-    both take the same way. Returns ``q`` ``[M, heads, head_dim]`` and scales ``[M, heads]``:
-    ``(y_max * (1/127) * 2**-14) * (s * w_scale)``.
+    both take the same way. Returns ``q`` ``[M, heads, head_dim]`` in -q_max..q_max and scales
+    ``[M, heads]``: ``(y_max * (1/q_max) * 2**-14) * (s * w_scale)``.
     """
     unit = scale_mul(s, w_scale)
-    return _quantize_rotated(x, Scale(unit.m[:, None], unit.e[:, None]), table)
+    return _quantize_rotated(x, Scale(unit.m[:, None], unit.e[:, None]), table, q_max)
 
 
 def rope_quantize_fixed(
@@ -56,6 +58,7 @@ def rope_quantize_fixed(
     table: Int | None,
     bias: HeadBias | None = None,
     norm: HeadNorm | None = None,
+    q_max: int = Q_MAX,
 ) -> tuple[Int, Scale]:
     """Like :func:`rope_quantize`, but of heads that :func:`fixed_heads` gives, biases added.
 
@@ -64,15 +67,15 @@ def rope_quantize_fixed(
     v, unit = fixed_heads(x, s, w_scale, bias), FIXED_UNIT
     if norm is not None:
         v, unit = head_norm(v, norm)
-    return _quantize_rotated(v, unit, table)
+    return _quantize_rotated(v, unit, table, q_max)
 
 
-def _quantize_rotated(x: Int, unit: Scale, table: Int | None) -> tuple[Int, Scale]:
+def _quantize_rotated(x: Int, unit: Scale, table: Int | None, q_max: int) -> tuple[Int, Scale]:
     """Rotate and quantise ``x``, of which one is worth ``unit`` (broadcasts to ``[M, heads]``)."""
     y = x << ROPE_FRAC if table is None else rope_rotate(x, table[:, None, :])
     y_max = np.abs(y).max(axis=-1)  # [M, heads]
-    factor = quantize_factor(y_max)
-    q = quantize(y, Scale(factor.m[..., None], factor.e[..., None]))
-    step = quantize_step(y_max)
+    factor = quantize_factor(y_max, q_max)
+    q = quantize(y, Scale(factor.m[..., None], factor.e[..., None]), q_max)
+    step = quantize_step(y_max, q_max)
     step = Scale(step.m, step.e - np.where(step.m == 0, 0, ROPE_FRAC))
     return q, scale_mul(step, unit)

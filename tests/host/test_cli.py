@@ -26,6 +26,7 @@ KEYS = {
     "engine",
     "format",
     "group",
+    "kv_bits",
     "model",
     "text",
     "prompt_tokens",
@@ -146,6 +147,7 @@ def test_engine_format_and_group(
     ("options", "message"),
     [
         (["--engine", "tpu"], r"argument --engine: invalid choice: 'tpu' .*: see lutra run --help"),
+        (["--kv", "5"], r"argument --kv: invalid choice: 5 .*: see lutra run --help"),
         (["--group", "48"], r"argument --group: invalid choice: 48 .*: see lutra run --help"),
         (
             ["--format", "W5A8"],
@@ -459,7 +461,8 @@ def test_a_story_of_a_packed_model(otter: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "name"), [(["--format", "W4A8"], "format"), (["--group", "32"], "group")]
+    ("option", "name"),
+    [(["--format", "W4A8"], "format"), (["--group", "32"], "group"), (["--kv", "4"], "kv")],
 )
 def test_a_packed_model_is_not_packed_again(
     option: list[str], name: str, otter: Path, capsys: Capture
@@ -468,6 +471,29 @@ def test_a_packed_model_is_not_packed_again(
         f"{otter} is packed already, its {name} can not be changed: leave {name} out, or pack the "
         "checkpoint again"
     )
+
+
+def test_a_cache_of_four_bits(otter: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Packed, or rounded on the way: the same integers; near its own floating point."""
+    text, out, source = tmp_path / "tale.txt", tmp_path / "four", otter.parent / "source"
+    text.write_text("Once upon a time there was a king. " * 6, encoding="utf-8")
+    options = ["--format", "w4a8", "--group", "32", "--kv", "4"]
+    assert main(["quantize", str(source), "-o", str(out), *options]) == 0
+    packed = perplexity_of(capsys, out, text)
+    assert packed["kv_bits"] == 4
+    assert packed | {"model": ""} == perplexity_of(capsys, source, text, *options) | {"model": ""}
+    real, wide = perplexity_of(capsys, out, text, "--float"), perplexity_of(capsys, otter, text)
+    assert wide["kv_bits"] == 8
+    assert len({packed["ppl"], real["ppl"], wide["ppl"]}) == 3
+    assert packed["ppl"] == pytest.approx(real["ppl"], rel=0.02)
+    assert main(["show", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_bits"] == 4
+
+
+def test_a_story_with_a_cache_of_four_bits(capsys: Capture) -> None:
+    assert main([*STORY, "-p", "The king", "-n", "2", "--kv", "4", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["config"], figures["kv_bits"]) == ("nano-kv4", 4)
 
 
 def test_perplexity_without_a_first_token(otter: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -462,6 +462,33 @@ def test_heads_must_be_the_configurations(
         compile_model(packed("grouped"), config)
 
 
+@pytest.mark.parametrize(("kv_bits", "kv_width"), [(8, 4), (4, 8)])
+def test_the_cache_must_be_the_configurations(
+    kv_bits: int, kv_width: int, packed: Callable[[str], PackedModel]
+) -> None:
+    model = replace(packed("grouped"), kv_bits=kv_bits)
+    with pytest.raises(LutraError) as error:
+        compile_model(model, replace(config_for(SHAPES["grouped"]), kv_width=kv_width))
+    assert str(error.value) == (
+        f"configuration small is built for a KV cache of {kv_width} bits, the model is packed for "
+        f"{kv_bits}: give --kv {kv_width} to lutra pack or lutra quantize, or use a configuration "
+        f"with kv_width={kv_bits}"
+    )
+
+
+def test_what_is_read_before_it_is_written_is_zeroed(
+    packed: Callable[[str], PackedModel],
+) -> None:
+    """Of a cache with two positions to a beat, everything; else scales."""
+    model, config = packed("grouped"), config_for(SHAPES["grouped"])
+    for kv_bits in (8, 4):
+        built = replace(config, kv_width=kv_bits)
+        found = compile_model(replace(model, kv_bits=kv_bits), built)
+        first = built.kv_s_offset if kv_bits == 8 else 0
+        size = built.kv_layer_bytes
+        assert found.zeros == [(found.memory.kv + i * size + first, size - first) for i in (0, 1)]
+
+
 @pytest.mark.parametrize("changes", [{"hidden_size": 72}, {"intermediate_size": 100}])
 def test_sizes_that_do_not_divide_are_refused(
     changes: dict[str, int], packed: Callable[[str], PackedModel]

@@ -110,6 +110,17 @@ def test_a_longer_context_is_measured(tales: dict[str, PackedModel]) -> None:
     assert configure(long).max_context == 512
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_cache_of_four_bits(name: str, tales: dict[str, PackedModel]) -> None:
+    ternary, llama = (replace(model, kv_bits=4) for model in tales.values())
+    config = configure(ternary, name)
+    assert config == replace(CONFIGS[name], name=f"{name}-kv4", kv_width=4)
+    assert configure(llama, name).name == f"{name}-kv4-lut"
+    assert configure(llama, name).kv_width == 4
+    large = configure(replace(ternary, context=300))
+    assert (large.name, large.kv_width, large.max_context) == ("nano-kv4-fit", 4, 512)
+
+
 def test_scales_of_sixteen_bits() -> None:
     model = pack_model(random_decoder(), Format.parse("W4A8"), GROUP)
     assert configure(model).scale_width == 8

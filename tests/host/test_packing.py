@@ -13,6 +13,7 @@ from lutra.host.checkpoints.weights import Dense, Ternary
 from lutra.host.errors import LutraError
 from lutra.host.models import find_model
 from lutra.host.models.decoder import LINEARS, Decoder, Gate
+from lutra.host.models.layers import round_activations
 from lutra.host.packing import (
     ACC_MAX,
     HEAD_MAX,
@@ -21,6 +22,7 @@ from lutra.host.packing import (
     PackedNorm,
     least_shift,
     pack_model,
+    reference,
 )
 from lutra.host.quantize import default_format
 from lutra.host.quantize.rtn import round_to_nearest
@@ -297,3 +299,22 @@ def test_formats_of_another_kind_of_model_are_refused(
     )
     with pytest.raises(LutraError, match=message):
         pack_model(llama("llama"), Format.parse("W1.58A16"))
+
+
+def test_bits_of_the_cache(checkpoint: Callable[[str], Decoder]) -> None:
+    model = checkpoint("least")
+    assert [pack_model(model, kv_bits=bits).kv_bits for bits in (8, 4)] == [8, 4]
+    with pytest.raises(LutraError, match=r"^kv must be 8 or 4 bits, not 5$"):
+        pack_model(model, kv_bits=5)
+
+
+def test_the_reference_rounds_a_cache_of_four_bits(checkpoint: Callable[[str], Decoder]) -> None:
+    eight, four = (reference(pack_model(checkpoint("odd"), kv_bits=bits)) for bits in (8, 4))
+    tokens = np.arange(9)
+    k = np.random.default_rng(1).normal(size=(2, 3, 8))
+    assert (eight.kv_bits, four.kv_bits) == (None, 4)
+    assert not np.array_equal(eight.forward(tokens), four.forward(tokens))
+    rounded = np.multiply(*round_activations(k, 4))
+    step = np.abs(k).max(axis=-1, keepdims=True) / 7
+    np.testing.assert_allclose(rounded / step, np.rint(k / step), atol=1e-9)
+    assert np.abs(np.rint(rounded / step)).max() == 7

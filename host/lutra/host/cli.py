@@ -30,7 +30,7 @@ from lutra.host.perplexity import perplexity, text_windows
 from lutra.host.progress import StepProgress
 from lutra.host.quantize import DEFAULT_GROUP, GROUPS
 from lutra.host.sampling import SamplingParams
-from lutra.sim.golden.core.config import CONFIGS, ENGINES, NANO_WIDE
+from lutra.sim.golden.core.config import CONFIGS, ENGINES, KV_WIDTHS, NANO_WIDE
 from lutra.sim.golden.matmul.format import FORMATS, Format
 
 __all__ = ["main"]
@@ -140,6 +140,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help=f"weights that share a scale and a zero point (default {DEFAULT_GROUP})",
     )
     parser.add_argument(
+        "--kv", type=int, choices=KV_WIDTHS, help="bits of cached keys and values (default 8)"
+    )
+    parser.add_argument(
         "--engine",
         choices=tuple(ENGINES),
         help="matmul engine (default: ternary for W1.58A8, lut for the other formats)",
@@ -206,6 +209,7 @@ def _run(args: argparse.Namespace) -> int:
             engine=args.engine,
             format=args.format,
             group=args.group,
+            kv_bits=args.kv,
             threads=args.threads,
             check=check,
             wave=args.wave,
@@ -277,6 +281,7 @@ def _chat(args: argparse.Namespace) -> int:
             engine=args.engine,
             format=args.format,
             group=args.group,
+            kv_bits=args.kv,
             threads=args.threads,
             check=args.device == "rtl" if args.check is None else args.check,
             progress=progress,
@@ -310,6 +315,7 @@ def _figures(llm: LLM, text: str) -> dict[str, object]:
         "engine": config.engine if config else None,
         "format": llm.packed.format,
         "group": llm.packed.group,
+        "kv_bits": llm.packed.kv_bits,
         "model": llm.packed.name,
         "text": text,
         "prompt_tokens": stats.prompt_tokens,
@@ -402,6 +408,7 @@ def _perplexity(args: argparse.Namespace) -> int:
             engine=args.engine,
             format=args.format,
             group=args.group,
+            kv_bits=args.kv,
             threads=args.threads,
             progress=progress,
         )
@@ -430,6 +437,7 @@ def _perplexity(args: argparse.Namespace) -> int:
         as_it_is = args.float and source is llm.source and not llm.packed.ternary
         figures |= {"format": None if as_it_is else llm.packed.format}
         figures |= {"group": None if as_it_is else llm.packed.group}
+        figures |= {"kv_bits": None if as_it_is else llm.packed.kv_bits}
         figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
         print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))
     else:

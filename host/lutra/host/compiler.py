@@ -1,8 +1,7 @@
 """Lowering: a packed model becomes one program and one memory image for a configuration."""
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -167,6 +166,8 @@ def compile_model(
     kv = round_up(weight_base + len(weights), _PAGE)
     logits = round_up(kv + len(model.layers) * config.kv_layer_bytes, _PAGE)
     stride = round_up(4 * padded_vocabulary(model), config.data_bytes)
+    # read by whole beats before all of a beat is written: scales, keys and values that share one
+    first = config.kv_s_offset if config.kv_row_bytes == config.data_bytes else 0
     digest = hashlib.sha256(code + weights + config.fingerprint.to_bytes(8, "little"))
     return Program(
         model=model.name,
@@ -182,10 +183,7 @@ def compile_model(
         code=code,
         weights=weights,
         zeros=[
-            (
-                kv + i * config.kv_layer_bytes + config.kv_s_offset,
-                config.max_context * config.kv_scale_bytes,
-            )
+            (kv + i * config.kv_layer_bytes + first, config.kv_layer_bytes - first)
             for i in range(len(model.layers))
         ],
         vocab_size=model.vocab_size,

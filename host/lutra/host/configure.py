@@ -24,8 +24,9 @@ def configure(
 ) -> AcceleratorConfig:
     """The configuration with the engine that ``engine`` names, or the first that runs the model.
 
-    A named configuration that is too small for the model is enlarged (its name then ends in
-    ``-fit``) unless ``made_to_measure`` is false; an object is taken as it is.
+    A named configuration gets the model's bits of keys and values (its name then has ``-kv4``); one
+    that is too small for the model is enlarged (``-fit``) unless ``made_to_measure`` is false. An
+    object is taken as it is.
     """
     if engine is not None and engine not in ENGINES:
         raise LutraError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
@@ -38,16 +39,19 @@ def configure(
         return config
     if config not in CONFIGS:
         raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
+    base = CONFIGS[config]
+    if model.kv_bits != base.kv_width:
+        base = replace(base, name=f"{base.name}-kv{model.kv_bits}", kv_width=model.kv_bits)
     choice = engines_for(model)
     if engine is not None and engine not in choice:
         # refused when the model is compiled
-        return with_engine(CONFIGS[config], engine)
+        return with_engine(base, engine)
     candidates = choice if engine is None else [engine]
     for kind in candidates:
-        built = with_engine(CONFIGS[config], kind, a_width=model.a_bits)
+        built = with_engine(base, kind, a_width=model.a_bits)
         if not made_to_measure or _fits(model, built):
             return built
-        built = _measured(model, CONFIGS[config], kind)
+        built = _measured(model, base, kind)
         # the last one is taken in any case: compiling says what it lacks
         if _fits(model, built) or kind == candidates[-1]:
             return built

@@ -104,7 +104,8 @@ class LLM:
     ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights, and
     ``engine`` the matmul engine that ``config`` is built with. Left out, a ternary model runs as it
     is (W1.58A8) on the engine ``ternary``, any other in W4A8 on the engine ``lut``; a ``config``
-    that is an object keeps the engine that it has.
+    that is an object keeps the engine that it has. ``kv_bits`` are those that keys and values are
+    cached in, 8 or 4; left out, 8.
 
     With ``check`` every logit of the device is compared with the golden model's and a difference
     raises :class:`Mismatch`. ``source`` is the checkpoint, None if ``model`` is packed already;
@@ -121,6 +122,7 @@ class LLM:
         engine: str | None = None,
         format: str | None = None,
         group: int | None = None,
+        kv_bits: int | None = None,
         context: int | None = None,
         check: bool = False,
         threads: int | None = None,
@@ -129,7 +131,7 @@ class LLM:
         progress: Progress | None = None,
     ) -> None:
         path = find_model(model)
-        self.source, self.packed = open_model(path, format, group, context, progress)
+        self.source, self.packed = open_model(path, format, group, kv_bits, context, progress)
         self.tokenizer = Tokenizer.open(path, self.packed.bos)
         if self.tokenizer.vocab_size > self.packed.vocab_size:
             raise LutraError(

@@ -120,6 +120,12 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
                 f"configuration {c.name} is built for {name} {fixed}, the model has {has}: "
                 f"use a configuration with {name}={value}"
             )
+    if model.kv_bits != c.kv_width:
+        raise LutraError(
+            f"configuration {c.name} is built for a KV cache of {c.kv_width} bits, the model is "
+            f"packed for {model.kv_bits}: give --kv {c.kv_width} to lutra pack or lutra quantize, "
+            f"or use a configuration with kv_width={model.kv_bits}"
+        )
     if model.hidden_size % 32 or model.intermediate_size % 16:
         raise LutraError(
             "hidden_size must be a multiple of 32 and intermediate_size of 16, not "

@@ -15,26 +15,36 @@ from lutra.sim.golden.matmul.format import Format
 __all__ = ["open_model", "open_packed_model"]
 
 Progress = Callable[[str, float], None]
+_KV_BITS = 8
 
 
 def open_packed_model(
     name: str | Path,
     format: str | None = None,
     group: int | None = None,
+    kv_bits: int | None = None,
     context: int | None = None,
     progress: Progress | None = None,
 ) -> PackedModel:
     """What to run of a name, ``random:SHAPE`` included."""
     if not str(name).startswith(PREFIX):
-        return open_model(find_model(name), format, group, context, progress)[1]
+        return open_model(find_model(name), format, group, kv_bits, context, progress)[1]
     wanted = None if format is None else _format(format)
-    return random_packed(str(name), wanted, group or DEFAULT_GROUP, context, progress=progress)
+    return random_packed(
+        str(name),
+        wanted,
+        group or DEFAULT_GROUP,
+        context,
+        kv_bits=_KV_BITS if kv_bits is None else kv_bits,
+        progress=progress,
+    )
 
 
 def open_model(
     path: Path,
     format: str | None,
     group: int | None,
+    kv_bits: int | None,
     context: int | None,
     progress: Progress | None,
 ) -> tuple[Decoder | None, PackedModel]:
@@ -42,7 +52,12 @@ def open_model(
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
     if is_packed(path):
-        for name, value in (("format", format), ("group", group), ("context", context)):
+        for name, value in (
+            ("format", format),
+            ("group", group),
+            ("kv", kv_bits),
+            ("context", context),
+        ):
             if value is not None:
                 raise LutraError(
                     f"{path} is packed already, its {name} can not be changed: leave {name} out, "
@@ -51,7 +66,9 @@ def open_model(
         return None, open_packed(path).model
     source = load_model(path).limited(context)
     wanted = None if format is None else _format(format)
-    return source, pack_model(source, wanted, group or DEFAULT_GROUP, progress)
+    return source, pack_model(
+        source, wanted, group or DEFAULT_GROUP, progress, _KV_BITS if kv_bits is None else kv_bits
+    )
 
 
 def _format(name: str) -> Format:

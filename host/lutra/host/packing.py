@@ -23,6 +23,7 @@ from lutra.host.models.rope import Rope
 from lutra.host.quantize import DEFAULT_GROUP, default_format, quantize_decoder
 from lutra.sim.golden.arith.fixed import round_shift
 from lutra.sim.golden.arith.scale import Scale, scale_from_float, scale_to_float
+from lutra.sim.golden.core.config import KV_WIDTHS
 from lutra.sim.golden.matmul.engine import GroupedWeights
 from lutra.sim.golden.matmul.format import TERNARY_NAME, Format
 from lutra.sim.golden.vector.heads import EPS_FRAC, FIXED_FRAC
@@ -167,8 +168,8 @@ class PackedModel:
     ``format`` names the bits of weights and activations; ``ternary`` tells that all weights of
     the layers are -1, 0 and 1, without groups. What an accelerator needs for the layers: ``w_bits``
     and ``scale_bits``, the widest codes and group scales, and ``group``, which divides all groups
-    (None if there are none), ``biased`` and ``head_normed``. ``head_eps`` is the epsilon of head
-    norms in units of 2**-32.
+    (None if there are none), ``biased``, ``head_normed``, and ``kv_bits``, the bits that keys and
+    values are cached in. ``head_eps`` is the epsilon of head norms in units of 2**-32.
     """
 
     name: str
@@ -181,6 +182,7 @@ class PackedModel:
     group: int | None
     biased: bool
     head_normed: bool
+    kv_bits: int
     gate: Gate
     hidden_size: int
     intermediate_size: int
@@ -303,11 +305,14 @@ class Packer:
     """Packs a quantised decoder layer by layer, and measures the residual stream as it goes.
 
     Every layer's matrices are :class:`~lutra.host.checkpoints.weights.Integers`. Deterministic:
-    the range is measured on a fixed sequence of tokens.
+    the range is measured on a fixed sequence of tokens. ``kv_bits`` says how keys and values are
+    to be cached; the layers do not depend on it.
     """
 
-    def __init__(self, model: Decoder) -> None:
-        c = model.config
+    def __init__(self, model: Decoder, kv_bits: int = 8) -> None:
+        if kv_bits not in KV_WIDTHS:
+            raise LutraError(f"kv must be 8 or 4 bits, not {kv_bits}")
+        c, self._kv_bits = model.config, kv_bits
         n_weights = c.num_hidden_layers * sum(math.prod(c.shape_of(name)) for name in LINEARS)
         if n_weights >= _LARGE:
             model = replace(model, dtype=np.float32)
@@ -437,6 +442,7 @@ class Packer:
             group=self._group or None,
             biased=self._biased,
             head_normed=self._head_normed,
+            kv_bits=self._kv_bits,
             gate=c.gate,
             hidden_size=c.hidden_size,
             intermediate_size=c.intermediate_size,
@@ -463,10 +469,10 @@ class Packer:
 
 
 def pack_decoder(
-    model: Decoder, progress: Callable[[str, float], None] | None = None
+    model: Decoder, progress: Callable[[str, float], None] | None = None, kv_bits: int = 8
 ) -> PackedModel:
     """Pack a quantised decoder, whole in memory."""
-    packer = Packer(model)
+    packer = Packer(model, kv_bits)
     layers: list[PackedLayer] = []
     for i in range(len(model.layers)):
         if progress:
@@ -480,10 +486,11 @@ def pack_model(
     format: Format | None = None,
     group: int = DEFAULT_GROUP,
     progress: Callable[[str, float], None] | None = None,
+    kv_bits: int = 8,
 ) -> PackedModel:
     """Round a checkpoint to nearest in a format, and pack it; deterministic."""
     quantized = quantize_decoder(model, format or default_format(model), group)
-    return pack_decoder(quantized, progress)
+    return pack_decoder(quantized, progress, kv_bits)
 
 
 def reference_layer(config: DecoderConfig, layer: PackedLayer) -> DecoderLayer:
@@ -535,7 +542,11 @@ class _TableRope(Rope):
 
 def reference(model: PackedModel) -> Decoder:
     """The packed model in floating point, inputs of its matrices rounded as on an accelerator:
-    the yardstick of the integer path."""
+    the yardstick of the integer path.
+
+    Keys and values are rounded if they have fewer than eight bits; those of eight are part of what
+    the integer path is measured by.
+    """
     n_layers = len(model.layers)
     rows = model.head_rows.astype(np.float64) * model.head_scale
     rows *= 2.0 ** -(LOGIT_SHIFT + model.head_shift - 1)
@@ -566,4 +577,5 @@ def reference(model: PackedModel) -> Decoder:
         lm_head=Dense((model.head * rows[:, None]).astype(np.float32)),
         activation_bits=model.a_bits,
         head_bits=model.a_bits,
+        kv_bits=model.kv_bits if model.kv_bits < 8 else None,
     )

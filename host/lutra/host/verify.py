@@ -130,7 +130,7 @@ def verify(
             PartError(
                 name=f"layer {i}",
                 own=_relative(added, after - before),
-                limit=_limit(layer, decoder.layers[i]) if limit is None else limit,
+                limit=_limit(layer, decoder.layers[i], model.kv_bits) if limit is None else limit,
                 total=_relative(whole, after),
                 integer=_relative(whole, x),
             )
@@ -173,14 +173,14 @@ def _check_sizes(model: PackedModel, decoder: Decoder, source: Path) -> None:
             )
 
 
-def _limit(packed: DecoderLayer, source: DecoderLayer) -> float:
-    """By the least bits that a float matrix of the source was rounded to."""
-    bits: list[int] = []
+def _limit(packed: DecoderLayer, source: DecoderLayer, kv_bits: int) -> float:
+    """By the least bits that a float matrix of the source, or the KV cache, was rounded to."""
+    bits = [kv_bits]
     for name in LINEARS:
         weight = packed.linear(name)
         if isinstance(source.linear(name), Dense) and isinstance(weight, Integers):
             bits.append(weight.weights.bits)
-    return _LIMITS.get(min(bits, default=8), _LIMIT)
+    return _LIMITS.get(min(bits), _LIMIT)
 
 
 def _silent(_stage: str, _share: float) -> None:

@@ -105,6 +105,20 @@ def test_pack_in_a_format(source: Path, tmp_path: Path, capsys: Capture) -> None
     assert_same(open_packed(out).model, expected)
 
 
+def test_a_cache_of_four_bits(source: Path, tmp_path: Path) -> None:
+    """The layers are those of eight bits."""
+    out, options = tmp_path / "out", ["--method", "gptq", *CALIB]
+    eight, four = (
+        quantize(source, tmp_path / "eight", *options),
+        quantize(source, out, *options, "--kv", "4"),
+    )
+    assert (eight.kv_bits, four.kv_bits) == (8, 4)
+    assert_same(replace(four, kv_bits=8), eight)
+    assert open_packed(out).fingerprint != open_packed(tmp_path / "eight").fingerprint
+    assert main(["pack", str(source), "-o", str(out), "--kv", "4"]) == 0
+    assert_same(open_packed(out).model, pack_model(load_model(source), kv_bits=4))
+
+
 def test_a_budget_and_its_table(source: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     model = quantize(source, out, "--method", "gptq", "--bits-budget", "3.5", *CALIB)

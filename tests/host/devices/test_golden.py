@@ -16,7 +16,7 @@ from lutra.host.errors import LutraError
 from lutra.host.fit import engines_for
 from lutra.host.models import find_model, load_model
 from lutra.host.models.decoder import Decoder
-from lutra.host.packing import PackedModel, pack_model
+from lutra.host.packing import PackedModel, pack_model, reference
 from lutra.host.program import Program
 from lutra.host.quantize import quantize_decoder
 from lutra.sim.golden.control.isa import Instruction, Opcode, encode
@@ -327,6 +327,27 @@ def test_the_shipped_models_give_the_same_logits_on_every_engine() -> None:
         assert len(results) >= 3
         for result in results[1:]:
             assert_same(result, results[0])
+
+
+# -- KV cache
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_cache_of_four_bits(name: str, packed: Callable[[str], PackedModel]) -> None:
+    """Tiles of any size agree; logits are near those in float with keys and values rounded, and
+    further from those without."""
+    model = replace(packed(name), kv_bits=4)
+    program = compile_model(model, replace(config_for(SHAPES[name]), kv_width=4))
+    tokens = tokens_for(program)
+    whole = run(program, tokens)
+    for sizes in ([1] * 99, [3] * 99, [2, 1, 4, 3, 1, 1, 2]):
+        assert_same(run(program, tokens, sizes), whole)
+    error, without = (
+        relative_error(real(whole), reference(each).forward(tokens))
+        for each in (model, packed(name))
+    )
+    assert np.median(error) < 0.05
+    assert np.median(without) > 1.5 * np.median(error)
 
 
 # -- refusals

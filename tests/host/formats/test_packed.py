@@ -318,8 +318,8 @@ SCALE_TEXT = (
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_to("lutra_version", to=2), "config.json is of packed format 2, this is 1"),
-        (without("lutra_version"), "config.json is of packed format None, this is 1"),
+        (set_to("lutra_version", to=1), "config.json is of packed format 1, this is 2"),
+        (without("lutra_version"), "config.json is of packed format None, this is 2"),
         (
             without("hidden_size"),
             "config.json: hidden_size must be a positive whole number, not No",
@@ -341,6 +341,8 @@ SCALE_TEXT = (
             set_to("context", to=49),
             "model.safetensors: rope must be [49, 16], not [48, 16]: config",
         ),
+        (set_to("kv_bits", to=6), "config.json: kv_bits 6 is not supported; supported is 8 or 4"),
+        (without("kv_bits"), "config.json: kv_bits must be a positive whole number, not None"),
         (set_to("a_bits", to=7), "config.json: a_bits 7 is not supported; supported is 8 or 16"),
         (
             set_to("gate", to="gelu"),

@@ -25,6 +25,7 @@ from lutra.host.quantize.budget import BitPlan, Sensitivity
 from lutra.host.quantize.calibration import calibration_windows
 from lutra.host.quantize.driver import METHODS, Recipe, quantize_layers
 from lutra.host.tokenizer import Tokenizer, copy_tokenizer
+from lutra.sim.golden.core.config import KV_WIDTHS
 from lutra.sim.golden.matmul.format import FORMATS, Format
 
 __all__ = ["add_pack", "add_quantize"]
@@ -74,6 +75,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         help=f"weights that share a scale and a zero point (default {DEFAULT_GROUP})",
     )
     parser.add_argument(
+        "--kv", type=int, choices=KV_WIDTHS, default=8, help="bits of keys and values (default 8)"
+    )
+    parser.add_argument(
         "-c", "--ctx-size", type=int, help=f"positions (default: the model's, at most {CONTEXT})"
     )
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
@@ -96,6 +100,7 @@ def _quantize(args: argparse.Namespace) -> int:
         method=args.method,
         act_order=args.act_order,
         bits_budget=args.bits_budget,
+        kv_bits=args.kv,
     )
     # a model without one is refused before it is packed
     tokenizer = Tokenizer.open(path, model.config.bos_token_id)
@@ -151,7 +156,7 @@ def _pack(
     settings |= {"source": _identity(source), "context": c.max_position_embeddings}
     sizes = LayerSizes(c.hidden_size, c.intermediate_size, c.q_size, c.kv_size, c.head_dim)
     store = PackedStore(out, settings, sizes)
-    packer = Packer(model.replaced(model.layers, recipe.format.a_bits))
+    packer = Packer(model.replaced(model.layers, recipe.format.a_bits), recipe.kv_bits)
     for _ in quantize_layers(
         model, recipe, calibration, packer=packer, store=store, progress=progress, watch=watch
     ):

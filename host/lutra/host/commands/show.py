@@ -92,6 +92,7 @@ def packed_figures(file: PackedFile) -> dict[str, object]:
         "name": model.name,
         "architecture": model.architecture,
         "format": model.format,
+        "kv_bits": model.kv_bits,
         "fingerprint": file.fingerprint,
         "layers": len(model.layers),
         "hidden_size": model.hidden_size,

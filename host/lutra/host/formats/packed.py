@@ -37,20 +37,21 @@ from lutra.host.packing import (
     PackedModel,
     PackedNorm,
 )
+from lutra.sim.golden.core.config import KV_WIDTHS
 from lutra.sim.golden.matmul.format import A_BITS
 
 __all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
 
-VERSION = 1
+VERSION = 2
 """Of the format; another one is refused."""
 _KEY = "lutra_version"
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
 _ARRAYS = ("embedding", "rope", "norm", "head", "head_rows")
 _FIELDS = (
-    "architecture", "format", "a_bits", "ternary", "w_bits", "scale_bits", "group", "biased",
-    "head_normed", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim",
-    "vocab_size", "context", "bos", "head_eps", "residual_frac", "embedding_frac", "head_shift",
-    "head_scale",
+    "architecture", "format", "a_bits", "kv_bits", "ternary", "w_bits", "scale_bits", "group",
+    "biased", "head_normed", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads",
+    "head_dim", "vocab_size", "context", "bos", "head_eps", "residual_frac", "embedding_frac",
+    "head_shift", "head_scale",
 )  # fmt: skip
 _ADVICE = "pack the model again"
 _HASH_BYTES = 1 << 24
@@ -260,6 +261,8 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
     gate, a_bits, bos = file.get("gate"), file.whole("a_bits"), file.tokens("bos")
     file.require("gate", gate, *(each.value for each in Gate), advice=_ADVICE)
     file.require("a_bits", a_bits, *A_BITS, advice=_ADVICE)
+    kv_bits = file.whole("kv_bits")
+    file.require("kv_bits", kv_bits, *KV_WIDTHS, advice=_ADVICE)
     promise = _Promise(
         ternary=file.flag("ternary"),
         w_bits=file.whole("w_bits", most=8),
@@ -286,6 +289,7 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
         architecture=_text(file, "architecture"),
         format=_text(file, "format"),
         a_bits=a_bits,
+        kv_bits=kv_bits,
         ternary=promise.ternary,
         w_bits=promise.w_bits,
         scale_bits=promise.scale_bits,

@@ -30,6 +30,7 @@ from lutra.host.packing import (
     least_shift,
 )
 from lutra.sim.golden.arith.scale import scale_from_float
+from lutra.sim.golden.core.config import KV_WIDTHS
 from lutra.sim.golden.matmul.format import Format
 from lutra.sim.golden.vector.heads import EPS_FRAC
 from lutra.sim.golden.vector.residual import LOGIT_SHIFT
@@ -51,6 +52,7 @@ def random_packed(
     group: int = 128,
     context: int | None = None,
     *,
+    kv_bits: int = 8,
     n_layers: int | None = None,
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
@@ -71,6 +73,8 @@ def random_packed(
         raise LutraError(f"{name} has ternary weights, they are not rounded to {format}")
     if format.ternary and not bitnet:
         raise LutraError(f"{name} has no ternary weights: give another format than {format}")
+    if kv_bits not in KV_WIDTHS:
+        raise LutraError(f"kv must be 8 or 4 bits, not {kv_bits}")
     context = min(c.max_position_embeddings, CONTEXT) if context is None else context
     if not 1 <= context <= c.max_position_embeddings:
         raise LutraError(f"the context must be in 1..{c.max_position_embeddings}, not {context}")
@@ -106,6 +110,7 @@ def random_packed(
         n_heads=c.num_attention_heads,
         n_kv_heads=c.num_key_value_heads,
         head_dim=c.head_dim,
+        kv_bits=kv_bits,
         vocab_size=c.vocab_size,
         context=context,
         bos=None,

@@ -44,13 +44,15 @@ Watch = Callable[[Sensitivity, BitPlan], None]
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to quantise: ``format`` (its bits of a weight are a mean with ``bits_budget``),
-    weights of a ``group``, ``method`` of :data:`METHODS`, GPTQ in ``act_order`` or not."""
+    weights of a ``group``, ``method`` of :data:`METHODS`, GPTQ in ``act_order`` or not; keys and
+    values are cached in ``kv_bits``."""
 
     format: Format
     group: int = DEFAULT_GROUP
     method: str = "rtn"
     act_order: bool = False
     bits_budget: float | None = None
+    kv_bits: int = 8
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -81,7 +83,10 @@ class Recipe:
     def settings(
         self, calibration: NDArray[np.int64] | None
     ) -> dict[str, str | int | float | None]:
-        """Everything that the result depends on beside the model: equal ones may be resumed."""
+        """Everything that the layers depend on beside the model: equal ones may be resumed.
+
+        They do not depend on the bits of the KV cache.
+        """
         text = None
         if calibration is not None and self.calibrated:
             content = np.ascontiguousarray(calibration, "<i8").tobytes()
@@ -126,7 +131,7 @@ def quantize_model(
     watch: Watch | None = None,
 ) -> PackedModel:
     """Quantise and pack a model, its layers in memory; see :func:`quantize_layers`."""
-    packer = Packer(model.replaced(model.layers, recipe.format.a_bits))
+    packer = Packer(model.replaced(model.layers, recipe.format.a_bits), recipe.kv_bits)
     layers = quantize_layers(
         model, recipe, calibration, packer=packer, store=store, progress=progress, watch=watch
     )

@@ -29,6 +29,8 @@ SIZES = (4, 3, 1, 2, 4, 4, 2)
 BOUND = 0.045
 """Of the error's root mean square, in standard deviations of the logits: eight bits of
 activations, keys, values and head leave 0.015 to 0.03."""
+BOUND_KV4 = 0.07
+"""Of it with a cache of four bits, in floating point too: 0.02 to 0.05."""
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,25 @@ def test_the_rtl_gives_the_logits_of_the_golden_device(
 
 
 @pytest.mark.rtl
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("mistral-window", "lut"),
+        *(
+            pytest.param(name, next(engines_of(name)), marks=pytest.mark.slow)
+            for name in ("qwen2-narrow", "qwen2-window", "qwen-both", "bitnet", "bitnet-large-odd")
+        ),
+        pytest.param("llama-untied", "mixpe", marks=pytest.mark.slow),
+    ],
+)
+def test_the_rtl_with_a_cache_of_four_bits(name: str, engine: str, packed: Packed) -> None:
+    """Windows that begin at odd positions, tiles that end at them, padded heads."""
+    model = replace(packed(name), kv_bits=4)
+    timing = random_timing(2) if name in ("mistral-window", "bitnet") else IDEAL
+    assert_the_rtl_gives_the_same(model, config_of_engine(engine, kv_width=4), timing)
+
+
+@pytest.mark.rtl
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "llama-untied", "gptq", "bitnet"])
 def test_the_rtl_of_a_configuration_made_to_measure(name: str, packed: Packed) -> None:
@@ -129,6 +150,17 @@ def test_the_rtl_of_a_configuration_made_to_measure(name: str, packed: Packed) -
 
 
 # -- floating point
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_cache_of_four_bits_is_near_floating_point(name: str, packed: Packed) -> None:
+    model = replace(packed(name), kv_bits=4)
+    config = config_of_engine(next(engines_of(name)), kv_width=4)
+    actual = golden_logits(model, config)
+    near = error(actual, expected_logits(model))
+    assert near < BOUND_KV4
+    # what four bits cost is there, and is nearly all
+    assert error(actual, expected_logits(packed(name))) > 2 * near
 
 
 @pytest.mark.parametrize("name", MAKERS)

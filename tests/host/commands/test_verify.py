@@ -46,8 +46,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "transformers_run", lambda *_: None)
 
 
-def packed(source: Path, out: Path, format: str = "W8A8") -> Path:
-    assert main(["pack", str(source), "-o", str(out), "--group", "32", "--format", format]) == 0
+def packed(source: Path, out: Path, format: str = "W8A8", *options: str) -> Path:
+    command = ["pack", str(source), "-o", str(out), "--group", "32", "--format", format]
+    assert main([*command, *options]) == 0
     return out
 
 
@@ -80,6 +81,15 @@ def test_every_format_is_within_its_limits(
         assert found["logits"] < 0.05
         assert found["kl"] < 0.01
         assert all(part["own"] < 0.03 for part in found["parts"])
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_cache_of_four_bits(source: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = packed(source, tmp_path / "out", "W8A8", "--kv", "4")
+    code, found = verified(capsys, model, source)
+    assert (code, found["first_over"]) == (0, None)
+    layers = found["parts"][1:-1]
+    assert all(part["limit"] == 0.3 and 0.02 < part["own"] for part in layers)
 
 
 @pytest.mark.usefixtures("alone")

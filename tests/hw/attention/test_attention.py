@@ -21,6 +21,10 @@ def _config(name: str, **changes: int) -> AcceleratorConfig:
 SMALL = _config("small", head_dim=16, n_heads=3, n_kv_heads=1, m_tile=4, max_context=32)
 ODD = _config("odd", head_dim=32, n_heads=3, n_kv_heads=3, m_tile=3, max_context=16)
 TINY = _config("tiny", head_dim=8, n_heads=1, n_kv_heads=1, m_tile=1, max_context=8)
+FOUR_BITS = [
+    dataclasses.replace(config, name=f"{config.name}-kv4", kv_width=4)
+    for config in (SMALL, ODD, TINY, NANO)
+]
 
 
 def test_rejects_config_of_another_kind() -> None:
@@ -30,7 +34,18 @@ def test_rejects_config_of_another_kind() -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("config", [SMALL, ODD, TINY, NANO], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        ODD,
+        TINY,
+        NANO,
+        *FOUR_BITS[:3],
+        pytest.param(FOUR_BITS[3], marks=pytest.mark.slow),
+    ],
+    ids=lambda config: config.name,
+)
 def test_against_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
     bench = "lutra.sim.bench.attention.tb_attention"
     run_cocotb(AttentionUnit(config), bench, tmp_path, parameters=config)

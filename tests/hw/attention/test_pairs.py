@@ -13,7 +13,7 @@ pytest.importorskip("cocotb_tools")
 from lutra.hw.attention.pairs import BEAT_SLOTS, PairIssuer
 from lutra.sim.bench.simulate import simulate, stream_put
 from lutra.sim.golden.attention.pairs import fetches, pairs
-from lutra.sim.golden.core.config import NANO
+from lutra.sim.golden.core.config import NANO, AcceleratorConfig
 
 CONFIG = dataclasses.replace(
     NANO,
@@ -25,10 +25,13 @@ CONFIG = dataclasses.replace(
     m_tile=4,
     max_context=32,
 )
+FOUR_BITS = dataclasses.replace(CONFIG, name="small-kv4", kv_width=4)
 DRAIN, IN_USE, END = 13, 8, 30
 # the tile sizes, no tokens, and more beats than slots; then windows, down to the query itself
 COMMANDS = [(0, 1, 0), (0, 4, 0), (7, 0, 0), (5, 3, 0), (31, 1, 0), (28, 4, 0)]
 COMMANDS += [(28, 4, 1), (31, 1, 1), (7, 0, 5), (0, 4, 3), (2, 4, 4), (28, 4, 30), (5, 3, 65535)]
+# with two positions to a beat: first and last position even and odd
+COMMANDS += [(9, 1, 4), (9, 2, 4), (10, 1, 4), (10, 2, 4), (9, 1, 1), (10, 1, 1), (10, 1, 2)]
 
 
 @dataclasses.dataclass
@@ -45,17 +48,18 @@ class State:
     ends: deque[int] = dataclasses.field(default_factory=lambda: deque([0] * END))
 
 
-def _rows(addr: int, beats: int) -> range:
+def _rows(config: AcceleratorConfig, addr: int, beats: int) -> range:
     """Rows of the scales' memory that a fetch fills."""
-    first = (addr - 0x4000 - CONFIG.kv_s_offset) // CONFIG.data_bytes
+    first = (addr - 0x4000 - config.kv_s_offset) // config.data_bytes
     return range(first, first + beats)
 
 
 @pytest.mark.parametrize("p_stall", [0.0, 0.5])
-def test_order(p_stall: float) -> None:
+@pytest.mark.parametrize("config", [CONFIG, FOUR_BITS], ids=lambda config: config.name)
+def test_order(config: AcceleratorConfig, p_stall: float) -> None:
     """Fetches and pairs come as in the model; a slot is never written while it is in use."""
     rng = Random(1)
-    dut = PairIssuer(CONFIG, DRAIN)
+    dut = PairIssuer(config, DRAIN)
 
     async def step(ctx: Any, state: State) -> None:
         """One cycle as memory, and as the pipeline behind the issuer."""
@@ -103,10 +107,10 @@ def test_order(p_stall: float) -> None:
             while not ctx.get(dut.done):
                 assert ctx.get(dut.busy)
                 await step(ctx, state)
-            expected = list(fetches(CONFIG, 0x4000, position, token_count, window))
+            expected = list(fetches(config, 0x4000, position, token_count, window))
             assert state.fetched == expected
-            assert state.issued == list(pairs(CONFIG, position, token_count, window))
-            assert state.rows == list(_rows(*expected[0]) if expected else ())
+            assert state.issued == list(pairs(config, position, token_count, window))
+            assert state.rows == list(_rows(config, *expected[0]) if expected else ())
             assert state.owed == 0 and not state.slots and not ctx.get(dut.busy)
             if expected:
                 assert (ctx.get(dut.frac), ctx.get(dut.token_last)) == (9, token_count - 1)

@@ -61,6 +61,7 @@ CASES = {
         _SIZES,
     ),
     "biases and norms": (replace(SMALL, param_words=128, qkv_bias=True, qk_norm=True), _SIZES),
+    "cache of four bits": (replace(SMALL, kv_width=4), _SIZES),
     "nano": (NANO, StorySizes(hidden=256, intermediate=160, vocab=128)),
 }
 

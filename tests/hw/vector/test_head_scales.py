@@ -1,5 +1,6 @@
 """HeadScales against the golden model: factors, scales, their order and their cycles."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,8 @@ def test_rejects_a_config_of_another_kind() -> None:
         (FEATURED, False, False),
         (FEATURED, True, False),
         (FEATURED, True, True),
+        pytest.param(replace(NANO, kv_width=4), False, False, id="four-bits"),
+        pytest.param(replace(FEATURED, kv_width=4), True, True, id="four-bits-normed"),
     ],
 )
 def test_tile(config: Any, fixed: bool, normed: bool) -> None:
@@ -61,17 +64,23 @@ def test_tile(config: Any, fixed: bool, normed: bool) -> None:
         if normed:
             is_normed = np.broadcast_to(np.arange(VALUES_END) < KEYS_END, shape)
             unit = Scale(*(np.where(is_normed, a, b) for a, b in zip(root, unit, strict=True)))
-        step = quantize_step(y_max)
+        step = _by_kind(config, quantize_step, y_max)
         step = Scale(step.m, step.e - np.where(step.m == 0, 0, ROPE_FRAC))
         modes = {"fixed": fixed, "qk_norm": normed, "eps": eps, "gamma_frac": gamma_frac}
         scales, factors, cycles = _run(config, y_max, s, weights, (v * v).sum(axis=-1), modes)
         assert scales == list(
             zip(*(x.reshape(-1).tolist() for x in scale_mul(step, unit)), strict=True)
         )
-        factor = quantize_factor(y_max)
+        factor = _by_kind(config, quantize_factor, y_max)
         assert factors == list(zip(factor.m.flat, factor.e.flat, strict=True))
         between = np.where(normed & (KINDS < 2), HEAD_CYCLES + NORM_CYCLES, HEAD_CYCLES)
         assert (np.diff(cycles).reshape(-1)[: len(KINDS) - 1] == between[:-1]).all()
+
+
+def _by_kind(config: Any, of: Callable[[Any, int], Scale], y_max: np.ndarray) -> Scale:
+    """What ``of`` gives for queries with 127, and for the rest with what the cache holds."""
+    query, kv = of(y_max, 127), of(y_max, {8: 127, 4: 7}[config.kv_width])
+    return Scale(*(np.where(KINDS == 0, a, b) for a, b in zip(query, kv, strict=True)))
 
 
 def _run(

@@ -43,6 +43,16 @@ WIDE = AcceleratorConfig(
 )
 # accumulators of 28 bits
 NARROW_28 = with_engine(NARROW, "mac")
+FOUR_BITS = [
+    replace(config, name=f"{config.name}-kv4", kv_width=4)
+    for config in (
+        NARROW,
+        # a record of scales that fills a beat
+        replace(NARROW_28, n_heads=2, n_kv_heads=2, row_blocks_max=12),
+        replace(NANO, qkv_bias=True, qk_norm=True),
+        NANO,
+    )
+]
 BIAS = replace(NARROW, name="narrow-bias", qkv_bias=True)
 NORM = replace(WIDE, name="wide-norm", qk_norm=True)
 BOTH = [
@@ -66,6 +76,8 @@ def test_rejects_a_config_of_another_kind() -> None:
         BOTH[0],
         *(pytest.param(each, marks=pytest.mark.slow) for each in (WIDE, BIAS, NORM, *BOTH[1:])),
         NANO,
+        *FOUR_BITS[:2],
+        *(pytest.param(each, marks=pytest.mark.slow) for each in FOUR_BITS[2:]),
     ],
     ids=lambda config: config.name,
 )

@@ -93,6 +93,14 @@ FAULTS = [
         "arrived.eq(1),",
     ),
     Fault(
+        "pairs-kv4",
+        "lutra.hw.attention.pairs",
+        "PairIssuer",
+        "attention.pairs",
+        "arrived.eq(written != issued),",
+        "arrived.eq(1),",
+    ),
+    Fault(
         "fifo",
         "amaranth.lib.fifo",
         "SyncFIFO",

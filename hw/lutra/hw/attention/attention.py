@@ -1,4 +1,4 @@
-"""Integer attention of a token tile over an int8 KV cache in memory."""
+"""Integer attention of a token tile over a KV cache of int8 or int4 in memory."""
 
 from amaranth import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
@@ -181,8 +181,8 @@ class AttentionUnit(wiring.Component):
     every head in the output memory. A pair
     of a position and a token that sees it takes one cycle in pass K (scores, their maximum) and
     one in pass V (weights, weighted sum) for all ``q_per_kv`` heads that share the key, through
-    the same multipliers. Scores stay on chip. Pairs that the causal mask or the window hides are
-    never issued.
+    the same multipliers, of 17 by ``kv_width`` bits. Scores stay on chip. Pairs that the causal
+    mask or the window hides are never issued.
 
     Throughput is one pair per cycle. One token takes ``n_kv_heads * (2 * n + drain)`` cycles, those
     of its beats of scales, and the end of the last head; :meth:`cycles` is exact. ``rd_data`` is
@@ -331,6 +331,9 @@ class AttentionUnit(wiring.Component):
         self._exponents(m, weighed, v_scale, finish, shift)
 
         multiplied, summed = pair[self._multiply], pair[self._sum]
+        row = beat
+        if issuer.rows == 2:
+            row = Mux(multiplied.position[0], beat[len(beat) // 2 :], beat[: len(beat) // 2])
         banks = []
         for head in heads:
             difference = Signal(EXP2.d_width, name=f"difference_{head}")
@@ -351,12 +354,12 @@ class AttentionUnit(wiring.Component):
                 weight.eq(round_half(shifted)),
             ]
 
-            products = []
+            products, width = [], config.kv_width
             for dim in range(config.head_dim):
-                product = Signal(signed(24), name=f"product_{head}_{dim}")
+                product = Signal(signed(16 + width), name=f"product_{head}_{dim}")
                 operand = Mux(multiplied.values, weight, queries[head][dim])
                 with m.If(multiplied.valid):
-                    m.d.sync += product.eq(operand * beat[8 * dim :][:8].as_signed())
+                    m.d.sync += product.eq(operand * row[width * dim :][:width].as_signed())
                 products.append(product)
             score = self._score_of(m, head, products, key_scales[head], pair)
             newer = scored.first | (score > max_old.data[head])
@@ -532,7 +535,8 @@ class AttentionUnit(wiring.Component):
 
     def _score_of(self, m, head, products, scale, pair):
         """Score at stage ``score``: sum of the products, scaled, shifted, rounded, saturated."""
-        terms, stage = [product[:16].as_signed() for product in products], self._sum
+        width = 8 + self.config.kv_width
+        terms, stage = [product[:width].as_signed() for product in products], self._sum
         while len(terms) > 1:
             sums = []
             for i in range(0, len(terms), _TREE_RADIX):

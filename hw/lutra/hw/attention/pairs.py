@@ -1,6 +1,6 @@
 """The order in which attention works: fetches of a token tile, and its (position, token) pairs."""
 
-from amaranth import Module, Mux, Signal, signed, unsigned
+from amaranth import Const, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -46,11 +46,11 @@ class PairIssuer(wiring.Component):
 
     For each KV head a pass K and a pass V; in each the positions ascend, and for each position the
     tokens that see it: from its own position on, and within the window. What no token of the tile
-    sees is not fetched, but for scales in the beat of the first one seen. All DMA commands of the
-    tile are queued at once. One pair is issued per cycle, two cycles after its beat came at the
-    earliest. Between the last pair of pass K and the first of pass V lie ``drain`` cycles, until
-    the last score is in the score memory; pass V also waits for the previous head's
-    ``finished``. Beats wait in :data:`BEAT_SLOTS` slots.
+    sees is not fetched, but for what lies in a beat with the first or the last one seen: scales,
+    and of 4 bits a key or a value. All DMA commands of the tile are queued at once. One pair is
+    issued per cycle, two cycles after its beat came at the earliest. Between the last pair of pass
+    K and the first of pass V lie ``drain`` cycles, until the last score is in the score memory;
+    pass V also waits for the previous head's ``finished``. Beats wait in :data:`BEAT_SLOTS` slots.
 
     Model: :mod:`lutra.sim.golden.attention.pairs`.
 
@@ -77,6 +77,7 @@ class PairIssuer(wiring.Component):
         self.config = config
         self.drain = drain
         self.records = config.data_bytes // config.kv_scale_bytes  # positions in a beat
+        self.rows = config.data_bytes // config.kv_row_bytes  # and of keys or values
         self.scale_rows = max(config.max_context // self.records, 1)
         super().__init__(
             {
@@ -145,7 +146,12 @@ class PairIssuer(wiring.Component):
         # DMA commands: scales, then keys and values of each head
         kv_addr, key_addr = Signal(40), Signal(40)
         dma_group = Signal(range(config.n_kv_heads))
-        row_bits = ceil_log2(self.records)
+        row_bits, key_bits = ceil_log2(self.records), ceil_log2(self.rows)
+        first_beat, n_beats = Signal.like(oldest), Signal(16)
+        m.d.comb += [
+            first_beat.eq(oldest >> key_bits),
+            n_beats.eq(((n_positions + (self.rows - 1)) >> key_bits) - first_beat),
+        ]
         scale_row_end, scale_row_first = Signal(16), oldest >> row_bits
         m.d.comb += scale_row_end.eq((n_positions + (self.records - 1)) >> row_bits)
         with m.FSM(name="dma") as dma:
@@ -157,7 +163,7 @@ class PairIssuer(wiring.Component):
                     ]
                     m.next = "Scales"
             with m.State("Scales"), m.If(self.rd_cmd.ready):
-                m.d.sync += key_addr.eq(kv_addr + oldest * config.head_dim)
+                m.d.sync += key_addr.eq(kv_addr + first_beat * config.data_bytes)
                 m.next = "Keys"
             with m.State("Keys"), m.If(self.rd_cmd.ready):
                 m.next = "Values"
@@ -177,9 +183,7 @@ class PairIssuer(wiring.Component):
             m.d.comb += [
                 self.rd_cmd.valid.eq(~dma.ongoing("Idle")),
                 self.rd_cmd.p.addr.eq(base + Mux(scales, scale_offset, offset)),
-                self.rd_cmd.p.beats.eq(
-                    Mux(scales, scale_row_end - scale_row_first, n_positions - oldest)
-                ),
+                self.rd_cmd.p.beats.eq(Mux(scales, scale_row_end - scale_row_first, n_beats)),
             ]
 
         # beats come in that order: scales to their memory, then keys and values to the slots
@@ -212,7 +216,9 @@ class PairIssuer(wiring.Component):
         index, token, token_first = Signal(16), Signal(8), Signal(8)
         token_end = Signal(range(config.m_tile))  # the last that sees index
         n_begun = Signal(range(config.m_tile + 1))  # tokens that saw an earlier position
-        open_, arrived = Signal(), Signal()
+        open_, arrived, last_token, last_index = Signal(), Signal(), Signal(), Signal()
+        # of the positions in its beat
+        last_row = last_index | index[0] if self.rows == 2 else Const(1)
         m.d.comb += [
             open_.eq(issuing & ~(values & ((draining != 0) | unfinished))),
             arrived.eq(written != issued),
@@ -220,8 +226,10 @@ class PairIssuer(wiring.Component):
             pair.valid.eq(open_ & arrived),
             pair.values.eq(values),
             pair.first.eq(token >= n_begun),
-            pair.last.eq(token == token_end),
-            pair.final.eq(pair.last & (index == n_positions - 1)),
+            last_token.eq(token == token_end),
+            last_index.eq(index == n_positions - 1),
+            pair.last.eq(last_token & last_row),
+            pair.final.eq(last_token & last_index),
             pair.group.eq(group),
             pair.token.eq(token),
             pair.position.eq(index),
@@ -248,7 +256,7 @@ class PairIssuer(wiring.Component):
                 ]
             with m.Else():
                 m.d.sync += draining.eq(self.drain)
-        with m.Elif(pair.valid & pair.last):
+        with m.Elif(pair.valid & last_token):
             m.d.sync += [index.eq(index + 1), token.eq(token_next), token_first.eq(token_next)]
             m.d.sync += n_begun.eq(token_end + 1)
             with m.If(token_end != self.token_last):

@@ -9,7 +9,8 @@ from amaranth.utils import exact_log2
 from lutra.hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra.hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
 from lutra.hw.vector.pipeline import delay
-from lutra.sim.golden.arith.quantize import SCALE_127, SCALE_INV_127
+from lutra.sim.golden.arith.quantize import Q_MAX, q_max_of
+from lutra.sim.golden.arith.scale import scale_from_int, scale_recip
 from lutra.sim.golden.core.config import AcceleratorConfig
 from lutra.sim.golden.vector.heads import (
     EPS_FRAC,
@@ -33,14 +34,15 @@ class _Product(enum.Enum, shape=unsigned(3)):
 
     NONE = 0
     UNIT = 1  # activation scale x weight scale
-    STEP = 2  # maximum / 127
+    STEP = 2  # maximum / q_max
     SCALE = 3  # both: the head's scale
-    FACTOR = 4  # 127 / maximum
+    FACTOR = 4  # q_max / maximum
 
 
 class HeadScales(wiring.Component):
     """Factor and scale of every head of a tile from its largest magnitude, in order.
 
+    ``q_max`` is 127, or that of ``kv_width`` bits for keys and values.
     Takes 11 cycles per head, 23 with a norm: the result of one operation is the operand of the
     next. A factor can be read from the cycle after ``factored`` on, a scale is offered for one
     cycle. With ``fixed`` a head's elements are worth 2**-16, or with ``qk_norm`` those of queries
@@ -158,6 +160,14 @@ class HeadScales(wiring.Component):
                     )
                 ),
             ]
+        q_max, inv_q_max = Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
+        cached = current.head >= config.n_heads
+        for whole, signal in ((True, q_max), (False, inv_q_max)):
+            query, kv = (
+                _constant(each if whole else scale_recip(each))
+                for each in map(scale_from_int, (Q_MAX, q_max_of(config.kv_width)))
+            )
+            m.d.comb += signal.eq(Mux(cached, kv, query))
         is_query = fetch.head < config.n_heads
         is_key = fetch.head < config.n_heads + config.n_kv_heads
         m.d.comb += [
@@ -169,14 +179,14 @@ class HeadScales(wiring.Component):
             with m.Case(_Product.UNIT):
                 m.d.comb += [mul.a.eq(self.scale_r.data), mul.b.eq(weight)]
             with m.Case(_Product.STEP):
-                m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(_constant(SCALE_INV_127))]
+                m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(inv_q_max)]
             with m.Case(_Product.SCALE):
                 m.d.comb += [mul.a.eq(step), mul.b.eq(head_unit)]
                 if config.qk_norm:
                     with m.If(normed):
                         m.d.comb += [mul.a.eq(held_step), mul.b.eq(root)]
             with m.Default():
-                m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(_constant(SCALE_127))]
+                m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(q_max)]
         with m.If(op_2 == _Product.UNIT):
             m.d.sync += head_unit.eq(mul.o)
             if config.qkv_bias or config.qk_norm:

@@ -79,10 +79,10 @@ class RopeQuant(wiring.Component):
 
     A token takes the larger of ``11 * H`` and ``H * head_dim / 8 + 2`` cycles for ``H`` heads of
     all kinds, a command :meth:`cycles` from acceptance to ``done`` if the DMA streams never wait.
-    Each head of keys and values is one command and one beat; the scales of a token follow in a
-    beat of which ``kv_scale_bytes`` are strobed. While the streams wait, up to 4 beats are kept,
-    then no further head is quantised; ``stall`` is high. ``done`` pulses after the last beat was
-    handed over.
+    Each head of keys and values is one command and one beat, of which ``kv_row_bytes`` are strobed;
+    the scales of a token follow in a beat of which ``kv_scale_bytes`` are strobed. While the
+    streams wait, up to 4 beats are kept, then no further head is quantised; ``stall`` is high.
+    ``done`` pulses after the last beat was handed over.
 
     Values take the way of the others with cosine one and sine zero. Accumulators of ``acc_width``
     bits and any table of int16 are exact.
@@ -354,7 +354,9 @@ class RopeQuant(wiring.Component):
         Returns a pulse per beat that left the queue, and whether a token's scales are complete.
         """
         config, first_kv = self.config, self.config.n_heads
-        beat_bits, record_bits = exact_log2(config.data_bytes), exact_log2(config.kv_scale_bytes)
+        beat_bits, row_bits, record_bits = (
+            exact_log2(n) for n in (config.data_bytes, config.kv_row_bytes, config.kv_scale_bytes)
+        )
         _, word_1, _, out = delay(m, word, Quantizer.latency)
         is_kv = out.slot.head >= first_kv
 
@@ -371,7 +373,8 @@ class RopeQuant(wiring.Component):
         ]
 
         # a head's words and a token's scales arrive in order: shifted in from the left
-        half_bits = 8 * config.head_dim // 2
+        half_bits = config.kv_width * config.head_dim // 2
+        cached = Cat(element[: config.kv_width] for element in q)
         low, high, record = (
             Signal(width, name=name)
             for name, width in (
@@ -380,9 +383,9 @@ class RopeQuant(wiring.Component):
                 ("record", 64 * config.n_kv_heads),
             )
         )
-        next_high = Cat(high, q)[-half_bits:]
+        next_high = Cat(high, cached)[-half_bits:]
         with m.If(out.slot.valid & ~out.high):
-            m.d.sync += low.eq(Cat(low, q)[-half_bits:])
+            m.d.sync += low.eq(Cat(low, cached)[-half_bits:])
         with m.If(out.slot.valid & out.high):
             m.d.sync += high.eq(next_high)
         record_full, m_e = Signal(), scales.scale.data
@@ -392,7 +395,7 @@ class RopeQuant(wiring.Component):
             m.d.sync += record_full.eq(scales.scale.addr.head == self._heads - 1)
         m.d.comb += scales.hold.eq(record_full)
 
-        # address of the beat: keys and values are rows of max_context beats, one per head
+        # address: keys and values are rows, max_context of a head
         position, addr = Signal(16), Signal(40)
         index, offset = Signal(range(2 * config.n_kv_heads)), Signal(40)
         m.d.comb += index.eq(word_1.slot.head - first_kv)
@@ -400,7 +403,7 @@ class RopeQuant(wiring.Component):
             m.d.comb += offset.eq(config.kv_s_offset + (position << record_bits))
         with m.Else():
             row = Cat(position[: exact_log2(config.max_context)], index)
-            m.d.comb += offset.eq(row << beat_bits)
+            m.d.comb += offset.eq(row << row_bits)
         m.d.sync += [
             position.eq(command.position + word.slot.token),
             addr.eq(command.kv_addr + offset),
@@ -423,7 +426,7 @@ class RopeQuant(wiring.Component):
                 Mux(
                     out.slot.record,
                     Cat(record, Const(0, padding)).replicate(n_records),
-                    Cat(low, next_high),
+                    Cat(low, next_high).replicate(config.data_bytes // config.kv_row_bytes),
                 )
             ),
             queue.w_data.eq(entry),
@@ -433,7 +436,9 @@ class RopeQuant(wiring.Component):
 
         head = data.View(entry.shape(), queue.r_data)
         cmd_taken, data_taken, leaves = Signal(), Signal(), Signal()
-        lane = head.addr[record_bits:beat_bits]
+        # bytes that are written at once, and which of them
+        piece = min(config.kv_row_bytes, config.kv_scale_bytes)
+        record_at, row_at = head.addr[record_bits:beat_bits], head.addr[row_bits:beat_bits]
         m.d.comb += [
             self.kv_cmd.valid.eq(queue.r_rdy & ~cmd_taken),
             self.kv_cmd.p.addr.eq(Cat(Const(0, beat_bits), head.addr[beat_bits:])),
@@ -442,8 +447,10 @@ class RopeQuant(wiring.Component):
             self.kv_data.p.data.eq(head.data),
             self.kv_data.p.strb.eq(
                 Cat(
-                    (~head.record | (lane == i)).replicate(config.kv_scale_bytes)
-                    for i in range(n_records)
+                    Mux(
+                        head.record, record_at == first >> record_bits, row_at == first >> row_bits
+                    ).replicate(piece)
+                    for first in range(0, config.data_bytes, piece)
                 )
             ),
             leaves.eq(

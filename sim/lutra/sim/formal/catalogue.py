@@ -159,6 +159,13 @@ CHECKS: list[Check] = [
         depth=16,
     ),
     Check(
+        name="pairs-kv4",
+        claim="the same with two positions to a beat",
+        make=lambda: PairsRules(replace(_SMALL, kv_width=4), _DRAIN),
+        mode=Mode.BOUNDED,
+        depth=16,
+    ),
+    Check(
         name="sequencer",
         claim="waits kept, instructions once and in order, streams",
         make=SequencerRules,

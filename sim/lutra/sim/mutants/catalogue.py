@@ -174,6 +174,27 @@ MUTANTS = [
         tests=("hw/attention/test_pairs.py::test_order",),
     ),
     Mutant(
+        fault="a beat of two positions is kept when the last of them is even",
+        file="attention/pairs.py",
+        old="last_row = last_index | index[0] if self.rows == 2 else Const(1)",
+        new="last_row = index[0] if self.rows == 2 else Const(1)",
+        tests=("hw/attention/test_pairs.py::test_order[small-kv4-0.0]",),
+    ),
+    Mutant(
+        fault="the other position of a beat",
+        file="attention/attention.py",
+        old="row = Mux(multiplied.position[0], beat[len(beat) // 2 :], beat[: len(beat) // 2])",
+        new="row = Mux(multiplied.position[0], beat[: len(beat) // 2], beat[len(beat) // 2 :])",
+        tests=("hw/attention/test_attention.py::test_against_golden[tiny-kv4]",),
+    ),
+    Mutant(
+        fault="keys and values take the queries' factor",
+        file="vector/head_scales.py",
+        old="cached = current.head >= config.n_heads",
+        new="cached = current.head > config.n_heads",
+        tests=("hw/vector/test_head_scales.py::test_tile[four-bits]",),
+    ),
+    Mutant(
         fault="a slot written while it is in use",
         file="attention/pairs.py",
         old="self.rd_ready.eq(loading | (self.busy & (occupied != BEAT_SLOTS))),",

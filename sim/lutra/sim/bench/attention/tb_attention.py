@@ -16,6 +16,7 @@ from lutra.sim.bench.stream import StreamMonitor, StreamSink, StreamSource, pack
 from lutra.sim.golden.arith.fixed import Int
 from lutra.sim.golden.arith.scale import Scale, pack_scale
 from lutra.sim.golden.attention.attention import attend, first_seen
+from lutra.sim.golden.attention.cache import kv_bytes
 from lutra.sim.golden.attention.pairs import fetches
 from lutra.sim.golden.core.config import AcceleratorConfig
 
@@ -23,6 +24,7 @@ __all__ = ["corners", "extremes", "tiles"]
 
 CONFIG = bench_params(AcceleratorConfig)
 KV_ADDR = 0x12_3456_7000
+KV_LIMIT = 1 << (CONFIG.kv_width - 1)
 LAYOUTS = AttentionUnit(CONFIG).signature.members
 DMA_COMMAND = dma_command().members["payload"].shape
 
@@ -54,14 +56,14 @@ def _scale(rng: np.random.Generator, shape: tuple[int, ...], e: int, spread: int
 def _tile(
     rng: np.random.Generator, position: int, n_tokens: int, spread: int = 1, window: int = 0
 ) -> Tile:
-    """Random bytes; scores of a few log2 units when ``spread`` is small."""
+    """Random elements; scores of a few log2 units when ``spread`` is small."""
     n, heads, kv, dim = position + n_tokens, CONFIG.n_heads, CONFIG.n_kv_heads, CONFIG.head_dim
     return Tile(
         q=rng.integers(-127, 128, (n_tokens, heads, dim)),
         q_scale=_scale(rng, (n_tokens, heads), -24, spread),
-        k=rng.integers(-128, 128, (kv, n, dim)),
+        k=rng.integers(-KV_LIMIT, KV_LIMIT, (kv, n, dim)),
         k_scale=_scale(rng, (n, kv), -22, spread),
-        v=rng.integers(-128, 128, (kv, n, dim)),
+        v=rng.integers(-KV_LIMIT, KV_LIMIT, (kv, n, dim)),
         v_scale=_scale(rng, (n, kv), -22, spread),
         position=position,
         frac=int(rng.integers(8, 20)),
@@ -70,14 +72,22 @@ def _tile(
 
 
 def _cache(tile: Tile) -> dict[int, int]:
-    """The layer's cache by byte address of the beats; what no token may see is not there."""
-    beats = {}
+    """The layer's cache by byte address of the beats; what no token may see is not there, or noise
+    where it shares a beat with what one sees."""
+    beats: dict[int, int] = {}
+    rng = Random(tile.position)
     n, seen = tile.k.shape[1], first_seen(tile.position, tile.window)
     for group in range(CONFIG.n_kv_heads):
         for base, rows in ((0, tile.k), (CONFIG.kv_v_offset, tile.v)):
             for p in range(seen, n):
-                addr = KV_ADDR + base + group * CONFIG.kv_head_bytes + p * CONFIG.head_dim
-                beats[addr] = int.from_bytes(rows[group, p].astype(np.int8).tobytes(), "little")
+                addr = KV_ADDR + base + group * CONFIG.kv_head_bytes + p * CONFIG.kv_row_bytes
+                place = addr % CONFIG.data_bytes
+                beat = beats.get(addr - place, rng.getrandbits(CONFIG.data_axi_width))
+                raw = bytearray(beat.to_bytes(CONFIG.data_bytes, "little"))
+                raw[place : place + CONFIG.kv_row_bytes] = kv_bytes(
+                    rows[group, p], CONFIG.kv_width
+                ).tobytes()
+                beats[addr - place] = int.from_bytes(raw, "little")
     scales = np.zeros(-(-n * CONFIG.kv_scale_bytes // CONFIG.data_bytes) * CONFIG.data_bytes, "u1")
     record = np.concatenate([pack_scale(tile.k_scale), pack_scale(tile.v_scale)], axis=1)
     for p in range(n):
@@ -256,7 +266,7 @@ async def corners(dut: Any) -> None:
     base, holes = tile(), _scale(rng, shape, -22, 3)
     empty = rng.random(shape) < 0.5
     holes.m[empty], holes.e[empty] = 0, 0
-    lowest, highest = np.full_like(base.v, -128), np.full_like(base.v, 127)
+    lowest, highest = np.full_like(base.v, -KV_LIMIT), np.full_like(base.v, KV_LIMIT - 1)
     cases = [
         tile(q=np.zeros_like(base.q)),
         tile(q_scale=Scale(np.zeros_like(base.q_scale.m), np.zeros_like(base.q_scale.e))),

@@ -18,7 +18,9 @@ from lutra.sim.bench.stream import (
     reset,
     unpack,
 )
+from lutra.sim.golden.arith.quantize import Q_MAX, q_max_of
 from lutra.sim.golden.arith.scale import Scale, pack_scale
+from lutra.sim.golden.attention.cache import kv_bytes
 from lutra.sim.golden.core.config import AcceleratorConfig
 from lutra.sim.golden.vector.heads import HeadBias, HeadNorm
 from lutra.sim.golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
@@ -118,12 +120,13 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
         expected = []
         for i, (part, t) in enumerate(zip(parts, (rope, rope, None), strict=True)):
             w_scale = Scale(weights.m[i], weights.e[i])
+            q_max = q_max_of(PARAMS.kv_width) if i else Q_MAX
             if not (biased or normed):
-                expected.append(rope_quantize(x[:, part], s, w_scale, t))
+                expected.append(rope_quantize(x[:, part], s, w_scale, t, q_max))
                 continue
             biases = HeadBias(bias.values[part], bias.frac) if biased else None
             norm = HeadNorm(gammas[i], gamma_frac, eps) if normed and i < 2 else None
-            expected.append(rope_quantize_fixed(x[:, part], s, w_scale, t, biases, norm))
+            expected.append(rope_quantize_fixed(x[:, part], s, w_scale, t, biases, norm, q_max))
         assert len(q.words) == count * PARAMS.n_heads * d // 8
         assert len(q_scale.words) == count * PARAMS.n_heads
         if count:
@@ -156,8 +159,11 @@ def _cache(base: int, position: int, heads: list[tuple[Any, Scale]]) -> dict[int
     found: dict[int, int] = {}
     for offset, (x, _) in zip((0, PARAMS.kv_v_offset), heads, strict=True):
         for m, g in np.ndindex(*x.shape[:2]):
-            address = base + offset + g * PARAMS.kv_head_bytes + (position + m) * PARAMS.head_dim
-            found |= {address + i: int(value) & 0xFF for i, value in enumerate(x[m, g])}
+            address = base + offset + g * PARAMS.kv_head_bytes
+            address += (position + m) * PARAMS.kv_row_bytes
+            found |= {
+                address + i: v for i, v in enumerate(kv_bytes(x[m, g], PARAMS.kv_width).tolist())
+            }
     record = np.concatenate([pack_scale(s) for _, s in heads], axis=1).astype("<u4")
     for m in range(len(record)):
         address = base + PARAMS.kv_s_offset + (position + m) * PARAMS.kv_scale_bytes

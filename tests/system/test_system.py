@@ -305,15 +305,20 @@ def test_check_reports_a_mismatch() -> None:
 
 @pytest.mark.rtl
 @pytest.mark.parametrize(
-    ("model", "n"),
-    [("tales", 12), pytest.param("tales-llama", 4, marks=pytest.mark.slow)],
+    ("model", "n", "kv_bits"),
+    [
+        ("tales", 12, 8),
+        pytest.param("tales", 12, 4, marks=pytest.mark.slow),
+        pytest.param("tales-llama", 4, 8, marks=pytest.mark.slow),
+        pytest.param("tales-llama", 4, 4, marks=pytest.mark.slow),
+    ],
 )
-def test_story_is_the_same_on_both_devices(model: str, n: int) -> None:
+def test_story_is_the_same_on_both_devices(model: str, n: int, kv_bits: int) -> None:
     sampling = SamplingParams(temperature=0.8, seed=3)
-    rtl = LLM(model, "rtl", check=True)
+    rtl = LLM(model, "rtl", check=True, kv_bits=kv_bits)
     told = rtl.generate("The king said", n, sampling)
     rtl.close()
-    same = LLM(model, "golden").generate("The king said", n, sampling)
+    same = LLM(model, "golden", kv_bits=kv_bits).generate("The king said", n, sampling)
     assert told.tokens == same.tokens
     assert told.text == same.text
     assert told.stats.bit_exact is True

@@ -185,7 +185,7 @@ MUTANTS = [
         file="attention/attention.py",
         old="row = Mux(multiplied.position[0], beat[len(beat) // 2 :], beat[: len(beat) // 2])",
         new="row = Mux(multiplied.position[0], beat[: len(beat) // 2], beat[len(beat) // 2 :])",
-        tests=("hw/attention/test_attention.py::test_against_golden[tiny-kv4]",),
+        tests=("hw/attention/test_attention.py::test_against_golden[small-kv4]",),
     ),
     Mutant(
         fault="keys and values take the queries' factor",

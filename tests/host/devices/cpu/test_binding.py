@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,15 @@ def test_ternary_models(name: str, packed: Callable[[str], PackedModel]) -> None
 def test_llamas(name: str, format: str, packed_llama: Callable[[str, str], PackedModel]) -> None:
     model = packed_llama(name, format)
     check(model, tokens_of(model, 12 if name == "llama-odd" else 30))
+
+
+@pytest.mark.parametrize("name", ["grouped", "odd"])
+def test_a_cache_of_four_bits(name: str, packed: Callable[[str], PackedModel]) -> None:
+    model = replace(packed(name), kv_bits=4)
+    check(model, tokens_of(model))
+    assert not np.array_equal(
+        golden(model, tokens_of(model)).logits, golden(packed(name), tokens_of(model)).logits
+    )
 
 
 def test_the_shipped_model() -> None:

@@ -153,7 +153,7 @@ class CpuModel:
             vocab=model.vocab_size,
             context=model.context,
             a_bits=model.a_bits,
-            kv_bits=getattr(model, "kv_bits", 8),
+            kv_bits=model.kv_bits,
             swiglu=int(model.gate is Gate.SILU),
             residual_frac=model.residual_frac,
             embedding_shift=model.residual_frac - model.embedding_frac,

@@ -18,6 +18,7 @@ from lutra.host.open_model import open_packed_model
 from lutra.host.packing import PackedModel
 from lutra.host.progress import StepProgress
 from lutra.host.quantize import GROUPS
+from lutra.sim.golden.core.config import KV_WIDTHS
 from lutra.sim.golden.matmul.format import FORMATS
 
 __all__ = ["N_GEN", "N_PROMPT", "Row", "add_bench", "add_threads", "bench"]
@@ -64,6 +65,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=FORMATS, type=str.upper, help="what it is rounded to")
     parser.add_argument("--group", type=int, choices=GROUPS, help="weights that share a scale")
+    parser.add_argument("--kv", type=int, choices=KV_WIDTHS, help="bits of keys and values (8)")
     parser.add_argument("-p", "--n-prompt", type=int, help=f"prefill of so many ({N_PROMPT})")
     parser.add_argument("-n", "--n-gen", type=int, help=f"decode of so many ({N_GEN})")
     parser.add_argument("-r", "--repetitions", type=int, default=5, help="of every test (5)")
@@ -75,7 +77,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     with StepProgress() as progress:
-        model = open_packed_model(args.model, args.format, args.group, progress=progress)
+        model = open_packed_model(args.model, args.format, args.group, args.kv, progress=progress)
         # as many as llama-bench takes, or what a small model can
         n_prompt, n_gen = (
             min(usual, model.context) if given is None else given

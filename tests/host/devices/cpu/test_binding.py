@@ -3,24 +3,31 @@
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.host.models.small_models import TOKENS, write_variant
 from tests.host.random_model import LLAMAS, SHAPES, load
 
 from lutra.host.compiler import compile_model
 from lutra.host.configure import configure
 from lutra.host.devices.base import TileResult
 from lutra.host.devices.golden import GoldenDevice
+from lutra.host.errors import LutraError
 from lutra.host.models import find_model
 from lutra.host.packing import PackedModel, pack_model
+from lutra.sim.golden.arith.scale import Scale
+from lutra.sim.golden.matmul.format import Format
 
 if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
-from lutra.host.devices.cpu.binding import CpuModel, CpuResult
+from lutra.host.devices.cpu.binding import CpuModel, CpuResult, matrix_of
 from lutra.host.devices.cpu.library import target_names
 
+# accelerators need multiples of 32
+SIZES = {"hidden_size": 64, "intermediate_size": 96}
 TARGETS = [name for name, available in target_names().items() if available]
 
 
@@ -107,3 +114,127 @@ def test_a_cache_of_four_bits(name: str, packed: Callable[[str], PackedModel]) -
 def test_the_shipped_model() -> None:
     model = pack_model(load(find_model("tales")))
     check(model, tokens_of(model, 40))
+
+
+@pytest.mark.parametrize(
+    ("variant", "format"),
+    [
+        ("qwen2", "w4a8"),
+        ("qwen2-window", "w2a16"),
+        ("qwen3", "w4a16"),
+        ("qwen3-wide-heads", "w3a8"),
+        ("mistral-window", "w8a8"),
+        ("falcon3", None),
+        ("bitnet-large", None),
+        ("llama-untied", "w6a8"),
+    ],
+)
+def test_architectures(variant: str, format: str | None, tmp_path: Path) -> None:
+    """Biases, norms of heads, windows, heads that are padded."""
+    sizes = SIZES | ({"head_dim": 16} if variant == "qwen3-wide-heads" else {})
+    decoder = load(write_variant(tmp_path / "model", variant, changes=sizes))
+    model = pack_model(decoder, Format.parse(format) if format else None, 16)
+    check(model, TOKENS, TARGETS[-1:])
+    check(model, TOKENS, TARGETS[:1], threads=3)
+
+
+def test_matrices_of_different_bits(packed_llama: Callable[[str, str], PackedModel]) -> None:
+    two, three, four, eight = (packed_llama("llama-grouped", f"w{n}a8") for n in (2, 3, 4, 8))
+    layers = [
+        replace(
+            four.layers[i],
+            q_proj=replace(two.layers[i].q_proj, shift=9),
+            k_proj=replace(three.layers[i].k_proj, shift=9),
+            v_proj=replace(four.layers[i].v_proj, shift=9),
+            gate_proj=replace(four.layers[i].gate_proj, shift=9),
+            up_proj=replace(eight.layers[i].up_proj, shift=9),
+        )
+        for i in range(len(four.layers))
+    ]
+    model = replace(four, layers=layers, w_bits=8)
+    check(model, tokens_of(model, 20))
+
+
+@pytest.mark.parametrize("name", ["o_proj", "down_proj"])
+def test_saturation_is_told(name: str, packed: Callable[[str], PackedModel]) -> None:
+    """Of the last layer too, whose products are added when the head's norm reads them."""
+    model = packed("grouped")
+    linear = model.layers[-1].linear(name)
+    loud = replace(linear, scale=Scale(linear.scale.m, linear.scale.e + 14))
+    layers = [*model.layers[:-1], replace(model.layers[-1], **{name: loud})]
+    # shifted by 16: next to the ends of the stream
+    ends = np.where(model.embedding < 0, -32767, 32767).astype(np.int16)
+    frac = model.residual_frac - 16
+    model = replace(model, layers=layers, embedding=ends, embedding_frac=frac)
+    tokens = tokens_of(model, 12)
+    assert golden(model, tokens).saturated
+    check(model, tokens)
+    cpu = CpuModel(model, threads=1, few=TARGETS[0], many=TARGETS[0])
+    assert cpu.run(tokens, 0, len(tokens)).saturated
+    cpu.close()
+
+
+def test_only_the_logits_that_are_asked_for(packed: Callable[[str], PackedModel]) -> None:
+    model = packed("grouped")
+    tokens = tokens_of(model, 11)
+    expected = golden(model, tokens)
+    for tile in (3, 256):
+        cpu = CpuModel(model, threads=2, few=TARGETS[-1], many=TARGETS[0], tile=tile)
+        for first in (0, 1, 5, 10, 11):
+            result = cpu.run(tokens, 0, first)
+            np.testing.assert_array_equal(result.logits, expected.logits[first:])
+            np.testing.assert_array_equal(result.argmax, expected.argmax[first:])
+            np.testing.assert_array_equal(result.scale * model.head_scale, expected.scale[first:])
+        cpu.close()
+
+
+def test_arg_max_is_the_first_of_equals(packed: Callable[[str], PackedModel]) -> None:
+    model = packed("grouped")
+    head, rows = model.head.copy(), model.head_rows.copy()
+    head[5:], rows[5:] = head[5], rows[5]
+    same = replace(model, head=head, head_rows=rows)
+    for threads in (1, 4):
+        cpu = CpuModel(same, threads=threads, few=TARGETS[0], many=TARGETS[0])
+        result = cpu.run(tokens_of(same, 9), 0, 0)
+        np.testing.assert_array_equal(result.argmax, result.logits.argmax(axis=1))
+        assert 5 in result.argmax
+        cpu.close()
+
+
+def test_a_sequence_can_begin_anew(packed: Callable[[str], PackedModel]) -> None:
+    """What was written behind a position is not seen when it is taken again."""
+    model = packed("grouped")
+    tokens = tokens_of(model, 20)
+    cpu = CpuModel(model, threads=1, few=TARGETS[0], many=TARGETS[0])
+    first = cpu.run(tokens, 0, 0)
+    cpu.run(tokens[::-1], 0, 20)
+    again = cpu.run(tokens[:7], 0, 0), cpu.run(tokens[7:], 7, 0)
+    np.testing.assert_array_equal(np.concatenate([r.logits for r in again]), first.logits)
+    cpu.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([304], 0, 0), r"^tokens must be in 0\.\.303, not \[304\]$"),
+        (([-1], 0, 0), r"^tokens must be in 0\.\.303, not \[-1\]$"),
+        (([1, 2], 0, 3), r"^logits_from must be in 0\.\.2, not 3$"),
+        (([1, 2], 31, 0), r"^position must be in 0\.\.30, not 31$"),
+        (([1, 2], -1, 0), r"^position must be in 0\.\.30, not -1$"),
+    ],
+)
+def test_tiles_that_do_not_fit_are_refused(
+    arguments: tuple[list[int], int, int], message: str, packed: Callable[[str], PackedModel]
+) -> None:
+    cpu = CpuModel(packed("least"), threads=1, few="scalar", many="scalar")
+    with pytest.raises(ValueError, match=message):
+        cpu.run(*arguments)
+    cpu.close()
+
+
+def test_odd_groups_are_refused(packed_llama: Callable[[str, str], PackedModel]) -> None:
+    linear = packed_llama("llama", "w4a8").layers[0].q_proj
+    w = linear.weights
+    fine = replace(w, group=8, scale=w.scale.repeat(4, axis=1), zero=w.zero.repeat(4, axis=1))
+    with pytest.raises(LutraError, match=r"^device cpu needs groups of a multiple of 16, not 8: p"):
+        matrix_of(replace(linear, source=fine))

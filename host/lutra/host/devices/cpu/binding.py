@@ -23,7 +23,7 @@ from lutra.host.models.decoder import Gate
 from lutra.host.packing import PackedLayer, PackedLinear, PackedModel, PackedNorm
 from lutra.sim.golden.arith.scale import Scale, scale_from_float, scale_to_float
 
-__all__ = ["CpuModel", "CpuResult", "matrix_of"]
+__all__ = ["CpuModel", "CpuResult", "Keep", "matrix_of"]
 
 _PLAIN_FRAC = 14  # of the ones that values are multiplied by where there is no norm
 _UNIT = 16  # weights: what sums of groups are made of
@@ -39,7 +39,7 @@ class CpuResult(NamedTuple):
     saturated: bool
 
 
-class _Keep:
+class Keep:
     """Arrays that the library points into."""
 
     def __init__(self) -> None:
@@ -54,9 +54,9 @@ class _Keep:
         return self(values.astype(_INT16, copy=False))
 
 
-def matrix_of(linear: PackedLinear, keep: "_Keep | None" = None) -> CMatrix:
+def matrix_of(linear: PackedLinear, keep: "Keep | None" = None) -> CMatrix:
     """A matrix of a layer; ``keep`` takes what it points into."""
-    hold = keep or _Keep()
+    hold = keep or Keep()
     stored = linear.stored
     if stored.group is not None and stored.group % _UNIT:
         raise LutraError(
@@ -79,7 +79,7 @@ def matrix_of(linear: PackedLinear, keep: "_Keep | None" = None) -> CMatrix:
     )
 
 
-def _norm_of(norm: PackedNorm | None, n: int, keep: _Keep) -> CNorm:
+def _norm_of(norm: PackedNorm | None, n: int, keep: Keep) -> CNorm:
     """A norm, or none, over ``n`` values that are not padding."""
     inv_n = scale_of(scale_from_float(1 / n))
     if norm is None:
@@ -87,7 +87,7 @@ def _norm_of(norm: PackedNorm | None, n: int, keep: _Keep) -> CNorm:
     return CNorm(gamma=keep.int16(norm.gamma), frac=norm.frac, plain=0, inv_n=inv_n)
 
 
-def _layer_of(model: PackedModel, layer: PackedLayer, keep: _Keep) -> CLayer:
+def _layer_of(model: PackedModel, layer: PackedLayer, keep: Keep) -> CLayer:
     layer = pad_layer(layer, model.head_dim, built_head_dim(model.head_dim))
     out = CLayer(
         q=matrix_of(layer.q_proj, keep),
@@ -120,9 +120,9 @@ class CpuModel:
     """
 
     def __init__(
-        self, model: PackedModel, *, threads: int, few: str, many: str, tile: int = 128
+        self, model: PackedModel, *, threads: int, few: str, many: str, tile: int = 256
     ) -> None:
-        self._library, self._keep = library(), _Keep()
+        self._library, self._keep = library(), Keep()
         head_dim = built_head_dim(model.head_dim)
         keep = self._keep
         layers = (CLayer * len(model.layers))(

@@ -10,7 +10,7 @@ INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[
                          const int wide) {
     for (int s = 0; s < steps; s++, w += 8 * LANES, x += 4 * columns) {
         V a = LOAD(w), b = LOAD(w + 4 * LANES);
-        for (int c = 0; c < columns; c++) {
+        UNROLL for (int c = 0; c < columns; c++) {
             int32_t four;
             memcpy(&four, x + 4 * c, 4);
             V at = SET(four);
@@ -33,19 +33,21 @@ INLINE_ void NAME(tile)(const NAME(block_t) *block, const int8_t *x, const int32
     V acc[COLUMNS][2];
     const uint8_t *w = block->codes;
     for (int g = 0; g < block->groups; g++) {
-        for (int c = 0; c < columns; c++) acc[c][0] = acc[c][1] = ZERO;
+        UNROLL for (int c = 0; c < columns; c++) acc[c][0] = acc[c][1] = ZERO;
         NAME(steps)(w, x, block->steps, acc, columns, wide);
         w += (int64_t)block->steps * 8 * LANES;
         x += (int64_t)block->steps * 4 * columns;
         if (!block->scale) {
-            for (int c = 0; c < columns; c++)
-                for (int i = 0; i < 2; i++) STORE(low + c * NAME(ROWS) + i * LANES, acc[c][i]);
+            UNROLL for (int c = 0; c < columns; c++) {
+                STORE(low + c * NAME(ROWS), acc[c][0]);
+                STORE(low + c * NAME(ROWS) + LANES, acc[c][1]);
+            }
             continue;
         }
         const int32_t *scale = block->scale + g * NAME(ROWS), *zero = block->zero + g * NAME(ROWS);
-        for (int c = 0; c < columns; c++) {
+        UNROLL for (int c = 0; c < columns; c++) {
             V a = SET(sums[(int64_t)c * block->groups + g]);
-            for (int i = 0; i < 2; i++) {
+            UNROLL for (int i = 0; i < 2; i++) {
                 int32_t *to = low + c * NAME(ROWS) + i * LANES;
                 V t = SUB(ADD(acc[c][i], acc[c][i]), MUL(LOAD(zero + i * LANES), a));
                 /* the whole sum fits 32 bits, so what its parts wrap around cancels */

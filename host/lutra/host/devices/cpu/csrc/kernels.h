@@ -11,6 +11,9 @@ enum { QUERIES = 4, HEAD_DIM_MAX = 256, VALUE_BLOCKS = 64 };
 
 static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 
+/* Registers hold arrays only where loops over them are unrolled. */
+#define UNROLL _Pragma("GCC unroll 16")
+
 /* Columns of signed bytes that matrices are multiplied by. Activations of 8 bits are a column per
  * token. Those of 16 bits are a = 256 high + low + 128 with bytes high and low: two columns per
  * token, and a last one of ones, times 128.
@@ -65,6 +68,8 @@ typedef struct {
     void (*halves)(const int16_t *q, int n, int8_t *high, int8_t *low);
     void (*unit_sums)(const int8_t *x, int depth, int32_t *sums);
 
+    /* out = round_shift(sums, shift) */
+    void (*shifted)(const int64_t *sums, int n, int shift, int32_t *out);
     /* y of a head, rotated or, without a table, shifted by 14 bits. */
     void (*rotate)(const int32_t *x, const int16_t *table, int n, int64_t *y);
     void (*quantize64)(const int64_t *y, lutra_scale factor, int q_max, int n, int8_t *q);

@@ -112,8 +112,7 @@ void product(const lutra_choice *choice, const lutra_matrix *w, int first, int l
     int rows = last - first;
     product_sums(choice, w, first, last, x, scratch, sums);
     for (int t = 0; t < x->tokens; t++)
-        for (int r = 0; r < rows; r++)
-            acc[t * stride + r] = (int32_t)round_shift(sums[(int64_t)t * rows + r], w->shift);
+        choice->gemv->shifted(sums + (int64_t)t * rows, rows, w->shift, acc + t * stride);
 }
 
 int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, int a_bits) {

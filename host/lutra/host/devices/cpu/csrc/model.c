@@ -57,7 +57,7 @@ lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int ge
     int64_t heads = model->heads + 2 * model->kv_heads;
     int depth = most(most(model->hidden, model->intermediate), (int)q);
     e->residual = take(m * model->hidden * 4);
-    e->acc = take(m * heads * model->head_dim * 4);
+    e->acc = take(m * most((int)heads * model->head_dim, model->hidden) * 4);
     e->attention = take(m * q * 4);
     e->product = take(m * model->intermediate * 8);
     e->queries = take(m * q);
@@ -109,9 +109,10 @@ void lutra_cpu_engine_free(lutra_engine *e) {
 /* Rows of a matrix in chunks, for threads to take one after another. */
 static int chunks(int n, int rows) { return (n + rows - 1) / rows; }
 
-/* Norms of tokens from `first` on become the columns of the next product. */
+/* Norms of tokens from `first` on become the columns of the next product. Before, accumulators of
+ * the matrix `added` go into the residual stream of all tokens. */
 static void norms(tile_t *tile, worker_t *w, lutra_columns *x, int source, const lutra_norm *norm,
-                  const lutra_layer *layer, int first) {
+                  const lutra_layer *layer, const lutra_matrix *added, int first) {
     lutra_engine *e = tile->engine;
     const lutra_model *model = &e->model;
     int widths[] = {model->hidden, model->heads * model->head_dim, model->intermediate};
@@ -120,8 +121,12 @@ static void norms(tile_t *tile, worker_t *w, lutra_columns *x, int source, const
     lutra_scale unit = {1 << 15, -15 - model->residual_frac};
     columns_shape(x, n, tokens);
     product_forget(&w->scratch);
-    for (int i; (i = pool_next(tile->pool)) < tokens;) {
-        int t = first + i;
+    for (int t; (t = pool_next(tile->pool)) < tile->n;) {
+        if (added)
+            w->saturated |= residual_add(kernels, e->residual + (int64_t)t * n,
+                                         e->acc + (int64_t)t * n, n, e->scale[t], added->unit,
+                                         model->residual_frac);
+        if (t < first) continue;
         lutra_source v = {NULL, NULL, unit};
         if (source == NORM_RESIDUAL) v.narrow = e->residual + (int64_t)t * n;
         if (source == NORM_ATTENTION) v.narrow = e->attention + (int64_t)t * n;
@@ -131,7 +136,7 @@ static void norms(tile_t *tile, worker_t *w, lutra_columns *x, int source, const
         }
         int q_max = (1 << (model->a_bits - 1)) - 1;
         e->scale[t] = norm_quantize(kernels, v, norm, model->eps, n, q_max, w->y, w->q);
-        columns_set(x, kernels, i, w->q);
+        columns_set(x, kernels, t - first, w->q);
     }
     pool_barrier(tile->pool);
 }
@@ -212,23 +217,15 @@ static void attention(tile_t *tile, worker_t *w, const lutra_layer *layer, int i
     pool_barrier(tile->pool);
 }
 
-/* The product goes into the residual stream. */
-static void add(tile_t *tile, worker_t *w, const lutra_columns *x, const lutra_matrix *matrix) {
+/* Accumulators for the residual stream, [tokens, hidden]. */
+static void back(tile_t *tile, worker_t *w, const lutra_columns *x, const lutra_matrix *matrix) {
     lutra_engine *e = tile->engine;
     int rows = product_rows(&e->choice, matrix, x);
     for (int item; (item = pool_next(tile->pool)) < chunks(matrix->n, rows);) {
         product_begin(matrix, x, &w->scratch);
-        int first = item * rows, last = first + rows, hidden = e->model.hidden;
-        if (last > matrix->n) last = matrix->n;
-        product_sums(&e->choice, matrix, first, last, x, &w->scratch, w->sums);
-        for (int t = 0; t < tile->n; t++) {
-            const int64_t *sums = w->sums + (int64_t)t * (last - first);
-            for (int r = 0; r < last - first; r++)
-                w->values[r] = (int32_t)round_shift(sums[r], matrix->shift);
-            w->saturated |= residual_add(e->choice.gemv, e->residual + (int64_t)t * hidden + first,
-                                         w->values, last - first, e->scale[t], matrix->unit,
-                                         e->model.residual_frac);
-        }
+        int first = item * rows, last = first + rows > matrix->n ? matrix->n : first + rows;
+        product(&e->choice, matrix, first, last, x, &w->scratch, w->sums, e->acc + first,
+                matrix->n);
     }
     pool_barrier(tile->pool);
 }
@@ -288,6 +285,7 @@ static void run(void *argument, int thread) {
     const lutra_model *model = &e->model;
     worker_t *w = &e->workers[thread];
     lutra_columns x = e->columns;
+    const lutra_matrix *added = NULL;
     int hidden = model->hidden;
     for (int t; (t = pool_next(tile->pool)) < tile->n;) {
         const int16_t *row = model->embedding + (int64_t)tile->tokens[t] * hidden;
@@ -297,19 +295,19 @@ static void run(void *argument, int thread) {
     pool_barrier(tile->pool);
     for (int i = 0; i < model->n_layers; i++) {
         const lutra_layer *layer = &model->layers[i];
-        norms(tile, w, &x, NORM_RESIDUAL, &layer->input, layer, 0);
+        norms(tile, w, &x, NORM_RESIDUAL, &layer->input, layer, added, 0);
         heads(tile, w, &x, layer, i);
         attention(tile, w, layer, i);
-        norms(tile, w, &x, NORM_ATTENTION, &layer->attention, layer, 0);
-        add(tile, w, &x, &layer->o);
-        norms(tile, w, &x, NORM_RESIDUAL, &layer->ffn_input, layer, 0);
+        norms(tile, w, &x, NORM_ATTENTION, &layer->attention, layer, NULL, 0);
+        back(tile, w, &x, &layer->o);
+        norms(tile, w, &x, NORM_RESIDUAL, &layer->ffn_input, layer, &layer->o, 0);
         gate(tile, w, &x, layer);
-        norms(tile, w, &x, NORM_GATE, &layer->ffn, layer, 0);
-        add(tile, w, &x, &layer->down);
+        norms(tile, w, &x, NORM_GATE, &layer->ffn, layer, NULL, 0);
+        back(tile, w, &x, &layer->down);
+        added = &layer->down;
     }
-    if (tile->from >= tile->n) return;
-    norms(tile, w, &x, NORM_RESIDUAL, &model->norm, NULL, tile->from);
-    head(tile, w, &x);
+    norms(tile, w, &x, NORM_RESIDUAL, &model->norm, NULL, added, tile->from);
+    if (tile->from < tile->n) head(tile, w, &x);
 }
 
 static void best_of(tile_t *tile) {

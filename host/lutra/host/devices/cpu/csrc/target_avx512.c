@@ -8,7 +8,15 @@
 
 #define TARGET __attribute__((target("avx2,fma,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define NAME(x) x##_avx512vl
-#define MACS(acc, w, x) _mm256_dpbusd_epi32(acc, w, x)
+#define MACS(acc, w, x) macs_avx512vl(acc, w, x)
+
+/* compilers copy the accumulator around the instruction's intrinsic */
+static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256i acc, __m256i w,
+                                                                          __m256i x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    return acc;
+}
+
 #include "vector_body.h"
 #include "x86_gemv.h"
 #define VECTORS VECTOR_FUNCTIONS
@@ -47,6 +55,13 @@ const lutra_kernels lutra_avx512vl = {
 #undef XOR
 #undef NAME
 #undef MACS
+
+static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i acc, __m512i w,
+                                                                        __m512i x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    return acc;
+}
+
 #define NAME(x) x##_avx512
 #define V __m512i
 #define LANES 16
@@ -58,7 +73,7 @@ const lutra_kernels lutra_avx512vl = {
 #define SUB _mm512_sub_epi32
 #define MUL _mm512_mullo_epi32
 #define XOR _mm512_xor_si512
-#define MACS(acc, w, x) _mm512_dpbusd_epi32(acc, w, x)
+#define MACS(acc, w, x) macs_avx512(acc, w, x)
 #include "gemm.h"
 #include "x86_attend.h"
 

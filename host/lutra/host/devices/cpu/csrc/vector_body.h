@@ -80,6 +80,13 @@ static TARGET void NAME(unit_sums)(const int8_t *x, int depth, int32_t *sums) {
     }
 }
 
+static TARGET void NAME(shifted)(const int64_t *sums, int n, int shift, int32_t *out) {
+    if (shift == 0)
+        for (int i = 0; i < n; i++) out[i] = (int32_t)sums[i];
+    else
+        for (int i = 0; i < n; i++) out[i] = (int32_t)(((sums[i] >> (shift - 1)) + 1) >> 1);
+}
+
 static TARGET void NAME(rotate)(const int32_t *x, const int16_t *table, int n, int64_t *y) {
     if (!table) {
         for (int i = 0; i < n; i++) y[i] = (int64_t)x[i] * (1 << 14);
@@ -200,7 +207,7 @@ static TARGET int64_t NAME(weights)(const int32_t *score, int32_t top, const uin
     return sum;
 }
 
-#define VECTOR_FUNCTIONS                                                                           \
-    NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64), NAME(quantize), NAME(bytes), \
-        NAME(halves), NAME(unit_sums), NAME(rotate), NAME(quantize64), NAME(fixed), NAME(relu2),   \
-        NAME(swiglu), NAME(residual), NAME(logits)
+#define VECTOR_FUNCTIONS                                                                          \
+    NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64), NAME(quantize),             \
+        NAME(bytes), NAME(halves), NAME(unit_sums), NAME(shifted), NAME(rotate),                  \
+        NAME(quantize64), NAME(fixed), NAME(relu2), NAME(swiglu), NAME(residual), NAME(logits)

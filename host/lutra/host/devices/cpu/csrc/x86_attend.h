@@ -15,10 +15,10 @@ INLINE_ void NAME(key_dots_of)(const int8_t *keys, int blocks, const int8_t *con
     for (int b = 0; b < blocks; b++, keys += KEY_BLOCK * head_dim)
         for (int first = 0; first < KEY_BLOCK; first += LANES) {
             V acc[QUERIES];
-            for (int c = 0; c < count; c++) acc[c] = SET(offset[c]);
+            UNROLL for (int c = 0; c < count; c++) acc[c] = SET(offset[c]);
             for (int i = 0; i < head_dim / 4; i++) {
                 V k = XOR(LOAD(keys + (i * KEY_BLOCK + first) * 4), flip);
-                for (int c = 0; c < count; c++) {
+                UNROLL for (int c = 0; c < count; c++) {
                     int32_t four;
                     memcpy(&four, q[c] + 4 * i, 4);
                     acc[c] = MACS(acc[c], k, SET(four));
@@ -55,10 +55,10 @@ INLINE_ void NAME(value_sums_of)(const int8_t *values, int blocks, const uint16_
         }
     for (int first = 0; first < head_dim; first += LANES) {
         V l[QUERIES], h[QUERIES];
-        for (int c = 0; c < count; c++) l[c] = h[c] = ZERO;
+        UNROLL for (int c = 0; c < count; c++) l[c] = h[c] = ZERO;
         for (int b = 0; b < blocks; b++) {
             V v = LOAD(values + ((int64_t)b * head_dim + first) * VALUE_BLOCK);
-            for (int c = 0; c < count; c++) {
+            UNROLL for (int c = 0; c < count; c++) {
                 l[c] = MACS(l[c], SET(low[c][b]), v);
                 h[c] = MACS(h[c], SET(high[c][b]), v);
             }

@@ -1,0 +1,159 @@
+"""Single steps of the C library on arrays: what tests compare and benchmarks measure."""
+
+import ctypes
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.host.devices.cpu.binding import Keep, matrix_of
+from lutra.host.devices.cpu.library import CMatrix, CNorm, CScale, library, pointer, target_number
+from lutra.host.packing import PackedLinear
+from lutra.sim.golden.arith.scale import Scale
+
+__all__ = ["Pool", "attend", "gate", "head", "matmul", "norm_quantize", "residual", "scales"]
+
+Int = NDArray[np.int64]
+
+
+class Pool:
+    """Threads of the library."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.address: int | None = library().lutra_cpu_pool_new(threads)
+        if not self.address:
+            raise MemoryError(f"{threads} threads cannot be started")
+
+    def close(self) -> None:
+        """End the threads."""
+        library().lutra_cpu_pool_free(self.address)
+        self.address = None
+
+
+def scales(scale: Scale) -> NDArray[np.int32]:
+    """Scales as the library has them, ``[..., 2]``."""
+    return np.ascontiguousarray(np.stack([scale.m, scale.e], axis=-1), np.int32)
+
+
+def _scale(scale: Scale) -> CScale:
+    return CScale(int(scale.m), int(scale.e))
+
+
+def _back(scale: NDArray[np.int32]) -> Scale:
+    return Scale(scale[..., 0].astype(np.int64), scale[..., 1].astype(np.int64))
+
+
+def matmul(
+    target: str,
+    pool: Pool,
+    w: PackedLinear | NDArray[np.int8],
+    a: NDArray[np.int16],
+    a_bits: int = 8,
+    shift: int = 1,
+) -> NDArray[np.int32]:
+    """Accumulators ``[M, N]`` of activations ``[M, K]`` and a matrix, packed or of signed bytes."""
+    keep = Keep()
+    if isinstance(w, PackedLinear):
+        matrix = matrix_of(w, keep)
+    else:
+        n, k = w.shape
+        matrix = CMatrix(codes=keep(w), row_bytes=k, n=n, k=k, shift=shift)
+    a = np.ascontiguousarray(a, np.int16)
+    acc = np.full((len(a), matrix.n), -(1 << 31), np.int32)
+    seconds = library().lutra_cpu_matmul_seconds(
+        target_number(target), pool.address, ctypes.addressof(matrix), 1, pointer(a), len(a),
+        a_bits, pointer(acc),
+    )  # fmt: skip
+    assert seconds >= 0
+    return acc
+
+
+def norm_quantize(
+    target: str,
+    v: Int,
+    scale: Scale,
+    gamma: NDArray[np.int16] | None,
+    frac: int,
+    inv_n: Scale,
+    eps: Scale,
+    a_bits: int = 8,
+) -> tuple[NDArray[np.int16], Scale]:
+    """A row of activations ``[N]`` and its scale; without ``gamma`` it is only quantised."""
+    q, out = np.zeros(len(v), np.int16), np.zeros(2, np.int32)
+    norm = CNorm(gamma=pointer(gamma), frac=frac, plain=gamma is None, inv_n=_scale(inv_n))
+    library().lutra_cpu_norm_quantize(
+        target_number(target), pointer(np.ascontiguousarray(v, np.int64)), _scale(scale),
+        ctypes.addressof(norm), _scale(eps), len(v), a_bits, pointer(q), pointer(out),
+    )  # fmt: skip
+    return q, _back(out)
+
+
+def gate(
+    target: str, gate: NDArray[np.int32], up: NDArray[np.int32], swiglu: bool, s: Scale, w: Scale
+) -> Int:
+    """Gated values ``[N]``; ``s`` is the activation scale, ``w`` that of the gate's weights."""
+    out = np.zeros(len(gate), np.int64)
+    library().lutra_cpu_gate(
+        target_number(target), pointer(gate), pointer(up), len(gate), swiglu, _scale(s), _scale(w),
+        pointer(out),
+    )  # fmt: skip
+    return out
+
+
+def head(
+    target: str,
+    acc: NDArray[np.int32],
+    s: Scale,
+    w: Scale,
+    rope: NDArray[np.int16] | None,
+    bias: tuple[NDArray[np.int16], int] | None = None,
+    norm: tuple[NDArray[np.int16], int, int] | None = None,
+    *,
+    fixed: bool = False,
+    q_max: int = 127,
+) -> tuple[NDArray[np.int8], Scale]:
+    """A head ``[head_dim]``, rotated and quantised; ``norm`` is gamma, its bits and epsilon."""
+    q, out = np.zeros(len(acc), np.int8), np.zeros(2, np.int32)
+    values, bias_frac = bias or (None, 0)
+    gamma, gamma_frac, eps = norm or (None, 0, 0)
+    library().lutra_cpu_head(
+        target_number(target), pointer(acc), len(acc), _scale(s), _scale(w), pointer(rope),
+        pointer(values), bias_frac, pointer(gamma), gamma_frac, eps, fixed, q_max, pointer(q),
+        pointer(out),
+    )  # fmt: skip
+    return q, _back(out)
+
+
+def residual(
+    target: str, x: NDArray[np.int32], acc: NDArray[np.int32], s: Scale, w: Scale, frac: int
+) -> tuple[NDArray[np.int32], bool]:
+    """The residual stream ``[N]`` with accumulators added, and whether it was saturated."""
+    out = x.copy()
+    saturated = library().lutra_cpu_residual(
+        target_number(target), pointer(out), pointer(acc), len(x), _scale(s), _scale(w), frac
+    )
+    return out, bool(saturated)
+
+
+def attend(
+    target: str,
+    q: NDArray[np.int8],
+    q_scale: Scale,
+    k: NDArray[np.int8],
+    k_scale: Scale,
+    v: NDArray[np.int8],
+    v_scale: Scale,
+    frac: int,
+    window: int = 0,
+) -> NDArray[np.int32]:
+    """Attention ``[M, heads, D]`` with the shapes of the golden model's."""
+    m, heads, d = q.shape
+    kv_heads, total, _ = k.shape
+    arrays = [q, scales(q_scale), k, scales(k_scale), v, scales(v_scale)]
+    arrays = [np.ascontiguousarray(x) for x in arrays]
+    out = np.zeros((m, heads, d), np.int32)
+    done = library().lutra_cpu_attend(
+        target_number(target), *map(pointer, arrays), m, heads, kv_heads, d, total - m, frac,
+        window, pointer(out),
+    )  # fmt: skip
+    assert done
+    return out

@@ -1,0 +1,296 @@
+"""Single steps of the C library against their golden models, on every target of this machine."""
+
+import shutil
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lutra.host.errors import LutraError
+from lutra.host.packing import PackedLinear, least_shift
+from lutra.sim.golden.arith.fixed import round_shift, saturate
+from lutra.sim.golden.arith.quantize import Q_MAX, q_max_of
+from lutra.sim.golden.arith.scale import Scale, scale_from_float
+from lutra.sim.golden.attention.attention import AttentionParams
+from lutra.sim.golden.attention.attention import attend as golden_attend
+from lutra.sim.golden.matmul.engine import GroupedWeights
+from lutra.sim.golden.vector.heads import HeadBias, HeadNorm
+from lutra.sim.golden.vector.norm import norm_quantize, relu2_gate, swiglu
+from lutra.sim.golden.vector.residual import residual_sum
+from lutra.sim.golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
+
+if shutil.which("cc") is None:
+    pytest.skip("no C compiler", allow_module_level=True)
+
+from lutra.host.devices.cpu import steps
+from lutra.host.devices.cpu.library import target_names, target_number
+
+TARGETS = [name for name, available in target_names().items() if available]
+Int = NDArray[np.int64]
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def pool(request: pytest.FixtureRequest) -> steps.Pool:
+    return steps.Pool(request.param)
+
+
+def linear(weights: GroupedWeights, a_bits: int, least: int = 0) -> PackedLinear:
+    """With the shift that the packer would choose, or a larger one."""
+    shift = max(least_shift(weights.peak, q_max_of(a_bits), (1 << 27) - 1, 0), least)
+    return PackedLinear(weights, scale_from_float(0.01), shift)
+
+
+def grouped(
+    rng: np.random.Generator, n: int, k: int, bits: int, group: int, scale_bits: int = 8
+) -> GroupedWeights:
+    shape = (n, k // group)
+    return GroupedWeights(
+        codes=rng.integers(0, 1 << bits, (n, k)).astype(np.uint8),
+        scale=rng.integers(0, 1 << scale_bits, shape),
+        zero=rng.integers(0, 2 * ((1 << bits) - 1) + 1, shape),
+        bits=bits,
+        group=group,
+    )
+
+
+def activations(rng: np.random.Generator, m: int, k: int, a_bits: int) -> NDArray[np.int16]:
+    q_max = q_max_of(a_bits)
+    a = rng.integers(-q_max, q_max + 1, (m, k)).astype(np.int16)
+    a[0] = q_max * rng.choice([-1, 1], k)
+    return a
+
+
+def check(target: str, pool: steps.Pool, w: PackedLinear, a: NDArray[np.int16], bits: int) -> None:
+    exact = a.astype(np.int64) @ w.weights.doubled().T
+    actual = steps.matmul(target, pool, w, a, bits)
+    np.testing.assert_array_equal(actual, round_shift(exact, w.shift))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("k", [16, 128, 208, 576, 1280])
+def test_ternary(target: str, k: int, pool: steps.Pool) -> None:
+    rng = np.random.default_rng(k)
+    for n in (1, 3, 17, 65):
+        w = linear(GroupedWeights.from_integers(rng.integers(-1, 2, (n, k)).astype(np.int8)), 8, 1)
+        for m in (*range(1, 10), 33):
+            check(target, pool, w, activations(rng, m, k, 8), 8)
+        for m in (1, 2, 7):
+            check(target, pool, w, activations(rng, m, k, 16), 16)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+def test_groups(target: str, bits: int, pool: steps.Pool) -> None:
+    rng = np.random.default_rng(bits)
+    for group, k in ((16, 16), (16, 208), (32, 96), (48, 144), (64, 576), (128, 640), (512, 512)):
+        for n, m in ((1, 1), (17, 2), (3, 3), (33, 5), (40, 13)):
+            for a_bits in (8, 16):
+                w = linear(grouped(rng, n, k, bits, group), a_bits)
+                check(target, pool, w, activations(rng, m, k, a_bits), a_bits)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("scale_bits", "shift"), [(16, 0), (8, 9), (16, 12), (1, 0)])
+def test_wide_scales_and_shifts(target: str, scale_bits: int, shift: int, pool: steps.Pool) -> None:
+    rng = np.random.default_rng(scale_bits)
+    for m in (1, 6):
+        w = linear(grouped(rng, 19, 384, 4, 32, scale_bits), 8, shift)
+        check(target, pool, w, activations(rng, m, 384, 8), 8)
+        w = linear(grouped(rng, 19, 384, 4, 32, scale_bits), 16, shift)
+        check(target, pool, w, activations(rng, m, 384, 16), 16)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("m", [1, 2, 4, 5])
+def test_sums_of_16_bits_would_overflow(target: str, m: int, pool: steps.Pool) -> None:
+    """All weights and activations at one end: sums of 16 bits wrap around, or saturate."""
+    k = 4096
+    for sign in (-1, 1):
+        a = np.full((m, k), sign * Q_MAX, np.int16)
+        ones = linear(GroupedWeights.from_integers(np.ones((3, k), np.int8)), 8, 1)
+        actual = steps.matmul(target, pool, ones, a)
+        np.testing.assert_array_equal(actual, np.full((m, 3), sign * k * Q_MAX))
+        for bits in (1, 2, 3, 4, 6, 8):
+            shape = (3, k // 128)
+            w = GroupedWeights(
+                codes=np.full((3, k), (1 << bits) - 1, np.uint8),
+                scale=np.full(shape, 255),
+                zero=np.zeros(shape, np.int64),
+                bits=bits,
+                group=128,
+            )
+            check(target, pool, linear(w, 8), a, 8)
+            check(target, pool, linear(w, 16), (a.astype(np.int32) * 258).astype(np.int16), 16)
+        for h in (-121, 121, -128):
+            head = np.full((3, k), h, np.int8)
+            np.testing.assert_array_equal(
+                steps.matmul(target, pool, head, a), np.full((m, 3), sign * k * Q_MAX * h)
+            )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_signed_rows(target: str, pool: steps.Pool) -> None:
+    rng = np.random.default_rng(3)
+    for n, k in ((1, 16), (5, 100), (35, 576), (300, 128)):
+        w = rng.integers(-121, 122, (n, k)).astype(np.int8)
+        for m, bits in ((1, 8), (3, 8), (6, 8), (1, 16), (4, 16)):
+            a = activations(rng, m, k, bits)
+            exact = 2 * (a.astype(np.int64) @ w.T.astype(np.int64))
+            actual = steps.matmul(target, pool, w, a, bits, 4)
+            np.testing.assert_array_equal(actual, round_shift(exact, 4))
+
+
+def scale_at(rng: np.random.Generator, low: int, high: int, *shape: int) -> Scale:
+    return Scale(rng.integers(1 << 15, 1 << 16, shape), rng.integers(low, high, shape))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("a_bits", [8, 16])
+def test_norms(target: str, a_bits: int) -> None:
+    rng = np.random.default_rng(a_bits)
+    for top in (0, 1, 100, 1 << 15, (1 << 31) - 1, (1 << 47) + 5, 1 << 57):
+        for n in (1, 8, 96, 577):
+            v = rng.integers(-top, top + 1, n) if top else np.zeros(n, np.int64)
+            v[0] = -top
+            gamma = rng.integers(-32768, 32768, n).astype(np.int16)
+            scale, eps = scale_at(rng, -40, 0), scale_from_float(1e-5)
+            inv_n = scale_from_float(1 / n)
+            for plain in (False, True):
+                ones = np.full(n, 1 << 14, np.int64)
+                q, s = norm_quantize(
+                    v[None],
+                    Scale(scale.m[None], scale.e[None]),
+                    ones if plain else gamma.astype(np.int64),
+                    14,
+                    inv_n,
+                    eps,
+                    normalise=not plain,
+                    q_max=q_max_of(a_bits),
+                )
+                actual, out = steps.norm_quantize(
+                    target, v, scale, None if plain else gamma, 14, inv_n, eps, a_bits
+                )
+                np.testing.assert_array_equal(actual, q[0])
+                assert (int(out.m), int(out.e)) == (int(s.m[0]), int(s.e[0]))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_gates(target: str) -> None:
+    rng = np.random.default_rng(1)
+    for n in (1, 7, 200):
+        g, u = (rng.integers(-(1 << 19), 1 << 19, n).astype(np.int32) for _ in range(2))
+        s, w = scale_at(rng, -40, -20), scale_at(rng, -30, -10)
+        np.testing.assert_array_equal(
+            steps.gate(target, g, u, False, s, w),
+            relu2_gate(g.astype(np.int64), u.astype(np.int64)),
+        )
+    for e in (-60, -45, -38, -33, -20, 0, 40):
+        g, u = (rng.integers(-(1 << 27) + 1, 1 << 27, 999).astype(np.int32) for _ in range(2))
+        g[:5] = 0, 1, -1, (1 << 27) - 1, 1 - (1 << 27)
+        s, w = scale_at(rng, e, e + 1), scale_at(rng, -20, -15)
+        one = Scale(s.m[None], s.e[None])
+        expected = swiglu(g.astype(np.int64)[None], u[None].astype(np.int64), one, w)
+        np.testing.assert_array_equal(steps.gate(target, g, u, True, s, w), expected[0])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_heads(target: str) -> None:
+    """Of queries, keys and values, with biases and norms and without."""
+    rng = np.random.default_rng(2)
+    for d in (32, 128, 256):
+        table = rope_table(50, d, 10000.0)[31:32]
+        rope = table[0].astype(np.int16)
+        for top in (0, 3, 1 << 27):
+            acc = rng.integers(-top, top + 1, d)
+            s, w = scale_at(rng, -40, -25), scale_at(rng, -20, -10)
+            row, x = Scale(s.m[None], s.e[None]), acc[None, None]
+            narrow = acc.astype(np.int32)
+            bias = rng.integers(-32768, 32768, d).astype(np.int16)
+            gamma = rng.integers(-32768, 32768, d).astype(np.int16)
+            golden_bias = HeadBias(bias[None].astype(np.int64), 12)
+            golden_norm = HeadNorm(gamma.astype(np.int64), 13, 43)
+            for rotated in (rope, None):
+                at = None if rotated is None else table
+                for actual, expected in (
+                    (
+                        steps.head(target, narrow, s, w, rotated),
+                        rope_quantize(x, row, w, at),
+                    ),
+                    (
+                        steps.head(target, narrow, s, w, rotated, (bias, 12), fixed=True),
+                        rope_quantize_fixed(x, row, w, at, golden_bias),
+                    ),
+                    (
+                        steps.head(
+                            target, narrow, s, w, rotated, None, (gamma, 13, 43), fixed=True
+                        ),
+                        rope_quantize_fixed(x, row, w, at, None, golden_norm),
+                    ),
+                ):
+                    np.testing.assert_array_equal(actual[0], expected[0][0, 0])
+                    assert int(actual[1].m) == int(expected[1].m[0, 0])
+                    assert int(actual[1].e) == int(expected[1].e[0, 0])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_residual(target: str) -> None:
+    rng = np.random.default_rng(4)
+    for e in (-50, -30, -14, 10):
+        x = rng.integers(-(1 << 31), 1 << 31, 333).astype(np.int32)
+        acc = rng.integers(-(1 << 27), 1 << 27, 333).astype(np.int32)
+        s, w = scale_at(rng, e, e + 1), scale_at(rng, -16, -15)
+        row = Scale(s.m[None], s.e[None])
+        exact = residual_sum(x[None].astype(np.int64), acc[None].astype(np.int64), row, w, 14)[0]
+        actual, saturated = steps.residual(target, x, acc, s, w, 14)
+        np.testing.assert_array_equal(actual, saturate(exact, 32))
+        assert saturated == (not np.array_equal(exact, saturate(exact, 32)))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("m", "position", "window"),
+    [(1, 0, 0), (1, 16, 0), (5, 0, 0), (3, 301, 0), (7, 20, 9), (1, 600, 300), (2, 3, 1)],
+)
+def test_attention(target: str, m: int, position: int, window: int) -> None:
+    rng = np.random.default_rng(m + position)
+    for heads, kv_heads, d in ((4, 2, 32), (3, 1, 64), (5, 1, 128), (2, 2, 256)):
+        total = position + m
+        params = AttentionParams(head_dim=d, n_heads=heads, n_kv_heads=kv_heads)
+        q = rng.integers(-127, 128, (m, heads, d)).astype(np.int8)
+        k, v = (rng.integers(-127, 128, (kv_heads, total, d)).astype(np.int8) for _ in range(2))
+        k[:, 0], v[:, 0], q[0, 0] = 127, -127, -127
+        q_scale = scale_at(rng, -27, -24, m, heads)
+        k_scale, v_scale = (
+            scale_at(rng, -25, -20, total, kv_heads),
+            scale_at(rng, -40, -20, total, kv_heads),
+        )
+        v_scale.m[::5] = v_scale.e[::5] = k_scale.m[1::7] = k_scale.e[1::7] = 0
+        wide = [x.astype(np.int64) for x in (q, k, v)]
+        expected = golden_attend(
+            params, wide[0], q_scale, wide[1], k_scale, wide[2], v_scale, position, 14, window
+        )
+        actual = steps.attend(target, q, q_scale, k, k_scale, v, v_scale, 14, window)
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_attention_to_its_ends(target: str) -> None:
+    """The largest sums: everything at its end, all positions alike."""
+    d, total = 64, 700
+    for sign in (-1, 1):
+        q = np.full((1, 1, d), 127, np.int8)
+        k = np.full((1, total, d), sign * 127, np.int8)
+        v = np.full((1, total, d), -sign * 127, np.int8)
+        one = Scale(np.full((1, 1), 0xFFFF), np.full((1, 1), -30))
+        many = Scale(np.full((total, 1), 0xFFFF), np.full((total, 1), -30))
+        params = AttentionParams(head_dim=d, n_heads=1, n_kv_heads=1)
+        wide = [x.astype(np.int64) for x in (q, k, v)]
+        expected = golden_attend(params, wide[0], one, wide[1], many, wide[2], many, total - 1, 14)
+        actual = steps.attend(target, q, one, k, many, v, many, 14)
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_target_that_is_not_there_is_refused() -> None:
+    names = ", ".join(TARGETS)
+    with pytest.raises(LutraError, match=f"^target must be one of {names} on this machine, not 'm"):
+        target_number("mmx")

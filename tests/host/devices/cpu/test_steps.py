@@ -62,7 +62,7 @@ def activations(rng: np.random.Generator, m: int, k: int, a_bits: int) -> NDArra
 
 def check(target: str, pool: steps.Pool, w: PackedLinear, a: NDArray[np.int16], bits: int) -> None:
     exact = a.astype(np.int64) @ w.weights.doubled().T
-    actual = steps.matmul(target, pool, w, a, bits)
+    actual = steps.matmul(target, pool, steps.Matrix.of(w), a, bits)
     np.testing.assert_array_equal(actual, round_shift(exact, w.shift))
 
 
@@ -108,7 +108,7 @@ def test_sums_of_16_bits_would_overflow(target: str, m: int, pool: steps.Pool) -
     for sign in (-1, 1):
         a = np.full((m, k), sign * Q_MAX, np.int16)
         ones = linear(GroupedWeights.from_integers(np.ones((3, k), np.int8)), 8, 1)
-        actual = steps.matmul(target, pool, ones, a)
+        actual = steps.matmul(target, pool, steps.Matrix.of(ones), a)
         np.testing.assert_array_equal(actual, np.full((m, 3), sign * k * Q_MAX))
         for bits in (1, 2, 3, 4, 6, 8):
             shape = (3, k // 128)
@@ -122,7 +122,7 @@ def test_sums_of_16_bits_would_overflow(target: str, m: int, pool: steps.Pool) -
             check(target, pool, linear(w, 8), a, 8)
             check(target, pool, linear(w, 16), (a.astype(np.int32) * 258).astype(np.int16), 16)
         for h in (-121, 121, -128):
-            head = np.full((3, k), h, np.int8)
+            head = steps.Matrix.signed(np.full((3, k), h, np.int8), 1)
             np.testing.assert_array_equal(
                 steps.matmul(target, pool, head, a), np.full((m, 3), sign * k * Q_MAX * h)
             )
@@ -136,7 +136,7 @@ def test_signed_rows(target: str, pool: steps.Pool) -> None:
         for m, bits in ((1, 8), (3, 8), (6, 8), (1, 16), (4, 16)):
             a = activations(rng, m, k, bits)
             exact = 2 * (a.astype(np.int64) @ w.T.astype(np.int64))
-            actual = steps.matmul(target, pool, w, a, bits, 4)
+            actual = steps.matmul(target, pool, steps.Matrix.signed(w, 4), a, bits)
             np.testing.assert_array_equal(actual, round_shift(exact, 4))
 
 

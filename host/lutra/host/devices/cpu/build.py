@@ -1,4 +1,7 @@
-"""Compiling the C library: into the cache when it is first needed, or ahead into a wheel."""
+"""Compiling the C library: into the cache when it is first needed, or ahead into a wheel.
+
+The wheel's build loads this file alone, so it imports nothing beyond the standard library.
+"""
 
 import hashlib
 import os
@@ -8,15 +11,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lutra.host.errors import LutraError
+__all__ = ["LIBRARY", "BuildError", "compile_library", "library_path", "sources"]
 
-__all__ = ["compile_library", "library_path", "sources"]
+
+class BuildError(RuntimeError):
+    """There is no compiler, or it cannot build the library; the message is one line."""
+
 
 _FOLDER = Path(__file__).resolve().parent
-_FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra")
-_NAME = "liblutra_cpu.so"
+_FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
+LIBRARY = "liblutra_cpu.so"
+"""Name of the file, which lies beside this module where a wheel brought it."""
 _TIMEOUT_S = 300
 
 
@@ -29,7 +37,7 @@ def _compiler() -> list[str]:
     command = shlex.split(os.environ.get("CC") or "cc")
     if not command or shutil.which(command[0]) is None:
         name = command[0] if command else os.environ.get("CC")
-        raise LutraError(
+        raise BuildError(
             f"device cpu needs a C compiler, and there is no {name}: install one (gcc or clang), "
             "or name it in CC"
         )
@@ -37,21 +45,33 @@ def _compiler() -> list[str]:
 
 
 def compile_library(output: Path) -> None:
-    """Compile the library with the system's C compiler."""
-    command = [*_compiler(), *_FLAGS, "-o", str(output)]
-    command += [str(path) for path in sources() if path.suffix == ".c"]
+    """Compile the library with the system's C compiler, a process per source."""
+    command = _compiler()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        files = [path for path in sources() if path.suffix == ".c"]
+        objects = [f"{folder}/{path.stem}.o" for path in files]
+        jobs = [
+            [*command, *_FLAGS, "-c", str(path), "-o", to]
+            for path, to in zip(files, objects, strict=True)
+        ]
+        # list() so that the first failure is raised here
+        list(pool.map(_run, jobs))
+        _run([*command, "-shared", "-pthread", "-o", str(output), *objects])
+
+
+def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise LutraError(f"device cpu: the C compiler {command[0]} fails: {error}") from None
+        raise BuildError(f"device cpu: the C compiler {command[0]} fails: {error}") from None
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
+        lines = done.stderr.strip().splitlines() or ["it says nothing"]
         first = next((line for line in lines if "error" in line), lines[0])
-        raise LutraError(
-            f"device cpu: the C compiler {command[0]} refuses the library: {first}; another one "
-            "can be named in CC"
+        raise BuildError(
+            f"device cpu: the C compiler {command[0]} refuses the library: {first}; name another "
+            "one in CC"
         )
 
 
@@ -70,21 +90,21 @@ def _key() -> str:
 
 def library_path() -> Path:
     """The library that came with the package, or one that is compiled now unless it has been."""
-    shipped = _FOLDER / _NAME
+    shipped = _FOLDER / LIBRARY
     if shipped.is_file():
         return shipped
     root = Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra").expanduser()
-    path = root / "cpu" / _key() / _NAME
+    path = root / "cpu" / _key() / LIBRARY
     if path.is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            partial = Path(folder) / _NAME
+            partial = Path(folder) / LIBRARY
             compile_library(partial)
             partial.replace(path)
     except OSError as error:
-        raise LutraError(
+        raise BuildError(
             f"device cpu cannot write its library to {path.parent}: {error.strerror}; set "
             "LUTRA_CACHE to a folder that can be written"
         ) from None

@@ -7,7 +7,8 @@ import numpy as np
 
 from lutra.host.devices.base import Limits, TileResult, check_tile
 from lutra.host.devices.cpu.binding import CpuModel
-from lutra.host.devices.cpu.library import library, target_names
+from lutra.host.devices.cpu.choice import choose_targets
+from lutra.host.devices.cpu.library import library
 from lutra.host.errors import LutraError
 from lutra.host.fit import check_processor
 from lutra.host.packing import PackedModel
@@ -49,8 +50,8 @@ class CpuDevice:
         """Take a model; the KV cache starts empty."""
         self.close()
         check_processor(model)
-        target = next(name for name, available in target_names().items() if available)
-        self._model = CpuModel(model, threads=self.threads, few=target, many=target)
+        few, many = choose_targets(self.threads)
+        self._model = CpuModel(model, threads=self.threads, few=few, many=many)
         self._limits = Limits(tile=_TILE, vocab_size=model.vocab_size, context=model.context)
         self._head_scale = model.head_scale
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.host.devices.cpu.build import library_path
+from lutra.host.devices.cpu.build import BuildError, library_path
 from lutra.host.errors import LutraError
 from lutra.sim.golden.arith.exp2 import exp2_table
 from lutra.sim.golden.arith.scale import Scale, recip_table, rsqrt_table
@@ -30,6 +30,7 @@ __all__ = [
     "CNorm",
     "CScale",
     "library",
+    "open_library",
     "pointer",
     "scale_of",
     "target_names",
@@ -186,7 +187,8 @@ def scale_of(scale: Scale) -> CScale:
     return CScale(int(scale.m), int(scale.e))
 
 
-def _open(path: Path) -> CDLL:
+def open_library(path: Path) -> CDLL:
+    """Load a library file; LutraError if it is none, or another version's."""
     try:
         found = CDLL(str(path))
     except OSError as error:
@@ -205,7 +207,11 @@ def _open(path: Path) -> CDLL:
 @cache
 def library() -> CDLL:
     """The library, compiled if need be, with its tables set."""
-    found = _open(library_path())
+    try:
+        path = library_path()
+    except BuildError as error:
+        raise LutraError(str(error)) from None
+    found = open_library(path)
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(found, f"lutra_cpu_{name}")
         function.restype, function.argtypes = result, arguments

@@ -1,6 +1,7 @@
 """Single steps of the C library on arrays: what tests compare and benchmarks measure."""
 
 import ctypes
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,19 @@ from lutra.host.devices.cpu.library import CMatrix, CNorm, CScale, library, poin
 from lutra.host.packing import PackedLinear
 from lutra.sim.golden.arith.scale import Scale
 
-__all__ = ["Pool", "attend", "gate", "head", "matmul", "norm_quantize", "residual", "scales"]
+__all__ = [
+    "Matrix",
+    "Pool",
+    "attend",
+    "gate",
+    "head",
+    "matmul",
+    "matmul_seconds",
+    "norm_quantize",
+    "read_seconds",
+    "residual",
+    "scales",
+]
 
 Int = NDArray[np.int64]
 
@@ -42,29 +55,68 @@ def _back(scale: NDArray[np.int32]) -> Scale:
     return Scale(scale[..., 0].astype(np.int64), scale[..., 1].astype(np.int64))
 
 
+class Matrix:
+    """A matrix as the library takes it, and what it points into."""
+
+    def __init__(self, c: CMatrix, keep: Keep) -> None:
+        self.c, self._keep = c, keep
+
+    @classmethod
+    def of(cls, linear: PackedLinear) -> "Matrix":
+        """A matrix of a layer."""
+        keep = Keep()
+        return cls(matrix_of(linear, keep), keep)
+
+    @classmethod
+    def signed(cls, w: NDArray[np.int8], shift: int) -> "Matrix":
+        """Rows of signed bytes, like those of a head; twice the product is shifted."""
+        keep, (n, k) = Keep(), w.shape
+        return cls(CMatrix(codes=keep(w), row_bytes=k, n=n, k=k, shift=shift), keep)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that a product reads of it."""
+        c = self.c
+        groups = c.k // c.group if c.group else 0
+        return c.n * (c.row_bytes + groups * (c.scale_bytes + 2))
+
+
 def matmul(
+    target: str, pool: Pool, w: Matrix, a: NDArray[np.int16], a_bits: int = 8
+) -> NDArray[np.int32]:
+    """Accumulators ``[M, N]`` of activations ``[M, K]``."""
+    acc = np.full((len(a), w.c.n), -(1 << 31), np.int32)
+    matmul_seconds(target, pool, [w], a, a_bits, acc)
+    return acc
+
+
+def matmul_seconds(
     target: str,
     pool: Pool,
-    w: PackedLinear | NDArray[np.int8],
+    matrices: Sequence[Matrix],
     a: NDArray[np.int16],
     a_bits: int = 8,
-    shift: int = 1,
-) -> NDArray[np.int32]:
-    """Accumulators ``[M, N]`` of activations ``[M, K]`` and a matrix, packed or of signed bytes."""
-    keep = Keep()
-    if isinstance(w, PackedLinear):
-        matrix = matrix_of(w, keep)
-    else:
-        n, k = w.shape
-        matrix = CMatrix(codes=keep(w), row_bytes=k, n=n, k=k, shift=shift)
+    acc: NDArray[np.int32] | None = None,
+) -> float:
+    """Seconds of products with matrices of one shape, one after another; ``acc`` is the last's."""
+    m, first = len(a), matrices[0].c
     a = np.ascontiguousarray(a, np.int16)
-    acc = np.full((len(a), matrix.n), -(1 << 31), np.int32)
-    seconds = library().lutra_cpu_matmul_seconds(
-        target_number(target), pool.address, ctypes.addressof(matrix), 1, pointer(a), len(a),
+    if acc is None:
+        acc = np.empty((m, first.n), np.int32)
+    every = (CMatrix * len(matrices))(*(w.c for w in matrices))
+    seconds: float = library().lutra_cpu_matmul_seconds(
+        target_number(target), pool.address, ctypes.addressof(every), len(matrices), pointer(a), m,
         a_bits, pointer(acc),
     )  # fmt: skip
-    assert seconds >= 0
-    return acc
+    if seconds < 0:
+        raise MemoryError(f"no memory for products of {m} tokens")
+    return seconds
+
+
+def read_seconds(pool: Pool, data: NDArray[np.uint8]) -> float:
+    """Seconds that reading an array takes, one number of each cache line."""
+    seconds: float = library().lutra_cpu_read_seconds(pool.address, pointer(data), data.nbytes)
+    return seconds
 
 
 def norm_quantize(

@@ -12,6 +12,8 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+/* all else stays within the library */
+#pragma GCC visibility push(default)
 
 /* m * 2**e with 2**15 <= m < 2**16, or zero: m == 0, e == 0. */
 typedef struct {
@@ -123,6 +125,7 @@ double lutra_cpu_read_seconds(lutra_pool *pool, const uint8_t *data, int64_t n);
 void *lutra_cpu_alloc(int64_t n);
 void lutra_cpu_free(void *data);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

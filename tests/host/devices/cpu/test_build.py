@@ -1,0 +1,139 @@
+"""The library comes with the package, from the cache or from the compiler; or one line says why."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lutra.host.devices.cpu import build
+from lutra.host.devices.cpu.build import BuildError, compile_library, library_path
+from lutra.host.devices.cpu.library import library, open_library
+from lutra.host.errors import LutraError
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of its own, and a package without a library."""
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "LIBRARY", "libtest.so")
+    monkeypatch.delenv("CC", raising=False)
+    return tmp_path / "cache"
+
+
+def compiler(folder: Path, body: str) -> str:
+    """A program in the compiler's place."""
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler -O1")
+    message = (
+        r"^device cpu needs a C compiler, and there is no no-such-compiler: install one "
+        r"\(gcc or clang\), or name it in CC$"
+    )
+    with pytest.raises(BuildError, match=message):
+        library_path()
+    library.cache_clear()
+    try:
+        with pytest.raises(LutraError, match=message):
+            library()
+    finally:
+        library.cache_clear()
+
+
+def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = compiler(tmp_path, "echo ignored >&2; echo 'a.c:1: error: no target' >&2; exit 1")
+    monkeypatch.setenv("CC", name)
+    with pytest.raises(
+        BuildError,
+        match=rf"^device cpu: the C compiler {name} refuses the library: a\.c:1: error: no target; "
+        "name another one in CC$",
+    ):
+        library_path()
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("CC", compiler(tmp_path, "exit 0"))
+    with pytest.raises(
+        BuildError,
+        match=rf"^device cpu cannot write its library to {tmp_path}/file/\S+: Not a directory; set "
+        "LUTRA_CACHE to a folder that can be written$",
+    ):
+        library_path()
+
+
+def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source is compiled once; another compiler makes another library."""
+    log = tmp_path / "log"
+    body = f'echo call >> {log}; while [ "$1" != -o ]; do shift; done; echo library > "$2"'
+    monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && exit; {body}'))
+    first = library_path()
+    assert first.read_text() == "library\n"
+    calls = log.read_text().count("call")
+    assert calls == 1 + len([path for path in build.sources() if path.suffix == ".c"])
+    assert library_path() == first
+    assert log.read_text().count("call") == calls
+    monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && echo 2 && exit; {body}'))
+    assert library_path() != first
+
+
+def test_the_library_that_came_with_the_package_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_FOLDER", tmp_path)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    (tmp_path / "libtest.so").write_text("library")
+    assert library_path() == tmp_path / "libtest.so"
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "libtest.so"
+    path.write_text("no library")
+    with pytest.raises(
+        LutraError, match=rf"^device cpu cannot load {path}: .*; remove it, then it is compiled ag"
+    ):
+        open_library(path)
+
+
+@NEEDS_COMPILER
+def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+    source, path = tmp_path / "other.c", tmp_path / "libtest.so"
+    source.write_text("int lutra_cpu_abi(void) { return -1; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", path, source], check=True)
+    message = rf"^{path} belongs to another version of lutra: install lutra again, or remove the f"
+    with pytest.raises(LutraError, match=message):
+        open_library(path)
+
+
+@pytest.mark.slow
+@NEEDS_COMPILER
+def test_the_library_has_no_symbols_but_its_own(tmp_path: Path) -> None:
+    compile_library(tmp_path / "libtest.so")
+    open_library(tmp_path / "libtest.so")
+    names = subprocess.run(
+        ["nm", "-D", "--defined-only", tmp_path / "libtest.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()[2::3]
+    assert names
+    assert all(name.startswith("lutra_cpu_") for name in names), names
+
+
+def test_the_build_needs_the_standard_library_only() -> None:
+    """The wheel's build loads it alone."""
+    code = "import sys; sys.modules['numpy'] = None; exec(open(sys.argv[1]).read())"
+    code = code.replace("exec(", "__file__ = sys.argv[1]; exec(")
+    subprocess.run([sys.executable, "-I", "-c", code, build.__file__], check=True)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from lutra.host.compiler import compile_model
 from lutra.host.configure import configure
+from lutra.host.devices.base import TileResult
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.formats.packed import write_packed
 from lutra.host.formats.packed_layers import LayerSizes
@@ -25,6 +26,7 @@ __all__ = [
     "Tensors",
     "assert_same",
     "golden_logits",
+    "golden_tiles",
     "rehash",
     "store_for",
     "tamper",
@@ -119,12 +121,21 @@ def assert_same(a: PackedModel, b: PackedModel) -> None:
             assert (one.scale, one.shift) == (other.scale, other.shift), where
 
 
-def golden_logits(model: PackedModel, tokens: list[int]) -> NDArray[np.int64]:
-    """Logits ``[T, V]`` on the golden device."""
+def golden_tiles(model: PackedModel, tokens: list[int]) -> TileResult:
+    """All logits, scales and the rest of ``tokens`` on the golden device."""
     program = compile_model(model, configure(model))
     device, tile = GoldenDevice(), program.config.m_tile
     device.load(program)
-    parts = [
-        device.run_tile(tokens[i : i + tile], i, 0).logits for i in range(0, len(tokens), tile)
-    ]
-    return np.concatenate(parts)
+    parts = [device.run_tile(tokens[i : i + tile], i, 0) for i in range(0, len(tokens), tile)]
+    return TileResult(
+        logits=np.concatenate([part.logits for part in parts]),
+        scale=np.concatenate([part.scale for part in parts]),
+        argmax=np.concatenate([part.argmax for part in parts]),
+        cycles=None,
+        saturated=any(part.saturated for part in parts),
+    )
+
+
+def golden_logits(model: PackedModel, tokens: list[int]) -> NDArray[np.int64]:
+    """Logits ``[T, V]`` on the golden device."""
+    return golden_tiles(model, tokens).logits

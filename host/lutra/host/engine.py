@@ -13,7 +13,7 @@ from lutra.host.chat import ChatTemplate, Message, check_messages
 from lutra.host.compiler import compile_model
 from lutra.host.configure import configure
 from lutra.host.devices.base import ModelDevice, ProgramDevice, TileResult
-from lutra.host.devices.choose import choose_device
+from lutra.host.devices.choose import choose_device, next_best, notes_on
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.errors import LutraError
 from lutra.host.models import find_model
@@ -140,8 +140,9 @@ class LLM:
             )
         self.eos = frozenset(self.packed.eos) | self.tokenizer.eos
         self._choice, self._progress = (config, engine), progress
+        self._auto, self._threads = device == "auto", threads
         if isinstance(device, str):
-            self.device, self.notes = choose_device(
+            self.device, self._reasons = choose_device(
                 device,
                 lambda: self.config,
                 threads=threads,
@@ -150,7 +151,7 @@ class LLM:
                 progress=progress,
             )
         else:
-            self.device, self.notes = device, []
+            self.device, self._reasons = device, list[str]()
         if isinstance(self.device, ModelDevice):
             if engine is not None:
                 raise LutraError(
@@ -164,6 +165,11 @@ class LLM:
         self._loaded = False
         self._chat_template: ChatTemplate | None = None
         self.stats = RunStats()
+
+    @property
+    def notes(self) -> list[str]:
+        """Why a faster device is not used, a line each."""
+        return notes_on(self.device, self._reasons)
 
     @cached_property
     def config(self) -> AcceleratorConfig:
@@ -182,9 +188,20 @@ class LLM:
         """
         if self._loaded:
             return
-        if isinstance(self.device, ModelDevice):
-            self.device.load_model(self.packed)
-        else:
+        while isinstance(self.device, ModelDevice):
+            try:
+                self.device.load_model(self.packed)
+                break
+            except LutraError as error:
+                if not self._auto:
+                    raise
+                self.device, self._reasons = next_best(
+                    self.device.name,
+                    [*self._reasons, str(error)],
+                    threads=self._threads,
+                    progress=self._progress,
+                )
+        if not isinstance(self.device, ModelDevice):
             self.device.load(self.program)
         if self._golden is not None:
             self._golden.load(self.program)

@@ -3,24 +3,41 @@
 Nothing here imports Triton or torch before a kernel's module is imported.
 """
 
+import ctypes
+import sys
 from importlib import import_module
 
-__all__ = ["UNAVAILABLE", "missing"]
+__all__ = ["UNAVAILABLE", "gpu_count", "missing"]
 
 UNAVAILABLE = "install lutra[gpu]"
 """What mends a missing Triton or torch."""
+_NEEDED = "a GPU of compute capability 8.0 or higher is needed, and its driver"
+
+
+def gpu_count() -> int:
+    """CUDA devices that the driver of this machine has, 0 without a driver; takes no time."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
 
 
 def missing() -> str | None:
     """Why kernels cannot run on a CUDA device here, in one line; None if they can."""
+    if not gpu_count():
+        return f"there is no CUDA device: {_NEEDED}"
     try:
         torch = import_module("torch")
         import_module("triton")
     except ImportError as error:
         return f"{error}: {UNAVAILABLE}"
     if not torch.cuda.is_available():
-        return "no CUDA device: a driver and a GPU of compute capability 8.0 or higher are needed"
+        return f"torch finds no CUDA device, it may be built without CUDA: {UNAVAILABLE}"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
-        return f"compute capability must be 8.0 or higher, not {major}.{minor}"
+        return f"the GPU has compute capability {major}.{minor}: {_NEEDED}"
     return None

@@ -1,43 +1,26 @@
-"""Activations of a tile on the device, as :mod:`lutra.kernels_gpu.layout` says."""
+"""Activations of a tile that a kernel quantises, with the scale that each token gets."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from lutra.kernels_gpu.arrays import Array, empty
-from lutra.kernels_gpu.layout import padded_depth
+from lutra.kernels_gpu.layout import Activations, padded_depth
 
-__all__ = ["Activations"]
+__all__ = ["Quantized"]
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Quantised activations of up to ``m`` tokens, their sums and scales.
+class Quantized:
+    """``a`` as matrix products take it, and ``scale`` int32 ``[m]``, packed words."""
 
-    ``q`` int8 ``[m, K]`` (``[2 m, K]`` of bytes of 16 bits), ``sums`` int32 ``[m, n / group]``
-    (``[m, 1]`` if ``group`` is 0), ``scale`` int32 ``[m]`` packed words.
-    """
-
-    q: Array
-    sums: Array
+    a: Activations
     scale: Array
-    m: int
-    n: int
-    a_bits: int
-    group: int
 
     @classmethod
-    def new(cls, m: int, n: int, a_bits: int, group: int) -> "Activations":
-        """Memory for activations that are not known yet."""
-        if group and n % group:
-            raise ValueError(f"depth must be a multiple of group ({group}), not {n}")
-        planes = 1 if a_bits == 8 else 2
-        return cls(
-            q=empty((planes * m, padded_depth(n)), np.int8),
-            sums=empty((m, n // group if group else 1), np.int32),
-            scale=empty((m,), np.int32),
-            m=m,
-            n=n,
-            a_bits=a_bits,
-            group=group,
-        )
+    def new(cls, m: int, k: int, a_bits: int, group: int) -> "Quantized":
+        """Memory for ``m`` tokens that are not known yet."""
+        rows = empty((m * a_bits // 8, padded_depth(k)), np.int8)
+        sums = empty((m, k // group if group else 1), np.int32)
+        a = Activations(rows=rows, sums=sums, m=m, k=k, group=group, a_bits=a_bits)
+        return cls(a, empty((m,), np.int32))

@@ -14,7 +14,18 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["INTERPRETED", "Array", "HostArray", "check", "download", "empty", "upload", "zeros"]
+__all__ = [
+    "INTERPRETED",
+    "Array",
+    "HostArray",
+    "assign",
+    "check",
+    "download",
+    "empty",
+    "rows_of",
+    "upload",
+    "zeros",
+]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 """Whether kernels run in Triton's interpreter; read once, as ``triton.jit`` does."""
@@ -43,6 +54,14 @@ class Array(Protocol):
     def numpy(self) -> NDArray[np.generic]: ...
 
     def cpu(self) -> "Array": ...
+
+
+class _Copying(Protocol):
+    def copy_(self, source: object) -> object: ...
+
+
+class _Slicing(Protocol):
+    def __getitem__(self, index: slice) -> Array: ...
 
 
 class HostArray:
@@ -146,6 +165,22 @@ def upload(data: ArrayLike) -> Array:
 def download(array: Array) -> NDArray[np.generic]:
     """A copy of ``array`` in NumPy."""
     return array.cpu().numpy().copy()
+
+
+def assign(array: Array, values: ArrayLike) -> None:
+    """Overwrite ``array`` with ``values`` of its shape and dtype."""
+    if isinstance(array, HostArray):
+        array.data[...] = values
+    else:
+        source = import_module("torch").from_numpy(np.ascontiguousarray(values))
+        cast(_Copying, array).copy_(source)
+
+
+def rows_of(array: Array, first: int, last: int) -> Array:
+    """The same memory from row ``first`` to ``last``."""
+    if isinstance(array, HostArray):
+        return HostArray(array.data[first:last])
+    return cast(_Slicing, array)[first:last]
 
 
 def check(name: str, array: Array, shape: Sequence[int], dtype: DTypeLike) -> None:

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["TABLES", "Tile", "choose", "gemm_rule", "gemv_rule", "key", "load_table"]
+__all__ = ["TABLES", "Tile", "choose", "expands", "gemm_rule", "gemv_rule", "key", "load_table"]
 
 TABLES = Path(__file__).parent / "tables"
 M_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 """Tokens are rounded up to one of these."""
+_EXPAND_FROM = 512
 _SMS = 132  # of the device that the rule has in mind
 
 
@@ -86,6 +87,22 @@ def load_table(arch: int) -> dict[str, Tile]:
         return {}
     table = json.loads(path.read_text(encoding="utf-8"))
     return {name: Tile(**values) for name, values in table["tiles"].items()}
+
+
+@lru_cache
+def _expanding(arch: int) -> frozenset[str]:
+    path = TABLES / f"sm_{arch}.json"
+    if not path.exists():
+        return frozenset()
+    return frozenset(json.loads(path.read_text(encoding="utf-8"))["expand"])
+
+
+def expands(*, arch: int, bits: int, group: int, n: int, k: int, m: int) -> bool:
+    """Whether so many tokens are worth expanding the weights; the rule expands from 512 tokens on,
+    where the expansion is a small part of the product."""
+    if load_table(arch):
+        return key("gemm", bits, group, n, k, m) in _expanding(arch)
+    return m >= _EXPAND_FROM
 
 
 def choose(

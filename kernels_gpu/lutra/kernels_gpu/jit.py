@@ -15,9 +15,10 @@ from lutra.kernels_gpu.arrays import INTERPRETED
 __all__ = ["Kernel", "cdiv", "jit", "jit_general"]
 
 if INTERPRETED:
-    from lutra.kernels_gpu.interpret.inline_asm import install
+    from lutra.kernels_gpu.interpret import calls, inline_asm
 
-    install()
+    inline_asm.install()
+    calls.install()
 
 
 class Kernel(Protocol):

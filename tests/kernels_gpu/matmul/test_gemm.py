@@ -3,11 +3,12 @@ import pytest
 
 pytest.importorskip("triton")
 
+from tests.kernels_gpu.matmul.packed import FORMATS, Case, random_activations, random_case
+
 from lutra.kernels_gpu.arrays import download
 from lutra.kernels_gpu.config import Tile
 from lutra.kernels_gpu.layout import upload_activations
 from lutra.kernels_gpu.matmul.gemm import Workspace, gemm
-from tests.kernels_gpu.matmul.packed import FORMATS, Case, random_activations, random_case
 
 pytestmark = pytest.mark.interpreted
 SMALL = Tile(block_n=16, block_m=8, block_b=2, num_warps=1)

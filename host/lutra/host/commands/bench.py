@@ -12,7 +12,7 @@ import numpy as np
 from lutra.host.compiler import compile_model
 from lutra.host.configure import configure
 from lutra.host.devices.base import ModelDevice, ProgramDevice
-from lutra.host.devices.choose import DEVICES, choose_device
+from lutra.host.devices.choose import DEVICES, choose_device, notes_on
 from lutra.host.errors import LutraError
 from lutra.host.open_model import open_packed_model
 from lutra.host.packing import PackedModel
@@ -88,7 +88,7 @@ def _bench(args: argparse.Namespace) -> int:
             raise LutraError(
                 f"{needed} tokens do not fit the context of {model.context}: lower -p or -n"
             )
-        device, notes = choose_device(
+        device, reasons = choose_device(
             args.device, lambda: configure(model), threads=args.threads, progress=progress
         )
         try:
@@ -102,7 +102,7 @@ def _bench(args: argparse.Namespace) -> int:
             )
         finally:
             device.close()
-    for note in notes:
+    for note in notes_on(device, reasons):
         print(f"note: {note}", file=sys.stderr)
     if args.output == "json":
         print(

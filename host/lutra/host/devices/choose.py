@@ -1,19 +1,40 @@
 """Devices by name, and the fastest that is here."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lutra.host.devices.base import ModelDevice, ProgramDevice
 from lutra.host.devices.cpu.device import CpuDevice
+from lutra.host.devices.cuda.device import CudaDevice
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.errors import LutraError
+from lutra.kernels_gpu import gpu_count
 from lutra.sim.golden.core.config import AcceleratorConfig
 
-__all__ = ["DEVICES", "choose_device"]
+__all__ = ["DEVICES", "choose_device", "next_best", "notes_on"]
 
-DEVICES = ("auto", "cpu", "golden", "rtl")
+Progress = Callable[[str, float], None]
+
+DEVICES = ("auto", "cuda", "cpu", "golden", "rtl")
 """Names of devices; ``auto`` is the fastest that is here."""
+
+
+def _golden(_threads: int | None, _progress: Progress | None) -> ProgramDevice:
+    return GoldenDevice()
+
+
+def _cuda(_threads: int | None, progress: Progress | None) -> ModelDevice:
+    return CudaDevice(progress)
+
+
+_PROCESSORS: Mapping[str, Callable[[int | None, Progress | None], ProgramDevice | ModelDevice]] = {
+    "cuda": _cuda,
+    "cpu": CpuDevice,
+    "golden": _golden,
+}
+"""Devices that need no configuration to choose them, the fastest first."""
 
 
 def choose_device(
@@ -23,9 +44,9 @@ def choose_device(
     threads: int | None = None,
     wave: Path | None = None,
     wave_cycles: tuple[int, int] | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[ProgramDevice | ModelDevice, list[str]]:
-    """The device of this name, and for ``auto`` a line on each faster one that can not be used.
+    """The device of this name, and for ``auto`` why each faster one can not be used.
 
     ``config`` is asked by accelerators only.
     """
@@ -39,14 +60,46 @@ def choose_device(
         return RtlDevice(config(), wave=wave, wave_cycles=wave_cycles, progress=progress), []
     if wave is not None:
         raise LutraError("a waveform needs the RTL: add --device rtl")
-    if name == "golden":
-        return GoldenDevice(), []
-    try:
-        return CpuDevice(threads, progress), []
-    except LutraError as error:
-        if name == "cpu":
-            raise
-        return GoldenDevice(), [f"{error}; until then the device golden runs, in NumPy"]
+    if name == "auto":
+        return next_best(None, threads=threads, progress=progress)
+    return _PROCESSORS[name](threads, progress), []
+
+
+def next_best(
+    after: str | None,
+    reasons: Sequence[str] = (),
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[ProgramDevice | ModelDevice, list[str]]:
+    """The fastest device that is here, of those slower than ``after``.
+
+    ``reasons`` why others are not used come back with those of this call. That a machine has no GPU
+    needs none.
+    """
+    names = list(_PROCESSORS)
+    for name in names[0 if after is None else names.index(after) + 1 :]:
+        if name == "cuda" and not gpu_count() and not _interpreted():
+            continue
+        try:
+            found = _PROCESSORS[name](threads, progress)
+        except LutraError as error:
+            reasons = [*reasons, str(error)]
+            continue
+        return found, list(reasons)
+    raise AssertionError("the golden device is always here")
+
+
+def notes_on(device: ProgramDevice | ModelDevice, reasons: Sequence[str]) -> list[str]:
+    """A line for the user on each reason why ``device`` had to be taken."""
+    runs = f"device {device.name} runs instead" + (
+        ", in NumPy" if isinstance(device, GoldenDevice) else ""
+    )
+    return [f"{reason}; {runs}" for reason in reasons]
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _either(names: tuple[str, ...]) -> str:

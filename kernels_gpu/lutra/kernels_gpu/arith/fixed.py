@@ -33,8 +33,7 @@ def bit_length(x):
     """Bits of non-negative int64 numbers, int32; zero for zero."""
     length = (x != 0).to(tl.int32)
     for i in tl.static_range(6):
-        step: tl.constexpr = 32 >> i
-        high = (x >> step) != 0
-        x = tl.where(high, x >> step, x)
-        length += tl.where(high, step, 0)
+        high = (x >> (32 >> i)) != 0
+        x = tl.where(high, x >> (32 >> i), x)
+        length += tl.where(high, 32 >> i, 0)
     return length

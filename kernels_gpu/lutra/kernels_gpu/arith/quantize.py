@@ -23,12 +23,9 @@ def quantize_factor(y_max, Q_MAX: tl.constexpr):
     zero = tl.zeros([], tl.int32)
     m, e = scale_from_int(y_max, zero)
     m, e = scale_recip(m, e)
-    if Q_MAX == 127:
-        return scale_mul(m, e, zero + _M127, _E127)
-    if Q_MAX == 7:
-        return scale_mul(m, e, zero + _M7, _E7)
-    tl.static_assert(Q_MAX == 32767)
-    return scale_mul(m, e, zero + _M32767, _E32767)
+    Q_M: tl.constexpr = _M127 if Q_MAX == 127 else (_M7 if Q_MAX == 7 else _M32767)
+    Q_E: tl.constexpr = _E127 if Q_MAX == 127 else (_E7 if Q_MAX == 7 else _E32767)
+    return scale_mul(m, e, zero + Q_M, zero + Q_E)
 
 
 @jit
@@ -36,12 +33,9 @@ def quantize_step(y_max, Q_MAX: tl.constexpr):
     """``y_max / Q_MAX``, what one step is worth, a scale."""
     zero = tl.zeros([], tl.int32)
     m, e = scale_from_int(y_max, zero)
-    if Q_MAX == 127:
-        return scale_mul(m, e, zero + _INV_M127, _INV_E127)
-    if Q_MAX == 7:
-        return scale_mul(m, e, zero + _INV_M7, _INV_E7)
-    tl.static_assert(Q_MAX == 32767)
-    return scale_mul(m, e, zero + _INV_M32767, _INV_E32767)
+    Q_M: tl.constexpr = _INV_M127 if Q_MAX == 127 else (_INV_M7 if Q_MAX == 7 else _INV_M32767)
+    Q_E: tl.constexpr = _INV_E127 if Q_MAX == 127 else (_INV_E7 if Q_MAX == 7 else _INV_E32767)
+    return scale_mul(m, e, zero + Q_M, zero + Q_E)
 
 
 @jit

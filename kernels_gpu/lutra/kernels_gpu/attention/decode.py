@@ -69,10 +69,8 @@ def _segment(at, stop, first_tile, count, ends, BLOCKS: tl.constexpr, H_KV: tl.c
 @jit
 def _visible(position, keys, window, prefix, SHARED: tl.constexpr):
     """Which of ``keys`` each row sees in this launch, ``[ROWS, BLOCK_N]``."""
-    seen = visible_tile(position, keys, window)
-    if SHARED:
-        return seen & (keys < prefix)[None, :]
-    return seen & (keys >= prefix)[None, :]
+    mine = keys < prefix if SHARED else keys >= prefix
+    return visible_tile(position, keys, window) & mine[None, :]
 
 
 @jit_general("M", "n_pages", "window", "prefix")
@@ -231,6 +229,7 @@ def split_attention(
             queries.q, queries.scale, cache.k, cache.k_scale, cache.v_scale, positions, pages,
             queries.score, queries.score_max, queries.exponent, *sizes,
             **shape, KV_BITS=cache.bits, ROWS=rows, **tiling, num_warps=4,
+            num_stages=2,
         )  # fmt: skip
     for tiling in plans:
         half = max(8, 1 << (tiling["TOKENS"] * per_kv).bit_length())
@@ -238,5 +237,5 @@ def split_attention(
             queries.score, queries.score_max, queries.exponent, cache.v, cache.v_scale, positions,
             pages, tables, queries.den, queries.sums, *sizes,
             **shape, KV_BITS=cache.bits, V_TRANSPOSED=cache.v_transposed, HALF=half, **tiling,
-            num_warps=4,
+            num_warps=4, num_stages=2,
         )  # fmt: skip

@@ -109,13 +109,13 @@ def attention(
     *,
     frac: int,
     window: int = 0,
-    rows: int = 64,
+    rows: int = 32,
     together: bool = True,
     block_n: int = 64,
 ) -> None:
     """Attention of ``m`` tokens, of one sequence if they are taken ``together``.
 
-    ``rows`` is how many pairs of a token and a head a program takes.
+    ``rows`` is how many pairs of a token and a head a program takes: 32 fill the registers.
     """
     h, h_kv = queries.n_heads, cache.n_kv_heads
     per_kv = h // h_kv
@@ -133,5 +133,5 @@ def attention(
         tables, queries.out, m, pages.shape[1], window or NO_WINDOW, frac,
         H=h, H_KV=h_kv, D=cache.head_dim, PAGE=cache.page, KV_BITS=cache.bits,
         V_TRANSPOSED=cache.v_transposed, TOKENS=tokens, ROWS=rows, BLOCK_N=block_n,
-        num_warps=4 if rows <= 32 else 8,
+        num_warps=4, num_stages=2,
     )  # fmt: skip

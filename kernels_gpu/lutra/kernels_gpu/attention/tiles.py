@@ -97,13 +97,14 @@ def value_tile(
     offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, D)
     if KV_BITS == 4:
         offs = (row + offs_n)[:, None] * (D // 2) + (offs_d % (D // 2))[None, :]
-        v = tl.load(v_ptr + offs, mask=inside[:, None], other=0)
-        return _nibbles(v, offs_d[None, :] < D // 2)
-    if TRANSPOSED:
+    elif TRANSPOSED:
         offs = (row - slot) * D + slot + offs_d[None, :] * PAGE + offs_n[:, None]
-        return tl.load(v_ptr + offs, mask=inside[:, None], other=0)
-    offs = (row + offs_n)[:, None] * D + offs_d[None, :]
-    return tl.load(v_ptr + offs, mask=inside[:, None], other=0)
+    else:
+        offs = (row + offs_n)[:, None] * D + offs_d[None, :]
+    v = tl.load(v_ptr + offs, mask=inside[:, None], other=0)
+    if KV_BITS == 4:
+        v = _nibbles(v, offs_d[None, :] < D // 2)
+    return v
 
 
 @jit

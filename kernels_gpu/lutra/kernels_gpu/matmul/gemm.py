@@ -266,6 +266,7 @@ def gemm(
         a.m, w.n, w.n_blocks, w.n_groups, w.shift, split_blocks, w.n_blocks * BLOCK,
         A_BYTES=a.a_bytes, BITS=w.bits, GROUP=w.group, WIDE=wide,
         EVEN=w.k % BLOCK == 0 and w.n_blocks % tile.block_b == 0, SPLIT=split, BLOCK_N=tile.block_n,
-        BLOCK_M=tile.block_m, BLOCK_B=tile.block_b, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        BLOCK_M=tile.block_m, BLOCK_B=tile.block_b, num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )  # fmt: skip
     return o

@@ -245,8 +245,8 @@ def gemv(a: Activations, w: Matrix, tile: Tile | None = None, out: Array | None 
     tile = tile or tile_of("gemv", a, w)
     o = empty([a.m, w.n], np.int32) if out is None else out
     gemv_kernel[(cdiv(w.n, tile.block_n),)](
-        as_dtype(a.rows, np.int32), as_dtype(w.codes, np.int32), w.scale, w.zero, a.sums, w.offset, o,
-        w.n, w.n_blocks, w.n_groups, w.shift, w.n_blocks * 32,
+        as_dtype(a.rows, np.int32), as_dtype(w.codes, np.int32), w.scale, w.zero, a.sums,
+        w.offset, o, w.n, w.n_blocks, w.n_groups, w.shift, w.n_blocks * 32,
         M=a.m, A_BYTES=a.a_bytes, BITS=w.bits, GROUP=w.group, WIDE=w.is_wide(a.a_bits),
         EVEN=w.k % BLOCK == 0 and w.n_blocks % tile.block_b == 0, BLOCK_N=tile.block_n,
         BLOCK_B=tile.block_b, BLOCK_G=_GROUPS_AT_ONCE, num_warps=tile.num_warps,

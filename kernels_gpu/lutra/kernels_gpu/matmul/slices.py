@@ -1,4 +1,4 @@
-"""Packed planes as operands of matrix instructions: int8 codes of 32 weights that follow each other.
+"""Packed planes as operands of matrix instructions: int8 codes of 32 weights in their order.
 
 A block of 128 weights has four such slices, whatever its width; the planes of a code are put
 together in the operand, so a wide code costs one matrix instruction too. Four codes share a

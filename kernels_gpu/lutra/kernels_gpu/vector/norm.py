@@ -11,7 +11,7 @@ from enum import IntEnum
 import numpy as np
 import triton.language as tl
 
-from lutra.kernels_gpu.activations import Activations
+from lutra.kernels_gpu.activations import Quantized
 from lutra.kernels_gpu.arith.fixed import bit_length, round_shift, round_shift_right, saturate
 from lutra.kernels_gpu.arith.quantize import quantize, quantize_factor, quantize_step
 from lutra.kernels_gpu.arith.scale import (
@@ -98,29 +98,28 @@ def _source(
         row = tl.load(token_ptr + m).to(tl.int64)
         v = tl.load(acc_ptr + row * N + offs, mask=mask, other=0).to(tl.int32) << frac
         tl.store(x_ptr + m * N + offs, v, mask=mask)
-        return v
-    if SOURCE == _ADD:
+    elif SOURCE == _ADD:
         x = tl.load(x_ptr + m * N + offs, mask=mask, other=0)
         acc = tl.load(acc_ptr + m * N + offs, mask=mask, other=0)
         v, clamped = residual_add(x, acc, s_m, s_e, a_m, a_e, frac)
         tl.store(x_ptr + m * N + offs, v, mask=mask)
         tl.store(flag_ptr, clamped, mask=clamped != 0)
-        return v
-    if SOURCE == _SUMS:
-        return _finished(acc_ptr, den_ptr, exponent_ptr, m, offs, mask, frac, N, D)
-    if SOURCE == _RELU2:
+    elif SOURCE == _SUMS:
+        v = _finished(acc_ptr, den_ptr, exponent_ptr, m, offs, mask, frac, N, D)
+    elif SOURCE == _RELU2 or SOURCE == _SWIGLU:
         gate = tl.load(acc_ptr + 2 * m * N + offs, mask=mask, other=0).to(tl.int64)
         up = tl.load(acc_ptr + (2 * m + 1) * N + offs, mask=mask, other=0).to(tl.int64)
-        gate = tl.maximum(gate, 0)
-        return gate * gate * up
-    if SOURCE == _SWIGLU:
-        gate = tl.load(acc_ptr + 2 * m * N + offs, mask=mask, other=0).to(tl.int64)
-        up = tl.load(acc_ptr + (2 * m + 1) * N + offs, mask=mask, other=0).to(tl.int64)
-        c_m, c_e = scale_mul(s_m, s_e, a_m, a_e)
-        shift = tl.minimum(tl.maximum(-(c_e + _SILU_FRAC), _SHIFT_LEAST), _SHIFT_MOST)
-        argument = saturate(round_shift(gate * c_m, shift), _SILU_WIDTH).to(tl.int32)
-        return silu(argument, tables_ptr).to(tl.int64) * up
-    return tl.load(x_ptr + m * N + offs, mask=mask, other=0)
+        if SOURCE == _RELU2:
+            gate = tl.maximum(gate, 0)
+            v = gate * gate * up
+        else:
+            c_m, c_e = scale_mul(s_m, s_e, a_m, a_e)
+            shift = tl.minimum(tl.maximum(-(c_e + _SILU_FRAC), _SHIFT_LEAST), _SHIFT_MOST)
+            argument = saturate(round_shift(gate * c_m, shift), _SILU_WIDTH).to(tl.int32)
+            v = silu(argument, tables_ptr).to(tl.int64) * up
+    else:
+        v = tl.load(x_ptr + m * N + offs, mask=mask, other=0)
+    return v
 
 
 @jit
@@ -287,8 +286,7 @@ class NormStep:
 
 def norm_quantize(
     step: NormStep,
-    m: int,
-    out: Activations,
+    out: Quantized,
     tables: Array,
     *,
     x: Array | None = None,
@@ -299,25 +297,27 @@ def norm_quantize(
     scales: Array | None = None,
     flag: Array | None = None,
 ) -> None:
-    """Normalise and quantise the first ``m`` tokens into ``out``.
+    """Normalise and quantise tokens into ``out``.
 
     What a source needs: ``x`` unless it is gated or split; ``acc`` what is added, gated or summed,
     or the embedding, of which ``tokens`` says the rows; ``scales`` of the activations of ``acc``.
     """
-    n, group = step.n, out.group
-    if out.n != n:
-        raise ValueError(f"out must have {n} elements per token, not {out.n}")
+    a, n = out.a, step.n
+    if a.k != n:
+        raise ValueError(f"out must have {n} elements per token, not {a.k}")
+    # a group that is the whole row is what ternary weights want
+    group = a.group if a.group < n else 0
     k = padded_depth(n)
     block = min(1 << (k - 1).bit_length(), BLOCK_MAX)
     fused = group & (group - 1) == 0 and group <= block
-    norm_quantize_kernel[(m,)](
+    norm_quantize_kernel[(a.m,)](
         x, acc, den, exponent, tokens, scales, step.gamma, tables,
-        out.q, out.scale, out.sums, flag,
+        a.rows, out.scale, a.sums, flag,
         word(step.scale_a), word(step.scale_b), word(step.inv_n), word(step.eps), word(step.unit),
-        step.frac, step.gamma_frac, out.m,
+        step.frac, step.gamma_frac, a.m,
         N=n, K=k, D=step.head_dim, SOURCE=int(step.source), NORMALISE=step.normalise,
-        A_BITS=out.a_bits, GROUP=group if fused else -1, BLOCK=block, N_BLOCKS=cdiv(k, block),
+        A_BITS=a.a_bits, GROUP=group if fused else -1, BLOCK=block, N_BLOCKS=cdiv(k, block),
         num_warps=max(1, min(16, block // 256)),
     )  # fmt: skip
     if not fused:
-        group_sums(out, m, group, out.sums)
+        group_sums(a, group, a.sums)

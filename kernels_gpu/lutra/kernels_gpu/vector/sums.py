@@ -2,10 +2,9 @@
 
 import triton.language as tl
 
-from lutra.kernels_gpu.activations import Activations
 from lutra.kernels_gpu.arrays import Array, check
 from lutra.kernels_gpu.jit import cdiv, jit
-from lutra.kernels_gpu.layout import padded_depth
+from lutra.kernels_gpu.layout import Activations, padded_depth
 
 __all__ = ["group_sums", "group_sums_kernel"]
 
@@ -29,14 +28,14 @@ def group_sums_kernel(
     tl.store(sums_ptr + m * N_GROUPS + groups, tl.sum(a, 1), mask=groups < N_GROUPS)
 
 
-def group_sums(a: Activations, m: int, group: int, sums: Array) -> None:
-    """Write the sums of groups of ``group`` of the first ``m`` tokens to ``sums``."""
-    group = group or a.n
-    if a.n % group:
-        raise ValueError(f"depth must be a multiple of group ({group}), not {a.n}")
-    n_groups, block_k = a.n // group, 1 << (group - 1).bit_length()
+def group_sums(a: Activations, group: int, sums: Array) -> None:
+    """Write the sums of groups of ``group`` to ``sums``."""
+    group = group or a.k
+    if a.k % group:
+        raise ValueError(f"depth must be a multiple of group ({group}), not {a.k}")
+    n_groups, block_k = a.k // group, 1 << (group - 1).bit_length()
     check("sums", sums, (a.m, n_groups), "int32")
     block_g = max(1, 2048 // block_k)
-    group_sums_kernel[(m, cdiv(n_groups, block_g))](
-        a.q, sums, a.m, padded_depth(a.n), n_groups, group, a.a_bits, block_g, block_k
+    group_sums_kernel[(a.m, cdiv(n_groups, block_g))](
+        a.rows, sums, a.m, padded_depth(a.k), n_groups, group, a.a_bits, block_g, block_k
     )

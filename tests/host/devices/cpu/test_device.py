@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lutra.host.cli import main
+from lutra.host.devices import choose
 from lutra.host.devices.choose import choose_device
 from lutra.host.devices.cpu import library as cpu_library
 from lutra.host.devices.cpu.device import CpuDevice, available_cores
@@ -75,8 +76,8 @@ def test_an_engine_is_not_chosen_for_it() -> None:
 
 @compiler
 def test_auto_takes_it() -> None:
-    device, notes = choose_device("auto", no_configuration, threads=3)
-    assert isinstance(device, CpuDevice) and device.threads == 3 and not notes
+    device, reasons = choose_device("auto", no_configuration, threads=3)
+    assert isinstance(device, CpuDevice) and device.threads == 3 and not reasons
     assert CpuDevice().threads == available_cores() >= 1
 
 
@@ -89,11 +90,45 @@ def test_without_a_compiler_numpy_runs_and_says_so(
     llm = LLM("tales")
     assert llm.device.name == "golden"
     assert len(llm.notes) == 1 and llm.notes[0].startswith(missing)
-    assert llm.notes[0].endswith("until then the device golden runs, in NumPy")
+    assert llm.notes[0].endswith("; device golden runs instead, in NumPy")
     for command in ("run -dev auto -n 2", "bench -p 2 -n 2 -r 1"):
         assert main(command.split()) == 0
         captured = capsys.readouterr()
         assert captured.err == f"note: {llm.notes[0]}\n" and "golden" in captured.out
+
+
+class SmallGpu(CpuDevice):
+    """A GPU that is there, and too small for any model."""
+
+    name = "cuda"
+
+    def __init__(self, _progress: object) -> None:
+        super().__init__()
+
+    def load_model(self, model: PackedModel) -> None:
+        raise LutraError("the GPU has too little memory for the model's weights")
+
+
+@compiler
+def test_a_gpu_that_is_too_small_leaves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "gpu_count", lambda: 1)
+    monkeypatch.setattr(choose, "CudaDevice", SmallGpu)
+    llm = LLM("tales")
+    assert llm.device.name == "cuda"
+    golden = LLM("tales", "golden").generate("A king", 3)
+    assert llm.generate("A king", 3).tokens == golden.tokens
+    assert llm.device.name == "cpu"
+    assert llm.notes == [
+        "the GPU has too little memory for the model's weights; device cpu runs instead"
+    ]
+    monkeypatch.setattr(choose, "CudaDevice", no_torch)
+    assert LLM("tales").notes == ["device cuda can not be used, no torch; device cpu runs instead"]
+    with pytest.raises(LutraError, match="too little memory"):
+        LLM("tales", SmallGpu(None)).load()
+
+
+def no_torch(progress: object) -> None:
+    raise LutraError("device cuda can not be used, no torch")
 
 
 def test_sums_that_can_pass_28_bits_are_refused(

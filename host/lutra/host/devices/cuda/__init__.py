@@ -1,0 +1,1 @@
+"""The device ``cuda``: packed models on a GPU."""

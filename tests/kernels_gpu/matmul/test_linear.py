@@ -1,0 +1,23 @@
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.kernels_gpu.matmul.packed import random_activations, random_case
+
+from lutra.kernels_gpu import config
+from lutra.kernels_gpu.arrays import download
+from lutra.kernels_gpu.layout import upload_activations
+from lutra.kernels_gpu.matmul.linear import linear
+
+pytestmark = pytest.mark.interpreted
+
+
+@pytest.mark.parametrize("m", [1, 4, 5, 20])
+@pytest.mark.parametrize(("bits", "group"), [(2, 0), (4, 128)])
+def test_every_number_of_tokens(
+    bits: int, group: int, m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "_EXPAND_FROM", 20)
+    case = random_case(24, 256, bits, group, seed=m)
+    a = random_activations(m, 256, 8, m)
+    assert (download(linear(upload_activations(a, group), case.matrix)) == case.expected(a)).all()

@@ -49,7 +49,7 @@ FOUR_BITS = [
         NARROW,
         # a record of scales that fills a beat
         replace(NARROW_28, n_heads=2, n_kv_heads=2, row_blocks_max=12),
-        replace(NANO, qkv_bias=True, qk_norm=True),
+        replace(NANO, name="nano-both", qkv_bias=True, qk_norm=True),
         NANO,
     )
 ]

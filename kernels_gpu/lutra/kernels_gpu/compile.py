@@ -84,10 +84,11 @@ class Compiled:
         """Weights of a thread in the hot loop, by its dp4a, four products each."""
         return 4 * self.count("IDP", loop=True) / tokens
 
-    def matrix_weights(self) -> float:
-        """Weights of a thread in the hot loop, by its warp group matrix instructions (sm_90):
-        64 x 32 of them each, in 128 threads."""
-        return 64 * 32 / 128 * self.count("IGMMA", loop=True)
+    def matrix_weights(self, tokens: int) -> float:
+        """Weights of a thread in the hot loop, by its matrix instructions, whose left operand they
+        are: 64 x 32 in 128 threads (sm_90), or 16 x 32 in 32, there once for every 8 tokens."""
+        per_warp = 16 * self.count("IMMA", loop=True) / (tokens / 8)
+        return 16 * self.count("IGMMA", loop=True) + per_warp
 
 
 def _count(opcodes: Mapping[str, int], *prefixes: str) -> int:

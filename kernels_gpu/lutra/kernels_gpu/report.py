@@ -16,6 +16,15 @@ from lutra.kernels_gpu.compile import ARCHITECTURES, Compiled
 __all__ = ["BEGIN", "END", "main", "replace_table", "table"]
 
 PAGE = Path("docs/kernels.md")
+_COLUMNS = (
+    "kernel, format, tile",
+    "registers",
+    "shared bytes",
+    "spills",
+    "products",
+    "instructions per weight",
+    "limit",
+)
 BEGIN = "<!-- compiled: begin -->"
 END = "<!-- compiled: end -->"
 
@@ -45,9 +54,8 @@ def table(chosen: Iterable[Variant]) -> str:
         + ", ".join(f"sm_{arch}" for arch in ARCHITECTURES)
         + "; the rest for sm_90.",
         "",
-        "| kernel, format, tile | registers | shared bytes | spills | products | instructions per "
-        "weight | limit |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
     ]
     for variant in chosen:
         codes = {arch: variant.compile(arch) for arch in ARCHITECTURES}

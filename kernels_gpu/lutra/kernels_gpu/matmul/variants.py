@@ -47,7 +47,7 @@ def _gemv(
             "BLOCK_N": block_n,
             "BLOCK_B": block_b,
             "BLOCK_G": 32,
-        },  # fmt: skip
+        },
         num_warps=num_warps,
         unaligned=("n_blocks", "n_groups", "shift"),
         tokens=m * a_bytes,
@@ -77,7 +77,7 @@ def _gemm(
             "BLOCK_N": block_n,
             "BLOCK_M": block_m,
             "BLOCK_B": block_b,
-        },  # fmt: skip
+        },
         num_warps=num_warps,
         unaligned=("M", "n_blocks", "n_groups", "shift", "split_blocks"),
         tokens=block_m,

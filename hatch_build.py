@@ -1,4 +1,4 @@
-"""Compiles the CPU device's library into the wheel where there is a compiler, else leaves it out."""
+"""Compiles the CPU device's library into the wheel where there is a compiler."""
 
 import importlib.util
 import tempfile

@@ -47,7 +47,5 @@ def _fastest(names: list[str], pool: Pool, n: int, k: int, m: int) -> str:
     weights = StoredWeights(codes=np.full((n, k // 4), 0xAA, np.uint8), depth=k, bits=2)
     w = Matrix.of(PackedLinear(weights, scale_from_float(1.0), 1))
     a = np.ones((m, k), np.int16)
-    seconds = {
-        name: min(matmul_seconds(name, pool, [w], a) for _ in range(_REPEATS)) for name in names
-    }
+    seconds = {name: float(matmul_seconds(name, pool, [w] * _REPEATS, a).min()) for name in names}
     return min(seconds, key=lambda name: seconds[name])

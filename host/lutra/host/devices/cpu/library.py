@@ -5,7 +5,6 @@ from ctypes import (
     CDLL,
     Structure,
     c_char_p,
-    c_double,
     c_int,
     c_int32,
     c_int64,
@@ -153,10 +152,11 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
         c_int,
         [c_void_p, c_void_p, c_void_p, _I32, c_int, c_int, c_int, _I32, _SCALES, _I32],
     ),
-    "matmul_seconds": (
-        c_double,
-        [c_int, c_void_p, c_void_p, c_int, _I16, c_int, c_int, _I32],
+    "matmul": (
+        c_int,
+        [c_int, c_void_p, c_void_p, c_int, _I16, c_int, c_int, _I32, c_void_p],
     ),
+    "read": (c_int, [c_void_p, c_void_p, c_int64, c_int, c_void_p]),
     "norm_quantize": (
         c_int,
         [c_int, _I64, CScale, c_void_p, CScale, c_int, c_int, _I16, _SCALES],
@@ -171,9 +171,6 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
         c_int,
         [c_int, _I8, _SCALES, _I8, _SCALES, _I8, _SCALES, *[c_int] * 7, _I32],
     ),
-    "read_seconds": (c_double, [c_void_p, c_void_p, c_int64]),
-    "alloc": (c_void_p, [c_int64]),
-    "free": (None, [c_void_p]),
 }
 
 

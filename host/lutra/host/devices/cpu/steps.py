@@ -97,25 +97,31 @@ def matmul_seconds(
     a: NDArray[np.int16],
     a_bits: int = 8,
     acc: NDArray[np.int32] | None = None,
-) -> float:
+) -> NDArray[np.float64]:
     """Seconds of products with matrices of one shape, one after another; ``acc`` is the last's."""
     m, first = len(a), matrices[0].c
     a = np.ascontiguousarray(a, np.int16)
     if acc is None:
         acc = np.empty((m, first.n), np.int32)
     every = (CMatrix * len(matrices))(*(w.c for w in matrices))
-    seconds: float = library().lutra_cpu_matmul_seconds(
+    seconds = np.zeros(len(matrices))
+    done = library().lutra_cpu_matmul(
         target_number(target), pool.address, ctypes.addressof(every), len(matrices), pointer(a), m,
-        a_bits, pointer(acc),
+        a_bits, pointer(acc), pointer(seconds),
     )  # fmt: skip
-    if seconds < 0:
+    if not done:
         raise MemoryError(f"no memory for products of {m} tokens")
     return seconds
 
 
-def read_seconds(pool: Pool, data: NDArray[np.uint8]) -> float:
-    """Seconds that reading an array takes, one number of each cache line."""
-    seconds: float = library().lutra_cpu_read_seconds(pool.address, pointer(data), data.nbytes)
+def read_seconds(pool: Pool, data: NDArray[np.uint8], size: int) -> NDArray[np.float64]:
+    """Seconds that reading each piece of ``size`` bytes of an array takes."""
+    seconds = np.zeros(data.nbytes // size)
+    done = library().lutra_cpu_read(
+        pool.address, pointer(data), size, len(seconds), pointer(seconds)
+    )
+    if not done:
+        raise MemoryError(f"no memory for the times of {len(seconds)} pieces")
     return seconds
 
 

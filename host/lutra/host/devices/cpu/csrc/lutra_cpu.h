@@ -98,10 +98,13 @@ int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, lutra_cache *cache, co
 
 /* Single steps of the same code, for tests and benchmarks. */
 
-/* acc [m, n] of count matrices of one shape, one after another; the seconds that they take, -1 if
- * there is no memory. */
-double lutra_cpu_matmul_seconds(int target, lutra_pool *pool, const lutra_matrix *w, int count,
-                                const int16_t *a, int m, int a_bits, int32_t *acc);
+/* acc [m, n] of count matrices of one shape, one after another, and the seconds of each; 0 if there
+ * is no memory. */
+int lutra_cpu_matmul(int target, lutra_pool *pool, const lutra_matrix *w, int count,
+                     const int16_t *a, int m, int a_bits, int32_t *acc, double *seconds);
+/* The seconds that reading each of count pieces of memory takes; 0 if there is no memory. */
+int lutra_cpu_read(lutra_pool *pool, const uint8_t *data, int64_t size, int count,
+                   double *seconds);
 int lutra_cpu_norm_quantize(int target, const int64_t *v, lutra_scale scale, const lutra_norm *norm,
                             lutra_scale eps, int n, int a_bits, int16_t *q, lutra_scale *q_scale);
 void lutra_cpu_gate(int target, const int32_t *gate, const int32_t *up, int n, int swiglu,
@@ -118,12 +121,6 @@ int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, co
                      const lutra_scale *k_scale, const int8_t *v, const lutra_scale *v_scale, int m,
                      int heads, int kv_heads, int head_dim, int position, int frac, int window,
                      int32_t *out);
-/* Seconds that reading n bytes takes. */
-double lutra_cpu_read_seconds(lutra_pool *pool, const uint8_t *data, int64_t n);
-
-/* Memory of huge pages where the system has them; NULL if there is none left. */
-void *lutra_cpu_alloc(int64_t n);
-void lutra_cpu_free(void *data);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

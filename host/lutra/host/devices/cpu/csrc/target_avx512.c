@@ -13,7 +13,7 @@
 /* compilers copy the accumulator around the instruction's intrinsic */
 static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256i acc, __m256i w,
                                                                           __m256i x) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "vm"(x));
     return acc;
 }
 
@@ -58,7 +58,7 @@ const lutra_kernels lutra_avx512vl = {
 
 static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i acc, __m512i w,
                                                                         __m512i x) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "vm"(x));
     return acc;
 }
 

@@ -1,7 +1,7 @@
 /* Targets, and single steps for tests and benchmarks. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include "attend.h"
@@ -41,6 +41,32 @@ int64_t kernel_bytes(int depth) {
     return 64 * k + 64 * (k / UNIT) * 8 + 64 * 16 * 16 + GEMV_COLUMNS * k / UNIT * 64 + 4096;
 }
 
+/* When the last thread reached each of a row of barriers: one that sleeps there sees it pass late. */
+typedef struct {
+    _Atomic int64_t *at;
+    int count;
+} barriers_t;
+
+static int times_new(barriers_t *times, int count) {
+    times->count = count;
+    times->at = calloc((size_t)count + 1, sizeof *times->at);
+    return times->at != NULL;
+}
+
+static void times_reach(barriers_t *times, int barrier) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    int64_t now = t.tv_sec * (int64_t)1000000000 + t.tv_nsec, old = times->at[barrier];
+    while (old < now && !atomic_compare_exchange_weak(&times->at[barrier], &old, now)) {
+    }
+}
+
+static void times_take(barriers_t *times, double *seconds) {
+    for (int i = 0; i < times->count; i++)
+        seconds[i] = 1e-9 * (double)(times->at[i + 1] - times->at[i]);
+    free(times->at);
+}
+
 typedef struct {
     lutra_choice choice;
     lutra_pool *pool;
@@ -50,10 +76,13 @@ typedef struct {
     lutra_scratch *scratch;
     int64_t **sums;
     int32_t *acc;
+    barriers_t times;
 } product_t;
 
 static void product_job(void *argument, int thread) {
     product_t *p = argument;
+    times_reach(&p->times, 0);
+    pool_barrier(p->pool);
     for (int i = 0; i < p->count; i++) {
         const lutra_matrix *w = &p->w[i];
         int rows = product_rows(&p->choice, w, &p->x);
@@ -63,6 +92,7 @@ static void product_job(void *argument, int thread) {
             product(&p->choice, w, first, last, &p->x, &p->scratch[thread], p->sums[thread],
                     p->acc + first, w->n);
         }
+        times_reach(&p->times, i + 1);
         pool_barrier(p->pool);
     }
 }
@@ -95,64 +125,61 @@ static void product_free(product_t *p) {
     free(p->sums);
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-double lutra_cpu_matmul_seconds(int target, lutra_pool *pool, const lutra_matrix *w, int count,
-                                const int16_t *a, int m, int a_bits, int32_t *acc) {
+int lutra_cpu_matmul(int target, lutra_pool *pool, const lutra_matrix *w, int count,
+                     const int16_t *a, int m, int a_bits, int32_t *acc, double *seconds) {
     product_t p;
-    double seconds = -1;
-    if (product_new(&p, target, pool, w, count, a, m, a_bits, acc)) {
-        double start = now();
+    int ok = product_new(&p, target, pool, w, count, a, m, a_bits, acc);
+    if (ok && (ok = times_new(&p.times, count))) {
         pool_run(pool, product_job, &p);
-        seconds = now() - start;
+        times_take(&p.times, seconds);
     }
     product_free(&p);
-    return seconds;
+    return ok;
 }
 
 typedef struct {
     const uint8_t *data;
-    int64_t n;
+    int64_t size;
+    int count;
     lutra_pool *pool;
-    uint64_t sink[1024];
+    barriers_t times;
+    _Atomic uint64_t sink;
 } read_t;
 
-enum { READ_BYTES = 1 << 20 };
+enum { READ_BYTES = 256 << 10 };
 
 static void read_job(void *argument, int thread) {
     read_t *r = argument;
-    uint64_t a = 0, b = 0, c = 0, d = 0;
-    for (int item; (int64_t)(item = pool_next(r->pool)) * READ_BYTES < r->n;) {
-        const uint8_t *at = r->data + (int64_t)item * READ_BYTES;
-        int64_t left = r->n - (int64_t)item * READ_BYTES;
-        if (left > READ_BYTES) left = READ_BYTES;
-        /* one word of each cache line: what counts is the lines */
-        for (int64_t i = 0; i + 256 <= left; i += 256) {
-            __builtin_prefetch(at + i + 4096);
-            __builtin_prefetch(at + i + 4160);
-            __builtin_prefetch(at + i + 4224);
-            __builtin_prefetch(at + i + 4288);
-            a ^= *(const uint64_t *)(at + i);
-            b ^= *(const uint64_t *)(at + i + 64);
-            c ^= *(const uint64_t *)(at + i + 128);
-            d ^= *(const uint64_t *)(at + i + 192);
+    uint64_t x[4] = {0};
+    (void)thread;
+    times_reach(&r->times, 0);
+    pool_barrier(r->pool);
+    for (int i = 0; i < r->count; i++) {
+        const uint8_t *piece = r->data + i * r->size;
+        for (int item; (int64_t)(item = pool_next(r->pool)) * READ_BYTES < r->size;) {
+            const uint8_t *at = piece + (int64_t)item * READ_BYTES;
+            int64_t left = r->size - (int64_t)item * READ_BYTES;
+            if (left > READ_BYTES) left = READ_BYTES;
+            /* one word of each cache line: what counts is the lines */
+            for (int64_t j = 0; j + 256 <= left; j += 256)
+                for (int k = 0; k < 4; k++) {
+                    __builtin_prefetch(at + j + 64 * k + 4096);
+                    x[k] ^= *(const uint64_t *)(at + j + 64 * k);
+                }
         }
+        times_reach(&r->times, i + 1);
+        pool_barrier(r->pool);
     }
-    r->sink[thread & 1023] = a ^ b ^ c ^ d;
+    r->sink ^= x[0] ^ x[1] ^ x[2] ^ x[3];
 }
 
-double lutra_cpu_read_seconds(lutra_pool *pool, const uint8_t *data, int64_t n) {
-    static read_t r;
-    r.data = data;
-    r.n = n;
-    r.pool = pool;
-    double start = now();
+int lutra_cpu_read(lutra_pool *pool, const uint8_t *data, int64_t size, int count,
+                   double *seconds) {
+    read_t r = {data, size, count, pool, {NULL, 0}, 0};
+    if (!times_new(&r.times, count)) return 0;
     pool_run(pool, read_job, &r);
-    return now() - start;
+    times_take(&r.times, seconds);
+    return 1;
 }
 
 int lutra_cpu_norm_quantize(int target, const int64_t *v, lutra_scale scale, const lutra_norm *norm,
@@ -226,15 +253,3 @@ int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, co
     lutra_cpu_cache_free(cache);
     return ok;
 }
-
-enum { HUGE_PAGE = 2 << 20 };
-
-void *lutra_cpu_alloc(int64_t n) {
-    void *data = aligned_alloc(HUGE_PAGE, (size_t)(n + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
-#ifdef MADV_HUGEPAGE
-    if (data) madvise(data, (size_t)(n + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
-#endif
-    return data;
-}
-
-void lutra_cpu_free(void *data) { free(data); }

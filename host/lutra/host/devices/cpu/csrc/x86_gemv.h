@@ -14,7 +14,13 @@ INLINE __m256i NAME(load)(const void *p) { return _mm256_loadu_si256((const __m2
 INLINE __m256i NAME(dot4)(__m256i acc, const __m256i *w, const int8_t *x, int n, int bits) {
 #ifdef MACS
     (void)bits;
-    for (int i = 0; i < n; i++) acc = MACS(acc, w[i], NAME(load)(x + 32 * i));
+    /* two chains, for the instruction has a latency of several cycles */
+    __m256i odd = _mm256_setzero_si256();
+    for (int i = 0; i < n; i += 2) {
+        acc = MACS(acc, w[i], NAME(load)(x + 32 * i));
+        if (n > 1) odd = MACS(odd, w[i + 1], NAME(load)(x + 32 * i + 32));
+    }
+    if (n > 1) acc = _mm256_add_epi32(acc, odd);
 #else
     const __m256i one = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
     __m256i sum = _mm256_setzero_si256(), high = sum;
@@ -141,6 +147,39 @@ static TARGET int64_t NAME(grouped)(const lutra_matrix *w, int row, __m256i *v, 
                : NAME(combine16)((const uint16_t *)w->scale + at, w->zero + at, sums, a, groups);
 }
 
+/* The same where units are groups, and vectors may read on behind the row. */
+INLINE int64_t NAME(grouped_units)(const lutra_matrix *w, int64_t at, const __m256i *v, int groups,
+                                   int unit, const int32_t *a) {
+    const __m256i places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    int narrow = w->shift <= NARROW_SHIFT;
+    __m256i total = _mm256_setzero_si256();
+    for (int g = 0; g < groups; g += 8) {
+        __m256i sums = unit == UNIT ? NAME(halves8)(v + g / 2) : NAME(sums8)(v + g), scale;
+        __m256i zero = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(w->zero + at + g)));
+        __m256i t = _mm256_sub_epi32(_mm256_add_epi32(sums, sums),
+                                     _mm256_mullo_epi32(zero, NAME(load)(a + g)));
+        if (w->scale_bytes == 1)
+            scale = _mm256_cvtepu8_epi32(
+                _mm_loadl_epi64((const __m128i *)((const uint8_t *)w->scale + at + g)));
+        else
+            scale = _mm256_cvtepu16_epi32(
+                _mm_loadu_si128((const __m128i *)((const uint16_t *)w->scale + at + g)));
+        if (g + 8 > groups)
+            t = _mm256_and_si256(t, _mm256_cmpgt_epi32(_mm256_set1_epi32(groups - g), places));
+        if (narrow) {
+            /* the whole sum fits 32 bits, so what its parts wrap around cancels */
+            total = _mm256_add_epi32(total, _mm256_mullo_epi32(t, scale));
+        } else {
+            __m256i odd = _mm256_mul_epi32(_mm256_srli_epi64(t, 32), _mm256_srli_epi64(scale, 32));
+            total = _mm256_add_epi64(total, _mm256_add_epi64(_mm256_mul_epi32(t, scale), odd));
+        }
+    }
+    if (narrow) return NAME(sum8)(total);
+    int64_t four[4];
+    _mm256_storeu_si256((__m256i *)four, total);
+    return four[0] + four[1] + four[2] + four[3];
+}
+
 static inline int NAME(unit_of)(int group) {
     return group % 128 == 0 ? 128 : group % 64 == 0 ? 64 : group % 32 == 0 ? 32 : 16;
 }
@@ -173,9 +212,15 @@ INLINE void NAME(rows_grouped)(const lutra_matrix *w, int first, int last, const
                 }
             }
         }
-        for (int c = 0; c < columns && c < x->count; c++)
-            out[(int64_t)c * rows + r - first] = NAME(grouped)(
-                w, r, v + c * stride, n, unit, sums, scratch->group_sums + (int64_t)c * groups);
+        int64_t at = (int64_t)r * groups;
+        int units = w->group == unit && at + round_up(groups, 8) <= (int64_t)w->n * groups;
+        for (int c = 0; c < columns && c < x->count; c++) {
+            const int32_t *a = scratch->group_sums + (int64_t)c * groups;
+            __m256i *of = v + c * stride;
+            out[(int64_t)c * rows + r - first] =
+                units ? NAME(grouped_units)(w, at, of, groups, unit, a)
+                      : NAME(grouped)(w, r, of, n, unit, sums, a);
+        }
     }
 }
 

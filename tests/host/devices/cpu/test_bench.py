@@ -1,0 +1,34 @@
+"""The benchmark measures every format; what it measures is not looked at."""
+
+import json
+import shutil
+
+import pytest
+
+if shutil.which("cc") is None:
+    pytest.skip("no C compiler", allow_module_level=True)
+
+from lutra.host.devices.cpu.bench import main, measure
+from lutra.host.devices.cpu.library import target_names
+
+
+def test_every_format_has_a_row() -> None:
+    formats = ["w1.58", "w1", "w2", "w3", "w4", "w6", "w8", "head"]
+    targets = [name for name, available in target_names().items() if available]
+    rows = measure(targets, formats, (32, 256), [1, 6], 2, 1, cold_bytes=1 << 16)
+    assert [(row["format"], row["tokens"], row["target"]) for row in rows] == [
+        (name, m, target) for name in formats for m in (1, 6) for target in targets
+    ]
+    assert all(0 < row["best_us"] <= row["us"] and row["read_gb_s"] > 0 for row in rows)
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--rows", "16", "--depth", "128", "-M", "2", "-t", "1", "-r", "1"]
+    arguments += ["--formats", "w4", "--targets", "scalar"]
+    main(arguments)
+    out = capsys.readouterr().out
+    assert "16 x 128, 1 threads: medians, and bests" in out
+    assert "| w4 | scalar | 2 |" in out
+    main([*arguments, "--json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["format"] == "w4"

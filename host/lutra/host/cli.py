@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lutra.host.commands.bench import add_bench, add_threads
+from lutra.host.commands.devices import add_devices
 from lutra.host.commands.pack import add_pack, add_quantize
 from lutra.host.commands.show import add_show
 from lutra.host.commands.verify import add_verify
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="talk with a model that was trained to chat"))
     _add_perplexity(commands.add_parser("perplexity", help="perplexity of a text under a model"))
     add_bench(commands.add_parser("bench", help="tokens per second of prefill and decode"))
+    add_devices(commands.add_parser("devices", help="which devices are here"))
     add_quantize(commands.add_parser("quantize", help="round a model's weights, by any method"))
     add_pack(commands.add_parser("pack", help="write a model in the packed format, as it is"))
     add_show(commands.add_parser("show", help="what is in a model"))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lutra.kernels_gpu.model import PackedArrays
     from lutra.kernels_gpu.runner import Runner
 
-__all__ = ["CudaDevice"]
+__all__ = ["CudaDevice", "describe_gpu"]
 
 Progress = Callable[[str, float], None]
 _TILE = 512
@@ -93,3 +94,11 @@ class CudaDevice:
     def close(self) -> None:
         """Release the GPU's memory."""
         self._runner = None
+
+
+def describe_gpu() -> str:
+    """Name and memory of the GPU that is used."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "Triton's interpreter, without a GPU"
+    properties = import_module("torch").cuda.get_device_properties(0)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

@@ -1,0 +1,35 @@
+"""``lutra devices``."""
+
+import json
+import shutil
+
+import pytest
+
+from lutra.host.cli import main
+from lutra.host.commands import devices
+from lutra.host.devices import choose
+
+
+def test_every_device_is_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(choose, "gpu_count", lambda: 0)
+    assert main(["devices", "--json"]) == 0
+    rows = {row["device"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == ["cuda", "cpu", "golden", "rtl"]
+    compiler = shutil.which("cc") is not None
+    assert rows["cpu"]["available"] == compiler
+    assert rows["golden"]["available"] and rows["golden"]["auto"] == (not compiler)
+    assert sum(row["auto"] for row in rows.values()) == 1
+    if compiler:
+        assert rows["cpu"]["detail"].split(",")[0].endswith(" threads")
+
+
+def test_what_is_missing_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    assert main(["devices"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("rtl"))
+    assert line.split()[1] == "no" and "needs amaranth" in line

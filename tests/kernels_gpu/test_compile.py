@@ -29,6 +29,21 @@ def test_machine_code(variant: Variant, arch: int) -> None:
     assert faults(variant, variant.compile(arch)) == []
 
 
+KERNELS = {str(variant.kernel.arg_names): variant for variant in variants()}.values()
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, id=v.name, marks=() if v.quick else pytest.mark.slow) for v in KERNELS],
+)
+def test_integers_that_are_one(variant: Variant) -> None:
+    """A launch makes them constants of the language, which have fewer methods than tensors."""
+    ones = [name for name, kind in variant.arguments.items() if kind == "i32" and name != "first_m"]
+    arguments = {name: kind for name, kind in variant.arguments.items() if name not in ones}
+    constants = {**variant.constants, **dict.fromkeys(ones, 1)}
+    compile_kernel(variant.kernel, arguments, constants, arch=90, num_warps=variant.num_warps)
+
+
 def test_names_differ() -> None:
     names = [variant.name for variant in variants()]
     assert sorted(names) == sorted(set(names))

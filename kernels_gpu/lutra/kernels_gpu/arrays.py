@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = [
+    "DEVICE",
     "INTERPRETED",
     "Array",
     "HostArray",
@@ -29,6 +30,8 @@ __all__ = [
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 """Whether kernels run in Triton's interpreter; read once, as ``triton.jit`` does."""
+DEVICE = "cuda"
+"""Where torch tensors are."""
 POISON = 0xA5
 """Every byte of new memory under the interpreter: an output that is not written shows."""
 _ALIGNMENT = 128
@@ -140,7 +143,7 @@ def empty(shape: Sequence[int], dtype: DTypeLike) -> Array:
     if INTERPRETED:
         return HostArray(_aligned(tuple(shape), dtype))
     torch = import_module("torch")
-    found = torch.empty(tuple(shape), dtype=getattr(torch, dtype.name), device="cuda")
+    found = torch.empty(tuple(shape), dtype=getattr(torch, dtype.name), device=DEVICE)
     return cast(Array, found)
 
 
@@ -159,7 +162,7 @@ def upload(data: ArrayLike) -> Array:
         copy[...] = source
         return HostArray(copy)
     torch = import_module("torch")
-    return cast(Array, torch.from_numpy(source).to("cuda"))
+    return cast(Array, torch.from_numpy(source).to(DEVICE))
 
 
 def download(array: Array) -> NDArray[np.generic]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from lutra.kernels_gpu.layout import BLOCK, cdiv
+
 __all__ = ["TABLES", "Tile", "choose", "expands", "gemm_rule", "gemv_rule", "key", "load_table"]
 
 TABLES = Path(__file__).parent / "tables"
@@ -20,7 +22,8 @@ _SMS = 132  # of the device that the rule has in mind
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """Rows, tokens and blocks of 128 weights of a program's step; programs that share a depth."""
+    """Rows, tokens and blocks of 128 weights of a program's step; ``split`` programs share a
+    depth."""
 
     block_n: int
     block_b: int
@@ -49,25 +52,32 @@ def gemv_rule(n: int, n_blocks: int, plane: int, mixed: bool = False) -> Tile:
     lanes = block_b * plane
     # rows of a warp: four per thread while enough programs are left
     block_n, num_warps = {32: (4, 1), 16: (16, 4), 8: (32, 4)}.get(lanes, (16, 4))
-    while block_n > 4 and -(-n // block_n) < 2 * _SMS:
+    while block_n > 4 and cdiv(n, block_n) < 2 * _SMS:
         block_n //= 2
     return Tile(block_n=block_n, block_b=block_b, num_warps=min(num_warps, max(1, block_n // 4)))
 
 
-def gemm_rule(n: int, n_blocks: int, m: int) -> Tile:
-    """The fewest token tiles; the depth is split until every multiprocessor has a program."""
+def gemm_rule(n: int, n_blocks: int, m: int, grouped: bool, a_bytes: int = 1) -> Tile:
+    """The fewest token tiles that registers allow: grouped sums are kept twice, those of 16-bit
+    activations too. The depth is split until every multiprocessor has two programs."""
+    most = (64 if grouped else 128) // a_bytes
     block_m = 16
-    while block_m < min(m, 128):
+    while block_m < min(m, most):
         block_m *= 2
-    block_n = 128 if block_m >= 64 else 64
-    programs = -(-n // block_n) * -(-m // block_m)
+    if grouped:
+        block_n, block_b = (128 if block_m == 16 else 64), 1
+    else:
+        block_n, block_b = (128, 2) if block_m == 128 else (64, 4)
+        while n_blocks % block_b:
+            block_b //= 2
+    programs = cdiv(n, block_n) * cdiv(m, block_m)
     split = 1
-    while 2 * programs * split <= 2 * _SMS and n_blocks >= 8 * split:
+    while programs * split < 2 * _SMS and n_blocks >= 8 * split * block_b:
         split *= 2
     return Tile(
         block_n=block_n,
         block_m=block_m,
-        block_b=1,
+        block_b=block_b,
         num_warps=8 if block_m * block_n >= 128 * 128 else 4,
         split=split,
     )
@@ -114,13 +124,14 @@ def choose(
     n: int,
     k: int,
     m: int,
+    a_bytes: int,
     planes: tuple[int, ...],
 ) -> Tile:
     """The measured tile of a shape, or the rule's."""
     found = load_table(arch).get(key(kernel, bits, group, n, k, m))
-    if found is not None:
+    if found is not None and a_bytes == 1:
         return found
-    n_blocks = -(-k // 128)
+    n_blocks = cdiv(k, BLOCK)
     if kernel == "gemv":
         return gemv_rule(n, n_blocks, max(planes), len(set(planes)) > 1)
-    return gemm_rule(n, n_blocks, m)
+    return gemm_rule(n, n_blocks, m, group > 0, a_bytes)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from lutra.kernels_gpu.arrays import INTERPRETED
+from lutra.kernels_gpu.layout import cdiv
 
 __all__ = ["Kernel", "cdiv", "jit", "jit_general"]
 
@@ -43,8 +44,3 @@ def jit_general(*names: str) -> Callable[[Callable[..., object]], Kernel]:
         return cast(Kernel, triton.jit(do_not_specialize=list(names))(function))
 
     return decorate
-
-
-def cdiv(a: int, b: int) -> int:
-    """``a / b`` rounded up."""
-    return -(-a // b)

@@ -25,6 +25,7 @@ __all__ = [
     "BLOCK",
     "LOW_OFFSET",
     "Activations",
+    "cdiv",
     "group_sums",
     "padded_depth",
     "to_bytes",
@@ -37,9 +38,14 @@ LOW_OFFSET = 128
 """What a low byte lacks, so that it is signed."""
 
 
+def cdiv(a: int, b: int) -> int:
+    """``a / b`` rounded up."""
+    return -(-a // b)
+
+
 def padded_depth(k: int) -> int:
     """Bytes of a row of ``k`` activations."""
-    return -(-k // BLOCK) * BLOCK
+    return cdiv(k, BLOCK) * BLOCK
 
 
 def to_bytes(a: NDArray[np.integer], a_bits: int = 8) -> NDArray[np.int8]:

@@ -12,9 +12,9 @@ import numpy as np
 import triton.language as tl
 
 from lutra.kernels_gpu.arith.fixed import round_shift_right
-from lutra.kernels_gpu.arrays import INTERPRETED, Array, HostArray, download, empty
-from lutra.kernels_gpu.jit import cdiv, jit
-from lutra.kernels_gpu.layout import BLOCK, Activations
+from lutra.kernels_gpu.arrays import Array, HostArray, download, empty
+from lutra.kernels_gpu.jit import jit
+from lutra.kernels_gpu.layout import BLOCK, Activations, cdiv
 from lutra.kernels_gpu.matmul.matrix import Matrix
 from lutra.kernels_gpu.matmul.operands import as_dtype, check_operands
 from lutra.kernels_gpu.matmul.slices import load_tiles, slice_codes
@@ -95,7 +95,7 @@ def expand(w: Matrix, digits: int) -> Array:
 
 def _int_mm(rows: Array, digit: int, weights: Array) -> Array:
     """``rows @ weights[digit].T`` in int32."""
-    if INTERPRETED:
+    if isinstance(rows, HostArray):
         x, w = download(rows).astype(np.int64), download(weights)[digit].astype(np.int64)
         return HostArray(np.ascontiguousarray((x @ w.T).astype(np.int32)))
     torch = import_module("torch")
@@ -116,7 +116,7 @@ def expanded_product(a: Activations, w: Matrix, weights: Array | None = None) ->
         weights = expand(w, n_digits(w, scale_peak(w)))
     digits = weights.shape[0]
     parts = [_int_mm(a.rows, digit, weights) for digit in range(digits)]
-    if INTERPRETED:
+    if isinstance(parts[0], HostArray):
         products: Array = HostArray(np.stack([download(part) for part in parts]))
     else:
         products = import_module("torch").stack(parts)

@@ -20,8 +20,8 @@ import triton.language as tl
 from lutra.kernels_gpu.arith.fixed import round_shift_right
 from lutra.kernels_gpu.arrays import Array, empty, zeros
 from lutra.kernels_gpu.config import Tile
-from lutra.kernels_gpu.jit import cdiv, jit
-from lutra.kernels_gpu.layout import BLOCK, Activations
+from lutra.kernels_gpu.jit import jit
+from lutra.kernels_gpu.layout import BLOCK, Activations, cdiv
 from lutra.kernels_gpu.matmul.fields import common_span
 from lutra.kernels_gpu.matmul.matrix import Matrix
 from lutra.kernels_gpu.matmul.operands import as_dtype, check_operands, tile_of

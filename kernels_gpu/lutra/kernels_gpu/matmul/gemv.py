@@ -16,8 +16,8 @@ import triton.language as tl
 from lutra.kernels_gpu.arith.fixed import round_shift_right
 from lutra.kernels_gpu.arrays import Array, empty
 from lutra.kernels_gpu.config import Tile
-from lutra.kernels_gpu.jit import cdiv, jit
-from lutra.kernels_gpu.layout import BLOCK, Activations
+from lutra.kernels_gpu.jit import jit
+from lutra.kernels_gpu.layout import BLOCK, Activations, cdiv
 from lutra.kernels_gpu.matmul.fields import (
     common_span,
     field_dot,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from lutra.kernels_gpu.arith.fixed import round_shift_right, saturate
 from lutra.kernels_gpu.arrays import Array, empty, upload
-from lutra.kernels_gpu.jit import cdiv, jit
-from lutra.kernels_gpu.layout import LOW_OFFSET, Activations
+from lutra.kernels_gpu.jit import jit
+from lutra.kernels_gpu.layout import LOW_OFFSET, Activations, cdiv
 from lutra.kernels_gpu.matmul.fields import load_words
 from lutra.kernels_gpu.matmul.operands import as_dtype
 from lutra.sim.golden.vector.residual import LOGIT_SHIFT, LOGIT_WIDTH

@@ -14,8 +14,8 @@ import triton.language as tl
 
 from lutra.kernels_gpu.arith.fixed import round_shift_right
 from lutra.kernels_gpu.arrays import Array, empty
-from lutra.kernels_gpu.jit import cdiv, jit
-from lutra.kernels_gpu.layout import Activations
+from lutra.kernels_gpu.jit import jit
+from lutra.kernels_gpu.layout import Activations, cdiv
 from lutra.kernels_gpu.matmul.matrix import Matrix
 from lutra.kernels_gpu.matmul.operands import check_operands
 

@@ -6,7 +6,7 @@ from importlib import import_module
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lutra.kernels_gpu.arrays import INTERPRETED, Array
+from lutra.kernels_gpu.arrays import INTERPRETED, Array, HostArray
 from lutra.kernels_gpu.config import Tile, choose
 from lutra.kernels_gpu.layout import Activations
 from lutra.kernels_gpu.matmul.fields import PLANES
@@ -28,7 +28,9 @@ def check_operands(a: Activations, w: Matrix) -> None:
 def as_dtype(array: Array, dtype: DTypeLike) -> Array:
     """The same memory as elements of another type."""
     name = np.dtype(dtype).name
-    return array.view(np.dtype(name) if INTERPRETED else getattr(import_module("torch"), name))
+    if isinstance(array, HostArray):
+        return array.view(np.dtype(name))
+    return array.view(getattr(import_module("torch"), name))
 
 
 @lru_cache
@@ -50,5 +52,6 @@ def tile_of(kernel: str, a: Activations, w: Matrix) -> Tile:
         n=w.n,
         k=w.k,
         m=a.m,
+        a_bytes=a.a_bytes,
         planes=PLANES[w.bits],
     )

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO
 
@@ -40,12 +41,13 @@ class _Child:
         command = [sys.executable, "-m", "pytest", str(module), f"--rootdir={config.rootpath}"]
         command += ["-p", "no:cacheprovider", "-p", "no:terminal", "--override-ini=addopts="]
         command += ["--import-mode=importlib", "--strict-markers"]
+        self.output = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             command,
             cwd=config.rootpath,
             env=environment,
             pass_fds=(child_in, child_out),
-            stdout=subprocess.PIPE,
+            stdout=self.output,
             stderr=subprocess.STDOUT,
             text=True,
         )
@@ -62,17 +64,26 @@ class _Child:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            output = self.process.communicate()[0]
-            raise RuntimeError(f"the interpreting process ended:\n{output}")
-        return json.loads(answer)
+            status = self.process.wait()
+            self.output.seek(0)
+            raise RuntimeError(
+                f"the interpreting process ended with status {status}\n{self.output.read()}"
+            )
+        reports = json.loads(answer)
+        for report in reports:
+            # why a test was skipped is a tuple, which JSON does not know
+            if isinstance(report["longrepr"], list):
+                report["longrepr"] = tuple(report["longrepr"])
+        return reports
 
     def close(self) -> None:
         try:
             self.requests.close()
         except BrokenPipeError:  # it is gone already
             pass
-        self.process.communicate()
+        self.process.wait()
         self.answers.close()
+        self.output.close()
 
 
 _child: _Child | None = None

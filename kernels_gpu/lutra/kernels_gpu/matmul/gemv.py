@@ -107,7 +107,11 @@ def _plane(
     w = load_words(w_ptr, mask, BLOCK_N, CHUNKS, True)
     result = acc
     for s in tl.static_range(FIELDS // SET):
-        group = (block * 128 + first + s * SET * (4 * RUN)) // GROUP
+        if 128 % GROUP == 0:
+            # what does not depend on the block is computed once
+            group = block * (128 // GROUP) + (first + s * SET * (4 * RUN)) // GROUP
+        else:
+            group = (block * 128 + first + s * SET * (4 * RUN)) // GROUP
         if EVEN:
             scale = tl.load(scale_ptr + group[None, :])
         else:

@@ -25,7 +25,7 @@ from lutra.kernels_gpu.arith.scale import (
     word,
 )
 from lutra.kernels_gpu.arith.silu import silu
-from lutra.kernels_gpu.arrays import Array
+from lutra.kernels_gpu.arrays import INTERPRETED, Array
 from lutra.kernels_gpu.jit import cdiv, jit, jit_general
 from lutra.kernels_gpu.layout import padded_depth
 from lutra.kernels_gpu.vector.residual import residual_add
@@ -38,6 +38,9 @@ __all__ = ["NormStep", "Source", "norm_quantize", "norm_quantize_kernel"]
 
 BLOCK_MAX = 8192
 """Most elements that a program holds at once."""
+TOGETHER_MAX = 16
+"""Most tokens that a program takes."""
+_MANY = 512  # tokens that keep every multiprocessor busy
 ZERO = Scale(np.asarray(0), np.asarray(0))
 
 
@@ -76,7 +79,7 @@ _SHIFT_MOST = tl.constexpr(SWIGLU_SHIFTS[1])
 def _finished(
     sums_ptr, den_ptr, exponent_ptr, m, offs, mask, frac, N: tl.constexpr, D: tl.constexpr
 ):
-    """Attention's output of token ``m`` from what the parts of a split one have added up."""
+    """Attention's output of tokens ``m`` from what the parts of a split one have added up."""
     head = m * (N // D) + offs // D
     total = tl.load(sums_ptr + m * N + offs, mask=mask, other=0)
     den = tl.load(den_ptr + head, mask=mask, other=0)
@@ -90,20 +93,24 @@ def _finished(
 @jit
 def _source(
     x_ptr, acc_ptr, den_ptr, exponent_ptr, token_ptr, flag_ptr, tables_ptr, m, offs, mask,
-    s_m, s_e, a_m, a_e, frac,
+    s_m, s_e, a_m, a_e, frac, M,
     N: tl.constexpr, D: tl.constexpr, SOURCE: tl.constexpr,
 ):  # fmt: skip
-    """Elements ``offs`` of token ``m``: int64 of gates, else int32, stored if they are new."""
+    """Elements ``offs`` of tokens ``m``: int64 of gates, else int32, stored if they are new.
+
+    ``m`` is ``[TOKENS, 1]``, ``offs`` ``[1, BLOCK]``, ``mask`` both; scales ``s`` ``[TOKENS]``.
+    """
     if SOURCE == _EMBED:
-        row = tl.load(token_ptr + m).to(tl.int64)
+        row = tl.load(token_ptr + m, mask=m < M, other=0).to(tl.int64)
         v = tl.load(acc_ptr + row * N + offs, mask=mask, other=0).to(tl.int32) << frac
         tl.store(x_ptr + m * N + offs, v, mask=mask)
     elif SOURCE == _ADD:
         x = tl.load(x_ptr + m * N + offs, mask=mask, other=0)
         acc = tl.load(acc_ptr + m * N + offs, mask=mask, other=0)
-        v, clamped = residual_add(x, acc, s_m, s_e, a_m, a_e, frac)
+        v, clamped = residual_add(x, acc, s_m[:, None], s_e[:, None], a_m, a_e, frac)
         tl.store(x_ptr + m * N + offs, v, mask=mask)
-        tl.store(flag_ptr, clamped, mask=clamped != 0)
+        any_clamped = tl.max(tl.max(clamped.to(tl.int32), 1), 0)
+        tl.store(flag_ptr, any_clamped, mask=any_clamped != 0)
     elif SOURCE == _SUMS:
         v = _finished(acc_ptr, den_ptr, exponent_ptr, m, offs, mask, frac, N, D)
     elif SOURCE == _RELU2 or SOURCE == _SWIGLU:
@@ -114,8 +121,8 @@ def _source(
             v = gate * gate * up
         else:
             c_m, c_e = scale_mul(s_m, s_e, a_m, a_e)
-            shift = tl.minimum(tl.maximum(-(c_e + _SILU_FRAC), _SHIFT_LEAST), _SHIFT_MOST)
-            argument = saturate(round_shift(gate * c_m, shift), _SILU_WIDTH).to(tl.int32)
+            shift = tl.minimum(tl.maximum(-(c_e + _SILU_FRAC), _SHIFT_LEAST), _SHIFT_MOST)[:, None]
+            argument = saturate(round_shift(gate * c_m[:, None], shift), _SILU_WIDTH).to(tl.int32)
             v = silu(argument, tables_ptr).to(tl.int64) * up
     else:
         v = tl.load(x_ptr + m * N + offs, mask=mask, other=0)
@@ -125,7 +132,7 @@ def _source(
 @jit
 def _lowered(v, sh, gamma_ptr, offs, mask):
     """What the block shift leaves of elements, 16 bits of each, and that times gamma: int32."""
-    vs = saturate(round_shift_right(v, sh), 16).to(tl.int32)
+    vs = saturate(round_shift_right(v, sh[:, None]), 16).to(tl.int32)
     return vs, vs * tl.load(gamma_ptr + offs, mask=mask, other=0).to(tl.int32)
 
 
@@ -133,24 +140,26 @@ def _lowered(v, sh, gamma_ptr, offs, mask):
 def _store(
     y, f_m, f_e, q_ptr, sums_ptr, m, first, M,
     N: tl.constexpr, K: tl.constexpr, A_BITS: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Quantise and store elements from ``first`` on, and sums of groups; returns their sum."""
+    """Quantise and store elements from ``first`` on, and sums of groups; returns rows' sums."""
     Q_MAX: tl.constexpr = 127 if A_BITS == 8 else 32767
-    offs = first + tl.arange(0, BLOCK)
-    q = quantize(y.to(tl.int64), f_m, f_e, Q_MAX).to(tl.int32)
+    offs = first + tl.arange(0, BLOCK)[None, :]
+    q = quantize(y.to(tl.int64), f_m[:, None], f_e[:, None], Q_MAX).to(tl.int32)
+    mask = (offs < K) & (m < M)
     if A_BITS == 8:
-        tl.store(q_ptr + m * K + offs, q.to(tl.int8), mask=offs < K)
+        tl.store(q_ptr + m * K + offs, q.to(tl.int8), mask=mask)
     else:
         # signed bytes, zero in the padding
         low = tl.where(offs < N, (q & 255) - 128, 0)
-        tl.store(q_ptr + m * K + offs, low.to(tl.int8), mask=offs < K)
-        tl.store(q_ptr + (M + m) * K + offs, (q >> 8).to(tl.int8), mask=offs < K)
+        tl.store(q_ptr + m * K + offs, low.to(tl.int8), mask=mask)
+        tl.store(q_ptr + (M + m) * K + offs, (q >> 8).to(tl.int8), mask=mask)
     if GROUP > 0:
-        groups = first // GROUP + tl.arange(0, BLOCK // GROUP)
-        sums = tl.sum(tl.reshape(q, (BLOCK // GROUP, GROUP)), 1)
-        tl.store(sums_ptr + m * (N // GROUP) + groups, sums, mask=groups < N // GROUP)
-    return tl.sum(q, 0)
+        groups = first // GROUP + tl.arange(0, BLOCK // GROUP)[None, :]
+        sums = tl.sum(tl.reshape(q, (TOKENS, BLOCK // GROUP, GROUP)), 2)
+        mask = (groups < N // GROUP) & (m < M)
+        tl.store(sums_ptr + m * (N // GROUP) + groups, sums, mask=mask)
+    return tl.sum(q, 1)
 
 
 @jit_general("scale_a", "scale_b", "inv_n", "eps", "unit", "frac", "gamma_frac", "M")
@@ -160,9 +169,9 @@ def norm_quantize_kernel(
     scale_a, scale_b, inv_n, eps, unit, frac, gamma_frac, M,
     N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SOURCE: tl.constexpr,
     NORMALISE: tl.constexpr, A_BITS: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK: tl.constexpr, N_BLOCKS: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK: tl.constexpr, N_BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Normalise and quantise one token of ``N`` elements per program.
+    """Normalise and quantise ``TOKENS`` tokens of ``N`` elements per program.
 
     Scales are packed words. ``x`` int32 ``[M, N]`` is the residual stream or attention's output;
     ``acc`` is int32 ``[M, N]``, or ``[M, 2, N]`` of gates, int16 ``[V, N]`` of an embedding,
@@ -175,12 +184,14 @@ def norm_quantize_kernel(
     is 0 (a power of two, at most ``BLOCK``); ``flag`` becomes 1 if the residual stream was clamped.
     """
     Q_MAX: tl.constexpr = 127 if A_BITS == 8 else 32767
-    m = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    m, here = token[:, None], token < M
     a_m, a_e = scale_unpack(scale_a)
     u_m, u_e = scale_unpack(unit)
-    s_m, s_e = u_m, u_e
+    s_m, s_e = tl.zeros([TOKENS], tl.int32), tl.zeros([TOKENS], tl.int32)
+    u_m, u_e = u_m + s_m, u_e + s_e
     if SOURCE == _ADD or SOURCE == _RELU2 or SOURCE == _SWIGLU:
-        s_m, s_e = scale_unpack(tl.load(s_ptr + m))
+        s_m, s_e = scale_unpack(tl.load(s_ptr + token, mask=here, other=0))
     if SOURCE == _RELU2:
         b_m, b_e = scale_unpack(scale_b)
         b_m, b_e = scale_mul(s_m, s_e, b_m, b_e)
@@ -192,63 +203,63 @@ def norm_quantize_kernel(
         u_m, u_e = scale_mul(s_m, s_e, b_m, b_e)
         u_e -= tl.where(u_m == 0, 0, _SILU_FRAC)
 
-    lanes = tl.arange(0, BLOCK)
+    lanes = tl.arange(0, BLOCK)[None, :]
     if N_BLOCKS == 1:
         v = _source(
             x_ptr, acc_ptr, den_ptr, exponent_ptr, token_ptr, flag_ptr, tables_ptr, m, lanes,
-            lanes < N, s_m, s_e, a_m, a_e, frac, N, D, SOURCE,
+            (lanes < N) & (m < M), s_m, s_e, a_m, a_e, frac, M, N, D, SOURCE,
         )  # fmt: skip
-        v_max = tl.max(tl.abs(v.to(tl.int64)), 0)
+        v_max = tl.max(tl.abs(v.to(tl.int64)), 1)
         sh = tl.maximum(bit_length(v_max) - 15, 0)
         vs, y = _lowered(v, sh, gamma_ptr, lanes, lanes < N)
-        squares = tl.sum((vs * vs).to(tl.int64), 0)
-        y_max = tl.max(tl.abs(y), 0).to(tl.int64)
+        squares = tl.sum((vs * vs).to(tl.int64), 1)
+        y_max = tl.max(tl.abs(y), 1).to(tl.int64)
         f_m, f_e = quantize_factor(y_max, Q_MAX)
-        total = _store(y, f_m, f_e, q_ptr, sums_ptr, m, 0, M, N, K, A_BITS, GROUP, BLOCK)
+        total = _store(y, f_m, f_e, q_ptr, sums_ptr, m, 0, M, N, K, A_BITS, GROUP, TOKENS, BLOCK)
     else:
-        v_max = tl.zeros([], tl.int64)
+        v_max = tl.zeros([TOKENS], tl.int64)
         for i in range(N_BLOCKS):
             offs = i * BLOCK + lanes
             v = _source(
                 x_ptr, acc_ptr, den_ptr, exponent_ptr, token_ptr, flag_ptr, tables_ptr, m, offs,
-                offs < N, s_m, s_e, a_m, a_e, frac, N, D, SOURCE,
+                (offs < N) & (m < M), s_m, s_e, a_m, a_e, frac, M, N, D, SOURCE,
             )  # fmt: skip
-            v_max = tl.maximum(v_max, tl.max(tl.abs(v.to(tl.int64)), 0))
+            v_max = tl.maximum(v_max, tl.max(tl.abs(v.to(tl.int64)), 1))
         sh = tl.maximum(bit_length(v_max) - 15, 0)
         # what the first pass stored is read again, by whichever thread
         tl.debug_barrier()
         AGAIN: tl.constexpr = _RESIDUAL if SOURCE == _EMBED or SOURCE == _ADD else SOURCE
-        squares, y_max = tl.zeros([], tl.int64), tl.zeros([], tl.int64)
+        squares, y_max = tl.zeros([TOKENS], tl.int64), tl.zeros([TOKENS], tl.int64)
         for i in range(N_BLOCKS):
             offs = i * BLOCK + lanes
             v = _source(
                 x_ptr, acc_ptr, den_ptr, exponent_ptr, token_ptr, flag_ptr, tables_ptr, m, offs,
-                offs < N, s_m, s_e, a_m, a_e, frac, N, D, AGAIN,
+                (offs < N) & (m < M), s_m, s_e, a_m, a_e, frac, M, N, D, AGAIN,
             )  # fmt: skip
             vs, y = _lowered(v, sh, gamma_ptr, offs, offs < N)
-            squares += tl.sum((vs * vs).to(tl.int64), 0)
-            y_max = tl.maximum(y_max, tl.max(tl.abs(y), 0).to(tl.int64))
+            squares += tl.sum((vs * vs).to(tl.int64), 1)
+            y_max = tl.maximum(y_max, tl.max(tl.abs(y), 1).to(tl.int64))
         f_m, f_e = quantize_factor(y_max, Q_MAX)
-        total = tl.zeros([], tl.int32)
+        total = tl.zeros([TOKENS], tl.int32)
         for i in range(N_BLOCKS):
             offs = i * BLOCK + lanes
             v = _source(
                 x_ptr, acc_ptr, den_ptr, exponent_ptr, token_ptr, flag_ptr, tables_ptr, m, offs,
-                offs < N, s_m, s_e, a_m, a_e, frac, N, D, AGAIN,
+                (offs < N) & (m < M), s_m, s_e, a_m, a_e, frac, M, N, D, AGAIN,
             )  # fmt: skip
             vs, y = _lowered(v, sh, gamma_ptr, offs, offs < N)
             total += _store(
-                y, f_m, f_e, q_ptr, sums_ptr, m, i * BLOCK, M, N, K, A_BITS, GROUP, BLOCK
+                y, f_m, f_e, q_ptr, sums_ptr, m, i * BLOCK, M, N, K, A_BITS, GROUP, TOKENS, BLOCK
             )
     if GROUP == 0:
-        tl.store(sums_ptr + m, total)
+        tl.store(sums_ptr + token, total, mask=here)
 
     s1_e = u_e + tl.where(u_m == 0, 0, sh)
     r_m, r_e = u_m, s1_e
     if NORMALISE:
         n_m, n_e = scale_unpack(inv_n)
         eps_m, eps_e = scale_unpack(eps)
-        r_m, r_e = scale_from_int(squares, tl.zeros([], tl.int32))
+        r_m, r_e = scale_from_int(squares, tl.zeros([TOKENS], tl.int32))
         r_m, r_e = scale_mul(r_m, r_e, n_m, n_e)
         t_m, t_e = scale_mul(u_m, s1_e, u_m, s1_e)
         r_m, r_e = scale_mul(r_m, r_e, t_m, t_e)
@@ -258,7 +269,7 @@ def norm_quantize_kernel(
     t_m, t_e = quantize_step(y_max, Q_MAX)
     t_e -= tl.where(t_m == 0, 0, gamma_frac)
     r_m, r_e = scale_mul(r_m, r_e, t_m, t_e)
-    tl.store(scale_ptr + m, scale_pack(r_m, r_e))
+    tl.store(scale_ptr + token, scale_pack(r_m, r_e), mask=here)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,15 +320,19 @@ def norm_quantize(
     group = a.group if a.group < n else 0
     k = padded_depth(n)
     block = min(1 << (k - 1).bit_length(), BLOCK_MAX)
+    # several tokens per program only where every multiprocessor has work without
+    most = min(TOGETHER_MAX, BLOCK_MAX // block, a.m if INTERPRETED else a.m // _MANY)
+    together = 1 << (max(most, 1).bit_length() - 1)
     fused = group & (group - 1) == 0 and group <= block
-    norm_quantize_kernel[(a.m,)](
+    norm_quantize_kernel[(cdiv(a.m, together),)](
         x, acc, den, exponent, tokens, scales, step.gamma, tables,
         a.rows, out.scale, a.sums, flag,
         word(step.scale_a), word(step.scale_b), word(step.inv_n), word(step.eps), word(step.unit),
         step.frac, step.gamma_frac, a.m,
         N=n, K=k, D=step.head_dim, SOURCE=int(step.source), NORMALISE=step.normalise,
-        A_BITS=a.a_bits, GROUP=group if fused else -1, BLOCK=block, N_BLOCKS=cdiv(k, block),
-        num_warps=max(1, min(16, block // 256)),
+        A_BITS=a.a_bits, GROUP=group if fused else -1, TOKENS=together, BLOCK=block,
+        N_BLOCKS=cdiv(k, block),
+        num_warps=max(1, min(16, together * block // 256)),
     )  # fmt: skip
     if not fused:
         group_sums(a, group, a.sums)

@@ -9,9 +9,10 @@ import triton.language as tl
 
 from lutra.kernels_gpu.arith.quantize import quantize, quantize_factor, quantize_step
 from lutra.kernels_gpu.arith.scale import scale_mul, scale_pack, scale_unpack, word
-from lutra.kernels_gpu.arrays import Array
+from lutra.kernels_gpu.arrays import INTERPRETED, Array
 from lutra.kernels_gpu.attention.cache import KvCache, Queries
-from lutra.kernels_gpu.jit import jit, jit_general
+from lutra.kernels_gpu.attention.tiles import EXPONENT_LEAST, SCORE_LEAST
+from lutra.kernels_gpu.jit import cdiv, jit, jit_general
 from lutra.kernels_gpu.vector.heads import (
     FIXED_UNIT_E,
     FIXED_UNIT_M,
@@ -19,48 +20,64 @@ from lutra.kernels_gpu.vector.heads import (
     head_root,
     head_times_gamma,
 )
-from lutra.sim.golden.arith.scale import SCALE, Scale
+from lutra.sim.golden.arith.scale import Scale
 from lutra.sim.golden.vector.rope import ROPE_FRAC
 
 __all__ = ["RopeStep", "rope_kv", "rope_kv_kernel"]
 
 _FRAC = tl.constexpr(ROPE_FRAC)
+ROWS_MAX = 32
+"""Most heads of tokens that a program takes."""
+_MANY = 4096  # heads that keep every multiprocessor busy
 _ONE = tl.constexpr(1 << ROPE_FRAC)
-_E_MIN = tl.constexpr(SCALE.e_min)
-_LEAST_SCORE = tl.constexpr(-(1 << 31))
 
 
 @jit
 def _store_kv(
-    lo, hi, cache_ptr, base, slot, half,
+    lo, hi, cache_ptr, base, slot, half, mask,
     D: tl.constexpr, PAGE: tl.constexpr, KV_BITS: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """Write a head of a token into its page."""
+    """Write heads of tokens, halves int32 ``[ROWS, D / 2]``, into their pages."""
+    base, slot = base[:, None], slot[:, None]
     if KV_BITS == 4:
         # the first half in the low nibbles
         packed = (lo & 15) | (hi << 4)
-        tl.store(cache_ptr + base * (PAGE * D // 2) + slot * (D // 2) + half, packed.to(tl.int8))
+        offs = base * (PAGE * D // 2) + slot * (D // 2) + half
+        tl.store(cache_ptr + offs, packed.to(tl.int8), mask=mask)
     elif TRANSPOSED:
         offs = base * (PAGE * D) + half * PAGE + slot
-        tl.store(cache_ptr + offs, lo.to(tl.int8))
-        tl.store(cache_ptr + offs + D // 2 * PAGE, hi.to(tl.int8))
+        tl.store(cache_ptr + offs, lo.to(tl.int8), mask=mask)
+        tl.store(cache_ptr + offs + D // 2 * PAGE, hi.to(tl.int8), mask=mask)
     else:
         offs = base * (PAGE * D) + slot * D + half
-        tl.store(cache_ptr + offs, lo.to(tl.int8))
-        tl.store(cache_ptr + offs + D // 2, hi.to(tl.int8))
+        tl.store(cache_ptr + offs, lo.to(tl.int8), mask=mask)
+        tl.store(cache_ptr + offs + D // 2, hi.to(tl.int8), mask=mask)
 
 
-@jit_general("scale_q", "scale_k", "scale_v", "bias_frac", "gamma_frac", "eps", "n_pages")
+@jit
+def _quantized(y_lo, y_hi, unit_m, unit_e, Q_MAX: tl.constexpr):
+    """Both halves of heads quantised, and the words of their scales."""
+    y_max = tl.maximum(tl.max(tl.abs(y_lo), 1), tl.max(tl.abs(y_hi), 1))
+    f_m, f_e = quantize_factor(y_max, Q_MAX)
+    m, e = quantize_step(y_max, Q_MAX)
+    e -= tl.where(m == 0, 0, _FRAC)
+    m, e = scale_mul(m, e, unit_m, unit_e)
+    lo = quantize(y_lo, f_m[:, None], f_e[:, None], Q_MAX)
+    hi = quantize(y_hi, f_m[:, None], f_e[:, None], Q_MAX)
+    return lo.to(tl.int32), hi.to(tl.int32), scale_pack(m, e)
+
+
+@jit_general("scale_q", "scale_k", "scale_v", "bias_frac", "gamma_frac", "eps", "n_pages", "M")
 def rope_kv_kernel(
     acc_ptr, s_ptr, position_ptr, table_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr,
     q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr,
     score_max_ptr, exponent_ptr, den_ptr, sums_ptr,
-    scale_q, scale_k, scale_v, bias_frac, gamma_frac, eps, n_pages,
+    scale_q, scale_k, scale_v, bias_frac, gamma_frac, eps, n_pages, M,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, LOG2_DIM: tl.constexpr,
     PAGE: tl.constexpr, KV_BITS: tl.constexpr, V_TRANSPOSED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, SPLIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One head of a token per program: queries first, then keys, then values.
+    """``ROWS`` heads of tokens per program: of queries first, then of keys, then of values.
 
     ``acc`` int32 ``[M, (H + 2 H_KV) D]`` with activation scales ``s`` ``[M]``; ``position`` int32
     ``[M]``; ``table`` int32 ``[M, n_pages]`` the pages of each token's sequence; ``rope`` int16
@@ -69,81 +86,71 @@ def rope_kv_kernel(
     :class:`~lutra.kernels_gpu.attention.cache.KvCache`. With ``SPLIT``, what the parts of a split
     attention add up to begins here.
     """
-    m = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    half = tl.arange(0, D // 2)
-    position = tl.load(position_ptr + m)
-    s_m, s_e = scale_unpack(tl.load(s_ptr + m))
-    is_value = head >= H + H_KV
-    w = tl.where(head < H, scale_q, tl.where(is_value, scale_v, scale_k))
-    w_m, w_e = scale_unpack(w)
-    unit_m, unit_e = scale_mul(s_m, s_e, w_m, w_e)
+    pid = tl.program_id(0)
+    of_queries, of_keys = tl.cdiv(M * H, ROWS), tl.cdiv(M * H_KV, ROWS)
+    is_query, is_value = pid < of_queries, pid >= of_queries + of_keys
+    n_heads = tl.where(is_query, H, H_KV)
+    first_head = tl.where(is_query, 0, tl.where(is_value, H + H_KV, H))
+    pid -= tl.where(is_query, 0, tl.where(is_value, of_queries + of_keys, of_queries))
+    row = pid * ROWS + tl.arange(0, ROWS)
+    m, head = (row // n_heads).to(tl.int64), row % n_heads  # [ROWS]
+    here = m < M
+    half, mask = tl.arange(0, D // 2)[None, :], here[:, None]
+    position = tl.load(position_ptr + m, mask=here, other=0)
+    s_m, s_e = scale_unpack(tl.load(s_ptr + m, mask=here, other=0))
+    w_m, w_e = scale_unpack(tl.where(is_query, scale_q, tl.where(is_value, scale_v, scale_k)))
+    unit_m, unit_e = scale_mul(s_m, s_e, w_m + tl.zeros_like(s_m), w_e)
 
-    offs = head * D + half
-    row = acc_ptr + m * ((H + 2 * H_KV) * D)
-    lo = tl.load(row + offs).to(tl.int64)  # [D / 2]
-    hi = tl.load(row + offs + D // 2).to(tl.int64)
+    offs = (first_head + head)[:, None] * D + half  # [ROWS, D / 2]
+    at = acc_ptr + m[:, None] * ((H + 2 * H_KV) * D) + offs
+    lo = tl.load(at, mask=mask, other=0).to(tl.int64)
+    hi = tl.load(at + D // 2, mask=mask, other=0).to(tl.int64)
     if HAS_BIAS or HAS_NORM:
-        bias_lo, bias_hi = tl.zeros_like(half), tl.zeros_like(half)
+        bias_lo, bias_hi = tl.zeros_like(offs), tl.zeros_like(offs)
         if HAS_BIAS:
             bias_lo = tl.load(bias_ptr + offs).to(tl.int32)
             bias_hi = tl.load(bias_ptr + offs + D // 2).to(tl.int32)
-        lo = fixed_heads(lo, unit_m, unit_e, bias_lo, bias_frac)
-        hi = fixed_heads(hi, unit_m, unit_e, bias_hi, bias_frac)
+        lo = fixed_heads(lo, unit_m[:, None], unit_e[:, None], bias_lo, bias_frac)
+        hi = fixed_heads(hi, unit_m[:, None], unit_e[:, None], bias_hi, bias_frac)
         unit_m, unit_e = tl.zeros_like(s_m) + FIXED_UNIT_M, tl.zeros_like(s_e) + FIXED_UNIT_E
     if HAS_NORM:
-        if head < H + H_KV:
-            gamma = gamma_ptr + tl.where(head < H, 0, D) + half
-            squares = tl.sum(lo * lo, 0) + tl.sum(hi * hi, 0)
+        if not is_value:
+            gamma = gamma_ptr + tl.where(is_query, 0, D) + half
+            squares = tl.sum(lo * lo, 1) + tl.sum(hi * hi, 1)
             unit_m, unit_e = head_root(squares, gamma_frac, eps, tables_ptr, LOG2_DIM)
             lo = head_times_gamma(lo, tl.load(gamma).to(tl.int64))
             hi = head_times_gamma(hi, tl.load(gamma + D // 2).to(tl.int64))
 
     # values are not turned, but take the same way
-    turn = rope_ptr + position.to(tl.int64) * D + half
+    turn = rope_ptr + position.to(tl.int64)[:, None] * D + half
     cos = tl.where(is_value, _ONE, tl.load(turn).to(tl.int64))
     sin = tl.where(is_value, 0, tl.load(turn + D // 2).to(tl.int64))
     y_lo, y_hi = lo * cos - hi * sin, hi * cos + lo * sin
-    y_max = tl.maximum(tl.max(tl.abs(y_lo), 0), tl.max(tl.abs(y_hi), 0))
 
-    if head < H:
-        q_lo, q_hi, scale = _quantized(y_lo, y_hi, y_max, unit_m, unit_e, 127)
-        out = q_ptr + (m * H + head) * D + half
-        tl.store(out, q_lo.to(tl.int8))
-        tl.store(out + D // 2, q_hi.to(tl.int8))
-        tl.store(q_scale_ptr + m * H + head, scale)
+    if is_query:
+        q_lo, q_hi, scale = _quantized(y_lo, y_hi, unit_m, unit_e, 127)
+        index = m * H + head
+        out = index[:, None] * D + half
+        tl.store(q_ptr + out, q_lo.to(tl.int8), mask=mask)
+        tl.store(q_ptr + out + D // 2, q_hi.to(tl.int8), mask=mask)
+        tl.store(q_scale_ptr + index, scale, mask=here)
         if SPLIT:
-            tl.store(score_max_ptr + m * H + head, _LEAST_SCORE)
-            tl.store(exponent_ptr + m * H + head, _E_MIN)
-            tl.store(den_ptr + m * H + head, tl.zeros([], tl.int64))
-            sums = sums_ptr + (m * H + head) * D + half
-            tl.store(sums, tl.zeros_like(y_lo))
-            tl.store(sums + D // 2, tl.zeros_like(y_lo))
+            zero = tl.zeros_like(y_lo)
+            tl.store(score_max_ptr + index, tl.full([ROWS], SCORE_LEAST, tl.int32), mask=here)
+            tl.store(exponent_ptr + index, tl.full([ROWS], EXPONENT_LEAST, tl.int32), mask=here)
+            tl.store(den_ptr + index, tl.zeros([ROWS], tl.int64), mask=here)
+            tl.store(sums_ptr + out, zero, mask=mask)
+            tl.store(sums_ptr + out + D // 2, zero, mask=mask)
     else:
-        kv_lo, kv_hi, scale = _quantized(
-            y_lo, y_hi, y_max, unit_m, unit_e, 127 if KV_BITS == 8 else 7
-        )
-        page = tl.load(table_ptr + m * n_pages + position // PAGE).to(tl.int64)
-        slot = position % PAGE
+        k_lo, k_hi, scale = _quantized(y_lo, y_hi, unit_m, unit_e, 127 if KV_BITS == 8 else 7)
+        page = tl.load(table_ptr + m * n_pages + position // PAGE, mask=here, other=0)
+        slot, base = position % PAGE, page.to(tl.int64) * H_KV + head
         if is_value:
-            base = page * H_KV + head - H - H_KV
-            _store_kv(kv_lo, kv_hi, v_ptr, base, slot, half, D, PAGE, KV_BITS, V_TRANSPOSED)
-            tl.store(v_scale_ptr + base * PAGE + slot, scale)
+            _store_kv(k_lo, k_hi, v_ptr, base, slot, half, mask, D, PAGE, KV_BITS, V_TRANSPOSED)
+            tl.store(v_scale_ptr + base * PAGE + slot, scale, mask=here)
         else:
-            base = page * H_KV + head - H
-            _store_kv(kv_lo, kv_hi, k_ptr, base, slot, half, D, PAGE, KV_BITS, False)
-            tl.store(k_scale_ptr + base * PAGE + slot, scale)
-
-
-@jit
-def _quantized(y_lo, y_hi, y_max, unit_m, unit_e, Q_MAX: tl.constexpr):
-    """Both halves quantised, and the word of their scale."""
-    f_m, f_e = quantize_factor(y_max, Q_MAX)
-    m, e = quantize_step(y_max, Q_MAX)
-    e -= tl.where(m == 0, 0, _FRAC)
-    m, e = scale_mul(m, e, unit_m, unit_e)
-    lo, hi = quantize(y_lo, f_m, f_e, Q_MAX), quantize(y_hi, f_m, f_e, Q_MAX)
-    return lo.to(tl.int32), hi.to(tl.int32), scale_pack(m, e)
+            _store_kv(k_lo, k_hi, k_ptr, base, slot, half, mask, D, PAGE, KV_BITS, False)
+            tl.store(k_scale_ptr + base * PAGE + slot, scale, mask=here)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +191,17 @@ def rope_kv(
     going to be split.
     """
     h, h_kv, d = queries.n_heads, cache.n_kv_heads, cache.head_dim
-    rope_kv_kernel[(m, h + 2 * h_kv)](
+    # one head per warp unless there are enough tokens without
+    most = min(ROWS_MAX, m * h_kv if INTERPRETED else m * h_kv // _MANY)
+    rows = 1 << (max(most, 1).bit_length() - 1)
+    grid = cdiv(m * h, rows) + 2 * cdiv(m * h_kv, rows)
+    rope_kv_kernel[(grid,)](
         acc, scales, positions, pages, step.rope, step.bias, step.gamma, tables,
         queries.q, queries.scale, cache.k, cache.v, cache.k_scale, cache.v_scale,
         queries.score_max, queries.exponent, queries.den, queries.sums,
         word(step.scale_q), word(step.scale_k), word(step.scale_v),
-        step.bias_frac, step.gamma_frac, step.eps, pages.shape[1],
+        step.bias_frac, step.gamma_frac, step.eps, pages.shape[1], m,
         H=h, H_KV=h_kv, D=d, LOG2_DIM=d.bit_length() - 1, PAGE=cache.page, KV_BITS=cache.bits,
         V_TRANSPOSED=cache.v_transposed, HAS_BIAS=step.bias is not None,
-        HAS_NORM=step.gamma is not None, SPLIT=split, num_warps=1,
+        HAS_NORM=step.gamma is not None, SPLIT=split, ROWS=rows, num_warps=1 if rows == 1 else 4,
     )  # fmt: skip

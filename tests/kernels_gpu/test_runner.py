@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ pytest.importorskip("triton")
 
 from tests.host.models.small_models import write_variant
 from tests.host.packed_models import golden_tiles
+from triton.runtime import interpreter
 
 from lutra.host.devices.cuda.arrays import lowered_around, lowered_layers, model_shape
-from lutra.host.models import load_model
+from lutra.host.models import find_model, load_model
 from lutra.host.packing import PackedModel, pack_model
 from lutra.kernels_gpu import config
 from lutra.kernels_gpu.model import upload_model
@@ -30,9 +32,12 @@ def runner_of(model: PackedModel, **options: int) -> Runner:
 
 
 @pytest.fixture(autouse=True)
-def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products in as few programs as possible: the interpreter runs them one after another."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in as few programs as possible, which the interpreter runs one after another, and
+    without its watch over 32 bits, which the tests of single kernels are under."""
     monkeypatch.setattr(config, "_SMS", 1)
+    options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
 
 
 def small_model(folder: Path, variant: str, format: str | None, **changes: object) -> PackedModel:
@@ -62,7 +67,7 @@ def check(model: PackedModel, runner: Runner, sizes: Sequence[int], seed: int = 
 
 @pytest.mark.parametrize(
     ("variant", "format"),
-    [("bitnet", None), ("llama", "W4A8"), ("qwen2-window", "W2A8"), ("qwen3", "W3A16")],
+    [("bitnet", None), ("llama", "W4A8"), ("qwen2-window", "W2A8"), ("qwen3", "W2A16")],
 )
 def test_kinds_of_models(variant: str, format: str | None, tmp_path: Path) -> None:
     model = small_model(tmp_path, variant, format)
@@ -104,3 +109,13 @@ def test_only_the_logits_that_are_wanted(tmp_path: Path) -> None:
     assert np.array_equal(part.scale.m, whole.scale.m[2:])
     none = runner.run([5, 6, 7], 0, 3)
     assert none.logits.shape == (0, 112) and not none.argmax.size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "format"), [("tales", None), ("tales-llama", "W4A8"), ("tales-llama", "W2A16")]
+)
+def test_shipped_models(name: str, format: str | None) -> None:
+    checkpoint = load_model(find_model(name))
+    model = pack_model(checkpoint, Format.parse(format) if format else None)
+    check(model, runner_of(model, split_from=12), [11, 1, 1])

@@ -28,7 +28,7 @@ from lutra.kernels_gpu.attention.cache import KvCache, Queries
 from lutra.kernels_gpu.attention.decode import split_attention
 from lutra.kernels_gpu.attention.prefill import attention
 from lutra.kernels_gpu.errors import naming_memory
-from lutra.kernels_gpu.jit import cdiv
+from lutra.kernels_gpu.layout import cdiv
 from lutra.kernels_gpu.matmul.gemm import Workspace
 from lutra.kernels_gpu.matmul.head import head_logits
 from lutra.kernels_gpu.matmul.linear import linear

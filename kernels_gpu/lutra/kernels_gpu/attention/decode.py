@@ -23,7 +23,8 @@ from lutra.kernels_gpu.attention.tiles import (
     visible_tile,
     weight_tile,
 )
-from lutra.kernels_gpu.jit import cdiv, jit, jit_general
+from lutra.kernels_gpu.jit import jit, jit_general
+from lutra.kernels_gpu.layout import cdiv
 
 __all__ = ["NO_WINDOW", "POSITIONS_MAX", "scores_kernel", "split_attention", "sums_kernel"]
 

@@ -22,7 +22,8 @@ from lutra.kernels_gpu.attention.tiles import (
     value_tile,
     weight_tile,
 )
-from lutra.kernels_gpu.jit import cdiv, jit_general
+from lutra.kernels_gpu.jit import jit_general
+from lutra.kernels_gpu.layout import cdiv
 
 __all__ = ["attention", "attention_kernel"]
 

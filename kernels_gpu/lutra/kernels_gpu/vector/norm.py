@@ -26,8 +26,8 @@ from lutra.kernels_gpu.arith.scale import (
 )
 from lutra.kernels_gpu.arith.silu import silu
 from lutra.kernels_gpu.arrays import INTERPRETED, Array
-from lutra.kernels_gpu.jit import cdiv, jit, jit_general
-from lutra.kernels_gpu.layout import padded_depth
+from lutra.kernels_gpu.jit import jit, jit_general
+from lutra.kernels_gpu.layout import cdiv, padded_depth
 from lutra.kernels_gpu.vector.residual import residual_add
 from lutra.kernels_gpu.vector.sums import group_sums
 from lutra.sim.golden.arith.scale import Scale

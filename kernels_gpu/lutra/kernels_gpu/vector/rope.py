@@ -12,7 +12,8 @@ from lutra.kernels_gpu.arith.scale import scale_mul, scale_pack, scale_unpack, w
 from lutra.kernels_gpu.arrays import INTERPRETED, Array
 from lutra.kernels_gpu.attention.cache import KvCache, Queries
 from lutra.kernels_gpu.attention.tiles import EXPONENT_LEAST, SCORE_LEAST
-from lutra.kernels_gpu.jit import cdiv, jit, jit_general
+from lutra.kernels_gpu.jit import jit, jit_general
+from lutra.kernels_gpu.layout import cdiv
 from lutra.kernels_gpu.vector.heads import (
     FIXED_UNIT_E,
     FIXED_UNIT_M,

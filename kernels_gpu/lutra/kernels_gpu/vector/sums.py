@@ -3,8 +3,8 @@
 import triton.language as tl
 
 from lutra.kernels_gpu.arrays import Array, check
-from lutra.kernels_gpu.jit import cdiv, jit
-from lutra.kernels_gpu.layout import Activations, padded_depth
+from lutra.kernels_gpu.jit import jit
+from lutra.kernels_gpu.layout import Activations, cdiv, padded_depth
 
 __all__ = ["group_sums", "group_sums_kernel"]
 

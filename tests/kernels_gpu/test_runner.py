@@ -20,7 +20,7 @@ from lutra.host.packing import PackedModel, pack_model
 from lutra.kernels_gpu import config
 from lutra.kernels_gpu.model import upload_model
 from lutra.kernels_gpu.runner import Runner, TileOutput
-from lutra.sim.golden.matmul.format import Format
+from lutra.sim.golden.matmul.format import FORMATS, TERNARY_NAME, Format
 
 pytestmark = pytest.mark.interpreted
 
@@ -113,7 +113,8 @@ def test_only_the_logits_that_are_wanted(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "format"), [("tales", None), ("tales-llama", "W4A8"), ("tales-llama", "W2A16")]
+    ("name", "format"),
+    [("tales", None), *(("tales-llama", each) for each in FORMATS if TERNARY_NAME not in each)],
 )
 def test_shipped_models(name: str, format: str | None) -> None:
     checkpoint = load_model(find_model(name))

@@ -115,6 +115,9 @@ class _LlamaCpp:
         import llama_cpp
 
         self._lib = llama_cpp
+        # what it says of itself while it loads is many lines
+        self._silent = self._lib.llama_log_callback(lambda _level, _text, _data: None)
+        self._lib.llama_log_set(self._silent, None)
         self._lib.llama_backend_init()
         options = self._lib.llama_model_default_params()
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), options)

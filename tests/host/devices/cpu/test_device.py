@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.host.packed_models import golden_tiles
 
 from lutra.host.cli import main
 from lutra.host.devices import choose
@@ -20,6 +21,7 @@ from lutra.host.open_model import open_packed_model
 from lutra.host.packing import PackedLinear, PackedModel
 from lutra.host.sampling import SamplingParams
 from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.sim.golden.matmul.format import FORMATS, TERNARY_NAME
 
 compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -66,6 +68,22 @@ def test_logits_of_a_context_that_is_filled() -> None:
     device.close()
     with pytest.raises(LutraError, match=r"no model is loaded: call load_model\(model\) first"):
         device.run_tile([1], 0, 0)
+
+
+@compiler
+@pytest.mark.parametrize("format", [name for name in FORMATS if TERNARY_NAME not in name])
+def test_the_shipped_llama_in_every_format(format: str) -> None:
+    model = open_packed_model("tales-llama", format)
+    tokens = np.random.default_rng(0).integers(0, 2048, 40).tolist()
+    expected = golden_tiles(model, tokens)
+    device = CpuDevice(threads=2)
+    device.load_model(model)
+    parts = [device.run_tile(tokens[:37], 0, 0)]
+    parts += [device.run_tile([tokens[i]], i, 0) for i in range(37, 40)]
+    for name in ("logits", "scale", "argmax"):
+        found = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(found, getattr(expected, name))
+    device.close()
 
 
 @compiler

@@ -19,7 +19,7 @@ def _pytest(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_reports(workers: str) -> None:
     if workers != "0":
         pytest.importorskip("xdist")

@@ -22,6 +22,7 @@ def test_every_format_has_a_row() -> None:
     assert all(0 < row["best_us"] <= row["us"] and row["read_gb_s"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--rows", "16", "--depth", "128", "-M", "2", "-t", "1", "-r", "1"]
     arguments += ["--formats", "w4", "--targets", "scalar"]

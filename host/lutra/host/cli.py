@@ -19,6 +19,7 @@ from lutra.host.commands.bench import add_bench, add_threads
 from lutra.host.commands.devices import add_devices
 from lutra.host.commands.pack import add_pack, add_quantize
 from lutra.host.commands.show import add_show
+from lutra.host.commands.tune import add_tune
 from lutra.host.commands.verify import add_verify
 from lutra.host.conversation import converse
 from lutra.host.devices.base import ModelDevice
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add_quantize(commands.add_parser("quantize", help="round a model's weights, by any method"))
     add_pack(commands.add_parser("pack", help="write a model in the packed format, as it is"))
     add_show(commands.add_parser("show", help="what is in a model"))
+    add_tune(commands.add_parser("tune", help="measure tiles of the GPU's kernels here"))
     add_verify(commands.add_parser("verify", help="compare a packed model with its source"))
     # what is above the host in the tree, such as flows, adds its own
     for command in sorted(entry_points(group="lutra.commands"), key=lambda entry: entry.name):

@@ -1,4 +1,4 @@
-"""``lutra devices``."""
+"""``lutra devices`` and ``lutra tune``."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from lutra.host.cli import main
-from lutra.host.commands import devices
+from lutra.host.commands import devices, tune
 from lutra.host.devices import choose
 
 
@@ -33,3 +33,12 @@ def test_what_is_missing_is_said(
     assert main(["devices"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("rtl"))
     assert line.split()[1] == "no" and "needs amaranth" in line
+
+
+def test_without_a_gpu_there_is_nothing_to_tune(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "missing", lambda: "there is no CUDA device: a GPU is needed")
+    assert main(["tune", "--models", "bitnet-2b-4t"]) == 2
+    error = "error: there is nothing to tune, there is no CUDA device: a GPU is needed\n"
+    assert capsys.readouterr().err == error

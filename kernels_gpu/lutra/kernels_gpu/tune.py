@@ -19,7 +19,16 @@ from lutra.kernels_gpu.config import M_BUCKETS, TABLES, Tile, gemm_rule, gemv_ru
 from lutra.kernels_gpu.layout import BLOCK, cdiv
 from lutra.kernels_gpu.shapes import FORMATS, SHAPES, Shape, Width, parse_width
 
-__all__ = ["Tuned", "gemm_candidates", "gemv_candidates", "main", "tune", "write_table"]
+__all__ = [
+    "Tuned",
+    "add_arguments",
+    "gemm_candidates",
+    "gemv_candidates",
+    "main",
+    "run",
+    "tune",
+    "write_table",
+]
 
 _EXPAND_AT_LEAST = 17
 
@@ -151,18 +160,17 @@ def write_table(tuned: Tuned, about: dict[str, str], path: Path) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python -m lutra.kernels_gpu.tune", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to measure."""
     models = sorted({shape.model for shape in SHAPES})
     parser.add_argument("--models", nargs="+", choices=models, default=models)
     parser.add_argument("--formats", nargs="+", type=parse_width, metavar="W4g128")
     parser.add_argument("--tokens", nargs="+", type=int, default=list(M_BUCKETS), metavar="M")
     parser.add_argument("-o", "--output", type=Path, help="default: the table of this device")
-    options = parser.parse_args(arguments)
-    if (why := missing()) is not None:
-        print(f"tune: {why}", file=sys.stderr)
-        return 2
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and write; needs a CUDA device."""
     from lutra.kernels_gpu.matmul.operands import architecture
     from lutra.kernels_gpu.timing import describe
 
@@ -177,6 +185,17 @@ def main(arguments: list[str] | None = None) -> int:
             tuned.tiles[name] = tile
     path = options.output or TABLES / f"sm_{architecture()}.json"
     write_table(tuned, describe(), path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lutra.kernels_gpu.tune", description=__doc__)
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    if (why := missing()) is not None:
+        print(f"tune: {why}", file=sys.stderr)
+        return 2
+    run(options)
     return 0
 
 

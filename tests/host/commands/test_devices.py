@@ -39,6 +39,6 @@ def test_without_a_gpu_there_is_nothing_to_tune(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune, "missing", lambda: "there is no CUDA device: a GPU is needed")
-    assert main(["tune", "--models", "bitnet-2b-4t"]) == 2
+    assert main(["tune", "--models", "2b-4t"]) == 2
     error = "error: there is nothing to tune, there is no CUDA device: a GPU is needed\n"
     assert capsys.readouterr().err == error

@@ -194,7 +194,8 @@ def test_gates(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_heads(target: str) -> None:
+@pytest.mark.parametrize("q_max", [7, 127])
+def test_heads(target: str, q_max: int) -> None:
     """Of queries, keys and values, with biases and norms and without."""
     rng = np.random.default_rng(2)
     for d in (32, 128, 256):
@@ -213,18 +214,28 @@ def test_heads(target: str) -> None:
                 at = None if rotated is None else table
                 for actual, expected in (
                     (
-                        steps.head(target, narrow, s, w, rotated),
-                        rope_quantize(x, row, w, at),
-                    ),
-                    (
-                        steps.head(target, narrow, s, w, rotated, (bias, 12), fixed=True),
-                        rope_quantize_fixed(x, row, w, at, golden_bias),
+                        steps.head(target, narrow, s, w, rotated, q_max=q_max),
+                        rope_quantize(x, row, w, at, q_max),
                     ),
                     (
                         steps.head(
-                            target, narrow, s, w, rotated, None, (gamma, 13, 43), fixed=True
+                            target, narrow, s, w, rotated, (bias, 12), fixed=True, q_max=q_max
                         ),
-                        rope_quantize_fixed(x, row, w, at, None, golden_norm),
+                        rope_quantize_fixed(x, row, w, at, golden_bias, q_max=q_max),
+                    ),
+                    (
+                        steps.head(
+                            target,
+                            narrow,
+                            s,
+                            w,
+                            rotated,
+                            None,
+                            (gamma, 13, 43),
+                            fixed=True,
+                            q_max=q_max,
+                        ),
+                        rope_quantize_fixed(x, row, w, at, None, golden_norm, q_max),
                     ),
                 ):
                     np.testing.assert_array_equal(actual[0], expected[0][0, 0])
@@ -251,14 +262,16 @@ def test_residual(target: str) -> None:
     ("m", "position", "window"),
     [(1, 0, 0), (1, 16, 0), (5, 0, 0), (3, 301, 0), (7, 20, 9), (1, 600, 300), (2, 3, 1)],
 )
-def test_attention(target: str, m: int, position: int, window: int) -> None:
+@pytest.mark.parametrize("kv_bits", [8, 4])
+def test_attention(target: str, kv_bits: int, m: int, position: int, window: int) -> None:
     rng = np.random.default_rng(m + position)
+    top = q_max_of(kv_bits)
     for heads, kv_heads, d in ((4, 2, 32), (3, 1, 64), (5, 1, 128), (2, 2, 256)):
         total = position + m
         params = AttentionParams(head_dim=d, n_heads=heads, n_kv_heads=kv_heads)
         q = rng.integers(-127, 128, (m, heads, d)).astype(np.int8)
-        k, v = (rng.integers(-127, 128, (kv_heads, total, d)).astype(np.int8) for _ in range(2))
-        k[:, 0], v[:, 0], q[0, 0] = 127, -127, -127
+        k, v = (rng.integers(-top, top + 1, (kv_heads, total, d)).astype(np.int8) for _ in range(2))
+        k[:, 0], v[:, 0], q[0, 0] = top, -top, -127
         q_scale = scale_at(rng, -27, -24, m, heads)
         k_scale, v_scale = (
             scale_at(rng, -25, -20, total, kv_heads),
@@ -269,7 +282,7 @@ def test_attention(target: str, m: int, position: int, window: int) -> None:
         expected = golden_attend(
             params, wide[0], q_scale, wide[1], k_scale, wide[2], v_scale, position, 14, window
         )
-        actual = steps.attend(target, q, q_scale, k, k_scale, v, v_scale, 14, window)
+        actual = steps.attend(target, q, q_scale, k, k_scale, v, v_scale, 14, window, kv_bits)
         np.testing.assert_array_equal(actual, expected)
 
 

@@ -174,7 +174,7 @@ class CpuModel:
         c = self._c
         self._library.lutra_cpu_cache_free(self._cache)
         self._cache = self._library.lutra_cpu_cache_new(
-            c.n_layers, c.kv_heads, c.head_dim, c.context
+            c.n_layers, c.kv_heads, c.head_dim, c.context, c.kv_bits
         )
         if not self._cache:
             raise _no_memory(f"the KV cache of {c.context} positions")

@@ -36,7 +36,7 @@ __all__ = [
     "target_number",
 ]
 
-_ABI = 1
+_ABI = 2
 
 
 class CScale(Structure):
@@ -144,7 +144,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "target_available": (c_int, [c_int]),
     "pool_new": (c_void_p, [c_int]),
     "pool_free": (None, [c_void_p]),
-    "cache_new": (c_void_p, [c_int] * 4),
+    "cache_new": (c_void_p, [c_int] * 5),
     "cache_free": (None, [c_void_p]),
     "engine_new": (c_void_p, [c_void_p, c_int, c_int, c_int, c_int]),
     "engine_free": (None, [c_void_p]),
@@ -169,7 +169,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "residual": (c_int, [c_int, _I32, _I32, c_int, CScale, CScale, c_int]),
     "attend": (
         c_int,
-        [c_int, _I8, _SCALES, _I8, _SCALES, _I8, _SCALES, *[c_int] * 7, _I32],
+        [c_int, _I8, _SCALES, _I8, _SCALES, _I8, _SCALES, *[c_int] * 8, _I32],
     ),
 }
 

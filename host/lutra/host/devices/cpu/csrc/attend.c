@@ -9,20 +9,21 @@
 #endif
 
 struct lutra_cache {
-    int kv_heads, head_dim, positions;
+    int kv_heads, head_dim, positions, bits;
     int64_t n_bytes, head_bytes;
     uint8_t *data;
 };
 
-enum { NO_EXPONENT = -512 };
+enum { NO_EXPONENT = -512, KEY_BLOCKS = 8 };
 
-lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions) {
+lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions, int bits) {
     lutra_cache *cache = malloc(sizeof *cache);
     if (!cache) return NULL;
     cache->kv_heads = kv_heads;
     cache->head_dim = head_dim;
     cache->positions = round_up(positions, KEY_BLOCK);
-    cache->head_bytes = (int64_t)cache->positions * (2 * head_dim + 8);
+    cache->bits = bits;
+    cache->head_bytes = (int64_t)cache->positions * (2 * head_dim * bits / 8 + 8);
     cache->n_bytes = cache->head_bytes * kv_heads * layers;
     /* the system gives pages as they are written */
     cache->data = mmap(NULL, (size_t)cache->n_bytes, PROT_READ | PROT_WRITE,
@@ -42,33 +43,48 @@ int cache_positions(const lutra_cache *cache) { return cache->positions; }
 
 lutra_head cache_head(const lutra_cache *cache, int layer, int head) {
     uint8_t *at = cache->data + ((int64_t)layer * cache->kv_heads + head) * cache->head_bytes;
-    int64_t p = cache->positions, d = cache->head_dim;
+    int64_t p = cache->positions, d = cache->head_dim, size = p * d * cache->bits / 8;
     lutra_head out;
     out.keys = (const int8_t *)at;
-    out.values = (const int8_t *)(at + p * d);
-    at += 2 * p * d;
+    out.values = (const int8_t *)(at + size);
+    at += 2 * size;
     out.key_m = (const uint16_t *)at;
     out.value_m = (const uint16_t *)(at + 2 * p);
     out.key_e = (const int16_t *)(at + 4 * p);
     out.value_e = (const int16_t *)(at + 6 * p);
     out.head_dim = (int)d;
+    out.bits = cache->bits;
     return out;
 }
+
+/* Bytes of keys or values before a position that begins a block. */
+static int64_t row_of(const lutra_head *head, int position) {
+    return (int64_t)position * head->head_dim * head->bits / 8;
+}
+
+static int8_t two(int low, int high) { return (int8_t)((low & 15) | (high & 15) << 4); }
 
 void cache_store(lutra_cache *cache, int layer, int head, int position, const int8_t *k,
                  lutra_scale k_scale, const int8_t *v, lutra_scale v_scale) {
     lutra_head at = cache_head(cache, layer, head);
     int d = at.head_dim;
-    int8_t *keys = (int8_t *)at.keys + (int64_t)(position / KEY_BLOCK) * KEY_BLOCK * d;
-    int8_t *values = (int8_t *)at.values + (int64_t)(position / VALUE_BLOCK) * VALUE_BLOCK * d;
+    int8_t *keys = (int8_t *)at.keys + row_of(&at, position / KEY_BLOCK * KEY_BLOCK);
+    int8_t *values = (int8_t *)at.values + row_of(&at, position / VALUE_BLOCK * VALUE_BLOCK);
+    int in_key = position % KEY_BLOCK, in_value = position % VALUE_BLOCK;
     if (k) {
-        for (int i = 0; i < d / 4; i++)
-            memcpy(keys + (i * KEY_BLOCK + position % KEY_BLOCK) * 4, k + 4 * i, 4);
+        for (int i = 0; i < d / 4 && at.bits == 8; i++)
+            memcpy(keys + (i * KEY_BLOCK + in_key) * 4, k + 4 * i, 4);
+        for (int i = 0; i < d / 2 && at.bits == 4; i++) {
+            int from = i / 4 * 8 + i % 4;
+            keys[(i / 4 * KEY_BLOCK + in_key) * 4 + i % 4] = two(k[from], k[from + 4]);
+        }
         ((uint16_t *)at.key_m)[position] = (uint16_t)k_scale.m;
         ((int16_t *)at.key_e)[position] = (int16_t)k_scale.e;
     }
     if (v) {
-        for (int i = 0; i < d; i++) values[i * VALUE_BLOCK + position % VALUE_BLOCK] = v[i];
+        for (int i = 0; i < d && at.bits == 8; i++) values[i * VALUE_BLOCK + in_value] = v[i];
+        for (int i = 0; i < d / 2 && at.bits == 4; i++)
+            values[i * VALUE_BLOCK + in_value] = two(v[i], v[i + d / 2]);
         ((uint16_t *)at.value_m)[position] = (uint16_t)v_scale.m;
         ((int16_t *)at.value_e)[position] = (int16_t)(v_scale.m ? v_scale.e : NO_EXPONENT);
     }
@@ -82,15 +98,18 @@ int attend_scratch(lutra_attend_scratch *scratch, int positions) {
     stride = (stride + 15) / 16 * 16;
     scratch->dot = aligned_alloc(64, (size_t)(QUERIES * stride * 4));
     scratch->w = aligned_alloc(64, (size_t)(QUERIES * stride * 2 + 63) / 64 * 64);
+    scratch->elements = aligned_alloc(64, VALUE_BLOCKS * VALUE_BLOCK * HEAD_DIM_MAX);
     scratch->stride = stride;
-    return scratch->dot && scratch->w;
+    return scratch->dot && scratch->w && scratch->elements;
 }
 
 void attend_scratch_free(lutra_attend_scratch *scratch) {
     free(scratch->dot);
     free(scratch->w);
+    free(scratch->elements);
     scratch->dot = NULL;
     scratch->w = NULL;
+    scratch->elements = NULL;
     scratch->stride = 0;
 }
 
@@ -113,8 +132,17 @@ void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_qu
         w[c] = scratch->w + c * scratch->stride;
     }
     int base = low / KEY_BLOCK * KEY_BLOCK;
-    kernels->key_dots(head->keys + (int64_t)base * d, (high - base + KEY_BLOCK - 1) / KEY_BLOCK, q,
-                      count, d, scratch->dot, scratch->stride);
+    const int8_t *keys = head->keys + row_of(head, base);
+    int key_blocks = (high - base + KEY_BLOCK - 1) / KEY_BLOCK;
+    if (head->bits == 8)
+        kernels->key_dots(keys, key_blocks, q, count, d, scratch->dot, scratch->stride);
+    for (int b = 0; b < key_blocks && head->bits == 4; b += KEY_BLOCKS) {
+        int blocks = key_blocks - b < KEY_BLOCKS ? key_blocks - b : KEY_BLOCKS;
+        kernels->nibbles(keys + row_of(head, b * KEY_BLOCK), blocks * (d / 8), 4 * KEY_BLOCK,
+                         scratch->elements);
+        kernels->key_dots(scratch->elements, blocks, q, count, d, scratch->dot + b * KEY_BLOCK,
+                          scratch->stride);
+    }
     for (int c = 0; c < count; c++) {
         int first = first_seen(queries[c].position, window), n = queries[c].position + 1 - first;
         int32_t *dot = scratch->dot + c * scratch->stride + (first - base);
@@ -130,11 +158,16 @@ void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_qu
         int end = first - base + n, whole = round_up(high - base, VALUE_BLOCK);
         memset(to + end, 0, (size_t)(whole - end) * 2);
     }
-    const int8_t *values = head->values + (int64_t)base * d;
+    const int8_t *values = head->values + row_of(head, base);
     for (int left = (high - base + VALUE_BLOCK - 1) / VALUE_BLOCK; left > 0; left -= VALUE_BLOCKS) {
         int blocks = left < VALUE_BLOCKS ? left : VALUE_BLOCKS;
-        kernels->value_sums(values, blocks, w, count, d, acc);
-        values += (int64_t)blocks * VALUE_BLOCK * d;
+        const int8_t *elements = values;
+        if (head->bits == 4) {
+            kernels->nibbles(values, blocks, 2 * d, scratch->elements);
+            elements = scratch->elements;
+        }
+        kernels->value_sums(elements, blocks, w, count, d, acc);
+        values += row_of(head, blocks * VALUE_BLOCK);
         for (int c = 0; c < count; c++) w[c] += blocks * VALUE_BLOCK;
     }
     for (int c = 0; c < count; c++) {

@@ -21,6 +21,7 @@ typedef struct {
 typedef struct {
     int32_t *dot;
     uint16_t *w;
+    int8_t *elements; /* of a piece of a cache of 4 bits */
     int64_t stride;
 } lutra_attend_scratch;
 

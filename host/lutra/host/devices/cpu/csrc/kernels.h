@@ -34,12 +34,14 @@ typedef struct {
 } lutra_scratch;
 
 /* Keys [position / KEY_BLOCK, head_dim / 4, KEY_BLOCK, 4], values [position / VALUE_BLOCK,
- * head_dim, VALUE_BLOCK], scales [position] of one head. */
+ * head_dim, VALUE_BLOCK], scales [position] of one head. With bits 4 they are runs of bytes, whose
+ * lower halves are a run of elements and whose upper halves are the next one: of 4 * KEY_BLOCK for
+ * keys, of 2 * head_dim for values. */
 typedef struct {
     const int8_t *keys, *values;
     const uint16_t *key_m, *value_m;
     const int16_t *key_e, *value_e;
-    int head_dim;
+    int head_dim, bits;
 } lutra_head;
 
 typedef struct {
@@ -83,6 +85,8 @@ typedef struct {
     int (*residual)(int32_t *x, const int32_t *acc, int n, int m, int shift);
     void (*logits)(const int64_t *sums, const int16_t *rows, int n, int shift, int32_t *out);
 
+    /* Runs of bytes of a cache of 4 bits to twice as many elements. */
+    void (*nibbles)(const int8_t *data, int runs, int size, int8_t *out);
     /* dot [columns, stride] of `count` (up to QUERIES) queries with `blocks` blocks of keys. */
     void (*key_dots)(const int8_t *keys, int blocks, const int8_t *const *q, int count,
                      int head_dim, int32_t *dot, int64_t stride);

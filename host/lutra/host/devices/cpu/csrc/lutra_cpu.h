@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* Counts changes of this file: the binding refuses a library that was built from another one. */
-#define LUTRA_CPU_ABI 1
+#define LUTRA_CPU_ABI 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -81,8 +81,8 @@ int lutra_cpu_target_available(int target);
 lutra_pool *lutra_cpu_pool_new(int threads);
 void lutra_cpu_pool_free(lutra_pool *pool);
 
-/* Keys and values of a sequence; memory is taken as positions are written. */
-lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions);
+/* Keys and values of a sequence, of 8 or 4 bits; memory is taken as positions are written. */
+lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions, int bits);
 void lutra_cpu_cache_free(lutra_cache *cache);
 
 /* Working memory of a model: products of few columns by target gemv, of many by target gemm. */
@@ -119,8 +119,8 @@ int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_
  * [position + m, kv_heads]. */
 int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, const int8_t *k,
                      const lutra_scale *k_scale, const int8_t *v, const lutra_scale *v_scale, int m,
-                     int heads, int kv_heads, int head_dim, int position, int frac, int window,
-                     int32_t *out);
+                     int heads, int kv_heads, int head_dim, int kv_bits, int position, int frac,
+                     int window, int32_t *out);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

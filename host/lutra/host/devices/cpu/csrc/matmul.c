@@ -3,7 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PACK = 4, GEMV_BYTES = 48 << 10 };
+/* Chunks of a product with few columns: large, since a thread's reads start anew with each, but enough
+ * of them for threads to end together. */
+enum { PACK = 4, GEMV_BYTES = 192 << 10, GEMV_CHUNKS = 16 };
 
 static void *take(int64_t n) { return aligned_alloc(64, (size_t)(n + 63) / 64 * 64 + 64); }
 
@@ -67,7 +69,9 @@ void columns_set(lutra_columns *x, const lutra_kernels *kernels, int token, cons
 
 int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_columns *x) {
     if (columns_many(x)) return choice->gemm->gemm_rows;
-    int rows = (int)(GEMV_BYTES / w->row_bytes) & ~15;
+    int rows = (int)(GEMV_BYTES / w->row_bytes);
+    if (rows > w->n / GEMV_CHUNKS) rows = w->n / GEMV_CHUNKS;
+    rows &= ~15;
     return rows < 16 ? 16 : rows > ROWS_MAX ? ROWS_MAX : rows;
 }
 

@@ -207,7 +207,16 @@ static TARGET int64_t NAME(weights)(const int32_t *score, int32_t top, const uin
     return sum;
 }
 
+static TARGET void NAME(nibbles)(const int8_t *data, int runs, int size, int8_t *out) {
+    for (int r = 0; r < runs; r++, data += size, out += 2 * size)
+        for (int i = 0; i < size; i++) {
+            out[i] = (int8_t)(((data[i] & 15) ^ 8) - 8);
+            out[size + i] = (int8_t)(((data[i] >> 4 & 15) ^ 8) - 8);
+        }
+}
+
 #define VECTOR_FUNCTIONS                                                                          \
     NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64), NAME(quantize),             \
         NAME(bytes), NAME(halves), NAME(unit_sums), NAME(shifted), NAME(rotate),                  \
-        NAME(quantize64), NAME(fixed), NAME(relu2), NAME(swiglu), NAME(residual), NAME(logits)
+        NAME(quantize64), NAME(fixed), NAME(relu2), NAME(swiglu), NAME(residual), NAME(logits),     \
+        NAME(nibbles)

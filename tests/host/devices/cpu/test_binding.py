@@ -24,7 +24,7 @@ if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
 from lutra.host.devices.cpu.binding import CpuModel, CpuResult, matrix_of
-from lutra.host.devices.cpu.library import target_names
+from lutra.host.devices.cpu.library import library, target_names
 
 # accelerators need multiples of 32
 SIZES = {"hidden_size": 64, "intermediate_size": 96}
@@ -238,3 +238,25 @@ def test_odd_groups_are_refused(packed_llama: Callable[[str, str], PackedModel])
     fine = replace(w, group=8, scale=w.scale.repeat(4, axis=1), zero=w.zero.repeat(4, axis=1))
     with pytest.raises(LutraError, match=r"^device cpu needs groups of a multiple of 16, not 8: p"):
         matrix_of(replace(linear, source=fine))
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "what"),
+    [
+        ("pool_new", None, "its working memory"),
+        ("engine_new", None, "its working memory"),
+        ("cache_new", None, "the KV cache of 32 positions"),
+        ("run", -1, "attention over 5 positions"),
+    ],
+)
+def test_no_memory_is_one_line(
+    name: str,
+    status: int | None,
+    what: str,
+    packed: Callable[[str], PackedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(library(), f"lutra_cpu_{name}", lambda *_: status)
+    message = f"^device cpu has no memory for {what}: use a smaller model or context$"
+    with pytest.raises(LutraError, match=message):
+        CpuModel(packed("least"), threads=1, few="scalar", many="scalar").run([1] * 5, 0, 0)

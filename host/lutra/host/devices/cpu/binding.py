@@ -167,7 +167,11 @@ class CpuModel:
         if not self._pool or not self._engine:
             self.close()
             raise _no_memory("its working memory")
-        self.reset()
+        try:
+            self.reset()
+        except LutraError:
+            self.close()
+            raise
 
     def reset(self) -> None:
         """Empty the KV cache."""

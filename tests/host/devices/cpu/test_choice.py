@@ -1,0 +1,60 @@
+"""Targets are measured, or named."""
+
+import shutil
+
+import pytest
+
+if shutil.which("cc") is None:
+    pytest.skip("no C compiler", allow_module_level=True)
+
+from lutra.host.devices.cpu import choice
+from lutra.host.devices.cpu.choice import choose_targets
+from lutra.host.devices.cpu.library import target_names
+from lutra.host.errors import LutraError
+
+AVAILABLE = [name for name, available in target_names().items() if available]
+
+
+@pytest.fixture(autouse=True)
+def anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_targets.cache_clear()
+    monkeypatch.delenv("LUTRA_CPU_TARGET", raising=False)
+    monkeypatch.setattr(choice, "_FEW", (64, 128, 1))
+    monkeypatch.setattr(choice, "_MANY", (64, 128, 8))
+
+
+def test_what_is_measured_is_there() -> None:
+    few, many = choose_targets(2)
+    assert few in AVAILABLE
+    assert many in AVAILABLE
+    assert len(AVAILABLE) == 1 or "scalar" not in (few, many)
+
+
+def test_the_fastest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of product by its own times."""
+    if len(AVAILABLE) < 3:
+        pytest.skip("this machine has no choice")
+    first, second = AVAILABLE[:2]
+    times = {(first, 1): 2.0, (second, 1): 1.0, (first, 8): 1.0, (second, 8): 2.0}
+
+    class Seconds(float):
+        def min(self) -> float:
+            return self
+
+    def seconds(target: str, pool: object, matrices: list[object], a: list[object]) -> Seconds:
+        return Seconds(times.get((target, len(a)), 9.0))
+
+    monkeypatch.setattr(choice, "matmul_seconds", seconds)
+    assert choose_targets(1) == (second, first)
+
+
+def test_a_named_target_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTRA_CPU_TARGET", "scalar")
+    assert choose_targets(1) == ("scalar", "scalar")
+
+
+def test_a_target_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTRA_CPU_TARGET", "mmx")
+    message = rf"^target must be one of {', '.join(AVAILABLE)} on this machine, not 'mmx'$"
+    with pytest.raises(LutraError, match=message):
+        choose_targets(1)

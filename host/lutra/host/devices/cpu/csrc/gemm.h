@@ -1,40 +1,77 @@
 /* Products of many columns: a register tile of two vectors of rows and up to COLUMNS columns. The
  * including file defines TARGET, NAME, COLUMNS, PACK and, of vectors V of LANES 32-bit numbers, LOAD,
- * STORE, ZERO, SET, ADD, SUB, MUL, and MAC(acc, codes, activations, wide): wide if codes have 8 bits. */
+ * STORE, ZERO, SET, ADD, SUB, MUL, and MAC(acc, codes, activations, wide): wide if codes have 8 bits.
+ * Where products of bytes are added up in 16 bits it defines instead CHAIN(kind), NIBBLE(codes, high),
+ * PAIRS(sum, codes, activations) and WIDEN(acc, sum, high). */
 
 enum { NAME(ROWS) = 2 * LANES };
 
 #define INLINE_ static inline __attribute__((always_inline)) TARGET
 
+#ifdef CHAIN
+/* Sums of 16 bits: of products of pairs they stay below 32768 for CHAIN(kind) steps. */
 INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[2], const int columns,
-                         const int wide) {
+                         const int kind) {
+    for (int done = 0; done < steps; done += CHAIN(kind)) {
+        int n = steps - done < CHAIN(kind) ? steps - done : CHAIN(kind);
+        /* codes of 8 bits are two nibbles */
+        for (int half = 0; half < (kind == WIDE ? 2 : 1); half++) {
+            V sum[COLUMNS][2];
+            UNROLL for (int c = 0; c < columns; c++) sum[c][0] = sum[c][1] = ZERO;
+            for (int s = 0; s < n; s++) {
+                V a = LOAD(w + s * 8 * LANES), b = LOAD(w + s * 8 * LANES + 4 * LANES);
+                if (kind == WIDE) {
+                    a = NIBBLE(a, half);
+                    b = NIBBLE(b, half);
+                }
+                UNROLL for (int c = 0; c < columns; c++) {
+                    int32_t four;
+                    memcpy(&four, x + 4 * (s * columns + c), 4);
+                    V at = SET(four);
+                    sum[c][0] = PAIRS(sum[c][0], a, at);
+                    sum[c][1] = PAIRS(sum[c][1], b, at);
+                }
+            }
+            UNROLL for (int c = 0; c < columns; c++) {
+                acc[c][0] = WIDEN(acc[c][0], sum[c][0], half);
+                acc[c][1] = WIDEN(acc[c][1], sum[c][1], half);
+            }
+        }
+        w += n * 8 * LANES;
+        x += n * 4 * columns;
+    }
+}
+#else
+INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[2], const int columns,
+                         const int kind) {
     for (int s = 0; s < steps; s++, w += 8 * LANES, x += 4 * columns) {
         V a = LOAD(w), b = LOAD(w + 4 * LANES);
         UNROLL for (int c = 0; c < columns; c++) {
             int32_t four;
             memcpy(&four, x + 4 * c, 4);
             V at = SET(four);
-            acc[c][0] = MAC(acc[c][0], a, at, wide);
-            acc[c][1] = MAC(acc[c][1], b, at, wide);
+            acc[c][0] = MAC(acc[c][0], a, at, kind == WIDE);
+            acc[c][1] = MAC(acc[c][1], b, at, kind == WIDE);
         }
     }
 }
+#endif
 
 /* What a block of rows is: packed codes, then scales and zero points [groups, ROWS]. */
 typedef struct {
     const uint8_t *codes;
     const int32_t *scale, *zero;
-    int groups, steps, wide; /* steps of a group */
+    int groups, steps, kind; /* steps of a group */
     int64_t offset;          /* of codes without groups */
 } NAME(block_t);
 
 INLINE_ void NAME(tile)(const NAME(block_t) *block, const int8_t *x, const int32_t *sums, int narrow,
-                        int32_t *low, int64_t *out, const int columns, const int wide) {
+                        int32_t *low, int64_t *out, const int columns, const int kind) {
     V acc[COLUMNS][2];
     const uint8_t *w = block->codes;
     for (int g = 0; g < block->groups; g++) {
         UNROLL for (int c = 0; c < columns; c++) acc[c][0] = acc[c][1] = ZERO;
-        NAME(steps)(w, x, block->steps, acc, columns, wide);
+        NAME(steps)(w, x, block->steps, acc, columns, kind);
         w += (int64_t)block->steps * 8 * LANES;
         x += (int64_t)block->steps * 4 * columns;
         if (!block->scale) {
@@ -65,7 +102,7 @@ INLINE_ void NAME(tile)(const NAME(block_t) *block, const int8_t *x, const int32
 
 INLINE_ void NAME(tiles)(const NAME(block_t) *block, const lutra_columns *x, const int32_t *sums,
                          int rows, int narrow, int32_t *low, int64_t *high, int64_t *out,
-                         const int wide) {
+                         const int kind) {
     int width;
     for (int first = 0; first < x->count; first += width) {
         width = round_up(x->count - first, 4);
@@ -75,11 +112,11 @@ INLINE_ void NAME(tiles)(const NAME(block_t) *block, const lutra_columns *x, con
         memset(low, 0, sizeof(int32_t) * (size_t)(width * NAME(ROWS)));
         if (!narrow) memset(high, 0, sizeof(int64_t) * (size_t)(width * NAME(ROWS)));
         if (width == COLUMNS)
-            NAME(tile)(block, at, a, narrow, low, high, COLUMNS, wide);
+            NAME(tile)(block, at, a, narrow, low, high, COLUMNS, kind);
         else if (width == 8)
-            NAME(tile)(block, at, a, narrow, low, high, COLUMNS < 8 ? 4 : 8, wide);
+            NAME(tile)(block, at, a, narrow, low, high, COLUMNS < 8 ? 4 : 8, kind);
         else
-            NAME(tile)(block, at, a, narrow, low, high, 4, wide);
+            NAME(tile)(block, at, a, narrow, low, high, 4, kind);
         for (int c = 0; c < width && first + c < x->count; c++) {
             int64_t *to = out + (int64_t)(first + c) * rows;
             const int32_t *from = low + c * NAME(ROWS);
@@ -99,7 +136,7 @@ static TARGET void NAME(gemm)(const lutra_matrix *w, int first, int last, const 
     int rows = last - first, n = NAME(ROWS);
     block.groups = w->scale ? w->k / w->group : 1;
     block.steps = (w->scale ? w->group : x->depth) / 4;
-    block.wide = w->bits == 0 || w->bits == 8;
+    block.kind = w->bits == 0 || w->bits == 8 ? WIDE : w->bits == 6 ? SIX : NARROW;
     block.offset = w->bits ? 1 : 128;
     uint8_t *codes = scratch->bytes;
     int64_t *high = (int64_t *)(codes + (int64_t)x->depth * n);
@@ -120,10 +157,14 @@ static TARGET void NAME(gemm)(const lutra_matrix *w, int first, int last, const 
         block.zero = zero;
     }
     int narrow = w->shift <= NARROW_SHIFT;
-    if (block.wide)
-        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, 1);
+    if (block.kind == WIDE)
+        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, WIDE);
+#ifdef CHAIN
+    else if (block.kind == SIX)
+        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, SIX);
+#endif
     else
-        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, 0);
+        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, NARROW);
 }
 
 #undef INLINE_

@@ -7,6 +7,8 @@
 enum { BLOCK = 128, UNIT = 16, GEMV_COLUMNS = 4, KEY_BLOCK = 16, VALUE_BLOCK = 4 };
 /* Up to this shift a product's sum fits 32 bits, since accumulators have 28. */
 enum { NARROW_SHIFT = 4 };
+/* Codes of up to 4 bits, of 6, and of 8. */
+enum { NARROW, SIX, WIDE };
 enum { QUERIES = 4, HEAD_DIM_MAX = 256, VALUE_BLOCKS = 64 };
 
 static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }

@@ -12,18 +12,13 @@
 #include "x86_gemv.h"
 #include "attend_plain.h"
 
-/* 2 * 63 * 128 = 16128 at most; of codes with 8 bits by nibbles. */
-INLINE __m256i mac_avx2(__m256i acc, __m256i w, __m256i x, const int wide) {
-    const __m256i one = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
-    if (!wide)
-        return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), one));
-    __m256i top = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
-    __m256i sum = _mm256_maddubs_epi16(_mm256_and_si256(w, low), x);
-    /* 15 * 3840 and 3840 more: 17 * 3840 would not fit, so they are added with 32 bits */
-    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(sum, one));
-    return _mm256_add_epi32(
-        acc, _mm256_madd_epi16(_mm256_maddubs_epi16(top, x), _mm256_set1_epi16(16)));
-}
+/* 8 * 2 * 15 * 128 = 30720, 2 * 2 * 63 * 128 = 32256. */
+#define CHAIN(kind) ((kind) == SIX ? 2 : 8)
+#define NIBBLE(w, high) \
+    _mm256_and_si256((high) ? _mm256_srli_epi16(w, 4) : (w), _mm256_set1_epi8(15))
+#define PAIRS(sum, w, x) _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))
+#define WIDEN(acc, sum, high) \
+    _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16((high) ? 16 : 1)))
 
 #define V __m256i
 #define LANES 8
@@ -36,7 +31,6 @@ INLINE __m256i mac_avx2(__m256i acc, __m256i w, __m256i x, const int wide) {
 #define ADD _mm256_add_epi32
 #define SUB _mm256_sub_epi32
 #define MUL _mm256_mullo_epi32
-#define MAC(acc, w, x, wide) mac_avx2(acc, w, x, wide)
 #include "gemm.h"
 
 static int available_avx2(void) { return x86_has(X86_AVX2); }

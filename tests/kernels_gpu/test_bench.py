@@ -16,7 +16,10 @@ from lutra.kernels_gpu.matmul import operands
 from lutra.kernels_gpu.matmul.random import decode
 from lutra.kernels_gpu.shapes import Shape, Width, parse_width
 
-pytestmark = pytest.mark.interpreted
+pytestmark = [
+    pytest.mark.interpreted,
+    pytest.mark.skipif(not arrays.INTERPRETED, reason="works on memory of the host"),
+]
 SMALL = Shape(model="small", name="o", n=24, k=256)
 
 

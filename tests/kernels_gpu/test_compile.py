@@ -8,6 +8,10 @@ pytest.importorskip("triton")
 
 from lutra.kernels_gpu.catalogue import Variant, faults, variants
 from lutra.kernels_gpu.compile import ARCHITECTURES, Compiled, compile_kernel
+from lutra.kernels_gpu.config import gemm_rule, gemv_rule
+from lutra.kernels_gpu.matmul.fields import PLANES
+from lutra.kernels_gpu.matmul.variants import gemm_variant, gemv_variant
+from lutra.kernels_gpu.shapes import SHAPES, parse_width
 
 pytestmark = pytest.mark.skipif(
     "TRITON_INTERPRET" in os.environ, reason="kernels are interpreted here"
@@ -27,6 +31,36 @@ CASES = [
 @pytest.mark.parametrize(("variant", "arch"), CASES)
 def test_machine_code(variant: Variant, arch: int) -> None:
     assert faults(variant, variant.compile(arch)) == []
+
+
+def _chosen() -> dict[str, Variant]:
+    """What the rules choose for released models' layers."""
+    found: dict[str, Variant] = {}
+    for name in ("W1.58", "W4g128", "W8g128"):
+        width = parse_width(name)
+        planes = PLANES[width.bits]
+        for shape in SHAPES:
+            n_blocks = shape.k // 128
+            tile = gemv_rule(shape.n, n_blocks, max(planes), len(set(planes)) > 1)
+            few = gemv_variant(
+                width.bits, width.group, tile.block_n, tile.block_b, tile.num_warps,
+                even=n_blocks % tile.block_b == 0,
+            )  # fmt: skip
+            found[few.name] = few
+            for m in (8, 32, 64, 128):
+                tile = gemm_rule(shape.n, n_blocks, m, width.group > 0)
+                many = gemm_variant(
+                    width.bits, width.group, tile.block_m, tile.block_n, tile.block_b,
+                    tile.num_warps, split=min(tile.split, 2),
+                )  # fmt: skip
+                found[f"{many.name} {tile.block_b}"] = many
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [pytest.param(v, id=k) for k, v in _chosen().items()])
+def test_tiles_that_the_rules_choose(variant: Variant) -> None:
+    assert faults(variant, variant.compile(90)) == []
 
 
 KERNELS = {str(variant.kernel.arg_names): variant for variant in variants()}.values()

@@ -12,7 +12,7 @@ import numpy as np
 import triton.language as tl
 
 from lutra.kernels_gpu.arith.fixed import round_shift_right
-from lutra.kernels_gpu.arrays import Array, HostArray, download, empty
+from lutra.kernels_gpu.arrays import Array, HostArray, download, empty, zeros
 from lutra.kernels_gpu.jit import jit
 from lutra.kernels_gpu.layout import BLOCK, Activations, cdiv
 from lutra.kernels_gpu.matmul.matrix import Matrix
@@ -22,22 +22,24 @@ from lutra.kernels_gpu.matmul.slices import load_tiles, slice_codes
 __all__ = ["combine_kernel", "expand", "expand_kernel", "expanded_product", "n_digits"]
 
 _BLOCK_N = 32
+_BLOCK = 1024
+_ROWS = 8  # what cuBLAS wants of an int8 matrix
 _M_MIN = 17  # what torch._int_mm takes at least
 
 
 @jit
 def expand_kernel(
-    w_ptr, scale_ptr, zero_ptr, o_ptr, N, n_blocks, n_groups, BITS: tl.constexpr,
+    w_ptr, scale_ptr, zero_ptr, o_ptr, N, padded_n, n_blocks, n_groups, BITS: tl.constexpr,
     GROUP: tl.constexpr, DIGITS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One block of 128 weights of ``BLOCK_N`` rows: B128 int8 ``[N, 16 * BITS * n_blocks]`` to
-    digits int8 ``[DIGITS, N, 128 * n_blocks]``, least significant first."""
+    digits int8 ``[DIGITS, padded_n, 128 * n_blocks]``, least significant first."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     block = tl.program_id(1)
     rows = tl.minimum(offs_n, N - 1).to(tl.int64)[:, None]
     i = tl.arange(0, 32)
     tiles = load_tiles(w_ptr + rows * (n_blocks * 16 * BITS) + block * (16 * BITS), None, BITS, 1)
-    stride = tl.cast(N, tl.int64) * n_blocks * 128
+    stride = tl.cast(padded_n, tl.int64) * n_blocks * 128
     for part in tl.static_range(4):
         value = slice_codes(tiles, part, BITS, 1).to(tl.int32)
         if BITS == 8:
@@ -59,17 +61,20 @@ def expand_kernel(
 
 @jit
 def combine_kernel(
-    p_ptr, o_ptr, size, shift, DIGITS: tl.constexpr, TERNARY: tl.constexpr, BLOCK: tl.constexpr
-):
-    """``DIGITS`` products int32 ``[DIGITS, size]`` put together and rounded: int32 ``[size]``."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    p_ptr, o_ptr, N, padded_n, shift, DIGITS: tl.constexpr, TERNARY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Products int32 ``[DIGITS, M, padded_n]`` put together and rounded: int32 ``[M, N]``."""
+    m = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    part = tl.num_programs(0).to(tl.int64) * padded_n
     total = tl.zeros((BLOCK,), tl.int64)
     for digit in tl.static_range(DIGITS):
-        at = p_ptr + tl.cast(size, tl.int64) * digit + i
-        total += tl.load(at, mask=i < size, other=0).to(tl.int64) << (8 * digit)
+        at = p_ptr + part * digit + m * padded_n + n
+        total += tl.load(at, mask=n < N, other=0).to(tl.int64) << (8 * digit)
     if TERNARY:
         total = 2 * total
-    tl.store(o_ptr + i, round_shift_right(total, shift), mask=i < size)
+    tl.store(o_ptr + m * N + n, round_shift_right(total, shift), mask=n < N)
 
 
 def n_digits(w: Matrix, scale_peak: int = 255) -> int:
@@ -84,10 +89,12 @@ def n_digits(w: Matrix, scale_peak: int = 255) -> int:
 
 
 def expand(w: Matrix, digits: int) -> Array:
-    """Digits of the doubled weights, or ternary weights: int8 ``[digits, N, 128 * n_blocks]``."""
-    o = empty([digits, w.n, w.n_blocks * BLOCK], np.int8)
+    """Digits of the doubled weights, or ternary weights: int8 ``[digits, padded N, 128 *
+    n_blocks]``, rows filled up with zeros to a multiple of 8."""
+    padded_n = cdiv(w.n, _ROWS) * _ROWS
+    o = (empty if padded_n == w.n else zeros)([digits, padded_n, w.n_blocks * BLOCK], np.int8)
     expand_kernel[(cdiv(w.n, _BLOCK_N), w.n_blocks)](
-        as_dtype(w.codes, np.int8), w.scale, w.zero, o, w.n, w.n_blocks, w.n_groups,
+        as_dtype(w.codes, np.int8), w.scale, w.zero, o, w.n, padded_n, w.n_blocks, w.n_groups,
         BITS=w.bits, GROUP=w.group, DIGITS=digits, BLOCK_N=_BLOCK_N, num_warps=4,
     )  # fmt: skip
     return o
@@ -121,9 +128,15 @@ def expanded_product(a: Activations, w: Matrix, weights: Array | None = None) ->
     else:
         products = import_module("torch").stack(parts)
     o = empty([a.m, w.n], np.int32)
-    size, block = a.m * w.n, 1024
-    combine_kernel[(cdiv(size, block),)](
-        products, o, size, w.shift, DIGITS=digits, TERNARY=w.group == 0, BLOCK=block
+    combine_kernel[(a.m, cdiv(w.n, _BLOCK))](
+        products,
+        o,
+        w.n,
+        weights.shape[1],
+        w.shift,
+        DIGITS=digits,
+        TERNARY=w.group == 0,
+        BLOCK=_BLOCK,
     )
     return o
 

@@ -7,7 +7,7 @@ from lutra.kernels_gpu.matmul.gemv import gemv_kernel
 from lutra.kernels_gpu.matmul.head import head_kernel, top_kernel
 from lutra.kernels_gpu.matmul.lut import lut_kernel, table_kernel
 
-__all__ = ["VARIANTS", "name_of"]
+__all__ = ["VARIANTS", "gemm_variant", "gemv_variant", "name_of"]
 
 _SIDES = {"scale_ptr": "*u8", "zero_ptr": "*u8", "sum_ptr": "*i32", "offset_ptr": "*i64"}
 _GEMV = {
@@ -27,10 +27,11 @@ def name_of(bits: int, group: int, a_bytes: int) -> str:
     return f"{weights}A{8 * a_bytes}"
 
 
-def _gemv(
+def gemv_variant(
     bits: int, group: int, block_n: int, block_b: int, num_warps: int, limit: float | None = None,
     m: int = 1, a_bytes: int = 1, wide: bool = False, even: bool = True, quick: bool = False,
 ) -> Variant:  # fmt: skip
+    """A product of few tokens with this tile."""
     kind = f"{name_of(bits, group, a_bytes)} M={m} {block_n}x{block_b}"
     kind += " 64-bit" * wide + " hanging" * (not even)
     return Variant(
@@ -57,11 +58,12 @@ def _gemv(
     )
 
 
-def _gemm(
+def gemm_variant(
     bits: int, group: int, block_m: int, block_n: int, block_b: int, num_warps: int,
     limit: float | None = None, a_bytes: int = 1, wide: bool = False, split: int = 1,
     quick: bool = False,
 ) -> Variant:  # fmt: skip
+    """A product of many tokens with this tile."""
     kind = f"{name_of(bits, group, a_bytes)} {block_m}x{block_n}" + " 64-bit" * wide
     return Variant(
         name=f"gemm {kind}" + f" split {split}" * (split > 1),
@@ -106,36 +108,36 @@ _HEAD = Variant(
 )  # fmt: skip
 
 VARIANTS = (
-    _gemv(2, 0, 4, 16, 1, limit=0.70, quick=True),
-    _gemv(2, 0, 32, 4, 4, limit=0.70),
-    _gemv(2, 0, 32, 4, 4, even=False),
-    _gemv(2, 0, 4, 16, 1, m=4),
-    _gemv(2, 0, 4, 16, 1, a_bytes=2),
-    _gemv(1, 128, 4, 32, 1, limit=0.70),
-    _gemv(2, 128, 8, 16, 1, limit=0.80),
-    _gemv(3, 128, 16, 8, 4, limit=0.90),
-    _gemv(4, 128, 8, 8, 1, limit=1.0, quick=True),
-    _gemv(4, 64, 4, 8, 1, limit=1.0),
-    _gemv(4, 128, 4, 8, 1, wide=True, limit=1.2),
-    _gemv(4, 128, 4, 8, 1, m=4),
-    _gemv(4, 128, 4, 8, 1, a_bytes=2, wide=True),
-    _gemv(6, 128, 16, 8, 4, limit=1.0),
-    _gemv(8, 128, 4, 8, 1, limit=0.90),
-    _gemm(2, 0, 16, 64, 4, 4, limit=1.0, quick=True),
-    _gemm(2, 0, 64, 64, 4, 4),
-    _gemm(2, 0, 16, 64, 4, 4, split=4),
-    _gemm(2, 0, 128, 128, 2, 8),
-    _gemm(2, 0, 256, 128, 1, 8),
-    _gemm(2, 0, 64, 64, 2, 4, a_bytes=2),
-    _gemm(1, 128, 16, 128, 1, 4),
-    _gemm(2, 128, 16, 256, 1, 4, limit=1.2),
-    _gemm(3, 128, 16, 128, 1, 4),
-    _gemm(4, 128, 16, 256, 1, 4, limit=1.2, quick=True),
-    _gemm(4, 128, 64, 64, 1, 4),
-    _gemm(4, 128, 64, 64, 1, 4, wide=True),
-    _gemm(4, 128, 32, 64, 1, 4, a_bytes=2, wide=True),
-    _gemm(6, 128, 16, 256, 1, 4, limit=2.1),
-    _gemm(8, 128, 16, 256, 1, 4, limit=2.1),
+    gemv_variant(2, 0, 4, 16, 1, limit=0.70, quick=True),
+    gemv_variant(2, 0, 32, 4, 4, limit=0.70),
+    gemv_variant(2, 0, 32, 4, 4, even=False),
+    gemv_variant(2, 0, 4, 16, 1, m=4),
+    gemv_variant(2, 0, 4, 16, 1, a_bytes=2),
+    gemv_variant(1, 128, 4, 32, 1, limit=0.70),
+    gemv_variant(2, 128, 8, 16, 1, limit=0.80),
+    gemv_variant(3, 128, 16, 8, 4, limit=0.90),
+    gemv_variant(4, 128, 8, 8, 1, limit=1.0, quick=True),
+    gemv_variant(4, 64, 4, 8, 1, limit=1.0),
+    gemv_variant(4, 128, 4, 8, 1, wide=True, limit=1.2),
+    gemv_variant(4, 128, 4, 8, 1, m=4),
+    gemv_variant(4, 128, 4, 8, 1, a_bytes=2, wide=True),
+    gemv_variant(6, 128, 16, 8, 4, limit=1.0),
+    gemv_variant(8, 128, 4, 8, 1, limit=0.90),
+    gemm_variant(2, 0, 16, 64, 4, 4, limit=1.0, quick=True),
+    gemm_variant(2, 0, 64, 64, 4, 4),
+    gemm_variant(2, 0, 16, 64, 4, 4, split=4),
+    gemm_variant(2, 0, 128, 128, 2, 8),
+    gemm_variant(2, 0, 256, 128, 1, 8),
+    gemm_variant(2, 0, 64, 64, 2, 4, a_bytes=2),
+    gemm_variant(1, 128, 16, 128, 1, 4),
+    gemm_variant(2, 128, 16, 256, 1, 4, limit=1.2),
+    gemm_variant(3, 128, 16, 128, 1, 4),
+    gemm_variant(4, 128, 16, 256, 1, 4, limit=1.2, quick=True),
+    gemm_variant(4, 128, 64, 64, 1, 4),
+    gemm_variant(4, 128, 64, 64, 1, 4, wide=True),
+    gemm_variant(4, 128, 32, 64, 1, 4, a_bytes=2, wide=True),
+    gemm_variant(6, 128, 16, 256, 1, 4, limit=2.1),
+    gemm_variant(8, 128, 16, 256, 1, 4, limit=2.1),
     _HEAD,
     Variant(
         name="head join",
@@ -150,7 +152,7 @@ VARIANTS = (
         kernel=expand_kernel,
         arguments={
             "w_ptr": "*i8", "scale_ptr": "*u8", "zero_ptr": "*u8", "o_ptr": "*i8", "N": "i32",
-            "n_blocks": "i32", "n_groups": "i32",
+            "padded_n": "i32", "n_blocks": "i32", "n_groups": "i32",
         },
         constants={"BITS": 4, "GROUP": 128, "DIGITS": 2, "BLOCK_N": 32},
         unaligned=("n_blocks", "n_groups"),
@@ -159,7 +161,8 @@ VARIANTS = (
     Variant(
         name="expand join",
         kernel=combine_kernel,
-        arguments={"p_ptr": "*i32", "o_ptr": "*i32", "size": "i32", "shift": "i32"},
+        arguments={"p_ptr": "*i32", "o_ptr": "*i32", "N": "i32", "padded_n": "i32",
+                   "shift": "i32"},
         constants={"DIGITS": 2, "TERNARY": False, "BLOCK": 1024},
         unaligned=("shift",),
     ),

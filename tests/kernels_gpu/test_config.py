@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ CHOICE = {"arch": 90, "bits": 2, "group": 0, "n": 3840, "k": 2560, "a_bytes": 1,
 
 
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(config, "TABLES", tmp_path)
     config.load_table.cache_clear()
     config._expanding.cache_clear()

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 pytest.importorskip("triton")
@@ -5,7 +6,7 @@ pytest.importorskip("triton")
 from tests.kernels_gpu.matmul.packed import random_activations, random_case
 
 from lutra.kernels_gpu import config
-from lutra.kernels_gpu.arrays import download
+from lutra.kernels_gpu.arrays import download, empty
 from lutra.kernels_gpu.layout import upload_activations
 from lutra.kernels_gpu.matmul.linear import linear
 
@@ -20,4 +21,8 @@ def test_every_number_of_tokens(
     monkeypatch.setattr(config, "_EXPAND_FROM", 20)
     case = random_case(24, 256, bits, group, seed=m)
     a = random_activations(m, 256, 8, m)
-    assert (download(linear(upload_activations(a, group), case.matrix)) == case.expected(a)).all()
+    x = upload_activations(a, group)
+    assert (download(linear(x, case.matrix)) == case.expected(a)).all()
+    out = empty([m, 24], np.int32)
+    assert linear(x, case.matrix, out=out) is out
+    assert (download(out) == case.expected(a)).all()

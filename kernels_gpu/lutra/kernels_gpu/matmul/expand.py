@@ -109,7 +109,9 @@ def _int_mm(rows: Array, digit: int, weights: Array) -> Array:
     return torch._int_mm(rows, weights[digit].t())
 
 
-def expanded_product(a: Activations, w: Matrix, weights: Array | None = None) -> Array:
+def expanded_product(
+    a: Activations, w: Matrix, weights: Array | None = None, out: Array | None = None
+) -> Array:
     """``acc`` int32 ``[M, N]`` of activations of 8 bits, 17 tokens or more.
 
     ``weights`` from :func:`expand`, if they are kept; otherwise they are expanded for this product.
@@ -127,7 +129,7 @@ def expanded_product(a: Activations, w: Matrix, weights: Array | None = None) ->
         products: Array = HostArray(np.stack([download(part) for part in parts]))
     else:
         products = import_module("torch").stack(parts)
-    o = empty([a.m, w.n], np.int32)
+    o = empty([a.m, w.n], np.int32) if out is None else out
     combine_kernel[(a.m, cdiv(w.n, _BLOCK))](
         products,
         o,

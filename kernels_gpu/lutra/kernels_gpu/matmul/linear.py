@@ -18,10 +18,7 @@ def linear(
     """``acc`` int32 ``[M, N]``, exact whichever kernel computes it."""
     if a.m <= M_MAX:
         return gemv(a, w, out=out)
-    if (
-        out is None
-        and a.a_bits == 8
-        and expands(arch=architecture(), bits=w.bits, group=w.group, n=w.n, k=w.k, m=a.m)
-    ):
-        return expanded_product(a, w)
+    shape = {"bits": w.bits, "group": w.group, "n": w.n, "k": w.k}
+    if a.a_bits == 8 and expands(arch=architecture(), m=a.m, **shape):
+        return expanded_product(a, w, out=out)
     return gemm(a, w, out=out, workspace=workspace)

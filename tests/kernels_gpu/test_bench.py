@@ -63,7 +63,9 @@ def test_rows(name: str, on_cpu: list[int]) -> None:
     assert first["gb_per_s"] == pytest.approx(n_bytes / 2e3)
     assert first["read_share"] == pytest.approx(n_bytes / 4e3)
     assert first["over_bf16"] == 1.0 and first["over_int_mm"] is None
-    assert rows[-1]["over_int_mm"] == 1.0
+    assert rows[-1]["over_int_mm"] == 1.0 and first["us_hot"] == 2.0
+    # rotated weights, 4000 bytes of them, then one copy
+    assert on_cpu[1:3] == [3 if name == "W1.58" else 2, 1]
     assert "M=1" in bench.summary(first) and "1.00x bf16" in bench.summary(first)
     json.dumps(rows)
 

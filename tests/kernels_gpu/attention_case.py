@@ -50,7 +50,6 @@ class AttentionCase:
         context: int,
         page: int = 32,
         bits: int = 8,
-        v_transposed: bool = True,
         prefix: int = 0,
         spread: int = 4,
         seed: int = 0,
@@ -70,7 +69,7 @@ class AttentionCase:
         self.v[::3] = np.abs(self.v[::3])
         self.k_scale = _scales(rng, shape, -19 - spread, -18)
         self.v_scale = _scales(rng, shape, -20 - spread, -19)
-        fresh = KvCache.new(total, h_kv, d, page=page, bits=bits, v_transposed=v_transposed)
+        fresh = KvCache.new(total, h_kv, d, page=page, bits=bits)
         self.cache = self.upload_cache(fresh)
         self.tables = upload(tables())
 
@@ -78,17 +77,17 @@ class AttentionCase:
         """Keys and values as they are now, on the device."""
         return replace(
             like,
-            k=self._packed(self.k, like, False),
-            v=self._packed(self.v, like, like.v_transposed),
+            k=self._packed(self.k, like.bits),
+            v=self._packed(self.v, like.bits),
             k_scale=upload(words(self.k_scale)),
             v_scale=upload(words(self.v_scale)),
         )
 
-    def _packed(self, x: Int, cache: KvCache, transposed: bool) -> Array:
-        if cache.bits == 4:
+    def _packed(self, x: Int, bits: int) -> Array:
+        if bits == 4:
             low, high = np.split(x, 2, axis=-1)
             x = low & 15 | high << 4
-        return upload((x.swapaxes(2, 3) if transposed else x).astype(np.int8))
+        return upload(x.astype(np.int8))
 
     def queries(self, sequences: NDArray[np.integer], positions: NDArray[np.integer]) -> Queries:
         """Random queries of tokens at ``positions`` of ``sequences``."""

@@ -12,7 +12,7 @@ from lutra.kernels_gpu.jit import Kernel
 
 __all__ = ["TOPICS", "Variant", "faults", "variants"]
 
-TOPICS = ("matmul",)
+TOPICS = ("matmul", "vector", "attention")
 """Folders that have a module ``variants`` with a tuple ``VARIANTS``."""
 WIDE_LOADS = ("LDG.E.128", "LDG.E.EF.128", "LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.EF.128")
 
@@ -22,7 +22,8 @@ class Variant:
     """A kernel with the types of its arguments and its constants.
 
     ``max_registers`` per thread; ``max_per_weight`` instructions of the hot loop on sm_90 for each
-    weight of a thread, where ``tokens`` share it. ``matrix``: has matrix instructions. ``wide``:
+    weight of a thread, where ``tokens`` share it; ``elements`` are its weights (or elements of a KV
+    cache) where products do not tell how many. ``matrix``: has matrix instructions. ``wide``:
     loads 16 bytes at once. ``quick``: compiled in the quick tests.
     """
 
@@ -36,6 +37,7 @@ class Variant:
     tokens: int = 1
     max_registers: int = 255
     max_per_weight: float | None = None
+    elements: float | None = None
     matrix: bool = False
     wide: bool = True
     quick: bool = False
@@ -54,7 +56,11 @@ class Variant:
 
     def per_weight(self, code: Compiled) -> float | None:
         """Instructions of the hot loop for each weight; None where weights cannot be counted."""
-        weights = code.matrix_weights(self.tokens) if self.matrix else code.dot_weights(self.tokens)
+        weights = self.elements
+        if weights is None and self.matrix:
+            weights = code.matrix_weights(self.tokens)
+        elif weights is None:
+            weights = code.dot_weights(self.tokens)
         return code.per_weight(weights) if weights else None
 
 

@@ -253,7 +253,7 @@ class Runner:
         if split:
             split_attention(
                 b.m, b.queries, cache, b.positions, b.pages, tables, n_programs=self._programs,
-                window=layer.window, block_n=min(64, cache.page),
+                window=layer.window,
             )  # fmt: skip
             norm_quantize(
                 replace(step, source=Source.SUMS), attended, tables, acc=b.queries.sums,
@@ -262,7 +262,7 @@ class Runner:
         else:
             attention(
                 b.m, b.queries, cache, b.positions, b.pages, tables,
-                frac=model.shape.residual_frac, window=layer.window, block_n=min(64, cache.page),
+                frac=model.shape.residual_frac, window=layer.window,
             )  # fmt: skip
             norm_quantize(step, attended, tables, x=b.queries.out)
         self._product(attended, layer.o, b.o)

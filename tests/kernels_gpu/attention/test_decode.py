@@ -18,7 +18,7 @@ def run(case: AttentionCase, queries: Queries, **options: int) -> np.ndarray:
     """Split attention, finished as the norm behind it does."""
     split_attention(
         len(case.positions), queries, case.cache, int32(case.positions), case.device_pages(),
-        case.tables, block_n=32, **options,
+        case.tables, **options,
     )  # fmt: skip
     r = scale_recip(scale_from_int(download(queries.den)))
     shift = np.clip(-(r.e + download(queries.exponent) + 15 + FRAC), 0, 63)
@@ -27,15 +27,13 @@ def run(case: AttentionCase, queries: Queries, **options: int) -> np.ndarray:
 
 @pytest.mark.parametrize("n_programs", [1, 5, 40])
 @pytest.mark.parametrize(
-    ("h", "h_kv", "d", "bits", "v_transposed", "spread"),
-    [(3, 1, 32, 8, True, 4), (4, 2, 64, 4, False, 20), (2, 2, 32, 8, False, 40)],
+    ("h", "h_kv", "d", "bits", "spread"),
+    [(3, 1, 32, 8, 4), (4, 2, 64, 4, 20), (2, 2, 32, 8, 40)],
 )
 def test_sequences_of_all_lengths(
-    h: int, h_kv: int, d: int, bits: int, v_transposed: bool, spread: int, n_programs: int
+    h: int, h_kv: int, d: int, bits: int, spread: int, n_programs: int
 ) -> None:
-    case = AttentionCase(
-        4, h, h_kv, d, context=128, bits=bits, v_transposed=v_transposed, spread=spread
-    )
+    case = AttentionCase(4, h, h_kv, d, context=128, bits=bits, spread=spread)
     queries = case.queries(np.array([2, 0, 3, 1, 2]), np.array([0, 127, 31, 32, 70]))
     expected = case.golden()
     assert np.array_equal(run(case, queries, n_programs=n_programs), expected)
@@ -61,15 +59,10 @@ def test_shared_prefix(window: int) -> None:
 def test_refusals() -> None:
     case = AttentionCase(1, 1, 1, 32, context=32)
     queries = case.queries(np.array([0]), np.array([3]))
-    with pytest.raises(ValueError, match=r"^page must be a multiple of block_n \(64\), not 32$"):
-        split_attention(
-            1, queries, case.cache, int32(case.positions), case.device_pages(), case.tables,
-            n_programs=1,
-        )  # fmt: skip
     with pytest.raises(ValueError, match=r"^m must be in 1\.\.1, not 2$"):
         split_attention(
             2, queries, case.cache, int32(case.positions), case.device_pages(), case.tables,
-            n_programs=1, block_n=32,
+            n_programs=1,
         )  # fmt: skip
     long = Queries(**{**queries.__dict__, "context": 1 << 18})
     with pytest.raises(ValueError, match=r"^context must be at most 131072, not 262144$"):

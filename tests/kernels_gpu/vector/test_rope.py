@@ -82,7 +82,7 @@ class Case:
         return rope_quantize_fixed(x, self.s, self.w[kind], table, bias, norm)
 
 
-@pytest.mark.parametrize("v_transposed", [False, True])
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize(
     ("h", "h_kv", "d", "bias", "norm"),
     [
@@ -92,12 +92,10 @@ class Case:
         (2, 1, 256, True, True),
     ],
 )
-def test_queries_and_cache(
-    h: int, h_kv: int, d: int, bias: bool, norm: bool, v_transposed: bool
-) -> None:
+def test_queries_and_cache(h: int, h_kv: int, d: int, bias: bool, norm: bool, split: bool) -> None:
     case = Case(6, h, h_kv, d, bias=bias, norm=norm)
-    cache = KvCache.new(6, h_kv, d, page=PAGE, v_transposed=v_transposed)
-    queries = case.run(cache, split=v_transposed)
+    cache = KvCache.new(6, h_kv, d, page=PAGE)
+    queries = case.run(cache, split=split)
     q, q_scale = case.golden(0, 127)
     assert np.array_equal(download(queries.q), q)
     assert np.array_equal(download(queries.scale), words(q_scale))
@@ -112,7 +110,7 @@ def test_queries_and_cache(
             assert np.array_equal(found[page, :, slot], expected[m])
             assert np.array_equal(found_scale[page, :, slot], words(scale)[m])
         assert not found[~written].any() and not found_scale[~written].any()
-    if v_transposed:
+    if split:
         assert (download(queries.score_max) == -(1 << 31)).all()
         assert (download(queries.exponent) == -512).all()
         assert not download(queries.den).any() and not download(queries.sums).any()

@@ -13,10 +13,8 @@ __all__ = ["KvCache", "Queries"]
 class KvCache:
     """Keys and values of one layer, in pages of ``page`` tokens that any sequence may use.
 
-    ``k`` int8 ``[n_pages, n_kv_heads, page, head_dim]``; ``v`` the same, or with ``v_transposed``
-    ``[n_pages, n_kv_heads, head_dim, page]``, which int8 matrix units read without shuffling
-    bytes. With 4 ``bits`` a byte holds dimension ``d`` below and ``d + head_dim / 2`` above, and
-    values are not transposed, since two tokens would share a byte. Scales are packed words, int32
+    ``k`` and ``v`` are int8 ``[n_pages, n_kv_heads, page, head_dim]``; with 4 ``bits`` a byte holds
+    dimension ``d`` below and ``d + head_dim / 2`` above. Scales are packed words, int32
     ``[n_pages, n_kv_heads, page]``, apart from what they scale, so that rows stay aligned.
     """
 
@@ -28,7 +26,6 @@ class KvCache:
     head_dim: int
     page: int
     bits: int
-    v_transposed: bool
 
     @classmethod
     def new(
@@ -39,7 +36,6 @@ class KvCache:
         *,
         page: int = 128,
         bits: int = 8,
-        v_transposed: bool = True,
     ) -> "KvCache":
         """An empty cache."""
         if bits not in (4, 8):
@@ -48,18 +44,16 @@ class KvCache:
             if value < 32 or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two of at least 32, not {value}")
         row = head_dim * bits // 8
-        v_transposed &= bits == 8
-        k_shape = n_pages, n_kv_heads, page, row
+        shape = n_pages, n_kv_heads, page, row
         return cls(
-            k=zeros(k_shape, np.int8),
-            v=zeros((n_pages, n_kv_heads, row, page) if v_transposed else k_shape, np.int8),
+            k=zeros(shape, np.int8),
+            v=zeros(shape, np.int8),
             k_scale=zeros((n_pages, n_kv_heads, page), np.int32),
             v_scale=zeros((n_pages, n_kv_heads, page), np.int32),
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             page=page,
             bits=bits,
-            v_transposed=v_transposed,
         )
 
 

@@ -13,12 +13,16 @@ from lutra.kernels_gpu.arith.scale import scale_unpack
 from lutra.kernels_gpu.arrays import Array
 from lutra.kernels_gpu.attention.cache import KvCache, Queries
 from lutra.kernels_gpu.attention.tiles import (
-    BYTES_OFFSET,
     EXPONENT_LEAST,
     SCORE_LEAST,
+    add_values,
+    dot_rows,
     exponents,
+    load_queries,
     rows_of_keys,
     score_tile,
+    tile_shape,
+    value_sums,
     value_tile,
     visible_tile,
     weight_tile,
@@ -81,7 +85,8 @@ def scores_kernel(
     M, n_pages, window, prefix,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, CONTEXT: tl.constexpr,
     PAGE: tl.constexpr, KV_BITS: tl.constexpr, SHARED: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCKS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Scores int32 ``[M, H, CONTEXT]``, and maxima and exponents ``[M, H]``, begun beforehand.
 
@@ -98,23 +103,25 @@ def scores_kernel(
     share = tl.cdiv(total, tl.num_programs(0))
     at = tl.program_id(0) * share
     stop = tl.minimum(at + share, total)
-    rows, offs_n, offs_d = tl.arange(0, ROWS), tl.arange(0, BLOCK_N), tl.arange(0, D)
+    queries, offs_n = tl.arange(0, QUERIES), tl.arange(0, BLOCK_N)
     while at < stop:
         block, g, tile_first, tile_end = _segment(at, stop, first_tile, count, ends, BLOCKS, H_KV)
-        token = block * TOKENS + rows // G
-        ok = (rows < TOKENS * G) & (token < M)
-        index = token.to(tl.int64) * H + g * G + rows % G
-        q = tl.load(q_ptr + index[:, None] * D + offs_d[None, :], mask=ok[:, None], other=0)
-        q_m, q_e = scale_unpack(tl.load(q_scale_ptr + index, mask=ok, other=0))
+        token = block * TOKENS + queries // G
+        ok = (queries < TOKENS * G) & (token < M)
+        first = (block * TOKENS).to(tl.int64) * H + g * G
+        index = first + queries // G * H + queries % G
+        q, q_m, q_e = load_queries(q_ptr, q_scale_ptr, first, ok, D, H, G, QUERIES, ROWS)
         position = tl.load(position_ptr + token, mask=ok, other=-1)
-        highest = tl.full([ROWS], SCORE_LEAST, tl.int32)
-        exponent = tl.full([ROWS], EXPONENT_LEAST, tl.int32)
+        highest = tl.full([QUERIES], SCORE_LEAST, tl.int32)
+        exponent = tl.full([QUERIES], EXPONENT_LEAST, tl.int32)
         for tile in range(tile_first, tile_end):
             keys = tile * BLOCK_N + offs_n
             visible = _visible(position, keys, window, prefix, SHARED)
             inside = tl.max(visible.to(tl.int32), 0) > 0
             row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
-            score = score_tile(q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, BLOCK_N)
+            score = score_tile(
+                q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, QUERIES, ROWS, BLOCK_N
+            )
             v_m, v_e = scale_unpack(tl.load(v_scale_ptr + row + offs_n, mask=inside, other=0))
             highest = tl.maximum(highest, tl.max(tl.where(visible, score, SCORE_LEAST), 1))
             exponent = tl.maximum(exponent, exponents(v_m, v_e, visible))
@@ -130,14 +137,13 @@ def sums_kernel(
     den_ptr, sums_ptr,
     M, n_pages, window, prefix,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, CONTEXT: tl.constexpr,
-    PAGE: tl.constexpr, KV_BITS: tl.constexpr, V_TRANSPOSED: tl.constexpr, SHARED: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCKS: tl.constexpr, HALF: tl.constexpr, BLOCK_N: tl.constexpr,
+    PAGE: tl.constexpr, KV_BITS: tl.constexpr, SHARED: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCKS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Denominators int64 ``[M, H]`` and weighted sums int64 ``[M, H, D]``, begun beforehand.
 
-    Of what :func:`scores_kernel` found. Weights of 16 bits meet the values as two signed bytes:
-    rows below ``HALF`` are the high bytes, the others the low ones; row ``HALF - 1``, which no
-    query has, is all ones and gives the sum of values that makes up for the signs.
+    Of what :func:`scores_kernel` found.
     """
     G: tl.constexpr = H // H_KV
     first_tile, count, ends = _share(
@@ -147,19 +153,17 @@ def sums_kernel(
     share = tl.cdiv(total, tl.num_programs(0))
     at = tl.program_id(0) * share
     stop = tl.minimum(at + share, total)
-    rows, offs_n, offs_d = tl.arange(0, 2 * HALF), tl.arange(0, BLOCK_N), tl.arange(0, D)
-    half_rows = tl.arange(0, HALF)
-    query, high = rows % HALF, rows < HALF
+    queries, offs_n = tl.arange(0, QUERIES), tl.arange(0, BLOCK_N)
     while at < stop:
         block, g, tile_first, tile_end = _segment(at, stop, first_tile, count, ends, BLOCKS, H_KV)
-        token = block * TOKENS + query // G
-        ok = (query < TOKENS * G) & (token < M)
-        index = token.to(tl.int64) * H + g * G + query % G
+        token = block * TOKENS + queries // G
+        ok = (queries < TOKENS * G) & (token < M)
+        index = token.to(tl.int64) * H + g * G + queries % G
         position = tl.load(position_ptr + token, mask=ok, other=-1)
         highest = tl.load(score_max_ptr + index, mask=ok, other=0)
         exponent = tl.load(exponent_ptr + index, mask=ok, other=0)
-        den = tl.zeros([2 * HALF], tl.int64)
-        acc = tl.zeros([2 * HALF, D], tl.int32)
+        den = tl.zeros([QUERIES], tl.int64)
+        acc = tl.zeros([ROWS, D], tl.int32)
         for tile in range(tile_first, tile_end):
             keys = tile * BLOCK_N + offs_n
             visible = _visible(position, keys, window, prefix, SHARED)
@@ -170,20 +174,15 @@ def sums_kernel(
             v_m, v_e = scale_unpack(tl.load(v_scale_ptr + row + offs_n, mask=inside, other=0))
             p, w = weight_tile(score, highest, exponent, v_m, v_e, visible, tables_ptr)
             den += tl.sum(p, 1)
-            byte = tl.where(high[:, None], w >> 8, w & 255) - 128
-            byte = tl.where((query == HALF - 1)[:, None], high[:, None].to(tl.int32), byte)
             slot = tile * BLOCK_N % PAGE
-            v = value_tile(v_ptr, row, slot, inside, D, PAGE, KV_BITS, V_TRANSPOSED, BLOCK_N)
-            acc = tl.dot(byte.to(tl.int8), v, acc, out_dtype=tl.int32)
-        ones = tl.sum(tl.where(rows[:, None] == HALF - 1, acc, 0), 0).to(tl.int64)
-        wide = acc.to(tl.int64) * tl.where(high, 256, 1)[:, None]
-        sums = tl.sum(tl.reshape(wide, (2, HALF, D)), 0) + BYTES_OFFSET * ones[None, :]
-        tl.atomic_add(den_ptr + index, den, mask=ok & high, sem="relaxed")
-        token = block * TOKENS + half_rows // G
-        ok = (half_rows < TOKENS * G) & (token < M)
-        index = token.to(tl.int64) * H + g * G + half_rows % G
-        offs = index[:, None] * D + offs_d[None, :]
-        tl.atomic_add(sums_ptr + offs, sums, mask=ok[:, None], sem="relaxed")
+            v = value_tile(v_ptr, row, slot, inside, D, PAGE, KV_BITS, BLOCK_N)
+            acc = add_values(acc, w, v, QUERIES, ROWS, BLOCK_N)
+        offs = index[:, None] * D + tl.arange(0, D)[None, :]
+        tl.atomic_add(den_ptr + index, den, mask=ok, sem="relaxed")
+        sums = value_sums(acc, D, QUERIES, ROWS)
+        # a mask of its full shape: the interpreter's atomics do not broadcast
+        mask = ok[:, None] & (offs >= 0)
+        tl.atomic_add(sums_ptr + offs, sums, mask=mask, sem="relaxed")
         at += tile_end - tile_first
 
 
@@ -198,7 +197,6 @@ def split_attention(
     n_programs: int,
     window: int = 0,
     prefix: int = 0,
-    block_n: int = 64,
 ) -> None:
     """Scores, maxima, denominators and weighted sums of ``m`` tokens, each of its own sequence.
 
@@ -208,8 +206,6 @@ def split_attention(
     h, h_kv, d = queries.n_heads, cache.n_kv_heads, cache.head_dim
     if queries.context > POSITIONS_MAX:
         raise ValueError(f"context must be at most {POSITIONS_MAX}, not {queries.context}")
-    if cache.page % block_n:
-        raise ValueError(f"page must be a multiple of block_n ({block_n}), not {cache.page}")
     if not 1 <= m <= queries.score.shape[0]:
         raise ValueError(f"m must be in 1..{queries.score.shape[0]}, not {m}")
     per_kv = h // h_kv
@@ -223,20 +219,19 @@ def split_attention(
         # Triton's ranges are powers of two
         tokens = 1 << (most.bit_length() - 1)
         blocks = 1 << (cdiv(m, tokens) - 1).bit_length()
-        plans.append({"TOKENS": tokens, "SHARED": shared, "BLOCK_N": block_n, "BLOCKS": blocks})
-    for tiling in plans:
-        rows = max(16, 1 << (tiling["TOKENS"] * per_kv - 1).bit_length())
+        room, rows = dot_rows(tokens * per_kv)
+        tile = tile_shape(room, cache.bits, cache.page, 128)
+        plan = {"TOKENS": tokens, "SHARED": shared, "BLOCKS": blocks, "QUERIES": room, "ROWS": rows}
+        launch = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+        plans.append(plan | {"BLOCK_N": tile.block_n} | launch)
+    for plan in plans:
         scores_kernel[(n_programs,)](
             queries.q, queries.scale, cache.k, cache.k_scale, cache.v_scale, positions, pages,
             queries.score, queries.score_max, queries.exponent, *sizes,
-            **shape, KV_BITS=cache.bits, ROWS=rows, **tiling, num_warps=4,
-            num_stages=2,
+            **shape, **(plan | {"ROWS": max(16, plan["QUERIES"])}), KV_BITS=cache.bits,
         )  # fmt: skip
-    for tiling in plans:
-        half = max(8, 1 << (tiling["TOKENS"] * per_kv).bit_length())
+    for plan in plans:
         sums_kernel[(n_programs,)](
             queries.score, queries.score_max, queries.exponent, cache.v, cache.v_scale, positions,
-            pages, tables, queries.den, queries.sums, *sizes,
-            **shape, KV_BITS=cache.bits, V_TRANSPOSED=cache.v_transposed, HALF=half, **tiling,
-            num_warps=4, num_stages=2,
+            pages, tables, queries.den, queries.sums, *sizes, **shape, **plan, KV_BITS=cache.bits,
         )  # fmt: skip

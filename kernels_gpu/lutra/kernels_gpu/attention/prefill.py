@@ -13,12 +13,16 @@ from lutra.kernels_gpu.arrays import Array
 from lutra.kernels_gpu.attention.cache import KvCache, Queries
 from lutra.kernels_gpu.attention.decode import NO_WINDOW, POSITIONS_MAX
 from lutra.kernels_gpu.attention.tiles import (
-    BYTES_OFFSET,
     EXPONENT_LEAST,
     SCORE_LEAST,
+    add_values,
+    dot_rows,
     exponents,
+    load_queries,
     rows_of_keys,
     score_tile,
+    tile_shape,
+    value_sums,
     value_tile,
     weight_tile,
 )
@@ -34,70 +38,71 @@ def attention_kernel(
     out_ptr,
     M, n_pages, window, frac,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
-    KV_BITS: tl.constexpr, V_TRANSPOSED: tl.constexpr,
-    TOKENS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    KV_BITS: tl.constexpr,
+    TOKENS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Attention ``out`` int32 ``[M, H, D]`` with ``frac`` fraction bits.
 
-    A program takes ``TOKENS`` tokens of one sequence and the heads that share a key and value
-    head; row ``ROWS - 1``, which none of them has, makes up for the signs of weights' bytes.
+    A program takes ``TOKENS`` tokens of one sequence and the heads that share a key and value head.
     ``q``, scales, cache, ``position`` and ``table`` as in
     :func:`lutra.kernels_gpu.attention.decode.scores_kernel`.
     """
     G: tl.constexpr = H // H_KV
     block = tl.cdiv(M, TOKENS) - 1 - tl.program_id(0) // H_KV
     g = tl.program_id(0) % H_KV
-    rows, offs_n, offs_d = tl.arange(0, ROWS), tl.arange(0, BLOCK_N), tl.arange(0, D)
-    token = block * TOKENS + rows // G
-    ok = (rows < TOKENS * G) & (token < M)
-    index = token.to(tl.int64) * H + g * G + rows % G
-    q = tl.load(q_ptr + index[:, None] * D + offs_d[None, :], mask=ok[:, None], other=0)
-    q_m, q_e = scale_unpack(tl.load(q_scale_ptr + index, mask=ok, other=0))
+    DOT_ROWS: tl.constexpr = 16 if QUERIES < 16 else QUERIES
+    queries, offs_n = tl.arange(0, QUERIES), tl.arange(0, BLOCK_N)
+    token = block * TOKENS + queries // G
+    ok = (queries < TOKENS * G) & (token < M)
+    first = (block * TOKENS).to(tl.int64) * H + g * G
+    index = first + queries // G * H + queries % G
+    q, q_m, q_e = load_queries(q_ptr, q_scale_ptr, first, ok, D, H, G, QUERIES, DOT_ROWS)
     position = tl.load(position_ptr + token, mask=ok, other=-1)
-    first = tl.maximum(tl.min(tl.where(ok, position, 1 << 30), 0) - window + 1, 0) // BLOCK_N
+    begin = tl.maximum(tl.min(tl.where(ok, position, 1 << 30), 0) - window + 1, 0) // BLOCK_N
     end = tl.max(position, 0) // BLOCK_N + 1
 
-    highest = tl.full([ROWS], SCORE_LEAST, tl.int32)
-    exponent = tl.full([ROWS], EXPONENT_LEAST, tl.int32)
-    for tile in range(first, end):
+    highest = tl.full([QUERIES], SCORE_LEAST, tl.int32)
+    exponent = tl.full([QUERIES], EXPONENT_LEAST, tl.int32)
+    for tile in range(begin, end):
         keys = tile * BLOCK_N + offs_n
         visible = (keys[None, :] <= position[:, None]) & (
             keys[None, :] > position[:, None] - window
         )
         inside = tl.max(visible.to(tl.int32), 0) > 0
         row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
-        score = score_tile(q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, BLOCK_N)
+        score = score_tile(
+            q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, QUERIES, DOT_ROWS, BLOCK_N
+        )
         v_m, v_e = scale_unpack(tl.load(v_scale_ptr + row + offs_n, mask=inside, other=0))
         highest = tl.maximum(highest, tl.max(tl.where(visible, score, SCORE_LEAST), 1))
         exponent = tl.maximum(exponent, exponents(v_m, v_e, visible))
 
-    den = tl.zeros([ROWS], tl.int64)
-    acc_high, acc_low = tl.zeros([ROWS, D], tl.int32), tl.zeros([ROWS, D], tl.int32)
-    for tile in range(first, end):
+    den = tl.zeros([QUERIES], tl.int64)
+    acc = tl.zeros([ROWS, D], tl.int32)
+    for tile in range(begin, end):
         keys = tile * BLOCK_N + offs_n
         visible = (keys[None, :] <= position[:, None]) & (
             keys[None, :] > position[:, None] - window
         )
         inside = tl.max(visible.to(tl.int32), 0) > 0
         row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
-        score = score_tile(q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, BLOCK_N)
+        score = score_tile(
+            q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, QUERIES, DOT_ROWS, BLOCK_N
+        )
         v_m, v_e = scale_unpack(tl.load(v_scale_ptr + row + offs_n, mask=inside, other=0))
         p, w = weight_tile(score, highest, exponent, v_m, v_e, visible, tables_ptr)
         den += tl.sum(p, 1)
-        high = tl.where((rows == ROWS - 1)[:, None], 1, (w >> 8) - 128).to(tl.int8)
-        low = ((w & 255) - 128).to(tl.int8)
         slot = tile * BLOCK_N % PAGE
-        v = value_tile(v_ptr, row, slot, inside, D, PAGE, KV_BITS, V_TRANSPOSED, BLOCK_N)
-        acc_high = tl.dot(high, v, acc_high, out_dtype=tl.int32)
-        acc_low = tl.dot(low, v, acc_low, out_dtype=tl.int32)
+        v = value_tile(v_ptr, row, slot, inside, D, PAGE, KV_BITS, BLOCK_N)
+        acc = add_values(acc, w, v, QUERIES, ROWS, BLOCK_N)
 
-    ones = tl.sum(tl.where(rows[:, None] == ROWS - 1, acc_high, 0), 0).to(tl.int64)
-    sums = acc_high.to(tl.int64) * 256 + acc_low + BYTES_OFFSET * ones[None, :]
-    r_m, r_e = scale_from_int(den, tl.zeros([ROWS], tl.int32))
+    sums = value_sums(acc, D, QUERIES, ROWS)
+    r_m, r_e = scale_from_int(den, tl.zeros([QUERIES], tl.int32))
     r_m, r_e = scale_recip(r_m, r_e)
     shift = tl.minimum(tl.maximum(-(r_e + exponent + 15 + frac), 0), 63)
     out = saturate(round_shift_right(sums * r_m[:, None], shift[:, None]), 32).to(tl.int32)
-    tl.store(out_ptr + index[:, None] * D + offs_d[None, :], out, mask=ok[:, None])
+    offs = index[:, None] * D + tl.arange(0, D)[None, :]
+    tl.store(out_ptr + offs, out, mask=ok[:, None])
 
 
 def attention(
@@ -110,13 +115,12 @@ def attention(
     *,
     frac: int,
     window: int = 0,
-    rows: int = 32,
+    most: int = 31,
     together: bool = True,
-    block_n: int = 64,
 ) -> None:
     """Attention of ``m`` tokens, of one sequence if they are taken ``together``.
 
-    ``rows`` is how many pairs of a token and a head a program takes: 32 fill the registers.
+    A program takes at most ``most`` pairs of a token and a head.
     """
     h, h_kv = queries.n_heads, cache.n_kv_heads
     per_kv = h // h_kv
@@ -124,15 +128,15 @@ def attention(
         raise ValueError(
             f"context must be at most {POSITIONS_MAX}, not {pages.shape[1] * cache.page}"
         )
-    if cache.page % block_n:
-        raise ValueError(f"page must be a multiple of block_n ({block_n}), not {cache.page}")
-    tokens = min((rows - 1) // per_kv, m) if together else 1
-    tokens = max(tokens, 1)
-    rows = max(16, 1 << (tokens * per_kv).bit_length())
+    tokens = max(min(most // per_kv, m), 1) if together else 1
+    room, rows = dot_rows(tokens * per_kv)
+    tile = tile_shape(room, cache.bits, cache.page, 64)
     attention_kernel[(cdiv(m, tokens) * h_kv,)](
         queries.q, queries.scale, cache.k, cache.v, cache.k_scale, cache.v_scale, positions, pages,
         tables, queries.out, m, pages.shape[1], window or NO_WINDOW, frac,
         H=h, H_KV=h_kv, D=cache.head_dim, PAGE=cache.page, KV_BITS=cache.bits,
-        V_TRANSPOSED=cache.v_transposed, TOKENS=tokens, ROWS=rows, BLOCK_N=block_n,
-        num_warps=4, num_stages=2,
+        TOKENS=tokens, QUERIES=room, ROWS=rows,
+        BLOCK_N=tile.block_n,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
     )  # fmt: skip

@@ -36,7 +36,7 @@ _ONE = tl.constexpr(1 << ROPE_FRAC)
 @jit
 def _store_kv(
     lo, hi, cache_ptr, base, slot, half, mask,
-    D: tl.constexpr, PAGE: tl.constexpr, KV_BITS: tl.constexpr, TRANSPOSED: tl.constexpr,
+    D: tl.constexpr, PAGE: tl.constexpr, KV_BITS: tl.constexpr,
 ):  # fmt: skip
     """Write heads of tokens, halves int32 ``[ROWS, D / 2]``, into their pages."""
     base, slot = base[:, None], slot[:, None]
@@ -45,10 +45,6 @@ def _store_kv(
         packed = (lo & 15) | (hi << 4)
         offs = base * (PAGE * D // 2) + slot * (D // 2) + half
         tl.store(cache_ptr + offs, packed.to(tl.int8), mask=mask)
-    elif TRANSPOSED:
-        offs = base * (PAGE * D) + half * PAGE + slot
-        tl.store(cache_ptr + offs, lo.to(tl.int8), mask=mask)
-        tl.store(cache_ptr + offs + D // 2 * PAGE, hi.to(tl.int8), mask=mask)
     else:
         offs = base * (PAGE * D) + slot * D + half
         tl.store(cache_ptr + offs, lo.to(tl.int8), mask=mask)
@@ -75,7 +71,7 @@ def rope_kv_kernel(
     score_max_ptr, exponent_ptr, den_ptr, sums_ptr,
     scale_q, scale_k, scale_v, bias_frac, gamma_frac, eps, n_pages, M,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, LOG2_DIM: tl.constexpr,
-    PAGE: tl.constexpr, KV_BITS: tl.constexpr, V_TRANSPOSED: tl.constexpr,
+    PAGE: tl.constexpr, KV_BITS: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """``ROWS`` heads of tokens per program: of queries first, then of keys, then of values.
@@ -147,10 +143,10 @@ def rope_kv_kernel(
         page = tl.load(table_ptr + m * n_pages + position // PAGE, mask=here, other=0)
         slot, base = position % PAGE, page.to(tl.int64) * H_KV + head
         if is_value:
-            _store_kv(k_lo, k_hi, v_ptr, base, slot, half, mask, D, PAGE, KV_BITS, V_TRANSPOSED)
+            _store_kv(k_lo, k_hi, v_ptr, base, slot, half, mask, D, PAGE, KV_BITS)
             tl.store(v_scale_ptr + base * PAGE + slot, scale, mask=here)
         else:
-            _store_kv(k_lo, k_hi, k_ptr, base, slot, half, mask, D, PAGE, KV_BITS, False)
+            _store_kv(k_lo, k_hi, k_ptr, base, slot, half, mask, D, PAGE, KV_BITS)
             tl.store(k_scale_ptr + base * PAGE + slot, scale, mask=here)
 
 
@@ -203,6 +199,6 @@ def rope_kv(
         word(step.scale_q), word(step.scale_k), word(step.scale_v),
         step.bias_frac, step.gamma_frac, step.eps, pages.shape[1], m,
         H=h, H_KV=h_kv, D=d, LOG2_DIM=d.bit_length() - 1, PAGE=cache.page, KV_BITS=cache.bits,
-        V_TRANSPOSED=cache.v_transposed, HAS_BIAS=step.bias is not None,
+        HAS_BIAS=step.bias is not None,
         HAS_NORM=step.gamma is not None, SPLIT=split, ROWS=rows, num_warps=1 if rows == 1 else 4,
     )  # fmt: skip

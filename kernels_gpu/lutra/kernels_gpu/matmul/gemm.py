@@ -105,13 +105,15 @@ def _grouped(
     SPAN: tl.constexpr = common_span(GROUP)
     dtype: tl.constexpr = tl.int64 if WIDE else tl.int32
     acc = tl.zeros((BLOCK_N, BLOCK_M), dtype)
+    # makes a mask of a condition: Triton 3.9 interprets no scalar ones
+    nothing = tl.zeros((1, 1), tl.int32)
     for start in range(first, last, BLOCK_B):
         for step in tl.static_range(BLOCK_B):
             block = start + step
             if EVEN:
                 mask = None
             else:
-                mask = (block + tl.zeros((1, 1), tl.int32)) < last
+                mask = (block + nothing) < last
             tiles = load_tiles(row_ptr + block * (16 * BITS), mask, BITS, 1)
             for s in tl.static_range(128 // SPAN):
                 dot = _span_sum(
@@ -122,7 +124,7 @@ def _grouped(
                 if EVEN:
                     scale = tl.load(scale_ptr + group)
                 else:
-                    here = (block < last) & (group < n_groups)
+                    here = mask & ((group + nothing) < n_groups)
                     scale = tl.load(scale_ptr + group, mask=here, other=0)
                 if WIDE:
                     acc += dot.to(tl.int64) * scale.to(tl.int64)

@@ -40,12 +40,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
 
 
-def small_model(folder: Path, variant: str, format: str | None, **changes: object) -> PackedModel:
+def small_model(
+    folder: Path, variant: str, format: str | None, kv_bits: int = 8, **changes: object
+) -> PackedModel:
     """A random model with one layer less than tests of models need."""
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 64}
     changes = sizes | changes
     checkpoint = load_model(write_variant(folder, variant, changes=changes))
-    return pack_model(checkpoint, Format.parse(format) if format else None, 16)
+    return pack_model(checkpoint, Format.parse(format) if format else None, 16, kv_bits=kv_bits)
 
 
 def check(model: PackedModel, runner: Runner, sizes: Sequence[int], seed: int = 0) -> None:
@@ -66,11 +68,16 @@ def check(model: PackedModel, runner: Runner, sizes: Sequence[int], seed: int = 
 
 
 @pytest.mark.parametrize(
-    ("variant", "format"),
-    [("bitnet", None), ("llama", "W4A8"), ("qwen2-window", "W2A8"), ("qwen3", "W2A16")],
+    ("variant", "format", "kv_bits"),
+    [
+        ("bitnet", None, 8),
+        ("llama", "W4A8", 4),
+        ("qwen2-window", "W2A8", 8),
+        ("qwen3", "W2A16", 4),
+    ],
 )
-def test_kinds_of_models(variant: str, format: str | None, tmp_path: Path) -> None:
-    model = small_model(tmp_path, variant, format)
+def test_kinds_of_models(variant: str, format: str | None, kv_bits: int, tmp_path: Path) -> None:
+    model = small_model(tmp_path, variant, format, kv_bits)
     check(model, runner_of(model, split_from=8), [6, 1, 1, 1])
 
 

@@ -71,18 +71,17 @@ class Case:
         first, count = ((0, self.h), (self.h, self.h_kv), (self.h + self.h_kv, self.h_kv))[kind]
         x = self.acc[:, first : first + count]
         table = None if kind == 2 else self.rope[self.positions]
-        assert q_max == 127
         if self.bias is None and self.gamma is None:
-            return rope_quantize(x, self.s, self.w[kind], table)
+            return rope_quantize(x, self.s, self.w[kind], table, q_max)
         bias = norm = None
         if self.bias is not None:
             bias = HeadBias(self.bias[first : first + count], 13)
         if self.gamma is not None and kind < 2:
             norm = HeadNorm(self.gamma[kind], 11, 4295)
-        return rope_quantize_fixed(x, self.s, self.w[kind], table, bias, norm)
+        return rope_quantize_fixed(x, self.s, self.w[kind], table, bias, norm, q_max)
 
 
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(("split", "bits"), [(False, 8), (True, 4)])
 @pytest.mark.parametrize(
     ("h", "h_kv", "d", "bias", "norm"),
     [
@@ -92,9 +91,11 @@ class Case:
         (2, 1, 256, True, True),
     ],
 )
-def test_queries_and_cache(h: int, h_kv: int, d: int, bias: bool, norm: bool, split: bool) -> None:
+def test_queries_and_cache(
+    h: int, h_kv: int, d: int, bias: bool, norm: bool, split: bool, bits: int
+) -> None:
     case = Case(6, h, h_kv, d, bias=bias, norm=norm)
-    cache = KvCache.new(6, h_kv, d, page=PAGE)
+    cache = KvCache.new(6, h_kv, d, page=PAGE, bits=bits)
     queries = case.run(cache, split=split)
     q, q_scale = case.golden(0, 127)
     assert np.array_equal(download(queries.q), q)
@@ -103,7 +104,7 @@ def test_queries_and_cache(h: int, h_kv: int, d: int, bias: bool, norm: bool, sp
     k, v, k_scale, v_scale = unpacked_cache(cache)
     written = np.zeros(k.shape[:3], bool)
     for kind, (found, found_scale) in ((1, (k, k_scale)), (2, (v, v_scale))):
-        expected, scale = case.golden(kind, 127)
+        expected, scale = case.golden(kind, 127 if bits == 8 else 7)
         for m in range(case.m):
             page, slot = case.pages[m, case.positions[m] // PAGE], case.positions[m] % PAGE
             written[page, :, slot] = True

@@ -1,8 +1,9 @@
-/* Products of many columns: a register tile of two vectors of rows and up to COLUMNS columns. The
- * including file defines TARGET, NAME, COLUMNS, PACK and, of vectors V of LANES 32-bit numbers, LOAD,
- * STORE, ZERO, SET, ADD, SUB, MUL, and MAC(acc, codes, activations, wide): wide if codes have 8 bits.
- * Where products of bytes are added up in 16 bits it defines instead CHAIN(kind), NIBBLE(codes, high),
- * PAIRS(sum, codes, activations) and WIDEN(acc, sum, high). */
+/* Products of many columns: a register tile of two vectors of rows and up to COLUMNS columns.
+ *
+ * The including file defines TARGET, NAME, COLUMNS, PACK and, of vectors V of LANES 32-bit numbers,
+ * LOAD, STORE, ZERO, SET, ADD, SUB, MUL, and MAC(acc, codes, activations, wide): wide if codes have
+ * 8 bits. Where products of bytes are added up in 16 bits it defines instead CHAIN(kind),
+ * NIBBLE(codes, high), PAIRS(sum, codes, activations) and WIDEN(acc, sum, high). */
 
 enum { NAME(ROWS) = 2 * LANES };
 
@@ -10,8 +11,8 @@ enum { NAME(ROWS) = 2 * LANES };
 
 #ifdef CHAIN
 /* Sums of 16 bits: of products of pairs they stay below 32768 for CHAIN(kind) steps. */
-INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[2], const int columns,
-                         const int kind) {
+INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[2],
+                         const int columns, const int kind) {
     for (int done = 0; done < steps; done += CHAIN(kind)) {
         int n = steps - done < CHAIN(kind) ? steps - done : CHAIN(kind);
         /* codes of 8 bits are two nibbles */
@@ -42,8 +43,8 @@ INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[
     }
 }
 #else
-INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[2], const int columns,
-                         const int kind) {
+INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[2],
+                         const int columns, const int kind) {
     for (int s = 0; s < steps; s++, w += 8 * LANES, x += 4 * columns) {
         V a = LOAD(w), b = LOAD(w + 4 * LANES);
         UNROLL for (int c = 0; c < columns; c++) {
@@ -65,8 +66,9 @@ typedef struct {
     int64_t offset;          /* of codes without groups */
 } NAME(block_t);
 
-INLINE_ void NAME(tile)(const NAME(block_t) *block, const int8_t *x, const int32_t *sums, int narrow,
-                        int32_t *low, int64_t *out, const int columns, const int kind) {
+INLINE_ void NAME(tile)(const NAME(block_t) *block, const int8_t *x, const int32_t *sums,
+                        int narrow, int32_t *low, int64_t *out, const int columns,
+                        const int kind) {
     V acc[COLUMNS][2];
     const uint8_t *w = block->codes;
     for (int g = 0; g < block->groups; g++) {

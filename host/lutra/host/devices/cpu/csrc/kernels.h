@@ -20,8 +20,8 @@ static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
  * token. Those of 16 bits are a = 256 high + low + 128 with bytes high and low: two columns per
  * token, and a last one of ones, times 128.
  *
- * x is [count, depth], zero beyond k. packed holds the same in tiles of `tile` columns, the last one
- * of a multiple of four: [depth / 4, columns of the tile, 4]. */
+ * x is [count, depth], zero beyond k. packed holds the same in tiles of `tile` columns, the last
+ * one of a multiple of four: [depth / 4, columns of the tile, 4]. */
 typedef struct {
     int8_t *x, *packed;
     int32_t *sums; /* [count, depth / UNIT] */
@@ -52,8 +52,8 @@ typedef struct {
     int tile;      /* columns of a tile of gemm */
     int gemm_rows; /* rows of a block of gemm */
 
-    /* out [columns, rows]: for rows first..last - 1 of a matrix, twice the product before its shift.
-     * gemv takes up to GEMV_COLUMNS columns. */
+    /* out [columns, rows]: for rows first..last - 1 of a matrix, twice the product before its
+     * shift. gemv takes up to GEMV_COLUMNS columns. */
     void (*gemv)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                  lutra_scratch *scratch, int64_t *out);
     void (*gemm)(const lutra_matrix *w, int first, int last, const lutra_columns *x,

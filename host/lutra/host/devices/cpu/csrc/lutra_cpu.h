@@ -27,8 +27,9 @@ typedef struct {
     int32_t silu_base[512], silu_rise[512];
 } lutra_tables;
 
-/* A matrix [n, k]. bits 1, 2, 3, 4, 6, 8: rows of codes in B128, ternary (0, 1, 2 for -1, 0, 1) where
- * scale is NULL, else with a scale (of scale_bytes) and a zero point per row and group of columns.
+/* A matrix [n, k]. bits 1, 2, 3, 4, 6, 8: rows of codes in B128, ternary (0, 1, 2 for -1, 0, 1)
+ * where scale is NULL, else with a scale (of scale_bytes) and a zero point per row and group of
+ * columns.
  * bits 0: rows of k signed bytes. */
 typedef struct {
     const uint8_t *codes;

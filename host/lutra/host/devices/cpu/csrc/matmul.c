@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Chunks of a product with few columns: large, since a thread's reads start anew with each, but enough
- * of them for threads to end together. */
+/* Chunks of a product with few columns: large, since a thread's reads start anew with each, but
+ * enough of them for threads to end together. */
 enum { PACK = 4, GEMV_BYTES = 192 << 10, GEMV_CHUNKS = 16 };
 
 static void *take(int64_t n) { return aligned_alloc(64, (size_t)(n + 63) / 64 * 64 + 64); }

@@ -1,4 +1,5 @@
-/* A tile of tokens through a whole model. Every thread runs all phases; between them is a barrier. */
+/* A tile of tokens through a whole model. Every thread runs all phases; a barrier is between
+ * them. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -290,7 +291,8 @@ static void run(void *argument, int thread) {
     for (int t; (t = pool_next(tile->pool)) < tile->n;) {
         const int16_t *row = model->embedding + (int64_t)tile->tokens[t] * hidden;
         int32_t *to = e->residual + (int64_t)t * hidden;
-        for (int i = 0; i < hidden; i++) to[i] = (int32_t)((uint32_t)row[i] << model->embedding_shift);
+        for (int i = 0; i < hidden; i++)
+            to[i] = (int32_t)((uint32_t)row[i] << model->embedding_shift);
     }
     pool_barrier(tile->pool);
     for (int i = 0; i < model->n_layers; i++) {

@@ -6,14 +6,16 @@
 #include "kernels.h"
 #include "x86_detect.h"
 
-#define TARGET __attribute__((target("avx2,fma,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define FEATURES "avx2,fma,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+#define TARGET __attribute__((target(FEATURES)))
 #define NAME(x) x##_avx512vl
 #define MACS(acc, w, x) macs_avx512vl(acc, w, x)
 
-/* compilers copy the accumulator around the instruction's intrinsic */
+/* Compilers copy the accumulator around the instruction's intrinsic. With activations from memory
+ * instead of a register the loop takes up to half as long again. */
 static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256i acc, __m256i w,
                                                                           __m256i x) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "vm"(x));
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
 }
 
@@ -58,7 +60,7 @@ const lutra_kernels lutra_avx512vl = {
 
 static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i acc, __m512i w,
                                                                         __m512i x) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "vm"(x));
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
 }
 

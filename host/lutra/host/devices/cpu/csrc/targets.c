@@ -41,7 +41,8 @@ int64_t kernel_bytes(int depth) {
     return 64 * k + 64 * (k / UNIT) * 8 + 64 * 16 * 16 + GEMV_COLUMNS * k / UNIT * 64 + 4096;
 }
 
-/* When the last thread reached each of a row of barriers: one that sleeps there sees it pass late. */
+/* When the last thread reached each of a row of barriers: one that sleeps there sees it pass
+ * late. */
 typedef struct {
     _Atomic int64_t *at;
     int count;
@@ -150,7 +151,7 @@ enum { READ_BYTES = 256 << 10 };
 
 static void read_job(void *argument, int thread) {
     read_t *r = argument;
-    uint64_t x[4] = {0};
+    uint64_t x[8] = {0}, all = 0;
     (void)thread;
     times_reach(&r->times, 0);
     pool_barrier(r->pool);
@@ -160,17 +161,14 @@ static void read_job(void *argument, int thread) {
             const uint8_t *at = piece + (int64_t)item * READ_BYTES;
             int64_t left = r->size - (int64_t)item * READ_BYTES;
             if (left > READ_BYTES) left = READ_BYTES;
-            /* one word of each cache line: what counts is the lines */
-            for (int64_t j = 0; j + 256 <= left; j += 256)
-                for (int k = 0; k < 4; k++) {
-                    __builtin_prefetch(at + j + 64 * k + 4096);
-                    x[k] ^= *(const uint64_t *)(at + j + 64 * k);
-                }
+            for (int64_t j = 0; j + 64 <= left; j += 64)
+                for (int k = 0; k < 8; k++) x[k] ^= *(const uint64_t *)(at + j + 8 * k);
         }
         times_reach(&r->times, i + 1);
         pool_barrier(r->pool);
     }
-    r->sink ^= x[0] ^ x[1] ^ x[2] ^ x[3];
+    for (int k = 0; k < 8; k++) all ^= x[k];
+    r->sink ^= all;
 }
 
 int lutra_cpu_read(lutra_pool *pool, const uint8_t *data, int64_t size, int count,

@@ -218,5 +218,5 @@ static TARGET void NAME(nibbles)(const int8_t *data, int runs, int size, int8_t 
 #define VECTOR_FUNCTIONS                                                                          \
     NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64), NAME(quantize),             \
         NAME(bytes), NAME(halves), NAME(unit_sums), NAME(shifted), NAME(rotate),                  \
-        NAME(quantize64), NAME(fixed), NAME(relu2), NAME(swiglu), NAME(residual), NAME(logits),     \
+        NAME(quantize64), NAME(fixed), NAME(relu2), NAME(swiglu), NAME(residual), NAME(logits),    \
         NAME(nibbles)

@@ -1,8 +1,9 @@
 /* Products of few columns with 256-bit vectors, for the TARGET that includes this.
  *
- * Codes are the unsigned operand of a multiplication, activations the signed one, so codes that mean
- * numbers from -1 or -128 on are put right by the sum of the activations. Where there is no VNNI, sums of
- * 16 bits go into 32 bits before they could pass 32767; MACS is defined where there is. */
+ * Codes are the unsigned operand of a multiplication, activations the signed one, so codes that
+ * mean numbers from -1 or -128 on are put right by the sum of the activations. Where there is no
+ * VNNI, sums of 16 bits go into 32 bits before they could pass 32767; MACS is defined where there
+ * is. */
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
@@ -196,7 +197,8 @@ INLINE void NAME(rows_grouped)(const lutra_matrix *w, int first, int last, const
         const uint8_t *p = w->codes + r * w->row_bytes;
         for (int b = 0; b < blocks; b++, p += BLOCK * bits / 8) {
             __m256i codes[4];
-            NAME(prefetch)(p, BLOCK * bits / 8);
+            /* what has more bits is computed faster than it comes, and the processor reads ahead */
+            if (bits < 4) NAME(prefetch)(p, BLOCK * bits / 8);
             NAME(unpack)(p, bits, codes);
             for (int c = 0; c < columns; c++) {
                 const int8_t *a = x->x + (int64_t)c * x->depth + b * BLOCK;
@@ -288,7 +290,6 @@ INLINE void NAME(rows_signed)(const lutra_matrix *w, int first, int last, const 
             for (int i = 0; i < 4; i++) acc[c][i] = _mm256_setzero_si256();
         for (int b = 0; b < blocks; b++, p += BLOCK) {
             __m256i codes[4];
-            NAME(prefetch)(p, BLOCK);
             NAME(signed_block)(p, w->k - b * BLOCK, codes);
             for (int c = 0; c < columns; c++) {
                 const int8_t *a = x->x + (int64_t)c * x->depth + b * BLOCK;
@@ -308,7 +309,8 @@ INLINE void NAME(rows_signed)(const lutra_matrix *w, int first, int last, const 
 
 #define ROWS(suffix, columns)                                                                     \
     static TARGET void NAME(gemv##suffix)(const lutra_matrix *w, int first, int last,             \
-                                          const lutra_columns *x, lutra_scratch *s, int64_t *out) { \
+                                          const lutra_columns *x, lutra_scratch *s,               \
+                                          int64_t *out) {                                         \
         if (!w->bits) NAME(rows_signed)(w, first, last, x, s, out, columns);                      \
         else if (!w->scale) NAME(rows_ternary)(w, first, last, x, s, out, columns);               \
         else if (w->bits == 1) NAME(rows_grouped)(w, first, last, x, s, out, 1, columns);         \
@@ -334,7 +336,7 @@ static TARGET void NAME(gemv)(const lutra_matrix *w, int first, int last, const 
         NAME(gemv4)(w, first, last, x, scratch, out);
 }
 
-/* What gemm multiplies by: `groups` times eight rows from `first` on, [depth / 4, rows, 4]. Rows
+/* What gemm multiplies by: rows from `first` on, a multiple of eight, [depth / 4, rows, 4]. Those
  * behind the last one repeat it. */
 INLINE void NAME(pack_rows)(const lutra_matrix *w, int first, int last, int depth, int rows,
                             uint8_t *out, const int bits) {

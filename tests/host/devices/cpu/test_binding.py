@@ -1,5 +1,6 @@
 """Whole models in the C library: every logit is the golden device's."""
 
+import ctypes
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from lutra.host.devices.base import TileResult
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.errors import LutraError
 from lutra.host.models import find_model
+from lutra.host.models.decoder import LINEARS
 from lutra.host.packing import PackedModel, pack_model
 from lutra.sim.golden.arith.scale import Scale
 from lutra.sim.golden.matmul.format import Format
@@ -23,7 +25,8 @@ from lutra.sim.golden.matmul.format import Format
 if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
-from lutra.host.devices.cpu.binding import CpuModel, CpuResult, matrix_of
+from lutra.host.devices.cpu import binding
+from lutra.host.devices.cpu.binding import CpuModel, CpuResult, Keep, matrix_of
 from lutra.host.devices.cpu.library import library, target_names
 
 # accelerators need multiples of 32
@@ -260,3 +263,37 @@ def test_no_memory_is_one_line(
     message = f"^device cpu has no memory for {what}: use a smaller model or context$"
     with pytest.raises(LutraError, match=message):
         CpuModel(packed("least"), threads=1, few="scalar", many="scalar").run([1] * 5, 0, 0)
+
+
+def test_matrices_are_copied_into_large_pages() -> None:
+    keep = Keep(copies=True)
+    arrays = [np.arange(n, dtype=np.uint16).reshape(1, -1) for n in (7, 40000, 1, 33)]
+    places = [keep.matrix(array) for array in arrays]
+    for array, place in zip(arrays, places, strict=True):
+        assert place != array.ctypes.data and place % 64 == 0
+        found = np.ctypeslib.as_array((ctypes.c_uint16 * array.size).from_address(place))
+        np.testing.assert_array_equal(found, array[0])
+    assert places[1] - places[0] == 64
+    where = Keep().matrix(arrays[1])
+    assert where == arrays[1].ctypes.data
+
+
+def test_a_model_that_fills_half_of_the_memory_stays_where_it_is(
+    packed: Callable[[str], PackedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed("least")
+    expected = golden(model, [1, 2, 3])
+    asked: list[int] = []
+
+    def none(n_bytes: int) -> bool:
+        asked.append(n_bytes)
+        return False
+
+    monkeypatch.setattr(binding, "_spare_memory", none)
+    cpu = CpuModel(model, threads=1, few="scalar", many="scalar")
+    assert_same(run(cpu, [1, 2, 3], [3]), expected, model.head_scale)
+    cpu.close()
+    codes = sum(
+        layer.linear(name).stored.codes.nbytes for layer in model.layers for name in LINEARS
+    )
+    assert asked == [codes + model.head.nbytes]

@@ -1,6 +1,9 @@
 """A packed model for the C library, and running it."""
 
+import contextlib
 import ctypes
+import mmap
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +22,7 @@ from lutra.host.devices.cpu.library import (
 )
 from lutra.host.errors import LutraError
 from lutra.host.heads import built_head_dim, pad_layer, pad_table
-from lutra.host.models.decoder import Gate
+from lutra.host.models.decoder import LINEARS, Gate
 from lutra.host.packing import PackedLayer, PackedLinear, PackedModel, PackedNorm
 from lutra.sim.golden.arith.scale import Scale, scale_from_float, scale_to_float
 
@@ -28,6 +31,9 @@ __all__ = ["CpuModel", "CpuResult", "Keep", "matrix_of"]
 _PLAIN_FRAC = 14  # of the ones that values are multiplied by where there is no norm
 _UNIT = 16  # weights: what sums of groups are made of
 _INT16 = np.dtype(np.int16)
+_HUGE_PAGE = 1 << 21
+_ROOM = 1 << 26  # bytes that are asked for at once
+_LINE = 64  # bytes of a cache's line, where matrices begin
 
 
 class CpuResult(NamedTuple):
@@ -39,16 +45,57 @@ class CpuResult(NamedTuple):
     saturated: bool
 
 
-class Keep:
-    """Arrays that the library points into."""
+def _huge_pages(n_bytes: int) -> NDArray[np.uint8]:
+    """Memory in pages of 2 MiB, where the system has them."""
+    if hasattr(mmap, "MAP_PRIVATE"):  # shared memory has small pages
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mapped = mmap.mmap(-1, n_bytes + _HUGE_PAGE, flags=flags)
+    else:
+        mapped = mmap.mmap(-1, n_bytes + _HUGE_PAGE)
+    if advice := getattr(mmap, "MADV_HUGEPAGE", None):
+        with contextlib.suppress(OSError):  # a kernel that is built without
+            mapped.madvise(advice)
+    whole = np.frombuffer(mapped, np.uint8)
+    first = -whole.ctypes.data % _HUGE_PAGE
+    return whole[first : first + n_bytes]
 
-    def __init__(self) -> None:
+
+def _spare_memory(n_bytes: int) -> bool:
+    """Whether so many bytes are less than half of the memory of this machine."""
+    try:
+        return 2 * n_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return False
+
+
+class Keep:
+    """Arrays that the library points into.
+
+    With ``copies`` those of matrices are copied into large pages. Mapped from a file they lie in
+    pages of 4 KiB, over whose ends processors do not read ahead: a decoded token takes a fifth
+    longer (measured, docs/devices.md).
+    """
+
+    def __init__(self, copies: bool = False) -> None:
         self._arrays: list[object] = []
+        self._copies, self._room = copies, np.empty(0, np.uint8)
 
     def __call__(self, values: NDArray[np.generic]) -> int:
         whole = np.ascontiguousarray(values)
         self._arrays.append(whole)
         return whole.ctypes.data
+
+    def matrix(self, values: NDArray[np.generic]) -> int:
+        """What is read for every token."""
+        if not self._copies:
+            return self(values)
+        taken = -(-values.nbytes // _LINE) * _LINE
+        if taken > len(self._room):
+            self._room = _huge_pages(max(taken, _ROOM))
+        room, self._room = self._room[: values.nbytes], self._room[taken:]
+        copy = room.view(values.dtype).reshape(values.shape)
+        copy[...] = values
+        return self(copy)
 
     def int16(self, values: NDArray[np.integer]) -> int:
         return self(values.astype(_INT16, copy=False))
@@ -65,9 +112,9 @@ def matrix_of(linear: PackedLinear, keep: "Keep | None" = None) -> CMatrix:
         )
     scale, zero = stored.scale, stored.zero
     return CMatrix(
-        codes=hold(stored.codes),
-        scale=None if scale is None else hold(scale),
-        zero=None if zero is None else hold(zero),
+        codes=hold.matrix(stored.codes),
+        scale=None if scale is None else hold.matrix(scale),
+        zero=None if zero is None else hold.matrix(zero),
         row_bytes=stored.codes.shape[1],
         n=stored.n_rows,
         k=stored.depth,
@@ -112,8 +159,18 @@ def _layer_of(model: PackedModel, layer: PackedLayer, keep: Keep) -> CLayer:
     return out
 
 
+def _matrix_bytes(model: PackedModel) -> int:
+    """Bytes of all matrices, about: those of the first layer stand for the others."""
+    layer = model.layers[0]
+    codes = sum(layer.linear(name).stored.codes.nbytes for name in LINEARS)
+    return codes * len(model.layers) + model.head.nbytes
+
+
 class CpuModel:
-    """A packed model in the library: its weights stay where they are, its KV cache starts empty.
+    """A packed model in the library; its KV cache starts empty.
+
+    Matrices are copied into large pages, unless they would take half of this machine's memory: then
+    they stay where they are, mapped from their file.
 
     ``few`` and ``many`` name the targets for products of few and of many columns; tiles of up to
     ``tile`` tokens go through the model at once.
@@ -122,7 +179,8 @@ class CpuModel:
     def __init__(
         self, model: PackedModel, *, threads: int, few: str, many: str, tile: int = 256
     ) -> None:
-        self._library, self._keep = library(), Keep()
+        self._library = library()
+        self._keep = Keep(_spare_memory(_matrix_bytes(model)))
         head_dim = built_head_dim(model.head_dim)
         keep = self._keep
         layers = (CLayer * len(model.layers))(
@@ -136,7 +194,7 @@ class CpuModel:
             rope=keep.int16(pad_table(model.rope, head_dim)),
             head_rows=keep.int16(model.head_rows),
             head=CMatrix(
-                codes=keep(model.head.astype(np.int8, copy=False)),
+                codes=keep.matrix(model.head.astype(np.int8, copy=False)),
                 row_bytes=model.hidden_size,
                 n=model.vocab_size,
                 k=model.hidden_size,

@@ -27,6 +27,7 @@ from lutra.kernels_gpu.arrays import (
 from lutra.kernels_gpu.attention.cache import KvCache, Queries
 from lutra.kernels_gpu.attention.decode import split_attention
 from lutra.kernels_gpu.attention.prefill import attention
+from lutra.kernels_gpu.attention.step import attention_step
 from lutra.kernels_gpu.errors import naming_memory
 from lutra.kernels_gpu.layout import cdiv
 from lutra.kernels_gpu.matmul.gemm import Workspace
@@ -111,7 +112,7 @@ class Runner:
         context: int | None = None,
         m_max: int = 512,
         page: int = 128,
-        split_from: int = 1024,
+        split_from: int = 256,
     ) -> None:
         shape = model.shape
         self.context = min(context or shape.context, shape.context)
@@ -245,12 +246,10 @@ class Runner:
             tokens=b.tokens, scales=scale, flag=self._flag,
         )  # fmt: skip
         self._product(hidden, layer.qkv, b.qkv)
-        rope_kv(
-            layer.rope, b.m, b.qkv, hidden.scale, b.positions, b.pages, b.queries, cache, tables,
-            split=split,
-        )  # fmt: skip
         attended, step = b.attended[layer.o.group], layer.attention_norm
+        heads = layer.rope, b.m, b.qkv, hidden.scale, b.positions, b.pages, b.queries, cache, tables
         if split:
+            rope_kv(*heads, split=True)
             split_attention(
                 b.m, b.queries, cache, b.positions, b.pages, tables, n_programs=self._programs,
                 window=layer.window,
@@ -260,10 +259,15 @@ class Runner:
                 den=b.queries.den, exponent=b.queries.exponent,
             )  # fmt: skip
         else:
-            attention(
-                b.m, b.queries, cache, b.positions, b.pages, tables,
-                frac=model.shape.residual_frac, window=layer.window,
-            )  # fmt: skip
+            frac = model.shape.residual_frac
+            if b.m == 1:
+                attention_step(*heads, frac=frac, window=layer.window)
+            else:
+                rope_kv(*heads, split=False)
+                attention(
+                    b.m, b.queries, cache, b.positions, b.pages, tables, frac=frac,
+                    window=layer.window,
+                )  # fmt: skip
             norm_quantize(step, attended, tables, x=b.queries.out)
         self._product(attended, layer.o, b.o)
         ffn_input = b.ffn_input[layer.gate_up.group]

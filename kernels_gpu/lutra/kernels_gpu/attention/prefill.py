@@ -24,32 +24,26 @@ from lutra.kernels_gpu.attention.tiles import (
     tile_shape,
     value_sums,
     value_tile,
+    visible_tile,
     weight_tile,
 )
-from lutra.kernels_gpu.jit import jit_general
+from lutra.kernels_gpu.jit import jit, jit_general
 from lutra.kernels_gpu.layout import cdiv
 
-__all__ = ["attention", "attention_kernel"]
+__all__ = ["attend_block", "attention", "attention_kernel"]
 
 
-@jit_general("M", "n_pages", "window", "frac")
-def attention_kernel(
+@jit
+def attend_block(
     q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr, tables_ptr,
     out_ptr,
-    M, n_pages, window, frac,
+    block, g, M, n_pages, window, frac,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
-    KV_BITS: tl.constexpr,
-    TOKENS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    KV_BITS: tl.constexpr, TOKENS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Attention ``out`` int32 ``[M, H, D]`` with ``frac`` fraction bits.
-
-    A program takes ``TOKENS`` tokens of one sequence and the heads that share a key and value head.
-    ``q``, scales, cache, ``position`` and ``table`` as in
-    :func:`lutra.kernels_gpu.attention.decode.scores_kernel`.
-    """
+    """Attention of the tokens of ``block``, of the heads that share head ``g`` of the cache."""
     G: tl.constexpr = H // H_KV
-    block = tl.cdiv(M, TOKENS) - 1 - tl.program_id(0) // H_KV
-    g = tl.program_id(0) % H_KV
     DOT_ROWS: tl.constexpr = 16 if QUERIES < 16 else QUERIES
     queries, offs_n = tl.arange(0, QUERIES), tl.arange(0, BLOCK_N)
     token = block * TOKENS + queries // G
@@ -65,9 +59,7 @@ def attention_kernel(
     exponent = tl.full([QUERIES], EXPONENT_LEAST, tl.int32)
     for tile in range(begin, end):
         keys = tile * BLOCK_N + offs_n
-        visible = (keys[None, :] <= position[:, None]) & (
-            keys[None, :] > position[:, None] - window
-        )
+        visible = visible_tile(position, keys, window)
         inside = tl.max(visible.to(tl.int32), 0) > 0
         row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
         score = score_tile(
@@ -81,9 +73,7 @@ def attention_kernel(
     acc = tl.zeros([ROWS, D], tl.int32)
     for tile in range(begin, end):
         keys = tile * BLOCK_N + offs_n
-        visible = (keys[None, :] <= position[:, None]) & (
-            keys[None, :] > position[:, None] - window
-        )
+        visible = visible_tile(position, keys, window)
         inside = tl.max(visible.to(tl.int32), 0) > 0
         row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
         score = score_tile(
@@ -103,6 +93,29 @@ def attention_kernel(
     out = saturate(round_shift_right(sums * r_m[:, None], shift[:, None]), 32).to(tl.int32)
     offs = index[:, None] * D + tl.arange(0, D)[None, :]
     tl.store(out_ptr + offs, out, mask=ok[:, None])
+
+
+@jit_general("M", "n_pages", "window", "frac")
+def attention_kernel(
+    q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr, tables_ptr,
+    out_ptr,
+    M, n_pages, window, frac,
+    H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
+    KV_BITS: tl.constexpr, TOKENS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Attention ``out`` int32 ``[M, H, D]`` with ``frac`` fraction bits.
+
+    A program takes ``TOKENS`` tokens of one sequence and the heads that share a key and value head.
+    ``q``, scales, cache, ``position`` and ``table`` as in
+    :func:`lutra.kernels_gpu.attention.decode.scores_kernel`.
+    """
+    block = tl.cdiv(M, TOKENS) - 1 - tl.program_id(0) // H_KV
+    attend_block(
+        q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr,
+        tables_ptr, out_ptr, block, tl.program_id(0) % H_KV, M, n_pages, window, frac,
+        H, H_KV, D, PAGE, KV_BITS, TOKENS, QUERIES, ROWS, BLOCK_N,
+    )  # fmt: skip
 
 
 def attention(

@@ -204,5 +204,8 @@ def tile_shape(queries: int, cache_bits: int, page: int, most: int) -> TileShape
     """What fits the registers with room for so many queries; at most ``most`` keys and a page's."""
     if queries > 8:
         return TileShape(min(most // 2, page), 8, 2)
+    if most <= 64:
+        # few programs, which are to be done soon
+        return TileShape(min(64, page), 8, 2)
     block_n = min(128 if queries <= 4 and cache_bits == 8 else 64, page, most)
-    return TileShape(block_n, 4, 3 if cache_bits == 8 and most > 64 else 2)
+    return TileShape(block_n, 4, 3 if cache_bits == 8 else 2)

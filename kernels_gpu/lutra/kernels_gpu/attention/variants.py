@@ -1,7 +1,10 @@
 """The attention kernels as they run on the layers of released models."""
 
+from dataclasses import replace
+
 from lutra.kernels_gpu.attention.decode import scores_kernel, sums_kernel
 from lutra.kernels_gpu.attention.prefill import attention_kernel
+from lutra.kernels_gpu.attention.step import attention_step_kernel
 from lutra.kernels_gpu.attention.tiles import TileShape, dot_rows, tile_shape
 from lutra.kernels_gpu.catalogue import Variant
 from lutra.kernels_gpu.jit import Kernel
@@ -38,7 +41,7 @@ def _variant(
         num_stages=tile.num_stages,
         unaligned=sizes,
         matrix=True,
-        wide=kernel is not sums_kernel and tile.num_warps == 4,
+        wide=kernel is not sums_kernel and constants["D"] == 128,
         elements=elements / (32 * tile.num_warps),
         max_per_weight=limit,
         quick=quick,
@@ -94,11 +97,39 @@ def _whole(
     return [_variant(kind, attention_kernel, constants, tile, 2 * tile.block_n * d, None, quick)]
 
 
+_STEP = ("scale_q", "scale_k", "scale_v", "bias_frac", "gamma_frac", "eps")
+
+
+def _step(
+    h: int, h_kv: int, d: int, kv_bits: int, bias: bool, norm: bool, quick: bool = False
+) -> Variant:
+    constants = _heads(h, h_kv, d, kv_bits, 1)
+    del constants["TOKENS"]
+    tile = tile_shape(int(str(constants["QUERIES"])), kv_bits, 128, 64)
+    constants |= {
+        "LOG2_DIM": d.bit_length() - 1, "HAS_BIAS": bias, "HAS_NORM": norm,
+        "HEADS": 1 << (h // h_kv + 1).bit_length(), "BLOCK_N": tile.block_n,
+    }  # fmt: skip
+    kind = f"step {h}/{h_kv}x{d} KV{kv_bits}{' bias' * bias}{' norm' * norm}"
+    plain = _variant(
+        kind, attention_step_kernel, constants, tile, 2 * tile.block_n * d, None, quick
+    )
+    vectors = dict.fromkeys(("rope_ptr", "bias_ptr", "gamma_ptr"), "*i16")
+    return replace(
+        plain,
+        arguments={**plain.arguments, **vectors, **dict.fromkeys(_STEP, "i32")},
+        unaligned=(*plain.unaligned, *_STEP),
+    )
+
+
 VARIANTS = (
     *_split(20, 5, 128, limit=6.0, quick=True),
     *_split(32, 8, 128, 4, limit=14.0),
     *_split(9, 3, 64),
     *_split(32, 8, 128, tokens=4),
+    _step(20, 5, 128, 8, False, False, quick=True),
+    _step(14, 2, 64, 8, True, False),
+    _step(16, 8, 128, 4, False, True),
     *_whole(20, 5, 128),
     *_whole(20, 5, 128, tokens=7),
     *_whole(32, 8, 128, 4),

@@ -24,7 +24,14 @@ from lutra.kernels_gpu.vector.heads import (
 from lutra.sim.golden.arith.scale import Scale
 from lutra.sim.golden.vector.rope import ROPE_FRAC
 
-__all__ = ["RopeStep", "rope_kv", "rope_kv_kernel"]
+__all__ = [
+    "RopeStep",
+    "quantized_rows",
+    "rope_kv",
+    "rope_kv_kernel",
+    "rotated_rows",
+    "store_kv",
+]
 
 _FRAC = tl.constexpr(ROPE_FRAC)
 ROWS_MAX = 32
@@ -34,7 +41,7 @@ _ONE = tl.constexpr(1 << ROPE_FRAC)
 
 
 @jit
-def _store_kv(
+def store_kv(
     lo, hi, cache_ptr, base, slot, half, mask,
     D: tl.constexpr, PAGE: tl.constexpr, KV_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -52,7 +59,7 @@ def _store_kv(
 
 
 @jit
-def _quantized(y_lo, y_hi, unit_m, unit_e, Q_MAX: tl.constexpr):
+def quantized_rows(y_lo, y_hi, unit_m, unit_e, Q_MAX: tl.constexpr):
     """Both halves of heads quantised, and the words of their scales."""
     y_max = tl.maximum(tl.max(tl.abs(y_lo), 1), tl.max(tl.abs(y_hi), 1))
     f_m, f_e = quantize_factor(y_max, Q_MAX)
@@ -62,6 +69,52 @@ def _quantized(y_lo, y_hi, unit_m, unit_e, Q_MAX: tl.constexpr):
     lo = quantize(y_lo, f_m[:, None], f_e[:, None], Q_MAX)
     hi = quantize(y_hi, f_m[:, None], f_e[:, None], Q_MAX)
     return lo.to(tl.int32), hi.to(tl.int32), scale_pack(m, e)
+
+
+@jit
+def rotated_rows(
+    acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr,
+    m, head, is_query, is_value, here, w, bias_frac, gamma_frac, eps,
+    N_HEADS: tl.constexpr, D: tl.constexpr, LOG2_DIM: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Heads of tokens with biases, normalised and rotated, ``[ROWS, D / 2]`` both halves.
+
+    Row by row: token ``m``, ``head`` of all in ``acc``, what it is a head of, whether it is there,
+    and the word of its weights' scale. Returns what one of it is worth and the position, too.
+    """
+    half, mask = tl.arange(0, D // 2)[None, :], here[:, None]
+    position = tl.load(position_ptr + m, mask=here, other=0)
+    s_m, s_e = scale_unpack(tl.load(s_ptr + m, mask=here, other=0))
+    w_m, w_e = scale_unpack(w)
+    unit_m, unit_e = scale_mul(s_m, s_e, w_m, w_e)
+
+    offs = head[:, None] * D + half  # [ROWS, D / 2]
+    at = acc_ptr + m[:, None] * (N_HEADS * D) + offs
+    lo = tl.load(at, mask=mask, other=0).to(tl.int64)
+    hi = tl.load(at + D // 2, mask=mask, other=0).to(tl.int64)
+    if HAS_BIAS or HAS_NORM:
+        bias_lo, bias_hi = tl.zeros_like(offs), tl.zeros_like(offs)
+        if HAS_BIAS:
+            bias_lo = tl.load(bias_ptr + offs, mask=mask, other=0).to(tl.int32)
+            bias_hi = tl.load(bias_ptr + offs + D // 2, mask=mask, other=0).to(tl.int32)
+        lo = fixed_heads(lo, unit_m[:, None], unit_e[:, None], bias_lo, bias_frac)
+        hi = fixed_heads(hi, unit_m[:, None], unit_e[:, None], bias_hi, bias_frac)
+        unit_m, unit_e = tl.zeros_like(s_m) + FIXED_UNIT_M, tl.zeros_like(s_e) + FIXED_UNIT_E
+    if HAS_NORM:
+        gamma = gamma_ptr + tl.where(is_query, 0, D)[:, None] + half
+        squares = tl.sum(lo * lo, 1) + tl.sum(hi * hi, 1)
+        root_m, root_e = head_root(squares, gamma_frac, eps, tables_ptr, LOG2_DIM)
+        unit_m, unit_e = tl.where(is_value, unit_m, root_m), tl.where(is_value, unit_e, root_e)
+        as_is = is_value[:, None]
+        lo = tl.where(as_is, lo, head_times_gamma(lo, tl.load(gamma).to(tl.int64)))
+        hi = tl.where(as_is, hi, head_times_gamma(hi, tl.load(gamma + D // 2).to(tl.int64)))
+
+    # values are not turned, but take the same way
+    turn = rope_ptr + position.to(tl.int64)[:, None] * D + half
+    cos = tl.where(is_value[:, None], _ONE, tl.load(turn).to(tl.int64))
+    sin = tl.where(is_value[:, None], 0, tl.load(turn + D // 2).to(tl.int64))
+    return lo * cos - hi * sin, hi * cos + lo * sin, unit_m, unit_e, position
 
 
 @jit_general("scale_q", "scale_k", "scale_v", "bias_frac", "gamma_frac", "eps", "n_pages", "M")
@@ -93,39 +146,16 @@ def rope_kv_kernel(
     m, head = (row // n_heads).to(tl.int64), row % n_heads  # [ROWS]
     here = m < M
     half, mask = tl.arange(0, D // 2)[None, :], here[:, None]
-    position = tl.load(position_ptr + m, mask=here, other=0)
-    s_m, s_e = scale_unpack(tl.load(s_ptr + m, mask=here, other=0))
-    w_m, w_e = scale_unpack(tl.where(is_query, scale_q, tl.where(is_value, scale_v, scale_k)))
-    unit_m, unit_e = scale_mul(s_m, s_e, w_m + tl.zeros_like(s_m), w_e)
-
-    offs = (first_head + head)[:, None] * D + half  # [ROWS, D / 2]
-    at = acc_ptr + m[:, None] * ((H + 2 * H_KV) * D) + offs
-    lo = tl.load(at, mask=mask, other=0).to(tl.int64)
-    hi = tl.load(at + D // 2, mask=mask, other=0).to(tl.int64)
-    if HAS_BIAS or HAS_NORM:
-        bias_lo, bias_hi = tl.zeros_like(offs), tl.zeros_like(offs)
-        if HAS_BIAS:
-            bias_lo = tl.load(bias_ptr + offs).to(tl.int32)
-            bias_hi = tl.load(bias_ptr + offs + D // 2).to(tl.int32)
-        lo = fixed_heads(lo, unit_m[:, None], unit_e[:, None], bias_lo, bias_frac)
-        hi = fixed_heads(hi, unit_m[:, None], unit_e[:, None], bias_hi, bias_frac)
-        unit_m, unit_e = tl.zeros_like(s_m) + FIXED_UNIT_M, tl.zeros_like(s_e) + FIXED_UNIT_E
-    if HAS_NORM:
-        if not is_value:
-            gamma = gamma_ptr + tl.where(is_query, 0, D) + half
-            squares = tl.sum(lo * lo, 1) + tl.sum(hi * hi, 1)
-            unit_m, unit_e = head_root(squares, gamma_frac, eps, tables_ptr, LOG2_DIM)
-            lo = head_times_gamma(lo, tl.load(gamma).to(tl.int64))
-            hi = head_times_gamma(hi, tl.load(gamma + D // 2).to(tl.int64))
-
-    # values are not turned, but take the same way
-    turn = rope_ptr + position.to(tl.int64)[:, None] * D + half
-    cos = tl.where(is_value, _ONE, tl.load(turn).to(tl.int64))
-    sin = tl.where(is_value, 0, tl.load(turn + D // 2).to(tl.int64))
-    y_lo, y_hi = lo * cos - hi * sin, hi * cos + lo * sin
+    alike = tl.zeros([ROWS], tl.int1)
+    w = tl.where(is_query, scale_q, tl.where(is_value, scale_v, scale_k)) + tl.zeros_like(row)
+    y_lo, y_hi, unit_m, unit_e, position = rotated_rows(
+        acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr,
+        m, first_head + head, alike | is_query, alike | is_value, here, w, bias_frac, gamma_frac,
+        eps, H + 2 * H_KV, D, LOG2_DIM, HAS_BIAS, HAS_NORM,
+    )  # fmt: skip
 
     if is_query:
-        q_lo, q_hi, scale = _quantized(y_lo, y_hi, unit_m, unit_e, 127)
+        q_lo, q_hi, scale = quantized_rows(y_lo, y_hi, unit_m, unit_e, 127)
         index = m * H + head
         out = index[:, None] * D + half
         tl.store(q_ptr + out, q_lo.to(tl.int8), mask=mask)
@@ -139,14 +169,14 @@ def rope_kv_kernel(
             tl.store(sums_ptr + out, zero, mask=mask)
             tl.store(sums_ptr + out + D // 2, zero, mask=mask)
     else:
-        k_lo, k_hi, scale = _quantized(y_lo, y_hi, unit_m, unit_e, 127 if KV_BITS == 8 else 7)
+        k_lo, k_hi, scale = quantized_rows(y_lo, y_hi, unit_m, unit_e, 127 if KV_BITS == 8 else 7)
         page = tl.load(table_ptr + m * n_pages + position // PAGE, mask=here, other=0)
         slot, base = position % PAGE, page.to(tl.int64) * H_KV + head
         if is_value:
-            _store_kv(k_lo, k_hi, v_ptr, base, slot, half, mask, D, PAGE, KV_BITS)
+            store_kv(k_lo, k_hi, v_ptr, base, slot, half, mask, D, PAGE, KV_BITS)
             tl.store(v_scale_ptr + base * PAGE + slot, scale, mask=here)
         else:
-            _store_kv(k_lo, k_hi, k_ptr, base, slot, half, mask, D, PAGE, KV_BITS)
+            store_kv(k_lo, k_hi, k_ptr, base, slot, half, mask, D, PAGE, KV_BITS)
             tl.store(k_scale_ptr + base * PAGE + slot, scale, mask=here)
 
 

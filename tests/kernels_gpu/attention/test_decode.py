@@ -64,6 +64,8 @@ def test_refusals() -> None:
             2, queries, case.cache, int32(case.positions), case.device_pages(), case.tables,
             n_programs=1,
         )  # fmt: skip
+    with pytest.raises(ValueError, match=r"^prefix must be a multiple of page \(32\), not 31$"):
+        run(case, queries, n_programs=1, prefix=31)
     long = Queries(**{**queries.__dict__, "context": 1 << 18})
     with pytest.raises(ValueError, match=r"^context must be at most 131072, not 262144$"):
         run(case, long, n_programs=1)

@@ -71,13 +71,6 @@ def _segment(at, stop, first_tile, count, ends, BLOCKS: tl.constexpr, H_KV: tl.c
     return block, within // n_tiles, first, first + tl.minimum(n_tiles - tile, stop - at)
 
 
-@jit
-def _visible(position, keys, window, prefix, SHARED: tl.constexpr):
-    """Which of ``keys`` each row sees in this launch, ``[ROWS, BLOCK_N]``."""
-    mine = keys < prefix if SHARED else keys >= prefix
-    return visible_tile(position, keys, window) & mine[None, :]
-
-
 @jit_general("M", "n_pages", "window", "prefix")
 def scores_kernel(
     q_ptr, q_scale_ptr, k_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr,
@@ -116,7 +109,7 @@ def scores_kernel(
         exponent = tl.full([QUERIES], EXPONENT_LEAST, tl.int32)
         for tile in range(tile_first, tile_end):
             keys = tile * BLOCK_N + offs_n
-            visible = _visible(position, keys, window, prefix, SHARED)
+            visible = visible_tile(position, keys, window)
             inside = tl.max(visible.to(tl.int32), 0) > 0
             row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
             score = score_tile(
@@ -166,7 +159,7 @@ def sums_kernel(
         acc = tl.zeros([ROWS, D], tl.int32)
         for tile in range(tile_first, tile_end):
             keys = tile * BLOCK_N + offs_n
-            visible = _visible(position, keys, window, prefix, SHARED)
+            visible = visible_tile(position, keys, window)
             inside = tl.max(visible.to(tl.int32), 0) > 0
             row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
             offs = index[:, None] * CONTEXT + keys[None, :]
@@ -201,11 +194,13 @@ def split_attention(
     """Scores, maxima, denominators and weighted sums of ``m`` tokens, each of its own sequence.
 
     ``n_programs`` is how many run at once. The first ``prefix`` positions are those of all
-    sequences, in the same pages: their keys and values are read once for all tokens.
+    sequences, in the same whole pages: their keys and values are read once for all tokens.
     """
     h, h_kv, d = queries.n_heads, cache.n_kv_heads, cache.head_dim
     if queries.context > POSITIONS_MAX:
         raise ValueError(f"context must be at most {POSITIONS_MAX}, not {queries.context}")
+    if prefix % cache.page:
+        raise ValueError(f"prefix must be a multiple of page ({cache.page}), not {prefix}")
     if not 1 <= m <= queries.score.shape[0]:
         raise ValueError(f"m must be in 1..{queries.score.shape[0]}, not {m}")
     per_kv = h // h_kv

@@ -203,7 +203,7 @@ class TileShape(NamedTuple):
 def tile_shape(queries: int, cache_bits: int, page: int, most: int) -> TileShape:
     """What fits the registers with room for so many queries; at most ``most`` keys and a page's."""
     if queries > 8:
-        return TileShape(min(most // 2, page), 8, 2)
+        return TileShape(min(most // 2, page), 8, 3 if most > 64 else 2)
     if most <= 64:
         # few programs, which are to be done soon
         return TileShape(min(64, page), 8, 2)

@@ -1,0 +1,71 @@
+"""Why kernels can not run here, in one line each; needs neither Triton nor torch."""
+
+import ctypes
+from types import SimpleNamespace
+
+import pytest
+
+import lutra.kernels_gpu as kernels_gpu
+from lutra.kernels_gpu import gpu_count, missing
+
+
+def torch_with(available: bool, capability: tuple[int, int]) -> SimpleNamespace:
+    cuda = SimpleNamespace(is_available=lambda: available, get_device_capability=lambda: capability)
+    return SimpleNamespace(cuda=cuda)
+
+
+@pytest.mark.parametrize(
+    ("count", "torch", "expected"),
+    [
+        (0, None, "there is no CUDA device: a GPU of compute capability 8.0 or higher is needed"),
+        (1, None, "no module torch: install lutra[gpu]"),
+        (1, torch_with(False, (9, 0)), "torch finds no CUDA device, it may be built without CUDA"),
+        (1, torch_with(True, (7, 5)), "the GPU has compute capability 7.5: a GPU of compute capab"),
+        (1, torch_with(True, (8, 0)), None),
+    ],
+)
+def test_each_reason(
+    count: int,
+    torch: SimpleNamespace | None,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def import_module(name: str) -> SimpleNamespace:
+        if torch is None:
+            raise ImportError(f"no module {name}")
+        return torch
+
+    monkeypatch.setattr(kernels_gpu, "gpu_count", lambda: count)
+    monkeypatch.setattr(kernels_gpu, "import_module", import_module)
+    reason = missing()
+    assert reason is None if expected is None else (reason or "").startswith(expected)
+
+
+class Driver:
+    """A driver that fails to start, or has so many devices."""
+
+    def __init__(self, status: int, count: int) -> None:
+        self._status, self._count = status, count
+
+    def cuInit(self, _flags: int) -> int:
+        return self._status
+
+    def cuDeviceGetCount(self, found: object) -> int:
+        ctypes.cast(found, ctypes.POINTER(ctypes.c_int))[0] = self._count
+        return 0
+
+
+@pytest.mark.parametrize(("status", "count", "expected"), [(0, 2, 2), (0, 0, 0), (100, 2, 0)])
+def test_devices_of_the_driver(
+    status: int, count: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: Driver(status, count))
+    assert gpu_count() == expected
+
+
+def test_no_driver_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Driver:
+        raise OSError(f"{name}: not found")
+
+    monkeypatch.setattr(ctypes, "CDLL", absent)
+    assert gpu_count() == 0

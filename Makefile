@@ -35,11 +35,11 @@ run: ## tell a story from the simulated accelerator; ARGS="-n 64 --json" is pass
 
 test: ## run the tests that take seconds; ARGS="-k name" is passed to pytest
 	$(call environment,sim dev)
-	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
 test-all: ## run every test, the slow ones too
 	$(call environment,sim dev)
-	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 sim: export LUTRA_COVERAGE = 1
 sim: export LUTRA_COVERAGE_DIR = $(CURDIR)/coverage

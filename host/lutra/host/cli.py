@@ -383,7 +383,9 @@ def _print_table(figures: dict[str, object], llm: LLM) -> None:
 def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("-f", "--file", type=Path, required=True, help="UTF-8 text")
-    parser.add_argument("-dev", "--device", default="golden", choices=DEVICES)
+    parser.add_argument(
+        "-dev", "--device", choices=DEVICES, help="default auto; golden where --engine is given"
+    )
     add_threads(parser)
     parser.add_argument(
         "--float",
@@ -403,11 +405,12 @@ def _perplexity(args: argparse.Namespace) -> int:
     if args.windows is not None and args.windows < 1:
         raise LutraError(f"--windows must be 1 or more, not {args.windows}")
     # the golden device gives the same bits whatever the tile; a wide one is faster here
-    config = NANO_WIDE.name if args.device == "golden" else "nano"
+    device = args.device or ("golden" if args.engine else "auto")
+    config = "nano" if device == "rtl" else NANO_WIDE.name
     with StepProgress() as progress:
         llm = LLM(
             args.model,
-            args.device,
+            device,
             config=config,
             engine=args.engine,
             format=args.format,
@@ -434,7 +437,7 @@ def _perplexity(args: argparse.Namespace) -> int:
 
         result = perplexity(real if args.float else integer, windows, len(text), progress)
     if args.json:
-        figures = {"model": args.model, "device": "float" if args.float else args.device}
+        figures = {"model": args.model, "device": "float" if args.float else llm.device.name}
         on_engine = not args.float and not isinstance(llm.device, ModelDevice)
         figures |= {"engine": llm.config.engine if on_engine else None}
         # a checkpoint of ternary weights is rounded already

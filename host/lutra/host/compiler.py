@@ -41,6 +41,7 @@ from lutra.sim.golden.control.isa import (
 )
 from lutra.sim.golden.core.config import AcceleratorConfig
 from lutra.sim.golden.matmul.engine import GroupedWeights
+from lutra.sim.golden.vector.norm import ONE_FRAC
 
 __all__ = ["compile_model"]
 
@@ -48,7 +49,6 @@ Progress = Callable[[str, float], None]
 
 _PAGE = 4096
 _RESIDUAL_SCALE_M = 1 << (SCALE.m_width - 1)
-_ONE_FRAC = 14  # of a gamma of ones
 
 
 def _silent(_stage: str, _fraction: float) -> None:
@@ -247,7 +247,7 @@ class _Lowering:
         ``mean_of`` is how many of them there are beside zeros, if not ``n``.
         """
         if norm is None:
-            norm = PackedNorm(np.full(n, 1 << _ONE_FRAC, np.int16), _ONE_FRAC)
+            norm = PackedNorm(np.full(n, 1 << ONE_FRAC, np.int16), ONE_FRAC)
             flags |= FLAG_PLAIN
         word, region = self._params(norm.gamma)
         self._asm.emit(

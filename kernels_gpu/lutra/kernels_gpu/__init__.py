@@ -4,10 +4,11 @@ Nothing here imports Triton or torch before a kernel's module is imported.
 """
 
 import ctypes
+import os
 import sys
 from importlib import import_module
 
-__all__ = ["UNAVAILABLE", "gpu_count", "missing"]
+__all__ = ["UNAVAILABLE", "gpu_count", "interpreted", "missing"]
 
 UNAVAILABLE = "install lutra[gpu]"
 """What mends a missing Triton or torch."""
@@ -24,6 +25,11 @@ def gpu_count() -> int:
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return 0
     return count.value
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which needs no GPU."""
+    return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 
 
 def missing() -> str | None:

@@ -6,13 +6,14 @@ an address and a dtype, and storage that can be "copied" to the host.
 """
 
 import math
-import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from lutra.kernels_gpu import interpreted
 
 __all__ = [
     "DEVICE",
@@ -28,7 +29,7 @@ __all__ = [
     "zeros",
 ]
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
+INTERPRETED = interpreted()
 """Whether kernels run in Triton's interpreter; read once, as ``triton.jit`` does."""
 DEVICE = "cuda"
 """Where torch tensors are."""

@@ -4,7 +4,6 @@ Triton brings ``ptxas`` and the disassembler. The hot loop is the innermost loop
 products or matrix instructions in it; per weight means per weight that a thread reads.
 """
 
-import os
 import re
 import subprocess
 import tempfile
@@ -18,6 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from lutra.kernels_gpu import interpreted
 from lutra.kernels_gpu.jit import Kernel
 
 __all__ = ["ARCHITECTURES", "Compiled", "compile_kernel"]
@@ -115,7 +115,7 @@ def compile_kernel(
     ``arguments`` are types as Triton writes them (``*i8``, ``i32``); pointers and integers are
     taken as multiples of 16, as a launch would find them, but for those in ``unaligned``.
     """
-    if os.environ.get("TRITON_INTERPRET"):
+    if interpreted():
         raise RuntimeError("kernels cannot be compiled in a process that interprets them")
     names = list(kernel.arg_names)
     signature = {name: arguments.get(name, "constexpr") for name in names}

@@ -20,12 +20,12 @@ from lutra.kernels_gpu.matmul.matrix import Matrix, upload_matrix
 from lutra.kernels_gpu.vector.norm import NormStep, Source
 from lutra.kernels_gpu.vector.rope import RopeStep
 from lutra.sim.golden.arith.scale import SCALE, Scale, scale_from_float
+from lutra.sim.golden.vector.norm import ONE_FRAC
 
 __all__ = ["MATRICES", "Layer", "Model", "ModelShape", "PackedArrays", "upload_model"]
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """A layer's matrices, by their names in a checkpoint."""
-_ONE_FRAC = 14  # of a gamma of ones
 
 
 class PackedArrays(NamedTuple):
@@ -147,12 +147,12 @@ class _Uploader:
         """The norm called ``name`` of ``n`` elements, ones if there is none."""
         shape, frac = self.shape, packed.numbers[name]
         plain = frac is None
-        gamma = np.full(n, 1 << _ONE_FRAC) if plain else packed.arrays[name]
+        gamma = np.full(n, 1 << ONE_FRAC) if plain else packed.arrays[name]
         return NormStep(
             source=source,
             n=n,
             gamma=upload(gamma.astype(np.int16)),
-            gamma_frac=_ONE_FRAC if plain else cast("int", frac),
+            gamma_frac=ONE_FRAC if plain else cast("int", frac),
             unit=shape.unit,
             frac=shape.residual_frac,
             inv_n=scale_from_float(1 / (mean_of or n)),

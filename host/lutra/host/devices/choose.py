@@ -1,6 +1,5 @@
 """Devices by name, and the fastest that is here."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from lutra.host.devices.cuda.device import CudaDevice
 from lutra.host.devices.golden import GoldenDevice
 from lutra.host.devices.rtl import RtlDevice
 from lutra.host.errors import LutraError
-from lutra.kernels_gpu import gpu_count
+from lutra.kernels_gpu import gpu_count, interpreted
 from lutra.sim.golden.core.config import AcceleratorConfig
 
 __all__ = ["DEVICES", "choose_device", "next_best", "notes_on"]
@@ -79,7 +78,7 @@ def next_best(
     """
     names = list(_PROCESSORS)
     for name in names[0 if after is None else names.index(after) + 1 :]:
-        if name == "cuda" and not gpu_count() and not _interpreted():
+        if name == "cuda" and not gpu_count() and not interpreted():
             continue
         try:
             found = _PROCESSORS[name](threads, progress)
@@ -96,10 +95,6 @@ def notes_on(device: ProgramDevice | ModelDevice, reasons: Sequence[str]) -> lis
         ", in NumPy" if isinstance(device, GoldenDevice) else ""
     )
     return [f"{reason}; {runs}" for reason in reasons]
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _either(names: tuple[str, ...]) -> str:

@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.host.models.small_models import TOKENS, write_variant
+from tests.host.packed_models import golden_tiles
 from tests.host.random_model import LLAMAS, SHAPES, load
 
-from lutra.host.compiler import compile_model
-from lutra.host.configure import configure
 from lutra.host.devices.base import TileResult
-from lutra.host.devices.golden import GoldenDevice
 from lutra.host.errors import LutraError
 from lutra.host.models import find_model
 from lutra.host.models.decoder import LINEARS
@@ -32,21 +30,6 @@ from lutra.host.devices.cpu.library import library, target_names
 # accelerators need multiples of 32
 SIZES = {"hidden_size": 64, "intermediate_size": 96}
 TARGETS = [name for name, available in target_names().items() if available]
-
-
-def golden(model: PackedModel, tokens: Sequence[int]) -> TileResult:
-    """What the golden device makes of all tokens."""
-    program = compile_model(model, configure(model))
-    device, tile = GoldenDevice(), program.config.m_tile
-    device.load(program)
-    parts = [device.run_tile(tokens[i : i + tile], i, 0) for i in range(0, len(tokens), tile)]
-    return TileResult(
-        np.concatenate([part.logits for part in parts]),
-        np.concatenate([part.scale for part in parts]),
-        np.concatenate([part.argmax for part in parts]),
-        None,
-        any(part.saturated for part in parts),
-    )
 
 
 def run(model: CpuModel, tokens: Sequence[int], sizes: Sequence[int]) -> CpuResult:
@@ -84,7 +67,7 @@ def check(
     model: PackedModel, tokens: Sequence[int], targets: Sequence[str] = TARGETS, threads: int = 1
 ) -> None:
     """All ways through a model give the golden device's logits."""
-    expected = golden(model, tokens)
+    expected = golden_tiles(model, list(tokens))
     n = len(tokens)
     for name in targets:
         for tile, sizes in ((128, [n]), (7, [n]), (128, [1] * n), (128, [3, 1, 2, 5, n])):
@@ -109,9 +92,8 @@ def test_llamas(name: str, format: str, packed_llama: Callable[[str, str], Packe
 def test_a_cache_of_four_bits(name: str, packed: Callable[[str], PackedModel]) -> None:
     model = replace(packed(name), kv_bits=4)
     check(model, tokens_of(model))
-    assert not np.array_equal(
-        golden(model, tokens_of(model)).logits, golden(packed(name), tokens_of(model)).logits
-    )
+    few, many = (golden_tiles(each, tokens_of(model)) for each in (model, packed(name)))
+    assert not np.array_equal(few.logits, many.logits)
 
 
 def test_the_shipped_model() -> None:
@@ -170,7 +152,7 @@ def test_saturation_is_told(name: str, packed: Callable[[str], PackedModel]) -> 
     frac = model.residual_frac - 16
     model = replace(model, layers=layers, embedding=ends, embedding_frac=frac)
     tokens = tokens_of(model, 12)
-    assert golden(model, tokens).saturated
+    assert golden_tiles(model, tokens).saturated
     check(model, tokens)
     cpu = CpuModel(model, threads=1, few=TARGETS[0], many=TARGETS[0])
     assert cpu.run(tokens, 0, len(tokens)).saturated
@@ -180,7 +162,7 @@ def test_saturation_is_told(name: str, packed: Callable[[str], PackedModel]) -> 
 def test_only_the_logits_that_are_asked_for(packed: Callable[[str], PackedModel]) -> None:
     model = packed("grouped")
     tokens = tokens_of(model, 11)
-    expected = golden(model, tokens)
+    expected = golden_tiles(model, tokens)
     for tile in (3, 256):
         cpu = CpuModel(model, threads=2, few=TARGETS[-1], many=TARGETS[0], tile=tile)
         for first in (0, 1, 5, 10, 11):
@@ -282,7 +264,7 @@ def test_a_model_that_fills_half_of_the_memory_stays_where_it_is(
     packed: Callable[[str], PackedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = packed("least")
-    expected = golden(model, [1, 2, 3])
+    expected = golden_tiles(model, [1, 2, 3])
     asked: list[int] = []
 
     def none(n_bytes: int) -> bool:

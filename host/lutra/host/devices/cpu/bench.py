@@ -57,14 +57,18 @@ def _matrices(name: str, n: int, k: int, n_bytes: int) -> list[Matrix]:
     data = np.resize(pool, (count, n, each // n))
     if name == "head":
         return [Matrix.signed(codes.view(np.int8), 4) for codes in data]
-    side: dict[str, object] = {}
-    if not ternary:
-        shape = (n, k // _GROUP)
-        zero = np.full(shape, (1 << bits) - 1, np.uint16)
-        side = {"group": _GROUP, "scale": np.full(shape, 200, np.uint8), "zero": zero}
+    shape = (n, k // _GROUP)
+    scale, zero = np.full(shape, 200, np.uint8), np.full(shape, (1 << bits) - 1, np.uint16)
     matrices: list[Matrix] = []
     for codes in data:
-        stored = StoredWeights(codes=codes, depth=k, bits=bits, **side)  # pyright: ignore
+        stored = StoredWeights(
+            codes=codes,
+            depth=k,
+            bits=bits,
+            group=None if ternary else _GROUP,
+            scale=None if ternary else scale,
+            zero=None if ternary else zero,
+        )
         matrices.append(Matrix.of(PackedLinear(stored, scale_from_float(1.0), 4)))
     return matrices
 

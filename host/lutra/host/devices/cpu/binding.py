@@ -25,10 +25,10 @@ from lutra.host.heads import built_head_dim, pad_layer, pad_table
 from lutra.host.models.decoder import LINEARS, Gate
 from lutra.host.packing import PackedLayer, PackedLinear, PackedModel, PackedNorm
 from lutra.sim.golden.arith.scale import Scale, scale_from_float, scale_to_float
+from lutra.sim.golden.vector.norm import ONE_FRAC
 
 __all__ = ["CpuModel", "CpuResult", "Keep", "matrix_of"]
 
-_PLAIN_FRAC = 14  # of the ones that values are multiplied by where there is no norm
 _UNIT = 16  # weights: what sums of groups are made of
 _INT16 = np.dtype(np.int16)
 _HUGE_PAGE = 1 << 21
@@ -72,8 +72,8 @@ class Keep:
     """Arrays that the library points into.
 
     With ``copies`` those of matrices are copied into large pages. Mapped from a file they lie in
-    pages of 4 KiB, over whose ends processors do not read ahead: a decoded token takes a fifth
-    longer (measured, docs/devices.md).
+    pages of 4 KiB, over whose ends processors do not read ahead, and a decoded token takes longer
+    (docs/devices.md).
     """
 
     def __init__(self, copies: bool = False) -> None:
@@ -130,7 +130,7 @@ def _norm_of(norm: PackedNorm | None, n: int, keep: Keep) -> CNorm:
     """A norm, or none, over ``n`` values that are not padding."""
     inv_n = scale_of(scale_from_float(1 / n))
     if norm is None:
-        return CNorm(gamma=None, frac=_PLAIN_FRAC, plain=1, inv_n=inv_n)
+        return CNorm(gamma=None, frac=ONE_FRAC, plain=1, inv_n=inv_n)
     return CNorm(gamma=keep.int16(norm.gamma), frac=norm.frac, plain=0, inv_n=inv_n)
 
 

@@ -7,7 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.host.devices.cpu.binding import Keep, matrix_of
-from lutra.host.devices.cpu.library import CMatrix, CNorm, CScale, library, pointer, target_number
+from lutra.host.devices.cpu.library import (
+    CMatrix,
+    CNorm,
+    library,
+    pointer,
+    scale_of,
+    target_number,
+)
 from lutra.host.packing import PackedLinear
 from lutra.sim.golden.arith.scale import Scale
 
@@ -45,10 +52,6 @@ class Pool:
 def scales(scale: Scale) -> NDArray[np.int32]:
     """Scales as the library has them, ``[..., 2]``."""
     return np.ascontiguousarray(np.stack([scale.m, scale.e], axis=-1), np.int32)
-
-
-def _scale(scale: Scale) -> CScale:
-    return CScale(int(scale.m), int(scale.e))
 
 
 def _back(scale: NDArray[np.int32]) -> Scale:
@@ -137,10 +140,10 @@ def norm_quantize(
 ) -> tuple[NDArray[np.int16], Scale]:
     """A row of activations ``[N]`` and its scale; without ``gamma`` it is only quantised."""
     q, out = np.zeros(len(v), np.int16), np.zeros(2, np.int32)
-    norm = CNorm(gamma=pointer(gamma), frac=frac, plain=gamma is None, inv_n=_scale(inv_n))
+    norm = CNorm(gamma=pointer(gamma), frac=frac, plain=gamma is None, inv_n=scale_of(inv_n))
     library().lutra_cpu_norm_quantize(
-        target_number(target), pointer(np.ascontiguousarray(v, np.int64)), _scale(scale),
-        ctypes.addressof(norm), _scale(eps), len(v), a_bits, pointer(q), pointer(out),
+        target_number(target), pointer(np.ascontiguousarray(v, np.int64)), scale_of(scale),
+        ctypes.addressof(norm), scale_of(eps), len(v), a_bits, pointer(q), pointer(out),
     )  # fmt: skip
     return q, _back(out)
 
@@ -151,8 +154,8 @@ def gate(
     """Gated values ``[N]``; ``s`` is the activation scale, ``w`` that of the gate's weights."""
     out = np.zeros(len(gate), np.int64)
     library().lutra_cpu_gate(
-        target_number(target), pointer(gate), pointer(up), len(gate), swiglu, _scale(s), _scale(w),
-        pointer(out),
+        target_number(target), pointer(gate), pointer(up), len(gate), swiglu, scale_of(s),
+        scale_of(w), pointer(out),
     )  # fmt: skip
     return out
 
@@ -174,7 +177,7 @@ def head(
     values, bias_frac = bias or (None, 0)
     gamma, gamma_frac, eps = norm or (None, 0, 0)
     library().lutra_cpu_head(
-        target_number(target), pointer(acc), len(acc), _scale(s), _scale(w), pointer(rope),
+        target_number(target), pointer(acc), len(acc), scale_of(s), scale_of(w), pointer(rope),
         pointer(values), bias_frac, pointer(gamma), gamma_frac, eps, fixed, q_max, pointer(q),
         pointer(out),
     )  # fmt: skip
@@ -187,7 +190,7 @@ def residual(
     """The residual stream ``[N]`` with accumulators added, and whether it was saturated."""
     out = x.copy()
     saturated = library().lutra_cpu_residual(
-        target_number(target), pointer(out), pointer(acc), len(x), _scale(s), _scale(w), frac
+        target_number(target), pointer(out), pointer(acc), len(x), scale_of(s), scale_of(w), frac
     )
     return out, bool(saturated)
 

@@ -1,6 +1,5 @@
 """A GPU as a device: packed models in Triton kernels."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from lutra.host.devices.base import Limits, TileResult, check_tile
 from lutra.host.errors import LutraError
 from lutra.host.fit import check_processor
 from lutra.host.packing import PackedModel
-from lutra.kernels_gpu import missing
+from lutra.kernels_gpu import interpreted, missing
 from lutra.sim.golden.arith.scale import scale_to_float
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class CudaDevice:
     """Tokens of a tile at most."""
 
     def __init__(self, progress: Progress | None = None) -> None:
-        reason = None if os.environ.get("TRITON_INTERPRET") == "1" else missing()
+        reason = None if interpreted() else missing()
         if reason is not None:
             raise LutraError(f"device cuda can not be used, {reason}")
         self._progress = progress
@@ -98,7 +97,7 @@ class CudaDevice:
 
 def describe_gpu() -> str:
     """Name and memory of the GPU that is used."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreted():
         return "Triton's interpreter, without a GPU"
     properties = import_module("torch").cuda.get_device_properties(0)
     return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

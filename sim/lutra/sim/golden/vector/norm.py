@@ -17,6 +17,7 @@ from lutra.sim.golden.arith.silu import SILU, silu
 
 __all__ = [
     "GATE_WIDTH_MAX",
+    "ONE_FRAC",
     "SOURCE_WIDTH",
     "SWIGLU_SHIFTS",
     "NormParams",
@@ -31,6 +32,8 @@ SOURCE_WIDTH = 32
 """Bits of an element of the residual stream or of an attention output."""
 GATE_WIDTH_MAX = 21
 """Bits of a gate or up accumulator of squared ReLU, whose product then fits 64 bits."""
+ONE_FRAC = 14
+"""Fraction bits of a gamma of ones, by which rows are multiplied where there is no norm."""
 SWIGLU_SHIFTS = (-11, 52)
 """Shifts of :func:`swiglu`; a smaller one saturates all but zero, a larger one leaves zero."""
 

@@ -47,17 +47,17 @@ sim: export LUTRA_REQUIRE_TOOLS = 1
 sim: ## run all hardware verification and print the line coverage of the RTL
 	$(call environment,sim dev formal)
 	@rm -rf "$(LUTRA_COVERAGE_DIR)"
-	@$(BIN)/python -m lutra.sim.formal --jobs $(JOBS)
+	@$(BIN)/python -m lutra_sim.formal --jobs $(JOBS)
 	@$(BIN)/python -m pytest -n $(JOBS) $(HARDWARE_TESTS) --deselect $(PROOFS) $(ARGS)
-	@$(BIN)/python -m lutra.sim.rtl.coverage
+	@$(BIN)/python -m lutra_sim.rtl.coverage
 
 formal: ## prove properties of the RTL by model checking; ARGS="arbiter reader" picks checks
 	$(call environment,sim formal)
-	@$(BIN)/python -m lutra.sim.formal --jobs $(JOBS) $(ARGS)
+	@$(BIN)/python -m lutra_sim.formal --jobs $(JOBS) $(ARGS)
 
 mutants: ## plant faults in the RTL and see whether tests catch them; ARGS="matmul" picks some
 	$(call environment,sim dev)
-	@$(BIN)/python -m lutra.sim.mutants --jobs $(JOBS) $(ARGS)
+	@$(BIN)/python -m lutra_sim.mutants --jobs $(JOBS) $(ARGS)
 
 lint: ## check style, import directions and types
 	$(call environment,sim dev)

@@ -8,7 +8,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
-_PACKAGE = "lutra/host/devices/cpu"
+_PACKAGE = "lutra/devices/cpu"
 
 
 class LibraryHook(BuildHookInterface[Any]):

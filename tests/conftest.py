@@ -10,8 +10,8 @@ import pytest
 @lru_cache
 def _missing_for_cocotb() -> str | None:
     try:
-        from lutra.sim.bench.build import check_cocotb
-        from lutra.sim.rtl.toolchain import ToolchainError
+        from lutra_sim.bench.build import check_cocotb
+        from lutra_sim.rtl.toolchain import ToolchainError
     except ImportError as error:
         return f"{error}: install lutra[sim]"
     try:
@@ -25,7 +25,7 @@ def _missing_for_cocotb() -> str | None:
 def _missing_for_rtl() -> str | None:
     try:
         importlib.import_module("amaranth")
-        from lutra.sim.rtl.toolchain import ToolchainError, check_toolchain
+        from lutra_sim.rtl.toolchain import ToolchainError, check_toolchain
     except ImportError as error:
         return f"{error}: install lutra[sim]"
     try:
@@ -38,7 +38,7 @@ def _missing_for_rtl() -> str | None:
 @lru_cache
 def _missing_for_formal() -> str | None:
     try:
-        from lutra.sim.formal.prove import FormalToolsError, check_tools
+        from lutra_sim.formal.prove import FormalToolsError, check_tools
     except ImportError as error:
         return f"{error}: install lutra[formal]"
     try:

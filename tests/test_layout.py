@@ -5,14 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/lutra") if path.is_dir())
-PORTIONS = [path for folder in FOLDERS for path in (ROOT / folder / "lutra").iterdir()]
-MODULES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+PACKAGES = sorted(path.parent for path in ROOT.glob("*/lutra*/py.typed"))
+MODULES = [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 # topics that compute, so that every block in them has a golden model
 ARITHMETIC = {"arith", "attention", "matmul", "vector"}
 # blocks that only put others together; their model is the interpreter
@@ -40,7 +40,7 @@ def _is_block(module: Path) -> bool:
     )
 
 
-HARDWARE = ROOT / "hw/lutra/hw"
+HARDWARE = ROOT / "hw/lutra_hw"
 BLOCKS = [
     path.relative_to(HARDWARE).with_suffix("")
     for path in MODULES
@@ -71,23 +71,23 @@ def test_every_block_has_its_test(block: Path) -> None:
 @pytest.mark.parametrize("block", COMPUTING, ids=str)
 def test_every_arithmetic_block_has_its_golden_model(block: Path) -> None:
     model = PARTS.get(block, block)
-    assert (ROOT / "sim/lutra/sim/golden" / model).with_suffix(".py").exists()
+    assert (ROOT / "sim/lutra_golden" / model).with_suffix(".py").exists()
 
 
 def test_parts_are_blocks() -> None:
     assert PARTS.keys() <= set(BLOCKS)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_lutra_is_a_namespace_package(folder: str) -> None:
-    assert not (ROOT / folder / "lutra" / "__init__.py").exists()
-
-
-@pytest.mark.parametrize("portion", PORTIONS, ids=_name)
-def test_every_portion_is_a_typed_package(portion: Path) -> None:
-    assert (portion / "py.typed").exists()
-    folders = {path.parent for path in portion.rglob("*.py")}
+@pytest.mark.parametrize("package", PACKAGES, ids=_name)
+def test_packages_are_ordinary(package: Path) -> None:
+    folders = {path.parent for path in package.rglob("*.py")}
     assert [path for path in sorted(folders) if not (path / "__init__.py").exists()] == []
+
+
+def test_every_package_is_shipped() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    shipped = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert sorted(shipped) == sorted(map(_name, PACKAGES))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=_name)

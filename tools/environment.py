@@ -87,7 +87,7 @@ def write_stamp(stamp: dict[str, Any]) -> None:
 def check_tools() -> None:
     """Fail before minutes of downloading where the build after it would."""
     sys.path.insert(0, str(ROOT / "sim"))
-    from lutra.sim.rtl.toolchain import ToolchainError, check_tools
+    from lutra_sim.rtl.toolchain import ToolchainError, check_tools
 
     try:
         check_tools()

@@ -8,9 +8,9 @@ import pytest
 
 gguf = pytest.importorskip("gguf")
 
-from lutra.flows import peers
-from lutra.flows.peers import main, write_gguf
-from lutra.host.formats.gguf import GgufFile
+from lutra.formats.gguf import GgufFile
+from lutra_flows import peers
+from lutra_flows.peers import main, write_gguf
 
 SHAPE = {
     "hidden_size": 512,

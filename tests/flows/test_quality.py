@@ -8,12 +8,12 @@ import pytest
 from tests.host.quantize.random_decoder import GROUP, random_decoder
 from tests.host.random_model import LLAMAS, write_model
 
-from lutra.flows import quality
-from lutra.flows.quality import Point, Run, goals, insert, mean_bits, tables
-from lutra.host.errors import LutraError
-from lutra.host.packing import pack_model
-from lutra.host.perplexity import Perplexity
-from lutra.sim.golden.matmul.format import Format
+from lutra.errors import LutraError
+from lutra.packing import pack_model
+from lutra.perplexity import Perplexity
+from lutra_flows import quality
+from lutra_flows.quality import Point, Run, goals, insert, mean_bits, tables
+from lutra_golden.matmul.format import Format
 
 POINT = Point(
     format="W4A8",

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from lutra.flows.reference import PAGES, main
-from lutra.sim.golden.control.isa import DOCS, FIELDS, Opcode
-from lutra.sim.golden.control.registers import COUNTERS, REGISTERS
+from lutra_flows.reference import PAGES, main
+from lutra_golden.control.isa import DOCS, FIELDS, Opcode
+from lutra_golden.control.registers import COUNTERS, REGISTERS
 
 DOCS_FOLDER = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.mark.parametrize(("name", "page"), PAGES.items())
 def test_committed_pages_are_up_to_date(name: str, page: Callable[[], str]) -> None:
-    """If not: ``python -m lutra.flows.reference``."""
+    """If not: ``python -m lutra_flows.reference``."""
     assert (DOCS_FOLDER / name).read_text(encoding="utf-8") == page()
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, load, write_model
 
-from lutra.host.compiler import compile_model
-from lutra.host.models.decoder import Decoder
-from lutra.host.packing import PackedModel, pack_model
-from lutra.host.program import Program
-from lutra.sim.golden.matmul.format import Format
+from lutra.compiler import compile_model
+from lutra.models.decoder import Decoder
+from lutra.packing import PackedModel, pack_model
+from lutra.program import Program
+from lutra_golden.matmul.format import Format
 
 
 @pytest.fixture(scope="session")

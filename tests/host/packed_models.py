@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from lutra.host.compiler import compile_model
-from lutra.host.configure import configure
-from lutra.host.devices.base import TileResult
-from lutra.host.devices.golden import GoldenDevice
-from lutra.host.formats.packed import write_packed
-from lutra.host.formats.packed_layers import LayerSizes
-from lutra.host.formats.packed_store import PackedStore
-from lutra.host.models.decoder import LINEARS
-from lutra.host.packing import PackedModel
+from lutra.compiler import compile_model
+from lutra.configure import configure
+from lutra.devices.base import TileResult
+from lutra.devices.golden import GoldenDevice
+from lutra.formats.packed import write_packed
+from lutra.formats.packed_layers import LayerSizes
+from lutra.formats.packed_store import PackedStore
+from lutra.models.decoder import LINEARS
+from lutra.packing import PackedModel
 
 __all__ = [
     "Config",

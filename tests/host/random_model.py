@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from lutra.host.models import load_model
-from lutra.host.models.decoder import Decoder
-from lutra.sim.golden.core.config import AcceleratorConfig
+from lutra.models import load_model
+from lutra.models.decoder import Decoder
+from lutra_golden.core.config import AcceleratorConfig
 
 __all__ = [
     "GROUP",

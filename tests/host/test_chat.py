@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from tests.host.random_model import BOS, EOS, SHAPES, write_model, write_tokenizer
 
-from lutra.host.chat import ChatTemplate, Message
-from lutra.host.engine import LLM
-from lutra.host.errors import LutraError
-from lutra.host.sampling import SamplingParams
-from lutra.host.tokenizer import Tokenizer
+from lutra.chat import ChatTemplate, Message
+from lutra.engine import LLM
+from lutra.errors import LutraError
+from lutra.sampling import SamplingParams
+from lutra.tokenizer import Tokenizer
 
 TOKENS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
 

@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tests.host.random_model import Shape, write_model
 
-from lutra.host.cli import main
-from lutra.host.devices.choose import DEVICES
-from lutra.host.tokenizer import Tokenizer
+from lutra.cli import main
+from lutra.devices.choose import DEVICES
+from lutra.tokenizer import Tokenizer
 
 FULL = Path("/dev/full")
 STORY = ["run", "-dev", "golden"]
@@ -58,7 +58,7 @@ def lutra(
 ) -> subprocess.Popen[str]:
     """Start the command in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "lutra.host.cli", *arguments],
+        [sys.executable, "-m", "lutra.cli", *arguments],
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,

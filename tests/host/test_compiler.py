@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from tests.host.random_model import LLAMAS, SHAPES, config_for, load
 
-from lutra.host.checkpoints.weights import Ternary, Weight
-from lutra.host.compiler import compile_model
-from lutra.host.devices.golden import GoldenDevice
-from lutra.host.errors import LutraError
-from lutra.host.fit import check_fit, check_layer, engines_for
-from lutra.host.models import find_model, load_model
-from lutra.host.models.decoder import LINEARS, Decoder
-from lutra.host.packing import PackedLinear, PackedModel, pack_model
-from lutra.host.program import Program
-from lutra.sim.golden.control.interpreter import Interpreter
-from lutra.sim.golden.control.isa import (
+from lutra.checkpoints.weights import Ternary, Weight
+from lutra.compiler import compile_model
+from lutra.devices.golden import GoldenDevice
+from lutra.errors import LutraError
+from lutra.fit import check_fit, check_layer, engines_for
+from lutra.models import find_model, load_model
+from lutra.models.decoder import LINEARS, Decoder
+from lutra.packing import PackedLinear, PackedModel, pack_model
+from lutra.program import Program
+from lutra_golden.control.interpreter import Interpreter
+from lutra_golden.control.isa import (
     FLAG_PLAIN,
     INSTRUCTION_BYTES,
     Instruction,
@@ -29,9 +29,9 @@ from lutra.sim.golden.control.isa import (
     Unit,
     decode,
 )
-from lutra.sim.golden.control.memory import Memory
-from lutra.sim.golden.core.config import ENGINES, NANO, NANO_WIDE, with_engine
-from lutra.sim.golden.matmul.format import FORMATS, Format
+from lutra_golden.control.memory import Memory
+from lutra_golden.core.config import ENGINES, NANO, NANO_WIDE, with_engine
+from lutra_golden.matmul.format import FORMATS, Format
 
 Choose = Callable[[Sequence[Unit]], Unit]
 

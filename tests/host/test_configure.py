@@ -8,14 +8,14 @@ import pytest
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder
 from tests.host.random_model import LLAMAS, SHAPES, Shape, load, write_model
 
-from lutra.host.compiler import compile_model
-from lutra.host.configure import configure
-from lutra.host.errors import LutraError
-from lutra.host.models import find_model
-from lutra.host.models.decoder import Gate
-from lutra.host.packing import PackedModel, pack_model
-from lutra.sim.golden.core.config import CONFIGS, NANO
-from lutra.sim.golden.matmul.format import Format
+from lutra.compiler import compile_model
+from lutra.configure import configure
+from lutra.errors import LutraError
+from lutra.models import find_model
+from lutra.models.decoder import Gate
+from lutra.packing import PackedModel, pack_model
+from lutra_golden.core.config import CONFIGS, NANO
+from lutra_golden.matmul.format import Format
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from tests.host.random_model import SHAPES, write_model
 
-from lutra.host.chat import Message
-from lutra.host.cli import main
-from lutra.host.conversation import converse
-from lutra.host.engine import Mismatch, Piece
-from lutra.host.errors import LutraError
-from lutra.host.sampling import SamplingParams
+from lutra.chat import Message
+from lutra.cli import main
+from lutra.conversation import converse
+from lutra.engine import Mismatch, Piece
+from lutra.errors import LutraError
+from lutra.sampling import SamplingParams
 
 
 class Echo:

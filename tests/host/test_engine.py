@@ -17,12 +17,12 @@ from tests.host.random_model import (
     write_tokenizer,
 )
 
-from lutra.host import LLM, LutraError, SamplingParams
-from lutra.host.devices.base import Limits, TileResult, check_tile
-from lutra.host.devices.golden import GoldenDevice
-from lutra.host.engine import Mismatch
-from lutra.host.program import Program
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra import LLM, LutraError, SamplingParams
+from lutra.devices.base import Limits, TileResult, check_tile
+from lutra.devices.golden import GoldenDevice
+from lutra.engine import Mismatch
+from lutra.program import Program
+from lutra_golden.core.config import NANO, AcceleratorConfig
 
 GREEDY = SamplingParams(temperature=0)
 

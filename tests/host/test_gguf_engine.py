@@ -10,10 +10,10 @@ gguf = pytest.importorskip("gguf")
 
 from tests.host.gguf_model import MODELS, write_gguf
 
-from lutra.host.engine import LLM
-from lutra.host.formats.gguf import GgufFile
-from lutra.host.formats.gguf_vocabulary import read_vocabulary
-from lutra.host.tokenizer import Tokenizer
+from lutra.engine import LLM
+from lutra.formats.gguf import GgufFile
+from lutra.formats.gguf_vocabulary import read_vocabulary
+from lutra.tokenizer import Tokenizer
 
 LETTERS = "abcdefgh"
 

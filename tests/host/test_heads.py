@@ -8,15 +8,15 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder
 
-from lutra.host.compiler import compile_model
-from lutra.host.configure import configure
-from lutra.host.errors import LutraError
-from lutra.host.heads import built_head_dim, pad_layer, pad_table, padded_group
-from lutra.host.models.decoder import LINEARS
-from lutra.host.packing import HeadNorms, PackedBias, PackedLayer, PackedModel, pack_model
-from lutra.sim.golden.control.isa import INSTRUCTION_BYTES, Opcode, decode
-from lutra.sim.golden.core.config import NANO
-from lutra.sim.golden.matmul.format import Format
+from lutra.compiler import compile_model
+from lutra.configure import configure
+from lutra.errors import LutraError
+from lutra.heads import built_head_dim, pad_layer, pad_table, padded_group
+from lutra.models.decoder import LINEARS
+from lutra.packing import HeadNorms, PackedBias, PackedLayer, PackedModel, pack_model
+from lutra_golden.control.isa import INSTRUCTION_BYTES, Opcode, decode
+from lutra_golden.core.config import NANO
+from lutra_golden.matmul.format import Format
 
 
 @pytest.mark.parametrize(

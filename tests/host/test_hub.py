@@ -14,9 +14,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from lutra.host.errors import LutraError
-from lutra.host.hub import is_id
-from lutra.host.models import find_model
+from lutra.errors import LutraError
+from lutra.hub import is_id
+from lutra.models import find_model
 
 FAILURES: dict[type[Exception], str] = {
     RepositoryNotFoundError: "is neither a folder or file here nor a model on the Hugging Face "

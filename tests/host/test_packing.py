@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, Shape, load, write_model
 
-from lutra.host.checkpoints.weights import Dense, Ternary
-from lutra.host.errors import LutraError
-from lutra.host.models import find_model
-from lutra.host.models.decoder import LINEARS, Decoder, Gate
-from lutra.host.models.layers import round_activations
-from lutra.host.packing import (
+from lutra.checkpoints.weights import Dense, Ternary
+from lutra.errors import LutraError
+from lutra.models import find_model
+from lutra.models.decoder import LINEARS, Decoder, Gate
+from lutra.models.layers import round_activations
+from lutra.packing import (
     ACC_MAX,
     HEAD_MAX,
     LOGIT_ACC_MAX,
@@ -24,12 +24,12 @@ from lutra.host.packing import (
     pack_model,
     reference,
 )
-from lutra.host.quantize import default_format
-from lutra.host.quantize.rtn import round_to_nearest
-from lutra.sim.golden.arith.fixed import round_shift
-from lutra.sim.golden.arith.scale import Scale, scale_to_float
-from lutra.sim.golden.matmul.format import Format
-from lutra.sim.golden.vector.residual import LOGIT_SHIFT
+from lutra.quantize import default_format
+from lutra.quantize.rtn import round_to_nearest
+from lutra_golden.arith.fixed import round_shift
+from lutra_golden.arith.scale import Scale, scale_to_float
+from lutra_golden.matmul.format import Format
+from lutra_golden.vector.residual import LOGIT_SHIFT
 
 
 def value(scale: Scale) -> float:

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.random_model import load
 
-from lutra.host import LLM
-from lutra.host.errors import LutraError
-from lutra.host.models import find_model
-from lutra.host.perplexity import perplexity, text_windows
-from lutra.sim.golden.core.config import NANO_WIDE
+from lutra import LLM
+from lutra.errors import LutraError
+from lutra.models import find_model
+from lutra.perplexity import perplexity, text_windows
+from lutra_golden.core.config import NANO_WIDE
 
 Float = NDArray[np.float64]
 TALE = Path(__file__).parent / "data/tale.txt"

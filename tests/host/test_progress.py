@@ -2,8 +2,8 @@
 
 import pytest
 
-from lutra.host import progress
-from lutra.host.progress import StepProgress
+from lutra import progress
+from lutra.progress import StepProgress
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lutra.host.compiler import compile_model
-from lutra.host.configure import configure
-from lutra.host.devices.golden import GoldenDevice
-from lutra.host.fit import check_fit
-from lutra.host.models import load_model
-from lutra.host.models.random import RANDOM_SHAPES, write_random
-from lutra.host.packing import PackedModel, pack_model, reference
+from lutra.compiler import compile_model
+from lutra.configure import configure
+from lutra.devices.golden import GoldenDevice
+from lutra.fit import check_fit
+from lutra.models import load_model
+from lutra.models.random import RANDOM_SHAPES, write_random
+from lutra.packing import PackedModel, pack_model, reference
 
 
 def number(shape: str, name: str, default: int = 0) -> int:

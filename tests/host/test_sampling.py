@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lutra.host.errors import LutraError
-from lutra.host.sampling import Sampler, SamplingParams
+from lutra.errors import LutraError
+from lutra.sampling import Sampler, SamplingParams
 
 LOGITS = np.array([300, -100, 500, 400, 0, 450], np.int64)
 SCALE = 0.01

@@ -11,9 +11,9 @@ from tests.host.random_model import BOS, EOS, N_TOKENIZER, write_tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HfTokenizer
 
-from lutra.host.errors import LutraError
-from lutra.host.models import find_model
-from lutra.host.tokenizer import StreamDecoder, Tokenizer
+from lutra.errors import LutraError
+from lutra.models import find_model
+from lutra.tokenizer import StreamDecoder, Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 TEXTS = [

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.kernels_gpu.arith.tables import tables
-from lutra.kernels_gpu.arrays import Array, upload
-from lutra.kernels_gpu.attention.cache import KvCache, Queries
-from lutra.sim.golden.arith.scale import Scale, pack_scale
-from lutra.sim.golden.attention.attention import AttentionParams, attend
+from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.attention.attention import AttentionParams, attend
+from lutra_kernels.arith.tables import tables
+from lutra_kernels.arrays import Array, upload
+from lutra_kernels.attention.cache import KvCache, Queries
 
 __all__ = ["FRAC", "AttentionCase", "int32"]
 

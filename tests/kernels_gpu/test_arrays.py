@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lutra.kernels_gpu.arrays import (
+from lutra_kernels.arrays import (
     INTERPRETED,
     POISON,
     HostArray,

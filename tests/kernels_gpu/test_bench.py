@@ -9,12 +9,12 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from lutra.host.formats.b128 import from_b128
-from lutra.kernels_gpu import arrays, bench, missing, timing, tune
-from lutra.kernels_gpu.config import Tile
-from lutra.kernels_gpu.matmul import operands
-from lutra.kernels_gpu.matmul.random import decode
-from lutra.kernels_gpu.shapes import Shape, Width, parse_width
+from lutra.formats.b128 import from_b128
+from lutra_kernels import arrays, bench, missing, timing, tune
+from lutra_kernels.config import Tile
+from lutra_kernels.matmul import operands
+from lutra_kernels.matmul.random import decode
+from lutra_kernels.shapes import Shape, Width, parse_width
 
 pytestmark = [
     pytest.mark.interpreted,
@@ -71,7 +71,7 @@ def test_rows(name: str, on_cpu: list[int]) -> None:
 
 
 def test_a_wrong_product_ends_the_bench(on_cpu: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    from lutra.kernels_gpu.matmul import random
+    from lutra_kernels.matmul import random
 
     right = random.product
     monkeypatch.setattr(random, "product", lambda *operands: right(*operands) + 1)

@@ -6,12 +6,12 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lutra.kernels_gpu.catalogue import Variant, faults, variants
-from lutra.kernels_gpu.compile import ARCHITECTURES, Compiled, compile_kernel
-from lutra.kernels_gpu.config import gemm_rule, gemv_rule
-from lutra.kernels_gpu.matmul.fields import PLANES
-from lutra.kernels_gpu.matmul.variants import gemm_variant, gemv_variant
-from lutra.kernels_gpu.shapes import SHAPES, parse_width
+from lutra_kernels.catalogue import Variant, faults, variants
+from lutra_kernels.compile import ARCHITECTURES, Compiled, compile_kernel
+from lutra_kernels.config import gemm_rule, gemv_rule
+from lutra_kernels.matmul.fields import PLANES
+from lutra_kernels.matmul.variants import gemm_variant, gemv_variant
+from lutra_kernels.shapes import SHAPES, parse_width
 
 pytestmark = pytest.mark.skipif(
     "TRITON_INTERPRET" in os.environ, reason="kernels are interpreted here"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lutra.kernels_gpu import config
-from lutra.kernels_gpu.config import Tile, choose, expands, gemm_rule, gemv_rule, key
-from lutra.kernels_gpu.shapes import SHAPES
+from lutra_kernels import config
+from lutra_kernels.config import Tile, choose, expands, gemm_rule, gemv_rule, key
+from lutra_kernels.shapes import SHAPES
 
 CHOICE = {"arch": 90, "bits": 2, "group": 0, "n": 3840, "k": 2560, "a_bytes": 1, "planes": (2,)}
 

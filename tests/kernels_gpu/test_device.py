@@ -12,14 +12,14 @@ from tests.host.models.small_models import write_variant
 from tests.host.packed_models import golden_tiles
 from triton.runtime import interpreter
 
-from lutra.host.devices.choose import choose_device
-from lutra.host.devices.cuda.device import CudaDevice, describe_gpu
-from lutra.host.errors import LutraError
-from lutra.host.models import load_model
-from lutra.host.packing import PackedLinear, PackedModel, pack_model
-from lutra.kernels_gpu import config
-from lutra.sim.golden.matmul.engine import GroupedWeights
-from lutra.sim.golden.matmul.format import Format
+from lutra.devices.choose import choose_device
+from lutra.devices.cuda.device import CudaDevice, describe_gpu
+from lutra.errors import LutraError
+from lutra.models import load_model
+from lutra.packing import PackedLinear, PackedModel, pack_model
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.matmul.format import Format
+from lutra_kernels import config
 
 pytestmark = pytest.mark.interpreted
 

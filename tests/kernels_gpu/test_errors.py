@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lutra.kernels_gpu import errors
-from lutra.kernels_gpu.errors import GpuUnavailable, naming_memory, require_gpu
+from lutra_kernels import errors
+from lutra_kernels.errors import GpuUnavailable, naming_memory, require_gpu
 
 
 class OutOfMemoryError(RuntimeError):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lutra.kernels_gpu.layout import LOW_OFFSET, group_sums, padded_depth, to_bytes
+from lutra_kernels.layout import LOW_OFFSET, group_sums, padded_depth, to_bytes
 
 
 def test_bytes_of_eight_bits() -> None:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import lutra.kernels_gpu as kernels_gpu
-from lutra.kernels_gpu import gpu_count, missing
+import lutra_kernels as kernels_gpu
+from lutra_kernels import gpu_count, missing
 
 
 def torch_with(available: bool, capability: tuple[int, int]) -> SimpleNamespace:

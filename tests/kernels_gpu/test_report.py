@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lutra.kernels_gpu.catalogue import Variant, variants
-from lutra.kernels_gpu.report import BEGIN, END, main, replace_table, table
+from lutra_kernels.catalogue import Variant, variants
+from lutra_kernels.report import BEGIN, END, main, replace_table, table
 
 PAGE = Path(__file__).parents[2] / "docs/kernels.md"
 

@@ -14,13 +14,13 @@ from tests.host.models.small_models import write_variant
 from tests.host.packed_models import golden_tiles
 from triton.runtime import interpreter
 
-from lutra.host.devices.cuda.arrays import lowered_around, lowered_layers, model_shape
-from lutra.host.models import find_model, load_model
-from lutra.host.packing import PackedModel, pack_model
-from lutra.kernels_gpu import config
-from lutra.kernels_gpu.model import upload_model
-from lutra.kernels_gpu.runner import Runner, TileOutput
-from lutra.sim.golden.matmul.format import FORMATS, TERNARY_NAME, Format
+from lutra.devices.cuda.arrays import lowered_around, lowered_layers, model_shape
+from lutra.models import find_model, load_model
+from lutra.packing import PackedModel, pack_model
+from lutra_golden.matmul.format import FORMATS, TERNARY_NAME, Format
+from lutra_kernels import config
+from lutra_kernels.model import upload_model
+from lutra_kernels.runner import Runner, TileOutput
 
 pytestmark = pytest.mark.interpreted
 

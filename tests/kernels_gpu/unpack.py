@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.kernels_gpu.arrays import Array, download
-from lutra.kernels_gpu.attention.cache import KvCache
+from lutra_kernels.arrays import Array, download
+from lutra_kernels.attention.cache import KvCache
 
 __all__ = ["unpacked_cache"]
 

@@ -20,13 +20,13 @@ from tests.host.gguf_model import MODELS, write_gguf
 from tests.host.models.small_models import write_variant
 from tests.host.random_model import Shape, config_for
 
-from lutra.host.checkpoints.weights import Dense, Grouped
-from lutra.host.models import load_model
-from lutra.host.models.decoder import LINEARS, Decoder, DecoderLayer
-from lutra.host.packing import PackedBias, PackedModel, pack_decoder, pack_model
-from lutra.host.quantize import quantize_layer
-from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.matmul.format import Format
+from lutra.checkpoints.weights import Dense, Grouped
+from lutra.models import load_model
+from lutra.models.decoder import LINEARS, Decoder, DecoderLayer
+from lutra.packing import PackedBias, PackedModel, pack_decoder, pack_model
+from lutra.quantize import quantize_layer
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.matmul.format import Format
 
 __all__ = ["MAKERS", "SHAPE", "config_of_engine", "is_ternary", "make"]
 

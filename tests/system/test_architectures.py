@@ -12,14 +12,14 @@ pytest.importorskip("gguf")
 
 from tests.system.small_architectures import MAKERS, config_of_engine, is_ternary, make
 
-from lutra.host.compiler import compile_model
-from lutra.host.configure import configure
-from lutra.host.devices.golden import GoldenDevice
-from lutra.host.devices.rtl import RtlDevice
-from lutra.host.packing import PackedLayer, PackedLinear, PackedModel, PackedNorm, reference
-from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.vector.rope import rope_table
-from lutra.sim.rtl.timing import IDEAL, MemoryTiming, random_timing
+from lutra.compiler import compile_model
+from lutra.configure import configure
+from lutra.devices.golden import GoldenDevice
+from lutra.devices.rtl import RtlDevice
+from lutra.packing import PackedLayer, PackedLinear, PackedModel, PackedNorm, reference
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.vector.rope import rope_table
+from lutra_sim.rtl.timing import IDEAL, MemoryTiming, random_timing
 
 Float = NDArray[np.float64]
 Packed = Callable[[str], PackedModel]

@@ -14,22 +14,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lutra.host import LLM, SamplingParams
-from lutra.host.compiler import compile_model
-from lutra.host.devices.base import Device, DeviceError, TileResult
-from lutra.host.devices.golden import GoldenDevice
-from lutra.host.devices.rtl import RtlDevice
-from lutra.host.engine import Mismatch
-from lutra.host.errors import LutraError
-from lutra.host.models import find_model, load_model
-from lutra.host.packing import PackedModel, pack_model
-from lutra.host.program import Program
-from lutra.host.tokenizer import Tokenizer
-from lutra.sim.golden.control.isa import INSTRUCTION_BYTES, Opcode, decode, encode
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
-from lutra.sim.golden.matmul.format import Format
-from lutra.sim.rtl.timing import IDEAL, MemoryTiming, random_timing
-from lutra.sim.rtl.timing import NANO as NANO_TIMING
+from lutra import LLM, SamplingParams
+from lutra.compiler import compile_model
+from lutra.devices.base import Device, DeviceError, TileResult
+from lutra.devices.golden import GoldenDevice
+from lutra.devices.rtl import RtlDevice
+from lutra.engine import Mismatch
+from lutra.errors import LutraError
+from lutra.models import find_model, load_model
+from lutra.packing import PackedModel, pack_model
+from lutra.program import Program
+from lutra.tokenizer import Tokenizer
+from lutra_golden.control.isa import INSTRUCTION_BYTES, Opcode, decode, encode
+from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.matmul.format import Format
+from lutra_sim.rtl.timing import IDEAL, MemoryTiming, random_timing
+from lutra_sim.rtl.timing import NANO as NANO_TIMING
 
 PROMPT = (
     "Once upon a time there lived in a small house at the edge of the forest an old woman who had "

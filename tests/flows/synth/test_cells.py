@@ -2,7 +2,7 @@
 
 import pytest
 
-from lutra.flows.synth.cells import ecp5_resources, xilinx_resources
+from lutra_flows.synth.cells import ecp5_resources, xilinx_resources
 
 
 def test_xilinx_cells():

@@ -5,8 +5,8 @@ import json
 import pytest
 from tests.flows.synth.tiny_library import AREAS, LIBRARY
 
-from lutra.flows.synth.liberty import WHERE
-from lutra.host.cli import main
+from lutra.cli import main
+from lutra_flows.synth.liberty import WHERE
 
 FIELDS = {
     "engine", "format", "tile", "target", "macs_per_cycle", "lut", "lut_ram", "ff", "carry", "dsp",

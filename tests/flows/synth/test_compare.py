@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lutra.flows.synth.compare import (
+from lutra.errors import LutraError
+from lutra_flows.synth.compare import (
     BEGIN,
     END,
     PAIRS,
@@ -17,8 +18,7 @@ from lutra.flows.synth.compare import (
     plot,
     tables,
 )
-from lutra.flows.synth.report import Report
-from lutra.host.errors import LutraError
+from lutra_flows.synth.report import Report
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "engines.md"
 AREA = {("mac", "W8A8"): 40.0, ("lut", "W1A8"): 9.0, ("lut", "W2A8"): 12.0, ("mixpe", "W4A8"): 25.0}

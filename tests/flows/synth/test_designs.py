@@ -2,14 +2,14 @@
 
 import pytest
 
-from lutra.flows.synth.compare import PAIRS, PAPER_TILES
-from lutra.flows.synth.designs import Made, Part, design, engine_formats
-from lutra.host.errors import LutraError
-from lutra.sim.golden.core.config import ENGINES
-from lutra.sim.golden.matmul.format import FORMATS
-from lutra.sim.golden.matmul.lut import LutParams, Tables
-from lutra.sim.golden.matmul.mac import Adders, MacParams
-from lutra.sim.golden.matmul.mixpe import MixpeParams
+from lutra.errors import LutraError
+from lutra_flows.synth.compare import PAIRS, PAPER_TILES
+from lutra_flows.synth.designs import Made, Part, design, engine_formats
+from lutra_golden.core.config import ENGINES
+from lutra_golden.matmul.format import FORMATS
+from lutra_golden.matmul.lut import LutParams, Tables
+from lutra_golden.matmul.mac import Adders, MacParams
+from lutra_golden.matmul.mixpe import MixpeParams
 
 EVERY = [(engine, fmt) for engine in ENGINES for fmt in engine_formats(engine)]
 

@@ -5,8 +5,8 @@ import gzip
 import pytest
 from tests.flows.synth.tiny_library import FLIP_FLOP, GATES, LIBRARY
 
-from lutra.flows.synth.liberty import WHERE, load_libraries
-from lutra.host.errors import LutraError
+from lutra.errors import LutraError
+from lutra_flows.synth.liberty import WHERE, load_libraries
 
 
 @pytest.fixture

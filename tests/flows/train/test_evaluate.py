@@ -7,11 +7,11 @@ pytest.importorskip("torch")
 
 import torch
 
-from lutra.flows.train.card import model_card
-from lutra.flows.train.evaluate import perplexity, sample, text_windows
-from lutra.flows.train.model import BitNetForCausalLM, BitNetParams
-from lutra.flows.train.tokenizer import train_tokenizer
-from lutra.flows.train.train import TALES
+from lutra_flows.train.card import model_card
+from lutra_flows.train.evaluate import perplexity, sample, text_windows
+from lutra_flows.train.model import BitNetForCausalLM, BitNetParams
+from lutra_flows.train.tokenizer import train_tokenizer
+from lutra_flows.train.train import TALES
 
 TEXT = "The fox and the goose went to the mill.\n" * 5
 PARAMS = BitNetParams(

@@ -8,15 +8,15 @@ pytest.importorskip("torch")
 
 import torch
 
-from lutra.flows.train.export import (
+from lutra_flows.train.export import (
     checkpoint_tensors,
     export_checkpoint,
     load_checkpoint,
     pack,
     unpack,
 )
-from lutra.flows.train.llama import LlamaForCausalLM, LlamaParams
-from lutra.flows.train.model import BitNetForCausalLM, BitNetParams, ternarize
+from lutra_flows.train.llama import LlamaForCausalLM, LlamaParams
+from lutra_flows.train.model import BitNetForCausalLM, BitNetParams, ternarize
 
 PARAMS = BitNetParams(
     vocab_size=64,

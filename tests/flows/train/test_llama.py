@@ -6,9 +6,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from lutra.flows.train.evaluate import load_checkpoint
-from lutra.flows.train.export import export_checkpoint
-from lutra.flows.train.llama import LlamaForCausalLM, LlamaParams
+from lutra_flows.train.evaluate import load_checkpoint
+from lutra_flows.train.export import export_checkpoint
+from lutra_flows.train.llama import LlamaForCausalLM, LlamaParams
 
 SMALL = LlamaParams(
     vocab_size=64,

@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from lutra.flows.train.__main__ import main
-from lutra.flows.train.evaluate import main as evaluate
+from lutra_flows.train.__main__ import main
+from lutra_flows.train.evaluate import main as evaluate
 
 PARAGRAPH = "Once upon a time there was a miller who had {} sons, and all of them were very lazy.\n"
 

@@ -6,7 +6,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from lutra.flows.train.model import (
+from lutra_flows.train.model import (
     BitNetForCausalLM,
     BitNetParams,
     quantize_activation,
@@ -51,7 +51,7 @@ def test_activations_are_quantised_per_token():
 
 
 def test_gradients_pass_straight_through():
-    from lutra.flows.train.model import _BitLinear
+    from lutra_flows.train.model import _BitLinear
 
     torch.manual_seed(0)
     x = torch.randn(3, 5, 8, requires_grad=True)

@@ -9,11 +9,11 @@ pytest.importorskip("torch")
 import torch
 from tokenizers import Tokenizer
 
-from lutra.flows.train.export import load_checkpoint
-from lutra.flows.train.tokenizer import BOS, EOS
-from lutra.flows.train.train import MODELS
+from lutra_flows.train.export import load_checkpoint
+from lutra_flows.train.tokenizer import BOS, EOS
+from lutra_flows.train.train import MODELS
 
-DATA = Path(__file__).resolve().parents[3] / "host/lutra/host/models/data"
+DATA = Path(__file__).resolve().parents[3] / "host/lutra/models/data"
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
 

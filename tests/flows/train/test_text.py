@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from lutra.flows.train.text import (
+from lutra_flows.train.text import (
     StoryTokens,
     drop_apparatus,
     epoch_windows,

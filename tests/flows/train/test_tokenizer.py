@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 from tokenizers import Tokenizer
 
-from lutra.flows.train.tokenizer import BOS, BOS_ID, EOS, EOS_ID, save_tokenizer, train_tokenizer
+from lutra_flows.train.tokenizer import BOS, BOS_ID, EOS, EOS_ID, save_tokenizer, train_tokenizer
 
 TEXTS = ["The fox and the goose went to the mill.\n", "The goose said nothing at all.\n"] * 5
 

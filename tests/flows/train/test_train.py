@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from lutra.flows.train.model import BitNetParams
-from lutra.flows.train.train import TALES, TrainParams, learning_rate, train
+from lutra_flows.train.model import BitNetParams
+from lutra_flows.train.train import TALES, TrainParams, learning_rate, train
 
 MODEL = BitNetParams(
     vocab_size=32,

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from lutra.host.checkpoints import open_checkpoint
-from lutra.host.checkpoints.weights import Weight
+from lutra.checkpoints import open_checkpoint
+from lutra.checkpoints.weights import Weight
 
 __all__ = ["Matrix", "read", "string_of_bits", "write"]
 

@@ -18,12 +18,12 @@ from tests.host.gguf_model import (
     write_gguf,
 )
 
-from lutra.host.checkpoints import open_checkpoint
-from lutra.host.checkpoints.gguf import GgufCheckpoint
-from lutra.host.checkpoints.weights import Dense, Grouped, Ternary
-from lutra.host.errors import LutraError
-from lutra.host.models import load_model
-from lutra.host.models.rope import Rope
+from lutra.checkpoints import open_checkpoint
+from lutra.checkpoints.gguf import GgufCheckpoint
+from lutra.checkpoints.weights import Dense, Grouped, Ternary
+from lutra.errors import LutraError
+from lutra.models import load_model
+from lutra.models.rope import Rope
 
 TOKENS = np.random.default_rng(3).integers(0, 96, 9)
 # Q4_K's offsets are rounded when its blocks become groups, all else is exact
@@ -110,7 +110,7 @@ def test_the_limits_catch_a_fault(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows left permuted, nibbles swapped, a scale inverted: each is far beyond the limits."""
-    from lutra.host.checkpoints import gguf as module
+    from lutra.checkpoints import gguf as module
 
     path, model = tmp_path / "model.gguf", MODELS["llama"]
     held = write_gguf(path, model, "Q4_0")

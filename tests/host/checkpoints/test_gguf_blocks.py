@@ -11,10 +11,10 @@ gguf = pytest.importorskip("gguf")
 from gguf import GGMLQuantizationType as Kind
 from tests.host.gguf_model import ENCODERS, i2_s_bytes
 
-from lutra.host.checkpoints.gguf_blocks import read_dense, read_weight, ternary_or_dense
-from lutra.host.checkpoints.weights import Dense, Grouped, Ternary
-from lutra.host.errors import LutraError
-from lutra.host.formats.gguf import TYPES
+from lutra.checkpoints.gguf_blocks import read_dense, read_weight, ternary_or_dense
+from lutra.checkpoints.weights import Dense, Grouped, Ternary
+from lutra.errors import LutraError
+from lutra.formats.gguf import TYPES
 
 N, K = 5, 512
 BY_NAME = {kind.name: kind for kind in TYPES.values()}
@@ -193,7 +193,7 @@ def test_a_matrix_of_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = read_weight(BY_NAME[name], raw, 7, K, "here").dequantized()
         dense = read_dense(BY_NAME[name], raw, 7, K, "here").values
         with monkeypatch.context() as patch:
-            patch.setattr("lutra.host.checkpoints.gguf_blocks._VALUES", 2 * K)
+            patch.setattr("lutra.checkpoints.gguf_blocks._VALUES", 2 * K)
             found = read_weight(BY_NAME[name], raw, 7, K, "here").dequantized()
             np.testing.assert_array_equal(found, whole)
             np.testing.assert_array_equal(

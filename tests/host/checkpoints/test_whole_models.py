@@ -12,8 +12,8 @@ from tests.host.checkpoints.quantized import Matrix
 from tests.host.models.plain_forward import plain_forward
 from tests.host.models.small_models import TOKENS, config_of, write_variant
 
-from lutra.host.checkpoints.weights import Dense, Grouped
-from lutra.host.models import load_model
+from lutra.checkpoints.weights import Dense, Grouped
+from lutra.models import load_model
 
 Parts = dict[str, NDArray[np.generic]]
 GROUP = 16

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from lutra.host.cli import main
-from lutra.host.commands.bench import Row, bench
-from lutra.host.devices.base import TileResult
-from lutra.host.errors import LutraError
-from lutra.host.open_model import open_packed_model
-from lutra.host.packing import PackedModel
+from lutra.cli import main
+from lutra.commands.bench import Row, bench
+from lutra.devices.base import TileResult
+from lutra.errors import LutraError
+from lutra.open_model import open_packed_model
+from lutra.packing import PackedModel
 
 
 class Recorder:

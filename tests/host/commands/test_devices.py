@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from lutra.host.cli import main
-from lutra.host.commands import devices, tune
-from lutra.host.devices import choose
+from lutra.cli import main
+from lutra.commands import devices, tune
+from lutra.devices import choose
 
 
 def test_every_device_is_listed(

@@ -13,15 +13,15 @@ from tests.host.models.small_models import write_variant
 from tests.host.packed_models import assert_same
 from tests.host.random_model import Shape, write_model, write_tokenizer
 
-from lutra.host.cli import main
-from lutra.host.formats.packed import is_packed, open_packed
-from lutra.host.formats.packed_store import PackedStore, is_unfinished
-from lutra.host.models import load_model
-from lutra.host.models.decoder import LINEARS
-from lutra.host.packing import PackedModel, pack_model
-from lutra.host.quantize.driver import METHODS
-from lutra.host.tokenizer import Tokenizer, copy_tokenizer
-from lutra.sim.golden.matmul.format import Format
+from lutra.cli import main
+from lutra.formats.packed import is_packed, open_packed
+from lutra.formats.packed_store import PackedStore, is_unfinished
+from lutra.models import load_model
+from lutra.models.decoder import LINEARS
+from lutra.packing import PackedModel, pack_model
+from lutra.quantize.driver import METHODS
+from lutra.tokenizer import Tokenizer, copy_tokenizer
+from lutra_golden.matmul.format import Format
 
 TALE = Path(__file__).parent.parent / "data/tale.txt"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")

@@ -12,11 +12,11 @@ import pytest
 from tests.host.packed_models import Config, Tensors, tamper
 from tests.host.random_model import Shape, write_model
 
-from lutra.host import verify as module
-from lutra.host.cli import main
-from lutra.host.formats.packed import open_packed
-from lutra.host.models import load_model
-from lutra.host.verify import PartError, Verification, transformers_run, verify
+from lutra import verify as module
+from lutra.cli import main
+from lutra.formats.packed import open_packed
+from lutra.models import load_model
+from lutra.verify import PartError, Verification, transformers_run, verify
 
 SHAPE = Shape(
     llama=True,

@@ -8,20 +8,20 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, load
 
-from lutra.host.checkpoints.weights import Dense, Ternary, Weight
-from lutra.host.compiler import compile_model
-from lutra.host.devices.base import DeviceError, TileResult
-from lutra.host.devices.golden import GoldenDevice
-from lutra.host.errors import LutraError
-from lutra.host.fit import engines_for
-from lutra.host.models import find_model, load_model
-from lutra.host.models.decoder import Decoder
-from lutra.host.packing import PackedModel, pack_model, reference
-from lutra.host.program import Program
-from lutra.host.quantize import quantize_decoder
-from lutra.sim.golden.control.isa import Instruction, Opcode, encode
-from lutra.sim.golden.core.config import ENGINES, NANO, with_engine
-from lutra.sim.golden.matmul.format import W_BITS, Format
+from lutra.checkpoints.weights import Dense, Ternary, Weight
+from lutra.compiler import compile_model
+from lutra.devices.base import DeviceError, TileResult
+from lutra.devices.golden import GoldenDevice
+from lutra.errors import LutraError
+from lutra.fit import engines_for
+from lutra.models import find_model, load_model
+from lutra.models.decoder import Decoder
+from lutra.packing import PackedModel, pack_model, reference
+from lutra.program import Program
+from lutra.quantize import quantize_decoder
+from lutra_golden.control.isa import Instruction, Opcode, encode
+from lutra_golden.core.config import ENGINES, NANO, with_engine
+from lutra_golden.matmul.format import W_BITS, Format
 
 Float = NDArray[np.float64]
 

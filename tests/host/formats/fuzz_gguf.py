@@ -35,13 +35,13 @@ from tests.host.gguf_model import (
     random_floats,
 )
 
-from lutra.host.checkpoints import open_checkpoint
-from lutra.host.checkpoints.gguf_blocks import read_dense, read_weight
-from lutra.host.checkpoints.weights import Dense
-from lutra.host.errors import LutraError
-from lutra.host.formats.gguf import GgufFile
-from lutra.host.formats.gguf_vocabulary import read_vocabulary
-from lutra.host.models import ARCHITECTURES
+from lutra.checkpoints import open_checkpoint
+from lutra.checkpoints.gguf_blocks import read_dense, read_weight
+from lutra.checkpoints.weights import Dense
+from lutra.errors import LutraError
+from lutra.formats.gguf import GgufFile
+from lutra.formats.gguf_vocabulary import read_vocabulary
+from lutra.models import ARCHITECTURES
 
 __all__ = ["FORMATS", "Fault", "fuzz"]
 

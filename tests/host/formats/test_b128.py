@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lutra.host.formats.b128 import BLOCK, from_b128, row_bytes, to_b128
+from lutra.formats.b128 import BLOCK, from_b128, row_bytes, to_b128
 
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2), 8: (4, 4)}
 DEPTHS = (1, 7, 64, 127, 128, 129, 256, 331)

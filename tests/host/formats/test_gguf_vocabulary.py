@@ -17,9 +17,9 @@ from tokenizers import (
     trainers,
 )
 
-from lutra.host.errors import LutraError
-from lutra.host.formats.gguf import Metadata, Value
-from lutra.host.formats.gguf_vocabulary import PRE_TOKENIZERS, read_vocabulary
+from lutra.errors import LutraError
+from lutra.formats.gguf import Metadata, Value
+from lutra.formats.gguf_vocabulary import PRE_TOKENIZERS, read_vocabulary
 
 PATH = Path("model.gguf")
 TALE = (Path(__file__).parents[1] / "data/tale.txt").read_text(encoding="utf-8")

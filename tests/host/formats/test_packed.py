@@ -24,14 +24,14 @@ from tests.host.packed_models import (
 )
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
-from lutra.host.errors import LutraError
-from lutra.host.formats.packed import is_packed, open_packed, write_packed
-from lutra.host.formats.packed_store import is_unfinished
-from lutra.host.models.decoder import Gate
-from lutra.host.packing import PackedLayer, PackedModel, pack_model
-from lutra.host.quantize.driver import Recipe, quantize_model
-from lutra.sim.golden.matmul.engine import GroupedWeights
-from lutra.sim.golden.matmul.format import Format
+from lutra.errors import LutraError
+from lutra.formats.packed import is_packed, open_packed, write_packed
+from lutra.formats.packed_store import is_unfinished
+from lutra.models.decoder import Gate
+from lutra.packing import PackedLayer, PackedModel, pack_model
+from lutra.quantize.driver import Recipe, quantize_model
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.matmul.format import Format
 
 Get = Callable[[str], PackedModel]
 FILES = ("config.json", "model.safetensors")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lutra.host.errors import LutraError
-from lutra.host.formats.safetensors import SafetensorsFolder
+from lutra.errors import LutraError
+from lutra.formats.safetensors import SafetensorsFolder
 
 
 def _write(path: Path, dtype: str, shape: list[int], data: bytes) -> None:

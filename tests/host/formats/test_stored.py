@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from lutra.host.formats.stored import StoredWeights
-from lutra.host.packing import PackedLinear
-from lutra.sim.golden.arith.scale import scale_from_int
-from lutra.sim.golden.matmul.engine import GroupedWeights
+from lutra.formats.stored import StoredWeights
+from lutra.packing import PackedLinear
+from lutra_golden.arith.scale import scale_from_int
+from lutra_golden.matmul.engine import GroupedWeights
 
 
 def grouped(bits: int, n: int = 5, k: int = 192, group: int = 64, top: int = 255) -> GroupedWeights:

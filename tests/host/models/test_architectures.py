@@ -17,7 +17,7 @@ from tests.host.models.small_models import (
     write_variant,
 )
 
-from lutra.host.models import load_model
+from lutra.models import load_model
 
 
 def plain(folder: Path) -> NDArray[np.float64]:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tests.host.random_model import Shape, load, write_model
 
-from lutra.host.checkpoints.huggingface import unpack_ternary
-from lutra.host.checkpoints.weights import Ternary
-from lutra.host.errors import LutraError
-from lutra.host.models import find_model, shipped_models
-from lutra.host.models.decoder import Decoder
+from lutra.checkpoints.huggingface import unpack_ternary
+from lutra.checkpoints.weights import Ternary
+from lutra.errors import LutraError
+from lutra.models import find_model, shipped_models
+from lutra.models.decoder import Decoder
 
 SHAPE = Shape(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
 
@@ -262,7 +262,7 @@ def test_residual_peak_is_the_largest_value_on_the_way(
 def test_forward_is_that_of_the_training_code() -> None:
     """The shipped model in float64 here and in float32 torch."""
     torch = pytest.importorskip("torch")
-    export = pytest.importorskip("lutra.flows.train.export")
+    export = pytest.importorskip("lutra_flows.train.export")
     folder = find_model("tales")
     tokens = np.random.default_rng(1).integers(2, 2048, 96)
     tokens[0] = 0

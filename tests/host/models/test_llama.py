@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tests.host.random_model import LLAMAS, SHAPES, load, write_model
 
-from lutra.host.checkpoints.weights import Dense
-from lutra.host.errors import LutraError
-from lutra.host.models import find_model, load_model, shipped_models
-from lutra.host.models.bitnet import BITNET
-from lutra.host.models.decoder import LINEARS
-from lutra.host.models.layers import round_activations
-from lutra.host.models.llama import LLAMA
+from lutra.checkpoints.weights import Dense
+from lutra.errors import LutraError
+from lutra.models import find_model, load_model, shipped_models
+from lutra.models.bitnet import BITNET
+from lutra.models.decoder import LINEARS
+from lutra.models.layers import round_activations
+from lutra.models.llama import LLAMA
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from lutra.host import LLM
-from lutra.host.checkpoints.weights import Dense, Ternary
-from lutra.host.errors import LutraError
-from lutra.host.models import load_model, random
-from lutra.host.models.decoder import LINEARS
-from lutra.host.models.random import RANDOM_SHAPES, write_random
+from lutra import LLM
+from lutra.checkpoints.weights import Dense, Ternary
+from lutra.errors import LutraError
+from lutra.models import load_model, random
+from lutra.models.decoder import LINEARS
+from lutra.models.random import RANDOM_SHAPES, write_random
 
 SMALL = {
     "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 5, "head_dim": 32,

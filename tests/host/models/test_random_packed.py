@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from lutra.host.compiler import compile_model
-from lutra.host.configure import configure
-from lutra.host.devices.golden import GoldenDevice
-from lutra.host.errors import LutraError
-from lutra.host.models.decoder import LINEARS
-from lutra.host.models.random_packed import random_packed
-from lutra.sim.golden.matmul.format import Format
+from lutra.compiler import compile_model
+from lutra.configure import configure
+from lutra.devices.golden import GoldenDevice
+from lutra.errors import LutraError
+from lutra.models.decoder import LINEARS
+from lutra.models.random_packed import random_packed
+from lutra_golden.matmul.format import Format
 
 
 def test_a_ternary_shape() -> None:

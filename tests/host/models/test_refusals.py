@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tests.host.models.small_models import TOKENS, config_of, write_variant
 
-from lutra.host.errors import LutraError
-from lutra.host.models import load_model
+from lutra.errors import LutraError
+from lutra.models import load_model
 
 LAYER = "model.layers.1."
 

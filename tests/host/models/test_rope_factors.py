@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lutra.host.checkpoints.config import ConfigFile
-from lutra.host.errors import LutraError
-from lutra.host.models.rope import Rope, read_rope
+from lutra.checkpoints.config import ConfigFile
+from lutra.errors import LutraError
+from lutra.models.rope import Rope, read_rope
 
 
 def test_each_pair_has_its_factor() -> None:

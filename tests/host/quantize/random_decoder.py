@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.host.checkpoints.weights import Dense
-from lutra.host.models.decoder import Decoder, DecoderConfig, DecoderLayer, Gate
-from lutra.host.models.rope import Rope
+from lutra.checkpoints.weights import Dense
+from lutra.models.decoder import Decoder, DecoderConfig, DecoderLayer, Gate
+from lutra.models.rope import Rope
 
 __all__ = ["GROUP", "VARIANTS", "random_decoder", "random_tokens"]
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
-from lutra.host.checkpoints.weights import Dense
-from lutra.host.errors import LutraError
-from lutra.host.models.decoder import LINEARS
-from lutra.host.quantize.budget import CHOICES, PROBE, BitPlan, Sensitivity, allot, measure
-from lutra.host.quantize.calibration import STACKS, States
-from lutra.host.quantize.rtn import round_to_nearest
+from lutra.checkpoints.weights import Dense
+from lutra.errors import LutraError
+from lutra.models.decoder import LINEARS
+from lutra.quantize.budget import CHOICES, PROBE, BitPlan, Sensitivity, allot, measure
+from lutra.quantize.calibration import STACKS, States
+from lutra.quantize.rtn import round_to_nearest
 
 
 def random_sensitivity(seed: int, n_layers: int = 1) -> Sensitivity:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tests.host.quantize.random_decoder import VARIANTS, random_decoder, random_tokens
 
-from lutra.host.errors import LutraError
-from lutra.host.models.layers import rms_norm
-from lutra.host.quantize.calibration import (
+from lutra.errors import LutraError
+from lutra.models.layers import rms_norm
+from lutra.quantize.calibration import (
     STACKS,
     States,
     calibration_windows,

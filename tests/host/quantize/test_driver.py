@@ -9,13 +9,13 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
-from lutra.host.checkpoints.weights import Ternary
-from lutra.host.errors import LutraError
-from lutra.host.models.decoder import LINEARS, Decoder, DecoderLayer, LazyLayers
-from lutra.host.packing import PackedLayer, PackedModel, Packer, pack_model, reference
-from lutra.host.quantize.budget import BitPlan
-from lutra.host.quantize.driver import METHODS, Recipe, quantize_layers, quantize_model
-from lutra.sim.golden.matmul.format import Format
+from lutra.checkpoints.weights import Ternary
+from lutra.errors import LutraError
+from lutra.models.decoder import LINEARS, Decoder, DecoderLayer, LazyLayers
+from lutra.packing import PackedLayer, PackedModel, Packer, pack_model, reference
+from lutra.quantize.budget import BitPlan
+from lutra.quantize.driver import METHODS, Recipe, quantize_layers, quantize_model
+from lutra_golden.matmul.format import Format
 
 Tokens = NDArray[np.int64]
 W3A8, W4A8 = Format(w_bits=3, a_bits=8), Format(w_bits=4, a_bits=8)

@@ -7,15 +7,15 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
-from lutra.host.checkpoints.weights import Dense
-from lutra.host.models.decoder import LINEARS, Decoder, DecoderLayer
-from lutra.host.models.layers import round_activations
-from lutra.host.quantize import quantize_layer
-from lutra.host.quantize.awq import awq, scales
-from lutra.host.quantize.calibration import STACKS, Inputs, States, output_error
-from lutra.host.quantize.fold import fold, shared
-from lutra.host.quantize.smoothquant import smooth, smoothing, smoothquant
-from lutra.host.quantize.target import Target
+from lutra.checkpoints.weights import Dense
+from lutra.models.decoder import LINEARS, Decoder, DecoderLayer
+from lutra.models.layers import round_activations
+from lutra.quantize import quantize_layer
+from lutra.quantize.awq import awq, scales
+from lutra.quantize.calibration import STACKS, Inputs, States, output_error
+from lutra.quantize.fold import fold, shared
+from lutra.quantize.smoothquant import smooth, smoothing, smoothquant
+from lutra.quantize.target import Target
 
 Single = NDArray[np.float32]
 

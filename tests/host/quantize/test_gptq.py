@@ -7,12 +7,12 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
-from lutra.host.checkpoints.weights import Integers
-from lutra.host.models.decoder import LINEARS
-from lutra.host.quantize.calibration import STACKS, States, output_error
-from lutra.host.quantize.gptq import DAMPING, compensate, gptq, inverse_factor
-from lutra.host.quantize.rtn import Grid, choose_grid
-from lutra.host.quantize.target import Target
+from lutra.checkpoints.weights import Integers
+from lutra.models.decoder import LINEARS
+from lutra.quantize.calibration import STACKS, States, output_error
+from lutra.quantize.gptq import DAMPING, compensate, gptq, inverse_factor
+from lutra.quantize.rtn import Grid, choose_grid
+from lutra.quantize.target import Target
 
 Float = NDArray[np.float64]
 

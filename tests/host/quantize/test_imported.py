@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lutra.host.checkpoints.weights import Grouped, Ternary
-from lutra.host.errors import LutraError
-from lutra.host.quantize.imported import from_grouped, from_ternary, scale_step
+from lutra.checkpoints.weights import Grouped, Ternary
+from lutra.errors import LutraError
+from lutra.quantize.imported import from_grouped, from_ternary, scale_step
 
 N, GROUPS, GROUP = 6, 4, 32
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lutra.host.checkpoints.weights import Integers
-from lutra.host.errors import LutraError
-from lutra.host.quantize import DEFAULT_GROUP, GROUPS
-from lutra.host.quantize.rtn import choose_grid, round_to_nearest
-from lutra.sim.golden.matmul.engine import GroupedWeights
-from lutra.sim.golden.matmul.format import W_BITS
+from lutra.checkpoints.weights import Integers
+from lutra.errors import LutraError
+from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra.quantize.rtn import choose_grid, round_to_nearest
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.matmul.format import W_BITS
 
 Float = NDArray[np.float64]
 

@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.arith.exp2 import Exp2Neg
-from lutra.sim.bench.simulate import run_cocotb, simulate
-from lutra.sim.golden.arith.exp2 import EXP2, exp2_neg
+from lutra_golden.arith.exp2 import EXP2, exp2_neg
+from lutra_hw.arith.exp2 import Exp2Neg
+from lutra_sim.bench.simulate import run_cocotb, simulate
 
 
 def test_rejects_params_of_another_kind() -> None:
@@ -39,4 +39,4 @@ def test_one_argument_per_cycle() -> None:
 
 @pytest.mark.cocotb
 def test_every_argument(tmp_path: Path) -> None:
-    run_cocotb(Exp2Neg(), "lutra.sim.bench.arith.tb_exp2", tmp_path, parameters=EXP2)
+    run_cocotb(Exp2Neg(), "lutra_sim.bench.arith.tb_exp2", tmp_path, parameters=EXP2)

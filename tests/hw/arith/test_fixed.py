@@ -13,9 +13,9 @@ from amaranth import Module, Shape, Value, signed, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra.hw.arith.fixed import bit_length, magnitude, round_shift, saturate
-from lutra.sim.bench.simulate import simulate
-from lutra.sim.golden.arith import fixed
+from lutra_golden.arith import fixed
+from lutra_hw.arith.fixed import bit_length, magnitude, round_shift, saturate
+from lutra_sim.bench.simulate import simulate
 
 
 class Expression(wiring.Component):

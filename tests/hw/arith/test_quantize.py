@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.arith.quantize import Quantizer
-from lutra.sim.bench.arith.tb_quantize import QuantizerSize
-from lutra.sim.bench.simulate import run_cocotb, simulate
-from lutra.sim.golden.arith.quantize import q_max_of, quantize, quantize_factor
+from lutra_golden.arith.quantize import q_max_of, quantize, quantize_factor
+from lutra_hw.arith.quantize import Quantizer
+from lutra_sim.bench.arith.tb_quantize import QuantizerSize
+from lutra_sim.bench.simulate import run_cocotb, simulate
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,6 @@ def test_latency(q_width: int) -> None:
     ids=lambda size: f"{size.lanes}x{size.y_width}-{size.q_width}",
 )
 def test_golden(size: QuantizerSize, tmp_path: Path) -> None:
-    bench = "lutra.sim.bench.arith.tb_quantize"
+    bench = "lutra_sim.bench.arith.tb_quantize"
     dut = Quantizer(size.lanes, size.y_width, size.q_width)
     run_cocotb(dut, bench, tmp_path, parameters=size)

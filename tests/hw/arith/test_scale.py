@@ -14,9 +14,9 @@ from amaranth import Module, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra.hw.arith.scale import SCALE_LATENCY, ScaleMul, ScaleOp, ScaleUnit
-from lutra.sim.bench.simulate import run_cocotb, simulate, stream_get, stream_put
-from lutra.sim.golden.arith.scale import Scale, scale_mul
+from lutra_golden.arith.scale import Scale, scale_mul
+from lutra_hw.arith.scale import SCALE_LATENCY, ScaleMul, ScaleOp, ScaleUnit
+from lutra_sim.bench.simulate import run_cocotb, simulate, stream_get, stream_put
 
 
 class ScaleUnits(wiring.Component):
@@ -99,14 +99,14 @@ def test_product_per_cycle() -> None:
 
 @pytest.mark.cocotb
 def test_every_operation(tmp_path: Path) -> None:
-    run_cocotb(ScaleUnit(), "lutra.sim.bench.arith.tb_scale", tmp_path)
+    run_cocotb(ScaleUnit(), "lutra_sim.bench.arith.tb_scale", tmp_path)
 
 
 @pytest.mark.cocotb
 def test_every_mantissa(tmp_path: Path) -> None:
-    run_cocotb(ScaleUnits(), "lutra.sim.bench.arith.tb_scale_sweep", tmp_path)
+    run_cocotb(ScaleUnits(), "lutra_sim.bench.arith.tb_scale_sweep", tmp_path)
 
 
 @pytest.mark.cocotb
 def test_products(tmp_path: Path) -> None:
-    run_cocotb(ScaleMul(), "lutra.sim.bench.arith.tb_scale_mul", tmp_path)
+    run_cocotb(ScaleMul(), "lutra_sim.bench.arith.tb_scale_mul", tmp_path)

@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.arith.silu import Silu
-from lutra.sim.bench.arith.tb_silu import SiluSize
-from lutra.sim.bench.simulate import run_cocotb, simulate
-from lutra.sim.golden.arith.silu import SILU, silu
+from lutra_golden.arith.silu import SILU, silu
+from lutra_hw.arith.silu import Silu
+from lutra_sim.bench.arith.tb_silu import SiluSize
+from lutra_sim.bench.simulate import run_cocotb, simulate
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_one_vector_per_cycle() -> None:
 @pytest.mark.parametrize("lanes", [1, 8])
 def test_golden(lanes: int, tmp_path: Path) -> None:
     size = SiluSize(lanes=lanes)
-    run_cocotb(Silu(lanes), "lutra.sim.bench.arith.tb_silu", tmp_path, parameters=size)
+    run_cocotb(Silu(lanes), "lutra_sim.bench.arith.tb_silu", tmp_path, parameters=size)

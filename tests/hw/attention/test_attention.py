@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.attention.attention import AttentionUnit
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_hw.attention.attention import AttentionUnit
+from lutra_sim.bench.simulate import run_cocotb
 
 
 def _config(name: str, **changes: int) -> AcceleratorConfig:
@@ -47,5 +47,5 @@ def test_rejects_config_of_another_kind() -> None:
     ids=lambda config: config.name,
 )
 def test_against_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
-    bench = "lutra.sim.bench.attention.tb_attention"
+    bench = "lutra_sim.bench.attention.tb_attention"
     run_cocotb(AttentionUnit(config), bench, tmp_path, parameters=config)

@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.attention.pairs import BEAT_SLOTS, PairIssuer
-from lutra.sim.bench.simulate import simulate, stream_put
-from lutra.sim.golden.attention.pairs import fetches, pairs
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.attention.pairs import fetches, pairs
+from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_hw.attention.pairs import BEAT_SLOTS, PairIssuer
+from lutra_sim.bench.simulate import simulate, stream_put
 
 CONFIG = dataclasses.replace(
     NANO,

@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.axi.arbiter import ReadArbiter
-from lutra.sim.bench.simulate import run_cocotb
+from lutra_hw.axi.arbiter import ReadArbiter
+from lutra_sim.bench.simulate import run_cocotb
 
 
 def test_rejects() -> None:
@@ -22,7 +22,7 @@ def test_rejects() -> None:
 def test_bench(n: int, data_width: int, tmp_path: Path) -> None:
     run_cocotb(
         ReadArbiter(n, data_width),
-        "lutra.sim.bench.axi.tb_arbiter",
+        "lutra_sim.bench.axi.tb_arbiter",
         tmp_path,
         parameters={"n": n, "data_width": data_width},
     )

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.axi.bursts import BurstSplitter
-from lutra.sim.bench.simulate import simulate, stream_put
+from lutra_hw.axi.bursts import BurstSplitter
+from lutra_sim.bench.simulate import simulate, stream_put
 
 
 def _bursts(address: int, beats: int, n_bytes: int, limit: int) -> list[tuple[int, int]]:

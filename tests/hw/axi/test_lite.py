@@ -11,9 +11,9 @@ from amaranth import Array, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-from lutra.hw.axi.lite import LiteSlave
-from lutra.hw.axi.signatures import RESP_OKAY, RESP_SLVERR, Axi4LiteSignature
-from lutra.sim.bench.simulate import simulate
+from lutra_hw.axi.lite import LiteSlave
+from lutra_hw.axi.signatures import RESP_OKAY, RESP_SLVERR, Axi4LiteSignature
+from lutra_sim.bench.simulate import simulate
 
 ADDR_WIDTH = 6
 SIZE = 8  # registers; half of the addresses have none

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.axi.reader import DmaReader
-from lutra.sim.bench.simulate import run_cocotb
+from lutra_hw.axi.reader import DmaReader
+from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = {"data_width": 64, "addr_width": 40, "burst_beats": 4, "max_outstanding": 2}
 SIZES = {
@@ -59,5 +59,5 @@ def test_rejects(change: dict[str, Any], message: str) -> None:
 def test_bench(size: str, tmp_path: Path) -> None:
     parameters = SIZES[size]
     run_cocotb(
-        DmaReader(**parameters), "lutra.sim.bench.axi.tb_reader", tmp_path, parameters=parameters
+        DmaReader(**parameters), "lutra_sim.bench.axi.tb_reader", tmp_path, parameters=parameters
     )

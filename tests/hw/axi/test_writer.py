@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.axi.writer import DmaWriter
-from lutra.sim.bench.simulate import run_cocotb
+from lutra_hw.axi.writer import DmaWriter
+from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = {"data_width": 64, "addr_width": 40, "burst_beats": 4, "max_outstanding": 2}
 SIZES = {
@@ -35,5 +35,5 @@ def test_rejects() -> None:
 def test_bench(size: str, tmp_path: Path) -> None:
     parameters = SIZES[size]
     run_cocotb(
-        DmaWriter(**parameters), "lutra.sim.bench.axi.tb_writer", tmp_path, parameters=parameters
+        DmaWriter(**parameters), "lutra_sim.bench.axi.tb_writer", tmp_path, parameters=parameters
     )

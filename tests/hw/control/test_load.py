@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.control.load import LoadUnit
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_hw.control.load import LoadUnit
+from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = replace(
     NANO, m_tile=5, head_dim=32, data_axi_width=256, hidden_max=96, param_words=64, max_context=64
@@ -20,4 +20,4 @@ SMALL = replace(
 @pytest.mark.cocotb
 @pytest.mark.parametrize("config", [NANO, SMALL], ids=["nano", "small"])
 def test_bench(config: AcceleratorConfig, tmp_path: Path) -> None:
-    run_cocotb(LoadUnit(config), "lutra.sim.bench.control.tb_load", tmp_path, parameters=config)
+    run_cocotb(LoadUnit(config), "lutra_sim.bench.control.tb_load", tmp_path, parameters=config)

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.control.registers import RegisterFile
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO
+from lutra_golden.core.config import NANO
+from lutra_hw.control.registers import RegisterFile
+from lutra_sim.bench.simulate import run_cocotb
 
 
 @pytest.mark.cocotb
@@ -18,5 +18,5 @@ from lutra.sim.golden.core.config import NANO
 def test_bench(m_tile: int, tmp_path: Path) -> None:
     config = replace(NANO, m_tile=m_tile)
     run_cocotb(
-        RegisterFile(config), "lutra.sim.bench.control.tb_registers", tmp_path, parameters=config
+        RegisterFile(config), "lutra_sim.bench.control.tb_registers", tmp_path, parameters=config
     )

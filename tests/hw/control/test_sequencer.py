@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.control.sequencer import Sequencer
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_hw.control.sequencer import Sequencer
+from lutra_sim.bench.simulate import run_cocotb
 
 
 def test_rejects() -> None:
@@ -25,5 +25,5 @@ def test_rejects() -> None:
 )
 def test_bench(config: AcceleratorConfig, tmp_path: Path) -> None:
     run_cocotb(
-        Sequencer(config), "lutra.sim.bench.control.tb_sequencer", tmp_path, parameters=config
+        Sequencer(config), "lutra_sim.bench.control.tb_sequencer", tmp_path, parameters=config
     )

@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.core.accelerator import Accelerator, generate_verilog
-from lutra.sim.bench.core.story import StorySizes
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_hw.core.accelerator import Accelerator, generate_verilog
+from lutra_sim.bench.core.story import StorySizes
+from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = AcceleratorConfig(
     name="small",
@@ -88,7 +88,7 @@ def test_bench(case: str, tmp_path: Path) -> None:
     config, sizes = CASES[case]
     run_cocotb(
         Accelerator(config),
-        "lutra.sim.bench.core.tb_accelerator",
+        "lutra_sim.bench.core.tb_accelerator",
         tmp_path,
         parameters={"config": config, "sizes": sizes},
     )

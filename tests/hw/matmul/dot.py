@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from lutra.hw.matmul.mac import DotDatapath
-from lutra.sim.bench.simulate import simulate
+from lutra_hw.matmul.mac import DotDatapath
+from lutra_sim.bench.simulate import simulate
 
 __all__ = ["check_in_amaranth"]
 

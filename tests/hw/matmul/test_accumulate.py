@@ -9,13 +9,13 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.matmul.accumulate import AccumulatorBanks, Dequantizer, RowRegisters, drain_cycles
-from lutra.sim.bench.simulate import simulate
-from lutra.sim.golden.arith.fixed import round_shift
-from lutra.sim.golden.matmul.engine import LANES
-from lutra.sim.golden.matmul.lut import LutParams
-from lutra.sim.golden.matmul.mac import MacParams
-from lutra.sim.golden.matmul.ternary import TernaryParams
+from lutra_golden.arith.fixed import round_shift
+from lutra_golden.matmul.engine import LANES
+from lutra_golden.matmul.lut import LutParams
+from lutra_golden.matmul.mac import MacParams
+from lutra_golden.matmul.ternary import TernaryParams
+from lutra_hw.matmul.accumulate import AccumulatorBanks, Dequantizer, RowRegisters, drain_cycles
+from lutra_sim.bench.simulate import simulate
 
 MAC = MacParams(k_tile=16, tile_k=8, m_tile=2, acc_blocks=4)
 PARAMS = {

@@ -8,11 +8,11 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.matmul.activations import ActivationBuffer, ActivationSums
-from lutra.sim.bench.simulate import simulate
-from lutra.sim.golden.matmul.engine import LANES, EngineParams
-from lutra.sim.golden.matmul.mac import MacParams
-from lutra.sim.golden.matmul.ternary import TernaryParams
+from lutra_golden.matmul.engine import LANES, EngineParams
+from lutra_golden.matmul.mac import MacParams
+from lutra_golden.matmul.ternary import TernaryParams
+from lutra_hw.matmul.activations import ActivationBuffer, ActivationSums
+from lutra_sim.bench.simulate import simulate
 
 PARAMS = {
     "one": TernaryParams(tile_k=24, k_tile=24, m_tile=3, act_tiles=5),

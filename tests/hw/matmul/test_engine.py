@@ -9,15 +9,15 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.matmul.engine import DATAPATHS, MatmulEngine
-from lutra.sim.bench.simulate import run_cocotb, simulate, stream_put
-from lutra.sim.golden.arith.fixed import round_shift
-from lutra.sim.golden.core.config import ENGINES, NANO
-from lutra.sim.golden.matmul.engine import LANES, EngineParams, GroupedWeights
-from lutra.sim.golden.matmul.lut import LutParams
-from lutra.sim.golden.matmul.mac import MacParams
-from lutra.sim.golden.matmul.mixpe import MixpeParams
-from lutra.sim.golden.matmul.ternary import TernaryParams
+from lutra_golden.arith.fixed import round_shift
+from lutra_golden.core.config import ENGINES, NANO
+from lutra_golden.matmul.engine import LANES, EngineParams, GroupedWeights
+from lutra_golden.matmul.lut import LutParams
+from lutra_golden.matmul.mac import MacParams
+from lutra_golden.matmul.mixpe import MixpeParams
+from lutra_golden.matmul.ternary import TernaryParams
+from lutra_hw.matmul.engine import DATAPATHS, MatmulEngine
+from lutra_sim.bench.simulate import run_cocotb, simulate, stream_put
 
 
 def _small(cls: type[EngineParams], tile: tuple[int, int, int], **values: int) -> EngineParams:
@@ -147,5 +147,5 @@ SLOW = {"lut-2x16-w4-s16", "mixpe-s16", "mac-w8-a16-s16", "mac-s11"}
     [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PARAMS],
 )
 def test_bench(tmp_path: Path, name: str) -> None:
-    bench = "lutra.sim.bench.matmul.tb_engine"
+    bench = "lutra_sim.bench.matmul.tb_engine"
     run_cocotb(MatmulEngine(PARAMS[name]), bench, tmp_path, parameters=PARAMS[name])

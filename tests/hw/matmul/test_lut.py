@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.matmul.lut import LutDatapath, TablePrecompute, TableWriter
-from lutra.sim.bench.simulate import run_cocotb, simulate
-from lutra.sim.golden.matmul.lut import LutParams, Tables, lut_table
-from lutra.sim.golden.matmul.mac import MacParams
+from lutra_golden.matmul.lut import LutParams, Tables, lut_table
+from lutra_golden.matmul.mac import MacParams
+from lutra_hw.matmul.lut import LutDatapath, TablePrecompute, TableWriter
+from lutra_sim.bench.simulate import run_cocotb, simulate
 
 SHAPES = {
     "paper": LutParams(tile_m=2, tile_n=64, tile_k=4, k_tile=16),
@@ -152,5 +152,5 @@ def test_latency(tile_k: int, latency: int) -> None:
 @pytest.mark.parametrize("params", SHAPES.values(), ids=SHAPES.keys())
 def test_bench(tmp_path: Path, params: LutParams, tables: Tables) -> None:
     params = dataclasses.replace(params, tables=tables)
-    bench = "lutra.sim.bench.matmul.tb_lut"
+    bench = "lutra_sim.bench.matmul.tb_lut"
     run_cocotb(LutDatapath(params), bench, tmp_path, parameters=params)

@@ -10,11 +10,11 @@ pytest.importorskip("cocotb_tools")
 
 from tests.hw.matmul.dot import check_in_amaranth
 
-from lutra.hw.matmul.mac import DotDatapath, MacDatapath
-from lutra.sim.bench.matmul.dot import DotShape
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.matmul.lut import LutParams
-from lutra.sim.golden.matmul.mac import Adders, MacParams
+from lutra_golden.matmul.lut import LutParams
+from lutra_golden.matmul.mac import Adders, MacParams
+from lutra_hw.matmul.mac import DotDatapath, MacDatapath
+from lutra_sim.bench.matmul.dot import DotShape
+from lutra_sim.bench.simulate import run_cocotb
 
 SHAPES = {
     "w4a8": MacParams(),
@@ -97,4 +97,4 @@ BENCHES = {
 )
 def test_bench(tmp_path: Path, adders: Adders, name: str) -> None:
     shape = DotShape(mac=dataclasses.replace(SHAPES[name], adders=adders))
-    run_cocotb(shape.datapath(), "lutra.sim.bench.matmul.tb_dot", tmp_path, parameters=shape)
+    run_cocotb(shape.datapath(), "lutra_sim.bench.matmul.tb_dot", tmp_path, parameters=shape)

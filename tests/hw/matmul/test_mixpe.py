@@ -10,12 +10,12 @@ pytest.importorskip("cocotb_tools")
 
 from tests.hw.matmul.dot import check_in_amaranth
 
-from lutra.hw.matmul.mixpe import MixpeDatapath
-from lutra.sim.bench.matmul.dot import DotShape
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.matmul.lut import LutParams
-from lutra.sim.golden.matmul.mac import Adders
-from lutra.sim.golden.matmul.mixpe import MixpeParams
+from lutra_golden.matmul.lut import LutParams
+from lutra_golden.matmul.mac import Adders
+from lutra_golden.matmul.mixpe import MixpeParams
+from lutra_hw.matmul.mixpe import MixpeDatapath
+from lutra_sim.bench.matmul.dot import DotShape
+from lutra_sim.bench.simulate import run_cocotb
 
 SHAPES = {
     "w4a8": MixpeParams(),
@@ -58,4 +58,4 @@ def test_in_amaranth(adders: Adders) -> None:
 @pytest.mark.parametrize("name", ["w4a16", "w8a8", "w8a16", "odd", "one"])
 def test_bench(tmp_path: Path, adders: Adders, name: str) -> None:
     shape = DotShape(mixpe=dataclasses.replace(SHAPES[name], adders=adders))
-    run_cocotb(shape.datapath(), "lutra.sim.bench.matmul.tb_dot", tmp_path, parameters=shape)
+    run_cocotb(shape.datapath(), "lutra_sim.bench.matmul.tb_dot", tmp_path, parameters=shape)

@@ -12,15 +12,15 @@ pytest.importorskip("cocotb_tools")
 
 from amaranth import Value
 
-from lutra.hw.matmul.table import SignedSum, TernaryDatapath
-from lutra.sim.bench.simulate import simulate
-from lutra.sim.golden.matmul.table import (
+from lutra_golden.matmul.table import (
     build_table,
     encode_trits,
     relative_signs,
     sum_lookups,
 )
-from lutra.sim.golden.matmul.ternary import TernaryParams
+from lutra_golden.matmul.ternary import TernaryParams
+from lutra_hw.matmul.table import SignedSum, TernaryDatapath
+from lutra_sim.bench.simulate import simulate
 
 
 def test_rejects_no_values() -> None:

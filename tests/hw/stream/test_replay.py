@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.stream.replay import ReplayBuffer
-from lutra.sim.bench.simulate import simulate, stream_put
+from lutra_hw.stream.replay import ReplayBuffer
+from lutra_sim.bench.simulate import simulate, stream_put
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("amaranth")
 
-from lutra.hw.vector.head_scales import HEAD_CYCLES, NORM_CYCLES, HeadScales
-from lutra.sim.bench.simulate import simulate
-from lutra.sim.golden.arith.quantize import quantize_factor, quantize_step
-from lutra.sim.golden.arith.scale import Scale, scale_mul
-from lutra.sim.golden.core.config import NANO
-from lutra.sim.golden.vector.heads import FIXED_UNIT, HeadNorm, head_norm
-from lutra.sim.golden.vector.rope import ROPE_FRAC
+from lutra_golden.arith.quantize import quantize_factor, quantize_step
+from lutra_golden.arith.scale import Scale, scale_mul
+from lutra_golden.core.config import NANO
+from lutra_golden.vector.heads import FIXED_UNIT, HeadNorm, head_norm
+from lutra_golden.vector.rope import ROPE_FRAC
+from lutra_hw.vector.head_scales import HEAD_CYCLES, NORM_CYCLES, HeadScales
+from lutra_sim.bench.simulate import simulate
 
 HEADS, KEYS_END, VALUES_END, TOKENS = 4, 6, 8, 3
 KINDS = np.repeat([0, 1, 2], [HEADS, KEYS_END - HEADS, VALUES_END - KEYS_END])

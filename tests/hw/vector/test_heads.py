@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("amaranth")
 
-from lutra.hw.vector.heads import FixedHeads
-from lutra.sim.bench.simulate import simulate
-from lutra.sim.golden.arith.scale import Scale
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
-from lutra.sim.golden.vector.heads import HeadBias, HeadNorm, fixed_heads, head_norm
+from lutra_golden.arith.scale import Scale
+from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.vector.heads import HeadBias, HeadNorm, fixed_heads, head_norm
+from lutra_hw.vector.heads import FixedHeads
+from lutra_sim.bench.simulate import simulate
 
 SMALL = AcceleratorConfig(
     name="small",

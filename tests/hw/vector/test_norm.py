@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.vector.norm import NormQuant
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_hw.vector.norm import NormQuant
+from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = AcceleratorConfig(
     name="small",
@@ -34,5 +34,5 @@ def test_rejects_a_config_of_another_kind() -> None:
 @pytest.mark.cocotb
 @pytest.mark.parametrize("config", [SMALL, SMALL_16, NANO], ids=lambda config: config.name)
 def test_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
-    bench = "lutra.sim.bench.vector.tb_norm"
+    bench = "lutra_sim.bench.vector.tb_norm"
     run_cocotb(NormQuant(config), bench, tmp_path, parameters=config)

@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.vector.residual import Logits, ResidualAdd
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_hw.vector.residual import Logits, ResidualAdd
+from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = AcceleratorConfig(
     name="small",
@@ -52,11 +52,11 @@ def test_logits_need_a_word_per_beat() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_residual_add(config: AcceleratorConfig, tmp_path: Path) -> None:
     run_cocotb(
-        ResidualAdd(config), "lutra.sim.bench.vector.tb_residual", tmp_path, parameters=config
+        ResidualAdd(config), "lutra_sim.bench.vector.tb_residual", tmp_path, parameters=config
     )
 
 
 @pytest.mark.cocotb
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_logits(config: AcceleratorConfig, tmp_path: Path) -> None:
-    run_cocotb(Logits(config), "lutra.sim.bench.vector.tb_logits", tmp_path, parameters=config)
+    run_cocotb(Logits(config), "lutra_sim.bench.vector.tb_logits", tmp_path, parameters=config)

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.vector.rope import RopeQuant
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_hw.vector.rope import RopeQuant
+from lutra_sim.bench.simulate import run_cocotb
 
 # one pair per head, two records of scales in a beat
 NARROW = AcceleratorConfig(
@@ -82,4 +82,4 @@ def test_rejects_a_config_of_another_kind() -> None:
     ids=lambda config: config.name,
 )
 def test_follows_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
-    run_cocotb(RopeQuant(config), "lutra.sim.bench.vector.tb_rope", tmp_path, parameters=config)
+    run_cocotb(RopeQuant(config), "lutra_sim.bench.vector.tb_rope", tmp_path, parameters=config)

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra.hw.vector.unit import VectorUnit
-from lutra.sim.bench.simulate import run_cocotb
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_hw.vector.unit import VectorUnit
+from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = AcceleratorConfig(
     name="small",
@@ -43,4 +43,4 @@ def test_rejects_a_config_of_another_kind() -> None:
     "config", [SMALL, SMALL_16, FEATURED, NANO], ids=lambda config: config.name
 )
 def test_executes(config: AcceleratorConfig, tmp_path: Path) -> None:
-    run_cocotb(VectorUnit(config), "lutra.sim.bench.vector.tb_unit", tmp_path, parameters=config)
+    run_cocotb(VectorUnit(config), "lutra_sim.bench.vector.tb_unit", tmp_path, parameters=config)

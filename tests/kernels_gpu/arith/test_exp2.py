@@ -5,11 +5,11 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from lutra.kernels_gpu.arith.exp2 import exp2_neg
-from lutra.kernels_gpu.arith.tables import tables
-from lutra.kernels_gpu.arrays import download, empty, upload
-from lutra.kernels_gpu.jit import jit
-from lutra.sim.golden.arith import exp2
+from lutra_golden.arith import exp2
+from lutra_kernels.arith.exp2 import exp2_neg
+from lutra_kernels.arith.tables import tables
+from lutra_kernels.arrays import download, empty, upload
+from lutra_kernels.jit import jit
 
 pytestmark = pytest.mark.interpreted
 

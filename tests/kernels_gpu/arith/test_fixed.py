@@ -5,10 +5,10 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from lutra.kernels_gpu.arith.fixed import round_shift, round_shift_right, saturate
-from lutra.kernels_gpu.arrays import download, empty, upload
-from lutra.kernels_gpu.jit import jit
-from lutra.sim.golden.arith import fixed
+from lutra_golden.arith import fixed
+from lutra_kernels.arith.fixed import round_shift, round_shift_right, saturate
+from lutra_kernels.arrays import download, empty, upload
+from lutra_kernels.jit import jit
 
 pytestmark = pytest.mark.interpreted
 

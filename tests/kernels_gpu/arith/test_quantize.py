@@ -5,11 +5,11 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from lutra.kernels_gpu.arith import quantize as device
-from lutra.kernels_gpu.arrays import download, empty, upload
-from lutra.kernels_gpu.jit import jit
-from lutra.sim.golden.arith import quantize
-from lutra.sim.golden.arith.scale import Scale
+from lutra_golden.arith import quantize
+from lutra_golden.arith.scale import Scale
+from lutra_kernels.arith import quantize as device
+from lutra_kernels.arrays import download, empty, upload
+from lutra_kernels.jit import jit
 
 pytestmark = pytest.mark.interpreted
 

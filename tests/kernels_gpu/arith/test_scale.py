@@ -5,13 +5,13 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from lutra.kernels_gpu.arith import scale as device
-from lutra.kernels_gpu.arith.fixed import bit_length
-from lutra.kernels_gpu.arith.tables import tables
-from lutra.kernels_gpu.arrays import download, empty, upload
-from lutra.kernels_gpu.jit import jit
-from lutra.sim.golden.arith import fixed, scale
-from lutra.sim.golden.arith.scale import Scale
+from lutra_golden.arith import fixed, scale
+from lutra_golden.arith.scale import Scale
+from lutra_kernels.arith import scale as device
+from lutra_kernels.arith.fixed import bit_length
+from lutra_kernels.arith.tables import tables
+from lutra_kernels.arrays import download, empty, upload
+from lutra_kernels.jit import jit
 
 pytestmark = pytest.mark.interpreted
 

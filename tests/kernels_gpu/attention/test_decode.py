@@ -5,11 +5,11 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.attention_case import FRAC, AttentionCase, int32
 
-from lutra.kernels_gpu.arrays import download
-from lutra.kernels_gpu.attention.cache import Queries
-from lutra.kernels_gpu.attention.decode import split_attention
-from lutra.sim.golden.arith.fixed import round_shift, saturate
-from lutra.sim.golden.arith.scale import scale_from_int, scale_recip
+from lutra_golden.arith.fixed import round_shift, saturate
+from lutra_golden.arith.scale import scale_from_int, scale_recip
+from lutra_kernels.arrays import download
+from lutra_kernels.attention.cache import Queries
+from lutra_kernels.attention.decode import split_attention
 
 pytestmark = pytest.mark.interpreted
 

@@ -5,9 +5,9 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.attention_case import FRAC, AttentionCase, int32
 
-from lutra.kernels_gpu.arrays import download
-from lutra.kernels_gpu.attention.cache import KvCache, Queries
-from lutra.kernels_gpu.attention.prefill import attention
+from lutra_kernels.arrays import download
+from lutra_kernels.attention.cache import KvCache, Queries
+from lutra_kernels.attention.prefill import attention
 
 pytestmark = pytest.mark.interpreted
 

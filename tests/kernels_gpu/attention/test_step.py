@@ -7,14 +7,14 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.attention_case import int32
 
-from lutra.kernels_gpu.arith.tables import tables
-from lutra.kernels_gpu.arrays import Array, download, upload
-from lutra.kernels_gpu.attention.cache import KvCache, Queries
-from lutra.kernels_gpu.attention.prefill import attention
-from lutra.kernels_gpu.attention.step import attention_step
-from lutra.kernels_gpu.vector.rope import RopeStep, rope_kv
-from lutra.sim.golden.arith.scale import Scale, pack_scale
-from lutra.sim.golden.vector.rope import rope_table
+from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.vector.rope import rope_table
+from lutra_kernels.arith.tables import tables
+from lutra_kernels.arrays import Array, download, upload
+from lutra_kernels.attention.cache import KvCache, Queries
+from lutra_kernels.attention.prefill import attention
+from lutra_kernels.attention.step import attention_step
+from lutra_kernels.vector.rope import RopeStep, rope_kv
 
 pytestmark = pytest.mark.interpreted
 

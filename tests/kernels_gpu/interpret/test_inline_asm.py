@@ -5,8 +5,8 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from lutra.kernels_gpu.arrays import INTERPRETED, download, empty, upload
-from lutra.kernels_gpu.jit import jit
+from lutra_kernels.arrays import INTERPRETED, download, empty, upload
+from lutra_kernels.jit import jit
 
 pytestmark = pytest.mark.interpreted
 

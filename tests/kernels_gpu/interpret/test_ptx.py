@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lutra.kernels_gpu.interpret.ptx import OPS, PtxError, execute
+from lutra_kernels.interpret.ptx import OPS, PtxError, execute
 
 CORNERS = [0, 1, 0x7F, 0x80, 0xFF, 0x80000000, 0x7FFFFFFF, 0xFFFFFFFF, 0x01234567, 0x80FF7F01]
 MASK = 0xFFFFFFFF

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.host.formats.b128 import to_b128
-from lutra.kernels_gpu.matmul.fields import PLANES
-from lutra.kernels_gpu.matmul.matrix import Q_MAX, Matrix, upload_matrix
-from lutra.sim.golden.arith.fixed import Int, round_shift
-from lutra.sim.golden.matmul.engine import GroupedWeights
+from lutra.formats.b128 import to_b128
+from lutra_golden.arith.fixed import Int, round_shift
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_kernels.matmul.fields import PLANES
+from lutra_kernels.matmul.matrix import Q_MAX, Matrix, upload_matrix
 
 FORMATS = [(2, 0), (1, 128), (2, 128), (3, 64), (4, 128), (6, 64), (8, 128)]
 """Bits and group, 0 for ternary."""

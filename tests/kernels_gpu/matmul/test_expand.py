@@ -5,9 +5,9 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.matmul.packed import FORMATS, random_activations, random_case
 
-from lutra.kernels_gpu.arrays import download
-from lutra.kernels_gpu.layout import upload_activations
-from lutra.kernels_gpu.matmul.expand import expand, expanded_product, n_digits, scale_peak
+from lutra_kernels.arrays import download
+from lutra_kernels.layout import upload_activations
+from lutra_kernels.matmul.expand import expand, expanded_product, n_digits, scale_peak
 
 pytestmark = pytest.mark.interpreted
 

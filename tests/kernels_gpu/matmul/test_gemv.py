@@ -5,10 +5,10 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.matmul.packed import FORMATS, Case, random_activations, random_case
 
-from lutra.kernels_gpu.arrays import download, empty
-from lutra.kernels_gpu.config import Tile
-from lutra.kernels_gpu.layout import upload_activations
-from lutra.kernels_gpu.matmul.gemv import gemv
+from lutra_kernels.arrays import download, empty
+from lutra_kernels.config import Tile
+from lutra_kernels.layout import upload_activations
+from lutra_kernels.matmul.gemv import gemv
 
 pytestmark = pytest.mark.interpreted
 SMALL = Tile(block_n=8, block_b=2, num_warps=1)

@@ -5,11 +5,11 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.matmul.packed import random_activations
 
-from lutra.kernels_gpu.arrays import download
-from lutra.kernels_gpu.layout import upload_activations
-from lutra.kernels_gpu.matmul.head import head_logits, head_top, split_keys, upload_head
-from lutra.sim.golden.arith.fixed import Int, round_shift
-from lutra.sim.golden.vector.residual import logits
+from lutra_golden.arith.fixed import Int, round_shift
+from lutra_golden.vector.residual import logits
+from lutra_kernels.arrays import download
+from lutra_kernels.layout import upload_activations
+from lutra_kernels.matmul.head import head_logits, head_top, split_keys, upload_head
 
 pytestmark = pytest.mark.interpreted
 

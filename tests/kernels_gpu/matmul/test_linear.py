@@ -5,10 +5,10 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.matmul.packed import random_activations, random_case
 
-from lutra.kernels_gpu import config
-from lutra.kernels_gpu.arrays import download, empty
-from lutra.kernels_gpu.layout import upload_activations
-from lutra.kernels_gpu.matmul.linear import linear
+from lutra_kernels import config
+from lutra_kernels.arrays import download, empty
+from lutra_kernels.layout import upload_activations
+from lutra_kernels.matmul.linear import linear
 
 pytestmark = pytest.mark.interpreted
 

@@ -5,9 +5,9 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.matmul.packed import random_activations, random_case
 
-from lutra.kernels_gpu.arrays import download
-from lutra.kernels_gpu.layout import upload_activations
-from lutra.kernels_gpu.matmul.lut import lut_gemv
+from lutra_kernels.arrays import download
+from lutra_kernels.layout import upload_activations
+from lutra_kernels.matmul.lut import lut_gemv
 
 pytestmark = pytest.mark.interpreted
 

@@ -5,23 +5,23 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lutra.kernels_gpu import layout
-from lutra.kernels_gpu.activations import Quantized
-from lutra.kernels_gpu.arith.tables import tables
-from lutra.kernels_gpu.arrays import Array, download, upload, zeros
-from lutra.kernels_gpu.vector import norm as device
-from lutra.kernels_gpu.vector.norm import NormStep, Source, norm_quantize
-from lutra.sim.golden.arith.fixed import round_shift, saturate
-from lutra.sim.golden.arith.quantize import q_max_of
-from lutra.sim.golden.arith.scale import (
+from lutra_golden.arith.fixed import round_shift, saturate
+from lutra_golden.arith.quantize import q_max_of
+from lutra_golden.arith.scale import (
     Scale,
     pack_scale,
     scale_from_float,
     scale_from_int,
     scale_recip,
 )
-from lutra.sim.golden.vector import norm
-from lutra.sim.golden.vector.residual import residual_add, residual_sum
+from lutra_golden.vector import norm
+from lutra_golden.vector.residual import residual_add, residual_sum
+from lutra_kernels import layout
+from lutra_kernels.activations import Quantized
+from lutra_kernels.arith.tables import tables
+from lutra_kernels.arrays import Array, download, upload, zeros
+from lutra_kernels.vector import norm as device
+from lutra_kernels.vector.norm import NormStep, Source, norm_quantize
 
 pytestmark = pytest.mark.interpreted
 

@@ -5,13 +5,13 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.unpack import unpacked_cache
 
-from lutra.kernels_gpu.arith.tables import tables
-from lutra.kernels_gpu.arrays import Array, download, upload
-from lutra.kernels_gpu.attention.cache import KvCache, Queries
-from lutra.kernels_gpu.vector.rope import RopeStep, rope_kv
-from lutra.sim.golden.arith.scale import Scale, pack_scale
-from lutra.sim.golden.vector.heads import HeadBias, HeadNorm
-from lutra.sim.golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
+from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.vector.heads import HeadBias, HeadNorm
+from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
+from lutra_kernels.arith.tables import tables
+from lutra_kernels.arrays import Array, download, upload
+from lutra_kernels.attention.cache import KvCache, Queries
+from lutra_kernels.vector.rope import RopeStep, rope_kv
 
 pytestmark = pytest.mark.interpreted
 

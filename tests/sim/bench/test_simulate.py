@@ -14,7 +14,7 @@ from amaranth import Module, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra.sim.bench.simulate import (
+from lutra_sim.bench.simulate import (
     BenchFailure,
     _decode,
     _encode,
@@ -23,7 +23,7 @@ from lutra.sim.bench.simulate import (
     stream_get,
     stream_put,
 )
-from lutra.sim.bench.stream import pack, unpack
+from lutra_sim.bench.stream import pack, unpack
 
 BENCH = "tb_increment"
 

@@ -9,8 +9,8 @@ pytest.importorskip("amaranth")
 
 from tests.sim.formal.broken import broken_module
 
-from lutra.sim.formal.catalogue import CHECKS
-from lutra.sim.formal.prove import prove
+from lutra_sim.formal.catalogue import CHECKS
+from lutra_sim.formal.prove import prove
 
 pytestmark = pytest.mark.formal
 
@@ -30,7 +30,7 @@ class Fault:
 
 
 def _stream(check: str, module: str, block: str, old: str, new: str) -> Fault:
-    return Fault(f"streams-{check}", f"lutra.hw.{module}", block, "catalogue", old, new)
+    return Fault(f"streams-{check}", f"lutra_hw.{module}", block, "catalogue", old, new)
 
 
 FAULTS = [
@@ -78,7 +78,7 @@ FAULTS = [
     ),
     Fault(
         "pairs",
-        "lutra.hw.attention.pairs",
+        "lutra_hw.attention.pairs",
         "PairIssuer",
         "attention.pairs",
         'with m.State("Scales"), m.If(self.rd_cmd.ready):',
@@ -86,7 +86,7 @@ FAULTS = [
     ),
     Fault(
         "pairs",
-        "lutra.hw.attention.pairs",
+        "lutra_hw.attention.pairs",
         "PairIssuer",
         "attention.pairs",
         "arrived.eq(written != issued),",
@@ -94,7 +94,7 @@ FAULTS = [
     ),
     Fault(
         "pairs-kv4",
-        "lutra.hw.attention.pairs",
+        "lutra_hw.attention.pairs",
         "PairIssuer",
         "attention.pairs",
         "arrived.eq(written != issued),",
@@ -118,7 +118,7 @@ FAULTS = [
     ),
     Fault(
         "replay",
-        "lutra.hw.stream.replay",
+        "lutra_hw.stream.replay",
         "ReplayBuffer",
         "stream.replay",
         "m.d.comb += freed.eq(Mux(self.keep, base, taken))",
@@ -126,7 +126,7 @@ FAULTS = [
     ),
     Fault(
         "replay",
-        "lutra.hw.stream.replay",
+        "lutra_hw.stream.replay",
         "ReplayBuffer",
         "stream.replay",
         "m.d.sync += taken.eq(base)",
@@ -134,7 +134,7 @@ FAULTS = [
     ),
     Fault(
         "replay-late",
-        "lutra.hw.stream.replay",
+        "lutra_hw.stream.replay",
         "ReplayBuffer",
         "stream.replay",
         'freed = self._delayed(m, "freed", freed)',
@@ -142,7 +142,7 @@ FAULTS = [
     ),
     Fault(
         "arbiter",
-        "lutra.hw.axi.arbiter",
+        "lutra_hw.axi.arbiter",
         "ReadArbiter",
         "axi.arbiter",
         "o.arvalid.eq(0)",
@@ -150,7 +150,7 @@ FAULTS = [
     ),
     Fault(
         "arbiter",
-        "lutra.hw.axi.arbiter",
+        "lutra_hw.axi.arbiter",
         "ReadArbiter",
         "axi.arbiter",
         "last.eq(index),",
@@ -158,7 +158,7 @@ FAULTS = [
     ),
     Fault(
         "bursts",
-        "lutra.hw.axi.bursts",
+        "lutra_hw.axi.bursts",
         "BurstSplitter",
         "axi.bursts",
         "distance.eq(self.burst_beats - self.beat_addr[:burst_bits]),",
@@ -166,7 +166,7 @@ FAULTS = [
     ),
     Fault(
         "reader",
-        "lutra.hw.axi.reader",
+        "lutra_hw.axi.reader",
         "DmaReader",
         "axi.reader",
         "& (free >= self.burst_beats)",
@@ -174,7 +174,7 @@ FAULTS = [
     ),
     Fault(
         "reader",
-        "lutra.hw.axi.reader",
+        "lutra_hw.axi.reader",
         "DmaReader",
         "axi.reader",
         "& (outstanding != self.max_outstanding)",
@@ -182,7 +182,7 @@ FAULTS = [
     ),
     Fault(
         "writer",
-        "lutra.hw.axi.writer",
+        "lutra_hw.axi.writer",
         "DmaWriter",
         "axi.writer",
         "& (unclaimed >= splitter.length)",
@@ -190,7 +190,7 @@ FAULTS = [
     ),
     Fault(
         "writer",
-        "lutra.hw.axi.writer",
+        "lutra_hw.axi.writer",
         "DmaWriter",
         "axi.writer",
         "axi.wlast.eq(beat == lengths.r_data)",
@@ -198,7 +198,7 @@ FAULTS = [
     ),
     Fault(
         "writer",
-        "lutra.hw.axi.writer",
+        "lutra_hw.axi.writer",
         "DmaWriter",
         "axi.writer",
         "(outstanding == 0) & (fifo.level == 0)",
@@ -206,7 +206,7 @@ FAULTS = [
     ),
     Fault(
         "sequencer",
-        "lutra.hw.control.sequencer",
+        "lutra_hw.control.sequencer",
         "Sequencer",
         "control.sequencer",
         "enough = Cat(count >= wait for",
@@ -214,7 +214,7 @@ FAULTS = [
     ),
     Fault(
         "sequencer",
-        "lutra.hw.control.sequencer",
+        "lutra_hw.control.sequencer",
         "Sequencer",
         "control.sequencer",
         "m.d.sync += met.eq(queue.r_rdy & ~queue.r_en & enough.all())",
@@ -222,7 +222,7 @@ FAULTS = [
     ),
     Fault(
         "sequencer-run",
-        "lutra.hw.control.sequencer",
+        "lutra_hw.control.sequencer",
         "Sequencer",
         "control.sequencer",
         "enough = Cat(count >= wait for",
@@ -230,7 +230,7 @@ FAULTS = [
     ),
     Fault(
         "equal-ternary",
-        "lutra.hw.matmul.table",
+        "lutra_hw.matmul.table",
         "TernaryDatapath",
         "catalogue",
         "subtract.eq(sign < 0),",
@@ -238,7 +238,7 @@ FAULTS = [
     ),
     Fault(
         "equal-lut",
-        "lutra.hw.matmul.lut",
+        "lutra_hw.matmul.lut",
         "LutDatapath",
         "catalogue",
         "minus = [~entry[0], ~entry[1], ~entry[2]]",
@@ -246,7 +246,7 @@ FAULTS = [
     ),
     Fault(
         "equal-lut-logic",
-        "lutra.hw.matmul.lut",
+        "lutra_hw.matmul.lut",
         "LutDatapath",
         "catalogue",
         'last = pairs["last_sum" if s2 > 0 else "last_difference"]',
@@ -254,7 +254,7 @@ FAULTS = [
     ),
     Fault(
         "equal-mixpe-chains",
-        "lutra.hw.matmul.mixpe",
+        "lutra_hw.matmul.mixpe",
         "MixpeDatapath",
         "catalogue",
         "Mux(~a_bit & b_bit, _sign_extend(b, width), 0)",
@@ -262,7 +262,7 @@ FAULTS = [
     ),
     Fault(
         "equal-mac-dsp",
-        "lutra.hw.matmul.mac",
+        "lutra_hw.matmul.mac",
         "MacDatapath",
         "catalogue",
         "offset = sum(1 << (width * (row + 1) - 1) for row in range(per_dsp))",
@@ -294,7 +294,7 @@ def test_passes(name: str, tmp_path: Path) -> None:
 )
 def test_fails_with_a_fault(fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = broken_module(fault.module, fault.old, fault.new)
-    target = f"lutra.sim.formal.{fault.place}.{fault.block}"
+    target = f"lutra_sim.formal.{fault.place}.{fault.block}"
     monkeypatch.setattr(target, getattr(module, fault.block))
     verdict = prove(BY_NAME[fault.check], tmp_path / "work")
     # a check by induction holds of the sound block, so that its failure is the fault's too

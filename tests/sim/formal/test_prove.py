@@ -11,10 +11,10 @@ from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra.sim.formal import prove as prove_module
-from lutra.sim.formal.__main__ import main, table
-from lutra.sim.formal.property import Property
-from lutra.sim.formal.prove import Check, FormalToolsError, Mode, Verdict, check_tools, prove
+from lutra_sim.formal import prove as prove_module
+from lutra_sim.formal.__main__ import main, table
+from lutra_sim.formal.property import Property
+from lutra_sim.formal.prove import Check, FormalToolsError, Mode, Verdict, check_tools, prove
 
 
 class Counter(wiring.Component):

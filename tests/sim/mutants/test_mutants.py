@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lutra.sim.mutants import __main__ as runner
-from lutra.sim.mutants.__main__ import ROOT, apply, main, run_tests
-from lutra.sim.mutants.catalogue import MUTANTS, Mutant
+from lutra_sim.mutants import __main__ as runner
+from lutra_sim.mutants.__main__ import ROOT, apply, main, run_tests
+from lutra_sim.mutants.catalogue import MUTANTS, Mutant
 
 
 def _mutant(**changes: object) -> Mutant:
@@ -23,7 +23,7 @@ def test_there_are_enough_of_different_names() -> None:
 def test_applies(mutant: Mutant, tmp_path: Path) -> None:
     path = tmp_path / mutant.file
     path.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "hw/lutra/hw" / mutant.file, path)
+    shutil.copy(ROOT / "hw/lutra_hw" / mutant.file, path)
     original = path.read_text(encoding="utf-8")
     apply(mutant, tmp_path)
     changed = path.read_text(encoding="utf-8")
@@ -92,8 +92,8 @@ def test_runner(
 
 def test_the_checkout_is_left_alone(tmp_path: Path) -> None:
     """Tests see the RTL of the folder they are given, and no other."""
-    (tmp_path / "lutra/hw").mkdir(parents=True)
-    (tmp_path / "lutra/hw/__init__.py").write_text("raise RuntimeError('a copy')\n")
+    (tmp_path / "lutra_hw").mkdir(parents=True)
+    (tmp_path / "lutra_hw/__init__.py").write_text("raise RuntimeError('a copy')\n")
     status, _ = run_tests(ROUNDING.tests, tmp_path)
     assert status != 0
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.rtl import build
-from lutra.sim.rtl.device import RtlDevice
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_sim.rtl import build
+from lutra_sim.rtl.device import RtlDevice
 
 MEMORY_BYTES = 1 << 16
 
@@ -16,7 +16,7 @@ MEMORY_BYTES = 1 << 16
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> AcceleratorConfig:
     """Configuration whose accelerator is the stand-in, for the time of the test."""
-    module = pytest.importorskip("lutra.sim.bench.rtl.stand_in")
+    module = pytest.importorskip("lutra_sim.bench.rtl.stand_in")
     source = Path(module.__file__).read_text(encoding="utf-8")
     monkeypatch.setattr(build, "_generate", module.generate)
     monkeypatch.setattr(build, "_hardware_sources", lambda: source)

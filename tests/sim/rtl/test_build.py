@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from lutra.sim.golden.control.registers import REGISTERS
-from lutra.sim.golden.core.config import NANO, AcceleratorConfig
-from lutra.sim.rtl import build as build_module
-from lutra.sim.rtl import toolchain
-from lutra.sim.rtl.build import BuildError, build, design_header
-from lutra.sim.rtl.jobs import Job, JobError, run_jobs
-from lutra.sim.rtl.toolchain import ToolchainError
+from lutra_golden.control.registers import REGISTERS
+from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_sim.rtl import build as build_module
+from lutra_sim.rtl import toolchain
+from lutra_sim.rtl.build import BuildError, build, design_header
+from lutra_sim.rtl.jobs import Job, JobError, run_jobs
+from lutra_sim.rtl.toolchain import ToolchainError
 
 pytest.importorskip("amaranth")
 
@@ -173,8 +173,8 @@ def test_a_failed_build_goes_on_where_it_stopped(
 SCRIPT = """
     import os, sys
     from pathlib import Path
-    from lutra.sim.bench.rtl import stand_in
-    from lutra.sim.rtl import build
+    from lutra_sim.bench.rtl import stand_in
+    from lutra_sim.rtl import build
     build._generate = stand_in.generate
     build._OPTIMIZE["fast"] = "-O0"
     build._hardware_sources = lambda: Path(stand_in.__file__).read_text(encoding="utf-8")

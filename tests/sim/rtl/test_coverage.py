@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lutra.sim.rtl.coverage import main, merge, read_points
-from lutra.sim.rtl.device import RtlDevice
+from lutra_sim.rtl.coverage import main, merge, read_points
+from lutra_sim.rtl.device import RtlDevice
 
 # the same component in its own bench and in the accelerator
 BODY = """module {header}(clk, a);

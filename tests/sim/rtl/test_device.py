@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("amaranth")
 
-from lutra.sim.bench.rtl.stand_in import CONFIG, MAX_BEATS, Fault
-from lutra.sim.golden.control.registers import COUNTERS, IDENT, VERSION
-from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.rtl import build
-from lutra.sim.rtl.device import RtlDevice, RtlError
-from lutra.sim.rtl.timing import IDEAL, NANO, MemoryTiming, random_timing
+from lutra_golden.control.registers import COUNTERS, IDENT, VERSION
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_sim.bench.rtl.stand_in import CONFIG, MAX_BEATS, Fault
+from lutra_sim.rtl import build
+from lutra_sim.rtl.device import RtlDevice, RtlError
+from lutra_sim.rtl.timing import IDEAL, NANO, MemoryTiming, random_timing
 
 pytestmark = pytest.mark.cocotb
 

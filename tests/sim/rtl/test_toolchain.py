@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lutra.sim.rtl import toolchain
-from lutra.sim.rtl.toolchain import ToolchainError
+from lutra_sim.rtl import toolchain
+from lutra_sim.rtl.toolchain import ToolchainError
 
 
 @pytest.fixture(autouse=True)

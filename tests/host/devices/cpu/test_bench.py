@@ -8,8 +8,8 @@ import pytest
 if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
-from lutra.host.devices.cpu.bench import main, measure
-from lutra.host.devices.cpu.library import target_names
+from lutra.devices.cpu.bench import main, measure
+from lutra.devices.cpu.library import target_names
 
 
 def test_every_format_has_a_row() -> None:

@@ -12,20 +12,20 @@ from tests.host.models.small_models import TOKENS, write_variant
 from tests.host.packed_models import golden_tiles
 from tests.host.random_model import LLAMAS, SHAPES, load
 
-from lutra.host.devices.base import TileResult
-from lutra.host.errors import LutraError
-from lutra.host.models import find_model
-from lutra.host.models.decoder import LINEARS
-from lutra.host.packing import PackedModel, pack_model
-from lutra.sim.golden.arith.scale import Scale
-from lutra.sim.golden.matmul.format import Format
+from lutra.devices.base import TileResult
+from lutra.errors import LutraError
+from lutra.models import find_model
+from lutra.models.decoder import LINEARS
+from lutra.packing import PackedModel, pack_model
+from lutra_golden.arith.scale import Scale
+from lutra_golden.matmul.format import Format
 
 if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
-from lutra.host.devices.cpu import binding
-from lutra.host.devices.cpu.binding import CpuModel, CpuResult, Keep, matrix_of
-from lutra.host.devices.cpu.library import library, target_names
+from lutra.devices.cpu import binding
+from lutra.devices.cpu.binding import CpuModel, CpuResult, Keep, matrix_of
+from lutra.devices.cpu.library import library, target_names
 
 # accelerators need multiples of 32
 SIZES = {"hidden_size": 64, "intermediate_size": 96}

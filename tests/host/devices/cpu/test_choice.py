@@ -7,10 +7,10 @@ import pytest
 if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
-from lutra.host.devices.cpu import choice
-from lutra.host.devices.cpu.choice import choose_targets
-from lutra.host.devices.cpu.library import target_names
-from lutra.host.errors import LutraError
+from lutra.devices.cpu import choice
+from lutra.devices.cpu.choice import choose_targets
+from lutra.devices.cpu.library import target_names
+from lutra.errors import LutraError
 
 AVAILABLE = [name for name, available in target_names().items() if available]
 

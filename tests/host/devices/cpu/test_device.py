@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from tests.host.packed_models import golden_tiles
 
-from lutra.host.cli import main
-from lutra.host.devices import choose
-from lutra.host.devices.choose import choose_device
-from lutra.host.devices.cpu import library as cpu_library
-from lutra.host.devices.cpu.device import CpuDevice, available_cores
-from lutra.host.engine import LLM
-from lutra.host.errors import LutraError
-from lutra.host.fit import check_processor
-from lutra.host.open_model import open_packed_model
-from lutra.host.packing import PackedLinear, PackedModel
-from lutra.host.sampling import SamplingParams
-from lutra.sim.golden.core.config import AcceleratorConfig
-from lutra.sim.golden.matmul.format import FORMATS, TERNARY_NAME
+from lutra.cli import main
+from lutra.devices import choose
+from lutra.devices.choose import choose_device
+from lutra.devices.cpu import library as cpu_library
+from lutra.devices.cpu.device import CpuDevice, available_cores
+from lutra.engine import LLM
+from lutra.errors import LutraError
+from lutra.fit import check_processor
+from lutra.open_model import open_packed_model
+from lutra.packing import PackedLinear, PackedModel
+from lutra.sampling import SamplingParams
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.matmul.format import FORMATS, TERNARY_NAME
 
 compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 

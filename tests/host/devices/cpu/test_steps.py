@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lutra.host.errors import LutraError
-from lutra.host.packing import PackedLinear, least_shift
-from lutra.sim.golden.arith.fixed import round_shift, saturate
-from lutra.sim.golden.arith.quantize import Q_MAX, q_max_of
-from lutra.sim.golden.arith.scale import Scale, scale_from_float
-from lutra.sim.golden.attention.attention import AttentionParams
-from lutra.sim.golden.attention.attention import attend as golden_attend
-from lutra.sim.golden.matmul.engine import GroupedWeights
-from lutra.sim.golden.vector.heads import HeadBias, HeadNorm
-from lutra.sim.golden.vector.norm import norm_quantize, relu2_gate, swiglu
-from lutra.sim.golden.vector.residual import residual_sum
-from lutra.sim.golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
+from lutra.errors import LutraError
+from lutra.packing import PackedLinear, least_shift
+from lutra_golden.arith.fixed import round_shift, saturate
+from lutra_golden.arith.quantize import Q_MAX, q_max_of
+from lutra_golden.arith.scale import Scale, scale_from_float
+from lutra_golden.attention.attention import AttentionParams
+from lutra_golden.attention.attention import attend as golden_attend
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.vector.heads import HeadBias, HeadNorm
+from lutra_golden.vector.norm import norm_quantize, relu2_gate, swiglu
+from lutra_golden.vector.residual import residual_sum
+from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
 
 if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
-from lutra.host.devices.cpu import steps
-from lutra.host.devices.cpu.library import target_names, target_number
+from lutra.devices.cpu import steps
+from lutra.devices.cpu.library import target_names, target_number
 
 TARGETS = [name for name, available in target_names().items() if available]
 Int = NDArray[np.int64]

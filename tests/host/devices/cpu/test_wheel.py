@@ -41,7 +41,7 @@ def test_with_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     data, warnings = build()
-    assert data["files"] == {"lutra/host/devices/cpu/liblutra_cpu.so": "library\n"}
+    assert data["files"] == {"lutra/devices/cpu/liblutra_cpu.so": "library\n"}
     assert data["pure_python"] is False
     assert data["tag"].startswith("py3-none-")
     assert data["tag"] != "py3-none-any"

@@ -1,0 +1,246 @@
+"""Lutra's device ``cpu`` beside llama.cpp on one machine: ``python -m lutra_flows.peers``.
+
+Both run the 2B-4T shape with random ternary weights, on as many threads, in turns. llama.cpp has no
+such architecture with these weights in its TQ2_0 format, so it is given Llama's, with the same
+matrices: ternary layers in TQ2_0, embedding and head in Q6_K, as it stores them by itself. It needs
+``pip install lutra[peers]``.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.checkpoints.config import ConfigFile
+from lutra.commands.bench import Row, bench
+from lutra.devices.cpu.device import CpuDevice, available_cores
+from lutra.errors import LutraError
+from lutra.models.decoder import linear_shapes
+from lutra.models.random import RANDOM_SHAPES
+from lutra.models.random_packed import PREFIX, random_packed
+from lutra.progress import StepProgress
+
+__all__ = ["main", "measure", "write_gguf"]
+
+_SHAPE = "bitnet-2b-4t"
+_GGUF_NAMES = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+_BLOCK = 256
+_TQ2_0_BYTES, _Q6_K_BYTES = 66, 210
+_Progress = Callable[[str, float], None]
+_Bytes = NDArray[np.uint8]
+
+
+def _half(value: float) -> _Bytes:
+    return np.array([value], np.float16).view(np.uint8)
+
+
+def _tq2_0(rng: np.random.Generator, n: int, k: int) -> _Bytes:
+    """Random blocks of 256 weights: fields 0, 1, 2 of two bits, and a scale."""
+    valid = [b for b in range(256) if all(b >> s & 3 < 3 for s in (0, 2, 4, 6))]
+    blocks = np.empty((n * k // _BLOCK, _TQ2_0_BYTES), np.uint8)
+    codes = rng.integers(0, len(valid), (len(blocks), _TQ2_0_BYTES - 2), np.uint8)
+    blocks[:, :-2] = np.array(valid, np.uint8)[codes]
+    blocks[:, -2:] = _half(1.1 / np.sqrt(k))
+    return blocks.reshape(n, -1)
+
+
+def _q6_k(rng: np.random.Generator, n: int, k: int) -> _Bytes:
+    """Random blocks of 256 weights of six bits with sixteen scales, and one above them."""
+    blocks = rng.integers(0, 256, (n * k // _BLOCK, _Q6_K_BYTES), np.uint8)
+    blocks[:, 192:208] = rng.integers(1, 64, (len(blocks), 16), np.uint8)
+    blocks[:, -2:] = _half(1e-4)
+    return blocks.reshape(n, -1)
+
+
+def write_gguf(
+    path: Path, shape: Mapping[str, object] | None = None, progress: _Progress | None = None
+) -> None:
+    """Write the model that llama.cpp is given, of the sizes in a ``config.json``."""
+    import gguf
+
+    file, rng = ConfigFile(path, shape or RANDOM_SHAPES[_SHAPE]), np.random.default_rng(0)
+    total = file.whole("num_hidden_layers")
+    d, f = file.whole("hidden_size"), file.whole("intermediate_size")
+    heads, kv_heads = file.whole("num_attention_heads"), file.whole("num_key_value_heads")
+    vocab, head_dim = file.whole("vocab_size"), d // heads
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(4096)
+    writer.add_embedding_length(d)
+    writer.add_block_count(total)
+    writer.add_feed_forward_length(f)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(500000.0)
+    writer.add_vocab_size(vocab)
+    writer.add_tokenizer_model("none")
+    q6_k, tq2_0 = gguf.GGMLQuantizationType.Q6_K, gguf.GGMLQuantizationType.TQ2_0
+    writer.add_tensor("token_embd.weight", _q6_k(rng, vocab, d), raw_dtype=q6_k)
+    writer.add_tensor("output_norm.weight", np.ones(d, np.float32))
+    for i in range(total):
+        if progress:
+            progress("writing the peer's model", i / total)
+        for norm in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{i}.{norm}.weight", np.ones(d, np.float32))
+        for name, (n, k) in linear_shapes(d, f, d, kv_heads * head_dim).items():
+            tensor = f"blk.{i}.{_GGUF_NAMES[name]}.weight"
+            writer.add_tensor(tensor, _tq2_0(rng, n, k), raw_dtype=tq2_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class _LlamaCpp:
+    """llama.cpp through its C interface, as its own bench drives it."""
+
+    def __init__(self, path: Path, threads: int, n_batch: int, context: int) -> None:
+        import llama_cpp
+
+        self._lib = llama_cpp
+        # what it says of itself while it loads is many lines
+        self._silent = self._lib.llama_log_callback(lambda _level, _text, _data: None)
+        self._lib.llama_log_set(self._silent, None)
+        self._lib.llama_backend_init()
+        options = self._lib.llama_model_default_params()
+        self._model = self._lib.llama_model_load_from_file(str(path).encode(), options)
+        if not self._model:
+            raise LutraError(f"llama.cpp does not load {path}: its version is another one")
+        settings = self._lib.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_ubatch = context, n_batch, n_batch
+        settings.n_threads = settings.n_threads_batch = threads
+        self._context = self._lib.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise LutraError("llama.cpp has no memory for its context")
+
+    def run(self, tokens: list[int]) -> None:
+        """Process tokens behind those of before; logits of the last one."""
+        array = (self._lib.llama_token * len(tokens))(*tokens)
+        batch = self._lib.llama_batch_get_one(array, len(tokens))
+        if self._lib.llama_decode(self._context, batch):
+            raise LutraError("llama.cpp fails to decode")
+        self._lib.llama_get_logits_ith(self._context, -1)
+
+    def reset(self) -> None:
+        """Empty the KV cache."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+
+    def close(self) -> None:
+        """Release it."""
+        self._lib.llama_free(self._context)
+        self._lib.llama_model_free(self._model)
+
+
+def _peer_rows(
+    path: Path, threads: int, n_prompt: int, n_gen: int, repetitions: int
+) -> list[tuple[str, float]]:
+    """``(test, tokens per second)`` of each repetition; the first of a kind does not count."""
+    peer = _LlamaCpp(path, threads, max(n_prompt, 1), max(n_prompt, n_gen) + 1)
+    tokens: list[int] = np.random.default_rng(0).integers(0, 1 << 16, n_prompt + n_gen).tolist()
+    found: list[tuple[str, float]] = []
+    for i in range(repetitions + 1):
+        for test, n, step in ((f"pp{n_prompt}", n_prompt, n_prompt), (f"tg{n_gen}", n_gen, 1)):
+            peer.reset()
+            start = time.perf_counter()
+            for first in range(0, n, step):
+                peer.run(tokens[first : first + step])
+            if i:
+                found.append((test, n / (time.perf_counter() - start)))
+    peer.close()
+    return found
+
+
+def measure(
+    *, threads: int, n_prompt: int, n_gen: int, repetitions: int, progress: _Progress | None = None
+) -> list[Row]:
+    """Rows of both, taken in turns."""
+    collected: dict[tuple[str, str], list[float]] = {}
+
+    def keep(device: str, test: str, rate: float) -> None:
+        collected.setdefault((device, test), []).append(rate)
+
+    try:
+        peer = f"llama.cpp {version('llama-cpp-python')}"
+    except PackageNotFoundError:
+        raise LutraError(
+            "the peer llama.cpp is not installed: pip install 'lutra[peers]' (compiles it)"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "peer.gguf"
+        write_gguf(path, progress=progress)
+        model = random_packed(PREFIX + _SHAPE, progress=progress)
+        for turn in range(2):
+            if progress:
+                progress("measuring", turn / 2)
+            for test, rate in _peer_rows(path, threads, n_prompt, n_gen, repetitions):
+                keep(f"{peer} TQ2_0", test, rate)
+            device = CpuDevice(threads)
+            rows = bench(model, device, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions)
+            for row in rows:
+                for rate in row.rates:
+                    keep("lutra cpu", row.test, rate)
+            device.close()
+    return [
+        Row(model=_SHAPE, device=device, test=test, rates=tuple(rates))
+        for (device, test), rates in collected.items()
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lutra_flows.peers", description=__doc__)
+    parser.add_argument("-t", "--threads", type=int, default=available_cores())
+    parser.add_argument("-p", "--n-prompt", type=int, default=512)
+    parser.add_argument("-n", "--n-gen", type=int, default=128)
+    parser.add_argument("-r", "--repetitions", type=int, default=3, help="in each of two turns (3)")
+    parser.add_argument("--json", type=Path, help="write the rows to a file")
+    args = parser.parse_args(argv)
+    try:
+        with StepProgress() as progress:
+            rows = measure(
+                threads=args.threads,
+                n_prompt=args.n_prompt,
+                n_gen=args.n_gen,
+                repetitions=args.repetitions,
+                progress=progress,
+            )
+    except LutraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, measured\n")
+    print("| engine | test | t/s | median | least | most |")
+    print("|---|---|---:|---:|---:|---:|")
+    for row in rows:
+        low, middle, high = min(row.rates), float(np.median(row.rates)), max(row.rates)
+        print(
+            f"| {row.device} | {row.test} | {row.t_s:.1f} \N{PLUS-MINUS SIGN} {row.std:.1f} "
+            f"| {middle:.1f} | {low:.1f} | {high:.1f} |"
+        )
+    if args.json:
+        content = [
+            {"device": row.device, "test": row.test, "t_s": row.t_s, "samples": row.rates}
+            for row in rows
+        ]
+        args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""What is synthesised: an engine built for one format and tile, its array alone, or an accelerator.
+
+Amaranth is imported where hardware is generated, so that the command line starts without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from lutra.errors import LutraError
+from lutra_golden.core.config import ENGINES, NANO, AcceleratorConfig, with_engine
+from lutra_golden.matmul.engine import LANES, EngineParams
+from lutra_golden.matmul.format import FORMATS, Format
+from lutra_golden.matmul.lut import LutParams, Tables
+from lutra_golden.matmul.mac import Adders, MacParams
+from lutra_golden.matmul.mixpe import MixpeParams
+
+__all__ = ["TOP", "Design", "Made", "Part", "default_tile", "design", "engine_formats"]
+
+TOP = "design"
+"""Name of the top module."""
+_GROUP = 64
+# bits of a digit that an engine's array may be built for; the narrowest that holds a weight is
+_DIGITS = {"mixpe": (4, 8), "mac": (2, 4, 8)}
+# tile_m, tile_n, and tile_k for one plane: 512 multiply-accumulates a cycle
+_TILES = {"lut": (1, 32, 16), "mixpe": (1, 32, 16), "mac": (1, 32, 16)}
+# tables of three activations do not make 512; this is the engine of the configuration `nano`
+_TERNARY_TILE = (1, 8, 72)
+
+Tile = tuple[int, int, int]
+
+
+class Part(StrEnum):
+    """How much of the hardware is synthesised."""
+
+    ENGINE = "engine"
+    """The matmul engine with its control, buffers, dequantiser and accumulators."""
+    DATAPATH = "datapath"
+    """The array of one token alone: what papers call the PE array or the tensor core."""
+    WHOLE = "whole"
+    """The accelerator ``nano`` with this engine."""
+
+
+class Made(StrEnum):
+    """What an array is made of; the values and the order of words are the same."""
+
+    DSP = "dsp"
+    """Of what an FPGA has."""
+    LUTS = "luts"
+    """Of what an FPGA has, but for its multipliers."""
+    CELLS = "cells"
+    """Standard cells: tables are logic, not small memories, and sums are carry-save."""
+
+
+_TABLES = {Made.DSP: Tables.MEMORY, Made.LUTS: Tables.MEMORY, Made.CELLS: Tables.LOGIC}
+_ADDERS = {Made.DSP: Adders.DSP, Made.LUTS: Adders.CHAINS, Made.CELLS: Adders.CELLS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """Hardware to be synthesised, and how much it computes."""
+
+    engine: str
+    format: Format
+    part: Part
+    params: EngineParams
+    config: AcceleratorConfig | None = None
+
+    @property
+    def tile(self) -> Tile:
+        return self.params.tile_m, self.params.tile_n, self.params.tile_k
+
+    @property
+    def planes(self) -> int:
+        """Words that a step of weights of this format takes, one after the other."""
+        return _planes(self.engine, self.format, self.params.w_width)
+
+    @property
+    def macs_per_cycle(self) -> float:
+        """Multiply-accumulates of whole weights in a cycle, when words and activations are there.
+
+        A block of rows takes ``steps * planes`` cycles, or ``tile_m * tile_n / 8`` if those are
+        more: eight rows a cycle go to the accumulators. The array alone knows no such limit.
+        """
+        p = self.params
+        if self.part == Part.DATAPATH:
+            return p.tile_n * p.tile_k / self.planes
+        cycles = max(p.steps * self.planes, p.tile_m * p.tile_n // LANES)
+        return p.tile_m * p.tile_n * p.k_tile / cycles
+
+    def netlist(self) -> str:
+        """RTLIL of the module :data:`TOP`; the same sources give the same text anywhere."""
+        from amaranth.back.rtlil import convert
+
+        from lutra_hw.core.accelerator import Accelerator
+        from lutra_hw.matmul.engine import DATAPATHS, MatmulEngine
+
+        if self.config is not None:
+            component = Accelerator(self.config)
+        elif self.part == Part.DATAPATH:
+            component = DATAPATHS[self.engine](self.params)
+        else:
+            component = MatmulEngine(self.params)
+        return convert(component, name=TOP, emit_src=False)
+
+
+def engine_formats(engine: str) -> tuple[str, ...]:
+    """Names of the formats that an engine can be built for.
+
+    ``mixpe`` is not for weights of fewer bits than half its digit, which ``mac`` has digits for.
+    """
+    formats = [Format.parse(name) for name in FORMATS]
+    if engine == "ternary":
+        formats = [f for f in formats if f.ternary and f.a_bits == 8]
+    elif engine == "mixpe":
+        formats = [f for f in formats if f.w_bits > 2]
+    return tuple(map(str, formats))
+
+
+def _digit_bits(engine: str, fmt: Format) -> int:
+    if engine == "ternary":
+        return 2
+    return next((bits for bits in _DIGITS.get(engine, ()) if bits >= fmt.w_bits), 1)
+
+
+def _planes(engine: str, fmt: Format, w_width: int) -> int:
+    return 1 if engine == "ternary" else -(-fmt.w_bits // w_width)
+
+
+def default_tile(engine: str, fmt: Format) -> Tile:
+    """The tile of an engine that makes 512 multiply-accumulates a cycle.
+
+    ``ternary`` makes 576, and ``lut`` 683 of six bits: their depths divide into groups.
+    """
+    if engine == "ternary":
+        return _TERNARY_TILE
+    m, n, k = _TILES[engine]
+    planes = _planes(engine, fmt, _digit_bits(engine, fmt))
+    # a step's depth divides the group: three planes take the depth of four
+    return m, n, k << (planes - 1).bit_length()
+
+
+def design(
+    engine: str,
+    fmt: str,
+    tile: Tile | None = None,
+    *,
+    part: Part = Part.ENGINE,
+    made_of: Made = Made.DSP,
+) -> Design:
+    """What to synthesise; LutraError says which engine, format or tile there can not be."""
+    if engine not in ENGINES:
+        raise LutraError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    try:
+        parsed = Format.parse(fmt)
+        if str(parsed) not in engine_formats(engine):
+            raise LutraError(
+                f"format of the {engine} engine must be one of "
+                f"{', '.join(engine_formats(engine))}, not {parsed}"
+            )
+        if part == Part.WHOLE:
+            return _whole(engine, parsed, tile, made_of)
+        params = _params(engine, parsed, tile or default_tile(engine, parsed))
+    except (TypeError, ValueError) as error:
+        raise LutraError(str(error)) from error
+    if isinstance(params, LutParams):
+        params = replace(params, tables=_TABLES[made_of])
+    elif isinstance(params, MacParams):
+        params = replace(params, adders=_ADDERS[made_of])
+    elif isinstance(params, MixpeParams) and made_of != Made.DSP:
+        params = replace(params, adders=_ADDERS[made_of])
+    return Design(engine=engine, format=parsed, part=part, params=params)
+
+
+def _params(engine: str, fmt: Format, tile: Tile) -> EngineParams:
+    """Parameters of an engine for this format and no wider one."""
+    tile_m, tile_n, tile_k = tile
+    w_width = _digit_bits(engine, fmt)
+    sizes = {"tile_m": tile_m, "tile_n": tile_n, "tile_k": tile_k, "m_tile": max(8, tile_m)}
+    if engine == "ternary":
+        return ENGINES[engine](**sizes, k_tile=tile_k, max_planes=1)
+    return ENGINES[engine](
+        **sizes,
+        k_tile=max(_GROUP, tile_k),
+        a_width=fmt.a_bits,
+        w_width=w_width,
+        acc_width=28,
+        sum_width=28 + fmt.a_bits,
+        max_planes=_planes(engine, fmt, w_width),
+    )
+
+
+def _whole(engine: str, fmt: Format, tile: Tile | None, made_of: Made) -> Design:
+    config = with_engine(NANO, engine, a_width=fmt.a_bits)
+    if tile is not None:
+        tile_m, tile_n, tile_k = tile
+        k_tile = tile_k if engine == "ternary" else max(_GROUP, tile_k)
+        config = replace(config, tile_m=tile_m, tile_n=tile_n, tile_k=tile_k, k_tile=k_tile)
+    if made_of == Made.CELLS:
+        raise LutraError("--whole is built for FPGAs: give a --target other than liberty")
+    return Design(engine=engine, format=fmt, part=Part.WHOLE, params=config.matmul, config=config)

@@ -1,0 +1,14 @@
+"""Lutra's host runtime: models, compiler, devices, generation and the command line."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from lutra.engine import LLM, Completion, Piece
+from lutra.errors import LutraError
+from lutra.sampling import SamplingParams
+
+__all__ = ["LLM", "Completion", "LutraError", "Piece", "SamplingParams", "__version__"]
+
+try:
+    __version__ = version("lutra-fpga")
+except PackageNotFoundError:  # run from the sources, without being installed
+    __version__ = "0+unknown"

@@ -1,0 +1,42 @@
+"""A checkpoint: configuration and tensors under Hugging Face's names, whatever file they are in."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.checkpoints.config import ConfigFile
+from lutra.checkpoints.weights import Dense, Weight
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint(Protocol):
+    """What an architecture is read from.
+
+    Names are those of Hugging Face's tensors without ``.weight``; tensors are read when they are
+    asked for. LutraError names the file and the tensor if it is missing, has another shape than is
+    asked for, or holds infinities or NaNs.
+    """
+
+    path: Path
+    """File or folder, for messages."""
+    config: ConfigFile
+
+    def names(self) -> Collection[str]:
+        """Names of all matrices and vectors, biases as ``name.bias``."""
+        ...
+
+    def linear(self, name: str, n: int, k: int) -> Weight:
+        """The matrix of a linear layer, ``[n, k]``."""
+        ...
+
+    def matrix(self, name: str, n: int, k: int) -> Dense:
+        """A matrix that is no linear layer's, such as the embedding."""
+        ...
+
+    def vector(self, name: str, n: int) -> NDArray[np.float32]:
+        """A vector of ``n`` values: a norm's weights (by name), a bias (``name.bias``)."""
+        ...

@@ -1,0 +1,89 @@
+"""GPTQ's layout of integer weights, versions 1 and 2, as AutoGPTQ and GPTQModel write it.
+
+Source: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (arXiv
+2210.17323); the layout is that of those programs.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.checkpoints.config import ConfigFile
+from lutra.checkpoints.floating import read_dense
+from lutra.checkpoints.packed import (
+    group_size,
+    order_of_groups,
+    read_bits,
+    read_scale,
+    read_words,
+    unpack_words,
+)
+from lutra.checkpoints.weights import Grouped, Weight
+from lutra.errors import LutraError
+from lutra.formats.safetensors import SafetensorsFolder
+
+__all__ = ["read_gptq"]
+
+_BITS = (2, 3, 4, 8)
+
+
+def read_gptq(tensors: SafetensorsFolder, config: ConfigFile, name: str, n: int, k: int) -> Weight:
+    """A linear layer: codes along the depth in ``qweight [K * bits / 32, N]``.
+
+    ``scales`` are ``[K / group, N]``, zero points in ``qzeros [K / group, N * bits / 32]``; version
+    1 stores them less one. ``g_idx`` is the group of each column. A layer that was left in floating
+    point is read as it is.
+    """
+    if f"{name}.qweight" not in tensors.names() and f"{name}.weight" in tensors.names():
+        return read_dense(tensors, config, name, n, k)
+    within = "quantization_config"
+    kind = config.get("checkpoint_format", within) or "gptq"
+    advice = "export the model as one of these"
+    config.require("checkpoint_format", kind, "gptq", "gptq_v2", advice=advice)
+    config.require("dynamic", config.get("dynamic", within) or None, None, advice=advice)
+    bits, group = read_bits(config, _BITS), group_size(config, name, k)
+    for width in (n, k):
+        if width * bits % 32:
+            raise LutraError(
+                f"{tensors.path}: {name} must have sizes that fill words of 32 bits, not {[n, k]}"
+            )
+    codes = unpack_words(read_words(tensors, f"{name}.qweight", k * bits // 32, n), bits)
+    scale = read_scale(tensors, f"{name}.scales", k // group, n)
+    stored = read_words(tensors, f"{name}.qzeros", k // group, n * bits // 32)
+    zero = _zeros(tensors, name, stored, bits, less_one=kind == "gptq")
+    order = None
+    if f"{name}.g_idx" in tensors.names():
+        order = order_of_groups(tensors, f"{name}.g_idx", k, group)
+    elif config.get("desc_act", within):
+        raise LutraError(
+            f"{tensors.path} has no tensor {name}.g_idx, though desc_act is set: "
+            "copy the model again"
+        )
+    columns = codes if order is None else codes[order]
+    return Grouped(
+        codes=np.ascontiguousarray(columns.T),
+        scale=np.ascontiguousarray(scale.T),
+        zero=zero,
+        bits=bits,
+        group=group,
+        order=order,
+    )
+
+
+def _zeros(
+    tensors: SafetensorsFolder, name: str, words: NDArray[np.uint32], bits: int, *, less_one: bool
+) -> NDArray[np.float32]:
+    """Zero points ``[N, groups]``."""
+    if not less_one:
+        return unpack_words(np.ascontiguousarray(words.T), bits).astype(np.float32)
+    if 32 % bits == 0:
+        # One was taken from every field of a word at once, borrows included: so it is given back.
+        ones = sum(1 << shift for shift in range(0, 32, bits))
+        words = words + np.uint32(ones)
+        return unpack_words(np.ascontiguousarray(words.T), bits).astype(np.float32)
+    zero = unpack_words(np.ascontiguousarray(words.T), bits).astype(np.float32) + 1
+    if zero.max(initial=0) > (1 << bits) - 1:
+        raise LutraError(
+            f"{tensors.path}: {name}.qzeros holds a zero point of {int(zero.max())}, which is no "
+            f"code of {bits} bits: export the model as gptq_v2"
+        )
+    return zero

@@ -1,0 +1,113 @@
+"""Weights of a matrix: as checkpoints hold them, and as integers that an accelerator takes.
+
+All are ``[N, K]``, rows of outputs. Arrays may be views of a file that is mapped into memory; what
+a method computes covers the rows that are asked for, so a matrix never has to exist whole.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.matmul.engine import GroupedWeights
+
+__all__ = ["Dense", "Grouped", "Integers", "Ternary", "Weight"]
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Floating point of any width, bfloat16 included."""
+
+    values: NDArray[np.generic]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and depth."""
+        n, k = self.values.shape
+        return n, k
+
+    def dequantized(self, rows: slice = slice(None)) -> Float32:
+        """The weights as float32; a view of them if they are. Not to be written to."""
+        return self.values[rows].astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class Ternary:
+    """-1, 0 and 1, int8, and the scale that multiplies them."""
+
+    codes: NDArray[np.int8]
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and depth."""
+        n, k = self.codes.shape
+        return n, k
+
+    def dequantized(self, rows: slice = slice(None)) -> Float32:
+        """The weights as float32."""
+        return self.codes[rows].astype(np.float32) * np.float32(self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped:
+    """Codes of ``bits`` bits, uint8: a weight is ``scale * (code - zero)``.
+
+    ``scale`` and ``zero`` are ``[N, K / group]``, float32. If the checkpoint orders its groups by
+    another index than the depth's, ``order`` ``[K]`` is the column that each column of ``codes``
+    stands for: the matrix is multiplied by ``x[order]``.
+    """
+
+    codes: NDArray[np.uint8]
+    scale: Float32
+    zero: Float32
+    bits: int
+    group: int
+    order: NDArray[np.int64] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and depth."""
+        n, k = self.codes.shape
+        return n, k
+
+    def dequantized(self, rows: slice = slice(None)) -> Float32:
+        """The weights as float32, in the depth's own order."""
+        codes = self.codes[rows].astype(np.float32)
+        groups = codes.reshape(len(codes), -1, self.group)
+        values = (groups - self.zero[rows, :, None]) * self.scale[rows, :, None]
+        values = values.reshape(codes.shape)
+        if self.order is None:
+            return values
+        ordered = np.empty_like(values)
+        ordered[:, self.order] = values
+        return ordered
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What runs: integers, and what one is worth: the matrix is ``scale * doubled() / 2``."""
+
+    weights: GroupedWeights
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and depth."""
+        n, k = self.weights.codes.shape
+        return n, k
+
+    def dequantized(self, rows: slice = slice(None)) -> Float32:
+        """The weights as float32."""
+        w = self.weights
+        codes = w.codes[rows].astype(np.float32)
+        groups = codes.reshape(len(codes), -1, w.group)
+        groups -= (w.zero[rows, :, None] / 2).astype(np.float32)
+        groups *= (w.scale[rows, :, None] * self.scale).astype(np.float32)
+        return groups.reshape(codes.shape)
+
+
+Weight = Dense | Ternary | Grouped | Integers
+"""What a matrix is: of a checkpoint, or, once it is quantised, integers."""

@@ -1,0 +1,190 @@
+"""``lutra bench``: tokens per second of prefill and decode, as llama-bench measures them."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra.compiler import compile_model
+from lutra.configure import configure
+from lutra.devices.base import ModelDevice, ProgramDevice
+from lutra.devices.choose import DEVICES, choose_device, notes_on
+from lutra.errors import LutraError
+from lutra.open_model import open_packed_model
+from lutra.packing import PackedModel
+from lutra.progress import StepProgress
+from lutra.quantize import GROUPS
+from lutra_golden.core.config import KV_WIDTHS
+from lutra_golden.matmul.format import FORMATS
+
+__all__ = ["N_GEN", "N_PROMPT", "Row", "add_bench", "add_threads", "bench"]
+
+N_PROMPT, N_GEN = 512, 128
+"""Tokens of prefill and decode, unless others are asked for."""
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A test's result: tokens per second of every repetition."""
+
+    model: str
+    device: str
+    test: str
+    rates: tuple[float, ...]
+
+    @property
+    def t_s(self) -> float:
+        """Their mean."""
+        return float(np.mean(self.rates))
+
+    @property
+    def std(self) -> float:
+        """Their standard deviation; 0 of a single one."""
+        return float(np.std(self.rates, ddof=1)) if len(self.rates) > 1 else 0.0
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """The option that sets the threads of the device ``cpu``."""
+    parser.add_argument(
+        "-t", "--threads", type=int, help="threads of the device cpu (default: one per core)"
+    )
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra bench``."""
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="tales",
+        help="a model's name or folder, or random:SHAPE for real shapes with random weights",
+    )
+    parser.add_argument("--format", choices=FORMATS, type=str.upper, help="what it is rounded to")
+    parser.add_argument("--group", type=int, choices=GROUPS, help="weights that share a scale")
+    parser.add_argument("--kv", type=int, choices=KV_WIDTHS, help="bits of keys and values (8)")
+    parser.add_argument("-p", "--n-prompt", type=int, help=f"prefill of so many ({N_PROMPT})")
+    parser.add_argument("-n", "--n-gen", type=int, help=f"decode of so many ({N_GEN})")
+    parser.add_argument("-r", "--repetitions", type=int, default=5, help="of every test (5)")
+    parser.add_argument("-dev", "--device", default="auto", choices=DEVICES, help="default auto")
+    add_threads(parser)
+    parser.add_argument("-o", "--output", choices=("md", "json"), default="md", help="default md")
+    parser.set_defaults(command=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    with StepProgress() as progress:
+        model = open_packed_model(args.model, args.format, args.group, args.kv, progress=progress)
+        # as many as llama-bench takes, or what a small model can
+        n_prompt, n_gen = (
+            min(usual, model.context) if given is None else given
+            for given, usual in ((args.n_prompt, N_PROMPT), (args.n_gen, N_GEN))
+        )
+        needed = max(n_prompt, n_gen)
+        if needed > model.context:
+            raise LutraError(
+                f"{needed} tokens do not fit the context of {model.context}: lower -p or -n"
+            )
+        device, reasons = choose_device(
+            args.device, lambda: configure(model), threads=args.threads, progress=progress
+        )
+        try:
+            rows = bench(
+                model,
+                device,
+                n_prompt=n_prompt,
+                n_gen=n_gen,
+                repetitions=args.repetitions,
+                progress=progress,
+            )
+        finally:
+            device.close()
+    for note in notes_on(device, reasons):
+        print(f"note: {note}", file=sys.stderr)
+    if args.output == "json":
+        print(
+            json.dumps(
+                [
+                    {
+                        "model": row.model,
+                        "format": model.format,
+                        "device": row.device,
+                        "test": row.test,
+                        "t_s": round(row.t_s, 3),
+                        "std": round(row.std, 3),
+                        "samples": [round(rate, 3) for rate in row.rates],
+                    }
+                    for row in rows
+                ]
+            )
+        )
+        return 0
+    print("| model | format | device | test | t/s |")
+    print("|---|---|---|---:|---:|")
+    for row in rows:
+        figures = f"{row.t_s:.2f} \N{PLUS-MINUS SIGN} {row.std:.2f}"
+        print(f"| {row.model} | {model.format} | {row.device} | {row.test} | {figures} |")
+    return 0
+
+
+def bench(
+    model: PackedModel,
+    device: ProgramDevice | ModelDevice,
+    *,
+    n_prompt: int = N_PROMPT,
+    n_gen: int = N_GEN,
+    repetitions: int = 5,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Measure ``ppN``, a prompt of random tokens, and ``tgN``, token after token from an empty
+    cache; a test of 0 tokens is left out. One run of each comes first and does not count."""
+    if n_prompt < 0 or n_gen < 0 or n_prompt + n_gen == 0 or repetitions < 1:
+        raise LutraError("-p and -n must be 0 or more, not both 0, and -r 1 or more")
+    if isinstance(device, ModelDevice):
+        device.load_model(model)
+        tile = device.tile
+    else:
+        program = compile_model(model, configure(model), progress)
+        device.load(program)
+        tile = program.config.m_tile
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, max(n_prompt, n_gen, 1))
+    prompt: list[int] = tokens.tolist()
+
+    def prefill() -> None:
+        for first in range(0, n_prompt, tile):
+            part = prompt[first : min(first + tile, n_prompt)]
+            last = first + len(part) == n_prompt
+            device.run_tile(part, first, len(part) - 1 if last else len(part))
+
+    def decode() -> None:
+        for position in range(n_gen):
+            device.run_tile([prompt[position]], position, 0)
+
+    rows: list[Row] = []
+    for test, n, run in (("pp", n_prompt, prefill), ("tg", n_gen, decode)):
+        if not n:
+            continue
+        rates = _rates(run, n, repetitions, f"measuring {test}{n}", progress)
+        rows.append(Row(model=model.name, device=device.name, test=f"{test}{n}", rates=rates))
+    return rows
+
+
+def _rates(
+    run: Callable[[], None],
+    n_tokens: int,
+    repetitions: int,
+    stage: str,
+    progress: Progress | None,
+) -> tuple[float, ...]:
+    seconds: list[float] = []
+    for i in range(repetitions + 1):
+        if progress:
+            progress(stage, i / (repetitions + 1))
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    counted: Sequence[float] = seconds[1:]
+    return tuple(n_tokens / each for each in counted)

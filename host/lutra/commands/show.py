@@ -1,0 +1,150 @@
+"""``lutra show``: what is in a packed model or a checkpoint."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+from rich.table import Table
+
+from lutra.checkpoints import open_checkpoint
+from lutra.checkpoints.weights import Dense, Grouped, Weight
+from lutra.formats.b128 import row_bytes
+from lutra.formats.gguf import is_gguf
+from lutra.formats.packed import PackedFile, is_packed, open_packed
+from lutra.models import find_model, load_model
+from lutra.models.decoder import LINEARS
+from lutra.quantize import default_format
+from lutra_golden.arith.scale import scale_to_float
+from lutra_golden.matmul.format import TERNARY_NAME
+
+__all__ = ["add_show", "packed_figures"]
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra show``."""
+    parser.add_argument("model", help="packed model, checkpoint, GGUF file or shipped name")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.set_defaults(command=_show)
+
+
+def _show(args: argparse.Namespace) -> int:
+    path = find_model(args.model)
+    figures = packed_figures(open_packed(path)) if is_packed(path) else _source_figures(path)
+    if args.json:
+        print(json.dumps(figures))
+        return 0
+    console = Console(highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in figures.items():
+        if not isinstance(value, list):
+            text = f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
+            table.add_row(name.replace("_", " "), text)
+    console.print(table)
+    matrices = figures.get("matrices")
+    if isinstance(matrices, list):
+        rows = cast("list[dict[str, object]]", matrices)
+        table = Table(box=None, pad_edge=False)
+        for name in rows[0]:
+            table.add_column(name, justify="left" if name == "matrix" else "right")
+        for row in rows:
+            table.add_row(*("-" if value is None else str(value) for value in row.values()))
+        console.print()
+        console.print(table)
+    return 0
+
+
+def packed_figures(file: PackedFile) -> dict[str, object]:
+    """What ``lutra show --json`` prints of a packed model."""
+    model = file.model
+    n_weights = n_bytes = 0
+    matrices: list[dict[str, object]] = []
+    for i in range(len(model.layers)):
+        layer = model.layers[i]
+        for name in LINEARS:
+            linear = layer.linear(name)
+            w = linear.weights
+            n, k = w.codes.shape
+            ternary = w.ternary
+            bits = 2 if ternary else w.bits
+            n_weights += n * k
+            n_bytes += n * row_bytes(k, bits)
+            if not ternary:
+                # a zero point has two bytes, a scale one or two
+                n_bytes += w.scale.size * (3 if w.scale_bits <= 8 else 4)
+            matrices.append(
+                {
+                    "matrix": f"{i}.{name}",
+                    "rows": n,
+                    "depth": k,
+                    "bits": TERNARY_NAME if ternary else bits,
+                    "group": None if ternary else w.group,
+                    "scale": f"{scale_to_float(linear.scale):.4g}",
+                    "scales": None if ternary else f"{w.scale.min()}..{w.scale.max()}",
+                    "shift": linear.shift,
+                }
+            )
+    head = model.head.nbytes + model.head_rows.nbytes
+    return {
+        "name": model.name,
+        "architecture": model.architecture,
+        "format": model.format,
+        "kv_bits": model.kv_bits,
+        "fingerprint": file.fingerprint,
+        "layers": len(model.layers),
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size,
+        "heads": model.n_heads,
+        "key_value_heads": model.n_kv_heads,
+        "head_dim": model.head_dim,
+        "vocabulary": model.vocab_size,
+        "context": model.context,
+        "weights": n_weights,
+        "bits_per_weight": round(8 * n_bytes / n_weights, 3),
+        "weight_bytes": n_bytes,
+        "embedding_bytes": model.embedding.nbytes,
+        "head_bytes": head,
+        "file_bytes": file.n_bytes,
+        "residual_fraction_bits": model.residual_frac,
+        "matrices": matrices,
+    }
+
+
+def _source_figures(path: Path) -> dict[str, object]:
+    model = load_model(path)
+    checkpoint = open_checkpoint(path)
+    c, weight = model.config, model.layers[0].q_proj
+    n_weights = c.num_hidden_layers * sum(
+        c.shape_of(name)[0] * c.shape_of(name)[1] for name in LINEARS
+    )
+    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    return {
+        "name": model.name,
+        "architecture": model.architecture,
+        "file": "GGUF" if is_gguf(path) else "safetensors",
+        "weights_are": _kind(weight),
+        "runs_by_default_in": str(default_format(model)),
+        "layers": c.num_hidden_layers,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "heads": c.num_attention_heads,
+        "key_value_heads": c.num_key_value_heads,
+        "head_dim": c.head_dim,
+        "vocabulary": c.vocab_size,
+        "context": c.max_position_embeddings,
+        "rope": f"{c.rope.kind}, base {c.rope.theta:g}",
+        "tensors": len(checkpoint.names()),
+        "weights": n_weights,
+        "file_bytes": sum(each.stat().st_size for each in files),
+    }
+
+
+def _kind(weight: Weight) -> str:
+    if isinstance(weight, Dense):
+        return f"{weight.values.dtype}"
+    if isinstance(weight, Grouped):
+        return f"{weight.bits} bits in groups of {weight.group}"
+    return "ternary"

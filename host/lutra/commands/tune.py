@@ -1,0 +1,21 @@
+"""``lutra tune``: measure tiles of the GPU's kernels on this machine, and keep the best."""
+
+import argparse
+
+from lutra.errors import LutraError
+from lutra_kernels import missing, tune
+
+__all__ = ["add_tune"]
+
+
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra tune``."""
+    tune.add_arguments(parser)
+    parser.set_defaults(command=_tune)
+
+
+def _tune(args: argparse.Namespace) -> int:
+    if (reason := missing()) is not None:
+        raise LutraError(f"there is nothing to tune, {reason}")
+    tune.run(args)
+    return 0

@@ -1,0 +1,69 @@
+"""``lutra verify``: a packed model beside the checkpoint that it was made of."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lutra.errors import LutraError
+from lutra.formats.packed import is_packed, open_packed
+from lutra.models import find_model
+from lutra.progress import StepProgress
+from lutra.tokenizer import Tokenizer
+from lutra.verify import verify
+
+__all__ = ["add_verify"]
+
+_PROMPT = "Once upon a time there was a king who had three daughters, and the youngest was so"
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra verify``."""
+    parser.add_argument("model", type=Path, help="folder of the packed model")
+    parser.add_argument("--against", required=True, metavar="SRC", help="what it was made of")
+    parser.add_argument("-p", "--prompt", default=_PROMPT, help="text that both are run on")
+    parser.add_argument(
+        "--limit", type=float, help="relative error of rounding that a part may have"
+    )
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.set_defaults(command=_verify)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    if not is_packed(args.model):
+        raise LutraError(f"{args.model} is no packed model: make one with lutra pack")
+    if args.limit is not None and not args.limit > 0:
+        raise LutraError(f"--limit must be positive, not {args.limit}")
+    source = find_model(args.against)
+    if is_packed(source):
+        raise LutraError(f"{source} is packed itself: give the checkpoint that it was made of")
+    model = open_packed(args.model).model
+    tokens = Tokenizer.open(args.model, model.bos).encode(args.prompt)
+    with StepProgress() as progress:
+        found = verify(model, source, tokens, limit=args.limit, progress=progress)
+    code = 1 if found.first_over else 0
+    if args.json:
+        figures = asdict(found) | {"first_over": found.first_over, "format": model.format}
+        print(json.dumps(figures))
+        return code
+    console = Console(highlight=False)
+    console.print(f"relative error, source by {found.runner}")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("part")
+    for name in ("rounding", "limit", "integers", "in all"):
+        table.add_column(name, justify="right")
+    for part in found.parts:
+        figures = (part.own, part.limit, part.integer, part.total)
+        table.add_row(part.name, *("-" if x is None else f"{x:.4f}" for x in figures))
+    console.print(table)
+    console.print(f"logits: RMS error {found.logits:.4f} of their deviation")
+    console.print(f"top-1 agreement: {found.top1:.1%} of {found.tokens} tokens")
+    console.print(f"KL divergence: {found.kl:.5f} nats")
+    if found.first_over:
+        console.print(f"[bold]first over its limit:[/bold] {found.first_over}")
+    else:
+        console.print("every part is within its limit")
+    return code

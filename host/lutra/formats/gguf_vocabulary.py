@@ -1,0 +1,292 @@
+"""The vocabulary in a GGUF file's metadata, as a tokenizer.
+
+Two kinds are read: ``gpt2``, byte-level BPE with merges, whose text is split by the pattern that
+``tokenizer.ggml.pre`` names, and ``llama``, SentencePiece's BPE, which merges the two neighbours
+whose joint piece has the highest score. The latter becomes BPE with merges in the order of scores.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from lutra.errors import LutraError
+from lutra.formats.gguf import Metadata
+
+__all__ = ["PRE_TOKENIZERS", "Vocabulary", "end_tokens", "read_vocabulary"]
+
+_PREFIX = "tokenizer.ggml"
+_TOKENS = f"{_PREFIX}.tokens"
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+# finding the merges of a piece takes the square of its length
+_PIECE_MAX = 512
+# control tokens that end a turn, by the names that families of models give them: files that name
+# one end of text only would not stop at the other
+_ENDS = (
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
+    "<end_of_turn>", "<EOT>",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer that adds no special tokens by itself, and what the file says of them."""
+
+    tokenizer: Tokenizer
+    bos: int | None
+    eos: tuple[int, ...]
+    """All tokens that end a text or a turn."""
+    add_bos: bool
+    """Whether a text begins with ``bos``."""
+    chat_template: str | None
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _gpt2() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _smollm() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+def _words(digits: str) -> str:
+    """Contractions, words, numbers of so many digits, punctuation, white space."""
+    return (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        + digits
+        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+@dataclass(frozen=True)
+class _Splitting:
+    """How text is split; ``whole`` takes words that are tokens as they are, without merging."""
+
+    make: Callable[[], pre_tokenizers.PreTokenizer]
+    whole: bool = False
+    normal_form: bool = False
+    add_bos: bool = False
+
+
+_GPT2 = _Splitting(_gpt2)
+_LLAMA3 = _Splitting(lambda: _split(_words(r"\p{N}{1,3}")), whole=True, add_bos=True)
+_QWEN2 = _Splitting(lambda: _split(_words(r"\p{N}")), normal_form=True)
+
+PRE_TOKENIZERS: Mapping[str, _Splitting] = {
+    "default": _GPT2,
+    "gpt-2": _GPT2,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "smollm": _Splitting(_smollm),
+}
+"""Ways to split text, by ``tokenizer.ggml.pre``; as the models' own ``tokenizer.json`` have it."""
+
+
+def read_vocabulary(metadata: Metadata) -> Vocabulary:
+    """The tokenizer of a file; LutraError if it is of another kind, or damaged."""
+    kind = metadata.text(f"{_PREFIX}.model")
+    if kind not in ("gpt2", "llama"):
+        raise LutraError(
+            f"{metadata.path}: {_PREFIX}.model {kind!r} is not supported; supported are gpt2 and "
+            "llama: use a model with one of these"
+        )
+    tokens = _tokens(metadata)
+    types = _types(metadata, len(tokens))
+    add_bos = kind == "llama"
+    if kind == "llama":
+        tokenizer = _sentencepiece(metadata, tokens, types)
+    else:
+        splitting = _splitting(metadata, tokens)
+        add_bos = splitting.add_bos
+        tokenizer = _byte_level(metadata, tokens, splitting)
+    _add_special(tokenizer, tokens, types)
+    bos = None
+    if f"{_PREFIX}.bos_token_id" in metadata:
+        bos = _token_id(metadata, "bos_token_id", len(tokens))
+    add_bos = metadata.flag(f"{_PREFIX}.add_bos_token", add_bos and bos is not None)
+    if add_bos and bos is None:
+        raise LutraError(
+            f"{metadata.path}: {_PREFIX}.add_bos_token is set, but there is no bos_token_id: "
+            "convert the model again"
+        )
+    template = metadata.text("tokenizer.chat_template", default="")
+    return Vocabulary(tokenizer, bos, end_tokens(metadata), add_bos, template or None)
+
+
+def end_tokens(metadata: Metadata) -> tuple[int, ...]:
+    """Tokens that end a text or a turn: those the file names, and those with well-known names."""
+    if _TOKENS not in metadata:
+        return ()
+    tokens = _tokens(metadata)
+    types = _types(metadata, len(tokens))
+    named = [
+        _token_id(metadata, key, len(tokens))
+        for key in ("eos_token_id", "eot_token_id", "eom_token_id")
+        if f"{_PREFIX}.{key}" in metadata
+    ]
+    known = [i for i, text in enumerate(tokens) if text in _ENDS and types[i] == _CONTROL]
+    return tuple(dict.fromkeys(named + known))
+
+
+def _tokens(metadata: Metadata) -> list[str]:
+    return metadata.strings(_TOKENS)
+
+
+def _types(metadata: Metadata, n: int) -> NDArray[np.int64]:
+    found = metadata.numbers(f"{_PREFIX}.token_type")
+    if found is None:
+        return np.full(n, _NORMAL)
+    if len(found) != n or found.dtype.kind not in "iu":
+        raise LutraError(
+            f"{metadata.path}: {_PREFIX}.token_type must be {n} whole numbers, one per token: "
+            "convert the model again"
+        )
+    return found.astype(np.int64)
+
+
+def _token_id(metadata: Metadata, key: str, n: int) -> int:
+    value = metadata.whole(f"{_PREFIX}.{key}", least=0)
+    if value >= n:
+        raise LutraError(f"{metadata.path}: {_PREFIX}.{key} must be below {n}, not {value}")
+    return value
+
+
+def _numbered(metadata: Metadata, tokens: Sequence[str]) -> dict[str, int]:
+    """Tokens to their ids."""
+    ids: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        if ids.setdefault(text, i) != i:
+            raise LutraError(
+                f"{metadata.path}: tokens {ids[text]} and {i} are both {text!r}: "
+                "convert the model again"
+            )
+    return ids
+
+
+def _splitting(metadata: Metadata, tokens: Sequence[str]) -> _Splitting:
+    key = f"{_PREFIX}.pre"
+    # files of 2B-4T do not say that they have Llama 3's vocabulary
+    default = "llama-bpe" if "<|begin_of_text|>" in tokens else "default"
+    name = metadata.text(key, default)
+    if name not in PRE_TOKENIZERS:
+        raise LutraError(
+            f"{metadata.path}: {key} {name!r} is not supported; supported are "
+            f"{', '.join(PRE_TOKENIZERS)}: use a model with one of these"
+        )
+    return PRE_TOKENIZERS[name]
+
+
+def _byte_level(metadata: Metadata, tokens: Sequence[str], splitting: _Splitting) -> Tokenizer:
+    ids = _numbered(metadata, tokens)
+    merges: list[tuple[str, str]] = []
+    for i, merge in enumerate(metadata.strings(f"{_PREFIX}.merges")):
+        # a part may begin with a space only if it is one
+        left, _, right = merge[1:].partition(" ")
+        left = merge[:1] + left
+        if left not in ids or right not in ids or left + right not in ids:
+            raise LutraError(
+                f"{metadata.path}: merge {i}, {merge[:60]!r}, must join two tokens to a third: "
+                "convert the model again"
+            )
+        merges.append((left, right))
+    tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=splitting.whole))
+    if splitting.normal_form:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = splitting.make()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(
+    metadata: Metadata, tokens: Sequence[str], types: NDArray[np.int64]
+) -> Tokenizer:
+    path = metadata.path
+    scores = metadata.numbers(f"{_PREFIX}.scores")
+    if scores is None or len(scores) != len(tokens) or not np.isfinite(scores.astype("f8")).all():
+        raise LutraError(
+            f"{path}: {_PREFIX}.scores must be {len(tokens)} finite numbers, one per token: "
+            "convert the model again"
+        )
+    if metadata.numbers(f"{_PREFIX}.precompiled_charsmap") is not None:
+        raise LutraError(
+            f"{path}: {_PREFIX}.precompiled_charsmap is not supported: use a model without it"
+        )
+    ids = _numbered(metadata, tokens)
+    joined = {
+        text: float(scores[i]) for text, i in ids.items() if types[i] in (_NORMAL, _USER, _UNUSED)
+    }
+    longest = max(map(len, joined), default=0)
+    if longest > _PIECE_MAX:
+        raise LutraError(
+            f"{path}: tokens must have at most {_PIECE_MAX} characters, not {longest}: "
+            "convert the model again"
+        )
+    ranked = [
+        (-score, -len(text[:i]), ids[text[:i]], text[:i], text[i:])
+        for text, score in joined.items()
+        for i in range(1, len(text))
+        if text[:i] in joined and text[i:] in joined
+    ]
+    ranked.sort()
+    merges = [(left, right) for _, _, _, left, right in ranked]
+    unknown = next((text for text, i in ids.items() if types[i] == _UNKNOWN), None)
+    has_bytes = all(f"<0x{byte:02X}>" in ids for byte in range(256))
+    tokenizer = Tokenizer(
+        models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes)
+    )
+    tokenizer.normalizer, tokenizer.decoder = _spaces(metadata)
+    return tokenizer
+
+
+def _spaces(metadata: Metadata) -> tuple[normalizers.Normalizer, decoders.Decoder]:
+    """SentencePiece's handling of spaces: a mark stands for one, and one begins each text."""
+    steps: list[normalizers.Normalizer] = []
+    if metadata.flag(f"{_PREFIX}.remove_extra_whitespaces", False):
+        ends = normalizers.Replace(Regex(rf"\A +|[ {_SPACE}]+\z"), "")
+        steps += [ends, normalizers.Replace(Regex(" {2,}"), " ")]
+    back: list[decoders.Decoder] = [
+        decoders.Replace(_SPACE, " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    if metadata.flag(f"{_PREFIX}.add_space_prefix", True):
+        steps.append(normalizers.Prepend(_SPACE))
+        back.append(decoders.Strip(" ", 1, 0))
+    steps.append(normalizers.Replace(" ", _SPACE))
+    return normalizers.Sequence(steps), decoders.Sequence(back)
+
+
+class _Adding(Protocol):
+    """The part of a tokenizer whose types its stubs leave open."""
+
+    def add_tokens(self, tokens: list[AddedToken]) -> int: ...
+    def add_special_tokens(self, tokens: list[AddedToken]) -> int: ...
+
+
+def _add_special(tokenizer: Tokenizer, tokens: Sequence[str], types: NDArray[np.int64]) -> None:
+    """Tokens that are found in text before anything else; control tokens are not shown."""
+    found: dict[bool, list[AddedToken]] = {False: [], True: []}
+    for text, kind in zip(tokens, types, strict=True):
+        if text and kind in (_CONTROL, _UNKNOWN, _USER):
+            special = bool(kind != _USER)
+            found[special].append(AddedToken(text, normalized=False, special=special))
+    adding = cast("_Adding", tokenizer)
+    adding.add_special_tokens(found[True])
+    adding.add_tokens(found[False])

@@ -1,0 +1,64 @@
+"""Model architectures, one file each, and the models that ship with the package."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lutra.checkpoints import Checkpoint, open_checkpoint
+from lutra.errors import LutraError
+from lutra.hub import download, is_id
+from lutra.models.bitnet import BITNET, BITNET_LARGE, read_bitnet
+from lutra.models.decoder import Decoder
+from lutra.models.llama import LLAMA, read_llama
+from lutra.models.mistral import MISTRAL, read_mistral
+from lutra.models.qwen import QWEN2, QWEN3, read_qwen2, read_qwen3
+
+__all__ = ["ARCHITECTURES", "find_model", "load_model", "shipped_models"]
+
+_DATA = Path(__file__).parent / "data"
+
+ARCHITECTURES: Mapping[str, Callable[[Checkpoint, str], Decoder]] = {
+    BITNET: read_bitnet,
+    BITNET_LARGE: read_bitnet,
+    LLAMA: read_llama,
+    MISTRAL: read_mistral,
+    QWEN2: read_qwen2,
+    QWEN3: read_qwen3,
+}
+"""What reads a checkpoint, by the architecture that its ``config.json`` names."""
+
+
+def shipped_models() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(path.name for path in _DATA.iterdir() if (path / "config.json").exists())
+
+
+def find_model(name: str | Path) -> Path:
+    """Return the folder of a shipped model's name, a path (a folder or a GGUF file), or the folder
+    that an id of the Hugging Face Hub (``owner/model``) is downloaded to."""
+    path, names = Path(name), shipped_models()
+    # a folder that only happens to be called like a shipped model does not hide it
+    if path.is_dir() and (str(name) not in names or (path / "config.json").exists()):
+        return path
+    if path.is_file():
+        return path
+    if str(name) in names:
+        return _DATA / str(name)
+    if isinstance(name, str) and is_id(name):
+        return download(name)
+    raise LutraError(
+        f"model {str(name)!r} is neither a folder nor a shipped model ({', '.join(names)}): "
+        "give the folder that holds config.json and model.safetensors, a GGUF file, or an id "
+        "of the Hugging Face Hub (owner/model)"
+    )
+
+
+def load_model(path: Path) -> Decoder:
+    """Open a checkpoint of any supported architecture; layers are read when they are needed."""
+    checkpoint = open_checkpoint(path)
+    architecture = checkpoint.config.architecture
+    if architecture not in ARCHITECTURES:
+        raise LutraError(
+            f"{checkpoint.config.path}: architecture {architecture!r} is not supported; supported "
+            f"are {', '.join(ARCHITECTURES)}: give a model of one of these"
+        )
+    return ARCHITECTURES[architecture](checkpoint, path.stem if path.is_file() else path.name)

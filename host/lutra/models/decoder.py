@@ -1,0 +1,425 @@
+"""What the architectures have in common: a decoder's sizes, its layers, its float forward pass.
+
+The forward pass is the yardstick of the integer path and what quantisers measure; it is never on
+the token path. An architecture's file says where in a checkpoint each part is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.checkpoints.base import Checkpoint
+from lutra.checkpoints.config import ConfigFile
+from lutra.checkpoints.weights import Dense, Weight
+from lutra.errors import LutraError
+from lutra.models.layers import (
+    Float,
+    causal_attention,
+    rms_norm,
+    rotation,
+    round_activations,
+    split_heads,
+)
+from lutra.models.rope import Rope, read_rope
+
+__all__ = [
+    "CONTEXT",
+    "LINEARS",
+    "Decoder",
+    "DecoderConfig",
+    "DecoderLayer",
+    "Gate",
+    "LayerReader",
+    "LazyLayers",
+    "Tap",
+    "linear_shapes",
+    "read_config",
+    "read_decoder",
+]
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""A layer's matrices, under Hugging Face's names."""
+
+_PATHS = {name: "self_attn" if name[0] in "qkvo" else "mlp" for name in LINEARS}
+_LAYERS = "model.layers."
+
+Tap = Callable[[str, Float], None]
+"""Called with the name of a matrix and its input ``[T, K]``; those that share one share a call."""
+_Vector = NDArray[np.float32]
+CONTEXT = 4096
+"""Positions of the KV cache, unless more are asked for or the model has fewer."""
+_ROWS = 8192  # of the head, at a time
+
+
+def linear_shapes(hidden: int, intermediate: int, q: int, kv: int) -> dict[str, tuple[int, int]]:
+    """Rows and depth of a layer's matrices; ``q`` and ``kv`` are the widths of all heads."""
+    return {
+        "q_proj": (q, hidden),
+        "k_proj": (kv, hidden),
+        "v_proj": (kv, hidden),
+        "o_proj": (hidden, q),
+        "gate_proj": (intermediate, hidden),
+        "up_proj": (intermediate, hidden),
+        "down_proj": (hidden, intermediate),
+    }
+
+
+class Gate(Enum):
+    """What the feed-forward part makes of its gate."""
+
+    RELU2 = "relu2"
+    SILU = "silu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes and constants, named as in ``config.json``.
+
+    ``eos_token_id`` are all tokens that end a text; ``bos_token_id`` may be missing. ``windows``
+    has for each layer the number of latest positions that it attends to, 0 for all.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: Rope
+    bos_token_id: int | None
+    eos_token_id: tuple[int, ...]
+    gate: Gate
+    windows: tuple[int, ...]
+    tie_word_embeddings: bool
+
+    @property
+    def q_size(self) -> int:
+        """Width of all queries together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all keys together, and of all values."""
+        return self.num_key_value_heads * self.head_dim
+
+    def shape_of(self, linear: str) -> tuple[int, int]:
+        """Rows and depth of a layer's matrix."""
+        return linear_shapes(self.hidden_size, self.intermediate_size, self.q_size, self.kv_size)[
+            linear
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderLayer:
+    """One decoder layer; a part that an architecture does not have is None.
+
+    Biases are those of queries, keys and values; ``q_norm`` and ``k_norm`` normalise each head.
+    """
+
+    q_proj: Weight
+    k_proj: Weight
+    v_proj: Weight
+    o_proj: Weight
+    gate_proj: Weight
+    up_proj: Weight
+    down_proj: Weight
+    input_layernorm: _Vector
+    post_attention_layernorm: _Vector
+    q_bias: _Vector | None = None
+    k_bias: _Vector | None = None
+    v_bias: _Vector | None = None
+    q_norm: _Vector | None = None
+    k_norm: _Vector | None = None
+    attn_sub_norm: _Vector | None = None
+    ffn_sub_norm: _Vector | None = None
+
+    @classmethod
+    def of(cls, matrices: Mapping[str, Weight], vectors: Mapping[str, _Vector]) -> "DecoderLayer":
+        """A layer of matrices and vectors by their names; those in :data:`LINEARS`, and the two
+        norms, must be there."""
+        layer = cls(
+            q_proj=matrices["q_proj"],
+            k_proj=matrices["k_proj"],
+            v_proj=matrices["v_proj"],
+            o_proj=matrices["o_proj"],
+            gate_proj=matrices["gate_proj"],
+            up_proj=matrices["up_proj"],
+            down_proj=matrices["down_proj"],
+            input_layernorm=vectors["input_layernorm"],
+            post_attention_layernorm=vectors["post_attention_layernorm"],
+        )
+        return replace(layer, **vectors)
+
+    def linear(self, name: str) -> Weight:
+        """A matrix by its name in :data:`LINEARS`."""
+        weight: Weight = getattr(self, name)
+        return weight
+
+
+LayerReader = Callable[[int], DecoderLayer]
+
+
+class LazyLayers(Sequence[DecoderLayer]):
+    """Layers that are read when they are asked for, and not kept."""
+
+    def __init__(self, read: LayerReader, n: int) -> None:
+        self._read, self._n = read, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> DecoderLayer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[DecoderLayer]: ...
+    def __getitem__(self, index: int | slice) -> DecoderLayer | list[DecoderLayer]:
+        if isinstance(index, slice):
+            return [self._read(i) for i in range(*index.indices(self._n))]
+        if not 0 <= index < self._n:
+            raise IndexError(f"layer must be in 0..{self._n - 1}, not {index}")
+        return self._read(index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """A whole model. ``lm_head`` is None if the embedding is also the head.
+
+    With ``activation_bits`` the inputs of the layers' matrices are rounded to so many bits per
+    token, as they are on an accelerator; with ``head_bits`` that of the head, with ``kv_bits`` each
+    head of keys and values.
+    """
+
+    name: str
+    architecture: str
+    config: DecoderConfig
+    layers: Sequence[DecoderLayer]
+    embed_tokens: Dense  # [V, D]
+    norm: _Vector
+    lm_head: Dense | None = None
+    activation_bits: int | None = None
+    head_bits: int | None = None
+    kv_bits: int | None = None
+    dtype: type[np.floating] = field(default=np.float64)
+
+    def forward(self, tokens: NDArray[np.int64]) -> Float:
+        """Logits ``[T, V]`` of a window of tokens, in ``dtype``."""
+        x = self.embed(tokens)
+        for layer, window in zip(self.layers, self.config.windows, strict=True):
+            x = self.layer(layer, x, window)
+        return self.logits(x)
+
+    def embed(self, tokens: NDArray[np.int64]) -> Float:
+        """The residual stream ``[T, D]`` before the first layer."""
+        x: Float = self.embed_tokens.values[tokens].astype(self.dtype)  # pyright: ignore[reportAssignmentType]
+        return x
+
+    def layer(
+        self, layer: DecoderLayer, x: Float, window: int = 0, tap: Tap | None = None
+    ) -> Float:
+        """The residual stream ``[T, D]`` after a layer; ``tap`` sees the matrices' inputs."""
+        c, see = self.config, tap or _nobody
+        cos, sin = c.rope.table(len(x), c.head_dim, c.max_position_embeddings)
+        rotate = rotation(cos.astype(x.dtype), sin.astype(x.dtype))
+        h = rms_norm(x, layer.input_layernorm, c.rms_norm_eps)
+        see("q_proj", h)
+        h, unit = self._rounded(h, self.activation_bits)
+        q, k, v = (
+            split_heads(_biased(self._product(h, unit, weight), bias), c.head_dim)  # [H, T, Dh]
+            for weight, bias in (
+                (layer.q_proj, layer.q_bias),
+                (layer.k_proj, layer.k_bias),
+                (layer.v_proj, layer.v_bias),
+            )
+        )
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = rms_norm(q, layer.q_norm, c.rms_norm_eps)
+            k = rms_norm(k, layer.k_norm, c.rms_norm_eps)
+        k, v = (np.multiply(*self._rounded(each, self.kv_bits)) for each in (rotate(k), v))
+        h = causal_attention(rotate(q), k, v, window)
+        if layer.attn_sub_norm is not None:
+            h = rms_norm(h, layer.attn_sub_norm, c.rms_norm_eps)
+        see("o_proj", h)
+        x = x + self._product(*self._rounded(h, self.activation_bits), layer.o_proj)
+
+        h = rms_norm(x, layer.post_attention_layernorm, c.rms_norm_eps)
+        see("gate_proj", h)
+        h, unit = self._rounded(h, self.activation_bits)
+        gate = self._product(h, unit, layer.gate_proj)
+        if c.gate is Gate.RELU2:
+            gate = np.maximum(gate, 0) ** 2
+        else:
+            gate = gate / (1 + np.exp(-gate))
+        h = gate * self._product(h, unit, layer.up_proj)
+        if layer.ffn_sub_norm is not None:
+            h = rms_norm(h, layer.ffn_sub_norm, c.rms_norm_eps)
+        see("down_proj", h)
+        return x + self._product(*self._rounded(h, self.activation_bits), layer.down_proj)
+
+    def logits(self, x: Float) -> Float:
+        """Logits ``[T, V]`` of the residual stream ``[T, D]`` after the last layer."""
+        x, unit = self._rounded(rms_norm(x, self.norm, self.config.rms_norm_eps), self.head_bits)
+        head = self.lm_head or self.embed_tokens
+        parts = [
+            x @ head.values[first : first + _ROWS].astype(self.dtype).T
+            for first in range(0, self.config.vocab_size, _ROWS)
+        ]
+        return np.concatenate(parts, axis=1) * unit
+
+    def residual_peak(self, tokens: NDArray[np.int64]) -> float:
+        """Largest magnitude of the residual stream over a window (calibration)."""
+        x = self.embed(tokens)
+        peak = float(np.abs(x).max())
+        for layer, window in zip(self.layers, self.config.windows, strict=True):
+            x = self.layer(layer, x, window)
+            peak = max(peak, float(np.abs(x).max()))
+        return peak
+
+    def _rounded(self, x: Float, bits: int | None) -> tuple[Float, Float]:
+        if bits is None:
+            return x, np.ones((1, 1), x.dtype)
+        return round_activations(x, bits)
+
+    def _product(self, x: Float, unit: Float, weight: Weight) -> Float:
+        return x @ weight.dequantized().T.astype(self.dtype, copy=False) * unit
+
+    def limited(self, context: int | None) -> "Decoder":
+        """The same model with at most ``context`` positions, or 4,096 if it is not said."""
+        if context is not None and context < 1:
+            raise LutraError(f"the context must be 1 position or more, not {context}")
+        most = self.config.max_position_embeddings
+        if context is not None and context > most:
+            raise LutraError(
+                f"the context must be at most {most}, which {self.name} was made for, not {context}"
+            )
+        n = min(most, CONTEXT) if context is None else context
+        return replace(self, config=replace(self.config, max_position_embeddings=n))
+
+    def replaced(self, layers: Sequence[DecoderLayer], activation_bits: int) -> "Decoder":
+        """The same model with other weights, and activations rounded."""
+        return replace(self, layers=layers, activation_bits=activation_bits)
+
+
+def _nobody(_name: str, _x: Float) -> None:
+    pass
+
+
+def _biased(x: Float, bias: _Vector | None) -> Float:
+    return x if bias is None else x + bias
+
+
+def read_config(file: ConfigFile, gate: Gate) -> DecoderConfig:
+    """The sizes that every architecture has, checked against each other."""
+    hidden_size = file.whole("hidden_size")
+    n_heads = file.whole("num_attention_heads", most=1 << 12)
+    n_kv_heads = file.whole("num_key_value_heads", default=n_heads)
+    n_layers = file.whole("num_hidden_layers", most=1 << 12)
+    bos = file.tokens("bos_token_id")
+    config = DecoderConfig(
+        hidden_size=hidden_size,
+        intermediate_size=file.whole("intermediate_size"),
+        num_hidden_layers=n_layers,
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_kv_heads,
+        head_dim=file.whole("head_dim", default=max(hidden_size // n_heads, 1), most=1 << 12),
+        vocab_size=file.whole("vocab_size"),
+        max_position_embeddings=file.whole("max_position_embeddings", default=2048),
+        rms_norm_eps=file.real("rms_norm_eps", default=1e-6),
+        rope=read_rope(file),
+        bos_token_id=bos[0] if bos else None,
+        eos_token_id=file.tokens("eos_token_id"),
+        gate=gate,
+        windows=(0,) * n_layers,
+        tie_word_embeddings=file.flag("tie_word_embeddings"),
+    )
+    for name, divisor in (("head_dim", 4), ("num_attention_heads", n_kv_heads)):
+        if getattr(config, name) % divisor:
+            raise LutraError(
+                f"{file.path}: {name} must be a multiple of {divisor}, not {getattr(config, name)}"
+            )
+    return config
+
+
+def read_decoder(
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    *,
+    name: str,
+    sub_norms: tuple[str, str] | None = None,
+    biases: bool = False,
+    qk_norm: bool = False,
+    activation_bits: int | None = None,
+) -> Decoder:
+    """A decoder whose tensors have the names that Llama gave them.
+
+    ``sub_norms`` are the names, within a layer, of the norms before the output and the down
+    projection.
+    """
+    c, vector, linear = config, checkpoint.vector, checkpoint.linear
+    parts = ["input_layernorm", "post_attention_layernorm", *(sub_norms or ())]
+    parts += [f"self_attn.{each}_proj.bias" for each in "qkv" if biases]
+    parts += [f"self_attn.{each}_norm" for each in "qk" if qk_norm]
+    _refuse_others(checkpoint, config, parts)
+
+    def layer(i: int) -> DecoderLayer:
+        prefix = f"model.layers.{i}"
+        attention = f"{prefix}.self_attn"
+        parts = {
+            each: linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each)) for each in LINEARS
+        }
+        extra: dict[str, _Vector] = {}
+        if biases:
+            for each, n in (("q", c.q_size), ("k", c.kv_size), ("v", c.kv_size)):
+                extra[f"{each}_bias"] = vector(f"{attention}.{each}_proj.bias", n)
+        if qk_norm:
+            for each in ("q_norm", "k_norm"):
+                extra[each] = vector(f"{attention}.{each}", c.head_dim)
+        if sub_norms is not None:
+            extra["attn_sub_norm"] = vector(f"{prefix}.{sub_norms[0]}", c.q_size)
+            extra["ffn_sub_norm"] = vector(f"{prefix}.{sub_norms[1]}", c.intermediate_size)
+        for each in ("input_layernorm", "post_attention_layernorm"):
+            extra[each] = vector(f"{prefix}.{each}", c.hidden_size)
+        return DecoderLayer.of(parts, extra)
+
+    head = None
+    if not c.tie_word_embeddings:
+        head = checkpoint.matrix("lm_head", c.vocab_size, c.hidden_size)
+    return Decoder(
+        name=name,
+        architecture=checkpoint.config.architecture,
+        config=c,
+        layers=LazyLayers(layer, c.num_hidden_layers),
+        embed_tokens=checkpoint.matrix("model.embed_tokens", c.vocab_size, c.hidden_size),
+        norm=vector("model.norm", c.hidden_size),
+        lm_head=head,
+        activation_bits=activation_bits,
+    )
+
+
+def _refuse_others(checkpoint: Checkpoint, config: DecoderConfig, parts: Sequence[str]) -> None:
+    """Refuse tensors that the forward pass would leave out; biases of nothing are let pass."""
+    matrices = {f"{path}.{name}": config.shape_of(name)[0] for name, path in _PATHS.items()}
+    indices = {str(i) for i in range(config.num_hidden_layers)}
+    for name in sorted(checkpoint.names()):
+        index, _, part = name.removeprefix(_LAYERS).partition(".")
+        if name.startswith(_LAYERS) and index in indices:
+            known = part in matrices or part in parts
+        else:
+            known = name in ("model.embed_tokens", "model.norm", "lm_head")
+        if known or name.endswith("rotary_emb.inv_freq"):
+            continue
+        rows = matrices.get(part.removesuffix(".bias"))
+        # GPTQ's programs write a bias of zeros for every layer
+        if rows and index in indices and not checkpoint.vector(name, rows).any():
+            continue
+        raise LutraError(
+            f"{checkpoint.path}: tensor {name} is not supported; supported of the "
+            f"{config.num_hidden_layers} layers of {checkpoint.config.architecture} are "
+            f"{', '.join([*matrices, *parts])}: use a model without it"
+        )

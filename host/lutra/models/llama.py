@@ -1,0 +1,28 @@
+"""Llama 2 and 3, and models of their architecture: SmolLM, Falcon3 (also ternary), and others.
+
+Sources: "Llama 2: Open Foundation and Fine-Tuned Chat Models" (arXiv 2307.09288); "The Llama 3 Herd
+of Models" (arXiv 2407.21783). Names and layout are those of transformers' ``LlamaForCausalLM``.
+"""
+
+from lutra.checkpoints.base import Checkpoint
+from lutra.models.decoder import Decoder, Gate, read_config, read_decoder
+
+__all__ = ["LLAMA", "read_llama"]
+
+LLAMA = "LlamaForCausalLM"
+
+
+def read_llama(checkpoint: Checkpoint, name: str) -> Decoder:
+    """Read a Llama checkpoint."""
+    file = checkpoint.config
+    file.require("hidden_act", file.get("hidden_act"), "silu", None, advice="use a SwiGLU model")
+    for field in ("attention_bias", "mlp_bias"):
+        advice = "use a model without these biases"
+        file.require(field, file.flag(field), False, advice=advice)
+    ternary = file.get("quant_method", "quantization_config") == "bitnet"
+    return read_decoder(
+        checkpoint,
+        read_config(file, Gate.SILU),
+        name=name,
+        activation_bits=8 if ternary else None,
+    )

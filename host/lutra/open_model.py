@@ -1,0 +1,78 @@
+"""A model to run: a packed one, a checkpoint rounded to a format, or one of random weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lutra.errors import LutraError
+from lutra.formats.packed import is_packed, open_packed
+from lutra.models import find_model, load_model
+from lutra.models.decoder import Decoder
+from lutra.models.random_packed import PREFIX, random_packed
+from lutra.packing import PackedModel, pack_model
+from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra_golden.matmul.format import Format
+
+__all__ = ["open_model", "open_packed_model"]
+
+Progress = Callable[[str, float], None]
+_KV_BITS = 8
+
+
+def open_packed_model(
+    name: str | Path,
+    format: str | None = None,
+    group: int | None = None,
+    kv_bits: int | None = None,
+    context: int | None = None,
+    progress: Progress | None = None,
+) -> PackedModel:
+    """What to run of a name, ``random:SHAPE`` included."""
+    if not str(name).startswith(PREFIX):
+        return open_model(find_model(name), format, group, kv_bits, context, progress)[1]
+    wanted = None if format is None else _format(format)
+    return random_packed(
+        str(name),
+        wanted,
+        group or DEFAULT_GROUP,
+        context,
+        kv_bits=_KV_BITS if kv_bits is None else kv_bits,
+        progress=progress,
+    )
+
+
+def open_model(
+    path: Path,
+    format: str | None,
+    group: int | None,
+    kv_bits: int | None,
+    context: int | None,
+    progress: Progress | None,
+) -> tuple[Decoder | None, PackedModel]:
+    """What to run of a path: the checkpoint and what it is rounded to, or a packed model alone."""
+    if group is not None and group not in GROUPS:
+        raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
+    if is_packed(path):
+        for name, value in (
+            ("format", format),
+            ("group", group),
+            ("kv", kv_bits),
+            ("context", context),
+        ):
+            if value is not None:
+                raise LutraError(
+                    f"{path} is packed already, its {name} can not be changed: leave {name} out, "
+                    "or pack the checkpoint again"
+                )
+        return None, open_packed(path).model
+    source = load_model(path).limited(context)
+    wanted = None if format is None else _format(format)
+    return source, pack_model(
+        source, wanted, group or DEFAULT_GROUP, progress, _KV_BITS if kv_bits is None else kv_bits
+    )
+
+
+def _format(name: str) -> Format:
+    try:
+        return Format.parse(name)
+    except ValueError as error:
+        raise LutraError(str(error)) from None

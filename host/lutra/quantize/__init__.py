@@ -1,0 +1,85 @@
+"""From a checkpoint's weights to integers, layer by layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lutra.checkpoints.weights import Dense, Grouped, Integers, Ternary, Weight
+from lutra.errors import LutraError
+from lutra.models.decoder import LINEARS, Decoder, DecoderLayer, LazyLayers
+from lutra.quantize.imported import from_grouped, from_ternary
+from lutra.quantize.rtn import round_to_nearest
+from lutra_golden.matmul.format import W_BITS, Format
+
+__all__ = [
+    "DEFAULT_GROUP",
+    "GROUPS",
+    "check_format",
+    "default_format",
+    "quantize_decoder",
+    "quantize_layer",
+]
+
+GROUPS = (32, 64, 128)
+"""Sizes of a group that are offered."""
+DEFAULT_GROUP = 64
+_TERNARY = Format(w_bits=2, a_bits=8, ternary=True)
+_W4A8 = Format(w_bits=4, a_bits=8)
+
+
+def default_format(model: Decoder) -> Format:
+    """The format that a model runs in if no other is asked for: the one it is in already."""
+    weight = model.layers[0].q_proj
+    if isinstance(weight, Ternary):
+        return _TERNARY
+    if isinstance(weight, Grouped) and weight.bits in W_BITS:
+        return Format(w_bits=weight.bits, a_bits=8)
+    return _W4A8
+
+
+def check_format(model: Decoder, format: Format) -> None:
+    """LutraError if the weights of a checkpoint are of another kind than ``format``."""
+    if format.ternary and not isinstance(model.layers[0].q_proj, Ternary):
+        choice = ", ".join(f"W{w}A{format.a_bits}" for w in W_BITS)
+        raise LutraError(
+            f"the weights of {model.name} are not ternary, {format} is only for weights that are: "
+            f"use --format {choice}"
+        )
+    if not format.ternary and isinstance(model.layers[0].q_proj, Ternary):
+        raise LutraError(
+            f"the weights of {model.name} are ternary and would gain nothing from more bits: use "
+            f"--format {_TERNARY}, not {format}"
+        )
+
+
+def quantize_decoder(model: Decoder, format: Format, group: int = DEFAULT_GROUP) -> Decoder:
+    """The model with integer weights, rounded to nearest as each layer is asked for.
+
+    Weights that the checkpoint holds as integers are taken over as they are; LutraError if they
+    are of another kind than ``format``. ``DecoderLayer.linear`` then gives :class:`Integers`.
+    """
+    check_format(model, format)
+    bits: dict[str, int] = dict.fromkeys(LINEARS, format.w_bits)
+
+    def layer(i: int) -> DecoderLayer:
+        return quantize_layer(model.layers[i], bits, group)
+
+    layers: Sequence[DecoderLayer] = LazyLayers(layer, len(model.layers))
+    return model.replaced(layers, format.a_bits)
+
+
+def quantize_layer(layer: DecoderLayer, bits: Mapping[str, int], group: int) -> DecoderLayer:
+    """One layer with integer weights; those in floating point are rounded to nearest, to ``bits``
+    of each matrix by its name."""
+    parts = {name: _integers(layer.linear(name), bits[name], group) for name in LINEARS}
+    return replace(layer, **parts)
+
+
+def _integers(weight: Weight, bits: int, group: int) -> Integers:
+    if isinstance(weight, Integers):
+        return weight
+    if isinstance(weight, Ternary):
+        return from_ternary(weight)
+    if isinstance(weight, Grouped) and weight.order is None:
+        return from_grouped(weight)
+    dense = weight if isinstance(weight, Dense) else Dense(weight.dequantized())
+    return round_to_nearest(dense.dequantized(), bits, group)

@@ -1,0 +1,252 @@
+"""A whole model quantised by any method, one layer at a time, and again from where it stopped.
+
+A layer sees the residual stream that the quantised layers before it produce, as they are packed;
+so a run that was interrupted goes on with the same numbers as one that was not.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.checkpoints.weights import Dense
+from lutra.errors import LutraError
+from lutra.models.decoder import LINEARS, Decoder, DecoderLayer
+from lutra.packing import PackedLayer, PackedModel, Packer, reference_layer
+from lutra.quantize import DEFAULT_GROUP, check_format, quantize_layer
+from lutra.quantize.awq import awq
+from lutra.quantize.budget import CHOICES, BitPlan, Sensitivity, allot, measure
+from lutra.quantize.calibration import States, in_float
+from lutra.quantize.gptq import gptq
+from lutra.quantize.smoothquant import smoothquant
+from lutra.quantize.target import Method, Target
+from lutra_golden.matmul.format import Format
+
+__all__ = ["METHODS", "LayerStore", "Recipe", "quantize_layers", "quantize_model"]
+
+METHODS: Mapping[str, Method | None] = {
+    "rtn": None,
+    "gptq": gptq,
+    "awq": awq,
+    "smoothquant": smoothquant,
+}
+"""Methods by name. Round-to-nearest looks at the weights alone and needs no calibration text."""
+_SENSITIVITY_TOKENS = 2048  # of the calibration text, that the bits are allotted by
+
+Progress = Callable[[str, float], None]
+Watch = Callable[[Sensitivity, BitPlan], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to quantise: ``format`` (its bits of a weight are a mean with ``bits_budget``),
+    weights of a ``group``, ``method`` of :data:`METHODS`, GPTQ in ``act_order`` or not; keys and
+    values are cached in ``kv_bits``."""
+
+    format: Format
+    group: int = DEFAULT_GROUP
+    method: str = "rtn"
+    act_order: bool = False
+    bits_budget: float | None = None
+    kv_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise LutraError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if self.group < 1:
+            raise LutraError(f"group must be 1 or more, not {self.group}")
+        if self.act_order and self.method != "gptq":
+            raise LutraError(
+                f"act-order is an order of GPTQ's, {self.method} has none: leave it out or use gptq"
+            )
+        if self.bits_budget is None:
+            return
+        if not (math.isfinite(self.bits_budget) and CHOICES[0] <= self.bits_budget <= CHOICES[-1]):
+            raise LutraError(
+                f"bits-budget must be in {CHOICES[0]}..{CHOICES[-1]}, not {self.bits_budget:g}"
+            )
+        if self.format.ternary:
+            raise LutraError(
+                "a bits-budget allots bits to weights in floating point, ternary ones have theirs: "
+                "leave it out"
+            )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a calibration text is needed."""
+        return METHODS[self.method] is not None or self.bits_budget is not None
+
+    def settings(
+        self, calibration: NDArray[np.int64] | None
+    ) -> dict[str, str | int | float | None]:
+        """Everything that the layers depend on beside the model: equal ones may be resumed.
+
+        They do not depend on the bits of the KV cache.
+        """
+        text = None
+        if calibration is not None and self.calibrated:
+            content = np.ascontiguousarray(calibration, "<i8").tobytes()
+            text = f"{list(calibration.shape)} {hashlib.sha256(content).hexdigest()}"
+        return {
+            "format": str(self.format),
+            "group": self.group,
+            "method": self.method,
+            "act_order": self.act_order,
+            "bits_budget": self.bits_budget,
+            "calibration": text,
+        }
+
+
+class LayerStore(Protocol):
+    """Where layers are kept that are done. It belongs to one model and one recipe's settings."""
+
+    def load(self, i: int) -> PackedLayer | None:
+        """Layer ``i``, or None if it has not been saved."""
+        ...
+
+    def save(self, i: int, layer: PackedLayer) -> None:
+        """Keep layer ``i``."""
+        ...
+
+    def load_plan(self) -> BitPlan | None:
+        """The bits that were allotted, or None if none were yet."""
+        ...
+
+    def save_plan(self, plan: BitPlan) -> None:
+        """Keep the bits that were allotted."""
+        ...
+
+
+def quantize_model(
+    model: Decoder,
+    recipe: Recipe,
+    calibration: NDArray[np.int64] | None = None,
+    *,
+    store: LayerStore | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> PackedModel:
+    """Quantise and pack a model, its layers in memory; see :func:`quantize_layers`."""
+    packer = Packer(model.replaced(model.layers, recipe.format.a_bits), recipe.kv_bits)
+    layers = quantize_layers(
+        model, recipe, calibration, packer=packer, store=store, progress=progress, watch=watch
+    )
+    return packer.finish(list(layers))
+
+
+def quantize_layers(
+    model: Decoder,
+    recipe: Recipe,
+    calibration: NDArray[np.int64] | None = None,
+    *,
+    packer: Packer,
+    store: LayerStore | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Iterator[PackedLayer]:
+    """Quantise and pack a model, yielding its layers as they are done.
+
+    Layers that the ``store`` has are taken from it. Weights that the checkpoint holds as integers
+    are taken as they are, whatever the method. ``calibration`` ``[n, length]`` are windows of
+    tokens; ``watch`` is told the bits that a budget allots. ``packer`` is one of a model with the
+    recipe's bits of activations, and can finish when the last layer is out.
+    """
+    check_format(model, recipe.format)
+    method = METHODS[recipe.method] if _dense(model.layers[0]) else None
+    windows = None
+    if recipe.calibrated and _dense(model.layers[0]):
+        if calibration is None:
+            what = recipe.method if METHODS[recipe.method] else "a bits-budget"
+            raise LutraError(f"{what} needs a calibration text: give one with --calib FILE")
+        windows = _checked(model, calibration)
+    plan = None
+    if recipe.bits_budget is not None:
+        if windows is None:
+            raise LutraError(
+                f"the weights of {model.name} are integers already, there are no bits to allot: "
+                "leave the bits-budget out"
+            )
+        plan = _plan(model, recipe, windows, store, progress, watch)
+    states = None if method is None or windows is None else States(model, windows)
+    n_layers = len(model.layers)
+    for i in range(n_layers):
+        if progress:
+            progress("quantising", i / n_layers)
+        packed = None if store is None else store.load(i)
+        if packed is None:
+            layer = model.layers[i]
+            uniform: dict[str, int] = dict.fromkeys(LINEARS, recipe.format.w_bits)
+            bits = plan.of(i) if plan else uniform
+            if method is None or states is None or not _dense(layer):
+                layer = quantize_layer(layer, bits, recipe.group)
+            else:
+                target = Target(
+                    bits=bits,
+                    group=recipe.group,
+                    a_bits=recipe.format.a_bits,
+                    head_dim=model.config.head_dim,
+                    act_order=recipe.act_order,
+                )
+                layer = in_float(layer)
+                layer = method(layer, states.inputs(i, layer), target)
+            packed = packer.layer(i, layer)
+            if store is not None:
+                store.save(i, packed)
+        else:
+            packer.follow(i, reference_layer(model.config, packed))
+        if states is not None and i + 1 < n_layers:
+            layer = reference_layer(model.config, packed)
+            states.x = states.after(i, layer, a_bits=recipe.format.a_bits)
+        yield packed
+    if progress:
+        progress("quantising", 1.0)
+
+
+def _dense(layer: DecoderLayer) -> bool:
+    return all(isinstance(layer.linear(name), Dense) for name in LINEARS)
+
+
+def _checked(model: Decoder, calibration: NDArray[np.int64]) -> NDArray[np.int64]:
+    most = model.config.max_position_embeddings
+    if calibration.ndim != 2 or not calibration.size:
+        raise LutraError(
+            f"calibration must be windows of tokens [n, length], not {list(calibration.shape)}"
+        )
+    if calibration.shape[1] > most:
+        raise LutraError(
+            f"calibration windows have {calibration.shape[1]} tokens, the model's context "
+            f"{most}: cut them shorter"
+        )
+    if calibration.min() < 0 or calibration.max() >= model.config.vocab_size:
+        raise LutraError(
+            f"calibration tokens must be in 0..{model.config.vocab_size - 1}, not "
+            f"{calibration.min()}..{calibration.max()}: tokenise the text with the model's own "
+            "tokenizer"
+        )
+    return calibration
+
+
+def _plan(
+    model: Decoder,
+    recipe: Recipe,
+    windows: NDArray[np.int64],
+    store: LayerStore | None,
+    progress: Progress | None,
+    watch: Watch | None,
+) -> BitPlan:
+    assert recipe.bits_budget is not None
+    found = None if store is None else store.load_plan()
+    if found is not None:
+        return found
+    some = windows[: max(_SENSITIVITY_TOKENS // windows.shape[1], 1)]
+    sensitivity = measure(model, some, recipe.group, progress)
+    plan = allot(sensitivity, recipe.bits_budget)
+    if watch:
+        watch(sensitivity, plan)
+    if store is not None:
+        store.save_plan(plan)
+    return plan

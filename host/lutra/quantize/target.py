@@ -1,0 +1,28 @@
+"""What a layer is to be quantised to."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lutra.models.decoder import DecoderLayer
+from lutra.quantize.calibration import Inputs
+
+__all__ = ["Method", "Target"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """``bits`` of each matrix by its name, groups, bits of activations, and the size of a head.
+
+    ``act_order`` is the order in which GPTQ goes through the columns: by falling power of the
+    inputs.
+    """
+
+    bits: Mapping[str, int]
+    group: int
+    a_bits: int
+    head_dim: int
+    act_order: bool = False
+
+
+Method = Callable[[DecoderLayer, Mapping[str, Inputs], Target], DecoderLayer]
+"""A layer in floating point and its inputs, to a layer whose matrices are integers."""

@@ -1,0 +1,582 @@
+"""Integer attention of a token tile over a KV cache of int8 or int4 in memory."""
+
+from amaranth import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from lutra_golden.arith.exp2 import EXP2
+from lutra_golden.arith.scale import SCALE
+from lutra_golden.attention.attention import first_seen
+from lutra_golden.attention.pairs import fetches
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_hw.arith.exp2 import Exp2Neg
+from lutra_hw.arith.fixed import round_half, saturate, shift_guarded
+from lutra_hw.arith.scale import SCALE_LATENCY, ScaleMul, ScaleOp, ScaleUnit
+from lutra_hw.attention.pairs import ATTEND_COMMAND, BEAT_SLOTS, PairIssuer, pair_layout
+from lutra_hw.ports import (
+    SCALE_LAYOUT,
+    ReadPortSignature,
+    WritePortSignature,
+    dma_command,
+    packed_scale,
+)
+
+__all__ = ["AttentionUnit"]
+
+_LANES = 8
+_TREE_RADIX = 4
+_SHIFT_MAX = 63
+
+
+def _shift_amount(exponent) -> Value:
+    """``clip(-exponent, 0, 63)`` for a right shift."""
+    shift = -exponent
+    return Mux(shift < 0, 0, Mux(shift > _SHIFT_MAX, _SHIFT_MAX, shift))[:6]
+
+
+class _Finish(wiring.Component):
+    """``saturate32(round(acc / den * 2**(e + 15 + frac)))`` of one KV head, eight dims per cycle.
+
+    A :class:`ScaleUnit` makes the reciprocal of the next denominator while an item, a token's head,
+    is written. ``finished`` pulses when the output memory holds everything. ``den``, ``e`` and
+    ``acc`` answer their addresses in the same cycle.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self.config = config
+        params = config.attention
+        token, head = range(config.m_tile), range(params.q_per_kv)
+        words = config.head_dim // _LANES
+        super().__init__(
+            {
+                "start": In(1),
+                "group": In(range(config.n_kv_heads)),
+                "token_last": In(token),
+                "frac": In(8),
+                "den_addr": Out(data.StructLayout({"token": token, "head": head})),
+                "den": In(params.den_width),
+                "acc_addr": Out(
+                    data.StructLayout({"token": token, "head": head, "word": range(words)})
+                ),
+                "acc": In(data.ArrayLayout(signed(params.acc_width), _LANES)),
+                "e": In(signed(SCALE.e_width)),
+                "o": Out(
+                    WritePortSignature(
+                        {"token": token, "word": range(config.n_heads * words)},
+                        data.ArrayLayout(signed(32), _LANES),
+                    )
+                ),
+                "busy": Out(1),
+                "finished": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        q_per_kv, words = self.config.attention.q_per_kv, self.config.head_dim // _LANES
+        m.submodules.unit = unit = ScaleUnit()
+        token, head = Signal.like(self.den_addr.token), Signal.like(self.den_addr.head)
+        denominator, reciprocal = Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
+        out = Signal.like(self.acc_addr)
+        writing, last_item, output_free = Signal(), Signal(), Signal()
+        last_word = out.word == words - 1
+        m.d.comb += output_free.eq(~writing | last_word)
+
+        # reciprocals, one (token, head) after another, heads first
+        with m.FSM() as fsm:
+            with m.State("Idle"):
+                m.d.sync += [token.eq(0), head.eq(0)]
+                with m.If(self.start):
+                    m.next = "Convert"
+            with m.State("Convert"), m.If(unit.i.ready):
+                m.next = "Converting"
+            with m.State("Converting"), m.If(unit.o.valid):
+                m.d.sync += denominator.eq(unit.o.p)
+                m.next = "Invert"
+            with m.State("Invert"), m.If(unit.i.ready):
+                m.next = "Inverting"
+            with m.State("Inverting"), m.If(unit.o.valid & output_free):
+                m.d.sync += head.eq(head + 1)
+                m.next = "Convert"
+                with m.If(head == q_per_kv - 1):
+                    m.d.sync += [head.eq(0), token.eq(token + 1)]
+                    with m.If(token == self.token_last):
+                        m.next = "Last"
+            with m.State("Last"), m.If(self.finished):
+                m.next = "Idle"
+            m.d.comb += [
+                self.busy.eq(~fsm.ongoing("Idle")),
+                unit.i.valid.eq(fsm.ongoing("Convert") | fsm.ongoing("Invert")),
+                unit.i.p.op.eq(Mux(fsm.ongoing("Invert"), ScaleOp.RECIP, ScaleOp.FROM_INT)),
+                unit.i.p.x.eq(self.den),
+                unit.i.p.a.eq(denominator),
+                unit.o.ready.eq(
+                    fsm.ongoing("Converting") | (fsm.ongoing("Inverting") & output_free)
+                ),
+                self.den_addr.token.eq(token),
+                self.den_addr.head.eq(head),
+            ]
+            load = fsm.ongoing("Inverting") & unit.o.valid & output_free
+
+        # stage 0: eight accumulators of the item whose reciprocal is known
+        m.d.comb += self.acc_addr.eq(out)
+        with m.If(load):
+            m.d.sync += [
+                writing.eq(1),
+                reciprocal.eq(unit.o.p),
+                out.token.eq(token),
+                out.head.eq(head),
+                out.word.eq(0),
+                last_item.eq((token == self.token_last) & (head == q_per_kv - 1)),
+            ]
+        with m.Elif(writing):
+            m.d.sync += [writing.eq(~last_word), out.word.eq(out.word + 1)]
+
+        # where the results of each stage belong
+        place = data.StructLayout({"valid": 1, "last": 1, "addr": self.o.addr.shape()})
+        place_0, place_1, place_2, place_3 = (Signal(place, name=f"place_{i}") for i in range(4))
+        m.d.comb += [
+            place_0.valid.eq(writing),
+            place_0.last.eq(last_item & last_word),
+            place_0.addr.token.eq(out.token),
+            place_0.addr.word.eq((self.group * q_per_kv + out.head) * words + out.word),
+            self.o.en.eq(place_3.valid),
+            self.o.addr.eq(place_3.addr),
+        ]
+        m.d.sync += [
+            place_1.eq(place_0),
+            place_2.eq(place_1),
+            place_3.eq(place_2),
+            self.finished.eq(place_3.valid & place_3.last),
+        ]
+
+        # stage 1: multiply; stage 2: shift; stage 3: round, saturate and write
+        acc_1, r_1, e_1 = Signal.like(self.acc), Signal(SCALE_LAYOUT), Signal.like(self.e)
+        shift_2 = Signal(range(_SHIFT_MAX + 1))
+        m.d.sync += [
+            acc_1.eq(self.acc),
+            r_1.eq(reciprocal),
+            e_1.eq(self.e),
+            shift_2.eq(_shift_amount(r_1.e + e_1 + (EXP2.y_frac + self.frac))),
+        ]
+        for lane in range(_LANES):
+            scaled_2 = Signal(signed(len(acc_1[lane]) + SCALE.m_width + 1), name=f"scaled_{lane}")
+            shifted_3 = Signal(signed(len(scaled_2) + 1), name=f"shifted_{lane}")
+            m.d.sync += [
+                scaled_2.eq(acc_1[lane] * r_1.m),
+                shifted_3.eq(shift_guarded(scaled_2, shift_2)),
+            ]
+            m.d.comb += self.o.data[lane].eq(saturate(round_half(shifted_3), 32))
+        return m
+
+
+class AttentionUnit(wiring.Component):
+    """Causal attention of a tile of queries; keys, values and their scales come through DMA.
+
+    For a command at ``position`` with ``token_count`` tokens, of which any sees one of ``n``
+    positions (``position + token_count`` without a window): reads their scales, then for every KV
+    head ``n`` keys and ``n`` values, each once and in ascending order, and leaves the result of
+    every head in the output memory. A pair
+    of a position and a token that sees it takes one cycle in pass K (scores, their maximum) and
+    one in pass V (weights, weighted sum) for all ``q_per_kv`` heads that share the key, through
+    the same multipliers, of 17 by ``kv_width`` bits. Scores stay on chip. Pairs that the causal
+    mask or the window hides are never issued.
+
+    Throughput is one pair per cycle. One token takes ``n_kv_heads * (2 * n + drain)`` cycles, those
+    of its beats of scales, and the end of the last head; :meth:`cycles` is exact. ``rd_data`` is
+    the only stream with backpressure: it holds when :data:`BEAT_SLOTS` beats wait. After reset the
+    unit is idle and its memories are zero.
+
+    Model: :func:`lutra_golden.attention.attention.attend`.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+
+    Members
+    -------
+    cmd : ``In(stream.Signature(ATTEND_COMMAND))``  accepted when idle.
+    q_w : ``In(WritePortSignature)``  ``{token, head, word}``: eight int8 of a query, natural order.
+    qs_w : ``In(WritePortSignature)``  ``{token, head}``: scale of a query.
+    rd_cmd, rd_data : DMA reader; the commands of a tile are queued at once.
+    out : ``In(ReadPortSignature)``  ``{token, word}``: eight int32, word ``head * head_dim / 8``.
+    done : ``Out(1)``  pulses once per command when the output memory is complete.
+    busy : ``Out(1)``  a command is in the unit.
+    stall : ``Out(1)``  a pair could be issued, but its beat has not come.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
+        self.config = config
+        words = config.head_dim // _LANES
+        token, head = range(config.m_tile), range(config.n_heads)
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(ATTEND_COMMAND)),
+                "q_w": In(
+                    WritePortSignature(
+                        {"token": token, "head": head, "word": range(words)},
+                        data.ArrayLayout(signed(8), _LANES),
+                    )
+                ),
+                "qs_w": In(WritePortSignature({"token": token, "head": head}, SCALE_LAYOUT)),
+                "rd_cmd": Out(dma_command()),
+                "rd_data": In(stream.Signature(unsigned(config.data_axi_width))),
+                "out": In(
+                    ReadPortSignature(
+                        {"token": token, "word": range(config.n_heads * words)},
+                        data.ArrayLayout(signed(32), _LANES),
+                    )
+                ),
+                "done": Out(1),
+                "busy": Out(1),
+                "stall": Out(1),
+            }
+        )
+        # pipeline stages, counted from the issue of a pair; pass K waits where pass V weighs
+        self._weigh = 2 + Exp2Neg.latency
+        self._multiply = self._weigh + 3
+        self._sum = self._multiply + 1
+        self._dot = self._sum + -(-ceil_log2(config.head_dim) // ceil_log2(_TREE_RADIX))
+        self._score = self._dot + 3
+
+    def cycles(self, position: int, token_count: int, first_beat: int = 2, window: int = 0) -> int:
+        """Cycles from the acceptance of a command to ``done``.
+
+        ``first_beat`` is the number of cycles from that acceptance to the first beat, after which
+        memory delivers one beat per cycle.
+        """
+        if not token_count:
+            return 1
+        config = self.config
+        n_scale_beats = next(fetches(config, 0, position, token_count, window)).beats
+        n_pairs = sum(
+            p + 1 - first_seen(p, window) for p in range(position, position + token_count)
+        )
+        n_items = token_count * config.attention.q_per_kv
+        words = config.head_dim // _LANES
+        reciprocal = 2 + SCALE_LATENCY[ScaleOp.FROM_INT] + SCALE_LATENCY[ScaleOp.RECIP]
+        end = reciprocal + max(reciprocal, words) * (n_items - 1) + words + 4
+        # `at` is the cycle in which the next pair is issued, `finished` that of the last head's end
+        at = first_beat + n_scale_beats + 1
+        finished = 0
+        for _ in range(config.n_kv_heads):
+            at = max(at + n_pairs + self._score, finished + 1) + n_pairs
+            finished = at + self._sum + end
+        return finished + 1
+
+    def elaborate(self, platform):
+        m = Module()
+        config, params = self.config, self.config.attention
+        heads = range(params.q_per_kv)
+
+        m.submodules.issuer = issuer = PairIssuer(config, self._score)
+        m.submodules.finish = finish = _Finish(config)
+        pair = [issuer.pair]
+        for stage in range(1, max(self._score, self._sum + 1) + 1):
+            pair.append(Signal(pair_layout(config), name=f"pair_{stage}"))
+            m.d.sync += pair[stage].eq(pair[stage - 1])
+        m.d.comb += [
+            issuer.rd_valid.eq(self.rd_data.valid),
+            self.rd_data.ready.eq(issuer.rd_ready),
+            issuer.finished.eq(finish.finished),
+            self.done.eq(issuer.done),
+            self.busy.eq(issuer.busy),
+            self.stall.eq(issuer.stall),
+        ]
+        wiring.connect(m, wiring.flipped(self.cmd), issuer.cmd)
+        wiring.connect(m, issuer.rd_cmd, wiring.flipped(self.rd_cmd))
+
+        v_scale, key_scales = self._scales(m, issuer, pair)
+        beat, queries = self._operands(m, issuer, pair)
+
+        # scores and their running maxima, by head
+        score_row = data.ArrayLayout(signed(params.score_width), len(heads))
+        m.submodules.scores = scores = Memory(
+            shape=score_row, depth=config.m_tile * config.max_context, init=[]
+        )
+        m.submodules.maxima = maxima = Memory(shape=score_row, depth=config.m_tile, init=[])
+        score_w, score_r = scores.write_port(), scores.read_port()
+        max_w, max_old = maxima.write_port(), maxima.read_port(domain="comb")
+        max_r = maxima.read_port(domain="comb")
+        scored = pair[self._score]
+        m.d.comb += [
+            score_r.addr.eq(Cat(pair[0].position, pair[0].token)),
+            score_r.en.eq(pair[0].valid & pair[0].values),
+            max_r.addr.eq(pair[1].token),
+            score_w.addr.eq(Cat(scored.position, scored.token)),
+            score_w.en.eq(scored.valid & ~scored.values),
+            max_old.addr.eq(scored.token),
+            max_w.addr.eq(scored.token),
+            max_w.en.eq(score_w.en),
+        ]
+
+        # denominators and the largest exponent of the values' scales, by token
+        m.submodules.dens = dens = Memory(
+            shape=data.ArrayLayout(params.den_width, len(heads)), depth=config.m_tile, init=[]
+        )
+        den_w, den_old = dens.write_port(), dens.read_port(domain="comb")
+        den_r = dens.read_port(domain="comb")
+        weighed, shift = pair[self._weigh], Signal(5)
+        m.d.comb += [
+            den_old.addr.eq(weighed.token),
+            den_w.addr.eq(weighed.token),
+            den_w.en.eq(weighed.valid & weighed.values),
+            den_r.addr.eq(finish.den_addr.token),
+            finish.den.eq(den_r.data[finish.den_addr.head]),
+        ]
+        self._exponents(m, weighed, v_scale, finish, shift)
+
+        multiplied, summed = pair[self._multiply], pair[self._sum]
+        row = beat
+        if issuer.rows == 2:
+            row = Mux(multiplied.position[0], beat[len(beat) // 2 :], beat[: len(beat) // 2])
+        banks = []
+        for head in heads:
+            difference = Signal(EXP2.d_width, name=f"difference_{head}")
+            m.submodules[f"exp2_{head}"] = exp2 = Exp2Neg()
+            m.d.sync += difference.eq(max_r.data[head] - score_r.data[head])
+            m.d.comb += [
+                exp2.d.eq(difference),
+                den_w.data[head].eq(Mux(weighed.first, 0, den_old.data[head]) + exp2.y),
+            ]
+
+            # the value's scale folded in: multiply, shift, round
+            scaled = Signal(EXP2.y_width + SCALE.m_width, name=f"weight_scaled_{head}")
+            shifted = Signal(EXP2.y_width + 1, name=f"weight_shifted_{head}")
+            weight = Signal(EXP2.y_width, name=f"weight_{head}")
+            m.d.sync += [
+                scaled.eq(exp2.y * v_scale.m),
+                shifted.eq((scaled >> (EXP2.y_frac - 1)) >> shift),
+                weight.eq(round_half(shifted)),
+            ]
+
+            products, width = [], config.kv_width
+            for dim in range(config.head_dim):
+                product = Signal(signed(16 + width), name=f"product_{head}_{dim}")
+                operand = Mux(multiplied.values, weight, queries[head][dim])
+                with m.If(multiplied.valid):
+                    m.d.sync += product.eq(operand * row[width * dim :][:width].as_signed())
+                products.append(product)
+            score = self._score_of(m, head, products, key_scales[head], pair)
+            newer = scored.first | (score > max_old.data[head])
+            m.d.comb += [
+                score_w.data[head].eq(score),
+                max_w.data[head].eq(Mux(newer, score, max_old.data[head])),
+            ]
+            banks += self._accumulate(m, head, products, summed, finish)
+
+        # the end of a head
+        last = pair[self._sum + 1]
+        m.submodules.outputs = outputs = Memory(
+            shape=self.out.signature.payload_layout,
+            depth=config.m_tile << len(self.out.addr.word),
+            init=[],
+        )
+        out_w, out_r = outputs.write_port(), outputs.read_port()
+        started = Signal.like(finish.group)
+        m.d.comb += [
+            finish.start.eq(last.valid & last.values & last.final),
+            finish.group.eq(started),
+            finish.token_last.eq(issuer.token_last),
+            finish.frac.eq(issuer.frac),
+            out_w.en.eq(finish.o.en),
+            out_w.addr.eq(Cat(finish.o.addr.word, finish.o.addr.token)),
+            out_w.data.eq(finish.o.data),
+            out_r.addr.eq(Cat(self.out.addr.word, self.out.addr.token)),
+            self.out.data.eq(out_r.data),
+        ]
+        with m.If(finish.start):
+            m.d.sync += started.eq(last.group)
+        m.d.comb += finish.acc.as_value().eq(
+            Array(banks)[Cat(finish.acc_addr.word, finish.acc_addr.head)]
+        )
+        return m
+
+    def _scales(self, m, issuer, pair):
+        """Scales of key and value at stage ``weigh``, their products with the queries' at ``dot``.
+
+        Returns the value's scale and, by head, the products.
+        """
+        config, n_kv, q_per_kv = self.config, self.config.n_kv_heads, self.config.attention.q_per_kv
+        record = data.ArrayLayout(data.ArrayLayout(SCALE_LAYOUT, n_kv), 2)  # keys, values
+        m.submodules.kv_scales = rows = Memory(
+            shape=data.ArrayLayout(record, issuer.records), depth=issuer.scale_rows, init=[]
+        )
+        row_w, row_r = rows.write_port(), rows.read_port()
+        row_bits = ceil_log2(issuer.records)
+        picked = pair[self._weigh - 1]
+        m.d.comb += [
+            row_w.en.eq(issuer.scale_en),
+            row_w.addr.eq(issuer.scale_row),
+            row_r.addr.eq(pair[self._weigh - 2].position >> row_bits),
+        ]
+        for place in range(issuer.records):
+            for index in range(2 * n_kv):
+                start = 8 * config.kv_scale_bytes * place + 32 * index
+                mantissa, exponent = packed_scale(self.rd_data.payload[start : start + 32])
+                entry = row_w.data[place][index // n_kv][index % n_kv]
+                m.d.comb += [entry.m.eq(mantissa), entry.e.eq(exponent)]
+        k_scale, v_scale = (Signal(SCALE_LAYOUT, name=f"{kind}_scale") for kind in "kv")
+        for kind, scale in enumerate((k_scale, v_scale)):
+            entries = Array(
+                row_r.data[place][kind][group].as_value()
+                for place in range(issuer.records)
+                for group in range(n_kv)
+            )
+            place = picked.position[:row_bits]
+            m.d.sync += scale.as_value().eq(entries[place * n_kv + picked.group])
+
+        # the queries' scales are read for the cycle in which the multipliers want them
+        at = self._dot - ScaleMul.latency
+        for _ in range(self._weigh, at):
+            delayed = Signal(SCALE_LAYOUT, name="k_scale_delayed")
+            m.d.sync += delayed.eq(k_scale)
+            k_scale = delayed
+        m.submodules.q_scales = q_scales = Memory(
+            shape=data.ArrayLayout(SCALE_LAYOUT, q_per_kv),
+            depth=n_kv << len(self.qs_w.addr.token),
+            init=[],
+        )
+        q_scale_w, q_scale_r = q_scales.write_port(granularity=1), q_scales.read_port()
+        group, lane = self._split_head(m, self.qs_w.addr.head, "qs_w")
+        m.d.comb += [
+            q_scale_w.addr.eq(Cat(self.qs_w.addr.token, group)),
+            q_scale_r.addr.eq(Cat(pair[at - 1].token, pair[at - 1].group)),
+        ]
+        products = []
+        for head in range(q_per_kv):
+            m.submodules[f"scale_mul_{head}"] = scale_mul = ScaleMul()
+            m.d.comb += [
+                q_scale_w.en[head].eq(self.qs_w.en & (lane == head)),
+                q_scale_w.data[head].eq(self.qs_w.data),
+                scale_mul.a.eq(q_scale_r.data[head]),
+                scale_mul.b.eq(k_scale),
+            ]
+            products.append(scale_mul.o)
+        return v_scale, products
+
+    def _operands(self, m, issuer, pair):
+        """The beat and, by head, the query at stage ``multiply``."""
+        config, q_per_kv = self.config, self.config.attention.q_per_kv
+        words = config.head_dim // _LANES
+        m.submodules.beats = beats = Memory(
+            shape=unsigned(config.data_axi_width), depth=BEAT_SLOTS, init=[]
+        )
+        beat_w, beat_r = beats.write_port(), beats.read_port()
+        m.submodules.queries = queries = Memory(
+            shape=data.ArrayLayout(self.q_w.data.shape(), words * q_per_kv),
+            depth=config.n_kv_heads << len(self.q_w.addr.token),
+            init=[],
+        )
+        query_w, query_r = queries.write_port(granularity=1), queries.read_port()
+        group, lane = self._split_head(m, self.q_w.addr.head, "q_w")
+        at = pair[self._multiply - 1]
+        m.d.comb += [
+            beat_w.en.eq(issuer.beat_en),
+            beat_w.addr.eq(issuer.beat_slot),
+            beat_w.data.eq(self.rd_data.payload),
+            beat_r.en.eq(at.valid),
+            beat_r.addr.eq(at.slot),
+            issuer.release.eq(at.valid & at.last),
+            query_w.addr.eq(Cat(self.q_w.addr.token, group)),
+            query_r.en.eq(at.valid & ~at.values),
+            query_r.addr.eq(Cat(at.token, at.group)),
+        ]
+        for index in range(words * q_per_kv):
+            head, word = divmod(index, words)
+            m.d.comb += [
+                query_w.en[index].eq(self.q_w.en & (lane == head) & (self.q_w.addr.word == word)),
+                query_w.data[index].eq(self.q_w.data),
+            ]
+        by_head = [
+            [query_r.data[head * words + word][i] for word in range(words) for i in range(_LANES)]
+            for head in range(q_per_kv)
+        ]
+        return beat_r.data, by_head
+
+    def _split_head(self, m, head, name):
+        """KV head of a query head, and its place among those that share it."""
+        q_per_kv = self.config.attention.q_per_kv
+        group = Signal(range(self.config.n_kv_heads), name=f"{name}_group")
+        lane = Signal(range(q_per_kv), name=f"{name}_lane")
+        places = [divmod(index, q_per_kv) for index in range(self.config.n_heads)]
+        m.d.comb += [
+            group.eq(Array(place[0] for place in places)[head]),
+            lane.eq(Array(place[1] for place in places)[head]),
+        ]
+        return group, lane
+
+    def _exponents(self, m, weighed, v_scale, finish, shift):
+        """Largest exponent of a token's live value scales, kept while the next head's is found."""
+        m.submodules.exponents = exponents = Memory(
+            shape=signed(SCALE.e_width), depth=2 << len(weighed.token), init=[]
+        )
+        write, old = exponents.write_port(), exponents.read_port(domain="comb")
+        largest = exponents.read_port(domain="comb")
+        previous = Signal(signed(SCALE.e_width))
+        larger = (v_scale.m != 0) & (v_scale.e > previous)
+        distance = Signal(signed(SCALE.e_width + 1))
+        m.d.comb += [
+            old.addr.eq(Cat(weighed.token, weighed.group & 1)),
+            previous.eq(Mux(weighed.first, SCALE.e_min, old.data)),
+            write.addr.eq(old.addr),
+            write.en.eq(weighed.valid & ~weighed.values),
+            write.data.eq(Mux(larger, v_scale.e, previous)),
+            largest.addr.eq(Cat(finish.acc_addr.token, finish.group & 1)),
+            finish.e.eq(largest.data),
+            distance.eq(old.data - v_scale.e),
+        ]
+        # only the scale of a zero lies above the largest exponent, and its weight is zero
+        m.d.sync += shift.eq(Mux(distance < 0, 0, Mux(distance > 31, 31, distance)))
+
+    def _score_of(self, m, head, products, scale, pair):
+        """Score at stage ``score``: sum of the products, scaled, shifted, rounded, saturated."""
+        width = 8 + self.config.kv_width
+        terms, stage = [product[:width].as_signed() for product in products], self._sum
+        while len(terms) > 1:
+            sums = []
+            for i in range(0, len(terms), _TREE_RADIX):
+                term = sum(terms[i : i + _TREE_RADIX])
+                sums.append(Signal(term.shape(), name=f"sum_{head}_{stage}_{i}"))
+                with m.If(pair[stage].valid & ~pair[stage].values):
+                    m.d.sync += sums[-1].eq(term)
+            terms, stage = sums, stage + 1
+        (dot,) = terms
+        width = self.config.attention.dot_width + SCALE.m_width
+        scaled = Signal(signed(width), name=f"score_scaled_{head}")
+        shifted = Signal(signed(width + 1), name=f"score_shifted_{head}")
+        score = Signal(signed(self.config.attention.score_width), name=f"score_{head}")
+        shift = Signal(range(_SHIFT_MAX + 1), name=f"score_shift_{head}")
+        m.d.sync += [
+            scaled.eq(dot * scale.m),
+            shift.eq(_shift_amount(scale.e + self.config.attention.score_frac)),
+            shifted.eq(shift_guarded(scaled, shift)),
+            score.eq(saturate(round_half(shifted), len(score))),
+        ]
+        return score
+
+    def _accumulate(self, m, head, products, summed, finish):
+        """Weighted sums of a head's dimensions by token, in banks of eight; returns what they read.
+
+        The end of a head reads them while no pair of pass V is on its way.
+        """
+        banks = []
+        row = finish.acc.shape()
+        for first in range(0, len(products), _LANES):
+            name = f"acc_{head}_{first // _LANES}"
+            m.submodules[name] = bank = Memory(shape=row, depth=self.config.m_tile, init=[])
+            write, read = bank.write_port(), bank.read_port(domain="comb")
+            m.d.comb += [
+                read.addr.eq(Mux(finish.busy, finish.acc_addr.token, summed.token)),
+                write.addr.eq(summed.token),
+                write.en.eq(summed.valid & summed.values),
+            ]
+            for lane in range(_LANES):
+                old = Mux(summed.first, 0, read.data[lane])
+                m.d.comb += write.data[lane].eq(old + products[first + lane])
+            banks.append(read.data.as_value())
+        return banks

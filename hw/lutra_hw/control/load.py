@@ -1,0 +1,244 @@
+"""Load unit: parameters, rotary tables and embeddings from memory into on-chip buffers."""
+
+from amaranth import Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from lutra_golden.control.isa import Opcode
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_hw.control.fields import argument, header
+from lutra_hw.control.registers import token_read_port
+from lutra_hw.ports import INSTRUCTION_SHAPE, WritePortSignature, dma_command
+
+__all__ = ["LoadUnit"]
+
+_ELEMENTS = 8  # of a word
+_WORD_BYTES = 2 * _ELEMENTS
+
+
+class _Kind(enum.Enum, shape=2):
+    PARAM = 0
+    ROPE = 1
+    EMBED = 2
+
+
+class LoadUnit(wiring.Component):
+    """Executes LDPARAM, LDROPE and EMBED: asks for rows of int16 and writes them word by word.
+
+    A row starts at a data beat; only the last beat of a row may be cut. Addresses of the rows of
+    an EMBED are computed by shift and add while earlier rows are written. An instruction of n
+    words takes n + b + 5 cycles and the memory's latency until ``done``, where b are the bits of
+    ``n_words`` (EMBED) or of ``head_dim / 8`` (LDROPE), else 1; everything is written then. One
+    of no words takes 2.
+
+    Model: :meth:`lutra_golden.control.interpreter.Interpreter.run`.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+
+    Members
+    -------
+    cmd : ``In(stream.Signature(INSTRUCTION_SHAPE))``
+    weight_base, position, n_tokens : ``In(40)``, ``In(16)``, ``In(8)``  stable while busy
+    tokens : ``Out(token_read_port(m_tile))``
+    rd_cmd : ``Out(dma_command())``
+    rd_data : ``In(stream.Signature(unsigned(data_axi_width)))``
+    param_w : ``Out(WritePortSignature)``  ``{word}``, eight int16
+    rope_w : ``Out(WritePortSignature)``  ``{token, word}``, eight int16
+    embed_w : ``Out(WritePortSignature)``  ``{token, word}``, eight int32
+    done : ``Out(1)``  one cycle per instruction
+    busy, stall : ``Out(1)``  an instruction is here; it waits for data
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self.config = config
+        int16 = data.ArrayLayout(signed(16), _ELEMENTS)
+        token = range(config.m_tile)
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(INSTRUCTION_SHAPE)),
+                "weight_base": In(40),
+                "position": In(16),
+                "n_tokens": In(8),
+                "tokens": Out(token_read_port(config.m_tile)),
+                "rd_cmd": Out(dma_command()),
+                "rd_data": In(stream.Signature(unsigned(config.data_axi_width))),
+                "param_w": Out(WritePortSignature({"word": range(config.param_words)}, int16)),
+                "rope_w": Out(
+                    WritePortSignature(
+                        {"token": token, "word": range(config.head_dim // _ELEMENTS)}, int16
+                    )
+                ),
+                "embed_w": Out(
+                    WritePortSignature(
+                        {"token": token, "word": range(config.hidden_max // _ELEMENTS)},
+                        data.ArrayLayout(signed(32), _ELEMENTS),
+                    )
+                ),
+                "done": Out(1),
+                "busy": Out(1),
+                "stall": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        kind = Signal(_Kind)
+        n_rows, n_words = Signal(8), Signal(16)
+        param_word, shift = Signal(16), Signal(5)
+        reading, finished = Signal(), Signal()
+
+        self._requests(m, kind, n_rows, n_words, param_word, shift, reading, finished)
+        self._words(m, kind, n_rows, n_words, param_word, shift, reading, finished)
+        return m
+
+    def _requests(self, m, kind, n_rows, n_words, param_word, shift, reading, finished):
+        """Take an instruction and ask for its rows, one transfer each."""
+        config, word = self.config, self.cmd.p
+        rope_words = exact_log2(config.head_dim // _ELEMENTS)
+        beat_words = config.data_bytes // _WORD_BYTES
+
+        offset, base = Signal(32), Signal(40)
+        row = Signal(8)
+        # the row starts at base + multiplicand * multiplier words
+        multiplicand, multiplier = Signal(40 - exact_log2(_WORD_BYTES)), Signal(16)
+        address = Signal(40)
+        m.d.comb += [
+            self.tokens.addr.token.eq(row),
+            self.rd_cmd.p.addr.eq(address),
+            self.rd_cmd.p.beats.eq((n_words + (beat_words - 1)) >> exact_log2(beat_words)),
+        ]
+        with m.FSM() as fsm:
+            with m.State("Idle"):
+                m.d.sync += [
+                    # every instruction's address is its first field
+                    offset.eq(argument(word, Opcode.LDPARAM, "address")),
+                    param_word.eq(argument(word, Opcode.LDPARAM, "param_word")),
+                    shift.eq(argument(word, Opcode.EMBED, "shift")),
+                    row.eq(0),
+                ]
+                with m.Switch(header(word, "opcode")):
+                    with m.Case(Opcode.LDPARAM):
+                        m.d.sync += [
+                            kind.eq(_Kind.PARAM),
+                            n_rows.eq(1),
+                            n_words.eq(argument(word, Opcode.LDPARAM, "n_words")),
+                        ]
+                    with m.Case(Opcode.LDROPE):
+                        # rows of consecutive positions are one
+                        m.d.sync += [
+                            kind.eq(_Kind.ROPE),
+                            n_rows.eq(1),
+                            n_words.eq(self.n_tokens << rope_words),
+                        ]
+                    with m.Default():
+                        m.d.sync += [
+                            kind.eq(_Kind.EMBED),
+                            n_rows.eq(self.n_tokens),
+                            n_words.eq(argument(word, Opcode.EMBED, "n_words")),
+                        ]
+                with m.If(self.cmd.valid):
+                    m.next = "Base"
+            with m.State("Base"):
+                m.d.sync += base.eq(self.weight_base + offset)
+                with m.If((n_rows == 0) | (n_words == 0)):
+                    m.next = "Done"
+                with m.Else():
+                    m.next = "Row"
+            with m.State("Row"):
+                m.d.sync += address.eq(base)
+                with m.Switch(kind):
+                    with m.Case(_Kind.PARAM):
+                        m.d.sync += multiplier.eq(0)
+                    with m.Case(_Kind.ROPE):
+                        m.d.sync += [
+                            multiplicand.eq(self.position),
+                            multiplier.eq(config.head_dim // _ELEMENTS),
+                        ]
+                    with m.Default():
+                        m.d.sync += [multiplicand.eq(self.tokens.data), multiplier.eq(n_words)]
+                m.next = "Multiply"
+            with m.State("Multiply"):
+                with m.If(multiplier[0]):
+                    m.d.sync += address.eq(address + (multiplicand << exact_log2(_WORD_BYTES)))
+                m.d.sync += [
+                    multiplicand.eq(multiplicand << 1),
+                    multiplier.eq(multiplier >> 1),
+                ]
+                with m.If(multiplier[1:] == 0):
+                    m.next = "Request"
+            with m.State("Request"):
+                with m.If(self.rd_cmd.ready):
+                    m.d.sync += row.eq(row + 1)
+                    with m.If(row + 1 == n_rows):
+                        m.next = "Write"
+                    with m.Else():
+                        m.next = "Token"
+            with m.State("Token"):
+                # the token's number comes a cycle after its address
+                m.next = "Row"
+            with m.State("Write"):
+                with m.If(finished):
+                    m.next = "Done"
+            with m.State("Done"):
+                m.next = "Idle"
+        m.d.comb += [
+            self.cmd.ready.eq(fsm.ongoing("Idle")),
+            self.busy.eq(~fsm.ongoing("Idle")),
+            self.done.eq(fsm.ongoing("Done")),
+            self.rd_cmd.valid.eq(fsm.ongoing("Request")),
+        ]
+        with m.If(fsm.ongoing("Base")):
+            m.d.sync += reading.eq((n_rows != 0) & (n_words != 0))
+
+    def _words(self, m, kind, n_rows, n_words, param_word, shift, reading, finished):
+        """Cut the beats that come into words and write them."""
+        config, rd_data = self.config, self.rd_data
+        rope_bits = exact_log2(config.head_dim // _ELEMENTS)
+        beat_words = config.data_bytes // _WORD_BYTES
+
+        row, word, lane = Signal(8), Signal(16), Signal(range(beat_words))
+        last_word, last_row, take = Signal(), Signal(), Signal()
+        m.d.comb += [
+            last_word.eq(word + 1 == n_words),
+            last_row.eq(row + 1 == n_rows),
+            take.eq(reading & rd_data.valid),
+            rd_data.ready.eq(reading & ((lane == beat_words - 1) | last_word)),
+            self.stall.eq(reading & ~rd_data.valid),
+        ]
+        with m.If(take):
+            m.d.sync += [word.eq(word + 1), lane.eq(lane + 1)]
+            with m.If(last_word):
+                m.d.sync += [word.eq(0), lane.eq(0), row.eq(row + 1)]
+                with m.If(last_row):
+                    m.d.sync += [row.eq(0), reading.eq(0)]
+
+        cut = Signal(data.ArrayLayout(signed(16), _ELEMENTS))
+        cut_row, cut_word, cut_valid, cut_last = Signal(8), Signal(16), Signal(), Signal()
+        m.d.sync += [cut_valid.eq(take), cut_last.eq(take & last_word & last_row)]
+        with m.If(take):
+            m.d.sync += [
+                cut_row.eq(row),
+                cut_word.eq(Mux(kind == _Kind.PARAM, param_word + word, word)),
+            ]
+            with m.Switch(lane):
+                for index in range(beat_words):
+                    with m.Case(index):
+                        m.d.sync += cut.eq(rd_data.p[8 * _WORD_BYTES * index :])
+
+        param_w, rope_w, embed_w = self.param_w, self.rope_w, self.embed_w
+        m.d.comb += [
+            param_w.en.eq(cut_valid & (kind == _Kind.PARAM)),
+            param_w.addr.word.eq(cut_word),
+            param_w.data.eq(cut),
+            rope_w.en.eq(cut_valid & (kind == _Kind.ROPE)),
+            rope_w.addr.token.eq(cut_word >> rope_bits),
+            rope_w.addr.word.eq(cut_word),
+            rope_w.data.eq(cut),
+        ]
+        m.d.sync += [embed_w.en.eq(cut_valid & (kind == _Kind.EMBED)), finished.eq(cut_last)]
+        with m.If(cut_valid & (kind == _Kind.EMBED)):
+            m.d.sync += [embed_w.addr.token.eq(cut_row), embed_w.addr.word.eq(cut_word)]
+            m.d.sync += [embed_w.data[i].eq(cut[i] << shift) for i in range(_ELEMENTS)]

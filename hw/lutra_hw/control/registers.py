@@ -1,0 +1,266 @@
+"""The accelerator's register file behind its AXI4-Lite port."""
+
+from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from lutra_golden.control.isa import Unit
+from lutra_golden.control.registers import (
+    CONTROL_START,
+    COUNTERS,
+    IDENT,
+    REGISTERS,
+    STATUS_BUSY,
+    STATUS_DONE,
+    STATUS_ERROR,
+    STATUS_SATURATED,
+    VERSION,
+)
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_hw.axi.lite import LiteSlave
+from lutra_hw.axi.signatures import Axi4LiteSignature
+from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature
+
+__all__ = ["EVENTS", "UNIT_STATE_LAYOUT", "RegisterFile", "token_read_port"]
+
+_ADDR_WIDTH = 12
+_ADDRESS_BITS = 40
+
+EVENTS = data.StructLayout({name: 1 for name in COUNTERS if name != "cycles"})
+"""What the performance counters count besides cycles, one bit each."""
+
+UNIT_STATE_LAYOUT = data.ArrayLayout(4, len(Unit) + 1)
+""":class:`UnitState` of the units in the order of :class:`Unit`, then of the instruction fetch."""
+
+
+def token_read_port(m_tile: int) -> ReadPortSignature:
+    """The token ids of the tile."""
+    return ReadPortSignature({"token": range(m_tile)}, unsigned(32))
+
+
+# bits that a writable register keeps; the others read as zero
+_WRITABLE = {
+    "IRQ_ENABLE": 1,
+    "PROGRAM_BASE": _ADDRESS_BITS,
+    "WEIGHT_BASE": _ADDRESS_BITS,
+    "KV_BASE": _ADDRESS_BITS,
+    "LOGITS_BASE": _ADDRESS_BITS,
+    "LOGITS_STRIDE": 32,
+    "POSITION": 16,
+    "N_TOKENS": 8,
+    "LOGITS_FROM": 8,
+    "PROGRAM_BYTES": 32,
+}
+
+
+class RegisterFile(wiring.Component):
+    """Registers of :data:`lutra_golden.control.registers.REGISTERS` and what they control.
+
+    Writes honour byte strobes. What is not in the map, or is an array's element beyond
+    ``m_tile``, reads as zero; that, and writing what is read-only, answers SLVERR. START is
+    ignored while busy; otherwise ``start`` is high in the next cycle, counters and status
+    are cleared, and busy lasts until ``done``. Counters stand still while not busy.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+
+    Members
+    -------
+    s_axi : ``In(Axi4LiteSignature(12))``
+    irq : ``Out(1)``  level: IRQ_STATUS and IRQ_ENABLE
+    start : ``Out(1)``  one cycle
+    program_base, weight_base, kv_base, logits_base : ``Out(40)``
+    program_bytes, logits_stride : ``Out(32)``
+    position, n_tokens, logits_from : ``Out(16)``, ``Out(8)``, ``Out(8)``
+    tokens : ``In(token_read_port(m_tile))``
+    done : ``In(1)``  pulse: the run has ended
+    error, saturated : ``In(1)``  kept in STATUS until the next START
+    unit_state : ``In(UNIT_STATE_LAYOUT)``
+    argmax : ``In(ArrayLayout(32, m_tile))``
+    scales : ``In(ArrayLayout(SCALE_LAYOUT, m_tile))``
+    events : ``In(EVENTS)``
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self.config = config
+        super().__init__(
+            {
+                "s_axi": In(Axi4LiteSignature(_ADDR_WIDTH)),
+                "irq": Out(1),
+                "start": Out(1),
+                **{
+                    name.lower(): Out(width)
+                    for name, width in _WRITABLE.items()
+                    if name != "IRQ_ENABLE"
+                },
+                "tokens": In(token_read_port(config.m_tile)),
+                "done": In(1),
+                "error": In(1),
+                "saturated": In(1),
+                "unit_state": In(UNIT_STATE_LAYOUT),
+                "argmax": In(data.ArrayLayout(32, config.m_tile)),
+                "scales": In(data.ArrayLayout(SCALE_LAYOUT, config.m_tile)),
+                "events": In(EVENTS),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m_tile = self.config.m_tile
+        m.submodules.lite = lite = LiteSlave(_ADDR_WIDTH)
+        m.submodules.token_memory = memory = Memory(shape=32, depth=m_tile, init=[])
+        token_write = memory.write_port(granularity=8)
+        token_read, unit_read = memory.read_port(), memory.read_port()
+        wiring.connect(m, wiring.flipped(self.s_axi), lite.axi)
+        bus = lite.bus
+        m.d.comb += [
+            unit_read.addr.eq(self.tokens.addr.token),
+            self.tokens.data.eq(unit_read.data),
+        ]
+
+        stored = {name: Signal(width, name=name.lower()) for name, width in _WRITABLE.items()}
+        irq_status, busy, done, error, saturated = (Signal() for _ in range(5))
+        counters = {name: Signal(64, name=f"counter_{name}") for name in COUNTERS}
+        for name, value in stored.items():
+            if name != "IRQ_ENABLE":
+                m.d.comb += getattr(self, name.lower()).eq(value)
+        m.d.comb += self.irq.eq(irq_status & stored["IRQ_ENABLE"])
+
+        self._writes(m, bus, stored, token_write, irq_status, busy)
+        words = {
+            "IDENT": [IDENT],
+            "VERSION": [VERSION],
+            "FINGERPRINT": _words(self.config.fingerprint),
+            "CONTROL": [0],
+            "STATUS": [
+                Mux(busy, STATUS_BUSY, 0)
+                | Mux(done, STATUS_DONE, 0)
+                | Mux(error, STATUS_ERROR, 0)
+                | Mux(saturated, STATUS_SATURATED, 0)
+            ],
+            "IRQ_STATUS": [irq_status],
+            "UNIT_STATE": [self.unit_state.as_value()],
+            **{
+                name: [value[i : i + 32] for i in range(0, len(value), 32)]
+                for name, value in stored.items()
+            },
+        }
+        arrays = {
+            "TOKEN": [token_read.data],
+            "ARGMAX": list(self.argmax),
+            "SCALE": [_packed(scale) for scale in self.scales],
+            "COUNTER": [counter[i : i + 32] for counter in counters.values() for i in (0, 32)],
+        }
+        self._reads(m, bus, words, arrays, token_read)
+
+        with m.If(self.start):
+            m.d.sync += [busy.eq(1), done.eq(0), error.eq(0), saturated.eq(0)]
+            m.d.sync += [counter.eq(0) for counter in counters.values()]
+        with m.Elif(busy):
+            m.d.sync += [error.eq(error | self.error), saturated.eq(saturated | self.saturated)]
+            m.d.sync += counters["cycles"].eq(counters["cycles"] + 1)
+            for name in EVENTS.members:
+                with m.If(self.events[name]):
+                    m.d.sync += counters[name].eq(counters[name] + 1)
+            with m.If(self.done):
+                m.d.sync += [busy.eq(0), done.eq(1), irq_status.eq(1)]
+        return m
+
+    def _writes(self, m, bus, stored, token_write, irq_status, busy):
+        """Write port of the registers; ``write_error`` stays high where nothing can be written."""
+        m.d.comb += bus.write_error.eq(1)
+        m.d.sync += self.start.eq(0)
+
+        def at(name, word=0):
+            return bus.write_addr == REGISTERS[name].address // 4 + word
+
+        for name, value in stored.items():
+            for word in range(REGISTERS[name].count):
+                with m.If(at(name, word)):
+                    m.d.comb += bus.write_error.eq(0)
+                    for lane in range(4):
+                        first = 32 * word + 8 * lane
+                        if first < len(value):
+                            part = value[first : min(first + 8, len(value))]
+                            with m.If(bus.write_en & bus.write_strb[lane]):
+                                m.d.sync += part.eq(bus.write_data[8 * lane :])
+        with m.If(at("CONTROL")):
+            m.d.comb += bus.write_error.eq(0)
+            with m.If(bus.write_en & bus.write_strb[0] & ~busy):
+                m.d.sync += self.start.eq((bus.write_data & CONTROL_START) != 0)
+        with m.If(at("IRQ_STATUS")):
+            m.d.comb += bus.write_error.eq(0)
+            with m.If(bus.write_en & bus.write_strb[0] & bus.write_data[0]):
+                m.d.sync += irq_status.eq(0)
+
+        bank, index = _split("TOKEN", bus.write_addr)
+        hit = Signal()
+        m.d.comb += [
+            hit.eq(bank & (index < self.config.m_tile)),
+            token_write.addr.eq(index),
+            token_write.data.eq(bus.write_data),
+            token_write.en.eq(Mux(bus.write_en & hit, bus.write_strb, 0)),
+        ]
+        with m.If(hit):
+            m.d.comb += bus.write_error.eq(0)
+
+    def _reads(self, m, bus, words, arrays, token_read):
+        """Read port: every bank in a register in the first cycle, one of them in the second."""
+        selected, values = [], []
+
+        def bank(name):
+            value, hit = Signal(32, name=f"{name}_value"), Signal(name=f"{name}_hit")
+            values.append(value)
+            selected.append(hit)
+            return value, hit
+
+        value, hit = bank("scalar")
+        with m.If(bus.read_en):
+            m.d.sync += [hit.eq(0), value.eq(0)]
+            with m.Switch(bus.read_addr):
+                for name, entries in words.items():
+                    for word, entry in enumerate(entries):
+                        with m.Case(REGISTERS[name].address // 4 + word):
+                            m.d.sync += [hit.eq(1), value.eq(entry)]
+
+        for name, entries in arrays.items():
+            value, hit = bank(name.lower())
+            in_bank, index = _split(name, bus.read_addr)
+            if name == "TOKEN":
+                # the memory's own output register
+                m.d.comb += [token_read.addr.eq(index), value.eq(entries[0])]
+                with m.If(bus.read_en):
+                    m.d.sync += hit.eq(in_bank & (index < self.config.m_tile))
+                continue
+            with m.If(bus.read_en):
+                m.d.sync += hit.eq(0)
+                with m.If(in_bank):
+                    with m.Switch(index):
+                        for number, entry in enumerate(entries):
+                            with m.Case(number):
+                                m.d.sync += [hit.eq(1), value.eq(entry)]
+
+        data_out = 0
+        for hit, value in zip(selected, values, strict=True):
+            data_out = data_out | Mux(hit, value, 0)
+        m.d.sync += [bus.read_data.eq(data_out), bus.read_error.eq(~Cat(selected).any())]
+
+
+def _split(name, addr):
+    """Whether ``addr``, which counts registers, lies in array ``name``, and the element."""
+    register = REGISTERS[name]
+    bits = ceil_log2(register.count)
+    assert register.address % (4 << bits) == 0, f"{name} is not aligned to its size"
+    return addr[bits:] == register.address // 4 >> bits, addr[:bits]
+
+
+def _words(value):
+    return [value & 0xFFFFFFFF, value >> 32]
+
+
+def _packed(scale):
+    """A scale in 32 bits, as golden ``pack_scale`` packs it."""
+    return Cat(scale.m, scale.e, scale.e[-1].replicate(16 - len(scale.e)))

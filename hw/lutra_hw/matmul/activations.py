@@ -1,0 +1,203 @@
+"""Activations of a tile of tokens: their buffer, and their sums over a depth tile."""
+
+from amaranth import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from lutra_golden.matmul.engine import LANES, EngineParams
+from lutra_hw.matmul.contract import act_write_port
+
+__all__ = ["ActivationBuffer", "ActivationSums", "activations_layout", "sums_layout"]
+
+
+def activations_layout(params: EngineParams) -> data.ArrayLayout:
+    """A depth tile of ``tile_m`` tokens; the activation of the lowest depth in the LSBs."""
+    return data.ArrayLayout(data.ArrayLayout(signed(params.a_width), params.k_tile), params.tile_m)
+
+
+def sums_layout(params: EngineParams) -> data.ArrayLayout:
+    """A sum of ``k_tile`` activations for each of ``tile_m`` tokens."""
+    largest = params.k_tile << (params.a_width - 1)
+    return data.ArrayLayout(signed((largest - 1).bit_length() + 1), params.tile_m)
+
+
+def _reciprocal(divisor: int, limit: int) -> tuple[int, int]:
+    """Return ``(factor, shift)`` with ``n * factor >> shift == n // divisor`` for n < ``limit``."""
+    for shift in range(2 * limit.bit_length() + 1):
+        factor = -(-(1 << shift) // divisor)
+        if all(n * factor >> shift == n // divisor for n in range(limit)):
+            return factor, shift
+    raise AssertionError("a shift of twice the width suffices for every divisor")
+
+
+class ActivationBuffer(wiring.Component):
+    """Activations of a tile: written eight at a time, read by depth tiles of ``tile_m`` tokens.
+
+    A write is in memory two cycles after ``w.en``. ``o`` follows ``fetch`` by one cycle and then
+    holds until the next fetch. Token t is in bank ``t % tile_m``, at group ``t // tile_m``.
+
+    Parameters
+    ----------
+    params : :class:`EngineParams`
+
+    Members
+    -------
+    w : ``In(act_write_port(params))``
+    fetch : ``In(1)``
+    group, tile : ``In``; which activations to fetch.
+    o : ``Out(activations_layout(params))``
+    """
+
+    def __init__(self, params: EngineParams) -> None:
+        if params.k_tile % LANES:
+            raise ValueError(
+                f"k_tile must be a multiple of {LANES} (activations of a word), not {params.k_tile}"
+            )
+        self.params = params
+        super().__init__(
+            {
+                "w": In(act_write_port(params)),
+                "fetch": In(1),
+                "group": In(range(params.m_tile // params.tile_m)),
+                "tile": In(range(params.act_tiles)),
+                "o": Out(activations_layout(params)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        p = self.params
+
+        n_words = p.k_tile // LANES
+        factor, shift = _reciprocal(n_words, p.act_tiles * n_words)
+        shape = unsigned(LANES * p.a_width)
+        tile = Signal(range(p.act_tiles))
+        word = Signal(range(n_words))
+        write, w_word = Signal(), Signal.like(word)
+        w_tile, w_token, w_data = Signal.like(tile), Signal(range(p.m_tile)), Signal(shape)
+
+        # the word's number in its tile is the remainder of a division by a constant
+        product = sum(self.w.addr.word << bit for bit in range(shift + 1) if factor >> bit & 1)
+        m.d.comb += tile.eq(product >> shift)
+        m.d.comb += word.eq(self.w.addr.word - tile * n_words)
+        m.d.sync += [
+            write.eq(self.w.en),
+            w_word.eq(word),
+            w_tile.eq(tile),
+            w_token.eq(self.w.addr.token),
+            w_data.eq(self.w.data),
+        ]
+        log2_tile_m = exact_log2(p.tile_m)
+        for token in range(p.tile_m):
+            outputs = []
+            for index in range(n_words):
+                depth = (p.m_tile // p.tile_m) << len(tile)
+                m.submodules[f"bank_{token}_{index}"] = bank = Memory(
+                    shape=shape, depth=depth, init=[]
+                )
+                w_port, r_port = bank.write_port(), bank.read_port()
+                m.d.comb += [
+                    w_port.en.eq(write & (w_word == index) & (w_token[:log2_tile_m] == token)),
+                    w_port.addr.eq(Cat(w_tile, w_token[log2_tile_m:])),
+                    w_port.data.eq(w_data),
+                    r_port.en.eq(self.fetch),
+                    r_port.addr.eq(Cat(self.tile, self.group)),
+                ]
+                outputs.append(r_port.data)
+            m.d.comb += self.o[token].eq(Cat(outputs))
+        return m
+
+
+class ActivationSums(wiring.Component):
+    """Sums of a depth tile's activations, in order of their starts; shared by all rows.
+
+    ``start`` in cycle t begins a sum over ``i``, valid from the next cycle until the next start;
+    eight activations a cycle are added for each token, so that the next start comes at cycle
+    ``t + k_tile / 8`` or later, and the sum may be the one that ``o`` shows from cycle
+    ``t + k_tile / 8 + 2`` on. ``o`` is the oldest sum, until ``take`` drops it; at most ``depth``
+    sums wait.
+
+    Parameters
+    ----------
+    params : :class:`EngineParams`
+    depth : a power of two from 2 on.
+
+    Members
+    -------
+    start : ``In(1)``
+    i : ``In(activations_layout(params))``
+    take : ``In(1)``
+    o : ``Out(sums_layout(params))``
+    """
+
+    def __init__(self, params: EngineParams, depth: int) -> None:
+        if depth < 2 or depth & (depth - 1):
+            raise ValueError(f"depth must be a power of two from 2 on, not {depth}")
+        self.params, self.depth = params, depth
+        super().__init__(
+            {
+                "start": In(1),
+                "i": In(activations_layout(params)),
+                "take": In(1),
+                "o": Out(sums_layout(params)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        p = self.params
+
+        n_words = p.k_tile // LANES
+        layout = sums_layout(p)
+        index, read, add = Signal(range(n_words)), Signal(), Signal()
+        first, last = Signal(reset_less=True), Signal(reset_less=True)
+        part_width = p.a_width + exact_log2(LANES)
+        parts = Signal(data.ArrayLayout(signed(part_width), p.tile_m), reset_less=True)
+        totals, results = Signal(layout, reset_less=True), Signal(layout)
+        m.submodules.queue = queue = Memory(shape=unsigned(layout.size), depth=self.depth, init=[])
+        w_port, r_port = queue.write_port(), queue.read_port(domain="comb")
+        written, taken = Signal(range(self.depth)), Signal(range(self.depth))
+        for token in range(p.tile_m):
+            words = [
+                Cat(self.i[token][LANES * word + lane] for lane in range(LANES))
+                for word in range(n_words)
+            ]
+            chosen = Signal(data.ArrayLayout(signed(p.a_width), LANES), name=f"chosen_{token}")
+            with m.Switch(index):
+                for word, value in enumerate(words):
+                    with m.Case(word):
+                        m.d.comb += chosen.eq(value)
+            m.d.comb += results[token].eq(parts[token] + Mux(first, 0, totals[token]))
+            with m.If(read):
+                m.d.sync += parts[token].eq(_tree([chosen[lane] for lane in range(LANES)]))
+            with m.If(add):
+                m.d.sync += totals[token].eq(results[token])
+        m.d.comb += [
+            w_port.en.eq(add & last),
+            w_port.addr.eq(written),
+            w_port.data.eq(results),
+            r_port.addr.eq(taken),
+            self.o.eq(r_port.data),
+        ]
+
+        m.d.sync += [add.eq(read), first.eq(index == 0), last.eq(index == n_words - 1)]
+        with m.If(self.start):
+            m.d.sync += [index.eq(0), read.eq(1)]
+        with m.Elif(index == n_words - 1):
+            m.d.sync += read.eq(0)
+        with m.Elif(read):
+            m.d.sync += index.eq(index + 1)
+        with m.If(w_port.en):
+            m.d.sync += written.eq(written + 1)
+        with m.If(self.take):
+            m.d.sync += taken.eq(taken + 1)
+        return m
+
+
+def _tree(values):
+    """Sum of signed values, added in pairs."""
+    while len(values) > 1:
+        values = [a + b for a, b in zip(values[0::2], values[1::2], strict=True)]
+    return values[0]

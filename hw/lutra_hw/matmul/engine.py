@@ -1,0 +1,479 @@
+"""The frame that all matmul engines share: control, weight ring, activations, accumulators."""
+
+from amaranth import Const, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from lutra_golden.matmul.engine import LANES, EngineParams
+from lutra_hw.matmul.accumulate import (
+    AccumulatorBanks,
+    Dequantizer,
+    RowRegisters,
+    delayed,
+    drain_cycles,
+    word_control,
+)
+from lutra_hw.matmul.activations import ActivationBuffer, ActivationSums
+from lutra_hw.matmul.contract import MatmulEngineSignature, tile_command
+from lutra_hw.matmul.lut import LutDatapath
+from lutra_hw.matmul.mac import MacDatapath
+from lutra_hw.matmul.mixpe import MixpeDatapath
+from lutra_hw.matmul.table import TernaryDatapath
+from lutra_hw.stream.replay import ReplayBuffer
+
+__all__ = ["DATAPATHS", "MatmulEngine", "PassWalker"]
+
+DATAPATHS = {
+    "ternary": TernaryDatapath,
+    "lut": LutDatapath,
+    "mixpe": MixpeDatapath,
+    "mac": MacDatapath,
+}
+"""What differs between engines, by :attr:`EngineParams.kind`: the sums of one token's rows."""
+
+
+class PassWalker(wiring.Component):
+    """Walks the passes of a command, and has the activations of each prepared ahead of its words.
+
+    A pass is one depth tile of one group of ``tile_m`` tokens. Of two sets of activations one is
+    prepared while the other is used; a start comes as soon as its set is free. ``available``
+    rises ``lead`` cycles after the start of a set, and starts are ``spacing`` cycles apart or more.
+
+    Parameters
+    ----------
+    params : :class:`EngineParams`
+    lead, spacing : cycles, ``1 <= lead <= spacing``.
+
+    Members
+    -------
+    load : ``In(1)``  take ``cmd``; only while ``idle``.
+    cmd : ``In(tile_command)``
+    idle : ``Out(1)``  every pass of the command has been started.
+    start, start_set : ``Out(1)``; prepare this set, of the activations ``group``, ``tile``.
+    group, tile : ``Out``
+    available : ``Out(1)``  words that use set ``select`` may be issued.
+    select : ``Out(1)``
+    free : ``In(1)``  the last word that uses set ``select`` is being issued.
+    """
+
+    def __init__(self, params: EngineParams, lead: int, spacing: int) -> None:
+        self.params, self.lead, self.spacing = params, lead, spacing
+        super().__init__(
+            {
+                "load": In(1),
+                "cmd": In(tile_command(params)),
+                "idle": Out(1),
+                "start": Out(1),
+                "start_set": Out(1),
+                "group": Out(range(params.m_tile // params.tile_m)),
+                "tile": Out(range(params.act_tiles)),
+                "available": Out(1),
+                "select": Out(1),
+                "free": In(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+
+        full, freed, run = Signal(2), Signal(), Signal()
+        count = Signal(range(self.spacing))  # cycles since a start, zero after the last of them
+        group_first = Signal.like(self.group)
+        n_groups, groups_left = Signal.like(self.group), Signal.like(self.group)
+        tiles_left = Signal.like(self.tile)
+        m.d.comb += [
+            self.start.eq(run & (count == 0) & ~full.bit_select(self.start_set, 1)),
+            self.idle.eq(~run),
+            self.available.eq(full.bit_select(self.select, 1)),
+        ]
+
+        with m.If(self.start | (count != 0)):
+            m.d.sync += count.eq(count + 1)
+        with m.If(count == self.spacing - 1):
+            m.d.sync += count.eq(0)
+        with m.If(self.start):
+            m.d.sync += self.start_set.eq(~self.start_set)
+            with m.If(groups_left != 0):
+                m.d.sync += [groups_left.eq(groups_left - 1), self.group.eq(self.group + 1)]
+            with m.Else():
+                m.d.sync += [groups_left.eq(n_groups), self.group.eq(group_first)]
+                m.d.sync += [tiles_left.eq(tiles_left - 1), self.tile.eq(self.tile + 1)]
+                with m.If(tiles_left == 0):
+                    m.d.sync += run.eq(0)
+
+        # the last word gets to the datapath two cycles after its issue, no later than a start
+        m.d.sync += freed.eq(self.free)
+        with m.If(self.free):
+            m.d.sync += self.select.eq(~self.select)
+        with m.If(freed):
+            m.d.sync += full.bit_select(~self.select, 1).eq(0)
+        with m.If(self.start if self.lead == 1 else count == self.lead - 1):
+            filled = self.start_set if self.lead == 1 else ~self.start_set
+            m.d.sync += full.bit_select(filled, 1).eq(1)
+
+        with m.If(self.load):
+            first, groups = group_range(self.params, self.cmd)
+            m.d.sync += [
+                run.eq(1),
+                group_first.eq(first),
+                n_groups.eq(groups),
+                groups_left.eq(groups),
+                tiles_left.eq(self.cmd.k_tiles - 1),
+                self.group.eq(first),
+                self.tile.eq(0),
+            ]
+        return m
+
+
+def group_range(params: EngineParams, cmd):
+    """First group of tokens of a command, and the number of groups behind it."""
+    bits = exact_log2(params.tile_m)
+    within = cmd.token_first[:bits] if bits else Const(0, 1)
+    return cmd.token_first >> bits, (within + cmd.token_count - 1)[:8] >> bits
+
+
+class MatmulEngine(wiring.Component):
+    """Matrix product with ``tile_m * tile_n * tile_k`` multiply-accumulates of digits per cycle.
+
+    A command runs over depth tiles, then groups of ``tile_m`` tokens, then blocks of ``tile_n``
+    rows, then planes from the most significant digit down, then steps of ``tile_k``: one weight
+    word per cycle, which meets all tokens of a group. A pass is one depth tile of one group. It
+    takes as long as its words, or ``spacing`` cycles if they are fewer: the activations of the
+    next pass, of the next command too, are prepared meanwhile. The rows of a block go to the
+    accumulators in ``drain_cycles`` while the next block is computed, which waits if it is faster.
+    An idle engine takes :meth:`cycles` from the acceptance of a command to ``done`` when the words
+    are there in time; a command that waited adds its passes alone. A pass waits for words that have
+    not arrived, and goes on with each. For more than one group the words of a pass must fit the
+    weight buffer, and half of it if they are to arrive while the former pass is replayed.
+
+    Groups are aligned to ``tile_m``: tokens of a group that are not the command's are computed, and
+    not written. The next command is accepted while the former is in its last passes; its
+    activations must be in the buffer by then. ``done`` pulses ``latency`` cycles after the last
+    word left the weight buffer, and accumulators read in that cycle are final. A command of no
+    tokens, rows, planes or depth takes no word. Weights are accepted at any time while there is
+    room.
+
+    Bit order of a weight word: see :meth:`EngineParams.pack` of the engine.
+    Model: :meth:`lutra_golden.matmul.engine.EngineParams.matmul`, then a rounding shift.
+    Source: the order of the loops, the groups and the drain are ours; for what an engine computes,
+    see its datapath.
+
+    Parameters
+    ----------
+    params : :class:`EngineParams`
+
+    Members
+    -------
+    See :class:`lutra_hw.matmul.contract.MatmulEngineSignature`.
+    """
+
+    cmd: stream.Interface
+    weights: stream.Interface
+
+    def __init__(self, params: EngineParams) -> None:
+        if not isinstance(params, EngineParams):
+            raise TypeError(f"params must be EngineParams, not {params!r}")
+        self.params = params
+        self._activations = ActivationBuffer(params)
+        self._datapaths = [DATAPATHS[params.kind](params) for _ in range(params.tile_m)]
+        self._rows = RowRegisters(params, self._datapaths[0].o_width)
+        if params.grouped:
+            self._dequantizer = Dequantizer(params)
+            width, lag = self._dequantizer.o_width, self._dequantizer.latency
+        else:
+            width, lag = len(self._rows.h_o[0]), 1
+        self._accumulators = AccumulatorBanks(params, width, lag)
+        super().__init__(MatmulEngineSignature(params))
+
+    @property
+    def _drain_lag(self) -> int:
+        """Cycles from a word at the datapaths to its rows leaving their registers."""
+        return self._datapaths[0].latency + self._rows.lag
+
+    @property
+    def empty_latency(self) -> int:
+        """Cycles from the issue of an empty command to ``done``."""
+        return 2 + self._drain_lag + self._accumulators.latency
+
+    @property
+    def latency(self) -> int:
+        """Cycles from the issue of a command's last weight word to ``done``."""
+        return self.empty_latency + drain_cycles(self.params) - 1
+
+    @property
+    def spacing(self) -> int:
+        """Least number of cycles from the begin of a pass to that of the next."""
+        sums = self.params.k_tile // LANES if self.params.grouped else 0
+        return max(2, self._datapaths[0].prepare_cycles, sums)
+
+    @property
+    def lead(self) -> int:
+        """Cycles from the begin of a pass to the issue of its first word."""
+        lead = max(1, self._datapaths[0].prepare_cycles - 2)
+        if self.params.grouped:
+            # the activation sum is needed with the rows of the first block
+            sums = self.params.k_tile // LANES + 2
+            lead = max(lead, sums - (self.params.steps - 1) - 2 - self._drain_lag)
+        return lead
+
+    def cycles(
+        self, k_tiles: int, row_blocks: int, planes: int, tokens: int, *, token_first: int = 0
+    ) -> int:
+        """Cycles of a command from its acceptance to ``done``, without waiting for weights."""
+        p = self.params
+        groups = (token_first % p.tile_m + tokens - 1) // p.tile_m + 1
+        blocks, words, drain = row_blocks // p.block_rows, planes * p.steps, drain_cycles(p)
+        others = (blocks - 1) * max(words, drain)
+        gap = max(0, self._accumulators.recovery - blocks * words)
+        following = max(self.spacing, max(words + gap, drain) + others)
+        return self.lead + words + others + (k_tiles * groups - 1) * following + self.latency
+
+    def elaborate(self, platform):
+        m = Module()
+        p = self.params
+
+        m.submodules.activations = activations = self._activations
+        m.submodules.walker = walker = PassWalker(p, self.lead, self.spacing)
+        m.submodules.ring = ring = ReplayBuffer(
+            p.word_bits, p.weight_buffer_words, late_width=p.side_bits, lag=self._drain_lag
+        )
+        for index, datapath in enumerate(self._datapaths):
+            m.submodules[f"datapath_{index}"] = datapath
+        m.submodules.rows = rows = self._rows
+        m.submodules.accumulators = accumulators = self._accumulators
+        wiring.connect(m, wiring.flipped(self.act), activations.w)
+        wiring.connect(m, wiring.flipped(self.weights), ring.i)
+        wiring.connect(m, wiring.flipped(self.acc), accumulators.acc)
+
+        issued, step = Signal(word_control(p)), Signal(range(p.steps))
+        controls = [issued]
+        for stage in range(2 + self._datapaths[0].latency):
+            controls += [delayed(m, controls[-1], f"control_{stage}")]
+        step_delayed = self._twice_delayed(m, "step", step)
+        set_delayed = self._twice_delayed(m, "set", walker.select)
+        m.d.comb += [
+            activations.fetch.eq(walker.start),
+            activations.group.eq(walker.group),
+            activations.tile.eq(walker.tile),
+            rows.control.eq(controls[-1]),
+            accumulators.control.eq(rows.control_o),
+            self.done.eq(accumulators.done),
+        ]
+        for index, datapath in enumerate(self._datapaths):
+            m.d.comb += [
+                datapath.start.eq(walker.start),
+                datapath.start_set.eq(walker.start_set),
+                datapath.i.eq(activations.o[index]),
+                datapath.en.eq(controls[2].valid),
+                datapath.digits.eq(ring.o),
+                datapath.step.eq(step_delayed),
+                datapath.set.eq(set_delayed),
+                rows.i[index].eq(datapath.o),
+                rows.negate[index].eq(datapath.negate),
+            ]
+        if p.grouped:
+            self._dequantize(m, walker, ring, issued)
+        else:
+            m.d.comb += accumulators.i.eq(rows.h_o)
+
+        self._control(m, walker, ring, issued, step)
+        return m
+
+    def _twice_delayed(self, m, name, value):
+        """``value`` when the word is there that was issued with it."""
+        for stage in range(2):
+            later = Signal.like(value, name=f"{name}_{stage}", reset_less=True)
+            m.d.sync += later.eq(value)
+            value = later
+        return value
+
+    def _dequantize(self, m, walker, ring, issued):
+        """Activation sums, side fields, and the rows in the units of their result."""
+        p, rows, activations = self.params, self._rows, self._activations
+        # a sum waits from the preparation of its pass to the pass's last rows
+        wait = self._drain_lag + drain_cycles(p) - p.k_tile // LANES - 2
+        depth = 2
+        while (depth - 2) * self.spacing < wait:
+            depth *= 2
+        m.submodules.sums = sums = ActivationSums(p, depth)
+        m.submodules.dequantizer = dequantizer = self._dequantizer
+        m.d.comb += [
+            ring.mark.eq(issued.last_word),
+            sums.start.eq(walker.start),
+            sums.i.eq(activations.o),
+            sums.take.eq(rows.take),
+            rows.side.eq(ring.late),
+            rows.a_sum.eq(sums.o),
+            dequantizer.side.eq(rows.side_o),
+            dequantizer.a_sum.eq(rows.a_sum_o),
+            dequantizer.h.eq(rows.h_o),
+            self._accumulators.i.eq(dequantizer.o),
+        ]
+
+    def _control(self, m, walker, ring, issued, step):
+        """Accept commands and issue one weight word per cycle."""
+        p = self.params
+
+        # the command that waits for the issue of the former one's last word
+        waiting = Signal(tile_command(p), reset_less=True)
+        waits, empty, accept = Signal(), Signal(), Signal()
+        cmd = self.cmd.payload
+        is_empty = ~(
+            cmd.token_count.any() & cmd.k_tiles.any() & cmd.row_blocks.any() & cmd.planes.any()
+        )
+        m.d.comb += [
+            self.cmd.ready.eq(walker.idle & ~waits),
+            accept.eq(self.cmd.valid & self.cmd.ready),
+            walker.load.eq(accept & ~is_empty),
+            walker.cmd.eq(cmd),
+        ]
+
+        # counts are of what is left behind the current one
+        run, groups_left = Signal(), Signal(range(p.m_tile // p.tile_m))
+        planes_left, n_planes, blocks_left, n_blocks, n_groups, tiles_left = (
+            Signal(range(count), name=name, reset_less=True)
+            for name, count in (
+                ("planes_left", p.max_planes),
+                ("n_planes", p.max_planes),
+                ("blocks_left", p.acc_blocks // p.block_rows),
+                ("n_blocks", p.acc_blocks // p.block_rows),
+                ("n_groups", p.m_tile // p.tile_m),
+                ("tiles_left", p.act_tiles),
+            )
+        )
+        block, acc_base, group, group_first, shift = (
+            Signal(shape, name=name, reset_less=True)
+            for name, shape in (
+                ("block", range(p.acc_blocks)),
+                ("acc_base", range(p.acc_blocks)),
+                ("group", range(p.m_tile // p.tile_m)),
+                ("group_first", range(p.m_tile // p.tile_m)),
+                ("shift", p.shift_width),
+            )
+        )
+        first_plane, first_tile, first_group = (
+            Signal(name=name, reset_less=True)
+            for name in ("first_plane", "first_tile", "first_group")
+        )
+        mask_first, mask_last = (
+            Signal(p.tile_m, name=name, reset_less=True) for name in ("mask_first", "mask_last")
+        )
+
+        issue, end_plane, end_block, end_pass, end_tile, finish = (
+            Signal(name=name)
+            for name in ("issue", "end_plane", "end_block", "end_pass", "end_tile", "finish")
+        )
+        wanted, holds, draining, last_word = Signal(), Signal(), Signal(), Signal()
+        load, skip = Signal(), Signal()
+        m.d.comb += [
+            last_word.eq((planes_left == 0) & (step == p.steps - 1)),
+            wanted.eq(run & walker.available & ~holds & ~(last_word & draining)),
+            issue.eq(wanted & ring.available),
+            end_plane.eq(issue & (step == p.steps - 1)),
+            end_block.eq(issue & last_word),
+            end_pass.eq(end_block & (blocks_left == 0)),
+            end_tile.eq(end_pass & (groups_left == 0)),
+            finish.eq(end_tile & (tiles_left == 0)),
+            load.eq(waits & ~empty & (~run | finish)),
+            skip.eq(waits & empty & ~run & ~draining),
+            walker.free.eq(end_pass),
+            ring.take.eq(issue),
+            ring.keep.eq(groups_left != 0),
+            ring.end.eq(end_pass),
+            issued.valid.eq(issue),
+            issued.finish.eq(finish | skip),
+            issued.first_word.eq(first_plane & (step == 0)),
+            issued.first_step.eq(step == 0),
+            issued.last_word.eq(last_word),
+            issued.last_block.eq(blocks_left == 0),
+            issued.first_tile.eq(first_tile),
+            issued.last_tile.eq(tiles_left == 0),
+            issued.mask.eq(
+                (mask_first | ~first_group.replicate(p.tile_m))
+                & (mask_last | (groups_left != 0).replicate(p.tile_m))
+            ),
+            issued.block.eq(block),
+            issued.group.eq(group),
+            issued.shift.eq(shift),
+        ]
+        self._pace(m, issue, end_block, end_pass, holds, draining)
+
+        with m.If(issue):
+            m.d.sync += step.eq(step + 1)
+        with m.If(end_plane):
+            m.d.sync += [step.eq(0), planes_left.eq(planes_left - 1), first_plane.eq(0)]
+        with m.If(end_block):
+            m.d.sync += [planes_left.eq(n_planes), first_plane.eq(1)]
+            m.d.sync += [blocks_left.eq(blocks_left - 1), block.eq(block + p.block_rows)]
+        with m.If(end_pass):
+            m.d.sync += [blocks_left.eq(n_blocks), block.eq(acc_base)]
+            m.d.sync += [groups_left.eq(groups_left - 1), group.eq(group + 1), first_group.eq(0)]
+        with m.If(end_tile):
+            m.d.sync += [groups_left.eq(n_groups), group.eq(group_first), first_group.eq(1)]
+            m.d.sync += [tiles_left.eq(tiles_left - 1), first_tile.eq(0)]
+        with m.If(finish):
+            # nothing is kept between commands
+            m.d.sync += [run.eq(0), groups_left.eq(0)]
+
+        with m.If(load):
+            blocks = (waiting.row_blocks >> exact_log2(p.block_rows)) - 1
+            first, groups = group_range(p, waiting)
+            within = waiting.token_first[: exact_log2(p.tile_m)]
+            after = (waiting.token_first + waiting.token_count)[: exact_log2(p.tile_m)]
+            ones = Const(-1, p.tile_m)
+            m.d.sync += [
+                run.eq(1),
+                step.eq(0),
+                planes_left.eq(waiting.planes - 1),
+                n_planes.eq(waiting.planes - 1),
+                blocks_left.eq(blocks),
+                n_blocks.eq(blocks),
+                groups_left.eq(groups),
+                n_groups.eq(groups),
+                tiles_left.eq(waiting.k_tiles - 1),
+                block.eq(waiting.acc_base),
+                acc_base.eq(waiting.acc_base),
+                group.eq(first),
+                group_first.eq(first),
+                mask_first.eq(ones << within),
+                mask_last.eq(Mux(after == 0, ones, ~(ones << after))),
+                shift.eq(waiting.shift),
+                first_plane.eq(1),
+                first_tile.eq(1),
+                first_group.eq(1),
+            ]
+        with m.If(accept):
+            m.d.sync += [waiting.eq(cmd), waits.eq(1), empty.eq(is_empty)]
+        with m.Elif(load | skip):
+            m.d.sync += waits.eq(0)
+
+        # at most one command waits, one is issued and one is in each stage behind
+        n_commands = Signal(range(self.latency + 3))
+        with m.If(accept & ~self.done):
+            m.d.sync += n_commands.eq(n_commands + 1)
+        with m.Elif(~accept & self.done):
+            m.d.sync += n_commands.eq(n_commands - 1)
+        m.d.comb += self.busy.eq(n_commands != 0)
+        m.d.comb += self.stall.eq(wanted & ~ring.available)
+
+    def _pace(self, m, issue, end_block, end_pass, holds, draining):
+        """When words must wait: for the rows of the last block, and for their accumulators."""
+        drain, recovery = drain_cycles(self.params), self._accumulators.recovery
+        if drain > 1:
+            left = Signal(range(drain))
+            m.d.comb += draining.eq(left != 0)
+            with m.If(end_block):
+                m.d.sync += left.eq(drain - 1)
+            with m.Elif(draining):
+                m.d.sync += left.eq(left - 1)
+        if drain < recovery:
+            # few words alone come again with the next pass, which waits for their write
+            n_words, gap = Signal(range(recovery)), Signal(range(recovery))
+            m.d.comb += holds.eq(gap != 0)
+            with m.If(end_pass):
+                m.d.sync += [n_words.eq(0), gap.eq(recovery - 1 - n_words)]
+            with m.Elif(issue & (n_words != recovery - 1)):
+                m.d.sync += n_words.eq(n_words + 1)
+            with m.If(holds):
+                m.d.sync += gap.eq(gap - 1)

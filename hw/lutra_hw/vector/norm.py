@@ -1,0 +1,624 @@
+"""RMSNorm and quantisation, of the residual stream, attention outputs or gated products."""
+
+import itertools
+from functools import reduce
+from operator import add, or_
+
+from amaranth import Cat, Module, Mux, Shape, Signal, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from lutra_golden.arith.quantize import q_max_of
+from lutra_golden.arith.scale import SCALE, Scale, scale_from_int, scale_recip
+from lutra_golden.arith.silu import SILU
+from lutra_golden.control.isa import NormSource
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.vector.norm import SOURCE_WIDTH, SWIGLU_SHIFTS
+from lutra_hw.arith.fixed import bit_length, magnitude, round_half, saturate, shift_guarded
+from lutra_hw.arith.quantize import Quantizer
+from lutra_hw.arith.scale import SCALE_LATENCY, ScaleMul, ScaleOp, ScaleUnit
+from lutra_hw.arith.silu import Silu
+from lutra_hw.matmul.contract import acc_read_port, act_write_port
+from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
+from lutra_hw.vector.pipeline import delay
+
+__all__ = ["NORM_COMMAND", "NormQuant"]
+
+NORM_COMMAND = data.StructLayout(
+    {
+        "source": unsigned(2),
+        "plain": unsigned(1),
+        "n_words": unsigned(16),
+        "param_word": unsigned(16),
+        "gamma_frac": unsigned(8),
+        "inv_n": SCALE_LAYOUT,
+        "eps": SCALE_LAYOUT,
+        "scale_a": SCALE_LAYOUT,
+        "scale_b": SCALE_LAYOUT,
+        "token_first": unsigned(8),
+        "token_count": unsigned(8),
+    }
+)
+"""``n_words`` words of eight elements, from one to a token's activation words, of ``token_count``
+tokens, which may be none.
+
+``source`` is a :class:`NormSource`; ``plain`` leaves RMSNorm out; ``param_word`` is the first word
+of gamma; ``scale_a`` the scale of the source or of the gate's weights, ``scale_b`` that of the up
+projection's weights (GATE, SWIGLU).
+"""
+
+# what a word is read for: the largest magnitude, the sums, or the result
+_TAG = data.StructLayout(
+    {"scan": 1, "measure": 1, "quantize": 1, "first": 1, "last": 1, "odd": 1}  # odd token
+)
+# stages of the pipeline, counted in cycles from a word's address; SWIGLU's words come later
+_V_STAGE = 3
+_Y_STAGE = 6
+_SUM_STAGE = 8
+_Q_STAGE = _Y_STAGE + Quantizer.latency
+_RECIP_TO_FACTOR = SCALE_LATENCY[ScaleOp.RECIP] + SCALE_LATENCY[ScaleOp.MUL] + 2
+# SWIGLU: the gate waits for the token's scale, is multiplied by it, shifted and rounded
+_SWIGLU_SCALE = ScaleMul.latency + 1
+_SWIGLU_STAGES = _SWIGLU_SCALE + 3 + Silu.latency
+_VS_WIDTH = 16
+_GAMMA_WIDTH = 16
+
+
+def _constant(scale: Scale) -> data.Const:
+    return SCALE_LAYOUT.const({"m": int(scale.m), "e": int(scale.e)})
+
+
+def _pairwise(operation, values):
+    """One level of a tree over an even number of values: ``operation`` on neighbours."""
+    return [operation(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
+
+
+def _maximum(a, b):
+    return Mux(a > b, a, b)
+
+
+def _registered(m, name, values):
+    """A register behind each of ``values``."""
+    values = list(values)
+    registers = [Signal.like(value, name=f"{name}_{k}") for k, value in enumerate(values)]
+    m.d.sync += [register.eq(value) for register, value in zip(registers, values, strict=True)]
+    return registers
+
+
+def _shifted(scale, n):
+    """Fields of ``scale * 2**n``, where zero stays zero."""
+    return {"m": scale.m, "e": scale.e + Mux(scale.m == 0, 0, n)}
+
+
+class _ScaleSequence(wiring.Component):
+    """The scalar arithmetic of one token, on one :class:`ScaleUnit`, in the golden model's order.
+
+    ``start`` begins it once the token's block shift ``sh`` and, for GATE and SWIGLU, the scales of
+    its ``gate`` and ``up`` accumulators are there; it waits for ``sums_valid`` before it uses
+    ``y_max`` and ``ss``, and tells by ``y_taken`` and ``ss_taken`` that it has. ``factor`` follows
+    ``recip_accepted`` after ``_RECIP_TO_FACTOR`` cycles; ``scale_en`` comes with the result and
+    ends it.
+    """
+
+    def __init__(self, y_shape: Shape, ss_shape: Shape, sh_shape: Shape, q_max: int):
+        self.q_max = q_max
+        super().__init__(
+            {
+                "command": In(NORM_COMMAND),
+                "start": In(1),
+                "sh": In(sh_shape),
+                "gate": In(SCALE_LAYOUT),
+                "up": In(SCALE_LAYOUT),
+                "sums_valid": In(1),
+                "y_max": In(y_shape),
+                "ss": In(ss_shape),
+                "idle": Out(1),
+                "y_taken": Out(1),
+                "ss_taken": Out(1),
+                "recip_accepted": Out(1),
+                "factor": Out(SCALE_LAYOUT),
+                "scale_en": Out(1),
+                "scale": Out(SCALE_LAYOUT),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.unit = unit = ScaleUnit()
+        command, operation = self.command, unit.i.payload
+        squared, total, step, unit_scale = (
+            Signal(SCALE_LAYOUT, name=name) for name in ("squared", "total", "step", "unit_scale")
+        )
+        result, source_scale, reciprocal_root = (
+            Signal(SCALE_LAYOUT, name=name)
+            for name in ("result", "source_scale", "reciprocal_root")
+        )
+        swiglu = command.source == NormSource.SWIGLU
+        m.d.comb += [
+            result.eq(unit.o.payload),
+            source_scale.eq(Mux(swiglu, self.up, command.scale_a)),
+            # times one is exact
+            reciprocal_root.eq(Mux(command.plain, _constant(scale_from_int(1)), total)),
+        ]
+
+        y_max, recip, ss, last = 3, 4, 7, 13
+        largest = scale_from_int(self.q_max)
+        # operation, operands, destination
+        steps = [
+            (ScaleOp.MUL, self.gate, self.gate, total, 0),
+            (ScaleOp.MUL, total, self.up, unit_scale, self.sh),
+            (ScaleOp.MUL, unit_scale, unit_scale, squared, 0),
+            (ScaleOp.FROM_INT, None, None, step, 0),
+            (ScaleOp.RECIP, step, None, total, 0),
+            (ScaleOp.MUL, total, _constant(largest), self.factor, 0),
+            (ScaleOp.MUL, step, _constant(scale_recip(largest)), step, -command.gamma_frac),
+            (ScaleOp.FROM_INT, None, None, total, 0),
+            (ScaleOp.MUL, total, command.inv_n, total, 0),
+            (ScaleOp.MUL, total, squared, total, 0),
+            (ScaleOp.ADD, total, command.eps, total, 0),
+            (ScaleOp.RSQRT, total, None, total, 0),
+            (ScaleOp.MUL, reciprocal_root, unit_scale, total, 0),
+            (ScaleOp.MUL, total, step, None, 0),
+        ]
+        counter = Signal(range(len(steps)))
+        m.d.comb += operation.x.eq(Mux(counter == y_max, self.y_max, self.ss))
+        with m.Switch(counter):
+            for index, (op, a, b, _, _) in enumerate(steps):
+                with m.Case(index):
+                    m.d.comb += operation.op.eq(op)
+                    m.d.comb += [
+                        field.eq(operand)
+                        for field, operand in ((operation.a, a), (operation.b, b))
+                        if operand is not None
+                    ]
+
+        m.d.comb += self.scale.eq(result)
+        with m.FSM() as fsm:
+            accepted = Signal()
+            m.d.comb += [
+                self.idle.eq(fsm.ongoing("Idle")),
+                unit.i.valid.eq(fsm.ongoing("Issue") & ((counter != y_max) | self.sums_valid)),
+                unit.o.ready.eq(fsm.ongoing("Result")),
+                accepted.eq(unit.i.valid & unit.i.ready),
+                self.y_taken.eq(accepted & (counter == y_max)),
+                self.ss_taken.eq(accepted & (counter == ss)),
+                self.recip_accepted.eq(accepted & (counter == recip)),
+                self.scale_en.eq(unit.o.valid & unit.o.ready & (counter == last)),
+            ]
+            with m.State("Idle"):
+                # for GATE, the first two steps make the scale of the products
+                fields = _shifted(source_scale, self.sh - Mux(swiglu, SILU.x_frac, 0))
+                m.d.sync += [
+                    unit_scale.m.eq(fields["m"]),
+                    unit_scale.e.eq(fields["e"]),
+                    counter.eq(Mux(command.source == NormSource.GATE, 0, 2)),
+                ]
+                with m.If(self.start):
+                    m.next = "Issue"
+            with m.State("Issue"):
+                with m.If(accepted):
+                    m.next = "Result"
+            with m.State("Result"):
+                with m.If(unit.o.valid):
+                    with m.Switch(counter):
+                        for index, (_, _, _, target, shift) in enumerate(steps):
+                            if target is not None:
+                                with m.Case(index):
+                                    fields = _shifted(result, shift)
+                                    m.d.sync += [
+                                        target.m.eq(fields["m"]),
+                                        target.e.eq(fields["e"]),
+                                    ]
+                    m.d.sync += counter.eq(counter + 1)
+                    m.next = "Issue"
+                    with m.If(counter == last):
+                        m.next = "Idle"
+        return m
+
+
+class NormQuant(wiring.Component):
+    """RMSNorm times gamma, or gamma alone, quantised to int8 or int16 with a scale per token.
+
+    Sources are the residual stream, the attention unit's outputs, and ``relu(gate)**2 * up`` or
+    ``silu(gate) * up`` of pairs of accumulator blocks. Each token's words are read three times, one
+    word of eight elements per cycle: to find the block shift, to sum the squares and find the
+    largest product with gamma, and to quantise. The next token's first pass runs while the
+    quantisation factor is computed, and its second while the output scale is.
+
+    A command takes :meth:`cycles` from acceptance to ``done``, ``3 * n_words * token_count + 29``
+    where ``n_words`` is 35 or more, and 22 more for SWIGLU, on whose way the gate takes 10 cycles
+    to become SiLU; there is no backpressure. ``done`` pulses when all activations and scales are
+    written, or in the cycle after acceptance for zero tokens. The next command is accepted in the
+    cycle after ``done``.
+
+    Model: :func:`lutra_golden.vector.norm.norm_quantize`, ``relu2_gate``, ``gate_scale``,
+    ``swiglu``, ``swiglu_scale``.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+
+    Members
+    -------
+    cmd : ``In(stream.Signature(NORM_COMMAND))``
+    residual, attention : ``Out(ReadPortSignature({token, word}, 8 x signed(32)))``
+    acc : ``Out(acc_read_port(config.matmul))``  pair ``p`` holds gate and up of word ``p``, which
+        fit ``gate_width`` bits if the source is GATE.
+    param : ``Out(ReadPortSignature({word}, 8 x signed(16)))``  gamma.
+    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``  scale of the gate's activations;
+        read with the first word of a token.
+    act : ``Out(act_write_port(config.matmul))``
+    scale_w : ``Out(WritePortSignature({token}, SCALE_LAYOUT))``  scale of the written activations.
+    done, busy : ``Out(1)``
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be AcceleratorConfig, not {config!r}")
+        self.config = config
+        lanes, tokens = config.lanes, range(config.m_tile)
+        source = data.ArrayLayout(signed(SOURCE_WIDTH), lanes)
+        residual_words = range(config.hidden_max // lanes)
+        attention_words = range(config.n_heads * config.head_dim // lanes)
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(NORM_COMMAND)),
+                "residual": Out(
+                    ReadPortSignature({"token": tokens, "word": residual_words}, source)
+                ),
+                "attention": Out(
+                    ReadPortSignature({"token": tokens, "word": attention_words}, source)
+                ),
+                "acc": Out(acc_read_port(config.matmul)),
+                "param": Out(
+                    ReadPortSignature(
+                        {"word": range(config.param_words)},
+                        data.ArrayLayout(signed(_GAMMA_WIDTH), lanes),
+                    )
+                ),
+                "scale_r": Out(ReadPortSignature({"token": tokens}, SCALE_LAYOUT)),
+                "act": Out(act_write_port(config.matmul)),
+                "scale_w": Out(WritePortSignature({"token": tokens}, SCALE_LAYOUT)),
+                "done": Out(1),
+                "busy": Out(1),
+            }
+        )
+
+    @property
+    def v_width(self) -> int:
+        """Width of an element of any source."""
+        return self.config.norm.v_width
+
+    @staticmethod
+    def cycles(n_words: int, token_count: int, source: NormSource) -> int:
+        """Cycles from the acceptance of a command to ``done``, exactly."""
+        period = {op: cycles + 1 for op, cycles in SCALE_LATENCY.items()}
+        mul, from_int = period[ScaleOp.MUL], period[ScaleOp.FROM_INT]
+        prepare = (3 if source == NormSource.GATE else 1) * mul
+        late = _SWIGLU_STAGES if source == NormSource.SWIGLU else 0
+        y_to_recip, recip_to_ss = from_int, period[ScaleOp.RECIP] + 2 * mul
+        ss_to_end = from_int + 4 * mul + period[ScaleOp.ADD] + period[ScaleOp.RSQRT]
+
+        # the last cycle of a pass; of the sequence; and the first in which the sums are free
+        now, idle, ss_free = n_words, 0, 0
+        done = 1
+        for token in range(token_count):
+            begin = max(now + 1 + (_V_STAGE + late - 1 if token == 0 else 0), ss_free)
+            now = begin + n_words - 1
+            start = max(begin + _V_STAGE + late + 1, idle)
+            y = max(start + 1 + prepare, now + _SUM_STAGE + late + 1)
+            ss = y + y_to_recip + recip_to_ss
+            ss_free, idle = ss + 1, ss + ss_to_end
+            if token < token_count - 1:
+                now += n_words
+            y_to_quantize = 1 if late else y_to_recip + _RECIP_TO_FACTOR - _Y_STAGE
+            begin = max(now + 1, y + y_to_quantize)
+            now = begin + n_words - 1
+            done = max(now + _Q_STAGE + late + 1, idle)
+        return done
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes = range(self.config.lanes)
+        token_shape = self.scale_w.addr.token.shape()
+        word_shape = self.act.addr.word.shape()
+        n_words_max = 1 << Shape.cast(word_shape).width
+        y_width = _VS_WIDTH + _GAMMA_WIDTH
+        sh_width = (self.v_width - _VS_WIDTH + 1).bit_length()
+        ss_shape = unsigned((n_words_max * len(lanes)).bit_length() + 2 * (_VS_WIDTH - 1))
+
+        command = Signal(NORM_COMMAND)
+        gate, swiglu = Signal(), Signal()
+        read_token, word = Signal(token_shape), Signal(word_shape)
+        tags = [Signal(_TAG, name=f"tag_{stage}") for stage in range(_Q_STAGE + 1)]
+        m.d.comb += [
+            gate.eq(command.source == NormSource.GATE),
+            swiglu.eq(command.source == NormSource.SWIGLU),
+        ]
+        gate_scale, up_scale = self._token_scales(m, command, tags[:2], read_token)
+        late_tags, silu, late_up = self._swiglu(m, tags[1], swiglu, gate_scale)
+        m.d.sync += [
+            tags[1].eq(tags[0]),
+            tags[2].eq(Mux(swiglu, late_tags[-1], tags[1])),
+            *(tag.eq(before) for before, tag in itertools.pairwise(tags[2:])),
+        ]
+
+        # stage 0: the address; stage 1: the word, of a gate its square
+        m.d.comb += [
+            self.residual.addr.token.eq(read_token),
+            self.residual.addr.word.eq(word),
+            self.attention.addr.token.eq(read_token),
+            self.attention.addr.word.eq(word),
+            self.acc.addr.token.eq(read_token),
+            self.acc.addr.pair.eq(word),
+        ]
+        from_attention = command.source == NormSource.ATTENTION
+        gate_width = self.config.gate_width
+        v = []
+        for lane in lanes:
+            relu = Signal(gate_width - 1, name=f"relu_{lane}")
+            factor = Signal(signed(max(SOURCE_WIDTH, 2 * gate_width - 1)), name=f"factor_{lane}")
+            up = Signal(signed(self.config.acc_width), name=f"up_{lane}")
+            product = Signal(signed(self.v_width), name=f"v_{lane}")
+            v.append(product)
+            accumulator = self.acc.data[0][lane]
+            m.d.comb += relu.eq(Mux(accumulator[gate_width - 1], 0, accumulator[: gate_width - 1]))
+            # stage 2: the other sources pass as a product with one
+            m.d.sync += [
+                factor.eq(
+                    Mux(
+                        gate,
+                        relu * relu,
+                        Mux(
+                            swiglu,
+                            silu[lane],
+                            Mux(
+                                from_attention, self.attention.data[lane], self.residual.data[lane]
+                            ),
+                        ),
+                    )
+                ),
+                up.eq(Mux(gate, self.acc.data[1][lane], Mux(swiglu, late_up[lane], 1))),
+                product.eq(factor * up),
+            ]
+
+        # stage 3: a first pass keeps the bits of every magnitude, whose length gives the shift
+        scan, sh = tags[_V_STAGE], Signal(unsigned(sh_width))
+        bits, bits_before = Signal(self.v_width), Signal(self.v_width)
+        length = Signal(range(self.v_width + 1))
+        m.d.comb += bits_before.eq(Mux(scan.first, 0, bits))
+        with m.If(scan.scan):
+            m.d.sync += bits.eq(reduce(or_, (magnitude(x) for x in v), bits_before))
+        m.d.sync += length.eq(bit_length(m, bits))
+        with m.If(tags[_V_STAGE - 1].measure & tags[_V_STAGE - 1].first):
+            m.d.sync += sh.eq(Mux(length >= _VS_WIDTH - 1, length - (_VS_WIDTH - 1), 0))
+
+        # stages 4 to 6: shifted, rounded, times gamma and squared
+        y = [Signal(signed(y_width), name=f"y_{lane}") for lane in lanes]
+        squares = [Signal(2 * _VS_WIDTH - 1, name=f"square_{lane}") for lane in lanes]
+        param_word = Signal.like(self.param.addr.word)
+        m.d.sync += param_word.eq(Mux(scan.first, command.param_word, param_word + 1))
+        m.d.comb += self.param.addr.word.eq(param_word)
+        for lane in lanes:
+            guarded = Signal(signed(_VS_WIDTH + 1), name=f"guarded_{lane}")
+            rounded = Signal(signed(_VS_WIDTH + 1), name=f"rounded_{lane}")
+            vs = Signal(signed(_VS_WIDTH), name=f"vs_{lane}")
+            m.d.comb += rounded.eq(round_half(guarded))
+            m.d.sync += [
+                guarded.eq(shift_guarded(v[lane], sh)),
+                vs.eq(saturate(rounded, _VS_WIDTH)),
+                y[lane].eq(vs * self.param.data[lane]),
+                squares[lane].eq((vs * vs).as_unsigned()),
+            ]
+
+        # stages 7 and 8: the sums of a second pass
+        y_max, ss = Signal(y_width - 1), Signal(ss_shape)
+        magnitudes = _registered(m, "magnitude", map(magnitude, y))
+        sums = _registered(m, "sum", _pairwise(add, _pairwise(add, squares)))
+        maxima = _registered(m, "maximum", _pairwise(_maximum, _pairwise(_maximum, magnitudes)))
+        totals = _registered(m, "total", _pairwise(add, sums))
+        summed = tags[_SUM_STAGE]
+        with m.If(summed.measure):
+            m.d.sync += [
+                y_max.eq(reduce(_maximum, maxima, Mux(summed.first, 0, y_max))),
+                ss.eq(reduce(add, totals, Mux(summed.first, 0, ss))),
+            ]
+
+        # the scalars: a sequence starts with a token's second pass and may outlast its third
+        m.submodules.sequence = sequence = _ScaleSequence(
+            y_max.shape(), ss.shape(), sh.shape(), q_max_of(self.config.a_width)
+        )
+        measured_token, scaled_token = Signal(token_shape), Signal(token_shape)
+        sh_valid, y_valid, ss_free, factor_valid = (
+            Signal(name=name, init=name == "ss_free")
+            for name in ("sh_valid", "y_valid", "ss_free", "factor_valid")
+        )
+        m.d.comb += [
+            sequence.command.eq(command),
+            sequence.start.eq(sh_valid),
+            sequence.sh.eq(sh),
+            sequence.gate.eq(gate_scale(measured_token[0])),
+            sequence.up.eq(up_scale(measured_token[0])),
+            sequence.sums_valid.eq(y_valid),
+            sequence.y_max.eq(y_max),
+            sequence.ss.eq(ss),
+            self.scale_w.en.eq(sequence.scale_en),
+            self.scale_w.addr.token.eq(scaled_token),
+            self.scale_w.data.eq(sequence.scale),
+        ]
+        with m.If(sequence.idle):
+            m.d.sync += scaled_token.eq(measured_token)
+            with m.If(sh_valid):
+                m.d.sync += sh_valid.eq(0)
+        with m.If(tags[_V_STAGE].measure & tags[_V_STAGE].first):
+            m.d.sync += sh_valid.eq(1)
+        with m.If(sequence.y_taken):
+            m.d.sync += y_valid.eq(0)
+        with m.If(summed.measure & summed.last):
+            m.d.sync += y_valid.eq(1)
+        with m.If(sequence.ss_taken):
+            m.d.sync += ss_free.eq(1)
+
+        # a third pass: its first word meets the factor
+        m.submodules.quantizer = quantizer = Quantizer(len(lanes), y_width, self.config.a_width)
+        written, act_token, act_word = tags[_Q_STAGE], Signal(token_shape), Signal(word_shape)
+        m.d.comb += [
+            *(quantizer.y[lane].eq(y[lane]) for lane in lanes),
+            quantizer.factor.eq(sequence.factor),
+            self.act.en.eq(written.quantize),
+            self.act.addr.token.eq(act_token),
+            self.act.addr.word.eq(act_word),
+            self.act.data.eq(quantizer.q),
+        ]
+        with m.If(written.quantize):
+            m.d.sync += [
+                act_word.eq(Mux(written.last, 0, act_word + 1)),
+                act_token.eq(act_token + written.last),
+            ]
+        until_factor = Signal(_RECIP_TO_FACTOR - _Y_STAGE - 1)
+        m.d.sync += until_factor.eq(Cat(sequence.recip_accepted, until_factor[:-1]))
+        # SWIGLU's words take longer than the factor, which nothing holds up from here on
+        with m.If(Mux(swiglu, sequence.y_taken, until_factor[-1])):
+            m.d.sync += factor_valid.eq(1)
+
+        # the passes: scan 0, then measure t, scan t + 1, quantize t for every token
+        tokens_left = Signal(range(self.config.m_tile + 1))  # behind the token of this pass
+        first_token, scanned = Signal(), Signal()
+        issue, allowed, last_word = Signal(), Signal(), Signal()
+        tag = tags[0]
+        m.d.comb += [
+            last_word.eq(word == command.n_words - 1),
+            tag.first.eq(issue & (word == 0)),
+            tag.last.eq(issue & last_word),
+            tag.odd.eq(read_token[0]),
+        ]
+        with m.If(issue):
+            m.d.sync += word.eq(Mux(last_word, 0, word + 1))
+        with m.If(tags[_V_STAGE - 1].scan & tags[_V_STAGE - 1].last):
+            m.d.sync += scanned.eq(1)
+
+        with m.FSM() as fsm:
+            m.d.comb += [
+                self.cmd.ready.eq(fsm.ongoing("Idle")),
+                self.busy.eq(~fsm.ongoing("Idle")),
+                tag.scan.eq(fsm.ongoing("Scan")),
+                tag.measure.eq(fsm.ongoing("Measure") & allowed),
+                tag.quantize.eq(fsm.ongoing("Quantize") & allowed),
+                issue.eq(tag.scan | tag.measure | tag.quantize),
+            ]
+            with m.State("Idle"):
+                m.d.sync += [
+                    command.eq(self.cmd.payload),
+                    read_token.eq(self.cmd.payload.token_first),
+                    act_token.eq(self.cmd.payload.token_first),
+                    tokens_left.eq(self.cmd.payload.token_count - 1),
+                    first_token.eq(1),
+                ]
+                with m.If(self.cmd.valid):
+                    m.next = "Scan"
+                    with m.If(self.cmd.payload.token_count == 0):
+                        m.next = "Drain"
+            with m.State("Scan"):
+                with m.If(word == 0):
+                    m.d.sync += scanned.eq(0)
+                with m.If(last_word):
+                    m.next = "Measure"
+                    with m.If(~first_token):
+                        m.d.sync += read_token.eq(read_token - 1)
+                        m.next = "Quantize"
+            with m.State("Measure"):
+                # the length of the magnitudes is there, and the sums of the token before are used
+                m.d.comb += allowed.eq((word != 0) | (scanned & ss_free))
+                with m.If(tag.first):
+                    m.d.sync += [measured_token.eq(read_token), ss_free.eq(0)]
+                with m.If(tag.last):
+                    m.d.sync += first_token.eq(0)
+                    m.next = "Quantize"
+                    with m.If(tokens_left != 0):
+                        m.d.sync += read_token.eq(read_token + 1)
+                        m.next = "Scan"
+            with m.State("Quantize"):
+                m.d.comb += allowed.eq((word != 0) | factor_valid)
+                with m.If(tag.first):
+                    m.d.sync += factor_valid.eq(0)
+                with m.If(tag.last):
+                    m.next = "Drain"
+                    with m.If(tokens_left != 0):
+                        m.d.sync += [
+                            read_token.eq(read_token + 1),
+                            tokens_left.eq(tokens_left - 1),
+                        ]
+                        m.next = "Measure"
+            with m.State("Drain"):
+                pending = Cat(tag.quantize for tag in [*tags[1:], *late_tags]).any()
+                m.d.comb += self.done.eq(sequence.idle & ~pending)
+                with m.If(self.done):
+                    m.next = "Idle"
+        return m
+
+    def _token_scales(self, m, command, tags, read_token):
+        """Scales of the gate and up accumulators of the token that is scanned and the one before.
+
+        The activation scale is read with the first word of a scan, and multiplied by the weight
+        scales one after the other: the gate's can be used from ``_SWIGLU_SCALE`` cycles after the
+        word on, the other one a cycle later. Returns a function for either, of a token's last bit.
+        """
+        m.submodules.token_mul = mul = ScaleMul()
+        first, second, odd = Signal(), Signal(), Signal(name="scan_odd")
+        held = Signal(SCALE_LAYOUT)
+        begins = tags[1].scan & tags[1].first
+        m.d.comb += [
+            self.scale_r.addr.token.eq(read_token),
+            mul.valid.eq(begins),
+            mul.a.eq(Mux(begins, self.scale_r.data, held)),
+            mul.b.eq(Mux(begins, command.scale_a, command.scale_b)),
+            first.eq(mul.o_valid),
+            odd.eq(tags[1].odd),
+        ]
+        m.d.sync += [held.eq(self.scale_r.data), second.eq(first)]
+        *_, odd_first, odd_second = delay(m, odd, mul.latency + 1)
+
+        def bank(name, write, odd):
+            even_scale, odd_scale = (
+                Signal(SCALE_LAYOUT, name=f"{name}_scale_{parity}") for parity in ("even", "odd")
+            )
+            with m.If(write & ~odd):
+                m.d.sync += even_scale.eq(mul.o)
+            with m.If(write & odd):
+                m.d.sync += odd_scale.eq(mul.o)
+            return lambda odd: Mux(odd, odd_scale, even_scale)
+
+        return bank("gate", first, odd_first), bank("up", second, odd_second)
+
+    def _swiglu(self, m, tag, swiglu, gate_scale):
+        """SiLU of the gate in stage 1, and ``up`` as late: ``(tags on the way, silu, up)``."""
+        config = self.config
+        lanes, low = range(config.lanes), SWIGLU_SHIFTS[0]
+        late_tag = Signal(_TAG)
+        gate, up = (Signal(self.acc.data[0].shape(), name=name) for name in ("gate", "up"))
+        m.d.comb += [gate.eq(self.acc.data[0]), up.eq(self.acc.data[1])]
+        with m.If(swiglu):
+            m.d.comb += late_tag.eq(tag)
+        _, *late_tags = delay(m, late_tag, _SWIGLU_STAGES)
+        gate, up = delay(m, gate, _SWIGLU_SCALE)[-1], delay(m, up, _SWIGLU_STAGES)[-1]
+        m.submodules.silu = silu = Silu(config.lanes)
+
+        # the shift from its lowest value on
+        scale = Signal(SCALE_LAYOUT)
+        m.d.comb += scale.eq(gate_scale(late_tags[_SWIGLU_SCALE - 1].odd))
+        right, shift = Signal(signed(SCALE.e_width + 1)), Signal(range(SWIGLU_SHIFTS[1] - low + 1))
+        highest = SWIGLU_SHIFTS[1] - low
+        m.d.comb += right.eq(-(scale.e + SILU.x_frac + low))
+        m.d.sync += shift.eq(Mux(right < 0, 0, Mux(right > highest, highest, right)))
+        for lane in lanes:
+            product = Signal(signed(config.acc_width + SCALE.m_width), name=f"scaled_{lane}")
+            wide = Signal(signed(len(product) - low), name=f"wide_{lane}")
+            shifted = Signal(signed(len(wide) + 1), name=f"x_guarded_{lane}")
+            x = Signal(signed(SILU.x_width), name=f"x_{lane}")
+            m.d.comb += [wide.eq(product << -low), silu.i[lane].eq(x)]
+            m.d.sync += [
+                product.eq(gate[lane] * scale.m),
+                shifted.eq(shift_guarded(wide, shift)),
+                x.eq(saturate(round_half(shifted), SILU.x_width)),
+            ]
+        return late_tags, silu.o, up

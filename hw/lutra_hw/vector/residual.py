@@ -1,0 +1,468 @@
+"""Dequantisation of accumulators: into the residual stream, and into logits."""
+
+from amaranth import Array, Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
+
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.vector.residual import LOGIT_SHIFT, LOGIT_WIDTH, RESIDUAL_WIDTH
+from lutra_hw.arith.fixed import round_half, saturate, shift_guarded
+from lutra_hw.arith.scale import ScaleMul
+from lutra_hw.matmul.contract import acc_read_port
+from lutra_hw.ports import (
+    SCALE_LAYOUT,
+    ReadPortSignature,
+    WritePortSignature,
+    dma_command,
+    dma_write_data,
+)
+from lutra_hw.vector.pipeline import delay
+
+__all__ = ["LOGITS_COMMAND", "RESIDUAL_COMMAND", "Logits", "ResidualAdd"]
+
+RESIDUAL_COMMAND = data.StructLayout(
+    {
+        "scale_w": SCALE_LAYOUT,
+        "n_words": unsigned(16),
+        "frac": unsigned(8),
+        "token_count": unsigned(8),
+    }
+)
+"""Words of eight elements, of tokens ``0..token_count - 1``."""
+
+_SHIFT_MAX = 63
+
+
+class ResidualAdd(wiring.Component):
+    """Adds dequantised accumulators to the residual stream: ``saturate32(x + round(acc * c))``.
+
+    ``c`` is the token's activation scale times the weight scale, rounded once, in ``frac``
+    fraction bits. A command takes :meth:`cycles` from acceptance to ``done``; throughput is one
+    word of eight elements per cycle. There is no backpressure. ``done`` pulses with the last
+    write, ``saturated`` with every write of which a lane was clamped.
+
+    Model: :func:`lutra_golden.vector.residual.residual_add`.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+
+    Members
+    -------
+    cmd : ``In(stream.Signature(RESIDUAL_COMMAND))``  ``n_words`` is not zero.
+    acc : ``Out(acc_read_port(config.matmul))``  natural order of rows, from block 0 on.
+    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``  activation scales.
+    residual : ``Out(ReadPortSignature({token, word}, 8 x signed(32)))``
+    residual_w : ``Out(WritePortSignature({token, word}, 8 x signed(32)))``
+    saturated, done, busy : ``Out(1)``
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        _check(config)
+        self.config = config
+        addr = {
+            "token": range(config.m_tile),
+            "word": range(config.hidden_max // config.lanes),
+        }
+        word = data.ArrayLayout(signed(RESIDUAL_WIDTH), config.lanes)
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(RESIDUAL_COMMAND)),
+                "acc": Out(acc_read_port(config.matmul)),
+                "scale_r": Out(ReadPortSignature({"token": range(config.m_tile)}, SCALE_LAYOUT)),
+                "residual": Out(ReadPortSignature(addr, word)),
+                "residual_w": Out(WritePortSignature(addr, word)),
+                "saturated": Out(1),
+                "done": Out(1),
+                "busy": Out(1),
+            }
+        )
+
+    @staticmethod
+    def cycles(n_words: int, token_count: int) -> int:
+        """Cycles from the acceptance of a command to ``done``."""
+        return token_count * (n_words + 2) + 6 if token_count else 1
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.scale_mul = scale_mul = ScaleMul()
+
+        # what is known of a word when it is read: it travels with it
+        word = Signal(
+            data.StructLayout(
+                {"valid": 1, "odd": 1, "final": 1, "addr": self.residual.addr.shape()}
+            )
+        )
+        word_1, _, word_3, _, _, word_6 = delay(m, word, 6)[1:]
+        m.d.comb += [
+            self.acc.addr.token.eq(word.addr.token),
+            self.acc.addr.pair.eq(word.addr.word >> 1),
+            # needed two cycles after the accumulators
+            self.residual.addr.eq(word_3.addr),
+            self.residual_w.addr.eq(word_6.addr),
+            self.residual_w.en.eq(word_6.valid),
+        ]
+
+        # the token's factor: 4 cycles from the address of its scale, 2 from its first word's
+        frac, scale_w = Signal(8), Signal(SCALE_LAYOUT)
+        factor, shift = Signal(unsigned(16)), Signal(range(_SHIFT_MAX + 1))
+        right = Signal(signed(12))
+        m.d.comb += [
+            scale_mul.a.eq(self.scale_r.data),
+            scale_mul.b.eq(scale_w),
+            right.eq(-(scale_mul.o.e + frac)),
+        ]
+        m.d.sync += [
+            factor.eq(scale_mul.o.m),
+            shift.eq(Mux(right < 0, 0, Mux(right > _SHIFT_MAX, _SHIFT_MAX, right))),
+        ]
+        # the product is a cycle behind the factor
+        shift_3 = Signal.like(shift)
+        m.d.sync += shift_3.eq(shift)
+
+        clamped = Signal(config.lanes)
+        m.d.comb += self.saturated.eq(word_6.valid & clamped.any())
+        for lane in range(config.lanes):
+            block = Mux(word_1.odd, self.acc.data[1][lane], self.acc.data[0][lane])
+            operand = Signal(signed(config.acc_width), name=f"operand_{lane}")
+            product = Signal(signed(config.acc_width + 16), name=f"product_{lane}")
+            guarded = Signal(signed(len(product) + 1), name=f"guarded_{lane}")
+            total = Signal(signed(max(len(product), RESIDUAL_WIDTH) + 2), name=f"total_{lane}")
+            above = total[RESIDUAL_WIDTH:]
+            m.d.sync += [
+                operand.eq(block),
+                product.eq(operand * factor),
+                guarded.eq(shift_guarded(product, shift_3)),
+                # round half up and add with one carry
+                total.eq(
+                    Cat(1, guarded[1:]).as_signed()
+                    + Cat(guarded[0], self.residual.data[lane]).as_signed()
+                ),
+                self.residual_w.data[lane].eq(saturate(total >> 1, RESIDUAL_WIDTH)),
+                clamped[lane].eq(above.any() & ~above.all()),
+            ]
+
+        n_words, tokens_left = Signal(16), Signal(8)
+        token, next_word = Signal(8), Signal(16)
+        last_word = next_word == n_words - 1
+        m.d.comb += [
+            self.scale_r.addr.token.eq(token),
+            word.odd.eq(next_word[0]),
+            word.final.eq(last_word & (tokens_left == 1)),
+            word.addr.token.eq(token),
+            word.addr.word.eq(next_word),
+        ]
+        with m.FSM() as control:
+            with m.State("Idle"):
+                m.d.comb += self.cmd.ready.eq(1)
+                m.d.sync += [
+                    scale_w.eq(self.cmd.p.scale_w),
+                    frac.eq(self.cmd.p.frac),
+                    n_words.eq(self.cmd.p.n_words),
+                    tokens_left.eq(self.cmd.p.token_count),
+                    token.eq(0),
+                ]
+                with m.If(self.cmd.valid):
+                    m.next = "Scale"
+            with m.State("Scale"):
+                m.d.sync += next_word.eq(0)
+                with m.If(tokens_left == 0):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "Idle"
+                with m.Else():
+                    m.next = "Factor"
+            with m.State("Factor"):
+                m.next = "Words"
+            with m.State("Words"):
+                m.d.comb += word.valid.eq(1)
+                m.d.sync += next_word.eq(next_word + 1)
+                with m.If(last_word):
+                    m.d.sync += [token.eq(token + 1), tokens_left.eq(tokens_left - 1)]
+                    m.next = "Scale"
+                    with m.If(word.final):
+                        m.next = "Drain"
+            with m.State("Drain"):
+                with m.If(word_6.valid & word_6.final):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "Idle"
+        m.d.comb += self.busy.eq(~control.ongoing("Idle"))
+        return m
+
+
+LOGITS_COMMAND = data.StructLayout(
+    {
+        "row_first": unsigned(32),
+        "n_words": unsigned(16),
+        "param_word": unsigned(16),
+        "acc_base": unsigned(16),
+        "first": unsigned(1),
+        "token_first": unsigned(8),
+        "token_count": unsigned(8),
+        "addr": unsigned(40),
+        "stride": unsigned(32),
+    }
+)
+"""A run of rows of the head for a range of tokens; ``addr`` is that of token 0's row 0."""
+
+_QUEUE_BEATS = 8
+
+
+class Logits(wiring.Component):
+    """Logits of a run of vocabulary rows to memory, and each token's arg-max over the runs.
+
+    ``round(acc * row_scale / 2**7)`` of ``8 * n_words`` rows from ``row_first`` on, for tokens
+    ``token_first`` to ``token_first + token_count - 1``, as little-endian int32 at ``addr +
+    token * stride + 4 * row_first``: one DMA command per token. What int32 does not hold is
+    clamped. ``argmax`` of a token is the first row of its largest logit over all commands since
+    the last with ``first`` set.
+
+    A command takes :meth:`cycles` from acceptance to ``done`` if the DMA streams never wait;
+    throughput is 8 rows per cycle. While they wait, up to 8 beats are kept, then no more words
+    are read; ``stall`` is high. ``done`` pulses after the last beat has been handed over. After
+    reset ``argmax`` is zero.
+
+    Model: :func:`lutra_golden.vector.residual.logits`.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+        A beat of the data port holds at least one word of eight logits.
+
+    Members
+    -------
+    cmd : ``In(stream.Signature(LOGITS_COMMAND))``
+        Whole beats: ``n_words`` (not zero) and ``row_first / 8`` are multiples of the words of a
+        beat, ``addr`` and ``stride`` of its bytes.
+    acc : ``Out(acc_read_port(config.matmul))``  natural order of rows, from ``acc_base`` on.
+    param : ``Out(ReadPortSignature({word}, 8 x signed(16)))``  row scales.
+    o_cmd, o_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
+    argmax : ``Out(ArrayLayout(unsigned(32), m_tile))``
+    done, busy, stall : ``Out(1)``
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        _check(config)
+        word_bits = config.lanes * LOGIT_WIDTH
+        if config.data_axi_width < word_bits:
+            raise ValueError(
+                f"data_axi_width must be at least {word_bits}, not {config.data_axi_width}"
+            )
+        self.config = config
+        self._words_per_beat = config.data_axi_width // word_bits
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(LOGITS_COMMAND)),
+                "acc": Out(acc_read_port(config.matmul)),
+                "param": Out(
+                    ReadPortSignature(
+                        {"word": range(config.param_words)},
+                        data.ArrayLayout(signed(16), config.lanes),
+                    )
+                ),
+                "o_cmd": Out(dma_command()),
+                "o_data": Out(dma_write_data(config.data_axi_width)),
+                "argmax": Out(data.ArrayLayout(unsigned(32), config.m_tile)),
+                "done": Out(1),
+                "busy": Out(1),
+                "stall": Out(1),
+            }
+        )
+
+    @staticmethod
+    def cycles(n_words: int, token_first: int, token_count: int) -> int:
+        """Cycles from the acceptance of a command to ``done``, without stalls."""
+        return token_first + token_count * (n_words + 1) + 8 if token_count else 3
+
+    def elaborate(self, platform):
+        m = Module()
+        config, lanes, words_per_beat = self.config, self.config.lanes, self._words_per_beat
+        m.submodules.beats = beats = SyncFIFOBuffered(
+            width=config.data_axi_width, depth=_QUEUE_BEATS
+        )
+
+        # what is known of a word when it is read: it travels with it
+        word = Signal(
+            data.StructLayout(
+                {
+                    "valid": 1,
+                    "odd": 1,  # the pair's second block
+                    "send": 1,  # completes a beat
+                    "first": 1,  # of its token
+                    "last": 1,
+                    "token": range(config.m_tile),
+                }
+            )
+        )
+        word_1, _, _, word_4, _, word_6 = delay(m, word, 6)[1:]
+
+        # cycles 1 to 3: operands, product, rounded logit
+        operand = Signal(data.ArrayLayout(signed(config.acc_width), lanes))
+        row_scale = Signal(data.ArrayLayout(signed(16), lanes))
+        m.d.sync += operand.eq(Mux(word_1.odd, self.acc.data[1], self.acc.data[0]))
+        m.d.sync += row_scale.eq(self.param.data)
+        logits = [Signal(signed(LOGIT_WIDTH), name=f"logit_{lane}") for lane in range(lanes)]
+        for lane, logit in enumerate(logits):
+            product = Signal(signed(config.acc_width + 16), name=f"product_{lane}")
+            m.d.sync += product.eq(operand[lane] * row_scale[lane])
+            rounded = round_half(product[LOGIT_SHIFT - 1 :].as_signed())
+            m.d.sync += logit.eq(saturate(rounded, LOGIT_WIDTH))
+
+        # cycle 4: into the queue, the words of a beat from the right
+        earlier = [Signal(len(Cat(logits)), name=f"earlier_{i}") for i in range(words_per_beat - 1)]
+        with m.If(word_4.valid):
+            for older, newer in zip(earlier, [*earlier[1:], Cat(logits)], strict=False):
+                m.d.sync += older.eq(newer)
+        m.d.comb += [
+            beats.w_data.eq(Cat(*earlier, *logits)),
+            beats.w_en.eq(word_4.valid & word_4.send),
+            self.o_data.valid.eq(beats.r_rdy),
+            self.o_data.p.data.eq(beats.r_data),
+            self.o_data.p.strb.eq(-1),
+            beats.r_en.eq(self.o_data.ready),
+        ]
+        first, row_first = Signal(), Signal(32)
+        self._find_largest(m, logits, word_6, first, row_first)
+
+        n_words, left = Signal(16), Signal(16)
+        param_word, param_first = Signal(16), Signal(16)
+        block, block_first = Signal(16), Signal(16)
+        token, skip, tokens_left = Signal(8), Signal(8), Signal(8)
+        token_addr, stride = Signal(40), Signal(32)
+        in_flight = Signal(range(_QUEUE_BEATS + 1))
+        beat_word = Signal(range(max(words_per_beat, 2)))
+        take, give, finished = Signal(), Signal(), Signal()
+        last = left == 1
+        m.d.comb += [
+            self.acc.addr.token.eq(token),
+            self.acc.addr.pair.eq(block >> 1),
+            self.param.addr.word.eq(param_word),
+            word.odd.eq(block[0]),
+            word.send.eq(beat_word == words_per_beat - 1),
+            word.last.eq(last),
+            word.token.eq(token),
+            take.eq(word.valid & (beat_word == 0)),
+            give.eq(beats.r_rdy & beats.r_en),
+        ]
+        m.d.sync += in_flight.eq(in_flight + take - give)
+        with m.If(self.o_cmd.ready):
+            m.d.sync += self.o_cmd.valid.eq(0)
+
+        with m.FSM() as control:
+            with m.State("Idle"):
+                m.d.comb += self.cmd.ready.eq(1)
+                m.d.sync += [
+                    row_first.eq(self.cmd.p.row_first),
+                    n_words.eq(self.cmd.p.n_words),
+                    param_first.eq(self.cmd.p.param_word),
+                    block_first.eq(self.cmd.p.acc_base),
+                    first.eq(self.cmd.p.first),
+                    tokens_left.eq(self.cmd.p.token_count),
+                    skip.eq(self.cmd.p.token_first),
+                    token.eq(0),
+                    token_addr.eq(self.cmd.p.addr + (self.cmd.p.row_first << 2)),
+                    stride.eq(self.cmd.p.stride),
+                ]
+                with m.If(self.cmd.valid):
+                    m.next = "Skip"
+            with m.State("Skip"):
+                with m.If((skip == 0) | (tokens_left == 0)):
+                    m.next = "Token"
+                with m.Else():
+                    m.d.sync += [
+                        skip.eq(skip - 1),
+                        token.eq(token + 1),
+                        token_addr.eq(token_addr + stride),
+                    ]
+            with m.State("Token"):
+                m.d.sync += [
+                    left.eq(n_words),
+                    param_word.eq(param_first),
+                    block.eq(block_first),
+                    beat_word.eq(0),
+                ]
+                with m.If(tokens_left == 0):
+                    m.next = "Drain"
+                with m.Elif(~self.o_cmd.valid):
+                    m.d.sync += [
+                        self.o_cmd.p.addr.eq(token_addr),
+                        self.o_cmd.p.beats.eq(n_words // words_per_beat),
+                        self.o_cmd.valid.eq(1),
+                    ]
+                    m.next = "Words"
+            with m.State("Words"):
+                m.d.comb += [
+                    word.valid.eq((beat_word != 0) | (in_flight != _QUEUE_BEATS)),
+                    word.first.eq(left == n_words),
+                ]
+                with m.If(word.valid):
+                    m.d.sync += [
+                        left.eq(left - 1),
+                        param_word.eq(param_word + 1),
+                        block.eq(block + 1),
+                        beat_word.eq(Mux(word.send, 0, beat_word + 1)),
+                    ]
+                    with m.If(last):
+                        m.d.sync += [
+                            token.eq(token + 1),
+                            tokens_left.eq(tokens_left - 1),
+                            token_addr.eq(token_addr + stride),
+                        ]
+                        m.next = "Token"
+            with m.State("Drain"):
+                m.d.comb += finished.eq((in_flight == 0) & ~self.o_cmd.valid)
+                with m.If(finished):
+                    m.next = "Idle"
+        m.d.comb += [
+            self.done.eq(finished),
+            self.busy.eq(~control.ongoing("Idle")),
+            self.stall.eq(
+                (self.o_cmd.valid & ~self.o_cmd.ready) | (self.o_data.valid & ~self.o_data.ready)
+            ),
+        ]
+        return m
+
+    def _find_largest(self, m, logits, word_6, first, row_first):
+        """Cycles 4 and 5: the word's largest logit; cycle 6: against the token's."""
+        best = [(logit, 0) for logit in logits]
+        for level in range(3):
+            domain = m.d.comb if level == 0 else m.d.sync
+            merged = []
+            for i in range(0, len(best), 2):
+                (a, a_lane), (b, b_lane) = best[i : i + 2]
+                value = Signal(signed(LOGIT_WIDTH), name=f"largest_{level}_{i // 2}")
+                lane = Signal(level + 1, name=f"lane_{level}_{i // 2}")
+                # the first lane wins a tie
+                larger = Signal(name=f"larger_{level}_{i // 2}")
+                m.d.comb += larger.eq(b > a)
+                domain += value.eq(Mux(larger, b, a))
+                domain += lane.eq(Mux(larger, b_lane | (1 << level), a_lane))
+                merged.append((value, lane))
+            best = merged
+        ((value_6, lane_6),) = best
+
+        values = [
+            Signal(signed(LOGIT_WIDTH), name=f"value_{token}")
+            for token in range(self.config.m_tile)
+        ]
+        rows = [Signal(32, name=f"row_{token}") for token in range(self.config.m_tile)]
+        m.d.comb += self.argmax.eq(Cat(rows))
+
+        row = Signal(32)
+        row_6 = Signal(32)
+        m.d.comb += row_6.eq(Mux(word_6.first, row_first, row))
+        with m.If(word_6.valid):
+            m.d.sync += row.eq(row_6 + self.config.lanes)
+        restart = word_6.first & first
+        with m.If(word_6.valid & (restart | (value_6 > Array(values)[word_6.token]))):
+            with m.Switch(word_6.token):
+                for token in range(self.config.m_tile):
+                    with m.Case(token):
+                        m.d.sync += values[token].eq(value_6)
+                        m.d.sync += rows[token].eq(row_6 | lane_6)
+
+
+def _check(config):
+    if not isinstance(config, AcceleratorConfig):
+        raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")

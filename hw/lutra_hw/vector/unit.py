@@ -1,0 +1,302 @@
+"""The vector unit: everything between two matrix products but attention, and its memories."""
+
+from amaranth import Array, Module, Mux, Signal, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from lutra_golden.control.isa import FLAG_BIAS, FLAG_FIRST, FLAG_PLAIN, FLAG_QK_NORM, Opcode
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.vector.residual import RESIDUAL_WIDTH
+from lutra_hw.control.fields import argument, header, tile_tokens
+from lutra_hw.matmul.contract import acc_read_port, act_write_port
+from lutra_hw.ports import (
+    INSTRUCTION_SHAPE,
+    SCALE_LAYOUT,
+    ReadPortSignature,
+    WritePortSignature,
+    dma_command,
+    dma_write_data,
+    packed_scale,
+)
+from lutra_hw.vector.norm import NormQuant
+from lutra_hw.vector.residual import Logits, ResidualAdd
+from lutra_hw.vector.rope import RopeQuant, query_scale_write_port, query_write_port
+
+__all__ = ["VectorUnit"]
+
+_ADDR_WIDTH = 40
+
+
+class VectorUnit(wiring.Component):
+    """Executes NORMQ, ROPEQ, RESADD and LOGITS, one at a time, in order.
+
+    An instruction takes 2 cycles to decode, and then what :class:`NormQuant`, :class:`RopeQuant`,
+    :class:`ResidualAdd` or :class:`Logits` take; ROPEQ and LOGITS also wait until the writer is
+    idle. ``done`` pulses once per instruction, the next one is accepted in the cycle after. NORMQ
+    and LOGITS with ``FLAG_LOGITS`` process tokens ``logits_from`` to ``n_tokens - 1``, which may be
+    none; all others process tokens ``0`` to ``n_tokens - 1``.
+
+    The unit owns the residual stream, the parameter buffer, the rotary table and the activation
+    scales of the tile. Their write ports are always ready; whoever fills them keeps away from what
+    the instruction under way uses. After reset scales and ``argmax`` are zero.
+
+    Model: :class:`lutra_golden.control.interpreter.Interpreter`.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+
+    Members
+    -------
+    cmd : ``In(stream.Signature(INSTRUCTION_SHAPE))``  instructions of the vector unit as fetched.
+    position, n_tokens, logits_from, kv_base, logits_base, logits_stride : ``In``
+        Registers, stable while instructions are under way.
+    acc : ``Out(acc_read_port(config.matmul))``
+    act : ``Out(act_write_port(config.matmul))``
+    attention : ``Out(ReadPortSignature({token, word}, 8 x signed(32)))``  attention output.
+    q_w, qs_w : ``Out``  queries and their scales, see :class:`RopeQuant`.
+    param_w : ``In(WritePortSignature({word}, 8 x signed(16)))``
+    rope_w : ``In(WritePortSignature({token, word}, 8 x signed(16)))``  cosines, then sines.
+    embed_w : ``In(WritePortSignature({token, word}, 8 x signed(32)))``  into the residual stream;
+        not while RESADD runs.
+    wr_cmd, wr_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
+    wr_idle : ``In(1)``  everything handed over before this cycle has been written.
+    scales : ``Out(ArrayLayout(SCALE_LAYOUT, m_tile))``  activation scales.
+    argmax : ``Out(ArrayLayout(unsigned(32), m_tile))``
+    saturated : ``Out(1)``  pulses when RESADD clamps an element.
+    done, busy, stall : ``Out(1)``
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
+        self.config = config
+        lanes, token = config.lanes, range(config.m_tile)
+        int16, int32 = (data.ArrayLayout(signed(w), lanes) for w in (16, RESIDUAL_WIDTH))
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(INSTRUCTION_SHAPE)),
+                "position": In(16),
+                "n_tokens": In(8),
+                "logits_from": In(8),
+                "kv_base": In(_ADDR_WIDTH),
+                "logits_base": In(_ADDR_WIDTH),
+                "logits_stride": In(32),
+                "acc": Out(acc_read_port(config.matmul)),
+                "act": Out(act_write_port(config.matmul)),
+                "attention": Out(
+                    ReadPortSignature(
+                        {"token": token, "word": range(config.n_heads * config.head_dim // lanes)},
+                        int32,
+                    )
+                ),
+                "q_w": Out(query_write_port(config)),
+                "qs_w": Out(query_scale_write_port(config)),
+                "param_w": In(WritePortSignature({"word": range(config.param_words)}, int16)),
+                "rope_w": In(
+                    WritePortSignature(
+                        {"token": token, "word": range(config.head_dim // lanes)}, int16
+                    )
+                ),
+                "embed_w": In(
+                    WritePortSignature(
+                        {"token": token, "word": range(config.hidden_max // lanes)}, int32
+                    )
+                ),
+                "wr_cmd": Out(dma_command()),
+                "wr_data": Out(dma_write_data(config.data_axi_width)),
+                "wr_idle": In(1),
+                "scales": Out(data.ArrayLayout(SCALE_LAYOUT, config.m_tile)),
+                "argmax": Out(data.ArrayLayout(unsigned(32), config.m_tile)),
+                "saturated": Out(1),
+                "done": Out(1),
+                "busy": Out(1),
+                "stall": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.norm = norm = NormQuant(self.config)
+        m.submodules.rope = rope = RopeQuant(self.config)
+        m.submodules.residual_add = residual_add = ResidualAdd(self.config)
+        m.submodules.logits = logits = Logits(self.config)
+        blocks = {
+            Opcode.NORMQ: norm,
+            Opcode.ROPEQ: rope,
+            Opcode.RESADD: residual_add,
+            Opcode.LOGITS: logits,
+        }
+        instruction = Signal(INSTRUCTION_SHAPE)
+        runs = {opcode: header(instruction, "opcode") == opcode.value for opcode in blocks}
+
+        _read(m, self.acc, [(runs[opcode], block.acc) for opcode, block in blocks.items()])
+        wiring.connect(m, norm.attention, wiring.flipped(self.attention))
+        wiring.connect(m, norm.act, wiring.flipped(self.act))
+        wiring.connect(m, rope.q_w, wiring.flipped(self.q_w))
+        wiring.connect(m, rope.qs_w, wiring.flipped(self.qs_w))
+        self._memories(m, runs, norm, rope, residual_add, logits)
+
+        is_logits = runs[Opcode.LOGITS]
+        for o, a, b in (
+            (self.wr_cmd, logits.o_cmd, rope.kv_cmd),
+            (self.wr_data, logits.o_data, rope.kv_data),
+        ):
+            m.d.comb += [
+                o.p.eq(Mux(is_logits, a.p, b.p)),
+                o.valid.eq(a.valid | b.valid),
+                a.ready.eq(o.ready & is_logits),
+                b.ready.eq(o.ready & ~is_logits),
+            ]
+        m.d.comb += [
+            self.argmax.eq(logits.argmax),
+            self.saturated.eq(residual_add.saturated),
+        ]
+        self._control(m, instruction, blocks)
+        return m
+
+    def _memories(self, m, runs, norm, rope, residual_add, logits):
+        config, lanes = self.config, self.config.lanes
+        norms, adds, scales_rows = (
+            runs[opcode] for opcode in (Opcode.NORMQ, Opcode.RESADD, Opcode.LOGITS)
+        )
+        token_bits = len(self.embed_w.addr.token)
+
+        write, added = self.embed_w.signature.create(path=("write",)), residual_add.residual_w
+        m.d.comb += [
+            write.en.eq(self.embed_w.en | added.en),
+            write.addr.eq(Mux(added.en, added.addr, self.embed_w.addr)),
+            write.data.eq(Mux(added.en, added.data, self.embed_w.data)),
+        ]
+        residual_r = _memory(m, "residual", write, config.hidden_max // lanes, token_bits)
+        _read(m, residual_r, [(norms, norm.residual), (adds, residual_add.residual)])
+        params_r = _memory(m, "params", self.param_w, config.param_words)
+        readers = [(norms, norm.param), (scales_rows, logits.param)]
+        if config.qkv_bias or config.qk_norm:
+            readers.append((runs[Opcode.ROPEQ], rope.param))
+        _read(m, params_r, readers)
+
+        # cosine and sine of a dimension are read at once
+        pairs = exact_log2(config.head_dim // (2 * lanes))
+        word, token = self.rope_w.addr.word, self.rope_w.addr.token
+        for part, name in enumerate(("cosines", "sines")):
+            write = WritePortSignature(rope.rope.addr.shape().members, self.rope_w.data.shape())
+            write = write.create(path=(name,))
+            m.d.comb += [
+                write.en.eq(self.rope_w.en & (word[pairs] == part)),
+                write.addr.token.eq(token),
+                write.addr.word.eq(word[:pairs]),
+                write.data.eq(self.rope_w.data),
+            ]
+            table_r = _memory(m, name, write, 1 << pairs, token_bits)
+            m.d.comb += [table_r.addr.eq(rope.rope.addr), rope.rope.data[part].eq(table_r.data)]
+
+        scale, asked = Signal(SCALE_LAYOUT), Signal.like(norm.scale_r.addr.token)
+        m.d.sync += scale.eq(Array(self.scales)[asked])
+        users = [norm.scale_r, rope.scale_r, residual_add.scale_r]
+        m.d.comb += [port.data.eq(scale) for port in users]
+        m.d.comb += asked.eq(
+            Mux(
+                runs[Opcode.NORMQ],
+                norm.scale_r.addr.token,
+                Mux(runs[Opcode.ROPEQ], rope.scale_r.addr.token, residual_add.scale_r.addr.token),
+            )
+        )
+        with m.If(norm.scale_w.en):
+            with m.Switch(norm.scale_w.addr.token):
+                for token in range(config.m_tile):
+                    with m.Case(token):
+                        m.d.sync += self.scales[token].eq(norm.scale_w.data)
+
+    def _control(self, m, instruction, blocks):
+        """One instruction after the other: decode, hand over, wait until it is done."""
+        first, count = tile_tokens(m, instruction, self.n_tokens, self.logits_from)
+        token_first, token_count, kv_addr = Signal(8), Signal(8), Signal(_ADDR_WIDTH)
+        m.d.sync += [
+            token_first.eq(first),
+            token_count.eq(count),
+            kv_addr.eq(self.kv_base + argument(instruction, Opcode.ROPEQ, "kv_offset")),
+        ]
+        registers = {
+            "token_first": token_first,
+            "token_count": token_count,
+            "kv_addr": kv_addr,
+            "position": self.position,
+            "addr": self.logits_base,
+            "stride": self.logits_stride,
+            "first": header(instruction, "flags") & FLAG_FIRST != 0,
+            "plain": header(instruction, "flags") & FLAG_PLAIN != 0,
+            "bias": header(instruction, "flags") & FLAG_BIAS != 0,
+            "qk_norm": header(instruction, "flags") & FLAG_QK_NORM != 0,
+        }
+        for opcode, block in blocks.items():
+            for name, shape in block.cmd.p.shape():
+                field = getattr(block.cmd.p, name)
+                if name in registers:
+                    m.d.comb += field.eq(registers[name])
+                elif shape.shape == SCALE_LAYOUT:
+                    mantissa, exponent = packed_scale(argument(instruction, opcode, name))
+                    m.d.comb += [field.m.eq(mantissa), field.e.eq(exponent)]
+                else:
+                    m.d.comb += field.eq(argument(instruction, opcode, name))
+
+        opcode = header(instruction, "opcode")
+        accepted, finished, writes, waiting = Signal(), Signal(), Signal(), Signal()
+        with m.Switch(opcode):
+            for code, block in blocks.items():
+                with m.Case(code):
+                    m.d.comb += [accepted.eq(block.cmd.ready), finished.eq(block.done)]
+                    m.d.comb += writes.eq(code in (Opcode.ROPEQ, Opcode.LOGITS))
+            with m.Default():
+                m.d.comb += [accepted.eq(1), finished.eq(1)]
+        with m.FSM() as control:
+            for code, block in blocks.items():
+                m.d.comb += block.cmd.valid.eq(control.ongoing("Start") & (opcode == code.value))
+            with m.State("Idle"):
+                m.d.comb += self.cmd.ready.eq(1)
+                m.d.sync += instruction.eq(self.cmd.p)
+                with m.If(self.cmd.valid):
+                    m.next = "Decode"
+            with m.State("Decode"):
+                m.next = "Start"
+            with m.State("Start"):
+                with m.If(accepted):
+                    m.next = "Run"
+            with m.State("Run"):
+                with m.If(finished):
+                    m.next = "Write"
+                    with m.If(~writes):
+                        m.d.comb += self.done.eq(1)
+                        m.next = "Idle"
+            with m.State("Write"):
+                m.d.comb += [self.done.eq(self.wr_idle), waiting.eq(~self.wr_idle)]
+                with m.If(self.wr_idle):
+                    m.next = "Idle"
+        m.d.comb += [
+            self.busy.eq(~control.ongoing("Idle")),
+            self.stall.eq(
+                waiting
+                | (self.wr_cmd.valid & ~self.wr_cmd.ready)
+                | (self.wr_data.valid & ~self.wr_data.ready)
+            ),
+        ]
+
+
+def _memory(m, name, write, n_words, token_bits=0):
+    """Read port of a memory of ``n_words`` words for each token, filled through ``write``."""
+    m.submodules[name] = memory = Memory(
+        shape=write.data.shape(), depth=n_words << token_bits, init=[]
+    )
+    port = memory.write_port()
+    m.d.comb += [port.en.eq(write.en), port.addr.eq(write.addr), port.data.eq(write.data)]
+    return memory.read_port()
+
+
+def _read(m, port, users):
+    """Connect read port ``port`` with the user that runs, ``[(runs, user)]``; all see its data."""
+    m.d.comb += [user.data.eq(port.data) for _, user in users]
+    for index, (runs, user) in enumerate(users):
+        with m.If(runs) if index == 0 else m.Elif(runs):
+            m.d.comb += port.addr.eq(user.addr)

@@ -1,0 +1,96 @@
+"""The KV cache in pages, and queries with what attention makes of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra_kernels.arrays import Array, empty, zeros
+
+__all__ = ["KvCache", "Queries"]
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """Keys and values of one layer, in pages of ``page`` tokens that any sequence may use.
+
+    ``k`` and ``v`` are int8 ``[n_pages, n_kv_heads, page, head_dim]``; with 4 ``bits`` a byte holds
+    dimension ``d`` below and ``d + head_dim / 2`` above. Scales are packed words, int32
+    ``[n_pages, n_kv_heads, page]``, apart from what they scale, so that rows stay aligned.
+    """
+
+    k: Array
+    v: Array
+    k_scale: Array
+    v_scale: Array
+    n_kv_heads: int
+    head_dim: int
+    page: int
+    bits: int
+
+    @classmethod
+    def new(
+        cls,
+        n_pages: int,
+        n_kv_heads: int,
+        head_dim: int,
+        *,
+        page: int = 128,
+        bits: int = 8,
+    ) -> "KvCache":
+        """An empty cache."""
+        if bits not in (4, 8):
+            raise ValueError(f"bits must be 4 or 8, not {bits}")
+        for name, value in (("head_dim", head_dim), ("page", page)):
+            if value < 32 or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two of at least 32, not {value}")
+        row = head_dim * bits // 8
+        shape = n_pages, n_kv_heads, page, row
+        return cls(
+            k=zeros(shape, np.int8),
+            v=zeros(shape, np.int8),
+            k_scale=zeros((n_pages, n_kv_heads, page), np.int32),
+            v_scale=zeros((n_pages, n_kv_heads, page), np.int32),
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            page=page,
+            bits=bits,
+        )
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries of up to ``m`` tokens, and what attention computes of them.
+
+    ``q`` int8 ``[m, n_heads, head_dim]`` with packed scales ``[m, n_heads]``; ``out`` int32 like
+    ``q``. What the parts of a split attention have in common: ``score`` int32
+    ``[m, n_heads, context]``, ``score_max`` and ``exponent`` int32, ``den`` int64 ``[m, n_heads]``,
+    ``sums`` int64 like ``q``.
+    """
+
+    q: Array
+    scale: Array
+    out: Array
+    score: Array
+    score_max: Array
+    exponent: Array
+    den: Array
+    sums: Array
+    n_heads: int
+    context: int
+
+    @classmethod
+    def new(cls, m: int, n_heads: int, head_dim: int, *, m_split: int, context: int) -> "Queries":
+        """Memory for ``m`` tokens, of which the attention of ``m_split`` can be split."""
+        heads = m_split, n_heads
+        return cls(
+            q=empty((m, n_heads, head_dim), np.int8),
+            scale=empty((m, n_heads), np.int32),
+            out=empty((m, n_heads, head_dim), np.int32),
+            score=empty((*heads, context), np.int32),
+            score_max=empty(heads, np.int32),
+            exponent=empty(heads, np.int32),
+            den=empty(heads, np.int64),
+            sums=empty((*heads, head_dim), np.int64),
+            n_heads=n_heads,
+            context=context,
+        )

@@ -1,1 +1,0 @@
-"""The specification, its benches and the simulated device."""

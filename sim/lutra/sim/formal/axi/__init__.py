@@ -1,1 +1,0 @@
-"""Proofs about ``lutra.hw.axi``."""

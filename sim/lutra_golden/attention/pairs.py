@@ -1,0 +1,61 @@
+"""The order in which attention works on a token tile: fetches, and (position, token) pairs."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lutra_golden.attention.attention import first_seen
+from lutra_golden.core.config import AcceleratorConfig
+
+__all__ = ["Fetch", "Pair", "fetches", "pairs"]
+
+
+class Fetch(NamedTuple):
+    """Consecutive beats of the data port."""
+
+    addr: int
+    beats: int
+
+
+class Pair(NamedTuple):
+    """A position and a token that sees it, in pass K (scores) or V (``values``) of a KV head."""
+
+    group: int
+    values: bool
+    position: int
+    token: int
+
+
+def fetches(
+    config: AcceleratorConfig, kv_addr: int, position: int, token_count: int, window: int = 0
+) -> Iterator[Fetch]:
+    """What a tile reads of the layer's cache at ``kv_addr``: scales, then keys and values by head.
+
+    Each key and value that a token sees is read once, in the order of their positions, one to a
+    beat or two of 4 bits; scales, keys and values are read by whole beats.
+    """
+    if not token_count:
+        return
+    first, n = first_seen(position, window), position + token_count
+
+    def rows(addr: int, row_bytes: int) -> Fetch:
+        first_beat = first * row_bytes // config.data_bytes
+        end_beat = -(-n * row_bytes // config.data_bytes)
+        return Fetch(addr + first_beat * config.data_bytes, end_beat - first_beat)
+
+    yield rows(kv_addr + config.kv_s_offset, config.kv_scale_bytes)
+    for group in range(config.n_kv_heads):
+        keys = kv_addr + group * config.kv_head_bytes
+        yield rows(keys, config.kv_row_bytes)
+        yield rows(keys + config.kv_v_offset, config.kv_row_bytes)
+
+
+def pairs(
+    config: AcceleratorConfig, position: int, token_count: int, window: int = 0
+) -> Iterator[Pair]:
+    """Every pair that neither the causal mask nor the window hides, in the order of the beats."""
+    for group in range(config.n_kv_heads):
+        for values in (False, True):
+            for p in range(first_seen(position, window), position + token_count):
+                for token in range(token_count):
+                    if first_seen(position + token, window) <= p <= position + token:
+                        yield Pair(group, values, p, token)

@@ -1,0 +1,403 @@
+"""The golden interpreter: runs a program on a memory image, instruction by instruction, exactly."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.arith.fixed import Int, exact_matmul, round_shift, saturate
+from lutra_golden.arith.quantize import Q_MAX, q_max_of
+from lutra_golden.arith.scale import (
+    Scale,
+    pack_scale,
+    unpack_scale,
+)
+from lutra_golden.attention.attention import attend, first_seen
+from lutra_golden.attention.cache import kv_bytes, kv_elements
+from lutra_golden.control.isa import (
+    FLAG_BIAS,
+    FLAG_FIRST,
+    FLAG_LOGITS,
+    FLAG_PLAIN,
+    FLAG_QK_NORM,
+    INSTRUCTION_BYTES,
+    Instruction,
+    NormSource,
+    Opcode,
+    Unit,
+    decode,
+)
+from lutra_golden.control.memory import Memory
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.vector.heads import FIXED_FRAC, HeadBias, HeadNorm
+from lutra_golden.vector.norm import (
+    gate_scale,
+    norm_quantize,
+    relu2_gate,
+    swiglu,
+    swiglu_scale,
+)
+from lutra_golden.vector.residual import RESIDUAL_WIDTH, logits, residual_sum
+from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed
+
+__all__ = ["Interpreter", "ProgramError"]
+
+
+_LARGE = 1 << 20  # weights of a matrix
+
+
+class ProgramError(RuntimeError):
+    """A program that breaks the accelerator's rules: a wait that cannot be met, a bad field."""
+
+
+class Interpreter:
+    """An accelerator of ``config`` in NumPy: on-chip buffers, registers and a memory.
+
+    ``registers`` are named as in :data:`lutra_golden.control.registers.REGISTERS`; ``tokens``,
+    ``argmax`` and ``scale`` are its arrays, ``saturated`` a bit of its STATUS. ``on_residual``, if
+    set, is called when a RESADD has changed the residual stream.
+    """
+
+    def __init__(self, config: AcceleratorConfig, memory: Memory) -> None:
+        self.config, self.memory = config, memory
+        self.registers: dict[str, int] = dict.fromkeys(
+            ("PROGRAM_BASE", "PROGRAM_BYTES", "WEIGHT_BASE", "KV_BASE", "LOGITS_BASE",
+             "LOGITS_STRIDE", "POSITION", "N_TOKENS", "LOGITS_FROM"), 0
+        )  # fmt: skip
+        m, c = config.m_tile, config
+        self.tokens = np.zeros(m, np.int64)
+        self.residual = np.zeros((m, c.hidden_max), np.int64)
+        self.params = np.zeros((c.param_words, c.lanes), np.int64)
+        self.rope = np.zeros((m, c.head_dim), np.int64)
+        self.activations = np.zeros((m, c.act_tiles * c.matmul.k_tile), np.int64)
+        self.scale = Scale(np.zeros(m, np.int64), np.zeros(m, np.int64))
+        self.acc = np.zeros((m, c.row_blocks_max, c.lanes), np.int64)
+        self.queries = np.zeros((m, c.n_heads, c.head_dim), np.int64)
+        self.query_scale = Scale(
+            np.zeros((m, c.n_heads), np.int64), np.zeros((m, c.n_heads), np.int64)
+        )
+        self.attention = np.zeros((m, c.n_heads * c.head_dim), np.int64)
+        self.argmax = np.zeros(m, np.int64)
+        self._best = np.zeros(m, np.int64)
+        self.saturated = False
+        self.on_residual: Callable[[], None] | None = None
+        self._weights: dict[tuple[int, ...], tuple[NDArray[np.generic], type[np.floating]]] = {}
+        self._weights_version = -1
+        self._decoded: list[Instruction] = []
+        self._code = b""
+        self._executors: Mapping[Opcode, Callable[[Instruction], None]] = {
+            Opcode.LDPARAM: self._ldparam,
+            Opcode.LDROPE: self._ldrope,
+            Opcode.EMBED: self._embed,
+            Opcode.LMMA: self._lmma,
+            Opcode.NORMQ: self._normq,
+            Opcode.ROPEQ: self._ropeq,
+            Opcode.ATTEND: self._attend,
+            Opcode.RESADD: self._resadd,
+            Opcode.LOGITS: self._logits,
+        }
+
+    # -- running
+
+    def run(self) -> None:
+        """Execute the program at PROGRAM_BASE for the tile that the registers describe."""
+        n = self.registers["N_TOKENS"]
+        if not 1 <= n <= self.config.m_tile:
+            raise ProgramError(f"N_TOKENS must be in 1..{self.config.m_tile}, not {n}")
+        if self.registers["POSITION"] + n > self.config.max_context:
+            raise ProgramError(
+                f"POSITION + N_TOKENS must be at most {self.config.max_context}, "
+                f"not {self.registers['POSITION'] + n}"
+            )
+        self.saturated = False
+        done = dict.fromkeys(Unit, 0)
+        for instruction in self.program():
+            unit = instruction.opcode.unit
+            if unit is None:
+                return
+            for other, wait in zip(Unit, instruction.waits, strict=True):
+                if done[other] < wait:
+                    raise ProgramError(
+                        f"{instruction.opcode.name} waits for {wait} {other.name} instructions, "
+                        f"but only {done[other]} come before it"
+                    )
+            self.execute(instruction)
+            done[unit] += 1
+        raise ProgramError("the program has no END instruction")
+
+    def execute(self, instruction: Instruction) -> None:
+        """Execute one instruction, whatever it waits for; END does nothing."""
+        if instruction.opcode is not Opcode.END:
+            self._executors[instruction.opcode](instruction)
+
+    def program(self) -> list[Instruction]:
+        """The instructions in memory, END and what pads it included."""
+        code = self.memory.read(
+            self.registers["PROGRAM_BASE"], self.registers["PROGRAM_BYTES"]
+        ).tobytes()
+        if code != self._code:
+            words = [
+                code[i : i + INSTRUCTION_BYTES] for i in range(0, len(code), INSTRUCTION_BYTES)
+            ]
+            self._decoded, self._code = [decode(word) for word in words], code
+        return self._decoded
+
+    def _token_range(self, instruction: Instruction) -> slice:
+        first = self.registers["LOGITS_FROM"] if instruction.flags & FLAG_LOGITS else 0
+        return slice(first, max(first, self.registers["N_TOKENS"]))
+
+    def _int16(self, address: int, count: int) -> Int:
+        return self.memory.read(address, 2 * count).view(np.int16).astype(np.int64)
+
+    # -- load unit
+
+    def _ldparam(self, i: Instruction) -> None:
+        n, first = i.args["n_words"], i.args["param_word"]
+        if first + n > self.config.param_words:
+            raise ProgramError(f"LDPARAM writes word {first + n - 1} of {self.config.param_words}")
+        address = self.registers["WEIGHT_BASE"] + i.args["address"]
+        lanes = self.config.lanes
+        self.params[first : first + n] = self._int16(address, lanes * n).reshape(n, lanes)
+
+    def _ldrope(self, i: Instruction) -> None:
+        n, d = self.registers["N_TOKENS"], self.config.head_dim
+        address = self.registers["WEIGHT_BASE"] + i.args["address"]
+        address += self.registers["POSITION"] * d * 2
+        self.rope[:n] = self._int16(address, n * d).reshape(n, d)
+
+    def _embed(self, i: Instruction) -> None:
+        width = self.config.lanes * i.args["n_words"]
+        base = self.registers["WEIGHT_BASE"] + i.args["address"]
+        for m in range(self.registers["N_TOKENS"]):
+            row = self._int16(base + int(self.tokens[m]) * width * 2, width)
+            self.residual[m, :width] = row << i.args["shift"]
+
+    # -- matmul unit
+
+    def _lmma(self, i: Instruction) -> None:
+        tokens = self._token_range(i)
+        if tokens.start == tokens.stop:
+            return
+        blocks, base = i.args["row_blocks"], i.args["acc_base"]
+        w = self._weight_matrix(i)
+        product = exact_matmul(self.activations[tokens, : w.shape[0]], w)
+        product = round_shift(product, i.args["shift"])
+        self.acc[tokens, base : base + blocks] = product.reshape(len(product), blocks, -1)
+
+    def _weight_matrix(self, i: Instruction) -> NDArray[np.floating]:
+        """The weights of an LMMA, ``[K, N]``, decoded once per content of the memory."""
+        if self._weights_version != self.memory.version:
+            self._weights.clear()
+            self._weights_version = self.memory.version
+        args, config = i.args, self.config
+        shape = (args["k_tiles"], args["row_blocks"], args["planes"])
+        key = (self.registers["WEIGHT_BASE"] + args["address"], *shape)
+        if key not in self._weights:
+            if args["n_words"] != config.matmul.n_words(*shape):
+                raise ProgramError(
+                    f"LMMA of {shape} needs {config.matmul.n_words(*shape)} words, "
+                    f"not {args['n_words']}"
+                )
+            size = args["n_words"] * config.weight_word_bytes
+            words = self.memory.read(key[0], size).reshape(args["n_words"], -1)
+            w = config.matmul.decode(words[:, : -(-config.matmul.word_bits // 8)], *shape)
+            # float32 carries the sums exactly if none can reach 2**24, float64 all that are
+            peak = int(np.abs(w).sum(axis=1).max()) << (config.a_width - 1)
+            kind = np.float32 if peak < 1 << 24 else np.float64
+            # a large matrix is kept small, and made floating point whenever it is used
+            kept = np.min_scalar_type(-int(np.abs(w).max()) - 1) if w.size > _LARGE else kind
+            self._weights[key] = np.ascontiguousarray(w.T, kept), kind
+        weights, kind = self._weights[key]
+        return weights.astype(kind, copy=False)
+
+    # -- vector unit
+
+    def _normq(self, i: Instruction) -> None:
+        tokens, n = self._token_range(i), self.config.lanes * i.args["n_words"]
+        scale_a, scale_b = unpack_scale(i.args["scale_a"]), unpack_scale(i.args["scale_b"])
+        count = tokens.stop - tokens.start
+        if count == 0:
+            return
+        source = NormSource(i.args["source"])
+        if source in (NormSource.GATE, NormSource.SWIGLU):
+            gated = source is NormSource.GATE
+            gate, up = self._gate_and_up(
+                tokens,
+                i.args["n_words"],
+                self.config.gate_width if gated else self.config.acc_width,
+            )
+            s = Scale(self.scale.m[tokens], self.scale.e[tokens])
+            v = relu2_gate(gate, up) if gated else swiglu(gate, up, s, scale_a)
+            scale = gate_scale(s, scale_a, scale_b) if gated else swiglu_scale(s, scale_b)
+        else:
+            buffer = self.residual if source is NormSource.RESIDUAL else self.attention
+            v = buffer[tokens, :n]
+            scale = Scale(np.full(count, scale_a.m), np.full(count, scale_a.e))
+        gamma = self.params[i.args["param_word"] :][: i.args["n_words"]].reshape(-1)
+        q, s = norm_quantize(
+            v,
+            scale,
+            gamma,
+            i.args["gamma_frac"],
+            unpack_scale(i.args["inv_n"]),
+            unpack_scale(i.args["eps"]),
+            normalise=not i.flags & FLAG_PLAIN,
+            q_max=q_max_of(self.config.a_width),
+        )
+        self.activations[tokens, :n] = q
+        # what lies behind the last word of the last depth tile meets zero weights
+        self.scale.m[tokens], self.scale.e[tokens] = s
+
+    def _gate_and_up(self, tokens: slice, n_words: int, width: int) -> tuple[Int, Int]:
+        """Gate and up accumulators ``[M, N]``, which lie in alternating blocks."""
+        if 2 * n_words > self.config.row_blocks_max:
+            raise ProgramError(
+                f"NORMQ reads block {2 * n_words - 1} of {self.config.row_blocks_max}"
+            )
+        count = tokens.stop - tokens.start
+        pairs = self.acc[tokens, : 2 * n_words].reshape(count, -1, 2, self.config.lanes)
+        limit = 1 << (width - 1)
+        if pairs.min() < -limit or pairs.max() >= limit:
+            raise ProgramError(
+                f"gate accumulators must fit signed({width}), not {pairs.min()}..{pairs.max()}"
+            )
+        return pairs[:, :, 0].reshape(count, -1), pairs[:, :, 1].reshape(count, -1)
+
+    def _ropeq(self, i: Instruction) -> None:
+        config, n = self.config, self.registers["N_TOKENS"]
+        d, n_q, n_kv = config.head_dim, config.n_heads, config.n_kv_heads
+        heads = self._heads(self.acc[:n, : (n_q + 2 * n_kv) * d // config.lanes])
+        s = Scale(self.scale.m[:n], self.scale.e[:n])
+        results: list[tuple[Int, Scale]] = []
+        biases, norms = self._head_params(i)
+        for kind, first, count in ((0, 0, n_q), (1, n_q, n_kv), (2, n_q + n_kv, n_kv)):
+            x = heads[:, first : first + count]
+            w_scale = unpack_scale(i.args[("scale_q", "scale_k", "scale_v")[kind]])
+            table = None if kind == 2 else self.rope[:n]
+            q_max = q_max_of(config.kv_width) if kind else Q_MAX
+            if i.flags & (FLAG_BIAS | FLAG_QK_NORM):
+                bias = None
+                if biases is not None:
+                    bias = HeadBias(biases.values[first : first + count], biases.frac)
+                results.append(rope_quantize_fixed(x, s, w_scale, table, bias, norms[kind], q_max))
+            else:
+                results.append(rope_quantize(x, s, w_scale, table, q_max))
+        (q, q_scale), (k, k_scale), (v, v_scale) = results
+        self.queries[:n] = q
+        self.query_scale.m[:n], self.query_scale.e[:n] = q_scale
+
+        base, position = self.registers["KV_BASE"] + i.args["kv_offset"], self.registers["POSITION"]
+        for offset, x in ((0, k), (config.kv_v_offset, v)):
+            for g in range(n_kv):
+                address = base + offset + g * config.kv_head_bytes
+                address += position * config.kv_row_bytes
+                self.memory.store(address, kv_bytes(x[:, g], config.kv_width).reshape(-1))
+        record = np.zeros((n, config.kv_scale_bytes // 4), np.uint32)
+        record[:, : 2 * n_kv] = np.concatenate([pack_scale(k_scale), pack_scale(v_scale)], axis=1)
+        data = record.view(np.uint8)
+        for m in range(n):
+            address = base + config.kv_s_offset + (position + m) * config.kv_scale_bytes
+            self.memory.store(address, data[m])
+
+    def _heads(self, blocks: Int) -> Int:
+        """Heads ``[M, heads, head_dim]`` of accumulator blocks ``[M, blocks, lanes]``, whose pairs
+        hold eight dimensions of the head's first half and the eight that rotate with them."""
+        d, lanes = self.config.head_dim, self.config.lanes
+        pairs = blocks.reshape(len(blocks), -1, d // (2 * lanes), 2, lanes)
+        return pairs.transpose(0, 1, 3, 2, 4).reshape(len(blocks), -1, d)
+
+    def _head_params(
+        self, i: Instruction
+    ) -> tuple[HeadBias | None, tuple[HeadNorm | None, HeadNorm | None, None]]:
+        """Biases of all heads of a ROPEQ, and norms of queries, keys and values."""
+        config, first = self.config, i.args["param_word"]
+        flags = (("FLAG_BIAS", FLAG_BIAS, "qkv_bias"), ("FLAG_QK_NORM", FLAG_QK_NORM, "qk_norm"))
+        for flag, bit, feature in flags:
+            if i.flags & bit and not getattr(config, feature):
+                raise ProgramError(
+                    f"ROPEQ with {flag} needs a configuration with {feature}, not {config.name}"
+                )
+        head_words = config.head_dim // config.lanes
+        bias_words = (config.n_heads + 2 * config.n_kv_heads) * head_words
+        bias_words *= bool(i.flags & FLAG_BIAS)
+        end = first + bias_words + (2 * head_words if i.flags & FLAG_QK_NORM else 0)
+        if i.flags & (FLAG_BIAS | FLAG_QK_NORM) and end > config.param_words:
+            raise ProgramError(f"ROPEQ reads word {end - 1} of {config.param_words}")
+        bias, norms = None, (None, None, None)
+        if i.flags & FLAG_BIAS:
+            frac = i.args["bias_frac"]
+            if frac > FIXED_FRAC:
+                raise ProgramError(f"bias_frac of ROPEQ must be at most {FIXED_FRAC}, not {frac}")
+            values = self._heads(self.params[None, first : first + bias_words])[0]
+            bias = HeadBias(values, frac)
+        if i.flags & FLAG_QK_NORM:
+            gammas = self._heads(self.params[None, first + bias_words : end])[0]
+            frac, eps = i.args["gamma_frac"], i.args["eps"]
+            norms = HeadNorm(gammas[0], frac, eps), HeadNorm(gammas[1], frac, eps), None
+        return bias, norms
+
+    def _resadd(self, i: Instruction) -> None:
+        n, width = self.registers["N_TOKENS"], self.config.lanes * i.args["n_words"]
+        acc = self.acc[:n, : i.args["n_words"]].reshape(n, -1)
+        s = Scale(self.scale.m[:n], self.scale.e[:n])
+        frac, w_scale = i.args["frac"], unpack_scale(i.args["scale_w"])
+        exact = residual_sum(self.residual[:n, :width], acc, s, w_scale, frac)
+        self.residual[:n, :width] = saturate(exact, RESIDUAL_WIDTH)
+        self.saturated |= not np.array_equal(self.residual[:n, :width], exact)
+        if self.on_residual is not None:
+            self.on_residual()
+
+    def _logits(self, i: Instruction) -> None:
+        tokens = self._token_range(i)
+        count = tokens.stop - tokens.start
+        if count == 0:
+            return
+        n_words, base = i.args["n_words"], i.args["acc_base"]
+        row_scale = self.params[i.args["param_word"] :][:n_words].reshape(-1)
+        acc = self.acc[tokens, base : base + n_words].reshape(count, -1)
+        values = logits(acc, row_scale)
+        best = values.max(axis=1)
+        first_row = i.args["row_first"] + values.argmax(axis=1)
+        better = (best > self._best[tokens]) | bool(i.flags & FLAG_FIRST)
+        self.argmax[tokens] = np.where(better, first_row, self.argmax[tokens])
+        self._best[tokens] = np.where(better, best, self._best[tokens])
+        data = values.astype(np.int32).view(np.uint8).reshape(count, -1)
+        for m in range(count):
+            address = self.registers["LOGITS_BASE"] + 4 * i.args["row_first"]
+            address += (tokens.start + m) * self.registers["LOGITS_STRIDE"]
+            self.memory.store(address, data[m])
+
+    # -- attention unit
+
+    def _attend(self, i: Instruction) -> None:
+        config, n, position = self.config, self.registers["N_TOKENS"], self.registers["POSITION"]
+        base, window = self.registers["KV_BASE"] + i.args["kv_offset"], i.args["window"]
+        first = first_seen(position, window)
+        n_kv, row_bytes, total = config.n_kv_heads, config.kv_row_bytes, position + n - first
+
+        def heads(offset: int) -> Int:
+            start = base + offset + first * row_bytes
+            rows = [
+                self.memory.read(start + g * config.kv_head_bytes, total * row_bytes)
+                for g in range(n_kv)
+            ]
+            return kv_elements(np.stack(rows).reshape(n_kv, total, row_bytes), config.kv_width)
+
+        record = self.memory.read(
+            base + config.kv_s_offset + first * config.kv_scale_bytes, total * config.kv_scale_bytes
+        )
+        words = record.reshape(total, -1)[:, : 8 * n_kv].copy().view(np.uint32)
+        k_scale, v_scale = unpack_scale(words[:, :n_kv]), unpack_scale(words[:, n_kv:])
+        out = attend(
+            config.attention,
+            self.queries[:n],
+            Scale(self.query_scale.m[:n], self.query_scale.e[:n]),
+            heads(0),
+            k_scale,
+            heads(config.kv_v_offset),
+            v_scale,
+            position - first,
+            i.args["frac"],
+            window,
+        )
+        self.attention[:n] = out.reshape(n, -1)

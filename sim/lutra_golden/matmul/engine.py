@@ -1,0 +1,294 @@
+"""What every matmul engine shares: its parameters, the weights it takes, the order of its words.
+
+An engine computes ``acc[token, row] = sum_k a[token, k] * w[row, k]`` exactly. A step takes
+``tile_k`` activations of each of ``tile_m`` tokens and one weight word, the digits of ``tile_n``
+rows; ``k_tile`` activations make a depth tile, which is also a group of the weights' scales.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.arith.fixed import Int
+
+__all__ = [
+    "LANES",
+    "SCALE_WIDTH",
+    "SCALE_WIDTH_MAX",
+    "ZERO_WIDTH",
+    "EngineParams",
+    "GroupedWeights",
+]
+
+LANES = 8
+"""Rows of a block of the accumulator buffer, which is read by pairs of blocks."""
+SCALE_WIDTH = 8
+"""Bits of a group's scale, unsigned, unless an engine is built for wider ones."""
+SCALE_WIDTH_MAX = 16
+"""Bits of a group's scale at most."""
+ZERO_WIDTH = 10
+"""Bits of a group's zero point in half steps, signed."""
+_ROWS = 1024  # that are doubled at a time, since a whole matrix may be large
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedWeights:
+    """Weights of a matrix as codes, with an integer scale and a zero point per row and group.
+
+    ``codes`` ``[N, K]`` are unsigned, of ``bits`` bits; ``scale`` and ``zero``, ``[N, K / group]``,
+    have ``0 <= scale < 2**16`` and ``0 <= zero <= 2 * (2**bits - 1)``, half steps. Twice a weight
+    is the integer ``scale * (2 * code - zero)``: half steps admit the symmetric binary weights,
+    and a group of scale 0 weighs nothing.
+    """
+
+    codes: NDArray[np.integer]
+    scale: Int
+    zero: Int
+    bits: int
+    group: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"bits must be in 1..8, not {self.bits}")
+        n, k = self.codes.shape
+        if self.group < 1 or k % self.group:
+            raise ValueError(f"depth must be a multiple of group ({self.group}), not {k}")
+        for name, low, high, shape in (
+            ("codes", 0, (1 << self.bits) - 1, (n, k)),
+            ("scale", 0, (1 << SCALE_WIDTH_MAX) - 1, (n, k // self.group)),
+            ("zero", 0, 2 * ((1 << self.bits) - 1), (n, k // self.group)),
+        ):
+            value = getattr(self, name)
+            if value.shape != shape:
+                raise ValueError(f"{name} must be {list(shape)}, not {list(value.shape)}")
+            if value.size and not (low <= value.min() and value.max() <= high):
+                raise ValueError(
+                    f"{name} must be in {low}..{high}, not {value.min()}..{value.max()}"
+                )
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits of the largest scale."""
+        return int(self.scale.max(initial=0)).bit_length()
+
+    @classmethod
+    def from_integers(cls, w: NDArray[np.integer]) -> "GroupedWeights":
+        """Weights that are integers in -127..127 already: one group, scale 1."""
+        peak = max(int(w.max(initial=1)), -int(w.min(initial=0)))
+        bits = peak.bit_length() + 1
+        n, k = w.shape
+        return cls(
+            codes=(w.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8),
+            scale=np.ones((n, 1), np.int64),
+            zero=np.full((n, 1), 1 << bits, np.int64),
+            bits=bits,
+            group=k,
+        )
+
+    def doubled(self) -> Int:
+        """Twice the weights, ``[N, K]`` integers."""
+        scale, zero = (x.repeat(self.group, axis=1) for x in (self.scale, self.zero))
+        return scale * (2 * self.codes.astype(np.int64) - zero)
+
+    @property
+    def peak(self) -> int:
+        """Largest sum of a row's doubled weights, all taken positive."""
+        rows = range(0, len(self.codes), _ROWS)
+        parts = (self.rows(slice(first, first + _ROWS)).doubled() for first in rows)
+        return max((int(np.abs(part).sum(axis=1).max(initial=0)) for part in parts), default=0)
+
+    @property
+    def ternary(self) -> bool:
+        """Whether all weights are -1, 0 or 1: one group, of scale 1."""
+        one = bool(self.scale.size and (self.scale == 1).all() and (self.zero % 2 == 0).all())
+        if not one or self.group != self.codes.shape[1]:
+            return False
+        away = np.abs(self.codes.astype(np.int16) - (self.zero // 2).astype(np.int16))
+        return bool(away.max(initial=0) <= 1)
+
+    def rows(self, select: slice | NDArray[np.int64]) -> "GroupedWeights":
+        """Some of the rows."""
+        return GroupedWeights(
+            codes=self.codes[select],
+            scale=self.scale[select],
+            zero=self.zero[select],
+            bits=self.bits,
+            group=self.group,
+        )
+
+
+def _check_integers(params: "EngineParams") -> None:
+    for name in (field.name for field in fields(params)):
+        value = getattr(params, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be positive, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineParams(ABC):
+    """Shape of an engine.
+
+    Parameters
+    ----------
+    tile_m, tile_n, tile_k : tokens, output rows and depth of one step; ``tile_n`` is 8 or more, a
+        power of two.
+    k_tile : depth of a depth tile, whose activations are prepared at once; a multiple of
+        ``tile_k``.
+    a_width : bits of an activation, signed: 8 or 16.
+    w_width : bits of a weight's digit: what one step multiplies by.
+    scale_width : bits of a group's scale, unsigned: 8 to 16.
+    acc_width : bits of a result, signed.
+    sum_width : bits of a sum before its final shift, signed.
+    m_tile : tokens of the activation and accumulator buffers.
+    acc_blocks : blocks of eight rows of the accumulator buffer.
+    weight_buffer_words : words of the ring that replays weights for several tokens.
+    act_tiles : depth tiles of the activation buffer.
+    max_planes : digits of a weight.
+    """
+
+    kind: ClassVar[str]
+    grouped: ClassVar[bool] = True
+    """Takes a scale and a zero point per group, and gives twice the product."""
+    symmetric: ClassVar[bool] = False
+    """Looks up bits that mean -1 and +1, so that its row sums are twice those of the codes."""
+
+    tile_m: int = 1
+    tile_n: int = 8
+    tile_k: int = 64
+    k_tile: int = 64
+    a_width: int = 8
+    w_width: int = 1
+    scale_width: int = SCALE_WIDTH
+    acc_width: int = 28
+    sum_width: int = 36
+    m_tile: int = 8
+    acc_blocks: int = 192
+    weight_buffer_words: int = 512
+    act_tiles: int = 12
+    max_planes: int = 8
+
+    def __post_init__(self) -> None:
+        _check_integers(self)
+        if self.k_tile % self.tile_k:
+            raise ValueError(
+                f"k_tile (the group) must be a multiple of tile_k, "
+                f"not {self.k_tile} of {self.tile_k}"
+            )
+        if self.tile_n < LANES or self.tile_n & (self.tile_n - 1):
+            raise ValueError(f"tile_n must be a power of two from {LANES} on, not {self.tile_n}")
+        if self.tile_m & (self.tile_m - 1):
+            raise ValueError(f"tile_m must be a power of two, not {self.tile_m}")
+        if self.tile_m > self.m_tile or self.m_tile % self.tile_m:
+            raise ValueError(
+                f"m_tile must be a multiple of tile_m, not {self.m_tile} of {self.tile_m}"
+            )
+        if self.a_width not in (8, 16):
+            raise ValueError(f"a_width must be 8 or 16, not {self.a_width}")
+        if not SCALE_WIDTH <= self.scale_width <= SCALE_WIDTH_MAX:
+            raise ValueError(
+                f"scale_width must be in {SCALE_WIDTH}..{SCALE_WIDTH_MAX}, not {self.scale_width}"
+            )
+        if self.acc_width > self.sum_width:
+            raise ValueError(
+                f"acc_width must be at most sum_width ({self.sum_width}), not {self.acc_width}"
+            )
+        blocks = max(2, self.tile_n // LANES)
+        if self.acc_blocks % blocks:
+            raise ValueError(
+                f"acc_blocks must be a multiple of {blocks} (pairs of blocks, tile_n / {LANES}), "
+                f"not {self.acc_blocks}"
+            )
+        if self.weight_buffer_words < 2 or self.weight_buffer_words & (
+            self.weight_buffer_words - 1
+        ):
+            raise ValueError(
+                f"weight_buffer_words must be a power of two from 2 on, "
+                f"not {self.weight_buffer_words}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of a depth tile, for each digit."""
+        return self.k_tile // self.tile_k
+
+    @property
+    @abstractmethod
+    def radix(self) -> int:
+        """What a more significant digit is worth."""
+
+    @property
+    @abstractmethod
+    def digit_bits(self) -> int:
+        """Bits of a weight word's digits."""
+
+    @property
+    def side_width(self) -> int:
+        """Bits of a row's scale and zero point."""
+        return self.scale_width + ZERO_WIDTH
+
+    @property
+    def side_bits(self) -> int:
+        """Bits of a weight word behind its digits: scale and zero point of each row."""
+        return self.tile_n * self.side_width if self.grouped else 0
+
+    @property
+    def shift_width(self) -> int:
+        """Bits of the final shift: what eight bits of scale need, and what more of them do."""
+        return 4 if self.scale_width == SCALE_WIDTH else 5
+
+    @property
+    def shift_max(self) -> int:
+        """Largest final shift; 0 for an engine that does not shift."""
+        return (1 << self.shift_width) - 1 if self.grouped else 0
+
+    @property
+    def word_bits(self) -> int:
+        """Bits of a weight word, one of which is taken per step."""
+        return self.digit_bits + self.side_bits
+
+    @property
+    def macs_per_step(self) -> int:
+        """Multiply-accumulates of one digit in a step."""
+        return self.tile_m * self.tile_n * self.tile_k
+
+    @property
+    def block_rows(self) -> int:
+        """Blocks of eight rows that a step covers."""
+        return self.tile_n // LANES
+
+    def n_words(self, k_tiles: int, row_blocks: int, planes: int) -> int:
+        """Weight words of a command; ``row_blocks`` counts blocks of eight rows."""
+        if row_blocks % self.block_rows:
+            raise ValueError(
+                f"row_blocks must be a multiple of {self.block_rows}, not {row_blocks}"
+            )
+        return k_tiles * (row_blocks // self.block_rows) * planes * self.steps
+
+    @abstractmethod
+    def planes(self, weights: GroupedWeights) -> int:
+        """Digits that these weights take; ValueError says why an engine does not take them."""
+
+    @abstractmethod
+    def pack(self, weights: GroupedWeights, planes: int) -> NDArray[np.uint8]:
+        """The weight stream, ``[n_words, ceil(word_bits / 8)]`` bytes.
+
+        Order: depth tile, block of ``tile_n`` rows, digit from the most significant down, step.
+        """
+
+    @abstractmethod
+    def decode(self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int) -> Int:
+        """Inverse of :meth:`pack`: ``[8 * row_blocks, k_tiles * k_tile]`` integers that the engine
+        multiplies by: the weights, or twice them if ``grouped``."""
+
+    @abstractmethod
+    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
+        """``a @ decode(...).T`` the way the engine does it, step by step; slow and literal.
+
+        ``a`` is ``[M, K]`` of ``signed(a_width)``; the result is ``[M, 8 * row_blocks]``, before
+        the final shift.
+        """

@@ -1,0 +1,191 @@
+"""Weight words of the engines that take grouped weights: digits, then a scale and a zero point."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.arith.fixed import Int
+from lutra_golden.matmul.engine import (
+    LANES,
+    ZERO_WIDTH,
+    EngineParams,
+    GroupedWeights,
+)
+
+__all__ = ["DigitParams", "GroupedParams", "bits_of", "words_of"]
+
+
+def bits_of(values: Int, width: int) -> NDArray[np.uint8]:
+    """Bits of integers ``[..., n]``, least significant first: ``[..., n * width]``."""
+    bits = (values[..., None] >> np.arange(width)) & 1
+    return bits.reshape(*values.shape[:-1], -1).astype(np.uint8)
+
+
+def words_of(bits: NDArray[np.uint8], width: int) -> Int:
+    """Inverse of :func:`bits_of`, unsigned: ``[..., n]``."""
+    values = bits.reshape(*bits.shape[:-1], -1, width).astype(np.int64)
+    return values @ (1 << np.arange(width, dtype=np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedParams(EngineParams):
+    """An engine whose words hold digits of unsigned codes, and each row's scale and zero point.
+
+    In a word, field f of row n is at bit ``field_width * (n * n_fields + f)``; behind the digits
+    row n has its scale (unsigned, ``scale_width`` bits) and its zero point (signed, 10 bits) at bit
+    ``digit_bits + side_width * n``. All words of a block repeat them.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.radix**self.max_planes > 1 << 8:
+            raise ValueError(f"max_planes must give codes of at most 8 bits, not {self.max_planes}")
+
+    @property
+    def radix(self) -> int:
+        return 1 << self.w_width
+
+    # -- what an engine makes of codes
+
+    @abstractmethod
+    def fields(self, digits: Int) -> Int:
+        """Fields of a word's digits: ``[..., tile_k]`` digits to ``[..., n_fields]``."""
+
+    @abstractmethod
+    def digits(self, fields: Int) -> Int:
+        """Inverse of :meth:`fields`."""
+
+    @property
+    @abstractmethod
+    def field_width(self) -> int:
+        """Bits of a field."""
+
+    def stored_zero(self, zero: Int, planes: int) -> Int:
+        """What a word holds for a zero point."""
+        return zero
+
+    @property
+    def digit_bits(self) -> int:
+        n_fields = self.fields(np.zeros(self.tile_k, np.int64)).shape[-1]
+        return self.tile_n * n_fields * self.field_width
+
+    # -- packing
+
+    def planes(self, weights: GroupedWeights) -> int:
+        planes = -(-weights.bits // self.w_width)
+        if planes > self.max_planes:
+            raise ValueError(
+                f"weights of {weights.bits} bits need {planes} planes of {self.w_width} bits, "
+                f"the engine has {self.max_planes}"
+            )
+        return planes
+
+    def pack(self, weights: GroupedWeights, planes: int) -> NDArray[np.uint8]:
+        n, k = weights.codes.shape
+        if k % self.k_tile:
+            raise ValueError(f"depth must be a multiple of k_tile ({self.k_tile}), not {k}")
+        if weights.group % self.k_tile:
+            raise ValueError(
+                f"group must be a multiple of k_tile ({self.k_tile}), not {weights.group}"
+            )
+        if planes * self.w_width < weights.bits:
+            raise ValueError(
+                f"planes must hold {weights.bits} bits, not {planes} of {self.w_width} bits"
+            )
+        if weights.scale_bits > self.scale_width:
+            raise ValueError(
+                f"scale must be in 0..{(1 << self.scale_width) - 1} for an engine with a "
+                f"scale_width of {self.scale_width}, not up to {weights.scale.max()}: it takes a "
+                f"scale_width of {weights.scale_bits}"
+            )
+        blocks, k_tiles = -(-n // self.tile_n), k // self.k_tile
+        rows = blocks * self.tile_n
+        # rows that fill up a block weigh nothing: a zero scale
+        codes = np.zeros((rows, k), np.int64)
+        codes[:n] = weights.codes
+        scale, zero = np.zeros((rows, k_tiles), np.int64), np.zeros((rows, k_tiles), np.int64)
+        per_group = weights.group // self.k_tile
+        scale[:n] = weights.scale.repeat(per_group, axis=1)
+        zero[:n] = self.stored_zero(weights.zero, planes).repeat(per_group, axis=1)
+
+        shifts = self.w_width * np.arange(planes - 1, -1, -1)
+        digits = (codes[..., None] >> shifts) & (self.radix - 1)  # [N, K, P]
+        digits = digits.reshape(blocks, self.tile_n, k_tiles, self.steps, self.tile_k, planes)
+        fields = self.fields(digits.transpose(2, 0, 5, 3, 1, 4))  # [T, B, P, S, n, fields]
+        head = bits_of(fields.reshape(-1, self.tile_n * fields.shape[-1]), self.field_width)
+        side = np.stack([scale, zero & ((1 << ZERO_WIDTH) - 1)], axis=-1)  # [N, T, 2]
+        side = side.reshape(blocks, self.tile_n, k_tiles, 2).transpose(2, 0, 1, 3)
+        packed = side[..., 0] | side[..., 1] << self.scale_width  # [T, B, n]
+        tail = bits_of(packed, self.side_width).reshape(k_tiles * blocks, -1)
+        tail = tail.repeat(planes * self.steps, axis=0)
+        return np.packbits(np.concatenate([head, tail], axis=1), axis=1, bitorder="little")
+
+    def _unpack(
+        self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int
+    ) -> tuple[Int, Int, Int]:
+        """Digits ``[T, B, P, S, n, tile_k]``, scales and stored zero points ``[T, B, n]``."""
+        blocks = row_blocks // self.block_rows
+        bits = np.unpackbits(words, axis=1, bitorder="little")[:, : self.word_bits]
+        fields = words_of(bits[:, : self.digit_bits], self.field_width)
+        shape = (k_tiles, blocks, planes, self.steps)
+        digits = self.digits(fields.reshape(*shape, self.tile_n, -1))
+        side = words_of(bits[:, self.digit_bits :], self.side_width)
+        side = side.reshape(*shape, self.tile_n)[:, :, -1, -1]
+        scale, zero = side & ((1 << self.scale_width) - 1), side >> self.scale_width
+        return digits, scale, zero - ((zero >> (ZERO_WIDTH - 1)) << ZERO_WIDTH)
+
+    def decode(self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int) -> Int:
+        digits, scale, zero = self._unpack(words, k_tiles, row_blocks, planes)
+        weights = self.radix ** np.arange(planes - 1, -1, -1)
+        codes = np.einsum("tbpsnk,p->bntsk", digits, weights)
+        offset = self.stored_zero(np.zeros((), np.int64), planes)
+        doubled = 2 * codes - (zero - offset).transpose(1, 2, 0)[..., None, None]
+        doubled = doubled * scale.transpose(1, 2, 0)[..., None, None]
+        return doubled.reshape(row_blocks * LANES, k_tiles * self.k_tile)
+
+    def passes(
+        self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int
+    ) -> Iterator[tuple[Int, slice, Int, Int, Int]]:
+        """What :meth:`matmul` walks: for every depth tile and block of rows ``(a, rows, digits,
+        scale, zero)``: activations ``[M, k_tile]``, digits ``[P, S, n, tile_k]``, side ``[n]``."""
+        k_tiles = a.shape[1] // self.k_tile
+        digits, scale, zero = self._unpack(words, k_tiles, row_blocks, planes)
+        for tile in range(k_tiles):
+            part = a[:, tile * self.k_tile : (tile + 1) * self.k_tile]
+            for block in range(digits.shape[1]):
+                rows = slice(block * self.tile_n, (block + 1) * self.tile_n)
+                yield part, rows, digits[tile, block], scale[tile, block], zero[tile, block]
+
+
+class DigitParams(GroupedParams):
+    """A grouped engine whose fields are the digits themselves, and whose sum is of the codes."""
+
+    @property
+    def field_width(self) -> int:
+        return self.w_width
+
+    def fields(self, digits: Int) -> Int:
+        return digits
+
+    def digits(self, fields: Int) -> Int:
+        return fields
+
+    @abstractmethod
+    def product(self, a: Int, digit: Int) -> Int:
+        """``a * digit`` the way a PE makes it; the shapes broadcast."""
+
+    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
+        acc = np.zeros((len(a), row_blocks * LANES), np.int64)
+        for part, rows, digits, scale, zero in self.passes(a, words, row_blocks, planes):
+            total = np.zeros((len(a), self.tile_n), np.int64)
+            for plane in digits:
+                total *= self.radix
+                for step, digit in enumerate(plane):
+                    x = part[:, None, step * self.tile_k : (step + 1) * self.tile_k]
+                    total += self.product(x, digit).sum(axis=-1)
+            a_sum = part.sum(axis=1)[:, None]  # shared by all rows
+            acc[:, rows] += scale * (2 * total - zero * a_sum)
+        return acc

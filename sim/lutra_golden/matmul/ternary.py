@@ -1,0 +1,212 @@
+"""Ternary table-lookup matrix product: parameters, packing and bit-exact model.
+
+Source: TeLLMe, arXiv 2510.15926, section on table-lookup matmul.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.arith.fixed import Int
+from lutra_golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
+from lutra_golden.matmul.grouped import bits_of, words_of
+from lutra_golden.matmul.table import (
+    ENTRIES,
+    GROUP,
+    absolute_signs,
+    build_table,
+    decode_codes,
+    encode_trits,
+    relative_signs,
+    sum_lookups,
+)
+
+__all__ = [
+    "TernaryParams",
+    "decode_words",
+    "from_trit_planes",
+    "lookup_matmul",
+    "pack_words",
+    "to_trit_planes",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TernaryParams(EngineParams):
+    """Shape of the ternary engine: ``tile_k / 3`` tables, all of a depth tile looked up at once.
+
+    ``acc_width`` bits hold a sum over the whole depth, exactly, up to :meth:`max_depth`. Weights
+    are integers without scales or zero points.
+    """
+
+    kind = "ternary"
+    grouped = False
+
+    tile_k: int = 72
+    k_tile: int = 72
+    w_width: int = 2
+    acc_width: int = 24
+    sum_width: int = 24
+    act_tiles: int = 11
+    max_planes: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tile_k % GROUP:
+            raise ValueError(
+                f"tile_k must be a multiple of {GROUP} (activations of a table), not {self.tile_k}"
+            )
+        if self.scale_width != SCALE_WIDTH:
+            raise ValueError(
+                f"scale_width of the ternary engine, which has no scales, must be {SCALE_WIDTH}, "
+                f"not {self.scale_width}"
+            )
+        if self.k_tile != self.tile_k:
+            raise ValueError(
+                f"k_tile of the ternary engine must be tile_k ({self.tile_k}), not {self.k_tile}"
+            )
+
+    @property
+    def radix(self) -> int:
+        return 3
+
+    @property
+    def n_tables(self) -> int:
+        """Tables of three activations that a row looks up in one step."""
+        return self.tile_k // GROUP
+
+    @property
+    def n_entries(self) -> int:
+        """Entries of a mirrored table, zero included."""
+        return len(ENTRIES)
+
+    @property
+    def code_width(self) -> int:
+        """Bits of a code: entry index and sign."""
+        return 5
+
+    @property
+    def entry_width(self) -> int:
+        """Width of a table entry: the sum of three activations."""
+        return self.a_width + 2
+
+    @property
+    def digit_bits(self) -> int:
+        return self.tile_n * self.n_tables * self.code_width
+
+    def max_depth(self, planes: int) -> int:
+        """Depth up to which no sum leaves the accumulators, whatever the values are."""
+        largest = (3**planes - 1) // 2 << (self.a_width - 1)
+        return ((1 << (self.acc_width - 1)) - 1) // largest
+
+    def planes(self, weights: GroupedWeights) -> int:
+        doubled = weights.doubled()
+        if (doubled & 1).any():
+            raise ValueError("weights must be integers for the ternary engine, not half steps")
+        peak = int(np.abs(doubled).max(initial=2)) // 2
+        planes = next(n for n in range(1, 41) if (3**n - 1) // 2 >= peak)
+        if planes > self.max_planes:
+            raise ValueError(
+                f"weights must be within +-{(3**self.max_planes - 1) // 2} for the ternary engine, "
+                f"not {peak}: it has no group scales"
+            )
+        return planes
+
+    def pack(self, weights: GroupedWeights, planes: int) -> NDArray[np.uint8]:
+        return pack_words(self, weights.doubled() // 2, planes)
+
+    def decode(self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int) -> Int:
+        return decode_words(self, words, k_tiles, row_blocks, planes)
+
+    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
+        return lookup_matmul(self, a, words, planes)
+
+
+def to_trit_planes(w: Int, planes: int) -> Int:
+    """Split integers into balanced ternary digits, ``[planes, ...]``, least significant first."""
+    limit = (3**planes - 1) // 2
+    if np.abs(w).max(initial=0) > limit:
+        raise ValueError(f"weights must be within +-{limit} for {planes} trits")
+    digits: list[Int] = []
+    rest = w.astype(np.int64)
+    for _ in range(planes):
+        digit = (rest + 1) % 3 - 1
+        digits.append(digit)
+        rest = (rest - digit) // 3
+    return np.stack(digits)
+
+
+def from_trit_planes(digits: Int) -> Int:
+    """Inverse of :func:`to_trit_planes`."""
+    value = np.zeros(digits.shape[1:], np.int64)
+    for digit in digits[::-1]:
+        value = 3 * value + digit
+    return value
+
+
+def pack_words(params: TernaryParams, w: Int, planes: int) -> NDArray[np.uint8]:
+    """Pack ``w`` ``[N, K]`` into the engine's weight stream, ``[n_words, word_bits / 8]`` bytes.
+
+    Word order: depth tile, then block of ``tile_n`` rows, then plane from the most significant
+    digit down. In a word the code of (row n, table t) is at bit ``5 * (n * n_tables + t)``, its
+    sign relative (see :func:`relative_signs`); table t of depth tile k holds weights
+    ``k * k_tile + 3 * t + 0..2``. N and K are padded with zero.
+    """
+    n, k = w.shape
+    k_tiles, blocks = -(-k // params.k_tile), -(-n // params.tile_n)
+    padded = np.zeros((blocks * params.tile_n, k_tiles * params.k_tile), np.int64)
+    padded[:n, :k] = w
+    digits = to_trit_planes(padded, planes)[::-1]  # [P, N, K]
+    codes = encode_trits(digits.reshape(planes, -1, k_tiles, params.n_tables, GROUP))
+    codes = relative_signs(codes)
+    rows = codes.reshape(planes, blocks, params.tile_n, k_tiles, params.n_tables)
+    words = rows.transpose(3, 1, 0, 2, 4).reshape(-1, params.tile_n * params.n_tables)
+    bits = bits_of(words, params.code_width)
+    return np.packbits(bits, axis=1, bitorder="little")
+
+
+def decode_words(
+    params: TernaryParams, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int
+) -> Int:
+    """Inverse of :func:`pack_words`: ``[8 * row_blocks, k_tiles * k_tile]`` integers."""
+    codes = _codes(params, words)
+    blocks = row_blocks // params.block_rows
+    trits = decode_codes(codes.reshape(k_tiles, blocks, planes, params.tile_n, params.n_tables))
+    digits = trits.transpose(2, 1, 3, 0, 4, 5).reshape(  # of [T, B, P, n, n_tables, 3]
+        planes, row_blocks * LANES, k_tiles * params.k_tile
+    )
+    return from_trit_planes(digits[::-1])
+
+
+def _codes(params: TernaryParams, words: NDArray[np.uint8]) -> Int:
+    """Codes ``[n_words, tile_n, n_tables]`` of the words."""
+    bits = np.unpackbits(words, axis=1, bitorder="little")[:, : params.word_bits]
+    codes = words_of(bits, params.code_width)
+    return absolute_signs(codes.reshape(len(words), params.tile_n, params.n_tables))
+
+
+def lookup_matmul(params: TernaryParams, a: Int, words: NDArray[np.uint8], planes: int) -> Int:
+    """Compute ``a @ w.T`` the way the engine does: tables, lookups, signs, plane by plane.
+
+    ``a`` is ``[M, K]`` of ``signed(a_width)``, ``words`` from :func:`pack_words`; the result is
+    ``[M, N]``. Slow and literal; it equals the plain integer product.
+    """
+    m, k = a.shape
+    k_tiles = -(-k // params.k_tile)
+    blocks = len(words) // (k_tiles * planes)
+    padded = np.zeros((m, k_tiles * params.k_tile), np.int64)
+    padded[:, :k] = a
+    codes = _codes(params, words)
+    acc = np.zeros((m, blocks * params.tile_n), np.int64)
+    word = 0
+    for k_index in range(k_tiles):
+        groups = padded[:, k_index * params.k_tile : (k_index + 1) * params.k_tile]
+        tables = build_table(groups.reshape(m, params.n_tables, GROUP))  # [M, n_tables, 14]
+        for block in range(blocks):
+            partial = np.zeros((m, params.tile_n), np.int64)
+            for _ in range(planes):
+                partial = 3 * partial + sum_lookups(tables, codes[word])
+                word += 1
+            acc[:, block * params.tile_n : (block + 1) * params.tile_n] += partial
+    return acc

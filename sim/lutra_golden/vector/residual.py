@@ -1,0 +1,45 @@
+"""Dequantisation into the residual stream, and the logits of the head."""
+
+import numpy as np
+
+from lutra_golden.arith.fixed import Int, round_shift, saturate
+from lutra_golden.arith.scale import Scale, scale_mul
+
+__all__ = [
+    "LOGIT_SHIFT",
+    "LOGIT_WIDTH",
+    "RESIDUAL_WIDTH",
+    "logits",
+    "residual_add",
+    "residual_sum",
+]
+
+RESIDUAL_WIDTH = 32
+LOGIT_SHIFT = 7
+LOGIT_WIDTH = 32
+
+
+def residual_sum(x: Int, acc: Int, s: Scale, w_scale: Scale, frac: int) -> Int:
+    """Return ``x + round(acc * (s * w_scale) * 2**frac)``, not limited to 32 bits.
+
+    ``x`` and ``acc`` are ``[M, N]``, ``s`` is ``[M]``; the product of the scales is rounded once,
+    the shift ``-(e + frac)`` is limited to 0..63.
+    """
+    c = scale_mul(s, w_scale)
+    shift = np.clip(-(c.e + frac), 0, 63)
+    return x + round_shift(acc * c.m[:, None], shift[:, None])
+
+
+def residual_add(x: Int, acc: Int, s: Scale, w_scale: Scale, frac: int) -> Int:
+    """Return :func:`residual_sum` clamped to 32 bits."""
+    return saturate(residual_sum(x, acc, s, w_scale, frac), RESIDUAL_WIDTH)
+
+
+def logits(acc: Int, row_scale: Int) -> Int:
+    """Return int32 logits ``round(acc * row_scale / 2**7)``; ``row_scale`` is int16 ``[N]``.
+
+    Accumulators of up to 24 bits need no clamp, unless both factors are at their most negative.
+
+    One scale per token turns them into numbers: activation scale x head scale x 2**7.
+    """
+    return saturate(round_shift(acc * row_scale, LOGIT_SHIFT), LOGIT_WIDTH)

@@ -1,0 +1,1 @@
+"""Benches, proofs, planted faults and the Verilated accelerator."""

@@ -1,0 +1,207 @@
+"""cocotb bench of :class:`lutra_hw.control.load.LoadUnit`."""
+
+from random import Random
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
+from numpy.typing import NDArray
+
+from lutra_golden.control.interpreter import Interpreter
+from lutra_golden.control.isa import Instruction, Opcode, encode
+from lutra_golden.control.memory import Memory
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_sim.bench.control.responder import ReadResponder
+from lutra_sim.bench.simulate import bench_params
+from lutra_sim.bench.stream import StreamMonitor, StreamSource, reset
+
+__all__ = ["fetches_only_what_it_needs", "keeps_its_latency", "loads"]
+
+CONFIG = bench_params(AcceleratorConfig)
+BEAT = CONFIG.data_bytes
+WEIGHT_BASE = 0x10000
+ROPE = 0x4000  # offsets from WEIGHT_BASE
+EMBED = 0x20000
+FAR_TOKEN = 40_001
+ROW_WORDS = CONFIG.hidden_max // 8
+
+
+def _ldparam(address: int, first: int, n_words: int) -> Instruction:
+    args = {"address": address, "param_word": first, "n_words": n_words}
+    return Instruction(Opcode.LDPARAM, args=args)
+
+
+def _ldrope() -> Instruction:
+    return Instruction(Opcode.LDROPE, args={"address": ROPE})
+
+
+def _embed(n_words: int, shift: int) -> Instruction:
+    return Instruction(Opcode.EMBED, args={"address": EMBED, "n_words": n_words, "shift": shift})
+
+
+class _Job:
+    """A memory, registers and a golden interpreter that has run the instructions."""
+
+    def __init__(self, rng: Random, instructions: list[Instruction], n_tokens: int) -> None:
+        self.instructions, self.n_tokens = instructions, n_tokens
+        self.position = rng.randrange(CONFIG.max_context - n_tokens + 1)
+        self.tokens = [rng.randrange(20) for _ in range(n_tokens)]
+        self.tokens[-1] = FAR_TOKEN
+        self.memory = Memory(WEIGHT_BASE + EMBED + (FAR_TOKEN + 1) * ROW_WORDS * 16)
+        self.memory.write(WEIGHT_BASE, rng.randbytes(EMBED + 20 * ROW_WORDS * 16))
+        for instruction in instructions:
+            if instruction.opcode is Opcode.EMBED:
+                size = instruction.args["n_words"] * 16
+                row = np.array([-(1 << 15), (1 << 15) - 1] * (size // 4), np.int16).tobytes()
+                self.memory.write(WEIGHT_BASE + EMBED + FAR_TOKEN * size, row)
+        program = b"".join(encode(i) for i in [*instructions, Instruction(Opcode.END)])
+        self.memory.write(0, program)
+        self.golden = Interpreter(CONFIG, self.memory)
+        self.golden.tokens[:n_tokens] = self.tokens
+        self.golden.registers |= {
+            "PROGRAM_BYTES": len(program),
+            "WEIGHT_BASE": WEIGHT_BASE,
+            "POSITION": self.position,
+            "N_TOKENS": n_tokens,
+        }
+        self.golden.run()
+
+
+class _Buffers:
+    """Memories behind the write ports, the token memory, and a count of ``done``."""
+
+    def __init__(self, dut: Any, tokens: list[int]) -> None:
+        self.param = np.zeros((CONFIG.param_words, 8), np.int64)
+        self.rope = np.zeros((CONFIG.m_tile, CONFIG.head_dim // 8, 8), np.int64)
+        self.embed = np.zeros((CONFIG.m_tile, CONFIG.hidden_max // 8, 8), np.int64)
+        self.done: list[int] = []
+        self.cycle = self.stalled = self.busy = 0
+        self._dut, self._tokens = dut, tokens
+        cocotb.start_soon(self._run())
+
+    async def _run(self) -> None:
+        dut, data = self._dut, 0
+        while True:
+            await RisingEdge(dut.clk)
+            self.cycle += 1
+            dut.tokens__data.value = data
+            await ReadOnly()
+            index = int(dut.tokens__addr.value)
+            data = self._tokens[index] if index < len(self._tokens) else 0
+            self._store(self.param, dut, "param_w", 16)
+            self._store(self.rope, dut, "rope_w", 16)
+            self._store(self.embed, dut, "embed_w", 32)
+            self.stalled += int(dut.stall.value)
+            self.busy += int(dut.busy.value)
+            if dut.done.value == 1:
+                self.done.append(self.cycle)
+
+    @staticmethod
+    def _store(buffer: NDArray[np.int64], dut: Any, name: str, width: int) -> None:
+        if getattr(dut, f"{name}__en").value == 0:
+            return
+        value = int(getattr(dut, f"{name}__data").value)
+        addr = int(getattr(dut, f"{name}__addr").value)
+        lanes = [value >> width * i & ((1 << width) - 1) for i in range(8)]
+        lanes = [lane - (lane >> (width - 1) << width) for lane in lanes]
+        if buffer.ndim == 2:
+            buffer[addr] = lanes
+        else:
+            token_bits = (buffer.shape[0] - 1).bit_length()
+            buffer[addr & ((1 << token_bits) - 1), addr >> token_bits] = lanes
+
+
+async def _start(dut: Any, job: _Job, latency: int, p_stall: float) -> tuple[Any, ...]:
+    source = StreamSource(dut, "cmd")
+    accepted = StreamMonitor(dut, "cmd")
+    memory = ReadResponder(
+        dut, "rd_cmd", "rd_data", job.memory, latency=latency, p_stall=p_stall, rng=Random(1)
+    )
+    buffers = _Buffers(dut, job.tokens)
+    dut.weight_base.value = WEIGHT_BASE
+    dut.position.value = job.position
+    dut.n_tokens.value = job.n_tokens
+    await reset(dut)
+    source.send_all(int.from_bytes(encode(i), "little") for i in job.instructions)
+    for _ in range(20_000):
+        await RisingEdge(dut.clk)
+        if len(buffers.done) == len(job.instructions):
+            break
+    # all is written when done comes
+    assert (buffers.param == job.golden.params).all()
+    assert (buffers.rope.reshape(CONFIG.m_tile, -1) == job.golden.rope).all()
+    assert (buffers.embed.reshape(CONFIG.m_tile, -1) == job.golden.residual).all()
+    return accepted, memory, buffers
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(n_tokens=[1, 3, CONFIG.m_tile], p_stall=[0.0, 0.5], latency=[1, 30])
+async def loads(dut: Any, n_tokens: int, p_stall: float, latency: int) -> None:
+    """Every buffer holds what the golden model's holds, and ``done`` comes once for each."""
+    rng = Random(cocotb.RANDOM_SEED)
+    last = CONFIG.param_words - 5
+    instructions = [
+        _ldparam(0, 0, 1),
+        _ldparam(3 * BEAT, 1, 7),
+        _ldrope(),
+        _embed(ROW_WORDS, 16),
+        _ldparam(BEAT, last, 5),
+        _ldparam(0, 9, 0),
+        _ldparam(20 * BEAT, 20, 33),
+        _embed(4, 0),
+        _ldrope(),
+        _embed(ROW_WORDS - 4, rng.randrange(17)),
+    ]
+    _, _, buffers = await _start(dut, _Job(rng, instructions, n_tokens), latency, p_stall)
+    await ClockCycles(dut.clk, 50)
+    assert len(buffers.done) == len(instructions)
+    assert dut.busy.value == 0 and dut.stall.value == 0
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def fetches_only_what_it_needs(dut: Any) -> None:
+    """One transfer per LDPARAM and LDROPE, one per row of an EMBED, each of whole beats."""
+    rng = Random(cocotb.RANDOM_SEED)
+    job = _Job(rng, [_ldparam(BEAT, 0, 5), _ldrope(), _embed(ROW_WORDS, 3)], 3)
+    _, memory, _ = await _start(dut, job, 1, 0.0)
+    row = ROW_WORDS * 16
+    position_bytes = 2 * CONFIG.head_dim
+    assert memory.commands == [
+        (WEIGHT_BASE + BEAT, -(-5 * 16 // BEAT)),
+        (WEIGHT_BASE + ROPE + job.position * position_bytes, 3 * position_bytes // BEAT),
+        *((WEIGHT_BASE + EMBED + token * row, row // BEAT) for token in job.tokens),
+    ]
+
+
+_BITS = (CONFIG.head_dim // 8).bit_length()
+_ROW_BITS = ROW_WORDS.bit_length()
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(
+    (
+        ("instruction", "n_tokens", "cycles"),
+        [
+            (_ldparam(0, 0, 0), 1, None),
+            (_ldparam(0, 0, 1), 1, 1 + 1),
+            (_ldparam(0, 0, 33), 1, 33 + 1),
+            (_ldrope(), 3, 3 * CONFIG.head_dim // 8 + _BITS),
+            (_embed(ROW_WORDS, 3), 1, ROW_WORDS + _ROW_BITS),
+            # the requests of later rows hide behind the words of earlier ones
+            (_embed(ROW_WORDS, 3), 3, 3 * ROW_WORDS + _ROW_BITS),
+        ],
+    ),
+    ("latency", [3, 40]),
+)
+async def keeps_its_latency(
+    dut: Any, instruction: Instruction, n_tokens: int, cycles: int | None, latency: int
+) -> None:
+    """Cycles from an instruction to ``done`` are those that the component states."""
+    job = _Job(Random(1), [instruction], n_tokens)
+    accepted, _, buffers = await _start(dut, job, latency, 0.0)
+    measured = buffers.done[0] - accepted.cycles[0]
+    expected = 2 if cycles is None else cycles + latency + 5
+    dut._log.info(f"measured {measured}, expected {expected}")
+    assert measured == expected
+    assert buffers.busy == measured

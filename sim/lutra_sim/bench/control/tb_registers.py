@@ -1,0 +1,271 @@
+"""cocotb bench of :class:`lutra_hw.control.registers.RegisterFile`."""
+
+from random import Random
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
+from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
+
+from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.registers import (
+    CONTROL_START,
+    COUNTERS,
+    IDENT,
+    REGISTERS,
+    STATUS_BUSY,
+    STATUS_DONE,
+    STATUS_ERROR,
+    STATUS_SATURATED,
+    VERSION,
+    UnitState,
+)
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_hw.control.registers import EVENTS, UNIT_STATE_LAYOUT
+from lutra_hw.ports import SCALE_LAYOUT
+from lutra_sim.bench.simulate import bench_params
+from lutra_sim.bench.stream import pack, reset
+
+__all__ = ["arrays", "byte_strobes", "counts", "identifies", "keeps", "refuses", "runs"]
+
+CONFIG = bench_params(AcceleratorConfig)
+WIDTHS = {
+    "IRQ_ENABLE": 1,
+    "PROGRAM_BASE": 40,
+    "WEIGHT_BASE": 40,
+    "KV_BASE": 40,
+    "LOGITS_BASE": 40,
+    "LOGITS_STRIDE": 32,
+    "POSITION": 16,
+    "N_TOKENS": 8,
+    "LOGITS_FROM": 8,
+    "PROGRAM_BYTES": 32,
+}
+INPUTS = ("done", "error", "saturated", "unit_state", "argmax", "scales", "events")
+
+
+class _Host:
+    """The host's side: registers by name, and the answer of every access."""
+
+    def __init__(self, dut: Any, p_stall: float = 0.0) -> None:
+        bus = AxiLiteBus.from_prefix(dut, "s_axi", bus_separator="__")
+        self._master: Any = AxiLiteMaster(bus, dut.clk, dut.rst)  # the package has no types
+        rng = Random(1)
+        write, read = self._master.write_if, self._master.read_if
+        if p_stall:
+            channels = (write.aw_channel, write.w_channel, write.b_channel)
+            for channel in (*channels, read.ar_channel, read.r_channel):
+                channel.set_pause_generator(iter(lambda: rng.random() < p_stall, None))
+        for name in INPUTS:
+            getattr(dut, name).value = 0
+        dut.tokens__addr.value = 0
+
+    async def write(self, name: str, value: int, word: int = 0) -> AxiResp:
+        address = REGISTERS[name].address + 4 * word
+        return await self.write_bytes(address, value.to_bytes(4, "little"))
+
+    async def write_bytes(self, address: int, content: bytes) -> AxiResp:
+        return (await self._master.write(address, content)).resp
+
+    async def read_word(self, address: int) -> tuple[int, AxiResp]:
+        answer = await self._master.read(address, 4)
+        return int.from_bytes(answer.data, "little"), answer.resp
+
+    async def read(self, name: str, word: int = 0) -> int:
+        value, answer = await self.read_word(REGISTERS[name].address + 4 * word)
+        assert answer == AxiResp.OKAY, f"{name} answers {answer.name}"
+        return value
+
+    async def read_long(self, name: str, index: int = 0) -> int:
+        low = await self.read(name, 2 * index)
+        return low | await self.read(name, 2 * index + 1) << 32
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def identifies(dut: Any) -> None:
+    """Who it is, and what everything is after reset."""
+    host = _Host(dut)
+    await reset(dut)
+    assert await host.read("IDENT") == IDENT
+    assert await host.read("VERSION") == VERSION
+    assert await host.read_long("FINGERPRINT") == CONFIG.fingerprint
+    for name in ("CONTROL", "STATUS", "IRQ_STATUS", "UNIT_STATE", *WIDTHS):
+        assert await host.read(name) == 0
+    assert [await host.read("COUNTER", i) for i in range(2 * len(COUNTERS))] == [0] * 24
+    assert dut.irq.value == 0 and dut.start.value == 0
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(p_stall=[0.0, 0.5])
+async def keeps(dut: Any, p_stall: float) -> None:
+    """Writable registers keep the bits they have, read them back and put them out."""
+    rng, host = Random(cocotb.RANDOM_SEED), _Host(dut, p_stall)
+    await reset(dut)
+    for pattern in (lambda: 0xFFFFFFFF, lambda: rng.getrandbits(32), lambda: 0):
+        written = {}
+        for name in WIDTHS:
+            words = [pattern() for _ in range(REGISTERS[name].count)]
+            for index, word in enumerate(words):
+                assert await host.write(name, word, index) == AxiResp.OKAY
+            written[name] = sum(word << 32 * i for i, word in enumerate(words))
+        for name, width in WIDTHS.items():
+            kept = written[name] & ((1 << width) - 1)
+            assert await host.read(name) == kept & 0xFFFFFFFF
+            if REGISTERS[name].count == 2:
+                assert await host.read_long(name) == kept
+            if name != "IRQ_ENABLE":
+                assert int(getattr(dut, name.lower()).value) == kept
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def byte_strobes(dut: Any) -> None:
+    """Single bytes can be written, of registers and of tokens."""
+    host = _Host(dut)
+    await reset(dut)
+    for name, word in (("WEIGHT_BASE", 0), ("LOGITS_STRIDE", 0), ("TOKEN", 0), ("TOKEN", 1)):
+        await host.write(name, 0x11223344, word)
+        address = REGISTERS[name].address + 4 * word
+        for lane in range(4):
+            await host.write_bytes(address + lane, bytes([0xA0 + lane]))
+            expected = bytearray((0x11223344).to_bytes(4, "little"))
+            expected[: lane + 1] = bytes(0xA0 + i for i in range(lane + 1))
+            assert await host.read(name, word) == int.from_bytes(expected, "little")
+    # no byte of the control register that holds the start bit
+    await host.write_bytes(REGISTERS["CONTROL"].address + 1, b"\x01")
+    assert await host.read("STATUS") == 0
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def refuses(dut: Any) -> None:
+    """What is not there reads as zero with an error; so answers a write to what is read-only."""
+    host = _Host(dut)
+    await reset(dut)
+    limits = {"TOKEN": CONFIG.m_tile, "ARGMAX": CONFIG.m_tile, "SCALE": CONFIG.m_tile}
+    known = {
+        register.address + 4 * word: register.access
+        for name, register in REGISTERS.items()
+        for word in range(min(register.count, limits.get(name, register.count)))
+    }
+    for address in range(0, 0x500, 4):
+        value, answer = await host.read_word(address)
+        assert answer == (AxiResp.OKAY if address in known else AxiResp.SLVERR), hex(address)
+        if address not in known:
+            assert value == 0
+        if known.get(address, "ro") == "ro":
+            assert await host.write_bytes(address, b"\xff" * 4) == AxiResp.SLVERR, hex(address)
+    assert await host.read_word(0xFFC) == (0, AxiResp.SLVERR)
+    assert await host.read("IDENT") == IDENT
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def arrays(dut: Any) -> None:
+    """Token ids for the units; arg-max, scales and unit states for the host."""
+    rng, host = Random(cocotb.RANDOM_SEED), _Host(dut)
+    await reset(dut)
+    tokens = [rng.getrandbits(32) for _ in range(CONFIG.m_tile)]
+    rows = [rng.getrandbits(32) for _ in range(CONFIG.m_tile)]
+    scales = [(0x8000 + i, -512 + 73 * i % 1023) for i in range(CONFIG.m_tile - 1)] + [(0, 0)]
+    states = [UnitState.WAIT_WEIGHTS, 0, 4, 2, 1]
+    dut.argmax.value = sum(row << 32 * i for i, row in enumerate(rows))
+    width = SCALE_LAYOUT.size
+    dut.scales.value = sum(
+        pack(SCALE_LAYOUT, {"m": m, "e": e}) << width * i for i, (m, e) in enumerate(scales)
+    )
+    dut.unit_state.value = pack(UNIT_STATE_LAYOUT, states)
+    for index, token in enumerate(tokens):
+        await host.write("TOKEN", token, index)
+    for index in range(CONFIG.m_tile):
+        assert await host.read("TOKEN", index) == tokens[index]
+        assert await host.read("ARGMAX", index) == rows[index]
+        expected = int(pack_scale(Scale(*map(np.array, scales[index]))))
+        assert await host.read("SCALE", index) == expected
+    assert await host.read("UNIT_STATE") == sum(s << 4 * i for i, s in enumerate(states))
+    for index in [*range(CONFIG.m_tile), 0]:
+        dut.tokens__addr.value = index
+        await RisingEdge(dut.clk)
+        await ReadOnly()
+        assert int(dut.tokens__data.value) == tokens[index]
+        await RisingEdge(dut.clk)
+
+
+async def _pulse(dut: Any, *names: str) -> None:
+    for name in names:
+        getattr(dut, name).value = 1
+    await RisingEdge(dut.clk)
+    for name in names:
+        getattr(dut, name).value = 0
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def runs(dut: Any) -> None:
+    """Start, busy, done, errors and the interrupt; a second start changes nothing."""
+    host = _Host(dut)
+    await reset(dut)
+    starts = [0]
+
+    async def count() -> None:
+        while True:
+            await RisingEdge(dut.clk)
+            starts[0] += int(dut.start.value)
+
+    cocotb.start_soon(count())
+    await host.write("CONTROL", 0xFFFFFFFE)
+    assert await host.read("STATUS") == 0
+    for number in range(1, 4):
+        await host.write("IRQ_ENABLE", number % 2)
+        await host.write("CONTROL", CONTROL_START)
+        assert starts == [number]
+        assert await host.read("STATUS") == STATUS_BUSY
+        await host.write("CONTROL", CONTROL_START)
+        assert starts == [number]
+        if number == 2:
+            await _pulse(dut, "error")
+            await _pulse(dut, "saturated")
+            expected = STATUS_BUSY | STATUS_ERROR | STATUS_SATURATED
+            assert await host.read("STATUS") == expected
+        assert dut.irq.value == 0 and await host.read("IRQ_STATUS") == 0
+        await _pulse(dut, "done")
+        await ClockCycles(dut.clk, 2)
+        assert dut.irq.value == number % 2
+        bad = STATUS_ERROR | STATUS_SATURATED if number == 2 else 0
+        assert await host.read("STATUS") == STATUS_DONE | bad
+        assert await host.read("IRQ_STATUS") == 1
+        await host.write("IRQ_STATUS", 0)
+        assert await host.read("IRQ_STATUS") == 1
+        await host.write("IRQ_STATUS", 1)
+        assert await host.read("IRQ_STATUS") == 0 and dut.irq.value == 0
+    # nothing counts as an error that comes after the end
+    await _pulse(dut, "error", "saturated")
+    assert await host.read("STATUS") == STATUS_DONE
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def counts(dut: Any) -> None:
+    """Each counter counts its event, only while busy, and starts anew with a run."""
+    rng, host = Random(cocotb.RANDOM_SEED), _Host(dut)
+    await reset(dut)
+    names = list(EVENTS.members)
+    dut.events.value = (1 << len(names)) - 1
+    await ClockCycles(dut.clk, 10)
+    for _ in range(2):
+        expected = dict.fromkeys(COUNTERS, 0)
+        dut.events.value = 0
+        await host.write("CONTROL", CONTROL_START)
+        while dut.start.value == 1:
+            await RisingEdge(dut.clk)
+        for _ in range(100):
+            events = rng.getrandbits(len(names))
+            dut.events.value = events
+            await RisingEdge(dut.clk)
+            for index, name in enumerate(names):
+                expected[name] += events >> index & 1
+        dut.events.value = 0
+        await _pulse(dut, "done")
+        dut.events.value = (1 << len(names)) - 1
+        await ClockCycles(dut.clk, 5)
+        counted = {name: await host.read_long("COUNTER", i) for i, name in enumerate(COUNTERS)}
+        cycles = counted.pop("cycles")
+        expected.pop("cycles")
+        assert counted == expected
+        assert 101 <= cycles <= 115

@@ -1,0 +1,149 @@
+"""cocotb bench of :class:`lutra_hw.core.accelerator.Accelerator` against the golden interpreter."""
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import cocotb
+from cocotb.triggers import ClockCycles, First, RisingEdge
+from cocotbext.axi import AxiLiteBus, AxiLiteMaster
+
+from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.registers import (
+    CONTROL_START,
+    COUNTERS,
+    REGISTERS,
+    STATUS_DONE,
+    STATUS_SATURATED,
+    UnitState,
+)
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_sim.bench.axi.memory import AxiReadMemory, AxiWriteMemory
+from lutra_sim.bench.core.story import Story, StorySizes
+from lutra_sim.bench.simulate import bench_params
+from lutra_sim.bench.stream import reset
+
+__all__ = ["AcceleratorBenchParams", "reports_bus_errors", "tells_the_golden_story"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceleratorBenchParams:
+    """Configuration and the random model that runs on it."""
+
+    config: AcceleratorConfig
+    sizes: StorySizes
+
+
+class _Bench:
+    def __init__(self, dut: Any, params: AcceleratorBenchParams, p_stall: float, latency: int):
+        self.dut, self.config = dut, params.config
+        self.story = Story(params.config, params.sizes, Random(cocotb.RANDOM_SEED))
+        self.memory = bytearray(self.story.bytes())
+        bus = AxiLiteBus.from_prefix(dut, "s_axi", bus_separator="__")
+        self._host = AxiLiteMaster(bus, dut.clk, dut.rst)
+        common = {"latency": latency, "p_stall": p_stall}
+        self.weights = AxiReadMemory(dut, "m_axi_w", self.memory, rng=Random(1), **common)
+        self.reads = AxiReadMemory(
+            dut, "m_axi_d", self.memory, rng=Random(2), reorder=bool(p_stall), **common
+        )
+        self.writes = AxiWriteMemory(dut, "m_axi_d", self.memory, rng=Random(3), **common)
+
+    async def write(self, name: str, value: int, word: int = 0) -> None:
+        await self._host.write_dword(REGISTERS[name].address + 4 * word, value)
+
+    async def read(self, name: str, word: int = 0) -> int:
+        return await self._host.read_dword(REGISTERS[name].address + 4 * word)
+
+    async def set_up(self) -> None:
+        await reset(self.dut)
+        for name, value in self.story.registers.items():
+            for word in range(REGISTERS[name].count):
+                await self.write(name, value >> 32 * word & 0xFFFFFFFF, word)
+        await self.write("IRQ_ENABLE", 1)
+
+    async def run(self, tokens: list[int], position: int, logits_from: int) -> None:
+        for index, token in enumerate(tokens):
+            await self.write("TOKEN", token, index)
+        await self.write("POSITION", position)
+        await self.write("N_TOKENS", len(tokens))
+        await self.write("LOGITS_FROM", logits_from)
+        await self.write("CONTROL", CONTROL_START)
+        if self.dut.irq.value != 1:
+            await First(RisingEdge(self.dut.irq), ClockCycles(self.dut.clk, 100_000))
+        if self.dut.irq.value != 1:
+            states = await self.read("UNIT_STATE")
+            names = [UnitState(states >> 4 * i & 15).name for i in range(5)]
+            raise AssertionError(f"no end after 100000 cycles: units are {names}")
+        await self.write("IRQ_STATUS", 1)
+
+    async def counters(self) -> dict[str, int]:
+        return {name: await self.read("COUNTER", 2 * i) for i, name in enumerate(COUNTERS)}
+
+
+def _difference(config: AcceleratorConfig, story: Story, memory: bytearray) -> str:
+    """Where the memories differ first, in words of what lies there."""
+    golden = story.bytes()
+    at = next((i for i, (a, b) in enumerate(zip(golden, memory, strict=True)) if a != b), None)
+    if at is None:
+        return ""
+    count = sum(a != b for a, b in zip(golden, memory, strict=True))
+    registers = story.registers
+    bases = ("LOGITS_BASE", "KV_BASE", "WEIGHT_BASE", "PROGRAM_BASE")
+    name = next(name for name in bases if at >= registers[name])
+    offset = at - registers[name]
+    layer, rest = divmod(offset, config.kv_layer_bytes)
+    return (
+        f"{count} bytes differ, the first at {name} + {offset:#x} (as KV: layer {layer}, "
+        f"{rest:#x}; values from {config.kv_v_offset:#x}, scales from {config.kv_s_offset:#x})"
+    )
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+@cocotb.parametrize((("p_stall", "latency"), [(0.0, 2), (0.0, 40), (0.3, 10)]))
+async def tells_the_golden_story(dut: Any, p_stall: float, latency: int) -> None:
+    """Prefill, decode, and a chunk without logits: memory, arg-max and scales are golden."""
+    params = bench_params(AcceleratorBenchParams)
+    config, bench = params.config, _Bench(dut, params, p_stall, latency)
+    story, rng = bench.story, Random(cocotb.RANDOM_SEED)
+    await bench.set_up()
+    m, position = config.m_tile, 0
+    tiles = [(m, m - 1), (1, 0), (1, 0), (m - 1, m - 1), (2, 0), (m, 1)]
+    for number, (n_tokens, logits_from) in enumerate(tiles):
+        if position + n_tokens > config.max_context:
+            break
+        tokens = [rng.randrange(params.sizes.vocab) for _ in range(n_tokens)]
+        story.run(tokens, position, logits_from)
+        await bench.run(tokens, position, logits_from)
+
+        status = await bench.read("STATUS")
+        assert status & ~STATUS_SATURATED == STATUS_DONE, (
+            f"status is {status:#x} after tile {number}"
+        )
+        difference = _difference(config, story, bench.memory)
+        assert not difference, f"tile {number}: {difference}"
+        golden = story.golden
+        for t in range(logits_from, n_tokens):
+            assert await bench.read("ARGMAX", t) == golden.argmax[t]
+            expected = int(pack_scale(Scale(golden.scale.m[t], golden.scale.e[t])))
+            assert await bench.read("SCALE", t) == expected
+        counters = await bench.counters()
+        dut._log.info(f"{n_tokens} tokens at {position}: {counters}")
+        assert counters["weight_read_beats"] > 0
+        position += n_tokens
+    assert bench.weights.n_refused == bench.reads.n_refused == bench.writes.n_waits == 0
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def reports_bus_errors(dut: Any) -> None:
+    """An error on any channel is in STATUS at the end, and gone after the next run."""
+    params = bench_params(AcceleratorBenchParams)
+    bench = _Bench(dut, params, 0.0, 2)
+    await bench.set_up()
+    for slave in (bench.weights, bench.reads, bench.writes):
+        await bench.run([1], 0, 0)
+        assert await bench.read("STATUS") & ~STATUS_SATURATED == STATUS_DONE
+        slave.errors = {slave.bursts[-1].address}
+        await bench.run([1], 0, 0)
+        status = await bench.read("STATUS")
+        assert status & ~STATUS_SATURATED == STATUS_DONE | 4
+        slave.errors = set()

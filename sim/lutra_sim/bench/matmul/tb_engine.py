@@ -1,0 +1,558 @@
+"""cocotb bench of :class:`lutra_hw.matmul.engine.MatmulEngine`, the same for every engine."""
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
+from numpy.typing import NDArray
+
+from lutra_golden.arith.fixed import Int, round_shift
+from lutra_golden.core.config import ENGINES
+from lutra_golden.matmul.engine import (
+    LANES,
+    EngineParams,
+    GroupedWeights,
+)
+from lutra_golden.matmul.ternary import TernaryParams
+from lutra_hw.matmul.accumulate import drain_cycles
+from lutra_hw.matmul.contract import acc_read_port, act_write_port, tile_command
+from lutra_hw.matmul.engine import MatmulEngine
+from lutra_sim.bench.ports import PulseMonitor
+from lutra_sim.bench.simulate import bench_params
+from lutra_sim.bench.stream import StreamMonitor, StreamSource, pack, reset, unpack
+
+__all__ = [
+    "accumulators_are_readable_meanwhile",
+    "back_to_back",
+    "corners",
+    "coverage_is_complete",
+    "covers_formats_edges_and_extremes",
+    "cycles_are_as_stated",
+    "empty_commands",
+    "fills_its_buffer_and_waits",
+    "one_block_of_one_plane",
+    "one_weight_bit",
+    "random_commands",
+]
+
+PARAMS: EngineParams = bench_params(*ENGINES.values())
+ENGINE = MatmulEngine(PARAMS)
+_A_MIN, _A_MAX = -(1 << (PARAMS.a_width - 1)), (1 << (PARAMS.a_width - 1)) - 1
+_SCALE_MAX = (1 << PARAMS.scale_width) - 1
+
+PLANES = sorted({1, (PARAMS.max_planes + 1) // 2, PARAMS.max_planes})
+EDGES = ("one", "last", "odd", "many")
+STALLS = (0.0, 0.3, 0.8)
+EXTREMES = ("random", "lowest", "highest")
+COVERAGE: Counter[tuple[int, str, float, str]] = Counter()
+"""Commands by planes, tile edge, chance of a stall and extreme value."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A tile of a matmul: the first ``k_tiles`` of some tokens' activations, some rows.
+
+    ``blocks`` counts what the engine computes at once, ``first`` likewise the accumulators.
+    """
+
+    blocks: int
+    planes: int
+    k_tiles: int
+    tokens: range
+    first: int = 0
+    shift: int = 0
+
+    @property
+    def row_blocks(self) -> int:
+        """Blocks of eight rows."""
+        return self.blocks * PARAMS.block_rows
+
+    @property
+    def acc_base(self) -> int:
+        """First block of eight rows."""
+        return self.first * PARAMS.block_rows
+
+    @property
+    def depth(self) -> int:
+        """Activations of a token."""
+        return self.k_tiles * PARAMS.k_tile
+
+    @property
+    def groups(self) -> int:
+        """Groups of tokens that the engine computes at once."""
+        return self.tokens[-1] // PARAMS.tile_m - self.tokens[0] // PARAMS.tile_m + 1
+
+    @property
+    def words(self) -> int:
+        """Weight words of a pass."""
+        return self.blocks * self.planes * PARAMS.steps
+
+    @property
+    def cycles(self) -> int:
+        """Cycles in an idle engine."""
+        return ENGINE.cycles(
+            self.k_tiles,
+            self.row_blocks,
+            self.planes,
+            len(self.tokens),
+            token_first=self.tokens.start,
+        )
+
+    @property
+    def pass_cycles(self) -> int:
+        """Cycles that a pass adds in an engine that is never idle."""
+        block = max(self.planes * PARAMS.steps, drain_cycles(PARAMS))
+        return max(self.blocks * block, ENGINE.spacing)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code of ``planes`` digits."""
+        return min(8, self.planes * PARAMS.w_width)
+
+    @property
+    def limit(self) -> int:
+        """Largest ternary weight of ``planes`` digits."""
+        return (3**self.planes - 1) // 2
+
+    def weights(self, rng: np.random.Generator, extreme: str = "random") -> GroupedWeights:
+        """Weights of which a quarter are extreme or zero, or all are extreme."""
+        shape = (self.row_blocks * LANES, self.depth)
+        if not PARAMS.grouped:
+            w = _random(rng, shape, -self.limit, self.limit, 0)
+            w = {"random": w, "lowest": w * 0 + self.limit, "highest": w * 0 - self.limit}[extreme]
+            return GroupedWeights.from_integers(w)
+        top, groups = (1 << self.bits) - 1, (shape[0], self.k_tiles)
+        codes = _random(rng, shape, 0, top)
+        scale = _random(rng, groups, 0, _SCALE_MAX)
+        zero = _random(rng, groups, 0, 2 * top, top)
+        if extreme != "random":
+            code = top if extreme == "lowest" else 0
+            codes, scale, zero = codes * 0 + code, scale * 0 + _SCALE_MAX, zero * 0 + 2 * top
+            zero -= 2 * code
+        return GroupedWeights(
+            codes=codes, scale=scale, zero=zero, bits=self.bits, group=PARAMS.k_tile
+        )
+
+    def pack(self, weights: GroupedWeights) -> NDArray[np.uint8]:
+        """Weight words."""
+        return PARAMS.pack(weights, self.planes)
+
+
+def _random(
+    rng: np.random.Generator, shape: tuple[int, ...], low: int, high: int, *corners: int
+) -> Int:
+    """Integers of which a quarter are corners."""
+    corner = rng.choice([low, high, *corners], shape)
+    return np.where(rng.random(shape) < 0.25, corner, rng.integers(low, high + 1, shape))
+
+
+def _wrap(x: Int) -> Int:
+    """The low bits of a result, which are all that an accumulator shows."""
+    return (x + (1 << (PARAMS.acc_width - 1))) % (1 << PARAMS.acc_width) - (
+        1 << (PARAMS.acc_width - 1)
+    )
+
+
+class Bench:
+    """Drives the engine and follows its accumulators in a model of them."""
+
+    def __init__(self, dut: Any, *, p_stall: float = 0.0) -> None:
+        seed = cocotb.RANDOM_SEED
+        self.dut, self.rng = dut, np.random.default_rng(seed)
+        self._cmd = StreamSource(dut, "cmd")
+        self.weights_source = StreamSource(dut, "weights", p_stall=p_stall, rng=Random(seed))
+        self.cmd, self.weights = StreamMonitor(dut, "cmd"), StreamMonitor(dut, "weights")
+        self.done, self.stall = PulseMonitor(dut, "done"), PulseMonitor(dut, "stall")
+        self._addr = acc_read_port(PARAMS).addr_layout
+        self._acc = acc_read_port(PARAMS).payload_layout
+        self.activations = np.zeros((PARAMS.m_tile, PARAMS.act_tiles * PARAMS.k_tile), np.int64)
+        self.expected: dict[tuple[int, int], list[int]] = {}  # of (token, block of eight rows)
+        dut.act__en.value = 0
+        dut.acc__addr.value = 0
+
+    async def start(self) -> None:
+        """Reset."""
+        await reset(self.dut)
+
+    async def write_activations(self, a: Int) -> None:
+        """Fill the activation buffer, in a random order."""
+        port = act_write_port(PARAMS)
+        self.activations = a
+        order = list(np.ndindex(a.shape[0], a.shape[1] // LANES))
+        for index in self.rng.permutation(len(order)):
+            token, word = order[index]
+            await RisingEdge(self.dut.clk)
+            payload = a[token, word * LANES : (word + 1) * LANES]
+            self.dut.act__en.value = 1
+            self.dut.act__addr.value = pack(port.addr_layout, {"token": token, "word": word})
+            self.dut.act__data.value = pack(port.payload_layout, payload)
+        await RisingEdge(self.dut.clk)
+        self.dut.act__en.value = 0
+
+    async def random_activations(self) -> None:
+        """Activations of which a quarter are extreme or zero, beyond any command's depth too."""
+        a = _random(self.rng, self.activations.shape, _A_MIN, _A_MAX, 0)
+        await self.write_activations(a)
+
+    def send(self, command: Command, weights: GroupedWeights | None = None) -> None:
+        """Send a command and its weights."""
+        weights = command.weights(self.rng) if weights is None else weights
+        self.send_command(command)
+        self.send_words(command, command.pack(weights))
+
+    def send_words(self, command: Command, words: NDArray[np.uint8]) -> None:
+        """Send the packed weights of a command, and follow what it will do."""
+        self.weights_source.send_all(int.from_bytes(word.tobytes(), "little") for word in words)
+        tokens = slice(command.tokens.start, command.tokens.stop)
+        a = self.activations[tokens, : command.depth]
+        sums = PARAMS.matmul(a, words, command.row_blocks, command.planes)
+        results = _wrap(round_shift(sums, command.shift))
+        blocks = results.reshape(len(a), command.row_blocks, LANES)
+        for token, token_blocks in zip(command.tokens, blocks, strict=True):
+            for block, lanes in enumerate(token_blocks, command.acc_base):
+                self.expected[token, block] = lanes.tolist()
+
+    def send_command(self, command: Command, **fields: int) -> None:
+        """Send a command alone, with some ``fields`` replaced."""
+        value = {
+            "k_tiles": command.k_tiles,
+            "row_blocks": command.row_blocks,
+            "planes": command.planes,
+            "acc_base": command.acc_base,
+            "token_first": command.tokens.start,
+            "token_count": len(command.tokens),
+            "shift": command.shift,
+        }
+        self._cmd.send(pack(tile_command(PARAMS), value | fields))
+
+    async def check(self) -> None:
+        """Read all accumulators that are known, once."""
+        pairs = sorted({(token, block // 2) for token, block in self.expected})
+        for previous, pair in zip([None, *pairs], [*pairs, pairs[0]], strict=True):
+            await RisingEdge(self.dut.clk)
+            self.dut.acc__addr.value = pack(self._addr, {"token": pair[0], "pair": pair[1]})
+            await ReadOnly()
+            if previous is None:
+                continue
+            blocks = unpack(self._acc, self.dut.acc__data.value.to_unsigned())
+            for bank, lanes in enumerate(blocks):
+                key = previous[0], 2 * previous[1] + bank
+                assert lanes == self.expected.get(key, lanes), key
+        await RisingEdge(self.dut.clk)
+
+
+async def _start(dut: Any, *, p_stall: float = 0.0) -> Bench:
+    bench = Bench(dut, p_stall=p_stall)
+    await bench.start()
+    await bench.random_activations()
+    return bench
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def corners(dut: Any) -> None:
+    """The largest sums of either sign, and zero, over the whole depth."""
+    bench = Bench(dut)
+    await bench.start()
+    n_done = 0
+    for value in (_A_MIN, _A_MAX, 0):
+        await bench.write_activations(np.full_like(bench.activations, value))
+        for base, planes in enumerate((1, PARAMS.max_planes)):
+            k_tiles = PARAMS.act_tiles
+            if isinstance(PARAMS, TernaryParams):
+                k_tiles = min(k_tiles, PARAMS.max_depth(planes) // PARAMS.k_tile)
+            for extreme in ("lowest", "highest"):
+                command = Command(1, planes, k_tiles, range(1), first=base, shift=PARAMS.shift_max)
+                bench.send(command, command.weights(bench.rng, extreme))
+                n_done += 1
+                await bench.done.wait_for(n_done)
+                await bench.check()
+
+
+def _random_command(choose: Random, blocks: int, k_tiles: int) -> Command:
+    planes = choose.choice(PLANES)
+    words = blocks * planes * PARAMS.steps
+    most = PARAMS.m_tile if words <= PARAMS.weight_buffer_words else PARAMS.tile_m
+    first = choose.randrange(PARAMS.m_tile)
+    last = min(first // PARAMS.tile_m * PARAMS.tile_m + most, PARAMS.m_tile)
+    return Command(
+        blocks=blocks,
+        planes=planes,
+        k_tiles=k_tiles,
+        tokens=range(first, choose.randrange(first, last) + 1),
+        first=choose.randrange(PARAMS.acc_blocks // PARAMS.block_rows - blocks + 1),
+        shift=choose.randrange(PARAMS.shift_max + 1),
+    )
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+@cocotb.parametrize(p_stall=STALLS)
+async def random_commands(dut: Any, p_stall: float) -> None:
+    """Odd numbers of rows, tokens and activations; commands sent at once and one by one."""
+    bench = await _start(dut, p_stall=p_stall)
+    choose = Random(cocotb.RANDOM_SEED)
+    most = PARAMS.acc_blocks // PARAMS.block_rows
+    for index, blocks in enumerate([1, 1, 2, 3, 7, most, 1, 2, 3, 1]):
+        k_tiles = choose.randrange(1, PARAMS.act_tiles + 1)
+        bench.send(_random_command(choose, min(blocks, most), k_tiles))
+        if index % 4 == 3:
+            await bench.done.wait_for(index + 1)
+            await bench.check()
+            await bench.random_activations()
+            bench.expected.clear()
+    await bench.done.wait_for(10)
+    await bench.check()
+    assert dut.busy.value == 0
+    assert p_stall < 0.5 or bench.stall.cycles
+
+
+def _edge_command(edge: str, planes: int) -> Command:
+    """A command at an edge of the tile, with which activation, row and token it begins or ends."""
+    m, tile_m, most = PARAMS.m_tile, PARAMS.tile_m, PARAMS.acc_blocks // PARAMS.block_rows
+    fits = min(most, PARAMS.weight_buffer_words // (planes * PARAMS.steps))
+    match edge:
+        case "one":  # of everything
+            return Command(1, planes, 1, range(1))
+        case "last":  # of everything
+            return Command(1, planes, PARAMS.act_tiles, range(m - 1, m), first=most - 1)
+        case "odd":  # tokens that neither begin nor end with a group
+            return Command(
+                min(fits, 3), planes, 1, range(tile_m // 2, m - tile_m + (tile_m + 1) // 2)
+            )
+        case _:
+            return Command(min(fits, 5), planes, 2, range(m))
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+@cocotb.parametrize(p_stall=STALLS)
+async def covers_formats_edges_and_extremes(dut: Any, p_stall: float) -> None:
+    """Every number of digits at every edge of the tile, with every kind of values."""
+    bench = await _start(dut, p_stall=p_stall)
+    n_done = 0
+    for extreme in EXTREMES:
+        if extreme != "random":
+            await bench.write_activations(np.full_like(bench.activations, _A_MIN))
+        for planes, edge in product(PLANES, EDGES):
+            command = _edge_command(edge, planes)
+            weights = command.weights(bench.rng, extreme)
+            bench.send(command, weights)
+            doubled, a = weights.doubled(), bench.activations[command.tokens, : command.depth]
+            sums = a @ doubled.T
+            sign = {"random": 0, "lowest": -1, "highest": 1}[extreme]
+            assert not sign or (np.sign(sums) == sign).all()
+            COVERAGE[planes, edge, p_stall, extreme] += 1
+            n_done += 1
+            if edge == "many":
+                await bench.done.wait_for(n_done)
+                await bench.check()
+                bench.expected.clear()
+    assert p_stall < 0.5 or bench.stall.cycles
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def one_block_of_one_plane(dut: Any) -> None:
+    """Both sets are ready when the words come: the second pass needs the sum of the first."""
+    bench = await _start(dut)
+    for index in range(3):
+        command = Command(1, 1, PARAMS.act_tiles, range(1), first=1, shift=min(5, PARAMS.shift_max))
+        bench.send_command(command)
+        await bench.cmd.wait_for(index + 1)
+        await ClockCycles(dut.clk, 3 * ENGINE.spacing)
+        bench.send_words(command, command.pack(command.weights(bench.rng)))
+        await bench.done.wait_for(index + 1)
+        await bench.check()
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def cycles_are_as_stated(dut: Any) -> None:
+    """Passes shorter than the preparation of a set, as long, and longer; blocks likewise."""
+    bench = await _start(dut)
+    n_words, most = 0, PARAMS.acc_blocks // PARAMS.block_rows
+    shapes = [
+        (1, 1, 1, range(1)),
+        (1, 1, PARAMS.act_tiles, range(PARAMS.m_tile)),
+        (2, 1, PARAMS.act_tiles, range(1)),
+        (most, 1, 2, range(PARAMS.m_tile)),
+        (1, PARAMS.max_planes, 3, range(PARAMS.m_tile - 1, PARAMS.m_tile)),
+        (2, PARAMS.max_planes, 3, range(PARAMS.m_tile // 2, PARAMS.m_tile)),
+        (most, PARAMS.max_planes, 1, range(1)),
+    ]
+    # around the least length of a pass
+    shapes += [
+        (blocks, 1, 3, range(2))
+        for blocks in range(ENGINE.spacing // PARAMS.steps - 1, ENGINE.spacing // PARAMS.steps + 2)
+        if 1 <= blocks <= most
+    ]
+    for index, shape in enumerate(shapes):
+        command = Command(*shape)
+        if command.groups > 1 and command.words > PARAMS.weight_buffer_words // 2:
+            command = Command(*shape[:3], range(1))
+        bench.send(command)
+        await bench.done.wait_for(index + 1)
+        assert bench.done.cycles[-1] - bench.cmd.cycles[-1] == command.cycles, command
+        n_words += PARAMS.n_words(command.k_tiles, command.row_blocks, command.planes)
+        assert len(bench.weights.payloads) == n_words
+        await bench.check()
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def back_to_back(dut: Any) -> None:
+    """A command that waits begins with no cycle lost; weights stream at full rate."""
+    bench = await _start(dut)
+    most = PARAMS.acc_blocks // PARAMS.block_rows
+    most = min(most, PARAMS.weight_buffer_words // PARAMS.steps)
+    planes = min(2, PARAMS.max_planes)
+    # passes that are as long as it takes to prepare one
+    long = min(most, -(-(ENGINE.spacing + 2) // PARAMS.steps))
+    two = min(most, -(-(ENGINE.spacing + 2) // (planes * PARAMS.steps)))
+    commands = [
+        Command(long, 1, 2, range(PARAMS.m_tile)),
+        Command(two, planes, 1, range(1)),
+        Command(long, 1, 3, range(1)),
+        Command(1, PARAMS.max_planes, 2, range(1)),
+        Command(most, 1, 1, range(PARAMS.m_tile)),
+    ]
+    for command in commands:
+        bench.send(command)
+    await bench.done.wait_for(len(commands))
+    await bench.check()
+    assert bench.done.cycles[0] - bench.cmd.cycles[0] == commands[0].cycles
+    differences = np.diff(bench.done.cycles).tolist()
+    for command, cycles in zip(commands[1:3], differences[:2], strict=True):
+        assert cycles == command.k_tiles * command.groups * command.pass_cycles
+    # the short passes of the fourth command end when the set of the next may begin
+    for command, cycles in zip(commands[3:], differences[2:], strict=True):
+        passes = command.k_tiles * command.groups
+        assert cycles <= passes * command.pass_cycles + ENGINE.spacing
+    assert len(bench.stall.cycles) < ENGINE.spacing
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def empty_commands(dut: Any) -> None:
+    """Done at once and in order, without a word."""
+    bench = await _start(dut)
+    some = Command(2, 1, 1, range(1))
+    n_done = 0
+    for field in ("token_count", "row_blocks", "planes", "k_tiles"):
+        bench.send_command(some, **{field: 0})
+        n_done += 1
+        await bench.done.wait_for(n_done)
+        assert bench.done.cycles[-1] - bench.cmd.cycles[-1] == 1 + ENGINE.empty_latency
+    for field in ("token_count", "planes"):
+        bench.send(some)
+        bench.send_command(some, **{field: 0})
+        bench.send_command(some, **{field: 0})
+        n_done += 3
+    await bench.done.wait_for(n_done)
+    await ClockCycles(dut.clk, 40 + ENGINE.latency)
+    assert len(bench.done.cycles) == n_done
+    assert len(bench.weights.payloads) == 2 * some.words
+    assert dut.busy.value == 0
+    await bench.check()
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def fills_its_buffer_and_waits(dut: Any) -> None:
+    """Words are taken before their command; ``stall`` is a command without words."""
+    bench = await _start(dut)
+    depth = PARAMS.weight_buffer_words
+    command = Command(1, 1, 1, range(PARAMS.m_tile))
+    bench.send_command(command)
+    await bench.cmd.wait_for(1)
+    await ClockCycles(dut.clk, ENGINE.lead + 10)
+    assert (dut.busy.value, dut.stall.value) == (1, 1)
+    bench.send_words(command, command.pack(command.weights(bench.rng)))
+    await bench.done.wait_for(1)
+    await RisingEdge(dut.clk)
+    assert (dut.busy.value, dut.stall.value) == (0, 0)
+
+    # a pass that fills the buffer, or comes near it
+    planes = PARAMS.max_planes
+    blocks = min(depth // (planes * PARAMS.steps), PARAMS.acc_blocks // PARAMS.block_rows)
+    k_tiles = min(PARAMS.act_tiles, depth // (planes * PARAMS.steps * blocks) + 1)
+    command = Command(blocks, planes, k_tiles, range(PARAMS.m_tile))
+    former = len(bench.weights.payloads)
+    n_words = command.words * k_tiles
+    bench.send_words(command, command.pack(command.weights(bench.rng)))
+    await ClockCycles(dut.clk, depth + 20)
+    assert len(bench.weights.payloads) == former + min(depth, n_words)
+    assert dut.weights__ready.value == (n_words < depth)
+    bench.send_command(command)
+    await bench.done.wait_for(2)
+    if command.words <= depth // 2:
+        assert bench.done.cycles[-1] - bench.cmd.cycles[-1] == command.cycles
+    await bench.check()
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def one_weight_bit(dut: Any) -> None:
+    """A flipped bit of a digit, a scale or a zero point shows in its row and nowhere else."""
+    bench = Bench(dut)
+    await bench.start()
+    await bench.write_activations(np.ones_like(bench.activations))
+    command = Command(2, PARAMS.max_planes, 2, range(1))
+    weights = command.weights(bench.rng, "lowest")
+    words = command.pack(weights)
+    bench.send_command(command)
+    bench.send_words(command, words)
+    await bench.done.wait_for(1)
+    await bench.check()
+
+    row = PARAMS.tile_n - 3
+    digit = PARAMS.digit_bits // PARAMS.tile_n * row
+    # of a ternary code the sign, of others the lowest digit of a code, or the sign of an activation
+    bits = [digit + (4 if isinstance(PARAMS, TernaryParams) else 0)]
+    if PARAMS.grouped:
+        side = PARAMS.digit_bits + PARAMS.side_width * row
+        bits += [side, side + PARAMS.scale_width]
+    for index, bit in enumerate(bits):
+        before = dict(bench.expected)
+        words[-1, bit // 8] ^= 1 << (bit % 8)
+        bench.send_command(command)
+        bench.send_words(command, words)
+        await bench.done.wait_for(2 + index)
+        await bench.check()
+        changed = [
+            (block * LANES + lane)
+            for (_, block), lanes in bench.expected.items()
+            for lane, value in enumerate(lanes)
+            if value != before[0, block][lane]
+        ]
+        assert changed == [PARAMS.tile_n + row]
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def accumulators_are_readable_meanwhile(dut: Any) -> None:
+    """Blocks of a former command keep their values while others are computed."""
+    bench = await _start(dut)
+    most = PARAMS.acc_blocks // PARAMS.block_rows
+    few = most // 2
+    bench.send(Command(few, 1, 1, range(PARAMS.tile_m)))
+    await bench.done.wait_for(1)
+    former = dict(bench.expected)
+    bench.send(Command(most - few, PARAMS.max_planes, 3, range(PARAMS.tile_m), first=few))
+    bench.expected, later = former, bench.expected
+    while len(bench.done.cycles) < 2:
+        await bench.check()
+    bench.expected = later
+    await bench.check()
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def coverage_is_complete(dut: Any) -> None:
+    """Of everything that the bench should have met, nothing is missing; runs after the others."""
+    bench = Bench(dut)
+    await bench.start()
+    name = f"{PARAMS.kind} {PARAMS.tile_m}x{PARAMS.tile_n}x{PARAMS.tile_k} A{PARAMS.a_width}"
+    for edge, p_stall in product(EDGES, STALLS):
+        counts = {
+            f"{planes} planes, {extreme}": COVERAGE[planes, edge, p_stall, extreme]
+            for planes, extreme in product(PLANES, EXTREMES)
+        }
+        dut._log.info(f"coverage of {name}, edge {edge}, stall {p_stall}: {counts}")
+        missing = [key for key, count in counts.items() if count == 0]
+        assert missing == []

@@ -1,0 +1,214 @@
+"""Every check: what is proved about which block, how far."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from amaranth.lib import wiring
+from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
+
+from lutra_golden.core.config import NANO
+from lutra_golden.matmul.lut import LutParams, Tables
+from lutra_golden.matmul.mac import Adders, MacParams
+from lutra_golden.matmul.mixpe import MixpeParams
+from lutra_golden.matmul.ternary import TernaryParams
+from lutra_hw.arith.scale import ScaleUnit
+from lutra_hw.axi.arbiter import ReadArbiter
+from lutra_hw.axi.lite import LiteSlave
+from lutra_hw.axi.reader import DmaReader
+from lutra_hw.axi.writer import DmaWriter
+from lutra_hw.control.load import LoadUnit
+from lutra_hw.control.registers import RegisterFile
+from lutra_hw.matmul.lut import LutDatapath
+from lutra_hw.matmul.mac import MacDatapath
+from lutra_hw.matmul.mixpe import MixpeDatapath
+from lutra_hw.matmul.table import TernaryDatapath
+from lutra_hw.vector.residual import Logits
+from lutra_hw.vector.rope import RopeQuant
+from lutra_sim.formal.attention.pairs import PairsRules
+from lutra_sim.formal.axi.arbiter import ArbiterOrder
+from lutra_sim.formal.axi.bursts import SplitterOrder
+from lutra_sim.formal.axi.reader import ReaderOrder
+from lutra_sim.formal.axi.writer import WriterOrder
+from lutra_sim.formal.control.sequencer import SequencerRules, SequencerRun
+from lutra_sim.formal.matmul.datapath import (
+    DatapathEqual,
+    Weights,
+    digit_weights,
+    lut_weights,
+    ternary_weights,
+)
+from lutra_sim.formal.prove import Check, Mode
+from lutra_sim.formal.stream.fifo import FifoOrder
+from lutra_sim.formal.stream.replay import ReplayOrder
+from lutra_sim.formal.stream.rules import StreamRules
+
+__all__ = ["CHECKS"]
+
+_SMALL = replace(NANO, name="small", hidden_max=64, n_heads=2, n_kv_heads=1, max_context=16)
+_DMA = {"burst_beats": 2, "max_outstanding": 2, "fifo_depth": 4}
+_DRAIN = 3  # cycles of the pipeline behind the pair issuer
+_ROW = 5  # that is compared; seven rows share a memory, so some are readers of one
+
+# Blocks with output streams; those of a unit are its parts'. Some are not
+# proved by induction, which needs to know what states there are: there the first cycles are looked
+# at, in which several transfers begin and end.
+_STREAMS: dict[str, tuple[Callable[[], wiring.Component], Mode, int]] = {
+    "arbiter": (lambda: ReadArbiter(3, 32), Mode.PROVED, 2),
+    "lite": (lambda: LiteSlave(), Mode.BOUNDED, 12),
+    "load": (lambda: LoadUnit(_SMALL), Mode.PROVED, 2),
+    "logits": (lambda: Logits(_SMALL), Mode.PROVED, 2),
+    "reader": (lambda: DmaReader(32, **_DMA), Mode.PROVED, 2),
+    "registers": (lambda: RegisterFile(_SMALL), Mode.BOUNDED, 10),
+    "rope": (lambda: RopeQuant(_SMALL), Mode.PROVED, 2),
+    "scale": (lambda: ScaleUnit(), Mode.PROVED, 2),
+    "writer": (lambda: DmaWriter(32, **_DMA), Mode.BOUNDED, 10),
+}
+
+
+def _streams(name: str) -> Check:
+    make, mode, depth = _STREAMS[name]
+    return Check(
+        name=f"streams-{name}",
+        claim="what waits on an output stream stays as it is",
+        make=lambda: StreamRules(make()),
+        mode=mode,
+        depth=depth,
+        slow=name in ("rope", "logits"),
+    )
+
+
+def _equal(name: str, make: Callable[[], Any], weights: Weights) -> Check:
+    dut = make()
+    return Check(
+        name=f"equal-{name}",
+        claim="datapath = plain multiplier, both sets of activations",
+        make=lambda: DatapathEqual(make(), weights, _ROW),
+        mode=Mode.BOUNDED,
+        # two preparations, the words of both sets and their results
+        depth=2 * dut.prepare_cycles + dut.latency + 1,
+        slow=True,
+    )
+
+
+CHECKS: list[Check] = [
+    *map(_streams, _STREAMS),
+    Check(
+        name="fifo",
+        claim="no word lost, repeated or reordered; level, full, empty",
+        make=lambda: FifoOrder(SyncFIFO, 4, 1),
+        mode=Mode.BOUNDED,
+        depth=12,
+    ),
+    Check(
+        name="fifo-buffered",
+        claim="no word lost, repeated or reordered; level, full, empty",
+        make=lambda: FifoOrder(SyncFIFOBuffered, 5, 2),
+        mode=Mode.BOUNDED,
+        depth=12,
+    ),
+    Check(
+        name="replay",
+        claim="passes come out as they went in, replayed or not",
+        make=lambda: ReplayOrder(4),
+        mode=Mode.BOUNDED,
+        depth=12,
+    ),
+    Check(
+        name="replay-late",
+        claim="the same, with a part of each word that comes later",
+        make=lambda: ReplayOrder(4, late_width=2, lag=2),
+        mode=Mode.BOUNDED,
+        depth=12,
+    ),
+    Check(
+        name="arbiter",
+        claim="requests once, in order, with ids; data to their master; fair",
+        make=lambda: ArbiterOrder(3),
+        mode=Mode.PROVED,
+        depth=2,
+    ),
+    Check(
+        name="bursts",
+        claim="bursts cover the command, in order; none crosses 4 KB",
+        make=lambda: SplitterOrder(128, 16),
+        mode=Mode.PROVED,
+        depth=2,
+    ),
+    Check(
+        name="reader",
+        claim="every beat once, in order; AXI's rules for bursts; progress",
+        make=ReaderOrder,
+        mode=Mode.BOUNDED,
+        depth=10,
+        slow=True,
+    ),
+    Check(
+        name="writer",
+        claim="every beat once, in order, wlast; idle is true; progress",
+        make=WriterOrder,
+        mode=Mode.BOUNDED,
+        depth=10,
+        slow=True,
+    ),
+    Check(
+        name="pairs",
+        claim="requests wait unchanged, pairs read what is there, no slot overwritten",
+        make=lambda: PairsRules(_SMALL, _DRAIN),
+        mode=Mode.BOUNDED,
+        depth=16,
+    ),
+    Check(
+        name="pairs-kv4",
+        claim="the same with two positions to a beat",
+        make=lambda: PairsRules(replace(_SMALL, kv_width=4), _DRAIN),
+        mode=Mode.BOUNDED,
+        depth=16,
+    ),
+    Check(
+        name="sequencer",
+        claim="waits kept, instructions once and in order, streams",
+        make=SequencerRules,
+        mode=Mode.BOUNDED,
+        depth=9,
+        slow=True,
+    ),
+    Check(
+        name="sequencer-run",
+        claim="a program of two beats ends within a bound: no deadlock",
+        make=SequencerRun,
+        mode=Mode.BOUNDED,
+        depth=20,
+        slow=True,
+    ),
+    _equal(
+        "ternary",
+        lambda: TernaryDatapath(TernaryParams(tile_k=3, k_tile=3)),
+        ternary_weights,
+    ),
+    _equal("lut", lambda: LutDatapath(LutParams(tile_k=4, k_tile=4)), lut_weights),
+    _equal(
+        "lut-logic",
+        lambda: LutDatapath(LutParams(tile_k=4, k_tile=8, tables=Tables.LOGIC)),
+        lut_weights,
+    ),
+    *(
+        _equal(
+            f"mixpe-{adders.name.lower()}",
+            lambda adders=adders: MixpeDatapath(MixpeParams(tile_k=3, k_tile=6, adders=adders)),
+            digit_weights,
+        )
+        for adders in (Adders.CHAINS, Adders.CELLS)
+    ),
+    *(
+        _equal(
+            f"mac-{adders.name.lower()}",
+            lambda adders=adders: MacDatapath(
+                MacParams(tile_k=2, k_tile=4, w_width=2, adders=adders)
+            ),
+            digit_weights,
+        )
+        for adders in Adders
+    ),
+]
+"""In the order of the table; the names are those of the command line."""

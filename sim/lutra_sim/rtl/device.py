@@ -1,0 +1,321 @@
+"""The Verilated accelerator in this process: memory, registers, runs, counters, traces."""
+
+import ctypes
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.control.isa import Unit
+from lutra_golden.control.registers import (
+    CONTROL_START,
+    COUNTERS,
+    IDENT,
+    REGISTERS,
+    STATUS_ERROR,
+    VERSION,
+    UnitState,
+)
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_sim.rtl.build import Progress, build
+from lutra_sim.rtl.settings import Settings
+from lutra_sim.rtl.timing import NANO, MemoryTiming
+
+__all__ = ["RtlDevice", "RtlError", "coverage_folder"]
+
+_SLICE_CYCLES = 5000  # a fraction of a second, so that Ctrl-C is heard
+_REBUILD = "run `make clean run`, which builds it anew"
+
+
+class RtlError(RuntimeError):
+    """The simulated accelerator broke a rule or got stuck; the message is one line."""
+
+
+class RtlDevice:
+    """An accelerator of ``config``, simulated cycle by cycle, and the memory behind it.
+
+    Reading a byte that was never written is an error of who reads it, be it the accelerator or
+    this process; what need not be written by the accelerator is set with :meth:`zero`. After an
+    :class:`RtlError` memory can still be read, but nothing runs until :meth:`reset`.
+
+    Parameters
+    ----------
+    config : :class:`AcceleratorConfig`
+    memory_bytes : int
+        Size of the memory; its addresses begin at 0.
+    timing : :class:`MemoryTiming`
+    trace_path :
+        Where to write a trace: ``.vcd``, or ``.fst``.
+    trace_cycles :
+        First cycle of the trace, and the one behind its last.
+    coverage :
+        Leave line coverage in :func:`coverage_folder` when closed; ``LUTRA_COVERAGE=1`` in the
+        environment decides when None.
+    watchdog_cycles :
+        Cycles without any progress that end a run; 0 is never.
+    progress :
+        Told how a build proceeds; see :func:`build`.
+    """
+
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        memory_bytes: int,
+        timing: MemoryTiming = NANO,
+        *,
+        trace_path: Path | None = None,
+        trace_cycles: tuple[int, int] | None = None,
+        coverage: bool | None = None,
+        watchdog_cycles: int = 20_000,
+        progress: Progress | None = None,
+    ) -> None:
+        if memory_bytes < 1:
+            raise ValueError(f"memory_bytes must be positive, not {memory_bytes}")
+        if watchdog_cycles < 0:
+            raise ValueError(f"watchdog_cycles must not be negative, not {watchdog_cycles}")
+        if coverage is None:
+            coverage = os.environ.get("LUTRA_COVERAGE") == "1"
+        self.config, self.memory_bytes, self.timing = config, memory_bytes, timing
+        self._coverage = coverage
+        self._handle: int | None = None
+        path = build(config, trace=_trace_format(trace_path), coverage=coverage, progress=progress)
+        self._library = _load(path)
+        settings = Settings.of(timing, watchdog_cycles=watchdog_cycles, clock_hz=config.clock_hz)
+        self._handle = self._library.lutra_create(memory_bytes, settings)
+        if not self._library.lutra_created(self._handle):
+            message = self._error()
+            self._destroy()
+            raise RtlError(message)
+        try:
+            if trace_path is not None:
+                first, end = trace_cycles or (0, 1 << 63)
+                trace_path.parent.mkdir(parents=True, exist_ok=True)
+                self._call("trace_open", os.fsencode(trace_path), first, end)
+            self._check_identity()
+            self.write_register("IRQ_ENABLE", 1)
+        except BaseException:
+            self._destroy()
+            raise
+
+    @property
+    def cycles(self) -> int:
+        """Clock cycles since the device was made."""
+        return self._library.lutra_cycles(self._open())
+
+    def write(self, address: int, data: bytes | bytearray | memoryview | NDArray[Any]) -> None:
+        """Write ``data`` to memory."""
+        if not (data.nbytes if isinstance(data, np.ndarray | memoryview) else len(data)):
+            return
+        array = np.frombuffer(data, np.uint8)
+        self._check_range(address, array.size)
+        self._call("write", address, array.ctypes.data, array.size)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Read ``size`` bytes of memory, all of which must have been written."""
+        self._check_range(address, size)
+        written = self._library.lutra_written(self._open(), address, size)
+        if written < size:
+            raise RtlError(
+                f"the host reads {size} bytes at {address:#x}, of which {address + written:#x} "
+                "was never written"
+            )
+        data = np.empty(size, np.uint8)
+        self._call("read", address, data.ctypes.data, size)
+        return data.tobytes()
+
+    def zero(self, address: int, size: int) -> None:
+        """Write ``size`` zero bytes to memory."""
+        self._check_range(address, size)
+        self._call("zero", address, size)
+
+    def read_register(self, name: str, index: int = 0) -> int:
+        """Read a register of :data:`REGISTERS`, by AXI4-Lite."""
+        value = ctypes.c_uint32()
+        self._call("read_register", _address(name, index, "wo"), ctypes.byref(value))
+        return value.value
+
+    def write_register(self, name: str, value: int, index: int = 0) -> None:
+        """Write a register of :data:`REGISTERS`, by AXI4-Lite."""
+        address = _address(name, index, "ro")
+        if not 0 <= value < 1 << 32:
+            raise ValueError(f"{name} must fit 32 bits, not {value}")
+        self._call("write_register", address, value)
+
+    def start_and_wait(self, max_cycles: int | None = None) -> int:
+        """Start a run, wait for its interrupt, and return the cycles that it took."""
+        first = self.cycles
+        self.write_register("IRQ_STATUS", 1)
+        self.write_register("CONTROL", CONTROL_START)
+        while True:
+            left = None if max_cycles is None else first + max_cycles - self.cycles
+            if left is not None and left <= 0:
+                units = self._units()
+                self._end_trace()
+                raise RtlError(f"not done after {max_cycles} cycles: {units}")
+            if self._call("run", _SLICE_CYCLES if left is None else min(left, _SLICE_CYCLES)):
+                break
+        cycles = self.cycles - first
+        if self.read_register("STATUS") & STATUS_ERROR:
+            self._end_trace()
+            raise RtlError(
+                f"the accelerator reports a bus error or an unknown opcode after {cycles} cycles"
+            )
+        return cycles
+
+    def counters(self) -> dict[str, int]:
+        """The performance counters of the last run, named as in :data:`COUNTERS`."""
+        words = [self.read_register("COUNTER", index) for index in range(2 * len(COUNTERS))]
+        pairs = zip(words[::2], words[1::2], strict=True)
+        return {name: low | high << 32 for name, (low, high) in zip(COUNTERS, pairs, strict=True)}
+
+    def reset(self) -> None:
+        """Reset the accelerator and forget its last error; memory stays as it is."""
+        self._call("reset")
+        self.write_register("IRQ_ENABLE", 1)
+
+    def close(self) -> None:
+        """End the trace, leave the coverage, free the memory; a second call does nothing."""
+        if self._handle is None:
+            return
+        try:
+            self._call("trace_close")
+            if self._coverage:
+                folder = coverage_folder()
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"accelerator-{uuid.uuid4().hex}.dat"
+                self._call("write_coverage", os.fsencode(path))
+        finally:
+            self._destroy()
+
+    def __enter__(self) -> "RtlDevice":
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self._destroy()
+
+    def _check_identity(self) -> None:
+        name, config = self.config.name, self.config
+        ident, version = self.read_register("IDENT"), self.read_register("VERSION")
+        if ident != IDENT:
+            raise RtlError(
+                f"IDENT of the simulator is {ident:#010x}, not {IDENT:#010x}: {_REBUILD}"
+            )
+        if version != VERSION:
+            raise RtlError(
+                f"the simulator has version {version} of the register map and this program needs "
+                f"{VERSION}: {_REBUILD}"
+            )
+        low, high = self.read_register("FINGERPRINT", 0), self.read_register("FINGERPRINT", 1)
+        fingerprint = low | high << 32
+        if fingerprint != config.fingerprint:
+            raise RtlError(
+                f"the simulator's fingerprint is {fingerprint:#018x} and that of the "
+                f"configuration '{name}' is {config.fingerprint:#018x}: {_REBUILD}"
+            )
+
+    def _units(self) -> str:
+        """What every unit is doing."""
+        word = self.read_register("UNIT_STATE")
+        names = [*(unit.name.lower() for unit in Unit), "fetch"]
+        known = {state.value: state.name for state in UnitState}
+        codes = [word >> 4 * i & 15 for i in range(len(names))]
+        return ", ".join(
+            f"{name} {known.get(code, f'state {code}')}"
+            for name, code in zip(names, codes, strict=True)
+        )
+
+    def _check_range(self, address: int, size: int) -> None:
+        if address < 0 or size < 0 or address + size > self.memory_bytes:
+            raise ValueError(
+                f"{size} bytes at {address:#x} lie outside the memory of {self.memory_bytes} bytes"
+            )
+
+    def _open(self) -> int:
+        if self._handle is None:
+            raise RtlError("the device is closed")
+        return self._handle
+
+    def _call(self, function: str, *arguments: object) -> int:
+        result = getattr(self._library, f"lutra_{function}")(self._open(), *arguments)
+        if result < 0:
+            message = self._error()
+            self._end_trace()
+            raise RtlError(message)
+        return result
+
+    def _error(self) -> str:
+        return self._library.lutra_error(self._handle).decode(errors="replace")
+
+    def _end_trace(self) -> None:
+        """Write out the trace: it is wanted most where the run fails."""
+        self._library.lutra_trace_close(self._handle)
+
+    def _destroy(self) -> None:
+        handle, self._handle = self._handle, None
+        self._library.lutra_destroy(handle)
+
+
+def coverage_folder() -> Path:
+    """Where coverage is collected: ``$LUTRA_COVERAGE_DIR``, or ``build/coverage``."""
+    return Path(os.environ.get("LUTRA_COVERAGE_DIR") or Path("build") / "coverage").absolute()
+
+
+def _trace_format(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if path.suffix not in (".vcd", ".fst"):
+        raise ValueError(f"trace_path must end in .vcd or .fst, not '{path.name}'")
+    return path.suffix[1:]
+
+
+def _address(name: str, index: int, forbidden: str) -> int:
+    register = REGISTERS.get(name)
+    if register is None:
+        raise ValueError(f"register must be one of {', '.join(REGISTERS)}, not '{name}'")
+    if not 0 <= index < register.count:
+        raise ValueError(f"index of {name} must be in 0..{register.count - 1}, not {index}")
+    if register.access == forbidden:
+        raise ValueError(f"{name} can{'not be written' if forbidden == 'ro' else 'not be read'}")
+    return register.address + 4 * index
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    device, size, text = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_char_p
+    data, word, settings = ctypes.c_void_p, ctypes.c_uint32, ctypes.POINTER(Settings)
+    functions: dict[str, tuple[Any, list[Any]]] = {
+        "create": (device, [size, settings]),
+        "created": (ctypes.c_int, [device]),
+        "destroy": (None, [device]),
+        "error": (text, [device]),
+        "cycles": (size, [device]),
+        "reset": (ctypes.c_int, [device]),
+        "write": (ctypes.c_int, [device, size, data, size]),
+        "zero": (ctypes.c_int, [device, size, size]),
+        "read": (ctypes.c_int, [device, size, data, size]),
+        "written": (size, [device, size, size]),
+        "write_register": (ctypes.c_int, [device, word, word]),
+        "read_register": (ctypes.c_int, [device, word, ctypes.POINTER(word)]),
+        "run": (ctypes.c_int, [device, size]),
+        "trace_open": (ctypes.c_int, [device, text, size, size]),
+        "trace_close": (ctypes.c_int, [device]),
+        "write_coverage": (ctypes.c_int, [device, text]),
+    }
+    for name, (result, arguments) in functions.items():
+        function: Callable[..., Any] = getattr(library, f"lutra_{name}")
+        function.restype, function.argtypes = result, arguments  # type: ignore[attr-defined]
+    return library

@@ -1,0 +1,53 @@
+"""The register map: no two registers share an address, and everybody's arrays fit."""
+
+from lutra_golden.control.isa import Unit
+from lutra_golden.control.registers import COUNTERS, IDENT, REGISTERS, UnitState
+from lutra_golden.core.config import CONFIGS
+
+MAP_BYTES = 4096
+
+
+def test_registers_lie_apart_on_words_in_one_page() -> None:
+    used: set[int] = set()
+    for name, register in REGISTERS.items():
+        assert register.address % 4 == 0, name
+        addresses = {register.address + 4 * i for i in range(register.count)}
+        assert len(addresses) == register.count >= 1, name
+        assert not addresses & used, name
+        used |= addresses
+    assert max(used) < MAP_BYTES
+
+
+def test_every_register_is_described() -> None:
+    for name, register in REGISTERS.items():
+        assert name.isupper()
+        assert register.doc
+        assert register.access in {"ro", "rw", "wo", "w1c"}
+
+
+def test_ident_reads_as_letters() -> None:
+    assert IDENT.to_bytes(4, "little") == b"LTRA"
+
+
+def test_addresses_of_memory_have_two_words() -> None:
+    for name in ("PROGRAM_BASE", "WEIGHT_BASE", "KV_BASE", "LOGITS_BASE", "FINGERPRINT"):
+        assert REGISTERS[name].count == 2
+        assert REGISTERS[name].address % 8 == 0
+
+
+def test_arrays_hold_the_largest_tile() -> None:
+    tile = max(config.m_tile for config in CONFIGS.values())
+    for name in ("TOKEN", "ARGMAX", "SCALE"):
+        assert REGISTERS[name].count >= tile
+
+
+def test_counters_have_two_words_each() -> None:
+    assert REGISTERS["COUNTER"].count == 2 * len(COUNTERS)
+    assert len(set(COUNTERS)) == len(COUNTERS)
+    for unit in Unit:
+        assert {f"{unit.name.lower()}_busy", f"{unit.name.lower()}_stall"} <= set(COUNTERS)
+
+
+def test_states_of_all_units_and_the_fetch_fit_one_word() -> None:
+    assert max(UnitState) < 16
+    assert 4 * (len(Unit) + 1) <= 32

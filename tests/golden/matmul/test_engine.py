@@ -1,0 +1,155 @@
+"""Grouped weights, and what every engine's parameters have in common."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lutra_golden.core.config import ENGINES
+from lutra_golden.matmul.engine import EngineParams, GroupedWeights
+from lutra_golden.matmul.lut import LutParams
+from lutra_golden.matmul.mac import MacParams
+
+
+def _weights(**values: Any) -> GroupedWeights:
+    base = {
+        "codes": np.array([[0, 3, 1, 2]]),
+        "scale": np.array([[5, 255]]),
+        "zero": np.array([[3, 0]]),
+        "bits": 2,
+        "group": 2,
+    }
+    return GroupedWeights(**(base | values))
+
+
+def test_doubled_weights() -> None:
+    weights = _weights()
+    assert weights.doubled().tolist() == [[5 * -3, 5 * 3, 255 * 2, 255 * 4]]
+    assert weights.scale_bits == 8
+
+
+def test_a_group_of_scale_zero_weighs_nothing() -> None:
+    weights = _weights(scale=np.array([[0, 65535]]))
+    assert weights.doubled().tolist() == [[0, 0, 65535 * 2, 65535 * 4]]
+    assert weights.scale_bits == 16
+    assert _weights(scale=np.zeros((1, 2), np.int64)).scale_bits == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bits": 0}, "bits must be in 1..8, not 0"),
+        ({"bits": 9}, "bits must be in 1..8, not 9"),
+        ({"group": 3}, "depth must be a multiple of group (3), not 4"),
+        ({"group": 0}, "depth must be a multiple of group (0), not 4"),
+        ({"codes": np.array([[0, 4, 1, 2]])}, "codes must be in 0..3, not 0..4"),
+        ({"codes": np.array([[-1, 3, 1, 2]])}, "codes must be in 0..3, not -1..3"),
+        ({"scale": np.array([[5]])}, "scale must be [1, 2], not [1, 1]"),
+        ({"scale": np.array([[-1, 5]])}, "scale must be in 0..65535, not -1..5"),
+        ({"scale": np.array([[5, 65536]])}, "scale must be in 0..65535, not 5..65536"),
+        ({"zero": np.array([[3, 7]])}, "zero must be in 0..6, not 3..7"),
+        ({"zero": np.array([[3, -1]])}, "zero must be in 0..6, not -1..3"),
+        ({"zero": np.array([[3], [0]])}, "zero must be [1, 2], not [2, 1]"),
+    ],
+)
+def test_rejects_weights(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        _weights(**values)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("peak", [0, 1, 2, 121, 127])
+def test_integers_as_grouped_weights(peak: int) -> None:
+    w = np.array([[-peak, 0, peak], [peak, 0, 0]])
+    weights = GroupedWeights.from_integers(w)
+    assert (weights.doubled() == 2 * w).all()
+    assert weights.bits == max(peak, 1).bit_length() + 1
+
+
+def test_integers_that_no_code_holds() -> None:
+    with pytest.raises(ValueError) as error:
+        GroupedWeights.from_integers(np.array([[128]]))
+    assert str(error.value) == "bits must be in 1..8, not 9"
+
+
+def test_some_rows() -> None:
+    weights = _weights(
+        codes=np.arange(12).reshape(3, 4) % 4, scale=np.ones((3, 2), int), zero=np.zeros((3, 2))
+    )
+    for select in (slice(1, 3), np.array([2, 0])):
+        assert (weights.rows(select).doubled() == weights.doubled()[select]).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tile_m": 0}, "tile_m must be positive, not 0"),
+        ({"tile_m": 3, "m_tile": 6}, "tile_m must be a power of two, not 3"),
+        ({"tile_m": 16}, "m_tile must be a multiple of tile_m, not 8 of 16"),
+        ({"tile_m": 4, "m_tile": 6}, "m_tile must be a multiple of tile_m, not 6 of 4"),
+        ({"tile_n": 4}, "tile_n must be a power of two from 8 on, not 4"),
+        ({"tile_n": 12}, "tile_n must be a power of two from 8 on, not 12"),
+        ({"tile_k": 48}, "k_tile (the group) must be a multiple of tile_k, not 64 of 48"),
+        ({"tile_k": 0}, "tile_k must be positive, not 0"),
+        ({"a_width": 4}, "a_width must be 8 or 16, not 4"),
+        ({"scale_width": 7}, "scale_width must be in 8..16, not 7"),
+        ({"scale_width": 17}, "scale_width must be in 8..16, not 17"),
+        ({"acc_width": 40}, "acc_width must be at most sum_width (36), not 40"),
+        (
+            {"acc_blocks": 3},
+            "acc_blocks must be a multiple of 2 (pairs of blocks, tile_n / 8), not 3",
+        ),
+        (
+            {"tile_n": 32, "acc_blocks": 6},
+            "acc_blocks must be a multiple of 4 (pairs of blocks, tile_n / 8), not 6",
+        ),
+        ({"weight_buffer_words": 1}, "weight_buffer_words must be a power of two from 2 on, not 1"),
+        ({"max_planes": -1}, "max_planes must be positive, not -1"),
+    ],
+)
+@pytest.mark.parametrize("cls", [LutParams, MacParams])
+def test_rejects_values(cls: type[EngineParams], values: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        cls(**values)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("cls", ENGINES.values())
+@pytest.mark.parametrize("value", [8.0, True, "8", None])
+def test_rejects_kinds(cls: type[EngineParams], value: object) -> None:
+    with pytest.raises(TypeError) as error:
+        cls(tile_n=value)  # type: ignore[arg-type]
+    assert str(error.value) == f"tile_n must be an integer, not {value!r}"
+
+
+def test_wider_scales_take_more_of_a_word_and_a_wider_shift() -> None:
+    for scale_width, side, shift in ((8, 18, 15), (9, 19, 31), (16, 26, 31)):
+        params = LutParams(tile_n=16, scale_width=scale_width)
+        assert params.side_bits == 16 * side
+        assert params.word_bits == params.digit_bits + params.side_bits
+        assert params.shift_max == shift
+    ternary = ENGINES["ternary"]()
+    assert (ternary.side_bits, ternary.shift_max) == (0, 0)
+
+
+def test_words_of_a_command() -> None:
+    params = LutParams(tile_n=16, tile_k=16)
+    assert params.n_words(3, 8, 2) == 3 * 4 * 2 * 4
+    with pytest.raises(ValueError) as error:
+        params.n_words(3, 7, 2)
+    assert str(error.value) == "row_blocks must be a multiple of 2, not 7"
+
+
+@pytest.mark.parametrize("cls", ENGINES.values())
+def test_every_engine_takes_ternary_and_head_weights(cls: type[EngineParams]) -> None:
+    """The product is that of the integers, or twice it."""
+    params, rng = cls(acc_blocks=8), np.random.default_rng(1)
+    a = rng.integers(-128, 128, (2, 2 * params.k_tile))
+    for peak in (1, 121):
+        w = rng.integers(-peak, peak + 1, (11, 2 * params.k_tile))
+        weights = GroupedWeights.from_integers(w)
+        planes = params.planes(weights)
+        words = params.pack(weights, planes)
+        assert words.shape == (params.n_words(2, 2, planes), -(-params.word_bits // 8))
+        expected = np.pad((2 if params.grouped else 1) * a @ w.T, ((0, 0), (0, 5)))
+        assert (params.matmul(a, words, 2, planes) == expected).all()

@@ -1,0 +1,52 @@
+"""Names of number formats."""
+
+import re
+
+import pytest
+
+from lutra_golden.matmul.format import FORMATS, Format
+
+
+def test_every_name_is_read_back() -> None:
+    assert len(set(FORMATS)) == len(FORMATS) == 14
+    for name in FORMATS:
+        assert str(Format.parse(name)) == name
+        assert Format.parse(name.lower()) == Format.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "w_bits", "a_bits", "ternary", "q_max"),
+    [
+        ("W1A8", 1, 8, False, 127),
+        ("W1.58A8", 2, 8, True, 127),
+        ("W2A8", 2, 8, False, 127),
+        ("W4A16", 4, 16, False, 32767),
+    ],
+)
+def test_what_a_name_says(name: str, w_bits: int, a_bits: int, ternary: bool, q_max: int) -> None:
+    found = Format.parse(name)
+    assert (found.w_bits, found.a_bits, found.ternary) == (w_bits, a_bits, ternary)
+    assert found.q_max == q_max
+
+
+@pytest.mark.parametrize(
+    "name", ["", "W4", "A8", "W5A8", "W4A4", "W1.5A8", "4A8", "W4A8 ", "W04A8"]
+)
+def test_a_name_that_is_none(name: str) -> None:
+    message = f"format must be one of W1A8, W1.58A8, W2A8, .*, not {re.escape(repr(name))}"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Format.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("w_bits", "a_bits", "ternary", "message"),
+    [
+        (5, 8, False, "w_bits must be one of (1, 2, 3, 4, 6, 8), not 5"),
+        (0, 8, False, "w_bits must be one of (1, 2, 3, 4, 6, 8), not 0"),
+        (4, 12, False, "a_bits must be one of (8, 16), not 12"),
+        (4, 8, True, "w_bits of a ternary format must be 2, not 4"),
+    ],
+)
+def test_bits_that_can_not_be(w_bits: int, a_bits: int, ternary: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Format(w_bits=w_bits, a_bits=a_bits, ternary=ternary)

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.config import ConfigFile
 from lutra.commands.bench import Row, bench
 from lutra.devices.cpu.device import CpuDevice, available_cores
-from lutra.errors import LutraError
-from lutra.models.decoder import linear_shapes
+from lutra.formats.config_file import ConfigFile
 from lutra.models.random import RANDOM_SHAPES
-from lutra.models.random_packed import PREFIX, random_packed
+from lutra.packed.random import PREFIX, random_packed
 from lutra.progress import StepProgress
+from lutra_golden.errors import LutraError
+from lutra_golden.model.shapes import linear_shapes
 
 __all__ = ["main", "measure", "write_gguf"]
 

@@ -16,21 +16,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.compiler import compile_model
-from lutra.configure import configure
+from lutra.compile.compiler import compile_model
+from lutra.compile.configure import configure
 from lutra.devices.golden import GoldenDevice
-from lutra.errors import LutraError
+from lutra.evaluate.perplexity import Perplexity, perplexity, text_windows
 from lutra.models import find_model, load_model
-from lutra.models.decoder import LINEARS, Decoder
-from lutra.packing import PackedModel, reference
-from lutra.perplexity import Perplexity, perplexity, text_windows
+from lutra.models.decoder import Decoder
 from lutra.progress import StepProgress
 from lutra.quantize.calibration import calibration_windows, in_float
 from lutra.quantize.driver import Recipe, quantize_model
-from lutra.tokenizer import Tokenizer
+from lutra.quantize.reference import reference
+from lutra.text.tokenizer import Tokenizer
 from lutra_golden.core.config import NANO_WIDE
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import SCALE_WIDTH, ZERO_WIDTH
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shapes import LINEARS
 
 __all__ = [
     "BEGIN",

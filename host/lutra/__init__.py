@@ -2,9 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from lutra.engine import LLM, Completion, Piece
-from lutra.errors import LutraError
-from lutra.sampling import SamplingParams
+from lutra.llm import LLM, Completion, Piece
+from lutra.text.sampling import SamplingParams
+from lutra_golden.errors import LutraError
 
 __all__ = ["LLM", "Completion", "LutraError", "Piece", "SamplingParams", "__version__"]
 

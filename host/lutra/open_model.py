@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lutra.errors import LutraError
-from lutra.formats.packed import is_packed, open_packed
 from lutra.models import find_model, load_model
 from lutra.models.decoder import Decoder
-from lutra.models.random_packed import PREFIX, random_packed
-from lutra.packing import PackedModel, pack_model
+from lutra.packed.file import is_packed, open_packed
+from lutra.packed.random import PREFIX, random_packed
 from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra.quantize.pack import pack_model
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedModel
 
 __all__ = ["open_model", "open_packed_model"]
 

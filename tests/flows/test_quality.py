@@ -8,11 +8,11 @@ import pytest
 from tests.host.quantize.random_decoder import GROUP, random_decoder
 from tests.host.random_model import LLAMAS, write_model
 
-from lutra.errors import LutraError
-from lutra.packing import pack_model
-from lutra.perplexity import Perplexity
+from lutra.evaluate.perplexity import Perplexity
+from lutra.quantize.pack import pack_model
 from lutra_flows import quality
 from lutra_flows.quality import Point, Run, goals, insert, mean_bits, tables
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 
 POINT = Point(

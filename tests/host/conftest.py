@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, load, write_model
 
-from lutra.compiler import compile_model
+from lutra.compile.compiler import compile_model
+from lutra.compile.program import Program
 from lutra.models.decoder import Decoder
-from lutra.packing import PackedModel, pack_model
-from lutra.program import Program
+from lutra.quantize.pack import pack_model
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedModel
 
 
 @pytest.fixture(scope="session")

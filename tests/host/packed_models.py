@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from lutra.compiler import compile_model
-from lutra.configure import configure
+from lutra.compile.compiler import compile_model
+from lutra.compile.configure import configure
 from lutra.devices.base import TileResult
 from lutra.devices.golden import GoldenDevice
-from lutra.formats.packed import write_packed
-from lutra.formats.packed_layers import LayerSizes
-from lutra.formats.packed_store import PackedStore
-from lutra.models.decoder import LINEARS
-from lutra.packing import PackedModel
+from lutra.packed.file import write_packed
+from lutra.packed.layers import LayerSizes
+from lutra.packed.store import PackedStore
+from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shapes import LINEARS
 
 __all__ = [
     "Config",

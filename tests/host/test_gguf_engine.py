@@ -10,10 +10,10 @@ gguf = pytest.importorskip("gguf")
 
 from tests.host.gguf_model import MODELS, write_gguf
 
-from lutra.engine import LLM
 from lutra.formats.gguf import GgufFile
 from lutra.formats.gguf_vocabulary import read_vocabulary
-from lutra.tokenizer import Tokenizer
+from lutra.llm import LLM
+from lutra.text.tokenizer import Tokenizer
 
 LETTERS = "abcdefgh"
 

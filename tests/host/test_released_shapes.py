@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lutra.compiler import compile_model
-from lutra.configure import configure
+from lutra.compile.compiler import compile_model
+from lutra.compile.configure import configure
+from lutra.compile.fit import check_fit
 from lutra.devices.golden import GoldenDevice
-from lutra.fit import check_fit
 from lutra.models import load_model
 from lutra.models.random import RANDOM_SHAPES, write_random
-from lutra.packing import PackedModel, pack_model, reference
+from lutra.quantize.pack import pack_model
+from lutra.quantize.reference import reference
+from lutra_golden.model.packed import PackedModel
 
 
 def number(shape: str, name: str, default: int = 0) -> int:

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-from lutra.formats.b128 import from_b128
+from lutra_golden.model.b128 import from_b128
 from lutra_kernels import arrays, bench, missing, timing, tune
 from lutra_kernels.config import Tile
 from lutra_kernels.matmul import operands

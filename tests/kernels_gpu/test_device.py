@@ -14,11 +14,12 @@ from triton.runtime import interpreter
 
 from lutra.devices.choose import choose_device
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
-from lutra.errors import LutraError
 from lutra.models import load_model
-from lutra.packing import PackedLinear, PackedModel, pack_model
+from lutra.quantize.pack import pack_model
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedLinear, PackedModel
 from lutra_kernels import config
 
 pytestmark = pytest.mark.interpreted

@@ -16,8 +16,9 @@ from triton.runtime import interpreter
 
 from lutra.devices.cuda.arrays import lowered_around, lowered_layers, model_shape
 from lutra.models import find_model, load_model
-from lutra.packing import PackedModel, pack_model
+from lutra.quantize.pack import pack_model
 from lutra_golden.matmul.format import FORMATS, TERNARY_NAME, Format
+from lutra_golden.model.packed import PackedModel
 from lutra_kernels import config
 from lutra_kernels.model import upload_model
 from lutra_kernels.runner import Runner, TileOutput

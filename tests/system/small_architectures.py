@@ -22,11 +22,13 @@ from tests.host.random_model import Shape, config_for
 
 from lutra.checkpoints.weights import Dense, Grouped
 from lutra.models import load_model
-from lutra.models.decoder import LINEARS, Decoder, DecoderLayer
-from lutra.packing import PackedBias, PackedModel, pack_decoder, pack_model
+from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.quantize import quantize_layer
+from lutra.quantize.pack import pack_decoder, pack_model
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedBias, PackedModel
+from lutra_golden.model.shapes import LINEARS
 
 __all__ = ["MAKERS", "SHAPE", "config_of_engine", "is_ternary", "make"]
 

@@ -12,12 +12,13 @@ pytest.importorskip("gguf")
 
 from tests.system.small_architectures import MAKERS, config_of_engine, is_ternary, make
 
-from lutra.compiler import compile_model
-from lutra.configure import configure
+from lutra.compile.compiler import compile_model
+from lutra.compile.configure import configure
 from lutra.devices.golden import GoldenDevice
 from lutra.devices.rtl import RtlDevice
-from lutra.packing import PackedLayer, PackedLinear, PackedModel, PackedNorm, reference
+from lutra.quantize.reference import reference
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel, PackedNorm
 from lutra_golden.vector.rope import rope_table
 from lutra_sim.rtl.timing import IDEAL, MemoryTiming, random_timing
 

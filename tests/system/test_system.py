@@ -15,19 +15,20 @@ import pytest
 from numpy.typing import NDArray
 
 from lutra import LLM, SamplingParams
-from lutra.compiler import compile_model
+from lutra.compile.compiler import compile_model
+from lutra.compile.program import Program
 from lutra.devices.base import Device, DeviceError, TileResult
 from lutra.devices.golden import GoldenDevice
 from lutra.devices.rtl import RtlDevice
-from lutra.engine import Mismatch
-from lutra.errors import LutraError
+from lutra.llm import Mismatch
 from lutra.models import find_model, load_model
-from lutra.packing import PackedModel, pack_model
-from lutra.program import Program
-from lutra.tokenizer import Tokenizer
+from lutra.quantize.pack import pack_model
+from lutra.text.tokenizer import Tokenizer
 from lutra_golden.control.isa import INSTRUCTION_BYTES, Opcode, decode, encode
 from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedModel
 from lutra_sim.rtl.timing import IDEAL, MemoryTiming, random_timing
 from lutra_sim.rtl.timing import NANO as NANO_TIMING
 

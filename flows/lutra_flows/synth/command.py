@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lutra.errors import LutraError
 from lutra.progress import StepProgress
 from lutra_flows.synth.designs import Made, Part, design
 from lutra_flows.synth.report import TARGETS, Report, Request, libraries, synthesize
 from lutra_flows.synth.yosys import MACRO_WORDS
 from lutra_golden.core.config import ENGINES
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
 
 __all__ = ["add_command"]

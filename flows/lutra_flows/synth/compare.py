@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lutra.errors import LutraError
 from lutra_flows.synth.designs import Made, design
 from lutra_flows.synth.liberty import Library
 from lutra_flows.synth.report import Progress, Report, Request, synthesize
+from lutra_golden.errors import LutraError
 
 __all__ = [
     "BEGIN",

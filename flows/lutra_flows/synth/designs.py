@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from lutra.errors import LutraError
 from lutra_golden.core.config import ENGINES, NANO, AcceleratorConfig, with_engine
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, EngineParams
 from lutra_golden.matmul.format import FORMATS, Format
 from lutra_golden.matmul.lut import LutParams, Tables

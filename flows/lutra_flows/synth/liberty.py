@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 
 __all__ = ["WHERE", "Library", "load_libraries"]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lutra.errors import LutraError
 from lutra_flows.synth.cells import Resources, ecp5_resources, xilinx_resources
 from lutra_flows.synth.designs import Design
 from lutra_flows.synth.liberty import WHERE, Library, load_libraries
@@ -20,6 +19,7 @@ from lutra_flows.synth.yosys import (
     liberty_script,
     run_jobs,
 )
+from lutra_golden.errors import LutraError
 from lutra_sim.rtl.toolchain import ToolchainError, cache_folder
 
 __all__ = ["TARGETS", "Report", "Request", "libraries", "synthesize"]

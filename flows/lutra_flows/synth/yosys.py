@@ -20,9 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from lutra.errors import LutraError
 from lutra_flows.synth.designs import TOP
 from lutra_flows.synth.liberty import Library
+from lutra_golden.errors import LutraError
 
 __all__ = [
     "MACRO_WORDS",

@@ -13,7 +13,12 @@ import torch
 from lutra_flows.train.card import model_card
 from lutra_flows.train.evaluate import perplexity, sample, text_windows
 from lutra_flows.train.export import export_checkpoint, load_checkpoint
-from lutra_flows.train.text import drop_apparatus, encode_stories, epoch_windows, split_stories
+from lutra_flows.train.text import (
+    drop_apparatus,
+    encode_stories,
+    epoch_windows,
+    split_stories,
+)
 from lutra_flows.train.tokenizer import BOS_ID, EOS_ID, save_tokenizer, train_tokenizer
 from lutra_flows.train.train import MODELS, TALES, train
 

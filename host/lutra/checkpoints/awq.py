@@ -7,12 +7,12 @@ Source: "AWQ: Activation-aware Weight Quantization for LLM Compression and Accel
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.config import ConfigFile
 from lutra.checkpoints.floating import read_dense
-from lutra.checkpoints.packed import group_size, read_bits, read_scale, read_words
 from lutra.checkpoints.weights import Grouped, Weight
-from lutra.errors import LutraError
+from lutra.checkpoints.words32 import group_size, read_bits, read_scale, read_words
+from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
+from lutra_golden.errors import LutraError
 
 __all__ = ["read_awq"]
 

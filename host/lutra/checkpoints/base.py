@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.config import ConfigFile
 from lutra.checkpoints.weights import Dense, Weight
+from lutra.formats.config_file import ConfigFile
 
 __all__ = ["Checkpoint"]
 

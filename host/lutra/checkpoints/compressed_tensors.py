@@ -5,12 +5,12 @@ from typing import cast
 
 import numpy as np
 
-from lutra.checkpoints.config import ConfigFile
 from lutra.checkpoints.floating import read_dense
-from lutra.checkpoints.packed import order_of_groups, read_scale, read_words, unpack_words
 from lutra.checkpoints.weights import Grouped, Weight
-from lutra.errors import LutraError
+from lutra.checkpoints.words32 import order_of_groups, read_scale, read_words, unpack_words
+from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
+from lutra_golden.errors import LutraError
 
 __all__ = ["read_compressed_tensors"]
 

@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.config import ConfigFile
 from lutra.checkpoints.weights import Dense
-from lutra.errors import LutraError
+from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
+from lutra_golden.errors import LutraError
 
 __all__ = ["finite", "read_dense", "take_finite"]
 

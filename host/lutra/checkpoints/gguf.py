@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.config import ConfigFile
 from lutra.checkpoints.gguf_blocks import read_dense, read_weight, ternary_or_dense
 from lutra.checkpoints.huggingface import ternarize
 from lutra.checkpoints.weights import Dense, Grouped, Ternary, Weight
-from lutra.errors import LutraError
+from lutra.formats.config_file import ConfigFile
 from lutra.formats.gguf import GgufFile, GgufTensor, Metadata
 from lutra.formats.gguf_vocabulary import end_tokens
+from lutra_golden.errors import LutraError
 
 __all__ = ["ARCHITECTURES", "GgufCheckpoint"]
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense, Float32, Grouped, Ternary, Weight
-from lutra.errors import LutraError
 from lutra.formats.gguf import TensorType
+from lutra_golden.errors import LutraError
 
 __all__ = ["read_dense", "read_weight", "ternary_or_dense"]
 

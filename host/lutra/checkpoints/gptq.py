@@ -7,9 +7,9 @@ Source: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Tr
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.config import ConfigFile
 from lutra.checkpoints.floating import read_dense
-from lutra.checkpoints.packed import (
+from lutra.checkpoints.weights import Grouped, Weight
+from lutra.checkpoints.words32 import (
     group_size,
     order_of_groups,
     read_bits,
@@ -17,9 +17,9 @@ from lutra.checkpoints.packed import (
     read_words,
     unpack_words,
 )
-from lutra.checkpoints.weights import Grouped, Weight
-from lutra.errors import LutraError
+from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
+from lutra_golden.errors import LutraError
 
 __all__ = ["read_gptq"]
 

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from lutra.checkpoints.awq import read_awq
 from lutra.checkpoints.compressed_tensors import read_compressed_tensors
-from lutra.checkpoints.config import ConfigFile
 from lutra.checkpoints.floating import read_dense, take_finite
 from lutra.checkpoints.gptq import read_gptq
 from lutra.checkpoints.weights import Dense, Ternary, Weight
-from lutra.errors import LutraError
+from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
+from lutra_golden.errors import LutraError
 
 __all__ = ["QUANTIZATIONS", "HuggingFaceCheckpoint", "ternarize", "unpack_ternary"]
 

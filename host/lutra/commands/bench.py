@@ -9,17 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lutra.compiler import compile_model
-from lutra.configure import configure
+from lutra.compile.compiler import compile_model
+from lutra.compile.configure import configure
 from lutra.devices.base import ModelDevice, ProgramDevice
 from lutra.devices.choose import DEVICES, choose_device, notes_on
-from lutra.errors import LutraError
 from lutra.open_model import open_packed_model
-from lutra.packing import PackedModel
 from lutra.progress import StepProgress
 from lutra.quantize import GROUPS
 from lutra_golden.core.config import KV_WIDTHS
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
+from lutra_golden.model.packed import PackedModel
 
 __all__ = ["N_GEN", "N_PROMPT", "Row", "add_bench", "add_threads", "bench"]
 

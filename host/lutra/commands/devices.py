@@ -12,7 +12,7 @@ from lutra.devices.choose import DEVICES, next_best
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 
 __all__ = ["add_devices"]
 

@@ -12,20 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from lutra.commands.show import packed_figures
-from lutra.errors import LutraError
-from lutra.formats.packed import is_packed, open_packed, write_packed
-from lutra.formats.packed_layers import LayerSizes
-from lutra.formats.packed_store import PackedStore, is_unfinished
 from lutra.models import find_model, load_model
 from lutra.models.decoder import CONTEXT, Decoder
-from lutra.packing import Packer
+from lutra.packed.file import is_packed, open_packed, write_packed
+from lutra.packed.layers import LayerSizes
+from lutra.packed.store import PackedStore, is_unfinished
 from lutra.progress import StepProgress
 from lutra.quantize import DEFAULT_GROUP, GROUPS, default_format
 from lutra.quantize.budget import BitPlan, Sensitivity
 from lutra.quantize.calibration import calibration_windows
 from lutra.quantize.driver import METHODS, Recipe, quantize_layers
-from lutra.tokenizer import Tokenizer, copy_tokenizer
+from lutra.quantize.pack import Packer
+from lutra.text.tokenizer import Tokenizer, copy_tokenizer
 from lutra_golden.core.config import KV_WIDTHS
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
 
 __all__ = ["add_pack", "add_quantize"]

@@ -10,14 +10,14 @@ from rich.table import Table
 
 from lutra.checkpoints import open_checkpoint
 from lutra.checkpoints.weights import Dense, Grouped, Weight
-from lutra.formats.b128 import row_bytes
 from lutra.formats.gguf import is_gguf
-from lutra.formats.packed import PackedFile, is_packed, open_packed
 from lutra.models import find_model, load_model
-from lutra.models.decoder import LINEARS
+from lutra.packed.file import PackedFile, is_packed, open_packed
 from lutra.quantize import default_format
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.matmul.format import TERNARY_NAME
+from lutra_golden.model.b128 import row_bytes
+from lutra_golden.model.shapes import LINEARS
 
 __all__ = ["add_show", "packed_figures"]
 

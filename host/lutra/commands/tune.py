@@ -2,7 +2,7 @@
 
 import argparse
 
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 from lutra_kernels import missing, tune
 
 __all__ = ["add_tune"]

@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lutra.errors import LutraError
-from lutra.formats.packed import is_packed, open_packed
+from lutra.evaluate.verify import verify
 from lutra.models import find_model
+from lutra.packed.file import is_packed, open_packed
 from lutra.progress import StepProgress
-from lutra.tokenizer import Tokenizer
-from lutra.verify import verify
+from lutra.text.tokenizer import Tokenizer
+from lutra_golden.errors import LutraError
 
 __all__ = ["add_verify"]
 

@@ -7,9 +7,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.errors import LutraError
-from lutra.packing import PackedModel
-from lutra.program import Program
+from lutra.compile.program import Program
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
 
 __all__ = [
     "Device",

@@ -8,8 +8,8 @@ from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice
 from lutra.devices.golden import GoldenDevice
 from lutra.devices.rtl import RtlDevice
-from lutra.errors import LutraError
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.errors import LutraError
 from lutra_kernels import gpu_count, interpreted
 
 __all__ = ["DEVICES", "choose_device", "next_best", "notes_on"]

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lutra.compile.program import Program
 from lutra.devices.base import DeviceError, Limits, TileResult, check_tile
-from lutra.errors import LutraError
-from lutra.program import Program
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.control.interpreter import Interpreter, ProgramError
 from lutra_golden.control.memory import Memory, MemoryFault
+from lutra_golden.errors import LutraError
 
 __all__ = ["GoldenDevice"]
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lutra.compile.program import Program
 from lutra.devices.base import DeviceError, Limits, TileResult, check_tile
-from lutra.errors import LutraError
-from lutra.program import Program
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
 from lutra_golden.control.registers import STATUS_SATURATED
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.errors import LutraError
 from lutra_sim.rtl.timing import NANO, MemoryTiming
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 
 __all__ = ["TYPES", "GgufFile", "GgufTensor", "Metadata", "TensorType", "Value", "is_gguf"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from lutra.errors import LutraError
 from lutra.formats.gguf import Metadata
+from lutra_golden.errors import LutraError
 
 __all__ = ["PRE_TOKENIZERS", "Vocabulary", "end_tokens", "read_vocabulary"]
 

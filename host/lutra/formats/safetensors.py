@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 
 __all__ = ["SafetensorsFolder"]
 

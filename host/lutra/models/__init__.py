@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lutra.checkpoints import Checkpoint, open_checkpoint
-from lutra.errors import LutraError
-from lutra.hub import download, is_id
+from lutra.checkpoints.hub import download, is_id
 from lutra.models.bitnet import BITNET, BITNET_LARGE, read_bitnet
 from lutra.models.decoder import Decoder
 from lutra.models.llama import LLAMA, read_llama
 from lutra.models.mistral import MISTRAL, read_mistral
 from lutra.models.qwen import QWEN2, QWEN3, read_qwen2, read_qwen3
+from lutra_golden.errors import LutraError
 
 __all__ = ["ARCHITECTURES", "find_model", "load_model", "shipped_models"]
 

@@ -6,7 +6,8 @@ for its norms, and master weights in floating point that are made ternary as the
 """
 
 from lutra.checkpoints.base import Checkpoint
-from lutra.models.decoder import Decoder, Gate, read_config, read_decoder
+from lutra.models.decoder import Decoder, read_config, read_decoder
+from lutra_golden.model.shapes import Gate
 
 __all__ = ["BITNET", "BITNET_LARGE", "read_bitnet"]
 

@@ -6,16 +6,14 @@ the token path. An architecture's file says where in a checkpoint each part is.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.base import Checkpoint
-from lutra.checkpoints.config import ConfigFile
 from lutra.checkpoints.weights import Dense, Weight
-from lutra.errors import LutraError
+from lutra.formats.config_file import ConfigFile
 from lutra.models.layers import (
     Float,
     causal_attention,
@@ -25,24 +23,20 @@ from lutra.models.layers import (
     split_heads,
 )
 from lutra.models.rope import Rope, read_rope
+from lutra_golden.errors import LutraError
+from lutra_golden.model.shapes import LINEARS, Gate, linear_shapes
 
 __all__ = [
     "CONTEXT",
-    "LINEARS",
     "Decoder",
     "DecoderConfig",
     "DecoderLayer",
-    "Gate",
     "LayerReader",
     "LazyLayers",
     "Tap",
-    "linear_shapes",
     "read_config",
     "read_decoder",
 ]
-
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""A layer's matrices, under Hugging Face's names."""
 
 _PATHS = {name: "self_attn" if name[0] in "qkvo" else "mlp" for name in LINEARS}
 _LAYERS = "model.layers."
@@ -53,26 +47,6 @@ _Vector = NDArray[np.float32]
 CONTEXT = 4096
 """Positions of the KV cache, unless more are asked for or the model has fewer."""
 _ROWS = 8192  # of the head, at a time
-
-
-def linear_shapes(hidden: int, intermediate: int, q: int, kv: int) -> dict[str, tuple[int, int]]:
-    """Rows and depth of a layer's matrices; ``q`` and ``kv`` are the widths of all heads."""
-    return {
-        "q_proj": (q, hidden),
-        "k_proj": (kv, hidden),
-        "v_proj": (kv, hidden),
-        "o_proj": (hidden, q),
-        "gate_proj": (intermediate, hidden),
-        "up_proj": (intermediate, hidden),
-        "down_proj": (hidden, intermediate),
-    }
-
-
-class Gate(Enum):
-    """What the feed-forward part makes of its gate."""
-
-    RELU2 = "relu2"
-    SILU = "silu"
 
 
 @dataclass(frozen=True, kw_only=True)

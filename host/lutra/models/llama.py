@@ -5,7 +5,8 @@ of Models" (arXiv 2407.21783). Names and layout are those of transformers' ``Lla
 """
 
 from lutra.checkpoints.base import Checkpoint
-from lutra.models.decoder import Decoder, Gate, read_config, read_decoder
+from lutra.models.decoder import Decoder, read_config, read_decoder
+from lutra_golden.model.shapes import Gate
 
 __all__ = ["LLAMA", "read_llama"]
 

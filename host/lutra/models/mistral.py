@@ -7,7 +7,8 @@ Source: "Mistral 7B" (arXiv 2310.06825), section 2. Names and layout are those o
 from dataclasses import replace
 
 from lutra.checkpoints.base import Checkpoint
-from lutra.models.decoder import Decoder, Gate, read_config, read_decoder
+from lutra.models.decoder import Decoder, read_config, read_decoder
+from lutra_golden.model.shapes import Gate
 
 __all__ = ["MISTRAL", "read_mistral"]
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import cast
 
 from lutra.checkpoints.base import Checkpoint
-from lutra.checkpoints.config import ConfigFile
-from lutra.errors import LutraError
-from lutra.models.decoder import Decoder, DecoderConfig, Gate, read_config, read_decoder
+from lutra.formats.config_file import ConfigFile
+from lutra.models.decoder import Decoder, DecoderConfig, read_config, read_decoder
+from lutra_golden.errors import LutraError
+from lutra_golden.model.shapes import Gate
 
 __all__ = ["QWEN2", "QWEN3", "read_qwen2", "read_qwen3"]
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from safetensors import numpy as safetensors_numpy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lutra.errors import LutraError
 from lutra.models.bitnet import BITNET
-from lutra.models.decoder import linear_shapes
 from lutra.models.llama import LLAMA
 from lutra.models.qwen import QWEN2, QWEN3
 from lutra.progress import StepProgress
+from lutra_golden.errors import LutraError
+from lutra_golden.model.shapes import linear_shapes
 
 __all__ = ["RANDOM_SHAPES", "write_random"]
 

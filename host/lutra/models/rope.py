@@ -12,8 +12,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.config import ConfigFile
-from lutra.errors import LutraError
+from lutra.formats.config_file import ConfigFile
+from lutra_golden.errors import LutraError
 
 __all__ = ["ROPE_TYPES", "Rope", "read_rope"]
 

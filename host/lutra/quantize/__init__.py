@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lutra.checkpoints.weights import Dense, Grouped, Integers, Ternary, Weight
-from lutra.errors import LutraError
-from lutra.models.decoder import LINEARS, Decoder, DecoderLayer, LazyLayers
+from lutra.models.decoder import Decoder, DecoderLayer, LazyLayers
 from lutra.quantize.imported import from_grouped, from_ternary
 from lutra.quantize.rtn import round_to_nearest
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS, Format
+from lutra_golden.model.shapes import LINEARS
 
 __all__ = [
     "DEFAULT_GROUP",

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense
-from lutra.errors import LutraError
 from lutra.models.decoder import Decoder
 from lutra.models.layers import Float
 from lutra.quantize.calibration import STACKS, States, in_float, output_error
 from lutra.quantize.rtn import round_to_nearest
+from lutra_golden.errors import LutraError
 
 __all__ = ["CHOICES", "PROBE", "BitPlan", "Sensitivity", "allot", "measure"]
 

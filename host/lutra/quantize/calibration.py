@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense, Integers
-from lutra.errors import LutraError
-from lutra.models.decoder import LINEARS, Decoder, DecoderLayer, Tap
+from lutra.models.decoder import Decoder, DecoderLayer, Tap
 from lutra.models.layers import Float
+from lutra_golden.errors import LutraError
+from lutra_golden.model.shapes import LINEARS
 
 __all__ = [
     "STACKS",

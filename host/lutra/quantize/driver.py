@@ -14,17 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense
-from lutra.errors import LutraError
-from lutra.models.decoder import LINEARS, Decoder, DecoderLayer
-from lutra.packing import PackedLayer, PackedModel, Packer, reference_layer
+from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.quantize import DEFAULT_GROUP, check_format, quantize_layer
 from lutra.quantize.awq import awq
 from lutra.quantize.budget import CHOICES, BitPlan, Sensitivity, allot, measure
 from lutra.quantize.calibration import States, in_float
 from lutra.quantize.gptq import gptq
+from lutra.quantize.pack import Packer
+from lutra.quantize.reference import reference_layer
 from lutra.quantize.smoothquant import smoothquant
 from lutra.quantize.target import Method, Target
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedLayer, PackedModel
+from lutra_golden.model.shapes import LINEARS
 
 __all__ = ["METHODS", "LayerStore", "Recipe", "quantize_layers", "quantize_model"]
 

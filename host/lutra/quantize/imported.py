@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Grouped, Integers, Ternary
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 
 __all__ = ["from_grouped", "from_ternary", "scale_step"]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Integers
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import SCALE_WIDTH, GroupedWeights
 from lutra_golden.matmul.format import W_BITS
 

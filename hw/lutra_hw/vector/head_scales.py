@@ -9,13 +9,7 @@ from amaranth.utils import exact_log2
 from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import scale_from_int, scale_recip
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.vector.heads import (
-    EPS_FRAC,
-    FIXED_FRAC,
-    FIXED_UNIT,
-    NORM_SHIFT,
-    SQUARES_WIDTH,
-)
+from lutra_golden.vector.heads import EPS_FRAC, FIXED_FRAC, FIXED_UNIT, NORM_SHIFT, SQUARES_WIDTH
 from lutra_golden.vector.rope import ROPE_FRAC
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature

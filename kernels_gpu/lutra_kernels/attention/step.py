@@ -15,12 +15,7 @@ from lutra_kernels.attention.decode import NO_WINDOW
 from lutra_kernels.attention.prefill import attend_block
 from lutra_kernels.attention.tiles import dot_rows, tile_shape
 from lutra_kernels.jit import jit_general
-from lutra_kernels.vector.rope import (
-    RopeStep,
-    quantized_rows,
-    rotated_rows,
-    store_kv,
-)
+from lutra_kernels.vector.rope import RopeStep, quantized_rows, rotated_rows, store_kv
 
 __all__ = ["attention_step", "attention_step_kernel"]
 

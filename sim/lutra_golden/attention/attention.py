@@ -7,13 +7,7 @@ from numpy.typing import NDArray
 
 from lutra_golden.arith.exp2 import EXP2, exp2_neg
 from lutra_golden.arith.fixed import Int, exact_matmul, round_shift, saturate
-from lutra_golden.arith.scale import (
-    SCALE,
-    Scale,
-    scale_from_int,
-    scale_mul,
-    scale_recip,
-)
+from lutra_golden.arith.scale import SCALE, Scale, scale_from_int, scale_mul, scale_recip
 
 __all__ = ["AttentionParams", "attend", "attention_weights", "first_seen", "scores"]
 

@@ -7,11 +7,7 @@ from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int, exact_matmul, round_shift, saturate
 from lutra_golden.arith.quantize import Q_MAX, q_max_of
-from lutra_golden.arith.scale import (
-    Scale,
-    pack_scale,
-    unpack_scale,
-)
+from lutra_golden.arith.scale import Scale, pack_scale, unpack_scale
 from lutra_golden.attention.attention import attend, first_seen
 from lutra_golden.attention.cache import kv_bytes, kv_elements
 from lutra_golden.control.isa import (
@@ -30,13 +26,7 @@ from lutra_golden.control.isa import (
 from lutra_golden.control.memory import Memory
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.vector.heads import FIXED_FRAC, HeadBias, HeadNorm
-from lutra_golden.vector.norm import (
-    gate_scale,
-    norm_quantize,
-    relu2_gate,
-    swiglu,
-    swiglu_scale,
-)
+from lutra_golden.vector.norm import gate_scale, norm_quantize, relu2_gate, swiglu, swiglu_scale
 from lutra_golden.vector.residual import RESIDUAL_WIDTH, logits, residual_sum
 from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed
 

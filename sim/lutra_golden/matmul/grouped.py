@@ -8,12 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int
-from lutra_golden.matmul.engine import (
-    LANES,
-    ZERO_WIDTH,
-    EngineParams,
-    GroupedWeights,
-)
+from lutra_golden.matmul.engine import LANES, ZERO_WIDTH, EngineParams, GroupedWeights
 
 __all__ = ["DigitParams", "GroupedParams", "bits_of", "words_of"]
 

@@ -6,13 +6,7 @@ import numpy as np
 
 from lutra_golden.arith.fixed import Int, bit_length, round_shift, saturate
 from lutra_golden.arith.quantize import Q_MAX, quantize, quantize_factor, quantize_step
-from lutra_golden.arith.scale import (
-    Scale,
-    scale_add,
-    scale_from_int,
-    scale_mul,
-    scale_rsqrt,
-)
+from lutra_golden.arith.scale import Scale, scale_add, scale_from_int, scale_mul, scale_rsqrt
 from lutra_golden.arith.silu import SILU, silu
 
 __all__ = [

@@ -5,13 +5,7 @@ import numpy as np
 from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.quantize import Q_MAX, quantize, quantize_factor, quantize_step
 from lutra_golden.arith.scale import Scale, scale_mul
-from lutra_golden.vector.heads import (
-    FIXED_UNIT,
-    HeadBias,
-    HeadNorm,
-    fixed_heads,
-    head_norm,
-)
+from lutra_golden.vector.heads import FIXED_UNIT, HeadBias, HeadNorm, fixed_heads, head_norm
 
 __all__ = ["ROPE_FRAC", "rope_quantize", "rope_quantize_fixed", "rope_rotate", "rope_table"]
 

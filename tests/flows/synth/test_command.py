@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.flows.synth.tiny_library import AREAS, LIBRARY
 
-from lutra.cli import main
+from lutra.commands.cli import main
 from lutra_flows.synth.liberty import WHERE
 
 FIELDS = {

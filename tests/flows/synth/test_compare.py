@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lutra.errors import LutraError
 from lutra_flows.synth.compare import (
     BEGIN,
     END,
@@ -19,6 +18,7 @@ from lutra_flows.synth.compare import (
     tables,
 )
 from lutra_flows.synth.report import Report
+from lutra_golden.errors import LutraError
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "engines.md"
 AREA = {("mac", "W8A8"): 40.0, ("lut", "W1A8"): 9.0, ("lut", "W2A8"): 12.0, ("mixpe", "W4A8"): 25.0}

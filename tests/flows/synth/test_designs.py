@@ -2,10 +2,10 @@
 
 import pytest
 
-from lutra.errors import LutraError
 from lutra_flows.synth.compare import PAIRS, PAPER_TILES
 from lutra_flows.synth.designs import Made, Part, design, engine_formats
 from lutra_golden.core.config import ENGINES
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
 from lutra_golden.matmul.lut import LutParams, Tables
 from lutra_golden.matmul.mac import Adders, MacParams

@@ -5,8 +5,8 @@ import gzip
 import pytest
 from tests.flows.synth.tiny_library import FLIP_FLOP, GATES, LIBRARY
 
-from lutra.errors import LutraError
 from lutra_flows.synth.liberty import WHERE, load_libraries
+from lutra_golden.errors import LutraError
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from amaranth.back.rtlil import convert
 from amaranth.lib.memory import Memory
 from tests.flows.synth.tiny_library import AREAS, LIBRARY
 
-from lutra.errors import LutraError
 from lutra_flows.synth.cells import ecp5_resources, xilinx_resources
 from lutra_flows.synth.designs import TOP
 from lutra_flows.synth.liberty import load_libraries
 from lutra_flows.synth.yosys import Job, find_yosys, fpga_script, liberty_script, run_jobs
+from lutra_golden.errors import LutraError
 
 
 def registers(depth: int) -> str:

@@ -5,12 +5,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from lutra_flows.train.text import (
-    StoryTokens,
-    drop_apparatus,
-    epoch_windows,
-    split_stories,
-)
+from lutra_flows.train.text import StoryTokens, drop_apparatus, epoch_windows, split_stories
 
 PARAGRAPH = "Once upon a time there was a miller who had three sons, and they were all very lazy."
 

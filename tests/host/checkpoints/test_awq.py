@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tests.host.checkpoints.quantized import Matrix, read, write
 
 from lutra.checkpoints.weights import Dense, Grouped
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 
 Parts = dict[str, NDArray[np.generic]]
 CONFIG: dict[str, object] = {

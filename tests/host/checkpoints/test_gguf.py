@@ -21,9 +21,9 @@ from tests.host.gguf_model import (
 from lutra.checkpoints import open_checkpoint
 from lutra.checkpoints.gguf import GgufCheckpoint
 from lutra.checkpoints.weights import Dense, Grouped, Ternary
-from lutra.errors import LutraError
 from lutra.models import load_model
 from lutra.models.rope import Rope
+from lutra_golden.errors import LutraError
 
 TOKENS = np.random.default_rng(3).integers(0, 96, 9)
 # Q4_K's offsets are rounded when its blocks become groups, all else is exact

@@ -13,8 +13,8 @@ from tests.host.gguf_model import ENCODERS, i2_s_bytes
 
 from lutra.checkpoints.gguf_blocks import read_dense, read_weight, ternary_or_dense
 from lutra.checkpoints.weights import Dense, Grouped, Ternary
-from lutra.errors import LutraError
 from lutra.formats.gguf import TYPES
+from lutra_golden.errors import LutraError
 
 N, K = 5, 512
 BY_NAME = {kind.name: kind for kind in TYPES.values()}

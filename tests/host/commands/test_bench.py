@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from lutra.cli import main
 from lutra.commands.bench import Row, bench
+from lutra.commands.cli import main
 from lutra.devices.base import TileResult
-from lutra.errors import LutraError
 from lutra.open_model import open_packed_model
-from lutra.packing import PackedModel
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
 
 
 class Recorder:

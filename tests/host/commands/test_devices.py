@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from lutra.cli import main
 from lutra.commands import devices, tune
+from lutra.commands.cli import main
 from lutra.devices import choose
 
 

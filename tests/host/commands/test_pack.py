@@ -13,15 +13,16 @@ from tests.host.models.small_models import write_variant
 from tests.host.packed_models import assert_same
 from tests.host.random_model import Shape, write_model, write_tokenizer
 
-from lutra.cli import main
-from lutra.formats.packed import is_packed, open_packed
-from lutra.formats.packed_store import PackedStore, is_unfinished
+from lutra.commands.cli import main
 from lutra.models import load_model
-from lutra.models.decoder import LINEARS
-from lutra.packing import PackedModel, pack_model
+from lutra.packed.file import is_packed, open_packed
+from lutra.packed.store import PackedStore, is_unfinished
 from lutra.quantize.driver import METHODS
-from lutra.tokenizer import Tokenizer, copy_tokenizer
+from lutra.quantize.pack import pack_model
+from lutra.text.tokenizer import Tokenizer, copy_tokenizer
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shapes import LINEARS
 
 TALE = Path(__file__).parent.parent / "data/tale.txt"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")

@@ -9,19 +9,21 @@ from numpy.typing import NDArray
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, load
 
 from lutra.checkpoints.weights import Dense, Ternary, Weight
-from lutra.compiler import compile_model
+from lutra.compile.compiler import compile_model
+from lutra.compile.fit import engines_for
+from lutra.compile.program import Program
 from lutra.devices.base import DeviceError, TileResult
 from lutra.devices.golden import GoldenDevice
-from lutra.errors import LutraError
-from lutra.fit import engines_for
 from lutra.models import find_model, load_model
 from lutra.models.decoder import Decoder
-from lutra.packing import PackedModel, pack_model, reference
-from lutra.program import Program
 from lutra.quantize import quantize_decoder
+from lutra.quantize.pack import pack_model
+from lutra.quantize.reference import reference
 from lutra_golden.control.isa import Instruction, Opcode, encode
 from lutra_golden.core.config import ENGINES, NANO, with_engine
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS, Format
+from lutra_golden.model.packed import PackedModel
 
 Float = NDArray[np.float64]
 

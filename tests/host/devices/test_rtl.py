@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from lutra.compile.program import Program
 from lutra.devices.rtl import RtlDevice
-from lutra.errors import LutraError
-from lutra.program import Program
+from lutra_golden.errors import LutraError
 
 
 def test_a_program_of_another_configuration_is_refused(program: Callable[[str], Program]) -> None:

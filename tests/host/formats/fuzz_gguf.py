@@ -38,10 +38,10 @@ from tests.host.gguf_model import (
 from lutra.checkpoints import open_checkpoint
 from lutra.checkpoints.gguf_blocks import read_dense, read_weight
 from lutra.checkpoints.weights import Dense
-from lutra.errors import LutraError
 from lutra.formats.gguf import GgufFile
 from lutra.formats.gguf_vocabulary import read_vocabulary
 from lutra.models import ARCHITECTURES
+from lutra_golden.errors import LutraError
 
 __all__ = ["FORMATS", "Fault", "fuzz"]
 

@@ -13,8 +13,8 @@ gguf = pytest.importorskip("gguf")
 from tests.host.formats.fuzz_gguf import FORMATS, Fault, fuzz
 from tests.host.gguf_model import field_bytes, gguf_bytes
 
-from lutra.errors import LutraError
 from lutra.formats.gguf import TYPES, GgufFile, is_gguf
+from lutra_golden.errors import LutraError
 
 FIELD = field_bytes("general.architecture", 8, "llama")
 TENSOR = ("x", [4, 2], 0, np.arange(8, dtype="<f4").tobytes())

@@ -17,9 +17,9 @@ from tokenizers import (
     trainers,
 )
 
-from lutra.errors import LutraError
 from lutra.formats.gguf import Metadata, Value
 from lutra.formats.gguf_vocabulary import PRE_TOKENIZERS, read_vocabulary
+from lutra_golden.errors import LutraError
 
 PATH = Path("model.gguf")
 TALE = (Path(__file__).parents[1] / "data/tale.txt").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lutra.errors import LutraError
 from lutra.formats.safetensors import SafetensorsFolder
+from lutra_golden.errors import LutraError
 
 
 def _write(path: Path, dtype: str, shape: list[int], data: bytes) -> None:

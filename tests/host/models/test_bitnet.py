@@ -12,9 +12,9 @@ from tests.host.random_model import Shape, load, write_model
 
 from lutra.checkpoints.huggingface import unpack_ternary
 from lutra.checkpoints.weights import Ternary
-from lutra.errors import LutraError
 from lutra.models import find_model, shipped_models
 from lutra.models.decoder import Decoder
+from lutra_golden.errors import LutraError
 
 SHAPE = Shape(hidden_size=32, intermediate_size=32, num_hidden_layers=1)
 

@@ -11,12 +11,12 @@ from safetensors.numpy import load_file, save_file
 from tests.host.random_model import LLAMAS, SHAPES, load, write_model
 
 from lutra.checkpoints.weights import Dense
-from lutra.errors import LutraError
 from lutra.models import find_model, load_model, shipped_models
 from lutra.models.bitnet import BITNET
-from lutra.models.decoder import LINEARS
 from lutra.models.layers import round_activations
 from lutra.models.llama import LLAMA
+from lutra_golden.errors import LutraError
+from lutra_golden.model.shapes import LINEARS
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from safetensors import safe_open
 
 from lutra import LLM
 from lutra.checkpoints.weights import Dense, Ternary
-from lutra.errors import LutraError
 from lutra.models import load_model, random
-from lutra.models.decoder import LINEARS
 from lutra.models.random import RANDOM_SHAPES, write_random
+from lutra_golden.errors import LutraError
+from lutra_golden.model.shapes import LINEARS
 
 SMALL = {
     "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 5, "head_dim": 32,

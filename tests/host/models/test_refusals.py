@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tests.host.models.small_models import TOKENS, config_of, write_variant
 
-from lutra.errors import LutraError
 from lutra.models import load_model
+from lutra_golden.errors import LutraError
 
 LAYER = "model.layers.1."
 

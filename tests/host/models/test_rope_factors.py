@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lutra.checkpoints.config import ConfigFile
-from lutra.errors import LutraError
+from lutra.formats.config_file import ConfigFile
 from lutra.models.rope import Rope, read_rope
+from lutra_golden.errors import LutraError
 
 
 def test_each_pair_has_its_factor() -> None:

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense
-from lutra.models.decoder import Decoder, DecoderConfig, DecoderLayer, Gate
+from lutra.models.decoder import Decoder, DecoderConfig, DecoderLayer
 from lutra.models.rope import Rope
+from lutra_golden.model.shapes import Gate
 
 __all__ = ["GROUP", "VARIANTS", "random_decoder", "random_tokens"]
 

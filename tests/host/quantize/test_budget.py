@@ -8,11 +8,11 @@ import pytest
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
 from lutra.checkpoints.weights import Dense
-from lutra.errors import LutraError
-from lutra.models.decoder import LINEARS
 from lutra.quantize.budget import CHOICES, PROBE, BitPlan, Sensitivity, allot, measure
 from lutra.quantize.calibration import STACKS, States
 from lutra.quantize.rtn import round_to_nearest
+from lutra_golden.errors import LutraError
+from lutra_golden.model.shapes import LINEARS
 
 
 def random_sensitivity(seed: int, n_layers: int = 1) -> Sensitivity:

@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 from tests.host.quantize.random_decoder import VARIANTS, random_decoder, random_tokens
 
-from lutra.errors import LutraError
 from lutra.models.layers import rms_norm
-from lutra.quantize.calibration import (
-    STACKS,
-    States,
-    calibration_windows,
-    in_float,
-    output_error,
-)
+from lutra.quantize.calibration import STACKS, States, calibration_windows, in_float, output_error
+from lutra_golden.errors import LutraError
 
 
 def test_windows_are_pieces_of_the_text() -> None:

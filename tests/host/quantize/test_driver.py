@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
 from lutra.checkpoints.weights import Ternary
-from lutra.errors import LutraError
-from lutra.models.decoder import LINEARS, Decoder, DecoderLayer, LazyLayers
-from lutra.packing import PackedLayer, PackedModel, Packer, pack_model, reference
+from lutra.models.decoder import Decoder, DecoderLayer, LazyLayers
 from lutra.quantize.budget import BitPlan
 from lutra.quantize.driver import METHODS, Recipe, quantize_layers, quantize_model
+from lutra.quantize.pack import Packer, pack_model
+from lutra.quantize.reference import reference
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedLayer, PackedModel
+from lutra_golden.model.shapes import LINEARS
 
 Tokens = NDArray[np.int64]
 W3A8, W4A8 = Format(w_bits=3, a_bits=8), Format(w_bits=4, a_bits=8)

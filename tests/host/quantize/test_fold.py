@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
 from lutra.checkpoints.weights import Dense
-from lutra.models.decoder import LINEARS, Decoder, DecoderLayer
+from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.models.layers import round_activations
 from lutra.quantize import quantize_layer
 from lutra.quantize.awq import awq, scales
@@ -16,6 +16,7 @@ from lutra.quantize.calibration import STACKS, Inputs, States, output_error
 from lutra.quantize.fold import fold, shared
 from lutra.quantize.smoothquant import smooth, smoothing, smoothquant
 from lutra.quantize.target import Target
+from lutra_golden.model.shapes import LINEARS
 
 Single = NDArray[np.float32]
 

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
 from lutra.checkpoints.weights import Integers
-from lutra.models.decoder import LINEARS
 from lutra.quantize.calibration import STACKS, States, output_error
 from lutra.quantize.gptq import DAMPING, compensate, gptq, inverse_factor
 from lutra.quantize.rtn import Grid, choose_grid
 from lutra.quantize.target import Target
+from lutra_golden.model.shapes import LINEARS
 
 Float = NDArray[np.float64]
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Grouped, Ternary
-from lutra.errors import LutraError
 from lutra.quantize.imported import from_grouped, from_ternary, scale_step
+from lutra_golden.errors import LutraError
 
 N, GROUPS, GROUP = 6, 4, 32
 

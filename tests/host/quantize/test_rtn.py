@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Integers
-from lutra.errors import LutraError
 from lutra.quantize import DEFAULT_GROUP, GROUPS
 from lutra.quantize.rtn import choose_grid, round_to_nearest
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import W_BITS
 

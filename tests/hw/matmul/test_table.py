@@ -12,12 +12,7 @@ pytest.importorskip("cocotb_tools")
 
 from amaranth import Value
 
-from lutra_golden.matmul.table import (
-    build_table,
-    encode_trits,
-    relative_signs,
-    sum_lookups,
-)
+from lutra_golden.matmul.table import build_table, encode_trits, relative_signs, sum_lookups
 from lutra_golden.matmul.ternary import TernaryParams
 from lutra_hw.matmul.table import SignedSum, TernaryDatapath
 from lutra_sim.bench.simulate import simulate

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.formats.b128 import to_b128
 from lutra_golden.arith.fixed import Int, round_shift
 from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.model.b128 import to_b128
 from lutra_kernels.matmul.fields import PLANES
 from lutra_kernels.matmul.matrix import Q_MAX, Matrix, upload_matrix
 

@@ -8,7 +8,14 @@ from cocotb.triggers import ClockCycles
 from test_simulate import IncrementParams
 
 from lutra_sim.bench.simulate import bench_params
-from lutra_sim.bench.stream import StreamMonitor, StreamSink, StreamSource, pack, reset, unpack
+from lutra_sim.bench.stream import (
+    StreamMonitor,
+    StreamSink,
+    StreamSource,
+    pack,
+    reset,
+    unpack,
+)
 
 PARAMS = bench_params(IncrementParams)
 

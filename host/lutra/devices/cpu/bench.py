@@ -15,10 +15,10 @@ import numpy as np
 
 from lutra.devices.cpu.library import target_names
 from lutra.devices.cpu.steps import Matrix, Pool, matmul_seconds, read_seconds
-from lutra.formats.b128 import row_bytes
-from lutra.formats.stored import StoredWeights
-from lutra.packing import PackedLinear
 from lutra_golden.arith.scale import scale_from_float
+from lutra_golden.model.b128 import row_bytes
+from lutra_golden.model.packed import PackedLinear
+from lutra_golden.model.stored import StoredWeights
 
 __all__ = ["Row", "main", "measure"]
 

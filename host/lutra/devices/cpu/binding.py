@@ -20,11 +20,11 @@ from lutra.devices.cpu.library import (
     scale_of,
     target_number,
 )
-from lutra.errors import LutraError
-from lutra.heads import built_head_dim, pad_layer, pad_table
-from lutra.models.decoder import LINEARS, Gate
-from lutra.packing import PackedLayer, PackedLinear, PackedModel, PackedNorm
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel, PackedNorm
+from lutra_golden.model.padding import built_head_dim, pad_layer, pad_table
+from lutra_golden.model.shapes import LINEARS, Gate
 from lutra_golden.vector.norm import ONE_FRAC
 
 __all__ = ["CpuModel", "CpuResult", "Keep", "matrix_of"]

@@ -8,9 +8,9 @@ import numpy as np
 
 from lutra.devices.cpu.library import target_names, target_number
 from lutra.devices.cpu.steps import Matrix, Pool, matmul_seconds
-from lutra.formats.stored import StoredWeights
-from lutra.packing import PackedLinear
 from lutra_golden.arith.scale import scale_from_float
+from lutra_golden.model.packed import PackedLinear
+from lutra_golden.model.stored import StoredWeights
 
 __all__ = ["choose_targets"]
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lutra.compile.fit import check_processor
 from lutra.devices.base import Limits, TileResult, check_tile
 from lutra.devices.cpu.binding import CpuModel
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.library import library
-from lutra.errors import LutraError
-from lutra.fit import check_processor
-from lutra.packing import PackedModel
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
 
 __all__ = ["CpuDevice", "available_cores"]
 

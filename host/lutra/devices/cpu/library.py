@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.devices.cpu.build import BuildError, library_path
-from lutra.errors import LutraError
 from lutra_golden.arith.exp2 import exp2_table
 from lutra_golden.arith.scale import Scale, recip_table, rsqrt_table
 from lutra_golden.arith.silu import silu_table
+from lutra_golden.errors import LutraError
 
 __all__ = [
     "CLayer",

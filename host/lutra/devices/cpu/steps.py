@@ -7,16 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.devices.cpu.binding import Keep, matrix_of
-from lutra.devices.cpu.library import (
-    CMatrix,
-    CNorm,
-    library,
-    pointer,
-    scale_of,
-    target_number,
-)
-from lutra.packing import PackedLinear
+from lutra.devices.cpu.library import CMatrix, CNorm, library, pointer, scale_of, target_number
 from lutra_golden.arith.scale import Scale
+from lutra_golden.model.packed import PackedLinear
 
 __all__ = [
     "Matrix",

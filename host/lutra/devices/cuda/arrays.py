@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.formats.b128 import from_b128
-from lutra.formats.packed_layers import layer_arrays
-from lutra.formats.stored import StoredWeights
-from lutra.heads import built_head_dim, pad_layer, pad_table
-from lutra.models.decoder import Gate
-from lutra.packing import PackedLayer, PackedLinear, PackedModel
-from lutra.stacks import alike
+from lutra.packed.layers import layer_arrays
+from lutra_golden.model.b128 import from_b128
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
+from lutra_golden.model.padding import built_head_dim, pad_layer, pad_table
+from lutra_golden.model.shapes import Gate
+from lutra_golden.model.stacks import alike
+from lutra_golden.model.stored import StoredWeights
 from lutra_kernels.model import ModelShape, PackedArrays
 
 __all__ = ["lowered_around", "lowered_layer", "lowered_layers", "model_shape"]

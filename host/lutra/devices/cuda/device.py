@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lutra.compile.fit import check_processor
 from lutra.devices.base import Limits, TileResult, check_tile
-from lutra.errors import LutraError
-from lutra.fit import check_processor
-from lutra.packing import PackedModel
 from lutra_golden.arith.scale import scale_to_float
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
 from lutra_kernels import interpreted, missing
 
 if TYPE_CHECKING:

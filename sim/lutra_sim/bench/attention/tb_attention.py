@@ -18,7 +18,14 @@ from lutra_hw.attention.attention import AttentionUnit
 from lutra_hw.attention.pairs import ATTEND_COMMAND
 from lutra_hw.ports import dma_command
 from lutra_sim.bench.simulate import bench_params
-from lutra_sim.bench.stream import StreamMonitor, StreamSink, StreamSource, pack, reset, unpack
+from lutra_sim.bench.stream import (
+    StreamMonitor,
+    StreamSink,
+    StreamSource,
+    pack,
+    reset,
+    unpack,
+)
 
 __all__ = ["corners", "extremes", "tiles"]
 

@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int, round_shift
 from lutra_golden.core.config import ENGINES
-from lutra_golden.matmul.engine import (
-    LANES,
-    EngineParams,
-    GroupedWeights,
-)
+from lutra_golden.matmul.engine import LANES, EngineParams, GroupedWeights
 from lutra_golden.matmul.ternary import TernaryParams
 from lutra_hw.matmul.accumulate import drain_cycles
 from lutra_hw.matmul.contract import acc_read_port, act_write_port, tile_command

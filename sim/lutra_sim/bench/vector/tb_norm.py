@@ -13,13 +13,7 @@ from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.arith.scale import Scale, scale_from_float
 from lutra_golden.control.isa import NormSource
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.vector.norm import (
-    gate_scale,
-    norm_quantize,
-    relu2_gate,
-    swiglu,
-    swiglu_scale,
-)
+from lutra_golden.vector.norm import gate_scale, norm_quantize, relu2_gate, swiglu, swiglu_scale
 from lutra_hw.vector.norm import NORM_COMMAND, NormQuant
 from lutra_sim.bench.ports import PortMemory, PulseMonitor
 from lutra_sim.bench.simulate import bench_params

@@ -13,12 +13,13 @@ from tests.host.packed_models import golden_tiles
 from tests.host.random_model import LLAMAS, SHAPES, load
 
 from lutra.devices.base import TileResult
-from lutra.errors import LutraError
 from lutra.models import find_model
-from lutra.models.decoder import LINEARS
-from lutra.packing import PackedModel, pack_model
+from lutra.quantize.pack import pack_model
 from lutra_golden.arith.scale import Scale
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shapes import LINEARS
 
 if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)

@@ -10,7 +10,7 @@ import pytest
 from lutra.devices.cpu import build
 from lutra.devices.cpu.build import BuildError, compile_library, library_path
 from lutra.devices.cpu.library import library, open_library
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 

@@ -10,7 +10,7 @@ if shutil.which("cc") is None:
 from lutra.devices.cpu import choice
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.library import target_names
-from lutra.errors import LutraError
+from lutra_golden.errors import LutraError
 
 AVAILABLE = [name for name, available in target_names().items() if available]
 

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from tests.host.packed_models import golden_tiles
 
-from lutra.cli import main
+from lutra.commands.cli import main
+from lutra.compile.fit import check_processor
 from lutra.devices import choose
 from lutra.devices.choose import choose_device
 from lutra.devices.cpu import library as cpu_library
 from lutra.devices.cpu.device import CpuDevice, available_cores
-from lutra.engine import LLM
-from lutra.errors import LutraError
-from lutra.fit import check_processor
+from lutra.llm import LLM
 from lutra.open_model import open_packed_model
-from lutra.packing import PackedLinear, PackedModel
-from lutra.sampling import SamplingParams
+from lutra.text.sampling import SamplingParams
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, TERNARY_NAME
+from lutra_golden.model.packed import PackedLinear, PackedModel
 
 compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lutra.errors import LutraError
-from lutra.packing import PackedLinear, least_shift
 from lutra_golden.arith.fixed import round_shift, saturate
 from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale, scale_from_float
 from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.attention.attention import attend as golden_attend
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.model.limits import least_shift
+from lutra_golden.model.packed import PackedLinear
 from lutra_golden.vector.heads import HeadBias, HeadNorm
 from lutra_golden.vector.norm import norm_quantize, relu2_gate, swiglu
 from lutra_golden.vector.residual import residual_sum

@@ -1,0 +1,451 @@
+"""The command ``lutra``: arguments, printing, exit codes; everything else is in the library."""
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from lutra import __version__
+from lutra.commands.bench import add_bench, add_threads
+from lutra.commands.conversation import converse
+from lutra.commands.devices import add_devices
+from lutra.commands.pack import add_pack, add_quantize
+from lutra.commands.show import add_show
+from lutra.commands.tune import add_tune
+from lutra.commands.verify import add_verify
+from lutra.devices.base import ModelDevice
+from lutra.devices.choose import DEVICES
+from lutra.devices.rtl import RtlDevice
+from lutra.evaluate.perplexity import perplexity, text_windows
+from lutra.llm import LLM, Mismatch
+from lutra.models import shipped_models
+from lutra.progress import StepProgress
+from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra.text.sampling import SamplingParams
+from lutra_golden.core.config import CONFIGS, ENGINES, KV_WIDTHS, NANO_WIDE
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import FORMATS, Format
+
+__all__ = ["main"]
+
+_DEFAULT_PROMPT = "Once upon a time there was a king who had three daughters"
+_DEFAULT_TOKENS = 64
+_ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.ENOENT: "give one that exists",
+    errno.EISDIR: "give a file, not a folder",
+    errno.EACCES: "check its permissions",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for an error the user can mend)."""
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        # a terminal that can not show a character of the story still shows the rest
+        reconfigure(errors="replace")
+    try:
+        args = _parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = args.command
+        code = command(args)
+        print(end="", flush=True)
+    except LutraError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _discard_output()
+        return 1
+    except MemoryError:
+        return _fail("the memory of this machine does not suffice: use a smaller model or context")
+    except OSError as error:
+        if error.filename is None:
+            _discard_output()
+        advice = _ADVICE.get(error.errno or 0, "check the path and the disk")
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}: {advice}")
+    return code
+
+
+def _discard_output() -> None:
+    """Forget what can not be written: python would complain again while it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LutraError(f"{message}: see {self.prog} --help")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        print(end="", flush=True)
+        super().exit(status, message)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lutra", description="Low-bit language models on FPGAs, and on their simulated RTL."
+    )
+    parser.add_argument("--version", action="version", version=f"lutra {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands.add_parser("run", help="generate text and show what it took"))
+    _add_chat(commands.add_parser("chat", help="talk with a model that was trained to chat"))
+    _add_perplexity(commands.add_parser("perplexity", help="perplexity of a text under a model"))
+    add_bench(commands.add_parser("bench", help="tokens per second of prefill and decode"))
+    add_devices(commands.add_parser("devices", help="which devices are here"))
+    add_quantize(commands.add_parser("quantize", help="round a model's weights, by any method"))
+    add_pack(commands.add_parser("pack", help="write a model in the packed format, as it is"))
+    add_show(commands.add_parser("show", help="what is in a model"))
+    add_tune(commands.add_parser("tune", help="measure tiles of the GPU's kernels here"))
+    add_verify(commands.add_parser("verify", help="compare a packed model with its source"))
+    # what is above the host in the tree, such as flows, adds its own
+    for command in sorted(entry_points(group="lutra.commands"), key=lambda entry: entry.name):
+        add = command.load()
+        add(commands.add_parser(command.name, help=add.__doc__))
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="tales",
+        help=f"folder, id on Hugging Face, or {', '.join(shipped_models())}",
+    )
+    parser.add_argument(
+        "--format",
+        type=_format,
+        help=f"{', '.join(FORMATS)} (default W1.58A8 for ternary models, W4A8 for others)",
+    )
+    parser.add_argument(
+        "--group",
+        type=int,
+        choices=GROUPS,
+        help=f"weights that share a scale and a zero point (default {DEFAULT_GROUP})",
+    )
+    parser.add_argument(
+        "--kv", type=int, choices=KV_WIDTHS, help="bits of cached keys and values (default 8)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=tuple(ENGINES),
+        help="matmul engine (default: ternary for W1.58A8, lut for the other formats)",
+    )
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+
+
+def _format(text: str) -> str:
+    try:
+        return str(Format.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("-p", "--prompt", default=_DEFAULT_PROMPT, help="text to go on from")
+    parser.add_argument("-n", "--n-predict", type=int, help=f"tokens (default {_DEFAULT_TOKENS})")
+    _add_generation(parser)
+    parser.add_argument(
+        "--wave", type=Path, help="waveform file: .vcd, or .fst where zlib and lz4 are"
+    )
+    parser.add_argument(
+        "--wave-cycles", type=_cycle_range, metavar="FROM:TO", help="of these cycles"
+    )
+    parser.set_defaults(command=_run)
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temp", type=float, default=0.7, help="temperature, 0 is greedy (0.7)")
+    parser.add_argument("--top-k", type=int, default=40, help="likeliest tokens kept, 0 all (40)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="probability kept (0.95)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (0)")
+    parser.add_argument("-dev", "--device", default="rtl", choices=DEVICES, help="default rtl")
+    add_threads(parser)
+    parser.add_argument("--config", default="nano", choices=sorted(CONFIGS), help="default nano")
+    parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        help="compare every logit with the golden model's (default: on the device rtl)",
+    )
+
+
+def _cycle_range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    try:
+        window = int(first or 0), int(last)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be FROM:TO in cycles, not {text!r}") from None
+    if not 0 <= window[0] < window[1]:
+        raise argparse.ArgumentTypeError(f"FROM must be below TO, not {text!r}")
+    return window
+
+
+def _run(args: argparse.Namespace) -> int:
+    check = args.device == "rtl" if args.check is None else args.check
+    if args.wave_cycles and not args.wave:
+        raise LutraError("--wave-cycles needs --wave FILE")
+    with StepProgress() as progress:
+        llm = LLM(
+            args.model,
+            args.device,
+            config=args.config,
+            engine=args.engine,
+            format=args.format,
+            group=args.group,
+            kv_bits=args.kv,
+            threads=args.threads,
+            check=check,
+            wave=args.wave,
+            wave_cycles=args.wave_cycles,
+            progress=progress,
+        )
+        prompt = args.prompt
+        n_predict = args.n_predict
+        if n_predict is None:
+            room = llm.context - len(llm.tokenizer.encode(prompt))
+            n_predict = min(_DEFAULT_TOKENS, room) if room > 0 else None
+        stream = llm.stream(prompt, n_predict, _sampling(args))
+        llm.load()
+    _print_notes(llm)
+    text, mismatch = "", None
+    try:
+        print(prompt, end="", flush=True)
+        for piece in stream:
+            text += piece.text
+            print(piece.text, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    except Mismatch as error:
+        mismatch = error
+    print("\n", flush=True)
+    figures = _figures(llm, text)
+    if args.json:
+        print(json.dumps(figures))
+    else:
+        _print_table(figures, llm)
+    if llm.stats.saturated:
+        print(
+            "warning: the residual stream reached the end of its range: the text may suffer",
+            file=sys.stderr,
+        )
+    llm.close()
+    return _fail(str(mismatch)) if mismatch else 0
+
+
+def _print_notes(llm: LLM) -> None:
+    """Say why a faster device is not used."""
+    for note in llm.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _sampling(args: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(temperature=args.temp, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("-sys", "--system", help="what the model is told before all else")
+    parser.add_argument("-n", "--n-predict", type=int, help="most tokens of an answer")
+    parser.add_argument(
+        "--chat-template", type=Path, metavar="FILE", help="Jinja, in place of the model's own"
+    )
+    _add_generation(parser)
+    parser.set_defaults(command=_chat)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    if args.n_predict is not None and args.n_predict < 1:
+        raise LutraError(f"-n must be 1 or more, not {args.n_predict}")
+    with StepProgress() as progress:
+        llm = LLM(
+            args.model,
+            args.device,
+            config=args.config,
+            engine=args.engine,
+            format=args.format,
+            group=args.group,
+            kv_bits=args.kv,
+            threads=args.threads,
+            check=args.device == "rtl" if args.check is None else args.check,
+            progress=progress,
+        )
+        if args.chat_template:
+            try:
+                llm.set_chat_template(args.chat_template.read_text(encoding="utf-8"))
+            except UnicodeDecodeError:
+                raise LutraError(f"{args.chat_template} is not UTF-8 text: convert it") from None
+        # a model that has no template is refused before a simulator is built for it
+        _ = llm.chat_template
+        llm.load()
+    _print_notes(llm)
+    history = converse(llm, _sampling(args), args.n_predict, args.system)
+    if args.json:
+        figures = {"device": llm.device.name, "model": llm.packed.name, "messages": history}
+        print(json.dumps(figures))
+    llm.close()
+    return 0
+
+
+def _figures(llm: LLM, text: str) -> dict[str, object]:
+    stats = llm.stats
+    accelerator = not isinstance(llm.device, ModelDevice)
+    config = llm.config if accelerator else None
+    per_token = stats.decode_cycles_per_token
+    modelled = config.clock_hz / per_token if config and per_token else None
+    return {
+        "device": llm.device.name,
+        "config": config.name if config else None,
+        "engine": config.engine if config else None,
+        "format": llm.packed.format,
+        "group": llm.packed.group,
+        "kv_bits": llm.packed.kv_bits,
+        "model": llm.packed.name,
+        "text": text,
+        "prompt_tokens": stats.prompt_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "prefill_cycles": stats.prefill_cycles,
+        "decode_cycles_per_token": _round(per_token, 1),
+        "simulated_cycles_per_s": _round(stats.simulated_cycles_per_s, 0),
+        "prefill_tokens_per_s": _round(stats.prefill_tokens_per_s, 2),
+        "decode_tokens_per_s": _round(stats.decode_tokens_per_s, 2),
+        "modelled_decode_tokens_per_s": _round(modelled, 0),
+        "target_clock_hz": config.clock_hz if config else None,
+        "bit_exact": stats.bit_exact,
+        "saturated": stats.saturated,
+        "fingerprint": f"{config.fingerprint:016x}" if config else None,
+        "program_fingerprint": llm.program.fingerprint if config else None,
+        "tokens": stats.tokens,
+        "last_tile_counters": dict(llm.device.counters()) if stats.tokens else {},
+    }
+
+
+def _round(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _print_table(figures: dict[str, object], llm: LLM) -> None:
+    def number(key: str, unit: str = "") -> str:
+        value = figures[key]
+        if value is None:
+            return "-"
+        return f"{value:,}{unit}" if isinstance(value, int) else f"{value:,.1f}{unit}"
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for key in ("device", "config", "engine", "model", "format"):
+        if figures[key] is not None:
+            table.add_row(key.replace("config", "configuration"), str(figures[key]), "")
+    table.add_row("prompt tokens", number("prompt_tokens"), "")
+    table.add_row("generated tokens", number("generated_tokens"), "")
+    simulated = isinstance(llm.device, RtlDevice)
+    if simulated:
+        table.add_row("prefill cycles", number("prefill_cycles"), "simulated")
+        table.add_row("cycles per decoded token", number("decode_cycles_per_token"), "simulated")
+        table.add_row(
+            "simulated cycles per second", number("simulated_cycles_per_s"), "measured here"
+        )
+    table.add_row("prefill tokens per second", number("prefill_tokens_per_s"), "measured here")
+    table.add_row("decode tokens per second", number("decode_tokens_per_s"), "measured here")
+    if simulated:
+        table.add_row(
+            f"decode tokens per second at {llm.config.clock_hz / 1e6:.0f} MHz",
+            number("modelled_decode_tokens_per_s"),
+            "modelled",
+        )
+    exact = {True: "yes", False: "NO", None: "not checked"}[llm.stats.bit_exact]
+    table.add_row("bit-exact with the golden model:", exact, "")
+    Console(highlight=False).print(table)
+
+
+def _add_perplexity(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("-f", "--file", type=Path, required=True, help="UTF-8 text")
+    parser.add_argument(
+        "-dev", "--device", choices=DEVICES, help="default auto; golden where --engine is given"
+    )
+    add_threads(parser)
+    parser.add_argument(
+        "--float",
+        action="store_true",
+        help="the same model in floating point: a checkpoint as it is, or rounded to --format if "
+        "that is given; a packed model as it is packed",
+    )
+    parser.add_argument("--windows", type=int, help="only the first so many windows of the text")
+    parser.set_defaults(command=_perplexity)
+
+
+def _perplexity(args: argparse.Namespace) -> int:
+    try:
+        text = args.file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise LutraError(f"{args.file} is not UTF-8 text: convert it first") from None
+    if args.windows is not None and args.windows < 1:
+        raise LutraError(f"--windows must be 1 or more, not {args.windows}")
+    # the golden device gives the same bits whatever the tile; a wide one is faster here
+    device = args.device or ("golden" if args.engine else "auto")
+    config = "nano" if device == "rtl" else NANO_WIDE.name
+    with StepProgress() as progress:
+        llm = LLM(
+            args.model,
+            device,
+            config=config,
+            engine=args.engine,
+            format=args.format,
+            group=args.group,
+            kv_bits=args.kv,
+            threads=args.threads,
+            progress=progress,
+        )
+        tokens = llm.tokenizer.encode(text, add_bos=False)
+        bos = llm.tokenizer.bos if llm.tokenizer.add_bos else None
+        windows = text_windows(tokens, window=llm.context, bos=bos)
+        windows = windows[: args.windows]
+        if args.windows is not None:
+            text = llm.tokenizer.decode([token for window in windows for token in window[1:]])
+
+        def integer(window: list[int]) -> NDArray[np.float64]:
+            values, scale = llm.logits(window)
+            return values * scale[:, None]
+
+        source = llm.rounded if args.format or llm.source is None else llm.source
+
+        def real(window: list[int]) -> NDArray[np.float64]:
+            return source.forward(np.array(window))
+
+        result = perplexity(real if args.float else integer, windows, len(text), progress)
+    if args.json:
+        figures = {"model": args.model, "device": "float" if args.float else llm.device.name}
+        on_engine = not args.float and not isinstance(llm.device, ModelDevice)
+        figures |= {"engine": llm.config.engine if on_engine else None}
+        # a checkpoint of ternary weights is rounded already
+        as_it_is = args.float and source is llm.source and not llm.packed.ternary
+        figures |= {"format": None if as_it_is else llm.packed.format}
+        figures |= {"group": None if as_it_is else llm.packed.group}
+        figures |= {"kv_bits": None if as_it_is else llm.packed.kv_bits}
+        figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
+        print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))
+    else:
+        print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")
+        print(f"{result.bits_per_character:.4f} bits per character, {result.tokens} tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

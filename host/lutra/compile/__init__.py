@@ -1,0 +1,1 @@
+"""From a packed model to a program of an accelerator."""

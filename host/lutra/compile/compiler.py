@@ -1,0 +1,461 @@
+"""Lowering: a packed model becomes one program and one memory image for a configuration."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.compile.fit import (
+    check_fit,
+    check_layer,
+    head_weights,
+    padded_vocabulary,
+    round_up,
+    row_unit,
+)
+from lutra.compile.program import MemoryMap, Program
+from lutra_golden.arith.scale import SCALE, Scale, pack_scale, scale_from_float
+from lutra_golden.control.isa import (
+    FLAG_BIAS,
+    FLAG_FIRST,
+    FLAG_LOGITS,
+    FLAG_PLAIN,
+    FLAG_QK_NORM,
+    INSTRUCTION_BYTES,
+    Instruction,
+    NormSource,
+    Opcode,
+    Unit,
+    encode,
+)
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.model.packed import PackedLayer, PackedModel, PackedNorm
+from lutra_golden.model.padding import pad_layer, pad_table
+from lutra_golden.model.shapes import Gate
+from lutra_golden.model.stacks import stack
+from lutra_golden.vector.norm import ONE_FRAC
+
+__all__ = ["compile_model"]
+
+Progress = Callable[[str, float], None]
+
+_PAGE = 4096
+_RESIDUAL_SCALE_M = 1 << (SCALE.m_width - 1)
+
+
+def _silent(_stage: str, _fraction: float) -> None:
+    pass
+
+
+# A resource and the range of it that is used: (name, first, last + 1).
+_Region = tuple[str, int, int]
+
+
+@dataclass
+class _Assembler:
+    """Collects instructions and works out what each has to wait for.
+
+    An instruction waits for the last writers of what it reads and for the last readers and writers
+    of what it writes, unless its own unit, which keeps program order, did that.
+    """
+
+    code: list[Instruction] = field(default_factory=list[Instruction])
+    _counts: dict[Unit, int] = field(default_factory=lambda: dict.fromkeys(Unit, 0))
+    _reads: list[tuple[_Region, Unit, int]] = field(default_factory=list[tuple[_Region, Unit, int]])
+    _writes: list[tuple[_Region, Unit, int]] = field(
+        default_factory=list[tuple[_Region, Unit, int]]
+    )
+
+    def emit(
+        self,
+        opcode: Opcode,
+        *,
+        reads: list[_Region],
+        writes: list[_Region],
+        flags: int = 0,
+        **args: int,
+    ) -> None:
+        unit = opcode.unit
+        assert unit is not None
+        waits = dict.fromkeys(Unit, 0)
+        history = [(r, self._writes) for r in reads]
+        history += [(r, log) for r in writes for log in (self._writes, self._reads)]
+        for region, log in history:
+            for other, other_unit, index in log:
+                if other_unit is not unit and _overlap(region, other):
+                    waits[other_unit] = max(waits[other_unit], index)
+        self._counts[unit] += 1
+        index = self._counts[unit]
+        self._reads += [(region, unit, index) for region in reads]
+        self._writes += [(region, unit, index) for region in writes]
+        ordered = (waits[Unit.LOAD], waits[Unit.MATMUL], waits[Unit.VECTOR], waits[Unit.ATTENTION])
+        self.code.append(Instruction(opcode, flags, ordered, args))
+
+    def end(self, beat_bytes: int) -> bytes:
+        """Return the program, END appended, padded to whole beats of the data port."""
+        self.code.append(Instruction(Opcode.END))
+        while len(self.code) * INSTRUCTION_BYTES % beat_bytes:
+            self.code.append(Instruction(Opcode.END))
+        return b"".join(encode(instruction) for instruction in self.code)
+
+
+def _overlap(a: _Region, b: _Region) -> bool:
+    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
+
+
+_RESIDUAL: _Region = ("residual", 0, 1)
+_ACTIVATIONS: _Region = ("activations", 0, 1)
+_ROPE: _Region = ("rope", 0, 1)
+_QUERIES: _Region = ("queries", 0, 1)
+_ATTENTION: _Region = ("attention", 0, 1)
+
+
+def _acc(first: int, count: int) -> _Region:
+    return ("acc", first, first + count)
+
+
+class _Image:
+    """The weight segment: matrices, parameter vectors and tables at aligned offsets."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self.n_bytes = 0
+
+    def add(self, data: bytes, align: int) -> int:
+        offset = round_up(self.n_bytes, align)
+        self._parts += [bytes(offset - self.n_bytes), data]
+        self.n_bytes = offset + len(data)
+        if self.n_bytes > 1 << 32:
+            raise LutraError(
+                "the packed model takes more than 4 GiB, beyond the offsets of instructions: "
+                "use a smaller model"
+            )
+        return offset
+
+    def join(self) -> bytes:
+        return b"".join(self._parts)
+
+
+def compile_model(
+    model: PackedModel, config: AcceleratorConfig, progress: Progress | None = None
+) -> Program:
+    """Lower ``model`` to a program for ``config``; LutraError if it does not fit."""
+    check_fit(model, config)
+    report = progress or _silent
+    context = min(model.context, config.max_context)
+    image, asm = _Image(), _Assembler()
+    lowering = _Lowering(model, config, image, asm)
+    lowering.begin()
+    for i, layer in enumerate(model.layers):
+        report("packing the weights", i / (len(model.layers) + 1))
+        lowering.layer(layer, i * config.kv_layer_bytes)
+    report("packing the weights", len(model.layers) / (len(model.layers) + 1))
+    lowering.head()
+    code = asm.end(config.data_bytes)
+    weights = image.join()
+
+    weight_base = round_up(len(code), _PAGE)
+    kv = round_up(weight_base + len(weights), _PAGE)
+    logits = round_up(kv + len(model.layers) * config.kv_layer_bytes, _PAGE)
+    stride = round_up(4 * padded_vocabulary(model), config.data_bytes)
+    # read by whole beats before all of a beat is written: scales, keys and values that share one
+    first = config.kv_s_offset if config.kv_row_bytes == config.data_bytes else 0
+    digest = hashlib.sha256(code + weights + config.fingerprint.to_bytes(8, "little"))
+    return Program(
+        model=model.name,
+        config=config,
+        memory=MemoryMap(
+            program=0,
+            weights=weight_base,
+            kv=kv,
+            logits=logits,
+            logits_stride=stride,
+            n_bytes=round_up(logits + config.m_tile * stride, _PAGE),
+        ),
+        code=code,
+        weights=weights,
+        zeros=[
+            (kv + i * config.kv_layer_bytes + first, config.kv_layer_bytes - first)
+            for i in range(len(model.layers))
+        ],
+        vocab_size=model.vocab_size,
+        context=context,
+        head_scale=model.head_scale,
+        format=model.format,
+        n_layers=len(model.layers),
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+class _Lowering:
+    """Emits the instructions of a model and lays out its weights."""
+
+    def __init__(
+        self, model: PackedModel, config: AcceleratorConfig, image: _Image, asm: _Assembler
+    ) -> None:
+        self._model, self._config, self._image, self._asm = model, config, image, asm
+        self._param_next = 0
+        self._head_dim = config.head_dim
+        frac = model.residual_frac
+        exponent = 1 - SCALE.m_width - frac
+        self._unit = Scale(np.asarray(_RESIDUAL_SCALE_M), np.asarray(exponent))
+
+    # -- pieces
+
+    def _params(self, values: NDArray[np.int16]) -> tuple[int, _Region]:
+        """Load a parameter vector; return its first word in the buffer and its region."""
+        config = self._config
+        beat_words = config.data_bytes // (2 * config.lanes)
+        n_words = round_up(len(values) // config.lanes, beat_words)
+        if self._param_next + n_words > config.param_words:
+            self._param_next = 0
+        word, self._param_next = self._param_next, self._param_next + n_words
+        data = values.astype("<i2").tobytes()
+        data += bytes(n_words * 2 * config.lanes - len(data))
+        region: _Region = ("params", word, word + n_words)
+        self._asm.emit(
+            Opcode.LDPARAM,
+            reads=[],
+            writes=[region],
+            address=self._image.add(data, config.data_bytes),
+            param_word=word,
+            n_words=n_words,
+        )
+        return word, region
+
+    def _norm(
+        self,
+        norm: PackedNorm | None,
+        n: int,
+        source: NormSource,
+        reads: list[_Region],
+        scale_a: Scale,
+        scale_b: Scale | None = None,
+        flags: int = 0,
+        mean_of: int | None = None,
+    ) -> None:
+        """Normalise ``n`` values and quantise them; without a norm, only quantise.
+
+        ``mean_of`` is how many of them there are beside zeros, if not ``n``.
+        """
+        if norm is None:
+            norm = PackedNorm(np.full(n, 1 << ONE_FRAC, np.int16), ONE_FRAC)
+            flags |= FLAG_PLAIN
+        word, region = self._params(norm.gamma)
+        self._asm.emit(
+            Opcode.NORMQ,
+            reads=[*reads, region],
+            writes=[_ACTIVATIONS],
+            flags=flags,
+            source=source,
+            n_words=n // self._config.lanes,
+            param_word=word,
+            gamma_frac=norm.frac,
+            inv_n=_word(scale_from_float(1 / (mean_of or n))),
+            eps=_word(self._model.eps),
+            scale_a=_word(scale_a),
+            scale_b=_word(scale_b) if scale_b is not None else 0,
+        )
+
+    def _matmul(
+        self, weights: GroupedWeights, shift: int, acc_base: int = 0, flags: int = 0
+    ) -> _Region:
+        """A matrix product, cut by rows so that what a depth tile takes fits half of the weight
+        buffer: while one half is used again for other tokens, the other one fills."""
+        config, params = self._config, self._config.matmul
+        planes, unit = params.planes(weights), row_unit(params)
+        blocks = round_up(len(weights.codes) // config.lanes, params.block_rows)
+        per_unit = params.n_words(1, unit, planes)
+        most = max(1, config.weight_buffer_words // 2 // per_unit) * unit
+        for first in range(0, blocks, most):
+            count = min(most, blocks - first)
+            part = weights.rows(slice(first * config.lanes, (first + count) * config.lanes))
+            words = params.pack(part, planes)
+            padded = np.zeros((len(words), config.weight_word_bytes), np.uint8)
+            padded[:, : words.shape[1]] = words
+            self._asm.emit(
+                Opcode.LMMA,
+                reads=[_ACTIVATIONS],
+                writes=[_acc(acc_base + first, count)],
+                flags=flags,
+                address=self._image.add(padded.tobytes(), config.weight_word_bytes),
+                k_tiles=-(-weights.codes.shape[1] // params.k_tile),
+                row_blocks=count,
+                planes=planes,
+                acc_base=acc_base + first,
+                n_words=len(words),
+                # an engine without groups computes with the weights, not with twice the weights
+                shift=shift if params.grouped else shift - 1,
+            )
+        return _acc(acc_base, blocks)
+
+    def _residual_add(self, scale: Scale, acc: _Region) -> None:
+        self._asm.emit(
+            Opcode.RESADD,
+            reads=[_RESIDUAL, acc],
+            writes=[_RESIDUAL],
+            scale_w=_word(scale),
+            n_words=self._model.hidden_size // self._config.lanes,
+            frac=self._model.residual_frac,
+        )
+
+    # -- the model
+
+    def begin(self) -> None:
+        """Embedding rows and rotary tables of the tile."""
+        model, config = self._model, self._config
+        embedding = model.embedding.astype("<i2").tobytes()
+        self._asm.emit(
+            Opcode.EMBED,
+            reads=[],
+            writes=[_RESIDUAL],
+            address=self._image.add(embedding, config.data_bytes),
+            n_words=model.hidden_size // config.lanes,
+            shift=model.residual_frac - model.embedding_frac,
+        )
+        rope = pad_table(model.rope[: config.max_context], self._head_dim)
+        address = self._image.add(rope.astype("<i2").tobytes(), config.data_bytes)
+        self._asm.emit(Opcode.LDROPE, reads=[], writes=[_ROPE], address=address)
+
+    def layer(self, layer: PackedLayer, kv_offset: int) -> None:
+        """One decoder layer."""
+        asm, model = self._asm, self._model
+        layer = pad_layer(layer, model.head_dim, self._head_dim)
+        check_layer(model, layer, self._config)
+        lanes = self._config.lanes
+        d, q_out = model.hidden_size, model.n_heads * self._head_dim
+        self._norm(layer.input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        acc = self._heads(layer)
+        kv: _Region = ("kv", kv_offset, kv_offset + 1)
+        flags, fields, params = self._head_params(layer)
+        asm.emit(
+            Opcode.ROPEQ,
+            reads=[acc, _ROPE, *params],
+            writes=[_QUERIES, kv],
+            flags=flags,
+            kv_offset=kv_offset,
+            scale_q=_word(layer.q_proj.scale),
+            scale_k=_word(layer.k_proj.scale),
+            scale_v=_word(layer.v_proj.scale),
+            **fields,
+        )
+        asm.emit(
+            Opcode.ATTEND,
+            reads=[_QUERIES, kv],
+            writes=[_ATTENTION],
+            kv_offset=kv_offset,
+            frac=model.residual_frac,
+            # a window that is never left is none
+            window=layer.window
+            if layer.window < min(model.context, self._config.max_context)
+            else 0,
+        )
+        self._norm(
+            layer.attention_norm,
+            q_out,
+            NormSource.ATTENTION,
+            [_ATTENTION],
+            self._unit,
+            mean_of=model.n_heads * model.head_dim,
+        )
+        acc = self._matmul(layer.o_proj.weights, layer.o_proj.shift)
+        self._residual_add(layer.o_proj.scale, acc)
+
+        self._norm(layer.ffn_input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        gate, up = layer.gate_proj, layer.up_proj
+        f = len(gate.weights.codes)
+        both = stack((gate.weights, up.weights)).rows(_interleave(f, lanes))
+        acc = self._matmul(both, gate.shift)
+        source = NormSource.GATE if model.gate is Gate.RELU2 else NormSource.SWIGLU
+        self._norm(layer.ffn_norm, f, source, [acc], gate.scale, up.scale)
+        acc = self._matmul(layer.down_proj.weights, layer.down_proj.shift)
+        self._residual_add(layer.down_proj.scale, acc)
+
+    def _heads(self, layer: PackedLayer) -> _Region:
+        """Queries, keys and values: one product, or one each if their weights differ in bits."""
+        lanes, unit = self._config.lanes, row_unit(self._config.matmul)
+        parts = [
+            (part, part.weights.rows(_pair_halves(len(part.weights.codes), self._head_dim, lanes)))
+            for part in (layer.q_proj, layer.k_proj, layer.v_proj)
+        ]
+        planes = {self._config.matmul.planes(weights) for _, weights in parts}
+        blocks = [len(weights.codes) // lanes for _, weights in parts]
+        if len(planes) == 1 or any(n % unit for n in blocks):
+            return self._matmul(stack(weights for _, weights in parts), layer.q_proj.shift)
+        base = 0
+        for (part, weights), n in zip(parts, blocks, strict=True):
+            self._matmul(weights, part.shift, base)
+            base += n
+        return _acc(0, base)
+
+    def _head_params(self, layer: PackedLayer) -> tuple[int, dict[str, int], list[_Region]]:
+        """Flags and fields of ROPEQ for biases and norms of heads, and where they were loaded."""
+        fields = {"param_word": 0, "bias_frac": 0, "gamma_frac": 0, "eps": 0}
+        flags, vectors = 0, list[NDArray[np.int16]]()
+        lanes, d = self._config.lanes, self._head_dim
+        if layer.bias is not None:
+            flags |= FLAG_BIAS
+            fields["bias_frac"] = layer.bias.frac
+            vectors.append(layer.bias.values[_pair_halves(len(layer.bias.values), d, lanes)])
+        if layer.head_norms is not None:
+            flags |= FLAG_QK_NORM
+            # of the mean over padded heads
+            eps = round(self._model.head_eps * self._model.head_dim / d)
+            fields |= {"gamma_frac": layer.head_norms.frac, "eps": eps}
+            order = _pair_halves(d, d, lanes)
+            vectors += [layer.head_norms.query[order], layer.head_norms.key[order]]
+        if not vectors:
+            return 0, fields, []
+        fields["param_word"], region = self._params(np.concatenate(vectors))
+        return flags, fields, [region]
+
+    def head(self) -> None:
+        """Final norm, and the head in chunks that alternate between halves of the accumulators."""
+        model, config = self._model, self._config
+        flags, params = FLAG_LOGITS, config.matmul
+        d, unit = model.hidden_size, row_unit(params)
+        self._norm(model.norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit, flags=flags)
+        n = padded_vocabulary(model)
+        # rows that fill up the last block repeat the last row: the arg-max is the first of equals
+        rows_of = np.minimum(np.arange(n), model.vocab_size - 1)
+        weights, row_scales = head_weights(model), model.head_rows[rows_of]
+        # half of each buffer, so that one chunk is computed while another is loaded and stored
+        half = config.row_blocks_max // 2 // unit * unit
+        fit = config.weight_buffer_words // 2 // params.n_words(1, unit, params.planes(weights))
+        blocks = min(half, fit * unit, config.param_words // 2)
+        rows = max(config.lanes * unit, blocks * config.lanes // 64 * 64)
+        base = 0
+        for first in range(0, n, rows):
+            chunk = slice(first, min(first + rows, n))
+            word, region = self._params(row_scales[chunk])
+            acc = self._matmul(weights.rows(rows_of[chunk]), model.head_shift, base, flags)
+            self._asm.emit(
+                Opcode.LOGITS,
+                reads=[acc, region],
+                writes=[],
+                flags=flags | (FLAG_FIRST if first == 0 else 0),
+                row_first=first,
+                n_words=(chunk.stop - chunk.start) // config.lanes,
+                param_word=word,
+                acc_base=base,
+            )
+            base = half - base
+
+
+def _word(scale: Scale) -> int:
+    return int(pack_scale(scale))
+
+
+def _pair_halves(n_rows: int, head_dim: int, lanes: int) -> NDArray[np.int64]:
+    """Order of rows in which a pair of blocks holds the two halves of a head that rotate."""
+    order = np.arange(n_rows).reshape(-1, 2, head_dim // (2 * lanes), lanes)
+    return order.transpose(0, 2, 1, 3).reshape(-1)
+
+
+def _interleave(n_rows: int, lanes: int) -> NDArray[np.int64]:
+    """Order of two times ``n_rows`` rows in which a pair of blocks holds some of either."""
+    return np.arange(2 * n_rows).reshape(2, -1, lanes).transpose(1, 0, 2).reshape(-1)

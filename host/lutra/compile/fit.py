@@ -1,0 +1,257 @@
+"""Whether a packed model fits a configuration: refusals that name what is missing."""
+
+from typing import Protocol
+
+import numpy as np
+
+from lutra_golden.arith.fixed import round_shift
+from lutra_golden.core.config import ENGINES, AcceleratorConfig
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.engine import SCALE_WIDTH, EngineParams, GroupedWeights
+from lutra_golden.model.limits import ACC_MAX
+from lutra_golden.model.packed import PackedLayer, PackedModel
+from lutra_golden.model.padding import built_head_dim
+from lutra_golden.model.shapes import LINEARS, Gate
+from lutra_golden.vector.norm import GATE_WIDTH_MAX
+
+__all__ = [
+    "Precision",
+    "check_fit",
+    "check_layer",
+    "check_processor",
+    "engines_for",
+    "head_weights",
+    "padded_vocabulary",
+    "round_up",
+    "row_unit",
+]
+
+_ACC_BITS = ACC_MAX.bit_length() + 1
+_POWERS_OF_TWO = ("param_words", "weight_buffer_words")
+
+
+def round_up(n: int, to: int) -> int:
+    """The least multiple of ``to`` that is not below ``n``."""
+    return -(-n // to) * to
+
+
+def _need(what: str, needed: int, available: int, change: str, config: AcceleratorConfig) -> None:
+    if needed > available:
+        enough = 1 << (needed - 1).bit_length() if change in _POWERS_OF_TWO else needed
+        raise LutraError(
+            f"configuration {config.name} is too small for the model: {what} needs {needed}, has "
+            f"{available} ({needed - available} missing): set {change}={enough} or more"
+        )
+
+
+class Precision(Protocol):
+    """What an engine has to take: a format, or a packed model."""
+
+    @property
+    def a_bits(self) -> int:
+        """Bits of an activation."""
+        ...
+
+    @property
+    def ternary(self) -> bool:
+        """Whether all weights are -1, 0 and 1."""
+        ...
+
+
+def engines_for(precision: Precision) -> list[str]:
+    """Names of the matmul engines that can run a format."""
+    ternary = precision.ternary and precision.a_bits == 8
+    return [name for name, params in ENGINES.items() if params.grouped or ternary]
+
+
+def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
+    """Refuse a format that the engine of ``config`` does not take."""
+    m = config.matmul
+    if m.kind not in engines_for(model):
+        raise LutraError(
+            f"engine {m.kind} does not run {model.format}, only ternary weights with 8-bit "
+            f"activations: use --engine {' or '.join(engines_for(model))}"
+        )
+    if model.a_bits != m.a_width:
+        raise LutraError(
+            f"configuration {config.name} is built for activations of {m.a_width} bits, "
+            f"{model.format} has {model.a_bits}: use a configuration with a_width={model.a_bits}"
+        )
+    if not m.grouped:
+        return
+    _check_scales(config, model.scale_bits)
+    for name, depth in _depths(model).items():
+        if depth % m.k_tile:
+            raise LutraError(
+                f"{name} is {depth}, not a multiple of k_tile ({m.k_tile}), which engine {m.kind} "
+                f"of configuration {config.name} needs: use a smaller k_tile"
+            )
+
+
+def _check_scales(config: AcceleratorConfig, bits: int) -> None:
+    built = config.matmul.scale_width
+    if bits > built:
+        raise LutraError(
+            f"configuration {config.name} is built for group scales of {built} bits, the model "
+            f"has scales of {bits}: use a configuration with scale_width={bits}"
+        )
+
+
+def _depths(model: PackedModel) -> dict[str, int]:
+    return {
+        "hidden_size": model.hidden_size,
+        "n_heads * head_dim": model.n_heads * built_head_dim(model.head_dim),
+        "intermediate_size": model.intermediate_size,
+    }
+
+
+def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
+    """Refuse, naming what is missing and what mends it, a model that ``config`` can not hold."""
+    c, m = config, config.matmul
+    head_dim = built_head_dim(model.head_dim)
+    for name, value, fixed in (
+        ("head_dim", head_dim, c.head_dim),
+        ("n_heads", model.n_heads, c.n_heads),
+        ("n_kv_heads", model.n_kv_heads, c.n_kv_heads),
+    ):
+        if value != fixed:
+            padded = name == "head_dim" and value != model.head_dim
+            has = f"{model.head_dim}, padded to {value}" if padded else value
+            raise LutraError(
+                f"configuration {c.name} is built for {name} {fixed}, the model has {has}: "
+                f"use a configuration with {name}={value}"
+            )
+    if model.kv_bits != c.kv_width:
+        raise LutraError(
+            f"configuration {c.name} is built for a KV cache of {c.kv_width} bits, the model is "
+            f"packed for {model.kv_bits}: give --kv {c.kv_width} to lutra pack or lutra quantize, "
+            f"or use a configuration with kv_width={model.kv_bits}"
+        )
+    if model.hidden_size % 32 or model.intermediate_size % 16:
+        raise LutraError(
+            "hidden_size must be a multiple of 32 and intermediate_size of 16, not "
+            f"{model.hidden_size} and {model.intermediate_size}: pad the model"
+        )
+    _check_format(model, config)
+    q_out, kv_out = model.n_heads * head_dim, model.n_kv_heads * head_dim
+    depth = max(_depths(model).values())
+    rows = max(q_out + 2 * kv_out, 2 * model.intermediate_size, model.hidden_size)
+    blocks = round_up(rows // c.lanes, row_unit(m))
+    _need("the residual buffer", model.hidden_size, c.hidden_max, "hidden_max", c)
+    _need("the activation buffer (depth tiles)", -(-depth // m.k_tile), c.act_tiles, "act_tiles", c)
+    _need("the accumulator buffer (row blocks)", blocks, c.row_blocks_max, "row_blocks_max", c)
+    params = 4 * depth // c.lanes
+    _need("the parameter buffer (words)", params, c.param_words, "param_words", c)
+    _check_words(config, head_weights(model))
+    head = 2 * int(np.abs(model.head.astype(np.int16)).sum(axis=1, dtype=np.int64).max())
+    _check_sum(model, config, head, model.head_shift)
+
+
+def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfig) -> None:
+    """Refuse a layer that ``config`` can not hold."""
+    m = config.matmul
+    for name, has, needs in (
+        ("qkv_bias", config.qkv_bias, layer.bias is not None),
+        ("qk_norm", config.qk_norm, layer.head_norms is not None),
+    ):
+        if needs and not has:
+            raise LutraError(
+                f"configuration {config.name} is built without {name}, which the model needs: use "
+                f"a configuration with {name}=True"
+            )
+    for name in LINEARS:
+        linear = layer.linear(name)
+        weights = linear.weights
+        if m.grouped and weights.group % m.k_tile:
+            raise LutraError(
+                f"groups of {weights.group} are not whole depth tiles of configuration "
+                f"{config.name}: use groups that are a multiple of k_tile ({m.k_tile})"
+            )
+        if m.grouped:
+            _check_scales(config, weights.scale_bits)
+        _check_words(config, weights)
+        _check_sum(model, config, linear.peak, linear.shift)
+        if model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj"):
+            needed = _sum_bits(model, linear.peak, linear.shift)
+            _need("a gate accumulator (bits)", needed, config.gate_width, "gate_width", config)
+
+
+def check_processor(model: PackedModel) -> None:
+    """Refuse a model whose sums can leave what processors and vector units take.
+
+    An accelerator of any configuration refuses it too.
+    """
+    for i in range(len(model.layers)):
+        layer = model.layers[i]
+        for name in LINEARS:
+            linear = layer.linear(name)
+            squared = model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj")
+            limit = GATE_WIDTH_MAX if squared else _ACC_BITS
+            if _sum_bits(model, linear.stored.peak_bound, linear.shift) <= limit:
+                continue
+            needed = _sum_bits(model, linear.peak, linear.shift)
+            if needed > limit:
+                raise LutraError(
+                    f"sums of layer {i} {name} need {needed} bits, there are {limit}: "
+                    "pack the model again"
+                )
+
+
+def _check_words(config: AcceleratorConfig, weights: GroupedWeights) -> None:
+    m = config.matmul
+    words = m.n_words(1, row_unit(m), m.planes(weights))
+    _need(
+        "the weight buffer (words)",
+        words,
+        config.weight_buffer_words,
+        "weight_buffer_words",
+        config,
+    )
+
+
+def _sum_bits(model: PackedModel, peak: int, shift: int) -> int:
+    q_max = (1 << (model.a_bits - 1)) - 1
+    return int(round_shift(peak * q_max, shift)).bit_length() + 1
+
+
+def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: int) -> None:
+    """Refuse sums that can leave the engine's adders or the accumulators, or shift too far."""
+    m = config.matmul
+    if not m.grouped and shift > 1:
+        raise LutraError(
+            f"engine {m.kind} does not shift sums, and the model's have {shift - 1} too many bits: "
+            f"use --engine {' or '.join(engines_for(model)[1:])}"
+        )
+    if m.grouped and shift > m.shift_max:
+        mend = (
+            f"use a configuration with scale_width={SCALE_WIDTH + 1} or more"
+            if m.scale_width == SCALE_WIDTH
+            else "the model's rows are too deep"
+        )
+        raise LutraError(
+            f"configuration {config.name} shifts sums by up to {m.shift_max} bits, the model "
+            f"needs {shift}: {mend}"
+        )
+    # an engine without groups adds up the weights themselves, not twice the weights; the others
+    # add half of the result's last place
+    q_max = (1 << (model.a_bits - 1)) - 1
+    highest = peak * q_max + ((1 << shift) >> 1)
+    inner = highest.bit_length() + 1 if m.grouped else _sum_bits(model, peak, 1)
+    _need("a sum of the engine (bits)", inner, config.sum_width, "sum_width", config)
+    outer = _sum_bits(model, peak, shift)
+    _need("the accumulator (bits)", outer, config.acc_width, "acc_width", config)
+
+
+def padded_vocabulary(model: PackedModel) -> int:
+    """Rows of the head with those that fill up its last block."""
+    return round_up(model.vocab_size, 16)
+
+
+def head_weights(model: PackedModel) -> GroupedWeights:
+    """The head's rows as weights of an engine."""
+    return GroupedWeights.from_integers(model.head)
+
+
+def row_unit(params: EngineParams) -> int:
+    """Blocks of eight rows that a matrix product covers at least: pairs, and whole tiles."""
+    return max(2, params.block_rows)

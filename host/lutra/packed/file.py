@@ -1,0 +1,315 @@
+"""Lutra's own file: a packed model as ``config.json`` and one ``model.safetensors``.
+
+The same input gives the same bytes on every machine: tensors lie in one order, numbers are written
+in one way. ``config.json`` carries the version of the format, everything that is not an array, the
+SHA-256 of the tensors' file, and a fingerprint of all that. See :mod:`.packed_layers` for layers.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.formats.config_file import ConfigFile
+from lutra.formats.safetensors import SafetensorsFolder
+from lutra.formats.safetensors_writer import write_safetensors
+from lutra.packed.layers import LayerReader, LayerSizes, read_count, read_scale, take_typed
+from lutra.packed.store import PackedStore
+from lutra_golden.core.config import KV_WIDTHS
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import A_BITS
+from lutra_golden.model.limits import FRAC_MAX, HEAD_MAX, RESIDUAL_FRAC_MAX, SHIFT_MAX
+from lutra_golden.model.packed import PackedLayer, PackedModel, PackedNorm
+from lutra_golden.model.shapes import LINEARS, Gate
+
+__all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
+
+VERSION = 2
+"""Of the format; another one is refused."""
+_KEY = "lutra_version"
+_CONFIG, _TENSORS = "config.json", "model.safetensors"
+_ARRAYS = ("embedding", "rope", "norm", "head", "head_rows")
+_FIELDS = (
+    "architecture", "format", "a_bits", "kv_bits", "ternary", "w_bits", "scale_bits", "group",
+    "biased", "head_normed", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads",
+    "head_dim", "vocab_size", "context", "bos", "head_eps", "residual_frac", "embedding_frac",
+    "head_shift", "head_scale",
+)  # fmt: skip
+_ADVICE = "pack the model again"
+_HASH_BYTES = 1 << 24
+_EPS_MAX = (1 << 16) - 1
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a folder holds a packed model."""
+    config = path / _CONFIG
+    try:
+        return path.is_dir() and _KEY in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, TypeError):
+        return False
+
+
+# -- writing
+
+
+def write_packed(
+    out: Path,
+    model: PackedModel,
+    store: PackedStore,
+    beside: Callable[[Path], None] | None = None,
+) -> str:
+    """Write a packed model whose layers are in ``store``; returns its fingerprint.
+
+    ``beside`` puts what else belongs to the model into the folder. ``config.json`` comes last: a
+    folder that has it is whole.
+    """
+    n = len(model.layers)
+    tail: dict[str, NDArray[np.generic]] = {
+        "embedding": model.embedding,
+        "rope": model.rope,
+        "norm": model.norm.gamma,
+        "head": model.head,
+        "head_rows": model.head_rows,
+    }
+    sizes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    layers: list[dict[str, object]] = []
+    for i in range(n):
+        tensors, numbers = store.arrays(i)
+        layers.append(numbers)
+        for name in sorted(tensors.names()):
+            sizes[f"layers.{i}.{name}"] = tensors.dtype(name), tensors.shape(name)
+    for name in _ARRAYS:
+        sizes[name] = tail[name].dtype.name, tail[name].shape
+
+    def arrays() -> Iterable[tuple[str, NDArray[np.generic]]]:
+        for i in range(n):
+            tensors, _ = store.arrays(i)
+            for name in sorted(tensors.names()):
+                yield f"layers.{i}.{name}", tensors.take(name)
+        for name in _ARRAYS:
+            yield name, tail[name]
+
+    partial = store.folder / _TENSORS
+    write_safetensors(partial, sizes, arrays())
+    content: dict[str, object] = {name: getattr(model, name) for name in _FIELDS}
+    content |= {
+        _KEY: VERSION,
+        "gate": model.gate.value,
+        "eos": list(model.eos),
+        "eps": [int(model.eps.m), int(model.eps.e)],
+        "norm_frac": model.norm.frac,
+        "layers": layers,
+        "sha256": _sha256(partial),
+    }
+    content["fingerprint"] = fingerprint = _fingerprint(content)
+    config = store.folder / _CONFIG
+    config.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (out / _CONFIG).unlink(missing_ok=True)
+    partial.replace(out / _TENSORS)
+    if beside:
+        beside(out)
+    config.replace(out / _CONFIG)
+    return fingerprint
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fingerprint(content: Mapping[str, object]) -> str:
+    """Of all the numbers, those in the tensors by their hash."""
+    counted = {name: value for name, value in content.items() if name != "fingerprint"}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# -- reading
+
+
+@dataclass(frozen=True)
+class _Promise:
+    """What ``config.json`` says of all layers, by which a configuration is chosen."""
+
+    ternary: bool
+    w_bits: int
+    scale_bits: int
+    group: int | None
+    biased: bool
+    head_normed: bool
+
+    def broken_by(self, layer: PackedLayer) -> str | None:
+        """What of a layer is beyond it."""
+        for name in LINEARS:
+            linear = layer.linear(name)
+            w = linear.stored
+            if self.ternary and not (w.group is None and linear.shift):
+                return f"{name} is not ternary, or not shifted"
+            if w.bits > self.w_bits:
+                return f"{name} has {w.bits} bits, more than {self.w_bits}"
+            if w.scale_bits > self.scale_bits:
+                return f"{name} has scales of {w.scale_bits} bits, more than {self.scale_bits}"
+            if w.group is not None and (self.group is None or w.group % self.group):
+                return f"{name} has groups of {w.group}, not of {self.group}"
+        if layer.bias is not None and not self.biased:
+            return "it has biases"
+        if layer.head_norms is not None and not self.head_normed:
+            return "it has norms of heads"
+        return None
+
+
+class _Layers(Sequence[PackedLayer]):
+    """Layers of a file, read when they are asked for."""
+
+    def __init__(self, reader: LayerReader, files: list[ConfigFile], promise: _Promise) -> None:
+        self._reader, self._files, self._promise = reader, files, promise
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, index: int) -> PackedLayer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PackedLayer]: ...
+    def __getitem__(self, index: int | slice) -> PackedLayer | list[PackedLayer]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        file = self._files[index]
+        layer = self._reader.read(f"layers.{index}.", file)
+        if broken := self._promise.broken_by(layer):
+            raise LutraError(
+                f"{file.path}: layer {index} is not what the model says of it, {broken}: {_ADVICE}"
+            )
+        return layer
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A packed model as it was opened, its fingerprint, and the bytes of its two files."""
+
+    model: PackedModel
+    fingerprint: str
+    n_bytes: int
+
+
+def open_packed(folder: Path) -> PackedFile:
+    """Open a packed model; layers are read when they are asked for.
+
+    LutraError if it is of another version, if its hash or its fingerprint is not that of its
+    content, or if sizes do not fit each other.
+    """
+    file = ConfigFile.read(folder / _CONFIG)
+    if file.get(_KEY) != VERSION:
+        raise LutraError(
+            f"{file.path} is of packed format {file.get(_KEY)!r}, this is {VERSION}: {_ADVICE}"
+        )
+    path = folder / _TENSORS
+    if not path.is_file():
+        raise LutraError(f"{path} does not exist: copy the model again, both of its files")
+    tensors = SafetensorsFolder(folder)
+    if file.get("sha256") != _sha256(path):
+        raise LutraError(
+            f"{path} is not the file that config.json was written with (SHA-256 differs): "
+            "copy or pack the model again"
+        )
+    fingerprint = _fingerprint(file.content)
+    if file.get("fingerprint") != fingerprint:
+        raise LutraError(
+            f"{file.path} was changed since it was written (its fingerprint would be "
+            f"{fingerprint}): copy or pack the model again"
+        )
+    n_bytes = sum(each.stat().st_size for each in (file.path, path))
+    return PackedFile(_read_model(folder.resolve().name, file, tensors), fingerprint, n_bytes)
+
+
+def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> PackedModel:
+    listed = file.get("layers")
+    found = cast("list[object]", listed) if isinstance(listed, list) else []
+    if not found or not all(isinstance(each, dict) for each in found):
+        raise LutraError(f"{file.path}: layers must be a list of objects: {_ADVICE}")
+    files = [ConfigFile(file.path, cast("dict[str, object]", each)) for each in found]
+    d, f = file.whole("hidden_size"), file.whole("intermediate_size")
+    n_heads, n_kv_heads, head_dim = (
+        file.whole(each, most=1 << 12) for each in ("n_heads", "n_kv_heads", "head_dim")
+    )
+    for what, value, divisor in (("n_heads", n_heads, n_kv_heads), ("head_dim", head_dim, 4)):
+        if value % divisor:
+            raise LutraError(
+                f"{file.path}: {what} must be a multiple of {divisor}, not {value}: {_ADVICE}"
+            )
+    vocab, context = file.whole("vocab_size"), file.whole("context")
+    gate, a_bits, bos = file.get("gate"), file.whole("a_bits"), file.tokens("bos")
+    file.require("gate", gate, *(each.value for each in Gate), advice=_ADVICE)
+    file.require("a_bits", a_bits, *A_BITS, advice=_ADVICE)
+    kv_bits = file.whole("kv_bits")
+    file.require("kv_bits", kv_bits, *KV_WIDTHS, advice=_ADVICE)
+    promise = _Promise(
+        ternary=file.flag("ternary"),
+        w_bits=file.whole("w_bits", most=8),
+        scale_bits=file.whole("scale_bits", most=16),
+        group=file.whole("group") if file.get("group") is not None else None,
+        biased=file.flag("biased"),
+        head_normed=file.flag("head_normed"),
+    )
+
+    def int16(name: str, *shape: int) -> NDArray[np.int16]:
+        return cast("NDArray[np.int16]", take_typed(tensors, name, np.int16, *shape))
+
+    head = cast("NDArray[np.int8]", take_typed(tensors, "head", np.int8, vocab, d))
+    rows = int16("head_rows", vocab)
+    if head.min() < -HEAD_MAX or head.max() > HEAD_MAX or rows.min() < 1:
+        raise LutraError(
+            f"{tensors.path}: head must be in -{HEAD_MAX}..{HEAD_MAX} and head_rows positive: "
+            f"{_ADVICE}"
+        )
+    residual_frac = read_count(file, "residual_frac", RESIDUAL_FRAC_MAX)
+    sizes = LayerSizes(d, f, n_heads * head_dim, n_kv_heads * head_dim, head_dim)
+    return PackedModel(
+        name=name,
+        architecture=_text(file, "architecture"),
+        format=_text(file, "format"),
+        a_bits=a_bits,
+        kv_bits=kv_bits,
+        ternary=promise.ternary,
+        w_bits=promise.w_bits,
+        scale_bits=promise.scale_bits,
+        group=promise.group,
+        biased=promise.biased,
+        head_normed=promise.head_normed,
+        gate=Gate(gate),
+        hidden_size=d,
+        intermediate_size=f,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocab,
+        context=context,
+        bos=bos[0] if bos else None,
+        eos=file.tokens("eos"),
+        eps=read_scale(file, "eps"),
+        head_eps=read_count(file, "head_eps", _EPS_MAX),
+        residual_frac=residual_frac,
+        embedding=int16("embedding", vocab, d),
+        embedding_frac=read_count(file, "embedding_frac", residual_frac),
+        rope=int16("rope", context, head_dim),
+        layers=_Layers(LayerReader(tensors, sizes), files, promise),
+        norm=PackedNorm(int16("norm", d), read_count(file, "norm_frac", FRAC_MAX)),
+        head=head,
+        head_rows=rows,
+        head_shift=read_count(file, "head_shift", SHIFT_MAX, least=1),
+        head_scale=file.real("head_scale"),
+    )
+
+
+def _text(file: ConfigFile, name: str) -> str:
+    value = file.get(name)
+    if not isinstance(value, str):
+        raise LutraError(f"{file.path}: {name} must be a text, not {value!r}: {_ADVICE}")
+    return value

@@ -1,0 +1,242 @@
+"""A packed layer as arrays and numbers, and back.
+
+Codes are in B128 (:mod:`.b128`). Ternary ones are 0, 1, 2 for -1, 0, 1 and have neither group
+scales nor zero points. Files come from anywhere, so every number that is read is checked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.formats.config_file import ConfigFile
+from lutra.formats.safetensors import SafetensorsFolder
+from lutra_golden.arith.scale import SCALE, Scale
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import W_BITS
+from lutra_golden.model.b128 import row_bytes
+from lutra_golden.model.limits import FRAC_MAX, SHIFT_MAX
+from lutra_golden.model.packed import (
+    HeadNorms,
+    PackedBias,
+    PackedLayer,
+    PackedLinear,
+    PackedNorm,
+)
+from lutra_golden.model.shapes import LINEARS, linear_shapes
+from lutra_golden.model.stored import StoredWeights
+from lutra_golden.vector.heads import FIXED_FRAC
+
+__all__ = [
+    "LayerReader",
+    "LayerSizes",
+    "layer_arrays",
+    "read_count",
+    "read_scale",
+    "take_typed",
+]
+
+_ADVICE = "pack the model again"
+_WINDOW_MAX = (1 << 31) - 1
+_EXPONENT_MAX = 128  # of a scale: far beyond any model, and its products still fit the hardware
+_NORMS = {
+    "input_norm": "q_proj",
+    "attention_norm": "o_proj",
+    "ffn_input_norm": "gate_proj",
+    "ffn_norm": "down_proj",
+}
+"""The norms, and the matrix whose depth each has."""
+_SHARED_SHIFTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What all layers of a model have in common; ``q`` and ``kv`` are widths of all heads."""
+
+    hidden: int
+    intermediate: int
+    q: int
+    kv: int
+    head_dim: int
+
+    def shape_of(self, linear: str) -> tuple[int, int]:
+        """Rows and depth of a matrix."""
+        return linear_shapes(self.hidden, self.intermediate, self.q, self.kv)[linear]
+
+
+def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], dict[str, object]]:
+    """What a layer is in a file: its arrays, and the numbers beside them."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    numbers: dict[str, object] = {"window": layer.window}
+    for name in LINEARS:
+        linear = layer.linear(name)
+        stored = linear.stored
+        if stored.scale is not None and stored.zero is not None:
+            arrays[f"{name}.scale"], arrays[f"{name}.zero"] = stored.scale, stored.zero
+        arrays[f"{name}.codes"] = stored.codes
+        numbers[name] = {
+            "bits": stored.bits,
+            "group": stored.group,
+            "scale": [int(linear.scale.m), int(linear.scale.e)],
+            "shift": linear.shift,
+        }
+    for name in _NORMS:
+        norm: PackedNorm | None = getattr(layer, name)
+        numbers[name] = None if norm is None else norm.frac
+        if norm is not None:
+            arrays[name] = norm.gamma
+    numbers["bias"] = None if layer.bias is None else layer.bias.frac
+    if layer.bias is not None:
+        arrays["bias"] = layer.bias.values
+    numbers["head_norms"] = None if layer.head_norms is None else layer.head_norms.frac
+    if layer.head_norms is not None:
+        arrays["query_norm"] = layer.head_norms.query
+        arrays["key_norm"] = layer.head_norms.key
+    return arrays, numbers
+
+
+class LayerReader:
+    """Rebuilds layers of :func:`layer_arrays`."""
+
+    def __init__(self, tensors: SafetensorsFolder, sizes: LayerSizes) -> None:
+        self._tensors, self._sizes = tensors, sizes
+
+    def read(self, prefix: str, file: ConfigFile) -> PackedLayer:
+        """The layer whose tensors begin with ``prefix`` and whose numbers are those of ``file``."""
+        sizes = self._sizes
+        matrices = {name: self._linear(prefix, name, file) for name in LINEARS}
+        for stack in _SHARED_SHIFTS:
+            shifts = [matrices[name].shift for name in stack]
+            if len(set(shifts)) > 1:
+                raise LutraError(
+                    f"{file.path}: {prefix}{', '.join(stack)} must have one shift, not {shifts}: "
+                    f"{_ADVICE}"
+                )
+        norms: dict[str, PackedNorm | None] = {}
+        for name, linear in _NORMS.items():
+            frac = _frac(file, prefix, name)
+            depth = sizes.shape_of(linear)[1]
+            norms[name] = (
+                None if frac is None else PackedNorm(self._int16(prefix + name, depth), frac)
+            )
+        input_norm, ffn_input_norm = norms["input_norm"], norms["ffn_input_norm"]
+        if input_norm is None or ffn_input_norm is None:
+            raise LutraError(
+                f"{file.path}: {prefix}input_norm and ffn_input_norm must be there: {_ADVICE}"
+            )
+        bias = head_norms = None
+        if (frac := _frac(file, prefix, "bias", FIXED_FRAC)) is not None:
+            bias = PackedBias(self._int16(f"{prefix}bias", sizes.q + 2 * sizes.kv), frac)
+        if (frac := _frac(file, prefix, "head_norms")) is not None:
+            query, key = (
+                self._int16(f"{prefix}{x}_norm", sizes.head_dim) for x in ("query", "key")
+            )
+            head_norms = HeadNorms(query, key, frac)
+        return PackedLayer(
+            input_norm=input_norm,
+            q_proj=matrices["q_proj"],
+            k_proj=matrices["k_proj"],
+            v_proj=matrices["v_proj"],
+            bias=bias,
+            head_norms=head_norms,
+            window=read_count(file, "window", _WINDOW_MAX, prefix=prefix),
+            attention_norm=norms["attention_norm"],
+            o_proj=matrices["o_proj"],
+            ffn_input_norm=ffn_input_norm,
+            gate_proj=matrices["gate_proj"],
+            up_proj=matrices["up_proj"],
+            ffn_norm=norms["ffn_norm"],
+            down_proj=matrices["down_proj"],
+        )
+
+    def _int16(self, name: str, n: int) -> NDArray[np.int16]:
+        return cast("NDArray[np.int16]", take_typed(self._tensors, name, np.int16, n))
+
+    def _linear(self, prefix: str, name: str, file: ConfigFile) -> PackedLinear:
+        where = prefix + name
+        fields = file.get(name)
+        if not isinstance(fields, dict):
+            raise LutraError(f"{file.path}: {where} must be an object, not {fields!r}: {_ADVICE}")
+        inner = ConfigFile(file.path, cast("Mapping[str, object]", fields))
+        n, k = self._sizes.shape_of(name)
+        bits = inner.get("bits")
+        if isinstance(bits, bool) or not isinstance(bits, int) or bits not in W_BITS:
+            raise LutraError(
+                f"{file.path}: {where}.bits must be one of {', '.join(map(str, W_BITS))}, not "
+                f"{bits!r}: {_ADVICE}"
+            )
+        codes = take_typed(self._tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
+        group, scale, zero = None, None, None
+        if inner.get("group") is not None:
+            group = read_count(inner, "group", k, least=1, prefix=f"{where}.")
+            if k % group:
+                raise LutraError(
+                    f"{file.path}: {where}.group must divide the depth of {k}, not be {group}: "
+                    f"{_ADVICE}"
+                )
+            scale = self._tensors.view(f"{where}.scale", n, k // group)
+            if scale.dtype.name not in ("uint8", "uint16"):
+                raise LutraError(
+                    f"{self._tensors.path}: {where}.scale must be uint8 or uint16, not "
+                    f"{scale.dtype}: {_ADVICE}"
+                )
+            zero = take_typed(self._tensors, f"{where}.zero", np.uint16, n, k // group)
+        try:
+            weights = StoredWeights(
+                codes=cast("NDArray[np.uint8]", codes),
+                depth=k,
+                bits=bits,
+                group=group,
+                scale=cast("NDArray[np.unsignedinteger] | None", scale),
+                zero=cast("NDArray[np.uint16] | None", zero),
+            )
+        except ValueError as error:
+            raise LutraError(f"{self._tensors.path}: {where}: {error}: {_ADVICE}") from None
+        scale_w = read_scale(inner, "scale", prefix=f"{where}.")
+        return PackedLinear(
+            weights, scale_w, read_count(inner, "shift", SHIFT_MAX, prefix=f"{where}.")
+        )
+
+
+def read_count(file: ConfigFile, name: str, most: int, *, least: int = 0, prefix: str = "") -> int:
+    """A whole number from ``least`` to ``most``."""
+    value = file.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise LutraError(
+            f"{file.path}: {prefix}{name} must be in {least}..{most}, not {value!r}: {_ADVICE}"
+        )
+    return value
+
+
+def _frac(file: ConfigFile, prefix: str, name: str, most: int = FRAC_MAX) -> int | None:
+    """Fraction bits, or None where there is nothing that has them."""
+    return None if file.get(name) is None else read_count(file, name, most, prefix=prefix)
+
+
+def read_scale(file: ConfigFile, name: str, *, prefix: str = "") -> Scale:
+    """A normalised scale, ``[mantissa, exponent]``."""
+    value = file.get(name)
+    pair = cast("list[object]", value) if isinstance(value, list) else []
+    if len(pair) == 2 and all(isinstance(x, int) and not isinstance(x, bool) for x in pair):
+        m, e = cast("list[int]", pair)
+        normal = 1 << (SCALE.m_width - 1) <= m < 1 << SCALE.m_width and abs(e) <= _EXPONENT_MAX
+        if normal or (m, e) == (0, 0):
+            return Scale(np.asarray(m), np.asarray(e))
+    raise LutraError(
+        f"{file.path}: {prefix}{name} must be a mantissa of {SCALE.m_width} bits and an exponent "
+        f"in -{_EXPONENT_MAX}..{_EXPONENT_MAX}, not {value!r}: {_ADVICE}"
+    )
+
+
+def take_typed(
+    tensors: SafetensorsFolder, name: str, dtype: type[np.generic], *shape: int
+) -> NDArray[np.generic]:
+    """A tensor of this type and shape, as it lies in the file."""
+    values = tensors.view(name, *shape)
+    if values.dtype != dtype:
+        raise LutraError(
+            f"{tensors.path}: {name} must be {np.dtype(dtype)}, not {values.dtype}: {_ADVICE}"
+        )
+    return values

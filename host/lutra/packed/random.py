@@ -1,0 +1,240 @@
+"""Packed models of real shapes with random weights, made in memory: ``random:bitnet-2b-4t``.
+
+For measuring: shapes, bytes and instructions are those of a real model, what it says means nothing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.formats.config_file import ConfigFile
+from lutra.models.bitnet import BITNET
+from lutra.models.decoder import CONTEXT, DecoderConfig, read_config
+from lutra.models.qwen import QWEN2, QWEN3
+from lutra.models.random import RANDOM_SHAPES
+from lutra_golden.arith.scale import scale_from_float
+from lutra_golden.core.config import KV_WIDTHS
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import Format
+from lutra_golden.model.b128 import row_bytes
+from lutra_golden.model.limits import ACC_MAX, LOGIT_ACC_MAX, least_shift
+from lutra_golden.model.packed import (
+    HeadNorms,
+    PackedBias,
+    PackedLayer,
+    PackedLinear,
+    PackedModel,
+    PackedNorm,
+    format_name,
+)
+from lutra_golden.model.shapes import Gate, linear_shapes
+from lutra_golden.model.stored import StoredWeights
+from lutra_golden.vector.heads import EPS_FRAC
+from lutra_golden.vector.residual import LOGIT_SHIFT
+from lutra_golden.vector.rope import ROPE_FRAC
+
+__all__ = ["PREFIX", "random_packed"]
+
+PREFIX = "random:"
+"""What the name of such a model begins with."""
+_RESIDUAL_FRAC, _GAMMA_FRAC, _BIAS_FRAC = 14, 14, 12
+_SCALE_MAX = 255
+_HEAD_DEVIATION = 30.0
+_POOL = 1 << 22  # random numbers that are drawn once and cut from
+
+
+def random_packed(
+    name: str,
+    format: Format | None = None,
+    group: int = 128,
+    context: int | None = None,
+    *,
+    kv_bits: int = 8,
+    n_layers: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> PackedModel:
+    """The packed model ``random:SHAPE``; BitNet's shapes are ternary, others W4A8 unless said.
+
+    ``n_layers`` makes it shallower.
+    """
+    shape = name.removeprefix(PREFIX)
+    if shape not in RANDOM_SHAPES:
+        choice = ", ".join(PREFIX + each for each in RANDOM_SHAPES)
+        raise LutraError(f"a random model must be one of {choice}, not {name!r}")
+    file = ConfigFile(Path(name), RANDOM_SHAPES[shape])
+    bitnet = file.architecture == BITNET
+    c = read_config(file, Gate.RELU2 if bitnet else Gate.SILU)
+    format = format or Format.parse("W1.58A8" if bitnet else "W4A8")
+    if bitnet and not format.ternary:
+        raise LutraError(f"{name} has ternary weights, they are not rounded to {format}")
+    if format.ternary and not bitnet:
+        raise LutraError(f"{name} has no ternary weights: give another format than {format}")
+    if kv_bits not in KV_WIDTHS:
+        raise LutraError(f"kv must be 8 or 4 bits, not {kv_bits}")
+    context = min(c.max_position_embeddings, CONTEXT) if context is None else context
+    if not 1 <= context <= c.max_position_embeddings:
+        raise LutraError(f"the context must be in 1..{c.max_position_embeddings}, not {context}")
+    maker = _Maker(c, format, group, np.random.default_rng(seed))
+    architecture = file.architecture
+    total = n_layers or c.num_hidden_layers
+    layers: list[PackedLayer] = []
+    for i in range(total):
+        if progress:
+            progress(f"making {name}", i / (total + 1))
+        layers.append(
+            maker.layer(
+                sub_norms=bitnet, biased=architecture == QWEN2, normed=architecture == QWEN3
+            )
+        )
+    head, rows, shift = maker.head()
+    cos, sin = c.rope.table(context, c.head_dim, context)
+    rope = np.rint(np.concatenate([cos, sin], axis=1) * (1 << ROPE_FRAC)).astype(np.int16)
+    return PackedModel(
+        name=name,
+        architecture=architecture,
+        format=format_name(format.w_bits, format.a_bits, ternary=format.ternary),
+        a_bits=format.a_bits,
+        ternary=format.ternary,
+        w_bits=format.w_bits,
+        scale_bits=1 if format.ternary else _SCALE_MAX.bit_length(),
+        group=None if format.ternary else group,
+        biased=architecture == QWEN2,
+        head_normed=architecture == QWEN3,
+        gate=c.gate,
+        hidden_size=c.hidden_size,
+        intermediate_size=c.intermediate_size,
+        n_heads=c.num_attention_heads,
+        n_kv_heads=c.num_key_value_heads,
+        head_dim=c.head_dim,
+        kv_bits=kv_bits,
+        vocab_size=c.vocab_size,
+        context=context,
+        bos=None,
+        eos=(),
+        eps=scale_from_float(c.rms_norm_eps),
+        head_eps=round(c.rms_norm_eps * 2.0**EPS_FRAC),
+        residual_frac=_RESIDUAL_FRAC,
+        embedding=maker.pool(np.dtype(np.int16), c.vocab_size, c.hidden_size),
+        embedding_frac=_RESIDUAL_FRAC,
+        rope=rope,
+        layers=layers,
+        norm=maker.norm(c.hidden_size),
+        head=head,
+        head_rows=rows,
+        head_shift=shift,
+        head_scale=2.0 ** (LOGIT_SHIFT + shift - 31),
+    )
+
+
+class _Maker:
+    """Draws the parts of a model."""
+
+    def __init__(
+        self, config: DecoderConfig, format: Format, group: int, rng: np.random.Generator
+    ) -> None:
+        self._config, self._format, self._group, self._rng = config, format, group, rng
+        # every byte whose four fields are 0, 1 or 2
+        valid = [b for b in range(256) if all(b >> s & 3 < 3 for s in (0, 2, 4, 6))]
+        trits = np.array(valid, np.uint8)[rng.integers(0, len(valid), _POOL, np.uint8)]
+        self._codes = trits if format.ternary else rng.integers(0, 256, _POOL, np.uint8)
+        self._int16 = rng.integers(-8192, 8192, _POOL, np.int16)
+
+    def _cut(self, pool: NDArray[np.generic], n: int) -> NDArray[np.generic]:
+        """``n`` numbers of a pool, from a place of its own on."""
+        out = np.empty(n, pool.dtype)
+        start = int(self._rng.integers(0, len(pool)))
+        first = min(n, len(pool) - start)
+        out[:first] = pool[start : start + first]
+        for at in range(first, n, len(pool)):
+            part = out[at : at + len(pool)]
+            part[:] = pool[: len(part)]
+        return out
+
+    def pool(self, dtype: np.dtype[np.int16], *shape: int) -> NDArray[np.int16]:
+        """Small int16 numbers."""
+        return self._cut(self._int16, int(np.prod(shape))).astype(dtype, copy=False).reshape(shape)
+
+    def norm(self, n: int) -> PackedNorm:
+        """Gammas from 0.5 to 1.5."""
+        one = 1 << _GAMMA_FRAC
+        gamma = self._rng.integers(one // 2, one + one // 2, n, np.int16)
+        return PackedNorm(gamma, _GAMMA_FRAC)
+
+    def _linear(self, name: str, factor: float = 1.0) -> PackedLinear:
+        c = self._config
+        n, k = linear_shapes(c.hidden_size, c.intermediate_size, c.q_size, c.kv_size)[name]
+        bits = self._format.w_bits
+        codes = self._cut(self._codes, n * row_bytes(k, bits)).reshape(n, -1)
+        codes = codes.view(np.uint8)
+        if self._format.ternary:
+            weights = StoredWeights(codes=codes, depth=k, bits=bits)
+            return PackedLinear(weights, scale_from_float(1.1 * factor / np.sqrt(k)), 1)
+        if k % self._group:
+            raise LutraError(
+                f"groups of {self._group} do not divide a depth of {k}: use another --group"
+            )
+        middle = (1 << bits) - 1
+        sides = n, k // self._group
+        weights = StoredWeights(
+            codes=codes,
+            depth=k,
+            bits=bits,
+            group=self._group,
+            scale=self._rng.integers(100, _SCALE_MAX + 1, sides, np.uint8),
+            zero=np.full(sides, middle, np.uint16),
+        )
+        shift = least_shift(_SCALE_MAX * middle * k, self._format.q_max, ACC_MAX)
+        unit = 0.7 / np.sqrt(k) / (180 * middle / np.sqrt(3)) * 2.0**shift
+        return PackedLinear(weights, scale_from_float(factor * unit), shift)
+
+    def layer(self, *, sub_norms: bool, biased: bool, normed: bool) -> PackedLayer:
+        """One layer."""
+        c = self._config
+        softmax = float(np.log2(np.e) / np.sqrt(c.head_dim))
+        bias = None
+        if biased:
+            n = c.q_size + 2 * c.kv_size
+            bias = PackedBias(self.pool(np.dtype(np.int16), n) >> 2, _BIAS_FRAC)
+        norms = None
+        if normed:
+            query, key = self.norm(c.head_dim), self.norm(c.head_dim)
+            scaled = np.rint(query.gamma * softmax).astype(np.int16)
+            norms = HeadNorms(scaled, key.gamma, _GAMMA_FRAC)
+        return PackedLayer(
+            input_norm=self.norm(c.hidden_size),
+            q_proj=self._linear("q_proj", 1.0 if normed else softmax),
+            k_proj=self._linear("k_proj"),
+            v_proj=self._linear("v_proj"),
+            bias=bias,
+            head_norms=norms,
+            window=0,
+            attention_norm=self.norm(c.q_size) if sub_norms else None,
+            o_proj=self._linear("o_proj"),
+            ffn_input_norm=self.norm(c.hidden_size),
+            gate_proj=self._linear("gate_proj"),
+            up_proj=self._linear("up_proj"),
+            ffn_norm=self.norm(c.intermediate_size) if sub_norms else None,
+            down_proj=self._linear("down_proj"),
+        )
+
+    def head(self) -> tuple[NDArray[np.int8], NDArray[np.int16], int]:
+        """Rows of the head whose sums the ternary engine can hold, their scales, the shift."""
+        c, q_max = self._config, self._format.q_max
+        deviation = _HEAD_DEVIATION
+        if self._format.ternary:
+            # a mean magnitude is 0.8 deviations; the rest is room for the largest row
+            deviation = min(deviation, 0.7 * LOGIT_ACC_MAX / q_max / c.hidden_size / 0.8)
+        drawn = self._rng.standard_normal(_POOL, np.float32) * np.float32(deviation)
+        pool = np.clip(np.rint(drawn), -121, 121).astype(np.int8)
+        head = self._cut(pool, c.vocab_size * c.hidden_size).view(np.int8)
+        head = head.reshape(c.vocab_size, c.hidden_size)
+        step = 4096
+        peak = max(
+            int(np.abs(head[i : i + step]).sum(axis=1, dtype=np.int64).max())
+            for i in range(0, c.vocab_size, step)
+        )
+        rows = self._rng.integers(20000, 32767, c.vocab_size, np.int16)
+        return head, rows, least_shift(2 * peak, q_max, LOGIT_ACC_MAX, least=1)

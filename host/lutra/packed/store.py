@@ -1,0 +1,104 @@
+"""Packed layers on disk while a model is being packed, so that an interrupt loses little."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+from lutra.formats.config_file import ConfigFile
+from lutra.formats.safetensors import SafetensorsFolder
+from lutra.formats.safetensors_writer import write_arrays
+from lutra.packed.layers import LayerReader, LayerSizes, layer_arrays
+from lutra.quantize.budget import BitPlan
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedLayer
+
+__all__ = ["PackedStore", "is_unfinished"]
+
+_PREFIX = ".partial-"
+_TENSORS, _NUMBERS, _PLAN = "model.safetensors", "layer.json", "plan.json"
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether an interrupt left layers in a folder."""
+    return next(out.glob(f"{_PREFIX}*"), None) is not None
+
+
+class PackedStore(Sequence[PackedLayer]):
+    """The layers of a model that are done, within the folder ``out`` that it is packed to.
+
+    ``settings`` is everything that decides what a layer becomes: layers that were packed with
+    others are not taken. Nothing is written before the first layer is saved.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, object], sizes: LayerSizes) -> None:
+        text = json.dumps(settings, sort_keys=True)
+        self._out, self._sizes = out, sizes
+        self.folder = out / f"{_PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def _place(self, i: int) -> Path:
+        return self.folder / f"layer-{i:04d}"
+
+    def save(self, i: int, layer: PackedLayer) -> None:
+        """Keep layer ``i``; it is there whole or not at all."""
+        arrays, numbers = layer_arrays(layer)
+        place = self._place(i)
+        writing = place.with_suffix(".writing")
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        write_arrays(writing / _TENSORS, arrays)
+        (writing / _NUMBERS).write_text(json.dumps(numbers, sort_keys=True), encoding="utf-8")
+        shutil.rmtree(place, ignore_errors=True)
+        writing.rename(place)
+
+    def load(self, i: int) -> PackedLayer | None:
+        """Layer ``i``, or None if it is not finished, or was damaged since."""
+        place = self._place(i)
+        if not place.is_dir():
+            return None
+        try:
+            reader = LayerReader(SafetensorsFolder(place), self._sizes)
+            return reader.read("", ConfigFile.read(place / _NUMBERS))
+        except LutraError:
+            return None
+
+    def save_plan(self, plan: BitPlan) -> None:
+        """Keep the bits that were allotted."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _PLAN).write_text(json.dumps(plan.bits), encoding="utf-8")
+
+    def load_plan(self) -> BitPlan | None:
+        """The bits that were allotted, or None."""
+        try:
+            found = json.loads((self.folder / _PLAN).read_text(encoding="utf-8"))
+            return BitPlan(tuple(tuple(map(int, layer)) for layer in found))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def __len__(self) -> int:
+        return sum(1 for each in self.folder.glob("layer-*") if not each.suffix)
+
+    @overload
+    def __getitem__(self, index: int) -> PackedLayer: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PackedLayer]: ...
+    def __getitem__(self, index: int | slice) -> PackedLayer | list[PackedLayer]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        layer = self.load(index)
+        if layer is None:
+            raise IndexError(f"layer {index} is not finished")
+        return layer
+
+    def arrays(self, i: int) -> tuple[SafetensorsFolder, dict[str, object]]:
+        """What layer ``i`` is made of, as :func:`~.packed_layers.layer_arrays` gives it."""
+        place = self._place(i)
+        numbers = json.loads((place / _NUMBERS).read_text(encoding="utf-8"))
+        return SafetensorsFolder(place), numbers
+
+    def clear(self) -> None:
+        """Forget all layers, also those that other settings left."""
+        for folder in self._out.glob(f"{_PREFIX}*"):
+            shutil.rmtree(folder, ignore_errors=True)

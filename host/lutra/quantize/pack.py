@@ -1,0 +1,315 @@
+"""From a quantised model to integers: every rounding that happens before the token path, once."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.checkpoints.weights import Dense, Integers
+from lutra.models.decoder import Decoder, DecoderLayer
+from lutra.models.rope import Rope
+from lutra.quantize import DEFAULT_GROUP, default_format, quantize_decoder
+from lutra.quantize.reference import reference_layer
+from lutra_golden.arith.scale import scale_from_float
+from lutra_golden.core.config import KV_WIDTHS
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import Format
+from lutra_golden.model.limits import (
+    ACC_MAX,
+    FRAC_MAX,
+    HEAD_MAX,
+    LOGIT_ACC_MAX,
+    RESIDUAL_FRAC_MAX,
+    least_shift,
+)
+from lutra_golden.model.packed import (
+    HeadNorms,
+    PackedBias,
+    PackedLayer,
+    PackedLinear,
+    PackedModel,
+    PackedNorm,
+    format_name,
+)
+from lutra_golden.model.shapes import LINEARS
+from lutra_golden.vector.heads import EPS_FRAC, FIXED_FRAC
+from lutra_golden.vector.residual import LOGIT_SHIFT
+from lutra_golden.vector.rope import ROPE_FRAC
+
+__all__ = ["Packer", "pack_decoder", "pack_model"]
+
+
+_INT16_MAX = 32767
+_ROWS = 4096  # of embedding and head, at a time
+_CALIBRATION = 64  # tokens that the residual stream's range is measured with
+_LARGE = 1 << 28  # parameters from which on the range is measured in float32
+_STACKS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
+
+
+def _fraction_bits(peak: float, limit: int) -> int:
+    """Most fraction bits with which ``peak`` stays within ``limit``."""
+    return min(FRAC_MAX, math.floor(math.log2(limit / peak))) if peak > 0 else FRAC_MAX
+
+
+def _int16(
+    values: NDArray[np.floating], what: str, most: int = FRAC_MAX
+) -> tuple[NDArray[np.int16], int]:
+    """Values as int16 with as many fraction bits as they leave."""
+    peak = float(np.abs(values).max(initial=0))
+    frac = min(_fraction_bits(peak, _INT16_MAX), most)
+    if frac < 0:
+        raise LutraError(f"{what} reaches {peak:.0f}, beyond int16: rescale it")
+    return np.rint(values * 2.0**frac).astype(np.int16), frac
+
+
+def _pack_norm(weight: NDArray[np.float32], name: str) -> PackedNorm:
+    return PackedNorm(*_int16(weight, name))
+
+
+def _pack_head(
+    embedding: Dense, q_max: int, *, shifted: bool
+) -> tuple[NDArray[np.int8], NDArray[np.int16], int, float]:
+    """The head's rows, their scales, the shift of its sums and what one of all is worth.
+
+    Unless sums may be ``shifted``, steps are coarser where they would pass the accumulators.
+    """
+    n, k = embedding.shape
+    blocks = [slice(first, first + _ROWS) for first in range(0, n, _ROWS)]
+    row = np.concatenate([np.abs(embedding.dequantized(b)).max(axis=1) for b in blocks])
+    row = row.astype(np.float64) / HEAD_MAX
+    least = np.zeros(n)
+    if not shifted:
+        most = max(LOGIT_ACC_MAX // q_max - k // 2, 1)  # of a row's codes, before they are rounded
+        sums = [np.abs(embedding.dequantized(b)).sum(axis=1, dtype=np.float64) for b in blocks]
+        least = np.concatenate(sums) / most
+    top = float(np.maximum(row, least).max())
+    if top == 0:
+        raise LutraError("the embedding is all zeros: the checkpoint is empty, copy it again")
+    rows = np.maximum(np.rint(row / top * _INT16_MAX), np.ceil(least / top * _INT16_MAX))
+    rows = np.maximum(rows, 1).astype(np.int16)
+    step = rows.astype(np.float64)[:, None] * (top / _INT16_MAX)
+    head, peak = np.empty((n, k), np.int8), 0
+    for b in blocks:
+        codes = np.rint(embedding.dequantized(b) / step[b])
+        head[b] = np.clip(codes, -HEAD_MAX, HEAD_MAX, out=codes)
+        peak = max(peak, 2 * int(np.abs(codes).sum(axis=1).max()))
+    shift = least_shift(peak, q_max, LOGIT_ACC_MAX, least=1)
+    return head, rows, shift, top / _INT16_MAX * 2.0 ** (LOGIT_SHIFT + shift - 1)
+
+
+def _pack_embedding(embedding: Dense, residual_frac: int) -> tuple[NDArray[np.int16], int]:
+    n, k = embedding.shape
+    blocks = [slice(first, first + _ROWS) for first in range(0, n, _ROWS)]
+    peak = max(float(np.abs(embedding.dequantized(b)).max()) for b in blocks)
+    frac = min(residual_frac, _fraction_bits(peak, _INT16_MAX))
+    if frac < 0:
+        raise LutraError(f"the embedding reaches {peak:.0f}, beyond int16: rescale the model")
+    out = np.empty((n, k), np.int16)
+    for b in blocks:
+        out[b] = np.rint(embedding.dequantized(b) * np.float32(2.0**frac))
+    return out, frac
+
+
+def _pack_rope(rope: Rope, context: int, head_dim: int) -> NDArray[np.int16]:
+    cos, sin = rope.table(context, head_dim, context)
+    table = np.rint(np.concatenate([cos, sin], axis=1) * (1 << ROPE_FRAC))
+    if np.abs(table).max() > _INT16_MAX:
+        raise LutraError(
+            f"the rotary table reaches {np.abs(table).max() / (1 << ROPE_FRAC):.2f}, beyond 2: "
+            "the scaling's attention factor is too large"
+        )
+    return table.astype(np.int16)
+
+
+class Packer:
+    """Packs a quantised decoder layer by layer, and measures the residual stream as it goes.
+
+    Every layer's matrices are :class:`~lutra.checkpoints.weights.Integers`. Deterministic:
+    the range is measured on a fixed sequence of tokens. ``kv_bits`` says how keys and values are
+    to be cached; the layers do not depend on it.
+    """
+
+    def __init__(self, model: Decoder, kv_bits: int = 8) -> None:
+        if kv_bits not in KV_WIDTHS:
+            raise LutraError(f"kv must be 8 or 4 bits, not {kv_bits}")
+        c, self._kv_bits = model.config, kv_bits
+        n_weights = c.num_hidden_layers * sum(math.prod(c.shape_of(name)) for name in LINEARS)
+        if n_weights >= _LARGE:
+            model = replace(model, dtype=np.float32)
+        self.model = model
+        assert model.activation_bits is not None, "the model must be quantised first"
+        self.a_bits = model.activation_bits
+        n = min(_CALIBRATION, c.max_position_embeddings)
+        tokens = np.random.default_rng(0).integers(0, c.vocab_size, n)
+        if c.bos_token_id is not None:
+            tokens[0] = c.bos_token_id
+        self._x = model.embed(tokens)
+        self._peak = float(np.abs(self._x).max())
+        self._bits, self._n_weights, self._ternary = 0, 0, True
+        self._w_bits, self._scale_bits, self._group = 1, 1, 0
+        self._biased = self._head_normed = False
+
+    def layer(self, i: int, layer: DecoderLayer) -> PackedLayer:
+        """Pack layer ``i``, the next one; the range is measured of what it is packed to."""
+        packed = self._pack_layer(layer, f"layer {i}", self.model.config.windows[i])
+        self.follow(i, reference_layer(self.model.config, packed))
+        return packed
+
+    def follow(self, i: int, layer: DecoderLayer) -> None:
+        """Go through layer ``i`` without packing it: it has been packed before."""
+        for name in LINEARS:
+            weight = layer.linear(name)
+            assert isinstance(weight, Integers), "the model must be quantised first"
+            w = weight.weights
+            self._bits += w.bits * w.codes.size
+            self._n_weights += w.codes.size
+            self._ternary &= w.ternary
+            self._w_bits = max(self._w_bits, w.bits)
+            self._scale_bits = max(self._scale_bits, int(w.scale.max()).bit_length())
+            if w.group < w.codes.shape[1] or not w.ternary:
+                self._group = math.gcd(self._group, w.group)
+        self._biased |= layer.q_bias is not None
+        self._head_normed |= layer.q_norm is not None
+        self._x = self.model.layer(layer, self._x, self.model.config.windows[i])
+        self._peak = max(self._peak, float(np.abs(self._x).max()))
+        if not math.isfinite(self._peak):
+            raise LutraError(
+                f"layer {i} of {self.model.name} gives infinities or NaNs: the checkpoint is broken"
+            )
+
+    def _linears(self, parts: Sequence[tuple[Integers, float]]) -> list[PackedLinear]:
+        """Matrices with a factor each that share one shift."""
+        peaks = [matrix.weights.peak for matrix, _ in parts]
+        # integer weights were doubled for nothing, which a shift of 1 undoes
+        least = 1 if all(matrix.weights.ternary for matrix, _ in parts) else 0
+        shift = least_shift(max(peaks), self._q_max, ACC_MAX, least)
+        packed: list[PackedLinear] = []
+        for (matrix, factor), peak in zip(parts, peaks, strict=True):
+            scale = scale_from_float(matrix.scale * factor * 2.0 ** (shift - 1))
+            linear = PackedLinear(matrix.weights, scale, shift)
+            linear.__dict__["peak"] = peak  # cached: computed already
+            packed.append(linear)
+        return packed
+
+    @property
+    def _q_max(self) -> int:
+        return (1 << (self.a_bits - 1)) - 1
+
+    def _pack_layer(self, layer: DecoderLayer, where: str, window: int) -> PackedLayer:
+        softmax = math.log2(math.e) / math.sqrt(self.model.config.head_dim)
+        normed = layer.q_norm is not None and layer.k_norm is not None
+        linears: dict[str, PackedLinear] = {}
+        for stack in _STACKS:
+            parts: list[tuple[Integers, float]] = []
+            for name in stack:
+                weight = layer.linear(name)
+                assert isinstance(weight, Integers)
+                parts.append((weight, softmax if name == "q_proj" and not normed else 1.0))
+            linears |= dict(zip(stack, self._linears(parts), strict=True))
+
+        def norm(name: str) -> PackedNorm | None:
+            weight: NDArray[np.float32] | None = getattr(layer, name)
+            return None if weight is None else _pack_norm(weight, f"{where} {name}")
+
+        bias = None
+        if layer.q_bias is not None and layer.k_bias is not None and layer.v_bias is not None:
+            values = [layer.q_bias * (1 if normed else softmax), layer.k_bias, layer.v_bias]
+            joined = np.concatenate(values).astype(np.float64)
+            bias = PackedBias(*_int16(joined, f"{where} bias", FIXED_FRAC))
+        head_norms = None
+        if layer.q_norm is not None and layer.k_norm is not None:
+            both = np.stack([layer.q_norm * softmax, layer.k_norm]).astype(np.float64)
+            (query, key), frac = _int16(both, f"{where} q_norm, k_norm")
+            head_norms = HeadNorms(query, key, frac)
+        return PackedLayer(
+            input_norm=_pack_norm(layer.input_layernorm, f"{where} input_layernorm"),
+            bias=bias,
+            head_norms=head_norms,
+            window=window,
+            attention_norm=norm("attn_sub_norm"),
+            ffn_input_norm=_pack_norm(
+                layer.post_attention_layernorm, f"{where} post_attention_layernorm"
+            ),
+            ffn_norm=norm("ffn_sub_norm"),
+            **linears,
+        )
+
+    def finish(self, layers: Sequence[PackedLayer]) -> PackedModel:
+        """The packed model, when every layer was packed or followed."""
+        model = self.model
+        c = model.config
+        head_eps = round(c.rms_norm_eps * 2.0**EPS_FRAC)
+        if self._head_normed and head_eps >= 1 << 16:
+            raise LutraError(
+                f"rms_norm_eps must be below {2.0**16 / 2.0**EPS_FRAC:.1e} for normalised heads, "
+                f"not {c.rms_norm_eps}"
+            )
+        # leaves a factor of 16 above what the fixed sequence reaches
+        residual_frac = min(RESIDUAL_FRAC_MAX, _fraction_bits(16 * self._peak, (1 << 31) - 1))
+        embedding, embedding_frac = _pack_embedding(model.embed_tokens, residual_frac)
+        # the ternary engine, which such a model can run on, does not shift
+        shifted = not (self._ternary and self.a_bits == 8)
+        head = _pack_head(model.lm_head or model.embed_tokens, self._q_max, shifted=shifted)
+        bits = self._bits / self._n_weights
+        return PackedModel(
+            name=model.name,
+            architecture=model.architecture,
+            format=format_name(bits, self.a_bits, ternary=self._ternary),
+            a_bits=self.a_bits,
+            ternary=self._ternary,
+            w_bits=self._w_bits,
+            scale_bits=self._scale_bits,
+            group=self._group or None,
+            biased=self._biased,
+            head_normed=self._head_normed,
+            kv_bits=self._kv_bits,
+            gate=c.gate,
+            hidden_size=c.hidden_size,
+            intermediate_size=c.intermediate_size,
+            n_heads=c.num_attention_heads,
+            n_kv_heads=c.num_key_value_heads,
+            head_dim=c.head_dim,
+            vocab_size=c.vocab_size,
+            context=c.max_position_embeddings,
+            bos=c.bos_token_id,
+            eos=c.eos_token_id,
+            eps=scale_from_float(c.rms_norm_eps),
+            head_eps=min(head_eps, (1 << 16) - 1),
+            residual_frac=residual_frac,
+            embedding=embedding,
+            embedding_frac=embedding_frac,
+            rope=_pack_rope(c.rope, c.max_position_embeddings, c.head_dim),
+            layers=layers,
+            norm=_pack_norm(model.norm, "norm"),
+            head=head[0],
+            head_rows=head[1],
+            head_shift=head[2],
+            head_scale=head[3],
+        )
+
+
+def pack_decoder(
+    model: Decoder, progress: Callable[[str, float], None] | None = None, kv_bits: int = 8
+) -> PackedModel:
+    """Pack a quantised decoder, whole in memory."""
+    packer = Packer(model, kv_bits)
+    layers: list[PackedLayer] = []
+    for i in range(len(model.layers)):
+        if progress:
+            progress("quantising", i / len(model.layers))
+        layers.append(packer.layer(i, model.layers[i]))
+    return packer.finish(layers)
+
+
+def pack_model(
+    model: Decoder,
+    format: Format | None = None,
+    group: int = DEFAULT_GROUP,
+    progress: Callable[[str, float], None] | None = None,
+    kv_bits: int = 8,
+) -> PackedModel:
+    """Round a checkpoint to nearest in a format, and pack it; deterministic."""
+    quantized = quantize_decoder(model, format or default_format(model), group)
+    return pack_decoder(quantized, progress, kv_bits)

@@ -1,0 +1,62 @@
+"""Choosing a token from logits: greedy, temperature, top-k, top-p, from a seed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.errors import LutraError
+
+__all__ = ["Sampler", "SamplingParams"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token."""
+
+    temperature: float = 0.7
+    top_k: int = 40
+    top_p: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+            raise LutraError(f"temperature must be 0 or more, not {self.temperature}")
+        if self.top_k < 0:
+            raise LutraError(f"top_k must be 0 (off) or more, not {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise LutraError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.seed < 0:
+            raise LutraError(f"seed must be 0 or more, not {self.seed}")
+
+
+class Sampler:
+    """Draws tokens; equal parameters and logits give equal tokens on every device."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+        self._rng = np.random.default_rng(params.seed)
+
+    def __call__(self, logits: NDArray[np.int64], scale: float) -> int:
+        """Return a token of integer ``logits`` ``[V]``, of which one is worth ``scale``."""
+        params = self._params
+        if params.temperature == 0:
+            return int(logits.argmax())
+        # a stable order makes ties, and so the draw, the same everywhere
+        kept = np.arange(len(logits))
+        if 0 < params.top_k < len(logits):
+            # all that may be among the first so many: sorting a whole vocabulary takes long
+            kept = np.flatnonzero(logits >= np.partition(logits, -params.top_k)[-params.top_k])
+        order = kept[np.argsort(-logits[kept], kind="stable")]
+        if params.top_k:
+            order = order[: params.top_k]
+        below = (logits[order] - logits[order[0]]).astype(np.float64) * scale
+        with np.errstate(over="ignore"):  # a tiny temperature: infinitely less likely
+            p = np.exp(below / params.temperature)
+        p /= p.sum()
+        if params.top_p < 1:
+            keep = int(np.searchsorted(np.cumsum(p), params.top_p)) + 1
+            order, p = order[:keep], p[:keep]
+            p /= p.sum()
+        index = int(np.searchsorted(np.cumsum(p), self._rng.random(), side="right"))
+        return int(order[min(index, len(order) - 1)])

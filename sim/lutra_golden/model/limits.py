@@ -1,0 +1,38 @@
+"""Limits of a packed model's numbers: what the token path's registers and adders take."""
+
+from lutra_golden.arith.fixed import round_shift
+from lutra_golden.errors import LutraError
+
+__all__ = [
+    "ACC_MAX",
+    "FRAC_MAX",
+    "HEAD_MAX",
+    "LOGIT_ACC_MAX",
+    "RESIDUAL_FRAC_MAX",
+    "SHIFT_MAX",
+    "least_shift",
+]
+
+ACC_MAX = (1 << 27) - 1
+"""Largest accumulator: the vector unit takes 28 bits."""
+LOGIT_ACC_MAX = (1 << 23) - 1
+"""Largest accumulator of the head: times an int16 row scale, it still gives an int32 logit."""
+HEAD_MAX = 121
+"""The head's rows are integers of five balanced trits, so that the ternary engine takes them."""
+SHIFT_MAX = 24
+"""Largest shift of a sum that a model may need."""
+FRAC_MAX = 24
+"""Most fraction bits of a vector."""
+RESIDUAL_FRAC_MAX = 20
+"""Most fraction bits of the residual stream."""
+
+
+def least_shift(peak: int, q_max: int, limit: int, least: int = 0) -> int:
+    """Least shift with which no sum of activations up to ``q_max`` passes ``limit``."""
+    for shift in range(least, SHIFT_MAX + 1):
+        if int(round_shift(peak * q_max, shift)) <= limit:
+            return shift
+    raise LutraError(
+        f"sums of up to {peak * q_max} do not fit the accumulators even with a shift of "
+        f"{SHIFT_MAX}: the model's rows are too deep"
+    )

@@ -1,0 +1,168 @@
+"""A packed model: layers, norms and tables in integers, which is what every device runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.arith.scale import Scale
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.matmul.format import TERNARY_NAME
+from lutra_golden.model.shapes import Gate
+from lutra_golden.model.stored import StoredWeights
+
+__all__ = [
+    "HeadNorms",
+    "PackedBias",
+    "PackedLayer",
+    "PackedLinear",
+    "PackedModel",
+    "PackedNorm",
+    "format_name",
+]
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A matrix: its product is ``round_shift(doubled @ a, shift)``, times ``scale``.
+
+    ``doubled`` are twice the weights, integers, so that integer weights have a shift of 1. What it
+    is made of, codes or stored codes, is turned into the other when that is asked for.
+    """
+
+    source: GroupedWeights | StoredWeights
+    scale: Scale
+    shift: int
+
+    @cached_property
+    def weights(self) -> GroupedWeights:
+        """The weights as codes."""
+        source = self.source
+        return source.unpack() if isinstance(source, StoredWeights) else source
+
+    @cached_property
+    def stored(self) -> StoredWeights:
+        """The weights as they are stored."""
+        source = self.source
+        return source if isinstance(source, StoredWeights) else StoredWeights.of(source)
+
+    @cached_property
+    def peak(self) -> int:
+        """Largest sum of a row's doubled weights, all taken positive."""
+        return self.weights.peak
+
+
+@dataclass(frozen=True)
+class PackedNorm:
+    """RMSNorm weights as int16 with ``frac`` fraction bits."""
+
+    gamma: NDArray[np.int16]
+    frac: int
+
+
+@dataclass(frozen=True)
+class PackedBias:
+    """Biases of queries, keys and values, one after another, int16 with ``frac`` fraction bits.
+
+    Those of queries contain log2(e) / sqrt(head_dim).
+    """
+
+    values: NDArray[np.int16]
+    frac: int
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """RMSNorm of each head of queries and keys: int16 weights with common fraction bits.
+
+    ``query`` contains log2(e) / sqrt(head_dim).
+    """
+
+    query: NDArray[np.int16]
+    key: NDArray[np.int16]
+    frac: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLayer:
+    """One decoder layer; ``q_proj``'s scale contains log2(e) / sqrt(head_dim), without head norms.
+
+    Queries, keys and values share a shift, as do gate and up. A norm of None is none: values are
+    only quantised. ``window`` is how many latest positions are attended to, 0 for all.
+    """
+
+    input_norm: PackedNorm
+    q_proj: PackedLinear
+    k_proj: PackedLinear
+    v_proj: PackedLinear
+    bias: PackedBias | None
+    head_norms: HeadNorms | None
+    window: int
+    attention_norm: PackedNorm | None
+    o_proj: PackedLinear
+    ffn_input_norm: PackedNorm
+    gate_proj: PackedLinear
+    up_proj: PackedLinear
+    ffn_norm: PackedNorm | None
+    down_proj: PackedLinear
+
+    def linear(self, name: str) -> PackedLinear:
+        """A matrix by its name in :data:`~lutra_golden.model.shapes.LINEARS`."""
+        found: PackedLinear = getattr(self, name)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedModel:
+    """A model in integers. A logit is worth ``head_scale`` times its token's activation scale.
+
+    ``format`` names the bits of weights and activations; ``ternary`` tells that all weights of
+    the layers are -1, 0 and 1, without groups. What an accelerator needs for the layers: ``w_bits``
+    and ``scale_bits``, the widest codes and group scales, and ``group``, which divides all groups
+    (None if there are none), ``biased``, ``head_normed``, and ``kv_bits``, the bits that keys and
+    values are cached in. ``head_eps`` is the epsilon of head norms in units of 2**-32.
+    """
+
+    name: str
+    architecture: str
+    format: str
+    a_bits: int
+    ternary: bool
+    w_bits: int
+    scale_bits: int
+    group: int | None
+    biased: bool
+    head_normed: bool
+    kv_bits: int
+    gate: Gate
+    hidden_size: int
+    intermediate_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context: int
+    bos: int | None
+    eos: tuple[int, ...]
+    eps: Scale
+    head_eps: int
+    residual_frac: int
+    embedding: NDArray[np.int16]  # [V, D]
+    embedding_frac: int
+    rope: NDArray[np.int16]  # [context, head_dim]
+    layers: Sequence[PackedLayer]
+    norm: PackedNorm
+    head: NDArray[np.int8]  # [V, D]
+    head_rows: NDArray[np.int16]  # [V]
+    head_shift: int
+    head_scale: float
+
+
+def format_name(bits: float, a_bits: int, *, ternary: bool = False) -> str:
+    """``W4A8``, ``W1.58A8`` for ternary weights, ``W3.52A8`` for a mean over layers."""
+    if ternary:
+        return f"W{TERNARY_NAME}A{a_bits}"
+    text = f"{bits:.2f}".rstrip("0").rstrip(".")
+    return f"W{text}A{a_bits}"

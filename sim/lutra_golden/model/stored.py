@@ -1,0 +1,106 @@
+"""Weights of a matrix as they are stored, and as the CPU's and the GPU's kernels take them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.model.b128 import from_b128, row_bytes, to_b128
+
+__all__ = ["StoredWeights"]
+
+_TERNARY_BITS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeights:
+    """Codes ``[N, row_bytes(depth, bits)]`` in B128 (:mod:`.b128`), of ``depth`` weights a row.
+
+    With ``group`` they are those of :class:`~lutra_golden.matmul.engine.GroupedWeights`, with
+    ``scale`` (uint8, or uint16 where it has more than 8 bits) and ``zero`` (uint16), ``[N, depth /
+    group]``. Without, they are ternary: codes 0, 1, 2 mean -1, 0, 1.
+    """
+
+    codes: NDArray[np.uint8]
+    depth: int
+    bits: int
+    group: int | None = None
+    scale: NDArray[np.unsignedinteger] | None = None
+    zero: NDArray[np.uint16] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.codes)
+        if self.codes.shape != (n, row_bytes(self.depth, self.bits)):
+            raise ValueError(
+                f"codes must be {[n, row_bytes(self.depth, self.bits)]}, "
+                f"not {list(self.codes.shape)}"
+            )
+        if self.group is None:
+            # both bits of a code set: 3
+            threes = self.codes & (self.codes >> 1) & 0x55
+            if self.bits != _TERNARY_BITS or threes.any():
+                raise ValueError("codes without groups must be 0, 1 and 2 in two bits")
+            return
+        if self.scale is None or self.zero is None:
+            raise ValueError("scale and zero must be there with groups")
+        if self.group < 1 or self.depth % self.group:
+            raise ValueError(f"depth must be a multiple of group ({self.group}), not {self.depth}")
+        for name, value in (("scale", self.scale), ("zero", self.zero)):
+            if value.shape != (n, self.depth // self.group):
+                raise ValueError(
+                    f"{name} must be {[n, self.depth // self.group]}, not {list(value.shape)}"
+                )
+        most = 2 * ((1 << self.bits) - 1)
+        if self.zero.max(initial=0) > most:
+            raise ValueError(f"zero must be in 0..{most}, not up to {self.zero.max()}")
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the matrix."""
+        return len(self.codes)
+
+    @cached_property
+    def scale_bits(self) -> int:
+        """Bits of the largest scale."""
+        return 1 if self.scale is None else int(self.scale.max(initial=0)).bit_length()
+
+    @property
+    def peak_bound(self) -> int:
+        """What no sum of a row's doubled weights, all taken positive, is above."""
+        if self.group is None or self.scale is None or self.zero is None:
+            return 2 * self.depth
+        top = 2 * ((1 << self.bits) - 1)
+        furthest = np.maximum(self.zero, top - self.zero).astype(np.int64)
+        return self.group * int((self.scale * furthest).sum(axis=1).max(initial=0))
+
+    @classmethod
+    def of(cls, weights: GroupedWeights, *, grouped: bool = False) -> "StoredWeights":
+        """These weights, packed; ``grouped`` also if they are ternary."""
+        codes = weights.codes.astype(np.uint8, copy=False)
+        depth = codes.shape[1]
+        if weights.ternary and not grouped:
+            trits = (codes + 1 - (weights.zero // 2).astype(np.uint8)).astype(np.uint8)
+            return cls(codes=to_b128(trits, _TERNARY_BITS), depth=depth, bits=_TERNARY_BITS)
+        return cls(
+            codes=to_b128(codes, weights.bits),
+            depth=depth,
+            bits=weights.bits,
+            group=weights.group,
+            scale=weights.scale.astype(np.uint16 if weights.scale_bits > 8 else np.uint8),
+            zero=weights.zero.astype(np.uint16),
+        )
+
+    def unpack(self) -> GroupedWeights:
+        """Inverse of :meth:`of`."""
+        codes = from_b128(self.codes, self.bits, self.depth)
+        if self.group is None or self.scale is None or self.zero is None:
+            return GroupedWeights.from_integers(codes.astype(np.int8) - 1)
+        return GroupedWeights(
+            codes=codes,
+            scale=self.scale.astype(np.int64),
+            zero=self.zero.astype(np.int64),
+            bits=self.bits,
+            group=self.group,
+        )

@@ -1,0 +1,113 @@
+"""Stored weights: codes in B128, ternary ones without scales."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lutra_golden.arith.scale import scale_from_int
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.model.packed import PackedLinear
+from lutra_golden.model.stored import StoredWeights
+
+
+def grouped(bits: int, n: int = 5, k: int = 192, group: int = 64, top: int = 255) -> GroupedWeights:
+    rng = np.random.default_rng(bits)
+    return GroupedWeights(
+        codes=rng.integers(0, 1 << bits, (n, k), np.uint8),
+        scale=rng.integers(0, top + 1, (n, k // group)),
+        zero=rng.integers(0, 2 * ((1 << bits) - 1) + 1, (n, k // group)),
+        bits=bits,
+        group=group,
+    )
+
+
+def assert_same(a: GroupedWeights, b: GroupedWeights) -> None:
+    assert (a.bits, a.group) == (b.bits, b.group)
+    for name in ("codes", "scale", "zero"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+def test_grouped_weights_come_back(bits: int) -> None:
+    weights = grouped(bits)
+    stored = StoredWeights.of(weights)
+    assert (stored.n_rows, stored.depth, stored.codes.shape) == (5, 192, (5, 256 * bits // 8))
+    assert stored.scale is not None and stored.scale.dtype == np.uint8
+    assert_same(stored.unpack(), weights)
+
+
+def test_wide_scales_take_two_bytes() -> None:
+    weights = grouped(4, top=4095)
+    stored = StoredWeights.of(weights)
+    assert stored.scale is not None and stored.scale.dtype == np.uint16
+    assert stored.scale_bits == weights.scale_bits == 12
+    assert_same(stored.unpack(), weights)
+
+
+def test_ternary_weights_have_no_scales() -> None:
+    w = np.random.default_rng(0).integers(-1, 2, (3, 200))
+    stored = StoredWeights.of(GroupedWeights.from_integers(w))
+    assert (stored.bits, stored.group, stored.scale, stored.zero) == (2, None, None, None)
+    assert stored.scale_bits == 1
+    np.testing.assert_array_equal(stored.unpack().doubled(), 2 * w)
+
+
+def test_a_packed_matrix_is_either() -> None:
+    weights, scale = grouped(3), scale_from_int(1)
+    codes = PackedLinear(weights, scale, 2)
+    stored = PackedLinear(codes.stored, scale, 2)
+    assert codes.weights is weights and stored.stored is codes.stored
+    assert_same(stored.weights, weights)
+    assert stored.peak == codes.peak
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codes": np.zeros((2, 31), np.uint8)}, "codes must be [2, 32], not [2, 31]"),
+        ({"codes": np.full((2, 32), 0xC0, np.uint8)}, "codes without groups must be 0, 1 and 2"),
+        (
+            {"bits": 4, "codes": np.zeros((2, 64), np.uint8)},
+            "codes without groups must be 0, 1 and 2 in two bits",
+        ),
+        ({"group": 64}, "scale and zero must be there with groups"),
+        (
+            {
+                "group": 64,
+                "scale": np.ones((2, 2), np.uint8),
+                "zero": np.full((2, 2), 7, np.uint16),
+            },
+            "zero must be in 0..6, not up to 7",
+        ),
+        (
+            {"group": 64, "scale": np.ones((2, 1), np.uint8), "zero": np.ones((2, 2), np.uint16)},
+            "scale must be [2, 2], not [2, 1]",
+        ),
+        (
+            {"group": 96, "scale": np.ones((2, 1), np.uint8), "zero": np.ones((2, 1), np.uint16)},
+            "depth must be a multiple of group (96), not 128",
+        ),
+    ],
+)
+def test_what_can_not_be(options: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"codes": np.zeros((2, 32), np.uint8), "depth": 128, "bits": 2}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        StoredWeights(**(arguments | options))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_no_sum_is_above_its_bound(bits: int) -> None:
+    weights = grouped(bits)
+    stored = StoredWeights.of(weights)
+    assert weights.peak <= stored.peak_bound <= 4 * weights.peak
+    ends = np.zeros((2, 128), np.uint8)
+    ends[1] = (1 << bits) - 1
+    worst = GroupedWeights(
+        codes=ends,
+        scale=np.full((2, 2), 9),
+        zero=np.array([[(2 << bits) - 2] * 2, [0, 0]]),
+        bits=bits,
+        group=64,
+    )
+    assert StoredWeights.of(worst).peak_bound == worst.peak

@@ -1,0 +1,535 @@
+"""The command line: what it prints, its exit codes, and one line for whatever goes wrong."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tests.host.random_model import Shape, write_model
+
+from lutra.commands.cli import main
+from lutra.devices.choose import DEVICES
+from lutra.text.tokenizer import Tokenizer
+
+FULL = Path("/dev/full")
+STORY = ["run", "-dev", "golden"]
+KEYS = {
+    "device",
+    "config",
+    "engine",
+    "format",
+    "group",
+    "kv_bits",
+    "model",
+    "text",
+    "prompt_tokens",
+    "generated_tokens",
+    "prefill_cycles",
+    "decode_cycles_per_token",
+    "simulated_cycles_per_s",
+    "decode_tokens_per_s",
+    "bit_exact",
+    "fingerprint",
+}
+Capture = pytest.CaptureFixture[str]
+
+
+def fails(capsys: Capture, *arguments: str) -> str:
+    """Run a command that can not succeed; return the one line that it says."""
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    lines = output.err.splitlines()
+    assert len(lines) == 1, output.err
+    assert lines[0].startswith("error: ")
+    assert output.out == ""
+    return lines[0].removeprefix("error: ")
+
+
+def lutra(
+    *arguments: str, stdout: IO[str] | int = subprocess.PIPE, encoding: str = "utf-8"
+) -> subprocess.Popen[str]:
+    """Start the command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "lutra.commands.cli", *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        # where this process runs in the background, it was started with interrupts ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+# -- run
+
+
+def test_a_story_and_its_table(capsys: Capture) -> None:
+    assert main([*STORY, "-p", "Once upon a time", "-n", "3", "--temp", "0", "--check"]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert output.out.startswith("Once upon a time")
+    rows = [re.split(r"\s{2,}", line.strip()) for line in output.out.splitlines()]
+    table = {row[0]: row[1:] for row in rows if len(row) > 1}
+    assert table["device"] == ["golden"]
+    assert table["configuration"] == ["nano"]
+    assert table["model"] == ["tales"]
+    assert table["generated tokens"] == ["3"]
+    assert table["decode tokens per second"][1] == "measured here"
+    assert table["bit-exact with the golden model:"] == ["yes"]
+
+
+def test_json_is_the_last_line(capsys: Capture) -> None:
+    assert main([*STORY, "-p", "The king", "-n", "3", "--json", "--seed", "5"]) == 0
+    *story, last = capsys.readouterr().out.splitlines()
+    figures = json.loads(last)
+    assert figures.keys() >= KEYS
+    assert "\n".join(story).rstrip("\n") == "The king" + figures["text"].rstrip("\n")
+    assert (figures["device"], figures["config"], figures["model"]) == ("golden", "nano", "tales")
+    assert (figures["engine"], figures["format"], figures["group"]) == ("ternary", "W1.58A8", None)
+    assert figures["generated_tokens"] == len(figures["tokens"]) == 3
+    assert figures["prompt_tokens"] > 1
+    assert figures["prefill_cycles"] is figures["decode_cycles_per_token"] is None
+    assert figures["bit_exact"] is None
+    assert re.fullmatch("[0-9a-f]{16}", figures["fingerprint"])
+    assert main([*STORY, "-p", "The king", "-n", "3", "--json", "--seed", "5"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["tokens"] == figures["tokens"]
+
+
+def test_without_a_number_the_story_is_as_long_as_the_context_lets_it(capsys: Capture) -> None:
+    prompt = "the " * 250
+    assert main([*STORY, "-p", prompt, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["prompt_tokens"] + figures["generated_tokens"] <= 256
+    assert figures["generated_tokens"] >= 1
+
+
+def test_what_a_terminal_can_not_show_is_replaced() -> None:
+    command = lutra(*STORY, "-p", "Der König", "-n", "1", encoding="ascii")
+    out, err = command.communicate(timeout=60)
+    assert (command.returncode, err) == (0, "")
+    assert out.startswith("Der K?nig")
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "engine", "format", "group"),
+    [
+        ([], "nano-lut", "lut", "W4A8", 64),
+        (["--format", "w2a8", "--group", "128"], "nano-lut", "lut", "W2A8", 128),
+        (["--format", "W4A16", "--engine", "mixpe"], "nano-mixpe-a16", "mixpe", "W4A16", 64),
+    ],
+)
+def test_engine_format_and_group(
+    options: list[str], config: str, engine: str, format: str, group: int, capsys: Capture
+) -> None:
+    arguments = [*STORY, "-m", "tales-llama", "-p", "The king", "-n", "2", *options]
+    assert main([*arguments, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["config"], figures["engine"]) == (config, engine)
+    assert (figures["format"], figures["group"]) == (format, group)
+    assert main(arguments) == 0
+    rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert ["engine", engine] in rows
+    assert ["format", format] in rows
+
+
+# -- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "tpu"], r"argument --engine: invalid choice: 'tpu' .*: see lutra run --help"),
+        (["--kv", "5"], r"argument --kv: invalid choice: 5 .*: see lutra run --help"),
+        (["--group", "48"], r"argument --group: invalid choice: 48 .*: see lutra run --help"),
+        (
+            ["--format", "W5A8"],
+            (
+                r"argument --format: format must be one of W1A8, W1\.58A8, .*, not 'W5A8': "
+                "see lutra run --help"
+            ),
+        ),
+        (
+            ["-m", "tales-llama", "--engine", "ternary"],
+            "engine ternary does not run W4A8, only .*: use --engine lut or mixpe or mac",
+        ),
+        (["--format", "W4A8"], r"the weights of tales are ternary .*: use --format W1\.58A8, .*"),
+        (
+            ["-m", "tales-llama", "--format", "W1.58A8"],
+            ".* only for weights that are: use --format .*",
+        ),
+    ],
+)
+def test_engines_and_formats_that_can_not_be(
+    options: list[str], message: str, capsys: Capture
+) -> None:
+    assert re.fullmatch(message, fails(capsys, *STORY, *options))
+
+
+def test_an_unknown_model(capsys: Capture) -> None:
+    message = fails(capsys, *STORY, "-m", "no-such-model")
+    assert message.startswith("model 'no-such-model' is neither a folder nor a shipped model")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model", Shape(hidden_size=32, intermediate_size=32))
+
+
+def test_a_truncated_model(folder: Path, capsys: Capture) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    message = fails(capsys, *STORY, "-m", str(folder))
+    assert re.fullmatch(
+        rf"{path} is not a whole safetensors file \(.*\): copy or download it again", message
+    )
+
+
+def test_a_model_with_a_missing_tensor(folder: Path, capsys: Capture) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    save_file(tensors, path)
+    message = fails(capsys, *STORY, "-m", str(folder))
+    assert "has no tensor model.norm.weight" in message
+
+
+def test_a_model_with_values_that_are_no_numbers(folder: Path, capsys: Capture) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = np.full(32, np.nan, np.float32)
+    save_file(tensors, path)
+    assert "model.norm.weight holds infinities or NaNs" in fails(capsys, *STORY, "-m", str(folder))
+
+
+def test_an_unknown_architecture(folder: Path, capsys: Capture) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("BitNetForCausalLM", "GPT2LMHeadModel"))
+    message = fails(capsys, *STORY, "-m", str(folder))
+    assert "architecture 'GPT2LMHeadModel' is not supported" in message
+    assert "supported are BitNetForCausalLM, " in message
+    assert message.endswith("Qwen3ForCausalLM: give a model of one of these")
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path, capsys: Capture) -> None:
+    folder = write_model(tmp_path / "model", Shape(vocab_size=256))
+    assert "mixes two models" in fails(capsys, *STORY, "-m", str(folder))
+
+
+def test_a_prompt_that_is_too_long(capsys: Capture) -> None:
+    message = fails(capsys, *STORY, "-p", "king " * 300)
+    assert re.fullmatch(
+        r"the prompt has \d+ tokens, the context 256: shorten the prompt to at most 255 tokens",
+        message,
+    )
+
+
+@pytest.mark.parametrize("n", ["256", "100000", "0", "-3"])
+def test_more_tokens_than_the_context_holds(n: str, capsys: Capture) -> None:
+    message = fails(capsys, *STORY, "-p", "A king", "-n", n)
+    assert re.fullmatch(
+        rf"{n} tokens can not be generated: the prompt takes \d of 256 positions, "
+        r"so -n must be 1 to 25\d",
+        message,
+    )
+
+
+def test_a_model_that_the_configuration_is_enlarged_for(tmp_path: Path, capsys: Capture) -> None:
+    folder = write_model(tmp_path / "model", Shape())
+    assert main([*STORY, "-m", str(folder), "-p", "A", "-n", "2", "--check", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["config"], figures["bit_exact"]) == ("nano-fit", True)
+
+
+def test_a_model_that_no_configuration_holds(tmp_path: Path, capsys: Capture) -> None:
+    folder = write_model(tmp_path / "model", Shape(num_attention_heads=8, num_key_value_heads=8))
+    assert fails(capsys, *STORY, "-m", str(folder)) == (
+        "no configuration holds model: n_kv_heads must fit one scale record, not 8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND: see lutra --help"),
+        (["rnu"], r"argument COMMAND: invalid choice: .*: see lutra --help"),
+        (["run", "--no-such"], r"unrecognized arguments: --no-such: see lutra --help"),
+        (["run", "-n", "few"], r"argument -n/--n-predict: invalid int value: 'few': see lutra run"),
+        (["run", "--config", "giant"], r"argument --config: invalid choice: 'giant'"),
+        (["run", "--device", "gpu"], r"argument -dev/--device: invalid choice: 'gpu'"),
+        ([*STORY, "--temp", "-1"], r"temperature must be 0 or more, not -1\.0"),
+        ([*STORY, "--temp", "nan"], "temperature must be 0 or more, not nan"),
+        ([*STORY, "--top-k", "-1"], r"top_k must be 0 \(off\) or more, not -1"),
+        ([*STORY, "--top-p", "0"], r"top_p must be above 0 and at most 1, not 0\.0"),
+        ([*STORY, "--seed", "-1"], "seed must be 0 or more, not -1"),
+        ([*STORY, "--wave", "x.vcd"], "a waveform needs the RTL: add --device rtl"),
+        (["run", "--wave", "x.txt"], r"a waveform file must end in \.vcd or \.fst, not 'x\.txt'"),
+        (["run", "--wave-cycles", "0:9"], "--wave-cycles needs --wave FILE"),
+        (["run", "--wave-cycles", "9:0"], "argument --wave-cycles: FROM must be below TO, not"),
+        (["run", "--wave-cycles", "9"], "argument --wave-cycles: must be FROM:TO in cycles, not"),
+        ([*STORY, "-p", "K\udcf6nig"], "the text holds bytes that are not UTF-8"),
+        (["perplexity"], "the following arguments are required: -f/--file"),
+        (["perplexity", "-f", "no-such.txt"], "no-such.txt: No such file or directory: give one"),
+        (["perplexity", "-f", "."], r"\.: Is a directory: give a file, not a folder"),
+    ],
+)
+def test_arguments_that_can_not_be(arguments: list[str], message: str, capsys: Capture) -> None:
+    assert re.match(message, fails(capsys, *arguments))
+
+
+@pytest.mark.parametrize("program", ["c++", "perl"])
+def test_a_missing_program(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Nothing of what was built before is used, and nothing is left behind."""
+    for name in ("cc", "c++", "make", "perl"):
+        if name != program:
+            (tmp_path / name).symlink_to(sys.executable)
+    for name in ("CXX", "VERILATOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path / "cache"))
+    pytest.importorskip("amaranth")
+    message = fails(capsys, "run", "-n", "1")
+    assert "is needed to build the simulator and is not on PATH: install it" in message
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
+    """The whole process, as a shell sees it."""
+    command = lutra(*STORY, "-m", str(tmp_path))
+    out, err = command.communicate(timeout=60)
+    assert command.returncode == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: {tmp_path}/config.json does not exist: ")
+
+
+def test_help_and_version(capsys: Capture) -> None:
+    for arguments in (["--help"], ["run", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+        assert capsys.readouterr().out
+
+
+# -- interruptions
+
+
+def interrupted_story() -> int:
+    """Interrupt a story of 240 tokens that has begun; return how many the table says."""
+    command = lutra(*STORY, "-p", "There was once", "-n", "240", "--temp", "2", "--top-p", "1")
+    assert command.stdout is not None
+    begun = command.stdout.read(len("There was once") + 1)
+    assert begun.startswith("There was once")
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+    assert (command.returncode, err) == (0, "")
+    assert "prompt tokens" in out
+    assert "bit-exact with the golden model:" in out
+    match = re.search(r"generated tokens +(\d+)", out)
+    assert match is not None
+    return int(match[1])
+
+
+def test_ctrl_c_ends_a_story_with_its_table() -> None:
+    # on a busy machine the story may end before this process gets round to interrupting it
+    assert any(0 < interrupted_story() < 240 for _ in range(10))
+
+
+def test_ctrl_c_ends_a_story_with_its_json() -> None:
+    command = lutra(*STORY, "-p", "A", "-n", "240", "--temp", "2", "--top-p", "1", "--json")
+    assert command.stdout is not None
+    command.stdout.read(2)
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+    assert (command.returncode, err) == (0, "")
+    assert json.loads(out.splitlines()[-1]).keys() >= KEYS
+
+
+def test_a_reader_that_has_gone() -> None:
+    command = lutra(*STORY, "-n", "100", "--temp", "2", "--top-p", "1")
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.read(1)
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    assert command.wait(timeout=60) == 1
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [[*STORY, "-n", "2"], ["--help"], ["run", "--help"]])
+def test_a_full_disk(arguments: list[str]) -> None:
+    with FULL.open("w") as full:
+        command = lutra(*arguments, stdout=full)
+        _, err = command.communicate(timeout=60)
+    assert command.returncode == 2
+    assert err == "error: output: No space left on device: free some space\n"
+
+
+# -- perplexity
+
+
+def test_perplexity(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "tale.txt"
+    path.write_text("Once upon a time there was a king. " * 12, encoding="utf-8")
+    assert main(["perplexity", "-f", str(path)]) == 0
+    output = capsys.readouterr().out
+    assert re.match(r"Final estimate: PPL = \d+\.\d{4} \+/- \d+\.\d{5}\n", output)
+    results = []
+    for options in (["-dev", "golden"], ["-dev", "auto"], ["--float"]):
+        assert main(["perplexity", "-f", str(path), "--json", "--windows", "1", *options]) == 0
+        results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    integer, fastest, real = results
+    assert (integer["device"], real["device"]) == ("golden", "float")
+    assert fastest["device"] in DEVICES and fastest["ppl"] == integer["ppl"]
+    assert integer["tokens"] == real["tokens"] <= 255
+    assert integer["ppl"] == pytest.approx(real["ppl"], rel=0.01)
+
+
+def test_perplexity_of_formats(tmp_path: Path, capsys: Capture) -> None:
+    """As it is, rounded in floating point, and in integers on two engines."""
+    path = tmp_path / "tale.txt"
+    path.write_text("Once upon a time there was a king. " * 12, encoding="utf-8")
+    w2 = ["--format", "W2A8", "--group", "128"]
+    found: list[dict[str, object]] = []
+    engines = ([*w2, "--engine", name] for name in ("lut", "mac"))
+    for options in (["--float"], [*w2, "--float"], *engines):
+        command = ["perplexity", "-m", "tales-llama", "-f", str(path), "--json", "--windows", "1"]
+        assert main([*command, *options]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    whole, rounded, lut, mac = found
+    assert (whole["format"], whole["group"], whole["engine"]) == (None, None, None)
+    assert (rounded["format"], rounded["group"], rounded["engine"]) == ("W2A8", 128, None)
+    assert (lut["format"], lut["group"], lut["engine"]) == ("W2A8", 128, "lut")
+    assert mac["engine"] == "mac"
+    assert lut["ppl"] == mac["ppl"] == pytest.approx(rounded["ppl"], rel=0.01)
+    assert whole["ppl"] != pytest.approx(rounded["ppl"], rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def otter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed model; the checkpoint that it was made of lies beside it."""
+    root = tmp_path_factory.mktemp("otter")
+    shape = Shape(llama=True, intermediate_size=128)
+    source = write_model(root / "source", shape)
+    out = root / "packed"
+    assert main(["pack", str(source), "-o", str(out), "--format", "w4a8", "--group", "32"]) == 0
+    return out
+
+
+def perplexity_of(capsys: Capture, model: Path, text: Path, *options: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["perplexity", "-m", str(model), "-f", str(text), "--json", *options]) == 0
+    figures: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return figures
+
+
+def test_perplexity_of_a_packed_model(otter: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The same integers as when the checkpoint is rounded on the way, and the same in float."""
+    text = tmp_path / "tale.txt"
+    text.write_text("Once upon a time there was a king. " * 6, encoding="utf-8")
+    rounded = ["--format", "w4a8", "--group", "32"]
+    for options in ([], ["--float"]):
+        packed = perplexity_of(capsys, otter, text, *options)
+        source = perplexity_of(capsys, otter.parent / "source", text, *rounded, *options)
+        assert packed | {"model": ""} == source | {"model": ""}
+        assert (packed["format"], packed["group"]) == ("W4A8", 32)
+    integers = perplexity_of(capsys, otter, text)
+    real = perplexity_of(capsys, otter, text, "--float")
+    assert (integers["device"] in DEVICES, real["device"]) == (True, "float")
+    assert integers["ppl"] != real["ppl"]
+    assert integers["ppl"] == pytest.approx(real["ppl"], rel=0.02)
+
+
+def test_a_story_of_a_packed_model(otter: Path, capsys: Capture) -> None:
+    options = ["-p", "A king", "-n", "3", "--temp", "0", "--json"]
+    found: list[dict[str, Any]] = []
+    for model, more in ((otter, []), (otter.parent / "source", ["--group", "32"])):
+        capsys.readouterr()
+        assert main([*STORY, "-m", str(model), *options, *more]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    packed, source = found
+    assert packed["tokens"] == source["tokens"]
+    assert packed["program_fingerprint"] == source["program_fingerprint"]
+    assert (packed["model"], source["model"]) == ("packed", "source")
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [(["--format", "W4A8"], "format"), (["--group", "32"], "group"), (["--kv", "4"], "kv")],
+)
+def test_a_packed_model_is_not_packed_again(
+    option: list[str], name: str, otter: Path, capsys: Capture
+) -> None:
+    assert fails(capsys, *STORY, "-m", str(otter), *option) == (
+        f"{otter} is packed already, its {name} can not be changed: leave {name} out, or pack the "
+        "checkpoint again"
+    )
+
+
+def test_a_cache_of_four_bits(otter: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Packed, or rounded on the way: the same integers; near its own floating point."""
+    text, out, source = tmp_path / "tale.txt", tmp_path / "four", otter.parent / "source"
+    text.write_text("Once upon a time there was a king. " * 6, encoding="utf-8")
+    options = ["--format", "w4a8", "--group", "32", "--kv", "4"]
+    assert main(["quantize", str(source), "-o", str(out), *options]) == 0
+    packed = perplexity_of(capsys, out, text)
+    assert packed["kv_bits"] == 4
+    assert packed | {"model": ""} == perplexity_of(capsys, source, text, *options) | {"model": ""}
+    real, wide = perplexity_of(capsys, out, text, "--float"), perplexity_of(capsys, otter, text)
+    assert wide["kv_bits"] == 8
+    assert len({packed["ppl"], real["ppl"], wide["ppl"]}) == 3
+    assert packed["ppl"] == pytest.approx(real["ppl"], rel=0.02)
+    assert main(["show", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_bits"] == 4
+
+
+def test_a_story_with_a_cache_of_four_bits(capsys: Capture) -> None:
+    assert main([*STORY, "-p", "The king", "-n", "2", "--kv", "4", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["config"], figures["kv_bits"]) == ("nano-kv4", 4)
+
+
+def test_perplexity_without_a_first_token(otter: Path, tmp_path: Path, capsys: Capture) -> None:
+    """A model whose texts begin with nothing: the first token of a text is given."""
+    text, folder = tmp_path / "tale.txt", tmp_path / "model"
+    text.write_text("Once upon a time there was a king. " * 6, encoding="utf-8")
+    with_first = perplexity_of(capsys, otter, text)
+    shutil.copytree(otter, folder)
+    (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    without = perplexity_of(capsys, folder, text)
+    n = len(Tokenizer(folder, 0).encode(text.read_text()))
+    assert (with_first["tokens"], without["tokens"]) == (n, n - 1)
+    assert without["ppl"] != with_first["ppl"]
+    windows = perplexity_of(capsys, folder, text, "--windows", "2")
+    assert windows["tokens"] == 2 * 31
+    text.write_text("O", encoding="utf-8")
+    assert fails(capsys, "perplexity", "-m", str(folder), "-f", str(text)) == (
+        "the text has nothing to predict: give a file with more text in it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"", [], "the text has nothing to predict: give a file with more text in it"),
+        (b"K\xf6nig", [], "{path} is not UTF-8 text: convert it first"),
+        (b"king", ["--windows", "0"], "--windows must be 1 or more, not 0"),
+    ],
+)
+def test_texts_that_can_not_be(
+    content: bytes, options: list[str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "tale.txt"
+    path.write_bytes(content)
+    expected = message.format(path=path)
+    assert fails(capsys, "perplexity", "-f", str(path), *options) == expected

@@ -1,0 +1,186 @@
+"""The loop of ``lutra chat``: lines in, pieces out, on a terminal and without one."""
+
+import io
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from tests.host.random_model import SHAPES, write_model
+
+from lutra.commands.cli import main
+from lutra.commands.conversation import converse
+from lutra.llm import Mismatch, Piece
+from lutra.text.chat_template import Message
+from lutra.text.sampling import SamplingParams
+from lutra_golden.errors import LutraError
+
+
+class Echo:
+    """Answers with the last message, word by word; fails or is interrupted where one says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Message]] = []
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> Iterator[Piece]:
+        self.asked.append(list(messages))
+        for i, word in enumerate(messages[-1]["content"].split()):
+            if word == "fail":
+                raise LutraError("the prompt is too long")
+            if word == "differ":
+                raise Mismatch("the device differs")
+            if word == "stop":
+                signal.raise_signal(signal.SIGINT)
+            yield Piece(i, word + " ")
+
+
+class Lines(io.StringIO):
+    """Standard input, a terminal or not."""
+
+    def __init__(self, text: str, terminal: bool) -> None:
+        super().__init__(text)
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def talk(
+    monkeypatch: pytest.MonkeyPatch, text: str, *, terminal: bool = False, system: str | None = None
+) -> tuple[Echo, list[Message]]:
+    echo = Echo()
+    monkeypatch.setattr(sys, "stdin", Lines(text, terminal))
+    return echo, converse(echo, SamplingParams(), system=system)
+
+
+def contents(history: list[Message]) -> list[str]:
+    return [message["content"] for message in history]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_history_is_kept(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    echo, history = talk(monkeypatch, "one two\n\n  three \n", terminal=terminal, system="Be brief")
+    assert contents(history) == ["Be brief", "one two", "one two ", "three", "three "]
+    assert [m["role"] for m in history] == ["system", "user", "assistant", "user", "assistant"]
+    assert contents(echo.asked[1]) == ["Be brief", "one two", "one two ", "three"]
+    out = capsys.readouterr().out
+    assert ("/exit to leave" in out) == terminal
+    assert "one two \n" in out
+
+
+def test_leaving_and_beginning_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, history = talk(monkeypatch, "one\n/clear\n/help\ntwo\n/exit\nthree\n", system="Be brief")
+    assert contents(history) == ["Be brief", "two", "two "]
+    assert "/help is no command: /exit to leave, /clear to begin anew" in capsys.readouterr().out
+
+
+def test_an_answer_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    echo, history = talk(monkeypatch, "a stop b c\nd\n")
+    # the token in hand is finished
+    assert contents(history) == ["a stop b c", "a stop ", "d", "d "]
+    assert len(echo.asked) == 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_stopping_twice_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Echo, "chat", _impatient)
+    with pytest.raises(KeyboardInterrupt):
+        talk(monkeypatch, "a\n")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def _impatient(*_args: object) -> Iterator[Piece]:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    yield Piece(0, "a")
+
+
+def test_an_error_on_a_terminal_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, history = talk(monkeypatch, "one\nfail\ntwo\n", terminal=True)
+    assert contents(history) == ["one", "one ", "two", "two "]
+    assert "error: the prompt is too long (or /clear)" in capsys.readouterr().out
+    with pytest.raises(LutraError, match=r"^the prompt is too long$"):
+        talk(monkeypatch, "one\nfail\ntwo\n")
+    with pytest.raises(Mismatch):
+        talk(monkeypatch, "differ\n", terminal=True)
+
+
+# -- the command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model(tmp_path / "model", SHAPES["least"])
+    template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    fields = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "chat_template": template}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(fields))
+    return tmp_path / "model"
+
+
+def command(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str, *args: str) -> int:
+    monkeypatch.setattr(sys, "stdin", Lines(text, False))
+    return main(["chat", "-m", str(folder), "-dev", "golden", *args])
+
+
+def test_the_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        command(monkeypatch, folder, "hi\n", "-n", "4", "--json", "-sys", "Be", "--seed", "3") == 0
+    )
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["model"] == "model"
+    assert contents(last["messages"])[:2] == ["Be", "hi"]
+    assert len(last["messages"]) == 3
+
+
+def test_the_command_with_another_template(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "other.jinja"
+    path.write_text("{{ raise_exception('not today') }}")
+    assert command(monkeypatch, folder, "hi\n", "--chat-template", str(path)) == 2
+    assert "error: the chat template refuses these messages: not today" in capsys.readouterr().err
+    path.write_bytes(b"\xff")
+    assert command(monkeypatch, folder, "hi\n", "--chat-template", str(path)) == 2
+    assert "other.jinja is not UTF-8 text: convert it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("-n", "0"), "-n must be 1 or more, not 0"),
+        (("--chat-template", "no/such/file"), "no/such/file: No such file or directory: give one"),
+    ],
+)
+def test_arguments_that_are_wrong(
+    args: tuple[str, ...],
+    message: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command(monkeypatch, folder, "hi\n", *args) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_a_model_that_was_not_trained_to_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(monkeypatch, Path("tales"), "hi\n") == 2
+    assert "error: the model tales has no chat template" in capsys.readouterr().err

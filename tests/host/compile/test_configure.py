@@ -1,0 +1,199 @@
+"""A configuration for every model: the named one, one made to measure, or a clear refusal."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder
+from tests.host.random_model import LLAMAS, SHAPES, Shape, load, write_model
+
+from lutra.compile.compiler import compile_model
+from lutra.compile.configure import configure
+from lutra.models import find_model
+from lutra.quantize.pack import pack_model
+from lutra_golden.core.config import CONFIGS, NANO
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shapes import Gate
+
+
+@pytest.fixture(scope="module")
+def tales() -> dict[str, PackedModel]:
+    models = {name: load(find_model(name)) for name in ("tales", "tales-llama")}
+    return {name: pack_model(model) for name, model in models.items()}
+
+
+def packed(folder: Path, shape: Shape, format: str | None = None) -> PackedModel:
+    model = load(write_model(folder, shape))
+    return pack_model(model, None if format is None else Format.parse(format), GROUP)
+
+
+# -- one that is there
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_named_configuration_that_holds_the_model(
+    name: str, tales: dict[str, PackedModel]
+) -> None:
+    assert configure(tales["tales"], name) == CONFIGS[name]
+    llama = configure(tales["tales-llama"], name)
+    assert (llama.name, llama.engine) == (f"{name}-lut", "lut")
+    assert configure(tales["tales"], name, "mixpe").engine == "mixpe"
+
+
+def test_an_object_is_taken_as_it_is(tales: dict[str, PackedModel]) -> None:
+    assert configure(tales["tales-llama"], NANO) is NANO
+    assert configure(tales["tales-llama"], NANO, "ternary") is NANO
+    with pytest.raises(LutraError) as error:
+        configure(tales["tales"], NANO, "lut")
+    assert str(error.value) == (
+        "configuration nano is built with engine ternary, not lut: leave the engine out, or give "
+        "another configuration"
+    )
+
+
+def test_names_that_are_not_there(tales: dict[str, PackedModel]) -> None:
+    with pytest.raises(LutraError, match=r"^engine must be one of ternary, .*, not 'tpu'$"):
+        configure(tales["tales"], engine="tpu")
+    with pytest.raises(LutraError, match=r"^configuration must be one of nano, .*, not 'giant'$"):
+        configure(tales["tales"], "giant")
+
+
+def test_an_engine_that_does_not_run_the_format(tales: dict[str, PackedModel]) -> None:
+    config = configure(tales["tales-llama"], engine="ternary")
+    with pytest.raises(LutraError, match=r"^engine ternary does not run W4A8, only ternary weig"):
+        compile_model(tales["tales-llama"], config)
+
+
+# -- one made to measure
+
+
+@pytest.mark.parametrize("engine", ["ternary", "lut", "mixpe", "mac"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_bitnet_shapes(name: str, engine: str, tmp_path: Path) -> None:
+    model = packed(tmp_path / "model", SHAPES[name])
+    config = configure(model, engine=engine)
+    assert (config.name.startswith("nano-fit"), config.engine) == (True, engine)
+    assert config.max_context >= model.context
+    program = compile_model(model, config)
+    assert program.context == model.context
+
+
+@pytest.mark.parametrize("format", ["W1A8", "W3A8", "W8A16"])
+@pytest.mark.parametrize("name", LLAMAS)
+def test_llama_shapes(name: str, format: str, tmp_path: Path) -> None:
+    model = packed(tmp_path / "model", LLAMAS[name], format)
+    for engine in ("lut", "mixpe", "mac"):
+        config = configure(model, engine=engine)
+        assert (config.engine, config.a_width) == (engine, model.a_bits)
+        assert model.group is not None
+        assert model.group % config.k_tile == 0
+        compile_model(model, config)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_an_architecture_needs(variant: str) -> None:
+    options = VARIANTS[variant] | ({"gate": Gate.SILU} if variant == "sub-norms" else {})
+    model = pack_model(random_decoder(**options), Format.parse("W4A8"), GROUP)
+    config = configure(model)
+    assert (config.qkv_bias, config.qk_norm) == (variant == "biases", variant == "qk-norm")
+    compile_model(model, config)
+
+
+def test_a_longer_context_is_measured(tales: dict[str, PackedModel]) -> None:
+    assert configure(tales["tales"]).max_context == 256
+    folder = find_model("tales")
+    limited = pack_model(load(folder).limited(200))
+    assert configure(limited) == NANO
+    long = replace(tales["tales"], context=300)
+    assert configure(long).max_context == 512
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_cache_of_four_bits(name: str, tales: dict[str, PackedModel]) -> None:
+    ternary, llama = (replace(model, kv_bits=4) for model in tales.values())
+    config = configure(ternary, name)
+    assert config == replace(CONFIGS[name], name=f"{name}-kv4", kv_width=4)
+    assert configure(llama, name).name == f"{name}-kv4-lut"
+    assert configure(llama, name).kv_width == 4
+    large = configure(replace(ternary, context=300))
+    assert (large.name, large.kv_width, large.max_context) == ("nano-kv4-fit", 4, 512)
+
+
+def test_scales_of_sixteen_bits() -> None:
+    model = pack_model(random_decoder(), Format.parse("W4A8"), GROUP)
+    assert configure(model).scale_width == 8
+    assert configure(replace(model, scale_bits=13)).scale_width == 13
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            Shape(num_attention_heads=24, num_key_value_heads=12),
+            r"no configuration holds model: n_kv_heads must fit one scale record, not 12",
+        ),
+        (
+            Shape(llama=True, intermediate_size=104),
+            (
+                "no configuration holds model: k_tile must be one of 64, 32, 16 and divide groups "
+                "and depths 64, 64, 104"
+            ),
+        ),
+    ],
+)
+def test_what_no_configuration_holds(shape: Shape, message: str, tmp_path: Path) -> None:
+    if shape.llama:
+        model = load(write_model(tmp_path / "model", shape))
+        model = pack_model(model, Format.parse("W4A8"), 8)
+    else:
+        model = packed(tmp_path / "model", shape)
+    with pytest.raises(LutraError) as error:
+        compile_model(model, configure(model, engine="lut" if shape.llama else "ternary"))
+    assert re.fullmatch(message, str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            Shape(hidden_size=512, head_dim=64, num_attention_heads=4, num_key_value_heads=2),
+            (
+                "configuration nano is too small for the model: the residual buffer needs 512, has "
+                "256 (256 missing): set hidden_max=512 or more"
+            ),
+        ),
+        (
+            Shape(
+                hidden_size=64,
+                intermediate_size=1024,
+                head_dim=64,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+            ),
+            (
+                "configuration nano is too small for the model: the activation buffer "
+                "(depth tiles) needs 15, has 11 (4 missing): set act_tiles=15 or more"
+            ),
+        ),
+        (
+            Shape(),
+            (
+                "configuration nano is built for head_dim 64, the model has 32: "
+                "use a configuration with head_dim=32"
+            ),
+        ),
+    ],
+)
+def test_a_configuration_that_is_not_enlarged(shape: Shape, message: str, tmp_path: Path) -> None:
+    model = packed(tmp_path / "model", shape)
+    config = configure(model, made_to_measure=False)
+    assert config == NANO
+    with pytest.raises(LutraError) as error:
+        compile_model(model, config)
+    assert str(error.value) == message
+    # and enlarged, it holds it
+    assert configure(model).name == "nano-fit"
+    compile_model(model, configure(model))

@@ -1,0 +1,685 @@
+"""Packed models on disk: the same after a round trip, whole or not there, and nothing that lies."""
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tests.host.packed_models import (
+    Config,
+    Tensors,
+    assert_same,
+    golden_logits,
+    rehash,
+    store_for,
+    tamper,
+    write,
+)
+from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
+
+from lutra.packed.file import is_packed, open_packed, write_packed
+from lutra.packed.store import is_unfinished
+from lutra.quantize.driver import Recipe, quantize_model
+from lutra.quantize.pack import pack_model
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.matmul.format import Format
+from lutra_golden.model.packed import PackedLayer, PackedModel
+from lutra_golden.model.shapes import Gate
+
+Get = Callable[[str], PackedModel]
+FILES = ("config.json", "model.safetensors")
+
+
+def widened(model: PackedModel) -> PackedModel:
+    """The same model with group scales of 16 bits."""
+
+    def layer(layer: PackedLayer) -> PackedLayer:
+        w = layer.down_proj.weights
+        wide = GroupedWeights(
+            codes=w.codes, scale=w.scale * 200, zero=w.zero, bits=w.bits, group=w.group
+        )
+        shift = layer.down_proj.shift + 8
+        return replace(layer, down_proj=replace(layer.down_proj, source=wide, shift=shift))
+
+    return replace(model, layers=[layer(each) for each in model.layers], scale_bits=16)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, PackedModel]:
+    """Small models of every kind."""
+    found = {
+        name: pack_model(random_decoder(**options), Format(w_bits=4, a_bits=8), GROUP)
+        for name, options in VARIANTS.items()
+    }
+    # squared ReLU is for ternary weights: accumulators of others are too wide for it
+    silu = random_decoder(**VARIANTS["sub-norms"] | {"gate": Gate.SILU})
+    found["sub-norms"] = pack_model(silu, Format(w_bits=4, a_bits=8), GROUP)
+    for bits in (1, 2, 3, 6, 8):
+        format = Format(w_bits=bits, a_bits=16 if bits == 6 else 8)
+        found[str(format)] = pack_model(random_decoder(), format, GROUP)
+    source = random_decoder(**VARIANTS["biases"])
+    recipe = Recipe(format=Format(w_bits=4, a_bits=8), group=GROUP, bits_budget=3.5)
+    found["mixed"] = quantize_model(source, recipe, random_tokens(source, 2, 16))
+    found["wide scales"] = widened(found["llama"])
+    return found
+
+
+KINDS = [*VARIANTS, "W1A8", "W2A8", "W3A8", "W6A16", "W8A8", "mixed", "wide scales"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_round_trip(kind: str, models: dict[str, PackedModel], tmp_path: Path) -> None:
+    model, out = models[kind], tmp_path / "otter"
+    fingerprint = write(out, model)
+    assert sorted(each.name for each in out.iterdir()) == sorted(FILES)
+    assert is_packed(out)
+    opened = open_packed(out)
+    assert (
+        opened.fingerprint == fingerprint == json.loads((out / FILES[0]).read_text())["fingerprint"]
+    )
+    assert opened.n_bytes == sum((out / name).stat().st_size for name in FILES)
+    assert opened.model.name == "otter"
+    assert_same(model, opened.model)
+    tokens = random_tokens(random_decoder(), 1, 11)[0].tolist()
+    np.testing.assert_array_equal(golden_logits(model, tokens), golden_logits(opened.model, tokens))
+
+
+@pytest.mark.parametrize("name", ["least", "grouped", "odd"])
+def test_a_round_trip_of_bitnet(name: str, packed: Get, tmp_path: Path) -> None:
+    model = packed(name)
+    write(tmp_path / "out", model)
+    opened = open_packed(tmp_path / "out").model
+    assert_same(model, opened)
+    assert opened.ternary
+    tensors = load_file(tmp_path / "out" / FILES[1])
+    assert not any(name.endswith((".scale", ".zero")) for name in tensors)
+    tokens = [0, 5, 40, 7, 100]
+    np.testing.assert_array_equal(golden_logits(model, tokens), golden_logits(opened, tokens))
+
+
+def test_kinds_are_what_their_names_say(models: dict[str, PackedModel]) -> None:
+    widths = {
+        layer.linear(name).weights.bits
+        for layer in models["mixed"].layers
+        for name in ("q_proj", "o_proj", "up_proj", "down_proj")
+    }
+    assert len(widths) > 1
+    assert models["wide scales"].layers[0].down_proj.weights.scale_bits > 8
+    assert models["biases"].layers[0].bias is not None
+    assert models["qk-norm"].layers[0].head_norms is not None
+    assert models["window"].layers[0].window == 5
+    assert models["sub-norms"].layers[0].attention_norm is not None
+
+
+# -- the same bytes
+
+
+def test_two_packings_are_the_same_bytes(models: dict[str, PackedModel], tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "else" / "b"
+    assert write(a, models["mixed"]) == write(b, replace(models["mixed"], name="another"))
+    for name in FILES:
+        assert (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def test_what_differs_has_another_fingerprint(
+    models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    model = models["llama"]
+    embedding = model.embedding.copy()
+    embedding[3, 4] ^= 1
+    found = {
+        write(tmp_path / str(i), each)
+        for i, each in enumerate(
+            (model, replace(model, embedding=embedding), replace(model, bos=1))
+        )
+    }
+    assert len(found) == 3
+
+
+def test_layers_that_were_stored_before_are_the_same(
+    models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    """Packed in two goes: the first layer by a process that was interrupted."""
+    model = models["biases"]
+    write(tmp_path / "whole", model)
+    out = tmp_path / "out"
+    store_for(out, model).save(0, model.layers[0])
+    assert is_unfinished(out)
+    assert not is_packed(out)
+    store = store_for(out, model)
+    assert (len(store), store.load(1)) == (1, None)
+    first = store.load(0)
+    assert first is not None
+    assert_same(replace(model, layers=[first]), replace(model, layers=model.layers[:1]))
+    for i in (0, 1):
+        store.save(i, first if i == 0 else model.layers[1])
+    write_packed(out, model, store)
+    store.clear()
+    assert not is_unfinished(out)
+    for name in FILES:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_other_settings_find_nothing(models: dict[str, PackedModel], tmp_path: Path) -> None:
+    model = models["llama"]
+    store_for(tmp_path, model, method="rtn").save(0, model.layers[0])
+    assert store_for(tmp_path, model, method="rtn").load(0) is not None
+    other = store_for(tmp_path, model, method="gptq")
+    assert other.load(0) is None
+    # nothing is left behind of either
+    other.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no numbers", "no tensors"])
+def test_a_damaged_layer_is_packed_again(
+    damage: str, models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    model = models["llama"]
+    store = store_for(tmp_path, model)
+    store.save(0, model.layers[0])
+    (place,) = store.folder.glob("layer-*")
+    path = place / ("layer.json" if damage == "no numbers" else FILES[1])
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+    else:
+        path.unlink()
+    assert store.load(0) is None
+    with pytest.raises(IndexError, match=r"^layer 0 is not finished$"):
+        _ = store[0]
+    store.save(0, model.layers[0])
+    assert store.load(0) is not None
+
+
+# -- interrupts
+
+
+class Killed(BaseException):
+    """As a signal ends a process: nothing after it happens."""
+
+
+@pytest.mark.parametrize("before", ["nothing", "another model"])
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_a_model_is_there_whole_or_not_at_all(
+    before: str,
+    stop: int,
+    models: dict[str, PackedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed before the first file, between the two, before what lies beside them."""
+    out, model, n = tmp_path / "out", models["llama"], 0
+    if before != "nothing":
+        write(out, models["W3A8"])
+    store = store_for(out, model)
+    for i, layer in enumerate(model.layers):
+        store.save(i, layer)
+
+    def step() -> None:
+        nonlocal n
+        n += 1
+        if n > stop:
+            raise Killed
+
+    replace_file = Path.replace
+
+    def counted(self: Path, target: Path) -> Path:
+        step()
+        return replace_file(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", counted)
+        with pytest.raises(Killed):
+            write_packed(out, model, store, lambda _: step())
+    assert not is_packed(out)
+    assert is_unfinished(out)
+    # and the next attempt finishes it
+    write_packed(out, model, store)
+    assert_same(open_packed(out).model, model)
+
+
+@pytest.mark.parametrize("stop", ["mkdir", "open", "write_text", "rename"])
+def test_a_layer_is_there_whole_or_not_at_all(
+    stop: str, models: dict[str, PackedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at each of the steps that write a layer over one that is there already."""
+    model = models["llama"]
+    store = store_for(tmp_path, model)
+    store.save(0, model.layers[0])
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, stop, killed)
+        with pytest.raises(Killed):
+            store.save(0, model.layers[1])
+    found = store.load(0)
+    assert (found is None) == (stop == "rename")
+    if found is not None:
+        assert_same(replace(model, layers=[found]), replace(model, layers=model.layers[:1]))
+    store.save(0, model.layers[1])
+    assert_same(replace(model, layers=store[:]), replace(model, layers=model.layers[1:]))
+
+
+# -- what is refused
+
+
+@pytest.fixture
+def folder(models: dict[str, PackedModel], tmp_path: Path) -> Path:
+    write(tmp_path / "model", models["biases"])
+    return tmp_path / "model"
+
+
+def refusal(folder: Path) -> str:
+    """What opening a model and reading all of it says; one line, that names the file first."""
+    with pytest.raises(LutraError) as error:
+        list(open_packed(folder).model.layers)
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.startswith(str(folder))
+    return text.removeprefix(f"{folder}/")
+
+
+def set_to(*path: str | int, to: object) -> Callable[[Config], None]:
+    def change(content: Config) -> None:
+        inner: Any = content
+        for each in path[:-1]:
+            inner = inner[each]
+        inner[path[-1]] = to
+
+    return change
+
+
+def without(*path: str | int) -> Callable[[Config], None]:
+    def change(content: Config) -> None:
+        inner: Any = content
+        for each in path[:-1]:
+            inner = inner[each]
+        del inner[path[-1]]
+
+    return change
+
+
+LAYER = ("layers", 1)
+SCALE_TEXT = (
+    r"config.json: {} must be a mantissa of 16 bits and an exponent in -128..128, not {}: "
+    "pack the model again"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_to("lutra_version", to=1), "config.json is of packed format 1, this is 2"),
+        (without("lutra_version"), "config.json is of packed format None, this is 2"),
+        (
+            without("hidden_size"),
+            "config.json: hidden_size must be a positive whole number, not No",
+        ),
+        (
+            set_to("hidden_size", to=1 << 40),
+            "config.json: hidden_size must be at most 16777216, no",
+        ),
+        (
+            set_to("hidden_size", to="64"),
+            "config.json: hidden_size must be a positive whole number",
+        ),
+        (set_to("vocab_size", to=95), "model.safetensors: head must be [95, 64], not [96, 64]"),
+        (set_to("n_heads", to=3), "model.safetensors: layers.0.q_proj.codes must be [48, 64], not"),
+        (set_to("n_kv_heads", to=3), "config.json: n_heads must be a multiple of 3, not 4"),
+        (set_to("head_dim", to=18), "config.json: head_dim must be a multiple of 4, not 18"),
+        (set_to("head_dim", to=8), "model.safetensors: rope must be [48, 8], not [48, 16]"),
+        (
+            set_to("context", to=49),
+            "model.safetensors: rope must be [49, 16], not [48, 16]: config",
+        ),
+        (set_to("kv_bits", to=6), "config.json: kv_bits 6 is not supported; supported is 8 or 4"),
+        (without("kv_bits"), "config.json: kv_bits must be a positive whole number, not None"),
+        (set_to("a_bits", to=7), "config.json: a_bits 7 is not supported; supported is 8 or 16"),
+        (
+            set_to("gate", to="gelu"),
+            "config.json: gate 'gelu' is not supported; supported is 'relu",
+        ),
+        (set_to("gate", to=[]), "config.json: gate [] is not supported"),
+        (set_to("format", to=None), "config.json: format must be a text, not None"),
+        (set_to("ternary", to=1), "config.json: ternary must be true or false, not 1"),
+        (set_to("bos", to=96), "config.json: bos must be a token id in 0..95, not 96"),
+        (set_to("eos", to=[-1]), "config.json: eos must be a token id in 0..95, not -1"),
+        (set_to("residual_frac", to=21), "config.json: residual_frac must be in 0..20, not 21"),
+        (set_to("embedding_frac", to=21), "config.json: embedding_frac must be in 0.."),
+        (set_to("head_shift", to=0), "config.json: head_shift must be in 1..24, not 0"),
+        (set_to("head_shift", to=25), "config.json: head_shift must be in 1..24, not 25"),
+        (set_to("head_eps", to=-1), "config.json: head_eps must be in 0..65535, not -1"),
+        (set_to("norm_frac", to=True), "config.json: norm_frac must be in 0..24, not True"),
+        (
+            set_to("head_scale", to=float("nan")),
+            "config.json: head_scale must be positive, not nan",
+        ),
+        (set_to("head_scale", to=-1.0), "config.json: head_scale must be positive, not -1.0"),
+        (
+            set_to("head_scale", to=float("inf")),
+            "config.json: head_scale must be positive, not inf",
+        ),
+        (set_to("eps", to=[1, 0]), SCALE_TEXT.format("eps", "[1, 0]")),
+        (set_to("eps", to=[65536, 0]), SCALE_TEXT.format("eps", "[65536, 0]")),
+        (set_to("eps", to=[40000]), SCALE_TEXT.format("eps", "[40000]")),
+        (set_to("layers", to=[]), "config.json: layers must be a list of objects"),
+        (set_to("layers", to=[1, 2]), "config.json: layers must be a list of objects"),
+        (
+            set_to("w_bits", to=3),
+            "config.json: layer 0 is not what the model says of it, q_proj ha",
+        ),
+        (
+            set_to("scale_bits", to=5),
+            "config.json: layer 0 is not what the model says of it, q_proj",
+        ),
+        (
+            set_to("group", to=64),
+            "config.json: layer 0 is not what the model says of it, q_proj has",
+        ),
+        (
+            set_to("group", to=None),
+            "config.json: layer 0 is not what the model says of it, q_proj h",
+        ),
+        (
+            set_to("ternary", to=True),
+            "config.json: layer 0 is not what the model says of it, q_pro",
+        ),
+        (
+            set_to("biased", to=False),
+            "config.json: layer 0 is not what the model says of it, it has",
+        ),
+        (without(*LAYER, "q_proj"), "config.json: layers.1.q_proj must be an object, not None"),
+        (set_to(*LAYER, "q_proj", to=3), "config.json: layers.1.q_proj must be an object, not 3"),
+        (
+            set_to(*LAYER, "up_proj", "bits", to=5),
+            "config.json: layers.1.up_proj.bits must be one of 1, 2, 3, 4, 6, 8, not 5: pack the",
+        ),
+        (
+            set_to(*LAYER, "up_proj", "bits", to=8),
+            "model.safetensors: layers.1.up_proj.codes must be [96, 128], not [96, 64]: config",
+        ),
+        (
+            set_to(*LAYER, "up_proj", "group", to=48),
+            "config.json: layers.1.up_proj.group must divide the depth of 64, not be 48: pack",
+        ),
+        (
+            set_to(*LAYER, "up_proj", "group", to=0),
+            "config.json: layers.1.up_proj.group must be in 1..64, not 0: pack the model again",
+        ),
+        (
+            set_to(*LAYER, "up_proj", "group", to=64),
+            "model.safetensors: layers.1.up_proj.scale must be [96, 1], not [96, 2]: config.json",
+        ),
+        (
+            set_to(*LAYER, "up_proj", "group", to=None),
+            "model.safetensors: layers.1.up_proj: codes without groups must be 0, 1 and 2 in",
+        ),
+        (
+            set_to(*LAYER, "up_proj", "scale", to=[40000, 129]),
+            SCALE_TEXT.format("layers.1.up_proj.scale", "[40000, 129]"),
+        ),
+        (
+            set_to(*LAYER, "up_proj", "scale", to=[-40000, 0]),
+            SCALE_TEXT.format("layers.1.up_proj.scale", "[-40000, 0]"),
+        ),
+        (
+            set_to(*LAYER, "up_proj", "scale", to=None),
+            SCALE_TEXT.format("layers.1.up_proj.scale", "None"),
+        ),
+        (
+            set_to(*LAYER, "up_proj", "shift", to=25),
+            "config.json: layers.1.up_proj.shift must be in 0..24, not 25: pack the model again",
+        ),
+        (
+            set_to(*LAYER, "up_proj", "shift", to=24),
+            "config.json: layers.1.gate_proj, up_proj must have one shift, not [",
+        ),
+        (
+            set_to(*LAYER, "input_norm", to=None),
+            "config.json: layers.1.input_norm and ffn_input_norm must be there: pack the model",
+        ),
+        (
+            set_to(*LAYER, "attention_norm", to=3),
+            "model.safetensors has no tensor layers.1.attention_norm: it is not a whole model",
+        ),
+        (
+            set_to(*LAYER, "bias", to=17),
+            "config.json: layers.1.bias must be in 0..16, not 17: pack the model again",
+        ),
+        (
+            set_to(*LAYER, "head_norms", to=3),
+            "model.safetensors has no tensor layers.1.query_norm: it is not a whole model",
+        ),
+        (
+            set_to(*LAYER, "window", to=-1),
+            "config.json: layers.1.window must be in 0..2147483647, not -1: pack the model again",
+        ),
+    ],
+)
+def test_numbers_that_can_not_be(
+    change: Callable[[Config], None], message: str, folder: Path
+) -> None:
+    assert refusal(tamper(folder, change)).startswith(message)
+
+
+def put(name: str, value: Callable[[Any], Any]) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = value(tensors[name])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("head"), "model.safetensors has no tensor head: it is not a whole model"),
+        (
+            put("head", lambda x: x.astype(np.int16)),
+            "model.safetensors: head must be int8, not int16: pack the model again",
+        ),
+        (
+            put("head", lambda x: np.full_like(x, 122)),
+            "model.safetensors: head must be in -121..121 and head_rows positive: pack the model",
+        ),
+        (
+            put("head_rows", np.zeros_like),
+            "model.safetensors: head must be in -121..121 and head_rows positive: pack the model",
+        ),
+        (
+            put("norm", lambda x: x[:-1]),
+            "model.safetensors: norm must be [64], not [63]: config.json and the tensors are of",
+        ),
+        (
+            put("layers.1.bias", lambda x: x.astype(np.float32)),
+            "model.safetensors: layers.1.bias must be int16, not float32: pack the model again",
+        ),
+        (
+            put("layers.1.q_proj.codes", lambda x: x[::-1, :-1]),
+            "model.safetensors: layers.1.q_proj.codes must be [64, 64], not [64, 63]: config.json",
+        ),
+        (
+            put("layers.1.q_proj.scale", lambda x: x.astype(np.float32)),
+            "model.safetensors: layers.1.q_proj.scale must be uint8 or uint16, not float32: pack",
+        ),
+        (
+            put("layers.1.q_proj.zero", lambda x: x + np.uint16(1000)),
+            "model.safetensors: layers.1.q_proj: zero must be in 0..30, not up to 10",
+        ),
+    ],
+)
+def test_tensors_that_can_not_be(
+    change: Callable[[Tensors], None], message: str, folder: Path
+) -> None:
+    assert refusal(tamper(folder, tensors=change)).startswith(message)
+
+
+def test_tensors_of_another_model(
+    folder: Path, models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    write(tmp_path / "other", models["grouped"])
+    shutil.copyfile(tmp_path / "other" / FILES[1], folder / FILES[1])
+    assert refusal(folder) == (
+        "model.safetensors is not the file that config.json was written with (SHA-256 differs): "
+        "copy or pack the model again"
+    )
+    rehash(folder)
+    assert "config.json and the tensors are of different models" in refusal(folder)
+
+
+def test_one_bit_is_seen(folder: Path) -> None:
+    path = folder / FILES[1]
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    assert "SHA-256 differs" in refusal(folder)
+
+
+def test_a_number_that_was_changed_is_seen(folder: Path) -> None:
+    path = folder / FILES[0]
+    content = json.loads(path.read_text())
+    content["layers"][0]["q_proj"]["scale"][1] += 1
+    path.write_text(json.dumps(content))
+    text = refusal(folder)
+    assert re.fullmatch(
+        r"config\.json was changed since it was written \(its fingerprint would be [0-9a-f]{16}\): "
+        "copy or pack the model again",
+        text,
+    )
+
+
+def test_a_truncated_file(folder: Path) -> None:
+    path = folder / FILES[1]
+    path.write_bytes(path.read_bytes()[:-100])
+    assert refusal(folder).startswith("model.safetensors is not a whole safetensors file (")
+
+
+def test_a_missing_file(folder: Path) -> None:
+    (folder / FILES[1]).unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    assert refusal(folder) == (
+        "model.safetensors does not exist: copy the model again, both of its files"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"lutra_version"', "3", "[" * 100_000])
+def test_what_is_no_packed_model(content: str, tmp_path: Path) -> None:
+    (tmp_path / FILES[0]).write_text(content)
+    assert is_packed(tmp_path) == (content == '"lutra_version"')
+    with pytest.raises(LutraError, match=r"is not JSON|is of packed format None"):
+        open_packed(tmp_path)
+
+
+def test_a_number_of_thousands_of_digits(folder: Path) -> None:
+    path = folder / FILES[0]
+    path.write_text(path.read_text().replace('"context": 48', f'"context": 4{"8" * 9999}'))
+    assert refusal(folder).startswith("config.json is not JSON (Exceeds the limit")
+
+
+# -- whatever the files say
+
+
+NASTY = (
+    None, True, False, 0, 1, -1, 2, 3, 5, 7, 16, 24, 63, 64, 127, 128, 255, 1 << 15, 1 << 16,
+    (1 << 31) - 1, 1 << 31, 1 << 64, 0.5, -0.0, 1e-300, 1e300, float("nan"), float("inf"), "", "64",
+    "relu2", [], [0], [0, 0], [32768, -128], [65535, 128], [1, 2, 3], {}, {"bits": 4}, [[]], [{}],
+)  # fmt: skip
+
+
+def use(folder: Path) -> None:
+    """Open a model, lower it to a program and run that, whatever it may be."""
+    golden_logits(open_packed(folder).model, [0, 5])
+
+
+def change_anything(rng: random.Random, content: Any) -> None:
+    """Put something else into a random place, or take it away."""
+    while True:
+        keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+        key = rng.choice(keys)
+        inner = content[key]
+        if isinstance(inner, dict | list) and inner and rng.random() < 0.8:
+            content = inner
+            continue
+        if isinstance(content, dict) and rng.random() < 0.1:
+            del content[key]
+        elif isinstance(inner, int) and not isinstance(inner, bool) and rng.random() < 0.3:
+            content[key] = inner + rng.choice((-1, 1, 2, 8))
+        else:
+            content[key] = rng.choice(NASTY)
+        return
+
+
+def fuzz_numbers(folder: Path, seed: int, n: int) -> int:
+    """Random changes; returns how many were refused. Anything but a LutraError escapes."""
+    rng, refused = random.Random(seed), 0
+    original = (folder / FILES[0]).read_text()
+    for _ in range(n):
+        content = json.loads(original)
+        for _ in range(rng.choice((1, 1, 2))):
+            change_anything(rng, content)
+        (folder / FILES[0]).write_text(json.dumps(content))
+        rehash(folder)
+        try:
+            use(folder)
+        except LutraError:
+            refused += 1
+    (folder / FILES[0]).write_text(original)
+    return refused
+
+
+def fuzz_bytes(folder: Path, seed: int, n: int) -> int:
+    """Random bytes of the tensors, their names and offsets, likewise."""
+    rng, refused = random.Random(seed), 0
+    path = folder / FILES[1]
+    original = path.read_bytes()
+    header = 8 + int.from_bytes(original[:8], "little")
+    for _ in range(n):
+        content = bytearray(original)
+        for _ in range(rng.choice((1, 3, 20))):
+            end = rng.choice((8, header, len(content)))
+            content[rng.randrange(end)] = rng.choice((0, 1, 0x22, 0x30, 0x39, 0x7F, 0x80, 0xFF))
+        if rng.random() < 0.2:
+            del content[rng.randrange(len(content)) :]
+        path.write_bytes(content)
+        rehash(folder)
+        try:
+            use(folder)
+        except LutraError:
+            refused += 1
+    path.write_bytes(original)
+    rehash(folder)
+    return refused
+
+
+@pytest.fixture(params=["least", "qk-norm"])
+def small(
+    request: pytest.FixtureRequest, packed: Get, models: dict[str, PackedModel], tmp_path: Path
+) -> Path:
+    model = packed("least") if request.param == "least" else models[request.param]
+    write(tmp_path / "model", model)
+    return tmp_path / "model"
+
+
+def test_numbers_of_any_kind(small: Path) -> None:
+    assert 50 < fuzz_numbers(small, 1, 150) < 150
+    use(small)
+
+
+def test_bytes_of_any_kind(small: Path) -> None:
+    assert 30 < fuzz_bytes(small, 1, 100) < 100
+    use(small)
+
+
+@pytest.mark.slow
+def test_much_of_any_kind(small: Path) -> None:
+    fuzz_numbers(small, 2, 3000)
+    fuzz_bytes(small, 2, 2000)

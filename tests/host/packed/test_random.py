@@ -1,0 +1,66 @@
+"""Packed models of real shapes with random weights."""
+
+import numpy as np
+import pytest
+
+from lutra.compile.compiler import compile_model
+from lutra.compile.configure import configure
+from lutra.devices.golden import GoldenDevice
+from lutra.packed.random import random_packed
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import Format
+from lutra_golden.model.shapes import LINEARS
+
+
+def test_a_ternary_shape() -> None:
+    model = random_packed("random:bitnet-2b-4t", n_layers=1)
+    assert (model.format, model.group, model.context) == ("W1.58A8", None, 4096)
+    assert (model.hidden_size, model.n_heads, model.n_kv_heads) == (2560, 20, 5)
+    assert model.head.shape == model.embedding.shape == (128256, 2560)
+    layer = model.layers[0]
+    trits = layer.q_proj.weights.doubled()
+    assert {-2, 0, 2} == set(np.unique(trits[:8]).tolist())
+    # the ternary engine holds all sums of the head without a shift
+    assert model.head_shift == 1 and np.abs(model.head).max() <= 121
+    down = layer.down_proj.stored.codes
+    assert not np.array_equal(down[:100], layer.up_proj.stored.codes[:100, : down.shape[1]])
+
+
+def test_equal_seeds_give_equal_models() -> None:
+    models = [random_packed("random:smollm-135m", group=64, n_layers=1) for _ in range(2)]
+    for name in LINEARS:
+        a, b = (model.layers[0].linear(name).stored for model in models)
+        np.testing.assert_array_equal(a.codes, b.codes)
+    np.testing.assert_array_equal(models[0].head, models[1].head)
+
+
+@pytest.mark.parametrize("format", ["W2A8", "W4A16"])
+def test_it_runs(format: str) -> None:
+    model = random_packed(
+        "random:smollm-135m", Format.parse(format), group=64, context=64, n_layers=1
+    )
+    device = GoldenDevice()
+    device.load(compile_model(model, configure(model, engine="mac")))
+    result = device.run_tile([5, 7, 49151], 0, 0)
+    assert result.logits.shape == (3, 49152) and not result.saturated
+    # the tokens differ, and so do their logits, which are spread over their range
+    assert len({tuple(row[:16]) for row in result.logits.tolist()}) == 3
+    assert result.logits.std() > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("random:gpt-2",), "a random model must be one of random:bitnet-2b-4t, .* not 'random:"),
+        (("random:bitnet-2b-4t", Format.parse("W4A8")), "has ternary weights, they are not rounde"),
+        (("random:smollm-135m", Format.parse("W1.58A8")), "has no ternary weights: give another"),
+        (
+            ("random:smollm-135m", None, 128),
+            "groups of 128 do not divide a depth of 576: use anoth",
+        ),
+        (("random:smollm-135m", None, 64, 4096), "the context must be in 1..2048, not 4096"),
+    ],
+)
+def test_refusals(arguments: tuple[str, Format | None, int, int], message: str) -> None:
+    with pytest.raises(LutraError, match=message):
+        random_packed(*arguments, n_layers=1)

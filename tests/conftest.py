@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import pytest
 
+pytest_plugins = ["tests.host.fixtures"]
+
 
 @lru_cache
 def _missing_for_cocotb() -> str | None:

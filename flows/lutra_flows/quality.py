@@ -308,7 +308,7 @@ class _Bench:
     def _golden(self, packed: PackedModel, name: str) -> float:
         # the golden device gives the same bits whatever the tile; a wide one is faster here
         program = compile_model(packed, configure(packed, NANO_WIDE.name), self.progress)
-        device, tile = GoldenDevice(), program.config.m_tile
+        device, tile = GoldenDevice(), program.config.pass_tokens
         device.load(program)
 
         def logits(window: list[int]) -> NDArray[np.float64]:

@@ -223,7 +223,7 @@ class LLM:
     def tile(self) -> int:
         """Tokens that the device takes at once."""
         device = self.device
-        return device.tile if isinstance(device, ModelDevice) else self.program.config.m_tile
+        return device.tile if isinstance(device, ModelDevice) else self.program.config.pass_tokens
 
     def stream(
         self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
@@ -322,7 +322,9 @@ class LLM:
         seconds = time.perf_counter() - start
         self.stats.saturated |= result.saturated
         if self._golden is not None:
-            expected = _in_tiles(self._golden, tokens, position, first, self.program.config.m_tile)
+            expected = _in_tiles(
+                self._golden, tokens, position, first, self.program.config.pass_tokens
+            )
             same = (
                 np.array_equal(result.logits, expected.logits)
                 and np.array_equal(result.scale, expected.scale)

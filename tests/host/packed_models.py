@@ -124,7 +124,7 @@ def assert_same(a: PackedModel, b: PackedModel) -> None:
 def golden_tiles(model: PackedModel, tokens: list[int]) -> TileResult:
     """All logits, scales and the rest of ``tokens`` on the golden device."""
     program = compile_model(model, configure(model))
-    device, tile = GoldenDevice(), program.config.m_tile
+    device, tile = GoldenDevice(), program.config.pass_tokens
     device.load(program)
     parts = [device.run_tile(tokens[i : i + tile], i, 0) for i in range(0, len(tokens), tile)]
     return TileResult(

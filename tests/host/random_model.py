@@ -105,18 +105,18 @@ def config_for(
         shape.hidden_size,
     )
     depth = max(shape.hidden_size, q_out, shape.intermediate_size)
-    lanes, (tile_k, w_width) = 8, _ENGINES[engine]
-    k_tile = changes.get("k_tile", tile_k if engine == "ternary" else GROUP)
+    lanes, (step_depth, w_width) = 8, _ENGINES[engine]
+    depth_tile = changes.get("depth_tile", step_depth if engine == "ternary" else GROUP)
     fields: dict[str, int] = {
-        "tile_k": tile_k,
-        "k_tile": k_tile,
+        "step_depth": step_depth,
+        "depth_tile": depth_tile,
         "a_width": a_width,
         "w_width": w_width,
         "acc_width": 24 if engine == "ternary" else 28,
         "sum_width": 24 if engine == "ternary" else 20 + a_width + changes.get("scale_width", 8),
-        "m_tile": 4,
+        "pass_tokens": 4,
         "row_blocks_max": -(-rows // (2 * lanes)) * 2,
-        "act_tiles": -(-depth // k_tile),
+        "act_tiles": -(-depth // depth_tile),
         "weight_buffer_words": _power_of_two(max(rows // lanes, 16)),
         "hidden_max": shape.hidden_size,
         "param_words": _power_of_two(4 * depth // lanes),

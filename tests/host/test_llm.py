@@ -268,7 +268,7 @@ def test_logits_of_a_sequence(llm: LLM, folder: Path, config: AcceleratorConfig)
     values, scale = llm.logits(tokens)
     assert values.shape == (10, 304)
     assert scale.shape == (10,)
-    single = LLM(folder, "golden", config=replace(config, m_tile=1)).logits(tokens)
+    single = LLM(folder, "golden", config=replace(config, pass_tokens=1)).logits(tokens)
     np.testing.assert_array_equal(values, single[0])
     np.testing.assert_array_equal(scale, single[1])
     with pytest.raises(LutraError, match=r"^there are no tokens to evaluate: give at least one$"):
@@ -365,12 +365,12 @@ def test_engine_and_format_of_a_model(
     llm = LLM(model, "golden", config="nano-wide", **options)
     config = llm.program.config
     assert (config.engine, llm.program.format, config.a_width) == (engine, format, a_width)
-    assert config.m_tile == 64
+    assert config.pass_tokens == 64
 
 
 def test_a_group_is_that_of_the_weights(model_folder: Callable[[str], Path]) -> None:
     folder = model_folder("llama-whole")
-    config = config_for(LLAMAS["llama-whole"], "lut", k_tile=64)
+    config = config_for(LLAMAS["llama-whole"], "lut", depth_tile=64)
     found = LLM(folder, "golden", config=config, format="W2A8", group=64)
     assert found.packed.group == LLM(folder, "golden", config=config).packed.group == 64
     with pytest.raises(LutraError, match=r"^groups of 128 do not divide a depth of 64: choose an"):

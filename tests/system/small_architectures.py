@@ -50,9 +50,9 @@ def config_of_engine(engine: str, **changes: int) -> AcceleratorConfig:
     if engine == "ternary":
         return config_for(SHAPE, engine, **changes)
     # depth tiles of 16 with whole float16 scales, for the checkpoints that have them
-    wide: dict[str, int] = {"k_tile": 16, "scale_width": 16, "qkv_bias": True, "qk_norm": True}
+    wide: dict[str, int] = {"depth_tile": 16, "scale_width": 16, "qkv_bias": True, "qk_norm": True}
     if engine == "lut":
-        wide["tile_k"] = 16
+        wide["step_depth"] = 16
     return config_for(SHAPE, engine, **(wide | changes))
 
 

@@ -36,7 +36,7 @@ PROMPT = (
     "Once upon a time there lived in a small house at the edge of the forest an old woman who had "
     "a grey cat, a golden ring, and three sons, and the youngest of them was"
 )
-TILE = NANO.m_tile
+TILE = NANO.pass_tokens
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,10 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 def _tile(text: str) -> tuple[int, int, int]:
     try:
-        tile_m, tile_n, tile_k = map(int, text.split(","))
+        step_tokens, step_rows, step_depth = map(int, text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be M,N,K, three integers, not {text!r}") from None
-    return tile_m, tile_n, tile_k
+    return step_tokens, step_rows, step_depth
 
 
 def _synth(args: argparse.Namespace) -> int:

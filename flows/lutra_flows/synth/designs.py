@@ -23,7 +23,7 @@ TOP = "design"
 _GROUP = 64
 # bits of a digit that an engine's array may be built for; the narrowest that holds a weight is
 _DIGITS = {"mixpe": (4, 8), "mac": (2, 4, 8)}
-# tile_m, tile_n, and tile_k for one plane: 512 multiply-accumulates a cycle
+# step_tokens, step_rows, and step_depth for one plane: 512 multiply-accumulates a cycle
 _TILES = {"lut": (1, 32, 16), "mixpe": (1, 32, 16), "mac": (1, 32, 16)}
 # tables of three activations do not make 512; this is the engine of the configuration `nano`
 _TERNARY_TILE = (1, 8, 72)
@@ -69,7 +69,7 @@ class Design:
 
     @property
     def tile(self) -> Tile:
-        return self.params.tile_m, self.params.tile_n, self.params.tile_k
+        return self.params.step_tokens, self.params.step_rows, self.params.step_depth
 
     @property
     def planes(self) -> int:
@@ -80,14 +80,14 @@ class Design:
     def macs_per_cycle(self) -> float:
         """Multiply-accumulates of whole weights in a cycle, when words and activations are there.
 
-        A block of rows takes ``steps * planes`` cycles, or ``tile_m * tile_n / 8`` if those are
-        more: eight rows a cycle go to the accumulators. The array alone knows no such limit.
+        A block of rows takes ``steps * planes`` cycles, or ``step_tokens * step_rows / 8`` if those
+        are more: eight rows a cycle go to the accumulators. The array alone knows no such limit.
         """
         p = self.params
         if self.part == Part.DATAPATH:
-            return p.tile_n * p.tile_k / self.planes
-        cycles = max(p.steps * self.planes, p.tile_m * p.tile_n // LANES)
-        return p.tile_m * p.tile_n * p.k_tile / cycles
+            return p.step_rows * p.step_depth / self.planes
+        cycles = max(p.steps * self.planes, p.step_tokens * p.step_rows // LANES)
+        return p.step_tokens * p.step_rows * p.depth_tile / cycles
 
     def netlist(self) -> str:
         """RTLIL of the module :data:`TOP`; the same sources give the same text anywhere."""
@@ -175,14 +175,19 @@ def design(
 
 def _params(engine: str, fmt: Format, tile: Tile) -> EngineParams:
     """Parameters of an engine for this format and no wider one."""
-    tile_m, tile_n, tile_k = tile
+    step_tokens, step_rows, step_depth = tile
     w_width = _digit_bits(engine, fmt)
-    sizes = {"tile_m": tile_m, "tile_n": tile_n, "tile_k": tile_k, "m_tile": max(8, tile_m)}
+    sizes = {
+        "step_tokens": step_tokens,
+        "step_rows": step_rows,
+        "step_depth": step_depth,
+        "pass_tokens": max(8, step_tokens),
+    }
     if engine == "ternary":
-        return ENGINES[engine](**sizes, k_tile=tile_k, max_planes=1)
+        return ENGINES[engine](**sizes, depth_tile=step_depth, max_planes=1)
     return ENGINES[engine](
         **sizes,
-        k_tile=max(_GROUP, tile_k),
+        depth_tile=max(_GROUP, step_depth),
         a_width=fmt.a_bits,
         w_width=w_width,
         acc_width=28,
@@ -194,9 +199,15 @@ def _params(engine: str, fmt: Format, tile: Tile) -> EngineParams:
 def _whole(engine: str, fmt: Format, tile: Tile | None, made_of: Made) -> Design:
     config = with_engine(NANO, engine, a_width=fmt.a_bits)
     if tile is not None:
-        tile_m, tile_n, tile_k = tile
-        k_tile = tile_k if engine == "ternary" else max(_GROUP, tile_k)
-        config = replace(config, tile_m=tile_m, tile_n=tile_n, tile_k=tile_k, k_tile=k_tile)
+        step_tokens, step_rows, step_depth = tile
+        depth_tile = step_depth if engine == "ternary" else max(_GROUP, step_depth)
+        config = replace(
+            config,
+            step_tokens=step_tokens,
+            step_rows=step_rows,
+            step_depth=step_depth,
+            depth_tile=depth_tile,
+        )
     if made_of == Made.CELLS:
         raise LutraError("--whole is built for FPGAs: give a --target other than liberty")
     return Design(engine=engine, format=fmt, part=Part.WHOLE, params=config.matmul, config=config)

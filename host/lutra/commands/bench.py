@@ -149,7 +149,7 @@ def bench(
     else:
         program = compile_model(model, configure(model), progress)
         device.load(program)
-        tile = program.config.m_tile
+        tile = program.config.pass_tokens
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, max(n_prompt, n_gen, 1))
     prompt: list[int] = tokens.tolist()
 

@@ -12,7 +12,7 @@ from lutra_golden.vector.norm import GATE_WIDTH_MAX
 
 __all__ = ["configure"]
 
-_K_TILES = (64, 32, 16)
+_DEPTH_TILES = (64, 32, 16)
 
 
 def configure(
@@ -64,7 +64,7 @@ def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
     if (model.biased and not config.qkv_bias) or (model.head_normed and not config.qk_norm):
         return False
     group = padded_group(model.group, model.head_dim) if model.group else 0
-    if config.matmul.grouped and group % config.matmul.k_tile:
+    if config.matmul.grouped and group % config.matmul.depth_tile:
         return False
     try:
         check_fit(model, config)
@@ -93,12 +93,12 @@ def _measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accel
             qkv_bias=model.biased,
             qk_norm=model.head_normed,
         )
-        group = padded_group(model.group, model.head_dim) if model.group else _K_TILES[0]
-        k_tile = math.gcd(*depths, group, _K_TILES[0])
-        if engine != "ternary" and k_tile not in _K_TILES:
+        group = padded_group(model.group, model.head_dim) if model.group else _DEPTH_TILES[0]
+        depth_tile = math.gcd(*depths, group, _DEPTH_TILES[0])
+        if engine != "ternary" and depth_tile not in _DEPTH_TILES:
             raise ValueError(
-                f"k_tile must be one of {', '.join(map(str, _K_TILES))} and divide groups and "
-                f"depths {', '.join(map(str, depths))}"
+                f"depth_tile must be one of {', '.join(map(str, _DEPTH_TILES))} and divide "
+                f"groups and depths {', '.join(map(str, depths))}"
             )
         if engine == "ternary":
             # sums are of the weights themselves; squared ReLU multiplies three of them
@@ -116,9 +116,9 @@ def _measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accel
                 engine,
                 a_width=model.a_bits,
                 scale_width=max(8, model.scale_bits),
-                k_tile=k_tile,
+                depth_tile=depth_tile,
             )
-        return replace(built, act_tiles=-(-max(depths) // built.k_tile))
+        return replace(built, act_tiles=-(-max(depths) // built.depth_tile))
     except ValueError as error:
         raise LutraError(f"no configuration holds {model.name}: {error}") from None
 

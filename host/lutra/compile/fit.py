@@ -81,10 +81,10 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
         return
     _check_scales(config, model.scale_bits)
     for name, depth in _depths(model).items():
-        if depth % m.k_tile:
+        if depth % m.depth_tile:
             raise LutraError(
-                f"{name} is {depth}, not a multiple of k_tile ({m.k_tile}), which engine {m.kind} "
-                f"of configuration {config.name} needs: use a smaller k_tile"
+                f"{name} is {depth}, not a multiple of depth_tile ({m.depth_tile}), which "
+                f"engine {m.kind} of configuration {config.name} needs: use a smaller depth_tile"
             )
 
 
@@ -138,7 +138,13 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
     rows = max(q_out + 2 * kv_out, 2 * model.intermediate_size, model.hidden_size)
     blocks = round_up(rows // c.lanes, row_unit(m))
     _need("the residual buffer", model.hidden_size, c.hidden_max, "hidden_max", c)
-    _need("the activation buffer (depth tiles)", -(-depth // m.k_tile), c.act_tiles, "act_tiles", c)
+    _need(
+        "the activation buffer (depth tiles)",
+        -(-depth // m.depth_tile),
+        c.act_tiles,
+        "act_tiles",
+        c,
+    )
     _need("the accumulator buffer (row blocks)", blocks, c.row_blocks_max, "row_blocks_max", c)
     params = 4 * depth // c.lanes
     _need("the parameter buffer (words)", params, c.param_words, "param_words", c)
@@ -162,10 +168,10 @@ def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfi
     for name in LINEARS:
         linear = layer.linear(name)
         weights = linear.weights
-        if m.grouped and weights.group % m.k_tile:
+        if m.grouped and weights.group % m.depth_tile:
             raise LutraError(
                 f"groups of {weights.group} are not whole depth tiles of configuration "
-                f"{config.name}: use groups that are a multiple of k_tile ({m.k_tile})"
+                f"{config.name}: use groups that are a multiple of depth_tile ({m.depth_tile})"
             )
         if m.grouped:
             _check_scales(config, weights.scale_bits)

@@ -61,7 +61,7 @@ class Device(Protocol):
 
 
 class ProgramDevice(Device, Protocol):
-    """An accelerator, simulated or real: a tile is at most its configuration's ``m_tile``."""
+    """An accelerator, simulated or real: a tile is at most its configuration's ``pass_tokens``."""
 
     def load(self, program: Program) -> None:
         """Take a program; the KV cache starts empty."""
@@ -94,7 +94,7 @@ class Limits:
     def of(cls, program: Program) -> "Limits":
         """Those of a program on an accelerator."""
         return cls(
-            tile=program.config.m_tile, vocab_size=program.vocab_size, context=program.context
+            tile=program.config.pass_tokens, vocab_size=program.vocab_size, context=program.context
         )
 
 

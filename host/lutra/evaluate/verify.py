@@ -268,7 +268,7 @@ def _run_integers(model: PackedModel, tokens: Sequence[int]) -> Run:
         parts[-1].append(np.ldexp(stream.astype(np.float64), -model.residual_frac))
 
     interpreter.on_residual = keep
-    tile, logits = program.config.m_tile, list[Float]()
+    tile, logits = program.config.pass_tokens, list[Float]()
     for first in range(0, len(tokens), tile):
         parts.append([])
         result = device.run_tile(tokens[first : first + tile], first, 0)

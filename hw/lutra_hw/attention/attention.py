@@ -47,7 +47,7 @@ class _Finish(wiring.Component):
     def __init__(self, config: AcceleratorConfig):
         self.config = config
         params = config.attention
-        token, head = range(config.m_tile), range(params.q_per_kv)
+        token, head = range(config.pass_tokens), range(params.q_per_kv)
         words = config.head_dim // _LANES
         super().__init__(
             {
@@ -212,7 +212,7 @@ class AttentionUnit(wiring.Component):
             raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
         words = config.head_dim // _LANES
-        token, head = range(config.m_tile), range(config.n_heads)
+        token, head = range(config.pass_tokens), range(config.n_heads)
         super().__init__(
             {
                 "cmd": In(stream.Signature(ATTEND_COMMAND)),
@@ -296,9 +296,9 @@ class AttentionUnit(wiring.Component):
         # scores and their running maxima, by head
         score_row = data.ArrayLayout(signed(params.score_width), len(heads))
         m.submodules.scores = scores = Memory(
-            shape=score_row, depth=config.m_tile * config.max_context, init=[]
+            shape=score_row, depth=config.pass_tokens * config.max_context, init=[]
         )
-        m.submodules.maxima = maxima = Memory(shape=score_row, depth=config.m_tile, init=[])
+        m.submodules.maxima = maxima = Memory(shape=score_row, depth=config.pass_tokens, init=[])
         score_w, score_r = scores.write_port(), scores.read_port()
         max_w, max_old = maxima.write_port(), maxima.read_port(domain="comb")
         max_r = maxima.read_port(domain="comb")
@@ -316,7 +316,7 @@ class AttentionUnit(wiring.Component):
 
         # denominators and the largest exponent of the values' scales, by token
         m.submodules.dens = dens = Memory(
-            shape=data.ArrayLayout(params.den_width, len(heads)), depth=config.m_tile, init=[]
+            shape=data.ArrayLayout(params.den_width, len(heads)), depth=config.pass_tokens, init=[]
         )
         den_w, den_old = dens.write_port(), dens.read_port(domain="comb")
         den_r = dens.read_port(domain="comb")
@@ -373,7 +373,7 @@ class AttentionUnit(wiring.Component):
         last = pair[self._sum + 1]
         m.submodules.outputs = outputs = Memory(
             shape=self.out.signature.payload_layout,
-            depth=config.m_tile << len(self.out.addr.word),
+            depth=config.pass_tokens << len(self.out.addr.word),
             init=[],
         )
         out_w, out_r = outputs.write_port(), outputs.read_port()
@@ -568,7 +568,7 @@ class AttentionUnit(wiring.Component):
         row = finish.acc.shape()
         for first in range(0, len(products), _LANES):
             name = f"acc_{head}_{first // _LANES}"
-            m.submodules[name] = bank = Memory(shape=row, depth=self.config.m_tile, init=[])
+            m.submodules[name] = bank = Memory(shape=row, depth=self.config.pass_tokens, init=[])
             write, read = bank.write_port(), bank.read_port(domain="comb")
             m.d.comb += [
                 read.addr.eq(Mux(finish.busy, finish.acc_addr.token, summed.token)),

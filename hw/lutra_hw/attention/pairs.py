@@ -34,7 +34,7 @@ def pair_layout(config: AcceleratorConfig) -> data.StructLayout:
             "last": unsigned(1),  # of its beat
             "final": unsigned(1),  # of its pass
             "group": range(config.n_kv_heads),
-            "token": range(config.m_tile),
+            "token": range(config.pass_tokens),
             "position": range(config.max_context),
             "slot": range(BEAT_SLOTS),
         }
@@ -93,7 +93,7 @@ class PairIssuer(wiring.Component):
                 "pair": Out(pair_layout(config)),
                 "finished": In(1),
                 "frac": Out(8),
-                "token_last": Out(range(config.m_tile)),
+                "token_last": Out(range(config.pass_tokens)),
                 "done": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),
@@ -108,7 +108,10 @@ class PairIssuer(wiring.Component):
         # the command
         position, n_positions = Signal(16), Signal(16)
         # the first position that the first token sees, and the last token that sees it
-        oldest, oldest_seen_by = Signal(range(config.max_context)), Signal(range(config.m_tile))
+        oldest, oldest_seen_by = (
+            Signal(range(config.max_context)),
+            Signal(range(config.pass_tokens)),
+        )
         start, last_head = Signal(), Signal()
         m.d.comb += [
             self.cmd.ready.eq(~self.busy),
@@ -214,8 +217,8 @@ class PairIssuer(wiring.Component):
         issuing, draining, unfinished = Signal(), Signal(range(self.drain + 1)), Signal()
         values, group = Signal(), Signal(range(config.n_kv_heads))
         index, token, token_first = Signal(16), Signal(8), Signal(8)
-        token_end = Signal(range(config.m_tile))  # the last that sees index
-        n_begun = Signal(range(config.m_tile + 1))  # tokens that saw an earlier position
+        token_end = Signal(range(config.pass_tokens))  # the last that sees index
+        n_begun = Signal(range(config.pass_tokens + 1))  # tokens that saw an earlier position
         open_, arrived, last_token, last_index = Signal(), Signal(), Signal(), Signal()
         # of the positions in its beat
         last_row = last_index | index[0] if self.rows == 2 else Const(1)

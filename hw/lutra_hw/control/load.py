@@ -42,7 +42,7 @@ class LoadUnit(wiring.Component):
     -------
     cmd : ``In(stream.Signature(INSTRUCTION_SHAPE))``
     weight_base, position, n_tokens : ``In(40)``, ``In(16)``, ``In(8)``  stable while busy
-    tokens : ``Out(token_read_port(m_tile))``
+    tokens : ``Out(token_read_port(pass_tokens))``
     rd_cmd : ``Out(dma_command())``
     rd_data : ``In(stream.Signature(unsigned(data_axi_width)))``
     param_w : ``Out(WritePortSignature)``  ``{word}``, eight int16
@@ -55,14 +55,14 @@ class LoadUnit(wiring.Component):
     def __init__(self, config: AcceleratorConfig):
         self.config = config
         int16 = data.ArrayLayout(signed(16), _ELEMENTS)
-        token = range(config.m_tile)
+        token = range(config.pass_tokens)
         super().__init__(
             {
                 "cmd": In(stream.Signature(INSTRUCTION_SHAPE)),
                 "weight_base": In(40),
                 "position": In(16),
                 "n_tokens": In(8),
-                "tokens": Out(token_read_port(config.m_tile)),
+                "tokens": Out(token_read_port(config.pass_tokens)),
                 "rd_cmd": Out(dma_command()),
                 "rd_data": In(stream.Signature(unsigned(config.data_axi_width))),
                 "param_w": Out(WritePortSignature({"word": range(config.param_words)}, int16)),

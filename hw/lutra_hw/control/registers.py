@@ -35,9 +35,9 @@ UNIT_STATE_LAYOUT = data.ArrayLayout(4, len(Unit) + 1)
 """:class:`UnitState` of the units in the order of :class:`Unit`, then of the instruction fetch."""
 
 
-def token_read_port(m_tile: int) -> ReadPortSignature:
+def token_read_port(pass_tokens: int) -> ReadPortSignature:
     """The token ids of the tile."""
-    return ReadPortSignature({"token": range(m_tile)}, unsigned(32))
+    return ReadPortSignature({"token": range(pass_tokens)}, unsigned(32))
 
 
 # bits that a writable register keeps; the others read as zero
@@ -59,7 +59,7 @@ class RegisterFile(wiring.Component):
     """Registers of :data:`lutra_golden.control.registers.REGISTERS` and what they control.
 
     Writes honour byte strobes. What is not in the map, or is an array's element beyond
-    ``m_tile``, reads as zero; that, and writing what is read-only, answers SLVERR. START is
+    ``pass_tokens``, reads as zero; that, and writing what is read-only, answers SLVERR. START is
     ignored while busy; otherwise ``start`` is high in the next cycle, counters and status
     are cleared, and busy lasts until ``done``. Counters stand still while not busy.
 
@@ -75,12 +75,12 @@ class RegisterFile(wiring.Component):
     program_base, weight_base, kv_base, logits_base : ``Out(40)``
     program_bytes, logits_stride : ``Out(32)``
     position, n_tokens, logits_from : ``Out(16)``, ``Out(8)``, ``Out(8)``
-    tokens : ``In(token_read_port(m_tile))``
+    tokens : ``In(token_read_port(pass_tokens))``
     done : ``In(1)``  pulse: the run has ended
     error, saturated : ``In(1)``  kept in STATUS until the next START
     unit_state : ``In(UNIT_STATE_LAYOUT)``
-    argmax : ``In(ArrayLayout(32, m_tile))``
-    scales : ``In(ArrayLayout(SCALE_LAYOUT, m_tile))``
+    argmax : ``In(ArrayLayout(32, pass_tokens))``
+    scales : ``In(ArrayLayout(SCALE_LAYOUT, pass_tokens))``
     events : ``In(EVENTS)``
     """
 
@@ -96,22 +96,22 @@ class RegisterFile(wiring.Component):
                     for name, width in _WRITABLE.items()
                     if name != "IRQ_ENABLE"
                 },
-                "tokens": In(token_read_port(config.m_tile)),
+                "tokens": In(token_read_port(config.pass_tokens)),
                 "done": In(1),
                 "error": In(1),
                 "saturated": In(1),
                 "unit_state": In(UNIT_STATE_LAYOUT),
-                "argmax": In(data.ArrayLayout(32, config.m_tile)),
-                "scales": In(data.ArrayLayout(SCALE_LAYOUT, config.m_tile)),
+                "argmax": In(data.ArrayLayout(32, config.pass_tokens)),
+                "scales": In(data.ArrayLayout(SCALE_LAYOUT, config.pass_tokens)),
                 "events": In(EVENTS),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        m_tile = self.config.m_tile
+        pass_tokens = self.config.pass_tokens
         m.submodules.lite = lite = LiteSlave(_ADDR_WIDTH)
-        m.submodules.token_memory = memory = Memory(shape=32, depth=m_tile, init=[])
+        m.submodules.token_memory = memory = Memory(shape=32, depth=pass_tokens, init=[])
         token_write = memory.write_port(granularity=8)
         token_read, unit_read = memory.read_port(), memory.read_port()
         wiring.connect(m, wiring.flipped(self.s_axi), lite.axi)
@@ -199,7 +199,7 @@ class RegisterFile(wiring.Component):
         bank, index = _split("TOKEN", bus.write_addr)
         hit = Signal()
         m.d.comb += [
-            hit.eq(bank & (index < self.config.m_tile)),
+            hit.eq(bank & (index < self.config.pass_tokens)),
             token_write.addr.eq(index),
             token_write.data.eq(bus.write_data),
             token_write.en.eq(Mux(bus.write_en & hit, bus.write_strb, 0)),
@@ -233,7 +233,7 @@ class RegisterFile(wiring.Component):
                 # the memory's own output register
                 m.d.comb += [token_read.addr.eq(index), value.eq(entries[0])]
                 with m.If(bus.read_en):
-                    m.d.sync += hit.eq(in_bank & (index < self.config.m_tile))
+                    m.d.sync += hit.eq(in_bank & (index < self.config.pass_tokens))
                 continue
             with m.If(bus.read_en):
                 m.d.sync += hit.eq(0)

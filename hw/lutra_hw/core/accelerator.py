@@ -177,7 +177,7 @@ class Accelerator(wiring.Component):
         tile, word = units[Unit.MATMUL].cmd, sequencer.matmul_cmd.p
         first, count = tile_tokens(m, word, registers.n_tokens, registers.logits_from)
         m.d.comb += [tile.p.token_first.eq(first), tile.p.token_count.eq(count)]
-        for name in ("k_tiles", "row_blocks", "planes", "acc_base", "shift"):
+        for name in ("depth_tiles", "row_blocks", "planes", "acc_base", "shift"):
             m.d.comb += getattr(tile.p, name).eq(argument(word, Opcode.LMMA, name))
         m.d.comb += [
             tile.valid.eq(sequencer.matmul_cmd.valid),

@@ -25,7 +25,7 @@ __all__ = [
 
 def drain_cycles(params: EngineParams) -> int:
     """Cycles that the rows of a block take to the accumulators, eight rows of a token in each."""
-    return params.tile_m * params.tile_n // LANES
+    return params.step_tokens * params.step_rows // LANES
 
 
 def row_side(params: EngineParams) -> data.StructLayout:
@@ -35,14 +35,14 @@ def row_side(params: EngineParams) -> data.StructLayout:
 
 def side_layout(params: EngineParams) -> data.ArrayLayout:
     """The side fields of a weight word."""
-    return data.ArrayLayout(row_side(params), params.tile_n if params.grouped else 0)
+    return data.ArrayLayout(row_side(params), params.step_rows if params.grouped else 0)
 
 
 def _largest(params: EngineParams) -> int:
     """Largest magnitude of a row's sum over a depth tile."""
     digits = params.radix**params.max_planes - 1
     codes = digits if params.grouped else digits // 2
-    return params.k_tile * codes << (params.a_width - 1)
+    return params.depth_tile * codes << (params.a_width - 1)
 
 
 def row_width(params: EngineParams) -> int:
@@ -68,9 +68,9 @@ def word_control(params: EngineParams) -> data.StructLayout:
             "last_block": 1,  # of its pass
             "first_tile": 1,
             "last_tile": 1,
-            "mask": params.tile_m,  # tokens of the group that are the command's
+            "mask": params.step_tokens,  # tokens of the group that are the command's
             "block": range(params.acc_blocks),  # first of its blocks of eight rows
-            "group": range(params.m_tile // params.tile_m),
+            "group": range(params.pass_tokens // params.step_tokens),
             "shift": params.shift_width,
         }
     )
@@ -85,7 +85,7 @@ def row_control(params: EngineParams) -> data.StructLayout:
             "first_tile": 1,
             "last_tile": 1,
             "block": range(params.acc_blocks),
-            "token": range(params.m_tile),
+            "token": range(params.pass_tokens),
             "shift": params.shift_width,
         }
     )
@@ -124,8 +124,8 @@ class RowRegisters(wiring.Component):
     Members
     -------
     control : ``In(word_control(params))``  of ``i`` and ``negate``.
-    i : ``In(tile_m * tile_n * unsigned(i_width))``  sums in offset binary.
-    negate : ``In(tile_m * tile_n)``  the sum is ``-i``.
+    i : ``In(step_tokens * step_rows * unsigned(i_width))``  sums in offset binary.
+    negate : ``In(step_tokens * step_rows)``  the sum is ``-i``.
     side : ``In(side_layout(params))``  of a block, with the first ``control_o`` and until its last.
     a_sum : ``In(sums_layout(params))``  likewise, of the pass.
     take : ``Out(1)``  the pass's last rows are going: the next ones need the next ``a_sum``.
@@ -137,12 +137,14 @@ class RowRegisters(wiring.Component):
     def __init__(self, params: EngineParams, i_width: int) -> None:
         self.params, self.i_width = params, i_width
         self.lag = 0 if drain_cycles(params) == 1 else 1
-        n = params.tile_n
+        n = params.step_rows
         super().__init__(
             {
                 "control": In(word_control(params)),
-                "i": In(data.ArrayLayout(data.ArrayLayout(unsigned(i_width), n), params.tile_m)),
-                "negate": In(data.ArrayLayout(n, params.tile_m)),
+                "i": In(
+                    data.ArrayLayout(data.ArrayLayout(unsigned(i_width), n), params.step_tokens)
+                ),
+                "negate": In(data.ArrayLayout(n, params.step_tokens)),
                 "side": In(side_layout(params)),
                 "a_sum": In(sums_layout(params)),
                 "take": Out(1),
@@ -161,8 +163,8 @@ class RowRegisters(wiring.Component):
         ends = Signal()
         m.d.comb += ends.eq(control.valid & control.last_word)
         rows = []
-        for token in range(p.tile_m):
-            for row in range(p.tile_n):
+        for token in range(p.step_tokens):
+            for row in range(p.step_rows):
                 # which begins with zero where it is cleared behind each block
                 h = Signal(signed(row_width(p)), name=f"h_{token}_{row}", reset_less=p.radix != 3)
                 total = Signal.like(h, name=f"total_{token}_{row}")
@@ -225,7 +227,7 @@ class RowRegisters(wiring.Component):
         block = Signal(word_control(p), reset_less=True)
         last, empty = Signal(), Signal()
         h = Signal(self.h_o.shape(), reset_less=True)
-        token = index >> exact_log2(parts) if p.tile_m > 1 else Const(0, 0)
+        token = index >> exact_log2(parts) if p.step_tokens > 1 else Const(0, 0)
         part = index[: exact_log2(parts)]
         m.d.comb += [
             last.eq(index == n_cycles - 1),
@@ -233,7 +235,7 @@ class RowRegisters(wiring.Component):
             self.control_o.valid.eq(run & block.mask.bit_select(token, 1)),
             self.control_o.finish.eq((run & last & block.finish) | empty),
             self.control_o.block.eq(Cat(part, block.block[exact_log2(parts) :])),
-            self.control_o.token.eq(Cat(token[: exact_log2(p.tile_m)], block.group)),
+            self.control_o.token.eq(Cat(token[: exact_log2(p.step_tokens)], block.group)),
         ]
         m.d.comb += _copy(self.control_o, block)
         groups = [Cat(rows[LANES * g : LANES * (g + 1)]) for g in range(n_cycles)]
@@ -248,7 +250,7 @@ class RowRegisters(wiring.Component):
                     with m.Case(number):
                         fields = [self.side[LANES * number + lane] for lane in range(LANES)]
                         m.d.comb += self.side_o.eq(Cat(fields))
-            m.d.comb += self.a_sum_o.eq(self.a_sum[token] if p.tile_m > 1 else self.a_sum[0])
+            m.d.comb += self.a_sum_o.eq(self.a_sum[token] if p.step_tokens > 1 else self.a_sum[0])
 
         # comes when no rows are left
         m.d.sync += empty.eq(control.finish & ~control.valid)
@@ -386,7 +388,7 @@ class AccumulatorBanks(wiring.Component):
             value = Signal(signed(self.width), name=f"value_{lane}")
             old = []
             for bank in range(2):
-                depth = p.m_tile << len(self.acc.addr.pair)
+                depth = p.pass_tokens << len(self.acc.addr.pair)
                 m.submodules[f"bank_{bank}_{lane}"] = memory = Memory(
                     shape=signed(self.width), depth=depth, init=[]
                 )

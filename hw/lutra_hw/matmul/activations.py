@@ -13,14 +13,16 @@ __all__ = ["ActivationBuffer", "ActivationSums", "activations_layout", "sums_lay
 
 
 def activations_layout(params: EngineParams) -> data.ArrayLayout:
-    """A depth tile of ``tile_m`` tokens; the activation of the lowest depth in the LSBs."""
-    return data.ArrayLayout(data.ArrayLayout(signed(params.a_width), params.k_tile), params.tile_m)
+    """A depth tile of ``step_tokens`` tokens; the activation of the lowest depth in the LSBs."""
+    return data.ArrayLayout(
+        data.ArrayLayout(signed(params.a_width), params.depth_tile), params.step_tokens
+    )
 
 
 def sums_layout(params: EngineParams) -> data.ArrayLayout:
-    """A sum of ``k_tile`` activations for each of ``tile_m`` tokens."""
-    largest = params.k_tile << (params.a_width - 1)
-    return data.ArrayLayout(signed((largest - 1).bit_length() + 1), params.tile_m)
+    """A sum of ``depth_tile`` activations for each of ``step_tokens`` tokens."""
+    largest = params.depth_tile << (params.a_width - 1)
+    return data.ArrayLayout(signed((largest - 1).bit_length() + 1), params.step_tokens)
 
 
 def _reciprocal(divisor: int, limit: int) -> tuple[int, int]:
@@ -33,10 +35,12 @@ def _reciprocal(divisor: int, limit: int) -> tuple[int, int]:
 
 
 class ActivationBuffer(wiring.Component):
-    """Activations of a tile: written eight at a time, read by depth tiles of ``tile_m`` tokens.
+    """Activations of a tile: written eight at a time, read by depth tiles of ``step_tokens``
+    tokens.
 
     A write is in memory two cycles after ``w.en``. ``o`` follows ``fetch`` by one cycle and then
-    holds until the next fetch. Token t is in bank ``t % tile_m``, at group ``t // tile_m``.
+    holds until the next fetch. Token t is in bank ``t % step_tokens``, at group ``t //
+    step_tokens``.
 
     Parameters
     ----------
@@ -51,16 +55,17 @@ class ActivationBuffer(wiring.Component):
     """
 
     def __init__(self, params: EngineParams) -> None:
-        if params.k_tile % LANES:
+        if params.depth_tile % LANES:
             raise ValueError(
-                f"k_tile must be a multiple of {LANES} (activations of a word), not {params.k_tile}"
+                f"depth_tile must be a multiple of {LANES} (activations of a word), not "
+                f"{params.depth_tile}"
             )
         self.params = params
         super().__init__(
             {
                 "w": In(act_write_port(params)),
                 "fetch": In(1),
-                "group": In(range(params.m_tile // params.tile_m)),
+                "group": In(range(params.pass_tokens // params.step_tokens)),
                 "tile": In(range(params.act_tiles)),
                 "o": Out(activations_layout(params)),
             }
@@ -70,13 +75,13 @@ class ActivationBuffer(wiring.Component):
         m = Module()
         p = self.params
 
-        n_words = p.k_tile // LANES
+        n_words = p.depth_tile // LANES
         factor, shift = _reciprocal(n_words, p.act_tiles * n_words)
         shape = unsigned(LANES * p.a_width)
         tile = Signal(range(p.act_tiles))
         word = Signal(range(n_words))
         write, w_word = Signal(), Signal.like(word)
-        w_tile, w_token, w_data = Signal.like(tile), Signal(range(p.m_tile)), Signal(shape)
+        w_tile, w_token, w_data = Signal.like(tile), Signal(range(p.pass_tokens)), Signal(shape)
 
         # the word's number in its tile is the remainder of a division by a constant
         product = sum(self.w.addr.word << bit for bit in range(shift + 1) if factor >> bit & 1)
@@ -89,18 +94,18 @@ class ActivationBuffer(wiring.Component):
             w_token.eq(self.w.addr.token),
             w_data.eq(self.w.data),
         ]
-        log2_tile_m = exact_log2(p.tile_m)
-        for token in range(p.tile_m):
+        log2_step_tokens = exact_log2(p.step_tokens)
+        for token in range(p.step_tokens):
             outputs = []
             for index in range(n_words):
-                depth = (p.m_tile // p.tile_m) << len(tile)
+                depth = (p.pass_tokens // p.step_tokens) << len(tile)
                 m.submodules[f"bank_{token}_{index}"] = bank = Memory(
                     shape=shape, depth=depth, init=[]
                 )
                 w_port, r_port = bank.write_port(), bank.read_port()
                 m.d.comb += [
-                    w_port.en.eq(write & (w_word == index) & (w_token[:log2_tile_m] == token)),
-                    w_port.addr.eq(Cat(w_tile, w_token[log2_tile_m:])),
+                    w_port.en.eq(write & (w_word == index) & (w_token[:log2_step_tokens] == token)),
+                    w_port.addr.eq(Cat(w_tile, w_token[log2_step_tokens:])),
                     w_port.data.eq(w_data),
                     r_port.en.eq(self.fetch),
                     r_port.addr.eq(Cat(self.tile, self.group)),
@@ -115,9 +120,9 @@ class ActivationSums(wiring.Component):
 
     ``start`` in cycle t begins a sum over ``i``, valid from the next cycle until the next start;
     eight activations a cycle are added for each token, so that the next start comes at cycle
-    ``t + k_tile / 8`` or later, and the sum may be the one that ``o`` shows from cycle
-    ``t + k_tile / 8 + 2`` on. ``o`` is the oldest sum, until ``take`` drops it; at most ``depth``
-    sums wait.
+    ``t + depth_tile / 8`` or later, and the sum may be the one that ``o`` shows from cycle
+    ``t + depth_tile / 8 + 2`` on. ``o`` is the oldest sum, until ``take`` drops it; at most
+    ``depth`` sums wait.
 
     Parameters
     ----------
@@ -149,17 +154,17 @@ class ActivationSums(wiring.Component):
         m = Module()
         p = self.params
 
-        n_words = p.k_tile // LANES
+        n_words = p.depth_tile // LANES
         layout = sums_layout(p)
         index, read, add = Signal(range(n_words)), Signal(), Signal()
         first, last = Signal(reset_less=True), Signal(reset_less=True)
         part_width = p.a_width + exact_log2(LANES)
-        parts = Signal(data.ArrayLayout(signed(part_width), p.tile_m), reset_less=True)
+        parts = Signal(data.ArrayLayout(signed(part_width), p.step_tokens), reset_less=True)
         totals, results = Signal(layout, reset_less=True), Signal(layout)
         m.submodules.queue = queue = Memory(shape=unsigned(layout.size), depth=self.depth, init=[])
         w_port, r_port = queue.write_port(), queue.read_port(domain="comb")
         written, taken = Signal(range(self.depth)), Signal(range(self.depth))
-        for token in range(p.tile_m):
+        for token in range(p.step_tokens):
             words = [
                 Cat(self.i[token][LANES * word + lane] for lane in range(LANES))
                 for word in range(n_words)

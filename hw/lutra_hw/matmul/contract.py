@@ -1,13 +1,13 @@
 """The matmul-engine contract: what every engine offers, whatever it is made of.
 
 An engine computes ``acc[token, row] = sum_k a[token, k] * w[row, k]`` over a tile of up to
-``m_tile`` tokens, exactly, and rounds each sum once at the end. Four streams meet in it:
+``pass_tokens`` tokens, exactly, and rounds each sum once at the end. Four streams meet in it:
 
 - Activations are written into the engine's buffer, eight at a time, before the tile is commanded.
 - Weight words arrive in the order of the engine's packer and are taken once per command, whatever
   the number of tokens; the engine accepts the next command's words, and prepares its activations,
   while it computes.
-- Scales and zero points have no stream of their own: a word holds the digits of ``tile_n`` rows,
+- Scales and zero points have no stream of their own: a word holds the digits of ``step_rows`` rows,
   then the scale and the zero point of each, so that they arrive, wait and are replayed together.
 - Results stay in the accumulator buffer, which is read by pairs of blocks of eight rows.
 """
@@ -26,8 +26,10 @@ def tile_command(params: EngineParams) -> data.StructLayout:
     """A tile of a matmul."""
     return data.StructLayout(
         {
-            "k_tiles": unsigned(16),
-            "row_blocks": unsigned(16),  # of eight rows; a multiple of tile_n / 8, as is acc_base
+            "depth_tiles": unsigned(16),
+            "row_blocks": unsigned(
+                16
+            ),  # of eight rows; a multiple of step_rows / 8, as is acc_base
             "planes": unsigned(8),
             "acc_base": unsigned(16),
             "token_first": unsigned(8),
@@ -40,9 +42,9 @@ def tile_command(params: EngineParams) -> data.StructLayout:
 
 def act_write_port(params: EngineParams) -> WritePortSignature:
     """Activations ``8 * word .. 8 * word + 7`` of a token, lane 0 in the LSBs."""
-    words = params.act_tiles * params.k_tile // LANES
+    words = params.act_tiles * params.depth_tile // LANES
     return WritePortSignature(
-        {"token": range(params.m_tile), "word": range(words)},
+        {"token": range(params.pass_tokens), "word": range(words)},
         data.ArrayLayout(signed(params.a_width), LANES),
     )
 
@@ -50,7 +52,7 @@ def act_write_port(params: EngineParams) -> WritePortSignature:
 def acc_read_port(params: EngineParams) -> ReadPortSignature:
     """Blocks ``2 * pair`` and ``2 * pair + 1`` of a token's accumulators, ``[2][lanes]``."""
     return ReadPortSignature(
-        {"token": range(params.m_tile), "pair": range(params.acc_blocks // 2)},
+        {"token": range(params.pass_tokens), "pair": range(params.acc_blocks // 2)},
         data.ArrayLayout(data.ArrayLayout(signed(params.acc_width), LANES), 2),
     )
 

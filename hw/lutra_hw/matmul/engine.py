@@ -36,8 +36,8 @@ DATAPATHS = {
 class PassWalker(wiring.Component):
     """Walks the passes of a command, and has the activations of each prepared ahead of its words.
 
-    A pass is one depth tile of one group of ``tile_m`` tokens. Of two sets of activations one is
-    prepared while the other is used; a start comes as soon as its set is free. ``available``
+    A pass is one depth tile of one group of ``step_tokens`` tokens. Of two sets of activations one
+    is prepared while the other is used; a start comes as soon as its set is free. ``available``
     rises ``lead`` cycles after the start of a set, and starts are ``spacing`` cycles apart or more.
 
     Parameters
@@ -66,7 +66,7 @@ class PassWalker(wiring.Component):
                 "idle": Out(1),
                 "start": Out(1),
                 "start_set": Out(1),
-                "group": Out(range(params.m_tile // params.tile_m)),
+                "group": Out(range(params.pass_tokens // params.step_tokens)),
                 "tile": Out(range(params.act_tiles)),
                 "available": Out(1),
                 "select": Out(1),
@@ -119,7 +119,7 @@ class PassWalker(wiring.Component):
                 group_first.eq(first),
                 n_groups.eq(groups),
                 groups_left.eq(groups),
-                tiles_left.eq(self.cmd.k_tiles - 1),
+                tiles_left.eq(self.cmd.depth_tiles - 1),
                 self.group.eq(first),
                 self.tile.eq(0),
             ]
@@ -128,28 +128,30 @@ class PassWalker(wiring.Component):
 
 def group_range(params: EngineParams, cmd):
     """First group of tokens of a command, and the number of groups behind it."""
-    bits = exact_log2(params.tile_m)
+    bits = exact_log2(params.step_tokens)
     within = cmd.token_first[:bits] if bits else Const(0, 1)
     return cmd.token_first >> bits, (within + cmd.token_count - 1)[:8] >> bits
 
 
 class MatmulEngine(wiring.Component):
-    """Matrix product with ``tile_m * tile_n * tile_k`` multiply-accumulates of digits per cycle.
+    """Matrix product with ``step_tokens * step_rows * step_depth`` multiply-accumulates of digits
+    per cycle.
 
-    A command runs over depth tiles, then groups of ``tile_m`` tokens, then blocks of ``tile_n``
-    rows, then planes from the most significant digit down, then steps of ``tile_k``: one weight
-    word per cycle, which meets all tokens of a group. A pass is one depth tile of one group. It
-    takes as long as its words, or ``spacing`` cycles if they are fewer: the activations of the
-    next pass, of the next command too, are prepared meanwhile. The rows of a block go to the
-    accumulators in ``drain_cycles`` while the next block is computed, which waits if it is faster.
-    An idle engine takes :meth:`cycles` from the acceptance of a command to ``done`` when the words
-    are there in time; a command that waited adds its passes alone. A pass waits for words that have
-    not arrived, and goes on with each. For more than one group the words of a pass must fit the
-    weight buffer, and half of it if they are to arrive while the former pass is replayed.
+    A command runs over depth tiles, then groups of ``step_tokens`` tokens, then blocks of
+    ``step_rows`` rows, then planes from the most significant digit down, then steps of
+    ``step_depth``: one weight word per cycle, which meets all tokens of a group. A pass is one
+    depth tile of one group. It takes as long as its words, or ``spacing`` cycles if they are fewer:
+    the activations of the next pass, of the next command too, are prepared meanwhile. The rows of a
+    block go to the accumulators in ``drain_cycles`` while the next block is computed, which waits
+    if it is faster. An idle engine takes :meth:`cycles` from the acceptance of a command to
+    ``done`` when the words are there in time; a command that waited adds its passes alone. A pass
+    waits for words that have not arrived, and goes on with each. For more than one group the words
+    of a pass must fit the weight buffer, and half of it if they are to arrive while the former pass
+    is replayed.
 
-    Groups are aligned to ``tile_m``: tokens of a group that are not the command's are computed, and
-    not written. The next command is accepted while the former is in its last passes; its
-    activations must be in the buffer by then. ``done`` pulses ``latency`` cycles after the last
+    Groups are aligned to ``step_tokens``: tokens of a group that are not the command's are
+    computed, and not written. The next command is accepted while the former is in its last passes;
+    its activations must be in the buffer by then. ``done`` pulses ``latency`` cycles after the last
     word left the weight buffer, and accumulators read in that cycle are final. A command of no
     tokens, rows, planes or depth takes no word. Weights are accepted at any time while there is
     room.
@@ -176,7 +178,7 @@ class MatmulEngine(wiring.Component):
             raise TypeError(f"params must be EngineParams, not {params!r}")
         self.params = params
         self._activations = ActivationBuffer(params)
-        self._datapaths = [DATAPATHS[params.kind](params) for _ in range(params.tile_m)]
+        self._datapaths = [DATAPATHS[params.kind](params) for _ in range(params.step_tokens)]
         self._rows = RowRegisters(params, self._datapaths[0].o_width)
         if params.grouped:
             self._dequantizer = Dequantizer(params)
@@ -204,7 +206,7 @@ class MatmulEngine(wiring.Component):
     @property
     def spacing(self) -> int:
         """Least number of cycles from the begin of a pass to that of the next."""
-        sums = self.params.k_tile // LANES if self.params.grouped else 0
+        sums = self.params.depth_tile // LANES if self.params.grouped else 0
         return max(2, self._datapaths[0].prepare_cycles, sums)
 
     @property
@@ -213,21 +215,21 @@ class MatmulEngine(wiring.Component):
         lead = max(1, self._datapaths[0].prepare_cycles - 2)
         if self.params.grouped:
             # the activation sum is needed with the rows of the first block
-            sums = self.params.k_tile // LANES + 2
+            sums = self.params.depth_tile // LANES + 2
             lead = max(lead, sums - (self.params.steps - 1) - 2 - self._drain_lag)
         return lead
 
     def cycles(
-        self, k_tiles: int, row_blocks: int, planes: int, tokens: int, *, token_first: int = 0
+        self, depth_tiles: int, row_blocks: int, planes: int, tokens: int, *, token_first: int = 0
     ) -> int:
         """Cycles of a command from its acceptance to ``done``, without waiting for weights."""
         p = self.params
-        groups = (token_first % p.tile_m + tokens - 1) // p.tile_m + 1
+        groups = (token_first % p.step_tokens + tokens - 1) // p.step_tokens + 1
         blocks, words, drain = row_blocks // p.block_rows, planes * p.steps, drain_cycles(p)
         others = (blocks - 1) * max(words, drain)
         gap = max(0, self._accumulators.recovery - blocks * words)
         following = max(self.spacing, max(words + gap, drain) + others)
-        return self.lead + words + others + (k_tiles * groups - 1) * following + self.latency
+        return self.lead + words + others + (depth_tiles * groups - 1) * following + self.latency
 
     def elaborate(self, platform):
         m = Module()
@@ -292,7 +294,7 @@ class MatmulEngine(wiring.Component):
         """Activation sums, side fields, and the rows in the units of their result."""
         p, rows, activations = self.params, self._rows, self._activations
         # a sum waits from the preparation of its pass to the pass's last rows
-        wait = self._drain_lag + drain_cycles(p) - p.k_tile // LANES - 2
+        wait = self._drain_lag + drain_cycles(p) - p.depth_tile // LANES - 2
         depth = 2
         while (depth - 2) * self.spacing < wait:
             depth *= 2
@@ -320,7 +322,7 @@ class MatmulEngine(wiring.Component):
         waits, empty, accept = Signal(), Signal(), Signal()
         cmd = self.cmd.payload
         is_empty = ~(
-            cmd.token_count.any() & cmd.k_tiles.any() & cmd.row_blocks.any() & cmd.planes.any()
+            cmd.token_count.any() & cmd.depth_tiles.any() & cmd.row_blocks.any() & cmd.planes.any()
         )
         m.d.comb += [
             self.cmd.ready.eq(walker.idle & ~waits),
@@ -330,7 +332,7 @@ class MatmulEngine(wiring.Component):
         ]
 
         # counts are of what is left behind the current one
-        run, groups_left = Signal(), Signal(range(p.m_tile // p.tile_m))
+        run, groups_left = Signal(), Signal(range(p.pass_tokens // p.step_tokens))
         planes_left, n_planes, blocks_left, n_blocks, n_groups, tiles_left = (
             Signal(range(count), name=name, reset_less=True)
             for name, count in (
@@ -338,7 +340,7 @@ class MatmulEngine(wiring.Component):
                 ("n_planes", p.max_planes),
                 ("blocks_left", p.acc_blocks // p.block_rows),
                 ("n_blocks", p.acc_blocks // p.block_rows),
-                ("n_groups", p.m_tile // p.tile_m),
+                ("n_groups", p.pass_tokens // p.step_tokens),
                 ("tiles_left", p.act_tiles),
             )
         )
@@ -347,8 +349,8 @@ class MatmulEngine(wiring.Component):
             for name, shape in (
                 ("block", range(p.acc_blocks)),
                 ("acc_base", range(p.acc_blocks)),
-                ("group", range(p.m_tile // p.tile_m)),
-                ("group_first", range(p.m_tile // p.tile_m)),
+                ("group", range(p.pass_tokens // p.step_tokens)),
+                ("group_first", range(p.pass_tokens // p.step_tokens)),
                 ("shift", p.shift_width),
             )
         )
@@ -357,7 +359,8 @@ class MatmulEngine(wiring.Component):
             for name in ("first_plane", "first_tile", "first_group")
         )
         mask_first, mask_last = (
-            Signal(p.tile_m, name=name, reset_less=True) for name in ("mask_first", "mask_last")
+            Signal(p.step_tokens, name=name, reset_less=True)
+            for name in ("mask_first", "mask_last")
         )
 
         issue, end_plane, end_block, end_pass, end_tile, finish = (
@@ -390,8 +393,8 @@ class MatmulEngine(wiring.Component):
             issued.first_tile.eq(first_tile),
             issued.last_tile.eq(tiles_left == 0),
             issued.mask.eq(
-                (mask_first | ~first_group.replicate(p.tile_m))
-                & (mask_last | (groups_left != 0).replicate(p.tile_m))
+                (mask_first | ~first_group.replicate(p.step_tokens))
+                & (mask_last | (groups_left != 0).replicate(p.step_tokens))
             ),
             issued.block.eq(block),
             issued.group.eq(group),
@@ -419,9 +422,9 @@ class MatmulEngine(wiring.Component):
         with m.If(load):
             blocks = (waiting.row_blocks >> exact_log2(p.block_rows)) - 1
             first, groups = group_range(p, waiting)
-            within = waiting.token_first[: exact_log2(p.tile_m)]
-            after = (waiting.token_first + waiting.token_count)[: exact_log2(p.tile_m)]
-            ones = Const(-1, p.tile_m)
+            within = waiting.token_first[: exact_log2(p.step_tokens)]
+            after = (waiting.token_first + waiting.token_count)[: exact_log2(p.step_tokens)]
+            ones = Const(-1, p.step_tokens)
             m.d.sync += [
                 run.eq(1),
                 step.eq(0),
@@ -431,7 +434,7 @@ class MatmulEngine(wiring.Component):
                 n_blocks.eq(blocks),
                 groups_left.eq(groups),
                 n_groups.eq(groups),
-                tiles_left.eq(waiting.k_tiles - 1),
+                tiles_left.eq(waiting.depth_tiles - 1),
                 block.eq(waiting.acc_base),
                 acc_base.eq(waiting.acc_base),
                 group.eq(first),

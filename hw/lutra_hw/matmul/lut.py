@@ -101,7 +101,7 @@ class TableWriter(wiring.Component):
     -------
     start : ``In(1)``
     start_set : ``In(1)``  which of the two sets of tables is written.
-    i : ``In(k_tile * signed(a_width))``
+    i : ``In(depth_tile * signed(a_width))``
     w : ``Out(entry_write_port(params))``
     """
 
@@ -111,7 +111,7 @@ class TableWriter(wiring.Component):
             {
                 "start": In(1),
                 "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.k_tile)),
+                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
                 "w": Out(entry_write_port(params)),
             }
         )
@@ -180,7 +180,8 @@ def _add(a, b, subtract):
 
 
 class LutDatapath(wiring.Component):
-    """Looked-up sums of ``tile_k`` activations for one bit of the weights of ``tile_n`` rows.
+    """Looked-up sums of ``step_depth`` activations for one bit of the weights of ``step_rows``
+    rows.
 
     Each row selects one of eight entries of each table by three bits; the fourth, the sign, goes
     along to the adders. Latency is ``latency`` cycles from ``en`` to ``o``, throughput one step
@@ -191,7 +192,7 @@ class LutDatapath(wiring.Component):
     entry by entry: what suits an FPGA. With :attr:`Tables.LOGIC` the entries are wires, computed
     in every step from the step's activations, and their selection is logic: in standard cells,
     where a flip-flop is as large as an adder's bit, eight stored entries of four activations, twice
-    and for every step, cost more than computing them where ``tile_n`` rows share them.
+    and for every step, cost more than computing them where ``step_rows`` rows share them.
 
     Bit order of ``digits``: see the model.
     Model: :meth:`lutra_golden.matmul.lut.LutParams.matmul`. Source: LUT Tensor Core, ISCA'25,
@@ -207,13 +208,13 @@ class LutDatapath(wiring.Component):
         from the next cycle until the next start. The set may be used ``prepare_cycles`` later, or
         after that, until the second start behind it; the next start comes then or later.
     start_set : ``In(1)``
-    i : ``In(k_tile * signed(a_width))``
+    i : ``In(depth_tile * signed(a_width))``
     en : ``In(1)``
     digits : ``In(digit_bits)``
-    step : ``In(range(steps))``  which ``tile_k`` of the activations the digits belong to.
+    step : ``In(range(steps))``  which ``step_depth`` of the activations the digits belong to.
     set : ``In(1)``
-    o : ``Out(tile_n * unsigned(o_width))``  the rows' sums in offset binary.
-    negate : ``Out(tile_n)``  the sum is ``-o``; see :func:`lutra_hw.matmul.table.signed_term`.
+    o : ``Out(step_rows * unsigned(o_width))``  the rows' sums in offset binary.
+    negate : ``Out(step_rows)``  the sum is ``-o``; see :func:`lutra_hw.matmul.table.signed_term`.
     """
 
     def __init__(self, params: LutParams) -> None:
@@ -221,7 +222,9 @@ class LutDatapath(wiring.Component):
             raise TypeError(f"params must be LutParams, not {params!r}")
         self.params = params
         self._writer = TableWriter(params)
-        self._sums = [SignedSum(params.n_tables, params.entry_width) for _ in range(params.tile_n)]
+        self._sums = [
+            SignedSum(params.n_tables, params.entry_width) for _ in range(params.step_rows)
+        ]
         self.prepare_cycles = self._writer.cycles if params.tables == Tables.MEMORY else 1
         self.latency = self._sums[0].latency
         self.o_width = self._sums[0].o_width
@@ -229,13 +232,13 @@ class LutDatapath(wiring.Component):
             {
                 "start": In(1),
                 "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.k_tile)),
+                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
                 "en": In(1),
                 "digits": In(params.digit_bits),
                 "step": In(range(params.steps)),
                 "set": In(1),
-                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.tile_n)),
-                "negate": Out(params.tile_n),
+                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.step_rows)),
+                "negate": Out(params.step_rows),
             }
         )
 
@@ -307,8 +310,8 @@ class LutDatapath(wiring.Component):
     def _logic(self, m):
         """For each table, the entry of a row's code: one of the eight sums at hand."""
         p = self.params
-        width = p.tile_k * p.a_width
-        newer, older = self.i.as_value(), Signal(p.k_tile * p.a_width)
+        width = p.step_depth * p.a_width
+        newer, older = self.i.as_value(), Signal(p.depth_tile * p.a_width)
         newer_set, activations = Signal(), Signal(width)
         with m.If(self.start):
             m.d.sync += [older.eq(newer), newer_set.eq(self.start_set)]

@@ -16,7 +16,8 @@ _DSP_CASCADE = 16
 
 
 class DotDatapath(wiring.Component):
-    """Sums of ``tile_k`` activations times digits, for ``tile_n`` rows; subclasses say of what.
+    """Sums of ``step_depth`` activations times digits, for ``step_rows`` rows; subclasses say of
+    what.
 
     A digit's bits are planes: in each of them a row selects terms (:meth:`terms`) from words that
     are the same for all rows (:meth:`shared`), and one tree adds the terms of all planes.
@@ -40,20 +41,20 @@ class DotDatapath(wiring.Component):
         from the next cycle until the next start. The set may be used ``prepare_cycles`` later,
         until the second start behind it: the newer set is ``i`` itself, the older one is kept.
     start_set : ``In(1)``
-    i : ``In(k_tile * signed(a_width))``
+    i : ``In(depth_tile * signed(a_width))``
     en : ``In(1)``
-    digits : ``In(digit_bits)``  digit k of row n at bit ``w_width * (n * tile_k + k)``.
-    step : ``In(range(steps))``  which ``tile_k`` of the activations the digits belong to.
+    digits : ``In(digit_bits)``  digit k of row n at bit ``w_width * (n * step_depth + k)``.
+    step : ``In(range(steps))``  which ``step_depth`` of the activations the digits belong to.
     set : ``In(1)``
-    o : ``Out(tile_n * unsigned(o_width))``  the rows' sums in offset binary.
-    negate : ``Out(tile_n)``  zero.
+    o : ``Out(step_rows * unsigned(o_width))``  the rows' sums in offset binary.
+    negate : ``Out(step_rows)``  zero.
     """
 
     prepare_cycles = 1
 
     def __init__(self, params: MacParams | MixpeParams, n_terms: int) -> None:
         self.params, self.n_terms = params, n_terms
-        self.o_width = params.a_width + params.w_width + ceil_log2(params.tile_k)
+        self.o_width = params.a_width + params.w_width + ceil_log2(params.step_depth)
         self.latency = 2
         if params.adders == Adders.CHAINS:
             n_levels = ceil_log2(n_terms) + ceil_log2(params.w_width)
@@ -62,22 +63,22 @@ class DotDatapath(wiring.Component):
             {
                 "start": In(1),
                 "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.k_tile)),
+                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
                 "en": In(1),
                 "digits": In(params.digit_bits),
                 "step": In(range(params.steps)),
                 "set": In(1),
-                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.tile_n)),
-                "negate": Out(params.tile_n),
+                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.step_rows)),
+                "negate": Out(params.step_rows),
             }
         )
 
     def shared(self, activations):
-        """Words that the rows' terms are selected from, of ``tile_k`` activations."""
+        """Words that the rows' terms are selected from, of ``step_depth`` activations."""
         raise NotImplementedError
 
     def terms(self, words, bits):
-        """The ``n_terms`` signed terms of a row in a plane, whose ``tile_k`` bits are given."""
+        """The ``n_terms`` signed terms of a row in a plane, whose ``step_depth`` bits are given."""
         raise NotImplementedError
 
     def elaborate(self, platform):
@@ -91,12 +92,12 @@ class DotDatapath(wiring.Component):
         return m
 
     def _activations_of_step(self, m):
-        """``tile_k`` signals: the newer set is what ``i`` shows."""
+        """``step_depth`` signals: the newer set is what ``i`` shows."""
         p = self.params
-        width = p.tile_k * p.a_width
-        newer, older = self.i.as_value(), Signal(p.k_tile * p.a_width, reset_less=True)
+        width = p.step_depth * p.a_width
+        newer, older = self.i.as_value(), Signal(p.depth_tile * p.a_width, reset_less=True)
         newer_set = Signal()
-        activations = Signal(data.ArrayLayout(signed(p.a_width), p.tile_k))
+        activations = Signal(data.ArrayLayout(signed(p.a_width), p.step_depth))
         with m.If(self.start):
             m.d.sync += [older.eq(newer), newer_set.eq(self.start_set)]
         with m.Switch(Cat(self.step, self.set ^ newer_set)):
@@ -104,7 +105,7 @@ class DotDatapath(wiring.Component):
                 for step in range(p.steps):
                     with m.Case(index << len(self.step) | step):
                         m.d.comb += activations.eq(tile.word_select(step, width))
-        return [activations[k] for k in range(p.tile_k)]
+        return [activations[k] for k in range(p.step_depth)]
 
     def sum_rows(self, m, activations, last_enable):
         """Drive ``o`` with the sums of the step's activations and ``digits``."""
@@ -114,11 +115,11 @@ class DotDatapath(wiring.Component):
             words = [_register(m, word, f"word_{index}") for index, word in enumerate(words)]
             digits = _register(m, digits, "digits_held")
         add = self._add_in_chains if p.adders == Adders.CHAINS else self._add_in_cells
-        for row in range(p.tile_n):
-            first = row * p.tile_k * p.w_width
+        for row in range(p.step_rows):
+            first = row * p.step_depth * p.w_width
             planes = []
             for bit in range(p.w_width):
-                bits = [digits[first + k * p.w_width + bit] for k in range(p.tile_k)]
+                bits = [digits[first + k * p.w_width + bit] for k in range(p.step_depth)]
                 planes.append([])
                 for index, value in enumerate(self.terms(words, bits)):
                     term = Signal(value.shape(), name=f"term_{row}_{bit}_{index}")
@@ -224,16 +225,16 @@ class MacDatapath(DotDatapath):
     def __init__(self, params: MacParams) -> None:
         if not isinstance(params, MacParams):
             raise TypeError(f"params must be MacParams, not {params!r}")
-        super().__init__(params, params.tile_k)
+        super().__init__(params, params.step_depth)
         if params.adders == Adders.DSP:
             self.rows_per_dsp, self.cascade = self._packing()
-            n_levels = ceil_log2(params.tile_k // self.cascade)
+            n_levels = ceil_log2(params.step_depth // self.cascade)
             self.latency = 2 + self.cascade + n_levels
 
     def _packing(self) -> tuple[int, int]:
         """Rows that share a DSP slice, and slices of a cascade."""
         p = self.params
-        divisors = [n for n in range(1, _DSP_CASCADE + 1) if p.tile_k % n == 0]
+        divisors = [n for n in range(1, _DSP_CASCADE + 1) if p.step_depth % n == 0]
         for cascade in reversed(divisors):
             if p.a_width + p.w_width + ceil_log2(cascade) + p.w_width <= _DSP_OPERAND:
                 return 2, cascade
@@ -254,21 +255,23 @@ class MacDatapath(DotDatapath):
     def _sum_in_dsps(self, m, activations, last_enable):
         p, cascade, per_dsp = self.params, self.cascade, self.rows_per_dsp
         width = p.a_width + p.w_width + ceil_log2(cascade)
-        n_groups = p.tile_k // cascade
+        n_groups = p.step_depth // cascade
         offset = sum(1 << (width * (row + 1) - 1) for row in range(per_dsp))
 
         # slice k of a cascade is k cycles late
         delayed = [
-            self._delayed(m, activations[k], k % cascade + 1, f"a_{k}") for k in range(p.tile_k)
+            self._delayed(m, activations[k], k % cascade + 1, f"a_{k}") for k in range(p.step_depth)
         ]
-        for first in range(0, p.tile_n, per_dsp):
+        for first in range(0, p.step_rows, per_dsp):
             rows = range(first, first + per_dsp)
             parts = [[] for _ in rows]
             for group in range(n_groups):
                 total = Const(offset, signed(per_dsp * width))
                 for index in range(cascade):
                     k = group * cascade + index
-                    digits = [self.digits.word_select(r * p.tile_k + k, p.w_width) for r in rows]
+                    digits = [
+                        self.digits.word_select(r * p.step_depth + k, p.w_width) for r in rows
+                    ]
                     held = self._delayed(m, Cat(digits), index + 1, f"w_{first}_{k}")
                     spread = Cat(held[: p.w_width], Const(0, width - p.w_width), held[p.w_width :])
                     if per_dsp == 1:

@@ -23,14 +23,14 @@ class MixpeDatapath(DotDatapath):
     def __init__(self, params: MixpeParams) -> None:
         if not isinstance(params, MixpeParams):
             raise TypeError(f"params must be MixpeParams, not {params!r}")
-        super().__init__(params, -(-params.tile_k // 2))
+        super().__init__(params, -(-params.step_depth // 2))
 
     def shared(self, activations):
         sums = [a + b for a, b in zip(activations[0::2], activations[1::2], strict=False)]
         return activations + sums
 
     def terms(self, words, bits):
-        n = self.params.tile_k
+        n = self.params.step_depth
         width = self.params.a_width + 1
         terms = []
         for index in range(n // 2):

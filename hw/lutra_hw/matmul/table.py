@@ -77,7 +77,7 @@ class TableGenerator(wiring.Component):
     -------
     start : ``In(1)``
     start_set : ``In(1)``  which of the two sets of tables is written.
-    i : ``In(k_tile * signed(a_width))``
+    i : ``In(depth_tile * signed(a_width))``
     w : ``Out(table_write_port(params))``
     """
 
@@ -87,7 +87,7 @@ class TableGenerator(wiring.Component):
             {
                 "start": In(1),
                 "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.k_tile)),
+                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
                 "w": Out(table_write_port(params)),
             }
         )
@@ -268,13 +268,13 @@ class TernaryDatapath(wiring.Component):
     Members
     -------
     start, start_set : ``In(1)``; write the tables of a set.
-    i : ``In(k_tile * signed(a_width))``  valid from the cycle after ``start`` until the next.
+    i : ``In(depth_tile * signed(a_width))``  valid from the cycle after ``start`` until the next.
     en : ``In(1)``
     digits : ``In(digit_bits)``
     step : ``In(0)``  a step is a depth tile.
     set : ``In(1)``  which set ``digits`` look in.
-    o : ``Out(tile_n * unsigned(o_width))``  in offset binary: ``value + 2 ** (o_width - 1)``.
-    negate : ``Out(tile_n)``  the sum is ``-o``; see :func:`signed_term`.
+    o : ``Out(step_rows * unsigned(o_width))``  in offset binary: ``value + 2 ** (o_width - 1)``.
+    negate : ``Out(step_rows)``  the sum is ``-o``; see :func:`signed_term`.
     """
 
     def __init__(self, params: TernaryParams) -> None:
@@ -284,7 +284,7 @@ class TernaryDatapath(wiring.Component):
         self._generator = TableGenerator(params)
         self._sums = [
             SignedSum(params.n_tables, params.entry_width, relative=True)
-            for _ in range(params.tile_n)
+            for _ in range(params.step_rows)
         ]
         self.prepare_cycles = self._generator.cycles
         self.latency = self._sums[0].latency
@@ -293,13 +293,13 @@ class TernaryDatapath(wiring.Component):
             {
                 "start": In(1),
                 "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.k_tile)),
+                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
                 "en": In(1),
                 "digits": In(params.digit_bits),
                 "step": In(range(params.steps)),
                 "set": In(1),
-                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.tile_n)),
-                "negate": Out(params.tile_n),
+                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.step_rows)),
+                "negate": Out(params.step_rows),
             }
         )
 
@@ -322,9 +322,9 @@ class TernaryDatapath(wiring.Component):
             m.d.comb += [self.o[row].eq(row_sum.o), self.negate[row].eq(row_sum.o_negate)]
         zeros = [1 << (p.entry_width - 1)] * 32  # entry 0 is never written
         # rows that are left over have a memory each, which is no more than a RAM32M16
-        n_shared = p.tile_n // _SHARED_PORTS * _SHARED_PORTS
+        n_shared = p.step_rows // _SHARED_PORTS * _SHARED_PORTS
         readers = [range(row, row + _SHARED_PORTS) for row in range(0, n_shared, _SHARED_PORTS)]
-        readers += [range(row, row + 1) for row in range(n_shared, p.tile_n)]
+        readers += [range(row, row + 1) for row in range(n_shared, p.step_rows)]
         for t, rows in product(range(p.n_tables), readers):
             m.submodules[f"table_{t}_{rows[0]}"] = table = Memory(
                 shape=unsigned(p.entry_width), depth=32, init=zeros

@@ -72,7 +72,7 @@ class HeadScales(wiring.Component):
         self.config, self.y_width = config, y_width
         self.n_heads = config.n_heads + 2 * config.n_kv_heads
         entry = {"head": range(self.n_heads), "odd": 1}
-        token = range(config.m_tile)
+        token = range(config.pass_tokens)
         members = {}
         if config.qkv_bias or config.qk_norm:
             members |= {"fixed": In(1)}
@@ -122,7 +122,7 @@ class HeadScales(wiring.Component):
 
         # the head whose maximum is read; a written one can be read a cycle later
         head_layout = data.StructLayout(
-            {"token": range(config.m_tile), "head": range(self.n_heads)}
+            {"token": range(config.pass_tokens), "head": range(self.n_heads)}
         )
         fetch, current = Signal(head_layout), Signal(head_layout)
         waiting, written, taken = Signal(range(depth + 1)), Signal(), Signal()

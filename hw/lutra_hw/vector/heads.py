@@ -32,7 +32,7 @@ def slot_layout(config: AcceleratorConfig) -> data.StructLayout:
             "valid": 1,
             "second": 1,  # quantise; else find the maximum
             "record": 1,  # no pair, but the token's scales
-            "token": range(config.m_tile),
+            "token": range(config.pass_tokens),
             "head": range(config.n_heads + 2 * config.n_kv_heads),
             "pair": range(config.head_dim // (2 * config.lanes)),
         }
@@ -89,7 +89,7 @@ class FixedHeads(wiring.Component):
         if not (config.qkv_bias or config.qk_norm):
             raise ValueError(f"config must have qkv_bias or qk_norm, unlike {config.name!r}")
         self.config = config
-        token, lanes = range(config.m_tile), config.lanes
+        token, lanes = range(config.pass_tokens), config.lanes
         n_heads = config.n_heads + 2 * config.n_kv_heads
         members = {
             "scale_q": In(SCALE_LAYOUT),

@@ -256,7 +256,7 @@ class NormQuant(wiring.Component):
         if not isinstance(config, AcceleratorConfig):
             raise TypeError(f"config must be AcceleratorConfig, not {config!r}")
         self.config = config
-        lanes, tokens = config.lanes, range(config.m_tile)
+        lanes, tokens = config.lanes, range(config.pass_tokens)
         source = data.ArrayLayout(signed(SOURCE_WIDTH), lanes)
         residual_words = range(config.hidden_max // lanes)
         attention_words = range(config.n_heads * config.head_dim // lanes)
@@ -482,7 +482,7 @@ class NormQuant(wiring.Component):
             m.d.sync += factor_valid.eq(1)
 
         # the passes: scan 0, then measure t, scan t + 1, quantize t for every token
-        tokens_left = Signal(range(self.config.m_tile + 1))  # behind the token of this pass
+        tokens_left = Signal(range(self.config.pass_tokens + 1))  # behind the token of this pass
         first_token, scanned = Signal(), Signal()
         issue, allowed, last_word = Signal(), Signal(), Signal()
         tag = tags[0]

@@ -62,7 +62,7 @@ class ResidualAdd(wiring.Component):
         _check(config)
         self.config = config
         addr = {
-            "token": range(config.m_tile),
+            "token": range(config.pass_tokens),
             "word": range(config.hidden_max // config.lanes),
         }
         word = data.ArrayLayout(signed(RESIDUAL_WIDTH), config.lanes)
@@ -70,7 +70,9 @@ class ResidualAdd(wiring.Component):
             {
                 "cmd": In(stream.Signature(RESIDUAL_COMMAND)),
                 "acc": Out(acc_read_port(config.matmul)),
-                "scale_r": Out(ReadPortSignature({"token": range(config.m_tile)}, SCALE_LAYOUT)),
+                "scale_r": Out(
+                    ReadPortSignature({"token": range(config.pass_tokens)}, SCALE_LAYOUT)
+                ),
                 "residual": Out(ReadPortSignature(addr, word)),
                 "residual_w": Out(WritePortSignature(addr, word)),
                 "saturated": Out(1),
@@ -238,7 +240,7 @@ class Logits(wiring.Component):
     acc : ``Out(acc_read_port(config.matmul))``  natural order of rows, from ``acc_base`` on.
     param : ``Out(ReadPortSignature({word}, 8 x signed(16)))``  row scales.
     o_cmd, o_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
-    argmax : ``Out(ArrayLayout(unsigned(32), m_tile))``
+    argmax : ``Out(ArrayLayout(unsigned(32), pass_tokens))``
     done, busy, stall : ``Out(1)``
     """
 
@@ -263,7 +265,7 @@ class Logits(wiring.Component):
                 ),
                 "o_cmd": Out(dma_command()),
                 "o_data": Out(dma_write_data(config.data_axi_width)),
-                "argmax": Out(data.ArrayLayout(unsigned(32), config.m_tile)),
+                "argmax": Out(data.ArrayLayout(unsigned(32), config.pass_tokens)),
                 "done": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),
@@ -291,7 +293,7 @@ class Logits(wiring.Component):
                     "send": 1,  # completes a beat
                     "first": 1,  # of its token
                     "last": 1,
-                    "token": range(config.m_tile),
+                    "token": range(config.pass_tokens),
                 }
             )
         )
@@ -444,9 +446,9 @@ class Logits(wiring.Component):
 
         values = [
             Signal(signed(LOGIT_WIDTH), name=f"value_{token}")
-            for token in range(self.config.m_tile)
+            for token in range(self.config.pass_tokens)
         ]
-        rows = [Signal(32, name=f"row_{token}") for token in range(self.config.m_tile)]
+        rows = [Signal(32, name=f"row_{token}") for token in range(self.config.pass_tokens)]
         m.d.comb += self.argmax.eq(Cat(rows))
 
         row = Signal(32)
@@ -457,7 +459,7 @@ class Logits(wiring.Component):
         restart = word_6.first & first
         with m.If(word_6.valid & (restart | (value_6 > Array(values)[word_6.token]))):
             with m.Switch(word_6.token):
-                for token in range(self.config.m_tile):
+                for token in range(self.config.pass_tokens):
                     with m.Case(token):
                         m.d.sync += values[token].eq(value_6)
                         m.d.sync += rows[token].eq(row_6 | lane_6)

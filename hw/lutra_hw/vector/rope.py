@@ -54,7 +54,7 @@ def query_write_port(config: AcceleratorConfig) -> WritePortSignature:
     """Eight int8 of a query, dimensions ``8 * word`` and on."""
     return WritePortSignature(
         {
-            "token": range(config.m_tile),
+            "token": range(config.pass_tokens),
             "head": range(config.n_heads),
             "word": range(config.head_dim // config.lanes),
         },
@@ -65,7 +65,7 @@ def query_write_port(config: AcceleratorConfig) -> WritePortSignature:
 def query_scale_write_port(config: AcceleratorConfig) -> WritePortSignature:
     """The scale of a query."""
     return WritePortSignature(
-        {"token": range(config.m_tile), "head": range(config.n_heads)}, SCALE_LAYOUT
+        {"token": range(config.pass_tokens), "head": range(config.n_heads)}, SCALE_LAYOUT
     )
 
 
@@ -124,7 +124,7 @@ class RopeQuant(wiring.Component):
         self._heads = config.n_heads + 2 * config.n_kv_heads
         self._pairs = config.head_dim // (2 * config.lanes)  # of one head
         self._is_fixed = config.qkv_bias or config.qk_norm
-        token, lanes = range(config.m_tile), config.lanes
+        token, lanes = range(config.pass_tokens), config.lanes
         members = {}
         if self._is_fixed:
             members |= {"param": Out(param_read_port(config))}

@@ -63,8 +63,8 @@ class VectorUnit(wiring.Component):
         not while RESADD runs.
     wr_cmd, wr_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
     wr_idle : ``In(1)``  everything handed over before this cycle has been written.
-    scales : ``Out(ArrayLayout(SCALE_LAYOUT, m_tile))``  activation scales.
-    argmax : ``Out(ArrayLayout(unsigned(32), m_tile))``
+    scales : ``Out(ArrayLayout(SCALE_LAYOUT, pass_tokens))``  activation scales.
+    argmax : ``Out(ArrayLayout(unsigned(32), pass_tokens))``
     saturated : ``Out(1)``  pulses when RESADD clamps an element.
     done, busy, stall : ``Out(1)``
     """
@@ -73,7 +73,7 @@ class VectorUnit(wiring.Component):
         if not isinstance(config, AcceleratorConfig):
             raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
-        lanes, token = config.lanes, range(config.m_tile)
+        lanes, token = config.lanes, range(config.pass_tokens)
         int16, int32 = (data.ArrayLayout(signed(w), lanes) for w in (16, RESIDUAL_WIDTH))
         super().__init__(
             {
@@ -108,8 +108,8 @@ class VectorUnit(wiring.Component):
                 "wr_cmd": Out(dma_command()),
                 "wr_data": Out(dma_write_data(config.data_axi_width)),
                 "wr_idle": In(1),
-                "scales": Out(data.ArrayLayout(SCALE_LAYOUT, config.m_tile)),
-                "argmax": Out(data.ArrayLayout(unsigned(32), config.m_tile)),
+                "scales": Out(data.ArrayLayout(SCALE_LAYOUT, config.pass_tokens)),
+                "argmax": Out(data.ArrayLayout(unsigned(32), config.pass_tokens)),
                 "saturated": Out(1),
                 "done": Out(1),
                 "busy": Out(1),
@@ -206,7 +206,7 @@ class VectorUnit(wiring.Component):
         )
         with m.If(norm.scale_w.en):
             with m.Switch(norm.scale_w.addr.token):
-                for token in range(config.m_tile):
+                for token in range(config.pass_tokens):
                     with m.Case(token):
                         m.d.sync += self.scales[token].eq(norm.scale_w.data)
 

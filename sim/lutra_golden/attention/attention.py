@@ -23,7 +23,7 @@ class AttentionParams:
     head_dim: int = 64
     n_heads: int = 4
     n_kv_heads: int = 2
-    m_tile: int = 8
+    pass_tokens: int = 8
     max_context: int = 256
     score_width: int = 24
     score_frac: int = EXP2.d_frac

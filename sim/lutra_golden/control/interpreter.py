@@ -54,12 +54,12 @@ class Interpreter:
             ("PROGRAM_BASE", "PROGRAM_BYTES", "WEIGHT_BASE", "KV_BASE", "LOGITS_BASE",
              "LOGITS_STRIDE", "POSITION", "N_TOKENS", "LOGITS_FROM"), 0
         )  # fmt: skip
-        m, c = config.m_tile, config
+        m, c = config.pass_tokens, config
         self.tokens = np.zeros(m, np.int64)
         self.residual = np.zeros((m, c.hidden_max), np.int64)
         self.params = np.zeros((c.param_words, c.lanes), np.int64)
         self.rope = np.zeros((m, c.head_dim), np.int64)
-        self.activations = np.zeros((m, c.act_tiles * c.matmul.k_tile), np.int64)
+        self.activations = np.zeros((m, c.act_tiles * c.matmul.depth_tile), np.int64)
         self.scale = Scale(np.zeros(m, np.int64), np.zeros(m, np.int64))
         self.acc = np.zeros((m, c.row_blocks_max, c.lanes), np.int64)
         self.queries = np.zeros((m, c.n_heads, c.head_dim), np.int64)
@@ -92,8 +92,8 @@ class Interpreter:
     def run(self) -> None:
         """Execute the program at PROGRAM_BASE for the tile that the registers describe."""
         n = self.registers["N_TOKENS"]
-        if not 1 <= n <= self.config.m_tile:
-            raise ProgramError(f"N_TOKENS must be in 1..{self.config.m_tile}, not {n}")
+        if not 1 <= n <= self.config.pass_tokens:
+            raise ProgramError(f"N_TOKENS must be in 1..{self.config.pass_tokens}, not {n}")
         if self.registers["POSITION"] + n > self.config.max_context:
             raise ProgramError(
                 f"POSITION + N_TOKENS must be at most {self.config.max_context}, "
@@ -180,7 +180,7 @@ class Interpreter:
             self._weights.clear()
             self._weights_version = self.memory.version
         args, config = i.args, self.config
-        shape = (args["k_tiles"], args["row_blocks"], args["planes"])
+        shape = (args["depth_tiles"], args["row_blocks"], args["planes"])
         key = (self.registers["WEIGHT_BASE"] + args["address"], *shape)
         if key not in self._weights:
             if args["n_words"] != config.matmul.n_words(*shape):

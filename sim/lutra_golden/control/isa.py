@@ -165,7 +165,7 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
     ),
     Opcode.LMMA: _layout(
         ("address", 32, "byte offset of the weight words from WEIGHT_BASE"),
-        ("k_tiles", 16, "depth tiles"),
+        ("depth_tiles", 16, "depth tiles"),
         ("row_blocks", 16, "blocks of eight output rows, a multiple of the engine's rows"),
         ("planes", 8, "digits per weight"),
         ("acc_base", 16, "first block of the accumulator buffer, likewise"),

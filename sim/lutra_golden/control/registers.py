@@ -75,7 +75,7 @@ REGISTERS: dict[str, Register] = {
     "LOGITS_BASE": Register(0x038, "rw", "byte address of the logits", 2),
     "LOGITS_STRIDE": Register(0x040, "rw", "bytes from one token's logits to the next's"),
     "POSITION": Register(0x044, "rw", "position of the tile's first token"),
-    "N_TOKENS": Register(0x048, "rw", "tokens in this tile, 1 to m_tile"),
+    "N_TOKENS": Register(0x048, "rw", "tokens in this tile, 1 to pass_tokens"),
     "LOGITS_FROM": Register(0x04C, "rw", "first token of the tile whose logits are wanted"),
     "UNIT_STATE": Register(0x050, "ro", "UnitState of load, matmul, vector, attention, fetch"),
     "PROGRAM_BYTES": Register(0x054, "rw", "length of the program in bytes, whole data beats"),

@@ -39,7 +39,7 @@ class AcceleratorConfig:
     """Sizes of every buffer, width of every port, clock. Two equal configurations are one design.
 
     ``engine`` and the fields down to ``sum_width`` are those of the matmul engine, see
-    :class:`~lutra_golden.matmul.engine.EngineParams`. ``m_tile`` tokens are processed per
+    :class:`~lutra_golden.matmul.engine.EngineParams`. ``pass_tokens`` tokens are processed per
     weight fetch; ``hidden_max`` bounds the residual stream, ``row_blocks_max`` the output rows of
     one matmul, ``act_tiles`` its depth. ``kv_width`` are the bits of an element of the KV cache, 8
     or 4. ``qkv_bias`` and ``qk_norm`` are the hardware for ROPEQ's ``FLAG_BIAS`` and
@@ -48,17 +48,17 @@ class AcceleratorConfig:
 
     name: str
     engine: str = "ternary"
-    tile_m: int = 1
-    tile_n: int = 8
-    tile_k: int = 72
-    k_tile: int = 72
+    step_tokens: int = 1
+    step_rows: int = 8
+    step_depth: int = 72
+    depth_tile: int = 72
     a_width: int = 8
     w_width: int = 2
     scale_width: int = SCALE_WIDTH
     acc_width: int = 24
     sum_width: int = 24
     lanes: int = 8
-    m_tile: int = 8
+    pass_tokens: int = 8
     gate_width: int = 20
     row_blocks_max: int = 192
     act_tiles: int = 11
@@ -105,10 +105,10 @@ class AcceleratorConfig:
             )
         if self.lanes != 8:
             raise ValueError(f"lanes must be 8, not {self.lanes}")
-        if self.m_tile > REGISTERS["TOKEN"].count:
+        if self.pass_tokens > REGISTERS["TOKEN"].count:
             raise ValueError(
-                f"m_tile must be at most {REGISTERS['TOKEN'].count}, the tokens that registers "
-                f"hold, not {self.m_tile}"
+                f"pass_tokens must be at most {REGISTERS['TOKEN'].count}, the tokens that "
+                f"registers hold, not {self.pass_tokens}"
             )
         if self.hidden_max % self.lanes:
             raise ValueError(
@@ -141,16 +141,16 @@ class AcceleratorConfig:
     def matmul(self) -> EngineParams:
         """Parameters of the matmul engine."""
         return ENGINES[self.engine](
-            tile_m=self.tile_m,
-            tile_n=self.tile_n,
-            tile_k=self.tile_k,
-            k_tile=self.k_tile,
+            step_tokens=self.step_tokens,
+            step_rows=self.step_rows,
+            step_depth=self.step_depth,
+            depth_tile=self.depth_tile,
             a_width=self.a_width,
             w_width=self.w_width,
             scale_width=self.scale_width,
             acc_width=self.acc_width,
             sum_width=self.sum_width,
-            m_tile=self.m_tile,
+            pass_tokens=self.pass_tokens,
             acc_blocks=self.row_blocks_max,
             weight_buffer_words=self.weight_buffer_words,
             act_tiles=self.act_tiles,
@@ -164,7 +164,7 @@ class AcceleratorConfig:
             head_dim=self.head_dim,
             n_heads=self.n_heads,
             n_kv_heads=self.n_kv_heads,
-            m_tile=self.m_tile,
+            pass_tokens=self.pass_tokens,
             max_context=self.max_context,
             kv_width=self.kv_width,
         )
@@ -230,15 +230,15 @@ class AcceleratorConfig:
 NANO = AcceleratorConfig(name="nano")
 """Simulates fast; holds the tales model; 576 ternary MAC per cycle."""
 
-NANO_WIDE = AcceleratorConfig(name="nano-wide", m_tile=64)
+NANO_WIDE = AcceleratorConfig(name="nano-wide", pass_tokens=64)
 """``nano`` with a tile of 64 tokens; the golden device evaluates perplexity with it."""
 
 CONFIGS = {config.name: config for config in (NANO, NANO_WIDE)}
 
-# tile_k, w_width: what a weight word of 1024 bits holds for eight rows
+# step_depth, w_width: what a weight word of 1024 bits holds for eight rows
 _TILES = {"lut": (64, 1), "mixpe": (16, 4), "mac": (16, 4)}
-_K_TILE = 64
-_K_TILES = (16, 32, 64)
+_DEPTH_TILE = 64
+_DEPTH_TILES = (16, 32, 64)
 
 
 def with_engine(
@@ -247,46 +247,47 @@ def with_engine(
     *,
     a_width: int = 8,
     scale_width: int = SCALE_WIDTH,
-    k_tile: int = _K_TILE,
+    depth_tile: int = _DEPTH_TILE,
 ) -> AcceleratorConfig:
     """``config`` with another matmul engine, width of activations and of group scales.
 
-    ``k_tile`` is the least group; depths are as large with a smaller one. The ternary engine has
-    activations of 8 bits only, and no groups.
-    """
+    ``depth_tile`` is the least group; depths are as large with a smaller one. The ternary engine
+    has activations of 8 bits only, and no groups."""
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     if config.engine != "ternary":
         raise ValueError(f"config must have the ternary engine, not {config.engine!r}")
-    if k_tile not in _K_TILES:
-        raise ValueError(f"k_tile must be one of {', '.join(map(str, _K_TILES))}, not {k_tile}")
+    if depth_tile not in _DEPTH_TILES:
+        raise ValueError(
+            f"depth_tile must be one of {', '.join(map(str, _DEPTH_TILES))}, not {depth_tile}"
+        )
     if engine == "ternary":
         for name, value, only in (
             ("a_width", a_width, 8),
             ("scale_width", scale_width, SCALE_WIDTH),
-            ("k_tile", k_tile, _K_TILE),
+            ("depth_tile", depth_tile, _DEPTH_TILE),
         ):
             if value != only:
                 raise ValueError(f"{name} of the ternary engine must be {only}, not {value}")
         return config
-    tile_k, w_width = _TILES[engine]
+    step_depth, w_width = _TILES[engine]
     name = f"{config.name}-{engine}"
     for letter, value, usual in (
         ("a", a_width, 8),
         ("s", scale_width, SCALE_WIDTH),
-        ("k", k_tile, _K_TILE),
+        ("k", depth_tile, _DEPTH_TILE),
     ):
         name += "" if value == usual else f"-{letter}{value}"
     return replace(
         config,
         name=name,
         engine=engine,
-        tile_k=min(tile_k, k_tile),
-        k_tile=k_tile,
+        step_depth=min(step_depth, depth_tile),
+        depth_tile=depth_tile,
         a_width=a_width,
         w_width=w_width,
         scale_width=scale_width,
         acc_width=28,
         sum_width=28 + a_width + (scale_width - SCALE_WIDTH),
-        act_tiles=12 * _K_TILE // k_tile,
+        act_tiles=12 * _DEPTH_TILE // depth_tile,
     )

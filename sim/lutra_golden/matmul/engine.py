@@ -1,9 +1,9 @@
 """What every matmul engine shares: its parameters, the weights it takes, the order of its words.
 
 An engine computes ``acc[token, row] = sum_k a[token, k] * w[row, k]`` exactly. A step takes
-``tile_k`` activations of each of ``tile_m`` tokens and one weight word, the digits of ``tile_n``
-rows; ``k_tile`` activations make a depth tile, which is also a group of the weights' scales.
-"""
+``step_depth`` activations of each of ``step_tokens`` tokens and one weight word, the digits of
+``step_rows`` rows; ``depth_tile`` activations make a depth tile, which is also a group of the
+weights' scales."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
@@ -135,16 +135,17 @@ class EngineParams(ABC):
 
     Parameters
     ----------
-    tile_m, tile_n, tile_k : tokens, output rows and depth of one step; ``tile_n`` is 8 or more, a
+    step_tokens, step_rows, step_depth : tokens, output rows and depth of one step; ``step_rows`` is
+    8 or more, a
         power of two.
-    k_tile : depth of a depth tile, whose activations are prepared at once; a multiple of
-        ``tile_k``.
+    depth_tile : depth of a depth tile, whose activations are prepared at once; a multiple of
+        ``step_depth``.
     a_width : bits of an activation, signed: 8 or 16.
     w_width : bits of a weight's digit: what one step multiplies by.
     scale_width : bits of a group's scale, unsigned: 8 to 16.
     acc_width : bits of a result, signed.
     sum_width : bits of a sum before its final shift, signed.
-    m_tile : tokens of the activation and accumulator buffers.
+    pass_tokens : tokens of the activation and accumulator buffers.
     acc_blocks : blocks of eight rows of the accumulator buffer.
     weight_buffer_words : words of the ring that replays weights for several tokens.
     act_tiles : depth tiles of the activation buffer.
@@ -157,16 +158,16 @@ class EngineParams(ABC):
     symmetric: ClassVar[bool] = False
     """Looks up bits that mean -1 and +1, so that its row sums are twice those of the codes."""
 
-    tile_m: int = 1
-    tile_n: int = 8
-    tile_k: int = 64
-    k_tile: int = 64
+    step_tokens: int = 1
+    step_rows: int = 8
+    step_depth: int = 64
+    depth_tile: int = 64
     a_width: int = 8
     w_width: int = 1
     scale_width: int = SCALE_WIDTH
     acc_width: int = 28
     sum_width: int = 36
-    m_tile: int = 8
+    pass_tokens: int = 8
     acc_blocks: int = 192
     weight_buffer_words: int = 512
     act_tiles: int = 12
@@ -174,18 +175,21 @@ class EngineParams(ABC):
 
     def __post_init__(self) -> None:
         _check_integers(self)
-        if self.k_tile % self.tile_k:
+        if self.depth_tile % self.step_depth:
             raise ValueError(
-                f"k_tile (the group) must be a multiple of tile_k, "
-                f"not {self.k_tile} of {self.tile_k}"
+                f"depth_tile (the group) must be a multiple of step_depth, "
+                f"not {self.depth_tile} of {self.step_depth}"
             )
-        if self.tile_n < LANES or self.tile_n & (self.tile_n - 1):
-            raise ValueError(f"tile_n must be a power of two from {LANES} on, not {self.tile_n}")
-        if self.tile_m & (self.tile_m - 1):
-            raise ValueError(f"tile_m must be a power of two, not {self.tile_m}")
-        if self.tile_m > self.m_tile or self.m_tile % self.tile_m:
+        if self.step_rows < LANES or self.step_rows & (self.step_rows - 1):
             raise ValueError(
-                f"m_tile must be a multiple of tile_m, not {self.m_tile} of {self.tile_m}"
+                f"step_rows must be a power of two from {LANES} on, not {self.step_rows}"
+            )
+        if self.step_tokens & (self.step_tokens - 1):
+            raise ValueError(f"step_tokens must be a power of two, not {self.step_tokens}")
+        if self.step_tokens > self.pass_tokens or self.pass_tokens % self.step_tokens:
+            raise ValueError(
+                f"pass_tokens must be a multiple of step_tokens, not {self.pass_tokens} of "
+                f"{self.step_tokens}"
             )
         if self.a_width not in (8, 16):
             raise ValueError(f"a_width must be 8 or 16, not {self.a_width}")
@@ -197,10 +201,11 @@ class EngineParams(ABC):
             raise ValueError(
                 f"acc_width must be at most sum_width ({self.sum_width}), not {self.acc_width}"
             )
-        blocks = max(2, self.tile_n // LANES)
+        blocks = max(2, self.step_rows // LANES)
         if self.acc_blocks % blocks:
             raise ValueError(
-                f"acc_blocks must be a multiple of {blocks} (pairs of blocks, tile_n / {LANES}), "
+                f"acc_blocks must be a multiple of {blocks} (pairs of blocks, step_rows / "
+                f"{LANES}), "
                 f"not {self.acc_blocks}"
             )
         if self.weight_buffer_words < 2 or self.weight_buffer_words & (
@@ -214,7 +219,7 @@ class EngineParams(ABC):
     @property
     def steps(self) -> int:
         """Steps of a depth tile, for each digit."""
-        return self.k_tile // self.tile_k
+        return self.depth_tile // self.step_depth
 
     @property
     @abstractmethod
@@ -234,7 +239,7 @@ class EngineParams(ABC):
     @property
     def side_bits(self) -> int:
         """Bits of a weight word behind its digits: scale and zero point of each row."""
-        return self.tile_n * self.side_width if self.grouped else 0
+        return self.step_rows * self.side_width if self.grouped else 0
 
     @property
     def shift_width(self) -> int:
@@ -254,20 +259,20 @@ class EngineParams(ABC):
     @property
     def macs_per_step(self) -> int:
         """Multiply-accumulates of one digit in a step."""
-        return self.tile_m * self.tile_n * self.tile_k
+        return self.step_tokens * self.step_rows * self.step_depth
 
     @property
     def block_rows(self) -> int:
         """Blocks of eight rows that a step covers."""
-        return self.tile_n // LANES
+        return self.step_rows // LANES
 
-    def n_words(self, k_tiles: int, row_blocks: int, planes: int) -> int:
+    def n_words(self, depth_tiles: int, row_blocks: int, planes: int) -> int:
         """Weight words of a command; ``row_blocks`` counts blocks of eight rows."""
         if row_blocks % self.block_rows:
             raise ValueError(
                 f"row_blocks must be a multiple of {self.block_rows}, not {row_blocks}"
             )
-        return k_tiles * (row_blocks // self.block_rows) * planes * self.steps
+        return depth_tiles * (row_blocks // self.block_rows) * planes * self.steps
 
     @abstractmethod
     def planes(self, weights: GroupedWeights) -> int:
@@ -277,13 +282,15 @@ class EngineParams(ABC):
     def pack(self, weights: GroupedWeights, planes: int) -> NDArray[np.uint8]:
         """The weight stream, ``[n_words, ceil(word_bits / 8)]`` bytes.
 
-        Order: depth tile, block of ``tile_n`` rows, digit from the most significant down, step.
+        Order: depth tile, block of ``step_rows`` rows, digit from the most significant down, step.
         """
 
     @abstractmethod
-    def decode(self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int) -> Int:
-        """Inverse of :meth:`pack`: ``[8 * row_blocks, k_tiles * k_tile]`` integers that the engine
-        multiplies by: the weights, or twice them if ``grouped``."""
+    def decode(
+        self, words: NDArray[np.uint8], depth_tiles: int, row_blocks: int, planes: int
+    ) -> Int:
+        """Inverse of :meth:`pack`: ``[8 * row_blocks, depth_tiles * depth_tile]`` integers that the
+        engine multiplies by: the weights, or twice them if ``grouped``."""
 
     @abstractmethod
     def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:

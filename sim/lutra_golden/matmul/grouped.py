@@ -47,7 +47,7 @@ class GroupedParams(EngineParams):
 
     @abstractmethod
     def fields(self, digits: Int) -> Int:
-        """Fields of a word's digits: ``[..., tile_k]`` digits to ``[..., n_fields]``."""
+        """Fields of a word's digits: ``[..., step_depth]`` digits to ``[..., n_fields]``."""
 
     @abstractmethod
     def digits(self, fields: Int) -> Int:
@@ -64,8 +64,8 @@ class GroupedParams(EngineParams):
 
     @property
     def digit_bits(self) -> int:
-        n_fields = self.fields(np.zeros(self.tile_k, np.int64)).shape[-1]
-        return self.tile_n * n_fields * self.field_width
+        n_fields = self.fields(np.zeros(self.step_depth, np.int64)).shape[-1]
+        return self.step_rows * n_fields * self.field_width
 
     # -- packing
 
@@ -80,11 +80,11 @@ class GroupedParams(EngineParams):
 
     def pack(self, weights: GroupedWeights, planes: int) -> NDArray[np.uint8]:
         n, k = weights.codes.shape
-        if k % self.k_tile:
-            raise ValueError(f"depth must be a multiple of k_tile ({self.k_tile}), not {k}")
-        if weights.group % self.k_tile:
+        if k % self.depth_tile:
+            raise ValueError(f"depth must be a multiple of depth_tile ({self.depth_tile}), not {k}")
+        if weights.group % self.depth_tile:
             raise ValueError(
-                f"group must be a multiple of k_tile ({self.k_tile}), not {weights.group}"
+                f"group must be a multiple of depth_tile ({self.depth_tile}), not {weights.group}"
             )
         if planes * self.w_width < weights.bits:
             raise ValueError(
@@ -96,62 +96,70 @@ class GroupedParams(EngineParams):
                 f"scale_width of {self.scale_width}, not up to {weights.scale.max()}: it takes a "
                 f"scale_width of {weights.scale_bits}"
             )
-        blocks, k_tiles = -(-n // self.tile_n), k // self.k_tile
-        rows = blocks * self.tile_n
+        blocks, depth_tiles = -(-n // self.step_rows), k // self.depth_tile
+        rows = blocks * self.step_rows
         # rows that fill up a block weigh nothing: a zero scale
         codes = np.zeros((rows, k), np.int64)
         codes[:n] = weights.codes
-        scale, zero = np.zeros((rows, k_tiles), np.int64), np.zeros((rows, k_tiles), np.int64)
-        per_group = weights.group // self.k_tile
+        scale, zero = (
+            np.zeros((rows, depth_tiles), np.int64),
+            np.zeros((rows, depth_tiles), np.int64),
+        )
+        per_group = weights.group // self.depth_tile
         scale[:n] = weights.scale.repeat(per_group, axis=1)
         zero[:n] = self.stored_zero(weights.zero, planes).repeat(per_group, axis=1)
 
         shifts = self.w_width * np.arange(planes - 1, -1, -1)
         digits = (codes[..., None] >> shifts) & (self.radix - 1)  # [N, K, P]
-        digits = digits.reshape(blocks, self.tile_n, k_tiles, self.steps, self.tile_k, planes)
+        digits = digits.reshape(
+            blocks, self.step_rows, depth_tiles, self.steps, self.step_depth, planes
+        )
         fields = self.fields(digits.transpose(2, 0, 5, 3, 1, 4))  # [T, B, P, S, n, fields]
-        head = bits_of(fields.reshape(-1, self.tile_n * fields.shape[-1]), self.field_width)
+        head = bits_of(fields.reshape(-1, self.step_rows * fields.shape[-1]), self.field_width)
         side = np.stack([scale, zero & ((1 << ZERO_WIDTH) - 1)], axis=-1)  # [N, T, 2]
-        side = side.reshape(blocks, self.tile_n, k_tiles, 2).transpose(2, 0, 1, 3)
+        side = side.reshape(blocks, self.step_rows, depth_tiles, 2).transpose(2, 0, 1, 3)
         packed = side[..., 0] | side[..., 1] << self.scale_width  # [T, B, n]
-        tail = bits_of(packed, self.side_width).reshape(k_tiles * blocks, -1)
+        tail = bits_of(packed, self.side_width).reshape(depth_tiles * blocks, -1)
         tail = tail.repeat(planes * self.steps, axis=0)
         return np.packbits(np.concatenate([head, tail], axis=1), axis=1, bitorder="little")
 
     def _unpack(
-        self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int
+        self, words: NDArray[np.uint8], depth_tiles: int, row_blocks: int, planes: int
     ) -> tuple[Int, Int, Int]:
-        """Digits ``[T, B, P, S, n, tile_k]``, scales and stored zero points ``[T, B, n]``."""
+        """Digits ``[T, B, P, S, n, step_depth]``, scales and stored zero points ``[T, B, n]``."""
         blocks = row_blocks // self.block_rows
         bits = np.unpackbits(words, axis=1, bitorder="little")[:, : self.word_bits]
         fields = words_of(bits[:, : self.digit_bits], self.field_width)
-        shape = (k_tiles, blocks, planes, self.steps)
-        digits = self.digits(fields.reshape(*shape, self.tile_n, -1))
+        shape = (depth_tiles, blocks, planes, self.steps)
+        digits = self.digits(fields.reshape(*shape, self.step_rows, -1))
         side = words_of(bits[:, self.digit_bits :], self.side_width)
-        side = side.reshape(*shape, self.tile_n)[:, :, -1, -1]
+        side = side.reshape(*shape, self.step_rows)[:, :, -1, -1]
         scale, zero = side & ((1 << self.scale_width) - 1), side >> self.scale_width
         return digits, scale, zero - ((zero >> (ZERO_WIDTH - 1)) << ZERO_WIDTH)
 
-    def decode(self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int) -> Int:
-        digits, scale, zero = self._unpack(words, k_tiles, row_blocks, planes)
+    def decode(
+        self, words: NDArray[np.uint8], depth_tiles: int, row_blocks: int, planes: int
+    ) -> Int:
+        digits, scale, zero = self._unpack(words, depth_tiles, row_blocks, planes)
         weights = self.radix ** np.arange(planes - 1, -1, -1)
         codes = np.einsum("tbpsnk,p->bntsk", digits, weights)
         offset = self.stored_zero(np.zeros((), np.int64), planes)
         doubled = 2 * codes - (zero - offset).transpose(1, 2, 0)[..., None, None]
         doubled = doubled * scale.transpose(1, 2, 0)[..., None, None]
-        return doubled.reshape(row_blocks * LANES, k_tiles * self.k_tile)
+        return doubled.reshape(row_blocks * LANES, depth_tiles * self.depth_tile)
 
     def passes(
         self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int
     ) -> Iterator[tuple[Int, slice, Int, Int, Int]]:
         """What :meth:`matmul` walks: for every depth tile and block of rows ``(a, rows, digits,
-        scale, zero)``: activations ``[M, k_tile]``, digits ``[P, S, n, tile_k]``, side ``[n]``."""
-        k_tiles = a.shape[1] // self.k_tile
-        digits, scale, zero = self._unpack(words, k_tiles, row_blocks, planes)
-        for tile in range(k_tiles):
-            part = a[:, tile * self.k_tile : (tile + 1) * self.k_tile]
+        scale, zero)``: activations ``[M, depth_tile]``, digits ``[P, S, n, step_depth]``, side
+        ``[n]``."""
+        depth_tiles = a.shape[1] // self.depth_tile
+        digits, scale, zero = self._unpack(words, depth_tiles, row_blocks, planes)
+        for tile in range(depth_tiles):
+            part = a[:, tile * self.depth_tile : (tile + 1) * self.depth_tile]
             for block in range(digits.shape[1]):
-                rows = slice(block * self.tile_n, (block + 1) * self.tile_n)
+                rows = slice(block * self.step_rows, (block + 1) * self.step_rows)
                 yield part, rows, digits[tile, block], scale[tile, block], zero[tile, block]
 
 
@@ -175,11 +183,11 @@ class DigitParams(GroupedParams):
     def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
         acc = np.zeros((len(a), row_blocks * LANES), np.int64)
         for part, rows, digits, scale, zero in self.passes(a, words, row_blocks, planes):
-            total = np.zeros((len(a), self.tile_n), np.int64)
+            total = np.zeros((len(a), self.step_rows), np.int64)
             for plane in digits:
                 total *= self.radix
                 for step, digit in enumerate(plane):
-                    x = part[:, None, step * self.tile_k : (step + 1) * self.tile_k]
+                    x = part[:, None, step * self.step_depth : (step + 1) * self.step_depth]
                     total += self.product(x, digit).sum(axis=-1)
             a_sum = part.sum(axis=1)[:, None]  # shared by all rows
             acc[:, rows] += scale * (2 * total - zero * a_sum)

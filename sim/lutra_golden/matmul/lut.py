@@ -85,15 +85,16 @@ class LutParams(GroupedParams):
         super().__post_init__()
         if self.tables not in tuple(Tables):
             raise ValueError(f"tables must be 1 (memory) or 2 (logic), not {self.tables}")
-        if self.tile_k % GROUP:
+        if self.step_depth % GROUP:
             raise ValueError(
-                f"tile_k must be a multiple of {GROUP} (activations of a table), not {self.tile_k}"
+                f"step_depth must be a multiple of {GROUP} (activations of a table), not "
+                f"{self.step_depth}"
             )
 
     @property
     def n_tables(self) -> int:
         """Tables that a row looks up in one step."""
-        return self.tile_k // GROUP
+        return self.step_depth // GROUP
 
     @property
     def entry_width(self) -> int:
@@ -118,7 +119,7 @@ class LutParams(GroupedParams):
         for part, rows, digits, scale, zero in self.passes(a, words, row_blocks, planes):
             tables = lut_table(part.reshape(len(a), self.steps, self.n_tables, GROUP))
             codes = self.fields(digits)  # [P, S, n, n_tables]
-            total = np.zeros((len(a), self.tile_n), np.int64)
+            total = np.zeros((len(a), self.step_rows), np.int64)
             for plane in codes:
                 total *= 2
                 for step, code in enumerate(plane):

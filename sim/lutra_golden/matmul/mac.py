@@ -30,7 +30,7 @@ class MacParams(DigitParams):
     kind = "mac"
 
     w_width: int = 4
-    tile_k: int = 16
+    step_depth: int = 16
     max_planes: int = 2
     adders: Adders = Adders.DSP
 

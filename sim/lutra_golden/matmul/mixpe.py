@@ -25,7 +25,7 @@ class MixpeParams(DigitParams):
     kind = "mixpe"
 
     w_width: int = 4
-    tile_k: int = 16
+    step_depth: int = 16
     max_planes: int = 2
     adders: Adders = Adders.CHAINS
 

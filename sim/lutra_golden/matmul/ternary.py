@@ -34,7 +34,8 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class TernaryParams(EngineParams):
-    """Shape of the ternary engine: ``tile_k / 3`` tables, all of a depth tile looked up at once.
+    """Shape of the ternary engine: ``step_depth / 3`` tables, all of a depth tile looked up at
+    once.
 
     ``acc_width`` bits hold a sum over the whole depth, exactly, up to :meth:`max_depth`. Weights
     are integers without scales or zero points.
@@ -43,8 +44,8 @@ class TernaryParams(EngineParams):
     kind = "ternary"
     grouped = False
 
-    tile_k: int = 72
-    k_tile: int = 72
+    step_depth: int = 72
+    depth_tile: int = 72
     w_width: int = 2
     acc_width: int = 24
     sum_width: int = 24
@@ -53,18 +54,20 @@ class TernaryParams(EngineParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tile_k % GROUP:
+        if self.step_depth % GROUP:
             raise ValueError(
-                f"tile_k must be a multiple of {GROUP} (activations of a table), not {self.tile_k}"
+                f"step_depth must be a multiple of {GROUP} (activations of a table), not "
+                f"{self.step_depth}"
             )
         if self.scale_width != SCALE_WIDTH:
             raise ValueError(
                 f"scale_width of the ternary engine, which has no scales, must be {SCALE_WIDTH}, "
                 f"not {self.scale_width}"
             )
-        if self.k_tile != self.tile_k:
+        if self.depth_tile != self.step_depth:
             raise ValueError(
-                f"k_tile of the ternary engine must be tile_k ({self.tile_k}), not {self.k_tile}"
+                f"depth_tile of the ternary engine must be step_depth ({self.step_depth}), not "
+                f"{self.depth_tile}"
             )
 
     @property
@@ -74,7 +77,7 @@ class TernaryParams(EngineParams):
     @property
     def n_tables(self) -> int:
         """Tables of three activations that a row looks up in one step."""
-        return self.tile_k // GROUP
+        return self.step_depth // GROUP
 
     @property
     def n_entries(self) -> int:
@@ -93,7 +96,7 @@ class TernaryParams(EngineParams):
 
     @property
     def digit_bits(self) -> int:
-        return self.tile_n * self.n_tables * self.code_width
+        return self.step_rows * self.n_tables * self.code_width
 
     def max_depth(self, planes: int) -> int:
         """Depth up to which no sum leaves the accumulators, whatever the values are."""
@@ -116,8 +119,10 @@ class TernaryParams(EngineParams):
     def pack(self, weights: GroupedWeights, planes: int) -> NDArray[np.uint8]:
         return pack_words(self, weights.doubled() // 2, planes)
 
-    def decode(self, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int) -> Int:
-        return decode_words(self, words, k_tiles, row_blocks, planes)
+    def decode(
+        self, words: NDArray[np.uint8], depth_tiles: int, row_blocks: int, planes: int
+    ) -> Int:
+        return decode_words(self, words, depth_tiles, row_blocks, planes)
 
     def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
         return lookup_matmul(self, a, words, planes)
@@ -148,42 +153,44 @@ def from_trit_planes(digits: Int) -> Int:
 def pack_words(params: TernaryParams, w: Int, planes: int) -> NDArray[np.uint8]:
     """Pack ``w`` ``[N, K]`` into the engine's weight stream, ``[n_words, word_bits / 8]`` bytes.
 
-    Word order: depth tile, then block of ``tile_n`` rows, then plane from the most significant
+    Word order: depth tile, then block of ``step_rows`` rows, then plane from the most significant
     digit down. In a word the code of (row n, table t) is at bit ``5 * (n * n_tables + t)``, its
     sign relative (see :func:`relative_signs`); table t of depth tile k holds weights
-    ``k * k_tile + 3 * t + 0..2``. N and K are padded with zero.
+    ``k * depth_tile + 3 * t + 0..2``. N and K are padded with zero.
     """
     n, k = w.shape
-    k_tiles, blocks = -(-k // params.k_tile), -(-n // params.tile_n)
-    padded = np.zeros((blocks * params.tile_n, k_tiles * params.k_tile), np.int64)
+    depth_tiles, blocks = -(-k // params.depth_tile), -(-n // params.step_rows)
+    padded = np.zeros((blocks * params.step_rows, depth_tiles * params.depth_tile), np.int64)
     padded[:n, :k] = w
     digits = to_trit_planes(padded, planes)[::-1]  # [P, N, K]
-    codes = encode_trits(digits.reshape(planes, -1, k_tiles, params.n_tables, GROUP))
+    codes = encode_trits(digits.reshape(planes, -1, depth_tiles, params.n_tables, GROUP))
     codes = relative_signs(codes)
-    rows = codes.reshape(planes, blocks, params.tile_n, k_tiles, params.n_tables)
-    words = rows.transpose(3, 1, 0, 2, 4).reshape(-1, params.tile_n * params.n_tables)
+    rows = codes.reshape(planes, blocks, params.step_rows, depth_tiles, params.n_tables)
+    words = rows.transpose(3, 1, 0, 2, 4).reshape(-1, params.step_rows * params.n_tables)
     bits = bits_of(words, params.code_width)
     return np.packbits(bits, axis=1, bitorder="little")
 
 
 def decode_words(
-    params: TernaryParams, words: NDArray[np.uint8], k_tiles: int, row_blocks: int, planes: int
+    params: TernaryParams, words: NDArray[np.uint8], depth_tiles: int, row_blocks: int, planes: int
 ) -> Int:
-    """Inverse of :func:`pack_words`: ``[8 * row_blocks, k_tiles * k_tile]`` integers."""
+    """Inverse of :func:`pack_words`: ``[8 * row_blocks, depth_tiles * depth_tile]`` integers."""
     codes = _codes(params, words)
     blocks = row_blocks // params.block_rows
-    trits = decode_codes(codes.reshape(k_tiles, blocks, planes, params.tile_n, params.n_tables))
+    trits = decode_codes(
+        codes.reshape(depth_tiles, blocks, planes, params.step_rows, params.n_tables)
+    )
     digits = trits.transpose(2, 1, 3, 0, 4, 5).reshape(  # of [T, B, P, n, n_tables, 3]
-        planes, row_blocks * LANES, k_tiles * params.k_tile
+        planes, row_blocks * LANES, depth_tiles * params.depth_tile
     )
     return from_trit_planes(digits[::-1])
 
 
 def _codes(params: TernaryParams, words: NDArray[np.uint8]) -> Int:
-    """Codes ``[n_words, tile_n, n_tables]`` of the words."""
+    """Codes ``[n_words, step_rows, n_tables]`` of the words."""
     bits = np.unpackbits(words, axis=1, bitorder="little")[:, : params.word_bits]
     codes = words_of(bits, params.code_width)
-    return absolute_signs(codes.reshape(len(words), params.tile_n, params.n_tables))
+    return absolute_signs(codes.reshape(len(words), params.step_rows, params.n_tables))
 
 
 def lookup_matmul(params: TernaryParams, a: Int, words: NDArray[np.uint8], planes: int) -> Int:
@@ -193,20 +200,20 @@ def lookup_matmul(params: TernaryParams, a: Int, words: NDArray[np.uint8], plane
     ``[M, N]``. Slow and literal; it equals the plain integer product.
     """
     m, k = a.shape
-    k_tiles = -(-k // params.k_tile)
-    blocks = len(words) // (k_tiles * planes)
-    padded = np.zeros((m, k_tiles * params.k_tile), np.int64)
+    depth_tiles = -(-k // params.depth_tile)
+    blocks = len(words) // (depth_tiles * planes)
+    padded = np.zeros((m, depth_tiles * params.depth_tile), np.int64)
     padded[:, :k] = a
     codes = _codes(params, words)
-    acc = np.zeros((m, blocks * params.tile_n), np.int64)
+    acc = np.zeros((m, blocks * params.step_rows), np.int64)
     word = 0
-    for k_index in range(k_tiles):
-        groups = padded[:, k_index * params.k_tile : (k_index + 1) * params.k_tile]
+    for k_index in range(depth_tiles):
+        groups = padded[:, k_index * params.depth_tile : (k_index + 1) * params.depth_tile]
         tables = build_table(groups.reshape(m, params.n_tables, GROUP))  # [M, n_tables, 14]
         for block in range(blocks):
-            partial = np.zeros((m, params.tile_n), np.int64)
+            partial = np.zeros((m, params.step_rows), np.int64)
             for _ in range(planes):
                 partial = 3 * partial + sum_lookups(tables, codes[word])
                 word += 1
-            acc[:, block * params.tile_n : (block + 1) * params.tile_n] += partial
+            acc[:, block * params.step_rows : (block + 1) * params.step_rows] += partial
     return acc

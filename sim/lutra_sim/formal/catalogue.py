@@ -183,19 +183,21 @@ CHECKS: list[Check] = [
     ),
     _equal(
         "ternary",
-        lambda: TernaryDatapath(TernaryParams(tile_k=3, k_tile=3)),
+        lambda: TernaryDatapath(TernaryParams(step_depth=3, depth_tile=3)),
         ternary_weights,
     ),
-    _equal("lut", lambda: LutDatapath(LutParams(tile_k=4, k_tile=4)), lut_weights),
+    _equal("lut", lambda: LutDatapath(LutParams(step_depth=4, depth_tile=4)), lut_weights),
     _equal(
         "lut-logic",
-        lambda: LutDatapath(LutParams(tile_k=4, k_tile=8, tables=Tables.LOGIC)),
+        lambda: LutDatapath(LutParams(step_depth=4, depth_tile=8, tables=Tables.LOGIC)),
         lut_weights,
     ),
     *(
         _equal(
             f"mixpe-{adders.name.lower()}",
-            lambda adders=adders: MixpeDatapath(MixpeParams(tile_k=3, k_tile=6, adders=adders)),
+            lambda adders=adders: MixpeDatapath(
+                MixpeParams(step_depth=3, depth_tile=6, adders=adders)
+            ),
             digit_weights,
         )
         for adders in (Adders.CHAINS, Adders.CELLS)
@@ -204,7 +206,7 @@ CHECKS: list[Check] = [
         _equal(
             f"mac-{adders.name.lower()}",
             lambda adders=adders: MacDatapath(
-                MacParams(tile_k=2, k_tile=4, w_width=2, adders=adders)
+                MacParams(step_depth=2, depth_tile=4, w_width=2, adders=adders)
             ),
             digit_weights,
         )

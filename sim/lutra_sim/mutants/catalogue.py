@@ -330,7 +330,7 @@ MUTANTS = [
     Mutant(
         fault="activations of another group of tokens",
         file="matmul/activations.py",
-        old="w_port.addr.eq(Cat(w_tile, w_token[log2_tile_m:])),",
+        old="w_port.addr.eq(Cat(w_tile, w_token[log2_step_tokens:])),",
         new="w_port.addr.eq(Cat(w_tile, w_token)),",
         tests=("hw/matmul/test_activations.py::test_buffer_gives_depth_tiles_of_groups",),
     ),
@@ -342,7 +342,7 @@ MUTANTS = [
         tests=("hw/matmul/test_engine.py::test_a_command[mac]",),
     ),
     Mutant(
-        fault="blocks of eight rows counted for those of tile_n",
+        fault="blocks of eight rows counted for those of step_rows",
         file="matmul/engine.py",
         old="block.eq(block + p.block_rows)]",
         new="block.eq(block + 1)]",

@@ -82,7 +82,7 @@ def test_arguments_that_can_not_be(capsys, library):
     assert fails(capsys, "--tile", "1,8").startswith(
         "argument --tile: must be M,N,K, three integers, not '1,8'"
     )
-    assert fails(capsys, "--tile", "0,8,4") == "tile_m must be positive, not 0"
+    assert fails(capsys, "--tile", "0,8,4") == "step_tokens must be positive, not 0"
     assert fails(capsys, "--engine", "ternary", "--format", "W4A8") == (
         "format of the ternary engine must be one of W1.58A8, not W4A8"
     )

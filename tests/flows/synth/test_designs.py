@@ -87,7 +87,7 @@ def test_arrays_suit_the_target(made_of, tables, mac, mixpe):
 def test_a_whole_accelerator_takes_the_tile():
     found = design("mac", "W4A8", (1, 8, 8), part=Part.WHOLE)
     assert found.config is not None
-    assert (found.config.engine, found.config.tile_k) == ("mac", 8)
+    assert (found.config.engine, found.config.step_depth) == ("mac", 8)
     assert found.macs_per_cycle == 64
 
 
@@ -106,24 +106,24 @@ def test_a_whole_accelerator_takes_the_tile():
                 "W6A16, W8A16, not W2A8"
             ),
         ),
-        ("mac", "W8A8", (0, 8, 8), "tile_m must be positive, not 0"),
+        ("mac", "W8A8", (0, 8, 8), "step_tokens must be positive, not 0"),
         (
             "mac",
             "W8A8",
             (1, 12, 8),
-            "tile_n must be a power of two from 8 on, not 12",
+            "step_rows must be a power of two from 8 on, not 12",
         ),
         (
             "lut",
             "W2A8",
             (1, 8, 2),
-            "tile_k must be a multiple of 4 (activations of a table), not 2",
+            "step_depth must be a multiple of 4 (activations of a table), not 2",
         ),
         (
             "mac",
             "W8A8",
             (1, 8, 12),
-            "k_tile (the group) must be a multiple of tile_k, not 64 of 12",
+            "depth_tile (the group) must be a multiple of step_depth, not 64 of 12",
         ),
     ],
 )

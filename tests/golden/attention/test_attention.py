@@ -15,7 +15,7 @@ from lutra_golden.attention.attention import (
     scores,
 )
 
-SMALL = AttentionParams(head_dim=16, n_heads=6, n_kv_heads=2, m_tile=5, max_context=64)
+SMALL = AttentionParams(head_dim=16, n_heads=6, n_kv_heads=2, pass_tokens=5, max_context=64)
 FRAC = 12
 
 
@@ -211,7 +211,7 @@ def test_widths_are_exact() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"m_tile": 0}, ValueError, "m_tile must be positive, not 0"),
+        ({"pass_tokens": 0}, ValueError, "pass_tokens must be positive, not 0"),
         ({"head_dim": 1.5}, TypeError, "head_dim must be an integer, not 1.5"),
         ({"n_kv_heads": 3}, ValueError, "n_heads must be a multiple of n_kv_heads, not 4 of 3"),
     ],

@@ -14,7 +14,7 @@ SMALL = dataclasses.replace(
     data_axi_width=128,
     n_heads=3,
     n_kv_heads=1,
-    m_tile=4,
+    pass_tokens=4,
     max_context=32,
 )
 

@@ -34,9 +34,9 @@ from lutra_golden.vector.residual import LOGIT_SHIFT
 
 CONFIG = AcceleratorConfig(
     name="test",
-    tile_k=24,
-    k_tile=24,
-    m_tile=3,
+    step_depth=24,
+    depth_tile=24,
+    pass_tokens=3,
     row_blocks_max=16,
     act_tiles=4,
     weight_buffer_words=64,
@@ -183,7 +183,7 @@ def _matmul(interpreter: Interpreter, *, planes: int = 1, acc_base: int = 0, fla
     instruction = make(
         Opcode.LMMA,
         flags,
-        k_tiles=2,
+        depth_tiles=2,
         row_blocks=4,
         planes=planes,
         acc_base=acc_base,

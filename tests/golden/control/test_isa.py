@@ -71,7 +71,7 @@ def test_round_trip(opcode: Opcode) -> None:
 def test_bytes_of_a_matmul() -> None:
     args = {
         "address": 0x01020304,
-        "k_tiles": 5,
+        "depth_tiles": 5,
         "row_blocks": 6,
         "planes": 7,
         "acc_base": 8,

@@ -36,7 +36,7 @@ def test_addresses_of_memory_have_two_words() -> None:
 
 
 def test_arrays_hold_the_largest_tile() -> None:
-    tile = max(config.m_tile for config in CONFIGS.values())
+    tile = max(config.pass_tokens for config in CONFIGS.values())
     for name in ("TOKEN", "ARGMAX", "SCALE"):
         assert REGISTERS[name].count >= tile
 

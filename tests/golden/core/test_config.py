@@ -54,16 +54,22 @@ def test_the_largest_head_with_norm() -> None:
         ({"param_words": 500}, "param_words must be a power of two, not 500"),
         ({"engine": "dsp"}, "engine must be one of ternary, lut, mixpe, mac, not 'dsp'"),
         ({"engine": "lut"}, "w_width of the lut engine must be 1, not 2"),
-        ({"tile_m": 3}, "tile_m must be a power of two, not 3"),
-        ({"tile_n": 12}, "tile_n must be a power of two from 8 on, not 12"),
-        ({"k_tile": 100}, r"k_tile \(the group\) must be a multiple of tile_k, not 100 of 72"),
+        ({"step_tokens": 3}, "step_tokens must be a power of two, not 3"),
+        ({"step_rows": 12}, "step_rows must be a power of two from 8 on, not 12"),
+        (
+            {"depth_tile": 100},
+            r"depth_tile \(the group\) must be a multiple of step_depth, not 100 of 72",
+        ),
         ({"a_width": 12}, "a_width must be 8 or 16, not 12"),
         ({"lanes": 16}, "lanes must be 8, not 16"),
-        ({"m_tile": 65}, "m_tile must be at most 64, the tokens that registers hold, not 65"),
+        (
+            {"pass_tokens": 65},
+            "pass_tokens must be at most 64, the tokens that registers hold, not 65",
+        ),
         ({"hidden_max": 260}, "hidden_max must be a multiple of 8 lanes, not 260"),
         ({"n_heads": 5}, "n_heads must be a multiple of n_kv_heads, not 5 of 2"),
         (
-            {"tile_k": 96, "k_tile": 96},
+            {"step_depth": 96, "depth_tile": 96},
             "weight_axi_width must hold a weight word of 1280 bits, not 1024",
         ),
         ({"head_dim": 128}, r"head_dim must be 64 \(one beat of the data port\), not 128"),
@@ -89,7 +95,7 @@ def test_illegal_values_are_refused(changes: dict[str, int], message: str) -> No
 def test_sizes_of_nano() -> None:
     assert NANO.weight_word_bytes == 128
     assert NANO.data_bytes == 64
-    assert NANO.matmul.k_tile == 72
+    assert NANO.matmul.depth_tile == 72
     assert NANO.matmul.word_bits == 960
     assert NANO.matmul.macs_per_step == 576
     assert NANO.kv_head_bytes == 256 * 64
@@ -119,19 +125,19 @@ def test_parts_take_their_sizes_from_the_configuration() -> None:
     config = replace(
         NANO,
         name="x",
-        m_tile=3,
-        tile_k=48,
-        k_tile=48,
+        pass_tokens=3,
+        step_depth=48,
+        depth_tile=48,
         act_tiles=7,
         row_blocks_max=20,
         acc_width=28,
         sum_width=30,
     )
-    assert (config.matmul.m_tile, config.matmul.tile_k) == (3, 48)
+    assert (config.matmul.pass_tokens, config.matmul.step_depth) == (3, 48)
     assert config.matmul.sum_width == 30
     assert (config.matmul.act_tiles, config.matmul.acc_blocks) == (7, 20)
     assert config.matmul.acc_width == 28
-    assert (config.attention.m_tile, config.attention.max_context) == (3, 256)
+    assert (config.attention.pass_tokens, config.attention.max_context) == (3, 256)
     assert config.norm.gate_width == NANO.gate_width
 
 
@@ -140,12 +146,12 @@ def test_fingerprint_is_of_everything_but_name_and_clock() -> None:
     others = [
         replace(NANO, **change)
         for change in (
-            {"tile_k": 48, "k_tile": 48},
-            {"m_tile": 4},
+            {"step_depth": 48, "depth_tile": 48},
+            {"pass_tokens": 4},
             {"acc_width": 23},
             {"sum_width": 25},
-            {"engine": "lut", "tile_k": 24, "w_width": 1},
-            {"engine": "lut", "tile_k": 24, "w_width": 1, "scale_width": 16},
+            {"engine": "lut", "step_depth": 24, "w_width": 1},
+            {"engine": "lut", "step_depth": 24, "w_width": 1, "scale_width": 16},
             {"gate_width": 19},
             {"row_blocks_max": 194},
             {"act_tiles": 12},
@@ -178,7 +184,7 @@ def test_fingerprint_can_be_computed_by_hand() -> None:
 def test_named_configurations() -> None:
     assert CONFIGS["nano"] is NANO
     assert all(name == config.name for name, config in CONFIGS.items())
-    assert replace(NANO_WIDE, name="nano", m_tile=NANO.m_tile) == NANO
+    assert replace(NANO_WIDE, name="nano", pass_tokens=NANO.pass_tokens) == NANO
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -192,24 +198,34 @@ def test_an_engine_takes_the_place_of_another(engine: str, a_width: int) -> None
     assert (config.engine, config.matmul.kind, config.matmul.a_width) == (engine, engine, a_width)
     assert config.matmul.word_bits <= NANO.weight_axi_width
     others = {f.name for f in fields(config) if getattr(config, f.name) != getattr(NANO, f.name)}
-    shape = {"tile_k", "k_tile", "a_width", "w_width", "acc_width", "sum_width", "act_tiles"}
+    shape = {
+        "step_depth",
+        "depth_tile",
+        "a_width",
+        "w_width",
+        "acc_width",
+        "sum_width",
+        "act_tiles",
+    }
     assert others <= {"name", "engine", *shape}
 
 
 @pytest.mark.parametrize("engine", ["lut", "mixpe", "mac"])
 @pytest.mark.parametrize("scale_width", [8, 12, 16])
-@pytest.mark.parametrize("k_tile", [16, 32, 64])
-def test_an_engine_with_other_groups_and_scales(engine: str, scale_width: int, k_tile: int) -> None:
-    config = with_engine(NANO, engine, scale_width=scale_width, k_tile=k_tile)
+@pytest.mark.parametrize("depth_tile", [16, 32, 64])
+def test_an_engine_with_other_groups_and_scales(
+    engine: str, scale_width: int, depth_tile: int
+) -> None:
+    config = with_engine(NANO, engine, scale_width=scale_width, depth_tile=depth_tile)
     usual = with_engine(NANO, engine)
     m = config.matmul
-    assert (m.scale_width, m.k_tile, m.sum_width) == (scale_width, k_tile, 28 + scale_width)
-    assert m.act_tiles * m.k_tile == usual.matmul.act_tiles * 64  # as deep
-    assert m.tile_k == min(usual.matmul.tile_k, k_tile)
+    assert (m.scale_width, m.depth_tile, m.sum_width) == (scale_width, depth_tile, 28 + scale_width)
+    assert m.act_tiles * m.depth_tile == usual.matmul.act_tiles * 64  # as deep
+    assert m.step_depth == min(usual.matmul.step_depth, depth_tile)
     assert m.word_bits <= NANO.weight_axi_width
     wide = "" if scale_width == 8 else f"-s{scale_width}"
-    assert config.name == f"nano-{engine}{wide}" + ("" if k_tile == 64 else f"-k{k_tile}")
-    same = (scale_width, k_tile) == (8, 64)
+    assert config.name == f"nano-{engine}{wide}" + ("" if depth_tile == 64 else f"-k{depth_tile}")
+    same = (scale_width, depth_tile) == (8, 64)
     assert (config.fingerprint == usual.fingerprint) == same
 
 
@@ -217,8 +233,8 @@ def test_an_engine_with_other_groups_and_scales(engine: str, scale_width: int, k
     ("engine", "values", "message"),
     [
         ("ternary", {"scale_width": 16}, "scale_width of the ternary engine must be 8, not 16"),
-        ("ternary", {"k_tile": 32}, "k_tile of the ternary engine must be 64, not 32"),
-        ("lut", {"k_tile": 48}, "k_tile must be one of 16, 32, 64, not 48"),
+        ("ternary", {"depth_tile": 32}, "depth_tile of the ternary engine must be 64, not 32"),
+        ("lut", {"depth_tile": 48}, "depth_tile must be one of 16, 32, 64, not 48"),
         ("mac", {"scale_width": 17}, "scale_width must be in 8..16, not 17"),
     ],
 )

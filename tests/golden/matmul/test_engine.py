@@ -83,25 +83,31 @@ def test_some_rows() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"tile_m": 0}, "tile_m must be positive, not 0"),
-        ({"tile_m": 3, "m_tile": 6}, "tile_m must be a power of two, not 3"),
-        ({"tile_m": 16}, "m_tile must be a multiple of tile_m, not 8 of 16"),
-        ({"tile_m": 4, "m_tile": 6}, "m_tile must be a multiple of tile_m, not 6 of 4"),
-        ({"tile_n": 4}, "tile_n must be a power of two from 8 on, not 4"),
-        ({"tile_n": 12}, "tile_n must be a power of two from 8 on, not 12"),
-        ({"tile_k": 48}, "k_tile (the group) must be a multiple of tile_k, not 64 of 48"),
-        ({"tile_k": 0}, "tile_k must be positive, not 0"),
+        ({"step_tokens": 0}, "step_tokens must be positive, not 0"),
+        ({"step_tokens": 3, "pass_tokens": 6}, "step_tokens must be a power of two, not 3"),
+        ({"step_tokens": 16}, "pass_tokens must be a multiple of step_tokens, not 8 of 16"),
+        (
+            {"step_tokens": 4, "pass_tokens": 6},
+            "pass_tokens must be a multiple of step_tokens, not 6 of 4",
+        ),
+        ({"step_rows": 4}, "step_rows must be a power of two from 8 on, not 4"),
+        ({"step_rows": 12}, "step_rows must be a power of two from 8 on, not 12"),
+        (
+            {"step_depth": 48},
+            "depth_tile (the group) must be a multiple of step_depth, not 64 of 48",
+        ),
+        ({"step_depth": 0}, "step_depth must be positive, not 0"),
         ({"a_width": 4}, "a_width must be 8 or 16, not 4"),
         ({"scale_width": 7}, "scale_width must be in 8..16, not 7"),
         ({"scale_width": 17}, "scale_width must be in 8..16, not 17"),
         ({"acc_width": 40}, "acc_width must be at most sum_width (36), not 40"),
         (
             {"acc_blocks": 3},
-            "acc_blocks must be a multiple of 2 (pairs of blocks, tile_n / 8), not 3",
+            "acc_blocks must be a multiple of 2 (pairs of blocks, step_rows / 8), not 3",
         ),
         (
-            {"tile_n": 32, "acc_blocks": 6},
-            "acc_blocks must be a multiple of 4 (pairs of blocks, tile_n / 8), not 6",
+            {"step_rows": 32, "acc_blocks": 6},
+            "acc_blocks must be a multiple of 4 (pairs of blocks, step_rows / 8), not 6",
         ),
         ({"weight_buffer_words": 1}, "weight_buffer_words must be a power of two from 2 on, not 1"),
         ({"max_planes": -1}, "max_planes must be positive, not -1"),
@@ -118,13 +124,13 @@ def test_rejects_values(cls: type[EngineParams], values: dict[str, int], message
 @pytest.mark.parametrize("value", [8.0, True, "8", None])
 def test_rejects_kinds(cls: type[EngineParams], value: object) -> None:
     with pytest.raises(TypeError) as error:
-        cls(tile_n=value)  # type: ignore[arg-type]
-    assert str(error.value) == f"tile_n must be an integer, not {value!r}"
+        cls(step_rows=value)  # type: ignore[arg-type]
+    assert str(error.value) == f"step_rows must be an integer, not {value!r}"
 
 
 def test_wider_scales_take_more_of_a_word_and_a_wider_shift() -> None:
     for scale_width, side, shift in ((8, 18, 15), (9, 19, 31), (16, 26, 31)):
-        params = LutParams(tile_n=16, scale_width=scale_width)
+        params = LutParams(step_rows=16, scale_width=scale_width)
         assert params.side_bits == 16 * side
         assert params.word_bits == params.digit_bits + params.side_bits
         assert params.shift_max == shift
@@ -133,7 +139,7 @@ def test_wider_scales_take_more_of_a_word_and_a_wider_shift() -> None:
 
 
 def test_words_of_a_command() -> None:
-    params = LutParams(tile_n=16, tile_k=16)
+    params = LutParams(step_rows=16, step_depth=16)
     assert params.n_words(3, 8, 2) == 3 * 4 * 2 * 4
     with pytest.raises(ValueError) as error:
         params.n_words(3, 7, 2)
@@ -144,9 +150,9 @@ def test_words_of_a_command() -> None:
 def test_every_engine_takes_ternary_and_head_weights(cls: type[EngineParams]) -> None:
     """The product is that of the integers, or twice it."""
     params, rng = cls(acc_blocks=8), np.random.default_rng(1)
-    a = rng.integers(-128, 128, (2, 2 * params.k_tile))
+    a = rng.integers(-128, 128, (2, 2 * params.depth_tile))
     for peak in (1, 121):
-        w = rng.integers(-peak, peak + 1, (11, 2 * params.k_tile))
+        w = rng.integers(-peak, peak + 1, (11, 2 * params.depth_tile))
         weights = GroupedWeights.from_integers(w)
         planes = params.planes(weights)
         words = params.pack(weights, planes)

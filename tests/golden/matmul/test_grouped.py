@@ -10,28 +10,32 @@ from lutra_golden.matmul.mac import MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
 
 PARAMS = {
-    "lut": LutParams(tile_k=8, k_tile=16),
-    "lut-2x64x4": LutParams(tile_m=2, tile_n=64, tile_k=4, k_tile=8),
-    "mixpe": MixpeParams(tile_k=4, k_tile=16),
-    "mixpe-w8": MixpeParams(tile_k=8, k_tile=16, w_width=8, max_planes=1),
-    "mac": MacParams(tile_n=16, tile_k=16, k_tile=16),
-    "mac-w2": MacParams(tile_k=8, k_tile=16, w_width=2, max_planes=4),
-    "mac-w8": MacParams(tile_k=4, k_tile=8, w_width=8, max_planes=1),
-    "lut-s16": LutParams(tile_k=8, k_tile=16, scale_width=16),
-    "mac-w8-s13": MacParams(tile_k=4, k_tile=8, w_width=8, max_planes=1, scale_width=13),
+    "lut": LutParams(step_depth=8, depth_tile=16),
+    "lut-2x64x4": LutParams(step_tokens=2, step_rows=64, step_depth=4, depth_tile=8),
+    "mixpe": MixpeParams(step_depth=4, depth_tile=16),
+    "mixpe-w8": MixpeParams(step_depth=8, depth_tile=16, w_width=8, max_planes=1),
+    "mac": MacParams(step_rows=16, step_depth=16, depth_tile=16),
+    "mac-w2": MacParams(step_depth=8, depth_tile=16, w_width=2, max_planes=4),
+    "mac-w8": MacParams(step_depth=4, depth_tile=8, w_width=8, max_planes=1),
+    "lut-s16": LutParams(step_depth=8, depth_tile=16, scale_width=16),
+    "mac-w8-s13": MacParams(step_depth=4, depth_tile=8, w_width=8, max_planes=1, scale_width=13),
 }
 
 
 def _weights(
-    params: GroupedParams, bits: int, rows: int, k_tiles: int, rng: np.random.Generator
+    params: GroupedParams, bits: int, rows: int, depth_tiles: int, rng: np.random.Generator
 ) -> GroupedWeights:
-    top, depth, largest = (1 << bits) - 1, k_tiles * params.k_tile, (1 << params.scale_width) - 1
-    scale = rng.integers(0, largest + 1, (rows, k_tiles))
-    zero = rng.integers(0, 2 * top + 1, (rows, k_tiles))
+    top, depth, largest = (
+        (1 << bits) - 1,
+        depth_tiles * params.depth_tile,
+        (1 << params.scale_width) - 1,
+    )
+    scale = rng.integers(0, largest + 1, (rows, depth_tiles))
+    zero = rng.integers(0, 2 * top + 1, (rows, depth_tiles))
     codes = rng.integers(0, top + 1, (rows, depth))
     scale[0], scale[-1], zero[0], zero[-1] = largest, largest, 0, 2 * top
     scale[1], codes[0], codes[-1] = 0, top, 0
-    return GroupedWeights(codes=codes, scale=scale, zero=zero, bits=bits, group=params.k_tile)
+    return GroupedWeights(codes=codes, scale=scale, zero=zero, bits=bits, group=params.depth_tile)
 
 
 @pytest.mark.parametrize("width", [1, 4, 10])
@@ -50,16 +54,19 @@ def test_bits_and_back(width: int) -> None:
 def test_product(name: str, bits: int, a_width: int) -> None:
     """The engine's way is the product of twice the weights; words decode to them."""
     params, rng = PARAMS[name], np.random.default_rng(bits)
-    rows, k_tiles, limit = params.tile_n + 3, 3, 1 << (a_width - 1)
-    weights = _weights(params, bits, rows, k_tiles, rng)
-    a = rng.integers(-limit, limit, (3, k_tiles * params.k_tile))
+    rows, depth_tiles, limit = params.step_rows + 3, 3, 1 << (a_width - 1)
+    weights = _weights(params, bits, rows, depth_tiles, rng)
+    a = rng.integers(-limit, limit, (3, depth_tiles * params.depth_tile))
     a[0], a[1] = -limit, limit - 1
     planes = params.planes(weights)
     assert planes == -(-bits // params.w_width)
     row_blocks = 2 * params.block_rows
     words = params.pack(weights, planes)
-    assert words.shape == (params.n_words(k_tiles, row_blocks, planes), -(-params.word_bits // 8))
-    decoded = params.decode(words, k_tiles, row_blocks, planes)
+    assert words.shape == (
+        params.n_words(depth_tiles, row_blocks, planes),
+        -(-params.word_bits // 8),
+    )
+    decoded = params.decode(words, depth_tiles, row_blocks, planes)
     expected = np.zeros_like(decoded)
     expected[:rows] = weights.doubled()  # rows that fill up the block weigh nothing
     assert (decoded == expected).all()
@@ -84,7 +91,7 @@ def test_more_planes_than_needed() -> None:
 
 def test_layout_of_a_word() -> None:
     """Depth tile, block, digit from the most significant down, step; side fields behind."""
-    params = MacParams(tile_k=4, k_tile=8, w_width=2, max_planes=4)
+    params = MacParams(step_depth=4, depth_tile=8, w_width=2, max_planes=4)
     codes = np.zeros((16, 16), np.int64)
     scale, zero = np.ones((16, 2), np.int64), np.zeros((16, 2), np.int64)
     # row 9 is row 1 of block 1; depth 13 is digit 1 of step 1 of depth tile 1
@@ -106,7 +113,7 @@ def test_layout_of_a_word() -> None:
 
 
 def test_layout_of_a_word_with_wider_scales() -> None:
-    params = LutParams(tile_k=4, k_tile=4, max_planes=2, scale_width=11)
+    params = LutParams(step_depth=4, depth_tile=4, max_planes=2, scale_width=11)
     scale, zero = np.zeros((8, 1), np.int64), np.full((8, 1), 3)
     scale[5], zero[5] = 0x5A5, 4
     weights = GroupedWeights(
@@ -125,11 +132,11 @@ def test_rejects_scales_that_its_words_do_not_hold(name: str) -> None:
     params = PARAMS[name]
     scale = np.full((8, 1), 255)
     weights = GroupedWeights(
-        codes=np.zeros((8, params.k_tile), np.int64),
+        codes=np.zeros((8, params.depth_tile), np.int64),
         scale=scale,
         zero=0 * scale,
         bits=1,
-        group=params.k_tile,
+        group=params.depth_tile,
     )
     params.pack(weights, 1)
     scale[3] = 700
@@ -144,8 +151,8 @@ def test_rejects_scales_that_its_words_do_not_hold(name: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "group", "planes", "message"),
     [
-        ((8, 24), 24, 1, "depth must be a multiple of k_tile (16), not 24"),
-        ((8, 48), 24, 1, "group must be a multiple of k_tile (16), not 24"),
+        ((8, 24), 24, 1, "depth must be a multiple of depth_tile (16), not 24"),
+        ((8, 48), 24, 1, "group must be a multiple of depth_tile (16), not 24"),
         ((8, 16), 16, 0, "planes must hold 3 bits, not 0 of 4 bits"),
     ],
 )
@@ -167,7 +174,7 @@ def test_rejects_more_bits_than_planes() -> None:
         codes=np.zeros((8, 16), np.int64), scale=ones, zero=ones, bits=5, group=16
     )
     with pytest.raises(ValueError) as error:
-        LutParams(tile_k=8, k_tile=16, max_planes=4).planes(weights)
+        LutParams(step_depth=8, depth_tile=16, max_planes=4).planes(weights)
     assert str(error.value) == "weights of 5 bits need 5 planes of 1 bits, the engine has 4"
 
 

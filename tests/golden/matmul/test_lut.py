@@ -20,24 +20,24 @@ from lutra_golden.matmul.lut import (
     lut_table,
 )
 
-SMALL = LutParams(tile_n=8, tile_k=8, k_tile=16)
+SMALL = LutParams(step_rows=8, step_depth=8, depth_tile=16)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("tile_k", 6, "tile_k must be a multiple of 4 (activations of a table), not 6"),
+        ("step_depth", 6, "step_depth must be a multiple of 4 (activations of a table), not 6"),
         ("w_width", 2, "w_width of the lut engine must be 1, not 2"),
-        ("tile_m", 0, "tile_m must be positive, not 0"),
-        ("tile_n", 12, "tile_n must be a power of two from 8 on, not 12"),
-        ("tile_n", 4, "tile_n must be a power of two from 8 on, not 4"),
+        ("step_tokens", 0, "step_tokens must be positive, not 0"),
+        ("step_rows", 12, "step_rows must be a power of two from 8 on, not 12"),
+        ("step_rows", 4, "step_rows must be a power of two from 8 on, not 4"),
         ("a_width", 12, "a_width must be 8 or 16, not 12"),
         ("max_planes", 9, "max_planes must give codes of at most 8 bits, not 9"),
         ("tables", 3, "tables must be 1 (memory) or 2 (logic), not 3"),
     ],
 )
 def test_rejects_values(name: str, value: int, message: str) -> None:
-    sizes = {"tile_k": 6, "k_tile": 12} if name == "tile_k" else {name: value}
+    sizes = {"step_depth": 6, "depth_tile": 12} if name == "step_depth" else {name: value}
     with pytest.raises(ValueError) as error:
         LutParams(**sizes)  # type: ignore[arg-type]
     assert str(error.value) == message
@@ -45,8 +45,10 @@ def test_rejects_values(name: str, value: int, message: str) -> None:
 
 def test_rejects_a_depth_tile_of_uneven_steps() -> None:
     with pytest.raises(ValueError) as error:
-        LutParams(tile_k=12, k_tile=64)
-    assert str(error.value) == "k_tile (the group) must be a multiple of tile_k, not 64 of 12"
+        LutParams(step_depth=12, depth_tile=64)
+    assert (
+        str(error.value) == "depth_tile (the group) must be a multiple of step_depth, not 64 of 12"
+    )
 
 
 @pytest.mark.parametrize(("bits", "planes"), [(2, 1), (8, 7)])
@@ -63,8 +65,8 @@ def test_rejects_weights_wider_than_its_planes() -> None:
 
 
 @pytest.mark.parametrize(("k", "group", "message"), [
-    (24, 24, "depth must be a multiple of k_tile (16), not 24"),
-    (32, 8, "group must be a multiple of k_tile (16), not 8"),
+    (24, 24, "depth must be a multiple of depth_tile (16), not 24"),
+    (32, 8, "group must be a multiple of depth_tile (16), not 8"),
 ])  # fmt: skip
 def test_rejects_groups(k: int, group: int, message: str) -> None:
     with pytest.raises(ValueError) as error:
@@ -124,7 +126,7 @@ def test_offline_remap_is_exact(bits: int) -> None:
     the remapped zero point are those of the hardware's words.
     """
     n = 16**bits
-    params = LutParams(tile_n=n, tile_k=4, k_tile=4, max_planes=bits, acc_blocks=n)
+    params = LutParams(step_rows=n, step_depth=4, depth_tile=4, max_planes=bits, acc_blocks=n)
     a = np.concatenate([
         np.eye(4, dtype=np.int64),
         [[-128] * 4, [127] * 4, [-128, 127, -128, 127], [1, -2, 4, -8]],
@@ -147,7 +149,7 @@ def test_matmul_is_the_integer_product(bits: int, a_width: int, extra_planes: in
     """More planes than the weights have bits change the words, and not the product."""
     planes = min(bits + extra_planes, 8)
     rng = np.random.default_rng(10 * bits + a_width)
-    params = LutParams(tile_n=8, tile_k=8, k_tile=16, a_width=a_width)
+    params = LutParams(step_rows=8, step_depth=8, depth_tile=16, a_width=a_width)
     weights = _weights(rng, 13, 64, bits, 32)
     limit = 1 << (a_width - 1)
     a = rng.integers(-limit, limit, (3, 64))
@@ -173,18 +175,18 @@ def test_integers_are_twice_themselves() -> None:
 @pytest.mark.parametrize("tables", list(Tables))
 def test_words_do_not_depend_on_what_tables_are_made_of(tables: Tables) -> None:
     weights = _weights(np.random.default_rng(6), 16, 32, 3, 16)
-    other = LutParams(tile_n=8, tile_k=8, k_tile=16, tables=tables)
+    other = LutParams(step_rows=8, step_depth=8, depth_tile=16, tables=tables)
     assert (other.pack(weights, 3) == SMALL.pack(weights, 3)).all()
 
 
 def _layout(params: LutParams) -> tuple[int, int]:
-    return params.tile_n * params.n_tables * 4, params.tile_n * 18
+    return params.step_rows * params.n_tables * 4, params.step_rows * 18
 
 
 def test_sizes_of_a_word() -> None:
     assert (SMALL.digit_bits, SMALL.side_bits) == _layout(SMALL) == (64, 144)
     assert SMALL.word_bits == 208
-    paper = LutParams(tile_m=2, tile_n=64, tile_k=4)
+    paper = LutParams(step_tokens=2, step_rows=64, step_depth=4)
     assert (paper.digit_bits, paper.macs_per_step, paper.steps) == (256, 512, 16)
 
 

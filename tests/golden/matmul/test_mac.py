@@ -14,9 +14,12 @@ from lutra_golden.matmul.mac import Adders, MacParams
         ({"adders": 4}, "adders must be 1 (DSP), 2 (chains) or 3 (cells), not 4"),
         ({"w_width": 8}, "max_planes must give codes of at most 8 bits, not 2"),
         ({"a_width": 9}, "a_width must be 8 or 16, not 9"),
-        ({"tile_n": 4}, "tile_n must be a power of two from 8 on, not 4"),
-        ({"tile_k": 0}, "tile_k must be positive, not 0"),
-        ({"tile_k": 12}, "k_tile (the group) must be a multiple of tile_k, not 64 of 12"),
+        ({"step_rows": 4}, "step_rows must be a power of two from 8 on, not 4"),
+        ({"step_depth": 0}, "step_depth must be positive, not 0"),
+        (
+            {"step_depth": 12},
+            "depth_tile (the group) must be a multiple of step_depth, not 64 of 12",
+        ),
     ],
 )
 def test_rejects_values(values: dict[str, int], message: str) -> None:

@@ -15,23 +15,23 @@ from lutra_golden.matmul.ternary import (
     to_trit_planes,
 )
 
-SMALL = TernaryParams(tile_k=15, k_tile=15)
+SMALL = TernaryParams(step_depth=15, depth_tile=15)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"tile_n": 0}, "tile_n must be positive, not 0"),
-        ({"tile_n": 4}, "tile_n must be a power of two from 8 on, not 4"),
-        ({"tile_n": 24}, "tile_n must be a power of two from 8 on, not 24"),
-        ({"m_tile": -1}, "m_tile must be positive, not -1"),
+        ({"step_rows": 0}, "step_rows must be positive, not 0"),
+        ({"step_rows": 4}, "step_rows must be a power of two from 8 on, not 4"),
+        ({"step_rows": 24}, "step_rows must be a power of two from 8 on, not 24"),
+        ({"pass_tokens": -1}, "pass_tokens must be positive, not -1"),
         (
-            {"tile_k": 64, "k_tile": 64},
-            "tile_k must be a multiple of 3 (activations of a table), not 64",
+            {"step_depth": 64, "depth_tile": 64},
+            "step_depth must be a multiple of 3 (activations of a table), not 64",
         ),
         (
-            {"tile_k": 36},
-            "k_tile of the ternary engine must be tile_k (36), not 72",
+            {"step_depth": 36},
+            "depth_tile of the ternary engine must be step_depth (36), not 72",
         ),
         (
             {"scale_width": 16},
@@ -51,8 +51,8 @@ def test_rejects_values(values: dict[str, int], message: str) -> None:
 
 def test_rejects_kinds() -> None:
     with pytest.raises(TypeError) as error:
-        TernaryParams(tile_n=8.0)  # type: ignore[arg-type]
-    assert str(error.value) == "tile_n must be an integer, not 8.0"
+        TernaryParams(step_rows=8.0)  # type: ignore[arg-type]
+    assert str(error.value) == "step_rows must be an integer, not 8.0"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_product_of_sixteen_rows_a_word(planes: int) -> None:
     limit = (3**planes - 1) // 2
     a = rng.integers(-128, 128, (2, 100))
     w = rng.integers(-limit, limit + 1, (16, 100))
-    params = TernaryParams(tile_n=16)
+    params = TernaryParams(step_rows=16)
     words = pack_words(params, w, planes)
     assert (lookup_matmul(params, a, words, planes) == a @ w.T).all()
 

@@ -50,7 +50,7 @@ def matrices_of(program: Program) -> list[np.ndarray]:
     previous: Instruction | None = None
     for i in instructions_of(program):
         if i.opcode is Opcode.LMMA:
-            shape = i.args["k_tiles"], i.args["row_blocks"], i.args["planes"]
+            shape = i.args["depth_tiles"], i.args["row_blocks"], i.args["planes"]
             words = np.frombuffer(program.weights, np.uint8)[i.args["address"] :]
             words = words[: i.args["n_words"] * config.weight_word_bytes]
             words = words.reshape(i.args["n_words"], -1)[:, : -(-config.matmul.word_bits // 8)]
@@ -169,7 +169,7 @@ def test_waits_order_every_hazard(name: str, program: Callable[[str], Program]) 
     """Whatever unit runs ahead, as far as its waits allow, the logits are the same."""
     machine = Machine(program(name))
     rng = np.random.default_rng(1)
-    tile = machine.program.config.m_tile
+    tile = machine.program.config.pass_tokens
     tokens = [int(t) for t in rng.integers(0, machine.program.vocab_size, 2 * tile)]
     expected = [
         machine.run(in_order(machine.program), tokens[:tile], 0),
@@ -263,7 +263,7 @@ def test_nothing_overlaps_in_memory(name: str, program: Callable[[str], Program]
         (layout.program, len(found.code)),
         (layout.weights, len(found.weights)),
         (layout.kv, found.n_layers * config.kv_layer_bytes),
-        (layout.logits, config.m_tile * layout.logits_stride),
+        (layout.logits, config.pass_tokens * layout.logits_stride),
     ]
     for (first, n_bytes), (following, _) in zip(
         parts, [*parts[1:], (layout.n_bytes, 0)], strict=False
@@ -293,7 +293,7 @@ def test_operands_lie_in_the_image_and_in_the_buffers(
             assert args["address"] % config.weight_word_bytes == 0
             assert args["address"] + args["n_words"] * config.weight_word_bytes <= size
             assert args["acc_base"] + args["row_blocks"] <= config.row_blocks_max
-            assert args["k_tiles"] <= config.act_tiles
+            assert args["depth_tiles"] <= config.act_tiles
             words = config.matmul.n_words(1, args["row_blocks"], args["planes"])
             least = config.matmul.n_words(1, 2, args["planes"])
             assert words <= max(config.weight_buffer_words // 2, least)
@@ -508,7 +508,13 @@ def test_sizes_that_do_not_divide_are_refused(
         {"row_blocks_max": 256, "weight_buffer_words": 1024},
         {"row_blocks_max": 98, "weight_buffer_words": 128},
         {"param_words": 1024, "row_blocks_max": 512, "weight_buffer_words": 4096},
-        {"tile_k": 48, "k_tile": 48, "weight_axi_width": 1024, "max_context": 64, "m_tile": 7},
+        {
+            "step_depth": 48,
+            "depth_tile": 48,
+            "weight_axi_width": 1024,
+            "max_context": 64,
+            "pass_tokens": 7,
+        },
     ],
 )
 def test_logits_do_not_depend_on_the_sizes_of_buffers(
@@ -617,7 +623,7 @@ def test_rows_are_padded_to_the_tile(packed_llama: Callable[[str, str], PackedMo
     model = packed_llama("llama-grouped", "W2A8")
     config = replace(
         config_for(LLAMAS["llama-grouped"], "lut", weight_axi_width=2048),
-        tile_m=2, tile_n=64, tile_k=4, row_blocks_max=32, weight_buffer_words=1024,
+        step_tokens=2, step_rows=64, step_depth=4, row_blocks_max=32, weight_buffer_words=1024,
     )  # fmt: skip
     found = compile_model(model, config)
     parts = [i.args for i in instructions_of(found) if i.opcode is Opcode.LMMA]
@@ -662,20 +668,21 @@ def test_activations_of_another_width(
 
 
 def test_depths_that_are_no_whole_tiles(packed: Callable[[str], PackedModel]) -> None:
-    config = config_for(SHAPES["odd"], "lut", k_tile=64)
+    config = config_for(SHAPES["odd"], "lut", depth_tile=64)
     message = (
-        r"^hidden_size is 160, not a multiple of k_tile \(64\), which engine lut of configuration "
-        "small needs: use a smaller k_tile$"
+        r"^hidden_size is 160, not a multiple of depth_tile \(64\), which engine lut of "
+        r"configuration "
+        "small needs: use a smaller depth_tile$"
     )
     with pytest.raises(LutraError, match=message):
         compile_model(packed("odd"), config)
 
 
 def test_groups_that_are_no_whole_tiles(packed_llama: Callable[[str, str], PackedModel]) -> None:
-    config = config_for(LLAMAS["llama-whole"], "lut", k_tile=64)
+    config = config_for(LLAMAS["llama-whole"], "lut", depth_tile=64)
     message = (
         "^groups of 32 are not whole depth tiles of configuration small: "
-        r"use groups that are a multiple of k_tile \(64\)$"
+        r"use groups that are a multiple of depth_tile \(64\)$"
     )
     with pytest.raises(LutraError, match=message):
         compile_model(packed_llama("llama-whole", "W4A8"), config)
@@ -757,17 +764,17 @@ def test_a_sum_leaves_room_for_half_of_what_is_rounded(
         check_layer(model, rounded, config)
 
 
-@pytest.mark.parametrize(("engine", "k_tile"), [("lut", 16), ("mixpe", 32), ("mac", 16)])
+@pytest.mark.parametrize(("engine", "depth_tile"), [("lut", 16), ("mixpe", 32), ("mac", 16)])
 def test_scales_of_sixteen_bits_give_the_same_logits(
-    engine: str, k_tile: int, packed_llama: Callable[[str, str], PackedModel]
+    engine: str, depth_tile: int, packed_llama: Callable[[str, str], PackedModel]
 ) -> None:
     """Scales 256 times as large and eight bits more to round: the same numbers to the last bit."""
     name = "llama-grouped"
     model = packed_llama(name, "W4A8")
-    tile_k = {"tile_k": 16} if engine == "lut" else {}
+    step_depth = {"step_depth": 16} if engine == "lut" else {}
     results = []
     for packed, changes in ((model, {}), (_with_scales(model, 256, 8), {"scale_width": 16})):
-        config = config_for(LLAMAS[name], engine, k_tile=k_tile, **tile_k, **changes)
+        config = config_for(LLAMAS[name], engine, depth_tile=depth_tile, **step_depth, **changes)
         device = GoldenDevice()
         device.load(compile_model(packed, config))
         results.append(device.run_tile([3, 1000, 7], 0, 0).logits)
@@ -816,4 +823,4 @@ def test_sums_that_the_ternary_engine_would_have_to_shift(
     )
     with pytest.raises(LutraError, match=message):
         compile_model(model, config_for(SHAPES["least"], sum_width=25))
-    compile_model(model, config_for(SHAPES["least"], "mac", k_tile=16))
+    compile_model(model, config_for(SHAPES["least"], "mac", depth_tile=16))

@@ -89,7 +89,7 @@ def test_llama_shapes(name: str, format: str, tmp_path: Path) -> None:
         config = configure(model, engine=engine)
         assert (config.engine, config.a_width) == (engine, model.a_bits)
         assert model.group is not None
-        assert model.group % config.k_tile == 0
+        assert model.group % config.depth_tile == 0
         compile_model(model, config)
 
 
@@ -138,7 +138,8 @@ def test_scales_of_sixteen_bits() -> None:
         (
             Shape(llama=True, intermediate_size=104),
             (
-                "no configuration holds model: k_tile must be one of 64, 32, 16 and divide groups "
+                "no configuration holds model: depth_tile must be one of 64, 32, 16 and divide "
+                "groups "
                 "and depths 64, 64, 104"
             ),
         ),

@@ -34,7 +34,7 @@ def run(
     """All logits of ``tokens`` in tiles of ``sizes``, then of the configuration's."""
     device, position, parts = GoldenDevice(), 0, []
     device.load(program)
-    sizes = [*sizes, *[program.config.m_tile] * len(tokens)]
+    sizes = [*sizes, *[program.config.pass_tokens] * len(tokens)]
     for size in sizes:
         chunk = tokens[position : position + size]
         if len(chunk):
@@ -78,7 +78,7 @@ def test_tiles_of_any_size_agree(
 def test_a_wide_tile_agrees(
     checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
 ) -> None:
-    wide = replace(config_for(SHAPES["odd"]), m_tile=64)
+    wide = replace(config_for(SHAPES["odd"]), pass_tokens=64)
     tokens = tokens_for(program("odd"))
     whole = run(compile_model(pack_model(checkpoint("odd")), wide), tokens)
     assert_same(whole, run(program("odd"), tokens))
@@ -252,7 +252,7 @@ def test_logits_of_the_shipped_model_are_near_float() -> None:
 # -- engines and formats
 
 # steps that divide a depth tile of 16
-_SMALL_STEPS = {"lut": {"tile_k": 16}}
+_SMALL_STEPS = {"lut": {"step_depth": 16}}
 GROUPED = [name for name, params in ENGINES.items() if params.grouped]
 LLAMA_FORMATS = [*(f"W{bits}A8" for bits in W_BITS), "W4A16", "W1A16", "W8A16"]
 
@@ -266,7 +266,7 @@ def test_every_engine_gives_the_logits_of_the_ternary_one(
     tokens = tokens_for(program(name))
     expected = run(program(name), tokens)
     for engine in GROUPED:
-        config = config_for(SHAPES[name], engine, k_tile=16, **_SMALL_STEPS.get(engine, {}))
+        config = config_for(SHAPES[name], engine, depth_tile=16, **_SMALL_STEPS.get(engine, {}))
         assert_same(run(compile_model(model, config), tokens), expected)
 
 

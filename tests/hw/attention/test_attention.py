@@ -18,9 +18,9 @@ def _config(name: str, **changes: int) -> AcceleratorConfig:
     return dataclasses.replace(NANO, name=name, **changes, data_axi_width=8 * changes["head_dim"])
 
 
-SMALL = _config("small", head_dim=16, n_heads=3, n_kv_heads=1, m_tile=4, max_context=32)
-ODD = _config("odd", head_dim=32, n_heads=3, n_kv_heads=3, m_tile=3, max_context=16)
-TINY = _config("tiny", head_dim=8, n_heads=1, n_kv_heads=1, m_tile=1, max_context=8)
+SMALL = _config("small", head_dim=16, n_heads=3, n_kv_heads=1, pass_tokens=4, max_context=32)
+ODD = _config("odd", head_dim=32, n_heads=3, n_kv_heads=3, pass_tokens=3, max_context=16)
+TINY = _config("tiny", head_dim=8, n_heads=1, n_kv_heads=1, pass_tokens=1, max_context=8)
 FOUR_BITS = [
     dataclasses.replace(config, name=f"{config.name}-kv4", kv_width=4)
     for config in (SMALL, ODD, TINY, NANO)

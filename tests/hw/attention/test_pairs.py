@@ -22,7 +22,7 @@ CONFIG = dataclasses.replace(
     data_axi_width=256,
     n_heads=4,
     n_kv_heads=2,
-    m_tile=4,
+    pass_tokens=4,
     max_context=32,
 )
 FOUR_BITS = dataclasses.replace(CONFIG, name="small-kv4", kv_width=4)

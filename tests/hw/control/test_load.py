@@ -13,7 +13,13 @@ from lutra_hw.control.load import LoadUnit
 from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = replace(
-    NANO, m_tile=5, head_dim=32, data_axi_width=256, hidden_max=96, param_words=64, max_context=64
+    NANO,
+    pass_tokens=5,
+    head_dim=32,
+    data_axi_width=256,
+    hidden_max=96,
+    param_words=64,
+    max_context=64,
 )
 
 

@@ -14,9 +14,9 @@ from lutra_sim.bench.simulate import run_cocotb
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("m_tile", [3, 8])
-def test_bench(m_tile: int, tmp_path: Path) -> None:
-    config = replace(NANO, m_tile=m_tile)
+@pytest.mark.parametrize("pass_tokens", [3, 8])
+def test_bench(pass_tokens: int, tmp_path: Path) -> None:
+    config = replace(NANO, pass_tokens=pass_tokens)
     run_cocotb(
         RegisterFile(config), "lutra_sim.bench.control.tb_registers", tmp_path, parameters=config
     )

@@ -16,9 +16,9 @@ from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = AcceleratorConfig(
     name="small",
-    tile_k=24,
-    k_tile=24,
-    m_tile=3,
+    step_depth=24,
+    depth_tile=24,
+    pass_tokens=3,
     row_blocks_max=32,
     act_tiles=4,
     weight_buffer_words=64,
@@ -33,22 +33,29 @@ SMALL = AcceleratorConfig(
     max_outstanding=4,
     burst_bytes=256,
 )
-_GROUPED = {"k_tile": 16, "acc_width": 28, "sum_width": 36, "act_tiles": 5}
+_GROUPED = {"depth_tile": 16, "acc_width": 28, "sum_width": 36, "act_tiles": 5}
 _SIZES = StorySizes(hidden=64, intermediate=80, vocab=64)
 CASES = {
     "ternary": (SMALL, _SIZES),
     "lut": (
         replace(
-            SMALL, engine="lut", tile_m=2, tile_n=16, tile_k=4, w_width=1, m_tile=4, **_GROUPED
+            SMALL,
+            engine="lut",
+            step_tokens=2,
+            step_rows=16,
+            step_depth=4,
+            w_width=1,
+            pass_tokens=4,
+            **_GROUPED,
         ),
         _SIZES,
     ),
-    "mixpe": (replace(SMALL, engine="mixpe", tile_k=8, w_width=4, **_GROUPED), _SIZES),
+    "mixpe": (replace(SMALL, engine="mixpe", step_depth=8, w_width=4, **_GROUPED), _SIZES),
     "mixpe-s16": (
         replace(
             SMALL,
             engine="mixpe",
-            tile_k=8,
+            step_depth=8,
             w_width=4,
             scale_width=16,
             **(_GROUPED | {"sum_width": 44}),
@@ -57,7 +64,7 @@ CASES = {
     ),
     "mac": (
         # a pass of 80 words is replayed
-        replace(SMALL, engine="mac", tile_k=4, w_width=8, weight_buffer_words=128, **_GROUPED),
+        replace(SMALL, engine="mac", step_depth=4, w_width=8, weight_buffer_words=128, **_GROUPED),
         _SIZES,
     ),
     "biases and norms": (replace(SMALL, param_words=128, qkv_bias=True, qk_norm=True), _SIZES),

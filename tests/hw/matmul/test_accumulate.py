@@ -17,18 +17,26 @@ from lutra_golden.matmul.ternary import TernaryParams
 from lutra_hw.matmul.accumulate import AccumulatorBanks, Dequantizer, RowRegisters, drain_cycles
 from lutra_sim.bench.simulate import simulate
 
-MAC = MacParams(k_tile=16, tile_k=8, m_tile=2, acc_blocks=4)
+MAC = MacParams(depth_tile=16, step_depth=8, pass_tokens=2, acc_blocks=4)
 PARAMS = {
-    "ternary": TernaryParams(tile_k=24, k_tile=24, m_tile=2, acc_blocks=4),
+    "ternary": TernaryParams(step_depth=24, depth_tile=24, pass_tokens=2, acc_blocks=4),
     "ternary-2x16": TernaryParams(
-        tile_m=2, tile_n=16, tile_k=24, k_tile=24, m_tile=4, acc_blocks=4, max_planes=3
+        step_tokens=2,
+        step_rows=16,
+        step_depth=24,
+        depth_tile=24,
+        pass_tokens=4,
+        acc_blocks=4,
+        max_planes=3,
     ),
-    "lut": LutParams(tile_m=2, k_tile=16, tile_k=8, m_tile=2, acc_blocks=4, max_planes=4),
-    "lut-whole": LutParams(k_tile=16, tile_k=16, m_tile=2, acc_blocks=4, max_planes=1),
+    "lut": LutParams(
+        step_tokens=2, depth_tile=16, step_depth=8, pass_tokens=2, acc_blocks=4, max_planes=4
+    ),
+    "lut-whole": LutParams(depth_tile=16, step_depth=16, pass_tokens=2, acc_blocks=4, max_planes=1),
     "mac": MAC,
     "mac-s16": replace(MAC, scale_width=16, sum_width=44),
     "lut-s12": LutParams(
-        k_tile=16, tile_k=16, m_tile=2, acc_blocks=4, scale_width=12, sum_width=40
+        depth_tile=16, step_depth=16, pass_tokens=2, acc_blocks=4, scale_width=12, sum_width=40
     ),
 }
 GROUPED = [name for name in PARAMS if PARAMS[name].grouped]
@@ -45,7 +53,7 @@ def test_rows(name: str) -> None:
     params, rng = PARAMS[name], np.random.default_rng(1)
     n_sum = params.a_width + 3  # bits of a sum
     dut = RowRegisters(params, n_sum)
-    m, n, limit = params.tile_m, params.tile_n, 1 << (n_sum - 1)
+    m, n, limit = params.step_tokens, params.step_rows, 1 << (n_sum - 1)
     n_blocks, planes, drain = 6, params.max_planes, drain_cycles(params)
     sums = rng.integers(-limit + 1, limit, (n_blocks, planes, params.steps, m, n))
     sums[0], sums[1] = limit - 1, -limit + 1
@@ -141,9 +149,9 @@ def test_dequantizer(name: str) -> None:
     top = params.radix**params.max_planes - 1
     n = 40
     limit = 1 << (params.a_width - 1)
-    a = rng.integers(-limit, limit, (n, params.k_tile))
+    a = rng.integers(-limit, limit, (n, params.depth_tile))
     a[0:2], a[2:4] = -limit, limit - 1
-    codes = rng.integers(0, top + 1, (n, LANES, params.k_tile))
+    codes = rng.integers(0, top + 1, (n, LANES, params.depth_tile))
     zero = rng.integers(0, 2 * top + 1, (n, LANES))
     scale = rng.integers(0, largest + 1, (n, LANES))
     codes[0:4:2], zero[0:4:2], scale[:4] = top, 0, largest

@@ -15,9 +15,11 @@ from lutra_hw.matmul.activations import ActivationBuffer, ActivationSums
 from lutra_sim.bench.simulate import simulate
 
 PARAMS = {
-    "one": TernaryParams(tile_k=24, k_tile=24, m_tile=3, act_tiles=5),
-    "pairs": MacParams(tile_m=2, k_tile=16, m_tile=4, act_tiles=3, a_width=16, sum_width=44),
-    "words": MacParams(tile_m=4, tile_k=8, k_tile=8, m_tile=4, act_tiles=2),
+    "one": TernaryParams(step_depth=24, depth_tile=24, pass_tokens=3, act_tiles=5),
+    "pairs": MacParams(
+        step_tokens=2, depth_tile=16, pass_tokens=4, act_tiles=3, a_width=16, sum_width=44
+    ),
+    "words": MacParams(step_tokens=4, step_depth=8, depth_tile=8, pass_tokens=4, act_tiles=2),
 }
 
 
@@ -28,8 +30,8 @@ def _random(params: EngineParams, rng: np.random.Generator, *shape: int) -> np.n
 
 def test_rejects_a_depth_tile_of_uneven_words() -> None:
     with pytest.raises(ValueError) as error:
-        ActivationBuffer(MacParams(tile_k=4, k_tile=20))
-    assert str(error.value) == "k_tile must be a multiple of 8 (activations of a word), not 20"
+        ActivationBuffer(MacParams(step_depth=4, depth_tile=20))
+    assert str(error.value) == "depth_tile must be a multiple of 8 (activations of a word), not 20"
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -43,9 +45,9 @@ def test_rejects_a_depth(depth: int) -> None:
 def test_buffer_gives_depth_tiles_of_groups(name: str) -> None:
     params, rng = PARAMS[name], np.random.default_rng(1)
     dut = ActivationBuffer(params)
-    a = _random(params, rng, params.m_tile, params.act_tiles * params.k_tile)
-    writes = list(np.ndindex(params.m_tile, a.shape[1] // LANES))
-    groups = params.m_tile // params.tile_m
+    a = _random(params, rng, params.pass_tokens, params.act_tiles * params.depth_tile)
+    writes = list(np.ndindex(params.pass_tokens, a.shape[1] // LANES))
+    groups = params.pass_tokens // params.step_tokens
     fetches = list(np.ndindex(groups, params.act_tiles))
     results = []
 
@@ -68,11 +70,14 @@ def test_buffer_gives_depth_tiles_of_groups(name: str) -> None:
             ctx.set(dut.tile, 0)
             await ctx.tick()
             results.append(
-                [[ctx.get(dut.o[m][k]) for k in range(params.k_tile)] for m in range(params.tile_m)]
+                [
+                    [ctx.get(dut.o[m][k]) for k in range(params.depth_tile)]
+                    for m in range(params.step_tokens)
+                ]
             )
 
     simulate(dut, bench)
-    tiles = a.reshape(groups, params.tile_m, params.act_tiles, params.k_tile)
+    tiles = a.reshape(groups, params.step_tokens, params.act_tiles, params.depth_tile)
     assert results == [tiles[group, :, tile].tolist() for group, tile in fetches]
 
 
@@ -88,9 +93,9 @@ def test_sums(name: str, idle: int) -> None:
     params, rng = PARAMS[name], np.random.default_rng(idle)
     dut = ActivationSums(params, 4)
     limit = 1 << (params.a_width - 1)
-    a = _random(params, rng, 12, params.tile_m, params.k_tile)
+    a = _random(params, rng, 12, params.step_tokens, params.depth_tile)
     a[0], a[1] = -limit, limit - 1
-    n_words = params.k_tile // LANES
+    n_words = params.depth_tile // LANES
     results = []
 
     async def starts(ctx: Any) -> None:
@@ -105,7 +110,7 @@ def test_sums(name: str, idle: int) -> None:
         # the first sum is there when this says; later ones before they are taken
         await _wait(ctx, n_words + 2)
         for _ in a:
-            results.append([ctx.get(dut.o[m]) for m in range(params.tile_m)])
+            results.append([ctx.get(dut.o[m]) for m in range(params.step_tokens)])
             ctx.set(dut.take, 1)
             await ctx.tick()
             ctx.set(dut.take, 0)

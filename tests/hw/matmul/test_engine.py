@@ -21,43 +21,47 @@ from lutra_sim.bench.simulate import run_cocotb, simulate, stream_put
 
 
 def _small(cls: type[EngineParams], tile: tuple[int, int, int], **values: int) -> EngineParams:
-    tile_m, tile_n, tile_k = tile
+    step_tokens, step_rows, step_depth = tile
     base = {
-        "m_tile": 4 if tile_m > 1 else 3,
-        "acc_blocks": 18 * tile_n // LANES,
+        "pass_tokens": 4 if step_tokens > 1 else 3,
+        "acc_blocks": 18 * step_rows // LANES,
         "weight_buffer_words": 64,
         "act_tiles": 4,
-        "k_tile": tile_k,
+        "depth_tile": step_depth,
         "sum_width": 20 + values.get("a_width", 8) + values.get("scale_width", 8)
         if cls.grouped
         else 24,
     }
-    return cls(tile_m=tile_m, tile_n=tile_n, tile_k=tile_k, **(base | values))
+    return cls(
+        step_tokens=step_tokens, step_rows=step_rows, step_depth=step_depth, **(base | values)
+    )
 
 
 PARAMS = {
     "ternary": _small(TernaryParams, (1, 8, 24)),
     "ternary-2x16": _small(TernaryParams, (2, 16, 24), max_planes=3),
     "nano": NANO.matmul,
-    "lut": _small(LutParams, (1, 8, 16), k_tile=64, weight_buffer_words=128),
-    "lut-whole": _small(LutParams, (1, 8, 32), k_tile=32, max_planes=4),
-    "lut-w1": _small(LutParams, (1, 8, 16), k_tile=16, max_planes=1),
-    "lut-2x64": _small(LutParams, (2, 64, 4), k_tile=16, acc_blocks=48, max_planes=4),
-    "lut-4x8-a16": _small(LutParams, (4, 8, 8), k_tile=16, a_width=16, m_tile=8, max_planes=3),
-    "mixpe": _small(MixpeParams, (1, 8, 8), k_tile=16),
-    "mixpe-2x8-a16": _small(MixpeParams, (2, 8, 8), k_tile=24, a_width=16),
-    "mixpe-w8": _small(MixpeParams, (1, 16, 8), k_tile=8, w_width=8, max_planes=1),
-    "mac": _small(MacParams, (1, 8, 4), k_tile=16),
-    "mac-w2-a16": _small(MacParams, (1, 8, 8), k_tile=16, w_width=2, a_width=16, max_planes=4),
-    "mac-2x16-w8": _small(MacParams, (2, 16, 8), k_tile=24, w_width=8, max_planes=1),
-    # group scales of more than eight bits
-    "lut-w2-s16": _small(LutParams, (1, 8, 32), k_tile=32, max_planes=2, scale_width=16),
-    "lut-2x16-w4-s16": _small(LutParams, (2, 16, 8), k_tile=16, max_planes=4, scale_width=16),
-    "mixpe-s16": _small(MixpeParams, (1, 8, 16), k_tile=32, max_planes=1, scale_width=16),
-    "mac-w8-a16-s16": _small(
-        MacParams, (1, 8, 8), k_tile=16, w_width=8, a_width=16, max_planes=1, scale_width=16
+    "lut": _small(LutParams, (1, 8, 16), depth_tile=64, weight_buffer_words=128),
+    "lut-whole": _small(LutParams, (1, 8, 32), depth_tile=32, max_planes=4),
+    "lut-w1": _small(LutParams, (1, 8, 16), depth_tile=16, max_planes=1),
+    "lut-2x64": _small(LutParams, (2, 64, 4), depth_tile=16, acc_blocks=48, max_planes=4),
+    "lut-4x8-a16": _small(
+        LutParams, (4, 8, 8), depth_tile=16, a_width=16, pass_tokens=8, max_planes=3
     ),
-    "mac-s11": _small(MacParams, (1, 8, 8), k_tile=16, scale_width=11),
+    "mixpe": _small(MixpeParams, (1, 8, 8), depth_tile=16),
+    "mixpe-2x8-a16": _small(MixpeParams, (2, 8, 8), depth_tile=24, a_width=16),
+    "mixpe-w8": _small(MixpeParams, (1, 16, 8), depth_tile=8, w_width=8, max_planes=1),
+    "mac": _small(MacParams, (1, 8, 4), depth_tile=16),
+    "mac-w2-a16": _small(MacParams, (1, 8, 8), depth_tile=16, w_width=2, a_width=16, max_planes=4),
+    "mac-2x16-w8": _small(MacParams, (2, 16, 8), depth_tile=24, w_width=8, max_planes=1),
+    # group scales of more than eight bits
+    "lut-w2-s16": _small(LutParams, (1, 8, 32), depth_tile=32, max_planes=2, scale_width=16),
+    "lut-2x16-w4-s16": _small(LutParams, (2, 16, 8), depth_tile=16, max_planes=4, scale_width=16),
+    "mixpe-s16": _small(MixpeParams, (1, 8, 16), depth_tile=32, max_planes=1, scale_width=16),
+    "mac-w8-a16-s16": _small(
+        MacParams, (1, 8, 8), depth_tile=16, w_width=8, a_width=16, max_planes=1, scale_width=16
+    ),
+    "mac-s11": _small(MacParams, (1, 8, 8), depth_tile=16, scale_width=11),
 }
 
 
@@ -69,8 +73,8 @@ def test_rejects_params_of_another_kind() -> None:
 
 def test_rejects_a_depth_tile_of_uneven_words() -> None:
     with pytest.raises(ValueError) as error:
-        MatmulEngine(TernaryParams(tile_k=12, k_tile=12))
-    assert str(error.value) == "k_tile must be a multiple of 8 (activations of a word), not 12"
+        MatmulEngine(TernaryParams(step_depth=12, depth_tile=12))
+    assert str(error.value) == "depth_tile must be a multiple of 8 (activations of a word), not 12"
 
 
 def test_every_engine_has_its_datapath() -> None:
@@ -81,18 +85,18 @@ def test_every_engine_has_its_datapath() -> None:
 def test_a_command(name: str) -> None:
     """In Amaranth's own simulator: a command between others' accumulators."""
     params, rng = PARAMS[name], np.random.default_rng(1)
-    planes, k_tiles, row_blocks = min(2, params.max_planes), 2, 2 * params.block_rows
-    tokens, base = range(1, params.m_tile), params.block_rows
-    a = rng.integers(-128, 128, (params.m_tile, k_tiles * params.k_tile))
-    rows, depth = row_blocks * LANES, k_tiles * params.k_tile
+    planes, depth_tiles, row_blocks = min(2, params.max_planes), 2, 2 * params.block_rows
+    tokens, base = range(1, params.pass_tokens), params.block_rows
+    a = rng.integers(-128, 128, (params.pass_tokens, depth_tiles * params.depth_tile))
+    rows, depth = row_blocks * LANES, depth_tiles * params.depth_tile
     if params.grouped:
         bits = planes * params.w_width
         weights = GroupedWeights(
             codes=rng.integers(0, 1 << bits, (rows, depth)),
-            scale=rng.integers(0, 1 << params.scale_width, (rows, k_tiles)),
-            zero=rng.integers(0, (2 << bits) - 1, (rows, k_tiles)),
+            scale=rng.integers(0, 1 << params.scale_width, (rows, depth_tiles)),
+            zero=rng.integers(0, (2 << bits) - 1, (rows, depth_tiles)),
             bits=bits,
-            group=params.k_tile,
+            group=params.depth_tile,
         )
         shift = 1 + params.scale_width
     else:
@@ -108,13 +112,13 @@ def test_a_command(name: str) -> None:
 
     async def bench(ctx: Any) -> None:
         ctx.set(dut.act.en, 1)
-        for token, word in np.ndindex(params.m_tile, depth // LANES):
+        for token, word in np.ndindex(params.pass_tokens, depth // LANES):
             ctx.set(dut.act.addr, {"token": token, "word": word})
             ctx.set(dut.act.data, a[token, word * LANES : (word + 1) * LANES].tolist())
             await ctx.tick()
         ctx.set(dut.act.en, 0)
         command = {
-            "k_tiles": k_tiles,
+            "depth_tiles": depth_tiles,
             "row_blocks": row_blocks,
             "planes": planes,
             "acc_base": base,

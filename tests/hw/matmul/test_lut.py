@@ -17,11 +17,11 @@ from lutra_hw.matmul.lut import LutDatapath, TablePrecompute, TableWriter
 from lutra_sim.bench.simulate import run_cocotb, simulate
 
 SHAPES = {
-    "paper": LutParams(tile_m=2, tile_n=64, tile_k=4, k_tile=16),
-    "one_step": LutParams(tile_n=8, tile_k=32, k_tile=32),
-    "steps": LutParams(tile_n=8, tile_k=8, k_tile=64),
-    "odd_steps": LutParams(tile_n=16, tile_k=12, k_tile=36),
-    "a16": LutParams(tile_n=8, tile_k=16, k_tile=32, a_width=16),
+    "paper": LutParams(step_tokens=2, step_rows=64, step_depth=4, depth_tile=16),
+    "one_step": LutParams(step_rows=8, step_depth=32, depth_tile=32),
+    "steps": LutParams(step_rows=8, step_depth=8, depth_tile=64),
+    "odd_steps": LutParams(step_rows=16, step_depth=12, depth_tile=36),
+    "a16": LutParams(step_rows=8, step_depth=16, depth_tile=32, a_width=16),
 }
 
 
@@ -106,7 +106,7 @@ def test_table_writer(params: LutParams) -> None:
 )
 def test_preparation_takes_as_long_as_stated(tables: Tables, steps: int, cycles: int) -> None:
     """The entry written last is there in time, and not a cycle sooner."""
-    params = LutParams(tile_n=8, tile_k=8, k_tile=8 * steps, tables=tables)
+    params = LutParams(step_rows=8, step_depth=8, depth_tile=8 * steps, tables=tables)
     dut = LutDatapath(params)
     assert dut.prepare_cycles == cycles
     results = {}
@@ -119,7 +119,7 @@ def test_preparation_takes_as_long_as_stated(tables: Tables, steps: int, cycles:
         ctx.set(dut.start, 1)
         await ctx.tick()
         ctx.set(dut.start, 0)
-        ctx.set(dut.i, [value] * params.k_tile)
+        ctx.set(dut.i, [value] * params.depth_tile)
 
     async def bench(ctx: Any) -> None:
         ctx.set(dut.step, steps - 1)
@@ -142,9 +142,9 @@ def test_preparation_takes_as_long_as_stated(tables: Tables, steps: int, cycles:
     assert 24 not in results.values()
 
 
-@pytest.mark.parametrize(("tile_k", "latency"), [(4, 1), (8, 1), (16, 1), (32, 2), (64, 2)])
-def test_latency(tile_k: int, latency: int) -> None:
-    assert LutDatapath(LutParams(tile_k=tile_k)).latency == latency
+@pytest.mark.parametrize(("step_depth", "latency"), [(4, 1), (8, 1), (16, 1), (32, 2), (64, 2)])
+def test_latency(step_depth: int, latency: int) -> None:
+    assert LutDatapath(LutParams(step_depth=step_depth)).latency == latency
 
 
 @pytest.mark.cocotb

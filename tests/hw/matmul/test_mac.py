@@ -18,13 +18,15 @@ from lutra_sim.bench.simulate import run_cocotb
 
 SHAPES = {
     "w4a8": MacParams(),
-    "w4a16": MacParams(tile_k=8, k_tile=16, a_width=16),
-    "w2a8": MacParams(tile_k=32, k_tile=32, w_width=2, max_planes=4),
-    "w2a16": MacParams(tile_n=16, tile_k=4, k_tile=12, w_width=2, max_planes=4, a_width=16),
-    "w8a8": MacParams(tile_k=8, k_tile=24, w_width=8, max_planes=1),
-    "w8a16": MacParams(tile_k=8, k_tile=16, w_width=8, max_planes=1, a_width=16),
-    "odd": MacParams(tile_k=9, k_tile=27, w_width=8, max_planes=1),
-    "one": MacParams(tile_k=1, k_tile=8),
+    "w4a16": MacParams(step_depth=8, depth_tile=16, a_width=16),
+    "w2a8": MacParams(step_depth=32, depth_tile=32, w_width=2, max_planes=4),
+    "w2a16": MacParams(
+        step_rows=16, step_depth=4, depth_tile=12, w_width=2, max_planes=4, a_width=16
+    ),
+    "w8a8": MacParams(step_depth=8, depth_tile=24, w_width=8, max_planes=1),
+    "w8a16": MacParams(step_depth=8, depth_tile=16, w_width=8, max_planes=1, a_width=16),
+    "odd": MacParams(step_depth=9, depth_tile=27, w_width=8, max_planes=1),
+    "one": MacParams(step_depth=1, depth_tile=8),
 }
 
 
@@ -71,7 +73,7 @@ def test_rows_share_a_dsp_where_two_products_fit(shape: str, rows: int, cascade:
 
 @pytest.mark.parametrize("adders", list(Adders), ids=lambda a: a.name.lower())
 def test_in_amaranth(adders: Adders) -> None:
-    check_in_amaranth(MacDatapath(MacParams(tile_k=8, k_tile=16, adders=adders)))
+    check_in_amaranth(MacDatapath(MacParams(step_depth=8, depth_tile=16, adders=adders)))
 
 
 def test_rows_and_words_are_for_subclasses() -> None:

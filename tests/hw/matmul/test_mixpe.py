@@ -19,11 +19,11 @@ from lutra_sim.bench.simulate import run_cocotb
 
 SHAPES = {
     "w4a8": MixpeParams(),
-    "w4a16": MixpeParams(tile_n=16, tile_k=4, k_tile=12, a_width=16),
-    "w8a8": MixpeParams(tile_k=8, k_tile=24, w_width=8, max_planes=1),
-    "w8a16": MixpeParams(tile_k=8, k_tile=16, w_width=8, max_planes=1, a_width=16),
-    "odd": MixpeParams(tile_k=9, k_tile=27),
-    "one": MixpeParams(tile_k=1, k_tile=8),
+    "w4a16": MixpeParams(step_rows=16, step_depth=4, depth_tile=12, a_width=16),
+    "w8a8": MixpeParams(step_depth=8, depth_tile=24, w_width=8, max_planes=1),
+    "w8a16": MixpeParams(step_depth=8, depth_tile=16, w_width=8, max_planes=1, a_width=16),
+    "odd": MixpeParams(step_depth=9, depth_tile=27),
+    "one": MixpeParams(step_depth=1, depth_tile=8),
 }
 ADDERS = [Adders.CHAINS, Adders.CELLS]
 
@@ -50,7 +50,7 @@ def test_latency(shape: str, adders: Adders, latency: int) -> None:
 
 @pytest.mark.parametrize("adders", ADDERS, ids=lambda a: a.name.lower())
 def test_in_amaranth(adders: Adders) -> None:
-    check_in_amaranth(MixpeDatapath(MixpeParams(tile_k=8, k_tile=16, adders=adders)))
+    check_in_amaranth(MixpeDatapath(MixpeParams(step_depth=8, depth_tile=16, adders=adders)))
 
 
 @pytest.mark.cocotb

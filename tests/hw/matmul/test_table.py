@@ -67,7 +67,7 @@ def _signed(o: int, negate: int, dut: TernaryDatapath) -> list[int]:
     mask = (1 << dut.o_width) - 1
     return [
         _value(o >> row * dut.o_width & mask, negate >> row & 1, dut.o_width)
-        for row in range(dut.params.tile_n)
+        for row in range(dut.params.step_rows)
     ]
 
 
@@ -80,16 +80,16 @@ def test_rejects_params_of_another_kind() -> None:
 @pytest.mark.parametrize(
     "params",
     [
-        TernaryParams(tile_k=15, k_tile=15),
-        TernaryParams(tile_k=3, k_tile=3, a_width=16),
-        TernaryParams(tile_n=16, tile_k=21, k_tile=21),
+        TernaryParams(step_depth=15, depth_tile=15),
+        TernaryParams(step_depth=3, depth_tile=3, a_width=16),
+        TernaryParams(step_rows=16, step_depth=21, depth_tile=21),
     ],
     ids=["five", "one", "rows"],
 )
 @pytest.mark.parametrize("stall", [False, True])
 def test_datapath(params: TernaryParams, stall: bool) -> None:
     """Tables of one set are written, at the shortest distance, while the other is looked up."""
-    rng = np.random.default_rng(params.tile_k + stall)
+    rng = np.random.default_rng(params.step_depth + stall)
     dut = TernaryDatapath(params)
     low, high = -(1 << (params.a_width - 1)), (1 << (params.a_width - 1)) - 1
     n_passes = 8
@@ -98,7 +98,7 @@ def test_datapath(params: TernaryParams, stall: bool) -> None:
     tables = build_table(a)
     # every code comes up in every table, then all signs alike, which makes the largest sums
     trits = np.array(list(product((-1, 0, 1), repeat=3)))
-    shape = (n_passes, dut.prepare_cycles, params.tile_n, params.n_tables)
+    shape = (n_passes, dut.prepare_cycles, params.step_rows, params.n_tables)
     codes = encode_trits(trits[rng.integers(0, 27, shape)])
     codes[:, 0, 0], codes[:, -1, 0] = encode_trits(np.array([[1, 1, 1], [-1, -1, -1]]))
     codes[:, 1, 0] = encode_trits(np.array([1, -1, 1]))

@@ -16,9 +16,9 @@ from lutra_sim.bench.simulate import simulate
 
 SMALL = AcceleratorConfig(
     name="small",
-    tile_k=24,
-    k_tile=24,
-    m_tile=3,
+    step_depth=24,
+    depth_tile=24,
+    pass_tokens=3,
     row_blocks_max=16,
     param_words=32,
     head_dim=32,
@@ -67,7 +67,7 @@ def test_rejects(config: Any, kind: type[Exception], message: str) -> None:
 def test_words(config: AcceleratorConfig, biased: bool, normed: bool) -> None:
     """Every word of a tile in order, at full rate, with corners of every kind."""
     rng = np.random.default_rng(2 * biased + normed)
-    dut, n, limit = FixedHeads(config), config.m_tile, 1 << (config.acc_width - 1)
+    dut, n, limit = FixedHeads(config), config.pass_tokens, 1 << (config.acc_width - 1)
     for case in range(4):
         x = rng.integers(-limit, limit, (n, HEADS, D)) >> rng.integers(0, 20, (n, HEADS, 1))
         s = Scale(rng.integers(1 << 15, 1 << 16, n), rng.integers(-45, -20, n))

@@ -13,9 +13,9 @@ from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = AcceleratorConfig(
     name="small",
-    m_tile=3,
-    tile_k=15,
-    k_tile=15,
+    pass_tokens=3,
+    step_depth=15,
+    depth_tile=15,
     act_tiles=8,
     row_blocks_max=24,
     hidden_max=96,

@@ -13,9 +13,9 @@ from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = AcceleratorConfig(
     name="small",
-    tile_k=24,
-    k_tile=24,
-    m_tile=3,
+    step_depth=24,
+    depth_tile=24,
+    pass_tokens=3,
     acc_width=20,
     row_blocks_max=18,
     hidden_max=40,
@@ -37,8 +37,8 @@ def test_rejects_a_config_of_another_kind(block: type) -> None:
 def test_logits_need_a_word_per_beat() -> None:
     narrow = AcceleratorConfig(
         name="narrow",
-        tile_k=24,
-        k_tile=24,
+        step_depth=24,
+        depth_tile=24,
         head_dim=16,
         data_axi_width=128,
         weight_axi_width=1024,

@@ -15,9 +15,9 @@ from lutra_sim.bench.simulate import run_cocotb
 # one pair per head, two records of scales in a beat
 NARROW = AcceleratorConfig(
     name="narrow",
-    tile_k=24,
-    k_tile=24,
-    m_tile=5,
+    step_depth=24,
+    depth_tile=24,
+    pass_tokens=5,
     row_blocks_max=10,
     head_dim=16,
     n_heads=3,
@@ -29,9 +29,9 @@ NARROW = AcceleratorConfig(
 # the second pass is the slowest
 WIDE = AcceleratorConfig(
     name="wide",
-    tile_k=24,
-    k_tile=24,
-    m_tile=3,
+    step_depth=24,
+    depth_tile=24,
+    pass_tokens=3,
     acc_width=18,
     row_blocks_max=96,
     head_dim=128,

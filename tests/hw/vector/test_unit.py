@@ -14,9 +14,9 @@ from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = AcceleratorConfig(
     name="small",
-    tile_k=24,
-    k_tile=24,
-    m_tile=3,
+    step_depth=24,
+    depth_tile=24,
+    pass_tokens=3,
     row_blocks_max=18,
     act_tiles=7,
     hidden_max=40,

@@ -301,7 +301,7 @@ def test_max_cycles(open_device: Open) -> None:
 
 
 def test_wide_ports(open_device: Open) -> None:
-    config = AcceleratorConfig(name="wide stand-in", m_tile=2)
+    config = AcceleratorConfig(name="wide stand-in", pass_tokens=2)
     device = open_device(random_timing(3), config=config)
     rng = np.random.default_rng(1)
     source = rng.integers(0, 256, (2, 64), np.uint8)

@@ -214,7 +214,7 @@ class Harness:
 
 def _tiles() -> list[tuple[int, int]]:
     """(position, tokens): one token at the ends and between, tiles of every size."""
-    last, tile = CONFIG.max_context, CONFIG.m_tile
+    last, tile = CONFIG.max_context, CONFIG.pass_tokens
     decode = [(p, 1) for p in sorted({0, 1, min(7, last - 1), last - 1})]
     early = [(p, n) for p in (0, 5) for n in range(1, tile + 1) if p + n <= last]
     return decode + early + [(last - tile, n) for n in sorted({min(2, tile), tile})]
@@ -222,7 +222,7 @@ def _tiles() -> list[tuple[int, int]]:
 
 def _windows() -> list[tuple[int, int, int]]:
     """(position, tokens, window): the query alone, the tile and its edges, more than there is."""
-    rng, last, tile = Random(6), CONFIG.max_context, CONFIG.m_tile
+    rng, last, tile = Random(6), CONFIG.max_context, CONFIG.pass_tokens
     cases = []
     for position in sorted({0, 1, last // 2 - 1, last - tile}):
         n = rng.randint(1, tile)
@@ -259,7 +259,7 @@ async def tiles(dut: Any, p_stall: float, latency: int, windowed: bool) -> None:
 async def corners(dut: Any) -> None:
     """Zeros, equal scores, scores and outputs that saturate, and no tokens at all."""
     rng = np.random.default_rng(4)
-    position, n_tokens = min(9, CONFIG.max_context - CONFIG.m_tile), CONFIG.m_tile
+    position, n_tokens = min(9, CONFIG.max_context - CONFIG.pass_tokens), CONFIG.pass_tokens
     harness = Harness(dut)
     await reset(dut)
 
@@ -304,7 +304,7 @@ async def extremes(dut: Any) -> None:
     harness = Harness(dut, p_stall=0.1)
     await reset(dut)
     for spread in (4, 9, 20, 60):
-        n_tokens = int(rng.integers(1, CONFIG.m_tile + 1))
+        n_tokens = int(rng.integers(1, CONFIG.pass_tokens + 1))
         position = int(rng.integers(0, min(40, CONFIG.max_context - n_tokens) + 1))
         tile = _tile(rng, position, n_tokens, spread)
         np.testing.assert_array_equal(await harness.run(tile), tile.expected())

@@ -73,8 +73,8 @@ class _Buffers:
 
     def __init__(self, dut: Any, tokens: list[int]) -> None:
         self.param = np.zeros((CONFIG.param_words, 8), np.int64)
-        self.rope = np.zeros((CONFIG.m_tile, CONFIG.head_dim // 8, 8), np.int64)
-        self.embed = np.zeros((CONFIG.m_tile, CONFIG.hidden_max // 8, 8), np.int64)
+        self.rope = np.zeros((CONFIG.pass_tokens, CONFIG.head_dim // 8, 8), np.int64)
+        self.embed = np.zeros((CONFIG.pass_tokens, CONFIG.hidden_max // 8, 8), np.int64)
         self.done: list[int] = []
         self.cycle = self.stalled = self.busy = 0
         self._dut, self._tokens = dut, tokens
@@ -130,13 +130,13 @@ async def _start(dut: Any, job: _Job, latency: int, p_stall: float) -> tuple[Any
             break
     # all is written when done comes
     assert (buffers.param == job.golden.params).all()
-    assert (buffers.rope.reshape(CONFIG.m_tile, -1) == job.golden.rope).all()
-    assert (buffers.embed.reshape(CONFIG.m_tile, -1) == job.golden.residual).all()
+    assert (buffers.rope.reshape(CONFIG.pass_tokens, -1) == job.golden.rope).all()
+    assert (buffers.embed.reshape(CONFIG.pass_tokens, -1) == job.golden.residual).all()
     return accepted, memory, buffers
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
-@cocotb.parametrize(n_tokens=[1, 3, CONFIG.m_tile], p_stall=[0.0, 0.5], latency=[1, 30])
+@cocotb.parametrize(n_tokens=[1, 3, CONFIG.pass_tokens], p_stall=[0.0, 0.5], latency=[1, 30])
 async def loads(dut: Any, n_tokens: int, p_stall: float, latency: int) -> None:
     """Every buffer holds what the golden model's holds, and ``done`` comes once for each."""
     rng = Random(cocotb.RANDOM_SEED)

@@ -141,7 +141,11 @@ async def refuses(dut: Any) -> None:
     """What is not there reads as zero with an error; so answers a write to what is read-only."""
     host = _Host(dut)
     await reset(dut)
-    limits = {"TOKEN": CONFIG.m_tile, "ARGMAX": CONFIG.m_tile, "SCALE": CONFIG.m_tile}
+    limits = {
+        "TOKEN": CONFIG.pass_tokens,
+        "ARGMAX": CONFIG.pass_tokens,
+        "SCALE": CONFIG.pass_tokens,
+    }
     known = {
         register.address + 4 * word: register.access
         for name, register in REGISTERS.items()
@@ -163,9 +167,9 @@ async def arrays(dut: Any) -> None:
     """Token ids for the units; arg-max, scales and unit states for the host."""
     rng, host = Random(cocotb.RANDOM_SEED), _Host(dut)
     await reset(dut)
-    tokens = [rng.getrandbits(32) for _ in range(CONFIG.m_tile)]
-    rows = [rng.getrandbits(32) for _ in range(CONFIG.m_tile)]
-    scales = [(0x8000 + i, -512 + 73 * i % 1023) for i in range(CONFIG.m_tile - 1)] + [(0, 0)]
+    tokens = [rng.getrandbits(32) for _ in range(CONFIG.pass_tokens)]
+    rows = [rng.getrandbits(32) for _ in range(CONFIG.pass_tokens)]
+    scales = [(0x8000 + i, -512 + 73 * i % 1023) for i in range(CONFIG.pass_tokens - 1)] + [(0, 0)]
     states = [UnitState.WAIT_WEIGHTS, 0, 4, 2, 1]
     dut.argmax.value = sum(row << 32 * i for i, row in enumerate(rows))
     width = SCALE_LAYOUT.size
@@ -175,13 +179,13 @@ async def arrays(dut: Any) -> None:
     dut.unit_state.value = pack(UNIT_STATE_LAYOUT, states)
     for index, token in enumerate(tokens):
         await host.write("TOKEN", token, index)
-    for index in range(CONFIG.m_tile):
+    for index in range(CONFIG.pass_tokens):
         assert await host.read("TOKEN", index) == tokens[index]
         assert await host.read("ARGMAX", index) == rows[index]
         expected = int(pack_scale(Scale(*map(np.array, scales[index]))))
         assert await host.read("SCALE", index) == expected
     assert await host.read("UNIT_STATE") == sum(s << 4 * i for i, s in enumerate(states))
-    for index in [*range(CONFIG.m_tile), 0]:
+    for index in [*range(CONFIG.pass_tokens), 0]:
         dut.tokens__addr.value = index
         await RisingEdge(dut.clk)
         await ReadOnly()

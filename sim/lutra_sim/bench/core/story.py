@@ -69,7 +69,7 @@ class Story:
         kv = weights + _PAGE * -(-len(self._image) // _PAGE) + 5 * config.data_bytes
         stride = 4 * sizes.vocab + config.data_bytes
         logits = kv + sizes.n_layers * config.kv_layer_bytes + 3 * config.data_bytes
-        size = _PAGE * -(-(logits + config.m_tile * stride) // _PAGE)
+        size = _PAGE * -(-(logits + config.pass_tokens * stride) // _PAGE)
         memory = Memory(size)
         memory.write(0, bytes(size))
         memory.write(0, code)
@@ -151,7 +151,7 @@ class Story:
             *after,
             flags=flags,
             address=self._add(padded, self.config.weight_word_bytes),
-            k_tiles=-(-depth // params.k_tile),
+            depth_tiles=-(-depth // params.depth_tile),
             row_blocks=rows // 8,
             planes=planes,
             acc_base=acc_base,
@@ -167,14 +167,14 @@ class Story:
             w = rng.integers(-limit, limit + 1, (rows, depth))
             return GroupedWeights.from_integers(w), 0
         bits = planes * params.w_width
-        shape = rows, -(-depth // params.k_tile)
+        shape = rows, -(-depth // params.depth_tile)
         middle = rng.integers(0, 1 << bits, shape)
-        codes = rng.integers(0, 1 << bits, (*shape, params.k_tile)).reshape(rows, -1)
-        codes[:, depth:] = middle.repeat(params.k_tile, axis=1)[:, depth:]
+        codes = rng.integers(0, 1 << bits, (*shape, params.depth_tile)).reshape(rows, -1)
+        codes[:, depth:] = middle.repeat(params.depth_tile, axis=1)[:, depth:]
         spare = params.scale_width - SCALE_WIDTH
         scale = rng.integers(1, 16 << spare, shape)
         weights = GroupedWeights(
-            codes=codes, scale=scale, zero=2 * middle, bits=bits, group=params.k_tile
+            codes=codes, scale=scale, zero=2 * middle, bits=bits, group=params.depth_tile
         )
         return weights, bits + 3 + spare
 

@@ -106,7 +106,7 @@ async def tells_the_golden_story(dut: Any, p_stall: float, latency: int) -> None
     config, bench = params.config, _Bench(dut, params, p_stall, latency)
     story, rng = bench.story, Random(cocotb.RANDOM_SEED)
     await bench.set_up()
-    m, position = config.m_tile, 0
+    m, position = config.pass_tokens, 0
     tiles = [(m, m - 1), (1, 0), (1, 0), (m - 1, m - 1), (2, 0), (m, 1)]
     for number, (n_tokens, logits_from) in enumerate(tiles):
         if position + n_tokens > config.max_context:

@@ -20,13 +20,13 @@ __all__ = ["every_digit", "extremes", "random_passes", "results_come_when_stated
 DATAPATH = bench_params(DotShape).datapath()
 PARAMS = DATAPATH.params
 LIMIT = 1 << (PARAMS.a_width - 1)
-ROWS = (PARAMS.tile_n, PARAMS.tile_k)
+ROWS = (PARAMS.step_rows, PARAMS.step_depth)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Activations ``[k_tile]`` of a set, and the digits ``[words, tile_n, tile_k]`` that use it,
-    each word with its step."""
+    """Activations ``[depth_tile]`` of a set, and the digits ``[words, step_rows, step_depth]`` that
+    use it, each word with its step."""
 
     a: NDArray[np.int64]
     steps: list[int]
@@ -34,7 +34,7 @@ class Pass:
 
     def sums(self, word: int) -> list[int]:
         """The rows' sums of a word."""
-        a = self.a.reshape(PARAMS.steps, PARAMS.tile_k)[self.steps[word]]
+        a = self.a.reshape(PARAMS.steps, PARAMS.step_depth)[self.steps[word]]
         return PARAMS.product(a, self.digits[word]).sum(axis=-1).tolist()
 
 
@@ -115,11 +115,11 @@ class Bench:
 @cocotb.test(timeout_time=10, timeout_unit="ms")
 async def extremes(dut: Any) -> None:
     """The largest sums of either sign, alternating signs, and zero."""
-    signs = np.where(np.arange(PARAMS.k_tile) % 2, 1, -1)
-    values = [np.full(PARAMS.k_tile, value) for value in (-LIMIT, LIMIT - 1, 0, -1)]
+    signs = np.where(np.arange(PARAMS.depth_tile) % 2, 1, -1)
+    values = [np.full(PARAMS.depth_tile, value) for value in (-LIMIT, LIMIT - 1, 0, -1)]
     values += [np.clip(signs * LIMIT, -LIMIT, LIMIT - 1)]
     top = np.full(ROWS, PARAMS.radix - 1)
-    column, row = np.arange(PARAMS.tile_k) % 2, np.arange(PARAMS.tile_n)[:, None] % 2
+    column, row = np.arange(PARAMS.step_depth) % 2, np.arange(PARAMS.step_rows)[:, None] % 2
     # neighbours of a row, and rows that are neighbours, at opposite ends
     words = np.stack([top, 0 * top, top * column, top * (1 - column), top * row, top * (1 - row)])
     steps = [step for step in range(PARAMS.steps) for _ in words]
@@ -136,7 +136,7 @@ async def every_digit(dut: Any) -> None:
         steps = [step for step in range(PARAMS.steps) for _ in range(PARAMS.radix)]
         digits = np.arange(PARAMS.radix)[:, None, None]
         digits = np.broadcast_to(digits, (PARAMS.steps, PARAMS.radix, *ROWS))
-        a = rng.integers(-LIMIT, LIMIT, PARAMS.k_tile)
+        a = rng.integers(-LIMIT, LIMIT, PARAMS.depth_tile)
         passes.append(Pass(a, steps, rng.permuted(digits, axis=1).reshape(-1, *ROWS)))
     await Bench(dut).run(passes)
 
@@ -149,9 +149,9 @@ async def random_passes(dut: Any, p_stall: float, p_wait: float) -> None:
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     passes: list[Pass] = []
     for n_words in (1, 1, 2, 1, 30, 3, 1, 17, DATAPATH.latency, DATAPATH.latency + 1, 1):
-        a = rng.integers(-LIMIT, LIMIT, PARAMS.k_tile)
-        corner = rng.choice([-LIMIT, 0, LIMIT - 1], PARAMS.k_tile)
-        a = np.where(rng.random(PARAMS.k_tile) < 0.25, corner, a)
+        a = rng.integers(-LIMIT, LIMIT, PARAMS.depth_tile)
+        corner = rng.choice([-LIMIT, 0, LIMIT - 1], PARAMS.depth_tile)
+        a = np.where(rng.random(PARAMS.depth_tile) < 0.25, corner, a)
         steps = rng.integers(0, PARAMS.steps, n_words).tolist()
         passes.append(Pass(a, steps, rng.integers(0, PARAMS.radix, (n_words, *ROWS))))
     await Bench(dut, p_stall=p_stall, p_wait=p_wait).run(passes)
@@ -168,14 +168,14 @@ async def results_come_when_stated(dut: Any) -> None:
         await RisingEdge(dut.clk)
         dut.start.value = 0
         if cycle == 0:
-            bench.show(np.full(PARAMS.k_tile, -1))
+            bench.show(np.full(PARAMS.depth_tile, -1))
     seen: list[bool] = []
     for digit, n_cycles in ((1, DATAPATH.latency + 4), (2, DATAPATH.latency + 1)):
         digits = np.full(ROWS, digit)
         bench.send(1, 1, PARAMS.steps - 1, digits)
         for _ in range(n_cycles):
             await ReadOnly()
-            seen.append(bench.sums() == [-digit * PARAMS.tile_k] * PARAMS.tile_n)
+            seen.append(bench.sums() == [-digit * PARAMS.step_depth] * PARAMS.step_rows)
             await RisingEdge(dut.clk)
             bench.send(0, 0, 0, digits)
     first = [False] * DATAPATH.latency + [True] * 4

@@ -51,14 +51,14 @@ COVERAGE: Counter[tuple[int, str, float, str]] = Counter()
 
 @dataclass(frozen=True)
 class Command:
-    """A tile of a matmul: the first ``k_tiles`` of some tokens' activations, some rows.
+    """A tile of a matmul: the first ``depth_tiles`` of some tokens' activations, some rows.
 
     ``blocks`` counts what the engine computes at once, ``first`` likewise the accumulators.
     """
 
     blocks: int
     planes: int
-    k_tiles: int
+    depth_tiles: int
     tokens: range
     first: int = 0
     shift: int = 0
@@ -76,12 +76,12 @@ class Command:
     @property
     def depth(self) -> int:
         """Activations of a token."""
-        return self.k_tiles * PARAMS.k_tile
+        return self.depth_tiles * PARAMS.depth_tile
 
     @property
     def groups(self) -> int:
         """Groups of tokens that the engine computes at once."""
-        return self.tokens[-1] // PARAMS.tile_m - self.tokens[0] // PARAMS.tile_m + 1
+        return self.tokens[-1] // PARAMS.step_tokens - self.tokens[0] // PARAMS.step_tokens + 1
 
     @property
     def words(self) -> int:
@@ -92,7 +92,7 @@ class Command:
     def cycles(self) -> int:
         """Cycles in an idle engine."""
         return ENGINE.cycles(
-            self.k_tiles,
+            self.depth_tiles,
             self.row_blocks,
             self.planes,
             len(self.tokens),
@@ -122,7 +122,7 @@ class Command:
             w = _random(rng, shape, -self.limit, self.limit, 0)
             w = {"random": w, "lowest": w * 0 + self.limit, "highest": w * 0 - self.limit}[extreme]
             return GroupedWeights.from_integers(w)
-        top, groups = (1 << self.bits) - 1, (shape[0], self.k_tiles)
+        top, groups = (1 << self.bits) - 1, (shape[0], self.depth_tiles)
         codes = _random(rng, shape, 0, top)
         scale = _random(rng, groups, 0, _SCALE_MAX)
         zero = _random(rng, groups, 0, 2 * top, top)
@@ -131,7 +131,7 @@ class Command:
             codes, scale, zero = codes * 0 + code, scale * 0 + _SCALE_MAX, zero * 0 + 2 * top
             zero -= 2 * code
         return GroupedWeights(
-            codes=codes, scale=scale, zero=zero, bits=self.bits, group=PARAMS.k_tile
+            codes=codes, scale=scale, zero=zero, bits=self.bits, group=PARAMS.depth_tile
         )
 
     def pack(self, weights: GroupedWeights) -> NDArray[np.uint8]:
@@ -166,7 +166,9 @@ class Bench:
         self.done, self.stall = PulseMonitor(dut, "done"), PulseMonitor(dut, "stall")
         self._addr = acc_read_port(PARAMS).addr_layout
         self._acc = acc_read_port(PARAMS).payload_layout
-        self.activations = np.zeros((PARAMS.m_tile, PARAMS.act_tiles * PARAMS.k_tile), np.int64)
+        self.activations = np.zeros(
+            (PARAMS.pass_tokens, PARAMS.act_tiles * PARAMS.depth_tile), np.int64
+        )
         self.expected: dict[tuple[int, int], list[int]] = {}  # of (token, block of eight rows)
         dut.act__en.value = 0
         dut.acc__addr.value = 0
@@ -216,7 +218,7 @@ class Bench:
     def send_command(self, command: Command, **fields: int) -> None:
         """Send a command alone, with some ``fields`` replaced."""
         value = {
-            "k_tiles": command.k_tiles,
+            "depth_tiles": command.depth_tiles,
             "row_blocks": command.row_blocks,
             "planes": command.planes,
             "acc_base": command.acc_base,
@@ -258,27 +260,29 @@ async def corners(dut: Any) -> None:
     for value in (_A_MIN, _A_MAX, 0):
         await bench.write_activations(np.full_like(bench.activations, value))
         for base, planes in enumerate((1, PARAMS.max_planes)):
-            k_tiles = PARAMS.act_tiles
+            depth_tiles = PARAMS.act_tiles
             if isinstance(PARAMS, TernaryParams):
-                k_tiles = min(k_tiles, PARAMS.max_depth(planes) // PARAMS.k_tile)
+                depth_tiles = min(depth_tiles, PARAMS.max_depth(planes) // PARAMS.depth_tile)
             for extreme in ("lowest", "highest"):
-                command = Command(1, planes, k_tiles, range(1), first=base, shift=PARAMS.shift_max)
+                command = Command(
+                    1, planes, depth_tiles, range(1), first=base, shift=PARAMS.shift_max
+                )
                 bench.send(command, command.weights(bench.rng, extreme))
                 n_done += 1
                 await bench.done.wait_for(n_done)
                 await bench.check()
 
 
-def _random_command(choose: Random, blocks: int, k_tiles: int) -> Command:
+def _random_command(choose: Random, blocks: int, depth_tiles: int) -> Command:
     planes = choose.choice(PLANES)
     words = blocks * planes * PARAMS.steps
-    most = PARAMS.m_tile if words <= PARAMS.weight_buffer_words else PARAMS.tile_m
-    first = choose.randrange(PARAMS.m_tile)
-    last = min(first // PARAMS.tile_m * PARAMS.tile_m + most, PARAMS.m_tile)
+    most = PARAMS.pass_tokens if words <= PARAMS.weight_buffer_words else PARAMS.step_tokens
+    first = choose.randrange(PARAMS.pass_tokens)
+    last = min(first // PARAMS.step_tokens * PARAMS.step_tokens + most, PARAMS.pass_tokens)
     return Command(
         blocks=blocks,
         planes=planes,
-        k_tiles=k_tiles,
+        depth_tiles=depth_tiles,
         tokens=range(first, choose.randrange(first, last) + 1),
         first=choose.randrange(PARAMS.acc_blocks // PARAMS.block_rows - blocks + 1),
         shift=choose.randrange(PARAMS.shift_max + 1),
@@ -293,8 +297,8 @@ async def random_commands(dut: Any, p_stall: float) -> None:
     choose = Random(cocotb.RANDOM_SEED)
     most = PARAMS.acc_blocks // PARAMS.block_rows
     for index, blocks in enumerate([1, 1, 2, 3, 7, most, 1, 2, 3, 1]):
-        k_tiles = choose.randrange(1, PARAMS.act_tiles + 1)
-        bench.send(_random_command(choose, min(blocks, most), k_tiles))
+        depth_tiles = choose.randrange(1, PARAMS.act_tiles + 1)
+        bench.send(_random_command(choose, min(blocks, most), depth_tiles))
         if index % 4 == 3:
             await bench.done.wait_for(index + 1)
             await bench.check()
@@ -308,7 +312,11 @@ async def random_commands(dut: Any, p_stall: float) -> None:
 
 def _edge_command(edge: str, planes: int) -> Command:
     """A command at an edge of the tile, with which activation, row and token it begins or ends."""
-    m, tile_m, most = PARAMS.m_tile, PARAMS.tile_m, PARAMS.acc_blocks // PARAMS.block_rows
+    m, step_tokens, most = (
+        PARAMS.pass_tokens,
+        PARAMS.step_tokens,
+        PARAMS.acc_blocks // PARAMS.block_rows,
+    )
     fits = min(most, PARAMS.weight_buffer_words // (planes * PARAMS.steps))
     match edge:
         case "one":  # of everything
@@ -317,7 +325,10 @@ def _edge_command(edge: str, planes: int) -> Command:
             return Command(1, planes, PARAMS.act_tiles, range(m - 1, m), first=most - 1)
         case "odd":  # tokens that neither begin nor end with a group
             return Command(
-                min(fits, 3), planes, 1, range(tile_m // 2, m - tile_m + (tile_m + 1) // 2)
+                min(fits, 3),
+                planes,
+                1,
+                range(step_tokens // 2, m - step_tokens + (step_tokens + 1) // 2),
             )
         case _:
             return Command(min(fits, 5), planes, 2, range(m))
@@ -370,11 +381,11 @@ async def cycles_are_as_stated(dut: Any) -> None:
     n_words, most = 0, PARAMS.acc_blocks // PARAMS.block_rows
     shapes = [
         (1, 1, 1, range(1)),
-        (1, 1, PARAMS.act_tiles, range(PARAMS.m_tile)),
+        (1, 1, PARAMS.act_tiles, range(PARAMS.pass_tokens)),
         (2, 1, PARAMS.act_tiles, range(1)),
-        (most, 1, 2, range(PARAMS.m_tile)),
-        (1, PARAMS.max_planes, 3, range(PARAMS.m_tile - 1, PARAMS.m_tile)),
-        (2, PARAMS.max_planes, 3, range(PARAMS.m_tile // 2, PARAMS.m_tile)),
+        (most, 1, 2, range(PARAMS.pass_tokens)),
+        (1, PARAMS.max_planes, 3, range(PARAMS.pass_tokens - 1, PARAMS.pass_tokens)),
+        (2, PARAMS.max_planes, 3, range(PARAMS.pass_tokens // 2, PARAMS.pass_tokens)),
         (most, PARAMS.max_planes, 1, range(1)),
     ]
     # around the least length of a pass
@@ -390,7 +401,7 @@ async def cycles_are_as_stated(dut: Any) -> None:
         bench.send(command)
         await bench.done.wait_for(index + 1)
         assert bench.done.cycles[-1] - bench.cmd.cycles[-1] == command.cycles, command
-        n_words += PARAMS.n_words(command.k_tiles, command.row_blocks, command.planes)
+        n_words += PARAMS.n_words(command.depth_tiles, command.row_blocks, command.planes)
         assert len(bench.weights.payloads) == n_words
         await bench.check()
 
@@ -406,11 +417,11 @@ async def back_to_back(dut: Any) -> None:
     long = min(most, -(-(ENGINE.spacing + 2) // PARAMS.steps))
     two = min(most, -(-(ENGINE.spacing + 2) // (planes * PARAMS.steps)))
     commands = [
-        Command(long, 1, 2, range(PARAMS.m_tile)),
+        Command(long, 1, 2, range(PARAMS.pass_tokens)),
         Command(two, planes, 1, range(1)),
         Command(long, 1, 3, range(1)),
         Command(1, PARAMS.max_planes, 2, range(1)),
-        Command(most, 1, 1, range(PARAMS.m_tile)),
+        Command(most, 1, 1, range(PARAMS.pass_tokens)),
     ]
     for command in commands:
         bench.send(command)
@@ -419,10 +430,10 @@ async def back_to_back(dut: Any) -> None:
     assert bench.done.cycles[0] - bench.cmd.cycles[0] == commands[0].cycles
     differences = np.diff(bench.done.cycles).tolist()
     for command, cycles in zip(commands[1:3], differences[:2], strict=True):
-        assert cycles == command.k_tiles * command.groups * command.pass_cycles
+        assert cycles == command.depth_tiles * command.groups * command.pass_cycles
     # the short passes of the fourth command end when the set of the next may begin
     for command, cycles in zip(commands[3:], differences[2:], strict=True):
-        passes = command.k_tiles * command.groups
+        passes = command.depth_tiles * command.groups
         assert cycles <= passes * command.pass_cycles + ENGINE.spacing
     assert len(bench.stall.cycles) < ENGINE.spacing
 
@@ -433,7 +444,7 @@ async def empty_commands(dut: Any) -> None:
     bench = await _start(dut)
     some = Command(2, 1, 1, range(1))
     n_done = 0
-    for field in ("token_count", "row_blocks", "planes", "k_tiles"):
+    for field in ("token_count", "row_blocks", "planes", "depth_tiles"):
         bench.send_command(some, **{field: 0})
         n_done += 1
         await bench.done.wait_for(n_done)
@@ -456,7 +467,7 @@ async def fills_its_buffer_and_waits(dut: Any) -> None:
     """Words are taken before their command; ``stall`` is a command without words."""
     bench = await _start(dut)
     depth = PARAMS.weight_buffer_words
-    command = Command(1, 1, 1, range(PARAMS.m_tile))
+    command = Command(1, 1, 1, range(PARAMS.pass_tokens))
     bench.send_command(command)
     await bench.cmd.wait_for(1)
     await ClockCycles(dut.clk, ENGINE.lead + 10)
@@ -469,10 +480,10 @@ async def fills_its_buffer_and_waits(dut: Any) -> None:
     # a pass that fills the buffer, or comes near it
     planes = PARAMS.max_planes
     blocks = min(depth // (planes * PARAMS.steps), PARAMS.acc_blocks // PARAMS.block_rows)
-    k_tiles = min(PARAMS.act_tiles, depth // (planes * PARAMS.steps * blocks) + 1)
-    command = Command(blocks, planes, k_tiles, range(PARAMS.m_tile))
+    depth_tiles = min(PARAMS.act_tiles, depth // (planes * PARAMS.steps * blocks) + 1)
+    command = Command(blocks, planes, depth_tiles, range(PARAMS.pass_tokens))
     former = len(bench.weights.payloads)
-    n_words = command.words * k_tiles
+    n_words = command.words * depth_tiles
     bench.send_words(command, command.pack(command.weights(bench.rng)))
     await ClockCycles(dut.clk, depth + 20)
     assert len(bench.weights.payloads) == former + min(depth, n_words)
@@ -498,8 +509,8 @@ async def one_weight_bit(dut: Any) -> None:
     await bench.done.wait_for(1)
     await bench.check()
 
-    row = PARAMS.tile_n - 3
-    digit = PARAMS.digit_bits // PARAMS.tile_n * row
+    row = PARAMS.step_rows - 3
+    digit = PARAMS.digit_bits // PARAMS.step_rows * row
     # of a ternary code the sign, of others the lowest digit of a code, or the sign of an activation
     bits = [digit + (4 if isinstance(PARAMS, TernaryParams) else 0)]
     if PARAMS.grouped:
@@ -518,7 +529,7 @@ async def one_weight_bit(dut: Any) -> None:
             for lane, value in enumerate(lanes)
             if value != before[0, block][lane]
         ]
-        assert changed == [PARAMS.tile_n + row]
+        assert changed == [PARAMS.step_rows + row]
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -527,10 +538,10 @@ async def accumulators_are_readable_meanwhile(dut: Any) -> None:
     bench = await _start(dut)
     most = PARAMS.acc_blocks // PARAMS.block_rows
     few = most // 2
-    bench.send(Command(few, 1, 1, range(PARAMS.tile_m)))
+    bench.send(Command(few, 1, 1, range(PARAMS.step_tokens)))
     await bench.done.wait_for(1)
     former = dict(bench.expected)
-    bench.send(Command(most - few, PARAMS.max_planes, 3, range(PARAMS.tile_m), first=few))
+    bench.send(Command(most - few, PARAMS.max_planes, 3, range(PARAMS.step_tokens), first=few))
     bench.expected, later = former, bench.expected
     while len(bench.done.cycles) < 2:
         await bench.check()
@@ -543,7 +554,8 @@ async def coverage_is_complete(dut: Any) -> None:
     """Of everything that the bench should have met, nothing is missing; runs after the others."""
     bench = Bench(dut)
     await bench.start()
-    name = f"{PARAMS.kind} {PARAMS.tile_m}x{PARAMS.tile_n}x{PARAMS.tile_k} A{PARAMS.a_width}"
+    step = f"{PARAMS.step_tokens}x{PARAMS.step_rows}x{PARAMS.step_depth}"
+    name = f"{PARAMS.kind} {step} A{PARAMS.a_width}"
     for edge, p_stall in product(EDGES, STALLS):
         counts = {
             f"{planes} planes, {extreme}": COVERAGE[planes, edge, p_stall, extreme]

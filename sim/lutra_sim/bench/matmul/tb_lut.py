@@ -24,8 +24,8 @@ LIMIT = 1 << (PARAMS.a_width - 1)
 
 @dataclass(frozen=True)
 class Pass:
-    """Activations ``[k_tile]`` of a set, and the codes ``[words, tile_n, n_tables]`` that use it,
-    each word with its step."""
+    """Activations ``[depth_tile]`` of a set, and the codes ``[words, step_rows, n_tables]`` that
+    use it, each word with its step."""
 
     a: NDArray[np.int64]
     steps: list[int]
@@ -83,7 +83,7 @@ class Bench:
                 word += 1
             else:
                 noise = self.random.randrange
-                shape = (PARAMS.tile_n, PARAMS.n_tables)
+                shape = (PARAMS.step_rows, PARAMS.n_tables)
                 self.send(0, noise(2), noise(PARAMS.steps), np.full(shape, noise(16)))
 
             await ReadOnly()
@@ -115,24 +115,24 @@ class Bench:
 
 def _random_pass(rng: np.random.Generator, n_words: int) -> Pass:
     """Activations of which a quarter are extreme or zero."""
-    a = rng.integers(-LIMIT, LIMIT, PARAMS.k_tile)
-    corner = rng.choice([-LIMIT, 0, LIMIT - 1], PARAMS.k_tile)
+    a = rng.integers(-LIMIT, LIMIT, PARAMS.depth_tile)
+    corner = rng.choice([-LIMIT, 0, LIMIT - 1], PARAMS.depth_tile)
     return Pass(
-        np.where(rng.random(PARAMS.k_tile) < 0.25, corner, a),
+        np.where(rng.random(PARAMS.depth_tile) < 0.25, corner, a),
         rng.integers(0, PARAMS.steps, n_words).tolist(),
-        rng.integers(0, 16, (n_words, PARAMS.tile_n, PARAMS.n_tables)),
+        rng.integers(0, 16, (n_words, PARAMS.step_rows, PARAMS.n_tables)),
     )
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
 async def extremes(dut: Any) -> None:
     """The largest sums of either sign, alternating signs, and zero; with all signs deferred."""
-    signs = np.where(np.arange(PARAMS.k_tile) % 2, 1, -1)
-    values = [np.full(PARAMS.k_tile, value) for value in (-LIMIT, LIMIT - 1, 0, -1)]
+    signs = np.where(np.arange(PARAMS.depth_tile) % 2, 1, -1)
+    values = [np.full(PARAMS.depth_tile, value) for value in (-LIMIT, LIMIT - 1, 0, -1)]
     values += [np.clip(signs * LIMIT, -LIMIT, LIMIT - 1)]
     steps = [step for step in range(PARAMS.steps) for _ in range(16)]
     codes = np.tile(np.arange(16), PARAMS.steps)[:, None, None]
-    codes = codes.repeat(PARAMS.tile_n, axis=1).repeat(PARAMS.n_tables, axis=2)
+    codes = codes.repeat(PARAMS.step_rows, axis=1).repeat(PARAMS.n_tables, axis=2)
     await Bench(dut).run([Pass(a, steps, codes) for a in values])
 
 
@@ -143,9 +143,9 @@ async def every_code(dut: Any) -> None:
     passes: list[Pass] = []
     for _ in range(2):
         steps = [step for step in range(PARAMS.steps) for _ in range(16)]
-        shape = (PARAMS.steps, 16, PARAMS.tile_n, PARAMS.n_tables)
+        shape = (PARAMS.steps, 16, PARAMS.step_rows, PARAMS.n_tables)
         codes = rng.permuted(np.broadcast_to(np.arange(16)[:, None, None], shape), axis=1)
-        a = rng.integers(-LIMIT, LIMIT, PARAMS.k_tile)
+        a = rng.integers(-LIMIT, LIMIT, PARAMS.depth_tile)
         passes.append(Pass(a, steps, codes.reshape(-1, *shape[2:])))
     await Bench(dut).run(passes)
 
@@ -168,16 +168,16 @@ async def results_come_when_stated(dut: Any) -> None:
     dut.start.value, dut.start_set.value = 1, 0
     await RisingEdge(dut.clk)
     dut.start.value = 0
-    bench.show(np.ones(PARAMS.k_tile, np.int64))
+    bench.show(np.ones(PARAMS.depth_tile, np.int64))
     await ClockCycles(dut.clk, DATAPATH.prepare_cycles - 1)
 
-    all_added = np.full((PARAMS.tile_n, PARAMS.n_tables), 7)
-    for codes, total in ((all_added, PARAMS.tile_k), (all_added ^ 8, -PARAMS.tile_k)):
+    all_added = np.full((PARAMS.step_rows, PARAMS.n_tables), 7)
+    for codes, total in ((all_added, PARAMS.step_depth), (all_added ^ 8, -PARAMS.step_depth)):
         seen: list[bool] = []
         bench.send(1, 0, 0, codes)
         for _ in range(DATAPATH.latency + 3):
             await ReadOnly()
-            seen.append(bench.sums() == [total] * PARAMS.tile_n)
+            seen.append(bench.sums() == [total] * PARAMS.step_rows)
             await RisingEdge(dut.clk)
             bench.send(0, 0, 0, codes)
         assert seen == [False] * DATAPATH.latency + [True] * 3

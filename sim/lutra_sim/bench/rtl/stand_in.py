@@ -25,9 +25,9 @@ __all__ = ["CONFIG", "MAX_BEATS", "Fault", "StandIn", "generate"]
 
 CONFIG = AcceleratorConfig(
     name="stand-in",
-    tile_k=3,
-    k_tile=3,
-    m_tile=2,
+    step_depth=3,
+    depth_tile=3,
+    pass_tokens=2,
     head_dim=8,
     n_heads=1,
     n_kv_heads=1,

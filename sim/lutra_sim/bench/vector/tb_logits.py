@@ -33,7 +33,7 @@ BEAT = PARAMS.data_bytes
 async def writes_logits(dut: Any, p_stall: float) -> None:
     """Chunks of rows reach memory where they belong; the arg-max goes over chunks."""
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
-    tokens, blocks = PARAMS.m_tile, PARAMS.row_blocks_max
+    tokens, blocks = PARAMS.pass_tokens, PARAMS.row_blocks_max
     acc_limit = 1 << (PARAMS.acc_width - 1)
     members = Logits(PARAMS).signature.members
     acc_memory, param_memory = (PortMemory(members[name].signature) for name in ("acc", "param"))

@@ -100,7 +100,7 @@ def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]
         NormSource.SWIGLU: min(config.row_blocks_max // 2, 40),
     }
     widths = {NormSource.GATE: config.gate_width, NormSource.SWIGLU: config.acc_width}
-    tokens = config.m_tile
+    tokens = config.pass_tokens
 
     def scale(low: int, high: int) -> Scale:
         return Scale(np.array(rng.integers(1 << 15, 1 << 16)), np.array(rng.integers(low, high)))
@@ -181,7 +181,7 @@ async def normalises(dut: Any) -> None:
     all_cases = list(cases(config, rng))
     for number, case in enumerate(all_cases):
         q, scales = golden(case, config.a_width)
-        words = (config.m_tile, case.n_words, LANES)
+        words = (config.pass_tokens, case.n_words, LANES)
         for name in names:
             memories[name].words.clear()
         if case.source in (NormSource.GATE, NormSource.SWIGLU):
@@ -210,7 +210,7 @@ async def normalises(dut: Any) -> None:
         assert len(writes.cycles) == len(chosen) * case.n_words, what
         expected_scales = np.stack(case.scales, axis=1)
         expected_scales[chosen] = np.stack(scales, axis=1)[chosen]
-        assert (memories["scale_r"].array(config.m_tile) == expected_scales).all(), what
+        assert (memories["scale_r"].array(config.pass_tokens) == expected_scales).all(), what
         cycles = done.cycles[-1] - accepted.cycles[-1]
         assert cycles == NormQuant.cycles(case.n_words, case.token_count, case.source), what
     assert len(done.cycles) == len(all_cases)

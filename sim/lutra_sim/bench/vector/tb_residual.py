@@ -33,7 +33,7 @@ async def adds(dut: Any) -> None:
     residual.record(dut, "residual_w")
     await reset(dut)
 
-    tokens, words = PARAMS.m_tile, PARAMS.hidden_max // 8
+    tokens, words = PARAMS.pass_tokens, PARAMS.hidden_max // 8
     acc_limit, limit = 1 << (PARAMS.acc_width - 1), 1 << (RESIDUAL_WIDTH - 1)
     # rows of the command; the last three numbers are the exponent of the factor and the fraction
     cases = [(tokens, words, 20, exponent, 8) for exponent in (-9, -8, -24, -40, -70, -71, -90)]

@@ -62,7 +62,7 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
     done, stall = PulseMonitor(dut, "done"), PulseMonitor(dut, "stall")
     await reset(dut)
 
-    n, d, limit = PARAMS.m_tile, PARAMS.head_dim, 1 << (PARAMS.acc_width - 1)
+    n, d, limit = PARAMS.pass_tokens, PARAMS.head_dim, 1 << (PARAMS.acc_width - 1)
     sizes = [n, 1, 0, *range(2, n, max(1, n // 3)), n]
     seen, measured = 0, []
     for case, count in enumerate(sizes):

@@ -130,7 +130,7 @@ async def executes(dut: Any, p_stall: float) -> None:
     await reset(dut)
     cocotb.start_soon(_writer(dut))
 
-    n, d = PARAMS.m_tile, PARAMS.head_dim
+    n, d = PARAMS.pass_tokens, PARAMS.head_dim
     golden = Interpreter(PARAMS, Memory(MEMORY_BYTES))
     golden.params[:] = rng.integers(-(1 << 14), 1 << 14, golden.params.shape)
     golden.acc[:] = rng.integers(-(1 << 17), 1 << 17, golden.acc.shape)

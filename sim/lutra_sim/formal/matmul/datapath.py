@@ -25,7 +25,7 @@ word."""
 
 def digit_weights(prop: Property, m: Module, params: DigitParams, fields: Value) -> list[Value]:
     """Digits of mixpe and mac: unsigned numbers."""
-    return [fields.word_select(k, params.w_width) for k in range(params.tile_k)]
+    return [fields.word_select(k, params.w_width) for k in range(params.step_depth)]
 
 
 def lut_weights(prop: Property, m: Module, params: LutParams, fields: Value) -> list[Value]:
@@ -74,17 +74,17 @@ class DatapathEqual(Property):
 
     def rules(self, m: Module) -> None:
         dut, p = self.dut, self.dut.params
-        prepare, k_tile = dut.prepare_cycles, p.k_tile
+        prepare, depth_tile = dut.prepare_cycles, p.depth_tile
         now = Signal(range(2 * prepare + 2))
         with m.If(now != 2 * prepare + 1):
             m.d.sync += now.eq(now + 1)
         first_set = self.constant(m, 1, "first_set")
         high = self.constant(m, 1, "high")
-        short = self.constant(m, k_tile * _A_BITS, "short")
+        short = self.constant(m, depth_tile * _A_BITS, "short")
         above = p.a_width - _A_BITS
         tiles = []
         for bits in (short, ~short):
-            values = [bits.word_select(k, _A_BITS) for k in range(k_tile)]
+            values = [bits.word_select(k, _A_BITS) for k in range(depth_tile)]
             low = Cat(Cat(value, value[-1].replicate(above)) for value in values)
             tiles.append(Mux(high, Cat(Cat(Const(0, above), value) for value in values), low))
         self.assume(
@@ -98,11 +98,11 @@ class DatapathEqual(Property):
         if p.steps > 1:
             self.assume(m, dut.step < p.steps)
 
-        tile = Signal(k_tile * p.a_width)
-        activations = Signal(p.tile_k * p.a_width)
+        tile = Signal(depth_tile * p.a_width)
+        activations = Signal(p.step_depth * p.a_width)
         m.d.comb += tile.eq(Mux(dut.set == first_set, *tiles))
         m.d.comb += activations.eq(tile.word_select(dut.step, len(activations)))
-        row_bits = p.digit_bits // p.tile_n
+        row_bits = p.digit_bits // p.step_rows
         fields = dut.digits.word_select(self._row, row_bits)
         products: list[Any] = [
             activations.word_select(k, p.a_width).as_signed() * weight

@@ -27,6 +27,9 @@ LOG_LINES = 15
 # packages that come with each extra, roughly: for the estimate alone
 N_PACKAGES = {"": 28, "sim": 24, "dev": 20}
 
+# Lutra's own distribution when it had the name that is another project's on PyPI
+OLD_NAME = "lutra"
+
 
 def main(extras: list[str]) -> int:
     """Bring ``.venv`` up to date; returns the exit status."""
@@ -60,6 +63,7 @@ def ensure(extras: set[str]) -> None:
         write_stamp({"root": str(ROOT)})
     # what an earlier command installed stays
     extras |= set(installed.get("extras", []))
+    remove_old_distribution()
     install(sorted(extras))
     write_stamp({"root": str(ROOT), "key": key(), "extras": sorted(extras)})
 
@@ -118,13 +122,26 @@ def create_venv() -> None:
         progress.finish()
 
 
+def remove_old_distribution() -> None:
+    """Uninstall what has the old name: its modules and its command would hide the new ones."""
+    if not any(VENV.glob(f"lib/python*/site-packages/{OLD_NAME}-*.dist-info")):
+        return
+    command = [python(), "-m", "pip", "uninstall", "--yes", "--disable-pip-version-check", OLD_NAME]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise EnvironmentFailure(
+            f"pip could not uninstall {OLD_NAME}, the old name of Lutra in .venv: "
+            f"{last_line(done.stdout + done.stderr)}; remove .venv, then run the same command again"
+        )
+
+
 def install(extras: list[str]) -> None:
     """``pip install -e .[extras]`` with a progress line in place of pip's output."""
     command = [python(), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "off", "-e", f"{ROOT}[{','.join(extras)}]"]
     expected = N_PACKAGES[""] + sum(N_PACKAGES.get(extra, 10) for extra in extras)
     n_before = n_installed()
-    with Progress(f"installing lutra[{','.join(extras)}]") as progress, LOG.open("w") as log:
+    with Progress(f"installing lutra-fpga[{','.join(extras)}]") as progress, LOG.open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
         try:
             while process.poll() is None:
@@ -141,7 +158,7 @@ def install(extras: list[str]) -> None:
     raise EnvironmentFailure(
         "\n".join(
             [
-                f"pip could not install lutra[{','.join(extras)}]; the end of its log, {LOG}:",
+                f"pip could not install lutra-fpga[{','.join(extras)}]; the end of its log, {LOG}:",
                 *(f"  {line}" for line in tail),
                 "Check the network and the free disk space, then run the same command again.",
             ]

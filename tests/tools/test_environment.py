@@ -52,10 +52,10 @@ def fake_venv(venv: Path, *, status: int) -> None:
 
 
 def calls(environment: ModuleType) -> list[str]:
-    """The extras of every pip run so far."""
+    """The extras of every installation so far."""
     path = environment.VENV / "calls"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [line[line.index("[") :] for line in lines]
+    return [line[line.index("[") :] for line in lines if " install " in line]
 
 
 def test_installs_once(environment: ModuleType) -> None:
@@ -77,6 +77,36 @@ def test_follows_pyproject(environment: ModuleType) -> None:
     assert calls(environment) == ["[sim]", "[sim]"]
 
 
+def test_the_old_distribution_is_removed_first(environment: ModuleType) -> None:
+    environment.create_venv()
+    environment.write_stamp({"root": str(environment.ROOT), "key": "old", "extras": ["sim"]})
+    packages = environment.VENV / "lib/python3.11/site-packages"
+    for name in ("lutra-0.1.0", "lutra_fpga-0.1.0"):
+        (packages / f"{name}.dist-info").mkdir(parents=True)
+    assert environment.main([]) == 0
+    lines = (environment.VENV / "calls").read_text().splitlines()
+    assert [line.split()[2] for line in lines] == ["uninstall", "install"]
+    assert lines[0].split()[-1] == "lutra"
+    (packages / "lutra-0.1.0.dist-info").rmdir()
+    (environment.VENV / "calls").unlink()
+    assert environment.main(["dev"]) == 0
+    assert calls(environment) == ["[dev,sim]"]
+
+
+def test_an_old_distribution_that_stays_is_an_error(
+    environment: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment.create_venv()
+    environment.write_stamp({"root": str(environment.ROOT)})
+    (environment.VENV / "lib/python3.11/site-packages/lutra-0.1.0.dist-info").mkdir(parents=True)
+    fake_venv(environment.VENV, status=1)
+    assert environment.main(["sim"]) == 2
+    assert capsys.readouterr().err == (
+        "error: pip could not uninstall lutra, the old name of Lutra in .venv: ERROR: No space "
+        "left on device; remove .venv, then run the same command again\n"
+    )
+
+
 def test_a_failure_is_taken_up_again(
     environment: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,7 +114,7 @@ def test_a_failure_is_taken_up_again(
     environment.write_stamp({"root": str(environment.ROOT)})
     fake_venv(environment.VENV, status=1)
     assert environment.main(["sim"]) == 2
-    assert "error: pip could not install lutra[sim]" in (message := capsys.readouterr().err)
+    assert "error: pip could not install lutra-fpga[sim]" in (message := capsys.readouterr().err)
     assert "  ERROR: No space left on device\n" in message
     assert "run the same command again" in message
     fake_venv(environment.VENV, status=0)

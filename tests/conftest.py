@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import pytest
 
+from lutra_golden.install import install_command
+
 pytest_plugins = ["tests.host.fixtures"]
 
 
@@ -15,7 +17,7 @@ def _missing_for_cocotb() -> str | None:
         from lutra_sim.bench.build import check_cocotb
         from lutra_sim.rtl.toolchain import ToolchainError
     except ImportError as error:
-        return f"{error}: install lutra[sim]"
+        return f"{error}: run `{install_command('sim')}`"
     try:
         check_cocotb()
     except ToolchainError as error:
@@ -29,7 +31,7 @@ def _missing_for_rtl() -> str | None:
         importlib.import_module("amaranth")
         from lutra_sim.rtl.toolchain import ToolchainError, check_toolchain
     except ImportError as error:
-        return f"{error}: install lutra[sim]"
+        return f"{error}: run `{install_command('sim')}`"
     try:
         check_toolchain()
     except ToolchainError as error:
@@ -42,7 +44,7 @@ def _missing_for_formal() -> str | None:
     try:
         from lutra_sim.formal.prove import FormalToolsError, check_tools
     except ImportError as error:
-        return f"{error}: install lutra[formal]"
+        return f"{error}: run `{install_command('formal')}`"
     try:
         check_tools()
     except FormalToolsError as error:

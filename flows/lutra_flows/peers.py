@@ -3,7 +3,7 @@
 Both run the 2B-4T shape with random ternary weights, on as many threads, in turns. llama.cpp has no
 such architecture with these weights in its TQ2_0 format, so it is given Llama's, with the same
 matrices: ternary layers in TQ2_0, embedding and head in Q6_K, as it stores them by itself. It needs
-``pip install lutra[peers]``.
+the extra ``peers``.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from lutra.models.random import RANDOM_SHAPES
 from lutra.packed.random import PREFIX, random_packed
 from lutra.progress import StepProgress
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 from lutra_golden.model.shapes import linear_shapes
 
 __all__ = ["main", "measure", "write_gguf"]
@@ -180,7 +181,8 @@ def measure(
         peer = f"llama.cpp {version('llama-cpp-python')}"
     except PackageNotFoundError:
         raise LutraError(
-            "the peer llama.cpp is not installed: pip install 'lutra[peers]' (compiles it)"
+            "the peer llama.cpp is not installed: run "
+            f"`{install_command('peers')}`, which compiles it"
         ) from None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "peer.gguf"

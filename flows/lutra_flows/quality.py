@@ -29,6 +29,7 @@ from lutra.quantize.reference import reference
 from lutra.text.tokenizer import Tokenizer
 from lutra_golden.core.config import NANO_WIDE
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 from lutra_golden.matmul.engine import SCALE_WIDTH, ZERO_WIDTH
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import PackedModel
@@ -229,7 +230,7 @@ def plot(points: Sequence[Point], base: float, paths: Sequence[Path]) -> None:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
-        raise LutraError("matplotlib is not installed: run `pip install 'lutra[flows]'`") from None
+        raise LutraError(f"matplotlib is not installed: run `{install_command('flows')}`") from None
     mpl.rcParams["svg.hashsalt"] = "lutra"  # the same figures give the same file
     figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()

@@ -8,10 +8,10 @@ import os
 import sys
 from importlib import import_module
 
-__all__ = ["UNAVAILABLE", "gpu_count", "interpreted", "missing"]
+from lutra_golden.install import install_command
 
-UNAVAILABLE = "install lutra[gpu]"
-"""What mends a missing Triton or torch."""
+__all__ = ["gpu_count", "interpreted", "missing"]
+
 _NEEDED = "a GPU of compute capability 8.0 or higher is needed, and its driver"
 
 
@@ -40,9 +40,12 @@ def missing() -> str | None:
         torch = import_module("torch")
         import_module("triton")
     except ImportError as error:
-        return f"{error}: {UNAVAILABLE}"
+        return f"{error}: run `{install_command('gpu')}`"
     if not torch.cuda.is_available():
-        return f"torch finds no CUDA device, it may be built without CUDA: {UNAVAILABLE}"
+        return (
+            "torch finds no CUDA device, it may be built without CUDA: install a build that has "
+            "it, see https://pytorch.org"
+        )
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         return f"the GPU has compute capability {major}.{minor}: {_NEEDED}"

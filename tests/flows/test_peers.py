@@ -11,6 +11,7 @@ gguf = pytest.importorskip("gguf")
 from lutra.formats.gguf import GgufFile
 from lutra_flows import peers
 from lutra_flows.peers import main, write_gguf
+from lutra_golden.install import install_command
 
 SHAPE = {
     "hidden_size": 512,
@@ -50,5 +51,6 @@ def test_without_the_peer_it_says_how_to_get_it(
     monkeypatch.setattr(peers, "version", missing)
     assert main(["-t", "1"]) == 2
     assert capsys.readouterr().err == (
-        "error: the peer llama.cpp is not installed: pip install 'lutra[peers]' (compiles it)\n"
+        "error: the peer llama.cpp is not installed: run "
+        f"`{install_command('peers')}`, which compiles it\n"
     )

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import lutra_kernels as kernels_gpu
+from lutra_golden.install import install_command
 from lutra_kernels import gpu_count, missing
 
 
@@ -18,7 +19,7 @@ def torch_with(available: bool, capability: tuple[int, int]) -> SimpleNamespace:
     ("count", "torch", "expected"),
     [
         (0, None, "there is no CUDA device: a GPU of compute capability 8.0 or higher is needed"),
-        (1, None, "no module torch: install lutra[gpu]"),
+        (1, None, f"no module torch: run `{install_command('gpu')}`"),
         (1, torch_with(False, (9, 0)), "torch finds no CUDA device, it may be built without CUDA"),
         (1, torch_with(True, (7, 5)), "the GPU has compute capability 7.5: a GPU of compute capab"),
         (1, torch_with(True, (8, 0)), None),

@@ -10,6 +10,7 @@ from lutra_flows.synth.designs import Made, design
 from lutra_flows.synth.liberty import Library
 from lutra_flows.synth.report import Progress, Report, Request, synthesize
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 
 __all__ = [
     "BEGIN",
@@ -188,7 +189,7 @@ def plot(reports: Sequence[Report], paths: Sequence[Path]) -> None:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
-        raise LutraError("matplotlib is not installed: run `pip install 'lutra[flows]'`") from None
+        raise LutraError(f"matplotlib is not installed: run `{install_command('synth')}`") from None
     mpl.rcParams["svg.hashsalt"] = "lutra"  # the same figures give the same file
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)

@@ -20,6 +20,7 @@ from lutra_flows.synth.yosys import (
     run_jobs,
 )
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 from lutra_sim.rtl.toolchain import ToolchainError, cache_folder
 
 __all__ = ["TARGETS", "Report", "Request", "libraries", "synthesize"]
@@ -103,7 +104,7 @@ def synthesize(
 ) -> list[Report]:
     """Run Yosys for each request, or take its answer from the cache."""
     if importlib.util.find_spec("amaranth") is None:
-        raise LutraError("Amaranth is not installed: run `pip install 'lutra[sim,synth]'`")
+        raise LutraError(f"Amaranth is not installed: run `{install_command('synth')}`")
     yosys, cache = find_yosys(), _cache()
     netlists: dict[int, str] = {}
     designs = {id(request.design): request.design for request in requests}

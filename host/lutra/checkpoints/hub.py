@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 
 __all__ = ["download", "is_id"]
 
@@ -32,7 +33,7 @@ def download(name: str) -> Path:
     except ImportError:
         raise LutraError(
             f"model {name!r} is neither a folder nor a file, and to download it huggingface_hub is "
-            "missing: pip install huggingface_hub, or give a folder"
+            f"missing: run `{install_command()}`, or give a folder"
         ) from None
     try:
         folder = hub.snapshot_download(name, allow_patterns=_PATTERNS, ignore_patterns=_OTHERS)

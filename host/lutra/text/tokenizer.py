@@ -14,6 +14,7 @@ from lutra.formats.config_file import ConfigFile
 from lutra.formats.gguf import GgufFile, is_gguf
 from lutra.formats.gguf_vocabulary import read_vocabulary
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 
 __all__ = ["StreamDecoder", "Tokenizer", "copy_tokenizer"]
 
@@ -255,8 +256,8 @@ class _SentencePiece:
             library: Any = import_module("sentencepiece")
         except ImportError:
             raise LutraError(
-                f"to read {path} sentencepiece is missing: pip install sentencepiece, or use a "
-                "model with a tokenizer.json"
+                f"to read {path} sentencepiece is missing: run "
+                f"`{install_command('sentencepiece')}`, or use a model with a tokenizer.json"
             ) from None
         try:
             self._processor: Any = library.SentencePieceProcessor(model_file=str(path))

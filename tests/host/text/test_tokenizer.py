@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as HfTokenizer
 from lutra.models import find_model
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
 from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 TEXTS = [
@@ -368,7 +370,8 @@ def test_sentencepiece_special_tokens(pieces: Tokenizer) -> None:
 def test_sentencepiece_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    message = r"tokenizer\.model sentencepiece is missing: pip install sentencepiece, or use a"
+    command = re.escape(install_command("sentencepiece"))
+    message = rf"tokenizer\.model sentencepiece is missing: run `{command}`, or use a model with a"
     with pytest.raises(LutraError, match=message):
         Tokenizer(tmp_path)
 

@@ -11,6 +11,7 @@ from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from lutra_golden.install import install_command
 from lutra_sim.formal import prove as prove_module
 from lutra_sim.formal.__main__ import main, table
 from lutra_sim.formal.property import Property
@@ -104,7 +105,7 @@ def test_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FormalToolsError) as error:
         check_tools()
     assert str(error.value) == (
-        "no-such-tool of the package nothing is not installed: install lutra[formal]"
+        f"no-such-tool of the package nothing is not installed: run `{install_command('formal')}`"
     )
 
 

@@ -195,8 +195,7 @@ def open_library(path: Path) -> CDLL:
     abi = getattr(found, "lutra_cpu_abi", None)
     if abi is None or abi() != _ABI:
         raise LutraError(
-            f"{path} belongs to another version of lutra: install lutra again, or remove the file, "
-            "then it is compiled"
+            f"{path} belongs to another version of Lutra: remove it, then it is compiled again"
         )
     return found
 

@@ -112,7 +112,7 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
     source, path = tmp_path / "other.c", tmp_path / "libtest.so"
     source.write_text("int lutra_cpu_abi(void) { return -1; }\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", path, source], check=True)
-    message = rf"^{path} belongs to another version of lutra: install lutra again, or remove the f"
+    message = rf"^{path} belongs to another version of Lutra: remove it, then it is compiled again$"
     with pytest.raises(LutraError, match=message):
         open_library(path)
 

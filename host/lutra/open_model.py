@@ -11,6 +11,7 @@ from lutra.quantize import DEFAULT_GROUP, GROUPS
 from lutra.quantize.pack import pack_model
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.cache import Kv
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["open_model", "open_packed_model"]
@@ -23,7 +24,7 @@ def open_packed_model(
     name: str | Path,
     format: str | None = None,
     group: int | None = None,
-    kv_bits: int | None = None,
+    kv_bits: Kv | None = None,
     context: int | None = None,
     progress: Progress | None = None,
 ) -> PackedModel:
@@ -45,7 +46,7 @@ def open_model(
     path: Path,
     format: str | None,
     group: int | None,
-    kv_bits: int | None,
+    kv_bits: Kv | None,
     context: int | None,
     progress: Progress | None,
 ) -> tuple[Decoder | None, PackedModel]:

@@ -133,7 +133,7 @@ def test_the_rtl_gives_the_logits_of_the_golden_device(
 )
 def test_the_rtl_with_a_cache_of_four_bits(name: str, engine: str, packed: Packed) -> None:
     """Windows that begin at odd positions, tiles that end at them, padded heads."""
-    model = replace(packed(name), kv_bits=4)
+    model = replace(packed(name), key_bits=4, value_bits=4)
     timing = random_timing(2) if name in ("mistral-window", "bitnet") else IDEAL
     assert_the_rtl_gives_the_same(model, config_of_engine(engine, kv_width=4), timing)
 
@@ -155,7 +155,7 @@ def test_the_rtl_of_a_configuration_made_to_measure(name: str, packed: Packed) -
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_cache_of_four_bits_is_near_floating_point(name: str, packed: Packed) -> None:
-    model = replace(packed(name), kv_bits=4)
+    model = replace(packed(name), key_bits=4, value_bits=4)
     config = config_of_engine(next(engines_of(name)), kv_width=4)
     actual = golden_logits(model, config)
     near = error(actual, expected_logits(model))

@@ -16,9 +16,9 @@ from lutra.devices.choose import DEVICES, choose_device, notes_on
 from lutra.open_model import open_packed_model
 from lutra.progress import StepProgress
 from lutra.quantize import GROUPS
-from lutra_golden.core.config import KV_WIDTHS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
+from lutra_golden.model.cache import KV_NAMES
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["N_GEN", "N_PROMPT", "Row", "add_bench", "add_threads", "bench"]
@@ -65,7 +65,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=FORMATS, type=str.upper, help="what it is rounded to")
     parser.add_argument("--group", type=int, choices=GROUPS, help="weights that share a scale")
-    parser.add_argument("--kv", type=int, choices=KV_WIDTHS, help="bits of keys and values (8)")
+    parser.add_argument("--kv", choices=KV_NAMES, help="bits of keys and values (8)")
     parser.add_argument("-p", "--n-prompt", type=int, help=f"prefill of so many ({N_PROMPT})")
     parser.add_argument("-n", "--n-gen", type=int, help=f"decode of so many ({N_GEN})")
     parser.add_argument("-r", "--repetitions", type=int, default=5, help="of every test (5)")

@@ -32,9 +32,10 @@ from lutra.models import shipped_models
 from lutra.progress import StepProgress
 from lutra.quantize import DEFAULT_GROUP, GROUPS
 from lutra.text.sampling import SamplingParams
-from lutra_golden.core.config import CONFIGS, ENGINES, KV_WIDTHS, NANO_WIDE
+from lutra_golden.core.config import CONFIGS, ENGINES, NANO_WIDE
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
+from lutra_golden.model.cache import KV_NAMES
 
 __all__ = ["main"]
 
@@ -137,9 +138,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         choices=GROUPS,
         help=f"weights that share a scale and a zero point (default {DEFAULT_GROUP})",
     )
-    parser.add_argument(
-        "--kv", type=int, choices=KV_WIDTHS, help="bits of cached keys and values (default 8)"
-    )
+    parser.add_argument("--kv", choices=KV_NAMES, help="bits of cached keys and values (default 8)")
     parser.add_argument(
         "--engine",
         choices=tuple(ENGINES),
@@ -313,7 +312,7 @@ def _figures(llm: LLM, text: str) -> dict[str, object]:
         "engine": config.engine if config else None,
         "format": llm.packed.format,
         "group": llm.packed.group,
-        "kv_bits": llm.packed.kv_bits,
+        "kv_bits": llm.packed.kv,
         "model": llm.packed.name,
         "text": text,
         "prompt_tokens": stats.prompt_tokens,
@@ -438,7 +437,7 @@ def _perplexity(args: argparse.Namespace) -> int:
         as_it_is = args.float and source is llm.source and not llm.packed.ternary
         figures |= {"format": None if as_it_is else llm.packed.format}
         figures |= {"group": None if as_it_is else llm.packed.group}
-        figures |= {"kv_bits": None if as_it_is else llm.packed.kv_bits}
+        figures |= {"kv_bits": None if as_it_is else llm.packed.kv}
         figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
         print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))
     else:

@@ -24,9 +24,9 @@ from lutra.quantize.calibration import calibration_windows
 from lutra.quantize.driver import METHODS, Recipe, quantize_layers
 from lutra.quantize.pack import Packer
 from lutra.text.tokenizer import Tokenizer, copy_tokenizer
-from lutra_golden.core.config import KV_WIDTHS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
+from lutra_golden.model.cache import KV_NAMES
 
 __all__ = ["add_pack", "add_quantize"]
 
@@ -75,7 +75,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         help=f"weights that share a scale and a zero point (default {DEFAULT_GROUP})",
     )
     parser.add_argument(
-        "--kv", type=int, choices=KV_WIDTHS, default=8, help="bits of keys and values (default 8)"
+        "--kv", choices=KV_NAMES, default="8", help="bits of keys and values (default 8)"
     )
     parser.add_argument(
         "-c", "--ctx-size", type=int, help=f"positions (default: the model's, at most {CONTEXT})"

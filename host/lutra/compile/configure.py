@@ -6,6 +6,7 @@ from dataclasses import replace
 from lutra.compile.fit import check_fit, engines_for, round_up
 from lutra_golden.core.config import CONFIGS, ENGINES, AcceleratorConfig, with_engine
 from lutra_golden.errors import LutraError
+from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.padding import built_head_dim, padded_group
 from lutra_golden.vector.norm import GATE_WIDTH_MAX
@@ -40,8 +41,9 @@ def configure(
     if config not in CONFIGS:
         raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
     base = CONFIGS[config]
-    if model.kv_bits != base.kv_width:
-        base = replace(base, name=f"{base.name}-kv{model.kv_bits}", kv_width=model.kv_bits)
+    kv_bits = common_kv_bits(model, "rtl")
+    if kv_bits != base.kv_width:
+        base = replace(base, name=f"{base.name}-kv{kv_bits}", kv_width=kv_bits)
     choice = engines_for(model)
     if engine is not None and engine not in choice:
         # refused when the model is compiled

@@ -9,6 +9,7 @@ from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import SCALE_WIDTH, EngineParams, GroupedWeights
 from lutra_golden.model.limits import ACC_MAX
+from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedLayer, PackedModel
 from lutra_golden.model.padding import built_head_dim
 from lutra_golden.model.shapes import LINEARS, Gate
@@ -121,11 +122,12 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
                 f"configuration {c.name} is built for {name} {fixed}, the model has {has}: "
                 f"use a configuration with {name}={value}"
             )
-    if model.kv_bits != c.kv_width:
+    kv_bits = common_kv_bits(model, "rtl")
+    if kv_bits != c.kv_width:
         raise LutraError(
             f"configuration {c.name} is built for a KV cache of {c.kv_width} bits, the model is "
-            f"packed for {model.kv_bits}: give --kv {c.kv_width} to lutra pack or lutra quantize, "
-            f"or use a configuration with kv_width={model.kv_bits}"
+            f"packed for {kv_bits}: give --kv {c.kv_width} to lutra pack or lutra quantize, "
+            f"or use a configuration with kv_width={kv_bits}"
         )
     if model.hidden_size % 32 or model.intermediate_size % 16:
         raise LutraError(

@@ -132,7 +132,9 @@ def verify(
             PartError(
                 name=f"layer {i}",
                 own=_relative(added, after - before),
-                limit=_limit(layer, decoder.layers[i], model.kv_bits) if limit is None else limit,
+                limit=_limit(layer, decoder.layers[i], model.value_bits)
+                if limit is None
+                else limit,
                 total=_relative(whole, after),
                 integer=_relative(whole, x),
             )

@@ -166,8 +166,8 @@ class Decoder:
     """A whole model. ``lm_head`` is None if the embedding is also the head.
 
     With ``activation_bits`` the inputs of the layers' matrices are rounded to so many bits per
-    token, as they are on an accelerator; with ``head_bits`` that of the head, with ``kv_bits`` each
-    head of keys and values.
+    token, as they are on an accelerator; with ``head_bits`` that of the head, with ``key_bits`` and
+    ``value_bits`` each head of keys and of values.
     """
 
     name: str
@@ -179,7 +179,8 @@ class Decoder:
     lm_head: Dense | None = None
     activation_bits: int | None = None
     head_bits: int | None = None
-    kv_bits: int | None = None
+    key_bits: int | None = None
+    value_bits: int | None = None
     dtype: type[np.floating] = field(default=np.float64)
 
     def forward(self, tokens: NDArray[np.int64]) -> Float:
@@ -215,7 +216,8 @@ class Decoder:
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm, c.rms_norm_eps)
             k = rms_norm(k, layer.k_norm, c.rms_norm_eps)
-        k, v = (np.multiply(*self._rounded(each, self.kv_bits)) for each in (rotate(k), v))
+        k = np.multiply(*self._rounded(rotate(k), self.key_bits))
+        v = np.multiply(*self._rounded(v, self.value_bits))
         h = causal_attention(rotate(q), k, v, window)
         if layer.attn_sub_norm is not None:
             h = rms_norm(h, layer.attn_sub_norm, c.rms_norm_eps)

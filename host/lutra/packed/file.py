@@ -20,22 +20,23 @@ from lutra.formats.safetensors import SafetensorsFolder
 from lutra.formats.safetensors_writer import write_safetensors
 from lutra.packed.layers import LayerReader, LayerSizes, read_count, read_scale, take_typed
 from lutra.packed.store import PackedStore
-from lutra_golden.core.config import KV_WIDTHS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import A_BITS
+from lutra_golden.model.cache import KV_PAIRS
 from lutra_golden.model.limits import FRAC_MAX, HEAD_MAX, RESIDUAL_FRAC_MAX, SHIFT_MAX
 from lutra_golden.model.packed import PackedLayer, PackedModel, PackedNorm
 from lutra_golden.model.shapes import LINEARS, Gate
 
 __all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
 
-VERSION = 2
+VERSION = 3
 """Of the format; another one is refused."""
 _KEY = "lutra_version"
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
 _ARRAYS = ("embedding", "rope", "norm", "head", "head_rows")
 _FIELDS = (
-    "architecture", "format", "a_bits", "kv_bits", "ternary", "w_bits", "scale_bits", "group",
+    "architecture", "format", "a_bits", "key_bits", "value_bits", "ternary", "w_bits", "scale_bits",
+    "group",
     "biased", "head_normed", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads",
     "head_dim", "vocab_size", "context", "bos", "head_eps", "residual_frac", "embedding_frac",
     "head_shift", "head_scale",
@@ -248,8 +249,12 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
     gate, a_bits, bos = file.get("gate"), file.whole("a_bits"), file.tokens("bos")
     file.require("gate", gate, *(each.value for each in Gate), advice=_ADVICE)
     file.require("a_bits", a_bits, *A_BITS, advice=_ADVICE)
-    kv_bits = file.whole("kv_bits")
-    file.require("kv_bits", kv_bits, *KV_WIDTHS, advice=_ADVICE)
+    key_bits, value_bits = kv = file.whole("key_bits"), file.whole("value_bits")
+    if kv not in KV_PAIRS:
+        raise LutraError(
+            f"{file.path}: key_bits and value_bits must be 8 and 8, 8 and 4 or 4 and 4, not "
+            f"{key_bits} and {value_bits}: {_ADVICE}"
+        )
     promise = _Promise(
         ternary=file.flag("ternary"),
         w_bits=file.whole("w_bits", most=8),
@@ -276,7 +281,8 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
         architecture=_text(file, "architecture"),
         format=_text(file, "format"),
         a_bits=a_bits,
-        kv_bits=kv_bits,
+        key_bits=key_bits,
+        value_bits=value_bits,
         ternary=promise.ternary,
         w_bits=promise.w_bits,
         scale_bits=promise.scale_bits,

@@ -15,10 +15,10 @@ from lutra.models.decoder import CONTEXT, DecoderConfig, read_config
 from lutra.models.qwen import QWEN2, QWEN3
 from lutra.models.random import RANDOM_SHAPES
 from lutra_golden.arith.scale import scale_from_float
-from lutra_golden.core.config import KV_WIDTHS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.b128 import row_bytes
+from lutra_golden.model.cache import Kv, kv_pair
 from lutra_golden.model.limits import ACC_MAX, LOGIT_ACC_MAX, least_shift
 from lutra_golden.model.packed import (
     HeadNorms,
@@ -51,7 +51,7 @@ def random_packed(
     group: int = 128,
     context: int | None = None,
     *,
-    kv_bits: int = 8,
+    kv_bits: Kv = 8,
     n_layers: int | None = None,
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
@@ -72,8 +72,7 @@ def random_packed(
         raise LutraError(f"{name} has ternary weights, they are not rounded to {format}")
     if format.ternary and not bitnet:
         raise LutraError(f"{name} has no ternary weights: give another format than {format}")
-    if kv_bits not in KV_WIDTHS:
-        raise LutraError(f"kv must be 8 or 4 bits, not {kv_bits}")
+    key_bits, value_bits = kv_pair(kv_bits)
     context = min(c.max_position_embeddings, CONTEXT) if context is None else context
     if not 1 <= context <= c.max_position_embeddings:
         raise LutraError(f"the context must be in 1..{c.max_position_embeddings}, not {context}")
@@ -109,7 +108,8 @@ def random_packed(
         n_heads=c.num_attention_heads,
         n_kv_heads=c.num_key_value_heads,
         head_dim=c.head_dim,
-        kv_bits=kv_bits,
+        key_bits=key_bits,
+        value_bits=value_bits,
         vocab_size=c.vocab_size,
         context=context,
         bos=None,

@@ -26,6 +26,7 @@ from lutra.quantize.smoothquant import smoothquant
 from lutra.quantize.target import Method, Target
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.cache import Kv
 from lutra_golden.model.packed import PackedLayer, PackedModel
 from lutra_golden.model.shapes import LINEARS
 
@@ -55,7 +56,7 @@ class Recipe:
     method: str = "rtn"
     act_order: bool = False
     bits_budget: float | None = None
-    kv_bits: int = 8
+    kv_bits: Kv = 8
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -13,9 +13,9 @@ from lutra.models.rope import Rope
 from lutra.quantize import DEFAULT_GROUP, default_format, quantize_decoder
 from lutra.quantize.reference import reference_layer
 from lutra_golden.arith.scale import scale_from_float
-from lutra_golden.core.config import KV_WIDTHS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.cache import Kv, kv_pair
 from lutra_golden.model.limits import (
     ACC_MAX,
     FRAC_MAX,
@@ -131,10 +131,8 @@ class Packer:
     to be cached; the layers do not depend on it.
     """
 
-    def __init__(self, model: Decoder, kv_bits: int = 8) -> None:
-        if kv_bits not in KV_WIDTHS:
-            raise LutraError(f"kv must be 8 or 4 bits, not {kv_bits}")
-        c, self._kv_bits = model.config, kv_bits
+    def __init__(self, model: Decoder, kv_bits: Kv = 8) -> None:
+        c, self._kv_bits = model.config, kv_pair(kv_bits)
         n_weights = c.num_hidden_layers * sum(math.prod(c.shape_of(name)) for name in LINEARS)
         if n_weights >= _LARGE:
             model = replace(model, dtype=np.float32)
@@ -188,9 +186,7 @@ class Packer:
         packed: list[PackedLinear] = []
         for (matrix, factor), peak in zip(parts, peaks, strict=True):
             scale = scale_from_float(matrix.scale * factor * 2.0 ** (shift - 1))
-            linear = PackedLinear(matrix.weights, scale, shift)
-            linear.__dict__["peak"] = peak  # cached: computed already
-            packed.append(linear)
+            packed.append(PackedLinear(matrix.weights, scale, shift, peak))
         return packed
 
     @property
@@ -264,7 +260,8 @@ class Packer:
             group=self._group or None,
             biased=self._biased,
             head_normed=self._head_normed,
-            kv_bits=self._kv_bits,
+            key_bits=self._kv_bits[0],
+            value_bits=self._kv_bits[1],
             gate=c.gate,
             hidden_size=c.hidden_size,
             intermediate_size=c.intermediate_size,
@@ -291,7 +288,7 @@ class Packer:
 
 
 def pack_decoder(
-    model: Decoder, progress: Callable[[str, float], None] | None = None, kv_bits: int = 8
+    model: Decoder, progress: Callable[[str, float], None] | None = None, kv_bits: Kv = 8
 ) -> PackedModel:
     """Pack a quantised decoder, whole in memory."""
     packer = Packer(model, kv_bits)
@@ -308,7 +305,7 @@ def pack_model(
     format: Format | None = None,
     group: int = DEFAULT_GROUP,
     progress: Callable[[str, float], None] | None = None,
-    kv_bits: int = 8,
+    kv_bits: Kv = 8,
 ) -> PackedModel:
     """Round a checkpoint to nearest in a format, and pack it; deterministic."""
     quantized = quantize_decoder(model, format or default_format(model), group)

@@ -25,4 +25,4 @@ def kv_elements(data: NDArray[np.uint8], width: int) -> Int:
     if width == 8:
         return data.view(np.int8).astype(np.int64)
     pairs = np.stack([data & 15, data >> 4], axis=-1).astype(np.int64)  # [..., bytes, 2]
-    return ((pairs ^ 8) - 8).reshape(*data.shape[:-1], -1)
+    return ((pairs ^ 8) - 8).reshape(*data.shape[:-1], 2 * data.shape[-1])

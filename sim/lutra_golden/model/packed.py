@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lutra_golden.arith.scale import Scale
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import TERNARY_NAME
+from lutra_golden.model.cache import kv_name
 from lutra_golden.model.shapes import Gate
 from lutra_golden.model.stored import StoredWeights
 
@@ -35,6 +36,8 @@ class PackedLinear:
     source: GroupedWeights | StoredWeights
     scale: Scale
     shift: int
+    known_peak: int | None = None
+    """The peak, from whoever has computed it already."""
 
     @cached_property
     def weights(self) -> GroupedWeights:
@@ -51,7 +54,19 @@ class PackedLinear:
     @cached_property
     def peak(self) -> int:
         """Largest sum of a row's doubled weights, all taken positive."""
-        return self.weights.peak
+        return self.weights.peak if self.known_peak is None else self.known_peak
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the matrix."""
+        source = self.source
+        return source.n_rows if isinstance(source, StoredWeights) else len(source.codes)
+
+    @property
+    def depth(self) -> int:
+        """Depth of the matrix, the weights of a row."""
+        source = self.source
+        return source.depth if isinstance(source, StoredWeights) else source.codes.shape[1]
 
 
 @dataclass(frozen=True)
@@ -121,8 +136,9 @@ class PackedModel:
     ``format`` names the bits of weights and activations; ``ternary`` tells that all weights of
     the layers are -1, 0 and 1, without groups. What an accelerator needs for the layers: ``w_bits``
     and ``scale_bits``, the widest codes and group scales, and ``group``, which divides all groups
-    (None if there are none), ``biased``, ``head_normed``, and ``kv_bits``, the bits that keys and
-    values are cached in. ``head_eps`` is the epsilon of head norms in units of 2**-32.
+    (None if there are none), ``biased``, ``head_normed``, and ``key_bits`` and ``value_bits``, the
+    bits that keys and values are cached in (8/8, 8/4 or 4/4). ``head_eps`` is the epsilon of head
+    norms in units of 2**-32.
     """
 
     name: str
@@ -135,7 +151,8 @@ class PackedModel:
     group: int | None
     biased: bool
     head_normed: bool
-    kv_bits: int
+    key_bits: int
+    value_bits: int
     gate: Gate
     hidden_size: int
     intermediate_size: int
@@ -158,6 +175,11 @@ class PackedModel:
     head_rows: NDArray[np.int16]  # [V]
     head_shift: int
     head_scale: float
+
+    @property
+    def kv(self) -> str:
+        """Bits that keys and values are cached in: ``8``, ``8/4`` or ``4``."""
+        return kv_name((self.key_bits, self.value_bits))
 
 
 def format_name(bits: float, a_bits: int, *, ternary: bool = False) -> str:

@@ -15,7 +15,14 @@ from lutra_golden.control.isa import INSTRUCTION_BYTES
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.packed import HeadNorms, PackedLayer, PackedLinear, PackedNorm
 
-__all__ = ["built_head_dim", "pad_layer", "pad_table", "padded_group"]
+__all__ = [
+    "built_head_dim",
+    "head_places",
+    "pad_head_gamma",
+    "pad_layer",
+    "pad_table",
+    "padded_group",
+]
 
 
 def built_head_dim(head_dim: int) -> int:
@@ -39,20 +46,20 @@ def pad_layer(layer: PackedLayer, head_dim: int, to: int) -> PackedLayer:
     norms = layer.head_norms
     if norms is not None:
         # a mean over padded heads is smaller, its root's reciprocal larger
-        query, key = (_pad_gamma(gamma, to) for gamma in (norms.query, norms.key))
+        query, key = (pad_head_gamma(gamma, to) for gamma in (norms.query, norms.key))
         norms = HeadNorms(query, key, norms.frac)
     bias = layer.bias
     if bias is not None:
         rows = [len(part.weights.codes) for part in (layer.q_proj, layer.k_proj, layer.v_proj)]
         parts = np.split(bias.values, np.cumsum(rows)[:-1])
         padded = [
-            _pad(part, 0, _places(len(part) // head_dim, head_dim, to, halves), to, head_dim)
+            _pad(part, 0, head_places(len(part) // head_dim, head_dim, to, halves), to, head_dim)
             for part, halves in zip(parts, (True, True, False), strict=True)
         ]
         bias = replace(bias, values=np.concatenate(padded))
     norm = layer.attention_norm
     if norm is not None:
-        places = _places(len(norm.gamma) // head_dim, head_dim, to, False)
+        places = head_places(len(norm.gamma) // head_dim, head_dim, to, False)
         norm = PackedNorm(_pad(norm.gamma, 0, places, to, head_dim), norm.frac)
     return replace(
         layer,
@@ -66,21 +73,25 @@ def pad_layer(layer: PackedLayer, head_dim: int, to: int) -> PackedLayer:
     )
 
 
-def _pad_gamma(gamma: NDArray[np.int16], to: int) -> NDArray[np.int16]:
+def pad_head_gamma(gamma: NDArray[np.int16], to: int) -> NDArray[np.int16]:
+    """Weights of a head norm for heads of ``to``: smaller, as a mean over zeros too is."""
     less = np.rint(gamma * math.sqrt(len(gamma) / to)).astype(np.int16)
-    return _pad(less, 0, _places(1, len(gamma), to, True), to, len(gamma))
+    return _pad(less, 0, head_places(1, len(gamma), to, True), to, len(gamma))
 
 
 def pad_table(rope: NDArray[np.int16], to: int) -> NDArray[np.int16]:
     """The rotary table ``[context, head_dim]``, cosines and sines, for heads of ``to``."""
     context, head_dim = rope.shape
     table = np.zeros((context, to), np.int16)
-    table[:, _places(1, head_dim, to, True)] = rope
+    table[:, head_places(1, head_dim, to, True)] = rope
     return table
 
 
-def _places(n_heads: int, head_dim: int, to: int, halves: bool) -> NDArray[np.int64]:
-    """Where each element of heads of ``head_dim`` is in heads of ``to``."""
+def head_places(n_heads: int, head_dim: int, to: int, halves: bool) -> NDArray[np.int64]:
+    """Indices that the elements of heads of ``head_dim`` have in heads of ``to``.
+
+    With ``halves`` the two halves that rotate stay halves, as in queries and keys.
+    """
     within = np.arange(head_dim)
     if halves:
         within[head_dim // 2 :] += to // 2 - head_dim // 2
@@ -96,9 +107,8 @@ def _pad(
 
 
 def _with_weights(linear: PackedLinear, weights: GroupedWeights) -> PackedLinear:
-    padded = PackedLinear(weights, linear.scale, linear.shift)
-    padded.__dict__["peak"] = linear.peak  # cached: zeros do not add to it
-    return padded
+    # padding with zeros leaves the peak unchanged
+    return PackedLinear(weights, linear.scale, linear.shift, linear.peak)
 
 
 def _pad_rows(linear: PackedLinear, head_dim: int, to: int, *, halves: bool) -> PackedLinear:
@@ -107,7 +117,7 @@ def _pad_rows(linear: PackedLinear, head_dim: int, to: int, *, halves: bool) -> 
     # rows of zeros: integers keep a scale of one, groups weigh nothing
     scale, zero = (1, int(w.zero[0, 0])) if w.ternary else (0, 0)
     n_heads = n // head_dim
-    shape, places = n_heads * to, _places(n_heads, head_dim, to, halves)
+    shape, places = n_heads * to, head_places(n_heads, head_dim, to, halves)
     codes = np.full((shape, w.codes.shape[1]), zero // 2, w.codes.dtype)
     scales = np.full((shape, n_groups), scale, np.int64)
     zeros = np.full((shape, n_groups), zero, np.int64)
@@ -119,7 +129,7 @@ def _pad_depth(linear: PackedLinear, head_dim: int, to: int) -> PackedLinear:
     w = linear.weights
     n, depth = w.codes.shape
     n_heads = depth // head_dim
-    places = _places(n_heads, head_dim, to, False)
+    places = head_places(n_heads, head_dim, to, False)
     if w.ternary:
         codes = np.repeat(w.zero // 2, n_heads * to, axis=1).astype(w.codes.dtype)
         codes[:, places] = w.codes

@@ -483,20 +483,21 @@ def test_a_cache_of_four_bits(otter: Path, tmp_path: Path, capsys: Capture) -> N
     options = ["--format", "w4a8", "--group", "32", "--kv", "4"]
     assert main(["quantize", str(source), "-o", str(out), *options]) == 0
     packed = perplexity_of(capsys, out, text)
-    assert packed["kv_bits"] == 4
+    assert packed["kv_bits"] == "4"
     assert packed | {"model": ""} == perplexity_of(capsys, source, text, *options) | {"model": ""}
     real, wide = perplexity_of(capsys, out, text, "--float"), perplexity_of(capsys, otter, text)
-    assert wide["kv_bits"] == 8
+    assert wide["kv_bits"] == "8"
     assert len({packed["ppl"], real["ppl"], wide["ppl"]}) == 3
     assert packed["ppl"] == pytest.approx(real["ppl"], rel=0.02)
     assert main(["show", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["kv_bits"] == 4
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["key_bits"], shown["value_bits"]) == (4, 4)
 
 
 def test_a_story_with_a_cache_of_four_bits(capsys: Capture) -> None:
     assert main([*STORY, "-p", "The king", "-n", "2", "--kv", "4", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (figures["config"], figures["kv_bits"]) == ("nano-kv4", 4)
+    assert (figures["config"], figures["kv_bits"]) == ("nano-kv4", "4")
 
 
 def test_perplexity_without_a_first_token(otter: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -113,8 +113,8 @@ def test_a_cache_of_four_bits(source: Path, tmp_path: Path) -> None:
         quantize(source, tmp_path / "eight", *options),
         quantize(source, out, *options, "--kv", "4"),
     )
-    assert (eight.kv_bits, four.kv_bits) == (8, 4)
-    assert_same(replace(four, kv_bits=8), eight)
+    assert (eight.kv, four.kv) == ("8", "4")
+    assert_same(replace(four, key_bits=8, value_bits=8), eight)
     assert open_packed(out).fingerprint != open_packed(tmp_path / "eight").fingerprint
     assert main(["pack", str(source), "-o", str(out), "--kv", "4"]) == 0
     assert_same(open_packed(out).model, pack_model(load_model(source), kv_bits=4))

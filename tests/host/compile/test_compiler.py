@@ -468,7 +468,7 @@ def test_heads_must_be_the_configurations(
 def test_the_cache_must_be_the_configurations(
     kv_bits: int, kv_width: int, packed: Callable[[str], PackedModel]
 ) -> None:
-    model = replace(packed("grouped"), kv_bits=kv_bits)
+    model = replace(packed("grouped"), key_bits=kv_bits, value_bits=kv_bits)
     with pytest.raises(LutraError) as error:
         compile_model(model, replace(config_for(SHAPES["grouped"]), kv_width=kv_width))
     assert str(error.value) == (
@@ -485,7 +485,7 @@ def test_what_is_read_before_it_is_written_is_zeroed(
     model, config = packed("grouped"), config_for(SHAPES["grouped"])
     for kv_bits in (8, 4):
         built = replace(config, kv_width=kv_bits)
-        found = compile_model(replace(model, kv_bits=kv_bits), built)
+        found = compile_model(replace(model, key_bits=kv_bits, value_bits=kv_bits), built)
         first = built.kv_s_offset if kv_bits == 8 else 0
         size = built.kv_layer_bytes
         assert found.zeros == [(found.memory.kv + i * size + first, size - first) for i in (0, 1)]

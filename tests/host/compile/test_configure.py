@@ -113,7 +113,7 @@ def test_a_longer_context_is_measured(tales: dict[str, PackedModel]) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_cache_of_four_bits(name: str, tales: dict[str, PackedModel]) -> None:
-    ternary, llama = (replace(model, kv_bits=4) for model in tales.values())
+    ternary, llama = (replace(model, key_bits=4, value_bits=4) for model in tales.values())
     config = configure(ternary, name)
     assert config == replace(CONFIGS[name], name=f"{name}-kv4", kv_width=4)
     assert configure(llama, name).name == f"{name}-kv4-lut"

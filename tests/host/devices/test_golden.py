@@ -338,7 +338,7 @@ def test_the_shipped_models_give_the_same_logits_on_every_engine() -> None:
 def test_a_cache_of_four_bits(name: str, packed: Callable[[str], PackedModel]) -> None:
     """Tiles of any size agree; logits are near those in float with keys and values rounded, and
     further from those without."""
-    model = replace(packed(name), kv_bits=4)
+    model = replace(packed(name), key_bits=4, value_bits=4)
     program = compile_model(model, replace(config_for(SHAPES[name]), kv_width=4))
     tokens = tokens_for(program)
     whole = run(program, tokens)

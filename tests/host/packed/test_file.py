@@ -342,8 +342,11 @@ SCALE_TEXT = (
             set_to("context", to=49),
             "model.safetensors: rope must be [49, 16], not [48, 16]: config",
         ),
-        (set_to("kv_bits", to=6), "config.json: kv_bits 6 is not supported; supported is 8 or 4"),
-        (without("kv_bits"), "config.json: kv_bits must be a positive whole number, not None"),
+        (
+            set_to("key_bits", to=4),
+            "config.json: key_bits and value_bits must be 8 and 8, 8 and 4 or 4 and 4, not 4 and 8",
+        ),
+        (without("key_bits"), "config.json: key_bits must be a positive whole number, not None"),
         (set_to("a_bits", to=7), "config.json: a_bits 7 is not supported; supported is 8 or 16"),
         (
             set_to("gate", to="gelu"),

@@ -21,6 +21,7 @@ from lutra_golden.arith.fixed import round_shift
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.cache import Kv
 from lutra_golden.model.limits import ACC_MAX, HEAD_MAX, LOGIT_ACC_MAX, least_shift
 from lutra_golden.model.packed import PackedModel, PackedNorm
 from lutra_golden.model.shapes import LINEARS, Gate
@@ -298,8 +299,9 @@ def test_formats_of_another_kind_of_model_are_refused(
 
 def test_bits_of_the_cache(checkpoint: Callable[[str], Decoder]) -> None:
     model = checkpoint("least")
-    assert [pack_model(model, kv_bits=bits).kv_bits for bits in (8, 4)] == [8, 4]
-    with pytest.raises(LutraError, match=r"^kv must be 8 or 4 bits, not 5$"):
+    pairs: list[Kv] = [8, "8/4", (4, 4)]
+    assert [pack_model(model, kv_bits=each).kv for each in pairs] == ["8", "8/4", "4"]
+    with pytest.raises(LutraError, match=r"^kv must be 8, 8/4 or 4 bits, not 5$"):
         pack_model(model, kv_bits=5)
 
 
@@ -307,7 +309,7 @@ def test_the_reference_rounds_a_cache_of_four_bits(checkpoint: Callable[[str], D
     eight, four = (reference(pack_model(checkpoint("odd"), kv_bits=bits)) for bits in (8, 4))
     tokens = np.arange(9)
     k = np.random.default_rng(1).normal(size=(2, 3, 8))
-    assert (eight.kv_bits, four.kv_bits) == (None, 4)
+    assert (eight.key_bits, four.key_bits) == (eight.value_bits, four.value_bits) == (None, 4)
     assert not np.array_equal(eight.forward(tokens), four.forward(tokens))
     rounded = np.multiply(*round_activations(k, 4))
     step = np.abs(k).max(axis=-1, keepdims=True) / 7

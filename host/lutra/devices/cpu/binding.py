@@ -22,6 +22,7 @@ from lutra.devices.cpu.library import (
 )
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
 from lutra_golden.errors import LutraError
+from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel, PackedNorm
 from lutra_golden.model.padding import built_head_dim, pad_layer, pad_table
 from lutra_golden.model.shapes import LINEARS, Gate
@@ -211,7 +212,7 @@ class CpuModel:
             vocab=model.vocab_size,
             context=model.context,
             a_bits=model.a_bits,
-            kv_bits=model.kv_bits,
+            kv_bits=common_kv_bits(model, "cpu"),
             swiglu=int(model.gate is Gate.SILU),
             residual_frac=model.residual_frac,
             embedding_shift=model.residual_frac - model.embedding_frac,

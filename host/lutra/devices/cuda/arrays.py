@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from lutra.packed.layers import layer_arrays
 from lutra_golden.model.b128 import from_b128
+from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.padding import built_head_dim, pad_layer, pad_table
 from lutra_golden.model.shapes import Gate
@@ -31,7 +32,7 @@ def model_shape(model: PackedModel) -> ModelShape:
         vocab_size=model.vocab_size,
         context=model.context,
         a_bits=model.a_bits,
-        kv_bits=model.kv_bits,
+        kv_bits=common_kv_bits(model, "cuda"),
         relu2=model.gate is Gate.RELU2,
         eps=model.eps,
         head_eps=model.head_eps,

@@ -91,7 +91,7 @@ def test_llamas(name: str, format: str, packed_llama: Callable[[str, str], Packe
 
 @pytest.mark.parametrize("name", ["grouped", "odd"])
 def test_a_cache_of_four_bits(name: str, packed: Callable[[str], PackedModel]) -> None:
-    model = replace(packed(name), kv_bits=4)
+    model = replace(packed(name), key_bits=4, value_bits=4)
     check(model, tokens_of(model))
     few, many = (golden_tiles(each, tokens_of(model)) for each in (model, packed(name)))
     assert not np.array_equal(few.logits, many.logits)

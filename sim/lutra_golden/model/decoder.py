@@ -1,0 +1,279 @@
+"""The integer path of a whole packed model, which every device computes bit for bit.
+
+No configuration, no program: a model of any size that can be packed runs here as it is specified.
+Rows are tokens, of one sequence or of several; only attention looks at which sequence a row is of.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra_golden.arith.fixed import Int, exact_matmul, round_shift, saturate
+from lutra_golden.arith.quantize import Q_MAX, q_max_of
+from lutra_golden.arith.scale import Scale
+from lutra_golden.attention.attention import AttentionParams, attend
+from lutra_golden.model.cache import LayerCache
+from lutra_golden.model.lowered import (
+    LoweredNorm,
+    embedding_shift,
+    layer_norms,
+    lower_norm,
+    padded_head_eps,
+    residual_unit,
+)
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
+from lutra_golden.model.padding import built_head_dim, head_places, pad_head_gamma
+from lutra_golden.model.shapes import LINEARS, Gate
+from lutra_golden.vector.heads import HeadBias, HeadNorm
+from lutra_golden.vector.norm import gate_scale, norm_quantize, relu2_gate, swiglu, swiglu_scale
+from lutra_golden.vector.residual import RESIDUAL_WIDTH, logits, residual_sum
+from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed
+
+__all__ = ["Decoder", "Rows"]
+
+_KEPT = 1 << 28  # weights of a model whose matrices stay in floating point once made
+_ROWS = 2048  # of a matrix, made floating point at a time
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Successive tokens of one sequence: its caches, one a layer, and the rows they stand in."""
+
+    caches: Sequence[LayerCache]
+    rows: slice
+    position: int
+
+    @property
+    def positions(self) -> Int:
+        """Position of each row."""
+        return np.arange(self.rows.stop - self.rows.start, dtype=np.int64) + self.position
+
+
+class Decoder:
+    """The integer path of ``model``.
+
+    Model of nothing else: this is the specification, and the device ``golden``.
+    """
+
+    def __init__(self, model: PackedModel) -> None:
+        self.model = model
+        self.saturated = False
+        """Whether the residual stream reached the end of its range since this was last cleared."""
+        n_layers = len(model.layers)
+        first = model.layers[0] if n_layers else None
+        size = sum(first.linear(n).n_rows * first.linear(n).depth for n in LINEARS) if first else 0
+        self._keeps = size * n_layers + model.head.size <= _KEPT
+        self._kept: dict[tuple[int, str], list[tuple[slice, NDArray[np.floating]]]] = {}
+        self._q_max = q_max_of(model.a_bits)
+        self._unit = residual_unit(model)
+        self._norm_out = lower_norm(model.norm, model.hidden_size)
+
+    def caches(self) -> list[LayerCache]:
+        """Empty caches of a sequence, one a layer."""
+        m = self.model
+        return [LayerCache(m.n_kv_heads, m.head_dim) for _ in range(len(m.layers))]
+
+    def embed(self, tokens: Sequence[int]) -> Int:
+        """Residual stream ``[M, hidden_size]`` of tokens."""
+        rows = self.model.embedding[np.asarray(tokens, np.int64)].astype(np.int64)
+        return self._stream(rows << embedding_shift(self.model))
+
+    def layer(self, i: int, x: Int, sequences: Sequence[Rows]) -> Int:
+        """Layer ``i``: the residual stream ``[M, hidden_size]`` after it.
+
+        Keys and values are written into the caches of the sequences; their lengths do not change.
+        """
+        m, layer = self.model, self.model.layers[i]
+        norms = layer_norms(m, layer)
+
+        a, s = self._norm(x, self._units(x), norms.input)
+        (q, qs), (k, ks), (v, vs) = self._heads(i, layer, a, s, sequences)
+        h = np.zeros((len(x), m.n_heads * m.head_dim), np.int64)
+        for each in sequences:
+            at = each.rows
+            cache, position = each.caches[i], each.position
+            cache.write(position, k[at], _at(ks, at), v[at], _at(vs, at))
+            h[at] = self._attend(layer, q[at], _at(qs, at), cache, position)
+        a, s = self._norm(h, self._units(h), norms.attention)
+        x = self._residual(x, self._product(i, "o_proj", a), s, layer.o_proj)
+
+        a, s = self._norm(x, self._units(x), norms.ffn_input)
+        gate, up = self._product(i, "gate_proj", a), self._product(i, "up_proj", a)
+        if m.gate is Gate.RELU2:
+            u = relu2_gate(gate, up)
+            us = gate_scale(s, layer.gate_proj.scale, layer.up_proj.scale)
+        else:
+            u = swiglu(gate, up, s, layer.gate_proj.scale)
+            us = swiglu_scale(s, layer.up_proj.scale)
+        a, s = self._norm(u, us, norms.ffn)
+        return self._residual(x, self._product(i, "down_proj", a), s, layer.down_proj)
+
+    def head(self, x: Int) -> tuple[Int, Scale]:
+        """Logits ``[M, vocab_size]`` of the residual stream, and the activation scale ``[M]``.
+
+        A logit is worth its row's scale times the model's ``head_scale``.
+        """
+        m = self.model
+        if not len(x):
+            return np.zeros((0, m.vocab_size), np.int64), Scale(*np.zeros((2, 0), np.int64))
+        a, s = self._norm(x, self._units(x), self._norm_out)
+        acc = np.empty((len(x), m.vocab_size), np.int64)
+        for rows, w in self._blocks(-1, "head"):
+            acc[:, rows] = exact_matmul(a, w)
+        return logits(round_shift(acc, m.head_shift), m.head_rows.astype(np.int64)), s
+
+    # -- pieces
+
+    def _units(self, x: Int) -> Scale:
+        return Scale(np.full(len(x), self._unit.m), np.full(len(x), self._unit.e))
+
+    def _norm(self, v: Int, scale: Scale, norm: LoweredNorm) -> tuple[Int, Scale]:
+        gamma = norm.gamma.astype(np.int64)
+        return norm_quantize(
+            v,
+            scale,
+            gamma,
+            norm.frac,
+            norm.inv_n,
+            self.model.eps,
+            normalise=norm.normalise,
+            q_max=self._q_max,
+        )
+
+    def _heads(
+        self, i: int, layer: PackedLayer, a: Int, s: Scale, sequences: Sequence[Rows]
+    ) -> list[tuple[Int, Scale]]:
+        """Queries, keys and values ``[M, heads, head_dim]`` with their scales ``[M, heads]``."""
+        m, out, first = self.model, list[tuple[Int, Scale]](), 0
+        positions = np.concatenate([each.positions for each in sequences])
+        rope = m.rope[positions].astype(np.int64)
+        for name, q_max in (
+            ("q_proj", Q_MAX),
+            ("k_proj", q_max_of(m.key_bits)),
+            ("v_proj", q_max_of(m.value_bits)),
+        ):
+            linear = layer.linear(name)
+            h = self._product(i, name, a).reshape(len(a), -1, m.head_dim)
+            table = None if name == "v_proj" else rope
+            bias = None
+            if layer.bias is not None:
+                values = layer.bias.values.astype(np.int64).reshape(-1, m.head_dim)
+                bias = HeadBias(values[first : first + h.shape[1]], layer.bias.frac)
+                first += h.shape[1]
+            if layer.head_norms is not None and name != "v_proj":
+                gamma = layer.head_norms.query if name == "q_proj" else layer.head_norms.key
+                norm = (gamma, layer.head_norms.frac)
+                out.append(self._normed_heads(h, s, linear, rope, bias, norm, q_max))
+            elif layer.bias is not None or layer.head_norms is not None:
+                out.append(rope_quantize_fixed(h, s, linear.scale, table, bias, None, q_max))
+            else:
+                out.append(rope_quantize(h, s, linear.scale, table, q_max))
+        return out
+
+    def _normed_heads(
+        self,
+        h: Int,
+        s: Scale,
+        linear: PackedLinear,
+        rope: Int,
+        bias: HeadBias | None,
+        norm: tuple[NDArray[np.int16], int],
+        q_max: int,
+    ) -> tuple[Int, Scale]:
+        """Heads with a norm of their own, whose mean is taken over a power of two of elements."""
+        d = built_head_dim(self.model.head_dim)
+        places = head_places(1, self.model.head_dim, d, True)
+        gamma, frac = norm
+        if bias is not None:
+            bias = HeadBias(_spread(bias.values, places, d), bias.frac)
+        q, scale = rope_quantize_fixed(
+            _spread(h, places, d),
+            s,
+            linear.scale,
+            _spread(rope, places, d),
+            bias,
+            HeadNorm(pad_head_gamma(gamma, d).astype(np.int64), frac, padded_head_eps(self.model)),
+            q_max,
+        )
+        return q[..., places], scale
+
+    def _attend(
+        self, layer: PackedLayer, q: Int, q_scale: Scale, cache: LayerCache, position: int
+    ) -> Int:
+        m, n = self.model, position + len(q)
+        params = AttentionParams(
+            head_dim=m.head_dim,
+            n_heads=m.n_heads,
+            n_kv_heads=m.n_kv_heads,
+            pass_tokens=len(q),
+            max_context=m.context,
+        )
+        kv = cache.first(n)
+        h = attend(
+            params,
+            q,
+            q_scale,
+            kv.keys.astype(np.int64),
+            kv.key_scale,
+            kv.values.astype(np.int64),
+            kv.value_scale,
+            position,
+            m.residual_frac,
+            layer.window,
+        )
+        return h.reshape(len(q), -1)
+
+    def _residual(self, x: Int, acc: Int, s: Scale, linear: PackedLinear) -> Int:
+        return self._stream(residual_sum(x, acc, s, linear.scale, self.model.residual_frac))
+
+    def _stream(self, exact: Int) -> Int:
+        """The residual stream, which has 32 bits and says so when they are left."""
+        x = saturate(exact, RESIDUAL_WIDTH)
+        self.saturated |= not np.array_equal(x, exact)
+        return x
+
+    def _product(self, i: int, name: str, a: Int) -> Int:
+        """Accumulators ``[M, N]`` of a matrix of layer ``i``."""
+        linear = self.model.layers[i].linear(name)
+        out = np.empty((len(a), linear.n_rows), np.int64)
+        for rows, w in self._blocks(i, name):
+            out[:, rows] = exact_matmul(a, w)
+        return round_shift(out, linear.shift)
+
+    def _blocks(self, i: int, name: str) -> Iterator[tuple[slice, NDArray[np.floating]]]:
+        """Twice the weights ``[K, rows]`` of some rows at a time, in floating point.
+
+        float32 carries the sums exactly if none can reach ``2**24``, float64 all that are.
+        """
+        if (i, name) in self._kept:
+            yield from self._kept[i, name]
+            return
+        made: list[tuple[slice, NDArray[np.floating]]] = []
+        weights = None if name == "head" else self.model.layers[i].linear(name).weights
+        n = self.model.vocab_size if weights is None else len(weights.codes)
+        for first in range(0, n, _ROWS):
+            rows = slice(first, min(first + _ROWS, n))
+            if weights is None:
+                part = 2 * self.model.head[rows].astype(np.int64)
+            else:
+                part = weights.rows(rows).doubled()
+            peak = int(np.abs(part).sum(axis=1).max()) * (self._q_max + 1)
+            w = np.ascontiguousarray(part.T, np.float32 if peak < 1 << 24 else np.float64)
+            if self._keeps:
+                made.append((rows, w))
+            yield rows, w
+        if self._keeps:
+            self._kept[i, name] = made
+
+
+def _at(scale: Scale, rows: slice) -> Scale:
+    return Scale(scale.m[rows], scale.e[rows])
+
+
+def _spread(x: Int, places: NDArray[np.int64], to: int) -> Int:
+    """``x`` ``[..., head_dim]`` with its last axis at ``places`` of ``to`` elements."""
+    out = np.zeros((*x.shape[:-1], to), np.int64)
+    out[..., places] = x
+    return out

@@ -209,7 +209,8 @@ def open_packed(folder: Path) -> PackedFile:
     file = ConfigFile.read(folder / _CONFIG)
     if file.get(_KEY) != VERSION:
         raise LutraError(
-            f"{file.path} is of packed format {file.get(_KEY)!r}, this is {VERSION}: {_ADVICE}"
+            f"{file.path} is of packed format {file.get(_KEY)!r}, this Lutra reads {VERSION}: pack "
+            f"its checkpoint again (lutra pack CHECKPOINT -o {folder})"
         )
     path = folder / _TENSORS
     if not path.is_file():

@@ -319,8 +319,14 @@ SCALE_TEXT = (
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_to("lutra_version", to=1), "config.json is of packed format 1, this is 2"),
-        (without("lutra_version"), "config.json is of packed format None, this is 2"),
+        (
+            set_to("lutra_version", to=1),
+            "config.json is of packed format 1, this Lutra reads 3: pack its checkpoint again",
+        ),
+        (
+            without("lutra_version"),
+            "config.json is of packed format None, this Lutra reads 3: pack its checkpoint",
+        ),
         (
             without("hidden_size"),
             "config.json: hidden_size must be a positive whole number, not No",

@@ -1,29 +1,585 @@
-"""What a device is: something that holds a model and runs tiles of tokens."""
+"""Devices hold a packed model and run steps of sessions: the protocol, and what all have in common.
 
+A session is one sequence on a device: its keys and values. A step is some tokens of it. Tokens of
+several sessions share passes over the weights, and any device's keys and values can go on on any
+other, since all of them compute the same bits.
+"""
+
+import os
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra.compile.program import Program
 from lutra_golden.errors import LutraError
+from lutra_golden.model.cache import LayerKv, SequenceKv
 from lutra_golden.model.packed import PackedModel
 
 __all__ = [
+    "BaseDevice",
+    "BaseSession",
+    "Chunk",
     "Device",
     "DeviceError",
     "Limits",
     "ModelDevice",
+    "PassResult",
     "ProgramDevice",
+    "Session",
+    "Step",
+    "StepResult",
     "TileResult",
+    "available_memory",
     "check_tile",
 ]
 
 
 class DeviceError(LutraError):
-    """The device itself failed: a hang, a bus error, a fault."""
+    """A fault of the device itself: a hang, a bus error."""
+
+
+class Session(Protocol):
+    """One sequence on a device."""
+
+    @property
+    def length(self) -> int:
+        """Positions that are filled, of the layer that has most."""
+        ...
+
+    def export(self, layers: range | None = None) -> SequenceKv:
+        """Copy of the keys and values of ``layers``, of all if left out."""
+        ...
+
+    def restore(self, kv: SequenceKv) -> None:
+        """Replace keys and values of the layers that ``kv`` has; the next step goes on there."""
+        ...
+
+    def truncate(self, n: int) -> None:
+        """Forget what lies behind the first ``n`` positions."""
+        ...
+
+    def fork(self, n: int | None = None) -> "Session":
+        """New session with the first ``n`` positions of this one, with all if left out."""
+        ...
+
+    def close(self) -> None:
+        """Release the memory; a session that is dropped does it by itself."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Tokens that a session goes on with.
+
+    Logits are wanted of ``tokens[logits_from:]``. ``layers`` limits the step to a range of layers,
+    which all have to be filled equally far: unless it begins with the first one, ``residual``
+    ``[n, hidden_size]`` int32 is the residual stream to go on with (``tokens`` then only counts),
+    and unless it ends with the last one, the result has the residual stream instead of logits.
+    """
+
+    session: Session
+    tokens: Sequence[int]
+    logits_from: int = 0
+    layers: range | None = None
+    residual: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """Logits of the tokens that asked for them.
+
+    ``logits`` ``[n, vocab_size]`` are int64, each worth ``scale`` ``[n]``; ``argmax`` is ``[n]``,
+    the first of equals. ``saturated``: the residual stream reached the end of its range somewhere
+    in a pass of the step. ``cycles`` is None where the device has no clock. ``residual``
+    ``[tokens, hidden_size]`` int32 is there if the step ended before the last layer.
+    """
+
+    logits: NDArray[np.int64]
+    scale: NDArray[np.float64]
+    argmax: NDArray[np.int64]
+    saturated: bool = False
+    cycles: int | None = None
+    residual: NDArray[np.int32] | None = None
+
+
+class Device(Protocol):
+    """Something that holds a model and runs steps of sessions."""
+
+    name: str
+
+    @property
+    def pass_tokens(self) -> int:
+        """Most tokens that share one pass over the weights."""
+        ...
+
+    def load(self, model: PackedModel) -> None:
+        """Take a model, building what it needs; sessions of another one are gone."""
+        ...
+
+    def session(self) -> Session:
+        """New, empty session; LutraError with the bytes needed and free if there is no room."""
+        ...
+
+    def run(self, steps: Sequence[Step]) -> list[StepResult]:
+        """Run steps of different sessions, as many tokens in a pass as there is room for.
+
+        Safe to call from several threads. After an exception every session is as it was.
+        """
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """Performance counters of the last pass; empty where there are none."""
+        ...
+
+    def close(self) -> None:
+        """Release what the device holds."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Tokens of one session in a pass, at ``position`` of it; otherwise like :class:`Step`."""
+
+    session: "BaseSession"
+    tokens: Sequence[int]
+    position: int
+    logits_from: int
+    layers: range
+    residual: NDArray[np.int32] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassResult:
+    """Results of the chunks of a pass, in their order.
+
+    ``logits``, ``scale`` and ``argmax`` have a row for every token that asked for logits, chunk
+    after chunk, ``residual`` one for every token; what the layers do not give is left out.
+    """
+
+    logits: NDArray[np.integer] | None = None
+    scale: NDArray[np.float64] | None = None
+    argmax: NDArray[np.integer] | None = None
+    residual: NDArray[np.integer] | None = None
+    saturated: bool = False
+    cycles: int | None = None
+
+
+class BaseSession:
+    """What sessions of every device have in common: how far each layer is filled.
+
+    A device's own session adds where the keys and values are: ``_read``, ``_write``, ``_copy``.
+    """
+
+    def __init__(self, device: "BaseDevice[BaseSession]", n_layers: int) -> None:
+        self._device, self._epoch = device, device.epoch
+        self._lengths = [0] * n_layers
+        self._closed = False
+
+    # -- of the device
+
+    def _read(self, layer: int, n: int) -> LayerKv:
+        """Copy of the first ``n`` positions of a layer."""
+        raise NotImplementedError
+
+    def _write(self, layer: int, kv: LayerKv) -> None:
+        """Put ``kv`` at the first positions of a layer."""
+        raise NotImplementedError
+
+    def _copy(self, source: Self, lengths: Sequence[int]) -> None:
+        """Take over the first positions of each layer of ``source``."""
+        for layer, n in enumerate(lengths):
+            if n:
+                self._write(layer, source._read(layer, n))
+
+    def _release(self) -> None:
+        """Release the memory."""
+
+    # -- the protocol
+
+    @property
+    def length(self) -> int:
+        """Positions that are filled, of the layer that has most."""
+        return max(self._lengths, default=0)
+
+    def export(self, layers: range | None = None) -> SequenceKv:
+        """Copy of the keys and values of ``layers``, of all if left out."""
+        with self._device.lock:
+            self.check()
+            model = self._device.model
+            which = range(len(self._lengths)) if layers is None else layers
+            _check_layers(which, len(self._lengths))
+            return SequenceKv(
+                key_bits=model.key_bits,
+                value_bits=model.value_bits,
+                layers={i: self._read(i, self._lengths[i]) for i in which},
+            )
+
+    def restore(self, kv: SequenceKv) -> None:
+        """Replace keys and values of the layers that ``kv`` has; the next step goes on there."""
+        with self._device.lock:
+            self.check()
+            m = self._device.model
+            if (kv.key_bits, kv.value_bits) != (m.key_bits, m.value_bits):
+                raise LutraError(
+                    f"keys and values have {kv.key_bits}/{kv.value_bits} bits, the model is packed "
+                    f"for {m.key_bits}/{m.value_bits}: export them from a model packed alike"
+                )
+            kv.check(m.n_kv_heads, m.head_dim, len(self._lengths), m.context)
+            for i, layer in kv.layers.items():
+                self._lengths[i] = 0  # should writing fail in the middle
+                self._write(i, layer)
+                self._lengths[i] = layer.length
+
+    def truncate(self, n: int) -> None:
+        """Forget what lies behind the first ``n`` positions."""
+        with self._device.lock:
+            self.check()
+            if not 0 <= n <= self.length:
+                raise LutraError(f"a session of {self.length} positions cannot be cut to {n}")
+            self._lengths = [min(n, length) for length in self._lengths]
+
+    def fork(self, n: int | None = None) -> Self:
+        """New session with the first ``n`` positions of this one, with all if left out."""
+        with self._device.lock:
+            self.check()
+            n = self.length if n is None else n
+            if not 0 <= n <= self.length:
+                raise LutraError(f"a session of {self.length} positions has no first {n}")
+            other = self._device.session()
+            assert isinstance(other, type(self))
+            lengths = [min(n, length) for length in self._lengths]
+            other._copy(self, lengths)
+            other._lengths = lengths
+            return other
+
+    def close(self) -> None:
+        """Release the memory; a session that is dropped does it by itself."""
+        with self._device.lock:
+            if not self._closed:
+                self._closed = True
+                self._device.forget(self)
+                if self._epoch == self._device.epoch:
+                    self._release()
+
+    # -- for the device
+
+    def check(self) -> None:
+        """Refuse a session that is closed, or whose model is no longer loaded."""
+        if self._closed:
+            raise LutraError("the session is closed: open another one")
+        if self._epoch != self._device.epoch:
+            raise LutraError(
+                "the session's model is no longer loaded: open a session of the one that is"
+            )
+
+    def position(self, layers: range) -> int:
+        """Where a step of these layers goes on; LutraError unless they agree."""
+        lengths = {self._lengths[i] for i in layers}
+        if len(lengths) != 1:
+            raise LutraError(
+                f"layers {layers.start}..{layers.stop - 1} of the session are filled unequally far "
+                f"({min(lengths)} to {max(lengths)} positions): run those that lag behind first"
+            )
+        return lengths.pop()
+
+    def advance(self, layers: range, n: int) -> None:
+        """Count ``n`` more positions of these layers."""
+        for i in layers:
+            self._lengths[i] += n
+
+
+S_co = TypeVar("S_co", bound=BaseSession, covariant=True)
+
+
+@dataclass
+class _Gathered:
+    """What the passes of one step have given so far."""
+
+    logits: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+    scale: list[NDArray[np.float64]] = field(default_factory=list[NDArray[np.float64]])
+    argmax: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+    residual: list[NDArray[np.int32]] = field(default_factory=list[NDArray[np.int32]])
+    saturated: bool = False
+    cycles: int | None = None
+
+    def result(self, vocab_size: int) -> StepResult:
+        none = np.empty((0, vocab_size), np.int64)
+        return StepResult(
+            logits=np.concatenate(self.logits) if self.logits else none,
+            scale=np.concatenate(self.scale) if self.scale else np.empty(0),
+            argmax=np.concatenate(self.argmax) if self.argmax else np.empty(0, np.int64),
+            saturated=self.saturated,
+            cycles=self.cycles,
+            residual=np.concatenate(self.residual) if self.residual else None,
+        )
+
+
+class BaseDevice(Generic[S_co]):
+    """What all devices have in common: checks, passes, sessions and their memory, locking.
+
+    A device says how it loads a model (``_load``, ``_unload``), makes a session (``_session``,
+    ``_session_bytes``) and runs one pass (``_pass``). ``memory_limit`` are the bytes that sessions
+    may take together; left out, what this machine has free when the model is loaded.
+    """
+
+    name = "device"
+    pass_tokens = 512
+    """Most tokens that share one pass over the weights."""
+    _shares_passes = True
+    _takes_layers = True
+
+    def __init__(self, *, memory_limit: int | None = None) -> None:
+        self.lock = threading.RLock()
+        self.epoch = 0
+        """Number of models loaded so far; sessions of another epoch are gone."""
+        self.memory_limit = memory_limit
+        self._model: PackedModel | None = None
+        self._pid = os.getpid()
+        self._free = 0
+        self._sessions: weakref.WeakSet[BaseSession] = weakref.WeakSet()
+
+    # -- of the device
+
+    def _load(self, model: PackedModel) -> None:
+        """Take a model; nothing is loaded when this is called."""
+        raise NotImplementedError
+
+    def _unload(self) -> None:
+        """Release the model; called once after every :meth:`_load`, even one that failed."""
+
+    def _session(self, model: PackedModel) -> S_co:
+        """New, empty session."""
+        raise NotImplementedError
+
+    def _session_bytes(self, model: PackedModel) -> int:
+        """Bytes that a session takes when it is full."""
+        bits = model.key_bits + model.value_bits
+        row = model.n_kv_heads * (model.head_dim * bits // 8 + 8)
+        return len(model.layers) * model.context * row
+
+    def _memory(self) -> int:
+        """Bytes that are free for sessions, once the model is loaded."""
+        return available_memory()
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        """Run the chunks, all of the same layers, in one pass."""
+        raise NotImplementedError
+
+    # -- the protocol
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def model(self) -> PackedModel:
+        """The model that is loaded; LutraError if none is."""
+        if self._model is None:
+            raise LutraError("no model is loaded: call load(model) first")
+        return self._model
+
+    def load(self, model: PackedModel) -> None:
+        """Take a model; sessions of the one before are gone."""
+        with self.lock:
+            self.close()
+            self._pid = os.getpid()
+            try:
+                self._load(model)
+            except BaseException:
+                self._unload()
+                raise
+            self._model = model
+            self._free = self._memory() if self.memory_limit is None else self.memory_limit
+
+    def session(self) -> S_co:
+        """New, empty session; LutraError with the bytes needed and free if there is no room."""
+        with self.lock:
+            model = self._check_process()
+            needed = self._session_bytes(model)
+            free = self._free - needed * len(self._sessions)
+            if needed > free:
+                raise LutraError(
+                    f"no memory for another session on device {self.name}: {needed:,} bytes "
+                    f"needed, {max(free, 0):,} free: close one of {len(self._sessions)}, or load "
+                    f"the model with a smaller context"
+                )
+            session = self._session(model)
+            self._sessions.add(session)
+            return session
+
+    def forget(self, session: BaseSession) -> None:
+        """Count a session no longer."""
+        self._sessions.discard(session)
+
+    def run(self, steps: Sequence[Step]) -> list[StepResult]:
+        """Run steps of different sessions; see :class:`Device`."""
+        with self.lock:
+            model = self._check_process()
+            todo = [self._checked(model, step) for step in steps]
+            if len({id(chunk.session) for chunk in todo}) < len(todo):
+                raise LutraError("a session has several steps in one run: give it one")
+            gathered = [_Gathered() for _ in todo]
+            for layers in dict.fromkeys(chunk.layers for chunk in todo):
+                which = [i for i, chunk in enumerate(todo) if chunk.layers == layers]
+                for part in self._passes([(i, todo[i]) for i in which]):
+                    result = self._pass([chunk for _, chunk in part])
+                    _gather([gathered[i] for i, _ in part], [c for _, c in part], result)
+            for chunk in todo:
+                chunk.session.advance(chunk.layers, len(chunk.tokens))
+            return [each.result(model.vocab_size) for each in gathered]
+
+    def counters(self) -> Mapping[str, int]:
+        """Performance counters of the last pass; empty where there are none."""
+        return {}
+
+    def close(self) -> None:
+        """Release the model and all sessions."""
+        with self.lock:
+            self.epoch += 1
+            self._sessions.clear()
+            if self._model is not None:
+                self._model = None
+                self._unload()
+
+    # -- pieces
+
+    def _check_process(self) -> PackedModel:
+        model = self.model
+        if os.getpid() != self._pid:
+            raise LutraError(
+                f"device {self.name} was loaded before this process was forked: load the model "
+                "again here"
+            )
+        return model
+
+    def _checked(self, model: PackedModel, step: Step) -> Chunk:
+        """Refuse a step that does not fit the model or the session."""
+        session, n = step.session, len(step.tokens)
+        if not isinstance(session, BaseSession) or session not in self._sessions:
+            if isinstance(session, BaseSession):
+                session.check()
+            raise LutraError(f"the session is not one of device {self.name}: open one there")
+        session.check()
+        n_layers = len(model.layers)
+        layers = range(n_layers) if step.layers is None else step.layers
+        _check_layers(layers, n_layers)
+        if layers != range(n_layers) and not self._takes_layers:
+            raise LutraError(f"device {self.name} runs all layers of a model: leave layers out")
+        if not n:
+            raise LutraError("a step has no tokens: give at least one")
+        if layers.start == 0:
+            for token in step.tokens:
+                if not 0 <= token < model.vocab_size:
+                    raise LutraError(
+                        f"token id {token} is outside the vocabulary of {model.vocab_size}"
+                    )
+        if (step.residual is None) != (layers.start == 0):
+            raise LutraError(
+                f"a step from layer {layers.start} on "
+                + ("begins with tokens: leave residual out" if layers.start == 0
+                   else "needs the residual stream: give residual")
+            )  # fmt: skip
+        if step.residual is not None and step.residual.shape != (n, model.hidden_size):
+            raise LutraError(
+                f"residual must be {[n, model.hidden_size]}, not {list(step.residual.shape)}"
+            )
+        position = session.position(layers)
+        if position + n > model.context:
+            raise LutraError(
+                f"positions {position}..{position + n - 1} exceed the context of {model.context}: "
+                "shorten the prompt or generate fewer tokens"
+            )
+        if not 0 <= step.logits_from <= n:
+            raise LutraError(f"logits_from must be in 0..{n}, not {step.logits_from}")
+        return Chunk(
+            session=session,
+            tokens=step.tokens,
+            position=position,
+            logits_from=step.logits_from if layers.stop == n_layers else n,
+            layers=layers,
+            residual=step.residual,
+        )
+
+    def _passes(self, todo: Sequence[tuple[int, Chunk]]) -> list[list[tuple[int, Chunk]]]:
+        """The chunks cut into passes of up to :attr:`pass_tokens` tokens."""
+        passes: list[list[tuple[int, Chunk]]] = []
+        room = 0
+        for i, chunk in todo:
+            first, n = 0, len(chunk.tokens)
+            if not self._shares_passes:
+                room = 0
+            while first < n:
+                if not room:
+                    passes.append([])
+                    room = self.pass_tokens
+                size = min(room, n - first)
+                passes[-1].append((i, _part(chunk, first, size)))
+                first, room = first + size, room - size
+        return passes
+
+
+def _part(chunk: Chunk, first: int, size: int) -> Chunk:
+    """``size`` tokens of a chunk."""
+    residual = chunk.residual
+    return Chunk(
+        session=chunk.session,
+        tokens=chunk.tokens[first : first + size],
+        position=chunk.position + first,
+        logits_from=min(max(chunk.logits_from - first, 0), size),
+        layers=chunk.layers,
+        residual=None if residual is None else residual[first : first + size],
+    )
+
+
+def _gather(into: Sequence[_Gathered], chunks: Sequence[Chunk], result: PassResult) -> None:
+    """Give every step its rows of a pass."""
+    row = token = 0
+    for each, chunk in zip(into, chunks, strict=True):
+        n = len(chunk.tokens)
+        wanted = slice(row, row + n - chunk.logits_from)
+        if result.logits is not None and result.scale is not None and result.argmax is not None:
+            each.logits.append(result.logits[wanted].astype(np.int64))
+            each.scale.append(result.scale[wanted])
+            each.argmax.append(result.argmax[wanted].astype(np.int64))
+        if result.residual is not None:
+            each.residual.append(result.residual[token : token + n].astype(np.int32))
+        each.saturated |= result.saturated
+        if result.cycles is not None:
+            each.cycles = (each.cycles or 0) + result.cycles
+        row, token = wanted.stop, token + n
+
+
+def _check_layers(layers: range, n_layers: int) -> None:
+    if layers.step != 1 or not 0 <= layers.start < layers.stop <= n_layers:
+        raise LutraError(f"layers must be a range within 0..{n_layers}, not {layers}")
+
+
+def available_memory() -> int:
+    """Bytes of memory that this machine can give now; half of it where it does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass  # not Linux
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return 1 << 32
 
 
 @dataclass(frozen=True)
@@ -42,7 +598,7 @@ class TileResult:
     saturated: bool = False
 
 
-class Device(Protocol):
+class _TileDevice(Protocol):
     """Something that holds a model and runs tiles of tokens of it."""
 
     name: str
@@ -60,7 +616,7 @@ class Device(Protocol):
         ...
 
 
-class ProgramDevice(Device, Protocol):
+class ProgramDevice(_TileDevice, Protocol):
     """An accelerator, simulated or real: a tile is at most its configuration's ``pass_tokens``."""
 
     def load(self, program: Program) -> None:
@@ -69,7 +625,7 @@ class ProgramDevice(Device, Protocol):
 
 
 @runtime_checkable
-class ModelDevice(Device, Protocol):
+class ModelDevice(_TileDevice, Protocol):
     """A processor that runs a packed model as it is stored, without a program."""
 
     @property

@@ -25,10 +25,10 @@ from lutra_kernels.arrays import (
     upload,
     zeros,
 )
-from lutra_kernels.attention.cache import KvCache, Queries
 from lutra_kernels.attention.decode import split_attention
 from lutra_kernels.attention.prefill import attention
 from lutra_kernels.attention.step import attention_step
+from lutra_kernels.cache import KvCache, Queries
 from lutra_kernels.errors import naming_memory
 from lutra_kernels.layout import cdiv
 from lutra_kernels.matmul.gemm import Workspace

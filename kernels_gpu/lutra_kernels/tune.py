@@ -1,7 +1,7 @@
 """``python -m lutra_kernels.tune``: measure tiles on this device and write its table.
 
 Every candidate's product is compared with the first one's before it is timed; what does not
-compile, or does not fit, is left out. From then on :mod:`.config` takes the table's tiles for its
+compile, or does not fit, is left out. From then on :mod:`.launch` takes the table's tiles for its
 shapes.
 """
 
@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from lutra_kernels import missing
-from lutra_kernels.config import M_BUCKETS, TABLES, Tile, gemm_rule, gemv_rule, key
+from lutra_kernels.launch import M_BUCKETS, TABLES, Tile, gemm_rule, gemv_rule, key
 from lutra_kernels.layout import BLOCK, cdiv
 from lutra_kernels.shapes import FORMATS, SHAPES, Shape, Width, parse_width
 
@@ -153,7 +153,7 @@ def tune(
 
 
 def write_table(tuned: Tuned, about: dict[str, str], path: Path) -> None:
-    """The table that :func:`~lutra_kernels.config.load_table` reads."""
+    """The table that :func:`~lutra_kernels.launch.load_table` reads."""
     tiles = {name: asdict(tile) for name, tile in sorted(tuned.tiles.items())}
     content = {"about": about, "tiles": tiles, "expand": sorted(tuned.expand)}
     path.parent.mkdir(parents=True, exist_ok=True)

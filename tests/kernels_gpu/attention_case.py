@@ -9,7 +9,7 @@ from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.attention.attention import AttentionParams, attend
 from lutra_kernels.arith.tables import tables
 from lutra_kernels.arrays import Array, upload
-from lutra_kernels.attention.cache import KvCache, Queries
+from lutra_kernels.cache import KvCache, Queries
 
 __all__ = ["FRAC", "AttentionCase", "int32"]
 

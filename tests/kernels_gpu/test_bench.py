@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from lutra_golden.model.b128 import from_b128
 from lutra_kernels import arrays, bench, missing, timing, tune
-from lutra_kernels.config import Tile
+from lutra_kernels.launch import Tile
 from lutra_kernels.matmul import operands
 from lutra_kernels.matmul.random import decode
 from lutra_kernels.shapes import Shape, Width, parse_width

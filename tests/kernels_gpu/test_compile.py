@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 from lutra_kernels.catalogue import Variant, faults, variants
 from lutra_kernels.compile import ARCHITECTURES, Compiled, compile_kernel
-from lutra_kernels.config import gemm_rule, gemv_rule
+from lutra_kernels.launch import gemm_rule, gemv_rule
 from lutra_kernels.matmul.fields import PLANES
 from lutra_kernels.matmul.variants import gemm_variant, gemv_variant
 from lutra_kernels.shapes import SHAPES, parse_width

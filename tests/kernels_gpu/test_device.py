@@ -20,14 +20,14 @@ from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import PackedLinear, PackedModel
-from lutra_kernels import config
+from lutra_kernels import launch
 
 pytestmark = pytest.mark.interpreted
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "_SMS", 1)
+    monkeypatch.setattr(launch, "_SMS", 1)
     options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
     monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
 

@@ -19,7 +19,7 @@ from lutra.models import find_model, load_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.matmul.format import FORMATS, TERNARY_NAME, Format
 from lutra_golden.model.packed import PackedModel
-from lutra_kernels import config
+from lutra_kernels import launch
 from lutra_kernels.model import upload_model
 from lutra_kernels.runner import Runner, TileOutput
 
@@ -36,7 +36,7 @@ def runner_of(model: PackedModel, **options: int) -> Runner:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products in as few programs as possible, which the interpreter runs one after another, and
     without its watch over 32 bits, which the tests of single kernels are under."""
-    monkeypatch.setattr(config, "_SMS", 1)
+    monkeypatch.setattr(launch, "_SMS", 1)
     options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
     monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
 

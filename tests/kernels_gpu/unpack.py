@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_kernels.arrays import Array, download
-from lutra_kernels.attention.cache import KvCache
+from lutra_kernels.cache import KvCache
 
 __all__ = ["unpacked_cache"]
 

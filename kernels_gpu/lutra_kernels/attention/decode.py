@@ -11,10 +11,7 @@ import triton.language as tl
 
 from lutra_kernels.arith.scale import scale_unpack
 from lutra_kernels.arrays import Array
-from lutra_kernels.attention.cache import KvCache, Queries
 from lutra_kernels.attention.tiles import (
-    EXPONENT_LEAST,
-    SCORE_LEAST,
     add_values,
     dot_rows,
     exponents,
@@ -27,6 +24,7 @@ from lutra_kernels.attention.tiles import (
     visible_tile,
     weight_tile,
 )
+from lutra_kernels.cache import EXPONENT_LEAST, SCORE_LEAST, KvCache, Queries
 from lutra_kernels.jit import jit, jit_general
 from lutra_kernels.layout import cdiv
 
@@ -83,7 +81,7 @@ def scores_kernel(
 ):  # fmt: skip
     """Scores int32 ``[M, H, CONTEXT]``, and maxima and exponents ``[M, H]``, begun beforehand.
 
-    ``q``, its scales and the cache as :mod:`lutra_kernels.attention.cache` says; ``position``
+    ``q``, its scales and the cache as :mod:`lutra_kernels.cache` says; ``position``
     int32 ``[M]``, ``table`` int32 ``[M, n_pages]``. ``TOKENS`` tokens make a block. With
     ``SHARED``, all tokens attend to the first ``prefix`` positions of one sequence, else each to
     the rest of its own.

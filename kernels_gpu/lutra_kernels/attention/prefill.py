@@ -10,11 +10,8 @@ import triton.language as tl
 from lutra_kernels.arith.fixed import round_shift_right, saturate
 from lutra_kernels.arith.scale import scale_from_int, scale_recip, scale_unpack
 from lutra_kernels.arrays import Array
-from lutra_kernels.attention.cache import KvCache, Queries
 from lutra_kernels.attention.decode import NO_WINDOW, POSITIONS_MAX
 from lutra_kernels.attention.tiles import (
-    EXPONENT_LEAST,
-    SCORE_LEAST,
     add_values,
     dot_rows,
     exponents,
@@ -27,6 +24,7 @@ from lutra_kernels.attention.tiles import (
     visible_tile,
     weight_tile,
 )
+from lutra_kernels.cache import EXPONENT_LEAST, SCORE_LEAST, KvCache, Queries
 from lutra_kernels.jit import jit, jit_general
 from lutra_kernels.layout import cdiv
 

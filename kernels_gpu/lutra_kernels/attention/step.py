@@ -10,10 +10,10 @@ import triton.language as tl
 
 from lutra_kernels.arith.scale import word
 from lutra_kernels.arrays import Array
-from lutra_kernels.attention.cache import KvCache, Queries
 from lutra_kernels.attention.decode import NO_WINDOW
 from lutra_kernels.attention.prefill import attend_block
 from lutra_kernels.attention.tiles import dot_rows, tile_shape
+from lutra_kernels.cache import KvCache, Queries
 from lutra_kernels.jit import jit_general
 from lutra_kernels.vector.rope import RopeStep, quantized_rows, rotated_rows, store_kv
 

@@ -15,16 +15,14 @@ from typing import NamedTuple
 import triton.language as tl
 
 from lutra_golden.arith.exp2 import EXP2
-from lutra_golden.arith.scale import SCALE
 from lutra_golden.attention.attention import AttentionParams
 from lutra_kernels.arith.exp2 import exp2_neg
 from lutra_kernels.arith.fixed import round_shift_right, saturate
 from lutra_kernels.arith.scale import scale_mul, scale_unpack
+from lutra_kernels.cache import EXPONENT_LEAST
 from lutra_kernels.jit import jit
 
 __all__ = [
-    "EXPONENT_LEAST",
-    "SCORE_LEAST",
     "TileShape",
     "add_values",
     "dot_rows",
@@ -39,10 +37,6 @@ __all__ = [
     "weight_tile",
 ]
 
-SCORE_LEAST = tl.constexpr(-(1 << 31))
-"""Below every score."""
-EXPONENT_LEAST = tl.constexpr(SCALE.e_min)
-"""The exponent where no value counts."""
 _BYTES_OFFSET = tl.constexpr(128 * 256 + 128)  # what a weight loses when both bytes are signed
 _SIGNS = tl.constexpr(128 * 256 + 128)  # the bits that make them so
 _FRAC = tl.constexpr(EXP2.d_frac)

@@ -19,8 +19,8 @@ import triton.language as tl
 
 from lutra_kernels.arith.fixed import round_shift_right
 from lutra_kernels.arrays import Array, empty, zeros
-from lutra_kernels.config import Tile
 from lutra_kernels.jit import jit
+from lutra_kernels.launch import Tile
 from lutra_kernels.layout import BLOCK, Activations, cdiv
 from lutra_kernels.matmul.fields import common_span
 from lutra_kernels.matmul.matrix import Matrix

@@ -1,7 +1,7 @@
 """One entrance to the products: the kernel that suits the number of tokens."""
 
 from lutra_kernels.arrays import Array
-from lutra_kernels.config import expands
+from lutra_kernels.launch import expands
 from lutra_kernels.layout import Activations
 from lutra_kernels.matmul.expand import expanded_product
 from lutra_kernels.matmul.gemm import Workspace, gemm

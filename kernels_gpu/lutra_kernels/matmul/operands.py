@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lutra_kernels.arrays import INTERPRETED, Array, HostArray
-from lutra_kernels.config import Tile, choose
+from lutra_kernels.launch import Tile, choose
 from lutra_kernels.layout import Activations
 from lutra_kernels.matmul.fields import PLANES
 from lutra_kernels.matmul.matrix import Matrix

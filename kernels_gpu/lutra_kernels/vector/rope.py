@@ -12,8 +12,7 @@ from lutra_golden.vector.rope import ROPE_FRAC
 from lutra_kernels.arith.quantize import quantize, quantize_factor, quantize_step
 from lutra_kernels.arith.scale import scale_mul, scale_pack, scale_unpack, word
 from lutra_kernels.arrays import INTERPRETED, Array
-from lutra_kernels.attention.cache import KvCache, Queries
-from lutra_kernels.attention.tiles import EXPONENT_LEAST, SCORE_LEAST
+from lutra_kernels.cache import EXPONENT_LEAST, SCORE_LEAST, KvCache, Queries
 from lutra_kernels.jit import jit, jit_general
 from lutra_kernels.layout import cdiv
 from lutra_kernels.vector.heads import (
@@ -133,7 +132,7 @@ def rope_kv_kernel(
     ``[M]``; ``table`` int32 ``[M, n_pages]`` the pages of each token's sequence; ``rope`` int16
     ``[context, D]``; ``bias`` int16 like ``acc``'s rows; ``gamma`` int16 ``[2, D]`` of queries and
     keys. Writes ``q`` int8 ``[M, H, D]``, its scales ``[M, H]``, and the cache of
-    :class:`~lutra_kernels.attention.cache.KvCache`. With ``SPLIT``, what the parts of a split
+    :class:`~lutra_kernels.cache.KvCache`. With ``SPLIT``, what the parts of a split
     attention add up to begins here.
     """
     pid = tl.program_id(0)

@@ -8,8 +8,8 @@ from tests.kernels_gpu.attention_case import FRAC, AttentionCase, int32
 from lutra_golden.arith.fixed import round_shift, saturate
 from lutra_golden.arith.scale import scale_from_int, scale_recip
 from lutra_kernels.arrays import download
-from lutra_kernels.attention.cache import Queries
 from lutra_kernels.attention.decode import split_attention
+from lutra_kernels.cache import Queries
 
 pytestmark = pytest.mark.interpreted
 

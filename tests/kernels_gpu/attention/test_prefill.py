@@ -6,8 +6,8 @@ pytest.importorskip("triton")
 from tests.kernels_gpu.attention_case import FRAC, AttentionCase, int32
 
 from lutra_kernels.arrays import download
-from lutra_kernels.attention.cache import KvCache, Queries
 from lutra_kernels.attention.prefill import attention
+from lutra_kernels.cache import KvCache, Queries
 
 pytestmark = pytest.mark.interpreted
 

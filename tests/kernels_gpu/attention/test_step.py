@@ -11,9 +11,9 @@ from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.vector.rope import rope_table
 from lutra_kernels.arith.tables import tables
 from lutra_kernels.arrays import Array, download, upload
-from lutra_kernels.attention.cache import KvCache, Queries
 from lutra_kernels.attention.prefill import attention
 from lutra_kernels.attention.step import attention_step
+from lutra_kernels.cache import KvCache, Queries
 from lutra_kernels.vector.rope import RopeStep, rope_kv
 
 pytestmark = pytest.mark.interpreted

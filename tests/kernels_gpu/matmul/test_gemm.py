@@ -6,7 +6,7 @@ pytest.importorskip("triton")
 from tests.kernels_gpu.matmul.packed import FORMATS, Case, random_activations, random_case
 
 from lutra_kernels.arrays import download
-from lutra_kernels.config import Tile
+from lutra_kernels.launch import Tile
 from lutra_kernels.layout import upload_activations
 from lutra_kernels.matmul.gemm import Workspace, gemm
 

@@ -5,7 +5,7 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.matmul.packed import random_activations, random_case
 
-from lutra_kernels import config
+from lutra_kernels import launch
 from lutra_kernels.arrays import download, empty
 from lutra_kernels.layout import upload_activations
 from lutra_kernels.matmul.linear import linear
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.interpreted
 def test_every_number_of_tokens(
     bits: int, group: int, m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "_EXPAND_FROM", 20)
+    monkeypatch.setattr(launch, "_EXPAND_FROM", 20)
     case = random_case(24, 256, bits, group, seed=m)
     a = random_activations(m, 256, 8, m)
     x = upload_activations(a, group)

@@ -10,7 +10,7 @@ from lutra_golden.vector.heads import HeadBias, HeadNorm
 from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
 from lutra_kernels.arith.tables import tables
 from lutra_kernels.arrays import Array, download, upload
-from lutra_kernels.attention.cache import KvCache, Queries
+from lutra_kernels.cache import KvCache, Queries
 from lutra_kernels.vector.rope import RopeStep, rope_kv
 
 pytestmark = pytest.mark.interpreted

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lutra_kernels import config
-from lutra_kernels.config import Tile, choose, expands, gemm_rule, gemv_rule, key
+from lutra_kernels import launch
+from lutra_kernels.launch import Tile, choose, expands, gemm_rule, gemv_rule, key
 from lutra_kernels.shapes import SHAPES
 
 CHOICE = {"arch": 90, "bits": 2, "group": 0, "n": 3840, "k": 2560, "a_bytes": 1, "planes": (2,)}
@@ -13,12 +13,12 @@ CHOICE = {"arch": 90, "bits": 2, "group": 0, "n": 3840, "k": 2560, "a_bytes": 1,
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(config, "TABLES", tmp_path)
-    config.load_table.cache_clear()
-    config._expanding.cache_clear()
+    monkeypatch.setattr(launch, "TABLES", tmp_path)
+    launch.load_table.cache_clear()
+    launch._expanding.cache_clear()
     yield tmp_path / "sm_90.json"
-    config.load_table.cache_clear()
-    config._expanding.cache_clear()
+    launch.load_table.cache_clear()
+    launch._expanding.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -81,5 +81,5 @@ def test_tokens_are_rounded_up() -> None:
 
 
 def test_shipped_tables_can_be_read() -> None:
-    for path in config.TABLES.glob("sm_*.json"):
-        assert config.load_table(int(path.stem.removeprefix("sm_")))
+    for path in launch.TABLES.glob("sm_*.json"):
+        assert launch.load_table(int(path.stem.removeprefix("sm_")))

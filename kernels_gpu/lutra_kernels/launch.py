@@ -1,4 +1,4 @@
-"""Tile choices: a table per architecture where one was measured, else a rule.
+"""Launch shapes: a table per architecture where one was measured, else a rule.
 
 Nothing is tuned at run time. ``tables/sm_NN.json`` maps ``kernel/bits/group/N/K/M`` to a tile, as
 :mod:`lutra_kernels.tune` writes it; shapes that are not there take the rule's choice.

@@ -3,10 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
+import triton.language as tl
 
+from lutra_golden.arith.scale import SCALE
 from lutra_kernels.arrays import Array, empty, zeros
 
-__all__ = ["KvCache", "Queries"]
+__all__ = ["EXPONENT_LEAST", "SCORE_LEAST", "KvCache", "Queries"]
+
+SCORE_LEAST = tl.constexpr(-(1 << 31))
+"""Below every score: where a split attention's maxima begin."""
+EXPONENT_LEAST = tl.constexpr(SCALE.e_min)
+"""The exponent where no value counts."""
 
 
 @dataclass(frozen=True)

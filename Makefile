@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all sim formal mutants lint format clean
+.PHONY: help run test test-all sim formal mutants gpu lint format clean
 
 ARGS ?=
 JOBS ?= 2
@@ -12,8 +12,8 @@ BIN = .venv/bin
 PROOFS = tests/sim/formal/test_catalogue.py::test_passes
 HARDWARE_TESTS = $(wildcard tests/hw tests/sim tests/system)
 
-# $(call environment,<extra>...): .venv with these extras of pyproject.toml
-define environment
+# $(call with_python,<script> <argument>...): a script of the standard library alone
+define with_python
 @python=""; \
 for name in "$${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	[ -n "$$name" ] || continue; \
@@ -23,8 +23,11 @@ done; \
 [ -n "$$python" ] || { \
 	echo "error: Python 3.11 or newer is needed and is not on PATH: install it, or name it: make PYTHON=/path/to/python3" >&2; \
 	exit 2; }; \
-"$$python" tools/environment.py $(1)
+"$$python" $(1)
 endef
+
+# $(call environment,<extra>...): .venv with these extras of pyproject.toml
+environment = $(call with_python,tools/environment.py $(1))
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +61,9 @@ formal: ## prove properties of the RTL by model checking; ARGS="arbiter reader" 
 mutants: ## plant faults in the RTL and see whether tests catch them; ARGS="matmul" picks some
 	$(call environment,sim dev)
 	@$(BIN)/python -m lutra_sim.mutants --jobs $(JOBS) $(ARGS)
+
+gpu: ## test, tune and time the kernels on this machine's GPU, JSON on the last line; 10 minutes
+	$(call with_python,tools/gpu.py $(ARGS))
 
 lint: ## check style, import directions and types
 	$(call environment,sim dev)

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lutra.commands.options import add_json
 from lutra.progress import StepProgress
 from lutra_flows.synth.designs import Made, Part, design
 from lutra_flows.synth.report import TARGETS, Report, Request, libraries, synthesize
@@ -21,32 +22,49 @@ __all__ = ["add_command"]
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
-    """What an engine takes of an FPGA or of standard cells, by Yosys."""
-    parser.description = add_command.__doc__
-    parser.add_argument("--engine", default="lut", help=f"{', '.join(ENGINES)} (lut)")
+    """Report the FPGA resources or cell area of a matmul engine, as synthesised by Yosys."""
+    parser.add_argument("--engine", default="lut", help=f"{', '.join(ENGINES)} (default lut)")
     parser.add_argument(
-        "--format", help=f"{', '.join(FORMATS)} (default W2A8, W1.58A8 for ternary, W4A8 for mixpe)"
+        "--format",
+        help=f"{', '.join(FORMATS)} (default W2A8, W1.58A8 for ternary, W4A8 for mixpe)",
     )
-    parser.add_argument("--tile", type=_tile, metavar="M,N,K", help="default: 512 MAC/cycle")
-    parser.add_argument("--target", default="xcup", choices=TARGETS, help="default xcup")
     parser.add_argument(
-        "--liberty", type=Path, metavar="FILE", help="library, .lib or .lib.gz; folder or pattern"
+        "--tile",
+        type=_tile,
+        metavar="M,N,K",
+        help="tokens, rows and depth of a step (default: 512 MAC/cycle)",
+    )
+    parser.add_argument(
+        "--target", default="xcup", choices=TARGETS, help="technology to map to (default xcup)"
+    )
+    parser.add_argument(
+        "--liberty",
+        type=Path,
+        metavar="FILE",
+        help="cell library for --target liberty: .lib or .lib.gz, a folder, or a pattern",
     )
     parser.add_argument(
         "--part",
         choices=[part.value for part in Part if part != Part.WHOLE],
-        help="engine (default), or datapath: the array of one token alone",
+        help="engine, or only the datapath of one token (default engine)",
     )
-    parser.add_argument("--whole", action="store_true", help="the accelerator with this engine")
-    parser.add_argument("--no-dsp", action="store_true", help="multiply in LUTs")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument(
+        "--whole", action="store_true", help="synthesise the whole accelerator with this engine"
+    )
+    parser.add_argument(
+        "--no-dsp", action="store_true", help="build multipliers from LUTs instead of DSP blocks"
+    )
+    add_json(parser)
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="all engines and formats, on xcup and on --liberty, into docs/engines.md",
+        help="synthesise all engines and formats for xcup and --liberty, and write engines.md",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("docs"), help="folder of engines.md for --compare (docs)"
+        "--out",
+        type=Path,
+        default=Path("docs"),
+        help="folder of engines.md for --compare (default docs)",
     )
     parser.set_defaults(command=_synth)
 
@@ -108,7 +126,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _short(names: str | None) -> str | None:
-    """Names of libraries in a few words."""
+    """Abbreviated names of libraries."""
     found = (names or "").split()
     return f"{found[0]} and {len(found) - 1} more" if len(found) > 1 else names
 

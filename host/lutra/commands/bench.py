@@ -9,22 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lutra.commands.options import add_device, add_format, add_group, add_kv, add_threads
 from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
 from lutra.devices.base import ModelDevice, ProgramDevice
-from lutra.devices.choose import DEVICES, choose_device, notes_on
+from lutra.devices.choose import choose_device, notes_on
 from lutra.open_model import open_packed_model
 from lutra.progress import StepProgress
-from lutra.quantize import GROUPS
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.format import FORMATS
-from lutra_golden.model.cache import KV_NAMES
 from lutra_golden.model.packed import PackedModel
 
-__all__ = ["N_GEN", "N_PROMPT", "Row", "add_bench", "add_threads", "bench"]
+__all__ = ["N_GEN", "N_PROMPT", "Row", "add_bench", "bench"]
 
 N_PROMPT, N_GEN = 512, 128
-"""Tokens of prefill and decode, unless others are asked for."""
+"""Default numbers of tokens in the tests of prefill and decode."""
 Progress = Callable[[str, float], None]
 
 
@@ -39,20 +37,13 @@ class Row:
 
     @property
     def t_s(self) -> float:
-        """Their mean."""
+        """Mean rate."""
         return float(np.mean(self.rates))
 
     @property
     def std(self) -> float:
-        """Their standard deviation; 0 of a single one."""
+        """Standard deviation of the rates; 0 for a single one."""
         return float(np.std(self.rates, ddof=1)) if len(self.rates) > 1 else 0.0
-
-
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """The option that sets the threads of the device ``cpu``."""
-    parser.add_argument(
-        "-t", "--threads", type=int, help="threads of the device cpu (default: one per core)"
-    )
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
@@ -61,17 +52,43 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--model",
         default="tales",
-        help="a model's name or folder, or random:SHAPE for real shapes with random weights",
+        help="folder, GGUF file, Hugging Face id, a shipped model, or random:SHAPE for a real "
+        "shape with random weights (default tales)",
     )
-    parser.add_argument("--format", choices=FORMATS, type=str.upper, help="what it is rounded to")
-    parser.add_argument("--group", type=int, choices=GROUPS, help="weights that share a scale")
-    parser.add_argument("--kv", choices=KV_NAMES, help="bits of keys and values (8)")
-    parser.add_argument("-p", "--n-prompt", type=int, help=f"prefill of so many ({N_PROMPT})")
-    parser.add_argument("-n", "--n-gen", type=int, help=f"decode of so many ({N_GEN})")
-    parser.add_argument("-r", "--repetitions", type=int, default=5, help="of every test (5)")
-    parser.add_argument("-dev", "--device", default="auto", choices=DEVICES, help="default auto")
+    add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
+    add_group(parser)
+    add_kv(parser)
+    parser.add_argument(
+        "-p",
+        "--n-prompt",
+        type=int,
+        metavar="N",
+        help=f"prompt length of the prefill test (default {N_PROMPT}, 0 leaves it out)",
+    )
+    parser.add_argument(
+        "-n",
+        "--n-gen",
+        type=int,
+        metavar="N",
+        help=f"tokens of the decode test (default {N_GEN}, 0 leaves it out)",
+    )
+    parser.add_argument(
+        "-r",
+        "--repetitions",
+        type=int,
+        default=5,
+        metavar="N",
+        help="repetitions of each test (default 5)",
+    )
+    add_device(parser, "auto", "auto, the fastest that works")
     add_threads(parser)
-    parser.add_argument("-o", "--output", choices=("md", "json"), default="md", help="default md")
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=("md", "json"),
+        default="md",
+        help="Markdown table or JSON (default md)",
+    )
     parser.set_defaults(command=_bench)
 
 
@@ -139,8 +156,8 @@ def bench(
     repetitions: int = 5,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Measure ``ppN``, a prompt of random tokens, and ``tgN``, token after token from an empty
-    cache; a test of 0 tokens is left out. One run of each comes first and does not count."""
+    """Measure ``ppN``, prefill of N random tokens, and ``tgN``, decode of N tokens from an empty
+    cache; a test of 0 tokens is left out. One warm-up run precedes each test."""
     if n_prompt < 0 or n_gen < 0 or n_prompt + n_gen == 0 or repetitions < 1:
         raise LutraError("-p and -n must be 0 or more, not both 0, and -r 1 or more")
     if isinstance(device, ModelDevice):

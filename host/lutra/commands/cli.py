@@ -16,28 +16,34 @@ from rich.console import Console
 from rich.table import Table
 
 from lutra import __version__
-from lutra.commands.bench import add_bench, add_threads
+from lutra.commands.bench import add_bench
 from lutra.commands.conversation import converse
 from lutra.commands.devices import add_devices
+from lutra.commands.options import (
+    add_device,
+    add_format,
+    add_group,
+    add_json,
+    add_kv,
+    add_threads,
+)
 from lutra.commands.pack import add_pack, add_quantize
 from lutra.commands.show import add_show
 from lutra.commands.tune import add_tune
 from lutra.commands.verify import add_verify
 from lutra.devices.base import ModelDevice
-from lutra.devices.choose import DEVICES
 from lutra.devices.rtl import RtlDevice
 from lutra.evaluate.perplexity import perplexity, text_windows
 from lutra.llm import LLM, Mismatch
 from lutra.models import shipped_models
 from lutra.progress import StepProgress
-from lutra.quantize import DEFAULT_GROUP, GROUPS
 from lutra.text.sampling import SamplingParams
 from lutra_golden.core.config import CONFIGS, ENGINES, NANO_WIDE
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.format import FORMATS, Format
-from lutra_golden.model.cache import KV_NAMES
 
 __all__ = ["main"]
+
+_AddArguments = Callable[[argparse.ArgumentParser], None]
 
 _DEFAULT_PROMPT = "Once upon a time there was a king who had three daughters"
 _DEFAULT_TOKENS = 64
@@ -50,12 +56,16 @@ _ADVICE = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2 for an error the user can mend)."""
+    """Run the command line; returns the exit code (2 for an error the user can correct)."""
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
-        # a terminal that can not show a character of the story still shows the rest
+        # a terminal that cannot show a character of the story still shows the rest
         reconfigure(errors="replace")
     try:
-        args = _parser().parse_args(argv)
+        args, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            raise LutraError(
+                f"unrecognized arguments: {' '.join(unknown)}: see lutra {args.name} --help"
+            )
         command: Callable[[argparse.Namespace], int] = args.command
         code = command(args)
         print(end="", flush=True)
@@ -67,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return 1
     except MemoryError:
-        return _fail("the memory of this machine does not suffice: use a smaller model or context")
+        return _fail("not enough memory: use a smaller model or a shorter context")
     except OSError as error:
         if error.filename is None:
             _discard_output()
@@ -77,12 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _discard_output() -> None:
-    """Forget what can not be written: python would complain again while it flushes at exit."""
+    """Drop unwritten output, so that Python reports no second error when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
+    """Reports wrong arguments in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise LutraError(f"{message}: see {self.prog} --help")
@@ -99,24 +109,31 @@ def _fail(message: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="lutra", description="Low-bit language models on FPGAs, and on their simulated RTL."
+        prog="lutra",
+        description="Run low-bit language models on FPGAs, simulated hardware, CPUs and GPUs.",
     )
     parser.add_argument("--version", action="version", version=f"lutra {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_run(commands.add_parser("run", help="generate text and show what it took"))
-    _add_chat(commands.add_parser("chat", help="talk with a model that was trained to chat"))
-    _add_perplexity(commands.add_parser("perplexity", help="perplexity of a text under a model"))
-    add_bench(commands.add_parser("bench", help="tokens per second of prefill and decode"))
-    add_devices(commands.add_parser("devices", help="which devices are here"))
-    add_quantize(commands.add_parser("quantize", help="round a model's weights, by any method"))
-    add_pack(commands.add_parser("pack", help="write a model in the packed format, as it is"))
-    add_show(commands.add_parser("show", help="what is in a model"))
-    add_tune(commands.add_parser("tune", help="measure tiles of the GPU's kernels here"))
-    add_verify(commands.add_parser("verify", help="compare a packed model with its source"))
-    # what is above the host in the tree, such as flows, adds its own
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="name")
+
+    def add(name: str, add_arguments: _AddArguments, summary: str) -> None:
+        description = f"{summary[0].upper()}{summary[1:]}."
+        add_arguments(commands.add_parser(name, help=summary, description=description))
+
+    add("run", _add_run, "generate text and report the speed")
+    add("chat", _add_chat, "chat with a model in the terminal")
+    add("perplexity", _add_perplexity, "measure the perplexity of a text")
+    add("bench", add_bench, "measure tokens per second of prefill and decode")
+    add("devices", add_devices, "list the devices of this machine")
+    add("quantize", add_quantize, "quantise a model, with or without calibration, and pack it")
+    add("pack", add_pack, "pack a model, keeping weights that are integers already")
+    add("show", add_show, "print the sizes, formats and matrices of a model")
+    add("tune", add_tune, "autotune the GPU kernels on this machine")
+    add("verify", add_verify, "compare a packed model with its checkpoint, layer by layer")
+    # packages above the host, such as lutra_flows, add their own
     for command in sorted(entry_points(group="lutra.commands"), key=lambda entry: entry.name):
-        add = command.load()
-        add(commands.add_parser(command.name, help=add.__doc__))
+        add_arguments = command.load()
+        summary = " ".join(add_arguments.__doc__.split()).rstrip(".")
+        add(command.name, add_arguments, summary[0].lower() + summary[1:])
     return parser
 
 
@@ -125,61 +142,90 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--model",
         default="tales",
-        help=f"folder, id on Hugging Face, or {', '.join(shipped_models())}",
+        help="folder, GGUF file, Hugging Face id, or a shipped model: "
+        f"{', '.join(shipped_models())} (default tales)",
     )
-    parser.add_argument(
-        "--format",
-        type=_format,
-        help=f"{', '.join(FORMATS)} (default W1.58A8 for ternary models, W4A8 for others)",
-    )
-    parser.add_argument(
-        "--group",
-        type=int,
-        choices=GROUPS,
-        help=f"weights that share a scale and a zero point (default {DEFAULT_GROUP})",
-    )
-    parser.add_argument("--kv", choices=KV_NAMES, help="bits of cached keys and values (default 8)")
+    add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
+    add_group(parser)
+    add_kv(parser)
     parser.add_argument(
         "--engine",
         choices=tuple(ENGINES),
-        help="matmul engine (default: ternary for W1.58A8, lut for the other formats)",
+        help="matmul engine of the accelerator (default ternary for W1.58A8, otherwise lut)",
     )
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-
-
-def _format(text: str) -> str:
-    try:
-        return str(Format.parse(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    add_json(parser)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("-p", "--prompt", default=_DEFAULT_PROMPT, help="text to go on from")
-    parser.add_argument("-n", "--n-predict", type=int, help=f"tokens (default {_DEFAULT_TOKENS})")
-    _add_generation(parser)
     parser.add_argument(
-        "--wave", type=Path, help="waveform file: .vcd, or .fst where zlib and lz4 are"
+        "-p",
+        "--prompt",
+        default=_DEFAULT_PROMPT,
+        metavar="TEXT",
+        help=f"prompt to continue (default {_DEFAULT_PROMPT!r})",
     )
     parser.add_argument(
-        "--wave-cycles", type=_cycle_range, metavar="FROM:TO", help="of these cycles"
+        "-n",
+        "--n-predict",
+        type=int,
+        metavar="N",
+        help=f"number of tokens to generate (default {_DEFAULT_TOKENS}, or to the context's end)",
+    )
+    _add_generation(parser)
+    parser.add_argument(
+        "--wave",
+        type=Path,
+        metavar="FILE",
+        help="write a waveform on device rtl: .vcd (about 40 KB a clock cycle), or the smaller "
+        ".fst if zlib and lz4 are installed",
+    )
+    parser.add_argument(
+        "--wave-cycles",
+        type=_cycle_range,
+        metavar="FROM:TO",
+        help="limit the waveform to these clock cycles",
     )
     parser.set_defaults(command=_run)
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--temp", type=float, default=0.7, help="temperature, 0 is greedy (0.7)")
-    parser.add_argument("--top-k", type=int, default=40, help="likeliest tokens kept, 0 all (40)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="probability kept (0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (0)")
-    parser.add_argument("-dev", "--device", default="rtl", choices=DEVICES, help="default rtl")
+    parser.add_argument(
+        "--temp",
+        type=float,
+        default=0.7,
+        metavar="T",
+        help="sampling temperature (default 0.7, 0 for greedy)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=40,
+        metavar="K",
+        help="sample from the K most likely tokens (default 40, 0 disables)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="sample from the most likely tokens that add up to probability P (default 0.95)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed for sampling (default 0)"
+    )
+    add_device(parser, "rtl", "rtl, the simulated hardware")
     add_threads(parser)
-    parser.add_argument("--config", default="nano", choices=sorted(CONFIGS), help="default nano")
+    parser.add_argument(
+        "--config",
+        default="nano",
+        choices=sorted(CONFIGS),
+        help="configuration of the accelerator (default nano)",
+    )
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
-        help="compare every logit with the golden model's (default: on the device rtl)",
+        help="compare every logit with the golden model (default: on device rtl only)",
     )
 
 
@@ -247,7 +293,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _print_notes(llm: LLM) -> None:
-    """Say why a faster device is not used."""
+    """Print why a faster device is not used."""
     for note in llm.notes:
         print(f"note: {note}", file=sys.stderr)
 
@@ -258,10 +304,19 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("-sys", "--system", help="what the model is told before all else")
-    parser.add_argument("-n", "--n-predict", type=int, help="most tokens of an answer")
+    parser.add_argument("-sys", "--system", metavar="TEXT", help="system prompt")
     parser.add_argument(
-        "--chat-template", type=Path, metavar="FILE", help="Jinja, in place of the model's own"
+        "-n",
+        "--n-predict",
+        type=int,
+        metavar="N",
+        help="maximum number of tokens per answer (default: to the context's end)",
+    )
+    parser.add_argument(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="Jinja chat template to use instead of the model's own",
     )
     _add_generation(parser)
     parser.set_defaults(command=_chat)
@@ -375,18 +430,20 @@ def _print_table(figures: dict[str, object], llm: LLM) -> None:
 
 def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument("-f", "--file", type=Path, required=True, help="UTF-8 text")
     parser.add_argument(
-        "-dev", "--device", choices=DEVICES, help="default auto; golden where --engine is given"
+        "-f", "--file", type=Path, required=True, metavar="FILE", help="text in UTF-8"
     )
+    add_device(parser, None, "auto, or golden with --engine")
     add_threads(parser)
     parser.add_argument(
         "--float",
         action="store_true",
-        help="the same model in floating point: a checkpoint as it is, or rounded to --format if "
-        "that is given; a packed model as it is packed",
+        help="evaluate in floating point: a checkpoint as it is, or rounded to --format if that "
+        "is given; a packed model with its packed weights",
     )
-    parser.add_argument("--windows", type=int, help="only the first so many windows of the text")
+    parser.add_argument(
+        "--windows", type=int, metavar="N", help="use only the first N windows of the text"
+    )
     parser.set_defaults(command=_perplexity)
 
 

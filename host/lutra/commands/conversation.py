@@ -1,4 +1,4 @@
-"""The loop of ``lutra chat``: a line is asked for, the answer comes piece by piece."""
+"""The loop of ``lutra chat``: read a line, print the answer piece by piece."""
 
 import signal
 import sys
@@ -17,11 +17,11 @@ from lutra_golden.errors import LutraError
 
 __all__ = ["Chatting", "converse"]
 
-_HELP = "/exit to leave, /clear to begin anew, Ctrl-C to stop an answer"
+_HELP = "/exit to quit, /clear to start over, Ctrl-C to stop an answer"
 
 
 class Chatting(Protocol):
-    """What answers: :class:`~lutra.llm.LLM`."""
+    """The part of :class:`~lutra.llm.LLM` that a conversation needs."""
 
     def chat(
         self,
@@ -39,24 +39,24 @@ def converse(
     max_tokens: int | None = None,
     system: str | None = None,
 ) -> list[Message]:
-    """Answer the lines of standard input until ``/exit`` or their end; return what was said.
+    """Answer the lines of standard input until ``/exit`` or its end; returns the messages.
 
     On a terminal an error is shown and the conversation goes on without the line that caused it;
     elsewhere it is raised.
     """
     console = Console(highlight=False)
-    asks = sys.stdin.isatty()
+    interactive = sys.stdin.isatty()
     start: list[Message] = [{"role": "system", "content": system}] if system else []
     history = list(start)
-    if asks:
+    if interactive:
         console.print(_HELP, style="dim")
-    while (line := _ask(console, asks)) is not None:
+    while (line := _ask(console, interactive)) is not None:
         if line == "/exit":
             break
         if line == "/clear":
             history = list(start)
         elif line.startswith("/"):
-            console.print(f"{line.split()[0]} is no command: {_HELP}", style="dim", markup=False)
+            console.print(f"unknown command {line.split()[0]}: {_HELP}", style="dim", markup=False)
         elif line:
             history.append({"role": "user", "content": line})
             try:
@@ -64,7 +64,7 @@ def converse(
             except Mismatch:
                 raise
             except LutraError as error:
-                if not asks:
+                if not interactive:
                     raise
                 console.print(f"error: {error} (or /clear)", style="red", markup=False)
                 history.pop()
@@ -73,10 +73,10 @@ def converse(
     return history
 
 
-def _ask(console: Console, asks: bool) -> str | None:
+def _ask(console: Console, interactive: bool) -> str | None:
     """The next line, None at the end."""
     try:
-        return (console.input("[bold green]> [/]") if asks else input()).strip()
+        return (console.input("[bold green]> [/]") if interactive else input()).strip()
     except EOFError:
         return None
     except KeyboardInterrupt:
@@ -100,7 +100,7 @@ def _answer(
 
 @contextmanager
 def _interruptible() -> Generator[Event]:
-    """Ctrl-C sets the event, so that a device is never left within a token; twice it leaves."""
+    """Set the event on Ctrl-C, so that no token is cut off; a second Ctrl-C interrupts."""
     stopped = Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""``lutra devices``: which devices are here, what they are, and which one ``auto`` takes."""
+"""``lutra devices``: the devices of this machine, and which one ``auto`` takes."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from rich.console import Console
 from rich.table import Table
 
+from lutra.commands.options import add_json
 from lutra.devices.choose import DEVICES, next_best
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.device import CpuDevice
@@ -20,7 +21,7 @@ __all__ = ["add_devices"]
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra devices``."""
-    parser.add_argument("--json", action="store_true", help="as one line of JSON")
+    add_json(parser)
     parser.set_defaults(command=_devices)
 
 
@@ -42,7 +43,7 @@ def _devices(args: argparse.Namespace) -> int:
         print(json.dumps(rows))
         return 0
     table = Table(box=None, pad_edge=False)
-    for heading in ("device", "here", "auto", "detail"):
+    for heading in ("device", "available", "auto", "detail"):
         table.add_column(heading)
     for name, (here, detail) in found.items():
         table.add_row(name, "yes" if here else "no", "*" if name == chosen else "", detail)
@@ -51,7 +52,7 @@ def _devices(args: argparse.Namespace) -> int:
 
 
 def _describe(name: str) -> str:
-    """What a device is; LutraError says why it can not be used."""
+    """Describe a device; LutraError says why it cannot be used."""
     if name == "cuda":
         CudaDevice()
         return describe_gpu()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from lutra.commands.options import add_format, add_group, add_json, add_kv
 from lutra.commands.show import packed_figures
 from lutra.models import find_model, load_model
 from lutra.models.decoder import CONTEXT, Decoder
@@ -18,15 +19,14 @@ from lutra.packed.file import is_packed, open_packed, write_packed
 from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore, is_unfinished
 from lutra.progress import StepProgress
-from lutra.quantize import DEFAULT_GROUP, GROUPS, default_format
+from lutra.quantize import DEFAULT_GROUP, default_format
 from lutra.quantize.budget import BitPlan, Sensitivity
 from lutra.quantize.calibration import calibration_windows
 from lutra.quantize.driver import METHODS, Recipe, quantize_layers
 from lutra.quantize.pack import Packer
 from lutra.text.tokenizer import Tokenizer, copy_tokenizer
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.format import FORMATS, Format
-from lutra_golden.model.cache import KV_NAMES
+from lutra_golden.matmul.format import Format
 
 __all__ = ["add_pack", "add_quantize"]
 
@@ -36,18 +36,45 @@ Progress = Callable[[str, float], None]
 def add_quantize(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra quantize``."""
     _add_source(parser)
-    parser.add_argument("--method", choices=tuple(METHODS), default="rtn", help="default rtn")
-    parser.add_argument("--act-order", action="store_true", help="of gptq: great columns first")
+    parser.add_argument(
+        "--method",
+        choices=tuple(METHODS),
+        default="rtn",
+        help="quantisation method (default rtn, round to nearest; the others need --calib)",
+    )
+    parser.add_argument(
+        "--act-order",
+        action="store_true",
+        help="gptq only: quantise columns in order of decreasing activation",
+    )
     parser.add_argument(
         "--bits-budget",
         type=float,
         metavar="BITS",
-        help="mean bits of a weight; each layer gets its own by measured sensitivity",
+        help="average bits per weight, spread over the layers by measured sensitivity",
     )
-    parser.add_argument("--calib", type=Path, metavar="FILE", help="UTF-8 text to calibrate with")
-    parser.add_argument("--calib-windows", type=int, default=32, help="of the text (32)")
-    parser.add_argument("--calib-tokens", type=int, default=256, help="of a window (256)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is taken of the text (0)")
+    parser.add_argument("--calib", type=Path, metavar="FILE", help="calibration text in UTF-8")
+    parser.add_argument(
+        "--calib-windows",
+        type=int,
+        default=32,
+        metavar="N",
+        help="number of calibration windows (default 32)",
+    )
+    parser.add_argument(
+        "--calib-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="tokens per calibration window (default 256)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="random seed for choosing calibration windows (default 0)",
+    )
     parser.set_defaults(command=_quantize)
 
 
@@ -60,40 +87,40 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="model folder, GGUF file, id on Hugging Face, shipped name")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the packed model")
     parser.add_argument(
-        "--format",
-        type=str.upper,
-        help=f"{', '.join(FORMATS)} (default: the one that the weights are in, else W4A8)",
+        "source",
+        metavar="MODEL",
+        help="folder, GGUF file, Hugging Face id, or a shipped model",
     )
     parser.add_argument(
-        "--group",
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder to write the packed model to",
+    )
+    add_format(parser, "the checkpoint's own if its weights are integers, otherwise W4A8")
+    add_group(parser, DEFAULT_GROUP)
+    add_kv(parser, "8")
+    parser.add_argument(
+        "-c",
+        "--ctx-size",
         type=int,
-        choices=GROUPS,
-        default=DEFAULT_GROUP,
-        help=f"weights that share a scale and a zero point (default {DEFAULT_GROUP})",
+        metavar="N",
+        help=f"context length in tokens (default: the model's, at most {CONTEXT})",
     )
-    parser.add_argument(
-        "--kv", choices=KV_NAMES, default="8", help="bits of keys and values (default 8)"
-    )
-    parser.add_argument(
-        "-c", "--ctx-size", type=int, help=f"positions (default: the model's, at most {CONTEXT})"
-    )
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    add_json(parser)
 
 
 def _quantize(args: argparse.Namespace) -> int:
     path = find_model(args.source)
     if is_packed(path):
-        raise LutraError(f"{path} is packed already: give the checkpoint that it was made of")
+        raise LutraError(f"{path} is packed already: give the checkpoint it was made from")
     if args.out.exists() and not (args.out.is_dir() and _ours(args.out)):
-        raise LutraError(f"{args.out} exists and is no packed model: give another folder")
+        raise LutraError(f"{args.out} exists and is not a packed model: give another folder")
     model = load_model(path).limited(args.ctx_size)
-    try:
-        format = default_format(model) if args.format is None else Format.parse(args.format)
-    except ValueError as error:
-        raise LutraError(str(error)) from None
+    format = default_format(model) if args.format is None else Format.parse(args.format)
     recipe = Recipe(
         format=format,
         group=args.group,
@@ -113,7 +140,7 @@ def _quantize(args: argparse.Namespace) -> int:
                 lambda sensitivity, plan: tables.append((sensitivity, plan)),
             )  # fmt: skip
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
         raise
     for sensitivity, plan in tables:
         _print_plan(sensitivity, plan)
@@ -127,7 +154,7 @@ def _quantize(args: argparse.Namespace) -> int:
 
 
 def _ours(out: Path) -> bool:
-    """Whether a folder is a packed model, or one that an interrupt left, or empty."""
+    """True if a folder is empty, a packed model, or one that was interrupted."""
     return is_packed(out) or is_unfinished(out) or next(out.iterdir(), None) is None
 
 
@@ -160,21 +187,21 @@ def _pack(
     for _ in quantize_layers(
         model, recipe, calibration, packer=packer, store=store, progress=progress, watch=watch
     ):
-        pass  # the store has it, and memory need not hold it
+        pass  # the store keeps each layer, so that memory need not
     progress("writing", 0.0)
     write_packed(out, packer.finish(store), store, lambda folder: copy_tokenizer(source, folder))
     store.clear()
 
 
 def _identity(source: Path) -> list[object]:
-    """What tells one checkpoint from another without reading it: names, sizes and times."""
+    """Names, sizes and times of a checkpoint's files, to recognise it without reading it."""
     files = [source] if source.is_file() else sorted(source.glob("*"))
     stats = [(each.name, each.stat()) for each in files if each.is_file()]
     return [str(source.resolve()), [[name, s.st_size, s.st_mtime_ns] for name, s in stats]]
 
 
 def _print_plan(sensitivity: Sensitivity, plan: BitPlan) -> None:
-    print("bits by measured sensitivity (and what they cost, in 1/1000 nat per token)")
+    print("bits chosen by measured sensitivity, and their cost in 1/1000 nat per token")
     table = Table(box=None, pad_edge=False)
     rows = sensitivity.rows(plan)
     for name in rows[0]:

@@ -1,4 +1,4 @@
-"""``lutra show``: what is in a packed model or a checkpoint."""
+"""``lutra show``: contents of a packed model or a checkpoint."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lutra.checkpoints import open_checkpoint
 from lutra.checkpoints.weights import Dense, Grouped, Weight
+from lutra.commands.options import add_json
 from lutra.formats.gguf import is_gguf
 from lutra.models import find_model, load_model
 from lutra.packed.file import PackedFile, is_packed, open_packed
@@ -24,8 +25,12 @@ __all__ = ["add_show", "packed_figures"]
 
 def add_show(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra show``."""
-    parser.add_argument("model", help="packed model, checkpoint, GGUF file or shipped name")
-    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder, GGUF file, Hugging Face id, or a shipped model",
+    )
+    add_json(parser)
     parser.set_defaults(command=_show)
 
 
@@ -35,7 +40,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(figures))
         return 0
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
@@ -58,7 +63,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def packed_figures(file: PackedFile) -> dict[str, object]:
-    """What ``lutra show --json`` prints of a packed model."""
+    """Figures of a packed model, as ``lutra show --json`` prints them."""
     model = file.model
     n_weights = n_bytes = 0
     matrices: list[dict[str, object]] = []

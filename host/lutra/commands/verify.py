@@ -1,4 +1,4 @@
-"""``lutra verify``: a packed model beside the checkpoint that it was made of."""
+"""``lutra verify``: a packed model compared with its checkpoint."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lutra.commands.options import add_json
 from lutra.evaluate.verify import verify
 from lutra.models import find_model
 from lutra.packed.file import is_packed, open_packed
@@ -22,24 +23,38 @@ _PROMPT = "Once upon a time there was a king who had three daughters, and the yo
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra verify``."""
-    parser.add_argument("model", type=Path, help="folder of the packed model")
-    parser.add_argument("--against", required=True, metavar="SRC", help="what it was made of")
-    parser.add_argument("-p", "--prompt", default=_PROMPT, help="text that both are run on")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the packed model")
     parser.add_argument(
-        "--limit", type=float, help="relative error of rounding that a part may have"
+        "--against",
+        required=True,
+        metavar="SOURCE",
+        help="its checkpoint: folder, GGUF file, Hugging Face id, or a shipped model",
     )
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument(
+        "-p",
+        "--prompt",
+        default=_PROMPT,
+        metavar="TEXT",
+        help="text to run both models on (default: the opening of a fairy tale)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        metavar="ERROR",
+        help="largest relative rounding error of a part (default: by the bits of its weights)",
+    )
+    add_json(parser)
     parser.set_defaults(command=_verify)
 
 
 def _verify(args: argparse.Namespace) -> int:
     if not is_packed(args.model):
-        raise LutraError(f"{args.model} is no packed model: make one with lutra pack")
+        raise LutraError(f"{args.model} is not a packed model: make one with lutra pack")
     if args.limit is not None and not args.limit > 0:
         raise LutraError(f"--limit must be positive, not {args.limit}")
     source = find_model(args.against)
     if is_packed(source):
-        raise LutraError(f"{source} is packed itself: give the checkpoint that it was made of")
+        raise LutraError(f"{source} is packed itself: give the checkpoint it was made from")
     model = open_packed(args.model).model
     tokens = Tokenizer.open(args.model, model.bos).encode(args.prompt)
     with StepProgress() as progress:
@@ -49,7 +64,7 @@ def _verify(args: argparse.Namespace) -> int:
         figures = asdict(found) | {"first_over": found.first_over, "format": model.format}
         print(json.dumps(figures))
         return code
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(f"relative error, source by {found.runner}")
     table = Table(box=None, pad_edge=False)
     table.add_column("part")
@@ -59,11 +74,11 @@ def _verify(args: argparse.Namespace) -> int:
         figures = (part.own, part.limit, part.integer, part.total)
         table.add_row(part.name, *("-" if x is None else f"{x:.4f}" for x in figures))
     console.print(table)
-    console.print(f"logits: RMS error {found.logits:.4f} of their deviation")
+    console.print(f"logits: RMS error {found.logits:.4f} of their standard deviation")
     console.print(f"top-1 agreement: {found.top1:.1%} of {found.tokens} tokens")
     console.print(f"KL divergence: {found.kl:.5f} nats")
     if found.first_over:
-        console.print(f"[bold]first over its limit:[/bold] {found.first_over}")
+        console.print(f"first part over its limit: {found.first_over}", style="bold")
     else:
-        console.print("every part is within its limit")
+        console.print("all parts are within their limits")
     return code

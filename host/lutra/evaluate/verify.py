@@ -173,7 +173,7 @@ def _check_sizes(model: PackedModel, decoder: Decoder, source: Path) -> None:
         if ours != theirs:
             raise LutraError(
                 f"the packed model has {name} {ours}, {source} has {theirs}: give the "
-                "checkpoint that it was made of"
+                "checkpoint it was made from"
             )
 
 

@@ -148,7 +148,7 @@ def test_engine_format_and_group(
     ("options", "message"),
     [
         (["--engine", "tpu"], r"argument --engine: invalid choice: 'tpu' .*: see lutra run --help"),
-        (["--kv", "5"], r"argument --kv: invalid choice: 5 .*: see lutra run --help"),
+        (["--kv", "5"], r"argument --kv: invalid choice: '5' .*: see lutra run --help"),
         (["--group", "48"], r"argument --group: invalid choice: 48 .*: see lutra run --help"),
         (
             ["--format", "W5A8"],
@@ -261,7 +261,7 @@ def test_a_model_that_no_configuration_holds(tmp_path: Path, capsys: Capture) ->
     [
         ([], "the following arguments are required: COMMAND: see lutra --help"),
         (["rnu"], r"argument COMMAND: invalid choice: .*: see lutra --help"),
-        (["run", "--no-such"], r"unrecognized arguments: --no-such: see lutra --help"),
+        (["run", "--no-such"], r"unrecognized arguments: --no-such: see lutra run --help"),
         (["run", "-n", "few"], r"argument -n/--n-predict: invalid int value: 'few': see lutra run"),
         (["run", "--config", "giant"], r"argument --config: invalid choice: 'giant'"),
         (["run", "--device", "gpu"], r"argument -dev/--device: invalid choice: 'gpu'"),

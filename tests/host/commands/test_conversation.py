@@ -73,7 +73,7 @@ def test_history_is_kept(
     assert [m["role"] for m in history] == ["system", "user", "assistant", "user", "assistant"]
     assert contents(echo.asked[1]) == ["Be brief", "one two", "one two ", "three"]
     out = capsys.readouterr().out
-    assert ("/exit to leave" in out) == terminal
+    assert ("/exit to quit" in out) == terminal
     assert "one two \n" in out
 
 
@@ -82,7 +82,7 @@ def test_leaving_and_beginning_anew(
 ) -> None:
     _, history = talk(monkeypatch, "one\n/clear\n/help\ntwo\n/exit\nthree\n", system="Be brief")
     assert contents(history) == ["Be brief", "two", "two "]
-    assert "/help is no command: /exit to leave, /clear to begin anew" in capsys.readouterr().out
+    assert "unknown command /help: /exit to quit, /clear to start over" in capsys.readouterr().out
 
 
 def test_an_answer_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

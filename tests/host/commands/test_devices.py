@@ -57,5 +57,5 @@ def test_without_a_gpu_there_is_nothing_to_tune(
 ) -> None:
     monkeypatch.setattr(tune, "missing", lambda: "there is no CUDA device: a GPU is needed")
     assert main(["tune", "--models", "2b-4t"]) == 2
-    error = "error: there is nothing to tune, there is no CUDA device: a GPU is needed\n"
+    error = "error: nothing to tune: there is no CUDA device: a GPU is needed\n"
     assert capsys.readouterr().err == error

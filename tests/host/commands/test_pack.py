@@ -124,7 +124,7 @@ def test_a_budget_and_its_table(source: Path, tmp_path: Path, capsys: Capture) -
     out = tmp_path / "out"
     model = quantize(source, out, "--method", "gptq", "--bits-budget", "3.5", *CALIB)
     output = capsys.readouterr().out
-    assert "bits by measured sensitivity" in output
+    assert "bits chosen by measured sensitivity" in output
     lines = [line for line in output.splitlines() if re.match(r" +\d", line)]
     assert len(lines) == 2
     for i, line in enumerate(lines):
@@ -200,7 +200,7 @@ def test_an_interrupted_run_goes_on(
     interrupt(1)
     assert main(command) == 130
     output = capsys.readouterr()
-    assert output.err == "interrupted: the same command goes on from here\n"
+    assert output.err == "interrupted: run the same command again to resume\n"
     assert output.out == ""
     assert is_unfinished(out)
     assert not is_packed(out)
@@ -246,12 +246,12 @@ def test_a_folder_of_something_else(source: Path, tmp_path: Path, capsys: Captur
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("all of it")
-    expected = f"{out} exists and is no packed model: give another folder"
+    expected = f"{out} exists and is not a packed model: give another folder"
     assert fails(capsys, "pack", source, "-o", out) == expected
     assert [each.name for each in out.iterdir()] == ["thesis.txt"]
     assert fails(capsys, "pack", source, "-o", source).startswith(f"{source} exists and is no p")
     file = out / "thesis.txt"
-    assert fails(capsys, "pack", source, "-o", file).startswith(f"{file} exists and is no packed")
+    assert fails(capsys, "pack", source, "-o", file).startswith(f"{file} exists and is not a pac")
 
 
 def test_a_packed_model_and_an_empty_folder_are_overwritten(source: Path, tmp_path: Path) -> None:
@@ -265,7 +265,10 @@ def test_a_packed_model_and_an_empty_folder_are_overwritten(source: Path, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "w5a8"], r"format must be one of W1A8, .*, not 'W5A8'"),
+        (
+            ["--format", "w5a8"],
+            r"argument --format: format must be one of W1A8, .*, not 'w5a8': see lutra qu",
+        ),
         (
             ["--format", "w1.58a8"],
             r"the weights of otter are not ternary, .*: use --format W1A8, .*",
@@ -329,7 +332,7 @@ def test_a_model_that_is_packed_already(source: Path, tmp_path: Path, capsys: Ca
     assert main(["pack", str(source), "-o", str(tmp_path / "a")]) == 0
     capsys.readouterr()
     text = fails(capsys, "pack", tmp_path / "a", "-o", tmp_path / "b")
-    assert text == f"{tmp_path / 'a'} is packed already: give the checkpoint that it was made of"
+    assert text == f"{tmp_path / 'a'} is packed already: give the checkpoint it was made from"
 
 
 def test_a_model_without_a_tokenizer(tmp_path: Path, capsys: Capture) -> None:

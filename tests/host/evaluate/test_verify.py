@@ -124,10 +124,10 @@ def test_the_table(source: Path, tmp_path: Path, capsys: Capture) -> None:
     assert "relative error, source by lutra in floating point" in text
     assert re.search(r"^layer 2 +0\.\d{4} +0\.3000 +0\.\d{4} +0\.\d{4}$", text, re.M)
     assert re.search(r"^embedding +0\.\d{4} +0\.1000 +- +-$", text, re.M)
-    assert re.search(r"^logits: RMS error 0\.\d{4} of their deviation$", text, re.M)
+    assert re.search(r"^logits: RMS error 0\.\d{4} of their standard deviation$", text, re.M)
     assert re.search(r"^top-1 agreement: \d+\.\d% of \d+ tokens$", text, re.M)
     assert re.search(r"^KL divergence: 0\.\d{5} nats$", text, re.M)
-    assert text.endswith("every part is within its limit\n")
+    assert text.endswith("all parts are within their limits\n")
 
 
 @pytest.mark.parametrize("kind", ["llama", "bitnet"])
@@ -223,7 +223,7 @@ def test_the_first_part_that_is_wrong_is_named(
     assert found["first_over"].startswith("layer 1: ")
     assert found["parts"][1]["own"] < found["parts"][1]["limit"]
     assert main(["verify", str(model), "--against", str(path), "-p", PROMPT]) == 1
-    assert "first over its limit: layer 1: " in capsys.readouterr().out
+    assert "first part over its limit: layer 1: " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("alone")
@@ -287,10 +287,10 @@ def fails(capsys: Capture, *arguments: object) -> str:
 def test_arguments_that_can_not_be(source: Path, tmp_path: Path, capsys: Capture) -> None:
     model = packed(source, tmp_path / "out")
     assert fails(capsys, "verify", source, "--against", source) == (
-        f"{source} is no packed model: make one with lutra pack"
+        f"{source} is not a packed model: make one with lutra pack"
     )
     assert fails(capsys, "verify", model, "--against", model) == (
-        f"{model} is packed itself: give the checkpoint that it was made of"
+        f"{model} is packed itself: give the checkpoint it was made from"
     )
     for limit in ("0", "-1", "nan"):
         text = fails(capsys, "verify", model, "--against", source, "--limit", limit)
@@ -319,5 +319,5 @@ def test_a_source_of_other_sizes(
     with pytest.raises(module.LutraError) as error:
         verify(model, other, [0, 5, 6])
     assert str(error.value) == (
-        f"the packed model has {message.format(other)}: give the checkpoint that it was made of"
+        f"the packed model has {message.format(other)}: give the checkpoint it was made from"
     )

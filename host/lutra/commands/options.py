@@ -1,0 +1,78 @@
+"""Options that several commands have: one flag, one default and one help text for each."""
+
+import argparse
+
+from lutra.devices.choose import DEVICES
+from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra_golden.matmul.format import FORMATS, Format
+from lutra_golden.model.cache import KV_NAMES
+
+__all__ = ["add_device", "add_format", "add_group", "add_json", "add_kv", "add_threads"]
+
+
+def add_format(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--format``; ``default`` says in words what it is otherwise."""
+    parser.add_argument(
+        "--format",
+        type=_format,
+        help=f"bits of weights (W) and activations (A): {', '.join(FORMATS)} (default {default})",
+    )
+
+
+def _format(text: str) -> str:
+    try:
+        return str(Format.parse(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_group(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """``--group``; None where a packed model may have a group of its own."""
+    parser.add_argument(
+        "--group",
+        type=int,
+        choices=GROUPS,
+        default=default,
+        help=f"weights that share one scale and zero point (default {DEFAULT_GROUP})",
+    )
+
+
+def add_kv(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """``--kv``; None where a packed model has bits of its own."""
+    parser.add_argument(
+        "--kv",
+        choices=KV_NAMES,
+        default=default,
+        help="bits of cached keys and values, 8/4 for keys of 8 and values of 4 (default 8)",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser, default: str | None, note: str) -> None:
+    """``-dev``; ``note`` says the default in words."""
+    parser.add_argument(
+        "-dev",
+        "--device",
+        choices=DEVICES,
+        default=default,
+        help=f"device that runs the model (default {note})",
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads`` of the device ``cpu``."""
+    parser.add_argument(
+        "-t",
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of the device cpu (default: one per core)",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the results as one line of JSON, the last of the output",
+    )

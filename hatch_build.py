@@ -1,8 +1,10 @@
 """Compiles the CPU device's library into the wheel where there is a compiler."""
 
 import importlib.util
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -21,18 +23,29 @@ class LibraryHook(BuildHookInterface[Any]):
         # an editable install compiles when the device is first used
         if version == "editable":
             return
-        source = Path(self.root) / "host" / _PACKAGE / "build.py"
-        spec = importlib.util.spec_from_file_location("lutra_cpu_build", source)
-        assert spec is not None and spec.loader is not None
-        build = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(build)
+        build = self._module("build")
+        # the package's own imports would need what a user installs
+        sys.path.insert(0, str(Path(self.root) / "sim"))
+        try:
+            golden = self._module("interface").golden_header()
+        finally:
+            sys.path.pop(0)
         self._folder = tempfile.TemporaryDirectory()
         library = Path(self._folder.name) / build.LIBRARY
         try:
-            build.compile_library(library)
+            build.compile_library(library, golden)
         except build.BuildError as error:
             self.app.display_warning(f"{error}; the wheel goes without it")
             return
         build_data["force_include"][str(library)] = f"{_PACKAGE}/{build.LIBRARY}"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{next(sys_tags()).platform}"
+
+    def _module(self, name: str) -> ModuleType:
+        """A module of the device, loaded without its package."""
+        source = Path(self.root) / "host" / _PACKAGE / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"lutra_cpu_{name}", source)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module

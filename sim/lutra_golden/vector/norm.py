@@ -12,6 +12,7 @@ from lutra_golden.arith.silu import SILU, silu
 __all__ = [
     "GATE_WIDTH_MAX",
     "ONE_FRAC",
+    "SCALED_WIDTH",
     "SOURCE_WIDTH",
     "SWIGLU_SHIFTS",
     "NormParams",
@@ -24,6 +25,8 @@ __all__ = [
 
 SOURCE_WIDTH = 32
 """Bits of an element of the residual stream or of an attention output."""
+SCALED_WIDTH = 16
+"""Bits of an element after the block shift."""
 GATE_WIDTH_MAX = 21
 """Bits of a gate or up accumulator of squared ReLU, whose product then fits 64 bits."""
 ONE_FRAC = 14
@@ -115,8 +118,8 @@ def norm_quantize(
     4. ``q = round(y * q_max / y_max)``; scale ``(s1 * r) * (y_max * (1/q_max) * 2**-gamma_frac)``.
     """
     v_max = np.abs(v).max(axis=-1)
-    sh = np.maximum(bit_length(v_max) - 15, 0)
-    vs = saturate(round_shift(v, sh[:, None]), 16)  # [M, N]
+    sh = np.maximum(bit_length(v_max) - (SCALED_WIDTH - 1), 0)
+    vs = saturate(round_shift(v, sh[:, None]), SCALED_WIDTH)  # [M, N]
     ss = (vs * vs).sum(axis=-1)
     y = vs * gamma
     y_max = np.abs(y).max(axis=-1)

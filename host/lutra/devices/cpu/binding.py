@@ -1,49 +1,93 @@
-"""A packed model for the C library, and running it."""
+"""A packed model for the C library, and passes through its layers."""
 
 import contextlib
 import ctypes
 import mmap
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+import weakref
+from ctypes import CDLL
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.devices.cpu.library import (
+from lutra.devices.cpu.cache import CacheShape, CpuCache
+from lutra.devices.cpu.interface import (
+    HEAD_DIM_MAX,
     CLayer,
     CMatrix,
     CModel,
     CNorm,
-    library,
-    pointer,
-    scale_of,
-    target_number,
+    CPass,
+    CRow,
 )
-from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
+from lutra.devices.cpu.library import library, pointer, scale_of, target_number
+from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
-from lutra_golden.model.lowered import common_kv_bits
-from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel, PackedNorm
-from lutra_golden.model.padding import built_head_dim, pad_layer, pad_table
+from lutra_golden.model.lowered import (
+    LoweredNorm,
+    embedding_shift,
+    layer_norms,
+    lower_layer,
+    lower_norm,
+    lower_rope,
+    padded_head_eps,
+    residual_unit,
+)
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.shapes import LINEARS, Gate
-from lutra_golden.vector.norm import ONE_FRAC
 
-__all__ = ["CpuModel", "CpuResult", "Keep", "matrix_of"]
+__all__ = ["CpuModel", "CpuResult", "Keep", "RowTable", "matrix_of"]
 
 _UNIT = 16  # weights: what sums of groups are made of
 _INT16 = np.dtype(np.int16)
+_ROW = cast("np.dtype[np.void]", np.dtype(CRow))
 _HUGE_PAGE = 1 << 21
 _ROOM = 1 << 26  # bytes that are asked for at once
 _LINE = 64  # bytes of a cache's line, where matrices begin
 
 
 class CpuResult(NamedTuple):
-    """``logits`` ``[n, vocab]``, each worth ``scale`` ``[n]`` times the model's head scale."""
+    """Logits ``[wanted, vocab]``, each worth ``scale`` ``[wanted]`` times the model's head scale.
+
+    Without the model's last layer there are none, but ``residual`` ``[n, hidden]``.
+    """
 
     logits: NDArray[np.int32]
     scale: NDArray[np.float64]
     argmax: NDArray[np.int32]
     saturated: bool
+    residual: NDArray[np.int32] | None
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Rows of a pass: a token each, those of one cache together and at successive positions."""
+
+    table: NDArray[np.void]
+
+    @classmethod
+    def empty(cls, n: int) -> "RowTable":
+        """Room for ``n`` rows."""
+        return cls(np.zeros(n, _ROW))
+
+    def set(
+        self, at: slice, cache: CpuCache, position: int, tokens: NDArray[np.int32], wanted: int
+    ) -> None:
+        """Make rows those of ``tokens`` from ``position``; logits from number ``wanted`` on."""
+        rows, n = self.table[at], len(tokens)
+        rows["cache"], rows["token"] = cache.address, tokens
+        rows["position"] = np.arange(position, position + n)
+        rows["wanted"][wanted:] = 1
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def n_wanted(self) -> int:
+        """Rows that want logits."""
+        return int(np.count_nonzero(self.table["wanted"]))
 
 
 def _huge_pages(n_bytes: int) -> NDArray[np.uint8]:
@@ -127,16 +171,17 @@ def matrix_of(linear: PackedLinear, keep: "Keep | None" = None) -> CMatrix:
     )
 
 
-def _norm_of(norm: PackedNorm | None, n: int, keep: Keep) -> CNorm:
-    """A norm, or none, over ``n`` values that are not padding."""
-    inv_n = scale_of(scale_from_float(1 / n))
-    if norm is None:
-        return CNorm(gamma=None, frac=ONE_FRAC, plain=1, inv_n=inv_n)
-    return CNorm(gamma=keep.int16(norm.gamma), frac=norm.frac, plain=0, inv_n=inv_n)
+def _norm_of(norm: LoweredNorm, keep: Keep) -> CNorm:
+    # without a gamma the library multiplies by ones
+    gamma = keep.int16(norm.gamma) if norm.normalise else None
+    return CNorm(
+        gamma=gamma, frac=norm.frac, plain=int(not norm.normalise), inv_n=scale_of(norm.inv_n)
+    )
 
 
 def _layer_of(model: PackedModel, layer: PackedLayer, keep: Keep) -> CLayer:
-    layer = pad_layer(layer, model.head_dim, built_head_dim(model.head_dim))
+    layer = lower_layer(model, layer)
+    norms = layer_norms(model, layer)
     out = CLayer(
         q=matrix_of(layer.q_proj, keep),
         k=matrix_of(layer.k_proj, keep),
@@ -145,10 +190,10 @@ def _layer_of(model: PackedModel, layer: PackedLayer, keep: Keep) -> CLayer:
         gate=matrix_of(layer.gate_proj, keep),
         up=matrix_of(layer.up_proj, keep),
         down=matrix_of(layer.down_proj, keep),
-        input=_norm_of(layer.input_norm, model.hidden_size, keep),
-        attention=_norm_of(layer.attention_norm, model.n_heads * model.head_dim, keep),
-        ffn_input=_norm_of(layer.ffn_input_norm, model.hidden_size, keep),
-        ffn=_norm_of(layer.ffn_norm, model.intermediate_size, keep),
+        input=_norm_of(norms.input, keep),
+        attention=_norm_of(norms.attention, keep),
+        ffn_input=_norm_of(norms.ffn_input, keep),
+        ffn=_norm_of(norms.ffn, keep),
         window=layer.window,
     )
     if layer.bias is not None:
@@ -168,31 +213,36 @@ def _matrix_bytes(model: PackedModel) -> int:
 
 
 class CpuModel:
-    """A packed model in the library; its KV cache starts empty.
+    """A packed model in the library, with threads and working memory.
 
     Matrices are copied into large pages, unless they would take half of this machine's memory: then
     they stay where they are, mapped from their file.
 
-    ``few`` and ``many`` name the targets for products of few and of many columns; tiles of up to
-    ``tile`` tokens go through the model at once.
+    ``few`` and ``many`` name the targets for products of one column and of more; passes have up to
+    ``rows`` rows. Not for two threads at once.
     """
 
     def __init__(
-        self, model: PackedModel, *, threads: int, few: str, many: str, tile: int = 256
+        self, model: PackedModel, *, threads: int, few: str, many: str, rows: int = 256
     ) -> None:
+        shape = CacheShape.of(model)
+        if shape.built > HEAD_DIM_MAX:
+            raise LutraError(
+                f"device cpu has heads of up to {HEAD_DIM_MAX}, the model's are of "
+                f"{model.head_dim}: run it with -dev golden"
+            )
+        self.shape, self.rows = shape, rows
         self._library = library()
         self._keep = Keep(_spare_memory(_matrix_bytes(model)))
-        head_dim = built_head_dim(model.head_dim)
         keep = self._keep
         layers = (CLayer * len(model.layers))(
             *(_layer_of(model, layer, keep) for layer in model.layers)
         )
         self._layers = layers
-        self.vocab_size, self.context = model.vocab_size, model.context
         self._c = CModel(
             layers=ctypes.addressof(layers),
             embedding=keep.int16(model.embedding),
-            rope=keep.int16(pad_table(model.rope, head_dim)),
+            rope=keep.int16(lower_rope(model)),
             head_rows=keep.int16(model.head_rows),
             head=CMatrix(
                 codes=keep.matrix(model.head.astype(np.int8, copy=False)),
@@ -201,74 +251,81 @@ class CpuModel:
                 k=model.hidden_size,
                 shift=model.head_shift,
             ),
-            norm=_norm_of(model.norm, model.hidden_size, keep),
+            norm=_norm_of(lower_norm(model.norm, model.hidden_size), keep),
             eps=scale_of(model.eps),
+            unit=scale_of(residual_unit(model)),
             n_layers=len(layers),
             hidden=model.hidden_size,
             intermediate=model.intermediate_size,
             heads=model.n_heads,
             kv_heads=model.n_kv_heads,
-            head_dim=head_dim,
+            head_dim=shape.built,
             vocab=model.vocab_size,
             context=model.context,
             a_bits=model.a_bits,
-            kv_bits=common_kv_bits(model, "cpu"),
+            kv_bits=shape.bits,
             swiglu=int(model.gate is Gate.SILU),
             residual_frac=model.residual_frac,
-            embedding_shift=model.residual_frac - model.embedding_frac,
-            head_eps=round(model.head_eps * model.head_dim / head_dim),
+            embedding_shift=embedding_shift(model),
+            head_eps=padded_head_eps(model),
         )
         self._pool = self._library.lutra_cpu_pool_new(threads)
         self._engine = self._library.lutra_cpu_engine_new(
-            ctypes.addressof(self._c), threads, target_number(few), target_number(many), tile
+            ctypes.addressof(self._c), threads, target_number(few), target_number(many), rows
         )
-        self._cache: int | None = None
+        self._free = weakref.finalize(
+            self, _release, self._library, self._engine, self._pool, os.getpid()
+        )
         if not self._pool or not self._engine:
             self.close()
             raise _no_memory("its working memory")
-        try:
-            self.reset()
-        except LutraError:
-            self.close()
-            raise
 
-    def reset(self) -> None:
-        """Empty the KV cache."""
-        c = self._c
-        self._library.lutra_cpu_cache_free(self._cache)
-        self._cache = self._library.lutra_cpu_cache_new(
-            c.n_layers, c.kv_heads, c.head_dim, c.context, c.kv_bits
-        )
-        if not self._cache:
-            raise _no_memory(f"the KV cache of {c.context} positions")
+    def run(
+        self, rows: RowTable, layers: range, residual: NDArray[np.int32] | None = None
+    ) -> CpuResult:
+        """Take rows through ``layers``; ``residual`` ``[n, hidden]`` is what enters after layer 0.
 
-    def run(self, tokens: Sequence[int], position: int, logits_from: int) -> CpuResult:
-        """Process ``tokens`` from ``position``; logits from that index on."""
-        n, wanted = len(tokens), len(tokens) - logits_from
-        ids = np.array(tokens, np.int32)
-        if n and not (0 <= ids.min() and ids.max() < self.vocab_size):
-            raise ValueError(f"tokens must be in 0..{self.vocab_size - 1}, not {list(tokens)}")
-        if not 0 <= logits_from <= n:
-            raise ValueError(f"logits_from must be in 0..{n}, not {logits_from}")
-        if position < 0 or position + n > self.context:
-            raise ValueError(f"position must be in 0..{self.context - n}, not {position}")
-        logits = np.empty((wanted, self.vocab_size), np.int32)
+        Tokens, positions and layers are in range: :mod:`lutra.devices.base` sees to that.
+        """
+        c, n, last = self._c, len(rows), layers.stop == self._c.n_layers
+        wanted = rows.n_wanted if last else 0
+        logits = np.empty((wanted, c.vocab), np.int32)
         scale, argmax = np.zeros((wanted, 2), np.int32), np.empty(wanted, np.int32)
-        status = self._library.lutra_cpu_run(
-            self._engine, self._pool, self._cache, pointer(ids), n, position, logits_from,
-            pointer(logits), pointer(scale), pointer(argmax),
-        )  # fmt: skip
-        if status < 0:
-            raise _no_memory(f"attention over {position + n} positions")
+        stream = None
+        if layers.start > 0 or not last:
+            stream = np.zeros((n, c.hidden), np.int32)
+            if residual is not None:
+                stream[...] = residual
+        given = CPass(
+            rows=pointer(rows.table),
+            residual=pointer(stream),
+            logits=pointer(logits),
+            argmax=pointer(argmax),
+            scale=pointer(scale),
+            n=n,
+            first=layers.start,
+            last=layers.stop,
+        )
+        status = self._library.lutra_cpu_run(self._engine, self._pool, ctypes.addressof(given))
+        if status == -1:
+            raise _no_memory(f"attention over {int(rows.table['position'].max()) + 1} positions")
+        assert status >= 0, "rows that do not fit were not refused"
         m, e = scale.astype(np.int64).T
-        return CpuResult(logits, scale_to_float(Scale(m, e)), argmax, bool(status))
+        return CpuResult(
+            logits, scale_to_float(Scale(m, e)), argmax, bool(status), None if last else stream
+        )
 
     def close(self) -> None:
         """Release threads and memory."""
-        self._library.lutra_cpu_engine_free(self._engine)
-        self._library.lutra_cpu_cache_free(self._cache)
-        self._library.lutra_cpu_pool_free(self._pool)
-        self._engine = self._cache = self._pool = None
+        self._free()
+        self._engine = self._pool = None
+
+
+def _release(library: CDLL, engine: int | None, pool: int | None, pid: int) -> None:
+    library.lutra_cpu_engine_free(engine)
+    # a forked process has no threads to end
+    if pid == os.getpid():
+        library.lutra_cpu_pool_free(pool)
 
 
 def _no_memory(what: str) -> LutraError:

@@ -1,6 +1,7 @@
 """Compiling the C library: into the cache when it is first needed, or ahead into a wheel.
 
 The wheel's build loads this file alone, so it imports nothing beyond the standard library.
+``golden`` is the text of ``golden.h``, which :mod:`lutra.devices.cpu.interface` makes.
 """
 
 import hashlib
@@ -44,14 +45,15 @@ def _compiler() -> list[str]:
     return command
 
 
-def compile_library(output: Path) -> None:
+def compile_library(output: Path, golden: str) -> None:
     """Compile the library with the system's C compiler, a process per source."""
     command = _compiler()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        (Path(folder) / "golden.h").write_text(golden, encoding="utf-8")
         files = [path for path in sources() if path.suffix == ".c"]
         objects = [f"{folder}/{path.stem}.o" for path in files]
         jobs = [
-            [*command, *_FLAGS, "-c", str(path), "-o", to]
+            [*command, *_FLAGS, f"-I{folder}", "-c", str(path), "-o", to]
             for path, to in zip(files, objects, strict=True)
         ]
         # list() so that the first failure is raised here
@@ -75,9 +77,9 @@ def _run(command: list[str]) -> None:
         )
 
 
-def _key() -> str:
+def _key(golden: str) -> str:
     """What a library in the cache was made from and for."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(golden.encode())
     for path in sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     version = subprocess.run(
@@ -88,20 +90,20 @@ def _key() -> str:
     return digest.hexdigest()[:20]
 
 
-def library_path() -> Path:
+def library_path(golden: str) -> Path:
     """The library that came with the package, or one that is compiled now unless it has been."""
     shipped = _FOLDER / LIBRARY
     if shipped.is_file():
         return shipped
     root = Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra").expanduser()
-    path = root / "cpu" / _key() / LIBRARY
+    path = root / "cpu" / _key(golden) / LIBRARY
     if path.is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             partial = Path(folder) / LIBRARY
-            compile_library(partial)
+            compile_library(partial, golden)
             partial.replace(path)
     except OSError as error:
         raise BuildError(

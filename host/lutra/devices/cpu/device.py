@@ -1,22 +1,32 @@
 """The CPU as a device: packed models as they are stored, in C."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from lutra.compile.fit import check_processor
-from lutra.devices.base import Limits, TileResult, check_tile
-from lutra.devices.cpu.binding import CpuModel
+from lutra.devices.base import (
+    BaseDevice,
+    BaseSession,
+    Chunk,
+    PassResult,
+    Step,
+    TileResult,
+)
+from lutra.devices.cpu.binding import CpuModel, RowTable
+from lutra.devices.cpu.cache import CacheShape, CpuCache
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.library import library
 from lutra_golden.errors import LutraError
+from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
 
-__all__ = ["CpuDevice", "available_cores"]
+__all__ = ["CpuDevice", "CpuSession", "available_cores"]
 
 Progress = Callable[[str, float], None]
-_TILE = 512
+_PASS_TOKENS = 512
 
 
 def available_cores() -> int:
@@ -26,7 +36,28 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-class CpuDevice:
+class CpuSession(BaseSession):
+    """A sequence, whose keys and values are the library's."""
+
+    def __init__(self, device: "CpuDevice", cache: CpuCache) -> None:
+        super().__init__(device, cache.shape.n_layers)
+        self.cache = cache
+
+    def _read(self, layer: int, n: int) -> LayerKv:
+        return self.cache.read(layer, n)
+
+    def _write(self, layer: int, kv: LayerKv) -> None:
+        self.cache.write(layer, kv)
+
+    def _copy(self, source: BaseSession, lengths: Sequence[int]) -> None:
+        assert isinstance(source, CpuSession)
+        self.cache.copy(source.cache, max(lengths))
+
+    def _release(self) -> None:
+        self.cache.close()
+
+
+class CpuDevice(BaseDevice[CpuSession]):
     """Runs packed models on the cores of this machine, with the golden model's bits.
 
     ``threads`` are one per core if left out. The library is compiled when it is first needed,
@@ -34,47 +65,92 @@ class CpuDevice:
     """
 
     name = "cpu"
-    tile = _TILE
-    """Tokens of a tile at most."""
+    pass_tokens = _PASS_TOKENS
+    tile = _PASS_TOKENS
 
-    def __init__(self, threads: int | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        threads: int | None = None,
+        progress: Progress | None = None,
+        *,
+        memory_limit: int | None = None,
+    ) -> None:
+        super().__init__(memory_limit=memory_limit)
         if progress:
             progress("compiling the CPU's kernels", 0)
         library()
         self.threads = available_cores() if threads is None else threads
-        self._model: CpuModel | None = None
-        self._limits: Limits | None = None
-        self._head_scale = 1.0
+        self._loaded: CpuModel | None = None
+        self._caches: weakref.WeakSet[CpuCache] = weakref.WeakSet()
+        self._only: CpuSession | None = None
 
-    def load_model(self, model: PackedModel) -> None:
-        """Take a model; the KV cache starts empty."""
-        self.close()
+    def _load(self, model: PackedModel) -> None:
         check_processor(model)
         few, many = choose_targets(self.threads)
-        self._model = CpuModel(model, threads=self.threads, few=few, many=many)
-        self._limits = Limits(tile=_TILE, vocab_size=model.vocab_size, context=model.context)
-        self._head_scale = model.head_scale
+        self._loaded = CpuModel(
+            model, threads=self.threads, few=few, many=many, rows=self.pass_tokens
+        )
 
-    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
-        """Process ``tokens`` from ``position``; see :class:`~lutra.devices.base.Device`."""
-        if self._model is None or self._limits is None:
-            raise LutraError("no model is loaded: call load_model(model) first")
-        check_tile(self._limits, tokens, position, logits_from)
-        result = self._model.run(tokens, position, logits_from)
-        return TileResult(
-            logits=result.logits.astype(np.int64),
-            scale=result.scale * self._head_scale,
-            argmax=result.argmax.astype(np.int64),
-            cycles=None,
+    def _unload(self) -> None:
+        self._only = None
+        for cache in list(self._caches):
+            cache.close()
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
+
+    def _session(self, model: PackedModel) -> CpuSession:
+        assert self._loaded is not None
+        cache = CpuCache(self._loaded.shape)
+        self._caches.add(cache)
+        return CpuSession(self, cache)
+
+    def _session_bytes(self, model: PackedModel) -> int:
+        return CacheShape.of(model).n_bytes
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        assert self._loaded is not None
+        rows, first = RowTable.empty(sum(len(chunk.tokens) for chunk in chunks)), 0
+        for chunk in chunks:
+            assert isinstance(chunk.session, CpuSession)
+            at = slice(first, first + len(chunk.tokens))
+            # with a residual stream they only count
+            known = chunk.residual is None
+            tokens = np.array(chunk.tokens if known else [0] * len(chunk.tokens), np.int32)
+            rows.set(at, chunk.session.cache, chunk.position, tokens, chunk.logits_from)
+            first = at.stop
+        streams = [chunk.residual for chunk in chunks if chunk.residual is not None]
+        result = self._loaded.run(
+            rows, chunks[0].layers, np.concatenate(streams) if streams else None
+        )
+        if result.residual is not None:
+            return PassResult(residual=result.residual, saturated=result.saturated)
+        return PassResult(
+            logits=result.logits,
+            scale=result.scale * self.model.head_scale,
+            argmax=result.argmax,
             saturated=result.saturated,
         )
 
-    def counters(self) -> Mapping[str, int]:
-        """The CPU has no counters."""
-        return {}
+    # -- the old protocol, until its callers have moved
 
-    def close(self) -> None:
-        """Release threads and memory."""
-        if self._model is not None:
-            self._model.close()
-        self._model = None
+    def load_model(self, model: PackedModel) -> None:
+        """Take a model and begin a sequence."""
+        self.load(model)
+        self._only = self.session()
+
+    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
+        """Process ``tokens`` from ``position`` of the sequence."""
+        if self._only is None:
+            raise LutraError("no model is loaded: call load_model(model) first")
+        if len(tokens) > self.tile:
+            raise LutraError(f"a tile has 1 to {self.tile} tokens, not {len(tokens)}")
+        self._only.truncate(position)
+        (found,) = self.run([Step(session=self._only, tokens=tokens, logits_from=logits_from)])
+        return TileResult(
+            logits=found.logits,
+            scale=found.scale,
+            argmax=found.argmax,
+            cycles=None,
+            saturated=found.saturated,
+        )

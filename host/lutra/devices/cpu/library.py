@@ -1,15 +1,7 @@
-"""The C library: its structures, its functions, and which of its targets this machine has."""
+"""The C library: loading it, its functions, and which of its targets this machine has."""
 
 import ctypes
-from ctypes import (
-    CDLL,
-    Structure,
-    c_char_p,
-    c_int,
-    c_int32,
-    c_int64,
-    c_void_p,
-)
+from ctypes import CDLL, c_char_p, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -17,17 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.devices.cpu.build import BuildError, library_path
-from lutra_golden.arith.exp2 import exp2_table
-from lutra_golden.arith.scale import Scale, recip_table, rsqrt_table
-from lutra_golden.arith.silu import silu_table
+from lutra.devices.cpu.interface import CScale, golden_header, layout, version
+from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 
 __all__ = [
-    "CLayer",
-    "CMatrix",
-    "CModel",
-    "CNorm",
-    "CScale",
     "library",
     "open_library",
     "pointer",
@@ -36,122 +22,22 @@ __all__ = [
     "target_number",
 ]
 
-_ABI = 2
-
-
-class CScale(Structure):
-    """``lutra_scale``."""
-
-    _fields_ = (("m", c_int32), ("e", c_int32))
-
-
-class CTables(Structure):
-    """``lutra_tables``."""
-
-    _fields_ = (
-        ("recip", c_int32 * 256),
-        ("rsqrt", c_int32 * 256),
-        ("exp2_base", c_int32 * 32),
-        ("exp2_drop", c_int32 * 32),
-        ("silu_base", c_int32 * 512),
-        ("silu_rise", c_int32 * 512),
-    )
-
-
-class CMatrix(Structure):
-    """``lutra_matrix``."""
-
-    _fields_ = (
-        ("codes", c_void_p),
-        ("scale", c_void_p),
-        ("zero", c_void_p),
-        ("row_bytes", c_int64),
-        ("n", c_int32),
-        ("k", c_int32),
-        ("bits", c_int32),
-        ("group", c_int32),
-        ("scale_bytes", c_int32),
-        ("shift", c_int32),
-        ("unit", CScale),
-    )
-
-
-class CNorm(Structure):
-    """``lutra_norm``."""
-
-    _fields_ = (
-        ("gamma", c_void_p),
-        ("frac", c_int32),
-        ("plain", c_int32),
-        ("inv_n", CScale),
-    )
-
-
-class CLayer(Structure):
-    """``lutra_layer``."""
-
-    _fields_ = (
-        *((name, CMatrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
-        *((name, CNorm) for name in ("input", "attention", "ffn_input", "ffn")),
-        ("bias", c_void_p),
-        ("query_norm", c_void_p),
-        ("key_norm", c_void_p),
-        ("bias_frac", c_int32),
-        ("head_norm_frac", c_int32),
-        ("window", c_int32),
-        ("reserved", c_int32),
-    )
-
-
-class CModel(Structure):
-    """``lutra_model``."""
-
-    _fields_ = (
-        ("layers", c_void_p),
-        ("embedding", c_void_p),
-        ("rope", c_void_p),
-        ("head_rows", c_void_p),
-        ("head", CMatrix),
-        ("norm", CNorm),
-        ("eps", CScale),
-        *(
-            (name, c_int32)
-            for name in (
-                "n_layers",
-                "hidden",
-                "intermediate",
-                "heads",
-                "kv_heads",
-                "head_dim",
-                "vocab",
-                "context",
-                "a_bits",
-                "kv_bits",
-                "swiglu",
-                "residual_frac",
-                "embedding_shift",
-                "head_eps",
-            )
-        ),
-    )
-
-
 # addresses of arrays: the binding checks their types
 _I8 = _I16 = _I32 = _I64 = _SCALES = c_void_p
 _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
-    "tables": (None, [c_void_p]),
     "target_name": (c_char_p, [c_int]),
     "target_available": (c_int, [c_int]),
     "pool_new": (c_void_p, [c_int]),
     "pool_free": (None, [c_void_p]),
+    "cache_bytes": (c_int64, [c_int] * 5),
     "cache_new": (c_void_p, [c_int] * 5),
     "cache_free": (None, [c_void_p]),
+    "cache_copy": (None, [c_void_p, c_void_p, c_int]),
+    "cache_read": (None, [c_void_p, c_int, c_int, _I8, _SCALES, _I8, _SCALES]),
+    "cache_write": (None, [c_void_p, c_int, c_int, _I8, _SCALES, _I8, _SCALES]),
     "engine_new": (c_void_p, [c_void_p, c_int, c_int, c_int, c_int]),
     "engine_free": (None, [c_void_p]),
-    "run": (
-        c_int,
-        [c_void_p, c_void_p, c_void_p, _I32, c_int, c_int, c_int, _I32, _SCALES, _I32],
-    ),
+    "run": (c_int, [c_void_p, c_void_p, c_void_p]),
     "matmul": (
         c_int,
         [c_int, c_void_p, c_void_p, c_int, _I16, c_int, c_int, _I32, c_void_p],
@@ -192,33 +78,37 @@ def open_library(path: Path) -> CDLL:
         raise LutraError(
             f"device cpu cannot load {path}: {error}; remove it, then it is compiled again"
         ) from None
-    abi = getattr(found, "lutra_cpu_abi", None)
-    if abi is None or abi() != _ABI:
+    if not _fits(found):
         raise LutraError(
             f"{path} belongs to another version of Lutra: remove it, then it is compiled again"
         )
     return found
 
 
+def _fits(found: CDLL) -> bool:
+    """Compare a library's constants, declarations and structures with those here."""
+    names = ("lutra_cpu_version", "lutra_cpu_layout")
+    if not all(hasattr(found, name) for name in names):
+        return False
+    built, places, n = found.lutra_cpu_version, found.lutra_cpu_layout, c_int32()
+    built.restype, places.restype = c_char_p, ctypes.POINTER(c_int32)
+    if built() != version().encode():
+        return False
+    there = places(ctypes.byref(n))
+    return there[: n.value] == layout()
+
+
 @cache
 def library() -> CDLL:
-    """The library, compiled if need be, with its tables set."""
+    """The library, compiled if need be."""
     try:
-        path = library_path()
+        path = library_path(golden_header())
     except BuildError as error:
         raise LutraError(str(error)) from None
     found = open_library(path)
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(found, f"lutra_cpu_{name}")
         function.restype, function.argtypes = result, arguments
-    (base, drop), (gap, rise) = exp2_table(), silu_table()
-    tables = CTables(
-        *(
-            (c_int32 * len(table))(*map(int, table))
-            for table in (recip_table(), rsqrt_table(), base, drop, gap, rise)
-        )
-    )
-    found.lutra_cpu_tables(ctypes.byref(tables))
     return found
 
 

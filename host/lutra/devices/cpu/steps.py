@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.devices.cpu.binding import Keep, matrix_of
-from lutra.devices.cpu.library import CMatrix, CNorm, library, pointer, scale_of, target_number
+from lutra.devices.cpu.interface import CMatrix, CNorm
+from lutra.devices.cpu.library import library, pointer, scale_of, target_number
 from lutra_golden.arith.scale import Scale
 from lutra_golden.model.packed import PackedLinear
 

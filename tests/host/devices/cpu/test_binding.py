@@ -1,4 +1,4 @@
-"""Whole models in the C library: every logit is the golden device's."""
+"""Whole models in the C library: every logit is the golden decoder's."""
 
 import ctypes
 import shutil
@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.host.models.small_models import TOKENS, write_variant
-from tests.host.packed_models import golden_tiles
 from tests.host.random_model import LLAMAS, SHAPES, load
 
-from lutra.devices.base import TileResult
 from lutra.models import find_model
 from lutra.quantize.pack import pack_model
-from lutra_golden.arith.scale import Scale
+from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.decoder import Decoder, Rows
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.shapes import LINEARS
 
@@ -25,7 +24,8 @@ if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
 from lutra.devices.cpu import binding
-from lutra.devices.cpu.binding import CpuModel, CpuResult, Keep, matrix_of
+from lutra.devices.cpu.binding import CpuModel, CpuResult, Keep, RowTable, matrix_of
+from lutra.devices.cpu.cache import CpuCache
 from lutra.devices.cpu.library import library, target_names
 
 # accelerators need multiples of 32
@@ -33,28 +33,50 @@ SIZES = {"hidden_size": 64, "intermediate_size": 96}
 TARGETS = [name for name, available in target_names().items() if available]
 
 
+def one(
+    model: CpuModel, cache: CpuCache, tokens: Sequence[int], position: int, wanted: int = 0
+) -> CpuResult:
+    """Tokens of one sequence through all layers."""
+    rows = RowTable.empty(len(tokens))
+    rows.set(slice(None), cache, position, np.array(tokens, np.int32), wanted)
+    return model.run(rows, range(model.shape.n_layers))
+
+
 def run(model: CpuModel, tokens: Sequence[int], sizes: Sequence[int]) -> CpuResult:
-    """All logits of ``tokens``, in calls of ``sizes``."""
-    model.reset()
-    parts: list[CpuResult] = []
-    position = 0
+    """All logits of ``tokens``, in passes of up to ``sizes``."""
+    cache, parts, position = CpuCache(model.shape), list[CpuResult](), 0
     for size in sizes:
-        chunk = tokens[position : position + size]
-        if chunk:
-            parts.append(model.run(chunk, position, 0))
-        position += len(chunk)
+        end = min(position + size, len(tokens))
+        while position < end:
+            chunk = tokens[position : min(position + model.rows, end)]
+            parts.append(one(model, cache, chunk, position))
+            position += len(chunk)
     assert position == len(tokens)
     return CpuResult(
         np.concatenate([part.logits for part in parts]),
         np.concatenate([part.scale for part in parts]),
         np.concatenate([part.argmax for part in parts]),
         any(part.saturated for part in parts),
+        None,
     )
 
 
-def assert_same(actual: CpuResult, expected: TileResult, head_scale: float) -> None:
+def golden(model: PackedModel, tokens: Sequence[int]) -> CpuResult:
+    """The same of the golden decoder."""
+    decoder = Decoder(model)
+    x, caches = decoder.embed(tokens), decoder.caches()
+    for i in range(len(model.layers)):
+        x = decoder.layer(i, x, [Rows(caches, slice(0, len(tokens)), 0)])
+    logits, scale = decoder.head(x)
+    return CpuResult(
+        logits.astype(np.int32), scale_to_float(scale), logits.argmax(axis=1).astype(np.int32),
+        decoder.saturated, None,
+    )  # fmt: skip
+
+
+def assert_same(actual: CpuResult, expected: CpuResult) -> None:
     np.testing.assert_array_equal(actual.logits, expected.logits)
-    np.testing.assert_array_equal(actual.scale * head_scale, expected.scale)
+    np.testing.assert_array_equal(actual.scale, expected.scale)
     np.testing.assert_array_equal(actual.argmax, expected.argmax)
     assert actual.saturated == expected.saturated
 
@@ -67,13 +89,13 @@ def tokens_of(model: PackedModel, n: int = 99) -> list[int]:
 def check(
     model: PackedModel, tokens: Sequence[int], targets: Sequence[str] = TARGETS, threads: int = 1
 ) -> None:
-    """All ways through a model give the golden device's logits."""
-    expected = golden_tiles(model, list(tokens))
+    """All ways through a model give the golden decoder's logits."""
+    expected = golden(model, tokens)
     n = len(tokens)
     for name in targets:
-        for tile, sizes in ((128, [n]), (7, [n]), (128, [1] * n), (128, [3, 1, 2, 5, n])):
-            cpu = CpuModel(model, threads=threads, few=name, many=name, tile=tile)
-            assert_same(run(cpu, tokens, sizes), expected, model.head_scale)
+        for rows, sizes in ((128, [n]), (7, [n]), (128, [1] * n), (128, [3, 1, 2, 5, n])):
+            cpu = CpuModel(model, threads=threads, few=name, many=name, rows=rows)
+            assert_same(run(cpu, tokens, sizes), expected)
             cpu.close()
 
 
@@ -93,7 +115,7 @@ def test_llamas(name: str, format: str, packed_llama: Callable[[str, str], Packe
 def test_a_cache_of_four_bits(name: str, packed: Callable[[str], PackedModel]) -> None:
     model = replace(packed(name), key_bits=4, value_bits=4)
     check(model, tokens_of(model))
-    few, many = (golden_tiles(each, tokens_of(model)) for each in (model, packed(name)))
+    few, many = (golden(each, tokens_of(model)) for each in (model, packed(name)))
     assert not np.array_equal(few.logits, many.logits)
 
 
@@ -153,25 +175,95 @@ def test_saturation_is_told(name: str, packed: Callable[[str], PackedModel]) -> 
     frac = model.residual_frac - 16
     model = replace(model, layers=layers, embedding=ends, embedding_frac=frac)
     tokens = tokens_of(model, 12)
-    assert golden_tiles(model, tokens).saturated
+    assert golden(model, tokens).saturated
     check(model, tokens)
     cpu = CpuModel(model, threads=1, few=TARGETS[0], many=TARGETS[0])
-    assert cpu.run(tokens, 0, len(tokens)).saturated
+    assert one(cpu, CpuCache(cpu.shape), tokens, 0, len(tokens)).saturated
     cpu.close()
 
 
 def test_only_the_logits_that_are_asked_for(packed: Callable[[str], PackedModel]) -> None:
     model = packed("grouped")
     tokens = tokens_of(model, 11)
-    expected = golden_tiles(model, tokens)
-    for tile in (3, 256):
-        cpu = CpuModel(model, threads=2, few=TARGETS[-1], many=TARGETS[0], tile=tile)
-        for first in (0, 1, 5, 10, 11):
-            result = cpu.run(tokens, 0, first)
-            np.testing.assert_array_equal(result.logits, expected.logits[first:])
-            np.testing.assert_array_equal(result.argmax, expected.argmax[first:])
-            np.testing.assert_array_equal(result.scale * model.head_scale, expected.scale[first:])
-        cpu.close()
+    expected = golden(model, tokens)
+    cpu = CpuModel(model, threads=2, few=TARGETS[-1], many=TARGETS[0])
+    cache = CpuCache(cpu.shape)
+    for first in (0, 1, 5, 10, 11):
+        result = one(cpu, cache, tokens, 0, first)
+        np.testing.assert_array_equal(result.logits, expected.logits[first:])
+        np.testing.assert_array_equal(result.argmax, expected.argmax[first:])
+        np.testing.assert_array_equal(result.scale, expected.scale[first:])
+    rows = RowTable.empty(11)
+    rows.set(slice(None), cache, 0, np.array(tokens, np.int32), 11)
+    rows.table["wanted"][[2, 3, 9]] = 1
+    result = cpu.run(rows, range(cpu.shape.n_layers))
+    np.testing.assert_array_equal(result.logits, expected.logits[[2, 3, 9]])
+    np.testing.assert_array_equal(result.scale, expected.scale[[2, 3, 9]])
+    cpu.close()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("name", "kv"), [("ternary", 8), ("grouped", 4), ("w4a8", 8), ("w3a16", 4), ("w8a8", 4)]
+)
+def test_rows_of_several_sequences_share_passes(
+    name: str,
+    kv: int,
+    target: str,
+    packed: Callable[[str], PackedModel],
+    packed_llama: Callable[[str, str], PackedModel],
+) -> None:
+    """Prompts and single tokens, of one to twenty sequences, as if each were alone."""
+    model = packed_llama("llama-grouped", name) if name.startswith("w") else packed("grouped")
+    model = replace(model, key_bits=kv, value_bits=kv)
+    rng = np.random.default_rng(7)
+    texts = [rng.integers(0, model.vocab_size, 12).tolist() for _ in range(20)]
+    expected = [golden(model, text) for text in texts]
+    cpu = CpuModel(model, threads=2, few=target, many=target)
+    caches, at = [CpuCache(cpu.shape) for _ in texts], [0] * len(texts)
+    for n in (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 20):
+        which = rng.choice(len(texts), n, replace=False).tolist()
+        sizes = [min(int(rng.choice([0, 1, 1, 1, 3])), 12 - at[i]) for i in which]
+        rows, first = RowTable.empty(sum(sizes)), 0
+        for i, size in zip(which, sizes, strict=True):
+            tokens = np.array(texts[i][at[i] : at[i] + size], np.int32)
+            rows.set(slice(first, first + size), caches[i], at[i], tokens, 0)
+            first += size
+        if not first:
+            continue
+        result, first = cpu.run(rows, range(cpu.shape.n_layers)), 0
+        for i, size in zip(which, sizes, strict=True):
+            there, here = slice(at[i], at[i] + size), slice(first, first + size)
+            np.testing.assert_array_equal(result.logits[here], expected[i].logits[there])
+            np.testing.assert_array_equal(result.scale[here], expected[i].scale[there])
+            np.testing.assert_array_equal(result.argmax[here], expected[i].argmax[there])
+            at[i], first = at[i] + size, first + size
+    assert max(at) > 5
+    cpu.close()
+
+
+def test_layers_one_after_another(packed: Callable[[str], PackedModel]) -> None:
+    """The residual stream goes out of some layers and into the next ones."""
+    model = packed("grouped")
+    tokens, n_layers = tokens_of(model, 9), len(model.layers)
+    assert n_layers > 1
+    cpu = CpuModel(model, threads=2, few=TARGETS[0], many=TARGETS[-1])
+    whole = run(cpu, tokens, [4, 5])
+    cache = CpuCache(cpu.shape)
+    logits: list[np.ndarray] = []
+    for first, size in ((0, 4), (4, 5)):
+        rows, stream, result = RowTable.empty(size), None, None
+        chunk = np.array(tokens[first : first + size], np.int32)
+        for i in range(n_layers):
+            rows.set(slice(None), cache, first, chunk if i == 0 else 0 * chunk, 1)
+            result = cpu.run(rows, range(i, i + 1), stream)
+            stream = result.residual
+            assert (stream is None) == (i == n_layers - 1)
+        assert result is not None
+        logits.append(result.logits)
+    np.testing.assert_array_equal(logits[0], whole.logits[1:4])
+    np.testing.assert_array_equal(logits[1], whole.logits[5:])
+    cpu.close()
 
 
 def test_arg_max_is_the_first_of_equals(packed: Callable[[str], PackedModel]) -> None:
@@ -181,7 +273,7 @@ def test_arg_max_is_the_first_of_equals(packed: Callable[[str], PackedModel]) ->
     same = replace(model, head=head, head_rows=rows)
     for threads in (1, 4):
         cpu = CpuModel(same, threads=threads, few=TARGETS[0], many=TARGETS[0])
-        result = cpu.run(tokens_of(same, 9), 0, 0)
+        result = one(cpu, CpuCache(cpu.shape), tokens_of(same, 9), 0)
         np.testing.assert_array_equal(result.argmax, result.logits.argmax(axis=1))
         assert 5 in result.argmax
         cpu.close()
@@ -192,30 +284,27 @@ def test_a_sequence_can_begin_anew(packed: Callable[[str], PackedModel]) -> None
     model = packed("grouped")
     tokens = tokens_of(model, 20)
     cpu = CpuModel(model, threads=1, few=TARGETS[0], many=TARGETS[0])
-    first = cpu.run(tokens, 0, 0)
-    cpu.run(tokens[::-1], 0, 20)
-    again = cpu.run(tokens[:7], 0, 0), cpu.run(tokens[7:], 7, 0)
+    cache = CpuCache(cpu.shape)
+    first = one(cpu, cache, tokens, 0)
+    one(cpu, cache, tokens[::-1], 0, 20)
+    again = one(cpu, cache, tokens[:7], 0), one(cpu, cache, tokens[7:], 7)
     np.testing.assert_array_equal(np.concatenate([r.logits for r in again]), first.logits)
     cpu.close()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([304], 0, 0), r"^tokens must be in 0\.\.303, not \[304\]$"),
-        (([-1], 0, 0), r"^tokens must be in 0\.\.303, not \[-1\]$"),
-        (([1, 2], 0, 3), r"^logits_from must be in 0\.\.2, not 3$"),
-        (([1, 2], 31, 0), r"^position must be in 0\.\.30, not 31$"),
-        (([1, 2], -1, 0), r"^position must be in 0\.\.30, not -1$"),
-    ],
-)
-def test_tiles_that_do_not_fit_are_refused(
-    arguments: tuple[list[int], int, int], message: str, packed: Callable[[str], PackedModel]
-) -> None:
-    cpu = CpuModel(packed("least"), threads=1, few="scalar", many="scalar")
-    with pytest.raises(ValueError, match=message):
-        cpu.run(*arguments)
-    cpu.close()
+def test_heads_that_are_too_large_are_refused(packed: Callable[[str], PackedModel]) -> None:
+    model = replace(packed("least"), head_dim=320)
+    with pytest.raises(
+        LutraError,
+        match=r"^device cpu has heads of up to 256, the model's are of 320: run it with -dev gold",
+    ):
+        CpuModel(model, threads=1, few="scalar", many="scalar")
+
+
+def test_values_of_fewer_bits_than_keys_are_refused(packed: Callable[[str], PackedModel]) -> None:
+    model = replace(packed("least"), key_bits=8, value_bits=4)
+    with pytest.raises(LutraError, match=r"^device cpu caches keys and values in the same bits"):
+        CpuModel(model, threads=1, few="scalar", many="scalar")
 
 
 def test_odd_groups_are_refused(packed_llama: Callable[[str, str], PackedModel]) -> None:
@@ -231,7 +320,6 @@ def test_odd_groups_are_refused(packed_llama: Callable[[str, str], PackedModel])
     [
         ("pool_new", None, "its working memory"),
         ("engine_new", None, "its working memory"),
-        ("cache_new", None, "the KV cache of 32 positions"),
         ("run", -1, "attention over 5 positions"),
     ],
 )
@@ -245,7 +333,8 @@ def test_no_memory_is_one_line(
     monkeypatch.setattr(library(), f"lutra_cpu_{name}", lambda *_: status)
     message = f"^device cpu has no memory for {what}: use a smaller model or context$"
     with pytest.raises(LutraError, match=message):
-        CpuModel(packed("least"), threads=1, few="scalar", many="scalar").run([1] * 5, 0, 0)
+        cpu = CpuModel(packed("least"), threads=1, few="scalar", many="scalar")
+        one(cpu, CpuCache(cpu.shape), [1] * 5, 0)
 
 
 def test_matrices_are_copied_into_large_pages() -> None:
@@ -265,7 +354,7 @@ def test_a_model_that_fills_half_of_the_memory_stays_where_it_is(
     packed: Callable[[str], PackedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = packed("least")
-    expected = golden_tiles(model, [1, 2, 3])
+    expected = golden(model, [1, 2, 3])
     asked: list[int] = []
 
     def none(n_bytes: int) -> bool:
@@ -274,7 +363,7 @@ def test_a_model_that_fills_half_of_the_memory_stays_where_it_is(
 
     monkeypatch.setattr(binding, "_spare_memory", none)
     cpu = CpuModel(model, threads=1, few="scalar", many="scalar")
-    assert_same(run(cpu, [1, 2, 3], [3]), expected, model.head_scale)
+    assert_same(run(cpu, [1, 2, 3], [3]), expected)
     cpu.close()
     codes = sum(
         layer.linear(name).stored.codes.nbytes for layer in model.layers for name in LINEARS

@@ -9,9 +9,11 @@ import pytest
 
 from lutra.devices.cpu import build
 from lutra.devices.cpu.build import BuildError, compile_library, library_path
+from lutra.devices.cpu.interface import golden_header, layout, version
 from lutra.devices.cpu.library import library, open_library
 from lutra_golden.errors import LutraError
 
+GOLDEN = "enum { ANSWER = 42 };"
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
@@ -39,7 +41,7 @@ def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         r"\(gcc or clang\), or name it in CC$"
     )
     with pytest.raises(BuildError, match=message):
-        library_path()
+        library_path(GOLDEN)
     library.cache_clear()
     try:
         with pytest.raises(LutraError, match=message):
@@ -56,7 +58,7 @@ def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
         match=rf"^device cpu: the C compiler {name} refuses the library: a\.c:1: error: no target; "
         "name another one in CC$",
     ):
-        library_path()
+        library_path(GOLDEN)
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
@@ -71,7 +73,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
         match=rf"^device cpu cannot write its library to {tmp_path}/file/\S+: Not a directory; set "
         "LUTRA_CACHE to a folder that can be written$",
     ):
-        library_path()
+        library_path(GOLDEN)
 
 
 def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,14 +81,15 @@ def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     log = tmp_path / "log"
     body = f'echo call >> {log}; while [ "$1" != -o ]; do shift; done; echo library > "$2"'
     monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && exit; {body}'))
-    first = library_path()
+    first = library_path(GOLDEN)
     assert first.read_text() == "library\n"
     calls = log.read_text().count("call")
     assert calls == 1 + len([path for path in build.sources() if path.suffix == ".c"])
-    assert library_path() == first
+    assert library_path(GOLDEN) == first
     assert log.read_text().count("call") == calls
+    assert library_path("enum { ANSWER = 54 };") != first
     monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && echo 2 && exit; {body}'))
-    assert library_path() != first
+    assert library_path(GOLDEN) != first
 
 
 def test_the_library_that_came_with_the_package_is_taken(
@@ -95,7 +98,7 @@ def test_the_library_that_came_with_the_package_is_taken(
     monkeypatch.setattr(build, "_FOLDER", tmp_path)
     monkeypatch.setenv("CC", "no-such-compiler")
     (tmp_path / "libtest.so").write_text("library")
-    assert library_path() == tmp_path / "libtest.so"
+    assert library_path(GOLDEN) == tmp_path / "libtest.so"
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
@@ -108,9 +111,23 @@ def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
 
 
 @NEEDS_COMPILER
-def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "places"),
+    [(None, None), ("0", layout()), (version(), [*layout()[:-1], 0]), (version(), layout()[1:])],
+)
+def test_a_library_of_another_version_is_refused(
+    version: str | None, places: list[int] | None, tmp_path: Path
+) -> None:
+    """Other constants or declarations, or structures whose members lie elsewhere."""
     source, path = tmp_path / "other.c", tmp_path / "libtest.so"
-    source.write_text("int lutra_cpu_abi(void) { return -1; }\n")
+    values = ", ".join(map(str, places or []))
+    source.write_text(
+        "int nothing;\n"
+        if version is None
+        else f'const char *lutra_cpu_version(void) {{ return "{version}"; }}\n'
+        f"static const int layout[] = {{{values}}};\n"
+        "const int *lutra_cpu_layout(int *n) { *n = sizeof layout / 4; return layout; }\n"
+    )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", path, source], check=True)
     message = rf"^{path} belongs to another version of Lutra: remove it, then it is compiled again$"
     with pytest.raises(LutraError, match=message):
@@ -120,7 +137,7 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 @NEEDS_COMPILER
 def test_the_library_has_no_symbols_but_its_own(tmp_path: Path) -> None:
-    compile_library(tmp_path / "libtest.so")
+    compile_library(tmp_path / "libtest.so", golden_header())
     open_library(tmp_path / "libtest.so")
     names = subprocess.run(
         ["nm", "-D", "--defined-only", tmp_path / "libtest.so"],

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from lutra.devices.cpu.interface import golden_header
+
 pytest.importorskip("hatchling")
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -36,12 +38,17 @@ def build(version: str = "standard") -> tuple[dict[str, Any], list[str]]:
 
 
 def test_with_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "cc"
-    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo library > "$2"\n')
+    compiler, given = tmp_path / "cc", tmp_path / "golden.h"
+    compiler.write_text(
+        "#!/bin/sh\nfor x; do case $x in -I*) "
+        f'cp "${{x#-I}}/golden.h" {given};; esac; done\n'
+        'while [ "$1" != -o ]; do shift; done; echo library > "$2"\n'
+    )
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     data, warnings = build()
     assert data["files"] == {"lutra/devices/cpu/liblutra_cpu.so": "library\n"}
+    assert given.read_text() == golden_header()
     assert data["pure_python"] is False
     assert data["tag"].startswith("py3-none-")
     assert data["tag"] != "py3-none-any"

@@ -14,7 +14,16 @@ struct lutra_cache {
     uint8_t *data;
 };
 
-enum { NO_EXPONENT = -512, KEY_BLOCKS = 8 };
+enum { KEY_BLOCKS = 8 };
+
+/* Positions are taken in whole blocks. */
+static int64_t head_bytes(int head_dim, int positions, int bits) {
+    return (int64_t)round_up(positions, KEY_BLOCK) * (2 * head_dim * bits / 8 + 8);
+}
+
+int64_t lutra_cpu_cache_bytes(int layers, int kv_heads, int head_dim, int positions, int bits) {
+    return head_bytes(head_dim, positions, bits) * kv_heads * layers;
+}
 
 lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions, int bits) {
     lutra_cache *cache = malloc(sizeof *cache);
@@ -23,8 +32,8 @@ lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int pos
     cache->head_dim = head_dim;
     cache->positions = round_up(positions, KEY_BLOCK);
     cache->bits = bits;
-    cache->head_bytes = (int64_t)cache->positions * (2 * head_dim * bits / 8 + 8);
-    cache->n_bytes = cache->head_bytes * kv_heads * layers;
+    cache->head_bytes = head_bytes(head_dim, positions, bits);
+    cache->n_bytes = lutra_cpu_cache_bytes(layers, kv_heads, head_dim, positions, bits);
     /* the system gives pages as they are written */
     cache->data = mmap(NULL, (size_t)cache->n_bytes, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -86,7 +95,59 @@ void cache_store(lutra_cache *cache, int layer, int head, int position, const in
         for (int i = 0; i < d / 2 && at.bits == 4; i++)
             values[i * VALUE_BLOCK + in_value] = two(v[i], v[i + d / 2]);
         ((uint16_t *)at.value_m)[position] = (uint16_t)v_scale.m;
-        ((int16_t *)at.value_e)[position] = (int16_t)(v_scale.m ? v_scale.e : NO_EXPONENT);
+        ((int16_t *)at.value_e)[position] = (int16_t)(v_scale.m ? v_scale.e : SCALE_E_MIN);
+    }
+}
+
+void lutra_cpu_cache_copy(lutra_cache *to, const lutra_cache *from, int n) {
+    int64_t heads = from->n_bytes / from->head_bytes, p = from->positions;
+    size_t elements = (size_t)round_up(n, KEY_BLOCK) * from->head_dim * from->bits / 8;
+    for (int64_t h = 0; h < heads; h++) {
+        const uint8_t *a = from->data + h * from->head_bytes;
+        uint8_t *b = to->data + h * from->head_bytes;
+        int64_t size = p * from->head_dim * from->bits / 8;
+        for (int part = 0; part < 2; part++) memcpy(b + part * size, a + part * size, elements);
+        for (int part = 0; part < 4; part++)
+            memcpy(b + 2 * size + part * 2 * p, a + 2 * size + part * 2 * p, (size_t)n * 2);
+    }
+}
+
+void lutra_cpu_cache_write(lutra_cache *cache, int layer, int n, const int8_t *k,
+                           const lutra_scale *k_scale, const int8_t *v,
+                           const lutra_scale *v_scale) {
+    for (int g = 0; g < cache->kv_heads; g++)
+        for (int p = 0; p < n; p++) {
+            int64_t at = ((int64_t)g * n + p) * cache->head_dim;
+            int64_t s = (int64_t)p * cache->kv_heads + g;
+            cache_store(cache, layer, g, p, k + at, k_scale[s], v + at, v_scale[s]);
+        }
+}
+
+static int8_t half_of(int8_t byte, int high) {
+    return (int8_t)((((high ? byte >> 4 : byte) & 15) ^ 8) - 8);
+}
+
+void lutra_cpu_cache_read(const lutra_cache *cache, int layer, int n, int8_t *k,
+                          lutra_scale *k_scale, int8_t *v, lutra_scale *v_scale) {
+    int d = cache->head_dim;
+    for (int g = 0; g < cache->kv_heads; g++) {
+        lutra_head head = cache_head(cache, layer, g);
+        for (int p = 0; p < n; p++, k += d, v += d) {
+            const int8_t *keys = head.keys + row_of(&head, p / KEY_BLOCK * KEY_BLOCK);
+            const int8_t *values = head.values + row_of(&head, p / VALUE_BLOCK * VALUE_BLOCK);
+            int in_key = p % KEY_BLOCK, in_value = p % VALUE_BLOCK;
+            int64_t s = (int64_t)p * cache->kv_heads + g;
+            for (int i = 0; i < d && head.bits == 8; i++) {
+                k[i] = keys[(i / 4 * KEY_BLOCK + in_key) * 4 + i % 4];
+                v[i] = values[i * VALUE_BLOCK + in_value];
+            }
+            for (int i = 0; i < d && head.bits == 4; i++) {
+                k[i] = half_of(keys[(i / 8 * KEY_BLOCK + in_key) * 4 + i % 4], i / 4 % 2);
+                v[i] = half_of(values[i % (d / 2) * VALUE_BLOCK + in_value], i >= d / 2);
+            }
+            k_scale[s] = (lutra_scale){head.key_m[p], head.key_e[p]};
+            v_scale[s] = (lutra_scale){head.value_m[p], head.value_m[p] ? head.value_e[p] : 0};
+        }
     }
 }
 
@@ -149,7 +210,7 @@ void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_qu
         uint16_t *to = scratch->w + c * scratch->stride;
         int32_t top = kernels->scores(dot, queries[c].scale, head->key_m + first,
                                       head->key_e + first, n, dot);
-        int e = NO_EXPONENT;
+        int e = SCALE_E_MIN;
         for (int i = first; i < first + n; i++) e = head->value_e[i] > e ? head->value_e[i] : e;
         exponent[c] = e;
         memset(to, 0, (size_t)(first - base) * 2);
@@ -172,8 +233,8 @@ void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_qu
     }
     for (int c = 0; c < count; c++) {
         lutra_scale r = scale_recip(scale_from_int(den[c], 0));
-        int shift = clip(-(r.e + exponent[c] + 15 + frac), 0, 63);
+        int shift = clip(-(r.e + exponent[c] + EXP2_Y_FRAC + frac), 0, 63);
         for (int i = 0; i < d; i++)
-            queries[c].out[i] = (int32_t)saturate(round_shift(acc[c * d + i] * r.m, shift), 32);
+            queries[c].out[i] = (int32_t)saturate(round_shift(acc[c * d + i] * r.m, shift), SOURCE_WIDTH);
     }
 }

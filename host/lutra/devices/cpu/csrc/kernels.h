@@ -4,12 +4,14 @@
 
 #include "scale.h"
 
-enum { BLOCK = 128, UNIT = 16, GEMV_COLUMNS = 4, KEY_BLOCK = 16, VALUE_BLOCK = 4 };
-/* Up to this shift a product's sum fits 32 bits, since accumulators have 28. */
-enum { NARROW_SHIFT = 4 };
+enum { UNIT = 16, GEMV_COLUMNS = 4, FEW_COLUMNS = 8, KEY_BLOCK = 16, VALUE_BLOCK = 4 };
+/* Up to this shift a product's sum fits 32 bits. */
+enum { NARROW_SHIFT = 32 - ACC_WIDTH };
+/* Largest element of a norm after its block shift. */
+enum { SCALED_MAX = (1 << (SCALED_WIDTH - 1)) - 1 };
 /* Codes of up to 4 bits, of 6, and of 8. */
 enum { NARROW, SIX, WIDE };
-enum { QUERIES = 4, HEAD_DIM_MAX = 256, VALUE_BLOCKS = 64 };
+enum { QUERIES = 4, VALUE_BLOCKS = 64 };
 
 static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 
@@ -20,12 +22,14 @@ static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
  * token. Those of 16 bits are a = 256 high + low + 128 with bytes high and low: two columns per
  * token, and a last one of ones, times 128.
  *
- * x is [count, depth], zero beyond k. packed holds the same in tiles of `tile` columns, the last
- * one of a multiple of four: [depth / 4, columns of the tile, 4]. */
+ * x is [count, depth], zero beyond k. packed holds the same as gemm or few takes it. For gemm in
+ * tiles of `tile` columns, the last one of a multiple of four: [depth / 4, columns of the tile, 4].
+ * For few, of up to `few` columns, in tiles of FEW_COLUMNS, and two blocks of 128 side by side:
+ * [depth / 256, 4, FEW_COLUMNS, 2, 32]. */
 typedef struct {
     int8_t *x, *packed;
     int32_t *sums; /* [count, depth / UNIT] */
-    int k, depth, count, tokens, a_bits, tile;
+    int k, depth, count, tokens, a_bits, tile, few;
 } lutra_columns;
 
 /* Sums of a column's groups, and what functions of a thread need beside. */
@@ -51,11 +55,14 @@ typedef struct {
     int (*available)(void);
     int tile;      /* columns of a tile of gemm */
     int gemm_rows; /* rows of a block of gemm */
+    int few_most;  /* columns that few is faster for than gemm */
 
     /* out [columns, rows]: for rows first..last - 1 of a matrix, twice the product before its
-     * shift. gemv takes up to GEMV_COLUMNS columns. */
+     * shift. gemv takes up to GEMV_COLUMNS columns, few up to few_most. */
     void (*gemv)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                  lutra_scratch *scratch, int64_t *out);
+    void (*few)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                lutra_scratch *scratch, int64_t *out);
     void (*gemm)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                  lutra_scratch *scratch, int64_t *out);
 
@@ -102,9 +109,6 @@ typedef struct {
     void (*value_sums)(const int8_t *values, int blocks, const uint16_t *const *w, int count,
                        int head_dim, int64_t *acc);
 } lutra_kernels;
-
-/* Bytes of scratch that gemv and gemm need for depths up to `depth`. */
-int64_t kernel_bytes(int depth);
 
 extern const lutra_kernels lutra_scalar, lutra_avx2, lutra_avxvnni, lutra_avx512vl, lutra_avx512,
     lutra_neon;

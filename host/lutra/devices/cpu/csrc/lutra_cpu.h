@@ -6,9 +6,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Counts changes of this file: the binding refuses a library that was built from another one. */
-#define LUTRA_CPU_ABI 2
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -19,13 +16,6 @@ extern "C" {
 typedef struct {
     int32_t m, e;
 } lutra_scale;
-
-/* Values of tables that the golden model defines. */
-typedef struct {
-    int32_t recip[256], rsqrt[256];
-    int32_t exp2_base[32], exp2_drop[32];
-    int32_t silu_base[512], silu_rise[512];
-} lutra_tables;
 
 /* A matrix [n, k]. bits 1, 2, 3, 4, 6, 8: rows of codes in B128, ternary (0, 1, 2 for -1, 0, 1)
  * where scale is NULL, else with a scale (of scale_bytes) and a zero point per row and group of
@@ -62,7 +52,7 @@ typedef struct {
     const int16_t *head_rows; /* [vocab] */
     lutra_matrix head;
     lutra_norm norm;
-    lutra_scale eps;
+    lutra_scale eps, unit; /* unit: of the residual stream */
     int32_t n_layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, context;
     int32_t a_bits, kv_bits, swiglu, residual_frac, embedding_shift, head_eps;
 } lutra_model;
@@ -71,8 +61,27 @@ typedef struct lutra_pool lutra_pool;
 typedef struct lutra_cache lutra_cache;
 typedef struct lutra_engine lutra_engine;
 
-int32_t lutra_cpu_abi(void);
-void lutra_cpu_tables(const lutra_tables *tables);
+/* A token of a sequence. Rows of a cache follow one another, at positions that do. */
+typedef struct {
+    lutra_cache *cache;
+    int32_t position, token, wanted, reserved; /* wanted: its logits */
+} lutra_row;
+
+/* n rows through layers first..last - 1. residual [n, hidden] is what goes into the first layer,
+ * unless that is layer 0, and becomes what comes out of the last one, unless that is the model's;
+ * then rows that want logits [wanted, vocab] get them, their scale and arg-max. */
+typedef struct {
+    const lutra_row *rows;
+    int32_t *residual, *logits, *argmax;
+    lutra_scale *scale;
+    int32_t n, first, last, reserved;
+} lutra_pass;
+
+/* What the library was built from, a digest of this file and of golden.h; and the sizes of the
+ * structures above and the places of their members, in the order of LAYOUT in golden.h, *n of them:
+ * the binding refuses a library that differs. */
+const char *lutra_cpu_version(void);
+const int32_t *lutra_cpu_layout(int32_t *n);
 
 /* Targets by number, best rank first; NULL behind the last one. */
 const char *lutra_cpu_target_name(int target);
@@ -82,30 +91,32 @@ int lutra_cpu_target_available(int target);
 lutra_pool *lutra_cpu_pool_new(int threads);
 void lutra_cpu_pool_free(lutra_pool *pool);
 
-/* Keys and values of a sequence, of 8 or 4 bits; memory is taken as positions are written. */
+/* Keys and values of a sequence, of 8 or 4 bits; memory is taken as positions are written, up to
+ * the bytes of a cache of this shape. */
+int64_t lutra_cpu_cache_bytes(int layers, int kv_heads, int head_dim, int positions, int bits);
 lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions, int bits);
 void lutra_cpu_cache_free(lutra_cache *cache);
+/* The first n positions of every layer, to a cache of the same shape. */
+void lutra_cpu_cache_copy(lutra_cache *to, const lutra_cache *from, int n);
+/* The first n positions of a layer: k and v [kv_heads, n, head_dim], their scales [n, kv_heads]. */
+void lutra_cpu_cache_read(const lutra_cache *cache, int layer, int n, int8_t *k,
+                          lutra_scale *k_scale, int8_t *v, lutra_scale *v_scale);
+void lutra_cpu_cache_write(lutra_cache *cache, int layer, int n, const int8_t *k,
+                           const lutra_scale *k_scale, const int8_t *v,
+                           const lutra_scale *v_scale);
 
-/* Working memory of a model: products of few columns by target gemv, of many by target gemm. */
+/* Working memory for passes of up to `rows` rows: products of one or a few columns by target gemv,
+ * of more by target gemm. */
 lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int gemv, int gemm,
-                                   int tile);
+                                   int rows);
 void lutra_cpu_engine_free(lutra_engine *engine);
 
-/* Runs n tokens from position on; logits [n - logits_from, vocab], their scale and arg-max. Returns
- * bit 0: the residual stream was saturated; or -1: out of memory. */
-int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, lutra_cache *cache, const int32_t *tokens,
-                  int n, int position, int logits_from, int32_t *logits, lutra_scale *scale,
-                  int32_t *argmax);
+/* Runs the rows of a pass. Returns bit 0: the residual stream was saturated; or -1: out of memory;
+ * or -2: the pass does not fit the engine, the pool or a cache. */
+int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, const lutra_pass *pass);
 
-/* Single steps of the same code, for tests and benchmarks. */
+/* Single steps of the same code, for tests. */
 
-/* acc [m, n] of count matrices of one shape, one after another, and the seconds of each; 0 if there
- * is no memory. */
-int lutra_cpu_matmul(int target, lutra_pool *pool, const lutra_matrix *w, int count,
-                     const int16_t *a, int m, int a_bits, int32_t *acc, double *seconds);
-/* The seconds that reading each of count pieces of memory takes; 0 if there is no memory. */
-int lutra_cpu_read(lutra_pool *pool, const uint8_t *data, int64_t size, int count,
-                   double *seconds);
 int lutra_cpu_norm_quantize(int target, const int64_t *v, lutra_scale scale, const lutra_norm *norm,
                             lutra_scale eps, int n, int a_bits, int16_t *q, lutra_scale *q_scale);
 void lutra_cpu_gate(int target, const int32_t *gate, const int32_t *up, int n, int swiglu,
@@ -122,6 +133,16 @@ int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, co
                      const lutra_scale *k_scale, const int8_t *v, const lutra_scale *v_scale, int m,
                      int heads, int kv_heads, int head_dim, int kv_bits, int position, int frac,
                      int window, int32_t *out);
+
+/* The same with times, for benchmarks too. */
+
+/* acc [m, n] of count matrices of one shape, one after another, and the seconds of each; 0 if there
+ * is no memory. */
+int lutra_cpu_matmul(int target, lutra_pool *pool, const lutra_matrix *w, int count,
+                     const int16_t *a, int m, int a_bits, int32_t *acc, double *seconds);
+/* The seconds that reading each of count pieces of memory takes; 0 if there is no memory. */
+int lutra_cpu_read(lutra_pool *pool, const uint8_t *data, int64_t size, int count,
+                   double *seconds);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

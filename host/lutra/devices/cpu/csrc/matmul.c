@@ -11,17 +11,19 @@ static void *take(int64_t n) { return aligned_alloc(64, (size_t)(n + 63) / 64 * 
 
 static int columns_of(int tokens, int a_bits) { return a_bits == 8 ? tokens : 2 * tokens + 1; }
 
-int columns_new(lutra_columns *x, int k, int tokens, int a_bits, int tile) {
-    int depth = round_up(k, BLOCK), count = round_up(columns_of(tokens, a_bits), PACK);
+int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_kernels *many) {
+    int64_t depth = round_up(k, 2 * BLOCK);
+    int64_t count = round_up(columns_of(tokens, a_bits), FEW_COLUMNS);
     x->a_bits = a_bits;
-    x->tile = tile;
-    x->x = take((int64_t)count * depth);
-    x->packed = take((int64_t)count * depth);
-    x->sums = take((int64_t)count * depth / UNIT * 4);
+    x->tile = many->tile;
+    x->few = many->few_most;
+    x->x = take(count * depth);
+    x->packed = take(count * depth);
+    x->sums = take(count * depth / UNIT * 4);
     if (!x->x || !x->packed || !x->sums) return 0;
-    memset(x->x, 0, (size_t)count * depth);
-    memset(x->packed, 0, (size_t)count * depth);
-    memset(x->sums, 0, (size_t)count * depth / UNIT * 4);
+    memset(x->x, 0, (size_t)(count * depth));
+    memset(x->packed, 0, (size_t)(count * depth));
+    memset(x->sums, 0, (size_t)(count * depth / UNIT * 4));
     return 1;
 }
 
@@ -31,7 +33,26 @@ void columns_free(lutra_columns *x) {
     free(x->sums);
 }
 
-int columns_many(const lutra_columns *x) { return x->count > GEMV_COLUMNS; }
+/* Which of a target's products takes this many columns. */
+enum { ONE, FEW, MANY };
+
+static int kind_of(const lutra_columns *x) {
+    return x->count <= GEMV_COLUMNS ? ONE : x->count <= x->few ? FEW : MANY;
+}
+
+static void pair_column(lutra_columns *x, int column) {
+    int in_tile = column % FEW_COLUMNS, blocks = x->depth / BLOCK;
+    const int8_t *from = x->x + (int64_t)column * x->depth;
+    int8_t *to = x->packed + (int64_t)(column - in_tile) * round_up(x->depth, 2 * BLOCK);
+    to += 64 * in_tile;
+    for (int i = 0; i < round_up(blocks, 2) * 4; i++) {
+        int8_t *at = to + (int64_t)(i / 8 * 4 + i % 4) * FEW_COLUMNS * 64 + i / 4 % 2 * 32;
+        if (i < blocks * 4)
+            memcpy(at, from + 32 * i, 32);
+        else
+            memset(at, 0, 32);
+    }
+}
 
 static void pack_column(lutra_columns *x, int column) {
     int first = column / x->tile * x->tile;
@@ -63,12 +84,13 @@ void columns_set(lutra_columns *x, const lutra_kernels *kernels, int token, cons
         memset(to + (int64_t)i * x->depth + x->k, 0, (size_t)rest);
         kernels->unit_sums(to + (int64_t)i * x->depth, x->depth,
                            x->sums + (int64_t)(first + i) * (x->depth / UNIT));
-        if (columns_many(x)) pack_column(x, first + i);
+        if (kind_of(x) == FEW) pair_column(x, first + i);
+        if (kind_of(x) == MANY) pack_column(x, first + i);
     }
 }
 
 int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_columns *x) {
-    if (columns_many(x)) return choice->gemm->gemm_rows;
+    if (kind_of(x) == MANY) return choice->gemm->gemm_rows;
     int rows = (int)(GEMV_BYTES / w->row_bytes);
     if (rows > w->n / GEMV_CHUNKS) rows = w->n / GEMV_CHUNKS;
     rows &= ~15;
@@ -94,10 +116,10 @@ void product_forget(lutra_scratch *scratch) { scratch->per = 0; }
 void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, int last,
                   const lutra_columns *x, lutra_scratch *scratch, int64_t *sums) {
     int rows = last - first;
-    if (columns_many(x))
-        choice->gemm->gemm(w, first, last, x, scratch, sums);
-    else
-        choice->gemv->gemv(w, first, last, x, scratch, sums);
+    int kind = kind_of(x);
+    if (kind == ONE) choice->gemv->gemv(w, first, last, x, scratch, sums);
+    if (kind == FEW) choice->gemm->few(w, first, last, x, scratch, sums);
+    if (kind == MANY) choice->gemm->gemm(w, first, last, x, scratch, sums);
     if (x->a_bits == 8) return;
     const int64_t *ones = sums + (int64_t)(x->count - 1) * rows;
     for (int t = 0; t < x->tokens; t++) {
@@ -119,8 +141,15 @@ void product(const lutra_choice *choice, const lutra_matrix *w, int first, int l
         choice->gemv->shifted(sums + (int64_t)t * rows, rows, w->shift, acc + t * stride);
 }
 
+/* Bytes of scratch that kernels need for depths up to `depth`: a block of gemm's rows as bytes,
+ * their scales, sums of a tile; or sums of the units of a row for each column. */
+static int64_t kernel_bytes(int depth) {
+    int64_t k = round_up(depth, BLOCK);
+    return 64 * k + 64 * (k / UNIT) * 8 + 64 * 16 * 16 + GEMV_COLUMNS * k / UNIT * 64 + 4096;
+}
+
 int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, int a_bits) {
-    int64_t columns = round_up(columns_of(tokens, a_bits), PACK) + PACK;
+    int64_t columns = round_up(columns_of(tokens, a_bits), FEW_COLUMNS) + FEW_COLUMNS;
     scratch->per = 0;
     scratch->group_sums = take(columns * (round_up(depth, BLOCK) / UNIT) * 4);
     scratch->bytes = take(kernel_bytes(depth));

@@ -7,20 +7,19 @@
 
 enum { ROWS_MAX = 512 }; /* of product_rows() */
 
-/* How products of this many columns are computed. */
+/* Targets for products of up to GEMV_COLUMNS columns, and of more. */
 typedef struct {
     const lutra_kernels *gemv, *gemm;
 } lutra_choice;
 
-/* Columns for up to `tokens` tokens of depth k. */
-int columns_new(lutra_columns *x, int k, int tokens, int a_bits, int tile);
+/* Columns for up to `tokens` tokens of depth k; many is the target for products of many. */
+int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_kernels *many);
 void columns_free(lutra_columns *x);
 /* Set the depth and the number of tokens of the next product. */
 void columns_shape(lutra_columns *x, int k, int tokens);
 /* Write the activations of a token. */
 void columns_set(lutra_columns *x, const lutra_kernels *kernels, int token, const int16_t *q);
 
-int columns_many(const lutra_columns *x);
 /* Rows of a matrix that a thread takes at a time. */
 int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_columns *x);
 /* Sums of this matrix's groups, before product(); nothing to do if they are there already. */

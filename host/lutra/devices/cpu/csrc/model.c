@@ -1,5 +1,4 @@
-/* A tile of tokens through a whole model. Every thread runs all phases; a barrier is between
- * them. */
+/* Rows through layers of a model. Every thread runs all phases; a barrier is between them. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,31 +12,35 @@ typedef struct {
     int64_t *sums;
     int32_t *y, *values;
     int16_t *q;
-    int32_t *best, *best_row; /* [tile] */
+    int32_t *best, *best_row; /* [rows] */
     int saturated;
 } worker_t;
+
+/* Rows of one sequence, at positions that follow one another. */
+typedef struct {
+    int first, n, items; /* items: of attention before it */
+} segment_t;
 
 struct lutra_engine {
     lutra_model model;
     lutra_choice choice;
-    int threads, tile;
+    int threads, rows;
     lutra_columns columns;
     int32_t *residual, *acc, *attention;
     int64_t *product;
     int8_t *queries;
     lutra_scale *query_scale, *scale;
+    segment_t *segments; /* and one behind the last */
+    int32_t *slot;       /* [rows]: which of the wanted logits are a row's, or -1 */
     worker_t *workers;
 };
 
 typedef struct {
     lutra_engine *engine;
     lutra_pool *pool;
-    lutra_cache *cache;
-    const int32_t *tokens;
-    int n, position, from;
-    int32_t *logits, *argmax;
-    lutra_scale *scale;
-} tile_t;
+    const lutra_pass *pass;
+    int n, wanted, segments;
+} job_t;
 
 enum { NORM_RESIDUAL, NORM_ATTENTION, NORM_GATE };
 
@@ -46,15 +49,15 @@ static void *take(int64_t n) { return aligned_alloc(64, (size_t)(n + 63) / 64 * 
 static int most(int a, int b) { return a > b ? a : b; }
 
 lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int gemv, int gemm,
-                                   int tile) {
+                                   int rows) {
     lutra_engine *e = calloc(1, sizeof *e);
     if (!e) return NULL;
     e->model = *model;
     e->choice.gemv = lutra_target(gemv);
     e->choice.gemm = lutra_target(gemm);
     e->threads = threads < 1 ? 1 : threads;
-    e->tile = tile;
-    int64_t m = tile, q = (int64_t)model->heads * model->head_dim;
+    e->rows = rows;
+    int64_t m = rows, q = (int64_t)model->heads * model->head_dim;
     int64_t heads = model->heads + 2 * model->kv_heads;
     int depth = most(most(model->hidden, model->intermediate), (int)q);
     e->residual = take(m * model->hidden * 4);
@@ -64,13 +67,15 @@ lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int ge
     e->queries = take(m * q);
     e->query_scale = take(m * model->heads * (int64_t)sizeof(lutra_scale));
     e->scale = take(m * (int64_t)sizeof(lutra_scale));
+    e->segments = take((m + 1) * (int64_t)sizeof(segment_t));
+    e->slot = take(m * 4);
     e->workers = calloc((size_t)e->threads, sizeof *e->workers);
     int ok = e->residual && e->acc && e->attention && e->product && e->queries &&
-             e->query_scale && e->scale && e->workers &&
-             columns_new(&e->columns, depth, tile, model->a_bits, e->choice.gemm->tile);
+             e->query_scale && e->scale && e->segments && e->slot && e->workers &&
+             columns_new(&e->columns, depth, rows, model->a_bits, e->choice.gemm);
     for (int i = 0; ok && i < e->threads; i++) {
         worker_t *w = &e->workers[i];
-        ok = scratch_new(&w->scratch, &w->sums, depth, tile, model->a_bits);
+        ok = scratch_new(&w->scratch, &w->sums, depth, rows, model->a_bits);
         w->y = take(depth * 4);
         w->q = take(depth * 2);
         w->values = take(2 * (m + 1) * ROWS_MAX * 4);
@@ -103,6 +108,8 @@ void lutra_cpu_engine_free(lutra_engine *e) {
     free(e->queries);
     free(e->query_scale);
     free(e->scale);
+    free(e->segments);
+    free(e->slot);
     free(e->workers);
     free(e);
 }
@@ -110,41 +117,45 @@ void lutra_cpu_engine_free(lutra_engine *e) {
 /* Rows of a matrix in chunks, for threads to take one after another. */
 static int chunks(int n, int rows) { return (n + rows - 1) / rows; }
 
-/* Norms of tokens from `first` on become the columns of the next product. Before, accumulators of
- * the matrix `added` go into the residual stream of all tokens. */
-static void norms(tile_t *tile, worker_t *w, lutra_columns *x, int source, const lutra_norm *norm,
-                  const lutra_layer *layer, const lutra_matrix *added, int first) {
-    lutra_engine *e = tile->engine;
+/* Accumulators of a matrix go into a row of the residual stream. */
+static void add(lutra_engine *e, worker_t *w, const lutra_matrix *added, int t) {
+    const lutra_model *model = &e->model;
+    int64_t at = (int64_t)t * model->hidden;
+    w->saturated |= residual_add(e->choice.gemv, e->residual + at, e->acc + at, model->hidden,
+                                 e->scale[t], added->unit, model->residual_frac);
+}
+
+/* Norms of rows become the columns of the next product; of `tokens` rows that have a slot, if that
+ * is not NULL. Before, accumulators of the matrix `added` go into the residual stream. */
+static void norms(job_t *job, worker_t *w, lutra_columns *x, int source, const lutra_norm *norm,
+                  const lutra_layer *layer, const lutra_matrix *added, int tokens,
+                  const int32_t *slot) {
+    lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
     int widths[] = {model->hidden, model->heads * model->head_dim, model->intermediate};
-    int n = widths[source], tokens = tile->n - first;
+    int n = widths[source], q_max = (1 << (model->a_bits - 1)) - 1;
     const lutra_kernels *kernels = e->choice.gemv;
-    lutra_scale unit = {1 << 15, -15 - model->residual_frac};
     columns_shape(x, n, tokens);
     product_forget(&w->scratch);
-    for (int t; (t = pool_next(tile->pool)) < tile->n;) {
-        if (added)
-            w->saturated |= residual_add(kernels, e->residual + (int64_t)t * n,
-                                         e->acc + (int64_t)t * n, n, e->scale[t], added->unit,
-                                         model->residual_frac);
-        if (t < first) continue;
-        lutra_source v = {NULL, NULL, unit};
+    for (int t; (t = pool_next(job->pool)) < job->n;) {
+        if (added) add(e, w, added, t);
+        if (slot && slot[t] < 0) continue;
+        lutra_source v = {NULL, NULL, model->unit};
         if (source == NORM_RESIDUAL) v.narrow = e->residual + (int64_t)t * n;
         if (source == NORM_ATTENTION) v.narrow = e->attention + (int64_t)t * n;
         if (source == NORM_GATE) {
             v.wide = e->product + (int64_t)t * n;
             v.scale = gate_scale(model->swiglu, e->scale[t], layer->gate.unit, layer->up.unit);
         }
-        int q_max = (1 << (model->a_bits - 1)) - 1;
         e->scale[t] = norm_quantize(kernels, v, norm, model->eps, n, q_max, w->y, w->q);
-        columns_set(x, kernels, t - first, w->q);
+        columns_set(x, kernels, slot ? slot[t] : t, w->q);
     }
-    pool_barrier(tile->pool);
+    pool_barrier(job->pool);
 }
 
-static void heads(tile_t *tile, worker_t *w, const lutra_columns *x, const lutra_layer *layer,
+static void heads(job_t *job, worker_t *w, const lutra_columns *x, const lutra_layer *layer,
                   int index) {
-    lutra_engine *e = tile->engine;
+    lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
     const lutra_matrix *matrices[] = {&layer->q, &layer->k, &layer->v};
     int d = model->head_dim, n_heads = model->heads + 2 * model->kv_heads, stride = n_heads * d;
@@ -154,7 +165,7 @@ static void heads(tile_t *tile, worker_t *w, const lutra_columns *x, const lutra
         rows[i] = product_rows(&e->choice, matrices[i], x);
         ends[i] = total += chunks(matrices[i]->n, rows[i]);
     }
-    for (int item; (item = pool_next(tile->pool)) < total;) {
+    for (int item; (item = pool_next(job->pool)) < total;) {
         int i = item < ends[0] ? 0 : item < ends[1] ? 1 : 2;
         product_begin(matrices[i], x, &w->scratch);
         int first = (item - (i ? ends[i - 1] : 0)) * rows[i], last = first + rows[i];
@@ -163,194 +174,249 @@ static void heads(tile_t *tile, worker_t *w, const lutra_columns *x, const lutra
         product(&e->choice, matrices[i], first, last, x, &w->scratch, w->sums,
                 e->acc + base + first, stride);
     }
-    pool_barrier(tile->pool);
+    pool_barrier(job->pool);
 
-    for (int item; (item = pool_next(tile->pool)) < tile->n * n_heads;) {
-        int t = item / n_heads, h = item % n_heads, position = tile->position + t;
+    for (int item; (item = pool_next(job->pool)) < job->n * n_heads;) {
+        int t = item / n_heads, h = item % n_heads;
+        const lutra_row *row = &job->pass->rows[t];
         int kind = h < counts[0] ? 0 : h < counts[0] + counts[1] ? 1 : 2;
         int8_t q[HEAD_DIM_MAX];
         lutra_head_step step = {0};
         step.s = e->scale[t];
         step.w = matrices[kind]->unit;
-        step.rope = kind == 2 ? NULL : model->rope + (int64_t)position * d;
+        step.rope = kind == 2 ? NULL : model->rope + (int64_t)row->position * d;
         step.bias = layer->bias ? layer->bias + (int64_t)h * d : NULL;
         step.bias_frac = layer->bias_frac;
         step.gamma = kind == 0 ? layer->query_norm : kind == 1 ? layer->key_norm : NULL;
         step.gamma_frac = layer->head_norm_frac;
         step.eps = model->head_eps;
         step.in_fixed = layer->bias || layer->query_norm;
-        step.q_max = kind == 0 ? 127 : (1 << (model->kv_bits - 1)) - 1;
+        step.q_max = kind == 0 ? Q_MAX : (1 << (model->kv_bits - 1)) - 1;
         const int32_t *acc = e->acc + (int64_t)t * stride + (int64_t)h * d;
         lutra_scale s = head_quantize(e->choice.gemv, acc, d, &step, q);
         if (kind == 0) {
             memcpy(e->queries + ((int64_t)t * model->heads + h) * d, q, (size_t)d);
             e->query_scale[t * model->heads + h] = s;
         } else if (kind == 1) {
-            cache_store(tile->cache, index, h - counts[0], position, q, s, NULL, s);
+            cache_store(row->cache, index, h - counts[0], row->position, q, s, NULL, s);
         } else {
-            cache_store(tile->cache, index, h - counts[0] - counts[1], position, NULL, s, q, s);
+            cache_store(row->cache, index, h - counts[0] - counts[1], row->position, NULL, s, q,
+                        s);
         }
     }
-    pool_barrier(tile->pool);
+    pool_barrier(job->pool);
 }
 
-static void attention(tile_t *tile, worker_t *w, const lutra_layer *layer, int index) {
-    lutra_engine *e = tile->engine;
+static void attention(job_t *job, worker_t *w, const lutra_layer *layer, int index) {
+    lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
-    int d = model->head_dim, per_kv = model->heads / model->kv_heads, n = tile->n * per_kv;
-    int items = chunks(n, QUERIES);
-    for (int item; (item = pool_next(tile->pool)) < items * model->kv_heads;) {
-        int g = item / items, first = item % items * QUERIES, count = n - first;
+    const segment_t *segment = e->segments;
+    int d = model->head_dim, per_kv = model->heads / model->kv_heads;
+    for (int item; (item = pool_next(job->pool)) < e->segments[job->segments].items;) {
+        while (item >= segment[1].items) segment++; /* a thread's items only grow */
+        int n = segment->n * per_kv, parts = chunks(n, QUERIES), within = item - segment->items;
+        int g = within / parts, first = within % parts * QUERIES, count = n - first;
+        const lutra_row *rows = job->pass->rows + segment->first;
         if (count > QUERIES) count = QUERIES;
         lutra_query queries[QUERIES];
         for (int i = 0; i < count; i++) {
             int t = (first + i) / per_kv, h = g * per_kv + (first + i) % per_kv;
-            int64_t at = (int64_t)t * model->heads + h;
+            int64_t at = (int64_t)(segment->first + t) * model->heads + h;
             queries[i].q = e->queries + at * d;
             queries[i].scale = e->query_scale[at];
-            queries[i].position = tile->position + t;
+            queries[i].position = rows[t].position;
             queries[i].out = e->attention + at * d;
         }
-        lutra_head head = cache_head(tile->cache, index, g);
+        lutra_head head = cache_head(rows->cache, index, g);
         attend(e->choice.gemm, &head, queries, count, model->residual_frac, layer->window,
                &w->attend);
     }
-    pool_barrier(tile->pool);
+    pool_barrier(job->pool);
 }
 
 /* Accumulators for the residual stream, [tokens, hidden]. */
-static void back(tile_t *tile, worker_t *w, const lutra_columns *x, const lutra_matrix *matrix) {
-    lutra_engine *e = tile->engine;
+static void back(job_t *job, worker_t *w, const lutra_columns *x, const lutra_matrix *matrix) {
+    lutra_engine *e = job->engine;
     int rows = product_rows(&e->choice, matrix, x);
-    for (int item; (item = pool_next(tile->pool)) < chunks(matrix->n, rows);) {
+    for (int item; (item = pool_next(job->pool)) < chunks(matrix->n, rows);) {
         product_begin(matrix, x, &w->scratch);
         int first = item * rows, last = first + rows > matrix->n ? matrix->n : first + rows;
         product(&e->choice, matrix, first, last, x, &w->scratch, w->sums, e->acc + first,
                 matrix->n);
     }
-    pool_barrier(tile->pool);
+    pool_barrier(job->pool);
 }
 
-static void gate(tile_t *tile, worker_t *w, const lutra_columns *x, const lutra_layer *layer) {
-    lutra_engine *e = tile->engine;
+static void gate(job_t *job, worker_t *w, const lutra_columns *x, const lutra_layer *layer) {
+    lutra_engine *e = job->engine;
     const lutra_matrix *pair[] = {&layer->gate, &layer->up};
     int n = e->model.intermediate, a = product_rows(&e->choice, pair[0], x);
     int b = product_rows(&e->choice, pair[1], x), rows = a < b ? a : b;
-    for (int item; (item = pool_next(tile->pool)) < chunks(n, rows);) {
+    for (int item; (item = pool_next(job->pool)) < chunks(n, rows);) {
         int first = item * rows, last = first + rows > n ? n : first + rows, count = last - first;
         int32_t *values = w->values; /* of gate, then of up: [tokens, rows] */
         for (int i = 0; i < 2; i++) {
             product_begin(pair[i], x, &w->scratch);
             product(&e->choice, pair[i], first, last, x, &w->scratch, w->sums,
-                    values + (int64_t)i * tile->n * count, count);
+                    values + (int64_t)i * job->n * count, count);
         }
-        for (int t = 0; t < tile->n; t++) {
-            const int32_t *g = values + (int64_t)t * count, *u = g + (int64_t)tile->n * count;
+        for (int t = 0; t < job->n; t++) {
+            const int32_t *g = values + (int64_t)t * count, *u = g + (int64_t)job->n * count;
             gate_product(e->choice.gemv, g, u, count, e->model.swiglu, e->scale[t],
                          layer->gate.unit, e->product + (int64_t)t * n + first);
         }
     }
-    pool_barrier(tile->pool);
+    pool_barrier(job->pool);
 }
 
-static void head(tile_t *tile, worker_t *w, const lutra_columns *x) {
-    lutra_engine *e = tile->engine;
+static void head(job_t *job, worker_t *w, const lutra_columns *x) {
+    lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
     int rows = product_rows(&e->choice, &model->head, x), tokens = x->tokens;
     for (int t = 0; t < tokens; t++) {
         w->best[t] = INT32_MIN;
         w->best_row[t] = -1;
     }
-    for (int item; (item = pool_next(tile->pool)) < chunks(model->vocab, rows);) {
+    for (int item; (item = pool_next(job->pool)) < chunks(model->vocab, rows);) {
         product_begin(&model->head, x, &w->scratch);
         int first = item * rows, last = first + rows;
         if (last > model->vocab) last = model->vocab;
         product_sums(&e->choice, &model->head, first, last, x, &w->scratch, w->sums);
         for (int t = 0; t < tokens; t++) {
-            int32_t *out = tile->logits + (int64_t)t * model->vocab + first;
+            int32_t *out = job->pass->logits + (int64_t)t * model->vocab + first, top = INT32_MIN;
             e->choice.gemv->logits(w->sums + (int64_t)t * (last - first), model->head_rows + first,
                                    last - first, model->head.shift, out);
-            for (int r = 0; r < last - first; r++)
-                if (out[r] > w->best[t] || w->best_row[t] < 0) {
-                    w->best[t] = out[r];
-                    w->best_row[t] = first + r;
-                }
+            for (int r = 0; r < last - first; r++) top = out[r] > top ? out[r] : top;
+            if (w->best_row[t] >= 0 && top <= w->best[t]) continue;
+            w->best[t] = top;
+            w->best_row[t] = first;
+            while (out[w->best_row[t] - first] != top) w->best_row[t]++;
         }
     }
-    pool_barrier(tile->pool);
+    pool_barrier(job->pool);
 }
 
-static void run(void *argument, int thread) {
-    tile_t *tile = argument;
-    lutra_engine *e = tile->engine;
+static void embed(job_t *job) {
+    lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
-    worker_t *w = &e->workers[thread];
-    lutra_columns x = e->columns;
-    const lutra_matrix *added = NULL;
     int hidden = model->hidden;
-    for (int t; (t = pool_next(tile->pool)) < tile->n;) {
-        const int16_t *row = model->embedding + (int64_t)tile->tokens[t] * hidden;
+    for (int t; (t = pool_next(job->pool)) < job->n;) {
+        const int16_t *row = model->embedding + (int64_t)job->pass->rows[t].token * hidden;
         int32_t *to = e->residual + (int64_t)t * hidden;
         for (int i = 0; i < hidden; i++)
             to[i] = (int32_t)((uint32_t)row[i] << model->embedding_shift);
     }
-    pool_barrier(tile->pool);
-    for (int i = 0; i < model->n_layers; i++) {
+    pool_barrier(job->pool);
+}
+
+/* The residual stream of the caller, to the first layer or from the last one. */
+static void enter(job_t *job) {
+    lutra_engine *e = job->engine;
+    size_t n = (size_t)e->model.hidden;
+    for (size_t t; (t = (size_t)pool_next(job->pool)) < (size_t)job->n;)
+        memcpy(e->residual + t * n, job->pass->residual + t * n, n * 4);
+    pool_barrier(job->pool);
+}
+
+static void leave(job_t *job, worker_t *w, const lutra_matrix *added) {
+    lutra_engine *e = job->engine;
+    size_t n = (size_t)e->model.hidden;
+    for (int t; (t = pool_next(job->pool)) < job->n;) {
+        add(e, w, added, t);
+        memcpy(job->pass->residual + (size_t)t * n, e->residual + (size_t)t * n, n * 4);
+    }
+    pool_barrier(job->pool);
+}
+
+static void run(void *argument, int thread) {
+    job_t *job = argument;
+    lutra_engine *e = job->engine;
+    const lutra_model *model = &e->model;
+    worker_t *w = &e->workers[thread];
+    lutra_columns x = e->columns;
+    const lutra_matrix *added = NULL;
+    int n = job->n;
+    if (job->pass->first == 0)
+        embed(job);
+    else
+        enter(job);
+    for (int i = job->pass->first; i < job->pass->last; i++) {
         const lutra_layer *layer = &model->layers[i];
-        norms(tile, w, &x, NORM_RESIDUAL, &layer->input, layer, added, 0);
-        heads(tile, w, &x, layer, i);
-        attention(tile, w, layer, i);
-        norms(tile, w, &x, NORM_ATTENTION, &layer->attention, layer, NULL, 0);
-        back(tile, w, &x, &layer->o);
-        norms(tile, w, &x, NORM_RESIDUAL, &layer->ffn_input, layer, &layer->o, 0);
-        gate(tile, w, &x, layer);
-        norms(tile, w, &x, NORM_GATE, &layer->ffn, layer, NULL, 0);
-        back(tile, w, &x, &layer->down);
+        norms(job, w, &x, NORM_RESIDUAL, &layer->input, layer, added, n, NULL);
+        heads(job, w, &x, layer, i);
+        attention(job, w, layer, i);
+        norms(job, w, &x, NORM_ATTENTION, &layer->attention, layer, NULL, n, NULL);
+        back(job, w, &x, &layer->o);
+        norms(job, w, &x, NORM_RESIDUAL, &layer->ffn_input, layer, &layer->o, n, NULL);
+        gate(job, w, &x, layer);
+        norms(job, w, &x, NORM_GATE, &layer->ffn, layer, NULL, n, NULL);
+        back(job, w, &x, &layer->down);
         added = &layer->down;
     }
-    norms(tile, w, &x, NORM_RESIDUAL, &model->norm, NULL, added, tile->from);
-    if (tile->from < tile->n) head(tile, w, &x);
+    if (job->pass->last < model->n_layers) {
+        leave(job, w, added);
+        return;
+    }
+    norms(job, w, &x, NORM_RESIDUAL, &model->norm, NULL, added, job->wanted, e->slot);
+    if (job->wanted) head(job, w, &x);
 }
 
-static void best_of(tile_t *tile) {
-    lutra_engine *e = tile->engine;
-    for (int t = 0; t < tile->n - tile->from; t++) {
-        int32_t best = 0, row = -1;
+static void best_of(const job_t *job) {
+    const lutra_engine *e = job->engine;
+    for (int t = 0; t < job->n; t++) {
+        int32_t best = 0, row = -1, slot = e->slot[t];
+        if (slot < 0) continue;
         for (int i = 0; i < e->threads; i++) {
-            worker_t *w = &e->workers[i];
-            if (w->best_row[t] < 0) continue;
-            if (row < 0 || w->best[t] > best || (w->best[t] == best && w->best_row[t] < row)) {
-                best = w->best[t];
-                row = w->best_row[t];
+            const worker_t *w = &e->workers[i];
+            if (w->best_row[slot] < 0) continue;
+            if (row < 0 || w->best[slot] > best || (w->best[slot] == best && w->best_row[slot] < row)) {
+                best = w->best[slot];
+                row = w->best_row[slot];
             }
         }
-        tile->argmax[t] = row;
-        tile->scale[t] = e->scale[tile->from + t];
+        job->pass->argmax[slot] = row;
+        job->pass->scale[slot] = e->scale[t];
     }
 }
 
-int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, lutra_cache *cache, const int32_t *tokens,
-                  int n, int position, int logits_from, int32_t *logits, lutra_scale *scale,
-                  int32_t *argmax) {
-    int saturated = 0;
-    if (pool_threads(pool) > engine->threads || position + n > cache_positions(cache)) return -2;
+/* Rows that follow one another in a cache, and how many items of attention they are. */
+static void set_segments(job_t *job) {
+    lutra_engine *e = job->engine;
+    const lutra_model *model = &e->model;
+    const lutra_row *rows = job->pass->rows;
+    int per_kv = model->heads / model->kv_heads, items = 0, n = 0;
+    for (int t = 0; t < job->n; t++) {
+        int follows = t && rows[t].cache == rows[t - 1].cache;
+        if (!follows) e->segments[n++] = (segment_t){t, 0, 0};
+        e->segments[n - 1].n++;
+    }
+    for (int i = 0; i < n; i++) {
+        e->segments[i].items = items;
+        items += chunks(e->segments[i].n * per_kv, QUERIES) * model->kv_heads;
+    }
+    e->segments[n].items = items;
+    job->segments = n;
+}
+
+int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, const lutra_pass *pass) {
+    job_t job = {engine, pool, pass, pass->n, 0, 0};
+    int saturated = 0, positions = 0;
+    if (pool_threads(pool) > engine->threads || pass->n > engine->rows) return -2;
+    for (int t = 0; t < pass->n; t++) {
+        const lutra_row *row = &pass->rows[t];
+        if (row->position >= cache_positions(row->cache)) return -2;
+        if (row->position >= positions) positions = row->position + 1;
+        engine->slot[t] = row->wanted ? job.wanted++ : -1;
+    }
     for (int i = 0; i < engine->threads; i++) {
-        engine->workers[i].saturated = 0;
-        if (!attend_scratch(&engine->workers[i].attend, position + n)) return -1;
+        worker_t *w = &engine->workers[i];
+        w->saturated = 0;
+        if (!attend_scratch(&w->attend, positions)) return -1;
+        for (int t = 0; t < pass->n; t++) w->best_row[t] = -1;
     }
-    for (int first = 0; first < n; first += engine->tile) {
-        int count = n - first < engine->tile ? n - first : engine->tile;
-        int from = clip(logits_from - first, 0, count);
-        tile_t tile = {engine, pool, cache,  tokens + first, count, position + first,
-                       from,   logits, argmax, scale};
-        for (int i = 0; i < engine->threads; i++)
-            for (int t = 0; t < count; t++) engine->workers[i].best_row[t] = -1;
-        pool_run(pool, run, &tile);
-        best_of(&tile);
-        logits += (int64_t)(count - from) * engine->model.vocab;
-        scale += count - from;
-        argmax += count - from;
-    }
+    set_segments(&job);
+    pool_run(pool, run, &job);
+    if (pass->last == engine->model.n_layers) best_of(&job);
     for (int i = 0; i < engine->threads; i++) saturated |= engine->workers[i].saturated;
     return saturated != 0;
 }

@@ -2,9 +2,8 @@
 #ifndef LUTRA_SCALE_H
 #define LUTRA_SCALE_H
 
+#include "golden.h"
 #include "lutra_cpu.h"
-
-extern lutra_tables lutra_table;
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -27,9 +26,9 @@ static inline int bit_length(uint64_t x) { return x ? 64 - __builtin_clzll(x) : 
 static inline lutra_scale scale_from_int(int64_t x, int e) {
     lutra_scale zero = {0, 0}, out;
     if (x == 0) return zero;
-    int n = bit_length((uint64_t)x) - 16;
+    int n = bit_length((uint64_t)x) - SCALE_M_WIDTH;
     int64_t m = round_shift(x, n);
-    int carry = (int)(m >> 16);
+    int carry = (int)(m >> SCALE_M_WIDTH);
     out.m = (int32_t)(m >> carry);
     out.e = e + n + carry;
     return out;
@@ -49,7 +48,7 @@ static inline lutra_scale scale_add(lutra_scale a, lutra_scale b) {
 static inline lutra_scale scale_recip(lutra_scale a) {
     lutra_scale zero = {0, 0};
     if (a.m == 0) return zero;
-    int64_t y = lutra_table.recip[(a.m >> 7) & 0xFF];
+    int64_t y = recip_table[(a.m >> (SCALE_M_WIDTH - 1 - RECIP_BITS)) & ((1 << RECIP_BITS) - 1)];
     int64_t c = ((int64_t)1 << 32) - a.m * y;
     return scale_from_int(round_shift(y * (c >> 15), 16), -31 - a.e);
 }
@@ -59,7 +58,8 @@ static inline lutra_scale scale_rsqrt(lutra_scale a) {
     if (a.m == 0) return zero;
     int parity = a.e & 1;
     int64_t x = (int64_t)a.m << parity;
-    int64_t y = lutra_table.rsqrt[(parity << 7) | ((a.m >> 8) & 0x7F)];
+    int seed = (a.m >> (SCALE_M_WIDTH - 1 - RSQRT_BITS)) & ((1 << RSQRT_BITS) - 1);
+    int64_t y = rsqrt_table[(parity << RSQRT_BITS) | seed];
     int64_t c = ((int64_t)3 << 31) - x * ((y * y) >> 15);
     return scale_from_int(round_shift(y * (c >> 16), 16), -23 - ((a.e - parity) >> 1));
 }

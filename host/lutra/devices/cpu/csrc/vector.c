@@ -4,7 +4,7 @@ lutra_scale norm_quantize(const lutra_kernels *kernels, lutra_source v, const lu
                           lutra_scale eps, int n, int q_max, int32_t *y, int16_t *q) {
     int64_t v_max = v.narrow ? kernels->abs_max32(v.narrow, n) : kernels->abs_max64(v.wide, n);
     int64_t squares, y_max;
-    int shift = bit_length((uint64_t)v_max) - 15;
+    int shift = bit_length((uint64_t)v_max) - (SCALED_WIDTH - 1);
     if (shift < 0) shift = 0;
     const int16_t *gamma = norm->gamma;
     if (v.narrow)
@@ -28,11 +28,11 @@ void gate_product(const lutra_kernels *kernels, const int32_t *gate, const int32
         return;
     }
     lutra_scale c = scale_mul(s, w_gate);
-    kernels->swiglu(gate, up, n, c.m, clip(-(c.e + 16), -11, 52), out);
+    kernels->swiglu(gate, up, n, c.m, clip(-(c.e + SILU_X_FRAC), SWIGLU_SHIFT_MIN, SWIGLU_SHIFT_MAX), out);
 }
 
 lutra_scale gate_scale(int swiglu, lutra_scale s, lutra_scale w_gate, lutra_scale w_up) {
-    if (swiglu) return scale_lower(scale_mul(s, w_up), 16);
+    if (swiglu) return scale_lower(scale_mul(s, w_up), SILU_X_FRAC);
     lutra_scale gate = scale_mul(s, w_gate);
     return scale_mul(scale_mul(gate, gate), scale_mul(s, w_up));
 }
@@ -43,23 +43,23 @@ lutra_scale head_quantize(const lutra_kernels *kernels, const int32_t *acc, int 
     int32_t v[HEAD_DIM_MAX];
     lutra_scale unit = scale_mul(step->s, step->w);
     if (step->in_fixed) {
-        kernels->fixed(acc, unit, step->bias, 16 - step->bias_frac, head_dim, v);
+        kernels->fixed(acc, unit, step->bias, FIXED_FRAC - step->bias_frac, head_dim, v);
         acc = v;
-        unit = scale_from_int(1, -16);
+        unit = scale_from_int(1, -FIXED_FRAC);
     }
     if (step->gamma) {
         int64_t squares = (int64_t)head_dim * step->eps;
         for (int i = 0; i < head_dim; i++) squares += (int64_t)v[i] * v[i];
         int log2_dim = bit_length((uint64_t)head_dim) - 1;
-        unit = scale_rsqrt(scale_from_int(squares, -(32 + log2_dim)));
-        unit = scale_lower(unit, 16 - 12 + step->gamma_frac);
+        unit = scale_rsqrt(scale_from_int(squares, -(EPS_FRAC + log2_dim)));
+        unit = scale_lower(unit, FIXED_FRAC - NORM_SHIFT + step->gamma_frac);
         for (int i = 0; i < head_dim; i++)
-            v[i] = (int32_t)round_shift((int64_t)v[i] * step->gamma[i], 12);
+            v[i] = (int32_t)round_shift((int64_t)v[i] * step->gamma[i], NORM_SHIFT);
     }
     kernels->rotate(acc, step->rope, head_dim, y);
     int64_t y_max = kernels->abs_max64(y, head_dim);
     kernels->quantize64(y, quantize_factor(y_max, step->q_max), step->q_max, head_dim, q);
-    return scale_mul(scale_lower(quantize_step(y_max, step->q_max), 14), unit);
+    return scale_mul(scale_lower(quantize_step(y_max, step->q_max), ROPE_FRAC), unit);
 }
 
 int residual_add(const lutra_kernels *kernels, int32_t *x, const int32_t *acc, int n, lutra_scale s,

@@ -28,11 +28,11 @@ static TARGET int64_t NAME(abs_max64)(const int64_t *v, int n) {
         else                                                                                     \
             for (int i = 0; i < n; i++) {                                                        \
                 int64_t rounded = ((v[i] >> (shift - 1)) + (int64_t)1) >> 1;                     \
-                y[i] = (int32_t)(rounded > 32767 ? 32767 : rounded);                             \
+                y[i] = (int32_t)(rounded > SCALED_MAX ? SCALED_MAX : rounded);                   \
             }                                                                                    \
         for (int i = 0; i < n; i++) sum += (int64_t)(y[i] * y[i]);                               \
         for (int i = 0; i < n; i++) {                                                            \
-            y[i] *= gamma ? gamma[i] : 1 << 14;                                                  \
+            y[i] *= gamma ? gamma[i] : 1 << ONE_FRAC;                                            \
             high = y[i] > high ? y[i] : high;                                                    \
             low = y[i] < low ? y[i] : low;                                                       \
         }                                                                                        \
@@ -89,7 +89,7 @@ static TARGET void NAME(shifted)(const int64_t *sums, int n, int shift, int32_t 
 
 static TARGET void NAME(rotate)(const int32_t *x, const int16_t *table, int n, int64_t *y) {
     if (!table) {
-        for (int i = 0; i < n; i++) y[i] = (int64_t)x[i] * (1 << 14);
+        for (int i = 0; i < n; i++) y[i] = (int64_t)x[i] * (1 << ROPE_FRAC);
         return;
     }
     const int half = n / 2;
@@ -113,11 +113,11 @@ static TARGET void NAME(quantize64)(const int64_t *y, lutra_scale factor, int q_
 
 static TARGET void NAME(fixed)(const int32_t *acc, lutra_scale c, const int16_t *bias,
                                int bias_shift, int n, int32_t *v) {
-    int shift = clip(-(c.e + 16), -17, 46);
+    int shift = clip(-(c.e + FIXED_FRAC), FIXED_SHIFT_MIN, FIXED_SHIFT_MAX);
     for (int i = 0; i < n; i++) {
         int64_t x = round_shift((int64_t)acc[i] * c.m, shift);
         if (bias) x += (int64_t)bias[i] * (1 << bias_shift);
-        v[i] = (int32_t)saturate(x, 28);
+        v[i] = (int32_t)saturate(x, FIXED_WIDTH);
     }
 }
 
@@ -130,20 +130,23 @@ static TARGET void NAME(relu2)(const int32_t *gate, const int32_t *up, int n, in
 
 static TARGET void NAME(swiglu)(const int32_t *gate, const int32_t *up, int n, int m, int shift,
                                 int64_t *out) {
-    const int32_t *base = lutra_table.silu_base, *rise = lutra_table.silu_rise;
+    const int32_t limit = 1 << (SILU_X_WIDTH - 1), segments = 1 << SILU_HALF_BITS;
+    const int fine_rest = SILU_X_FRAC - SILU_FINE_BITS, rest_bits = SILU_X_FRAC - SILU_COARSE_BITS;
+    const int rounded = SILU_TABLE_FRAC + rest_bits - SILU_X_FRAC;
     for (int i = 0; i < n; i++) {
         int64_t wide = (int64_t)gate[i] * m;
         wide = shift > 0 ? ((wide >> (shift > 0 ? shift - 1 : 0)) + 1) >> 1
                          : (int64_t)((uint64_t)wide << (shift < 0 ? -shift : 0));
-        int32_t limit = 1 << 26;
         int32_t x = (int32_t)(wide < -limit ? -limit : wide > limit - 1 ? limit - 1 : wide);
         int32_t u = x < 0 ? -x : x;
-        int fine = u < 1 << 18;
-        int segment = fine ? u >> 10 : 256 + ((u >> 12) & 255);
-        int32_t rest = fine ? (u & 1023) << 2 : u & 4095;
-        int64_t y = ((int64_t)base[segment] << 12) + (int64_t)rise[segment] * rest;
-        int32_t gap = (int32_t)(((y >> 15) + 1) >> 1);
-        out[i] = (int64_t)((x > 0 ? x : 0) - (u >= 1 << 20 ? 0 : gap)) * up[i];
+        int fine = u < 1 << (SILU_X_FRAC + SILU_SPLIT_BITS);
+        int segment = fine ? u >> fine_rest : segments + ((u >> rest_bits) & (segments - 1));
+        int32_t rest = fine ? (u & ((1 << fine_rest) - 1)) << (rest_bits - fine_rest)
+                            : u & ((1 << rest_bits) - 1);
+        int64_t y = ((int64_t)silu_base[segment] << rest_bits) + (int64_t)silu_rise[segment] * rest;
+        int32_t gap = (int32_t)(((y >> (rounded - 1)) + 1) >> 1);
+        gap = u >= 1 << (SILU_X_FRAC + SILU_LIMIT_BITS) ? 0 : gap;
+        out[i] = (int64_t)((x > 0 ? x : 0) - gap) * up[i];
     }
 }
 
@@ -163,24 +166,24 @@ static TARGET void NAME(logits)(const int64_t *sums, const int16_t *rows, int n,
                                 int32_t *out) {
     for (int i = 0; i < n; i++) {
         int64_t acc = shift ? ((sums[i] >> (shift ? shift - 1 : 0)) + 1) >> 1 : sums[i];
-        int64_t x = ((((int64_t)(int32_t)acc * rows[i]) >> 6) + 1) >> 1;
+        int64_t x = ((((int64_t)(int32_t)acc * rows[i]) >> (LOGIT_SHIFT - 1)) + 1) >> 1;
         out[i] = (int32_t)(x > INT32_MAX ? INT32_MAX : x < INT32_MIN ? INT32_MIN : x);
     }
 }
 
 static TARGET int32_t NAME(scores)(const int32_t *dot, lutra_scale q, const uint16_t *key_m,
                                    const int16_t *key_e, int n, int32_t *score) {
-    const int32_t limit = 1 << 23;
+    const int32_t limit = 1 << (SCORE_WIDTH - 1);
     int32_t top = -limit;
     for (int i = 0; i < n; i++) {
         /* the product of two scales, in 2**30..2**32 unless zero, to 16 bits */
         uint64_t x = (uint64_t)q.m * key_m[i];
-        int bits = x >> 31 ? 16 : 15;
+        int bits = SCALE_M_WIDTH - !(x >> (2 * SCALE_M_WIDTH - 1));
         int64_t m = (int64_t)(((x >> (bits - 1)) + 1) >> 1);
-        int carry = (int)(m >> 16);
+        int carry = (int)(m >> SCALE_M_WIDTH);
         m >>= carry;
         int e = x ? q.e + key_e[i] + bits + carry : 0;
-        int shift = clip(-(e + 12), 0, 63), before = shift ? shift - 1 : 0, after = shift > 0;
+        int shift = clip(-(e + SCORE_FRAC), 0, 63), before = shift ? shift - 1 : 0, after = shift > 0;
         int64_t y = (((dot[i] * m) >> before) + after) >> after;
         int32_t s = (int32_t)(y > limit - 1 ? limit - 1 : y < -limit ? -limit : y);
         score[i] = s;
@@ -191,17 +194,21 @@ static TARGET int32_t NAME(scores)(const int32_t *dot, lutra_scale q, const uint
 
 static TARGET int64_t NAME(weights)(const int32_t *score, int32_t top, const uint16_t *value_m,
                                     const int16_t *value_e, int e, int n, uint16_t *w) {
-    const int32_t *base = lutra_table.exp2_base, *drop = lutra_table.exp2_drop;
+    const int rest_bits = EXP2_D_FRAC - EXP2_SEGMENT_BITS, guard = EXP2_TABLE_FRAC - EXP2_Y_FRAC;
+    const uint32_t segments = 1 << EXP2_SEGMENT_BITS;
     int64_t sum = 0;
     for (int i = 0; i < n; i++) {
         uint32_t d = (uint32_t)(top - score[i]);
-        uint32_t whole = d >> 12, segment = (d >> 7) & 31, rest = d & 127;
-        uint32_t y = (uint32_t)base[segment] - (((uint32_t)drop[segment] * rest) >> 7);
-        whole = whole > 30 ? 30 : whole;
-        uint32_t p = ((y >> (whole + 1)) + 1) >> 1;
+        uint32_t whole = d >> EXP2_D_FRAC, segment = (d >> rest_bits) & (segments - 1);
+        uint32_t rest = d & ((1u << rest_bits) - 1);
+        uint32_t y = (uint32_t)exp2_base[segment] -
+                     (((uint32_t)exp2_drop[segment] * rest) >> rest_bits);
+        /* more bits than y has give zero */
+        whole = whole > 31u - guard + 1 ? 31u - guard + 1 : whole;
+        uint32_t p = ((y >> (whole + guard - 1)) + 1) >> 1;
         sum += p;
         int below = e - value_e[i];
-        uint32_t shift = 14u + (uint32_t)(below < 0 ? 0 : below > 17 ? 17 : below);
+        uint32_t shift = EXP2_Y_FRAC - 1u + (uint32_t)(below < 0 ? 0 : below > 17 ? 17 : below);
         w[i] = (uint16_t)(((p * value_m[i] >> shift) + 1) >> 1);
     }
     return sum;

@@ -336,6 +336,20 @@ static TARGET void NAME(gemv)(const lutra_matrix *w, int first, int last, const 
         NAME(gemv4)(w, first, last, x, scratch, out);
 }
 
+/* More columns, GEMV_COLUMNS at a time: the rows stay in a cache. */
+static TARGET void NAME(few)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                             lutra_scratch *scratch, int64_t *out) {
+    int groups = w->scale ? w->k / w->group : 1;
+    lutra_columns some = *x;
+    lutra_scratch of = *scratch;
+    for (int c = 0; c < x->count; c += GEMV_COLUMNS) {
+        some.count = x->count - c < GEMV_COLUMNS ? x->count - c : GEMV_COLUMNS;
+        NAME(gemv)(w, first, last, &some, &of, out + (int64_t)c * (last - first));
+        some.x += (int64_t)GEMV_COLUMNS * x->depth;
+        of.group_sums += (int64_t)GEMV_COLUMNS * groups;
+    }
+}
+
 /* What gemm multiplies by: rows from `first` on, a multiple of eight, [depth / 4, rows, 4]. Those
  * behind the last one repeat it. */
 INLINE void NAME(pack_rows)(const lutra_matrix *w, int first, int last, int depth, int rows,

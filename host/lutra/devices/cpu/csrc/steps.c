@@ -1,0 +1,77 @@
+/* Single steps, for tests. */
+#include <stdlib.h>
+
+#include "attend.h"
+#include "vector.h"
+
+int lutra_cpu_norm_quantize(int target, const int64_t *v, lutra_scale scale, const lutra_norm *norm,
+                            lutra_scale eps, int n, int a_bits, int16_t *q, lutra_scale *q_scale) {
+    int32_t *narrow = malloc((size_t)n * 4), *y = malloc((size_t)n * 4);
+    int wide = 0, ok = narrow && y;
+    for (int i = 0; ok && i < n; i++) {
+        narrow[i] = (int32_t)v[i];
+        wide |= narrow[i] != v[i];
+    }
+    lutra_source source = {wide ? NULL : narrow, wide ? v : NULL, scale};
+    if (ok)
+        *q_scale = norm_quantize(lutra_target(target), source, norm, eps, n,
+                                 (1 << (a_bits - 1)) - 1, y, q);
+    free(narrow);
+    free(y);
+    return ok;
+}
+
+void lutra_cpu_gate(int target, const int32_t *gate, const int32_t *up, int n, int swiglu,
+                    lutra_scale s, lutra_scale w_gate, int64_t *out) {
+    gate_product(lutra_target(target), gate, up, n, swiglu, s, w_gate, out);
+}
+
+void lutra_cpu_head(int target, const int32_t *acc, int head_dim, lutra_scale s, lutra_scale w,
+                    const int16_t *rope, const int16_t *bias, int bias_frac, const int16_t *gamma,
+                    int gamma_frac, int eps, int in_fixed, int q_max, int8_t *q,
+                    lutra_scale *q_scale) {
+    lutra_head_step step = {s,        w,         rope,       bias, gamma,
+                            in_fixed, bias_frac, gamma_frac, eps,  q_max};
+    *q_scale = head_quantize(lutra_target(target), acc, head_dim, &step, q);
+}
+
+int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_scale s,
+                       lutra_scale w, int frac) {
+    return residual_add(lutra_target(target), x, acc, n, s, w, frac);
+}
+
+int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, const int8_t *k,
+                     const lutra_scale *k_scale, const int8_t *v, const lutra_scale *v_scale, int m,
+                     int heads, int kv_heads, int head_dim, int kv_bits, int position, int frac,
+                     int window, int32_t *out) {
+    int total = position + m, per_kv = heads / kv_heads, ok = 0;
+    lutra_attend_scratch scratch = {0};
+    lutra_cache *cache = lutra_cpu_cache_new(1, kv_heads, head_dim, total, kv_bits);
+    if (cache && attend_scratch(&scratch, total)) {
+        for (int g = 0; g < kv_heads; g++)
+            for (int p = 0; p < total; p++) {
+                int64_t at = (int64_t)g * total + p, s = (int64_t)p * kv_heads + g;
+                cache_store(cache, 0, g, p, k + at * head_dim, k_scale[s], v + at * head_dim,
+                            v_scale[s]);
+            }
+        for (int g = 0; g < kv_heads; g++) {
+            lutra_head head = cache_head(cache, 0, g);
+            for (int first = 0; first < m * per_kv; first += QUERIES) {
+                lutra_query queries[QUERIES];
+                int count = m * per_kv - first < QUERIES ? m * per_kv - first : QUERIES;
+                for (int i = 0; i < count; i++) {
+                    int t = (first + i) / per_kv, h = g * per_kv + (first + i) % per_kv;
+                    int64_t at = (int64_t)t * heads + h;
+                    lutra_query query = {q + at * head_dim, q_scale[at], position + t,
+                                         out + at * head_dim};
+                    queries[i] = query;
+                }
+                attend(lutra_target(target), &head, queries, count, frac, window, &scratch);
+            }
+        }
+        ok = 1;
+    }
+    attend_scratch_free(&scratch);
+    lutra_cpu_cache_free(cache);
+    return ok;
+}

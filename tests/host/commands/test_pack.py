@@ -249,9 +249,9 @@ def test_a_folder_of_something_else(source: Path, tmp_path: Path, capsys: Captur
     expected = f"{out} exists and is not a packed model: give another folder"
     assert fails(capsys, "pack", source, "-o", out) == expected
     assert [each.name for each in out.iterdir()] == ["thesis.txt"]
-    assert fails(capsys, "pack", source, "-o", source).startswith(f"{source} exists and is no p")
+    assert fails(capsys, "pack", source, "-o", source).startswith(f"{source} exists and is not a")
     file = out / "thesis.txt"
-    assert fails(capsys, "pack", source, "-o", file).startswith(f"{file} exists and is not a pac")
+    assert fails(capsys, "pack", source, "-o", file).startswith(f"{file} exists and is not a")
 
 
 def test_a_packed_model_and_an_empty_folder_are_overwritten(source: Path, tmp_path: Path) -> None:

@@ -114,6 +114,39 @@ def test_no_file_holds_a_path_of_one_machine() -> None:
     assert found == []
 
 
+PAGES = [
+    path
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
+    # a change log names what is gone
+    if path.name != "CHANGELOG.md"
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    folders = "|".join(sorted({package.parent.name for package in PACKAGES}))
+    paths = re.findall(rf"`((?:{folders}|tests|tools|docs)/[\w/.-]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = re.findall(r"python -m (lutra\w*(?:\.\w+)*)", text)
+    modules += re.findall(r"`(lutra_\w+(?:\.[a-z]\w*)+)`", text)
+    assert [module for module in modules if not _is_module(module)] == []
+
+
+def _is_module(name: str) -> bool:
+    """True for a module or package of ours, or a name that a module of ours has."""
+    package = next(path for path in PACKAGES if path.name == name.partition(".")[0])
+    path = package.parent / name.replace(".", "/")
+    module = path.parent.with_suffix(".py")
+    return (
+        path.is_dir()
+        or path.with_suffix(".py").exists()
+        or (module.exists() and path.name in module.read_text(encoding="utf-8"))
+    )
+
+
 def test_imports_go_one_way() -> None:
     pytest.importorskip("importlinter")
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]

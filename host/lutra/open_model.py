@@ -62,7 +62,7 @@ def open_model(
         ):
             if value is not None:
                 raise LutraError(
-                    f"{path} is packed already, its {name} can not be changed: leave {name} out, "
+                    f"{path} is packed already, its {name} cannot be changed: leave {name} out, "
                     "or pack the checkpoint again"
                 )
         return None, open_packed(path).model

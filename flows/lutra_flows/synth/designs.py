@@ -149,7 +149,7 @@ def design(
     part: Part = Part.ENGINE,
     made_of: Made = Made.DSP,
 ) -> Design:
-    """What to synthesise; LutraError says which engine, format or tile there can not be."""
+    """What to synthesise; LutraError says which engine, format or tile there cannot be."""
     if engine not in ENGINES:
         raise LutraError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     try:

@@ -288,9 +288,7 @@ class GgufCheckpoint:
 def halves(n: int, head_dim: int) -> NDArray[np.int64]:
     """Rows of heads whose neighbours turn together, in the order of heads whose halves do."""
     if head_dim % 2 or n % head_dim:
-        raise LutraError(
-            f"{n} rows can not be heads of {head_dim}: the sizes contradict each other"
-        )
+        raise LutraError(f"{n} rows cannot be heads of {head_dim}: the sizes contradict each other")
     return np.arange(n).reshape(-1, head_dim // 2, 2).swapaxes(1, 2).ravel()
 
 

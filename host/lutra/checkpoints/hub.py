@@ -44,9 +44,7 @@ def download(name: str) -> Path:
         reason = "is neither a folder or file here nor a model on the Hugging Face Hub: "
         advice = "check its spelling, or log in with `hf auth login` if it is private"
     except LocalEntryNotFoundError:
-        reason = (
-            "is neither a folder or file here nor downloaded, and the Hugging Face Hub can not "
-        )
+        reason = "is neither a folder or file here nor downloaded, and the Hugging Face Hub cannot "
         advice = "be reached: check the path, or connect to the network and try again"
     except Exception as error:  # of the disk, or of whichever HTTP library it is built on
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -288,7 +288,7 @@ class GgufFile:
         except FileNotFoundError:
             raise LutraError(f"{path} does not exist: give a GGUF file") from None
         except (OSError, ValueError) as error:
-            raise LutraError(f"{path} can not be read ({error}): give a GGUF file") from None
+            raise LutraError(f"{path} cannot be read ({error}): give a GGUF file") from None
         # a plain view: slices of a memmap cost much more
         self._data: NDArray[np.uint8] = data.view(np.ndarray)
         cursor = _Cursor(path, self._data)

@@ -59,9 +59,7 @@ class SafetensorsFolder:
                     f"{path} does not exist, though {_INDEX} names it: copy the model again"
                 ) from None
             except OSError as error:
-                raise LutraError(
-                    f"{path} can not be read ({error}): copy the model again"
-                ) from None
+                raise LutraError(f"{path} cannot be read ({error}): copy the model again") from None
             except SafetensorError as error:
                 raise LutraError(
                     f"{path} is not a whole safetensors file ({error}): copy or download it again"
@@ -93,7 +91,7 @@ class SafetensorsFolder:
                 )
             return cast("NDArray[np.generic]", file.get_tensor(name))
         except SafetensorError as error:
-            raise LutraError(f"{path}: {name} can not be read ({error}): copy it again") from None
+            raise LutraError(f"{path}: {name} cannot be read ({error}): copy it again") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise LutraError(
                 f"{path}: {name} has a type that is not supported ({error}): "

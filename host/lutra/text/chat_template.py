@@ -192,7 +192,7 @@ class _Namespace(Namespace):
 
 def _refuse_private(name: str) -> None:
     if name.startswith("_"):
-        raise SecurityError(f"a namespace can not hold {name!r}")
+        raise SecurityError(f"a namespace cannot hold {name!r}")
 
 
 def _to_json(

@@ -1,4 +1,4 @@
-"""Engines built for a format: their tiles, their throughput, and what there can not be."""
+"""Engines built for a format: their tiles, their throughput, and what there cannot be."""
 
 import pytest
 

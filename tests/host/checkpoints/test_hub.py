@@ -26,7 +26,7 @@ FAILURES: dict[type[Exception], str] = {
     GatedRepoError: "is on the Hugging Face Hub for those only who accepted its terms there: do "
     "so, log in with `hf auth login`, and try again",
     LocalEntryNotFoundError: "is neither a folder or file here nor downloaded, and the Hugging "
-    "Face Hub can not be reached: check the path, or connect to the network and try again",
+    "Face Hub cannot be reached: check the path, or connect to the network and try again",
     HfHubHTTPError: r"could not be downloaded from the Hugging Face Hub \(500 Server Error\): try "
     "again; what came already is kept",
     OSError: r"could not be downloaded from the Hugging Face Hub \(500 Server Error\): try again; "

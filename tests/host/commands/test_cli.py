@@ -43,7 +43,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def fails(capsys: Capture, *arguments: str) -> str:
-    """Run a command that can not succeed; return the one line that it says."""
+    """Run a command that cannot succeed; return the one line that it says."""
     assert main(arguments) == 2
     output = capsys.readouterr()
     lines = output.err.splitlines()
@@ -471,7 +471,7 @@ def test_a_packed_model_is_not_packed_again(
     option: list[str], name: str, otter: Path, capsys: Capture
 ) -> None:
     assert fails(capsys, *STORY, "-m", str(otter), *option) == (
-        f"{otter} is packed already, its {name} can not be changed: leave {name} out, or pack the "
+        f"{otter} is packed already, its {name} cannot be changed: leave {name} out, or pack the "
         "checkpoint again"
     )
 

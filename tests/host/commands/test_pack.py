@@ -49,7 +49,7 @@ def ternary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fails(capsys: Capture, *arguments: object) -> str:
-    """Run a command that can not succeed; return the one line that it says."""
+    """Run a command that cannot succeed; return the one line that it says."""
     assert main(list(map(str, arguments))) == 2
     output = capsys.readouterr()
     (line,) = output.err.splitlines()

@@ -288,7 +288,7 @@ def test_what_can_not_be_read(tmp_path: Path) -> None:
     path = tmp_path / "none.gguf"
     with pytest.raises(LutraError, match=f"^{path} does not exist: give a GGUF file$"):
         GgufFile(path)
-    with pytest.raises(LutraError, match=rf"^{tmp_path} can not be read \(.*\): give a GGUF file$"):
+    with pytest.raises(LutraError, match=rf"^{tmp_path} cannot be read \(.*\): give a GGUF file$"):
         GgufFile(tmp_path)
 
 

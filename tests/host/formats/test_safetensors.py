@@ -106,8 +106,8 @@ def test_shards_are_read_where_the_index_says(tmp_path: Path) -> None:
     [
         ([], "has no weight_map: copy the model again$"),
         ({"weight_map": {"a": "../a.safetensors"}}, "must name files of its folder, not"),
-        ({"weight_map": {"a": ""}}, r"can not be read \(.*\): copy the model again$"),
-        ({"weight_map": {"a": ".."}}, r"can not be read \(.*\): copy the model again$"),
+        ({"weight_map": {"a": ""}}, r"cannot be read \(.*\): copy the model again$"),
+        ({"weight_map": {"a": ".."}}, r"cannot be read \(.*\): copy the model again$"),
         ({"weight_map": {"a": 3}}, "must name files of its folder, not 3$"),
         ({"weight_map": {"a": "b.safetensors"}}, "has no tensor a, though .* says so"),
         ({"weight_map": {"a": "c.safetensors"}}, "does not exist, though .* names it"),

@@ -1,4 +1,4 @@
-"""Whole models: every method packs, resumes with the same numbers, refuses what can not be."""
+"""Whole models: every method packs, resumes with the same numbers, refuses what cannot be."""
 
 import re
 from dataclasses import fields, is_dataclass, replace

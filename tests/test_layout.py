@@ -31,7 +31,7 @@ def _syntax(module: Path) -> ast.Module:
 
 
 def _is_block(module: Path) -> bool:
-    """Whether ``module`` makes hardware: some class of it can be elaborated."""
+    """True if ``module`` makes hardware: a class of it can be elaborated."""
     return any(
         isinstance(statement, ast.FunctionDef) and statement.name == "elaborate"
         for cls in _syntax(module).body

@@ -1,4 +1,4 @@
-"""What is installed: extras, hints that name them, and a wheel built from an sdist."""
+"""Packaging: extras, hints that name them, and a wheel built from an sdist."""
 
 import ast
 import os

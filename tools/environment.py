@@ -69,13 +69,13 @@ def ensure(extras: set[str]) -> None:
 
 
 def key() -> str:
-    """What the environment depends on: the project's metadata, its place and the interpreter."""
+    """Hash of the environment's inputs: the project's metadata, its place, the interpreter."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     return hashlib.sha256(f"{ROOT}\n{sys.version}\n{text}".encode()).hexdigest()
 
 
 def read_stamp() -> dict[str, Any]:
-    """What :func:`write_stamp` wrote last; empty when there is nothing."""
+    """Stamp that :func:`write_stamp` wrote last; empty when there is none."""
     try:
         return json.loads(STAMP.read_text())
     except (OSError, ValueError):
@@ -100,7 +100,7 @@ def check_tools() -> None:
 
 
 def has_pip() -> bool:
-    """Whether ``.venv`` is whole and of this interpreter's version."""
+    """True if ``.venv`` is whole and of this interpreter's version."""
     code = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
     with contextlib.suppress(OSError):
         return subprocess.run([python(), "-c", code], capture_output=True).returncode == 0

@@ -1,4 +1,4 @@
-"""What quantising costs: a model in every format by every method, measured, as a page with a plot.
+"""Cost of quantisation: a model in every format by every method, as a page with a plot.
 
 ``python -m lutra_flows.quality --train FILE --valid FILE`` fills ``docs/quality.md`` between its
 markers. Each figure is kept in ``docs/quality.json`` as it is measured; a run that is interrupted
@@ -100,7 +100,7 @@ RUNS = (
     *(Run(format=f, method=m) for f in ("W8A8", "W4A16", "W6A8") for m in _LABELS),
     *(Run(format="W1A8", method=m) for m in ("rtn", "gptq", "gptq-act-order")),
 )
-"""What is measured, in this order."""
+"""Measurements, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a figure is to be: ``value`` at most ``limit``."""
+    """A target for a figure: ``value`` at most ``limit``."""
 
     name: str
     value: float
@@ -128,7 +128,7 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether it is."""
+        """True if the figure meets the limit."""
         return self.value <= self.limit
 
 
@@ -145,7 +145,7 @@ def mean_bits(model: PackedModel) -> float:
 
 
 def goals(points: Sequence[Point], base: float) -> list[Goal]:
-    """What the page is to show, of the points that were measured."""
+    """Goals of the page, from the measured points."""
     found = {(p.format, p.method, p.budget): p.ppl for p in points}
     out: list[Goal] = []
 
@@ -368,7 +368,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _recorded(record: Path, settings: dict[str, object]) -> tuple[list[Point], Perplexity | None]:
-    """What was measured with the same settings."""
+    """Points measured before with the same settings."""
     if not record.exists():
         return [], None
     content = json.loads(record.read_text(encoding="utf-8"))

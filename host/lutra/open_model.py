@@ -28,7 +28,7 @@ def open_packed_model(
     context: int | None = None,
     progress: Progress | None = None,
 ) -> PackedModel:
-    """What to run of a name, ``random:SHAPE`` included."""
+    """Load a model by its name, including ``random:SHAPE``."""
     if not str(name).startswith(PREFIX):
         return open_model(find_model(name), format, group, kv_bits, context, progress)[1]
     wanted = None if format is None else _format(format)
@@ -50,7 +50,7 @@ def open_model(
     context: int | None,
     progress: Progress | None,
 ) -> tuple[Decoder | None, PackedModel]:
-    """What to run of a path: the checkpoint and what it is rounded to, or a packed model alone."""
+    """Load a path; returns the checkpoint (None if already packed) and the packed model."""
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
     if is_packed(path):

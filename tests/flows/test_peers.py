@@ -1,4 +1,4 @@
-"""What the CPU is measured beside."""
+"""The peer that the CPU is measured beside."""
 
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is synthesised: an engine built for one format and tile, its array alone, or an accelerator.
+"""Designs to synthesise: an engine for one format and tile, its array alone, or an accelerator.
 
 Amaranth is imported where hardware is generated, so that the command line starts without it.
 """
@@ -43,7 +43,7 @@ class Part(StrEnum):
 
 
 class Made(StrEnum):
-    """What an array is made of; the values and the order of words are the same."""
+    """Material of an array; the values and the order of words are the same."""
 
     DSP = "dsp"
     """Of what an FPGA has."""
@@ -149,7 +149,7 @@ def design(
     part: Part = Part.ENGINE,
     made_of: Made = Made.DSP,
 ) -> Design:
-    """What to synthesise; LutraError says which engine, format or tile there cannot be."""
+    """The design to synthesise; LutraError names an engine, format or tile that cannot be."""
     if engine not in ENGINES:
         raise LutraError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     try:

@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a design takes. Figures that a target does not have are None.
+    """Resources of a design. Figures that a target does not have are None.
 
     ``lut_per_mac`` counts all LUTs, of logic and of memory. ``ff_share`` is the share of
     flip-flops in flip-flops and LUTs, or in the area. ``estimated_lc`` is Yosys' own estimate of

@@ -75,7 +75,7 @@ class Yosys:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What Yosys made of a netlist.
+    """Result of Yosys for a netlist.
 
     ``cells`` counts cells by type. The areas, the longest path in ps and the memories that were
     left out (as ``(bits, ports)``) are of standard cells.
@@ -100,7 +100,7 @@ class Job:
     script: str
     libraries: Sequence[Library] = ()
     seconds: float = 60.0
-    """What it takes, roughly."""
+    """Rough time that it takes, for the progress line."""
 
 
 def find_yosys() -> Yosys:
@@ -263,7 +263,7 @@ class _Run:
         return time.monotonic() - self._start
 
     def finish(self) -> Answer:
-        """What the ended process answers; LutraError with its error."""
+        """Answer of the ended process; LutraError with its error."""
         folder = Path(self._folder.name)
         try:
             if self.process.returncode:

@@ -14,7 +14,7 @@ __all__ = ["Checkpoint"]
 
 
 class Checkpoint(Protocol):
-    """What an architecture is read from.
+    """Source of an architecture's tensors and settings.
 
     Names are those of Hugging Face's tensors without ``.weight``; tensors are read when they are
     asked for. LutraError names the file and the tensor if it is missing, has another shape than is

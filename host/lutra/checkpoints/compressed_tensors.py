@@ -101,7 +101,7 @@ def _grouped(schemes: list[_Scheme], k: int, n_groups: int) -> bool:
 
 
 def _schemes(config: ConfigFile) -> list[_Scheme]:
-    """What ``config_groups`` says; which layer is of which kind is seen from its tensors."""
+    """Settings of ``config_groups``; a layer's tensors show which of them it has."""
     advice = "export the model as pack-quantized"
     config.require("format", config.get("format", _WITHIN), "pack-quantized", advice=advice)
     transforms = config.get("transform_config", _WITHIN) or None

@@ -41,7 +41,7 @@ _MODEL = "tokenizer.ggml.model"
 
 @dataclass(frozen=True, kw_only=True)
 class _Architecture:
-    """What a GGUF architecture has beyond Llama's parts, and what Hugging Face calls it."""
+    """Parts of a GGUF architecture beyond Llama's, and its name at Hugging Face."""
 
     name: str
     activation: str = "silu"

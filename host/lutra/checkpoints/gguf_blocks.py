@@ -152,7 +152,7 @@ _DECODERS: Mapping[str, tuple[Callable[[_Bytes], _Parts], int, int]] = {
     "TQ1_0": (_tq1_0, 2, 256),
     "TQ2_0": (_tq2_0, 2, 256),
 }
-"""What decodes blocks ``[N, B, bytes]``; bits of the codes, weights of a group."""
+"""Decoders of blocks ``[N, B, bytes]``; bits of the codes, weights of a group."""
 
 
 def _chunks(n: int, k: int) -> list[slice]:

@@ -16,7 +16,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def is_id(name: str) -> bool:
-    """Whether this is an id as the Hub has them, ``owner/model``."""
+    """True for an id as the Hub has them, ``owner/model``."""
     return _ID.fullmatch(name) is not None and not name.endswith(".gguf")
 
 

@@ -125,4 +125,4 @@ QUANTIZATIONS: Mapping[str, LinearReader] = {
     "awq": read_awq,
     "compressed-tensors": read_compressed_tensors,
 }
-"""What reads a linear layer, by the ``quant_method`` of ``quantization_config``."""
+"""Readers of a linear layer, by the ``quant_method`` of ``quantization_config``."""

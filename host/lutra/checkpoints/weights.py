@@ -88,7 +88,7 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Integers:
-    """What runs: integers, and what one is worth: the matrix is ``scale * doubled() / 2``."""
+    """Integers that run, and their scale: the matrix is ``scale * doubled() / 2``."""
 
     weights: GroupedWeights
     scale: float
@@ -110,4 +110,4 @@ class Integers:
 
 
 Weight = Dense | Ternary | Grouped | Integers
-"""What a matrix is: of a checkpoint, or, once it is quantised, integers."""
+"""A matrix of a checkpoint, or, once it is quantised, its integers."""

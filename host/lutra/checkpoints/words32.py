@@ -1,4 +1,4 @@
-"""What layouts of quantised checkpoints share: codes in words of 32 bits, groups, their order."""
+"""Parts shared by layouts of quantised checkpoints: codes in 32-bit words, groups, their order."""
 
 import math
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""How good a model is: perplexity, and a packed model beside its source."""
+"""Quality of a model: its perplexity, and a packed model compared with its checkpoint."""

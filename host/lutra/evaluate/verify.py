@@ -1,4 +1,4 @@
-"""Whether a packed model is the model that it was made of: both side by side on a text.
+"""Comparison of a packed model with its checkpoint: both run side by side on a text.
 
 Three runs of the same tokens: the source in floating point, the packed weights in floating point,
 and the packed model in integers, as every device runs it. Part by part they are compared. A part
@@ -59,7 +59,7 @@ class PartError:
 
     @property
     def fault(self) -> str | None:
-        """What is over its limit, if anything is."""
+        """Description of the excess over the limit; None if there is none."""
         if self.integer is not None and not self.integer <= _INTEGER_LIMIT:
             return (
                 f"{self.name}: the integers are {self.integer:.3f} off the packed weights, more "
@@ -72,7 +72,7 @@ class PartError:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What a comparison gave, part by part, and of the logits at the end.
+    """Result of a comparison, part by part, and of the logits at the end.
 
     ``kl`` is the mean Kullback-Leibler divergence of the next token's distribution from the
     source's, in nats; ``logits`` the RMS of the logits' difference over their standard deviation;

@@ -268,7 +268,7 @@ class _Cursor:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a path is a GGUF file, by its suffix or its first bytes."""
+    """True for a GGUF file, by its suffix or its first bytes."""
     if not path.is_file():
         return False
     if path.suffix.lower() == ".gguf":

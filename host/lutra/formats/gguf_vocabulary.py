@@ -41,7 +41,7 @@ class Vocabulary:
     eos: tuple[int, ...]
     """All tokens that end a text or a turn."""
     add_bos: bool
-    """Whether a text begins with ``bos``."""
+    """True if texts begin with ``bos``."""
     chat_template: str | None
 
 

@@ -24,7 +24,7 @@ ARCHITECTURES: Mapping[str, Callable[[Checkpoint, str], Decoder]] = {
     QWEN2: read_qwen2,
     QWEN3: read_qwen3,
 }
-"""What reads a checkpoint, by the architecture that its ``config.json`` names."""
+"""Readers of a checkpoint, by the architecture that its ``config.json`` names."""
 
 
 def shipped_models() -> list[str]:

@@ -1,4 +1,4 @@
-"""What the architectures have in common: a decoder's sizes, its layers, its float forward pass.
+"""Parts common to the architectures: a decoder's sizes, its layers, its float forward pass.
 
 The forward pass is the yardstick of the integer path and what quantisers measure; it is never on
 the token path. An architecture's file says where in a checkpoint each part is.

@@ -106,7 +106,7 @@ class Rope:
 
     @property
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by: YaRN sharpens the attention so."""
+        """Factor of cosines and sines, by which YaRN sharpens the attention."""
         if self.kind != "yarn":
             return 1.0
         if self.attention_factor is not None:

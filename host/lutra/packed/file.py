@@ -47,7 +47,7 @@ _EPS_MAX = (1 << 16) - 1
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a folder holds a packed model."""
+    """True if a folder holds a packed model."""
     config = path / _CONFIG
     try:
         return path.is_dir() and _KEY in json.loads(config.read_text(encoding="utf-8"))
@@ -137,7 +137,7 @@ def _fingerprint(content: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True)
 class _Promise:
-    """What ``config.json`` says of all layers, by which a configuration is chosen."""
+    """Summary of all layers in ``config.json``, by which a configuration is chosen."""
 
     ternary: bool
     w_bits: int
@@ -147,7 +147,7 @@ class _Promise:
     head_normed: bool
 
     def broken_by(self, layer: PackedLayer) -> str | None:
-        """What of a layer is beyond it."""
+        """Description of what a layer has beyond it."""
         for name in LINEARS:
             linear = layer.linear(name)
             w = linear.stored

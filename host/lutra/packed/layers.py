@@ -53,7 +53,7 @@ _SHARED_SHIFTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 @dataclass(frozen=True)
 class LayerSizes:
-    """What all layers of a model have in common; ``q`` and ``kv`` are widths of all heads."""
+    """Sizes common to a model's layers; ``q`` and ``kv`` are widths of all heads."""
 
     hidden: int
     intermediate: int
@@ -67,7 +67,7 @@ class LayerSizes:
 
 
 def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], dict[str, object]]:
-    """What a layer is in a file: its arrays, and the numbers beside them."""
+    """Form of a layer in a file: its arrays, and the numbers beside them."""
     arrays: dict[str, NDArray[np.generic]] = {}
     numbers: dict[str, object] = {"window": layer.window}
     for name in LINEARS:

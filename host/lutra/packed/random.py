@@ -38,7 +38,7 @@ from lutra_golden.vector.rope import ROPE_FRAC
 __all__ = ["PREFIX", "random_packed"]
 
 PREFIX = "random:"
-"""What the name of such a model begins with."""
+"""Prefix of such a model's name."""
 _RESIDUAL_FRAC, _GAMMA_FRAC, _BIAS_FRAC = 14, 14, 12
 _SCALE_MAX = 255
 _HEAD_DEVIATION = 30.0

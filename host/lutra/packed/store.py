@@ -22,7 +22,7 @@ _TENSORS, _NUMBERS, _PLAN = "model.safetensors", "layer.json", "plan.json"
 
 
 def is_unfinished(out: Path) -> bool:
-    """Whether an interrupt left layers in a folder."""
+    """True if an interrupt left layers in a folder."""
     return next(out.glob(f"{_PREFIX}*"), None) is not None
 
 
@@ -93,7 +93,7 @@ class PackedStore(Sequence[PackedLayer]):
         return layer
 
     def arrays(self, i: int) -> tuple[SafetensorsFolder, dict[str, object]]:
-        """What layer ``i`` is made of, as :func:`~.packed_layers.layer_arrays` gives it."""
+        """Arrays and numbers of layer ``i``, as :func:`~.layers.layer_arrays` gives them."""
         place = self._place(i)
         numbers = json.loads((place / _NUMBERS).read_text(encoding="utf-8"))
         return SafetensorsFolder(place), numbers

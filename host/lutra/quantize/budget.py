@@ -51,7 +51,7 @@ class BitPlan:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What every stack costs: ``loss`` ``[layers, stacks, choices]`` in nats per token, and how
+    """Cost of every stack: ``loss`` ``[layers, stacks, choices]`` in nats per token, and how
     many ``weights`` ``[layers, stacks]`` it has."""
 
     loss: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""What a calibration text feeds to a layer's matrices: the residual stream, and its statistics."""
+"""Inputs of a layer's matrices over a calibration text: the residual stream, and its statistics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

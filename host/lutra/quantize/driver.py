@@ -81,7 +81,7 @@ class Recipe:
 
     @property
     def calibrated(self) -> bool:
-        """Whether a calibration text is needed."""
+        """True if a calibration text is needed."""
         return METHODS[self.method] is not None or self.bits_budget is not None
 
     def settings(

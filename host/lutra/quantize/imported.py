@@ -24,7 +24,7 @@ def from_ternary(weight: Ternary) -> Integers:
 
 
 def scale_step(scale: NDArray[np.float32]) -> float:
-    """What one is worth if the magnitudes of scales are integers up to 65535.
+    """Unit in which the magnitudes of scales are integers up to 65535.
 
     Exact if all scales are multiples of a power of two that the largest has not more than 65535
     of: float16 scales within a factor of 32 of each other always are. Otherwise small scales, or

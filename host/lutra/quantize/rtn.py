@@ -30,7 +30,7 @@ _Single = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What each row and group of a matrix can take: ``unit * scale * (code - zero / 2)``.
+    """Grid of each row and group of a matrix: ``unit * scale * (code - zero / 2)``.
 
     ``scale`` and ``zero`` are integers, ``[N, K / group]``, within what
     :class:`~lutra_golden.matmul.engine.GroupedWeights` admits.
@@ -202,7 +202,7 @@ class _Ranges:
         return np.minimum(2 * np.rint(zero / 2), 2 * self.levels)
 
     def _errors(self, w: NDArray[np.floating]) -> Callable[[_Float, _Float], _Float]:
-        """What a choice of steps and zero points costs each group."""
+        """Cost of a choice of steps and zero points, for each group."""
         single = w.astype(np.float32)
         rest = np.empty_like(single)
 

@@ -49,7 +49,7 @@ def smooth(
 
 
 def smoothing(x_peak: _Single, w_peak: _Single, alpha: float) -> _Single:
-    """What each input is divided by; 1 where there is none or no weight for it."""
+    """Divisor of each input; 1 where there is none or no weight for it."""
     x, w = x_peak.astype(np.float64), w_peak.astype(np.float64)
     used = (x > _LEAST * x.max(initial=0)) & (w > _LEAST * w.max(initial=0))
     ones = np.ones_like(x)

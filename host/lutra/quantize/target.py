@@ -1,4 +1,4 @@
-"""What a layer is to be quantised to."""
+"""Format, group and stacks that a layer is quantised to."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 def fetches(
     config: AcceleratorConfig, kv_addr: int, position: int, token_count: int, window: int = 0
 ) -> Iterator[Fetch]:
-    """What a tile reads of the layer's cache at ``kv_addr``: scales, then keys and values by head.
+    """Reads of a tile from the layer's cache at ``kv_addr``: scales, then keys and values by head.
 
     Each key and value that a token sees is read once, in the order of their positions, one to a
     beat or two of 4 bits; scales, keys and values are read by whole beats.

@@ -42,7 +42,7 @@ FLAG_QK_NORM = 16
 
 
 class Unit(IntEnum):
-    """What executes an instruction; the order of the wait fields."""
+    """Units that execute instructions, in the order of the wait fields."""
 
     LOAD = 0
     MATMUL = 1
@@ -106,11 +106,11 @@ DOCS: Mapping[Opcode, str] = {
     Opcode.LOGITS: "Multiplies the accumulators by their rows' scales, stores them at "
     "LOGITS_BASE + token * LOGITS_STRIDE + 4 * row_first, and keeps the arg-max.",
 }
-"""What an instruction does, for the reference."""
+"""Effect of each instruction, for the reference."""
 
 
 class NormSource(IntEnum):
-    """What NORMQ reads."""
+    """Source that NORMQ reads."""
 
     RESIDUAL = 0
     ATTENTION = 1

@@ -25,7 +25,7 @@ STATUS_BUSY, STATUS_DONE, STATUS_ERROR, STATUS_SATURATED = 1, 2, 4, 8
 
 
 class UnitState(IntEnum):
-    """What a unit is doing, 4 bits each in UNIT_STATE; the watchdog prints the name."""
+    """State of a unit, 4 bits each in UNIT_STATE; the watchdog prints the name."""
 
     IDLE = 0
     RUNNING = 1

@@ -1,4 +1,4 @@
-"""What every matmul engine shares: its parameters, the weights it takes, the order of its words.
+"""Parts common to all matmul engines: parameters, weights, the order of weight words.
 
 An engine computes ``acc[token, row] = sum_k a[token, k] * w[row, k]`` exactly. A step takes
 ``step_depth`` activations of each of ``step_tokens`` tokens and one weight word, the digits of
@@ -102,7 +102,7 @@ class GroupedWeights:
 
     @property
     def ternary(self) -> bool:
-        """Whether all weights are -1, 0 or 1: one group, of scale 1."""
+        """True if all weights are -1, 0 or 1: one group, of scale 1."""
         one = bool(self.scale.size and (self.scale == 1).all() and (self.zero % 2 == 0).all())
         if not one or self.group != self.codes.shape[1]:
             return False
@@ -224,7 +224,7 @@ class EngineParams(ABC):
     @property
     @abstractmethod
     def radix(self) -> int:
-        """What a more significant digit is worth."""
+        """Weight of a digit relative to the next less significant one."""
 
     @property
     @abstractmethod

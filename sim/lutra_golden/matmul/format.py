@@ -10,7 +10,7 @@ W_BITS = (1, 2, 3, 4, 6, 8)
 A_BITS = (8, 16)
 """Bits of an activation, signed integers with a scale per token."""
 TERNARY_NAME = "1.58"
-"""How a name gives the bits of a ternary weight."""
+"""Bits of a ternary weight in a format's name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ class GroupedParams(EngineParams):
         """Bits of a field."""
 
     def stored_zero(self, zero: Int, planes: int) -> Int:
-        """What a word holds for a zero point."""
+        """Field of a weight word for a zero point."""
         return zero
 
     @property
@@ -151,7 +151,7 @@ class GroupedParams(EngineParams):
     def passes(
         self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int
     ) -> Iterator[tuple[Int, slice, Int, Int, Int]]:
-        """What :meth:`matmul` walks: for every depth tile and block of rows ``(a, rows, digits,
+        """Walk of :meth:`matmul`: for every depth tile and block of rows ``(a, rows, digits,
         scale, zero)``: activations ``[M, depth_tile]``, digits ``[P, S, n, step_depth]``, side
         ``[n]``."""
         depth_tiles = a.shape[1] // self.depth_tile

@@ -57,7 +57,7 @@ def lut_table(a: Int) -> Int:
 
 
 class Tables(IntEnum):
-    """What tables are made of; the values and the order of words are the same."""
+    """Material of the tables; the values and the order of words are the same."""
 
     MEMORY = 1
     """Distributed memories, written entry by entry: for FPGAs."""

@@ -10,7 +10,7 @@ __all__ = ["Adders", "MacParams"]
 
 
 class Adders(IntEnum):
-    """What dot products are made of; the values and the order of words are the same."""
+    """Material of dot products; the values and the order of words are the same."""
 
     DSP = 1
     """DSP slices of an FPGA, which multiply too; two rows share one where they fit."""

@@ -31,7 +31,7 @@ FIXED_SHIFTS = (-17, 46)
 """Shifts of :func:`fixed_heads`; a smaller one saturates all but zero, whatever the bias, a larger
 one leaves zero of accumulators of up to 30 bits."""
 FIXED_UNIT = scale_from_int(1, -FIXED_FRAC)
-"""What an element of :func:`fixed_heads` is worth."""
+"""Unit of an element of :func:`fixed_heads`."""
 NORM_SHIFT = 12
 """Bits that an element loses when it is multiplied by gamma."""
 NORM_WIDTH = 32

@@ -35,7 +35,7 @@ FAILURES: dict[type[Exception], str] = {
 
 
 def replace_download(monkeypatch: pytest.MonkeyPatch, answer: Path | Exception) -> list[object]:
-    """What the library gives instead; returns a list that it is called with."""
+    """Replace the library's answer; returns the list of its calls."""
     asked: list[object] = []
 
     def snapshot_download(name: str, **options: object) -> str:

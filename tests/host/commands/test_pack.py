@@ -396,7 +396,7 @@ def test_the_vocabulary_of_a_gguf_file_goes_along(tmp_path: Path) -> None:
 
 
 def shown(capsys: Capture, path: object) -> tuple[dict[str, Any], str]:
-    """What ``lutra show`` says, as JSON and as a table."""
+    """Output of ``lutra show``, as JSON and as a table."""
     capsys.readouterr()
     assert main(["show", str(path), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)

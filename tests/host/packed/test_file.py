@@ -280,7 +280,7 @@ def folder(models: dict[str, PackedModel], tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    """What opening a model and reading all of it says; one line, that names the file first."""
+    """Error of opening a model and reading all of it: one line that names the file first."""
     with pytest.raises(LutraError) as error:
         list(open_packed(folder).model.layers)
     text = str(error.value)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 
 class App:
-    """What the hook tells."""
+    """Messages of the hook."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -24,7 +24,7 @@ class App:
 
 
 def build(version: str = "standard") -> tuple[dict[str, Any], list[str]]:
-    """What the hook makes of a build's data, and its warnings."""
+    """A build's data after the hook, and its warnings."""
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

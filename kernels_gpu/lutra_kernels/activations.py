@@ -1,4 +1,4 @@
-"""Activations of a tile that a kernel quantises, with the scale that each token gets."""
+"""Activations of a pass that a kernel quantises, with the scale that each token gets."""
 
 from dataclasses import dataclass
 

@@ -6,6 +6,7 @@ an address and a dtype, and storage that can be "copied" to the host.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
@@ -22,9 +23,12 @@ __all__ = [
     "HostArray",
     "assign",
     "check",
+    "copy",
     "download",
     "empty",
+    "free_bytes",
     "rows_of",
+    "take_rows",
     "upload",
     "zeros",
 ]
@@ -180,11 +184,36 @@ def assign(array: Array, values: ArrayLike) -> None:
         cast(_Copying, array).copy_(source)
 
 
+def copy(array: Array, source: Array) -> None:
+    """Overwrite ``array`` with another one of its shape and dtype, on the device."""
+    if isinstance(array, HostArray):
+        array.data[...] = source.numpy()
+    else:
+        cast(_Copying, array).copy_(source)
+
+
 def rows_of(array: Array, first: int, last: int) -> Array:
     """The same memory from row ``first`` to ``last``."""
     if isinstance(array, HostArray):
         return HostArray(array.data[first:last])
     return cast(_Slicing, array)[first:last]
+
+
+def take_rows(array: Array, rows: Array, out: Array) -> None:
+    """Copy some ``rows`` (int32) of ``array`` to ``out``."""
+    if isinstance(array, HostArray):
+        assign(out, array.data[rows.numpy()])
+    else:
+        import_module("torch").index_select(array, 0, rows, out=out)
+
+
+def free_bytes() -> int:
+    """Memory that can still be allocated, of the device or, under the interpreter, of the host."""
+    if INTERPRETED:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    cuda = import_module("torch").cuda
+    # what torch has taken from the driver and does not use counts too
+    return cuda.mem_get_info()[0] + cuda.memory_reserved() - cuda.memory_allocated()
 
 
 def check(name: str, array: Array, shape: Sequence[int], dtype: DTypeLike) -> None:

@@ -1,12 +1,12 @@
 """The KV cache in pages, and queries with what attention makes of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import triton.language as tl
 
 from lutra_golden.arith.scale import SCALE
-from lutra_kernels.arrays import Array, empty, zeros
+from lutra_kernels.arrays import Array, empty, rows_of
 
 __all__ = ["EXPONENT_LEAST", "SCORE_LEAST", "KvCache", "Queries"]
 
@@ -44,7 +44,7 @@ class KvCache:
         page: int = 128,
         bits: int = 8,
     ) -> "KvCache":
-        """An empty cache."""
+        """A cache with anything in it."""
         if bits not in (4, 8):
             raise ValueError(f"bits must be 4 or 8, not {bits}")
         for name, value in (("head_dim", head_dim), ("page", page)):
@@ -53,15 +53,30 @@ class KvCache:
         row = head_dim * bits // 8
         shape = n_pages, n_kv_heads, page, row
         return cls(
-            k=zeros(shape, np.int8),
-            v=zeros(shape, np.int8),
-            k_scale=zeros((n_pages, n_kv_heads, page), np.int32),
-            v_scale=zeros((n_pages, n_kv_heads, page), np.int32),
+            k=empty(shape, np.int8),
+            v=empty(shape, np.int8),
+            k_scale=empty(shape[:3], np.int32),
+            v_scale=empty(shape[:3], np.int32),
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             page=page,
             bits=bits,
         )
+
+    @property
+    def arrays(self) -> tuple[Array, Array, Array, Array]:
+        """Keys, values and their scales."""
+        return self.k, self.v, self.k_scale, self.v_scale
+
+    @property
+    def n_pages(self) -> int:
+        """Pages that there are."""
+        return self.k.shape[0]
+
+    @property
+    def page_bytes(self) -> int:
+        """Memory of a page: rows of keys and values, and a word for each."""
+        return 2 * self.n_kv_heads * self.page * (self.head_dim * self.bits // 8 + 4)
 
 
 @dataclass(frozen=True)
@@ -101,3 +116,8 @@ class Queries:
             n_heads=n_heads,
             context=context,
         )
+
+    def rows(self, first: int, last: int) -> "Queries":
+        """Tokens ``first`` to ``last``, whose attention is not split."""
+        q, scale, out = (rows_of(array, first, last) for array in (self.q, self.scale, self.out))
+        return replace(self, q=q, scale=scale, out=out)

@@ -1,76 +1,40 @@
-"""A packed model on a device: every matrix, vector and number of its layers, ready to launch.
+"""A packed model on a device: every matrix, vector and number of its layers, ready to launch."""
 
-Layers come as the packed format has them: arrays and, beside them, numbers, by the names of
-:data:`MATRICES` and of the norms. The matrices of a stack (queries, keys and values; gate and up)
-become one, so they must have the same bits, groups and shift.
-"""
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra_golden.arith.scale import SCALE, Scale, scale_from_float
-from lutra_golden.vector.norm import ONE_FRAC
+from lutra_golden.arith.scale import Scale
+from lutra_golden.model.b128 import from_b128
+from lutra_golden.model.lowered import (
+    STACKS,
+    LoweredNorm,
+    embedding_shift,
+    layer_norms,
+    lower_layer,
+    lower_norm,
+    lower_rope,
+    padded_head_eps,
+    residual_unit,
+)
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
+from lutra_golden.model.padding import built_head_dim
+from lutra_golden.model.shapes import Gate
+from lutra_golden.model.stacks import alike
+from lutra_golden.model.stored import StoredWeights
 from lutra_kernels.arith.tables import tables
 from lutra_kernels.arrays import Array, upload
-from lutra_kernels.errors import naming_memory, require_gpu
+from lutra_kernels.errors import GpuUnavailable, naming_memory, require_gpu
 from lutra_kernels.matmul.head import Head, upload_head
-from lutra_kernels.matmul.matrix import Matrix, upload_matrix
-from lutra_kernels.vector.norm import NormStep, Source
+from lutra_kernels.matmul.matrix import ALIGNMENT, Q_MAX, Matrix, upload_matrix
+from lutra_kernels.vector.norm import ZERO, NormStep, Source
 from lutra_kernels.vector.rope import RopeStep
 
-__all__ = ["MATRICES", "Layer", "Model", "ModelShape", "PackedArrays", "upload_model"]
+__all__ = ["Layer", "Model", "upload_model"]
 
-MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""A layer's matrices, by their names in a checkpoint."""
-
-
-class PackedArrays(NamedTuple):
-    """A layer or what surrounds the layers: arrays by name, and numbers beside them.
-
-    Of a matrix: ``codes`` in B128 and, if it is grouped, ``scale`` and ``zero``, after its name and
-    a dot; for 16-bit activations ``code_sums`` too, each row's sums of codes by group. Its numbers
-    are ``bits``, ``group`` (None if ternary), ``scale`` as ``[m, e]``, ``shift`` and, if it is
-    known, ``peak``. A norm's array is gamma, its number the fraction bits; None if there is none.
-    """
-
-    arrays: Mapping[str, NDArray[np.generic]]
-    numbers: Mapping[str, object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """Sizes and number formats of a model.
-
-    ``head_dim`` is a power of two, of which ``head_dim_used`` elements are not padding. ``relu2``
-    tells a squared ReLU from SiLU. ``head_eps`` is the epsilon of heads' norms in ``2**-32``.
-    """
-
-    hidden_size: int
-    intermediate_size: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    head_dim_used: int
-    vocab_size: int
-    context: int
-    a_bits: int
-    kv_bits: int
-    relu2: bool
-    eps: Scale
-    head_eps: int
-    residual_frac: int
-    embedding_frac: int
-    head_shift: int
-
-    @property
-    def unit(self) -> Scale:
-        """What one of the residual stream is worth."""
-        exponent = 1 - SCALE.m_width - self.residual_frac
-        return Scale(np.asarray(1 << (SCALE.m_width - 1)), np.asarray(exponent))
+Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +55,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model on a device."""
+    """``packed`` on a device, its heads padded to ``head_dim``, a power of two."""
 
-    shape: ModelShape
+    packed: PackedModel
+    head_dim: int
     embedding: Array
     layers: list[Layer]
     norm: NormStep
@@ -101,141 +66,134 @@ class Model:
     tables: Array
 
 
-def _scale(numbers: Mapping[str, object], name: str) -> Scale:
-    fields = cast("Mapping[str, object]", numbers[name])
-    m, e = cast("list[int]", fields["scale"])
-    return Scale(np.asarray(m), np.asarray(e))
+def _code_sums(stored: StoredWeights) -> NDArray[np.int64]:
+    """Sums of codes by row and group, which 16-bit activations need."""
+    codes = from_b128(stored.codes, stored.bits, stored.depth)
+    groups = codes.reshape(len(codes), -1, stored.group or stored.depth)
+    return groups.sum(axis=2, dtype=np.int64)
 
 
-def _matrix(packed: PackedArrays, names: tuple[str, ...], k: int, a_bits: int) -> Matrix:
-    """The rows of several matrices as one."""
-    arrays = packed.arrays
-    fields = [cast("Mapping[str, object]", packed.numbers[name]) for name in names]
-    for key in ("bits", "group", "shift"):
-        found = [field[key] for field in fields]
-        if any(value != found[0] for value in found):
-            raise ValueError(f"{', '.join(names)} must have one {key}, not {found}")
-    bits, group, shift = (cast("int | None", fields[0][key]) for key in ("bits", "group", "shift"))
+def _peak(linear: PackedLinear, stored: StoredWeights, a_bits: int) -> int:
+    """Largest sum of a row's doubled weights: an exact one, which takes long to find, is worth it
+    where sums of 32 bits may do."""
+    bound = stored.peak_bound
+    return bound if bound * Q_MAX[a_bits] < 1 << 31 else linear.peak
 
-    def joined(part: str) -> NDArray[np.generic]:
-        return np.concatenate([arrays[f"{name}.{part}"] for name in names])
 
-    peaks = [cast("int | None", field.get("peak")) for field in fields]
+def _matrix(layer: PackedLayer, names: Sequence[str], a_bits: int) -> Matrix:
+    """The rows of several matrices, which share their input, as one matrix."""
+    linears = [layer.linear(name) for name in names]
+    shifts = [linear.shift for linear in linears]
+    if len(set(shifts)) > 1:
+        raise ValueError(f"{', '.join(names)} must have one shift, not {shifts}")
+    parts = alike(linears)
+    group = parts[0].group or 0
+    if group % ALIGNMENT:
+        raise GpuUnavailable(
+            f"groups of {group} weights in {', '.join(names)} are not a multiple of {ALIGNMENT}, "
+            "which the GPU's kernels need: pack with larger groups or use another device"
+        )
+    scales = [part.scale for part in parts if part.scale is not None]
+    zeros = [part.zero for part in parts if part.zero is not None]
+    sums = [_code_sums(part) for part in parts] if a_bits == 16 else []
     return upload_matrix(
-        cast("NDArray[np.uint8]", joined("codes")),
-        k=k,
-        bits=bits or 0,
-        shift=shift or 0,
-        group=group or 0,
-        scale=cast("NDArray[np.integer]", joined("scale")) if group else None,
-        zero=cast("NDArray[np.integer]", joined("zero")) if group else None,
-        peak=None if None in peaks else max(cast("list[int]", peaks)),
-        code_sums=cast("NDArray[np.integer]", joined("code_sums")) if a_bits == 16 else None,
+        np.concatenate([part.codes for part in parts]),
+        k=parts[0].depth,
+        bits=parts[0].bits,
+        shift=shifts[0],
+        group=group,
+        scale=np.concatenate(scales) if scales else None,
+        zero=np.concatenate(zeros) if zeros else None,
+        peak=max(_peak(*each, a_bits) for each in zip(linears, parts, strict=True)),
+        code_sums=np.concatenate(sums) if sums else None,
     )
 
 
 class _Uploader:
     """Uploads layers one after another; each begins with the end of the one before."""
 
-    def __init__(self, shape: ModelShape) -> None:
-        self.shape = shape
+    def __init__(self, model: PackedModel) -> None:
+        self.model, self.head_dim = model, built_head_dim(model.head_dim)
+        self._rope_table = upload(lower_rope(model))
         self._down: Scale | None = None
 
-    def norm(
-        self, packed: PackedArrays, name: str, n: int, source: Source, mean_of: int = 0
-    ) -> NormStep:
-        """The norm called ``name`` of ``n`` elements, ones if there is none."""
-        shape, frac = self.shape, packed.numbers[name]
-        plain = frac is None
-        gamma = np.full(n, 1 << ONE_FRAC) if plain else packed.arrays[name]
+    def norm(self, norm: LoweredNorm, source: Source, a: Scale = ZERO, b: Scale = ZERO) -> NormStep:
+        """A norm of ``source``, which weights of the scales ``a`` and ``b`` gave."""
         return NormStep(
             source=source,
-            n=n,
-            gamma=upload(gamma.astype(np.int16)),
-            gamma_frac=ONE_FRAC if plain else cast("int", frac),
-            unit=shape.unit,
-            frac=shape.residual_frac,
-            inv_n=scale_from_float(1 / (mean_of or n)),
-            eps=shape.eps,
-            head_dim=shape.head_dim,
-            normalise=not plain,
+            n=len(norm.gamma),
+            gamma=upload(norm.gamma),
+            gamma_frac=norm.frac,
+            unit=residual_unit(self.model),
+            frac=self.model.residual_frac,
+            inv_n=norm.inv_n,
+            eps=self.model.eps,
+            scale_a=a,
+            scale_b=b,
+            head_dim=self.head_dim,
+            normalise=norm.normalise,
         )
 
-    def after_layer(self, packed: PackedArrays, name: str) -> NormStep:
+    def after_layer(self, norm: LoweredNorm) -> NormStep:
         """A norm of the residual stream, to which the layer before is still to be added."""
-        step = self.norm(packed, name, self.shape.hidden_size, Source.ADD)
         if self._down is None:
-            shift = self.shape.residual_frac - self.shape.embedding_frac
-            return replace(step, source=Source.EMBED, frac=shift)
-        return replace(step, scale_a=self._down)
+            step = self.norm(norm, Source.EMBED)
+            return replace(step, frac=embedding_shift(self.model))
+        return self.norm(norm, Source.ADD, self._down)
 
-    def layer(self, packed: PackedArrays, rope: Array) -> Layer:
+    def layer(self, layer: PackedLayer) -> Layer:
         """The next layer."""
-        shape, numbers = self.shape, packed.numbers
-        d, f, q = shape.hidden_size, shape.intermediate_size, shape.n_heads * shape.head_dim
-        bits = shape.a_bits
-        input_norm = self.after_layer(packed, "input_norm")
-        self._down = _scale(numbers, "down_proj")
-        used = shape.n_heads * shape.head_dim_used
-        ffn_input = self.norm(packed, "ffn_input_norm", d, Source.ADD)
-        gated = Source.RELU2 if shape.relu2 else Source.SWIGLU
+        layer = lower_layer(self.model, layer)
+        norms = layer_norms(self.model, layer)
+        qkv, o, gate_up, down = (_matrix(layer, names, self.model.a_bits) for names in STACKS)
+        gated = Source.RELU2 if self.model.gate is Gate.RELU2 else Source.SWIGLU
+        gate_scale, up_scale = layer.gate_proj.scale, layer.up_proj.scale
+        input_norm = self.after_layer(norms.input)
+        self._down = layer.down_proj.scale
         return Layer(
             input_norm=input_norm,
-            qkv=_matrix(packed, MATRICES[:3], d, bits),
-            rope=self._rope(packed, rope),
-            window=cast("int", numbers["window"]),
-            attention_norm=self.norm(packed, "attention_norm", q, Source.ATTENTION, used),
-            o=_matrix(packed, ("o_proj",), q, bits),
-            ffn_input_norm=replace(ffn_input, scale_a=_scale(numbers, "o_proj")),
-            gate_up=_matrix(packed, ("gate_proj", "up_proj"), d, bits),
-            ffn_norm=replace(
-                self.norm(packed, "ffn_norm", f, gated),
-                scale_a=_scale(numbers, "gate_proj"),
-                scale_b=_scale(numbers, "up_proj"),
-            ),
-            down=_matrix(packed, ("down_proj",), f, bits),
+            qkv=qkv,
+            rope=self._rope(layer),
+            window=layer.window,
+            attention_norm=self.norm(norms.attention, Source.ATTENTION),
+            o=o,
+            ffn_input_norm=self.norm(norms.ffn_input, Source.ADD, layer.o_proj.scale),
+            gate_up=gate_up,
+            ffn_norm=self.norm(norms.ffn, gated, gate_scale, up_scale),
+            down=down,
         )
 
-    def _rope(self, packed: PackedArrays, rope: Array) -> RopeStep:
-        shape, arrays, numbers = self.shape, packed.arrays, packed.numbers
-        bias_frac, norm_frac = (cast("int | None", numbers[n]) for n in ("bias", "head_norms"))
-        gamma = None
-        if norm_frac is not None:
-            gamma = upload(np.stack([arrays["query_norm"], arrays["key_norm"]]).astype(np.int16))
+    def _rope(self, layer: PackedLayer) -> RopeStep:
+        bias, norms = layer.bias, layer.head_norms
         return RopeStep(
-            scale_q=_scale(numbers, "q_proj"),
-            scale_k=_scale(numbers, "k_proj"),
-            scale_v=_scale(numbers, "v_proj"),
-            rope=rope,
-            bias=None if bias_frac is None else upload(arrays["bias"].astype(np.int16)),
-            bias_frac=bias_frac or 0,
-            gamma=gamma,
-            gamma_frac=norm_frac or 0,
-            # of the mean over padded heads
-            eps=round(shape.head_eps * shape.head_dim_used / shape.head_dim),
+            scale_q=layer.q_proj.scale,
+            scale_k=layer.k_proj.scale,
+            scale_v=layer.v_proj.scale,
+            rope=self._rope_table,
+            bias=None if bias is None else upload(bias.values),
+            bias_frac=0 if bias is None else bias.frac,
+            gamma=None if norms is None else upload(np.stack([norms.query, norms.key])),
+            gamma_frac=0 if norms is None else norms.frac,
+            eps=padded_head_eps(self.model),
         )
 
 
-def upload_model(shape: ModelShape, around: PackedArrays, layers: Iterable[PackedArrays]) -> Model:
-    """Put a model on the device.
-
-    ``around`` has ``embedding`` int16 ``[V, D]``, ``rope`` int16 ``[context, head_dim]``, ``head``
-    int8 ``[V, D]``, ``head_rows`` int16 ``[V]`` and the last ``norm``.
-    """
+def upload_model(model: PackedModel, progress: Progress | None = None) -> Model:
+    """Put a model on the device; ``progress`` takes the share of layers that are there."""
     require_gpu()
     with naming_memory("the model's weights", "use a smaller model or fewer bits"):
-        uploader = _Uploader(shape)
-        rope = upload(around.arrays["rope"].astype(np.int16))
-        uploaded = [uploader.layer(packed, rope) for packed in layers]
+        uploader = _Uploader(model)
+        layers: list[Layer] = []
+        for i in range(len(model.layers)):
+            if progress is not None:
+                progress(i / len(model.layers))
+            layers.append(uploader.layer(model.layers[i]))
         return Model(
-            shape=shape,
-            embedding=upload(around.arrays["embedding"].astype(np.int16)),
-            layers=uploaded,
-            norm=uploader.after_layer(around, "norm"),
-            head=upload_head(
-                around.arrays["head"].astype(np.int8),
-                around.arrays["head_rows"].astype(np.int16),
-                shape.head_shift,
-            ),
+            packed=model,
+            head_dim=uploader.head_dim,
+            embedding=upload(model.embedding),
+            layers=layers,
+            norm=uploader.after_layer(lower_norm(model.norm, model.hidden_size)),
+            head=upload_head(model.head, model.head_rows, model.head_shift),
             tables=upload(tables()),
         )

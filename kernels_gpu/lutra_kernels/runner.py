@@ -1,12 +1,12 @@
-"""A model that runs tiles of tokens: prefill in large ones, decode one token at a time.
+"""Passes over a model: rows of one sequence or of several, which share every read of the weights.
 
-Between the embedding and the logits everything stays on the device. Decode of one token is recorded
-as a CUDA graph once and replayed from then on; its token and position lie in device memory. Under
-the interpreter every launch is made as it comes.
+Between the embedding and the logits everything stays on the device. A pass that decodes one token
+of each of a few sequences is recorded as a CUDA graph once and replayed from then on; its tokens,
+positions and pages lie in device memory. Under the interpreter every launch is made as it comes.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -22,7 +22,7 @@ from lutra_kernels.arrays import (
     download,
     empty,
     rows_of,
-    upload,
+    take_rows,
     zeros,
 )
 from lutra_kernels.attention.decode import split_attention
@@ -30,32 +30,53 @@ from lutra_kernels.attention.prefill import attention
 from lutra_kernels.attention.step import attention_step
 from lutra_kernels.cache import KvCache, Queries
 from lutra_kernels.errors import naming_memory
-from lutra_kernels.layout import cdiv
 from lutra_kernels.matmul.gemm import Workspace
 from lutra_kernels.matmul.head import head_logits
 from lutra_kernels.matmul.linear import linear
 from lutra_kernels.matmul.matrix import Matrix
 from lutra_kernels.model import Layer, Model
+from lutra_kernels.pool import KvPool
 from lutra_kernels.vector.norm import Source, norm_quantize
 from lutra_kernels.vector.rope import rope_kv
 
-__all__ = ["Runner", "TileOutput"]
+__all__ = ["Part", "PassOutput", "Runner"]
 
 _PROGRAMS = 3  # that a split attention runs under the interpreter
-_KEPT = 2  # sizes of tiles whose memory is kept
+_KEPT = 2  # sizes of passes whose memory is kept
+_FEW = 8  # sequences whose decode step is a graph, and whose attention may be split
 
 
-@dataclass(frozen=True)
-class TileOutput:
-    """Logits ``[n, V]`` int32, the scale of each token's activations, and the arg-max, ``[n]``.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Tokens of one sequence in a pass, from ``position`` on; the last ``n_logits`` have logits.
 
-    ``saturated`` tells that the residual stream reached the end of its range somewhere.
+    ``residual`` int32 ``[n, hidden_size]`` is where they begin unless that is the first layer.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    position: int
+    n_logits: int = 0
+    residual: NDArray[np.int32] | None = None
+
+    @property
+    def n(self) -> int:
+        """Rows of the pass."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOutput:
+    """Logits int32 ``[n_logits, V]`` and the scales of those rows' activations, part after part.
+
+    ``saturated`` says that the residual stream of some row reached the end of its range;
+    ``residual`` ``[n, hidden_size]`` is that stream if the pass ended before the last layer.
     """
 
     logits: NDArray[np.int32]
     scale: Scale
-    argmax: NDArray[np.int64]
     saturated: bool
+    residual: NDArray[np.int32] | None = None
 
 
 def _by_group(m: int, k: int, a_bits: int, matrices: Iterable[Matrix]) -> dict[int, Quantized]:
@@ -72,11 +93,14 @@ class _Graph(Protocol):
     def replay(self) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class _Buffers:
-    """Memory of a tile of ``m`` tokens, used by all layers; its last ``n_logits`` have logits.
+    """Memory of a pass of ``m`` rows, used by all layers; ``n_logits`` of them have logits.
 
-    Activations are by the groups of the matrix that takes them, whose sums alone differ.
+    Activations are by the groups of the matrix that takes them, whose sums alone differ. ``wanted``
+    are the rows that have logits, ``x_wanted`` their residual stream, unless all have some.
+    ``slots`` says whose ``pages`` are there. ``graphs`` of decode steps, which hold the addresses,
+    are by how attention is done and by the generation of the caches.
     """
 
     m: int
@@ -84,6 +108,7 @@ class _Buffers:
     tokens: Array
     positions: Array
     pages: Array
+    flag: Array
     x: Array
     hidden: dict[int, Quantized]
     qkv: Array
@@ -94,161 +119,243 @@ class _Buffers:
     gate_up: Array
     gated: dict[int, Quantized]
     down: Array
+    ended: Quantized
+    wanted: Array
+    x_wanted: Array
     last: Quantized | None
-    skipped: Quantized | None
     logits: Array | None
+    workspace: Workspace
+    slots: list[int] = field(default_factory=list[int])
+    graphs: dict[tuple[bool, int], _Graph] = field(default_factory=dict[tuple[bool, int], _Graph])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Rows of a pass: ``n_single`` sequences of one row each, then ``spans`` of several.
+
+    ``split`` says that attention is split over the keys.
+    """
+
+    layers: range
+    n_single: int
+    spans: Sequence[tuple[int, int]]
+    split: bool
 
 
 class Runner:
-    """Runs ``model`` for one sequence of up to ``context`` tokens, in tiles of up to ``m_max``.
+    """Runs ``model`` in passes of up to ``pass_tokens`` rows.
 
-    From position ``split_from`` on, single tokens' attention is split over the keys.
+    From position ``split_from`` on, the attention of few sequences is split over the keys. Keys and
+    values are in ``pool``.
     """
 
     def __init__(
         self,
         model: Model,
         *,
-        context: int | None = None,
-        m_max: int = 512,
+        pass_tokens: int = 512,
         page: int = 128,
         split_from: int = 256,
     ) -> None:
-        shape = model.shape
-        self.context = min(context or shape.context, shape.context)
-        self.m_max, self.split_from = m_max, split_from
+        self.pass_tokens, self.split_from = pass_tokens, split_from
         self._model = model
-        self._n_pages = cdiv(self.context, page)
+        self.pool = KvPool(model, page=page)
         self._programs = _PROGRAMS
         if not INTERPRETED:
             properties = import_module("torch").cuda.get_device_properties(0)
             self._programs = 2 * properties.multi_processor_count
         self._buffers: dict[tuple[int, int], _Buffers] = {}
-        self._graphs: dict[bool, _Graph] = {}
-        advice = "use a shorter context (-c) or a smaller model"
-        with naming_memory(f"a KV cache of {self.context} positions", advice):
-            self._caches = [
-                KvCache.new(
-                    self._n_pages, shape.n_kv_heads, shape.head_dim, page=page, bits=shape.kv_bits
-                )
-                for _ in model.layers
-            ]
-            self._flag = zeros([1], np.int32)
-            self._workspace = Workspace(1, 1)
 
-    def run(self, tokens: Sequence[int], position: int, logits_from: int) -> TileOutput:
-        """Process ``tokens`` from ``position``; logits of those from index ``logits_from`` on."""
-        m = len(tokens)
-        if not 1 <= m <= self.m_max:
-            raise ValueError(f"a tile has 1 to {self.m_max} tokens, not {m}")
-        if position < 0 or position + m > self.context:
-            raise ValueError(
-                f"positions must be in 0..{self.context - 1}, not {position}..{position + m - 1}"
-            )
-        if not 0 <= logits_from <= m:
-            raise ValueError(f"logits_from must be in 0..{m}, not {logits_from}")
-        vocabulary = self._model.shape.vocab_size
-        if not all(0 <= token < vocabulary for token in tokens):
-            raise ValueError(f"tokens must be in 0..{vocabulary - 1}, not {list(tokens)}")
-        with naming_memory(f"a tile of {m} tokens", "use smaller tiles or a shorter context (-c)"):
-            buffers = self._buffers_of(m, m - logits_from)
-            assign(buffers.tokens, np.asarray(tokens, np.int32))
-            assign(buffers.positions, np.arange(position, position + m, dtype=np.int32))
-            split = m == 1 and position >= self.split_from
-            if m == 1 and logits_from == 0:
-                self._decode(buffers, split)
-            else:
-                self._launch(buffers, split)
-        return self._output(buffers)
+    def run(self, parts: Sequence[Part], layers: range | None = None) -> PassOutput:
+        """One pass of ``layers`` (all of them if left out) over the rows of ``parts``.
+
+        No two parts are of the same sequence. Logits come from the last layer only.
+        """
+        layers = layers or range(len(self._model.layers))
+        m = sum(part.n for part in parts)
+        if not 1 <= m <= self.pass_tokens:
+            raise ValueError(f"a pass has 1 to {self.pass_tokens} rows, not {m}")
+        # rows of sequences that have one only come first
+        order = sorted(range(len(parts)), key=lambda i: parts[i].n > 1)
+        ordered = [parts[i] for i in order]
+        try:
+            with naming_memory(f"a pass of {m} rows", "close a session or use a smaller model"):
+                buffers = self._buffers_of(m, sum(part.n_logits for part in parts))
+                plan = self._fill(buffers, ordered, layers)
+                decode = plan.n_single == m == buffers.n_logits <= _FEW
+                if decode and len(layers) == len(self._model.layers):
+                    self._decode(buffers, plan)
+                else:
+                    self._launch(buffers, plan)
+                return self._output(buffers, ordered, order, layers)
+        except BaseException:
+            # what was interrupted may have left sums in a workspace
+            self._buffers.clear()
+            raise
 
     # -- memory
 
+    @property
+    def pass_bytes(self) -> int:
+        """Memory of the largest pass, about."""
+        packed = self._model.packed
+        heads = (packed.n_heads + 2 * packed.n_kv_heads) * self._model.head_dim
+        words = 6 * packed.hidden_size + 4 * packed.intermediate_size + 4 * heads
+        return 4 * self.pass_tokens * (words + packed.vocab_size)
+
     def _buffers_of(self, m: int, n_logits: int) -> _Buffers:
-        found = self._buffers.pop((m, n_logits), None)
+        found = self._buffers.get((m, n_logits))
         if found is None:
-            # decode's stays: its graphs hold the addresses
-            others = [size for size in self._buffers if size != (1, 1)]
-            for size in others[: max(0, len(others) - _KEPT + 1)]:
+            plain = [size for size, each in self._buffers.items() if not each.graphs]
+            for size in plain[: max(0, len(plain) - _KEPT + 1)]:
                 del self._buffers[size]
-            found = self._new_buffers(m, n_logits)
-        self._buffers[m, n_logits] = found
+            found = self._buffers[m, n_logits] = self._new_buffers(m, n_logits)
         return found
 
     def _new_buffers(self, m: int, n_logits: int) -> _Buffers:
-        shape, layers = self._model.shape, self._model.layers
-        d, f, bits = shape.hidden_size, shape.intermediate_size, shape.a_bits
-        q = shape.n_heads * shape.head_dim
-        skip = m - n_logits
+        packed, layers = self._model.packed, self._model.layers
+        d, f, bits = packed.hidden_size, packed.intermediate_size, packed.a_bits
+        head_dim = self._model.head_dim
+        q, kv = packed.n_heads * head_dim, packed.n_kv_heads * head_dim
+        queries = Queries.new(
+            m,
+            packed.n_heads,
+            head_dim,
+            m_split=m if m <= _FEW else 1,
+            context=self.pool.positions,
+        )
         return _Buffers(
             m=m,
             n_logits=n_logits,
             tokens=empty([m], np.int32),
             positions=empty([m], np.int32),
-            pages=upload(np.tile(np.arange(self._n_pages, dtype=np.int32), (m, 1))),
+            pages=empty([m, self.pool.n_pages], np.int32),
+            flag=zeros([1], np.int32),
             x=empty([m, d], np.int32),
             hidden=_by_group(m, d, bits, [layer.qkv for layer in layers]),
-            qkv=empty([m, q + 2 * shape.n_kv_heads * shape.head_dim], np.int32),
-            queries=Queries.new(
-                m,
-                shape.n_heads,
-                shape.head_dim,
-                m_split=1,
-                context=self._n_pages * self._caches[0].page,
-            ),
+            qkv=empty([m, q + 2 * kv], np.int32),
+            queries=queries,
             attended=_by_group(m, q, bits, [layer.o for layer in layers]),
             o=empty([m, d], np.int32),
             ffn_input=_by_group(m, d, bits, [layer.gate_up for layer in layers]),
             gate_up=empty([m, 2 * f], np.int32),
             gated=_by_group(m, f, bits, [layer.down for layer in layers]),
             down=empty([m, d], np.int32),
+            ended=Quantized.new(m, d, bits, 0),
+            wanted=empty([n_logits], np.int32),
+            x_wanted=empty([n_logits, d], np.int32),
             last=Quantized.new(n_logits, d, bits, 0) if n_logits else None,
-            skipped=Quantized.new(skip, d, bits, 0) if skip else None,
-            logits=empty([n_logits, shape.vocab_size], np.int32) if n_logits else None,
+            logits=empty([n_logits, packed.vocab_size], np.int32) if n_logits else None,
+            workspace=Workspace(1, 1),
         )
+
+    def _fill(self, b: _Buffers, parts: Sequence[Part], layers: range) -> _Plan:
+        """Put what a pass begins with into its memory."""
+        ends = np.cumsum([part.n for part in parts])
+        firsts = ends - [part.n for part in parts]
+        positions = np.concatenate([part.position + np.arange(part.n) for part in parts])
+        assign(b.positions, positions.astype(np.int32))
+        if layers.start == 0:
+            tokens = np.concatenate([np.asarray(part.tokens, np.int32) for part in parts])
+            assign(b.tokens, tokens)
+        else:
+            residuals = [part.residual for part in parts if part.residual is not None]
+            assign(b.x, np.concatenate(residuals))
+        slots = [part.slot for part in parts for _ in range(part.n)]
+        if slots != b.slots:
+            b.slots = []
+            assign(b.pages, np.stack([self.pool.pages(slot) for slot in slots]))
+            b.slots = slots
+        if b.n_logits < b.m:
+            wanted = [
+                np.arange(end - part.n_logits, end) for part, end in zip(parts, ends, strict=True)
+            ]
+            assign(b.wanted, np.concatenate(wanted).astype(np.int32))
+        n_single = sum(part.n == 1 for part in parts)
+        spans = list(zip(firsts.tolist(), ends.tolist(), strict=True))[n_single:]
+        few = n_single == b.m <= _FEW
+        split = few and int(positions.max()) >= self.split_from
+        return _Plan(layers=layers, n_single=n_single, spans=spans, split=split)
 
     # -- launches
 
-    def _decode(self, buffers: _Buffers, split: bool) -> None:
-        """One token: as a graph, once it has been run without."""
-        graph = self._graphs.get(split)
+    def _decode(self, buffers: _Buffers, plan: _Plan) -> None:
+        """One token of each of a few sequences: as a graph, once it has been run without."""
+        key = plan.split, self.pool.generation
+        graph = buffers.graphs.get(key)
         if graph is not None:
             graph.replay()
             return
-        self._launch(buffers, split)
+        self._launch(buffers, plan)
         if not INTERPRETED:
             cuda = import_module("torch").cuda
             cuda.synchronize()
             graph = cuda.CUDAGraph()
             with cuda.graph(graph):
-                self._launch(buffers, split)
-            self._graphs[split] = cast(_Graph, graph)
+                self._launch(buffers, plan)
+            for old in [each for each in buffers.graphs if each[1] != self.pool.generation]:
+                del buffers.graphs[old]
+            buffers.graphs[key] = cast(_Graph, graph)
 
-    def _launch(self, b: _Buffers, split: bool) -> None:
-        """Every launch of a tile."""
-        model = self._model
+    def _launch(self, b: _Buffers, plan: _Plan) -> None:
+        """Every launch of a pass."""
+        model, layers = self._model, plan.layers
+        b.flag.zero_()
         scale: Array | None = None
-        for layer, cache in zip(model.layers, self._caches, strict=True):
-            self._layer(b, layer, cache, scale, split)
-            scale = b.gated[layer.down.group].scale
-        assert scale is not None, "a model has layers"
-        self._head(b, scale)
-
-    def _layer(
-        self, b: _Buffers, layer: Layer, cache: KvCache, scale: Array | None, split: bool
-    ) -> None:
-        """One layer; ``scale`` is that of the product that is still to be added, None before the
-        first one."""
-        model, tables = self._model, self._model.tables
-        hidden = b.hidden[layer.qkv.group]
-        embedded = scale is None
+        for i in layers:
+            self._layer(b, i, plan, scale)
+            scale = b.gated[model.layers[i].down.group].scale
+        assert scale is not None, "a pass has layers"
+        if layers.stop == len(model.layers):
+            self._head(b, scale)
+            return
+        # the next layer's norm adds this one's product to the residual stream
+        following = model.layers[layers.stop]
         norm_quantize(
-            layer.input_norm, hidden, tables, x=b.x, acc=model.embedding if embedded else b.down,
-            tokens=b.tokens, scales=scale, flag=self._flag,
+            following.input_norm, b.hidden[following.qkv.group], model.tables, x=b.x, acc=b.down,
+            scales=scale, flag=b.flag,
         )  # fmt: skip
-        self._product(hidden, layer.qkv, b.qkv)
-        attended, step = b.attended[layer.o.group], layer.attention_norm
-        heads = layer.rope, b.m, b.qkv, hidden.scale, b.positions, b.pages, b.queries, cache, tables
-        if split:
+
+    def _layer(self, b: _Buffers, i: int, plan: _Plan, scale: Array | None) -> None:
+        """Layer ``i``; ``scale`` is that of the product that is still to be added, None before the
+        first one of a pass."""
+        model, tables = self._model, self._model.tables
+        layer, cache = model.layers[i], self.pool.caches[i]
+        hidden, step = b.hidden[layer.qkv.group], layer.input_norm
+        if scale is None and i > 0:
+            step = replace(step, source=Source.RESIDUAL)
+        norm_quantize(
+            step, hidden, tables, x=b.x, acc=model.embedding if i == 0 else b.down,
+            tokens=b.tokens, scales=scale, flag=b.flag,
+        )  # fmt: skip
+        self._product(b, hidden, layer.qkv, b.qkv)
+        attended = b.attended[layer.o.group]
+        self._attend(b, layer, cache, plan, hidden.scale, attended)
+        self._product(b, attended, layer.o, b.o)
+        ffn_input = b.ffn_input[layer.gate_up.group]
+        norm_quantize(
+            layer.ffn_input_norm, ffn_input, tables, x=b.x, acc=b.o, scales=attended.scale,
+            flag=b.flag,
+        )  # fmt: skip
+        self._product(b, ffn_input, layer.gate_up, b.gate_up)
+        gated = b.gated[layer.down.group]
+        norm_quantize(layer.ffn_norm, gated, tables, acc=b.gate_up, scales=ffn_input.scale)
+        self._product(b, gated, layer.down, b.down)
+
+    def _attend(
+        self,
+        b: _Buffers,
+        layer: Layer,
+        cache: KvCache,
+        plan: _Plan,
+        scale: Array,
+        attended: Quantized,
+    ) -> None:
+        """Heads of a layer's product, their keys and values into the cache, and attention."""
+        tables, step = self._model.tables, layer.attention_norm
+        heads = layer.rope, b.m, b.qkv, scale, b.positions, b.pages, b.queries, cache, tables
+        options = {"frac": self._model.packed.residual_frac, "window": layer.window}
+        if plan.split:
             rope_kv(*heads, split=True)
             split_attention(
                 b.m, b.queries, cache, b.positions, b.pages, tables, n_programs=self._programs,
@@ -258,52 +365,63 @@ class Runner:
                 replace(step, source=Source.SUMS), attended, tables, acc=b.queries.sums,
                 den=b.queries.den, exponent=b.queries.exponent,
             )  # fmt: skip
+            return
+        if plan.n_single == b.m:
+            attention_step(*heads, **options)
         else:
-            frac = model.shape.residual_frac
-            if b.m == 1:
-                attention_step(*heads, frac=frac, window=layer.window)
-            else:
-                rope_kv(*heads, split=False)
-                attention(
-                    b.m, b.queries, cache, b.positions, b.pages, tables, frac=frac,
-                    window=layer.window,
-                )  # fmt: skip
-            norm_quantize(step, attended, tables, x=b.queries.out)
-        self._product(attended, layer.o, b.o)
-        ffn_input = b.ffn_input[layer.gate_up.group]
-        norm_quantize(
-            layer.ffn_input_norm, ffn_input, tables, x=b.x, acc=b.o, scales=attended.scale,
-            flag=self._flag,
-        )  # fmt: skip
-        self._product(ffn_input, layer.gate_up, b.gate_up)
-        gated = b.gated[layer.down.group]
-        norm_quantize(layer.ffn_norm, gated, tables, acc=b.gate_up, scales=ffn_input.scale)
-        self._product(gated, layer.down, b.down)
+            rope_kv(*heads, split=False)
+            for together, spans in ((False, [(0, plan.n_single)]), (True, plan.spans)):
+                for first, last in spans:
+                    if first == last:
+                        continue
+                    attention(
+                        last - first, b.queries.rows(first, last), cache,
+                        rows_of(b.positions, first, last), rows_of(b.pages, first, last), tables,
+                        together=together, **options,
+                    )  # fmt: skip
+        norm_quantize(step, attended, tables, x=b.queries.out)
 
-    def _product(self, a: Quantized, w: Matrix, out: Array) -> None:
-        linear(a.a, w, out=out, workspace=self._workspace)
+    def _product(self, b: _Buffers, a: Quantized, w: Matrix, out: Array) -> None:
+        linear(a.a, w, out=out, workspace=b.workspace)
 
     def _head(self, b: _Buffers, scale: Array) -> None:
-        """The end of the residual stream, and logits of those tokens that have some."""
-        skip = b.m - b.n_logits
-        for out, first, last in ((b.skipped, 0, skip), (b.last, skip, b.m)):
-            if out is not None:
-                norm_quantize(
-                    self._model.norm, out, self._model.tables, x=rows_of(b.x, first, last),
-                    acc=rows_of(b.down, first, last), scales=rows_of(scale, first, last),
-                    flag=self._flag,
-                )  # fmt: skip
-        if b.last is not None:
-            head_logits(b.last.a, self._model.head, out=b.logits)
+        """The end of the residual stream, and logits of those rows that have some."""
+        norm, tables = self._model.norm, self._model.tables
+        out = b.last if b.last is not None and b.n_logits == b.m else b.ended
+        norm_quantize(norm, out, tables, x=b.x, acc=b.down, scales=scale, flag=b.flag)
+        if b.last is None:
+            return
+        if b.n_logits < b.m:
+            take_rows(b.x, b.wanted, b.x_wanted)
+            norm = replace(norm, source=Source.RESIDUAL)
+            norm_quantize(norm, b.last, tables, x=b.x_wanted)
+        head_logits(b.last.a, self._model.head, out=b.logits)
 
-    def _output(self, b: _Buffers) -> TileOutput:
-        saturated = bool(download(self._flag)[0])
-        if saturated:
-            self._flag.zero_()
-        v = self._model.shape.vocab_size
-        if b.logits is None or b.last is None:
-            none = np.zeros(0, np.int64)
-            return TileOutput(np.zeros((0, v), np.int32), Scale(none, none), none, saturated)
-        logits = cast("NDArray[np.int32]", download(b.logits))
-        scale = unpack_scale(download(b.last.scale))
-        return TileOutput(logits, scale, logits.argmax(axis=1), saturated)
+    def _output(
+        self, b: _Buffers, parts: Sequence[Part], order: Sequence[int], layers: range
+    ) -> PassOutput:
+        """What ``parts``, which come in this ``order``, have given, in the order of the caller."""
+        logits = np.zeros((0, self._model.packed.vocab_size), np.int32)
+        words: NDArray[np.generic] = np.zeros(0, np.int32)
+        if b.logits is not None and b.last is not None:
+            counts = [part.n_logits for part in parts]
+            logits = cast("NDArray[np.int32]", _sorted(download(b.logits), counts, order))
+            words = _sorted(download(b.last.scale), counts, order)
+        residual = None
+        if layers.stop < len(self._model.layers):
+            rows = _sorted(download(b.x), [part.n for part in parts], order)
+            residual = cast("NDArray[np.int32]", rows)
+        return PassOutput(
+            logits=logits,
+            scale=unpack_scale(words),
+            saturated=bool(download(b.flag)[0]),
+            residual=residual,
+        )
+
+
+def _sorted(
+    rows: NDArray[np.generic], counts: Sequence[int], order: Sequence[int]
+) -> NDArray[np.generic]:
+    """``rows``, of which each part has some, with part ``i`` at place ``order[i]``."""
+    pieces = np.split(rows, np.cumsum(counts)[:-1])
+    return np.concatenate([pieces[i] for i in np.argsort(order)])

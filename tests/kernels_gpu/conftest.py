@@ -11,12 +11,34 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 CHILD = "LUTRA_INTERPRETED_CHILD"
+
+
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in as few programs as possible, which the interpreter runs one after another, and
+    without its watch over 32 bits, which the tests of single kernels are under."""
+    from triton.runtime import interpreter
+
+    from lutra_kernels import launch
+    from lutra_kernels.arrays import INTERPRETED
+
+    if not INTERPRETED:
+        return
+
+    def gemv_rule(n: int, n_blocks: int, plane: int, mixed: bool = False) -> launch.Tile:
+        return launch.Tile(block_n=1 << (n - 1).bit_length(), block_b=8 // plane, num_warps=1)
+
+    monkeypatch.setattr(launch, "gemv_rule", gemv_rule)
+    monkeypatch.setattr(launch, "_SMS", 1)
+    options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
 
 
 def _is_elsewhere(item: pytest.Item) -> bool:

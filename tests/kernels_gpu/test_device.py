@@ -1,63 +1,183 @@
-"""The device ``cuda`` in Triton's interpreter."""
+"""The device ``cuda`` in Triton's interpreter, beside golden's decoder."""
 
+import gc
+import re
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 
 pytest.importorskip("triton")
 
-from tests.host.models.small_models import write_variant
-from tests.host.packed_models import golden_tiles
-from triton.runtime import interpreter
+from tests.kernels_gpu.models import Golden, small_model, tokens_of
 
+from lutra.devices.base import Step, StepResult
 from lutra.devices.choose import choose_device
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
-from lutra.models import load_model
-from lutra.quantize.pack import pack_model
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
-from lutra_golden.matmul.format import Format
+from lutra_golden.model.cache import SequenceKv
 from lutra_golden.model.packed import PackedLinear, PackedModel
-from lutra_kernels import launch
+from lutra_kernels import runner
 
-pytestmark = pytest.mark.interpreted
+pytestmark = [pytest.mark.interpreted, pytest.mark.usefixtures("few_programs")]
+SPLIT_FROM = 8
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_SMS", 1)
-    options = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
-    monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several pages of a short context, whose attention is split early."""
+    small = partial(runner.Runner, page=32, split_from=SPLIT_FROM)
+    monkeypatch.setattr(runner, "Runner", small)
 
 
-def small(folder: Path, variant: str, format: str, kv_bits: int = 8) -> PackedModel:
-    changes = {"hidden_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 64}
-    checkpoint = load_model(write_variant(folder, variant, changes=changes))
-    return pack_model(checkpoint, Format.parse(format), 16, kv_bits=kv_bits)
+def loaded(model: PackedModel, memory_limit: int | None = None) -> CudaDevice:
+    device = CudaDevice(memory_limit=memory_limit)
+    device.load(model)
+    return device
 
 
-def check(model: PackedModel) -> None:
-    device = CudaDevice()
-    device.load_model(model)
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, 6).tolist()
-    expected = golden_tiles(model, tokens)
-    prefill = device.run_tile(tokens[:5], 0, 0)
-    decode = device.run_tile(tokens[5:], 5, 0)
-    for name in ("logits", "scale", "argmax"):
-        found = np.concatenate([getattr(prefill, name), getattr(decode, name)])
-        np.testing.assert_array_equal(found, getattr(expected, name))
-    device.close()
+def check(found: StepResult, expected: tuple[np.ndarray, np.ndarray], logits_from: int = 0) -> None:
+    """Logits, scales and arg-max are golden's."""
+    logits, scale = (each[logits_from:] for each in expected)
+    np.testing.assert_array_equal(found.logits, logits)
+    np.testing.assert_array_equal(found.scale, scale)
+    np.testing.assert_array_equal(found.argmax, logits.argmax(axis=1))
+    assert found.logits.dtype == np.int64 and found.residual is None and not found.saturated
 
 
-@pytest.mark.parametrize("kv_bits", [8, 4])
-def test_logits_are_the_golden_devices(kv_bits: int, tmp_path: Path) -> None:
-    check(small(tmp_path, "qwen3", "W3A8", kv_bits))
+def same(a: SequenceKv, b: SequenceKv) -> bool:
+    return a.to_bytes() == b.to_bytes()
 
 
-def test_matrices_of_different_bits_and_groups(tmp_path: Path) -> None:
-    model = small(tmp_path, "llama", "W4A8")
+@pytest.mark.parametrize(
+    ("variant", "format", "kv"),
+    [
+        ("bitnet", None, 8),
+        ("llama", "W4A8", 4),
+        ("qwen2-window", "W2A8", 8),
+        ("qwen3", "W2A16", 4),
+    ],
+)
+def test_sessions_side_by_side(variant: str, format: str | None, kv: int) -> None:
+    """Prefill, drafts beside prefill, prefill beside decode, decode together, and split."""
+    model = small_model(variant, format, kv)
+    device, goldens = loaded(model), [Golden(model), Golden(model)]
+    sessions = [device.session(), device.session()]
+    tokens = [tokens_of(model, 20, seed) for seed in (0, 1)]
+
+    def run(counts: Sequence[int], logits_from: Sequence[int]) -> None:
+        steps: list[Step] = []
+        expected: list[tuple[np.ndarray, np.ndarray]] = []
+        for i, (n, first) in enumerate(zip(counts, logits_from, strict=True)):
+            if n:
+                done = sessions[i].length
+                ids = tokens[i][done : done + n]
+                steps.append(Step(session=sessions[i], tokens=ids, logits_from=first))
+                expected.append(goldens[i].run(ids))
+        found = device.run(steps)
+        for step, result, each in zip(steps, found, expected, strict=True):
+            check(result, each, step.logits_from)
+
+    run([5, 0], [0, 0])
+    run([2, 3], [0, 3])
+    run([3, 1], [2, 0])
+    run([1, 1], [0, 0])  # at 10 and 4: split
+    sessions[0].truncate(6)
+    goldens[0].length = 6
+    run([1, 1], [0, 0])  # at 6 and 5: not split
+    assert [session.length for session in sessions] == [7, 6]
+    for session, golden in zip(sessions, goldens, strict=True):
+        assert same(session.export(), golden.export())
+
+
+def test_a_run_is_cut_into_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CudaDevice, "pass_tokens", 4)
+    model = small_model("bitnet", None, layers=1)
+    device = loaded(model)
+    tokens = [tokens_of(model, n, n) for n in (6, 3)]
+    found = device.run([Step(session=device.session(), tokens=each) for each in tokens])
+    for result, each in zip(found, tokens, strict=True):
+        check(result, Golden(model).run(each))
+
+
+@pytest.mark.parametrize("kv", [8, 4])
+def test_a_sequence_moves_between_devices(kv: int) -> None:
+    """From golden to the GPU and back, by bytes, in mid-sentence; and to a fork."""
+    model = small_model("llama", "W4A8", kv)
+    tokens = tokens_of(model, 9)
+    expected = Golden(model)
+    logits, scale = expected.run(tokens)
+    golden, device = Golden(model), loaded(model)
+    golden.run(tokens[:3])
+    session = device.session()
+    session.restore(SequenceKv.from_bytes(golden.export().to_bytes()))
+    (found,) = device.run([Step(session=session, tokens=tokens[3:5])])
+    check(found, (logits[3:5], scale[3:5]))
+    exported = SequenceKv.from_bytes(session.export().to_bytes())
+    golden.restore(exported)
+    back = golden.run(tokens[5:])
+    np.testing.assert_array_equal(back[0], logits[5:])
+    assert same(golden.export(), expected.export())
+    other = session.fork(4)
+    (found,) = device.run([Step(session=other, tokens=tokens[4:7], logits_from=2)])
+    check(found, (logits[6:7], scale[6:7]))
+    assert (session.length, other.length) == (5, 7)
+    assert same(session.export(), exported)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "format", "kv"), [("qwen3", "W3A16", 4), ("bitnet", None, 8)])
+def test_a_sequence_moves_at_every_position(variant: str, format: str | None, kv: int) -> None:
+    model = small_model(variant, format, kv)
+    device, tokens = loaded(model), tokens_of(model, 12)
+    logits, scale = Golden(model).run(tokens)
+    for position in range(1, 12):
+        golden, session = Golden(model), device.session()
+        golden.run(tokens[:position])
+        session.restore(golden.export())
+        (found,) = device.run([Step(session=session, tokens=tokens[position : position + 1])])
+        check(found, (logits[position : position + 1], scale[position : position + 1]))
+        golden.restore(session.export())
+        assert golden.length == position + 1
+        if position < 11:
+            rest = golden.run(tokens[position + 1 :])
+            np.testing.assert_array_equal(rest[0], logits[position + 1 :])
+
+
+def test_layers_can_be_run_in_ranges() -> None:
+    """The first layer there, the second one here, and the other way round."""
+    model = small_model("llama", "W4A8", 4)
+    tokens = tokens_of(model, 4)
+    expected = Golden(model)
+    first = expected.layers(expected.decoder.embed(tokens), range(1))
+    logits, scale = expected.head(expected.layers(first, range(1, 2)))
+    device = loaded(model)
+    session = device.session()
+    (found,) = device.run([Step(session=session, tokens=tokens, layers=range(1))])
+    assert found.residual is not None and found.residual.dtype == np.int32
+    np.testing.assert_array_equal(found.residual, first)
+    assert found.logits.shape == (0, model.vocab_size)
+    with pytest.raises(LutraError, match=r"^layers 0\.\.1 of the session are filled unequally far"):
+        device.run([Step(session=session, tokens=tokens)])
+    kv = session.export(range(1))
+    np.testing.assert_array_equal(kv.layers[0].keys, expected.caches[0].first(4).keys)
+    residual = first.astype(np.int32)
+    step = Step(
+        session=session, tokens=tokens, logits_from=2, layers=range(1, 2), residual=residual
+    )
+    (found,) = device.run([step])
+    check(found, (logits, scale), 2)
+    expected.length = 4
+    (found,) = device.run([Step(session=session, tokens=tokens[:1])])
+    check(found, expected.run(tokens[:1]))
+
+
+def test_matrices_of_different_bits_and_groups() -> None:
+    model = small_model("llama", "W4A8", layers=1)
     layer = model.layers[0]
 
     def other(linear: PackedLinear, bits: int, group: int) -> PackedLinear:
@@ -73,12 +193,114 @@ def test_matrices_of_different_bits_and_groups(tmp_path: Path) -> None:
         return PackedLinear(weights, linear.scale, linear.shift)
 
     layer = replace(layer, k_proj=other(layer.k_proj, 2, 32), up_proj=other(layer.up_proj, 3, 16))
-    check(replace(model, layers=[layer]))
+    model = replace(model, layers=[layer])
+    device = loaded(model)
+    session, golden, tokens = device.session(), Golden(model), tokens_of(model, 6)
+    for part in (tokens[:5], tokens[5:]):
+        (found,) = device.run([Step(session=session, tokens=part)])
+        check(found, golden.run(part))
+
+
+def test_one_session_more_than_memory_holds() -> None:
+    model = small_model("bitnet", None, layers=1)
+    needed = 2 * 64 * model.n_kv_heads * (32 + 4)
+    device = loaded(model, memory_limit=3 * needed - 1)
+    first, second = device.session(), device.session()
+    expected = f"^no memory for another session on device cuda: {needed:,} bytes needed, "
+    with pytest.raises(LutraError, match=expected + f"{needed - 1:,} free"):
+        device.session()
+    first.close()
+    first = device.session()
+    slots = {first.slot, second.slot}
+    with pytest.raises(LutraError, match=expected):
+        device.session()
+    del second
+    gc.collect()
+    assert {first.slot, device.session().slot} == slots
+
+
+def test_what_interrupts_a_run_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model("llama", "W4A8", layers=1)
+    device = loaded(model)
+    session, golden, tokens = device.session(), Golden(model), tokens_of(model, 4)
+    (found,) = device.run([Step(session=session, tokens=tokens[:3])])
+    check(found, golden.run(tokens[:3]))
+    whole = runner.norm_quantize
+    refused = (
+        "^device cuda: the GPU has too little memory for a pass of 1 rows: close a session or use "
+        "a smaller model$"
+    )
+    for error, raised, message in (
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+        (MemoryError(), LutraError, refused),
+    ):
+        calls: list[int] = []
+
+        def failing(*arguments: object, calls=calls, error=error, **options: object) -> None:
+            calls.append(0)
+            if len(calls) == 3:
+                raise error
+            whole(*arguments, **options)
+
+        monkeypatch.setattr(runner, "norm_quantize", failing)
+        with pytest.raises(raised, match=message):
+            device.run([Step(session=session, tokens=[7])])
+        assert len(calls) == 3 and session.length == 3
+    monkeypatch.setattr(runner, "norm_quantize", whole)
+    (found,) = device.run([Step(session=session, tokens=tokens[3:])])
+    check(found, golden.run(tokens[3:]))
+
+
+def test_threads_take_turns() -> None:
+    model = small_model("bitnet", None, layers=1)
+    device = loaded(model)
+    found: dict[int, StepResult] = {}
+
+    def work(i: int) -> None:
+        session = device.session()
+        for token in tokens_of(model, 2, i):
+            (found[i],) = device.run([Step(session=session, tokens=[token])])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(3):
+        check(found[i], Golden(model).run(tokens_of(model, 2, i)), 1)
+
+
+def test_refusals() -> None:
+    model = small_model("bitnet", None, layers=1)
+    device = CudaDevice()
+    with pytest.raises(LutraError, match=r"^no model is loaded: call load\(model\) first$"):
+        device.session()
+    with pytest.raises(LutraError, match=r"^device cuda caches keys and values in the same bits"):
+        device.load(replace(model, value_bits=4))
+    with pytest.raises(LutraError, match=r"^device cuda: groups of 8 weights in o_proj are not"):
+        device.load(small_model("qwen3", "W2A8", layers=1, head_dim=24))
+    device.load(model)
+    session = device.session()
+    for tokens, logits_from, message in (
+        ([], 0, "a step has no tokens: give at least one"),
+        ([1] * 65, 0, "positions 0..64 exceed the context of 64: shorten the prompt"),
+        ([1], 2, "logits_from must be in 0..1, not 2"),
+        ([1, 112], 0, "token id 112 is outside the vocabulary of 112"),
+    ):
+        with pytest.raises(LutraError, match=f"^{re.escape(message)}"):
+            device.run([Step(session=session, tokens=tokens, logits_from=logits_from)])
+    device._pid = 0
+    with pytest.raises(LutraError, match="was loaded before this process was forked: load the mo"):
+        device.run([Step(session=session, tokens=[1])])
+    device.load(model)
+    with pytest.raises(LutraError, match=r"^the session's model is no longer loaded"):
+        device.run([Step(session=session, tokens=[1])])
+    device.close()
+    with pytest.raises(LutraError, match=r"^no model is loaded: call load\(model\) first$"):
+        device.session()
 
 
 def test_auto_takes_it_in_the_interpreter() -> None:
     device, reasons = choose_device("auto", lambda: pytest.fail("no configuration is needed"))
     assert device.name == "cuda" and not reasons
     assert describe_gpu() == "Triton's interpreter, without a GPU"
-    with pytest.raises(LutraError, match=r"no model is loaded: call load_model\(model\) first"):
-        device.run_tile([1], 0, 0)

@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 from lutra_kernels.arrays import Array, upload
 from lutra_kernels.layout import BLOCK, LOW_OFFSET
 
-__all__ = ["Q_MAX", "SHIFT_MAX", "Matrix", "upload_matrix"]
+__all__ = ["ALIGNMENT", "Q_MAX", "SHIFT_MAX", "Matrix", "upload_matrix"]
 
 SHIFT_MAX = 24
 """Largest final shift."""
 Q_MAX = {8: 127, 16: 32767}
 """Largest magnitude of an activation by its bits."""
-_ALIGNMENT = 16  # groups are multiples of it, as chunks of packed bytes want
+ALIGNMENT = 16
+"""Groups are multiples of it, as chunks of packed bytes want."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +43,9 @@ class Matrix:
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise ValueError(f"bits must be in 1..8, not {self.bits}")
-        if self.group and (self.group % _ALIGNMENT or self.k % self.group):
+        if self.group and (self.group % ALIGNMENT or self.k % self.group):
             raise ValueError(
-                f"group must be a multiple of {_ALIGNMENT} that divides the depth ({self.k}), "
+                f"group must be a multiple of {ALIGNMENT} that divides the depth ({self.k}), "
                 f"not {self.group}"
             )
         if not self.group and self.bits != 2:

@@ -34,7 +34,7 @@ from lutra_kernels.layout import cdiv, padded_depth
 from lutra_kernels.vector.residual import residual_add
 from lutra_kernels.vector.sums import group_sums
 
-__all__ = ["NormStep", "Source", "norm_quantize", "norm_quantize_kernel"]
+__all__ = ["ZERO", "NormStep", "Source", "norm_quantize", "norm_quantize_kernel"]
 
 BLOCK_MAX = 8192
 """Most elements that a program holds at once."""
@@ -42,6 +42,7 @@ TOGETHER_MAX = 16
 """Most tokens that a program takes."""
 _MANY = 512  # tokens that keep every multiprocessor busy
 ZERO = Scale(np.asarray(0), np.asarray(0))
+"""The scale of weights that there are none of."""
 
 
 class Source(IntEnum):

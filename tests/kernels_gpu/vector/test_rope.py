@@ -96,6 +96,8 @@ def test_queries_and_cache(
 ) -> None:
     case = Case(6, h, h_kv, d, bias=bias, norm=norm)
     cache = KvCache.new(6, h_kv, d, page=PAGE, bits=bits)
+    for array in cache.arrays:
+        array.zero_()
     queries = case.run(cache, split=split)
     q, q_scale = case.golden(0, 127)
     assert np.array_equal(download(queries.q), q)

@@ -1,98 +1,160 @@
 """A GPU as a device: packed models in Triton kernels."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lutra.compile.fit import check_processor
-from lutra.devices.base import Limits, TileResult, check_tile
+from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult, Step, TileResult
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
+from lutra_golden.model.cache import LayerKv
+from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
 from lutra_kernels import interpreted, missing
 
 if TYPE_CHECKING:
-    from lutra_kernels.model import PackedArrays
+    from lutra_kernels.pool import KvPool
     from lutra_kernels.runner import Runner
 
-__all__ = ["CudaDevice", "describe_gpu"]
+__all__ = ["CudaDevice", "CudaSession", "describe_gpu"]
 
 Progress = Callable[[str, float], None]
-_TILE = 512
 
 
-class CudaDevice:
+class CudaSession(BaseSession):
+    """A sequence on the GPU: ``slot`` of the pool of keys and values."""
+
+    def __init__(self, device: "CudaDevice", pool: "KvPool", n_layers: int) -> None:
+        super().__init__(device, n_layers)
+        self.slot = pool.open()
+        self._pool = pool
+        # also when the session is dropped
+        self._close_slot = weakref.finalize(self, pool.close, self.slot)
+
+    def _read(self, layer: int, n: int) -> LayerKv:
+        return self._pool.read(layer, self.slot, n)
+
+    def _write(self, layer: int, kv: LayerKv) -> None:
+        self._pool.write(layer, self.slot, kv)
+
+    def _copy(self, source: BaseSession, lengths: Sequence[int]) -> None:
+        assert isinstance(source, CudaSession)
+        for layer, n in enumerate(lengths):
+            self._pool.copy(layer, source.slot, self.slot, n)
+
+    def _release(self) -> None:
+        self._close_slot()
+
+
+class CudaDevice(BaseDevice[CudaSession]):
     """Runs packed models on the first CUDA device, with the golden model's bits.
 
     With ``TRITON_INTERPRET=1`` kernels run in Triton's interpreter, slowly and without a GPU.
     """
 
     name = "cuda"
-    tile = _TILE
-    """Tokens of a tile at most."""
 
-    def __init__(self, progress: Progress | None = None) -> None:
+    def __init__(
+        self, progress: Progress | None = None, *, memory_limit: int | None = None
+    ) -> None:
         reason = None if interpreted() else missing()
         if reason is not None:
             raise LutraError(f"device cuda can not be used, {reason}")
+        super().__init__(memory_limit=memory_limit)
         self._progress = progress
-        self._runner: Runner | None = None
-        self._limits: Limits | None = None
-        self._head_scale = 1.0
+        self._loaded: Runner | None = None
 
-    def load_model(self, model: PackedModel) -> None:
-        """Take a model; the KV cache starts empty."""
-        from lutra.devices.cuda.arrays import lowered_around, model_shape
-        from lutra_kernels.errors import GpuUnavailable
+    @property
+    def _runner(self) -> "Runner":
+        assert self._loaded is not None, "a model is loaded"
+        return self._loaded
+
+    def _load(self, model: PackedModel) -> None:
         from lutra_kernels.model import upload_model
         from lutra_kernels.runner import Runner
 
-        self.close()
         check_processor(model)
-        try:
-            uploaded = upload_model(model_shape(model), lowered_around(model), self._layers(model))
-            self._runner = Runner(uploaded, m_max=_TILE)
-        except GpuUnavailable as error:
-            raise LutraError(f"device cuda: {error}") from None
-        self._limits = Limits(tile=_TILE, vocab_size=model.vocab_size, context=model.context)
-        self._head_scale = model.head_scale
+        common_kv_bits(model, self.name)
+        with _refusing():
+            uploaded = upload_model(model, self._report)
+            self._loaded = Runner(uploaded, pass_tokens=self.pass_tokens)
 
-    def _layers(self, model: PackedModel) -> "Iterator[PackedArrays]":
-        from lutra.devices.cuda.arrays import lowered_layers
+    def _report(self, share: float) -> None:
+        if self._progress is not None:
+            self._progress("loading the GPU", share)
 
-        for i, layer in enumerate(lowered_layers(model)):
-            if self._progress:
-                self._progress("loading the GPU", i / len(model.layers))
-            yield layer
+    def _unload(self) -> None:
+        self._loaded = None
 
-    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
-        """Process ``tokens`` from ``position``; see :class:`~lutra.devices.base.Device`."""
-        if self._runner is None or self._limits is None:
-            raise LutraError("no model is loaded: call load_model(model) first")
-        from lutra_kernels.errors import GpuUnavailable
+    def _session(self, model: PackedModel) -> CudaSession:
+        with _refusing():
+            return CudaSession(self, self._runner.pool, len(model.layers))
 
-        check_tile(self._limits, tokens, position, logits_from)
-        try:
-            result = self._runner.run(tokens, position, logits_from)
-        except GpuUnavailable as error:
-            raise LutraError(f"device cuda: {error}") from None
-        return TileResult(
-            logits=result.logits.astype(np.int64),
-            scale=scale_to_float(result.scale) * self._head_scale,
-            argmax=result.argmax,
-            cycles=None,
+    def _session_bytes(self, model: PackedModel) -> int:
+        return self._runner.pool.sequence_bytes
+
+    def _memory(self) -> int:
+        from lutra_kernels.arrays import free_bytes
+
+        return max(0, free_bytes() - self._runner.pass_bytes)
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        from lutra_kernels.runner import Part
+
+        parts: list[Part] = []
+        for chunk in chunks:
+            assert isinstance(chunk.session, CudaSession)
+            parts.append(
+                Part(
+                    slot=chunk.session.slot,
+                    tokens=chunk.tokens,
+                    position=chunk.position,
+                    n_logits=len(chunk.tokens) - chunk.logits_from,
+                    residual=chunk.residual,
+                )
+            )
+        with _refusing():
+            result = self._runner.run(parts, chunks[0].layers)
+        return PassResult(
+            logits=result.logits,
+            scale=scale_to_float(result.scale) * self.model.head_scale,
+            argmax=result.logits.argmax(axis=1),
+            residual=result.residual,
             saturated=result.saturated,
         )
 
-    def counters(self) -> Mapping[str, int]:
-        """The GPU has no counters."""
-        return {}
+    # -- one implicit session
 
-    def close(self) -> None:
-        """Release the GPU's memory."""
-        self._runner = None
+    @property
+    def tile(self) -> int:
+        """Tokens of a tile at most."""
+        return self.pass_tokens
+
+    def load_model(self, model: PackedModel) -> None:
+        """Take a model and open the session that tiles are of."""
+        self.load(model)
+        self._implicit = self.session()
+
+    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
+        """Process ``tokens`` from ``position``; logits from that index of them on."""
+        self._implicit.truncate(position)
+        step = Step(session=self._implicit, tokens=tokens, logits_from=logits_from)
+        (result,) = self.run([step])
+        return TileResult(result.logits, result.scale, result.argmax, None, result.saturated)
+
+
+@contextmanager
+def _refusing() -> Generator[None]:
+    """Turn what the kernels' package raises of the GPU into an error of this device."""
+    from lutra_kernels.errors import GpuUnavailable
+
+    try:
+        yield
+    except GpuUnavailable as error:
+        raise LutraError(f"device cuda: {error}") from None
 
 
 def describe_gpu() -> str:

@@ -1,0 +1,92 @@
+"""Keys and values of many sequences: pages, and the canonical form."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.kernels_gpu.models import small_model
+
+from lutra_golden.arith.scale import Scale
+from lutra_golden.model.cache import LayerKv
+from lutra_kernels.arrays import download
+from lutra_kernels.model import upload_model
+from lutra_kernels.pool import KvPool
+
+pytestmark = pytest.mark.interpreted
+
+
+def pool_of(kv: int, head_dim: int = 16) -> KvPool:
+    """Of two key and value heads and 64 positions."""
+    model = small_model("qwen3", "W4A8", kv, layers=1, head_dim=head_dim)
+    return KvPool(upload_model(model), page=32)
+
+
+def random_kv(pool: KvPool, bits: int, head_dim: int, n: int, seed: int = 0) -> LayerKv:
+    rng, most = np.random.default_rng(seed), (1 << (bits - 1)) - 1
+
+    def scale() -> Scale:
+        return Scale(rng.integers(1 << 15, 1 << 16, (n, 2)), rng.integers(-40, 9, (n, 2)))
+
+    keys, values = (
+        rng.integers(-most, most + 1, (2, n, head_dim)).astype(np.int8) for _ in range(2)
+    )
+    return LayerKv(keys, scale(), values, scale())
+
+
+def assert_same(a: LayerKv, b: LayerKv) -> None:
+    for x, y in (
+        (a.keys, b.keys),
+        (a.values, b.values),
+        *zip((*a.key_scale, *a.value_scale), (*b.key_scale, *b.value_scale), strict=True),
+    ):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 64])
+@pytest.mark.parametrize(("kv", "head_dim"), [(8, 16), (4, 16), (4, 32), (8, 64)])
+def test_what_is_written_can_be_read(kv: int, head_dim: int, n: int) -> None:
+    pool = pool_of(kv, head_dim)
+    slots = [pool.open() for _ in range(3)]
+    written = [random_kv(pool, kv, head_dim, n, seed) for seed in slots]
+    for slot, each in zip(slots, written, strict=True):
+        pool.write(0, slot, each)
+    for slot, each in zip(slots, written, strict=True):
+        assert_same(pool.read(0, slot, n), each)
+        assert_same(pool.read(0, slot, n // 2), each.first(n // 2))
+    pool.copy(0, slots[0], slots[2], n)
+    assert_same(pool.read(0, slots[2], n), written[0])
+    assert_same(pool.read(0, slots[1], n), written[1])
+
+
+def test_four_bits_lie_in_halves_and_padding_is_zero() -> None:
+    pool = pool_of(4)
+    slot = pool.open()
+    kv = random_kv(pool, 4, 16, 5)
+    pool.write(0, slot, kv)
+    k, v = (download(array)[0].view(np.uint8) for array in pool.caches[0].arrays[:2])
+    # heads of 16 in heads of 32: keys' halves begin at 0 and 16, values are in front
+    keys, values = (x.view(np.uint8) & 15 for x in (kv.keys, kv.values))
+    np.testing.assert_array_equal(k[:, :5, :8], keys[:, :, :8] | keys[:, :, 8:] << 4)
+    np.testing.assert_array_equal(v[:, :5], values)
+    assert not k[:, :5, 8:].any()
+
+
+def test_caches_grow_and_keep_what_they_hold() -> None:
+    pool = pool_of(8)
+    kept: dict[int, LayerKv] = {}
+    for seed in range(6):
+        slot = pool.open()
+        assert slot not in kept
+        kept[slot] = random_kv(pool, 8, 16, 40, seed)
+        pool.write(0, slot, kept[slot])
+    assert 1 < pool.generation < 6  # by more than one sequence at a time in the end
+    assert pool.sequence_bytes == 2 * 64 * 2 * (32 + 4)
+    for slot, kv in kept.items():
+        assert_same(pool.read(0, slot, 40), kv)
+    pages = np.concatenate([pool.pages(slot) for slot in kept])
+    assert len(set(pages.tolist())) == 12 and pages.max() < pool.caches[0].n_pages
+    grown = pool.generation
+    pool.close(3)
+    assert pool.open() == 3 and pool.generation == grown

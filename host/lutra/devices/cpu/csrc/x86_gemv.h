@@ -197,8 +197,7 @@ INLINE void NAME(rows_grouped)(const lutra_matrix *w, int first, int last, const
         const uint8_t *p = w->codes + r * w->row_bytes;
         for (int b = 0; b < blocks; b++, p += BLOCK * bits / 8) {
             __m256i codes[4];
-            /* what has more bits is computed faster than it comes, and the processor reads ahead */
-            if (bits < 4) NAME(prefetch)(p, BLOCK * bits / 8);
+            NAME(prefetch)(p, BLOCK * bits / 8);
             NAME(unpack)(p, bits, codes);
             for (int c = 0; c < columns; c++) {
                 const int8_t *a = x->x + (int64_t)c * x->depth + b * BLOCK;
@@ -290,6 +289,7 @@ INLINE void NAME(rows_signed)(const lutra_matrix *w, int first, int last, const 
             for (int i = 0; i < 4; i++) acc[c][i] = _mm256_setzero_si256();
         for (int b = 0; b < blocks; b++, p += BLOCK) {
             __m256i codes[4];
+            NAME(prefetch)(p, BLOCK);
             NAME(signed_block)(p, w->k - b * BLOCK, codes);
             for (int c = 0; c < columns; c++) {
                 const int8_t *a = x->x + (int64_t)c * x->depth + b * BLOCK;

@@ -1,4 +1,4 @@
-/* Products of a few columns, FEW_COLUMNS at a time: bound by memory for one, by arithmetic for all.
+/* Products of a few columns, FEW_COLUMNS at a time, or half of them where no more are left.
  *
  * A vector holds 32 codes of a block and the same 32 of the next one, as the columns are packed, so
  * that rows are neither transposed nor unpacked twice. Only where a row ends with half a pair, the
@@ -86,7 +86,8 @@ INLINE_ void store_sums(const __m512i *v, int columns, int two, int64_t *out, in
 
 /* Rows without groups: ternary, or signed bytes of whole blocks. */
 INLINE_ void few_plain(const lutra_matrix *w, int first, int last, const int8_t *x, int columns,
-                       int blocks, const int32_t *sums, int64_t *out, const int bits) {
+                       int blocks, const int32_t *sums, int64_t *out, const int bits,
+                       const int width) {
     const int size = bits ? BLOCK * bits / 8 : BLOCK;
     int pairs = (blocks + 1) / 2, rows = last - first;
     memset(out, 0, sizeof *out * (size_t)columns * (size_t)rows);
@@ -95,7 +96,7 @@ INLINE_ void few_plain(const lutra_matrix *w, int first, int last, const int8_t 
         for (int r = first; r < last; r += 2) {
             const uint8_t *p = w->codes + r * w->row_bytes + (int64_t)from * 2 * size;
             const uint8_t *q = r + 1 < last ? p + w->row_bytes : p;
-            const int8_t *a = x + (int64_t)from * 4 * FEW_COLUMNS * 64;
+            const int8_t *a = x + (int64_t)from * 4 * width * 64;
             __m512i acc[2 * FEW_COLUMNS];
             UNROLL for (int i = 0; i < 2 * FEW_COLUMNS; i++) acc[i] = _mm512_setzero_si512();
             for (int i = from; i < to; i++, p += 2 * size, q += 2 * size) {
@@ -108,7 +109,7 @@ INLINE_ void few_plain(const lutra_matrix *w, int first, int last, const int8_t 
                 pair_unpack(p, next, bits, v[0]);
                 pair_unpack(q, next, bits, v[1]);
                 UNROLL for (int f = 0; f < 4; f++)
-                    UNROLL for (int c = 0; c < FEW_COLUMNS; c++, a += 64) {
+                    UNROLL for (int c = 0; c < width; c++, a += 64) {
                         __m512i at = _mm512_loadu_si512(a);
                         acc[c] = MACS(acc[c], v[0][f], at);
                         acc[FEW_COLUMNS + c] = MACS(acc[FEW_COLUMNS + c], v[1][f], at);
@@ -129,7 +130,7 @@ INLINE_ void few_plain(const lutra_matrix *w, int first, int last, const int8_t 
  * cancels. `planes` of a group are added up before they are scaled. */
 INLINE_ void few_grouped(const lutra_matrix *w, int first, int last, const int8_t *x, int columns,
                          int blocks, const int32_t *sums, int32_t *scale, int64_t *out,
-                         const int bits, const int planes) {
+                         const int bits, const int planes, const int width) {
     const int size = BLOCK * bits / 8;
     int pairs = (blocks + 1) / 2, rows = last - first, groups = w->k / w->group;
     int32_t *lower = scale + groups + 16;
@@ -156,15 +157,15 @@ INLINE_ void few_grouped(const lutra_matrix *w, int first, int last, const int8_
                 __m512i s = _mm512_inserti64x4(_mm512_set1_epi32(scale[g]),
                                                _mm256_set1_epi32(scale[h]), 1);
                 __m512i acc[FEW_COLUMNS];
-                UNROLL for (int c = 0; c < FEW_COLUMNS; c++) acc[c] = _mm512_setzero_si512();
+                UNROLL for (int c = 0; c < width; c++) acc[c] = _mm512_setzero_si512();
                 UNROLL for (int j = 0; j < planes; j++)
-                    UNROLL for (int c = 0; c < FEW_COLUMNS; c++, a += 64)
+                    UNROLL for (int c = 0; c < width; c++, a += 64)
                         acc[c] = MACS(acc[c], v[f + j], _mm512_loadu_si512(a));
-                UNROLL for (int c = 0; c < FEW_COLUMNS; c++)
+                UNROLL for (int c = 0; c < width; c++)
                     total[c] = _mm512_add_epi32(total[c], _mm512_mullo_epi32(acc[c], s));
             }
         }
-        UNROLL for (int c = 0; c < FEW_COLUMNS; c++) total[c] = _mm512_slli_epi32(total[c], 1);
+        UNROLL for (int c = 0; c < width; c++) total[c] = _mm512_slli_epi32(total[c], 1);
         for (int g = 0; g < groups; g += 16) {
             __mmask16 in = (__mmask16)(groups - g < 16 ? (1 << (groups - g)) - 1 : 0xFFFF);
             __m512i by = _mm512_maskz_loadu_epi32(in, lower + g);
@@ -179,21 +180,44 @@ INLINE_ void few_grouped(const lutra_matrix *w, int first, int last, const int8_
     }
 }
 
-#define PLAIN(bits) few_plain(w, first, last, a, columns, blocks, sums, to, bits)
-#define GROUPED(bits)                                                                             \
-    if (planes == 4)                                                                              \
-        few_grouped(w, first, last, a, columns, blocks, sums, scale, to, bits, 4);                \
-    else if (planes == 2)                                                                         \
-        few_grouped(w, first, last, a, columns, blocks, sums, scale, to, bits, 2);                \
+#define PLAIN(bits)                                                                               \
+    if (columns > FEW_COLUMNS / 2)                                                                \
+        few_plain(w, first, last, a, columns, blocks, sums, to, bits, FEW_COLUMNS);               \
     else                                                                                          \
-        few_grouped(w, first, last, a, columns, blocks, sums, scale, to, bits, 1)
+        few_plain(w, first, last, a, columns, blocks, sums, to, bits, FEW_COLUMNS / 2)
+
+#define GROUPED(bits, planes)                                                                     \
+    if (columns > FEW_COLUMNS / 2)                                                                \
+        few_grouped(w, first, last, a, columns, blocks, sums, scale, to, bits, planes,            \
+                    FEW_COLUMNS);                                                                 \
+    else                                                                                          \
+        few_grouped(w, first, last, a, columns, blocks, sums, scale, to, bits, planes,            \
+                    FEW_COLUMNS / 2)
+
+#define FEW_OF(bits)                                                                              \
+    static TARGET __attribute__((noinline)) void few_of_##bits(                                   \
+        const lutra_matrix *w, int first, int last, const int8_t *a, int columns, int blocks,     \
+        const int32_t *sums, int32_t *scale, int64_t *to) {                                       \
+        if (w->group % 128 == 0) {                                                                \
+            GROUPED(bits, 4);                                                                     \
+        } else if (w->group % 64 == 0) {                                                          \
+            GROUPED(bits, 2);                                                                     \
+        } else {                                                                                  \
+            GROUPED(bits, 1);                                                                     \
+        }                                                                                         \
+    }
+
+FEW_OF(1)
+FEW_OF(2)
+FEW_OF(3)
+FEW_OF(4)
+FEW_OF(6)
+FEW_OF(8)
 
 static TARGET void few_avx512(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                               lutra_scratch *scratch, int64_t *out) {
     int blocks = x->depth / BLOCK, groups = w->scale ? w->k / w->group : 1;
-    int unit = w->scale ? w->group : BLOCK;
-    int planes = unit % 128 == 0 ? 4 : unit % 64 == 0 ? 2 : 1;
-    if ((w->scale && (unit % 32 || w->shift > NARROW_SHIFT)) || (!w->bits && w->k % BLOCK)) {
+    if ((w->scale && (w->group % 32 || w->shift > NARROW_SHIFT)) || (!w->bits && w->k % BLOCK)) {
         few_avx512vl(w, first, last, x, scratch, out);
         return;
     }
@@ -209,12 +233,12 @@ static TARGET void few_avx512(const lutra_matrix *w, int first, int last, const 
             PLAIN(2);
         } else {
             switch (w->bits) {
-            case 1: GROUPED(1); break;
-            case 2: GROUPED(2); break;
-            case 3: GROUPED(3); break;
-            case 4: GROUPED(4); break;
-            case 6: GROUPED(6); break;
-            default: GROUPED(8);
+            case 1: few_of_1(w, first, last, a, columns, blocks, sums, scale, to); break;
+            case 2: few_of_2(w, first, last, a, columns, blocks, sums, scale, to); break;
+            case 3: few_of_3(w, first, last, a, columns, blocks, sums, scale, to); break;
+            case 4: few_of_4(w, first, last, a, columns, blocks, sums, scale, to); break;
+            case 6: few_of_6(w, first, last, a, columns, blocks, sums, scale, to); break;
+            default: few_of_8(w, first, last, a, columns, blocks, sums, scale, to);
             }
         }
     }
@@ -222,4 +246,5 @@ static TARGET void few_avx512(const lutra_matrix *w, int first, int last, const 
 
 #undef PLAIN
 #undef GROUPED
+#undef FEW_OF
 #undef INLINE_

@@ -24,12 +24,13 @@ static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
  *
  * x is [count, depth], zero beyond k. packed holds the same as gemm or few takes it. For gemm in
  * tiles of `tile` columns, the last one of a multiple of four: [depth / 4, columns of the tile, 4].
- * For few, of up to `few` columns, in tiles of FEW_COLUMNS, and two blocks of 128 side by side:
- * [depth / 256, 4, FEW_COLUMNS, 2, 32]. */
+ * For few, of more than `one` and up to `few` columns, in tiles of FEW_COLUMNS, the last one of
+ * half of them if they are enough, and two blocks of 128 side by side: [depth / 256, 4, columns of
+ * the tile, 2, 32]. */
 typedef struct {
     int8_t *x, *packed;
     int32_t *sums; /* [count, depth / UNIT] */
-    int k, depth, count, tokens, a_bits, tile, few;
+    int k, depth, count, tokens, a_bits, tile, one, few;
 } lutra_columns;
 
 /* Sums of a column's groups, and what functions of a thread need beside. */
@@ -55,7 +56,7 @@ typedef struct {
     int (*available)(void);
     int tile;      /* columns of a tile of gemm */
     int gemm_rows; /* rows of a block of gemm */
-    int few_most;  /* columns that few is faster for than gemm */
+    int few_least, few_most; /* columns that few is faster for than gemv and gemm */
 
     /* out [columns, rows]: for rows first..last - 1 of a matrix, twice the product before its
      * shift. gemv takes up to GEMV_COLUMNS columns, few up to few_most. */

@@ -16,6 +16,7 @@ int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_ker
     int64_t count = round_up(columns_of(tokens, a_bits), FEW_COLUMNS);
     x->a_bits = a_bits;
     x->tile = many->tile;
+    x->one = many->few_least - 1;
     x->few = many->few_most;
     x->x = take(count * depth);
     x->packed = take(count * depth);
@@ -37,16 +38,16 @@ void columns_free(lutra_columns *x) {
 enum { ONE, FEW, MANY };
 
 static int kind_of(const lutra_columns *x) {
-    return x->count <= GEMV_COLUMNS ? ONE : x->count <= x->few ? FEW : MANY;
+    return x->count <= x->one ? ONE : x->count <= x->few ? FEW : MANY;
 }
 
 static void pair_column(lutra_columns *x, int column) {
-    int in_tile = column % FEW_COLUMNS, blocks = x->depth / BLOCK;
+    int blocks = x->depth / BLOCK, in_tile = column % FEW_COLUMNS, first = column - in_tile;
+    int width = x->count - first > FEW_COLUMNS / 2 ? FEW_COLUMNS : FEW_COLUMNS / 2;
     const int8_t *from = x->x + (int64_t)column * x->depth;
-    int8_t *to = x->packed + (int64_t)(column - in_tile) * round_up(x->depth, 2 * BLOCK);
-    to += 64 * in_tile;
+    int8_t *to = x->packed + (int64_t)first * round_up(x->depth, 2 * BLOCK) + 64 * in_tile;
     for (int i = 0; i < round_up(blocks, 2) * 4; i++) {
-        int8_t *at = to + (int64_t)(i / 8 * 4 + i % 4) * FEW_COLUMNS * 64 + i / 4 % 2 * 32;
+        int8_t *at = to + (int64_t)(i / 8 * 4 + i % 4) * width * 64 + i / 4 % 2 * 32;
         if (i < blocks * 4)
             memcpy(at, from + 32 * i, 32);
         else

@@ -7,7 +7,7 @@
 
 enum { ROWS_MAX = 512 }; /* of product_rows() */
 
-/* Targets for products of up to GEMV_COLUMNS columns, and of more. */
+/* Targets for products of the fewest columns, and of more than those. */
 typedef struct {
     const lutra_kernels *gemv, *gemm;
 } lutra_choice;

@@ -31,7 +31,7 @@
 static int available_avxvnni(void) { return x86_has(X86_AVX_VNNI); }
 
 const lutra_kernels lutra_avxvnni = {
-    "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, 12, gemv_avxvnni, few_avxvnni, gemm_avxvnni,
+    "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, 5, 12, gemv_avxvnni, few_avxvnni, gemm_avxvnni,
     VECTOR_FUNCTIONS, key_dots_avxvnni, scores_avxvnni, weights_avxvnni, value_sums_avxvnni};
 #else
 typedef int nothing_avxvnni;

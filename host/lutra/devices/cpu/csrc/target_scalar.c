@@ -73,5 +73,5 @@ static int available_scalar(void) { return 1; }
 #include "attend_plain.h"
 
 const lutra_kernels lutra_scalar = {
-    "scalar", available_scalar, 4, 32, 0, sums_scalar, sums_scalar, sums_scalar, VECTOR_FUNCTIONS,
+    "scalar", available_scalar, 4, 32, 5, 4, sums_scalar, sums_scalar, sums_scalar, VECTOR_FUNCTIONS,
     key_dots_scalar, scores_scalar, weights_scalar, value_sums_scalar};

@@ -113,7 +113,7 @@ def _schemes(config: ConfigFile) -> list[_Scheme]:
     for group in cast("dict[str, object]", groups).values():
         content = cast("dict[str, object]", group).get("weights") if isinstance(group, dict) else 0
         if not isinstance(content, dict):
-            raise LutraError(f"{config.path}: config_groups says nothing of weights: {advice}")
+            raise LutraError(f"{config.path}: config_groups has no weights: {advice}")
         file = ConfigFile(config.path, cast("dict[str, object]", content))
         file.require("type", file.get("type"), "int", None, advice=advice)
         bits = file.whole("num_bits")

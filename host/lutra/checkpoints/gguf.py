@@ -154,7 +154,7 @@ class GgufCheckpoint:
             if metadata.whole(key, default=head_dim) != head_dim:
                 raise LutraError(
                     f"{self.path}: {key} must be the size of a head, {head_dim}, "
-                    f"not {metadata.whole(key)}: use a model of which this holds"
+                    f"not {metadata.whole(key)}: use another model"
                 )
         self._head_dim = head_dim
         name = self._architecture.name
@@ -235,7 +235,7 @@ class GgufCheckpoint:
             }
             old |= {f"{_LINEARS[each]}.bias": f"{each}.bias" for each in _LINEARS}
             shown = f"blk.{number}.{old.get(rest, rest)}" if number else old.get(rest, rest)
-            raise LutraError(f"{self.path} has no tensor {shown}: it is not a whole model")
+            raise LutraError(f"{self.path} has no tensor {shown}: copy the model again")
         return self._tensors[name]
 
     def _take(self, name: str, *shape: int) -> tuple[GgufTensor, str]:

@@ -83,7 +83,7 @@ def _zeros(
     zero = unpack_words(np.ascontiguousarray(words.T), bits).astype(np.float32) + 1
     if zero.max(initial=0) > (1 << bits) - 1:
         raise LutraError(
-            f"{tensors.path}: {name}.qzeros holds a zero point of {int(zero.max())}, which is no "
-            f"code of {bits} bits: export the model as gptq_v2"
+            f"{tensors.path}: {name}.qzeros holds a zero point of {int(zero.max())}, which is "
+            f"not a code of {bits} bits: export the model as gptq_v2"
         )
     return zero

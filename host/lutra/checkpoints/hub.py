@@ -38,7 +38,7 @@ def download(name: str) -> Path:
     try:
         folder = hub.snapshot_download(name, allow_patterns=_PATTERNS, ignore_patterns=_OTHERS)
     except GatedRepoError:
-        reason = "is on the Hugging Face Hub for those only who accepted its terms there: do so, "
+        reason = "is gated on the Hugging Face Hub: accept its terms there, "
         advice = "log in with `hf auth login`, and try again"
     except RepositoryNotFoundError:
         reason = "is neither a folder or file here nor a model on the Hugging Face Hub: "

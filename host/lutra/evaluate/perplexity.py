@@ -41,7 +41,7 @@ def perplexity(
 ) -> Perplexity:
     """Evaluate ``logits`` (a window's tokens to ``[T, V]`` real logits) over the windows."""
     if not windows:
-        raise LutraError("the text has nothing to predict: give a file with more text in it")
+        raise LutraError("the text is too short to predict anything: give a longer one")
     losses: list[NDArray[np.float64]] = []
     for i, window in enumerate(windows):
         if progress:

@@ -100,7 +100,7 @@ class Metadata:
     def _get(self, key: str, missing: bool) -> Value | None:
         value = self._values.get(key)
         if value is None and not missing:
-            raise LutraError(f"{self.path}: metadata has no {key}: it is not a whole model")
+            raise LutraError(f"{self.path}: metadata has no {key}: copy the model again")
         return value
 
     def _wrong(self, key: str, expected: str, value: object) -> LutraError:
@@ -170,7 +170,7 @@ class Metadata:
             if (value != first).any():
                 raise LutraError(
                     f"{self.path}: {key} differs from layer to layer, which is not supported: "
-                    "use a model whose layers are alike"
+                    "use a model with equal layers"
                 )
             if first < 1:
                 raise self._wrong(key, "a whole number from 1 on", first)
@@ -299,7 +299,7 @@ class GgufFile:
             if not 0 < len(key) <= _KEY_MAX:
                 raise cursor.error(f"key {i} must have 1..{_KEY_MAX} characters", at)
             if key in values:
-                raise cursor.error(f"key {key!r} is there twice", at)
+                raise cursor.error(f"key {key!r} appears twice", at)
             values[key] = cursor.value(key)
         self.metadata = Metadata(path, values)
         alignment = self.metadata.whole("general.alignment", _DEFAULT_ALIGNMENT)
@@ -313,7 +313,7 @@ class GgufFile:
         self.tensors: dict[str, GgufTensor] = {}
         for at, name, kind, shape, offset in entries:
             if name in self.tensors:
-                raise cursor.error(f"tensor {name!r} is there twice", at)
+                raise cursor.error(f"tensor {name!r} appears twice", at)
             n_bytes = math.prod(shape) // kind.block * kind.block_bytes + kind.tail_bytes
             if offset % alignment:
                 raise cursor.error(
@@ -334,7 +334,7 @@ class GgufFile:
         magic = cursor.bytes(min(4, cursor.left), "the magic").tobytes()
         if magic != MAGIC:
             raise LutraError(
-                f"{self.path} is no GGUF file, it begins with {magic!r}, not {MAGIC!r}: "
+                f"{self.path} is not a GGUF file, it begins with {magic!r}, not {MAGIC!r}: "
                 "give a GGUF file"
             )
         version = cursor.whole(4, "the version")

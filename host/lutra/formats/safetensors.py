@@ -116,7 +116,7 @@ class SafetensorsFolder:
 
     def _shard(self, name: str) -> Path:
         if name not in self._shards:
-            raise LutraError(f"{self.path} has no tensor {name}: it is not a whole model")
+            raise LutraError(f"{self.path} has no tensor {name}: copy the model again")
         path = self._shards[name]
         if name not in self._open(path).keys():
             raise LutraError(f"{path} has no tensor {name}, though {_INDEX} says so: copy it again")

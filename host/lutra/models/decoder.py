@@ -272,7 +272,7 @@ class Decoder:
         most = self.config.max_position_embeddings
         if context is not None and context > most:
             raise LutraError(
-                f"the context must be at most {most}, which {self.name} was made for, not {context}"
+                f"the context must be at most {most}, the limit of {self.name}, not {context}"
             )
         n = min(most, CONTEXT) if context is None else context
         return replace(self, config=replace(self.config, max_position_embeddings=n))

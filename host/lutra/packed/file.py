@@ -186,7 +186,7 @@ class _Layers(Sequence[PackedLayer]):
         layer = self._reader.read(f"layers.{index}.", file)
         if broken := self._promise.broken_by(layer):
             raise LutraError(
-                f"{file.path}: layer {index} is not what the model says of it, {broken}: {_ADVICE}"
+                f"{file.path}: layer {index} differs from the model's sizes, {broken}: {_ADVICE}"
             )
         return layer
 

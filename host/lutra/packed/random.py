@@ -69,7 +69,9 @@ def random_packed(
     c = read_config(file, Gate.RELU2 if bitnet else Gate.SILU)
     format = format or Format.parse("W1.58A8" if bitnet else "W4A8")
     if bitnet and not format.ternary:
-        raise LutraError(f"{name} has ternary weights, they are not rounded to {format}")
+        raise LutraError(
+            f"{name} has ternary weights, which are not rounded to {format}: leave the format out"
+        )
     if format.ternary and not bitnet:
         raise LutraError(f"{name} has no ternary weights: give another format than {format}")
     key_bits, value_bits = kv_pair(kv_bits)

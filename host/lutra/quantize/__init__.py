@@ -42,8 +42,8 @@ def check_format(model: Decoder, format: Format) -> None:
     if format.ternary and not isinstance(model.layers[0].q_proj, Ternary):
         choice = ", ".join(f"W{w}A{format.a_bits}" for w in W_BITS)
         raise LutraError(
-            f"the weights of {model.name} are not ternary, {format} is only for weights that are: "
-            f"use --format {choice}"
+            f"the weights of {model.name} are not ternary, and {format} is for ternary weights "
+            f"only: use --format {choice}"
         )
     if not format.ternary and isinstance(model.layers[0].q_proj, Ternary):
         raise LutraError(

@@ -129,7 +129,7 @@ def calibration_windows(
     many; each begins with ``bos`` if there is one. A function of the tokens and the seed."""
     if n < 1 or length < 2:
         raise LutraError(
-            f"calibration needs one window or more of two tokens or more, not {n} of {length}"
+            f"calibration needs at least one window of at least two tokens, not {n} of {length}"
         )
     body = length - (bos is not None)
     if len(tokens) < body:

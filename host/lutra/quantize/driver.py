@@ -65,7 +65,7 @@ class Recipe:
             raise LutraError(f"group must be 1 or more, not {self.group}")
         if self.act_order and self.method != "gptq":
             raise LutraError(
-                f"act-order is an order of GPTQ's, {self.method} has none: leave it out or use gptq"
+                f"act-order is an option of gptq, not of {self.method}: leave it out or use gptq"
             )
         if self.bits_budget is None:
             return
@@ -75,8 +75,7 @@ class Recipe:
             )
         if self.format.ternary:
             raise LutraError(
-                "a bits-budget allots bits to weights in floating point, ternary ones have theirs: "
-                "leave it out"
+                "a bits-budget is for weights in floating point, not for ternary ones: leave it out"
             )
 
     @property
@@ -171,8 +170,8 @@ def quantize_layers(
     if recipe.bits_budget is not None:
         if windows is None:
             raise LutraError(
-                f"the weights of {model.name} are integers already, there are no bits to allot: "
-                "leave the bits-budget out"
+                f"the weights of {model.name} are integers already, which a bits-budget is not "
+                "for: leave the bits-budget out"
             )
         plan = _plan(model, recipe, windows, store, progress, watch)
     states = None if method is None or windows is None else States(model, windows)

@@ -174,7 +174,8 @@ class Packer:
         self._peak = max(self._peak, float(np.abs(self._x).max()))
         if not math.isfinite(self._peak):
             raise LutraError(
-                f"layer {i} of {self.model.name} gives infinities or NaNs: the checkpoint is broken"
+                f"layer {i} of {self.model.name} gives infinities or NaNs: copy the checkpoint "
+                "again"
             )
 
     def _linears(self, parts: Sequence[tuple[Integers, float]]) -> list[PackedLinear]:

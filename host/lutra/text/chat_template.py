@@ -78,11 +78,11 @@ class ChatTemplate:
                     raise _EndlessError
         except (_EndlessError, MemoryError, RecursionError):
             raise LutraError(
-                "the chat template does not come to an end: give another one with --chat-template"
+                "the chat template does not end: give another one with --chat-template"
             ) from None
         except SecurityError as error:
             raise LutraError(
-                f"the chat template tries what templates may not ({_line(error)}): "
+                f"the chat template uses what templates may not use ({_line(error)}): "
                 "give another one with --chat-template"
             ) from None
         except jinja2.TemplateError as error:

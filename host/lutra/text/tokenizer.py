@@ -263,7 +263,7 @@ class _SentencePiece:
             self._processor: Any = library.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise LutraError(
-                f"{path} is no SentencePiece model ({_line(error)}): copy the model again"
+                f"{path} is not a SentencePiece model ({_line(error)}): copy the model again"
             ) from None
         n: int = self._processor.vocab_size()
         self._own = n

@@ -164,7 +164,7 @@ def test_a_part_that_is_wrong(fault: str, tmp_path: Path) -> None:
     [
         (config() | {"format": "int-quantized"}, "format 'int-quantized' is not supported; suppo"),
         (config() | {"config_groups": {}}, "config_groups is missing: copy the model again"),
-        (config() | {"config_groups": {"group_0": 1}}, "config_groups says nothing of weights"),
+        (config() | {"config_groups": {"group_0": 1}}, "config_groups has no weights"),
         (config(num_bits=3), "num_bits 3 is not supported; supported is 2 or 4 or 8"),
         (config(type="float"), "type 'float' is not supported; supported is 'int'"),
         (config(strategy="tensor"), "strategy 'tensor' is not supported; supported is 'group' or"),

@@ -279,7 +279,7 @@ def test_opening_by_magic_or_suffix(tmp_path: Path) -> None:
     other = path.rename(tmp_path / "model-of-a-cache")
     assert isinstance(open_checkpoint(other), GgufCheckpoint)
     path.write_bytes(b"something else")
-    with pytest.raises(LutraError, match="is no GGUF file, it begins with b'some'"):
+    with pytest.raises(LutraError, match="is not a GGUF file, it begins with b'some'"):
         open_checkpoint(path)
 
 
@@ -328,9 +328,10 @@ REFUSED = {
     "tokenizer.ggml.eos_token_id must be below 1, not 1": changed(
         "qwen2", tokenizer__ggml__tokens=["a"], tokenizer__ggml__eos_token_id=1
     ),
-    "llama.attention.value_length must be the size of a head, 64, not 32: use a model of which "
-    "this holds": changed(attention__value_length=32),
-    "metadata has no llama.block_count: it is not a whole model": changed(block_count=None),
+    "llama.attention.value_length must be the size of a head, 64, not 32: use another": changed(
+        attention__value_length=32
+    ),
+    "metadata has no llama.block_count: copy the model again": changed(block_count=None),
 }
 
 
@@ -354,7 +355,7 @@ def test_parts_that_are_missing_or_of_another_size(tmp_path: Path) -> None:
     ):
         rest = {key: value for key, value in floats.items() if key != name}
         write_gguf(path, model, floats=rest)
-        message = f"^{path} has no tensor {missing}: it is not a whole model$"
+        message = f"^{path} has no tensor {missing}: copy the model again$"
         with pytest.raises(LutraError, match=message):
             list(load_model(path).layers)
     name = "model.layers.0.self_attn.k_proj.weight"

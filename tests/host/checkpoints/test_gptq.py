@@ -166,5 +166,5 @@ def test_a_zero_point_that_three_bits_do_not_hold(tmp_path: Path) -> None:
     matrix = Matrix.random(32, 32, 1, 3)
     matrix = replace(matrix, zero=np.full((32, 1), 8))
     folder = write(tmp_path, pack(matrix), config_of(matrix))
-    with pytest.raises(LutraError, match="qzeros holds a zero point of 8, which is no code of 3"):
+    with pytest.raises(LutraError, match="qzeros holds a zero point of 8, which is not a co"):
         read(folder, 32, 32)

@@ -23,8 +23,8 @@ from lutra_golden.install import install_command
 FAILURES: dict[type[Exception], str] = {
     RepositoryNotFoundError: "is neither a folder or file here nor a model on the Hugging Face "
     "Hub: check its spelling, or log in with `hf auth login` if it is private",
-    GatedRepoError: "is on the Hugging Face Hub for those only who accepted its terms there: do "
-    "so, log in with `hf auth login`, and try again",
+    GatedRepoError: "is gated on the Hugging Face Hub: accept its terms there, "
+    "log in with `hf auth login`, and try again",
     LocalEntryNotFoundError: "is neither a folder or file here nor downloaded, and the Hugging "
     "Face Hub cannot be reached: check the path, or connect to the network and try again",
     HfHubHTTPError: r"could not be downloaded from the Hugging Face Hub \(500 Server Error\): try "

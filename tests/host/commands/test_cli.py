@@ -164,7 +164,7 @@ def test_engine_format_and_group(
         (["--format", "W4A8"], r"the weights of tales are ternary .*: use --format W1\.58A8, .*"),
         (
             ["-m", "tales-llama", "--format", "W1.58A8"],
-            ".* only for weights that are: use --format .*",
+            ".* is for ternary weights only: use --format .*",
         ),
     ],
 )
@@ -515,14 +515,14 @@ def test_perplexity_without_a_first_token(otter: Path, tmp_path: Path, capsys: C
     assert windows["tokens"] == 2 * 31
     text.write_text("O", encoding="utf-8")
     assert fails(capsys, "perplexity", "-m", str(folder), "-f", str(text)) == (
-        "the text has nothing to predict: give a file with more text in it"
+        "the text is too short to predict anything: give a longer one"
     )
 
 
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (b"", [], "the text has nothing to predict: give a file with more text in it"),
+        (b"", [], "the text is too short to predict anything: give a longer one"),
         (b"K\xf6nig", [], "{path} is not UTF-8 text: convert it first"),
         (b"king", ["--windows", "0"], "--windows must be 1 or more, not 0"),
     ],

@@ -125,7 +125,7 @@ def test_what_is_taken_for_gguf(tmp_path: Path) -> None:
 
 CUT = "the file is cut off or damaged, copy or download it again"
 AGAIN = "copy or download the file again"
-ALIKE = "use a model whose layers are alike"
+ALIKE = "use a model with equal layers"
 LIE = 1 << 62
 
 
@@ -136,8 +136,11 @@ def _tensor(**change: object) -> bytes:
 
 
 DAMAGED: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", " is no GGUF file, it begins with b'', not b'GGUF': give a GGUF file"),
-    "magic": (b"PK\3\4" * 9, " is no GGUF file, it begins with b'PK\\x03\\x04', not b'GGUF': give"),
+    "empty": (b"", " is not a GGUF file, it begins with b'', not b'GGUF': give a GGUF file"),
+    "magic": (
+        b"PK\3\4" * 9,
+        " is not a GGUF file, it begins with b'PK\\x03\\x04', not b'GGUF'",
+    ),
     "version 1": (
         gguf_bytes([FIELD], [], version=1),
         " is GGUF version 1; supported are 2 and 3: convert the model again",
@@ -196,7 +199,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "key twice": (
         gguf_bytes([field_bytes("a", 4, 1)] * 2, []),
-        f": key 'a' is there twice, at byte 41: {AGAIN}",
+        f": key 'a' appears twice, at byte 41: {AGAIN}",
     ),
     "alignment": (
         gguf_bytes([field_bytes("general.alignment", 4, 48)], []),
@@ -208,7 +211,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "tensor twice": (
         gguf_bytes([FIELD], [TENSOR, TENSOR]),
-        f": tensor 'x' is there twice, at byte 110: {AGAIN}",
+        f": tensor 'x' appears twice, at byte 110: {AGAIN}",
     ),
     "name of a tensor": (
         _tensor(name=""),
@@ -280,7 +283,7 @@ def test_a_file_cut_off_anywhere(tmp_path: Path) -> None:
     GgufFile(path)
     for n in range(len(raw)):
         path.write_bytes(raw[:n])
-        with pytest.raises(LutraError, match=f"^{path}(:| is no GGUF file)"):
+        with pytest.raises(LutraError, match=f"^{path}(:| is not a GGUF file)"):
             GgufFile(path)
 
 
@@ -316,7 +319,7 @@ def test_metadata_that_is_missing_or_of_another_kind(tmp_path: Path) -> None:
     assert metadata.strings("missing", default=[]) == []
     shown = f"'{'x' * 56}..."
     for get, message in (
-        (lambda: metadata.whole("missing"), "metadata has no missing: it is not a whole model"),
+        (lambda: metadata.whole("missing"), "metadata has no missing: copy the model again"),
         (lambda: metadata.whole("text"), f"text must be a whole number from 1 on, not {shown}"),
         (lambda: metadata.whole("none"), "none must be a whole number from 1 on, not 0"),
         (lambda: metadata.whole("flag"), "flag must be a whole number from 1 on, not True"),

@@ -269,8 +269,8 @@ MODELS, KINDS = "gpt2 and llama", ", ".join(PRE_TOKENIZERS)
             {"model": "bert"},
             f": tokenizer.ggml.model 'bert' is not supported; supported are {MODELS}: {OTHER}",
         ),
-        ({"model": None}, ": metadata has no tokenizer.ggml.model: it is not a whole model"),
-        ({"tokens": None}, ": metadata has no tokenizer.ggml.tokens: it is not a whole model"),
+        ({"model": None}, ": metadata has no tokenizer.ggml.model: copy the model again"),
+        ({"tokens": None}, ": metadata has no tokenizer.ggml.tokens: copy the model again"),
         (
             {"model": "gpt2", "pre": "tekken", "merges": []},
             f": tokenizer.ggml.pre 'tekken' is not supported; supported are {KINDS}: {OTHER}",

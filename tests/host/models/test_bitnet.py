@@ -187,7 +187,7 @@ def test_missing_weights(folder: Path) -> None:
 )
 def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
     change_tensor(folder, name, None)
-    message = rf"has no tensor {name}: it is not a whole model$"
+    message = rf"has no tensor {name}: copy the model again$"
     with pytest.raises(LutraError, match=message):
         load(folder)
 

@@ -222,7 +222,7 @@ def test_a_number_that_is_wrong(folder: Path, name: str, value: object, message:
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("model.norm.weight", None, " has no tensor model.norm.weight: it is not a whole model"),
+        ("model.norm.weight", None, " has no tensor model.norm.weight: copy the model again"),
         (
             "model.layers.0.mlp.up_proj.weight",
             np.zeros((32, 16), np.float32),

@@ -144,24 +144,24 @@ def test_tensors_that_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variant", "name", "tensor", "message"),
     [
-        ("llama", "model.norm.weight", None, " has no tensor model.norm.weight: it is not a whole"),
+        ("llama", "model.norm.weight", None, " has no tensor model.norm.weight: copy the model"),
         (
             "llama-untied",
             "lm_head.weight",
             None,
-            " has no tensor lm_head.weight: it is not a whole",
+            " has no tensor lm_head.weight: copy the model a",
         ),
         (
             "qwen2",
             LAYER + "self_attn.v_proj.bias",
             None,
-            r" has no tensor \S+v_proj.bias: it is not",
+            r" has no tensor \S+v_proj.bias: copy the",
         ),
         (
             "qwen3",
             LAYER + "self_attn.k_norm.weight",
             None,
-            r" has no tensor \S+k_norm.weight: it is",
+            r" has no tensor \S+k_norm.weight: copy",
         ),
         (
             "llama",
@@ -307,7 +307,7 @@ def test_a_pickle_that_is_called_safetensors(tmp_path: Path) -> None:
         ("[]", "has no weight_map: copy the model again"),
         ('{"weight_map": {"x": "../x.safetensors"}}', "must name files of its folder, not '../x."),
         ('{"weight_map": {"x": "no.safetensors"}}', "does not exist, though model.*names it: copy"),
-        ('{"weight_map": {}}', "has no tensor model.embed_tokens.weight: it is not a whole model"),
+        ('{"weight_map": {}}', "has no tensor model.embed_tokens.weight: copy the model again"),
     ],
 )
 def test_a_wrong_index(index: str, message: str, tmp_path: Path) -> None:

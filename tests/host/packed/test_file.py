@@ -385,27 +385,27 @@ SCALE_TEXT = (
         (set_to("layers", to=[1, 2]), "config.json: layers must be a list of objects"),
         (
             set_to("w_bits", to=3),
-            "config.json: layer 0 is not what the model says of it, q_proj ha",
+            "config.json: layer 0 differs from the model's sizes, q_proj ha",
         ),
         (
             set_to("scale_bits", to=5),
-            "config.json: layer 0 is not what the model says of it, q_proj",
+            "config.json: layer 0 differs from the model's sizes, q_proj",
         ),
         (
             set_to("group", to=64),
-            "config.json: layer 0 is not what the model says of it, q_proj has",
+            "config.json: layer 0 differs from the model's sizes, q_proj has",
         ),
         (
             set_to("group", to=None),
-            "config.json: layer 0 is not what the model says of it, q_proj h",
+            "config.json: layer 0 differs from the model's sizes, q_proj h",
         ),
         (
             set_to("ternary", to=True),
-            "config.json: layer 0 is not what the model says of it, q_pro",
+            "config.json: layer 0 differs from the model's sizes, q_pro",
         ),
         (
             set_to("biased", to=False),
-            "config.json: layer 0 is not what the model says of it, it has",
+            "config.json: layer 0 differs from the model's sizes, it has",
         ),
         (without(*LAYER, "q_proj"), "config.json: layers.1.q_proj must be an object, not None"),
         (set_to(*LAYER, "q_proj", to=3), "config.json: layers.1.q_proj must be an object, not 3"),
@@ -459,7 +459,7 @@ SCALE_TEXT = (
         ),
         (
             set_to(*LAYER, "attention_norm", to=3),
-            "model.safetensors has no tensor layers.1.attention_norm: it is not a whole model",
+            "model.safetensors has no tensor layers.1.attention_norm: copy the model again",
         ),
         (
             set_to(*LAYER, "bias", to=17),
@@ -467,7 +467,7 @@ SCALE_TEXT = (
         ),
         (
             set_to(*LAYER, "head_norms", to=3),
-            "model.safetensors has no tensor layers.1.query_norm: it is not a whole model",
+            "model.safetensors has no tensor layers.1.query_norm: copy the model again",
         ),
         (
             set_to(*LAYER, "window", to=-1),
@@ -491,7 +491,7 @@ def put(name: str, value: Callable[[Any], Any]) -> Callable[[Tensors], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("head"), "model.safetensors has no tensor head: it is not a whole model"),
+        (lambda t: t.pop("head"), "model.safetensors has no tensor head: copy the model again"),
         (
             put("head", lambda x: x.astype(np.int16)),
             "model.safetensors: head must be int8, not int16: pack the model again",

@@ -52,7 +52,7 @@ def test_it_runs(format: str) -> None:
     ("arguments", "message"),
     [
         (("random:gpt-2",), "a random model must be one of random:bitnet-2b-4t, .* not 'random:"),
-        (("random:bitnet-2b-4t", Format.parse("W4A8")), "has ternary weights, they are not rounde"),
+        (("random:bitnet-2b-4t", Format.parse("W4A8")), "has ternary weights, which are not round"),
         (("random:smollm-135m", Format.parse("W1.58A8")), "has no ternary weights: give another"),
         (
             ("random:smollm-135m", None, 128),

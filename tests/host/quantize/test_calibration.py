@@ -36,7 +36,7 @@ def test_a_text_that_just_suffices(bos: int | None) -> None:
 
 @pytest.mark.parametrize(("n", "length"), [(0, 8), (1, 1)])
 def test_windows_that_can_not_be(n: int, length: int) -> None:
-    message = f"calibration needs one window or more of two tokens or more, not {n} of {length}"
+    message = f"calibration needs at least one window of at least two tokens, not {n} of {length}"
     with pytest.raises(LutraError, match=f"^{message}$"):
         calibration_windows(list(range(10)), n, length, seed=0)
 

@@ -221,16 +221,13 @@ def test_settings_tell_runs_apart() -> None:
         ({"group": 0}, "group must be 1 or more, not 0"),
         (
             {"act_order": True},
-            "act-order is an order of GPTQ's, rtn has none: leave it out or use gptq",
+            "act-order is an option of gptq, not of rtn: leave it out or use gptq",
         ),
         ({"bits_budget": 1.5}, "bits-budget must be in 2..8, not 1.5"),
         ({"bits_budget": float("nan")}, "bits-budget must be in 2..8, not nan"),
         (
             {"bits_budget": 3, "format": Format(w_bits=2, a_bits=8, ternary=True)},
-            (
-                "a bits-budget allots bits to weights in floating point, ternary ones have theirs: "
-                "leave it out"
-            ),
+            ("a bits-budget is for weights in floating point, not for ternary ones: leave it out"),
         ),
     ],
 )

@@ -290,7 +290,7 @@ def test_formats_of_another_kind_of_model_are_refused(
     with pytest.raises(LutraError, match=message):
         pack_model(checkpoint("least"), Format.parse("W4A8"))
     message = (
-        r"^the weights of llama are not ternary, W1\.58A16 is only for weights that are: "
+        r"^the weights of llama are not ternary, and W1\.58A16 is for ternary weights only: "
         "use --format W1A16, W2A16, W3A16, W4A16, W6A16, W8A16$"
     )
     with pytest.raises(LutraError, match=message):

@@ -177,7 +177,7 @@ def test_the_sandbox_is_not_left(source: str) -> None:
         found = chatted(source)
     except LutraError as error:
         found = str(error)
-        message = "the chat template (tries what templates may not|refuses these messages)"
+        message = "the chat template (uses what templates may not use|refuses these messages)"
         assert re.match(message, found)
     else:
         assert found == ""
@@ -194,7 +194,7 @@ def test_the_sandbox_is_not_left(source: str) -> None:
 )
 def test_what_templates_may_not(source: str) -> None:
     message = (
-        r"^the chat template tries what templates may not \(.*\): give another one with --chat-"
+        r"^the chat template uses what templates may not use \(.*\): give another one with --chat-"
     )
     with pytest.raises(LutraError, match=message):
         chatted(source)
@@ -229,7 +229,7 @@ def test_no_file_is_read(source: str) -> None:
     ],
 )
 def test_an_end_comes(source: str) -> None:
-    message = "the chat template does not come to an end: give another one with --chat-template"
+    message = "the chat template does not end: give another one with --chat-template"
     with pytest.raises(LutraError, match=f"^{message}$"):
         chatted(source)
 

@@ -379,7 +379,7 @@ def test_sentencepiece_without_its_library(tmp_path: Path, monkeypatch: pytest.M
 def test_a_broken_sentencepiece_model(tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece")
     (tmp_path / "tokenizer.model").write_bytes(b"\x80\x02 no protocol buffer")
-    message = r"tokenizer\.model is no SentencePiece model \(.*\): copy the model again$"
+    message = r"tokenizer\.model is not a SentencePiece model \(.*\): copy the model again$"
     with pytest.raises(LutraError, match=message):
         Tokenizer(tmp_path)
 

@@ -328,9 +328,8 @@ REFUSED = {
     "tokenizer.ggml.eos_token_id must be below 1, not 1": changed(
         "qwen2", tokenizer__ggml__tokens=["a"], tokenizer__ggml__eos_token_id=1
     ),
-    "llama.attention.value_length must be the size of a head, 64, not 32: use another": changed(
-        attention__value_length=32
-    ),
+    "llama.attention.value_length must be the size of a head, 64, not 32: use another "
+    "model": changed(attention__value_length=32),
     "metadata has no llama.block_count: copy the model again": changed(block_count=None),
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth import Cat, ClockDomain, Elaboratable, Module, Mux, Signal, Value
+from amaranth import Cat, ClockDomain, Module, Mux, Signal, Value
 from amaranth.back import rtlil  # pyright: ignore[reportAttributeAccessIssue]
 from amaranth.hdl import Assert, Assume
 from amaranth.lib import wiring
@@ -134,7 +134,7 @@ def recorded(m: Module, event: Any, value: Any, name: str) -> Signal:
     return record
 
 
-class Property(Elaboratable):
+class Property:
     """Rules that ``dut`` keeps from its reset state on, whatever its inputs do.
 
     Every input of ``dut`` is free in every cycle, but that streams into it keep the rule of
@@ -148,8 +148,14 @@ class Property(Elaboratable):
         self.channels = {channel.name: channel for channel in channels(dut)}
         self.claims: list[str] = []
         self.probes: list[str] = []
+        self.cuts: list[str] = []
         self._clock: Any = ClockDomain("sync", reset_less=True)
         self._ports: list[Any] = [self._clock.clk]
+
+    @property
+    def depth(self) -> int:
+        """Cycles that a check has to look at, where they depend on ``dut``."""
+        raise NotImplementedError
 
     def rules(self, m: Module) -> None:
         """Add assumptions and claims to ``m``."""
@@ -161,8 +167,14 @@ class Property(Elaboratable):
         self._ports.append(Value.cast(signal))
         return signal
 
-    def probe(self, path: str, shape: Any) -> Signal:
-        """The signal ``path`` inside the component, for invariants that an induction needs."""
+    def probe(self, path: str, shape: Any, *, cut: bool = False) -> Signal:
+        """The signal ``path`` inside the component, for invariants that an induction needs.
+
+        With ``cut`` nothing in the component drives it: it may be another in every cycle. A claim
+        then holds for more than what the component puts there, and its proof needs less.
+        """
+        if cut:
+            self.cuts.append(path)
         signal = self.free(shape, f"probe_{len(self.probes)}")
         self.probes.append(path)
         return signal
@@ -195,7 +207,8 @@ class Property(Elaboratable):
         payload = past(m, channel.payload, channel.name)
         return ~waits | (channel.valid & (channel.payload == payload))
 
-    def elaborate(self, platform: Any) -> Module:
+    def convert(self) -> str:
+        """RTLIL of the rules and the component."""
         m = Module()
         m.domains.sync = self._clock
         m.submodules.dut = self.dut
@@ -209,9 +222,4 @@ class Property(Elaboratable):
                 self.assume(m, self.kept(m, channel))
 
         self.rules(m)
-        return m
-
-    def convert(self) -> str:
-        """RTLIL of the rules and the component."""
-        m = self.elaborate(None)
         return rtlil.convert(m, name="top", ports=self._ports)

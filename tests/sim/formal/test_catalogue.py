@@ -1,6 +1,7 @@
 """Every check passes, and fails where its block has a fault."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ BY_NAME = {check.name: check for check in CHECKS}
 
 @dataclass(frozen=True)
 class Fault:
-    """``block`` of ``module`` with a fault, put where ``place`` imported it."""
+    """``block`` of ``module`` with a fault, put into ``place``: a part of ``lutra_sim.formal`` that
+    imported it, or a module of the hardware."""
 
     check: str
     module: str
@@ -253,7 +255,63 @@ FAULTS = [
         'last = pairs["last_sum" if s2 < 0 else "last_difference"]',
     ),
     Fault(
-        "equal-mixpe-chains",
+        "step-mixpe",
+        "lutra_hw.matmul.mac",
+        "DotDatapath._activations_of_step",
+        "lutra_hw.matmul.mac",
+        "newer_set.eq(self.start_set)",
+        "newer_set.eq(~self.start_set)",
+    ),
+    Fault(
+        "row-mixpe-chains",
+        "lutra_sim.formal.matmul.datapath",
+        "shifted_sum",
+        "catalogue",
+        "low + (high << weight)",
+        "low + (high << 1)",
+    ),
+    Fault(
+        "row-mixpe-chains-odd",
+        "lutra_hw.matmul.mixpe",
+        "MixpeDatapath",
+        "catalogue",
+        "Mux(bits[-1], words[n - 1], 0)",
+        "Mux(bits[-1], words[n - 2], 0)",
+    ),
+    Fault(
+        "row-mixpe-cells",
+        "lutra_hw.matmul.mixpe",
+        "MixpeDatapath",
+        "catalogue",
+        "Mux(a_bit & ~b_bit, _sign_extend(a, width), 0)",
+        "Mux(a_bit, _sign_extend(a, width), 0)",
+    ),
+    Fault(
+        "row-mixpe-cells-odd",
+        "lutra_hw.matmul.mac",
+        "DotDatapath._add_in_cells",
+        "lutra_hw.matmul.mac",
+        "carry.eq((a & b) | (c & (a ^ b)))",
+        "carry.eq(a & b)",
+    ),
+    Fault(
+        "equal-mac-chains",
+        "lutra_hw.matmul.mac",
+        "MacDatapath",
+        "catalogue",
+        "Cat(Const(1, 1), a) + Cat(Const(0, 1), b)",
+        "Cat(Const(1, 1), a) + Cat(Const(1, 1), b)",
+    ),
+    Fault(
+        "equal-mac-cells",
+        "lutra_hw.matmul.mac",
+        "MacDatapath",
+        "catalogue",
+        "offset -= 1 << (len(term) - 1 + bit)",
+        "offset -= 1 << (len(term) - 1)",
+    ),
+    Fault(
+        "row-mixpe-chains",
         "lutra_hw.matmul.mixpe",
         "MixpeDatapath",
         "catalogue",
@@ -294,8 +352,8 @@ def test_passes(name: str, tmp_path: Path) -> None:
 )
 def test_fails_with_a_fault(fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = broken_module(fault.module, fault.old, fault.new)
-    target = f"lutra_sim.formal.{fault.place}.{fault.block}"
-    monkeypatch.setattr(target, getattr(module, fault.block))
+    place = fault.place if "lutra_hw" in fault.place else f"lutra_sim.formal.{fault.place}"
+    monkeypatch.setattr(f"{place}.{fault.block}", attrgetter(fault.block)(module))
     verdict = prove(BY_NAME[fault.check], tmp_path / "work")
     # a check by induction holds of the sound block, so that its failure is the fault's too
     assert verdict.reason.startswith(("broken in cycle ", "held in the first "))

@@ -1,5 +1,7 @@
 """What the verdicts are of properties that hold, fail, need more, or assume too much."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 
 pytest.importorskip("amaranth")
 
-from amaranth import Module
+from amaranth import Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -75,6 +77,94 @@ def test_verdict(prop: Property, mode: Mode, depth: int, reason: str, tmp_path: 
     assert "\n" not in verdict.reason
 
 
+class Multiplier(wiring.Component):
+    """Shows two factors and their product."""
+
+    a: In(24)  # type: ignore[valid-type]
+    b: In(24)  # type: ignore[valid-type]
+    product: Out(48)  # type: ignore[valid-type]
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.d.comb += self.product.eq(self.a * self.b)
+        return m
+
+
+class Prime(Property):
+    """A claim that holds, and that no solver sees soon: a product of two primes has no others."""
+
+    def __init__(self) -> None:
+        super().__init__(Multiplier())
+
+    def rules(self, m: Module) -> None:
+        dut, p, q = self.dut, 1_048_573, 1_048_571
+        self.assume(m, dut.a > 1, dut.b > 1, dut.a < q)
+        self.claim(m, "no other factors", dut.product != p * q)
+
+
+@pytest.mark.formal
+def test_what_takes_too_long_is_unproven(tmp_path: Path) -> None:
+    verdict = prove(_check(Prime(), Mode.BOUNDED, 1), tmp_path / "work", cpu_limit_s=1)
+    assert verdict.reason == "unproven: no answer within 1 s of processor time"
+    assert verdict.cut and not verdict.passed
+    assert 1 <= verdict.cpu_s < 60
+
+
+class Doubled(wiring.Component):
+    """A sum by way of a signal inside."""
+
+    a: In(4)  # type: ignore[valid-type]
+    o: Out(6)  # type: ignore[valid-type]
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        inside = Signal(5, name="inside")
+        m.d.comb += [inside.eq(self.a + 2), self.o.eq(inside + 1)]
+        return m
+
+
+class Cut(Property):
+    def __init__(self, *, cut: bool) -> None:
+        super().__init__(Doubled())
+        self._cut = cut
+
+    def rules(self, m: Module) -> None:
+        inside = self.probe("inside", 5, cut=self._cut)
+        self.claim(m, "one more", self.dut.o == inside + 1)
+        self.claim(m, "two more", inside == self.dut.a + 2)
+
+
+@pytest.mark.formal
+def test_what_is_cut_may_be_anything(tmp_path: Path) -> None:
+    whole = prove(_check(Cut(cut=False), Mode.BOUNDED, 1), tmp_path / "whole")
+    assert whole.reason == ""
+    cut = prove(_check(Cut(cut=True), Mode.BOUNDED, 1), tmp_path / "cut")
+    assert cut.reason.startswith("broken in cycle 0: two more")
+
+
+@pytest.mark.formal
+def test_what_is_cut_has_to_be_there(tmp_path: Path) -> None:
+    prop = Below(6)
+    prop.cuts.append("nothing_of_this_name")
+    verdict = prove(_check(prop, Mode.BOUNDED, 2), tmp_path / "work")
+    assert verdict.reason.startswith("SymbiYosys failed: ")
+
+
+@pytest.mark.formal
+def test_an_input_cannot_be_cut(tmp_path: Path) -> None:
+    prop = Cut(cut=False)
+    prop.cuts.append("a")
+    verdict = prove(_check(prop, Mode.BOUNDED, 2), tmp_path / "work")
+    assert verdict.reason.startswith("SymbiYosys failed: ")
+
+
+def test_elaborates_all_that_it_makes(tmp_path: Path) -> None:
+    """A warning of a component that is made and not used hides those that matter."""
+    script = "import lutra_sim.formal.catalogue as c; c.CHECKS[0].make().convert()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.formal
 def test_what_a_tool_says_is_in_the_verdict(tmp_path: Path) -> None:
     prop = Below(6)
@@ -112,12 +202,14 @@ def test_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_table_has_a_line_for_each_check() -> None:
     check = _check(Below(6), Mode.PROVED, 3)
     verdicts = [
-        Verdict(check=check, reason="", seconds=1.25),
-        Verdict(check=check, reason="broken", seconds=12),
+        Verdict(check=check, depth=3, reason="", cpu_s=1.25),
+        Verdict(check=check, depth=3, reason="broken", cpu_s=12),
+        Verdict(check=check, depth=3, reason="unproven: no answer", cpu_s=120, cut=True),
     ]
     lines = table(verdicts).splitlines()
     assert lines[1].split() == ["below", "small", "proved,", "induction", "over", "3", "1.2", "ok"]
     assert lines[2].endswith("12.0  FAILED")
+    assert lines[3].endswith("120.0  unproven")
 
 
 def test_unknown_check(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,6 @@ ARGS ?=
 JOBS ?= 2
 CACHE = $(or $(LUTRA_CACHE),$(HOME)/.cache/lutra)
 BIN = .venv/bin
-# what `make formal` does
-PROOFS = tests/sim/formal/test_catalogue.py::test_passes
-HARDWARE_TESTS = $(wildcard tests/hw tests/sim tests/system)
 
 # $(call with_python,<script> <argument>...): a script of the standard library alone
 define with_python
@@ -37,22 +34,16 @@ run: ## tell a story from the simulated accelerator; ARGS="-n 64 --json" is pass
 	@$(BIN)/lutra run $(ARGS)
 
 test: ## run the tests that take seconds; ARGS="-k name" is passed to pytest
-	$(call environment,sim dev)
+	$(call environment,sim dev formal)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
 test-all: ## run every test, the slow ones too
-	$(call environment,sim dev)
+	$(call environment,sim dev formal)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-sim: export LUTRA_COVERAGE = 1
-sim: export LUTRA_COVERAGE_DIR = $(CURDIR)/coverage
-sim: export LUTRA_REQUIRE_TOOLS = 1
-sim: ## run all hardware verification and print the line coverage of the RTL
+sim: ## run all hardware verification (proofs, tests, line coverage) and print a table of it
 	$(call environment,sim dev formal)
-	@rm -rf "$(LUTRA_COVERAGE_DIR)"
-	@$(BIN)/python -m lutra_sim.formal --jobs $(JOBS)
-	@$(BIN)/python -m pytest -n $(JOBS) $(HARDWARE_TESTS) --deselect $(PROOFS) $(ARGS)
-	@$(BIN)/python -m lutra_sim.rtl.coverage
+	@$(BIN)/python tools/verify.py --jobs $(JOBS) $(ARGS)
 
 formal: ## prove properties of the RTL by model checking; ARGS="arbiter reader" picks checks
 	$(call environment,sim formal)

@@ -7,7 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lutra.compile.fit import check_processor
-from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult, Step, TileResult
+from lutra.devices.base import (
+    BaseDevice,
+    BaseSession,
+    Chunk,
+    PassResult,
+    Step,
+    TileResult,
+    available_memory,
+)
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
@@ -99,7 +107,8 @@ class CudaDevice(BaseDevice[CudaSession]):
     def _memory(self) -> int:
         from lutra_kernels.arrays import free_bytes
 
-        return max(0, free_bytes() - self._runner.pass_bytes)
+        free = available_memory() if interpreted() else free_bytes()
+        return max(0, free - self._runner.pass_bytes)
 
     def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
         from lutra_kernels.runner import Part

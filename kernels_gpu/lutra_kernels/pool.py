@@ -64,6 +64,10 @@ class KvPool:
         """Give a slot back; the memory stays for later sequences."""
         self._free.append(slot)
 
+    def release(self) -> None:
+        """Release all memory; no sequence can be used any more."""
+        self.caches.clear()
+
     def _grow(self) -> None:
         # growing copies what is there: by half of it, where that leaves most of the memory free
         spare = free_bytes() // (4 * self.sequence_bytes)

@@ -2,6 +2,7 @@
 
 import gc
 import re
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from tests.kernels_gpu.models import Golden, small_model, tokens_of
 
 from lutra.devices.base import Step, StepResult
 from lutra.devices.choose import choose_device
+from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
@@ -126,6 +128,25 @@ def test_a_sequence_moves_between_devices(kv: int) -> None:
     check(found, (logits[6:7], scale[6:7]))
     assert (session.length, other.length) == (5, 7)
     assert same(session.export(), exported)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("kv", [8, 4])
+def test_a_sequence_moves_to_and_from_the_cpu(kv: int) -> None:
+    model = small_model("llama", "W4A8", kv, layers=1)
+    tokens = tokens_of(model, 6)
+    logits, scale = Golden(model).run(tokens)
+    cpu, device = CpuDevice(threads=1), loaded(model)
+    cpu.load(model)
+    there, here = cpu.session(), device.session()
+    cpu.run([Step(session=there, tokens=tokens[:3], logits_from=3)])
+    here.restore(there.export())
+    (found,) = device.run([Step(session=here, tokens=tokens[3:5])])
+    check(found, (logits[3:5], scale[3:5]))
+    there.restore(here.export())
+    (found,) = cpu.run([Step(session=there, tokens=tokens[5:])])
+    check(found, (logits[5:], scale[5:]))
+    cpu.close()
 
 
 @pytest.mark.slow
@@ -294,7 +315,11 @@ def test_refusals() -> None:
     device.load(model)
     with pytest.raises(LutraError, match=r"^the session's model is no longer loaded"):
         device.run([Step(session=session, tokens=[1])])
+    kept, pool = device.session(), device._runner.pool
+    assert pool.caches
     device.close()
+    assert not pool.caches
+    kept.close()
     with pytest.raises(LutraError, match=r"^no model is loaded: call load\(model\) first$"):
         device.session()
 

@@ -74,6 +74,7 @@ class CudaDevice(BaseDevice[CudaSession]):
         super().__init__(memory_limit=memory_limit)
         self._progress = progress
         self._loaded: Runner | None = None
+        self._implicit: CudaSession | None = None
 
     @property
     def _runner(self) -> "Runner":
@@ -95,7 +96,11 @@ class CudaDevice(BaseDevice[CudaSession]):
             self._progress("loading the GPU", share)
 
     def _unload(self) -> None:
-        self._loaded = None
+        self._implicit = None
+        if self._loaded is not None:
+            # sessions that somebody still holds keep no memory
+            self._loaded.pool.release()
+            self._loaded = None
 
     def _session(self, model: PackedModel) -> CudaSession:
         with _refusing():
@@ -149,8 +154,11 @@ class CudaDevice(BaseDevice[CudaSession]):
 
     def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
         """Process ``tokens`` from ``position``; logits from that index of them on."""
-        self._implicit.truncate(position)
-        step = Step(session=self._implicit, tokens=tokens, logits_from=logits_from)
+        session = self._implicit
+        if session is None:
+            raise LutraError("no model is loaded: call load_model(model) first")
+        session.truncate(position)
+        step = Step(session=session, tokens=tokens, logits_from=logits_from)
         (result,) = self.run([step])
         return TileResult(result.logits, result.scale, result.argmax, None, result.saturated)
 

@@ -19,8 +19,8 @@ from lutra.devices.rtl import RtlDevice
 from lutra.quantize.reference import reference
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel, PackedNorm
+from lutra_golden.timing.memory import IDEAL_MEMORY, MemoryTiming, random_timing
 from lutra_golden.vector.rope import rope_table
-from lutra_sim.rtl.timing import IDEAL, MemoryTiming, random_timing
 
 Float = NDArray[np.float64]
 Packed = Callable[[str], PackedModel]
@@ -115,7 +115,7 @@ def test_the_rtl_gives_the_logits_of_the_golden_device(
     name: str, engine: str, packed: Packed
 ) -> None:
     # an odd model sees a memory that stalls
-    timing = random_timing(2) if list(MAKERS).index(name) % 2 else IDEAL
+    timing = random_timing(2) if list(MAKERS).index(name) % 2 else IDEAL_MEMORY
     assert_the_rtl_gives_the_same(packed(name), config_of_engine(engine), timing)
 
 
@@ -134,7 +134,7 @@ def test_the_rtl_gives_the_logits_of_the_golden_device(
 def test_the_rtl_with_a_cache_of_four_bits(name: str, engine: str, packed: Packed) -> None:
     """Windows that begin at odd positions, tiles that end at them, padded heads."""
     model = replace(packed(name), key_bits=4, value_bits=4)
-    timing = random_timing(2) if name in ("mistral-window", "bitnet") else IDEAL
+    timing = random_timing(2) if name in ("mistral-window", "bitnet") else IDEAL_MEMORY
     assert_the_rtl_gives_the_same(model, config_of_engine(engine, kv_width=4), timing)
 
 

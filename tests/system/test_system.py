@@ -29,8 +29,7 @@ from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import PackedModel
-from lutra_sim.rtl.timing import IDEAL, MemoryTiming, random_timing
-from lutra_sim.rtl.timing import NANO as NANO_TIMING
+from lutra_golden.timing.memory import IDEAL_MEMORY, NANO_MEMORY, MemoryTiming, random_timing
 
 PROMPT = (
     "Once upon a time there lived in a small house at the edge of the forest an old woman who had "
@@ -79,8 +78,8 @@ CASES = [
 FIRST = [Case("tales-llama", engine, "W4A8") for engine in GROUPED]
 """What stands for the grouped engines where not every case is worth its time."""
 TIMINGS: dict[str, MemoryTiming] = {
-    "rtl": NANO_TIMING,
-    "rtl-ideal": IDEAL,
+    "rtl": NANO_MEMORY,
+    "rtl-ideal": IDEAL_MEMORY,
     "rtl-stalling": random_timing(1),
 }
 

@@ -13,7 +13,7 @@ from lutra_golden.control.registers import STATUS_SATURATED
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
-from lutra_sim.rtl.timing import NANO, MemoryTiming
+from lutra_golden.timing.memory import NANO_MEMORY, MemoryTiming
 
 if TYPE_CHECKING:
     from lutra_sim.rtl.device import RtlDevice as Simulator
@@ -37,7 +37,7 @@ class RtlDevice:
         self,
         config: AcceleratorConfig,
         *,
-        timing: MemoryTiming = NANO,
+        timing: MemoryTiming = NANO_MEMORY,
         wave: Path | None = None,
         wave_cycles: tuple[int, int] | None = None,
         progress: Progress | None = None,

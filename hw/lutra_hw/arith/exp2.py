@@ -8,6 +8,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from lutra_golden.arith.exp2 import EXP2, Exp2Params, exp2_table
+from lutra_golden.timing.arith import EXP2_LATENCY
 
 __all__ = ["Exp2Neg"]
 
@@ -30,7 +31,7 @@ class Exp2Neg(wiring.Component):
     y : ``Out(unsigned(y_width))``  ``y_frac`` fraction bits, ``latency`` cycles later.
     """
 
-    latency = 4
+    latency = EXP2_LATENCY
 
     def __init__(self, params: Exp2Params = EXP2):
         if not isinstance(params, Exp2Params):

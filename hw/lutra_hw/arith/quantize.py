@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.arith.scale import SCALE
+from lutra_golden.timing.arith import QUANTIZER_LATENCY
 from lutra_hw.arith.fixed import round_half, shift_guarded
 from lutra_hw.ports import SCALE_LAYOUT
 
@@ -40,7 +41,7 @@ class Quantizer(wiring.Component):
     q : ``Out(ArrayLayout(signed(q_width), lanes))``  ``latency`` cycles later.
     """
 
-    latency = 3
+    latency = QUANTIZER_LATENCY
 
     def __init__(self, lanes: int, y_width: int, q_width: int = 8):
         for name, value in (("lanes", lanes), ("y_width", y_width), ("q_width", q_width)):

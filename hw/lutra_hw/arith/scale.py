@@ -6,10 +6,11 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from lutra_golden.arith.scale import SCALE, recip_table, rsqrt_table
+from lutra_golden.timing.arith import SCALE_MUL_LATENCY
 from lutra_hw.arith.fixed import round_half
 from lutra_hw.ports import SCALE_LAYOUT
 
-__all__ = ["SCALE_COMMAND", "SCALE_LATENCY", "ScaleMul", "ScaleOp", "ScaleUnit"]
+__all__ = ["SCALE_COMMAND", "ScaleMul", "ScaleOp", "ScaleUnit"]
 
 
 class ScaleOp(enum.Enum, shape=unsigned(3)):
@@ -45,16 +46,6 @@ def _round(guarded, e):
     carry, top = rounded[16], rounded[15]
     m = Mux(carry | top, Cat(rounded[:15], 1), rounded[:15] << 1)
     return m[:16], e + Mux(carry, 1, Mux(top, 0, -1))
-
-
-SCALE_LATENCY = {
-    ScaleOp.FROM_INT: 4,
-    ScaleOp.MUL: 3,
-    ScaleOp.ADD: 5,
-    ScaleOp.RECIP: 5,
-    ScaleOp.RSQRT: 6,
-}
-"""Cycles of :class:`ScaleUnit` from the acceptance of a command to the offer of its result."""
 
 
 class ScaleUnit(wiring.Component):
@@ -257,7 +248,7 @@ class ScaleMul(wiring.Component):
     o : ``Out(SCALE_LAYOUT)``
     """
 
-    latency = 2
+    latency = SCALE_MUL_LATENCY
 
     valid: In(1)
     a: In(SCALE_LAYOUT)

@@ -9,6 +9,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from lutra_golden.arith.silu import SILU, SiluParams, silu_table
+from lutra_golden.timing.arith import SILU_LATENCY
 from lutra_hw.arith.fixed import magnitude, round_half
 
 __all__ = ["Silu"]
@@ -36,7 +37,7 @@ class Silu(wiring.Component):
     o : ``Out(ArrayLayout(signed(x_width), lanes))``  likewise, ``latency`` cycles later.
     """
 
-    latency = 4
+    latency = SILU_LATENCY
 
     def __init__(self, lanes: int, params: SiluParams = SILU):
         if isinstance(lanes, bool) or not isinstance(lanes, int):

@@ -8,12 +8,11 @@ from amaranth.utils import ceil_log2
 
 from lutra_golden.arith.exp2 import EXP2
 from lutra_golden.arith.scale import SCALE
-from lutra_golden.attention.attention import first_seen
-from lutra_golden.attention.pairs import fetches
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.attention import TREE_RADIX, AttentionTiming
 from lutra_hw.arith.exp2 import Exp2Neg
 from lutra_hw.arith.fixed import round_half, saturate, shift_guarded
-from lutra_hw.arith.scale import SCALE_LATENCY, ScaleMul, ScaleOp, ScaleUnit
+from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra_hw.attention.pairs import ATTEND_COMMAND, BEAT_SLOTS, PairIssuer, pair_layout
 from lutra_hw.ports import (
     SCALE_LAYOUT,
@@ -26,7 +25,6 @@ from lutra_hw.ports import (
 __all__ = ["AttentionUnit"]
 
 _LANES = 8
-_TREE_RADIX = 4
 _SHIFT_MAX = 63
 
 
@@ -185,9 +183,9 @@ class AttentionUnit(wiring.Component):
     mask or the window hides are never issued.
 
     Throughput is one pair per cycle. One token takes ``n_kv_heads * (2 * n + drain)`` cycles, those
-    of its beats of scales, and the end of the last head; :meth:`cycles` is exact. ``rd_data`` is
-    the only stream with backpressure: it holds when :data:`BEAT_SLOTS` beats wait. After reset the
-    unit is idle and its memories are zero.
+    of its beats of scales, and the end of the last head; :meth:`AttentionTiming.cycles` is exact.
+    ``rd_data`` is the only stream with backpressure: it holds when :data:`BEAT_SLOTS` beats wait.
+    After reset the unit is idle and its memories are zero.
 
     Model: :func:`lutra_golden.attention.attention.attend`.
 
@@ -210,7 +208,7 @@ class AttentionUnit(wiring.Component):
     def __init__(self, config: AcceleratorConfig):
         if not isinstance(config, AcceleratorConfig):
             raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
-        self.config = config
+        self.config, self._stages = config, AttentionTiming(config)
         words = config.head_dim // _LANES
         token, head = range(config.pass_tokens), range(config.n_heads)
         super().__init__(
@@ -236,47 +234,16 @@ class AttentionUnit(wiring.Component):
                 "stall": Out(1),
             }
         )
-        # pipeline stages, counted from the issue of a pair; pass K waits where pass V weighs
-        self._weigh = 2 + Exp2Neg.latency
-        self._multiply = self._weigh + 3
-        self._sum = self._multiply + 1
-        self._dot = self._sum + -(-ceil_log2(config.head_dim) // ceil_log2(_TREE_RADIX))
-        self._score = self._dot + 3
-
-    def cycles(self, position: int, token_count: int, first_beat: int = 2, window: int = 0) -> int:
-        """Cycles from the acceptance of a command to ``done``.
-
-        ``first_beat`` is the number of cycles from that acceptance to the first beat, after which
-        memory delivers one beat per cycle.
-        """
-        if not token_count:
-            return 1
-        config = self.config
-        n_scale_beats = next(fetches(config, 0, position, token_count, window)).beats
-        n_pairs = sum(
-            p + 1 - first_seen(p, window) for p in range(position, position + token_count)
-        )
-        n_items = token_count * config.attention.q_per_kv
-        words = config.head_dim // _LANES
-        reciprocal = 2 + SCALE_LATENCY[ScaleOp.FROM_INT] + SCALE_LATENCY[ScaleOp.RECIP]
-        end = reciprocal + max(reciprocal, words) * (n_items - 1) + words + 4
-        # `at` is the cycle in which the next pair is issued, `finished` that of the last head's end
-        at = first_beat + n_scale_beats + 1
-        finished = 0
-        for _ in range(config.n_kv_heads):
-            at = max(at + n_pairs + self._score, finished + 1) + n_pairs
-            finished = at + self._sum + end
-        return finished + 1
 
     def elaborate(self, platform):
         m = Module()
         config, params = self.config, self.config.attention
         heads = range(params.q_per_kv)
 
-        m.submodules.issuer = issuer = PairIssuer(config, self._score)
+        m.submodules.issuer = issuer = PairIssuer(config, self._stages.score)
         m.submodules.finish = finish = _Finish(config)
         pair = [issuer.pair]
-        for stage in range(1, max(self._score, self._sum + 1) + 1):
+        for stage in range(1, max(self._stages.score, self._stages.sum + 1) + 1):
             pair.append(Signal(pair_layout(config), name=f"pair_{stage}"))
             m.d.sync += pair[stage].eq(pair[stage - 1])
         m.d.comb += [
@@ -302,7 +269,7 @@ class AttentionUnit(wiring.Component):
         score_w, score_r = scores.write_port(), scores.read_port()
         max_w, max_old = maxima.write_port(), maxima.read_port(domain="comb")
         max_r = maxima.read_port(domain="comb")
-        scored = pair[self._score]
+        scored = pair[self._stages.score]
         m.d.comb += [
             score_r.addr.eq(Cat(pair[0].position, pair[0].token)),
             score_r.en.eq(pair[0].valid & pair[0].values),
@@ -320,7 +287,7 @@ class AttentionUnit(wiring.Component):
         )
         den_w, den_old = dens.write_port(), dens.read_port(domain="comb")
         den_r = dens.read_port(domain="comb")
-        weighed, shift = pair[self._weigh], Signal(5)
+        weighed, shift = pair[self._stages.weigh], Signal(5)
         m.d.comb += [
             den_old.addr.eq(weighed.token),
             den_w.addr.eq(weighed.token),
@@ -330,7 +297,7 @@ class AttentionUnit(wiring.Component):
         ]
         self._exponents(m, weighed, v_scale, finish, shift)
 
-        multiplied, summed = pair[self._multiply], pair[self._sum]
+        multiplied, summed = pair[self._stages.multiply], pair[self._stages.sum]
         row = beat
         if issuer.rows == 2:
             row = Mux(multiplied.position[0], beat[len(beat) // 2 :], beat[: len(beat) // 2])
@@ -370,7 +337,7 @@ class AttentionUnit(wiring.Component):
             banks += self._accumulate(m, head, products, summed, finish)
 
         # the end of a head
-        last = pair[self._sum + 1]
+        last = pair[self._stages.sum + 1]
         m.submodules.outputs = outputs = Memory(
             shape=self.out.signature.payload_layout,
             depth=config.pass_tokens << len(self.out.addr.word),
@@ -408,11 +375,11 @@ class AttentionUnit(wiring.Component):
         )
         row_w, row_r = rows.write_port(), rows.read_port()
         row_bits = ceil_log2(issuer.records)
-        picked = pair[self._weigh - 1]
+        picked = pair[self._stages.weigh - 1]
         m.d.comb += [
             row_w.en.eq(issuer.scale_en),
             row_w.addr.eq(issuer.scale_row),
-            row_r.addr.eq(pair[self._weigh - 2].position >> row_bits),
+            row_r.addr.eq(pair[self._stages.weigh - 2].position >> row_bits),
         ]
         for place in range(issuer.records):
             for index in range(2 * n_kv):
@@ -431,8 +398,8 @@ class AttentionUnit(wiring.Component):
             m.d.sync += scale.as_value().eq(entries[place * n_kv + picked.group])
 
         # the queries' scales are read for the cycle in which the multipliers want them
-        at = self._dot - ScaleMul.latency
-        for _ in range(self._weigh, at):
+        at = self._stages.dot - ScaleMul.latency
+        for _ in range(self._stages.weigh, at):
             delayed = Signal(SCALE_LAYOUT, name="k_scale_delayed")
             m.d.sync += delayed.eq(k_scale)
             k_scale = delayed
@@ -474,7 +441,7 @@ class AttentionUnit(wiring.Component):
         )
         query_w, query_r = queries.write_port(granularity=1), queries.read_port()
         group, lane = self._split_head(m, self.q_w.addr.head, "q_w")
-        at = pair[self._multiply - 1]
+        at = pair[self._stages.multiply - 1]
         m.d.comb += [
             beat_w.en.eq(issuer.beat_en),
             beat_w.addr.eq(issuer.beat_slot),
@@ -536,11 +503,11 @@ class AttentionUnit(wiring.Component):
     def _score_of(self, m, head, products, scale, pair):
         """Score at stage ``score``: sum of the products, scaled, shifted, rounded, saturated."""
         width = 8 + self.config.kv_width
-        terms, stage = [product[:width].as_signed() for product in products], self._sum
+        terms, stage = [product[:width].as_signed() for product in products], self._stages.sum
         while len(terms) > 1:
             sums = []
-            for i in range(0, len(terms), _TREE_RADIX):
-                term = sum(terms[i : i + _TREE_RADIX])
+            for i in range(0, len(terms), TREE_RADIX):
+                term = sum(terms[i : i + TREE_RADIX])
                 sums.append(Signal(term.shape(), name=f"sum_{head}_{stage}_{i}"))
                 with m.If(pair[stage].valid & ~pair[stage].values):
                     m.d.sync += sums[-1].eq(term)

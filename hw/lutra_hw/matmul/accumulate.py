@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from lutra_golden.matmul.engine import LANES, ZERO_WIDTH, EngineParams
+from lutra_golden.timing.matmul import DEQUANTIZER_LATENCY, MatmulTiming
 from lutra_hw.matmul.activations import sums_layout
 from lutra_hw.matmul.contract import acc_read_port
 from lutra_hw.matmul.table import signed_term
@@ -16,16 +17,10 @@ __all__ = [
     "Dequantizer",
     "RowRegisters",
     "delayed",
-    "drain_cycles",
     "row_width",
     "side_layout",
     "word_control",
 ]
-
-
-def drain_cycles(params: EngineParams) -> int:
-    """Cycles that the rows of a block take to the accumulators, eight rows of a token in each."""
-    return params.step_tokens * params.step_rows // LANES
 
 
 def row_side(params: EngineParams) -> data.StructLayout:
@@ -136,7 +131,7 @@ class RowRegisters(wiring.Component):
 
     def __init__(self, params: EngineParams, i_width: int) -> None:
         self.params, self.i_width = params, i_width
-        self.lag = 0 if drain_cycles(params) == 1 else 1
+        self.lag = MatmulTiming(params).row_lag
         n = params.step_rows
         super().__init__(
             {
@@ -222,7 +217,7 @@ class RowRegisters(wiring.Component):
 
     def _drain(self, m, ends, rows):
         p, control = self.params, self.control
-        n_cycles, parts = drain_cycles(p), p.block_rows
+        n_cycles, parts = MatmulTiming(p).drain_cycles, p.block_rows
         run, index = Signal(), Signal(range(n_cycles))
         block = Signal(word_control(p), reset_less=True)
         last, empty = Signal(), Signal()
@@ -289,7 +284,7 @@ class Dequantizer(wiring.Component):
     o : ``Out(8 * signed(o_width))``
     """
 
-    latency = 3
+    latency = DEQUANTIZER_LATENCY
 
     def __init__(self, params: EngineParams) -> None:
         self.params = params
@@ -357,7 +352,7 @@ class AccumulatorBanks(wiring.Component):
     def __init__(self, params: EngineParams, i_width: int, i_lag: int) -> None:
         self.params, self.i_width, self.i_lag = params, i_width, i_lag
         self.width = params.sum_width if params.grouped else params.acc_width
-        self.recovery = 3 if params.grouped else 2
+        self.recovery = MatmulTiming(params).recovery
         self.latency = i_lag + self.recovery - 1
         super().__init__(
             {

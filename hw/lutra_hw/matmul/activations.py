@@ -7,16 +7,14 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from lutra_golden.matmul.engine import LANES, EngineParams
-from lutra_hw.matmul.contract import act_write_port
+from lutra_hw.matmul.contract import act_write_port, depth_tile_layout
 
 __all__ = ["ActivationBuffer", "ActivationSums", "activations_layout", "sums_layout"]
 
 
 def activations_layout(params: EngineParams) -> data.ArrayLayout:
     """A depth tile of ``step_tokens`` tokens; the activation of the lowest depth in the LSBs."""
-    return data.ArrayLayout(
-        data.ArrayLayout(signed(params.a_width), params.depth_tile), params.step_tokens
-    )
+    return data.ArrayLayout(depth_tile_layout(params), params.step_tokens)
 
 
 def sums_layout(params: EngineParams) -> data.ArrayLayout:

@@ -19,7 +19,15 @@ from amaranth.lib.wiring import In, Out
 from lutra_golden.matmul.engine import LANES, EngineParams
 from lutra_hw.ports import ReadPortSignature, WritePortSignature
 
-__all__ = ["MatmulEngineSignature", "acc_read_port", "act_write_port", "tile_command"]
+__all__ = [
+    "DatapathSignature",
+    "MatmulEngineSignature",
+    "TableWriterSignature",
+    "acc_read_port",
+    "act_write_port",
+    "depth_tile_layout",
+    "tile_command",
+]
 
 
 def tile_command(params: EngineParams) -> data.StructLayout:
@@ -55,6 +63,63 @@ def acc_read_port(params: EngineParams) -> ReadPortSignature:
         {"token": range(params.pass_tokens), "pair": range(params.acc_blocks // 2)},
         data.ArrayLayout(data.ArrayLayout(signed(params.acc_width), LANES), 2),
     )
+
+
+def depth_tile_layout(params: EngineParams) -> data.ArrayLayout:
+    """The activations of a token in a depth tile; the one of the lowest depth in the LSBs."""
+    return data.ArrayLayout(signed(params.a_width), params.depth_tile)
+
+
+class TableWriterSignature(wiring.Signature):
+    """Ports of a writer of lookup tables, seen from outside it.
+
+    ``start`` writes the tables of set ``start_set`` from the depth tile that ``i`` holds from the
+    next cycle until the next start; ``w`` is the write port of the table memories, ``w_layout``.
+    """
+
+    def __init__(self, params: EngineParams, w_layout: data.StructLayout):
+        super().__init__(
+            {
+                "start": In(1),
+                "start_set": In(1),
+                "i": In(depth_tile_layout(params)),
+                "w": Out(w_layout),
+            }
+        )
+
+
+class DatapathSignature(wiring.Signature):
+    """Ports of an engine's datapath, the row sums of one token, seen from outside it.
+
+    start : ``In(1)``  prepares set ``start_set`` from ``i``. The set may be used
+        ``params.prepare_cycles`` later, until the second start after it; the next start comes no
+        earlier than that.
+    start_set : ``In(1)``
+    i : ``In(depth_tile_layout(params))``  valid from the cycle after ``start`` until the next one.
+    en : ``In(1)``  ``digits``, ``step`` and ``set`` are valid; ``o`` follows after
+        ``params.datapath_latency`` cycles and stays until the next enabled step.
+    digits : ``In(digit_bits)``  the digits of a weight word.
+    step : ``In(range(steps))``  the step of the depth tile that the digits belong to.
+    set : ``In(1)``  the set of activations that the digits meet.
+    o : ``Out(step_rows * unsigned(o_width))``  the rows' sums in offset binary:
+        ``value + 2 ** (o_width - 1)``.
+    negate : ``Out(step_rows)``  the sum is ``-o``; see :func:`lutra_hw.matmul.table.signed_term`.
+    """
+
+    def __init__(self, params: EngineParams, o_width: int):
+        super().__init__(
+            {
+                "start": In(1),
+                "start_set": In(1),
+                "i": In(depth_tile_layout(params)),
+                "en": In(1),
+                "digits": In(params.digit_bits),
+                "step": In(range(params.steps)),
+                "set": In(1),
+                "o": Out(data.ArrayLayout(unsigned(o_width), params.step_rows)),
+                "negate": Out(params.step_rows),
+            }
+        )
 
 
 class MatmulEngineSignature(wiring.Signature):

@@ -6,12 +6,12 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from lutra_golden.matmul.engine import LANES, EngineParams
+from lutra_golden.timing.matmul import MatmulTiming
 from lutra_hw.matmul.accumulate import (
     AccumulatorBanks,
     Dequantizer,
     RowRegisters,
     delayed,
-    drain_cycles,
     word_control,
 )
 from lutra_hw.matmul.activations import ActivationBuffer, ActivationSums
@@ -143,11 +143,11 @@ class MatmulEngine(wiring.Component):
     depth tile of one group. It takes as long as its words, or ``spacing`` cycles if they are fewer:
     the activations of the next pass, of the next command too, are prepared meanwhile. The rows of a
     block go to the accumulators in ``drain_cycles`` while the next block is computed, which waits
-    if it is faster. An idle engine takes :meth:`cycles` from the acceptance of a command to
-    ``done`` when the words are there in time; a command that waited adds its passes alone. A pass
-    waits for words that have not arrived, and goes on with each. For more than one group the words
-    of a pass must fit the weight buffer, and half of it if they are to arrive while the former pass
-    is replayed.
+    if it is faster. An idle engine takes :meth:`MatmulTiming.cycles` from the acceptance of a
+    command to ``done`` when the words are there in time; a command that waited adds its passes
+    alone. A pass waits for words that have not arrived, and goes on with each. For more than one
+    group the words of a pass must fit the weight buffer, and half of it if they are to arrive while
+    the former pass is replayed.
 
     Groups are aligned to ``step_tokens``: tokens of a group that are not the command's are
     computed, and not written. The next command is accepted while the former is in its last passes;
@@ -176,7 +176,7 @@ class MatmulEngine(wiring.Component):
     def __init__(self, params: EngineParams) -> None:
         if not isinstance(params, EngineParams):
             raise TypeError(f"params must be EngineParams, not {params!r}")
-        self.params = params
+        self.params, self.timing = params, MatmulTiming(params)
         self._activations = ActivationBuffer(params)
         self._datapaths = [DATAPATHS[params.kind](params) for _ in range(params.step_tokens)]
         self._rows = RowRegisters(params, self._datapaths[0].o_width)
@@ -188,57 +188,14 @@ class MatmulEngine(wiring.Component):
         self._accumulators = AccumulatorBanks(params, width, lag)
         super().__init__(MatmulEngineSignature(params))
 
-    @property
-    def _drain_lag(self) -> int:
-        """Cycles from a word at the datapaths to its rows leaving their registers."""
-        return self._datapaths[0].latency + self._rows.lag
-
-    @property
-    def empty_latency(self) -> int:
-        """Cycles from the issue of an empty command to ``done``."""
-        return 2 + self._drain_lag + self._accumulators.latency
-
-    @property
-    def latency(self) -> int:
-        """Cycles from the issue of a command's last weight word to ``done``."""
-        return self.empty_latency + drain_cycles(self.params) - 1
-
-    @property
-    def spacing(self) -> int:
-        """Least number of cycles from the begin of a pass to that of the next."""
-        sums = self.params.depth_tile // LANES if self.params.grouped else 0
-        return max(2, self._datapaths[0].prepare_cycles, sums)
-
-    @property
-    def lead(self) -> int:
-        """Cycles from the begin of a pass to the issue of its first word."""
-        lead = max(1, self._datapaths[0].prepare_cycles - 2)
-        if self.params.grouped:
-            # the activation sum is needed with the rows of the first block
-            sums = self.params.depth_tile // LANES + 2
-            lead = max(lead, sums - (self.params.steps - 1) - 2 - self._drain_lag)
-        return lead
-
-    def cycles(
-        self, depth_tiles: int, row_blocks: int, planes: int, tokens: int, *, token_first: int = 0
-    ) -> int:
-        """Cycles of a command from its acceptance to ``done``, without waiting for weights."""
-        p = self.params
-        groups = (token_first % p.step_tokens + tokens - 1) // p.step_tokens + 1
-        blocks, words, drain = row_blocks // p.block_rows, planes * p.steps, drain_cycles(p)
-        others = (blocks - 1) * max(words, drain)
-        gap = max(0, self._accumulators.recovery - blocks * words)
-        following = max(self.spacing, max(words + gap, drain) + others)
-        return self.lead + words + others + (depth_tiles * groups - 1) * following + self.latency
-
     def elaborate(self, platform):
         m = Module()
         p = self.params
 
         m.submodules.activations = activations = self._activations
-        m.submodules.walker = walker = PassWalker(p, self.lead, self.spacing)
+        m.submodules.walker = walker = PassWalker(p, self.timing.lead, self.timing.spacing)
         m.submodules.ring = ring = ReplayBuffer(
-            p.word_bits, p.weight_buffer_words, late_width=p.side_bits, lag=self._drain_lag
+            p.word_bits, p.weight_buffer_words, late_width=p.side_bits, lag=self.timing.drain_lag
         )
         for index, datapath in enumerate(self._datapaths):
             m.submodules[f"datapath_{index}"] = datapath
@@ -250,7 +207,7 @@ class MatmulEngine(wiring.Component):
 
         issued, step = Signal(word_control(p)), Signal(range(p.steps))
         controls = [issued]
-        for stage in range(2 + self._datapaths[0].latency):
+        for stage in range(2 + p.datapath_latency):
             controls += [delayed(m, controls[-1], f"control_{stage}")]
         step_delayed = self._twice_delayed(m, "step", step)
         set_delayed = self._twice_delayed(m, "set", walker.select)
@@ -293,10 +250,11 @@ class MatmulEngine(wiring.Component):
     def _dequantize(self, m, walker, ring, issued):
         """Activation sums, side fields, and the rows in the units of their result."""
         p, rows, activations = self.params, self._rows, self._activations
+        timing = self.timing
         # a sum waits from the preparation of its pass to the pass's last rows
-        wait = self._drain_lag + drain_cycles(p) - p.depth_tile // LANES - 2
+        wait = timing.drain_lag + timing.drain_cycles - p.depth_tile // LANES - 2
         depth = 2
-        while (depth - 2) * self.spacing < wait:
+        while (depth - 2) * timing.spacing < wait:
             depth *= 2
         m.submodules.sums = sums = ActivationSums(p, depth)
         m.submodules.dequantizer = dequantizer = self._dequantizer
@@ -452,7 +410,7 @@ class MatmulEngine(wiring.Component):
             m.d.sync += waits.eq(0)
 
         # at most one command waits, one is issued and one is in each stage behind
-        n_commands = Signal(range(self.latency + 3))
+        n_commands = Signal(range(self.timing.latency + 3))
         with m.If(accept & ~self.done):
             m.d.sync += n_commands.eq(n_commands + 1)
         with m.Elif(~accept & self.done):
@@ -462,7 +420,7 @@ class MatmulEngine(wiring.Component):
 
     def _pace(self, m, issue, end_block, end_pass, holds, draining):
         """When words must wait: for the rows of the last block, and for their accumulators."""
-        drain, recovery = drain_cycles(self.params), self._accumulators.recovery
+        drain, recovery = self.timing.drain_cycles, self.timing.recovery
         if drain > 1:
             left = Signal(range(drain))
             m.d.comb += draining.eq(left != 0)

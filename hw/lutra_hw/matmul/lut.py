@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from lutra_golden.matmul.lut import ENTRIES, GROUP, LutParams, Tables
+from lutra_hw.matmul.contract import DatapathSignature, TableWriterSignature
 from lutra_hw.matmul.table import SignedSum
 
 __all__ = ["LutDatapath", "TablePrecompute", "TableWriter", "entry_write_port"]
@@ -88,8 +89,8 @@ class TableWriter(wiring.Component):
     """Writes the tables of a depth tile to memories: one entry of each table of a step per cycle.
 
     ``start`` in cycle t begins them, of activations that ``i`` holds from the next cycle until the
-    next start; they are written when cycle ``t + cycles`` begins, and the next start comes then or
-    later. Three adders a table.
+    next start; they are written when cycle ``t + prepare_cycles`` begins, and the next start comes
+    then or later. Three adders a table.
 
     Model: :func:`lutra_golden.matmul.lut.lut_table`.
 
@@ -99,27 +100,12 @@ class TableWriter(wiring.Component):
 
     Members
     -------
-    start : ``In(1)``
-    start_set : ``In(1)``  which of the two sets of tables is written.
-    i : ``In(depth_tile * signed(a_width))``
-    w : ``Out(entry_write_port(params))``
+    See :class:`lutra_hw.matmul.contract.TableWriterSignature`; ``w`` is :func:`entry_write_port`.
     """
 
     def __init__(self, params: LutParams) -> None:
         self.params = params
-        super().__init__(
-            {
-                "start": In(1),
-                "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
-                "w": Out(entry_write_port(params)),
-            }
-        )
-
-    @property
-    def cycles(self) -> int:
-        """Cycles from a start to the next, or to a lookup."""
-        return self.params.steps * N_ENTRIES + 2
+        super().__init__(TableWriterSignature(params, entry_write_port(params)))
 
     def elaborate(self, platform):
         m = Module()
@@ -204,43 +190,19 @@ class LutDatapath(wiring.Component):
 
     Members
     -------
-    start : ``In(1)``  set ``start_set`` is made of ``i``, which shows the depth tile's activations
-        from the next cycle until the next start. The set may be used ``prepare_cycles`` later, or
-        after that, until the second start behind it; the next start comes then or later.
-    start_set : ``In(1)``
-    i : ``In(depth_tile * signed(a_width))``
-    en : ``In(1)``
-    digits : ``In(digit_bits)``
-    step : ``In(range(steps))``  which ``step_depth`` of the activations the digits belong to.
-    set : ``In(1)``
-    o : ``Out(step_rows * unsigned(o_width))``  the rows' sums in offset binary.
-    negate : ``Out(step_rows)``  the sum is ``-o``; see :func:`lutra_hw.matmul.table.signed_term`.
+    See :class:`lutra_hw.matmul.contract.DatapathSignature`.
     """
 
     def __init__(self, params: LutParams) -> None:
         if not isinstance(params, LutParams):
             raise TypeError(f"params must be LutParams, not {params!r}")
         self.params = params
-        self._writer = TableWriter(params)
         self._sums = [
             SignedSum(params.n_tables, params.entry_width) for _ in range(params.step_rows)
         ]
-        self.prepare_cycles = self._writer.cycles if params.tables == Tables.MEMORY else 1
-        self.latency = self._sums[0].latency
+        self.latency, self.prepare_cycles = params.datapath_latency, params.prepare_cycles
         self.o_width = self._sums[0].o_width
-        super().__init__(
-            {
-                "start": In(1),
-                "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
-                "en": In(1),
-                "digits": In(params.digit_bits),
-                "step": In(range(params.steps)),
-                "set": In(1),
-                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.step_rows)),
-                "negate": Out(params.step_rows),
-            }
-        )
+        super().__init__(DatapathSignature(params, self.o_width))
 
     def elaborate(self, platform):
         m = Module()
@@ -272,7 +234,7 @@ class LutDatapath(wiring.Component):
     def _memories(self, m):
         """For each table, the entry of a row's code: a reader of the table's memory."""
         p = self.params
-        m.submodules.writer = writer = self._writer
+        m.submodules.writer = writer = TableWriter(p)
         m.d.comb += [
             writer.start.eq(self.start),
             writer.start_set.eq(self.start_set),

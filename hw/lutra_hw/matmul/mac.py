@@ -1,18 +1,14 @@
 """Dot products of activations and digits, and the mac engine's: plain multipliers."""
 
-from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
-from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from lutra_golden.matmul.mac import Adders, MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
+from lutra_hw.matmul.contract import DatapathSignature
 
 __all__ = ["DotDatapath", "MacDatapath"]
-
-# of a DSP48E2: bits of an unsigned operand at its 27-bit port; longest cascade, which is latency
-_DSP_OPERAND = 26
-_DSP_CASCADE = 16
 
 
 class DotDatapath(wiring.Component):
@@ -33,52 +29,26 @@ class DotDatapath(wiring.Component):
     Parameters
     ----------
     params : :class:`MacParams` or :class:`MixpeParams`
-    n_terms : terms of a row in a plane.
 
     Members
     -------
-    start : ``In(1)``  set ``start_set`` is made of ``i``, which shows the depth tile's activations
-        from the next cycle until the next start. The set may be used ``prepare_cycles`` later,
-        until the second start behind it: the newer set is ``i`` itself, the older one is kept.
-    start_set : ``In(1)``
-    i : ``In(depth_tile * signed(a_width))``
-    en : ``In(1)``
-    digits : ``In(digit_bits)``  digit k of row n at bit ``w_width * (n * step_depth + k)``.
-    step : ``In(range(steps))``  which ``step_depth`` of the activations the digits belong to.
-    set : ``In(1)``
-    o : ``Out(step_rows * unsigned(o_width))``  the rows' sums in offset binary.
-    negate : ``Out(step_rows)``  zero.
+    See :class:`lutra_hw.matmul.contract.DatapathSignature`. Digit k of row n is at bit ``w_width *
+    (n * step_depth + k)`` of ``digits``; ``negate`` is zero. The newer set of activations is ``i``
+    itself, the older one is kept.
     """
 
-    prepare_cycles = 1
-
-    def __init__(self, params: MacParams | MixpeParams, n_terms: int) -> None:
-        self.params, self.n_terms = params, n_terms
+    def __init__(self, params: MacParams | MixpeParams) -> None:
+        self.params = params
         self.o_width = params.a_width + params.w_width + ceil_log2(params.step_depth)
-        self.latency = 2
-        if params.adders == Adders.CHAINS:
-            n_levels = ceil_log2(n_terms) + ceil_log2(params.w_width)
-            self.latency = 1 + -(-n_levels // 2)
-        super().__init__(
-            {
-                "start": In(1),
-                "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
-                "en": In(1),
-                "digits": In(params.digit_bits),
-                "step": In(range(params.steps)),
-                "set": In(1),
-                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.step_rows)),
-                "negate": Out(params.step_rows),
-            }
-        )
+        self.latency, self.prepare_cycles = params.datapath_latency, params.prepare_cycles
+        super().__init__(DatapathSignature(params, self.o_width))
 
     def shared(self, activations):
         """Words that the rows' terms are selected from, of ``step_depth`` activations."""
         raise NotImplementedError
 
     def terms(self, words, bits):
-        """The ``n_terms`` signed terms of a row in a plane, whose ``step_depth`` bits are given."""
+        """The ``params.n_terms`` signed terms of a row in a plane, from its ``step_depth`` bits."""
         raise NotImplementedError
 
     def elaborate(self, platform):
@@ -225,20 +195,7 @@ class MacDatapath(DotDatapath):
     def __init__(self, params: MacParams) -> None:
         if not isinstance(params, MacParams):
             raise TypeError(f"params must be MacParams, not {params!r}")
-        super().__init__(params, params.step_depth)
-        if params.adders == Adders.DSP:
-            self.rows_per_dsp, self.cascade = self._packing()
-            n_levels = ceil_log2(params.step_depth // self.cascade)
-            self.latency = 2 + self.cascade + n_levels
-
-    def _packing(self) -> tuple[int, int]:
-        """Rows that share a DSP slice, and slices of a cascade."""
-        p = self.params
-        divisors = [n for n in range(1, _DSP_CASCADE + 1) if p.step_depth % n == 0]
-        for cascade in reversed(divisors):
-            if p.a_width + p.w_width + ceil_log2(cascade) + p.w_width <= _DSP_OPERAND:
-                return 2, cascade
-        return 1, divisors[-1]
+        super().__init__(params)
 
     def shared(self, activations):
         return activations
@@ -253,7 +210,7 @@ class MacDatapath(DotDatapath):
             super().sum_rows(m, activations, last_enable)
 
     def _sum_in_dsps(self, m, activations, last_enable):
-        p, cascade, per_dsp = self.params, self.cascade, self.rows_per_dsp
+        p, cascade, per_dsp = self.params, self.params.cascade, self.params.rows_per_dsp
         width = p.a_width + p.w_width + ceil_log2(cascade)
         n_groups = p.step_depth // cascade
         offset = sum(1 << (width * (row + 1) - 1) for row in range(per_dsp))

@@ -23,7 +23,7 @@ class MixpeDatapath(DotDatapath):
     def __init__(self, params: MixpeParams) -> None:
         if not isinstance(params, MixpeParams):
             raise TypeError(f"params must be MixpeParams, not {params!r}")
-        super().__init__(params, -(-params.step_depth // 2))
+        super().__init__(params)
 
     def shared(self, activations):
         sums = [a + b for a, b in zip(activations[0::2], activations[1::2], strict=False)]

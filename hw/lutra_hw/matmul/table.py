@@ -3,14 +3,16 @@
 from itertools import product
 
 import numpy as np
-from amaranth import Cat, Const, Module, Mux, Signal, signed, unsigned
+from amaranth import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from lutra_golden.matmul.engine import adder_tree_latency
 from lutra_golden.matmul.table import ENTRIES, GROUP
 from lutra_golden.matmul.ternary import TernaryParams
+from lutra_hw.matmul.contract import DatapathSignature, TableWriterSignature
 
 __all__ = ["SignedSum", "TableGenerator", "TernaryDatapath", "signed_term", "table_write_port"]
 
@@ -66,8 +68,8 @@ class TableGenerator(wiring.Component):
     """Writes the tables of a depth tile, entry by entry.
 
     ``start`` in cycle t begins them, of activations that ``i`` holds from the next cycle until the
-    next start; they are written when cycle ``t + cycles`` begins, and the next start comes then or
-    later. Entry 0 is zero and never written.
+    next start; they are written when cycle ``t + prepare_cycles`` begins, and the next start comes
+    then or later. Entry 0 is zero and never written.
 
     Parameters
     ----------
@@ -75,27 +77,12 @@ class TableGenerator(wiring.Component):
 
     Members
     -------
-    start : ``In(1)``
-    start_set : ``In(1)``  which of the two sets of tables is written.
-    i : ``In(depth_tile * signed(a_width))``
-    w : ``Out(table_write_port(params))``
+    See :class:`lutra_hw.matmul.contract.TableWriterSignature`; ``w`` is :func:`table_write_port`.
     """
 
     def __init__(self, params: TernaryParams) -> None:
         self.params = params
-        super().__init__(
-            {
-                "start": In(1),
-                "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
-                "w": Out(table_write_port(params)),
-            }
-        )
-
-    @property
-    def cycles(self) -> int:
-        """Cycles from a start to the next, or to a lookup."""
-        return self.params.n_entries + 1
+        super().__init__(TableWriterSignature(params, table_write_port(params)))
 
     def elaborate(self, platform):
         m = Module()
@@ -186,7 +173,7 @@ class SignedSum(wiring.Component):
         self.n, self.width, self.relative = n, width, relative
         self.n_levels = ceil_log2(n)
         self.o_width = width + self.n_levels
-        self.latency = max(1, -(-self.n_levels // 2))
+        self.latency = adder_tree_latency(n)
         super().__init__(
             {
                 "en": In(self.latency),
@@ -267,47 +254,26 @@ class TernaryDatapath(wiring.Component):
 
     Members
     -------
-    start, start_set : ``In(1)``; write the tables of a set.
-    i : ``In(depth_tile * signed(a_width))``  valid from the cycle after ``start`` until the next.
-    en : ``In(1)``
-    digits : ``In(digit_bits)``
-    step : ``In(0)``  a step is a depth tile.
-    set : ``In(1)``  which set ``digits`` look in.
-    o : ``Out(step_rows * unsigned(o_width))``  in offset binary: ``value + 2 ** (o_width - 1)``.
-    negate : ``Out(step_rows)``  the sum is ``-o``; see :func:`signed_term`.
+    See :class:`lutra_hw.matmul.contract.DatapathSignature`.
     """
 
     def __init__(self, params: TernaryParams) -> None:
         if not isinstance(params, TernaryParams):
             raise TypeError(f"params must be TernaryParams, not {params!r}")
         self.params = params
-        self._generator = TableGenerator(params)
         self._sums = [
             SignedSum(params.n_tables, params.entry_width, relative=True)
             for _ in range(params.step_rows)
         ]
-        self.prepare_cycles = self._generator.cycles
-        self.latency = self._sums[0].latency
+        self.latency, self.prepare_cycles = params.datapath_latency, params.prepare_cycles
         self.o_width = self._sums[0].o_width
-        super().__init__(
-            {
-                "start": In(1),
-                "start_set": In(1),
-                "i": In(data.ArrayLayout(signed(params.a_width), params.depth_tile)),
-                "en": In(1),
-                "digits": In(params.digit_bits),
-                "step": In(range(params.steps)),
-                "set": In(1),
-                "o": Out(data.ArrayLayout(unsigned(self.o_width), params.step_rows)),
-                "negate": Out(params.step_rows),
-            }
-        )
+        super().__init__(DatapathSignature(params, self.o_width))
 
     def elaborate(self, platform):
         m = Module()
         p = self.params
 
-        m.submodules.generator = generator = self._generator
+        m.submodules.generator = generator = TableGenerator(p)
         m.d.comb += [
             generator.start.eq(self.start),
             generator.start_set.eq(self.start_set),

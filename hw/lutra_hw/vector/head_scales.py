@@ -15,12 +15,7 @@ from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
 from lutra_hw.vector.pipeline import delay
 
-__all__ = ["HEAD_CYCLES", "NORM_CYCLES", "HeadScales"]
-
-HEAD_CYCLES = 11
-"""Cycles of a head."""
-NORM_CYCLES = 12
-"""More of them, for the norm of a head."""
+__all__ = ["HeadScales"]
 
 
 class _Product(enum.Enum, shape=unsigned(3)):

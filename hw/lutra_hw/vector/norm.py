@@ -13,10 +13,19 @@ from lutra_golden.arith.scale import SCALE, Scale, scale_from_int, scale_recip
 from lutra_golden.arith.silu import SILU
 from lutra_golden.control.isa import NormSource
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.norm import (
+    RECIP_TO_FACTOR,
+    STAGE_Q,
+    STAGE_SUM,
+    STAGE_V,
+    STAGE_Y,
+    SWIGLU_SCALE_CYCLES,
+    SWIGLU_STAGES,
+)
 from lutra_golden.vector.norm import SOURCE_WIDTH, SWIGLU_SHIFTS
 from lutra_hw.arith.fixed import bit_length, magnitude, round_half, saturate, shift_guarded
 from lutra_hw.arith.quantize import Quantizer
-from lutra_hw.arith.scale import SCALE_LATENCY, ScaleMul, ScaleOp, ScaleUnit
+from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra_hw.arith.silu import Silu
 from lutra_hw.matmul.contract import acc_read_port, act_write_port
 from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
@@ -51,15 +60,6 @@ projection's weights (GATE, SWIGLU).
 _TAG = data.StructLayout(
     {"scan": 1, "measure": 1, "quantize": 1, "first": 1, "last": 1, "odd": 1}  # odd token
 )
-# stages of the pipeline, counted in cycles from a word's address; SWIGLU's words come later
-_V_STAGE = 3
-_Y_STAGE = 6
-_SUM_STAGE = 8
-_Q_STAGE = _Y_STAGE + Quantizer.latency
-_RECIP_TO_FACTOR = SCALE_LATENCY[ScaleOp.RECIP] + SCALE_LATENCY[ScaleOp.MUL] + 2
-# SWIGLU: the gate waits for the token's scale, is multiplied by it, shifted and rounded
-_SWIGLU_SCALE = ScaleMul.latency + 1
-_SWIGLU_STAGES = _SWIGLU_SCALE + 3 + Silu.latency
 _VS_WIDTH = 16
 _GAMMA_WIDTH = 16
 
@@ -96,7 +96,7 @@ class _ScaleSequence(wiring.Component):
     ``start`` begins it once the token's block shift ``sh`` and, for GATE and SWIGLU, the scales of
     its ``gate`` and ``up`` accumulators are there; it waits for ``sums_valid`` before it uses
     ``y_max`` and ``ss``, and tells by ``y_taken`` and ``ss_taken`` that it has. ``factor`` follows
-    ``recip_accepted`` after ``_RECIP_TO_FACTOR`` cycles; ``scale_en`` comes with the result and
+    ``recip_accepted`` after ``RECIP_TO_FACTOR`` cycles; ``scale_en`` comes with the result and
     ends it.
     """
 
@@ -225,11 +225,11 @@ class NormQuant(wiring.Component):
     largest product with gamma, and to quantise. The next token's first pass runs while the
     quantisation factor is computed, and its second while the output scale is.
 
-    A command takes :meth:`cycles` from acceptance to ``done``, ``3 * n_words * token_count + 29``
-    where ``n_words`` is 35 or more, and 22 more for SWIGLU, on whose way the gate takes 10 cycles
-    to become SiLU; there is no backpressure. ``done`` pulses when all activations and scales are
-    written, or in the cycle after acceptance for zero tokens. The next command is accepted in the
-    cycle after ``done``.
+    A command takes :func:`norm_cycles` from acceptance to ``done``, ``3 * n_words * token_count +
+    29`` where ``n_words`` is 35 or more, and 22 more for SWIGLU, on whose way the gate takes 10
+    cycles to become SiLU; there is no backpressure. ``done`` pulses when all activations and scales
+    are written, or in the cycle after acceptance for zero tokens. The next command is accepted in
+    the cycle after ``done``.
 
     Model: :func:`lutra_golden.vector.norm.norm_quantize`, ``relu2_gate``, ``gate_scale``,
     ``swiglu``, ``swiglu_scale``.
@@ -289,34 +289,6 @@ class NormQuant(wiring.Component):
         """Width of an element of any source."""
         return self.config.norm.v_width
 
-    @staticmethod
-    def cycles(n_words: int, token_count: int, source: NormSource) -> int:
-        """Cycles from the acceptance of a command to ``done``, exactly."""
-        period = {op: cycles + 1 for op, cycles in SCALE_LATENCY.items()}
-        mul, from_int = period[ScaleOp.MUL], period[ScaleOp.FROM_INT]
-        prepare = (3 if source == NormSource.GATE else 1) * mul
-        late = _SWIGLU_STAGES if source == NormSource.SWIGLU else 0
-        y_to_recip, recip_to_ss = from_int, period[ScaleOp.RECIP] + 2 * mul
-        ss_to_end = from_int + 4 * mul + period[ScaleOp.ADD] + period[ScaleOp.RSQRT]
-
-        # the last cycle of a pass; of the sequence; and the first in which the sums are free
-        now, idle, ss_free = n_words, 0, 0
-        done = 1
-        for token in range(token_count):
-            begin = max(now + 1 + (_V_STAGE + late - 1 if token == 0 else 0), ss_free)
-            now = begin + n_words - 1
-            start = max(begin + _V_STAGE + late + 1, idle)
-            y = max(start + 1 + prepare, now + _SUM_STAGE + late + 1)
-            ss = y + y_to_recip + recip_to_ss
-            ss_free, idle = ss + 1, ss + ss_to_end
-            if token < token_count - 1:
-                now += n_words
-            y_to_quantize = 1 if late else y_to_recip + _RECIP_TO_FACTOR - _Y_STAGE
-            begin = max(now + 1, y + y_to_quantize)
-            now = begin + n_words - 1
-            done = max(now + _Q_STAGE + late + 1, idle)
-        return done
-
     def elaborate(self, platform):
         m = Module()
         lanes = range(self.config.lanes)
@@ -330,7 +302,7 @@ class NormQuant(wiring.Component):
         command = Signal(NORM_COMMAND)
         gate, swiglu = Signal(), Signal()
         read_token, word = Signal(token_shape), Signal(word_shape)
-        tags = [Signal(_TAG, name=f"tag_{stage}") for stage in range(_Q_STAGE + 1)]
+        tags = [Signal(_TAG, name=f"tag_{stage}") for stage in range(STAGE_Q + 1)]
         m.d.comb += [
             gate.eq(command.source == NormSource.GATE),
             swiglu.eq(command.source == NormSource.SWIGLU),
@@ -383,14 +355,14 @@ class NormQuant(wiring.Component):
             ]
 
         # stage 3: a first pass keeps the bits of every magnitude, whose length gives the shift
-        scan, sh = tags[_V_STAGE], Signal(unsigned(sh_width))
+        scan, sh = tags[STAGE_V], Signal(unsigned(sh_width))
         bits, bits_before = Signal(self.v_width), Signal(self.v_width)
         length = Signal(range(self.v_width + 1))
         m.d.comb += bits_before.eq(Mux(scan.first, 0, bits))
         with m.If(scan.scan):
             m.d.sync += bits.eq(reduce(or_, (magnitude(x) for x in v), bits_before))
         m.d.sync += length.eq(bit_length(m, bits))
-        with m.If(tags[_V_STAGE - 1].measure & tags[_V_STAGE - 1].first):
+        with m.If(tags[STAGE_V - 1].measure & tags[STAGE_V - 1].first):
             m.d.sync += sh.eq(Mux(length >= _VS_WIDTH - 1, length - (_VS_WIDTH - 1), 0))
 
         # stages 4 to 6: shifted, rounded, times gamma and squared
@@ -417,7 +389,7 @@ class NormQuant(wiring.Component):
         sums = _registered(m, "sum", _pairwise(add, _pairwise(add, squares)))
         maxima = _registered(m, "maximum", _pairwise(_maximum, _pairwise(_maximum, magnitudes)))
         totals = _registered(m, "total", _pairwise(add, sums))
-        summed = tags[_SUM_STAGE]
+        summed = tags[STAGE_SUM]
         with m.If(summed.measure):
             m.d.sync += [
                 y_max.eq(reduce(_maximum, maxima, Mux(summed.first, 0, y_max))),
@@ -450,7 +422,7 @@ class NormQuant(wiring.Component):
             m.d.sync += scaled_token.eq(measured_token)
             with m.If(sh_valid):
                 m.d.sync += sh_valid.eq(0)
-        with m.If(tags[_V_STAGE].measure & tags[_V_STAGE].first):
+        with m.If(tags[STAGE_V].measure & tags[STAGE_V].first):
             m.d.sync += sh_valid.eq(1)
         with m.If(sequence.y_taken):
             m.d.sync += y_valid.eq(0)
@@ -461,7 +433,7 @@ class NormQuant(wiring.Component):
 
         # a third pass: its first word meets the factor
         m.submodules.quantizer = quantizer = Quantizer(len(lanes), y_width, self.config.a_width)
-        written, act_token, act_word = tags[_Q_STAGE], Signal(token_shape), Signal(word_shape)
+        written, act_token, act_word = tags[STAGE_Q], Signal(token_shape), Signal(word_shape)
         m.d.comb += [
             *(quantizer.y[lane].eq(y[lane]) for lane in lanes),
             quantizer.factor.eq(sequence.factor),
@@ -475,7 +447,7 @@ class NormQuant(wiring.Component):
                 act_word.eq(Mux(written.last, 0, act_word + 1)),
                 act_token.eq(act_token + written.last),
             ]
-        until_factor = Signal(_RECIP_TO_FACTOR - _Y_STAGE - 1)
+        until_factor = Signal(RECIP_TO_FACTOR - STAGE_Y - 1)
         m.d.sync += until_factor.eq(Cat(sequence.recip_accepted, until_factor[:-1]))
         # SWIGLU's words take longer than the factor, which nothing holds up from here on
         with m.If(Mux(swiglu, sequence.y_taken, until_factor[-1])):
@@ -494,7 +466,7 @@ class NormQuant(wiring.Component):
         ]
         with m.If(issue):
             m.d.sync += word.eq(Mux(last_word, 0, word + 1))
-        with m.If(tags[_V_STAGE - 1].scan & tags[_V_STAGE - 1].last):
+        with m.If(tags[STAGE_V - 1].scan & tags[STAGE_V - 1].last):
             m.d.sync += scanned.eq(1)
 
         with m.FSM() as fsm:
@@ -560,8 +532,9 @@ class NormQuant(wiring.Component):
         """Scales of the gate and up accumulators of the token that is scanned and the one before.
 
         The activation scale is read with the first word of a scan, and multiplied by the weight
-        scales one after the other: the gate's can be used from ``_SWIGLU_SCALE`` cycles after the
-        word on, the other one a cycle later. Returns a function for either, of a token's last bit.
+        scales one after the other: the gate's can be used from ``SWIGLU_SCALE_CYCLES`` cycles after
+        the word on, the other one a cycle later. Returns a function for either, of a token's last
+        bit.
         """
         m.submodules.token_mul = mul = ScaleMul()
         first, second, odd = Signal(), Signal(), Signal(name="scan_odd")
@@ -599,13 +572,13 @@ class NormQuant(wiring.Component):
         m.d.comb += [gate.eq(self.acc.data[0]), up.eq(self.acc.data[1])]
         with m.If(swiglu):
             m.d.comb += late_tag.eq(tag)
-        _, *late_tags = delay(m, late_tag, _SWIGLU_STAGES)
-        gate, up = delay(m, gate, _SWIGLU_SCALE)[-1], delay(m, up, _SWIGLU_STAGES)[-1]
+        _, *late_tags = delay(m, late_tag, SWIGLU_STAGES)
+        gate, up = delay(m, gate, SWIGLU_SCALE_CYCLES)[-1], delay(m, up, SWIGLU_STAGES)[-1]
         m.submodules.silu = silu = Silu(config.lanes)
 
         # the shift from its lowest value on
         scale = Signal(SCALE_LAYOUT)
-        m.d.comb += scale.eq(gate_scale(late_tags[_SWIGLU_SCALE - 1].odd))
+        m.d.comb += scale.eq(gate_scale(late_tags[SWIGLU_SCALE_CYCLES - 1].odd))
         right, shift = Signal(signed(SCALE.e_width + 1)), Signal(range(SWIGLU_SHIFTS[1] - low + 1))
         highest = SWIGLU_SHIFTS[1] - low
         m.d.comb += right.eq(-(scale.e + SILU.x_frac + low))

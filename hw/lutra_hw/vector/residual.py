@@ -37,10 +37,10 @@ _SHIFT_MAX = 63
 class ResidualAdd(wiring.Component):
     """Adds dequantised accumulators to the residual stream: ``saturate32(x + round(acc * c))``.
 
-    ``c`` is the token's activation scale times the weight scale, rounded once, in ``frac``
-    fraction bits. A command takes :meth:`cycles` from acceptance to ``done``; throughput is one
-    word of eight elements per cycle. There is no backpressure. ``done`` pulses with the last
-    write, ``saturated`` with every write of which a lane was clamped.
+    ``c`` is the token's activation scale times the weight scale, rounded once, in ``frac`` fraction
+    bits. A command takes :func:`residual_cycles` from acceptance to ``done``; throughput is one
+    word of eight elements per cycle. There is no backpressure. ``done`` pulses with the last write,
+    ``saturated`` with every write of which a lane was clamped.
 
     Model: :func:`lutra_golden.vector.residual.residual_add`.
 
@@ -80,11 +80,6 @@ class ResidualAdd(wiring.Component):
                 "busy": Out(1),
             }
         )
-
-    @staticmethod
-    def cycles(n_words: int, token_count: int) -> int:
-        """Cycles from the acceptance of a command to ``done``."""
-        return token_count * (n_words + 2) + 6 if token_count else 1
 
     def elaborate(self, platform):
         m = Module()
@@ -220,7 +215,7 @@ class Logits(wiring.Component):
     clamped. ``argmax`` of a token is the first row of its largest logit over all commands since
     the last with ``first`` set.
 
-    A command takes :meth:`cycles` from acceptance to ``done`` if the DMA streams never wait;
+    A command takes :func:`logits_cycles` from acceptance to ``done`` if the DMA streams never wait;
     throughput is 8 rows per cycle. While they wait, up to 8 beats are kept, then no more words
     are read; ``stall`` is high. ``done`` pulses after the last beat has been handed over. After
     reset ``argmax`` is zero.
@@ -271,11 +266,6 @@ class Logits(wiring.Component):
                 "stall": Out(1),
             }
         )
-
-    @staticmethod
-    def cycles(n_words: int, token_first: int, token_count: int) -> int:
-        """Cycles from the acceptance of a command to ``done``, without stalls."""
-        return token_first + token_count * (n_words + 1) + 8 if token_count else 3
 
     def elaborate(self, platform):
         m = Module()

@@ -19,7 +19,7 @@ from lutra_hw.ports import (
     dma_command,
     dma_write_data,
 )
-from lutra_hw.vector.head_scales import HEAD_CYCLES, NORM_CYCLES, HeadScales
+from lutra_hw.vector.head_scales import HeadScales
 from lutra_hw.vector.heads import FixedHeads, head_word_layout, param_read_port, slot_layout
 from lutra_hw.vector.pipeline import delay
 
@@ -78,10 +78,10 @@ class RopeQuant(wiring.Component):
     cycles per pair, in every other cycle. The first works at most on the token after the third's.
 
     A token takes the larger of ``11 * H`` and ``H * head_dim / 8 + 2`` cycles for ``H`` heads of
-    all kinds, a command :meth:`cycles` from acceptance to ``done`` if the DMA streams never wait.
-    Each head of keys and values is one command and one beat, of which ``kv_row_bytes`` are strobed;
-    the scales of a token follow in a beat of which ``kv_scale_bytes`` are strobed. While the
-    streams wait, up to 4 beats are kept, then no further head is quantised; ``stall`` is high.
+    all kinds, a command :func:`rope_cycles` from acceptance to ``done`` if the DMA streams never
+    wait. Each head of keys and values is one command and one beat, of which ``kv_row_bytes`` are
+    strobed; the scales of a token follow in a beat of which ``kv_scale_bytes`` are strobed. While
+    the streams wait, up to 4 beats are kept, then no further head is quantised; ``stall`` is high.
     ``done`` pulses after the last beat was handed over.
 
     Values take the way of the others with cosine one and sine zero. Accumulators of ``acc_width``
@@ -149,23 +149,6 @@ class RopeQuant(wiring.Component):
                 **members,
             }
         )
-
-    def cycles(self, token_count: int, bias: bool = False, qk_norm: bool = False) -> int:
-        """Cycles from the acceptance of a command to ``done``, without stalls.
-
-        With ``bias`` or ``qk_norm`` it is a bound: up to 40 cycles fewer are taken.
-        """
-        if token_count == 0:
-            return 1
-        if bias or qk_norm:
-            period = 4 if bias and qk_norm else 2
-            normed = self.config.n_heads + self.config.n_kv_heads if qk_norm else 0
-            scalars = token_count * (self._heads * HEAD_CYCLES + normed * NORM_CYCLES)
-            passes = token_count * period * (2 * self._heads * self._pairs + 1)
-            return max(scalars + 2 * period * self._pairs + 44, passes + 52)
-        scalars = token_count * self._heads * HEAD_CYCLES + 3 * self._pairs + 22
-        second_pass = token_count * (self._heads * 2 * self._pairs + 2) + self._pairs + 31
-        return max(scalars, second_pass)
 
     def elaborate(self, platform):
         m = Module()

@@ -21,6 +21,7 @@ __all__ = [
     "ZERO_WIDTH",
     "EngineParams",
     "GroupedWeights",
+    "adder_tree_latency",
 ]
 
 LANES = 8
@@ -32,6 +33,11 @@ SCALE_WIDTH_MAX = 16
 ZERO_WIDTH = 10
 """Bits of a group's zero point in half steps, signed."""
 _ROWS = 1024  # that are doubled at a time, since a whole matrix may be large
+
+
+def adder_tree_latency(n: int) -> int:
+    """Cycles of a tree that adds ``n`` values, with registers behind every second level."""
+    return max(1, -(-(n - 1).bit_length() // 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +236,16 @@ class EngineParams(ABC):
     @abstractmethod
     def digit_bits(self) -> int:
         """Bits of a weight word's digits."""
+
+    @property
+    @abstractmethod
+    def prepare_cycles(self) -> int:
+        """Cycles in which the datapath prepares the activations of a depth tile."""
+
+    @property
+    @abstractmethod
+    def datapath_latency(self) -> int:
+        """Cycles from a word's digits to the sums of its rows."""
 
     @property
     def side_width(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int
-from lutra_golden.matmul.engine import LANES
+from lutra_golden.matmul.engine import LANES, adder_tree_latency
 from lutra_golden.matmul.grouped import GroupedParams
 
 __all__ = [
@@ -100,6 +100,14 @@ class LutParams(GroupedParams):
     def entry_width(self) -> int:
         """Width of a table entry: the sum of four activations."""
         return self.a_width + 2
+
+    @property
+    def prepare_cycles(self) -> int:
+        return self.steps * len(ENTRIES) + 2 if self.tables == Tables.MEMORY else 1
+
+    @property
+    def datapath_latency(self) -> int:
+        return adder_tree_latency(self.n_tables)
 
     @property
     def field_width(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lutra_golden.arith.fixed import Int
 from lutra_golden.matmul.grouped import DigitParams
-from lutra_golden.matmul.mac import Adders
+from lutra_golden.matmul.mac import Adders, chain_latency
 
 __all__ = ["MixpeParams"]
 
@@ -37,6 +37,21 @@ class MixpeParams(DigitParams):
             raise ValueError(
                 f"adders of the mixpe engine must be 2 (chains) or 3 (cells), not {self.adders}"
             )
+
+    @property
+    def n_terms(self) -> int:
+        """Terms of a row in a plane: one for each pair of activations."""
+        return -(-self.step_depth // 2)
+
+    @property
+    def prepare_cycles(self) -> int:
+        return 1
+
+    @property
+    def datapath_latency(self) -> int:
+        if self.adders == Adders.CHAINS:
+            return chain_latency(self.n_terms, self.w_width)
+        return 2
 
     def product(self, a: Int, digit: Int) -> Int:
         total = np.zeros(np.broadcast_shapes(a.shape, digit.shape), np.int64)

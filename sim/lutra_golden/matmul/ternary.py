@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int
-from lutra_golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
+from lutra_golden.matmul.engine import (
+    LANES,
+    SCALE_WIDTH,
+    EngineParams,
+    GroupedWeights,
+    adder_tree_latency,
+)
 from lutra_golden.matmul.grouped import bits_of, words_of
 from lutra_golden.matmul.table import (
     ENTRIES,
@@ -93,6 +99,14 @@ class TernaryParams(EngineParams):
     def entry_width(self) -> int:
         """Width of a table entry: the sum of three activations."""
         return self.a_width + 2
+
+    @property
+    def prepare_cycles(self) -> int:
+        return self.n_entries + 1
+
+    @property
+    def datapath_latency(self) -> int:
+        return adder_tree_latency(self.n_tables)
 
     @property
     def digit_bits(self) -> int:

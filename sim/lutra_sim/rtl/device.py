@@ -22,9 +22,9 @@ from lutra_golden.control.registers import (
     UnitState,
 )
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.memory import NANO_MEMORY, MemoryTiming
 from lutra_sim.rtl.build import Progress, build
 from lutra_sim.rtl.settings import Settings
-from lutra_sim.rtl.timing import NANO, MemoryTiming
 
 __all__ = ["RtlDevice", "RtlError", "coverage_folder"]
 
@@ -66,7 +66,7 @@ class RtlDevice:
         self,
         config: AcceleratorConfig,
         memory_bytes: int,
-        timing: MemoryTiming = NANO,
+        timing: MemoryTiming = NANO_MEMORY,
         *,
         trace_path: Path | None = None,
         trace_cycles: tuple[int, int] | None = None,

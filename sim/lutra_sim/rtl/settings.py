@@ -2,7 +2,7 @@
 
 import ctypes
 
-from lutra_sim.rtl.timing import MemoryTiming
+from lutra_golden.timing.memory import MemoryTiming
 
 __all__ = ["Settings"]
 

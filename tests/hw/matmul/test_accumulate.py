@@ -14,7 +14,8 @@ from lutra_golden.matmul.engine import LANES
 from lutra_golden.matmul.lut import LutParams
 from lutra_golden.matmul.mac import MacParams
 from lutra_golden.matmul.ternary import TernaryParams
-from lutra_hw.matmul.accumulate import AccumulatorBanks, Dequantizer, RowRegisters, drain_cycles
+from lutra_golden.timing.matmul import MatmulTiming
+from lutra_hw.matmul.accumulate import AccumulatorBanks, Dequantizer, RowRegisters
 from lutra_sim.bench.simulate import simulate
 
 MAC = MacParams(depth_tile=16, step_depth=8, pass_tokens=2, acc_blocks=4)
@@ -54,7 +55,7 @@ def test_rows(name: str) -> None:
     n_sum = params.a_width + 3  # bits of a sum
     dut = RowRegisters(params, n_sum)
     m, n, limit = params.step_tokens, params.step_rows, 1 << (n_sum - 1)
-    n_blocks, planes, drain = 6, params.max_planes, drain_cycles(params)
+    n_blocks, planes, drain = 6, params.max_planes, MatmulTiming(params).drain_cycles
     sums = rng.integers(-limit + 1, limit, (n_blocks, planes, params.steps, m, n))
     sums[0], sums[1] = limit - 1, -limit + 1
     signs = rng.integers(0, 2, sums.shape)

@@ -16,6 +16,8 @@ from lutra_golden.matmul.lut import LutParams
 from lutra_golden.matmul.mac import MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
 from lutra_golden.matmul.ternary import TernaryParams
+from lutra_golden.timing.matmul import MatmulTiming
+from lutra_hw.matmul.accumulate import AccumulatorBanks, RowRegisters
 from lutra_hw.matmul.engine import DATAPATHS, MatmulEngine
 from lutra_sim.bench.simulate import run_cocotb, simulate, stream_put
 
@@ -75,6 +77,21 @@ def test_rejects_a_depth_tile_of_uneven_words() -> None:
     with pytest.raises(ValueError) as error:
         MatmulEngine(TernaryParams(step_depth=12, depth_tile=12))
     assert str(error.value) == "depth_tile must be a multiple of 8 (activations of a word), not 12"
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_parts_keep_the_timing(name: str) -> None:
+    """The golden cycle formula adds up latencies that the parts of the engine have."""
+    params = PARAMS[name]
+    timing = MatmulTiming(params)
+    datapath = DATAPATHS[params.kind](params)
+    assert (datapath.latency, datapath.prepare_cycles) == (
+        params.datapath_latency,
+        params.prepare_cycles,
+    )
+    accumulators = AccumulatorBanks(params, 20, timing.accumulate_lag)
+    assert accumulators.latency == timing.accumulate_latency
+    assert RowRegisters(params, datapath.o_width).lag == timing.row_lag
 
 
 def test_every_engine_has_its_datapath() -> None:

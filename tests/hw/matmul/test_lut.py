@@ -79,7 +79,7 @@ def test_table_writer(params: LutParams) -> None:
         for index, activations in enumerate(a):
             tables = np.zeros((params.steps, params.n_tables, 8), np.int64)
             places = []
-            for cycle in range(dut.cycles):
+            for cycle in range(params.prepare_cycles):
                 ctx.set(dut.start, cycle == 0)
                 ctx.set(dut.start_set, index % 2 if cycle == 0 else 1 - index % 2)
                 if cycle == 1:

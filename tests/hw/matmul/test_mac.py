@@ -67,8 +67,8 @@ def test_latency(shape: str, adders: Adders, latency: int) -> None:
     ],
 )
 def test_rows_share_a_dsp_where_two_products_fit(shape: str, rows: int, cascade: int) -> None:
-    datapath = MacDatapath(SHAPES[shape])
-    assert (datapath.rows_per_dsp, datapath.cascade) == (rows, cascade)
+    params = SHAPES[shape]
+    assert (params.rows_per_dsp, params.cascade) == (rows, cascade)
 
 
 @pytest.mark.parametrize("adders", list(Adders), ids=lambda a: a.name.lower())

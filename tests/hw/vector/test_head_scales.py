@@ -12,9 +12,10 @@ pytest.importorskip("amaranth")
 from lutra_golden.arith.quantize import quantize_factor, quantize_step
 from lutra_golden.arith.scale import Scale, scale_mul
 from lutra_golden.core.config import NANO
+from lutra_golden.timing.rope import HEAD_CYCLES, HEAD_NORM_CYCLES
 from lutra_golden.vector.heads import FIXED_UNIT, HeadNorm, head_norm
 from lutra_golden.vector.rope import ROPE_FRAC
-from lutra_hw.vector.head_scales import HEAD_CYCLES, NORM_CYCLES, HeadScales
+from lutra_hw.vector.head_scales import HeadScales
 from lutra_sim.bench.simulate import simulate
 
 HEADS, KEYS_END, VALUES_END, TOKENS = 4, 6, 8, 3
@@ -73,7 +74,7 @@ def test_tile(config: Any, fixed: bool, normed: bool) -> None:
         )
         factor = _by_kind(config, quantize_factor, y_max)
         assert factors == list(zip(factor.m.flat, factor.e.flat, strict=True))
-        between = np.where(normed & (KINDS < 2), HEAD_CYCLES + NORM_CYCLES, HEAD_CYCLES)
+        between = np.where(normed & (KINDS < 2), HEAD_CYCLES + HEAD_NORM_CYCLES, HEAD_CYCLES)
         assert (np.diff(cycles).reshape(-1)[: len(KINDS) - 1] == between[:-1]).all()
 
 

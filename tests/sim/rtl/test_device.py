@@ -12,10 +12,10 @@ pytest.importorskip("amaranth")
 
 from lutra_golden.control.registers import COUNTERS, IDENT, VERSION
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.memory import IDEAL_MEMORY, NANO_MEMORY, MemoryTiming, random_timing
 from lutra_sim.bench.rtl.stand_in import CONFIG, MAX_BEATS, Fault
 from lutra_sim.rtl import build
 from lutra_sim.rtl.device import RtlDevice, RtlError
-from lutra_sim.rtl.timing import IDEAL, NANO, MemoryTiming, random_timing
 
 pytestmark = pytest.mark.cocotb
 
@@ -50,7 +50,7 @@ def check(device: RtlDevice, words: np.ndarray) -> None:
 
 
 def test_registers(open_device: Open) -> None:
-    device = open_device(IDEAL)
+    device = open_device(IDEAL_MEMORY)
     assert device.read_register("IDENT") == IDENT
     assert device.read_register("VERSION") == VERSION
     for value in (0, 0xFFFFFFFF, 0x12345678):
@@ -71,14 +71,14 @@ def test_registers(open_device: Open) -> None:
 
 
 def test_a_refused_register(open_device: Open) -> None:
-    device = open_device(IDEAL)
+    device = open_device(IDEAL_MEMORY)
     message = r"^register write at 0x10c was answered with response 2, in cycle \d+$"
     with pytest.raises(RtlError, match=message):
         device.write_register("TOKEN", 0, 3)
 
 
 def test_memory(open_device: Open) -> None:
-    device = open_device(IDEAL)
+    device = open_device(IDEAL_MEMORY)
     device.write(5, b"otter")
     device.write(10, np.array([[1, 2], [3, 4]], np.int16))
     device.write(0, b"")
@@ -99,7 +99,9 @@ def test_memory(open_device: Open) -> None:
 
 
 @pytest.mark.parametrize("beats", [1, 2, 7, MAX_BEATS])
-@pytest.mark.parametrize("timing", [IDEAL, NANO, STALLS], ids=["ideal", "nano", "stalls"])
+@pytest.mark.parametrize(
+    "timing", [IDEAL_MEMORY, NANO_MEMORY, STALLS], ids=["ideal", "nano", "stalls"]
+)
 def test_run(open_device: Open, beats: int, timing: MemoryTiming) -> None:
     device = open_device(timing)
     words = prepare(device, beats)
@@ -133,7 +135,7 @@ def test_seeds_differ(open_device: Open) -> None:
 
 
 def cycles_of(open_device: Open, beats: int = MAX_BEATS, **timing: Any) -> int:
-    device = open_device(replace(IDEAL, **timing))
+    device = open_device(replace(IDEAL_MEMORY, **timing))
     prepare(device, beats)
     device.start_and_wait()
     return device.counters()["cycles"]
@@ -218,7 +220,7 @@ def test_protocol(open_device: Open, fault: Fault, message: str) -> None:
     ],
 )
 def test_addresses(open_device: Open, register: str, value: int, message: str) -> None:
-    device = open_device(NANO)
+    device = open_device(NANO_MEMORY)
     prepare(device)
     if register == "PROGRAM_BASE":
         device.write(SOURCE + 8 * MAX_BEATS, b"abc")
@@ -228,7 +230,7 @@ def test_addresses(open_device: Open, register: str, value: int, message: str) -
 
 
 def test_race(open_device: Open) -> None:
-    device = open_device(NANO)
+    device = open_device(NANO_MEMORY)
     prepare(device, fault=Fault.RACES)
     device.write_register("LOGITS_BASE", SOURCE)
     message = (
@@ -240,14 +242,14 @@ def test_race(open_device: Open) -> None:
 
 
 def test_bus_error(open_device: Open) -> None:
-    device = open_device(IDEAL)
+    device = open_device(IDEAL_MEMORY)
     prepare(device, fault=Fault.BUS_ERROR)
     with pytest.raises(RtlError, match=r"^the accelerator reports a bus error or an unknown opc"):
         device.start_and_wait()
 
 
 def test_no_answer(open_device: Open) -> None:
-    device = open_device(IDEAL)
+    device = open_device(IDEAL_MEMORY)
     device.write_register("POSITION", Fault.NO_ANSWER)
     message = r"^register read at 0x4 got no answer for 1000 cycles, in cycle \d+$"
     with pytest.raises(RtlError, match=message):
@@ -262,7 +264,7 @@ def test_no_answer(open_device: Open) -> None:
     ],
 )
 def test_watchdog(open_device: Open, fault: Fault, units: str) -> None:
-    device = open_device(IDEAL, watchdog_cycles=1000)
+    device = open_device(IDEAL_MEMORY, watchdog_cycles=1000)
     prepare(device, fault=fault)
     first = device.cycles
     message = (
@@ -275,7 +277,7 @@ def test_watchdog(open_device: Open, fault: Fault, units: str) -> None:
 
 
 def test_watchdog_knows_progress(open_device: Open) -> None:
-    device = open_device(IDEAL, watchdog_cycles=500)
+    device = open_device(IDEAL_MEMORY, watchdog_cycles=500)
     words = prepare(device, fault=Fault.BUSY_WAIT)
     device.write_register("LOGITS_STRIDE", 5000)
     assert device.start_and_wait() > 5000
@@ -283,14 +285,14 @@ def test_watchdog_knows_progress(open_device: Open) -> None:
     device.write_register("POSITION", Fault.NONE)
     with pytest.raises(RtlError, match=r"^no progress for \d+ cycles: every unit is idle; "):
         device.start_and_wait()
-    device = open_device(IDEAL, watchdog_cycles=0)
+    device = open_device(IDEAL_MEMORY, watchdog_cycles=0)
     prepare(device)
     device.write_register("LOGITS_STRIDE", 5000)
     assert device.start_and_wait() > 5000
 
 
 def test_max_cycles(open_device: Open) -> None:
-    device = open_device(IDEAL)
+    device = open_device(IDEAL_MEMORY)
     prepare(device, fault=Fault.HANGS)
     message = (
         r"^not done after 100 cycles: load WAIT_READ, matmul WAIT_WEIGHTS, vector IDLE, "
@@ -323,12 +325,12 @@ def test_fingerprint(open_device: Open, monkeypatch: pytest.MonkeyPatch) -> None
     generate = build._generate
     monkeypatch.setattr(build, "_generate", lambda config: generate(CONFIG))
     with pytest.raises(RtlError, match=message):
-        open_device(IDEAL, config=other)
+        open_device(IDEAL_MEMORY, config=other)
 
 
 def test_trace(open_device: Open, tmp_path: Path) -> None:
     path = tmp_path / "traces" / "run.vcd"
-    device = open_device(IDEAL, trace_path=path, trace_cycles=(30, 60))
+    device = open_device(IDEAL_MEMORY, trace_path=path, trace_cycles=(30, 60))
     prepare(device)
     device.start_and_wait()
     device.close()
@@ -345,7 +347,7 @@ def test_trace(open_device: Open, tmp_path: Path) -> None:
 
 def test_trace_of_a_failure(open_device: Open, tmp_path: Path) -> None:
     path = tmp_path / "run.vcd"
-    device = open_device(IDEAL, trace_path=path)
+    device = open_device(IDEAL_MEMORY, trace_path=path)
     prepare(device, fault=Fault.SIZE)
     with pytest.raises(RtlError, match=r"arsize"):
         device.start_and_wait()
@@ -360,7 +362,7 @@ def test_trace_on_a_full_disk(cycles: int, open_device: Open, tmp_path: Path) ->
     """Seen at the end, or as soon as a buffer is full."""
     path = tmp_path / "run.vcd"
     path.symlink_to("/dev/full")
-    device = open_device(IDEAL, trace_path=path, trace_cycles=(0, cycles))
+    device = open_device(IDEAL_MEMORY, trace_path=path, trace_cycles=(0, cycles))
     message = rf"^the trace {path} cannot be written \(.*No space left on device\): free some space"
     with pytest.raises(RtlError, match=message):
         for _ in range(cycles // 10):
@@ -370,7 +372,7 @@ def test_trace_on_a_full_disk(cycles: int, open_device: Open, tmp_path: Path) ->
 
 
 def test_closed(open_device: Open) -> None:
-    device = open_device(IDEAL)
+    device = open_device(IDEAL_MEMORY)
     with device:
         device.zero(0, 8)
     device.close()
@@ -383,20 +385,3 @@ def test_parameters() -> None:
         RtlDevice(CONFIG, 0)
     with pytest.raises(ValueError, match=r"^watchdog_cycles must not be negative, not -1$"):
         RtlDevice(CONFIG, 1, watchdog_cycles=-1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"stall": 1.0}, r"stall must be in \[0, 1\), not 1\.0"),
-        ({"read_latency": 0}, r"read_latency must be in 1\.\.4294967295, not 0"),
-        ({"weight_rate": (3, 2)}, r"weight_rate\[0\] must be in 1\.\.2, not 3"),
-        ({"refresh_cycles": 5}, r"refresh_cycles must be in 0\.\.0, not 5"),
-        ({"seed": -1}, r"seed must be in 0\.\.4294967295, not -1"),
-    ],
-)
-def test_timing_parameters(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{message}$"):
-        MemoryTiming(**options)
-    with pytest.raises(TypeError, match=r"^max_outstanding must be an integer, not 1\.5$"):
-        MemoryTiming(max_outstanding=1.5)  # type: ignore[arg-type]

@@ -14,7 +14,8 @@ from lutra_golden.arith.scale import (
     scale_recip,
     scale_rsqrt,
 )
-from lutra_hw.arith.scale import SCALE_COMMAND, SCALE_LATENCY, ScaleOp
+from lutra_golden.timing.arith import SCALE_LATENCY
+from lutra_hw.arith.scale import SCALE_COMMAND, ScaleOp
 from lutra_hw.ports import SCALE_LAYOUT
 from lutra_sim.bench.stream import StreamMonitor, StreamSink, StreamSource, pack, reset
 
@@ -106,6 +107,6 @@ async def follows_golden(dut: Any, p_stall: float) -> None:
         assert result == pack(SCALE_LAYOUT, {"m": scale.m, "e": scale.e}), command
     if not p_stall:
         latencies = [o - i for i, o in zip(accepted.cycles, results.cycles, strict=True)]
-        assert latencies == [SCALE_LATENCY[command["op"]] for command in todo]
+        assert latencies == [SCALE_LATENCY[command["op"].name] for command in todo]
         pauses = [i - o for i, o in zip(accepted.cycles[1:], results.cycles, strict=False)]
         assert set(pauses) == {1}

@@ -14,6 +14,7 @@ from lutra_golden.attention.attention import attend, first_seen
 from lutra_golden.attention.cache import kv_bytes
 from lutra_golden.attention.pairs import fetches
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.attention import AttentionTiming
 from lutra_hw.attention.attention import AttentionUnit
 from lutra_hw.attention.pairs import ATTEND_COMMAND
 from lutra_hw.ports import dma_command
@@ -238,7 +239,7 @@ def _windows() -> list[tuple[int, int, int]]:
 )
 async def tiles(dut: Any, p_stall: float, latency: int, windowed: bool) -> None:
     """One command after another, decode and prefill, in the stated number of cycles."""
-    rng, unit = np.random.default_rng(3), AttentionUnit(CONFIG)
+    rng, timing = np.random.default_rng(3), AttentionTiming(CONFIG)
     harness = Harness(dut, p_stall=p_stall, latency=latency)
     await reset(dut)
     cases = _windows() if windowed else [(*case, 0) for case in _tiles()]
@@ -250,7 +251,7 @@ async def tiles(dut: Any, p_stall: float, latency: int, windowed: bool) -> None:
             continue
         start = harness.accepted.cycles[-1]
         first_beat = harness.beats.cycles[n_beats] - start
-        assert harness.done[-1] - start == unit.cycles(position, n_tokens, first_beat, window)
+        assert harness.done[-1] - start == timing.cycles(position, n_tokens, first_beat, window)
         # until the first beat, and never again: the latency of memory is paid once
         assert harness.stalls - n_stalls == first_beat - 1
 

@@ -15,9 +15,8 @@ from lutra_golden.arith.fixed import Int, round_shift
 from lutra_golden.core.config import ENGINES
 from lutra_golden.matmul.engine import LANES, EngineParams, GroupedWeights
 from lutra_golden.matmul.ternary import TernaryParams
-from lutra_hw.matmul.accumulate import drain_cycles
+from lutra_golden.timing.matmul import MatmulTiming
 from lutra_hw.matmul.contract import acc_read_port, act_write_port, tile_command
-from lutra_hw.matmul.engine import MatmulEngine
 from lutra_sim.bench.ports import PulseMonitor
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import StreamMonitor, StreamSource, pack, reset, unpack
@@ -37,7 +36,7 @@ __all__ = [
 ]
 
 PARAMS: EngineParams = bench_params(*ENGINES.values())
-ENGINE = MatmulEngine(PARAMS)
+TIMING = MatmulTiming(PARAMS)
 _A_MIN, _A_MAX = -(1 << (PARAMS.a_width - 1)), (1 << (PARAMS.a_width - 1)) - 1
 _SCALE_MAX = (1 << PARAMS.scale_width) - 1
 
@@ -91,7 +90,7 @@ class Command:
     @property
     def cycles(self) -> int:
         """Cycles in an idle engine."""
-        return ENGINE.cycles(
+        return TIMING.cycles(
             self.depth_tiles,
             self.row_blocks,
             self.planes,
@@ -102,8 +101,8 @@ class Command:
     @property
     def pass_cycles(self) -> int:
         """Cycles that a pass adds in an engine that is never idle."""
-        block = max(self.planes * PARAMS.steps, drain_cycles(PARAMS))
-        return max(self.blocks * block, ENGINE.spacing)
+        block = max(self.planes * PARAMS.steps, TIMING.drain_cycles)
+        return max(self.blocks * block, TIMING.spacing)
 
     @property
     def bits(self) -> int:
@@ -368,7 +367,7 @@ async def one_block_of_one_plane(dut: Any) -> None:
         command = Command(1, 1, PARAMS.act_tiles, range(1), first=1, shift=min(5, PARAMS.shift_max))
         bench.send_command(command)
         await bench.cmd.wait_for(index + 1)
-        await ClockCycles(dut.clk, 3 * ENGINE.spacing)
+        await ClockCycles(dut.clk, 3 * TIMING.spacing)
         bench.send_words(command, command.pack(command.weights(bench.rng)))
         await bench.done.wait_for(index + 1)
         await bench.check()
@@ -391,7 +390,7 @@ async def cycles_are_as_stated(dut: Any) -> None:
     # around the least length of a pass
     shapes += [
         (blocks, 1, 3, range(2))
-        for blocks in range(ENGINE.spacing // PARAMS.steps - 1, ENGINE.spacing // PARAMS.steps + 2)
+        for blocks in range(TIMING.spacing // PARAMS.steps - 1, TIMING.spacing // PARAMS.steps + 2)
         if 1 <= blocks <= most
     ]
     for index, shape in enumerate(shapes):
@@ -414,8 +413,8 @@ async def back_to_back(dut: Any) -> None:
     most = min(most, PARAMS.weight_buffer_words // PARAMS.steps)
     planes = min(2, PARAMS.max_planes)
     # passes that are as long as it takes to prepare one
-    long = min(most, -(-(ENGINE.spacing + 2) // PARAMS.steps))
-    two = min(most, -(-(ENGINE.spacing + 2) // (planes * PARAMS.steps)))
+    long = min(most, -(-(TIMING.spacing + 2) // PARAMS.steps))
+    two = min(most, -(-(TIMING.spacing + 2) // (planes * PARAMS.steps)))
     commands = [
         Command(long, 1, 2, range(PARAMS.pass_tokens)),
         Command(two, planes, 1, range(1)),
@@ -434,8 +433,8 @@ async def back_to_back(dut: Any) -> None:
     # the short passes of the fourth command end when the set of the next may begin
     for command, cycles in zip(commands[3:], differences[2:], strict=True):
         passes = command.depth_tiles * command.groups
-        assert cycles <= passes * command.pass_cycles + ENGINE.spacing
-    assert len(bench.stall.cycles) < ENGINE.spacing
+        assert cycles <= passes * command.pass_cycles + TIMING.spacing
+    assert len(bench.stall.cycles) < TIMING.spacing
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -448,14 +447,14 @@ async def empty_commands(dut: Any) -> None:
         bench.send_command(some, **{field: 0})
         n_done += 1
         await bench.done.wait_for(n_done)
-        assert bench.done.cycles[-1] - bench.cmd.cycles[-1] == 1 + ENGINE.empty_latency
+        assert bench.done.cycles[-1] - bench.cmd.cycles[-1] == 1 + TIMING.empty_latency
     for field in ("token_count", "planes"):
         bench.send(some)
         bench.send_command(some, **{field: 0})
         bench.send_command(some, **{field: 0})
         n_done += 3
     await bench.done.wait_for(n_done)
-    await ClockCycles(dut.clk, 40 + ENGINE.latency)
+    await ClockCycles(dut.clk, 40 + TIMING.latency)
     assert len(bench.done.cycles) == n_done
     assert len(bench.weights.payloads) == 2 * some.words
     assert dut.busy.value == 0
@@ -470,7 +469,7 @@ async def fills_its_buffer_and_waits(dut: Any) -> None:
     command = Command(1, 1, 1, range(PARAMS.pass_tokens))
     bench.send_command(command)
     await bench.cmd.wait_for(1)
-    await ClockCycles(dut.clk, ENGINE.lead + 10)
+    await ClockCycles(dut.clk, TIMING.lead + 10)
     assert (dut.busy.value, dut.stall.value) == (1, 1)
     bench.send_words(command, command.pack(command.weights(bench.rng)))
     await bench.done.wait_for(1)

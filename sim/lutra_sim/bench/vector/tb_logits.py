@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.residual import logits_cycles
 from lutra_golden.vector.residual import logits
 from lutra_hw.ports import dma_command, dma_write_data
 from lutra_hw.vector.residual import LOGITS_COMMAND, Logits
@@ -115,7 +116,7 @@ async def writes_logits(dut: Any, p_stall: float) -> None:
         assert argmax == expected_argmax.tolist()
         if p_stall == 0:
             cycles = done.cycles[-1] - accepted.cycles[-1]
-            assert cycles == Logits.cycles(n_words, token_first, count)
+            assert cycles == logits_cycles(n_words, token_first, count)
     assert len(done.cycles) == len(chunks)
     assert bool(stall.cycles) == (p_stall > 0)
 

@@ -13,6 +13,7 @@ from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.arith.scale import Scale, scale_from_float
 from lutra_golden.control.isa import NormSource
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.norm import norm_cycles
 from lutra_golden.vector.norm import gate_scale, norm_quantize, relu2_gate, swiglu, swiglu_scale
 from lutra_hw.vector.norm import NORM_COMMAND, NormQuant
 from lutra_sim.bench.ports import PortMemory, PulseMonitor
@@ -212,5 +213,5 @@ async def normalises(dut: Any) -> None:
         expected_scales[chosen] = np.stack(scales, axis=1)[chosen]
         assert (memories["scale_r"].array(config.pass_tokens) == expected_scales).all(), what
         cycles = done.cycles[-1] - accepted.cycles[-1]
-        assert cycles == NormQuant.cycles(case.n_words, case.token_count, case.source), what
+        assert cycles == norm_cycles(case.n_words, case.token_count, case.source), what
     assert len(done.cycles) == len(all_cases)

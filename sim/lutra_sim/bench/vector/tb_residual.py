@@ -7,6 +7,7 @@ import numpy as np
 
 from lutra_golden.arith.scale import Scale
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.residual import residual_cycles
 from lutra_golden.vector.residual import RESIDUAL_WIDTH, residual_add, residual_sum
 from lutra_hw.vector.residual import RESIDUAL_COMMAND, ResidualAdd
 from lutra_sim.bench.ports import PortMemory, PulseMonitor
@@ -78,7 +79,7 @@ async def adds(dut: Any) -> None:
         clamped = (exact != expected[:n_tokens, :n]).reshape(-1, 8).any(axis=1)
         assert len(saturated.cycles) == clamped.sum()
         cycles = done.cycles[-1] - accepted.cycles[-1]
-        assert cycles == ResidualAdd.cycles(n_words, n_tokens)
+        assert cycles == residual_cycles(n_words, n_tokens)
     assert len(done.cycles) == len(cases)
 
 

@@ -22,11 +22,11 @@ from lutra_golden.control.isa import (
 )
 from lutra_golden.control.memory import Memory
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.norm import norm_cycles
+from lutra_golden.timing.residual import residual_cycles
+from lutra_golden.timing.rope import rope_cycles
 from lutra_golden.vector.rope import rope_table
 from lutra_hw.ports import INSTRUCTION_SHAPE, dma_command, dma_write_data
-from lutra_hw.vector.norm import NormQuant
-from lutra_hw.vector.residual import ResidualAdd
-from lutra_hw.vector.rope import RopeQuant
 from lutra_hw.vector.unit import VectorUnit
 from lutra_sim.bench.ports import PortMemory, PulseMonitor
 from lutra_sim.bench.simulate import bench_params
@@ -175,7 +175,7 @@ async def executes(dut: Any, p_stall: float) -> None:
             match instruction.opcode:
                 case Opcode.NORMQ:
                     n_words, source_of = instruction.args["n_words"], instruction.args["source"]
-                    latency = NormQuant.cycles(n_words, count, NormSource(source_of))
+                    latency = norm_cycles(n_words, count, NormSource(source_of))
                     assert cycles == 2 + latency
                     if count:
                         rows = act.array(n, n_words).reshape(n, -1)
@@ -192,12 +192,15 @@ async def executes(dut: Any, p_stall: float) -> None:
                     seen = _check_memory(golden.memory, commands, beats, seen, size)
                     if not p_stall:
                         # 2 cycles to decode
-                        flags = [bool(instruction.flags & f) for f in (FLAG_BIAS, FLAG_QK_NORM)]
-                        latency = RopeQuant(PARAMS).cycles(count, *flags) + WRITE_CYCLES + 2
-                        assert latency - 40 * any(flags) <= cycles <= latency
+                        bias, qk_norm = (
+                            bool(instruction.flags & flag) for flag in (FLAG_BIAS, FLAG_QK_NORM)
+                        )
+                        latency = rope_cycles(PARAMS, count, bias=bias, qk_norm=qk_norm)
+                        latency += WRITE_CYCLES + 2
+                        assert latency - 40 * (bias or qk_norm) <= cycles <= latency
                 case Opcode.RESADD:
                     n_words = instruction.args["n_words"]
-                    assert cycles == 2 + ResidualAdd.cycles(n_words, count)
+                    assert cycles == 2 + residual_cycles(n_words, count)
                 case _:
                     size = count * instruction.args["n_words"] * 32
                     seen = _check_memory(golden.memory, commands, beats, seen, size)

@@ -1,10 +1,10 @@
-"""How the memory behind the simulated accelerator behaves."""
+"""Memory behind the accelerator's ports: bandwidth, latency, refresh and stalls."""
 
 import random
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["IDEAL", "NANO", "MemoryTiming", "random_timing"]
+__all__ = ["IDEAL_MEMORY", "NANO_MEMORY", "MemoryTiming", "random_timing"]
 
 _MAX_CYCLES = (1 << 32) - 1
 
@@ -54,10 +54,10 @@ def _check_int(name: str, value: Any, least: int, most: int) -> None:
         raise ValueError(f"{name} must be in {least}..{most}, not {value}")
 
 
-IDEAL = MemoryTiming()
+IDEAL_MEMORY = MemoryTiming()
 """Answers in the next cycle, a beat in every cycle."""
 
-NANO = MemoryTiming(read_latency=40, write_latency=20)
+NANO_MEMORY = MemoryTiming(read_latency=40, write_latency=20)
 """Full rate behind the latency of a DRAM controller; what the simulated device runs with."""
 
 

@@ -1,0 +1,74 @@
+"""Cycles of the attention unit."""
+
+from dataclasses import dataclass
+
+from lutra_golden.attention.attention import first_seen
+from lutra_golden.attention.pairs import fetches
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.arith import EXP2_LATENCY, SCALE_LATENCY
+
+__all__ = ["TREE_RADIX", "AttentionTiming"]
+
+TREE_RADIX = 4
+"""Operands of an adder in the tree that adds the products of a dot product."""
+
+
+@dataclass(frozen=True)
+class AttentionTiming:
+    """Pipeline stages of the attention unit of ``config``, and the cycles of its commands.
+
+    Stages are counted in cycles from the issue of a pair. Pass K waits where pass V weighs.
+    """
+
+    config: AcceleratorConfig
+
+    @property
+    def weigh(self) -> int:
+        """Stage at which the power of two of a score is there."""
+        return 2 + EXP2_LATENCY
+
+    @property
+    def multiply(self) -> int:
+        """Stage at which a beat meets a query or a weight."""
+        return self.weigh + 3
+
+    @property
+    def sum(self) -> int:
+        """Stage at which the products are there."""
+        return self.multiply + 1
+
+    @property
+    def dot(self) -> int:
+        """Stage at which the products of a dot product have been added."""
+        levels = -(-(self.config.head_dim - 1).bit_length() // (TREE_RADIX - 1).bit_length())
+        return self.sum + levels
+
+    @property
+    def score(self) -> int:
+        """Stage at which a score is written."""
+        return self.dot + 3
+
+    def cycles(self, position: int, token_count: int, first_beat: int = 2, window: int = 0) -> int:
+        """Cycles from the acceptance of a command to ``done``.
+
+        ``first_beat`` is the number of cycles from that acceptance to the first beat, after which
+        memory delivers one beat per cycle.
+        """
+        if not token_count:
+            return 1
+        config = self.config
+        n_scale_beats = next(fetches(config, 0, position, token_count, window)).beats
+        n_pairs = sum(
+            p + 1 - first_seen(p, window) for p in range(position, position + token_count)
+        )
+        n_items = token_count * config.attention.q_per_kv
+        words = config.head_dim // 8
+        reciprocal = 2 + SCALE_LATENCY["FROM_INT"] + SCALE_LATENCY["RECIP"]
+        end = reciprocal + max(reciprocal, words) * (n_items - 1) + words + 4
+        # `at` is the cycle in which the next pair is issued, `finished` the end of the last head
+        at = first_beat + n_scale_beats + 1
+        finished = 0
+        for _ in range(config.n_kv_heads):
+            at = max(at + n_pairs + self.score, finished + 1) + n_pairs
+            finished = at + self.sum + end
+        return finished + 1

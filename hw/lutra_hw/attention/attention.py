@@ -14,10 +14,14 @@ from lutra_hw.arith.exp2 import Exp2Neg
 from lutra_hw.arith.fixed import round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra_hw.attention.pairs import ATTEND_COMMAND, BEAT_SLOTS, PairIssuer, pair_layout
+from lutra_hw.buffers import (
+    AttentionReadPort,
+    AttentionWritePort,
+    QueryScaleWritePort,
+    QueryWritePort,
+)
 from lutra_hw.ports import (
     SCALE_LAYOUT,
-    ReadPortSignature,
-    WritePortSignature,
     dma_command,
     packed_scale,
 )
@@ -60,12 +64,7 @@ class _Finish(wiring.Component):
                 ),
                 "acc": In(data.ArrayLayout(signed(params.acc_width), _LANES)),
                 "e": In(signed(SCALE.e_width)),
-                "o": Out(
-                    WritePortSignature(
-                        {"token": token, "word": range(config.n_heads * words)},
-                        data.ArrayLayout(signed(32), _LANES),
-                    )
-                ),
+                "o": Out(AttentionWritePort(config)),
                 "busy": Out(1),
                 "finished": Out(1),
             }
@@ -196,10 +195,10 @@ class AttentionUnit(wiring.Component):
     Members
     -------
     cmd : ``In(stream.Signature(ATTEND_COMMAND))``  accepted when idle.
-    q_w : ``In(WritePortSignature)``  ``{token, head, word}``: eight int8 of a query, natural order.
-    qs_w : ``In(WritePortSignature)``  ``{token, head}``: scale of a query.
+    q_w : ``In(QueryWritePort(config))``
+    qs_w : ``In(QueryScaleWritePort(config))``
     rd_cmd, rd_data : DMA reader; the commands of a tile are queued at once.
-    out : ``In(ReadPortSignature)``  ``{token, word}``: eight int32, word ``head * head_dim / 8``.
+    out : ``In(AttentionReadPort(config))``
     done : ``Out(1)``  pulses once per command when the output memory is complete.
     busy : ``Out(1)``  a command is in the unit.
     stall : ``Out(1)``  a pair could be issued, but its beat has not come.
@@ -209,26 +208,14 @@ class AttentionUnit(wiring.Component):
         if not isinstance(config, AcceleratorConfig):
             raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config, self._stages = config, AttentionTiming(config)
-        words = config.head_dim // _LANES
-        token, head = range(config.pass_tokens), range(config.n_heads)
         super().__init__(
             {
                 "cmd": In(stream.Signature(ATTEND_COMMAND)),
-                "q_w": In(
-                    WritePortSignature(
-                        {"token": token, "head": head, "word": range(words)},
-                        data.ArrayLayout(signed(8), _LANES),
-                    )
-                ),
-                "qs_w": In(WritePortSignature({"token": token, "head": head}, SCALE_LAYOUT)),
+                "q_w": In(QueryWritePort(config)),
+                "qs_w": In(QueryScaleWritePort(config)),
                 "rd_cmd": Out(dma_command()),
                 "rd_data": In(stream.Signature(unsigned(config.data_axi_width))),
-                "out": In(
-                    ReadPortSignature(
-                        {"token": token, "word": range(config.n_heads * words)},
-                        data.ArrayLayout(signed(32), _LANES),
-                    )
-                ),
+                "out": In(AttentionReadPort(config)),
                 "done": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),

@@ -7,9 +7,10 @@ from amaranth.utils import exact_log2
 
 from lutra_golden.control.isa import Opcode
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_hw.buffers import ParamWritePort, ResidualWritePort, RopeWritePort, TokenReadPort
+from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.fields import argument, header
-from lutra_hw.control.registers import token_read_port
-from lutra_hw.ports import INSTRUCTION_SHAPE, WritePortSignature, dma_command
+from lutra_hw.ports import INSTRUCTION_SHAPE, dma_command
 
 __all__ = ["LoadUnit"]
 
@@ -41,42 +42,29 @@ class LoadUnit(wiring.Component):
     Members
     -------
     cmd : ``In(stream.Signature(INSTRUCTION_SHAPE))``
-    weight_base, position, n_tokens : ``In(40)``, ``In(16)``, ``In(8)``  stable while busy
-    tokens : ``Out(token_read_port(pass_tokens))``
+    context : ``In(RunContextSignature())``
+    tokens : ``Out(TokenReadPort(config))``
     rd_cmd : ``Out(dma_command())``
     rd_data : ``In(stream.Signature(unsigned(data_axi_width)))``
-    param_w : ``Out(WritePortSignature)``  ``{word}``, eight int16
-    rope_w : ``Out(WritePortSignature)``  ``{token, word}``, eight int16
-    embed_w : ``Out(WritePortSignature)``  ``{token, word}``, eight int32
+    param_w : ``Out(ParamWritePort(config))``
+    rope_w : ``Out(RopeWritePort(config))``
+    embed_w : ``Out(ResidualWritePort(config))``
     done : ``Out(1)``  one cycle per instruction
     busy, stall : ``Out(1)``  an instruction is here; it waits for data
     """
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        int16 = data.ArrayLayout(signed(16), _ELEMENTS)
-        token = range(config.pass_tokens)
         super().__init__(
             {
                 "cmd": In(stream.Signature(INSTRUCTION_SHAPE)),
-                "weight_base": In(40),
-                "position": In(16),
-                "n_tokens": In(8),
-                "tokens": Out(token_read_port(config.pass_tokens)),
+                "context": In(RunContextSignature()),
+                "tokens": Out(TokenReadPort(config)),
                 "rd_cmd": Out(dma_command()),
                 "rd_data": In(stream.Signature(unsigned(config.data_axi_width))),
-                "param_w": Out(WritePortSignature({"word": range(config.param_words)}, int16)),
-                "rope_w": Out(
-                    WritePortSignature(
-                        {"token": token, "word": range(config.head_dim // _ELEMENTS)}, int16
-                    )
-                ),
-                "embed_w": Out(
-                    WritePortSignature(
-                        {"token": token, "word": range(config.hidden_max // _ELEMENTS)},
-                        data.ArrayLayout(signed(32), _ELEMENTS),
-                    )
-                ),
+                "param_w": Out(ParamWritePort(config)),
+                "rope_w": Out(RopeWritePort(config)),
+                "embed_w": Out(ResidualWritePort(config)),
                 "done": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),
@@ -131,18 +119,18 @@ class LoadUnit(wiring.Component):
                         m.d.sync += [
                             kind.eq(_Kind.ROPE),
                             n_rows.eq(1),
-                            n_words.eq(self.n_tokens << rope_words),
+                            n_words.eq(self.context.n_tokens << rope_words),
                         ]
                     with m.Default():
                         m.d.sync += [
                             kind.eq(_Kind.EMBED),
-                            n_rows.eq(self.n_tokens),
+                            n_rows.eq(self.context.n_tokens),
                             n_words.eq(argument(word, Opcode.EMBED, "n_words")),
                         ]
                 with m.If(self.cmd.valid):
                     m.next = "Base"
             with m.State("Base"):
-                m.d.sync += base.eq(self.weight_base + offset)
+                m.d.sync += base.eq(self.context.weight_base + offset)
                 with m.If((n_rows == 0) | (n_words == 0)):
                     m.next = "Done"
                 with m.Else():
@@ -154,7 +142,7 @@ class LoadUnit(wiring.Component):
                         m.d.sync += multiplier.eq(0)
                     with m.Case(_Kind.ROPE):
                         m.d.sync += [
-                            multiplicand.eq(self.position),
+                            multiplicand.eq(self.context.position),
                             multiplier.eq(config.head_dim // _ELEMENTS),
                         ]
                     with m.Default():

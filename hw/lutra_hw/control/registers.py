@@ -1,6 +1,6 @@
 """The accelerator's register file behind its AXI4-Lite port."""
 
-from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -21,12 +21,13 @@ from lutra_golden.control.registers import (
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_hw.axi.lite import LiteSlave
 from lutra_hw.axi.signatures import Axi4LiteSignature
-from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature
+from lutra_hw.buffers import TokenReadPort
+from lutra_hw.control.context import CONTEXT_WIDTHS, RunContextSignature
+from lutra_hw.ports import SCALE_LAYOUT
 
-__all__ = ["EVENTS", "UNIT_STATE_LAYOUT", "RegisterFile", "token_read_port"]
+__all__ = ["EVENTS", "UNIT_STATE_LAYOUT", "RegisterFile"]
 
 _ADDR_WIDTH = 12
-_ADDRESS_BITS = 40
 
 EVENTS = data.StructLayout({name: 1 for name in COUNTERS if name != "cycles"})
 """What the performance counters count besides cycles, one bit each."""
@@ -35,24 +36,8 @@ UNIT_STATE_LAYOUT = data.ArrayLayout(4, len(Unit) + 1)
 """:class:`UnitState` of the units in the order of :class:`Unit`, then of the instruction fetch."""
 
 
-def token_read_port(pass_tokens: int) -> ReadPortSignature:
-    """The token ids of the tile."""
-    return ReadPortSignature({"token": range(pass_tokens)}, unsigned(32))
-
-
 # bits that a writable register keeps; the others read as zero
-_WRITABLE = {
-    "IRQ_ENABLE": 1,
-    "PROGRAM_BASE": _ADDRESS_BITS,
-    "WEIGHT_BASE": _ADDRESS_BITS,
-    "KV_BASE": _ADDRESS_BITS,
-    "LOGITS_BASE": _ADDRESS_BITS,
-    "LOGITS_STRIDE": 32,
-    "POSITION": 16,
-    "N_TOKENS": 8,
-    "LOGITS_FROM": 8,
-    "PROGRAM_BYTES": 32,
-}
+_WRITABLE = {"IRQ_ENABLE": 1} | {name.upper(): bits for name, bits in CONTEXT_WIDTHS.items()}
 
 
 class RegisterFile(wiring.Component):
@@ -72,10 +57,8 @@ class RegisterFile(wiring.Component):
     s_axi : ``In(Axi4LiteSignature(12))``
     irq : ``Out(1)``  level: IRQ_STATUS and IRQ_ENABLE
     start : ``Out(1)``  one cycle
-    program_base, weight_base, kv_base, logits_base : ``Out(40)``
-    program_bytes, logits_stride : ``Out(32)``
-    position, n_tokens, logits_from : ``Out(16)``, ``Out(8)``, ``Out(8)``
-    tokens : ``In(token_read_port(pass_tokens))``
+    context : ``Out(RunContextSignature())``
+    tokens : ``In(TokenReadPort(config))``
     done : ``In(1)``  pulse: the run has ended
     error, saturated : ``In(1)``  kept in STATUS until the next START
     unit_state : ``In(UNIT_STATE_LAYOUT)``
@@ -91,12 +74,8 @@ class RegisterFile(wiring.Component):
                 "s_axi": In(Axi4LiteSignature(_ADDR_WIDTH)),
                 "irq": Out(1),
                 "start": Out(1),
-                **{
-                    name.lower(): Out(width)
-                    for name, width in _WRITABLE.items()
-                    if name != "IRQ_ENABLE"
-                },
-                "tokens": In(token_read_port(config.pass_tokens)),
+                "context": Out(RunContextSignature()),
+                "tokens": In(TokenReadPort(config)),
                 "done": In(1),
                 "error": In(1),
                 "saturated": In(1),
@@ -124,9 +103,8 @@ class RegisterFile(wiring.Component):
         stored = {name: Signal(width, name=name.lower()) for name, width in _WRITABLE.items()}
         irq_status, busy, done, error, saturated = (Signal() for _ in range(5))
         counters = {name: Signal(64, name=f"counter_{name}") for name in COUNTERS}
-        for name, value in stored.items():
-            if name != "IRQ_ENABLE":
-                m.d.comb += getattr(self, name.lower()).eq(value)
+        for name in CONTEXT_WIDTHS:
+            m.d.comb += getattr(self.context, name).eq(stored[name.upper()])
         m.d.comb += self.irq.eq(irq_status & stored["IRQ_ENABLE"])
 
         self._writes(m, bus, stored, token_write, irq_status, busy)

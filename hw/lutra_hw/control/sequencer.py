@@ -9,6 +9,7 @@ from amaranth.utils import exact_log2
 from lutra_golden.control.isa import HEADER, INSTRUCTION_BYTES, Opcode, Unit
 from lutra_golden.control.registers import UnitState
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.fields import argument, header, tile_tokens
 from lutra_hw.control.registers import UNIT_STATE_LAYOUT
 from lutra_hw.ports import INSTRUCTION_SHAPE, dma_command
@@ -48,8 +49,7 @@ class Sequencer(wiring.Component):
     Members
     -------
     start : ``In(1)``  one cycle; not while running
-    program_base, program_bytes : ``In(40)``, ``In(32)``  whole data beats
-    weight_base, n_tokens, logits_from : ``In(40)``, ``In(8)``, ``In(8)``  stable while running
+    context : ``In(RunContextSignature())``  the program is whole data beats.
     rd_cmd : ``Out(dma_command())``
     rd_data : ``In(stream.Signature(unsigned(data_axi_width)))``
     load_cmd, matmul_cmd, vector_cmd, attention_cmd : ``Out(stream.Signature(INSTRUCTION_SHAPE))``
@@ -70,11 +70,7 @@ class Sequencer(wiring.Component):
         super().__init__(
             {
                 "start": In(1),
-                "program_base": In(40),
-                "program_bytes": In(32),
-                "weight_base": In(40),
-                "n_tokens": In(8),
-                "logits_from": In(8),
+                "context": In(RunContextSignature()),
                 "rd_cmd": Out(dma_command()),
                 "rd_data": In(stream.Signature(unsigned(config.data_axi_width))),
                 **{
@@ -148,7 +144,7 @@ class Sequencer(wiring.Component):
         beats, part = Signal.like(self.rd_cmd.p.beats), Signal(range(n_halves))
 
         opcode = header(instruction, "opcode")
-        _, n_tokens = tile_tokens(m, instruction, self.n_tokens, self.logits_from)
+        _, n_tokens = tile_tokens(m, instruction, self.context.n_tokens, self.context.logits_from)
         is_lmma = opcode == Opcode.LMMA
         n_words = argument(instruction, Opcode.LMMA, "n_words")
         needs_weights = is_lmma & (n_tokens != 0) & (n_words != 0)
@@ -163,7 +159,9 @@ class Sequencer(wiring.Component):
         room = Array(queue.w_rdy for queue in queues)[target]
         m.d.comb += [
             dispatch.eq(valid & known & room & (weights.w_rdy | ~needs_weights)),
-            weight_cmd.addr.eq(self.weight_base + argument(instruction, Opcode.LMMA, "address")),
+            weight_cmd.addr.eq(
+                self.context.weight_base + argument(instruction, Opcode.LMMA, "address")
+            ),
             weight_cmd.beats.eq(n_words),
             weights.w_data.eq(weight_cmd),
             weights.w_en.eq(dispatch & needs_weights),
@@ -185,7 +183,7 @@ class Sequencer(wiring.Component):
         last_part, take, drop = part == n_halves - 1, Signal(), Signal()
         beat_bits = exact_log2(self.config.data_bytes)
         m.d.comb += [
-            self.rd_cmd.p.addr.eq(self.program_base),
+            self.rd_cmd.p.addr.eq(self.context.program_base),
             self.rd_cmd.p.beats.eq(beats),
             self.rd_data.ready.eq((take & last_part) | drop),
         ]
@@ -205,7 +203,7 @@ class Sequencer(wiring.Component):
         with m.FSM() as fsm:
             with m.State("Idle"):
                 m.d.sync += [
-                    beats.eq(self.program_bytes >> beat_bits),
+                    beats.eq(self.context.program_bytes >> beat_bits),
                     part.eq(0),
                     valid.eq(0),
                 ]

@@ -22,7 +22,6 @@ from lutra_hw.vector.unit import VectorUnit
 __all__ = ["Accelerator", "generate_verilog"]
 
 _DATA_READERS = ("fetch", "load", "attention")  # in the order of their ids on m_axi_d
-_CONTEXT = ("position", "n_tokens", "logits_from", "kv_base", "weight_base", "logits_base")
 
 
 class Accelerator(wiring.Component):
@@ -87,7 +86,7 @@ class Accelerator(wiring.Component):
 
         errors = self._weights(m, sequencer, matmul)
         errors += self._data(m, sequencer, load, attention, vector)
-        self._commands(m, registers, sequencer, units)
+        self._commands(m, registers.context, sequencer, units)
         wiring.connect(m, load.param_w, vector.param_w)
         wiring.connect(m, load.rope_w, vector.rope_w)
         wiring.connect(m, load.embed_w, vector.embed_w)
@@ -99,12 +98,10 @@ class Accelerator(wiring.Component):
         wiring.connect(m, vector.attention, attention.out)
 
         wiring.connect(m, wiring.flipped(self.s_axi), registers.s_axi)
-        context = (*_CONTEXT, "logits_stride", "program_base", "program_bytes", "start")
-        for unit in (sequencer, load, vector):
-            for name in context:
-                if name in unit.signature.members:
-                    m.d.comb += getattr(unit, name).eq(getattr(registers, name))
+        context = registers.context
+        wiring.connect(m, context, sequencer.context, load.context, vector.context)
         m.d.comb += [
+            sequencer.start.eq(registers.start),
             self.irq.eq(registers.irq),
             registers.done.eq(sequencer.finished),
             registers.error.eq(Cat(*errors, sequencer.error).any()),
@@ -169,13 +166,13 @@ class Accelerator(wiring.Component):
         drive(m, self.m_axi_d, writer.axi)
         return [*errors, writer.error]
 
-    def _commands(self, m, registers, sequencer, units):
+    def _commands(self, m, context, sequencer, units):
         """Instructions, or what the units take in place of them, and what comes back."""
         wiring.connect(m, sequencer.load_cmd, units[Unit.LOAD].cmd)
         wiring.connect(m, sequencer.vector_cmd, units[Unit.VECTOR].cmd)
 
         tile, word = units[Unit.MATMUL].cmd, sequencer.matmul_cmd.p
-        first, count = tile_tokens(m, word, registers.n_tokens, registers.logits_from)
+        first, count = tile_tokens(m, word, context.n_tokens, context.logits_from)
         m.d.comb += [tile.p.token_first.eq(first), tile.p.token_count.eq(count)]
         for name in ("depth_tiles", "row_blocks", "planes", "acc_base", "shift"):
             m.d.comb += getattr(tile.p, name).eq(argument(word, Opcode.LMMA, name))
@@ -186,11 +183,11 @@ class Accelerator(wiring.Component):
 
         attend, word = units[Unit.ATTENTION].cmd, sequencer.attention_cmd.p
         m.d.comb += [
-            attend.p.kv_addr.eq(registers.kv_base + argument(word, Opcode.ATTEND, "kv_offset")),
-            attend.p.position.eq(registers.position),
+            attend.p.kv_addr.eq(context.kv_base + argument(word, Opcode.ATTEND, "kv_offset")),
+            attend.p.position.eq(context.position),
             attend.p.frac.eq(argument(word, Opcode.ATTEND, "frac")),
             attend.p.window.eq(argument(word, Opcode.ATTEND, "window")),
-            attend.p.token_count.eq(registers.n_tokens),
+            attend.p.token_count.eq(context.n_tokens),
             attend.valid.eq(sequencer.attention_cmd.valid),
             sequencer.attention_cmd.ready.eq(attend.ready),
         ]

@@ -12,6 +12,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.vector.heads import EPS_FRAC, FIXED_FRAC, FIXED_UNIT, NORM_SHIFT, SQUARES_WIDTH
 from lutra_golden.vector.rope import ROPE_FRAC
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
+from lutra_hw.buffers import HeadScaleWritePort, ScaleReadPort
 from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
 from lutra_hw.vector.pipeline import delay
 
@@ -51,10 +52,10 @@ class HeadScales(wiring.Component):
     scale_q, scale_k, scale_v : ``In(SCALE_LAYOUT)``
     hold : ``In(1)``  begins no head of keys or values
     maximum : ``In(...)``  write port for maxima, at head and the token's last bit
-    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``
+    scale_r : ``Out(ScaleReadPort(config))``
     factor : ``In(ReadPortSignature(...))``  factors, at head and the token's last bit
     factored : ``Out(1)``  the next factor is written
-    scale : ``Out(...)``  write port: ``en`` for a cycle with token, head and scale
+    scale : ``Out(HeadScaleWritePort(config))``
     fixed : ``In(1)``  only of configurations with ``qkv_bias`` or ``qk_norm``.
     qk_norm, gamma_frac, eps : ``In``  only with ``qk_norm`` in the configuration, like
     squares : ``In(...)``  write port for sums of squares, at head and the token's last bit, each
@@ -67,7 +68,6 @@ class HeadScales(wiring.Component):
         self.config, self.y_width = config, y_width
         self.n_heads = config.n_heads + 2 * config.n_kv_heads
         entry = {"head": range(self.n_heads), "odd": 1}
-        token = range(config.pass_tokens)
         members = {}
         if config.qkv_bias or config.qk_norm:
             members |= {"fixed": In(1)}
@@ -87,12 +87,10 @@ class HeadScales(wiring.Component):
                 "scale_v": In(SCALE_LAYOUT),
                 "hold": In(1),
                 "maximum": In(WritePortSignature(entry, unsigned(y_width))),
-                "scale_r": Out(ReadPortSignature({"token": token}, SCALE_LAYOUT)),
+                "scale_r": Out(ScaleReadPort(config)),
                 "factor": In(ReadPortSignature(entry, SCALE_LAYOUT)),
                 "factored": Out(1),
-                "scale": Out(
-                    WritePortSignature({"token": token, "head": range(self.n_heads)}, SCALE_LAYOUT)
-                ),
+                "scale": Out(HeadScaleWritePort(config)),
                 **members,
             }
         )

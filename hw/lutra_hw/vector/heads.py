@@ -16,11 +16,12 @@ from lutra_golden.vector.heads import (
 )
 from lutra_hw.arith.fixed import round_shift, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul
+from lutra_hw.buffers import ParamReadPort, ScaleReadPort
 from lutra_hw.matmul.contract import acc_read_port
-from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
+from lutra_hw.ports import SCALE_LAYOUT, WritePortSignature
 from lutra_hw.vector.pipeline import delay
 
-__all__ = ["FixedHeads", "head_word_layout", "param_read_port", "slot_layout"]
+__all__ = ["FixedHeads", "head_word_layout", "slot_layout"]
 
 _PARAM_WIDTH = 16
 
@@ -42,12 +43,6 @@ def slot_layout(config: AcceleratorConfig) -> data.StructLayout:
 def head_word_layout(config: AcceleratorConfig) -> data.StructLayout:
     """One block of a pair, the low or the high one."""
     return data.StructLayout({"high": 1, "slot": slot_layout(config)})
-
-
-def param_read_port(config: AcceleratorConfig) -> ReadPortSignature:
-    """A word of biases or gammas, eight lanes, from the parameter buffer."""
-    word = data.ArrayLayout(signed(_PARAM_WIDTH), config.lanes)
-    return ReadPortSignature({"word": range(config.param_words)}, word)
 
 
 class FixedHeads(wiring.Component):
@@ -74,9 +69,9 @@ class FixedHeads(wiring.Component):
     bias, bias_frac : ``In(1)``, ``In(8)``  whether there are biases, and their fraction bits.
     qk_norm : ``In(1)``  whether queries and keys are multiplied by gamma.
     i : ``In(head_word_layout(config))``
-    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``  activation scales.
+    scale_r : ``Out(ScaleReadPort(config))``
     acc : ``Out(acc_read_port(config.matmul))``
-    param : ``Out(ReadPortSignature({word}, 8 x signed(16)))``
+    param : ``Out(ParamReadPort(config))``
     o : ``Out(head_word_layout(config))``  the word whose elements are in ``y`` in the next cycle.
     y : ``Out(ArrayLayout(signed(y_width), 8))``
     squares : ``Out(WritePortSignature({head, odd}, unsigned(63)))``  sums of squares, at head and
@@ -89,7 +84,6 @@ class FixedHeads(wiring.Component):
         if not (config.qkv_bias or config.qk_norm):
             raise ValueError(f"config must have qkv_bias or qk_norm, unlike {config.name!r}")
         self.config = config
-        token, lanes = range(config.pass_tokens), config.lanes
         n_heads = config.n_heads + 2 * config.n_kv_heads
         members = {
             "scale_q": In(SCALE_LAYOUT),
@@ -97,11 +91,11 @@ class FixedHeads(wiring.Component):
             "scale_v": In(SCALE_LAYOUT),
             "param_word": In(16),
             "i": In(head_word_layout(config)),
-            "scale_r": Out(ReadPortSignature({"token": token}, SCALE_LAYOUT)),
+            "scale_r": Out(ScaleReadPort(config)),
             "acc": Out(acc_read_port(config.matmul)),
-            "param": Out(param_read_port(config)),
+            "param": Out(ParamReadPort(config)),
             "o": Out(head_word_layout(config)),
-            "y": Out(data.ArrayLayout(signed(self.y_width), lanes)),
+            "y": Out(data.ArrayLayout(signed(self.y_width), config.lanes)),
         }
         if config.qkv_bias:
             members |= {"bias": In(1), "bias_frac": In(8)}

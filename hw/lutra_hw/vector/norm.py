@@ -27,8 +27,15 @@ from lutra_hw.arith.fixed import bit_length, magnitude, round_half, saturate, sh
 from lutra_hw.arith.quantize import Quantizer
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra_hw.arith.silu import Silu
+from lutra_hw.buffers import (
+    AttentionReadPort,
+    ParamReadPort,
+    ResidualReadPort,
+    ScaleReadPort,
+    ScaleWritePort,
+)
 from lutra_hw.matmul.contract import acc_read_port, act_write_port
-from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
+from lutra_hw.ports import SCALE_LAYOUT
 from lutra_hw.vector.pipeline import delay
 
 __all__ = ["NORM_COMMAND", "NormQuant"]
@@ -241,14 +248,14 @@ class NormQuant(wiring.Component):
     Members
     -------
     cmd : ``In(stream.Signature(NORM_COMMAND))``
-    residual, attention : ``Out(ReadPortSignature({token, word}, 8 x signed(32)))``
+    residual, attention : ``Out(ResidualReadPort(config))``, ``Out(AttentionReadPort(config))``
     acc : ``Out(acc_read_port(config.matmul))``  pair ``p`` holds gate and up of word ``p``, which
         fit ``gate_width`` bits if the source is GATE.
-    param : ``Out(ReadPortSignature({word}, 8 x signed(16)))``  gamma.
-    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``  scale of the gate's activations;
+    param : ``Out(ParamReadPort(config))``  gamma.
+    scale_r : ``Out(ScaleReadPort(config))``  scale of the gate's activations;
         read with the first word of a token.
     act : ``Out(act_write_port(config.matmul))``
-    scale_w : ``Out(WritePortSignature({token}, SCALE_LAYOUT))``  scale of the written activations.
+    scale_w : ``Out(ScaleWritePort(config))``  scale of the written activations.
     done, busy : ``Out(1)``
     """
 
@@ -256,29 +263,16 @@ class NormQuant(wiring.Component):
         if not isinstance(config, AcceleratorConfig):
             raise TypeError(f"config must be AcceleratorConfig, not {config!r}")
         self.config = config
-        lanes, tokens = config.lanes, range(config.pass_tokens)
-        source = data.ArrayLayout(signed(SOURCE_WIDTH), lanes)
-        residual_words = range(config.hidden_max // lanes)
-        attention_words = range(config.n_heads * config.head_dim // lanes)
         super().__init__(
             {
                 "cmd": In(stream.Signature(NORM_COMMAND)),
-                "residual": Out(
-                    ReadPortSignature({"token": tokens, "word": residual_words}, source)
-                ),
-                "attention": Out(
-                    ReadPortSignature({"token": tokens, "word": attention_words}, source)
-                ),
+                "residual": Out(ResidualReadPort(config)),
+                "attention": Out(AttentionReadPort(config)),
                 "acc": Out(acc_read_port(config.matmul)),
-                "param": Out(
-                    ReadPortSignature(
-                        {"word": range(config.param_words)},
-                        data.ArrayLayout(signed(_GAMMA_WIDTH), lanes),
-                    )
-                ),
-                "scale_r": Out(ReadPortSignature({"token": tokens}, SCALE_LAYOUT)),
+                "param": Out(ParamReadPort(config)),
+                "scale_r": Out(ScaleReadPort(config)),
                 "act": Out(act_write_port(config.matmul)),
-                "scale_w": Out(WritePortSignature({"token": tokens}, SCALE_LAYOUT)),
+                "scale_w": Out(ScaleWritePort(config)),
                 "done": Out(1),
                 "busy": Out(1),
             }

@@ -9,11 +9,10 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.vector.residual import LOGIT_SHIFT, LOGIT_WIDTH, RESIDUAL_WIDTH
 from lutra_hw.arith.fixed import round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul
+from lutra_hw.buffers import ParamReadPort, ResidualReadPort, ResidualWritePort, ScaleReadPort
 from lutra_hw.matmul.contract import acc_read_port
 from lutra_hw.ports import (
     SCALE_LAYOUT,
-    ReadPortSignature,
-    WritePortSignature,
     dma_command,
     dma_write_data,
 )
@@ -52,29 +51,22 @@ class ResidualAdd(wiring.Component):
     -------
     cmd : ``In(stream.Signature(RESIDUAL_COMMAND))``  ``n_words`` is not zero.
     acc : ``Out(acc_read_port(config.matmul))``  natural order of rows, from block 0 on.
-    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``  activation scales.
-    residual : ``Out(ReadPortSignature({token, word}, 8 x signed(32)))``
-    residual_w : ``Out(WritePortSignature({token, word}, 8 x signed(32)))``
+    scale_r : ``Out(ScaleReadPort(config))``
+    residual : ``Out(ResidualReadPort(config))``
+    residual_w : ``Out(ResidualWritePort(config))``
     saturated, done, busy : ``Out(1)``
     """
 
     def __init__(self, config: AcceleratorConfig):
         _check(config)
         self.config = config
-        addr = {
-            "token": range(config.pass_tokens),
-            "word": range(config.hidden_max // config.lanes),
-        }
-        word = data.ArrayLayout(signed(RESIDUAL_WIDTH), config.lanes)
         super().__init__(
             {
                 "cmd": In(stream.Signature(RESIDUAL_COMMAND)),
                 "acc": Out(acc_read_port(config.matmul)),
-                "scale_r": Out(
-                    ReadPortSignature({"token": range(config.pass_tokens)}, SCALE_LAYOUT)
-                ),
-                "residual": Out(ReadPortSignature(addr, word)),
-                "residual_w": Out(WritePortSignature(addr, word)),
+                "scale_r": Out(ScaleReadPort(config)),
+                "residual": Out(ResidualReadPort(config)),
+                "residual_w": Out(ResidualWritePort(config)),
                 "saturated": Out(1),
                 "done": Out(1),
                 "busy": Out(1),
@@ -233,7 +225,7 @@ class Logits(wiring.Component):
         Whole beats: ``n_words`` (not zero) and ``row_first / 8`` are multiples of the words of a
         beat, ``addr`` and ``stride`` of its bytes.
     acc : ``Out(acc_read_port(config.matmul))``  natural order of rows, from ``acc_base`` on.
-    param : ``Out(ReadPortSignature({word}, 8 x signed(16)))``  row scales.
+    param : ``Out(ParamReadPort(config))``  row scales.
     o_cmd, o_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
     argmax : ``Out(ArrayLayout(unsigned(32), pass_tokens))``
     done, busy, stall : ``Out(1)``
@@ -252,12 +244,7 @@ class Logits(wiring.Component):
             {
                 "cmd": In(stream.Signature(LOGITS_COMMAND)),
                 "acc": Out(acc_read_port(config.matmul)),
-                "param": Out(
-                    ReadPortSignature(
-                        {"word": range(config.param_words)},
-                        data.ArrayLayout(signed(16), config.lanes),
-                    )
-                ),
+                "param": Out(ParamReadPort(config)),
                 "o_cmd": Out(dma_command()),
                 "o_data": Out(dma_write_data(config.data_axi_width)),
                 "argmax": Out(data.ArrayLayout(unsigned(32), config.pass_tokens)),

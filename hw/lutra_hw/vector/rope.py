@@ -11,19 +11,24 @@ from lutra_golden.vector.heads import FIXED_WIDTH, NORM_WIDTH
 from lutra_golden.vector.rope import ROPE_FRAC
 from lutra_hw.arith.fixed import magnitude
 from lutra_hw.arith.quantize import Quantizer
+from lutra_hw.buffers import (
+    ParamReadPort,
+    QueryScaleWritePort,
+    QueryWritePort,
+    RopeReadPort,
+    ScaleReadPort,
+)
 from lutra_hw.matmul.contract import acc_read_port
 from lutra_hw.ports import (
     SCALE_LAYOUT,
-    ReadPortSignature,
-    WritePortSignature,
     dma_command,
     dma_write_data,
 )
 from lutra_hw.vector.head_scales import HeadScales
-from lutra_hw.vector.heads import FixedHeads, head_word_layout, param_read_port, slot_layout
+from lutra_hw.vector.heads import FixedHeads, head_word_layout, slot_layout
 from lutra_hw.vector.pipeline import delay
 
-__all__ = ["RopeQuant", "query_scale_write_port", "query_write_port", "rope_command"]
+__all__ = ["RopeQuant", "rope_command"]
 
 _QUEUE_BEATS = 4
 
@@ -48,25 +53,6 @@ def rope_command(config: AcceleratorConfig) -> data.StructLayout:
     if config.qk_norm:
         members |= {"qk_norm": unsigned(1), "gamma_frac": unsigned(8), "eps": unsigned(16)}
     return data.StructLayout(members)
-
-
-def query_write_port(config: AcceleratorConfig) -> WritePortSignature:
-    """Eight int8 of a query, dimensions ``8 * word`` and on."""
-    return WritePortSignature(
-        {
-            "token": range(config.pass_tokens),
-            "head": range(config.n_heads),
-            "word": range(config.head_dim // config.lanes),
-        },
-        data.ArrayLayout(signed(8), config.lanes),
-    )
-
-
-def query_scale_write_port(config: AcceleratorConfig) -> WritePortSignature:
-    """The scale of a query."""
-    return WritePortSignature(
-        {"token": range(config.pass_tokens), "head": range(config.n_heads)}, SCALE_LAYOUT
-    )
 
 
 class RopeQuant(wiring.Component):
@@ -106,13 +92,11 @@ class RopeQuant(wiring.Component):
     acc : ``Out(acc_read_port(config.matmul))``
         Head ``h`` is pairs ``h * head_dim / 16`` and on; pair ``j`` of it holds dimensions
         ``8 * j`` and ``head_dim / 2 + 8 * j`` and on.
-    rope : ``Out(ReadPortSignature({token, word}, 2 x 8 x signed(16)))``
-        Cosines and sines of dimensions ``8 * word`` and on.
-    param : ``Out(ReadPortSignature({word}, 8 x signed(16)))``  biases and gammas, if the
+    rope : ``Out(RopeReadPort(config))``
+    param : ``Out(ParamReadPort(config))``  biases and gammas, if the
         configuration has any.
-    scale_r : ``Out(ReadPortSignature({token}, SCALE_LAYOUT))``  activation scales.
-    q_w : ``Out(WritePortSignature({token, head, word}, 8 x signed(8)))``  queries.
-    qs_w : ``Out(WritePortSignature({token, head}, SCALE_LAYOUT))``  their scales.
+    scale_r : ``Out(ScaleReadPort(config))``
+    q_w, qs_w : ``Out(QueryWritePort(config))``, ``Out(QueryScaleWritePort(config))``
     kv_cmd, kv_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
     done, busy, stall : ``Out(1)``
     """
@@ -124,23 +108,17 @@ class RopeQuant(wiring.Component):
         self._heads = config.n_heads + 2 * config.n_kv_heads
         self._pairs = config.head_dim // (2 * config.lanes)  # of one head
         self._is_fixed = config.qkv_bias or config.qk_norm
-        token, lanes = range(config.pass_tokens), config.lanes
         members = {}
         if self._is_fixed:
-            members |= {"param": Out(param_read_port(config))}
+            members |= {"param": Out(ParamReadPort(config))}
         super().__init__(
             {
                 "cmd": In(stream.Signature(rope_command(config))),
                 "acc": Out(acc_read_port(config.matmul)),
-                "rope": Out(
-                    ReadPortSignature(
-                        {"token": token, "word": range(self._pairs)},
-                        data.ArrayLayout(data.ArrayLayout(signed(16), lanes), 2),
-                    )
-                ),
-                "scale_r": Out(ReadPortSignature({"token": token}, SCALE_LAYOUT)),
-                "q_w": Out(query_write_port(config)),
-                "qs_w": Out(query_scale_write_port(config)),
+                "rope": Out(RopeReadPort(config)),
+                "scale_r": Out(ScaleReadPort(config)),
+                "q_w": Out(QueryWritePort(config)),
+                "qs_w": Out(QueryScaleWritePort(config)),
                 "kv_cmd": Out(dma_command()),
                 "kv_data": Out(dma_write_data(config.data_axi_width)),
                 "done": Out(1),

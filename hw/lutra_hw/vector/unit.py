@@ -1,6 +1,6 @@
 """The vector unit: everything between two matrix products but attention, and its memories."""
 
-from amaranth import Array, Module, Mux, Signal, signed, unsigned
+from amaranth import Array, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -8,13 +8,20 @@ from amaranth.utils import exact_log2
 
 from lutra_golden.control.isa import FLAG_BIAS, FLAG_FIRST, FLAG_PLAIN, FLAG_QK_NORM, Opcode
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.vector.residual import RESIDUAL_WIDTH
+from lutra_hw.buffers import (
+    AttentionReadPort,
+    ParamWritePort,
+    QueryScaleWritePort,
+    QueryWritePort,
+    ResidualWritePort,
+    RopeWritePort,
+)
+from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.fields import argument, header, tile_tokens
 from lutra_hw.matmul.contract import acc_read_port, act_write_port
 from lutra_hw.ports import (
     INSTRUCTION_SHAPE,
     SCALE_LAYOUT,
-    ReadPortSignature,
     WritePortSignature,
     dma_command,
     dma_write_data,
@@ -22,7 +29,7 @@ from lutra_hw.ports import (
 )
 from lutra_hw.vector.norm import NormQuant
 from lutra_hw.vector.residual import Logits, ResidualAdd
-from lutra_hw.vector.rope import RopeQuant, query_scale_write_port, query_write_port
+from lutra_hw.vector.rope import RopeQuant
 
 __all__ = ["VectorUnit"]
 
@@ -51,16 +58,14 @@ class VectorUnit(wiring.Component):
     Members
     -------
     cmd : ``In(stream.Signature(INSTRUCTION_SHAPE))``  instructions of the vector unit as fetched.
-    position, n_tokens, logits_from, kv_base, logits_base, logits_stride : ``In``
-        Registers, stable while instructions are under way.
+    context : ``In(RunContextSignature())``
     acc : ``Out(acc_read_port(config.matmul))``
     act : ``Out(act_write_port(config.matmul))``
-    attention : ``Out(ReadPortSignature({token, word}, 8 x signed(32)))``  attention output.
-    q_w, qs_w : ``Out``  queries and their scales, see :class:`RopeQuant`.
-    param_w : ``In(WritePortSignature({word}, 8 x signed(16)))``
-    rope_w : ``In(WritePortSignature({token, word}, 8 x signed(16)))``  cosines, then sines.
-    embed_w : ``In(WritePortSignature({token, word}, 8 x signed(32)))``  into the residual stream;
-        not while RESADD runs.
+    attention : ``Out(AttentionReadPort(config))``
+    q_w, qs_w : ``Out(QueryWritePort(config))``, ``Out(QueryScaleWritePort(config))``
+    param_w : ``In(ParamWritePort(config))``
+    rope_w : ``In(RopeWritePort(config))``
+    embed_w : ``In(ResidualWritePort(config))``  not while RESADD runs.
     wr_cmd, wr_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
     wr_idle : ``In(1)``  everything handed over before this cycle has been written.
     scales : ``Out(ArrayLayout(SCALE_LAYOUT, pass_tokens))``  activation scales.
@@ -73,38 +78,18 @@ class VectorUnit(wiring.Component):
         if not isinstance(config, AcceleratorConfig):
             raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
-        lanes, token = config.lanes, range(config.pass_tokens)
-        int16, int32 = (data.ArrayLayout(signed(w), lanes) for w in (16, RESIDUAL_WIDTH))
         super().__init__(
             {
                 "cmd": In(stream.Signature(INSTRUCTION_SHAPE)),
-                "position": In(16),
-                "n_tokens": In(8),
-                "logits_from": In(8),
-                "kv_base": In(_ADDR_WIDTH),
-                "logits_base": In(_ADDR_WIDTH),
-                "logits_stride": In(32),
+                "context": In(RunContextSignature()),
                 "acc": Out(acc_read_port(config.matmul)),
                 "act": Out(act_write_port(config.matmul)),
-                "attention": Out(
-                    ReadPortSignature(
-                        {"token": token, "word": range(config.n_heads * config.head_dim // lanes)},
-                        int32,
-                    )
-                ),
-                "q_w": Out(query_write_port(config)),
-                "qs_w": Out(query_scale_write_port(config)),
-                "param_w": In(WritePortSignature({"word": range(config.param_words)}, int16)),
-                "rope_w": In(
-                    WritePortSignature(
-                        {"token": token, "word": range(config.head_dim // lanes)}, int16
-                    )
-                ),
-                "embed_w": In(
-                    WritePortSignature(
-                        {"token": token, "word": range(config.hidden_max // lanes)}, int32
-                    )
-                ),
+                "attention": Out(AttentionReadPort(config)),
+                "q_w": Out(QueryWritePort(config)),
+                "qs_w": Out(QueryScaleWritePort(config)),
+                "param_w": In(ParamWritePort(config)),
+                "rope_w": In(RopeWritePort(config)),
+                "embed_w": In(ResidualWritePort(config)),
                 "wr_cmd": Out(dma_command()),
                 "wr_data": Out(dma_write_data(config.data_axi_width)),
                 "wr_idle": In(1),
@@ -212,20 +197,20 @@ class VectorUnit(wiring.Component):
 
     def _control(self, m, instruction, blocks):
         """One instruction after the other: decode, hand over, wait until it is done."""
-        first, count = tile_tokens(m, instruction, self.n_tokens, self.logits_from)
+        first, count = tile_tokens(m, instruction, self.context.n_tokens, self.context.logits_from)
         token_first, token_count, kv_addr = Signal(8), Signal(8), Signal(_ADDR_WIDTH)
         m.d.sync += [
             token_first.eq(first),
             token_count.eq(count),
-            kv_addr.eq(self.kv_base + argument(instruction, Opcode.ROPEQ, "kv_offset")),
+            kv_addr.eq(self.context.kv_base + argument(instruction, Opcode.ROPEQ, "kv_offset")),
         ]
         registers = {
             "token_first": token_first,
             "token_count": token_count,
             "kv_addr": kv_addr,
-            "position": self.position,
-            "addr": self.logits_base,
-            "stride": self.logits_stride,
+            "position": self.context.position,
+            "addr": self.context.logits_base,
+            "stride": self.context.logits_stride,
             "first": header(instruction, "flags") & FLAG_FIRST != 0,
             "plain": header(instruction, "flags") & FLAG_PLAIN != 0,
             "bias": header(instruction, "flags") & FLAG_BIAS != 0,

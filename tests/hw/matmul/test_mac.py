@@ -77,7 +77,7 @@ def test_in_amaranth(adders: Adders) -> None:
 
 
 def test_rows_and_words_are_for_subclasses() -> None:
-    datapath = DotDatapath(MacParams(adders=Adders.CELLS), 16)
+    datapath = DotDatapath(MacParams(adders=Adders.CELLS))
     with pytest.raises(NotImplementedError):
         datapath.shared([])
     with pytest.raises(NotImplementedError):

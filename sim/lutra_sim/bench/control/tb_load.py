@@ -119,9 +119,9 @@ async def _start(dut: Any, job: _Job, latency: int, p_stall: float) -> tuple[Any
         dut, "rd_cmd", "rd_data", job.memory, latency=latency, p_stall=p_stall, rng=Random(1)
     )
     buffers = _Buffers(dut, job.tokens)
-    dut.weight_base.value = WEIGHT_BASE
-    dut.position.value = job.position
-    dut.n_tokens.value = job.n_tokens
+    dut.context__weight_base.value = WEIGHT_BASE
+    dut.context__position.value = job.position
+    dut.context__n_tokens.value = job.n_tokens
     await reset(dut)
     source.send_all(int.from_bytes(encode(i), "little") for i in job.instructions)
     for _ in range(20_000):

@@ -115,7 +115,7 @@ async def keeps(dut: Any, p_stall: float) -> None:
             if REGISTERS[name].count == 2:
                 assert await host.read_long(name) == kept
             if name != "IRQ_ENABLE":
-                assert int(getattr(dut, name.lower()).value) == kept
+                assert int(getattr(dut, f"context__{name.lower()}").value) == kept
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

@@ -150,15 +150,15 @@ class _Bench:
         self.units = _Units(dut, Random(2), longest, p_ready)
         StreamSink(dut, "weight_cmd", p_stall=p_stall, rng=Random(3))
         self.weights = StreamMonitor(dut, "weight_cmd")
-        dut.weight_base.value = WEIGHT_BASE
-        dut.program_base.value = PROGRAM_BASE
-        dut.n_tokens.value = n_tokens
-        dut.logits_from.value = logits_from
+        dut.context__weight_base.value = WEIGHT_BASE
+        dut.context__program_base.value = PROGRAM_BASE
+        dut.context__n_tokens.value = n_tokens
+        dut.context__logits_from.value = logits_from
 
     async def start(self, program: list[Instruction], behind: bytes = b"") -> None:
         content = _bytes(program) + behind
         self.memory.write(PROGRAM_BASE, content)
-        self.dut.program_bytes.value = len(content)
+        self.dut.context__program_bytes.value = len(content)
         for lists in (self.units.taken, self.units.taken_cycles, self.units.done_cycles):
             for entries in lists:
                 entries.clear()

@@ -157,7 +157,7 @@ async def executes(dut: Any, p_stall: float) -> None:
         }
         golden.registers |= registers
         for name, value in registers.items():
-            getattr(dut, name.lower()).value = value
+            getattr(dut, f"context__{name.lower()}").value = value
 
         for instruction in program():
             code = encode(instruction) + encode(Instruction(Opcode.END))

@@ -45,10 +45,12 @@ class SequencerProperty(Property):
         self.assume(m, ~(dut.start & running))
         registers = ("program_base", "program_bytes", "weight_base", "n_tokens", "logits_from")
         for name in registers:
-            value = getattr(dut, name)
+            value = getattr(dut.context, name)
             self.assume(m, ~running | (value == past(m, value, name)))
-        n_beats = dut.program_bytes // CONFIG.data_bytes
-        self.assume(m, dut.program_bytes % CONFIG.data_bytes == 0, n_beats <= self.max_beats)
+        n_beats = dut.context.program_bytes // CONFIG.data_bytes
+        self.assume(
+            m, dut.context.program_bytes % CONFIG.data_bytes == 0, n_beats <= self.max_beats
+        )
 
         # memory
         self.owed = owed = Signal(range(self.max_beats + 1))

@@ -1,0 +1,33 @@
+"""Context of a run: the registers that tell the units which tokens, positions and addresses."""
+
+from amaranth.lib import wiring
+from amaranth.lib.wiring import Out
+
+__all__ = ["CONTEXT_WIDTHS", "RunContextSignature"]
+
+_ADDRESS_WIDTH = 40
+
+CONTEXT_WIDTHS = {
+    "program_base": _ADDRESS_WIDTH,
+    "weight_base": _ADDRESS_WIDTH,
+    "kv_base": _ADDRESS_WIDTH,
+    "logits_base": _ADDRESS_WIDTH,
+    "logits_stride": 32,
+    "position": 16,
+    "n_tokens": 8,
+    "logits_from": 8,
+    "program_bytes": 32,
+}
+"""Bits of each field; a field is the register of the same name."""
+
+
+class RunContextSignature(wiring.Signature):
+    """Fields of :data:`CONTEXT_WIDTHS`, seen from the register file; stable during a run.
+
+    A pass has tokens ``0..n_tokens - 1``, the first at ``position``, with logits from token
+    ``logits_from`` on. The ``*_base`` are byte addresses; the logits of consecutive tokens are
+    ``logits_stride`` bytes apart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__({name: Out(width) for name, width in CONTEXT_WIDTHS.items()})

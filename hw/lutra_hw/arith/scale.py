@@ -48,6 +48,21 @@ def _round(guarded, e):
     return m[:16], e + Mux(carry, 1, Mux(top, 0, -1))
 
 
+class _Registers:
+    """Registers of :class:`ScaleUnit`, and the operands of its multiplier."""
+
+    def __init__(self) -> None:
+        self.op = Signal(ScaleOp, name="op")
+        self.a, self.b = Signal(SCALE_LAYOUT, name="a"), Signal(SCALE_LAYOUT, name="b")
+        # of the result, as far as it is known
+        self.e = Signal(signed(SCALE.e_width + 2), name="e")
+        self.x = Signal(17, name="x")
+        # the normaliser; ADD aligns and adds in it
+        self.wide = Signal(64, name="wide")
+        self.left, self.right = Signal(17, name="left"), Signal(17, name="right")
+        self.product = Signal(34, name="product")
+
+
 class ScaleUnit(wiring.Component):
     """Scales from integers, products, sums, reciprocals and reciprocal square roots of scales.
 
@@ -73,53 +88,44 @@ class ScaleUnit(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        r = _Registers()
+        seed_port, seed = self._seeds(m)
+        correction = self._multiplier(m, r)
+        rounded = self._round_result(m, r)
+        self._control(m, r, seed_port, seed, correction, rounded)
+        return m
+
+    def _seeds(self, m):
+        """Read port of the seeds of the Newton steps, and the seed of the operation in flight."""
+        command = self.i.payload
         seeds = [*recip_table().tolist(), *rsqrt_table().tolist()]
         m.submodules.seeds = table = Memory(shape=unsigned(16), depth=len(seeds), init=seeds)
         seed_port = table.read_port()
 
-        command = self.i.payload
-        op, result = Signal(ScaleOp), Signal(SCALE_LAYOUT)
-        a, b = Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
-        e = Signal(signed(SCALE.e_width + 2))  # of the result, as far as it is known
-        rsqrt = op == ScaleOp.RSQRT
-        odd = command.a.e[0]
-        is_rsqrt = command.op == ScaleOp.RSQRT
+        odd, is_rsqrt = command.a.e[0], command.op == ScaleOp.RSQRT
         m.d.comb += seed_port.addr.eq(
             Mux(is_rsqrt, Cat(command.a.m[8:15], odd, Const(1, 1)), command.a.m[7:15])
         )
-        seed = seed_port.data  # held while an operation is in flight
+        return seed_port, seed_port.data  # held while an operation is in flight
 
-        # the multiplier and the corrections of the Newton steps:
-        # (2**32 - product) >> 15 for RECIP, ((3 << 31) - product) >> 16 for RSQRT
-        x = Signal(17)
-        left, right, product = Signal(17), Signal(17), Signal(34)
-        correction = Signal(17)
+    def _multiplier(self, m, r):
+        """The multiplier, and the corrections of the Newton steps, which are returned.
+
+        They are (2**32 - product) >> 15 for RECIP, ((3 << 31) - product) >> 16 for RSQRT.
+        """
+        rsqrt, product, correction = r.op == ScaleOp.RSQRT, r.product, Signal(17)
         inexact = Mux(rsqrt, product[:16].any(), product[:15].any())
         below = Mux(rsqrt, (3 << 15) - product[16:34], (1 << 17) - product[15:33])
-        m.d.sync += [product.eq(left * right), correction.eq(below - inexact)]
+        m.d.sync += [product.eq(r.left * r.right), correction.eq(below - inexact)]
+        return correction
 
-        # the normaliser, 64 bits; ADD aligns and adds in it
-        wide = Signal(64)
-        shift = Signal(6)
-
-        def normalise(steps):
-            """Shift leading zeros out of ``wide`` by each of ``steps``."""
-            value, count = wide, Const(0, 1)
-            for step in steps:
-                clear = Signal(name=f"clear_{step}")
-                shifted = Signal(64, name=f"shifted_{step}")
-                m.d.comb += [
-                    clear.eq(~value[64 - step :].any()),
-                    shifted.eq(Mux(clear, value << step, value)),
-                ]
-                value, count = shifted, count + Mux(clear, step, 0)
-            return [wide.eq(value), e.eq(e - count)]
-
-        # the rounding: where the mantissa lies in the operation's result
+    def _round_result(self, m, r):
+        """Mantissa and exponent of the result, from where the mantissa lies in it."""
+        e, wide, product = r.e, r.wide, r.product
         guarded, rounded_e = Signal(18), Signal(signed(SCALE.e_width + 2))
         nothing = Signal()
         rounded_m, final_e = _round(guarded, rounded_e)
-        with m.Switch(op):
+        with m.Switch(r.op):
             with m.Case(ScaleOp.FROM_INT):
                 m.d.comb += [
                     guarded.eq(wide[47:64]),
@@ -142,12 +148,17 @@ class ScaleUnit(wiring.Component):
                 m.d.comb += [
                     guarded.eq(product[15:33]),
                     rounded_e.eq(e),
-                    nothing.eq(~a.m[15]),
+                    nothing.eq(~r.a.m[15]),
                 ]
+        return Mux(nothing, 0, rounded_m), Mux(nothing, 0, final_e)
 
-        swap = ((b.e > a.e) | (a.m == 0)) & (b.m != 0)
+    def _control(self, m, r, seed_port, seed, correction, rounded):
+        """One operation after the other: FROM_INT, ADD, or by way of the multiplier."""
+        command, result, e = self.i.payload, Signal(SCALE_LAYOUT), r.e
+        is_rsqrt = command.op == ScaleOp.RSQRT
+        swap = ((r.b.e > r.a.e) | (r.a.m == 0)) & (r.b.m != 0)
         distance = Signal(signed(SCALE.e_width + 1))
-        m.d.comb += distance.eq(Mux(swap, b.e - a.e, a.e - b.e))
+        m.d.comb += distance.eq(Mux(swap, r.b.e - r.a.e, r.a.e - r.b.e))
 
         m.d.comb += self.o.payload.eq(result)
         with m.FSM() as fsm:
@@ -158,11 +169,11 @@ class ScaleUnit(wiring.Component):
             ]
             with m.State("Idle"):
                 m.d.sync += [
-                    op.eq(command.op),
-                    a.eq(command.a),
-                    b.eq(command.b),
-                    wide.eq(command.x),
-                    x.eq(Mux(is_rsqrt & odd, command.a.m << 1, command.a.m)),
+                    r.op.eq(command.op),
+                    r.a.eq(command.a),
+                    r.b.eq(command.b),
+                    r.wide.eq(command.x),
+                    r.x.eq(Mux(is_rsqrt & command.a.e[0], command.a.m << 1, command.a.m)),
                 ]
                 with m.Switch(command.op):
                     with m.Case(ScaleOp.FROM_INT):
@@ -183,53 +194,75 @@ class ScaleUnit(wiring.Component):
                             m.next = "Square"
                         with m.Default():
                             m.next = "Multiply"
-            with m.State("Coarse"):
-                m.d.sync += normalise((32, 16, 8))
-                m.next = "Fine"
-            with m.State("Fine"):
-                m.d.sync += normalise((4, 2, 1))
-                m.next = "Round"
-            with m.State("Order"):
-                m.d.sync += [
-                    e.eq(Mux(swap, b.e, a.e)),
-                    x.eq(Mux(swap, b.m, a.m)),
-                    wide.eq(Mux(swap, a.m, b.m) << 16),
-                    # beyond 32 nothing is left; a negative distance is that of a zero
-                    shift.eq(Mux(distance[5:].any(), 32, distance[:5])),
-                ]
-                m.next = "Align"
-            with m.State("Align"):
-                m.d.sync += wide.eq(wide[:32] >> shift)
-                m.next = "Sum"
-            with m.State("Sum"):
-                m.d.sync += wide.eq(wide[:32] + (x[:16] << 16))
-                m.next = "Round"
-            with m.State("Square"):
-                m.d.comb += [left.eq(seed), right.eq(seed)]
-                m.next = "Multiply"
-            with m.State("Multiply"):
-                m.d.comb += [
-                    left.eq(x),
-                    right.eq(Mux(rsqrt, product[15:32], Mux(op == ScaleOp.RECIP, seed, b.m))),
-                ]
-                m.next = "Round"
-                with m.If(op != ScaleOp.MUL):
-                    m.next = "Correct"
-            with m.State("Correct"):
-                m.next = "Newton"
-            with m.State("Newton"):
-                m.d.comb += [left.eq(seed), right.eq(correction)]
-                m.next = "Round"
+            self._integer_states(m, r)
+            self._sum_states(m, r, swap, distance)
+            self._product_states(m, r, seed, correction)
             with m.State("Round"):
-                m.d.sync += [
-                    result.m.eq(Mux(nothing, 0, rounded_m)),
-                    result.e.eq(Mux(nothing, 0, final_e)),
-                ]
+                m.d.sync += [result.m.eq(rounded[0]), result.e.eq(rounded[1])]
                 m.next = "Output"
             with m.State("Output"):
                 with m.If(self.o.ready):
                     m.next = "Idle"
-        return m
+
+    def _integer_states(self, m, r):
+        """FROM_INT: shift leading zeros out of the integer."""
+
+        def normalise(steps):
+            """Shift leading zeros out of ``wide`` by each of ``steps``."""
+            value, count = r.wide, Const(0, 1)
+            for step in steps:
+                clear = Signal(name=f"clear_{step}")
+                shifted = Signal(64, name=f"shifted_{step}")
+                m.d.comb += [
+                    clear.eq(~value[64 - step :].any()),
+                    shifted.eq(Mux(clear, value << step, value)),
+                ]
+                value, count = shifted, count + Mux(clear, step, 0)
+            return [r.wide.eq(value), r.e.eq(r.e - count)]
+
+        with m.State("Coarse"):
+            m.d.sync += normalise((32, 16, 8))
+            m.next = "Fine"
+        with m.State("Fine"):
+            m.d.sync += normalise((4, 2, 1))
+            m.next = "Round"
+
+    def _sum_states(self, m, r, swap, distance):
+        """ADD: align the scale with the smaller exponent, and add."""
+        shift = Signal(6)
+        with m.State("Order"):
+            m.d.sync += [
+                r.e.eq(Mux(swap, r.b.e, r.a.e)),
+                r.x.eq(Mux(swap, r.b.m, r.a.m)),
+                r.wide.eq(Mux(swap, r.a.m, r.b.m) << 16),
+                # beyond 32 nothing is left; a negative distance belongs to a zero
+                shift.eq(Mux(distance[5:].any(), 32, distance[:5])),
+            ]
+            m.next = "Align"
+        with m.State("Align"):
+            m.d.sync += r.wide.eq(r.wide[:32] >> shift)
+            m.next = "Sum"
+        with m.State("Sum"):
+            m.d.sync += r.wide.eq(r.wide[:32] + (r.x[:16] << 16))
+            m.next = "Round"
+
+    def _product_states(self, m, r, seed, correction):
+        """MUL in one product; RECIP and RSQRT in a Newton step."""
+        rsqrt = r.op == ScaleOp.RSQRT
+        with m.State("Square"):
+            m.d.comb += [r.left.eq(seed), r.right.eq(seed)]
+            m.next = "Multiply"
+        with m.State("Multiply"):
+            operand = Mux(r.op == ScaleOp.RECIP, seed, r.b.m)
+            m.d.comb += [r.left.eq(r.x), r.right.eq(Mux(rsqrt, r.product[15:32], operand))]
+            m.next = "Round"
+            with m.If(r.op != ScaleOp.MUL):
+                m.next = "Correct"
+        with m.State("Correct"):
+            m.next = "Newton"
+        with m.State("Newton"):
+            m.d.comb += [r.left.eq(seed), r.right.eq(correction)]
+            m.next = "Round"
 
 
 class ScaleMul(wiring.Component):

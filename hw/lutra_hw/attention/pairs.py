@@ -1,5 +1,7 @@
 """The order in which attention works: fetches of a token tile, and its (position, token) pairs."""
 
+from typing import NamedTuple
+
 from amaranth import Const, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -39,6 +41,17 @@ def pair_layout(config: AcceleratorConfig) -> data.StructLayout:
             "slot": range(BEAT_SLOTS),
         }
     )
+
+
+class _Tile(NamedTuple):
+    """Positions and tokens of a command, in registers, and before them as the command comes."""
+
+    position: Signal
+    n_positions: Signal
+    oldest: Signal
+    oldest_seen_by: Signal
+    oldest_of_command: Signal
+    seen_by_of_command: Signal
 
 
 class PairIssuer(wiring.Component):
@@ -102,17 +115,22 @@ class PairIssuer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, pair = self.config, self.pair
-        group_last = config.n_kv_heads - 1
+        start, last_head = Signal(), Signal()
+        tile = self._command(m, start, last_head)
+        scale_row_end = self._fetch(m, start, tile)
+        beats = self._beats(m, start, tile, scale_row_end)
+        self._pairs(m, start, last_head, tile, beats)
+        return m
 
-        # the command
+    def _command(self, m, start, last_head):
+        """Take a command; return its positions and tokens."""
+        config = self.config
         position, n_positions = Signal(16), Signal(16)
         # the first position that the first token sees, and the last token that sees it
         oldest, oldest_seen_by = (
             Signal(range(config.max_context)),
             Signal(range(config.pass_tokens)),
         )
-        start, last_head = Signal(), Signal()
         m.d.comb += [
             self.cmd.ready.eq(~self.busy),
             start.eq(self.cmd.valid & self.cmd.ready & (self.cmd.p.token_count != 0)),
@@ -145,8 +163,19 @@ class PairIssuer(wiring.Component):
             ]
         with m.Elif(self.finished & last_head):
             m.d.sync += self.busy.eq(0)
+        return _Tile(
+            position=position,
+            n_positions=n_positions,
+            oldest=oldest,
+            oldest_seen_by=oldest_seen_by,
+            oldest_of_command=oldest_of_command,
+            seen_by_of_command=seen_by_of_command,
+        )
 
-        # DMA commands: scales, then keys and values of each head
+    def _fetch(self, m, start, tile):
+        """DMA commands: scales, then keys and values of each head; return the end of the scales."""
+        config, command = self.config, self.cmd.p
+        oldest, n_positions = tile.oldest, tile.n_positions
         kv_addr, key_addr = Signal(40), Signal(40)
         dma_group = Signal(range(config.n_kv_heads))
         row_bits, key_bits = ceil_log2(self.records), ceil_log2(self.rows)
@@ -175,7 +204,7 @@ class PairIssuer(wiring.Component):
                     key_addr.eq(key_addr + config.kv_head_bytes),
                     dma_group.eq(dma_group + 1),
                 ]
-                with m.If(dma_group == group_last):
+                with m.If(dma_group == config.n_kv_heads - 1):
                     m.next = "Idle"
                 with m.Else():
                     m.next = "Keys"
@@ -189,7 +218,14 @@ class PairIssuer(wiring.Component):
                 self.rd_cmd.p.beats.eq(Mux(scales, scale_row_end - scale_row_first, n_beats)),
             ]
 
-        # beats come in that order: scales to their memory, then keys and values to the slots
+        return scale_row_end
+
+    def _beats(self, m, start, tile, scale_row_end):
+        """Beats come as fetched: scales to their memory, then keys and values to the slots.
+
+        Returns the beats that came, as ``written``, and those that were used, as ``issued``.
+        """
+        pair, row_bits = self.pair, ceil_log2(self.records)
         loading, occupied = Signal(), Signal(range(BEAT_SLOTS + 1))
         written, issued, freed = (
             Signal(ceil_log2(BEAT_SLOTS) + 1, name=name) for name in ("written", "issued", "freed")
@@ -202,7 +238,7 @@ class PairIssuer(wiring.Component):
             self.beat_slot.eq(written),
         ]
         with m.If(start):
-            m.d.sync += [loading.eq(1), self.scale_row.eq(oldest_of_command >> row_bits)]
+            m.d.sync += [loading.eq(1), self.scale_row.eq(tile.oldest_of_command >> row_bits)]
         with m.Elif(self.scale_en):
             m.d.sync += self.scale_row.eq(self.scale_row + 1)
             with m.If(self.scale_row == scale_row_end - 1):
@@ -213,7 +249,12 @@ class PairIssuer(wiring.Component):
             freed.eq(freed + self.release),
         ]
 
-        # pairs
+        return written, issued
+
+    def _pairs(self, m, start, last_head, tile, beats):
+        """Issue the pairs of a head, pass K and then pass V, and of the next head."""
+        config, pair, (written, issued) = self.config, self.pair, beats
+        position, n_positions, group_last = tile.position, tile.n_positions, config.n_kv_heads - 1
         issuing, draining, unfinished = Signal(), Signal(range(self.drain + 1)), Signal()
         values, group = Signal(), Signal(range(config.n_kv_heads))
         index, token, token_first = Signal(16), Signal(8), Signal(8)
@@ -246,9 +287,10 @@ class PairIssuer(wiring.Component):
             m.d.sync += unfinished.eq(0)
         with m.If(start):
             m.d.sync += [issuing.eq(1), last_head.eq(0), values.eq(0), group.eq(0)]
-            m.d.sync += [index.eq(oldest_of_command), token_end.eq(seen_by_of_command), *begin]
+            m.d.sync += index.eq(tile.oldest_of_command)
+            m.d.sync += [token_end.eq(tile.seen_by_of_command), *begin]
         with m.Elif(pair.valid & pair.final):
-            m.d.sync += [index.eq(oldest), token_end.eq(oldest_seen_by), *begin]
+            m.d.sync += [index.eq(tile.oldest), token_end.eq(tile.oldest_seen_by), *begin]
             m.d.sync += values.eq(~values)
             with m.If(values):
                 m.d.sync += [
@@ -266,4 +308,3 @@ class PairIssuer(wiring.Component):
                 m.d.sync += token_end.eq(token_end + 1)
         with m.Elif(pair.valid):
             m.d.sync += token.eq(token + 1)
-        return m

@@ -103,6 +103,8 @@ class HeadScales(wiring.Component):
         m.submodules.factors = factors = Memory(shape=SCALE_LAYOUT, depth=depth, init=[])
         m.submodules.unit = unit = ScaleUnit()
         m.submodules.mul = mul = ScaleMul()
+        # of a head with a norm: the scale waits for the root
+        normed, held_step = Signal(), Signal(SCALE_LAYOUT)
         max_w, max_r = maxima.write_port(), maxima.read_port()
         factor_w, factor_r = factors.write_port(), factors.read_port()
         m.d.comb += [

@@ -68,7 +68,7 @@ _TAG = data.StructLayout(
     {"scan": 1, "measure": 1, "quantize": 1, "first": 1, "last": 1, "odd": 1}  # odd token
 )
 _VS_WIDTH = 16
-_GAMMA_WIDTH = 16
+_Y_WIDTH = _VS_WIDTH + 16  # times gamma
 
 
 def _constant(scale: Scale) -> data.Const:
@@ -223,6 +223,17 @@ class _ScaleSequence(wiring.Component):
         return m
 
 
+class _Flags:
+    """Handshakes between the passes over a token's words and its scalar sequence."""
+
+    def __init__(self, token_shape: Shape):
+        self.sh_valid, self.y_valid, self.ss_free, self.factor_valid = (
+            Signal(name=name, init=name == "ss_free")
+            for name in ("sh_valid", "y_valid", "ss_free", "factor_valid")
+        )
+        self.measured_token = Signal(token_shape, name="measured_token")
+
+
 class NormQuant(wiring.Component):
     """RMSNorm times gamma, or gamma alone, quantised to int8 or int16 with a scale per token.
 
@@ -286,16 +297,11 @@ class NormQuant(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         lanes = range(self.config.lanes)
-        token_shape = self.scale_w.addr.token.shape()
-        word_shape = self.act.addr.word.shape()
-        n_words_max = 1 << Shape.cast(word_shape).width
-        y_width = _VS_WIDTH + _GAMMA_WIDTH
-        sh_width = (self.v_width - _VS_WIDTH + 1).bit_length()
-        ss_shape = unsigned((n_words_max * len(lanes)).bit_length() + 2 * (_VS_WIDTH - 1))
 
         command = Signal(NORM_COMMAND)
         gate, swiglu = Signal(), Signal()
-        read_token, word = Signal(token_shape), Signal(word_shape)
+        read_token = Signal(self.scale_w.addr.token.shape())
+        word = Signal(self.act.addr.word.shape())
         tags = [Signal(_TAG, name=f"tag_{stage}") for stage in range(STAGE_Q + 1)]
         m.d.comb += [
             gate.eq(command.source == NormSource.GATE),
@@ -309,7 +315,31 @@ class NormQuant(wiring.Component):
             *(tag.eq(before) for before, tag in itertools.pairwise(tags[2:])),
         ]
 
-        # stage 0: the address; stage 1: the word, of a gate its square
+        self._address(m, read_token, word)
+        v = [
+            self._element(m, lane, command, gate, swiglu, silu[lane], late_up[lane])
+            for lane in lanes
+        ]
+        sh = self._scan(m, tags, v)
+        y, squares = self._multiply(m, command, tags[STAGE_V], v, sh)
+        y_max, ss = self._sum(m, tags[STAGE_SUM], y, squares)
+
+        flags = _Flags(read_token.shape())
+        sequence = self._sequence(m, command, tags, flags, sh, y_max, ss, gate_scale, up_scale)
+        act_token = self._quantize(m, tags[STAGE_Q], sequence, y)
+        until_factor = Signal(RECIP_TO_FACTOR - STAGE_Y - 1)
+        m.d.sync += until_factor.eq(Cat(sequence.recip_accepted, until_factor[:-1]))
+        # SWIGLU's words take longer than the factor, which nothing holds up from here on
+        with m.If(Mux(swiglu, sequence.y_taken, until_factor[-1])):
+            m.d.sync += flags.factor_valid.eq(1)
+
+        pending = Cat(tag.quantize for tag in [*tags[1:], *late_tags]).any()
+        drained = sequence.idle & ~pending
+        self._passes(m, command, tags, flags, read_token, word, act_token, drained)
+        return m
+
+    def _address(self, m, read_token, word):
+        """Stage 0: the address of a word, in the buffers of all sources."""
         m.d.comb += [
             self.residual.addr.token.eq(read_token),
             self.residual.addr.word.eq(word),
@@ -318,37 +348,28 @@ class NormQuant(wiring.Component):
             self.acc.addr.token.eq(read_token),
             self.acc.addr.pair.eq(word),
         ]
-        from_attention = command.source == NormSource.ATTENTION
-        gate_width = self.config.gate_width
-        v = []
-        for lane in lanes:
-            relu = Signal(gate_width - 1, name=f"relu_{lane}")
-            factor = Signal(signed(max(SOURCE_WIDTH, 2 * gate_width - 1)), name=f"factor_{lane}")
-            up = Signal(signed(self.config.acc_width), name=f"up_{lane}")
-            product = Signal(signed(self.v_width), name=f"v_{lane}")
-            v.append(product)
-            accumulator = self.acc.data[0][lane]
-            m.d.comb += relu.eq(Mux(accumulator[gate_width - 1], 0, accumulator[: gate_width - 1]))
-            # stage 2: the other sources pass as a product with one
-            m.d.sync += [
-                factor.eq(
-                    Mux(
-                        gate,
-                        relu * relu,
-                        Mux(
-                            swiglu,
-                            silu[lane],
-                            Mux(
-                                from_attention, self.attention.data[lane], self.residual.data[lane]
-                            ),
-                        ),
-                    )
-                ),
-                up.eq(Mux(gate, self.acc.data[1][lane], Mux(swiglu, late_up[lane], 1))),
-                product.eq(factor * up),
-            ]
 
-        # stage 3: a first pass keeps the bits of every magnitude, whose length gives the shift
+    def _element(self, m, lane, command, gate, swiglu, silu, late_up):
+        """Stages 1 and 2: an element of any source; those without a gate are multiplied by one."""
+        gate_width = self.config.gate_width
+        from_attention = command.source == NormSource.ATTENTION
+        relu = Signal(gate_width - 1, name=f"relu_{lane}")
+        factor = Signal(signed(max(SOURCE_WIDTH, 2 * gate_width - 1)), name=f"factor_{lane}")
+        up = Signal(signed(self.config.acc_width), name=f"up_{lane}")
+        product = Signal(signed(self.v_width), name=f"v_{lane}")
+        accumulator = self.acc.data[0][lane]
+        source = Mux(from_attention, self.attention.data[lane], self.residual.data[lane])
+        m.d.comb += relu.eq(Mux(accumulator[gate_width - 1], 0, accumulator[: gate_width - 1]))
+        m.d.sync += [
+            factor.eq(Mux(gate, relu * relu, Mux(swiglu, silu, source))),
+            up.eq(Mux(gate, self.acc.data[1][lane], Mux(swiglu, late_up, 1))),
+            product.eq(factor * up),
+        ]
+        return product
+
+    def _scan(self, m, tags, v):
+        """Stage 3: a first pass keeps the bits of every magnitude, whose length gives the shift."""
+        sh_width = (self.v_width - _VS_WIDTH + 1).bit_length()
         scan, sh = tags[STAGE_V], Signal(unsigned(sh_width))
         bits, bits_before = Signal(self.v_width), Signal(self.v_width)
         length = Signal(range(self.v_width + 1))
@@ -358,12 +379,15 @@ class NormQuant(wiring.Component):
         m.d.sync += length.eq(bit_length(m, bits))
         with m.If(tags[STAGE_V - 1].measure & tags[STAGE_V - 1].first):
             m.d.sync += sh.eq(Mux(length >= _VS_WIDTH - 1, length - (_VS_WIDTH - 1), 0))
+        return sh
 
-        # stages 4 to 6: shifted, rounded, times gamma and squared
-        y = [Signal(signed(y_width), name=f"y_{lane}") for lane in lanes]
+    def _multiply(self, m, command, tag, v, sh):
+        """Stages 4 to 6: shifted, rounded, times gamma and squared."""
+        lanes = range(len(v))
+        y = [Signal(signed(_Y_WIDTH), name=f"y_{lane}") for lane in lanes]
         squares = [Signal(2 * _VS_WIDTH - 1, name=f"square_{lane}") for lane in lanes]
         param_word = Signal.like(self.param.addr.word)
-        m.d.sync += param_word.eq(Mux(scan.first, command.param_word, param_word + 1))
+        m.d.sync += param_word.eq(Mux(tag.first, command.param_word, param_word + 1))
         m.d.comb += self.param.addr.word.eq(param_word)
         for lane in lanes:
             guarded = Signal(signed(_VS_WIDTH + 1), name=f"guarded_{lane}")
@@ -376,36 +400,38 @@ class NormQuant(wiring.Component):
                 y[lane].eq(vs * self.param.data[lane]),
                 squares[lane].eq((vs * vs).as_unsigned()),
             ]
+        return y, squares
 
-        # stages 7 and 8: the sums of a second pass
-        y_max, ss = Signal(y_width - 1), Signal(ss_shape)
+    def _sum(self, m, tag, y, squares):
+        """Stages 7 and 8: the largest magnitude and the sum of squares of a second pass."""
+        n_max = len(y) << len(self.act.addr.word)
+        y_max = Signal(_Y_WIDTH - 1)
+        ss = Signal(unsigned(n_max.bit_length() + 2 * (_VS_WIDTH - 1)))
         magnitudes = _registered(m, "magnitude", map(magnitude, y))
         sums = _registered(m, "sum", _pairwise(add, _pairwise(add, squares)))
         maxima = _registered(m, "maximum", _pairwise(_maximum, _pairwise(_maximum, magnitudes)))
         totals = _registered(m, "total", _pairwise(add, sums))
-        summed = tags[STAGE_SUM]
-        with m.If(summed.measure):
+        with m.If(tag.measure):
             m.d.sync += [
-                y_max.eq(reduce(_maximum, maxima, Mux(summed.first, 0, y_max))),
-                ss.eq(reduce(add, totals, Mux(summed.first, 0, ss))),
+                y_max.eq(reduce(_maximum, maxima, Mux(tag.first, 0, y_max))),
+                ss.eq(reduce(add, totals, Mux(tag.first, 0, ss))),
             ]
+        return y_max, ss
 
-        # the scalars: a sequence starts with a token's second pass and may outlast its third
+    def _sequence(self, m, command, tags, flags, sh, y_max, ss, gate_scale, up_scale):
+        """The scalars: a sequence starts with a token's second pass and may outlast its third."""
         m.submodules.sequence = sequence = _ScaleSequence(
             y_max.shape(), ss.shape(), sh.shape(), q_max_of(self.config.a_width)
         )
-        measured_token, scaled_token = Signal(token_shape), Signal(token_shape)
-        sh_valid, y_valid, ss_free, factor_valid = (
-            Signal(name=name, init=name == "ss_free")
-            for name in ("sh_valid", "y_valid", "ss_free", "factor_valid")
-        )
+        measured_token, summed = flags.measured_token, tags[STAGE_SUM]
+        scaled_token = Signal(measured_token.shape())
         m.d.comb += [
             sequence.command.eq(command),
-            sequence.start.eq(sh_valid),
+            sequence.start.eq(flags.sh_valid),
             sequence.sh.eq(sh),
             sequence.gate.eq(gate_scale(measured_token[0])),
             sequence.up.eq(up_scale(measured_token[0])),
-            sequence.sums_valid.eq(y_valid),
+            sequence.sums_valid.eq(flags.y_valid),
             sequence.y_max.eq(y_max),
             sequence.ss.eq(ss),
             self.scale_w.en.eq(sequence.scale_en),
@@ -414,22 +440,28 @@ class NormQuant(wiring.Component):
         ]
         with m.If(sequence.idle):
             m.d.sync += scaled_token.eq(measured_token)
-            with m.If(sh_valid):
-                m.d.sync += sh_valid.eq(0)
+            with m.If(flags.sh_valid):
+                m.d.sync += flags.sh_valid.eq(0)
         with m.If(tags[STAGE_V].measure & tags[STAGE_V].first):
-            m.d.sync += sh_valid.eq(1)
+            m.d.sync += flags.sh_valid.eq(1)
         with m.If(sequence.y_taken):
-            m.d.sync += y_valid.eq(0)
+            m.d.sync += flags.y_valid.eq(0)
         with m.If(summed.measure & summed.last):
-            m.d.sync += y_valid.eq(1)
+            m.d.sync += flags.y_valid.eq(1)
         with m.If(sequence.ss_taken):
-            m.d.sync += ss_free.eq(1)
+            m.d.sync += flags.ss_free.eq(1)
+        return sequence
 
-        # a third pass: its first word meets the factor
-        m.submodules.quantizer = quantizer = Quantizer(len(lanes), y_width, self.config.a_width)
-        written, act_token, act_word = tags[STAGE_Q], Signal(token_shape), Signal(word_shape)
+    def _quantize(self, m, written, sequence, y):
+        """Quantise the words of a third pass, the first of which meets the factor.
+
+        Returns the token that is written.
+        """
+        m.submodules.quantizer = quantizer = Quantizer(len(y), _Y_WIDTH, self.config.a_width)
+        act_token = Signal(self.scale_w.addr.token.shape())
+        act_word = Signal(self.act.addr.word.shape())
         m.d.comb += [
-            *(quantizer.y[lane].eq(y[lane]) for lane in lanes),
+            *(quantizer.y[lane].eq(element) for lane, element in enumerate(y)),
             quantizer.factor.eq(sequence.factor),
             self.act.en.eq(written.quantize),
             self.act.addr.token.eq(act_token),
@@ -441,14 +473,11 @@ class NormQuant(wiring.Component):
                 act_word.eq(Mux(written.last, 0, act_word + 1)),
                 act_token.eq(act_token + written.last),
             ]
-        until_factor = Signal(RECIP_TO_FACTOR - STAGE_Y - 1)
-        m.d.sync += until_factor.eq(Cat(sequence.recip_accepted, until_factor[:-1]))
-        # SWIGLU's words take longer than the factor, which nothing holds up from here on
-        with m.If(Mux(swiglu, sequence.y_taken, until_factor[-1])):
-            m.d.sync += factor_valid.eq(1)
+        return act_token
 
-        # the passes: scan 0, then measure t, scan t + 1, quantize t for every token
-        tokens_left = Signal(range(self.config.pass_tokens + 1))  # behind the token of this pass
+    def _passes(self, m, command, tags, flags, read_token, word, act_token, drained):
+        """The passes: scan 0, then measure t, scan t + 1, quantize t for every token."""
+        tokens_left = Signal(range(self.config.pass_tokens + 1))  # after the token of this pass
         first_token, scanned = Signal(), Signal()
         issue, allowed, last_word = Signal(), Signal(), Signal()
         tag = tags[0]
@@ -494,9 +523,9 @@ class NormQuant(wiring.Component):
                         m.next = "Quantize"
             with m.State("Measure"):
                 # the length of the magnitudes is there, and the sums of the token before are used
-                m.d.comb += allowed.eq((word != 0) | (scanned & ss_free))
+                m.d.comb += allowed.eq((word != 0) | (scanned & flags.ss_free))
                 with m.If(tag.first):
-                    m.d.sync += [measured_token.eq(read_token), ss_free.eq(0)]
+                    m.d.sync += [flags.measured_token.eq(read_token), flags.ss_free.eq(0)]
                 with m.If(tag.last):
                     m.d.sync += first_token.eq(0)
                     m.next = "Quantize"
@@ -504,9 +533,9 @@ class NormQuant(wiring.Component):
                         m.d.sync += read_token.eq(read_token + 1)
                         m.next = "Scan"
             with m.State("Quantize"):
-                m.d.comb += allowed.eq((word != 0) | factor_valid)
+                m.d.comb += allowed.eq((word != 0) | flags.factor_valid)
                 with m.If(tag.first):
-                    m.d.sync += factor_valid.eq(0)
+                    m.d.sync += flags.factor_valid.eq(0)
                 with m.If(tag.last):
                     m.next = "Drain"
                     with m.If(tokens_left != 0):
@@ -516,11 +545,9 @@ class NormQuant(wiring.Component):
                         ]
                         m.next = "Measure"
             with m.State("Drain"):
-                pending = Cat(tag.quantize for tag in [*tags[1:], *late_tags]).any()
-                m.d.comb += self.done.eq(sequence.idle & ~pending)
+                m.d.comb += self.done.eq(drained)
                 with m.If(self.done):
                     m.next = "Idle"
-        return m
 
     def _token_scales(self, m, command, tags, read_token):
         """Scales of the gate and up accumulators of the token that is scanned and the one before.

@@ -304,6 +304,12 @@ class Logits(wiring.Component):
         first, row_first = Signal(), Signal(32)
         self._find_largest(m, logits, word_6, first, row_first)
 
+        self._control(m, word, beats, first, row_first)
+        return m
+
+    def _control(self, m, word, beats, first, row_first):
+        """Read the words of each token in order, as long as the queue has room for their beats."""
+        words_per_beat = self._words_per_beat
         n_words, left = Signal(16), Signal(16)
         param_word, param_first = Signal(16), Signal(16)
         block, block_first = Signal(16), Signal(16)
@@ -400,7 +406,6 @@ class Logits(wiring.Component):
                 (self.o_cmd.valid & ~self.o_cmd.ready) | (self.o_data.valid & ~self.o_data.ready)
             ),
         ]
-        return m
 
     def _find_largest(self, m, logits, word_6, first, row_first):
         """Cycles 4 and 5: the word's largest logit; cycle 6: against the token's."""

@@ -224,8 +224,8 @@ class AttentionUnit(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, params = self.config, self.config.attention
-        heads = range(params.q_per_kv)
+        config = self.config
+        heads = range(config.attention.q_per_kv)
 
         m.submodules.issuer = issuer = PairIssuer(config, self._stages.score)
         m.submodules.finish = finish = _Finish(config)
@@ -247,8 +247,42 @@ class AttentionUnit(wiring.Component):
         v_scale, key_scales = self._scales(m, issuer, pair)
         beat, queries = self._operands(m, issuer, pair)
 
-        # scores and their running maxima, by head
-        score_row = data.ArrayLayout(signed(params.score_width), len(heads))
+        row = beat
+        multiplied = pair[self._stages.multiply]
+        if issuer.rows == 2:
+            row = Mux(multiplied.position[0], beat[len(beat) // 2 :], beat[: len(beat) // 2])
+        score_w, score_r, max_w, max_old, max_r = self._score_memories(m, pair)
+        den_w, den_old = self._denominators(m, pair, finish)
+        shift = Signal(5)
+        self._exponents(m, pair[self._stages.weigh], v_scale, finish, shift)
+
+        banks = []
+        for head in heads:
+            difference = Signal(EXP2.d_width, name=f"difference_{head}")
+            m.d.sync += difference.eq(max_r.data[head] - score_r.data[head])
+            power, weight = self._weight(m, head, difference, v_scale, shift)
+            first = pair[self._stages.weigh].first
+            m.d.comb += den_w.data[head].eq(Mux(first, 0, den_old.data[head]) + power)
+
+            products = self._products(m, head, multiplied, weight, queries[head], row)
+            score = self._score_of(m, head, products, key_scales[head], pair)
+            newer = pair[self._stages.score].first | (score > max_old.data[head])
+            m.d.comb += [
+                score_w.data[head].eq(score),
+                max_w.data[head].eq(Mux(newer, score, max_old.data[head])),
+            ]
+            banks += self._accumulate(m, head, products, pair[self._stages.sum], finish)
+
+        self._outputs(m, pair[self._stages.sum + 1], issuer, finish)
+        m.d.comb += finish.acc.as_value().eq(
+            Array(banks)[Cat(finish.acc_addr.word, finish.acc_addr.head)]
+        )
+        return m
+
+    def _score_memories(self, m, pair):
+        """Ports of the scores and of their running maxima, all heads of a KV head in a word."""
+        config, params = self.config, self.config.attention
+        score_row = data.ArrayLayout(signed(params.score_width), params.q_per_kv)
         m.submodules.scores = scores = Memory(
             shape=score_row, depth=config.pass_tokens * config.max_context, init=[]
         )
@@ -268,13 +302,19 @@ class AttentionUnit(wiring.Component):
             max_w.en.eq(score_w.en),
         ]
 
-        # denominators and the largest exponent of the values' scales, by token
+        return score_w, score_r, max_w, max_old, max_r
+
+    def _denominators(self, m, pair, finish):
+        """Ports of the running sums of powers of two, by token; the end of a head reads them."""
+        params = self.config.attention
         m.submodules.dens = dens = Memory(
-            shape=data.ArrayLayout(params.den_width, len(heads)), depth=config.pass_tokens, init=[]
+            shape=data.ArrayLayout(params.den_width, params.q_per_kv),
+            depth=self.config.pass_tokens,
+            init=[],
         )
         den_w, den_old = dens.write_port(), dens.read_port(domain="comb")
         den_r = dens.read_port(domain="comb")
-        weighed, shift = pair[self._stages.weigh], Signal(5)
+        weighed = pair[self._stages.weigh]
         m.d.comb += [
             den_old.addr.eq(weighed.token),
             den_w.addr.eq(weighed.token),
@@ -282,52 +322,38 @@ class AttentionUnit(wiring.Component):
             den_r.addr.eq(finish.den_addr.token),
             finish.den.eq(den_r.data[finish.den_addr.head]),
         ]
-        self._exponents(m, weighed, v_scale, finish, shift)
+        return den_w, den_old
 
-        multiplied, summed = pair[self._stages.multiply], pair[self._stages.sum]
-        row = beat
-        if issuer.rows == 2:
-            row = Mux(multiplied.position[0], beat[len(beat) // 2 :], beat[: len(beat) // 2])
-        banks = []
-        for head in heads:
-            difference = Signal(EXP2.d_width, name=f"difference_{head}")
-            m.submodules[f"exp2_{head}"] = exp2 = Exp2Neg()
-            m.d.sync += difference.eq(max_r.data[head] - score_r.data[head])
-            m.d.comb += [
-                exp2.d.eq(difference),
-                den_w.data[head].eq(Mux(weighed.first, 0, den_old.data[head]) + exp2.y),
-            ]
+    def _weight(self, m, head, difference, v_scale, shift):
+        """``2 ** -difference``, and with the value's scale folded in: multiply, shift, round."""
+        m.submodules[f"exp2_{head}"] = exp2 = Exp2Neg()
+        scaled = Signal(EXP2.y_width + SCALE.m_width, name=f"weight_scaled_{head}")
+        shifted = Signal(EXP2.y_width + 1, name=f"weight_shifted_{head}")
+        weight = Signal(EXP2.y_width, name=f"weight_{head}")
+        m.d.comb += exp2.d.eq(difference)
+        m.d.sync += [
+            scaled.eq(exp2.y * v_scale.m),
+            shifted.eq((scaled >> (EXP2.y_frac - 1)) >> shift),
+            weight.eq(round_half(shifted)),
+        ]
+        return exp2.y, weight
 
-            # the value's scale folded in: multiply, shift, round
-            scaled = Signal(EXP2.y_width + SCALE.m_width, name=f"weight_scaled_{head}")
-            shifted = Signal(EXP2.y_width + 1, name=f"weight_shifted_{head}")
-            weight = Signal(EXP2.y_width, name=f"weight_{head}")
-            m.d.sync += [
-                scaled.eq(exp2.y * v_scale.m),
-                shifted.eq((scaled >> (EXP2.y_frac - 1)) >> shift),
-                weight.eq(round_half(shifted)),
-            ]
+    def _products(self, m, head, multiplied, weight, query, row):
+        """Products of a key and the query, or a value and its weight, by the same multipliers."""
+        products, width = [], self.config.kv_width
+        for dim in range(self.config.head_dim):
+            product = Signal(signed(16 + width), name=f"product_{head}_{dim}")
+            operand = Mux(multiplied.values, weight, query[dim])
+            with m.If(multiplied.valid):
+                m.d.sync += product.eq(operand * row[width * dim :][:width].as_signed())
+            products.append(product)
+        return products
 
-            products, width = [], config.kv_width
-            for dim in range(config.head_dim):
-                product = Signal(signed(16 + width), name=f"product_{head}_{dim}")
-                operand = Mux(multiplied.values, weight, queries[head][dim])
-                with m.If(multiplied.valid):
-                    m.d.sync += product.eq(operand * row[width * dim :][:width].as_signed())
-                products.append(product)
-            score = self._score_of(m, head, products, key_scales[head], pair)
-            newer = scored.first | (score > max_old.data[head])
-            m.d.comb += [
-                score_w.data[head].eq(score),
-                max_w.data[head].eq(Mux(newer, score, max_old.data[head])),
-            ]
-            banks += self._accumulate(m, head, products, summed, finish)
-
-        # the end of a head
-        last = pair[self._stages.sum + 1]
+    def _outputs(self, m, last, issuer, finish):
+        """The end of a head, and the memory that it writes."""
         m.submodules.outputs = outputs = Memory(
             shape=self.out.signature.payload_layout,
-            depth=config.pass_tokens << len(self.out.addr.word),
+            depth=self.config.pass_tokens << len(self.out.addr.word),
             init=[],
         )
         out_w, out_r = outputs.write_port(), outputs.read_port()
@@ -345,10 +371,6 @@ class AttentionUnit(wiring.Component):
         ]
         with m.If(finish.start):
             m.d.sync += started.eq(last.group)
-        m.d.comb += finish.acc.as_value().eq(
-            Array(banks)[Cat(finish.acc_addr.word, finish.acc_addr.head)]
-        )
-        return m
 
     def _scales(self, m, issuer, pair):
         """Scales of key and value at stage ``weigh``, their products with the queries' at ``dot``.

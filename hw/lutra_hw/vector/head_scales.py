@@ -103,8 +103,6 @@ class HeadScales(wiring.Component):
         m.submodules.factors = factors = Memory(shape=SCALE_LAYOUT, depth=depth, init=[])
         m.submodules.unit = unit = ScaleUnit()
         m.submodules.mul = mul = ScaleMul()
-        # of a head with a norm: the scale waits for the root
-        normed, held_step = Signal(), Signal(SCALE_LAYOUT)
         max_w, max_r = maxima.write_port(), maxima.read_port()
         factor_w, factor_r = factors.write_port(), factors.read_port()
         m.d.comb += [
@@ -115,7 +113,33 @@ class HeadScales(wiring.Component):
             self.factor.data.eq(factor_r.data),
         ]
 
-        # the head whose maximum is read; a written one can be read a cycle later
+        fetch, current, waiting, taken = self._next_head(m, max_r)
+        # the multiplier takes one product after the other
+        op, integer = Signal(_Product), Signal(SCALE_LAYOUT)
+        (_, _, op_2), (_, _, current_2) = delay(m, op, mul.latency), delay(m, current, mul.latency)
+        step, normed, held_step = self._products(m, op, op_2, unit, mul, fetch, current)
+        m.d.comb += [
+            self.scale.en.eq(op_2 == _Product.SCALE),
+            self.scale.addr.eq(current_2),
+            self.scale.data.eq(mul.o),
+            factor_w.en.eq(op_2 == _Product.FACTOR),
+            factor_w.addr.eq(Cat(current_2.head, current_2.token[0])),
+            factor_w.data.eq(mul.o),
+            self.factored.eq(factor_w.en),
+        ]
+
+        m.d.comb += [unit.i.p.x.eq(max_r.data), unit.i.p.e.eq(0), unit.i.p.a.eq(integer)]
+        may_begin = (waiting != 0) & ((fetch.head < config.n_heads) | ~self.hold)
+        with m.FSM():
+            self._states(m, unit, op, op_2, integer, may_begin, taken, step, normed, held_step)
+            if config.qk_norm:
+                self._norm_states(m, unit, op, integer, current)
+        return m
+
+    def _next_head(self, m, max_r):
+        """The head whose maximum is read; a written one can be read a cycle later."""
+        config = self.config
+        depth = 1 << self.maximum.addr.shape().size
         head_layout = data.StructLayout(
             {"token": range(config.pass_tokens), "head": range(self.n_heads)}
         )
@@ -132,10 +156,11 @@ class HeadScales(wiring.Component):
                 m.d.sync += [fetch.head.eq(0), fetch.token.eq(fetch.token + 1)]
         with m.If(self.start):
             m.d.sync += [fetch.eq(0)]
+        return fetch, current, waiting, taken
 
-        # the multiplier takes one product after the other
-        op, integer = Signal(_Product), Signal(SCALE_LAYOUT)
-        (_, _, op_2), (_, _, current_2) = delay(m, op, mul.latency), delay(m, current, mul.latency)
+    def _products(self, m, op, op_2, unit, mul, fetch, current):
+        """Operands of the multiplier, and its results that are operands again."""
+        config = self.config
         weight, head_unit, step = Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
         # of a head with a norm: the scale waits for the root
         normed, held_step, root = Signal(), Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
@@ -181,54 +206,43 @@ class HeadScales(wiring.Component):
             if config.qkv_bias or config.qk_norm:
                 with m.If(self.fixed):
                     m.d.sync += head_unit.eq(_constant(FIXED_UNIT))
-        m.d.comb += [
-            self.scale.en.eq(op_2 == _Product.SCALE),
-            self.scale.addr.eq(current_2),
-            self.scale.data.eq(mul.o),
-            factor_w.en.eq(op_2 == _Product.FACTOR),
-            factor_w.addr.eq(Cat(current_2.head, current_2.token[0])),
-            factor_w.data.eq(mul.o),
-            self.factored.eq(factor_w.en),
-        ]
+        return step, normed, held_step
 
-        m.d.comb += [unit.i.p.x.eq(max_r.data), unit.i.p.e.eq(0), unit.i.p.a.eq(integer)]
-        with m.FSM():
-            with m.State("Integer"):
-                m.d.comb += [
-                    unit.i.p.op.eq(ScaleOp.FROM_INT),
-                    unit.i.valid.eq((waiting != 0) & (is_query | ~self.hold)),
-                    taken.eq(unit.i.valid & unit.i.ready),
-                ]
-                with m.If(taken):
-                    m.d.comb += op.eq(_Product.UNIT)
-                    m.next = "Step"
-            with m.State("Step"):
-                m.d.comb += unit.o.ready.eq(1)
-                m.d.sync += integer.eq(unit.o.p)
-                with m.If(unit.o.valid):
-                    m.d.comb += op.eq(_Product.STEP)
-                    m.next = "Reciprocal"
-            with m.State("Reciprocal"):
-                m.d.comb += [unit.i.p.op.eq(ScaleOp.RECIP), unit.i.valid.eq(1)]
-                with m.If(unit.i.ready):
-                    m.next = "Factor"
-            with m.State("Factor"):
-                m.d.comb += unit.o.ready.eq(1)
-                with m.If(op_2 == _Product.STEP):
-                    m.d.comb += op.eq(_Product.SCALE)
-                    if config.qk_norm:
-                        m.d.sync += held_step.eq(step)
-                        with m.If(normed):
-                            m.d.comb += op.eq(_Product.NONE)
-                with m.If(unit.o.valid):
-                    m.d.comb += op.eq(_Product.FACTOR)
-                    m.next = "Integer"
-                    if config.qk_norm:
-                        with m.If(normed):
-                            m.next = "Squares"
-            if config.qk_norm:
-                self._norm_states(m, unit, op, integer, current)
-        return m
+    def _states(self, m, unit, op, op_2, integer, may_begin, taken, step, normed, held_step):
+        """A head: its maximum as a scale, the factor, and without a norm the scale."""
+        with m.State("Integer"):
+            m.d.comb += [
+                unit.i.p.op.eq(ScaleOp.FROM_INT),
+                unit.i.valid.eq(may_begin),
+                taken.eq(unit.i.valid & unit.i.ready),
+            ]
+            with m.If(taken):
+                m.d.comb += op.eq(_Product.UNIT)
+                m.next = "Step"
+        with m.State("Step"):
+            m.d.comb += unit.o.ready.eq(1)
+            m.d.sync += integer.eq(unit.o.p)
+            with m.If(unit.o.valid):
+                m.d.comb += op.eq(_Product.STEP)
+                m.next = "Reciprocal"
+        with m.State("Reciprocal"):
+            m.d.comb += [unit.i.p.op.eq(ScaleOp.RECIP), unit.i.valid.eq(1)]
+            with m.If(unit.i.ready):
+                m.next = "Factor"
+        with m.State("Factor"):
+            m.d.comb += unit.o.ready.eq(1)
+            with m.If(op_2 == _Product.STEP):
+                m.d.comb += op.eq(_Product.SCALE)
+                if self.config.qk_norm:
+                    m.d.sync += held_step.eq(step)
+                    with m.If(normed):
+                        m.d.comb += op.eq(_Product.NONE)
+            with m.If(unit.o.valid):
+                m.d.comb += op.eq(_Product.FACTOR)
+                m.next = "Integer"
+                if self.config.qk_norm:
+                    with m.If(normed):
+                        m.next = "Squares"
 
     def _norm_states(self, m, unit, op, integer, current):
         """Behind the factor: the root of the head's squares, and then the scale."""

@@ -1,5 +1,7 @@
 """The frame that all matmul engines share: control, weight ring, activations, accumulators."""
 
+from typing import Any
+
 from amaranth import Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -131,6 +133,67 @@ def group_range(params: EngineParams, cmd):
     bits = exact_log2(params.step_tokens)
     within = cmd.token_first[:bits] if bits else Const(0, 1)
     return cmd.token_first >> bits, (within + cmd.token_count - 1)[:8] >> bits
+
+
+class _Counts:
+    """Counts of the command that is issued; ``*_left`` come after the current one."""
+
+    def __init__(self, params: EngineParams) -> None:
+        self.params = p = params
+        n_groups, n_blocks = p.pass_tokens // p.step_tokens, p.acc_blocks // p.block_rows
+
+        def register(name: str, shape: Any) -> Signal:
+            return Signal(shape, name=name, reset_less=True)
+
+        self.run = Signal(name="run")
+        self.groups_left = Signal(range(n_groups), name="groups_left")
+        self.planes_left = register("planes_left", range(p.max_planes))
+        self.n_planes = register("n_planes", range(p.max_planes))
+        self.blocks_left = register("blocks_left", range(n_blocks))
+        self.n_blocks = register("n_blocks", range(n_blocks))
+        self.n_groups = register("n_groups", range(n_groups))
+        self.tiles_left = register("tiles_left", range(p.act_tiles))
+        self.block = register("block", range(p.acc_blocks))
+        self.acc_base = register("acc_base", range(p.acc_blocks))
+        self.group = register("group", range(n_groups))
+        self.group_first = register("group_first", range(n_groups))
+        self.shift = register("shift", p.shift_width)
+        self.first_plane, self.first_tile, self.first_group = (
+            register(name, 1) for name in ("first_plane", "first_tile", "first_group")
+        )
+        # tokens of the first and of the last group that are the command's
+        self.mask_first = register("mask_first", p.step_tokens)
+        self.mask_last = register("mask_last", p.step_tokens)
+
+    def load(self, command: Any, step: Signal) -> list[Any]:
+        """Assignments that begin ``command``."""
+        p = self.params
+        blocks = (command.row_blocks >> exact_log2(p.block_rows)) - 1
+        first, groups = group_range(p, command)
+        within = command.token_first[: exact_log2(p.step_tokens)]
+        after = (command.token_first + command.token_count)[: exact_log2(p.step_tokens)]
+        ones = Const(-1, p.step_tokens)
+        return [
+            self.run.eq(1),
+            step.eq(0),
+            self.planes_left.eq(command.planes - 1),
+            self.n_planes.eq(command.planes - 1),
+            self.blocks_left.eq(blocks),
+            self.n_blocks.eq(blocks),
+            self.groups_left.eq(groups),
+            self.n_groups.eq(groups),
+            self.tiles_left.eq(command.depth_tiles - 1),
+            self.block.eq(command.acc_base),
+            self.acc_base.eq(command.acc_base),
+            self.group.eq(first),
+            self.group_first.eq(first),
+            self.mask_first.eq(ones << within),
+            self.mask_last.eq(Mux(after == 0, ones, ~(ones << after))),
+            self.shift.eq(command.shift),
+            self.first_plane.eq(1),
+            self.first_tile.eq(1),
+            self.first_group.eq(1),
+        ]
 
 
 class MatmulEngine(wiring.Component):
@@ -273,7 +336,7 @@ class MatmulEngine(wiring.Component):
 
     def _control(self, m, walker, ring, issued, step):
         """Accept commands and issue one weight word per cycle."""
-        p = self.params
+        p, c = self.params, _Counts(self.params)
 
         # the command that waits for the issue of the former one's last word
         waiting = Signal(tile_command(p), reset_less=True)
@@ -289,134 +352,84 @@ class MatmulEngine(wiring.Component):
             walker.cmd.eq(cmd),
         ]
 
-        # counts are of what is left behind the current one
-        run, groups_left = Signal(), Signal(range(p.pass_tokens // p.step_tokens))
-        planes_left, n_planes, blocks_left, n_blocks, n_groups, tiles_left = (
-            Signal(range(count), name=name, reset_less=True)
-            for name, count in (
-                ("planes_left", p.max_planes),
-                ("n_planes", p.max_planes),
-                ("blocks_left", p.acc_blocks // p.block_rows),
-                ("n_blocks", p.acc_blocks // p.block_rows),
-                ("n_groups", p.pass_tokens // p.step_tokens),
-                ("tiles_left", p.act_tiles),
-            )
-        )
-        block, acc_base, group, group_first, shift = (
-            Signal(shape, name=name, reset_less=True)
-            for name, shape in (
-                ("block", range(p.acc_blocks)),
-                ("acc_base", range(p.acc_blocks)),
-                ("group", range(p.pass_tokens // p.step_tokens)),
-                ("group_first", range(p.pass_tokens // p.step_tokens)),
-                ("shift", p.shift_width),
-            )
-        )
-        first_plane, first_tile, first_group = (
-            Signal(name=name, reset_less=True)
-            for name in ("first_plane", "first_tile", "first_group")
-        )
-        mask_first, mask_last = (
-            Signal(p.step_tokens, name=name, reset_less=True)
-            for name in ("mask_first", "mask_last")
-        )
-
-        issue, end_plane, end_block, end_pass, end_tile, finish = (
+        issue, end_plane, end_block, end_pass, end_tile, finish = ends = tuple(
             Signal(name=name)
             for name in ("issue", "end_plane", "end_block", "end_pass", "end_tile", "finish")
         )
         wanted, holds, draining, last_word = Signal(), Signal(), Signal(), Signal()
         load, skip = Signal(), Signal()
         m.d.comb += [
-            last_word.eq((planes_left == 0) & (step == p.steps - 1)),
-            wanted.eq(run & walker.available & ~holds & ~(last_word & draining)),
+            last_word.eq((c.planes_left == 0) & (step == p.steps - 1)),
+            wanted.eq(c.run & walker.available & ~holds & ~(last_word & draining)),
             issue.eq(wanted & ring.available),
             end_plane.eq(issue & (step == p.steps - 1)),
             end_block.eq(issue & last_word),
-            end_pass.eq(end_block & (blocks_left == 0)),
-            end_tile.eq(end_pass & (groups_left == 0)),
-            finish.eq(end_tile & (tiles_left == 0)),
-            load.eq(waits & ~empty & (~run | finish)),
-            skip.eq(waits & empty & ~run & ~draining),
+            end_pass.eq(end_block & (c.blocks_left == 0)),
+            end_tile.eq(end_pass & (c.groups_left == 0)),
+            finish.eq(end_tile & (c.tiles_left == 0)),
+            load.eq(waits & ~empty & (~c.run | finish)),
+            skip.eq(waits & empty & ~c.run & ~draining),
             walker.free.eq(end_pass),
             ring.take.eq(issue),
-            ring.keep.eq(groups_left != 0),
+            ring.keep.eq(c.groups_left != 0),
             ring.end.eq(end_pass),
             issued.valid.eq(issue),
             issued.finish.eq(finish | skip),
-            issued.first_word.eq(first_plane & (step == 0)),
+            issued.first_word.eq(c.first_plane & (step == 0)),
             issued.first_step.eq(step == 0),
             issued.last_word.eq(last_word),
-            issued.last_block.eq(blocks_left == 0),
-            issued.first_tile.eq(first_tile),
-            issued.last_tile.eq(tiles_left == 0),
+            issued.last_block.eq(c.blocks_left == 0),
+            issued.first_tile.eq(c.first_tile),
+            issued.last_tile.eq(c.tiles_left == 0),
             issued.mask.eq(
-                (mask_first | ~first_group.replicate(p.step_tokens))
-                & (mask_last | (groups_left != 0).replicate(p.step_tokens))
+                (c.mask_first | ~c.first_group.replicate(p.step_tokens))
+                & (c.mask_last | (c.groups_left != 0).replicate(p.step_tokens))
             ),
-            issued.block.eq(block),
-            issued.group.eq(group),
-            issued.shift.eq(shift),
+            issued.block.eq(c.block),
+            issued.group.eq(c.group),
+            issued.shift.eq(c.shift),
         ]
         self._pace(m, issue, end_block, end_pass, holds, draining)
-
-        with m.If(issue):
-            m.d.sync += step.eq(step + 1)
-        with m.If(end_plane):
-            m.d.sync += [step.eq(0), planes_left.eq(planes_left - 1), first_plane.eq(0)]
-        with m.If(end_block):
-            m.d.sync += [planes_left.eq(n_planes), first_plane.eq(1)]
-            m.d.sync += [blocks_left.eq(blocks_left - 1), block.eq(block + p.block_rows)]
-        with m.If(end_pass):
-            m.d.sync += [blocks_left.eq(n_blocks), block.eq(acc_base)]
-            m.d.sync += [groups_left.eq(groups_left - 1), group.eq(group + 1), first_group.eq(0)]
-        with m.If(end_tile):
-            m.d.sync += [groups_left.eq(n_groups), group.eq(group_first), first_group.eq(1)]
-            m.d.sync += [tiles_left.eq(tiles_left - 1), first_tile.eq(0)]
-        with m.If(finish):
-            # nothing is kept between commands
-            m.d.sync += [run.eq(0), groups_left.eq(0)]
-
+        self._advance(m, c, step, ends)
         with m.If(load):
-            blocks = (waiting.row_blocks >> exact_log2(p.block_rows)) - 1
-            first, groups = group_range(p, waiting)
-            within = waiting.token_first[: exact_log2(p.step_tokens)]
-            after = (waiting.token_first + waiting.token_count)[: exact_log2(p.step_tokens)]
-            ones = Const(-1, p.step_tokens)
-            m.d.sync += [
-                run.eq(1),
-                step.eq(0),
-                planes_left.eq(waiting.planes - 1),
-                n_planes.eq(waiting.planes - 1),
-                blocks_left.eq(blocks),
-                n_blocks.eq(blocks),
-                groups_left.eq(groups),
-                n_groups.eq(groups),
-                tiles_left.eq(waiting.depth_tiles - 1),
-                block.eq(waiting.acc_base),
-                acc_base.eq(waiting.acc_base),
-                group.eq(first),
-                group_first.eq(first),
-                mask_first.eq(ones << within),
-                mask_last.eq(Mux(after == 0, ones, ~(ones << after))),
-                shift.eq(waiting.shift),
-                first_plane.eq(1),
-                first_tile.eq(1),
-                first_group.eq(1),
-            ]
+            m.d.sync += c.load(waiting, step)
         with m.If(accept):
             m.d.sync += [waiting.eq(cmd), waits.eq(1), empty.eq(is_empty)]
         with m.Elif(load | skip):
             m.d.sync += waits.eq(0)
+        self._count_commands(m, accept)
+        m.d.comb += self.stall.eq(wanted & ~ring.available)
 
-        # at most one command waits, one is issued and one is in each stage behind
+    def _advance(self, m, c, step, ends):
+        """Go on to the next step, plane, block, group and depth tile."""
+        issue, end_plane, end_block, end_pass, end_tile, finish = ends
+        with m.If(issue):
+            m.d.sync += step.eq(step + 1)
+        with m.If(end_plane):
+            m.d.sync += [step.eq(0), c.planes_left.eq(c.planes_left - 1), c.first_plane.eq(0)]
+        with m.If(end_block):
+            m.d.sync += [c.planes_left.eq(c.n_planes), c.first_plane.eq(1)]
+            m.d.sync += c.blocks_left.eq(c.blocks_left - 1)
+            m.d.sync += c.block.eq(c.block + self.params.block_rows)
+        with m.If(end_pass):
+            m.d.sync += [c.blocks_left.eq(c.n_blocks), c.block.eq(c.acc_base)]
+            m.d.sync += [c.groups_left.eq(c.groups_left - 1), c.group.eq(c.group + 1)]
+            m.d.sync += c.first_group.eq(0)
+        with m.If(end_tile):
+            m.d.sync += [c.groups_left.eq(c.n_groups), c.group.eq(c.group_first)]
+            m.d.sync += [c.first_group.eq(1), c.tiles_left.eq(c.tiles_left - 1), c.first_tile.eq(0)]
+        with m.If(finish):
+            # nothing is kept between commands
+            m.d.sync += [c.run.eq(0), c.groups_left.eq(0)]
+
+    def _count_commands(self, m, accept):
+        """Busy: at most one command waits, one is issued and one is in each stage behind."""
         n_commands = Signal(range(self.timing.latency + 3))
         with m.If(accept & ~self.done):
             m.d.sync += n_commands.eq(n_commands + 1)
         with m.Elif(~accept & self.done):
             m.d.sync += n_commands.eq(n_commands - 1)
         m.d.comb += self.busy.eq(n_commands != 0)
-        m.d.comb += self.stall.eq(wanted & ~ring.available)
 
     def _pace(self, m, issue, end_block, end_pass, holds, draining):
         """When words must wait: for the rows of the last block, and for their accumulators."""

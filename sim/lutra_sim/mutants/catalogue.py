@@ -204,8 +204,8 @@ MUTANTS = [
     Mutant(
         fault="denominators never begin anew",
         file="attention/attention.py",
-        old="den_w.data[head].eq(Mux(weighed.first, 0, den_old.data[head]) + exp2.y),",
-        new="den_w.data[head].eq(den_old.data[head] + exp2.y),",
+        old="den_w.data[head].eq(Mux(first, 0, den_old.data[head]) + power)",
+        new="den_w.data[head].eq(den_old.data[head] + power)",
         tests=("hw/attention/test_attention.py::test_against_golden[tiny]",),
     ),
     Mutant(
@@ -337,15 +337,15 @@ MUTANTS = [
     Mutant(
         fault="weights kept for one group too few",
         file="matmul/engine.py",
-        old="ring.keep.eq(groups_left != 0),",
-        new="ring.keep.eq(groups_left > 1),",
+        old="ring.keep.eq(c.groups_left != 0),",
+        new="ring.keep.eq(c.groups_left > 1),",
         tests=("hw/matmul/test_engine.py::test_a_command[mac]",),
     ),
     Mutant(
         fault="blocks of eight rows counted for those of step_rows",
         file="matmul/engine.py",
-        old="block.eq(block + p.block_rows)]",
-        new="block.eq(block + 1)]",
+        old="c.block.eq(c.block + self.params.block_rows)",
+        new="c.block.eq(c.block + 1)",
         tests=("hw/matmul/test_engine.py::test_a_command[ternary-2x16]",),
     ),
 ]

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.commands.bench import Row, bench
-from lutra.devices.cpu.device import CpuDevice, available_cores
+from lutra.devices.cpu.device import CpuDevice
+from lutra_golden.machine import available_cores
 from lutra.formats.config_file import ConfigFile
 from lutra.models.random import RANDOM_SHAPES
 from lutra.packed.random import PREFIX, random_packed

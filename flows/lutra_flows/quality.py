@@ -27,6 +27,7 @@ from lutra.quantize.calibration import calibration_windows, in_float
 from lutra.quantize.driver import Recipe, quantize_model
 from lutra.quantize.reference import reference
 from lutra.text.tokenizer import Tokenizer
+from lutra_flows.pages import Goal, insert
 from lutra_golden.core.config import NANO_WIDE
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
@@ -39,11 +40,9 @@ __all__ = [
     "BEGIN",
     "END",
     "RUNS",
-    "Goal",
     "Point",
     "Run",
     "goals",
-    "insert",
     "main",
     "mean_bits",
     "plot",
@@ -118,20 +117,6 @@ class Point:
     golden: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """A target for a figure: ``value`` at most ``limit``."""
-
-    name: str
-    value: float
-    limit: float
-
-    @property
-    def met(self) -> bool:
-        """True if the figure meets the limit."""
-        return self.value <= self.limit
-
-
 def mean_bits(model: PackedModel) -> float:
     """Bits of a weight of the layers as an accelerator stores them, with its group's share of a
     scale and a zero point."""
@@ -151,7 +136,7 @@ def goals(points: Sequence[Point], base: float) -> list[Goal]:
 
     def want(name: str, key: tuple[str, str, float | None], limit: float | None) -> None:
         if key in found and limit is not None:
-            out.append(Goal(name=name, value=found[key], limit=limit))
+            out.append(Goal(name=name, value=found[key], limit=limit, at_most=True))
 
     for method, label in _LABELS.items():
         want(f"W4A8, {label}: within 2 % of float", ("W4A8", method, None), 1.02 * base)
@@ -213,15 +198,6 @@ def tables(points: Sequence[Point], base: Perplexity) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def insert(text: str, generated: str) -> str:
-    """``text`` with ``generated`` between its markers; LutraError if it has none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise LutraError(f"quality.md must have the lines '{BEGIN}' and '{END}': add them")
-    return f"{before}{BEGIN}\n{generated}\n{END}{after}"
 
 
 def plot(points: Sequence[Point], base: float, paths: Sequence[Path]) -> None:
@@ -342,7 +318,9 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     page, record = args.out / "quality.md", args.out / "quality.json"
     text = page.read_text(encoding="utf-8") if page.exists() else f"# Quality\n\n{BEGIN}\n{END}\n"
-    insert(text, "")  # a page without markers should not cost half an hour first
+    insert(
+        "quality.md", text, (BEGIN, END), ""
+    )  # a page without markers should not cost half an hour first
     settings = {
         name: getattr(args, name) for name in ("model", "group", "windows", "calib", "seed")
     }
@@ -364,7 +342,8 @@ def main(argv: list[str] | None = None) -> None:
             record.parent.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     plot(points, base.ppl, [args.out / "quality.png", args.out / "quality.svg"])
-    page.write_text(insert(text, tables(points, base)), encoding="utf-8")
+    new = insert("quality.md", text, (BEGIN, END), tables(points, base))
+    page.write_text(new, encoding="utf-8")
 
 
 def _recorded(record: Path, settings: dict[str, object]) -> tuple[list[Point], Perplexity | None]:

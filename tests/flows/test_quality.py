@@ -11,7 +11,8 @@ from tests.host.random_model import LLAMAS, write_model
 from lutra.evaluate.perplexity import Perplexity
 from lutra.quantize.pack import pack_model
 from lutra_flows import quality
-from lutra_flows.quality import Point, Run, goals, insert, mean_bits, tables
+from lutra_flows.pages import insert
+from lutra_flows.quality import Point, Run, goals, mean_bits, tables
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 
@@ -66,11 +67,13 @@ def test_the_tables() -> None:
 
 
 def test_what_is_written_stays_between_the_markers() -> None:
+    markers = (quality.BEGIN, quality.END)
     page = f"before\n{quality.BEGIN}\nold\n{quality.END}\nafter"
-    assert insert(page, "new") == f"before\n{quality.BEGIN}\nnew\n{quality.END}\nafter"
+    new = f"before\n{quality.BEGIN}\nnew\n{quality.END}\nafter"
+    assert insert("quality.md", page, markers, "new") == new
     message = f"^quality.md must have the lines '{quality.BEGIN}' and '{quality.END}': add them$"
     with pytest.raises(LutraError, match=message):
-        insert("no markers", "new")
+        insert("quality.md", "no markers", markers, "new")
 
 
 def test_a_run_goes_on_from_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

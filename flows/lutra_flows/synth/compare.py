@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from lutra_flows.pages import Goal, insert
 from lutra_flows.synth.designs import Made, design
 from lutra_flows.synth.liberty import Library
 from lutra_flows.synth.report import Progress, Report, Request, synthesize
@@ -17,10 +17,8 @@ __all__ = [
     "END",
     "PAIRS",
     "PAPER_TILES",
-    "Goal",
     "compare",
     "goals",
-    "insert",
     "plot",
     "tables",
 ]
@@ -55,27 +53,15 @@ _FPGA_COLUMNS += ["LUT per MAC/cycle", "FF", "CARRY", "DSP", "BRAM", "URAM"]
 _COLOURS = {"lut": "#4477aa", "ternary": "#228833", "mixpe": "#ccbb44", "mac": "#bb5566"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """A figure of the comparison, and what it is to be: at least or at most."""
-
-    name: str
-    value: float
-    limit: float
-    at_most: bool = False
-
-    @property
-    def met(self) -> bool:
-        return self.value <= self.limit if self.at_most else self.value >= self.limit
-
-
 def compare(
     out: Path, libraries: Sequence[Library], progress: Progress, *, n_parallel: int = 2
 ) -> tuple[list[Report], list[Goal]]:
     """Synthesise all pairs, and write the plot and the tables of ``engines.md`` in ``out``."""
     page = out / "engines.md"
     text = page.read_text(encoding="utf-8") if page.exists() else f"# Engines\n\n{BEGIN}\n{END}\n"
-    insert(text, "")  # a page without markers should not cost half an hour first
+    insert(
+        "engines.md", text, (BEGIN, END), ""
+    )  # a page without markers should not cost half an hour first
     requests: list[Request] = []
     for engine, fmt, tile in (*((*pair, None) for pair in PAIRS), *PAPER_TILES):
         # the paper's tile is one for silicon; its shallow depth tiles are more memories than the
@@ -91,7 +77,8 @@ def compare(
     reached = goals(reports)
     out.mkdir(parents=True, exist_ok=True)
     plot(reports, [out / "engines.png", out / "engines.svg"])
-    page.write_text(insert(text, tables(reports, reached)), encoding="utf-8")
+    new = insert("engines.md", text, (BEGIN, END), tables(reports, reached))
+    page.write_text(new, encoding="utf-8")
     return reports, reached
 
 
@@ -171,15 +158,6 @@ def _row(cells: Sequence[str]) -> str:
 
 def _tile(report: Report) -> str:
     return "M{} N{} K{}".format(*report.tile)
-
-
-def insert(text: str, generated: str) -> str:
-    """``text`` with ``generated`` between its markers; LutraError if it has none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise LutraError(f"engines.md must have the lines '{BEGIN}' and '{END}': add them")
-    return f"{before}{BEGIN}\n{generated}\n{END}{after}"
 
 
 def plot(reports: Sequence[Report], paths: Sequence[Path]) -> None:

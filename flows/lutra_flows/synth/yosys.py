@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from lutra_flows.synth.designs import TOP
 from lutra_flows.synth.liberty import Library
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
+from lutra_golden.machine import end_group
 
 __all__ = [
     "MACRO_WORDS",
@@ -276,9 +276,7 @@ class _Run:
 
     def stop(self) -> None:
         """End the process and forget it."""
-        with suppress(OSError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        self.process.wait()
+        end_group(self.process)
         self._folder.cleanup()
 
     def _error(self, folder: Path) -> str:

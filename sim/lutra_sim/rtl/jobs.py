@@ -1,13 +1,13 @@
 """Several commands at a time, each leaving one file, all ended when one fails or is interrupted."""
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from lutra_golden.machine import available_cores, end_group
 
 __all__ = ["Job", "JobError", "run_jobs"]
 
@@ -89,13 +89,4 @@ def run_jobs(
     finally:
         for _, process in running:
             # a compiler driver does not end its children itself
-            with suppress(OSError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+            end_group(process)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lutra_golden.install import install_command
+from lutra_golden.machine import cache_root
 
 __all__ = [
     "ToolchainError",
@@ -36,7 +37,7 @@ class ToolchainError(RuntimeError):
 
 def cache_folder() -> Path:
     """Folder of built simulators: ``$LUTRA_CACHE``, or ``~/.cache/lutra``."""
-    folder = Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra").expanduser()
+    folder = cache_root()
     if " " in str(folder):
         raise ToolchainError(
             f"make cannot build in a folder with spaces: '{folder}'; "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lutra_flows.pages import insert
 from lutra_flows.synth.compare import (
     BEGIN,
     END,
@@ -13,7 +14,6 @@ from lutra_flows.synth.compare import (
     PAPER_TILES,
     compare,
     goals,
-    insert,
     plot,
     tables,
 )
@@ -87,9 +87,10 @@ def test_tiles_of_the_paper_stand_beside_ours_and_reach_no_goal():
 
 def test_only_what_is_between_the_markers_changes():
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    new = insert(page, "new")
+    markers = (BEGIN, END)
+    new = insert("engines.md", page, markers, "new")
     assert new == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
-    assert insert(new, "new") == new
+    assert insert("engines.md", new, markers, "new") == new
 
 
 @pytest.mark.parametrize("page", ["", BEGIN, END, f"{END}{BEGIN}"])

@@ -1,6 +1,7 @@
 """Compiling the C library: into the cache when it is first needed, or ahead into a wheel.
 
-The wheel's build loads this file alone, so it imports nothing beyond the standard library.
+The wheel's build loads this file alone, so it imports nothing beyond the standard library but
+where it is used as a part of the package.
 ``golden`` is the text of ``golden.h``, which :mod:`lutra.devices.cpu.interface` makes.
 """
 
@@ -95,8 +96,9 @@ def library_path(golden: str) -> Path:
     shipped = _FOLDER / LIBRARY
     if shipped.is_file():
         return shipped
-    root = Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra").expanduser()
-    path = root / "cpu" / _key(golden) / LIBRARY
+    from lutra_golden.machine import cache_root
+
+    path = cache_root() / "cpu" / _key(golden) / LIBRARY
     if path.is_file():
         return path
     try:

@@ -20,20 +20,14 @@ from lutra.devices.cpu.cache import CacheShape, CpuCache
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.library import library
 from lutra_golden.errors import LutraError
+from lutra_golden.machine import available_cores
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
 
-__all__ = ["CpuDevice", "CpuSession", "available_cores"]
+__all__ = ["CpuDevice", "CpuSession"]
 
 Progress = Callable[[str, float], None]
 _PASS_TOKENS = 512
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class CpuSession(BaseSession):

@@ -14,7 +14,8 @@ from lutra.compile.fit import check_processor
 from lutra.devices import choose
 from lutra.devices.choose import choose_device
 from lutra.devices.cpu import library as cpu_library
-from lutra.devices.cpu.device import CpuDevice, available_cores
+from lutra.devices.cpu.device import CpuDevice
+from lutra_golden.machine import available_cores
 from lutra.llm import LLM
 from lutra.open_model import open_packed_model
 from lutra.text.sampling import SamplingParams

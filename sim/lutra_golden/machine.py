@@ -1,0 +1,29 @@
+"""This machine, to every part of the project: its cores, the cache folder, groups of processes."""
+
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+__all__ = ["available_cores", "cache_root", "end_group"]
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cache_root() -> Path:
+    """Folder of everything that is built once: ``$LUTRA_CACHE``, or ``~/.cache/lutra``."""
+    return Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra").expanduser()
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End ``process``, the leader of its group, and its children; wait until it has ended."""
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGTERM)
+    process.wait()

@@ -1,0 +1,36 @@
+"""Cores, the cache folder and groups of processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lutra_golden.machine import available_cores, cache_root, end_group
+
+
+def test_available_cores() -> None:
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path
+    monkeypatch.setenv("LUTRA_CACHE", "~/here")
+    assert cache_root() == Path.home() / "here"
+    monkeypatch.setenv("LUTRA_CACHE", "")
+    assert cache_root() == Path.home() / ".cache" / "lutra"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
+def test_end_group() -> None:
+    """Children of the process end too: their pipe closes."""
+    script = "sleep 60 & echo started; wait"
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"started\n"
+    end_group(process)
+    assert process.stdout.read() == b""
+    process.stdout.close()
+    end_group(process)  # again: nothing is left to end

@@ -4,7 +4,7 @@ from amaranth import signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra_golden.arith.scale import SCALE
+from lutra_golden.arith.scale import SCALE, Scale
 from lutra_golden.control.isa import INSTRUCTION_BYTES
 
 __all__ = [
@@ -15,12 +15,18 @@ __all__ = [
     "dma_command",
     "dma_write_data",
     "packed_scale",
+    "scale_constant",
 ]
 
 INSTRUCTION_SHAPE = unsigned(8 * INSTRUCTION_BYTES)
 
 SCALE_LAYOUT = data.StructLayout({"m": unsigned(SCALE.m_width), "e": signed(SCALE.e_width)})
 """A scale: mantissa in the least significant bits, then the exponent."""
+
+
+def scale_constant(scale: Scale) -> data.Const:
+    """Return ``scale`` as a constant of :data:`SCALE_LAYOUT`."""
+    return SCALE_LAYOUT.const({"m": int(scale.m), "e": int(scale.e)})
 
 
 def packed_scale(word):

@@ -5,7 +5,16 @@ Model: :mod:`lutra_golden.arith.fixed`.
 
 from amaranth import Cat, Const, Module, Mux, Signal, Value, unsigned
 
-__all__ = ["bit_length", "magnitude", "round_half", "round_shift", "saturate", "shift_guarded"]
+__all__ = [
+    "bit_length",
+    "clip_shift",
+    "magnitude",
+    "round_half",
+    "round_shift",
+    "saturate",
+    "shift_guarded",
+    "sign_extend",
+]
 
 
 def _like(value: Value, bits: Value) -> Value:
@@ -35,6 +44,16 @@ def round_half(guarded) -> Value:
 def round_shift(x, n) -> Value:
     """Return ``x * 2**-n`` rounded half up, for ``n >= 0``, in one bit more than ``x``."""
     return round_half(shift_guarded(x, n))
+
+
+def clip_shift(shift, highest: int) -> Value:
+    """Return ``clip(shift, 0, highest)``, the amount of a right shift, of a signed ``shift``."""
+    return Mux(shift < 0, 0, Mux(shift > highest, highest, shift))
+
+
+def sign_extend(x, width: int) -> Value:
+    """Return ``x`` with its sign bit repeated up to ``width`` bits."""
+    return Cat(x, x[-1].replicate(width - len(x)))
 
 
 def saturate(x, width: int) -> Value:

@@ -1,6 +1,5 @@
 """SiLU of a vector by tables of its distance to ReLU."""
 
-import itertools
 from typing import Any
 
 from amaranth import Const, Module, Mux, Signal, signed, unsigned
@@ -11,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 from lutra_golden.arith.silu import SILU, SiluParams, silu_table
 from lutra_golden.timing.arith import SILU_LATENCY
 from lutra_hw.arith.fixed import magnitude, round_half
+from lutra_hw.pipeline import delay
 
 __all__ = ["Silu"]
 
@@ -75,12 +75,9 @@ class Silu(wiring.Component):
 
         # cycle 1: magnitude, and what ReLU makes of the argument
         u = Signal(params.x_width, name=f"u_{lane}")
-        relu = [
-            Signal(params.x_width - 1, name=f"relu_{lane}_{stage}")
-            for stage in range(1, self.latency)
-        ]
-        m.d.sync += [u.eq(magnitude(x)), relu[0].eq(Mux(x[-1], 0, x[:-1]))]
-        m.d.sync += [after.eq(before) for before, after in itertools.pairwise(relu)]
+        relu = Signal(params.x_width - 1, name=f"relu_{lane}")
+        m.d.sync += [u.eq(magnitude(x)), relu.eq(Mux(x[-1], 0, x[:-1]))]
+        relu_3 = delay(m, relu, self.latency - 2)[-1]
 
         # cycle 2: the segment, a fine one below the split
         coarse_start = params.x_frac - params.coarse_bits
@@ -113,4 +110,4 @@ class Silu(wiring.Component):
         ]
         lost = Signal(len(gap) - cut, name=f"lost_{lane}")
         m.d.comb += lost.eq(Mux(inside_3, round_half(gap[cut:]), Const(0)))
-        m.d.sync += self.o[lane].eq(relu[-1] - lost)
+        m.d.sync += self.o[lane].eq(relu_3 - lost)

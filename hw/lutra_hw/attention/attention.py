@@ -1,6 +1,6 @@
 """Integer attention of a token tile over a KV cache of int8 or int4 in memory."""
 
-from amaranth import Array, Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth import Array, Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -11,15 +11,16 @@ from lutra_golden.arith.scale import SCALE
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.timing.attention import TREE_RADIX, AttentionTiming
 from lutra_hw.arith.exp2 import Exp2Neg
-from lutra_hw.arith.fixed import round_half, saturate, shift_guarded
+from lutra_hw.arith.fixed import clip_shift, round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
-from lutra_hw.attention.pairs import ATTEND_COMMAND, BEAT_SLOTS, PairIssuer, pair_layout
+from lutra_hw.attention.pairs import ATTEND_COMMAND, BEAT_SLOTS, PairIssuer
 from lutra_hw.buffers import (
     AttentionReadPort,
     AttentionWritePort,
     QueryScaleWritePort,
     QueryWritePort,
 )
+from lutra_hw.pipeline import delay
 from lutra_hw.ports import (
     SCALE_LAYOUT,
     dma_command,
@@ -30,12 +31,6 @@ __all__ = ["AttentionUnit"]
 
 _LANES = 8
 _SHIFT_MAX = 63
-
-
-def _shift_amount(exponent) -> Value:
-    """``clip(-exponent, 0, 63)`` for a right shift."""
-    shift = -exponent
-    return Mux(shift < 0, 0, Mux(shift > _SHIFT_MAX, _SHIFT_MAX, shift))[:6]
 
 
 class _Finish(wiring.Component):
@@ -133,7 +128,8 @@ class _Finish(wiring.Component):
 
         # where the results of each stage belong
         place = data.StructLayout({"valid": 1, "last": 1, "addr": self.o.addr.shape()})
-        place_0, place_1, place_2, place_3 = (Signal(place, name=f"place_{i}") for i in range(4))
+        place_0 = Signal(place)
+        place_3 = delay(m, place_0, 3, name="place")[-1]
         m.d.comb += [
             place_0.valid.eq(writing),
             place_0.last.eq(last_item & last_word),
@@ -142,12 +138,7 @@ class _Finish(wiring.Component):
             self.o.en.eq(place_3.valid),
             self.o.addr.eq(place_3.addr),
         ]
-        m.d.sync += [
-            place_1.eq(place_0),
-            place_2.eq(place_1),
-            place_3.eq(place_2),
-            self.finished.eq(place_3.valid & place_3.last),
-        ]
+        m.d.sync += self.finished.eq(place_3.valid & place_3.last)
 
         # stage 1: multiply; stage 2: shift; stage 3: round, saturate and write
         acc_1, r_1, e_1 = Signal.like(self.acc), Signal(SCALE_LAYOUT), Signal.like(self.e)
@@ -156,7 +147,7 @@ class _Finish(wiring.Component):
             acc_1.eq(self.acc),
             r_1.eq(reciprocal),
             e_1.eq(self.e),
-            shift_2.eq(_shift_amount(r_1.e + e_1 + (EXP2.y_frac + self.frac))),
+            shift_2.eq(clip_shift(-(r_1.e + e_1 + (EXP2.y_frac + self.frac)), _SHIFT_MAX)),
         ]
         for lane in range(_LANES):
             scaled_2 = Signal(signed(len(acc_1[lane]) + SCALE.m_width + 1), name=f"scaled_{lane}")
@@ -229,10 +220,8 @@ class AttentionUnit(wiring.Component):
 
         m.submodules.issuer = issuer = PairIssuer(config, self._stages.score)
         m.submodules.finish = finish = _Finish(config)
-        pair = [issuer.pair]
-        for stage in range(1, max(self._stages.score, self._stages.sum + 1) + 1):
-            pair.append(Signal(pair_layout(config), name=f"pair_{stage}"))
-            m.d.sync += pair[stage].eq(pair[stage - 1])
+        n_stages = max(self._stages.score, self._stages.sum + 1)
+        pair = delay(m, issuer.pair, n_stages, name="pair")
         m.d.comb += [
             issuer.rd_valid.eq(self.rd_data.valid),
             self.rd_data.ready.eq(issuer.rd_ready),
@@ -408,10 +397,7 @@ class AttentionUnit(wiring.Component):
 
         # the queries' scales are read for the cycle in which the multipliers want them
         at = self._stages.dot - ScaleMul.latency
-        for _ in range(self._stages.weigh, at):
-            delayed = Signal(SCALE_LAYOUT, name="k_scale_delayed")
-            m.d.sync += delayed.eq(k_scale)
-            k_scale = delayed
+        k_scale = delay(m, k_scale, at - self._stages.weigh)[-1]
         m.submodules.q_scales = q_scales = Memory(
             shape=data.ArrayLayout(SCALE_LAYOUT, q_per_kv),
             depth=n_kv << len(self.qs_w.addr.token),
@@ -507,7 +493,7 @@ class AttentionUnit(wiring.Component):
             distance.eq(old.data - v_scale.e),
         ]
         # only the scale of a zero lies above the largest exponent, and its weight is zero
-        m.d.sync += shift.eq(Mux(distance < 0, 0, Mux(distance > 31, 31, distance)))
+        m.d.sync += shift.eq(clip_shift(distance, 31))
 
     def _score_of(self, m, head, products, scale, pair):
         """Score at stage ``score``: sum of the products, scaled, shifted, rounded, saturated."""
@@ -529,7 +515,7 @@ class AttentionUnit(wiring.Component):
         shift = Signal(range(_SHIFT_MAX + 1), name=f"score_shift_{head}")
         m.d.sync += [
             scaled.eq(dot * scale.m),
-            shift.eq(_shift_amount(scale.e + self.config.attention.score_frac)),
+            shift.eq(clip_shift(-(scale.e + self.config.attention.score_frac), _SHIFT_MAX)),
             shifted.eq(shift_guarded(scaled, shift)),
             score.eq(saturate(round_half(shifted), len(score))),
         ]

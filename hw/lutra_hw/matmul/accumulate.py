@@ -8,15 +8,17 @@ from amaranth.utils import exact_log2
 
 from lutra_golden.matmul.engine import LANES, ZERO_WIDTH, EngineParams
 from lutra_golden.timing.matmul import DEQUANTIZER_LATENCY, MatmulTiming
+from lutra_hw.arith.fixed import sign_extend
 from lutra_hw.matmul.activations import sums_layout
 from lutra_hw.matmul.contract import acc_read_port
 from lutra_hw.matmul.table import signed_term
+from lutra_hw.pipeline import delay
 
 __all__ = [
+    "CONTROL_FLAGS",
     "AccumulatorBanks",
     "Dequantizer",
     "RowRegisters",
-    "delayed",
     "row_width",
     "side_layout",
     "word_control",
@@ -71,6 +73,10 @@ def word_control(params: EngineParams) -> data.StructLayout:
     )
 
 
+CONTROL_FLAGS = ("valid", "finish")
+"""Fields of a control that a reset clears."""
+
+
 def row_control(params: EngineParams) -> data.StructLayout:
     """What accompanies eight rows of a token to the accumulators."""
     return data.StructLayout(
@@ -84,22 +90,6 @@ def row_control(params: EngineParams) -> data.StructLayout:
             "shift": params.shift_width,
         }
     )
-
-
-def delayed(m, control, name):
-    """``control`` a cycle later; a reset clears its flags alone."""
-    later, fields = (
-        Signal(control.shape(), name=name),
-        Signal(control.shape(), name=f"{name}_fields", reset_less=True),
-    )
-    flags = Signal(data.StructLayout({"valid": 1, "finish": 1}), name=f"{name}_flags")
-    m.d.sync += [
-        fields.eq(control),
-        flags.valid.eq(control.valid),
-        flags.finish.eq(control.finish),
-    ]
-    m.d.comb += [later.eq(fields), later.valid.eq(flags.valid), later.finish.eq(flags.finish)]
-    return later
 
 
 class RowRegisters(wiring.Component):
@@ -203,7 +193,7 @@ class RowRegisters(wiring.Component):
             return term + carry
         if p.radix == 3:
             # three words become two, then there is one carry chain; before a first word h is zero
-            extended = Cat(term, term[-1].replicate(width - len(term)))[:width]
+            extended = sign_extend(term, width)[:width]
             twice = Cat(Const(0, 1), h)[:width]
             carries = Cat(carry, (h & twice) | (h & extended) | (twice & extended))[:width]
             return carries + (h ^ twice ^ extended)
@@ -211,7 +201,7 @@ class RowRegisters(wiring.Component):
         if p.steps > 1:
             former = Mux(control.first_step, former, h)
         former = Mux(control.first_word, 0, former)[:width]
-        extended = Cat(term, term[-1].replicate(width - len(term)))[:width]
+        extended = sign_extend(term, width)[:width]
         # one carry chain
         return (Cat(Const(1, 1), former) + Cat(carry, extended))[1:]
 
@@ -367,9 +357,7 @@ class AccumulatorBanks(wiring.Component):
         m = Module()
         p = self.params
 
-        controls = [self.control]
-        for stage in range(self.latency - 1):
-            controls.append(delayed(m, controls[-1], f"control_{stage}"))
+        controls = delay(m, self.control, self.latency - 1, flags=CONTROL_FLAGS)
         reading, adding, writing = controls[self.i_lag - 1], controls[self.i_lag], controls[-1]
         m.d.sync += self.done.eq(writing.finish)
 

@@ -10,10 +10,10 @@ from amaranth.utils import exact_log2
 from lutra_golden.matmul.engine import LANES, EngineParams
 from lutra_golden.timing.matmul import MatmulTiming
 from lutra_hw.matmul.accumulate import (
+    CONTROL_FLAGS,
     AccumulatorBanks,
     Dequantizer,
     RowRegisters,
-    delayed,
     word_control,
 )
 from lutra_hw.matmul.activations import ActivationBuffer, ActivationSums
@@ -22,6 +22,7 @@ from lutra_hw.matmul.lut import LutDatapath
 from lutra_hw.matmul.mac import MacDatapath
 from lutra_hw.matmul.mixpe import MixpeDatapath
 from lutra_hw.matmul.table import TernaryDatapath
+from lutra_hw.pipeline import delay
 from lutra_hw.stream.replay import ReplayBuffer
 
 __all__ = ["DATAPATHS", "MatmulEngine", "PassWalker"]
@@ -269,11 +270,10 @@ class MatmulEngine(wiring.Component):
         wiring.connect(m, wiring.flipped(self.acc), accumulators.acc)
 
         issued, step = Signal(word_control(p)), Signal(range(p.steps))
-        controls = [issued]
-        for stage in range(2 + p.datapath_latency):
-            controls += [delayed(m, controls[-1], f"control_{stage}")]
-        step_delayed = self._twice_delayed(m, "step", step)
-        set_delayed = self._twice_delayed(m, "set", walker.select)
+        controls = delay(m, issued, 2 + p.datapath_latency, name="control", flags=CONTROL_FLAGS)
+        # a word is there two cycles after its issue
+        step_delayed = delay(m, step, 2, reset_less=True)[-1]
+        set_delayed = delay(m, walker.select, 2, reset_less=True)[-1]
         m.d.comb += [
             activations.fetch.eq(walker.start),
             activations.group.eq(walker.group),
@@ -301,14 +301,6 @@ class MatmulEngine(wiring.Component):
 
         self._control(m, walker, ring, issued, step)
         return m
-
-    def _twice_delayed(self, m, name, value):
-        """``value`` when the word is there that was issued with it."""
-        for stage in range(2):
-            later = Signal.like(value, name=f"{name}_{stage}", reset_less=True)
-            m.d.sync += later.eq(value)
-            value = later
-        return value
 
     def _dequantize(self, m, walker, ring, issued):
         """Activation sums, side fields, and the rows in the units of their result."""

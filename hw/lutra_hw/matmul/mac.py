@@ -6,7 +6,9 @@ from amaranth.utils import ceil_log2
 
 from lutra_golden.matmul.mac import Adders, MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
+from lutra_hw.arith.fixed import sign_extend
 from lutra_hw.matmul.contract import DatapathSignature
+from lutra_hw.pipeline import delay
 
 __all__ = ["DotDatapath", "MacDatapath"]
 
@@ -150,16 +152,12 @@ def _add_in_pairs(m, values, name):
     sums = []
     for index, (a, b) in enumerate(zip(values[0::2], values[1::2], strict=False)):
         total = Signal((a + b).shape(), name=f"{name}_{index}")
-        a, b = (_sign_extend(value, len(total)) for value in (a, b))
+        a, b = (sign_extend(value, len(total)) for value in (a, b))
         # one carry chain: synthesis would make sums of several operands of plain ones, by
         # carry-save adders that take more LUTs
         m.d.comb += total.eq((Cat(Const(1, 1), a) + Cat(Const(0, 1), b))[1:])
         sums.append(total)
     return sums + values[len(values) & ~1 :]
-
-
-def _sign_extend(value, width):
-    return Cat(value, value[-1].replicate(width - len(value)))
 
 
 def _carry_save(m, words, width, name):
@@ -217,7 +215,8 @@ class MacDatapath(DotDatapath):
 
         # slice k of a cascade is k cycles late
         delayed = [
-            self._delayed(m, activations[k], k % cascade + 1, f"a_{k}") for k in range(p.step_depth)
+            delay(m, activations[k], k % cascade + 1, name=f"a_{k}", reset_less=True)[-1]
+            for k in range(p.step_depth)
         ]
         for first in range(0, p.step_rows, per_dsp):
             rows = range(first, first + per_dsp)
@@ -229,7 +228,8 @@ class MacDatapath(DotDatapath):
                     digits = [
                         self.digits.word_select(r * p.step_depth + k, p.w_width) for r in rows
                     ]
-                    held = self._delayed(m, Cat(digits), index + 1, f"w_{first}_{k}")
+                    name = f"w_{first}_{k}"
+                    held = delay(m, Cat(digits), index + 1, name=name, reset_less=True)[-1]
                     spread = Cat(held[: p.w_width], Const(0, width - p.w_width), held[p.w_width :])
                     if per_dsp == 1:
                         spread = held
@@ -260,8 +260,3 @@ class MacDatapath(DotDatapath):
             ]
         total = sums[0][: self.o_width]
         m.d.comb += self.o[row].eq(Cat(total[:-1], ~total[-1]))
-
-    def _delayed(self, m, value, n_cycles, name):
-        for cycle in range(n_cycles):
-            value = _register(m, value, f"{name}_{cycle}")
-        return value

@@ -1,8 +1,9 @@
 """Mixed-precision PEs: dot products by shift and add."""
 
-from amaranth import Cat, Mux
+from amaranth import Mux
 
 from lutra_golden.matmul.mixpe import MixpeParams
+from lutra_hw.arith.fixed import sign_extend
 from lutra_hw.matmul.mac import DotDatapath
 
 __all__ = ["MixpeDatapath"]
@@ -38,15 +39,11 @@ class MixpeDatapath(DotDatapath):
             a_bit, b_bit = bits[2 * index], bits[2 * index + 1]
             # one of three, each with its gate: smaller than multiplexers in a row
             chosen = (
-                Mux(a_bit & ~b_bit, _sign_extend(a, width), 0)
-                | Mux(~a_bit & b_bit, _sign_extend(b, width), 0)
+                Mux(a_bit & ~b_bit, sign_extend(a, width), 0)
+                | Mux(~a_bit & b_bit, sign_extend(b, width), 0)
                 | Mux(a_bit & b_bit, both.as_unsigned(), 0)
             )
             terms.append(chosen.as_signed())
         if n % 2:
             terms.append(Mux(bits[-1], words[n - 1], 0))
         return terms
-
-
-def _sign_extend(value, width):
-    return Cat(value, value[-1].replicate(width - len(value)))

@@ -5,6 +5,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from lutra_hw.pipeline import delay
+
 __all__ = ["ReplayBuffer"]
 
 
@@ -77,9 +79,9 @@ class ReplayBuffer(wiring.Component):
         m.d.comb += freed.eq(Mux(self.keep, base, taken))
         if self.late_width:
             # a word's place is free when its late part has been read
-            freed = self._delayed(m, "freed", freed)
-            address = self._delayed(m, "taken", taken, reset_less=True)
-            mark = self._delayed(m, "mark", self.take & self.mark, reset_less=True)
+            freed = delay(m, freed, self.lag)[-1]
+            address = delay(m, taken, self.lag, reset_less=True)[-1]
+            mark = delay(m, self.take & self.mark, self.lag, name="mark", reset_less=True)[-1]
             late = self.i.payload[split:]
             self._memory(m, "late_memory", write, written, late, mark, address, self.late)
         m.d.comb += [
@@ -115,11 +117,3 @@ class ReplayBuffer(wiring.Component):
         with m.If(loaded):
             m.d.sync += latest.eq(r_port.data)
         m.d.comb += o.eq(latest)
-
-    def _delayed(self, m, name, value, *, reset_less=False):
-        """``value``, ``lag`` cycles later."""
-        for stage in range(self.lag):
-            delayed = Signal.like(value, name=f"{name}_{stage}", reset_less=reset_less)
-            m.d.sync += delayed.eq(value)
-            value = delayed
-        return value

@@ -13,8 +13,8 @@ from lutra_golden.vector.heads import EPS_FRAC, FIXED_FRAC, FIXED_UNIT, NORM_SHI
 from lutra_golden.vector.rope import ROPE_FRAC
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra_hw.buffers import HeadScaleWritePort, ScaleReadPort
-from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
-from lutra_hw.vector.pipeline import delay
+from lutra_hw.pipeline import delay
+from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature, scale_constant
 
 __all__ = ["HeadScales"]
 
@@ -178,7 +178,7 @@ class HeadScales(wiring.Component):
         cached = current.head >= config.n_heads
         for whole, signal in ((True, q_max), (False, inv_q_max)):
             query, kv = (
-                _constant(each if whole else scale_recip(each))
+                scale_constant(each if whole else scale_recip(each))
                 for each in map(scale_from_int, (Q_MAX, q_max_of(config.kv_width)))
             )
             m.d.comb += signal.eq(Mux(cached, kv, query))
@@ -205,7 +205,7 @@ class HeadScales(wiring.Component):
             m.d.sync += head_unit.eq(mul.o)
             if config.qkv_bias or config.qk_norm:
                 with m.If(self.fixed):
-                    m.d.sync += head_unit.eq(_constant(FIXED_UNIT))
+                    m.d.sync += head_unit.eq(scale_constant(FIXED_UNIT))
         return step, normed, held_step
 
     def _states(self, m, unit, op, op_2, integer, may_begin, taken, step, normed, held_step):
@@ -284,7 +284,3 @@ class HeadScales(wiring.Component):
             with m.If(unit.o.valid):
                 m.d.comb += op.eq(_Product.SCALE)
                 m.next = "Integer"
-
-
-def _constant(scale):
-    return SCALE_LAYOUT.const({"m": int(scale.m), "e": int(scale.e)})

@@ -14,12 +14,12 @@ from lutra_golden.vector.heads import (
     NORM_WIDTH,
     SQUARES_WIDTH,
 )
-from lutra_hw.arith.fixed import round_shift, saturate, shift_guarded
+from lutra_hw.arith.fixed import clip_shift, round_shift, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul
 from lutra_hw.buffers import ParamReadPort, ScaleReadPort
 from lutra_hw.matmul.contract import acc_read_port
+from lutra_hw.pipeline import delay
 from lutra_hw.ports import SCALE_LAYOUT, WritePortSignature
-from lutra_hw.vector.pipeline import delay
 
 __all__ = ["FixedHeads", "head_word_layout", "slot_layout"]
 
@@ -140,7 +140,7 @@ class FixedHeads(wiring.Component):
         ]
         m.d.sync += [
             factor.eq(mul.o.m),
-            shift.eq(Mux(right < 0, 0, Mux(right > high - low, high - low, right))),
+            shift.eq(clip_shift(right, high - low)),
             shift_5.eq(shift),
         ]
 

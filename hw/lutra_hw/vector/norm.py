@@ -9,7 +9,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra_golden.arith.quantize import q_max_of
-from lutra_golden.arith.scale import SCALE, Scale, scale_from_int, scale_recip
+from lutra_golden.arith.scale import SCALE, scale_from_int, scale_recip
 from lutra_golden.arith.silu import SILU
 from lutra_golden.control.isa import NormSource
 from lutra_golden.core.config import AcceleratorConfig
@@ -23,7 +23,14 @@ from lutra_golden.timing.norm import (
     SWIGLU_STAGES,
 )
 from lutra_golden.vector.norm import SOURCE_WIDTH, SWIGLU_SHIFTS
-from lutra_hw.arith.fixed import bit_length, magnitude, round_half, saturate, shift_guarded
+from lutra_hw.arith.fixed import (
+    bit_length,
+    clip_shift,
+    magnitude,
+    round_half,
+    saturate,
+    shift_guarded,
+)
 from lutra_hw.arith.quantize import Quantizer
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra_hw.arith.silu import Silu
@@ -35,8 +42,8 @@ from lutra_hw.buffers import (
     ScaleWritePort,
 )
 from lutra_hw.matmul.contract import acc_read_port, act_write_port
-from lutra_hw.ports import SCALE_LAYOUT
-from lutra_hw.vector.pipeline import delay
+from lutra_hw.pipeline import delay
+from lutra_hw.ports import SCALE_LAYOUT, scale_constant
 
 __all__ = ["NORM_COMMAND", "NormQuant"]
 
@@ -69,10 +76,6 @@ _TAG = data.StructLayout(
 )
 _VS_WIDTH = 16
 _Y_WIDTH = _VS_WIDTH + 16  # times gamma
-
-
-def _constant(scale: Scale) -> data.Const:
-    return SCALE_LAYOUT.const({"m": int(scale.m), "e": int(scale.e)})
 
 
 def _pairwise(operation, values):
@@ -145,7 +148,7 @@ class _ScaleSequence(wiring.Component):
             result.eq(unit.o.payload),
             source_scale.eq(Mux(swiglu, self.up, command.scale_a)),
             # times one is exact
-            reciprocal_root.eq(Mux(command.plain, _constant(scale_from_int(1)), total)),
+            reciprocal_root.eq(Mux(command.plain, scale_constant(scale_from_int(1)), total)),
         ]
 
         y_max, recip, ss, last = 3, 4, 7, 13
@@ -157,8 +160,8 @@ class _ScaleSequence(wiring.Component):
             (ScaleOp.MUL, unit_scale, unit_scale, squared, 0),
             (ScaleOp.FROM_INT, None, None, step, 0),
             (ScaleOp.RECIP, step, None, total, 0),
-            (ScaleOp.MUL, total, _constant(largest), self.factor, 0),
-            (ScaleOp.MUL, step, _constant(scale_recip(largest)), step, -command.gamma_frac),
+            (ScaleOp.MUL, total, scale_constant(largest), self.factor, 0),
+            (ScaleOp.MUL, step, scale_constant(scale_recip(largest)), step, -command.gamma_frac),
             (ScaleOp.FROM_INT, None, None, total, 0),
             (ScaleOp.MUL, total, command.inv_n, total, 0),
             (ScaleOp.MUL, total, squared, total, 0),
@@ -603,7 +606,7 @@ class NormQuant(wiring.Component):
         right, shift = Signal(signed(SCALE.e_width + 1)), Signal(range(SWIGLU_SHIFTS[1] - low + 1))
         highest = SWIGLU_SHIFTS[1] - low
         m.d.comb += right.eq(-(scale.e + SILU.x_frac + low))
-        m.d.sync += shift.eq(Mux(right < 0, 0, Mux(right > highest, highest, right)))
+        m.d.sync += shift.eq(clip_shift(right, highest))
         for lane in lanes:
             product = Signal(signed(config.acc_width + SCALE.m_width), name=f"scaled_{lane}")
             wide = Signal(signed(len(product) - low), name=f"wide_{lane}")

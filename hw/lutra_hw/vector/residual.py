@@ -7,16 +7,16 @@ from amaranth.lib.wiring import In, Out
 
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.vector.residual import LOGIT_SHIFT, LOGIT_WIDTH, RESIDUAL_WIDTH
-from lutra_hw.arith.fixed import round_half, saturate, shift_guarded
+from lutra_hw.arith.fixed import clip_shift, round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul
 from lutra_hw.buffers import ParamReadPort, ResidualReadPort, ResidualWritePort, ScaleReadPort
 from lutra_hw.matmul.contract import acc_read_port
+from lutra_hw.pipeline import delay
 from lutra_hw.ports import (
     SCALE_LAYOUT,
     dma_command,
     dma_write_data,
 )
-from lutra_hw.vector.pipeline import delay
 
 __all__ = ["LOGITS_COMMAND", "RESIDUAL_COMMAND", "Logits", "ResidualAdd"]
 
@@ -105,7 +105,7 @@ class ResidualAdd(wiring.Component):
         ]
         m.d.sync += [
             factor.eq(scale_mul.o.m),
-            shift.eq(Mux(right < 0, 0, Mux(right > _SHIFT_MAX, _SHIFT_MAX, right))),
+            shift.eq(clip_shift(right, _SHIFT_MAX)),
         ]
         # the product is a cycle behind the factor
         shift_3 = Signal.like(shift)

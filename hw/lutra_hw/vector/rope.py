@@ -19,6 +19,7 @@ from lutra_hw.buffers import (
     ScaleReadPort,
 )
 from lutra_hw.matmul.contract import acc_read_port
+from lutra_hw.pipeline import delay
 from lutra_hw.ports import (
     SCALE_LAYOUT,
     dma_command,
@@ -26,7 +27,6 @@ from lutra_hw.ports import (
 )
 from lutra_hw.vector.head_scales import HeadScales
 from lutra_hw.vector.heads import FixedHeads, head_word_layout, slot_layout
-from lutra_hw.vector.pipeline import delay
 
 __all__ = ["RopeQuant", "rope_command"]
 

@@ -139,7 +139,7 @@ FAULTS = [
         "lutra_hw.stream.replay",
         "ReplayBuffer",
         "stream.replay",
-        'freed = self._delayed(m, "freed", freed)',
+        "freed = delay(m, freed, self.lag)[-1]",
         "freed = freed + 0",
     ),
     Fault(

@@ -8,10 +8,9 @@ from typing import Any
 import cocotb
 from cocotb.triggers import ReadOnly, RisingEdge
 
-__all__ = ["AxiReadMemory", "AxiWriteMemory", "Burst"]
+from lutra_hw.axi.signatures import BOUNDARY_BYTES, RESP_OKAY, RESP_SLVERR
 
-_BOUNDARY_BYTES = 4096
-_OKAY, _SLVERR = 0, 2
+__all__ = ["AxiReadMemory", "AxiWriteMemory", "Burst"]
 
 
 @dataclass
@@ -55,8 +54,8 @@ class _Channel:
         assert 1 << size == self._n_bytes, f"{self.name}size is {size}"
         assert kind == 1, f"{self.name}burst is {kind}, not INCR"
         assert address % self._n_bytes == 0, f"{self.name}addr {address:#x} is not aligned"
-        end = address % _BOUNDARY_BYTES + beats * self._n_bytes
-        assert end <= _BOUNDARY_BYTES, f"{beats} beats at {address:#x} cross a 4 KB boundary"
+        end = address % BOUNDARY_BYTES + beats * self._n_bytes
+        assert end <= BOUNDARY_BYTES, f"{beats} beats at {address:#x} cross a 4 KB boundary"
         return Burst(ident, address, beats, cycle, cycle + latency)
 
 
@@ -146,7 +145,7 @@ class AxiReadMemory:
         content = self.data[burst.address : burst.address + self._n_bytes]
         self._r["id"].value = burst.id
         self._r["data"].value = int.from_bytes(content, "little")
-        self._r["resp"].value = _SLVERR if burst.address in self.errors else _OKAY
+        self._r["resp"].value = RESP_SLVERR if burst.address in self.errors else RESP_OKAY
         self._r["last"].value = int(burst.beats == 1)
 
     def _transferred(self, burst: Burst, pending: dict[int, deque[Burst]]) -> None:
@@ -222,7 +221,7 @@ class AxiWriteMemory:
                 answering = True
                 self._b["id"].value = written[0].id
                 wrong = written[0].address in self.errors
-                self._b["resp"].value = _SLVERR if wrong else _OKAY
+                self._b["resp"].value = RESP_SLVERR if wrong else RESP_OKAY
             self._b["valid"].value = int(answering)
             await ReadOnly()
             if self._rst.value == 1:

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from lutra.commands.bench import Row, bench
 from lutra.devices.cpu.device import CpuDevice
-from lutra_golden.machine import available_cores
 from lutra.formats.config_file import ConfigFile
 from lutra.models.random import RANDOM_SHAPES
 from lutra.packed.random import PREFIX, random_packed
 from lutra.progress import StepProgress
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
+from lutra_golden.machine import available_cores
 from lutra_golden.model.shapes import linear_shapes
 
 __all__ = ["main", "measure", "write_gguf"]

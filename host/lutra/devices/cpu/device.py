@@ -1,6 +1,5 @@
 """The CPU as a device: packed models as they are stored, in C."""
 
-import os
 import weakref
 from collections.abc import Callable, Sequence
 

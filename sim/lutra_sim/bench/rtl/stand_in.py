@@ -84,7 +84,7 @@ class StandIn(wiring.Component):
         file: Any = RegisterFile(self.config)
         m.submodules.registers = file
         w, d = self.m_axi_w, self.m_axi_d
-        fault, beats = file.position, file.n_tokens
+        fault, beats = file.context.position, file.context.n_tokens
         time = Signal(32)
         m.d.sync += time.eq(time + 1)
 
@@ -121,12 +121,12 @@ class StandIn(wiring.Component):
             w.arlen.eq(beats - 1),
             w.arsize.eq(weight_size - wrong_size),
             w.arburst.eq(Mux(fault == Fault.BURST, 0, 1)),
-            d.araddr.eq((file.program_base + (asked << data_size)) ^ flicker),
+            d.araddr.eq((file.context.program_base + (asked << data_size)) ^ flicker),
             d.arid.eq(asked[0]),
             d.arlen.eq(0),
             d.arsize.eq(data_size),
             d.arburst.eq(1),
-            d.awaddr.eq(file.logits_base),
+            d.awaddr.eq(file.context.logits_base),
             d.awlen.eq(beats - 1),
             d.awsize.eq(data_size),
             d.awburst.eq(1),

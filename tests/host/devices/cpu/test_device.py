@@ -15,12 +15,12 @@ from lutra.devices import choose
 from lutra.devices.choose import choose_device
 from lutra.devices.cpu import library as cpu_library
 from lutra.devices.cpu.device import CpuDevice
-from lutra_golden.machine import available_cores
 from lutra.llm import LLM
 from lutra.open_model import open_packed_model
 from lutra.text.sampling import SamplingParams
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
+from lutra_golden.machine import available_cores
 from lutra_golden.matmul.format import FORMATS, TERNARY_NAME
 from lutra_golden.model.packed import PackedLinear, PackedModel
 

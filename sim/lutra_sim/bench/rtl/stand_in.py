@@ -117,7 +117,7 @@ class StandIn(wiring.Component):
         wrong_size = Mux(fault == Fault.SIZE, 1, 0)
         flicker = Mux(fault == Fault.AR_CHANGES, time[0] << data_size, 0)
         m.d.comb += [
-            w.araddr.eq(file.weight_base),
+            w.araddr.eq(file.context.weight_base),
             w.arlen.eq(beats - 1),
             w.arsize.eq(weight_size - wrong_size),
             w.arburst.eq(Mux(fault == Fault.BURST, 0, 1)),
@@ -153,7 +153,7 @@ class StandIn(wiring.Component):
                     m.d.sync += [
                         asked.eq(0),
                         written.eq(0),
-                        pause.eq(file.logits_stride),
+                        pause.eq(file.context.logits_stride),
                         received[0].eq(0),
                         received[1].eq(0),
                         weights_asked.eq(0),

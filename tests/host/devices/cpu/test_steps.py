@@ -80,6 +80,22 @@ def test_ternary(target: str, k: int, pool: steps.Pool) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("m", [3, 6, 11, 12, 17])
+def test_rows_deeper_than_what_a_cache_holds(target: str, m: int, pool: steps.Pool) -> None:
+    """Products of a few columns take deep rows in pieces; the last one is half a pair of blocks."""
+    k = 4096 + 3 * 128
+    rng = np.random.default_rng(m)
+    a = activations(rng, m, k, 8)
+    integers = rng.integers(-1, 2, (7, k)).astype(np.int8)
+    check(target, pool, linear(GroupedWeights.from_integers(integers), 8, 1), a, 8)
+    w = rng.integers(-128, 128, (5, k)).astype(np.int8)
+    expected = round_shift(2 * (a.astype(np.int64) @ w.astype(np.int64).T), 3)
+    actual = steps.matmul(target, pool, steps.Matrix.signed(w, 3), a)
+    np.testing.assert_array_equal(actual, expected)
+    check(target, pool, linear(grouped(rng, 5, k, 4, 128), 8), a, 8)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 def test_groups(target: str, bits: int, pool: steps.Pool) -> None:
     rng = np.random.default_rng(bits)

@@ -198,10 +198,8 @@ INLINE_ void few_grouped(const lutra_matrix *w, int first, int last, const int8_
     static TARGET __attribute__((noinline)) void few_of_##bits(                                   \
         const lutra_matrix *w, int first, int last, const int8_t *a, int columns, int blocks,     \
         const int32_t *sums, int32_t *scale, int64_t *to) {                                       \
-        if (w->group % 128 == 0) {                                                                \
+        if (w->group % BLOCK == 0) {                                                              \
             GROUPED(bits, 4);                                                                     \
-        } else if (w->group % 64 == 0) {                                                          \
-            GROUPED(bits, 2);                                                                     \
         } else {                                                                                  \
             GROUPED(bits, 1);                                                                     \
         }                                                                                         \

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lutra.commands.options import add_json
 from lutra.progress import StepProgress
-from lutra_flows.synth.designs import Made, Part, design
+from lutra_flows.synth.designs import Material, Part, design
 from lutra_flows.synth.report import TARGETS, Report, Request, libraries, synthesize
 from lutra_flows.synth.yosys import MACRO_WORDS
 from lutra_golden.core.config import ENGINES
@@ -90,7 +90,7 @@ def _synth(args: argparse.Namespace) -> int:
         args.format or {"ternary": "W1.58A8", "mixpe": "W4A8"}.get(args.engine, "W2A8"),
         args.tile,
         part=Part.WHOLE if args.whole else Part(args.part or Part.ENGINE),
-        made_of=Made.CELLS if wants_cells else Made.LUTS if args.no_dsp else Made.DSP,
+        material=Material.CELLS if wants_cells else Material.LUTS if args.no_dsp else Material.DSP,
     )
     request = Request(
         design=chosen,

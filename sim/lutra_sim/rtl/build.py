@@ -433,9 +433,9 @@ def _log_of(error: JobError) -> list[str]:
 def _is_disk_full(error: OSError | JobError) -> bool:
     if isinstance(error, JobError):
         words = ("No space left on device", "Disk quota exceeded")
-        told = any(word in line for line in _log_of(error) for word in words)
-        # a log that could not be written tells nothing
-        return told or shutil.disk_usage(error.job.log.parent).free < _FULL_BYTES
+        found = any(word in line for line in _log_of(error) for word in words)
+        # the log itself may not have been written
+        return found or shutil.disk_usage(error.job.log.parent).free < _FULL_BYTES
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

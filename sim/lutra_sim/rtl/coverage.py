@@ -177,26 +177,26 @@ class _Merged:
 
 
 def _place(file: str, module: str) -> _Place:
-    known = _places(file).get(module)
+    known = _modules_of(file).get(module)
     return known or _Place(f"{file}:{module}", 0, ())
 
 
 @cache
-def _places(file: str) -> dict[str, _Place]:
+def _modules_of(file: str) -> dict[str, _Place]:
     """Modules of a Verilog file by name; empty where the file is gone."""
     path = Path(file)
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines()
-    places: dict[str, _Place] = {}
+    modules: dict[str, _Place] = {}
     name, first = "", 0
     for number, line in enumerate(lines, 1):
         if found := re.match(r"module \\?([^\s(]+)", line):
             name, first = found[1], number
         elif line == "endmodule" and name:
             text = tuple(lines[first - 1 : number])
-            places[name] = _Place(_identity(name, text), first, text)
-    return places
+            modules[name] = _Place(_identity(name, text), first, text)
+    return modules
 
 
 def _identity(name: str, text: Sequence[str]) -> str:

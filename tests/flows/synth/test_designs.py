@@ -3,7 +3,7 @@
 import pytest
 
 from lutra_flows.synth.compare import PAIRS, PAPER_TILES
-from lutra_flows.synth.designs import Made, Part, design, engine_formats
+from lutra_flows.synth.designs import Material, Part, design, engine_formats
 from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
@@ -65,16 +65,17 @@ def test_throughput_is_limited_by_the_accumulators():
 
 
 @pytest.mark.parametrize(
-    ("made_of", "tables", "mac", "mixpe"),
+    ("material", "tables", "mac", "mixpe"),
     [
-        (Made.DSP, Tables.MEMORY, Adders.DSP, Adders.CHAINS),
-        (Made.LUTS, Tables.MEMORY, Adders.CHAINS, Adders.CHAINS),
-        (Made.CELLS, Tables.LOGIC, Adders.CELLS, Adders.CELLS),
+        (Material.DSP, Tables.MEMORY, Adders.DSP, Adders.CHAINS),
+        (Material.LUTS, Tables.MEMORY, Adders.CHAINS, Adders.CHAINS),
+        (Material.CELLS, Tables.LOGIC, Adders.CELLS, Adders.CELLS),
     ],
 )
-def test_arrays_suit_the_target(made_of, tables, mac, mixpe):
+def test_arrays_suit_the_target(material, tables, mac, mixpe):
     found = {
-        engine: design(engine, "W4A8", made_of=made_of).params for engine in ("lut", "mac", "mixpe")
+        engine: design(engine, "W4A8", material=material).params
+        for engine in ("lut", "mac", "mixpe")
     }
     assert isinstance(found["lut"], LutParams)
     assert found["lut"].tables == tables
@@ -135,4 +136,4 @@ def test_what_there_can_not_be(engine, fmt, tile, message):
 
 def test_a_whole_accelerator_in_standard_cells_is_refused():
     with pytest.raises(LutraError, match=r"^--whole is built for FPGAs"):
-        design("ternary", "W1.58A8", part=Part.WHOLE, made_of=Made.CELLS)
+        design("ternary", "W1.58A8", part=Part.WHOLE, material=Material.CELLS)

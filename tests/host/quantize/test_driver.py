@@ -145,10 +145,10 @@ def test_layers_come_one_at_a_time() -> None:
 
 @pytest.mark.parametrize("budget", [2.0, 2.7, 3.5, 4.0])
 def test_a_budget_is_kept_in_what_is_packed(budget: float) -> None:
-    model, told = random_decoder(), list[BitPlan]()
+    model, plans = random_decoder(), list[BitPlan]()
     recipe = Recipe(format=W4A8, group=GROUP, bits_budget=budget)
     packed = quantize_model(
-        model, recipe, calibration(model), watch=lambda _, plan: told.append(plan)
+        model, recipe, calibration(model), on_plan=lambda _, plan: plans.append(plan)
     )
     bits = [
         (layer.linear(name).weights.bits, layer.linear(name).weights.codes.size)
@@ -157,7 +157,7 @@ def test_a_budget_is_kept_in_what_is_packed(budget: float) -> None:
     ]
     assert sum(b * n for b, n in bits) <= budget * sum(n for _, n in bits)
     for i, layer in enumerate(packed.layers):
-        assert {name: layer.linear(name).weights.bits for name in LINEARS} == told[0].of(i)
+        assert {name: layer.linear(name).weights.bits for name in LINEARS} == plans[0].of(i)
     if budget == 2:
         assert packed.format == "W2A8"
 

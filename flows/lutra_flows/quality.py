@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.compile.compiler import compile_model
-from lutra.compile.configure import configure
+from lutra.devices.base import Step
 from lutra.devices.golden import GoldenDevice
 from lutra.evaluate.perplexity import Perplexity, perplexity, text_windows
 from lutra.models import find_model, load_model
@@ -28,7 +27,6 @@ from lutra.quantize.driver import Recipe, quantize_model
 from lutra.quantize.reference import reference
 from lutra.text.tokenizer import Tokenizer
 from lutra_flows.pages import Goal, insert
-from lutra_golden.core.config import NANO_WIDE
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 from lutra_golden.matmul.engine import SCALE_WIDTH, ZERO_WIDTH
@@ -283,16 +281,14 @@ class _Bench:
         )
 
     def _golden(self, packed: PackedModel, name: str) -> float:
-        # the golden device gives the same bits whatever the tile; a wide one is faster here
-        program = compile_model(packed, configure(packed, NANO_WIDE.name), self.progress)
-        device, tile = GoldenDevice(), program.config.pass_tokens
-        device.load(program)
+        device = GoldenDevice()
+        device.load(packed)
+        session = device.session()
 
         def logits(window: list[int]) -> NDArray[np.float64]:
-            parts = [
-                device.run_tile(window[i : i + tile], i, 0) for i in range(0, len(window), tile)
-            ]
-            return np.concatenate([part.logits * part.scale[:, None] for part in parts])
+            session.truncate(0)
+            [result] = device.run([Step(session=session, tokens=window)])
+            return result.logits * result.scale[:, None]
 
         ppl = perplexity(logits, self.windows, 1, lambda _, part: self.progress(name, part))
         return ppl.ppl

@@ -1,137 +1,128 @@
 """The Python interface: load a model on a device and generate text."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import os
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.compile.compiler import compile_model
-from lutra.compile.configure import configure
-from lutra.compile.program import Program
-from lutra.devices.base import ModelDevice, ProgramDevice, TileResult
+from lutra.devices.base import Device, StepResult
 from lutra.devices.choose import choose_device, next_best, notes_on
 from lutra.devices.golden import GoldenDevice
 from lutra.models import find_model
 from lutra.models.decoder import Decoder
 from lutra.open_model import open_model
+from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
+from lutra.serving.loaded import LoadedModel
+from lutra.serving.results import Completion, Piece, RunStats
+from lutra.serving.sequence import Mismatch, TokenSequence
+from lutra.serving.stream import Stream
 from lutra.text.chat_template import ChatTemplate, Message, check_messages
 from lutra.text.sampling import Sampler, SamplingParams
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
+from lutra_golden.model.cache import Kv
 
-__all__ = ["LLM", "Completion", "Mismatch", "Piece", "RunStats"]
+__all__ = ["LLM", "PREFIX_BYTES", "Completion", "Mismatch", "Piece", "RunStats"]
 
 Progress = Callable[[str, float], None]
-
-
-class Mismatch(LutraError):
-    """The device's logits are not the golden model's."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One generated token and the text that it completes (empty inside a character)."""
-
-    token: int
-    text: str
-
-
-@dataclass
-class RunStats:
-    """What one generation took; seconds are the device's alone, without check and sampling."""
-
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    prefill_cycles: int | None = None
-    decode_cycles: int | None = None
-    decode_steps: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    bit_exact: bool | None = None
-    saturated: bool = False
-    tokens: list[int] = field(default_factory=list[int])
-
-    @property
-    def decode_cycles_per_token(self) -> float | None:
-        """Mean cycles of a decode step; None without a clock or without decode steps."""
-        if self.decode_cycles is None or not self.decode_steps:
-            return None
-        return self.decode_cycles / self.decode_steps
-
-    @property
-    def prefill_tokens_per_s(self) -> float | None:
-        """Tokens of the prompt per second of the device here."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s else None
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """Decode steps per second of the device here."""
-        return self.decode_steps / self.decode_s if self.decode_steps and self.decode_s else None
-
-    @property
-    def simulated_cycles_per_s(self) -> float | None:
-        """Simulated clock cycles per second of wall time."""
-        cycles = (self.prefill_cycles or 0) + (self.decode_cycles or 0)
-        seconds = self.prefill_s + self.decode_s
-        return cycles / seconds if cycles and seconds else None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A finished generation."""
-
-    text: str
-    tokens: list[int]
-    stats: RunStats
+PREFIX_BYTES = 1 << 30
+"""Keys and values of known prefixes that an :class:`LLM` keeps, unless it says otherwise."""
 
 
 class LLM:
     """A language model on a device.
 
     ``model`` is a shipped name or a folder; ``device`` is one of
-    :data:`~lutra.devices.choose.DEVICES`, or an object of either device protocol in
-    :mod:`lutra.devices.base`. ``auto`` takes the fastest that is here; :attr:`notes` says why
-    it passed others over. ``threads`` are those of the device ``cpu``, one per core if left out.
-    ``config``, of accelerators, is a name or an
-    :class:`~lutra_golden.core.config.AcceleratorConfig`.
+    :data:`~lutra.devices.choose.DEVICES`, or an object with the methods of
+    :class:`~lutra.devices.base.Device`. ``auto`` takes the fastest that is here and that has room
+    for the model; :attr:`notes` says why it passed others over. ``threads`` are those of the device
+    ``cpu``, one per core if left out. ``config``, of accelerators, is a name or an
+    :class:`~lutra_golden.core.config.AcceleratorConfig`, and ``engine`` the matmul engine that a
+    named one is built with.
 
-    ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights, and
-    ``engine`` the matmul engine that ``config`` is built with. Left out, a ternary model runs as it
-    is (W1.58A8) on the engine ``ternary``, any other in W4A8 on the engine ``lut``; a ``config``
-    that is an object keeps the engine that it has. ``kv_bits`` are those that keys and values are
-    cached in, 8 or 4; left out, 8.
+    ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights. Left out,
+    a ternary model runs as it is (W1.58A8), any other in W4A8. ``kv_bits`` are those that keys and
+    values are cached in, 8 or 4; left out, 8. ``context`` limits the positions, which are at most
+    4,096 unless it says otherwise. ``source`` is the checkpoint, None if ``model`` is packed
+    already; :attr:`rounded` is what is run of it.
+
+    Every generation has a session of its own on the device, so that several threads may use one
+    LLM, and several streams may take turns. Afterwards the session is kept, the latest used ones
+    up to ``prefix_bytes`` of keys and values in all: a prompt that begins like one of them
+    computes only what is new.
 
     With ``check`` every logit of the device is compared with the golden model's and a difference
-    raises :class:`Mismatch`. ``source`` is the checkpoint, None if ``model`` is packed already;
-    :attr:`rounded` is what is run of it. ``context`` limits the positions, which are at most
-    4,096 unless it says otherwise.
+    raises :class:`Mismatch`. ``progress`` is called with what is being done and the share of it
+    that is done; True shows bars. The model is loaded at once, or by :meth:`load` if ``load`` is
+    false.
     """
 
     def __init__(
         self,
         model: str | Path = "tales",
-        device: str | ProgramDevice | ModelDevice = "auto",
+        device: str | Device = "auto",
         *,
-        config: str | AcceleratorConfig = "nano",
+        config: str | AcceleratorConfig | None = None,
         engine: str | None = None,
         format: str | None = None,
         group: int | None = None,
-        kv_bits: int | None = None,
+        kv_bits: Kv | None = None,
         context: int | None = None,
         check: bool = False,
         threads: int | None = None,
+        prefix_bytes: int = PREFIX_BYTES,
         wave: Path | None = None,
         wave_cycles: tuple[int, int] | None = None,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
+        load: bool = True,
     ) -> None:
+        if prefix_bytes < 0:
+            raise LutraError(f"prefix_bytes must be 0 (keep none) or more, not {prefix_bytes}")
+        self._bars = StepProgress() if progress is True else nullcontext()
+        self._progress: Progress | None = None
+        if isinstance(self._bars, StepProgress):
+            self._progress = self._bars
+        elif not isinstance(progress, bool):
+            self._progress = progress
+        self._check, self._prefix_bytes, self._threads = check, prefix_bytes, threads
+        self._loaded: LoadedModel | None = None
+        self._lock, self._pid = threading.RLock(), os.getpid()
+        self._chat_template: ChatTemplate | None = None
+        self._auto = device == "auto"
+        self.stats = RunStats()
+        """Those of the generation that was started last."""
+
+        def choose(name: str) -> tuple[Device, list[str]]:
+            return choose_device(
+                name,
+                config=config,
+                engine=engine,
+                threads=threads,
+                wave=wave,
+                wave_cycles=wave_cycles,
+                progress=self._progress,
+            )
+
         path = find_model(model)
-        self.source, self.packed = open_model(path, format, group, kv_bits, context, progress)
+        with self._bars:
+            if isinstance(device, str):
+                self._name, self._choose = device, choose
+                self.device, self._reasons = choose(device)
+            else:
+                _refuse(config=config, engine=engine, threads=threads, wave=wave)
+                self._choose = None
+                self.device, self._reasons = device, list[str]()
+            self.source, self.packed = open_model(
+                path, format, group, kv_bits, context, self._progress
+            )
         self.tokenizer = Tokenizer.open(path, self.packed.bos)
         if self.tokenizer.vocab_size > self.packed.vocab_size:
             raise LutraError(
@@ -139,73 +130,73 @@ class LLM:
                 f"config.json {self.packed.vocab_size}: copy the model again"
             )
         self.eos = frozenset(self.packed.eos) | self.tokenizer.eos
-        self._choice, self._progress = (config, engine), progress
-        self._auto, self._threads = device == "auto", threads
-        if isinstance(device, str):
-            self.device, self._reasons = choose_device(
-                device,
-                lambda: self.config,
-                threads=threads,
-                wave=wave,
-                wave_cycles=wave_cycles,
-                progress=progress,
-            )
-        else:
-            self.device, self._reasons = device, list[str]()
-        if isinstance(self.device, ModelDevice):
-            if engine is not None:
-                raise LutraError(
-                    f"device {self.device.name} has no matmul engine to choose: leave engine out"
-                )
-            if check:
-                _ = self.program
-        else:
-            _ = self.program  # a model that does not fit is refused at once
-        self._golden = GoldenDevice() if check else None
-        self._loaded = False
-        self._chat_template: ChatTemplate | None = None
-        self.stats = RunStats()
+        if load:
+            self.load()
+
+    def __repr__(self) -> str:
+        p = self.packed
+        state = "" if self._loaded else ", not loaded"
+        return f"<LLM {p.name} {p.format} on {self.device.name}, context {p.context}{state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- the device
+
+    def load(self) -> None:
+        """Put the model on the device again: after :meth:`close`, or in a forked process.
+
+        Streams that are running cannot go on. The device ``auto`` becomes the next best one if it
+        has no room for the model.
+        """
+        if os.getpid() != self._pid:
+            # what other threads held when the process was forked is held for ever
+            self._pid, self._lock, self._loaded = os.getpid(), threading.RLock(), None
+            if self._choose is not None:
+                self.device, self._reasons = self._choose(self._name)
+        with self._lock, self._bars:
+            self._end()
+            while True:
+                try:
+                    self.device.load(self.packed)
+                    break
+                except LutraError as error:
+                    if not self._auto or self.device.name == GoldenDevice.name:
+                        raise
+                    self.device, self._reasons = next_best(
+                        self.device.name,
+                        [*self._reasons, str(error)],
+                        threads=self._threads,
+                        progress=self._progress,
+                    )
+            golden = GoldenDevice() if self._check else None
+            if golden is not None:
+                golden.load(self.packed)
+            self._loaded = LoadedModel(self.packed, self.device, golden, self._prefix_bytes)
+
+    def close(self) -> None:
+        """Release the device; :meth:`load` takes it again."""
+        with self._lock:
+            self._end()
+            self.device.close()
+
+    def _end(self) -> None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.close()
 
     @property
     def notes(self) -> list[str]:
         """Why a faster device is not used, a line each."""
         return notes_on(self.device, self._reasons)
-
-    @cached_property
-    def config(self) -> AcceleratorConfig:
-        """The configuration that holds the model."""
-        return configure(self.packed, *self._choice)
-
-    @cached_property
-    def program(self) -> Program:
-        """What accelerators execute; compiled when it is first asked for."""
-        return compile_model(self.packed, self.config, self._progress)
-
-    def load(self) -> None:
-        """Put the model on the device, building what it needs; once.
-
-        Generation does it by itself; call it to have it done, and its errors, beforehand.
-        """
-        if self._loaded:
-            return
-        while isinstance(self.device, ModelDevice):
-            try:
-                self.device.load_model(self.packed)
-                break
-            except LutraError as error:
-                if not self._auto:
-                    raise
-                self.device, self._reasons = next_best(
-                    self.device.name,
-                    [*self._reasons, str(error)],
-                    threads=self._threads,
-                    progress=self._progress,
-                )
-        if not isinstance(self.device, ModelDevice):
-            self.device.load(self.program)
-        if self._golden is not None:
-            self._golden.load(self.program)
-        self._loaded = True
 
     @property
     def rounded(self) -> Decoder:
@@ -215,32 +206,34 @@ class LLM:
     @property
     def context(self) -> int:
         """Positions of the KV cache: prompt and generated tokens together."""
-        if isinstance(self.device, ModelDevice):
-            return self.packed.context
-        return self.program.context
+        return self.packed.context
 
-    @property
-    def tile(self) -> int:
-        """Tokens that the device takes at once."""
-        device = self.device
-        return device.tile if isinstance(device, ModelDevice) else self.program.config.pass_tokens
+    # -- generating
+
+    def generate(
+        self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
+    ) -> Completion:
+        """Generate to the end and return the whole text."""
+        with self.stream(prompt, max_tokens, sampling) as stream:
+            text = "".join(piece.text for piece in stream)
+            return Completion(text, list(stream.stats.tokens), stream.stats)
 
     def stream(
         self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
-    ) -> Iterator[Piece]:
+    ) -> Stream:
         """Generate from ``prompt``; yields a piece per token as the device makes it.
 
-        Without ``max_tokens`` it goes on until the story ends or the context is full. What the
-        run took is in :attr:`stats`, also while it lasts.
+        Without ``max_tokens`` it goes on until the story ends or the context is full. What it
+        takes is in the stream's ``stats``, also while it lasts.
         """
-        return self._stream(self.tokenizer.encode(prompt), max_tokens, sampling)
+        return self._stream(self.encode(prompt), max_tokens, sampling)
 
     def chat(
         self,
         messages: Sequence[Message],
         max_tokens: int | None = None,
         sampling: SamplingParams | None = None,
-    ) -> Iterator[Piece]:
+    ) -> Stream:
         """The assistant's answer to ``messages`` of ``role`` and ``content``, piece by piece.
 
         The model's chat template makes a prompt of them. Names of special tokens in a content are
@@ -253,6 +246,10 @@ class LLM:
         tokens = self.tokenizer.encode_template(self.chat_template.render(plain))
         room = max(self.context - len(tokens), 1)
         return self._stream(tokens, max_tokens and min(max_tokens, room), sampling)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Tokens of a prompt."""
+        return self.tokenizer.encode(_text(prompt))
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -271,9 +268,32 @@ class LLM:
         """Use another chat template, in Jinja."""
         self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)
 
+    def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """All logits ``[T, V]`` of a token sequence, and what one is worth per position ``[T]``."""
+        if not tokens:
+            raise LutraError("there are no tokens to evaluate: give at least one")
+        if len(tokens) > self.context:
+            raise LutraError(
+                f"{len(tokens)} tokens exceed the context of {self.context}: give fewer"
+            )
+        loaded, stats = self._running(), RunStats(prompt_tokens=len(tokens))
+        self.stats = stats
+        sequence = loaded.open()
+        try:
+            results = [
+                self._run(loaded, sequence, part, 0, stats)[0]
+                for part in _parts(tokens, loaded.device.pass_tokens)
+            ]
+        finally:
+            sequence.close()
+        return (
+            np.concatenate([result.logits for result in results]),
+            np.concatenate([result.scale for result in results]),
+        )
+
     def _stream(
         self, tokens: list[int], max_tokens: int | None, sampling: SamplingParams | None
-    ) -> Iterator[Piece]:
+    ) -> Stream:
         if not tokens:
             raise LutraError(
                 "the prompt is empty, and this model has no token that begins a text: give some"
@@ -286,76 +306,70 @@ class LLM:
             )
         if max_tokens is not None and not 1 <= max_tokens <= room:
             raise LutraError(
-                f"{max_tokens} tokens can not be generated: the prompt takes {len(tokens)} of "
-                f"{self.context} positions, so -n must be 1 to {room}"
+                f"{max_tokens} tokens cannot be generated: the prompt takes {len(tokens)} of "
+                f"{self.context} positions: ask for 1 to {room}"
             )
-        sampler = Sampler(sampling or SamplingParams())
-        return self._generate(tokens, max_tokens or room, sampler)
+        sampler, stats = Sampler(sampling or SamplingParams()), RunStats(prompt_tokens=len(tokens))
+        return Stream(self._generate(tokens, max_tokens or room, sampler, stats), stats)
 
-    def generate(
-        self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
-    ) -> Completion:
-        """Generate to the end and return the whole text."""
-        text = "".join(piece.text for piece in self.stream(prompt, max_tokens, sampling))
-        return Completion(text, list(self.stats.tokens), self.stats)
+    def _running(self) -> LoadedModel:
+        loaded = self._loaded
+        if loaded is None:
+            raise LutraError(f"the model {self.packed.name} is not loaded: call load()")
+        loaded.check()
+        return loaded
 
-    def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """All logits ``[T, V]`` of a token sequence, and what one is worth per position ``[T]``."""
-        if not tokens:
-            raise LutraError("there are no tokens to evaluate: give at least one")
-        tile = self.tile
-        results = [self._run(tokens[i : i + tile], i, 0)[0] for i in range(0, len(tokens), tile)]
-        return (
-            np.concatenate([result.logits for result in results]),
-            np.concatenate([result.scale for result in results]),
-        )
-
-    def close(self) -> None:
-        """Release the device."""
-        self.device.close()
-        self._loaded = False
-
-    def _run(self, tokens: Sequence[int], position: int, first: int) -> tuple[TileResult, float]:
-        self.load()
-        start = time.perf_counter()
-        result = self.device.run_tile(tokens, position, first)
-        seconds = time.perf_counter() - start
-        self.stats.saturated |= result.saturated
-        if self._golden is not None:
-            expected = _in_tiles(
-                self._golden, tokens, position, first, self.program.config.pass_tokens
-            )
-            same = (
-                np.array_equal(result.logits, expected.logits)
-                and np.array_equal(result.scale, expected.scale)
-                and np.array_equal(result.argmax, expected.argmax)
-                and result.saturated == expected.saturated
-            )
-            self.stats.bit_exact = same
-            if not same:
-                where = np.argwhere(result.logits != expected.logits)
-                place = (
-                    f"first at position {position + first + where[0][0]}, logit {where[0][1]}"
-                    if len(where)
-                    else "in the scale, the arg-max or the saturation flag"
-                )
-                raise Mismatch(
-                    f"device {self.device.name} differs from the golden model in {len(where)} of "
-                    f"{result.logits.size} logits, {place}: this is a bug in the hardware or the "
-                    "model, please report it with the prompt and the seed"
-                )
+    def _run(
+        self,
+        loaded: LoadedModel,
+        sequence: TokenSequence,
+        tokens: Sequence[int],
+        logits_from: int,
+        stats: RunStats,
+    ) -> tuple[StepResult, float]:
+        loaded.check()
+        try:
+            result, seconds = sequence.run(tokens, logits_from)
+        except Mismatch:
+            stats.bit_exact = False
+            raise
+        stats.saturated |= result.saturated
+        if loaded.golden is not None:
+            stats.bit_exact = True
         return result, seconds
 
-    def _generate(self, prompt: list[int], max_tokens: int, sampler: Sampler) -> Iterator[Piece]:
-        self.stats = stats = RunStats(prompt_tokens=len(prompt))
-        tile, result = self.tile, None
-        for i in range(0, len(prompt), tile):
-            chunk = prompt[i : i + tile]
-            last = i + len(chunk) == len(prompt)
-            result, seconds = self._run(chunk, i, len(chunk) - 1 if last else len(chunk))
+    def _generate(
+        self, prompt: list[int], max_tokens: int, sampler: Sampler, stats: RunStats
+    ) -> Generator[Piece]:
+        self.stats, loaded = stats, self._running()
+        sequence, stats.reused_tokens = loaded.begin(prompt)
+        try:
+            yield from self._pieces(loaded, sequence, prompt, max_tokens, sampler, stats)
+        except GeneratorExit:
+            loaded.end(sequence)  # closed between two tokens
+            raise
+        except BaseException:
+            sequence.close()  # in the middle of one
+            raise
+        loaded.end(sequence)
+
+    def _pieces(
+        self,
+        loaded: LoadedModel,
+        sequence: TokenSequence,
+        prompt: list[int],
+        max_tokens: int,
+        sampler: Sampler,
+        stats: RunStats,
+    ) -> Generator[Piece]:
+        result, left = None, len(prompt) - stats.reused_tokens
+        for part in _parts(prompt[stats.reused_tokens :], loaded.device.pass_tokens):
+            left -= len(part)
+            wanted = len(part) if left else len(part) - 1
+            result, seconds = self._run(loaded, sequence, part, wanted, stats)
             stats.prefill_s += seconds
             stats.prefill_cycles = _add(stats.prefill_cycles, result.cycles)
-        decoder, position = StreamDecoder(self.tokenizer, prompt), len(prompt)
+        decoder = StreamDecoder(self.tokenizer, prompt)
         while result is not None:
             token = sampler(result.logits[-1], float(result.scale[-1]))
             stats.tokens.append(token)
@@ -365,8 +379,7 @@ class LLM:
             yield Piece(token, decoder.push(token))
             if stats.generated_tokens == max_tokens:
                 break
-            result, seconds = self._run([token], position, 0)
-            position += 1
+            result, seconds = self._run(loaded, sequence, [token], 0, stats)
             stats.decode_s += seconds
             stats.decode_steps += 1
             stats.decode_cycles = _add(stats.decode_cycles, result.cycles)
@@ -375,25 +388,24 @@ class LLM:
             yield Piece(stats.tokens[-1], rest)
 
 
-def _in_tiles(
-    device: ProgramDevice, tokens: Sequence[int], position: int, first: int, tile: int
-) -> TileResult:
-    """What a device with smaller tiles makes of a tile."""
-    parts = [
-        device.run_tile(
-            tokens[i : i + tile], position + i, min(max(first - i, 0), len(tokens[i : i + tile]))
-        )
-        for i in range(0, len(tokens), tile)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    return TileResult(
-        logits=np.concatenate([part.logits for part in parts]),
-        scale=np.concatenate([part.scale for part in parts]),
-        argmax=np.concatenate([part.argmax for part in parts]),
-        cycles=None,
-        saturated=any(part.saturated for part in parts),
-    )
+def _refuse(**options: object) -> None:
+    """Refuse options of a device that is given by name."""
+    for name, value in options.items():
+        if value is not None:
+            raise LutraError(
+                f"{name} is for a device that is given by name: leave it out, or make the device "
+                "with it"
+            )
+
+
+def _text(prompt: object) -> str:
+    if not isinstance(prompt, str):
+        raise LutraError(f"a prompt must be a string, not {type(prompt).__name__}")
+    return prompt
+
+
+def _parts(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [tokens[i : i + size] for i in range(0, len(tokens), size)]
 
 
 def _add(total: int | None, more: int | None) -> int | None:

@@ -68,9 +68,12 @@ def open_model(
         return None, open_packed(path).model
     source = load_model(path).limited(context)
     wanted = None if format is None else _format(format)
-    return source, pack_model(
+    packed = pack_model(
         source, wanted, group or DEFAULT_GROUP, progress, _KV_BITS if kv_bits is None else kv_bits
     )
+    if group is not None and packed.group is None:
+        raise LutraError(f"the weights of {packed.name} are in no groups: leave group out")
+    return source, packed
 
 
 def _format(name: str) -> Format:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from tests.host.tiles import compiled, golden, on_transport
 
-from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
-from lutra.devices.base import TileResult
-from lutra.devices.golden import GoldenDevice
+from lutra.devices.base import StepResult
 from lutra.packed.file import write_packed
 from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore
@@ -27,6 +26,7 @@ __all__ = [
     "assert_same",
     "golden_logits",
     "golden_tiles",
+    "program_tiles",
     "rehash",
     "store_for",
     "tamper",
@@ -121,19 +121,14 @@ def assert_same(a: PackedModel, b: PackedModel) -> None:
             assert (one.scale, one.shift) == (other.scale, other.shift), where
 
 
-def golden_tiles(model: PackedModel, tokens: list[int]) -> TileResult:
+def golden_tiles(model: PackedModel, tokens: list[int]) -> StepResult:
     """All logits, scales and the rest of ``tokens`` on the golden device."""
-    program = compile_model(model, configure(model))
-    device, tile = GoldenDevice(), program.config.pass_tokens
-    device.load(program)
-    parts = [device.run_tile(tokens[i : i + tile], i, 0) for i in range(0, len(tokens), tile)]
-    return TileResult(
-        logits=np.concatenate([part.logits for part in parts]),
-        scale=np.concatenate([part.scale for part in parts]),
-        argmax=np.concatenate([part.argmax for part in parts]),
-        cycles=None,
-        saturated=any(part.saturated for part in parts),
-    )
+    return golden(model).run_tile(tokens, 0, 0)
+
+
+def program_tiles(model: PackedModel, tokens: list[int]) -> StepResult:
+    """The same of the compiled program, in the interpreter."""
+    return on_transport(compiled(model, configure(model))).run_tile(tokens, 0, 0)
 
 
 def golden_logits(model: PackedModel, tokens: list[int]) -> NDArray[np.int64]:

@@ -1,6 +1,11 @@
 """The Python interface: generation, streaming, limits, and the comparison with the golden model."""
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,6 @@ import numpy as np
 import pytest
 from tests.host.random_model import (
     EOS,
-    LLAMAS,
     SHAPES,
     Shape,
     config_for,
@@ -18,59 +22,118 @@ from tests.host.random_model import (
 )
 
 from lutra import LLM, LutraError, SamplingParams
-from lutra.compile.program import Program
-from lutra.devices.base import Limits, TileResult, check_tile
+from lutra.devices import choose
+from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult, Step, StepResult
 from lutra.devices.golden import GoldenDevice
 from lutra.llm import Mismatch
-from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import NANO
+from lutra_golden.model.packed import PackedModel
 
 GREEDY = SamplingParams(temperature=0)
 
 
-class Script:
+class ScriptSession(BaseSession):
+    """Holds nothing."""
+
+    def _copy(self, source: BaseSession, lengths: Sequence[int]) -> None:
+        pass
+
+
+class Script(BaseDevice[ScriptSession]):
     """A device whose likeliest token is the next of a script, whatever it is given."""
 
-    name = "script"
+    name, pass_tokens = "script", 4
 
     def __init__(self, tokens: Sequence[int]) -> None:
-        self.script, self.tiles = list(tokens), list[tuple[list[int], int, int]]()
-        self.program: Program | None = None
+        super().__init__()
+        self.script, self.passes = list(tokens), list[tuple[list[int], int, int]]()
+        self.loaded = 0
 
-    def load(self, program: Program) -> None:
-        self.program = program
+    def _load(self, model: PackedModel) -> None:
+        self.loaded += 1
 
-    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
-        assert self.program is not None
-        check_tile(Limits.of(self.program), tokens, position, logits_from)
-        self.tiles.append((list(tokens), position, logits_from))
-        n = len(tokens) - logits_from
-        logits = np.zeros((n, self.program.vocab_size), np.int64)
+    def _unload(self) -> None:
+        self.loaded -= 1
+
+    def _session(self, model: PackedModel) -> ScriptSession:
+        return ScriptSession(self, len(model.layers))
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        (chunk,) = chunks
+        self.passes.append((list(chunk.tokens), chunk.position, chunk.logits_from))
+        n = len(chunk.tokens) - chunk.logits_from
+        logits = np.zeros((n, self.model.vocab_size), np.int64)
         if n:
             logits[-1, self.script.pop(0)] = 1000
-        return TileResult(logits, np.ones(n), logits.argmax(axis=1), 10 * len(tokens))
-
-    def counters(self) -> Mapping[str, int]:
-        return {}
-
-    def close(self) -> None:
-        self.program = None
+        return PassResult(
+            logits=logits,
+            scale=np.ones(n),
+            argmax=logits.argmax(axis=1),
+            cycles=10 * len(chunk.tokens),
+        )
 
 
 class Broken(GoldenDevice):
     """The golden device with one wrong value from a position on."""
 
-    name = "broken"
+    name, pass_tokens = "broken", 4
 
     def __init__(self, what: str, position: int) -> None:
         super().__init__()
         self._what, self._position = what, position
 
-    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
-        result = super().run_tile(tokens, position, logits_from)
-        if position >= self._position and len(result.logits):
-            values = getattr(result, self._what).copy()
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        result = super()._pass(chunks)
+        if chunks[0].position < self._position:
+            return result
+        if self._what == "saturated":
+            return replace(result, saturated=not result.saturated)
+        values = getattr(result, self._what).copy()
+        if values.size:
             values.flat[-1] += 1
-            result = replace(result, **{self._what: values})
+        return replace(result, **{self._what: values})
+
+
+class Counting(GoldenDevice):
+    """The golden device, which counts the tokens that it computes and keeps their logits."""
+
+    pass_tokens = 16
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.computed, self.results = 0, list[StepResult]()
+
+    def run(self, steps: Sequence[Step]) -> list[StepResult]:
+        results = super().run(steps)
+        self.computed += sum(len(step.tokens) for step in steps)
+        self.results += results
+        return results
+
+
+class Letters(Counting):
+    """Its likeliest tokens are letters that no merge of the tokenizer touches."""
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        result = super()._pass(chunks)
+        assert result.logits is not None
+        logits = result.logits - (1 << 40)
+        letters = slice(*(2 + ord(each) - ord("!") for each in "aj"))
+        logits[:, letters] += 1 << 40
+        return replace(result, logits=logits, argmax=logits.argmax(axis=1))
+
+
+class Interrupted(GoldenDevice):
+    """Raises in the pass that :attr:`left` counts down to, with all its keys and values written."""
+
+    def __init__(self, error: type[BaseException] = KeyboardInterrupt) -> None:
+        super().__init__()
+        self.error, self.left = error, 0
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        result = super()._pass(chunks)
+        self.left -= 1
+        if not self.left:
+            raise self.error
         return result
 
 
@@ -80,13 +143,15 @@ def folder(model_folder: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture
-def config() -> AcceleratorConfig:
-    return config_for(SHAPES["least"])
+def llm(folder: Path) -> LLM:
+    return LLM(folder, "golden")
 
 
-@pytest.fixture
-def llm(folder: Path, config: AcceleratorConfig) -> LLM:
-    return LLM(folder, "golden", config=config)
+@pytest.fixture(scope="session")
+def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with a context of 512."""
+    shape = replace(SHAPES["least"], max_position_embeddings=512)
+    return write_model(tmp_path_factory.mktemp("long") / "model", shape)
 
 
 # -- generation
@@ -97,11 +162,11 @@ def test_generation_is_the_devices_greedy_choice(llm: LLM) -> None:
     prompt = "a king had three sons"
     tokens = llm.tokenizer.encode(prompt)
     device = GoldenDevice()
-    device.load(llm.program)
-    expected: list[int] = []
+    device.load(llm.packed)
+    session, expected = device.session(), list[int]()
     for position in range(len(tokens) + 5):
         token = tokens[position] if position < len(tokens) else expected[-1]
-        result = device.run_tile([token], position, 0)
+        [result] = device.run([Step(session=session, tokens=[token])])
         if position >= len(tokens) - 1:
             expected.append(int(result.argmax[0]))
     completion = llm.generate(prompt, 6, GREEDY)
@@ -118,13 +183,13 @@ def test_stream_and_generate_agree(llm: LLM) -> None:
     assert llm.generate("a", 12, replace(sampling, seed=4)).tokens != completion.tokens
 
 
-def test_prompts_are_cut_into_tiles(folder: Path, config: AcceleratorConfig) -> None:
+def test_prompts_are_cut_into_passes(folder: Path) -> None:
     device = Script([7, 8, 9])
-    llm = LLM(folder, device, config=config)
+    llm = LLM(folder, device)
     tokens = llm.tokenizer.encode("abcdefgh")
     assert len(tokens) == 9
     llm.generate("abcdefgh", 3, GREEDY)
-    assert device.tiles == [
+    assert device.passes == [
         (tokens[:4], 0, 4),
         (tokens[4:8], 4, 4),
         (tokens[8:], 8, 0),
@@ -133,16 +198,14 @@ def test_prompts_are_cut_into_tiles(folder: Path, config: AcceleratorConfig) -> 
     ]
 
 
-def test_only_the_last_logits_of_a_prompt_are_asked_for(
-    folder: Path, config: AcceleratorConfig
-) -> None:
+def test_only_the_last_logits_of_a_prompt_are_asked_for(folder: Path) -> None:
     device = Script([7])
-    LLM(folder, device, config=config).generate("abcdef", 1, GREEDY)
-    assert [(len(tokens), first) for tokens, _, first in device.tiles] == [(4, 4), (3, 2)]
+    LLM(folder, device).generate("abcdef", 1, GREEDY)
+    assert [(len(tokens), first) for tokens, _, first in device.passes] == [(4, 4), (3, 2)]
 
 
-def test_the_end_of_the_story_ends_it(folder: Path, config: AcceleratorConfig) -> None:
-    llm = LLM(folder, Script([100, EOS, 101]), config=config)
+def test_the_end_of_the_story_ends_it(folder: Path) -> None:
+    llm = LLM(folder, Script([100, EOS, 101]))
     completion = llm.generate("a", 10, GREEDY)
     assert completion.tokens == [100, EOS]
     assert completion.text == llm.tokenizer.decode([100])
@@ -155,29 +218,27 @@ def test_an_empty_prompt_begins_a_story(llm: LLM) -> None:
     assert llm.stats.prompt_tokens == 1
 
 
-def test_characters_are_streamed_whole(folder: Path, config: AcceleratorConfig) -> None:
+def test_characters_are_streamed_whole(folder: Path) -> None:
     text = "ü\N{OTTER}the日"
-    ids = LLM(folder, "golden", config=config).tokenizer.encode(text, add_bos=False)
-    llm = LLM(folder, Script(ids), config=config)
+    ids = LLM(folder, "golden").tokenizer.encode(text, add_bos=False)
+    llm = LLM(folder, Script(ids))
     pieces = list(llm.stream("a", len(ids), GREEDY))
     assert [piece.token for piece in pieces] == ids
     texts = [piece.text for piece in pieces]
     assert texts == ["", "ü", "", "", "", "\N{OTTER}", "the", "", "", "日"]
 
 
-def test_a_story_cut_inside_a_character_says_so_at_the_end(
-    folder: Path, config: AcceleratorConfig
-) -> None:
-    ids = LLM(folder, "golden", config=config).tokenizer.encode("x\N{OTTER}", add_bos=False)
-    llm = LLM(folder, Script(ids), config=config)
+def test_a_story_cut_inside_a_character_says_so_at_the_end(folder: Path) -> None:
+    ids = LLM(folder, "golden").tokenizer.encode("x\N{OTTER}", add_bos=False)
+    llm = LLM(folder, Script(ids))
     texts = [piece.text for piece in llm.stream("a", 3, GREEDY)]
     assert texts == ["x", "", "", "\N{REPLACEMENT CHARACTER}"]
     assert llm.stats.tokens == ids[:3]
 
 
-def test_tokens_without_text_are_generated_too(folder: Path, config: AcceleratorConfig) -> None:
+def test_tokens_without_text_are_generated_too(folder: Path) -> None:
     """A model may have more tokens than its tokenizer."""
-    llm = LLM(folder, Script([303, 100]), config=config)
+    llm = LLM(folder, Script([303, 100]))
     completion = llm.generate("a", 2, GREEDY)
     assert completion.tokens == [303, 100]
     assert completion.text == llm.tokenizer.decode([100])
@@ -186,11 +247,12 @@ def test_tokens_without_text_are_generated_too(folder: Path, config: Accelerator
 # -- figures
 
 
-def test_stats_of_a_device_with_a_clock(folder: Path, config: AcceleratorConfig) -> None:
-    llm = LLM(folder, Script([7, 8, 9]), config=config)
+def test_stats_of_a_device_with_a_clock(folder: Path) -> None:
+    llm = LLM(folder, Script([7, 8, 9]))
     stats = llm.generate("abcdef", 3, GREEDY).stats
     assert stats is llm.stats
     assert (stats.prompt_tokens, stats.generated_tokens, stats.decode_steps) == (7, 3, 2)
+    assert (stats.reused_tokens, stats.computed_tokens) == (0, 7)
     assert (stats.prefill_cycles, stats.decode_cycles) == (70, 20)
     assert stats.decode_cycles_per_token == 10
     assert stats.tokens == [7, 8, 9]
@@ -212,7 +274,8 @@ def test_stats_are_there_while_it_lasts(llm: LLM) -> None:
     stream = llm.stream("ab", 5, GREEDY)
     next(stream)
     next(stream)
-    assert llm.stats.generated_tokens == 2
+    assert llm.stats is stream.stats
+    assert stream.stats.generated_tokens == 2
     del stream
     assert llm.generate("ab", 1, GREEDY).stats.generated_tokens == 1
 
@@ -227,19 +290,19 @@ def test_the_context_can_be_filled(llm: LLM) -> None:
     assert len(filled.tokens) == room or filled.tokens[-1] == EOS
 
 
-def test_without_a_limit_the_context_is_filled(folder: Path, config: AcceleratorConfig) -> None:
+def test_without_a_limit_the_context_is_filled(folder: Path) -> None:
     device = Script([100] * 40)
-    llm = LLM(folder, device, config=config)
+    llm = LLM(folder, device)
     assert len(llm.generate("a").tokens) == llm.context - 2
-    assert device.tiles[-1][1] == llm.context - 2
+    assert device.passes[-1][1] == llm.context - 2
 
 
 def test_the_longest_prompt_leaves_room_for_one_token(llm: LLM) -> None:
     prompt = "a" * 30
     assert len(llm.tokenizer.encode(prompt)) == llm.context - 1
     assert len(llm.generate(prompt).tokens) == 1
-    message = "^31 tokens can|^2 tokens can not be generated: the prompt takes 31 of 32 positions, "
-    with pytest.raises(LutraError, match=message + "so -n must be 1 to 1$"):
+    message = "^2 tokens cannot be generated: the prompt takes 31 of 32 positions: "
+    with pytest.raises(LutraError, match=message + "ask for 1 to 1$"):
         llm.stream(prompt, 2)
 
 
@@ -256,34 +319,35 @@ def test_a_prompt_that_is_too_long(n: int, llm: LLM) -> None:
 @pytest.mark.parametrize("n", [-1, 0, 31, 1000])
 def test_more_tokens_than_the_context_holds(n: int, llm: LLM) -> None:
     message = (
-        f"^{n} tokens can not be generated: the prompt takes 2 of 32 positions, "
-        "so -n must be 1 to 30$"
+        f"^{n} tokens cannot be generated: the prompt takes 2 of 32 positions: ask for 1 to 30$"
     )
     with pytest.raises(LutraError, match=message):
         llm.stream("a", n)
 
 
-def test_logits_of_a_sequence(llm: LLM, folder: Path, config: AcceleratorConfig) -> None:
+def test_logits_of_a_sequence(llm: LLM, folder: Path) -> None:
     tokens = list(range(10))
     values, scale = llm.logits(tokens)
     assert values.shape == (10, 304)
     assert scale.shape == (10,)
-    single = LLM(folder, "golden", config=replace(config, pass_tokens=1)).logits(tokens)
+    narrow = GoldenDevice()
+    narrow.pass_tokens = 1
+    single = LLM(folder, narrow).logits(tokens)
     np.testing.assert_array_equal(values, single[0])
     np.testing.assert_array_equal(scale, single[1])
     with pytest.raises(LutraError, match=r"^there are no tokens to evaluate: give at least one$"):
         llm.logits([])
     with pytest.raises(LutraError, match=r"^token id 304 is outside the vocabulary of 304$"):
         llm.logits([1, 304])
-    with pytest.raises(LutraError, match=r"^positions 32\.\.35 exceed the context of 32"):
+    with pytest.raises(LutraError, match=r"^36 tokens exceed the context of 32: give fewer$"):
         llm.logits([1] * 36)
 
 
 # -- comparison
 
 
-def test_a_device_that_is_exact(folder: Path, config: AcceleratorConfig) -> None:
-    llm = LLM(folder, "golden", config=config, check=True)
+def test_a_device_that_is_exact(folder: Path) -> None:
+    llm = LLM(folder, "golden", check=True)
     assert llm.generate("abcdef", 3, GREEDY).stats.bit_exact is True
 
 
@@ -293,12 +357,11 @@ def test_a_device_that_is_exact(folder: Path, config: AcceleratorConfig) -> None
         ("logits", r"in 1 of 304 logits, first at position 7, logit 303"),
         ("argmax", r"in 0 of 304 logits, in the scale, the arg-max or the saturation flag"),
         ("scale", r"in 0 of 304 logits, in the scale, the arg-max or the saturation flag"),
+        ("saturated", r"in 0 of 304 logits, in the scale, the arg-max or the saturation flag"),
     ],
 )
-def test_a_difference_is_found_where_it_is(
-    what: str, place: str, folder: Path, config: AcceleratorConfig
-) -> None:
-    llm = LLM(folder, Broken(what, 7), config=config, check=True)
+def test_a_difference_is_found_where_it_is(what: str, place: str, folder: Path) -> None:
+    llm = LLM(folder, Broken(what, 7), check=True)
     pieces: list[str] = []
     message = f"^device broken differs from the golden model {place}: this is a bug in "
     with pytest.raises(Mismatch, match=message):
@@ -307,14 +370,14 @@ def test_a_difference_is_found_where_it_is(
     assert llm.stats.generated_tokens == 1
 
 
-def test_a_difference_in_the_prompt_is_found(folder: Path, config: AcceleratorConfig) -> None:
-    llm = LLM(folder, Broken("logits", 4), config=config, check=True)
+def test_a_difference_in_the_prompt_is_found(folder: Path) -> None:
+    llm = LLM(folder, Broken("logits", 4), check=True)
     with pytest.raises(Mismatch, match="first at position 6, logit 303"):
         llm.generate("abcdef", 3, GREEDY)
 
 
-def test_without_a_check_nothing_is_compared(folder: Path, config: AcceleratorConfig) -> None:
-    llm = LLM(folder, Broken("logits", 0), config=config)
+def test_without_a_check_nothing_is_compared(folder: Path) -> None:
+    llm = LLM(folder, Broken("logits", 0))
     assert llm.generate("abcdef", 3, GREEDY).stats.bit_exact is None
 
 
@@ -324,15 +387,32 @@ def test_without_a_check_nothing_is_compared(folder: Path, config: AcceleratorCo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "gpu"}, "device must be auto, .*, golden or rtl, not 'gpu'"),
-        ({"config": "giant"}, r"configuration must be one of nano, .*, not 'giant'"),
+        ({"device": "gpu"}, "device must be auto, .*, interpreted or rtl, not 'gpu'"),
+        (
+            {"device": "interpreted", "config": "giant"},
+            r"configuration must be one of nano, .*, not 'giant'",
+        ),
+        ({"config": "nano"}, "device golden has no configuration to choose: leave config out"),
+        ({"engine": "lut"}, "device golden has no matmul engine to choose: leave engine out"),
+        (
+            {"threads": 2},
+            "threads are those of the device cpu, golden has none: leave threads out",
+        ),
+        (
+            {"device": GoldenDevice(), "engine": "lut"},
+            (
+                "engine is for a device that is given by name: leave it out, or make the device "
+                "with it"
+            ),
+        ),
+        ({"prefix_bytes": -1}, r"prefix_bytes must be 0 \(keep none\) or more, not -1"),
         ({"wave": Path("x.vcd")}, "a waveform needs the RTL: add --device rtl"),
         (
             {"wave": Path("x.png"), "device": "rtl"},
             r"a waveform file must end in \.vcd or \.fst, not 'x\.png'",
         ),
         (
-            {"config": NANO},
+            {"device": "interpreted", "config": NANO},
             (
                 "configuration nano is built for head_dim 64, the model has 32: "
                 "use a configuration with head_dim=32"
@@ -341,10 +421,7 @@ def test_without_a_check_nothing_is_compared(folder: Path, config: AcceleratorCo
     ],
 )
 def test_options_that_can_not_be(options: dict[str, Any], message: str, folder: Path) -> None:
-    arguments: dict[str, Any] = {
-        "device": "golden",
-        "config": config_for(SHAPES["least"]),
-    } | options
+    arguments: dict[str, Any] = {"device": "golden"} | options
     with pytest.raises(LutraError, match=f"^{message}$"):
         LLM(folder, **arguments)
 
@@ -362,40 +439,39 @@ def test_options_that_can_not_be(options: dict[str, Any], message: str, folder: 
 def test_engine_and_format_of_a_model(
     model: str, options: dict[str, Any], engine: str, format: str, a_width: int
 ) -> None:
-    llm = LLM(model, "golden", config="nano-wide", **options)
-    config = llm.program.config
-    assert (config.engine, llm.program.format, config.a_width) == (engine, format, a_width)
-    assert config.pass_tokens == 64
+    with LLM(model, "interpreted", **options) as llm:
+        facts = llm.device.facts()
+        assert (facts["engine"], llm.packed.format, llm.packed.a_bits) == (engine, format, a_width)
+        assert str(facts["config"]).startswith("nano")
 
 
 def test_a_group_is_that_of_the_weights(model_folder: Callable[[str], Path]) -> None:
     folder = model_folder("llama-whole")
-    config = config_for(LLAMAS["llama-whole"], "lut", depth_tile=64)
-    found = LLM(folder, "golden", config=config, format="W2A8", group=64)
-    assert found.packed.group == LLM(folder, "golden", config=config).packed.group == 64
+    found = LLM(folder, "golden", format="W2A8", group=64)
+    assert found.packed.group == LLM(folder, "golden").packed.group == 64
     with pytest.raises(LutraError, match=r"^groups of 128 do not divide a depth of 64: choose an"):
-        LLM(folder, "golden", config=config, group=128)
+        LLM(folder, "golden", group=128)
 
 
 def test_formats_differ_and_engines_do_not() -> None:
-    prompt, texts = "Once upon a time", dict[tuple[str, str], list[int]]()
+    prompt, texts = "Once", dict[tuple[str, str], list[int]]()
     for engine in ("lut", "mixpe"):
         for format in ("W1A8", "W4A8"):
-            llm = LLM("tales-llama", "golden", engine=engine, format=format, check=True)
-            texts[engine, format] = llm.generate(prompt, 6, GREEDY).tokens
+            llm = LLM("tales-llama", "interpreted", engine=engine, format=format, check=True)
+            texts[engine, format] = llm.generate(prompt, 4, GREEDY).tokens
             assert llm.stats.bit_exact is True
     assert texts["lut", "W1A8"] == texts["mixpe", "W1A8"]
     assert texts["lut", "W4A8"] == texts["mixpe", "W4A8"]
     assert texts["lut", "W1A8"] != texts["lut", "W4A8"]
 
 
-def test_the_rounded_model_is_what_is_run(folder: Path, config: AcceleratorConfig) -> None:
+def test_the_rounded_model_is_what_is_run(folder: Path) -> None:
     llm = LLM("tales-llama", "golden", format="W2A8")
     rounded = llm.rounded
     assert rounded.activation_bits == 8
     # four values per group of 64
     assert np.unique(rounded.layers[0].q_proj.dequantized()[3, :64]).size <= 4
-    ternary = LLM(folder, "golden", config=config)
+    ternary = LLM(folder, "golden")
     assert ternary.source is not None
     expected = ternary.source.layers[0].q_proj.dequantized()
     np.testing.assert_allclose(ternary.rounded.layers[0].q_proj.dequantized(), expected, 1e-4)
@@ -418,7 +494,7 @@ def test_the_rounded_model_is_what_is_run(folder: Path, config: AcceleratorConfi
             {"engine": "ternary", "format": "W4A16"},
             "engine ternary does not run W4A16, only .*: use --engine lut or mixpe or mac",
         ),
-        ({"format": "W1.58A8"}, "the weights of tales-llama are not ternary, W1.58A8 is only .*"),
+        ({"format": "W1.58A8"}, "the weights of tales-llama are not ternary, and W1.58A8 is for .*"),
         (
             {"engine": "lut", "config": config_for(SHAPES["least"])},
             (
@@ -430,7 +506,7 @@ def test_the_rounded_model_is_what_is_run(folder: Path, config: AcceleratorConfi
 )
 def test_engines_and_formats_that_can_not_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(LutraError, match=f"^{message}$"):
-        LLM("tales-llama", "golden", **options)
+        LLM("tales-llama", "interpreted", **options)
 
 
 def test_a_ternary_model_has_one_format() -> None:
@@ -449,14 +525,341 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
         LLM(folder, "golden")
 
 
-def test_closing_releases_the_device(folder: Path, config: AcceleratorConfig) -> None:
-    device = Script([7])
-    LLM(folder, device, config=config).close()
-    assert device.program is None
-
-
 def test_the_shipped_model_tells_a_tale() -> None:
     llm = LLM("tales", "golden", check=True)
     completion = llm.generate("Once upon a", 8, GREEDY)
     assert len(completion.text) >= 8
     assert completion.stats.bit_exact is True
+
+
+# -- several at once
+
+
+PROMPTS = [
+    "a king",
+    "a king had",
+    "a king had three sons",
+    "the sea",
+    "b",
+    "a kind",
+    "a king h",
+    "c",
+]
+
+
+def alone(folder: Path, prompt: str, sampling: SamplingParams, n: int = 8) -> list[int]:
+    """Tokens of a generation that nothing else has to do with."""
+    return LLM(folder, "golden", prefix_bytes=0).generate(prompt, n, sampling).tokens
+
+
+def sampled(i: int) -> SamplingParams:
+    return SamplingParams(temperature=1.5, seed=i)
+
+
+def test_eight_threads_give_what_each_gives_alone(folder: Path) -> None:
+    expected = [alone(folder, prompt, sampled(i)) for i, prompt in enumerate(PROMPTS)]
+    with LLM(folder, "golden", check=True) as llm, ThreadPoolExecutor(8) as pool:
+        for _ in range(2):  # the second time from prefixes that are known
+            runs = [
+                pool.submit(llm.generate, prompt, 8, sampled(i)) for i, prompt in enumerate(PROMPTS)
+            ]
+            completions = [run.result() for run in runs]
+            assert [each.tokens for each in completions] == expected
+            assert all(each.stats.bit_exact for each in completions)
+            assert len({id(each.stats) for each in completions}) == 8
+
+
+def test_streams_take_turns(folder: Path) -> None:
+    expected = [alone(folder, prompt, sampled(i)) for i, prompt in enumerate(PROMPTS)]
+    llm = LLM(folder, "golden")
+    streams = [llm.stream(prompt, 8, sampled(i)) for i, prompt in enumerate(PROMPTS)]
+    running = set(range(8))
+    while running:
+        for i in sorted(running):
+            if next(streams[i], None) is None:
+                running.remove(i)
+    assert [stream.stats.tokens for stream in streams] == expected
+
+
+def test_a_stream_goes_on_in_another_thread(folder: Path, llm: LLM) -> None:
+    stream = llm.stream("a king", 8, sampled(0))
+    next(stream)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda _: next(stream, None), range(16)):
+            pass
+    assert stream.stats.tokens == alone(folder, "a king", sampled(0))
+
+
+def test_logits_between_two_tokens_of_a_stream(folder: Path, llm: LLM) -> None:
+    stream = llm.stream("a king", 8, sampled(0))
+    for _ in stream:
+        llm.logits([3, 4, 5])
+    assert stream.stats.tokens == alone(folder, "a king", sampled(0))
+
+
+# -- streams that end early
+
+
+CLOSED = "^the stream is closed: start another one$"
+GONE = "^the model was closed or loaded again since this began: start another stream$"
+
+
+def test_a_closed_stream(llm: LLM) -> None:
+    stream = llm.stream("a king", 8, GREEDY)
+    next(stream)
+    stream.close()
+    for _ in range(2):
+        with pytest.raises(LutraError, match=CLOSED):
+            next(stream)
+    with llm.stream("a king", 8, GREEDY) as stream:
+        next(stream)
+    with pytest.raises(LutraError, match=CLOSED):
+        next(stream)
+
+
+def test_a_stream_that_has_ended_stays_so(llm: LLM) -> None:
+    stream = llm.stream("a", 1, GREEDY)
+    assert len(list(stream)) >= 1
+    assert next(stream, None) is None
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stream_whose_model_is_gone(again: bool, folder: Path, llm: LLM) -> None:
+    stream = llm.stream("a king", 8, GREEDY)
+    next(stream)
+    llm.close()
+    if again:
+        llm.load()
+    with pytest.raises(LutraError, match=GONE):
+        next(stream)
+    if not again:
+        for use in (lambda: llm.generate("a"), lambda: llm.logits([1])):
+            with pytest.raises(LutraError, match=r"^the model least is not loaded: call load\(\)$"):
+                use()
+        llm.close()
+        llm.load()
+    assert llm.generate("a king", 8, GREEDY).tokens == alone(folder, "a king", GREEDY)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_an_interrupt_in_the_middle(error: type[BaseException], at: int, folder: Path) -> None:
+    device = Interrupted(error)
+    device.pass_tokens = 4
+    llm, prompt = LLM(folder, device), "a king had"
+    other = llm.stream("a king", 8, sampled(1))
+    next(other)
+    device.left = at
+    stream = llm.stream(prompt, 8, sampled(2))
+    with pytest.raises(error):
+        list(stream)
+    with pytest.raises(LutraError, match=CLOSED):
+        next(stream)
+    assert llm.generate(prompt, 8, sampled(2)).tokens == alone(folder, prompt, sampled(2))
+    for _ in other:
+        pass
+    assert other.stats.tokens == alone(folder, "a king", sampled(1))
+    device.left = 1
+    with pytest.raises(error):
+        llm.logits([1, 2])
+    assert llm.logits([1, 2])[0].shape == (2, 304)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_has_to_load_again(folder: Path, llm: LLM) -> None:
+    expected = llm.generate("a king", 4, GREEDY).tokens
+    stream = llm.stream("a king", 4, GREEDY)
+    next(stream)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            said = list[str]()
+            for use in (lambda: llm.generate("a", 1), lambda: next(stream)):
+                try:
+                    use()
+                except LutraError as error:
+                    said.append(str(error))
+            llm.load()
+            said.append(str(llm.generate("a king", 4, GREEDY).tokens))
+            os.write(write, "\n".join(said).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        said = answer.read().split("\n")
+    os.waitpid(child, 0)
+    message = "the model was loaded before this process was forked: call load() again here"
+    assert said == [message, message, str(expected)]
+    list(stream)
+    assert stream.stats.tokens == expected
+
+
+# -- known prefixes
+
+
+def test_a_known_prefix_is_not_computed_again(long_folder: Path) -> None:
+    device = Counting()
+    llm = LLM(long_folder, device)
+    prompt = "once upon a time there was"
+    n = len(llm.encode(prompt))
+    first = llm.generate(prompt, 5, GREEDY)
+    assert (device.computed, first.stats.computed_tokens) == (n + 4, n)
+    again = llm.generate(prompt, 5, GREEDY)
+    assert again.tokens == first.tokens
+    assert (again.stats.prompt_tokens, again.stats.reused_tokens) == (n, n - 1)
+    assert (again.stats.computed_tokens, device.computed) == (1, n + 4 + 5)
+    longer = llm.generate(prompt + " a king", 5, GREEDY)
+    assert longer.stats.computed_tokens == len(llm.encode(prompt + " a king")) - n
+    # shorter than what is known, and unlike all of it
+    assert llm.generate(prompt[:15], 2, GREEDY).stats.computed_tokens == 1
+    assert llm.generate("no" + prompt, 2, GREEDY).stats.reused_tokens == 0
+    assert llm.generate(prompt[:5], 2, GREEDY).stats.reused_tokens == 0
+
+
+def test_results_are_the_same_with_and_without_known_prefixes(long_folder: Path) -> None:
+    rng = np.random.default_rng(3)
+    prompts = [
+        "the king " * int(rng.integers(2, 5)) + "xyz"[: int(rng.integers(4))] for _ in range(12)
+    ]
+    devices = Counting(), Counting()
+    with_known = LLM(long_folder, devices[0], check=True)
+    without = LLM(long_folder, devices[1], prefix_bytes=0)
+    for i, prompt in enumerate(prompts):
+        one, other = (each.generate(prompt, 4, sampled(i)) for each in (with_known, without))
+        assert one.tokens == other.tokens
+        found, expected = (device.results[-4:] for device in devices)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a.logits[-1], b.logits[-1])
+            np.testing.assert_array_equal(a.scale[-1], b.scale[-1])
+    assert devices[0].computed < devices[1].computed // 2
+
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+
+
+def test_the_second_turn_of_a_chat_computes_what_is_new(long_folder: Path) -> None:
+    device = Letters()
+    llm = LLM(long_folder, device)
+    llm.set_chat_template(TEMPLATE)
+    messages = [{"role": "user", "content": "once upon a time there was a king. " * 5}]
+    stream = llm.chat(messages, 45, GREEDY)
+    answer = "".join(piece.text for piece in stream)
+    before = stream.stats.prompt_tokens + len(stream.stats.tokens)
+    assert 200 <= before == device.computed + 1
+    device.computed = 0
+    question = "[user]and then?[assistant]"
+    messages += [
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": "and then?"},
+    ]
+    second = llm.chat(messages, 1, GREEDY)
+    list(second)
+    # the last token of the answer was never fed
+    new = len(llm.tokenizer.encode(question, add_bos=False)) + 1
+    assert second.stats.prompt_tokens == before - 1 + new
+    assert device.computed == second.stats.computed_tokens == new
+
+
+def test_a_part_that_is_shared_serves_several(long_folder: Path) -> None:
+    """A long story is not cut for a prompt that shares little of it."""
+    device = Counting()
+    llm = LLM(long_folder, device)
+    story = "once upon a time " + "there was a king " * 4
+    llm.generate(story, 1, GREEDY)
+    other = llm.generate("once upon a time at sea", 1, GREEDY)
+    assert other.stats.reused_tokens == len(llm.encode("once upon a time "))
+    assert llm.generate(story + "x", 1, GREEDY).stats.computed_tokens == 1
+    assert llm.generate("once upon a time at sea!", 1, GREEDY).stats.computed_tokens == 1
+
+
+def test_sessions_that_are_kept_give_way(long_folder: Path) -> None:
+    """To running ones where the device has no room, and to later ones beyond the bound."""
+    device = GoldenDevice()
+    model = LLM(long_folder, device).packed
+    row = model.head_dim * 2 + 8
+    device = Counting(memory_limit=2 * row * model.context)
+    llm = LLM(long_folder, device)
+    prompts = [letter * 20 for letter in "abc"]
+    for prompt in prompts:
+        assert llm.generate(prompt, 2, GREEDY).stats.reused_tokens == 0
+    assert llm.generate(prompts[2], 2, GREEDY).stats.reused_tokens == 20
+    assert llm.generate(prompts[0], 2, GREEDY).stats.reused_tokens == 0
+    streams = [llm.stream(prompt, 3, GREEDY) for prompt in prompts]
+    for stream in streams[:2]:
+        next(stream)
+    with pytest.raises(LutraError, match=r"^no memory for another session on device golden: "):
+        next(streams[2])
+    list(streams[0])
+    assert llm.generate(prompts[2], 2, GREEDY).stats.reused_tokens == 0
+    list(streams[1])
+    # 21 tokens of the prompt and one of two that are generated
+    llm = LLM(long_folder, device, prefix_bytes=2 * 22 * row)
+    for prompt in prompts:
+        llm.generate(prompt, 2, GREEDY)
+    assert [llm.generate(each, 2, GREEDY).stats.reused_tokens for each in prompts] == [0, 0, 0]
+    assert llm.generate(prompts[2], 2, GREEDY).stats.reused_tokens == 20
+
+
+# -- opening and closing
+
+
+def test_closing_releases_the_device(folder: Path) -> None:
+    device = Script([7, 8])
+    with LLM(folder, device) as llm:
+        assert device.loaded == 1
+        assert repr(llm) == "<LLM least W1.58A8 on script, context 32>"
+    assert device.loaded == 0
+    assert repr(llm) == "<LLM least W1.58A8 on script, context 32, not loaded>"
+    llm.load()
+    assert llm.generate("a", 1, GREEDY).tokens == [7]
+    later = LLM(folder, device, load=False)
+    with pytest.raises(LutraError, match=r"not loaded: call load\(\)$"):
+        later.generate("a", 1, GREEDY)
+
+
+def test_nothing_stays_of_what_is_dropped(folder: Path) -> None:
+    threads = threading.active_count()
+    llm = LLM(folder, "golden", check=True)
+    stream = llm.stream("a king had", 4, GREEDY)
+    next(stream)
+    llm.generate("a king had", 4, GREEDY)
+    gone = [weakref.ref(each) for each in (llm, llm.device, stream)]
+    del llm, stream
+    gc.collect()
+    assert [each() for each in gone] == [None] * 3
+    assert threading.active_count() == threads
+
+
+def test_auto_takes_the_next_best(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the fastest device has no room for the model."""
+
+    class Small(GoldenDevice):
+        name = "cpu"
+
+        def _load(self, model: PackedModel) -> None:
+            raise LutraError("device cpu has no memory for it")
+
+    monkeypatch.setattr(choose, "gpu_count", lambda: 0)
+    monkeypatch.setattr(choose, "interpreted", lambda: False)
+    monkeypatch.setattr(choose, "CpuDevice", lambda *_: Small())
+    llm = LLM(folder)
+    assert llm.device.name == "golden"
+    assert llm.notes == ["device cpu has no memory for it; device golden runs instead, in NumPy"]
+    with pytest.raises(LutraError, match=r"^device cpu has no memory for it$"):
+        LLM(folder, "cpu")
+
+
+def test_progress(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stages: list[str] = []
+    LLM(folder, "golden", format="W1.58A8", progress=lambda stage, _: stages.append(stage))
+    assert stages
+    LLM(folder, "golden", progress=True)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("prompt", [["a"], None, b"a"])
+def test_a_prompt_is_a_string(prompt: Any, llm: LLM) -> None:
+    kind = type(prompt).__name__
+    with pytest.raises(LutraError, match=f"^a prompt must be a string, not {kind}$"):
+        llm.generate(prompt)

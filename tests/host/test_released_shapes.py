@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.host.tiles import compiled, on_transport
 
-from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
 from lutra.compile.fit import check_fit
-from lutra.devices.golden import GoldenDevice
 from lutra.models import load_model
 from lutra.models.random import RANDOM_SHAPES, write_random
 from lutra.quantize.pack import pack_model
@@ -62,8 +61,7 @@ def test_sizes_of_released_models(
 def test_a_released_shape_decodes(shape: str, layers: int, tmp_path: Path) -> None:
     folder = write_random(shape, tmp_path / shape, n_layers=layers)
     model = pack_model(load_model(folder).limited(64))
-    device = GoldenDevice()
-    device.load(compile_model(model, configure(model)))
+    device = on_transport(compiled(model, configure(model)))
     tokens = [1, 200, 300, 45, 260]
     first = device.run_tile(tokens[:4], 0, 3)
     second = device.run_tile(tokens[4:], 4, 0)

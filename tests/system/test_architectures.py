@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 pytest.importorskip("gguf")
 
+from tests.host.tiles import compiled, golden, on_transport, run_tiles
 from tests.system.small_architectures import MAKERS, config_of_engine, is_ternary, make
 
-from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
-from lutra.devices.golden import GoldenDevice
-from lutra.devices.rtl import RtlDevice
+from lutra.devices.accelerator.rtl import RtlTransport
 from lutra.quantize.reference import reference
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel, PackedNorm
@@ -43,15 +42,10 @@ def tokens_for(model: PackedModel) -> list[int]:
     return np.random.default_rng(1).integers(0, model.vocab_size, N_PROMPT).tolist()
 
 
-def golden_logits(model: PackedModel, config: AcceleratorConfig) -> Float:
-    """Logits of the prompt, for what they are worth."""
-    device, tokens, position, parts = GoldenDevice(), tokens_for(model), 0, list[Float]()
-    device.load(compile_model(model, config))
-    for size in SIZES:
-        result = device.run_tile(tokens[position : position + size], position, 0)
-        parts.append(result.logits * result.scale[:, None])
-        position += size
-    return np.concatenate(parts)
+def program_logits(model: PackedModel, config: AcceleratorConfig) -> Float:
+    """Logits of the prompt in the interpreter, for what they are worth."""
+    found = run_tiles(on_transport(compiled(model, config)), tokens_for(model), SIZES)
+    return found.logits * found.scale[:, None]
 
 
 def error(actual: Float, expected: Float) -> float:
@@ -69,14 +63,12 @@ def assert_the_rtl_gives_the_same(
     model: PackedModel, config: AcceleratorConfig, timing: MemoryTiming
 ) -> None:
     """Tiles of several sizes, then tokens one by one: logits, scales and arg-max."""
-    program = compile_model(model, config)
-    golden, device = GoldenDevice(), RtlDevice(config, timing=timing)
-    golden.load(program)
-    device.load(program)
+    device = on_transport(compiled(model, config), RtlTransport(timing=timing))
+    expected_of = golden(model)
     tokens, position, seen = tokens_for(model), 0, set[int]()
 
     def step(tile: Sequence[int]) -> int:
-        expected = golden.run_tile(tile, position, 0)
+        expected = expected_of.run_tile(tile, position, 0)
         actual = device.run_tile(tile, position, 0)
         np.testing.assert_array_equal(actual.logits, expected.logits)
         np.testing.assert_array_equal(actual.scale, expected.scale)
@@ -157,7 +149,7 @@ def test_the_rtl_of_a_configuration_made_to_measure(name: str, packed: Packed) -
 def test_a_cache_of_four_bits_is_near_floating_point(name: str, packed: Packed) -> None:
     model = replace(packed(name), key_bits=4, value_bits=4)
     config = config_of_engine(next(engines_of(name)), kv_width=4)
-    actual = golden_logits(model, config)
+    actual = program_logits(model, config)
     near = error(actual, expected_logits(model))
     assert near < BOUND_KV4
     # what four bits cost is there, and is nearly all
@@ -168,13 +160,13 @@ def test_a_cache_of_four_bits_is_near_floating_point(name: str, packed: Packed) 
 def test_logits_are_near_those_of_the_packed_model_in_float(name: str, packed: Packed) -> None:
     model = packed(name)
     config = config_of_engine(next(engines_of(name)))
-    assert error(golden_logits(model, config), expected_logits(model)) < BOUND
+    assert error(program_logits(model, config), expected_logits(model)) < BOUND
 
 
 @pytest.mark.parametrize("name", ["qwen-both", "two-groups", "gptq", "bitnet"])
 def test_every_engine_gives_the_same(name: str, packed: Packed) -> None:
     model = packed(name)
-    first, *others = (golden_logits(model, config_of_engine(e)) for e in engines_of(name))
+    first, *others = (program_logits(model, config_of_engine(e)) for e in engines_of(name))
     assert others
     for logits in others:
         np.testing.assert_array_equal(logits, first)
@@ -359,5 +351,5 @@ def test_a_fault_is_seen(name: str, fault: str, packed: Packed) -> None:
     """The bound is one that a right model keeps and this one does not."""
     model = packed(name)
     config = config_of_engine(next(engines_of(name)))
-    broken = golden_logits(FAULTS[name][fault](model), config)
+    broken = program_logits(FAULTS[name][fault](model), config)
     assert error(broken, expected_logits(model)) > 1.5 * BOUND

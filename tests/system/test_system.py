@@ -1,8 +1,7 @@
-"""The whole column: every logit of the Verilated accelerator equals the golden interpreter's.
+"""The whole column: every logit of the Verilated accelerator equals the golden model's.
 
-The same bodies run on the golden device and on the RTL, with every matmul engine, on both shipped
-models and every format. What a test compares with is a golden device: that of the same program for
-the RTL, that of another engine for the golden device.
+The same bodies run in the instruction interpreter and on the RTL, with every matmul engine, on both
+shipped models and every format. Tests compare with the golden device, the integer decoder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.host.tiles import Compiled, Tiles, driver, golden, on_transport, with_code
 
 from lutra import LLM, SamplingParams
 from lutra.compile.compiler import compile_model
-from lutra.compile.program import Program
-from lutra.devices.base import Device, DeviceError, TileResult
-from lutra.devices.golden import GoldenDevice
-from lutra.devices.rtl import RtlDevice
+from lutra.compile.program import Program, SegmentKind
+from lutra.devices.accelerator.device import AcceleratorDevice
+from lutra.devices.accelerator.rtl import RtlTransport
+from lutra.devices.base import DeviceError, StepResult
 from lutra.llm import Mismatch
 from lutra.models import find_model, load_model
 from lutra.quantize.pack import pack_model
@@ -54,8 +54,12 @@ class Case:
         return with_engine(NANO, self.engine, a_width=Format.parse(self.format).a_bits)
 
     @property
-    def program(self) -> Program:
-        return _program(self)
+    def packed(self) -> PackedModel:
+        return _packed(self.model, self.format)
+
+    @property
+    def compiled(self) -> Compiled:
+        return Compiled(self.packed, _program(self))
 
 
 @cache
@@ -86,11 +90,11 @@ TIMINGS: dict[str, MemoryTiming] = {
 
 @dataclass(frozen=True)
 class Column:
-    """A device with its program, and a golden device to compare it with."""
+    """A sequence on a device with its program, and on the golden device to compare it with."""
 
-    device: Device
+    device: Tiles
     program: Program
-    golden: GoldenDevice
+    golden: Tiles
 
 
 def on(kind: str, case: Case, *values: object, slow: bool = False) -> object:
@@ -104,20 +108,15 @@ def on(kind: str, case: Case, *values: object, slow: bool = False) -> object:
 def column(request: pytest.FixtureRequest) -> Iterator[Column]:
     parameter: tuple[str, Case] = request.param
     kind, case = parameter
-    other = case
-    if kind == "golden" and case.engine != "ternary":
-        other = replace(case, engine="mac" if case.engine == "lut" else "lut")
-    device: Device = GoldenDevice()
-    if kind in TIMINGS:
-        device = RtlDevice(case.config, timing=TIMINGS[kind])
-    device.load(case.program)
-    yield Column(device, case.program, new_golden(other.program))
+    transport = RtlTransport(timing=TIMINGS[kind]) if kind in TIMINGS else None
+    device = on_transport(case.compiled, transport)
+    yield Column(device, case.compiled.program, golden(case.packed))
     device.close()
 
 
 @pytest.fixture(scope="module")
-def program() -> Program:
-    return TERNARY.program
+def ternary() -> Compiled:
+    return TERNARY.compiled
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +130,7 @@ def prompt() -> list[int]:
     return tokens
 
 
-def assert_equal(actual: TileResult, expected: TileResult) -> None:
+def assert_equal(actual: StepResult, expected: StepResult) -> None:
     np.testing.assert_array_equal(actual.logits, expected.logits)
     np.testing.assert_array_equal(actual.scale, expected.scale)
     np.testing.assert_array_equal(actual.argmax, expected.argmax)
@@ -139,7 +138,7 @@ def assert_equal(actual: TileResult, expected: TileResult) -> None:
 
 
 def run_both(
-    device: Device, golden: Device, tokens: Sequence[int], position: int = 0, *, first: int = 0
+    device: Tiles, golden: Tiles, tokens: Sequence[int], position: int = 0, *, first: int = 0
 ) -> NDArray[np.int64]:
     """Run ``tokens`` in full tiles on both, compare the logits; return the last ones."""
     logits = np.empty(0, np.int64)
@@ -152,16 +151,10 @@ def run_both(
     return logits
 
 
-def new_golden(program: Program) -> GoldenDevice:
-    golden = GoldenDevice()
-    golden.load(program)
-    return golden
-
-
 @pytest.mark.parametrize(
     ("column", "n_prompt", "n_decode"),
     [
-        *(on("golden", case, 16, 3) for case in CASES),
+        *(on("interpreted", case, 16, 3) for case in CASES),
         on("rtl-ideal", TERNARY, 32, 32),
         on("rtl-stalling", TERNARY, 32, 32),
         *(on("rtl", case, 10, 1) for case in FIRST),
@@ -184,9 +177,9 @@ def test_all_logits_equal(column: Column, n_prompt: int, n_decode: int, prompt: 
 @pytest.mark.parametrize(
     "column",
     [
-        on("golden", TERNARY),
+        on("interpreted", TERNARY),
         on("rtl", TERNARY),
-        *(on("golden", case) for case in FIRST),
+        *(on("interpreted", case) for case in FIRST),
         *(on("rtl", case, slow=True) for case in FIRST),
     ],
     indirect=True,
@@ -213,7 +206,9 @@ def test_tiles_of_every_size(column: Column, prompt: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "column", [on("golden", TERNARY), on("rtl", TERNARY), on("golden", FIRST[0])], indirect=True
+    "column",
+    [on("interpreted", TERNARY), on("rtl", TERNARY), on("interpreted", FIRST[0])],
+    indirect=True,
 )
 def test_context_filled_to_the_last_position(column: Column, prompt: list[int]) -> None:
     program = column.program
@@ -231,9 +226,9 @@ def test_context_filled_to_the_last_position(column: Column, prompt: list[int]) 
 @pytest.mark.parametrize(
     "column",
     [
-        on("golden", TERNARY),
+        on("interpreted", TERNARY),
         on("rtl-stalling", TERNARY),
-        *(on("golden", case) for case in FIRST),
+        *(on("interpreted", case) for case in FIRST),
         *(on("rtl-stalling", case, slow=True) for case in FIRST),
     ],
     indirect=True,
@@ -251,9 +246,9 @@ def test_two_runs_without_reset(column: Column, prompt: list[int]) -> None:
 @pytest.mark.parametrize(
     "column",
     [
-        on("golden", TERNARY),
+        on("interpreted", TERNARY),
         on("rtl", TERNARY),
-        *(on("golden", case) for case in FIRST),
+        *(on("interpreted", case) for case in FIRST),
         *(on("rtl", case, slow=True) for case in FIRST),
     ],
     indirect=True,
@@ -262,19 +257,15 @@ def test_one_flipped_weight_bit_is_seen(column: Column, prompt: list[int]) -> No
     device, program = column.device, column.program
     expected = column.golden.run_tile(prompt[:2], 0, 0)
     assert_equal(device.run_tile(prompt[:2], 0, 0), expected)
-    code = np.frombuffer(program.weights, np.uint8)
+    code = np.frombuffer(b"".join(s.data for s in program.of(SegmentKind.WEIGHTS)), np.uint8)
     offset, bit = _first_matmul(program), 0
     if not program.config.matmul.grouped:
         # the sign of one code of the first layer's first weight word that is not zero
         bits = np.unpackbits(code[offset : offset + 120], bitorder="little").reshape(-1, 5)
         bit = 5 * int(np.argmax(bits[:, :4].any(axis=1))) + 4
     flipped = bytes([code[offset + bit // 8] ^ (1 << bit % 8)])
-    address = program.memory.weights + offset + bit // 8
-    if isinstance(device, RtlDevice):
-        device.write_memory(address, flipped)
-    else:
-        assert isinstance(device, GoldenDevice)
-        device.memory.write(address, flipped)
+    below = driver(device)
+    below.transport.write(below.addresses["WEIGHT_BASE"] + offset + bit // 8, flipped)
     broken = device.run_tile(prompt[:2], 0, 0)
     assert not np.array_equal(broken.logits, expected.logits)
     with pytest.raises(AssertionError):
@@ -292,11 +283,10 @@ def _first_matmul(program: Program) -> int:
 @pytest.mark.rtl
 def test_check_reports_a_mismatch() -> None:
     llm = LLM("tales", "rtl", check=True)
-    llm.load()
-    assert isinstance(llm.device, RtlDevice)
-    offset = _first_matmul(llm.program)
-    address = llm.program.memory.weights + offset
-    llm.device.write_memory(address, bytes(120))
+    device = llm.device
+    assert isinstance(device, AcceleratorDevice)
+    address = device.addresses["WEIGHT_BASE"] + _first_matmul(device.program)
+    device.transport.write(address, bytes(120))
     with pytest.raises(Mismatch, match=r"differs from the golden model in \d+ of 2048 logits"):
         llm.generate("Once upon a time", 2)
     assert llm.stats.bit_exact is False
@@ -325,27 +315,53 @@ def test_story_is_the_same_on_both_devices(model: str, n: int, kv_bits: int) -> 
     assert told.stats.decode_cycles_per_token is not None
 
 
+class Built(RtlTransport):
+    """An accelerator that is built already, from ``nano``."""
+
+    def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
+        super().open(NANO, n_bytes)
+
+
 @pytest.mark.rtl
-def test_program_of_another_configuration_is_refused(program: Program) -> None:
+def test_program_of_another_configuration_is_refused(ternary: Compiled) -> None:
     other = replace(NANO, name="other", param_words=1024)
-    device = RtlDevice(NANO)
-    with pytest.raises(LutraError, match=rf"{other.fingerprint:016x}.*{NANO.fingerprint:016x}"):
-        device.load(replace(program, config=other))
+    found = Compiled(ternary.model, replace(ternary.program, config=other))
+    with pytest.raises(DeviceError, match=rf"{NANO.fingerprint:016x}.*{other.fingerprint:016x}"):
+        on_transport(found, Built())
 
 
 @pytest.mark.rtl
-def test_program_that_hangs_names_what_waits(program: Program) -> None:
-    """A wait that nothing can meet becomes an error that names the unit."""
-    code = program.code
+def test_program_that_hangs_names_what_waits(ternary: Compiled) -> None:
+    """A wait that nothing can meet becomes an error that names the unit; the next run is right."""
+    code = ternary.program.code
     words = [code[i : i + INSTRUCTION_BYTES] for i in range(0, len(code), INSTRUCTION_BYTES)]
     instructions = [decode(word) for word in words]
     index = next(i for i, x in enumerate(instructions) if x.opcode is Opcode.ATTEND)
     instructions[index] = replace(instructions[index], waits=(0, 0, 60000, 0))
-    broken = replace(program, code=b"".join(map(encode, instructions)))
-    device = RtlDevice(NANO)
-    device.load(broken)
+    device = on_transport(with_code(ternary, b"".join(map(encode, instructions))), RtlTransport())
     with pytest.raises(DeviceError, match=r"attention"):
         device.run_tile([2, 3], 0, 1)
+    below = driver(device)
+    below.transport.write(below.addresses["PROGRAM_BASE"], code)
+    assert_equal(device.run_tile([2, 3], 0, 1), golden(ternary.model).run_tile([2, 3], 0, 1))
+    device.close()
+
+
+@pytest.mark.rtl
+def test_sessions_of_the_rtl(ternary: Compiled, prompt: list[int]) -> None:
+    """Interleaved sessions, and a sequence that moves to golden and back in the middle."""
+    device, expected = on_transport(ternary, RtlTransport()), golden(ternary.model)
+    other = Tiles(device.device)
+    assert_equal(device.run_tile(prompt[:5], 0, 0), expected.run_tile(prompt[:5], 0, 0))
+    away = golden(ternary.model)
+    assert_equal(other.run_tile(prompt[9:12], 0, 1), away.run_tile(prompt[9:12], 0, 1))
+    assert_equal(device.run_tile(prompt[5:7], 5, 0), expected.run_tile(prompt[5:7], 5, 0))
+    assert device.session.export().to_bytes() == expected.session.export().to_bytes()
+    other.session.restore(expected.session.export())
+    assert_equal(other.run_tile(prompt[7:8], 7, 0), expected.run_tile(prompt[7:8], 7, 0))
+    fork = device.device.session()
+    fork.restore(away.session.export())
+    assert fork.length == 3
     device.close()
 
 

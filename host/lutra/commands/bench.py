@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.commands.options import add_device, add_format, add_group, add_kv, add_threads
-from lutra.compile.compiler import compile_model
-from lutra.compile.configure import configure
-from lutra.devices.base import ModelDevice, ProgramDevice
+from lutra.devices.base import Device, Step
 from lutra.devices.choose import choose_device, notes_on
 from lutra.open_model import open_packed_model
 from lutra.progress import StepProgress
@@ -105,9 +103,7 @@ def _bench(args: argparse.Namespace) -> int:
             raise LutraError(
                 f"{needed} tokens do not fit the context of {model.context}: lower -p or -n"
             )
-        device, reasons = choose_device(
-            args.device, lambda: configure(model), threads=args.threads, progress=progress
-        )
+        device, reasons = choose_device(args.device, threads=args.threads, progress=progress)
         try:
             rows = bench(
                 model,
@@ -149,7 +145,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 def bench(
     model: PackedModel,
-    device: ProgramDevice | ModelDevice,
+    device: Device,
     *,
     n_prompt: int = N_PROMPT,
     n_gen: int = N_GEN,
@@ -160,25 +156,19 @@ def bench(
     cache; a test of 0 tokens is left out. One warm-up run precedes each test."""
     if n_prompt < 0 or n_gen < 0 or n_prompt + n_gen == 0 or repetitions < 1:
         raise LutraError("-p and -n must be 0 or more, not both 0, and -r 1 or more")
-    if isinstance(device, ModelDevice):
-        device.load_model(model)
-        tile = device.tile
-    else:
-        program = compile_model(model, configure(model), progress)
-        device.load(program)
-        tile = program.config.pass_tokens
+    device.load(model)
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, max(n_prompt, n_gen, 1))
     prompt: list[int] = tokens.tolist()
+    session = device.session()
 
     def prefill() -> None:
-        for first in range(0, n_prompt, tile):
-            part = prompt[first : min(first + tile, n_prompt)]
-            last = first + len(part) == n_prompt
-            device.run_tile(part, first, len(part) - 1 if last else len(part))
+        session.truncate(0)
+        device.run([Step(session=session, tokens=prompt[:n_prompt], logits_from=n_prompt - 1)])
 
     def decode() -> None:
-        for position in range(n_gen):
-            device.run_tile([prompt[position]], position, 0)
+        session.truncate(0)
+        for token in prompt[:n_gen]:
+            device.run([Step(session=session, tokens=[token])])
 
     rows: list[Row] = []
     for test, n, run in (("pp", n_prompt, prefill), ("tg", n_gen, decode)):
@@ -186,6 +176,7 @@ def bench(
             continue
         rates = _rates(run, n, repetitions, f"measuring {test}{n}", progress)
         rows.append(Row(model=model.name, device=device.name, test=f"{test}{n}", rates=rates))
+    session.close()
     return rows
 
 

@@ -31,14 +31,15 @@ from lutra.commands.pack import add_pack, add_quantize
 from lutra.commands.show import add_show
 from lutra.commands.tune import add_tune
 from lutra.commands.verify import add_verify
-from lutra.devices.base import ModelDevice
-from lutra.devices.rtl import RtlDevice
+from lutra.devices.golden import GoldenDevice
 from lutra.evaluate.perplexity import perplexity, text_windows
 from lutra.llm import LLM, Mismatch
 from lutra.models import shipped_models
+from lutra.models.decoder import Decoder
 from lutra.progress import StepProgress
+from lutra.serving.results import RunStats
 from lutra.text.sampling import SamplingParams
-from lutra_golden.core.config import CONFIGS, ENGINES, NANO_WIDE
+from lutra_golden.core.config import CONFIGS, ENGINES
 from lutra_golden.errors import LutraError
 
 __all__ = ["main"]
@@ -151,7 +152,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         choices=tuple(ENGINES),
-        help="matmul engine of the accelerator (default ternary for W1.58A8, otherwise lut)",
+        help="matmul engine of an accelerator (default ternary for W1.58A8, otherwise lut)",
     )
     add_json(parser)
 
@@ -217,10 +218,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     add_device(parser, "rtl", "rtl, the simulated hardware")
     add_threads(parser)
     parser.add_argument(
-        "--config",
-        default="nano",
-        choices=sorted(CONFIGS),
-        help="configuration of the accelerator (default nano)",
+        "--config", choices=sorted(CONFIGS), help="configuration of an accelerator (default nano)"
     )
     parser.add_argument(
         "--check",
@@ -244,6 +242,7 @@ def _run(args: argparse.Namespace) -> int:
     check = args.device == "rtl" if args.check is None else args.check
     if args.wave_cycles and not args.wave:
         raise LutraError("--wave-cycles needs --wave FILE")
+    sampling = _sampling(args)
     with StepProgress() as progress:
         llm = LLM(
             args.model,
@@ -258,13 +257,15 @@ def _run(args: argparse.Namespace) -> int:
             wave=args.wave,
             wave_cycles=args.wave_cycles,
             progress=progress,
+            load=False,
         )
+        # a prompt that is too long is refused before a simulator is built for it
         prompt = args.prompt
         n_predict = args.n_predict
         if n_predict is None:
-            room = llm.context - len(llm.tokenizer.encode(prompt))
+            room = llm.context - len(llm.encode(prompt))
             n_predict = min(_DEFAULT_TOKENS, room) if room > 0 else None
-        stream = llm.stream(prompt, n_predict, _sampling(args))
+        stream = llm.stream(prompt, n_predict, sampling)
         llm.load()
     _print_notes(llm)
     text, mismatch = "", None
@@ -278,12 +279,12 @@ def _run(args: argparse.Namespace) -> int:
     except Mismatch as error:
         mismatch = error
     print("\n", flush=True)
-    figures = _figures(llm, text)
+    figures = _figures(llm, stream.stats, text)
     if args.json:
         print(json.dumps(figures))
     else:
-        _print_table(figures, llm)
-    if llm.stats.saturated:
+        _print_table(figures)
+    if stream.stats.saturated:
         print(
             "warning: the residual stream reached the end of its range: the text may suffer",
             file=sys.stderr,
@@ -325,6 +326,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
 def _chat(args: argparse.Namespace) -> int:
     if args.n_predict is not None and args.n_predict < 1:
         raise LutraError(f"-n must be 1 or more, not {args.n_predict}")
+    sampling = _sampling(args)
     with StepProgress() as progress:
         llm = LLM(
             args.model,
@@ -337,6 +339,7 @@ def _chat(args: argparse.Namespace) -> int:
             threads=args.threads,
             check=args.device == "rtl" if args.check is None else args.check,
             progress=progress,
+            load=False,
         )
         if args.chat_template:
             try:
@@ -347,7 +350,7 @@ def _chat(args: argparse.Namespace) -> int:
         _ = llm.chat_template
         llm.load()
     _print_notes(llm)
-    history = converse(llm, _sampling(args), args.n_predict, args.system)
+    history = converse(llm, sampling, args.n_predict, args.system)
     if args.json:
         figures = {"device": llm.device.name, "model": llm.packed.name, "messages": history}
         print(json.dumps(figures))
@@ -355,22 +358,21 @@ def _chat(args: argparse.Namespace) -> int:
     return 0
 
 
-def _figures(llm: LLM, text: str) -> dict[str, object]:
-    stats = llm.stats
-    accelerator = not isinstance(llm.device, ModelDevice)
-    config = llm.config if accelerator else None
-    per_token = stats.decode_cycles_per_token
-    modelled = config.clock_hz / per_token if config and per_token else None
+def _figures(llm: LLM, stats: RunStats, text: str) -> dict[str, object]:
+    facts = llm.device.facts()
+    per_token, clock_hz = stats.decode_cycles_per_token, facts.get("target_clock_hz")
+    modelled = clock_hz / per_token if isinstance(clock_hz, int) and per_token else None
     return {
         "device": llm.device.name,
-        "config": config.name if config else None,
-        "engine": config.engine if config else None,
+        "config": facts.get("config"),
+        "engine": facts.get("engine"),
         "format": llm.packed.format,
         "group": llm.packed.group,
         "kv_bits": llm.packed.kv,
         "model": llm.packed.name,
         "text": text,
         "prompt_tokens": stats.prompt_tokens,
+        "reused_tokens": stats.reused_tokens,
         "generated_tokens": stats.generated_tokens,
         "prefill_cycles": stats.prefill_cycles,
         "decode_cycles_per_token": _round(per_token, 1),
@@ -378,13 +380,13 @@ def _figures(llm: LLM, text: str) -> dict[str, object]:
         "prefill_tokens_per_s": _round(stats.prefill_tokens_per_s, 2),
         "decode_tokens_per_s": _round(stats.decode_tokens_per_s, 2),
         "modelled_decode_tokens_per_s": _round(modelled, 0),
-        "target_clock_hz": config.clock_hz if config else None,
+        "target_clock_hz": clock_hz,
         "bit_exact": stats.bit_exact,
         "saturated": stats.saturated,
-        "fingerprint": f"{config.fingerprint:016x}" if config else None,
-        "program_fingerprint": llm.program.fingerprint if config else None,
+        "fingerprint": facts.get("fingerprint"),
+        "program_fingerprint": facts.get("program_fingerprint"),
         "tokens": stats.tokens,
-        "last_tile_counters": dict(llm.device.counters()) if stats.tokens else {},
+        "last_pass_counters": dict(llm.device.counters()) if stats.tokens else {},
     }
 
 
@@ -392,7 +394,7 @@ def _round(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _print_table(figures: dict[str, object], llm: LLM) -> None:
+def _print_table(figures: dict[str, object]) -> None:
     def number(key: str, unit: str = "") -> str:
         value = figures[key]
         if value is None:
@@ -408,7 +410,8 @@ def _print_table(figures: dict[str, object], llm: LLM) -> None:
             table.add_row(key.replace("config", "configuration"), str(figures[key]), "")
     table.add_row("prompt tokens", number("prompt_tokens"), "")
     table.add_row("generated tokens", number("generated_tokens"), "")
-    simulated = isinstance(llm.device, RtlDevice)
+    clock_hz = figures["target_clock_hz"]
+    simulated = figures["device"] == "rtl"
     if simulated:
         table.add_row("prefill cycles", number("prefill_cycles"), "simulated")
         table.add_row("cycles per decoded token", number("decode_cycles_per_token"), "simulated")
@@ -417,13 +420,15 @@ def _print_table(figures: dict[str, object], llm: LLM) -> None:
         )
     table.add_row("prefill tokens per second", number("prefill_tokens_per_s"), "measured here")
     table.add_row("decode tokens per second", number("decode_tokens_per_s"), "measured here")
-    if simulated:
+    if simulated and isinstance(clock_hz, int):
         table.add_row(
-            f"decode tokens per second at {llm.config.clock_hz / 1e6:.0f} MHz",
+            f"decode tokens per second at {clock_hz / 1e6:.0f} MHz",
             number("modelled_decode_tokens_per_s"),
             "modelled",
         )
-    exact = {True: "yes", False: "NO", None: "not checked"}[llm.stats.bit_exact]
+    exact = (
+        "not checked" if figures["bit_exact"] is None else "yes" if figures["bit_exact"] else "NO"
+    )
     table.add_row("bit-exact with the golden model:", exact, "")
     Console(highlight=False).print(table)
 
@@ -433,7 +438,7 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--file", type=Path, required=True, metavar="FILE", help="text in UTF-8"
     )
-    add_device(parser, None, "auto, or golden with --engine")
+    add_device(parser, None, "auto, or interpreted with --engine")
     add_threads(parser)
     parser.add_argument(
         "--float",
@@ -454,20 +459,22 @@ def _perplexity(args: argparse.Namespace) -> int:
         raise LutraError(f"{args.file} is not UTF-8 text: convert it first") from None
     if args.windows is not None and args.windows < 1:
         raise LutraError(f"--windows must be 1 or more, not {args.windows}")
-    # the golden device gives the same bits whatever the tile; a wide one is faster here
-    device = args.device or ("golden" if args.engine else "auto")
-    config = "nano" if device == "rtl" else NANO_WIDE.name
+    if args.float:
+        for option in ("device", "threads", "engine"):
+            if getattr(args, option) is not None:
+                raise LutraError(f"--float runs on no device: leave --{option} out")
+    device = args.device or ("interpreted" if args.engine else "auto")
     with StepProgress() as progress:
         llm = LLM(
             args.model,
-            device,
-            config=config,
+            GoldenDevice() if args.float else device,
             engine=args.engine,
             format=args.format,
             group=args.group,
             kv_bits=args.kv,
             threads=args.threads,
             progress=progress,
+            load=not args.float,
         )
         tokens = llm.tokenizer.encode(text, add_bos=False)
         bos = llm.tokenizer.bos if llm.tokenizer.add_bos else None
@@ -480,18 +487,20 @@ def _perplexity(args: argparse.Namespace) -> int:
             values, scale = llm.logits(window)
             return values * scale[:, None]
 
-        source = llm.rounded if args.format or llm.source is None else llm.source
+        as_it_is = args.float and not args.format and llm.source is not None
 
-        def real(window: list[int]) -> NDArray[np.float64]:
-            return source.forward(np.array(window))
+        def real(source: Decoder) -> Callable[[list[int]], NDArray[np.float64]]:
+            return lambda window: source.forward(np.array(window))
 
-        result = perplexity(real if args.float else integer, windows, len(text), progress)
+        logits = integer
+        if args.float:
+            logits = real(llm.source if as_it_is and llm.source else llm.rounded)
+        result = perplexity(logits, windows, len(text), progress)
     if args.json:
         figures = {"model": args.model, "device": "float" if args.float else llm.device.name}
-        on_engine = not args.float and not isinstance(llm.device, ModelDevice)
-        figures |= {"engine": llm.config.engine if on_engine else None}
+        figures |= {"engine": None if args.float else llm.device.facts().get("engine")}
         # a checkpoint of ternary weights is rounded already
-        as_it_is = args.float and source is llm.source and not llm.packed.ternary
+        as_it_is = as_it_is and not llm.packed.ternary
         figures |= {"format": None if as_it_is else llm.packed.format}
         figures |= {"group": None if as_it_is else llm.packed.group}
         figures |= {"kv_bits": None if as_it_is else llm.packed.kv}
@@ -500,6 +509,7 @@ def _perplexity(args: argparse.Namespace) -> int:
     else:
         print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")
         print(f"{result.bits_per_character:.4f} bits per character, {result.tokens} tokens")
+    llm.close()
     return 0
 
 

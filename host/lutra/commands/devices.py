@@ -62,6 +62,8 @@ def _describe(name: str) -> str:
         return f"{threads} threads, decode by {few}, prefill by {many}"
     if name == "rtl":
         return _describe_rtl()
+    if name == "interpreted":
+        return "the accelerator's program, instruction by instruction, in NumPy"
     return "the specification, in NumPy"
 
 

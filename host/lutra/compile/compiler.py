@@ -15,7 +15,7 @@ from lutra.compile.fit import (
     round_up,
     row_unit,
 )
-from lutra.compile.program import MemoryMap, Program
+from lutra.compile.program import Program, Segment, SegmentKind
 from lutra_golden.arith.scale import SCALE, Scale, pack_scale, scale_from_float
 from lutra_golden.control.isa import (
     FLAG_BIAS,
@@ -43,7 +43,6 @@ __all__ = ["compile_model"]
 
 Progress = Callable[[str, float], None]
 
-_PAGE = 4096
 _RESIDUAL_SCALE_M = 1 << (SCALE.m_width - 1)
 
 
@@ -119,25 +118,24 @@ def _acc(first: int, count: int) -> _Region:
 
 
 class _Image:
-    """The weight segment: matrices, parameter vectors and tables at aligned offsets."""
+    """The weight segments: matrices, parameter vectors and tables at aligned offsets."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self.n_bytes = 0
+        self.segments: list[Segment] = []
+        self._n_bytes = 0
 
     def add(self, data: bytes, align: int) -> int:
-        offset = round_up(self.n_bytes, align)
-        self._parts += [bytes(offset - self.n_bytes), data]
-        self.n_bytes = offset + len(data)
-        if self.n_bytes > 1 << 32:
+        offset = round_up(self._n_bytes, align)
+        # the gap is filled, so that bursts may run over it
+        data = bytes(offset - self._n_bytes) + data if offset > self._n_bytes else data
+        self.segments.append(Segment(kind=SegmentKind.WEIGHTS, offset=self._n_bytes, data=data))
+        self._n_bytes += len(data)
+        if self._n_bytes > 1 << 32:
             raise LutraError(
                 "the packed model takes more than 4 GiB, beyond the offsets of instructions: "
                 "use a smaller model"
             )
         return offset
-
-    def join(self) -> bytes:
-        return b"".join(self._parts)
 
 
 def compile_model(
@@ -156,32 +154,23 @@ def compile_model(
     report("packing the weights", len(model.layers) / (len(model.layers) + 1))
     lowering.head()
     code = asm.end(config.data_bytes)
-    weights = image.join()
-
-    weight_base = round_up(len(code), _PAGE)
-    kv = round_up(weight_base + len(weights), _PAGE)
-    logits = round_up(kv + len(model.layers) * config.kv_layer_bytes, _PAGE)
+    segments = [Segment(kind=SegmentKind.CODE, offset=0, data=code), *image.segments]
     stride = round_up(4 * padded_vocabulary(model), config.data_bytes)
     # read by whole beats before all of a beat is written: scales, keys and values that share one
     first = config.kv_s_offset if config.kv_row_bytes == config.data_bytes else 0
-    digest = hashlib.sha256(code + weights + config.fingerprint.to_bytes(8, "little"))
+    digest = hashlib.sha256(config.fingerprint.to_bytes(8, "little"))
+    for segment in segments:
+        digest.update(segment.data)
     return Program(
         model=model.name,
         config=config,
-        memory=MemoryMap(
-            program=0,
-            weights=weight_base,
-            kv=kv,
-            logits=logits,
-            logits_stride=stride,
-            n_bytes=round_up(logits + config.pass_tokens * stride, _PAGE),
-        ),
-        code=code,
-        weights=weights,
+        segments=segments,
+        kv_bytes=len(model.layers) * config.kv_layer_bytes,
         zeros=[
-            (kv + i * config.kv_layer_bytes + first, config.kv_layer_bytes - first)
+            (i * config.kv_layer_bytes + first, config.kv_layer_bytes - first)
             for i in range(len(model.layers))
         ],
+        logits_stride=stride,
         vocab_size=model.vocab_size,
         context=context,
         head_scale=model.head_scale,

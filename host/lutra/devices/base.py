@@ -11,12 +11,11 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.compile.program import Program
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv, SequenceKv
 from lutra_golden.model.packed import PackedModel
@@ -27,16 +26,11 @@ __all__ = [
     "Chunk",
     "Device",
     "DeviceError",
-    "Limits",
-    "ModelDevice",
     "PassResult",
-    "ProgramDevice",
     "Session",
     "Step",
     "StepResult",
-    "TileResult",
     "available_memory",
-    "check_tile",
 ]
 
 
@@ -135,6 +129,14 @@ class Device(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the last pass; empty where there are none."""
+        ...
+
+    def facts(self) -> Mapping[str, str | int]:
+        """What runs the model, for reports; empty where nothing was built for it.
+
+        Of an accelerator: ``config``, ``engine``, ``target_clock_hz``, and the ``fingerprint`` and
+        ``program_fingerprint`` of what was built and compiled.
+        """
         ...
 
     def close(self) -> None:
@@ -398,11 +400,11 @@ class BaseDevice(Generic[S_co]):
             self._pid = os.getpid()
             try:
                 self._load(model)
+                self._free = self._memory() if self.memory_limit is None else self.memory_limit
             except BaseException:
                 self._unload()
                 raise
             self._model = model
-            self._free = self._memory() if self.memory_limit is None else self.memory_limit
 
     def session(self) -> S_co:
         """New, empty session; LutraError with the bytes needed and free if there is no room."""
@@ -443,6 +445,10 @@ class BaseDevice(Generic[S_co]):
 
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the last pass; empty where there are none."""
+        return {}
+
+    def facts(self) -> Mapping[str, str | int]:
+        """What runs the model, for reports; empty where nothing was built for it."""
         return {}
 
     def close(self) -> None:
@@ -580,92 +586,3 @@ def available_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, ValueError, OSError):
         return 1 << 32
-
-
-@dataclass(frozen=True)
-class TileResult:
-    """Logits of the tokens that asked for them.
-
-    ``logits`` is ``[n, vocab]`` int64, each worth ``scale`` ``[n]``; ``argmax`` is ``[n]``;
-    ``cycles`` is None where the device has no clock; ``saturated`` tells that the residual stream
-    reached the end of its range somewhere.
-    """
-
-    logits: NDArray[np.int64]
-    scale: NDArray[np.float64]
-    argmax: NDArray[np.int64]
-    cycles: int | None
-    saturated: bool = False
-
-
-class _TileDevice(Protocol):
-    """Something that holds a model and runs tiles of tokens of it."""
-
-    name: str
-
-    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
-        """Process ``tokens`` from ``position``; logits from that index of them on."""
-        ...
-
-    def counters(self) -> Mapping[str, int]:
-        """Performance counters of the last tile; empty where there are none."""
-        ...
-
-    def close(self) -> None:
-        """Release what the device holds."""
-        ...
-
-
-class ProgramDevice(_TileDevice, Protocol):
-    """An accelerator, simulated or real: a tile is at most its configuration's ``pass_tokens``."""
-
-    def load(self, program: Program) -> None:
-        """Take a program; the KV cache starts empty."""
-        ...
-
-
-@runtime_checkable
-class ModelDevice(_TileDevice, Protocol):
-    """A processor that runs a packed model as it is stored, without a program."""
-
-    @property
-    def tile(self) -> int:
-        """Tokens of a tile at most."""
-        ...
-
-    def load_model(self, model: PackedModel) -> None:
-        """Take a model; the KV cache starts empty."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What bounds a tile: its tokens, their ids, their positions."""
-
-    tile: int
-    vocab_size: int
-    context: int
-
-    @classmethod
-    def of(cls, program: Program) -> "Limits":
-        """Those of a program on an accelerator."""
-        return cls(
-            tile=program.config.pass_tokens, vocab_size=program.vocab_size, context=program.context
-        )
-
-
-def check_tile(limits: Limits, tokens: Sequence[int], position: int, logits_from: int) -> None:
-    """Refuse a tile that does not fit the model or the device."""
-    n = len(tokens)
-    if not 1 <= n <= limits.tile:
-        raise LutraError(f"a tile has 1 to {limits.tile} tokens, not {n}")
-    for token in tokens:
-        if not 0 <= token < limits.vocab_size:
-            raise LutraError(f"token id {token} is outside the vocabulary of {limits.vocab_size}")
-    if position < 0 or position + n > limits.context:
-        raise LutraError(
-            f"positions {position}..{position + n - 1} exceed the context of {limits.context}: "
-            "shorten the prompt or -n"
-        )
-    if not 0 <= logits_from <= n:
-        raise LutraError(f"logits_from must be in 0..{n}, not {logits_from}")

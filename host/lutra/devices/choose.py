@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lutra.devices.base import ModelDevice, ProgramDevice
+from lutra.devices.accelerator.device import AcceleratorDevice
+from lutra.devices.accelerator.interpreted import InterpretedTransport
+from lutra.devices.accelerator.rtl import RtlTransport
+from lutra.devices.base import Device
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice
 from lutra.devices.golden import GoldenDevice
-from lutra.devices.rtl import RtlDevice
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_kernels import gpu_count, interpreted
@@ -16,49 +18,67 @@ __all__ = ["DEVICES", "choose_device", "next_best", "notes_on"]
 
 Progress = Callable[[str, float], None]
 
-DEVICES = ("auto", "cuda", "cpu", "golden", "rtl")
+DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl")
 """Names of devices; ``auto`` is the fastest that is here."""
+_ACCELERATORS = ("interpreted", "rtl")
 
 
-def _golden(_threads: int | None, _progress: Progress | None) -> ProgramDevice:
+def _golden(_threads: int | None, _progress: Progress | None) -> Device:
     return GoldenDevice()
 
 
-def _cuda(_threads: int | None, progress: Progress | None) -> ModelDevice:
+def _cpu(threads: int | None, progress: Progress | None) -> Device:
+    return CpuDevice(threads, progress)
+
+
+def _cuda(_threads: int | None, progress: Progress | None) -> Device:
     return CudaDevice(progress)
 
 
-_PROCESSORS: Mapping[str, Callable[[int | None, Progress | None], ProgramDevice | ModelDevice]] = {
+_PROCESSORS: Mapping[str, Callable[[int | None, Progress | None], Device]] = {
     "cuda": _cuda,
-    "cpu": CpuDevice,
+    "cpu": _cpu,
     "golden": _golden,
 }
-"""Devices that need no configuration to choose them, the fastest first."""
+"""Devices that run packed models themselves, the fastest first."""
 
 
 def choose_device(
     name: str,
-    config: Callable[[], AcceleratorConfig],
     *,
+    config: str | AcceleratorConfig | None = None,
+    engine: str | None = None,
     threads: int | None = None,
     wave: Path | None = None,
     wave_cycles: tuple[int, int] | None = None,
     progress: Progress | None = None,
-) -> tuple[ProgramDevice | ModelDevice, list[str]]:
-    """The device of this name, and for ``auto`` why each faster one can not be used.
+) -> tuple[Device, list[str]]:
+    """The device of this name, and for ``auto`` the reason why each faster one cannot be used.
 
-    ``config`` is asked by accelerators only.
+    ``config`` (``nano`` if left out) and ``engine`` are those of accelerators, ``wave`` and
+    ``wave_cycles`` of the simulated one, ``threads`` are those of the device ``cpu``; elsewhere
+    they are refused.
     """
     if name not in DEVICES:
-        raise LutraError(f"device must be {_either(DEVICES)}, not {name!r}")
+        raise LutraError(f"device must be {_listed(DEVICES)}, not {name!r}")
     if threads is not None and threads < 1:
         raise LutraError(f"threads must be 1 or more, not {threads}")
     if wave is not None and wave.suffix not in (".vcd", ".fst"):
         raise LutraError(f"a waveform file must end in .vcd or .fst, not {wave.name!r}")
-    if name == "rtl":
-        return RtlDevice(config(), wave=wave, wave_cycles=wave_cycles, progress=progress), []
-    if wave is not None:
+    if wave is not None and name != "rtl":
         raise LutraError("a waveform needs the RTL: add --device rtl")
+    if threads is not None and name not in ("auto", "cpu"):
+        raise LutraError(f"threads are those of the device cpu, {name} has none: leave threads out")
+    if engine is not None and name not in _ACCELERATORS:
+        raise LutraError(f"device {name} has no matmul engine to choose: leave engine out")
+    if config is not None and name not in _ACCELERATORS:
+        raise LutraError(f"device {name} has no configuration to choose: leave config out")
+    built = "nano" if config is None else config
+    if name == "rtl":
+        transport = RtlTransport(wave=wave, wave_cycles=wave_cycles, progress=progress)
+        return AcceleratorDevice(transport, built, engine, progress=progress), []
+    if name == "interpreted":
+        return AcceleratorDevice(InterpretedTransport(), built, engine, progress=progress), []
     if name == "auto":
         return next_best(None, threads=threads, progress=progress)
     return _PROCESSORS[name](threads, progress), []
@@ -70,7 +90,7 @@ def next_best(
     *,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> tuple[ProgramDevice | ModelDevice, list[str]]:
+) -> tuple[Device, list[str]]:
     """The fastest device that is here, of those slower than ``after``.
 
     ``reasons`` why others are not used come back with those of this call. That a machine has no GPU
@@ -89,13 +109,11 @@ def next_best(
     raise AssertionError("the golden device is always here")
 
 
-def notes_on(device: ProgramDevice | ModelDevice, reasons: Sequence[str]) -> list[str]:
+def notes_on(device: Device, reasons: Sequence[str]) -> list[str]:
     """A line for the user on each reason why ``device`` had to be taken."""
-    runs = f"device {device.name} runs instead" + (
-        ", in NumPy" if isinstance(device, GoldenDevice) else ""
-    )
+    runs = f"device {device.name} runs instead" + (", in NumPy" * (device.name == "golden"))
     return [f"{reason}; {runs}" for reason in reasons]
 
 
-def _either(names: tuple[str, ...]) -> str:
+def _listed(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,93 +1,85 @@
-"""The golden interpreter as a device."""
+"""The specification as a device: the integer decoder of the golden model, in NumPy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from lutra.compile.program import Program
-from lutra.devices.base import DeviceError, Limits, TileResult, check_tile
+from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult
+from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.scale import Scale, scale_to_float
-from lutra_golden.control.interpreter import Interpreter, ProgramError
-from lutra_golden.control.memory import Memory, MemoryFault
-from lutra_golden.errors import LutraError
+from lutra_golden.model.cache import LayerCache, LayerKv
+from lutra_golden.model.decoder import Decoder, Rows
+from lutra_golden.model.packed import PackedModel
 
-__all__ = ["GoldenDevice"]
+__all__ = ["GoldenDevice", "GoldenSession"]
 
 
-class GoldenDevice:
-    """Runs programs in NumPy, exactly as specified."""
+class GoldenSession(BaseSession):
+    """Keys and values in the canonical form itself."""
+
+    def __init__(self, device: "GoldenDevice", caches: list[LayerCache]) -> None:
+        super().__init__(device, len(caches))
+        self.caches = caches
+
+    def _read(self, layer: int, n: int) -> LayerKv:
+        kv = self.caches[layer].first(n)
+        return LayerKv(
+            kv.keys.copy(), Scale(*map(np.copy, kv.key_scale)),
+            kv.values.copy(), Scale(*map(np.copy, kv.value_scale)),
+        )  # fmt: skip
+
+    def _write(self, layer: int, kv: LayerKv) -> None:
+        self.caches[layer].restore(kv)
+
+    def _release(self) -> None:
+        self.caches = []
+
+
+class GoldenDevice(BaseDevice[GoldenSession]):
+    """Runs packed models in NumPy, exactly as specified: no configuration, nothing to compile."""
 
     name = "golden"
+    pass_tokens = 64
 
-    def __init__(self) -> None:
-        self._program: Program | None = None
-        self._interpreter: Interpreter | None = None
+    def __init__(self, *, memory_limit: int | None = None) -> None:
+        super().__init__(memory_limit=memory_limit)
+        self._decoder: Decoder | None = None
 
-    @property
-    def interpreter(self) -> Interpreter:
-        """The interpreter, to look into while it runs."""
-        if self._interpreter is None:
-            raise LutraError("no program is loaded: call load(program) first")
-        return self._interpreter
+    def _load(self, model: PackedModel) -> None:
+        self._decoder = Decoder(model)
 
-    @property
-    def memory(self) -> Memory:
-        """The device's memory; fault injection and tests write into it."""
-        return self.interpreter.memory
+    def _unload(self) -> None:
+        self._decoder = None
 
-    def load(self, program: Program) -> None:
-        """Take a program; the KV cache starts empty."""
-        memory, layout = Memory(program.memory.n_bytes), program.memory
-        memory.write(layout.program, program.code)
-        memory.write(layout.weights, program.weights)
-        for address, n_bytes in program.zeros:
-            memory.write(address, bytes(n_bytes))
-        interpreter = Interpreter(program.config, memory)
-        interpreter.registers |= {
-            "PROGRAM_BASE": layout.program,
-            "PROGRAM_BYTES": len(program.code),
-            "WEIGHT_BASE": layout.weights,
-            "KV_BASE": layout.kv,
-            "LOGITS_BASE": layout.logits,
-            "LOGITS_STRIDE": layout.logits_stride,
-        }
-        self._program, self._interpreter = program, interpreter
+    def _session(self, model: PackedModel) -> GoldenSession:
+        assert self._decoder is not None
+        return GoldenSession(self, self._decoder.caches())
 
-    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
-        """Process ``tokens`` from ``position``; see :class:`~lutra.devices.base.Device`."""
-        program, interpreter = self._program, self._interpreter
-        if program is None or interpreter is None:
-            raise LutraError("no program is loaded: call load(program) first")
-        check_tile(Limits.of(program), tokens, position, logits_from)
-        n = len(tokens)
-        interpreter.registers |= {"POSITION": position, "N_TOKENS": n, "LOGITS_FROM": logits_from}
-        interpreter.tokens[:n] = tokens
-        try:
-            interpreter.run()
-        except (MemoryFault, ProgramError) as error:
-            raise DeviceError(f"the golden device stops at a broken program: {error}") from error
-        layout, wanted = program.memory, range(logits_from, n)
-        rows = [
-            interpreter.memory.read(
-                layout.logits + m * layout.logits_stride, 4 * program.vocab_size
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        decoder = self._decoder
+        assert decoder is not None
+        decoder.saturated = False
+        rows, streams, wanted, first = list[Rows](), list[Int](), list[Int](), 0
+        for chunk in chunks:
+            assert isinstance(chunk.session, GoldenSession)
+            n = len(chunk.tokens)
+            rows.append(Rows(chunk.session.caches, slice(first, first + n), chunk.position))
+            wanted.append(np.arange(first + chunk.logits_from, first + n))
+            streams.append(
+                decoder.embed(chunk.tokens)
+                if chunk.residual is None
+                else chunk.residual.astype(np.int64)
             )
-            .view("<i4")
-            .astype(np.int64)
-            for m in wanted
-        ]
-        tail = slice(logits_from, n)
-        scale = Scale(interpreter.scale.m[tail], interpreter.scale.e[tail])
-        return TileResult(
-            logits=np.array(rows, np.int64).reshape(len(rows), program.vocab_size),
-            scale=scale_to_float(scale) * program.head_scale,
-            argmax=interpreter.argmax[tail].copy(),
-            cycles=None,
-            saturated=interpreter.saturated,
+            first += n
+        x, layers = np.concatenate(streams), chunks[0].layers
+        for i in layers:
+            x = decoder.layer(i, x, rows)
+        if layers.stop < len(self.model.layers):
+            return PassResult(residual=x, saturated=decoder.saturated)
+        logits, scale = decoder.head(x[np.concatenate(wanted)])
+        return PassResult(
+            logits=logits,
+            scale=scale_to_float(scale) * self.model.head_scale,
+            argmax=logits.argmax(axis=1),
+            saturated=decoder.saturated,
         )
-
-    def counters(self) -> Mapping[str, int]:
-        """The golden device has no clock and no counters."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing to release."""

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense, Integers
-from lutra.compile.compiler import compile_model
-from lutra.compile.configure import configure
-from lutra.devices.golden import GoldenDevice
 from lutra.models import load_model
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.quantize.reference import reference
+from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
+from lutra_golden.model.decoder import Decoder as IntegerDecoder
+from lutra_golden.model.decoder import Rows
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.shapes import LINEARS
 
@@ -39,6 +39,7 @@ Progress = Callable[[str, float], None]
 _LIMITS = {1: 1.3, 2: 1.0, 3: 0.6, 4: 0.3, 6: 0.15}
 _LIMIT = 0.1
 _INTEGER_LIMIT = 0.1
+_TOKENS = 64  # run at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,23 +259,17 @@ def transformers_run(source: Path, tokens: NDArray[np.int64]) -> Run | None:
 
 
 def _run_integers(model: PackedModel, tokens: Sequence[int]) -> Run:
-    program = compile_model(model, configure(model, "nano-wide"))
-    device = GoldenDevice()
-    device.load(program)
-    interpreter = device.interpreter
+    decoder = IntegerDecoder(model)
+    caches = decoder.caches()
     parts: list[list[Float]] = []
-
-    def keep() -> None:
-        n = interpreter.registers["N_TOKENS"]
-        stream = interpreter.residual[:n, : model.hidden_size]
-        parts[-1].append(np.ldexp(stream.astype(np.float64), -model.residual_frac))
-
-    interpreter.on_residual = keep
-    tile, logits = program.config.pass_tokens, list[Float]()
-    for first in range(0, len(tokens), tile):
-        parts.append([])
-        result = device.run_tile(tokens[first : first + tile], first, 0)
-        logits.append(result.logits * result.scale[:, None])
-    # every layer adds to the residual stream twice
-    states = [np.concatenate(each) for each in zip(*parts, strict=True)][1::2]
-    return states, np.concatenate(logits)
+    logits: list[Float] = []
+    for first in range(0, len(tokens), _TOKENS):
+        x = decoder.embed(tokens[first : first + _TOKENS])
+        rows, states = [Rows(caches, slice(0, len(x)), first)], list[Float]()
+        for i in range(len(model.layers)):
+            x = decoder.layer(i, x, rows)
+            states.append(np.ldexp(x.astype(np.float64), -model.residual_frac))
+        values, scale = decoder.head(x)
+        logits.append(values * (scale_to_float(scale) * model.head_scale)[:, None])
+        parts.append(states)
+    return [np.concatenate(each) for each in zip(*parts, strict=True)], np.concatenate(logits)

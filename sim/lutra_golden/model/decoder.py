@@ -251,7 +251,11 @@ class Decoder:
             yield from self._kept[i, name]
             return
         made: list[tuple[slice, NDArray[np.floating]]] = []
-        weights = None if name == "head" else self.model.layers[i].linear(name).weights
+        weights = None
+        if name != "head":
+            linear = self.model.layers[i].linear(name)
+            # unpacked codes of a large model are not kept either
+            weights = linear.weights if self._keeps else linear.unpacked()
         n = self.model.vocab_size if weights is None else len(weights.codes)
         for first in range(0, n, _ROWS):
             rows = slice(first, min(first + _ROWS, n))

@@ -41,7 +41,11 @@ class PackedLinear:
 
     @cached_property
     def weights(self) -> GroupedWeights:
-        """The weights as codes."""
+        """The weights as codes; kept once they were asked for."""
+        return self.unpacked()
+
+    def unpacked(self) -> GroupedWeights:
+        """The weights as codes; made anew where they are stored."""
         source = self.source
         return source.unpack() if isinstance(source, StoredWeights) else source
 

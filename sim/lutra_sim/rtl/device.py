@@ -26,7 +26,7 @@ from lutra_golden.timing.memory import NANO_MEMORY, MemoryTiming
 from lutra_sim.rtl.build import Progress, build
 from lutra_sim.rtl.settings import Settings
 
-__all__ = ["RtlDevice", "RtlError", "coverage_folder"]
+__all__ = ["RtlError", "Simulator", "coverage_folder"]
 
 _SLICE_CYCLES = 5000  # a fraction of a second, so that Ctrl-C is heard
 _REBUILD = "run `make clean run`, which builds it anew"
@@ -36,11 +36,11 @@ class RtlError(RuntimeError):
     """The simulated accelerator broke a rule or got stuck; the message is one line."""
 
 
-class RtlDevice:
+class Simulator:
     """An accelerator of ``config``, simulated cycle by cycle, and the memory behind it.
 
-    Reading a byte that was never written is an error of who reads it, be it the accelerator or
-    this process; what need not be written by the accelerator is set with :meth:`zero`. After an
+    Reading an unwritten byte raises an error in the reader, be it the accelerator or this process;
+    what need not be written by the accelerator is set with :meth:`zero`. After an
     :class:`RtlError` memory can still be read, but nothing runs until :meth:`reset`.
 
     Parameters
@@ -83,6 +83,7 @@ class RtlDevice:
         self.config, self.memory_bytes, self.timing = config, memory_bytes, timing
         self._coverage = coverage
         self._handle: int | None = None
+        self._started = 0
         path = build(config, trace=_trace_format(trace_path), coverage=coverage, progress=progress)
         self._library = _load(path)
         settings = Settings.of(timing, watchdog_cycles=watchdog_cycles, clock_hz=config.clock_hz)
@@ -146,11 +147,15 @@ class RtlDevice:
             raise ValueError(f"{name} must fit 32 bits, not {value}")
         self._call("write_register", address, value)
 
-    def start_and_wait(self, max_cycles: int | None = None) -> int:
-        """Start a run, wait for its interrupt, and return the cycles that it took."""
-        first = self.cycles
+    def start(self) -> None:
+        """Start a run."""
+        self._started = self.cycles
         self.write_register("IRQ_STATUS", 1)
         self.write_register("CONTROL", CONTROL_START)
+
+    def wait(self, max_cycles: int | None = None) -> int:
+        """Wait for the interrupt of the run that was started; the cycles that it took."""
+        first = self._started
         while True:
             left = None if max_cycles is None else first + max_cycles - self.cycles
             if left is not None and left <= 0:
@@ -166,6 +171,11 @@ class RtlDevice:
                 f"the accelerator reports a bus error or an unknown opcode after {cycles} cycles"
             )
         return cycles
+
+    def start_and_wait(self, max_cycles: int | None = None) -> int:
+        """Start a run, wait for its interrupt, and return the cycles that it took."""
+        self.start()
+        return self.wait(max_cycles)
 
     def counters(self) -> dict[str, int]:
         """The performance counters of the last run, named as in :data:`COUNTERS`."""
@@ -192,7 +202,7 @@ class RtlDevice:
         finally:
             self._destroy()
 
-    def __enter__(self) -> "RtlDevice":
+    def __enter__(self) -> "Simulator":
         return self
 
     def __exit__(

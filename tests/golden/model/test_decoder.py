@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.host.models.small_models import VARIANTS, write_variant
-from tests.host.packed_models import golden_tiles
+from tests.host.packed_models import program_tiles
 
 from lutra.models import find_model, load_model
 from lutra.quantize.pack import pack_model
@@ -47,7 +47,7 @@ def small(folder: Path, variant: str) -> PackedModel:
 
 def check(model: PackedModel, n: int = 20) -> None:
     tokens = np.random.default_rng(1).integers(0, model.vocab_size, n).tolist()
-    expected = golden_tiles(model, tokens)
+    expected = program_tiles(model, tokens)
     logits, worth = run(Decoder(model), tokens, (7, 1))
     np.testing.assert_array_equal(logits, expected.logits)
     np.testing.assert_array_equal(worth, expected.scale)

@@ -2,41 +2,41 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
 from lutra.commands.bench import Row, bench
 from lutra.commands.cli import main
-from lutra.devices.base import TileResult
+from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult
 from lutra.open_model import open_packed_model
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
 
-class Recorder:
+class RecorderSession(BaseSession):
+    """Holds nothing."""
+
+
+class Recorder(BaseDevice[RecorderSession]):
     """A device that keeps what it was asked for."""
 
-    name, tile = "recorder", 48
+    name, pass_tokens = "recorder", 48
 
     def __init__(self) -> None:
-        self.model: PackedModel | None = None
-        self.tiles: list[tuple[int, int, int]] = []
+        super().__init__()
+        self.passes: list[tuple[int, int, int]] = []
 
-    def load_model(self, model: PackedModel) -> None:
-        self.model = model
-
-    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
-        self.tiles.append((len(tokens), position, logits_from))
-        nothing = np.zeros(0, np.int64)
-        return TileResult(nothing, nothing.astype(np.float64), nothing, None)
-
-    def counters(self) -> Mapping[str, int]:
-        return {}
-
-    def close(self) -> None:
+    def _load(self, model: PackedModel) -> None:
         pass
+
+    def _session(self, model: PackedModel) -> RecorderSession:
+        return RecorderSession(self, len(model.layers))
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        for chunk in chunks:
+            self.passes.append((len(chunk.tokens), chunk.position, chunk.logits_from))
+        return PassResult()
 
 
 def test_prefill_and_decode_are_what_llama_bench_runs() -> None:
@@ -45,7 +45,7 @@ def test_prefill_and_decode_are_what_llama_bench_runs() -> None:
     assert device.model is model
     prefill, decode = [(48, 0, 48), (48, 48, 48), (4, 96, 3)], [(1, i, 0) for i in range(3)]
     # a run of each that does not count comes first
-    assert device.tiles == 3 * prefill + 3 * decode
+    assert device.passes == 3 * prefill + 3 * decode
     assert [(row.test, len(row.rates)) for row in rows] == [("pp100", 2), ("tg3", 2)]
 
 
@@ -81,6 +81,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         ("-n 1 -r 0", "-p and -n must be 0 or more, not both 0, and -r 1 or more"),
         ("-p 257", "257 tokens do not fit the context of 256: lower -p or -n"),
         ("-p 8 -t 0", "threads must be 1 or more, not 0"),
+        ("-p 8 -t 2", "threads are those of the device cpu, golden has none: leave threads out"),
     ],
 )
 def test_refusals(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

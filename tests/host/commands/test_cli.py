@@ -21,6 +21,7 @@ from lutra.text.tokenizer import Tokenizer
 
 FULL = Path("/dev/full")
 STORY = ["run", "-dev", "golden"]
+PROGRAM = ["run", "-dev", "interpreted"]
 KEYS = {
     "device",
     "config",
@@ -79,7 +80,7 @@ def test_a_story_and_its_table(capsys: Capture) -> None:
     rows = [re.split(r"\s{2,}", line.strip()) for line in output.out.splitlines()]
     table = {row[0]: row[1:] for row in rows if len(row) > 1}
     assert table["device"] == ["golden"]
-    assert table["configuration"] == ["nano"]
+    assert not {"configuration", "engine"} & table.keys()
     assert table["model"] == ["tales"]
     assert table["generated tokens"] == ["3"]
     assert table["decode tokens per second"][1] == "measured here"
@@ -92,13 +93,13 @@ def test_json_is_the_last_line(capsys: Capture) -> None:
     figures = json.loads(last)
     assert figures.keys() >= KEYS
     assert "\n".join(story).rstrip("\n") == "The king" + figures["text"].rstrip("\n")
-    assert (figures["device"], figures["config"], figures["model"]) == ("golden", "nano", "tales")
-    assert (figures["engine"], figures["format"], figures["group"]) == ("ternary", "W1.58A8", None)
+    assert (figures["device"], figures["config"], figures["model"]) == ("golden", None, "tales")
+    assert (figures["engine"], figures["format"], figures["group"]) == (None, "W1.58A8", None)
     assert figures["generated_tokens"] == len(figures["tokens"]) == 3
-    assert figures["prompt_tokens"] > 1
+    assert figures["prompt_tokens"] > 1 and figures["reused_tokens"] == 0
     assert figures["prefill_cycles"] is figures["decode_cycles_per_token"] is None
     assert figures["bit_exact"] is None
-    assert re.fullmatch("[0-9a-f]{16}", figures["fingerprint"])
+    assert figures["fingerprint"] is figures["program_fingerprint"] is None
     assert main([*STORY, "-p", "The king", "-n", "3", "--json", "--seed", "5"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again["tokens"] == figures["tokens"]
@@ -130,11 +131,13 @@ def test_what_a_terminal_can_not_show_is_replaced() -> None:
 def test_engine_format_and_group(
     options: list[str], config: str, engine: str, format: str, group: int, capsys: Capture
 ) -> None:
-    arguments = [*STORY, "-m", "tales-llama", "-p", "The king", "-n", "2", *options]
+    arguments = [*PROGRAM, "-m", "tales-llama", "-p", "The king", "-n", "2", *options]
     assert main([*arguments, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["config"], figures["engine"]) == (config, engine)
     assert (figures["format"], figures["group"]) == (format, group)
+    for name in ("fingerprint", "program_fingerprint"):
+        assert re.fullmatch("[0-9a-f]{16,}", figures[name])
     assert main(arguments) == 0
     rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
     assert ["engine", engine] in rows
@@ -171,7 +174,22 @@ def test_engine_format_and_group(
 def test_engines_and_formats_that_can_not_be(
     options: list[str], message: str, capsys: Capture
 ) -> None:
-    assert re.fullmatch(message, fails(capsys, *STORY, *options))
+    assert re.fullmatch(message, fails(capsys, *PROGRAM, *options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("-dev golden --config nano", "device golden has no configuration to choose: .*"),
+        ("-dev auto --config nano", "device auto has no configuration to choose: .*"),
+        ("-dev golden --engine lut", "device golden has no matmul engine to choose: .*"),
+        ("-dev golden -t 2", "threads are those of the device cpu, golden has none: .*"),
+        ("-dev rtl -t 2", "threads are those of the device cpu, rtl has none: .*"),
+        ("-dev golden --group 64", "the weights of tales are in no groups: leave group out"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(options: str, message: str, capsys: Capture) -> None:
+    assert re.fullmatch(message, fails(capsys, "run", *options.split()))
 
 
 def test_an_unknown_model(capsys: Capture) -> None:
@@ -236,22 +254,22 @@ def test_a_prompt_that_is_too_long(capsys: Capture) -> None:
 def test_more_tokens_than_the_context_holds(n: str, capsys: Capture) -> None:
     message = fails(capsys, *STORY, "-p", "A king", "-n", n)
     assert re.fullmatch(
-        rf"{n} tokens can not be generated: the prompt takes \d of 256 positions, "
-        r"so -n must be 1 to 25\d",
+        rf"{n} tokens cannot be generated: the prompt takes \d of 256 positions: "
+        r"ask for 1 to 25\d",
         message,
     )
 
 
 def test_a_model_that_the_configuration_is_enlarged_for(tmp_path: Path, capsys: Capture) -> None:
     folder = write_model(tmp_path / "model", Shape())
-    assert main([*STORY, "-m", str(folder), "-p", "A", "-n", "2", "--check", "--json"]) == 0
+    assert main([*PROGRAM, "-m", str(folder), "-p", "A", "-n", "2", "--check", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["config"], figures["bit_exact"]) == ("nano-fit", True)
 
 
 def test_a_model_that_no_configuration_holds(tmp_path: Path, capsys: Capture) -> None:
     folder = write_model(tmp_path / "model", Shape(num_attention_heads=8, num_key_value_heads=8))
-    assert fails(capsys, *STORY, "-m", str(folder)) == (
+    assert fails(capsys, *PROGRAM, "-m", str(folder), "-p", "A") == (
         "no configuration holds model: n_kv_heads must fit one scale record, not 8"
     )
 
@@ -398,7 +416,7 @@ def test_perplexity(tmp_path: Path, capsys: Capture) -> None:
 def test_perplexity_of_formats(tmp_path: Path, capsys: Capture) -> None:
     """As it is, rounded in floating point, and in integers on two engines."""
     path = tmp_path / "tale.txt"
-    path.write_text("Once upon a time there was a king. " * 12, encoding="utf-8")
+    path.write_text("Once upon a time there was a king. " * 4, encoding="utf-8")
     w2 = ["--format", "W2A8", "--group", "128"]
     found: list[dict[str, object]] = []
     engines = ([*w2, "--engine", name] for name in ("lut", "mac"))
@@ -455,7 +473,7 @@ def test_a_story_of_a_packed_model(otter: Path, capsys: Capture) -> None:
     found: list[dict[str, Any]] = []
     for model, more in ((otter, []), (otter.parent / "source", ["--group", "32"])):
         capsys.readouterr()
-        assert main([*STORY, "-m", str(model), *options, *more]) == 0
+        assert main([*PROGRAM, "-m", str(model), *options, *more]) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     packed, source = found
     assert packed["tokens"] == source["tokens"]
@@ -495,7 +513,7 @@ def test_a_cache_of_four_bits(otter: Path, tmp_path: Path, capsys: Capture) -> N
 
 
 def test_a_story_with_a_cache_of_four_bits(capsys: Capture) -> None:
-    assert main([*STORY, "-p", "The king", "-n", "2", "--kv", "4", "--json"]) == 0
+    assert main([*PROGRAM, "-p", "The king", "-n", "2", "--kv", "4", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["config"], figures["kv_bits"]) == ("nano-kv4", "4")
 
@@ -525,6 +543,8 @@ def test_perplexity_without_a_first_token(otter: Path, tmp_path: Path, capsys: C
         (b"", [], "the text is too short to predict anything: give a longer one"),
         (b"K\xf6nig", [], "{path} is not UTF-8 text: convert it first"),
         (b"king", ["--windows", "0"], "--windows must be 1 or more, not 0"),
+        (b"king", ["--float", "-dev", "cpu"], "--float runs on no device: leave --device out"),
+        (b"king", ["--float", "-t", "2"], "--float runs on no device: leave --threads out"),
     ],
 )
 def test_texts_that_can_not_be(

@@ -8,13 +8,14 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tests.host.random_model import LLAMAS, SHAPES, config_for, load
+from tests.host.tiles import Compiled, compiled, on_transport
 
 from lutra.checkpoints.weights import Ternary, Weight
 from lutra.compile.compiler import compile_model
 from lutra.compile.fit import check_fit, check_layer, engines_for
-from lutra.compile.program import Program
-from lutra.devices.golden import GoldenDevice
+from lutra.compile.program import Program, SegmentKind
 from lutra.models import find_model, load_model
 from lutra.models.decoder import Decoder
 from lutra.quantize.pack import pack_model
@@ -51,7 +52,7 @@ def matrices_of(program: Program) -> list[np.ndarray]:
     for i in instructions_of(program):
         if i.opcode is Opcode.LMMA:
             shape = i.args["depth_tiles"], i.args["row_blocks"], i.args["planes"]
-            words = np.frombuffer(program.weights, np.uint8)[i.args["address"] :]
+            words = weights_of(program)[i.args["address"] :]
             words = words[: i.args["n_words"] * config.weight_word_bytes]
             words = words.reshape(i.args["n_words"], -1)[:, : -(-config.matmul.word_bits // 8)]
             w = config.matmul.decode(words, *shape)
@@ -69,25 +70,42 @@ def matrices_of(program: Program) -> list[np.ndarray]:
 # -- waits
 
 
+def weights_of(program: Program) -> NDArray[np.uint8]:
+    """The weight segments, one behind the other."""
+    parts = [segment.data for segment in program.of(SegmentKind.WEIGHTS)]
+    assert sum(map(len, parts)) == program.n_bytes(SegmentKind.WEIGHTS)
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+def places(program: Program) -> tuple[int, int, int, int]:
+    """Addresses of weights, KV cache and logits behind the code, and the end."""
+    sizes = (
+        len(program.code), program.n_bytes(SegmentKind.WEIGHTS), program.kv_bytes,
+        program.logits_bytes,
+    )  # fmt: skip
+    weights, kv, logits, end = np.cumsum([-(-size // 4096) * 4096 for size in sizes]).tolist()
+    return weights, kv, logits, end
+
+
 class Machine:
     """The golden interpreter with units that run ahead of each other as far as waits allow."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        layout = program.memory
-        memory = Memory(layout.n_bytes)
-        memory.write(layout.program, program.code)
-        memory.write(layout.weights, program.weights)
-        for address, n_bytes in program.zeros:
-            memory.write(address, bytes(n_bytes))
+        weights, kv, self.logits, end = places(program)
+        memory = Memory(end)
+        memory.write(0, program.code)
+        memory.write(weights, weights_of(program))
+        for offset, n_bytes in program.zeros:
+            memory.write(kv + offset, bytes(n_bytes))
         self.interpreter = interpreter = Interpreter(program.config, memory)
         interpreter.registers |= {
-            "PROGRAM_BASE": layout.program,
+            "PROGRAM_BASE": 0,
             "PROGRAM_BYTES": len(program.code),
-            "WEIGHT_BASE": layout.weights,
-            "KV_BASE": layout.kv,
-            "LOGITS_BASE": layout.logits,
-            "LOGITS_STRIDE": layout.logits_stride,
+            "WEIGHT_BASE": weights,
+            "KV_BASE": kv,
+            "LOGITS_BASE": self.logits,
+            "LOGITS_STRIDE": program.logits_stride,
         }
         self.instructions = [i for i in interpreter.program() if i.opcode is not Opcode.END]
 
@@ -130,9 +148,9 @@ class Machine:
             scale.m[:], scale.e[:] = rng.integers(1 << 15, 1 << 16, scale.m.shape), -20
 
     def _results(self, n: int) -> Iterator[bytes]:
-        interpreter, layout, first = self.interpreter, self.program.memory, n // 2
+        interpreter, first = self.interpreter, n // 2
         for m in range(first, n):
-            address = layout.logits + m * layout.logits_stride
+            address = self.logits + m * self.program.logits_stride
             yield interpreter.memory.read(address, 4 * self.program.vocab_size).tobytes()
         yield interpreter.argmax[first:n].tobytes()
         yield interpreter.scale.m[first:n].tobytes()
@@ -256,24 +274,20 @@ def test_program_is_what_a_model_needs(name: str, program: Callable[[str], Progr
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_nothing_overlaps_in_memory(name: str, program: Callable[[str], Program]) -> None:
+def test_segments_follow_each_other(name: str, program: Callable[[str], Program]) -> None:
     found = program(name)
-    layout, config = found.memory, found.config
-    parts = [
-        (layout.program, len(found.code)),
-        (layout.weights, len(found.weights)),
-        (layout.kv, found.n_layers * config.kv_layer_bytes),
-        (layout.logits, config.pass_tokens * layout.logits_stride),
-    ]
-    for (first, n_bytes), (following, _) in zip(
-        parts, [*parts[1:], (layout.n_bytes, 0)], strict=False
-    ):
-        assert first % 4096 == 0
-        assert first + n_bytes <= following
-    assert layout.logits_stride >= 4 * found.vocab_size
-    assert layout.logits_stride % config.data_bytes == 0
-    for address, n_bytes in found.zeros:
-        assert layout.kv <= address <= address + n_bytes <= layout.logits
+    config, end = found.config, 0
+    for segment in found.of(SegmentKind.WEIGHTS):
+        assert segment.offset == end
+        end += len(segment.data)
+    assert end == found.n_bytes(SegmentKind.WEIGHTS)
+    assert found.n_bytes(SegmentKind.CODE) == len(found.code)
+    assert found.kv_bytes == found.n_layers * config.kv_layer_bytes
+    assert found.logits_stride >= 4 * found.vocab_size
+    assert found.logits_stride % config.data_bytes == 0
+    assert found.logits_bytes == config.pass_tokens * found.logits_stride
+    for offset, n_bytes in found.zeros:
+        assert 0 <= offset <= offset + n_bytes <= found.kv_bytes
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -281,7 +295,7 @@ def test_operands_lie_in_the_image_and_in_the_buffers(
     name: str, program: Callable[[str], Program]
 ) -> None:
     found = program(name)
-    config, size = found.config, len(found.weights)
+    config, size = found.config, found.n_bytes(SegmentKind.WEIGHTS)
     for i in instructions_of(found):
         args = i.args
         if i.opcode is Opcode.LDPARAM:
@@ -488,7 +502,7 @@ def test_what_is_read_before_it_is_written_is_zeroed(
         found = compile_model(replace(model, key_bits=kv_bits, value_bits=kv_bits), built)
         first = built.kv_s_offset if kv_bits == 8 else 0
         size = built.kv_layer_bytes
-        assert found.zeros == [(found.memory.kv + i * size + first, size - first) for i in (0, 1)]
+        assert found.zeros == [(i * size + first, size - first) for i in (0, 1)]
 
 
 @pytest.mark.parametrize("changes", [{"hidden_size": 72}, {"intermediate_size": 100}])
@@ -527,9 +541,8 @@ def test_logits_do_not_depend_on_the_sizes_of_buffers(
     larger = compile_model(packed(name), replace(config_for(SHAPES[name]), **changes))
     results = []
     for each in (program(name), larger):
-        device = GoldenDevice()
-        device.load(each)
-        results.append([device.run_tile([5, 9], 0, 0), device.run_tile([1], 2, 0)])
+        tiles = on_transport(Compiled(packed(name), each))
+        results.append([tiles.run_tile([5, 9], 0, 0), tiles.run_tile([1], 2, 0)])
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a.logits, b.logits)
         np.testing.assert_array_equal(a.scale, b.scale)
@@ -630,9 +643,8 @@ def test_rows_are_padded_to_the_tile(packed_llama: Callable[[str, str], PackedMo
     assert all(p["row_blocks"] % 8 == p["acc_base"] % 8 == 0 for p in parts)
     results = []
     for program in (found, llama_program(packed_llama, "llama-grouped", "lut", "W2A8")):
-        device = GoldenDevice()
-        device.load(program)
-        results.append(device.run_tile([5, 9, 700], 0, 0).logits)
+        tiles = on_transport(Compiled(model, program))
+        results.append(tiles.run_tile([5, 9, 700], 0, 0).logits)
     np.testing.assert_array_equal(*results)
 
 
@@ -775,9 +787,8 @@ def test_scales_of_sixteen_bits_give_the_same_logits(
     results = []
     for packed, changes in ((model, {}), (_with_scales(model, 256, 8), {"scale_width": 16})):
         config = config_for(LLAMAS[name], engine, depth_tile=depth_tile, **step_depth, **changes)
-        device = GoldenDevice()
-        device.load(compile_model(packed, config))
-        results.append(device.run_tile([3, 1000, 7], 0, 0).logits)
+        tiles = on_transport(compiled(packed, config))
+        results.append(tiles.run_tile([3, 1000, 7], 0, 0).logits)
     np.testing.assert_array_equal(*results)
     assert results[0].any()
 

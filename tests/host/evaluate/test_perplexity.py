@@ -12,7 +12,6 @@ from tests.host.random_model import load
 from lutra import LLM
 from lutra.evaluate.perplexity import perplexity, text_windows
 from lutra.models import find_model
-from lutra_golden.core.config import NANO_WIDE
 from lutra_golden.errors import LutraError
 
 Float = NDArray[np.float64]
@@ -88,7 +87,7 @@ def test_an_empty_text_is_refused() -> None:
 def test_the_integer_path_is_as_good_as_floating_point() -> None:
     """Within 0.1 % on a text of the shipped model's kind, 6,500 characters long."""
     folder = find_model("tales")
-    source, llm = load(folder), LLM(folder, "golden", config=NANO_WIDE)
+    source, llm = load(folder), LLM(folder, "golden")
     text = TALE.read_text(encoding="utf-8")
     tokens = llm.tokenizer.encode(text, add_bos=False)
     windows = text_windows(tokens, window=llm.context, bos=source.config.bos_token_id)
@@ -107,7 +106,7 @@ def test_the_integer_path_is_as_good_as_floating_point() -> None:
 def test_a_quantised_llama_is_as_good_as_its_rounded_weights_in_float(
     options: dict[str, Any],
 ) -> None:
-    llm = LLM("tales-llama", "golden", config="nano-wide", **options)
+    llm = LLM("tales-llama", "golden", **options)
     text = TALE.read_text(encoding="utf-8")
     tokens = llm.tokenizer.encode(text, add_bos=False)
     windows = text_windows(tokens, window=llm.context, bos=llm.packed.bos)

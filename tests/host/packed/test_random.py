@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from tests.host.tiles import golden
 
 from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
-from lutra.devices.golden import GoldenDevice
 from lutra.packed.random import random_packed
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
@@ -39,9 +39,8 @@ def test_it_runs(format: str) -> None:
     model = random_packed(
         "random:smollm-135m", Format.parse(format), group=64, context=64, n_layers=1
     )
-    device = GoldenDevice()
-    device.load(compile_model(model, configure(model, engine="mac")))
-    result = device.run_tile([5, 7, 49151], 0, 0)
+    compile_model(model, configure(model, engine="mac"))
+    result = golden(model).run_tile([5, 7, 49151], 0, 0)
     assert result.logits.shape == (3, 49152) and not result.saturated
     # the tokens differ, and so do their logits, which are spread over their range
     assert len({tuple(row[:16]) for row in result.logits.tolist()}) == 3

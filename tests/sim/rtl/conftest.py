@@ -8,7 +8,7 @@ import pytest
 
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_sim.rtl import build
-from lutra_sim.rtl.device import RtlDevice
+from lutra_sim.rtl.device import Simulator
 
 MEMORY_BYTES = 1 << 16
 
@@ -26,11 +26,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> AcceleratorConfig:
 @pytest.fixture
 def open_device(
     stand_in: AcceleratorConfig, request: pytest.FixtureRequest
-) -> Callable[..., RtlDevice]:
+) -> Callable[..., Simulator]:
     """Makes devices with the stand-in that are closed after the test."""
 
-    def make(*arguments: Any, config: AcceleratorConfig = stand_in, **options: Any) -> RtlDevice:
-        device = RtlDevice(config, MEMORY_BYTES, *arguments, **options)
+    def make(*arguments: Any, config: AcceleratorConfig = stand_in, **options: Any) -> Simulator:
+        device = Simulator(config, MEMORY_BYTES, *arguments, **options)
         request.addfinalizer(device.close)
         return device
 

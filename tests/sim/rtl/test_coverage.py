@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lutra_sim.rtl.coverage import main, merge, read_points
-from lutra_sim.rtl.device import RtlDevice
+from lutra_sim.rtl.device import Simulator
 
 # the same component in its own bench and in the accelerator
 BODY = """module {header}(clk, a);
@@ -141,7 +141,7 @@ def test_nothing_to_report(
 
 @pytest.mark.cocotb
 def test_coverage_of_a_device(
-    open_device: Callable[..., RtlDevice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_device: Callable[..., Simulator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LUTRA_COVERAGE_DIR", str(tmp_path / "coverage"))
     monkeypatch.setenv("LUTRA_COVERAGE", "1")

@@ -15,17 +15,17 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.timing.memory import IDEAL_MEMORY, NANO_MEMORY, MemoryTiming, random_timing
 from lutra_sim.bench.rtl.stand_in import CONFIG, MAX_BEATS, Fault
 from lutra_sim.rtl import build
-from lutra_sim.rtl.device import RtlDevice, RtlError
+from lutra_sim.rtl.device import RtlError, Simulator
 
 pytestmark = pytest.mark.cocotb
 
-Open = Callable[..., RtlDevice]
+Open = Callable[..., Simulator]
 
 SOURCE, WEIGHTS, TARGET = 0x1000, 0x2000, 0x3000
 STALLS = MemoryTiming(stall=0.7, seed=5)
 
 
-def prepare(device: RtlDevice, beats: int = MAX_BEATS, fault: Fault = Fault.NONE) -> np.ndarray:
+def prepare(device: Simulator, beats: int = MAX_BEATS, fault: Fault = Fault.NONE) -> np.ndarray:
     """Fill the memory and set the registers; returns what the device is to read."""
     rng = np.random.default_rng(beats)
     words = rng.integers(0, 1 << 64, (2, beats), np.uint64)
@@ -42,7 +42,7 @@ def prepare(device: RtlDevice, beats: int = MAX_BEATS, fault: Fault = Fault.NONE
     return words
 
 
-def check(device: RtlDevice, words: np.ndarray) -> None:
+def check(device: Simulator, words: np.ndarray) -> None:
     """What the device wrote is what it was given to read."""
     written = np.frombuffer(device.read(TARGET, 8 * words.shape[1]), np.uint64)
     assert (written == ~words[0]).all()
@@ -382,6 +382,6 @@ def test_closed(open_device: Open) -> None:
 
 def test_parameters() -> None:
     with pytest.raises(ValueError, match=r"^memory_bytes must be positive, not 0$"):
-        RtlDevice(CONFIG, 0)
+        Simulator(CONFIG, 0)
     with pytest.raises(ValueError, match=r"^watchdog_cycles must not be negative, not -1$"):
-        RtlDevice(CONFIG, 1, watchdog_cycles=-1)
+        Simulator(CONFIG, 1, watchdog_cycles=-1)

@@ -11,14 +11,11 @@ from lutra.devices.base import (
     BaseSession,
     Chunk,
     PassResult,
-    Step,
-    TileResult,
 )
 from lutra.devices.cpu.binding import CpuModel, RowTable
 from lutra.devices.cpu.cache import CacheShape, CpuCache
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.library import library
-from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
@@ -59,7 +56,6 @@ class CpuDevice(BaseDevice[CpuSession]):
 
     name = "cpu"
     pass_tokens = _PASS_TOKENS
-    tile = _PASS_TOKENS
 
     def __init__(
         self,
@@ -75,7 +71,6 @@ class CpuDevice(BaseDevice[CpuSession]):
         self.threads = available_cores() if threads is None else threads
         self._loaded: CpuModel | None = None
         self._caches: weakref.WeakSet[CpuCache] = weakref.WeakSet()
-        self._only: CpuSession | None = None
 
     def _load(self, model: PackedModel) -> None:
         check_processor(model)
@@ -85,7 +80,6 @@ class CpuDevice(BaseDevice[CpuSession]):
         )
 
     def _unload(self) -> None:
-        self._only = None
         for cache in list(self._caches):
             cache.close()
         if self._loaded is not None:
@@ -123,27 +117,4 @@ class CpuDevice(BaseDevice[CpuSession]):
             scale=result.scale * self.model.head_scale,
             argmax=result.argmax,
             saturated=result.saturated,
-        )
-
-    # -- the old protocol, until its callers have moved
-
-    def load_model(self, model: PackedModel) -> None:
-        """Take a model and begin a sequence."""
-        self.load(model)
-        self._only = self.session()
-
-    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
-        """Process ``tokens`` from ``position`` of the sequence."""
-        if self._only is None:
-            raise LutraError("no model is loaded: call load_model(model) first")
-        if len(tokens) > self.tile:
-            raise LutraError(f"a tile has 1 to {self.tile} tokens, not {len(tokens)}")
-        self._only.truncate(position)
-        (found,) = self.run([Step(session=self._only, tokens=tokens, logits_from=logits_from)])
-        return TileResult(
-            logits=found.logits,
-            scale=found.scale,
-            argmax=found.argmax,
-            cycles=None,
-            saturated=found.saturated,
         )

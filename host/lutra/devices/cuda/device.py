@@ -7,15 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lutra.compile.fit import check_processor
-from lutra.devices.base import (
-    BaseDevice,
-    BaseSession,
-    Chunk,
-    PassResult,
-    Step,
-    TileResult,
-    available_memory,
-)
+from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult, available_memory
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
@@ -74,7 +66,6 @@ class CudaDevice(BaseDevice[CudaSession]):
         super().__init__(memory_limit=memory_limit)
         self._progress = progress
         self._loaded: Runner | None = None
-        self._implicit: CudaSession | None = None
 
     @property
     def _runner(self) -> "Runner":
@@ -96,7 +87,6 @@ class CudaDevice(BaseDevice[CudaSession]):
             self._progress("loading the GPU", share)
 
     def _unload(self) -> None:
-        self._implicit = None
         if self._loaded is not None:
             # sessions that somebody still holds keep no memory
             self._loaded.pool.release()
@@ -139,28 +129,6 @@ class CudaDevice(BaseDevice[CudaSession]):
             residual=result.residual,
             saturated=result.saturated,
         )
-
-    # -- one implicit session
-
-    @property
-    def tile(self) -> int:
-        """Tokens of a tile at most."""
-        return self.pass_tokens
-
-    def load_model(self, model: PackedModel) -> None:
-        """Take a model and open the session that tiles are of."""
-        self.load(model)
-        self._implicit = self.session()
-
-    def run_tile(self, tokens: Sequence[int], position: int, logits_from: int) -> TileResult:
-        """Process ``tokens`` from ``position``; logits from that index of them on."""
-        session = self._implicit
-        if session is None:
-            raise LutraError("no model is loaded: call load_model(model) first")
-        session.truncate(position)
-        step = Step(session=session, tokens=tokens, logits_from=logits_from)
-        (result,) = self.run([step])
-        return TileResult(result.logits, result.scale, result.argmax, None, result.saturated)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.host.packed_models import golden_tiles
+from tests.host.tiles import Tiles, run_tiles
 
 from lutra.commands.cli import main
 from lutra.compile.fit import check_processor
@@ -18,7 +19,6 @@ from lutra.devices.cpu.device import CpuDevice
 from lutra.llm import LLM
 from lutra.open_model import open_packed_model
 from lutra.text.sampling import SamplingParams
-from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores
 from lutra_golden.matmul.format import FORMATS, TERNARY_NAME
@@ -37,10 +37,6 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     cpu_library.library.cache_clear()
 
 
-def no_configuration() -> AcceleratorConfig:
-    raise AssertionError("a processor needs no configuration")
-
-
 @compiler
 def test_a_story_is_the_golden_models() -> None:
     sampling = SamplingParams(temperature=1.0, seed=5)
@@ -50,7 +46,7 @@ def test_a_story_is_the_golden_models() -> None:
     assert completion.stats.bit_exact
     golden = LLM("tales", "golden").generate(prompt, 24, sampling)
     assert completion.tokens == golden.tokens
-    assert llm.device.counters() == {} and llm.tile > golden.stats.prompt_tokens
+    assert llm.device.counters() == {} and llm.device.pass_tokens > golden.stats.prompt_tokens
     llm.close()
 
 
@@ -58,17 +54,17 @@ def test_a_story_is_the_golden_models() -> None:
 def test_logits_of_a_context_that_is_filled() -> None:
     packed_tales = open_packed_model("tales")
     device = CpuDevice(threads=1)
-    device.load_model(packed_tales)
+    device.load(packed_tales)
     tokens = np.random.default_rng(0).integers(0, 2048, packed_tales.context).tolist()
-    whole = device.run_tile(tokens, 0, 0)
-    device.load_model(packed_tales)
-    parts = [device.run_tile(tokens[i : i + 100], i, 0) for i in range(0, len(tokens), 100)]
-    np.testing.assert_array_equal(whole.logits, np.concatenate([part.logits for part in parts]))
+    tiles = Tiles(device)
+    whole = tiles.run_tile(tokens, 0, 0)
+    parts = run_tiles(tiles, tokens, [100, 100])
+    np.testing.assert_array_equal(whole.logits, parts.logits)
     with pytest.raises(LutraError, match=r"positions 256\.\.256 exceed the context of 256"):
-        device.run_tile([1], 256, 0)
+        tiles.run_tile([1], 256, 0)
     device.close()
-    with pytest.raises(LutraError, match=r"no model is loaded: call load_model\(model\) first"):
-        device.run_tile([1], 0, 0)
+    with pytest.raises(LutraError, match=r"no model is loaded: call load\(model\) first"):
+        device.session()
 
 
 @compiler
@@ -78,12 +74,10 @@ def test_the_shipped_llama_in_every_format(format: str) -> None:
     tokens = np.random.default_rng(0).integers(0, 2048, 40).tolist()
     expected = golden_tiles(model, tokens)
     device = CpuDevice(threads=2)
-    device.load_model(model)
-    parts = [device.run_tile(tokens[:37], 0, 0)]
-    parts += [device.run_tile([tokens[i]], i, 0) for i in range(37, 40)]
+    device.load(model)
+    found = run_tiles(Tiles(device), tokens, [37, 1, 1])
     for name in ("logits", "scale", "argmax"):
-        found = np.concatenate([getattr(part, name) for part in parts])
-        np.testing.assert_array_equal(found, getattr(expected, name))
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     device.close()
 
 
@@ -95,7 +89,7 @@ def test_an_engine_is_not_chosen_for_it() -> None:
 
 @compiler
 def test_auto_takes_it() -> None:
-    device, reasons = choose_device("auto", no_configuration, threads=3)
+    device, reasons = choose_device("auto", threads=3)
     assert isinstance(device, CpuDevice) and device.threads == 3 and not reasons
     assert CpuDevice().threads == available_cores() >= 1
 
@@ -105,7 +99,7 @@ def test_without_a_compiler_numpy_runs_and_says_so(
 ) -> None:
     missing = "device cpu needs a C compiler, and there is no no-such-compiler: install one"
     with pytest.raises(LutraError, match=missing):
-        choose_device("cpu", no_configuration)
+        choose_device("cpu")
     llm = LLM("tales")
     assert llm.device.name == "golden"
     assert len(llm.notes) == 1 and llm.notes[0].startswith(missing)
@@ -124,7 +118,7 @@ class SmallGpu(CpuDevice):
     def __init__(self, _progress: object) -> None:
         super().__init__()
 
-    def load_model(self, model: PackedModel) -> None:
+    def _load(self, model: PackedModel) -> None:
         raise LutraError("the GPU has too little memory for the model's weights")
 
 
@@ -133,7 +127,6 @@ def test_a_gpu_that_is_too_small_leaves_it_to_the_cpu(monkeypatch: pytest.Monkey
     monkeypatch.setattr(choose, "gpu_count", lambda: 1)
     monkeypatch.setattr(choose, "CudaDevice", SmallGpu)
     llm = LLM("tales")
-    assert llm.device.name == "cuda"
     golden = LLM("tales", "golden").generate("A king", 3)
     assert llm.generate("A king", 3).tokens == golden.tokens
     assert llm.device.name == "cpu"
@@ -143,7 +136,7 @@ def test_a_gpu_that_is_too_small_leaves_it_to_the_cpu(monkeypatch: pytest.Monkey
     monkeypatch.setattr(choose, "CudaDevice", no_torch)
     assert LLM("tales").notes == ["device cuda can not be used, no torch; device cpu runs instead"]
     with pytest.raises(LutraError, match="too little memory"):
-        LLM("tales", SmallGpu(None)).load()
+        LLM("tales", SmallGpu(None))
 
 
 def no_torch(progress: object) -> None:

@@ -1,19 +1,21 @@
-"""The golden device: tiles of any size agree, the float model is near, and every refusal."""
+"""Programs in the interpreter: tiles of any size agree, the float model is near, refusals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, load
+from tests.host.tiles import Compiled, Tiles, compiled, golden, on_transport, run_tiles, with_code
 
 from lutra.checkpoints.weights import Dense, Ternary, Weight
-from lutra.compile.compiler import compile_model
 from lutra.compile.fit import engines_for
-from lutra.compile.program import Program
-from lutra.devices.base import DeviceError, TileResult
-from lutra.devices.golden import GoldenDevice
+from lutra.compile.program import Program, SegmentKind
+from lutra.devices.accelerator.device import AcceleratorDevice, AcceleratorSession
+from lutra.devices.accelerator.interpreted import InterpretedTransport
+from lutra.devices.base import DeviceError, Step, StepResult
 from lutra.models import find_model, load_model
 from lutra.models.decoder import Decoder
 from lutra.quantize import quantize_decoder
@@ -23,42 +25,39 @@ from lutra_golden.control.isa import Instruction, Opcode, encode
 from lutra_golden.core.config import ENGINES, NANO, with_engine
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS, Format
+from lutra_golden.model.cache import SequenceKv
 from lutra_golden.model.packed import PackedModel
 
 Float = NDArray[np.float64]
+Packed = Callable[[str], PackedModel]
+Find = Callable[[str], Compiled]
+
+
+@pytest.fixture(scope="session")
+def found(packed: Packed, program: Callable[[str], Program]) -> Find:
+    """A random model with its program."""
+    return cache(lambda name: Compiled(packed(name), program(name)))
 
 
 def run(
-    program: Program, tokens: Sequence[int] | NDArray[np.int64], sizes: Sequence[int] = ()
-) -> TileResult:
+    each: Compiled, tokens: Sequence[int] | NDArray[np.int64], sizes: Sequence[int] = ()
+) -> StepResult:
     """All logits of ``tokens`` in tiles of ``sizes``, then of the configuration's."""
-    device, position, parts = GoldenDevice(), 0, []
-    device.load(program)
-    sizes = [*sizes, *[program.config.pass_tokens] * len(tokens)]
-    for size in sizes:
-        chunk = tokens[position : position + size]
-        if len(chunk):
-            parts.append(device.run_tile(list(map(int, chunk)), position, 0))
-        position += len(chunk)
-    return TileResult(
-        np.concatenate([part.logits for part in parts]),
-        np.concatenate([part.scale for part in parts]),
-        np.concatenate([part.argmax for part in parts]),
-        None,
-    )
+    return run_tiles(on_transport(each), list(map(int, tokens)), sizes)
 
 
-def real(result: TileResult) -> Float:
+def real(result: StepResult) -> Float:
     return result.logits * result.scale[:, None]
 
 
-def assert_same(a: TileResult, b: TileResult) -> None:
+def assert_same(a: StepResult, b: StepResult) -> None:
     np.testing.assert_array_equal(a.logits, b.logits)
     np.testing.assert_array_equal(a.scale, b.scale)
     np.testing.assert_array_equal(a.argmax, b.argmax)
 
 
-def tokens_for(program: Program, seed: int = 1) -> NDArray[np.int64]:
+def tokens_for(each: Compiled, seed: int = 1) -> NDArray[np.int64]:
+    program = each.program
     return np.random.default_rng(seed).integers(0, program.vocab_size, program.context)
 
 
@@ -67,25 +66,21 @@ def tokens_for(program: Program, seed: int = 1) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("sizes", [[1] * 99, [3] * 99, [2, 1, 4, 3, 1, 1, 2]])
-def test_tiles_of_any_size_agree(
-    name: str, sizes: list[int], program: Callable[[str], Program]
-) -> None:
+def test_tiles_of_any_size_agree(name: str, sizes: list[int], found: Find) -> None:
     """To the last position of the context."""
-    tokens = tokens_for(program(name))
-    assert_same(run(program(name), tokens, sizes), run(program(name), tokens))
+    tokens = tokens_for(found(name))
+    assert_same(run(found(name), tokens, sizes), run(found(name), tokens))
 
 
-def test_a_wide_tile_agrees(
-    checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
-) -> None:
+def test_a_wide_tile_agrees(checkpoint: Callable[[str], Decoder], found: Find) -> None:
     wide = replace(config_for(SHAPES["odd"]), pass_tokens=64)
-    tokens = tokens_for(program("odd"))
-    whole = run(compile_model(pack_model(checkpoint("odd")), wide), tokens)
-    assert_same(whole, run(program("odd"), tokens))
+    tokens = tokens_for(found("odd"))
+    whole = run(compiled(pack_model(checkpoint("odd")), wide), tokens)
+    assert_same(whole, run(found("odd"), tokens))
 
 
 def test_tiles_of_the_shipped_model_agree() -> None:
-    program = compile_model(pack_model(load(find_model("tales"))), NANO)
+    program = compiled(pack_model(load(find_model("tales"))), NANO)
     tokens = tokens_for(program)[:27]
     expected = run(program, tokens, [1] * 27)
     assert_same(run(program, tokens), expected)
@@ -93,14 +88,13 @@ def test_tiles_of_the_shipped_model_agree() -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_only_the_logits_that_are_asked_for(name: str, program: Callable[[str], Program]) -> None:
+def test_only_the_logits_that_are_asked_for(name: str, found: Find) -> None:
     """The others change neither them nor what comes after."""
-    found = program(name)
-    tokens = [int(t) for t in tokens_for(found)[:9]]
-    expected = run(found, tokens)
+    each = found(name)
+    tokens = [int(t) for t in tokens_for(each)[:9]]
+    expected = run(each, tokens)
     for first in range(5):
-        device = GoldenDevice()
-        device.load(found)
+        device = on_transport(each)
         device.run_tile(tokens[:4], 0, 4)
         result = device.run_tile(tokens[4:8], 4, first)
         for actual, whole in (
@@ -113,38 +107,45 @@ def test_only_the_logits_that_are_asked_for(name: str, program: Callable[[str], 
         np.testing.assert_array_equal(last.logits, expected.logits[8:])
 
 
-def test_argmax_is_the_first_largest_logit(program: Callable[[str], Program]) -> None:
-    result = run(program("grouped"), tokens_for(program("grouped")))
+def test_argmax_is_the_first_largest_logit(found: Find) -> None:
+    result = run(found("grouped"), tokens_for(found("grouped")))
     np.testing.assert_array_equal(result.argmax, result.logits.argmax(axis=1))
 
 
-def test_a_second_story_does_not_see_the_first(program: Callable[[str], Program]) -> None:
-    found = program("least")
-    device = GoldenDevice()
-    device.load(found)
+def test_a_second_story_does_not_see_the_first(found: Find) -> None:
+    each = found("least")
+    device = on_transport(each)
     device.run_tile([1, 2, 3, 4], 0, 0)
     device.run_tile([9], 4, 0)
     again = device.run_tile([7, 8], 0, 0)
-    assert_same(again, run(found, [7, 8]))
-    device.load(found)
-    assert_same(device.run_tile([7, 8], 0, 0), again)
+    assert_same(again, run(each, [7, 8]))
+    other = Tiles(device.device)
+    assert_same(other.run_tile([7, 8], 0, 0), again)
 
 
 def test_rows_that_fill_up_the_vocabulary_never_win(
-    checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
+    checkpoint: Callable[[str], Decoder], found: Find
 ) -> None:
     """Even where all logits are negative, or where the last row is the largest."""
     source = checkpoint("odd")
     assert source.config.vocab_size % 16
-    result = run(program("odd"), tokens_for(program("odd")))
+    result = run(found("odd"), tokens_for(found("odd")))
     assert result.logits.shape[1] == source.config.vocab_size
     np.testing.assert_array_equal(result.argmax, result.logits.argmax(axis=1))
     last = source.embed_tokens.dequantized().copy()
     last[-1] = 40 * last[result.argmax[-1]]
     model = pack_model(replace(source, embed_tokens=Dense(last)))
-    found = compile_model(model, config_for(SHAPES["odd"]))
-    result = run(found, tokens_for(found))
+    each = compiled(model, config_for(SHAPES["odd"]))
+    result = run(each, tokens_for(each))
     np.testing.assert_array_equal(result.argmax, result.logits.argmax(axis=1))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_program_gives_the_logits_of_the_model(name: str, found: Find) -> None:
+    """Of the golden device, which needs neither a program nor a configuration."""
+    each = found(name)
+    tokens = tokens_for(each)
+    assert_same(run(each, tokens), run_tiles(golden(each.model), list(map(int, tokens))))
 
 
 # -- accuracy
@@ -212,15 +213,15 @@ def relative_error(actual: Float, expected: Float) -> Float:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_are_those_of_the_quantized_model_in_float(
-    name: str, checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
+    name: str, checkpoint: Callable[[str], Decoder], found: Find
 ) -> None:
     """A few activations fall to the other side of a rounding to int8, and all that follows moves.
 
     Untrained weights pass that on undamped. Where none does, the logits agree to four digits.
     """
-    tokens = tokens_for(program(name))
+    tokens = tokens_for(found(name))
     error = relative_error(
-        real(run(program(name), tokens)), forward_quantized(checkpoint(name), tokens)
+        real(run(found(name), tokens)), forward_quantized(checkpoint(name), tokens)
     )
     assert np.median(error) < 0.04
     if name == "least":
@@ -229,17 +230,17 @@ def test_logits_are_those_of_the_quantized_model_in_float(
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_are_near_those_of_the_float_model(
-    name: str, checkpoint: Callable[[str], Decoder], program: Callable[[str], Program]
+    name: str, checkpoint: Callable[[str], Decoder], found: Find
 ) -> None:
-    tokens = tokens_for(program(name))
-    error = relative_error(real(run(program(name), tokens)), checkpoint(name).forward(tokens))
+    tokens = tokens_for(found(name))
+    error = relative_error(real(run(found(name), tokens)), checkpoint(name).forward(tokens))
     assert np.sqrt((error**2).mean()) < 0.05
 
 
 def test_logits_of_the_shipped_model_are_near_float() -> None:
     """On random tokens, the worst case: the median error was 0.7 % when the model was shipped."""
     model = load(find_model("tales"))
-    program = compile_model(pack_model(model), NANO)
+    program = compiled(pack_model(model), NANO)
     tokens = np.append(0, tokens_for(program)[:63])
     logits = real(run(program, tokens))
     error = relative_error(logits, forward_quantized(model, tokens))
@@ -259,15 +260,15 @@ LLAMA_FORMATS = [*(f"W{bits}A8" for bits in W_BITS), "W4A16", "W1A16", "W8A16"]
 
 @pytest.mark.parametrize("name", ["least", "grouped"])
 def test_every_engine_gives_the_logits_of_the_ternary_one(
-    name: str, packed: Callable[[str], PackedModel], program: Callable[[str], Program]
+    name: str, packed: Packed, found: Find
 ) -> None:
     """With depth tiles of 16, of which all depths here are whole ones."""
     model = packed(name)
-    tokens = tokens_for(program(name))
-    expected = run(program(name), tokens)
+    tokens = tokens_for(found(name))
+    expected = run(found(name), tokens)
     for engine in GROUPED:
         config = config_for(SHAPES[name], engine, depth_tile=16, **_SMALL_STEPS.get(engine, {}))
-        assert_same(run(compile_model(model, config), tokens), expected)
+        assert_same(run(compiled(model, config), tokens), expected)
 
 
 @pytest.mark.parametrize("name", LLAMAS)
@@ -278,7 +279,7 @@ def test_all_engines_give_the_same_logits(
     """A packed model is integers: what multiplies them can not matter, nor how tokens are cut."""
     model = packed_llama(name, format)
     programs = [
-        compile_model(model, config_for(LLAMAS[name], engine, a_width=model.a_bits))
+        compiled(model, config_for(LLAMAS[name], engine, a_width=model.a_bits))
         for engine in GROUPED
     ]
     tokens = tokens_for(programs[0])
@@ -300,7 +301,7 @@ def test_logits_are_near_those_of_the_rounded_model_in_float(
     """The head, queries, keys and values stay in eight bits whatever the format."""
     parsed, model = Format.parse(format), packed_llama(name, format)
     rounded = quantize_decoder(llama(name), parsed, GROUP)
-    program = compile_model(model, config_for(LLAMAS[name], "lut", a_width=parsed.a_bits))
+    program = compiled(model, config_for(LLAMAS[name], "lut", a_width=parsed.a_bits))
     tokens = tokens_for(program)
     error = relative_error(real(run(program, tokens)), rounded.forward(tokens))
     assert np.sqrt((error**2).mean()) < (0.04 if parsed.a_bits == 8 else 0.018)
@@ -310,7 +311,7 @@ def test_logits_are_near_those_of_the_rounded_model_in_float(
 def test_logits_of_the_shipped_llama_are_near_float(format: str) -> None:
     source, parsed = load_model(find_model("tales-llama")), Format.parse(format)
     config = with_engine(NANO, "lut", a_width=parsed.a_bits)
-    program = compile_model(pack_model(source, parsed), config)
+    program = compiled(pack_model(source, parsed), config)
     tokens = np.append(0, tokens_for(program)[:63])
     rounded = quantize_decoder(source, parsed, 64)
     error = relative_error(real(run(program, tokens)), rounded.forward(tokens))
@@ -323,7 +324,7 @@ def test_the_shipped_models_give_the_same_logits_on_every_engine() -> None:
         parsed = Format.parse(format)
         model = pack_model(load_model(find_model(name)), parsed)
         results = [
-            run(compile_model(model, with_engine(NANO, engine, a_width=parsed.a_bits)), tokens)
+            run(compiled(model, with_engine(NANO, engine, a_width=parsed.a_bits)), tokens)
             for engine in engines_for(parsed)
         ]
         assert len(results) >= 3
@@ -335,11 +336,11 @@ def test_the_shipped_models_give_the_same_logits_on_every_engine() -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_cache_of_four_bits(name: str, packed: Callable[[str], PackedModel]) -> None:
+def test_a_cache_of_four_bits(name: str, packed: Packed) -> None:
     """Tiles of any size agree; logits are near those in float with keys and values rounded, and
     further from those without."""
     model = replace(packed(name), key_bits=4, value_bits=4)
-    program = compile_model(model, replace(config_for(SHAPES[name]), kv_width=4))
+    program = compiled(model, replace(config_for(SHAPES[name]), kv_width=4))
     tokens = tokens_for(program)
     whole = run(program, tokens)
     for sizes in ([1] * 99, [3] * 99, [2, 1, 4, 3, 1, 1, 2]):
@@ -352,86 +353,190 @@ def test_a_cache_of_four_bits(name: str, packed: Callable[[str], PackedModel]) -
     assert np.median(without) > 1.5 * np.median(error)
 
 
+# -- sessions
+
+
+def test_sessions_side_by_side_and_handed_over(found: Find) -> None:
+    """Steps of two sessions in one run; keys and values exported, restored, cut and forked."""
+    each = found("odd")
+    tiles = on_transport(each)
+    device, other = tiles.device, tiles.device.session()
+    texts = [3, 1, 4, 1, 5, 9], [2, 6, 5, 3]
+    expected = [run(each, text) for text in texts]
+    sessions = tiles.session, other
+    results = device.run(
+        [Step(session=s, tokens=t[:3]) for s, t in zip(sessions, texts, strict=True)]
+    )
+    for result, whole in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result.logits, whole.logits[:3])
+    moved = golden(each.model)
+    moved.session.restore(SequenceKv.from_bytes(other.export().to_bytes()))
+    last = moved.run_tile(texts[1][3:], 3, 0)
+    np.testing.assert_array_equal(last.logits, expected[1].logits[3:])
+    other.restore(moved.session.export())
+    assert other.export().to_bytes() == moved.session.export().to_bytes()
+    fork = tiles.session.fork(2)
+    (result,) = device.run([Step(session=fork, tokens=texts[0][2:])])
+    np.testing.assert_array_equal(result.logits, expected[0].logits[2:])
+    assert (fork.length, tiles.session.length, other.length) == (6, 3, 4)
+
+
+def test_memory_of_sessions_is_counted_and_given_back(found: Find) -> None:
+    each = found("least")
+    size = -(-each.program.kv_bytes // 4096) * 4096
+    device = AcceleratorDevice(InterpretedTransport(), memory_limit=2 * size)
+    device.load_program(each.model, each.program)
+    first, second = device.session(), device.session()
+    message = (
+        f"^no memory for another session on device interpreted: {size:,} bytes needed, 0 free: "
+    )
+    with pytest.raises(LutraError, match=message):
+        device.session()
+    address = first.address
+    first.close()
+    assert device.session().address == address
+    del second
+    assert device.session().length == 0
+
+
+def test_layers_by_themselves_are_refused(found: Find) -> None:
+    tiles = on_transport(found("odd"))
+    with pytest.raises(LutraError, match=r"^device interpreted runs all layers of a model: leave"):
+        tiles.device.run([Step(session=tiles.session, tokens=[1], layers=range(1))])
+
+
 # -- refusals
 
 
-def test_nothing_runs_before_a_program_is_loaded() -> None:
-    device = GoldenDevice()
-    message = r"^no program is loaded: call load\(program\) first$"
+def test_nothing_runs_before_a_model_is_loaded() -> None:
+    device = AcceleratorDevice(InterpretedTransport())
+    message = r"^no model is loaded: call load\(model\) first$"
     with pytest.raises(LutraError, match=message):
-        device.run_tile([1], 0, 0)
+        device.session()
     with pytest.raises(LutraError, match=message):
-        _ = device.memory
+        _ = device.program
+    with pytest.raises(LutraError, match=message):
+        device.run([])
+
+
+class Impostor(InterpretedTransport):
+    """Answers some register with something else."""
+
+    def __init__(self, register: str, value: int) -> None:
+        super().__init__()
+        self._answer = register, value
+
+    def read_register(self, name: str, index: int = 0) -> int:
+        register, value = self._answer
+        return value if name == register else super().read_register(name, index)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "position", "first", "message"),
+    ("register", "value", "message"),
     [
-        ([], 0, 0, "a tile has 1 to 4 tokens, not 0"),
-        ([1] * 5, 0, 0, "a tile has 1 to 4 tokens, not 5"),
-        ([1, 304], 0, 0, "token id 304 is outside the vocabulary of 304"),
-        ([-1], 0, 0, "token id -1 is outside the vocabulary of 304"),
-        ([1, 2], 31, 0, r"positions 31\.\.32 exceed the context of 32: shorten the prompt or -n"),
-        ([1], -1, 0, r"positions -1\.\.-1 exceed the context of 32: shorten the prompt or -n"),
-        ([1, 2], 0, 3, r"logits_from must be in 0\.\.2, not 3"),
-        ([1, 2], 0, -1, r"logits_from must be in 0\.\.2, not -1"),
+        ("IDENT", 5, "device interpreted answers with 0x00000005 instead of 0x4152544c: it is no"),
+        ("VERSION", 9, "device interpreted has version 9 of the register map, this Lutra drives "),
+        ("FINGERPRINT", 7, "device interpreted is built from configuration 0000000700000007, the"),
+        ("STATUS", 4, "device interpreted reports a bus error or an unknown opcode"),
     ],
 )
-def test_tiles_that_do_not_fit_are_refused(
-    tokens: list[int], position: int, first: int, message: str, program: Callable[[str], Program]
+def test_another_accelerator_is_refused(
+    register: str, value: int, message: str, found: Find
 ) -> None:
-    device = GoldenDevice()
-    device.load(program("least"))
-    with pytest.raises(LutraError, match=f"^{message}$"):
-        device.run_tile(tokens, position, first)
+    each = found("least")
+    with pytest.raises(DeviceError, match=f"^{message}"):
+        on_transport(each, Impostor(register, value)).run_tile([1], 0, 0)
 
 
-def test_the_model_may_have_less_context_than_the_configuration(
-    program: Callable[[str], Program],
+class Interrupted(InterpretedTransport):
+    """The first run is interrupted in the middle."""
+
+    interrupts = 1
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        if self.interrupts:
+            self.interrupts = 0
+            raise KeyboardInterrupt
+        return super().wait(timeout_s)
+
+
+def test_an_interrupt_leaves_the_device_usable(found: Find) -> None:
+    each = found("least")
+    tiles = on_transport(each, Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        tiles.run_tile([1, 2], 0, 0)
+    assert tiles.session.length == 0
+    assert_same(tiles.run_tile([1, 2], 0, 0), run(each, [1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "first", "message"),
+    [
+        ([], 0, "a step has no tokens: give at least one"),
+        ([1, 304], 0, "token id 304 is outside the vocabulary of 304"),
+        ([-1], 0, "token id -1 is outside the vocabulary of 304"),
+        ([1] * 33, 0, r"positions 0\.\.32 exceed the context of 32: shorten the prompt or "),
+        ([1, 2], 3, r"logits_from must be in 0\.\.2, not 3"),
+        ([1, 2], -1, r"logits_from must be in 0\.\.2, not -1"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(
+    tokens: list[int], first: int, message: str, found: Find
 ) -> None:
-    found = program("odd")
-    assert found.context == 19 < found.config.max_context
-    device = GoldenDevice()
-    device.load(found)
+    tiles = on_transport(found("least"))
+    with pytest.raises(LutraError, match=f"^{message}"):
+        tiles.run_tile(tokens, 0, first)
+    assert tiles.session.length == 0
+
+
+def test_the_model_may_have_less_context_than_the_configuration(found: Find) -> None:
+    each = found("odd")
+    assert each.program.context == 19 < each.program.config.max_context
+    tiles = on_transport(each)
+    tiles.run_tile([1] * 19, 0, 19)
     with pytest.raises(LutraError, match="exceed the context of 19"):
-        device.run_tile([1], 19, 0)
+        tiles.run_tile([1], 19, 0)
 
 
-def test_a_hole_in_the_cache_is_an_error_of_one_line(program: Callable[[str], Program]) -> None:
-    """Keys of a position that no token has written are never read as zeros."""
-    device = GoldenDevice()
-    device.load(program("least"))
-    message = (
-        "^the golden device stops at a broken program: "
-        "read of byte 0x[0-9a-f]+, which was never written$"
-    )
+def test_a_broken_program_is_an_error_of_one_line(found: Find) -> None:
+    load = Instruction(Opcode.LDROPE, waits=(0, 1, 0, 0), args={"address": 0})
+    tiles = on_transport(with_code(found("least"), encode(load)))
+    message = "^the program is broken: LDROPE waits for 1 MATMUL instructions, but only 0"
     with pytest.raises(DeviceError, match=message):
-        device.run_tile([1], 3, 0)
+        tiles.run_tile([1], 0, 0)
 
 
-def test_a_broken_program_is_an_error_of_one_line(program: Callable[[str], Program]) -> None:
-    attend = Instruction(Opcode.LDROPE, waits=(0, 1, 0, 0), args={"address": 0})
-    device = GoldenDevice()
-    device.load(replace(program("least"), code=encode(attend)))
-    with pytest.raises(DeviceError, match="LDROPE waits for 1 MATMUL instructions, but only 0"):
-        device.run_tile([1], 0, 0)
+def test_what_was_never_written_is_not_read_as_zeros(found: Find) -> None:
+    """Keys of a position that no token has written."""
+    each = found("least")
+    tiles = on_transport(each)
+    assert isinstance(tiles.session, AcceleratorSession)
+    tiles.session.advance(range(each.program.n_layers), 3)
+    message = "^the program is broken: read of byte 0x[0-9a-f]+, which was never written$"
+    with pytest.raises(DeviceError, match=message):
+        tiles.run_tile([1], 3, 0)
 
 
-def test_one_flipped_weight_bit_changes_the_logits(program: Callable[[str], Program]) -> None:
-    found = program("least")
-    expected = run(found, [1, 2, 3])
-    device = GoldenDevice()
-    device.load(found)
+def test_one_flipped_weight_bit_changes_the_logits(found: Find) -> None:
+    each = found("least")
+    expected = run(each, [1, 2, 3])
     # a weight of the last matmul, the head
-    address = found.memory.weights + len(found.weights) - 64
-    byte = device.memory.read(address, 1).tobytes()[0]
-    device.memory.write(address, bytes([byte ^ 16]))
-    assert not np.array_equal(device.run_tile([1, 2, 3], 0, 0).logits, expected.logits)
+    size = each.program.n_bytes(SegmentKind.WEIGHTS) - 64
+    segments = list(each.program.segments)
+    (place,) = [
+        i
+        for i, s in enumerate(segments)
+        if s.kind is SegmentKind.WEIGHTS and s.offset <= size < s.offset + len(s.data)
+    ]
+    data = bytearray(segments[place].data)
+    data[size - segments[place].offset] ^= 16
+    segments[place] = replace(segments[place], data=bytes(data))
+    broken = Compiled(each.model, replace(each.program, segments=segments))
+    assert not np.array_equal(run(broken, [1, 2, 3]).logits, expected.logits)
 
 
-def test_the_golden_device_has_no_clock(program: Callable[[str], Program]) -> None:
-    device = GoldenDevice()
-    device.load(program("least"))
-    assert device.run_tile([1], 0, 0).cycles is None
-    assert device.counters() == {}
-    device.close()
+def test_the_interpreter_has_no_clock(found: Find) -> None:
+    tiles = on_transport(found("least"))
+    assert tiles.run_tile([1], 0, 0).cycles is None
+    assert tiles.device.counters() == {}
+    tiles.close()

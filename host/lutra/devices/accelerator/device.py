@@ -1,0 +1,262 @@
+"""The driver of an accelerator, simulated or real: one, over any transport."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.compile.compiler import compile_model
+from lutra.compile.configure import configure
+from lutra.compile.program import Program, SegmentKind
+from lutra.devices.accelerator.kv import read_layer, write_layer
+from lutra.devices.accelerator.transport import Transport, round_up
+from lutra.devices.base import BaseDevice, BaseSession, Chunk, DeviceError, PassResult
+from lutra_golden.arith.scale import scale_to_float, unpack_scale
+from lutra_golden.control.registers import IDENT, STATUS_ERROR, STATUS_SATURATED, VERSION
+from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.errors import LutraError
+from lutra_golden.model.cache import LayerKv
+from lutra_golden.model.packed import PackedModel
+
+__all__ = ["AcceleratorDevice", "AcceleratorSession"]
+
+Progress = Callable[[str, float], None]
+_PAGE = 4096
+_SESSIONS_BYTES = 1 << 30  # of memory for sessions, beside the model
+_TIMEOUT_S = 600.0
+
+
+class AcceleratorSession(BaseSession):
+    """A range of the accelerator's memory."""
+
+    def __init__(self, device: "AcceleratorDevice", n_layers: int, address: int) -> None:
+        super().__init__(device, n_layers)
+        self._accelerator, self.address = device, address
+        # a session that is dropped gives its memory back, too
+        self._memory = weakref.finalize(self, device.free, device.epoch, address)
+
+    def _read(self, layer: int, n: int) -> LayerKv:
+        device, model = self._accelerator, self._accelerator.model
+        return read_layer(
+            device.config, device.transport.read, self._layer(layer), n, model.n_kv_heads,
+            model.head_dim,
+        )  # fmt: skip
+
+    def _write(self, layer: int, kv: LayerKv) -> None:
+        device = self._accelerator
+        write_layer(device.config, device.transport.write, self._layer(layer), kv)
+
+    def _layer(self, layer: int) -> int:
+        return self.address + layer * self._accelerator.config.kv_layer_bytes
+
+    def _release(self) -> None:
+        self._memory()
+
+
+class AcceleratorDevice(BaseDevice[AcceleratorSession]):
+    """Compiles a model, places the program in memory, and runs it pass by pass.
+
+    ``config`` is a configuration or the name of one, ``engine`` the matmul engine of a named one.
+    A run that does not end within ``timeout_s`` is an error, as is an accelerator of another
+    configuration. Passes are of one session each.
+    """
+
+    _shares_passes = False
+    _takes_layers = False
+
+    def __init__(
+        self,
+        transport: Transport,
+        config: str | AcceleratorConfig = "nano",
+        engine: str | None = None,
+        *,
+        timeout_s: float | None = _TIMEOUT_S,
+        memory_limit: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(memory_limit=memory_limit)
+        self.name, self.transport = transport.name, transport
+        self._choice, self._timeout_s, self._progress = (config, engine), timeout_s, progress
+        self._program: Program | None = None
+        self._given: Program | None = None
+        self.addresses: dict[str, int] = {}
+        """Addresses of the program, its weights and the logits, by the register that holds each."""
+        self._placed = False
+
+    @property
+    def pass_tokens(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Most tokens of a pass."""
+        return (self._program.config if self._program else NANO).pass_tokens
+
+    @property
+    def program(self) -> Program:
+        """The program of the model that is loaded."""
+        if self._program is None:
+            raise LutraError("no model is loaded: call load(model) first")
+        return self._program
+
+    @property
+    def config(self) -> AcceleratorConfig:
+        """The configuration that runs the model."""
+        return self.program.config
+
+    # -- loading
+
+    def load_program(self, model: PackedModel, program: Program) -> None:
+        """Take ``model`` with a program that it was compiled to before."""
+        with self.lock:
+            self._given = program
+            try:
+                self.load(model)
+            finally:
+                self._given = None
+
+    def _load(self, model: PackedModel) -> None:
+        program = self._given
+        if program is None:
+            program = compile_model(model, configure(model, *self._choice), self._progress)
+        self._place(program)
+
+    def _place(self, program: Program) -> None:
+        """Open the transport and put the program into its memory."""
+        sizes = {
+            "PROGRAM_BASE": program.n_bytes(SegmentKind.CODE),
+            "WEIGHT_BASE": program.n_bytes(SegmentKind.WEIGHTS),
+            "LOGITS_BASE": program.logits_bytes,
+        }
+        needed = sum(round_up(size, _PAGE) for size in sizes.values())
+        needed += max(round_up(program.kv_bytes, _PAGE), _SESSIONS_BYTES)
+        self._program = program
+        transport = self.transport
+        transport.open(program.config, needed)
+        self._check_identity(program.config)
+        self.addresses = {name: transport.allocate(size) for name, size in sizes.items()}
+        bases = {SegmentKind.CODE: "PROGRAM_BASE", SegmentKind.WEIGHTS: "WEIGHT_BASE"}
+        for segment in program.segments:
+            address = self.addresses[bases[segment.kind]] + segment.offset
+            transport.write(address, segment.data)
+        self._placed = False
+
+    def _check_identity(self, config: AcceleratorConfig) -> None:
+        """Refuse an accelerator that is not the one that the program was made for."""
+        read = self.transport.read_register
+        if (ident := read("IDENT")) != IDENT:
+            raise DeviceError(
+                f"device {self.name} answers with {ident:#010x} instead of {IDENT:#010x}: it is no "
+                "Lutra accelerator, load its bitstream again"
+            )
+        if (version := read("VERSION")) != VERSION:
+            raise DeviceError(
+                f"device {self.name} has version {version} of the register map, this Lutra drives "
+                f"{VERSION}: build the accelerator again"
+            )
+        fingerprint = read("FINGERPRINT", 0) | read("FINGERPRINT", 1) << 32
+        if fingerprint != config.fingerprint:
+            raise DeviceError(
+                f"device {self.name} is built from configuration {fingerprint:016x}, the program "
+                f"for {config.name} ({config.fingerprint:016x}): build the accelerator again, or "
+                "use the configuration that it was built from"
+            )
+
+    def _unload(self) -> None:
+        self._program, self.addresses = None, {}
+        self.transport.close()
+
+    # -- sessions
+
+    def _session_bytes(self, model: PackedModel) -> int:
+        return round_up(self.program.kv_bytes, _PAGE)
+
+    def _memory(self) -> int:
+        return self.transport.free_bytes()
+
+    def _session(self, model: PackedModel) -> AcceleratorSession:
+        program, transport = self.program, self.transport
+        address = transport.allocate(program.kv_bytes)
+        for offset, n_bytes in program.zeros:
+            transport.zero(address + offset, n_bytes)
+        return AcceleratorSession(self, program.n_layers, address)
+
+    def free(self, epoch: int, address: int) -> None:
+        """Give back the memory of a session, unless its model is gone already."""
+        if epoch == self.epoch:
+            self.transport.free(address)
+
+    # -- running
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        (chunk,) = chunks
+        session, program = chunk.session, self.program
+        assert isinstance(session, AcceleratorSession)
+        try:
+            cycles = self._start(session, chunk)
+            return self._collect(program, chunk, cycles)
+        except BaseException:
+            # whatever it was in the middle of, the next run begins from the beginning
+            self._placed = False
+            self.transport.reset()
+            raise
+
+    def _start(self, session: AcceleratorSession, chunk: Chunk) -> int | None:
+        """Run a pass to its end; returns its clock cycles."""
+        transport, program = self.transport, self.program
+        if not self._placed:
+            for name, address in self.addresses.items():
+                self._write_address(name, address)
+            transport.write_register("PROGRAM_BYTES", program.n_bytes(SegmentKind.CODE))
+            transport.write_register("LOGITS_STRIDE", program.logits_stride)
+            self._placed = True
+        self._write_address("KV_BASE", session.address)
+        for m, token in enumerate(chunk.tokens):
+            transport.write_register("TOKEN", token, m)
+        transport.write_register("POSITION", chunk.position)
+        transport.write_register("N_TOKENS", len(chunk.tokens))
+        transport.write_register("LOGITS_FROM", chunk.logits_from)
+        transport.start()
+        return transport.wait(self._timeout_s)
+
+    def _write_address(self, name: str, address: int) -> None:
+        self.transport.write_register(name, address & 0xFFFFFFFF)
+        self.transport.write_register(name, address >> 32, 1)
+
+    def _collect(self, program: Program, chunk: Chunk, cycles: int | None) -> PassResult:
+        """Results of the pass that has ended."""
+        transport, base = self.transport, self.addresses["LOGITS_BASE"]
+        status = transport.read_register("STATUS")
+        if status & STATUS_ERROR:
+            raise DeviceError(f"device {self.name} reports a bus error or an unknown opcode")
+        wanted = range(chunk.logits_from, len(chunk.tokens))
+        logits = np.empty((len(wanted), program.vocab_size), np.int32)
+        for row, m in enumerate(wanted):
+            data = transport.read(base + m * program.logits_stride, 4 * program.vocab_size)
+            logits[row] = np.frombuffer(data, "<i4")
+        words: NDArray[np.int64] = np.array(
+            [transport.read_register("SCALE", m) for m in wanted], np.int64
+        )
+        argmax = [transport.read_register("ARGMAX", m) for m in wanted]
+        return PassResult(
+            logits=logits,
+            scale=scale_to_float(unpack_scale(words)) * program.head_scale,
+            argmax=np.array(argmax, np.int64),
+            saturated=bool(status & STATUS_SATURATED),
+            cycles=cycles,
+        )
+
+    def facts(self) -> Mapping[str, str | int]:
+        """Configuration, engine, clock and fingerprints of what runs the model."""
+        program = self._program
+        if program is None:
+            return {}
+        config = program.config
+        return {
+            "config": config.name,
+            "engine": config.engine,
+            "target_clock_hz": config.clock_hz,
+            "fingerprint": f"{config.fingerprint:016x}",
+            "program_fingerprint": program.fingerprint,
+        }
+
+    def counters(self) -> Mapping[str, int]:
+        """Performance counters of the last pass; empty where there are none."""
+        return self.transport.counters()

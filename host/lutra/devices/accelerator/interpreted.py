@@ -1,0 +1,132 @@
+"""The instruction interpreter as a transport: programs run as they are specified."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lutra.devices.accelerator.transport import Heap
+from lutra.devices.base import DeviceError
+from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.interpreter import Interpreter, ProgramError
+from lutra_golden.control.memory import Memory, MemoryFault
+from lutra_golden.control.registers import (
+    IDENT,
+    STATUS_DONE,
+    STATUS_SATURATED,
+    VERSION,
+)
+from lutra_golden.core.config import AcceleratorConfig
+
+__all__ = ["InterpretedTransport"]
+
+
+class InterpretedTransport:
+    """Runs programs in NumPy, instruction by instruction; the check of programs."""
+
+    name = "interpreted"
+
+    def __init__(self) -> None:
+        self._interpreter: Interpreter | None = None
+        self._heap = Heap(0)
+        self._started = self._done = False
+
+    @property
+    def interpreter(self) -> Interpreter:
+        """The interpreter, to look into while it runs."""
+        if self._interpreter is None:
+            raise DeviceError("the interpreter is closed: load a model")
+        return self._interpreter
+
+    @property
+    def memory(self) -> Memory:
+        """The memory behind it."""
+        return self.interpreter.memory
+
+    def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
+        """Make an interpreter of ``config``."""
+        self._interpreter = Interpreter(config, Memory(n_bytes))
+        self._heap = Heap(n_bytes)
+        self._started = self._done = False
+
+    def allocate(self, n_bytes: int, bank: int = 0) -> int:
+        """Address of memory; there is one bank."""
+        return self._heap.allocate(n_bytes)
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+        self._heap.free(address)
+
+    def free_bytes(self) -> int:
+        """Bytes that can still be allocated."""
+        return self._heap.free_bytes
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write to memory."""
+        self.memory.write(address, data)
+
+    def zero(self, address: int, n_bytes: int) -> None:
+        """Write zeros to memory."""
+        self.memory.store(address, np.zeros(n_bytes, np.uint8))
+
+    def read(self, address: int, n_bytes: int) -> bytes:
+        """Read memory."""
+        try:
+            return self.memory.read(address, n_bytes).tobytes()
+        except MemoryFault as error:
+            raise DeviceError(f"the host reads what was never written: {error}") from error
+
+    def write_register(self, name: str, value: int, index: int = 0) -> None:
+        """Write a register."""
+        interpreter = self.interpreter
+        if name == "TOKEN":
+            interpreter.tokens[index] = value
+        elif name.endswith("_BASE"):
+            low, high = interpreter.registers[name] & 0xFFFFFFFF, interpreter.registers[name] >> 32
+            words = [low, high]
+            words[index] = value
+            interpreter.registers[name] = words[0] | words[1] << 32
+        else:
+            interpreter.registers[name] = value
+
+    def read_register(self, name: str, index: int = 0) -> int:
+        """Read a register."""
+        interpreter = self.interpreter
+        fingerprint = interpreter.config.fingerprint
+        if name == "ARGMAX":
+            return int(interpreter.argmax[index])
+        if name == "SCALE":
+            scale = Scale(interpreter.scale.m[index], interpreter.scale.e[index])
+            return int(pack_scale(scale))
+        if name == "STATUS":
+            return STATUS_DONE * self._done | STATUS_SATURATED * interpreter.saturated
+        if name == "FINGERPRINT":
+            return fingerprint >> 32 * index & 0xFFFFFFFF
+        return {"IDENT": IDENT, "VERSION": VERSION}[name]
+
+    def start(self) -> None:
+        """Begin a run, which :meth:`wait` executes."""
+        self._started = True
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        """Execute the program; there is no clock."""
+        if not self._started:
+            raise DeviceError("the interpreter waits for a start")
+        self._started = self._done = False
+        try:
+            self.interpreter.run()
+        except (MemoryFault, ProgramError) as error:
+            raise DeviceError(f"the program is broken: {error}") from error
+        self._done = True
+        return None
+
+    def reset(self) -> None:
+        """Forget a run that was begun."""
+        self._started = self._done = False
+
+    def counters(self) -> Mapping[str, int]:
+        """The interpreter has no counters."""
+        return {}
+
+    def close(self) -> None:
+        """Release the memory."""
+        self._interpreter = None

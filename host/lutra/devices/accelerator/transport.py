@@ -1,0 +1,117 @@
+"""Transports: how the driver reaches an accelerator and its memory."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from lutra.devices.base import DeviceError
+from lutra_golden.core.config import AcceleratorConfig
+
+__all__ = ["Heap", "Transport", "round_up"]
+
+_PAGE = 4096
+
+
+class Transport(Protocol):
+    """A way to an accelerator: its memory, its registers, and the end of a run.
+
+    Whatever goes wrong on the way is a :class:`~lutra.devices.base.DeviceError` with one line.
+    """
+
+    name: str
+
+    def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
+        """Connect to an accelerator of ``config`` with ``n_bytes`` of memory or more."""
+        ...
+
+    def allocate(self, n_bytes: int, bank: int = 0) -> int:
+        """Address of ``n_bytes`` of memory of a bank, at the beginning of a page."""
+        ...
+
+    def free(self, address: int) -> None:
+        """Give back what :meth:`allocate` gave."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Bytes that can still be allocated."""
+        ...
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write to memory."""
+        ...
+
+    def zero(self, address: int, n_bytes: int) -> None:
+        """Write zeros to memory."""
+        ...
+
+    def read(self, address: int, n_bytes: int) -> bytes:
+        """Read memory, all of which must have been written."""
+        ...
+
+    def write_register(self, name: str, value: int, index: int = 0) -> None:
+        """Write a register of :data:`~lutra_golden.control.registers.REGISTERS`."""
+        ...
+
+    def read_register(self, name: str, index: int = 0) -> int:
+        """Read a register."""
+        ...
+
+    def start(self) -> None:
+        """Begin a run of what the registers say, its end not yet signalled."""
+        ...
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        """Wait for the interrupt that ends a run; returns its clock cycles, None without a clock.
+
+        DeviceError, with the name of what is waiting, after ``timeout_s`` or where the transport
+        sees that the run hangs.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Reset the accelerator, whatever it does; memory stays, registers do not."""
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """Performance counters of the last run; empty where there are none."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect; a second call does nothing."""
+        ...
+
+
+class Heap:
+    """Addresses of a memory whose every byte is alike: first fit, whole pages."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._n_bytes = n_bytes
+        self._used: dict[int, int] = {}
+
+    def allocate(self, n_bytes: int) -> int:
+        """Lowest address with room for ``n_bytes``."""
+        size, at = round_up(max(n_bytes, 1), _PAGE), 0
+        for first, taken in sorted(self._used.items()):
+            if first - at >= size:
+                break
+            at = first + taken
+        if at + size > self._n_bytes:
+            raise DeviceError(
+                f"the accelerator's memory has no {size:,} bytes in a row: {self.free_bytes:,} of "
+                f"{self._n_bytes:,} bytes are free"
+            )
+        self._used[at] = size
+        return at
+
+    def free(self, address: int) -> None:
+        """Give back what begins at ``address``."""
+        self._used.pop(address, None)
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that are not taken."""
+        return self._n_bytes - sum(self._used.values())
+
+
+def round_up(n: int, to: int) -> int:
+    """The least multiple of ``to`` that is not below ``n``."""
+    return -(-n // to) * to

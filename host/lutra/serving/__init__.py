@@ -1,0 +1,1 @@
+"""What serves generations: sequences on a device, prefixes that are known, streams of pieces."""

@@ -1,0 +1,83 @@
+"""A model on its device: opens sequences there, and goes on from prefixes that are known."""
+
+import os
+from collections.abc import Callable, Sequence
+
+from lutra.devices.base import Device
+from lutra.serving.prefixes import KnownPrefixes
+from lutra.serving.sequence import TokenSequence
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
+
+__all__ = ["LoadedModel"]
+
+
+class LoadedModel:
+    """``model`` as ``device`` has it, and ``golden`` where results are to be checked.
+
+    Up to ``prefix_bytes`` of keys and values of ended sequences are kept; should a device have no
+    room for another session, they give way, the oldest first.
+    """
+
+    def __init__(
+        self, model: PackedModel, device: Device, golden: Device | None, prefix_bytes: int
+    ) -> None:
+        self.device, self.golden = device, golden
+        bits = model.key_bits + model.value_bits
+        token_bytes = len(model.layers) * model.n_kv_heads * (model.head_dim * bits // 8 + 8)
+        self.known = KnownPrefixes(prefix_bytes, token_bytes * (1 if golden is None else 2))
+        self._pid, self._closed = os.getpid(), False
+
+    def check(self) -> None:
+        """Refuse to go on where the model is no longer loaded, or in another process."""
+        if self._closed:
+            raise LutraError(
+                "the model was closed or loaded again since this began: start another stream"
+            )
+        if os.getpid() != self._pid:
+            raise LutraError(
+                "the model was loaded before this process was forked: call load() again here"
+            )
+
+    def open(self) -> TokenSequence:
+        """A new, empty sequence."""
+        self.check()
+        return self._with_room(lambda: TokenSequence.open(self.device, self.golden))
+
+    def begin(self, prompt: Sequence[int]) -> tuple[TokenSequence, int]:
+        """A sequence that holds what is known of the beginning of ``prompt``, and how much it is.
+
+        Of a sequence that would lose more than it gives, a copy is taken if there is room for one.
+        """
+        self.check()
+        found = self.known.take(prompt)
+        if found is None:
+            return self.open(), 0
+        sequence, n = found
+        if 2 * n < len(sequence.tokens):
+            try:
+                copy = self._with_room(lambda: sequence.fork(n))
+            except LutraError:
+                pass  # nothing else gives way: the sequence itself does
+            else:
+                self.known.put(sequence)
+                return copy, n
+        sequence.truncate(n)
+        return sequence, n
+
+    def end(self, sequence: TokenSequence) -> None:
+        """Keep a sequence for prompts that begin like it."""
+        self.known.put(sequence)
+
+    def close(self) -> None:
+        """Close all sequences that are kept; those that are running cannot go on."""
+        self._closed = True
+        self.known.close()
+
+    def _with_room(self, make: Callable[[], TokenSequence]) -> TokenSequence:
+        while True:
+            try:
+                return make()
+            except LutraError:
+                if not self.known.drop_oldest():
+                    raise

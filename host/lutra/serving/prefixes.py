@@ -1,0 +1,98 @@
+"""Sequences that stay on the device after their generation: prompts that begin alike go on there.
+
+They are kept in the order of their last use, within a bound on memory.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from lutra.serving.sequence import TokenSequence
+
+__all__ = ["LEAST_PREFIX", "KnownPrefixes"]
+
+LEAST_PREFIX = 8
+"""Tokens that two prompts must share for one to go on from the other."""
+
+
+class KnownPrefixes:
+    """Sequences of which the latest used are kept, at most ``max_bytes`` in all.
+
+    ``token_bytes`` are the keys and values of one token. A generation may end anywhere, within a
+    garbage collection too; :meth:`put` therefore never waits for another call that is on its way.
+    """
+
+    def __init__(self, max_bytes: int, token_bytes: int) -> None:
+        self.max_bytes, self._token_bytes = max_bytes, token_bytes
+        self._lock = threading.Lock()
+        self._kept: list[TokenSequence] = []  # the latest used last
+        self._arrived: deque[TokenSequence] = deque()
+        self._closed = False
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of keys and values that are kept."""
+        return self._token_bytes * sum(len(each.tokens) for each in list(self._kept))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def take(self, tokens: Sequence[int]) -> tuple[TokenSequence, int] | None:
+        """The sequence that shares most of its beginning with ``tokens``, and how much of it.
+
+        It is kept no longer. The last token never counts: its logits have to be computed. None if
+        less than :data:`LEAST_PREFIX` is shared.
+        """
+        with self._lock:
+            self._settle()
+            shared = [_common(each.tokens, tokens[:-1]) for each in self._kept]
+            if not shared or max(shared) < LEAST_PREFIX:
+                return None
+            n = max(shared)
+            # of equals the one that loses least, and then the latest used
+            best = min(
+                (i for i, each in enumerate(shared) if each == n),
+                key=lambda i: (len(self._kept[i].tokens), -i),
+            )
+            return self._kept.pop(best), n
+
+    def put(self, sequence: TokenSequence) -> None:
+        """Keep a sequence, and close those that there is no room for."""
+        self._arrived.append(sequence)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    def drop_oldest(self) -> bool:
+        """Close the sequence that was not used for longest; False if there is none."""
+        with self._lock:
+            self._settle()
+            if not self._kept:
+                return False
+            self._kept.pop(0).close()
+            return True
+
+    def close(self) -> None:
+        """Close all, and whatever comes later."""
+        with self._lock:
+            self._closed = True
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take in what arrived, and close what is too much."""
+        while self._arrived:
+            self._kept.append(self._arrived.popleft())
+        limit = 0 if self._closed else self.max_bytes
+        while self._kept and (self._closed or self.n_bytes > limit):
+            self._kept.pop(0).close()
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(np.array(a[:n]) != np.array(b[:n]))
+    return int(different[0]) if len(different) else n

@@ -1,0 +1,102 @@
+"""One sequence on a device, and on the golden device beside it where results are checked."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lutra.devices.base import Device, Session, Step, StepResult
+from lutra_golden.errors import LutraError
+
+__all__ = ["Mismatch", "TokenSequence", "compare"]
+
+
+class Mismatch(LutraError):
+    """The device's logits are not the golden model's."""
+
+
+@dataclass
+class TokenSequence:
+    """The ``tokens`` whose keys and values a session of ``device`` holds.
+
+    With ``golden``, a device that has the same model, every step runs there as well, in the
+    session ``reference``, and a difference raises :class:`Mismatch`. A sequence whose step raised
+    anything is to be closed.
+    """
+
+    device: Device
+    session: Session
+    golden: Device | None = None
+    reference: Session | None = None
+    tokens: list[int] = field(default_factory=list[int])
+
+    @classmethod
+    def open(cls, device: Device, golden: Device | None) -> "TokenSequence":
+        """A new, empty sequence; LutraError if a device has no room for it."""
+        reference = None if golden is None else golden.session()
+        return cls(device, device.session(), golden, reference)
+
+    def run(self, tokens: Sequence[int], logits_from: int = 0) -> tuple[StepResult, float]:
+        """Go on with ``tokens``; logits of them from that one on, and the device's seconds."""
+        position = len(self.tokens)
+        start = time.perf_counter()
+        [result] = self.device.run(
+            [Step(session=self.session, tokens=tokens, logits_from=logits_from)]
+        )
+        seconds = time.perf_counter() - start
+        self.tokens.extend(tokens)
+        if self.golden is not None and self.reference is not None:
+            [expected] = self.golden.run(
+                [Step(session=self.reference, tokens=tokens, logits_from=logits_from)]
+            )
+            compare(self.device.name, result, expected, position + logits_from)
+        return result, seconds
+
+    def fork(self, n: int) -> "TokenSequence":
+        """Another sequence that holds the first ``n`` tokens."""
+        reference = None if self.reference is None else self.reference.fork(n)
+        return replace(
+            self, session=self.session.fork(n), reference=reference, tokens=self.tokens[:n]
+        )
+
+    def truncate(self, n: int) -> None:
+        """Forget what lies behind the first ``n`` tokens."""
+        self.session.truncate(n)
+        if self.reference is not None:
+            self.reference.truncate(n)
+        del self.tokens[n:]
+
+    def close(self) -> None:
+        """Release the sessions."""
+        self.session.close()
+        if self.reference is not None:
+            self.reference.close()
+
+
+def compare(name: str, result: StepResult, expected: StepResult, position: int) -> None:
+    """Raise :class:`Mismatch` unless both results, of the device ``name`` and of the golden one,
+    are the same; their first logits are those at ``position``."""
+    if (
+        np.array_equal(result.logits, expected.logits)
+        and np.array_equal(result.scale, expected.scale)
+        and np.array_equal(result.argmax, expected.argmax)
+        and result.saturated == expected.saturated
+    ):
+        return
+    if result.logits.shape != expected.logits.shape:
+        raise Mismatch(
+            f"device {name} gives logits {list(result.logits.shape)}, the golden model "
+            f"{list(expected.logits.shape)}: this is a bug in the device, please report it"
+        )
+    where = np.argwhere(result.logits != expected.logits)
+    place = (
+        f"first at position {position + where[0][0]}, logit {where[0][1]}"
+        if len(where)
+        else "in the scale, the arg-max or the saturation flag"
+    )
+    raise Mismatch(
+        f"device {name} differs from the golden model in {len(where)} of {result.logits.size} "
+        f"logits, {place}: this is a bug in the hardware or the model, please report it with the "
+        "prompt and the seed"
+    )

@@ -1,0 +1,56 @@
+"""A generation in progress: an iterator of pieces that says when it can not go on."""
+
+import threading
+from collections.abc import Generator
+from types import TracebackType
+from typing import Self
+
+from lutra.serving.results import Piece, RunStats
+from lutra_golden.errors import LutraError
+
+__all__ = ["Stream"]
+
+
+class Stream:
+    """Pieces of a generation, made as they are asked for, and what it takes in :attr:`stats`.
+
+    Any thread may ask for the next one. A stream that was closed, or that an exception ended,
+    raises LutraError when it is asked.
+    """
+
+    def __init__(self, pieces: Generator[Piece], stats: RunStats) -> None:
+        self.stats = stats
+        self._pieces, self._closed = pieces, False
+        self._lock = threading.RLock()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Piece:
+        with self._lock:
+            if self._closed:
+                raise LutraError("the stream is closed: start another one")
+            try:
+                return next(self._pieces)
+            except StopIteration:
+                raise
+            except BaseException:
+                self._closed = True
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the generation here; what it has computed stays known to its LLM."""
+        with self._lock:
+            self._closed = True
+            self._pieces.close()

@@ -5,7 +5,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -32,6 +33,13 @@ class Row:
     device: str
     test: str
     rates: tuple[float, ...]
+    batch: int = 1
+    """Sequences that ran together; their tokens are counted together."""
+
+    @property
+    def label(self) -> str:
+        """The test, and how many sequences ran unless it was one."""
+        return self.test if self.batch == 1 else f"{self.test} x {self.batch}"
 
     @property
     def t_s(self) -> float:
@@ -69,6 +77,14 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=f"tokens of the decode test (default {N_GEN}, 0 leaves it out)",
+    )
+    parser.add_argument(
+        "-b",
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="also decode N sequences together, their tokens counted together (default 1: no)",
     )
     parser.add_argument(
         "-r",
@@ -110,6 +126,7 @@ def _bench(args: argparse.Namespace) -> int:
                 device,
                 n_prompt=n_prompt,
                 n_gen=n_gen,
+                batch=args.batch,
                 repetitions=args.repetitions,
                 progress=progress,
             )
@@ -126,6 +143,7 @@ def _bench(args: argparse.Namespace) -> int:
                         "format": model.format,
                         "device": row.device,
                         "test": row.test,
+                        "batch": row.batch,
                         "t_s": round(row.t_s, 3),
                         "std": round(row.std, 3),
                         "samples": [round(rate, 3) for rate in row.rates],
@@ -139,7 +157,7 @@ def _bench(args: argparse.Namespace) -> int:
     print("|---|---|---|---:|---:|")
     for row in rows:
         figures = f"{row.t_s:.2f} \N{PLUS-MINUS SIGN} {row.std:.2f}"
-        print(f"| {row.model} | {model.format} | {row.device} | {row.test} | {figures} |")
+        print(f"| {row.model} | {model.format} | {row.device} | {row.label} | {figures} |")
     return 0
 
 
@@ -149,34 +167,43 @@ def bench(
     *,
     n_prompt: int = N_PROMPT,
     n_gen: int = N_GEN,
+    batch: int = 1,
     repetitions: int = 5,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Measure ``ppN``, prefill of N random tokens, and ``tgN``, decode of N tokens from an empty
-    cache; a test of 0 tokens is left out. One warm-up run precedes each test."""
-    if n_prompt < 0 or n_gen < 0 or n_prompt + n_gen == 0 or repetitions < 1:
-        raise LutraError("-p and -n must be 0 or more, not both 0, and -r 1 or more")
+    cache, the latter also of ``batch`` sequences together if that is more than one; a test of 0
+    tokens is left out. One warm-up run precedes each test."""
+    if n_prompt < 0 or n_gen < 0 or n_prompt + n_gen == 0 or repetitions < 1 or batch < 1:
+        raise LutraError("-p and -n must be 0 or more, not both 0, and -b and -r 1 or more")
     device.load(model)
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, max(n_prompt, n_gen, 1))
-    prompt: list[int] = tokens.tolist()
-    session = device.session()
+    shape = (batch, max(n_prompt, n_gen))
+    texts: list[list[int]] = np.random.default_rng(0).integers(0, model.vocab_size, shape).tolist()
+    sessions = [device.session() for _ in texts]
 
-    def prefill() -> None:
-        session.truncate(0)
-        device.run([Step(session=session, tokens=prompt[:n_prompt], logits_from=n_prompt - 1)])
+    def prefill(_n: int) -> None:
+        sessions[0].truncate(0)
+        prompt = texts[0][:n_prompt]
+        device.run([Step(session=sessions[0], tokens=prompt, logits_from=n_prompt - 1)])
 
-    def decode() -> None:
-        session.truncate(0)
-        for token in prompt[:n_gen]:
-            device.run([Step(session=session, tokens=[token])])
+    def decode(n: int) -> None:
+        for session in sessions[:n]:
+            session.truncate(0)
+        for i in range(n_gen):
+            device.run([Step(session=sessions[j], tokens=[texts[j][i]]) for j in range(n)])
 
+    tests = [("pp", n_prompt, prefill, 1), ("tg", n_gen, decode, 1)]
+    if batch > 1:
+        tests.append(("tg", n_gen, decode, batch))
     rows: list[Row] = []
-    for test, n, run in (("pp", n_prompt, prefill), ("tg", n_gen, decode)):
-        if not n:
+    for test, length, run, n in tests:
+        if not length:
             continue
-        rates = _rates(run, n, repetitions, f"measuring {test}{n}", progress)
-        rows.append(Row(model=model.name, device=device.name, test=f"{test}{n}", rates=rates))
-    session.close()
+        row = Row(model=model.name, device=device.name, test=f"{test}{length}", rates=(), batch=n)
+        rates = _rates(partial(run, n), n * length, repetitions, f"measuring {row.label}", progress)
+        rows.append(replace(row, rates=rates))
+    for session in sessions:
+        session.close()
     return rows
 
 

@@ -49,6 +49,26 @@ def test_prefill_and_decode_are_what_llama_bench_runs() -> None:
     assert [(row.test, len(row.rates)) for row in rows] == [("pp100", 2), ("tg3", 2)]
 
 
+def test_a_batch_is_decoded_in_shared_passes() -> None:
+    device, model = Recorder(), open_packed_model("tales")
+    rows = bench(model, device, n_prompt=4, n_gen=2, batch=3, repetitions=1)
+    one, three = [(1, i, 0) for i in range(2)], [(1, i, 0) for i in range(2) for _ in range(3)]
+    assert device.passes == 2 * [(4, 0, 3)] + 2 * one + 2 * three
+    assert [(row.label, row.test, row.batch) for row in rows] == [
+        ("pp4", "pp4", 1),
+        ("tg2", "tg2", 1),
+        ("tg2 x 3", "tg2", 3),
+    ]
+
+
+def test_tokens_of_a_batch_are_counted_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("bench -dev golden -p 0 -n 2 -b 3 -r 1 -o json".split()) == 0
+    one, three = json.loads(capsys.readouterr().out)
+    assert (one["test"], one["batch"]) == ("tg2", 1)
+    assert (three["test"], three["batch"]) == ("tg2", 3)
+    assert three["t_s"] > 0
+
+
 def test_mean_and_deviation() -> None:
     row = Row(model="m", device="d", test="tg1", rates=(1.0, 2.0, 6.0))
     assert row.t_s == 3 and row.std == pytest.approx(7**0.5)
@@ -77,8 +97,9 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("-p 0 -n 0", "-p and -n must be 0 or more, not both 0, and -r 1 or more"),
-        ("-n 1 -r 0", "-p and -n must be 0 or more, not both 0, and -r 1 or more"),
+        ("-p 0 -n 0", "-p and -n must be 0 or more, not both 0, and -b and -r 1 or more"),
+        ("-n 1 -b 0", "-p and -n must be 0 or more, not both 0, and -b and -r 1 or more"),
+        ("-n 1 -r 0", "-p and -n must be 0 or more, not both 0, and -b and -r 1 or more"),
         ("-p 257", "257 tokens do not fit the context of 256: lower -p or -n"),
         ("-p 8 -t 0", "threads must be 1 or more, not 0"),
         ("-p 8 -t 2", "threads are those of the device cpu, golden has none: leave threads out"),

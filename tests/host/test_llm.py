@@ -494,7 +494,10 @@ def test_the_rounded_model_is_what_is_run(folder: Path) -> None:
             {"engine": "ternary", "format": "W4A16"},
             "engine ternary does not run W4A16, only .*: use --engine lut or mixpe or mac",
         ),
-        ({"format": "W1.58A8"}, "the weights of tales-llama are not ternary, and W1.58A8 is for .*"),
+        (
+            {"format": "W1.58A8"},
+            "the weights of tales-llama are not ternary, and W1.58A8 is for .*",
+        ),
         (
             {"engine": "lut", "config": config_for(SHAPES["least"])},
             (

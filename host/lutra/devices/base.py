@@ -8,7 +8,8 @@ other, since all of them compute the same bits.
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
@@ -180,7 +181,8 @@ class BaseSession:
 
     def __init__(self, device: "BaseDevice[BaseSession]", n_layers: int) -> None:
         self._device, self._epoch = device, device.epoch
-        self._lengths = [0] * n_layers
+        self.lengths = [0] * n_layers
+        """Positions of each layer that are filled; replaced, never changed in place."""
         self._closed = False
 
     # -- of the device
@@ -207,24 +209,24 @@ class BaseSession:
     @property
     def length(self) -> int:
         """Positions that are filled, of the layer that has most."""
-        return max(self._lengths, default=0)
+        return max(self.lengths, default=0)
 
     def export(self, layers: range | None = None) -> SequenceKv:
         """Copy of the keys and values of ``layers``, of all if left out."""
-        with self._device.lock:
+        with self._device.held():
             self.check()
             model = self._device.model
-            which = range(len(self._lengths)) if layers is None else layers
-            _check_layers(which, len(self._lengths))
+            which = range(len(self.lengths)) if layers is None else layers
+            _check_layers(which, len(self.lengths))
             return SequenceKv(
                 key_bits=model.key_bits,
                 value_bits=model.value_bits,
-                layers={i: self._read(i, self._lengths[i]) for i in which},
+                layers={i: self._read(i, self.lengths[i]) for i in which},
             )
 
     def restore(self, kv: SequenceKv) -> None:
         """Replace keys and values of the layers that ``kv`` has; the next step goes on there."""
-        with self._device.lock:
+        with self._device.held():
             self.check()
             m = self._device.model
             if (kv.key_bits, kv.value_bits) != (m.key_bits, m.value_bits):
@@ -232,42 +234,43 @@ class BaseSession:
                     f"keys and values have {kv.key_bits}/{kv.value_bits} bits, the model is packed "
                     f"for {m.key_bits}/{m.value_bits}: export them from a model packed alike"
                 )
-            kv.check(m.n_kv_heads, m.head_dim, len(self._lengths), m.context)
+            kv.check(m.n_kv_heads, m.head_dim, len(self.lengths), m.context)
             for i, layer in kv.layers.items():
-                self._lengths[i] = 0  # should writing fail in the middle
+                self.set_length(i, 0)  # should writing fail in the middle
                 self._write(i, layer)
-                self._lengths[i] = layer.length
+                self.set_length(i, layer.length)
 
     def truncate(self, n: int) -> None:
         """Forget what lies behind the first ``n`` positions."""
-        with self._device.lock:
+        with self._device.held():
             self.check()
             if not 0 <= n <= self.length:
                 raise LutraError(f"a session of {self.length} positions cannot be cut to {n}")
-            self._lengths = [min(n, length) for length in self._lengths]
+            self.lengths = [min(n, length) for length in self.lengths]
 
     def fork(self, n: int | None = None) -> Self:
         """New session with the first ``n`` positions of this one, with all if left out."""
-        with self._device.lock:
+        with self._device.held():
             self.check()
             n = self.length if n is None else n
             if not 0 <= n <= self.length:
                 raise LutraError(f"a session of {self.length} positions has no first {n}")
             other = self._device.session()
             assert isinstance(other, type(self))
-            lengths = [min(n, length) for length in self._lengths]
+            lengths = [min(n, length) for length in self.lengths]
             other._copy(self, lengths)
-            other._lengths = lengths
+            other.lengths = lengths
             return other
 
     def close(self) -> None:
         """Release the memory; a session that is dropped does it by itself."""
-        with self._device.lock:
-            if not self._closed:
-                self._closed = True
-                self._device.forget(self)
-                if self._epoch == self._device.epoch:
-                    self._release()
+        if self._closed or self._device.is_foreign():
+            return
+        with self._device.held():
+            self._closed = True
+            self._device.forget(self)
+            if self._epoch == self._device.epoch:
+                self._release()
 
     # -- for the device
 
@@ -282,7 +285,7 @@ class BaseSession:
 
     def position(self, layers: range) -> int:
         """Where a step of these layers goes on; LutraError unless they agree."""
-        lengths = {self._lengths[i] for i in layers}
+        lengths = {self.lengths[i] for i in layers}
         if len(lengths) != 1:
             raise LutraError(
                 f"layers {layers.start}..{layers.stop - 1} of the session are filled unequally far "
@@ -290,10 +293,16 @@ class BaseSession:
             )
         return lengths.pop()
 
+    def set_length(self, layer: int, n: int) -> None:
+        """Set the positions of one layer."""
+        self.lengths = [*self.lengths[:layer], n, *self.lengths[layer + 1 :]]
+
     def advance(self, layers: range, n: int) -> None:
         """Count ``n`` more positions of these layers."""
+        lengths = list(self.lengths)
         for i in layers:
-            self._lengths[i] += n
+            lengths[i] += n
+        self.lengths = lengths
 
 
 S_co = TypeVar("S_co", bound=BaseSession, covariant=True)
@@ -337,7 +346,7 @@ class BaseDevice(Generic[S_co]):
     _takes_layers = True
 
     def __init__(self, *, memory_limit: int | None = None) -> None:
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self.epoch = 0
         """Number of models loaded so far; sessions of another epoch are gone."""
         self.memory_limit = memory_limit
@@ -375,6 +384,21 @@ class BaseDevice(Generic[S_co]):
 
     # -- the protocol
 
+    def is_foreign(self) -> bool:
+        """Whether this process was forked after the model was loaded."""
+        return os.getpid() != self._pid
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Take turns with other threads; LutraError in a forked process."""
+        if self._model is not None and self.is_foreign():
+            raise LutraError(
+                f"device {self.name} was loaded before this process was forked: load the model "
+                "again here"
+            )
+        with self._lock:
+            yield
+
     def __enter__(self) -> Self:
         return self
 
@@ -395,9 +419,11 @@ class BaseDevice(Generic[S_co]):
 
     def load(self, model: PackedModel) -> None:
         """Take a model; sessions of the one before are gone."""
-        with self.lock:
+        if self.is_foreign():
+            # another thread of the parent may have held the lock for ever
+            self._lock, self._pid = threading.RLock(), os.getpid()
+        with self._lock:
             self.close()
-            self._pid = os.getpid()
             try:
                 self._load(model)
                 self._free = self._memory() if self.memory_limit is None else self.memory_limit
@@ -408,8 +434,8 @@ class BaseDevice(Generic[S_co]):
 
     def session(self) -> S_co:
         """New, empty session; LutraError with the bytes needed and free if there is no room."""
-        with self.lock:
-            model = self._check_process()
+        with self.held():
+            model = self.model
             needed = self._session_bytes(model)
             free = self._free - needed * len(self._sessions)
             if needed > free:
@@ -428,8 +454,8 @@ class BaseDevice(Generic[S_co]):
 
     def run(self, steps: Sequence[Step]) -> list[StepResult]:
         """Run steps of different sessions; see :class:`Device`."""
-        with self.lock:
-            model = self._check_process()
+        with self.held():
+            model = self.model
             todo = [self._checked(model, step) for step in steps]
             if len({id(chunk.session) for chunk in todo}) < len(todo):
                 raise LutraError("a session has several steps in one run: give it one")
@@ -439,9 +465,9 @@ class BaseDevice(Generic[S_co]):
                 for part in self._passes([(i, todo[i]) for i in which]):
                     result = self._pass([chunk for _, chunk in part])
                     _gather([gathered[i] for i, _ in part], [c for _, c in part], result)
-            for chunk in todo:
-                chunk.session.advance(chunk.layers, len(chunk.tokens))
-            return [each.result(model.vocab_size) for each in gathered]
+            results = [each.result(model.vocab_size) for each in gathered]
+            _advance(todo)
+            return results
 
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the last pass; empty where there are none."""
@@ -453,7 +479,7 @@ class BaseDevice(Generic[S_co]):
 
     def close(self) -> None:
         """Release the model and all sessions."""
-        with self.lock:
+        with self._lock:
             self.epoch += 1
             self._sessions.clear()
             if self._model is not None:
@@ -461,15 +487,6 @@ class BaseDevice(Generic[S_co]):
                 self._unload()
 
     # -- pieces
-
-    def _check_process(self) -> PackedModel:
-        model = self.model
-        if os.getpid() != self._pid:
-            raise LutraError(
-                f"device {self.name} was loaded before this process was forked: load the model "
-                "again here"
-            )
-        return model
 
     def _checked(self, model: PackedModel, step: Step) -> Chunk:
         """Refuse a step that does not fit the model or the session."""
@@ -535,6 +552,18 @@ class BaseDevice(Generic[S_co]):
                 passes[-1].append((i, _part(chunk, first, size)))
                 first, room = first + size, room - size
         return passes
+
+
+def _advance(chunks: Sequence[Chunk]) -> None:
+    """Count the tokens of all chunks, or of none should an interrupt come in between."""
+    before = [(chunk.session, chunk.session.lengths) for chunk in chunks]
+    try:
+        for chunk in chunks:
+            chunk.session.advance(chunk.layers, len(chunk.tokens))
+    except BaseException:
+        for session, lengths in before:
+            session.lengths = lengths
+        raise
 
 
 def _part(chunk: Chunk, first: int, size: int) -> Chunk:

@@ -223,6 +223,46 @@ def test_a_forked_process_is_told_to_load_again(device: Recording) -> None:
     device.run([step(session, 1)])
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_loads_again_though_a_thread_was_running(device: Recording) -> None:
+    """The lock that another thread held is the parent's alone."""
+    model, begun, over = device.model, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with device.held():
+            begun.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    begun.wait()
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        device.load(model)
+        result = device.run([step(device.session(), 1)])[0]
+        os.write(write, bytes([len(result.logits)]))
+        os._exit(0)
+    over.set()
+    thread.join()
+    assert os.read(read, 1) == b"\1"
+    os.waitpid(child, 0)
+
+
+def test_an_interrupt_between_sessions_counts_none(
+    device: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = device.session(), device.session()
+
+    def interrupted(layers: range, n: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(b, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        device.run([step(a, 1), step(b, 2)])
+    assert (a.length, b.length) == (0, 0)
+
+
 def test_a_device_that_failed_to_load_is_empty(packed: Packed) -> None:
     class Failing(GoldenDevice):
         def _load(self, model: PackedModel) -> None:

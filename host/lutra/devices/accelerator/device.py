@@ -105,7 +105,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     def load_program(self, model: PackedModel, program: Program) -> None:
         """Take ``model`` with a program that it was compiled to before."""
-        with self.lock:
+        with self._lock:
             self._given = program
             try:
                 self.load(model)

@@ -13,16 +13,27 @@ from pathlib import Path
 
 import cocotb_tools.config
 import find_libpython
-from cocotb_tools.runner import get_runner
 
 from lutra_sim.rtl import toolchain
 
 __all__ = ["build_simulator", "check_cocotb"]
 
-# top-level signals suffice for benches, and everything else stays open to optimisation
-_VERILATOR_ARGS = ["--no-public-flat-rw", "--public-depth", "1", "-Wno-lint", "-Wno-fatal"]
-_MAKE_VARIABLES = {"OPT_FAST": "-O1", "OPT_SLOW": "-O0"}
+# benches see the signals of the top level; everything else stays open to optimisation
+_VERILATOR_ARGS = [
+    "--cc",
+    "--vpi",
+    "--public-depth",
+    "1",
+    "--prefix",
+    "Vtop",
+    "-Wno-lint",
+    "-Wno-fatal",
+]
+_MAIN = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
 _RUNTIME_SOURCES = ["verilated", "verilated_dpi", "verilated_threads", "verilated_vpi"]
+_HEADERS = ["verilated.h", "verilated_dpi.h", "verilated_sym_props.h", "verilated_vpi.h"]
+_OPTIMIZE = "-O1"
+_OPTIMIZE_RUNTIME = "-Os"
 _LOG_LINES = 40
 
 
@@ -43,12 +54,14 @@ def build_simulator(name: str, text: str, *, coverage: bool = False, waves: bool
     behind that a later one would take for finished.
     """
     check_cocotb()
-    runtime = _runtime_library(coverage=coverage, waves=waves)
+    runtime = _runtime_folder(coverage=coverage, waves=waves)
     sha = hashlib.sha256(text.encode()).hexdigest()
     # coverage names its points by the path of the Verilog, so that path follows from its text
     source = toolchain.cache_folder() / "verilog" / sha[:20] / f"{name}.v"
-    key = _key(sha, _VERILATOR_ARGS, _MAKE_VARIABLES, coverage, waves, str(runtime))
-    folder = toolchain.cache_folder() / "cocotb" / f"{name}-{key}"
+    flags = [*_VERILATOR_ARGS]
+    flags += ["--coverage-line"] if coverage else []
+    flags += ["--trace-vcd"] if waves else []
+    folder = toolchain.cache_folder() / "cocotb" / f"{name}-{_key(sha, flags, str(runtime))}"
     with _once(folder) as scratch:
         if scratch is None:
             return folder
@@ -56,60 +69,92 @@ def build_simulator(name: str, text: str, *, coverage: bool = False, waves: bool
         partial = scratch / source.name
         partial.write_text(text, encoding="utf-8")
         partial.replace(source)
-        log = scratch / "build.log"
-        with _environment(
-            {**_MAKE_VARIABLES, "VM_GLOBAL_FAST": "", "USER_LDLIBS": str(runtime / "runtime.a")}
-        ):
-            try:
-                get_runner("verilator").build(
-                    sources=[source],
-                    hdl_toplevel=name,
-                    build_dir=scratch / "build",
-                    build_args=[*_VERILATOR_ARGS, *(["--coverage-line"] if coverage else [])],
-                    waves=waves,
-                    log_file=log,
-                )
-            except (RuntimeError, SystemExit) as error:
-                tail = "\n".join(log.read_text().splitlines()[-_LOG_LINES:])
-                raise RuntimeError(f"building the simulator of {name} failed:\n{tail}") from error
-        shutil.move(scratch / "build" / name, scratch / name)
+        try:
+            _build(name, source, flags, runtime, scratch, _defines(coverage=coverage, waves=waves))
+        except RuntimeError as error:
+            raise RuntimeError(f"building the simulator of {name} failed:\n{error}") from error
         shutil.rmtree(scratch / "build")
     return folder
 
 
-def _runtime_library(*, coverage: bool, waves: bool) -> Path:
-    """Folder with ``runtime.a``: Verilator's run-time library, the larger part of any build."""
+def _build(
+    name: str, source: Path, flags: list[str], runtime: Path, folder: Path, defines: list[str]
+) -> None:
+    """Build the executable ``name`` in ``folder``.
+
+    Everything that Verilator writes is compiled as one source: its headers take longer to compile
+    than the C++ of most components does.
+    """
+    build = folder / "build"
+    verilator = [*toolchain.verilator_command(), *flags, "--top-module", name, "--Mdir", str(build)]
+    _run([*verilator, str(source)], folder)
+    sources = [*sorted(build.glob("Vtop*.cpp")), _MAIN]
+    (build / "all.cpp").write_text("".join(f'#include "{path}"\n' for path in sources))
+    libraries = cocotb_tools.config.libs_dir
+    compiler = [toolchain.compiler_command(), *_compile_flags(_OPTIMIZE), *defines]
+    link = [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lcocotbvpi_verilator"]
+    _run(
+        [
+            *[*compiler, "-include", str(runtime / "headers.h"), f"-I{build}"],
+            *[str(build / "all.cpp"), str(runtime / "runtime.a"), *link, "-o", name],
+        ],
+        folder,
+    )
+
+
+def _compile_flags(optimize: str) -> list[str]:
+    root = _include_folder()
+    standard = toolchain.make_variables().get("CFG_CXXFLAGS_STD", "-std=gnu++17")
+    return [optimize, standard, "-pthread", f"-I{root}", f"-I{root / 'vltstd'}"]
+
+
+def _defines(*, coverage: bool, waves: bool) -> list[str]:
+    values = {
+        "VERILATOR": 1,
+        "VM_COVERAGE": int(coverage),
+        "VM_SC": 0,
+        "VM_TIMING": 0,
+        "VM_TRACE": int(waves),
+        "VM_TRACE_FST": 0,
+        "VM_TRACE_SAIF": 0,
+        "VM_TRACE_VCD": int(waves),
+    }
+    return [f"-D{name}={value}" for name, value in values.items()]
+
+
+def _runtime_folder(*, coverage: bool, waves: bool) -> Path:
+    """Folder with what every simulator shares, the larger part of any build.
+
+    ``runtime.a`` is Verilator's run-time library, ``headers.h`` its headers, which stand compiled
+    beside it.
+    """
     root = _include_folder()
     sources = [*_RUNTIME_SOURCES]
     sources += ["verilated_cov"] if coverage else []
     sources += ["verilated_vcd_c"] if waves else []
-    variables = toolchain.make_variables()
-    flags = [
-        "-Os",
-        variables.get("CFG_CXXFLAGS_STD", "-std=gnu++17"),
-        f"-I{root}",
-        f"-I{root / 'vltstd'}",
-        "-DVERILATOR=1",
-        "-DVM_SC=0",
-        "-DVM_TIMING=0",
-        "-DVM_TRACE_FST=0",
-        "-DVM_TRACE_SAIF=0",
-        f"-DVM_COVERAGE={int(coverage)}",
-        f"-DVM_TRACE={int(waves)}",
-        f"-DVM_TRACE_VCD={int(waves)}",
-    ]
-    folder = toolchain.cache_folder() / "cocotb" / f"runtime-{_key(sources, flags)}"
+    headers = [*_HEADERS]
+    headers += ["verilated_cov.h"] if coverage else []
+    headers += ["verilated_vcd_c.h"] if waves else []
+    compiler = toolchain.compiler_command()
+    defines = _defines(coverage=coverage, waves=waves)
+    flags = [*_compile_flags(_OPTIMIZE_RUNTIME), *defines]
+    header_flags = [*_compile_flags(_OPTIMIZE), *defines, "-x", "c++-header"]
+    key = _key(sources, headers, flags, header_flags)
+    folder = toolchain.cache_folder() / "cocotb" / f"runtime-{key}"
     with _once(folder) as scratch:
         if scratch is None:
             return folder
-
-        def compile_source(name: str) -> None:
-            command = [variables["CXX"], *flags, "-c", str(root / f"{name}.cpp"), "-o", f"{name}.o"]
-            _run(command, scratch)
-
+        text = "".join(f'#include "{name}"\n' for name in headers)
+        (scratch / "headers.h").write_text(text, encoding="utf-8")
+        objects = [f"{name}.o" for name in sources]
+        commands = [
+            [compiler, *flags, "-c", str(root / f"{name}.cpp"), "-o", f"{name}.o"]
+            for name in sources
+        ]
+        commands.append([compiler, *header_flags, "headers.h", "-o", "headers.h.gch"])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(compile_source, sources))
-        _run(["ar", "-rcs", "runtime.a", *(f"{name}.o" for name in sources)], scratch)
+            list(pool.map(lambda command: _run(command, scratch), commands))
+        _run(["ar", "-rcs", "runtime.a", *objects], scratch)
     return folder
 
 
@@ -160,22 +205,9 @@ def _once(folder: Path) -> Iterator[Path | None]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-@contextmanager
-def _environment(make_variables: dict[str, str]) -> Iterator[None]:
-    """The build environment as ``os.environ``, which cocotb's runner reads and passes on."""
-    saved = dict(os.environ)
-    os.environ.update(toolchain.build_environment())
-    os.environ["MAKEFLAGS"] = toolchain.makeflags(toolchain.make_variables() | make_variables)
-    os.environ.pop("WAVES", None)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)
-
-
 def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    environment = toolchain.build_environment()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
-        tail = "\n".join(done.stderr.splitlines()[-_LOG_LINES:])
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-_LOG_LINES:])
         raise RuntimeError(f"`{' '.join(command)}` failed:\n{tail}")

@@ -138,6 +138,8 @@ def run_cocotb(
             extra_env={
                 _PARAMS_VARIABLE: json.dumps(_encode(parameters)),
                 _KIND_VARIABLE: type(parameters).__name__,
+                # pytest's rewriting of every other module takes longer than most benches
+                "COCOTB_REWRITE_ASSERTION_FILES": "tb_*.py",
             },
             plusargs=plusargs,
             waves=waves,

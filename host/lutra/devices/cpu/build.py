@@ -5,6 +5,7 @@ where it is used as a part of the package.
 ``golden`` is the text of ``golden.h``, which :mod:`lutra.devices.cpu.interface` makes.
 """
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -103,7 +104,14 @@ def library_path(golden: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        # of several processes that want it, one compiles and the others wait
+        with (
+            (path.parent / "lock").open("w") as lock,
+            tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.is_file():
+                return path
             partial = Path(folder) / LIBRARY
             compile_library(partial, golden)
             partial.replace(path)

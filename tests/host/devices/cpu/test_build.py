@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,20 @@ def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert library_path("enum { ANSWER = 54 };") != first
     monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && echo 2 && exit; {body}'))
     assert library_path(GOLDEN) != first
+
+
+def test_several_that_want_it_compile_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    body = f'echo call >> {log}; while [ "$1" != -o ]; do shift; done; sleep 0.1; echo x > "$2"'
+    monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && exit; {body}'))
+    with ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(library_path, [GOLDEN] * 3))
+    assert paths[0].read_text() == "x\n"
+    assert len(set(paths)) == 1
+    n_sources = len([path for path in build.sources() if path.suffix == ".c"])
+    assert log.read_text().count("call") == 1 + n_sources
 
 
 def test_the_library_that_came_with_the_package_is_taken(

@@ -20,6 +20,7 @@ from amaranth.sim import Simulator
 from cocotb_tools.runner import get_runner
 
 from lutra_sim.bench.build import build_simulator
+from lutra_sim.rtl.collector import paused_collector
 
 __all__ = ["BenchFailure", "bench_params", "run_cocotb", "simulate", "stream_get", "stream_put"]
 
@@ -116,7 +117,8 @@ def run_cocotb(
         coverage = os.environ.get("LUTRA_COVERAGE") == "1"
     waves = os.environ.get("WAVES") == "1"
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(dut).__name__).lower()
-    text = verilog.convert(dut, name=name, strip_internal_attrs=True, emit_src=False)
+    with paused_collector():
+        text = verilog.convert(dut, name=name, strip_internal_attrs=True, emit_src=False)
     build_dir = build_simulator(name, text, coverage=coverage, waves=waves)
 
     plusargs: list[str] = []

@@ -25,6 +25,7 @@ from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import REGISTERS, UnitState
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_sim.rtl import toolchain
+from lutra_sim.rtl.collector import paused_collector
 from lutra_sim.rtl.jobs import Job, JobError, run_jobs
 from lutra_sim.rtl.settings import Settings
 
@@ -178,7 +179,8 @@ def _verilog(config: AcceleratorConfig, cache: Path, report: Progress) -> Path:
 def _generate(config: AcceleratorConfig) -> str:
     from lutra_hw.core.accelerator import generate_verilog
 
-    return generate_verilog(config)
+    with paused_collector():
+        return generate_verilog(config)
 
 
 @contextmanager

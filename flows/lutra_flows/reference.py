@@ -23,7 +23,7 @@ from lutra_golden.control.isa import (
     Unit,
 )
 from lutra_golden.control.registers import COUNTERS, REGISTERS, VERSION, UnitState
-from lutra_golden.core.config import NANO
+from lutra_golden.core.configs import NANO
 
 __all__ = ["PAGES", "isa_page", "main", "registers_page"]
 

@@ -41,7 +41,7 @@ def _words(width: int) -> data.ArrayLayout:
 
 
 def _residual_addr(config: AcceleratorConfig) -> dict[str, range]:
-    return {"token": _tokens(config), "word": range(config.hidden_max // LANES)}
+    return {"token": _tokens(config), "word": range(config.vector.hidden_max // LANES)}
 
 
 class ResidualReadPort(ReadPortSignature):
@@ -62,14 +62,14 @@ class ParamReadPort(ReadPortSignature):
     """Read port of the parameter buffer: eight gammas, biases or row scales."""
 
     def __init__(self, config: AcceleratorConfig):
-        super().__init__({"word": range(config.param_words)}, _words(_PARAM_WIDTH))
+        super().__init__({"word": range(config.vector.param_words)}, _words(_PARAM_WIDTH))
 
 
 class ParamWritePort(WritePortSignature):
     """Write port of the parameter buffer: eight gammas, biases or row scales."""
 
     def __init__(self, config: AcceleratorConfig):
-        super().__init__({"word": range(config.param_words)}, _words(_PARAM_WIDTH))
+        super().__init__({"word": range(config.vector.param_words)}, _words(_PARAM_WIDTH))
 
 
 class RopeReadPort(ReadPortSignature):

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra_golden.arith.scale import SCALE, Scale
 from lutra_golden.control.isa import INSTRUCTION_BYTES
+from lutra_golden.core.ports import ADDRESS_WIDTH
 
 __all__ = [
     "INSTRUCTION_SHAPE",
@@ -55,7 +56,7 @@ class WritePortSignature(wiring.Signature):
         super().__init__({"en": Out(1), "addr": Out(self.addr_layout), "data": Out(payload)})
 
 
-def dma_command(addr_width: int = 40) -> stream.Signature:
+def dma_command(addr_width: int = ADDRESS_WIDTH) -> stream.Signature:
     """Stream of transfers: byte address of the first beat (aligned to a beat) and beat count."""
     layout = data.StructLayout({"addr": unsigned(addr_width), "beats": unsigned(24)})
     return stream.Signature(layout)

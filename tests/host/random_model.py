@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from lutra.models import load_model
 from lutra.models.decoder import Decoder
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO
+from lutra_golden.core.ports import two_ports
 
 __all__ = [
     "GROUP",
@@ -107,7 +109,7 @@ def config_for(
     depth = max(shape.hidden_size, q_out, shape.intermediate_size)
     lanes, (step_depth, w_width) = 8, _ENGINES[engine]
     depth_tile = changes.get("depth_tile", step_depth if engine == "ternary" else GROUP)
-    fields: dict[str, int] = {
+    fields: dict[str, object] = {
         "step_depth": step_depth,
         "depth_tile": depth_tile,
         "a_width": a_width,
@@ -115,7 +117,7 @@ def config_for(
         "acc_width": 24 if engine == "ternary" else 28,
         "sum_width": 24 if engine == "ternary" else 20 + a_width + changes.get("scale_width", 8),
         "pass_tokens": 4,
-        "row_blocks_max": -(-rows // (2 * lanes)) * 2,
+        "acc_blocks": -(-rows // (2 * lanes)) * 2,
         "act_tiles": -(-depth // depth_tile),
         "weight_buffer_words": _power_of_two(max(rows // lanes, 16)),
         "hidden_max": shape.hidden_size,
@@ -124,12 +126,10 @@ def config_for(
         "n_heads": shape.num_attention_heads,
         "n_kv_heads": shape.num_key_value_heads,
         "max_context": _power_of_two(shape.max_position_embeddings),
-        "weight_axi_width": 512,
-        "data_axi_width": 8 * shape.head_dim,
-        "burst_bytes": 256,
+        "ports": two_ports(weights=512, data=max(256, 8 * shape.head_dim), burst_bytes=256),
     }
     options: Any = fields | changes
-    return AcceleratorConfig(name="small", engine=engine, **options)
+    return NANO.with_(name="small", engine=engine, **options)
 
 
 def load(folder: Path) -> Decoder:

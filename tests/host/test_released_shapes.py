@@ -49,7 +49,7 @@ def test_sizes_of_released_models(
     assert config.engine == ("ternary" if ternary else "lut")
     assert (config.head_dim, config.max_context) == (model.head_dim, 4096)
     assert (config.n_heads, config.n_kv_heads) == (model.n_heads, model.n_kv_heads)
-    assert (config.qkv_bias, config.qk_norm) == (model.biased, model.head_normed)
+    assert (config.vector.qkv_bias, config.vector.qk_norm) == (model.biased, model.head_normed)
     for engine in ("mixpe", "mac"):
         check_fit(model, configure(model, engine=engine))
 

@@ -127,7 +127,8 @@ def test_the_rtl_with_a_cache_of_four_bits(name: str, engine: str, packed: Packe
     """Windows that begin at odd positions, tiles that end at them, padded heads."""
     model = replace(packed(name), key_bits=4, value_bits=4)
     timing = random_timing(2) if name in ("mistral-window", "bitnet") else IDEAL_MEMORY
-    assert_the_rtl_gives_the_same(model, config_of_engine(engine, kv_width=4), timing)
+    config = config_of_engine(engine, key_width=4, value_width=4)
+    assert_the_rtl_gives_the_same(model, config, timing)
 
 
 @pytest.mark.rtl
@@ -138,7 +139,7 @@ def test_the_rtl_of_a_configuration_made_to_measure(name: str, packed: Packed) -
     model = packed(name)
     config = configure(model)
     assert config.name.startswith("nano-fit")
-    assert (config.qkv_bias, config.qk_norm) == (model.biased, model.head_normed)
+    assert (config.vector.qkv_bias, config.vector.qk_norm) == (model.biased, model.head_normed)
     assert_the_rtl_gives_the_same(model, config, random_timing(3))
 
 
@@ -148,7 +149,7 @@ def test_the_rtl_of_a_configuration_made_to_measure(name: str, packed: Packed) -
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_cache_of_four_bits_is_near_floating_point(name: str, packed: Packed) -> None:
     model = replace(packed(name), key_bits=4, value_bits=4)
-    config = config_of_engine(next(engines_of(name)), kv_width=4)
+    config = config_of_engine(next(engines_of(name)), key_width=4, value_width=4)
     actual = program_logits(model, config)
     near = error(actual, expected_logits(model))
     assert near < BOUND_KV4

@@ -25,7 +25,8 @@ from lutra.models import find_model, load_model
 from lutra.quantize.pack import pack_model
 from lutra.text.tokenizer import Tokenizer
 from lutra_golden.control.isa import INSTRUCTION_BYTES, Opcode, decode, encode
-from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import PackedModel
@@ -324,7 +325,7 @@ class Built(RtlTransport):
 
 @pytest.mark.rtl
 def test_program_of_another_configuration_is_refused(ternary: Compiled) -> None:
-    other = replace(NANO, name="other", param_words=1024)
+    other = NANO.with_(name="other", param_words=1024)
     found = Compiled(ternary.model, replace(ternary.program, config=other))
     with pytest.raises(DeviceError, match=rf"{NANO.fingerprint:016x}.*{other.fingerprint:016x}"):
         on_transport(found, Built())

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from lutra_golden.core.config import ENGINES, NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import ENGINES, AcceleratorConfig
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, EngineParams
 from lutra_golden.matmul.format import FORMATS, Format
@@ -197,17 +198,7 @@ def _params(engine: str, fmt: Format, tile: Tile) -> EngineParams:
 
 
 def _whole(engine: str, fmt: Format, tile: Tile | None, material: Material) -> Design:
-    config = with_engine(NANO, engine, a_width=fmt.a_bits)
-    if tile is not None:
-        step_tokens, step_rows, step_depth = tile
-        depth_tile = step_depth if engine == "ternary" else max(_GROUP, step_depth)
-        config = replace(
-            config,
-            step_tokens=step_tokens,
-            step_rows=step_rows,
-            step_depth=step_depth,
-            depth_tile=depth_tile,
-        )
+    config = with_engine(NANO, engine, a_width=fmt.a_bits, tile=tile)
     if material == Material.CELLS:
         raise LutraError("--whole is built for FPGAs: give a --target other than liberty")
     return Design(engine=engine, format=fmt, part=Part.WHOLE, params=config.matmul, config=config)

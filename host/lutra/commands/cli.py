@@ -39,7 +39,8 @@ from lutra.models.decoder import Decoder
 from lutra.progress import StepProgress
 from lutra.serving.results import RunStats
 from lutra.text.sampling import SamplingParams
-from lutra_golden.core.config import CONFIGS, ENGINES
+from lutra_golden.core.config import ENGINES
+from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
 
 __all__ = ["main"]

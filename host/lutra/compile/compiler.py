@@ -31,8 +31,9 @@ from lutra_golden.control.isa import (
     encode,
 )
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import Purpose
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.matmul.engine import LANES, GroupedWeights
 from lutra_golden.model.packed import PackedLayer, PackedModel, PackedNorm
 from lutra_golden.model.padding import pad_layer, pad_table
 from lutra_golden.model.shapes import Gate
@@ -137,6 +138,11 @@ class _Image:
             )
         return offset
 
+    def pad(self, align: int) -> None:
+        """Fill up the end, of which beats are read whole."""
+        if self._n_bytes % align:
+            self.add(bytes(-self._n_bytes % align), 1)
+
 
 def compile_model(
     model: PackedModel, config: AcceleratorConfig, progress: Progress | None = None
@@ -153,11 +159,12 @@ def compile_model(
         lowering.layer(layer, i * config.kv_layer_bytes)
     report("packing the weights", len(model.layers) / (len(model.layers) + 1))
     lowering.head()
-    code = asm.end(config.data_bytes)
+    image.pad(config.align_bytes)
+    code = asm.end(config.alignment(Purpose.FETCH))
     segments = [Segment(kind=SegmentKind.CODE, offset=0, data=code), *image.segments]
-    stride = round_up(4 * padded_vocabulary(model), config.data_bytes)
+    stride = round_up(4 * padded_vocabulary(model), config.alignment(Purpose.WRITE))
     # read by whole beats before all of a beat is written: scales, keys and values that share one
-    first = config.kv_s_offset if config.kv_row_bytes == config.data_bytes else 0
+    first = config.kv_zeroed_from
     digest = hashlib.sha256(config.fingerprint.to_bytes(8, "little"))
     for segment in segments:
         digest.update(segment.data)
@@ -198,19 +205,19 @@ class _Lowering:
     def _params(self, values: NDArray[np.int16]) -> tuple[int, _Region]:
         """Load a parameter vector; return its first word in the buffer and its region."""
         config = self._config
-        beat_words = config.data_bytes // (2 * config.lanes)
-        n_words = round_up(len(values) // config.lanes, beat_words)
-        if self._param_next + n_words > config.param_words:
+        beat_words = config.load_word_bytes // (2 * LANES)
+        n_words = round_up(len(values) // LANES, beat_words)
+        if self._param_next + n_words > config.vector.param_words:
             self._param_next = 0
         word, self._param_next = self._param_next, self._param_next + n_words
         data = values.astype("<i2").tobytes()
-        data += bytes(n_words * 2 * config.lanes - len(data))
+        data += bytes(n_words * 2 * LANES - len(data))
         region: _Region = ("params", word, word + n_words)
         self._asm.emit(
             Opcode.LDPARAM,
             reads=[],
             writes=[region],
-            address=self._image.add(data, config.data_bytes),
+            address=self._image.add(data, config.alignment(Purpose.LOAD)),
             param_word=word,
             n_words=n_words,
         )
@@ -241,7 +248,7 @@ class _Lowering:
             writes=[_ACTIVATIONS],
             flags=flags,
             source=source,
-            n_words=n // self._config.lanes,
+            n_words=n // LANES,
             param_word=word,
             gamma_frac=norm.frac,
             inv_n=_word(scale_from_float(1 / (mean_of or n))),
@@ -257,12 +264,12 @@ class _Lowering:
         buffer: while one half is used again for other tokens, the other one fills."""
         config, params = self._config, self._config.matmul
         planes, unit = params.planes(weights), row_unit(params)
-        blocks = round_up(len(weights.codes) // config.lanes, params.block_rows)
+        blocks = round_up(len(weights.codes) // LANES, params.block_rows)
         per_unit = params.n_words(1, unit, planes)
-        most = max(1, config.weight_buffer_words // 2 // per_unit) * unit
+        most = max(1, params.weight_buffer_words // 2 // per_unit) * unit
         for first in range(0, blocks, most):
             count = min(most, blocks - first)
-            part = weights.rows(slice(first * config.lanes, (first + count) * config.lanes))
+            part = weights.rows(slice(first * LANES, (first + count) * LANES))
             words = params.pack(part, planes)
             padded = np.zeros((len(words), config.weight_word_bytes), np.uint8)
             padded[:, : words.shape[1]] = words
@@ -271,7 +278,7 @@ class _Lowering:
                 reads=[_ACTIVATIONS],
                 writes=[_acc(acc_base + first, count)],
                 flags=flags,
-                address=self._image.add(padded.tobytes(), config.weight_word_bytes),
+                address=self._image.add(padded.tobytes(), config.alignment(Purpose.WEIGHTS)),
                 depth_tiles=-(-weights.codes.shape[1] // params.depth_tile),
                 row_blocks=count,
                 planes=planes,
@@ -288,7 +295,7 @@ class _Lowering:
             reads=[_RESIDUAL, acc],
             writes=[_RESIDUAL],
             scale_w=_word(scale),
-            n_words=self._model.hidden_size // self._config.lanes,
+            n_words=self._model.hidden_size // LANES,
             frac=self._model.residual_frac,
         )
 
@@ -302,12 +309,12 @@ class _Lowering:
             Opcode.EMBED,
             reads=[],
             writes=[_RESIDUAL],
-            address=self._image.add(embedding, config.data_bytes),
-            n_words=model.hidden_size // config.lanes,
+            address=self._image.add(embedding, config.alignment(Purpose.LOAD)),
+            n_words=model.hidden_size // LANES,
             shift=model.residual_frac - model.embedding_frac,
         )
         rope = pad_table(model.rope[: config.max_context], self._head_dim)
-        address = self._image.add(rope.astype("<i2").tobytes(), config.data_bytes)
+        address = self._image.add(rope.astype("<i2").tobytes(), config.alignment(Purpose.LOAD))
         self._asm.emit(Opcode.LDROPE, reads=[], writes=[_ROPE], address=address)
 
     def layer(self, layer: PackedLayer, kv_offset: int) -> None:
@@ -315,7 +322,7 @@ class _Lowering:
         asm, model = self._asm, self._model
         layer = pad_layer(layer, model.head_dim, self._head_dim)
         check_layer(model, layer, self._config)
-        lanes = self._config.lanes
+        lanes = LANES
         d, q_out = model.hidden_size, model.n_heads * self._head_dim
         self._norm(layer.input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
         acc = self._heads(layer)
@@ -366,7 +373,7 @@ class _Lowering:
 
     def _heads(self, layer: PackedLayer) -> _Region:
         """Queries, keys and values: one product, or one each if their weights differ in bits."""
-        lanes, unit = self._config.lanes, row_unit(self._config.matmul)
+        lanes, unit = LANES, row_unit(self._config.matmul)
         parts = [
             (part, part.weights.rows(_pair_halves(len(part.weights.codes), self._head_dim, lanes)))
             for part in (layer.q_proj, layer.k_proj, layer.v_proj)
@@ -385,7 +392,7 @@ class _Lowering:
         """Flags and fields of ROPEQ for biases and norms of heads, and where they were loaded."""
         fields = {"param_word": 0, "bias_frac": 0, "gamma_frac": 0, "eps": 0}
         flags, vectors = 0, list[NDArray[np.int16]]()
-        lanes, d = self._config.lanes, self._head_dim
+        lanes, d = LANES, self._head_dim
         if layer.bias is not None:
             flags |= FLAG_BIAS
             fields["bias_frac"] = layer.bias.frac
@@ -413,10 +420,10 @@ class _Lowering:
         rows_of = np.minimum(np.arange(n), model.vocab_size - 1)
         weights, row_scales = head_weights(model), model.head_rows[rows_of]
         # half of each buffer, so that one chunk is computed while another is loaded and stored
-        half = config.row_blocks_max // 2 // unit * unit
-        fit = config.weight_buffer_words // 2 // params.n_words(1, unit, params.planes(weights))
-        blocks = min(half, fit * unit, config.param_words // 2)
-        rows = max(config.lanes * unit, blocks * config.lanes // 64 * 64)
+        half = params.acc_blocks // 2 // unit * unit
+        fit = params.weight_buffer_words // 2 // params.n_words(1, unit, params.planes(weights))
+        blocks = min(half, fit * unit, config.vector.param_words // 2)
+        rows = max(LANES * unit, blocks * LANES // 64 * 64)
         base = 0
         for first in range(0, n, rows):
             chunk = slice(first, min(first + rows, n))
@@ -428,7 +435,7 @@ class _Lowering:
                 writes=[],
                 flags=flags | (FLAG_FIRST if first == 0 else 0),
                 row_first=first,
-                n_words=(chunk.stop - chunk.start) // config.lanes,
+                n_words=(chunk.stop - chunk.start) // LANES,
                 param_word=word,
                 acc_base=base,
             )

@@ -7,7 +7,7 @@ import numpy as np
 from lutra_golden.arith.fixed import round_shift
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.engine import SCALE_WIDTH, EngineParams, GroupedWeights
+from lutra_golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
 from lutra_golden.model.limits import ACC_MAX
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedLayer, PackedModel
@@ -122,12 +122,12 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
                 f"configuration {c.name} is built for {name} {fixed}, the model has {has}: "
                 f"use a configuration with {name}={value}"
             )
-    kv_bits = common_kv_bits(model, "rtl")
-    if kv_bits != c.kv_width:
+    kv_bits, width = common_kv_bits(model, "rtl"), c.attention.key_width
+    if kv_bits != width:
         raise LutraError(
-            f"configuration {c.name} is built for a KV cache of {c.kv_width} bits, the model is "
-            f"packed for {kv_bits}: give --kv {c.kv_width} to lutra pack or lutra quantize, "
-            f"or use a configuration with kv_width={kv_bits}"
+            f"configuration {c.name} is built for a KV cache of {width} bits, the model is "
+            f"packed for {kv_bits}: give --kv {width} to lutra pack or lutra quantize, "
+            f"or use a configuration with key_width={kv_bits} and value_width={kv_bits}"
         )
     if model.hidden_size % 32 or model.intermediate_size % 16:
         raise LutraError(
@@ -138,18 +138,18 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
     q_out, kv_out = model.n_heads * head_dim, model.n_kv_heads * head_dim
     depth = max(_depths(model).values())
     rows = max(q_out + 2 * kv_out, 2 * model.intermediate_size, model.hidden_size)
-    blocks = round_up(rows // c.lanes, row_unit(m))
-    _need("the residual buffer", model.hidden_size, c.hidden_max, "hidden_max", c)
+    blocks = round_up(rows // LANES, row_unit(m))
+    _need("the residual buffer", model.hidden_size, c.vector.hidden_max, "hidden_max", c)
     _need(
         "the activation buffer (depth tiles)",
         -(-depth // m.depth_tile),
-        c.act_tiles,
+        m.act_tiles,
         "act_tiles",
         c,
     )
-    _need("the accumulator buffer (row blocks)", blocks, c.row_blocks_max, "row_blocks_max", c)
-    params = 4 * depth // c.lanes
-    _need("the parameter buffer (words)", params, c.param_words, "param_words", c)
+    _need("the accumulator buffer (row blocks)", blocks, m.acc_blocks, "acc_blocks", c)
+    params = 4 * depth // LANES
+    _need("the parameter buffer (words)", params, c.vector.param_words, "param_words", c)
     _check_words(config, head_weights(model))
     head = 2 * int(np.abs(model.head.astype(np.int16)).sum(axis=1, dtype=np.int64).max())
     _check_sum(model, config, head, model.head_shift)
@@ -159,8 +159,8 @@ def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfi
     """Refuse a layer that ``config`` can not hold."""
     m = config.matmul
     for name, has, needs in (
-        ("qkv_bias", config.qkv_bias, layer.bias is not None),
-        ("qk_norm", config.qk_norm, layer.head_norms is not None),
+        ("qkv_bias", config.vector.qkv_bias, layer.bias is not None),
+        ("qk_norm", config.vector.qk_norm, layer.head_norms is not None),
     ):
         if needs and not has:
             raise LutraError(
@@ -181,7 +181,8 @@ def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfi
         _check_sum(model, config, linear.peak, linear.shift)
         if model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj"):
             needed = _sum_bits(model, linear.peak, linear.shift)
-            _need("a gate accumulator (bits)", needed, config.gate_width, "gate_width", config)
+            built = config.vector.gate_width
+            _need("a gate accumulator (bits)", needed, built, "gate_width", config)
 
 
 def check_processor(model: PackedModel) -> None:
@@ -211,7 +212,7 @@ def _check_words(config: AcceleratorConfig, weights: GroupedWeights) -> None:
     _need(
         "the weight buffer (words)",
         words,
-        config.weight_buffer_words,
+        config.matmul.weight_buffer_words,
         "weight_buffer_words",
         config,
     )
@@ -245,9 +246,9 @@ def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: 
     q_max = (1 << (model.a_bits - 1)) - 1
     highest = peak * q_max + ((1 << shift) >> 1)
     inner = highest.bit_length() + 1 if m.grouped else _sum_bits(model, peak, 1)
-    _need("a sum of the engine (bits)", inner, config.sum_width, "sum_width", config)
+    _need("a sum of the engine (bits)", inner, config.matmul.sum_width, "sum_width", config)
     outer = _sum_bits(model, peak, shift)
-    _need("the accumulator (bits)", outer, config.acc_width, "acc_width", config)
+    _need("the accumulator (bits)", outer, config.matmul.acc_width, "acc_width", config)
 
 
 def padded_vocabulary(model: PackedModel) -> int:

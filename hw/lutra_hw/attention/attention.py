@@ -9,6 +9,7 @@ from amaranth.utils import ceil_log2
 from lutra_golden.arith.exp2 import EXP2
 from lutra_golden.arith.scale import SCALE
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.matmul.engine import LANES
 from lutra_golden.timing.attention import TREE_RADIX, AttentionTiming
 from lutra_hw.arith.exp2 import Exp2Neg
 from lutra_hw.arith.fixed import clip_shift, round_half, saturate, shift_guarded
@@ -29,7 +30,6 @@ from lutra_hw.ports import (
 
 __all__ = ["AttentionUnit"]
 
-_LANES = 8
 _SHIFT_MAX = 63
 
 
@@ -45,7 +45,7 @@ class _Finish(wiring.Component):
         self.config = config
         params = config.attention
         token, head = range(config.pass_tokens), range(params.q_per_kv)
-        words = config.head_dim // _LANES
+        words = config.head_dim // LANES
         super().__init__(
             {
                 "start": In(1),
@@ -57,7 +57,7 @@ class _Finish(wiring.Component):
                 "acc_addr": Out(
                     data.StructLayout({"token": token, "head": head, "word": range(words)})
                 ),
-                "acc": In(data.ArrayLayout(signed(params.acc_width), _LANES)),
+                "acc": In(data.ArrayLayout(signed(params.acc_width), LANES)),
                 "e": In(signed(SCALE.e_width)),
                 "o": Out(AttentionWritePort(config)),
                 "busy": Out(1),
@@ -67,7 +67,7 @@ class _Finish(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        q_per_kv, words = self.config.attention.q_per_kv, self.config.head_dim // _LANES
+        q_per_kv, words = self.config.attention.q_per_kv, self.config.head_dim // LANES
         m.submodules.unit = unit = ScaleUnit()
         token, head = Signal.like(self.den_addr.token), Signal.like(self.den_addr.head)
         denominator, reciprocal = Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
@@ -149,7 +149,7 @@ class _Finish(wiring.Component):
             e_1.eq(self.e),
             shift_2.eq(clip_shift(-(r_1.e + e_1 + (EXP2.y_frac + self.frac)), _SHIFT_MAX)),
         ]
-        for lane in range(_LANES):
+        for lane in range(LANES):
             scaled_2 = Signal(signed(len(acc_1[lane]) + SCALE.m_width + 1), name=f"scaled_{lane}")
             shifted_3 = Signal(signed(len(scaled_2) + 1), name=f"shifted_{lane}")
             m.d.sync += [
@@ -205,7 +205,7 @@ class AttentionUnit(wiring.Component):
                 "q_w": In(QueryWritePort(config)),
                 "qs_w": In(QueryScaleWritePort(config)),
                 "rd_cmd": Out(dma_command()),
-                "rd_data": In(stream.Signature(unsigned(config.data_axi_width))),
+                "rd_data": In(stream.Signature(unsigned(config.word_width))),
                 "out": In(AttentionReadPort(config)),
                 "done": Out(1),
                 "busy": Out(1),
@@ -236,10 +236,11 @@ class AttentionUnit(wiring.Component):
         v_scale, key_scales = self._scales(m, issuer, pair)
         beat, queries = self._operands(m, issuer, pair)
 
-        row = beat
+        row, row_width = beat, 8 * self.config.kv_row_bytes
         multiplied = pair[self._stages.multiply]
-        if issuer.rows == 2:
-            row = Mux(multiplied.position[0], beat[len(beat) // 2 :], beat[: len(beat) // 2])
+        if issuer.rows > 1:
+            rows = [beat[first:][:row_width] for first in range(0, len(beat), row_width)]
+            row = Array(rows)[multiplied.position[: ceil_log2(issuer.rows)]]
         score_w, score_r, max_w, max_old, max_r = self._score_memories(m, pair)
         den_w, den_old = self._denominators(m, pair, finish)
         shift = Signal(5)
@@ -329,7 +330,7 @@ class AttentionUnit(wiring.Component):
 
     def _products(self, m, head, multiplied, weight, query, row):
         """Products of a key and the query, or a value and its weight, by the same multipliers."""
-        products, width = [], self.config.kv_width
+        products, width = [], self.config.attention.key_width
         for dim in range(self.config.head_dim):
             product = Signal(signed(16 + width), name=f"product_{head}_{dim}")
             operand = Mux(multiplied.values, weight, query[dim])
@@ -424,9 +425,9 @@ class AttentionUnit(wiring.Component):
     def _operands(self, m, issuer, pair):
         """The beat and, by head, the query at stage ``multiply``."""
         config, q_per_kv = self.config, self.config.attention.q_per_kv
-        words = config.head_dim // _LANES
+        words = config.head_dim // LANES
         m.submodules.beats = beats = Memory(
-            shape=unsigned(config.data_axi_width), depth=BEAT_SLOTS, init=[]
+            shape=unsigned(config.word_width), depth=BEAT_SLOTS, init=[]
         )
         beat_w, beat_r = beats.write_port(), beats.read_port()
         m.submodules.queries = queries = Memory(
@@ -455,7 +456,7 @@ class AttentionUnit(wiring.Component):
                 query_w.data[index].eq(self.q_w.data),
             ]
         by_head = [
-            [query_r.data[head * words + word][i] for word in range(words) for i in range(_LANES)]
+            [query_r.data[head * words + word][i] for word in range(words) for i in range(LANES)]
             for head in range(q_per_kv)
         ]
         return beat_r.data, by_head
@@ -497,7 +498,7 @@ class AttentionUnit(wiring.Component):
 
     def _score_of(self, m, head, products, scale, pair):
         """Score at stage ``score``: sum of the products, scaled, shifted, rounded, saturated."""
-        width = 8 + self.config.kv_width
+        width = 8 + self.config.attention.key_width
         terms, stage = [product[:width].as_signed() for product in products], self._stages.sum
         while len(terms) > 1:
             sums = []
@@ -528,8 +529,8 @@ class AttentionUnit(wiring.Component):
         """
         banks = []
         row = finish.acc.shape()
-        for first in range(0, len(products), _LANES):
-            name = f"acc_{head}_{first // _LANES}"
+        for first in range(0, len(products), LANES):
+            name = f"acc_{head}_{first // LANES}"
             m.submodules[name] = bank = Memory(shape=row, depth=self.config.pass_tokens, init=[])
             write, read = bank.write_port(), bank.read_port(domain="comb")
             m.d.comb += [
@@ -537,7 +538,7 @@ class AttentionUnit(wiring.Component):
                 write.addr.eq(summed.token),
                 write.en.eq(summed.valid & summed.values),
             ]
-            for lane in range(_LANES):
+            for lane in range(LANES):
                 old = Mux(summed.first, 0, read.data[lane])
                 m.d.comb += write.data[lane].eq(old + products[first + lane])
             banks.append(read.data.as_value())

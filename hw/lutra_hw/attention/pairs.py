@@ -8,13 +8,14 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_hw.ports import dma_command
 
 __all__ = ["ATTEND_COMMAND", "BEAT_SLOTS", "PairIssuer", "pair_layout"]
 
 ATTEND_COMMAND = data.StructLayout(
     {
-        "kv_addr": unsigned(40),  # byte address of the layer's cache
+        "kv_addr": unsigned(ADDRESS_WIDTH),  # byte address of the layer's cache
         "position": unsigned(16),  # of the tile's first token
         "frac": unsigned(8),  # fraction bits of the output
         "token_count": unsigned(8),  # zero tokens: done at once, nothing is fetched
@@ -89,8 +90,8 @@ class PairIssuer(wiring.Component):
     def __init__(self, config: AcceleratorConfig, drain: int):
         self.config = config
         self.drain = drain
-        self.records = config.data_bytes // config.kv_scale_bytes  # positions in a beat
-        self.rows = config.data_bytes // config.kv_row_bytes  # and of keys or values
+        self.records = config.word_bytes // config.kv_scale_bytes  # positions in a beat
+        self.rows = config.word_bytes // config.kv_row_bytes  # and of keys or values
         self.scale_rows = max(config.max_context // self.records, 1)
         super().__init__(
             {
@@ -176,7 +177,7 @@ class PairIssuer(wiring.Component):
         """DMA commands: scales, then keys and values of each head; return the end of the scales."""
         config, command = self.config, self.cmd.p
         oldest, n_positions = tile.oldest, tile.n_positions
-        kv_addr, key_addr = Signal(40), Signal(40)
+        kv_addr, key_addr = Signal(ADDRESS_WIDTH), Signal(ADDRESS_WIDTH)
         dma_group = Signal(range(config.n_kv_heads))
         row_bits, key_bits = ceil_log2(self.records), ceil_log2(self.rows)
         first_beat, n_beats = Signal.like(oldest), Signal(16)
@@ -195,7 +196,7 @@ class PairIssuer(wiring.Component):
                     ]
                     m.next = "Scales"
             with m.State("Scales"), m.If(self.rd_cmd.ready):
-                m.d.sync += key_addr.eq(kv_addr + first_beat * config.data_bytes)
+                m.d.sync += key_addr.eq(kv_addr + first_beat * config.word_bytes)
                 m.next = "Keys"
             with m.State("Keys"), m.If(self.rd_cmd.ready):
                 m.next = "Values"
@@ -211,7 +212,7 @@ class PairIssuer(wiring.Component):
             scales = dma.ongoing("Scales")
             base = Mux(scales, kv_addr, key_addr)
             offset = Mux(dma.ongoing("Values"), config.kv_v_offset, 0)
-            scale_offset = config.kv_s_offset + scale_row_first * config.data_bytes
+            scale_offset = config.kv_s_offset + scale_row_first * config.word_bytes
             m.d.comb += [
                 self.rd_cmd.valid.eq(~dma.ongoing("Idle")),
                 self.rd_cmd.p.addr.eq(base + Mux(scales, scale_offset, offset)),
@@ -262,7 +263,8 @@ class PairIssuer(wiring.Component):
         n_begun = Signal(range(config.pass_tokens + 1))  # tokens that saw an earlier position
         open_, arrived, last_token, last_index = Signal(), Signal(), Signal(), Signal()
         # of the positions in its beat
-        last_row = last_index | index[0] if self.rows == 2 else Const(1)
+        key_bits = ceil_log2(self.rows)
+        last_row = last_index | index[:key_bits].all() if key_bits else Const(1)
         m.d.comb += [
             open_.eq(issuing & ~(values & ((draining != 0) | unfinished))),
             arrived.eq(written != issued),

@@ -4,6 +4,7 @@ from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_hw.axi.signatures import Axi4ReadSignature
 
 __all__ = ["ReadArbiter"]
@@ -29,7 +30,7 @@ class ReadArbiter(wiring.Component):
     o : ``Out(Axi4ReadSignature(data_width, addr_width, id_width))``
     """
 
-    def __init__(self, n: int, data_width: int, addr_width: int = 40):
+    def __init__(self, n: int, data_width: int, addr_width: int = ADDRESS_WIDTH):
         if n < 1:
             raise ValueError(f"n must be positive, not {n}")
         self.n, self.data_width, self.addr_width = n, data_width, addr_width

@@ -6,6 +6,7 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_hw.axi.bursts import BurstSplitter, check_dma
 from lutra_hw.axi.signatures import BURST_INCR, RESP_OKAY, Axi4ReadSignature
 from lutra_hw.ports import dma_command
@@ -49,7 +50,7 @@ class DmaReader(wiring.Component):
     def __init__(
         self,
         data_width: int,
-        addr_width: int = 40,
+        addr_width: int = ADDRESS_WIDTH,
         *,
         burst_beats: int,
         max_outstanding: int,

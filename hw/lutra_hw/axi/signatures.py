@@ -3,6 +3,8 @@
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from lutra_golden.core.ports import ADDRESS_WIDTH
+
 __all__ = [
     "BOUNDARY_BYTES",
     "BURST_INCR",
@@ -72,7 +74,7 @@ class _Signature(wiring.Signature):
 class Axi4ReadSignature(_Signature):
     """Read channels AR and R of an AXI4 master."""
 
-    def __init__(self, data_width: int, addr_width: int = 40, id_width: int = 1):
+    def __init__(self, data_width: int, addr_width: int = ADDRESS_WIDTH, id_width: int = 1):
         members = _read_members(data_width, addr_width, id_width)
         super().__init__(members, data_width, addr_width, id_width)
 
@@ -80,7 +82,7 @@ class Axi4ReadSignature(_Signature):
 class Axi4WriteSignature(_Signature):
     """Write channels AW, W and B of an AXI4 master."""
 
-    def __init__(self, data_width: int, addr_width: int = 40, id_width: int = 1):
+    def __init__(self, data_width: int, addr_width: int = ADDRESS_WIDTH, id_width: int = 1):
         members = _write_members(data_width, addr_width, id_width)
         super().__init__(members, data_width, addr_width, id_width)
 
@@ -88,7 +90,7 @@ class Axi4WriteSignature(_Signature):
 class Axi4Signature(_Signature):
     """All five channels of an AXI4 master."""
 
-    def __init__(self, data_width: int, addr_width: int = 40, id_width: int = 1):
+    def __init__(self, data_width: int, addr_width: int = ADDRESS_WIDTH, id_width: int = 1):
         members = _read_members(data_width, addr_width, id_width)
         members |= _write_members(data_width, addr_width, id_width)
         super().__init__(members, data_width, addr_width, id_width)

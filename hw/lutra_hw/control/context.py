@@ -3,20 +3,15 @@
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
+from lutra_golden.control.registers import REGISTERS
+
 __all__ = ["CONTEXT_WIDTHS", "RunContextSignature"]
 
-_ADDRESS_WIDTH = 40
 
 CONTEXT_WIDTHS = {
-    "program_base": _ADDRESS_WIDTH,
-    "weight_base": _ADDRESS_WIDTH,
-    "kv_base": _ADDRESS_WIDTH,
-    "logits_base": _ADDRESS_WIDTH,
-    "logits_stride": 32,
-    "position": 16,
-    "n_tokens": 8,
-    "logits_from": 8,
-    "program_bytes": 32,
+    name.lower(): register.width
+    for name, register in REGISTERS.items()
+    if register.access == "rw" and name not in ("IRQ_ENABLE", "TOKEN")
 }
 """Bits of each field; a field is the register of the same name."""
 

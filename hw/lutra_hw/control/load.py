@@ -7,6 +7,7 @@ from amaranth.utils import exact_log2
 
 from lutra_golden.control.isa import Opcode
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_hw.buffers import ParamWritePort, ResidualWritePort, RopeWritePort, TokenReadPort
 from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.fields import argument, header
@@ -27,8 +28,8 @@ class _Kind(enum.Enum, shape=2):
 class LoadUnit(wiring.Component):
     """Executes LDPARAM, LDROPE and EMBED: asks for rows of int16 and writes them word by word.
 
-    A row starts at a data beat; only the last beat of a row may be cut. Addresses of the rows of
-    an EMBED are computed by shift and add while earlier rows are written. An instruction of n
+    A row starts at a word of memory; only its last word may be cut. Addresses of the rows of an
+    EMBED are computed by shift and add while earlier rows are written. An instruction of n
     words takes n + b + 5 cycles and the memory's latency until ``done``, where b are the bits of
     ``n_words`` (EMBED) or of ``head_dim / 8`` (LDROPE), else 1; everything is written then. One
     of no words takes 2.
@@ -45,7 +46,7 @@ class LoadUnit(wiring.Component):
     context : ``In(RunContextSignature())``
     tokens : ``Out(TokenReadPort(config))``
     rd_cmd : ``Out(dma_command())``
-    rd_data : ``In(stream.Signature(unsigned(data_axi_width)))``
+    rd_data : ``In(stream.Signature(unsigned(8 * load_word_bytes)))``
     param_w : ``Out(ParamWritePort(config))``
     rope_w : ``Out(RopeWritePort(config))``
     embed_w : ``Out(ResidualWritePort(config))``
@@ -61,7 +62,7 @@ class LoadUnit(wiring.Component):
                 "context": In(RunContextSignature()),
                 "tokens": Out(TokenReadPort(config)),
                 "rd_cmd": Out(dma_command()),
-                "rd_data": In(stream.Signature(unsigned(config.data_axi_width))),
+                "rd_data": In(stream.Signature(unsigned(8 * config.load_word_bytes))),
                 "param_w": Out(ParamWritePort(config)),
                 "rope_w": Out(RopeWritePort(config)),
                 "embed_w": Out(ResidualWritePort(config)),
@@ -86,13 +87,13 @@ class LoadUnit(wiring.Component):
         """Take an instruction and ask for its rows, one transfer each."""
         config, word = self.config, self.cmd.p
         rope_words = exact_log2(config.head_dim // _ELEMENTS)
-        beat_words = config.data_bytes // _WORD_BYTES
+        beat_words = config.load_word_bytes // _WORD_BYTES
 
-        offset, base = Signal(32), Signal(40)
+        offset, base = Signal(32), Signal(ADDRESS_WIDTH)
         row = Signal(8)
         # the row starts at base + multiplicand * multiplier words
-        multiplicand, multiplier = Signal(40 - exact_log2(_WORD_BYTES)), Signal(16)
-        address = Signal(40)
+        multiplicand, multiplier = Signal(ADDRESS_WIDTH - exact_log2(_WORD_BYTES)), Signal(16)
+        address = Signal(ADDRESS_WIDTH)
         m.d.comb += [
             self.tokens.addr.token.eq(row),
             self.rd_cmd.p.addr.eq(address),
@@ -185,7 +186,7 @@ class LoadUnit(wiring.Component):
         """Cut the beats that come into words and write them."""
         config, rd_data = self.config, self.rd_data
         rope_bits = exact_log2(config.head_dim // _ELEMENTS)
-        beat_words = config.data_bytes // _WORD_BYTES
+        beat_words = config.load_word_bytes // _WORD_BYTES
 
         row, word, lane = Signal(8), Signal(16), Signal(range(beat_words))
         last_word, last_row, take = Signal(), Signal(), Signal()

@@ -29,15 +29,17 @@ __all__ = ["EVENTS", "UNIT_STATE_LAYOUT", "RegisterFile"]
 
 _ADDR_WIDTH = 12
 
-EVENTS = data.StructLayout({name: 1 for name in COUNTERS if name != "cycles"})
-"""What the performance counters count besides cycles, one bit each."""
+EVENTS = data.StructLayout(
+    # fetch, load and attention may each have a port
+    {name: 2 if name == "data_read_beats" else 1 for name in COUNTERS if name != "cycles"}
+)
+"""How many of what the performance counters count besides cycles happen in a cycle."""
 
 UNIT_STATE_LAYOUT = data.ArrayLayout(4, len(Unit) + 1)
 """:class:`UnitState` of the units in the order of :class:`Unit`, then of the instruction fetch."""
 
 
-# bits that a writable register keeps; the others read as zero
-_WRITABLE = {"IRQ_ENABLE": 1} | {name.upper(): bits for name, bits in CONTEXT_WIDTHS.items()}
+_STORED = ["IRQ_ENABLE", *(name.upper() for name in CONTEXT_WIDTHS)]
 
 
 class RegisterFile(wiring.Component):
@@ -100,7 +102,7 @@ class RegisterFile(wiring.Component):
             self.tokens.data.eq(unit_read.data),
         ]
 
-        stored = {name: Signal(width, name=name.lower()) for name, width in _WRITABLE.items()}
+        stored = {name: Signal(REGISTERS[name].width, name=name.lower()) for name in _STORED}
         irq_status, busy, done, error, saturated = (Signal() for _ in range(5))
         counters = {name: Signal(64, name=f"counter_{name}") for name in COUNTERS}
         for name in CONTEXT_WIDTHS:
@@ -141,8 +143,8 @@ class RegisterFile(wiring.Component):
             m.d.sync += [error.eq(error | self.error), saturated.eq(saturated | self.saturated)]
             m.d.sync += counters["cycles"].eq(counters["cycles"] + 1)
             for name in EVENTS.members:
-                with m.If(self.events[name]):
-                    m.d.sync += counters[name].eq(counters[name] + 1)
+                with m.If(self.events[name] != 0):
+                    m.d.sync += counters[name].eq(counters[name] + self.events[name])
             with m.If(self.done):
                 m.d.sync += [busy.eq(0), done.eq(1), irq_status.eq(1)]
         return m

@@ -9,6 +9,7 @@ from amaranth.utils import exact_log2
 from lutra_golden.control.isa import HEADER, INSTRUCTION_BYTES, Opcode, Unit
 from lutra_golden.control.registers import UnitState
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.fields import argument, header, tile_tokens
 from lutra_hw.control.registers import UNIT_STATE_LAYOUT
@@ -49,11 +50,11 @@ class Sequencer(wiring.Component):
     Members
     -------
     start : ``In(1)``  one cycle; not while running
-    context : ``In(RunContextSignature())``  the program is whole data beats.
+    context : ``In(RunContextSignature())``  the program is whole data words.
     rd_cmd : ``Out(dma_command())``
-    rd_data : ``In(stream.Signature(unsigned(data_axi_width)))``
+    rd_data : ``In(stream.Signature(unsigned(word_width)))``
     load_cmd, matmul_cmd, vector_cmd, attention_cmd : ``Out(stream.Signature(INSTRUCTION_SHAPE))``
-    weight_cmd : ``Out(dma_command())``  in beats of the weight port
+    weight_cmd : ``Out(dma_command())``  in weight words
     done, busy, stall : ``In(4)``  of the units in the order of :class:`Unit`
     finished : ``Out(1)``  one cycle
     error : ``Out(1)``  one cycle, before ``finished``
@@ -61,18 +62,13 @@ class Sequencer(wiring.Component):
     """
 
     def __init__(self, config: AcceleratorConfig):
-        if config.data_bytes < INSTRUCTION_BYTES:
-            raise ValueError(
-                f"data_axi_width must be at least {8 * INSTRUCTION_BYTES}, "
-                f"not {config.data_axi_width}"
-            )
         self.config = config
         super().__init__(
             {
                 "start": In(1),
                 "context": In(RunContextSignature()),
                 "rd_cmd": Out(dma_command()),
-                "rd_data": In(stream.Signature(unsigned(config.data_axi_width))),
+                "rd_data": In(stream.Signature(unsigned(config.word_width))),
                 **{
                     f"{unit.name.lower()}_cmd": Out(stream.Signature(INSTRUCTION_SHAPE))
                     for unit in Unit
@@ -139,7 +135,7 @@ class Sequencer(wiring.Component):
 
     def _program(self, m, queues, weights, completed):
         """Fetch, decode and dispatch."""
-        n_halves = self.config.data_bytes // INSTRUCTION_BYTES
+        n_halves = self.config.word_bytes // INSTRUCTION_BYTES
         instruction, valid = Signal(INSTRUCTION_SHAPE), Signal()
         beats, part = Signal.like(self.rd_cmd.p.beats), Signal(range(n_halves))
 
@@ -148,7 +144,7 @@ class Sequencer(wiring.Component):
         is_lmma = opcode == Opcode.LMMA
         n_words = argument(instruction, Opcode.LMMA, "n_words")
         needs_weights = is_lmma & (n_tokens != 0) & (n_words != 0)
-        weight_cmd = Signal(data.StructLayout({"addr": 40, "beats": 24}))
+        weight_cmd = Signal(data.StructLayout({"addr": ADDRESS_WIDTH, "beats": 24}))
         target, known = Signal(range(len(Unit))), Signal()
         with m.Switch(opcode):
             for code in Opcode:
@@ -181,7 +177,7 @@ class Sequencer(wiring.Component):
         all_completed = Cat(a == b for a, b in zip(dispatched, completed, strict=True)).all()
 
         last_part, take, drop = part == n_halves - 1, Signal(), Signal()
-        beat_bits = exact_log2(self.config.data_bytes)
+        beat_bits = exact_log2(self.config.word_bytes)
         m.d.comb += [
             self.rd_cmd.p.addr.eq(self.context.program_base),
             self.rd_cmd.p.beats.eq(beats),

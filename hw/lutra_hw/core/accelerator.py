@@ -5,12 +5,21 @@ from amaranth.back import verilog
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from lutra_golden.axi.width import WidthParams
 from lutra_golden.control.isa import Opcode, Unit
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import PortParams, Purpose, port_name
 from lutra_hw.attention.attention import AttentionUnit
 from lutra_hw.axi.arbiter import ReadArbiter
 from lutra_hw.axi.reader import DmaReader
-from lutra_hw.axi.signatures import Axi4LiteSignature, Axi4ReadSignature, Axi4Signature, drive
+from lutra_hw.axi.signatures import (
+    Axi4LiteSignature,
+    Axi4ReadSignature,
+    Axi4Signature,
+    Axi4WriteSignature,
+    drive,
+)
+from lutra_hw.axi.width import ReadWidth, WriteWidth
 from lutra_hw.axi.writer import DmaWriter
 from lutra_hw.control.fields import argument, tile_tokens
 from lutra_hw.control.load import LoadUnit
@@ -21,15 +30,23 @@ from lutra_hw.vector.unit import VectorUnit
 
 __all__ = ["Accelerator", "generate_verilog"]
 
-_DATA_READERS = ("fetch", "load", "attention")  # in the order of their ids on m_axi_d
+
+def _signature(port: PortParams):
+    """Channels of a port; every read of it that may be under way at once has an id."""
+    id_width = max(1, (len(port.reads) - 1).bit_length())
+    if not port.writes:
+        return Axi4ReadSignature(port.width, id_width=id_width)
+    if not port.reads:
+        return Axi4WriteSignature(port.width)
+    return Axi4Signature(port.width, id_width=id_width)
 
 
 class Accelerator(wiring.Component):
     """An accelerator of ``config``: runs one program for one tile of tokens per START.
 
-    Registers on ``s_axi``; weight words come in on ``m_axi_w``, one per beat; everything else is
-    on ``m_axi_d``, where ``arid`` tells the instruction fetch, the load and the attention unit
-    apart. One clock, synchronous reset.
+    Registers on ``s_axi``, memory on the ports of the configuration. What several purposes read
+    through one port is told apart by ``arid``, in the order of :class:`Purpose`; the widths of
+    ports and of what the units move are independent. One clock, synchronous reset.
 
     Model: :class:`lutra_golden.control.interpreter.Interpreter`.
 
@@ -40,8 +57,7 @@ class Accelerator(wiring.Component):
     Members
     -------
     s_axi : ``In(Axi4LiteSignature(12))``
-    m_axi_w : ``Out(Axi4ReadSignature(weight_axi_width))``
-    m_axi_d : ``Out(Axi4Signature(data_axi_width, id_width=2))``
+    m_axi_0, m_axi_1, ... : ``Out``  read, write or all channels, as the port is for
     irq : ``Out(1)``
     """
 
@@ -50,8 +66,10 @@ class Accelerator(wiring.Component):
         super().__init__(
             {
                 "s_axi": In(Axi4LiteSignature()),
-                "m_axi_w": Out(Axi4ReadSignature(config.weight_axi_width)),
-                "m_axi_d": Out(Axi4Signature(config.data_axi_width, id_width=2)),
+                **{
+                    port_name(number): Out(_signature(port))
+                    for number, port in enumerate(config.ports)
+                },
                 "irq": Out(1),
             }
         )
@@ -84,8 +102,13 @@ class Accelerator(wiring.Component):
             Unit.ATTENTION: attention,
         }
 
-        errors = self._weights(m, sequencer, matmul)
-        errors += self._data(m, sequencer, load, attention, vector)
+        users = {
+            Purpose.FETCH: (sequencer.rd_cmd, sequencer.rd_data, config.word_bytes),
+            Purpose.LOAD: (load.rd_cmd, load.rd_data, config.load_word_bytes),
+            Purpose.ATTENTION: (attention.rd_cmd, attention.rd_data, config.word_bytes),
+            Purpose.WEIGHTS: (sequencer.weight_cmd, matmul.weights, config.weight_word_bytes),
+        }
+        errors = self._memory(m, users, vector, registers.events)
         self._commands(m, registers.context, sequencer, units)
         wiring.connect(m, load.param_w, vector.param_w)
         wiring.connect(m, load.rope_w, vector.rope_w)
@@ -113,58 +136,81 @@ class Accelerator(wiring.Component):
         self._count(m, registers.events, units)
         return m
 
-    def _weights(self, m, sequencer, matmul):
-        """Weight words: DMA engine on m_axi_w."""
-        config = self.config
-        burst_beats = config.burst_bytes // config.weight_word_bytes
-        m.submodules.weight_reader = reader = DmaReader(
-            config.weight_axi_width,
-            burst_beats=burst_beats,
-            max_outstanding=config.max_outstanding,
-            fifo_depth=(config.max_outstanding + 1) * burst_beats,
-        )
-        drive(m, self.m_axi_w, reader.axi)
-        wiring.connect(m, sequencer.weight_cmd, reader.cmd)
-        m.d.comb += [
-            matmul.weights.p.eq(reader.o.p[: config.matmul.word_bits]),
-            matmul.weights.valid.eq(reader.o.valid),
-            reader.o.ready.eq(matmul.weights.ready),
-        ]
-        return [reader.error]
+    def _memory(self, m, users, vector, events):
+        """DMA engines and width converters of all that is moved, and the ports that they share.
 
-    def _data(self, m, sequencer, load, attention, vector):
-        """Everything else: three readers and a writer on m_axi_d."""
-        config = self.config
-        burst_beats = config.burst_bytes // config.data_bytes
-        m.submodules.data_arbiter = arbiter = ReadArbiter(len(_DATA_READERS), config.data_axi_width)
-        errors = []
-        users = dict(zip(_DATA_READERS, (sequencer, load, attention), strict=True))
-        for port, (name, user) in zip(arbiter.i, users.items(), strict=True):
-            # keys and values come in long runs that nothing should interrupt
-            outstanding = config.max_outstanding if name == "attention" else 2
-            reader = DmaReader(
-                config.data_axi_width,
-                burst_beats=burst_beats,
-                max_outstanding=outstanding,
-                fifo_depth=(outstanding + 1) * burst_beats,
-            )
-            m.submodules[f"{name}_reader"] = reader
-            wiring.connect(m, user.rd_cmd, reader.cmd)
-            wiring.connect(m, reader.o, user.rd_data)
-            wiring.connect(m, reader.axi, port)
-            errors.append(reader.error)
-        m.submodules.writer = writer = DmaWriter(
-            config.data_axi_width,
-            burst_beats=burst_beats,
-            max_outstanding=config.max_outstanding,
-            fifo_depth=2 * burst_beats + 2,
+        ``users`` are, for everything that is read, the commands, the words and their bytes.
+        """
+        errors, reads = [], {}
+        for number, port in enumerate(self.config.ports):
+            axi = getattr(self, port_name(number))
+            readers = [self._reader(m, port, purpose, *users[purpose]) for purpose in port.reads]
+            reads |= dict(zip(port.reads, readers, strict=True))
+            if len(readers) == 1:
+                drive(m, axi, readers[0].axi)
+            elif readers:
+                arbiter = ReadArbiter(len(readers), port.width)
+                m.submodules[f"arbiter_{number}"] = arbiter
+                for master, reader in zip(arbiter.i, readers, strict=True):
+                    wiring.connect(m, reader.axi, master)
+                drive(m, axi, arbiter.o)
+            if port.writes:
+                writer = self._writer(m, port, vector)
+                drive(m, axi, writer.axi)
+                m.d.comb += events.data_write_beats.eq(axi.wvalid & axi.wready)
+                errors.append(writer.error)
+        beats = {purpose: each.axi.rvalid & each.axi.rready for purpose, each in reads.items()}
+        m.d.comb += events.weight_read_beats.eq(beats.pop(Purpose.WEIGHTS))
+        m.d.comb += events.data_read_beats.eq(sum(beats.values()))
+        return [*errors, *(reader.error for reader in reads.values())]
+
+    def _reader(self, m, port, purpose, cmd, words, word_bytes):
+        """Reads words of ``word_bytes`` through a port, as the commands say."""
+        # weights, keys and values come in long runs that nothing should interrupt
+        is_long = purpose in (Purpose.WEIGHTS, Purpose.ATTENTION)
+        outstanding = port.max_outstanding if is_long else 2
+        reader = DmaReader(
+            port.width,
+            burst_beats=port.burst_beats,
+            max_outstanding=outstanding,
+            fifo_depth=max((outstanding + 1) * port.burst_beats, 4),
         )
-        wiring.connect(m, vector.wr_cmd, writer.cmd)
-        wiring.connect(m, vector.wr_data, writer.data)
+        m.submodules[f"{purpose}_reader"] = reader
+        source = reader
+        if word_bytes != port.n_bytes:
+            source = ReadWidth(WidthParams(word_bytes=word_bytes, beat_bytes=port.n_bytes))
+            m.submodules[f"{purpose}_width"] = source
+            wiring.connect(m, source.o_cmd, reader.cmd)
+            wiring.connect(m, reader.o, source.i)
+        wiring.connect(m, cmd, source.cmd)
+        m.d.comb += [
+            # what fills up a weight word is dropped
+            words.p.eq(source.o.p[: len(words.p)]),
+            words.valid.eq(source.o.valid),
+            source.o.ready.eq(words.ready),
+        ]
+        return reader
+
+    def _writer(self, m, port, vector):
+        """Writes the words of the vector unit through a port."""
+        m.submodules.writer = writer = DmaWriter(
+            port.width,
+            burst_beats=port.burst_beats,
+            max_outstanding=port.max_outstanding,
+            fifo_depth=2 * port.burst_beats + 2,
+        )
+        if self.config.word_bytes == port.n_bytes:
+            wiring.connect(m, vector.wr_cmd, writer.cmd)
+            wiring.connect(m, vector.wr_data, writer.data)
+        else:
+            params = WidthParams(word_bytes=self.config.word_bytes, beat_bytes=port.n_bytes)
+            m.submodules.write_width = width = WriteWidth(params)
+            wiring.connect(m, vector.wr_cmd, width.cmd)
+            wiring.connect(m, vector.wr_data, width.i)
+            wiring.connect(m, width.o_cmd, writer.cmd)
+            wiring.connect(m, width.o, writer.data)
         m.d.comb += vector.wr_idle.eq(writer.idle)
-        drive(m, self.m_axi_d, arbiter.o)
-        drive(m, self.m_axi_d, writer.axi)
-        return [*errors, writer.error]
+        return writer
 
     def _commands(self, m, context, sequencer, units):
         """Instructions, or what the units take in place of them, and what comes back."""
@@ -202,12 +248,6 @@ class Accelerator(wiring.Component):
                 events[f"{name}_busy"].eq(component.busy),
                 events[f"{name}_stall"].eq(component.stall),
             ]
-        w, d = self.m_axi_w, self.m_axi_d
-        m.d.comb += [
-            events.weight_read_beats.eq(w.rvalid & w.rready),
-            events.data_read_beats.eq(d.rvalid & d.rready),
-            events.data_write_beats.eq(d.wvalid & d.wready),
-        ]
 
 
 def generate_verilog(config: AcceleratorConfig) -> str:

@@ -69,9 +69,9 @@ class HeadScales(wiring.Component):
         self.n_heads = config.n_heads + 2 * config.n_kv_heads
         entry = {"head": range(self.n_heads), "odd": 1}
         members = {}
-        if config.qkv_bias or config.qk_norm:
+        if config.vector.qkv_bias or config.vector.qk_norm:
             members |= {"fixed": In(1)}
-        if config.qk_norm:
+        if config.vector.qk_norm:
             squares = WritePortSignature(entry, unsigned(SQUARES_WIDTH))
             members |= {
                 "qk_norm": In(1),
@@ -132,7 +132,7 @@ class HeadScales(wiring.Component):
         may_begin = (waiting != 0) & ((fetch.head < config.n_heads) | ~self.hold)
         with m.FSM():
             self._states(m, unit, op, op_2, integer, may_begin, taken, step, normed, held_step)
-            if config.qk_norm:
+            if config.vector.qk_norm:
                 self._norm_states(m, unit, op, integer, current)
         return m
 
@@ -164,7 +164,7 @@ class HeadScales(wiring.Component):
         weight, head_unit, step = Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
         # of a head with a norm: the scale waits for the root
         normed, held_step, root = Signal(), Signal(SCALE_LAYOUT), Signal(SCALE_LAYOUT)
-        if config.qk_norm:
+        if config.vector.qk_norm:
             m.d.comb += [
                 normed.eq(self.qk_norm & (current.head < config.n_heads + config.n_kv_heads)),
                 root.m.eq(unit.o.p.m),
@@ -179,7 +179,7 @@ class HeadScales(wiring.Component):
         for whole, signal in ((True, q_max), (False, inv_q_max)):
             query, kv = (
                 scale_constant(each if whole else scale_recip(each))
-                for each in map(scale_from_int, (Q_MAX, q_max_of(config.kv_width)))
+                for each in map(scale_from_int, (Q_MAX, q_max_of(config.attention.key_width)))
             )
             m.d.comb += signal.eq(Mux(cached, kv, query))
         is_query = fetch.head < config.n_heads
@@ -196,14 +196,14 @@ class HeadScales(wiring.Component):
                 m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(inv_q_max)]
             with m.Case(_Product.SCALE):
                 m.d.comb += [mul.a.eq(step), mul.b.eq(head_unit)]
-                if config.qk_norm:
+                if config.vector.qk_norm:
                     with m.If(normed):
                         m.d.comb += [mul.a.eq(held_step), mul.b.eq(root)]
             with m.Default():
                 m.d.comb += [mul.a.eq(unit.o.p), mul.b.eq(q_max)]
         with m.If(op_2 == _Product.UNIT):
             m.d.sync += head_unit.eq(mul.o)
-            if config.qkv_bias or config.qk_norm:
+            if config.vector.qkv_bias or config.vector.qk_norm:
                 with m.If(self.fixed):
                     m.d.sync += head_unit.eq(scale_constant(FIXED_UNIT))
         return step, normed, held_step
@@ -233,14 +233,14 @@ class HeadScales(wiring.Component):
             m.d.comb += unit.o.ready.eq(1)
             with m.If(op_2 == _Product.STEP):
                 m.d.comb += op.eq(_Product.SCALE)
-                if self.config.qk_norm:
+                if self.config.vector.qk_norm:
                     m.d.sync += held_step.eq(step)
                     with m.If(normed):
                         m.d.comb += op.eq(_Product.NONE)
             with m.If(unit.o.valid):
                 m.d.comb += op.eq(_Product.FACTOR)
                 m.next = "Integer"
-                if self.config.qk_norm:
+                if self.config.vector.qk_norm:
                     with m.If(normed):
                         m.next = "Squares"
 

@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra_golden.arith.scale import SCALE
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.heads import (
     FIXED_FRAC,
     FIXED_SHIFTS,
@@ -35,7 +36,7 @@ def slot_layout(config: AcceleratorConfig) -> data.StructLayout:
             "record": 1,  # no pair, but the token's scales
             "token": range(config.pass_tokens),
             "head": range(config.n_heads + 2 * config.n_kv_heads),
-            "pair": range(config.head_dim // (2 * config.lanes)),
+            "pair": range(config.head_dim // (2 * LANES)),
         }
     )
 
@@ -81,7 +82,7 @@ class FixedHeads(wiring.Component):
     def __init__(self, config: AcceleratorConfig):
         if not isinstance(config, AcceleratorConfig):
             raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
-        if not (config.qkv_bias or config.qk_norm):
+        if not (config.vector.qkv_bias or config.vector.qk_norm):
             raise ValueError(f"config must have qkv_bias or qk_norm, unlike {config.name!r}")
         self.config = config
         n_heads = config.n_heads + 2 * config.n_kv_heads
@@ -95,11 +96,11 @@ class FixedHeads(wiring.Component):
             "acc": Out(acc_read_port(config.matmul)),
             "param": Out(ParamReadPort(config)),
             "o": Out(head_word_layout(config)),
-            "y": Out(data.ArrayLayout(signed(self.y_width), config.lanes)),
+            "y": Out(data.ArrayLayout(signed(self.y_width), LANES)),
         }
-        if config.qkv_bias:
+        if config.vector.qkv_bias:
             members |= {"bias": In(1), "bias_frac": In(8)}
-        if config.qk_norm:
+        if config.vector.qk_norm:
             entry = {"head": range(n_heads), "odd": 1}
             squares = WritePortSignature(entry, unsigned(SQUARES_WIDTH))
             members |= {"qk_norm": In(1), "squares": Out(squares)}
@@ -108,12 +109,12 @@ class FixedHeads(wiring.Component):
     @property
     def y_width(self) -> int:
         """Width of an element."""
-        return NORM_WIDTH if self.config.qk_norm else FIXED_WIDTH
+        return NORM_WIDTH if self.config.vector.qk_norm else FIXED_WIDTH
 
     @property
     def latency(self) -> int:
         """Cycles from a word to its elements."""
-        return 10 if self.config.qk_norm else 8
+        return 10 if self.config.vector.qk_norm else 8
 
     def elaborate(self, platform):
         m = Module()
@@ -145,11 +146,13 @@ class FixedHeads(wiring.Component):
         ]
 
         # cycles 3 to 7: scaled, shifted, rounded and added with one carry, saturated
-        v = [Signal(signed(FIXED_WIDTH), name=f"v_{lane}") for lane in range(config.lanes)]
+        v = [Signal(signed(FIXED_WIDTH), name=f"v_{lane}") for lane in range(LANES)]
         for lane, element in enumerate(v):
             acc = Mux(words[3].high, self.acc.data[1][lane], self.acc.data[0][lane])
-            operand = Signal(signed(config.acc_width), name=f"operand_{lane}")
-            product = Signal(signed(config.acc_width + SCALE.m_width), name=f"product_{lane}")
+            operand = Signal(signed(config.matmul.acc_width), name=f"operand_{lane}")
+            product = Signal(
+                signed(config.matmul.acc_width + SCALE.m_width), name=f"product_{lane}"
+            )
             wide = Signal(signed(len(product) - low), name=f"wide_{lane}")
             guarded = Signal(signed(len(wide) + 1), name=f"guarded_{lane}")
             total = Signal(signed(len(wide) + 2), name=f"total_{lane}")
@@ -162,7 +165,7 @@ class FixedHeads(wiring.Component):
                 element.eq(saturate(total >> 1, FIXED_WIDTH)),
             ]
 
-        if not config.qk_norm:
+        if not config.vector.qk_norm:
             m.d.comb += Cat(self.y).eq(Cat(v))
             return m
         # cycles 8 and 9: times gamma, or as it is
@@ -185,14 +188,13 @@ class FixedHeads(wiring.Component):
         meet.
         """
         config, address = self.config, Shape.cast(self.param.addr.word.shape())
-        head_words = config.head_dim // config.lanes
+        head_words = config.head_dim // LANES
         bias_word, gamma_word = Signal(address), Signal(address)
         aligned = [
-            Signal(signed(_PARAM_WIDTH + FIXED_FRAC), name=f"bias_{lane}")
-            for lane in range(config.lanes)
+            Signal(signed(_PARAM_WIDTH + FIXED_FRAC), name=f"bias_{lane}") for lane in range(LANES)
         ]
         gamma_first = self.param_word
-        if config.qkv_bias:
+        if config.vector.qkv_bias:
             at, shift = words[3].slot, Signal(range(FIXED_FRAC + 1))
             n_words = (config.n_heads + 2 * config.n_kv_heads) * head_words
             m.d.sync += [
@@ -203,7 +205,7 @@ class FixedHeads(wiring.Component):
                 m.d.sync += bias.eq(Mux(self.bias, self.param.data[lane] << shift, 0))
             gamma_first = gamma_first + Mux(self.bias, n_words, 0)
             m.d.comb += self.param.addr.word.eq(bias_word)
-        if config.qk_norm:
+        if config.vector.qk_norm:
             at, is_key = words[6].slot, words[6].slot.head >= config.n_heads
             of_head = Cat(words[6].high, at.pair)
             m.d.sync += gamma_word.eq(gamma_first + Mux(is_key, head_words, 0) + of_head)
@@ -224,7 +226,7 @@ class FixedHeads(wiring.Component):
         at = words[10].slot
         first_word = (at.pair == 0) & ~words[10].high
         measured = at.valid & ~at.second
-        last_pair = at.pair == self.config.head_dim // (2 * self.config.lanes) - 1
+        last_pair = at.pair == self.config.head_dim // (2 * LANES) - 1
         m.d.comb += [
             total.eq(Mux(first_word, 0, so_far) + sums[0] + sums[1]),
             self.squares.en.eq(measured & last_pair & words[10].high),

@@ -13,6 +13,7 @@ from lutra_golden.arith.scale import SCALE, scale_from_int, scale_recip
 from lutra_golden.arith.silu import SILU
 from lutra_golden.control.isa import NormSource
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.matmul.engine import LANES
 from lutra_golden.timing.norm import (
     RECIP_TO_FACTOR,
     STAGE_Q,
@@ -299,7 +300,7 @@ class NormQuant(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        lanes = range(self.config.lanes)
+        lanes = range(LANES)
 
         command = Signal(NORM_COMMAND)
         gate, swiglu = Signal(), Signal()
@@ -354,11 +355,11 @@ class NormQuant(wiring.Component):
 
     def _element(self, m, lane, command, gate, swiglu, silu, late_up):
         """Stages 1 and 2: an element of any source; those without a gate are multiplied by one."""
-        gate_width = self.config.gate_width
+        gate_width = self.config.vector.gate_width
         from_attention = command.source == NormSource.ATTENTION
         relu = Signal(gate_width - 1, name=f"relu_{lane}")
         factor = Signal(signed(max(SOURCE_WIDTH, 2 * gate_width - 1)), name=f"factor_{lane}")
-        up = Signal(signed(self.config.acc_width), name=f"up_{lane}")
+        up = Signal(signed(self.config.matmul.acc_width), name=f"up_{lane}")
         product = Signal(signed(self.v_width), name=f"v_{lane}")
         accumulator = self.acc.data[0][lane]
         source = Mux(from_attention, self.attention.data[lane], self.residual.data[lane])
@@ -424,7 +425,7 @@ class NormQuant(wiring.Component):
     def _sequence(self, m, command, tags, flags, sh, y_max, ss, gate_scale, up_scale):
         """The scalars: a sequence starts with a token's second pass and may outlast its third."""
         m.submodules.sequence = sequence = _ScaleSequence(
-            y_max.shape(), ss.shape(), sh.shape(), q_max_of(self.config.a_width)
+            y_max.shape(), ss.shape(), sh.shape(), q_max_of(self.config.matmul.a_width)
         )
         measured_token, summed = flags.measured_token, tags[STAGE_SUM]
         scaled_token = Signal(measured_token.shape())
@@ -460,7 +461,7 @@ class NormQuant(wiring.Component):
 
         Returns the token that is written.
         """
-        m.submodules.quantizer = quantizer = Quantizer(len(y), _Y_WIDTH, self.config.a_width)
+        m.submodules.quantizer = quantizer = Quantizer(len(y), _Y_WIDTH, self.config.matmul.a_width)
         act_token = Signal(self.scale_w.addr.token.shape())
         act_word = Signal(self.act.addr.word.shape())
         m.d.comb += [
@@ -590,7 +591,7 @@ class NormQuant(wiring.Component):
     def _swiglu(self, m, tag, swiglu, gate_scale):
         """SiLU of the gate in stage 1, and ``up`` as late: ``(tags on the way, silu, up)``."""
         config = self.config
-        lanes, low = range(config.lanes), SWIGLU_SHIFTS[0]
+        lanes, low = range(LANES), SWIGLU_SHIFTS[0]
         late_tag = Signal(_TAG)
         gate, up = (Signal(self.acc.data[0].shape(), name=name) for name in ("gate", "up"))
         m.d.comb += [gate.eq(self.acc.data[0]), up.eq(self.acc.data[1])]
@@ -598,7 +599,7 @@ class NormQuant(wiring.Component):
             m.d.comb += late_tag.eq(tag)
         _, *late_tags = delay(m, late_tag, SWIGLU_STAGES)
         gate, up = delay(m, gate, SWIGLU_SCALE_CYCLES)[-1], delay(m, up, SWIGLU_STAGES)[-1]
-        m.submodules.silu = silu = Silu(config.lanes)
+        m.submodules.silu = silu = Silu(LANES)
 
         # the shift from its lowest value on
         scale = Signal(SCALE_LAYOUT)
@@ -608,7 +609,7 @@ class NormQuant(wiring.Component):
         m.d.comb += right.eq(-(scale.e + SILU.x_frac + low))
         m.d.sync += shift.eq(clip_shift(right, highest))
         for lane in lanes:
-            product = Signal(signed(config.acc_width + SCALE.m_width), name=f"scaled_{lane}")
+            product = Signal(signed(config.matmul.acc_width + SCALE.m_width), name=f"scaled_{lane}")
             wide = Signal(signed(len(product) - low), name=f"wide_{lane}")
             shifted = Signal(signed(len(wide) + 1), name=f"x_guarded_{lane}")
             x = Signal(signed(SILU.x_width), name=f"x_{lane}")

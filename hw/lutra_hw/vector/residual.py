@@ -6,6 +6,8 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import ADDRESS_WIDTH
+from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.residual import LOGIT_SHIFT, LOGIT_WIDTH, RESIDUAL_WIDTH
 from lutra_hw.arith.fixed import clip_shift, round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul
@@ -111,12 +113,12 @@ class ResidualAdd(wiring.Component):
         shift_3 = Signal.like(shift)
         m.d.sync += shift_3.eq(shift)
 
-        clamped = Signal(config.lanes)
+        clamped = Signal(LANES)
         m.d.comb += self.saturated.eq(word_6.valid & clamped.any())
-        for lane in range(config.lanes):
+        for lane in range(LANES):
             block = Mux(word_1.odd, self.acc.data[1][lane], self.acc.data[0][lane])
-            operand = Signal(signed(config.acc_width), name=f"operand_{lane}")
-            product = Signal(signed(config.acc_width + 16), name=f"product_{lane}")
+            operand = Signal(signed(config.matmul.acc_width), name=f"operand_{lane}")
+            product = Signal(signed(config.matmul.acc_width + 16), name=f"product_{lane}")
             guarded = Signal(signed(len(product) + 1), name=f"guarded_{lane}")
             total = Signal(signed(max(len(product), RESIDUAL_WIDTH) + 2), name=f"total_{lane}")
             above = total[RESIDUAL_WIDTH:]
@@ -189,7 +191,7 @@ LOGITS_COMMAND = data.StructLayout(
         "first": unsigned(1),
         "token_first": unsigned(8),
         "token_count": unsigned(8),
-        "addr": unsigned(40),
+        "addr": unsigned(ADDRESS_WIDTH),
         "stride": unsigned(32),
     }
 )
@@ -217,7 +219,6 @@ class Logits(wiring.Component):
     Parameters
     ----------
     config : :class:`AcceleratorConfig`
-        A beat of the data port holds at least one word of eight logits.
 
     Members
     -------
@@ -226,27 +227,23 @@ class Logits(wiring.Component):
         beat, ``addr`` and ``stride`` of its bytes.
     acc : ``Out(acc_read_port(config.matmul))``  natural order of rows, from ``acc_base`` on.
     param : ``Out(ParamReadPort(config))``  row scales.
-    o_cmd, o_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
+    o_cmd, o_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
     argmax : ``Out(ArrayLayout(unsigned(32), pass_tokens))``
     done, busy, stall : ``Out(1)``
     """
 
     def __init__(self, config: AcceleratorConfig):
         _check(config)
-        word_bits = config.lanes * LOGIT_WIDTH
-        if config.data_axi_width < word_bits:
-            raise ValueError(
-                f"data_axi_width must be at least {word_bits}, not {config.data_axi_width}"
-            )
+        word_bits = LANES * LOGIT_WIDTH
         self.config = config
-        self._words_per_beat = config.data_axi_width // word_bits
+        self._words_per_beat = config.word_width // word_bits
         super().__init__(
             {
                 "cmd": In(stream.Signature(LOGITS_COMMAND)),
                 "acc": Out(acc_read_port(config.matmul)),
                 "param": Out(ParamReadPort(config)),
                 "o_cmd": Out(dma_command()),
-                "o_data": Out(dma_write_data(config.data_axi_width)),
+                "o_data": Out(dma_write_data(config.word_width)),
                 "argmax": Out(data.ArrayLayout(unsigned(32), config.pass_tokens)),
                 "done": Out(1),
                 "busy": Out(1),
@@ -256,10 +253,8 @@ class Logits(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, lanes, words_per_beat = self.config, self.config.lanes, self._words_per_beat
-        m.submodules.beats = beats = SyncFIFOBuffered(
-            width=config.data_axi_width, depth=_QUEUE_BEATS
-        )
+        config, lanes, words_per_beat = self.config, LANES, self._words_per_beat
+        m.submodules.beats = beats = SyncFIFOBuffered(width=config.word_width, depth=_QUEUE_BEATS)
 
         # what is known of a word when it is read: it travels with it
         word = Signal(
@@ -277,13 +272,13 @@ class Logits(wiring.Component):
         word_1, _, _, word_4, _, word_6 = delay(m, word, 6)[1:]
 
         # cycles 1 to 3: operands, product, rounded logit
-        operand = Signal(data.ArrayLayout(signed(config.acc_width), lanes))
+        operand = Signal(data.ArrayLayout(signed(config.matmul.acc_width), lanes))
         row_scale = Signal(data.ArrayLayout(signed(16), lanes))
         m.d.sync += operand.eq(Mux(word_1.odd, self.acc.data[1], self.acc.data[0]))
         m.d.sync += row_scale.eq(self.param.data)
         logits = [Signal(signed(LOGIT_WIDTH), name=f"logit_{lane}") for lane in range(lanes)]
         for lane, logit in enumerate(logits):
-            product = Signal(signed(config.acc_width + 16), name=f"product_{lane}")
+            product = Signal(signed(config.matmul.acc_width + 16), name=f"product_{lane}")
             m.d.sync += product.eq(operand[lane] * row_scale[lane])
             rounded = round_half(product[LOGIT_SHIFT - 1 :].as_signed())
             m.d.sync += logit.eq(saturate(rounded, LOGIT_WIDTH))
@@ -314,7 +309,7 @@ class Logits(wiring.Component):
         param_word, param_first = Signal(16), Signal(16)
         block, block_first = Signal(16), Signal(16)
         token, skip, tokens_left = Signal(8), Signal(8), Signal(8)
-        token_addr, stride = Signal(40), Signal(32)
+        token_addr, stride = Signal(ADDRESS_WIDTH), Signal(32)
         in_flight = Signal(range(_QUEUE_BEATS + 1))
         beat_word = Signal(range(max(words_per_beat, 2)))
         take, give, finished = Signal(), Signal(), Signal()
@@ -437,7 +432,7 @@ class Logits(wiring.Component):
         row_6 = Signal(32)
         m.d.comb += row_6.eq(Mux(word_6.first, row_first, row))
         with m.If(word_6.valid):
-            m.d.sync += row.eq(row_6 + self.config.lanes)
+            m.d.sync += row.eq(row_6 + LANES)
         restart = word_6.first & first
         with m.If(word_6.valid & (restart | (value_6 > Array(values)[word_6.token]))):
             with m.Switch(word_6.token):

@@ -7,6 +7,8 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import ADDRESS_WIDTH
+from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.heads import FIXED_WIDTH, NORM_WIDTH
 from lutra_golden.vector.rope import ROPE_FRAC
 from lutra_hw.arith.fixed import magnitude
@@ -39,18 +41,18 @@ def rope_command(config: AcceleratorConfig) -> data.StructLayout:
     ``bias`` and ``qk_norm`` are there if the configuration has them, with what belongs to them.
     """
     members = {
-        "kv_addr": unsigned(40),
+        "kv_addr": unsigned(ADDRESS_WIDTH),
         "position": unsigned(16),
         "scale_q": SCALE_LAYOUT,
         "scale_k": SCALE_LAYOUT,
         "scale_v": SCALE_LAYOUT,
         "token_count": unsigned(8),
     }
-    if config.qkv_bias or config.qk_norm:
+    if config.vector.qkv_bias or config.vector.qk_norm:
         members |= {"param_word": unsigned(16)}
-    if config.qkv_bias:
+    if config.vector.qkv_bias:
         members |= {"bias": unsigned(1), "bias_frac": unsigned(8)}
-    if config.qk_norm:
+    if config.vector.qk_norm:
         members |= {"qk_norm": unsigned(1), "gamma_frac": unsigned(8), "eps": unsigned(16)}
     return data.StructLayout(members)
 
@@ -97,7 +99,7 @@ class RopeQuant(wiring.Component):
         configuration has any.
     scale_r : ``Out(ScaleReadPort(config))``
     q_w, qs_w : ``Out(QueryWritePort(config))``, ``Out(QueryScaleWritePort(config))``
-    kv_cmd, kv_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
+    kv_cmd, kv_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
     done, busy, stall : ``Out(1)``
     """
 
@@ -106,8 +108,8 @@ class RopeQuant(wiring.Component):
             raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
         self._heads = config.n_heads + 2 * config.n_kv_heads
-        self._pairs = config.head_dim // (2 * config.lanes)  # of one head
-        self._is_fixed = config.qkv_bias or config.qk_norm
+        self._pairs = config.head_dim // (2 * LANES)  # of one head
+        self._is_fixed = config.vector.qkv_bias or config.vector.qk_norm
         members = {}
         if self._is_fixed:
             members |= {"param": Out(ParamReadPort(config))}
@@ -120,7 +122,7 @@ class RopeQuant(wiring.Component):
                 "q_w": Out(QueryWritePort(config)),
                 "qs_w": Out(QueryScaleWritePort(config)),
                 "kv_cmd": Out(dma_command()),
-                "kv_data": Out(dma_write_data(config.data_axi_width)),
+                "kv_data": Out(dma_write_data(config.word_width)),
                 "done": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),
@@ -130,12 +132,12 @@ class RopeQuant(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, lanes = self.config, self.config.lanes
-        y_width = config.acc_width + 17  # lo * cos - hi * sin
+        config, lanes = self.config, LANES
+        y_width = config.matmul.acc_width + 17  # lo * cos - hi * sin
         if self._is_fixed:
             # no magnitude of a head with a norm passes 2**30
-            width = NORM_WIDTH - 1 if config.qk_norm else FIXED_WIDTH
-            y_width = max(config.acc_width, width) + 17
+            width = NORM_WIDTH - 1 if config.vector.qk_norm else FIXED_WIDTH
+            y_width = max(config.matmul.acc_width, width) + 17
         m.submodules.scales = scales = HeadScales(config, y_width - 1)
         m.submodules.quantizer = quantizer = Quantizer(lanes, y_width)
         command = Signal(rope_command(config))
@@ -182,8 +184,8 @@ class RopeQuant(wiring.Component):
 
     def _modes(self, command):
         """Whether heads are brought to fixed point, and whether with biases and norms."""
-        bias = command.bias if self.config.qkv_bias else Const(0)
-        qk_norm = command.qk_norm if self.config.qk_norm else Const(0)
+        bias = command.bias if self.config.vector.qkv_bias else Const(0)
+        qk_norm = command.qk_norm if self.config.vector.qk_norm else Const(0)
         return bias | qk_norm, bias & qk_norm
 
     def _prepare(self, m, command, slot, scales):
@@ -199,7 +201,7 @@ class RopeQuant(wiring.Component):
         for name in sorted(names & heads.signature.members.keys()):
             m.d.comb += getattr(heads, name).eq(getattr(command, name))
         m.d.comb += scales.fixed.eq(fixed)
-        if config.qk_norm:
+        if config.vector.qk_norm:
             m.d.comb += [
                 scales.qk_norm.eq(command.qk_norm),
                 scales.gamma_frac.eq(command.gamma_frac),
@@ -237,18 +239,18 @@ class RopeQuant(wiring.Component):
         m.d.sync += arrived.eq(heads.o)
         with m.If(arrived.slot.valid & ~arrived.high):
             m.d.sync += held.eq(heads.y)
-        element = signed(max(heads.y_width, config.acc_width))
+        element = signed(max(heads.y_width, config.matmul.acc_width))
         pair = []
         for half, y in enumerate((held, heads.y)):
-            x = Signal(data.ArrayLayout(element, config.lanes), name=f"x_{half}")
-            for lane in range(config.lanes):
+            x = Signal(data.ArrayLayout(element, LANES), name=f"x_{half}")
+            for lane in range(LANES):
                 m.d.comb += x[lane].eq(Mux(fixed, y[lane], self.acc.data[half][lane]))
             pair.append(x)
         return slot_0, pair
 
     def _rotate(self, m, slot_1, acc, y_width):
         """Cycles 1 to 3 of a slot: low and high dimensions, rotated, valid in cycle 4."""
-        config, lanes = self.config, self.config.lanes
+        config, lanes = self.config, LANES
         is_value = slot_1.head >= config.n_heads + config.n_kv_heads
         x_layout = acc[0].shape()
         x_low, x_high = (Signal(x_layout, name=n) for n in ("x_low", "x_high"))
@@ -316,7 +318,7 @@ class RopeQuant(wiring.Component):
         """
         config, first_kv = self.config, self.config.n_heads
         beat_bits, row_bits, record_bits = (
-            exact_log2(n) for n in (config.data_bytes, config.kv_row_bytes, config.kv_scale_bytes)
+            exact_log2(n) for n in (config.word_bytes, config.kv_row_bytes, config.kv_scale_bytes)
         )
         _, word_1, _, out = delay(m, word, Quantizer.latency)
         is_kv = out.slot.head >= first_kv
@@ -334,8 +336,8 @@ class RopeQuant(wiring.Component):
         ]
 
         # a head's words and a token's scales arrive in order: shifted in from the left
-        half_bits = config.kv_width * config.head_dim // 2
-        cached = Cat(element[: config.kv_width] for element in q)
+        half_bits = config.attention.key_width * config.head_dim // 2
+        cached = Cat(element[: config.attention.key_width] for element in q)
         low, high, record = (
             Signal(width, name=name)
             for name, width in (
@@ -357,8 +359,8 @@ class RopeQuant(wiring.Component):
         m.d.comb += scales.hold.eq(record_full)
 
         # address: keys and values are rows, max_context of a head
-        position, addr = Signal(16), Signal(40)
-        index, offset = Signal(range(2 * config.n_kv_heads)), Signal(40)
+        position, addr = Signal(16), Signal(ADDRESS_WIDTH)
+        index, offset = Signal(range(2 * config.n_kv_heads)), Signal(ADDRESS_WIDTH)
         m.d.comb += index.eq(word_1.slot.head - first_kv)
         with m.If(word_1.slot.record):
             m.d.comb += offset.eq(config.kv_s_offset + (position << record_bits))
@@ -370,12 +372,14 @@ class RopeQuant(wiring.Component):
             addr.eq(command.kv_addr + offset),
         ]
 
-        entry = Signal(data.StructLayout({"record": 1, "addr": 40, "data": config.data_axi_width}))
+        entry = Signal(
+            data.StructLayout({"record": 1, "addr": ADDRESS_WIDTH, "data": config.word_width})
+        )
         m.submodules.queue = queue = SyncFIFOBuffered(
             width=len(entry.as_value()), depth=_QUEUE_BEATS
         )
         last_word = out.high & (out.slot.pair == self._pairs - 1)
-        n_records = config.data_bytes // config.kv_scale_bytes
+        n_records = config.word_bytes // config.kv_scale_bytes
         padding = 8 * config.kv_scale_bytes - len(record)
         addr_3 = Signal.like(addr)
         m.d.sync += addr_3.eq(addr)
@@ -387,7 +391,7 @@ class RopeQuant(wiring.Component):
                 Mux(
                     out.slot.record,
                     Cat(record, Const(0, padding)).replicate(n_records),
-                    Cat(low, next_high).replicate(config.data_bytes // config.kv_row_bytes),
+                    Cat(low, next_high).replicate(config.word_bytes // config.kv_row_bytes),
                 )
             ),
             queue.w_data.eq(entry),
@@ -411,7 +415,7 @@ class RopeQuant(wiring.Component):
                     Mux(
                         head.record, record_at == first >> record_bits, row_at == first >> row_bits
                     ).replicate(piece)
-                    for first in range(0, config.data_bytes, piece)
+                    for first in range(0, config.word_bytes, piece)
                 )
             ),
             leaves.eq(

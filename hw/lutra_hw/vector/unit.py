@@ -8,6 +8,8 @@ from amaranth.utils import exact_log2
 
 from lutra_golden.control.isa import FLAG_BIAS, FLAG_FIRST, FLAG_PLAIN, FLAG_QK_NORM, Opcode
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import ADDRESS_WIDTH
+from lutra_golden.matmul.engine import LANES
 from lutra_hw.buffers import (
     AttentionReadPort,
     ParamWritePort,
@@ -32,8 +34,6 @@ from lutra_hw.vector.residual import Logits, ResidualAdd
 from lutra_hw.vector.rope import RopeQuant
 
 __all__ = ["VectorUnit"]
-
-_ADDR_WIDTH = 40
 
 
 class VectorUnit(wiring.Component):
@@ -66,7 +66,7 @@ class VectorUnit(wiring.Component):
     param_w : ``In(ParamWritePort(config))``
     rope_w : ``In(RopeWritePort(config))``
     embed_w : ``In(ResidualWritePort(config))``  not while RESADD runs.
-    wr_cmd, wr_data : ``Out(dma_command())``, ``Out(dma_write_data(data_axi_width))``
+    wr_cmd, wr_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
     wr_idle : ``In(1)``  everything handed over before this cycle has been written.
     scales : ``Out(ArrayLayout(SCALE_LAYOUT, pass_tokens))``  activation scales.
     argmax : ``Out(ArrayLayout(unsigned(32), pass_tokens))``
@@ -91,7 +91,7 @@ class VectorUnit(wiring.Component):
                 "rope_w": In(RopeWritePort(config)),
                 "embed_w": In(ResidualWritePort(config)),
                 "wr_cmd": Out(dma_command()),
-                "wr_data": Out(dma_write_data(config.data_axi_width)),
+                "wr_data": Out(dma_write_data(config.word_width)),
                 "wr_idle": In(1),
                 "scales": Out(data.ArrayLayout(SCALE_LAYOUT, config.pass_tokens)),
                 "argmax": Out(data.ArrayLayout(unsigned(32), config.pass_tokens)),
@@ -143,7 +143,7 @@ class VectorUnit(wiring.Component):
         return m
 
     def _memories(self, m, runs, norm, rope, residual_add, logits):
-        config, lanes = self.config, self.config.lanes
+        config, lanes = self.config, LANES
         norms, adds, scales_rows = (
             runs[opcode] for opcode in (Opcode.NORMQ, Opcode.RESADD, Opcode.LOGITS)
         )
@@ -155,11 +155,11 @@ class VectorUnit(wiring.Component):
             write.addr.eq(Mux(added.en, added.addr, self.embed_w.addr)),
             write.data.eq(Mux(added.en, added.data, self.embed_w.data)),
         ]
-        residual_r = _memory(m, "residual", write, config.hidden_max // lanes, token_bits)
+        residual_r = _memory(m, "residual", write, config.vector.hidden_max // lanes, token_bits)
         _read(m, residual_r, [(norms, norm.residual), (adds, residual_add.residual)])
-        params_r = _memory(m, "params", self.param_w, config.param_words)
+        params_r = _memory(m, "params", self.param_w, config.vector.param_words)
         readers = [(norms, norm.param), (scales_rows, logits.param)]
-        if config.qkv_bias or config.qk_norm:
+        if config.vector.qkv_bias or config.vector.qk_norm:
             readers.append((runs[Opcode.ROPEQ], rope.param))
         _read(m, params_r, readers)
 
@@ -198,7 +198,7 @@ class VectorUnit(wiring.Component):
     def _control(self, m, instruction, blocks):
         """One instruction after the other: decode, hand over, wait until it is done."""
         first, count = tile_tokens(m, instruction, self.context.n_tokens, self.context.logits_from)
-        token_first, token_count, kv_addr = Signal(8), Signal(8), Signal(_ADDR_WIDTH)
+        token_first, token_count, kv_addr = Signal(8), Signal(8), Signal(ADDRESS_WIDTH)
         m.d.sync += [
             token_first.eq(first),
             token_count.eq(count),

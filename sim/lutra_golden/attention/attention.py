@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from lutra_golden.arith.exp2 import EXP2, exp2_neg
 from lutra_golden.arith.fixed import Int, exact_matmul, round_shift, saturate
 from lutra_golden.arith.scale import SCALE, Scale, scale_from_int, scale_mul, scale_recip
+from lutra_golden.attention.cache import KV_WIDTHS
+from lutra_golden.params import check_positive
 
 __all__ = ["AttentionParams", "attend", "attention_weights", "first_seen", "scores"]
 
@@ -16,8 +18,9 @@ __all__ = ["AttentionParams", "attend", "attention_weights", "first_seen", "scor
 class AttentionParams:
     """Shape and widths of the attention unit.
 
-    One key (or value) has ``head_dim`` elements of ``kv_width`` bits; ``q_per_kv`` query heads
-    that share it are computed at once, the tokens of the tile one after another.
+    A key has ``head_dim`` elements of ``key_width`` bits, a value as many of ``value_width``;
+    ``q_per_kv`` query heads that share them are computed at once, the tokens of the tile one after
+    another.
     """
 
     head_dim: int = 64
@@ -27,15 +30,14 @@ class AttentionParams:
     max_context: int = 256
     score_width: int = 24
     score_frac: int = EXP2.d_frac
-    kv_width: int = 8
+    key_width: int = 8
+    value_width: int = 8
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be positive, not {value}")
+        check_positive(self)
+        for name, width in (("key_width", self.key_width), ("value_width", self.value_width)):
+            if width not in KV_WIDTHS:
+                raise ValueError(f"{name} must be {' or '.join(map(str, KV_WIDTHS))}, not {width}")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads must be a multiple of n_kv_heads, not {self.n_heads} of {self.n_kv_heads}"
@@ -49,7 +51,7 @@ class AttentionParams:
     @property
     def dot_width(self) -> int:
         """Width of an exact dot product of an int8 vector and a key."""
-        return 8 + self.kv_width + (self.head_dim - 1).bit_length()
+        return 8 + self.key_width + (self.head_dim - 1).bit_length()
 
     @property
     def den_width(self) -> int:
@@ -59,7 +61,7 @@ class AttentionParams:
     @property
     def acc_width(self) -> int:
         """Width of an exact weighted sum of values over the whole context."""
-        return 16 + self.kv_width + (self.max_context - 1).bit_length()
+        return 16 + self.value_width + (self.max_context - 1).bit_length()
 
 
 def first_seen(position: int, window: int) -> int:

@@ -5,7 +5,10 @@ from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int
 
-__all__ = ["kv_bytes", "kv_elements"]
+__all__ = ["KV_WIDTHS", "kv_bytes", "kv_elements"]
+
+KV_WIDTHS = (8, 4)
+"""Bits that an element of the KV cache may have."""
 
 
 def kv_bytes(x: Int, width: int) -> NDArray[np.uint8]:

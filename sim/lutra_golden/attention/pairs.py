@@ -10,7 +10,7 @@ __all__ = ["Fetch", "Pair", "fetches", "pairs"]
 
 
 class Fetch(NamedTuple):
-    """Consecutive beats of the data port."""
+    """Consecutive data words."""
 
     addr: int
     beats: int
@@ -30,17 +30,17 @@ def fetches(
 ) -> Iterator[Fetch]:
     """Reads of a tile from the layer's cache at ``kv_addr``: scales, then keys and values by head.
 
-    Each key and value that a token sees is read once, in the order of their positions, one to a
-    beat or two of 4 bits; scales, keys and values are read by whole beats.
+    Each key and value that a token sees is read once, in the order of their positions; scales, keys
+    and values are read by whole words.
     """
     if not token_count:
         return
     first, n = first_seen(position, window), position + token_count
 
     def rows(addr: int, row_bytes: int) -> Fetch:
-        first_beat = first * row_bytes // config.data_bytes
-        end_beat = -(-n * row_bytes // config.data_bytes)
-        return Fetch(addr + first_beat * config.data_bytes, end_beat - first_beat)
+        first_beat = first * row_bytes // config.word_bytes
+        end_beat = -(-n * row_bytes // config.word_bytes)
+        return Fetch(addr + first_beat * config.word_bytes, end_beat - first_beat)
 
     yield rows(kv_addr + config.kv_s_offset, config.kv_scale_bytes)
     for group in range(config.n_kv_heads):

@@ -25,6 +25,7 @@ from lutra_golden.control.isa import (
 )
 from lutra_golden.control.memory import Memory
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.heads import FIXED_FRAC, HeadBias, HeadNorm
 from lutra_golden.vector.norm import gate_scale, norm_quantize, relu2_gate, swiglu, swiglu_scale
 from lutra_golden.vector.residual import RESIDUAL_WIDTH, logits, residual_sum
@@ -56,12 +57,12 @@ class Interpreter:
         )  # fmt: skip
         m, c = config.pass_tokens, config
         self.tokens = np.zeros(m, np.int64)
-        self.residual = np.zeros((m, c.hidden_max), np.int64)
-        self.params = np.zeros((c.param_words, c.lanes), np.int64)
+        self.residual = np.zeros((m, c.vector.hidden_max), np.int64)
+        self.params = np.zeros((c.vector.param_words, LANES), np.int64)
         self.rope = np.zeros((m, c.head_dim), np.int64)
-        self.activations = np.zeros((m, c.act_tiles * c.matmul.depth_tile), np.int64)
+        self.activations = np.zeros((m, c.matmul.act_tiles * c.matmul.depth_tile), np.int64)
         self.scale = Scale(np.zeros(m, np.int64), np.zeros(m, np.int64))
-        self.acc = np.zeros((m, c.row_blocks_max, c.lanes), np.int64)
+        self.acc = np.zeros((m, c.matmul.acc_blocks, LANES), np.int64)
         self.queries = np.zeros((m, c.n_heads, c.head_dim), np.int64)
         self.query_scale = Scale(
             np.zeros((m, c.n_heads), np.int64), np.zeros((m, c.n_heads), np.int64)
@@ -143,10 +144,12 @@ class Interpreter:
 
     def _ldparam(self, i: Instruction) -> None:
         n, first = i.args["n_words"], i.args["param_word"]
-        if first + n > self.config.param_words:
-            raise ProgramError(f"LDPARAM writes word {first + n - 1} of {self.config.param_words}")
+        if first + n > self.config.vector.param_words:
+            raise ProgramError(
+                f"LDPARAM writes word {first + n - 1} of {self.config.vector.param_words}"
+            )
         address = self.registers["WEIGHT_BASE"] + i.args["address"]
-        lanes = self.config.lanes
+        lanes = LANES
         self.params[first : first + n] = self._int16(address, lanes * n).reshape(n, lanes)
 
     def _ldrope(self, i: Instruction) -> None:
@@ -156,7 +159,7 @@ class Interpreter:
         self.rope[:n] = self._int16(address, n * d).reshape(n, d)
 
     def _embed(self, i: Instruction) -> None:
-        width = self.config.lanes * i.args["n_words"]
+        width = LANES * i.args["n_words"]
         base = self.registers["WEIGHT_BASE"] + i.args["address"]
         for m in range(self.registers["N_TOKENS"]):
             row = self._int16(base + int(self.tokens[m]) * width * 2, width)
@@ -192,7 +195,7 @@ class Interpreter:
             words = self.memory.read(key[0], size).reshape(args["n_words"], -1)
             w = config.matmul.decode(words[:, : -(-config.matmul.word_bits // 8)], *shape)
             # float32 carries the sums exactly if none can reach 2**24, float64 all that are
-            peak = int(np.abs(w).sum(axis=1).max()) << (config.a_width - 1)
+            peak = int(np.abs(w).sum(axis=1).max()) << (config.matmul.a_width - 1)
             kind = np.float32 if peak < 1 << 24 else np.float64
             # a large matrix is kept small, and made floating point whenever it is used
             kept = np.min_scalar_type(-int(np.abs(w).max()) - 1) if w.size > _LARGE else kind
@@ -203,7 +206,7 @@ class Interpreter:
     # -- vector unit
 
     def _normq(self, i: Instruction) -> None:
-        tokens, n = self._token_range(i), self.config.lanes * i.args["n_words"]
+        tokens, n = self._token_range(i), LANES * i.args["n_words"]
         scale_a, scale_b = unpack_scale(i.args["scale_a"]), unpack_scale(i.args["scale_b"])
         count = tokens.stop - tokens.start
         if count == 0:
@@ -214,7 +217,7 @@ class Interpreter:
             gate, up = self._gate_and_up(
                 tokens,
                 i.args["n_words"],
-                self.config.gate_width if gated else self.config.acc_width,
+                self.config.vector.gate_width if gated else self.config.matmul.acc_width,
             )
             s = Scale(self.scale.m[tokens], self.scale.e[tokens])
             v = relu2_gate(gate, up) if gated else swiglu(gate, up, s, scale_a)
@@ -232,7 +235,7 @@ class Interpreter:
             unpack_scale(i.args["inv_n"]),
             unpack_scale(i.args["eps"]),
             normalise=not i.flags & FLAG_PLAIN,
-            q_max=q_max_of(self.config.a_width),
+            q_max=q_max_of(self.config.matmul.a_width),
         )
         self.activations[tokens, :n] = q
         # what lies behind the last word of the last depth tile meets zero weights
@@ -240,12 +243,12 @@ class Interpreter:
 
     def _gate_and_up(self, tokens: slice, n_words: int, width: int) -> tuple[Int, Int]:
         """Gate and up accumulators ``[M, N]``, which lie in alternating blocks."""
-        if 2 * n_words > self.config.row_blocks_max:
+        if 2 * n_words > self.config.matmul.acc_blocks:
             raise ProgramError(
-                f"NORMQ reads block {2 * n_words - 1} of {self.config.row_blocks_max}"
+                f"NORMQ reads block {2 * n_words - 1} of {self.config.matmul.acc_blocks}"
             )
         count = tokens.stop - tokens.start
-        pairs = self.acc[tokens, : 2 * n_words].reshape(count, -1, 2, self.config.lanes)
+        pairs = self.acc[tokens, : 2 * n_words].reshape(count, -1, 2, LANES)
         limit = 1 << (width - 1)
         if pairs.min() < -limit or pairs.max() >= limit:
             raise ProgramError(
@@ -256,7 +259,7 @@ class Interpreter:
     def _ropeq(self, i: Instruction) -> None:
         config, n = self.config, self.registers["N_TOKENS"]
         d, n_q, n_kv = config.head_dim, config.n_heads, config.n_kv_heads
-        heads = self._heads(self.acc[:n, : (n_q + 2 * n_kv) * d // config.lanes])
+        heads = self._heads(self.acc[:n, : (n_q + 2 * n_kv) * d // LANES])
         s = Scale(self.scale.m[:n], self.scale.e[:n])
         results: list[tuple[Int, Scale]] = []
         biases, norms = self._head_params(i)
@@ -264,7 +267,7 @@ class Interpreter:
             x = heads[:, first : first + count]
             w_scale = unpack_scale(i.args[("scale_q", "scale_k", "scale_v")[kind]])
             table = None if kind == 2 else self.rope[:n]
-            q_max = q_max_of(config.kv_width) if kind else Q_MAX
+            q_max = q_max_of(config.attention.key_width) if kind else Q_MAX
             if i.flags & (FLAG_BIAS | FLAG_QK_NORM):
                 bias = None
                 if biases is not None:
@@ -281,7 +284,9 @@ class Interpreter:
             for g in range(n_kv):
                 address = base + offset + g * config.kv_head_bytes
                 address += position * config.kv_row_bytes
-                self.memory.store(address, kv_bytes(x[:, g], config.kv_width).reshape(-1))
+                self.memory.store(
+                    address, kv_bytes(x[:, g], config.attention.key_width).reshape(-1)
+                )
         record = np.zeros((n, config.kv_scale_bytes // 4), np.uint32)
         record[:, : 2 * n_kv] = np.concatenate([pack_scale(k_scale), pack_scale(v_scale)], axis=1)
         data = record.view(np.uint8)
@@ -292,7 +297,7 @@ class Interpreter:
     def _heads(self, blocks: Int) -> Int:
         """Heads ``[M, heads, head_dim]`` of accumulator blocks ``[M, blocks, lanes]``, whose pairs
         hold eight dimensions of the head's first half and the eight that rotate with them."""
-        d, lanes = self.config.head_dim, self.config.lanes
+        d, lanes = self.config.head_dim, LANES
         pairs = blocks.reshape(len(blocks), -1, d // (2 * lanes), 2, lanes)
         return pairs.transpose(0, 1, 3, 2, 4).reshape(len(blocks), -1, d)
 
@@ -303,16 +308,16 @@ class Interpreter:
         config, first = self.config, i.args["param_word"]
         flags = (("FLAG_BIAS", FLAG_BIAS, "qkv_bias"), ("FLAG_QK_NORM", FLAG_QK_NORM, "qk_norm"))
         for flag, bit, feature in flags:
-            if i.flags & bit and not getattr(config, feature):
+            if i.flags & bit and not getattr(config.vector, feature):
                 raise ProgramError(
                     f"ROPEQ with {flag} needs a configuration with {feature}, not {config.name}"
                 )
-        head_words = config.head_dim // config.lanes
+        head_words = config.head_dim // LANES
         bias_words = (config.n_heads + 2 * config.n_kv_heads) * head_words
         bias_words *= bool(i.flags & FLAG_BIAS)
         end = first + bias_words + (2 * head_words if i.flags & FLAG_QK_NORM else 0)
-        if i.flags & (FLAG_BIAS | FLAG_QK_NORM) and end > config.param_words:
-            raise ProgramError(f"ROPEQ reads word {end - 1} of {config.param_words}")
+        if i.flags & (FLAG_BIAS | FLAG_QK_NORM) and end > config.vector.param_words:
+            raise ProgramError(f"ROPEQ reads word {end - 1} of {config.vector.param_words}")
         bias, norms = None, (None, None, None)
         if i.flags & FLAG_BIAS:
             frac = i.args["bias_frac"]
@@ -327,7 +332,7 @@ class Interpreter:
         return bias, norms
 
     def _resadd(self, i: Instruction) -> None:
-        n, width = self.registers["N_TOKENS"], self.config.lanes * i.args["n_words"]
+        n, width = self.registers["N_TOKENS"], LANES * i.args["n_words"]
         acc = self.acc[:n, : i.args["n_words"]].reshape(n, -1)
         s = Scale(self.scale.m[:n], self.scale.e[:n])
         frac, w_scale = i.args["frac"], unpack_scale(i.args["scale_w"])
@@ -371,7 +376,9 @@ class Interpreter:
                 self.memory.read(start + g * config.kv_head_bytes, total * row_bytes)
                 for g in range(n_kv)
             ]
-            return kv_elements(np.stack(rows).reshape(n_kv, total, row_bytes), config.kv_width)
+            return kv_elements(
+                np.stack(rows).reshape(n_kv, total, row_bytes), config.attention.key_width
+            )
 
         record = self.memory.read(
             base + config.kv_s_offset + first * config.kv_scale_bytes, total * config.kv_scale_bytes

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from lutra_golden.core.ports import ADDRESS_WIDTH
+
 __all__ = [
     "CONTROL_START",
     "COUNTERS",
@@ -37,12 +39,17 @@ class UnitState(IntEnum):
 
 @dataclass(frozen=True)
 class Register:
-    """A register or an array of ``count`` at ``address``, ``address + 4``, ..."""
+    """A register or an array of ``count`` at ``address``, ``address + 4``, ...
+
+    ``width`` are the bits that are kept of it, of all words together if it is one number in
+    several; the others read as zero.
+    """
 
     address: int
     access: str  # "ro", "rw", "wo", or "w1c"
     doc: str
     count: int = 1
+    width: int = 32
 
 
 COUNTERS: Sequence[str] = (
@@ -64,21 +71,27 @@ COUNTERS: Sequence[str] = (
 REGISTERS: dict[str, Register] = {
     "IDENT": Register(0x000, "ro", "0x4152544C, 'LTRA'"),
     "VERSION": Register(0x004, "ro", "version of this register map and of the instruction set"),
-    "FINGERPRINT": Register(0x008, "ro", "fingerprint of the configuration, low word first", 2),
-    "CONTROL": Register(0x010, "wo", "bit 0: start; ignored while busy"),
-    "STATUS": Register(0x014, "ro", "bit 0 busy, 1 done, 2 bus or opcode error, 3 saturated"),
-    "IRQ_ENABLE": Register(0x018, "rw", "bit 0: raise the interrupt when done"),
-    "IRQ_STATUS": Register(0x01C, "w1c", "bit 0: done since last cleared"),
-    "PROGRAM_BASE": Register(0x020, "rw", "byte address of the program, low word first", 2),
-    "WEIGHT_BASE": Register(0x028, "rw", "byte address of weights and tables", 2),
-    "KV_BASE": Register(0x030, "rw", "byte address of the KV cache", 2),
-    "LOGITS_BASE": Register(0x038, "rw", "byte address of the logits", 2),
+    "FINGERPRINT": Register(0x008, "ro", "fingerprint of the configuration, low word first", 2, 64),
+    "CONTROL": Register(0x010, "wo", "bit 0: start; ignored while busy", width=1),
+    "STATUS": Register(
+        0x014, "ro", "bit 0 busy, 1 done, 2 bus or opcode error, 3 saturated", width=4
+    ),
+    "IRQ_ENABLE": Register(0x018, "rw", "bit 0: raise the interrupt when done", width=1),
+    "IRQ_STATUS": Register(0x01C, "w1c", "bit 0: done since last cleared", width=1),
+    "PROGRAM_BASE": Register(
+        0x020, "rw", "byte address of the program, low word first", 2, ADDRESS_WIDTH
+    ),
+    "WEIGHT_BASE": Register(0x028, "rw", "byte address of weights and tables", 2, ADDRESS_WIDTH),
+    "KV_BASE": Register(0x030, "rw", "byte address of the KV cache", 2, ADDRESS_WIDTH),
+    "LOGITS_BASE": Register(0x038, "rw", "byte address of the logits", 2, ADDRESS_WIDTH),
     "LOGITS_STRIDE": Register(0x040, "rw", "bytes from one token's logits to the next's"),
-    "POSITION": Register(0x044, "rw", "position of the tile's first token"),
-    "N_TOKENS": Register(0x048, "rw", "tokens in this tile, 1 to pass_tokens"),
-    "LOGITS_FROM": Register(0x04C, "rw", "first token of the tile whose logits are wanted"),
+    "POSITION": Register(0x044, "rw", "position of the tile's first token", width=16),
+    "N_TOKENS": Register(0x048, "rw", "tokens in this tile, 1 to pass_tokens", width=8),
+    "LOGITS_FROM": Register(
+        0x04C, "rw", "first token of the tile whose logits are wanted", width=8
+    ),
     "UNIT_STATE": Register(0x050, "ro", "UnitState of load, matmul, vector, attention, fetch"),
-    "PROGRAM_BYTES": Register(0x054, "rw", "length of the program in bytes, whole data beats"),
+    "PROGRAM_BYTES": Register(0x054, "rw", "length of the program in bytes, whole data words"),
     "TOKEN": Register(0x100, "rw", "token ids of the tile", 64),
     "ARGMAX": Register(0x200, "ro", "row of the largest logit, per token", 64),
     "SCALE": Register(0x300, "ro", "packed activation scale of the logits, per token", 64),

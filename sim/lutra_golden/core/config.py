@@ -1,193 +1,196 @@
-"""Configurations of the whole accelerator, and their fingerprints."""
+"""A configuration of the whole accelerator: parameters of its units, memory ports, clock."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TypeVar
 
 from lutra_golden.attention.attention import AttentionParams
+from lutra_golden.control.isa import INSTRUCTION_BYTES
 from lutra_golden.control.registers import REGISTERS
-from lutra_golden.matmul.engine import SCALE_WIDTH, EngineParams
+from lutra_golden.core.ports import PortParams, Purpose, check_ports
+from lutra_golden.matmul.engine import EngineParams
 from lutra_golden.matmul.lut import LutParams
 from lutra_golden.matmul.mac import MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
 from lutra_golden.matmul.ternary import TernaryParams
+from lutra_golden.params import check_positive, check_power_of_two
 from lutra_golden.vector.heads import NORM_HEAD_DIM_MAX
 from lutra_golden.vector.norm import NormParams
+from lutra_golden.vector.unit import VectorParams
 
-__all__ = [
-    "CONFIGS",
-    "ENGINES",
-    "KV_WIDTHS",
-    "NANO",
-    "NANO_WIDE",
-    "AcceleratorConfig",
-    "with_engine",
-]
+__all__ = ["ENGINES", "AcceleratorConfig"]
 
-RTL_VERSION = 3
-KV_WIDTHS = (8, 4)
-"""Bits that an element of the KV cache may have."""
+RTL_VERSION = 4
 
 ENGINES: dict[str, type[EngineParams]] = {
     params.kind: params for params in (TernaryParams, LutParams, MixpeParams, MacParams)
 }
 """Parameters of the matmul engines, by :attr:`AcceleratorConfig.engine`."""
 
+_Part = TypeVar("_Part")
+_LOAD_BYTES_MAX = 64  # an embedding is a multiple of it
+# fields that an engine has of its own, not of the one whose place it takes
+_OWN_FIELDS = ("w_width", "max_planes", "tables", "adders")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AcceleratorConfig:
-    """Sizes of every buffer, width of every port, clock. Two equal configurations are one design.
+    """Parameters of every unit, memory ports, clock. Two equal configurations are one design.
 
-    ``engine`` and the fields down to ``sum_width`` are those of the matmul engine, see
-    :class:`~lutra_golden.matmul.engine.EngineParams`. ``pass_tokens`` tokens are processed per
-    weight fetch; ``hidden_max`` bounds the residual stream, ``row_blocks_max`` the output rows of
-    one matmul, ``act_tiles`` its depth. ``kv_width`` are the bits of an element of the KV cache, 8
-    or 4. ``qkv_bias`` and ``qk_norm`` are the hardware for ROPEQ's ``FLAG_BIAS`` and
-    ``FLAG_QK_NORM``.
+    The tokens of a pass are a number of both ``matmul`` and ``attention``, and must be the same.
+    :meth:`with_` changes single numbers.
     """
 
     name: str
-    engine: str = "ternary"
-    step_tokens: int = 1
-    step_rows: int = 8
-    step_depth: int = 72
-    depth_tile: int = 72
-    a_width: int = 8
-    w_width: int = 2
-    scale_width: int = SCALE_WIDTH
-    acc_width: int = 24
-    sum_width: int = 24
-    lanes: int = 8
-    pass_tokens: int = 8
-    gate_width: int = 20
-    row_blocks_max: int = 192
-    act_tiles: int = 11
-    weight_buffer_words: int = 512
-    hidden_max: int = 256
-    param_words: int = 512
-    head_dim: int = 64
-    n_heads: int = 4
-    n_kv_heads: int = 2
-    max_context: int = 256
-    kv_width: int = 8
-    weight_axi_width: int = 1024
-    data_axi_width: int = 512
-    max_outstanding: int = 8
-    burst_bytes: int = 1024
-    qkv_bias: bool = False
-    qk_norm: bool = False
+    matmul: EngineParams
+    attention: AttentionParams
+    vector: VectorParams
+    ports: tuple[PortParams, ...]
     clock_hz: int = 200_000_000
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if name in ("name", "engine"):
-                continue
-            if name in ("qkv_bias", "qk_norm"):
-                if not isinstance(value, bool):
-                    raise TypeError(f"{name} must be a bool, not {value!r}")
-                continue
-            if not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be positive, not {value}")
-        for name in ("weight_axi_width", "data_axi_width", "max_context", "param_words"):
-            value = getattr(self, name)
-            if value & (value - 1):
-                raise ValueError(f"{name} must be a power of two, not {value}")
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {self.engine!r}")
-        if self.kv_width not in KV_WIDTHS:
-            raise ValueError(f"kv_width must be 8 or 4, not {self.kv_width}")
-        if self.max_context * self.kv_width < 8:
+        check_positive(self, "clock_hz")
+        for name, kind in (
+            ("matmul", EngineParams),
+            ("attention", AttentionParams),
+            ("vector", VectorParams),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be {kind.__name__}, not {getattr(self, name)!r}")
+        check_ports(self.ports)
+        attention = self.attention
+        check_power_of_two(attention, "max_context")
+        if self.pass_tokens != attention.pass_tokens:
             raise ValueError(
-                f"max_context must be 2 or more with kv_width 4, not {self.max_context}"
+                f"pass_tokens of attention must be those of matmul ({self.pass_tokens}), "
+                f"not {attention.pass_tokens}"
             )
-        if self.lanes != 8:
-            raise ValueError(f"lanes must be 8, not {self.lanes}")
         if self.pass_tokens > REGISTERS["TOKEN"].count:
             raise ValueError(
                 f"pass_tokens must be at most {REGISTERS['TOKEN'].count}, the tokens that "
                 f"registers hold, not {self.pass_tokens}"
             )
-        if self.hidden_max % self.lanes:
+        if attention.key_width != attention.value_width:
             raise ValueError(
-                f"hidden_max must be a multiple of {self.lanes} lanes, not {self.hidden_max}"
+                f"key_width and value_width must be equal, not {attention.key_width} and "
+                f"{attention.value_width}: build with 8 and 8, or 4 and 4"
             )
-        if self.n_heads % self.n_kv_heads:
+        if self.kv_head_bytes < self.word_bytes:
             raise ValueError(
-                f"n_heads must be a multiple of n_kv_heads, not {self.n_heads} of {self.n_kv_heads}"
+                f"max_context must be at least {self.word_bytes // self.kv_row_bytes} (keys of a "
+                f"word of {self.word_bytes} bytes), not {self.max_context}"
             )
-        if self.matmul.word_bits > self.weight_axi_width:
-            raise ValueError(
-                f"weight_axi_width must hold a weight word of {self.matmul.word_bits} bits, "
-                f"not {self.weight_axi_width}"
-            )
-        if self.head_dim * 8 != self.data_axi_width:
-            raise ValueError(
-                f"head_dim must be {self.data_axi_width // 8} (one beat of the data port), "
-                f"not {self.head_dim}"
-            )
-        if self.qk_norm and self.head_dim > NORM_HEAD_DIM_MAX:
+        if self.vector.qk_norm and self.head_dim > NORM_HEAD_DIM_MAX:
             raise ValueError(
                 f"head_dim must be at most {NORM_HEAD_DIM_MAX} with qk_norm, not {self.head_dim}"
             )
-        # their own checks
-        _ = self.norm, self.attention
-        if self.kv_scale_bytes > self.data_axi_width // 8:
-            raise ValueError(f"n_kv_heads must fit one scale record, not {self.n_kv_heads}")
+        # its own checks
+        _ = self.norm
+
+    def with_(self, **changes: object) -> "AcceleratorConfig":
+        """This configuration with whole parts changed, or numbers of them.
+
+        A number goes to every part that has one of its name. ``engine`` puts a matmul engine of
+        that kind in the place of this one, with its sizes.
+        """
+        changes = dict(changes)
+        parts = {
+            "matmul": _engine(_part(EngineParams, "matmul", changes, self.matmul), changes),
+            "attention": _part(AttentionParams, "attention", changes, self.attention),
+            "vector": _part(VectorParams, "vector", changes, self.vector),
+        }
+        whole: dict[str, object] = {}
+        unknown = changes.keys() - {field.name for field in fields(self)}
+        for name, part in parts.items():
+            numbers = {field.name for field in fields(part)} & changes.keys()
+            whole[name] = replace(part, **{number: changes[number] for number in numbers})
+            unknown -= numbers
+        if unknown:
+            raise TypeError(f"no part of a configuration has {', '.join(sorted(unknown))}")
+        own = {name: changes[name] for name in ("name", "ports", "clock_hz") if name in changes}
+        return replace(self, **whole, **own)
 
     @property
-    def matmul(self) -> EngineParams:
-        """Parameters of the matmul engine."""
-        return ENGINES[self.engine](
-            step_tokens=self.step_tokens,
-            step_rows=self.step_rows,
-            step_depth=self.step_depth,
-            depth_tile=self.depth_tile,
-            a_width=self.a_width,
-            w_width=self.w_width,
-            scale_width=self.scale_width,
-            acc_width=self.acc_width,
-            sum_width=self.sum_width,
-            pass_tokens=self.pass_tokens,
-            acc_blocks=self.row_blocks_max,
-            weight_buffer_words=self.weight_buffer_words,
-            act_tiles=self.act_tiles,
-            max_planes=5 if self.engine == "ternary" else 8 // self.w_width,
-        )
+    def engine(self) -> str:
+        """Kind of the matmul engine."""
+        return self.matmul.kind
 
     @property
-    def attention(self) -> AttentionParams:
-        """Parameters of the attention unit."""
-        return AttentionParams(
-            head_dim=self.head_dim,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_kv_heads,
-            pass_tokens=self.pass_tokens,
-            max_context=self.max_context,
-            kv_width=self.kv_width,
-        )
+    def pass_tokens(self) -> int:
+        """Tokens that are processed per fetch of the weights."""
+        return self.matmul.pass_tokens
+
+    @property
+    def head_dim(self) -> int:
+        """Elements of a head."""
+        return self.attention.head_dim
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads."""
+        return self.attention.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.attention.n_kv_heads
+
+    @property
+    def max_context(self) -> int:
+        """Positions of a sequence."""
+        return self.attention.max_context
 
     @property
     def norm(self) -> NormParams:
         """Parameters of the norm unit."""
         return NormParams(
-            lanes=self.lanes,
-            gate_width=self.gate_width,
-            acc_width=self.acc_width,
-            a_width=self.a_width,
+            gate_width=self.vector.gate_width,
+            acc_width=self.matmul.acc_width,
+            a_width=self.matmul.a_width,
         )
+
+    def port_of(self, purpose: Purpose) -> PortParams:
+        """The port that something goes through."""
+        return next(port for port in self.ports if purpose in port.purposes)
 
     @property
     def weight_word_bytes(self) -> int:
-        """Bytes that one weight word occupies in memory (one beat of the weight port)."""
-        return self.weight_axi_width // 8
+        """Bytes that one weight word takes in memory: whole beats of its port, or a fraction of
+        one beat."""
+        least = _power_of_two(max(4, -(-self.matmul.word_bits // 8)))
+        return min(least, _round_up(-(-self.matmul.word_bits // 8), self._n_bytes(Purpose.WEIGHTS)))
 
     @property
-    def data_bytes(self) -> int:
-        """Bytes of one beat of the data port."""
-        return self.data_axi_width // 8
+    def word_bytes(self) -> int:
+        """Bytes of a data word, which instructions, keys, values and logits are moved by.
+
+        It holds an instruction, a key of 8 bits, and the scales of a position.
+        """
+        return max(INSTRUCTION_BYTES, self.head_dim, self.kv_scale_bytes)
+
+    @property
+    def word_width(self) -> int:
+        """Bits of a data word."""
+        return 8 * self.word_bytes
+
+    @property
+    def load_word_bytes(self) -> int:
+        """Bytes that the load unit takes at once: rows of every table are whole words."""
+        return min(_LOAD_BYTES_MAX, self.word_bytes, 2 * self.head_dim)
+
+    def alignment(self, purpose: Purpose) -> int:
+        """Alignment in bytes of what is moved for ``purpose``: its words, and beats of its port."""
+        word = {Purpose.LOAD: self.load_word_bytes, Purpose.WEIGHTS: 1}
+        return max(word.get(purpose, self.word_bytes), self._n_bytes(purpose))
+
+    @property
+    def align_bytes(self) -> int:
+        """Bytes that ranges of memory are padded to, since beats at their ends are read whole."""
+        return max(map(self.alignment, Purpose))
+
+    def _n_bytes(self, purpose: Purpose) -> int:
+        return self.port_of(purpose).n_bytes
 
     @property
     def kv_scale_bytes(self) -> int:
@@ -196,8 +199,8 @@ class AcceleratorConfig:
 
     @property
     def kv_row_bytes(self) -> int:
-        """Bytes of one head's key (or value) at a position: a beat, or with 4 bits half of one."""
-        return self.head_dim * self.kv_width // 8
+        """Bytes of one head's key (or value) at a position."""
+        return self.head_dim * self.attention.key_width // 8
 
     @property
     def kv_head_bytes(self) -> int:
@@ -216,78 +219,61 @@ class AcceleratorConfig:
 
     @property
     def kv_layer_bytes(self) -> int:
-        """Bytes of one layer's KV cache."""
-        return self.kv_s_offset + self.max_context * self.kv_scale_bytes
+        """Bytes of one layer's KV cache, whole words and beats."""
+        size = self.kv_s_offset + self.max_context * self.kv_scale_bytes
+        return _round_up(size, self.alignment(Purpose.ATTENTION))
+
+    @property
+    def kv_zeroed_from(self) -> int:
+        """Offset in a layer's KV cache of what must read as zero before it is written.
+
+        Scales always: words and beats are read whole when not all of one is written. Keys and
+        values too if they share a word or a beat.
+        """
+        shared = self.alignment(Purpose.ATTENTION) > self.kv_row_bytes
+        return 0 if shared else self.kv_s_offset
 
     @property
     def fingerprint(self) -> int:
-        """64-bit hash of everything that shapes the RTL; the name does not count."""
-        fields = {k: v for k, v in asdict(self).items() if k not in ("name", "clock_hz")}
-        text = json.dumps({"rtl": RTL_VERSION, **fields}, sort_keys=True)
+        """64-bit hash of everything that shapes the RTL; name and clock do not count."""
+        content = asdict(self) | {"engine": self.engine, "rtl": RTL_VERSION}
+        del content["name"], content["clock_hz"]
+        text = json.dumps(content, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-NANO = AcceleratorConfig(name="nano")
-"""Simulates fast; holds the tales model; 576 ternary MAC per cycle."""
-
-NANO_WIDE = AcceleratorConfig(name="nano-wide", pass_tokens=64)
-"""``nano`` with a tile of 64 tokens; the golden device evaluates perplexity with it."""
-
-CONFIGS = {config.name: config for config in (NANO, NANO_WIDE)}
-
-# step_depth, w_width: what a weight word of 1024 bits holds for eight rows
-_TILES = {"lut": (64, 1), "mixpe": (16, 4), "mac": (16, 4)}
-_DEPTH_TILE = 64
-_DEPTH_TILES = (16, 32, 64)
+def _part(kind: type[_Part], name: str, changes: dict[str, object], part: _Part) -> _Part:
+    """The part ``name`` out of ``changes``, or else ``part``."""
+    value = changes.pop(name, part)
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, not {value!r}")
+    return value
 
 
-def with_engine(
-    config: AcceleratorConfig,
-    engine: str,
-    *,
-    a_width: int = 8,
-    scale_width: int = SCALE_WIDTH,
-    depth_tile: int = _DEPTH_TILE,
-) -> AcceleratorConfig:
-    """``config`` with another matmul engine, width of activations and of group scales.
+def _engine(params: EngineParams, changes: dict[str, object]) -> EngineParams:
+    """The engine that ``changes`` tells of, with the sizes of ``params`` and changes of its own."""
+    kind = changes.pop("engine", params.kind)
+    if not isinstance(kind, str) or kind not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {kind!r}")
+    sizes: dict[str, object] = {}
+    if kind != params.kind:
+        sizes = {
+            field.name: getattr(params, field.name)
+            for field in fields(EngineParams)
+            if field.name not in _OWN_FIELDS
+        }
+        params = ENGINES[kind]()
+    names = {field.name for field in fields(params)}
+    sizes |= {name: value for name, value in changes.items() if name in names}
+    width = sizes.get("w_width")
+    if isinstance(width, int) and width > 0 and params.grouped:
+        sizes.setdefault("max_planes", 8 // width)
+    return replace(params, **sizes)
 
-    ``depth_tile`` is the least group; depths are as large with a smaller one. The ternary engine
-    has activations of 8 bits only, and no groups."""
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
-    if config.engine != "ternary":
-        raise ValueError(f"config must have the ternary engine, not {config.engine!r}")
-    if depth_tile not in _DEPTH_TILES:
-        raise ValueError(
-            f"depth_tile must be one of {', '.join(map(str, _DEPTH_TILES))}, not {depth_tile}"
-        )
-    if engine == "ternary":
-        for name, value, only in (
-            ("a_width", a_width, 8),
-            ("scale_width", scale_width, SCALE_WIDTH),
-            ("depth_tile", depth_tile, _DEPTH_TILE),
-        ):
-            if value != only:
-                raise ValueError(f"{name} of the ternary engine must be {only}, not {value}")
-        return config
-    step_depth, w_width = _TILES[engine]
-    name = f"{config.name}-{engine}"
-    for letter, value, usual in (
-        ("a", a_width, 8),
-        ("s", scale_width, SCALE_WIDTH),
-        ("k", depth_tile, _DEPTH_TILE),
-    ):
-        name += "" if value == usual else f"-{letter}{value}"
-    return replace(
-        config,
-        name=name,
-        engine=engine,
-        step_depth=min(step_depth, depth_tile),
-        depth_tile=depth_tile,
-        a_width=a_width,
-        w_width=w_width,
-        scale_width=scale_width,
-        acc_width=28,
-        sum_width=28 + a_width + (scale_width - SCALE_WIDTH),
-        act_tiles=12 * _DEPTH_TILE // depth_tile,
-    )
+
+def _round_up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

@@ -6,13 +6,14 @@ An engine computes ``acc[token, row] = sum_k a[token, k] * w[row, k]`` exactly. 
 weights' scales."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int
+from lutra_golden.params import check_positive
 
 __all__ = [
     "LANES",
@@ -25,7 +26,8 @@ __all__ = [
 ]
 
 LANES = 8
-"""Rows of a block of the accumulator buffer, which is read by pairs of blocks."""
+"""Elements of a word of the on-chip buffers: rows of a block of the accumulator buffer, which is
+read by pairs of blocks."""
 SCALE_WIDTH = 8
 """Bits of a group's scale, unsigned, unless an engine is built for wider ones."""
 SCALE_WIDTH_MAX = 16
@@ -126,15 +128,6 @@ class GroupedWeights:
         )
 
 
-def _check_integers(params: "EngineParams") -> None:
-    for name in (field.name for field in fields(params)):
-        value = getattr(params, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer, not {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be positive, not {value}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class EngineParams(ABC):
     """Shape of an engine.
@@ -180,7 +173,7 @@ class EngineParams(ABC):
     max_planes: int = 8
 
     def __post_init__(self) -> None:
-        _check_integers(self)
+        check_positive(self)
         if self.depth_tile % self.step_depth:
             raise ValueError(
                 f"depth_tile (the group) must be a multiple of step_depth, "

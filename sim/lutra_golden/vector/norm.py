@@ -39,14 +39,11 @@ SWIGLU_SHIFTS = (-11, 52)
 class NormParams:
     """Widths of the norm unit."""
 
-    lanes: int = 8
     gate_width: int = 20  # gate and up accumulators of relu(g)**2 * u
     acc_width: int = 24  # those of silu(g) * u
     a_width: int = 8
 
     def __post_init__(self) -> None:
-        if self.lanes < 1:
-            raise ValueError(f"lanes must be positive, not {self.lanes}")
         # the source then fits 64 bits, and what rotation makes of an accumulator 47
         for name, value, limit in (
             ("gate_width", self.gate_width, GATE_WIDTH_MAX),

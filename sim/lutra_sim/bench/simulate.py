@@ -26,6 +26,7 @@ __all__ = ["BenchFailure", "bench_params", "run_cocotb", "simulate", "stream_get
 
 _PARAMS_VARIABLE = "LUTRA_BENCH_PARAMS"
 _KIND_VARIABLE = "LUTRA_BENCH_KIND"
+_CLASS = "class"
 _LOG_LINES = 80
 
 T = TypeVar("T")
@@ -181,7 +182,8 @@ def _encode(value: object) -> object:
     """``value`` as what JSON can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {f.name: _encode(getattr(value, f.name)) for f in fields if f.init}
+        content = {f.name: _encode(getattr(value, f.name)) for f in fields if f.init}
+        return content | {_CLASS: type(value).__name__}
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, tuple | list):
@@ -191,15 +193,23 @@ def _encode(value: object) -> object:
     return value
 
 
+def _family(kind: type) -> list[type]:
+    """A class and all that are derived from it."""
+    return [kind, *(each for child in kind.__subclasses__() for each in _family(child))]
+
+
 def _decode(hint: Any, value: Any) -> Any:
-    """Undo :func:`_encode` by the type that was annotated."""
+    """Undo :func:`_encode` by the type that was annotated, or that it is a base class of."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
         return None if value is None else _decode(inner[0], value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = typing.get_type_hints(hint)
-        return hint(**{key: _decode(hints[key], item) for key, item in value.items()})
+        kind = next(
+            each for each in _family(hint) if each.__name__ == value.get(_CLASS, hint.__name__)
+        )
+        hints = typing.get_type_hints(kind)
+        return kind(**{key: _decode(hints[key], value[key]) for key in value if key != _CLASS})
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return hint[value]
     if origin is tuple:

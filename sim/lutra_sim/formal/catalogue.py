@@ -1,13 +1,13 @@
 """Every check: what is proved about which block, how far."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from amaranth.lib import wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 
-from lutra_golden.core.config import NANO
+from lutra_golden.axi.width import WidthParams
+from lutra_golden.core.configs import NANO
 from lutra_golden.matmul.lut import LutParams, Tables
 from lutra_golden.matmul.mac import Adders, MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
@@ -16,6 +16,7 @@ from lutra_hw.arith.scale import ScaleUnit
 from lutra_hw.axi.arbiter import ReadArbiter
 from lutra_hw.axi.lite import LiteSlave
 from lutra_hw.axi.reader import DmaReader
+from lutra_hw.axi.width import ReadWidth, WriteWidth
 from lutra_hw.axi.writer import DmaWriter
 from lutra_hw.control.load import LoadUnit
 from lutra_hw.control.registers import RegisterFile
@@ -29,6 +30,7 @@ from lutra_sim.formal.attention.pairs import PairsRules
 from lutra_sim.formal.axi.arbiter import ArbiterOrder
 from lutra_sim.formal.axi.bursts import SplitterOrder
 from lutra_sim.formal.axi.reader import ReaderOrder
+from lutra_sim.formal.axi.width import ReadWidthOrder, WriteWidthOrder
 from lutra_sim.formal.axi.writer import WriterOrder
 from lutra_sim.formal.control.sequencer import SequencerRules, SequencerRun
 from lutra_sim.formal.matmul.datapath import (
@@ -48,9 +50,14 @@ from lutra_sim.formal.stream.rules import StreamRules
 
 __all__ = ["CHECKS"]
 
-_SMALL = replace(NANO, name="small", hidden_max=64, n_heads=2, n_kv_heads=1, max_context=16)
+_SMALL = NANO.with_(name="small", hidden_max=64, n_heads=2, n_kv_heads=1, max_context=16)
 _DMA = {"burst_beats": 2, "max_outstanding": 2, "fifo_depth": 4}
 _DRAIN = 3  # cycles of the pipeline behind the pair issuer
+_WIDTHS = {
+    "narrow": WidthParams(word_bytes=3, beat_bytes=1),
+    "wide": WidthParams(word_bytes=1, beat_bytes=2),
+}
+"""The port beside the words."""
 _ROW = 5  # that is compared; seven rows share a memory, so some are readers of one
 
 # Blocks with output streams; those of a unit are its parts'. Some are not
@@ -65,6 +72,15 @@ _STREAMS: dict[str, tuple[Callable[[], wiring.Component], Mode, int]] = {
     "registers": (lambda: RegisterFile(_SMALL), Mode.BOUNDED, 10),
     "rope": (lambda: RopeQuant(_SMALL), Mode.PROVED, 2),
     "scale": (lambda: ScaleUnit(), Mode.PROVED, 2),
+    **{
+        f"{name}-width-{side}": (
+            lambda block=block, params=params: block(params),
+            Mode.BOUNDED,
+            8,
+        )
+        for name, block in (("read", ReadWidth), ("write", WriteWidth))
+        for side, params in _WIDTHS.items()
+    },
     "writer": (lambda: DmaWriter(32, **_DMA), Mode.BOUNDED, 10),
 }
 
@@ -102,6 +118,16 @@ def _row(name: str, depth: int, adders: Adders, *, a_bits: int = 8) -> Check:
         claim="a step's row = sum of products by shift and add",
         make=lambda: RowEqual(_mixpe(depth, adders), shifted_sum, _ROW, a_bits),
         mode=Mode.BOUNDED,
+    )
+
+
+def _width(name: str, order: Callable[[WidthParams], Any], side: str) -> Check:
+    return Check(
+        name=f"{name}-width-{side}",
+        claim="every word in its beats, in order; nothing beside it",
+        make=lambda: order(_WIDTHS[side]),
+        mode=Mode.BOUNDED,
+        depth=8,
     )
 
 
@@ -163,6 +189,11 @@ CHECKS: list[Check] = [
         mode=Mode.BOUNDED,
         depth=10,
     ),
+    *(
+        _width(name, order, side)
+        for name, order in (("read", ReadWidthOrder), ("write", WriteWidthOrder))
+        for side in _WIDTHS
+    ),
     Check(
         name="pairs",
         claim="requests wait unchanged, pairs read what is there, no slot overwritten",
@@ -173,7 +204,7 @@ CHECKS: list[Check] = [
     Check(
         name="pairs-kv4",
         claim="the same with two positions to a beat",
-        make=lambda: PairsRules(replace(_SMALL, kv_width=4), _DRAIN),
+        make=lambda: PairsRules(_SMALL.with_(key_width=4, value_width=4), _DRAIN),
         mode=Mode.BOUNDED,
         depth=16,
     ),

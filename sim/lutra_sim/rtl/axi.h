@@ -21,7 +21,7 @@ constexpr uint32_t kBurstIncr = 1;
 // A valid/ready channel that the accelerator drives: an offer stays as it is until it is taken.
 class Held {
 public:
-    // `channel` as in the pins' names: m_axi_w__ar
+    // `channel` as in the pins' names: m_axi_0__ar
     Held(std::string channel, Fault& fault) : channel_(std::move(channel)), fault_(fault) {}
 
     // True when a transfer takes place; `payload` and `more` are all that is on the channel.
@@ -92,7 +92,9 @@ public:
 
     // Transactions of `other` that overlap with one of this port are races.
     void watch(const Port& other) { others_.push_back(&other); }
-    size_t outstanding() const { return bursts_.size(); }
+    std::string unanswered(const char* kind) const {
+        return std::to_string(bursts_.size()) + " " + name_ + kind;
+    }
 
 protected:
     bool stalls() { return random_.chance(settings_.stall); }

@@ -24,6 +24,7 @@ from pathlib import Path
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import REGISTERS, UnitState
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import PortParams, port_name
 from lutra_sim.rtl import toolchain
 from lutra_sim.rtl.collector import paused_collector
 from lutra_sim.rtl.jobs import Job, JobError, run_jobs
@@ -117,14 +118,23 @@ def design_header(config: AcceleratorConfig) -> str:
             "#include <cstdint>",
             "namespace lutra {",
             Settings.declaration(),
-            f"constexpr uint32_t kWeightBytes = {config.weight_word_bytes};",
-            f"constexpr uint32_t kDataBytes = {config.data_bytes};",
+            "// of each port: its name, its number and the bytes of a beat",
+            f"#define LUTRA_READ_PORTS(PORT) {_ports(config, lambda port: bool(port.reads))}",
+            f"#define LUTRA_WRITE_PORTS(PORT) {_ports(config, lambda port: port.writes)}",
             f"constexpr uint32_t kUnitState = {REGISTERS['UNIT_STATE'].address};",
             f"constexpr const char* kUnits[] = {{{strings(units)}}};",
             f"constexpr const char* kStates[] = {{{strings([s.name for s in UnitState])}}};",
             "}",
             "",
         ]
+    )
+
+
+def _ports(config: AcceleratorConfig, chosen: Callable[[PortParams], bool]) -> str:
+    return " ".join(
+        f"PORT({port_name(number)}, {number}, {port.n_bytes})"
+        for number, port in enumerate(config.ports)
+        if chosen(port)
     )
 
 

@@ -86,7 +86,7 @@ class Simulator:
         self._started = 0
         path = build(config, trace=_trace_format(trace_path), coverage=coverage, progress=progress)
         self._library = _load(path)
-        settings = Settings.of(timing, watchdog_cycles=watchdog_cycles, clock_hz=config.clock_hz)
+        settings = Settings.of(timing, config, watchdog_cycles=watchdog_cycles)
         self._handle = self._library.lutra_create(memory_bytes, settings)
         if not self._library.lutra_created(self._handle):
             message = self._error()

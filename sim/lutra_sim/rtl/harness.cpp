@@ -133,21 +133,24 @@ public:
     Device(uint64_t memory_bytes, const Settings& settings)
         : settings_(settings), fault_(cycle_), memory_(memory_bytes),
           top_(std::make_unique<Vlutra>(prepare(context_), "TOP")),
-          weights_("m_axi_w", kWeightBytes, BYTES(m_axi_w, rdata), memory_, settings_,
-                   {settings.weight_beats, settings.weight_cycles, settings_}, 1, fault_),
-          data_r_("m_axi_d", kDataBytes, BYTES(m_axi_d, rdata), memory_, settings_,
-                  {settings.data_beats, settings.data_cycles, settings_}, 2, fault_),
-          data_w_("m_axi_d", kDataBytes, BYTES(m_axi_d, wdata), BYTES(m_axi_d, wstrb), memory_,
-                  settings_, {settings.data_beats, settings.data_cycles, settings_}, 3, fault_),
           registers_(fault_, settings_) {
-        static_assert(sizeof(PIN(m_axi_w, rdata)) >= kWeightBytes, "width of m_axi_w__rdata");
-        static_assert(sizeof(PIN(m_axi_d, rdata)) >= kDataBytes, "width of m_axi_d__rdata");
-        static_assert(sizeof(PIN(m_axi_d, wdata)) >= kDataBytes, "width of m_axi_d__wdata");
-        static_assert(kDataBytes <= 128 && kWeightBytes <= 128, "AXI ends at 1024 bits");
-        weights_.watch(data_w_);
-        data_r_.watch(data_w_);
-        data_w_.watch(weights_);
-        data_w_.watch(data_r_);
+        uint64_t stream = 0;
+#define ADD_READ(port, number, bytes)                                                           \
+    static_assert(sizeof(PIN(port, rdata)) >= bytes && bytes <= 128, "width of " #port);         \
+    reads_.emplace_back(#port, bytes, BYTES(port, rdata), memory_, settings_, rate(number), ++stream, \
+                        fault_);
+#define ADD_WRITE(port, number, bytes)                                                          \
+    static_assert(sizeof(PIN(port, wdata)) >= bytes && bytes <= 128, "width of " #port);         \
+    writes_.emplace_back(#port, bytes, BYTES(port, wdata), BYTES(port, wstrb), memory_, settings_, \
+                         rate(number), ++stream, fault_);
+        LUTRA_READ_PORTS(ADD_READ)
+        LUTRA_WRITE_PORTS(ADD_WRITE)
+        for (auto& read : reads_) {
+            for (auto& write : writes_) {
+                read.watch(write);
+                write.watch(read);
+            }
+        }
         reset();
     }
     ~Device() {
@@ -169,9 +172,8 @@ public:
     void forgive() { fault_.clear(); }
 
     void reset() {
-        weights_.reset();
-        data_r_.reset();
-        data_w_.reset();
+        for (auto& read : reads_) read.reset();
+        for (auto& write : writes_) write.reset();
         registers_.reset();
         top_->rst = 1;
         for (int i = 0; i < kResetCycles; ++i) {
@@ -261,6 +263,18 @@ private:
         return &context;
     }
 
+    Rate rate(uint32_t port) const {
+        return {settings_.beats[port], settings_.cycles[port], settings_};
+    }
+
+    // Transactions of every port that have no answer: "0 m_axi_0 reads, 1 m_axi_1 writes"
+    std::string unanswered() const {
+        std::string text;
+        for (const auto& read : reads_) text += read.unanswered(" reads, ");
+        for (const auto& write : writes_) text += write.unanswered(" writes, ");
+        return text.substr(0, text.size() - 2);
+    }
+
     void progress() { last_progress_ = last_poll_ = cycle_; }
 
     int access(bool write, uint32_t address, uint32_t* value) {
@@ -295,8 +309,7 @@ private:
             unit_state_ = registers_.data;
         } else if (quiet >= settings_.watchdog_cycles) {
             fault_("no progress for ", quiet, " cycles: ", units(unit_state_), "; unanswered: ",
-                   weights_.outstanding(), " m_axi_w reads, ", data_r_.outstanding(),
-                   " m_axi_d reads, ", data_w_.outstanding(), " m_axi_d writes");
+                   unanswered());
             return false;
         } else if (registers_.idle()
                    && cycle_ - last_poll_ >= settings_.watchdog_cycles / kPolls) {
@@ -307,9 +320,8 @@ private:
     }
 
     void step() {
-        weights_.drive(cycle_);
-        data_r_.drive(cycle_);
-        data_w_.drive(cycle_);
+        for (auto& read : reads_) read.drive(cycle_);
+        for (auto& write : writes_) write.drive(cycle_);
         registers_.drive();
         drive_pins();
         top_->clk = 0;
@@ -334,21 +346,24 @@ private:
     }
 
     void drive_pins() {
-        PIN(m_axi_w, arready) = weights_.pins.arready;
-        PIN(m_axi_w, rvalid) = weights_.pins.rvalid;
-        PIN(m_axi_w, rlast) = weights_.pins.rlast;
-        SET(m_axi_w, rid, weights_.pins.rid);
-        SET(m_axi_w, rresp, 0);
-        PIN(m_axi_d, arready) = data_r_.pins.arready;
-        PIN(m_axi_d, rvalid) = data_r_.pins.rvalid;
-        PIN(m_axi_d, rlast) = data_r_.pins.rlast;
-        SET(m_axi_d, rid, data_r_.pins.rid);
-        SET(m_axi_d, rresp, 0);
-        PIN(m_axi_d, awready) = data_w_.pins.awready;
-        PIN(m_axi_d, wready) = data_w_.pins.wready;
-        PIN(m_axi_d, bvalid) = data_w_.pins.bvalid;
-        SET(m_axi_d, bid, data_w_.pins.bid);
-        SET(m_axi_d, bresp, 0);
+        auto read = reads_.begin();
+        auto write = writes_.begin();
+#define DRIVE_READ(port, number, bytes)                                                         \
+    PIN(port, arready) = read->pins.arready;                                                    \
+    PIN(port, rvalid) = read->pins.rvalid;                                                      \
+    PIN(port, rlast) = read->pins.rlast;                                                        \
+    SET(port, rid, read->pins.rid);                                                             \
+    SET(port, rresp, 0);                                                                        \
+    ++read;
+#define DRIVE_WRITE(port, number, bytes)                                                        \
+    PIN(port, awready) = write->pins.awready;                                                   \
+    PIN(port, wready) = write->pins.wready;                                                     \
+    PIN(port, bvalid) = write->pins.bvalid;                                                     \
+    SET(port, bid, write->pins.bid);                                                            \
+    SET(port, bresp, 0);                                                                        \
+    ++write;
+        LUTRA_READ_PORTS(DRIVE_READ)
+        LUTRA_WRITE_PORTS(DRIVE_WRITE)
 
         const bool reads = registers_.phase == RegisterPort::Phase::kRead;
         PIN(s_axi, araddr) = registers_.address;
@@ -363,22 +378,26 @@ private:
     }
 
     bool sample_pins() {
-        const Address w_ar{PIN(m_axi_w, araddr), GET(m_axi_w, arid, 0), PIN(m_axi_w, arlen),
-                           GET(m_axi_w, arsize, log2_of(kWeightBytes)),
-                           GET(m_axi_w, arburst, kBurstIncr)};
-        const Address d_ar{PIN(m_axi_d, araddr), GET(m_axi_d, arid, 0), PIN(m_axi_d, arlen),
-                           GET(m_axi_d, arsize, log2_of(kDataBytes)),
-                           GET(m_axi_d, arburst, kBurstIncr)};
-        const Address d_aw{PIN(m_axi_d, awaddr), GET(m_axi_d, awid, 0), PIN(m_axi_d, awlen),
-                           GET(m_axi_d, awsize, log2_of(kDataBytes)),
-                           GET(m_axi_d, awburst, kBurstIncr)};
         registers_.sample(PIN(s_axi, arready), PIN(s_axi, rvalid), PIN(s_axi, rdata),
                           GET(s_axi, rresp, 0), PIN(s_axi, awready), PIN(s_axi, wready),
                           PIN(s_axi, bvalid), GET(s_axi, bresp, 0));
-        bool moved = weights_.sample(PIN(m_axi_w, arvalid), w_ar, PIN(m_axi_w, rready), cycle_);
-        moved |= data_r_.sample(PIN(m_axi_d, arvalid), d_ar, PIN(m_axi_d, rready), cycle_);
-        moved |= data_w_.sample(PIN(m_axi_d, awvalid), d_aw, PIN(m_axi_d, wvalid),
-                                PIN(m_axi_d, wlast), PIN(m_axi_d, bready), cycle_);
+        bool moved = false;
+        auto read = reads_.begin();
+        auto write = writes_.begin();
+#define SAMPLE_READ(port, number, bytes)                                                        \
+    moved |= read->sample(PIN(port, arvalid),                                                   \
+                          {PIN(port, araddr), GET(port, arid, 0), PIN(port, arlen),             \
+                           GET(port, arsize, log2_of(bytes)), GET(port, arburst, kBurstIncr)},  \
+                          PIN(port, rready), cycle_);                                           \
+    ++read;
+#define SAMPLE_WRITE(port, number, bytes)                                                       \
+    moved |= write->sample(PIN(port, awvalid),                                                  \
+                           {PIN(port, awaddr), GET(port, awid, 0), PIN(port, awlen),            \
+                            GET(port, awsize, log2_of(bytes)), GET(port, awburst, kBurstIncr)}, \
+                           PIN(port, wvalid), PIN(port, wlast), PIN(port, bready), cycle_);     \
+    ++write;
+        LUTRA_READ_PORTS(SAMPLE_READ)
+        LUTRA_WRITE_PORTS(SAMPLE_WRITE)
         return moved;
     }
 
@@ -414,8 +433,8 @@ private:
     Memory memory_;
     VerilatedContext context_;
     std::unique_ptr<Vlutra> top_;
-    ReadPort weights_, data_r_;
-    WritePort data_w_;
+    std::deque<ReadPort> reads_;   // in the order of the ports, as are these:
+    std::deque<WritePort> writes_;
     RegisterPort registers_;
     uint64_t last_progress_ = 0, last_poll_ = 0;
     uint32_t unit_state_ = 0;

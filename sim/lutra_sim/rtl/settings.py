@@ -2,10 +2,13 @@
 
 import ctypes
 
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import Purpose
 from lutra_golden.timing.memory import MemoryTiming
 
 __all__ = ["Settings"]
 
+_PORTS = len(Purpose)  # at most
 _C_TYPES = {ctypes.c_uint32: "uint32_t", ctypes.c_uint64: "uint64_t"}
 
 
@@ -20,30 +23,32 @@ class Settings(ctypes.Structure):
         ("write_latency", ctypes.c_uint32),
         ("latency_jitter", ctypes.c_uint32),
         ("max_outstanding", ctypes.c_uint32),
-        ("weight_beats", ctypes.c_uint32),
-        ("weight_cycles", ctypes.c_uint32),
-        ("data_beats", ctypes.c_uint32),
-        ("data_cycles", ctypes.c_uint32),
+        ("beats", ctypes.c_uint32 * _PORTS),  # in so many cycles, of each port
+        ("cycles", ctypes.c_uint32 * _PORTS),
         ("refresh_interval", ctypes.c_uint32),  # 0: never
         ("refresh_cycles", ctypes.c_uint32),
         ("stall", ctypes.c_uint32),  # of 2^32, per channel and cycle
     )
 
     @classmethod
-    def of(cls, timing: MemoryTiming, *, watchdog_cycles: int, clock_hz: int) -> "Settings":
-        """Settings of a device."""
+    def of(
+        cls, timing: MemoryTiming, config: AcceleratorConfig, *, watchdog_cycles: int
+    ) -> "Settings":
+        """Settings of a device of ``config``."""
+        rates = [
+            timing.weight_rate if Purpose.WEIGHTS in port.purposes else timing.data_rate
+            for port in config.ports
+        ]
         return cls(
             seed=timing.seed,
             watchdog_cycles=watchdog_cycles,
-            clock_ps=max(2, 10**12 // clock_hz),
+            clock_ps=max(2, 10**12 // config.clock_hz),
             read_latency=timing.read_latency,
             write_latency=timing.write_latency,
             latency_jitter=timing.latency_jitter,
             max_outstanding=timing.max_outstanding,
-            weight_beats=timing.weight_rate[0],
-            weight_cycles=timing.weight_rate[1],
-            data_beats=timing.data_rate[0],
-            data_cycles=timing.data_rate[1],
+            beats=(ctypes.c_uint32 * _PORTS)(*(beats for beats, _ in rates)),
+            cycles=(ctypes.c_uint32 * _PORTS)(*(cycles for _, cycles in rates)),
             refresh_interval=timing.refresh_interval,
             refresh_cycles=timing.refresh_cycles,
             stall=int(timing.stall * 2**32),
@@ -52,5 +57,11 @@ class Settings(ctypes.Structure):
     @classmethod
     def declaration(cls) -> str:
         """The structure in C++."""
-        members = [f"    {_C_TYPES[field[1]]} {field[0]};" for field in cls._fields_]
+        members = [f"    {_member(field[0], field[1])};" for field in cls._fields_]
         return "\n".join(["struct Settings {", *members, "};"])
+
+
+def _member(name: str, kind: type) -> str:
+    if issubclass(kind, ctypes.Array):
+        return f"{_C_TYPES[kind._type_]} {name}[{kind._length_}]"
+    return f"{_C_TYPES[kind]} {name}"

@@ -88,7 +88,7 @@ def test_arrays_suit_the_target(material, tables, mac, mixpe):
 def test_a_whole_accelerator_takes_the_tile():
     found = design("mac", "W4A8", (1, 8, 8), part=Part.WHOLE)
     assert found.config is not None
-    assert (found.config.engine, found.config.step_depth) == ("mac", 8)
+    assert (found.config.engine, found.config.matmul.step_depth) == ("mac", 8)
     assert found.macs_per_cycle == 64
 
 

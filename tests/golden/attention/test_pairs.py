@@ -1,17 +1,13 @@
 """The order of fetches and pairs."""
 
-import dataclasses
-
 import pytest
 
 from lutra_golden.attention.pairs import fetches, pairs
-from lutra_golden.core.config import NANO
+from lutra_golden.core.configs import NANO
 
-SMALL = dataclasses.replace(
-    NANO,
+SMALL = NANO.with_(
     name="small",
     head_dim=16,
-    data_axi_width=128,
     n_heads=3,
     n_kv_heads=1,
     pass_tokens=4,
@@ -32,7 +28,7 @@ def test_fetches_of_nano() -> None:
 
 
 def test_fetches_of_two_positions_to_a_beat() -> None:
-    config = dataclasses.replace(NANO, kv_width=4)
+    config = NANO.with_(key_width=4, value_width=4)
     base, head = 0x1000, 256 * 32
     values, scales = base + 2 * head, base + 4 * head
     for position, n, window, first, beats in (
@@ -79,8 +75,10 @@ def test_every_pair_within_the_window_once(position: int, token_count: int, wind
     assert issued == [p for p in everything if position + p.token - p.position < window]
     seen = sorted({pair.position for pair in issued})
     keys = list(fetches(SMALL, 0, position, token_count, window))[1]
-    assert seen == list(range(seen[0], seen[0] + keys.beats))  # nothing more is fetched
-    assert keys.addr == seen[0] * SMALL.head_dim
+    assert seen == list(range(seen[0], seen[-1] + 1))
+    first, last = (each * SMALL.kv_row_bytes // SMALL.word_bytes for each in (seen[0], seen[-1]))
+    # nothing is fetched but the words in which they lie
+    assert keys == (first * SMALL.word_bytes, last - first + 1)
 
 
 @pytest.mark.parametrize(("position", "token_count"), [(0, 1), (0, 4), (5, 1), (5, 3), (28, 4)])

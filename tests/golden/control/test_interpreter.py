@@ -28,16 +28,18 @@ from lutra_golden.control.isa import (
     encode,
 )
 from lutra_golden.control.memory import Memory, MemoryFault
-from lutra_golden.core.config import AcceleratorConfig, with_engine
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO, with_engine
+from lutra_golden.core.ports import two_ports
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.vector.residual import LOGIT_SHIFT
 
-CONFIG = AcceleratorConfig(
+CONFIG = NANO.with_(
     name="test",
     step_depth=24,
     depth_tile=24,
     pass_tokens=3,
-    row_blocks_max=16,
+    acc_blocks=16,
     act_tiles=4,
     weight_buffer_words=64,
     hidden_max=64,
@@ -46,8 +48,7 @@ CONFIG = AcceleratorConfig(
     n_heads=2,
     n_kv_heads=1,
     max_context=8,
-    weight_axi_width=512,
-    data_axi_width=256,
+    ports=two_ports(weights=512, data=256),
 )
 PROGRAM, WEIGHTS, KV, LOGITS = 0, 0x1000, 0x8000, 0xC000
 ONE = int(pack_scale(scale_from_float(1.0)))
@@ -265,12 +266,12 @@ def test_norm_of_the_residual_stream(interpreter: Interpreter) -> None:
 
 
 def test_a_gate_accumulator_beyond_its_width_is_an_error(interpreter: Interpreter) -> None:
-    interpreter.acc[0, 1, 3] = 1 << (CONFIG.gate_width - 1)
+    interpreter.acc[0, 1, 3] = 1 << (CONFIG.vector.gate_width - 1)
     gate = make(Opcode.NORMQ, source=NormSource.GATE, n_words=1, scale_a=ONE, scale_b=ONE)
     with pytest.raises(ProgramError) as error:
         run(interpreter, gate, END)
     assert str(error.value) == "gate accumulators must fit signed(20), not 0..524288"
-    interpreter.acc[0, 1, 3] = 1 << (CONFIG.acc_width - 1)
+    interpreter.acc[0, 1, 3] = 1 << (CONFIG.matmul.acc_width - 1)
     silu = replace(gate, args=dict(gate.args) | {"source": int(NormSource.SWIGLU)})
     with pytest.raises(ProgramError) as error:
         run(interpreter, silu, END)
@@ -291,7 +292,7 @@ def test_a_gate_beyond_the_accumulators_is_an_error(
 def test_swiglu_without_norm(a_width: int) -> None:
     """The way of a Llama layer's gate: SiLU, times up, quantised as it is."""
     rng = np.random.default_rng(1)
-    config = with_engine(replace(CONFIG, weight_axi_width=1024), "mac", a_width=a_width)
+    config = with_engine(CONFIG, "mac", a_width=a_width)
     interpreter = Interpreter(config, Memory(0x10000))
     interpreter.registers |= {"PROGRAM_BASE": PROGRAM, "N_TOKENS": 2}
     interpreter.acc[:] = rng.integers(-(1 << 24), 1 << 24, interpreter.acc.shape)
@@ -401,7 +402,7 @@ def test_keys_and_values_are_stored_where_they_are_read(interpreter: Interpreter
 def test_attention_reads_its_window_and_nothing_else(
     interpreter: Interpreter, window: int, kv_width: int, position: int
 ) -> None:
-    config = replace(CONFIG, kv_width=kv_width)
+    config = CONFIG.with_(key_width=kv_width, value_width=kv_width)
     interpreter.config = config
     rng, n, limit = np.random.default_rng(5), 2, 1 << (kv_width - 1)
     first = max(position - window + 1, 0) if window else 0
@@ -441,7 +442,7 @@ def test_attention_reads_its_window_and_nothing_else(
             run(interpreter, make(Opcode.ATTEND, frac=20, window=window + 1), END)
 
 
-FEATURED = replace(CONFIG, name="featured", param_words=64, qkv_bias=True, qk_norm=True)
+FEATURED = CONFIG.with_(name="featured", param_words=64, qkv_bias=True, qk_norm=True)
 
 
 def natural(blocks: np.ndarray) -> np.ndarray:
@@ -454,7 +455,8 @@ def natural(blocks: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("flags", [0, FLAG_BIAS, FLAG_QK_NORM, FLAG_BIAS | FLAG_QK_NORM])
 def test_biases_and_norms_of_heads(flags: int, kv_width: int) -> None:
     """Against float, without rotation: queries, and keys and values as stored."""
-    rng, config = np.random.default_rng(flags), replace(FEATURED, kv_width=kv_width)
+    rng = np.random.default_rng(flags)
+    config = FEATURED.with_(key_width=kv_width, value_width=kv_width)
     interpreter = Interpreter(config, Memory(0x10000))
     interpreter.registers |= {"PROGRAM_BASE": PROGRAM, "KV_BASE": KV, "N_TOKENS": 2}
     interpreter.acc[:] = rng.integers(-1000, 1000, interpreter.acc.shape)
@@ -496,7 +498,7 @@ def test_biases_and_norms_of_heads(flags: int, kv_width: int) -> None:
             "ROPEQ with FLAG_BIAS needs a configuration with qkv_bias, not test",
         ),
         (
-            replace(CONFIG, qkv_bias=True),
+            CONFIG.with_(qkv_bias=True),
             FLAG_BIAS | FLAG_QK_NORM,
             {},
             "ROPEQ with FLAG_QK_NORM needs a configuration with qk_norm, not test",

@@ -2,7 +2,7 @@
 
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import COUNTERS, IDENT, REGISTERS, UnitState
-from lutra_golden.core.config import CONFIGS
+from lutra_golden.core.configs import CONFIGS
 
 MAP_BYTES = 4096
 
@@ -23,6 +23,7 @@ def test_every_register_is_described() -> None:
         assert name.isupper()
         assert register.doc
         assert register.access in {"ro", "rw", "wo", "w1c"}
+        assert 1 <= register.width <= 32 * register.count
 
 
 def test_ident_reads_as_letters() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lutra_golden.core.config import NANO
+from lutra_golden.core.configs import NANO
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.table import encode_trits, relative_signs
 from lutra_golden.matmul.ternary import (
@@ -92,7 +92,7 @@ def test_derived_sizes_of_nano() -> None:
 
 @pytest.mark.parametrize("planes", [1, 2, 5])
 def test_max_depth_is_what_the_accumulators_hold(planes: int) -> None:
-    limit = 1 << (NANO.acc_width - 1)
+    limit = 1 << (NANO.matmul.acc_width - 1)
     largest = 128 * (3**planes - 1) // 2
     depth = TernaryParams().max_depth(planes)
     assert depth * largest < limit <= (depth + 1) * largest

@@ -12,7 +12,7 @@ from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
 from lutra.quantize.pack import pack_model
 from lutra_golden.control.isa import INSTRUCTION_BYTES, Opcode, decode
-from lutra_golden.core.config import NANO
+from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import HeadNorms, PackedBias, PackedLayer, PackedModel
@@ -118,10 +118,10 @@ def test_norms_of_heads_are_over_what_there_was(packed: Callable[[str], PackedMo
 def test_a_configuration_for_padded_heads(packed: Callable[[str], PackedModel]) -> None:
     """Sizes of ``bitnet_b1_58-large``'s heads."""
     model = replace(packed("grouped"), head_dim=96, n_heads=16, n_kv_heads=16)
-    with pytest.raises(LutraError, match="n_kv_heads must fit one scale record, not 16"):
-        configure(replace(model, head_dim=24))
+    narrow = configure(replace(model, head_dim=24))
+    assert (narrow.head_dim, narrow.kv_scale_bytes, narrow.word_bytes) == (32, 128, 128)
     config = configure(model)
-    assert (config.head_dim, config.data_axi_width, config.n_heads) == (128, 1024, 16)
+    assert (config.head_dim, config.word_width, config.n_heads) == (128, 1024, 16)
     message = "is built for head_dim 64, the model has 96, padded to 128: use .* head_dim=128$"
     with pytest.raises(LutraError, match=message):
         compile_model(model, NANO)

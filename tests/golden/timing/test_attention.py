@@ -2,7 +2,7 @@
 
 import pytest
 
-from lutra_golden.core.config import NANO
+from lutra_golden.core.configs import NANO
 from lutra_golden.timing.attention import AttentionTiming
 
 TIMING = AttentionTiming(NANO)

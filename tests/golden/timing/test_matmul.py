@@ -2,7 +2,7 @@
 
 import pytest
 
-from lutra_golden.core.config import NANO, with_engine
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.timing.matmul import MatmulTiming
 
 

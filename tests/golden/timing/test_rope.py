@@ -1,6 +1,6 @@
 """Cycles of rotary embedding; its bench measures the formula."""
 
-from lutra_golden.core.config import NANO
+from lutra_golden.core.configs import NANO
 from lutra_golden.timing.rope import rope_cycles
 
 

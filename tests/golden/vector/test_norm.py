@@ -177,7 +177,6 @@ def test_the_products_fit_the_source(gate_width: int, acc_width: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"lanes": 0}, "lanes must be positive, not 0"),
         ({"gate_width": 22}, "gate_width must be in 2..21, not 22"),
         ({"acc_width": 31}, "acc_width must be in 2..30, not 31"),
         ({"acc_width": 1}, "acc_width must be in 2..30, not 1"),

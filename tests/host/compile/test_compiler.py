@@ -30,7 +30,9 @@ from lutra_golden.control.isa import (
     decode,
 )
 from lutra_golden.control.memory import Memory
-from lutra_golden.core.config import ENGINES, NANO, NANO_WIDE, with_engine
+from lutra_golden.core.config import ENGINES
+from lutra_golden.core.configs import NANO, with_engine
+from lutra_golden.core.ports import two_ports
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
 from lutra_golden.model.packed import PackedLinear, PackedModel
@@ -268,7 +270,7 @@ def test_program_is_what_a_model_needs(name: str, program: Callable[[str], Progr
     assert opcodes.count(Opcode.LDPARAM) == 4 * n + 1 + chunks
     end = opcodes.index(Opcode.END)
     assert set(opcodes[end:]) == {Opcode.END}
-    assert len(found.code) % found.config.data_bytes == 0
+    assert len(found.code) % found.config.word_bytes == 0
     assert (found.vocab_size, found.n_layers) == (shape.vocab_size, n)
     assert found.context == shape.max_position_embeddings
 
@@ -284,7 +286,7 @@ def test_segments_follow_each_other(name: str, program: Callable[[str], Program]
     assert found.n_bytes(SegmentKind.CODE) == len(found.code)
     assert found.kv_bytes == found.n_layers * config.kv_layer_bytes
     assert found.logits_stride >= 4 * found.vocab_size
-    assert found.logits_stride % config.data_bytes == 0
+    assert found.logits_stride % config.word_bytes == 0
     assert found.logits_bytes == config.pass_tokens * found.logits_stride
     for offset, n_bytes in found.zeros:
         assert 0 <= offset <= offset + n_bytes <= found.kv_bytes
@@ -299,22 +301,22 @@ def test_operands_lie_in_the_image_and_in_the_buffers(
     for i in instructions_of(found):
         args = i.args
         if i.opcode is Opcode.LDPARAM:
-            assert args["address"] % config.data_bytes == 0
+            assert args["address"] % config.word_bytes == 0
             assert args["address"] + 16 * args["n_words"] <= size
-            assert args["param_word"] + args["n_words"] <= config.param_words
-            assert 16 * args["n_words"] % config.data_bytes == 0
+            assert args["param_word"] + args["n_words"] <= config.vector.param_words
+            assert 16 * args["n_words"] % config.word_bytes == 0
         elif i.opcode is Opcode.LMMA:
             assert args["address"] % config.weight_word_bytes == 0
             assert args["address"] + args["n_words"] * config.weight_word_bytes <= size
-            assert args["acc_base"] + args["row_blocks"] <= config.row_blocks_max
-            assert args["depth_tiles"] <= config.act_tiles
+            assert args["acc_base"] + args["row_blocks"] <= config.matmul.acc_blocks
+            assert args["depth_tiles"] <= config.matmul.act_tiles
             words = config.matmul.n_words(1, args["row_blocks"], args["planes"])
             least = config.matmul.n_words(1, 2, args["planes"])
-            assert words <= max(config.weight_buffer_words // 2, least)
+            assert words <= max(config.matmul.weight_buffer_words // 2, least)
             assert args["shift"] == 0
         elif i.opcode is Opcode.LOGITS:
-            assert args["row_first"] * 4 % config.data_bytes == 0
-            assert args["param_word"] + args["n_words"] <= config.param_words
+            assert args["row_first"] * 4 % config.word_bytes == 0
+            assert args["param_word"] + args["n_words"] <= config.vector.param_words
             assert args["n_words"] % 2 == args["acc_base"] % 2 == 0
 
 
@@ -387,7 +389,7 @@ def test_fingerprints_tell_models_and_configurations_apart(
     prints = {
         compile_model(model, config).fingerprint,
         compile_model(other, config).fingerprint,
-        compile_model(model, replace(config, max_outstanding=2)).fingerprint,
+        compile_model(model, config.with_(act_tiles=config.matmul.act_tiles + 1)).fingerprint,
     }
     assert len(prints) == 3
     assert all(len(text) == 16 and int(text, 16) >= 0 for text in prints)
@@ -411,10 +413,10 @@ def test_fingerprints_tell_models_and_configurations_apart(
             ),
         ),
         (
-            {"row_blocks_max": 30},
+            {"acc_blocks": 30},
             (
                 r"the accumulator buffer \(row blocks\) needs 32, has 30 \(2 missing\): "
-                "set row_blocks_max=32 or more"
+                "set acc_blocks=32 or more"
             ),
         ),
         (
@@ -451,13 +453,13 @@ def test_a_buffer_that_is_too_small_is_named(
     check_fit(model, config)
     expected = f"^configuration small is too small for the model: {message}$"
     with pytest.raises(LutraError, match=expected):
-        compile_model(model, replace(config, **changes))
+        compile_model(model, config.with_(**changes))
 
 
 @pytest.mark.parametrize(
     ("changes", "name", "built", "needed"),
     [
-        ({"head_dim": 64, "data_axi_width": 512}, "head_dim", 64, 32),
+        ({"head_dim": 64}, "head_dim", 64, 32),
         ({"n_heads": 2}, "n_heads", 2, 4),
         ({"n_kv_heads": 4}, "n_kv_heads", 4, 2),
     ],
@@ -469,7 +471,7 @@ def test_heads_must_be_the_configurations(
     needed: int,
     packed: Callable[[str], PackedModel],
 ) -> None:
-    config = replace(config_for(SHAPES["grouped"]), **changes)
+    config = config_for(SHAPES["grouped"]).with_(**changes)
     message = (
         f"^configuration small is built for {name} {built}, the model has {needed}: "
         f"use a configuration with {name}={needed}$"
@@ -484,11 +486,12 @@ def test_the_cache_must_be_the_configurations(
 ) -> None:
     model = replace(packed("grouped"), key_bits=kv_bits, value_bits=kv_bits)
     with pytest.raises(LutraError) as error:
-        compile_model(model, replace(config_for(SHAPES["grouped"]), kv_width=kv_width))
+        config = config_for(SHAPES["grouped"])
+        compile_model(model, config.with_(key_width=kv_width, value_width=kv_width))
     assert str(error.value) == (
         f"configuration small is built for a KV cache of {kv_width} bits, the model is packed for "
         f"{kv_bits}: give --kv {kv_width} to lutra pack or lutra quantize, or use a configuration "
-        f"with kv_width={kv_bits}"
+        f"with key_width={kv_bits} and value_width={kv_bits}"
     )
 
 
@@ -498,7 +501,7 @@ def test_what_is_read_before_it_is_written_is_zeroed(
     """Of a cache with two positions to a beat, everything; else scales."""
     model, config = packed("grouped"), config_for(SHAPES["grouped"])
     for kv_bits in (8, 4):
-        built = replace(config, kv_width=kv_bits)
+        built = config.with_(key_width=kv_bits, value_width=kv_bits)
         found = compile_model(replace(model, key_bits=kv_bits, value_bits=kv_bits), built)
         first = built.kv_s_offset if kv_bits == 8 else 0
         size = built.kv_layer_bytes
@@ -517,15 +520,15 @@ def test_sizes_that_do_not_divide_are_refused(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"row_blocks_max": 256},
+        {"acc_blocks": 256},
         {"weight_buffer_words": 1024},
-        {"row_blocks_max": 256, "weight_buffer_words": 1024},
-        {"row_blocks_max": 98, "weight_buffer_words": 128},
-        {"param_words": 1024, "row_blocks_max": 512, "weight_buffer_words": 4096},
+        {"acc_blocks": 256, "weight_buffer_words": 1024},
+        {"acc_blocks": 98, "weight_buffer_words": 128},
+        {"param_words": 1024, "acc_blocks": 512, "weight_buffer_words": 4096},
         {
             "step_depth": 48,
             "depth_tile": 48,
-            "weight_axi_width": 1024,
+            "ports": two_ports(weights=1024, data=256),
             "max_context": 64,
             "pass_tokens": 7,
         },
@@ -538,7 +541,7 @@ def test_logits_do_not_depend_on_the_sizes_of_buffers(
     program: Callable[[str], Program],
 ) -> None:
     """A configuration larger in any one way holds the model, and computes the same."""
-    larger = compile_model(packed(name), replace(config_for(SHAPES[name]), **changes))
+    larger = compile_model(packed(name), config_for(SHAPES[name]).with_(**changes))
     results = []
     for each in (program(name), larger):
         tiles = on_transport(Compiled(packed(name), each))
@@ -623,7 +626,7 @@ def test_a_matrix_is_cut_so_that_half_the_weight_buffer_holds_a_pass(
     engine: str, format: str, packed_llama: Callable[[str, str], PackedModel]
 ) -> None:
     model = packed_llama("llama-odd", format)
-    config = replace(config_for(LLAMAS["llama-odd"], engine), weight_buffer_words=64)
+    config = config_for(LLAMAS["llama-odd"], engine).with_(weight_buffer_words=64)
     found = compile_model(model, config)
     parts = [i.args for i in instructions_of(found) if i.opcode is Opcode.LMMA]
     words = [config.matmul.n_words(1, p["row_blocks"], p["planes"]) for p in parts]
@@ -634,10 +637,9 @@ def test_a_matrix_is_cut_so_that_half_the_weight_buffer_holds_a_pass(
 def test_rows_are_padded_to_the_tile(packed_llama: Callable[[str, str], PackedModel]) -> None:
     """The paper's tile, 64 rows of four activations at once; 1040 rows end inside a tile."""
     model = packed_llama("llama-grouped", "W2A8")
-    config = replace(
-        config_for(LLAMAS["llama-grouped"], "lut", weight_axi_width=2048),
-        step_tokens=2, step_rows=64, step_depth=4, row_blocks_max=32, weight_buffer_words=1024,
-    )  # fmt: skip
+    config = config_for(LLAMAS["llama-grouped"], "lut").with_(
+        step_tokens=2, step_rows=64, step_depth=4, acc_blocks=32, weight_buffer_words=1024
+    )
     found = compile_model(model, config)
     parts = [i.args for i in instructions_of(found) if i.opcode is Opcode.LMMA]
     assert all(p["row_blocks"] % 8 == p["acc_base"] % 8 == 0 for p in parts)
@@ -809,7 +811,7 @@ def test_what_a_grouped_engine_lacks_is_named(
     config = config_for(LLAMAS["llama-grouped"], "lut")
     check_fit(model, config)
     with pytest.raises(LutraError, match=f"^configuration small is too small .*: {message}"):
-        compile_model(model, replace(config, **changes))
+        compile_model(model, config.with_(**changes))
 
 
 def test_the_shipped_models_fit_every_engine_that_runs_them() -> None:
@@ -819,8 +821,7 @@ def test_the_shipped_models_fit_every_engine_that_runs_them() -> None:
             model = pack_model(source, format)
             assert set(engines_for(format)) <= set(ENGINES)
             for engine in engines_for(format):
-                for config in (NANO, NANO_WIDE):
-                    check_fit(model, with_engine(config, engine, a_width=format.a_bits))
+                check_fit(model, with_engine(NANO, engine, a_width=format.a_bits))
 
 
 def test_sums_that_the_ternary_engine_would_have_to_shift(

@@ -22,7 +22,8 @@ from lutra.quantize import quantize_decoder
 from lutra.quantize.pack import pack_model
 from lutra.quantize.reference import reference
 from lutra_golden.control.isa import Instruction, Opcode, encode
-from lutra_golden.core.config import ENGINES, NANO, with_engine
+from lutra_golden.core.config import ENGINES
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS, Format
 from lutra_golden.model.cache import SequenceKv
@@ -73,7 +74,7 @@ def test_tiles_of_any_size_agree(name: str, sizes: list[int], found: Find) -> No
 
 
 def test_a_wide_tile_agrees(checkpoint: Callable[[str], Decoder], found: Find) -> None:
-    wide = replace(config_for(SHAPES["odd"]), pass_tokens=64)
+    wide = config_for(SHAPES["odd"]).with_(pass_tokens=64)
     tokens = tokens_for(found("odd"))
     whole = run(compiled(pack_model(checkpoint("odd")), wide), tokens)
     assert_same(whole, run(found("odd"), tokens))
@@ -340,7 +341,7 @@ def test_a_cache_of_four_bits(name: str, packed: Packed) -> None:
     """Tiles of any size agree; logits are near those in float with keys and values rounded, and
     further from those without."""
     model = replace(packed(name), key_bits=4, value_bits=4)
-    program = compiled(model, replace(config_for(SHAPES[name]), kv_width=4))
+    program = compiled(model, config_for(SHAPES[name]).with_(key_width=4, value_width=4))
     tokens = tokens_for(program)
     whole = run(program, tokens)
     for sizes in ([1] * 99, [3] * 99, [2, 1, 4, 3, 1, 1, 2]):

@@ -1,6 +1,5 @@
 """AttentionUnit against the golden model."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,21 +7,22 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO
 from lutra_hw.attention.attention import AttentionUnit
 from lutra_sim.bench.simulate import run_cocotb
 
 
 def _config(name: str, **changes: int) -> AcceleratorConfig:
     """``nano`` with other sizes; one head is one beat."""
-    return dataclasses.replace(NANO, name=name, **changes, data_axi_width=8 * changes["head_dim"])
+    return NANO.with_(name=name, **changes)
 
 
 SMALL = _config("small", head_dim=16, n_heads=3, n_kv_heads=1, pass_tokens=4, max_context=32)
 ODD = _config("odd", head_dim=32, n_heads=3, n_kv_heads=3, pass_tokens=3, max_context=16)
 TINY = _config("tiny", head_dim=8, n_heads=1, n_kv_heads=1, pass_tokens=1, max_context=8)
 FOUR_BITS = [
-    dataclasses.replace(config, name=f"{config.name}-kv4", kv_width=4)
+    config.with_(name=f"{config.name}-kv4", key_width=4, value_width=4)
     for config in (SMALL, ODD, TINY, NANO)
 ]
 

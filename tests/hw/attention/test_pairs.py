@@ -11,21 +11,20 @@ pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
 from lutra_golden.attention.pairs import fetches, pairs
-from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO
 from lutra_hw.attention.pairs import BEAT_SLOTS, PairIssuer
 from lutra_sim.bench.simulate import simulate, stream_put
 
-CONFIG = dataclasses.replace(
-    NANO,
+CONFIG = NANO.with_(
     name="small",
     head_dim=32,
-    data_axi_width=256,
     n_heads=4,
     n_kv_heads=2,
     pass_tokens=4,
     max_context=32,
 )
-FOUR_BITS = dataclasses.replace(CONFIG, name="small-kv4", kv_width=4)
+FOUR_BITS = CONFIG.with_(name="small-kv4", key_width=4, value_width=4)
 DRAIN, IN_USE, END = 13, 8, 30
 # the tile sizes, no tokens, and more beats than slots; then windows, down to the query itself
 COMMANDS = [(0, 1, 0), (0, 4, 0), (7, 0, 0), (5, 3, 0), (31, 1, 0), (28, 4, 0)]
@@ -50,7 +49,7 @@ class State:
 
 def _rows(config: AcceleratorConfig, addr: int, beats: int) -> range:
     """Rows of the scales' memory that a fetch fills."""
-    first = (addr - 0x4000 - config.kv_s_offset) // config.data_bytes
+    first = (addr - 0x4000 - config.kv_s_offset) // config.word_bytes
     return range(first, first + beats)
 
 

@@ -1,6 +1,5 @@
 """LoadUnit: its bench."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,15 +7,14 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO
 from lutra_hw.control.load import LoadUnit
 from lutra_sim.bench.simulate import run_cocotb
 
-SMALL = replace(
-    NANO,
+SMALL = NANO.with_(
     pass_tokens=5,
     head_dim=32,
-    data_axi_width=256,
     hidden_max=96,
     param_words=64,
     max_context=64,

@@ -1,7 +1,6 @@
 """Accelerator: Verilog, and whole programs against the golden interpreter."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,17 +8,18 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.configs import NANO
+from lutra_golden.core.ports import two_ports
 from lutra_hw.core.accelerator import Accelerator, generate_verilog
 from lutra_sim.bench.core.story import StorySizes
 from lutra_sim.bench.simulate import run_cocotb
 
-SMALL = AcceleratorConfig(
+SMALL = NANO.with_(
     name="small",
     step_depth=24,
     depth_tile=24,
     pass_tokens=3,
-    row_blocks_max=32,
+    acc_blocks=32,
     act_tiles=4,
     weight_buffer_words=64,
     hidden_max=64,
@@ -28,18 +28,14 @@ SMALL = AcceleratorConfig(
     n_heads=2,
     n_kv_heads=1,
     max_context=16,
-    weight_axi_width=512,
-    data_axi_width=256,
-    max_outstanding=4,
-    burst_bytes=256,
+    ports=two_ports(weights=512, data=256, max_outstanding=4, burst_bytes=256),
 )
 _GROUPED = {"depth_tile": 16, "acc_width": 28, "sum_width": 36, "act_tiles": 5}
 _SIZES = StorySizes(hidden=64, intermediate=80, vocab=64)
 CASES = {
     "ternary": (SMALL, _SIZES),
     "lut": (
-        replace(
-            SMALL,
+        SMALL.with_(
             engine="lut",
             step_tokens=2,
             step_rows=16,
@@ -50,10 +46,9 @@ CASES = {
         ),
         _SIZES,
     ),
-    "mixpe": (replace(SMALL, engine="mixpe", step_depth=8, w_width=4, **_GROUPED), _SIZES),
+    "mixpe": (SMALL.with_(engine="mixpe", step_depth=8, w_width=4, **_GROUPED), _SIZES),
     "mixpe-s16": (
-        replace(
-            SMALL,
+        SMALL.with_(
             engine="mixpe",
             step_depth=8,
             w_width=4,
@@ -64,11 +59,11 @@ CASES = {
     ),
     "mac": (
         # a pass of 80 words is replayed
-        replace(SMALL, engine="mac", step_depth=4, w_width=8, weight_buffer_words=128, **_GROUPED),
+        SMALL.with_(engine="mac", step_depth=4, w_width=8, weight_buffer_words=128, **_GROUPED),
         _SIZES,
     ),
-    "biases and norms": (replace(SMALL, param_words=128, qkv_bias=True, qk_norm=True), _SIZES),
-    "cache of four bits": (replace(SMALL, kv_width=4), _SIZES),
+    "biases and norms": (SMALL.with_(param_words=128, qkv_bias=True, qk_norm=True), _SIZES),
+    "cache of four bits": (SMALL.with_(key_width=4, value_width=4), _SIZES),
     "nano": (NANO, StorySizes(hidden=256, intermediate=160, vocab=128)),
 }
 
@@ -82,9 +77,9 @@ def test_verilog_has_the_ports() -> None:
     assert header is not None
     assert set(re.split(r"[,\s]+", header[1])) == declared
     groups = {name.split("__")[0] for name in declared}
-    assert groups == {"clk", "rst", "irq", "s_axi", "m_axi_w", "m_axi_d"}
-    assert {"m_axi_d__arid", "m_axi_d__bresp", "s_axi__wstrb", "m_axi_w__rlast"} <= declared
-    assert not any(name.startswith("m_axi_w__w") for name in declared)
+    assert groups == {"clk", "rst", "irq", "s_axi", "m_axi_0", "m_axi_1"}
+    assert {"m_axi_1__arid", "m_axi_1__bresp", "s_axi__wstrb", "m_axi_0__rlast"} <= declared
+    assert not any(name.startswith("m_axi_0__w") for name in declared)
     assert "src =" not in whole
 
 

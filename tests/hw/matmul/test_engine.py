@@ -10,7 +10,8 @@ pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
 from lutra_golden.arith.fixed import round_shift
-from lutra_golden.core.config import ENGINES, NANO
+from lutra_golden.core.config import ENGINES
+from lutra_golden.core.configs import NANO
 from lutra_golden.matmul.engine import LANES, EngineParams, GroupedWeights
 from lutra_golden.matmul.lut import LutParams
 from lutra_golden.matmul.mac import MacParams

@@ -1,7 +1,6 @@
 """HeadScales against the golden model: factors, scales, their order and their cycles."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ pytest.importorskip("amaranth")
 
 from lutra_golden.arith.quantize import quantize_factor, quantize_step
 from lutra_golden.arith.scale import Scale, scale_mul
-from lutra_golden.core.config import NANO
+from lutra_golden.core.configs import NANO
 from lutra_golden.timing.rope import HEAD_CYCLES, HEAD_NORM_CYCLES
 from lutra_golden.vector.heads import FIXED_UNIT, HeadNorm, head_norm
 from lutra_golden.vector.rope import ROPE_FRAC
@@ -21,7 +20,7 @@ from lutra_sim.bench.simulate import simulate
 HEADS, KEYS_END, VALUES_END, TOKENS = 4, 6, 8, 3
 KINDS = np.repeat([0, 1, 2], [HEADS, KEYS_END - HEADS, VALUES_END - KEYS_END])
 Y_WIDTH = 47
-FEATURED = replace(NANO, qkv_bias=True, qk_norm=True)
+FEATURED = NANO.with_(qkv_bias=True, qk_norm=True)
 
 
 def test_rejects_a_config_of_another_kind() -> None:
@@ -35,12 +34,12 @@ def test_rejects_a_config_of_another_kind() -> None:
     ("config", "fixed", "normed"),
     [
         (NANO, False, False),
-        (replace(NANO, qkv_bias=True), True, False),
+        (NANO.with_(qkv_bias=True), True, False),
         (FEATURED, False, False),
         (FEATURED, True, False),
         (FEATURED, True, True),
-        pytest.param(replace(NANO, kv_width=4), False, False, id="four-bits"),
-        pytest.param(replace(FEATURED, kv_width=4), True, True, id="four-bits-normed"),
+        pytest.param(NANO.with_(key_width=4, value_width=4), False, False, id="four-bits"),
+        pytest.param(FEATURED.with_(key_width=4, value_width=4), True, True, id="four-bits-normed"),
     ],
 )
 def test_tile(config: Any, fixed: bool, normed: bool) -> None:
@@ -80,7 +79,7 @@ def test_tile(config: Any, fixed: bool, normed: bool) -> None:
 
 def _by_kind(config: Any, of: Callable[[Any, int], Scale], y_max: np.ndarray) -> Scale:
     """What ``of`` gives for queries with 127, and for the rest with what the cache holds."""
-    query, kv = of(y_max, 127), of(y_max, {8: 127, 4: 7}[config.kv_width])
+    query, kv = of(y_max, 127), of(y_max, {8: 127, 4: 7}[config.attention.key_width])
     return Scale(*(np.where(KINDS == 0, a, b) for a, b in zip(query, kv, strict=True)))
 
 
@@ -107,7 +106,7 @@ def _run(
             while len(factors) < (token - 1) * y_max.shape[1]:
                 await ctx.tick()
             addr = {"head": head, "odd": token & 1}
-            if config.qk_norm:
+            if config.vector.qk_norm:
                 ctx.set(dut.squares.en, 1)
                 ctx.set(dut.squares.addr, addr)
                 ctx.set(dut.squares.data, int(squares[token, head]))

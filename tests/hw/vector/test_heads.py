@@ -1,6 +1,5 @@
 """FixedHeads against the golden model, word by word."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,26 +8,25 @@ import pytest
 pytest.importorskip("amaranth")
 
 from lutra_golden.arith.scale import Scale
-from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.vector.heads import HeadBias, HeadNorm, fixed_heads, head_norm
 from lutra_hw.vector.heads import FixedHeads
 from lutra_sim.bench.simulate import simulate
 
-SMALL = AcceleratorConfig(
+SMALL = NANO.with_(
     name="small",
     step_depth=24,
     depth_tile=24,
     pass_tokens=3,
-    row_blocks_max=16,
+    acc_blocks=16,
     param_words=32,
     head_dim=32,
     n_heads=2,
     n_kv_heads=1,
     max_context=16,
-    data_axi_width=256,
-    weight_axi_width=1024,
 )
-BOTH = replace(SMALL, qkv_bias=True, qk_norm=True)
+BOTH = SMALL.with_(qkv_bias=True, qk_norm=True)
 BOTH_28 = with_engine(BOTH, "mac")
 HEADS, D, PAIRS, WORD = 4, 32, 2, 1
 KINDS = ((0, 2), (2, 3), (3, 4))
@@ -56,8 +54,8 @@ def test_rejects(config: Any, kind: type[Exception], message: str) -> None:
 @pytest.mark.parametrize(
     ("config", "biased", "normed"),
     [
-        (replace(SMALL, qkv_bias=True), True, False),
-        (replace(SMALL, qk_norm=True), False, True),
+        (SMALL.with_(qkv_bias=True), True, False),
+        (SMALL.with_(qk_norm=True), False, True),
         (BOTH, True, False),
         (BOTH, False, True),
         (BOTH, True, True),
@@ -67,7 +65,7 @@ def test_rejects(config: Any, kind: type[Exception], message: str) -> None:
 def test_words(config: AcceleratorConfig, biased: bool, normed: bool) -> None:
     """Every word of a tile in order, at full rate, with corners of every kind."""
     rng = np.random.default_rng(2 * biased + normed)
-    dut, n, limit = FixedHeads(config), config.pass_tokens, 1 << (config.acc_width - 1)
+    dut, n, limit = FixedHeads(config), config.pass_tokens, 1 << (config.matmul.acc_width - 1)
     for case in range(4):
         x = rng.integers(-limit, limit, (n, HEADS, D)) >> rng.integers(0, 20, (n, HEADS, 1))
         s = Scale(rng.integers(1 << 15, 1 << 16, n), rng.integers(-45, -20, n))
@@ -141,10 +139,10 @@ def _run(
         for name, m, e in zip(("scale_q", "scale_k", "scale_v"), *weights, strict=True):
             ctx.set(getattr(dut, name), {"m": int(m), "e": int(e)})
         ctx.set(dut.param_word, WORD)
-        if config.qkv_bias:
+        if config.vector.qkv_bias:
             ctx.set(dut.bias, biased)
             ctx.set(dut.bias_frac, frac)
-        if config.qk_norm:
+        if config.vector.qk_norm:
             ctx.set(dut.qk_norm, normed)
         for token, head, pair, half in order:
             slot = {"valid": 1, "token": token, "head": head, "pair": pair}
@@ -165,7 +163,7 @@ def _run(
                 index, rest = divmod(cycle - dut.latency, gap)
                 if index < len(order) and not rest:
                     found[order[index]] = [*ctx.get(dut.y)]
-            if config.qk_norm and ctx.get(dut.squares.en):
+            if config.vector.qk_norm and ctx.get(dut.squares.en):
                 key = ctx.get(dut.squares.addr.head), ctx.get(dut.squares.addr.odd)
                 sums.setdefault(key, []).append(ctx.get(dut.squares.data))
             await ctx.tick()
@@ -175,7 +173,7 @@ def _run(
     for (token, head, pair, half), y in found.items():
         first = 16 * half + 8 * pair
         assert y == expected[token, head, first : first + 8].tolist()
-    if config.qk_norm:
+    if config.vector.qk_norm:
         for head in range(HEADS):
             assert sums[head, 0] == squares[::2, head].tolist()
             assert sums[head, 1] == squares[1::2, head].tolist()

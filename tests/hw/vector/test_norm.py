@@ -7,17 +7,18 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_hw.vector.norm import NormQuant
 from lutra_sim.bench.simulate import run_cocotb
 
-SMALL = AcceleratorConfig(
+SMALL = NANO.with_(
     name="small",
     pass_tokens=3,
     step_depth=15,
     depth_tile=15,
     act_tiles=8,
-    row_blocks_max=24,
+    acc_blocks=24,
     hidden_max=96,
     n_heads=2,
     param_words=32,

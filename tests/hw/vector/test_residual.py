@@ -7,22 +7,21 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_hw.vector.residual import Logits, ResidualAdd
 from lutra_sim.bench.simulate import run_cocotb
 
-SMALL = AcceleratorConfig(
+SMALL = NANO.with_(
     name="small",
     step_depth=24,
     depth_tile=24,
     pass_tokens=3,
     acc_width=20,
-    row_blocks_max=18,
+    acc_blocks=18,
     hidden_max=40,
     param_words=16,
     head_dim=32,
-    data_axi_width=256,
-    weight_axi_width=1024,
 )
 CONFIGS = [SMALL, with_engine(SMALL, "mac", a_width=16), NANO]
 
@@ -32,20 +31,6 @@ def test_rejects_a_config_of_another_kind(block: type) -> None:
     with pytest.raises(TypeError) as error:
         block("nano")
     assert str(error.value) == "config must be an AcceleratorConfig, not 'nano'"
-
-
-def test_logits_need_a_word_per_beat() -> None:
-    narrow = AcceleratorConfig(
-        name="narrow",
-        step_depth=24,
-        depth_tile=24,
-        head_dim=16,
-        data_axi_width=128,
-        weight_axi_width=1024,
-    )
-    with pytest.raises(ValueError) as error:
-        Logits(narrow)
-    assert str(error.value) == "data_axi_width must be at least 256, not 128"
 
 
 @pytest.mark.cocotb

@@ -1,6 +1,5 @@
 """RopeQuant against the golden model."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,55 +7,52 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_hw.vector.rope import RopeQuant
 from lutra_sim.bench.simulate import run_cocotb
 
 # one pair per head, two records of scales in a beat
-NARROW = AcceleratorConfig(
+NARROW = NANO.with_(
     name="narrow",
     step_depth=24,
     depth_tile=24,
     pass_tokens=5,
-    row_blocks_max=10,
+    acc_blocks=10,
     head_dim=16,
     n_heads=3,
     n_kv_heads=1,
     max_context=16,
-    data_axi_width=128,
-    weight_axi_width=1024,
 )
 # the second pass is the slowest
-WIDE = AcceleratorConfig(
+WIDE = NANO.with_(
     name="wide",
     step_depth=24,
     depth_tile=24,
     pass_tokens=3,
     acc_width=18,
-    row_blocks_max=96,
+    acc_blocks=96,
     head_dim=128,
     n_heads=4,
     n_kv_heads=1,
     max_context=32,
-    data_axi_width=1024,
-    weight_axi_width=1024,
 )
 # accumulators of 28 bits
 NARROW_28 = with_engine(NARROW, "mac")
 FOUR_BITS = [
-    replace(config, name=f"{config.name}-kv4", kv_width=4)
+    config.with_(name=f"{config.name}-kv4", key_width=4, value_width=4)
     for config in (
         NARROW,
         # a record of scales that fills a beat
-        replace(NARROW_28, n_heads=2, n_kv_heads=2, row_blocks_max=12),
-        replace(NANO, name="nano-both", qkv_bias=True, qk_norm=True),
+        NARROW_28.with_(n_heads=2, n_kv_heads=2, acc_blocks=12),
+        NANO.with_(name="nano-both", qkv_bias=True, qk_norm=True),
         NANO,
     )
 ]
-BIAS = replace(NARROW, name="narrow-bias", qkv_bias=True)
-NORM = replace(WIDE, name="wide-norm", qk_norm=True)
+BIAS = NARROW.with_(name="narrow-bias", qkv_bias=True)
+NORM = WIDE.with_(name="wide-norm", qk_norm=True)
 BOTH = [
-    replace(config, name=f"{config.name}-both", qkv_bias=True, qk_norm=True)
+    config.with_(name=f"{config.name}-both", qkv_bias=True, qk_norm=True)
     for config in (NARROW_28, WIDE, NANO)
 ]
 

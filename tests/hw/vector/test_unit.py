@@ -1,6 +1,5 @@
 """VectorUnit against the golden interpreter."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,16 +7,17 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from lutra_golden.core.config import NANO, AcceleratorConfig, with_engine
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_hw.vector.unit import VectorUnit
 from lutra_sim.bench.simulate import run_cocotb
 
-SMALL = AcceleratorConfig(
+SMALL = NANO.with_(
     name="small",
     step_depth=24,
     depth_tile=24,
     pass_tokens=3,
-    row_blocks_max=18,
+    acc_blocks=18,
     act_tiles=7,
     hidden_max=40,
     param_words=16,
@@ -25,11 +25,9 @@ SMALL = AcceleratorConfig(
     n_heads=2,
     n_kv_heads=1,
     max_context=32,
-    data_axi_width=256,
-    weight_axi_width=1024,
 )
 SMALL_16 = with_engine(SMALL, "mac", a_width=16)
-FEATURED = replace(SMALL, name="small-featured", param_words=32, qkv_bias=True, qk_norm=True)
+FEATURED = SMALL.with_(name="small-featured", param_words=32, qkv_bias=True, qk_norm=True)
 
 
 def test_rejects_a_config_of_another_kind() -> None:

@@ -138,8 +138,14 @@ def test_parameters_survive_json() -> None:
         inner: IncrementParams
         pair: tuple[int, str]
         many: list[IncrementParams]
+        base: IncrementParams
 
-    outer = Outer(IncrementParams(fault=Fault.SUM, limit=4), (1, "x"), [IncrementParams()])
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Derived(IncrementParams):
+        more: int = 1
+
+    inner = IncrementParams(fault=Fault.SUM, limit=4)
+    outer = Outer(inner, (1, "x"), [IncrementParams()], Derived(more=3))
     assert _decode(Outer, _encode(outer)) == outer
 
 

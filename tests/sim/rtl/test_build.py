@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from lutra_golden.control.registers import REGISTERS
-from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO
 from lutra_sim.rtl import build as build_module
 from lutra_sim.rtl import toolchain
 from lutra_sim.rtl.build import BuildError, build, design_header
@@ -239,7 +240,7 @@ def test_missing_ports(
 ) -> None:
     text = "module accelerator(input clk, input rst, output irq); endmodule\n"
     monkeypatch.setattr(build_module, "_generate", lambda config: text)
-    message = r"^building harness\.o failed: .*error: .*m_axi_w___05Frdata.* \(more in /.*\.log\)$"
+    message = r"^building harness\.o failed: .*error: .*m_axi_0___05Frdata.* \(more in /.*\.log\)$"
     with pytest.raises(BuildError, match=message):
         build(stand_in)
 

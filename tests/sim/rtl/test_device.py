@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("amaranth")
 
 from lutra_golden.control.registers import COUNTERS, IDENT, VERSION
-from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO
 from lutra_golden.timing.memory import IDEAL_MEMORY, NANO_MEMORY, MemoryTiming, random_timing
 from lutra_sim.bench.rtl.stand_in import CONFIG, MAX_BEATS, Fault
 from lutra_sim.rtl import build
@@ -159,17 +159,17 @@ def test_timing(open_device: Open) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault.SIZE, "m_axi_w__arsize must be the port's width of 8 bytes, not 4"),
-        (Fault.BURST, r"m_axi_w__arburst must be 1 \(INCR\), not 0"),
-        (Fault.AR_FALLS, "m_axi_d__arvalid fell before m_axi_d__arready rose"),
+        (Fault.SIZE, "m_axi_0__arsize must be the port's width of 8 bytes, not 4"),
+        (Fault.BURST, r"m_axi_0__arburst must be 1 \(INCR\), not 0"),
+        (Fault.AR_FALLS, "m_axi_1__arvalid fell before m_axi_1__arready rose"),
         (
             Fault.AR_CHANGES,
-            "the payload of m_axi_d__arvalid changed before m_axi_d__arready rose",
+            "the payload of m_axi_1__arvalid changed before m_axi_1__arready rose",
         ),
-        (Fault.WLAST_EARLY, "m_axi_d__wlast is 1 in beat 15 of 16 of the burst to 0x3000"),
-        (Fault.WLAST_MISSING, "m_axi_d__wlast is 0 in beat 16 of 16 of the burst to 0x3000"),
-        (Fault.W_CHANGES, "the payload of m_axi_d__wvalid changed before m_axi_d__wready rose"),
-        (Fault.W_FALLS, "m_axi_d__wvalid fell before m_axi_d__wready rose"),
+        (Fault.WLAST_EARLY, "m_axi_1__wlast is 1 in beat 15 of 16 of the burst to 0x3000"),
+        (Fault.WLAST_MISSING, "m_axi_1__wlast is 0 in beat 16 of 16 of the burst to 0x3000"),
+        (Fault.W_CHANGES, "the payload of m_axi_1__wvalid changed before m_axi_1__wready rose"),
+        (Fault.W_FALLS, "m_axi_1__wvalid fell before m_axi_1__wready rose"),
         (Fault.R_FALLS, "s_axi__rvalid fell before s_axi__rready rose"),
     ],
 )
@@ -191,31 +191,31 @@ def test_protocol(open_device: Open, fault: Fault, message: str) -> None:
 @pytest.mark.parametrize(
     ("register", "value", "message"),
     [
-        ("WEIGHT_BASE", 0x2004, "m_axi_w__araddr 0x2004 is not aligned to a beat of 8 bytes"),
+        ("WEIGHT_BASE", 0x2004, "m_axi_0__araddr 0x2004 is not aligned to a beat of 8 bytes"),
         (
             "WEIGHT_BASE",
             0x2F88,
-            r"m_axi_w__araddr 0x2f88: a burst of 16 beats \(128 bytes\) crosses a 4 KB boundary",
+            r"m_axi_0__araddr 0x2f88: a burst of 16 beats \(128 bytes\) crosses a 4 KB boundary",
         ),
         (
             "WEIGHT_BASE",
             0x10000,
-            "m_axi_w__araddr 0x10000: 128 bytes lie outside the memory of 65536 bytes",
+            "m_axi_0__araddr 0x10000: 128 bytes lie outside the memory of 65536 bytes",
         ),
         (
             "LOGITS_BASE",
             0xFFFFFF00,
-            "m_axi_d__awaddr 0xffffff00: 128 bytes lie outside the memory of 65536 bytes",
+            "m_axi_1__awaddr 0xffffff00: 128 bytes lie outside the memory of 65536 bytes",
         ),
         (
             "WEIGHT_BASE",
             0x2008,
-            "m_axi_w reads 8 bytes at 0x2080, of which 0x2080 was never written",
+            "m_axi_0 reads 8 bytes at 0x2080, of which 0x2080 was never written",
         ),
         (
             "PROGRAM_BASE",
             0x1008,
-            "m_axi_d reads 8 bytes at 0x1080, of which 0x1083 was never written",
+            "m_axi_1 reads 8 bytes at 0x1080, of which 0x1083 was never written",
         ),
     ],
 )
@@ -234,7 +234,7 @@ def test_race(open_device: Open) -> None:
     prepare(device, fault=Fault.RACES)
     device.write_register("LOGITS_BASE", SOURCE)
     message = (
-        r"^m_axi_d__awaddr 0x1000: 128 bytes overlap with m_axi_d__araddr 0x10[0-7][08], which has "
+        r"^m_axi_1__awaddr 0x1000: 128 bytes overlap with m_axi_1__araddr 0x10[0-7][08], which has "
         r"not been answered yet, in cycle \d+$"
     )
     with pytest.raises(RtlError, match=message):
@@ -268,8 +268,8 @@ def test_watchdog(open_device: Open, fault: Fault, units: str) -> None:
     prepare(device, fault=fault)
     first = device.cycles
     message = (
-        rf"^no progress for 1\d\d\d cycles: {units}; unanswered: 0 m_axi_w reads, 0 m_axi_d reads, "
-        r"0 m_axi_d writes, in cycle \d+$"
+        rf"^no progress for 1\d\d\d cycles: {units}; unanswered: 0 m_axi_0 reads, 0 m_axi_1 reads, "
+        r"0 m_axi_1 writes, in cycle \d+$"
     )
     with pytest.raises(RtlError, match=message):
         device.start_and_wait()
@@ -303,7 +303,7 @@ def test_max_cycles(open_device: Open) -> None:
 
 
 def test_wide_ports(open_device: Open) -> None:
-    config = AcceleratorConfig(name="wide stand-in", pass_tokens=2)
+    config = NANO.with_(name="wide stand-in", pass_tokens=2)
     device = open_device(random_timing(3), config=config)
     rng = np.random.default_rng(1)
     source = rng.integers(0, 256, (2, 64), np.uint8)
@@ -317,7 +317,7 @@ def test_wide_ports(open_device: Open) -> None:
 
 
 def test_fingerprint(open_device: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = replace(CONFIG, act_tiles=7)
+    other = CONFIG.with_(act_tiles=7)
     message = (
         rf"^the simulator's fingerprint is {CONFIG.fingerprint:#018x} and that of the "
         rf"configuration 'stand-in' is {other.fingerprint:#018x}: run `make clean run`"
@@ -335,7 +335,7 @@ def test_trace(open_device: Open, tmp_path: Path) -> None:
     device.start_and_wait()
     device.close()
     text = path.read_text()
-    assert "m_axi_w__araddr" in text
+    assert "m_axi_0__araddr" in text
     times = [int(line[1:]) for line in text.splitlines() if line.startswith("#")]
     period = 10**12 // CONFIG.clock_hz
     assert (times[0], times[-1]) == (30 * period, 59 * period + period // 2)

@@ -14,7 +14,8 @@ from lutra.devices.accelerator.transport import Transport, round_up
 from lutra.devices.base import BaseDevice, BaseSession, Chunk, DeviceError, PassResult
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
 from lutra_golden.control.registers import IDENT, STATUS_ERROR, STATUS_SATURATED, VERSION
-from lutra_golden.core.config import NANO, AcceleratorConfig
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel

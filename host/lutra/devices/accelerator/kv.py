@@ -35,7 +35,7 @@ def read_layer(
         for g in range(n_heads if n else 0):
             raw = read(base + offset + g * config.kv_head_bytes, n * config.kv_row_bytes)
             rows = np.frombuffer(raw, np.uint8).reshape(n, config.kv_row_bytes)
-            heads[g] = kv_elements(rows, config.kv_width)[:, places]
+            heads[g] = kv_elements(rows, config.attention.key_width)[:, places]
         parts.append(heads)
     keys, values = parts
     return LayerKv(
@@ -60,7 +60,7 @@ def write_layer(config: AcceleratorConfig, write: Write, base: int, kv: LayerKv)
             rows = np.zeros((n, config.head_dim), np.int64)
             rows[:, places] = elements[g]
             address = base + offset + g * config.kv_head_bytes
-            write(address, kv_bytes(rows, config.kv_width).tobytes())
+            write(address, kv_bytes(rows, config.attention.key_width).tobytes())
     records = np.zeros((n, config.kv_scale_bytes // 4), np.uint32)
     records[:, :n_heads] = _words(kv.key_scale)
     records[:, n_heads : 2 * n_heads] = _words(kv.value_scale)

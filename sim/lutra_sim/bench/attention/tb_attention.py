@@ -32,7 +32,7 @@ __all__ = ["corners", "extremes", "tiles"]
 
 CONFIG = bench_params(AcceleratorConfig)
 KV_ADDR = 0x12_3456_7000
-KV_LIMIT = 1 << (CONFIG.kv_width - 1)
+KV_LIMIT = 1 << (CONFIG.attention.key_width - 1)
 LAYOUTS = AttentionUnit(CONFIG).signature.members
 DMA_COMMAND = dma_command().members["payload"].shape
 
@@ -89,21 +89,21 @@ def _cache(tile: Tile) -> dict[int, int]:
         for base, rows in ((0, tile.k), (CONFIG.kv_v_offset, tile.v)):
             for p in range(seen, n):
                 addr = KV_ADDR + base + group * CONFIG.kv_head_bytes + p * CONFIG.kv_row_bytes
-                place = addr % CONFIG.data_bytes
-                beat = beats.get(addr - place, rng.getrandbits(CONFIG.data_axi_width))
-                raw = bytearray(beat.to_bytes(CONFIG.data_bytes, "little"))
+                place = addr % CONFIG.word_bytes
+                beat = beats.get(addr - place, rng.getrandbits(CONFIG.word_width))
+                raw = bytearray(beat.to_bytes(CONFIG.word_bytes, "little"))
                 raw[place : place + CONFIG.kv_row_bytes] = kv_bytes(
-                    rows[group, p], CONFIG.kv_width
+                    rows[group, p], CONFIG.attention.key_width
                 ).tobytes()
                 beats[addr - place] = int.from_bytes(raw, "little")
-    scales = np.zeros(-(-n * CONFIG.kv_scale_bytes // CONFIG.data_bytes) * CONFIG.data_bytes, "u1")
+    scales = np.zeros(-(-n * CONFIG.kv_scale_bytes // CONFIG.word_bytes) * CONFIG.word_bytes, "u1")
     record = np.concatenate([pack_scale(tile.k_scale), pack_scale(tile.v_scale)], axis=1)
     for p in range(n):
         raw = np.frombuffer(record[p].astype("<u4").tobytes(), "u1")
         scales[p * CONFIG.kv_scale_bytes :][: len(raw)] = raw
-    first_beat = seen * CONFIG.kv_scale_bytes // CONFIG.data_bytes * CONFIG.data_bytes
-    for start in range(first_beat, len(scales), CONFIG.data_bytes):
-        beat = scales[start : start + CONFIG.data_bytes].tobytes()
+    first_beat = seen * CONFIG.kv_scale_bytes // CONFIG.word_bytes * CONFIG.word_bytes
+    for start in range(first_beat, len(scales), CONFIG.word_bytes):
+        beat = scales[start : start + CONFIG.word_bytes].tobytes()
         beats[KV_ADDR + CONFIG.kv_s_offset + start] = int.from_bytes(beat, "little")
     return beats
 
@@ -208,8 +208,8 @@ class Harness:
             if self.fetched.cycle - self.fetched.cycles[n_served] < self.latency:
                 continue
             fetch = unpack(DMA_COMMAND, self.fetched.payloads[n_served])
-            addresses = range(fetch["addr"], fetch["addr"] + CONFIG.data_bytes * fetch["beats"])
-            self.data.send_all(self.memory[addr] for addr in addresses[:: CONFIG.data_bytes])
+            addresses = range(fetch["addr"], fetch["addr"] + CONFIG.word_bytes * fetch["beats"])
+            self.data.send_all(self.memory[addr] for addr in addresses[:: CONFIG.word_bytes])
             n_served += 1
 
 

@@ -19,12 +19,12 @@ from lutra_sim.bench.stream import StreamMonitor, StreamSource, reset
 __all__ = ["fetches_only_what_it_needs", "keeps_its_latency", "loads"]
 
 CONFIG = bench_params(AcceleratorConfig)
-BEAT = CONFIG.data_bytes
+BEAT = CONFIG.word_bytes
 WEIGHT_BASE = 0x10000
 ROPE = 0x4000  # offsets from WEIGHT_BASE
 EMBED = 0x20000
 FAR_TOKEN = 40_001
-ROW_WORDS = CONFIG.hidden_max // 8
+ROW_WORDS = CONFIG.vector.hidden_max // 8
 
 
 def _ldparam(address: int, first: int, n_words: int) -> Instruction:
@@ -72,9 +72,9 @@ class _Buffers:
     """Memories behind the write ports, the token memory, and a count of ``done``."""
 
     def __init__(self, dut: Any, tokens: list[int]) -> None:
-        self.param = np.zeros((CONFIG.param_words, 8), np.int64)
+        self.param = np.zeros((CONFIG.vector.param_words, 8), np.int64)
         self.rope = np.zeros((CONFIG.pass_tokens, CONFIG.head_dim // 8, 8), np.int64)
-        self.embed = np.zeros((CONFIG.pass_tokens, CONFIG.hidden_max // 8, 8), np.int64)
+        self.embed = np.zeros((CONFIG.pass_tokens, CONFIG.vector.hidden_max // 8, 8), np.int64)
         self.done: list[int] = []
         self.cycle = self.stalled = self.busy = 0
         self._dut, self._tokens = dut, tokens
@@ -140,7 +140,7 @@ async def _start(dut: Any, job: _Job, latency: int, p_stall: float) -> tuple[Any
 async def loads(dut: Any, n_tokens: int, p_stall: float, latency: int) -> None:
     """Every buffer holds what the golden model's holds, and ``done`` comes once for each."""
     rng = Random(cocotb.RANDOM_SEED)
-    last = CONFIG.param_words - 5
+    last = CONFIG.vector.param_words - 5
     instructions = [
         _ldparam(0, 0, 1),
         _ldparam(3 * BEAT, 1, 7),

@@ -57,7 +57,7 @@ def _program(rng: Random, length: int) -> list[Instruction]:
 def _bytes(program: list[Instruction]) -> bytes:
     """The program in whole beats; what fills the last one is no instruction."""
     content = b"".join(map(encode, program))
-    return content + b"\xee" * (-len(content) % CONFIG.data_bytes)
+    return content + b"\xee" * (-len(content) % CONFIG.word_bytes)
 
 
 class _Units:
@@ -227,7 +227,7 @@ async def ends(dut: Any, p_stall: float, lead: int) -> None:
     await reset(dut)
     rng = Random(cocotb.RANDOM_SEED)
     before = _program(rng, lead)[:lead]
-    garbage = rng.randbytes(5 * CONFIG.data_bytes)
+    garbage = rng.randbytes(5 * CONFIG.word_bytes)
 
     await bench.start([*before, END], garbage)
     await bench.finished()
@@ -237,14 +237,14 @@ async def ends(dut: Any, p_stall: float, lead: int) -> None:
     for opcode in (max(Opcode) + 1, 0x80, 0xFF):
         unknown = bytes([opcode]) + bytes(INSTRUCTION_BYTES - 1)
         content = b"".join(map(encode, before)) + unknown
-        content += b"\x05" * (-len(content) % CONFIG.data_bytes) + garbage
+        content += b"\x05" * (-len(content) % CONFIG.word_bytes) + garbage
         await bench.start([], content)
         await bench.finished()
         bench.check(before, N_TOKENS, LOGITS_FROM)
         assert len(bench.units.errors) == 1
         assert bench.units.errors[0] <= bench.units.finished[0]
 
-    per_beat = CONFIG.data_bytes // INSTRUCTION_BYTES
+    per_beat = CONFIG.word_bytes // INSTRUCTION_BYTES
     whole = before[: lead // per_beat * per_beat]
     await bench.start(whole)
     await bench.finished()

@@ -66,9 +66,9 @@ class Story:
         code += b"".join([encode(Instruction(Opcode.END))] * (-len(self._code) % 4))
         weights = _PAGE * -(-len(code) // _PAGE)
         # neither base is aligned to a page: bursts meet boundaries in the middle
-        kv = weights + _PAGE * -(-len(self._image) // _PAGE) + 5 * config.data_bytes
-        stride = 4 * sizes.vocab + config.data_bytes
-        logits = kv + sizes.n_layers * config.kv_layer_bytes + 3 * config.data_bytes
+        kv = weights + _PAGE * -(-len(self._image) // _PAGE) + 5 * config.word_bytes
+        stride = 4 * sizes.vocab + config.word_bytes
+        logits = kv + sizes.n_layers * config.kv_layer_bytes + 3 * config.word_bytes
         size = _PAGE * -(-(logits + config.pass_tokens * stride) // _PAGE)
         memory = Memory(size)
         memory.write(0, bytes(size))
@@ -76,7 +76,7 @@ class Story:
         memory.write(weights, bytes(self._image))
         self.registers = {
             "PROGRAM_BASE": 0,
-            "PROGRAM_BYTES": len(code) // config.data_bytes * config.data_bytes,
+            "PROGRAM_BYTES": len(code) // config.word_bytes * config.word_bytes,
             "WEIGHT_BASE": weights,
             "KV_BASE": kv,
             "LOGITS_BASE": logits,
@@ -121,7 +121,7 @@ class Story:
 
     def _int16(self, low: int, high: int, *shape: int) -> int:
         values = self._numpy.integers(low, high, shape).astype(np.int16)
-        return self._add(values, self.config.data_bytes)
+        return self._add(values, self.config.word_bytes)
 
     def _params(self, low: int, high: int, n: int, word: int, *after: _Event) -> _Event:
         return self._emit(
@@ -232,9 +232,9 @@ class Story:
                 words[name] = word, self._params(-5000, 5000, n, word, last)
                 word += n // 8
             loaded, flags = (Unit.LOAD, 0), 0
-            if config.qkv_bias or config.qk_norm:
-                flags = FLAG_BIAS * config.qkv_bias | FLAG_QK_NORM * config.qk_norm
-                n = config.qkv_bias * (heads + 2 * config.n_kv_heads * config.head_dim)
+            if config.vector.qkv_bias or config.vector.qk_norm:
+                flags = FLAG_BIAS * config.vector.qkv_bias | FLAG_QK_NORM * config.vector.qk_norm
+                n = config.vector.qkv_bias * (heads + 2 * config.n_kv_heads * config.head_dim)
                 loaded = self._params(-5000, 5000, n + 2 * config.head_dim, word, last)
             norm = self._normq(
                 NormSource.RESIDUAL, hidden, words["input"][0], embed, words["input"][1]
@@ -279,7 +279,7 @@ class Story:
         for chunk in range(2):
             word = hidden // 8 + chunk * half // 8
             loaded = self._params(0, 3000, half, word, last)
-            base = chunk * config.row_blocks_max // 4 * 2
+            base = chunk * config.matmul.acc_blocks // 4 * 2
             acc = self._lmma(half, hidden, norm, planes=planes, acc_base=base, flags=FLAG_LOGITS)
             self._emit(
                 Opcode.LOGITS,

@@ -18,6 +18,7 @@ from lutra_golden.control.registers import (
     UnitState,
 )
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import port_name
 from lutra_sim.bench.axi.memory import AxiReadMemory, AxiWriteMemory
 from lutra_sim.bench.core.story import Story, StorySizes
 from lutra_sim.bench.simulate import bench_params
@@ -42,11 +43,16 @@ class _Bench:
         bus = AxiLiteBus.from_prefix(dut, "s_axi", bus_separator="__")
         self._host = AxiLiteMaster(bus, dut.clk, dut.rst)
         common = {"latency": latency, "p_stall": p_stall}
-        self.weights = AxiReadMemory(dut, "m_axi_w", self.memory, rng=Random(1), **common)
-        self.reads = AxiReadMemory(
-            dut, "m_axi_d", self.memory, rng=Random(2), reorder=bool(p_stall), **common
-        )
-        self.writes = AxiWriteMemory(dut, "m_axi_d", self.memory, rng=Random(3), **common)
+        self.reads, self.writes = list[AxiReadMemory](), list[AxiWriteMemory]()
+        for number, port in enumerate(self.config.ports):
+            name, rng = port_name(number), Random(number)
+            if port.reads:
+                reorder = bool(p_stall) and len(port.reads) > 1
+                self.reads.append(
+                    AxiReadMemory(dut, name, self.memory, rng=rng, reorder=reorder, **common)
+                )
+            if port.writes:
+                self.writes.append(AxiWriteMemory(dut, name, self.memory, rng=rng, **common))
 
     async def write(self, name: str, value: int, word: int = 0) -> None:
         await self._host.write_dword(REGISTERS[name].address + 4 * word, value)
@@ -130,7 +136,8 @@ async def tells_the_golden_story(dut: Any, p_stall: float, latency: int) -> None
         dut._log.info(f"{n_tokens} tokens at {position}: {counters}")
         assert counters["weight_read_beats"] > 0
         position += n_tokens
-    assert bench.weights.n_refused == bench.reads.n_refused == bench.writes.n_waits == 0
+    assert sum(slave.n_refused for slave in bench.reads) == 0
+    assert sum(slave.n_waits for slave in bench.writes) == 0
 
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")
@@ -139,7 +146,7 @@ async def reports_bus_errors(dut: Any) -> None:
     params = bench_params(AcceleratorBenchParams)
     bench = _Bench(dut, params, 0.0, 2)
     await bench.set_up()
-    for slave in (bench.weights, bench.reads, bench.writes):
+    for slave in (*bench.reads, *bench.writes):
         await bench.run([1], 0, 0)
         assert await bench.read("STATUS") & ~STATUS_SATURATED == STATUS_DONE
         slave.errors = {slave.bursts[-1].address}

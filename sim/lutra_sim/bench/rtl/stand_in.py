@@ -17,13 +17,15 @@ from amaranth.utils import exact_log2
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import UnitState
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO
+from lutra_golden.core.ports import port_name, two_ports
 from lutra_hw.axi.signatures import Axi4LiteSignature, Axi4ReadSignature, Axi4Signature
 from lutra_hw.control.registers import RegisterFile
 from lutra_sim.rtl.build import TOP
 
 __all__ = ["CONFIG", "MAX_BEATS", "Fault", "StandIn", "generate"]
 
-CONFIG = AcceleratorConfig(
+CONFIG = NANO.with_(
     name="stand-in",
     step_depth=3,
     depth_tile=3,
@@ -31,8 +33,7 @@ CONFIG = AcceleratorConfig(
     head_dim=8,
     n_heads=1,
     n_kv_heads=1,
-    weight_axi_width=64,
-    data_axi_width=64,
+    ports=two_ports(weights=64, data=64),
 )
 """The smallest ports there are."""
 
@@ -64,17 +65,18 @@ class StandIn(wiring.Component):
     """See above; at most ``MAX_BEATS`` beats."""
 
     s_axi: Any
-    m_axi_w: Any
-    m_axi_d: Any
     irq: Any
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
+        # as `two_ports` makes them
+        weights, data = config.ports
+        self._data_width = data.width
         super().__init__(
             {
                 "s_axi": In(Axi4LiteSignature(12)),
-                "m_axi_w": Out(Axi4ReadSignature(config.weight_axi_width)),
-                "m_axi_d": Out(Axi4Signature(config.data_axi_width)),
+                port_name(0): Out(Axi4ReadSignature(weights.width)),
+                port_name(1): Out(Axi4Signature(data.width)),
                 "irq": Out(1),
             }
         )
@@ -83,7 +85,7 @@ class StandIn(wiring.Component):
         m = Module()
         file: Any = RegisterFile(self.config)
         m.submodules.registers = file
-        w, d = self.m_axi_w, self.m_axi_d
+        w, d = getattr(self, port_name(0)), getattr(self, port_name(1))
         fault, beats = file.context.position, file.context.n_tokens
         time = Signal(32)
         m.d.sync += time.eq(time + 1)
@@ -107,7 +109,7 @@ class StandIn(wiring.Component):
                 Mux(state == UnitState.WAIT_READ, UnitState.WAIT_WEIGHTS, UnitState.IDLE)
             ),
         ]
-        stored = Array(Signal(self.config.data_axi_width) for _ in range(MAX_BEATS))
+        stored = Array(Signal(self._data_width) for _ in range(MAX_BEATS))
         asked, written, pause = Signal(8), Signal(8), Signal(32)
         received = Array(Signal(7, name=f"received{i}") for i in range(2))
         weights_asked, weights_left, total = Signal(), Signal(8), Signal(32)

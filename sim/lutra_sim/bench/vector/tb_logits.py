@@ -26,7 +26,7 @@ from lutra_sim.bench.stream import (
 __all__ = ["writes_logits"]
 
 PARAMS = bench_params(AcceleratorConfig)
-BEAT = PARAMS.data_bytes
+BEAT = PARAMS.word_bytes
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -34,8 +34,8 @@ BEAT = PARAMS.data_bytes
 async def writes_logits(dut: Any, p_stall: float) -> None:
     """Chunks of rows reach memory where they belong; the arg-max goes over chunks."""
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
-    tokens, blocks = PARAMS.pass_tokens, PARAMS.row_blocks_max
-    acc_limit = 1 << (PARAMS.acc_width - 1)
+    tokens, blocks = PARAMS.pass_tokens, PARAMS.matmul.acc_blocks
+    acc_limit = 1 << (PARAMS.matmul.acc_width - 1)
     members = Logits(PARAMS).signature.members
     acc_memory, param_memory = (PortMemory(members[name].signature) for name in ("acc", "param"))
     acc_memory.serve(dut, "acc")
@@ -50,14 +50,14 @@ async def writes_logits(dut: Any, p_stall: float) -> None:
     unit = max(1, BEAT // 32)  # words that fill whole beats
     acc = rng.integers(-acc_limit, acc_limit, (tokens, blocks, 8))
     acc[0, 0, :2] = acc_limit - 1, -acc_limit
-    scales = rng.integers(0, 1 << 15, (PARAMS.param_words, 8))
+    scales = rng.integers(0, 1 << 15, (PARAMS.vector.param_words, 8))
     scales[0, :4] = (1 << 15) - 1, (1 << 15) - 1, -(1 << 15) + 1, 0
     acc[-1, : blocks // 2] = 3  # ties, unless the scales differ
-    scales[PARAMS.param_words // 2 :] = 77
+    scales[PARAMS.vector.param_words // 2 :] = 77
     acc_memory.load(acc.reshape(tokens, -1, 2, 8))
     param_memory.load(scales)
 
-    half = PARAMS.param_words // 2
+    half = PARAMS.vector.param_words // 2
     long = min(blocks, half) // unit * unit
     #        first, from, tokens, rows from, words, parameters, accumulators
     chunks = [

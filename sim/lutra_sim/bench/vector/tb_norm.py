@@ -95,12 +95,12 @@ def golden(case: Case, a_width: int) -> tuple[Int, Scale]:
 def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]:
     """Corners of every source first, then random values of random magnitude and size."""
     limits = {
-        NormSource.RESIDUAL: config.hidden_max // LANES,
+        NormSource.RESIDUAL: config.vector.hidden_max // LANES,
         NormSource.ATTENTION: config.n_heads * config.head_dim // LANES,
-        NormSource.GATE: min(config.row_blocks_max // 2, 40),
-        NormSource.SWIGLU: min(config.row_blocks_max // 2, 40),
+        NormSource.GATE: min(config.matmul.acc_blocks // 2, 40),
+        NormSource.SWIGLU: min(config.matmul.acc_blocks // 2, 40),
     }
-    widths = {NormSource.GATE: config.gate_width, NormSource.SWIGLU: config.acc_width}
+    widths = {NormSource.GATE: config.vector.gate_width, NormSource.SWIGLU: config.matmul.acc_width}
     tokens = config.pass_tokens
 
     def scale(low: int, high: int) -> Scale:
@@ -112,7 +112,7 @@ def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]
             "plain": bool(rng.integers(0, 2)),
             "gamma": rng.integers(-(1 << 15), 1 << 15, v.shape[1]) >> rng.integers(0, 15),
             "gamma_frac": int(rng.integers(0, 16)),
-            "param_word": int(rng.integers(0, config.param_words - n_words + 1)),
+            "param_word": int(rng.integers(0, config.vector.param_words - n_words + 1)),
             "inv_n": scale_from_float(1 / v.shape[1]),
             "eps": scale_from_float(1e-5),
             "scale_a": scale(-40, -10),
@@ -150,7 +150,7 @@ def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]
             yield case(source, v, up, first, count)
 
     # arguments of SiLU from far beyond its table to nothing, a scale for each token
-    bits, shape = config.acc_width, (tokens, 8 * LANES)
+    bits, shape = config.matmul.acc_width, (tokens, 8 * LANES)
     for e in (-60, -45, -40, -36, -32, -28, -24, -16, 0, 40):
         gate, up = (rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape) for _ in range(2))
         gate >>= rng.integers(0, bits, shape)
@@ -181,7 +181,7 @@ async def normalises(dut: Any) -> None:
 
     all_cases = list(cases(config, rng))
     for number, case in enumerate(all_cases):
-        q, scales = golden(case, config.a_width)
+        q, scales = golden(case, config.matmul.a_width)
         words = (config.pass_tokens, case.n_words, LANES)
         for name in names:
             memories[name].words.clear()

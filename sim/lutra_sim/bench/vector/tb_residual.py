@@ -34,8 +34,8 @@ async def adds(dut: Any) -> None:
     residual.record(dut, "residual_w")
     await reset(dut)
 
-    tokens, words = PARAMS.pass_tokens, PARAMS.hidden_max // 8
-    acc_limit, limit = 1 << (PARAMS.acc_width - 1), 1 << (RESIDUAL_WIDTH - 1)
+    tokens, words = PARAMS.pass_tokens, PARAMS.vector.hidden_max // 8
+    acc_limit, limit = 1 << (PARAMS.matmul.acc_width - 1), 1 << (RESIDUAL_WIDTH - 1)
     # rows of the command; the last three numbers are the exponent of the factor and the fraction
     cases = [(tokens, words, 20, exponent, 8) for exponent in (-9, -8, -24, -40, -70, -71, -90)]
     cases += [(tokens, words, 32, -8, 8), (tokens, words, 32, -16, 8), (0, words, 20, -20, 8)]
@@ -43,7 +43,7 @@ async def adds(dut: Any) -> None:
     cases += [(tokens, n, 31, -24, 8) for n in range(1, words, max(1, words // 7))]
     for case, (n_tokens, n_words, x_bits, exponent, frac) in enumerate(cases):
         a = rng.integers(-acc_limit, acc_limit, (tokens, words * 8)) >> rng.integers(
-            0, PARAMS.acc_width, (tokens, 1)
+            0, PARAMS.matmul.acc_width, (tokens, 1)
         )
         x = rng.integers(-limit, limit, (tokens, words * 8)) >> (RESIDUAL_WIDTH - x_bits)
         a[0, :4], x[0, :4] = (-acc_limit, acc_limit - 1, -acc_limit, 0), (-limit, limit - 1, 0, 5)

@@ -29,16 +29,16 @@ from lutra_sim.bench.stream import (
 __all__ = ["follows_golden"]
 
 PARAMS = bench_params(AcceleratorConfig)
-BEAT = PARAMS.data_bytes
+BEAT = PARAMS.word_bytes
 HEADS = PARAMS.n_heads + 2 * PARAMS.n_kv_heads
-IS_FIXED = PARAMS.qkv_bias or PARAMS.qk_norm
+IS_FIXED = PARAMS.vector.qkv_bias or PARAMS.vector.qk_norm
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
 @cocotb.parametrize(
     p_stall=[0.0, 0.5, 0.98],
-    biased=sorted({False, PARAMS.qkv_bias}),
-    normed=sorted({False, PARAMS.qk_norm}),
+    biased=sorted({False, PARAMS.vector.qkv_bias}),
+    normed=sorted({False, PARAMS.vector.qk_norm}),
 )
 async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -> None:
     """Queries, their scales, keys, values and the record of scales, for tiles of every size."""
@@ -63,13 +63,13 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
     done, stall = PulseMonitor(dut, "done"), PulseMonitor(dut, "stall")
     await reset(dut)
 
-    n, d, limit = PARAMS.pass_tokens, PARAMS.head_dim, 1 << (PARAMS.acc_width - 1)
+    n, d, limit = PARAMS.pass_tokens, PARAMS.head_dim, 1 << (PARAMS.matmul.acc_width - 1)
     sizes = [n, 1, 0, *range(2, n, max(1, n // 3)), n]
     seen, measured = 0, []
     for case, count in enumerate(sizes):
         position = (0, PARAMS.max_context - count, *rng.integers(1, 9, len(sizes)))[case]
         x = rng.integers(-limit, limit, (n, HEADS, d)) >> rng.integers(
-            0, PARAMS.acc_width, (n, HEADS, 1)
+            0, PARAMS.matmul.acc_width, (n, HEADS, 1)
         )
         rope = rope_table(PARAMS.max_context, d, 10000.0)[position : position + n]
         rope = np.concatenate([rope, np.zeros((n - len(rope), d), np.int64)])
@@ -103,14 +103,14 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
         command = {"kv_addr": base, "position": position, "token_count": count}
         command |= dict(zip(("scale_q", "scale_k", "scale_v"), packed, strict=True))
         if param is not None:
-            word = int(rng.integers(0, PARAMS.param_words - HEADS * d // 8 - d // 4 + 1))
+            word = int(rng.integers(0, PARAMS.vector.param_words - HEADS * d // 8 - d // 4 + 1))
             command["param_word"] = word
             blocks = [_blocks(bias.values)] * biased + [_blocks(gammas)]
             noise = rng.integers(-(1 << 15), 1 << 15, (word, 8))
             param.load(np.concatenate([noise, *blocks]))
-        if PARAMS.qkv_bias:
+        if PARAMS.vector.qkv_bias:
             command |= {"bias": biased, "bias_frac": bias.frac}
-        if PARAMS.qk_norm:
+        if PARAMS.vector.qk_norm:
             command |= {"qk_norm": normed, "gamma_frac": gamma_frac, "eps": eps}
         source.send(pack(rope_command(PARAMS), command))
         await done.wait_for(case + 1)
@@ -121,7 +121,7 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
         expected = []
         for i, (part, t) in enumerate(zip(parts, (rope, rope, None), strict=True)):
             w_scale = Scale(weights.m[i], weights.e[i])
-            q_max = q_max_of(PARAMS.kv_width) if i else Q_MAX
+            q_max = q_max_of(PARAMS.attention.key_width) if i else Q_MAX
             if not (biased or normed):
                 expected.append(rope_quantize(x[:, part], s, w_scale, t, q_max))
                 continue
@@ -165,7 +165,8 @@ def _cache(base: int, position: int, heads: list[tuple[Any, Scale]]) -> dict[int
             address = base + offset + g * PARAMS.kv_head_bytes
             address += (position + m) * PARAMS.kv_row_bytes
             found |= {
-                address + i: v for i, v in enumerate(kv_bytes(x[m, g], PARAMS.kv_width).tolist())
+                address + i: v
+                for i, v in enumerate(kv_bytes(x[m, g], PARAMS.attention.key_width).tolist())
             }
     record = np.concatenate([pack_scale(s) for _, s in heads], axis=1).astype("<u4")
     for m in range(len(record)):

@@ -42,7 +42,7 @@ from lutra_sim.bench.stream import (
 __all__ = ["executes"]
 
 PARAMS = bench_params(AcceleratorConfig)
-BEAT = PARAMS.data_bytes
+BEAT = PARAMS.word_bytes
 WRITE_CYCLES = 23
 """From the last beat to the writer's idle."""
 MEMORY_BYTES, KV_BASE, LOGITS_BASE = 1 << 21, 1 << 16, 1 << 20
@@ -55,9 +55,9 @@ def scale(x: float) -> int:
 
 def program() -> list[Instruction]:
     """Instructions as a layer and the head have them, with every source and flag."""
-    words = PARAMS.hidden_max // 8
+    words = PARAMS.vector.hidden_max // 8
     beat_words = max(1, BEAT // 32)
-    rows = min(PARAMS.row_blocks_max, PARAMS.param_words) // 2 // beat_words * beat_words
+    rows = min(PARAMS.matmul.acc_blocks, PARAMS.vector.param_words) // 2 // beat_words * beat_words
 
     def norm(source: NormSource, n_words: int, flags: int = 0) -> Instruction:
         args = {
@@ -67,7 +67,7 @@ def program() -> list[Instruction]:
             "gamma_frac": 12,
             "inv_n": scale(1 / (8 * n_words)),
             "eps": scale(1e-5),
-            "scale_a": scale(2.0 ** (PARAMS.a_width - 16)),
+            "scale_a": scale(2.0 ** (PARAMS.matmul.a_width - 16)),
             "scale_b": scale(0.013),
         }
         return Instruction(Opcode.NORMQ, flags, args=args)
@@ -86,7 +86,7 @@ def program() -> list[Instruction]:
         args = {"row_first": 8 * first, "n_words": n_words, "param_word": param, "acc_base": base}
         return Instruction(Opcode.LOGITS, flags, args=args)
 
-    flags = FLAG_BIAS * PARAMS.qkv_bias | FLAG_QK_NORM * PARAMS.qk_norm
+    flags = FLAG_BIAS * PARAMS.vector.qkv_bias | FLAG_QK_NORM * PARAMS.vector.qk_norm
     attention_words = PARAMS.n_heads * PARAMS.head_dim // 8
     return [
         norm(NormSource.RESIDUAL, words),
@@ -94,9 +94,9 @@ def program() -> list[Instruction]:
         *([rope(2 * PARAMS.kv_layer_bytes, flags)] if flags else []),
         norm(NormSource.ATTENTION, min(words, attention_words)),
         add(0.001),
-        norm(NormSource.GATE, min(words, PARAMS.row_blocks_max // 2)),
-        add(1e6 * 2.0 ** (PARAMS.a_width - 8)),
-        norm(NormSource.SWIGLU, min(words, PARAMS.row_blocks_max // 2), FLAG_PLAIN),
+        norm(NormSource.GATE, min(words, PARAMS.matmul.acc_blocks // 2)),
+        add(1e6 * 2.0 ** (PARAMS.matmul.a_width - 8)),
+        norm(NormSource.SWIGLU, min(words, PARAMS.matmul.acc_blocks // 2), FLAG_PLAIN),
         add(0.5),
         norm(NormSource.RESIDUAL, words, FLAG_LOGITS),
         head(FLAG_LOGITS | FLAG_FIRST, 0, rows, 0, 0),

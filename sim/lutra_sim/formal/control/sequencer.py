@@ -1,19 +1,18 @@
 """A Sequencer among units that finish what they begin, with a program that can be met."""
 
-from dataclasses import replace
 from typing import Any
 
 from amaranth import Array, Cat, Module, Mux, Signal
 
 from lutra_golden.control.isa import Opcode, Unit
-from lutra_golden.core.config import NANO
+from lutra_golden.core.configs import NANO
 from lutra_hw.control.fields import header
 from lutra_hw.control.sequencer import Sequencer
 from lutra_sim.formal.property import Property, Token, past, recorded
 
 __all__ = ["SequencerProperty", "SequencerRules", "SequencerRun"]
 
-CONFIG = replace(NANO, data_axi_width=256, head_dim=32)
+CONFIG = NANO.with_(head_dim=32)
 """One instruction in a beat."""
 
 _UNIT_CYCLES = 2
@@ -47,9 +46,9 @@ class SequencerProperty(Property):
         for name in registers:
             value = getattr(dut.context, name)
             self.assume(m, ~running | (value == past(m, value, name)))
-        n_beats = dut.context.program_bytes // CONFIG.data_bytes
+        n_beats = dut.context.program_bytes // CONFIG.word_bytes
         self.assume(
-            m, dut.context.program_bytes % CONFIG.data_bytes == 0, n_beats <= self.max_beats
+            m, dut.context.program_bytes % CONFIG.word_bytes == 0, n_beats <= self.max_beats
         )
 
         # memory

@@ -1,0 +1,159 @@
+"""Named configurations, and those made from others: another engine, or made to measure."""
+
+import math
+
+from lutra_golden.attention.attention import AttentionParams
+from lutra_golden.core.config import ENGINES, AcceleratorConfig
+from lutra_golden.core.ports import two_ports
+from lutra_golden.errors import LutraError
+from lutra_golden.matmul.engine import LANES, SCALE_WIDTH
+from lutra_golden.matmul.ternary import TernaryParams
+from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.padding import built_head_dim, padded_group
+from lutra_golden.vector.norm import GATE_WIDTH_MAX
+from lutra_golden.vector.unit import VectorParams
+
+__all__ = ["CONFIGS", "NANO", "measured", "with_engine"]
+
+NANO = AcceleratorConfig(
+    name="nano",
+    matmul=TernaryParams(),
+    attention=AttentionParams(),
+    vector=VectorParams(),
+    ports=two_ports(weights=1024, data=512),
+)
+"""Simulates fast; holds the tales model; 576 ternary MAC per cycle."""
+
+CONFIGS = {config.name: config for config in (NANO,)}
+
+# step_depth, w_width: what a weight word of 1024 bits holds for eight rows
+_STEPS = {"lut": (64, 1), "mixpe": (16, 4), "mac": (16, 4)}
+_DEPTH_TILE = 64
+_DEPTH_TILES = (64, 32, 16)
+
+Tile = tuple[int, int, int]
+"""``step_tokens``, ``step_rows``, ``step_depth``."""
+
+
+def with_engine(
+    config: AcceleratorConfig,
+    engine: str,
+    *,
+    a_width: int = 8,
+    scale_width: int = SCALE_WIDTH,
+    depth_tile: int = _DEPTH_TILE,
+    tile: Tile | None = None,
+) -> AcceleratorConfig:
+    """``config`` with another matmul engine, width of activations and of group scales.
+
+    ``depth_tile`` is the least group; depths are as large with a smaller one. The ternary engine
+    has activations of 8 bits only, and no groups. ``tile`` is the work of a step, if it is to be
+    another than the engine's usual one; groups are then at least as deep as a step."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    if config.engine != "ternary":
+        raise ValueError(f"config must have the ternary engine, not {config.engine!r}")
+    if depth_tile not in _DEPTH_TILES:
+        raise ValueError(
+            f"depth_tile must be one of {', '.join(map(str, sorted(_DEPTH_TILES)))}, "
+            f"not {depth_tile}"
+        )
+    if engine == "ternary":
+        for name, value, only in (
+            ("a_width", a_width, 8),
+            ("scale_width", scale_width, SCALE_WIDTH),
+            ("depth_tile", depth_tile, _DEPTH_TILE),
+        ):
+            if value != only:
+                raise ValueError(f"{name} of the ternary engine must be {only}, not {value}")
+        return config if tile is None else _with_tile(config, tile, tile[2])
+    step_depth, w_width = _STEPS[engine]
+    name = f"{config.name}-{engine}"
+    for letter, value, usual in (
+        ("a", a_width, 8),
+        ("s", scale_width, SCALE_WIDTH),
+        ("k", depth_tile, _DEPTH_TILE),
+    ):
+        name += "" if value == usual else f"-{letter}{value}"
+    built = config.with_(
+        name=name,
+        engine=engine,
+        step_depth=min(step_depth, depth_tile),
+        depth_tile=depth_tile,
+        a_width=a_width,
+        w_width=w_width,
+        scale_width=scale_width,
+        acc_width=28,
+        sum_width=28 + a_width + (scale_width - SCALE_WIDTH),
+        act_tiles=12 * _DEPTH_TILE // depth_tile,
+    )
+    return built if tile is None else _with_tile(built, tile, max(_DEPTH_TILE, tile[2]))
+
+
+def _with_tile(config: AcceleratorConfig, tile: Tile, depth_tile: int) -> AcceleratorConfig:
+    step_tokens, step_rows, step_depth = tile
+    return config.with_(
+        step_tokens=step_tokens,
+        step_rows=step_rows,
+        step_depth=step_depth,
+        depth_tile=depth_tile,
+    )
+
+
+def measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> AcceleratorConfig:
+    """``base`` with ``engine`` and buffers of the sizes that ``model`` needs.
+
+    LutraError if there is no such configuration.
+    """
+    head_dim = built_head_dim(model.head_dim)
+    q_out, kv_out = model.n_heads * head_dim, model.n_kv_heads * head_dim
+    depths = (model.hidden_size, q_out, model.intermediate_size)
+    rows = max(q_out + 2 * kv_out, 2 * model.intermediate_size, model.hidden_size)
+    try:
+        sized = base.with_(
+            name=f"{base.name}-fit",
+            hidden_max=_round_up(model.hidden_size, 32),
+            head_dim=head_dim,
+            n_heads=model.n_heads,
+            n_kv_heads=model.n_kv_heads,
+            max_context=_power_of_two(model.context),
+            acc_blocks=_round_up(rows // LANES, 16),
+            param_words=_power_of_two(4 * max(*depths, rows * model.biased) // LANES),
+            qkv_bias=model.biased,
+            qk_norm=model.head_normed,
+        )
+        sized = sized.with_(ports=two_ports(weights=1024, data=min(1024, sized.word_width)))
+        group = padded_group(model.group, model.head_dim) if model.group else _DEPTH_TILE
+        depth_tile = math.gcd(*depths, group, _DEPTH_TILE)
+        if engine != "ternary" and depth_tile not in _DEPTH_TILES:
+            raise ValueError(
+                f"depth_tile must be one of {', '.join(map(str, _DEPTH_TILES))} and divide "
+                f"groups and depths {', '.join(map(str, depths))}"
+            )
+        if engine == "ternary":
+            # sums are of the weights themselves; squared ReLU multiplies three of them
+            sums = ((1 << (model.a_bits - 1)) * max(depths)).bit_length() + 1
+            built = sized.with_(
+                acc_width=max(sized.matmul.acc_width, sums),
+                sum_width=max(sized.matmul.sum_width, sums),
+                gate_width=max(sized.vector.gate_width, min(sums, GATE_WIDTH_MAX)),
+            )
+        else:
+            built = with_engine(
+                sized,
+                engine,
+                a_width=model.a_bits,
+                scale_width=max(SCALE_WIDTH, model.scale_bits),
+                depth_tile=depth_tile,
+            )
+        return built.with_(act_tiles=-(-max(depths) // built.matmul.depth_tile))
+    except ValueError as error:
+        raise LutraError(f"no configuration holds {model.name}: {error}") from None
+
+
+def _round_up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,125 @@
+"""Memory ports of the accelerator: their widths, bursts, and what each is for."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lutra_golden.params import check_positive
+
+__all__ = [
+    "ADDRESS_WIDTH",
+    "PORT_WIDTHS",
+    "PortParams",
+    "Purpose",
+    "check_ports",
+    "port_name",
+    "two_ports",
+]
+
+ADDRESS_WIDTH = 40
+"""Bits of a byte address in the accelerator's memory."""
+PORT_WIDTHS = (32, 64, 128, 256, 512, 1024)
+"""Bits that a beat of a port may have, as AXI4 has it."""
+_BOUNDARY_BYTES = 4096
+_BEATS_MAX = 256
+
+
+class Purpose(StrEnum):
+    """Traffic that a port carries, in the order of its ids there."""
+
+    FETCH = "fetch"
+    """Instructions."""
+    LOAD = "load"
+    """Parameters, rotary tables and embeddings."""
+    ATTENTION = "attention"
+    """Keys, values and their scales."""
+    WEIGHTS = "weights"
+    """Weight words of the matmul engine."""
+    WRITE = "write"
+    """All that is written: keys, values, their scales, logits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortParams:
+    """One AXI4 master, ``m_axi_<number>``.
+
+    Parameters
+    ----------
+    width : bits of a beat, see :data:`PORT_WIDTHS`.
+    purposes : what goes through it, one or more; every purpose has one port.
+    max_outstanding : bursts under way of a stream that is long.
+    burst_bytes : bytes of the longest burst, a power of two.
+    """
+
+    width: int
+    purposes: tuple[Purpose, ...]
+    max_outstanding: int = 8
+    burst_bytes: int = 1024
+
+    def __post_init__(self) -> None:
+        check_positive(self, "width", "max_outstanding", "burst_bytes")
+        if self.width not in PORT_WIDTHS:
+            raise ValueError(
+                f"width of a port must be one of {', '.join(map(str, PORT_WIDTHS))}, "
+                f"not {self.width}"
+            )
+        if not self.purposes or not set(self.purposes) <= set(Purpose):
+            raise ValueError(
+                f"purposes of a port must be one or more of {', '.join(Purpose)}, "
+                f"not {self.purposes!r}"
+            )
+        most = min(_BOUNDARY_BYTES, _BEATS_MAX * self.width // 8)
+        n = self.burst_bytes
+        if n & (n - 1) or not self.width // 8 <= n <= most:
+            raise ValueError(
+                f"burst_bytes must be a power of two in {self.width // 8}..{most}, not {n}"
+            )
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of a beat."""
+        return self.width // 8
+
+    @property
+    def burst_beats(self) -> int:
+        """Beats of the longest burst."""
+        return self.burst_bytes // self.n_bytes
+
+    @property
+    def reads(self) -> tuple[Purpose, ...]:
+        """What is read through this port, in the order of ``arid``."""
+        return tuple(each for each in Purpose if each in self.purposes and each != Purpose.WRITE)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the port has write channels."""
+        return Purpose.WRITE in self.purposes
+
+
+def port_name(number: int) -> str:
+    """Name of a port in the RTL, and wherever one is named."""
+    return f"m_axi_{number}"
+
+
+def check_ports(ports: tuple[PortParams, ...]) -> None:
+    """Refuse a list of ports that does not serve each purpose once."""
+    for purpose in Purpose:
+        n = sum(port.purposes.count(purpose) for port in ports)
+        if n != 1:
+            raise ValueError(f"ports must have one for {purpose}, not {n}")
+
+
+def two_ports(
+    weights: int, data: int, *, max_outstanding: int = 8, burst_bytes: int = 1024
+) -> tuple[PortParams, PortParams]:
+    """A port for weights, and one for everything else, of these widths."""
+    rest = tuple(each for each in Purpose if each != Purpose.WEIGHTS)
+    first, second = (
+        PortParams(
+            width=width,
+            purposes=purposes,
+            max_outstanding=max_outstanding,
+            burst_bytes=min(burst_bytes, _BEATS_MAX * width // 8),
+        )
+        for width, purposes in ((weights, (Purpose.WEIGHTS,)), (data, rest))
+    )
+    return first, second

@@ -42,13 +42,13 @@ def main(extras: list[str]) -> int:
         print(f"error: .venv cannot be written: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 
 
 class EnvironmentFailure(Exception):
-    """Why there is no environment, and what to do about it."""
+    """The environment cannot be built; the message gives the reason and a remedy."""
 
 
 def ensure(extras: set[str]) -> None:
@@ -172,7 +172,7 @@ def n_installed() -> int:
 
 
 def installed_share(log: str, n_expected: int, n_done: int) -> tuple[float, str]:
-    """How far pip has come by its log and what it has unpacked, and what it is doing."""
+    """Progress of pip, from its log and the unpacked packages, and its current activity."""
     if unpacking := re.search(r"^Installing collected packages: (.+)$", log, re.MULTILINE):
         names = unpacking[1].split(", ")
         return 0.6 + 0.4 * min(n_done / len(names), 0.99), f"unpacking {len(names)} packages"

@@ -12,11 +12,11 @@ from lutra_golden.install import install_command
 
 __all__ = ["gpu_count", "interpreted", "missing"]
 
-_NEEDED = "a GPU of compute capability 8.0 or higher is needed, and its driver"
+_NEEDED = "compute capability 8.0 or higher is required"
 
 
 def gpu_count() -> int:
-    """CUDA devices that the driver of this machine has, 0 without a driver; takes no time."""
+    """Number of CUDA devices that the driver reports, 0 without a driver; fast."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -28,14 +28,14 @@ def gpu_count() -> int:
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, which needs no GPU."""
+    """True if kernels run in Triton's interpreter, which needs no GPU."""
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
 
 
 def missing() -> str | None:
-    """Why kernels cannot run on a CUDA device here, in one line; None if they can."""
+    """Reason why kernels cannot run on a CUDA device here, in one line; None if they can."""
     if not gpu_count():
-        return f"there is no CUDA device: {_NEEDED}"
+        return f"no CUDA device found: install an NVIDIA GPU and its driver ({_NEEDED})"
     try:
         torch = import_module("torch")
         import_module("triton")
@@ -43,10 +43,10 @@ def missing() -> str | None:
         return f"{error}: run `{install_command('gpu')}`"
     if not torch.cuda.is_available():
         return (
-            "torch finds no CUDA device, it may be built without CUDA: install a build that has "
-            "it, see https://pytorch.org"
+            "PyTorch finds no CUDA device, perhaps because it was built without CUDA: install a "
+            "CUDA build, see https://pytorch.org"
         )
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
-        return f"the GPU has compute capability {major}.{minor}: {_NEEDED}"
+        return f"the GPU has compute capability {major}.{minor}, and {_NEEDED}: use another GPU"
     return None

@@ -1,8 +1,7 @@
-"""``python -m lutra_kernels.tune``: measure tiles on this device and write its table.
+"""``python -m lutra_kernels.tune``: autotune the kernels on this device and write its table.
 
-Every candidate's product is compared with the first one's before it is timed; what does not
-compile, or does not fit, is left out. From then on :mod:`.launch` takes the table's tiles for its
-shapes.
+The product of each candidate is compared with the first one's before it is timed. Candidates that
+do not compile or do not fit are skipped. :mod:`.launch` then uses the tiles in the table.
 """
 
 import argparse
@@ -98,7 +97,7 @@ def _best(
         try:
             found = calls[0]().clone()
             torch.cuda.synchronize()
-        except Exception as error:  # shared memory or registers do not suffice
+        except Exception as error:  # not enough shared memory or registers
             if expected is None:
                 raise
             print(f"  {tile}: {type(error).__name__}")
@@ -161,12 +160,37 @@ def write_table(tuned: Tuned, about: dict[str, str], path: Path) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to measure."""
+    """Add the options of ``lutra tune``."""
     models = sorted({shape.model for shape in SHAPES})
-    parser.add_argument("--models", nargs="+", choices=models, default=models)
-    parser.add_argument("--formats", nargs="+", type=parse_width, metavar="W4g128")
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(M_BUCKETS), metavar="M")
-    parser.add_argument("-o", "--output", type=Path, help="default: the table of this device")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=models,
+        default=models,
+        help="models whose layer shapes are tuned (default: all)",
+    )
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        type=parse_width,
+        metavar="FORMAT",
+        help=f"weight formats: {', '.join(FORMATS)} (default: all)",
+    )
+    parser.add_argument(
+        "--tokens",
+        nargs="+",
+        type=int,
+        default=list(M_BUCKETS),
+        metavar="M",
+        help=f"numbers of tokens per pass (default: {' '.join(map(str, M_BUCKETS))})",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="table to write (default: the table of this GPU in the installed package)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Why kernels can not run here, in one line each; needs neither Triton nor torch."""
+"""Reasons why kernels cannot run here, one line each; needs neither Triton nor torch."""
 
 import ctypes
 from types import SimpleNamespace
@@ -18,10 +18,14 @@ def torch_with(available: bool, capability: tuple[int, int]) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("count", "torch", "expected"),
     [
-        (0, None, "there is no CUDA device: a GPU of compute capability 8.0 or higher is needed"),
+        (
+            0,
+            None,
+            "no CUDA device found: install an NVIDIA GPU and its driver (compute capability ",
+        ),
         (1, None, f"no module torch: run `{install_command('gpu')}`"),
-        (1, torch_with(False, (9, 0)), "torch finds no CUDA device, it may be built without CUDA"),
-        (1, torch_with(True, (7, 5)), "the GPU has compute capability 7.5: a GPU of compute capab"),
+        (1, torch_with(False, (9, 0)), "PyTorch finds no CUDA device, perhaps because it was bui"),
+        (1, torch_with(True, (7, 5)), "the GPU has compute capability 7.5, and compute capability"),
         (1, torch_with(True, (8, 0)), None),
     ],
 )
@@ -43,7 +47,7 @@ def test_each_reason(
 
 
 class Driver:
-    """A driver that fails to start, or has so many devices."""
+    """A driver that returns ``status`` and reports ``count`` devices."""
 
     def __init__(self, status: int, count: int) -> None:
         self._status, self._count = status, count

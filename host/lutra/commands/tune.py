@@ -1,4 +1,4 @@
-"""``lutra tune``: measure tile sizes of the GPU kernels on this machine, and keep the best."""
+"""``lutra tune``: autotune the GPU kernels on this machine."""
 
 import argparse
 
@@ -16,6 +16,6 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
 
 def _tune(args: argparse.Namespace) -> int:
     if (reason := missing()) is not None:
-        raise LutraError(f"nothing to tune: {reason}")
+        raise LutraError(f"cannot tune: {reason}")
     tune.run(args)
     return 0

@@ -55,7 +55,7 @@ def test_a_missing_compiler_is_said(
 def test_without_a_gpu_there_is_nothing_to_tune(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tune, "missing", lambda: "there is no CUDA device: a GPU is needed")
+    monkeypatch.setattr(tune, "missing", lambda: "no CUDA device found: install one")
     assert main(["tune", "--models", "2b-4t"]) == 2
-    error = "error: nothing to tune: there is no CUDA device: a GPU is needed\n"
+    error = "error: cannot tune: no CUDA device found: install one\n"
     assert capsys.readouterr().err == error

@@ -62,7 +62,7 @@ class CudaDevice(BaseDevice[CudaSession]):
     ) -> None:
         reason = None if interpreted() else missing()
         if reason is not None:
-            raise LutraError(f"device cuda can not be used, {reason}")
+            raise LutraError(f"device cuda cannot be used, {reason}")
         super().__init__(memory_limit=memory_limit)
         self._progress = progress
         self._loaded: Runner | None = None

@@ -134,13 +134,13 @@ def test_a_gpu_that_is_too_small_leaves_it_to_the_cpu(monkeypatch: pytest.Monkey
         "the GPU has too little memory for the model's weights; device cpu runs instead"
     ]
     monkeypatch.setattr(choose, "CudaDevice", no_torch)
-    assert LLM("tales").notes == ["device cuda can not be used, no torch; device cpu runs instead"]
+    assert LLM("tales").notes == ["device cuda cannot be used, no torch; device cpu runs instead"]
     with pytest.raises(LutraError, match="too little memory"):
         LLM("tales", SmallGpu(None))
 
 
 def no_torch(progress: object) -> None:
-    raise LutraError("device cuda can not be used, no torch")
+    raise LutraError("device cuda cannot be used, no torch")
 
 
 def test_sums_that_can_pass_28_bits_are_refused(

@@ -27,7 +27,7 @@ BIN = ROOT / ".venv" / "bin"
 LIMIT = 590
 """Seconds that all steps together may take."""
 SHAPES = ["--models", "2b-4t", "--formats", "W1.58", "W4g128"]
-"""What is tuned and timed: everything takes far longer, by the modules' own commands."""
+"""Shapes to tune and time; the modules' own commands do all of them, which takes far longer."""
 BENCH = ["bench", "-m", "random:bitnet-2b-4t", "-dev", "cuda", "-o", "json", "-r", "3"]
 Figure = dict[str, str | int | float]
 
@@ -134,7 +134,7 @@ STEPS = (
         figures=_rates,
     ),
 )  # fmt: skip
-"""What is done, in this order."""
+"""Steps, in order."""
 
 
 @dataclass

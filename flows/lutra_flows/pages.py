@@ -18,7 +18,7 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether the figure keeps to its limit."""
+        """True if the figure is within its limit."""
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
 

@@ -76,7 +76,7 @@ class Run:
     checked: bool = False
 
     def recipe(self, group: int) -> Recipe:
-        """How to quantise."""
+        """The quantisation recipe of this run."""
         return Recipe(
             format=Format.parse(self.format),
             group=group,

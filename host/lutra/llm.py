@@ -195,12 +195,12 @@ class LLM:
 
     @property
     def notes(self) -> list[str]:
-        """Why a faster device is not used, a line each."""
+        """Reasons why faster devices are not used, one line each."""
         return notes_on(self.device, self._reasons)
 
     @property
     def rounded(self) -> Decoder:
-        """What runs, in floating point: what the logits are measured against."""
+        """Float reference of the packed model."""
         return reference(self.packed)
 
     @property

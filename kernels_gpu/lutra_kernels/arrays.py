@@ -34,16 +34,16 @@ __all__ = [
 ]
 
 INTERPRETED = interpreted()
-"""Whether kernels run in Triton's interpreter; read once, as ``triton.jit`` does."""
+"""True if kernels run in Triton's interpreter; read once, as ``triton.jit`` does."""
 DEVICE = "cuda"
-"""Where torch tensors are."""
+"""The device of torch tensors."""
 POISON = 0xA5
 """Every byte of new memory under the interpreter: an output that is not written shows."""
 _ALIGNMENT = 128
 
 
 class Array(Protocol):
-    """What torch tensors and :class:`HostArray` have in common."""
+    """Common interface of torch tensors and :class:`HostArray`."""
 
     @property
     def shape(self) -> Sequence[int]: ...

@@ -71,7 +71,7 @@ def variants() -> list[Variant]:
 
 
 def faults(variant: Variant, code: Compiled) -> list[str]:
-    """What the machine code has that it must not have, or lacks."""
+    """Faults of the machine code, such as spills or missing instructions."""
     found: list[str] = []
     if code.spills or code.stack:
         found.append(f"{code.spills} spills, {code.stack} bytes of stack")

@@ -1,4 +1,4 @@
-"""Kernels compiled without a GPU, and what the machine code tells: spills, loads, instructions.
+"""Kernels compiled without a GPU, and facts about their machine code: spills, loads, instructions.
 
 Triton brings ``ptxas`` and the disassembler. The hot loop is the innermost loop with the most dot
 products or matrix instructions in it; per weight means per weight that a thread reads.
@@ -49,7 +49,7 @@ class Compiled:
 
     @cached_property
     def opcodes(self) -> Counter[str]:
-        """How often each instruction stands in the code."""
+        """Number of occurrences of each instruction in the code."""
         return self._opcodes(0, len(self.sass))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a machine without a fitting GPU, or with too small a one, raises: one line that tells."""
+"""One-line errors for machines without a suitable GPU, or with too little GPU memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ __all__ = ["GpuUnavailable", "naming_memory", "require_gpu"]
 
 
 class GpuUnavailable(RuntimeError):
-    """The GPU can not be used, or does not hold the model; the message says why and what helps."""
+    """The GPU cannot be used or cannot hold the model; the message says why and what to do."""
 
 
 def require_gpu() -> None:
@@ -26,7 +26,7 @@ def naming_memory(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # torch's own class, which needs no import to be told by its name
+        # compared by name, so that torch need not be imported
         if type(error).__name__ not in ("OutOfMemoryError", "MemoryError"):
             raise
         raise GpuUnavailable(f"the GPU has too little memory for {what}: {advice}") from error

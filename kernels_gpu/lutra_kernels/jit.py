@@ -23,7 +23,7 @@ if INTERPRETED:
 
 
 class Kernel(Protocol):
-    """What ``jit`` makes: launched with a grid, called within other kernels."""
+    """Result of ``jit``: launched with a grid, or called within other kernels."""
 
     arg_names: list[str]
 

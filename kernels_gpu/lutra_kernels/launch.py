@@ -108,8 +108,10 @@ def _expanding(arch: int) -> frozenset[str]:
 
 
 def expands(*, arch: int, bits: int, group: int, n: int, k: int, m: int) -> bool:
-    """Whether so many tokens are worth expanding the weights; the rule expands from 512 tokens on,
-    where the expansion is a small part of the product."""
+    """True if expanding the weights pays off for ``m`` tokens.
+
+    The rule expands from 512 tokens on, where expansion is a small part of the product.
+    """
     if load_table(arch):
         return key("gemm", bits, group, n, k, m) in _expanding(arch)
     return m >= _EXPAND_FROM

@@ -35,7 +35,7 @@ __all__ = [
 BLOCK = 128
 """Depths are filled up to a multiple of this."""
 LOW_OFFSET = 128
-"""What a low byte lacks, so that it is signed."""
+"""Offset that makes a low byte signed."""
 
 
 def cdiv(a: int, b: int) -> int:

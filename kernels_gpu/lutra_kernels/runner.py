@@ -400,7 +400,7 @@ class Runner:
     def _output(
         self, b: _Buffers, parts: Sequence[Part], order: Sequence[int], layers: range
     ) -> PassOutput:
-        """What ``parts``, which come in this ``order``, have given, in the order of the caller."""
+        """Results of ``parts``, sorted from the given ``order`` back to the caller's."""
         logits = np.zeros((0, self._model.packed.vocab_size), np.int32)
         words: NDArray[np.generic] = np.zeros(0, np.int32)
         if b.logits is not None and b.last is not None:

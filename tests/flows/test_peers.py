@@ -24,7 +24,7 @@ SHAPE = {
 
 
 def test_the_peers_model_is_whole(tmp_path: Path) -> None:
-    """As the library that defines the format reads it."""
+    """Reads the file with the library that defines the format."""
     path = tmp_path / "peer.gguf"
     write_gguf(path, SHAPE)
     reader = gguf.GGUFReader(path)

@@ -49,7 +49,7 @@ class Shape:
     vocab_size: int = 304
     max_position_embeddings: int = 32
     options: dict[str, object] = field(default_factory=dict[str, object])
-    """What ``config.json`` says beyond or against the rest."""
+    """Entries of ``config.json`` that extend or override the rest."""
 
 
 SHAPES = {

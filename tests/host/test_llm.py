@@ -835,7 +835,7 @@ def test_nothing_stays_of_what_is_dropped(folder: Path) -> None:
 
 
 def test_auto_takes_the_next_best(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the fastest device has no room for the model."""
+    """The fastest device has no room for the model."""
 
     class Small(GoldenDevice):
         name = "cpu"

@@ -42,7 +42,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _is_elsewhere(item: pytest.Item) -> bool:
-    """Whether ``item`` must run in a child of this process."""
+    """True if ``item`` must run in a child process."""
     here = os.environ.get("TRITON_INTERPRET") == "1" or os.environ.get("LUTRA_TEST_CUDA") == "1"
     return not here and item.get_closest_marker("interpreted") is not None
 

@@ -1,4 +1,4 @@
-"""What tests may do in the interpreting process; run by ``test_harness.py`` only."""
+"""Cases for the interpreting process; run by ``test_harness.py`` only."""
 
 import os
 

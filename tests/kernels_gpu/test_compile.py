@@ -34,7 +34,7 @@ def test_machine_code(variant: Variant, arch: int) -> None:
 
 
 def _chosen() -> dict[str, Variant]:
-    """What the rules choose for released models' layers."""
+    """Variants that the rules choose for layers of released models."""
     found: dict[str, Variant] = {}
     for name in ("W1.58", "W4g128", "W8g128"):
         width = parse_width(name)

@@ -1,4 +1,4 @@
-"""What a machine without a GPU is told; this process does not interpret kernels."""
+"""Errors on a machine without a GPU; this process does not interpret kernels."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from lutra_kernels.errors import GpuUnavailable, naming_memory, require_gpu
 
 
 class OutOfMemoryError(RuntimeError):
-    """As torch calls its own."""
+    """Same name as torch's own class."""
 
 
 def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.interpreted
 
 
 def pool_of(kv: int, head_dim: int = 16) -> KvPool:
-    """Of two key and value heads and 64 positions."""
+    """A pool of two key and value heads and 64 positions."""
     model = small_model("qwen3", "W4A8", kv, layers=1, head_dim=head_dim)
     return KvPool(upload_model(model), page=32)
 

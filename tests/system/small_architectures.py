@@ -46,7 +46,7 @@ _WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers":
 
 
 def config_of_engine(engine: str, **changes: int) -> AcceleratorConfig:
-    """What holds every model here that the engine runs, with ``changes``."""
+    """Configuration that holds every model here that the engine runs, with ``changes``."""
     if engine == "ternary":
         return config_for(SHAPE, engine, **changes)
     # depth tiles of 16 with whole float16 scales, for the checkpoints that have them
@@ -120,7 +120,7 @@ def _grouped(weight: Dense, bits: int, group: int) -> Grouped:
 
 
 def _groups_of_two_sizes(folder: Path) -> PackedModel:
-    """As Q4_K_M mixes them: some matrices in groups of 32, others in groups of 16."""
+    """Mixed like Q4_K_M: some matrices in groups of 32, others in groups of 16."""
     model = _read(folder, "llama-untied", {})
     layers = list[DecoderLayer]()
     for i, layer in enumerate(model.layers):
@@ -189,11 +189,11 @@ MAKERS: dict[str, Callable[[Path], PackedModel]] = {
     "bitnet-large-odd": _as_it_is("bitnet-large", num_key_value_heads=2, head_dim=24),
     "falcon3": _as_it_is("falcon3"),
 }
-"""How each model is made, in a folder that does not exist yet."""
+"""Makers of the models, each into a folder that does not exist yet."""
 
 
 def is_ternary(name: str) -> bool:
-    """Whether the ternary engine runs a model."""
+    """True if the ternary engine runs the model."""
     return name in ("bitnet", "bitnet-large", "bitnet-large-odd", "falcon3")
 
 

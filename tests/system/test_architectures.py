@@ -27,10 +27,10 @@ N_PROMPT, N_DECODE = 20, 3
 SIZES = (4, 3, 1, 2, 4, 4, 2)
 """Tiles of the prompt."""
 BOUND = 0.045
-"""Of the error's root mean square, in standard deviations of the logits: eight bits of
+"""Limit on the root mean square error, in standard deviations of the logits: eight bits of
 activations, keys, values and head leave 0.015 to 0.03."""
 BOUND_KV4 = 0.07
-"""Of it with a cache of four bits, in floating point too: 0.02 to 0.05."""
+"""The same limit with a cache of four bits, which leaves 0.02 to 0.05, in float as well."""
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def assert_the_rtl_gives_the_same(
 
 
 def engines_of(name: str) -> Iterator[str]:
-    """Of every model the first is tested always: two simulators hold them all."""
+    """Engines of a model; the first is always tested, and two simulators cover all models."""
     if is_ternary(name):
         yield "ternary"
     yield from ("lut", "mixpe", "mac")
@@ -202,7 +202,7 @@ def halves_of_heads(model: PackedModel) -> NDArray[np.int64]:
 
 
 def neighbours_apart(model: PackedModel) -> NDArray[np.int64]:
-    """As if pairs that rotate were neighbours."""
+    """Permutation that would be right if rotated pairs were neighbours."""
     n = model.n_heads + 2 * model.n_kv_heads
     return np.arange(n * model.head_dim).reshape(n, -1, 2).transpose(0, 2, 1).reshape(-1)
 
@@ -342,7 +342,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
     },
     "falcon3": {"gamma rolled": in_layers(input_norm_rolled), "keys": in_layers(keys_and_values)},
 }
-"""What could be in the wrong place, by model."""
+"""Possible misplacements, by model."""
 
 
 @pytest.mark.parametrize(

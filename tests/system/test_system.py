@@ -81,7 +81,7 @@ CASES = [
     *(Case("tales-llama", engine, format) for engine in GROUPED for format in FORMATS),
 ]
 FIRST = [Case("tales-llama", engine, "W4A8") for engine in GROUPED]
-"""What stands for the grouped engines where not every case is worth its time."""
+"""One case per grouped engine, for tests too slow to run on every case."""
 TIMINGS: dict[str, MemoryTiming] = {
     "rtl": NANO_MEMORY,
     "rtl-ideal": IDEAL_MEMORY,
@@ -186,7 +186,7 @@ def test_all_logits_equal(column: Column, n_prompt: int, n_decode: int, prompt: 
     indirect=True,
 )
 def test_tiles_of_every_size(column: Column, prompt: list[int]) -> None:
-    """However a prompt is cut into tiles, and whichever logits are asked for, the bits agree."""
+    """The bits agree however a prompt is cut into tiles, whichever logits are requested."""
     device, golden = column.device, column.golden
     expected = [golden.run_tile([t], i, 0) for i, t in enumerate(prompt[:28])]
     position = 0

@@ -202,7 +202,7 @@ def plot(reports: Sequence[Report], paths: Sequence[Path]) -> None:
 
 
 def _without_dsp(reports: Sequence[Report]) -> list[Report]:
-    """Of the reports on xcup those that multiply in LUTs: all are then measured alike."""
+    """One xcup report per engine and format; without DSP blocks if measured, to compare fairly."""
     seen = {(r.engine, r.format): r for r in reports if r.target == "xcup"}
     for report in reports:
         if report.target == "xcup" and not report.dsp:

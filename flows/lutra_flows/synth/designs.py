@@ -33,7 +33,7 @@ Tile = tuple[int, int, int]
 
 
 class Part(StrEnum):
-    """How much of the hardware is synthesised."""
+    """The part of the hardware that is synthesised."""
 
     ENGINE = "engine"
     """The matmul engine with its control, buffers, dequantiser and accumulators."""
@@ -47,9 +47,9 @@ class Material(StrEnum):
     """Material of an array; the values and the order of words are the same."""
 
     DSP = "dsp"
-    """Of what an FPGA has."""
+    """FPGA primitives, DSP blocks included."""
     LUTS = "luts"
-    """Of what an FPGA has, but for its multipliers."""
+    """FPGA primitives without DSP blocks."""
     CELLS = "cells"
     """Standard cells: tables are logic, not small memories, and sums are carry-save."""
 

@@ -209,7 +209,7 @@ def run_jobs(
 
 
 class _Entry:
-    """Where the cache has the answer to a job."""
+    """The cache entry of a job."""
 
     def __init__(self, yosys: Yosys, job: Job, cache: Path) -> None:
         parts = [yosys.version, job.script, _ABC_SCRIPT, job.netlist]

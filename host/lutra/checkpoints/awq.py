@@ -17,7 +17,7 @@ from lutra_golden.errors import LutraError
 __all__ = ["read_awq"]
 
 _COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Of eight neighbours, the one that each four bits of a word hold, the least significant first."""
+"""Column, out of eight, of each four bits of a word, starting at the least significant."""
 
 
 def read_awq(tensors: SafetensorsFolder, config: ConfigFile, name: str, n: int, k: int) -> Weight:

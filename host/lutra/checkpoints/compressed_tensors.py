@@ -85,7 +85,7 @@ def read_compressed_tensors(
 
 @dataclass(frozen=True, kw_only=True)
 class _Scheme:
-    """How one kind of layers is quantised; ``group`` 0 is one scale for a row."""
+    """Quantisation of one kind of layer; ``group`` 0 means one scale per row."""
 
     bits: int
     symmetric: bool

@@ -10,7 +10,7 @@ __all__ = ["Program", "Segment", "SegmentKind"]
 
 
 class SegmentKind(Enum):
-    """What a segment is for; the driver gives each kind an address of its own."""
+    """Purpose of a segment; the driver gives each kind its own address."""
 
     CODE = "code"
     WEIGHTS = "weights"

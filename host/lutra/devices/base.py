@@ -133,7 +133,7 @@ class Device(Protocol):
         ...
 
     def facts(self) -> Mapping[str, str | int]:
-        """What runs the model, for reports; empty where nothing was built for it.
+        """Facts about the hardware that runs the model, for reports; empty if nothing was built.
 
         Of an accelerator: ``config``, ``engine``, ``target_clock_hz``, and the ``fingerprint`` and
         ``program_fingerprint`` of what was built and compiled.
@@ -174,7 +174,7 @@ class PassResult:
 
 
 class BaseSession:
-    """What sessions of every device have in common: how far each layer is filled.
+    """Common part of all sessions: the number of positions that each layer holds.
 
     A device's own session adds where the keys and values are: ``_read``, ``_write``, ``_copy``.
     """
@@ -284,7 +284,7 @@ class BaseSession:
             )
 
     def position(self, layers: range) -> int:
-        """Where a step of these layers goes on; LutraError unless they agree."""
+        """Position of the next token of these layers; LutraError if they differ."""
         lengths = {self.lengths[i] for i in layers}
         if len(lengths) != 1:
             raise LutraError(
@@ -310,7 +310,7 @@ S_co = TypeVar("S_co", bound=BaseSession, covariant=True)
 
 @dataclass
 class _Gathered:
-    """What the passes of one step have given so far."""
+    """Results of one step, collected over its passes."""
 
     logits: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
     scale: list[NDArray[np.float64]] = field(default_factory=list[NDArray[np.float64]])
@@ -332,7 +332,7 @@ class _Gathered:
 
 
 class BaseDevice(Generic[S_co]):
-    """What all devices have in common: checks, passes, sessions and their memory, locking.
+    """Common part of all devices: checks, passes, sessions and their memory, locking.
 
     A device says how it loads a model (``_load``, ``_unload``), makes a session (``_session``,
     ``_session_bytes``) and runs one pass (``_pass``). ``memory_limit`` are the bytes that sessions
@@ -385,7 +385,7 @@ class BaseDevice(Generic[S_co]):
     # -- the protocol
 
     def is_foreign(self) -> bool:
-        """Whether this process was forked after the model was loaded."""
+        """True if this process was forked after the model was loaded."""
         return os.getpid() != self._pid
 
     @contextmanager
@@ -474,7 +474,7 @@ class BaseDevice(Generic[S_co]):
         return {}
 
     def facts(self) -> Mapping[str, str | int]:
-        """What runs the model, for reports; empty where nothing was built for it."""
+        """Facts about the hardware that runs the model, for reports; empty if nothing was built."""
         return {}
 
     def close(self) -> None:

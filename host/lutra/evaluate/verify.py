@@ -211,7 +211,7 @@ def run_source(decoder: Decoder, tokens: NDArray[np.int64]) -> Run:
 
 
 class _Tensor(Protocol):
-    """Of PyTorch's tensors what is used here."""
+    """The part of PyTorch's tensor interface that is used here."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

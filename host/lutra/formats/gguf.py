@@ -49,7 +49,7 @@ class TensorType:
     block_bytes: int
     tail_bytes: int = 0
     dtype: np.dtype[np.generic] | None = None
-    """Of types in floating point, whose blocks are single values."""
+    """NumPy type of the floating-point types, whose blocks are single values."""
 
 
 TYPES: Mapping[int, TensorType] = {
@@ -76,7 +76,7 @@ _OTHER_TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class GgufTensor:
-    """Where a tensor lies; ``shape`` has the outermost dimension first."""
+    """Location of a tensor in the file; ``shape`` has the outermost dimension first."""
 
     name: str
     kind: TensorType
@@ -202,7 +202,7 @@ class _Cursor:
         return int.from_bytes(self.bytes(n_bytes, what).tobytes(), "little")
 
     def count(self, least: int, what: str) -> int:
-        """A number of entries that take at least so many bytes each."""
+        """A count of entries of at least ``least`` bytes each, checked against the bytes left."""
         n = self.whole(8, what)
         if n > self.left // least:
             raise LutraError(

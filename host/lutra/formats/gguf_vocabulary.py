@@ -73,7 +73,7 @@ def _words(digits: str) -> str:
 
 @dataclass(frozen=True)
 class _Splitting:
-    """How text is split; ``whole`` takes words that are tokens as they are, without merging."""
+    """A way to split text; with ``whole``, words that are tokens are kept without merging."""
 
     make: Callable[[], pre_tokenizers.PreTokenizer]
     whole: bool = False

@@ -71,7 +71,7 @@ RANDOM_SHAPES: Mapping[str, Shape] = {
 
 
 class _Saving(Protocol):
-    """Of safetensors, whose stubs do not say what a path is of."""
+    """The part of safetensors that is used here; its own stubs leave the type of paths open."""
 
     def save_file(self, tensors: Mapping[str, NDArray[np.generic]], path: Path) -> None: ...
 

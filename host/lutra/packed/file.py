@@ -30,7 +30,7 @@ from lutra_golden.model.shapes import LINEARS, Gate
 __all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
 
 VERSION = 3
-"""Of the format; another one is refused."""
+"""Version of the format; other versions are refused."""
 _KEY = "lutra_version"
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
 _ARRAYS = ("embedding", "rope", "norm", "head", "head_rows")
@@ -127,7 +127,7 @@ def _sha256(path: Path) -> str:
 
 
 def _fingerprint(content: Mapping[str, object]) -> str:
-    """Of all the numbers, those in the tensors by their hash."""
+    """Fingerprint of all numbers in the file; tensors enter by their hash."""
     counted = {name: value for name, value in content.items() if name != "fingerprint"}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 

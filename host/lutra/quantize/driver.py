@@ -47,9 +47,12 @@ PlanCallback = Callable[[Sensitivity, BitPlan], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to quantise: ``format`` (its bits of a weight are a mean with ``bits_budget``),
-    weights of a ``group``, ``method`` of :data:`METHODS`, GPTQ in ``act_order`` or not; keys and
-    values are cached in ``kv_bits``."""
+    """Settings of a quantisation.
+
+    ``format`` gives the bits per weight, which are a mean if ``bits_budget`` is set; ``group`` is
+    the number of weights per scale, ``method`` one of :data:`METHODS`, ``act_order`` an option of
+    GPTQ, and ``kv_bits`` the bits of cached keys and values.
+    """
 
     format: Format
     group: int = DEFAULT_GROUP
@@ -105,7 +108,7 @@ class Recipe:
 
 
 class LayerStore(Protocol):
-    """Where layers are kept that are done. It belongs to one model and one recipe's settings."""
+    """Storage for finished layers of one model under one recipe."""
 
     def load(self, i: int) -> PackedLayer | None:
         """Layer ``i``, or None if it has not been saved."""

@@ -1,1 +1,1 @@
-"""What serves generations: sequences on a device, prefixes that are known, streams of pieces."""
+"""Serving of generations: sequences on a device, known prefixes, streams of pieces."""

@@ -1,4 +1,4 @@
-"""What a generation gives: its pieces, its text, and what it took."""
+"""Results of a generation: its pieces, its text and its statistics."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ class Piece:
 
 @dataclass
 class RunStats:
-    """What one generation took; seconds are the device's alone, without check and sampling.
+    """Statistics of one generation; seconds are device time, without checks and sampling.
 
     Of the ``prompt_tokens``, ``reused_tokens`` were on the device already.
     """

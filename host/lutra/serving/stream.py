@@ -1,4 +1,4 @@
-"""A generation in progress: an iterator of pieces that says when it can not go on."""
+"""A generation in progress: an iterator of pieces that raises when it cannot continue."""
 
 import threading
 from collections.abc import Generator

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def row_side(params: EngineParams) -> data.StructLayout:
-    """What a weight word holds of a row behind its digits."""
+    """Scale and zero point of one row, which follow its digits in a weight word."""
     return data.StructLayout({"scale": unsigned(params.scale_width), "zero": signed(ZERO_WIDTH)})
 
 
@@ -54,7 +54,7 @@ def term_width(params: EngineParams) -> int:
 
 
 def word_control(params: EngineParams) -> data.StructLayout:
-    """What accompanies a weight word through the datapaths, and rows to the accumulators."""
+    """Control bits that travel with a weight word through the datapaths to the accumulators."""
     return data.StructLayout(
         {
             "valid": 1,
@@ -78,7 +78,7 @@ CONTROL_FLAGS = ("valid", "finish")
 
 
 def row_control(params: EngineParams) -> data.StructLayout:
-    """What accompanies eight rows of a token to the accumulators."""
+    """Control bits that travel with eight rows of a token to the accumulators."""
     return data.StructLayout(
         {
             "valid": 1,

@@ -33,7 +33,7 @@ DATAPATHS = {
     "mixpe": MixpeDatapath,
     "mac": MacDatapath,
 }
-"""What differs between engines, by :attr:`EngineParams.kind`: the sums of one token's rows."""
+"""Datapaths by :attr:`EngineParams.kind`: the only part in which engines differ."""
 
 
 class PassWalker(wiring.Component):
@@ -424,7 +424,7 @@ class MatmulEngine(wiring.Component):
         m.d.comb += self.busy.eq(n_commands != 0)
 
     def _pace(self, m, issue, end_block, end_pass, holds, draining):
-        """When words must wait: for the rows of the last block, and for their accumulators."""
+        """Stall words until the rows of the last block and their accumulators are free."""
         drain, recovery = self.timing.drain_cycles, self.timing.recovery
         if drain > 1:
             left = Signal(range(drain))

@@ -20,7 +20,7 @@ __all__ = ["HeadScales"]
 
 
 class _Product(enum.Enum, shape=unsigned(3)):
-    """What the multiplier of scales computes, in this order for every head."""
+    """Products of the scale multiplier, in this order for every head."""
 
     NONE = 0
     UNIT = 1  # activation scale x weight scale

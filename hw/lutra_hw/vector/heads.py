@@ -28,7 +28,7 @@ _PARAM_WIDTH = 16
 
 
 def slot_layout(config: AcceleratorConfig) -> data.StructLayout:
-    """What is known of a pair of blocks when it is read: it travels with it."""
+    """Control bits that are known when a pair of blocks is read and travel with it."""
     return data.StructLayout(
         {
             "valid": 1,

@@ -183,7 +183,7 @@ class RopeQuant(wiring.Component):
         return m
 
     def _modes(self, command):
-        """Whether heads are brought to fixed point, and whether with biases and norms."""
+        """Two flags: heads are brought to fixed point; biases and norms are applied."""
         bias = command.bias if self.config.vector.qkv_bias else Const(0)
         qk_norm = command.qk_norm if self.config.vector.qk_norm else Const(0)
         return bias | qk_norm, bias & qk_norm

@@ -177,7 +177,7 @@ def value_sums(acc, D: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr):
 
 
 def dot_rows(queries: int) -> tuple[int, int]:
-    """How many queries a tile has room for, a power of two, and rows of bytes that it needs."""
+    """Queries that fit a tile, a power of two, and the rows of bytes that it needs."""
     room = 1 << (queries - 1).bit_length()
     if room <= 8:
         return room, max(16, 4 * room)
@@ -195,7 +195,7 @@ class TileShape(NamedTuple):
 
 
 def tile_shape(queries: int, cache_bits: int, page: int, most: int) -> TileShape:
-    """What fits the registers with room for so many queries; at most ``most`` keys and a page's."""
+    """Tile that fits the registers for ``queries``; at most ``most`` keys and one page."""
     if queries > 8:
         return TileShape(min(most // 2, page), 8, 3 if most > 64 else 2)
     if most <= 64:

@@ -1,1 +1,1 @@
-"""What Triton's interpreter lacks: inline assembly. Active under ``TRITON_INTERPRET=1`` only."""
+"""Inline assembly for Triton's interpreter. Active under ``TRITON_INTERPRET=1`` only."""

@@ -44,7 +44,7 @@ def plane_bits(bits, plane):
 
 @triton.constexpr_function
 def plane_low(bits, plane):
-    """Where a plane's bits begin in a code, and an eighth of a plane's first byte in a block."""
+    """First bit of a plane within a code; also the first byte of a plane in a block, over eight."""
     return sum(PLANES[bits][:plane])
 
 
@@ -56,8 +56,10 @@ def field_words(bits):
 
 @triton.constexpr_function
 def field_shift(bits, field):
-    """How far above bit 0 a field's codes lie: the first of 1 and 2 bits is on top of its byte,
-    that of 4 bits is the low nibble."""
+    """Lowest bit of a field's codes within a byte.
+
+    The first field of 1 and 2 bits is at the top of the byte; of 4 bits, in the low nibble.
+    """
     return 4 * field if bits == 4 else 8 - bits * (field + 1)
 
 

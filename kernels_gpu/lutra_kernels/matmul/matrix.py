@@ -70,7 +70,7 @@ class Matrix:
         return self.k // self.group if self.group else 1
 
     def is_wide(self, a_bits: int) -> bool:
-        """Whether a sum before the shift may need more than 32 bits."""
+        """True if a sum before the shift may need more than 32 bits."""
         return self.peak * Q_MAX[a_bits] >= 1 << 31
 
 

@@ -1,4 +1,4 @@
-"""What every matmul wrapper does before it launches: checks, views, the choice of tiles."""
+"""Common preparation of all matmul wrappers: checks, views, choice of tiles."""
 
 from functools import lru_cache
 from importlib import import_module

@@ -42,7 +42,7 @@ def fixed_heads(acc, c_m, c_e, bias, bias_frac):
 
 @jit
 def head_root(squares, gamma_frac, eps, tables_ptr, LOG2_DIM: tl.constexpr):
-    """What one of :func:`head_times_gamma` is worth, of a head's sum of squares."""
+    """Unit of :func:`head_times_gamma`, from the sum of squares of a head."""
     squares += eps.to(tl.int64) << LOG2_DIM
     m, e = scale_from_int(squares, tl.full([], -_EPS_FRAC - LOG2_DIM, tl.int32))
     m, e = scale_rsqrt(m, e, tables_ptr)

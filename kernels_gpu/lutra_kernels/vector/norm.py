@@ -46,7 +46,7 @@ ZERO = Scale(np.asarray(0), np.asarray(0))
 
 
 class Source(IntEnum):
-    """What is normalised."""
+    """Input of a norm."""
 
     RESIDUAL = 0
     """The residual stream as it is."""
@@ -132,7 +132,7 @@ def _source(
 
 @jit
 def _lowered(v, sh, gamma_ptr, offs, mask):
-    """What the block shift leaves of elements, 16 bits of each, and that times gamma: int32."""
+    """Elements after the block shift, 16 bits each, and their products with gamma: int32."""
     vs = saturate(round_shift_right(v, sh[:, None]), 16).to(tl.int32)
     return vs, vs * tl.load(gamma_ptr + offs, mask=mask, other=0).to(tl.int32)
 

@@ -181,7 +181,7 @@ def rope_kv_kernel(
 
 @dataclass(frozen=True, kw_only=True)
 class RopeStep:
-    """What is known beforehand: scales of weights, the rotary table, biases and norms of heads.
+    """Constants of a layer: scales of weights, rotary table, biases and norms of heads.
 
     ``bias`` and ``gamma`` are None where there are none; ``gamma`` is ``[2, D]``, of queries and
     of keys, ``eps`` in units of ``2**-32``.

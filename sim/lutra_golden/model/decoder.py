@@ -60,7 +60,7 @@ class Decoder:
     def __init__(self, model: PackedModel) -> None:
         self.model = model
         self.saturated = False
-        """Whether the residual stream reached the end of its range since this was last cleared."""
+        """True if the residual stream has saturated since this was last cleared."""
         n_layers = len(model.layers)
         first = model.layers[0] if n_layers else None
         size = sum(first.linear(n).n_rows * first.linear(n).depth for n in LINEARS) if first else 0

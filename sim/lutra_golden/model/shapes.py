@@ -9,7 +9,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class Gate(Enum):
-    """What the feed-forward part makes of its gate."""
+    """Activation function of the gate in the feed-forward part."""
 
     RELU2 = "relu2"
     SILU = "silu"

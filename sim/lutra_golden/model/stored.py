@@ -68,7 +68,7 @@ class StoredWeights:
 
     @property
     def peak_bound(self) -> int:
-        """What no sum of a row's doubled weights, all taken positive, is above."""
+        """Upper bound on the sum of absolute doubled weights in any row."""
         if self.group is None or self.scale is None or self.zero is None:
             return 2 * self.depth
         top = 2 * ((1 << self.bits) - 1)

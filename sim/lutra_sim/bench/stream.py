@@ -41,7 +41,7 @@ class _Port:
         self.ready = getattr(dut, f"{name}__ready")
 
     def transfers(self) -> bool:
-        """Whether the coming edge transfers a payload; only in a ReadOnly phase."""
+        """True if the next edge transfers a payload; call in a ReadOnly phase only."""
         return self.rst.value == 0 and self.valid.value == 1 and self.ready.value == 1
 
 

@@ -1,4 +1,4 @@
-"""What every proof is made of: a component with free inputs, and rules about its ports."""
+"""Base of all proofs: a component with free inputs, and rules about its ports."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -202,7 +202,7 @@ class Property:
 
     @staticmethod
     def kept(m: Module, channel: Channel) -> Value:
-        """Whether ``channel`` keeps the rule of streams in this cycle."""
+        """True if ``channel`` obeys the stream rules in this cycle."""
         waits = past(m, channel.valid & ~channel.ready, f"{channel.name}_waits")
         payload = past(m, channel.payload, channel.name)
         return ~waits | (channel.valid & (channel.payload == payload))

@@ -51,7 +51,7 @@ wait "$solver"
 
 
 class Mode(Enum):
-    """How much a passing check says."""
+    """Strength of a passing check."""
 
     PROVED = "prove"
     """True for ever: in the first ``depth`` cycles, and after any ``depth`` cycles it held in."""
@@ -199,7 +199,7 @@ def _script(mode: Mode, depth: int, prop: Property) -> str:
 
 
 def _reason(depth: int, prop: Property, folder: Path, log: str) -> str:
-    """Why a check did not pass, in one line; empty where it did."""
+    """Reason why a check did not pass, in one line; empty if it passed."""
     status = folder / "work" / "status"
     word = status.read_text().partition(" ")[0] if status.exists() else "ERROR"
     if word == "PASS":

@@ -27,7 +27,7 @@ _PASSED, _FAILED = 0, 1  # exit status of pytest
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests said of a mutant; ``problem`` says why they said nothing."""
+    """Result of the tests of a mutant; ``problem`` gives the reason if there is none."""
 
     mutant: Mutant
     caught: bool

@@ -48,8 +48,7 @@ def test_against_float(bits: int, q_max: int) -> None:
 
 @pytest.mark.parametrize("q_max", [7, 127, 32767])
 def test_how_far_the_clamp_is_passed(q_max: int) -> None:
-    """What the width of the quantiser's register rests on: the least and the largest integer of
-    every mantissa."""
+    """Justifies the width of the quantiser's register by the extremes of every mantissa."""
     m = np.arange(1 << 15, 1 << 16)
     half = 1 << 29
     for y_max in ((m << 30) - half // 2, (m << 30) + half - 1):

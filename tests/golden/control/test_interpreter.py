@@ -203,7 +203,7 @@ def test_matmul_is_the_integer_product(interpreter: Interpreter, planes: int) ->
 
 
 def test_a_flipped_weight_bit_is_seen(interpreter: Interpreter) -> None:
-    """What the interpreter keeps of decoded weights is not older than the memory."""
+    """Decoded weights in the interpreter's cache are never older than the memory."""
     instruction, expected = _matmul(interpreter)
     run(interpreter, instruction, END)
     byte = interpreter.memory.read(WEIGHTS, 1).tobytes()[0]

@@ -145,7 +145,7 @@ def test_names_of_pairs() -> None:
 
 
 def test_a_cache_grows_and_is_rewritten() -> None:
-    """What lies behind the positions that count may be anything, and is written over."""
+    """Positions past the length may hold anything and are overwritten."""
     kv, cache = layer(150, 8, 8), LayerCache(HEADS, HEAD_DIM)
     part = layer(150, 8, 8, 1)
     cache.restore(part)

@@ -19,7 +19,7 @@ from lutra_golden.errors import LutraError
 N, K = 5, 512
 BY_NAME = {kind.name: kind for kind in TYPES.values()}
 HALVES = {"Q4_0": [0], "Q8_0": [0], "Q4_K": [0, 2], "Q6_K": [208], "TQ1_0": [52], "TQ2_0": [64]}
-"""Where each type's float16 scales lie in a block."""
+"""Offsets of the float16 scales in a block, by type."""
 GROUPS = {"Q4_0": (4, 32), "Q8_0": (8, 32), "Q4_K": (8, 32), "Q6_K": (6, 16), "TQ2_0": (2, 256)}
 
 

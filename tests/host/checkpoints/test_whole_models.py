@@ -1,4 +1,4 @@
-"""Whole models of quantised layers: what the second implementation makes of the same weights."""
+"""Whole models of quantised layers, compared with a second implementation."""
 
 import json
 from pathlib import Path

@@ -414,7 +414,7 @@ def test_perplexity(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_perplexity_of_formats(tmp_path: Path, capsys: Capture) -> None:
-    """As it is, rounded in floating point, and in integers on two engines."""
+    """Compares the source, its rounded float form, and integers on two engines."""
     path = tmp_path / "tale.txt"
     path.write_text("Once upon a time there was a king. " * 4, encoding="utf-8")
     w2 = ["--format", "W2A8", "--group", "128"]

@@ -48,7 +48,7 @@ def instructions_of(program: Program) -> list[Instruction]:
 
 
 def matrices_of(program: Program) -> list[np.ndarray]:
-    """What the engine multiplies by; a matrix that is cut by rows is put together again."""
+    """Matrices that the engine multiplies by; those cut by rows are joined again."""
     config, found = program.config, list[list[np.ndarray]]()
     previous: Instruction | None = None
     for i in instructions_of(program):
@@ -186,7 +186,7 @@ PRIORITIES = list(permutations(Unit))
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_waits_order_every_hazard(name: str, program: Callable[[str], Program]) -> None:
-    """Whatever unit runs ahead, as far as its waits allow, the logits are the same."""
+    """The logits do not depend on which units run ahead, as far as their waits allow."""
     machine = Machine(program(name))
     rng = np.random.default_rng(1)
     tile = machine.program.config.pass_tokens
@@ -498,7 +498,7 @@ def test_the_cache_must_be_the_configurations(
 def test_what_is_read_before_it_is_written_is_zeroed(
     packed: Callable[[str], PackedModel],
 ) -> None:
-    """Of a cache with two positions to a beat, everything; else scales."""
+    """The whole cache with two positions per beat, otherwise the scales only."""
     model, config = packed("grouped"), config_for(SHAPES["grouped"])
     for kv_bits in (8, 4):
         built = config.with_(key_width=kv_bits, value_width=kv_bits)
@@ -827,7 +827,7 @@ def test_the_shipped_models_fit_every_engine_that_runs_them() -> None:
 def test_sums_that_the_ternary_engine_would_have_to_shift(
     packed: Callable[[str], PackedModel],
 ) -> None:
-    """However wide its adders are, it gives the sums as they are."""
+    """The ternary engine refuses shifts, however wide its adders are."""
     model = replace(packed("least"), head_shift=2)
     message = (
         "^engine ternary does not shift sums, and the model's have 1 too many bits: "

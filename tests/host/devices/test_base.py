@@ -1,4 +1,4 @@
-"""What every device does the same: sessions and their memory, passes, and what is refused."""
+"""Behaviour common to all devices: sessions and their memory, passes, refusals."""
 
 import gc
 import os

@@ -143,7 +143,7 @@ def test_rows_that_fill_up_the_vocabulary_never_win(
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_program_gives_the_logits_of_the_model(name: str, found: Find) -> None:
-    """Of the golden device, which needs neither a program nor a configuration."""
+    """Logits equal the golden device's, which needs neither a program nor a configuration."""
     each = found(name)
     tokens = tokens_for(each)
     assert_same(run(each, tokens), run_tiles(golden(each.model), list(map(int, tokens))))
@@ -277,7 +277,7 @@ def test_every_engine_gives_the_logits_of_the_ternary_one(
 def test_all_engines_give_the_same_logits(
     name: str, format: str, packed_llama: Callable[[str, str], PackedModel]
 ) -> None:
-    """A packed model is integers: what multiplies them can not matter, nor how tokens are cut."""
+    """A packed model is integers: neither the engine nor the cut into tiles changes the logits."""
     model = packed_llama(name, format)
     programs = [
         compiled(model, config_for(LLAMAS[name], engine, a_width=model.a_bits))

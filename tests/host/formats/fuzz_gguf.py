@@ -47,7 +47,7 @@ __all__ = ["FORMATS", "Fault", "fuzz"]
 
 LIMIT_SECONDS = 10
 LIMIT_BYTES = 1 << 30
-"""Of address space beyond what the interpreter has; a lying size would ask for more."""
+"""Limit on additional address space; a forged size would exceed it."""
 _EXTREMES = (
     0, 1, 2, 7, 31, 255, 256, 0x7FFF, 0xFFFF, 1 << 24, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32,
     1 << 40, (1 << 61) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 32,

@@ -171,7 +171,7 @@ PATTERNS = {
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
 }
-"""As the models' ``tokenizer.json`` have them."""
+"""Patterns from the models' ``tokenizer.json``."""
 
 
 def byte_level(name: str) -> tuple[Tokenizer, Metadata]:

@@ -83,7 +83,7 @@ VARIANTS: dict[str, Config] = {
     | {"quantization_config": {"quant_method": "bitnet"}, "head_dim": 24}
     | {"tie_word_embeddings": False},
 }
-"""What ``config.json`` says beyond or against the common part."""
+"""Entries of ``config.json`` that extend or override the common part."""
 TOKENS = np.random.default_rng(5).integers(0, _COMMON["vocab_size"], 40).tolist()
 
 

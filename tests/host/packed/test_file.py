@@ -203,7 +203,7 @@ def test_a_damaged_layer_is_packed_again(
 
 
 class Killed(BaseException):
-    """As a signal ends a process: nothing after it happens."""
+    """Ends like a process killed by a signal: nothing runs after it."""
 
 
 @pytest.mark.parametrize("before", ["nothing", "another model"])

@@ -1,4 +1,4 @@
-"""Whole models: every method packs, resumes with the same numbers, refuses what cannot be."""
+"""Whole models: every method packs, resumes with the same numbers, refuses bad settings."""
 
 import re
 from dataclasses import fields, is_dataclass, replace

@@ -78,7 +78,7 @@ def test_smoothing_changes_no_logit(variant: str) -> None:
 
 
 def error_of_outputs(w: Single, found: Single, inputs: Inputs, scale: Single, a_bits: int) -> float:
-    """Of the sample, with what divides the inputs and what the matrix is multiplied by."""
+    """Squared error of the sample's outputs, with ``scale`` moved from inputs to the matrix."""
     x, unit = round_activations((inputs.sample / scale).astype(np.float64), a_bits)
     rest = (x * unit) @ found.T - inputs.sample @ w.T
     return float((rest * rest).sum())

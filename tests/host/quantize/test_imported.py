@@ -73,7 +73,7 @@ def test_small_scales_are_rounded_and_large_ones_are_not() -> None:
 
 
 def test_scales_of_many_bits_are_rounded() -> None:
-    """As Q6_K has them: products of a float16 and an integer."""
+    """Scales as in Q6_K: products of a float16 and an integer."""
     scale = half_scales(4) * np.random.default_rng(4).integers(20, 127, (N, GROUPS))
     weight = random_grouped(6, scale, 32)
     found = from_grouped(weight)

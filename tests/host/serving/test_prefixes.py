@@ -113,7 +113,7 @@ def test_a_bound_of_nothing_keeps_nothing() -> None:
 
 
 def test_a_sequence_may_end_while_another_call_is_on_its_way() -> None:
-    """As it does where the garbage collector closes a stream, in whatever line that is."""
+    """Happens when the garbage collector closes a stream, which it may do at any line."""
     known = KnownPrefixes(20, 1)
     inner, inner_session = sequence(range(30, 45))
 

@@ -112,7 +112,7 @@ def test_special_tokens_are_not_text(tokenizer: Tokenizer) -> None:
 
 
 def test_bytes_that_are_not_unicode_are_refused(tokenizer: Tokenizer) -> None:
-    """What Python makes of an argument in Latin-1."""
+    """Surrogates, into which Python decodes an argument in Latin-1."""
     message = "^the text holds bytes that are not UTF-8: give it in UTF-8$"
     with pytest.raises(LutraError, match=message):
         tokenizer.encode("K\udcf6nig")

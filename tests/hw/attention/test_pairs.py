@@ -35,7 +35,7 @@ COMMANDS += [(9, 1, 4), (9, 2, 4), (10, 1, 4), (10, 2, 4), (9, 1, 1), (10, 1, 1)
 
 @dataclasses.dataclass
 class State:
-    """What is under way in one command."""
+    """State of one command in progress."""
 
     owed: int = 0  # beats that memory has yet to deliver
     since_key: int = 0  # cycles without a pair of pass K

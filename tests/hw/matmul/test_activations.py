@@ -89,7 +89,7 @@ async def _wait(ctx: Any, n_cycles: int) -> None:
 @pytest.mark.parametrize("name", PARAMS)
 @pytest.mark.parametrize("idle", [0, 1, 7])
 def test_sums(name: str, idle: int) -> None:
-    """As fast as they may start, and slower; extremes first."""
+    """Starts as fast as allowed, and slower; extremes first."""
     params, rng = PARAMS[name], np.random.default_rng(idle)
     dut = ActivationSums(params, 4)
     limit = 1 << (params.a_width - 1)

@@ -78,7 +78,7 @@ def test_tile(config: Any, fixed: bool, normed: bool) -> None:
 
 
 def _by_kind(config: Any, of: Callable[[Any, int], Scale], y_max: np.ndarray) -> Scale:
-    """What ``of`` gives for queries with 127, and for the rest with what the cache holds."""
+    """Results of ``of`` with 127 for queries, and with the cache's range for keys and values."""
     query, kv = of(y_max, 127), of(y_max, {8: 127, 4: 7}[config.attention.key_width])
     return Scale(*(np.where(KINDS == 0, a, b) for a, b in zip(query, kv, strict=True)))
 

@@ -74,7 +74,7 @@ class Case:
         norm_quantize(step, self.out, upload(tables()), **arrays)
 
     def check(self, v: np.ndarray, unit: Scale) -> None:
-        """Whether the outputs are what golden makes of ``v``, each worth ``unit``."""
+        """Check the outputs for ``v``, in units of ``unit``, against golden."""
         scale = Scale(np.broadcast_to(unit.m, self.m), np.broadcast_to(unit.e, self.m))
         q, expected = norm.norm_quantize(
             v, scale, self.gamma, 12, self.inv_n, self.eps,

@@ -29,7 +29,7 @@ BENCH = "tb_increment"
 
 
 class Fault(enum.Enum):
-    """What a faulty component does wrong."""
+    """Faults of a faulty component."""
 
     NONE = "none"
     SUM = "sum"

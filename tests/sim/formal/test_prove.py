@@ -1,4 +1,4 @@
-"""What the verdicts are of properties that hold, fail, need more, or assume too much."""
+"""Verdicts on properties that hold, fail, need more depth, or assume too much."""
 
 import subprocess
 import sys

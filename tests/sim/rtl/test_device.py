@@ -43,7 +43,7 @@ def prepare(device: Simulator, beats: int = MAX_BEATS, fault: Fault = Fault.NONE
 
 
 def check(device: Simulator, words: np.ndarray) -> None:
-    """What the device wrote is what it was given to read."""
+    """Check that the device wrote what it was given to read."""
     written = np.frombuffer(device.read(TARGET, 8 * words.shape[1]), np.uint64)
     assert (written == ~words[0]).all()
     assert device.read_register("ARGMAX") == int(words[1].astype(object).sum()) & 0xFFFFFFFF

@@ -141,7 +141,7 @@ class RtlTransport:
 
 @contextmanager
 def _faults() -> Generator[None]:
-    """What the simulator reports, as a fault of the device."""
+    """Turn errors of the simulator into faults of the device."""
     from lutra_sim.rtl.device import RtlError
 
     try:

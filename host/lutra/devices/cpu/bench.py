@@ -45,7 +45,7 @@ class Row(TypedDict):
 
 
 def _matrices(name: str, n: int, k: int, n_bytes: int) -> list[Matrix]:
-    """As many matrices as fill ``n_bytes``, each of its own memory."""
+    """Enough matrices to fill ``n_bytes``, each in memory of its own."""
     rng = np.random.default_rng(1)
     ternary = name == "w1.58"
     bits = {"w1.58": 2, "head": 8}.get(name) or int(name[1:])

@@ -106,7 +106,7 @@ def _huge_pages(n_bytes: int) -> NDArray[np.uint8]:
 
 
 def _spare_memory(n_bytes: int) -> bool:
-    """Whether so many bytes are less than half of the memory of this machine."""
+    """True if ``n_bytes`` is less than half of this machine's memory."""
     try:
         return 2 * n_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # a system that does not say
@@ -131,7 +131,7 @@ class Keep:
         return whole.ctypes.data
 
     def matrix(self, values: NDArray[np.generic]) -> int:
-        """What is read for every token."""
+        """Address of an array that is read for every token, copied into large pages if possible."""
         if not self._copies:
             return self(values)
         taken = -(-values.nbytes // _LINE) * _LINE

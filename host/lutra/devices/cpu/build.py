@@ -80,7 +80,7 @@ def _run(command: list[str]) -> None:
 
 
 def _key(golden: str) -> str:
-    """What a library in the cache was made from and for."""
+    """Cache key of a library: its sources, compiler and target."""
     digest = hashlib.sha256(golden.encode())
     for path in sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

@@ -77,7 +77,7 @@ class _Host:
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def identifies(dut: Any) -> None:
-    """Who it is, and what everything is after reset."""
+    """Identification registers, and the value of every register after reset."""
     host = _Host(dut)
     await reset(dut)
     assert await host.read("IDENT") == IDENT
@@ -131,7 +131,7 @@ async def byte_strobes(dut: Any) -> None:
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def refuses(dut: Any) -> None:
-    """What is not there reads as zero with an error; so answers a write to what is read-only."""
+    """Reads of unused addresses give zero and an error; so do writes to read-only registers."""
     host = _Host(dut)
     await reset(dut)
     limits = {

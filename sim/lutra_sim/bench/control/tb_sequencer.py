@@ -302,7 +302,7 @@ async def dispatches_without_delay(dut: Any) -> None:
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def shows_states(dut: Any) -> None:
-    """What the host reads while a program hangs names who waits for what."""
+    """State registers of a hanging program name the waiting unit and what it waits for."""
     bench = _Bench(dut)
     bench.units.blocked = {Unit.LOAD}
     await reset(dut)

@@ -87,7 +87,7 @@ class _Bench:
 
 
 def _difference(config: AcceleratorConfig, story: Story, memory: bytearray) -> str:
-    """Where the memories differ first, in words of what lies there."""
+    """First difference between the memories, with the name of the region."""
     golden = story.bytes()
     at = next((i for i, (a, b) in enumerate(zip(golden, memory, strict=True)) if a != b), None)
     if at is None:

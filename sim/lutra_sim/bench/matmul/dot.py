@@ -12,7 +12,7 @@ __all__ = ["DotShape"]
 
 @dataclass(frozen=True)
 class DotShape:
-    """What :mod:`lutra_sim.bench.matmul.tb_dot` is told: one of the two."""
+    """Parameters for :mod:`lutra_sim.bench.matmul.tb_dot`; exactly one of the two is set."""
 
     mac: MacParams | None = None
     mixpe: MixpeParams | None = None

@@ -106,7 +106,7 @@ class Bench:
         dut.digits.value = sum(digit << PARAMS.w_width * i for i, digit in flat)
 
     def sums(self) -> list[int]:
-        """What ``o`` shows."""
+        """The sums on ``o``."""
         assert self.dut.negate.value == 0
         offset = 1 << (DATAPATH.o_width - 1)
         return [value - offset for value in unpack(self._o, int(self.dut.o.value))]

@@ -106,7 +106,7 @@ class Bench:
         dut.digits.value = sum(int(code) << 4 * i for i, code in enumerate(codes.ravel()))
 
     def sums(self) -> list[int]:
-        """What the rows' sums are now."""
+        """The current sums of the rows."""
         negate = int(self.dut.negate.value)
         offset = 1 << (DATAPATH.o_width - 1)
         values = unpack(self._o, int(self.dut.o.value))

@@ -41,7 +41,7 @@ MAX_BEATS = 16
 
 
 class Fault(enum.IntEnum):
-    """What the stand-in does wrong, as written to POSITION."""
+    """Faults of the stand-in, selected by a write to POSITION."""
 
     NONE = 0
     SIZE = 1

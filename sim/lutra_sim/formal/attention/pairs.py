@@ -12,7 +12,7 @@ _MAX_POSITION, _MAX_TOKENS = 1, 1  # what a few cycles see the end of
 
 
 class PairsRules(Property):
-    """What it asks for waits unchanged; no beat is put where another one is still in use.
+    """Requests stay unchanged while they wait; no beat overwrites one that is still in use.
 
     Memory gives no more than it was asked for. The pipeline releases a slot once for each last
     pair of a beat, and says once for each head that it has finished.

@@ -192,7 +192,7 @@ class DatapathEqual(_Datapath):
 
 
 class StepEqual(_Datapath):
-    """What a step of a :class:`DotDatapath` multiplies is the activations of its set and step."""
+    """A step of a :class:`DotDatapath` multiplies the activations of its set and step."""
 
     def rules(self, m: Module) -> None:
         activations = self._use(m)

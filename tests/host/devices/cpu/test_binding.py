@@ -1,4 +1,4 @@
-"""Whole models in the C library: every logit is the golden decoder's."""
+"""Whole models in the C library: every logit equals the golden decoder's."""
 
 import ctypes
 import shutil
@@ -165,7 +165,7 @@ def test_matrices_of_different_bits(packed_llama: Callable[[str, str], PackedMod
 
 @pytest.mark.parametrize("name", ["o_proj", "down_proj"])
 def test_saturation_is_told(name: str, packed: Callable[[str], PackedModel]) -> None:
-    """Of the last layer too, whose products are added when the head's norm reads them."""
+    """Includes the last layer, whose products are added when the head's norm reads them."""
     model = packed("grouped")
     linear = model.layers[-1].linear(name)
     loud = replace(linear, scale=Scale(linear.scale.m, linear.scale.e + 14))
@@ -280,7 +280,7 @@ def test_arg_max_is_the_first_of_equals(packed: Callable[[str], PackedModel]) ->
 
 
 def test_a_sequence_can_begin_anew(packed: Callable[[str], PackedModel]) -> None:
-    """What was written behind a position is not seen when it is taken again."""
+    """Entries past a position are not read after the position is reused."""
     model = packed("grouped")
     tokens = tokens_of(model, 20)
     cpu = CpuModel(model, threads=1, few=TARGETS[0], many=TARGETS[0])

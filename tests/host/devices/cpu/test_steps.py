@@ -213,7 +213,7 @@ def test_gates(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("q_max", [7, 127])
 def test_heads(target: str, q_max: int) -> None:
-    """Of queries, keys and values, with biases and norms and without."""
+    """Queries, keys and values, with and without biases and norms."""
     rng = np.random.default_rng(2)
     for d in (32, 128, 256):
         table = rope_table(50, d, 10000.0)[31:32]

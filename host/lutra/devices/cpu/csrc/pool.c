@@ -61,7 +61,7 @@ static void signal_wait(signal_t *s, unsigned old) {
         PAUSE();
     }
     pthread_mutex_lock(&s->mutex);
-    /* whoever raises after this sees a sleeper, and can not broadcast before the mutex is free */
+    /* any later signal_raise() sees sleepers > 0 and blocks on the mutex until we wait */
     atomic_fetch_add(&s->sleepers, 1);
     while (atomic_load(&s->value) == old) pthread_cond_wait(&s->changed, &s->mutex);
     atomic_fetch_sub(&s->sleepers, 1);

@@ -169,7 +169,7 @@ class AttentionUnit(wiring.Component):
     every head in the output memory. A pair
     of a position and a token that sees it takes one cycle in pass K (scores, their maximum) and
     one in pass V (weights, weighted sum) for all ``q_per_kv`` heads that share the key, through
-    the same multipliers, of 17 by ``kv_width`` bits. Scores stay on chip. Pairs that the causal
+    the same multipliers, of 17 by ``key_width`` bits. Scores stay on chip. Pairs that the causal
     mask or the window hides are never issued.
 
     Throughput is one pair per cycle. One token takes ``n_kv_heads * (2 * n + drain)`` cycles, those

@@ -32,7 +32,7 @@ class _Product(enum.Enum, shape=unsigned(3)):
 class HeadScales(wiring.Component):
     """Factor and scale of every head of a tile from its largest magnitude, in order.
 
-    ``q_max`` is 127, or that of ``kv_width`` bits for keys and values.
+    ``q_max`` is 127, or that of ``key_width`` bits for keys and values.
     Takes 11 cycles per head, 23 with a norm: the result of one operation is the operand of the
     next. A factor can be read from the cycle after ``factored`` on, a scale is offered for one
     cycle. With ``fixed`` a head's elements are worth 2**-16, or with ``qk_norm`` those of queries

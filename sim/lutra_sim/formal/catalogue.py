@@ -72,15 +72,10 @@ _STREAMS: dict[str, tuple[Callable[[], wiring.Component], Mode, int]] = {
     "registers": (lambda: RegisterFile(_SMALL), Mode.BOUNDED, 10),
     "rope": (lambda: RopeQuant(_SMALL), Mode.PROVED, 2),
     "scale": (lambda: ScaleUnit(), Mode.PROVED, 2),
-    **{
-        f"{name}-width-{side}": (
-            lambda block=block, params=params: block(params),
-            Mode.BOUNDED,
-            8,
-        )
-        for name, block in (("read", ReadWidth), ("write", WriteWidth))
-        for side, params in _WIDTHS.items()
-    },
+    "read-width-narrow": (lambda: ReadWidth(_WIDTHS["narrow"]), Mode.BOUNDED, 8),
+    "read-width-wide": (lambda: ReadWidth(_WIDTHS["wide"]), Mode.BOUNDED, 8),
+    "write-width-narrow": (lambda: WriteWidth(_WIDTHS["narrow"]), Mode.BOUNDED, 8),
+    "write-width-wide": (lambda: WriteWidth(_WIDTHS["wide"]), Mode.BOUNDED, 8),
     "writer": (lambda: DmaWriter(32, **_DMA), Mode.BOUNDED, 10),
 }
 

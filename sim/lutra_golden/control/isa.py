@@ -96,7 +96,8 @@ DOCS: Mapping[Opcode, str] = {
     "SWIGLU takes the SiLU of the gate, and both multiply by up first.",
     Opcode.ROPEQ: "Rotates queries and keys, quantises queries to int8 and keys and values to "
     "key_width and value_width bits with a scale per head, and stores keys, values and their "
-    "scales in the KV cache. With FLAG_BIAS or FLAG_QK_NORM the heads are first brought to Q16; then come the "
+    "scales in the KV cache. With FLAG_BIAS or FLAG_QK_NORM the heads are first brought to "
+    "Q16; then come the "
     "biases of all rows, in the order of the accumulators, and RMSNorm of each query and key times "
     "gamma. In the parameter buffer lie the biases (FLAG_BIAS), then gamma of queries and gamma of "
     "keys (FLAG_QK_NORM), head_dim each in the order that a head's accumulators have.",

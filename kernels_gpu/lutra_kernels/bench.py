@@ -82,7 +82,7 @@ class _Peers:
 
 
 def _paths(a: object, copies: Sequence[object], m: int) -> dict[str, list[Call]]:
-    """The ways to a product of so many tokens, each over all copies."""
+    """The kernels for a product of ``m`` tokens, each over all copies."""
     from lutra_kernels.arrays import empty
     from lutra_kernels.layout import Activations
     from lutra_kernels.matmul.expand import expanded_product

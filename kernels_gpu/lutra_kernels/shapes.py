@@ -41,7 +41,7 @@ class Width:
 
 
 FORMATS = ("W1.58", "W2g128", "W3g128", "W4g128", "W6g128", "W8g128")
-"""Widths that are timed unless told otherwise."""
+"""Widths that are timed by default."""
 
 
 def parse_width(name: str) -> Width:

@@ -45,7 +45,7 @@ class Time:
 
 
 def n_copies(n_bytes: int) -> int:
-    """Copies of so many bytes that no cache holds together; at most one for each call."""
+    """Copies of ``n_bytes`` that together exceed every cache; at most one for each call."""
     return max(1, min(CALLS, cdiv(ROTATED_BYTES, n_bytes)))
 
 

@@ -48,7 +48,7 @@ def _is_elsewhere(item: pytest.Item) -> bool:
 
 
 class _Child:
-    """pytest in another process; it runs the tests it is told to and sends their reports."""
+    """pytest in another process, which runs the requested tests and sends their reports."""
 
     def __init__(self, module: Path, config: pytest.Config) -> None:
         self.module = module

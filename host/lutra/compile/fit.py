@@ -1,4 +1,4 @@
-"""Whether a packed model fits a configuration: refusals that name what is missing."""
+"""Checks that a packed model fits a configuration; refusals name what is missing."""
 
 from typing import Protocol
 
@@ -32,7 +32,7 @@ _POWERS_OF_TWO = ("param_words", "weight_buffer_words")
 
 
 def round_up(n: int, to: int) -> int:
-    """The least multiple of ``to`` that is not below ``n``."""
+    """The smallest multiple of ``to`` that is at least ``n``."""
     return -(-n // to) * to
 
 
@@ -46,7 +46,7 @@ def _need(what: str, needed: int, available: int, change: str, config: Accelerat
 
 
 class Precision(Protocol):
-    """What an engine has to take: a format, or a packed model."""
+    """Precision that an engine must support: of a format, or of a packed model."""
 
     @property
     def a_bits(self) -> int:
@@ -55,7 +55,7 @@ class Precision(Protocol):
 
     @property
     def ternary(self) -> bool:
-        """Whether all weights are -1, 0 and 1."""
+        """True if all weights are -1, 0 and 1."""
         ...
 
 
@@ -66,7 +66,7 @@ def engines_for(precision: Precision) -> list[str]:
 
 
 def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
-    """Refuse a format that the engine of ``config`` does not take."""
+    """Refuse a format that the engine of ``config`` does not support."""
     m = config.matmul
     if m.kind not in engines_for(model):
         raise LutraError(
@@ -107,7 +107,7 @@ def _depths(model: PackedModel) -> dict[str, int]:
 
 
 def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
-    """Refuse, naming what is missing and what mends it, a model that ``config`` can not hold."""
+    """Refuse a model that ``config`` cannot hold; the error says what is missing and what to do."""
     c, m = config, config.matmul
     head_dim = built_head_dim(model.head_dim)
     for name, value, fixed in (
@@ -156,7 +156,7 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
 
 
 def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfig) -> None:
-    """Refuse a layer that ``config`` can not hold."""
+    """Refuse a layer that ``config`` cannot hold."""
     m = config.matmul
     for name, has, needs in (
         ("qkv_bias", config.vector.qkv_bias, layer.bias is not None),
@@ -186,7 +186,7 @@ def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfi
 
 
 def check_processor(model: PackedModel) -> None:
-    """Refuse a model whose sums can leave what processors and vector units take.
+    """Refuse a model whose sums can exceed the range of processors and vector units.
 
     An accelerator of any configuration refuses it too.
     """

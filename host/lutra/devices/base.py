@@ -232,7 +232,7 @@ class BaseSession:
             if (kv.key_bits, kv.value_bits) != (m.key_bits, m.value_bits):
                 raise LutraError(
                     f"keys and values have {kv.key_bits}/{kv.value_bits} bits, the model is packed "
-                    f"for {m.key_bits}/{m.value_bits}: export them from a model packed alike"
+                    f"for {m.key_bits}/{m.value_bits}: export them from a model with the same --kv"
                 )
             kv.check(m.n_kv_heads, m.head_dim, len(self.lengths), m.context)
             for i, layer in kv.layers.items():

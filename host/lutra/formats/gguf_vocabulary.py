@@ -63,7 +63,7 @@ def _smollm() -> pre_tokenizers.PreTokenizer:
 
 
 def _words(digits: str) -> str:
-    """Contractions, words, numbers of so many digits, punctuation, white space."""
+    """Contractions, words, numbers of limited length, punctuation, white space."""
     return (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
         + digits

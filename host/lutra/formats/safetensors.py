@@ -101,7 +101,7 @@ class SafetensorsFolder:
     def view(self, name: str, *shape: int) -> NDArray[np.generic]:
         """Like :meth:`take`, but mapped from the file and not to be written to.
 
-        Bytes are read when they are touched, and shared with whoever has the file open.
+        Bytes are read on first access, and shared with other processes that map the file.
         """
         path = self._shard(name)
         dtype = self.dtype(name)

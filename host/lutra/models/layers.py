@@ -18,7 +18,7 @@ def rms_norm(x: Float, weight: NDArray[np.float32], eps: float) -> Float:
 
 
 def round_activations(x: Float, bits: int) -> tuple[Float, Float]:
-    """Each row as integers of so many bits, ``[T, K]``, and what one is worth, ``[T, 1]``."""
+    """Each row rounded to integers of ``bits`` bits, ``[T, K]``, and their unit, ``[T, 1]``."""
     q_max = (1 << (bits - 1)) - 1
     scale = q_max / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
     return np.clip(np.rint(x * scale), -q_max - 1, q_max), 1 / scale

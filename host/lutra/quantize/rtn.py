@@ -129,7 +129,7 @@ def choose_grid(
 
 
 def _chunks(n: int, k: int) -> Iterator[slice]:
-    """Rows, so many at a time that they stay in a cache."""
+    """Slices of rows that are small enough for a cache."""
     rows = max(_CHUNK // k, 1)
     for first in range(0, n, rows):
         yield slice(first, min(first + rows, n))

@@ -1,4 +1,4 @@
-"""A model on its device: opens sequences there, and goes on from prefixes that are known."""
+"""A model on its device: opens sequences there, and continues from known prefixes."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Sequences that stay on the device after their generation: prompts that begin alike go on there.
+"""Sequences that stay on the device after their generation, for prompts with the same beginning.
 
 They are kept in the order of their last use, within a bound on memory.
 """

@@ -45,7 +45,7 @@ class Sampler:
         # a stable order makes ties, and so the draw, the same everywhere
         kept = np.arange(len(logits))
         if 0 < params.top_k < len(logits):
-            # all that may be among the first so many: sorting a whole vocabulary takes long
+            # only candidates for the top k, since sorting a whole vocabulary is slow
             kept = np.flatnonzero(logits >= np.partition(logits, -params.top_k)[-params.top_k])
         order = kept[np.argsort(-logits[kept], kind="stable")]
         if params.top_k:

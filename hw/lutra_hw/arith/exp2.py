@@ -17,7 +17,7 @@ class Exp2Neg(wiring.Component):
     """``y = 2**-d``, piecewise linear in 32 segments, rounded once.
 
     Latency is :attr:`latency` cycles: table, multiply and subtract, shift, round. Throughput is one
-    argument per cycle; there is no backpressure, whoever uses it carries its own valid bits.
+    argument per cycle; there is no backpressure; the user carries its own valid bits.
 
     Model: :func:`lutra_golden.arith.exp2.exp2_neg`.
 

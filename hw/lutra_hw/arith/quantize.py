@@ -18,7 +18,7 @@ class Quantizer(wiring.Component):
     for 16 bits, 32767.
 
     Latency is :attr:`latency` cycles: multiply, shift, round and clamp. Throughput is one vector
-    per cycle, each with its own factor; there is no backpressure, whoever uses it carries its own
+    per cycle, each with its own factor; there is no backpressure; the user carries its own
     valid bits.
 
     ``factor`` must be the one ``quantize_factor`` gives for a maximum that no ``|y|`` exceeds, or

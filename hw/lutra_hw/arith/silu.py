@@ -19,7 +19,7 @@ class Silu(wiring.Component):
     """``o = i / (1 + exp(-i))`` of every lane, piecewise linear, rounded once.
 
     Latency is :attr:`latency` cycles: magnitude, table, multiply and add, round. Throughput is one
-    vector per cycle; there is no backpressure, whoever uses it carries its own valid bits.
+    vector per cycle; there is no backpressure; the user carries its own valid bits.
 
     Two lanes share a table, which has a read port for each: 512 words of base and rise, a block
     RAM. The one multiplier of a lane interpolates.

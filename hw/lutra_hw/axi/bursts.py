@@ -1,4 +1,4 @@
-"""How transfers are cut into bursts, by the reader and the writer alike."""
+"""Division of transfers into bursts, for the reader and the writer."""
 
 from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring

@@ -33,7 +33,7 @@ EVENTS = data.StructLayout(
     # fetch, load and attention may each have a port
     {name: 2 if name == "data_read_beats" else 1 for name in COUNTERS if name != "cycles"}
 )
-"""How many of what the performance counters count besides cycles happen in a cycle."""
+"""Events per cycle of each performance counter other than cycles."""
 
 UNIT_STATE_LAYOUT = data.ArrayLayout(4, len(Unit) + 1)
 """:class:`UnitState` of the units in the order of :class:`Unit`, then of the instruction fetch."""
@@ -230,7 +230,7 @@ class RegisterFile(wiring.Component):
 
 
 def _split(name, addr):
-    """Whether ``addr``, which counts registers, lies in array ``name``, and the element."""
+    """Select flag and element index of array ``name`` for ``addr``, which counts registers."""
     register = REGISTERS[name]
     bits = ceil_log2(register.count)
     assert register.address % (4 << bits) == 0, f"{name} is not aligned to its size"

@@ -29,7 +29,7 @@ def _reciprocal(divisor: int, limit: int) -> tuple[int, int]:
         factor = -(-(1 << shift) // divisor)
         if all(n * factor >> shift == n // divisor for n in range(limit)):
             return factor, shift
-    raise AssertionError("a shift of twice the width suffices for every divisor")
+    raise AssertionError("a shift of twice the width is enough for every divisor")
 
 
 class ActivationBuffer(wiring.Component):

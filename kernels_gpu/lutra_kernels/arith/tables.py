@@ -19,7 +19,7 @@ EXP2_FIRST = tl.constexpr(len(_RSQRT))
 SILU_BASE = tl.constexpr(len(_RSQRT) + len(_EXP2[0]))
 """First of the values of SiLU's gap at a segment's start."""
 SILU_RISE = tl.constexpr(len(_RSQRT) + len(_EXP2[0]) + len(_SILU[0]))
-"""First of what the gap rises over a segment."""
+"""Index of the first rise of the gap over a segment."""
 
 
 def tables() -> NDArray[np.int32]:

@@ -1,6 +1,6 @@
 """Attention of a tile of tokens, one launch: keys are walked twice, scores are not kept.
 
-The programs of the latest tokens, which see most, are started first. One token at a time, this is
+The programs of the latest tokens, which attend to most positions, are started first. One token at a time, this is
 also attention over contexts too short to be split. Model:
 :mod:`lutra_golden.attention.attention`.
 """

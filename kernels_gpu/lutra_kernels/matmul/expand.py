@@ -82,7 +82,7 @@ def n_digits(w: Matrix, scale_peak: int = 255) -> int:
     if w.group == 0:
         return 1
     peak, digits = scale_peak * 2 * ((1 << w.bits) - 1), 1
-    # the largest number of so many digits of -128..127
+    # the largest number with this many digits of -128..127
     while peak > sum(127 << (8 * i) for i in range(digits)):
         digits += 1
     return digits

@@ -231,7 +231,7 @@ class Workspace:
         self._tickets = zeros([tiles], np.int32)
 
     def arrays(self, outputs: int, tiles: int) -> tuple[Array, Array]:
-        """Sums and tickets; grown where they do not suffice."""
+        """Sums and tickets; grown when too small."""
         if outputs > self._sums.shape[0]:
             self._sums = zeros([outputs], np.int64)
         if tiles > self._tickets.shape[0]:

@@ -20,7 +20,7 @@ from lutra_kernels.jit import jit
 __all__ = ["FIXED_UNIT_E", "FIXED_UNIT_M", "fixed_heads", "head_root", "head_times_gamma"]
 
 FIXED_UNIT_M = tl.constexpr(int(FIXED_UNIT.m))
-"""Mantissa of what an element in fixed point is worth."""
+"""Mantissa of the unit of an element in fixed point."""
 FIXED_UNIT_E = tl.constexpr(int(FIXED_UNIT.e))
 """Exponent of it."""
 _FRAC = tl.constexpr(FIXED_FRAC)

@@ -1,4 +1,4 @@
-"""SiLU, ``x / (1 + exp(-x))``, by a piecewise-linear table of what it lacks to ReLU."""
+"""SiLU, ``x / (1 + exp(-x))``, by a piecewise-linear table of its distance to ReLU."""
 
 from dataclasses import dataclass
 

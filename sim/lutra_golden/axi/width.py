@@ -37,7 +37,7 @@ class WidthParams:
 
     @property
     def narrows(self) -> bool:
-        """Whether the port is narrower than a word."""
+        """True if the port is narrower than a word."""
         return self.word_bytes > self.beat_bytes
 
     @property

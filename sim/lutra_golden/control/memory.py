@@ -1,4 +1,4 @@
-"""Flat byte memory of the golden device; reading what nobody wrote is a fault, as in the RTL's."""
+"""Flat byte memory of the golden device; reading unwritten bytes is a fault, as in the RTL."""
 
 import numpy as np
 from numpy.typing import NDArray

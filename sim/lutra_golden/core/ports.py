@@ -45,8 +45,8 @@ class PortParams:
     Parameters
     ----------
     width : bits of a beat, see :data:`PORT_WIDTHS`.
-    purposes : what goes through it, one or more; every purpose has one port.
-    max_outstanding : bursts under way of a stream that is long.
+    purposes : transfers that use the port, one or more; every purpose has one port.
+    max_outstanding : bursts in flight of a long stream.
     burst_bytes : bytes of the longest burst, a power of two.
     """
 
@@ -86,12 +86,12 @@ class PortParams:
 
     @property
     def reads(self) -> tuple[Purpose, ...]:
-        """What is read through this port, in the order of ``arid``."""
+        """Purposes that read through this port, in the order of ``arid``."""
         return tuple(each for each in Purpose if each in self.purposes and each != Purpose.WRITE)
 
     @property
     def writes(self) -> bool:
-        """Whether the port has write channels."""
+        """True if the port has write channels."""
         return Purpose.WRITE in self.purposes
 
 

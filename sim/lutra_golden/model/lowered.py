@@ -47,7 +47,7 @@ def padded_head_eps(model: PackedModel) -> int:
 
 
 def common_kv_bits(model: PackedModel, device: str) -> int:
-    """Bits of keys and values for a device that caches both alike; LutraError if they differ."""
+    """Bits of keys and values for a device with one width for both; LutraError if they differ."""
     if model.key_bits != model.value_bits:
         raise LutraError(
             f"device {device} caches keys and values in the same bits, the model is packed for "

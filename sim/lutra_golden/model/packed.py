@@ -37,7 +37,7 @@ class PackedLinear:
     scale: Scale
     shift: int
     known_peak: int | None = None
-    """The peak, from whoever has computed it already."""
+    """The peak, computed beforehand by the caller."""
 
     @cached_property
     def weights(self) -> GroupedWeights:
@@ -137,7 +137,7 @@ class PackedLayer:
 class PackedModel:
     """A model in integers. A logit is worth ``head_scale`` times its token's activation scale.
 
-    ``format`` names the bits of weights and activations; ``ternary`` tells that all weights of
+    ``format`` names the bits of weights and activations; ``ternary`` says that all weights of
     the layers are -1, 0 and 1, without groups. What an accelerator needs for the layers: ``w_bits``
     and ``scale_bits``, the widest codes and group scales, and ``group``, which divides all groups
     (None if there are none), ``biased``, ``head_normed``, and ``key_bits`` and ``value_bits``, the

@@ -21,4 +21,4 @@ SCALE_MUL_LATENCY = 2
 SCALE_LATENCY = {"FROM_INT": 4, "MUL": 3, "ADD": 5, "RECIP": 5, "RSQRT": 6}
 """From the acceptance of an operation of the scale unit to the offer of its result."""
 SCALE_PERIOD = {operation: cycles + 1 for operation, cycles in SCALE_LATENCY.items()}
-"""From the acceptance of an operation to that of the next, which needs its result."""
+"""Cycles between two operations if the second needs the result of the first."""

@@ -172,7 +172,7 @@ def _include_folder() -> Path:
 
 
 def _key(*parts: object) -> str:
-    """Name of what is built from ``parts`` with the tools that are here."""
+    """Cache name of a build from ``parts`` with the tools of this machine."""
     tools = (
         toolchain.verilator_version(),
         toolchain.compiler_version(),
@@ -195,7 +195,7 @@ def _once(folder: Path) -> Iterator[Path | None]:
             yield None
             return
         scratch = folder.with_name(f"{folder.name}.partial")
-        # what a killed build left: nobody else is at it while the lock is ours
+        # left by a killed build; we hold the lock, so no other process uses it
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:

@@ -87,7 +87,7 @@ class PortMemory:
 class PulseMonitor:
     """Records the cycles in which the output ``name`` is high, numbered from the monitor's start.
 
-    Monitors and stream monitors made at the same time count alike.
+    Monitors and stream monitors made at the same time share one count.
     """
 
     def __init__(self, dut: Any, name: str, react: Any = None) -> None:

@@ -137,7 +137,7 @@ class StreamMonitor:
     -------
     payloads : packed payloads, in order of transfer
     cycles : number of the clock cycle of each transfer, counted from the monitor's start; two
-        monitors made at the same time count alike, so that latency is a difference
+        monitors made at the same time share one count, so that latency is a difference
     cycle : number of the current clock cycle
     """
 

@@ -168,7 +168,7 @@ def prove(check: Check, folder: Path, cpu_limit_s: int = CPU_LIMIT_S) -> Verdict
         reason = f"unproven: no answer within {cpu_limit_s} s of processor time"
     else:
         cut = False
-    # nobody counts the time of a solver that was cut off
+    # the time of a solver that was cut off is not counted
     cpu_s = usage.ru_utime + usage.ru_stime
     return Verdict(
         check=check,

@@ -57,7 +57,7 @@ def apply(mutant: Mutant, root: Path) -> None:
 def run_tests(tests: Sequence[str], hardware: Path | None = None) -> tuple[int, str]:
     """Run ``tests`` with the RTL under ``hardware``, or the checkout's; exit status and last line.
 
-    Simulators are kept apart from those of others: most are used once.
+    Simulators have a cache of their own, since most are used once.
     """
     paths = [str(hardware)] if hardware else []
     paths += [str(ROOT / folder) for folder in ("hw", "sim", "host", "flows")]

@@ -24,7 +24,7 @@ public:
     // `channel` as in the pins' names: m_axi_0__ar
     Held(std::string channel, Fault& fault) : channel_(std::move(channel)), fault_(fault) {}
 
-    // True when a transfer takes place; `payload` and `more` are all that is on the channel.
+    // True when a transfer takes place; `payload` and `more` are all signals of the channel.
     bool transfer(bool valid, bool ready, const void* payload, size_t size,
                   const void* more = nullptr, size_t more_size = 0) {
         if (pending_ && !valid) {
@@ -58,9 +58,9 @@ public:
         : beats_(beats), cycles_(cycles), interval_(settings.refresh_interval),
           gap_(settings.refresh_cycles), credit_(cycles) {}
 
-    // Call once per cycle: whether a beat can move in it.
+    // Call once per cycle; true if a beat can move in it.
     bool tick(uint64_t cycle) {
-        // a beat and its remainder is all that is saved up while nothing moves
+        // while nothing moves, credit is capped at one beat and its remainder
         credit_ = std::min(credit_ + beats_, cycles_ + beats_ - 1);
         return credit_ >= cycles_ && !(interval_ && cycle % interval_ < gap_);
     }
@@ -81,7 +81,7 @@ struct Burst {
     uint64_t ready;  // cycle of the first data (read) or of the response (write)
 };
 
-// What both directions of a port share: its name, its bursts in flight, how a burst is checked.
+// Common part of both directions of a port: its name, its bursts in flight, the burst checks.
 class Port {
 public:
     Port(const char* name, const char* kind, uint32_t beat_bytes, Memory& memory,
@@ -180,7 +180,7 @@ public:
         pins.arready = has_room() && !stalls();
         const bool able = rate_.tick(cycle) && !stalls();
         if (pins.rvalid) return;
-        // under random timing, data that is not valid is not what anybody hopes for either
+        // under random timing, poison data that is not valid
         if (settings_.latency_jitter) std::memset(rdata_, 0xA5, beat_bytes_);
         if (!able) return;
         if (current_ == kNone) current_ = choose(cycle);

@@ -195,7 +195,7 @@ def _generate(config: AcceleratorConfig) -> str:
 
 @contextmanager
 def _ticking(report: Progress, stage: str, first: float, last: float) -> Iterator[None]:
-    """Report a stage that tells nothing of itself by the time that it usually takes."""
+    """Report a stage without output of its own by the time that it usually takes."""
     start, over = time.monotonic(), threading.Event()
 
     def tick() -> None:
@@ -343,7 +343,7 @@ def _link_flags() -> list[str]:
 
 
 def _native_target() -> str:
-    """What ``-march=native`` means to the compiler here; empty where it means nothing."""
+    """The target that ``-march=native`` selects on this machine; empty if it has no effect."""
     return _native_target_of(toolchain.compiler_command())
 
 
@@ -419,7 +419,7 @@ def _locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[
 
 
 def _explain(error: JobError) -> BuildError:
-    """What the user is told about a command that failed."""
+    """Error message for a command that failed."""
     what = error.job.output.name
     if error.status < 0:
         return BuildError(

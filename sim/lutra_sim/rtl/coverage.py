@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a module stands: what tells it from others, its line, its text where there is one."""
+    """A module in the Verilog: its identity, its first line and its text, if it has any."""
 
     identity: str
     first_line: int
@@ -200,7 +200,7 @@ def _modules_of(file: str) -> dict[str, _Place]:
 
 
 def _identity(name: str, text: Sequence[str]) -> str:
-    """Hash of a module's text but for its own name, which begins those of its submodules."""
+    """Hash of a module's text without its own name, which is a prefix of its submodules' names."""
     joined = "\n".join(text).replace(f"\\{name}.", "\\.")
     joined = re.sub(r"^module \\?[^\s(]+ ?", "", joined)
     joined = re.sub(r"\$auto\$verilog_backend\S*", "", joined)

@@ -59,7 +59,7 @@ class Simulator:
     watchdog_cycles :
         Cycles without any progress that end a run; 0 is never.
     progress :
-        Told how a build proceeds; see :func:`build`.
+        Called with the progress of a build; see :func:`build`.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class Simulator:
             )
 
     def _units(self) -> str:
-        """What every unit is doing."""
+        """State of every unit."""
         word = self.read_register("UNIT_STATE")
         names = [*(unit.name.lower() for unit in Unit), "fetch"]
         known = {state.value: state.name for state in UnitState}
@@ -280,7 +280,7 @@ class Simulator:
 
 
 def coverage_folder() -> Path:
-    """Where coverage is collected: ``$LUTRA_COVERAGE_DIR``, or ``build/coverage``."""
+    """Folder of coverage data: ``$LUTRA_COVERAGE_DIR``, or ``build/coverage``."""
     return Path(os.environ.get("LUTRA_COVERAGE_DIR") or Path("build") / "coverage").absolute()
 
 

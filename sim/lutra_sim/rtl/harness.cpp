@@ -28,7 +28,7 @@ using Trace = VerilatedVcdC;
 
 // Verilator writes a double underscore in a port's name as ___05F.
 #define PIN(port, name) top_->port##___05F##name
-// Pins that a design may do without.
+// Optional pins.
 #define GET(port, name, absent)                                                       \
     [](auto& top) -> uint32_t {                                                       \
         if constexpr (requires { top.port##___05F##name; }) return top.port##___05F##name; \
@@ -40,8 +40,8 @@ using Trace = VerilatedVcdC;
     }(*top_, value)
 #define BYTES(port, name) reinterpret_cast<uint8_t*>(&PIN(port, name))
 
-// What went wrong while a trace was written; null when none is. An exception out of Verilator's
-// trace would leave its file open, and closing that would throw again.
+// Errors of the trace that is being written; null when there is none. An exception out of
+// Verilator's trace would leave its file open, and closing that would throw again.
 thread_local std::string* trace_fault = nullptr;
 
 // Verilator calls these instead of ending the process (VL_USER_FATAL).
@@ -56,8 +56,8 @@ void vl_fatal(const char* file, int line, const char*, const char* message) {
 namespace lutra {
 
 constexpr int kResetCycles = 4;
-constexpr uint64_t kRegisterCycles = 1000;  // an access that takes longer gets no answer
-constexpr uint64_t kPolls = 8;              // looks at UNIT_STATE before the watchdog gives up
+constexpr uint64_t kRegisterCycles = 1000;  // time limit of an access
+constexpr uint64_t kPolls = 8;              // reads of UNIT_STATE before the watchdog gives up
 
 constexpr uint32_t log2_of(uint32_t value) { return value > 1 ? 1 + log2_of(value / 2) : 0; }
 
@@ -157,7 +157,7 @@ public:
         try {
             trace_close();
         } catch (const std::exception&) {
-            // who wants to know closes the trace first
+            // to see trace errors, close the trace explicitly
         }
         top_->final();
     }
@@ -167,7 +167,7 @@ public:
     const std::string& error() const { return broken_.empty() ? fault_.text() : broken_; }
     bool failed() const { return fault_ || !broken_.empty(); }
 
-    // An exception out of the model leaves it in no state to go on from.
+    // After an exception the model is in an undefined state and cannot continue.
     void broken(const std::string& why) { broken_ = why; }
     void forgive() { fault_.clear(); }
 
@@ -201,7 +201,7 @@ public:
         return 0;
     }
 
-    // What every unit does that is not idle: "matmul WAIT_WEIGHTS, vector WAIT_DEPENDENCY"
+    // State of every unit that is not idle: "matmul WAIT_WEIGHTS, vector WAIT_DEPENDENCY"
     std::string units(uint32_t state) const {
         std::string text;
         for (const char* unit : kUnits) {
@@ -334,7 +334,7 @@ private:
         ++cycle_;
     }
 
-    // A cycle in which nothing but the clock happens.
+    // A cycle with nothing but a clock edge.
     void clock() {
         top_->clk = 0;
         top_->eval();
@@ -470,7 +470,7 @@ int guarded(lutra_device* handle, Action action) {
     return -1;
 }
 
-// For what goes on with a run that has failed: its trace and its coverage.
+// Runs an action that must work after a failed run as well: saving its trace or coverage.
 template <class Action>
 int recorded(lutra_device* handle, Action action) {
     try {

@@ -24,13 +24,13 @@ class Job:
 
     @property
     def partial(self) -> Path:
-        """Where ``command`` writes."""
+        """File that ``command`` writes."""
         # other processes may be making the same file
         return self.output.with_name(f"{self.output.name}.{os.getpid()}.partial")
 
     @property
     def log(self) -> Path:
-        """What ``command`` printed."""
+        """Output of ``command``."""
         return self.output.with_name(f"{self.output.name}.log")
 
 

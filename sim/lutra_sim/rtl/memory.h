@@ -21,7 +21,7 @@ struct Hex {
     }
 };
 
-// The first error since the last reset, as one line; what follows from it is not reported.
+// The first error since the last reset, as one line; consequential errors are not reported.
 class Fault {
 public:
     explicit Fault(const uint64_t& cycle) : cycle_(cycle) {}
@@ -60,7 +60,7 @@ private:
     uint64_t state_;
 };
 
-// Bytes, and which of them were ever written.
+// Bytes, and a record of which were ever written.
 class Memory {
 public:
     explicit Memory(uint64_t size)

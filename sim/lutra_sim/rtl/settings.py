@@ -1,4 +1,4 @@
-"""What the harness is told when a device is made; design.h gets the structure from here."""
+"""Settings of the harness, passed when a device is made; source of the structure in design.h."""
 
 import ctypes
 
@@ -23,7 +23,7 @@ class Settings(ctypes.Structure):
         ("write_latency", ctypes.c_uint32),
         ("latency_jitter", ctypes.c_uint32),
         ("max_outstanding", ctypes.c_uint32),
-        ("beats", ctypes.c_uint32 * _PORTS),  # in so many cycles, of each port
+        ("beats", ctypes.c_uint32 * _PORTS),  # per ``cycles``, for each port
         ("cycles", ctypes.c_uint32 * _PORTS),
         ("refresh_interval", ctypes.c_uint32),  # 0: never
         ("refresh_cycles", ctypes.c_uint32),

@@ -1,4 +1,4 @@
-"""Where Verilator and the C++ tools are, and what a build needs to be told about them."""
+"""Location of Verilator and the C++ tools, and their settings for a build."""
 
 import os
 import shutil
@@ -148,7 +148,7 @@ def makeflags(variables: dict[str, str]) -> str:
 
 
 def verilator_version() -> str:
-    """Version of the Verilator in use, as far as it tells one from another."""
+    """Version string of the Verilator in use."""
     if verilator_root() is None:
         return _first_line([*verilator_command(), "--version"])
     try:
@@ -160,7 +160,7 @@ def verilator_version() -> str:
 
 
 def compiler_version() -> str:
-    """First line of what the C++ compiler says about itself."""
+    """First line of the C++ compiler's version output."""
     return _first_line([compiler_command(), "--version"])
 
 

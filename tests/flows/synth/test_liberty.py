@@ -1,4 +1,4 @@
-"""Libraries are found, unpacked and told apart; whatever is wrong is one line."""
+"""Libraries are found, unpacked and distinguished; every error is one line."""
 
 import gzip
 

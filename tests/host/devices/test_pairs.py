@@ -85,7 +85,7 @@ def assert_rows(actual: StepResult, whole: StepResult, rows: slice) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("here", "there"), list(permutations(DEVICES, 2)))
 def test_a_story_moves_at_every_position(here: str, there: str, name: str, ready: Ready) -> None:
-    """Keys and values go as bytes; the logits are those of the story told in one place."""
+    """Keys and values move as bytes; the logits equal those of a run on one device."""
     whole, held = run(ready("golden", name), STORY)
     for n in range(1, len(STORY)):
         first, kv = run(ready(here, name), STORY[:n])
@@ -171,7 +171,7 @@ def test_truncate_and_fork(kind: str, ready: Ready) -> None:
 
 @pytest.mark.parametrize("kind", DEVICES)
 def test_threads(kind: str, ready: Ready) -> None:
-    """Eight sessions, each told token by token by a thread of its own."""
+    """Eight sessions, each run token by token by a thread of its own."""
     device = ready(kind, "ternary")
     rng = np.random.default_rng(4)
     texts = [rng.integers(0, 280, 6).tolist() for _ in range(8)]

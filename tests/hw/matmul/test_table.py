@@ -96,7 +96,7 @@ def test_datapath(params: TernaryParams, stall: bool) -> None:
     a = rng.integers(low, high + 1, (n_passes, params.n_tables, 3))
     a[0], a[1], a[2] = low, high, np.where(np.arange(3) == 1, low, high)
     tables = build_table(a)
-    # every code comes up in every table, then all signs alike, which makes the largest sums
+    # every code comes up in every table, then all signs equal, which makes the largest sums
     trits = np.array(list(product((-1, 0, 1), repeat=3)))
     shape = (n_passes, dut.prepare_cycles, params.step_rows, params.n_tables)
     codes = encode_trits(trits[rng.integers(0, 27, shape)])

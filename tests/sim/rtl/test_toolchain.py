@@ -1,4 +1,4 @@
-"""Which tools are found, what they are told, and what the user reads where one is missing."""
+"""Discovery of tools, their options, and the message for a missing one."""
 
 import os
 import subprocess

@@ -56,7 +56,7 @@ class Transport(Protocol):
         ...
 
     def start(self) -> None:
-        """Begin a run of what the registers say, its end not yet signalled."""
+        """Start the run that the registers describe; its end is not yet signalled."""
         ...
 
     def wait(self, timeout_s: float | None) -> int | None:
@@ -81,7 +81,7 @@ class Transport(Protocol):
 
 
 class Heap:
-    """Addresses of a memory whose every byte is alike: first fit, whole pages."""
+    """Address allocator for a uniform memory: first fit, whole pages."""
 
     def __init__(self, n_bytes: int) -> None:
         self._n_bytes = n_bytes

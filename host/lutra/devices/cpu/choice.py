@@ -43,7 +43,7 @@ def choose_targets(threads: int) -> tuple[str, str]:
 
 
 def _fastest(names: list[str], pool: Pool, n: int, k: int, m: int) -> str:
-    # ones, written: pages that nobody wrote would all be the same one
+    # written with ones, because untouched pages would all map to the same page
     weights = StoredWeights(codes=np.full((n, k // 4), 0xAA, np.uint8), depth=k, bits=2)
     w = Matrix.of(PackedLinear(weights, scale_from_float(1.0), 1))
     a = np.ones((m, k), np.int16)

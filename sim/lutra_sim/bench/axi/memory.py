@@ -125,7 +125,7 @@ class AxiReadMemory:
             burst = self._ar.sample(self.cycle, self._latency)
             if burst is not None:
                 self.bursts.append(burst)
-                # a slave that serves in order keys everything alike
+                # a slave that serves in order uses one key for everything
                 key = burst.id if self._reorder else 0
                 pending.setdefault(key, deque()).append(Burst(**vars(burst)))
                 count = sum(map(len, pending.values()))

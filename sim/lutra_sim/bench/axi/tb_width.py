@@ -100,7 +100,7 @@ def _strobed(payload: int) -> int:
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 @cocotb.parametrize(p_stall=[0.0, 0.5], p_sink=[0.0, 0.5])
 async def converts(dut: Any, p_stall: float, p_sink: float) -> None:
-    """Commands and data come out as in the model, whoever waits."""
+    """Commands and data come out as in the model, with stalls on either side."""
     rng = Random(cocotb.RANDOM_SEED)
     lengths = LENGTHS + [rng.choice(LENGTHS) for _ in range(30)]
     bench = _Bench(dut, _transfers(rng, lengths), p_stall, p_sink)

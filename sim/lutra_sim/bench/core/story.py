@@ -30,7 +30,7 @@ _RESIDUAL_FRAC = 16
 _EMBED_SHIFT = 4
 _GAMMA_FRAC = 12
 _WINDOW = 3  # of the second layer's attention; the first one sees everything
-_Event = tuple[Unit, int]  # that a unit has completed so many instructions
+_Event = tuple[Unit, int]  # a unit and its number of completed instructions
 
 
 @dataclass(frozen=True, kw_only=True)

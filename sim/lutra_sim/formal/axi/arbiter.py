@@ -13,7 +13,7 @@ _REQUEST = ("araddr", "arlen", "arsize", "arburst")
 class ArbiterOrder(Property):
     """Every request goes on once, in order and with its master's id; data find their master.
 
-    Who asks is served after at most one request of each other master.
+    A request is served after at most one request of each other master.
     """
 
     def __init__(self, n: int) -> None:
@@ -49,7 +49,7 @@ class ArbiterOrder(Property):
             with m.Elif(others):
                 m.d.sync += passed.eq(passed + 1)
             self.claim(m, f"master {index} waits for one request of each other", passed < dut.n)
-            # whoever was served last comes behind all others, so this many may still pass
+            # the master served last has the lowest priority, so this many may still pass
             turns = Signal(range(dut.n), name=f"turns_{index}")
             with m.Switch(last):
                 for served in range(dut.n):
@@ -57,7 +57,7 @@ class ArbiterOrder(Property):
                         m.d.comb += turns.eq((index - served - 1) % dut.n)
             self.claim(m, f"master {index} gets nearer", (passed == 0) | (passed + turns < dut.n))
 
-        # ids beyond the masters are nobody's
+        # ids beyond the masters are unused
         self.assume(m, ~o.rvalid | (o.rid < dut.n))
         ready = Signal()
         for index, i in enumerate(dut.i):

@@ -16,7 +16,7 @@ _WORDS_MAX = 4
 
 
 class _WidthOrder(Property):
-    """What both directions share: a command of any place and length, and what came before it."""
+    """Common part of both directions: a command of any address and length, after any others."""
 
     def __init__(self, dut: Any) -> None:
         super().__init__(dut)

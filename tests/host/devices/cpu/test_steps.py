@@ -305,7 +305,7 @@ def test_attention(target: str, kv_bits: int, m: int, position: int, window: int
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_attention_to_its_ends(target: str) -> None:
-    """The largest sums: everything at its end, all positions alike."""
+    """The largest sums: extreme values everywhere, the same at all positions."""
     d, total = 64, 700
     for sign in (-1, 1):
         q = np.full((1, 1, d), 127, np.int8)

@@ -129,13 +129,13 @@ def run(part: Part, settings: Mapping[str, str]) -> Result:
         _, status, usage = os.wait4(running.pid, 0)
         running.returncode = os.waitstatus_to_exitcode(status)
     lines = output.decode(errors="replace").splitlines()
-    told = [line.strip() for line in lines if part.summary.fullmatch(line.strip())]
+    summaries = [line.strip() for line in lines if part.summary.fullmatch(line.strip())]
     return Result(
         name=part.name,
         status=running.returncode,
         wall_s=time.monotonic() - start,
         cpu_s=usage.ru_utime + usage.ru_stime,
-        summary=re.sub(" {2,}", "  ", told[-1].strip("= ")) if told else "no result",
+        summary=re.sub(" {2,}", "  ", summaries[-1].strip("= ")) if summaries else "no result",
         failures=tuple(line.strip() for line in lines if _FAILURE.fullmatch(line.strip())),
     )
 

@@ -60,9 +60,9 @@ def gemv_rule(n: int, n_blocks: int, plane: int, mixed: bool = False) -> Tile:
 def gemm_rule(n: int, n_blocks: int, m: int, grouped: bool, a_bytes: int = 1) -> Tile:
     """The fewest token tiles that registers allow: grouped sums are kept twice, those of 16-bit
     activations too. The depth is split until every multiprocessor has two programs."""
-    most = (64 if grouped else 128) // a_bytes
+    max_block_m = (64 if grouped else 128) // a_bytes
     block_m = 16
-    while block_m < min(m, most):
+    while block_m < min(m, max_block_m):
         block_m *= 2
     if grouped:
         block_n, block_b = (128 if block_m == 16 else 64), 1

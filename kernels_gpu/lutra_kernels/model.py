@@ -22,7 +22,7 @@ from lutra_golden.model.lowered import (
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.padding import built_head_dim
 from lutra_golden.model.shapes import Gate
-from lutra_golden.model.stacks import alike
+from lutra_golden.model.stacks import unify_formats
 from lutra_golden.model.stored import StoredWeights
 from lutra_kernels.arith.tables import tables
 from lutra_kernels.arrays import Array, upload
@@ -86,7 +86,7 @@ def _matrix(layer: PackedLayer, names: Sequence[str], a_bits: int) -> Matrix:
     shifts = [linear.shift for linear in linears]
     if len(set(shifts)) > 1:
         raise ValueError(f"{', '.join(names)} must have one shift, not {shifts}")
-    parts = alike(linears)
+    parts = unify_formats(linears)
     group = parts[0].group or 0
     if group % ALIGNMENT:
         raise GpuUnavailable(

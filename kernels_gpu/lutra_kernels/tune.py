@@ -91,7 +91,7 @@ def _best(
     from lutra_kernels.timing import time_calls
 
     torch = import_module("torch")
-    best, least, expected = candidates[0], float("inf"), None
+    best, best_median, expected = candidates[0], float("inf"), None
     for tile in candidates:
         calls = runs(tile)
         try:
@@ -107,9 +107,9 @@ def _best(
         if not bool((found == expected).all()):
             raise RuntimeError(f"{tile} is wrong")
         median = time_calls(calls).median
-        if median < least:
-            best, least = tile, median
-    return best, least
+        if median < best_median:
+            best, best_median = tile, median
+    return best, best_median
 
 
 def tune(

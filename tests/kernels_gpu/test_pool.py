@@ -23,13 +23,13 @@ def pool_of(kv: int, head_dim: int = 16) -> KvPool:
 
 
 def random_kv(pool: KvPool, bits: int, head_dim: int, n: int, seed: int = 0) -> LayerKv:
-    rng, most = np.random.default_rng(seed), (1 << (bits - 1)) - 1
+    rng, maximum = np.random.default_rng(seed), (1 << (bits - 1)) - 1
 
     def scale() -> Scale:
         return Scale(rng.integers(1 << 15, 1 << 16, (n, 2)), rng.integers(-40, 9, (n, 2)))
 
     keys, values = (
-        rng.integers(-most, most + 1, (2, n, head_dim)).astype(np.int8) for _ in range(2)
+        rng.integers(-maximum, maximum + 1, (2, n, head_dim)).astype(np.int8) for _ in range(2)
     )
     return LayerKv(keys, scale(), values, scale())
 

@@ -307,13 +307,13 @@ def test_check_reports_a_mismatch() -> None:
 def test_story_is_the_same_on_both_devices(model: str, n: int, kv_bits: int) -> None:
     sampling = SamplingParams(temperature=0.8, seed=3)
     rtl = LLM(model, "rtl", check=True, kv_bits=kv_bits)
-    told = rtl.generate("The king said", n, sampling)
+    story = rtl.generate("The king said", n, sampling)
     rtl.close()
     same = LLM(model, "golden", kv_bits=kv_bits).generate("The king said", n, sampling)
-    assert told.tokens == same.tokens
-    assert told.text == same.text
-    assert told.stats.bit_exact is True
-    assert told.stats.decode_cycles_per_token is not None
+    assert story.tokens == same.tokens
+    assert story.text == same.text
+    assert story.stats.bit_exact is True
+    assert story.stats.decode_cycles_per_token is not None
 
 
 class Built(RtlTransport):

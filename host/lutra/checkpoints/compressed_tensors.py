@@ -62,7 +62,7 @@ def read_compressed_tensors(
         stored = read_words(tensors, f"{name}.weight_zero_point", -(-n * bits // 32), groups[0])
         zero = unpack_words(stored, bits)[:n].astype(np.float32)
     if f"{name}.weight_shape" in tensors.names():
-        shape = tensors.take(f"{name}.weight_shape", 2).tolist()
+        shape = tensors.read(f"{name}.weight_shape", 2).tolist()
         if shape != [n, k]:
             raise LutraError(
                 f"{tensors.path}: {name}.weight_shape must be {[n, k]}, not {shape}: "
@@ -70,7 +70,7 @@ def read_compressed_tensors(
             )
     order, index = None, f"{name}.weight_g_idx"
     # all are -1 where the columns are in the order of their groups
-    if index in tensors.names() and (tensors.take(index, k) != -1).any():
+    if index in tensors.names() and (tensors.read(index, k) != -1).any():
         order = order_of_groups(tensors, index, k, k // groups[0])
     columns = codes if order is None else codes[order]
     return Grouped(

@@ -24,7 +24,7 @@ def finite(tensors: SafetensorsFolder, name: str, values: NDArray[np.generic]) -
 
 def take_finite(tensors: SafetensorsFolder, name: str, *shape: int) -> NDArray[np.generic]:
     """A tensor of this shape in floating point."""
-    values = tensors.take(name, *shape)
+    values = tensors.read(name, *shape)
     finite(tensors, name, values)
     return values
 

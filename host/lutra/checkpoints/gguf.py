@@ -176,7 +176,7 @@ class GgufCheckpoint:
             "eos_token_id": list(end_tokens(metadata)),
         }
         if "tokenizer.ggml.bos_token_id" in metadata:
-            content["bos_token_id"] = metadata.whole("tokenizer.ggml.bos_token_id", least=0)
+            content["bos_token_id"] = metadata.whole("tokenizer.ggml.bos_token_id", minimum=0)
         if kind == "llama" and f"{kind}.attention.sliding_window" in metadata:
             name = "MistralForCausalLM"
             content["sliding_window"] = metadata.whole(f"{kind}.attention.sliding_window")
@@ -251,8 +251,8 @@ class GgufCheckpoint:
 
     def names(self) -> Collection[str]:
         """Names of all tensors that are weights of their own."""
-        side = (".scale", _FREQUENCIES)
-        return [name for name in self._tensors if not name.endswith(side)]
+        suffixes = (".scale", _FREQUENCIES)
+        return [name for name in self._tensors if not name.endswith(suffixes)]
 
     def linear(self, name: str, n: int, k: int) -> Weight:
         """The matrix of a linear layer, as the file has it."""

@@ -100,16 +100,16 @@ def read_bitnet(
         return ternarize(read_dense(tensors, config, name, n, k).values)
     if n % 4:
         raise LutraError(f"{path}: {full} must have a multiple of 4 rows to be packed, not {n}")
-    packed = tensors.take(full, n // 4, k)
+    packed = tensors.read(full, n // 4, k)
     if packed.dtype != np.uint8:
         raise LutraError(f"{path}: {full} must be packed uint8, not {packed.dtype}")
     codes = unpack_ternary(cast("NDArray[np.uint8]", packed))
     if codes.max(initial=0) > 1:
         raise LutraError(f"{path}: {full} holds codes other than 0, 1 and 2: copy the model again")
-    side = f"{name}.weight_scale"
-    scale = float(take_finite(tensors, side, 1).astype(np.float64)[0])
+    scale_name = f"{name}.weight_scale"
+    scale = float(take_finite(tensors, scale_name, 1).astype(np.float64)[0])
     if scale <= 0:
-        raise LutraError(f"{path}: {side} must be positive, not {scale}")
+        raise LutraError(f"{path}: {scale_name} must be positive, not {scale}")
     linear_class = config.get("linear_class", "quantization_config") or "bitlinear"
     advice = "copy the model again"
     config.require("linear_class", linear_class, "autobitlinear", "bitlinear", advice=advice)

@@ -45,7 +45,7 @@ def unpack_words(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
 
 def read_words(tensors: SafetensorsFolder, name: str, *shape: int) -> NDArray[np.uint32]:
     """Words of packed codes."""
-    words = tensors.take(name, *shape)
+    words = tensors.read(name, *shape)
     if words.dtype.kind not in "iu" or words.dtype.itemsize != 4:
         raise LutraError(
             f"{tensors.path}: {name} must be packed int32, not {words.dtype}: copy the model again"
@@ -84,7 +84,7 @@ def order_of_groups(
 
     None if they are in that order already.
     """
-    index = tensors.take(name, k)
+    index = tensors.read(name, k)
     if index.dtype.kind not in "iu":
         raise LutraError(
             f"{tensors.path}: {name} must be whole numbers, not {index.dtype}: copy the model again"

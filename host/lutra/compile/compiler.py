@@ -266,9 +266,9 @@ class _Lowering:
         planes, unit = params.planes(weights), row_unit(params)
         blocks = round_up(len(weights.codes) // LANES, params.block_rows)
         per_unit = params.n_words(1, unit, planes)
-        most = max(1, params.weight_buffer_words // 2 // per_unit) * unit
-        for first in range(0, blocks, most):
-            count = min(most, blocks - first)
+        max_blocks = max(1, params.weight_buffer_words // 2 // per_unit) * unit
+        for first in range(0, blocks, max_blocks):
+            count = min(max_blocks, blocks - first)
             part = weights.rows(slice(first * LANES, (first + count) * LANES))
             words = params.pack(part, planes)
             padded = np.zeros((len(words), config.weight_word_bytes), np.uint8)

@@ -122,8 +122,8 @@ def verify(
 
     packed = reference(model)
     x, before = packed.embed(ids), decoder.embed(ids)
-    most = _LIMIT if limit is None else limit
-    parts = [PartError(name="embedding", own=_relative(x, before), limit=most)]
+    own_limit = _LIMIT if limit is None else limit
+    parts = [PartError(name="embedding", own=_relative(x, before), limit=own_limit)]
     for i, (after, whole) in enumerate(zip(states, integers, strict=True)):
         report("comparing", i / len(states))
         layer, window = packed.layers[i], packed.config.windows[i]
@@ -145,7 +145,7 @@ def verify(
         PartError(
             name="head",
             own=_relative(packed.logits(before), expected),
-            limit=most,
+            limit=own_limit,
             total=_relative(actual, expected),
             integer=_relative(actual, packed.logits(x)),
         )

@@ -77,16 +77,16 @@ class ConfigFile:
         within: str | None = None,
         *,
         default: int | None = None,
-        most: int = 1 << 24,
+        maximum: int = 1 << 24,
     ) -> int:
-        """A positive whole number up to ``most``."""
+        """A positive whole number up to ``maximum``."""
         value = self.get(name, within)
         if value is None and default is not None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise LutraError(f"{self.path}: {name} must be a positive whole number, not {value!r}")
-        if value > most:
-            raise LutraError(f"{self.path}: {name} must be at most {most}, not {value}")
+        if value > maximum:
+            raise LutraError(f"{self.path}: {name} must be at most {maximum}, not {value}")
         return value
 
     def flag(self, name: str, *, default: bool = False) -> bool:

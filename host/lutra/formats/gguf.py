@@ -117,13 +117,13 @@ class Metadata:
             raise self._wrong(key, "a string", value)
         return value
 
-    def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+    def whole(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
         """A whole number."""
         value = self._get(key, default is not None)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self._wrong(key, f"a whole number from {least} on", value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise self._wrong(key, f"a whole number from {minimum} on", value)
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
@@ -201,10 +201,10 @@ class _Cursor:
     def whole(self, n_bytes: int, what: str) -> int:
         return int.from_bytes(self.bytes(n_bytes, what).tobytes(), "little")
 
-    def count(self, least: int, what: str) -> int:
-        """A count of entries of at least ``least`` bytes each, checked against the bytes left."""
+    def count(self, minimum: int, what: str) -> int:
+        """A count of entries of at least ``minimum`` bytes each, checked against the bytes left."""
         n = self.whole(8, what)
-        if n > self.left // least:
+        if n > self.left // minimum:
             raise LutraError(
                 f"{self.path}: {what} at byte {self.at - 8} is {n}, but only {self.left} bytes are "
                 "left: the file is cut off or damaged, copy or download it again"

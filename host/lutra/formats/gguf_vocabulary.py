@@ -162,7 +162,7 @@ def _types(metadata: Metadata, n: int) -> NDArray[np.int64]:
 
 
 def _token_id(metadata: Metadata, key: str, n: int) -> int:
-    value = metadata.whole(f"{_PREFIX}.{key}", least=0)
+    value = metadata.whole(f"{_PREFIX}.{key}", minimum=0)
     if value >= n:
         raise LutraError(f"{metadata.path}: {_PREFIX}.{key} must be below {n}, not {value}")
     return value

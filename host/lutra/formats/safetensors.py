@@ -79,7 +79,7 @@ class SafetensorsFolder:
         found = str(self._open(self._shard(name)).get_slice(name).get_dtype())
         return _NAMES.get(found, found)
 
-    def take(self, name: str, *shape: int) -> NDArray[np.generic]:
+    def read(self, name: str, *shape: int) -> NDArray[np.generic]:
         """The tensor of this name; it must have this shape, if one is given."""
         path = self._shard(name)
         file = self._open(path)
@@ -99,17 +99,17 @@ class SafetensorsFolder:
             ) from None
 
     def view(self, name: str, *shape: int) -> NDArray[np.generic]:
-        """Like :meth:`take`, but mapped from the file and not to be written to.
+        """Like :meth:`read`, but mapped from the file and not to be written to.
 
         Bytes are read on first access, and shared with other processes that map the file.
         """
         path = self._shard(name)
         dtype = self.dtype(name)
         if dtype not in _NAMES.values():
-            return self.take(name, *shape)
+            return self.read(name, *shape)
         found = self.shape(name)
         if shape and found != shape:
-            return self.take(name, *shape)  # which says what is wrong
+            return self.read(name, *shape)  # raises the error
         if path not in self._maps:
             self._maps[path] = _Map(path)
         return self._maps[path].array(name, np.dtype(dtype), found)

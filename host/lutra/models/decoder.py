@@ -165,9 +165,9 @@ class LazyLayers(Sequence[DecoderLayer]):
 class Decoder:
     """A whole model. ``lm_head`` is None if the embedding is also the head.
 
-    With ``activation_bits`` the inputs of the layers' matrices are rounded to so many bits per
-    token, as they are on an accelerator; with ``head_bits`` that of the head, with ``key_bits`` and
-    ``value_bits`` each head of keys and of values.
+    ``activation_bits`` rounds the inputs of the layers' matrices per token, as on an accelerator;
+    ``head_bits`` rounds the input of the head, ``key_bits`` and ``value_bits`` each head of keys
+    and of values.
     """
 
     name: str
@@ -266,15 +266,15 @@ class Decoder:
         return x @ weight.dequantized().T.astype(self.dtype, copy=False) * unit
 
     def limited(self, context: int | None) -> "Decoder":
-        """The same model with at most ``context`` positions, or 4,096 if it is not said."""
+        """The same model with at most ``context`` positions (default 4,096)."""
         if context is not None and context < 1:
             raise LutraError(f"the context must be 1 position or more, not {context}")
-        most = self.config.max_position_embeddings
-        if context is not None and context > most:
+        maximum = self.config.max_position_embeddings
+        if context is not None and context > maximum:
             raise LutraError(
-                f"the context must be at most {most}, the limit of {self.name}, not {context}"
+                f"the context must be at most {maximum}, the limit of {self.name}, not {context}"
             )
-        n = min(most, CONTEXT) if context is None else context
+        n = min(maximum, CONTEXT) if context is None else context
         return replace(self, config=replace(self.config, max_position_embeddings=n))
 
     def replaced(self, layers: Sequence[DecoderLayer], activation_bits: int) -> "Decoder":
@@ -293,9 +293,9 @@ def _biased(x: Float, bias: _Vector | None) -> Float:
 def read_config(file: ConfigFile, gate: Gate) -> DecoderConfig:
     """The sizes that every architecture has, checked against each other."""
     hidden_size = file.whole("hidden_size")
-    n_heads = file.whole("num_attention_heads", most=1 << 12)
+    n_heads = file.whole("num_attention_heads", maximum=1 << 12)
     n_kv_heads = file.whole("num_key_value_heads", default=n_heads)
-    n_layers = file.whole("num_hidden_layers", most=1 << 12)
+    n_layers = file.whole("num_hidden_layers", maximum=1 << 12)
     bos = file.tokens("bos_token_id")
     config = DecoderConfig(
         hidden_size=hidden_size,
@@ -303,7 +303,7 @@ def read_config(file: ConfigFile, gate: Gate) -> DecoderConfig:
         num_hidden_layers=n_layers,
         num_attention_heads=n_heads,
         num_key_value_heads=n_kv_heads,
-        head_dim=file.whole("head_dim", default=max(hidden_size // n_heads, 1), most=1 << 12),
+        head_dim=file.whole("head_dim", default=max(hidden_size // n_heads, 1), maximum=1 << 12),
         vocab_size=file.whole("vocab_size"),
         max_position_embeddings=file.whole("max_position_embeddings", default=2048),
         rms_norm_eps=file.real("rms_norm_eps", default=1e-6),

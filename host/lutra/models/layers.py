@@ -43,8 +43,8 @@ def rotation(cos: Float, sin: Float) -> Callable[[Float], Float]:
 def causal_attention(q: Float, k: Float, v: Float, window: int = 0) -> Float:
     """Softmax attention of ``[H, T, Dh]`` to the positions up to each one; ``[T, H * Dh]``.
 
-    Several heads of ``q`` share one of ``k`` and ``v``. With a ``window`` only so many latest
-    positions are seen, the query's own included.
+    Several heads of ``q`` share one of ``k`` and ``v``. With a ``window`` a query sees only
+    that many of the latest positions, its own included.
     """
     n = q.shape[1]
     share = len(q) // len(k)

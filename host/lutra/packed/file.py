@@ -91,7 +91,7 @@ def write_packed(
         for i in range(n):
             tensors, _ = store.arrays(i)
             for name in sorted(tensors.names()):
-                yield f"layers.{i}.{name}", tensors.take(name)
+                yield f"layers.{i}.{name}", tensors.read(name)
         for name in _ARRAYS:
             yield name, tail[name]
 
@@ -239,7 +239,7 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
     files = [ConfigFile(file.path, cast("dict[str, object]", each)) for each in found]
     d, f = file.whole("hidden_size"), file.whole("intermediate_size")
     n_heads, n_kv_heads, head_dim = (
-        file.whole(each, most=1 << 12) for each in ("n_heads", "n_kv_heads", "head_dim")
+        file.whole(each, maximum=1 << 12) for each in ("n_heads", "n_kv_heads", "head_dim")
     )
     for what, value, divisor in (("n_heads", n_heads, n_kv_heads), ("head_dim", head_dim, 4)):
         if value % divisor:
@@ -258,8 +258,8 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
         )
     promise = _Promise(
         ternary=file.flag("ternary"),
-        w_bits=file.whole("w_bits", most=8),
-        scale_bits=file.whole("scale_bits", most=16),
+        w_bits=file.whole("w_bits", maximum=8),
+        scale_bits=file.whole("scale_bits", maximum=16),
         group=file.whole("group") if file.get("group") is not None else None,
         biased=file.flag("biased"),
         head_normed=file.flag("head_normed"),
@@ -310,7 +310,7 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
         norm=PackedNorm(int16("norm", d), read_count(file, "norm_frac", FRAC_MAX)),
         head=head,
         head_rows=rows,
-        head_shift=read_count(file, "head_shift", SHIFT_MAX, least=1),
+        head_shift=read_count(file, "head_shift", SHIFT_MAX, minimum=1),
         head_scale=file.real("head_scale"),
     )
 

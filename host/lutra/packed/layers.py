@@ -170,7 +170,7 @@ class LayerReader:
         codes = take_typed(self._tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
         group, scale, zero = None, None, None
         if inner.get("group") is not None:
-            group = read_count(inner, "group", k, least=1, prefix=f"{where}.")
+            group = read_count(inner, "group", k, minimum=1, prefix=f"{where}.")
             if k % group:
                 raise LutraError(
                     f"{file.path}: {where}.group must divide the depth of {k}, not be {group}: "
@@ -200,19 +200,21 @@ class LayerReader:
         )
 
 
-def read_count(file: ConfigFile, name: str, most: int, *, least: int = 0, prefix: str = "") -> int:
-    """A whole number from ``least`` to ``most``."""
+def read_count(
+    file: ConfigFile, name: str, maximum: int, *, minimum: int = 0, prefix: str = ""
+) -> int:
+    """A whole number from ``minimum`` to ``maximum``."""
     value = file.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
         raise LutraError(
-            f"{file.path}: {prefix}{name} must be in {least}..{most}, not {value!r}: {_ADVICE}"
+            f"{file.path}: {prefix}{name} must be in {minimum}..{maximum}, not {value!r}: {_ADVICE}"
         )
     return value
 
 
-def _frac(file: ConfigFile, prefix: str, name: str, most: int = FRAC_MAX) -> int | None:
+def _frac(file: ConfigFile, prefix: str, name: str, maximum: int = FRAC_MAX) -> int | None:
     """Fraction bits, or None where there is nothing that has them."""
-    return None if file.get(name) is None else read_count(file, name, most, prefix=prefix)
+    return None if file.get(name) is None else read_count(file, name, maximum, prefix=prefix)
 
 
 def read_scale(file: ConfigFile, name: str, *, prefix: str = "") -> Scale:

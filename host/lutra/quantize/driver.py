@@ -217,15 +217,15 @@ def _dense(layer: DecoderLayer) -> bool:
 
 
 def _checked(model: Decoder, calibration: NDArray[np.int64]) -> NDArray[np.int64]:
-    most = model.config.max_position_embeddings
+    context = model.config.max_position_embeddings
     if calibration.ndim != 2 or not calibration.size:
         raise LutraError(
             f"calibration must be windows of tokens [n, length], not {list(calibration.shape)}"
         )
-    if calibration.shape[1] > most:
+    if calibration.shape[1] > context:
         raise LutraError(
             f"calibration windows have {calibration.shape[1]} tokens, the model's context "
-            f"{most}: cut them shorter"
+            f"{context}: cut them shorter"
         )
     if calibration.min() < 0 or calibration.max() >= model.config.vocab_size:
         raise LutraError(

@@ -54,11 +54,11 @@ def _fraction_bits(peak: float, limit: int) -> int:
 
 
 def _int16(
-    values: NDArray[np.floating], what: str, most: int = FRAC_MAX
+    values: NDArray[np.floating], what: str, max_frac: int = FRAC_MAX
 ) -> tuple[NDArray[np.int16], int]:
     """Values as int16 with as many fraction bits as they leave."""
     peak = float(np.abs(values).max(initial=0))
-    frac = min(_fraction_bits(peak, _INT16_MAX), most)
+    frac = min(_fraction_bits(peak, _INT16_MAX), max_frac)
     if frac < 0:
         raise LutraError(f"{what} reaches {peak:.0f}, beyond int16: rescale it")
     return np.rint(values * 2.0**frac).astype(np.int16), frac
@@ -81,9 +81,10 @@ def _pack_head(
     row = row.astype(np.float64) / HEAD_MAX
     least = np.zeros(n)
     if not shifted:
-        most = max(LOGIT_ACC_MAX // q_max - k // 2, 1)  # of a row's codes, before they are rounded
+        # of a row's codes, before they are rounded
+        max_sum = max(LOGIT_ACC_MAX // q_max - k // 2, 1)
         sums = [np.abs(embedding.dequantized(b)).sum(axis=1, dtype=np.float64) for b in blocks]
-        least = np.concatenate(sums) / most
+        least = np.concatenate(sums) / max_sum
     top = float(np.maximum(row, least).max())
     if top == 0:
         raise LutraError("the embedding is all zeros: the checkpoint is empty, copy it again")

@@ -86,8 +86,8 @@ def choose_grid(
         raise LutraError(f"groups of {group} do not divide a depth of {k}: choose another group")
     levels, n_groups = (1 << bits) - 1, k // group
     if not w.any():
-        side = np.zeros((n, n_groups), np.int64)
-        return Grid(scale=side + 1, zero=side, unit=1.0, bits=bits, group=group)
+        zeros = np.zeros((n, n_groups), np.int64)
+        return Grid(scale=zeros + 1, zero=zeros, unit=1.0, bits=bits, group=group)
     weigh = None
     if importance is not None and importance.any():
         weigh = (importance / importance.mean(dtype=np.float64)).astype(np.float32)

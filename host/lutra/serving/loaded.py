@@ -50,7 +50,7 @@ class LoadedModel:
         Of a sequence that would lose more than it gives, a copy is taken if there is room for one.
         """
         self.check()
-        found = self.known.take(prompt)
+        found = self.known.pop(prompt)
         if found is None:
             return self.open(), 0
         sequence, n = found

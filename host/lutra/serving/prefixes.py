@@ -39,11 +39,11 @@ class KnownPrefixes:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def take(self, tokens: Sequence[int]) -> tuple[TokenSequence, int] | None:
-        """The sequence that shares most of its beginning with ``tokens``, and how much of it.
+    def pop(self, tokens: Sequence[int]) -> tuple[TokenSequence, int] | None:
+        """Remove and return the sequence with the longest common prefix, and the prefix length.
 
-        It is kept no longer. The last token never counts: its logits have to be computed. None if
-        less than :data:`LEAST_PREFIX` is shared.
+        The last of ``tokens`` never counts, because its logits have to be computed. None if fewer
+        than :data:`LEAST_PREFIX` tokens are shared.
         """
         with self._lock:
             self._settle()

@@ -18,8 +18,8 @@ class Quantizer(wiring.Component):
     for 16 bits, 32767.
 
     Latency is :attr:`latency` cycles: multiply, shift, round and clamp. Throughput is one vector
-    per cycle, each with its own factor; there is no backpressure; the user carries its own
-    valid bits.
+    per cycle, each with its own factor; there is no backpressure; the user carries
+    its own valid bits.
 
     ``factor`` must be the one ``quantize_factor`` gives for a maximum that no ``|y|`` exceeds, or
     zero: then a product is less than 128, or 32768.1, and the clamp guards the last place only.

@@ -146,8 +146,8 @@ class SignedSum(wiring.Component):
     """Sum of ``n`` values, each negated where its bit of ``negate`` is set.
 
     Every adder adds or subtracts and hands the sign of its first operand on, so that one operand
-    of the carry chain is as it comes and a bit of an adder is one LUT; the last sign is left to
-    whoever takes the sum. If ``relative``, the bit of value k > 0 says whether its sign differs
+    of the carry chain is as it comes and a bit of an adder is one LUT; the user of the
+    sum applies the last sign. If ``relative``, the bit of value k > 0 says whether its sign differs
     from that of value ``k & (k - 1)``, the first operand where value k enters as the second: what
     the adder needs to know, without a LUT. Values are in offset binary: in it a negation inverts,
     as in two's complement, and nothing needs a sign extension. Registers follow every second level

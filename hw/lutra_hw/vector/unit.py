@@ -46,8 +46,8 @@ class VectorUnit(wiring.Component):
     none; all others process tokens ``0`` to ``n_tokens - 1``.
 
     The unit owns the residual stream, the parameter buffer, the rotary table and the activation
-    scales of the tile. Their write ports are always ready; whoever fills them keeps away from what
-    the instruction under way uses. After reset scales and ``argmax`` are zero.
+    scales of the tile. Their write ports are always ready; the writer must not touch what the
+    current instruction uses. After reset scales and ``argmax`` are zero.
 
     Model: :class:`lutra_golden.control.interpreter.Interpreter`.
 

@@ -45,9 +45,9 @@ def _share(
     """First tiles, counts of tiles and running ends of all blocks of tokens, ``[BLOCKS]`` each."""
     token = tl.arange(0, BLOCKS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     position = tl.load(position_ptr + token, mask=token < M, other=0)
-    least = tl.min(tl.where(token < M, position, 1 << 30), 1)
-    most = tl.max(tl.where(token < M, position, -1), 1)
-    first, last = tl.maximum(least - window + 1, 0), most + 1
+    lowest = tl.min(tl.where(token < M, position, 1 << 30), 1)
+    highest = tl.max(tl.where(token < M, position, -1), 1)
+    first, last = tl.maximum(lowest - window + 1, 0), highest + 1
     if SHARED:
         last = tl.minimum(last, prefix)
     else:
@@ -208,9 +208,9 @@ def split_attention(
     sizes = m, pages.shape[1], window or NO_WINDOW, prefix
     shape = {"H": h, "H_KV": h_kv, "D": d, "CONTEXT": queries.context, "PAGE": cache.page}
     plans: list[dict[str, int]] = []
-    for most, shared in together:
+    for max_tokens, shared in together:
         # Triton's ranges are powers of two
-        tokens = 1 << (most.bit_length() - 1)
+        tokens = 1 << (max_tokens.bit_length() - 1)
         blocks = 1 << (cdiv(m, tokens) - 1).bit_length()
         room, rows = dot_rows(tokens * per_kv)
         tile = tile_shape(room, cache.bits, cache.page, 128)

@@ -1,8 +1,8 @@
 """Attention of a tile of tokens, one launch: keys are walked twice, scores are not kept.
 
-The programs of the latest tokens, which attend to most positions, are started first. One token at a time, this is
-also attention over contexts too short to be split. Model:
-:mod:`lutra_golden.attention.attention`.
+Programs of the latest tokens, which attend to most positions, start first. One token at a time,
+this is also attention over contexts too short to be split.
+Model: :mod:`lutra_golden.attention.attention`.
 """
 
 import triton.language as tl
@@ -126,12 +126,12 @@ def attention(
     *,
     frac: int,
     window: int = 0,
-    most: int = 31,
+    max_pairs: int = 31,
     together: bool = True,
 ) -> None:
     """Attention of ``m`` tokens, of one sequence if they are taken ``together``.
 
-    A program takes at most ``most`` pairs of a token and a head.
+    A program takes at most ``max_pairs`` pairs of a token and a head.
     """
     h, h_kv = queries.n_heads, cache.n_kv_heads
     per_kv = h // h_kv
@@ -139,7 +139,7 @@ def attention(
         raise ValueError(
             f"context must be at most {POSITIONS_MAX}, not {pages.shape[1] * cache.page}"
         )
-    tokens = max(min(most // per_kv, m), 1) if together else 1
+    tokens = max(min(max_pairs // per_kv, m), 1) if together else 1
     room, rows = dot_rows(tokens * per_kv)
     tile = tile_shape(room, cache.bits, cache.page, 64)
     attention_kernel[(cdiv(m, tokens) * h_kv,)](

@@ -194,12 +194,12 @@ class TileShape(NamedTuple):
     num_stages: int
 
 
-def tile_shape(queries: int, cache_bits: int, page: int, most: int) -> TileShape:
-    """Tile that fits the registers for ``queries``; at most ``most`` keys and one page."""
+def tile_shape(queries: int, cache_bits: int, page: int, max_keys: int) -> TileShape:
+    """Tile that fits the registers for ``queries``; at most ``max_keys`` keys and one page."""
     if queries > 8:
-        return TileShape(min(most // 2, page), 8, 3 if most > 64 else 2)
-    if most <= 64:
+        return TileShape(min(max_keys // 2, page), 8, 3 if max_keys > 64 else 2)
+    if max_keys <= 64:
         # few programs, which are to be done soon
         return TileShape(min(64, page), 8, 2)
-    block_n = min(128 if queries <= 4 and cache_bits == 8 else 64, page, most)
+    block_n = min(128 if queries <= 4 and cache_bits == 8 else 64, page, max_keys)
     return TileShape(block_n, 4, 3 if cache_bits == 8 else 2)

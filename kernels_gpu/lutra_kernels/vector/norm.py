@@ -322,8 +322,8 @@ def norm_quantize(
     k = padded_depth(n)
     block = min(1 << (k - 1).bit_length(), BLOCK_MAX)
     # several tokens per program only where every multiprocessor has work without
-    most = min(TOGETHER_MAX, BLOCK_MAX // block, a.m if INTERPRETED else a.m // _MANY)
-    together = 1 << (max(most, 1).bit_length() - 1)
+    max_together = min(TOGETHER_MAX, BLOCK_MAX // block, a.m if INTERPRETED else a.m // _MANY)
+    together = 1 << (max(max_together, 1).bit_length() - 1)
     fused = group & (group - 1) == 0 and group <= block
     norm_quantize_kernel[(cdiv(a.m, together),)](
         x, acc, den, exponent, tokens, scales, step.gamma, tables,

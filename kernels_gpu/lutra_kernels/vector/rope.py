@@ -145,12 +145,12 @@ def rope_kv_kernel(
     m, head = (row // n_heads).to(tl.int64), row % n_heads  # [ROWS]
     here = m < M
     half, mask = tl.arange(0, D // 2)[None, :], here[:, None]
-    alike = tl.zeros([ROWS], tl.int1)
+    no_rows = tl.zeros([ROWS], tl.int1)
     w = tl.where(is_query, scale_q, tl.where(is_value, scale_v, scale_k)) + tl.zeros_like(row)
     y_lo, y_hi, unit_m, unit_e, position = rotated_rows(
         acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr,
-        m, first_head + head, alike | is_query, alike | is_value, here, w, bias_frac, gamma_frac,
-        eps, H + 2 * H_KV, D, LOG2_DIM, HAS_BIAS, HAS_NORM,
+        m, first_head + head, no_rows | is_query, no_rows | is_value, here, w,
+        bias_frac, gamma_frac, eps, H + 2 * H_KV, D, LOG2_DIM, HAS_BIAS, HAS_NORM,
     )  # fmt: skip
 
     if is_query:
@@ -218,8 +218,8 @@ def rope_kv(
     """
     h, h_kv, d = queries.n_heads, cache.n_kv_heads, cache.head_dim
     # one head per warp unless there are enough tokens without
-    most = min(ROWS_MAX, m * h_kv if INTERPRETED else m * h_kv // _MANY)
-    rows = 1 << (max(most, 1).bit_length() - 1)
+    max_rows = min(ROWS_MAX, m * h_kv if INTERPRETED else m * h_kv // _MANY)
+    rows = 1 << (max(max_rows, 1).bit_length() - 1)
     grid = cdiv(m * h, rows) + 2 * cdiv(m * h_kv, rows)
     rope_kv_kernel[(grid,)](
         acc, scales, positions, pages, step.rope, step.bias, step.gamma, tables,

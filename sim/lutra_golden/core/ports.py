@@ -67,11 +67,11 @@ class PortParams:
                 f"purposes of a port must be one or more of {', '.join(Purpose)}, "
                 f"not {self.purposes!r}"
             )
-        most = min(_BOUNDARY_BYTES, _BEATS_MAX * self.width // 8)
+        maximum = min(_BOUNDARY_BYTES, _BEATS_MAX * self.width // 8)
         n = self.burst_bytes
-        if n & (n - 1) or not self.width // 8 <= n <= most:
+        if n & (n - 1) or not self.width // 8 <= n <= maximum:
             raise ValueError(
-                f"burst_bytes must be a power of two in {self.width // 8}..{most}, not {n}"
+                f"burst_bytes must be a power of two in {self.width // 8}..{maximum}, not {n}"
             )
 
     @property

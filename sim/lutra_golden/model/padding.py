@@ -138,13 +138,13 @@ def _pad_depth(linear: PackedLinear, head_dim: int, to: int) -> PackedLinear:
     codes = np.zeros((n, n_heads * to), w.codes.dtype)
     codes[:, places] = w.codes
 
-    def side(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    def spread(values: NDArray[np.int64]) -> NDArray[np.int64]:
         fine = values.repeat(w.group // group, axis=1).reshape(n, n_heads, head_dim // group)
         out = np.zeros((n, n_heads, to // group), np.int64)
         out[:, :, : head_dim // group] = fine
         return out.reshape(n, -1)
 
     weights = GroupedWeights(
-        codes=codes, scale=side(w.scale), zero=side(w.zero), bits=w.bits, group=group
+        codes=codes, scale=spread(w.scale), zero=spread(w.zero), bits=w.bits, group=group
     )
     return _with_weights(linear, weights)

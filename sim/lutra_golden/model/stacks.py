@@ -10,29 +10,29 @@ from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.packed import PackedLinear
 from lutra_golden.model.stored import StoredWeights
 
-__all__ = ["alike", "stack"]
+__all__ = ["stack", "unify_formats"]
 
 
 def stack(parts: Iterable[GroupedWeights]) -> GroupedWeights:
-    """The rows of several matrices, one behind the other, in the most bits and finest groups."""
+    """The rows of several matrices in order, with the most bits and the finest groups."""
     found = list(parts)
     bits, group = max(part.bits for part in found), math.gcd(*(part.group for part in found))
 
-    def side(name: str) -> NDArray[np.int64]:
+    def joined(name: str) -> NDArray[np.int64]:
         values = [getattr(part, name).repeat(part.group // group, axis=1) for part in found]
         return np.concatenate(values)
 
     return GroupedWeights(
         codes=np.concatenate([part.codes for part in found]),
-        scale=side("scale"),
-        zero=side("zero"),
+        scale=joined("scale"),
+        zero=joined("zero"),
         bits=bits,
         group=group,
     )
 
 
-def alike(parts: Sequence[PackedLinear]) -> list[StoredWeights]:
-    """The matrices in one number of bits and one size of groups: as they are, or stacked."""
+def unify_formats(parts: Sequence[PackedLinear]) -> list[StoredWeights]:
+    """The matrices with one number of bits and one group size; unchanged if they agree."""
     stored = [part.stored for part in parts]
     if len({(each.bits, each.group) for each in stored}) == 1:
         return stored

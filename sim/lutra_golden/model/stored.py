@@ -52,9 +52,9 @@ class StoredWeights:
                 raise ValueError(
                     f"{name} must be {[n, self.depth // self.group]}, not {list(value.shape)}"
                 )
-        most = 2 * ((1 << self.bits) - 1)
-        if self.zero.max(initial=0) > most:
-            raise ValueError(f"zero must be in 0..{most}, not up to {self.zero.max()}")
+        maximum = 2 * ((1 << self.bits) - 1)
+        if self.zero.max(initial=0) > maximum:
+            raise ValueError(f"zero must be in 0..{maximum}, not up to {self.zero.max()}")
 
     @property
     def n_rows(self) -> int:

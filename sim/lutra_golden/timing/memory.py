@@ -47,11 +47,11 @@ class MemoryTiming:
             raise ValueError(f"stall must be in [0, 1), not {self.stall}")
 
 
-def _check_int(name: str, value: Any, least: int, most: int) -> None:
+def _check_int(name: str, value: Any, minimum: int, maximum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, not {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be in {least}..{most}, not {value}")
+    if not minimum <= value <= maximum:
+        raise ValueError(f"{name} must be in {minimum}..{maximum}, not {value}")
 
 
 IDEAL_MEMORY = MemoryTiming()

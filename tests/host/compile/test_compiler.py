@@ -1,4 +1,4 @@
-"""Lowering: what the program contains, that its waits suffice, and what does not fit."""
+"""Lowering: what the program contains, that its waits are sufficient, and what does not fit."""
 
 import random
 from collections import deque
@@ -716,11 +716,11 @@ def _with_scales(model: PackedModel, factor: int, bits: int) -> PackedModel:
     return replace(model, layers=layers, scale_bits=model.scale_bits + bits)
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("declared", [True, False])
 def test_scales_that_are_wider_than_the_engines_are_refused(
-    told: bool, packed_llama: Callable[[str, str], PackedModel]
+    declared: bool, packed_llama: Callable[[str, str], PackedModel]
 ) -> None:
-    """Those that the model tells of, and those that its layers have."""
+    """Scales that the model declares, and scales that only its layers have."""
     model = packed_llama("llama", "W4A8")
     config = config_for(LLAMAS["llama"], "mac")
     for factor, bits in ((2, 9), (257, 16)):
@@ -730,7 +730,7 @@ def test_scales_that_are_wider_than_the_engines_are_refused(
             f"{bits}: use a configuration with scale_width={bits}$"
         )
         with pytest.raises(LutraError, match=message):
-            compile_model(wide if told else replace(wide, scale_bits=8), config)
+            compile_model(wide if declared else replace(wide, scale_bits=8), config)
         compile_model(wide, config_for(LLAMAS["llama"], "mac", scale_width=bits))
 
 

@@ -177,11 +177,11 @@ def test_threads(kind: str, ready: Ready) -> None:
     texts = [rng.integers(0, 280, 6).tolist() for _ in range(8)]
     expected = [run(ready("golden", "ternary"), text)[0] for text in texts]
 
-    def tell(text: list[int]) -> list[StepResult]:
+    def decode(text: list[int]) -> list[StepResult]:
         session = device.session()
         return [device.run([Step(session=session, tokens=[token])])[0] for token in text]
 
     with ThreadPoolExecutor(8) as pool:
-        for told, whole in zip(pool.map(tell, texts), expected, strict=True):
-            for i, result in enumerate(told):
+        for found, whole in zip(pool.map(decode, texts), expected, strict=True):
+            for i, result in enumerate(found):
                 assert_rows(result, whole, slice(i, i + 1))

@@ -50,7 +50,7 @@ def test_metadata_of_every_type(tmp_path: Path) -> None:
     for key in ("u8", "u16", "u32", "u64"):
         assert metadata.whole(key) == scalars[key][1]
     for key in ("i8", "i16", "i32", "i64"):
-        assert metadata.whole(key, least=-(2**63)) == scalars[key][1]
+        assert metadata.whole(key, minimum=-(2**63)) == scalars[key][1]
     assert metadata.real("f32") == 0.5
     assert metadata.real("f64") == 0.1
     assert metadata.flag("bool", False) is True

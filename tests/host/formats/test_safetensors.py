@@ -35,15 +35,15 @@ def test_types_and_shapes(dtype: str, file: Path) -> None:
     assert set(found.names()) == expected.keys()
     for name, values in expected.items():
         assert found.shape(name) == values.shape
-        assert found.take(name, *values.shape).dtype == values.dtype
-        np.testing.assert_array_equal(found.take(name), values)
+        assert found.read(name, *values.shape).dtype == values.dtype
+        np.testing.assert_array_equal(found.read(name), values)
 
 
 def test_bfloat16_is_exact(file: Path) -> None:
     values = np.array([0.0, -0.0, 1.0, -2.5, 3.3895314e38, 1e-40, np.inf], np.float32)
     bits = values.view(np.uint32) >> 16
     _write(file, "BF16", [7], bits.astype("<u2").tobytes())
-    found = SafetensorsFolder(file.parent).take("x", 7)
+    found = SafetensorsFolder(file.parent).read("x", 7)
     assert found.dtype.itemsize == 2
     np.testing.assert_array_equal(found.astype(np.float32).view(np.uint32), bits << 16)
 
@@ -79,9 +79,9 @@ def test_a_tensor_that_is_missing_or_has_another_shape(file: Path) -> None:
     save_file({"x": np.zeros((2, 3), np.float32)}, file)
     found = SafetensorsFolder(file.parent)
     with pytest.raises(LutraError, match=f"^{file} has no tensor y: copy the model again$"):
-        found.take("y")
+        found.read("y")
     with pytest.raises(LutraError, match=rf"^{file}: x must be \[3, 2\], not \[2, 3\]: config"):
-        found.take("x", 3, 2)
+        found.read("x", 3, 2)
 
 
 # -- shards
@@ -98,7 +98,7 @@ def test_shards_are_read_where_the_index_says(tmp_path: Path) -> None:
     table = {"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
     found = _shard(tmp_path, table)
     assert set(found.names()) == {"a", "b"}
-    np.testing.assert_array_equal(found.take("b", 2), [98, 98])
+    np.testing.assert_array_equal(found.read("b", 2), [98, 98])
 
 
 @pytest.mark.parametrize(
@@ -115,4 +115,4 @@ def test_shards_are_read_where_the_index_says(tmp_path: Path) -> None:
 )
 def test_an_index_that_is_wrong(table: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(LutraError, match=message):
-        _shard(tmp_path, table).take("a")
+        _shard(tmp_path, table).read("a")

@@ -28,7 +28,7 @@ def test_windows_overlap_only_where_they_must() -> None:
 
 
 @pytest.mark.parametrize("bos", [None, 0])
-def test_a_text_that_just_suffices(bos: int | None) -> None:
+def test_a_text_that_is_just_long_enough(bos: int | None) -> None:
     n = 8 if bos is None else 7
     windows = calibration_windows([5] * n, 3, 8, seed=0, bos=bos)
     assert windows.shape == (3, 8)

@@ -47,10 +47,10 @@ def test_the_longest_common_beginning_is_taken() -> None:
     known = KnownPrefixes(1000, 1)
     base = list(range(20))
     short, long, _ = kept(known, base[:10], [*base, 7, 7], [1, *base])
-    assert known.take([*base, 9]) == (long[0], 20)
+    assert known.pop([*base, 9]) == (long[0], 20)
     assert len(known) == 2
-    assert known.take([*base, 9]) == (short[0], 10)
-    assert known.take([*base, 9]) is None
+    assert known.pop([*base, 9]) == (short[0], 10)
+    assert known.pop([*base, 9]) is None
     assert not any(session.closed for _, session in (short, long))
 
 
@@ -58,10 +58,10 @@ def test_the_last_token_is_always_computed() -> None:
     known = KnownPrefixes(1000, 1)
     base = list(range(20))
     [(only, _)] = kept(known, base)
-    assert known.take(base) == (only, 19)
+    assert known.pop(base) == (only, 19)
     kept(known, base)
-    assert known.take(base[:LEAST_PREFIX]) is None
-    found = known.take(base[: LEAST_PREFIX + 1])
+    assert known.pop(base[:LEAST_PREFIX]) is None
+    found = known.pop(base[: LEAST_PREFIX + 1])
     assert found is not None and found[1] == LEAST_PREFIX
 
 
@@ -69,8 +69,8 @@ def test_of_equals_the_one_that_loses_least_and_was_used_last() -> None:
     known = KnownPrefixes(1000, 1)
     base = list(range(20))
     _, second, third, _ = kept(known, [*base, 3, 4], [*base, 5], [*base, 6], [*base, 7, 8, 9])
-    assert known.take([*base, 1, 1]) == (third[0], 20)
-    assert known.take([*base, 1, 1]) == (second[0], 20)
+    assert known.pop([*base, 1, 1]) == (third[0], 20)
+    assert known.pop([*base, 1, 1]) == (second[0], 20)
 
 
 def test_what_was_used_longest_ago_gives_way() -> None:
@@ -79,7 +79,7 @@ def test_what_was_used_longest_ago_gives_way() -> None:
     assert known.n_bytes == 80
     kept(known, range(300, 301))
     assert [session.closed for _, session in made] == [True, False, False]
-    found = known.take(range(100, 130))  # used again
+    found = known.pop(range(100, 130))  # used again
     assert found is not None
     known.put(found[0])
     kept(known, range(400, 410))
@@ -103,7 +103,7 @@ def test_nothing_is_kept_after_closing() -> None:
     known.close()
     after = kept(known, range(10))
     assert before[0][1].closed and after[0][1].closed
-    assert known.take(range(12)) is None
+    assert known.pop(range(12)) is None
 
 
 def test_a_bound_of_nothing_keeps_nothing() -> None:
@@ -126,11 +126,11 @@ def test_a_sequence_may_end_while_another_call_is_on_its_way() -> None:
     known.put(TokenSequence(GoldenDevice(), outer, tokens=list(range(15))))
     kept(known, range(50, 60))
     assert outer.closed and not inner_session.closed
-    assert known.take(range(30, 50)) == (inner, 15)
+    assert known.pop(range(30, 50)) == (inner, 15)
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_prompts_shorter_than_the_least(n: int) -> None:
     known = KnownPrefixes(1000, 1)
     kept(known, range(10))
-    assert known.take(range(n)) is None
+    assert known.pop(range(n)) is None

@@ -30,7 +30,7 @@ def test_tile_of_a_sequence(h: int, h_kv: int, d: int, bits: int, spread: int, w
     positions = np.arange(29, 29 + 41)
     queries = case.queries(np.zeros(41, np.int64), positions)
     expected = case.golden(window)
-    assert np.array_equal(run(case, queries, window=window, most=63), expected)
+    assert np.array_equal(run(case, queries, window=window, max_pairs=63), expected)
     assert expected.any()
 
 

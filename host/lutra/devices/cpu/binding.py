@@ -38,7 +38,7 @@ from lutra_golden.model.lowered import (
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.shapes import LINEARS, Gate
 
-__all__ = ["CpuModel", "CpuResult", "Keep", "RowTable", "matrix_of"]
+__all__ = ["CpuModel", "CpuResult", "KeptArrays", "RowTable", "matrix_of"]
 
 _UNIT = 16  # weights: what sums of groups are made of
 _INT16 = np.dtype(np.int16)
@@ -63,7 +63,7 @@ class CpuResult(NamedTuple):
 
 @dataclass(frozen=True)
 class RowTable:
-    """Rows of a pass: a token each, those of one cache together and at successive positions."""
+    """Rows of a pass, one token each; rows of one cache are adjacent, at successive positions."""
 
     table: NDArray[np.void]
 
@@ -75,7 +75,7 @@ class RowTable:
     def set(
         self, at: slice, cache: CpuCache, position: int, tokens: NDArray[np.int32], wanted: int
     ) -> None:
-        """Make rows those of ``tokens`` from ``position``; logits from number ``wanted`` on."""
+        """Fill rows with ``tokens`` from ``position`` on; logits from token ``wanted`` on."""
         rows, n = self.table[at], len(tokens)
         rows["cache"], rows["token"] = cache.address, tokens
         rows["position"] = np.arange(position, position + n)
@@ -113,11 +113,11 @@ def _spare_memory(n_bytes: int) -> bool:
         return False
 
 
-class Keep:
+class KeptArrays:
     """Arrays that the library points into.
 
-    With ``copies`` those of matrices are copied into large pages. Mapped from a file they lie in
-    pages of 4 KiB, over whose ends processors do not read ahead, and a decoded token takes longer
+    With ``copies`` matrices are copied into large pages. Mapped from a file they lie in pages of
+    4 KiB, past whose ends processors do not prefetch, so a decoded token takes longer
     (docs/devices.md).
     """
 
@@ -146,9 +146,9 @@ class Keep:
         return self(values.astype(_INT16, copy=False))
 
 
-def matrix_of(linear: PackedLinear, keep: "Keep | None" = None) -> CMatrix:
-    """A matrix of a layer; ``keep`` takes what it points into."""
-    hold = keep or Keep()
+def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix:
+    """A matrix of a layer; ``keep`` holds the arrays that it points into."""
+    hold = keep or KeptArrays()
     stored = linear.stored
     if stored.group is not None and stored.group % _UNIT:
         raise LutraError(
@@ -171,7 +171,7 @@ def matrix_of(linear: PackedLinear, keep: "Keep | None" = None) -> CMatrix:
     )
 
 
-def _norm_of(norm: LoweredNorm, keep: Keep) -> CNorm:
+def _norm_of(norm: LoweredNorm, keep: KeptArrays) -> CNorm:
     # without a gamma the library multiplies by ones
     gamma = keep.int16(norm.gamma) if norm.normalise else None
     return CNorm(
@@ -179,7 +179,7 @@ def _norm_of(norm: LoweredNorm, keep: Keep) -> CNorm:
     )
 
 
-def _layer_of(model: PackedModel, layer: PackedLayer, keep: Keep) -> CLayer:
+def _layer_of(model: PackedModel, layer: PackedLayer, keep: KeptArrays) -> CLayer:
     layer = lower_layer(model, layer)
     norms = layer_norms(model, layer)
     out = CLayer(
@@ -233,7 +233,7 @@ class CpuModel:
             )
         self.shape, self.rows = shape, rows
         self._library = library()
-        self._keep = Keep(_spare_memory(_matrix_bytes(model)))
+        self._keep = KeptArrays(_spare_memory(_matrix_bytes(model)))
         keep = self._keep
         layers = (CLayer * len(model.layers))(
             *(_layer_of(model, layer, keep) for layer in model.layers)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.devices.cpu.binding import Keep, matrix_of
+from lutra.devices.cpu.binding import KeptArrays, matrix_of
 from lutra.devices.cpu.interface import CMatrix, CNorm
 from lutra.devices.cpu.library import library, pointer, scale_of, target_number
 from lutra_golden.arith.scale import Scale
@@ -55,19 +55,19 @@ def _back(scale: NDArray[np.int32]) -> Scale:
 class Matrix:
     """A matrix as the library takes it, and what it points into."""
 
-    def __init__(self, c: CMatrix, keep: Keep) -> None:
+    def __init__(self, c: CMatrix, keep: KeptArrays) -> None:
         self.c, self._keep = c, keep
 
     @classmethod
     def of(cls, linear: PackedLinear) -> "Matrix":
         """A matrix of a layer."""
-        keep = Keep()
+        keep = KeptArrays()
         return cls(matrix_of(linear, keep), keep)
 
     @classmethod
     def signed(cls, w: NDArray[np.int8], shift: int) -> "Matrix":
         """Rows of signed bytes, like those of a head; twice the product is shifted."""
-        keep, (n, k) = Keep(), w.shape
+        keep, (n, k) = KeptArrays(), w.shape
         return cls(CMatrix(codes=keep(w), row_bytes=k, n=n, k=k, shift=shift), keep)
 
     @property

@@ -24,7 +24,7 @@ if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
 from lutra.devices.cpu import binding
-from lutra.devices.cpu.binding import CpuModel, CpuResult, Keep, RowTable, matrix_of
+from lutra.devices.cpu.binding import CpuModel, CpuResult, KeptArrays, RowTable, matrix_of
 from lutra.devices.cpu.cache import CpuCache
 from lutra.devices.cpu.library import library, target_names
 
@@ -338,7 +338,7 @@ def test_no_memory_is_one_line(
 
 
 def test_matrices_are_copied_into_large_pages() -> None:
-    keep = Keep(copies=True)
+    keep = KeptArrays(copies=True)
     arrays = [np.arange(n, dtype=np.uint16).reshape(1, -1) for n in (7, 40000, 1, 33)]
     places = [keep.matrix(array) for array in arrays]
     for array, place in zip(arrays, places, strict=True):
@@ -346,7 +346,7 @@ def test_matrices_are_copied_into_large_pages() -> None:
         found = np.ctypeslib.as_array((ctypes.c_uint16 * array.size).from_address(place))
         np.testing.assert_array_equal(found, array[0])
     assert places[1] - places[0] == 64
-    where = Keep().matrix(arrays[1])
+    where = KeptArrays().matrix(arrays[1])
     assert where == arrays[1].ctypes.data
 
 

@@ -18,6 +18,7 @@ from lutra.compile.fit import (
 from lutra.compile.program import Program, Segment, SegmentKind
 from lutra_golden.arith.scale import SCALE, Scale, pack_scale, scale_from_float
 from lutra_golden.control.isa import (
+    ADDRESS_UNIT,
     FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
@@ -126,22 +127,24 @@ class _Image:
         self._n_bytes = 0
 
     def add(self, data: bytes, align: int) -> int:
-        offset = round_up(self._n_bytes, align)
+        offset = round_up(self._n_bytes, max(align, ADDRESS_UNIT))
         # the gap is filled, so that bursts may run over it
-        data = bytes(offset - self._n_bytes) + data if offset > self._n_bytes else data
-        self.segments.append(Segment(kind=SegmentKind.WEIGHTS, offset=self._n_bytes, data=data))
-        self._n_bytes += len(data)
-        if self._n_bytes > 1 << 32:
+        self._append(bytes(offset - self._n_bytes) + data if offset > self._n_bytes else data)
+        if self._n_bytes > ADDRESS_UNIT << 32:
             raise LutraError(
-                "the packed model takes more than 4 GiB, beyond the offsets of instructions: "
-                "use a smaller model"
+                f"the packed model takes more than {ADDRESS_UNIT * 4} GiB, beyond the offsets of "
+                "instructions: use a smaller model"
             )
         return offset
 
     def pad(self, align: int) -> None:
         """Fill up the end, of which beats are read whole."""
         if self._n_bytes % align:
-            self.add(bytes(-self._n_bytes % align), 1)
+            self._append(bytes(-self._n_bytes % align))
+
+    def _append(self, data: bytes) -> None:
+        self.segments.append(Segment(kind=SegmentKind.WEIGHTS, offset=self._n_bytes, data=data))
+        self._n_bytes += len(data)
 
 
 def compile_model(

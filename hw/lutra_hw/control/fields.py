@@ -1,7 +1,8 @@
 """Fields of an instruction word, cut where the golden instruction set says they lie."""
 
-from amaranth import Mux, Signal
+from amaranth import C, Cat, Mux, Signal
 from amaranth.lib import data
+from amaranth.utils import exact_log2
 
 from lutra_golden.control.isa import FIELDS, FLAG_LOGITS, HEADER, Opcode
 
@@ -15,9 +16,9 @@ def header(word, name: str):
 
 
 def argument(word, opcode: Opcode, name: str):
-    """Field ``name`` of instruction ``word``, which is an ``opcode``."""
+    """Field ``name`` of instruction ``word``, which is an ``opcode``, times its unit."""
     field = FIELDS[opcode][name]
-    return word[field.start : field.start + field.width]
+    return Cat(C(0, exact_log2(field.unit)), word[field.start : field.start + field.width])
 
 
 def tile_tokens(m, word, n_tokens, logits_from):

@@ -89,7 +89,7 @@ class LoadUnit(wiring.Component):
         rope_words = exact_log2(config.head_dim // _ELEMENTS)
         beat_words = config.load_word_bytes // _WORD_BYTES
 
-        offset, base = Signal(32), Signal(ADDRESS_WIDTH)
+        offset, base = Signal(ADDRESS_WIDTH), Signal(ADDRESS_WIDTH)
         row = Signal(8)
         # the row starts at base + multiplicand * multiplier words
         multiplicand, multiplier = Signal(ADDRESS_WIDTH - exact_log2(_WORD_BYTES)), Signal(16)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 __all__ = [
+    "ADDRESS_UNIT",
     "DOCS",
     "FIELDS",
     "FLAG_BIAS",
@@ -121,12 +122,19 @@ class NormSource(IntEnum):
 
 @dataclass(frozen=True)
 class Field:
-    """Bits ``[start, start + width)`` of an instruction, and what they mean."""
+    """Bits ``[start, start + width)`` of an instruction, and what they mean.
+
+    A value is a multiple of ``unit``, which is what one in the bits counts.
+    """
 
     start: int
     width: int
     doc: str
+    unit: int = 1
 
+
+ADDRESS_UNIT = 64
+"""Bytes that an instruction's address counts in: 32 bits of it reach 256 GiB."""
 
 HEADER = {
     "opcode": Field(0, 8, "operation"),
@@ -142,7 +150,7 @@ def _layout(*fields: tuple[str, int, str]) -> dict[str, Field]:
     layout: dict[str, Field] = {}
     start = 80
     for name, width, doc in fields:
-        layout[name] = Field(start, width, doc)
+        layout[name] = Field(start, width, doc, ADDRESS_UNIT if name == "address" else 1)
         start += width
     if start > 8 * INSTRUCTION_BYTES:
         raise ValueError(f"instruction fields need {start} bits, more than {8 * INSTRUCTION_BYTES}")
@@ -152,20 +160,20 @@ def _layout(*fields: tuple[str, int, str]) -> dict[str, Field]:
 FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
     Opcode.END: {},
     Opcode.LDPARAM: _layout(
-        ("address", 32, "byte offset from WEIGHT_BASE, multiple of a data beat"),
+        ("address", 32, "offset from WEIGHT_BASE in 64 bytes, multiple of a data beat"),
         ("param_word", 16, "first word of the parameter buffer"),
         ("n_words", 16, "words of eight int16"),
     ),
     Opcode.LDROPE: _layout(
-        ("address", 32, "byte offset of the cosine and sine table from WEIGHT_BASE"),
+        ("address", 32, "offset of the cosine and sine table from WEIGHT_BASE in 64 bytes"),
     ),
     Opcode.EMBED: _layout(
-        ("address", 32, "byte offset of the embedding rows (int16) from WEIGHT_BASE"),
+        ("address", 32, "offset of the embedding rows (int16) from WEIGHT_BASE in 64 bytes"),
         ("n_words", 16, "words of eight elements per row"),
         ("shift", 8, "left shift into the residual stream's fixed point"),
     ),
     Opcode.LMMA: _layout(
-        ("address", 32, "byte offset of the weight words from WEIGHT_BASE"),
+        ("address", 32, "offset of the weight words from WEIGHT_BASE in 64 bytes"),
         ("depth_tiles", 16, "depth tiles"),
         ("row_blocks", 16, "blocks of eight output rows, a multiple of the engine's rows"),
         ("planes", 8, "digits per weight"),
@@ -237,11 +245,16 @@ def encode(instruction: Instruction) -> bytes:
         )
     for name, spec in (*HEADER.items(), *layout.items()):
         value = int(values[name] if name in HEADER else instruction.args[name])
-        if not 0 <= value < 1 << spec.width:
+        count, rest = divmod(value, spec.unit)
+        if rest:
             raise ValueError(
-                f"{instruction.opcode.name}.{name} must fit {spec.width} bits, not {value}"
+                f"{instruction.opcode.name}.{name} must be a multiple of {spec.unit}, not {value}"
             )
-        word |= value << spec.start
+        if not 0 <= count < 1 << spec.width:
+            raise ValueError(
+                f"{instruction.opcode.name}.{name} must fit {spec.width} bits, not {count}"
+            )
+        word |= count << spec.start
     return word.to_bytes(INSTRUCTION_BYTES, "little")
 
 
@@ -252,7 +265,7 @@ def decode(data: bytes) -> Instruction:
     word = int.from_bytes(data, "little")
 
     def get(spec: Field) -> int:
-        return (word >> spec.start) & ((1 << spec.width) - 1)
+        return spec.unit * ((word >> spec.start) & ((1 << spec.width) - 1))
 
     code = get(HEADER["opcode"])
     if code not in Opcode.__members__.values():

@@ -98,4 +98,4 @@ REGISTERS: dict[str, Register] = {
     "COUNTER": Register(0x400, "ro", "performance counters", 2 * len(COUNTERS)),
 }
 
-VERSION = 1
+VERSION = 2

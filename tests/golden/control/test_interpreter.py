@@ -129,8 +129,8 @@ def test_a_changed_program_is_decoded_anew(interpreter: Interpreter) -> None:
     interpreter.memory.write(WEIGHTS, np.arange(256, dtype="<i2").tobytes())
     run(interpreter, make(Opcode.LDROPE), END)
     assert interpreter.rope[1, 0] == 32
-    run(interpreter, make(Opcode.LDROPE, address=2), END)
-    assert interpreter.rope[1, 0] == 33
+    run(interpreter, make(Opcode.LDROPE, address=64), END)
+    assert interpreter.rope[1, 0] == 64
 
 
 # -- load unit
@@ -149,8 +149,8 @@ def test_parameters_beyond_the_buffer_are_an_error(interpreter: Interpreter) -> 
 
 
 def test_parameters_that_were_never_written_are_a_fault(interpreter: Interpreter) -> None:
-    with pytest.raises(MemoryFault, match=rf"^read of byte {WEIGHTS + 32:#x}, which was never"):
-        run(interpreter, make(Opcode.LDPARAM, address=32, n_words=1), END)
+    with pytest.raises(MemoryFault, match=rf"^read of byte {WEIGHTS + 64:#x}, which was never"):
+        run(interpreter, make(Opcode.LDPARAM, address=64, n_words=1), END)
 
 
 def test_rotary_rows_follow_the_position(interpreter: Interpreter) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lutra_golden.control.isa import (
+    ADDRESS_UNIT,
     FIELDS,
     HEADER,
     INSTRUCTION_BYTES,
@@ -28,14 +29,14 @@ def _random(opcode: Opcode, rng: np.random.Generator) -> Instruction:
         int(rng.integers(0, 256)),
         _waits(rng.integers(0, 1 << 16, 4)),
         {
-            name: int(rng.integers(0, 1 << spec.width, dtype=np.uint64))
+            name: spec.unit * int(rng.integers(0, 1 << spec.width, dtype=np.uint64))
             for name, spec in FIELDS[opcode].items()
         },
     )
 
 
 def _extreme(opcode: Opcode) -> Instruction:
-    args = {name: (1 << spec.width) - 1 for name, spec in FIELDS[opcode].items()}
+    args = {name: spec.unit * ((1 << spec.width) - 1) for name, spec in FIELDS[opcode].items()}
     return Instruction(opcode, 255, _waits([65535] * 4), args)
 
 
@@ -70,7 +71,7 @@ def test_round_trip(opcode: Opcode) -> None:
 
 def test_bytes_of_a_matmul() -> None:
     args = {
-        "address": 0x01020304,
+        "address": 0x01020304 * ADDRESS_UNIT,
         "depth_tiles": 5,
         "row_blocks": 6,
         "planes": 7,
@@ -89,10 +90,15 @@ def test_bytes_of_a_matmul() -> None:
 def test_a_field_that_does_not_fit_is_named(opcode: Opcode) -> None:
     for name, spec in FIELDS[opcode].items():
         for value in (1 << spec.width, -1):
-            args = dict.fromkeys(FIELDS[opcode], 0) | {name: value}
+            args = dict.fromkeys(FIELDS[opcode], 0) | {name: value * spec.unit}
             message = rf"^{opcode.name}\.{name} must fit {spec.width} bits, not {value}$"
             with pytest.raises(ValueError, match=message):
                 encode(Instruction(opcode, args=args))
+
+
+def test_an_address_between_units_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^LDROPE\.address must be a multiple of 64, not 96$"):
+        encode(Instruction(Opcode.LDROPE, args={"address": 96}))
 
 
 def test_a_wait_that_does_not_fit_is_named() -> None:

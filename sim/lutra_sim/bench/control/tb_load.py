@@ -9,7 +9,7 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from numpy.typing import NDArray
 
 from lutra_golden.control.interpreter import Interpreter
-from lutra_golden.control.isa import Instruction, Opcode, encode
+from lutra_golden.control.isa import ADDRESS_UNIT, Instruction, Opcode, encode
 from lutra_golden.control.memory import Memory
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_sim.bench.control.responder import ReadResponder
@@ -20,6 +20,7 @@ __all__ = ["fetches_only_what_it_needs", "keeps_its_latency", "loads"]
 
 CONFIG = bench_params(AcceleratorConfig)
 BEAT = CONFIG.word_bytes
+FAR = -(-BEAT // ADDRESS_UNIT) * ADDRESS_UNIT  # where beats and addresses begin
 WEIGHT_BASE = 0x10000
 ROPE = 0x4000  # offsets from WEIGHT_BASE
 EMBED = 0x20000
@@ -143,12 +144,12 @@ async def loads(dut: Any, n_tokens: int, p_stall: float, latency: int) -> None:
     last = CONFIG.vector.param_words - 5
     instructions = [
         _ldparam(0, 0, 1),
-        _ldparam(3 * BEAT, 1, 7),
+        _ldparam(3 * FAR, 1, 7),
         _ldrope(),
         _embed(ROW_WORDS, 16),
-        _ldparam(BEAT, last, 5),
+        _ldparam(FAR, last, 5),
         _ldparam(0, 9, 0),
-        _ldparam(20 * BEAT, 20, 33),
+        _ldparam(20 * FAR, 20, 33),
         _embed(4, 0),
         _ldrope(),
         _embed(ROW_WORDS - 4, rng.randrange(17)),
@@ -163,12 +164,12 @@ async def loads(dut: Any, n_tokens: int, p_stall: float, latency: int) -> None:
 async def fetches_only_what_it_needs(dut: Any) -> None:
     """One transfer per LDPARAM and LDROPE, one per row of an EMBED, each of whole beats."""
     rng = Random(cocotb.RANDOM_SEED)
-    job = _Job(rng, [_ldparam(BEAT, 0, 5), _ldrope(), _embed(ROW_WORDS, 3)], 3)
+    job = _Job(rng, [_ldparam(FAR, 0, 5), _ldrope(), _embed(ROW_WORDS, 3)], 3)
     _, memory, _ = await _start(dut, job, 1, 0.0)
     row = ROW_WORDS * 16
     position_bytes = 2 * CONFIG.head_dim
     assert memory.commands == [
-        (WEIGHT_BASE + BEAT, -(-5 * 16 // BEAT)),
+        (WEIGHT_BASE + FAR, -(-5 * 16 // BEAT)),
         (WEIGHT_BASE + ROPE + job.position * position_bytes, 3 * position_bytes // BEAT),
         *((WEIGHT_BASE + EMBED + token * row, row // BEAT) for token in job.tokens),
     ]

@@ -35,7 +35,9 @@ N_TOKENS, LOGITS_FROM = 5, 2
 
 
 def _instruction(rng: Random, opcode: Opcode, waits: tuple[int, ...] = (0,) * 4) -> Instruction:
-    args = {name: rng.getrandbits(field.width) for name, field in FIELDS[opcode].items()}
+    args = {
+        name: field.unit * rng.getrandbits(field.width) for name, field in FIELDS[opcode].items()
+    }
     if opcode is Opcode.LMMA:
         args["n_words"] = rng.choice([0, 1, rng.getrandbits(24)])
     return Instruction(opcode, rng.choice([0, FLAG_LOGITS]), waits, args)  # type: ignore[arg-type]
@@ -266,7 +268,7 @@ async def fetches_weights_ahead(dut: Any) -> None:
     rng = Random(1)
     program = [_instruction(rng, Opcode.LDPARAM)]
     for _ in range(QUEUE_DEPTH + 2):
-        args = dict.fromkeys(FIELDS[Opcode.LMMA], 1)
+        args = {name: field.unit for name, field in FIELDS[Opcode.LMMA].items()}
         program.append(Instruction(Opcode.LMMA, 0, (1, 0, 0, 0), args))
     program.append(END)
     await bench.start(program)

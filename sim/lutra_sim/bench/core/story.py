@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lutra_golden.arith.scale import pack_scale, scale_from_float
 from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.isa import (
+    ADDRESS_UNIT,
     FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
@@ -113,7 +114,7 @@ class Story:
         return unit, self._counts[unit]
 
     def _add(self, content: NDArray[np.generic], align: int) -> int:
-        self._image += bytes(-len(self._image) % align)
+        self._image += bytes(-len(self._image) % max(align, ADDRESS_UNIT))
         offset = len(self._image)
         self._image += content.tobytes()
         self._image += bytes(-len(self._image) % align)

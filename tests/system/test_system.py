@@ -158,7 +158,7 @@ def run_both(
         *(on("interpreted", case, 16, 3) for case in CASES),
         on("rtl-ideal", TERNARY, 32, 32),
         on("rtl-stalling", TERNARY, 32, 32),
-        *(on("rtl", case, 10, 1) for case in FIRST),
+        *(on("rtl", case, 10, 1, slow=case.engine != "mac") for case in FIRST),
         *(on("rtl-stalling", case, 10, 2, slow=True) for case in CASES if case != TERNARY),
     ],
     indirect=["column"],
@@ -367,6 +367,7 @@ def test_sessions_of_the_rtl(ternary: Compiled, prompt: list[int]) -> None:
 
 
 @pytest.mark.rtl
+@pytest.mark.slow
 def test_waveform_of_a_cycle_window(tmp_path: Path) -> None:
     wave = tmp_path / "wave.vcd"
     llm = LLM("tales", "rtl", wave=wave, wave_cycles=(0, 500))

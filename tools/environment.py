@@ -1,4 +1,4 @@
-"""Create ``.venv`` with Lutra and the named extras; do nothing where that stands already.
+"""Create ``.venv`` with Lutra and the named extras; do nothing if it exists already.
 
 Standard library only: it runs before anything is installed. What was installed, and from which
 pyproject.toml, is written down last, so that an interrupted installation is taken up again.
@@ -52,7 +52,7 @@ class EnvironmentFailure(Exception):
 
 
 def ensure(extras: set[str]) -> None:
-    """Install the project with ``extras`` unless that is what stands."""
+    """Install the project with ``extras`` unless they are installed already."""
     installed = read_stamp()
     if installed.get("key") == key() and extras <= set(installed.get("extras", [])):
         return
@@ -83,7 +83,7 @@ def read_stamp() -> dict[str, Any]:
 
 
 def write_stamp(stamp: dict[str, Any]) -> None:
-    """Write down what stands, all of it or nothing."""
+    """Record the installed state, atomically."""
     STAMP.with_suffix(".tmp").write_text(json.dumps(stamp))
     STAMP.with_suffix(".tmp").replace(STAMP)
 

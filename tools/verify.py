@@ -29,7 +29,7 @@ _FAILURE = re.compile(r"(FAILED|ERROR) .*|.* (FAILED|unproven)")
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A command, and the line of its output that tells the outcome."""
+    """A command, and the pattern of the output line with its outcome."""
 
     name: str
     command: Sequence[str]
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parts(jobs: int, pytest_options: Sequence[str]) -> list[Part]:
-    """All parts, in their order: coverage is that of the tests before it."""
+    """All parts, in order; coverage comes from the tests before it."""
     python = [sys.executable, "-m"]
     tests = [folder for folder in TESTS if (ROOT / folder).is_dir()]
     return [

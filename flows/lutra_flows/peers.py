@@ -1,4 +1,4 @@
-"""Lutra's device ``cpu`` beside llama.cpp on one machine: ``python -m lutra_flows.peers``.
+"""Lutra's device ``cpu`` compared with llama.cpp on one machine: ``python -m lutra_flows.peers``.
 
 Both run the 2B-4T shape with random ternary weights, on as many threads, in turns. llama.cpp has no
 such architecture with these weights in its TQ2_0 format, so it is given Llama's, with the same
@@ -133,7 +133,7 @@ class _LlamaCpp:
             raise LutraError("llama.cpp has no memory for its context")
 
     def run(self, tokens: list[int]) -> None:
-        """Process tokens behind those of before; logits of the last one."""
+        """Process tokens after the previous ones; logits of the last one."""
         array = (self._lib.llama_token * len(tokens))(*tokens)
         batch = self._lib.llama_batch_get_one(array, len(tokens))
         if self._lib.llama_decode(self._context, batch):

@@ -304,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calib", type=int, default=32, help="windows to calibrate on (32)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of these windows (0)")
     parser.add_argument("--formats", nargs="*", help="only these, and no budgets")
-    parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of quality.md")
     return parser
 

@@ -98,7 +98,7 @@ class LLM:
         self._chat_template: ChatTemplate | None = None
         self._auto = device == "auto"
         self.stats = RunStats()
-        """Those of the generation that was started last."""
+        """Statistics of the generation that was started last."""
 
         def choose(name: str) -> tuple[Device, list[str]]:
             return choose_device(
@@ -269,7 +269,7 @@ class LLM:
         self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)
 
     def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """All logits ``[T, V]`` of a token sequence, and what one is worth per position ``[T]``."""
+        """All logits ``[T, V]`` of a token sequence, and their scale per position ``[T]``."""
         if not tokens:
             raise LutraError("there are no tokens to evaluate: give at least one")
         if len(tokens) > self.context:

@@ -168,7 +168,7 @@ def summary(row: Row) -> str:
 
 
 def _plot(rows: Sequence[Row], path: Path) -> str | None:
-    """Draw share of the read rate over bytes, of one token; what hinders it, or None."""
+    """Plot the share of the read rate over bytes, for one token; reason for failure, or None."""
     try:
         pyplot = import_module("matplotlib.pyplot")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Kernels as they are launched on real shapes: what is compiled without a GPU, and its limits.
+"""Kernels as launched on real shapes, compiled without a GPU, and their limits.
 
 Each topic lists its own in ``<topic>/variants.py``.
 """

@@ -39,7 +39,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One decoder layer: four products and what is done before each of them."""
+    """One decoder layer: four products and the step before each of them."""
 
     input_norm: NormStep
     qkv: Matrix

@@ -396,7 +396,7 @@ def test_without_a_check_nothing_is_compared(folder: Path) -> None:
         ({"engine": "lut"}, "device golden has no matmul engine to choose: leave engine out"),
         (
             {"threads": 2},
-            "threads are those of the device cpu, golden has none: leave threads out",
+            "only device cpu has threads, golden has none: leave threads out",
         ),
         (
             {"device": GoldenDevice(), "engine": "lut"},

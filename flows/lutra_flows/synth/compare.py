@@ -43,7 +43,7 @@ PAIRS = (
 )
 """Engines and formats of the comparison: every engine that takes a format without waste."""
 PAPER_TILES = (("lut", "W1A8", (2, 64, 4)), ("lut", "W2A8", (2, 64, 8)))
-"""LUT Tensor Core's tile M2 N64 K4, and what makes as many MAC/cycle of two bits: beside ours."""
+"""LUT Tensor Core's tile M2 N64 K4, and its equal in MAC/cycle at two bits, for comparison."""
 BEGIN = "<!-- begin: lutra synth --compare -->"
 END = "<!-- end: lutra synth --compare -->"
 _CELL_COLUMNS = ["format", "engine", "tile", "MAC/cycle", "area, um2", "um2 per MAC/cycle"]

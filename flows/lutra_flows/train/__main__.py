@@ -31,7 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lutra_flows.train", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder: train.txt, valid.txt")
     parser.add_argument("--out", type=Path, required=True, help="folder for the packed checkpoint")
-    parser.add_argument("--model", choices=tuple(MODELS), default="tales", help="what to train")
+    parser.add_argument(
+        "--model", choices=tuple(MODELS), default="tales", help="model to train (default: tales)"
+    )
     parser.add_argument("--run", type=Path, help="folder for checkpoints; resumes from it")
     parser.add_argument("--steps", type=int, help="steps, if not the recipe's own")
     parser.add_argument("--batch-size", type=int, default=TALES.batch_size)

@@ -171,7 +171,7 @@ def _grouped(kind: TensorType, raw: _Bytes, n: int, k: int) -> Grouped:
 
 
 def _ternary_or_grouped(weight: Grouped) -> Ternary | Grouped:
-    """Ternary, exactly, if all groups have one scale; those of zeros alone have any."""
+    """Ternary, exactly, if all groups have one scale; the scale of all-zero groups is ignored."""
     n = len(weight.codes)
     ones = weight.codes == 1
     used = ~ones.reshape(n, -1, weight.group).all(axis=2) & (weight.scale != 0)

@@ -11,7 +11,7 @@ __all__ = ["add_device", "add_format", "add_group", "add_json", "add_kv", "add_t
 
 
 def add_format(parser: argparse.ArgumentParser, default: str) -> None:
-    """``--format``; ``default`` says in words what it is otherwise."""
+    """``--format``; ``default`` describes the default in words."""
     parser.add_argument(
         "--format",
         type=_format,

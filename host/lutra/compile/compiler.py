@@ -58,7 +58,7 @@ _Region = tuple[str, int, int]
 
 @dataclass
 class _Assembler:
-    """Collects instructions and works out what each has to wait for.
+    """Collects instructions and derives the waits of each.
 
     An instruction waits for the last writers of what it reads and for the last readers and writers
     of what it writes, unless its own unit, which keeps program order, did that.

@@ -1,4 +1,4 @@
-"""Devices hold a packed model and run steps of sessions: the protocol, and what all have in common.
+"""Devices hold a packed model and run steps of sessions: the protocol and its common part.
 
 A session is one sequence on a device: its keys and values. A step is some tokens of it. Tokens of
 several sessions share passes over the weights, and any device's keys and values can go on on any
@@ -52,7 +52,7 @@ class Session(Protocol):
         ...
 
     def restore(self, kv: SequenceKv) -> None:
-        """Replace keys and values of the layers that ``kv`` has; the next step goes on there."""
+        """Replace keys and values of the layers that ``kv`` has; the next step continues there."""
         ...
 
     def truncate(self, n: int) -> None:
@@ -70,7 +70,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Tokens that a session goes on with.
+    """The next tokens of a session.
 
     Logits are wanted of ``tokens[logits_from:]``. ``layers`` limits the step to a range of layers,
     which all have to be filled equally far: unless it begins with the first one, ``residual``
@@ -225,7 +225,7 @@ class BaseSession:
             )
 
     def restore(self, kv: SequenceKv) -> None:
-        """Replace keys and values of the layers that ``kv`` has; the next step goes on there."""
+        """Replace keys and values of the layers that ``kv`` has; the next step continues there."""
         with self._device.held():
             self.check()
             m = self._device.model

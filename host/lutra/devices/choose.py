@@ -68,7 +68,7 @@ def choose_device(
     if wave is not None and name != "rtl":
         raise LutraError("a waveform needs the RTL: add --device rtl")
     if threads is not None and name not in ("auto", "cpu"):
-        raise LutraError(f"threads are those of the device cpu, {name} has none: leave threads out")
+        raise LutraError(f"only device cpu has threads, {name} has none: leave threads out")
     if engine is not None and name not in _ACCELERATORS:
         raise LutraError(f"device {name} has no matmul engine to choose: leave engine out")
     if config is not None and name not in _ACCELERATORS:

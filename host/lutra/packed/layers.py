@@ -67,7 +67,7 @@ class LayerSizes:
 
 
 def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], dict[str, object]]:
-    """Form of a layer in a file: its arrays, and the numbers beside them."""
+    """Form of a layer in a file: its arrays and its numbers."""
     arrays: dict[str, NDArray[np.generic]] = {}
     numbers: dict[str, object] = {"window": layer.window}
     for name in LINEARS:
@@ -104,7 +104,7 @@ class LayerReader:
         self._tensors, self._sizes = tensors, sizes
 
     def read(self, prefix: str, file: ConfigFile) -> PackedLayer:
-        """The layer whose tensors begin with ``prefix`` and whose numbers are those of ``file``."""
+        """The layer whose tensors begin with ``prefix`` and whose numbers are in ``file``."""
         sizes = self._sizes
         matrices = {name: self._linear(prefix, name, file) for name in LINEARS}
         for stack in _SHARED_SHIFTS:
@@ -235,7 +235,7 @@ def read_scale(file: ConfigFile, name: str, *, prefix: str = "") -> Scale:
 def take_typed(
     tensors: SafetensorsFolder, name: str, dtype: type[np.generic], *shape: int
 ) -> NDArray[np.generic]:
-    """A tensor of this type and shape, as it lies in the file."""
+    """A tensor of this type and shape, as stored in the file."""
     values = tensors.view(name, *shape)
     if values.dtype != dtype:
         raise LutraError(

@@ -89,7 +89,7 @@ class Recipe:
     def settings(
         self, calibration: NDArray[np.int64] | None
     ) -> dict[str, str | int | float | None]:
-        """Everything that the layers depend on beside the model: equal ones may be resumed.
+        """Everything except the model that the layers depend on; a run resumes if it is equal.
 
         They do not depend on the bits of the KV cache.
         """

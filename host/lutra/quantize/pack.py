@@ -151,7 +151,7 @@ class Packer:
         self._biased = self._head_normed = False
 
     def layer(self, i: int, layer: DecoderLayer) -> PackedLayer:
-        """Pack layer ``i``, the next one; the range is measured of what it is packed to."""
+        """Pack layer ``i``, the next one; the range is measured on the packed layer."""
         packed = self._pack_layer(layer, f"layer {i}", self.model.config.windows[i])
         self.follow(i, reference_layer(self.model.config, packed))
         return packed

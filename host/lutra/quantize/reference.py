@@ -19,7 +19,7 @@ __all__ = ["reference", "reference_layer"]
 
 
 def reference_layer(config: DecoderConfig, layer: PackedLayer) -> DecoderLayer:
-    """A packed layer in floating point: the same integers, each for what it is worth."""
+    """A packed layer in floating point: the same integers, multiplied by their scales."""
     softmax = math.log2(math.e) / math.sqrt(config.head_dim)
     parts: dict[str, Integers] = {}
     for name in LINEARS:

@@ -21,7 +21,7 @@ from lutra.quantize.target import Target
 __all__ = ["ALPHAS", "smooth", "smoothing", "smoothquant"]
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-"""Migration strengths that are tried, beside none at all."""
+"""Migration strengths to try, in addition to none at all."""
 _ROWS = 512  # of a matrix, that the search looks at
 _LEAST = 1e-5
 

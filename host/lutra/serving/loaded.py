@@ -29,7 +29,7 @@ class LoadedModel:
         self._pid, self._closed = os.getpid(), False
 
     def check(self) -> None:
-        """Refuse to go on where the model is no longer loaded, or in another process."""
+        """Raise if the model is no longer loaded, or was loaded by another process."""
         if self._closed:
             raise LutraError(
                 "the model was closed or loaded again since this began: start another stream"
@@ -70,7 +70,7 @@ class LoadedModel:
         self.known.put(sequence)
 
     def close(self) -> None:
-        """Close all sequences that are kept; those that are running cannot go on."""
+        """Close all kept sequences; running ones cannot continue."""
         self._closed = True
         self.known.close()
 

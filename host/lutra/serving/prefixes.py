@@ -14,7 +14,7 @@ from lutra.serving.sequence import TokenSequence
 __all__ = ["LEAST_PREFIX", "KnownPrefixes"]
 
 LEAST_PREFIX = 8
-"""Tokens that two prompts must share for one to go on from the other."""
+"""Tokens that two prompts must share before one continues from the other."""
 
 
 class KnownPrefixes:
@@ -59,7 +59,7 @@ class KnownPrefixes:
             return self._kept.pop(best), n
 
     def put(self, sequence: TokenSequence) -> None:
-        """Keep a sequence, and close those that there is no room for."""
+        """Keep a sequence, and close the oldest ones beyond the memory bound."""
         self._arrived.append(sequence)
         if self._lock.acquire(blocking=False):
             try:

@@ -1,4 +1,4 @@
-"""One sequence on a device, and on the golden device beside it where results are checked."""
+"""One sequence on a device, and also on the golden device if results are checked."""
 
 import time
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class TokenSequence:
         )
 
     def truncate(self, n: int) -> None:
-        """Forget what lies behind the first ``n`` tokens."""
+        """Drop everything after the first ``n`` tokens."""
         self.session.truncate(n)
         if self.reference is not None:
             self.reference.truncate(n)

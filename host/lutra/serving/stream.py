@@ -12,7 +12,7 @@ __all__ = ["Stream"]
 
 
 class Stream:
-    """Pieces of a generation, made as they are asked for, and what it takes in :attr:`stats`.
+    """Pieces of a generation, computed on demand, with its statistics in :attr:`stats`.
 
     Any thread may ask for the next one. A stream that was closed, or that an exception ended,
     raises LutraError when it is asked.
@@ -50,7 +50,7 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """End the generation here; what it has computed stays known to its LLM."""
+        """End the generation here; its LLM keeps the tokens computed so far."""
         with self._lock:
             self._closed = True
             self._pieces.close()

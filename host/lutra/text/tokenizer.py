@@ -152,7 +152,7 @@ class Tokenizer:
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
-    """Put a model's tokenizer beside what was made of the model: the files of a folder as they are,
+    """Copy a model's tokenizer next to the packed model: the files of a folder unchanged,
     a GGUF's vocabulary as ``tokenizer.json``. Files of another tokenizer that lie there go."""
     for name in _FILES:
         (out / name).unlink(missing_ok=True)

@@ -28,7 +28,7 @@ BEAT_SLOTS = 16
 
 
 def pair_layout(config: AcceleratorConfig) -> data.StructLayout:
-    """One pass over one (position, token): what travels down the pipeline beside the numbers."""
+    """Control bits of one pass over one (position, token), which travel down the pipeline."""
     return data.StructLayout(
         {
             "valid": unsigned(1),

@@ -213,7 +213,7 @@ class Accelerator(wiring.Component):
         return writer
 
     def _commands(self, m, context, sequencer, units):
-        """Instructions, or what the units take in place of them, and what comes back."""
+        """Connect instructions, or their substitutes, to the units, and the units' answers back."""
         wiring.connect(m, sequencer.load_cmd, units[Unit.LOAD].cmd)
         wiring.connect(m, sequencer.vector_cmd, units[Unit.VECTOR].cmd)
 

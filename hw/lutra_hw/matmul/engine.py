@@ -130,7 +130,7 @@ class PassWalker(wiring.Component):
 
 
 def group_range(params: EngineParams, cmd):
-    """First group of tokens of a command, and the number of groups behind it."""
+    """First group of tokens of a command, and the number of groups after it."""
     bits = exact_log2(params.step_tokens)
     within = cmd.token_first[:bits] if bits else Const(0, 1)
     return cmd.token_first >> bits, (within + cmd.token_count - 1)[:8] >> bits

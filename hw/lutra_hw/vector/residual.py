@@ -195,7 +195,7 @@ LOGITS_COMMAND = data.StructLayout(
         "stride": unsigned(32),
     }
 )
-"""A run of rows of the head for a range of tokens; ``addr`` is that of token 0's row 0."""
+"""A run of rows of the head for a range of tokens; ``addr`` is the address of row 0 of token 0."""
 
 _QUEUE_BEATS = 8
 

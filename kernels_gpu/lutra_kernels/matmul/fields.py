@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (4, 4)}
-"""Widths of the planes of a code, that of the low bits first."""
+"""Widths of the planes of a code, low bits first."""
 
 
 @triton.constexpr_function

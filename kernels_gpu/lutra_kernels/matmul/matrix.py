@@ -1,4 +1,4 @@
-"""A packed matrix on a device: codes in B128, and what turns their sums into a result."""
+"""A packed matrix on a device: codes in B128, and the scales and shift of its results."""
 
 from dataclasses import dataclass
 

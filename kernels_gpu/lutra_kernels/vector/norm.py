@@ -275,7 +275,7 @@ def norm_quantize_kernel(
 
 @dataclass(frozen=True, kw_only=True)
 class NormStep:
-    """One norm of a model: what is normalised, and every number that is known beforehand.
+    """One norm of a model: its input and its constants.
 
     ``scale_a`` is the scale of the weights that gave the product that is added, or gated;
     ``scale_b`` that of the up projection. ``frac`` is the residual stream's binary point, or the

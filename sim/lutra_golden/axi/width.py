@@ -1,4 +1,4 @@
-"""Words of a unit as beats of a port: which beats a transfer takes, and what is in them."""
+"""Words of a unit as beats of a port: the beats of a transfer, and their contents."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def words_of(
 def word_beats(
     params: WidthParams, transfers: Iterable[Transfer], words: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    """Beats with their strobes that write ``words`` with theirs; what lies beside has no strobe.
+    """Beats with their strobes that write ``words`` with theirs; other bytes have no strobe.
 
     Data without a strobe are zero.
     """

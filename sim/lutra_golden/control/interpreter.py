@@ -122,7 +122,7 @@ class Interpreter:
             self._executors[instruction.opcode](instruction)
 
     def program(self) -> list[Instruction]:
-        """The instructions in memory, END and what pads it included."""
+        """The instructions in memory, including END and its padding."""
         code = self.memory.read(
             self.registers["PROGRAM_BASE"], self.registers["PROGRAM_BYTES"]
         ).tobytes()

@@ -17,7 +17,7 @@ class Memory:
         self._bytes = np.zeros(n_bytes, np.uint8)
         self._written = np.zeros(n_bytes, np.bool_)
         self.version = 0
-        """Counts :meth:`write`; what was derived from the content of an older one is stale."""
+        """Counts :meth:`write`; values derived at a lower count are stale."""
 
     def __len__(self) -> int:
         return len(self._bytes)

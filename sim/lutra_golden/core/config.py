@@ -180,7 +180,7 @@ class AcceleratorConfig:
         return min(_LOAD_BYTES_MAX, self.word_bytes, 2 * self.head_dim)
 
     def alignment(self, purpose: Purpose) -> int:
-        """Alignment in bytes of what is moved for ``purpose``: its words, and beats of its port."""
+        """Alignment in bytes of transfers for ``purpose``: its words, and beats of its port."""
         word = {Purpose.LOAD: self.load_word_bytes, Purpose.WEIGHTS: 1}
         return max(word.get(purpose, self.word_bytes), self._n_bytes(purpose))
 
@@ -209,12 +209,12 @@ class AcceleratorConfig:
 
     @property
     def kv_v_offset(self) -> int:
-        """Offset of the values behind a layer's keys."""
+        """Offset of the values from a layer's keys."""
         return self.n_kv_heads * self.kv_head_bytes
 
     @property
     def kv_s_offset(self) -> int:
-        """Offset of the scales behind a layer's keys."""
+        """Offset of the scales from a layer's keys."""
         return 2 * self.n_kv_heads * self.kv_head_bytes
 
     @property
@@ -251,7 +251,7 @@ def _part(kind: type[_Part], name: str, changes: dict[str, object], part: _Part)
 
 
 def _engine(params: EngineParams, changes: dict[str, object]) -> EngineParams:
-    """The engine that ``changes`` tells of, with the sizes of ``params`` and changes of its own."""
+    """The engine that ``changes`` selects, with the sizes of ``params`` and its own changes."""
     kind = changes.pop("engine", params.kind)
     if not isinstance(kind, str) or kind not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {kind!r}")

@@ -38,7 +38,7 @@ _ROWS = 1024  # that are doubled at a time, since a whole matrix may be large
 
 
 def adder_tree_latency(n: int) -> int:
-    """Cycles of a tree that adds ``n`` values, with registers behind every second level."""
+    """Cycles of a tree that adds ``n`` values, with registers after every second level."""
     return max(1, -(-(n - 1).bit_length() // 2))
 
 
@@ -155,7 +155,7 @@ class EngineParams(ABC):
     grouped: ClassVar[bool] = True
     """Takes a scale and a zero point per group, and gives twice the product."""
     symmetric: ClassVar[bool] = False
-    """Looks up bits that mean -1 and +1, so that its row sums are twice those of the codes."""
+    """Looks up bits that mean -1 and +1, so that its row sums are twice the sums of the codes."""
 
     step_tokens: int = 1
     step_rows: int = 8
@@ -247,7 +247,7 @@ class EngineParams(ABC):
 
     @property
     def side_bits(self) -> int:
-        """Bits of a weight word behind its digits: scale and zero point of each row."""
+        """Bits of a weight word after its digits: scale and zero point of each row."""
         return self.step_rows * self.side_width if self.grouped else 0
 
     @property

@@ -1,1 +1,1 @@
-"""The packed model: what it is made of, what it computes, and what a sequence leaves behind."""
+"""The packed model: its parts, its computation, and the cache of a sequence."""

@@ -245,7 +245,7 @@ class LayerCache:
             self._scales[i, 0, rows], self._scales[i, 1, rows] = scale
 
     def first(self, n: int) -> LayerKv:
-        """The first ``n`` positions; views, which the next write may change behind ``n``."""
+        """The first ``n`` positions, as views that the next write may change after ``n``."""
         (k, v), (ks, vs) = self._elements[:, :, :n], self._scales[:, :, :n].astype(np.int64)
         return LayerKv(k, Scale(ks[0], ks[1]), v, Scale(vs[0], vs[1]))
 

@@ -58,7 +58,7 @@ IDEAL_MEMORY = MemoryTiming()
 """Answers in the next cycle, a beat in every cycle."""
 
 NANO_MEMORY = MemoryTiming(read_latency=40, write_latency=20)
-"""Full rate behind the latency of a DRAM controller; what the simulated device runs with."""
+"""Full rate after the latency of a DRAM controller; the simulated device's default."""
 
 
 def random_timing(seed: int) -> MemoryTiming:

@@ -37,7 +37,7 @@ NORM_SHIFT = 12
 NORM_WIDTH = 32
 """Bits that hold the rounded product; its magnitude is at most ``2**30``."""
 EPS_FRAC = 32
-"""Fraction bits of epsilon, those of a square."""
+"""Fraction bits of epsilon, the same as of a square."""
 SQUARES_WIDTH = 63
 """Bits of a head's sum of squares and epsilons, unsigned."""
 NORM_HEAD_DIM_MAX = 256

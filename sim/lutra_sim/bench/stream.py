@@ -218,7 +218,7 @@ def unpack(shape: ShapeLike, bits: int) -> Any:
 
 
 def _layout(shape: Any) -> data.Layout | None:
-    """The layout of a struct or array; None where ``shape`` is that of one integer."""
+    """The layout of a struct or array; None if ``shape`` is a single integer."""
     if isinstance(shape, type) and issubclass(shape, data.Struct):
         struct: Any = shape
         return data.Layout.cast(struct)

@@ -261,4 +261,4 @@ CHECKS: list[Check] = [
         for adders in Adders
     ),
 ]
-"""In the order of the table; the names are those of the command line."""
+"""In the order of the table; names as on the command line."""

@@ -2,7 +2,7 @@
 
 Amaranth writes the Verilog, Verilator turns it into C++, the compiler into ``<name>-<key>.so`` in
 the cache folder. The key covers everything that shapes the library. A build that was interrupted
-goes on where it stopped.
+resumes where it stopped.
 """
 
 import errno
@@ -81,7 +81,7 @@ def build(
     coverage: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the library that simulates ``config``, building it unless it stands.
+    """Return the library that simulates ``config``; build it if it does not exist.
 
     Parameters
     ----------

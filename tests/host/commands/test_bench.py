@@ -102,7 +102,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         ("-n 1 -r 0", "-p and -n must be 0 or more, not both 0, and -b and -r 1 or more"),
         ("-p 257", "257 tokens do not fit the context of 256: lower -p or -n"),
         ("-p 8 -t 0", "threads must be 1 or more, not 0"),
-        ("-p 8 -t 2", "threads are those of the device cpu, golden has none: leave threads out"),
+        ("-p 8 -t 2", "only device cpu has threads, golden has none: leave threads out"),
     ],
 )
 def test_refusals(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

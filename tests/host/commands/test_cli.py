@@ -183,8 +183,8 @@ def test_engines_and_formats_that_can_not_be(
         ("-dev golden --config nano", "device golden has no configuration to choose: .*"),
         ("-dev auto --config nano", "device auto has no configuration to choose: .*"),
         ("-dev golden --engine lut", "device golden has no matmul engine to choose: .*"),
-        ("-dev golden -t 2", "threads are those of the device cpu, golden has none: .*"),
-        ("-dev rtl -t 2", "threads are those of the device cpu, rtl has none: .*"),
+        ("-dev golden -t 2", "only device cpu has threads, golden has none: .*"),
+        ("-dev rtl -t 2", "only device cpu has threads, rtl has none: .*"),
         ("-dev golden --group 64", "the weights of tales are in no groups: leave group out"),
     ],
 )

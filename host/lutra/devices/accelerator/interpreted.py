@@ -73,7 +73,7 @@ class InterpretedTransport:
         try:
             return self.memory.read(address, n_bytes).tobytes()
         except MemoryFault as error:
-            raise DeviceError(f"the host reads what was never written: {error}") from error
+            raise DeviceError(f"the host read unwritten memory: {error}") from error
 
     def write_register(self, name: str, value: int, index: int = 0) -> None:
         """Write a register."""

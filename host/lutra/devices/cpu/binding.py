@@ -206,7 +206,7 @@ def _layer_of(model: PackedModel, layer: PackedLayer, keep: KeptArrays) -> CLaye
 
 
 def _matrix_bytes(model: PackedModel) -> int:
-    """Bytes of all matrices, about: those of the first layer stand for the others."""
+    """Approximate bytes of all matrices, as if every layer had the size of the first."""
     layer = model.layers[0]
     codes = sum(layer.linear(name).stored.codes.nbytes for name in LINEARS)
     return codes * len(model.layers) + model.head.nbytes

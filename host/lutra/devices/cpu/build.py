@@ -27,7 +27,7 @@ class BuildError(RuntimeError):
 _FOLDER = Path(__file__).resolve().parent
 _FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 LIBRARY = "liblutra_cpu.so"
-"""Name of the file, which lies beside this module where a wheel brought it."""
+"""Name of the library file; a wheel places it next to this module."""
 _TIMEOUT_S = 300
 
 

@@ -66,7 +66,7 @@ class Matrix:
 
     @classmethod
     def signed(cls, w: NDArray[np.int8], shift: int) -> "Matrix":
-        """Rows of signed bytes, like those of a head; twice the product is shifted."""
+        """Rows of signed bytes, as in a head; twice the product is shifted."""
         keep, (n, k) = KeptArrays(), w.shape
         return cls(CMatrix(codes=keep(w), row_bytes=k, n=n, k=k, shift=shift), keep)
 
@@ -145,7 +145,7 @@ def norm_quantize(
 def gate(
     target: str, gate: NDArray[np.int32], up: NDArray[np.int32], swiglu: bool, s: Scale, w: Scale
 ) -> Int:
-    """Gated values ``[N]``; ``s`` is the activation scale, ``w`` that of the gate's weights."""
+    """Gated values ``[N]``; ``s`` is the activation scale, ``w`` the scale of its weights."""
     out = np.zeros(len(gate), np.int64)
     library().lutra_cpu_gate(
         target_number(target), pointer(gate), pointer(up), len(gate), swiglu, scale_of(s),

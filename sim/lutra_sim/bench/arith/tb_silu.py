@@ -26,7 +26,7 @@ class SiluSize:
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 async def follows_golden(dut: Any) -> None:
-    """Both ends of every segment and what lies around them, the ends of the range, random ones."""
+    """Both ends of every segment and their neighbours, the ends of the range, random ones."""
     size = bench_params(SiluSize)
     component = Silu(size.lanes)
     ports = component.signature.members

@@ -15,7 +15,7 @@ __all__ = ["AxiReadMemory", "AxiWriteMemory", "Burst"]
 
 @dataclass
 class Burst:
-    """A burst that was asked for: ``cycle`` is that of the address, ``due`` of the first answer."""
+    """A requested burst; ``cycle`` is the cycle of its address, ``due`` of its first answer."""
 
     id: int
     address: int

@@ -36,7 +36,7 @@ _Event = tuple[Unit, int]  # a unit and its number of completed instructions
 
 @dataclass(frozen=True, kw_only=True)
 class StorySizes:
-    """Sizes of a random model; the heads are those of the configuration."""
+    """Sizes of a random model; its heads are as in the configuration."""
 
     hidden: int = 64
     intermediate: int = 96

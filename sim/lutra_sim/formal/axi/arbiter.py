@@ -11,7 +11,7 @@ _REQUEST = ("araddr", "arlen", "arsize", "arburst")
 
 
 class ArbiterOrder(Property):
-    """Every request goes on once, in order and with its master's id; data find their master.
+    """Every request is forwarded once, in order and with its master's id; data reach their master.
 
     A request is served after at most one request of each other master.
     """

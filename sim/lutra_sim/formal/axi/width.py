@@ -78,7 +78,7 @@ class _WidthOrder(Property):
 
 
 class ReadWidthOrder(_WidthOrder):
-    """Every word is cut out of its beats, in order, and beside it nothing."""
+    """Every word is cut out of its beats, in order, and nothing else."""
 
     def __init__(self, params: WidthParams) -> None:
         super().__init__(ReadWidth(params))
@@ -111,7 +111,7 @@ class ReadWidthOrder(_WidthOrder):
 
 
 class WriteWidthOrder(_WidthOrder):
-    """Every word is in its beats with its strobes, in order, and beside it no strobe is set."""
+    """Every word is in its beats with its strobes, in order, and no other strobe is set."""
 
     def __init__(self, params: WidthParams) -> None:
         super().__init__(WriteWidth(params))

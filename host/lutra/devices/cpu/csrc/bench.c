@@ -1,4 +1,4 @@
-/* Products and reads with the time that they take. */
+/* Timed products and reads. */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* What a target implements, and the data that its functions share. */
+/* Functions that a target implements, and the data that they share. */
 #ifndef LUTRA_KERNELS_H
 #define LUTRA_KERNELS_H
 
@@ -33,11 +33,11 @@ typedef struct {
     int k, depth, count, tokens, a_bits, tile, one, few;
 } lutra_columns;
 
-/* Sums of a column's groups, and what functions of a thread need beside. */
+/* Sums of a column's groups, and working memory of a thread's functions. */
 typedef struct {
     int32_t *group_sums; /* [count, groups], of groups of `per` units */
     int per;
-    uint8_t *bytes;      /* whatever a kernel needs, 64-byte aligned */
+    uint8_t *bytes;      /* for any use of a kernel, 64-byte aligned */
 } lutra_scratch;
 
 /* Keys [position / KEY_BLOCK, head_dim / 4, KEY_BLOCK, 4], values [position / VALUE_BLOCK,
@@ -91,7 +91,7 @@ typedef struct {
 
     void (*relu2)(const int32_t *gate, const int32_t *up, int n, int64_t *out);
     void (*swiglu)(const int32_t *gate, const int32_t *up, int n, int m, int shift, int64_t *out);
-    /* x += round_shift(acc * m, shift), saturated to 32 bits; whether it was. */
+    /* x += round_shift(acc * m, shift), saturated to 32 bits; true if it was. */
     int (*residual)(int32_t *x, const int32_t *acc, int n, int m, int shift);
     void (*logits)(const int64_t *sums, const int16_t *rows, int n, int shift, int32_t *out);
 

@@ -1,4 +1,4 @@
-/* What the library was built from. */
+/* Identity of the library. */
 #include "golden.h"
 #include "lutra_cpu.h"
 

@@ -1,5 +1,5 @@
-/* A packed model on a CPU: what the library takes and gives. All numbers are integers; every result
- * equals that of the golden model in lutra_golden, which specifies it. */
+/* A packed model on a CPU: the interface of the library. All numbers are integers; every result
+ * equals the golden model's in lutra_golden, which specifies it. */
 #ifndef LUTRA_CPU_H
 #define LUTRA_CPU_H
 
@@ -9,7 +9,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-/* all else stays within the library */
+/* everything else is private to the library */
 #pragma GCC visibility push(default)
 
 /* m * 2**e with 2**15 <= m < 2**16, or zero: m == 0, e == 0. */
@@ -67,8 +67,8 @@ typedef struct {
     int32_t position, token, wanted, reserved; /* wanted: its logits */
 } lutra_row;
 
-/* n rows through layers first..last - 1. residual [n, hidden] is what goes into the first layer,
- * unless that is layer 0, and becomes what comes out of the last one, unless that is the model's;
+/* n rows through layers first..last - 1. residual [n, hidden] is the input of the first layer,
+ * unless that is layer 0, and receives the output of the last one, unless that is the model's last;
  * then rows that want logits [wanted, vocab] get them, their scale and arg-max. */
 typedef struct {
     const lutra_row *rows;
@@ -77,13 +77,13 @@ typedef struct {
     int32_t n, first, last, reserved;
 } lutra_pass;
 
-/* What the library was built from, a digest of this file and of golden.h; and the sizes of the
+/* Identity of the library: a digest of this file and of golden.h; and the sizes of the
  * structures above and the places of their members, in the order of LAYOUT in golden.h, *n of them:
  * the binding refuses a library that differs. */
 const char *lutra_cpu_version(void);
 const int32_t *lutra_cpu_layout(int32_t *n);
 
-/* Targets by number, best rank first; NULL behind the last one. */
+/* Targets by number, best rank first; NULL after the last one. */
 const char *lutra_cpu_target_name(int target);
 int lutra_cpu_target_available(int target);
 

@@ -34,7 +34,7 @@ void product(const lutra_choice *choice, const lutra_matrix *w, int first, int l
              const lutra_columns *x, lutra_scratch *scratch, int64_t *sums, int32_t *acc,
              int64_t stride);
 
-/* Scratch of a thread, and room for the sums of `tokens` tokens. */
+/* Scratch of a thread, and memory for the sums of `tokens` tokens. */
 int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, int a_bits);
 void scratch_free(lutra_scratch *scratch, int64_t **sums);
 

@@ -12,10 +12,10 @@
 #define PAUSE() ((void)0)
 #endif
 
-/* some 20 to 100 microseconds: more than a phase's imbalance, less than a scheduler's tick */
+/* about 20 to 100 microseconds: more than a phase's imbalance, less than a scheduler's tick */
 enum { SPINS = 2000 };
 
-/* A number that only grows, and threads that wait until it is not what it was. */
+/* A counter, and threads that wait until it changes. */
 typedef struct {
     atomic_uint value;
     atomic_int sleepers;

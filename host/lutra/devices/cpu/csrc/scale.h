@@ -70,7 +70,7 @@ static inline lutra_scale scale_lower(lutra_scale a, int bits) {
     return out;
 }
 
-/* What quantisation multiplies by, and what one of its steps is worth. */
+/* Factor of a quantisation, and the scale of its steps. */
 static inline lutra_scale quantize_factor(int64_t y_max, int q_max) {
     return scale_mul(scale_recip(scale_from_int(y_max, 0)), scale_from_int(q_max, 0));
 }

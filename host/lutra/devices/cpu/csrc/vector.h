@@ -15,7 +15,7 @@ typedef struct {
 lutra_scale norm_quantize(const lutra_kernels *kernels, lutra_source v, const lutra_norm *norm,
                           lutra_scale eps, int n, int q_max, int32_t *y, int16_t *q);
 
-/* relu(gate)**2 * up or silu(gate) * up, with s the activation scale; what one of it is worth. */
+/* relu(gate)**2 * up or silu(gate) * up, with s the activation scale; returns its unit. */
 void gate_product(const lutra_kernels *kernels, const int32_t *gate, const int32_t *up, int n,
                   int swiglu, lutra_scale s, lutra_scale w_gate, int64_t *out);
 lutra_scale gate_scale(int swiglu, lutra_scale s, lutra_scale w_gate, lutra_scale w_up);
@@ -30,7 +30,7 @@ typedef struct {
 lutra_scale head_quantize(const lutra_kernels *kernels, const int32_t *acc, int head_dim,
                           const lutra_head_step *step, int8_t *q);
 
-/* x += acc * s * w with frac fraction bits; whether it was saturated. */
+/* x += acc * s * w with frac fraction bits; true if it was saturated. */
 int residual_add(const lutra_kernels *kernels, int32_t *x, const int32_t *acc, int n, lutra_scale s,
                  lutra_scale w, int frac);
 

@@ -1,5 +1,5 @@
-/* What the processor has and the operating system saves: compilers' own answers are not in every
- * run-time library. */
+/* Features that the processor has and the operating system saves; not every run-time library has
+ * the compilers' own detection. */
 #ifndef LUTRA_X86_DETECT_H
 #define LUTRA_X86_DETECT_H
 

@@ -38,6 +38,7 @@ KV_VERSION = 1
 """Version of :meth:`SequenceKv.to_bytes`."""
 _MAGIC = b"LUTRAKV\0"
 _HEADER_MAX = 1 << 20
+_SIZE_MAX = 1 << 24  # heads, positions, elements of a head; three of them fit an array's size
 _STEP = 64  # positions by which a cache grows at least
 
 
@@ -168,9 +169,10 @@ class SequenceKv:
             version = header["version"]
             key_bits, value_bits = kv_pair((header["key_bits"], header["value_bits"]))
             shapes = {int(i): tuple(map(int, shape)) for i, shape in header["layers"].items()}
-            if any(len(shape) != 3 or min(shape) < 0 for shape in shapes.values()):
+            if any(len(shape) != 3 or not _is_shape(shape) for shape in shapes.values()):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError):
+        # too deep, or a size of infinity
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             raise LutraError("keys and values have a broken header: export them again") from None
         if version != KV_VERSION:
             raise LutraError(
@@ -185,6 +187,10 @@ class SequenceKv:
             layers[i] = LayerKv(keys, key_scale, values, value_scale)
         reader.finish()
         return cls(key_bits=key_bits, value_bits=value_bits, layers=layers)
+
+
+def _is_shape(shape: tuple[int, ...]) -> bool:
+    return all(0 <= n <= _SIZE_MAX for n in shape)
 
 
 def _check_scale(scale: Scale, what: str) -> None:

@@ -67,11 +67,12 @@ def test_bytes_and_back(n: int, key_bits: int, value_bits: int) -> None:
     assert len(data) == 12 + struct.unpack_from("<I", data, 8)[0] + body
 
 
-def _with_header(change: dict[str, object]) -> bytes:
+def _with_header(change: dict[str, object] | bytes) -> bytes:
     data = sequence().to_bytes()
     (size,) = struct.unpack_from("<I", data, 8)
-    header = json.dumps(json.loads(data[12 : 12 + size]) | change).encode()
-    return data[:8] + struct.pack("<I", len(header)) + header + data[12 + size :]
+    if not isinstance(change, bytes):
+        change = json.dumps(json.loads(data[12 : 12 + size]) | change).encode()
+    return data[:8] + struct.pack("<I", len(change)) + change + data[12 + size :]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,23 @@ def test_other_bytes_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(LutraError) as error:
         SequenceKv.from_bytes(data)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        b"[" * 100_000,
+        {"layers": {"0": [float("inf"), 1, 6]}},
+        {"layers": {"0": [0, 1 << 100, 6]}},
+        {"layers": {"0": [0, 1 << 62, 6]}},
+        {"layers": {"0": [3, 0, 1 << 70]}},
+        {"version": True, "layers": [[3, 1, 6]]},
+        b"\xff",
+    ],
+)
+def test_headers_that_no_array_has(change: dict[str, object] | bytes) -> None:
+    with pytest.raises(LutraError, match=r"^keys and values have a broken header: export them aga"):
+        SequenceKv.from_bytes(_with_header(change))
 
 
 def _broken(**change: object) -> SequenceKv:

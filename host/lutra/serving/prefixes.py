@@ -21,7 +21,8 @@ class KnownPrefixes:
     """Sequences of which the latest used are kept, at most ``max_bytes`` in all.
 
     ``token_bytes`` are the keys and values of one token. A generation may end anywhere, within a
-    garbage collection too; :meth:`put` therefore never waits for another call that is on its way.
+    garbage collection too; :meth:`put` therefore never waits for another call that is on its way,
+    and sequences, which wait for their device, are closed outside of the lock.
     """
 
     def __init__(self, max_bytes: int, token_bytes: int) -> None:
@@ -46,49 +47,62 @@ class KnownPrefixes:
         than :data:`LEAST_PREFIX` tokens are shared.
         """
         with self._lock:
-            self._settle()
-            shared = [_common(each.tokens, tokens[:-1]) for each in self._kept]
-            if not shared or max(shared) < LEAST_PREFIX:
-                return None
-            n = max(shared)
-            # of equals the one that loses least, and then the latest used
-            best = min(
-                (i for i, each in enumerate(shared) if each == n),
-                key=lambda i: (len(self._kept[i].tokens), -i),
-            )
-            return self._kept.pop(best), n
+            dropped = self._settle()
+            found = self._best(tokens)
+        _close(dropped)
+        return found
 
     def put(self, sequence: TokenSequence) -> None:
         """Keep a sequence, and close the oldest ones beyond the memory bound."""
         self._arrived.append(sequence)
-        if self._lock.acquire(blocking=False):
-            try:
-                self._settle()
-            finally:
-                self._lock.release()
+        if self._lock.locked():
+            return  # maybe by this very thread
+        with self._lock:
+            dropped = self._settle()
+        _close(dropped)
 
     def drop_oldest(self) -> bool:
         """Close the sequence that was not used for longest; False if there is none."""
         with self._lock:
-            self._settle()
-            if not self._kept:
-                return False
-            self._kept.pop(0).close()
-            return True
+            dropped = self._settle()
+            oldest = self._kept[:1]
+            del self._kept[:1]
+        _close(dropped + oldest)
+        return bool(oldest)
 
     def close(self) -> None:
         """Close all, and whatever comes later."""
         with self._lock:
             self._closed = True
-            self._settle()
+            dropped = self._settle()
+        _close(dropped)
 
-    def _settle(self) -> None:
-        """Take in what arrived, and close what is too much."""
+    def _settle(self) -> list[TokenSequence]:
+        """Take in what arrived; returns what is too much."""
+        dropped: list[TokenSequence] = []
         while self._arrived:
             self._kept.append(self._arrived.popleft())
         limit = 0 if self._closed else self.max_bytes
         while self._kept and (self._closed or self.n_bytes > limit):
-            self._kept.pop(0).close()
+            dropped.append(self._kept.pop(0))
+        return dropped
+
+    def _best(self, tokens: Sequence[int]) -> tuple[TokenSequence, int] | None:
+        shared = [_common(each.tokens, tokens[:-1]) for each in self._kept]
+        if not shared or max(shared) < LEAST_PREFIX:
+            return None
+        n = max(shared)
+        # of equals the one that loses least, and then the latest used
+        best = min(
+            (i for i, each in enumerate(shared) if each == n),
+            key=lambda i: (len(self._kept[i].tokens), -i),
+        )
+        return self._kept.pop(best), n
+
+
+def _close(sequences: Sequence[TokenSequence]) -> None:
+    for each in sequences:
+        each.close()
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

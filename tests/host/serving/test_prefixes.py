@@ -1,6 +1,10 @@
 """Known prefixes: which one is taken, what is kept, and the bound on their memory."""
 
+import sys
 from collections.abc import Sequence
+from linecache import getline
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -134,3 +138,37 @@ def test_prompts_shorter_than_the_least(n: int) -> None:
     known = KnownPrefixes(1000, 1)
     kept(known, range(10))
     assert known.pop(range(n)) is None
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt in a line of the module, as a signal may."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.endswith("prefixes.py"):
+            return None
+        line = getline(frame.f_code.co_filename, frame.f_lineno)
+        # where a block ends, no signal comes between its last line and the release
+        self.left -= event == "line" and not line.lstrip().startswith("with ")
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self
+
+
+def test_an_interrupt_in_any_line_leaves_the_lock_free() -> None:
+    trace = Interrupt(0)
+    for n in range(1, 100):
+        known, trace = KnownPrefixes(20, 1), Interrupt(n)
+        try:
+            sys.settrace(trace)
+            kept(known, range(15), range(50, 60))
+            known.pop(range(50, 61))
+            known.drop_oldest()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        assert not known._lock.locked()  # pyright: ignore[reportPrivateUsage]
+    assert trace.left > 0  # every line was interrupted

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, config_for, load
-from tests.host.tiles import Compiled, Tiles, compiled, golden, on_transport, run_tiles, with_code
+from tests.host.tiles import (
+    Compiled,
+    Tiles,
+    compiled,
+    driver,
+    golden,
+    on_transport,
+    run_tiles,
+    with_code,
+)
 
 from lutra.checkpoints.weights import Dense, Ternary, Weight
 from lutra.compile.fit import engines_for
@@ -447,6 +456,56 @@ def test_another_accelerator_is_refused(
     each = found("least")
     with pytest.raises(DeviceError, match=f"^{message}"):
         on_transport(each, Impostor(register, value)).run_tile([1], 0, 0)
+
+
+class Twice(InterpretedTransport):
+    """The user interrupts a run, and then what ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.calls = 0, list[str]()
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        self.calls.append("wait")
+        if self.left:
+            self.left -= 1
+            raise KeyboardInterrupt
+        return super().wait(timeout_s)
+
+    def reset(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise KeyboardInterrupt
+        self.calls.append("reset")
+        super().reset()
+
+
+def test_a_reset_that_was_interrupted_is_done_before_the_next_run(found: Find) -> None:
+    each, transport = found("least"), Twice()
+    tiles = on_transport(each, transport)
+    transport.left = 2
+    with pytest.raises(KeyboardInterrupt):
+        tiles.run_tile([1, 2], 0, 0)
+    assert_same(tiles.run_tile([1, 2], 0, 0), run(each, [1, 2]))
+    tiles.run_tile([3], 2, 0)
+    assert transport.calls == ["wait", "reset", "wait", "wait"]
+
+
+def test_a_session_that_was_interrupted_takes_no_memory(
+    found: Find, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = on_transport(found("least"))
+    transport = driver(tiles).transport
+
+    def interrupted(address: int, n_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    free = transport.free_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(transport, "zero", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tiles.device.session()
+    assert transport.free_bytes() == free
 
 
 class Interrupted(InterpretedTransport):

@@ -84,6 +84,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         self.addresses: dict[str, int] = {}
         """Addresses of the program, its weights and the logits, by the register that holds each."""
         self._placed = False
+        self._busy = False
 
     @property
     def pass_tokens(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -137,7 +138,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         for segment in program.segments:
             address = self.addresses[bases[segment.kind]] + segment.offset
             transport.write(address, segment.data)
-        self._placed = False
+        self._placed = self._busy = False
 
     def _check_identity(self, config: AcceleratorConfig) -> None:
         """Refuse an accelerator that is not the one that the program was made for."""
@@ -174,10 +175,11 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     def _session(self, model: PackedModel) -> AcceleratorSession:
         program, transport = self.program, self.transport
-        address = transport.allocate(program.kv_bytes)
+        # from here on it gives its memory back, whatever happens
+        session = AcceleratorSession(self, program.n_layers, transport.allocate(program.kv_bytes))
         for offset, n_bytes in program.zeros:
-            transport.zero(address + offset, n_bytes)
-        return AcceleratorSession(self, program.n_layers, address)
+            transport.zero(session.address + offset, n_bytes)
+        return session
 
     def free(self, epoch: int, address: int) -> None:
         """Give back the memory of a session, unless its model is gone already."""
@@ -190,14 +192,24 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         (chunk,) = chunks
         session, program = chunk.session, self.program
         assert isinstance(session, AcceleratorSession)
+        if self._busy:
+            self._reset()
+        self._busy = True
         try:
             cycles = self._start(session, chunk)
-            return self._collect(program, chunk, cycles)
+            result = self._collect(program, chunk, cycles)
         except BaseException:
-            # whatever it was in the middle of, the next run begins from the beginning
-            self._placed = False
-            self.transport.reset()
+            # should this be interrupted too, the next run does it
+            self._reset()
             raise
+        self._busy = False
+        return result
+
+    def _reset(self) -> None:
+        """End whatever the accelerator is in the middle of; its registers are written anew."""
+        self._placed = False
+        self.transport.reset()
+        self._busy = False
 
     def _start(self, session: AcceleratorSession, chunk: Chunk) -> int | None:
         """Run a pass to its end; returns its clock cycles."""

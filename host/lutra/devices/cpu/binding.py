@@ -276,6 +276,8 @@ class CpuModel:
         self._free = weakref.finalize(
             self, _release, self._library, self._engine, self._pool, os.getpid()
         )
+        # a daemon thread may still be in a pass when the process ends
+        self._free.atexit = False
         if not self._pool or not self._engine:
             self.close()
             raise _no_memory("its working memory")

@@ -70,6 +70,8 @@ class CpuCache:
                 "session, or pack the model with a smaller --context"
             )
         self._free = weakref.finalize(self, library().lutra_cpu_cache_free, self.address)
+        # a daemon thread may still be in a pass when the process ends
+        self._free.atexit = False
 
     def copy(self, source: "CpuCache", n: int) -> None:
         """Take over the first ``n`` positions of another cache of the same shape."""

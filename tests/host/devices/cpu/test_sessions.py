@@ -2,8 +2,11 @@
 
 import gc
 import os
+import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -383,3 +386,36 @@ def test_keys_of_another_shape_are_refused(device: CpuDevice, model: PackedModel
     bits = 12 - model.key_bits
     with pytest.raises(LutraError, match="bits, the model is packed for"):
         session.restore(replace(kv, key_bits=bits, value_bits=bits))
+
+
+_LEAVES = """
+import atexit, pickle, sys
+
+def late():  # as a daemon thread does, which is in a pass when the process ends
+    after = device.run([Step(session=session, tokens=[1, 2, 3])])
+    print((before[0].logits == after[0].logits).all())
+
+atexit.register(late)  # before the first finalizer, and so called after all of them
+
+from lutra.devices.base import Step
+from lutra.devices.cpu.device import CpuDevice
+
+with open(sys.argv[1], "rb") as file:
+    model = pickle.load(file)
+device = CpuDevice(threads=2)
+device.load(model)
+other, session = device.session(), device.session()
+before = device.run([Step(session=other, tokens=[1, 2, 3])])
+"""
+
+
+def test_nothing_is_taken_from_threads_that_outlive_the_program(
+    model: PackedModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(pickle.dumps(model))
+    done = subprocess.run(
+        [sys.executable, "-c", _LEAVES, str(path)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -100,16 +101,15 @@ class LLM:
         self.stats = RunStats()
         """Statistics of the generation that was started last."""
 
-        def choose(name: str) -> tuple[Device, list[str]]:
-            return choose_device(
-                name,
-                config=config,
-                engine=engine,
-                threads=threads,
-                wave=wave,
-                wave_cycles=wave_cycles,
-                progress=self._progress,
-            )
+        choose = partial(
+            choose_device,
+            config=config,
+            engine=engine,
+            threads=threads,
+            wave=wave,
+            wave_cycles=wave_cycles,
+            progress=self._progress,
+        )
 
         path = find_model(model)
         with self._bars:
@@ -184,6 +184,8 @@ class LLM:
 
     def close(self) -> None:
         """Release the device; :meth:`load` takes it again."""
+        if os.getpid() != self._pid:
+            self._lock, self._loaded = threading.RLock(), None  # as in :meth:`load`
         with self._lock:
             self._end()
             self.device.close()
@@ -343,6 +345,7 @@ class LLM:
     ) -> Generator[Piece]:
         self.stats, loaded = stats, self._running()
         sequence, stats.reused_tokens = loaded.begin(prompt)
+        stats.saturated = sequence.saturated
         try:
             yield from self._pieces(loaded, sequence, prompt, max_tokens, sampler, stats)
         except GeneratorExit:

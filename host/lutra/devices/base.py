@@ -235,10 +235,14 @@ class BaseSession:
                     f"for {m.key_bits}/{m.value_bits}: export them from a model with the same --kv"
                 )
             kv.check(m.n_kv_heads, m.head_dim, len(self.lengths), m.context)
+            lengths = list(self.lengths)
             for i, layer in kv.layers.items():
-                self.set_length(i, 0)  # should writing fail in the middle
+                # should writing fail in the middle, nothing is left of any of them
+                self.set_length(i, 0)
+                lengths[i] = layer.length
+            for i, layer in kv.layers.items():
                 self._write(i, layer)
-                self.set_length(i, layer.length)
+            self.lengths = lengths
 
     def truncate(self, n: int) -> None:
         """Forget what lies behind the first ``n`` positions."""
@@ -396,8 +400,14 @@ class BaseDevice(Generic[S_co]):
                 f"device {self.name} was loaded before this process was forked: load the model "
                 "again here"
             )
+        self._adopt()
         with self._lock:
             yield
+
+    def _adopt(self) -> None:
+        """In a forked process, let go of the lock: a thread of the parent may hold it for ever."""
+        if self.is_foreign():
+            self._lock, self._pid = threading.RLock(), os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -419,9 +429,7 @@ class BaseDevice(Generic[S_co]):
 
     def load(self, model: PackedModel) -> None:
         """Take a model; sessions of the one before are gone."""
-        if self.is_foreign():
-            # another thread of the parent may have held the lock for ever
-            self._lock, self._pid = threading.RLock(), os.getpid()
+        self._adopt()
         with self._lock:
             self.close()
             try:
@@ -479,6 +487,7 @@ class BaseDevice(Generic[S_co]):
 
     def close(self) -> None:
         """Release the model and all sessions."""
+        self._adopt()
         with self._lock:
             self.epoch += 1
             self._sessions.clear()
@@ -515,9 +524,12 @@ class BaseDevice(Generic[S_co]):
                 + ("begins with tokens: leave residual out" if layers.start == 0
                    else "needs the residual stream: give residual")
             )  # fmt: skip
-        if step.residual is not None and step.residual.shape != (n, model.hidden_size):
+        if step.residual is not None and (
+            step.residual.shape != (n, model.hidden_size) or step.residual.dtype != np.int32
+        ):
             raise LutraError(
-                f"residual must be {[n, model.hidden_size]}, not {list(step.residual.shape)}"
+                f"residual must be int32 {[n, model.hidden_size]}, not {step.residual.dtype} "
+                f"{list(step.residual.shape)}"
             )
         position = session.position(layers)
         if position + n > model.context:

@@ -9,7 +9,10 @@ from lutra.serving.sequence import TokenSequence
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
-__all__ = ["LoadedModel"]
+__all__ = ["FORKED", "LoadedModel"]
+
+FORKED = "the model was loaded before this process was forked: call load() again here"
+"""Why nothing goes on in a forked process."""
 
 
 class LoadedModel:
@@ -35,9 +38,7 @@ class LoadedModel:
                 "the model was closed or loaded again since this began: start another stream"
             )
         if os.getpid() != self._pid:
-            raise LutraError(
-                "the model was loaded before this process was forked: call load() again here"
-            )
+            raise LutraError(FORKED)
 
     def open(self) -> TokenSequence:
         """A new, empty sequence."""

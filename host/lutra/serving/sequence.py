@@ -22,7 +22,8 @@ class TokenSequence:
 
     With ``golden``, a device that has the same model, every step runs there as well, in the
     session ``reference``, and a difference raises :class:`Mismatch`. A sequence whose step raised
-    anything is to be closed.
+    anything is to be closed. ``saturated_at`` is where the first step began in which the residual
+    stream reached the end of its range.
     """
 
     device: Device
@@ -30,6 +31,7 @@ class TokenSequence:
     golden: Device | None = None
     reference: Session | None = None
     tokens: list[int] = field(default_factory=list[int])
+    saturated_at: int | None = None
 
     @classmethod
     def open(cls, device: Device, golden: Device | None) -> "TokenSequence":
@@ -45,6 +47,8 @@ class TokenSequence:
             [Step(session=self.session, tokens=tokens, logits_from=logits_from)]
         )
         seconds = time.perf_counter() - start
+        if result.saturated and self.saturated_at is None:
+            self.saturated_at = position
         self.tokens.extend(tokens)
         if self.golden is not None and self.reference is not None:
             [expected] = self.golden.run(
@@ -52,6 +56,11 @@ class TokenSequence:
             )
             compare(self.device.name, result, expected, position + logits_from)
         return result, seconds
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the residual stream of one of the tokens reached the end of its range."""
+        return self.saturated_at is not None and self.saturated_at < len(self.tokens)
 
     def fork(self, n: int) -> "TokenSequence":
         """Another sequence that holds the first ``n`` tokens."""
@@ -66,6 +75,8 @@ class TokenSequence:
         if self.reference is not None:
             self.reference.truncate(n)
         del self.tokens[n:]
+        if not self.saturated:
+            self.saturated_at = None
 
     def close(self) -> None:
         """Release the sessions."""

@@ -1,10 +1,12 @@
 """A generation in progress: an iterator of pieces that raises when it cannot continue."""
 
+import os
 import threading
 from collections.abc import Generator
 from types import TracebackType
 from typing import Self
 
+from lutra.serving.loaded import FORKED
 from lutra.serving.results import Piece, RunStats
 from lutra_golden.errors import LutraError
 
@@ -21,12 +23,14 @@ class Stream:
     def __init__(self, pieces: Generator[Piece], stats: RunStats) -> None:
         self.stats = stats
         self._pieces, self._closed = pieces, False
-        self._lock = threading.RLock()
+        self._lock, self._pid = threading.RLock(), os.getpid()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Piece:
+        if os.getpid() != self._pid:
+            raise LutraError(FORKED)
         with self._lock:
             if self._closed:
                 raise LutraError("the stream is closed: start another one")
@@ -51,6 +55,8 @@ class Stream:
 
     def close(self) -> None:
         """End the generation here; its LLM keeps the tokens computed so far."""
+        if os.getpid() != self._pid:
+            return  # a thread of the parent may have been in it, for ever
         with self._lock:
             self._closed = True
             self._pieces.close()

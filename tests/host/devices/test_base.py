@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import pytest
 from lutra.devices.base import Chunk, PassResult, Session, Step, available_memory
 from lutra.devices.golden import GoldenDevice
 from lutra_golden.errors import LutraError
-from lutra_golden.model.cache import SequenceKv
+from lutra_golden.model.cache import LayerKv, SequenceKv
 from lutra_golden.model.packed import PackedModel
 
 Packed = Callable[[str], PackedModel]
@@ -151,6 +152,7 @@ def test_what_is_refused(device: Recording) -> None:
     session = device.session()
     residual = np.zeros((1, device.model.hidden_size), np.int32)
     wide = np.zeros((2, device.model.hidden_size), np.int32)
+    long = np.full((1, device.model.hidden_size), 1 << 40)
     for steps, message in (
         ([step(session, 1), step(session, 2)], "a session has several steps in one run: give it"),
         ([step(session)], "a step has no tokens: give at least one"),
@@ -163,7 +165,11 @@ def test_what_is_refused(device: Recording) -> None:
         ([step(session, 1, layers=range(1, 2))], "a step from layer 1 on needs the residual strea"),
         (
             [step(session, 1, layers=range(1, 2), residual=wide)],
-            r"residual must be \[1, \d+\], not \[2, \d+\]",
+            r"residual must be int32 \[1, \d+\], not int32 \[2, \d+\]",
+        ),
+        (
+            [step(session, 1, layers=range(1, 2), residual=long)],
+            r"residual must be int32 \[1, \d+\], not int64 \[1, \d+\]",
         ),
     ):
         with pytest.raises(LutraError, match=f"^{message}"):
@@ -201,6 +207,27 @@ def test_some_layers_are_restored(device: Recording) -> None:
     assert (b.length, b.export().to_bytes()) == (3, kv.to_bytes())
 
 
+def test_an_interrupted_restore_leaves_no_mixture(
+    device: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = device.session(), device.session()
+    device.run([step(a, 1, 2, 3), step(b, 4, 5, 6)])
+    kv, write = a.export(), b._write
+
+    def interrupted(layer: int, kv: LayerKv) -> None:
+        if layer == 1:
+            raise KeyboardInterrupt
+        write(layer, kv)
+
+    monkeypatch.setattr(b, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        b.restore(kv)
+    assert b.lengths == [0, 0, 0]
+    monkeypatch.undo()
+    b.restore(kv)
+    assert b.export().to_bytes() == kv.to_bytes()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_is_told_to_load_again(device: Recording) -> None:
     session = device.session()
@@ -224,7 +251,10 @@ def test_a_forked_process_is_told_to_load_again(device: Recording) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_process_loads_again_though_a_thread_was_running(device: Recording) -> None:
+@pytest.mark.parametrize("close", [False, True])
+def test_a_forked_process_loads_again_though_a_thread_was_running(
+    close: bool, device: Recording
+) -> None:
     """The lock that another thread held is the parent's alone."""
     model, begun, over = device.model, threading.Event(), threading.Event()
 
@@ -239,10 +269,14 @@ def test_a_forked_process_loads_again_though_a_thread_was_running(device: Record
     read, write = os.pipe()
     child = os.fork()
     if not child:
+        signal.alarm(30)
+        if close:
+            device.close()
         device.load(model)
         result = device.run([step(device.session(), 1)])[0]
         os.write(write, bytes([len(result.logits)]))
         os._exit(0)
+    os.close(write)
     over.set()
     thread.join()
     assert os.read(read, 1) == b"\1"

@@ -82,24 +82,34 @@ def _build(
 ) -> None:
     """Build the executable ``name`` in ``folder``.
 
-    Everything that Verilator writes is compiled as one source: its headers take longer to compile
-    than the C++ of most components does.
+    The C++ that Verilator writes is compiled as two sources: its headers take longer to compile
+    than the C++ of most components does. One source is what runs once, marked ``Slow``: functions
+    of many thousand statements, on which optimisation would take minutes.
     """
     build = folder / "build"
     verilator = [*toolchain.verilator_command(), *flags, "--top-module", name, "--Mdir", str(build)]
     _run([*verilator, str(source)], folder)
-    sources = [*sorted(build.glob("Vtop*.cpp")), _MAIN]
-    (build / "all.cpp").write_text("".join(f'#include "{path}"\n' for path in sources))
+    sources = sorted(build.glob("Vtop*.cpp"))
+    parts = {
+        "fast": [*(path for path in sources if not path.stem.endswith("Slow")), _MAIN],
+        "slow": [path for path in sources if path.stem.endswith("Slow")],
+    }
+    for part, paths in parts.items():
+        (build / f"{part}.cpp").write_text("".join(f'#include "{path}"\n' for path in paths))
     libraries = cocotb_tools.config.libs_dir
-    compiler = [toolchain.compiler_command(), *_compile_flags(_OPTIMIZE), *defines]
+    include = [*defines, "-include", str(runtime / "headers.h"), f"-I{build}"]
+    compiler = toolchain.compiler_command()
+
+    def compile_part(part: str) -> None:
+        flags = _compile_flags(_OPTIMIZE if part == "fast" else "-O0")
+        source = str(build / f"{part}.cpp")
+        _run([compiler, *flags, *include, "-c", source, "-o", str(build / f"{part}.o")], folder)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(compile_part, parts))
     link = [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lcocotbvpi_verilator"]
-    _run(
-        [
-            *[*compiler, "-include", str(runtime / "headers.h"), f"-I{build}"],
-            *[str(build / "all.cpp"), str(runtime / "runtime.a"), *link, "-o", name],
-        ],
-        folder,
-    )
+    objects = [str(build / f"{part}.o") for part in parts]
+    _run([compiler, *objects, str(runtime / "runtime.a"), *link, "-pthread", "-o", name], folder)
 
 
 def _compile_flags(optimize: str) -> list[str]:

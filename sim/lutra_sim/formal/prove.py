@@ -185,7 +185,7 @@ def _script(mode: Mode, depth: int, prop: Property) -> str:
     # fewer than these wires is an error, not a proof of something else
     script += [f"select -assert-count 1 w:dut.{path}" for path in prop.cuts]
     script += [f"cutpoint w:dut.{path}" for path in prop.cuts]
-    script += [f"select -assert-any w:dut.{path} %ci2 t:$anyseq %i" for path in prop.cuts]
+    script += [f"select -assert-any w:dut.{path} %ci4 t:$anyseq %i" for path in prop.cuts]
     for index, path in enumerate(prop.probes):
         script += [f"delete -input w:probe_{index}", f"connect -set probe_{index} \\dut.{path}"]
     script += ["cd ..", "prep -top top"]

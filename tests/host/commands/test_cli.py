@@ -268,9 +268,10 @@ def test_a_model_that_the_configuration_is_enlarged_for(tmp_path: Path, capsys: 
 
 
 def test_a_model_that_no_configuration_holds(tmp_path: Path, capsys: Capture) -> None:
-    folder = write_model(tmp_path / "model", Shape(num_attention_heads=8, num_key_value_heads=8))
+    folder = write_model(tmp_path / "model", Shape(intermediate_size=72))
     assert fails(capsys, *PROGRAM, "-m", str(folder), "-p", "A") == (
-        "no configuration holds model: n_kv_heads must fit one scale record, not 8"
+        "no configuration holds model: depth_tile must be one of 64, 32, 16 and divide groups and "
+        "depths 64, 64, 72"
     )
 
 

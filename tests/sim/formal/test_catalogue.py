@@ -347,8 +347,8 @@ FAULTS = [
         "lutra_hw.matmul.mixpe",
         "MixpeDatapath",
         "catalogue",
-        "Mux(a_bit & ~b_bit, _sign_extend(a, width), 0)",
-        "Mux(a_bit, _sign_extend(a, width), 0)",
+        "Mux(a_bit & ~b_bit, sign_extend(a, width), 0)",
+        "Mux(a_bit, sign_extend(a, width), 0)",
     ),
     Fault(
         "row-mixpe-cells-odd",
@@ -379,7 +379,7 @@ FAULTS = [
         "lutra_hw.matmul.mixpe",
         "MixpeDatapath",
         "catalogue",
-        "Mux(~a_bit & b_bit, _sign_extend(b, width), 0)",
+        "Mux(~a_bit & b_bit, sign_extend(b, width), 0)",
         "Mux(~a_bit & b_bit, b, 0)",
     ),
     Fault(

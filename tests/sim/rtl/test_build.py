@@ -84,8 +84,8 @@ def test_a_failing_job_ends_the_others(tmp_path: Path) -> None:
 
 def test_design_header() -> None:
     text = design_header(NANO)
-    assert "constexpr uint32_t kWeightBytes = 128;" in text
-    assert "constexpr uint32_t kDataBytes = 64;" in text
+    assert "LUTRA_READ_PORTS(PORT) PORT(m_axi_0, 0, 128) PORT(m_axi_1, 1, 64)\n" in text
+    assert "LUTRA_WRITE_PORTS(PORT) PORT(m_axi_1, 1, 64)\n" in text
     assert f"kUnitState = {REGISTERS['UNIT_STATE'].address};" in text
     assert '"load", "matmul", "vector", "attention", "fetch"' in text
     assert '"IDLE", "RUNNING", "WAIT_DEPENDENCY"' in text

@@ -8,8 +8,8 @@ from lutra_golden.arith.fixed import round_shift
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
-from lutra_golden.model.limits import ACC_MAX
-from lutra_golden.model.lowered import common_kv_bits
+from lutra_golden.model.limits import ACC_MAX, EMBEDDING_SHIFT_MAX
+from lutra_golden.model.lowered import common_kv_bits, embedding_shift
 from lutra_golden.model.packed import PackedLayer, PackedModel
 from lutra_golden.model.padding import built_head_dim
 from lutra_golden.model.shapes import LINEARS, Gate
@@ -190,6 +190,11 @@ def check_processor(model: PackedModel) -> None:
 
     An accelerator of any configuration refuses it too.
     """
+    if (shift := embedding_shift(model)) > EMBEDDING_SHIFT_MAX:
+        raise LutraError(
+            f"embeddings are shifted by {shift} bits, at most {EMBEDDING_SHIFT_MAX} fit the "
+            "residual stream: pack the model again"
+        )
     for i in range(len(model.layers)):
         layer = model.layers[i]
         for name in LINEARS:

@@ -23,7 +23,13 @@ from lutra.packed.store import PackedStore
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import A_BITS
 from lutra_golden.model.cache import KV_PAIRS
-from lutra_golden.model.limits import FRAC_MAX, HEAD_MAX, RESIDUAL_FRAC_MAX, SHIFT_MAX
+from lutra_golden.model.limits import (
+    EMBEDDING_SHIFT_MAX,
+    FRAC_MAX,
+    HEAD_MAX,
+    RESIDUAL_FRAC_MAX,
+    SHIFT_MAX,
+)
 from lutra_golden.model.packed import PackedLayer, PackedModel, PackedNorm
 from lutra_golden.model.shapes import LINEARS, Gate
 
@@ -304,7 +310,12 @@ def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> Pack
         head_eps=read_count(file, "head_eps", _EPS_MAX),
         residual_frac=residual_frac,
         embedding=int16("embedding", vocab, d),
-        embedding_frac=read_count(file, "embedding_frac", residual_frac),
+        embedding_frac=read_count(
+            file,
+            "embedding_frac",
+            residual_frac,
+            minimum=max(0, residual_frac - EMBEDDING_SHIFT_MAX),
+        ),
         rope=int16("rope", context, head_dim),
         layers=_Layers(LayerReader(tensors, sizes), files, promise),
         norm=PackedNorm(int16("norm", d), read_count(file, "norm_frac", FRAC_MAX)),

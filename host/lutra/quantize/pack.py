@@ -18,6 +18,7 @@ from lutra_golden.matmul.format import Format
 from lutra_golden.model.cache import Kv, kv_pair
 from lutra_golden.model.limits import (
     ACC_MAX,
+    EMBEDDING_SHIFT_MAX,
     FRAC_MAX,
     HEAD_MAX,
     LOGIT_ACC_MAX,
@@ -101,6 +102,7 @@ def _pack_head(
 
 
 def _pack_embedding(embedding: Dense, residual_frac: int) -> tuple[NDArray[np.int16], int]:
+    """int16 rows and their fraction bits, no more than ``residual_frac``."""
     n, k = embedding.shape
     blocks = [slice(first, first + _ROWS) for first in range(0, n, _ROWS)]
     peak = max(float(np.abs(embedding.dequantized(b)).max()) for b in blocks)
@@ -247,6 +249,8 @@ class Packer:
         # leaves a factor of 16 above what the fixed sequence reaches
         residual_frac = min(RESIDUAL_FRAC_MAX, _fraction_bits(16 * self._peak, (1 << 31) - 1))
         embedding, embedding_frac = _pack_embedding(model.embed_tokens, residual_frac)
+        # the largest row may be far above those of the fixed sequence; layers add to it, too
+        residual_frac = min(residual_frac, embedding_frac + EMBEDDING_SHIFT_MAX - 1)
         # the ternary engine, which such a model can run on, does not shift
         shifted = not (self._ternary and self.a_bits == 8)
         head = _pack_head(model.lm_head or model.embed_tokens, self._q_max, shifted=shifted)

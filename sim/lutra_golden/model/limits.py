@@ -5,6 +5,7 @@ from lutra_golden.errors import LutraError
 
 __all__ = [
     "ACC_MAX",
+    "EMBEDDING_SHIFT_MAX",
     "FRAC_MAX",
     "HEAD_MAX",
     "LOGIT_ACC_MAX",
@@ -25,6 +26,8 @@ FRAC_MAX = 24
 """Most fraction bits of a vector."""
 RESIDUAL_FRAC_MAX = 20
 """Most fraction bits of the residual stream."""
+EMBEDDING_SHIFT_MAX = 16
+"""Most bits by which an embedding row is shifted: int16 then stays within int32."""
 
 
 def least_shift(peak: int, q_max: int, limit: int, least: int = 0) -> int:

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, Shape, load, write_model
 
 from lutra.checkpoints.weights import Dense, Ternary
+from lutra.compile.fit import check_processor
+from lutra.devices.accelerator.device import AcceleratorDevice
+from lutra.devices.accelerator.interpreted import InterpretedTransport
+from lutra.devices.base import Step, StepResult
+from lutra.devices.golden import GoldenDevice
 from lutra.models import find_model
 from lutra.models.decoder import Decoder
 from lutra.models.layers import round_activations
@@ -169,6 +174,27 @@ def test_the_residual_stream_keeps_headroom(checkpoint: Callable[[str], Decoder]
     tokens = np.random.default_rng(0).integers(0, 304, 32)
     assert large.residual_peak(tokens) * 2**model.residual_frac < (1 << 31) / 4
     assert pack_model(checkpoint("least")).residual_frac == 20
+
+
+def test_an_embedding_row_far_above_the_others_fits(checkpoint: Callable[[str], Decoder]) -> None:
+    """Though the fixed sequence does not have it."""
+    source = checkpoint("least")
+    seen = np.random.default_rng(0).integers(0, 304, 64)
+    token = next(i for i in range(304) if i not in seen)
+    embedding = source.embed_tokens.dequantized().copy()
+    embedding[token] = np.where(embedding[token] > 0, 20_000, -20_000)
+    model = pack_model(replace(source, embed_tokens=Dense(embedding)))
+    assert model.residual_frac == model.embedding_frac + 15
+    results: list[StepResult] = []
+    for device in (GoldenDevice(), AcceleratorDevice(InterpretedTransport())):
+        device.load(model)
+        results += device.run([Step(session=device.session(), tokens=[token, 3])])
+    a, b = results
+    assert not (a.saturated or b.saturated)
+    np.testing.assert_array_equal(a.logits, b.logits)
+    wide = replace(model, residual_frac=model.embedding_frac + 17)
+    with pytest.raises(LutraError, match=r"^embeddings are shifted by 17 bits, at most 16 fit"):
+        check_processor(wide)
 
 
 def test_packing_is_deterministic(checkpoint: Callable[[str], Decoder]) -> None:

@@ -847,7 +847,7 @@ def test_a_part_that_is_shared_serves_several(long_folder: Path) -> None:
 
 
 def test_a_known_prefix_keeps_its_saturation(long_folder: Path) -> None:
-    """What goes on from saturated keys and values says so; what was cut off does not count."""
+    """Steps behind saturated keys and values say so; positions cut off do not count."""
     device = Saturating()
     llm = LLM(long_folder, device)
     prompt = "once upon a time there was a king"

@@ -59,7 +59,7 @@ class TokenSequence:
 
     @property
     def saturated(self) -> bool:
-        """Whether the residual stream of one of the tokens reached the end of its range."""
+        """True if the residual stream of one of the tokens reached the end of its range."""
         return self.saturated_at is not None and self.saturated_at < len(self.tokens)
 
     def fork(self, n: int) -> "TokenSequence":

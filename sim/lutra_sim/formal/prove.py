@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from amaranth.lib.wiring import In
+
 from lutra_golden.install import install_command
 from lutra_sim.formal.property import CLAIM, Property
 
@@ -184,8 +186,11 @@ def _script(mode: Mode, depth: int, prop: Property) -> str:
     script = ["read_rtlil design.il", "hierarchy -top top", "proc", "flatten", "cd top"]
     # fewer than these wires is an error, not a proof of something else
     script += [f"select -assert-count 1 w:dut.{path}" for path in prop.cuts]
+    # an input is free already: cutting it would prove nothing
+    inputs = {name for name, m in prop.dut.signature.members.items() if m.flow is In}
+    script += [f"select -assert-none w:dut.{path}" for path in prop.cuts if path in inputs]
     script += [f"cutpoint w:dut.{path}" for path in prop.cuts]
-    script += [f"select -assert-any w:dut.{path} %ci4 t:$anyseq %i" for path in prop.cuts]
+    script += [f"select -assert-any w:dut.{path} %ci4:+$anyseq t:$anyseq %i" for path in prop.cuts]
     for index, path in enumerate(prop.probes):
         script += [f"delete -input w:probe_{index}", f"connect -set probe_{index} \\dut.{path}"]
     script += ["cd ..", "prep -top top"]

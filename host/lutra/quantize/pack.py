@@ -25,6 +25,7 @@ from lutra_golden.model.limits import (
     RESIDUAL_FRAC_MAX,
     least_shift,
 )
+from lutra_golden.model.lowered import STACKS
 from lutra_golden.model.packed import (
     HeadNorms,
     PackedBias,
@@ -46,7 +47,6 @@ _INT16_MAX = 32767
 _ROWS = 4096  # of embedding and head, at a time
 _CALIBRATION = 64  # tokens that the residual stream's range is measured with
 _LARGE = 1 << 28  # parameters from which on the range is measured in float32
-_STACKS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
 
 
 def _fraction_bits(peak: float, limit: int) -> int:
@@ -201,7 +201,7 @@ class Packer:
         softmax = math.log2(math.e) / math.sqrt(self.model.config.head_dim)
         normed = layer.q_norm is not None and layer.k_norm is not None
         linears: dict[str, PackedLinear] = {}
-        for stack in _STACKS:
+        for stack in STACKS:
             parts: list[tuple[Integers, float]] = []
             for name in stack:
                 weight = layer.linear(name)

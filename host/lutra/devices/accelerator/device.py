@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
+from lutra.compile.fit import round_up
 from lutra.compile.program import Program, SegmentKind
 from lutra.devices.accelerator.kv import read_layer, write_layer
-from lutra.devices.accelerator.transport import Transport, round_up
+from lutra.devices.accelerator.transport import PAGE, Transport
 from lutra.devices.base import BaseDevice, BaseSession, Chunk, DeviceError, PassResult
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
 from lutra_golden.control.registers import IDENT, STATUS_ERROR, STATUS_SATURATED, VERSION
@@ -23,7 +24,6 @@ from lutra_golden.model.packed import PackedModel
 __all__ = ["AcceleratorDevice", "AcceleratorSession"]
 
 Progress = Callable[[str, float], None]
-_PAGE = 4096
 _SESSIONS_BYTES = 1 << 30  # of memory for sessions, beside the model
 _TIMEOUT_S = 600.0
 
@@ -127,8 +127,8 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             "WEIGHT_BASE": program.n_bytes(SegmentKind.WEIGHTS),
             "LOGITS_BASE": program.logits_bytes,
         }
-        needed = sum(round_up(size, _PAGE) for size in sizes.values())
-        needed += max(round_up(program.kv_bytes, _PAGE), _SESSIONS_BYTES)
+        needed = sum(round_up(size, PAGE) for size in sizes.values())
+        needed += max(round_up(program.kv_bytes, PAGE), _SESSIONS_BYTES)
         self._program = program
         transport = self.transport
         transport.open(program.config, needed)
@@ -168,7 +168,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     # -- sessions
 
     def _session_bytes(self, model: PackedModel) -> int:
-        return round_up(self.program.kv_bytes, _PAGE)
+        return round_up(self.program.kv_bytes, PAGE)
 
     def _memory(self) -> int:
         return self.transport.free_bytes()

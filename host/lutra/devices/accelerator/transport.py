@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from lutra.compile.fit import round_up
 from lutra.devices.base import DeviceError
 from lutra_golden.core.config import AcceleratorConfig
 
-__all__ = ["Heap", "Transport", "round_up"]
+__all__ = ["PAGE", "Heap", "Transport"]
 
-_PAGE = 4096
+PAGE = 4096
+"""Bytes of a page: what allocations begin at and are rounded up to."""
 
 
 class Transport(Protocol):
@@ -89,7 +91,7 @@ class Heap:
 
     def allocate(self, n_bytes: int) -> int:
         """Lowest address with room for ``n_bytes``."""
-        size, at = round_up(max(n_bytes, 1), _PAGE), 0
+        size, at = round_up(max(n_bytes, 1), PAGE), 0
         for first, taken in sorted(self._used.items()):
             if first - at >= size:
                 break
@@ -110,8 +112,3 @@ class Heap:
     def free_bytes(self) -> int:
         """Bytes that are not taken."""
         return self._n_bytes - sum(self._used.values())
-
-
-def round_up(n: int, to: int) -> int:
-    """The least multiple of ``to`` that is not below ``n``."""
-    return -(-n // to) * to

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 from functools import lru_cache
 
 import pytest
@@ -9,6 +10,12 @@ import pytest
 from lutra_golden.install import install_command
 
 pytest_plugins = ["tests.host.fixtures"]
+
+
+def pytest_configure() -> None:
+    """Hear interrupts, which a shell has what it starts in the background ignore."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @lru_cache

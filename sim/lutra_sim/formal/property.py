@@ -214,7 +214,8 @@ class Property:
         m.submodules.dut = self.dut
 
         for path, member, value in self.dut.signature.flatten(self.dut):
-            if member.flow is In:
+            # smtbmc cannot write the trace of a failure where an input has no bits
+            if member.flow is In and len(Value.cast(value)):
                 port = self.free(Value.cast(value).shape(), "_".join(map(str, path)))
                 m.d.comb += Value.cast(value).eq(port)
         for channel in self.channels.values():

@@ -64,8 +64,6 @@ def lutra(
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONIOENCODING": encoding},
-        # where this process runs in the background, it was started with interrupts ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -82,8 +82,7 @@ class KnownPrefixes:
         dropped: list[TokenSequence] = []
         while self._arrived:
             self._kept.append(self._arrived.popleft())
-        limit = 0 if self._closed else self.max_bytes
-        while self._kept and (self._closed or self.n_bytes > limit):
+        while self._kept and (self._closed or self.n_bytes > self.max_bytes):
             dropped.append(self._kept.pop(0))
         return dropped
 

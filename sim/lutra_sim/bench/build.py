@@ -32,7 +32,8 @@ _VERILATOR_ARGS = [
 _MAIN = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
 _RUNTIME_SOURCES = ["verilated", "verilated_dpi", "verilated_threads", "verilated_vpi"]
 _HEADERS = ["verilated.h", "verilated_dpi.h", "verilated_sym_props.h", "verilated_vpi.h"]
-_OPTIMIZE = "-O1"
+# most benches run for less time than the compiler needs to optimise what they run
+_OPTIMIZE = {False: "-O0", True: "-O1"}
 _OPTIMIZE_RUNTIME = "-Os"
 _LOG_LINES = 40
 
@@ -47,14 +48,18 @@ def check_cocotb() -> None:
         )
 
 
-def build_simulator(name: str, text: str, *, coverage: bool = False, waves: bool = False) -> Path:
+def build_simulator(
+    name: str, text: str, *, coverage: bool = False, waves: bool = False, optimize: bool = False
+) -> Path:
     """Build the simulator of Verilog ``text``, whose top module is ``name``.
+
+    One that runs for more than half a minute is worth the time to ``optimize`` it.
 
     Returns the folder that holds the executable ``name``. An interrupted build leaves nothing
     behind that a later one would take for finished.
     """
     check_cocotb()
-    runtime = _runtime_folder(coverage=coverage, waves=waves)
+    runtime = _runtime_folder(coverage=coverage, waves=waves, optimize=optimize)
     sha = hashlib.sha256(text.encode()).hexdigest()
     # coverage names its points by the path of the Verilog, so that path follows from its text
     source = toolchain.cache_folder() / "verilog" / sha[:20] / f"{name}.v"
@@ -70,7 +75,8 @@ def build_simulator(name: str, text: str, *, coverage: bool = False, waves: bool
         partial.write_text(text, encoding="utf-8")
         partial.replace(source)
         try:
-            _build(name, source, flags, runtime, scratch, _defines(coverage=coverage, waves=waves))
+            defines = _defines(coverage=coverage, waves=waves)
+            _build(name, source, flags, runtime, scratch, defines, optimize)
         except RuntimeError as error:
             raise RuntimeError(f"building the simulator of {name} failed:\n{error}") from error
         shutil.rmtree(scratch / "build")
@@ -78,7 +84,13 @@ def build_simulator(name: str, text: str, *, coverage: bool = False, waves: bool
 
 
 def _build(
-    name: str, source: Path, flags: list[str], runtime: Path, folder: Path, defines: list[str]
+    name: str,
+    source: Path,
+    flags: list[str],
+    runtime: Path,
+    folder: Path,
+    defines: list[str],
+    optimize: bool,
 ) -> None:
     """Build the executable ``name`` in ``folder``.
 
@@ -101,7 +113,7 @@ def _build(
     compiler = toolchain.compiler_command()
 
     def compile_part(part: str) -> None:
-        flags = _compile_flags(_OPTIMIZE if part == "fast" else "-O0")
+        flags = _compile_flags(_OPTIMIZE[optimize and part == "fast"])
         source = str(build / f"{part}.cpp")
         _run([compiler, *flags, *include, "-c", source, "-o", str(build / f"{part}.o")], folder)
 
@@ -132,7 +144,7 @@ def _defines(*, coverage: bool, waves: bool) -> list[str]:
     return [f"-D{name}={value}" for name, value in values.items()]
 
 
-def _runtime_folder(*, coverage: bool, waves: bool) -> Path:
+def _runtime_folder(*, coverage: bool, waves: bool, optimize: bool) -> Path:
     """Folder with what every simulator shares, the larger part of any build.
 
     ``runtime.a`` is Verilator's run-time library, ``headers.h`` its headers, which stand compiled
@@ -148,7 +160,7 @@ def _runtime_folder(*, coverage: bool, waves: bool) -> Path:
     compiler = toolchain.compiler_command()
     defines = _defines(coverage=coverage, waves=waves)
     flags = [*_compile_flags(_OPTIMIZE_RUNTIME), *defines]
-    header_flags = [*_compile_flags(_OPTIMIZE), *defines, "-x", "c++-header"]
+    header_flags = [*_compile_flags(_OPTIMIZE[optimize]), *defines, "-x", "c++-header"]
     key = _key(sources, headers, flags, header_flags)
     folder = toolchain.cache_folder() / "cocotb" / f"runtime-{key}"
     with _once(folder) as scratch:

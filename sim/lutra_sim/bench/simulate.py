@@ -99,6 +99,7 @@ def run_cocotb(
     parameters: object = None,
     seed: int = 1,
     coverage: bool | None = None,
+    optimize: bool = False,
 ) -> None:
     """Run every cocotb test of ``bench_module`` on the Verilog of ``dut``.
 
@@ -113,6 +114,8 @@ def run_cocotb(
     coverage :
         Collect line coverage in ``$LUTRA_COVERAGE_DIR``, or ``tmp_path`` where that is not set;
         when None, ``LUTRA_COVERAGE=1`` in the environment decides.
+    optimize :
+        Spend 10 s or more on a faster simulator, for benches of more than half a minute.
     """
     if coverage is None:
         coverage = os.environ.get("LUTRA_COVERAGE") == "1"
@@ -120,7 +123,9 @@ def run_cocotb(
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(dut).__name__).lower()
     with paused_collector():
         text = verilog.convert(dut, name=name, strip_internal_attrs=True, emit_src=False)
-    build_dir = build_simulator(name, text, coverage=coverage, waves=waves)
+    build_dir = build_simulator(
+        name, text, coverage=coverage, waves=waves, optimize=optimize
+    )
 
     plusargs: list[str] = []
     if coverage:

@@ -166,6 +166,16 @@ class Saturating(GoldenDevice):
         return replace(result, saturated=chunks[0].position >= self.above)
 
 
+class SaturatingOnce(GoldenDevice):
+    """Says that a value saturated in the pass that begins ``at`` a position."""
+
+    at = 0
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        result = super()._pass(chunks)
+        return replace(result, saturated=chunks[0].position == self.at)
+
+
 @pytest.fixture
 def folder(model_folder: Callable[[str], Path]) -> Path:
     return model_folder("least")
@@ -858,6 +868,17 @@ def test_a_known_prefix_keeps_its_saturation(long_folder: Path) -> None:
     again = llm.generate(prompt[:-2], 2, GREEDY).stats
     assert (again.reused_tokens, again.saturated) == (n - 2, False)
     assert not llm.generate("at sea", 2, GREEDY).stats.saturated
+
+
+def test_a_step_that_saturated_is_not_forgotten(long_folder: Path) -> None:
+    """The steps behind it may say that they did not."""
+    device = SaturatingOnce()
+    llm = LLM(long_folder, device)
+    prompt = "once upon a time"
+    device.at = len(llm.encode(prompt))
+    assert llm.generate(prompt, 4, GREEDY).stats.saturated
+    device.at = 0
+    assert llm.generate("at sea", 4, GREEDY).stats.saturated
 
 
 def test_sessions_that_are_kept_give_way(long_folder: Path) -> None:

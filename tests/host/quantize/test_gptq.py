@@ -138,6 +138,10 @@ def test_the_outputs_of_a_layer_have_less_error(bits: int, act_order: bool) -> N
             assert (weight.weights.bits, weight.weights.group) == (bits, GROUP)
             gram = inputs[stack].gram
             grid = choose_grid(w, bits, GROUP, inputs[stack].power)
+            power = inputs[stack].power
+            order = np.argsort(-power, kind="stable") if act_order else None
+            codes = compensate(w, inverse_factor(gram, order), grid, order)
+            np.testing.assert_array_equal(weight.weights.codes, codes)
             # the layout is the grid's, whatever the order
             np.testing.assert_array_equal(weight.weights.scale, grid.scale)
             np.testing.assert_array_equal(weight.weights.zero, grid.zero)

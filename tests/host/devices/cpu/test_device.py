@@ -23,6 +23,8 @@ from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores
 from lutra_golden.matmul.format import FORMATS, TERNARY_NAME
 from lutra_golden.model.packed import PackedLinear, PackedModel
+from lutra_golden.model.shapes import Gate
+from lutra_golden.model.stored import StoredWeights
 
 compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -159,3 +161,29 @@ def test_sums_that_can_pass_28_bits_are_refused(
     broken = replace(model, layers=[replace(layer, o_proj=wide(layer.o_proj)), *model.layers[1:]])
     with pytest.raises(LutraError, match=r"sums of layer 0 o_proj need \d+ bits, there are 28: pa"):
         check_processor(broken)
+
+
+@pytest.mark.parametrize("name", ["gate_proj", "up_proj"])
+def test_sums_that_squared_relu_cannot_multiply_are_refused(
+    name: str, packed: Callable[[str], PackedModel]
+) -> None:
+    """Three accumulators of 21 bits fit 64 bits; other matrices have 28."""
+    model = packed("odd")
+    layer = model.layers[0]
+    linear = layer.linear(name)
+    stored = StoredWeights.of(linear.weights, grouped=True)
+    assert stored.scale is not None
+
+    def scaled(by: int) -> PackedModel:
+        assert stored.scale is not None
+        wide = replace(stored, scale=np.full(stored.scale.shape, by, np.uint16))
+        loud = PackedLinear(wide, linear.scale, 0)
+        return replace(model, layers=[replace(layer, **{name: loud}), *model.layers[1:]])
+
+    top = scaled(1).layers[0].linear(name).peak * 127
+    largest = ((1 << 20) - 1) // top
+    check_processor(scaled(largest))
+    with pytest.raises(LutraError, match=rf"sums of layer 0 {name} need 22 bits, there are 21: pa"):
+        check_processor(scaled(2 * largest))
+    gated = replace(scaled(2 * largest), gate=Gate.SILU)
+    check_processor(gated)

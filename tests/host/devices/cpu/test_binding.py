@@ -273,9 +273,12 @@ def test_arg_max_is_the_first_of_equals(packed: Callable[[str], PackedModel]) ->
     same = replace(model, head=head, head_rows=rows)
     for threads in (1, 4):
         cpu = CpuModel(same, threads=threads, few=TARGETS[0], many=TARGETS[0])
-        result = one(cpu, CpuCache(cpu.shape), tokens_of(same, 9), 0)
-        np.testing.assert_array_equal(result.argmax, result.logits.argmax(axis=1))
-        assert 5 in result.argmax
+        cache, tokens = CpuCache(cpu.shape), tokens_of(same, 9)
+        # which thread takes which rows differs from pass to pass
+        for _ in range(200 if threads > 1 else 1):
+            result = one(cpu, cache, tokens, 0)
+            np.testing.assert_array_equal(result.argmax, result.logits.argmax(axis=1))
+            assert 5 in result.argmax
         cpu.close()
 
 

@@ -34,6 +34,13 @@ def test_tile_of_a_sequence(h: int, h_kv: int, d: int, bits: int, spread: int, w
     assert expected.any()
 
 
+@pytest.mark.parametrize("window", [13, 28, 43])
+def test_a_window_that_begins_in_the_middle_of_a_block(window: int) -> None:
+    case = AttentionCase(1, 2, 1, 32, context=128, spread=4, seed=window)
+    queries = case.queries(np.zeros(128, np.int64), np.arange(128))
+    assert np.array_equal(run(case, queries, window=window), case.golden(window))
+
+
 def test_first_token_and_longest_context() -> None:
     case = AttentionCase(2, 2, 1, 32, context=64, seed=5)
     queries = case.queries(np.array([0, 1]), np.array([0, 63]))

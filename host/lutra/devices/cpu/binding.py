@@ -146,6 +146,15 @@ class KeptArrays:
         return self(values.astype(_INT16, copy=False))
 
 
+def _parts_of(group: int, bits: int) -> int:
+    """Parts of a group of which each is summed in 32 bits, whatever its codes and activations."""
+    largest = 2 * ((1 << bits) - 1) * 128  # of twice a weight times an activation
+    for parts in range(1, group // _UNIT + 1):
+        if group % (parts * _UNIT) == 0 and group // parts * largest < 1 << 31:
+            return parts
+    raise AssertionError("a unit is summed in 32 bits")
+
+
 def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix:
     """A matrix of a layer; ``keep`` holds the arrays that it points into."""
     hold = keep or KeptArrays()
@@ -155,7 +164,12 @@ def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix
             f"device cpu needs groups of a multiple of {_UNIT}, not {stored.group}: pack the model "
             "with another --group"
         )
-    scale, zero = stored.scale, stored.zero
+    scale, zero, group = stored.scale, stored.zero, stored.group
+    if group is not None and scale is not None and zero is not None:
+        parts = _parts_of(group, stored.bits)
+        if parts > 1:
+            scale, zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)
+            group //= parts
     return CMatrix(
         codes=hold.matrix(stored.codes),
         scale=None if scale is None else hold.matrix(scale),
@@ -164,7 +178,7 @@ def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix
         n=stored.n_rows,
         k=stored.depth,
         bits=stored.bits,
-        group=stored.group or 0,
+        group=group or 0,
         scale_bytes=0 if scale is None else scale.dtype.itemsize,
         shift=linear.shift,
         unit=scale_of(linear.scale),

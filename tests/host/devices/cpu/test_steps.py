@@ -146,6 +146,23 @@ def test_sums_of_16_bits_would_overflow(target: str, m: int, pool: steps.Pool) -
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("m", [1, 6, 17])
+def test_one_group_of_any_depth(target: str, m: int, pool: steps.Pool) -> None:
+    """Sums of a group that 32 bits do not hold: the group is taken in parts."""
+    k = 70_144
+    for sign, zero in ((1, 0), (-1, 0), (1, 510)):
+        w = GroupedWeights(
+            codes=np.full((3, k), 0 if zero else 255, np.uint8),
+            scale=np.full((3, 1), 255),
+            zero=np.full((3, 1), zero),
+            bits=8,
+            group=k,
+        )
+        check(target, pool, linear(w, 8), np.full((m, k), sign * Q_MAX, np.int16), 8)
+        check(target, pool, linear(w, 16), np.full((m, k), sign * 32767, np.int16), 16)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_signed_rows(target: str, pool: steps.Pool) -> None:
     rng = np.random.default_rng(3)
     for n, k in ((1, 16), (5, 100), (35, 576), (300, 128)):

@@ -67,6 +67,13 @@ class GroupedParams(EngineParams):
         n_fields = self.fields(np.zeros(self.step_depth, np.int64)).shape[-1]
         return self.step_rows * n_fields * self.field_width
 
+    @abstractmethod
+    def step_sums(self, a: Int, fields: Int) -> Int:
+        """Row sums ``[M, n]`` of one step, the way the datapath makes them.
+
+        ``a`` : activations ``[M, step_depth]``; ``fields`` : ``[n, n_fields]`` of a word.
+        """
+
     # -- packing
 
     def planes(self, weights: GroupedWeights) -> int:
@@ -148,6 +155,20 @@ class GroupedParams(EngineParams):
         doubled = doubled * scale.transpose(1, 2, 0)[..., None, None]
         return doubled.reshape(row_blocks * LANES, depth_tiles * self.depth_tile)
 
+    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
+        acc = np.zeros((len(a), row_blocks * LANES), np.int64)
+        double = 1 if self.symmetric else 2
+        for part, rows, digits, scale, zero in self.passes(a, words, row_blocks, planes):
+            total = np.zeros((len(a), self.step_rows), np.int64)
+            for plane in self.fields(digits):
+                total *= self.radix
+                for step, fields in enumerate(plane):
+                    x = part[:, step * self.step_depth : (step + 1) * self.step_depth]
+                    total += self.step_sums(x, fields)
+            a_sum = part.sum(axis=1)[:, None]  # shared by all rows
+            acc[:, rows] += scale * (double * total - zero * a_sum)
+        return acc
+
     def passes(
         self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int
     ) -> Iterator[tuple[Int, slice, Int, Int, Int]]:
@@ -180,15 +201,5 @@ class DigitParams(GroupedParams):
     def product(self, a: Int, digit: Int) -> Int:
         """``a * digit`` the way a PE makes it; the shapes broadcast."""
 
-    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
-        acc = np.zeros((len(a), row_blocks * LANES), np.int64)
-        for part, rows, digits, scale, zero in self.passes(a, words, row_blocks, planes):
-            total = np.zeros((len(a), self.step_rows), np.int64)
-            for plane in digits:
-                total *= self.radix
-                for step, digit in enumerate(plane):
-                    x = part[:, None, step * self.step_depth : (step + 1) * self.step_depth]
-                    total += self.product(x, digit).sum(axis=-1)
-            a_sum = part.sum(axis=1)[:, None]  # shared by all rows
-            acc[:, rows] += scale * (2 * total - zero * a_sum)
-        return acc
+    def step_sums(self, a: Int, fields: Int) -> Int:
+        return self.product(a[:, None], fields).sum(axis=-1)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int
-from lutra_golden.matmul.engine import LANES, adder_tree_latency
+from lutra_golden.matmul.engine import adder_tree_latency
 from lutra_golden.matmul.grouped import GroupedParams
 
 __all__ = [
@@ -122,17 +122,7 @@ class LutParams(GroupedParams):
     def stored_zero(self, zero: Int, planes: int) -> Int:
         return zero - ((1 << planes) - 1)
 
-    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
-        acc = np.zeros((len(a), row_blocks * LANES), np.int64)
-        for part, rows, digits, scale, zero in self.passes(a, words, row_blocks, planes):
-            tables = lut_table(part.reshape(len(a), self.steps, self.n_tables, GROUP))
-            codes = self.fields(digits)  # [P, S, n, n_tables]
-            total = np.zeros((len(a), self.step_rows), np.int64)
-            for plane in codes:
-                total *= 2
-                for step, code in enumerate(plane):
-                    entry = tables[:, step, np.arange(self.n_tables), code & 7]  # [M, n, n_tables]
-                    total += np.where(code >> 3, -entry, entry).sum(axis=-1)
-            a_sum = part.sum(axis=1)[:, None]
-            acc[:, rows] += scale * (total - zero * a_sum)
-        return acc
+    def step_sums(self, a: Int, fields: Int) -> Int:
+        tables = lut_table(a.reshape(len(a), self.n_tables, GROUP))
+        entry = tables[:, np.arange(self.n_tables), fields & 7]  # [M, n, n_tables]
+        return np.where(fields >> 3, -entry, entry).sum(axis=-1)

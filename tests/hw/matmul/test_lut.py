@@ -14,6 +14,7 @@ pytest.importorskip("cocotb_tools")
 from lutra_golden.matmul.lut import LutParams, Tables, lut_table
 from lutra_golden.matmul.mac import MacParams
 from lutra_hw.matmul.lut import LutDatapath, TablePrecompute, TableWriter
+from lutra_sim.bench.matmul.dot import DotShape
 from lutra_sim.bench.simulate import run_cocotb, simulate
 
 SHAPES = {
@@ -151,6 +152,5 @@ def test_latency(step_depth: int, latency: int) -> None:
 @pytest.mark.parametrize("tables", list(Tables), ids=lambda t: t.name.lower())
 @pytest.mark.parametrize("params", SHAPES.values(), ids=SHAPES.keys())
 def test_bench(tmp_path: Path, params: LutParams, tables: Tables) -> None:
-    params = dataclasses.replace(params, tables=tables)
-    bench = "lutra_sim.bench.matmul.tb_lut"
-    run_cocotb(LutDatapath(params), bench, tmp_path, parameters=params)
+    shape = DotShape(lut=dataclasses.replace(params, tables=tables))
+    run_cocotb(shape.datapath(), "lutra_sim.bench.matmul.tb_dot", tmp_path, parameters=shape)

@@ -1,4 +1,4 @@
-"""cocotb bench of the datapaths that multiply activations by digits."""
+"""cocotb bench of the datapaths of engines with grouped weights."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -14,28 +14,31 @@ from lutra_sim.bench.matmul.dot import DotShape
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import pack, reset, unpack
 
-__all__ = ["every_digit", "extremes", "random_passes", "results_come_when_stated"]
+__all__ = ["every_field", "extremes", "random_passes", "results_come_when_stated"]
 
 
 DATAPATH = bench_params(DotShape).datapath()
 PARAMS = DATAPATH.params
 LIMIT = 1 << (PARAMS.a_width - 1)
-ROWS = (PARAMS.step_rows, PARAMS.step_depth)
+WIDTH = PARAMS.field_width
+TOP = (1 << WIDTH) - 1
+N_FIELDS = PARAMS.digit_bits // (PARAMS.step_rows * WIDTH)
+ROWS = (PARAMS.step_rows, N_FIELDS)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Activations ``[depth_tile]`` of a set, and the digits ``[words, step_rows, step_depth]`` that
+    """Activations ``[depth_tile]`` of a set, and the fields ``[words, step_rows, n_fields]`` that
     use it, each word with its step."""
 
     a: NDArray[np.int64]
     steps: list[int]
-    digits: NDArray[np.int64]
+    fields: NDArray[np.int64]
 
     def sums(self, word: int) -> list[int]:
         """The rows' sums of a word."""
-        a = self.a.reshape(PARAMS.steps, PARAMS.step_depth)[self.steps[word]]
-        return PARAMS.product(a, self.digits[word]).sum(axis=-1).tolist()
+        a = self.a.reshape(PARAMS.steps, 1, PARAMS.step_depth)[self.steps[word]]
+        return PARAMS.step_sums(a, self.fields[word])[0].tolist()
 
 
 class Bench:
@@ -77,13 +80,13 @@ class Bench:
             ready = current < len(started) and cycle - started[current] >= DATAPATH.prepare_cycles
             if ready and self.random.random() >= self.p_stall:
                 use = passes[current]
-                self.send(1, current % 2, use.steps[word], use.digits[word])
+                self.send(1, current % 2, use.steps[word], use.fields[word])
                 under_way.append((cycle, use.sums(word)))
                 word += 1
             else:
                 noise = self.random.randrange
-                digits = self.rng.integers(0, PARAMS.radix, ROWS)
-                self.send(0, noise(2), noise(PARAMS.steps), digits)
+                fields = self.rng.integers(0, TOP + 1, ROWS)
+                self.send(0, noise(2), noise(PARAMS.steps), fields)
 
             await ReadOnly()
             if under_way and cycle - under_way[0][0] == DATAPATH.latency:
@@ -96,20 +99,21 @@ class Bench:
         """Activations of a set."""
         self.dut.i.value = pack(self._i, a)
 
-    def send(self, en: int, select: int, step: int, digits: NDArray[np.int64]) -> None:
+    def send(self, en: int, select: int, step: int, fields: NDArray[np.int64]) -> None:
         """A word, or noise."""
         dut = self.dut
         dut.en.value, dut.set.value = en, select
         if PARAMS.steps > 1:
             dut.step.value = step
-        flat = enumerate(digits.ravel().tolist())
-        dut.digits.value = sum(digit << PARAMS.w_width * i for i, digit in flat)
+        flat = enumerate(fields.ravel().tolist())
+        dut.digits.value = sum(field << WIDTH * i for i, field in flat)
 
     def sums(self) -> list[int]:
         """The sums on ``o``."""
-        assert self.dut.negate.value == 0
-        offset = 1 << (DATAPATH.o_width - 1)
-        return [value - offset for value in unpack(self._o, int(self.dut.o.value))]
+        negate, offset = int(self.dut.negate.value), 1 << (DATAPATH.o_width - 1)
+        assert PARAMS.symmetric or negate == 0
+        values = [value - offset for value in unpack(self._o, int(self.dut.o.value))]
+        return [-value if negate >> row & 1 else value for row, value in enumerate(values)]
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -118,42 +122,44 @@ async def extremes(dut: Any) -> None:
     signs = np.where(np.arange(PARAMS.depth_tile) % 2, 1, -1)
     values = [np.full(PARAMS.depth_tile, value) for value in (-LIMIT, LIMIT - 1, 0, -1)]
     values += [np.clip(signs * LIMIT, -LIMIT, LIMIT - 1)]
-    top = np.full(ROWS, PARAMS.radix - 1)
-    column, row = np.arange(PARAMS.step_depth) % 2, np.arange(PARAMS.step_rows)[:, None] % 2
-    # neighbours of a row, and rows that are neighbours, at opposite ends
-    words = np.stack([top, 0 * top, top * column, top * (1 - column), top * row, top * (1 - row)])
+    top = np.full(ROWS, TOP)
+    column, row = np.arange(N_FIELDS) % 2, np.arange(PARAMS.step_rows)[:, None] % 2
+    # neighbours of a row, and rows that are neighbours, at opposite ends; then all fields equal
+    words = [top * column, top * (1 - column), top * row, top * (1 - row)]
+    words += [np.full(ROWS, value) for value in np.unique(np.linspace(0, TOP, 16, dtype=np.int64))]
     steps = [step for step in range(PARAMS.steps) for _ in words]
-    digits = np.tile(words, (PARAMS.steps, 1, 1))
-    await Bench(dut).run([Pass(a, steps, digits) for a in values])
+    fields = np.tile(np.stack(words), (PARAMS.steps, 1, 1))
+    await Bench(dut).run([Pass(a, steps, fields) for a in values])
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
-async def every_digit(dut: Any) -> None:
-    """Each digit in each column of each row, in each step of both sets, beside random others."""
+async def every_field(dut: Any) -> None:
+    """Each field in each column of each row, in each step of both sets, beside random others."""
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     passes: list[Pass] = []
     for _ in range(2):
-        steps = [step for step in range(PARAMS.steps) for _ in range(PARAMS.radix)]
-        digits = np.arange(PARAMS.radix)[:, None, None]
-        digits = np.broadcast_to(digits, (PARAMS.steps, PARAMS.radix, *ROWS))
+        steps = [step for step in range(PARAMS.steps) for _ in range(TOP + 1)]
+        fields = np.arange(TOP + 1)[:, None, None]
+        fields = np.broadcast_to(fields, (PARAMS.steps, TOP + 1, *ROWS))
         a = rng.integers(-LIMIT, LIMIT, PARAMS.depth_tile)
-        passes.append(Pass(a, steps, rng.permuted(digits, axis=1).reshape(-1, *ROWS)))
+        passes.append(Pass(a, steps, rng.permuted(fields, axis=1).reshape(-1, *ROWS)))
     await Bench(dut).run(passes)
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
 @cocotb.parametrize(p_stall=[0.0, 0.3, 0.9], p_wait=[0.0, 0.7])
 async def random_passes(dut: Any, p_stall: float, p_wait: float) -> None:
-    """Passes of one word and of many, without and with stalls; a quarter of the activations are
-    extreme or zero."""
+    """Passes shorter and longer than the preparation of the next and than the latency, without
+    and with stalls; a quarter of the activations are extreme or zero."""
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     passes: list[Pass] = []
-    for n_words in (1, 1, 2, 1, 30, 3, 1, 17, DATAPATH.latency, DATAPATH.latency + 1, 1):
+    edges = [n + more for n in (DATAPATH.latency, DATAPATH.prepare_cycles) for more in (0, 1)]
+    for n_words in (1, 1, 2, 1, 30, 3, 1, 17, *edges, 1):
         a = rng.integers(-LIMIT, LIMIT, PARAMS.depth_tile)
         corner = rng.choice([-LIMIT, 0, LIMIT - 1], PARAMS.depth_tile)
         a = np.where(rng.random(PARAMS.depth_tile) < 0.25, corner, a)
         steps = rng.integers(0, PARAMS.steps, n_words).tolist()
-        passes.append(Pass(a, steps, rng.integers(0, PARAMS.radix, (n_words, *ROWS))))
+        passes.append(Pass(a, steps, rng.integers(0, TOP + 1, (n_words, *ROWS))))
     await Bench(dut, p_stall=p_stall, p_wait=p_wait).run(passes)
 
 
@@ -164,19 +170,22 @@ async def results_come_when_stated(dut: Any) -> None:
     bench = Bench(dut)
     await reset(dut)
     dut.start.value, dut.start_set.value = 1, 1
+    a = np.full((1, PARAMS.step_depth), -1)
     for cycle in range(DATAPATH.prepare_cycles):
         await RisingEdge(dut.clk)
         dut.start.value = 0
         if cycle == 0:
             bench.show(np.full(PARAMS.depth_tile, -1))
     seen: list[bool] = []
-    for digit, n_cycles in ((1, DATAPATH.latency + 4), (2, DATAPATH.latency + 1)):
-        digits = np.full(ROWS, digit)
-        bench.send(1, 1, PARAMS.steps - 1, digits)
+    # of the lut engine, the sum of all activations and its negative
+    for field, n_cycles in ((TOP // 2, DATAPATH.latency + 4), (TOP, DATAPATH.latency + 1)):
+        fields = np.full(ROWS, field)
+        sums = PARAMS.step_sums(a, fields)[0].tolist()
+        bench.send(1, 1, PARAMS.steps - 1, fields)
         for _ in range(n_cycles):
             await ReadOnly()
-            seen.append(bench.sums() == [-digit * PARAMS.step_depth] * PARAMS.step_rows)
+            seen.append(bench.sums() == sums)
             await RisingEdge(dut.clk)
-            bench.send(0, 0, 0, digits)
+            bench.send(0, 0, 0, fields)
     first = [False] * DATAPATH.latency + [True] * 4
     assert seen == first + [False] * DATAPATH.latency + [True]

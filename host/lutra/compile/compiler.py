@@ -165,7 +165,7 @@ def compile_model(
     image.pad(config.align_bytes)
     code = asm.end(config.alignment(Purpose.FETCH))
     segments = [Segment(kind=SegmentKind.CODE, offset=0, data=code), *image.segments]
-    stride = round_up(4 * padded_vocabulary(model), config.alignment(Purpose.WRITE))
+    stride = round_up(4 * padded_vocabulary(model, config), config.alignment(Purpose.WRITE))
     # read by whole beats before all of a beat is written: scales, keys and values that share one
     first = config.kv_zeroed_from
     digest = hashlib.sha256(config.fingerprint.to_bytes(8, "little"))
@@ -416,9 +416,9 @@ class _Lowering:
         """Final norm, and the head in chunks that alternate between halves of the accumulators."""
         model, config = self._model, self._config
         flags, params = FLAG_LOGITS, config.matmul
-        d, unit = model.hidden_size, row_unit(params)
+        d, unit = model.hidden_size, max(row_unit(params), config.logits_blocks)
         self._norm(model.norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit, flags=flags)
-        n = padded_vocabulary(model)
+        n = padded_vocabulary(model, config)
         # rows that fill up the last block repeat the last row: the arg-max is the first of equals
         rows_of = np.minimum(np.arange(n), model.vocab_size - 1)
         weights, row_scales = head_weights(model), model.head_rows[rows_of]
@@ -426,7 +426,8 @@ class _Lowering:
         half = params.acc_blocks // 2 // unit * unit
         fit = params.weight_buffer_words // 2 // params.n_words(1, unit, params.planes(weights))
         blocks = min(half, fit * unit, config.vector.param_words // 2)
-        rows = max(LANES * unit, blocks * LANES // 64 * 64)
+        part = max(8, unit)
+        rows = LANES * max(unit, blocks // part * part)
         base = 0
         for first in range(0, n, rows):
             chunk = slice(first, min(first + rows, n))

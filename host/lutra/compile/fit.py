@@ -256,9 +256,9 @@ def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: 
     _need("the accumulator (bits)", outer, config.matmul.acc_width, "acc_width", config)
 
 
-def padded_vocabulary(model: PackedModel) -> int:
-    """Rows of the head with those that fill up its last block."""
-    return round_up(model.vocab_size, 16)
+def padded_vocabulary(model: PackedModel, config: AcceleratorConfig) -> int:
+    """Rows of the head with those that fill up its last pair of blocks and word of logits."""
+    return round_up(model.vocab_size, LANES * max(2, config.logits_blocks))
 
 
 def head_weights(model: PackedModel) -> GroupedWeights:

@@ -9,7 +9,7 @@ from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.control.isa import INSTRUCTION_BYTES
 from lutra_golden.control.registers import REGISTERS
 from lutra_golden.core.ports import PortParams, Purpose, check_ports
-from lutra_golden.matmul.engine import EngineParams
+from lutra_golden.matmul.engine import LANES, EngineParams
 from lutra_golden.matmul.lut import LutParams
 from lutra_golden.matmul.mac import MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
@@ -17,6 +17,7 @@ from lutra_golden.matmul.ternary import TernaryParams
 from lutra_golden.params import check_positive, check_power_of_two
 from lutra_golden.vector.heads import NORM_HEAD_DIM_MAX
 from lutra_golden.vector.norm import NormParams
+from lutra_golden.vector.residual import LOGIT_WIDTH
 from lutra_golden.vector.unit import VectorParams
 
 __all__ = ["ENGINES", "AcceleratorConfig"]
@@ -80,6 +81,12 @@ class AcceleratorConfig:
             raise ValueError(
                 f"max_context must be at least {self.word_bytes // self.kv_row_bytes} (keys of a "
                 f"word of {self.word_bytes} bytes), not {self.max_context}"
+            )
+        halves = 2 * self.logits_blocks
+        if self.matmul.acc_blocks < halves:
+            raise ValueError(
+                f"acc_blocks must be at least {halves} (two halves, each with a word of "
+                f"{self.word_bytes} bytes of logits), not {self.matmul.acc_blocks}"
             )
         if self.vector.qk_norm and self.head_dim > NORM_HEAD_DIM_MAX:
             raise ValueError(
@@ -173,6 +180,11 @@ class AcceleratorConfig:
     def word_width(self) -> int:
         """Bits of a data word."""
         return 8 * self.word_bytes
+
+    @property
+    def logits_blocks(self) -> int:
+        """Blocks of eight rows whose logits fill a data word: they are written by whole words."""
+        return self.word_width // (LANES * LOGIT_WIDTH)
 
     @property
     def load_word_bytes(self) -> int:

@@ -101,6 +101,20 @@ def test_the_largest_head_with_norm() -> None:
             {"head_dim": 16, "max_context": 2, "n_heads": 16, "n_kv_heads": 16},
             "max_context must be at least 8 (keys of a word of 128 bytes), not 2",
         ),
+        (
+            {"acc_blocks": 2},
+            (
+                "acc_blocks must be at least 4 (two halves, each with a word of 64 bytes of "
+                "logits), not 2"
+            ),
+        ),
+        (
+            {"head_dim": 128, "acc_blocks": 6},
+            (
+                "acc_blocks must be at least 8 (two halves, each with a word of 128 bytes of "
+                "logits), not 6"
+            ),
+        ),
         ({"gate_width": 22}, "gate_width must be in 2..21, not 22"),
         ({"ports": ()}, "ports must have one for fetch, not 0"),
         ({"ports": NANO.ports[:1]}, "ports must have one for fetch, not 0"),

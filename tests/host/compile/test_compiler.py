@@ -5,11 +5,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.host.random_model import LLAMAS, SHAPES, config_for, load
+from tests.host.random_model import LLAMAS, SHAPES, config_for, load, write_model
 from tests.host.tiles import Compiled, compiled, on_transport
 
 from lutra.checkpoints.weights import Ternary, Weight
@@ -368,6 +369,25 @@ def test_head_is_split_into_chunks_that_alternate(
     assert row == packed("grouped").vocab_size
     matmuls = [i.args for i in instructions_of(program("grouped")) if i.opcode is Opcode.LMMA]
     assert {args["planes"] for args in matmuls[-len(chunks) :]} == {5}
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"acc_blocks": 72}, {"acc_blocks": 72, "weight_buffer_words": 64}]
+)
+def test_chunks_of_the_head_are_whole_words_of_logits(
+    sizes: dict[str, int], tmp_path: Path
+) -> None:
+    """Words of 128 bytes, and 301 rows that end in the middle of one."""
+    shape = replace(SHAPES["least"], head_dim=128, vocab_size=301)
+    model = pack_model(load(write_model(tmp_path, shape)))
+    config = config_for(shape).with_(**sizes)
+    assert (config.word_bytes, config.logits_blocks) == (128, 4)
+    found = compile_model(model, config)
+    chunks = [i.args for i in instructions_of(found) if i.opcode is Opcode.LOGITS]
+    assert 8 * sum(chunk["n_words"] for chunk in chunks) == 320
+    for chunk in chunks:
+        assert chunk["n_words"] % 4 == chunk["row_first"] // 8 % 4 == 0
+        assert chunk["acc_base"] + chunk["n_words"] <= config.matmul.acc_blocks
 
 
 def test_compiling_is_deterministic_and_reports_progress(

@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from lutra_hw.axi.signatures import BOUNDARY_BYTES
+from lutra_golden.core.ports import BEATS_MAX, BOUNDARY_BYTES, PORT_WIDTHS
 from lutra_hw.ports import dma_command
 
 __all__ = ["BurstSplitter", "check_dma"]
@@ -13,11 +13,11 @@ __all__ = ["BurstSplitter", "check_dma"]
 
 def check_dma(data_width, addr_width, burst_beats, max_outstanding, fifo_depth):
     """Raise ValueError where a DMA engine of these sizes cannot be built."""
-    if data_width not in (32, 64, 128, 256, 512, 1024):
+    if data_width not in PORT_WIDTHS:
         raise ValueError(f"data_width must be a power of two in 32..1024, not {data_width}")
     if not 12 < addr_width <= 64:
         raise ValueError(f"addr_width must be in 13..64, not {addr_width}")
-    limit = min(256, BOUNDARY_BYTES // (data_width // 8))
+    limit = min(BEATS_MAX, BOUNDARY_BYTES // (data_width // 8))
     if burst_beats < 1 or burst_beats & (burst_beats - 1) or burst_beats > limit:
         raise ValueError(f"burst_beats must be a power of two in 1..{limit}, not {burst_beats}")
     if max_outstanding < 1:

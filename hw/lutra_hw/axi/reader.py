@@ -6,9 +6,9 @@ from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from lutra_golden.core.ports import ADDRESS_WIDTH
+from lutra_golden.core.ports import ADDRESS_WIDTH, BURST_INCR
 from lutra_hw.axi.bursts import BurstSplitter, check_dma
-from lutra_hw.axi.signatures import BURST_INCR, RESP_OKAY, Axi4ReadSignature
+from lutra_hw.axi.signatures import RESP_OKAY, Axi4ReadSignature
 from lutra_hw.ports import dma_command
 
 __all__ = ["DmaReader"]

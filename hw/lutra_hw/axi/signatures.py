@@ -6,8 +6,6 @@ from amaranth.lib.wiring import In, Out
 from lutra_golden.core.ports import ADDRESS_WIDTH
 
 __all__ = [
-    "BOUNDARY_BYTES",
-    "BURST_INCR",
     "RESP_OKAY",
     "RESP_SLVERR",
     "Axi4LiteSignature",
@@ -17,10 +15,7 @@ __all__ = [
     "drive",
 ]
 
-BURST_INCR = 1
 RESP_OKAY, RESP_SLVERR = 0, 2
-BOUNDARY_BYTES = 4096
-"""No burst crosses a multiple of this (AXI4 specification, A3.4.1)."""
 
 
 def _read_members(data_width, addr_width, id_width):

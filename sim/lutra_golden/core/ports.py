@@ -7,6 +7,9 @@ from lutra_golden.params import check_positive
 
 __all__ = [
     "ADDRESS_WIDTH",
+    "BEATS_MAX",
+    "BOUNDARY_BYTES",
+    "BURST_INCR",
     "PORT_WIDTHS",
     "PortParams",
     "Purpose",
@@ -19,8 +22,12 @@ ADDRESS_WIDTH = 40
 """Bits of a byte address in the accelerator's memory."""
 PORT_WIDTHS = (32, 64, 128, 256, 512, 1024)
 """Bits that a beat of a port may have, as AXI4 has it."""
-_BOUNDARY_BYTES = 4096
-_BEATS_MAX = 256
+BOUNDARY_BYTES = 4096
+"""No burst crosses a multiple of this (AXI4 specification, A3.4.1)."""
+BEATS_MAX = 256
+"""Beats of the longest burst that AXI4 has."""
+BURST_INCR = 1
+"""``arburst`` and ``awburst`` of bursts whose addresses rise, the only ones there are."""
 
 
 class Purpose(StrEnum):
@@ -67,7 +74,7 @@ class PortParams:
                 f"purposes of a port must be one or more of {', '.join(Purpose)}, "
                 f"not {self.purposes!r}"
             )
-        maximum = min(_BOUNDARY_BYTES, _BEATS_MAX * self.width // 8)
+        maximum = min(BOUNDARY_BYTES, BEATS_MAX * self.width // 8)
         n = self.burst_bytes
         if n & (n - 1) or not self.width // 8 <= n <= maximum:
             raise ValueError(
@@ -118,7 +125,7 @@ def two_ports(
             width=width,
             purposes=purposes,
             max_outstanding=max_outstanding,
-            burst_bytes=min(burst_bytes, _BEATS_MAX * width // 8),
+            burst_bytes=min(burst_bytes, BEATS_MAX * width // 8),
         )
         for width, purposes in ((weights, (Purpose.WEIGHTS,)), (data, rest))
     )

@@ -15,9 +15,6 @@
 
 namespace lutra {
 
-constexpr uint64_t kPage = 4096;
-constexpr uint32_t kBurstIncr = 1;
-
 // A valid/ready channel that the accelerator drives: an offer stays as it is until it is taken.
 class Held {
 public:
@@ -115,7 +112,7 @@ protected:
         } else if (a.address % beat_bytes_) {
             fault_(channel_, "addr ", Hex{a.address}, " is not aligned to a beat of ", beat_bytes_,
                    " bytes");
-        } else if (a.address % kPage + bytes > kPage) {
+        } else if (a.address % kBoundary + bytes > kBoundary) {
             fault_(channel_, "addr ", Hex{a.address}, ": a burst of ", a.len + 1, " beats (",
                    bytes, " bytes) crosses a 4 KB boundary");
         } else if (!memory_.contains(a.address, bytes)) {

@@ -24,7 +24,7 @@ from pathlib import Path
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import REGISTERS, UnitState
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import PortParams, port_name
+from lutra_golden.core.ports import BOUNDARY_BYTES, BURST_INCR, PortParams, port_name
 from lutra_sim.rtl import toolchain
 from lutra_sim.rtl.collector import paused_collector
 from lutra_sim.rtl.jobs import Job, JobError, run_jobs
@@ -106,7 +106,7 @@ def build(
 
 
 def design_header(config: AcceleratorConfig) -> str:
-    """``design.h``: what harness.cpp has to know about ``config`` and the register map."""
+    """``design.h``: facts of ``config``, of AXI and of the register map for harness.cpp."""
 
     def strings(names: list[str]) -> str:
         return ", ".join(f'"{name}"' for name in names)
@@ -118,6 +118,8 @@ def design_header(config: AcceleratorConfig) -> str:
             "#include <cstdint>",
             "namespace lutra {",
             Settings.declaration(),
+            f"constexpr uint64_t kBoundary = {BOUNDARY_BYTES};",
+            f"constexpr uint32_t kBurstIncr = {BURST_INCR};",
             "// of each port: its name, its number and the bytes of a beat",
             f"#define LUTRA_READ_PORTS(PORT) {_ports(config, lambda port: bool(port.reads))}",
             f"#define LUTRA_WRITE_PORTS(PORT) {_ports(config, lambda port: port.writes)}",

@@ -1,6 +1,7 @@
 // The Verilated accelerator, its clock, its memory and its registers behind a plain C interface.
 //
-// design.h is written by build.py from the configuration: port widths, register addresses, names.
+// design.h is written by build.py from the configuration: port widths, limits of AXI, register
+// addresses, names.
 // Functions that can fail return 0, or -1 with the reason in lutra_error().
 
 #include <algorithm>

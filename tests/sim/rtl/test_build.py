@@ -86,6 +86,8 @@ def test_design_header() -> None:
     text = design_header(NANO)
     assert "LUTRA_READ_PORTS(PORT) PORT(m_axi_0, 0, 128) PORT(m_axi_1, 1, 64)\n" in text
     assert "LUTRA_WRITE_PORTS(PORT) PORT(m_axi_1, 1, 64)\n" in text
+    assert "kBoundary = 4096;" in text
+    assert "kBurstIncr = 1;" in text
     assert f"kUnitState = {REGISTERS['UNIT_STATE'].address};" in text
     assert '"load", "matmul", "vector", "attention", "fetch"' in text
     assert '"IDLE", "RUNNING", "WAIT_DEPENDENCY"' in text

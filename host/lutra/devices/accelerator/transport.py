@@ -6,10 +6,11 @@ from typing import Protocol
 from lutra.compile.fit import round_up
 from lutra.devices.base import DeviceError
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import BOUNDARY_BYTES
 
 __all__ = ["PAGE", "Heap", "Transport"]
 
-PAGE = 4096
+PAGE = BOUNDARY_BYTES
 """Bytes of a page: what allocations begin at and are rounded up to."""
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import cocotb
 from cocotb.triggers import ReadOnly, RisingEdge
 
-from lutra_hw.axi.signatures import BOUNDARY_BYTES, RESP_OKAY, RESP_SLVERR
+from lutra_golden.core.ports import BOUNDARY_BYTES, BURST_INCR
+from lutra_hw.axi.signatures import RESP_OKAY, RESP_SLVERR
 
 __all__ = ["AxiReadMemory", "AxiWriteMemory", "Burst"]
 
@@ -52,7 +53,7 @@ class _Channel:
         ident, address, length, size, kind = fields
         beats = length + 1
         assert 1 << size == self._n_bytes, f"{self.name}size is {size}"
-        assert kind == 1, f"{self.name}burst is {kind}, not INCR"
+        assert kind == BURST_INCR, f"{self.name}burst is {kind}, not INCR"
         assert address % self._n_bytes == 0, f"{self.name}addr {address:#x} is not aligned"
         end = address % BOUNDARY_BYTES + beats * self._n_bytes
         assert end <= BOUNDARY_BYTES, f"{beats} beats at {address:#x} cross a 4 KB boundary"

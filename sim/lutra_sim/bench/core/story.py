@@ -22,11 +22,11 @@ from lutra_golden.control.isa import (
 )
 from lutra_golden.control.memory import Memory
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import BOUNDARY_BYTES
 from lutra_golden.matmul.engine import SCALE_WIDTH, GroupedWeights
 
 __all__ = ["Story", "StorySizes"]
 
-_PAGE = 4096
 _RESIDUAL_FRAC = 16
 _EMBED_SHIFT = 4
 _GAMMA_FRAC = 12
@@ -48,6 +48,11 @@ def _scale(x: float) -> int:
     return int(pack_scale(scale_from_float(x)))
 
 
+def _whole(n_bytes: int) -> int:
+    """The first boundary that is at ``n_bytes`` or behind."""
+    return -(-n_bytes // BOUNDARY_BYTES) * BOUNDARY_BYTES
+
+
 class Story:
     """Program and memory image of a random decoder model, and a golden device that runs it.
 
@@ -65,12 +70,12 @@ class Story:
         self._build()
         code = b"".join(map(encode, self._code))
         code += b"".join([encode(Instruction(Opcode.END))] * (-len(self._code) % 4))
-        weights = _PAGE * -(-len(code) // _PAGE)
-        # neither base is aligned to a page: bursts meet boundaries in the middle
-        kv = weights + _PAGE * -(-len(self._image) // _PAGE) + 5 * config.word_bytes
+        weights = _whole(len(code))
+        # neither base is at a boundary: bursts meet boundaries in the middle
+        kv = weights + _whole(len(self._image)) + 5 * config.word_bytes
         stride = 4 * sizes.vocab + config.word_bytes
         logits = kv + sizes.n_layers * config.kv_layer_bytes + 3 * config.word_bytes
-        size = _PAGE * -(-(logits + config.pass_tokens * stride) // _PAGE)
+        size = _whole(logits + config.pass_tokens * stride)
         memory = Memory(size)
         memory.write(0, bytes(size))
         memory.write(0, code)

@@ -3,8 +3,8 @@
 from amaranth import Module, Signal
 from amaranth.utils import exact_log2
 
+from lutra_golden.core.ports import BOUNDARY_BYTES
 from lutra_hw.axi.bursts import BurstSplitter
-from lutra_hw.axi.signatures import BOUNDARY_BYTES
 from lutra_sim.formal.property import Property
 
 __all__ = ["SplitterOrder"]

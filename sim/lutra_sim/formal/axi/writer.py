@@ -3,7 +3,7 @@
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.utils import exact_log2
 
-from lutra_hw.axi.signatures import BOUNDARY_BYTES
+from lutra_golden.core.ports import BOUNDARY_BYTES
 from lutra_hw.axi.writer import DmaWriter
 from lutra_sim.formal.property import Property, Token, past, recorded
 

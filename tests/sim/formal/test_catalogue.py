@@ -72,6 +72,28 @@ FAULTS = [
         "if True:\n                    m.next",
     ),
     _stream(
+        "logits",
+        "vector.residual",
+        "Logits",
+        "with m.If(self.o_cmd.ready):\n            m.d.sync += self.o_cmd.valid.eq(0)",
+        "m.d.sync += self.o_cmd.valid.eq(0)",
+    ),
+    Fault(
+        "streams-registers",
+        "lutra_hw.axi.lite",
+        "LiteSlave",
+        "lutra_hw.control.registers",
+        "with m.If(axi.rready):\n                    m.d.sync += axi.rvalid.eq(0)",
+        "if True:\n                    m.d.sync += axi.rvalid.eq(0)",
+    ),
+    _stream(
+        "rope",
+        "vector.rope",
+        "RopeQuant",
+        "queue.r_en.eq(leaves),",
+        "queue.r_en.eq(1),",
+    ),
+    _stream(
         "load",
         "control.load",
         "LoadUnit",

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from lutra_flows.train.decoder import CausalLM
 from lutra_flows.train.export import load_checkpoint
-from lutra_flows.train.llama import CausalLM
 from lutra_flows.train.tokenizer import BOS_ID, EOS_ID
 
 __all__ = ["Perplexity", "cross_entropy", "main", "perplexity", "sample", "text_windows"]

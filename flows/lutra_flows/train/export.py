@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lutra_flows.train.llama import CausalLM, LlamaForCausalLM, LlamaParams
+from lutra_flows.train.decoder import CausalLM, DecoderParams
+from lutra_flows.train.llama import LlamaForCausalLM, LlamaParams
 from lutra_flows.train.model import BitNetForCausalLM, BitNetParams, ternarize
 
 __all__ = ["checkpoint_tensors", "export_checkpoint", "load_checkpoint", "pack", "unpack"]
@@ -102,7 +103,7 @@ def load_checkpoint(folder: Path) -> CausalLM:
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "model.safetensors")
-    sizes = {name: config[name] for name in BitNetParams.__dataclass_fields__}
+    sizes = {name: config[name] for name in DecoderParams.__dataclass_fields__}
     state: dict[str, Tensor] = {}
     if config["architectures"] == _LLAMA_CONFIG["architectures"]:
         model: CausalLM = LlamaForCausalLM(LlamaParams(**sizes))

@@ -12,20 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lutra_flows.train.model import (
-    BitNetForCausalLM,
-    BitNetParams,
-    RMSNorm,
-    linear,
-    rope_tables,
-    rotate,
-)
+from lutra_flows.train.decoder import CausalLM, DecoderLayer, DecoderParams, attend, linear
 
-__all__ = ["CausalLM", "LlamaForCausalLM", "LlamaParams"]
+__all__ = ["LlamaForCausalLM", "LlamaParams"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaParams(BitNetParams):
+class LlamaParams(DecoderParams):
     """Sizes of a Llama model, named as in ``config.json``."""
 
     intermediate_size: int = 384
@@ -44,17 +37,9 @@ class _Attention(nn.Module):
         self.o_proj = linear(q_size, params.hidden_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        p = self.params
-        batch, n_tokens, _ = x.shape
         weight = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
         qkv = F.linear(x.to(self.dtype), weight.to(self.dtype))
-        heads = qkv.view(batch, n_tokens, -1, p.head_dim).transpose(1, 2)
-        n_q, n_kv = p.num_attention_heads, p.num_key_value_heads
-        qk, v = heads.split([n_q + n_kv, n_kv], dim=1)
-        q, k = rotate(qk, cos, sin).to(self.dtype).split([n_q, n_kv], dim=1)
-        k, v = (t.repeat_interleave(n_q // n_kv, 1) for t in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        out = out.transpose(1, 2).reshape(batch, n_tokens, -1)
+        out = attend(self.params, qkv, cos, sin, self.dtype)
         return F.linear(out, self.o_proj.weight.to(self.dtype))
 
 
@@ -72,30 +57,7 @@ class _MLP(nn.Module):
         return F.linear(F.silu(gate) * up, self.down_proj.weight.to(self.dtype))
 
 
-class _DecoderLayer(nn.Module):
-    def __init__(self, params: LlamaParams, dtype: torch.dtype, dropout: float) -> None:
-        super().__init__()
-        self.self_attn = _Attention(params, dtype)
-        self.mlp = _MLP(params, dtype)
-        self.input_layernorm = RMSNorm(params.hidden_size, params.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(params.hidden_size, params.rms_norm_eps)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
-
-
-class _Decoder(nn.Module):
-    def __init__(self, params: LlamaParams, dtype: torch.dtype, dropout: float) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(params.vocab_size, params.hidden_size)
-        n_layers = params.num_hidden_layers
-        self.layers = nn.ModuleList(_DecoderLayer(params, dtype, dropout) for _ in range(n_layers))
-        self.norm = RMSNorm(params.hidden_size, params.rms_norm_eps)
-
-
-class LlamaForCausalLM(nn.Module):
+class LlamaForCausalLM(CausalLM):
     """Llama: logits ``[batch, tokens, vocab]`` of token ids ``[batch, tokens]``.
 
     Parameters
@@ -106,31 +68,10 @@ class LlamaForCausalLM(nn.Module):
     """
 
     def __init__(
-        self,
-        params: LlamaParams,
-        *,
-        dtype: torch.dtype = torch.float32,
-        dropout: float = 0.0,
+        self, params: LlamaParams, *, dtype: torch.dtype = torch.float32, dropout: float = 0.0
     ) -> None:
-        super().__init__()
-        self.params, self.dtype = params, dtype
-        self.model = _Decoder(params, dtype, dropout)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, 0.0, 0.02)
-        cos, sin = rope_tables(params)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        def layer() -> DecoderLayer:
+            attention, mlp = _Attention(params, dtype), _MLP(params, dtype)
+            return DecoderLayer(params, attention, mlp, dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        n_tokens = tokens.shape[-1]
-        cos, sin = self.get_buffer("cos")[:n_tokens], self.get_buffer("sin")[:n_tokens]
-        embedding = self.model.embed_tokens.weight
-        x = F.embedding(tokens, embedding)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin)
-        x = self.model.norm(x)
-        return F.linear(x.to(self.dtype), embedding.to(self.dtype)).float()
-
-
-CausalLM = BitNetForCausalLM | LlamaForCausalLM
+        super().__init__(params, layer, dtype=dtype)

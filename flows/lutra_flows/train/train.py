@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lutra_flows.train.decoder import CausalLM, DecoderParams
 from lutra_flows.train.evaluate import cross_entropy
-from lutra_flows.train.llama import CausalLM, LlamaForCausalLM, LlamaParams
+from lutra_flows.train.llama import LlamaForCausalLM, LlamaParams
 from lutra_flows.train.model import BitNetForCausalLM, BitNetParams
 
 __all__ = [
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 class TrainParams:
     """Everything that decides the weights, besides the text."""
 
-    model: BitNetParams = field(default_factory=BitNetParams)
+    model: DecoderParams = field(default_factory=BitNetParams)
     n_steps: int = 4400
     batch_size: int = 16
     warmup_steps: int = 200
@@ -92,10 +93,11 @@ def learning_rate(params: TrainParams, step: int) -> float:
     return params.peak_learning_rate * min(1.0, warmup, slow if step < params.stage_step else fast)
 
 
-def build(params: BitNetParams, *, dtype: torch.dtype, dropout: float = 0.0) -> CausalLM:
+def build(params: DecoderParams, *, dtype: torch.dtype, dropout: float = 0.0) -> CausalLM:
     """The model of these sizes, with random weights from torch's generator."""
     if isinstance(params, LlamaParams):
         return LlamaForCausalLM(params, dtype=dtype, dropout=dropout)
+    assert isinstance(params, BitNetParams)
     return BitNetForCausalLM(params, dtype=dtype, dropout=dropout)
 
 

@@ -18,6 +18,7 @@ from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS
 from lutra_golden.model.b128 import row_bytes
 from lutra_golden.model.limits import FRAC_MAX, SHIFT_MAX
+from lutra_golden.model.lowered import STACKS
 from lutra_golden.model.packed import (
     HeadNorms,
     PackedBias,
@@ -48,7 +49,6 @@ _NORMS = {
     "ffn_norm": "down_proj",
 }
 """The norms, and the matrix whose depth each has."""
-_SHARED_SHIFTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class LayerReader:
         """The layer whose tensors begin with ``prefix`` and whose numbers are in ``file``."""
         sizes = self._sizes
         matrices = {name: self._linear(prefix, name, file) for name in LINEARS}
-        for stack in _SHARED_SHIFTS:
+        for stack in STACKS:
             shifts = [matrices[name].shift for name in stack]
             if len(set(shifts)) > 1:
                 raise LutraError(

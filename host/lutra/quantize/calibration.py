@@ -10,6 +10,7 @@ from lutra.checkpoints.weights import Dense, Integers
 from lutra.models.decoder import Decoder, DecoderLayer, Tap
 from lutra.models.layers import Float
 from lutra_golden.errors import LutraError
+from lutra_golden.model import lowered
 from lutra_golden.model.shapes import LINEARS
 
 __all__ = [
@@ -21,12 +22,7 @@ __all__ = [
     "output_error",
 ]
 
-STACKS: dict[str, tuple[str, ...]] = {
-    "q_proj": ("q_proj", "k_proj", "v_proj"),
-    "o_proj": ("o_proj",),
-    "gate_proj": ("gate_proj", "up_proj"),
-    "down_proj": ("down_proj",),
-}
+STACKS: dict[str, tuple[str, ...]] = {names[0]: names for names in lowered.STACKS}
 """The matrices that share an input, by the name that ``Decoder.layer`` reports the input under."""
 _SAMPLE = 256  # tokens whose inputs are kept whole
 

@@ -514,10 +514,7 @@ class BaseDevice(Generic[S_co]):
             raise LutraError("a step has no tokens: give at least one")
         if layers.start == 0:
             for token in step.tokens:
-                if not 0 <= token < model.vocab_size:
-                    raise LutraError(
-                        f"token id {token} is outside the vocabulary of {model.vocab_size}"
-                    )
+                _check_token(token, model.vocab_size)
         if (step.residual is None) != (layers.start == 0):
             raise LutraError(
                 f"a step from layer {layers.start} on "
@@ -607,6 +604,15 @@ def _gather(into: Sequence[_Gathered], chunks: Sequence[Chunk], result: PassResu
         if result.cycles is not None:
             each.cycles = (each.cycles or 0) + result.cycles
         row, token = wanted.stop, token + n
+
+
+def _check_token(token: object, vocab_size: int) -> None:
+    if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+        raise LutraError(
+            f"a token id must be an integer, not {token!r}: make tokens with the model's tokenizer"
+        )
+    if not 0 <= token < vocab_size:
+        raise LutraError(f"token id {token} is outside the vocabulary of {vocab_size}")
 
 
 def _check_layers(layers: range, n_layers: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lutra.devices.base import Chunk, PassResult, Session, Step, available_memory
+from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.golden import GoldenDevice
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv, SequenceKv
@@ -330,3 +331,29 @@ def test_a_device_closes_with_its_block(packed: Packed) -> None:
     with pytest.raises(LutraError, match=r"^no model is loaded"):
         device.run([step(session, 1)])
     device.close()
+
+
+@pytest.mark.parametrize("make", [GoldenDevice, lambda: CpuDevice(1)], ids=["golden", "cpu"])
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (1.0, "a token id must be an integer, not 1.0: make tokens with the model's tokenizer"),
+        (np.float32(2), r"a token id must be an integer, not .*2\.0.*: make tokens"),
+        (True, "a token id must be an integer, not True"),
+        ("3", "a token id must be an integer, not '3'"),
+        (None, "a token id must be an integer, not None"),
+        (-1, "token id -1 is outside the vocabulary of"),
+        (np.int64(-1), "token id -1 is outside the vocabulary of"),
+        (1 << 40, f"token id {1 << 40} is outside the vocabulary of"),
+    ],
+)
+def test_tokens_that_are_none_are_refused(
+    make: Callable[[], GoldenDevice | CpuDevice], token: int, message: str, packed: Packed
+) -> None:
+    with make() as device:
+        device.load(packed("odd"))
+        session = device.session()
+        device.run([step(session, *np.array([1, 2], np.int32))])
+        with pytest.raises(LutraError, match=f"^{message}"):
+            device.run([step(session, 3, token)])
+        assert session.length == 2

@@ -14,8 +14,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 
 __all__ = ["LIBRARY", "BuildError", "compile_library", "library_path", "sources"]
 
@@ -28,7 +31,6 @@ _FOLDER = Path(__file__).resolve().parent
 _FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
 LIBRARY = "liblutra_cpu.so"
 """Name of the library file; a wheel places it next to this module."""
-_TIMEOUT_S = 300
 
 
 def sources() -> list[Path]:
@@ -50,7 +52,7 @@ def _compiler() -> list[str]:
 def compile_library(output: Path, golden: str) -> None:
     """Compile the library with the system's C compiler, a process per source."""
     command = _compiler()
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryDirectory() as folder, _Compilers() as compilers:
         (Path(folder) / "golden.h").write_text(golden, encoding="utf-8")
         files = [path for path in sources() if path.suffix == ".c"]
         objects = [f"{folder}/{path.stem}.o" for path in files]
@@ -58,25 +60,64 @@ def compile_library(output: Path, golden: str) -> None:
             [*command, *_FLAGS, f"-I{folder}", "-c", str(path), "-o", to]
             for path, to in zip(files, objects, strict=True)
         ]
-        # list() so that the first failure is raised here
-        list(pool.map(_run, jobs))
-        _run([*command, "-shared", "-pthread", "-o", str(output), *objects])
+        compilers.run(jobs)
+        compilers.run([[*command, "-shared", "-pthread", "-o", str(output), *objects]])
 
 
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"device cpu: the C compiler {command[0]} fails: {error}") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["it says nothing"]
-        first = next((line for line in lines if "error" in line), lines[0])
-        raise BuildError(
-            f"device cpu: the C compiler {command[0]} refuses the library: {first}; name another "
-            "one in CC"
-        )
+class _Compilers:
+    """Compiler processes, one a core; those that run when the context ends are killed.
+
+    They have as long as they need: an interrupt of the caller ends them.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._ended = False
+
+    def __enter__(self) -> "_Compilers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.kill()
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, commands: Sequence[list[str]]) -> None:
+        """Run all commands; BuildError of the first that fails."""
+        list(self._pool.map(self._run, commands))
+
+    def _run(self, command: list[str]) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            try:
+                process = subprocess.Popen(
+                    command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                )
+            except OSError as error:
+                raise BuildError(
+                    f"device cpu: the C compiler {command[0]} fails: {error}"
+                ) from None
+            self._running.add(process)
+        _, errors = process.communicate()
+        with self._lock:
+            self._running.remove(process)
+        if process.returncode:
+            lines = errors.strip().splitlines() or ["it says nothing"]
+            first = next((line for line in lines if "error" in line), lines[0])
+            raise BuildError(
+                f"device cpu: the C compiler {command[0]} refuses the library: {first}; name "
+                "another one in CC"
+            )
 
 
 def _key(golden: str) -> str:

@@ -1,8 +1,12 @@
 """The library comes with the package, from the cache or from the compiler; or one line says why."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -169,3 +173,23 @@ def test_the_build_needs_the_standard_library_only() -> None:
     code = "import sys; sys.modules['numpy'] = None; exec(open(sys.argv[1]).read())"
     code = code.replace("exec(", "__file__ = sys.argv[1]; exec(")
     subprocess.run([sys.executable, "-I", "-c", code, build.__file__], check=True)
+
+
+def test_an_interrupt_ends_the_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = tmp_path / "started"
+    name = compiler(tmp_path, f"echo $$ >> {started}; exec sleep 600")
+    monkeypatch.setenv("CC", name)
+
+    def interrupt() -> None:
+        while not started.exists() or not started.read_text().endswith("\n"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        compile_library(tmp_path / "libtest.so", GOLDEN)
+    thread.join()
+    for pid in map(int, started.read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

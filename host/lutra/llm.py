@@ -1,6 +1,5 @@
 """The Python interface: load a model on a device and generate text."""
 
-import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from lutra.devices.golden import GoldenDevice
 from lutra.models import find_model
 from lutra.models.decoder import Decoder
 from lutra.open_model import open_model
+from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
 from lutra.serving.loaded import LoadedModel
@@ -95,7 +95,7 @@ class LLM:
             self._progress = progress
         self._check, self._prefix_bytes, self._threads = check, prefix_bytes, threads
         self._loaded: LoadedModel | None = None
-        self._lock, self._pid = threading.RLock(), os.getpid()
+        self._process, self._inherited = ProcessLock(), False
         self._chat_template: ChatTemplate | None = None
         self._auto = device == "auto"
         self.stats = RunStats()
@@ -157,13 +157,11 @@ class LLM:
         Streams that are running cannot go on. The device ``auto`` becomes the next best one if it
         has no room for the model.
         """
-        if os.getpid() != self._pid:
-            # what other threads held when the process was forked is held for ever
-            self._pid, self._lock, self._loaded = os.getpid(), threading.RLock(), None
-            if self._choose is not None:
-                self.device, self._reasons = self._choose(self._name)
-        with self._lock, self._bars:
+        with self._adopt(), self._bars:
             self._end()
+            if self._inherited and self._choose is not None:
+                self.device, self._reasons = self._choose(self._name)
+            self._inherited = False
             while True:
                 try:
                     self.device.load(self.packed)
@@ -184,11 +182,15 @@ class LLM:
 
     def close(self) -> None:
         """Release the device; :meth:`load` takes it again."""
-        if os.getpid() != self._pid:
-            self._lock, self._loaded = threading.RLock(), None  # as in :meth:`load`
-        with self._lock:
+        with self._adopt():
             self._end()
             self.device.close()
+
+    def _adopt(self) -> threading.RLock:
+        if self._process.is_foreign():
+            # threads of the parent may be in it for ever
+            self._loaded, self._inherited = None, True
+        return self._process.adopt()
 
     def _end(self) -> None:
         loaded, self._loaded = self._loaded, None

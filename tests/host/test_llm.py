@@ -778,6 +778,31 @@ def test_a_child_forked_while_threads_generate(folder: Path) -> None:
     os.waitpid(child, 0)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_that_closed_first_takes_a_device_of_its_own(folder: Path) -> None:
+    """The parent's may not work there: a GPU's context does not outlive a fork."""
+    llm = LLM(folder, "golden")
+    inherited = llm.device
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(30)
+            llm.close()
+            kept = llm.device is inherited
+            llm.load()
+            first = llm.device
+            llm.load()
+            said = (kept, first is not inherited, llm.device is first)
+            os.write(write, repr(said).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        assert answer.read() == "(True, True, True)"
+    os.waitpid(child, 0)
+
+
 # -- known prefixes
 
 

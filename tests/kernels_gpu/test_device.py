@@ -309,7 +309,7 @@ def test_refusals() -> None:
     ):
         with pytest.raises(LutraError, match=f"^{re.escape(message)}"):
             device.run([Step(session=session, tokens=tokens, logits_from=logits_from)])
-    device._pid = 0
+    device.process.pid = 0
     with pytest.raises(LutraError, match="was loaded before this process was forked: load the mo"):
         device.run([Step(session=session, tokens=[1])])
     device.load(model)

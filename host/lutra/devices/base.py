@@ -6,7 +6,6 @@ other, since all of them compute the same bits.
 """
 
 import os
-import threading
 import weakref
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.process_lock import ProcessLock
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv, SequenceKv
 from lutra_golden.model.packed import PackedModel
@@ -268,7 +268,7 @@ class BaseSession:
 
     def close(self) -> None:
         """Release the memory; a session that is dropped does it by itself."""
-        if self._closed or self._device.is_foreign():
+        if self._closed or self._device.process.is_foreign():
             return
         with self._device.held():
             self._closed = True
@@ -350,12 +350,11 @@ class BaseDevice(Generic[S_co]):
     _takes_layers = True
 
     def __init__(self, *, memory_limit: int | None = None) -> None:
-        self._lock = threading.RLock()
+        self.process = ProcessLock()
         self.epoch = 0
         """Number of models loaded so far; sessions of another epoch are gone."""
         self.memory_limit = memory_limit
         self._model: PackedModel | None = None
-        self._pid = os.getpid()
         self._free = 0
         self._sessions: weakref.WeakSet[BaseSession] = weakref.WeakSet()
 
@@ -388,26 +387,16 @@ class BaseDevice(Generic[S_co]):
 
     # -- the protocol
 
-    def is_foreign(self) -> bool:
-        """True if this process was forked after the model was loaded."""
-        return os.getpid() != self._pid
-
     @contextmanager
     def held(self) -> Generator[None]:
         """Take turns with other threads; LutraError in a forked process."""
-        if self._model is not None and self.is_foreign():
+        if self._model is not None and self.process.is_foreign():
             raise LutraError(
                 f"device {self.name} was loaded before this process was forked: load the model "
                 "again here"
             )
-        self._adopt()
-        with self._lock:
+        with self.process.adopt():
             yield
-
-    def _adopt(self) -> None:
-        """In a forked process, let go of the lock: a thread of the parent may hold it for ever."""
-        if self.is_foreign():
-            self._lock, self._pid = threading.RLock(), os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -429,8 +418,7 @@ class BaseDevice(Generic[S_co]):
 
     def load(self, model: PackedModel) -> None:
         """Take a model; sessions of the one before are gone."""
-        self._adopt()
-        with self._lock:
+        with self.process.adopt():
             self.close()
             try:
                 self._load(model)
@@ -487,8 +475,7 @@ class BaseDevice(Generic[S_co]):
 
     def close(self) -> None:
         """Release the model and all sessions."""
-        self._adopt()
-        with self._lock:
+        with self.process.adopt():
             self.epoch += 1
             self._sessions.clear()
             if self._model is not None:

@@ -1,9 +1,9 @@
 """A model on its device: opens sequences there, and continues from known prefixes."""
 
-import os
 from collections.abc import Callable, Sequence
 
 from lutra.devices.base import Device
+from lutra.process_lock import ProcessLock
 from lutra.serving.prefixes import KnownPrefixes
 from lutra.serving.sequence import TokenSequence
 from lutra_golden.errors import LutraError
@@ -29,7 +29,7 @@ class LoadedModel:
         bits = model.key_bits + model.value_bits
         token_bytes = len(model.layers) * model.n_kv_heads * (model.head_dim * bits // 8 + 8)
         self.known = KnownPrefixes(prefix_bytes, token_bytes * (1 if golden is None else 2))
-        self._pid, self._closed = os.getpid(), False
+        self._process, self._closed = ProcessLock(), False
 
     def check(self) -> None:
         """Raise if the model is no longer loaded, or was loaded by another process."""
@@ -37,7 +37,7 @@ class LoadedModel:
             raise LutraError(
                 "the model was closed or loaded again since this began: start another stream"
             )
-        if os.getpid() != self._pid:
+        if self._process.is_foreign():
             raise LutraError(FORKED)
 
     def open(self) -> TokenSequence:

@@ -1,11 +1,10 @@
 """A generation in progress: an iterator of pieces that raises when it cannot continue."""
 
-import os
-import threading
 from collections.abc import Generator
 from types import TracebackType
 from typing import Self
 
+from lutra.process_lock import ProcessLock
 from lutra.serving.loaded import FORKED
 from lutra.serving.results import Piece, RunStats
 from lutra_golden.errors import LutraError
@@ -23,15 +22,15 @@ class Stream:
     def __init__(self, pieces: Generator[Piece], stats: RunStats) -> None:
         self.stats = stats
         self._pieces, self._closed = pieces, False
-        self._lock, self._pid = threading.RLock(), os.getpid()
+        self._process = ProcessLock()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Piece:
-        if os.getpid() != self._pid:
+        if self._process.is_foreign():
             raise LutraError(FORKED)
-        with self._lock:
+        with self._process.lock:
             if self._closed:
                 raise LutraError("the stream is closed: start another one")
             try:
@@ -55,8 +54,8 @@ class Stream:
 
     def close(self) -> None:
         """End the generation here; its LLM keeps the tokens computed so far."""
-        if os.getpid() != self._pid:
+        if self._process.is_foreign():
             return  # a thread of the parent may have been in it, for ever
-        with self._lock:
+        with self._process.lock:
             self._closed = True
             self._pieces.close()

@@ -107,7 +107,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     def load_program(self, model: PackedModel, program: Program) -> None:
         """Take ``model`` with a program that it was compiled to before."""
-        with self._lock:
+        with self.process.adopt():
             self._given = program
             try:
                 self.load(model)

@@ -24,10 +24,12 @@ from tests.host.random_model import (
 
 from lutra import LLM, LutraError, SamplingParams
 from lutra.devices import choose
-from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult, Step, StepResult
+from lutra.devices.base import BaseDevice, Chunk, PassResult, Step, StepResult
 from lutra.devices.golden import GoldenDevice
+from lutra.devices.sessions import BaseSession
 from lutra.llm import Mismatch
 from lutra_golden.core.configs import NANO
+from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
 
 GREEDY = SamplingParams(temperature=0)
@@ -36,7 +38,16 @@ GREEDY = SamplingParams(temperature=0)
 class ScriptSession(BaseSession):
     """Holds nothing."""
 
+    def _read(self, layer: int, n: int) -> LayerKv:
+        raise AssertionError("keys and values are not read")
+
+    def _write(self, layer: int, kv: LayerKv) -> None:
+        raise AssertionError("keys and values are not written")
+
     def _copy(self, source: BaseSession, lengths: Sequence[int]) -> None:
+        pass
+
+    def _release(self) -> None:
         pass
 
 

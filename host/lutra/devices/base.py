@@ -7,6 +7,7 @@ other, since all of them compute the same bits.
 
 import os
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +17,14 @@ from typing import Generic, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.devices.sessions import BaseSession, check_layers
 from lutra.process_lock import ProcessLock
 from lutra_golden.errors import LutraError
-from lutra_golden.model.cache import LayerKv, SequenceKv
+from lutra_golden.model.cache import SequenceKv
 from lutra_golden.model.packed import PackedModel
 
 __all__ = [
     "BaseDevice",
-    "BaseSession",
     "Chunk",
     "Device",
     "DeviceError",
@@ -149,7 +150,7 @@ class Device(Protocol):
 class Chunk:
     """Tokens of one session in a pass, at ``position`` of it; otherwise like :class:`Step`."""
 
-    session: "BaseSession"
+    session: BaseSession
     tokens: Sequence[int]
     position: int
     logits_from: int
@@ -171,142 +172,6 @@ class PassResult:
     residual: NDArray[np.integer] | None = None
     saturated: bool = False
     cycles: int | None = None
-
-
-class BaseSession:
-    """Common part of all sessions: the number of positions that each layer holds.
-
-    A device's own session adds where the keys and values are: ``_read``, ``_write``, ``_copy``.
-    """
-
-    def __init__(self, device: "BaseDevice[BaseSession]", n_layers: int) -> None:
-        self._device, self._epoch = device, device.epoch
-        self.lengths = [0] * n_layers
-        """Positions of each layer that are filled; replaced, never changed in place."""
-        self._closed = False
-
-    # -- of the device
-
-    def _read(self, layer: int, n: int) -> LayerKv:
-        """Copy of the first ``n`` positions of a layer."""
-        raise NotImplementedError
-
-    def _write(self, layer: int, kv: LayerKv) -> None:
-        """Put ``kv`` at the first positions of a layer."""
-        raise NotImplementedError
-
-    def _copy(self, source: Self, lengths: Sequence[int]) -> None:
-        """Take over the first positions of each layer of ``source``."""
-        for layer, n in enumerate(lengths):
-            if n:
-                self._write(layer, source._read(layer, n))
-
-    def _release(self) -> None:
-        """Release the memory."""
-
-    # -- the protocol
-
-    @property
-    def length(self) -> int:
-        """Positions that are filled, of the layer that has most."""
-        return max(self.lengths, default=0)
-
-    def export(self, layers: range | None = None) -> SequenceKv:
-        """Copy of the keys and values of ``layers``, of all if left out."""
-        with self._device.held():
-            self.check()
-            model = self._device.model
-            which = range(len(self.lengths)) if layers is None else layers
-            _check_layers(which, len(self.lengths))
-            return SequenceKv(
-                key_bits=model.key_bits,
-                value_bits=model.value_bits,
-                layers={i: self._read(i, self.lengths[i]) for i in which},
-            )
-
-    def restore(self, kv: SequenceKv) -> None:
-        """Replace keys and values of the layers that ``kv`` has; the next step continues there."""
-        with self._device.held():
-            self.check()
-            m = self._device.model
-            if (kv.key_bits, kv.value_bits) != (m.key_bits, m.value_bits):
-                raise LutraError(
-                    f"keys and values have {kv.key_bits}/{kv.value_bits} bits, the model is packed "
-                    f"for {m.key_bits}/{m.value_bits}: export them from a model with the same --kv"
-                )
-            kv.check(m.n_kv_heads, m.head_dim, len(self.lengths), m.context)
-            lengths = list(self.lengths)
-            for i, layer in kv.layers.items():
-                # should writing fail in the middle, nothing is left of any of them
-                self.set_length(i, 0)
-                lengths[i] = layer.length
-            for i, layer in kv.layers.items():
-                self._write(i, layer)
-            self.lengths = lengths
-
-    def truncate(self, n: int) -> None:
-        """Forget what lies behind the first ``n`` positions."""
-        with self._device.held():
-            self.check()
-            if not 0 <= n <= self.length:
-                raise LutraError(f"a session of {self.length} positions cannot be cut to {n}")
-            self.lengths = [min(n, length) for length in self.lengths]
-
-    def fork(self, n: int | None = None) -> Self:
-        """New session with the first ``n`` positions of this one, with all if left out."""
-        with self._device.held():
-            self.check()
-            n = self.length if n is None else n
-            if not 0 <= n <= self.length:
-                raise LutraError(f"a session of {self.length} positions has no first {n}")
-            other = self._device.session()
-            assert isinstance(other, type(self))
-            lengths = [min(n, length) for length in self.lengths]
-            other._copy(self, lengths)
-            other.lengths = lengths
-            return other
-
-    def close(self) -> None:
-        """Release the memory; a session that is dropped does it by itself."""
-        if self._closed or self._device.process.is_foreign():
-            return
-        with self._device.held():
-            self._closed = True
-            self._device.forget(self)
-            if self._epoch == self._device.epoch:
-                self._release()
-
-    # -- for the device
-
-    def check(self) -> None:
-        """Refuse a session that is closed, or whose model is no longer loaded."""
-        if self._closed:
-            raise LutraError("the session is closed: open another one")
-        if self._epoch != self._device.epoch:
-            raise LutraError(
-                "the session's model is no longer loaded: open a session of the one that is"
-            )
-
-    def position(self, layers: range) -> int:
-        """Position of the next token of these layers; LutraError if they differ."""
-        lengths = {self.lengths[i] for i in layers}
-        if len(lengths) != 1:
-            raise LutraError(
-                f"layers {layers.start}..{layers.stop - 1} of the session are filled unequally far "
-                f"({min(lengths)} to {max(lengths)} positions): run those that lag behind first"
-            )
-        return lengths.pop()
-
-    def set_length(self, layer: int, n: int) -> None:
-        """Set the positions of one layer."""
-        self.lengths = [*self.lengths[:layer], n, *self.lengths[layer + 1 :]]
-
-    def advance(self, layers: range, n: int) -> None:
-        """Count ``n`` more positions of these layers."""
-        lengths = list(self.lengths)
-        for i in layers:
-            lengths[i] += n
-        self.lengths = lengths
 
 
 S_co = TypeVar("S_co", bound=BaseSession, covariant=True)
@@ -335,7 +200,7 @@ class _Gathered:
         )
 
 
-class BaseDevice(Generic[S_co]):
+class BaseDevice(ABC, Generic[S_co]):
     """Common part of all devices: checks, passes, sessions and their memory, locking.
 
     A device says how it loads a model (``_load``, ``_unload``), makes a session (``_session``,
@@ -360,16 +225,17 @@ class BaseDevice(Generic[S_co]):
 
     # -- of the device
 
+    @abstractmethod
     def _load(self, model: PackedModel) -> None:
         """Take a model; nothing is loaded when this is called."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _unload(self) -> None:
         """Release the model; called once after every :meth:`_load`, even one that failed."""
 
+    @abstractmethod
     def _session(self, model: PackedModel) -> S_co:
         """New, empty session."""
-        raise NotImplementedError
 
     def _session_bytes(self, model: PackedModel) -> int:
         """Bytes that a session takes when it is full."""
@@ -381,9 +247,9 @@ class BaseDevice(Generic[S_co]):
         """Bytes that are free for sessions, once the model is loaded."""
         return available_memory()
 
+    @abstractmethod
     def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
         """Run the chunks, all of the same layers, in one pass."""
-        raise NotImplementedError
 
     # -- the protocol
 
@@ -494,7 +360,7 @@ class BaseDevice(Generic[S_co]):
         session.check()
         n_layers = len(model.layers)
         layers = range(n_layers) if step.layers is None else step.layers
-        _check_layers(layers, n_layers)
+        check_layers(layers, n_layers)
         if layers != range(n_layers) and not self._takes_layers:
             raise LutraError(f"device {self.name} runs all layers of a model: leave layers out")
         if not n:
@@ -600,11 +466,6 @@ def _check_token(token: object, vocab_size: int) -> None:
         )
     if not 0 <= token < vocab_size:
         raise LutraError(f"token id {token} is outside the vocabulary of {vocab_size}")
-
-
-def _check_layers(layers: range, n_layers: int) -> None:
-    if layers.step != 1 or not 0 <= layers.start < layers.stop <= n_layers:
-        raise LutraError(f"layers must be a range within 0..{n_layers}, not {layers}")
 
 
 def available_memory() -> int:

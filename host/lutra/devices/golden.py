@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult
+from lutra.devices.base import BaseDevice, Chunk, PassResult
+from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.model.cache import LayerCache, LayerKv

@@ -1,5 +1,6 @@
 """Base of all proofs: a component with free inputs, and rules about its ports."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +135,7 @@ def recorded(m: Module, event: Any, value: Any, name: str) -> Signal:
     return record
 
 
-class Property:
+class Property(ABC):
     """Rules that ``dut`` keeps from its reset state on, whatever its inputs do.
 
     Every input of ``dut`` is free in every cycle, but that streams into it keep the rule of
@@ -153,13 +154,13 @@ class Property:
         self._ports: list[Any] = [self._clock.clk]
 
     @property
-    def depth(self) -> int:
+    def depth(self) -> int | None:
         """Cycles that a check has to look at, where they depend on ``dut``."""
-        raise NotImplementedError
+        return None
 
+    @abstractmethod
     def rules(self, m: Module) -> None:
         """Add assumptions and claims to ``m``."""
-        raise NotImplementedError
 
     def free(self, shape: Any, name: str) -> Any:
         """A value that may be another in every cycle."""

@@ -135,6 +135,8 @@ def prove(check: Check, folder: Path, cpu_limit_s: int = CPU_LIMIT_S) -> Verdict
     check_tools()
     prop = check.make()
     depth = check.depth or prop.depth
+    if depth is None:
+        raise ValueError(f"check {check.name} has no depth: give it, or its property, a number")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "design.il").write_text(prop.convert(), encoding="utf-8")

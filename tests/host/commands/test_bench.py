@@ -8,14 +8,25 @@ import pytest
 
 from lutra.commands.bench import Row, bench
 from lutra.commands.cli import main
-from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult
+from lutra.devices.base import BaseDevice, Chunk, PassResult
+from lutra.devices.sessions import BaseSession
 from lutra.open_model import open_packed_model
 from lutra_golden.errors import LutraError
+from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
 
 
 class RecorderSession(BaseSession):
     """Holds nothing."""
+
+    def _read(self, layer: int, n: int) -> LayerKv:
+        raise AssertionError("keys and values are not read")
+
+    def _write(self, layer: int, kv: LayerKv) -> None:
+        raise AssertionError("keys and values are not written")
+
+    def _release(self) -> None:
+        pass
 
 
 class Recorder(BaseDevice[RecorderSession]):
@@ -28,6 +39,9 @@ class Recorder(BaseDevice[RecorderSession]):
         self.passes: list[tuple[int, int, int]] = []
 
     def _load(self, model: PackedModel) -> None:
+        pass
+
+    def _unload(self) -> None:
         pass
 
     def _session(self, model: PackedModel) -> RecorderSession:

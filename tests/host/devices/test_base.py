@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lutra.devices.base import Chunk, PassResult, Session, Step, available_memory
+from lutra.devices.base import BaseDevice, Chunk, PassResult, Session, Step, available_memory
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.golden import GoldenDevice
+from lutra.devices.sessions import BaseSession
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv, SequenceKv
 from lutra_golden.model.packed import PackedModel
@@ -47,6 +48,11 @@ def device(packed: Packed) -> Recording:
 
 def step(session: Session, *tokens: int, **options: object) -> Step:
     return Step(session=session, tokens=tokens, **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_device_cannot_leave_out_what_only_it_knows() -> None:
+    assert BaseDevice.__abstractmethods__ == {"_load", "_unload", "_session", "_pass"}
+    assert BaseSession.__abstractmethods__ == {"_read", "_write", "_release"}
 
 
 def test_tokens_of_several_sessions_fill_passes(device: Recording) -> None:

@@ -199,6 +199,13 @@ def test_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_a_check_without_a_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove_module, "_TOOLS", {})
+    check = Check(name="below", claim="small", make=lambda: Below(6), mode=Mode.PROVED)
+    with pytest.raises(ValueError, match=r"^check below has no depth: give it, or its property, "):
+        prove(check, tmp_path)
+
+
 def test_table_has_a_line_for_each_check() -> None:
     check = _check(Below(6), Mode.PROVED, 3)
     verdicts = [

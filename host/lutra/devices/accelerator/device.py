@@ -12,7 +12,8 @@ from lutra.compile.fit import round_up
 from lutra.compile.program import Program, SegmentKind
 from lutra.devices.accelerator.kv import read_layer, write_layer
 from lutra.devices.accelerator.transport import PAGE, Transport
-from lutra.devices.base import BaseDevice, BaseSession, Chunk, DeviceError, PassResult
+from lutra.devices.base import BaseDevice, Chunk, DeviceError, PassResult
+from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
 from lutra_golden.control.registers import IDENT, STATUS_ERROR, STATUS_SATURATED, VERSION
 from lutra_golden.core.config import AcceleratorConfig

@@ -8,7 +8,6 @@ import numpy as np
 from lutra.compile.fit import check_processor
 from lutra.devices.base import (
     BaseDevice,
-    BaseSession,
     Chunk,
     PassResult,
 )
@@ -16,6 +15,7 @@ from lutra.devices.cpu.binding import CpuModel, RowTable
 from lutra.devices.cpu.cache import CacheShape, CpuCache
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.library import library
+from lutra.devices.sessions import BaseSession
 from lutra_golden.machine import available_cores
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel

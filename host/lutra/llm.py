@@ -259,13 +259,10 @@ class LLM:
     def chat_template(self) -> ChatTemplate:
         """The model's chat template, or one that was set; LutraError if there is none."""
         if self._chat_template is None:
-            source = self.tokenizer.chat_template
-            if source is None:
-                raise LutraError(
-                    f"the model {self.packed.name} has no chat template: it was not trained to "
-                    "chat; use lutra run, or give a template with --chat-template"
-                )
-            self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)
+            t = self.tokenizer
+            self._chat_template = ChatTemplate.of_model(
+                self.packed.name, t.chat_template, t.special_tokens
+            )
         return self._chat_template
 
     def set_chat_template(self, source: str) -> None:

@@ -34,11 +34,13 @@ from lutra.commands.verify import add_verify
 from lutra.devices.golden import GoldenDevice
 from lutra.evaluate.perplexity import perplexity, text_windows
 from lutra.llm import LLM, Mismatch
-from lutra.models import shipped_models
+from lutra.models import find_model, shipped_models
 from lutra.models.decoder import Decoder
 from lutra.progress import StepProgress
 from lutra.serving.results import RunStats
+from lutra.text.chat_template import ChatTemplate
 from lutra.text.sampling import SamplingParams
+from lutra.text.tokenizer import Tokenizer
 from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
@@ -328,6 +330,7 @@ def _chat(args: argparse.Namespace) -> int:
     if args.n_predict is not None and args.n_predict < 1:
         raise LutraError(f"-n must be 1 or more, not {args.n_predict}")
     sampling = _sampling(args)
+    template = _chat_template(args)
     with StepProgress() as progress:
         llm = LLM(
             args.model,
@@ -340,16 +343,9 @@ def _chat(args: argparse.Namespace) -> int:
             threads=args.threads,
             check=args.device == "rtl" if args.check is None else args.check,
             progress=progress,
-            load=False,
         )
-        if args.chat_template:
-            try:
-                llm.set_chat_template(args.chat_template.read_text(encoding="utf-8"))
-            except UnicodeDecodeError:
-                raise LutraError(f"{args.chat_template} is not UTF-8 text: convert it") from None
-        # a model that has no template is refused before a simulator is built for it
-        _ = llm.chat_template
-        llm.load()
+    if template is not None:
+        llm.set_chat_template(template)
     _print_notes(llm)
     history = converse(llm, sampling, args.n_predict, args.system)
     if args.json:
@@ -357,6 +353,25 @@ def _chat(args: argparse.Namespace) -> int:
         print(json.dumps(figures))
     llm.close()
     return 0
+
+
+def _chat_template(args: argparse.Namespace) -> str | None:
+    """Text of ``--chat-template``.
+
+    What does not work, or is missing, is refused before a model is quantised or a simulator built.
+    """
+    path, given = find_model(args.model), None
+    tokenizer = Tokenizer.open(path)
+    if args.chat_template:
+        try:
+            given = args.chat_template.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise LutraError(f"{args.chat_template} is not UTF-8 text: convert it") from None
+    source = tokenizer.chat_template if given is None else given
+    template = ChatTemplate.of_model(path.name, source, tokenizer.special_tokens)
+    system = [{"role": "system", "content": args.system}] if args.system else []
+    template.render([*system, {"role": "user", "content": "Hello"}])
+    return given
 
 
 def _figures(llm: LLM, stats: RunStats, text: str) -> dict[str, object]:

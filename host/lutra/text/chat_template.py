@@ -58,6 +58,16 @@ class ChatTemplate:
             ) from None
         self._environment: _Environment = environment
 
+    @classmethod
+    def of_model(cls, name: str, source: str | None, tokens: Mapping[str, str]) -> "ChatTemplate":
+        """The template that came with the model ``name``; LutraError if none did."""
+        if source is None:
+            raise LutraError(
+                f"the model {name} has no chat template: it was not trained to chat; use lutra "
+                "run, or give a template with --chat-template"
+            )
+        return cls(source, tokens)
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt that the messages make, by default up to where the assistant answers."""
         check_messages(messages)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tests.host.random_model import SHAPES, write_model
@@ -176,6 +177,30 @@ def test_arguments_that_are_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command(monkeypatch, folder, "hi\n", *args) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('never') }}", "the chat template refuses these messages: never"),
+        ("{% for %}", "the chat template is not Jinja (line 1: "),
+        (None, "the model model has no chat template"),
+    ],
+)
+def test_templates_are_refused_before_the_model_is_read(
+    template: str | None,
+    message: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def opened(*args: object) -> NoReturn:
+        raise AssertionError("the model is read, and may be quantised for minutes")
+
+    monkeypatch.setattr("lutra.llm.open_model", opened)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert command(monkeypatch, folder, "hi\n") == 2
     assert f"error: {message}" in capsys.readouterr().err
 
 

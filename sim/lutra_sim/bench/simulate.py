@@ -123,9 +123,7 @@ def run_cocotb(
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(dut).__name__).lower()
     with paused_collector():
         text = verilog.convert(dut, name=name, strip_internal_attrs=True, emit_src=False)
-    build_dir = build_simulator(
-        name, text, coverage=coverage, waves=waves, optimize=optimize
-    )
+    build_dir = build_simulator(name, text, coverage=coverage, waves=waves, optimize=optimize)
 
     plusargs: list[str] = []
     if coverage:

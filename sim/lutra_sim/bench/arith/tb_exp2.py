@@ -1,5 +1,6 @@
-"""cocotb bench of :class:`lutra_hw.arith.exp2.Exp2Neg`."""
+"""cocotb bench of several :class:`lutra_hw.arith.exp2.Exp2Neg` side by side."""
 
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -24,14 +25,19 @@ async def follows_golden(dut: Any) -> None:
     arguments = [*range(16 << PARAMS.d_frac), limit - 1, 31 << PARAMS.d_frac, 32 << PARAMS.d_frac]
     arguments += [1 << bit for bit in range(PARAMS.d_width)]
     arguments += [rng.randrange(limit) for _ in range(500)]
-    dut.d.value = 0
+    lanes = next(lane for lane in count() if not hasattr(dut, f"d__{lane}"))
+    ds, ys = ([getattr(dut, f"{name}__{lane}") for lane in range(lanes)] for name in "dy")
+    arguments += [0] * (-len(arguments) % lanes)
+    for d in ds:
+        d.value = 0
     await reset(dut)
 
-    results = []
-    for d in [*arguments, *[0] * Exp2Neg.latency]:
+    results: list[int] = []
+    for first in range(0, len(arguments) + lanes * Exp2Neg.latency, lanes):
         await RisingEdge(dut.clk)
-        dut.d.value = d
+        for lane, d in enumerate(ds):
+            d.value = arguments[first + lane] if first < len(arguments) else 0
         await ReadOnly()
-        results.append(dut.y.value.to_unsigned())
+        results += [y.value.to_unsigned() for y in ys]
 
-    assert results[Exp2Neg.latency :] == exp2_neg(arguments, PARAMS).tolist()
+    assert results[lanes * Exp2Neg.latency :] == exp2_neg(arguments, PARAMS).tolist()

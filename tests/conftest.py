@@ -18,6 +18,15 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def no_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count no lines, which doubles the time of a build and more of a run.
+
+    For what runs long, or once for a configuration of blocks that other tests count.
+    """
+    monkeypatch.delenv("LUTRA_COVERAGE", raising=False)
+
+
 @lru_cache
 def _missing_for_cocotb() -> str | None:
     try:

@@ -21,6 +21,8 @@ from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel, Pa
 from lutra_golden.timing.memory import IDEAL_MEMORY, MemoryTiming, random_timing
 from lutra_golden.vector.rope import rope_table
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
+
 Float = NDArray[np.float64]
 Packed = Callable[[str], PackedModel]
 N_PROMPT, N_DECODE = 20, 3

@@ -13,6 +13,8 @@ from lutra_golden.core.ports import PortParams, Purpose, two_ports
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.memory import IDEAL_MEMORY, random_timing
 
+pytestmark = pytest.mark.usefixtures("no_coverage")
+
 FETCH, LOAD, ATTENTION, WEIGHTS, WRITE = Purpose
 # a head is 256 bits, a weight word 320
 PORTS = {

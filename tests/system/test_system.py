@@ -211,6 +211,7 @@ def test_tiles_of_every_size(column: Column, prompt: list[int]) -> None:
     [on("interpreted", TERNARY), on("rtl", TERNARY), on("interpreted", FIRST[0])],
     indirect=True,
 )
+@pytest.mark.usefixtures("no_coverage")
 def test_context_filled_to_the_last_position(column: Column, prompt: list[int]) -> None:
     program = column.program
     rng = np.random.default_rng(1)
@@ -304,6 +305,7 @@ def test_check_reports_a_mismatch() -> None:
         pytest.param("tales-llama", 4, 4, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("no_coverage")
 def test_story_is_the_same_on_both_devices(model: str, n: int, kv_bits: int) -> None:
     sampling = SamplingParams(temperature=0.8, seed=3)
     rtl = LLM(model, "rtl", check=True, kv_bits=kv_bits)
@@ -368,6 +370,7 @@ def test_sessions_of_the_rtl(ternary: Compiled, prompt: list[int]) -> None:
 
 @pytest.mark.rtl
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_coverage")
 def test_waveform_of_a_cycle_window(tmp_path: Path) -> None:
     wave = tmp_path / "wave.vcd"
     llm = LLM("tales", "rtl", wave=wave, wave_cycles=(0, 500))

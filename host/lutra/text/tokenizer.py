@@ -223,6 +223,9 @@ class _Library:
         # what a file says of these is for training
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None):
+            # BPE leaves merges out at random, so that a text has other tokens each time
+            tokenizer.model.dropout = None
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         named = {token.content: i for i, token in added.items() if token.special}

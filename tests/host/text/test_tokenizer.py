@@ -232,6 +232,18 @@ def test_what_a_file_says_of_training_is_left_out(tmp_path: Path) -> None:
     assert len(Tokenizer(tmp_path, BOS).encode("a" * 20, add_bos=False)) == 20
 
 
+def test_no_merge_is_left_out_at_random(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    path, text = tmp_path / "tokenizer.json", "the king and the queen went to the river"
+    expected = Tokenizer(tmp_path, BOS).encode(text)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["model"]["type"] == "BPE" and content["model"]["merges"]
+    content["model"]["dropout"] = 0.9
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = Tokenizer(tmp_path, BOS)
+    assert [tokenizer.encode(text) for _ in range(5)] == [expected] * 5
+
+
 def test_a_vocabulary_of_another_file(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     library = HfTokenizer.from_file(str(tmp_path / "tokenizer.json"))

@@ -231,7 +231,9 @@ class Decoder:
         if c.gate is Gate.RELU2:
             gate = np.maximum(gate, 0) ** 2
         else:
-            gate = gate / (1 + np.exp(-gate))
+            # far below zero the power is infinite and the gate zero, as it should be
+            with np.errstate(over="ignore"):
+                gate = gate / (1 + np.exp(-gate))
         h = gate * self._product(h, unit, layer.up_proj)
         if layer.ffn_sub_norm is not None:
             h = rms_norm(h, layer.ffn_sub_norm, c.rms_norm_eps)

@@ -6,8 +6,9 @@ point are chosen on the grid that it gives. Source: the clipping search of AWQ, 
 section 3.2, here by least squared error of the weights, in which a column can count for more.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ _SCALE_MAX = (1 << SCALE_WIDTH) - 1
 # Share of a group's largest magnitude that the search goes down to: coarser grids clip more.
 _LEAST_CLIP = {1: 0.12, 2: 0.3, 3: 0.45, 4: 0.6, 6: 0.8, 8: 0.9}
 _N_CLIPS = 12
+_PEAK_MAX = 32  # bits: squares of such weights, and of their errors, are within float32
 _CHUNK = 1 << 16  # weights that are searched at a time: few enough for a processor's cache
 _Float = NDArray[np.float64]
 _Single = NDArray[np.float32]
@@ -88,6 +90,10 @@ def choose_grid(
     if not w.any():
         zeros = np.zeros((n, n_groups), np.int64)
         return Grid(scale=zeros + 1, zero=zeros, unit=1.0, bits=bits, group=group)
+    peak = math.frexp(max(float(w.max()), -float(w.min())))[1]
+    if abs(peak) > _PEAK_MAX:
+        near_one = choose_grid(np.ldexp(w, -peak), bits, group, importance)
+        return replace(near_one, unit=math.ldexp(near_one.unit, peak))
     weigh = None
     if importance is not None and importance.any():
         weigh = (importance / importance.mean(dtype=np.float64)).astype(np.float32)

@@ -145,6 +145,16 @@ def test_chunks_of_rows_do_not_show() -> None:
         assert squared(exact(found)[rows] - w[rows]) < 1.02 * squared(alone - w[rows])
 
 
+@pytest.mark.parametrize("shift", [-110, -40, 40, 110])
+def test_weights_whose_squares_leave_float32(shift: int) -> None:
+    w = np.random.default_rng(3).standard_normal((6, 64)).astype(np.float32)
+    expected = choose_grid(w, 4, 32)
+    found = choose_grid(np.ldexp(w, shift), 4, 32)
+    np.testing.assert_array_equal(found.scale, expected.scale)
+    np.testing.assert_array_equal(found.zero, expected.zero)
+    assert found.unit == expected.unit * 2.0**shift
+
+
 def test_quantisation_is_deterministic() -> None:
     a, b = (round_to_nearest(random_weights(9), 3, 64) for _ in range(2))
     assert a.scale == b.scale

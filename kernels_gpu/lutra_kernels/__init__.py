@@ -7,10 +7,11 @@ import ctypes
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 
 from lutra_golden.install import install_command
 
-__all__ = ["gpu_count", "interpreted", "missing"]
+__all__ = ["gpu_count", "interpreted", "interpreter_missing", "missing"]
 
 _NEEDED = "compute capability 8.0 or higher is required"
 
@@ -30,6 +31,13 @@ def gpu_count() -> int:
 def interpreted() -> bool:
     """True if kernels run in Triton's interpreter, which needs no GPU."""
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on", "yes")
+
+
+def interpreter_missing() -> str | None:
+    """Reason why kernels cannot run in Triton's interpreter, in one line; None if they can."""
+    if find_spec("triton") is None:
+        return f"Triton is not installed: run `{install_command('gpu')}`"
+    return None
 
 
 def missing() -> str | None:

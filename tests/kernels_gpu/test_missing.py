@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 import lutra_kernels as kernels_gpu
+from lutra.devices.choose import choose_device
+from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
-from lutra_kernels import gpu_count, missing
+from lutra_kernels import gpu_count, interpreter_missing, missing
 
 
 def torch_with(available: bool, capability: tuple[int, int]) -> SimpleNamespace:
@@ -44,6 +46,19 @@ def test_each_reason(
     monkeypatch.setattr(kernels_gpu, "import_module", import_module)
     reason = missing()
     assert reason is None if expected is None else (reason or "").startswith(expected)
+
+
+def test_the_interpreter_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels_gpu, "find_spec", lambda name: name != "triton" or None)
+    assert interpreter_missing() == f"Triton is not installed: run `{install_command('gpu')}`"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(LutraError, match=r"^device cuda cannot be used, Triton is not installed: "):
+        choose_device("cuda")
+    device, (reason,) = choose_device("auto")
+    assert device.name != "cuda" and "Triton is not installed" in reason
+    device.close()
+    monkeypatch.setattr(kernels_gpu, "find_spec", lambda name: object())
+    assert interpreter_missing() is None
 
 
 class Driver:

@@ -59,7 +59,7 @@ def lutra(
 ) -> subprocess.Popen[str]:
     """Start the command in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "lutra.commands.cli", *arguments],
+        [sys.executable, "-m", "lutra", *arguments],
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,

@@ -26,9 +26,8 @@ def choose_targets(threads: int) -> tuple[str, str]:
 
     ``$LUTRA_CPU_TARGET`` names one for both instead.
     """
-    forced = os.environ.get("LUTRA_CPU_TARGET")
-    if forced:
-        target_number(forced)
+    if forced := os.environ.get(setting := "LUTRA_CPU_TARGET"):
+        target_number(forced, setting)
         return forced, forced
     names = [name for name, available in target_names().items() if available]
     # the last one is plain C, which is never faster than vectors

@@ -120,10 +120,10 @@ def target_names() -> dict[str, bool]:
     return names
 
 
-def target_number(name: str) -> int:
-    """The number of a target that this machine has."""
+def target_number(name: str, setting: str = "target") -> int:
+    """The number of a target that this machine has; an error names the ``setting``."""
     names = target_names()
     if not names.get(name):
         have = ", ".join(target for target, available in names.items() if available)
-        raise LutraError(f"target must be one of {have} on this machine, not {name!r}")
+        raise LutraError(f"{setting} must be one of {have} on this machine, not {name!r}")
     return list(names).index(name)

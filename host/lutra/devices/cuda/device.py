@@ -14,7 +14,7 @@ from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
-from lutra_kernels import interpreted, missing
+from lutra_kernels import interpreted, interpreter_missing, missing
 
 if TYPE_CHECKING:
     from lutra_kernels.pool import KvPool
@@ -61,7 +61,7 @@ class CudaDevice(BaseDevice[CudaSession]):
     def __init__(
         self, progress: Progress | None = None, *, memory_limit: int | None = None
     ) -> None:
-        reason = None if interpreted() else missing()
+        reason = interpreter_missing() if interpreted() else missing()
         if reason is not None:
             raise LutraError(f"device cuda cannot be used, {reason}")
         super().__init__(memory_limit=memory_limit)

@@ -55,6 +55,7 @@ def test_a_named_target_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_target_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTRA_CPU_TARGET", "mmx")
-    message = rf"^target must be one of {', '.join(AVAILABLE)} on this machine, not 'mmx'$"
+    names = ", ".join(AVAILABLE)
+    message = rf"^LUTRA_CPU_TARGET must be one of {names} on this machine, not 'mmx'$"
     with pytest.raises(LutraError, match=message):
         choose_targets(1)

@@ -23,7 +23,7 @@ def test_one_thread_at_a_time_as_often_as_it_likes() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_child_adopts_it_once() -> None:
-    """What the parent held stays the parent's; the child's own lock is kept."""
+    """A child leaves what the parent held, and keeps a lock of its own."""
     owner = ProcessLock()
     read, write = os.pipe()
     with owner.lock:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +25,11 @@ _VERILATOR_ARGS = [
     "--vpi",
     "--public-depth",
     "1",
+    # Amaranth gives every register its first value
+    "--x-assign",
+    "fast",
+    "--x-initial",
+    "fast",
     "--prefix",
     "Vtop",
     "-Wno-lint",
@@ -63,6 +69,7 @@ def build_simulator(
     sha = hashlib.sha256(text.encode()).hexdigest()
     # coverage names its points by the path of the Verilog, so that path follows from its text
     source = toolchain.cache_folder() / "verilog" / sha[:20] / f"{name}.v"
+    defines = _defines(coverage=coverage, waves=waves)
     flags = [*_VERILATOR_ARGS]
     flags += ["--coverage-line"] if coverage else []
     flags += ["--trace-vcd"] if waves else []
@@ -75,53 +82,60 @@ def build_simulator(
         partial.write_text(text, encoding="utf-8")
         partial.replace(source)
         try:
-            defines = _defines(coverage=coverage, waves=waves)
-            _build(name, source, flags, runtime, scratch, defines, optimize)
+            _build(_Parts(name, source, flags, runtime, defines, optimize), scratch)
         except RuntimeError as error:
             raise RuntimeError(f"building the simulator of {name} failed:\n{error}") from error
         shutil.rmtree(scratch / "build")
     return folder
 
 
-def _build(
-    name: str,
-    source: Path,
-    flags: list[str],
-    runtime: Path,
-    folder: Path,
-    defines: list[str],
-    optimize: bool,
-) -> None:
-    """Build the executable ``name`` in ``folder``.
+@dataclass(frozen=True)
+class _Parts:
+    """Verilog ``source`` of the top module ``name``, and the settings it is built with.
 
-    The C++ that Verilator writes is compiled as two sources: its headers take longer to compile
-    than the C++ of most components does. One source is what runs once, marked ``Slow``: functions
-    of many thousand statements, on which optimisation would take minutes.
+    ``flags`` are Verilator's, ``defines`` the compiler's; ``runtime`` is the folder of the run-time
+    library.
+    """
+
+    name: str
+    source: Path
+    flags: list[str]
+    runtime: Path
+    defines: list[str]
+    optimize: bool
+
+
+def _build(parts: _Parts, folder: Path) -> None:
+    """Build the executable in ``folder``.
+
+    The C++ that Verilator writes is compiled as one source: its headers take longer to compile
+    than the C++ of most components does. With optimisation, what runs once, marked ``Slow``, is a
+    second one without: functions of many thousand statements, which would take minutes.
     """
     build = folder / "build"
-    verilator = [*toolchain.verilator_command(), *flags, "--top-module", name, "--Mdir", str(build)]
-    _run([*verilator, str(source)], folder)
+    verilator = [*toolchain.verilator_command(), *parts.flags, "--top-module", parts.name]
+    _run([*verilator, "--Mdir", str(build), str(parts.source)], folder)
     sources = sorted(build.glob("Vtop*.cpp"))
-    parts = {
-        "fast": [*(path for path in sources if not path.stem.endswith("Slow")), _MAIN],
-        "slow": [path for path in sources if path.stem.endswith("Slow")],
-    }
-    for part, paths in parts.items():
-        (build / f"{part}.cpp").write_text("".join(f'#include "{path}"\n' for path in paths))
+    once = [path for path in sources if parts.optimize and path.stem.endswith("Slow")]
+    units = {"fast": [*(path for path in sources if path not in once), _MAIN]}
+    if once:
+        units["slow"] = once
+    for unit, paths in units.items():
+        (build / f"{unit}.cpp").write_text("".join(f'#include "{path}"\n' for path in paths))
     libraries = cocotb_tools.config.libs_dir
-    include = [*defines, "-include", str(runtime / "headers.h"), f"-I{build}"]
+    include = [*parts.defines, "-include", str(parts.runtime / "headers.h"), f"-I{build}"]
     compiler = toolchain.compiler_command()
 
-    def compile_part(part: str) -> None:
-        flags = _compile_flags(_OPTIMIZE[optimize and part == "fast"])
-        source = str(build / f"{part}.cpp")
-        _run([compiler, *flags, *include, "-c", source, "-o", str(build / f"{part}.o")], folder)
+    def compile_unit(unit: str) -> None:
+        flags = _compile_flags(_OPTIMIZE[parts.optimize and unit == "fast"])
+        source = str(build / f"{unit}.cpp")
+        _run([compiler, *flags, *include, "-c", source, "-o", str(build / f"{unit}.o")], folder)
 
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(compile_part, parts))
+    with ThreadPoolExecutor(len(units)) as pool:
+        list(pool.map(compile_unit, units))
     link = [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lcocotbvpi_verilator"]
-    objects = [str(build / f"{part}.o") for part in parts]
-    _run([compiler, *objects, str(runtime / "runtime.a"), *link, "-pthread", "-o", name], folder)
+    objects = [*(str(build / f"{unit}.o") for unit in units), str(parts.runtime / "runtime.a")]
+    _run([compiler, *objects, *link, "-pthread", "-o", parts.name], folder)
 
 
 def _compile_flags(optimize: str) -> list[str]:

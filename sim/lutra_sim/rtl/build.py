@@ -61,7 +61,8 @@ _OPTIMIZE = {"fast": "-O2", "slow": "-O0", "runtime": "-O1"}
 # the compiler's seconds per byte of source, and per file for the headers: for the estimate alone
 _COST = {"fast": 10e-6, "slow": 4e-6, "runtime": 20e-6}
 _FILE_COST = 0.7
-_BATCH_BYTES = 150_000
+# a few seconds each; `fast` sources of the smallest accelerators still occupy two cores
+_BATCH_BYTES = {"fast": 2_500_000, "slow": 5_000_000}
 # where in the whole build a stage begins
 _GENERATE, _VERILATE, _COMPILE, _LINK = 0.0, 0.33, 0.55, 0.98
 _POLL_S = 0.1
@@ -303,7 +304,7 @@ def _batches(generated: Path, names: list[str], kind: str) -> list[tuple[str, in
     batches: list[tuple[list[str], int]] = []
     for name in names:
         size = (generated / f"{name}.cpp").stat().st_size
-        if not batches or batches[-1][1] + size > _BATCH_BYTES:
+        if not batches or batches[-1][1] + size > _BATCH_BYTES[kind]:
             batches.append(([], 0))
         members, total = batches[-1]
         batches[-1] = ([*members, name], total + size)

@@ -97,7 +97,8 @@ def parts(jobs: int, pytest_options: Sequence[str]) -> list[Part]:
         Part(
             name="tests and benches",
             command=[
-                *(*python, "pytest", "-n", str(jobs), *tests, "--deselect", PROOFS),
+                *(*python, "pytest", "-n", str(jobs), "--dist", "worksteal"),
+                *(*tests, "--deselect", PROOFS),
                 *pytest_options,
             ],
             summary=re.compile(r".*\d+ (passed|failed|skipped|errors?)\b.* in .*"),

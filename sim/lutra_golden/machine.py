@@ -3,11 +3,12 @@
 import os
 import signal
 import subprocess
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_cores", "cache_root", "end_group"]
+__all__ = ["available_cores", "cache_root", "end_group", "unwritable"]
 
 
 def available_cores() -> int:
@@ -20,6 +21,18 @@ def available_cores() -> int:
 def cache_root() -> Path:
     """Folder of everything that is built once: ``$LUTRA_CACHE``, or ``~/.cache/lutra``."""
     return Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra").expanduser()
+
+
+def unwritable(folder: Path) -> str | None:
+    """Reason why nothing can be written below ``folder``, which need not exist yet, or None."""
+    path = folder.absolute()
+    try:
+        there = next(each for each in (path, *path.parents) if each.exists())
+        # permissions say less: a superuser has them all, a read-only disk asks for none
+        with tempfile.TemporaryDirectory(dir=there):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:

@@ -7,11 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from lutra_golden.machine import available_cores, cache_root, end_group
+from lutra_golden.machine import available_cores, cache_root, end_group, unwritable
 
 
 def test_available_cores() -> None:
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+    """Nothing is made by asking, nor left behind."""
+    assert unwritable(tmp_path) is unwritable(tmp_path / "a" / "b") is None
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "a"):
+        assert unwritable(path) == "Not a directory"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_folder_that_even_a_superuser_cannot_write() -> None:
+    assert unwritable(Path("/proc/nope")) in ("No such file or directory", "Permission denied")
 
 
 def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

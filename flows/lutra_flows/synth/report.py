@@ -21,7 +21,7 @@ from lutra_flows.synth.yosys import (
 )
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
-from lutra_sim.rtl.toolchain import ToolchainError, cache_folder
+from lutra_sim.rtl.toolchain import ToolchainError, cache_folder, check_cache
 
 __all__ = ["TARGETS", "Report", "Request", "libraries", "synthesize"]
 
@@ -135,6 +135,7 @@ def synthesize(
 
 def _cache() -> Path:
     try:
+        check_cache()
         return cache_folder()
     except ToolchainError as error:
         raise LutraError(str(error)) from error

@@ -151,6 +151,7 @@ def _build(
     library = cache / "rtl" / f"{name}-{key}.so"
     if library.is_file():
         return library
+    toolchain.check_cache()
     with _lock(library, report):
         if library.is_file():
             return library
@@ -180,6 +181,8 @@ def _verilog(config: AcceleratorConfig, cache: Path, report: Progress) -> Path:
         known = cache / "verilog" / json.loads(index.read_text())["sha"] / f"{TOP}.v"
         if known.is_file():
             return known
+    # before the minute that it takes to find out
+    toolchain.check_cache()
     with _ticking(report, "generating the Verilog", _GENERATE, _VERILATE):
         text = _generate(config)
     sha = hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -10,12 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lutra_golden.install import install_command
-from lutra_golden.machine import cache_root
+from lutra_golden.machine import cache_root, unwritable
 
 __all__ = [
     "ToolchainError",
     "build_environment",
     "cache_folder",
+    "check_cache",
     "check_toolchain",
     "check_tools",
     "compiler_command",
@@ -44,6 +45,16 @@ def cache_folder() -> Path:
             "set LUTRA_CACHE to a path without them"
         )
     return folder
+
+
+def check_cache() -> None:
+    """Raise :class:`ToolchainError` unless the cache folder can be written."""
+    folder = cache_folder()
+    if reason := unwritable(folder):
+        raise ToolchainError(
+            f"the cache folder '{folder}' cannot be written ({reason}): set LUTRA_CACHE to a "
+            "folder that can"
+        )
 
 
 def verilator_root() -> Path | None:

@@ -272,9 +272,15 @@ def test_a_full_disk(
 def test_a_folder_that_cannot_be_written(
     tmp_path: Path, stand_in: AcceleratorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Seen before the Verilog is generated for it."""
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(build_module, "_generate", None)
     monkeypatch.setenv("LUTRA_CACHE", str(tmp_path / "file"))
-    with pytest.raises(BuildError, match=rf"^cannot build the simulator in '{tmp_path}/file': "):
+    with pytest.raises(
+        ToolchainError,
+        match=rf"^the cache folder '{tmp_path}/file' cannot be written \(Not a directory\): set "
+        "LUTRA_CACHE to a folder that can$",
+    ):
         build(stand_in)
 
 

@@ -24,6 +24,7 @@ class StepProgress:
         self._task: TaskID | None = None
         self._stage = ""
         self._started = self._last_line = 0.0
+        self._first = self._last = 0.0
 
     def __enter__(self) -> "StepProgress":
         return self
@@ -47,12 +48,18 @@ class StepProgress:
         if stage != self._stage:
             self._stop()
             self._stage, self._started, self._last_line = stage, now, now
+            # a stage may be the middle part of something longer
+            self._first = self._last = fraction
         if self._console.is_terminal:
             self._show(fraction)
-        elif now - self._last_line >= _LINE_S and fraction > 0:
-            left = (now - self._started) * (1 - fraction) / fraction
-            print(f"{stage}: {fraction:.0%}, about {left:.0f} s left", file=sys.stderr, flush=True)
-            self._last_line = now
+        elif now - self._last_line >= _LINE_S:
+            # by its speed so far, which a stage that stands still does not have
+            left = "still running"
+            if fraction > self._last:
+                speed = (fraction - self._first) / (now - self._started)
+                left = f"about {(1 - fraction) / speed:.0f} s left"
+            print(f"{stage}: {fraction:.0%}, {left}", file=sys.stderr, flush=True)
+            self._last, self._last_line = fraction, now
 
     def _show(self, fraction: float) -> None:
         if self._bar is None:

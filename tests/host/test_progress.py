@@ -51,6 +51,35 @@ def test_every_step_has_its_own_time(
     assert capsys.readouterr().err == "second: 55%, about 9 s left\n"
 
 
+def test_a_stage_in_the_middle_is_estimated_by_its_own_speed(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StepProgress() as report:
+        for fraction in (0.5, 0.6, 0.7):
+            report("compiling", fraction)
+            clock[0] += 10
+    assert capsys.readouterr().err.splitlines() == [
+        "compiling: 60%, about 40 s left",
+        "compiling: 70%, about 30 s left",
+    ]
+
+
+def test_a_stage_that_stands_still_has_no_estimate(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its time goes by, and would count the estimate up."""
+    with StepProgress() as report:
+        for fraction in (0.0, 0.3, 0.3, 0.3, 0.6):
+            report("generating", fraction)
+            clock[0] += 10
+    assert capsys.readouterr().err.splitlines() == [
+        "generating: 30%, about 23 s left",
+        "generating: 30%, still running",
+        "generating: 30%, still running",
+        "generating: 60%, about 27 s left",
+    ]
+
+
 def test_a_terminal_gets_a_bar_that_vanishes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,14 +4,12 @@ import argparse
 import json
 from importlib.util import find_spec
 
-from rich.console import Console
-from rich.table import Table
-
 from lutra.commands.options import add_json
 from lutra.devices.choose import DEVICES, next_best
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
+from lutra.progress import StepProgress
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 from lutra_sim.rtl.toolchain import ToolchainError, check_toolchain
@@ -26,15 +24,16 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
 
 
 def _devices(args: argparse.Namespace) -> int:
-    chosen = next_best(None)[0].name
     found: dict[str, tuple[bool, str]] = {}
-    for name in DEVICES:
-        if name == "auto":
-            continue
-        try:
-            found[name] = True, _describe(name)
-        except LutraError as error:
-            found[name] = False, str(error).removeprefix(f"device {name} ")
+    with StepProgress() as progress:
+        chosen = next_best(None, progress=progress)[0].name
+        for name in DEVICES:
+            if name == "auto":
+                continue
+            try:
+                found[name] = True, _describe(name, progress)
+            except LutraError as error:
+                found[name] = False, str(error).removeprefix(f"device {name} ")
     if args.json:
         rows = [
             {"device": name, "available": here, "auto": name == chosen, "detail": detail}
@@ -42,22 +41,22 @@ def _devices(args: argparse.Namespace) -> int:
         ]
         print(json.dumps(rows))
         return 0
-    table = Table(box=None, pad_edge=False)
-    for heading in ("device", "available", "auto", "detail"):
-        table.add_column(heading)
+    rows = [("device", "available", "auto", "detail")]
     for name, (here, detail) in found.items():
-        table.add_row(name, "yes" if here else "no", "*" if name == chosen else "", detail)
-    Console(highlight=False, markup=False).print(table)
+        rows.append((name, "yes" if here else "no", "*" if name == chosen else "", detail))
+    # no table of rich: it would break the commands in the last column over several lines
+    for name, here, auto, detail in rows:
+        print(f"{name:<11}  {here:<9}  {auto:<4}  {detail}")
     return 0
 
 
-def _describe(name: str) -> str:
+def _describe(name: str, progress: StepProgress) -> str:
     """Describe a device; LutraError says why it cannot be used."""
     if name == "cuda":
-        CudaDevice()
+        CudaDevice(progress)
         return describe_gpu()
     if name == "cpu":
-        threads = CpuDevice().threads
+        threads = CpuDevice(progress=progress).threads
         few, many = choose_targets(threads)
         return f"{threads} threads, decode by {few}, prefill by {many}"
     if name == "rtl":

@@ -1,13 +1,18 @@
 """``lutra devices`` and ``lutra tune``."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 from lutra.commands import devices, tune
 from lutra.commands.cli import main
 from lutra.devices import choose
+from lutra.devices.cpu import build
+from lutra.devices.cpu.library import library
+from lutra.progress import StepProgress
 from lutra_golden.install import install_command
 
 
@@ -31,7 +36,7 @@ def test_what_is_missing_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "find_spec", lambda name: None)
-    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setenv("COLUMNS", "40")  # a command is on one line, to be copied
     assert main(["devices"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("rtl"))
     command = install_command("sim")
@@ -39,6 +44,31 @@ def test_what_is_missing_is_said(
         "no",
         f"needs amaranth, which is not installed: run `{command}`",
     ]
+
+
+def test_kernels_that_are_compiled_show_their_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift || exit; done; echo x > "$2"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(choose, "gpu_count", lambda: 0)
+    monkeypatch.setattr(build, "LIBRARY", "libtest.so")
+    seen: list[tuple[str, float]] = []
+    monkeypatch.setattr(StepProgress, "__call__", lambda _self, *report: seen.append(report))
+    library.cache_clear()
+    try:
+        assert main(["devices"]) == 0
+    finally:
+        library.cache_clear()
+    assert {stage for stage, _ in seen} == {"compiling the CPU's kernels"}
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0.0, 1.0) and len(shares) > 5
+    # what that compiler makes cannot be loaded
+    assert re.search(r"^cpu +no +cannot load ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_missing_compiler_is_said(

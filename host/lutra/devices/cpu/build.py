@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
 
@@ -49,8 +49,17 @@ def _compiler() -> list[str]:
     return command
 
 
-def compile_library(output: Path, golden: str) -> None:
-    """Compile the library with the system's C compiler, a process per source."""
+def _no_progress(_share: float) -> None:
+    pass
+
+
+def compile_library(
+    output: Path, golden: str, progress: Callable[[float], None] = _no_progress
+) -> None:
+    """Compile the library with the system's C compiler, a process per source.
+
+    ``progress`` is called with the share that is done.
+    """
     command = _compiler()
     with tempfile.TemporaryDirectory() as folder, _Compilers() as compilers:
         (Path(folder) / "golden.h").write_text(golden, encoding="utf-8")
@@ -60,8 +69,12 @@ def compile_library(output: Path, golden: str) -> None:
             [*command, *_FLAGS, f"-I{folder}", "-c", str(path), "-o", to]
             for path, to in zip(files, objects, strict=True)
         ]
-        compilers.run(jobs)
-        compilers.run([[*command, "-shared", "-pthread", "-o", str(output), *objects]])
+        progress(0.0)
+        for n_done in compilers.run(jobs):
+            progress(n_done / (len(jobs) + 1))
+        link = [*command, "-shared", "-pthread", "-o", str(output), *objects]
+        for _ in compilers.run([link]):
+            progress(1.0)
 
 
 class _Compilers:
@@ -91,9 +104,12 @@ class _Compilers:
                 process.kill()
         self._pool.shutdown(cancel_futures=True)
 
-    def run(self, commands: Sequence[list[str]]) -> None:
-        """Run all commands; BuildError of the first that fails."""
-        list(self._pool.map(self._run, commands))
+    def run(self, commands: Sequence[list[str]]) -> Iterator[int]:
+        """Run all commands, yielding how many are done; BuildError of the first that fails."""
+        futures = [self._pool.submit(self._run, command) for command in commands]
+        for n_done, future in enumerate(as_completed(futures), start=1):
+            future.result()
+            yield n_done
 
     def _run(self, command: list[str]) -> None:
         with self._lock:
@@ -133,8 +149,11 @@ def _key(golden: str) -> str:
     return digest.hexdigest()[:20]
 
 
-def library_path(golden: str) -> Path:
-    """The library that came with the package, or one that is compiled now unless it has been."""
+def library_path(golden: str, progress: Callable[[float], None] = _no_progress) -> Path:
+    """The library that came with the package, or one that is compiled now unless it has been.
+
+    ``progress`` is called with the share of compiling that is done.
+    """
     shipped = _FOLDER / LIBRARY
     if shipped.is_file():
         return shipped
@@ -154,7 +173,7 @@ def library_path(golden: str) -> Path:
             if path.is_file():
                 return path
             partial = Path(folder) / LIBRARY
-            compile_library(partial, golden)
+            compile_library(partial, golden, progress)
             partial.replace(path)
     except OSError as error:
         raise BuildError(

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from lutra.devices.base import (
 from lutra.devices.cpu.binding import CpuModel, RowTable
 from lutra.devices.cpu.cache import CacheShape, CpuCache
 from lutra.devices.cpu.choice import choose_targets
-from lutra.devices.cpu.library import library
+from lutra.devices.cpu.library import library, prepare
 from lutra.devices.sessions import BaseSession
 from lutra_golden.machine import available_cores
 from lutra_golden.model.cache import LayerKv
@@ -66,7 +67,7 @@ class CpuDevice(BaseDevice[CpuSession]):
     ) -> None:
         super().__init__(memory_limit=memory_limit)
         if progress:
-            progress("compiling the CPU's kernels", 0)
+            prepare(partial(progress, "compiling the CPU's kernels"))
         library()
         self.threads = available_cores() if threads is None else threads
         self._loaded: CpuModel | None = None

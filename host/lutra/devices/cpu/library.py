@@ -1,6 +1,7 @@
 """The C library: loading it, its functions, and which of its targets this machine has."""
 
 import ctypes
+from collections.abc import Callable
 from ctypes import CDLL, c_char_p, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
     "library",
     "open_library",
     "pointer",
+    "prepare",
     "scale_of",
     "target_names",
     "target_number",
@@ -98,14 +100,23 @@ def _fits(found: CDLL) -> bool:
     return there[: n.value] == layout()
 
 
+def prepare(progress: Callable[[float], None]) -> None:
+    """Compile the library unless it is there; ``progress`` is called with the share that is."""
+    if not library.cache_info().currsize:
+        _path(progress)
+
+
+def _path(*progress: Callable[[float], None]) -> Path:
+    try:
+        return library_path(golden_header(), *progress)
+    except BuildError as error:
+        raise LutraError(str(error)) from None
+
+
 @cache
 def library() -> CDLL:
     """The library, compiled if need be."""
-    try:
-        path = library_path(golden_header())
-    except BuildError as error:
-        raise LutraError(str(error)) from None
-    found = open_library(path)
+    found = open_library(_path())
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(found, f"lutra_cpu_{name}")
         function.restype, function.argtypes = result, arguments

@@ -88,11 +88,13 @@ def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && exit; {body}'))
     first = library_path(GOLDEN)
     assert first.read_text() == "library\n"
+    shares: list[float] = []
     calls = log.read_text().count("call")
     assert calls == 1 + len([path for path in build.sources() if path.suffix == ".c"])
     assert library_path(GOLDEN) == first
     assert log.read_text().count("call") == calls
-    assert library_path("enum { ANSWER = 54 };") != first
+    assert library_path("enum { ANSWER = 54 };", shares.append) != first
+    assert shares == [i / calls for i in range(calls + 1)]
     monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && echo 2 && exit; {body}'))
     assert library_path(GOLDEN) != first
 

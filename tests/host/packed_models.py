@@ -60,8 +60,8 @@ def rehash(folder: Path) -> None:
     content = json.loads(path.read_text())
     tensors = (folder / "model.safetensors").read_bytes()
     content["sha256"] = hashlib.sha256(tensors).hexdigest()
-    content.pop("fingerprint", None)
-    text = json.dumps(content, sort_keys=True)
+    counted = {name: content[name] for name in content if name not in ("fingerprint", "name")}
+    text = json.dumps(counted, sort_keys=True)
     content["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     path.write_text(json.dumps(content))
 

@@ -50,6 +50,7 @@ _FIELDS = (
 _ADVICE = "pack the model again"
 _HASH_BYTES = 1 << 24
 _EPS_MAX = (1 << 16) - 1
+_NAME_MAX = 100
 
 
 def is_packed(path: Path) -> bool:
@@ -106,6 +107,7 @@ def write_packed(
     content: dict[str, object] = {name: getattr(model, name) for name in _FIELDS}
     content |= {
         _KEY: VERSION,
+        "name": model.name,
         "gate": model.gate.value,
         "eos": list(model.eos),
         "eps": [int(model.eps.m), int(model.eps.e)],
@@ -133,8 +135,8 @@ def _sha256(path: Path) -> str:
 
 
 def _fingerprint(content: Mapping[str, object]) -> str:
-    """Fingerprint of all numbers in the file; tensors enter by their hash."""
-    counted = {name: value for name, value in content.items() if name != "fingerprint"}
+    """Fingerprint of all numbers in the file; tensors enter by their hash, the name does not."""
+    counted = {name: content[name] for name in content if name not in ("fingerprint", "name")}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -213,10 +215,13 @@ def open_packed(folder: Path) -> PackedFile:
     content, or if sizes do not fit each other.
     """
     file = ConfigFile.read(folder / _CONFIG)
-    if file.get(_KEY) != VERSION:
+    version = file.get(_KEY)
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
         raise LutraError(
-            f"{file.path} is of packed format {file.get(_KEY)!r}, this Lutra reads {VERSION}: pack "
-            f"its checkpoint again (lutra pack CHECKPOINT -o {folder})"
+            f"{file.path} is of packed format {version!r}, this Lutra reads {VERSION}: "
+            + ("update Lutra, or pack" if newer else "pack")
+            + f" its checkpoint again (lutra pack CHECKPOINT -o {folder})"
         )
     path = folder / _TENSORS
     if not path.is_file():
@@ -234,7 +239,13 @@ def open_packed(folder: Path) -> PackedFile:
             f"{fingerprint}): copy or pack the model again"
         )
     n_bytes = sum(each.stat().st_size for each in (file.path, path))
-    return PackedFile(_read_model(folder.resolve().name, file, tensors), fingerprint, n_bytes)
+    return PackedFile(_read_model(_name(file, folder), file, tensors), fingerprint, n_bytes)
+
+
+def _name(file: ConfigFile, folder: Path) -> str:
+    """The model's name, of characters that a terminal shows; older files have the folder's."""
+    text = folder.resolve().name if file.get("name") is None else _text(file, "name")
+    return "".join(each if each.isprintable() else "?" for each in text[:_NAME_MAX])
 
 
 def _read_model(name: str, file: ConfigFile, tensors: SafetensorsFolder) -> PackedModel:

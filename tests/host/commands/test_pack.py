@@ -75,7 +75,7 @@ def test_every_method(method: str, source: Path, tmp_path: Path, capsys: Capture
     out = tmp_path / "out"
     options = ["--format", "w3a8", "--method", method, *(CALIB if METHODS[method] else [])]
     model = quantize(source, out, *options)
-    assert (model.format, model.group, model.name) == ("W3A8", 32, "out")
+    assert (model.format, model.group, model.name) == ("W3A8", 32, "otter")
     assert not is_unfinished(out)
     output = capsys.readouterr()
     fingerprint = open_packed(out).fingerprint

@@ -86,7 +86,7 @@ def test_a_round_trip(kind: str, models: dict[str, PackedModel], tmp_path: Path)
         opened.fingerprint == fingerprint == json.loads((out / FILES[0]).read_text())["fingerprint"]
     )
     assert opened.n_bytes == sum((out / name).stat().st_size for name in FILES)
-    assert opened.model.name == "otter"
+    assert opened.model.name == model.name
     assert_same(model, opened.model)
     tokens = random_tokens(random_decoder(), 1, 11)[0].tolist()
     np.testing.assert_array_equal(golden_logits(model, tokens), golden_logits(opened.model, tokens))
@@ -124,9 +124,25 @@ def test_kinds_are_what_their_names_say(models: dict[str, PackedModel]) -> None:
 
 def test_two_packings_are_the_same_bytes(models: dict[str, PackedModel], tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "else" / "b"
-    assert write(a, models["mixed"]) == write(b, replace(models["mixed"], name="another"))
+    assert write(a, models["mixed"]) == write(b, models["mixed"])
     for name in FILES:
         assert (a / name).read_bytes() == (b / name).read_bytes()
+
+
+def test_a_name_is_kept_beside_the_fingerprint(
+    models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    """The model is the same, whatever it is called; what a terminal obeys is replaced."""
+    name = "otter\x1b[31m \N{GREEK SMALL LETTER ALPHA}" + 100 * "!"
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert write(a, models["llama"]) == write(b, replace(models["llama"], name=name))
+    assert (a / FILES[1]).read_bytes() == (b / FILES[1]).read_bytes()
+    assert open_packed(b).model.name == name.replace("\x1b", "?")[:100]
+    # files of before have the folder's
+    content = json.loads((b / FILES[0]).read_text())
+    del content["name"]
+    (b / FILES[0]).write_text(json.dumps(content))
+    assert open_packed(b).model.name == "b"
 
 
 def test_what_differs_has_another_fingerprint(
@@ -323,6 +339,11 @@ SCALE_TEXT = (
             set_to("lutra_version", to=1),
             "config.json is of packed format 1, this Lutra reads 3: pack its checkpoint again",
         ),
+        (
+            set_to("lutra_version", to=4),
+            "config.json is of packed format 4, this Lutra reads 3: update Lutra, or pack its che",
+        ),
+        (set_to("name", to=3), "config.json: name must be a text, not 3: pack the model again"),
         (
             without("lutra_version"),
             "config.json is of packed format None, this Lutra reads 3: pack its checkpoint",

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.importorskip("cocotb_tools")
 from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import two_ports
 from lutra_hw.core.accelerator import Accelerator, generate_verilog
-from lutra_sim.bench.core.story import StorySizes
+from lutra_sim.bench.core.story import Story, StorySizes
 from lutra_sim.bench.simulate import run_cocotb
 
 SMALL = NANO.with_(
@@ -81,6 +82,22 @@ def test_verilog_has_the_ports() -> None:
     assert {"m_axi_1__arid", "m_axi_1__bresp", "s_axi__wstrb", "m_axi_0__rlast"} <= declared
     assert not any(name.startswith("m_axi_0__w") for name in declared)
     assert "src =" not in whole
+
+
+@pytest.mark.parametrize(
+    ("blocks", "sizes", "needed"),
+    [
+        (16, StorySizes(intermediate=64, vocab=160), 20),
+        (32, StorySizes(intermediate=136, vocab=64), 34),
+        (16, StorySizes(hidden=256, intermediate=64, vocab=128), 32),
+    ],
+)
+def test_a_story_that_the_accumulators_do_not_hold(
+    blocks: int, sizes: StorySizes, needed: int
+) -> None:
+    message = f"^acc_blocks must be at least {needed} for a story of .*, not {blocks}$"
+    with pytest.raises(ValueError, match=message):
+        Story(SMALL.with_(acc_blocks=blocks), sizes, Random(0))
 
 
 @pytest.mark.cocotb

@@ -64,6 +64,11 @@ class Story:
 
     def __init__(self, config: AcceleratorConfig, sizes: StorySizes, rng: Random) -> None:
         self.config, self.sizes = config, sizes
+        blocks = config.matmul.acc_blocks
+        if blocks < self._blocks():
+            raise ValueError(
+                f"acc_blocks must be at least {self._blocks()} for a story of {sizes}, not {blocks}"
+            )
         self._numpy = np.random.default_rng(rng.getrandbits(32))
         self._image, self._code = bytearray(), list[Instruction]()
         self._counts = [0] * len(Unit)
@@ -106,6 +111,14 @@ class Story:
         return self.golden.memory.read(0, len(self.golden.memory)).tobytes()
 
     # -- building
+
+    def _blocks(self) -> int:
+        """Blocks of accumulators that the longest product takes, or the halves of the logits."""
+        config, sizes = self.config, self.sizes
+        heads = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+        # a half begins at an even block
+        halves = 4 * -(-sizes.vocab // 32)
+        return max(heads // 8, 2 * sizes.intermediate // 8, sizes.hidden // 8, halves)
 
     def _emit(self, opcode: Opcode, *after: _Event, flags: int = 0, **args: int) -> _Event:
         """Append an instruction that waits for others; return what waits for it."""

@@ -54,6 +54,20 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def test_a_test_that_hangs_is_ended(tmp_path: Path) -> None:
+    """By the settings of this project, which know no plugin for it; others run on."""
+    path = tmp_path / "test_hang.py"
+    path.write_text("import time\ndef test_hang():\n    time.sleep(60)\n")
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), str(path)]
+    command += ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    assert done.returncode != 0
+    assert "Timeout (0:00:01)!" in done.stderr
+    assert "test_hang.py" in done.stderr
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert settings["pytest"]["ini_options"]["faulthandler_timeout"] == 1800
+
+
 def _tracked() -> list[Path]:
     """Files that are in the repository, or will be with the next commit."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from lutra.commands.bench import Row, bench
 from lutra.devices.cpu.device import CpuDevice
 from lutra.formats.config_file import ConfigFile
+from lutra.models import RANDOM
 from lutra.models.random import RANDOM_SHAPES
-from lutra.packed.random import PREFIX, random_packed
+from lutra.packed.random import random_packed
 from lutra.progress import StepProgress
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
@@ -188,7 +189,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "peer.gguf"
         write_gguf(path, progress=progress)
-        model = random_packed(PREFIX + _SHAPE, progress=progress)
+        model = random_packed(RANDOM + _SHAPE, progress=progress)
         for turn in range(2):
             if progress:
                 progress("measuring", turn / 2)
@@ -233,8 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         low, middle, high = min(row.rates), float(np.median(row.rates)), max(row.rates)
         print(
-            f"| {row.device} | {row.test} | {row.t_s:.1f} \N{PLUS-MINUS SIGN} {row.std:.1f} "
-            f"| {middle:.1f} | {low:.1f} | {high:.1f} |"
+            f"| {row.device} | {row.test} | {row.figures} | {middle:.1f} | {low:.1f} | {high:.1f} |"
         )
     if args.json:
         content = [

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from lutra.models import find_model, load_model
+from lutra.models import RANDOM, find_model, load_model
 from lutra.models.decoder import Decoder
 from lutra.packed.file import is_packed, open_packed
-from lutra.packed.random import PREFIX, random_packed
+from lutra.packed.random import random_packed
 from lutra.quantize import DEFAULT_GROUP, GROUPS
 from lutra.quantize.pack import pack_model
 from lutra_golden.errors import LutraError
@@ -29,7 +29,7 @@ def open_packed_model(
     progress: Progress | None = None,
 ) -> PackedModel:
     """Load a model by its name, including ``random:SHAPE``."""
-    if not str(name).startswith(PREFIX):
+    if not str(name).startswith(RANDOM):
         return open_model(find_model(name), format, group, kv_bits, context, progress)[1]
     wanted = None if format is None else _format(format)
     return random_packed(
@@ -54,15 +54,15 @@ def open_model(
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
     if is_packed(path):
-        for name, value in (
-            ("format", format),
-            ("group", group),
-            ("kv", kv_bits),
-            ("context", context),
+        for name, value, option in (
+            ("format", format, "--format"),
+            ("group", group, "--group"),
+            ("kv", kv_bits, "--kv"),
+            ("context", context, "the context"),
         ):
             if value is not None:
                 raise LutraError(
-                    f"{path} is packed already, its {name} cannot be changed: leave {name} out, "
+                    f"{path} is packed already, its {name} cannot be changed: leave {option} out, "
                     "or pack the checkpoint again"
                 )
         return None, open_packed(path).model
@@ -72,7 +72,7 @@ def open_model(
         source, wanted, group or DEFAULT_GROUP, progress, _KV_BITS if kv_bits is None else kv_bits
     )
     if group is not None and packed.group is None:
-        raise LutraError(f"the weights of {packed.name} are in no groups: leave group out")
+        raise LutraError(f"the weights of {packed.name} are in no groups: leave --group out")
     return source, packed
 
 

@@ -442,11 +442,11 @@ def test_without_a_check_nothing_is_compared(folder: Path) -> None:
             {"device": "interpreted", "config": "giant"},
             r"configuration must be one of nano, not 'giant'",
         ),
-        ({"config": "nano"}, "device golden has no configuration to choose: leave config out"),
-        ({"engine": "lut"}, "device golden has no matmul engine to choose: leave engine out"),
+        ({"config": "nano"}, "device golden has no configuration to choose: leave --config out"),
+        ({"engine": "lut"}, "device golden has no matmul engine to choose: leave --engine out"),
         (
             {"threads": 2},
-            "only device cpu has threads, golden has none: leave threads out",
+            "only device cpu has threads, golden has none: leave --threads out",
         ),
         (
             {"device": GoldenDevice(), "engine": "lut"},
@@ -456,10 +456,15 @@ def test_without_a_check_nothing_is_compared(folder: Path) -> None:
             ),
         ),
         ({"prefix_bytes": -1}, r"prefix_bytes must be 0 \(keep none\) or more, not -1"),
+        ({"threads": 10_000, "device": "cpu"}, r"--threads must be 1 to \d+, not 10000"),
         ({"wave": Path("x.vcd")}, "a waveform needs the RTL: add --device rtl"),
         (
             {"wave": Path("x.png"), "device": "rtl"},
             r"a waveform file must end in \.vcd or \.fst, not 'x\.png'",
+        ),
+        (
+            {"wave": Path("no/such/x.vcd"), "device": "rtl"},
+            "the folder of --wave no/such/x.vcd does not exist: make it, or give another",
         ),
         (
             {"device": "interpreted", "config": NANO},

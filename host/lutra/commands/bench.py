@@ -4,13 +4,21 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
-from lutra.commands.options import add_device, add_format, add_group, add_kv, add_threads
+from lutra.commands.options import (
+    add_device,
+    add_format,
+    add_group,
+    add_json,
+    add_kv,
+    add_threads,
+    check_kv,
+    whole,
+)
 from lutra.devices.base import Device, Step
 from lutra.devices.choose import choose_device, notes_on
 from lutra.open_model import open_packed_model
@@ -18,7 +26,7 @@ from lutra.progress import StepProgress
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
-__all__ = ["N_GEN", "N_PROMPT", "Row", "add_bench", "bench"]
+__all__ = ["N_GEN", "N_PROMPT", "Row", "add_bench", "bench", "measure"]
 
 N_PROMPT, N_GEN = 512, 128
 """Default numbers of tokens in the tests of prefill and decode."""
@@ -27,7 +35,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A test's result: tokens per second of every repetition."""
+    """A test's result: tokens per second of every repetition so far."""
 
     model: str
     device: str
@@ -42,14 +50,20 @@ class Row:
         return self.test if self.batch == 1 else f"{self.test} x {self.batch}"
 
     @property
-    def t_s(self) -> float:
-        """Mean rate."""
-        return float(np.mean(self.rates))
+    def t_s(self) -> float | None:
+        """Mean rate; None before the first repetition."""
+        return float(np.mean(self.rates)) if self.rates else None
 
     @property
-    def std(self) -> float:
-        """Standard deviation of the rates; 0 for a single one."""
-        return float(np.std(self.rates, ddof=1)) if len(self.rates) > 1 else 0.0
+    def std(self) -> float | None:
+        """Standard deviation of the rates; None unless there are two."""
+        return float(np.std(self.rates, ddof=1)) if len(self.rates) > 1 else None
+
+    @property
+    def figures(self) -> str:
+        """Mean and deviation as text, as far as there are any."""
+        mean = "-" if self.t_s is None else f"{self.t_s:.2f}"
+        return mean if self.std is None else f"{mean} \N{PLUS-MINUS SIGN} {self.std:.2f}"
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
@@ -67,21 +81,21 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p",
         "--n-prompt",
-        type=int,
+        type=whole(0),
         metavar="N",
         help=f"prompt length of the prefill test (default {N_PROMPT}, 0 leaves it out)",
     )
     parser.add_argument(
         "-n",
         "--n-gen",
-        type=int,
+        type=whole(0),
         metavar="N",
         help=f"tokens of the decode test (default {N_GEN}, 0 leaves it out)",
     )
     parser.add_argument(
         "-b",
         "--batch",
-        type=int,
+        type=whole(1),
         default=1,
         metavar="N",
         help="also decode N sequences together, their tokens counted together (default 1: no)",
@@ -89,7 +103,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-r",
         "--repetitions",
-        type=int,
+        type=whole(1),
         default=5,
         metavar="N",
         help="repetitions of each test (default 5)",
@@ -103,10 +117,16 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         default="md",
         help="Markdown table or JSON (default md)",
     )
+    add_json(parser)
     parser.set_defaults(command=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.n_prompt == args.n_gen == 0:
+        raise LutraError("-p 0 and -n 0 leave nothing to measure: give one of them more")
+    check_kv(args.kv, args.device, falls_back=False)
+    rows: dict[str, Row] = {}
+    interrupted = False
     with StepProgress() as progress:
         model = open_packed_model(args.model, args.format, args.group, args.kv, progress=progress)
         # as many as llama-bench takes, or what a small model can
@@ -121,7 +141,7 @@ def _bench(args: argparse.Namespace) -> int:
             )
         device, reasons = choose_device(args.device, threads=args.threads, progress=progress)
         try:
-            rows = bench(
+            for row in measure(
                 model,
                 device,
                 n_prompt=n_prompt,
@@ -129,36 +149,47 @@ def _bench(args: argparse.Namespace) -> int:
                 batch=args.batch,
                 repetitions=args.repetitions,
                 progress=progress,
-            )
+            ):
+                rows[row.label] = row
+        except KeyboardInterrupt:
+            interrupted = True
         finally:
             device.close()
+    if interrupted and not rows:
+        raise KeyboardInterrupt
     for note in notes_on(device, reasons):
         print(f"note: {note}", file=sys.stderr)
-    if args.output == "json":
-        print(
-            json.dumps(
-                [
-                    {
-                        "model": row.model,
-                        "format": model.format,
-                        "device": row.device,
-                        "test": row.test,
-                        "batch": row.batch,
-                        "t_s": round(row.t_s, 3),
-                        "std": round(row.std, 3),
-                        "samples": [round(rate, 3) for rate in row.rates],
-                    }
-                    for row in rows
-                ]
-            )
-        )
-        return 0
+    show = _print_json if args.json or args.output == "json" else _print_table
+    show(model.format, list(rows.values()), interrupted)
+    return 130 if interrupted else 0
+
+
+def _print_json(format: str, rows: Sequence[Row], interrupted: bool) -> None:
+    found = [
+        {
+            "model": row.model,
+            "format": format,
+            "device": row.device,
+            "test": row.test,
+            "batch": row.batch,
+            "t_s": None if row.t_s is None else round(row.t_s, 3),
+            "std": None if row.std is None else round(row.std, 3),
+            "samples": [round(rate, 3) for rate in row.rates],
+            "interrupted": interrupted and row is rows[-1],
+        }
+        for row in rows
+    ]
+    print(json.dumps(found))
+
+
+def _print_table(format: str, rows: Sequence[Row], interrupted: bool) -> None:
     print("| model | format | device | test | t/s |")
     print("|---|---|---|---:|---:|")
     for row in rows:
-        figures = f"{row.t_s:.2f} \N{PLUS-MINUS SIGN} {row.std:.2f}"
-        print(f"| {row.model} | {model.format} | {row.device} | {row.label} | {figures} |")
-    return 0
+        figures = row.figures
+        if interrupted and row is rows[-1]:
+            figures += f", interrupted after {len(row.rates)}"
+        print(f"| {row.model} | {format} | {row.device} | {row.label} | {figures} |")
 
 
 def bench(
@@ -169,13 +200,32 @@ def bench(
     n_gen: int = N_GEN,
     batch: int = 1,
     repetitions: int = 5,
-    progress: Progress | None = None,
 ) -> list[Row]:
+    """Rows of :func:`measure` when all repetitions are done."""
+    rows = measure(
+        model, device, n_prompt=n_prompt, n_gen=n_gen, batch=batch, repetitions=repetitions
+    )
+    return list({row.label: row for row in rows}.values())
+
+
+def measure(
+    model: PackedModel,
+    device: Device,
+    *,
+    n_prompt: int,
+    n_gen: int,
+    batch: int,
+    repetitions: int,
+    progress: Progress | None = None,
+) -> Iterator[Row]:
     """Measure ``ppN``, prefill of N random tokens, and ``tgN``, decode of N tokens from an empty
     cache, the latter also of ``batch`` sequences together if that is more than one; a test of 0
-    tokens is left out. One warm-up run precedes each test."""
+    tokens is left out. One warm-up run precedes each test. A test's row comes when it begins and
+    after every repetition."""
     if n_prompt < 0 or n_gen < 0 or n_prompt + n_gen == 0 or repetitions < 1 or batch < 1:
-        raise LutraError("-p and -n must be 0 or more, not both 0, and -b and -r 1 or more")
+        raise LutraError(
+            "n_prompt and n_gen must be 0 or more, not both 0, batch and repetitions 1 or more"
+        )
     device.load(model)
     shape = (batch, max(n_prompt, n_gen))
     texts: list[list[int]] = np.random.default_rng(0).integers(0, model.vocab_size, shape).tolist()
@@ -195,31 +245,19 @@ def bench(
     tests = [("pp", n_prompt, prefill, 1), ("tg", n_gen, decode, 1)]
     if batch > 1:
         tests.append(("tg", n_gen, decode, batch))
-    rows: list[Row] = []
     for test, length, run, n in tests:
         if not length:
             continue
         row = Row(model=model.name, device=device.name, test=f"{test}{length}", rates=(), batch=n)
-        rates = _rates(partial(run, n), n * length, repetitions, f"measuring {row.label}", progress)
-        rows.append(replace(row, rates=rates))
+        for i in range(repetitions + 1):
+            if progress:
+                progress(f"measuring {row.label}", i / (repetitions + 1))
+            yield row
+            start = time.perf_counter()
+            run(n)
+            seconds = time.perf_counter() - start
+            if i:
+                row = replace(row, rates=(*row.rates, n * length / seconds))
+        yield row
     for session in sessions:
         session.close()
-    return rows
-
-
-def _rates(
-    run: Callable[[], None],
-    n_tokens: int,
-    repetitions: int,
-    stage: str,
-    progress: Progress | None,
-) -> tuple[float, ...]:
-    seconds: list[float] = []
-    for i in range(repetitions + 1):
-        if progress:
-            progress(stage, i / (repetitions + 1))
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    counted: Sequence[float] = seconds[1:]
-    return tuple(n_tokens / each for each in counted)

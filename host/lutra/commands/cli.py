@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
@@ -26,6 +27,9 @@ from lutra.commands.options import (
     add_json,
     add_kv,
     add_threads,
+    check_kv,
+    real,
+    whole,
 )
 from lutra.commands.pack import add_pack, add_quantize
 from lutra.commands.show import add_show
@@ -51,6 +55,11 @@ _AddArguments = Callable[[argparse.ArgumentParser], None]
 
 _DEFAULT_PROMPT = "Once upon a time there was a king who had three daughters"
 _DEFAULT_TOKENS = 64
+_WAVE_CYCLES = (0, 10_000)
+_WAVE_NOTE = (
+    f"note: the waveform has clock cycles 0 to {_WAVE_CYCLES[1]:,} (about 400 MB as .vcd): "
+    "--wave-cycles FROM:TO chooses others"
+)
 _ADVICE = {
     errno.ENOSPC: "free some space",
     errno.ENOENT: "give one that exists",
@@ -172,7 +181,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n",
         "--n-predict",
-        type=int,
+        type=whole(1),
         metavar="N",
         help=f"number of tokens to generate (default {_DEFAULT_TOKENS}, or to the context's end)",
     )
@@ -188,7 +197,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--wave-cycles",
         type=_cycle_range,
         metavar="FROM:TO",
-        help="limit the waveform to these clock cycles",
+        help="clock cycles that the waveform has (default "
+        f"{_WAVE_CYCLES[0]}:{_WAVE_CYCLES[1]}; a story of 64 tokens takes 1.7 million)",
     )
     parser.set_defaults(command=_run)
 
@@ -196,27 +206,31 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temp",
-        type=float,
+        type=real("0 or more", lambda t: t >= 0),
         default=0.7,
         metavar="T",
         help="sampling temperature (default 0.7, 0 for greedy)",
     )
     parser.add_argument(
         "--top-k",
-        type=int,
+        type=whole(0),
         default=40,
         metavar="K",
         help="sample from the K most likely tokens (default 40, 0 disables)",
     )
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=real("above 0 and at most 1", lambda p: 0 < p <= 1),
         default=0.95,
         metavar="P",
         help="sample from the most likely tokens that add up to probability P (default 0.95)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="random seed for sampling (default 0)"
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="random seed for sampling (default 0)",
     )
     add_device(parser, "rtl", "rtl, the simulated hardware")
     add_threads(parser)
@@ -245,6 +259,8 @@ def _run(args: argparse.Namespace) -> int:
     check = args.device == "rtl" if args.check is None else args.check
     if args.wave_cycles and not args.wave:
         raise LutraError("--wave-cycles needs --wave FILE")
+    check_kv(args.kv, args.device, falls_back=True)
+    wave_cycles = args.wave_cycles or (_WAVE_CYCLES if args.wave else None)
     sampling = _sampling(args)
     with StepProgress() as progress:
         llm = LLM(
@@ -258,7 +274,7 @@ def _run(args: argparse.Namespace) -> int:
             threads=args.threads,
             check=check,
             wave=args.wave,
-            wave_cycles=args.wave_cycles,
+            wave_cycles=wave_cycles,
             progress=progress,
             load=False,
         )
@@ -271,6 +287,8 @@ def _run(args: argparse.Namespace) -> int:
         stream = llm.stream(prompt, n_predict, sampling)
         llm.load()
     _print_notes(llm)
+    if wave_cycles != args.wave_cycles:
+        print(_WAVE_NOTE, file=sys.stderr)
     text, mismatch = "", None
     try:
         print(prompt, end="", flush=True)
@@ -312,7 +330,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-n",
         "--n-predict",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="maximum number of tokens per answer (default: to the context's end)",
     )
@@ -327,8 +345,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
 
 
 def _chat(args: argparse.Namespace) -> int:
-    if args.n_predict is not None and args.n_predict < 1:
-        raise LutraError(f"-n must be 1 or more, not {args.n_predict}")
+    check_kv(args.kv, args.device, falls_back=True)
     sampling = _sampling(args)
     template = _chat_template(args)
     with StepProgress() as progress:
@@ -368,6 +385,13 @@ def _chat_template(args: argparse.Namespace) -> str | None:
         except UnicodeDecodeError:
             raise LutraError(f"{args.chat_template} is not UTF-8 text: convert it") from None
     source = tokenizer.chat_template if given is None else given
+    if source is None:
+        command = f"lutra run -m {shlex.quote(args.model)} -dev auto -p 'Once upon a time'"
+        raise LutraError(
+            f"the model {path.name} has no chat template: it was not trained to chat, and "
+            f"continues texts ({command}); to chat, give -m an instruction-tuned model, or "
+            "--chat-template FILE"
+        )
     template = ChatTemplate.of_model(path.name, source, tokenizer.special_tokens)
     system = [{"role": "system", "content": args.system}] if args.system else []
     template.render([*system, {"role": "user", "content": "Hello"}])
@@ -463,7 +487,10 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
         "is given; a packed model with its packed weights",
     )
     parser.add_argument(
-        "--windows", type=int, metavar="N", help="use only the first N windows of the text"
+        "--windows",
+        type=whole(1),
+        metavar="N",
+        help="use only the first N windows of the text",
     )
     parser.set_defaults(command=_perplexity)
 
@@ -473,13 +500,13 @@ def _perplexity(args: argparse.Namespace) -> int:
         text = args.file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise LutraError(f"{args.file} is not UTF-8 text: convert it first") from None
-    if args.windows is not None and args.windows < 1:
-        raise LutraError(f"--windows must be 1 or more, not {args.windows}")
     if args.float:
         for option in ("device", "threads", "engine"):
             if getattr(args, option) is not None:
                 raise LutraError(f"--float runs on no device: leave --{option} out")
     device = args.device or ("interpreted" if args.engine else "auto")
+    if not args.float:
+        check_kv(args.kv, device, falls_back=True)
     with StepProgress() as progress:
         llm = LLM(
             args.model,

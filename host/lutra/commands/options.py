@@ -1,13 +1,57 @@
 """Options that several commands have: one flag, one default and one help text for each."""
 
 import argparse
+import math
+from collections.abc import Callable
 
-from lutra.devices.choose import DEVICES
+from lutra.devices.choose import DEVICES, most_threads
 from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
 from lutra_golden.model.cache import KV_NAMES
 
-__all__ = ["add_device", "add_format", "add_group", "add_json", "add_kv", "add_threads"]
+__all__ = [
+    "add_device",
+    "add_format",
+    "add_group",
+    "add_json",
+    "add_kv",
+    "add_threads",
+    "check_kv",
+    "real",
+    "whole",
+]
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Parser of an option that is a whole number, from ``low`` and up to ``high``."""
+    expected = f"{low} or more" if high is None else f"{low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"must be {expected}, not {text}")
+        return value
+
+    return parse
+
+
+def real(expected: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+    """Parser of an option that is a finite number which ``fits``; ``expected`` is that in words."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
+        if not (math.isfinite(value) and fits(value)):
+            raise argparse.ArgumentTypeError(f"must be {expected}, not {text}")
+        return value
+
+    return parse
 
 
 def add_format(parser: argparse.ArgumentParser, default: str) -> None:
@@ -47,6 +91,19 @@ def add_kv(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     )
 
 
+def check_kv(kv: str | None, device: str, *, falls_back: bool) -> None:
+    """Refuse bits of keys and values that the device has not, before anything is loaded.
+
+    ``falls_back``: the device ``auto`` becomes one that has them.
+    """
+    able = ("golden", "auto") if falls_back else ("golden",)
+    if kv == "8/4" and device not in able:
+        raise LutraError(
+            f"device {device} caches keys and values in the same bits, not --kv 8/4: "
+            "add -dev golden, or give --kv 8 or --kv 4"
+        )
+
+
 def add_device(parser: argparse.ArgumentParser, default: str | None, note: str) -> None:
     """``-dev``; ``note`` says the default in words."""
     parser.add_argument(
@@ -63,7 +120,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-t",
         "--threads",
-        type=int,
+        type=whole(1, most_threads()),
         metavar="N",
         help="threads of the device cpu (default: one per core)",
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lutra.commands.options import add_format, add_group, add_json, add_kv
+from lutra.commands.options import add_format, add_group, add_json, add_kv, real, whole
 from lutra.commands.show import packed_figures
 from lutra.models import find_model, load_model
 from lutra.models.decoder import CONTEXT, Decoder
@@ -20,12 +20,13 @@ from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore, is_unfinished
 from lutra.progress import StepProgress
 from lutra.quantize import DEFAULT_GROUP, default_format
-from lutra.quantize.budget import BitPlan, Sensitivity
+from lutra.quantize.budget import CHOICES, BitPlan, Sensitivity
 from lutra.quantize.calibration import calibration_windows
 from lutra.quantize.driver import METHODS, Recipe, quantize_layers
 from lutra.quantize.pack import Packer
 from lutra.text.tokenizer import Tokenizer, copy_tokenizer
 from lutra_golden.errors import LutraError
+from lutra_golden.machine import unwritable
 from lutra_golden.matmul.format import Format
 
 __all__ = ["add_pack", "add_quantize"]
@@ -49,28 +50,28 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--bits-budget",
-        type=float,
+        type=real(f"{CHOICES[0]} to {CHOICES[-1]}", lambda n: CHOICES[0] <= n <= CHOICES[-1]),
         metavar="BITS",
         help="average bits per weight, spread over the layers by measured sensitivity",
     )
     parser.add_argument("--calib", type=Path, metavar="FILE", help="calibration text in UTF-8")
     parser.add_argument(
         "--calib-windows",
-        type=int,
+        type=whole(1),
         default=32,
         metavar="N",
         help="number of calibration windows (default 32)",
     )
     parser.add_argument(
         "--calib-tokens",
-        type=int,
+        type=whole(2),
         default=256,
         metavar="N",
         help="tokens per calibration window (default 256)",
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="N",
         help="random seed for choosing calibration windows (default 0)",
@@ -106,7 +107,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-c",
         "--ctx-size",
-        type=int,
+        type=whole(1),
         metavar="N",
         help=f"context length in tokens (default: the model's, at most {CONTEXT})",
     )
@@ -119,6 +120,8 @@ def _quantize(args: argparse.Namespace) -> int:
         raise LutraError(f"{path} is packed already: give the checkpoint it was made from")
     if args.out.exists() and not (args.out.is_dir() and _ours(args.out)):
         raise LutraError(f"{args.out} exists and is not a packed model: give another folder")
+    if reason := unwritable(args.out):
+        raise LutraError(f"-o {args.out} cannot be written ({reason}): give another folder")
     model = load_model(path).limited(args.ctx_size)
     format = default_format(model) if args.format is None else Format.parse(args.format)
     recipe = Recipe(

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lutra.commands.options import add_json
+from lutra.commands.options import add_json, real
 from lutra.evaluate.verify import verify
 from lutra.models import find_model
 from lutra.packed.file import is_packed, open_packed
@@ -39,7 +39,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limit",
-        type=float,
+        type=real("above 0", lambda limit: limit > 0),
         metavar="ERROR",
         help="largest relative rounding error of a part (default: by the bits of its weights)",
     )
@@ -50,8 +50,6 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 def _verify(args: argparse.Namespace) -> int:
     if not is_packed(args.model):
         raise LutraError(f"{args.model} is not a packed model: make one with lutra pack")
-    if args.limit is not None and not args.limit > 0:
-        raise LutraError(f"--limit must be positive, not {args.limit}")
     source = find_model(args.against)
     if is_packed(source):
         raise LutraError(f"{source} is packed itself: give the checkpoint it was made from")

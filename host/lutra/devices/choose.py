@@ -12,15 +12,22 @@ from lutra.devices.cuda.device import CudaDevice
 from lutra.devices.golden import GoldenDevice
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
+from lutra_golden.machine import available_cores, unwritable
 from lutra_kernels import gpu_count, interpreted
 
-__all__ = ["DEVICES", "choose_device", "next_best", "notes_on"]
+__all__ = ["DEVICES", "choose_device", "most_threads", "next_best", "notes_on"]
 
 Progress = Callable[[str, float], None]
 
 DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl")
 """Names of devices; ``auto`` is the fastest that is here."""
 _ACCELERATORS = ("interpreted", "rtl")
+_THREADS = 256  # more than one per core only slow each other down
+
+
+def most_threads() -> int:
+    """Most threads that the device ``cpu`` is given on this machine."""
+    return max(_THREADS, available_cores())
 
 
 def _golden(_threads: int | None, _progress: Progress | None) -> Device:
@@ -61,18 +68,16 @@ def choose_device(
     """
     if name not in DEVICES:
         raise LutraError(f"device must be {_listed(DEVICES)}, not {name!r}")
-    if threads is not None and threads < 1:
-        raise LutraError(f"threads must be 1 or more, not {threads}")
-    if wave is not None and wave.suffix not in (".vcd", ".fst"):
-        raise LutraError(f"a waveform file must end in .vcd or .fst, not {wave.name!r}")
-    if wave is not None and name != "rtl":
-        raise LutraError("a waveform needs the RTL: add --device rtl")
+    if threads is not None and not 1 <= threads <= most_threads():
+        raise LutraError(f"--threads must be 1 to {most_threads()}, not {threads}")
+    if wave is not None:
+        _check_wave(wave, name)
     if threads is not None and name not in ("auto", "cpu"):
-        raise LutraError(f"only device cpu has threads, {name} has none: leave threads out")
+        raise LutraError(f"only device cpu has threads, {name} has none: leave --threads out")
     if engine is not None and name not in _ACCELERATORS:
-        raise LutraError(f"device {name} has no matmul engine to choose: leave engine out")
+        raise LutraError(f"device {name} has no matmul engine to choose: leave --engine out")
     if config is not None and name not in _ACCELERATORS:
-        raise LutraError(f"device {name} has no configuration to choose: leave config out")
+        raise LutraError(f"device {name} has no configuration to choose: leave --config out")
     built = "nano" if config is None else config
     if name == "rtl":
         transport = RtlTransport(wave=wave, wave_cycles=wave_cycles, progress=progress)
@@ -113,6 +118,20 @@ def notes_on(device: Device, reasons: Sequence[str]) -> list[str]:
     """A line for the user on each reason why ``device`` had to be taken."""
     runs = f"device {device.name} runs instead" + (", in NumPy" * (device.name == "golden"))
     return [f"{reason}; {runs}" for reason in reasons]
+
+
+def _check_wave(wave: Path, device: str) -> None:
+    """Refuse a waveform file that cannot be written, before anything is built for it."""
+    if wave.suffix not in (".vcd", ".fst"):
+        raise LutraError(f"a waveform file must end in .vcd or .fst, not {wave.name!r}")
+    if device != "rtl":
+        raise LutraError("a waveform needs the RTL: add --device rtl")
+    if wave.is_dir():
+        raise LutraError(f"--wave {wave} is a folder: give a file")
+    if not wave.parent.is_dir():
+        raise LutraError(f"the folder of --wave {wave} does not exist: make it, or give another")
+    if reason := unwritable(wave.parent):
+        raise LutraError(f"--wave {wave} cannot be written ({reason}): give another file")
 
 
 def _listed(names: tuple[str, ...]) -> str:

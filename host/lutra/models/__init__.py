@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lutra.checkpoints import Checkpoint, open_checkpoint
 from lutra.checkpoints.hub import download, is_id
+from lutra.formats.gguf import is_gguf
 from lutra.models.bitnet import BITNET, BITNET_LARGE, read_bitnet
 from lutra.models.decoder import Decoder
 from lutra.models.llama import LLAMA, read_llama
@@ -12,8 +13,10 @@ from lutra.models.mistral import MISTRAL, read_mistral
 from lutra.models.qwen import QWEN2, QWEN3, read_qwen2, read_qwen3
 from lutra_golden.errors import LutraError
 
-__all__ = ["ARCHITECTURES", "find_model", "load_model", "shipped_models"]
+__all__ = ["ARCHITECTURES", "RANDOM", "find_model", "load_model", "shipped_models"]
 
+RANDOM = "random:"
+"""Prefix of the names of models with random weights."""
 _DATA = Path(__file__).parent / "data"
 
 ARCHITECTURES: Mapping[str, Callable[[Checkpoint, str], Decoder]] = {
@@ -36,15 +39,24 @@ def find_model(name: str | Path) -> Path:
     """Return the folder of a shipped model's name, a path (a folder or a GGUF file), or the folder
     that an id of the Hugging Face Hub (``owner/model``) is downloaded to."""
     path, names = Path(name), shipped_models()
-    # a folder that only happens to be called like a shipped model does not hide it
+    # a folder or file that only happens to be called like a shipped model does not hide it
     if path.is_dir() and (str(name) not in names or (path / "config.json").exists()):
         return path
-    if path.is_file():
-        return path
+    if path.is_file() and str(name) not in names:
+        if is_gguf(path):
+            return path
+        raise LutraError(
+            f"{path} is not a GGUF file: give one, or the folder that holds config.json and "
+            "model.safetensors"
+        )
     if str(name) in names:
         return _DATA / str(name)
     if isinstance(name, str) and is_id(name):
         return download(name)
+    if str(name).startswith(RANDOM):
+        raise LutraError(
+            f"model {name} has random weights, which can only be measured: lutra bench -m {name}"
+        )
     raise LutraError(
         f"model {str(name)!r} is neither a folder nor a shipped model ({', '.join(names)}): "
         "give the folder that holds config.json and model.safetensors, a GGUF file, or an id "

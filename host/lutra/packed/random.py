@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.formats.config_file import ConfigFile
+from lutra.models import RANDOM
 from lutra.models.bitnet import BITNET
 from lutra.models.decoder import CONTEXT, DecoderConfig, read_config
 from lutra.models.qwen import QWEN2, QWEN3
@@ -35,10 +36,8 @@ from lutra_golden.vector.heads import EPS_FRAC
 from lutra_golden.vector.residual import LOGIT_SHIFT
 from lutra_golden.vector.rope import ROPE_FRAC
 
-__all__ = ["PREFIX", "random_packed"]
+__all__ = ["random_packed"]
 
-PREFIX = "random:"
-"""Prefix of such a model's name."""
 _RESIDUAL_FRAC, _GAMMA_FRAC, _BIAS_FRAC = 14, 14, 12
 _SCALE_MAX = 255
 _HEAD_DEVIATION = 30.0
@@ -60,9 +59,9 @@ def random_packed(
 
     ``n_layers`` makes it shallower.
     """
-    shape = name.removeprefix(PREFIX)
+    shape = name.removeprefix(RANDOM)
     if shape not in RANDOM_SHAPES:
-        choice = ", ".join(PREFIX + each for each in RANDOM_SHAPES)
+        choice = ", ".join(RANDOM + each for each in RANDOM_SHAPES)
         raise LutraError(f"a random model must be one of {choice}, not {name!r}")
     file = ConfigFile(Path(name), RANDOM_SHAPES[shape])
     bitnet = file.architecture == BITNET
@@ -70,7 +69,7 @@ def random_packed(
     format = format or Format.parse("W1.58A8" if bitnet else "W4A8")
     if bitnet and not format.ternary:
         raise LutraError(
-            f"{name} has ternary weights, which are not rounded to {format}: leave the format out"
+            f"{name} has ternary weights, which are not rounded to {format}: leave --format out"
         )
     if format.ternary and not bitnet:
         raise LutraError(f"{name} has no ternary weights: give another format than {format}")

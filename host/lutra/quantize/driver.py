@@ -68,17 +68,17 @@ class Recipe:
             raise LutraError(f"group must be 1 or more, not {self.group}")
         if self.act_order and self.method != "gptq":
             raise LutraError(
-                f"act-order is an option of gptq, not of {self.method}: leave it out or use gptq"
+                f"--act-order is an option of gptq, not of {self.method}: leave it out or use gptq"
             )
         if self.bits_budget is None:
             return
         if not (math.isfinite(self.bits_budget) and CHOICES[0] <= self.bits_budget <= CHOICES[-1]):
             raise LutraError(
-                f"bits-budget must be in {CHOICES[0]}..{CHOICES[-1]}, not {self.bits_budget:g}"
+                f"--bits-budget must be {CHOICES[0]} to {CHOICES[-1]}, not {self.bits_budget:g}"
             )
         if self.format.ternary:
             raise LutraError(
-                "a bits-budget is for weights in floating point, not for ternary ones: leave it out"
+                "--bits-budget is for weights in floating point, not for ternary ones: leave it out"
             )
 
     @property
@@ -166,15 +166,15 @@ def quantize_layers(
     windows = None
     if recipe.calibrated and _dense(model.layers[0]):
         if calibration is None:
-            what = recipe.method if METHODS[recipe.method] else "a bits-budget"
-            raise LutraError(f"{what} needs a calibration text: give one with --calib FILE")
+            option = f"--method {recipe.method}" if METHODS[recipe.method] else "--bits-budget"
+            raise LutraError(f"{option} needs a calibration text: give one with --calib FILE")
         windows = _checked(model, calibration)
     plan = None
     if recipe.bits_budget is not None:
         if windows is None:
             raise LutraError(
                 f"the weights of {model.name} are integers already, which a bits-budget is not "
-                "for: leave the bits-budget out"
+                "for: leave --bits-budget out"
             )
         plan = _plan(model, recipe, windows, store, progress, on_plan)
     states = None if method is None or windows is None else States(model, windows)

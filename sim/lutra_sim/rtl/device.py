@@ -50,7 +50,7 @@ class Simulator:
         Size of the memory; its addresses begin at 0.
     timing : :class:`MemoryTiming`
     trace_path :
-        Where to write a trace: ``.vcd``, or ``.fst``.
+        File for a trace, in a folder that exists: ``.vcd``, or ``.fst``.
     trace_cycles :
         First cycle of the trace, and the one behind its last.
     coverage :
@@ -95,7 +95,6 @@ class Simulator:
         try:
             if trace_path is not None:
                 first, end = trace_cycles or (0, 1 << 63)
-                trace_path.parent.mkdir(parents=True, exist_ok=True)
                 self._call("trace_open", os.fsencode(trace_path), first, end)
             self._check_identity()
             self.write_register("IRQ_ENABLE", 1)

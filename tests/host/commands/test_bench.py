@@ -3,9 +3,11 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from lutra.commands import bench as bench_command
 from lutra.commands.bench import Row, bench
 from lutra.commands.cli import main
 from lutra.devices.base import BaseDevice, Chunk, PassResult
@@ -34,8 +36,9 @@ class Recorder(BaseDevice[RecorderSession]):
 
     name, pass_tokens = "recorder", 48
 
-    def __init__(self) -> None:
+    def __init__(self, interrupted_at: int = -1) -> None:
         super().__init__()
+        self._interrupted_at = interrupted_at
         self.passes: list[tuple[int, int, int]] = []
 
     def _load(self, model: PackedModel) -> None:
@@ -48,6 +51,8 @@ class Recorder(BaseDevice[RecorderSession]):
         return RecorderSession(self, len(model.layers))
 
     def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        if len(self.passes) == self._interrupted_at:
+            raise KeyboardInterrupt
         for chunk in chunks:
             self.passes.append((len(chunk.tokens), chunk.position, chunk.logits_from))
         return PassResult()
@@ -86,14 +91,18 @@ def test_tokens_of_a_batch_are_counted_together(capsys: pytest.CaptureFixture[st
 def test_mean_and_deviation() -> None:
     row = Row(model="m", device="d", test="tg1", rates=(1.0, 2.0, 6.0))
     assert row.t_s == 3 and row.std == pytest.approx(7**0.5)
-    assert Row(model="m", device="d", test="tg1", rates=(5.0,)).std == 0
+    assert row.figures == "3.00 \N{PLUS-MINUS SIGN} 2.65"
+    one = Row(model="m", device="d", test="tg1", rates=(5.0,))
+    assert (one.t_s, one.std, one.figures) == (5, None, "5.00")
+    none = replace(one, rates=())
+    assert (none.t_s, none.std, none.figures) == (None, None, "-")
 
 
 def test_a_test_of_no_tokens_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("bench -dev golden -p 0 -n 2 -r 1".split()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| model | format | device | test | t/s |"
-    assert re.fullmatch(r"\| tales \| W1.58A8 \| golden \| tg2 \| [0-9.]+ ± 0.00 \|", lines[2])
+    assert re.fullmatch(r"\| tales \| W1.58A8 \| golden \| tg2 \| [0-9.]+ \|", lines[2])
     assert len(lines) == 3
 
 
@@ -106,17 +115,48 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     for row in rows:
         assert row["t_s"] == pytest.approx(sum(row["samples"]) / 2, rel=1e-2)
+        assert row["std"] is not None and not row["interrupted"]
+    # as every other command has it
+    assert main("bench -dev golden -p 9 -n 0 -r 1 --json".split()) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["test"], row["std"]) == ("pp9", None)
+
+
+@pytest.mark.parametrize(
+    ("passes", "tests"),
+    [
+        (0, [("pp9", 0)]),
+        (3, [("pp9", 2)]),
+        (4, [("pp9", 3), ("tg2", 0)]),
+        (9, [("pp9", 3), ("tg2", 1)]),
+    ],
+)
+def test_ctrl_c_leaves_what_was_measured(
+    passes: int,
+    tests: list[tuple[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whole repetitions count; the test that was cut off says so."""
+    monkeypatch.setattr(bench_command, "choose_device", lambda *_a, **_o: (Recorder(passes), []))
+    arguments = "bench -p 9 -n 2 -r 3".split()
+    assert main([*arguments, "--json"]) == 130
+    output = capsys.readouterr()
+    rows = json.loads(output.out)
+    assert [(row["test"], len(row["samples"])) for row in rows] == tests
+    assert [row["interrupted"] for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert (rows[-1]["t_s"] is None) == (tests[-1][1] == 0)
+    assert main(arguments) == 130
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.endswith(f", interrupted after {tests[-1][1]} |")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("-p 0 -n 0", "-p and -n must be 0 or more, not both 0, and -b and -r 1 or more"),
-        ("-n 1 -b 0", "-p and -n must be 0 or more, not both 0, and -b and -r 1 or more"),
-        ("-n 1 -r 0", "-p and -n must be 0 or more, not both 0, and -b and -r 1 or more"),
+        ("-p 0 -n 0", "-p 0 and -n 0 leave nothing to measure: give one of them more"),
         ("-p 257", "257 tokens do not fit the context of 256: lower -p or -n"),
-        ("-p 8 -t 0", "threads must be 1 or more, not 0"),
-        ("-p 8 -t 2", "only device cpu has threads, golden has none: leave threads out"),
+        ("-p 8 -t 2", "only device cpu has threads, golden has none: leave --threads out"),
     ],
 )
 def test_refusals(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -165,7 +167,7 @@ def test_the_command_with_another_template(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("-n", "0"), "-n must be 1 or more, not 0"),
+        (("-n", "0"), "argument -n/--n-predict: must be 1 or more, not 0: see lutra chat --help"),
         (("--chat-template", "no/such/file"), "no/such/file: No such file or directory: give one"),
     ],
 )
@@ -208,4 +210,9 @@ def test_a_model_that_was_not_trained_to_chat(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(monkeypatch, Path("tales"), "hi\n") == 2
-    assert "error: the model tales has no chat template" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: the model tales has no chat template: ")
+    found = re.search(r"\(lutra (.*)\)", error)
+    assert found is not None
+    assert main([*shlex.split(found[1]), "-n", "2"]) == 0
+    assert capsys.readouterr().out.startswith("Once upon a time")

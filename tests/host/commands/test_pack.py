@@ -254,6 +254,26 @@ def test_a_folder_of_something_else(source: Path, tmp_path: Path, capsys: Captur
     assert fails(capsys, "pack", source, "-o", file).startswith(f"{file} exists and is not a")
 
 
+def test_a_folder_that_can_not_be_made(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Seen before a model is quantised for it."""
+    monkeypatch.setattr("lutra.commands.pack.load_model", None)
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    assert fails(capsys, "pack", source, "-o", out) == (
+        f"-o {out} cannot be written (Not a directory): give another folder"
+    )
+
+
+def test_the_name_goes_along(source: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = quantize(source, tmp_path / "out")
+    assert model.name == "otter"
+    capsys.readouterr()
+    assert main(["show", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "otter"
+
+
 def test_a_packed_model_and_an_empty_folder_are_overwritten(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -273,32 +293,21 @@ def test_a_packed_model_and_an_empty_folder_are_overwritten(source: Path, tmp_pa
             ["--format", "w1.58a8"],
             r"the weights of otter are not ternary, .*: use --format W1A8, .*",
         ),
-        (["--method", "gptq"], "gptq needs a calibration text: give one with --calib FILE"),
+        (["--method", "gptq"], "--method gptq needs a calibration text: give one with --calib FI"),
         (
             ["--bits-budget", "3"],
-            "a bits-budget needs a calibration text: give one with --calib FI",
+            "--bits-budget needs a calibration text: give one with --calib FILE",
         ),
-        (["--bits-budget", "nan", *CALIB], r"bits-budget must be in 2\.\.8, not nan"),
-        (["--bits-budget", "9", *CALIB], r"bits-budget must be in 2\.\.8, not 9"),
         (
             ["--act-order"],
-            "act-order is an option of gptq, not of rtn: leave it out or use gptq",
+            "--act-order is an option of gptq, not of rtn: leave it out or use gptq",
         ),
         (["--method", "magic"], "argument --method: invalid choice: 'magic' .*"),
         (["--group", "48"], "argument --group: invalid choice: 48 .*"),
-        (["-c", "0"], "the context must be 1 position or more, not 0"),
         (["-c", "33"], "the context must be at most 32, the limit of otter, not 33"),
         (
             ["--calib", "no-such.txt"],
             "no-such.txt: No such file or directory: give one that exists",
-        ),
-        (
-            [*CALIB, "--calib-windows", "0"],
-            "calibration needs at least one window of .*",
-        ),
-        (
-            [*CALIB, "--calib-tokens", "1"],
-            "calibration needs at least one window of .*",
         ),
     ],
 )
@@ -313,7 +322,7 @@ def test_options_that_can_not_be(
 def test_ternary_weights_have_their_bits(ternary: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     text = fails(capsys, "quantize", ternary, "-o", out, "--bits-budget", "3", *CALIB)
-    assert text.startswith("a bits-budget is for weights in floating point, not for ternary ones")
+    assert text.startswith("--bits-budget is for weights in floating point, not for ternary ones")
     text = fails(capsys, "quantize", ternary, "-o", out, "--format", "w4a8")
     assert text.endswith("use --format W1.58A8, not W4A8")
     assert not out.exists()

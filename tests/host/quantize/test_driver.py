@@ -221,13 +221,13 @@ def test_settings_tell_runs_apart() -> None:
         ({"group": 0}, "group must be 1 or more, not 0"),
         (
             {"act_order": True},
-            "act-order is an option of gptq, not of rtn: leave it out or use gptq",
+            "--act-order is an option of gptq, not of rtn: leave it out or use gptq",
         ),
-        ({"bits_budget": 1.5}, "bits-budget must be in 2..8, not 1.5"),
-        ({"bits_budget": float("nan")}, "bits-budget must be in 2..8, not nan"),
+        ({"bits_budget": 1.5}, "--bits-budget must be 2 to 8, not 1.5"),
+        ({"bits_budget": float("nan")}, "--bits-budget must be 2 to 8, not nan"),
         (
             {"bits_budget": 3, "format": Format(w_bits=2, a_bits=8, ternary=True)},
-            ("a bits-budget is for weights in floating point, not for ternary ones: leave it out"),
+            ("--bits-budget is for weights in floating point, not for ternary ones: leave it out"),
         ),
     ],
 )
@@ -238,7 +238,8 @@ def test_recipes_that_can_not_be(arguments: dict[str, Any], message: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "what"), [({"method": "awq"}, "awq"), ({"bits_budget": 3.0}, "a bits-budget")]
+    ("arguments", "what"),
+    [({"method": "awq"}, "--method awq"), ({"bits_budget": 3.0}, "--bits-budget")],
 )
 def test_a_text_that_is_missing(arguments: dict[str, Any], what: str) -> None:
     message = f"^{what} needs a calibration text: give one with --calib FILE$"

@@ -329,7 +329,7 @@ def test_fingerprint(open_device: Open, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_trace(open_device: Open, tmp_path: Path) -> None:
-    path = tmp_path / "traces" / "run.vcd"
+    path = tmp_path / "run.vcd"
     device = open_device(IDEAL_MEMORY, trace_path=path, trace_cycles=(30, 60))
     prepare(device)
     device.start_and_wait()
@@ -343,6 +343,11 @@ def test_trace(open_device: Open, tmp_path: Path) -> None:
         ValueError, match=r"^trace_path must end in \.vcd or \.fst, not 'run\.txt'$"
     ):
         open_device(trace_path=tmp_path / "run.txt")
+    # a folder is not made: its name may be misspelt
+    path = tmp_path / "traces" / "run.vcd"
+    with pytest.raises(RtlError, match=rf"^cannot write the trace {path}$"):
+        open_device(trace_path=path)
+    assert not path.parent.exists()
 
 
 def test_trace_of_a_failure(open_device: Open, tmp_path: Path) -> None:

@@ -125,6 +125,10 @@ def test_hints_in_pages_work_in_a_checkout() -> None:
     assert n_hints > 4
 
 
+def test_the_command_hears_interrupts_before_it_imports_the_rest() -> None:
+    assert PROJECT["scripts"] == {"lutra": "lutra.__main__:main"}
+
+
 def test_extras_in_the_makefile_exist() -> None:
     called = re.findall(r"^\t\$\(call environment,([^)]*)\)", PAGES["Makefile"], re.MULTILINE)
     assert called

@@ -1,12 +1,9 @@
-"""Lutra's host runtime: models, compiler, devices, generation and the command line."""
+"""Lutra's host runtime: models, compiler, devices, generation and the command line.
 
-from importlib.metadata import PackageNotFoundError, version
+Names are imported when they are used, so that a command starts, and can be interrupted, at once.
+"""
 
-from lutra.llm import LLM
-from lutra.progress import StepProgress
-from lutra.serving.results import Completion, Piece, RunStats
-from lutra.text.sampling import SamplingParams
-from lutra_golden.errors import LutraError
+from typing import TYPE_CHECKING
 
 __all__ = [
     "LLM",
@@ -19,7 +16,39 @@ __all__ = [
     "__version__",
 ]
 
-try:
-    __version__ = version("lutra-fpga")
-except PackageNotFoundError:  # run from the sources, without being installed
-    __version__ = "0+unknown"
+if TYPE_CHECKING:
+    from lutra.llm import LLM
+    from lutra.progress import StepProgress
+    from lutra.serving.results import Completion, Piece, RunStats
+    from lutra.text.sampling import SamplingParams
+    from lutra_golden.errors import LutraError
+
+    __version__: str
+
+else:
+    from importlib import import_module
+
+    _MODULES = {
+        "LLM": "lutra.llm",
+        "Completion": "lutra.serving.results",
+        "LutraError": "lutra_golden.errors",
+        "Piece": "lutra.serving.results",
+        "RunStats": "lutra.serving.results",
+        "SamplingParams": "lutra.text.sampling",
+        "StepProgress": "lutra.progress",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            return _version()
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
+
+    def _version() -> str:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("lutra-fpga")
+        except PackageNotFoundError:  # run from the sources, without being installed
+            return "0+unknown"

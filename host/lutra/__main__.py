@@ -1,8 +1,33 @@
-"""``python -m lutra``: the command line."""
+"""Entry point of ``lutra`` and ``python -m lutra``: Ctrl-C ends it in one line from the start."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
-from lutra.commands.cli import main
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:
+        # an exception amid imports would leave as a traceback, or as another exception
+        signal.signal(signal.SIGINT, _leave)
+    from lutra.commands.cli import main as run
+
+    try:
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return run()
+    except KeyboardInterrupt:
+        return 130
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
 
 if __name__ == "__main__":
     sys.exit(main())

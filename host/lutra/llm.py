@@ -369,6 +369,7 @@ class LLM:
             left -= len(part)
             wanted = len(part) if left else len(part) - 1
             result, seconds = self._run(loaded, sequence, part, wanted, stats)
+            stats.computed_tokens += len(part)
             stats.prefill_s += seconds
             stats.prefill_cycles = _add(stats.prefill_cycles, result.cycles)
         decoder = StreamDecoder(self.tokenizer, prompt)

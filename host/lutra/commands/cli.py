@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(end="", flush=True)
     except LutraError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         _discard_output()
@@ -289,18 +290,18 @@ def _run(args: argparse.Namespace) -> int:
     _print_notes(llm)
     if wave_cycles != args.wave_cycles:
         print(_WAVE_NOTE, file=sys.stderr)
-    text, mismatch = "", None
+    text, mismatch, interrupted = "", None, False
     try:
         print(prompt, end="", flush=True)
         for piece in stream:
             text += piece.text
             print(piece.text, end="", flush=True)
     except KeyboardInterrupt:
-        pass
+        interrupted = True
     except Mismatch as error:
         mismatch = error
     print("\n", flush=True)
-    figures = _figures(llm, stream.stats, text)
+    figures = _figures(llm, stream.stats, text, interrupted)
     if args.json:
         print(json.dumps(figures))
     else:
@@ -311,7 +312,9 @@ def _run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     llm.close()
-    return _fail(str(mismatch)) if mismatch else 0
+    if mismatch:
+        return _fail(str(mismatch))
+    return 130 if interrupted else 0
 
 
 def _print_notes(llm: LLM) -> None:
@@ -364,12 +367,13 @@ def _chat(args: argparse.Namespace) -> int:
     if template is not None:
         llm.set_chat_template(template)
     _print_notes(llm)
-    history = converse(llm, sampling, args.n_predict, args.system)
+    talk = converse(llm, sampling, args.n_predict, args.system)
     if args.json:
-        figures = {"device": llm.device.name, "model": llm.packed.name, "messages": history}
+        figures = {"device": llm.device.name, "model": llm.packed.name}
+        figures |= {"interrupted": talk.interrupted, "messages": talk.messages}
         print(json.dumps(figures))
     llm.close()
-    return 0
+    return 130 if talk.interrupted else 0
 
 
 def _chat_template(args: argparse.Namespace) -> str | None:
@@ -398,7 +402,7 @@ def _chat_template(args: argparse.Namespace) -> str | None:
     return given
 
 
-def _figures(llm: LLM, stats: RunStats, text: str) -> dict[str, object]:
+def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[str, object]:
     facts = llm.device.facts()
     per_token, clock_hz = stats.decode_cycles_per_token, facts.get("target_clock_hz")
     modelled = clock_hz / per_token if isinstance(clock_hz, int) and per_token else None
@@ -411,8 +415,10 @@ def _figures(llm: LLM, stats: RunStats, text: str) -> dict[str, object]:
         "kv_bits": llm.packed.kv,
         "model": llm.packed.name,
         "text": text,
+        "interrupted": interrupted,
         "prompt_tokens": stats.prompt_tokens,
         "reused_tokens": stats.reused_tokens,
+        "computed_tokens": stats.computed_tokens,
         "generated_tokens": stats.generated_tokens,
         "prefill_cycles": stats.prefill_cycles,
         "decode_cycles_per_token": _round(per_token, 1),
@@ -426,7 +432,10 @@ def _figures(llm: LLM, stats: RunStats, text: str) -> dict[str, object]:
         "fingerprint": facts.get("fingerprint"),
         "program_fingerprint": facts.get("program_fingerprint"),
         "tokens": stats.tokens,
-        "last_pass_counters": dict(llm.device.counters()) if stats.tokens else {},
+        # an interrupt resets the device, and its counters with it
+        "last_pass_counters": dict(llm.device.counters())
+        if stats.tokens and not interrupted
+        else {},
     }
 
 
@@ -449,6 +458,8 @@ def _print_table(figures: dict[str, object]) -> None:
         if figures[key] is not None:
             table.add_row(key.replace("config", "configuration"), str(figures[key]), "")
     table.add_row("prompt tokens", number("prompt_tokens"), "")
+    if figures["interrupted"]:
+        table.add_row("prompt tokens computed", number("computed_tokens"), "")
     table.add_row("generated tokens", number("generated_tokens"), "")
     clock_hz = figures["target_clock_hz"]
     simulated = figures["device"] == "rtl"
@@ -470,7 +481,9 @@ def _print_table(figures: dict[str, object]) -> None:
         "not checked" if figures["bit_exact"] is None else "yes" if figures["bit_exact"] else "NO"
     )
     table.add_row("bit-exact with the golden model:", exact, "")
-    Console(highlight=False).print(table)
+    if figures["interrupted"]:
+        table.add_row("interrupted", "yes", "")
+    Console(highlight=False, markup=False).print(table)
 
 
 def _add_perplexity(parser: argparse.ArgumentParser) -> None:
@@ -554,7 +567,3 @@ def _perplexity(args: argparse.Namespace) -> int:
         print(f"{result.bits_per_character:.4f} bits per character, {result.tokens} tokens")
     llm.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

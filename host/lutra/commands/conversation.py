@@ -2,9 +2,9 @@
 
 import signal
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from threading import Event
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from lutra.text.chat_template import Message
 from lutra.text.sampling import SamplingParams
 from lutra_golden.errors import LutraError
 
-__all__ = ["Chatting", "converse"]
+__all__ = ["Chatting", "Conversation", "converse"]
 
 _HELP = "/exit to quit, /clear to start over, Ctrl-C to stop an answer"
 
@@ -33,16 +33,25 @@ class Chatting(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """Messages of a conversation; ``interrupted`` if Ctrl-C ended it."""
+
+    messages: list[Message]
+    interrupted: bool = False
+
+
 def converse(
     llm: Chatting,
     sampling: SamplingParams,
     max_tokens: int | None = None,
     system: str | None = None,
-) -> list[Message]:
-    """Answer the lines of standard input until ``/exit`` or its end; returns the messages.
+) -> Conversation:
+    """Answer the lines of standard input until ``/exit`` or its end.
 
-    On a terminal an error is shown and the conversation goes on without the line that caused it;
-    elsewhere it is raised.
+    On a terminal Ctrl-C stops an answer, and ends the conversation where a line is awaited; an
+    error is shown, and the conversation goes on without the line that caused it. Elsewhere Ctrl-C
+    ends the conversation with the text that has come, and errors are raised.
     """
     console = Console(highlight=False)
     interactive = sys.stdin.isatty()
@@ -50,9 +59,14 @@ def converse(
     history = list(start)
     if interactive:
         console.print(_HELP, style="dim")
-    while (line := _ask(console, interactive)) is not None:
-        if line == "/exit":
-            break
+    while True:
+        try:
+            line = _ask(console, interactive)
+        except KeyboardInterrupt:
+            console.print()
+            return Conversation(history, interrupted=True)
+        if line is None or line == "/exit":
+            return Conversation(history)
         if line == "/clear":
             history = list(start)
         elif line.startswith("/"):
@@ -60,17 +74,23 @@ def converse(
         elif line:
             history.append({"role": "user", "content": line})
             try:
-                answer = _answer(llm, history, max_tokens, sampling)
+                answer, interrupts = _answer(llm, history, max_tokens, sampling)
             except Mismatch:
                 raise
             except LutraError as error:
                 if not interactive:
                     raise
-                console.print(f"error: {error} (or /clear)", style="red", markup=False)
+                text = f"error: {error} (or /clear)"
+                console.print(text, style="red", markup=False, soft_wrap=True)
                 history.pop()
                 continue
-            history.append({"role": "assistant", "content": answer})
-    return history
+            if answer or not interrupts:
+                history.append({"role": "assistant", "content": answer})
+            if interrupts > (1 if interactive else 0):
+                return Conversation(history, interrupted=True)
+            if history[-1]["role"] == "user":
+                console.print("interrupted before the answer began", style="dim")
+                history.pop()
 
 
 def _ask(console: Console, interactive: bool) -> str | None:
@@ -79,37 +99,38 @@ def _ask(console: Console, interactive: bool) -> str | None:
         return (console.input("[bold green]> [/]") if interactive else input()).strip()
     except EOFError:
         return None
-    except KeyboardInterrupt:
-        console.print()
-        return None
 
 
 def _answer(
     llm: Chatting, history: Sequence[Message], max_tokens: int | None, sampling: SamplingParams
-) -> str:
-    text = ""
-    with _interruptible() as stopped:
+) -> tuple[str, int]:
+    """The answer as far as it came, and how often Ctrl-C was pressed in the meantime.
+
+    The first one ends it behind the token in hand; there is none before the answer has begun.
+    """
+    text, interrupts = "", 0
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1 or not text:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt), _on_interrupt(interrupt):
         for piece in llm.chat(history, max_tokens, sampling):
             text += piece.text
             print(piece.text, end="", flush=True)
-            if stopped.is_set():
+            if interrupts:
                 break
     print(flush=True)
-    return text
+    return text, interrupts
 
 
 @contextmanager
-def _interruptible() -> Generator[Event]:
-    """Set the event on Ctrl-C, so that no token is cut off; a second Ctrl-C interrupts."""
-    stopped = Event()
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    before = signal.signal(signal.SIGINT, stop)
+def _on_interrupt(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Have ``handler`` called on Ctrl-C."""
+    before = signal.signal(signal.SIGINT, handler)
     try:
-        yield stopped
+        yield
     finally:
         signal.signal(signal.SIGINT, before)

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,8 +142,7 @@ def _quantize(args: argparse.Namespace) -> int:
                 lambda sensitivity, plan: tables.append((sensitivity, plan)),
             )  # fmt: skip
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt("interrupted: run the same command again to resume") from None
     for sensitivity, plan in tables:
         _print_plan(sensitivity, plan)
     packed = open_packed(args.out)

@@ -17,11 +17,13 @@ class Piece:
 class RunStats:
     """Statistics of one generation; seconds are device time, without checks and sampling.
 
-    Of the ``prompt_tokens``, ``reused_tokens`` were on the device already.
+    Of the ``prompt_tokens``, ``reused_tokens`` were on the device already, and the device has
+    computed ``computed_tokens``: all others, unless the generation was interrupted before that.
     """
 
     prompt_tokens: int = 0
     reused_tokens: int = 0
+    computed_tokens: int = 0
     generated_tokens: int = 0
     prefill_cycles: int | None = None
     decode_cycles: int | None = None
@@ -31,11 +33,6 @@ class RunStats:
     bit_exact: bool | None = None
     saturated: bool = False
     tokens: list[int] = field(default_factory=list[int])
-
-    @property
-    def computed_tokens(self) -> int:
-        """Tokens of the prompt that the device had to compute."""
-        return self.prompt_tokens - self.reused_tokens
 
     @property
     def decode_cycles_per_token(self) -> float | None:

@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit codes, and one line for whatever goes wrong."""
 
+import itertools
 import json
 import os
 import re
@@ -7,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
@@ -18,7 +20,9 @@ from tests.host.random_model import Shape, write_model
 
 from lutra.commands import cli
 from lutra.commands.cli import main
+from lutra.devices.base import Chunk, PassResult
 from lutra.devices.choose import DEVICES, most_threads
+from lutra.devices.golden import GoldenDevice
 from lutra.text.tokenizer import Tokenizer
 from lutra_golden.errors import LutraError
 
@@ -34,7 +38,9 @@ KEYS = {
     "kv_bits",
     "model",
     "text",
+    "interrupted",
     "prompt_tokens",
+    "computed_tokens",
     "generated_tokens",
     "prefill_cycles",
     "decode_cycles_per_token",
@@ -97,7 +103,8 @@ def test_json_is_the_last_line(capsys: Capture) -> None:
     assert (figures["device"], figures["config"], figures["model"]) == ("golden", None, "tales")
     assert (figures["engine"], figures["format"], figures["group"]) == (None, "W1.58A8", None)
     assert figures["generated_tokens"] == len(figures["tokens"]) == 3
-    assert figures["prompt_tokens"] > 1 and figures["reused_tokens"] == 0
+    assert figures["prompt_tokens"] == figures["computed_tokens"] > 1
+    assert figures["reused_tokens"] == 0 and not figures["interrupted"]
     assert figures["prefill_cycles"] is figures["decode_cycles_per_token"] is None
     assert figures["bit_exact"] is None
     assert figures["fingerprint"] is figures["program_fingerprint"] is None
@@ -435,6 +442,97 @@ def test_help_and_version(capsys: Capture) -> None:
 
 # -- interruptions
 
+INTERRUPTED_IMPORT = """
+import runpy
+import signal
+import sys
+
+name, *sys.argv[1:] = sys.argv[1:]
+
+class Interrupt:
+    def find_spec(self, found, path=None, target=None):
+        if found == name:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("lutra", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["lutra.commands.cli", "numpy", "rich", "tokenizers"])
+def test_ctrl_c_while_modules_are_imported(module: str) -> None:
+    """They take most of a second."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT, module, "devices"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_the_package_imports_nothing_before_it_is_used() -> None:
+    code = "import sys, lutra; assert not {'numpy', 'rich', 'lutra.llm'} & set(sys.modules)"
+    names = "LLM, Completion, LutraError, Piece, RunStats, SamplingParams, StepProgress"
+    code += f"; from lutra import {names}; assert lutra.__version__; lutra.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    error = "AttributeError: module 'lutra' has no attribute 'nothing'"
+    assert done.stderr.splitlines()[-1] == error
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Interrupts a pass of the device, and has each one before it take a quarter of a second."""
+    now = itertools.count(0.0, 0.25)
+    run = GoldenDevice._pass
+
+    def begin(at: int) -> None:
+        left = at
+
+        def counted(device: GoldenDevice, chunks: Sequence[Chunk]) -> PassResult:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return run(device, chunks)
+
+        monkeypatch.setattr(GoldenDevice, "_pass", counted)
+
+    monkeypatch.setattr(GoldenDevice, "pass_tokens", 4)
+    monkeypatch.setattr(GoldenDevice, "counters", lambda _device: {"run": 0})
+    clock = SimpleNamespace(perf_counter=lambda: next(now))
+    monkeypatch.setattr("lutra.serving.sequence.time", clock)
+    return begin
+
+
+def test_ctrl_c_in_prefill(interrupt: Callable[[int], None], capsys: Capture) -> None:
+    """The tokens that were computed count, by the time that they took."""
+    prompt = ["-p", "Once upon a time there was a king"]
+    interrupt(2)
+    assert main([*STORY, *prompt, "--json"]) == 130
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["interrupted"]
+    assert (figures["computed_tokens"], figures["generated_tokens"]) == (8, 0)
+    assert figures["prompt_tokens"] > 8
+    assert figures["prefill_tokens_per_s"] == 8 / 0.5
+    assert figures["last_pass_counters"] == {}
+    interrupt(0)
+    assert main([*STORY, *prompt]) == 130
+    rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert ["prompt tokens computed", "0"] in rows
+    assert ["interrupted", "yes"] in rows
+    assert next(row for row in rows if row[0] == "prefill tokens per second")[1] == "-"
+
+
+def test_ctrl_c_in_a_token(interrupt: Callable[[int], None], capsys: Capture) -> None:
+    interrupt(4)
+    assert main([*STORY, "-p", "A", "--json", "--temp", "0"]) == 130
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["interrupted"] and figures["computed_tokens"] == figures["prompt_tokens"] <= 4
+    assert len(figures["tokens"]) == figures["generated_tokens"] == 4
+    assert figures["decode_tokens_per_s"] == 4
+    # the device was reset
+    assert figures["last_pass_counters"] == {}
+
 
 def interrupted_story() -> int:
     """Interrupt a story of 240 tokens that has begun; return how many the table says."""
@@ -444,12 +542,13 @@ def interrupted_story() -> int:
     assert begun.startswith("There was once")
     command.send_signal(signal.SIGINT)
     out, err = command.communicate(timeout=60)
-    assert (command.returncode, err) == (0, "")
-    assert "prompt tokens" in out
-    assert "bit-exact with the golden model:" in out
     match = re.search(r"generated tokens +(\d+)", out)
     assert match is not None
-    return int(match[1])
+    interrupted = re.search(r"^interrupted +yes", out, re.MULTILINE) is not None
+    assert (command.returncode, err) == (130 if interrupted else 0, "")
+    assert "prompt tokens" in out
+    assert "bit-exact with the golden model:" in out
+    return int(match[1]) if interrupted else 0
 
 
 def test_ctrl_c_ends_a_story_with_its_table() -> None:
@@ -463,8 +562,9 @@ def test_ctrl_c_ends_a_story_with_its_json() -> None:
     command.stdout.read(2)
     command.send_signal(signal.SIGINT)
     out, err = command.communicate(timeout=60)
-    assert (command.returncode, err) == (0, "")
-    assert json.loads(out.splitlines()[-1]).keys() >= KEYS
+    figures = json.loads(out.splitlines()[-1])
+    assert figures.keys() >= KEYS
+    assert (command.returncode, err) == (130 if figures["interrupted"] else 0, "")
 
 
 def test_a_reader_that_has_gone() -> None:

@@ -26,6 +26,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.asked: list[list[Message]] = []
+        self.interrupted = False
 
     def chat(
         self,
@@ -39,7 +40,9 @@ class Echo:
                 raise LutraError("the prompt is too long")
             if word == "differ":
                 raise Mismatch("the device differs")
-            if word == "stop":
+            if word in ("stop", "twice"):
+                signal.raise_signal(signal.SIGINT)
+            if word == "twice":
                 signal.raise_signal(signal.SIGINT)
             yield Piece(i, word + " ")
 
@@ -60,7 +63,9 @@ def talk(
 ) -> tuple[Echo, list[Message]]:
     echo = Echo()
     monkeypatch.setattr(sys, "stdin", Lines(text, terminal))
-    return echo, converse(echo, SamplingParams(), system=system)
+    conversation = converse(echo, SamplingParams(), system=system)
+    echo.interrupted = conversation.interrupted
+    return echo, conversation.messages
 
 
 def contents(history: list[Message]) -> list[str]:
@@ -88,27 +93,53 @@ def test_leaving_and_beginning_anew(
     assert "unknown command /help: /exit to quit, /clear to start over" in capsys.readouterr().out
 
 
-def test_an_answer_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_answer_is_stopped(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token in hand is finished; a conversation goes on where somebody can see that."""
     before = signal.getsignal(signal.SIGINT)
-    echo, history = talk(monkeypatch, "a stop b c\nd\n")
-    # the token in hand is finished
-    assert contents(history) == ["a stop b c", "a stop ", "d", "d "]
-    assert len(echo.asked) == 2
+    echo, history = talk(monkeypatch, "a stop b c\nd\n", terminal=terminal)
+    rest = ["d", "d "] if terminal else []
+    assert contents(history) == ["a stop b c", "a stop ", *rest]
+    assert echo.interrupted == (not terminal)
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_stopping_twice_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_answer_is_stopped_before_it_began(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefill, which may take minutes, is not waited for."""
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(Echo, "chat", _impatient)
-    with pytest.raises(KeyboardInterrupt):
-        talk(monkeypatch, "a\n")
+    echo, history = talk(monkeypatch, "stop a\nd\n", terminal=terminal)
+    assert contents(history) == (["d", "d "] if terminal else ["stop a"])
+    assert echo.interrupted == (not terminal)
+    assert ("interrupted before the answer began" in capsys.readouterr().out) == terminal
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def _impatient(*_args: object) -> Iterator[Piece]:
-    signal.raise_signal(signal.SIGINT)
-    signal.raise_signal(signal.SIGINT)
-    yield Piece(0, "a")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_stopping_twice_leaves(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    echo, history = talk(monkeypatch, "a twice b\nd\n", terminal=terminal)
+    assert contents(history) == ["a twice b", "a "]
+    assert echo.interrupted
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_leaving_where_a_line_is_awaited(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Impatient(Lines):
+        def readline(self, size: int | None = -1, /) -> str:
+            return super().readline(-1 if size is None else size) or _raise_interrupt()
+
+    echo = Echo()
+    monkeypatch.setattr(sys, "stdin", Impatient("a\n", terminal))
+    found = converse(echo, SamplingParams())
+    assert (contents(found.messages), found.interrupted) == (["a", "a "], True)
+
+
+def _raise_interrupt() -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def test_an_error_on_a_terminal_is_shown(
@@ -147,7 +178,7 @@ def test_the_command(
         command(monkeypatch, folder, "hi\n", "-n", "4", "--json", "-sys", "Be", "--seed", "3") == 0
     )
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["model"] == "model"
+    assert (last["model"], last["interrupted"]) == ("model", False)
     assert contents(last["messages"])[:2] == ["Be", "hi"]
     assert len(last["messages"]) == 3
 

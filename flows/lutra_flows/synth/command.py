@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lutra.commands.options import add_json
+from lutra.commands.options import add_json, whole
 from lutra.progress import StepProgress
 from lutra_flows.synth.designs import Material, Part, design
 from lutra_flows.synth.report import TARGETS, Report, Request, libraries, synthesize
@@ -32,7 +32,14 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         "--tile",
         type=_tile,
         metavar="M,N,K",
-        help="tokens, rows and depth of a step (default: 512 MAC/cycle)",
+        help="tokens, rows and depth of a step (default: 512 MAC/cycle, 576 for ternary)",
+    )
+    parser.add_argument(
+        "--max-planes",
+        type=whole(1),
+        metavar="N",
+        help="most digits of a weight that the engine is built for (default: the format's; nano "
+        "has 5 of ternary)",
     )
     parser.add_argument(
         "--target", default="xcup", choices=TARGETS, help="technology to map to (default xcup)"
@@ -89,6 +96,7 @@ def _synth(args: argparse.Namespace) -> int:
         args.engine,
         args.format or {"ternary": "W1.58A8", "mixpe": "W4A8"}.get(args.engine, "W2A8"),
         args.tile,
+        max_planes=args.max_planes,
         part=Part.WHOLE if args.whole else Part(args.part or Part.ENGINE),
         material=Material.CELLS if wants_cells else Material.LUTS if args.no_dsp else Material.DSP,
     )
@@ -147,6 +155,7 @@ def _print(report: Report) -> None:
     row("engine", f"{report.engine} {report.format}")
     row("part", report.part)
     row("tile", ",".join(map(str, report.tile)))
+    row("digits of a weight", report.max_planes)
     row("target", report.target)
     row("library", _short(report.library))
     row("MAC/cycle", report.macs_per_cycle)

@@ -147,10 +147,14 @@ def design(
     fmt: str,
     tile: Tile | None = None,
     *,
+    max_planes: int | None = None,
     part: Part = Part.ENGINE,
     material: Material = Material.DSP,
 ) -> Design:
-    """The design to synthesise; LutraError names an engine, format or tile that cannot be."""
+    """The design to synthesise; LutraError names an engine, format or tile that cannot be.
+
+    ``max_planes`` are the digits of a weight that an engine has, those of the format if left out.
+    """
     if engine not in ENGINES:
         raise LutraError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     try:
@@ -161,8 +165,10 @@ def design(
                 f"{', '.join(engine_formats(engine))}, not {parsed}"
             )
         if part == Part.WHOLE:
+            if max_planes is not None:
+                raise LutraError("--whole has the digits of nano: leave --max-planes out")
             return _whole(engine, parsed, tile, material)
-        params = _params(engine, parsed, tile or default_tile(engine, parsed))
+        params = _params(engine, parsed, tile or default_tile(engine, parsed), max_planes)
     except (TypeError, ValueError) as error:
         raise LutraError(str(error)) from error
     if isinstance(params, LutParams):
@@ -174,10 +180,13 @@ def design(
     return Design(engine=engine, format=parsed, part=part, params=params)
 
 
-def _params(engine: str, fmt: Format, tile: Tile) -> EngineParams:
-    """Parameters of an engine for this format and no wider one."""
+def _params(engine: str, fmt: Format, tile: Tile, max_planes: int | None) -> EngineParams:
+    """Parameters of an engine for this format, and no wider one unless ``max_planes`` says so."""
     step_tokens, step_rows, step_depth = tile
     w_width = _digit_bits(engine, fmt)
+    planes = _planes(engine, fmt, w_width)
+    if max_planes is not None and max_planes < planes:
+        raise LutraError(f"--max-planes must be {planes} or more for {fmt}, not {max_planes}")
     sizes = {
         "step_tokens": step_tokens,
         "step_rows": step_rows,
@@ -185,7 +194,7 @@ def _params(engine: str, fmt: Format, tile: Tile) -> EngineParams:
         "pass_tokens": max(8, step_tokens),
     }
     if engine == "ternary":
-        return ENGINES[engine](**sizes, depth_tile=step_depth, max_planes=1)
+        return ENGINES[engine](**sizes, depth_tile=step_depth, max_planes=max_planes or planes)
     return ENGINES[engine](
         **sizes,
         depth_tile=max(_GROUP, step_depth),
@@ -193,7 +202,7 @@ def _params(engine: str, fmt: Format, tile: Tile) -> EngineParams:
         w_width=w_width,
         acc_width=28,
         sum_width=28 + fmt.a_bits,
-        max_planes=_planes(engine, fmt, w_width),
+        max_planes=max_planes or planes,
     )
 
 

@@ -52,7 +52,7 @@ class Report:
     wires and without ``memory_bits``, the memories of more than
     :data:`~lutra_flows.synth.yosys.MACRO_WORDS` words. ``path_ps`` is the longest path by ABC's
     timer, without wires, set-up time and what the memories add. ``multipliers`` says which kind
-    was the smaller.
+    was the smaller. ``max_planes`` are the digits of a weight that the engine is built for.
     """
 
     engine: str
@@ -61,6 +61,7 @@ class Report:
     tile: tuple[int, int, int]
     target: str
     macs_per_cycle: float
+    max_planes: int | None = None
     lut: int | None = None
     lut_ram: int | None = None
     ff: int | None = None
@@ -173,6 +174,7 @@ def _report(request: Request, yosys: Yosys, booth: bool, answer: Answer, seconds
         tile=design.tile,
         target=request.target,
         macs_per_cycle=round(macs, 3),
+        max_planes=design.params.max_planes,
         tool=yosys.version,
         seconds=seconds,
         cached=answer.cached,

@@ -53,6 +53,7 @@ def test_fpga(capsys, cache):
     assert found["ff"] >= 64 * 8 + 8 + 8 * 2 + 8 * 10
     assert found["lut_per_mac"] == (found["lut"] + found["lut_ram"]) / 8
     assert not found["cached"]
+    assert found["max_planes"] == 1
     again = figures(capsys, *SMALL, "--no-dsp")
     assert again == found | {"cached": True}
 
@@ -95,6 +96,10 @@ def test_arguments_that_can_not_be(capsys, library):
     assert fails(capsys, "--liberty", library) == "--liberty is for --target liberty, not xcup"
     assert fails(capsys, "--whole", "--part", "engine") == (
         "--whole and --part engine exclude each other"
+    )
+    assert fails(capsys, "--max-planes", "0").startswith("argument --max-planes: must be 1 or more")
+    assert fails(capsys, *SMALL, "--max-planes", "9") == (
+        "max_planes must give codes of at most 8 bits, not 9"
     )
     assert "invalid choice: 'asic'" in fails(capsys, "--target", "asic")
 

@@ -1,5 +1,7 @@
 """Engines built for a format: their tiles, their throughput, and what there cannot be."""
 
+from dataclasses import replace
+
 import pytest
 
 from lutra_flows.synth.compare import PAIRS, PAPER_TILES
@@ -42,6 +44,24 @@ def test_engines_hold_the_format_and_no_wider_one(engine, fmt):
         assert found.params.max_planes == found.planes
         assert found.planes * found.params.w_width >= bits
         assert (found.planes - 1) * found.params.w_width < bits
+
+
+@pytest.mark.parametrize(("engine", "fmt"), [("ternary", "W1.58A8"), ("lut", "W2A8")])
+def test_engines_hold_more_digits_where_it_is_said(engine, fmt):
+    """The same throughput of the format, and an engine of more digits, as `nano` has."""
+    narrow, wide = design(engine, fmt), design(engine, fmt, max_planes=5)
+    assert (wide.params.max_planes, wide.planes) == (5, narrow.planes)
+    assert wide.macs_per_cycle == narrow.macs_per_cycle
+    assert replace(wide.params, max_planes=narrow.planes) == narrow.params
+
+
+def test_digits_that_can_not_be():
+    with pytest.raises(LutraError, match=r"^--max-planes must be 2 or more for W2A8, not 1$"):
+        design("lut", "W2A8", max_planes=1)
+    with pytest.raises(LutraError, match=r"^max_planes must give codes of at most 8 bits, not 9$"):
+        design("lut", "W2A8", max_planes=9)
+    with pytest.raises(LutraError, match=r"^--whole has the digits of nano: leave --max-planes o"):
+        design("lut", "W2A8", part=Part.WHOLE, max_planes=2)
 
 
 def test_formats():

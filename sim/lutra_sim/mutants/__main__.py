@@ -1,8 +1,9 @@
-"""Plants faults in the RTL and sees whether tests notice: ``python -m lutra_sim.mutants``."""
+"""Plants faults in the packages and sees whether tests notice: ``python -m lutra_sim.mutants``."""
 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,17 +13,29 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from lutra_sim.mutants.catalogue import MUTANTS, Mutant
+from lutra_sim.mutants.catalogue import PACKAGES, SURVIVORS
+from lutra_sim.mutants.mutant import Mutant, apply
 from lutra_sim.rtl.toolchain import cache_folder
 
-__all__ = ["ROOT", "Outcome", "apply", "main", "run_tests"]
+__all__ = ["ROOT", "Outcome", "TestRun", "main", "run_tests"]
 
 ROOT = Path(__file__).resolve().parents[3]
 """The checkout: mutants need the tests, which are not installed."""
 
-_HARDWARE = Path("hw/lutra_hw")
-_TIMEOUT_S = 900
+_FOLDERS = ("hw", "sim", "kernels_gpu", "host", "flows")
 _PASSED, _FAILED = 0, 1  # exit status of pytest
+# processor time of each process of the tests with a fault: it ends endless loops, nothing else
+_CPU_FACTOR, _CPU_LEAST_S = 10, 120
+_UNLIMITED_S = 1 << 20
+
+
+@dataclass(frozen=True)
+class TestRun:
+    """Exit status of pytest, its last line, and the processor time of all its processes."""
+
+    status: int
+    line: str
+    cpu_s: float
 
 
 @dataclass(frozen=True)
@@ -31,61 +44,68 @@ class Outcome:
 
     mutant: Mutant
     caught: bool
-    seconds: float
+    cpu_s: float
     problem: str = ""
 
     @property
     def word(self) -> str:
+        """The outcome in words."""
         if self.problem:
             return f"ERROR: {self.problem}"
-        return "caught" if self.caught else "SURVIVED"
+        listed = self.mutant.name in SURVIVORS
+        if self.caught:
+            return "caught, but listed as a survivor" if listed else "caught"
+        return f"survives: {SURVIVORS[self.mutant.name]}" if listed else "SURVIVED"
+
+    @property
+    def expected(self) -> bool:
+        """True if the fault is caught, or survives and is listed."""
+        return not self.problem and self.caught != (self.mutant.name in SURVIVORS)
 
 
-def apply(mutant: Mutant, root: Path) -> None:
-    """Change the file of ``mutant`` under ``root``, a copy of the checkout's ``hw``.
+def run_tests(
+    tests: Sequence[str], overlay: Path | None = None, cpu_limit_s: int = _UNLIMITED_S
+) -> TestRun:
+    """Run ``tests`` with the packages under ``overlay`` in place of the checkout's.
 
-    Raises ValueError unless the old text is there exactly once.
+    A process that needs more than ``cpu_limit_s`` of processor time fails. Simulators and compiled
+    libraries have a cache of their own, since most are used once.
     """
-    path = root / mutant.file
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    count = text.count(mutant.old)
-    if count != 1:
-        raise ValueError(f"{mutant.file} must have {mutant.old!r} once, not {count} times")
-    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-
-
-def run_tests(tests: Sequence[str], hardware: Path | None = None) -> tuple[int, str]:
-    """Run ``tests`` with the RTL under ``hardware``, or the checkout's; exit status and last line.
-
-    Simulators have a cache of their own, since most are used once.
-    """
-    paths = [str(hardware)] if hardware else []
-    paths += [str(ROOT / folder) for folder in ("hw", "sim", "host", "flows")]
+    roots = [root for root in (overlay, ROOT) if root is not None]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONPATH": os.pathsep.join(str(root / name) for root in roots for name in _FOLDERS),
         "PYTHONDONTWRITEBYTECODE": "1",
         "LUTRA_CACHE": str(cache_folder() / "mutants"),
         "LUTRA_REQUIRE_TOOLS": "1",
         "LUTRA_COVERAGE": "0",
     }
-    command = [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-p", "no:cacheprovider"]
+    # the shell sets the limit, which every process of the tests inherits
+    command = ["sh", "-c", 'ulimit -t "$0" && exec "$@"', str(cpu_limit_s)]
+    command += [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-p", "no:cacheprovider"]
     command += ["-n0", *(f"tests/{test}" for test in tests)]
-    try:
-        done = subprocess.run(
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
-    except subprocess.TimeoutExpired:
-        # a fault that hangs a test is noticed too
-        return _FAILED, f"no end within {_TIMEOUT_S} s"
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    return done.returncode, lines[-1].strip() if lines else "no output"
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        lines = [line for line in output.read().splitlines() if line.strip()]
+    cpu_s = usage.ru_utime + usage.ru_stime
+    if process.returncode == -signal.SIGXCPU:
+        return TestRun(_FAILED, f"no end within {cpu_limit_s} s of processor time", cpu_s)
+    return TestRun(process.returncode, lines[-1].strip() if lines else "no output", cpu_s)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,11 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m lutra_sim.mutants", description=(__doc__ or "").partition(":")[0]
     )
     parser.add_argument("words", nargs="*", help="only mutants whose name has one of these words")
+    parser.add_argument(
+        "-p", "--package", action="append", choices=PACKAGES, help="only mutants of this package"
+    )
     parser.add_argument("-j", "--jobs", type=int, default=2, help="at a time (%(default)s)")
     options = parser.parse_args(arguments)
     mutants = [
         mutant
-        for mutant in MUTANTS
+        for package in options.package or PACKAGES
+        for mutant in PACKAGES[package]
         if not options.words or any(word in mutant.name for word in options.words)
     ]
     if not mutants:
@@ -107,70 +131,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.jobs < 1:
         print(f"error: --jobs must be positive, not {options.jobs}", file=sys.stderr)
         return 2
-    start = time.monotonic()
     try:
-        failing = _baseline(mutants, options.jobs)
-        outcomes = _try(mutants, failing, options.jobs)
+        outcomes = _try(mutants, options.jobs)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     width = max(len(outcome.mutant.name) for outcome in outcomes)
     for outcome in outcomes:
-        print(f"{outcome.mutant.name:<{width}}  {outcome.seconds:6.1f} s  {outcome.word}")
+        print(f"{outcome.mutant.name:<{width}}  {outcome.cpu_s:6.1f} s  {outcome.word}")
     n_caught = sum(outcome.caught for outcome in outcomes)
-    seconds = time.monotonic() - start
-    print(f"\n{n_caught} of {len(outcomes)} mutants caught in {seconds:.0f} s")
-    return 0 if n_caught == len(outcomes) else 1
+    cpu_s = sum(outcome.cpu_s for outcome in outcomes)
+    print(f"\n{n_caught} of {len(outcomes)} mutants caught in {cpu_s:.0f} s of processor time")
+    return 0 if all(outcome.expected for outcome in outcomes) else 1
 
 
-def _baseline(mutants: Sequence[Mutant], jobs: int) -> dict[tuple[str, ...], str]:
-    """Tests that fail, or are not there, without any fault: they would catch everything."""
+def _try(mutants: Sequence[Mutant], jobs: int) -> list[Outcome]:
+    """Outcomes in the order of ``mutants``.
+
+    The tests run without any fault first: those that fail then, or are not there, would catch
+    everything.
+    """
     tests = list(dict.fromkeys(mutant.tests for mutant in mutants))
-    failing: dict[tuple[str, ...], str] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run_tests, names): names for names in tests}
-        for count, future in enumerate(as_completed(futures), 1):
-            status, line = future.result()
-            _say(f"{count}/{len(tests)}  without faults: {', '.join(futures[future])}: {line}")
-            if status != _PASSED:
-                failing[futures[future]] = f"tests do not pass without the fault: {line}"
-    return failing
-
-
-def _try(
-    mutants: Sequence[Mutant], failing: dict[tuple[str, ...], str], jobs: int
-) -> list[Outcome]:
+    total, start = len(tests) + len(mutants), time.monotonic()
+    sound: dict[tuple[str, ...], TestRun] = {}
     outcomes: dict[str, Outcome] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [
-            pool.submit(_outcome, mutant, failing.get(mutant.tests, "")) for mutant in mutants
-        ]
-        for count, future in enumerate(as_completed(futures), 1):
+
+    def say(text: str) -> None:
+        count = len(sound) + len(outcomes)
+        left_s = (time.monotonic() - start) / count * (total - count)
+        print(f"{count}/{total}  {text}  ({left_s / 60:.0f} min left)", file=sys.stderr, flush=True)
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        runs = {pool.submit(run_tests, names): names for names in tests}
+        for future in as_completed(runs):
+            sound[runs[future]] = future.result()
+            say(f"without faults: {', '.join(runs[future])}: {future.result().line}")
+        futures = [pool.submit(_outcome, mutant, sound[mutant.tests]) for mutant in mutants]
+        for future in as_completed(futures):
             outcome = future.result()
             outcomes[outcome.mutant.name] = outcome
-            _say(f"{count}/{len(mutants)}  {outcome.mutant.name}: {outcome.word}")
+            say(f"{outcome.mutant.name}: {outcome.word}")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     return [outcomes[mutant.name] for mutant in mutants]
 
 
-def _outcome(mutant: Mutant, problem: str) -> Outcome:
-    start = time.monotonic()
-    if problem:
+def _outcome(mutant: Mutant, sound: TestRun) -> Outcome:
+    """Result of the tests of ``mutant``, which ended as ``sound`` without it."""
+    if sound.status != _PASSED:
+        problem = f"tests do not pass without the fault: {sound.line}"
         return Outcome(mutant, False, 0.0, problem)
     with tempfile.TemporaryDirectory(prefix="lutra-mutant-") as scratch:
-        copy = Path(scratch) / "hw"
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "hw", copy, ignore=ignored)
+        shutil.copytree(ROOT / mutant.folder, Path(scratch) / mutant.folder, ignore=ignored)
         try:
-            apply(mutant, copy / _HARDWARE.relative_to("hw"))
+            apply(mutant, Path(scratch))
         except ValueError as error:
             return Outcome(mutant, False, 0.0, str(error))
-        status, line = run_tests(mutant.tests, copy)
-    problem = "" if status in (_PASSED, _FAILED) else f"pytest ended with {status}: {line}"
-    return Outcome(mutant, status == _FAILED, time.monotonic() - start, problem)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        limit_s = max(_CPU_LEAST_S, int(_CPU_FACTOR * sound.cpu_s))
+        run = run_tests(mutant.tests, Path(scratch), limit_s)
+    ended = run.status in (_PASSED, _FAILED)
+    problem = "" if ended else f"pytest ended with {run.status}: {run.line}"
+    return Outcome(mutant, run.status == _FAILED, run.cpu_s, problem)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The list of faults applies to the RTL as it is, and the runner tells caught from survived."""
+"""The faults apply to the packages as they are, and the runner tells caught from survived."""
 
 import shutil
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from lutra_sim.mutants import __main__ as runner
-from lutra_sim.mutants.__main__ import ROOT, apply, main, run_tests
-from lutra_sim.mutants.catalogue import MUTANTS, Mutant
+from lutra_sim.mutants.__main__ import ROOT, main, run_tests
+from lutra_sim.mutants.catalogue import MUTANTS, SURVIVORS
+from lutra_sim.mutants.mutant import Mutant, apply
 
 
 def _mutant(**changes: object) -> Mutant:
@@ -16,21 +17,27 @@ def _mutant(**changes: object) -> Mutant:
 
 
 def test_there_are_enough_of_different_names() -> None:
-    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 20
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 100
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_applies(mutant: Mutant, tmp_path: Path) -> None:
     path = tmp_path / mutant.file
     path.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "hw/lutra_hw" / mutant.file, path)
+    shutil.copy(ROOT / mutant.file, path)
     original = path.read_text(encoding="utf-8")
     apply(mutant, tmp_path)
     changed = path.read_text(encoding="utf-8")
     assert changed != original
-    compile(changed, mutant.file, "exec")
+    if path.suffix == ".py":
+        compile(changed, mutant.file, "exec")
     for test in mutant.tests:
         assert (ROOT / "tests" / test.partition("::")[0]).is_file()
+
+
+def test_survivors_are_few_and_there() -> None:
+    assert len(SURVIVORS) <= 3
+    assert SURVIVORS.keys() <= {mutant.name for mutant in MUTANTS}
 
 
 @pytest.mark.parametrize(("text", "count"), [("2", 0), ("11", 2)])
@@ -47,13 +54,13 @@ def test_no_file(tmp_path: Path) -> None:
     assert str(error.value) == "a.py must have '1' once, not 0 times"
 
 
-ROUNDING = MUTANTS[0]
+ROUNDING = next(m for m in MUTANTS if m.file == "sim/lutra_golden/arith/fixed.py")
 # the same file changed without a consequence
 HARMLESS = Mutant(
     fault="none",
     file=ROUNDING.file,
     old=ROUNDING.old,
-    new=ROUNDING.old.replace(" + 1)", " + 2 - 1)"),
+    new=ROUNDING.old.replace("& 1)", "& 1) + 0"),
     tests=ROUNDING.tests,
 )
 NO_TEST = Mutant(
@@ -61,7 +68,7 @@ NO_TEST = Mutant(
     file=ROUNDING.file,
     old=ROUNDING.old,
     new=ROUNDING.new,
-    tests=("hw/arith/test_fixed.py::test_of_nothing",),
+    tests=("golden/arith/test_fixed.py::test_of_nothing",),
 )
 
 
@@ -81,21 +88,39 @@ def test_runner(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("amaranth")
-    pytest.importorskip("cocotb_tools")
-    monkeypatch.setattr(runner, "MUTANTS", [mutant])
+    monkeypatch.setattr(runner, "PACKAGES", {"golden": [mutant]})
     assert main([]) == status
     printed = capsys.readouterr().out
     assert says in printed
     assert f"{int(says == 'caught')} of 1 mutants caught" in printed
 
 
+def test_a_listed_survivor_passes_and_must_go_once_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "PACKAGES", {"golden": [ROUNDING, HARMLESS]})
+    monkeypatch.setattr(runner, "SURVIVORS", {HARMLESS.name: "changes nothing"})
+    assert main(["--jobs", "1"]) == 0
+    assert "survives: changes nothing" in capsys.readouterr().out
+    monkeypatch.setattr(runner, "SURVIVORS", {ROUNDING.name: "a reason"})
+    assert main(["--jobs", "1", "rounding"]) == 1
+    assert "caught, but listed as a survivor" in capsys.readouterr().out
+
+
+def test_an_endless_loop_ends(tmp_path: Path) -> None:
+    """A fault that never ends uses up its processor time, and is noticed."""
+    (tmp_path / "sim/lutra_golden").mkdir(parents=True)
+    (tmp_path / "sim/lutra_golden/__init__.py").write_text("while True:\n    pass\n")
+    run = run_tests(ROUNDING.tests, tmp_path, 2)
+    assert (run.status, run.line) == (1, "no end within 2 s of processor time")
+    assert 2 <= run.cpu_s < 10
+
+
 def test_the_checkout_is_left_alone(tmp_path: Path) -> None:
-    """Tests see the RTL of the folder they are given, and no other."""
-    (tmp_path / "lutra_hw").mkdir(parents=True)
-    (tmp_path / "lutra_hw/__init__.py").write_text("raise RuntimeError('a copy')\n")
-    status, _ = run_tests(ROUNDING.tests, tmp_path)
-    assert status != 0
+    """Tests see the packages of the folder they are given, and no other."""
+    (tmp_path / "sim/lutra_golden").mkdir(parents=True)
+    (tmp_path / "sim/lutra_golden/__init__.py").write_text("raise RuntimeError('a copy')\n")
+    assert run_tests(ROUNDING.tests, tmp_path).status != 0
 
 
 def test_unknown_word(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,506 @@
+"""Faults in the golden models: the tests beside each must notice them."""
+
+from lutra_sim.mutants.mutant import planted
+
+__all__ = ["MUTANTS"]
+
+MUTANTS = [
+    *planted(
+        "sim/lutra_golden/arith/fixed.py",
+        ["golden/arith/test_fixed.py"],
+        (
+            "rounding down",
+            "rounded = (x >> right) + ((x >> (right - 1)) & 1)",
+            "rounded = x >> right",
+        ),
+        (
+            "the most negative value clamped to its neighbour",
+            "-(1 << (width - 1)), (1 << (width - 1)) - 1)",
+            "1 - (1 << (width - 1)), (1 << (width - 1)) - 1)",
+        ),
+        (
+            "bit length wrong where the high half is one",
+            "np.where(high > 0, length_high",
+            "np.where(high > 1, length_high",
+        ),
+        (
+            "every product in float32",
+            "if b.dtype == np.float32 else np.float64",
+            "if b.dtype == np.float32 else np.float32",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/arith/scale.py",
+        ["golden/arith/test_scale.py"],
+        ("carry of the rounded mantissa dropped", "carry = m >> 16  #", "carry = m >> 17  #"),
+        (
+            "a zero with the larger exponent taken as the larger",
+            "| (a.m == 0)) & (b.m != 0)\n",
+            "| (a.m == 0))\n",
+        ),
+        ("no Newton step in the reciprocal", "y1 = round_shift(y0 * (c >> 15), 16)", "y1 = y0"),
+        (
+            "mantissas not compared where exponents agree",
+            "| ((b.e == a.e) & (b.m > a.m))",
+            "| ((b.e == a.e) & (b.m < a.m))",
+        ),
+        (
+            "sign of an unpacked exponent lost",
+            "return Scale(word & 0xFFFF, e - ((e & 0x8000) << 1))",
+            "return Scale(word & 0xFFFF, e)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/arith/silu.py",
+        ["golden/arith/test_silu.py"],
+        ("the split taken as fine", "fine = u < 1 <<", "fine = u <= 1 <<"),
+        (
+            "coarse segments behind the split are zero",
+            "params.split_bits + params.coarse_bits)\n    base",
+            "params.split_bits + params.coarse_bits + 1)\n    base",
+        ),
+        (
+            "the gap rounded down",
+            "gap = round_shift(y, params.table_frac + params.rest_bits - params.x_frac)",
+            "gap = y >> (params.table_frac + params.rest_bits - params.x_frac)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/arith/exp2.py",
+        ["golden/arith/test_exp2.py"],
+        ("powers far away come back", "np.minimum(whole, 31) + guard", "(whole & 31) + guard"),
+        (
+            "interpolation rounded",
+            "- ((drop[segment] * rest) >> params.rest_bits)",
+            "- round_shift(drop[segment] * rest, params.rest_bits)",
+        ),
+        ("knots rounded down", "np.rint(2.0 **", "np.floor(2.0 **"),
+    ),
+    *planted(
+        "sim/lutra_golden/arith/quantize.py",
+        ["golden/arith/test_quantize.py"],
+        (
+            "-128 for -127",
+            "return np.clip(q, -q_max, q_max)",
+            "return np.clip(q, -q_max - 1, q_max)",
+        ),
+        ("shifts limited to 31", "np.clip(-factor.e, 0, 63)", "np.clip(-factor.e, 0, 31)"),
+        (
+            "a step of the next integer",
+            "return scale_mul(scale_from_int(y_max), scale_recip(scale_from_int(q_max)))",
+            "return scale_mul(scale_from_int(y_max), scale_recip(scale_from_int(q_max + 1)))",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/attention/attention.py",
+        ["golden/attention/test_attention.py"],
+        (
+            "a window of one position more",
+            "max(position - window + 1, 0)",
+            "max(position - window, 0)",
+        ),
+        (
+            "the last key behind the window is seen",
+            "keys <= queries - window",
+            "keys < queries - window",
+        ),
+        (
+            "hidden keys count as score zero in the maximum",
+            "np.where(hidden, score.min(), score)",
+            "np.where(hidden, 0, score)",
+        ),
+        (
+            "scales of hidden values choose the exponent",
+            "e = np.where(live, v_scale.e",
+            "e = np.where(v_scale.m != 0, v_scale.e",
+        ),
+        ("query heads share keys in turn", "g = h // params.q_per_kv", "g = h % params.n_kv_heads"),
+    ),
+    *planted(
+        "sim/lutra_golden/attention/cache.py",
+        ["golden/attention/test_cache.py"],
+        ("halves of a byte swapped", "(even | odd << 4)", "(odd | even << 4)"),
+        ("sign of four bits lost", "((pairs ^ 8) - 8)", "pairs"),
+        ("even elements twice", "x[..., 1::2] & 15", "x[..., 0::2] & 15"),
+    ),
+    *planted(
+        "sim/lutra_golden/attention/pairs.py",
+        ["golden/attention/test_pairs.py"],
+        (
+            "the cut last beat not fetched",
+            "end_beat = -(-n * row_bytes // config.word_bytes)",
+            "end_beat = n * row_bytes // config.word_bytes",
+        ),
+        (
+            "every token has the first one's window",
+            "if first_seen(position + token, window) <= p",
+            "if first_seen(position, window) <= p",
+        ),
+        (
+            "positions before the window fetched",
+            "first_beat = first * row_bytes // config.word_bytes",
+            "first_beat = 0",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/matmul/engine.py",
+        ["golden/matmul/test_engine.py"],
+        (
+            "the last row of a part not in the peak",
+            "self.rows(slice(first, first + _ROWS)).doubled()",
+            "self.rows(slice(first, first + _ROWS - 1)).doubled()",
+        ),
+        ("half steps called ternary", " and (self.zero % 2 == 0).all())", ")"),
+        (
+            "groups called ternary",
+            "if not one or self.group != self.codes.shape[1]:",
+            "if not one:",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/matmul/ternary.py",
+        ["golden/matmul/test_ternary.py"],
+        (
+            "negative weights do not count for the digits",
+            "peak = int(np.abs(doubled).max(initial=2)) // 2",
+            "peak = int(doubled.max(initial=2)) // 2",
+        ),
+        (
+            "an accumulator holds one more",
+            "return ((1 << (self.acc_width - 1)) - 1) // largest",
+            "return (1 << (self.acc_width - 1)) // largest",
+        ),
+        (
+            "a radix of two between planes",
+            "partial = 3 * partial + sum_lookups",
+            "partial = 2 * partial + sum_lookups",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/matmul/table.py",
+        ["golden/matmul/test_table.py", "golden/matmul/test_ternary.py"],
+        ("the last term added where it is subtracted", "(1, -1, -1),\n    ]", "(1, -1, 1),\n    ]"),
+        (
+            "signs relative to the table before",
+            "relative[..., table] ^= codes[..., table & (table - 1)] & 16",
+            "relative[..., table] ^= codes[..., table - 1] & 16",
+        ),
+        (
+            "the upper entries not reached",
+            "codes & 15]  # [..., lanes",
+            "codes & 7]  # [..., lanes",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/matmul/grouped.py",
+        ["golden/matmul/test_grouped.py"],
+        (
+            "sign of a stored zero point lost",
+            "return digits, scale, zero - ((zero >> (ZERO_WIDTH - 1)) << ZERO_WIDTH)",
+            "return digits, scale, zero",
+        ),
+        (
+            "zero point times half the activations",
+            "(2 * total - zero * a_sum)",
+            "(2 * total - zero * (a_sum >> 1))",
+        ),
+        (
+            "scales of other tiles",
+            "tail = tail.repeat(planes * self.steps, axis=0)",
+            "tail = np.tile(tail, (planes * self.steps, 1))",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/matmul/lut.py",
+        ["golden/matmul/test_lut.py"],
+        (
+            "stored zero point one off",
+            "return zero - ((1 << planes) - 1)",
+            "return zero - (1 << planes)",
+        ),
+        (
+            "mirrored entries with the wrong sign",
+            "np.where(code >> 3, -entry, entry)",
+            "np.where(code >> 3, entry, -entry)",
+        ),
+        (
+            "the last bit of a code not complemented",
+            "1 - negate[..., None]], axis=-1)",
+            "negate[..., None]], axis=-1)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/matmul/mac.py",
+        ["golden/matmul/test_mac.py"],
+        (
+            "an operand one row's digit too wide",
+            "if sum_width + self.w_width <= _DSP_OPERAND:",
+            "if sum_width <= _DSP_OPERAND:",
+        ),
+        ("levels rounded down", "return 1 + -(-n_levels // 2)", "return 1 + n_levels // 2"),
+        ("the top bit of a digit dropped", "return a * digit", "return a * (digit & 7)"),
+    ),
+    *planted(
+        "sim/lutra_golden/matmul/mixpe.py",
+        ["golden/matmul/test_mixpe.py"],
+        (
+            "the top bit of a digit dropped",
+            "for bit in range(self.w_width):",
+            "for bit in range(self.w_width - 1):",
+        ),
+        (
+            "the odd activation has no term",
+            "return -(-self.step_depth // 2)",
+            "return self.step_depth // 2",
+        ),
+        ("digits of two bits taken", "self.w_width not in (4, 8)", "self.w_width not in (2, 4, 8)"),
+    ),
+    *planted(
+        "sim/lutra_golden/vector/norm.py",
+        ["golden/vector/test_norm.py"],
+        (
+            "a block shift too small",
+            "bit_length(v_max) - (SCALED_WIDTH - 1)",
+            "bit_length(v_max) - SCALED_WIDTH",
+        ),
+        ("no epsilon", "scale_add(mean_square, eps)", "mean_square"),
+        ("negative gates squared", "positive = np.maximum(gate, 0)", "positive = np.abs(gate)"),
+        (
+            "the gate's argument not saturated",
+            "x = saturate(round_shift(gate * c.m[:, None], shift[:, None]), SILU.x_width)",
+            "x = round_shift(gate * c.m[:, None], shift[:, None])",
+        ),
+        (
+            "the scale of a row of zeros has an exponent",
+            "np.where(step.m == 0, 0, gamma_frac)",
+            "gamma_frac",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/vector/rope.py",
+        ["golden/vector/test_rope.py"],
+        ("sine with the wrong sign", "hi * cos + lo * sin]", "hi * cos - lo * sin]"),
+        (
+            "table rounded down",
+            "return np.rint(table * (1 << ROPE_FRAC))",
+            "return np.floor(table * (1 << ROPE_FRAC))",
+        ),
+        ("values not shifted", "y = x << ROPE_FRAC if table is None", "y = x if table is None"),
+    ),
+    *planted(
+        "sim/lutra_golden/vector/heads.py",
+        ["golden/vector/test_heads.py"],
+        ("epsilon not times the elements of a head", "+ head_dim * norm.eps", "+ norm.eps"),
+        ("fraction of a bias ignored", "(FIXED_FRAC - bias.frac)", "FIXED_FRAC"),
+        (
+            "normed elements rounded down",
+            "return round_shift(v * norm.gamma, NORM_SHIFT), unit",
+            "return (v * norm.gamma) >> NORM_SHIFT, unit",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/vector/residual.py",
+        ["golden/vector/test_residual.py"],
+        ("shifts limited to 31", "np.clip(-(c.e + frac), 0, 63)", "np.clip(-(c.e + frac), 0, 31)"),
+        (
+            "logits rounded down",
+            "return saturate(round_shift(acc * row_scale, LOGIT_SHIFT), LOGIT_WIDTH)",
+            "return saturate((acc * row_scale) >> LOGIT_SHIFT, LOGIT_WIDTH)",
+        ),
+        (
+            "the sum wraps",
+            "return saturate(residual_sum(x, acc, s, w_scale, frac), RESIDUAL_WIDTH)",
+            "return residual_sum(x, acc, s, w_scale, frac).astype(np.int32).astype(np.int64)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/model/decoder.py",
+        ["golden/model/test_decoder.py"],
+        (
+            "an overflow forgotten by the next layer",
+            "self.saturated |= not np.array_equal(x, exact)",
+            "self.saturated = not np.array_equal(x, exact)",
+        ),
+        (
+            "no biases of keys and values but the first ones",
+            "                first += h.shape[1]\n",
+            "",
+        ),
+        (
+            "float32 for sums that it does not hold",
+            "np.float32 if peak < 1 << 24 else np.float64",
+            "np.float32 if peak < 1 << 40 else np.float64",
+        ),
+        (
+            "values in the bits of keys",
+            '("v_proj", q_max_of(m.value_bits))',
+            '("v_proj", q_max_of(m.key_bits))',
+        ),
+        ("no window", "            layer.window,\n", "            0,\n"),
+    ),
+    *planted(
+        "sim/lutra_golden/model/limits.py",
+        ["host/quantize/test_pack.py"],
+        ("the least shift ignored", "range(least, SHIFT_MAX + 1)", "range(SHIFT_MAX + 1)"),
+        (
+            "sums rounded down",
+            "int(round_shift(peak * q_max, shift)) <= limit",
+            "(peak * q_max >> shift) <= limit",
+        ),
+        ("a limit of one less", "shift)) <= limit:", "shift)) < limit:"),
+    ),
+    *planted(
+        "sim/lutra_golden/model/lowered.py",
+        ["golden/model/test_padding.py", "golden/model/test_decoder.py"],
+        (
+            "epsilon of padded heads not smaller",
+            "return round(model.head_eps * model.head_dim / built_head_dim(model.head_dim))",
+            "return model.head_eps",
+        ),
+        (
+            "a mean over the padded width",
+            "inv_n = scale_from_float(1 / n)",
+            "inv_n = scale_from_float(1 / (width or n))",
+        ),
+        (
+            "keys and values of different bits taken",
+            "if model.key_bits != model.value_bits:",
+            "if model.key_bits < model.value_bits:",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/model/padding.py",
+        ["golden/model/test_padding.py"],
+        (
+            "gamma smaller by the mean, not by its root",
+            "math.sqrt(len(gamma) / to)",
+            "len(gamma) / to",
+        ),
+        (
+            "halves not kept",
+            "within[head_dim // 2 :] += to // 2 - head_dim // 2",
+            "within[head_dim // 2 :] += 0",
+        ),
+        (
+            "padded rows of integers not zero",
+            "codes = np.full((shape, w.codes.shape[1]), zero // 2, w.codes.dtype)",
+            "codes = np.full((shape, w.codes.shape[1]), 0, w.codes.dtype)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/model/stacks.py",
+        ["host/devices/cpu/test_steps.py"],
+        (
+            "the coarsest groups",
+            "math.gcd(*(part.group for part in found))",
+            "max(part.group for part in found)",
+        ),
+        ("the fewest bits", "bits, group = max(part.bits", "bits, group = min(part.bits"),
+        (
+            "a matrix begins a row early",
+            "slice(end - each.n_rows, end)",
+            "slice(max(0, end - each.n_rows - 1), end - 1)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/model/stored.py",
+        ["golden/model/test_stored.py"],
+        (
+            "scales of nine bits cut to eight",
+            "if weights.scale_bits > 8 else",
+            "if weights.scale_bits > 9 else",
+        ),
+        (
+            "the nearer end for the bound",
+            "furthest = np.maximum(self.zero",
+            "furthest = np.minimum(self.zero",
+        ),
+        ("code 3 taken for a trit", "or threes.any()", ""),
+    ),
+    *planted(
+        "sim/lutra_golden/model/b128.py",
+        ["golden/model/test_b128.py"],
+        (
+            "halves of a byte swapped",
+            "halves[:, :, :, 0] | halves[:, :, :, 1] << np.uint8(4)",
+            "halves[:, :, :, 1] | halves[:, :, :, 0] << np.uint8(4)",
+        ),
+        ("the plane of high bits first", "3: (2, 1)", "3: (1, 2)"),
+        (
+            "a cut block not counted",
+            "return -(-k // BLOCK) * BLOCK * bits // 8",
+            "return k // BLOCK * BLOCK * bits // 8",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/model/cache.py",
+        ["golden/model/test_cache.py"],
+        (
+            "value scales of all positions",
+            "Scale(self.value_scale.m[:n], self.value_scale.e[:n])",
+            "self.value_scale",
+        ),
+        (
+            "a context of one position more",
+            "if layer.length > context:",
+            "if layer.length > context + 1:",
+        ),
+        (
+            "values written without their own scales",
+            "self._scales[i, 0, rows], self._scales[i, 1, rows] = scale",
+            "self._scales[i, 0, rows], self._scales[i, 1, rows] = k_scale",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/control/interpreter.py",
+        ["golden/control/test_interpreter.py"],
+        (
+            "the last of equal logits wins",
+            "better = (best > self._best[tokens])",
+            "better = (best >= self._best[tokens])",
+        ),
+        (
+            "an overflow forgotten by the next RESADD",
+            "self.saturated |= not",
+            "self.saturated = not",
+        ),
+        (
+            "weights of the memory before",
+            "if self._weights_version != self.memory.version:",
+            "if self._weights_version < 0:",
+        ),
+        (
+            "the table from position 0 on",
+            '        address += self.registers["POSITION"] * d * 2\n',
+            "",
+        ),
+        ("a wait of one too few taken", "if done[other] < wait:", "if done[other] + 1 < wait:"),
+    ),
+    *planted(
+        "sim/lutra_golden/control/memory.py",
+        ["golden/control/test_memory.py"],
+        ("a byte of the range written is enough", "if not written.all():", "if not written.any():"),
+        (
+            "an access may end one byte outside",
+            "address + n_bytes > len(self._bytes)",
+            "address + n_bytes > len(self._bytes) + 1",
+        ),
+        ("writes from outside not counted", "self.version += 1", "self.version += 0"),
+    ),
+    *planted(
+        "sim/lutra_golden/control/isa.py",
+        ["golden/control/test_isa.py"],
+        ("addresses in bytes", "return spec.unit * ((word", "return 1 * ((word"),
+        (
+            "values one past the field taken",
+            "if not 0 <= count < 1 << spec.width:",
+            "if not 0 <= count <= 1 << spec.width:",
+        ),
+        (
+            "waits of vector and attention swapped",
+            "load, matmul, vector, attention = (get",
+            "load, matmul, attention, vector = (get",
+        ),
+    ),
+]
+"""Faults of every module that computes tokens."""

@@ -81,7 +81,7 @@ def run_tests(
         "LUTRA_COVERAGE": "0",
     }
     # the shell sets the limit, which every process of the tests inherits
-    command = ["sh", "-c", 'ulimit -t "$0" && exec "$@"', str(cpu_limit_s)]
+    command = ["sh", "-c", 'ulimit -S -t "$0" && exec "$@"', str(cpu_limit_s)]
     command += [sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-p", "no:cacheprovider"]
     command += ["-n0", *(f"tests/{test}" for test in tests)]
     with tempfile.TemporaryFile("w+") as output:

@@ -271,9 +271,9 @@ MUTANTS = [
             "x = round_shift(gate * c.m[:, None], shift[:, None])",
         ),
         (
-            "the scale of a row of zeros has an exponent",
+            "fraction bits of gamma ignored",
             "np.where(step.m == 0, 0, gamma_frac)",
-            "gamma_frac",
+            "0",
         ),
     ),
     *planted(

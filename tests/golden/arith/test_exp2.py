@@ -32,3 +32,21 @@ def test_table_joins() -> None:
     base, drop = exp2_table()
     assert base[0] == 1 << EXP2.table_frac
     assert (base - drop).tolist() == [*base[1:].tolist(), 1 << (EXP2.table_frac - 1)]
+
+
+def test_table_is_the_nearest() -> None:
+    base, drop = exp2_table()
+    exact = 2.0 ** (EXP2.table_frac - np.arange(33) / 32)
+    assert np.abs(base - exact[:-1]).max() <= 0.5
+    assert np.abs(base - drop - exact[1:]).max() <= 0.5
+
+
+def test_interpolation_is_cut_and_the_result_rounded_once() -> None:
+    base, drop = (x.tolist() for x in exp2_table())
+    d = np.arange(2 << EXP2.d_frac)
+    expected = []
+    for x in d.tolist():
+        whole, segment, rest = x >> 12, x >> 7 & 31, x & 127
+        y = base[segment] - (drop[segment] * rest >> 7)
+        expected.append((y + (2 << whole)) >> (2 + whole))
+    assert exp2_neg(d).tolist() == expected

@@ -62,3 +62,12 @@ def test_zero() -> None:
     factor = quantize_factor(0)
     assert (factor.m, factor.e) == (0, 0)
     assert quantize([0, 0], factor).tolist() == [0, 0]
+
+
+def test_the_most_negative_code_is_never_given() -> None:
+    """At 16 bits the factor's error alone reaches it, so only the clamp keeps it out."""
+    y_max = np.arange(1 << 15, 1 << 16)
+    factor = quantize_factor(y_max, 32767)
+    unclamped = np.rint(y_max * scale_to_float(factor))
+    assert unclamped.max() == 32768
+    assert quantize(-y_max, factor, 32767).min() == -32767

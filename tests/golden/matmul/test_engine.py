@@ -159,3 +159,23 @@ def test_every_engine_takes_ternary_and_head_weights(cls: type[EngineParams]) ->
         assert words.shape == (params.n_words(2, 2, planes), -(-params.word_bits // 8))
         expected = np.pad((2 if params.grouped else 1) * a @ w.T, ((0, 0), (0, 5)))
         assert (params.matmul(a, words, 2, planes) == expected).all()
+
+
+@pytest.mark.parametrize("row", [0, 1022, 1023, 1024, 1029])
+def test_peak_sees_every_row(row: int) -> None:
+    w = np.zeros((1030, 4), np.int8)
+    w[row] = -1, 1, 1, 1
+    assert GroupedWeights.from_integers(w).peak == 8
+
+
+@pytest.mark.parametrize(("zero", "group", "ternary"), [(2, 4, True), (3, 4, False), (2, 2, False)])
+def test_ternary_weights_are_whole_and_without_groups(zero: int, group: int, ternary: bool) -> None:
+    side = (2, 4 // group)
+    weights = GroupedWeights(
+        codes=np.ones((2, 4), np.uint8),
+        scale=np.ones(side, np.int64),
+        zero=np.full(side, zero),
+        bits=2,
+        group=group,
+    )
+    assert weights.ternary is ternary

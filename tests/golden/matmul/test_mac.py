@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lutra_golden.matmul.mac import Adders, MacParams
+from lutra_golden.matmul.mac import Adders, MacParams, chain_latency
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,18 @@ def test_product(w_width: int) -> None:
     params = MacParams(w_width=w_width, max_planes=8 // w_width)
     a, digit = np.arange(-128, 128)[:, None], np.arange(params.radix)
     assert (params.product(a, digit) == np.multiply.outer(np.arange(-128, 128), digit)).all()
+
+
+@pytest.mark.parametrize(
+    ("w_width", "step_depth", "rows", "cascade"), [(4, 16, 2, 16), (8, 16, 2, 4), (8, 8, 2, 4)]
+)
+def test_rows_share_a_dsp_while_their_sums_fit_26_bits(
+    w_width: int, step_depth: int, rows: int, cascade: int
+) -> None:
+    params = MacParams(w_width=w_width, step_depth=step_depth, max_planes=1)
+    assert (params.rows_per_dsp, params.cascade) == (rows, cascade)
+
+
+@pytest.mark.parametrize(("terms", "w_width", "cycles"), [(1, 1, 1), (2, 1, 2), (8, 4, 4)])
+def test_a_chain_has_two_levels_a_cycle(terms: int, w_width: int, cycles: int) -> None:
+    assert chain_latency(terms, w_width) == cycles

@@ -47,3 +47,8 @@ def test_product(w_width: int) -> None:
     params = MixpeParams(w_width=w_width, max_planes=8 // w_width)
     a, digit = np.arange(-128, 128)[:, None], np.arange(params.radix)
     assert (params.product(a, digit) == np.multiply.outer(np.arange(-128, 128), digit)).all()
+
+
+@pytest.mark.parametrize(("step_depth", "terms"), [(1, 1), (15, 8), (16, 8)])
+def test_an_odd_activation_is_a_term_of_its_own(step_depth: int, terms: int) -> None:
+    assert MixpeParams(step_depth=step_depth, depth_tile=step_depth * 4).n_terms == terms

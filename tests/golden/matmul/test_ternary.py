@@ -175,3 +175,9 @@ def test_a_flipped_bit_changes_the_sum() -> None:
     words[0, 1] ^= 1 << 1
     words[0, 0] ^= 1 << 4  # sign of row 0, table 0, which all others refer to
     assert lookup_matmul(SMALL, a, words, 1).tolist() == [[-45] + [45] * 7]
+
+
+@pytest.mark.parametrize(("weight", "planes"), [(1, 1), (-1, 1), (-2, 2), (-13, 3), (13, 3)])
+def test_planes_hold_the_largest_magnitude(weight: int, planes: int) -> None:
+    params = TernaryParams()
+    assert params.planes(GroupedWeights.from_integers(np.array([[weight, 0]]))) == planes

@@ -49,7 +49,7 @@ formal: ## prove properties of the RTL by model checking; ARGS="arbiter reader" 
 	$(call environment,sim formal)
 	@$(BIN)/python -m lutra_sim.formal --jobs $(JOBS) $(ARGS)
 
-mutants: ## plant faults in the RTL and see whether tests catch them; ARGS="matmul" picks some
+mutants: ## plant faults and see whether tests catch them; ARGS="-p golden matmul" picks some
 	$(call environment,sim dev)
 	@$(BIN)/python -m lutra_sim.mutants --jobs $(JOBS) $(ARGS)
 

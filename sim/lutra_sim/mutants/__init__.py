@@ -1,1 +1,1 @@
-"""Planted faults in the RTL that the tests must catch: a check of the tests themselves."""
+"""Planted faults that the tests must catch: a check of the tests themselves."""

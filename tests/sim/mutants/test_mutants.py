@@ -113,7 +113,7 @@ def test_an_endless_loop_ends(tmp_path: Path) -> None:
     (tmp_path / "sim/lutra_golden/__init__.py").write_text("while True:\n    pass\n")
     run = run_tests(ROUNDING.tests, tmp_path, 2)
     assert (run.status, run.line) == (1, "no end within 2 s of processor time")
-    assert 2 <= run.cpu_s < 10
+    assert 1 < run.cpu_s < 10
 
 
 def test_the_checkout_is_left_alone(tmp_path: Path) -> None:

@@ -389,7 +389,7 @@ MUTANTS = [
     ),
     *planted(
         "sim/lutra_golden/model/stacks.py",
-        ["host/devices/cpu/test_steps.py"],
+        ["golden/model/test_stacks.py"],
         (
             "the coarsest groups",
             "math.gcd(*(part.group for part in found))",

@@ -136,8 +136,15 @@ def test_the_flag_of_saturation(packed: Callable[[str], PackedModel]) -> None:
     assert not decoder.saturated
     # an embedding row that the residual stream cannot hold
     loud = replace(model, residual_frac=model.embedding_frac + 20)
-    decoder = Decoder(loud)
-    decoder.embed([int(np.abs(model.embedding).max(axis=1).argmax())])
+    embedding = model.embedding.copy()
+    loudest = int(np.abs(embedding).max(axis=1).argmax())
+    quiet = (loudest + 1) % len(embedding)
+    embedding[quiet] = 0
+    decoder = Decoder(replace(loud, embedding=embedding))
+    decoder.embed([loudest])
+    assert decoder.saturated
+    # it stays, whatever comes after it
+    decoder.embed([quiet])
     assert decoder.saturated
 
 

@@ -111,3 +111,16 @@ def test_no_sum_is_above_its_bound(bits: int) -> None:
         group=64,
     )
     assert StoredWeights.of(worst).peak_bound == worst.peak
+
+
+def test_scales_of_nine_bits_come_back() -> None:
+    weights = GroupedWeights(
+        codes=np.zeros((1, 128), np.uint8),
+        scale=np.array([[256]]),
+        zero=np.array([[0]]),
+        bits=2,
+        group=128,
+    )
+    stored = StoredWeights.of(weights, grouped=True)
+    assert stored.scale_bits == 9
+    assert stored.unpack().scale.tolist() == [[256]]

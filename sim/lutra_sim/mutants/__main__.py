@@ -54,13 +54,13 @@ class Outcome:
             return f"ERROR: {self.problem}"
         listed = self.mutant.name in SURVIVORS
         if self.caught:
-            return "caught, but listed as a survivor" if listed else "caught"
+            return "caught: take it off the list of survivors" if listed else "caught"
         return f"survives: {SURVIVORS[self.mutant.name]}" if listed else "SURVIVED"
 
     @property
     def expected(self) -> bool:
         """True if the fault is caught, or survives and is listed."""
-        return not self.problem and self.caught != (self.mutant.name in SURVIVORS)
+        return self.caught or (not self.problem and self.mutant.name in SURVIVORS)
 
 
 def run_tests(
@@ -139,14 +139,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = max(len(outcome.mutant.name) for outcome in outcomes)
     for outcome in outcomes:
         print(f"{outcome.mutant.name:<{width}}  {outcome.cpu_s:6.1f} s  {outcome.word}")
-    n_caught = sum(outcome.caught for outcome in outcomes)
+    left = [outcome for outcome in outcomes if not outcome.caught]
     cpu_s = sum(outcome.cpu_s for outcome in outcomes)
-    print(f"\n{n_caught} of {len(outcomes)} mutants caught in {cpu_s:.0f} s of processor time")
+    print(
+        f"\n{len(outcomes) - len(left)} of {len(outcomes)} mutants caught in {cpu_s:.0f} s of "
+        "processor time"
+    )
+    for outcome in left:
+        print(f"{outcome.mutant.name}: {outcome.word}")
     return 0 if all(outcome.expected for outcome in outcomes) else 1
 
 
 def _try(mutants: Sequence[Mutant], jobs: int) -> list[Outcome]:
-    """Outcomes in the order of ``mutants``.
+    """Outcomes in the order of ``mutants``, of which those with the cheapest tests come first.
 
     The tests run without any fault first: those that fail then, or are not there, would catch
     everything.
@@ -166,12 +171,14 @@ def _try(mutants: Sequence[Mutant], jobs: int) -> list[Outcome]:
         runs = {pool.submit(run_tests, names): names for names in tests}
         for future in as_completed(runs):
             sound[runs[future]] = future.result()
-            say(f"without faults: {', '.join(runs[future])}: {future.result().line}")
-        futures = [pool.submit(_outcome, mutant, sound[mutant.tests]) for mutant in mutants]
+            found = future.result()
+            say(f"without faults: {', '.join(runs[future])}: {found.line}, {found.cpu_s:.1f} s")
+        cheapest = sorted(mutants, key=lambda mutant: sound[mutant.tests].cpu_s)
+        futures = [pool.submit(_outcome, mutant, sound[mutant.tests]) for mutant in cheapest]
         for future in as_completed(futures):
             outcome = future.result()
             outcomes[outcome.mutant.name] = outcome
-            say(f"{outcome.mutant.name}: {outcome.word}")
+            say(f"{outcome.mutant.name}: {outcome.word}, {outcome.cpu_s:.1f} s")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return [outcomes[mutant.name] for mutant in mutants]

@@ -201,8 +201,8 @@ MUTANTS = [
         ),
         (
             "zero point times half the activations",
-            "(2 * total - zero * a_sum)",
-            "(2 * total - zero * (a_sum >> 1))",
+            "(double * total - zero * a_sum)",
+            "(double * total - zero * (a_sum >> 1))",
         ),
         (
             "scales of other tiles",
@@ -220,8 +220,8 @@ MUTANTS = [
         ),
         (
             "mirrored entries with the wrong sign",
-            "np.where(code >> 3, -entry, entry)",
-            "np.where(code >> 3, entry, -entry)",
+            "np.where(fields >> 3, -entry, entry)",
+            "np.where(fields >> 3, entry, -entry)",
         ),
         (
             "the last bit of a code not complemented",

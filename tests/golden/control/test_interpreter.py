@@ -340,6 +340,17 @@ def test_saturation_is_reported_of_the_last_run_alone(interpreter: Interpreter) 
     assert not interpreter.saturated
 
 
+def test_saturation_stays_until_the_end_of_a_run(interpreter: Interpreter) -> None:
+    interpreter.scale.m[:], interpreter.scale.e[:] = 1 << 15, -15
+    interpreter.residual[0, 8] = (1 << 31) - 1
+    interpreter.acc[0, 1, 0] = 1
+    both, first = (make(Opcode.RESADD, scale_w=ONE, n_words=n) for n in (2, 1))
+    run(interpreter, first, END)
+    assert not interpreter.saturated
+    run(interpreter, both, first, END)
+    assert interpreter.saturated
+
+
 def test_logits_and_their_largest(interpreter: Interpreter) -> None:
     """Chunks are compared as they come; of equal logits the lowest row wins."""
     rng = np.random.default_rng(1)

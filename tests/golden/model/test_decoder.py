@@ -14,10 +14,11 @@ from lutra.models import find_model, load_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.scale import scale_to_float
+from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import Format
 from lutra_golden.model import decoder as module
 from lutra_golden.model.decoder import Decoder, Rows
-from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.packed import PackedLinear, PackedModel
 
 # heads that no power of two holds in groups of 16 are more than any configuration takes
 NO_CONFIGURATION = ("qwen3-wide-heads",)
@@ -127,6 +128,22 @@ def test_large_models_keep_no_floats(
     again = run(decoder, [1, 2, 3])
     np.testing.assert_array_equal(kept[0], again[0])
     assert not decoder._kept  # pyright: ignore[reportPrivateUsage]
+
+
+def test_sums_that_float32_does_not_hold_are_exact(packed: Callable[[str], PackedModel]) -> None:
+    model, rng = packed("odd"), np.random.default_rng(4)
+    layer = model.layers[0]
+    shape = layer.o_proj.weights.codes.shape
+    codes = rng.integers(0, 256, shape).astype(np.uint8)
+    side = np.full((shape[0], 1), 255), np.ones((shape[0], 1), np.int64)
+    weights = GroupedWeights(codes=codes, scale=side[0], zero=side[1], bits=8, group=shape[1])
+    loud = replace(layer, o_proj=PackedLinear(weights, layer.o_proj.scale, 0))
+    decoder = Decoder(replace(model, layers=[loud, *model.layers[1:]]))
+    a = rng.integers(-127, 128, (5, shape[1]))
+    found = decoder._product(0, "o_proj", a)  # pyright: ignore[reportPrivateUsage]
+    expected = a @ weights.doubled().T
+    assert np.abs(expected).max() > 1 << 24
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_flag_of_saturation(packed: Callable[[str], PackedModel]) -> None:

@@ -39,6 +39,13 @@ class Recording(GoldenDevice):
         return result
 
 
+class SaturatingFirst(Recording):
+    """Says that a value saturated in its first pass."""
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        return replace(super()._pass(chunks), saturated=len(self.passes) == 1)
+
+
 @pytest.fixture
 def device(packed: Packed) -> Recording:
     found = Recording()
@@ -79,6 +86,29 @@ def test_different_layers_are_different_passes(device: Recording) -> None:
         device.run([step(a, 1)])
     device.run([step(a, 1, layers=range(1, 3), residual=first.residual)])
     assert a.length == 1
+
+
+@pytest.mark.parametrize("pass_tokens", [1, 2, 4, 64])
+def test_every_step_gets_its_rows_whatever_passes_hold(pass_tokens: int, packed: Packed) -> None:
+    def steps(device: Recording) -> list[Step]:
+        return [
+            step(device.session(), 1, 2, 3, 4, 5, logits_from=2),
+            step(device.session(), 6),
+            step(device.session(), 7, 8, 9, layers=range(1)),
+            step(device.session(), 3, 4, layers=range(1)),
+        ]
+
+    whole, device = Recording(64), SaturatingFirst(pass_tokens)
+    for each in (whole, device):
+        each.load(packed("odd"))
+    results = device.run(steps(device))
+    for found, alone in zip(results, steps(whole), strict=True):
+        [expected] = whole.run([alone])
+        for name in ("logits", "scale", "argmax", "residual"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    # the first pass holds tokens of the first step, and of others as it has room
+    shared = [True, pass_tokens > 5, False, False]
+    assert [result.saturated for result in results] == shared
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a fault")])

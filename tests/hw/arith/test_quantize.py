@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
+from lutra_golden.arith.fixed import round_shift
 from lutra_golden.arith.quantize import q_max_of, quantize, quantize_factor
+from lutra_golden.arith.scale import Scale
 from lutra_hw.arith.quantize import Quantizer
 from lutra_sim.bench.arith.tb_quantize import QuantizerSize
 from lutra_sim.bench.simulate import run_cocotb, simulate
@@ -48,6 +51,25 @@ def test_latency(q_width: int) -> None:
 
     simulate(dut, bench)
     assert results[dut.latency :] == quantize(vectors, factor, q_max_of(q_width)).tolist()
+
+
+def test_the_most_negative_code_is_never_given() -> None:
+    """At 16 bits the factor's error alone reaches it, so only the clamp keeps it out."""
+    maxima = np.arange(1 << 15, 1 << 16)
+    factors = quantize_factor(maxima, 32767)
+    index = int((round_shift(-maxima * factors.m, -factors.e) < -32767).argmax())
+    y_max, factor = int(maxima[index]), Scale(factors.m[index], factors.e[index])
+    dut = Quantizer(2, 17, 16)
+
+    async def bench(ctx: Any) -> None:
+        ctx.set(dut.factor, {"m": int(factor.m), "e": int(factor.e)})
+        ctx.set(dut.y, (y_max, -y_max))
+        for _ in range(dut.latency):
+            await ctx.tick()
+        assert [ctx.get(dut.q[lane]) for lane in (0, 1)] == [32767, -32767]
+
+    assert round_shift(-y_max * factor.m, -factor.e) == -32768
+    simulate(dut, bench)
 
 
 @pytest.mark.cocotb

@@ -6,6 +6,7 @@ pytest.importorskip("triton")
 import triton.language as tl
 
 from lutra_golden.arith import quantize
+from lutra_golden.arith.fixed import Int, round_shift
 from lutra_golden.arith.scale import Scale
 from lutra_kernels.arith import quantize as device
 from lutra_kernels.arrays import download, empty, upload
@@ -33,12 +34,8 @@ def quantize_kernel(
     tl.store(scale_ptr + 3 * ROWS + rows, s_e)
 
 
-@pytest.mark.parametrize("q_max", [7, 127, 32767])
-def test_rows_of_every_size(q_max: int) -> None:
-    rng = np.random.default_rng(6)
-    bits = np.arange(ROWS) % 47 + 1
-    y = rng.integers(-(1 << 47) + 1, 1 << 47, (ROWS, WIDTH)) >> (47 - bits)[:, None]
-    y[0], y[1, :] = 0, -1
+def check(y: Int, q_max: int) -> Int:
+    """Codes and scales of rows are golden's; returns the codes."""
     q, words = empty([ROWS, WIDTH], np.int64), empty([4, ROWS], np.int32)
     quantize_kernel[(1,)](upload(y), q, words, Q_MAX=q_max, ROWS=ROWS, WIDTH=WIDTH)
     y_max = np.abs(y).max(axis=1)
@@ -47,4 +44,23 @@ def test_rows_of_every_size(q_max: int) -> None:
     assert np.array_equal(download(words), [factor.m, factor.e, step.m, step.e])
     expected = quantize.quantize(y, Scale(factor.m[:, None], factor.e[:, None]), q_max)
     assert np.array_equal(download(q), expected)
-    assert np.abs(expected).max() == q_max
+    return expected
+
+
+@pytest.mark.parametrize("q_max", [7, 127, 32767])
+def test_rows_of_every_size(q_max: int) -> None:
+    rng = np.random.default_rng(6)
+    bits = np.arange(ROWS) % 47 + 1
+    y = rng.integers(-(1 << 47) + 1, 1 << 47, (ROWS, WIDTH)) >> (47 - bits)[:, None]
+    y[0], y[1, :] = 0, -1
+    assert np.abs(check(y, q_max)).max() == q_max
+
+
+def test_the_most_negative_code_is_never_given() -> None:
+    """At 16 bits the factor's error alone reaches it, so only the clamp keeps it out."""
+    y_max = np.arange(1 << 15, 1 << 16)
+    factor = quantize.quantize_factor(y_max, 32767)
+    beyond = y_max[round_shift(-y_max * factor.m, -factor.e) < -32767][:ROWS]
+    assert len(beyond) == ROWS
+    y = beyond[:, None] * np.resize([-1, 1], WIDTH)
+    assert check(y, 32767).min() == -32767

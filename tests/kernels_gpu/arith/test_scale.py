@@ -109,6 +109,9 @@ def test_two_scales(op: str) -> None:
     rng = np.random.default_rng(4)
     n = 4 * BLOCK
     a, b = scales(rng, n), scales(rng, n)
+    # the product of the second and the third is rounded up to a power of two
+    corners = [1 << 15, (1 << 15) + 1, (1 << 16) - 2, (1 << 16) - 1]
+    a.m[:16], b.m[:16] = np.repeat(corners, 4), np.tile(corners, 4)
     # half of them close to each other, where cutting and carries happen
     near = np.where((b.m != 0) & (rng.random(n) < 0.5), a.e + rng.integers(-34, 35, n), b.e)
     b = Scale(b.m, np.where(b.m == 0, 0, near))

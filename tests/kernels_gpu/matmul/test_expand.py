@@ -24,7 +24,9 @@ def test_digits_are_the_doubled_weights(bits: int, group: int) -> None:
     assert not values[:, 35:].any()
 
 
-@pytest.mark.parametrize(("bits", "group", "digits"), [(2, 0, 1), (4, 128, 2), (8, 128, 3)])
+@pytest.mark.parametrize(
+    ("bits", "group", "digits"), [(2, 0, 1), (4, 128, 2), (6, 128, 2), (7, 128, 3), (8, 128, 3)]
+)
 def test_products(bits: int, group: int, digits: int) -> None:
     case = random_case(20, 256, bits, group, seed=bits)
     assert n_digits(case.matrix) == digits

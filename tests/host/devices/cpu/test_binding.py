@@ -163,22 +163,43 @@ def test_matrices_of_different_bits(packed_llama: Callable[[str, str], PackedMod
     check(model, tokens_of(model, 20))
 
 
+def loud(model: PackedModel, name: str) -> PackedModel:
+    """Its embedding is next to the ends of the residual stream, and the last ``name`` goes on."""
+    linear = model.layers[-1].linear(name)
+    changed = replace(linear, scale=Scale(linear.scale.m, linear.scale.e + 14))
+    layers = [*model.layers[:-1], replace(model.layers[-1], **{name: changed})]
+    # shifted by 16
+    ends = np.where(model.embedding < 0, -32767, 32767).astype(np.int16)
+    frac = model.residual_frac - 16
+    return replace(model, layers=layers, embedding=ends, embedding_frac=frac)
+
+
 @pytest.mark.parametrize("name", ["o_proj", "down_proj"])
 def test_saturation_is_told(name: str, packed: Callable[[str], PackedModel]) -> None:
     """Includes the last layer, whose products are added when the head's norm reads them."""
-    model = packed("grouped")
-    linear = model.layers[-1].linear(name)
-    loud = replace(linear, scale=Scale(linear.scale.m, linear.scale.e + 14))
-    layers = [*model.layers[:-1], replace(model.layers[-1], **{name: loud})]
-    # shifted by 16: next to the ends of the stream
-    ends = np.where(model.embedding < 0, -32767, 32767).astype(np.int16)
-    frac = model.residual_frac - 16
-    model = replace(model, layers=layers, embedding=ends, embedding_frac=frac)
+    model = loud(packed("grouped"), name)
     tokens = tokens_of(model, 12)
     assert golden(model, tokens).saturated
     check(model, tokens)
     cpu = CpuModel(model, threads=1, few=TARGETS[0], many=TARGETS[0])
     assert one(cpu, CpuCache(cpu.shape), tokens, 0, len(tokens)).saturated
+    cpu.close()
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_saturation_of_one_row_is_told(last: int, packed: Callable[[str], PackedModel]) -> None:
+    """Behind or before the row of another sequence, all of which is zeros."""
+    model = loud(packed("grouped"), "down_proj")
+    embedding = model.embedding.copy()
+    embedding[2] = 0
+    model = replace(model, embedding=embedding)
+    assert golden(model, [1]).saturated and not golden(model, [2]).saturated
+    cpu = CpuModel(model, threads=1, few=TARGETS[0], many=TARGETS[0])
+    assert not one(cpu, CpuCache(cpu.shape), [2], 0).saturated
+    rows, caches = RowTable.empty(2), [CpuCache(cpu.shape) for _ in range(2)]
+    for i, token in enumerate((3 - last, last)):
+        rows.set(slice(i, i + 1), caches[i], 0, np.array([token], np.int32), 0)
+    assert cpu.run(rows, range(cpu.shape.n_layers)).saturated
     cpu.close()
 
 

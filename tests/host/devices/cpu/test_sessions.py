@@ -102,6 +102,10 @@ def go(device: CpuDevice, session: CpuSession, tokens: Sequence[int]) -> StepRes
 
 def assert_same(a: SequenceKv, b: SequenceKv) -> None:
     assert a.to_bytes() == b.to_bytes()
+    # bytes leave out the sign of what has four bits
+    for i, layer in a.layers.items():
+        np.testing.assert_array_equal(layer.keys, b.layers[i].keys)
+        np.testing.assert_array_equal(layer.values, b.layers[i].values)
 
 
 def test_sessions_side_by_side(device: CpuDevice, model: PackedModel) -> None:
@@ -168,6 +172,15 @@ def test_truncate_and_fork(device: CpuDevice, model: PackedModel) -> None:
     session.truncate(0)
     assert session.length == 0 and session.export().length == 0
     golden.check(go(device, session, text), 0, N)
+
+
+def test_forks_of_every_length(device: CpuDevice, model: PackedModel) -> None:
+    """Keys and values lie in blocks of positions, of which the last may hold one."""
+    text = text_of(model, 1)
+    golden, session = Golden(model, text), device.session()
+    go(device, session, text)
+    for n in range(N + 1):
+        assert_same(session.fork(n).export(), golden.kv(n))
 
 
 def test_ranges_of_layers(device: CpuDevice, model: PackedModel) -> None:

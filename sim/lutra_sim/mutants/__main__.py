@@ -27,6 +27,8 @@ _PASSED, _FAILED = 0, 1  # exit status of pytest
 # processor time of each process of the tests with a fault: it ends endless loops, nothing else
 _CPU_FACTOR, _CPU_LEAST_S = 10, 120
 _UNLIMITED_S = 1 << 20
+# the C compiler with an option that prevails: a library is used once, so optimising takes longest
+_COMPILER = "sh -c 'exec \"$@\" -O1' sh"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def run_tests(
         "PYTHONPATH": os.pathsep.join(str(root / name) for root in roots for name in _FOLDERS),
         "PYTHONDONTWRITEBYTECODE": "1",
         "LUTRA_CACHE": str(cache_folder() / "mutants"),
+        "CC": f"{_COMPILER} {os.environ.get('CC') or 'cc'}",
         "LUTRA_REQUIRE_TOOLS": "1",
         "LUTRA_COVERAGE": "0",
     }

@@ -4,10 +4,12 @@ from lutra_sim.mutants.mutant import planted
 
 __all__ = ["MUTANTS"]
 
+_STEPS, _BINDING = "host/devices/cpu/test_steps.py", "host/devices/cpu/test_binding.py"
+
 MUTANTS = [
     *planted(
         "host/lutra/devices/cpu/csrc/scale.h",
-        ["host/devices/cpu/test_device.py"],
+        [f"{_STEPS}::test_norms"],
         ("rounding down", "return (x >> n) + ((x >> (n - 1)) & 1);", "return x >> n;"),
         (
             "the root's parity dropped",
@@ -22,7 +24,11 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/vector.c",
-        ["host/devices/cpu/test_device.py"],
+        [
+            f"{_STEPS}::test_norms",
+            f"{_STEPS}::test_heads",
+            f"{_BINDING}::test_ternary_models[least]",
+        ],
         (
             "a block shift too small",
             "bit_length((uint64_t)v_max) - (SCALED_WIDTH - 1)",
@@ -37,7 +43,11 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/model.c",
-        ["host/devices/cpu/test_device.py", "host/devices/cpu/test_sessions.py"],
+        [
+            f"{_BINDING}::test_saturation_of_one_row_is_told",
+            f"{_BINDING}::test_rows_of_several_sequences_share_passes[grouped-4-scalar]",
+            f"{_BINDING}::test_arg_max_is_the_first_of_equals",
+        ],
         (
             "the later row of equal logits in another thread",
             "w->best_row[slot] < row)) {",
@@ -57,6 +67,61 @@ MUTANTS = [
             "every query at the first one's position",
             "queries[i].position = rows[t].position;",
             "queries[i].position = rows[0].position;",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/attend.c",
+        [f"{_STEPS}::test_attention"],
+        (
+            "a window of one position more",
+            "position - window + 1 : 0;",
+            "position - window : 0;",
+        ),
+        (
+            "keys that only later queries see weigh too",
+            "memset(to + end, 0, (size_t)(whole - end) * 2);",
+            "memset(to + end, 0, 0);",
+        ),
+        (
+            "the exponent of the first value alone",
+            "for (int i = first; i < first + n; i++) e =",
+            "for (int i = first; i < first + 1; i++) e =",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/attend.c",
+        ["host/devices/cpu/test_sessions.py::test_forks_of_every_length[4]"],
+        (
+            "sign of four bits lost in what is exported",
+            "(int8_t)((((high ? byte >> 4 : byte) & 15) ^ 8) - 8);",
+            "(int8_t)((high ? byte >> 4 : byte) & 15);",
+        ),
+        (
+            "a copy of one position less",
+            "(size_t)round_up(n, KEY_BLOCK) * from",
+            "(size_t)round_up(n - 1, KEY_BLOCK) * from",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/matmul.c",
+        [
+            f"{_STEPS}::test_signed_rows",
+            f"{_STEPS}::test_groups",
+        ],
+        ("the sign of low bytes left", "low[r] + 128 * ones[r];", "low[r];"),
+        (
+            "the sums of the first group for all",
+            "(int64_t)c * units + (int64_t)g * per;",
+            "(int64_t)c * units;",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/matmul.c",
+        [f"{_BINDING}::test_llamas[llama-grouped-w4a8]"],
+        (
+            "group sums of the matrix before",
+            "void product_forget(lutra_scratch *scratch) { scratch->per = 0; }",
+            "void product_forget(lutra_scratch *scratch) { (void)scratch; }",
         ),
     ),
 ]

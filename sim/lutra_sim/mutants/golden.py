@@ -4,6 +4,8 @@ from lutra_sim.mutants.mutant import planted
 
 __all__ = ["MUTANTS"]
 
+_DECODER = "golden/model/test_decoder.py"
+
 MUTANTS = [
     *planted(
         "sim/lutra_golden/arith/fixed.py",
@@ -315,7 +317,12 @@ MUTANTS = [
     ),
     *planted(
         "sim/lutra_golden/model/decoder.py",
-        ["golden/model/test_decoder.py"],
+        [
+            f"{_DECODER}::test_the_flag_of_saturation",
+            f"{_DECODER}::test_sums_that_float32_does_not_hold_are_exact",
+            f"{_DECODER}::test_keys_and_values_of_different_bits",
+            f"{_DECODER}::test_every_architecture[qwen2-window]",
+        ],
         (
             "an overflow forgotten by the next layer",
             "self.saturated |= not np.array_equal(x, exact)",
@@ -340,7 +347,7 @@ MUTANTS = [
     ),
     *planted(
         "sim/lutra_golden/model/limits.py",
-        ["host/quantize/test_pack.py"],
+        ["golden/model/test_limits.py"],
         ("the least shift ignored", "range(least, SHIFT_MAX + 1)", "range(SHIFT_MAX + 1)"),
         (
             "sums rounded down",
@@ -351,7 +358,7 @@ MUTANTS = [
     ),
     *planted(
         "sim/lutra_golden/model/lowered.py",
-        ["golden/model/test_padding.py", "golden/model/test_decoder.py"],
+        ["golden/model/test_lowered.py"],
         (
             "epsilon of padded heads not smaller",
             "return round(model.head_eps * model.head_dim / built_head_dim(model.head_dim))",

@@ -4,6 +4,8 @@ from lutra_sim.mutants.mutant import planted
 
 __all__ = ["MUTANTS"]
 
+_DEVICE = "host/devices/cpu/test_device.py"
+
 MUTANTS = [
     *planted(
         "host/lutra/text/sampling.py",
@@ -51,13 +53,75 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/serving/sequence.py",
-        ["host/test_llm.py"],
+        [
+            "host/test_llm.py::test_a_difference_is_found_where_it_is",
+            "host/test_llm.py::test_results_are_the_same_with_and_without_known_prefixes",
+            "host/test_llm.py::test_a_known_prefix_keeps_its_saturation",
+        ],
         ("saturation not compared", "        and result.saturated == expected.saturated\n", ""),
         ("the reference not cut", "            self.reference.truncate(n)\n", "            pass\n"),
         (
-            "saturation forgotten by the next tokens",
+            "a later step moves the first saturation",
             "if result.saturated and self.saturated_at is None:",
-            "if result.saturated or self.saturated_at is None:",
+            "if result.saturated:",
+        ),
+    ),
+    *planted(
+        "host/lutra/llm.py",
+        [
+            "host/test_llm.py::test_a_step_that_saturated_is_not_forgotten",
+            "host/test_llm.py::test_a_known_prefix_keeps_its_saturation",
+        ],
+        (
+            "saturation forgotten by the next step",
+            "stats.saturated |= result.saturated",
+            "stats.saturated = result.saturated",
+        ),
+        (
+            "saturation of a known prefix forgotten",
+            "        stats.saturated = sequence.saturated\n",
+            "",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/base.py",
+        [
+            "host/devices/test_base.py::test_every_step_gets_its_rows_whatever_passes_hold",
+            "host/devices/test_base.py::test_tokens_of_several_sessions_fill_passes",
+        ],
+        (
+            "saturation forgotten by the next pass",
+            "each.saturated |= result.saturated",
+            "each.saturated = result.saturated",
+        ),
+        (
+            "logits from the same row of every pass",
+            "logits_from=min(max(chunk.logits_from - first, 0), size),",
+            "logits_from=min(chunk.logits_from, size),",
+        ),
+        (
+            "residual rows of the step before",
+            "row, token = wanted.stop, token + n",
+            "row, token = wanted.stop, token",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/kv.py",
+        ["host/devices/test_kv.py"],
+        (
+            "values padded as keys are",
+            "in ((0, True), (config.kv_v_offset, False)):",
+            "in ((0, True), (config.kv_v_offset, True)):",
+        ),
+        (
+            "scales of keys for values",
+            "2 * n_heads] = _words(kv.value_scale)",
+            "2 * n_heads] = _words(kv.key_scale)",
+        ),
+        (
+            "the first head read for all",
+            "raw = read(base + offset + g * config.kv_head_bytes,",
+            "raw = read(base + offset,",
         ),
     ),
     *planted(
@@ -77,7 +141,11 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/quantize/fold.py",
-        ["host/quantize/test_fold.py"],
+        [
+            "host/quantize/test_fold.py::test_heads_that_share_values_share_scales",
+            "host/quantize/test_fold.py::test_folding_changes_no_logit[biases-o_proj]",
+            "host/quantize/test_fold.py::test_folding_changes_no_logit[biases-q_proj]",
+        ],
         (
             "the norm multiplied",
             "changed[_NORMS[stack]] = norm / scale",
@@ -96,7 +164,7 @@ MUTANTS = [
         (
             "importance ignored",
             "if importance is not None and importance.any():",
-            "if importance is None:",
+            "if importance is not None and not importance.any():",
         ),
         (
             "the coarsest scale one too high",
@@ -107,6 +175,28 @@ MUTANTS = [
             "no clipped ranges",
             "clips = np.geomspace(1.0, _LEAST_CLIP[bits], _N_CLIPS)",
             "clips = np.geomspace(1.0, 0.999, _N_CLIPS)",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/fit.py",
+        [
+            f"{_DEVICE}::test_sums_that_can_pass_28_bits_are_refused",
+            f"{_DEVICE}::test_sums_that_squared_relu_cannot_multiply_are_refused",
+        ],
+        (
+            "squared ReLU takes gates of any width",
+            "limit = GATE_WIDTH_MAX if squared else _ACC_BITS",
+            "limit = _ACC_BITS",
+        ),
+        (
+            "the sign of a sum takes no bit",
+            "return int(round_shift(peak * q_max, shift)).bit_length() + 1",
+            "return int(round_shift(peak * q_max, shift)).bit_length()",
+        ),
+        (
+            "gates alone are squared",
+            'squared = model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj")',
+            'squared = model.gate is Gate.RELU2 and name == "gate_proj"',
         ),
     ),
 ]

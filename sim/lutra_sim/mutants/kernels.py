@@ -7,7 +7,7 @@ __all__ = ["MUTANTS"]
 MUTANTS = [
     *planted(
         "kernels_gpu/lutra_kernels/arith/fixed.py",
-        ["kernels_gpu/arith/test_fixed.py"],
+        ["kernels_gpu/arith/test_fixed.py", "kernels_gpu/arith/test_scale.py::test_bit_length"],
         (
             "rounding down",
             "((x >> (tl.maximum(n, 1) - 1)) + 1) >> 1, x)",
@@ -67,6 +67,168 @@ MUTANTS = [
             "_INV_M127 if Q_MAX == 127 else (_INV_M7 if",
             "_INV_M127 if Q_MAX == 127 else (_INV_M127 if",
         ),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/attention/tiles.py",
+        ["kernels_gpu/attention/test_prefill.py"],
+        (
+            "the last key behind the window is seen",
+            "(keys > position - window)",
+            "(keys >= position - window)",
+        ),
+        (
+            "halves of a byte swapped",
+            "tl.where(low, packed << 4, packed) >> 4",
+            "tl.where(low, packed, packed << 4) >> 4",
+        ),
+        (
+            "scales of absent values choose the exponent",
+            "counts = visible & (v_m != 0)[None, :]",
+            "counts = visible",
+        ),
+        (
+            "weights rounded down",
+            "w = (((p * v_m[None, :]) >> (shift - 1)) + 1) >> 1",
+            "w = (p * v_m[None, :]) >> shift",
+        ),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/attention/prefill.py",
+        ["kernels_gpu/attention/test_prefill.py"],
+        (
+            "the first block one late",
+            "- window + 1, 0) // BLOCK_N\n    end",
+            "- window + BLOCK_N, 0) // BLOCK_N\n    end",
+        ),
+        (
+            "a block that begins at the last position left out",
+            "tl.max(position, 0) // BLOCK_N + 1",
+            "tl.cdiv(tl.max(position, 0), BLOCK_N)",
+        ),
+        ("shifts limited to 31", "+ 15 + frac), 0), 63)", "+ 15 + frac), 0), 31)"),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/attention/decode.py",
+        ["kernels_gpu/attention/test_decode.py"],
+        (
+            "the last tile of the prefix twice",
+            "first = tl.maximum(first, prefix)",
+            "first = tl.maximum(first, prefix - BLOCK_N)",
+        ),
+        (
+            "a program goes on beyond its share",
+            "first + tl.minimum(n_tiles - tile, stop - at)",
+            "first + n_tiles - tile",
+        ),
+        (
+            "a tile counted for the block before it",
+            "(ends <= at).to(tl.int32)",
+            "(ends < at).to(tl.int32)",
+        ),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/matmul/gemv.py",
+        ["kernels_gpu/matmul/test_gemv.py"],
+        (
+            "products of zero points in 32 bits",
+            "(scale * zero).to(dtype) * total.to(dtype)",
+            "(scale * zero * total).to(dtype)",
+        ),
+        (
+            "sums of the first token for all",
+            "tl.load(sum_ptr + m))",
+            "tl.load(sum_ptr))",
+        ),
+        ("high bytes added once", "total = total << 8", "total = total << 7"),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/matmul/gemm.py",
+        ["kernels_gpu/matmul/test_gemm.py"],
+        ("a sum taken before its last part", "== SPLIT - 1:", "== SPLIT - 2:"),
+        ("tickets left", "            tl.store(tile, 0)\n", ""),
+        (
+            "high bytes' zero of eight-bit codes dropped",
+            "(scale * (256 * 128 * GROUP))",
+            "(scale * (128 * GROUP))",
+        ),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/matmul/head.py",
+        ["kernels_gpu/matmul/test_head.py"],
+        (
+            "logits rounded down",
+            "saturate(round_shift_right(total * scale, LOGIT_SHIFT), LOGIT_WIDTH)",
+            "saturate((total * scale) >> LOGIT_SHIFT, LOGIT_WIDTH)",
+        ),
+        (
+            "logits wrap",
+            "saturate(round_shift_right(total * scale, LOGIT_SHIFT), LOGIT_WIDTH)",
+            "round_shift_right(total * scale, LOGIT_SHIFT)",
+        ),
+        (
+            "the last of equal logits first",
+            "(4294967295 - offs_n.to(tl.int64))",
+            "(4294967295 - (offs_n ^ 15).to(tl.int64))",
+        ),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/matmul/expand.py",
+        ["kernels_gpu/matmul/test_expand.py"],
+        ("carry of a negative digit dropped", "value = (value - low) >> 8", "value = value >> 8"),
+        (
+            "half of the range for the largest number",
+            "sum(127 << (8 * i) for i in range(digits))",
+            "sum(255 << (8 * i) for i in range(digits))",
+        ),
+        ("zero points in whole steps", "(2 * value - zero.to", "(2 * value - 2 * zero.to"),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/vector/norm.py",
+        ["kernels_gpu/vector/test_norm.py"],
+        (
+            "the largest value rounds up beyond 16 bits",
+            "saturate(round_shift_right(v, sh[:, None]), 16).to",
+            "round_shift_right(v, sh[:, None]).to",
+        ),
+        ("negative gates squared", "gate = tl.maximum(gate, 0)", "gate = tl.abs(gate)"),
+        (
+            "low bytes of the padding are -128",
+            "low = tl.where(offs < N, (q & 255) - 128, 0)",
+            "low = (q & 255) - 128",
+        ),
+        (
+            "the last token's overflow alone is told",
+            "any_clamped = tl.max(tl.max(clamped.to(tl.int32), 1), 0)",
+            "any_clamped = tl.min(tl.max(clamped.to(tl.int32), 1), 0)",
+        ),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/vector/rope.py",
+        ["kernels_gpu/vector/test_rope.py"],
+        ("sine with the wrong sign", "hi * cos + lo * sin, unit", "hi * cos - lo * sin, unit"),
+        ("gamma of queries for keys", "tl.where(is_query, 0, D)[:, None]", "0"),
+        (
+            "the largest of the first half alone",
+            "tl.maximum(tl.max(tl.abs(y_lo), 1), tl.max(tl.abs(y_hi), 1))",
+            "tl.max(tl.abs(y_lo), 1)",
+        ),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/vector/heads.py",
+        ["kernels_gpu/vector/test_rope.py"],
+        ("epsilon not times the elements of a head", "<< LOG2_DIM\n", "<< 0\n"),
+        ("fraction of a bias ignored", "(_FRAC - bias_frac)", "_FRAC"),
+        ("sums wrap", "return saturate(v, _WIDTH)", "return v"),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/vector/residual.py",
+        ["kernels_gpu/vector/test_norm.py"],
+        (
+            "rounding down",
+            "x + round_shift_right(acc.to(tl.int64) * c_m, shift)",
+            "x + ((acc.to(tl.int64) * c_m) >> shift)",
+        ),
+        ("the sum wraps", "clamped = saturate(exact, _WIDTH)", "clamped = exact"),
     ),
 ]
 """Faults of modules that compute tokens."""

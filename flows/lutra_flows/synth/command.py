@@ -12,6 +12,7 @@ from rich.table import Table
 from lutra.commands.options import add_json, whole
 from lutra.progress import StepProgress
 from lutra_flows.synth.designs import Material, Part, design
+from lutra_flows.synth.parts import PARTS, Fpga
 from lutra_flows.synth.report import TARGETS, Report, Request, libraries, synthesize
 from lutra_flows.synth.yosys import MACRO_WORDS
 from lutra_golden.core.config import ENGINES
@@ -19,6 +20,8 @@ from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
 
 __all__ = ["add_command"]
+
+_PIECES = tuple(part.value for part in Part if part != Part.WHOLE)
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +45,9 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         "has 5 of ternary)",
     )
     parser.add_argument(
-        "--target", default="xcup", choices=TARGETS, help="technology to map to (default xcup)"
+        "--target",
+        choices=TARGETS,
+        help="technology to map to (default xcup, or that of the FPGA in --part)",
     )
     parser.add_argument(
         "--liberty",
@@ -52,8 +57,9 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--part",
-        choices=[part.value for part in Part if part != Part.WHOLE],
-        help="engine, or only the datapath of one token (default engine)",
+        choices=[*_PIECES, *PARTS],
+        help="engine, or only the datapath of one token (default engine); with --whole, the FPGA "
+        f"that it must fit: {', '.join(PARTS)}",
     )
     parser.add_argument(
         "--whole", action="store_true", help="synthesise the whole accelerator with this engine"
@@ -85,13 +91,19 @@ def _tile(text: str) -> tuple[int, int, int]:
 
 
 def _synth(args: argparse.Namespace) -> int:
-    if args.liberty is not None and args.target != "liberty" and not args.compare:
-        raise LutraError(f"--liberty is for --target liberty, not {args.target}")
-    if args.whole and args.part is not None:
+    fpga = PARTS.get(args.part)
+    if fpga is not None and not args.whole:
+        raise LutraError(f"--part {args.part} is an FPGA: add --whole to ask if it fits")
+    if args.whole and args.part in _PIECES:
         raise LutraError(f"--whole and --part {args.part} exclude each other")
+    if fpga is not None and args.target not in (None, fpga.target):
+        raise LutraError(f"--part {args.part} is of --target {fpga.target}, not {args.target}")
+    target = args.target or (fpga.target if fpga else "xcup")
+    if args.liberty is not None and target != "liberty" and not args.compare:
+        raise LutraError(f"--liberty is for --target liberty, not {target}")
     if args.compare:
         return _compare(args)
-    wants_cells = args.target == "liberty"
+    wants_cells = target == "liberty"
     chosen = design(
         args.engine,
         args.format or {"ternary": "W1.58A8", "mixpe": "W4A8"}.get(args.engine, "W2A8"),
@@ -102,17 +114,48 @@ def _synth(args: argparse.Namespace) -> int:
     )
     request = Request(
         design=chosen,
-        target=args.target,
+        target=target,
         no_dsp=args.no_dsp,
         libraries=libraries(args.liberty) if wants_cells else (),
     )
     with StepProgress() as progress:
         (report,) = synthesize([request], n_parallel=2, progress=progress)
     if args.json:
-        print(json.dumps(report.json()))
+        figures = report.json()
+        if fpga is not None:
+            figures["fits"] = {
+                "part": vars(fpga),
+                "fits": all(used <= there for _, used, there in _usage(report, fpga)),
+            }
+        print(json.dumps(figures))
     else:
         _print(report)
+        if fpga is not None:
+            _print_fit(report, fpga)
     return 0
+
+
+def _usage(report: Report, fpga: Fpga) -> list[tuple[str, float, int]]:
+    """Names of resources, and how many the design takes and the part has."""
+    return [
+        ("LUT", (report.lut or 0) + (report.lut_ram or 0), fpga.lut),
+        ("flip-flops", report.ff or 0, fpga.ff),
+        ("DSP", report.dsp or 0, fpga.dsp),
+        ("block RAM", report.bram or 0, fpga.bram),
+        ("URAM", report.uram or 0, fpga.uram),
+    ]
+
+
+def _print_fit(report: Report, fpga: Fpga) -> None:
+    usage = _usage(report, fpga)
+    table = Table(fpga.name, "takes", "has", "share", box=None, pad_edge=False)
+    for name, used, there in usage:
+        share = f"{used / there:.0%}" if there else "-"
+        table.add_row(name, f"{used:,}", f"{there:,}", share)
+    Console(highlight=False).print(table)
+    short = [name for name, used, there in usage if used > there]
+    answer = f"does not fit: too little {', '.join(short)}" if short else "fits, before placement"
+    print(f"{fpga.name} {answer} (totals: {fpga.source})")
 
 
 def _compare(args: argparse.Namespace) -> int:

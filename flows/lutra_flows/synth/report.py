@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lutra_flows.synth.cells import Resources, ecp5_resources, xilinx_resources
-from lutra_flows.synth.designs import Design
+from lutra_flows.synth.designs import TOP, Design, Part
 from lutra_flows.synth.liberty import WHERE, Library, load_libraries
+from lutra_flows.synth.units import split_units
 from lutra_flows.synth.yosys import (
     Answer,
     Job,
@@ -115,7 +117,7 @@ def synthesize(
     jobs = [(r, *job) for r in requests for job in _jobs(r, netlists[id(r.design)])]
     answers = run_jobs(
         yosys,
-        [job for _, _, job in jobs],
+        [job for _, _, _, job in jobs],
         cache,
         n_parallel=n_parallel,
         on_progress=lambda name, share: progress(f"Yosys: {name}", share),
@@ -123,13 +125,16 @@ def synthesize(
     reports: list[Report] = []
     for request in requests:
         own = [
-            (booth, answer)
-            for (r, booth, _), answer in zip(jobs, answers, strict=True)
+            (booth, count, answer)
+            for (r, booth, count, _), answer in zip(jobs, answers, strict=True)
             if r is request
         ]
-        # multipliers as they make the smaller netlist
-        booth, answer = min(own, key=lambda pair: pair[1].area or 0.0)
-        seconds = round(sum(a.seconds for _, a in own), 1)
+        seconds = round(sum(a.seconds for _, _, a in own), 1)
+        if request.design.part == Part.WHOLE:
+            booth, answer = False, _sum([(count, a) for _, count, a in own])
+        else:
+            # multipliers as they make the smaller netlist
+            booth, _, answer = min(own, key=lambda found: found[2].area or 0.0)
         reports.append(_report(request, yosys, booth, answer, seconds))
     return reports
 
@@ -142,16 +147,32 @@ def _cache() -> Path:
         raise LutraError(str(error)) from error
 
 
-def _jobs(request: Request, netlist: str) -> list[tuple[bool, Job]]:
+def _jobs(request: Request, netlist: str) -> list[tuple[bool, int, Job]]:
+    """Jobs of a request, each with whether it has Booth multipliers and how often it counts."""
     design, target = request.design, request.target
     seconds = _SECONDS[target] * len(netlist) / 1e6
     name = f"{design.engine} {design.format} for {target}"
     if target != "liberty":
         script = fpga_script(target, no_dsp=request.no_dsp)
-        return [(False, Job(name=name, netlist=netlist, script=script, seconds=seconds))]
+        if design.part != Part.WHOLE:
+            return [(False, 1, Job(name=name, netlist=netlist, script=script, seconds=seconds))]
+        return [
+            (
+                False,
+                unit.count,
+                Job(
+                    name=f"{name}, {unit.name}",
+                    netlist=unit.netlist,
+                    script=script,
+                    seconds=_SECONDS[target] * len(unit.netlist) / 1e6,
+                ),
+            )
+            for unit in split_units(netlist)
+        ]
     return [
         (
             booth,
+            1,
             Job(
                 name=f"{name}, {kind} multipliers",
                 netlist=netlist,
@@ -162,6 +183,26 @@ def _jobs(request: Request, netlist: str) -> list[tuple[bool, Job]]:
         )
         for booth, kind in _MULTIPLIERS.items()
     ]
+
+
+def _sum(units: Sequence[tuple[int, Answer]]) -> Answer:
+    """Answer for a whole whose units are there ``count`` times, without their black boxes."""
+    cells: Counter[str] = Counter()
+    for count, answer in units:
+        for cell, n in answer.cells.items():
+            if not cell.startswith(f"{TOP}."):
+                cells[cell] += count * n
+    estimates = [count * (answer.estimated_lc or 0) for count, answer in units]
+    return Answer(
+        cells=cells,
+        estimated_lc=sum(estimates) or None,
+        area=None,
+        ff_area=None,
+        path_ps=None,
+        memories=[],
+        seconds=sum(answer.seconds for _, answer in units),
+        cached=all(answer.cached for _, answer in units),
+    )
 
 
 def _report(request: Request, yosys: Yosys, booth: bool, answer: Answer, seconds: float) -> Report:

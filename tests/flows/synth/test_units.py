@@ -21,6 +21,9 @@ from lutra_flows.synth.yosys import Job, find_yosys, fpga_script, run_jobs
 class Step(wiring.Component):
     """Adds ``i`` to a running sum."""
 
+    i: Signal
+    o: Signal
+
     def __init__(self, width: int):
         self.width = width
         super().__init__({"i": In(width), "o": Out(width)})
@@ -33,6 +36,9 @@ class Step(wiring.Component):
 
 class Unit(wiring.Component):
     """Two steps, one behind the other."""
+
+    i: Signal
+    o: Signal
 
     def __init__(self, width: int):
         self.width = width
@@ -48,6 +54,13 @@ class Unit(wiring.Component):
 
 class Arithmetic(wiring.Component):
     """A sum and a difference, of other inputs where ``swapped``: the same lines of RTLIL."""
+
+    a: Signal
+    b: Signal
+    c: Signal
+    d: Signal
+    x: Signal
+    y: Signal
 
     def __init__(self, *, swapped: bool):
         self.swapped = swapped

@@ -11,6 +11,10 @@ from lutra_golden.install import install_command
 
 pytest_plugins = ["tests.host.fixtures"]
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # there is a worker per core: threads of products would wait for each other, and burn it
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 def pytest_configure() -> None:
     """Hear interrupts, which a shell has what it starts in the background ignore."""

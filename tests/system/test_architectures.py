@@ -104,7 +104,7 @@ def rtl_cases() -> Iterator[object]:
             yield pytest.param(name, engine, marks=marks, id=f"{name}-{engine}")
 
 
-@pytest.mark.parametrize(("name", "engine"), rtl_cases())
+@pytest.mark.parametrize(("name", "engine"), [*rtl_cases()])
 def test_the_rtl_gives_the_logits_of_the_golden_device(
     name: str, engine: str, packed: Packed
 ) -> None:

@@ -294,7 +294,7 @@ def test_arguments_that_can_not_be(source: Path, tmp_path: Path, capsys: Capture
     )
     for limit in ("0", "-1", "nan"):
         text = fails(capsys, "verify", model, "--against", source, "--limit", limit)
-        assert text == f"--limit must be positive, not {float(limit)}"
+        assert text == (f"argument --limit: must be above 0, not {limit}: see lutra verify --help")
     text = fails(capsys, "verify", model, "--against", source, "-p", "")
     assert text == "the text must have 2 to 32 tokens, not 1: give another one"
     text = fails(capsys, "verify", model, "--against", source, "-p", "king " * 20)

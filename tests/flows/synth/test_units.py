@@ -34,15 +34,8 @@ class Step(wiring.Component):
         return m
 
 
-class Unit(wiring.Component):
+class Unit(Step):
     """Two steps, one behind the other."""
-
-    i: Signal
-    o: Signal
-
-    def __init__(self, width: int):
-        self.width = width
-        super().__init__({"i": In(width), "o": Out(width)})
 
     def elaborate(self, platform):
         m = Module()

@@ -1,4 +1,4 @@
-"""What devices derive from a packed model: epsilon, means and bits where heads are padded."""
+"""Facts that devices derive from a packed model: epsilon, means and bits where heads are padded."""
 
 from collections.abc import Callable
 from dataclasses import replace

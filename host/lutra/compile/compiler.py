@@ -16,7 +16,7 @@ from lutra.compile.fit import (
     row_unit,
 )
 from lutra.compile.program import Program, Segment, SegmentKind
-from lutra_golden.arith.scale import SCALE, Scale, pack_scale, scale_from_float
+from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.isa import (
     ADDRESS_UNIT,
     FLAG_BIAS,
@@ -35,17 +35,23 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, GroupedWeights
-from lutra_golden.model.packed import PackedLayer, PackedModel, PackedNorm
-from lutra_golden.model.padding import pad_layer, pad_table
+from lutra_golden.model.lowered import (
+    LoweredNorm,
+    embedding_shift,
+    layer_norms,
+    lower_layer,
+    lower_norm,
+    lower_rope,
+    padded_head_eps,
+    residual_unit,
+)
+from lutra_golden.model.packed import PackedLayer, PackedModel
 from lutra_golden.model.shapes import Gate
 from lutra_golden.model.stacks import stack
-from lutra_golden.vector.norm import ONE_FRAC
 
 __all__ = ["compile_model"]
 
 Progress = Callable[[str, float], None]
-
-_RESIDUAL_SCALE_M = 1 << (SCALE.m_width - 1)
 
 
 def _silent(_stage: str, _fraction: float) -> None:
@@ -199,9 +205,7 @@ class _Lowering:
         self._model, self._config, self._image, self._asm = model, config, image, asm
         self._param_next = 0
         self._head_dim = config.head_dim
-        frac = model.residual_frac
-        exponent = 1 - SCALE.m_width - frac
-        self._unit = Scale(np.asarray(_RESIDUAL_SCALE_M), np.asarray(exponent))
+        self._unit = residual_unit(model)
 
     # -- pieces
 
@@ -228,21 +232,15 @@ class _Lowering:
 
     def _norm(
         self,
-        norm: PackedNorm | None,
-        n: int,
+        norm: LoweredNorm,
         source: NormSource,
         reads: list[_Region],
         scale_a: Scale,
         scale_b: Scale | None = None,
         flags: int = 0,
-        mean_of: int | None = None,
     ) -> None:
-        """Normalise ``n`` values and quantise them; without a norm, only quantise.
-
-        ``mean_of`` is how many of them there are beside zeros, if not ``n``.
-        """
-        if norm is None:
-            norm = PackedNorm(np.full(n, 1 << ONE_FRAC, np.int16), ONE_FRAC)
+        """Normalise as many values as there are in ``gamma`` and quantise them."""
+        if not norm.normalise:
             flags |= FLAG_PLAIN
         word, region = self._params(norm.gamma)
         self._asm.emit(
@@ -251,10 +249,10 @@ class _Lowering:
             writes=[_ACTIVATIONS],
             flags=flags,
             source=source,
-            n_words=n // LANES,
+            n_words=len(norm.gamma) // LANES,
             param_word=word,
             gamma_frac=norm.frac,
-            inv_n=_word(scale_from_float(1 / (mean_of or n))),
+            inv_n=_word(norm.inv_n),
             eps=_word(self._model.eps),
             scale_a=_word(scale_a),
             scale_b=_word(scale_b) if scale_b is not None else 0,
@@ -314,20 +312,19 @@ class _Lowering:
             writes=[_RESIDUAL],
             address=self._image.add(embedding, config.alignment(Purpose.LOAD)),
             n_words=model.hidden_size // LANES,
-            shift=model.residual_frac - model.embedding_frac,
+            shift=embedding_shift(model),
         )
-        rope = pad_table(model.rope[: config.max_context], self._head_dim)
+        rope = lower_rope(model)[: config.max_context]
         address = self._image.add(rope.astype("<i2").tobytes(), config.alignment(Purpose.LOAD))
         self._asm.emit(Opcode.LDROPE, reads=[], writes=[_ROPE], address=address)
 
     def layer(self, layer: PackedLayer, kv_offset: int) -> None:
         """One decoder layer."""
         asm, model = self._asm, self._model
-        layer = pad_layer(layer, model.head_dim, self._head_dim)
+        layer = lower_layer(model, layer)
         check_layer(model, layer, self._config)
-        lanes = LANES
-        d, q_out = model.hidden_size, model.n_heads * self._head_dim
-        self._norm(layer.input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        lanes, norms = LANES, layer_norms(model, layer)
+        self._norm(norms.input, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
         acc = self._heads(layer)
         kv: _Region = ("kv", kv_offset, kv_offset + 1)
         flags, fields, params = self._head_params(layer)
@@ -353,24 +350,17 @@ class _Lowering:
             if layer.window < min(model.context, self._config.max_context)
             else 0,
         )
-        self._norm(
-            layer.attention_norm,
-            q_out,
-            NormSource.ATTENTION,
-            [_ATTENTION],
-            self._unit,
-            mean_of=model.n_heads * model.head_dim,
-        )
+        self._norm(norms.attention, NormSource.ATTENTION, [_ATTENTION], self._unit)
         acc = self._matmul(layer.o_proj.weights, layer.o_proj.shift)
         self._residual_add(layer.o_proj.scale, acc)
 
-        self._norm(layer.ffn_input_norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        self._norm(norms.ffn_input, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
         gate, up = layer.gate_proj, layer.up_proj
         f = len(gate.weights.codes)
         both = stack((gate.weights, up.weights)).rows(_interleave(f, lanes))
         acc = self._matmul(both, gate.shift)
         source = NormSource.GATE if model.gate is Gate.RELU2 else NormSource.SWIGLU
-        self._norm(layer.ffn_norm, f, source, [acc], gate.scale, up.scale)
+        self._norm(norms.ffn, source, [acc], gate.scale, up.scale)
         acc = self._matmul(layer.down_proj.weights, layer.down_proj.shift)
         self._residual_add(layer.down_proj.scale, acc)
 
@@ -402,8 +392,7 @@ class _Lowering:
             vectors.append(layer.bias.values[_pair_halves(len(layer.bias.values), d, lanes)])
         if layer.head_norms is not None:
             flags |= FLAG_QK_NORM
-            # of the mean over padded heads
-            eps = round(self._model.head_eps * self._model.head_dim / d)
+            eps = padded_head_eps(self._model)
             fields |= {"gamma_frac": layer.head_norms.frac, "eps": eps}
             order = _pair_halves(d, d, lanes)
             vectors += [layer.head_norms.query[order], layer.head_norms.key[order]]
@@ -416,8 +405,9 @@ class _Lowering:
         """Final norm, and the head in chunks that alternate between halves of the accumulators."""
         model, config = self._model, self._config
         flags, params = FLAG_LOGITS, config.matmul
-        d, unit = model.hidden_size, max(row_unit(params), config.logits_blocks)
-        self._norm(model.norm, d, NormSource.RESIDUAL, [_RESIDUAL], self._unit, flags=flags)
+        unit = max(row_unit(params), config.logits_blocks)
+        norm = lower_norm(model.norm, model.hidden_size)
+        self._norm(norm, NormSource.RESIDUAL, [_RESIDUAL], self._unit, flags=flags)
         n = padded_vocabulary(model, config)
         # rows that fill up the last block repeat the last row: the arg-max is the first of equals
         rows_of = np.minimum(np.arange(n), model.vocab_size - 1)

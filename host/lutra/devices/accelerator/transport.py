@@ -93,10 +93,11 @@ class Heap:
     def allocate(self, n_bytes: int) -> int:
         """Lowest address with room for ``n_bytes``."""
         size, at = round_up(max(n_bytes, 1), PAGE), 0
-        for first, taken in sorted(self._used.items()):
+        # a collection of garbage may free a session's memory at any point of this
+        for first in sorted(self._used):
             if first - at >= size:
                 break
-            at = first + taken
+            at = first + self._used.get(first, 0)
         if at + size > self._n_bytes:
             raise DeviceError(
                 f"the accelerator's memory has no {size:,} bytes in a row: {self.free_bytes:,} of "

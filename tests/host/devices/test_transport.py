@@ -1,0 +1,55 @@
+"""Addresses of an accelerator's memory."""
+
+import gc
+
+import pytest
+
+from lutra.devices.accelerator.transport import PAGE, Heap
+from lutra.devices.base import DeviceError
+
+
+class Owner:
+    """Frees its memory when it is collected, in a cycle as a session that an exception holds."""
+
+    def __init__(self, heap: Heap) -> None:
+        self.heap, self.address = heap, heap.allocate(PAGE)
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.heap.free(self.address)
+
+
+def test_the_lowest_gap_that_holds_it() -> None:
+    heap = Heap(8 * PAGE)
+    at = [heap.allocate(size) for size in (PAGE, 1, 2 * PAGE, PAGE + 1)]
+    assert at == [0, PAGE, 2 * PAGE, 4 * PAGE]
+    heap.free(at[1])
+    assert heap.free_bytes == 3 * PAGE
+    assert heap.allocate(2 * PAGE) == 6 * PAGE
+    assert heap.allocate(PAGE) == PAGE
+    with pytest.raises(
+        DeviceError,
+        match=r"^the accelerator's memory has no 4,096 bytes in a row: 0 of 32,768 bytes are free$",
+    ):
+        heap.allocate(1)
+
+
+def test_memory_is_freed_while_it_is_allocated() -> None:
+    """A collection of garbage comes at any point of an allocation."""
+    heap, before = Heap(100 * PAGE), gc.get_threshold()
+    held = [heap.allocate(PAGE) for _ in range(40)]
+    try:
+        for n in range(1, 60):
+            gc.disable()
+            gc.collect()  # also drops the tuples that Python keeps for reuse
+            Owner(heap)
+            gc.set_threshold(n)
+            gc.enable()
+            address = heap.allocate(PAGE)
+            assert address not in held
+            heap.free(address)
+    finally:
+        gc.enable()
+        gc.set_threshold(*before)
+    gc.collect()
+    assert heap.free_bytes == 60 * PAGE

@@ -237,11 +237,9 @@ class BaseDevice(ABC, Generic[S_co]):
     def _session(self, model: PackedModel) -> S_co:
         """New, empty session."""
 
+    @abstractmethod
     def _session_bytes(self, model: PackedModel) -> int:
         """Bytes that a session takes when it is full."""
-        bits = model.key_bits + model.value_bits
-        row = model.n_kv_heads * (model.head_dim * bits // 8 + 8)
-        return len(model.layers) * model.context * row
 
     def _memory(self) -> int:
         """Bytes that are free for sessions, once the model is loaded."""

@@ -56,6 +56,10 @@ class GoldenDevice(BaseDevice[GoldenSession]):
         assert self._decoder is not None
         return GoldenSession(self, self._decoder.caches())
 
+    def _session_bytes(self, model: PackedModel) -> int:
+        layer = LayerCache.full_bytes(model.n_kv_heads, model.head_dim, model.context)
+        return len(model.layers) * layer
+
     def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
         decoder = self._decoder
         assert decoder is not None

@@ -228,17 +228,28 @@ class _Reader:
 
 
 class LayerCache:
-    """Keys and values of one layer of one sequence, which grows position by position."""
+    """Keys and values of one layer of one sequence, which grows up to ``context`` positions."""
 
-    def __init__(self, n_kv_heads: int, head_dim: int) -> None:
+    def __init__(self, n_kv_heads: int, head_dim: int, context: int) -> None:
         self._elements = np.zeros((2, n_kv_heads, 0, head_dim), np.int8)
         self._scales = np.zeros((2, 2, 0, n_kv_heads), np.int32)
+        self._context = context
+
+    @staticmethod
+    def full_bytes(n_kv_heads: int, head_dim: int, context: int) -> int:
+        """Bytes of a cache that is full; elements of four bits take a byte, too."""
+        return 2 * n_kv_heads * context * (head_dim + 2 * np.dtype(np.int32).itemsize)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that the cache takes."""
+        return self._elements.nbytes + self._scales.nbytes
 
     def _reserve(self, n: int) -> None:
         has = self._elements.shape[2]
         if n <= has:
             return
-        more = max(n, 2 * has, _STEP) - has
+        more = min(max(n, 2 * has, _STEP), self._context) - has
         self._elements = np.pad(self._elements, ((0, 0), (0, 0), (0, more), (0, 0)))
         self._scales = np.pad(self._scales, ((0, 0), (0, 0), (0, more), (0, 0)))
 

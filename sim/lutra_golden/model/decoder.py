@@ -73,7 +73,7 @@ class Decoder:
     def caches(self) -> list[LayerCache]:
         """Empty caches of a sequence, one a layer."""
         m = self.model
-        return [LayerCache(m.n_kv_heads, m.head_dim) for _ in range(len(m.layers))]
+        return [LayerCache(m.n_kv_heads, m.head_dim, m.context) for _ in range(len(m.layers))]
 
     def embed(self, tokens: Sequence[int]) -> Int:
         """Residual stream ``[M, hidden_size]`` of tokens."""

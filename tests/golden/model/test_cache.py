@@ -164,7 +164,7 @@ def test_names_of_pairs() -> None:
 
 def test_a_cache_grows_and_is_rewritten() -> None:
     """Positions past the length may hold anything and are overwritten."""
-    kv, cache = layer(150, 8, 8), LayerCache(HEADS, HEAD_DIM)
+    kv, cache = layer(150, 8, 8), LayerCache(HEADS, HEAD_DIM, 150)
     part = layer(150, 8, 8, 1)
     cache.restore(part)
     for first in range(0, 150, 7):

@@ -50,6 +50,9 @@ class Recorder(BaseDevice[RecorderSession]):
     def _session(self, model: PackedModel) -> RecorderSession:
         return RecorderSession(self, len(model.layers))
 
+    def _session_bytes(self, model: PackedModel) -> int:
+        return 0
+
     def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
         if len(self.passes) == self._interrupted_at:
             raise KeyboardInterrupt

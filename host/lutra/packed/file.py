@@ -7,6 +7,7 @@ SHA-256 of the tensors' file, and a fingerprint of all that. See :mod:`.packed_l
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from lutra.formats.safetensors_writer import write_safetensors
 from lutra.packed.layers import LayerReader, LayerSizes, read_count, read_scale, take_typed
 from lutra.packed.store import PackedStore
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.format import A_BITS
-from lutra_golden.model.cache import KV_PAIRS
+from lutra_golden.matmul.format import A_BITS, FORMATS
+from lutra_golden.model.cache import KV_PAIRS, kv_name
 from lutra_golden.model.limits import (
     EMBEDDING_SHIFT_MAX,
     FRAC_MAX,
@@ -221,7 +222,7 @@ def open_packed(folder: Path) -> PackedFile:
         raise LutraError(
             f"{file.path} is of packed format {version!r}, this Lutra reads {VERSION}: "
             + ("update Lutra, or pack" if newer else "pack")
-            + f" its checkpoint again (lutra pack CHECKPOINT -o {folder})"
+            + f" its checkpoint again ({_command(file, folder)})"
         )
     path = folder / _TENSORS
     if not path.is_file():
@@ -240,6 +241,18 @@ def open_packed(folder: Path) -> PackedFile:
         )
     n_bytes = sum(each.stat().st_size for each in (file.path, path))
     return PackedFile(_read_model(_name(file, folder), file, tensors), fingerprint, n_bytes)
+
+
+def _command(file: ConfigFile, folder: Path) -> str:
+    """Command that packs a file of another version again, in the same bits."""
+    format, options = file.get("format"), list[str]()
+    if format in FORMATS:
+        options += ["--format", str(format)]
+    kv = [file.get("kv_bits"), (file.get("key_bits"), file.get("value_bits"))]
+    for pair in KV_PAIRS:
+        if pair in kv or (pair[0] == pair[1] and pair[0] in kv):
+            options += ["--kv", kv_name(pair)]
+    return shlex.join(["lutra", "pack", "CHECKPOINT", "-o", str(folder), *options])
 
 
 def _name(file: ConfigFile, folder: Path) -> str:

@@ -588,6 +588,29 @@ def test_a_number_that_was_changed_is_seen(folder: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"kv_bits": 4}, "--format W4A8 --kv 4"),
+        ({"key_bits": 8, "value_bits": 4}, "--format W4A8 --kv 8/4"),
+        ({"format": "W3.5A8"}, "--kv 8"),
+        ({"format": ["W4A8"], "kv_bits": 5}, "--kv 8"),
+    ],
+)
+def test_the_command_that_packs_again(
+    fields: dict[str, object], options: str, folder: Path, tmp_path: Path
+) -> None:
+    """In the bits of the old file, and whatever its folder is called."""
+    out = folder.rename(tmp_path / "my model")
+    content = json.loads((out / FILES[0]).read_text())
+    if "kv_bits" in fields and options.endswith("4"):
+        del content["key_bits"], content["value_bits"]
+    (out / FILES[0]).write_text(json.dumps(content | fields | {"lutra_version": 2}))
+    with pytest.raises(LutraError) as error:
+        open_packed(out)
+    assert str(error.value).endswith(f"(lutra pack CHECKPOINT -o '{out}' {options})")
+
+
 def test_a_truncated_file(folder: Path) -> None:
     path = folder / FILES[1]
     path.write_bytes(path.read_bytes()[:-100])

@@ -249,6 +249,7 @@ class LLM:
         plain = [each | {"content": as_text(each["content"])} for each in map(dict, messages)]
         tokens = self.tokenizer.encode_template(self.chat_template.render(plain))
         room = max(self.context - len(tokens), 1)
+        _check_count(max_tokens)
         return self._stream(tokens, max_tokens and min(max_tokens, room), sampling)
 
     def encode(self, prompt: str) -> list[int]:
@@ -271,7 +272,7 @@ class LLM:
 
     def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """All logits ``[T, V]`` of a token sequence, and their scale per position ``[T]``."""
-        if not tokens:
+        if not len(tokens):  # an array of them has no truth value
             raise LutraError("there are no tokens to evaluate: give at least one")
         if len(tokens) > self.context:
             raise LutraError(
@@ -305,6 +306,7 @@ class LLM:
                 f"the prompt has {len(tokens)} tokens, the context {self.context}: shorten the "
                 f"prompt to at most {self.context - 1} tokens"
             )
+        _check_count(max_tokens)
         if max_tokens is not None and not 1 <= max_tokens <= room:
             raise LutraError(
                 f"{max_tokens} tokens cannot be generated: the prompt takes {len(tokens)} of "
@@ -399,6 +401,12 @@ def _refuse(**options: object) -> None:
                 f"{name} is for a device that is given by name: leave it out, or make the device "
                 "with it"
             )
+
+
+def _check_count(max_tokens: object) -> None:
+    whole = isinstance(max_tokens, int | np.integer) and not isinstance(max_tokens, bool)
+    if max_tokens is not None and not whole:
+        raise LutraError(f"max_tokens must be a whole number, not {max_tokens!r}")
 
 
 def _text(prompt: object) -> str:

@@ -1019,3 +1019,17 @@ def test_a_prompt_is_a_string(prompt: Any, llm: LLM) -> None:
     kind = type(prompt).__name__
     with pytest.raises(LutraError, match=f"^a prompt must be a string, not {kind}$"):
         llm.generate(prompt)
+
+
+@pytest.mark.parametrize("max_tokens", [2.5, "3", True])
+def test_tokens_are_counted_in_whole_numbers(max_tokens: Any, llm: LLM) -> None:
+    for start in (llm.generate, llm.stream):
+        with pytest.raises(LutraError, match=r"^max_tokens must be a whole number, not "):
+            start("abc", max_tokens)
+    two: Any = np.int64(2)
+    assert llm.generate("abc", two, GREEDY).stats.generated_tokens == 2
+
+
+def test_logits_of_an_array(llm: LLM) -> None:
+    tokens: Any = np.array([2, 3, 4])
+    np.testing.assert_array_equal(llm.logits(tokens)[0], llm.logits([2, 3, 4])[0])

@@ -105,13 +105,22 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def check_messages(messages: Sequence[Mapping[str, object]]) -> None:
+def check_messages(messages: object) -> None:
     """Refuse what is no conversation."""
-    for message in messages:
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise LutraError(
+            f"messages must be a list of role and content, not {type(messages).__name__}"
+        )
+    for message in cast("Sequence[object]", messages):
+        if not isinstance(message, Mapping):
+            raise LutraError(
+                f"a message must have a role and a content, not be {type(message).__name__}"
+            )
+        fields = cast("Mapping[str, object]", message)
+        if fields.get("role") not in ROLES or not isinstance(fields.get("content"), str):
             raise LutraError(
                 f"a message must have a role ({', '.join(ROLES)}) and a content of text, not "
-                f"{dict(message)!r}"
+                f"{dict(fields)!r}"
             )
 
 

@@ -22,12 +22,19 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
             raise LutraError(f"temperature must be 0 or more, not {self.temperature}")
+        _check_whole("top_k", self.top_k)
+        _check_whole("seed", self.seed)
         if self.top_k < 0:
             raise LutraError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise LutraError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.seed < 0:
             raise LutraError(f"seed must be 0 or more, not {self.seed}")
+
+
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise LutraError(f"{name} must be a whole number, not {value!r}")
 
 
 class Sampler:

@@ -8,7 +8,7 @@ import pytest
 from tests.host.random_model import BOS, EOS, SHAPES, write_model, write_tokenizer
 
 from lutra.llm import LLM
-from lutra.text.chat_template import ChatTemplate, Message
+from lutra.text.chat_template import ChatTemplate, Message, check_messages
 from lutra.text.sampling import SamplingParams
 from lutra.text.tokenizer import Tokenizer
 from lutra_golden.errors import LutraError
@@ -262,6 +262,20 @@ def test_messages_that_are_none(message: Message) -> None:
     )
     with pytest.raises(LutraError, match=expected):
         chatted("x", message)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("Hello", "messages must be a list of role and content, not str"),
+        (None, "messages must be a list of role and content, not NoneType"),
+        ({"role": "user", "content": "x"}, "messages must be a list of role and content, not dict"),
+        (["Hello"], "a message must have a role and a content, not be str"),
+    ],
+)
+def test_what_is_no_conversation(messages: object, message: str) -> None:
+    with pytest.raises(LutraError, match=f"^{message}$"):
+        check_messages(messages)
 
 
 # -- with a model

@@ -95,10 +95,12 @@ def test_extreme_logits() -> None:
         ({"temperature": float("nan")}, "temperature must be 0 or more, not nan"),
         ({"temperature": float("inf")}, "temperature must be 0 or more, not inf"),
         ({"top_k": -1}, r"top_k must be 0 \(off\) or more, not -1"),
+        ({"top_k": 1.5}, r"top_k must be a whole number, not 1\.5"),
         ({"top_p": 0.0}, r"top_p must be above 0 and at most 1, not 0\.0"),
         ({"top_p": 1.5}, r"top_p must be above 0 and at most 1, not 1\.5"),
         ({"top_p": float("nan")}, "top_p must be above 0 and at most 1, not nan"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"seed": "1"}, "seed must be a whole number, not '1'"),
     ],
 )
 def test_parameters_without_a_meaning_are_refused(options: dict[str, Any], message: str) -> None:

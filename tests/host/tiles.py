@@ -14,11 +14,13 @@ from lutra.devices.accelerator.transport import Transport
 from lutra.devices.base import Device, Step, StepResult
 from lutra.devices.golden import GoldenDevice
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.model.cache import SequenceKv
 from lutra_golden.model.packed import PackedModel
 
 __all__ = [
     "Compiled",
     "Tiles",
+    "assert_a_story_moves",
     "compiled",
     "driver",
     "golden",
@@ -94,6 +96,27 @@ def joined(parts: Sequence[StepResult]) -> StepResult:
         argmax=np.concatenate([part.argmax for part in parts]),
         saturated=any(part.saturated for part in parts),
     )
+
+
+def assert_a_story_moves(here: Device, there: Device, text: Sequence[int]) -> None:
+    """A sequence goes on ``there`` from any position that it was computed to ``here``.
+
+    Keys and values move as bytes, into sessions that held something else before.
+    """
+    sessions = whole, first, rest = here.session(), here.session(), there.session()
+    (expected,) = here.run([Step(session=whole, tokens=text)])
+    held = whole.export().to_bytes()
+    for n in range(1, len(text)):
+        first.truncate(0)
+        here.run([Step(session=first, tokens=text[:n], logits_from=n)])
+        rest.restore(SequenceKv.from_bytes(first.export().to_bytes()))
+        (result,) = there.run([Step(session=rest, tokens=text[n:])])
+        np.testing.assert_array_equal(result.logits, expected.logits[n:])
+        np.testing.assert_array_equal(result.scale, expected.scale[n:])
+        np.testing.assert_array_equal(result.argmax, expected.argmax[n:])
+        assert rest.export().to_bytes() == held
+    for session in sessions:
+        session.close()
 
 
 def run_tiles(tiles: Tiles, tokens: Sequence[int], sizes: Sequence[int] = ()) -> StepResult:

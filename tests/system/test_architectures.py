@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("gguf")
 
-from tests.host.tiles import compiled, golden, on_transport, run_tiles
+from tests.host.tiles import assert_a_story_moves, compiled, golden, on_transport, run_tiles
 from tests.system.small_architectures import MAKERS, config_of_engine, is_ternary, make
 
 from lutra.compile.configure import configure
@@ -131,6 +131,10 @@ def test_the_rtl_with_a_cache_of_four_bits(name: str, engine: str, packed: Packe
     timing = random_timing(2) if name in ("mistral-window", "bitnet") else IDEAL_MEMORY
     config = config_of_engine(engine, key_width=4, value_width=4)
     assert_the_rtl_gives_the_same(model, config, timing)
+    rtl, other = on_transport(compiled(model, config), RtlTransport()), golden(model)
+    assert_a_story_moves(rtl.device, other.device, tokens_for(model)[:7])
+    assert_a_story_moves(other.device, rtl.device, tokens_for(model)[:7])
+    rtl.close()
 
 
 @pytest.mark.rtl

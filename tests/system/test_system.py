@@ -5,21 +5,31 @@ shipped models and every format. Tests compare with the golden device, the integ
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.host.tiles import Compiled, Tiles, driver, golden, on_transport, with_code
+from tests.host.tiles import (
+    Compiled,
+    Tiles,
+    assert_a_story_moves,
+    driver,
+    golden,
+    on_transport,
+    with_code,
+)
 
 from lutra import LLM, SamplingParams
 from lutra.compile.compiler import compile_model
 from lutra.compile.program import Program, SegmentKind
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.rtl import RtlTransport
-from lutra.devices.base import DeviceError, StepResult
+from lutra.devices.base import Device, DeviceError, Step, StepResult
+from lutra.devices.cpu.device import CpuDevice
 from lutra.llm import Mismatch
 from lutra.models import find_model, load_model
 from lutra.quantize.pack import pack_model
@@ -366,6 +376,31 @@ def test_sessions_of_the_rtl(ternary: Compiled, prompt: list[int]) -> None:
     fork.restore(away.session.export())
     assert fork.length == 3
     device.close()
+
+
+@pytest.mark.rtl
+def test_the_rtl_among_devices(ternary: Compiled, prompt: list[int]) -> None:
+    """A story moves to and from it at every position; eight threads have a session each."""
+    rtl = on_transport(ternary, RtlTransport()).device
+    others = golden(ternary.model).device, CpuDevice(2)
+    others[1].load(ternary.model)
+    for other in others:
+        assert_a_story_moves(rtl, other, prompt[:6])
+        assert_a_story_moves(other, rtl, prompt[:6])
+    texts = [prompt[i : i + 3] for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(partial(by_token, rtl), texts))
+    for text, results in zip(texts, found, strict=True):
+        for actual, expected in zip(results, by_token(others[0], text), strict=True):
+            assert_equal(actual, expected)
+    for device in (rtl, *others):
+        device.close()
+
+
+def by_token(device: Device, text: Sequence[int]) -> list[StepResult]:
+    """The tokens of ``text`` one by one, in a session of their own."""
+    session = device.session()
+    return [device.run([Step(session=session, tokens=[token])])[0] for token in text]
 
 
 @pytest.mark.rtl

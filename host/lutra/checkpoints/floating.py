@@ -10,9 +10,11 @@ from lutra_golden.errors import LutraError
 
 __all__ = ["finite", "read_dense", "take_finite"]
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 def finite(tensors: SafetensorsFolder, name: str, values: NDArray[np.generic]) -> None:
-    """Refuse a tensor that is not in floating point, or holds infinities or NaNs."""
+    """Refuse a tensor that is not in floating point, or holds what float32 does not."""
     if values.dtype.kind not in "fV" or values.dtype.itemsize not in (2, 4, 8):
         raise LutraError(
             f"{tensors.path}: {name} must be in floating point, not {values.dtype}: "
@@ -20,6 +22,10 @@ def finite(tensors: SafetensorsFolder, name: str, values: NDArray[np.generic]) -
         )
     if not np.isfinite(values).all():  # pyright: ignore[reportCallIssue, reportArgumentType]
         raise LutraError(f"{tensors.path}: {name} holds infinities or NaNs: export the model again")
+    if values.dtype == np.float64 and values.size and np.abs(values).max() > _FLOAT32_MAX:
+        raise LutraError(
+            f"{tensors.path}: {name} holds numbers beyond float32: rescale the checkpoint"
+        )
 
 
 def take_finite(tensors: SafetensorsFolder, name: str, *shape: int) -> NDArray[np.generic]:

@@ -22,6 +22,8 @@ class ConfigFile:
         """Read a file."""
         try:
             content: object = json.loads(path.read_text(encoding="utf-8"))
+            # JSON can spell half of a character, which is no text for anyone
+            json.dumps(content, ensure_ascii=False).encode()
         except FileNotFoundError:
             raise LutraError(
                 f"{path} does not exist: give a model folder, a GGUF file or a shipped name"

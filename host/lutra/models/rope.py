@@ -52,6 +52,8 @@ class Rope:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.kind in ("dynamic", "yarn", "llama3") and self.original < 1:
             raise ValueError(f"original must be a number of positions, not {self.original}")
+        if self.kind == "yarn" and self.theta == 1:
+            raise ValueError("theta must not be 1 with the kind 'yarn'")
         if (self.kind == "factors") != bool(self.factors):
             raise ValueError("factors must be given with the kind 'factors', and with no other")
         for factor in self.factors:

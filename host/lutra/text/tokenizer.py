@@ -237,7 +237,13 @@ class _Library:
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         self._tokenizer.encode_special_tokens = not special
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises bare Exception
+            raise LutraError(
+                f"the model's tokenizer has no tokens for this text ({_line(error)}): give another "
+                "text"
+            ) from None
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

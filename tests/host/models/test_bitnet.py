@@ -110,7 +110,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"architectures": [', "\xff\xfe"])
+@pytest.mark.parametrize("text", ["", "{", '{"architectures": [', "\xff\xfe", '{"x": "\\ud800"}'])
 def test_a_config_that_is_not_json(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(LutraError, match=r"config\.json is not JSON \(.*\): copy the model again"):

@@ -69,6 +69,11 @@ def run(folder: Path) -> None:
                 "yarn, llama3: use a model with one of these$"
             ),
         ),
+        (
+            "llama-yarn",
+            {"rope_theta": 1},
+            "rope_scaling: theta must not be 1 with the kind 'yarn'$",
+        ),
         ("llama-yarn", {"rope_theta": -1.0}, "rope_theta must be positive, not -1.0$"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         (
@@ -298,6 +303,17 @@ def test_a_pickle_that_is_called_safetensors(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s.")
     with pytest.raises(LutraError, match="is not a whole safetensors file"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["norm", "embed_tokens", "layers.0.self_attn.q_proj"])
+def test_numbers_beyond_float32(name: str, tmp_path: Path) -> None:
+    folder = write_variant(tmp_path / "model", "llama", "float64")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"model.{name}.weight"].flat[3] = -1e39
+    save_file(tensors, folder / "model.safetensors")
+    message = rf"model\.{name}\.weight holds numbers beyond float32: rescale the checkpoint$"
+    with pytest.raises(LutraError, match=message):
+        load_model(folder).layers[0]
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,18 @@ def test_no_merge_is_left_out_at_random(tmp_path: Path) -> None:
     assert [tokenizer.encode(text) for _ in range(5)] == [expected] * 5
 
 
+def test_a_text_without_tokens(tmp_path: Path) -> None:
+    """Words alone, and nothing for those that are unknown."""
+    write_tokenizer(tmp_path)
+    words = HfTokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="<unk>"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode("a") == [0]
+    message = r"^the model's tokenizer has no tokens for this text \(.+\): give another text$"
+    with pytest.raises(LutraError, match=message):
+        tokenizer.encode("c")
+
+
 def test_a_vocabulary_of_another_file(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     library = HfTokenizer.from_file(str(tmp_path / "tokenizer.json"))

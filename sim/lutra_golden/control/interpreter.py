@@ -76,16 +76,17 @@ class Interpreter:
         self._weights_version = -1
         self._decoded: list[Instruction] = []
         self._code = b""
-        self._executors: Mapping[Opcode, Callable[[Instruction], None]] = {
-            Opcode.LDPARAM: self._ldparam,
-            Opcode.LDROPE: self._ldrope,
-            Opcode.EMBED: self._embed,
-            Opcode.LMMA: self._lmma,
-            Opcode.NORMQ: self._normq,
-            Opcode.ROPEQ: self._ropeq,
-            Opcode.ATTEND: self._attend,
-            Opcode.RESADD: self._resadd,
-            Opcode.LOGITS: self._logits,
+        # functions, not bound methods: a cycle would keep the memory until it is collected
+        self._executors: Mapping[Opcode, Callable[[Interpreter, Instruction], None]] = {
+            Opcode.LDPARAM: Interpreter._ldparam,
+            Opcode.LDROPE: Interpreter._ldrope,
+            Opcode.EMBED: Interpreter._embed,
+            Opcode.LMMA: Interpreter._lmma,
+            Opcode.NORMQ: Interpreter._normq,
+            Opcode.ROPEQ: Interpreter._ropeq,
+            Opcode.ATTEND: Interpreter._attend,
+            Opcode.RESADD: Interpreter._resadd,
+            Opcode.LOGITS: Interpreter._logits,
         }
 
     # -- running
@@ -119,7 +120,7 @@ class Interpreter:
     def execute(self, instruction: Instruction) -> None:
         """Execute one instruction, whatever it waits for; END does nothing."""
         if instruction.opcode is not Opcode.END:
-            self._executors[instruction.opcode](instruction)
+            self._executors[instruction.opcode](self, instruction)
 
     def program(self) -> list[Instruction]:
         """The instructions in memory, including END and its padding."""

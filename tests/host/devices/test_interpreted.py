@@ -1,5 +1,7 @@
 """Programs in the interpreter: tiles of any size agree, the float model is near, refusals."""
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -407,6 +409,20 @@ def test_memory_of_sessions_is_counted_and_given_back(found: Find) -> None:
     assert device.session().address == address
     del second
     assert device.session().length == 0
+
+
+def test_memory_goes_with_the_device_at_once(found: Find) -> None:
+    tiles = on_transport(found("least"))
+    tiles.run_tile([1, 2], 0, 0)
+    transport = driver(tiles).transport
+    assert isinstance(transport, InterpretedTransport)
+    memory = weakref.ref(transport.memory)
+    gc.disable()  # it is too large to wait for the collector
+    try:
+        del tiles, transport
+        assert memory() is None
+    finally:
+        gc.enable()
 
 
 def test_layers_by_themselves_are_refused(found: Find) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from lutra.devices.base import StepResult
 from lutra.packed.file import write_packed
 from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore
-from lutra_golden.model.packed import PackedModel
-from lutra_golden.model.shapes import LINEARS
+from lutra_golden.arith.scale import Scale
+from lutra_golden.model.packed import PackedBias, PackedLayer, PackedModel
+from lutra_golden.model.shapes import LINEARS, Gate
 
 __all__ = [
     "Config",
@@ -26,6 +27,7 @@ __all__ = [
     "assert_same",
     "golden_logits",
     "golden_tiles",
+    "loud_models",
     "program_tiles",
     "rehash",
     "store_for",
@@ -52,6 +54,35 @@ def write(out: Path, model: PackedModel) -> str:
     fingerprint = write_packed(out, model, store)
     store.clear()
     return fingerprint
+
+
+def loud_models(model: PackedModel) -> dict[str, PackedModel]:
+    """``model`` with one scale or bias changed so that one place of the token path saturates.
+
+    By that place; ``gate`` only with SiLU.
+    """
+    first, n_heads = model.layers[0], model.n_heads + 2 * model.n_kv_heads
+    bias = np.zeros(n_heads * model.head_dim, np.int16)
+
+    def scaled(name: str, bits: int) -> PackedLayer:
+        linear = first.linear(name)
+        scale = Scale(linear.scale.m, linear.scale.e + bits)
+        return replace(first, **{name: replace(linear, scale=scale)})
+
+    found = {
+        "scores": scaled("q_proj", 20),
+        "attention": scaled("v_proj", 25),
+        "heads": replace(scaled("v_proj", 20), bias=PackedBias(bias, 0)),
+        "residual": scaled("o_proj", 40),
+    }
+    if model.gate is Gate.SILU:
+        found["gate"] = scaled("gate_proj", 20)
+    return {
+        name: replace(
+            model, layers=[layer, *model.layers[1:]], biased=model.biased or layer.bias is not None
+        )
+        for name, layer in found.items()
+    }
 
 
 def rehash(folder: Path) -> None:

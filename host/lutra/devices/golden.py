@@ -63,7 +63,7 @@ class GoldenDevice(BaseDevice[GoldenSession]):
     def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
         decoder = self._decoder
         assert decoder is not None
-        decoder.saturated = False
+        decoder.saturation.seen = False
         rows, streams, wanted, first = list[Rows](), list[Int](), list[Int](), 0
         for chunk in chunks:
             assert isinstance(chunk.session, GoldenSession)
@@ -80,11 +80,11 @@ class GoldenDevice(BaseDevice[GoldenSession]):
         for i in layers:
             x = decoder.layer(i, x, rows)
         if layers.stop < len(self.model.layers):
-            return PassResult(residual=x, saturated=decoder.saturated)
+            return PassResult(residual=x, saturated=decoder.saturation.seen)
         logits, scale = decoder.head(x[np.concatenate(wanted)])
         return PassResult(
             logits=logits,
             scale=scale_to_float(scale) * self.model.head_scale,
             argmax=logits.argmax(axis=1),
-            saturated=decoder.saturated,
+            saturated=decoder.saturation.seen,
         )

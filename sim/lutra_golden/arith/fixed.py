@@ -3,9 +3,20 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Int", "bit_length", "exact_matmul", "round_shift", "saturate"]
+__all__ = ["Int", "Saturation", "bit_length", "exact_matmul", "round_shift", "saturate"]
 
 Int = NDArray[np.int64]
+
+
+class Saturation:
+    """The flag of the token path: ``seen`` once a value has left its range, until it is cleared."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def note(self, left: ArrayLike) -> None:
+        """Set the flag if any element of ``left`` is true."""
+        self.seen |= bool(np.any(left))
 
 
 def round_shift(x: ArrayLike, n: ArrayLike) -> Int:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.arith.exp2 import EXP2, exp2_neg
-from lutra_golden.arith.fixed import Int, exact_matmul, round_shift, saturate
+from lutra_golden.arith.fixed import Int, Saturation, exact_matmul, round_shift, saturate
 from lutra_golden.arith.scale import SCALE, Scale, scale_from_int, scale_mul, scale_recip
 from lutra_golden.attention.cache import KV_WIDTHS
 from lutra_golden.params import check_positive
@@ -69,16 +69,32 @@ def first_seen(position: int, window: int) -> int:
     return max(position - window + 1, 0) if window else 0
 
 
-def scores(q: Int, q_scale: Scale, k: Int, k_scale: Scale, frac: int, width: int) -> Int:
+def scores(
+    q: Int,
+    q_scale: Scale,
+    k: Int,
+    k_scale: Scale,
+    frac: int,
+    width: int,
+    saturation: Saturation | None = None,
+    hidden: NDArray[np.bool_] | None = None,
+) -> Int:
     """Scores ``[M, P]`` of queries ``[M, D]`` against keys ``[P, D]``, in log2 units.
 
     ``saturate(round(dot * (q_scale * k_scale) * 2**frac))`` with ``q_scale`` ``[M, 1]`` and
     ``k_scale`` ``[P]``; the product of the scales is rounded once and the shift ``-(e + frac)``
-    limited to 0..63. ``q_scale`` contains log2(e) / sqrt(D).
+    limited to 0..63. ``q_scale`` contains log2(e) / sqrt(D). ``saturation`` is set by a score that
+    is not ``hidden`` ``[M, P]`` and leaves the width, or would have to be shifted to the left.
     """
     c = scale_mul(q_scale, k_scale)
     dot = exact_matmul(q, k.T)
-    return saturate(round_shift(dot * c.m, np.clip(-(c.e + frac), 0, 63)), width)
+    shift = -(c.e + frac)
+    exact = round_shift(dot * c.m, np.clip(shift, 0, 63))
+    score = saturate(exact, width)
+    if saturation is not None:
+        left = (score != exact) | ((shift < 0) & (exact != 0))
+        saturation.note(left if hidden is None else left & ~hidden)
+    return score
 
 
 def attention_weights(
@@ -111,6 +127,7 @@ def attend(
     position: int,
     frac: int,
     window: int = 0,
+    saturation: Saturation | None = None,
 ) -> Int:
     """Causal attention of a tile of queries, ``[M, n_heads, D]`` int32 in ``frac`` fraction bits.
 
@@ -118,7 +135,8 @@ def attend(
     ``k_scale``, ``v_scale`` ``[P, n_kv_heads]``; query ``m`` sees the ``window`` latest of
     positions ``0..position + m``, its own included, or all of them if ``window`` is 0. The output
     is ``saturate32(round(sum(w * v) * (1 / den) * 2**(e + 15 + frac)))``, shift limited to 0..63.
-    It depends on nothing but what the query sees, so tiles of any size agree.
+    It depends on nothing but what the query sees, so tiles of any size agree. ``saturation`` is set
+    by scores and outputs that leave their range, or would have to be shifted to the left.
     """
     n = position + len(q)
     keys, queries = np.arange(n), np.arange(position, n)[:, None]
@@ -132,11 +150,21 @@ def attend(
         key_scale = Scale(k_scale.m[:n, g], k_scale.e[:n, g])
         value_scale = Scale(v_scale.m[:n, g], v_scale.e[:n, g])
         score = scores(
-            q[:, h], head_scale, k[g, :n], key_scale, params.score_frac, params.score_width
+            q[:, h],
+            head_scale,
+            k[g, :n],
+            key_scale,
+            params.score_frac,
+            params.score_width,
+            saturation,
+            hidden,
         )
         w, den, e = attention_weights(score, value_scale, hidden)
         r = scale_recip(scale_from_int(den))
-        shift = np.clip(-(r.e + e + 15 + frac), 0, 63)
+        shift = -(r.e + e + 15 + frac)[:, None]
         acc = exact_matmul(w, v[g, :n])  # [M, D]
-        out[:, h] = saturate(round_shift(acc * r.m[:, None], shift[:, None]), 32)
+        exact = round_shift(acc * r.m[:, None], np.clip(shift, 0, 63))
+        out[:, h] = saturate(exact, 32)
+        if saturation is not None:
+            saturation.note((out[:, h] != exact) | ((shift < 0) & (exact != 0)))
     return out

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra_golden.arith.fixed import Int, exact_matmul, round_shift, saturate
+from lutra_golden.arith.fixed import Int, Saturation, exact_matmul, round_shift, saturate
 from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale, pack_scale, unpack_scale
 from lutra_golden.attention.attention import attend, first_seen
@@ -70,7 +70,7 @@ class Interpreter:
         self.attention = np.zeros((m, c.n_heads * c.head_dim), np.int64)
         self.argmax = np.zeros(m, np.int64)
         self._best = np.zeros(m, np.int64)
-        self.saturated = False
+        self._saturation = Saturation()
         self.on_residual: Callable[[], None] | None = None
         self._weights: dict[tuple[int, ...], tuple[NDArray[np.generic], type[np.floating]]] = {}
         self._weights_version = -1
@@ -89,6 +89,11 @@ class Interpreter:
             Opcode.LOGITS: Interpreter._logits,
         }
 
+    @property
+    def saturated(self) -> bool:
+        """True if a value has left its range since the run began."""
+        return self._saturation.seen
+
     # -- running
 
     def run(self) -> None:
@@ -101,7 +106,7 @@ class Interpreter:
                 f"POSITION + N_TOKENS must be at most {self.config.max_context}, "
                 f"not {self.registers['POSITION'] + n}"
             )
-        self.saturated = False
+        self._saturation.seen = False
         done = dict.fromkeys(Unit, 0)
         for instruction in self.program():
             unit = instruction.opcode.unit
@@ -221,7 +226,7 @@ class Interpreter:
                 self.config.vector.gate_width if gated else self.config.matmul.acc_width,
             )
             s = Scale(self.scale.m[tokens], self.scale.e[tokens])
-            v = relu2_gate(gate, up) if gated else swiglu(gate, up, s, scale_a)
+            v = relu2_gate(gate, up) if gated else swiglu(gate, up, s, scale_a, self._saturation)
             scale = gate_scale(s, scale_a, scale_b) if gated else swiglu_scale(s, scale_b)
         else:
             buffer = self.residual if source is NormSource.RESIDUAL else self.attention
@@ -273,7 +278,10 @@ class Interpreter:
                 bias = None
                 if biases is not None:
                     bias = HeadBias(biases.values[first : first + count], biases.frac)
-                results.append(rope_quantize_fixed(x, s, w_scale, table, bias, norms[kind], q_max))
+                norm = norms[kind]
+                results.append(
+                    rope_quantize_fixed(x, s, w_scale, table, bias, norm, q_max, self._saturation)
+                )
             else:
                 results.append(rope_quantize(x, s, w_scale, table, q_max))
         (q, q_scale), (k, k_scale), (v, v_scale) = results
@@ -337,9 +345,10 @@ class Interpreter:
         acc = self.acc[:n, : i.args["n_words"]].reshape(n, -1)
         s = Scale(self.scale.m[:n], self.scale.e[:n])
         frac, w_scale = i.args["frac"], unpack_scale(i.args["scale_w"])
-        exact = residual_sum(self.residual[:n, :width], acc, s, w_scale, frac)
-        self.residual[:n, :width] = saturate(exact, RESIDUAL_WIDTH)
-        self.saturated |= not np.array_equal(self.residual[:n, :width], exact)
+        stream = self.residual[:n, :width]
+        stream[:] = saturate(
+            residual_sum(stream, acc, s, w_scale, frac, self._saturation), RESIDUAL_WIDTH
+        )
         if self.on_residual is not None:
             self.on_residual()
 
@@ -397,5 +406,6 @@ class Interpreter:
             position - first,
             i.args["frac"],
             window,
+            self._saturation,
         )
         self.attention[:n] = out.reshape(n, -1)

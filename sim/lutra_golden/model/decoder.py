@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra_golden.arith.fixed import Int, exact_matmul, round_shift, saturate
+from lutra_golden.arith.fixed import Int, Saturation, exact_matmul, round_shift, saturate
 from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale
 from lutra_golden.attention.attention import AttentionParams, attend
+from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerCache
+from lutra_golden.model.limits import EMBEDDING_SHIFT_MAX
 from lutra_golden.model.lowered import (
     LoweredNorm,
     embedding_shift,
@@ -58,9 +60,14 @@ class Decoder:
     """
 
     def __init__(self, model: PackedModel) -> None:
+        if (shift := embedding_shift(model)) > EMBEDDING_SHIFT_MAX:
+            raise LutraError(
+                f"embeddings are shifted by {shift} bits, at most {EMBEDDING_SHIFT_MAX} fit the "
+                "residual stream: pack the model again"
+            )
         self.model = model
-        self.saturated = False
-        """True if the residual stream has saturated since this was last cleared."""
+        self.saturation = Saturation()
+        """Set by every value that leaves its range between embedding and logits."""
         n_layers = len(model.layers)
         first = model.layers[0] if n_layers else None
         size = sum(first.linear(n).n_rows * first.linear(n).depth for n in LINEARS) if first else 0
@@ -78,7 +85,7 @@ class Decoder:
     def embed(self, tokens: Sequence[int]) -> Int:
         """Residual stream ``[M, hidden_size]`` of tokens."""
         rows = self.model.embedding[np.asarray(tokens, np.int64)].astype(np.int64)
-        return self._stream(rows << embedding_shift(self.model))
+        return rows << embedding_shift(self.model)
 
     def layer(self, i: int, x: Int, sequences: Sequence[Rows]) -> Int:
         """Layer ``i``: the residual stream ``[M, hidden_size]`` after it.
@@ -105,7 +112,7 @@ class Decoder:
             u = relu2_gate(gate, up)
             us = gate_scale(s, layer.gate_proj.scale, layer.up_proj.scale)
         else:
-            u = swiglu(gate, up, s, layer.gate_proj.scale)
+            u = swiglu(gate, up, s, layer.gate_proj.scale, self.saturation)
             us = swiglu_scale(s, layer.up_proj.scale)
         a, s = self._norm(u, us, norms.ffn)
         return self._residual(x, self._product(i, "down_proj", a), s, layer.down_proj)
@@ -167,7 +174,11 @@ class Decoder:
                 norm = (gamma, layer.head_norms.frac)
                 out.append(self._normed_heads(h, s, linear, rope, bias, norm, q_max))
             elif layer.bias is not None or layer.head_norms is not None:
-                out.append(rope_quantize_fixed(h, s, linear.scale, table, bias, None, q_max))
+                out.append(
+                    rope_quantize_fixed(
+                        h, s, linear.scale, table, bias, None, q_max, self.saturation
+                    )
+                )
             else:
                 out.append(rope_quantize(h, s, linear.scale, table, q_max))
         return out
@@ -196,6 +207,7 @@ class Decoder:
             bias,
             HeadNorm(pad_head_gamma(gamma, d).astype(np.int64), frac, padded_head_eps(self.model)),
             q_max,
+            self.saturation,
         )
         return q[..., places], scale
 
@@ -222,17 +234,14 @@ class Decoder:
             position,
             m.residual_frac,
             layer.window,
+            self.saturation,
         )
         return h.reshape(len(q), -1)
 
     def _residual(self, x: Int, acc: Int, s: Scale, linear: PackedLinear) -> Int:
-        return self._stream(residual_sum(x, acc, s, linear.scale, self.model.residual_frac))
-
-    def _stream(self, exact: Int) -> Int:
-        """The residual stream, which has 32 bits and says so when they are left."""
-        x = saturate(exact, RESIDUAL_WIDTH)
-        self.saturated |= not np.array_equal(x, exact)
-        return x
+        frac = self.model.residual_frac
+        exact = residual_sum(x, acc, s, linear.scale, frac, self.saturation)
+        return saturate(exact, RESIDUAL_WIDTH)
 
     def _product(self, i: int, name: str, a: Int) -> Int:
         """Accumulators ``[M, N]`` of a matrix of layer ``i``."""

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lutra_golden.arith.fixed import Int, round_shift, saturate
+from lutra_golden.arith.fixed import Int, Saturation, round_shift, saturate
 from lutra_golden.arith.scale import Scale, scale_from_int, scale_mul, scale_rsqrt
 
 __all__ = [
@@ -59,18 +59,28 @@ class HeadNorm(NamedTuple):
     eps: int
 
 
-def fixed_heads(x: Int, s: Scale, w_scale: Scale, bias: HeadBias | None = None) -> Int:
+def fixed_heads(
+    x: Int,
+    s: Scale,
+    w_scale: Scale,
+    bias: HeadBias | None = None,
+    saturation: Saturation | None = None,
+) -> Int:
     """Return accumulators ``x`` ``[M, heads, head_dim]`` times their scale, plus bias, in Q16.
 
     ``s`` ``[M]`` is the activation scale, ``w_scale`` the weight scale; with ``c = s * w_scale``,
-    ``saturate28(round(x * c * 2**16) + bias * 2**16)``, rounded once.
+    ``saturate28(round(x * c * 2**16) + bias * 2**16)``, rounded once; ``saturation`` is set where
+    that limits an element.
     """
     c = scale_mul(s, w_scale)
     shift = np.clip(-(c.e + FIXED_FRAC), *FIXED_SHIFTS)
     v = round_shift(x * c.m[:, None, None], shift[:, None, None])
     if bias is not None:
         v = v + (bias.values << (FIXED_FRAC - bias.frac))
-    return saturate(v, FIXED_WIDTH)
+    out = saturate(v, FIXED_WIDTH)
+    if saturation is not None:
+        saturation.note(out != v)
+    return out
 
 
 def head_norm(v: Int, norm: HeadNorm) -> tuple[Int, Scale]:

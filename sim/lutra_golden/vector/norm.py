@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lutra_golden.arith.fixed import Int, bit_length, round_shift, saturate
+from lutra_golden.arith.fixed import Int, Saturation, bit_length, round_shift, saturate
 from lutra_golden.arith.quantize import Q_MAX, quantize, quantize_factor, quantize_step
 from lutra_golden.arith.scale import Scale, scale_add, scale_from_int, scale_mul, scale_rsqrt
 from lutra_golden.arith.silu import SILU, silu
@@ -72,16 +72,22 @@ def gate_scale(s: Scale, w_gate: Scale, w_up: Scale) -> Scale:
     return scale_mul(scale_mul(s_gate, s_gate), scale_mul(s, w_up))
 
 
-def swiglu(gate: Int, up: Int, s: Scale, w_gate: Scale) -> Int:
+def swiglu(
+    gate: Int, up: Int, s: Scale, w_gate: Scale, saturation: Saturation | None = None
+) -> Int:
     """Return ``silu(gate * s * w_gate) * up`` of accumulators ``[M, N]``, with 16 fraction bits.
 
     ``s`` ``[M]`` is the activation scale. SiLU is not homogeneous: its argument is
     ``x = saturate27(round(gate * c * 2**16))`` with ``c = s * w_gate``, rounded once. The product
-    is exact; its scale is :func:`swiglu_scale`.
+    is exact; its scale is :func:`swiglu_scale`. ``saturation`` is set by an argument above the
+    range; SiLU is zero below it as at its end.
     """
     c = scale_mul(s, w_gate)
     shift = np.clip(-(c.e + SILU.x_frac), *SWIGLU_SHIFTS)
-    x = saturate(round_shift(gate * c.m[:, None], shift[:, None]), SILU.x_width)
+    exact = round_shift(gate * c.m[:, None], shift[:, None])
+    x = saturate(exact, SILU.x_width)
+    if saturation is not None:
+        saturation.note(exact > x)
     return silu(x) * up
 
 

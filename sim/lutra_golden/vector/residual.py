@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lutra_golden.arith.fixed import Int, round_shift, saturate
+from lutra_golden.arith.fixed import Int, Saturation, round_shift, saturate
 from lutra_golden.arith.scale import Scale, scale_mul
 
 __all__ = [
@@ -19,15 +19,22 @@ LOGIT_SHIFT = 7
 LOGIT_WIDTH = 32
 
 
-def residual_sum(x: Int, acc: Int, s: Scale, w_scale: Scale, frac: int) -> Int:
+def residual_sum(
+    x: Int, acc: Int, s: Scale, w_scale: Scale, frac: int, saturation: Saturation | None = None
+) -> Int:
     """Return ``x + round(acc * (s * w_scale) * 2**frac)``, not limited to 32 bits.
 
     ``x`` and ``acc`` are ``[M, N]``, ``s`` is ``[M]``; the product of the scales is rounded once,
-    the shift ``-(e + frac)`` is limited to 0..63.
+    the shift ``-(e + frac)`` is limited to 0..63. ``saturation`` is set by a sum beyond 32 bits,
+    and by an accumulator that would have to be shifted to the left.
     """
     c = scale_mul(s, w_scale)
-    shift = np.clip(-(c.e + frac), 0, 63)
-    return x + round_shift(acc * c.m[:, None], shift[:, None])
+    shift = -(c.e + frac)[:, None]
+    added = round_shift(acc * c.m[:, None], np.clip(shift, 0, 63))
+    if saturation is not None:
+        out = saturate(x + added, RESIDUAL_WIDTH) != x + added
+        saturation.note(out | ((shift < 0) & (added != 0)))
+    return x + added
 
 
 def residual_add(x: Int, acc: Int, s: Scale, w_scale: Scale, frac: int) -> Int:

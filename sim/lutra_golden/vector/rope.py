@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lutra_golden.arith.fixed import Int
+from lutra_golden.arith.fixed import Int, Saturation
 from lutra_golden.arith.quantize import Q_MAX, quantize, quantize_factor, quantize_step
 from lutra_golden.arith.scale import Scale, scale_mul
 from lutra_golden.vector.heads import FIXED_UNIT, HeadBias, HeadNorm, fixed_heads, head_norm
@@ -53,12 +53,14 @@ def rope_quantize_fixed(
     bias: HeadBias | None = None,
     norm: HeadNorm | None = None,
     q_max: int = Q_MAX,
+    saturation: Saturation | None = None,
 ) -> tuple[Int, Scale]:
     """Like :func:`rope_quantize`, but of heads that :func:`fixed_heads` gives, biases added.
 
     With ``norm`` the heads of :func:`head_norm` are rotated; their scales contain its root.
+    ``saturation`` is set as :func:`fixed_heads` sets it.
     """
-    v, unit = fixed_heads(x, s, w_scale, bias), FIXED_UNIT
+    v, unit = fixed_heads(x, s, w_scale, bias, saturation), FIXED_UNIT
     if norm is not None:
         v, unit = head_norm(v, norm)
     return _quantize_rotated(v, unit, table, q_max)

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from lutra_golden.arith.exp2 import EXP2
-from lutra_golden.arith.fixed import Int
+from lutra_golden.arith.fixed import Int, Saturation
 from lutra_golden.arith.scale import SCALE, Scale, scale_from_float, scale_to_float
 from lutra_golden.attention.attention import (
     AttentionParams,
@@ -176,6 +176,38 @@ def test_scores_are_log2_units_and_saturate() -> None:
         # 16 * 128 / 127 * 2**12, rounded
         [[16 << 12, -66052, 0], [(1 << 23) - 1, -(1 << 23), 0]],
     )
+
+
+@pytest.mark.parametrize(
+    ("q_e", "v_e", "seen"),
+    [
+        (-40, -30, False),
+        (-10, -30, True),  # a score beyond 24 bits
+        (8, -30, True),  # a small one that would be shifted to the left
+        (-40, 0, True),  # an output beyond 32 bits
+        (-40, 40, True),
+    ],
+)
+def test_the_flag_of_saturation(q_e: int, v_e: int, seen: bool) -> None:
+    """Set by scores and outputs that a query sees, not by those that it does not."""
+    q, k, v = np.zeros((2, SMALL.n_heads, 16), np.int64), *np.zeros((2, SMALL.n_kv_heads, 2, 16))
+    q[0, :, 0] = 127 if q_e < 0 else 1
+    k[:, 0, 0], v[:, 0, 0] = (127, 127) if q_e < 0 else (1, 1)
+    k, v = k.astype(np.int64), v.astype(np.int64)
+    q_scale = Scale(np.full((2, SMALL.n_heads), 1 << 15), np.full((2, SMALL.n_heads), q_e))
+    k_scale = Scale(np.full((2, SMALL.n_kv_heads), 1 << 15), np.full((2, SMALL.n_kv_heads), -20))
+    v_scale = Scale(k_scale.m, np.full((2, SMALL.n_kv_heads), v_e))
+    flag = Saturation()
+    attend(SMALL, q, q_scale, k, k_scale, v, v_scale, 0, FRAC, saturation=flag)
+    assert flag.seen == seen
+    # the same key where no query sees it
+    k[:, 1], v[:, 1], k[:, 0], v[:, 0] = k[:, 0], v[:, 0], 0, 0
+    flag = Saturation()
+    attend(
+        SMALL, q[:1], Scale(q_scale.m[:1], q_scale.e[:1]), k, k_scale, v, v_scale, 0, FRAC,
+        saturation=flag,
+    )  # fmt: skip
+    assert not flag.seen
 
 
 def test_weights_fold_the_value_scale() -> None:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.host.models.small_models import VARIANTS, write_variant
-from tests.host.packed_models import program_tiles
+from tests.host.packed_models import loud_models, program_tiles
 
 from lutra.models import find_model, load_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model import decoder as module
 from lutra_golden.model.decoder import Decoder, Rows
@@ -147,22 +148,21 @@ def test_sums_that_float32_does_not_hold_are_exact(packed: Callable[[str], Packe
 
 
 def test_the_flag_of_saturation(packed: Callable[[str], PackedModel]) -> None:
+    """Every place that can saturate sets it; a model with scales of its own reaches each."""
     model = packed("odd")
     decoder = Decoder(model)
     run(decoder, [1, 2])
-    assert not decoder.saturated
-    # an embedding row that the residual stream cannot hold
-    loud = replace(model, residual_frac=model.embedding_frac + 20)
-    embedding = model.embedding.copy()
-    loudest = int(np.abs(embedding).max(axis=1).argmax())
-    quiet = (loudest + 1) % len(embedding)
-    embedding[quiet] = 0
-    decoder = Decoder(replace(loud, embedding=embedding))
-    decoder.embed([loudest])
-    assert decoder.saturated
-    # it stays, whatever comes after it
-    decoder.embed([quiet])
-    assert decoder.saturated
+    assert not decoder.saturation.seen
+    for name, loud in loud_models(model).items():
+        decoder = Decoder(loud)
+        run(decoder, [1, 2])
+        assert decoder.saturation.seen, name
+
+
+def test_an_embedding_beyond_the_residual_stream(packed: Callable[[str], PackedModel]) -> None:
+    model = replace(packed("odd"), residual_frac=packed("odd").embedding_frac + 17)
+    with pytest.raises(LutraError, match=r"^embeddings are shifted by 17 bits, at most 16 fit "):
+        Decoder(model)
 
 
 def test_no_rows_have_no_logits(packed: Callable[[str], PackedModel]) -> None:

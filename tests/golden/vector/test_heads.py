@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from lutra_golden.arith.fixed import Saturation
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_mul, scale_to_float
 from lutra_golden.vector.heads import (
     EPS_FRAC,
@@ -104,3 +105,12 @@ def test_norm_of_a_zero_head(eps: int) -> None:
     assert (unit.m[0, 0] != 0) == bool(eps)
     if not eps:
         assert unit.e[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "seen"), [(2047, False), (2048, True), (-2048, False), (-2049, True)]
+)
+def test_the_flag_of_saturation(x: int, seen: bool) -> None:
+    flag, one = Saturation(), Scale(np.array([1 << 15]), np.array([-15]))
+    fixed_heads(np.array([[[x]]]), one, scale_from_float(1.0), saturation=flag)
+    assert flag.seen == seen

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lutra_golden.arith.fixed import Int
+from lutra_golden.arith.fixed import Int, Saturation
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
 from lutra_golden.arith.silu import silu
 from lutra_golden.vector.norm import (
@@ -187,3 +187,11 @@ def test_rejects(fields: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError) as error:
         NormParams(**fields)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("gate", "seen"), [(1023, False), (1024, True), (-5000, False)])
+def test_the_flag_of_saturation(gate: int, seen: bool) -> None:
+    """SiLU is zero below its range as at its end, so nothing is lost there."""
+    flag, one = Saturation(), _scales(np.ones(1))
+    swiglu(np.array([[gate]]), np.array([[1]]), one, scale_from_float(1.0), flag)
+    assert flag.seen == seen

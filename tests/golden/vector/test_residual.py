@@ -5,8 +5,9 @@ from math import floor
 
 import numpy as np
 
+from lutra_golden.arith.fixed import Saturation
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
-from lutra_golden.vector.residual import LOGIT_SHIFT, logits, residual_add
+from lutra_golden.vector.residual import LOGIT_SHIFT, logits, residual_add, residual_sum
 
 
 def test_residual_add_follows_float() -> None:
@@ -64,3 +65,19 @@ def test_logits_saturate() -> None:
     high = (1 << 31) - 1
     expected = [high, -high - 1, -high - 1, high, 32767 << 16, high]
     assert logits(acc, row_scale)[0].tolist() == expected
+
+
+def test_the_flag_of_saturation() -> None:
+    """Set by what leaves 32 bits, and by a shift to the left, which is limited to none."""
+    one = scale_from_float(1.0)
+    for x, acc, e, seen in (
+        ((1 << 31) - 1, 0, 0, False),
+        ((1 << 31) - 2, 1, 0, False),
+        ((1 << 31) - 1, 1, 0, True),
+        (0, 1, 15, False),
+        (0, 1, 16, True),
+        (0, 0, 99, False),
+    ):
+        flag, s = Saturation(), Scale(np.array([1 << 15]), np.array([e - 15]))
+        residual_sum(np.array([[x]]), np.array([[acc]]), s, one, 0, flag)
+        assert flag.seen == seen, (x, acc, e)

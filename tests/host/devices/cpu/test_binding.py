@@ -70,7 +70,7 @@ def golden(model: PackedModel, tokens: Sequence[int]) -> CpuResult:
     logits, scale = decoder.head(x)
     return CpuResult(
         logits.astype(np.int32), scale_to_float(scale), logits.argmax(axis=1).astype(np.int32),
-        decoder.saturated, None,
+        decoder.saturation.seen, None,
     )  # fmt: skip
 
 

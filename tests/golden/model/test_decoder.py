@@ -14,8 +14,8 @@ from lutra.models import find_model, load_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.scale import scale_to_float
-from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.errors import LutraError
+from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import Format
 from lutra_golden.model import decoder as module
 from lutra_golden.model.decoder import Decoder, Rows

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.host.models.small_models import TOKENS, write_variant
+from tests.host.packed_models import loud_models
 from tests.host.random_model import LLAMAS, SHAPES, load
 
 from lutra.models import find_model
@@ -201,6 +202,18 @@ def test_saturation_of_one_row_is_told(last: int, packed: Callable[[str], Packed
         rows.set(slice(i, i + 1), caches[i], 0, np.array([token], np.int32), 0)
     assert cpu.run(rows, range(cpu.shape.n_layers)).saturated
     cpu.close()
+
+
+@pytest.mark.parametrize("place", ["scores", "attention", "heads", "residual", "gate"])
+def test_every_place_that_saturates_is_told(
+    place: str, packed_llama: Callable[[str, str], PackedModel]
+) -> None:
+    model = packed_llama("llama-odd", "w4a8")
+    tokens = tokens_of(model, 5)
+    assert not golden(model, tokens).saturated
+    loud = loud_models(model)[place]
+    assert golden(loud, tokens).saturated
+    check(loud, tokens)
 
 
 def test_only_the_logits_that_are_asked_for(packed: Callable[[str], PackedModel]) -> None:

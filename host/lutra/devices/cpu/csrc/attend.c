@@ -178,13 +178,13 @@ static int first_seen(int position, int window) {
     return window && position >= window ? position - window + 1 : 0;
 }
 
-void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_query *queries,
-            int count, int frac, int window, lutra_attend_scratch *scratch) {
+int attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_query *queries,
+           int count, int frac, int window, lutra_attend_scratch *scratch) {
     int d = head->head_dim, low = first_seen(queries[0].position, window), high = 0;
     const int8_t *q[QUERIES] = {NULL};
     const uint16_t *w[QUERIES];
     int64_t acc[QUERIES * HEAD_DIM_MAX] = {0}, den[QUERIES];
-    int exponent[QUERIES];
+    int exponent[QUERIES], saturated = 0;
     for (int c = 0; c < count; c++) {
         int first = first_seen(queries[c].position, window);
         low = first < low ? first : low;
@@ -209,7 +209,7 @@ void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_qu
         int32_t *dot = scratch->dot + c * scratch->stride + (first - base);
         uint16_t *to = scratch->w + c * scratch->stride;
         int32_t top = kernels->scores(dot, queries[c].scale, head->key_m + first,
-                                      head->key_e + first, n, dot);
+                                      head->key_e + first, n, dot, &saturated);
         int e = SCALE_E_MIN;
         for (int i = first; i < first + n; i++) e = head->value_e[i] > e ? head->value_e[i] : e;
         exponent[c] = e;
@@ -233,8 +233,14 @@ void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_qu
     }
     for (int c = 0; c < count; c++) {
         lutra_scale r = scale_recip(scale_from_int(den[c], 0));
-        int shift = clip(-(r.e + exponent[c] + EXP2_Y_FRAC + frac), 0, 63);
-        for (int i = 0; i < d; i++)
-            queries[c].out[i] = (int32_t)saturate(round_shift(acc[c * d + i] * r.m, shift), SOURCE_WIDTH);
+        int exact = -(r.e + exponent[c] + EXP2_Y_FRAC + frac), shift = clip(exact, 0, 63);
+        int64_t outside = 0;
+        for (int i = 0; i < d; i++) {
+            int64_t x = round_shift(acc[c * d + i] * r.m, shift);
+            queries[c].out[i] = (int32_t)saturate(x, SOURCE_WIDTH);
+            outside |= (x ^ queries[c].out[i]) | (exact < 0 ? x : 0);
+        }
+        saturated |= outside != 0;
     }
+    return saturated;
 }

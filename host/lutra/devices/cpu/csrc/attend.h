@@ -28,8 +28,9 @@ typedef struct {
 int attend_scratch(lutra_attend_scratch *scratch, int positions);
 void attend_scratch_free(lutra_attend_scratch *scratch);
 
-/* Attention of up to QUERIES queries over the positions that they see. */
-void attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_query *queries,
-            int count, int frac, int window, lutra_attend_scratch *scratch);
+/* Attention of up to QUERIES queries over the positions that they see; true if a score or an output
+ * was saturated. */
+int attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_query *queries,
+           int count, int frac, int window, lutra_attend_scratch *scratch);
 
 #endif

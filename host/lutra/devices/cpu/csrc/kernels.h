@@ -85,13 +85,15 @@ typedef struct {
     /* y of a head, rotated or, without a table, shifted by 14 bits. */
     void (*rotate)(const int32_t *x, const int16_t *table, int n, int64_t *y);
     void (*quantize64)(const int64_t *y, lutra_scale factor, int q_max, int n, int8_t *q);
-    /* v = saturate28(acc * c in Q16 + bias << bias_shift); bias may be NULL. */
-    void (*fixed)(const int32_t *acc, lutra_scale c, const int16_t *bias, int bias_shift, int n,
+    /* v = saturate28(acc * c in Q16 + bias << bias_shift); bias may be NULL; true if saturated. */
+    int (*fixed)(const int32_t *acc, lutra_scale c, const int16_t *bias, int bias_shift, int n,
                   int32_t *v);
 
     void (*relu2)(const int32_t *gate, const int32_t *up, int n, int64_t *out);
-    void (*swiglu)(const int32_t *gate, const int32_t *up, int n, int m, int shift, int64_t *out);
-    /* x += round_shift(acc * m, shift), saturated to 32 bits; true if it was. */
+    /* silu(gate * m) * up; true if the argument was above its range. */
+    int (*swiglu)(const int32_t *gate, const int32_t *up, int n, int m, int shift, int64_t *out);
+    /* x += round_shift(acc * m, shift), saturated to 32 bits; true if it was. A negative shift is
+     * none, and true unless acc is zero. */
     int (*residual)(int32_t *x, const int32_t *acc, int n, int m, int shift);
     void (*logits)(const int64_t *sums, const int16_t *rows, int n, int shift, int32_t *out);
 
@@ -100,9 +102,10 @@ typedef struct {
     /* dot [columns, stride] of `count` (up to QUERIES) queries with `blocks` blocks of keys. */
     void (*key_dots)(const int8_t *keys, int blocks, const int8_t *const *q, int count,
                      int head_dim, int32_t *dot, int64_t stride);
-    /* score [n] of dot products with n keys, and the largest of them. */
+    /* score [n] of dot products with n keys, and the largest of them; *saturated is set if one was,
+     * or would have to be shifted to the left. */
     int32_t (*scores)(const int32_t *dot, lutra_scale q, const uint16_t *key_m,
-                      const int16_t *key_e, int n, int32_t *score);
+                      const int16_t *key_e, int n, int32_t *score, int *saturated);
     /* w [n] of scores, and the sum of their exponentials. */
     int64_t (*weights)(const int32_t *score, int32_t top, const uint16_t *value_m,
                        const int16_t *value_e, int e, int n, uint16_t *w);

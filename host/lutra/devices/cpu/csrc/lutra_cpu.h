@@ -111,20 +111,21 @@ lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int ge
                                    int rows);
 void lutra_cpu_engine_free(lutra_engine *engine);
 
-/* Runs the rows of a pass. Returns bit 0: the residual stream was saturated; or -1: out of memory;
+/* Runs the rows of a pass. Returns bit 0: a value was saturated; or -1: out of memory;
  * or -2: the pass does not fit the engine, the pool or a cache. */
 int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, const lutra_pass *pass);
 
-/* Single steps of the same code, for tests. */
+/* Single steps of the same code, for tests. Those that can saturate say whether they did;
+ * lutra_cpu_attend returns 1, or 2 if it did, or 0 if there is no memory. */
 
 int lutra_cpu_norm_quantize(int target, const int64_t *v, lutra_scale scale, const lutra_norm *norm,
                             lutra_scale eps, int n, int a_bits, int16_t *q, lutra_scale *q_scale);
-void lutra_cpu_gate(int target, const int32_t *gate, const int32_t *up, int n, int swiglu,
-                    lutra_scale s, lutra_scale w_gate, int64_t *out);
-void lutra_cpu_head(int target, const int32_t *acc, int head_dim, lutra_scale s, lutra_scale w,
-                    const int16_t *rope, const int16_t *bias, int bias_frac, const int16_t *gamma,
-                    int gamma_frac, int eps, int in_fixed, int q_max, int8_t *q,
-                    lutra_scale *q_scale);
+int lutra_cpu_gate(int target, const int32_t *gate, const int32_t *up, int n, int swiglu,
+                   lutra_scale s, lutra_scale w_gate, int64_t *out);
+int lutra_cpu_head(int target, const int32_t *acc, int head_dim, lutra_scale s, lutra_scale w,
+                   const int16_t *rope, const int16_t *bias, int bias_frac, const int16_t *gamma,
+                   int gamma_frac, int eps, int in_fixed, int q_max, int8_t *q,
+                   lutra_scale *q_scale);
 int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_scale s,
                        lutra_scale w, int frac);
 /* q [m, heads, head_dim], k and v [kv_heads, position + m, head_dim], their scales [m, heads] and

@@ -193,7 +193,7 @@ static void heads(job_t *job, worker_t *w, const lutra_columns *x, const lutra_l
         step.in_fixed = layer->bias || layer->query_norm;
         step.q_max = kind == 0 ? Q_MAX : (1 << (model->kv_bits - 1)) - 1;
         const int32_t *acc = e->acc + (int64_t)t * stride + (int64_t)h * d;
-        lutra_scale s = head_quantize(e->choice.gemv, acc, d, &step, q);
+        lutra_scale s = head_quantize(e->choice.gemv, acc, d, &step, q, &w->saturated);
         if (kind == 0) {
             memcpy(e->queries + ((int64_t)t * model->heads + h) * d, q, (size_t)d);
             e->query_scale[t * model->heads + h] = s;
@@ -228,8 +228,8 @@ static void attention(job_t *job, worker_t *w, const lutra_layer *layer, int ind
             queries[i].out = e->attention + at * d;
         }
         lutra_head head = cache_head(rows->cache, index, g);
-        attend(e->choice.gemm, &head, queries, count, model->residual_frac, layer->window,
-               &w->attend);
+        w->saturated |= attend(e->choice.gemm, &head, queries, count, model->residual_frac,
+                               layer->window, &w->attend);
     }
     pool_barrier(job->pool);
 }
@@ -262,8 +262,9 @@ static void gate(job_t *job, worker_t *w, const lutra_columns *x, const lutra_la
         }
         for (int t = 0; t < job->n; t++) {
             const int32_t *g = values + (int64_t)t * count, *u = g + (int64_t)job->n * count;
-            gate_product(e->choice.gemv, g, u, count, e->model.swiglu, e->scale[t],
-                         layer->gate.unit, e->product + (int64_t)t * n + first);
+            w->saturated |=
+                gate_product(e->choice.gemv, g, u, count, e->model.swiglu, e->scale[t],
+                             layer->gate.unit, e->product + (int64_t)t * n + first);
         }
     }
     pool_barrier(job->pool);

@@ -21,18 +21,20 @@ int lutra_cpu_norm_quantize(int target, const int64_t *v, lutra_scale scale, con
     return ok;
 }
 
-void lutra_cpu_gate(int target, const int32_t *gate, const int32_t *up, int n, int swiglu,
-                    lutra_scale s, lutra_scale w_gate, int64_t *out) {
-    gate_product(lutra_target(target), gate, up, n, swiglu, s, w_gate, out);
+int lutra_cpu_gate(int target, const int32_t *gate, const int32_t *up, int n, int swiglu,
+                   lutra_scale s, lutra_scale w_gate, int64_t *out) {
+    return gate_product(lutra_target(target), gate, up, n, swiglu, s, w_gate, out);
 }
 
-void lutra_cpu_head(int target, const int32_t *acc, int head_dim, lutra_scale s, lutra_scale w,
-                    const int16_t *rope, const int16_t *bias, int bias_frac, const int16_t *gamma,
-                    int gamma_frac, int eps, int in_fixed, int q_max, int8_t *q,
-                    lutra_scale *q_scale) {
+int lutra_cpu_head(int target, const int32_t *acc, int head_dim, lutra_scale s, lutra_scale w,
+                   const int16_t *rope, const int16_t *bias, int bias_frac, const int16_t *gamma,
+                   int gamma_frac, int eps, int in_fixed, int q_max, int8_t *q,
+                   lutra_scale *q_scale) {
+    int saturated = 0;
     lutra_head_step step = {s,        w,         rope,       bias, gamma,
                             in_fixed, bias_frac, gamma_frac, eps,  q_max};
-    *q_scale = head_quantize(lutra_target(target), acc, head_dim, &step, q);
+    *q_scale = head_quantize(lutra_target(target), acc, head_dim, &step, q, &saturated);
+    return saturated;
 }
 
 int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_scale s,
@@ -46,6 +48,7 @@ int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, co
                      int window, int32_t *out) {
     int total = position + m, per_kv = heads / kv_heads, ok = 0;
     lutra_attend_scratch scratch = {0};
+    int saturated = 0;
     lutra_cache *cache = lutra_cpu_cache_new(1, kv_heads, head_dim, total, kv_bits);
     if (cache && attend_scratch(&scratch, total)) {
         for (int g = 0; g < kv_heads; g++)
@@ -66,10 +69,11 @@ int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, co
                                          out + at * head_dim};
                     queries[i] = query;
                 }
-                attend(lutra_target(target), &head, queries, count, frac, window, &scratch);
+                saturated |=
+                    attend(lutra_target(target), &head, queries, count, frac, window, &scratch);
             }
         }
-        ok = 1;
+        ok = 1 + saturated;
     }
     attend_scratch_free(&scratch);
     lutra_cpu_cache_free(cache);

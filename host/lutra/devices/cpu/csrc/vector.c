@@ -21,14 +21,15 @@ lutra_scale norm_quantize(const lutra_kernels *kernels, lutra_source v, const lu
     return scale_mul(unit, scale_lower(quantize_step(y_max, q_max), norm->frac));
 }
 
-void gate_product(const lutra_kernels *kernels, const int32_t *gate, const int32_t *up, int n,
-                  int swiglu, lutra_scale s, lutra_scale w_gate, int64_t *out) {
+int gate_product(const lutra_kernels *kernels, const int32_t *gate, const int32_t *up, int n,
+                 int swiglu, lutra_scale s, lutra_scale w_gate, int64_t *out) {
     if (!swiglu) {
         kernels->relu2(gate, up, n, out);
-        return;
+        return 0;
     }
     lutra_scale c = scale_mul(s, w_gate);
-    kernels->swiglu(gate, up, n, c.m, clip(-(c.e + SILU_X_FRAC), SWIGLU_SHIFT_MIN, SWIGLU_SHIFT_MAX), out);
+    int shift = clip(-(c.e + SILU_X_FRAC), SWIGLU_SHIFT_MIN, SWIGLU_SHIFT_MAX);
+    return kernels->swiglu(gate, up, n, c.m, shift, out);
 }
 
 lutra_scale gate_scale(int swiglu, lutra_scale s, lutra_scale w_gate, lutra_scale w_up) {
@@ -38,12 +39,13 @@ lutra_scale gate_scale(int swiglu, lutra_scale s, lutra_scale w_gate, lutra_scal
 }
 
 lutra_scale head_quantize(const lutra_kernels *kernels, const int32_t *acc, int head_dim,
-                          const lutra_head_step *step, int8_t *q) {
+                          const lutra_head_step *step, int8_t *q, int *saturated) {
     int64_t y[HEAD_DIM_MAX];
     int32_t v[HEAD_DIM_MAX];
     lutra_scale unit = scale_mul(step->s, step->w);
     if (step->in_fixed) {
-        kernels->fixed(acc, unit, step->bias, FIXED_FRAC - step->bias_frac, head_dim, v);
+        *saturated |=
+            kernels->fixed(acc, unit, step->bias, FIXED_FRAC - step->bias_frac, head_dim, v);
         acc = v;
         unit = scale_from_int(1, -FIXED_FRAC);
     }
@@ -65,5 +67,5 @@ lutra_scale head_quantize(const lutra_kernels *kernels, const int32_t *acc, int 
 int residual_add(const lutra_kernels *kernels, int32_t *x, const int32_t *acc, int n, lutra_scale s,
                  lutra_scale w, int frac) {
     lutra_scale c = scale_mul(s, w);
-    return kernels->residual(x, acc, n, c.m, clip(-(c.e + frac), 0, 63));
+    return kernels->residual(x, acc, n, c.m, clip(c.m ? -(c.e + frac) : 0, -1, 63));
 }

@@ -111,14 +111,17 @@ static TARGET void NAME(quantize64)(const int64_t *y, lutra_scale factor, int q_
     }
 }
 
-static TARGET void NAME(fixed)(const int32_t *acc, lutra_scale c, const int16_t *bias,
-                               int bias_shift, int n, int32_t *v) {
+static TARGET int NAME(fixed)(const int32_t *acc, lutra_scale c, const int16_t *bias,
+                              int bias_shift, int n, int32_t *v) {
+    int64_t outside = 0;
     int shift = clip(-(c.e + FIXED_FRAC), FIXED_SHIFT_MIN, FIXED_SHIFT_MAX);
     for (int i = 0; i < n; i++) {
         int64_t x = round_shift((int64_t)acc[i] * c.m, shift);
         if (bias) x += (int64_t)bias[i] * (1 << bias_shift);
         v[i] = (int32_t)saturate(x, FIXED_WIDTH);
+        outside |= x ^ v[i];
     }
+    return outside != 0;
 }
 
 static TARGET void NAME(relu2)(const int32_t *gate, const int32_t *up, int n, int64_t *out) {
@@ -128,15 +131,17 @@ static TARGET void NAME(relu2)(const int32_t *gate, const int32_t *up, int n, in
     }
 }
 
-static TARGET void NAME(swiglu)(const int32_t *gate, const int32_t *up, int n, int m, int shift,
-                                int64_t *out) {
+static TARGET int NAME(swiglu)(const int32_t *gate, const int32_t *up, int n, int m, int shift,
+                               int64_t *out) {
     const int32_t limit = 1 << (SILU_X_WIDTH - 1), segments = 1 << SILU_HALF_BITS;
     const int fine_rest = SILU_X_FRAC - SILU_FINE_BITS, rest_bits = SILU_X_FRAC - SILU_COARSE_BITS;
     const int rounded = SILU_TABLE_FRAC + rest_bits - SILU_X_FRAC;
+    int64_t above = 0; /* negative once an argument was above its range */
     for (int i = 0; i < n; i++) {
         int64_t wide = (int64_t)gate[i] * m;
         wide = shift > 0 ? ((wide >> (shift > 0 ? shift - 1 : 0)) + 1) >> 1
                          : (int64_t)((uint64_t)wide << (shift < 0 ? -shift : 0));
+        above |= limit - 1 - wide;
         int32_t x = (int32_t)(wide < -limit ? -limit : wide > limit - 1 ? limit - 1 : wide);
         int32_t u = x < 0 ? -x : x;
         int fine = u < 1 << (SILU_X_FRAC + SILU_SPLIT_BITS);
@@ -148,15 +153,16 @@ static TARGET void NAME(swiglu)(const int32_t *gate, const int32_t *up, int n, i
         gap = u >= 1 << (SILU_X_FRAC + SILU_LIMIT_BITS) ? 0 : gap;
         out[i] = (int64_t)((x > 0 ? x : 0) - gap) * up[i];
     }
+    return above < 0;
 }
 
 static TARGET int NAME(residual)(int32_t *x, const int32_t *acc, int n, int m, int shift) {
-    int before = shift ? shift - 1 : 0, after = shift ? 1 : 0;
-    int64_t outside = 0;
+    int before = shift > 0 ? shift - 1 : 0, after = shift > 0;
+    int64_t outside = 0, left = shift < 0 ? -1 : 0;
     for (int i = 0; i < n; i++) {
         int64_t sum = x[i] + (((((int64_t)acc[i] * m) >> before) + after) >> after);
         int64_t kept = sum > INT32_MAX ? INT32_MAX : sum < INT32_MIN ? INT32_MIN : sum;
-        outside |= sum ^ kept;
+        outside |= (sum ^ kept) | (left & acc[i]);
         x[i] = (int32_t)kept;
     }
     return outside != 0;
@@ -172,9 +178,11 @@ static TARGET void NAME(logits)(const int64_t *sums, const int16_t *rows, int n,
 }
 
 static TARGET int32_t NAME(scores)(const int32_t *dot, lutra_scale q, const uint16_t *key_m,
-                                   const int16_t *key_e, int n, int32_t *score) {
+                                   const int16_t *key_e, int n, int32_t *score,
+                                   int *saturated) {
     const int32_t limit = 1 << (SCORE_WIDTH - 1);
     int32_t top = -limit;
+    int64_t outside = 0;
     for (int i = 0; i < n; i++) {
         /* the product of two scales, in 2**30..2**32 unless zero, to 16 bits */
         uint64_t x = (uint64_t)q.m * key_m[i];
@@ -183,12 +191,15 @@ static TARGET int32_t NAME(scores)(const int32_t *dot, lutra_scale q, const uint
         int carry = (int)(m >> SCALE_M_WIDTH);
         m >>= carry;
         int e = x ? q.e + key_e[i] + bits + carry : 0;
-        int shift = clip(-(e + SCORE_FRAC), 0, 63), before = shift ? shift - 1 : 0, after = shift > 0;
+        int exact = -(e + SCORE_FRAC), shift = clip(exact, 0, 63);
+        int before = shift ? shift - 1 : 0, after = shift > 0;
         int64_t y = (((dot[i] * m) >> before) + after) >> after;
         int32_t s = (int32_t)(y > limit - 1 ? limit - 1 : y < -limit ? -limit : y);
+        outside |= (y ^ s) | (exact < 0 ? y : 0);
         score[i] = s;
         top = s > top ? s : top;
     }
+    *saturated |= outside != 0;
     return top;
 }
 

@@ -70,7 +70,7 @@ def loud_models(model: PackedModel) -> dict[str, PackedModel]:
         return replace(first, **{name: replace(linear, scale=scale)})
 
     found = {
-        "scores": scaled("q_proj", 20),
+        "scores": scaled("q_proj", 26),
         "attention": scaled("v_proj", 25),
         "heads": replace(scaled("v_proj", 20), bias=PackedBias(bias, 0)),
         "residual": scaled("o_proj", 40),

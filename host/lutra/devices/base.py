@@ -91,9 +91,9 @@ class StepResult:
     """Logits of the tokens that asked for them.
 
     ``logits`` ``[n, vocab_size]`` are int64, each worth ``scale`` ``[n]``; ``argmax`` is ``[n]``,
-    the first of equals. ``saturated``: the residual stream reached the end of its range somewhere
-    in a pass of the step. ``cycles`` is None where the device has no clock. ``residual``
-    ``[tokens, hidden_size]`` int32 is there if the step ended before the last layer.
+    the first of equals. ``saturated``: a value left its range somewhere in a pass of the step.
+    ``cycles`` is None where the device has no clock. ``residual`` ``[tokens, hidden_size]`` int32
+    is there if the step ended before the last layer.
     """
 
     logits: NDArray[np.int64]

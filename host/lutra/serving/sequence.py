@@ -22,8 +22,8 @@ class TokenSequence:
 
     With ``golden``, a device that has the same model, every step runs there as well, in the
     session ``reference``, and a difference raises :class:`Mismatch`. A sequence whose step raised
-    anything is to be closed. ``saturated_at`` is where the first step began in which the residual
-    stream reached the end of its range.
+    anything is to be closed. ``saturated_at`` is where the first step began in which a value left
+    its range.
     """
 
     device: Device
@@ -59,7 +59,7 @@ class TokenSequence:
 
     @property
     def saturated(self) -> bool:
-        """True if the residual stream of one of the tokens reached the end of its range."""
+        """True if a value of one of the tokens left its range."""
         return self.saturated_at is not None and self.saturated_at < len(self.tokens)
 
     def fork(self, n: int) -> "TokenSequence":

@@ -8,6 +8,7 @@ from amaranth import Cat, Const, Module, Mux, Signal, Value, unsigned
 __all__ = [
     "bit_length",
     "clip_shift",
+    "leaves",
     "magnitude",
     "round_half",
     "round_shift",
@@ -56,14 +57,21 @@ def sign_extend(x, width: int) -> Value:
     return Cat(x, x[-1].replicate(width - len(x)))
 
 
+def leaves(x, width: int) -> Value:
+    """Return whether signed ``x`` leaves ``signed(width)``: whether :func:`saturate` changes it."""
+    x = Value.cast(x)
+    if len(x) <= width:
+        return Const(0, 1)
+    above = x[width - 1 :]
+    return above.any() & ~above.all()
+
+
 def saturate(x, width: int) -> Value:
     """Clamp signed ``x`` to ``signed(width)``."""
     x = Value.cast(x)
     if len(x) <= width:
         return x
-    low, above = x[: width - 1], x[width - 1 :]
-    negative = x[-1]
-    fits = ~(above ^ negative.replicate(len(above))).any()
+    low, negative, fits = x[: width - 1], x[-1], ~leaves(x, width)
     return Cat(Mux(fits, low, (~negative).replicate(width - 1)), negative).as_signed()
 
 

@@ -12,7 +12,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.matmul.engine import LANES
 from lutra_golden.timing.attention import TREE_RADIX, AttentionTiming
 from lutra_hw.arith.exp2 import Exp2Neg
-from lutra_hw.arith.fixed import clip_shift, round_half, saturate, shift_guarded
+from lutra_hw.arith.fixed import clip_shift, leaves, round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
 from lutra_hw.attention.pairs import ATTEND_COMMAND, BEAT_SLOTS, PairIssuer
 from lutra_hw.buffers import (
@@ -37,8 +37,9 @@ class _Finish(wiring.Component):
     """``saturate32(round(acc / den * 2**(e + 15 + frac)))`` of one KV head, eight dims per cycle.
 
     A :class:`ScaleUnit` makes the reciprocal of the next denominator while an item, a token's head,
-    is written. ``finished`` pulses when the output memory holds everything. ``den``, ``e`` and
-    ``acc`` answer their addresses in the same cycle.
+    is written. ``saturated`` is high while a word is written of which an element left its range, or
+    would have had to be shifted to the left; ``finished`` pulses when the output memory holds
+    everything. ``den``, ``e`` and ``acc`` answer their addresses in the same cycle.
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -61,6 +62,7 @@ class _Finish(wiring.Component):
                 "e": In(signed(SCALE.e_width)),
                 "o": Out(AttentionWritePort(config)),
                 "busy": Out(1),
+                "saturated": Out(1),
                 "finished": Out(1),
             }
         )
@@ -142,13 +144,18 @@ class _Finish(wiring.Component):
 
         # stage 1: multiply; stage 2: shift; stage 3: round, saturate and write
         acc_1, r_1, e_1 = Signal.like(self.acc), Signal(SCALE_LAYOUT), Signal.like(self.e)
-        shift_2 = Signal(range(_SHIFT_MAX + 1))
+        shift_2, left_2, left_3 = Signal(range(_SHIFT_MAX + 1)), Signal(), Signal()
+        right = -(r_1.e + e_1 + (EXP2.y_frac + self.frac))
         m.d.sync += [
             acc_1.eq(self.acc),
             r_1.eq(reciprocal),
             e_1.eq(self.e),
-            shift_2.eq(clip_shift(-(r_1.e + e_1 + (EXP2.y_frac + self.frac)), _SHIFT_MAX)),
+            shift_2.eq(clip_shift(right, _SHIFT_MAX)),
+            left_2.eq(right < 0),
+            left_3.eq(left_2),
         ]
+        lost = Signal(LANES)
+        m.d.comb += self.saturated.eq(place_3.valid & lost.any())
         for lane in range(LANES):
             scaled_2 = Signal(signed(len(acc_1[lane]) + SCALE.m_width + 1), name=f"scaled_{lane}")
             shifted_3 = Signal(signed(len(scaled_2) + 1), name=f"shifted_{lane}")
@@ -156,7 +163,11 @@ class _Finish(wiring.Component):
                 scaled_2.eq(acc_1[lane] * r_1.m),
                 shifted_3.eq(shift_guarded(scaled_2, shift_2)),
             ]
-            m.d.comb += self.o.data[lane].eq(saturate(round_half(shifted_3), 32))
+            rounded = round_half(shifted_3)
+            m.d.comb += [
+                self.o.data[lane].eq(saturate(rounded, 32)),
+                lost[lane].eq(leaves(rounded, 32) | (left_3 & shifted_3.any())),
+            ]
         return m
 
 
@@ -191,6 +202,8 @@ class AttentionUnit(wiring.Component):
     rd_cmd, rd_data : DMA reader; the commands of a tile are queued at once.
     out : ``In(AttentionReadPort(config))``
     done : ``Out(1)``  pulses once per command when the output memory is complete.
+    saturated : ``Out(1)``  pulses, at the latest with ``done``, when a score or an output has left
+        its range or would have had to be shifted to the left.
     busy : ``Out(1)``  a command is in the unit.
     stall : ``Out(1)``  a pair could be issued, but its beat has not come.
     """
@@ -208,6 +221,7 @@ class AttentionUnit(wiring.Component):
                 "rd_data": In(stream.Signature(unsigned(config.word_width))),
                 "out": In(AttentionReadPort(config)),
                 "done": Out(1),
+                "saturated": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),
             }
@@ -246,7 +260,7 @@ class AttentionUnit(wiring.Component):
         shift = Signal(5)
         self._exponents(m, pair[self._stages.weigh], v_scale, finish, shift)
 
-        banks = []
+        banks, lost = [], []
         for head in heads:
             difference = Signal(EXP2.d_width, name=f"difference_{head}")
             m.d.sync += difference.eq(max_r.data[head] - score_r.data[head])
@@ -255,7 +269,8 @@ class AttentionUnit(wiring.Component):
             m.d.comb += den_w.data[head].eq(Mux(first, 0, den_old.data[head]) + power)
 
             products = self._products(m, head, multiplied, weight, queries[head], row)
-            score = self._score_of(m, head, products, key_scales[head], pair)
+            score, score_lost = self._score_of(m, head, products, key_scales[head], pair)
+            lost.append(score_lost)
             newer = pair[self._stages.score].first | (score > max_old.data[head])
             m.d.comb += [
                 score_w.data[head].eq(score),
@@ -263,6 +278,7 @@ class AttentionUnit(wiring.Component):
             ]
             banks += self._accumulate(m, head, products, pair[self._stages.sum], finish)
 
+        m.d.sync += self.saturated.eq((score_w.en & Cat(lost).any()) | finish.saturated)
         self._outputs(m, pair[self._stages.sum + 1], issuer, finish)
         m.d.comb += finish.acc.as_value().eq(
             Array(banks)[Cat(finish.acc_addr.word, finish.acc_addr.head)]
@@ -497,7 +513,10 @@ class AttentionUnit(wiring.Component):
         m.d.sync += shift.eq(clip_shift(distance, 31))
 
     def _score_of(self, m, head, products, scale, pair):
-        """Score at stage ``score``: sum of the products, scaled, shifted, rounded, saturated."""
+        """Score at stage ``score``: sum of the products, scaled, shifted, rounded, saturated.
+
+        Also whether it has left its range, or would have had to be shifted to the left.
+        """
         width = 8 + self.config.attention.key_width
         terms, stage = [product[:width].as_signed() for product in products], self._stages.sum
         while len(terms) > 1:
@@ -514,13 +533,17 @@ class AttentionUnit(wiring.Component):
         shifted = Signal(signed(width + 1), name=f"score_shifted_{head}")
         score = Signal(signed(self.config.attention.score_width), name=f"score_{head}")
         shift = Signal(range(_SHIFT_MAX + 1), name=f"score_shift_{head}")
+        left, lost = Signal(2, name=f"score_left_{head}"), Signal(name=f"score_lost_{head}")
+        right, rounded = -(scale.e + self.config.attention.score_frac), round_half(shifted)
         m.d.sync += [
             scaled.eq(dot * scale.m),
-            shift.eq(clip_shift(-(scale.e + self.config.attention.score_frac), _SHIFT_MAX)),
+            shift.eq(clip_shift(right, _SHIFT_MAX)),
+            left.eq(Cat(right < 0, left[0])),
             shifted.eq(shift_guarded(scaled, shift)),
-            score.eq(saturate(round_half(shifted), len(score))),
+            score.eq(saturate(rounded, len(score))),
+            lost.eq(leaves(rounded, len(score)) | (left[1] & shifted.any())),
         ]
-        return score
+        return score, lost
 
     def _accumulate(self, m, head, products, summed, finish):
         """Weighted sums of a head's dimensions by token, in banks of eight; returns what they read.

@@ -128,7 +128,7 @@ class Accelerator(wiring.Component):
             self.irq.eq(registers.irq),
             registers.done.eq(sequencer.finished),
             registers.error.eq(Cat(*errors, sequencer.error).any()),
-            registers.saturated.eq(vector.saturated),
+            registers.saturated.eq(vector.saturated | attention.saturated),
             registers.unit_state.eq(sequencer.unit_state),
             registers.argmax.eq(vector.argmax),
             registers.scales.eq(vector.scales),

@@ -15,7 +15,7 @@ from lutra_golden.vector.heads import (
     NORM_WIDTH,
     SQUARES_WIDTH,
 )
-from lutra_hw.arith.fixed import clip_shift, round_shift, saturate, shift_guarded
+from lutra_hw.arith.fixed import clip_shift, leaves, round_shift, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul
 from lutra_hw.buffers import ParamReadPort, ScaleReadPort
 from lutra_hw.matmul.contract import acc_read_port
@@ -75,6 +75,7 @@ class FixedHeads(wiring.Component):
     param : ``Out(ParamReadPort(config))``
     o : ``Out(head_word_layout(config))``  the word whose elements are in ``y`` in the next cycle.
     y : ``Out(ArrayLayout(signed(y_width), 8))``
+    saturated : ``Out(1)``  a word passes of which an element, bias and all, left 28 bits.
     squares : ``Out(WritePortSignature({head, odd}, unsigned(63)))``  sums of squares, at head and
         the token's last bit.
     """
@@ -97,6 +98,7 @@ class FixedHeads(wiring.Component):
             "param": Out(ParamReadPort(config)),
             "o": Out(head_word_layout(config)),
             "y": Out(data.ArrayLayout(signed(self.y_width), LANES)),
+            "saturated": Out(1),
         }
         if config.vector.qkv_bias:
             members |= {"bias": In(1), "bias_frac": In(8)}
@@ -147,6 +149,8 @@ class FixedHeads(wiring.Component):
 
         # cycles 3 to 7: scaled, shifted, rounded and added with one carry, saturated
         v = [Signal(signed(FIXED_WIDTH), name=f"v_{lane}") for lane in range(LANES)]
+        lost, passing = Signal(LANES), words[8].slot
+        m.d.comb += self.saturated.eq(passing.valid & ~passing.record & lost.any())
         for lane, element in enumerate(v):
             acc = Mux(words[3].high, self.acc.data[1][lane], self.acc.data[0][lane])
             operand = Signal(signed(config.matmul.acc_width), name=f"operand_{lane}")
@@ -163,6 +167,7 @@ class FixedHeads(wiring.Component):
                 guarded.eq(shift_guarded(wide, shift_5)),
                 total.eq(Cat(1, guarded[1:]).as_signed() + Cat(guarded[0], bias[lane]).as_signed()),
                 element.eq(saturate(total >> 1, FIXED_WIDTH)),
+                lost[lane].eq(leaves(total >> 1, FIXED_WIDTH)),
             ]
 
         if not config.vector.qk_norm:

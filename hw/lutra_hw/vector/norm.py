@@ -27,6 +27,7 @@ from lutra_golden.vector.norm import SOURCE_WIDTH, SWIGLU_SHIFTS
 from lutra_hw.arith.fixed import (
     bit_length,
     clip_shift,
+    leaves,
     magnitude,
     round_half,
     saturate,
@@ -271,6 +272,7 @@ class NormQuant(wiring.Component):
         read with the first word of a token.
     act : ``Out(act_write_port(config.matmul))``
     scale_w : ``Out(ScaleWritePort(config))``  scale of the written activations.
+    saturated : ``Out(1)``  pulses when an argument of SiLU is above its range.
     done, busy : ``Out(1)``
     """
 
@@ -288,6 +290,7 @@ class NormQuant(wiring.Component):
                 "scale_r": Out(ScaleReadPort(config)),
                 "act": Out(act_write_port(config.matmul)),
                 "scale_w": Out(ScaleWritePort(config)),
+                "saturated": Out(1),
                 "done": Out(1),
                 "busy": Out(1),
             }
@@ -608,15 +611,20 @@ class NormQuant(wiring.Component):
         highest = SWIGLU_SHIFTS[1] - low
         m.d.comb += right.eq(-(scale.e + SILU.x_frac + low))
         m.d.sync += shift.eq(clip_shift(right, highest))
+        above = Signal(LANES)
+        rounded_tag = late_tags[SWIGLU_SCALE_CYCLES + 2]
+        m.d.comb += self.saturated.eq(rounded_tag.scan & above.any())
         for lane in lanes:
             product = Signal(signed(config.matmul.acc_width + SCALE.m_width), name=f"scaled_{lane}")
             wide = Signal(signed(len(product) - low), name=f"wide_{lane}")
             shifted = Signal(signed(len(wide) + 1), name=f"x_guarded_{lane}")
             x = Signal(signed(SILU.x_width), name=f"x_{lane}")
+            rounded = round_half(shifted)
             m.d.comb += [wide.eq(product << -low), silu.i[lane].eq(x)]
             m.d.sync += [
                 product.eq(gate[lane] * scale.m),
                 shifted.eq(shift_guarded(wide, shift)),
-                x.eq(saturate(round_half(shifted), SILU.x_width)),
+                x.eq(saturate(rounded, SILU.x_width)),
+                above[lane].eq(leaves(rounded, SILU.x_width) & ~rounded[-1]),
             ]
         return late_tags, silu.o, up

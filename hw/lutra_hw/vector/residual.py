@@ -9,7 +9,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.residual import LOGIT_SHIFT, LOGIT_WIDTH, RESIDUAL_WIDTH
-from lutra_hw.arith.fixed import clip_shift, round_half, saturate, shift_guarded
+from lutra_hw.arith.fixed import clip_shift, leaves, round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul
 from lutra_hw.buffers import ParamReadPort, ResidualReadPort, ResidualWritePort, ScaleReadPort
 from lutra_hw.matmul.contract import acc_read_port
@@ -41,7 +41,8 @@ class ResidualAdd(wiring.Component):
     ``c`` is the token's activation scale times the weight scale, rounded once, in ``frac`` fraction
     bits. A command takes :func:`residual_cycles` from acceptance to ``done``; throughput is one
     word of eight elements per cycle. There is no backpressure. ``done`` pulses with the last write,
-    ``saturated`` with every write of which a lane was clamped.
+    ``saturated`` with every write of which a lane was clamped, or would have had to be shifted to
+    the left.
 
     Model: :func:`lutra_golden.vector.residual.residual_add`.
 
@@ -110,8 +111,9 @@ class ResidualAdd(wiring.Component):
             shift.eq(clip_shift(right, _SHIFT_MAX)),
         ]
         # the product is a cycle behind the factor
-        shift_3 = Signal.like(shift)
-        m.d.sync += shift_3.eq(shift)
+        shift_3, left, left_3 = Signal.like(shift), Signal(), Signal()
+        m.d.sync += [shift_3.eq(shift), left.eq(right < 0), left_3.eq(left)]
+        left_4 = delay(m, left_3, 1)[-1]
 
         clamped = Signal(LANES)
         m.d.comb += self.saturated.eq(word_6.valid & clamped.any())
@@ -121,7 +123,7 @@ class ResidualAdd(wiring.Component):
             product = Signal(signed(config.matmul.acc_width + 16), name=f"product_{lane}")
             guarded = Signal(signed(len(product) + 1), name=f"guarded_{lane}")
             total = Signal(signed(max(len(product), RESIDUAL_WIDTH) + 2), name=f"total_{lane}")
-            above = total[RESIDUAL_WIDTH:]
+            lost_5 = Signal(name=f"lost_{lane}")
             m.d.sync += [
                 operand.eq(block),
                 product.eq(operand * factor),
@@ -131,8 +133,9 @@ class ResidualAdd(wiring.Component):
                     Cat(1, guarded[1:]).as_signed()
                     + Cat(guarded[0], self.residual.data[lane]).as_signed()
                 ),
+                lost_5.eq(left_4 & guarded.any()),
                 self.residual_w.data[lane].eq(saturate(total >> 1, RESIDUAL_WIDTH)),
-                clamped[lane].eq(above.any() & ~above.all()),
+                clamped[lane].eq(leaves(total >> 1, RESIDUAL_WIDTH) | lost_5),
             ]
 
         n_words, tokens_left = Signal(16), Signal(8)

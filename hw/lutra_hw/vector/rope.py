@@ -100,6 +100,7 @@ class RopeQuant(wiring.Component):
     scale_r : ``Out(ScaleReadPort(config))``
     q_w, qs_w : ``Out(QueryWritePort(config))``, ``Out(QueryScaleWritePort(config))``
     kv_cmd, kv_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
+    saturated : ``Out(1)``  pulses when a head in fixed point has left its range.
     done, busy, stall : ``Out(1)``
     """
 
@@ -123,6 +124,7 @@ class RopeQuant(wiring.Component):
                 "qs_w": Out(QueryScaleWritePort(config)),
                 "kv_cmd": Out(dma_command()),
                 "kv_data": Out(dma_write_data(config.word_width)),
+                "saturated": Out(1),
                 "done": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),
@@ -200,7 +202,7 @@ class RopeQuant(wiring.Component):
         names = {"scale_q", "scale_k", "scale_v", "param_word", "bias", "bias_frac", "qk_norm"}
         for name in sorted(names & heads.signature.members.keys()):
             m.d.comb += getattr(heads, name).eq(getattr(command, name))
-        m.d.comb += scales.fixed.eq(fixed)
+        m.d.comb += [scales.fixed.eq(fixed), self.saturated.eq(heads.saturated)]
         if config.vector.qk_norm:
             m.d.comb += [
                 scales.qk_norm.eq(command.qk_norm),

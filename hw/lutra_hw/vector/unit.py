@@ -70,7 +70,7 @@ class VectorUnit(wiring.Component):
     wr_idle : ``In(1)``  everything handed over before this cycle has been written.
     scales : ``Out(ArrayLayout(SCALE_LAYOUT, pass_tokens))``  activation scales.
     argmax : ``Out(ArrayLayout(unsigned(32), pass_tokens))``
-    saturated : ``Out(1)``  pulses when RESADD clamps an element.
+    saturated : ``Out(1)``  pulses when a value of NORMQ, ROPEQ or RESADD leaves its range.
     done, busy, stall : ``Out(1)``
     """
 
@@ -137,7 +137,7 @@ class VectorUnit(wiring.Component):
             ]
         m.d.comb += [
             self.argmax.eq(logits.argmax),
-            self.saturated.eq(residual_add.saturated),
+            self.saturated.eq(norm.saturated | rope.saturated | residual_add.saturated),
         ]
         self._control(m, instruction, blocks)
         return m

@@ -15,7 +15,7 @@ class Exp2Params:
     """Fixed-point positions of the exponential."""
 
     d_frac: int = 12  # argument: unsigned, this many fraction bits
-    d_width: int = 25
+    d_width: int = 31  # the difference of two scores
     segment_bits: int = 5
     y_frac: int = 15  # result: 2**15 is one
     table_frac: int = 17

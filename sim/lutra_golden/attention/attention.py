@@ -28,7 +28,7 @@ class AttentionParams:
     n_kv_heads: int = 2
     pass_tokens: int = 8
     max_context: int = 256
-    score_width: int = 24
+    score_width: int = EXP2.d_width - 1
     score_frac: int = EXP2.d_frac
     key_width: int = 8
     value_width: int = 8

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lutra_golden.arith.fixed import bit_length, exact_matmul, round_shift, saturate
+from lutra_golden.arith.fixed import Saturation, bit_length, exact_matmul, round_shift, saturate
+
+
+def test_the_flag_of_saturation_stays() -> None:
+    flag = Saturation()
+    flag.note([[False, False]])
+    assert not flag.seen
+    flag.note([[False], [True]])
+    flag.note(np.zeros((0, 3), bool))
+    assert flag.seen
 
 
 def test_round_shift_rounds_half_up() -> None:

@@ -174,15 +174,25 @@ def test_scores_are_log2_units_and_saturate() -> None:
     np.testing.assert_array_equal(
         scores(np.stack([q, q]), scale, k, unit, SMALL.score_frac, SMALL.score_width),
         # 16 * 128 / 127 * 2**12, rounded
-        [[16 << 12, -66052, 0], [(1 << 23) - 1, -(1 << 23), 0]],
+        [[16 << 12, -66052, 0], [(1 << 29) - 1, -(1 << 29), 0]],
     )
+
+
+def test_scores_of_real_models_fit() -> None:
+    """A Qwen2.5 of 1.5 billion parameters reaches 18,370, of which only differences count."""
+    q, k = np.full((1, 16), 127), np.array([np.full(16, 127), np.full(16, 126)])
+    flag, top = Saturation(), 18_370
+    unit, scale = scale_from_floats([1 / 127] * 2), scale_from_floats([[top / 127 / 16]])
+    found = scores(q, scale, k, unit, SMALL.score_frac, SMALL.score_width, flag)
+    assert not flag.seen
+    np.testing.assert_allclose(found / (1 << 12), [[top, top * 126 / 127]], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("q_e", "v_e", "seen"),
     [
         (-40, -30, False),
-        (-10, -30, True),  # a score beyond 24 bits
+        (-10, -30, True),  # a score beyond 30 bits
         (8, -30, True),  # a small one that would be shifted to the left
         (-40, 0, True),  # an output beyond 32 bits
         (-40, 40, True),
@@ -191,8 +201,8 @@ def test_scores_are_log2_units_and_saturate() -> None:
 def test_the_flag_of_saturation(q_e: int, v_e: int, seen: bool) -> None:
     """Set by scores and outputs that a query sees, not by those that it does not."""
     q, k, v = np.zeros((2, SMALL.n_heads, 16), np.int64), *np.zeros((2, SMALL.n_kv_heads, 2, 16))
-    q[0, :, 0] = 127 if q_e < 0 else 1
-    k[:, 0, 0], v[:, 0, 0] = (127, 127) if q_e < 0 else (1, 1)
+    dims = slice(None) if q_e < 0 else 0
+    q[0, :, dims] = k[:, 0, dims] = v[:, 0, dims] = 127 if q_e < 0 else 1
     k, v = k.astype(np.int64), v.astype(np.int64)
     q_scale = Scale(np.full((2, SMALL.n_heads), 1 << 15), np.full((2, SMALL.n_heads), q_e))
     k_scale = Scale(np.full((2, SMALL.n_kv_heads), 1 << 15), np.full((2, SMALL.n_kv_heads), -20))
@@ -208,6 +218,9 @@ def test_the_flag_of_saturation(q_e: int, v_e: int, seen: bool) -> None:
         saturation=flag,
     )  # fmt: skip
     assert not flag.seen
+    # or a later one, of zeros, to whose weights alone the value counts
+    attend(SMALL, q, q_scale, k, k_scale, v, v_scale, 0, FRAC, saturation=flag)
+    assert flag.seen == (v_e != -30)
 
 
 def test_weights_fold_the_value_scale() -> None:

@@ -14,7 +14,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra_golden.arith import fixed
-from lutra_hw.arith.fixed import bit_length, magnitude, round_shift, saturate
+from lutra_hw.arith.fixed import bit_length, leaves, magnitude, round_shift, saturate
 from lutra_sim.bench.simulate import simulate
 
 
@@ -75,6 +75,14 @@ def test_saturate(width: int, limit: int) -> None:
     xs = _values(signed(width))
     dut = Expression(signed(width), signed(limit), lambda m, x, n: saturate(x, limit))
     assert _evaluate(dut, [(x, 0) for x in xs]) == fixed.saturate(xs, limit).tolist()
+
+
+@pytest.mark.parametrize(("width", "limit"), [(9, 4), (9, 8), (9, 9), (9, 1), (40, 32), (4, 8)])
+def test_leaves(width: int, limit: int) -> None:
+    xs = _values(signed(width))
+    dut = Expression(signed(width), unsigned(1), lambda m, x, n: leaves(x, limit))
+    expected = [int(x != y) for x, y in zip(xs, fixed.saturate(xs, limit).tolist(), strict=True)]
+    assert _evaluate(dut, [(x, 0) for x in xs]) == expected
 
 
 @pytest.mark.parametrize("width", [1, 2, 8, 33])

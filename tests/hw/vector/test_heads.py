@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("amaranth")
 
+from lutra_golden.arith.fixed import Saturation
 from lutra_golden.arith.scale import Scale
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO, with_engine
@@ -86,16 +87,19 @@ def test_words(config: AcceleratorConfig, biased: bool, normed: bool) -> None:
             s.e[:] = 40, -200, -60
 
         expected, squares = np.zeros((n, HEADS, D), np.int64), np.zeros((n, HEADS), np.int64)
+        flag = Saturation()
         for kind, (first, end) in enumerate(KINDS):
             part = HeadBias(bias.values[first:end], bias.frac) if biased else None
-            v = fixed_heads(x[:, first:end], s, Scale(weights.m[kind], weights.e[kind]), part)
+            weight = Scale(weights.m[kind], weights.e[kind])
+            v = fixed_heads(x[:, first:end], s, weight, part, flag)
             squares[:, first:end] = (v * v).sum(axis=-1)
             if normed and kind < 2:
                 v, _ = head_norm(v, HeadNorm(gammas[kind], 0, 0))
             expected[:, first:end] = v
         params = [*blocks(bias.values)] if biased else []
         params = np.array([np.zeros(8), *params, *blocks(gammas)]).astype(int)
-        _run(dut, x, s, weights, params, (bias.frac, biased, normed), expected, squares)
+        modes = (bias.frac, biased, normed)
+        assert _run(dut, x, s, weights, params, modes, expected, squares) == flag.seen
 
 
 def _run(
@@ -107,7 +111,8 @@ def _run(
     flags: tuple[int, bool, bool],
     expected: np.ndarray,
     squares: np.ndarray,
-) -> None:
+) -> bool:
+    """Whether a word has left its range."""
     config = dut.config
     frac, biased, normed = flags
     acc = blocks(x).reshape(len(x), -1, 2, 8).tolist()
@@ -119,7 +124,7 @@ def _run(
         for pair in range(PAIRS)
         for half in range(2)
     ]
-    found, sums = {}, {}
+    found, sums, saturated = {}, {}, []
 
     n_cycles = len(order) * gap + dut.latency + 2
 
@@ -163,6 +168,7 @@ def _run(
                 index, rest = divmod(cycle - dut.latency, gap)
                 if index < len(order) and not rest:
                     found[order[index]] = [*ctx.get(dut.y)]
+            saturated.append(ctx.get(dut.saturated))
             if config.vector.qk_norm and ctx.get(dut.squares.en):
                 key = ctx.get(dut.squares.addr.head), ctx.get(dut.squares.addr.odd)
                 sums.setdefault(key, []).append(ctx.get(dut.squares.data))
@@ -177,3 +183,4 @@ def _run(
         for head in range(HEADS):
             assert sums[head, 0] == squares[::2, head].tolist()
             assert sums[head, 1] == squares[1::2, head].tolist()
+    return any(saturated)

@@ -8,7 +8,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import ReadOnly, RisingEdge
 
-from lutra_golden.arith.fixed import Int
+from lutra_golden.arith.fixed import Int, Saturation
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.attention.attention import attend, first_seen
 from lutra_golden.attention.cache import kv_bytes
@@ -51,8 +51,8 @@ class Tile:
     frac: int
     window: int = 0
 
-    def expected(self) -> Int:
-        return attend(CONFIG.attention, **vars(self))
+    def expected(self, saturation: Saturation | None = None) -> Int:
+        return attend(CONFIG.attention, **vars(self), saturation=saturation)
 
 
 def _scale(rng: np.random.Generator, shape: tuple[int, ...], e: int, spread: int) -> Scale:
@@ -121,14 +121,14 @@ class Harness:
         self.beats = StreamMonitor(dut, "rd_data")
         self.memory: dict[int, int] = {}
         self.done: list[int] = []
-        self.stalls = 0
+        self.stalls = self.saturated = 0
         for name in ("q_w__en", "qs_w__en", "out__addr"):
             getattr(dut, name).value = 0
         cocotb.start_soon(self._watch())
         cocotb.start_soon(self._serve())
 
     async def run(self, tile: Tile) -> Int:
-        """The output of ``tile``, after checking what it fetched."""
+        """The output of ``tile``, after checking what it fetched and whether it saturated."""
         self.memory = _cache(tile)
         await self._write("q_w", self._queries(tile))
         m, e = tile.q_scale
@@ -141,8 +141,11 @@ class Harness:
             ],
         )
         first_fetch, n_done, n_tokens = len(self.fetched.payloads), len(self.done), len(tile.q)
+        self.saturated, flag = 0, Saturation()
         await self.command(tile.position, n_tokens, tile.frac, tile.window)
         assert len(self.done) == n_done + 1
+        tile.expected(flag)
+        assert bool(self.saturated) == flag.seen
         got = [tuple(unpack(DMA_COMMAND, bits).values()) for bits in self.fetched.payloads]
         expected = fetches(CONFIG, KV_ADDR, tile.position, n_tokens, tile.window)
         assert got[first_fetch:] == list(expected)
@@ -195,6 +198,7 @@ class Harness:
             await ReadOnly()
             if self.dut.rst.value == 0:
                 self.stalls += int(self.dut.stall.value == 1)
+                self.saturated += int(self.dut.saturated.value == 1)
                 if self.dut.done.value == 1:
                     self.done.append(self.accepted.cycle)
 
@@ -258,7 +262,7 @@ async def tiles(dut: Any, p_stall: float, latency: int, windowed: bool) -> None:
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def corners(dut: Any) -> None:
-    """Zeros, equal scores, scores and outputs that saturate, and no tokens at all."""
+    """Zeros, equal scores, scores and outputs that saturate, alone too, and no tokens at all."""
     rng = np.random.default_rng(4)
     position, n_tokens = min(9, CONFIG.max_context - CONFIG.pass_tokens), CONFIG.pass_tokens
     harness = Harness(dut)
@@ -285,12 +289,31 @@ async def corners(dut: Any) -> None:
         tile(q=np.full_like(base.q, -127), k=lowest, v=lowest),
         tile(v=highest, v_scale=scales(0xFFFF, 3)),  # the output saturates
         tile(v=lowest, v_scale=scales(0xFFFF, 3)),
-        tile(k_scale=_scale(rng, shape, -4, 1)),  # scores saturate on both sides
+        tile(k_scale=_scale(rng, shape, -2, 1)),  # scores saturate on both sides
         tile(k_scale=_scale(rng, shape, 40, 1)),
         tile(k_scale=_scale(rng, shape, -60, 1)),  # scores vanish
         tile(frac=0),
         tile(frac=255),
     ]
+    # one query meets one key and one value that are not zero. Nothing saturates; a score; an
+    # output; a score of one and an output of a small weight, which would be shifted to the left
+    unit = Scale(np.full_like(base.q_scale.m, 1 << 15), np.full_like(base.q_scale.e, -15))
+    top, clamped = KV_LIMIT - 1, 6 + shape[0].bit_length()
+    for token, head in ((0, 0), (n_tokens - 1, CONFIG.n_heads - 1)):
+        for q_one, k_one, dims, v_one, k_scale, v_e in (
+            (1, 1, 1, 1, scales(1 << 15, -40), -22),
+            (127, top, CONFIG.head_dim, 1, scales(0xFFFF, -12), -22),
+            (1, 1, 1, top, scales(1 << 15, -40), clamped),
+            (1, 1, 1, 1, scales(1 << 15, -11), -22),
+            (1, -1, 1, 1, scales(15 << 12, -12), 40),
+        ):
+            q, k, v = (np.zeros_like(x) for x in (base.q, base.k, base.v))
+            at = head // CONFIG.attention.q_per_kv, position + token
+            q[token, head, :dims], k[(*at, slice(dims))], v[(*at, 0)] = q_one, k_one, v_one
+            v_scale = scales(1 << 15, v_e)
+            cases.append(
+                tile(q=q, q_scale=unit, k=k, k_scale=k_scale, v=v, v_scale=v_scale, frac=8)
+            )
     for case in cases:
         np.testing.assert_array_equal(await harness.run(case), case.expected())
         n_fetched = len(harness.fetched.payloads)

@@ -8,7 +8,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles
 
-from lutra_golden.arith.fixed import Int
+from lutra_golden.arith.fixed import Int, Saturation
 from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.arith.scale import Scale, scale_from_float
 from lutra_golden.control.isa import NormSource
@@ -20,7 +20,7 @@ from lutra_sim.bench.ports import PortMemory, PulseMonitor
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import StreamMonitor, StreamSource, pack, reset, unpack
 
-__all__ = ["Case", "cases", "golden", "normalises"]
+__all__ = ["Case", "cases", "golden", "normalises", "saturates"]
 
 LANES = 8
 
@@ -92,6 +92,15 @@ def golden(case: Case, a_width: int) -> tuple[Int, Scale]:
     )
 
 
+def saturates(case: Case) -> bool:
+    """Whether an argument of SiLU of the command's tokens is above its range."""
+    flag, rows = Saturation(), slice(case.token_first, case.token_first + case.token_count)
+    if case.source == NormSource.SWIGLU:
+        scales = Scale(case.scales.m[rows], case.scales.e[rows])
+        swiglu(case.v[rows], case.up[rows], scales, case.scale_a, flag)
+    return flag.seen
+
+
 def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]:
     """Corners of every source first, then random values of random magnitude and size."""
     limits = {
@@ -158,6 +167,12 @@ def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]
         scales.m[-1] = scales.e[-1] = 0
         one = Scale(np.array(1 << 15), np.array(-15))
         yield case(NormSource.SWIGLU, gate, up, 0, tokens, scales=scales, scale_a=one)
+    # one argument that is just within its range, above it, or far below
+    for value in (1023, 1024, -5000):
+        gate, lane = np.zeros(shape, np.int64), int(rng.integers(shape[1]))
+        gate[-1, lane] = value
+        ones = Scale(np.full(tokens, 1 << 15), np.full(tokens, -15))
+        yield case(NormSource.SWIGLU, gate, up, 0, tokens, scales=ones, scale_a=one)
 
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")
@@ -171,7 +186,7 @@ async def normalises(dut: Any) -> None:
     act = PortMemory(signature["act"].signature)
     act_fields = dict(signature["act"].signature.addr_layout)
     source, accepted = StreamSource(dut, "cmd"), StreamMonitor(dut, "cmd")
-    done = PulseMonitor(dut, "done")
+    done, saturated = PulseMonitor(dut, "done"), PulseMonitor(dut, "saturated")
     for name, memory in memories.items():
         memory.serve(dut, name)
     writes = act.record(dut, "act")
@@ -195,6 +210,7 @@ async def normalises(dut: Any) -> None:
         memories["scale_r"].load([{"m": m, "e": e} for m, e in zip(*case.scales, strict=True)])
         act.words.clear()
         writes.cycles.clear()
+        saturated.cycles.clear()
         source.send(case.command)
         await done.wait_for(number + 1)
 
@@ -209,6 +225,7 @@ async def normalises(dut: Any) -> None:
             if unpack(token_of.shape, addr >> token_of.offset) in chosen
         }, what
         assert len(writes.cycles) == len(chosen) * case.n_words, what
+        assert bool(saturated.cycles) == saturates(case), what
         expected_scales = np.stack(case.scales, axis=1)
         expected_scales[chosen] = np.stack(scales, axis=1)[chosen]
         assert (memories["scale_r"].array(config.pass_tokens) == expected_scales).all(), what

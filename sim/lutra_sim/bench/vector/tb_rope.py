@@ -6,6 +6,7 @@ from typing import Any
 import cocotb
 import numpy as np
 
+from lutra_golden.arith.fixed import Saturation
 from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.attention.cache import kv_bytes
@@ -61,6 +62,7 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
     StreamSink(dut, "kv_data", p_stall=p_stall, rng=Random(2), wait_for_valid=p_stall > 0.9)
     commands, beats = StreamMonitor(dut, "kv_cmd"), StreamMonitor(dut, "kv_data")
     done, stall = PulseMonitor(dut, "done"), PulseMonitor(dut, "stall")
+    saturated = PulseMonitor(dut, "saturated")
     await reset(dut)
 
     n, d, limit = PARAMS.pass_tokens, PARAMS.head_dim, 1 << (PARAMS.matmul.acc_width - 1)
@@ -112,13 +114,14 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
             command |= {"bias": biased, "bias_frac": bias.frac}
         if PARAMS.vector.qk_norm:
             command |= {"qk_norm": normed, "gamma_frac": gamma_frac, "eps": eps}
+        saturated.cycles.clear()
         source.send(pack(rope_command(PARAMS), command))
         await done.wait_for(case + 1)
 
         x, rope, s = x[:count], rope[:count], Scale(s.m[:count], s.e[:count])
         kv = PARAMS.n_heads + PARAMS.n_kv_heads
         parts = (slice(0, PARAMS.n_heads), slice(PARAMS.n_heads, kv), slice(kv, HEADS))
-        expected = []
+        expected, flag = [], Saturation()
         for i, (part, t) in enumerate(zip(parts, (rope, rope, None), strict=True)):
             w_scale = Scale(weights.m[i], weights.e[i])
             q_max = q_max_of(PARAMS.attention.key_width) if i else Q_MAX
@@ -127,7 +130,10 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
                 continue
             biases = HeadBias(bias.values[part], bias.frac) if biased else None
             norm = HeadNorm(gammas[i], gamma_frac, eps) if normed and i < 2 else None
-            expected.append(rope_quantize_fixed(x[:, part], s, w_scale, t, biases, norm, q_max))
+            expected.append(
+                rope_quantize_fixed(x[:, part], s, w_scale, t, biases, norm, q_max, flag)
+            )
+        assert bool(saturated.cycles) == flag.seen
         assert len(q.words) == count * PARAMS.n_heads * d // 8
         assert len(q_scale.words) == count * PARAMS.n_heads
         if count:

@@ -6,7 +6,7 @@ import numpy as np
 import triton.language as tl
 
 from lutra_golden.arith.scale import SCALE
-from lutra_kernels.arrays import Array, empty, rows_of
+from lutra_kernels.arrays import Array, empty, rows_of, zeros
 
 __all__ = ["EXPONENT_LEAST", "SCORE_LEAST", "KvCache", "Queries"]
 
@@ -86,7 +86,7 @@ class Queries:
     ``q`` int8 ``[m, n_heads, head_dim]`` with packed scales ``[m, n_heads]``; ``out`` int32 like
     ``q``. What the parts of a split attention have in common: ``score`` int32
     ``[m, n_heads, context]``, ``score_max`` and ``exponent`` int32, ``den`` int64 ``[m, n_heads]``,
-    ``sums`` int64 like ``q``.
+    ``sums`` int64 like ``q``. ``flag`` int32 ``[1]`` becomes 1 if any value leaves its range.
     """
 
     q: Array
@@ -97,6 +97,7 @@ class Queries:
     exponent: Array
     den: Array
     sums: Array
+    flag: Array
     n_heads: int
     context: int
 
@@ -113,6 +114,7 @@ class Queries:
             exponent=empty(heads, np.int32),
             den=empty(heads, np.int64),
             sums=empty((*heads, head_dim), np.int64),
+            flag=zeros([1], np.int32),
             n_heads=n_heads,
             context=context,
         )

@@ -23,7 +23,6 @@ from lutra_kernels.arrays import (
     empty,
     rows_of,
     take_rows,
-    zeros,
 )
 from lutra_kernels.attention.decode import split_attention
 from lutra_kernels.attention.prefill import attention
@@ -69,7 +68,7 @@ class Part:
 class PassOutput:
     """Logits int32 ``[n_logits, V]`` and the scales of those rows' activations, part after part.
 
-    ``saturated`` says that the residual stream of some row reached the end of its range;
+    ``saturated`` says that a value of some row has left its range;
     ``residual`` ``[n, hidden_size]`` is that stream if the pass ended before the last layer.
     """
 
@@ -108,7 +107,6 @@ class _Buffers:
     tokens: Array
     positions: Array
     pages: Array
-    flag: Array
     x: Array
     hidden: dict[int, Quantized]
     qkv: Array
@@ -230,7 +228,6 @@ class Runner:
             tokens=empty([m], np.int32),
             positions=empty([m], np.int32),
             pages=empty([m, self.pool.n_pages], np.int32),
-            flag=zeros([1], np.int32),
             x=empty([m, d], np.int32),
             hidden=_by_group(m, d, bits, [layer.qkv for layer in layers]),
             qkv=empty([m, q + 2 * kv], np.int32),
@@ -300,7 +297,7 @@ class Runner:
     def _launch(self, b: _Buffers, plan: _Plan) -> None:
         """Every launch of a pass."""
         model, layers = self._model, plan.layers
-        b.flag.zero_()
+        b.queries.flag.zero_()
         scale: Array | None = None
         for i in layers:
             self._layer(b, i, plan, scale)
@@ -313,7 +310,7 @@ class Runner:
         following = model.layers[layers.stop]
         norm_quantize(
             following.input_norm, b.hidden[following.qkv.group], model.tables, x=b.x, acc=b.down,
-            scales=scale, flag=b.flag,
+            scales=scale, flag=b.queries.flag,
         )  # fmt: skip
 
     def _layer(self, b: _Buffers, i: int, plan: _Plan, scale: Array | None) -> None:
@@ -326,7 +323,7 @@ class Runner:
             step = replace(step, source=Source.RESIDUAL)
         norm_quantize(
             step, hidden, tables, x=b.x, acc=model.embedding if i == 0 else b.down,
-            tokens=b.tokens, scales=scale, flag=b.flag,
+            tokens=b.tokens, scales=scale, flag=b.queries.flag,
         )  # fmt: skip
         self._product(b, hidden, layer.qkv, b.qkv)
         attended = b.attended[layer.o.group]
@@ -335,11 +332,14 @@ class Runner:
         ffn_input = b.ffn_input[layer.gate_up.group]
         norm_quantize(
             layer.ffn_input_norm, ffn_input, tables, x=b.x, acc=b.o, scales=attended.scale,
-            flag=b.flag,
+            flag=b.queries.flag,
         )  # fmt: skip
         self._product(b, ffn_input, layer.gate_up, b.gate_up)
         gated = b.gated[layer.down.group]
-        norm_quantize(layer.ffn_norm, gated, tables, acc=b.gate_up, scales=ffn_input.scale)
+        norm_quantize(
+            layer.ffn_norm, gated, tables, acc=b.gate_up, scales=ffn_input.scale,
+            flag=b.queries.flag,
+        )  # fmt: skip
         self._product(b, gated, layer.down, b.down)
 
     def _attend(
@@ -363,7 +363,7 @@ class Runner:
             )  # fmt: skip
             norm_quantize(
                 replace(step, source=Source.SUMS), attended, tables, acc=b.queries.sums,
-                den=b.queries.den, exponent=b.queries.exponent,
+                den=b.queries.den, exponent=b.queries.exponent, flag=b.queries.flag,
             )  # fmt: skip
             return
         if plan.n_single == b.m:
@@ -388,7 +388,7 @@ class Runner:
         """The end of the residual stream, and logits of those rows that have some."""
         norm, tables = self._model.norm, self._model.tables
         out = b.last if b.last is not None and b.n_logits == b.m else b.ended
-        norm_quantize(norm, out, tables, x=b.x, acc=b.down, scales=scale, flag=b.flag)
+        norm_quantize(norm, out, tables, x=b.x, acc=b.down, scales=scale, flag=b.queries.flag)
         if b.last is None:
             return
         if b.n_logits < b.m:
@@ -414,7 +414,7 @@ class Runner:
         return PassOutput(
             logits=logits,
             scale=unpack_scale(words),
-            saturated=bool(download(b.flag)[0]),
+            saturated=bool(download(b.queries.flag)[0]),
             residual=residual,
         )
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra_golden.arith.fixed import Saturation
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.attention.attention import AttentionParams, attend
 from lutra_kernels.arith.tables import tables
 from lutra_kernels.arrays import Array, upload
 from lutra_kernels.cache import KvCache, Queries
 
-__all__ = ["FRAC", "AttentionCase", "int32"]
+__all__ = ["FRAC", "AttentionCase", "int32", "words"]
 
 FRAC = 12
 Int = NDArray[np.int64]
@@ -36,8 +37,8 @@ def _scales(rng: np.random.Generator, shape: tuple[int, ...], low: int, high: in
 class AttentionCase:
     """Sequences of ``context`` positions, whose first ``prefix`` are those of all of them.
 
-    ``spread`` is how far scales lie apart: with 2 the weights of a query are alike, with 40 scores
-    saturate and values vanish.
+    ``spread`` is how far scales lie apart: with 2 the weights of a query are alike, with 40 values
+    vanish.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class AttentionCase:
             exponent=int32(np.full((m, self.h), -512)),
             den=upload(np.zeros((m, self.h), np.int64)),
             sums=upload(np.zeros((m, self.h, self.d), np.int64)),
+            flag=found.flag,
             n_heads=self.h,
             context=self.context,
         )
@@ -115,7 +117,8 @@ class AttentionCase:
         return int32(self.pages[self.sequences])
 
     def golden(self, window: int = 0) -> Int:
-        """Attention of every query."""
+        """Attention of every query; ``saturated`` says whether a value of any left its range."""
+        saturation = Saturation()
         params = AttentionParams(head_dim=self.d, n_heads=self.h, n_kv_heads=self.h_kv)
         rows: list[Int] = []
         for m, (sequence, position) in enumerate(zip(self.sequences, self.positions, strict=True)):
@@ -130,7 +133,8 @@ class AttentionCase:
             out = attend(
                 params, self.q[m : m + 1], Scale(*(x[m : m + 1] for x in self.q_scale)),
                 joined(self.k), scales(self.k_scale), joined(self.v), scales(self.v_scale),
-                int(position), FRAC, window,
+                int(position), FRAC, window, saturation,
             )  # fmt: skip
             rows.append(out[0])
+        self.saturated = saturation.seen
         return np.stack(rows)

@@ -4,7 +4,7 @@ import triton.language as tl
 
 from lutra_kernels.jit import jit
 
-__all__ = ["bit_length", "round_shift", "round_shift_right", "saturate"]
+__all__ = ["bit_length", "note", "round_shift", "round_shift_right", "saturate"]
 
 
 @jit
@@ -37,3 +37,10 @@ def bit_length(x):
         x = tl.where(high, x >> (32 >> i), x)
         length += tl.where(high, 32 >> i, 0)
     return length
+
+
+@jit
+def note(flag_ptr, left):
+    """Set the flag of saturation if any element of ``left``, of two dimensions, is true."""
+    seen = tl.max(tl.max(left.to(tl.int32), 1), 0)
+    tl.store(flag_ptr, seen, mask=seen != 0)

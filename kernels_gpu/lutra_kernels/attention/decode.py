@@ -9,6 +9,7 @@ that normalises attention's output. Model: :mod:`lutra_golden.attention.attentio
 
 import triton.language as tl
 
+from lutra_kernels.arith.fixed import note
 from lutra_kernels.arith.scale import scale_unpack
 from lutra_kernels.arrays import Array
 from lutra_kernels.attention.tiles import (
@@ -71,7 +72,7 @@ def _segment(at, stop, first_tile, count, ends, BLOCKS: tl.constexpr, H_KV: tl.c
 
 @jit_general("M", "n_pages", "window", "prefix")
 def scores_kernel(
-    q_ptr, q_scale_ptr, k_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr,
+    q_ptr, q_scale_ptr, flag_ptr, k_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr,
     score_ptr, score_max_ptr, exponent_ptr,
     M, n_pages, window, prefix,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, CONTEXT: tl.constexpr,
@@ -84,7 +85,7 @@ def scores_kernel(
     ``q``, its scales and the cache as :mod:`lutra_kernels.cache` says; ``position``
     int32 ``[M]``, ``table`` int32 ``[M, n_pages]``. ``TOKENS`` tokens make a block. With
     ``SHARED``, all tokens attend to the first ``prefix`` positions of one sequence, else each to
-    the rest of its own.
+    the rest of its own. ``flag`` becomes 1 if a score leaves its range.
     """
     G: tl.constexpr = H // H_KV
     first_tile, count, ends = _share(
@@ -105,20 +106,23 @@ def scores_kernel(
         position = tl.load(position_ptr + token, mask=ok, other=-1)
         highest = tl.full([QUERIES], SCORE_LEAST, tl.int32)
         exponent = tl.full([QUERIES], EXPONENT_LEAST, tl.int32)
+        lost = tl.zeros([QUERIES, BLOCK_N], tl.int1)
         for tile in range(tile_first, tile_end):
             keys = tile * BLOCK_N + offs_n
             visible = visible_tile(position, keys, window)
             inside = tl.max(visible.to(tl.int32), 0) > 0
             row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
-            score = score_tile(
+            score, outside = score_tile(
                 q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, QUERIES, ROWS, BLOCK_N
             )
+            lost |= outside & visible
             v_m, v_e = scale_unpack(tl.load(v_scale_ptr + row + offs_n, mask=inside, other=0))
             highest = tl.maximum(highest, tl.max(tl.where(visible, score, SCORE_LEAST), 1))
             exponent = tl.maximum(exponent, exponents(v_m, v_e, visible))
             tl.store(score_ptr + index[:, None] * CONTEXT + keys[None, :], score, mask=visible)
         tl.atomic_max(score_max_ptr + index, highest, mask=ok, sem="relaxed")
         tl.atomic_max(exponent_ptr + index, exponent, mask=ok, sem="relaxed")
+        note(flag_ptr, lost)
         at += tile_end - tile_first
 
 
@@ -219,8 +223,8 @@ def split_attention(
         plans.append(plan | {"BLOCK_N": tile.block_n} | launch)
     for plan in plans:
         scores_kernel[(n_programs,)](
-            queries.q, queries.scale, cache.k, cache.k_scale, cache.v_scale, positions, pages,
-            queries.score, queries.score_max, queries.exponent, *sizes,
+            queries.q, queries.scale, queries.flag, cache.k, cache.k_scale, cache.v_scale,
+            positions, pages, queries.score, queries.score_max, queries.exponent, *sizes,
             **shape, **(plan | {"ROWS": max(16, plan["QUERIES"])}), KV_BITS=cache.bits,
         )  # fmt: skip
     for plan in plans:

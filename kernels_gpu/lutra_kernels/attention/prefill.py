@@ -7,7 +7,7 @@ Model: :mod:`lutra_golden.attention.attention`.
 
 import triton.language as tl
 
-from lutra_kernels.arith.fixed import round_shift_right, saturate
+from lutra_kernels.arith.fixed import note, round_shift_right, saturate
 from lutra_kernels.arith.scale import scale_from_int, scale_recip, scale_unpack
 from lutra_kernels.arrays import Array
 from lutra_kernels.attention.decode import NO_WINDOW, POSITIONS_MAX
@@ -33,8 +33,8 @@ __all__ = ["attend_block", "attention", "attention_kernel"]
 
 @jit
 def attend_block(
-    q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr, tables_ptr,
-    out_ptr,
+    q_ptr, q_scale_ptr, flag_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr,
+    tables_ptr, out_ptr,
     block, g, M, n_pages, window, frac,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
     KV_BITS: tl.constexpr, TOKENS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
@@ -55,14 +55,16 @@ def attend_block(
 
     highest = tl.full([QUERIES], SCORE_LEAST, tl.int32)
     exponent = tl.full([QUERIES], EXPONENT_LEAST, tl.int32)
+    lost = tl.zeros([QUERIES, BLOCK_N], tl.int1)
     for tile in range(begin, end):
         keys = tile * BLOCK_N + offs_n
         visible = visible_tile(position, keys, window)
         inside = tl.max(visible.to(tl.int32), 0) > 0
         row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
-        score = score_tile(
+        score, outside = score_tile(
             q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, QUERIES, DOT_ROWS, BLOCK_N
         )
+        lost |= outside & visible
         v_m, v_e = scale_unpack(tl.load(v_scale_ptr + row + offs_n, mask=inside, other=0))
         highest = tl.maximum(highest, tl.max(tl.where(visible, score, SCORE_LEAST), 1))
         exponent = tl.maximum(exponent, exponents(v_m, v_e, visible))
@@ -74,7 +76,7 @@ def attend_block(
         visible = visible_tile(position, keys, window)
         inside = tl.max(visible.to(tl.int32), 0) > 0
         row = rows_of_keys(table_ptr, block * TOKENS, tile, n_pages, g, H_KV, PAGE, BLOCK_N)
-        score = score_tile(
+        score, _ = score_tile(
             q, q_m, q_e, k_ptr, k_scale_ptr, row, inside, D, KV_BITS, QUERIES, DOT_ROWS, BLOCK_N
         )
         v_m, v_e = scale_unpack(tl.load(v_scale_ptr + row + offs_n, mask=inside, other=0))
@@ -87,16 +89,19 @@ def attend_block(
     sums = value_sums(acc, D, QUERIES, ROWS)
     r_m, r_e = scale_from_int(den, tl.zeros([QUERIES], tl.int32))
     r_m, r_e = scale_recip(r_m, r_e)
-    shift = tl.minimum(tl.maximum(-(r_e + exponent + 15 + frac), 0), 63)
-    out = saturate(round_shift_right(sums * r_m[:, None], shift[:, None]), 32).to(tl.int32)
+    e = (r_e + exponent + 15 + frac)[:, None]
+    exact = round_shift_right(sums * r_m[:, None], tl.minimum(tl.maximum(-e, 0), 63))
+    out = saturate(exact, 32)
+    note(flag_ptr, lost)
+    note(flag_ptr, (exact != out) | ((e > 0) & (exact != 0)))
     offs = index[:, None] * D + tl.arange(0, D)[None, :]
-    tl.store(out_ptr + offs, out, mask=ok[:, None])
+    tl.store(out_ptr + offs, out.to(tl.int32), mask=ok[:, None])
 
 
 @jit_general("M", "n_pages", "window", "frac")
 def attention_kernel(
-    q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr, tables_ptr,
-    out_ptr,
+    q_ptr, q_scale_ptr, flag_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr,
+    tables_ptr, out_ptr,
     M, n_pages, window, frac,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr,
     KV_BITS: tl.constexpr, TOKENS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
@@ -110,8 +115,8 @@ def attention_kernel(
     """
     block = tl.cdiv(M, TOKENS) - 1 - tl.program_id(0) // H_KV
     attend_block(
-        q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr,
-        tables_ptr, out_ptr, block, tl.program_id(0) % H_KV, M, n_pages, window, frac,
+        q_ptr, q_scale_ptr, flag_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr,
+        table_ptr, tables_ptr, out_ptr, block, tl.program_id(0) % H_KV, M, n_pages, window, frac,
         H, H_KV, D, PAGE, KV_BITS, TOKENS, QUERIES, ROWS, BLOCK_N,
     )  # fmt: skip
 
@@ -143,8 +148,8 @@ def attention(
     room, rows = dot_rows(tokens * per_kv)
     tile = tile_shape(room, cache.bits, cache.page, 64)
     attention_kernel[(cdiv(m, tokens) * h_kv,)](
-        queries.q, queries.scale, cache.k, cache.v, cache.k_scale, cache.v_scale, positions, pages,
-        tables, queries.out, m, pages.shape[1], window or NO_WINDOW, frac,
+        queries.q, queries.scale, queries.flag, cache.k, cache.v, cache.k_scale, cache.v_scale,
+        positions, pages, tables, queries.out, m, pages.shape[1], window or NO_WINDOW, frac,
         H=h, H_KV=h_kv, D=cache.head_dim, PAGE=cache.page, KV_BITS=cache.bits,
         TOKENS=tokens, QUERIES=room, ROWS=rows,
         BLOCK_N=tile.block_n,

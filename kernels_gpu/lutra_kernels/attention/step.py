@@ -26,7 +26,7 @@ __all__ = ["attention_step", "attention_step_kernel"]
 )  # fmt: skip
 def attention_step_kernel(
     acc_ptr, s_ptr, position_ptr, table_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr,
-    q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, out_ptr,
+    q_ptr, q_scale_ptr, flag_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, out_ptr,
     scale_q, scale_k, scale_v, bias_frac, gamma_frac, eps, M, n_pages, window, frac,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, LOG2_DIM: tl.constexpr,
     PAGE: tl.constexpr, KV_BITS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
@@ -46,7 +46,7 @@ def attention_step_kernel(
     w = tl.where(is_query, scale_q, tl.where(is_key, scale_k, scale_v))
     m = tl.zeros_like(row).to(tl.int64) + token
     y_lo, y_hi, unit_m, unit_e, position = rotated_rows(
-        acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr,
+        acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr, flag_ptr,
         m, head, is_query, is_value, row < G + 2, w, bias_frac, gamma_frac, eps,
         H + 2 * H_KV, D, LOG2_DIM, HAS_BIAS, HAS_NORM,
     )  # fmt: skip
@@ -69,8 +69,8 @@ def attention_step_kernel(
     # other threads of this program read what has been written
     tl.debug_barrier()
     attend_block(
-        q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr, table_ptr,
-        tables_ptr, out_ptr, token, g, M, n_pages, window, frac,
+        q_ptr, q_scale_ptr, flag_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, position_ptr,
+        table_ptr, tables_ptr, out_ptr, token, g, M, n_pages, window, frac,
         H, H_KV, D, PAGE, KV_BITS, 1, QUERIES, ROWS, BLOCK_N,
     )  # fmt: skip
 
@@ -100,7 +100,8 @@ def attention_step(
     tile = tile_shape(room, cache.bits, cache.page, 64)
     attention_step_kernel[(m * h_kv,)](
         acc, scales, positions, pages, step.rope, step.bias, step.gamma, tables,
-        queries.q, queries.scale, cache.k, cache.v, cache.k_scale, cache.v_scale, queries.out,
+        queries.q, queries.scale, queries.flag, cache.k, cache.v, cache.k_scale, cache.v_scale,
+        queries.out,
         word(step.scale_q), word(step.scale_k), word(step.scale_v),
         step.bias_frac, step.gamma_frac, step.eps, m, pages.shape[1], window or NO_WINDOW, frac,
         H=h, H_KV=h_kv, D=d, LOG2_DIM=d.bit_length() - 1, PAGE=cache.page, KV_BITS=cache.bits,

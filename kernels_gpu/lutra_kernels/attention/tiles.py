@@ -92,7 +92,10 @@ def score_tile(
     D: tl.constexpr, KV_BITS: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Scores int32 ``[QUERIES, BLOCK_N]`` of ``q`` ``[ROWS, D]``, of the keys from ``row`` on."""
+    """Scores int32 ``[QUERIES, BLOCK_N]`` of ``q`` ``[ROWS, D]``, of the keys from ``row`` on.
+
+    Also where they have left their range, or would have to be shifted to the left.
+    """
     offs_n, offs_d = tl.arange(0, BLOCK_N), tl.arange(0, D)
     rows = row + offs_n
     if KV_BITS == 8:
@@ -109,7 +112,9 @@ def score_tile(
     k_m, k_e = scale_unpack(tl.load(k_scale_ptr + rows, mask=inside, other=0))
     c_m, c_e = scale_mul(q_m[:, None], q_e[:, None], k_m[None, :], k_e[None, :])
     shift = tl.minimum(tl.maximum(-(c_e + _FRAC), 0), 63)
-    return saturate(round_shift_right(dot.to(tl.int64) * c_m, shift), _WIDTH).to(tl.int32)
+    exact = round_shift_right(dot.to(tl.int64) * c_m, shift)
+    score = saturate(exact, _WIDTH)
+    return score.to(tl.int32), (exact != score) | ((c_e + _FRAC > 0) & (exact != 0))
 
 
 @jit

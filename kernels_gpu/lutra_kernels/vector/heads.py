@@ -34,10 +34,14 @@ _LOWERED = tl.constexpr(FIXED_FRAC - NORM_SHIFT)
 
 @jit
 def fixed_heads(acc, c_m, c_e, bias, bias_frac):
-    """Accumulators, int64, times their scale ``c``, plus int32 biases: 28 bits in Q16, int64."""
+    """Accumulators, int64, times their scale ``c``, plus int32 biases: 28 bits in Q16, int64.
+
+    Also where that limits an element.
+    """
     shift = tl.minimum(tl.maximum(-(c_e + _FRAC), _LEAST), _MOST)
     v = round_shift(acc * c_m, shift) + (bias.to(tl.int64) << (_FRAC - bias_frac))
-    return saturate(v, _WIDTH)
+    out = saturate(v, _WIDTH)
+    return out, out != v
 
 
 @jit

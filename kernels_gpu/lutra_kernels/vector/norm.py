@@ -15,7 +15,7 @@ from lutra_golden.arith.scale import Scale
 from lutra_golden.arith.silu import SILU
 from lutra_golden.vector.norm import SWIGLU_SHIFTS
 from lutra_kernels.activations import Quantized
-from lutra_kernels.arith.fixed import bit_length, round_shift, round_shift_right, saturate
+from lutra_kernels.arith.fixed import bit_length, note, round_shift, round_shift_right, saturate
 from lutra_kernels.arith.quantize import quantize, quantize_factor, quantize_step
 from lutra_kernels.arith.scale import (
     scale_add,
@@ -80,15 +80,20 @@ _SHIFT_MOST = tl.constexpr(SWIGLU_SHIFTS[1])
 def _finished(
     sums_ptr, den_ptr, exponent_ptr, m, offs, mask, frac, N: tl.constexpr, D: tl.constexpr
 ):
-    """Attention's output of tokens ``m`` from what the parts of a split one have added up."""
+    """Attention's output of tokens ``m`` from what the parts of a split one have added up.
+
+    Also where it has left its range, or would have to be shifted to the left.
+    """
     head = m * (N // D) + offs // D
     total = tl.load(sums_ptr + m * N + offs, mask=mask, other=0)
     den = tl.load(den_ptr + head, mask=mask, other=0)
     exponent = tl.load(exponent_ptr + head, mask=mask, other=0)
     r_m, r_e = scale_from_int(den, tl.zeros_like(exponent))
     r_m, r_e = scale_recip(r_m, r_e)
-    shift = tl.minimum(tl.maximum(-(r_e + exponent + 15 + frac), 0), 63)
-    return saturate(round_shift_right(total * r_m, shift), 32).to(tl.int32)
+    e = r_e + exponent + 15 + frac
+    exact = round_shift_right(total * r_m, tl.minimum(tl.maximum(-e, 0), 63))
+    out = saturate(exact, 32)
+    return out.to(tl.int32), (exact != out) | ((e > 0) & (exact != 0))
 
 
 @jit
@@ -108,12 +113,12 @@ def _source(
     elif SOURCE == _ADD:
         x = tl.load(x_ptr + m * N + offs, mask=mask, other=0)
         acc = tl.load(acc_ptr + m * N + offs, mask=mask, other=0)
-        v, clamped = residual_add(x, acc, s_m[:, None], s_e[:, None], a_m, a_e, frac)
+        v, lost = residual_add(x, acc, s_m[:, None], s_e[:, None], a_m, a_e, frac)
         tl.store(x_ptr + m * N + offs, v, mask=mask)
-        any_clamped = tl.max(tl.max(clamped.to(tl.int32), 1), 0)
-        tl.store(flag_ptr, any_clamped, mask=any_clamped != 0)
+        note(flag_ptr, lost)
     elif SOURCE == _SUMS:
-        v = _finished(acc_ptr, den_ptr, exponent_ptr, m, offs, mask, frac, N, D)
+        v, lost = _finished(acc_ptr, den_ptr, exponent_ptr, m, offs, mask, frac, N, D)
+        note(flag_ptr, lost)
     elif SOURCE == _RELU2 or SOURCE == _SWIGLU:
         gate = tl.load(acc_ptr + 2 * m * N + offs, mask=mask, other=0).to(tl.int64)
         up = tl.load(acc_ptr + (2 * m + 1) * N + offs, mask=mask, other=0).to(tl.int64)
@@ -123,8 +128,10 @@ def _source(
         else:
             c_m, c_e = scale_mul(s_m, s_e, a_m, a_e)
             shift = tl.minimum(tl.maximum(-(c_e + _SILU_FRAC), _SHIFT_LEAST), _SHIFT_MOST)[:, None]
-            argument = saturate(round_shift(gate * c_m[:, None], shift), _SILU_WIDTH).to(tl.int32)
-            v = silu(argument, tables_ptr).to(tl.int64) * up
+            exact = round_shift(gate * c_m[:, None], shift)
+            argument = saturate(exact, _SILU_WIDTH)
+            note(flag_ptr, exact > argument)
+            v = silu(argument.to(tl.int32), tables_ptr).to(tl.int64) * up
     else:
         v = tl.load(x_ptr + m * N + offs, mask=mask, other=0)
     return v
@@ -182,7 +189,7 @@ def norm_quantize_kernel(
     stream's binary point, or the shift of an embedding.
     ``q`` int8 ``[M, K]``, or ``[2 M, K]`` of low and high bytes, is as in
     :mod:`lutra_kernels.layout`; ``sums`` is int32 ``[M, N / GROUP]``, or ``[M]`` if ``GROUP``
-    is 0 (a power of two, at most ``BLOCK``); ``flag`` becomes 1 if the residual stream was clamped.
+    is 0 (a power of two, at most ``BLOCK``); ``flag`` becomes 1 if a value has left its range.
     """
     Q_MAX: tl.constexpr = 127 if A_BITS == 8 else 32767
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
@@ -312,7 +319,8 @@ def norm_quantize(
     """Normalise and quantise tokens into ``out``.
 
     What a source needs: ``x`` unless it is gated or split; ``acc`` what is added, gated or summed,
-    or the embedding, of which ``tokens`` says the rows; ``scales`` of the activations of ``acc``.
+    or the embedding, of which ``tokens`` says the rows; ``scales`` of the activations of ``acc``;
+    ``flag`` where a value can leave its range.
     """
     a, n = out.a, step.n
     if a.k != n:

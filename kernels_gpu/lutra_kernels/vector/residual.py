@@ -14,9 +14,13 @@ _WIDTH = tl.constexpr(RESIDUAL_WIDTH)
 
 @jit
 def residual_add(x, acc, s_m, s_e, w_m, w_e, frac):
-    """``x + round(acc * s * w * 2**frac)`` of int32, clamped to 32 bits, and where it was."""
+    """``x + round(acc * s * w * 2**frac)`` of int32, clamped to 32 bits, and where it was.
+
+    Or where ``acc`` would have to be shifted to the left.
+    """
     c_m, c_e = scale_mul(s_m, s_e, w_m, w_e)
     shift = tl.minimum(tl.maximum(-(c_e + frac), 0), 63)
-    exact = x + round_shift_right(acc.to(tl.int64) * c_m, shift)
-    clamped = saturate(exact, _WIDTH)
-    return clamped.to(tl.int32), exact != clamped
+    added = round_shift_right(acc.to(tl.int64) * c_m, shift)
+    clamped = saturate(x + added, _WIDTH)
+    lost = (x + added != clamped) | ((c_e + frac > 0) & (added != 0))
+    return clamped.to(tl.int32), lost

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from lutra_golden.arith.scale import Scale
 from lutra_golden.vector.rope import ROPE_FRAC
+from lutra_kernels.arith.fixed import note
 from lutra_kernels.arith.quantize import quantize, quantize_factor, quantize_step
 from lutra_kernels.arith.scale import scale_mul, scale_pack, scale_unpack, word
 from lutra_kernels.arrays import INTERPRETED, Array
@@ -72,7 +73,7 @@ def quantized_rows(y_lo, y_hi, unit_m, unit_e, Q_MAX: tl.constexpr):
 
 @jit
 def rotated_rows(
-    acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr,
+    acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr, flag_ptr,
     m, head, is_query, is_value, here, w, bias_frac, gamma_frac, eps,
     N_HEADS: tl.constexpr, D: tl.constexpr, LOG2_DIM: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
@@ -81,6 +82,7 @@ def rotated_rows(
 
     Row by row: token ``m``, ``head`` of all in ``acc``, what it is a head of, whether it is there,
     and the word of its weights' scale. Returns what one of it is worth and the position, too.
+    ``flag`` becomes 1 if a head in fixed point has left its range.
     """
     half, mask = tl.arange(0, D // 2)[None, :], here[:, None]
     position = tl.load(position_ptr + m, mask=here, other=0)
@@ -97,8 +99,9 @@ def rotated_rows(
         if HAS_BIAS:
             bias_lo = tl.load(bias_ptr + offs, mask=mask, other=0).to(tl.int32)
             bias_hi = tl.load(bias_ptr + offs + D // 2, mask=mask, other=0).to(tl.int32)
-        lo = fixed_heads(lo, unit_m[:, None], unit_e[:, None], bias_lo, bias_frac)
-        hi = fixed_heads(hi, unit_m[:, None], unit_e[:, None], bias_hi, bias_frac)
+        lo, lost = fixed_heads(lo, unit_m[:, None], unit_e[:, None], bias_lo, bias_frac)
+        hi, hi_lost = fixed_heads(hi, unit_m[:, None], unit_e[:, None], bias_hi, bias_frac)
+        note(flag_ptr, lost | hi_lost)
         unit_m, unit_e = tl.zeros_like(s_m) + FIXED_UNIT_M, tl.zeros_like(s_e) + FIXED_UNIT_E
     if HAS_NORM:
         gamma = gamma_ptr + tl.where(is_query, 0, D)[:, None] + half
@@ -119,7 +122,7 @@ def rotated_rows(
 @jit_general("scale_q", "scale_k", "scale_v", "bias_frac", "gamma_frac", "eps", "n_pages", "M")
 def rope_kv_kernel(
     acc_ptr, s_ptr, position_ptr, table_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr,
-    q_ptr, q_scale_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr,
+    q_ptr, q_scale_ptr, flag_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr,
     score_max_ptr, exponent_ptr, den_ptr, sums_ptr,
     scale_q, scale_k, scale_v, bias_frac, gamma_frac, eps, n_pages, M,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, LOG2_DIM: tl.constexpr,
@@ -131,7 +134,7 @@ def rope_kv_kernel(
     ``acc`` int32 ``[M, (H + 2 H_KV) D]`` with activation scales ``s`` ``[M]``; ``position`` int32
     ``[M]``; ``table`` int32 ``[M, n_pages]`` the pages of each token's sequence; ``rope`` int16
     ``[context, D]``; ``bias`` int16 like ``acc``'s rows; ``gamma`` int16 ``[2, D]`` of queries and
-    keys. Writes ``q`` int8 ``[M, H, D]``, its scales ``[M, H]``, and the cache of
+    keys. Writes ``q`` int8 ``[M, H, D]``, its scales ``[M, H]``, the flag, and the cache of
     :class:`~lutra_kernels.cache.KvCache`. With ``SPLIT``, what the parts of a split
     attention add up to begins here.
     """
@@ -148,7 +151,7 @@ def rope_kv_kernel(
     no_rows = tl.zeros([ROWS], tl.int1)
     w = tl.where(is_query, scale_q, tl.where(is_value, scale_v, scale_k)) + tl.zeros_like(row)
     y_lo, y_hi, unit_m, unit_e, position = rotated_rows(
-        acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr,
+        acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr, flag_ptr,
         m, first_head + head, no_rows | is_query, no_rows | is_value, here, w,
         bias_frac, gamma_frac, eps, H + 2 * H_KV, D, LOG2_DIM, HAS_BIAS, HAS_NORM,
     )  # fmt: skip
@@ -223,7 +226,7 @@ def rope_kv(
     grid = cdiv(m * h, rows) + 2 * cdiv(m * h_kv, rows)
     rope_kv_kernel[(grid,)](
         acc, scales, positions, pages, step.rope, step.bias, step.gamma, tables,
-        queries.q, queries.scale, cache.k, cache.v, cache.k_scale, cache.v_scale,
+        queries.q, queries.scale, queries.flag, cache.k, cache.v, cache.k_scale, cache.v_scale,
         queries.score_max, queries.exponent, queries.den, queries.sums,
         word(step.scale_q), word(step.scale_k), word(step.scale_v),
         step.bias_frac, step.gamma_frac, step.eps, pages.shape[1], m,

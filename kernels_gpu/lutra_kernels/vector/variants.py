@@ -13,7 +13,7 @@ _WORDS = ("x_ptr", "exponent_ptr", "token_ptr", "s_ptr", "tables_ptr", "scale_pt
           "flag_ptr")  # fmt: skip
 _ACC = {Source.EMBED: "*i16", Source.SUMS: "*i64"}
 _ROPE = ("scale_q", "scale_k", "scale_v", "bias_frac", "gamma_frac", "eps", "n_pages", "M")
-_HEADS = ("acc_ptr", "s_ptr", "position_ptr", "table_ptr", "tables_ptr", "q_scale_ptr",
+_HEADS = ("acc_ptr", "s_ptr", "position_ptr", "table_ptr", "tables_ptr", "flag_ptr", "q_scale_ptr",
           "k_scale_ptr", "v_scale_ptr", "score_max_ptr", "exponent_ptr")  # fmt: skip
 
 

@@ -3,11 +3,11 @@ import pytest
 
 pytest.importorskip("triton")
 
-from tests.kernels_gpu.attention_case import FRAC, AttentionCase, int32
+from tests.kernels_gpu.attention_case import FRAC, AttentionCase, int32, words
 
 from lutra_golden.arith.fixed import round_shift, saturate
 from lutra_golden.arith.scale import scale_from_int, scale_recip
-from lutra_kernels.arrays import download
+from lutra_kernels.arrays import assign, download
 from lutra_kernels.attention.decode import split_attention
 from lutra_kernels.cache import Queries
 
@@ -38,6 +38,7 @@ def test_sequences_of_all_lengths(
     expected = case.golden()
     assert np.array_equal(run(case, queries, n_programs=n_programs), expected)
     assert expected.any()
+    assert download(queries.flag)[0] == case.saturated
 
 
 @pytest.mark.parametrize("window", [1, 33, 200])
@@ -46,6 +47,22 @@ def test_window(window: int) -> None:
     queries = case.queries(np.array([0, 1]), np.array([150, 20]))
     found = run(case, queries, n_programs=3, window=window)
     assert np.array_equal(found, case.golden(window))
+
+
+@pytest.mark.parametrize(("position", "e", "seen"), [(40, -12, True), (39, -12, False)])
+def test_the_flag_of_saturation(position: int, e: int, seen: bool) -> None:
+    """Set by a score of a key that the query sees, not by one behind it."""
+    case = AttentionCase(1, 2, 1, 32, context=64, spread=4, seed=7)
+    page, slot = case.pages[0, 1], 8  # position 40
+    case.k_scale.m[...], case.k_scale.e[...] = 1 << 15, -60
+    case.k[page, 0, slot], case.k_scale.e[page, 0, slot] = 127, e
+    case.cache = case.upload_cache(case.cache)
+    queries = case.queries(np.array([0]), np.array([position]))
+    case.q[...], case.q_scale.m[...], case.q_scale.e[...] = 127, 1 << 15, -15
+    assign(queries.q, case.q.astype(np.int8))
+    assign(queries.scale, words(case.q_scale))
+    assert np.array_equal(run(case, queries, n_programs=3), case.golden())
+    assert download(queries.flag)[0] == case.saturated == seen
 
 
 @pytest.mark.parametrize("window", [0, 50])

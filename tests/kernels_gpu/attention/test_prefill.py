@@ -3,9 +3,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from tests.kernels_gpu.attention_case import FRAC, AttentionCase, int32
+from tests.kernels_gpu.attention_case import FRAC, AttentionCase, int32, words
 
-from lutra_kernels.arrays import download
+from lutra_kernels.arrays import assign, download
 from lutra_kernels.attention.prefill import attention
 from lutra_kernels.cache import KvCache, Queries
 
@@ -32,6 +32,33 @@ def test_tile_of_a_sequence(h: int, h_kv: int, d: int, bits: int, spread: int, w
     expected = case.golden(window)
     assert np.array_equal(run(case, queries, window=window, max_pairs=63), expected)
     assert expected.any()
+    assert download(queries.flag)[0] == case.saturated
+
+
+@pytest.mark.parametrize("place", ["none", "hidden", "scores", "left", "out"])
+def test_the_flag_of_saturation(place: str) -> None:
+    """Set by scores and outputs that a query sees, not by those that it does not."""
+    case = AttentionCase(1, 2, 1, 32, context=64, spread=4, seed=7)
+    page, slot = case.pages[0, 1], 8  # position 40
+    case.k_scale.m[...], case.k_scale.e[...] = 1 << 15, -60
+    case.k[page, 0, slot] = 0
+    case.k[page, 0, slot, 0] = 127
+    if place in ("scores", "hidden"):
+        case.k_scale.m[page, 0, slot], case.k_scale.e[page, 0, slot] = 65535, -12
+    if place == "left":
+        case.k_scale.e[page, 0, slot], case.k[page, 0, slot, 0] = -11, 1
+    if place == "out":
+        case.v_scale.m[...], case.v_scale.e[...], case.v[...] = 1 << 15, 6, 127
+    case.cache = case.upload_cache(case.cache)
+    queries = case.queries(np.zeros(2, np.int64), np.array([38, 39]) + 2 * (place != "hidden"))
+    case.q_scale.m[...], case.q_scale.e[...] = 1 << 15, -15
+    case.q[:, :, 0] = np.where(place == "left", 1, 127)
+    case.q_scale.m[0] = case.q_scale.e[0] = 0
+    assign(queries.q, case.q.astype(np.int8))
+    assign(queries.scale, words(case.q_scale))
+    assert np.array_equal(run(case, queries), case.golden())
+    seen = place in ("scores", "left", "out")
+    assert download(queries.flag)[0] == case.saturated == seen
 
 
 @pytest.mark.parametrize("window", [13, 28, 43])

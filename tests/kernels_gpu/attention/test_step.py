@@ -76,7 +76,7 @@ def test_like_two_launches(
                 m, queries, cache, positions, pages, shared, frac=FRAC, window=window,
                 together=False,
             )  # fmt: skip
-        outputs = (queries.out, queries.q, queries.scale)
+        outputs = (queries.out, queries.q, queries.scale, queries.flag)
         state = (cache.k, cache.v, cache.k_scale, cache.v_scale)
         found.append(tuple(download(array) for array in (*outputs, *state)))
     for one, other in zip(*found, strict=True):

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lutra_golden.arith.fixed import round_shift, saturate
+from lutra_golden.arith.fixed import Saturation, round_shift, saturate
 from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.arith.scale import (
     Scale,
@@ -149,6 +149,19 @@ def product(rng: np.random.Generator, m: int, n: int) -> tuple[np.ndarray, Scale
     return acc, s, Scale(rng.integers(1 << 15, 1 << 16), np.asarray(-26))
 
 
+@pytest.mark.parametrize(("e", "acc", "seen"), [(1, 1, True), (0, 1, False), (1, 0, False)])
+def test_a_product_that_would_be_shifted_to_the_left(e: int, acc: int, seen: bool) -> None:
+    case, flag = Case(np.random.default_rng(16), 1, 32), zeros([1], np.int32)
+    product, one = np.full((1, 32), acc), Scale(np.asarray(1 << 15), np.asarray(-15))
+    s = Scale(np.array([1 << 15]), np.array([e - FRAC]))
+    device_x = int32(np.zeros((1, 32), np.int64))
+    case.run(Source.ADD, scale_a=one, x=device_x, acc=int32(product), scales=words(s), flag=flag)
+    golden = Saturation()
+    added = residual_sum(np.zeros((1, 32), np.int64), product, s, one, FRAC, golden)
+    assert np.array_equal(download(device_x), added)
+    assert download(flag)[0] == golden.seen == seen
+
+
 @pytest.mark.parametrize(("low", "clamped"), [(-60, False), (-20, True), (0, True)])
 def test_added_product(low: int, clamped: bool) -> None:
     case = Case(np.random.default_rng(10), 5, 64, 8, 16)
@@ -193,8 +206,18 @@ def test_split_attention() -> None:
     r = scale_recip(scale_from_int(den))
     shift = np.clip(-(r.e + exponent + 15 + FRAC), 0, 63)
     v = saturate(round_shift(sums * r.m[..., None], shift[..., None]), 32)
-    case.run(Source.SUMS, head_dim=d, acc=upload(sums), den=upload(den), exponent=int32(exponent))
+    flag = zeros([1], np.int32)
+    arrays = {"acc": upload(sums), "den": upload(den), "exponent": int32(exponent), "flag": flag}
+    case.run(Source.SUMS, head_dim=d, **arrays)
     case.check(v.reshape(m, -1), UNIT)
+    assert download(flag)[0] == 0
+    # what leaves 32 bits, and what would have to be shifted to the left
+    for e, total in ((0, 1 << 30), (30, 1)):
+        flag.zero_()
+        sums[...], exponent[...] = total, e
+        arrays |= {"acc": upload(sums), "exponent": int32(exponent)}
+        case.run(Source.SUMS, head_dim=d, **arrays)
+        assert download(flag)[0] == 1
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -218,8 +241,10 @@ def test_silu_gate(e: int, monkeypatch: pytest.MonkeyPatch) -> None:
     s = scales(case.rng, 5, e, e + 6)
     s.m[0] = s.e[0] = 0
     a, b = (Scale(*pair) for pair in pairs(case.rng))
-    case.run(Source.SWIGLU, scale_a=a, scale_b=b, acc=int32(acc), scales=words(s))
-    case.check(norm.swiglu(acc[:, 0], acc[:, 1], s, a), norm.swiglu_scale(s, b))
+    flag, golden = zeros([1], np.int32), Saturation()
+    case.run(Source.SWIGLU, scale_a=a, scale_b=b, acc=int32(acc), scales=words(s), flag=flag)
+    case.check(norm.swiglu(acc[:, 0], acc[:, 1], s, a, golden), norm.swiglu_scale(s, b))
+    assert download(flag)[0] == golden.seen == (e != -60)
 
 
 def pairs(rng: np.random.Generator) -> np.ndarray:

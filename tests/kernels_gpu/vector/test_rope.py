@@ -5,6 +5,7 @@ pytest.importorskip("triton")
 
 from tests.kernels_gpu.unpack import unpacked_cache
 
+from lutra_golden.arith.fixed import Saturation
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.vector.heads import HeadBias, HeadNorm
 from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
@@ -47,6 +48,7 @@ class Case:
         self.positions = rng.permutation(CONTEXT)[:m]
         # two sequences whose pages are mixed
         self.pages = np.array([[5, 0, 3], [1, 4, 2]])[np.arange(m) % 2]
+        self.saturation = Saturation()
 
     def run(self, cache: KvCache, *, split: bool) -> Queries:
         queries = Queries.new(self.m, self.h, self.d, m_split=self.m, context=CONTEXT)
@@ -78,7 +80,9 @@ class Case:
             bias = HeadBias(self.bias[first : first + count], 13)
         if self.gamma is not None and kind < 2:
             norm = HeadNorm(self.gamma[kind], 11, 4295)
-        return rope_quantize_fixed(x, self.s, self.w[kind], table, bias, norm, q_max)
+        return rope_quantize_fixed(
+            x, self.s, self.w[kind], table, bias, norm, q_max, self.saturation
+        )
 
 
 @pytest.mark.parametrize(("split", "bits"), [(False, 8), (True, 4)])
@@ -113,7 +117,16 @@ def test_queries_and_cache(
             assert np.array_equal(found[page, :, slot], expected[m])
             assert np.array_equal(found_scale[page, :, slot], words(scale)[m])
         assert not found[~written].any() and not found_scale[~written].any()
+    assert download(queries.flag)[0] == case.saturation.seen == (bias or norm)
     if split:
         assert (download(queries.score_max) == -(1 << 31)).all()
         assert (download(queries.exponent) == -512).all()
         assert not download(queries.den).any() and not download(queries.sums).any()
+
+
+def test_heads_that_stay_in_range_set_no_flag() -> None:
+    case = Case(2, 2, 1, 32, bias=True, norm=True)
+    case.s = Scale(np.full(2, 1 << 15), np.full(2, -60))
+    queries = case.run(KvCache.new(6, 1, 32, page=PAGE), split=False)
+    case.golden(0, 127)
+    assert not download(queries.flag).any() and not case.saturation.seen

@@ -35,6 +35,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, GroupedWeights
+from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.lowered import (
     LoweredNorm,
     embedding_shift,
@@ -157,6 +158,7 @@ def compile_model(
     model: PackedModel, config: AcceleratorConfig, progress: Progress | None = None
 ) -> Program:
     """Lower ``model`` to a program for ``config``; LutraError if it does not fit."""
+    check_numbers(model)
     check_fit(model, config)
     report = progress or _silent
     context = min(model.context, config.max_context)

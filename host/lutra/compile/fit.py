@@ -4,22 +4,21 @@ from typing import Protocol
 
 import numpy as np
 
-from lutra_golden.arith.fixed import round_shift
+from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
-from lutra_golden.model.limits import ACC_MAX, EMBEDDING_SHIFT_MAX
-from lutra_golden.model.lowered import common_kv_bits, embedding_shift
-from lutra_golden.model.packed import PackedLayer, PackedModel
+from lutra_golden.model.checks import sum_bits
+from lutra_golden.model.lowered import common_kv_bits
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.padding import built_head_dim
 from lutra_golden.model.shapes import LINEARS, Gate
-from lutra_golden.vector.norm import GATE_WIDTH_MAX
 
 __all__ = [
     "Precision",
     "check_fit",
     "check_layer",
-    "check_processor",
+    "check_sums",
     "engines_for",
     "head_weights",
     "padded_vocabulary",
@@ -27,7 +26,6 @@ __all__ = [
     "row_unit",
 ]
 
-_ACC_BITS = ACC_MAX.bit_length() + 1
 _POWERS_OF_TWO = ("param_words", "weight_buffer_words")
 
 
@@ -178,37 +176,28 @@ def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfi
         if m.grouped:
             _check_scales(config, weights.scale_bits)
         _check_words(config, weights)
-        _check_sum(model, config, linear.peak, linear.shift)
-        if model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj"):
-            needed = _sum_bits(model, linear.peak, linear.shift)
-            built = config.vector.gate_width
-            _need("a gate accumulator (bits)", needed, built, "gate_width", config)
+    check_sums(model, layer, config)
 
 
-def check_processor(model: PackedModel) -> None:
-    """Refuse a model whose sums can exceed the range of processors and vector units.
+def check_sums(model: PackedModel, layer: PackedLayer, config: AcceleratorConfig) -> None:
+    """Refuse a layer whose sums can leave the adders of ``config``."""
+    for name in LINEARS:
+        linear = layer.linear(name)
+        gated = model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj")
+        try:
+            _check_linear(model, config, linear, linear.peak_bound, gated)
+        except LutraError:
+            # the bound may be too high, the peak takes a look at every code
+            _check_linear(model, config, linear, linear.peak, gated)
 
-    An accelerator of any configuration refuses it too.
-    """
-    if (shift := embedding_shift(model)) > EMBEDDING_SHIFT_MAX:
-        raise LutraError(
-            f"embeddings are shifted by {shift} bits, at most {EMBEDDING_SHIFT_MAX} fit the "
-            "residual stream: pack the model again"
-        )
-    for i in range(len(model.layers)):
-        layer = model.layers[i]
-        for name in LINEARS:
-            linear = layer.linear(name)
-            squared = model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj")
-            limit = GATE_WIDTH_MAX if squared else _ACC_BITS
-            if _sum_bits(model, linear.stored.peak_bound, linear.shift) <= limit:
-                continue
-            needed = _sum_bits(model, linear.peak, linear.shift)
-            if needed > limit:
-                raise LutraError(
-                    f"sums of layer {i} {name} need {needed} bits, there are {limit}: "
-                    "pack the model again"
-                )
+
+def _check_linear(
+    model: PackedModel, config: AcceleratorConfig, linear: PackedLinear, peak: int, gated: bool
+) -> None:
+    _check_sum(model, config, peak, linear.shift)
+    if gated:
+        needed, built = sum_bits(model, peak, linear.shift), config.vector.gate_width
+        _need("a gate accumulator (bits)", needed, built, "gate_width", config)
 
 
 def _check_words(config: AcceleratorConfig, weights: GroupedWeights) -> None:
@@ -221,11 +210,6 @@ def _check_words(config: AcceleratorConfig, weights: GroupedWeights) -> None:
         "weight_buffer_words",
         config,
     )
-
-
-def _sum_bits(model: PackedModel, peak: int, shift: int) -> int:
-    q_max = (1 << (model.a_bits - 1)) - 1
-    return int(round_shift(peak * q_max, shift)).bit_length() + 1
 
 
 def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: int) -> None:
@@ -248,11 +232,10 @@ def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: 
         )
     # an engine without groups adds up the weights themselves, not twice the weights; the others
     # add half of the result's last place
-    q_max = (1 << (model.a_bits - 1)) - 1
-    highest = peak * q_max + ((1 << shift) >> 1)
-    inner = highest.bit_length() + 1 if m.grouped else _sum_bits(model, peak, 1)
+    highest = peak * q_max_of(model.a_bits) + ((1 << shift) >> 1)
+    inner = highest.bit_length() + 1 if m.grouped else sum_bits(model, peak, 1)
     _need("a sum of the engine (bits)", inner, config.matmul.sum_width, "sum_width", config)
-    outer = _sum_bits(model, peak, shift)
+    outer = sum_bits(model, peak, shift)
     _need("the accumulator (bits)", outer, config.matmul.acc_width, "acc_width", config)
 
 

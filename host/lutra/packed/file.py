@@ -24,6 +24,7 @@ from lutra.packed.store import PackedStore
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import A_BITS, FORMATS
 from lutra_golden.model.cache import KV_PAIRS, kv_name
+from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.limits import (
     EMBEDDING_SHIFT_MAX,
     FRAC_MAX,
@@ -213,7 +214,7 @@ def open_packed(folder: Path) -> PackedFile:
     """Open a packed model; layers are read when they are asked for.
 
     LutraError if it is of another version, if its hash or its fingerprint is not that of its
-    content, or if sizes do not fit each other.
+    content, if sizes do not fit each other, or numbers can leave the range of the token path.
     """
     file = ConfigFile.read(folder / _CONFIG)
     version = file.get(_KEY)
@@ -240,7 +241,14 @@ def open_packed(folder: Path) -> PackedFile:
             f"{fingerprint}): copy or pack the model again"
         )
     n_bytes = sum(each.stat().st_size for each in (file.path, path))
-    return PackedFile(_read_model(_name(file, folder), file, tensors), fingerprint, n_bytes)
+    model = _read_model(_name(file, folder), file, tensors)
+    try:
+        check_numbers(model)
+    except LutraError as error:
+        # layers that cannot be read name their file themselves
+        named = str(error).startswith(str(folder))
+        raise LutraError(str(error) if named else f"{file.path}: {error}") from None
+    return PackedFile(model, fingerprint, n_bytes)
 
 
 def _command(file: ConfigFile, folder: Path) -> str:

@@ -17,7 +17,7 @@ from lutra_golden.arith.scale import SCALE, Scale
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS
 from lutra_golden.model.b128 import row_bytes
-from lutra_golden.model.limits import FRAC_MAX, SHIFT_MAX
+from lutra_golden.model.limits import FRAC_MAX, SCALE_EXPONENT_MAX, SHIFT_MAX
 from lutra_golden.model.lowered import STACKS
 from lutra_golden.model.packed import (
     HeadNorms,
@@ -41,7 +41,6 @@ __all__ = [
 
 _ADVICE = "pack the model again"
 _WINDOW_MAX = (1 << 31) - 1
-_EXPONENT_MAX = 128  # of a scale: far beyond any model, and its products still fit the hardware
 _NORMS = {
     "input_norm": "q_proj",
     "attention_norm": "o_proj",
@@ -223,12 +222,13 @@ def read_scale(file: ConfigFile, name: str, *, prefix: str = "") -> Scale:
     pair = cast("list[object]", value) if isinstance(value, list) else []
     if len(pair) == 2 and all(isinstance(x, int) and not isinstance(x, bool) for x in pair):
         m, e = cast("list[int]", pair)
-        normal = 1 << (SCALE.m_width - 1) <= m < 1 << SCALE.m_width and abs(e) <= _EXPONENT_MAX
+        normal = 1 << (SCALE.m_width - 1) <= m < 1 << SCALE.m_width
+        normal &= abs(e) <= SCALE_EXPONENT_MAX
         if normal or (m, e) == (0, 0):
             return Scale(np.asarray(m), np.asarray(e))
     raise LutraError(
         f"{file.path}: {prefix}{name} must be a mantissa of {SCALE.m_width} bits and an exponent "
-        f"in -{_EXPONENT_MAX}..{_EXPONENT_MAX}, not {value!r}: {_ADVICE}"
+        f"in -{SCALE_EXPONENT_MAX}..{SCALE_EXPONENT_MAX}, not {value!r}: {_ADVICE}"
     )
 
 

@@ -20,7 +20,8 @@ from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.b128 import row_bytes
 from lutra_golden.model.cache import Kv, kv_pair
-from lutra_golden.model.limits import ACC_MAX, LOGIT_ACC_MAX, least_shift
+from lutra_golden.model.checks import sum_limit
+from lutra_golden.model.limits import LOGIT_ACC_MAX, least_shift
 from lutra_golden.model.packed import (
     HeadNorms,
     PackedBias,
@@ -187,7 +188,8 @@ class _Maker:
             scale=self._rng.integers(100, _SCALE_MAX + 1, sides, np.uint8),
             zero=np.full(sides, middle, np.uint16),
         )
-        shift = least_shift(_SCALE_MAX * middle * k, self._format.q_max, ACC_MAX)
+        limit = sum_limit(c.gate, name)
+        shift = least_shift(_SCALE_MAX * middle * k, self._format.q_max, limit)
         unit = 0.7 / np.sqrt(k) / (180 * middle / np.sqrt(3)) * 2.0**shift
         return PackedLinear(weights, scale_from_float(factor * unit), shift)
 

@@ -1,5 +1,6 @@
 """From a quantised model to integers: every rounding that happens before the token path, once."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,17 +13,18 @@ from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.models.rope import Rope
 from lutra.quantize import DEFAULT_GROUP, default_format, quantize_decoder
 from lutra.quantize.reference import reference_layer
-from lutra_golden.arith.scale import scale_from_float
+from lutra_golden.arith.scale import SCALE, Scale, scale_from_float
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.cache import Kv, kv_pair
+from lutra_golden.model.checks import check_numbers, sum_limit
 from lutra_golden.model.limits import (
-    ACC_MAX,
     EMBEDDING_SHIFT_MAX,
     FRAC_MAX,
     HEAD_MAX,
     LOGIT_ACC_MAX,
     RESIDUAL_FRAC_MAX,
+    SCALE_EXPONENT_MAX,
     least_shift,
 )
 from lutra_golden.model.lowered import STACKS
@@ -43,7 +45,9 @@ from lutra_golden.vector.rope import ROPE_FRAC
 __all__ = ["Packer", "pack_decoder", "pack_model"]
 
 
+_LOG = logging.getLogger(__name__)
 _INT16_MAX = 32767
+_ROW_BITS = 8  # of a row of the embedding, below which the packer says so
 _ROWS = 4096  # of embedding and head, at a time
 _CALIBRATION = 64  # tokens that the residual stream's range is measured with
 _LARGE = 1 << 28  # parameters from which on the range is measured in float32
@@ -63,6 +67,20 @@ def _int16(
     if frac < 0:
         raise LutraError(f"{what} reaches {peak:.0f}, beyond int16: rescale it")
     return np.rint(values * 2.0**frac).astype(np.int16), frac
+
+
+def _scale(value: float, what: str) -> Scale:
+    """A scale whose exponent can be stored."""
+    if math.isfinite(value):
+        scale = scale_from_float(value)
+        if abs(int(scale.e)) <= SCALE_EXPONENT_MAX:
+            return scale
+    least, most = (
+        2.0 ** (e + SCALE.m_width - 1) for e in (-SCALE_EXPONENT_MAX, SCALE_EXPONENT_MAX)
+    )
+    raise LutraError(
+        f"{what} is {value:.3g}, scales hold {least:.0e} to {most:.0e}: rescale the checkpoint"
+    )
 
 
 def _pack_norm(weight: NDArray[np.float32], name: str) -> PackedNorm:
@@ -102,13 +120,25 @@ def _pack_head(
 
 
 def _pack_embedding(embedding: Dense, residual_frac: int) -> tuple[NDArray[np.int16], int]:
-    """int16 rows and their fraction bits, no more than ``residual_frac``."""
+    """int16 rows and their fraction bits, no more than ``residual_frac``.
+
+    The largest row decides on the fraction bits of all; it is named if most rows keep few.
+    """
     n, k = embedding.shape
     blocks = [slice(first, first + _ROWS) for first in range(0, n, _ROWS)]
-    peak = max(float(np.abs(embedding.dequantized(b)).max()) for b in blocks)
-    frac = min(residual_frac, _fraction_bits(peak, _INT16_MAX))
+    peaks = np.concatenate([np.abs(embedding.dequantized(b)).max(axis=1) for b in blocks])
+    peak, median = float(peaks.max()), float(np.median(peaks))
+    by_largest = _fraction_bits(peak, _INT16_MAX)
+    frac = min(residual_frac, by_largest)
     if frac < 0:
         raise LutraError(f"the embedding reaches {peak:.0f}, beyond int16: rescale the model")
+    if frac == by_largest and median * 2.0**frac < 1 << (_ROW_BITS - 1):
+        _LOG.warning(
+            "the largest row of the embedding, of token %d, is %.0f times the median row, to which "
+            "it leaves %.1f bits, fewer than %d: clip that row if the text suffers",
+            peaks.argmax(), peak / max(median, 1e-38), math.log2(max(median * 2.0**frac, 0.5)) + 1,
+            _ROW_BITS,
+        )  # fmt: skip
     out = np.empty((n, k), np.int16)
     for b in blocks:
         out[b] = np.rint(embedding.dequantized(b) * np.float32(2.0**frac))
@@ -181,16 +211,21 @@ class Packer:
                 "again"
             )
 
-    def _linears(self, parts: Sequence[tuple[Integers, float]]) -> list[PackedLinear]:
-        """Matrices with a factor each that share one shift."""
-        peaks = [matrix.weights.peak for matrix, _ in parts]
+    def _linears(
+        self, parts: Sequence[tuple[str, Integers, float]], where: str
+    ) -> dict[str, PackedLinear]:
+        """Matrices with a name and a factor each that share one shift."""
+        peaks = [matrix.weights.peak for _, matrix, _ in parts]
+        limit = min(sum_limit(self.model.config.gate, name) for name, _, _ in parts)
         # integer weights were doubled for nothing, which a shift of 1 undoes
-        least = 1 if all(matrix.weights.ternary for matrix, _ in parts) else 0
-        shift = least_shift(max(peaks), self._q_max, ACC_MAX, least)
-        packed: list[PackedLinear] = []
-        for (matrix, factor), peak in zip(parts, peaks, strict=True):
-            scale = scale_from_float(matrix.scale * factor * 2.0 ** (shift - 1))
-            packed.append(PackedLinear(matrix.weights, scale, shift, peak))
+        least = 1 if all(matrix.weights.ternary for _, matrix, _ in parts) else 0
+        shift = least_shift(max(peaks), self._q_max, limit, least)
+        packed: dict[str, PackedLinear] = {}
+        for (name, matrix, factor), peak in zip(parts, peaks, strict=True):
+            scale = _scale(
+                matrix.scale * factor * 2.0 ** (shift - 1), f"the scale of {where} {name}"
+            )
+            packed[name] = PackedLinear(matrix.weights, scale, shift, peak)
         return packed
 
     @property
@@ -202,12 +237,12 @@ class Packer:
         normed = layer.q_norm is not None and layer.k_norm is not None
         linears: dict[str, PackedLinear] = {}
         for stack in STACKS:
-            parts: list[tuple[Integers, float]] = []
+            parts: list[tuple[str, Integers, float]] = []
             for name in stack:
                 weight = layer.linear(name)
                 assert isinstance(weight, Integers)
-                parts.append((weight, softmax if name == "q_proj" and not normed else 1.0))
-            linears |= dict(zip(stack, self._linears(parts), strict=True))
+                parts.append((name, weight, softmax if name == "q_proj" and not normed else 1.0))
+            linears |= self._linears(parts, where)
 
         def norm(name: str) -> PackedNorm | None:
             weight: NDArray[np.float32] | None = getattr(layer, name)
@@ -237,7 +272,10 @@ class Packer:
         )
 
     def finish(self, layers: Sequence[PackedLayer]) -> PackedModel:
-        """The packed model, when every layer was packed or followed."""
+        """The packed model, when every layer was packed or followed.
+
+        LutraError if its numbers can leave the range of the token path.
+        """
         model = self.model
         c = model.config
         head_eps = round(c.rms_norm_eps * 2.0**EPS_FRAC)
@@ -255,7 +293,7 @@ class Packer:
         shifted = not (self._ternary and self.a_bits == 8)
         head = _pack_head(model.lm_head or model.embed_tokens, self._q_max, shifted=shifted)
         bits = self._bits / self._n_weights
-        return PackedModel(
+        packed = PackedModel(
             name=model.name,
             architecture=model.architecture,
             format=format_name(bits, self.a_bits, ternary=self._ternary),
@@ -278,7 +316,7 @@ class Packer:
             context=c.max_position_embeddings,
             bos=c.bos_token_id,
             eos=c.eos_token_id,
-            eps=scale_from_float(c.rms_norm_eps),
+            eps=_scale(c.rms_norm_eps, "rms_norm_eps"),
             head_eps=min(head_eps, (1 << 16) - 1),
             residual_frac=residual_frac,
             embedding=embedding,
@@ -291,6 +329,8 @@ class Packer:
             head_shift=head[2],
             head_scale=head[3],
         )
+        check_numbers(packed)
+        return packed
 
 
 def pack_decoder(

@@ -14,9 +14,8 @@ from lutra_golden.arith.fixed import Int, Saturation, exact_matmul, round_shift,
 from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale
 from lutra_golden.attention.attention import AttentionParams, attend
-from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerCache
-from lutra_golden.model.limits import EMBEDDING_SHIFT_MAX
+from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.lowered import (
     LoweredNorm,
     embedding_shift,
@@ -56,15 +55,12 @@ class Rows:
 class Decoder:
     """The integer path of ``model``.
 
-    Model of nothing else: this is the specification, and the device ``golden``.
+    Model of nothing else: this is the specification, and the device ``golden``. LutraError if the
+    model's numbers can leave the range of the path.
     """
 
     def __init__(self, model: PackedModel) -> None:
-        if (shift := embedding_shift(model)) > EMBEDDING_SHIFT_MAX:
-            raise LutraError(
-                f"embeddings are shifted by {shift} bits, at most {EMBEDDING_SHIFT_MAX} fit the "
-                "residual stream: pack the model again"
-            )
+        check_numbers(model)
         self.model = model
         self.saturation = Saturation()
         """Set by every value that leaves its range between embedding and logits."""

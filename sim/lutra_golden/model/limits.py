@@ -10,6 +10,7 @@ __all__ = [
     "HEAD_MAX",
     "LOGIT_ACC_MAX",
     "RESIDUAL_FRAC_MAX",
+    "SCALE_EXPONENT_MAX",
     "SHIFT_MAX",
     "least_shift",
 ]
@@ -20,6 +21,8 @@ LOGIT_ACC_MAX = (1 << 23) - 1
 """Largest accumulator of the head: times an int16 row scale, it still gives an int32 logit."""
 HEAD_MAX = 121
 """The head's rows are integers of five balanced trits, so that the ternary engine takes them."""
+SCALE_EXPONENT_MAX = 128
+"""Largest exponent of a stored scale, and the negative of the least: far beyond any model's."""
 SHIFT_MAX = 24
 """Largest shift of a sum that a model may need."""
 FRAC_MAX = 24

@@ -61,6 +61,12 @@ class PackedLinear:
         return self.weights.peak if self.known_peak is None else self.known_peak
 
     @property
+    def peak_bound(self) -> int:
+        """Upper bound on the peak that takes no look at stored codes."""
+        stored = self.source if isinstance(self.source, StoredWeights) else None
+        return self.peak if stored is None or self.known_peak is not None else stored.peak_bound
+
+    @property
     def n_rows(self) -> int:
         """Rows of the matrix."""
         source = self.source

@@ -159,9 +159,9 @@ def test_the_flag_of_saturation(packed: Callable[[str], PackedModel]) -> None:
         assert decoder.saturation.seen, name
 
 
-def test_an_embedding_beyond_the_residual_stream(packed: Callable[[str], PackedModel]) -> None:
+def test_refuses_numbers_beyond_the_path(packed: Callable[[str], PackedModel]) -> None:
     model = replace(packed("odd"), residual_frac=packed("odd").embedding_frac + 17)
-    with pytest.raises(LutraError, match=r"^embeddings are shifted by 17 bits, at most 16 fit "):
+    with pytest.raises(LutraError, match=r"^embeddings are shifted by 17 bits, 0 to 16 fit "):
         Decoder(model)
 
 

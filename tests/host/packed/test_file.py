@@ -28,6 +28,7 @@ from lutra.packed.file import is_packed, open_packed, write_packed
 from lutra.packed.store import is_unfinished
 from lutra.quantize.driver import Recipe, quantize_model
 from lutra.quantize.pack import pack_model
+from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import Format
@@ -737,3 +738,19 @@ def test_bytes_of_any_kind(small: Path) -> None:
 def test_much_of_any_kind(small: Path) -> None:
     fuzz_numbers(small, 2, 3000)
     fuzz_bytes(small, 2, 2000)
+
+
+def test_exponents_that_leave_the_path_are_refused(
+    packed: Callable[[str], PackedModel], tmp_path: Path
+) -> None:
+    """Of products of scales, each of which can be stored."""
+    model = packed("odd")
+    layer = model.layers[0]
+    loud = {
+        name: replace(layer.linear(name), scale=Scale(layer.linear(name).scale.m, np.asarray(85)))
+        for name in ("gate_proj", "up_proj")
+    }
+    write(tmp_path, replace(model, layers=[replace(layer, **loud), *model.layers[1:]]))
+    message = rf"^{tmp_path}/config\.json: layer 0: the exponent of .* can reach \d+, scales hold "
+    with pytest.raises(LutraError, match=message):
+        open_packed(tmp_path)

@@ -9,8 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, Shape, load, write_model
 
-from lutra.checkpoints.weights import Dense, Ternary
-from lutra.compile.fit import check_processor
+from lutra.checkpoints.weights import Dense, Integers, Ternary
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.base import Step, StepResult
@@ -27,6 +26,7 @@ from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.cache import Kv
+from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.limits import ACC_MAX, HEAD_MAX, LOGIT_ACC_MAX, least_shift
 from lutra_golden.model.packed import PackedModel, PackedNorm
 from lutra_golden.model.shapes import LINEARS, Gate
@@ -193,8 +193,64 @@ def test_an_embedding_row_far_above_the_others_fits(checkpoint: Callable[[str], 
     assert not (a.saturated or b.saturated)
     np.testing.assert_array_equal(a.logits, b.logits)
     wide = replace(model, residual_frac=model.embedding_frac + 17)
-    with pytest.raises(LutraError, match=r"^embeddings are shifted by 17 bits, at most 16 fit"):
-        check_processor(wide)
+    with pytest.raises(LutraError, match=r"^embeddings are shifted by 17 bits, 0 to 16 fit"):
+        check_numbers(wide)
+
+
+def test_an_embedding_row_that_takes_the_others_bits_is_named(
+    checkpoint: Callable[[str], Decoder], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = checkpoint("least")
+    embedding = source.embed_tokens.dequantized().copy()
+    for factor, told in ((1, 0), (32, 0), (10_000, 1)):
+        loud = embedding.copy()
+        peaks = np.abs(loud).max(axis=1)
+        loud[7] *= factor * np.median(peaks) / peaks[7]
+        caplog.clear()
+        model = pack_model(replace(source, embed_tokens=Dense(loud)))
+        messages = [record.getMessage() for record in caplog.records]
+        assert len(messages) == told
+        for message in messages:
+            assert np.median(np.abs(model.embedding.astype(int)).max(axis=1)) < 8
+            assert "of token 7, is 9972 times the median row, to which it leaves 1.9 bit" in message
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (1e-45, r"^the scale of layer 0 q_proj is \S+, scales hold 1e-34 to 1e\+43: rescale the"),
+        (1e300, r"^the scale of layer 0 q_proj is \S+, scales hold 1e-34 to 1e\+43: rescale the"),
+    ],
+)
+def test_scales_that_cannot_be_stored_are_refused(
+    scale: float, message: str, checkpoint: Callable[[str], Decoder]
+) -> None:
+    model = checkpoint("least")
+    layer = model.layers[0]
+    weight = layer.linear("q_proj")
+    assert isinstance(weight, Ternary | Integers)
+    loud = replace(layer, q_proj=replace(weight, scale=scale))
+    with pytest.raises(LutraError, match=message):
+        pack_model(replace(model, layers=[loud, *model.layers[1:]]))
+
+
+def test_scales_whose_products_leave_their_exponents_are_refused(
+    checkpoint: Callable[[str], Decoder],
+) -> None:
+    """Gate and up of 1e30, though either can be stored: squared ReLU and the norm multiply them."""
+    model = checkpoint("least")
+
+    def loud(scale: float) -> Decoder:
+        parts = {
+            name: replace(model.layers[0].linear(name), scale=scale)
+            for name in ("gate_proj", "up_proj")
+        }
+        return replace(model, layers=[replace(model.layers[0], **parts), *model.layers[1:]])
+
+    pack_model(loud(1e10))
+    for scale in (1e30, 1e-30):
+        with pytest.raises(LutraError, match=r"^layer 0: the exponent of .* can reach -?\d+, scal"):
+            pack_model(loud(scale))
 
 
 def test_packing_is_deterministic(checkpoint: Callable[[str], Decoder]) -> None:

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 
-from lutra.compile.fit import check_processor
 from lutra.devices.base import (
     BaseDevice,
     Chunk,
@@ -19,6 +18,7 @@ from lutra.devices.cpu.library import library, prepare
 from lutra.devices.sessions import BaseSession
 from lutra_golden.machine import available_cores
 from lutra_golden.model.cache import LayerKv
+from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["CpuDevice", "CpuSession"]
@@ -74,7 +74,7 @@ class CpuDevice(BaseDevice[CpuSession]):
         self._caches: weakref.WeakSet[CpuCache] = weakref.WeakSet()
 
     def _load(self, model: PackedModel) -> None:
-        check_processor(model)
+        check_numbers(model)
         few, many = choose_targets(self.threads)
         self._loaded = CpuModel(
             model, threads=self.threads, few=few, many=many, rows=self.pass_tokens

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from lutra.compile.fit import check_processor
 from lutra.devices.base import BaseDevice, Chunk, PassResult, available_memory
 from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
+from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
 from lutra_kernels import interpreted, interpreter_missing, missing
@@ -77,7 +77,7 @@ class CudaDevice(BaseDevice[CudaSession]):
         from lutra_kernels.model import upload_model
         from lutra_kernels.runner import Runner
 
-        check_processor(model)
+        check_numbers(model)
         common_kv_bits(model, self.name)
         with _refusing():
             uploaded = upload_model(model, self._report)

@@ -11,7 +11,6 @@ from tests.host.packed_models import golden_tiles
 from tests.host.tiles import Tiles, run_tiles
 
 from lutra.commands.cli import main
-from lutra.compile.fit import check_processor
 from lutra.devices import choose
 from lutra.devices.choose import choose_device
 from lutra.devices.cpu import library as cpu_library
@@ -22,6 +21,7 @@ from lutra.text.sampling import SamplingParams
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores
 from lutra_golden.matmul.format import FORMATS, TERNARY_NAME
+from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.packed import PackedLinear, PackedModel
 from lutra_golden.model.shapes import Gate
 from lutra_golden.model.stored import StoredWeights
@@ -149,7 +149,7 @@ def test_sums_that_can_pass_28_bits_are_refused(
     packed_llama: Callable[[str, str], PackedModel],
 ) -> None:
     model = packed_llama("llama", "w4a8")
-    check_processor(model)
+    check_numbers(model)
 
     def wide(linear: PackedLinear) -> PackedLinear:
         stored = linear.stored
@@ -160,7 +160,7 @@ def test_sums_that_can_pass_28_bits_are_refused(
     layer = model.layers[0]
     broken = replace(model, layers=[replace(layer, o_proj=wide(layer.o_proj)), *model.layers[1:]])
     with pytest.raises(LutraError, match=r"sums of layer 0 o_proj need \d+ bits, there are 28: pa"):
-        check_processor(broken)
+        check_numbers(broken)
 
 
 @pytest.mark.parametrize("name", ["gate_proj", "up_proj"])
@@ -182,8 +182,8 @@ def test_sums_that_squared_relu_cannot_multiply_are_refused(
 
     top = scaled(1).layers[0].linear(name).peak * 127
     largest = ((1 << 20) - 1) // top
-    check_processor(scaled(largest))
+    check_numbers(scaled(largest))
     with pytest.raises(LutraError, match=rf"sums of layer 0 {name} need 22 bits, there are 21: pa"):
-        check_processor(scaled(2 * largest))
+        check_numbers(scaled(2 * largest))
     gated = replace(scaled(2 * largest), gate=Gate.SILU)
-    check_processor(gated)
+    check_numbers(gated)

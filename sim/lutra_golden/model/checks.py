@@ -1,0 +1,68 @@
+"""Limits of a packed model that no device takes it beyond: sums, shifts and exponents."""
+
+import numpy as np
+
+from lutra_golden.arith.fixed import round_shift
+from lutra_golden.arith.quantize import q_max_of
+from lutra_golden.errors import LutraError
+from lutra_golden.model.exponents import head_exponents, layer_exponents
+from lutra_golden.model.limits import ACC_MAX, EMBEDDING_SHIFT_MAX, HEAD_MAX, LOGIT_ACC_MAX
+from lutra_golden.model.lowered import embedding_shift
+from lutra_golden.model.packed import PackedLayer, PackedModel
+from lutra_golden.model.shapes import LINEARS, Gate
+from lutra_golden.vector.norm import GATE_WIDTH_MAX
+
+__all__ = ["check_numbers", "sum_bits", "sum_limit"]
+
+_ROWS = 4096  # of the head, at a time
+_ADVICE = "pack the model again"
+
+
+def sum_bits(model: PackedModel, peak: int, shift: int) -> int:
+    """Bits with sign of sums of ``model`` after their shift; ``peak`` as of a packed matrix."""
+    return int(round_shift(peak * q_max_of(model.a_bits), shift)).bit_length() + 1
+
+
+def check_numbers(model: PackedModel) -> None:
+    """Refuse a model whose numbers can leave the range of the token path, with the figure."""
+    if not 0 <= (shift := embedding_shift(model)) <= EMBEDDING_SHIFT_MAX:
+        raise LutraError(
+            f"embeddings are shifted by {shift} bits, 0 to {EMBEDDING_SHIFT_MAX} fit the residual "
+            f"stream: {_ADVICE}"
+        )
+    limit = LOGIT_ACC_MAX.bit_length() + 1
+    if sum_bits(model, 2 * HEAD_MAX * model.hidden_size, model.head_shift) > limit:
+        needed = sum_bits(model, _head_peak(model), model.head_shift)
+        if needed > limit:
+            raise LutraError(f"sums of the head need {needed} bits, there are {limit}: {_ADVICE}")
+    head_exponents(model)
+    for i in range(len(model.layers)):
+        layer = model.layers[i]
+        _check_sums(model, i, layer)
+        layer_exponents(model, i, layer)
+
+
+def _check_sums(model: PackedModel, i: int, layer: PackedLayer) -> None:
+    for name in LINEARS:
+        linear = layer.linear(name)
+        limit = sum_limit(model.gate, name).bit_length() + 1
+        if sum_bits(model, linear.peak_bound, linear.shift) <= limit:
+            continue
+        needed = sum_bits(model, linear.peak, linear.shift)
+        if needed > limit:
+            raise LutraError(
+                f"sums of layer {i} {name} need {needed} bits, there are {limit}: {_ADVICE}"
+            )
+
+
+def sum_limit(gate: Gate, name: str) -> int:
+    """Largest sum of a matrix of that name: squared ReLU multiplies three of two."""
+    squared = gate is Gate.RELU2 and name in ("gate_proj", "up_proj")
+    return (1 << (GATE_WIDTH_MAX - 1)) - 1 if squared else ACC_MAX
+
+
+def _head_peak(model: PackedModel) -> int:
+    """Largest sum of a row of the head's doubled weights, all taken positive."""
+    rows = range(0, model.vocab_size, _ROWS)
+    parts = (model.head[first : first + _ROWS].astype(np.int16) for first in rows)
+    return 2 * max(int(np.abs(part).sum(axis=1, dtype=np.int64).max()) for part in parts)

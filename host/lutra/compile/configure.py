@@ -1,6 +1,6 @@
 """A configuration that holds a packed model: the named one if it does, else one made to measure."""
 
-from lutra.compile.fit import check_fit, engines_for
+from lutra.compile.fit import check_fit, check_sums, engines_for
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.configs import CONFIGS, measured, with_engine
 from lutra_golden.errors import LutraError
@@ -67,6 +67,8 @@ def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
         return False
     try:
         check_fit(model, config)
+        for i in range(len(model.layers)):
+            check_sums(model, model.layers[i], config)
     except LutraError:
         return False
     return True

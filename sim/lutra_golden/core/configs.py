@@ -1,15 +1,20 @@
 """Named configurations, and those made from others: another engine, or made to measure."""
 
 import math
+from collections.abc import Iterator
 
+from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.ports import two_ports
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, SCALE_WIDTH
 from lutra_golden.matmul.ternary import TernaryParams
+from lutra_golden.model.checks import sum_bits
+from lutra_golden.model.limits import HEAD_MAX
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.padding import built_head_dim, padded_group
+from lutra_golden.model.shapes import LINEARS, Gate
 from lutra_golden.vector.norm import GATE_WIDTH_MAX
 from lutra_golden.vector.unit import VectorParams
 
@@ -101,7 +106,7 @@ def _with_tile(config: AcceleratorConfig, tile: Tile, depth_tile: int) -> Accele
 
 
 def measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> AcceleratorConfig:
-    """``base`` with ``engine`` and buffers of the sizes that ``model`` needs.
+    """``base`` with ``engine``, and buffers and adders of the sizes that ``model`` needs.
 
     LutraError if there is no such configuration.
     """
@@ -131,24 +136,58 @@ def measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accele
                 f"groups and depths {', '.join(map(str, depths))}"
             )
         if engine == "ternary":
-            # sums are of the weights themselves; squared ReLU multiplies three of them
+            # sums are of the weights themselves
             sums = ((1 << (model.a_bits - 1)) * max(depths)).bit_length() + 1
             built = sized.with_(
                 acc_width=max(sized.matmul.acc_width, sums),
                 sum_width=max(sized.matmul.sum_width, sums),
-                gate_width=max(sized.vector.gate_width, min(sums, GATE_WIDTH_MAX)),
             )
         else:
+            # a shift of more bits comes with wider scales
+            wide = max(_shifts(model)) > ENGINES[engine]().shift_max
             built = with_engine(
                 sized,
                 engine,
                 a_width=model.a_bits,
-                scale_width=max(SCALE_WIDTH, model.scale_bits),
+                scale_width=max(SCALE_WIDTH + wide, model.scale_bits),
                 depth_tile=depth_tile,
             )
+            built = built.with_(sum_width=max(built.matmul.sum_width, _sum_width(model)))
+        if model.gate is Gate.RELU2:
+            built = built.with_(gate_width=max(built.vector.gate_width, _gate_width(model)))
         return built.with_(act_tiles=-(-max(depths) // built.matmul.depth_tile))
     except ValueError as error:
         raise LutraError(f"no configuration holds {model.name}: {error}") from None
+
+
+def _shifts(model: PackedModel) -> Iterator[int]:
+    """Final shifts of the sums of all matrices."""
+    yield model.head_shift
+    for i in range(len(model.layers)):
+        layer = model.layers[i]
+        yield from (layer.linear(name).shift for name in LINEARS)
+
+
+def _sum_width(model: PackedModel) -> int:
+    """Bits of the sums of doubled weights before their shift, with half of the last place."""
+    head = 2 * HEAD_MAX * model.hidden_size * q_max_of(model.a_bits)
+    needed = [head + (1 << model.head_shift >> 1)]
+    for i in range(len(model.layers)):
+        layer = model.layers[i]
+        for linear in map(layer.linear, LINEARS):
+            most = linear.peak_bound * q_max_of(model.a_bits)
+            needed.append(most + (1 << linear.shift >> 1))
+    return max(needed).bit_length() + 1
+
+
+def _gate_width(model: PackedModel) -> int:
+    """Bits of the accumulators that squared ReLU multiplies."""
+    needed = 0
+    for i in range(len(model.layers)):
+        layer = model.layers[i]
+        for linear in (layer.gate_proj, layer.up_proj):
+            needed = max(needed, sum_bits(model, linear.peak_bound, linear.shift))
+    return min(needed, GATE_WIDTH_MAX)
 
 
 def _round_up(n: int, to: int) -> int:

@@ -3,20 +3,25 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder
 from tests.host.random_model import LLAMAS, SHAPES, Shape, load, write_model
+from tests.host.tiles import compiled, golden, on_transport
 
 from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
 from lutra.models import find_model
 from lutra.quantize.pack import pack_model
+from lutra_golden.arith.scale import Scale
 from lutra_golden.core.configs import CONFIGS, NANO
 from lutra_golden.errors import LutraError
+from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import Format
-from lutra_golden.model.packed import PackedModel
-from lutra_golden.model.shapes import Gate
+from lutra_golden.model.limits import ACC_MAX, least_shift
+from lutra_golden.model.packed import PackedLinear, PackedModel
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +100,7 @@ def test_llama_shapes(name: str, format: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_an_architecture_needs(variant: str) -> None:
-    options = VARIANTS[variant] | ({"gate": Gate.SILU} if variant == "sub-norms" else {})
-    model = pack_model(random_decoder(**options), Format.parse("W4A8"), GROUP)
+    model = pack_model(random_decoder(**VARIANTS[variant]), Format.parse("W4A8"), GROUP)
     config = configure(model)
     assert (config.vector.qkv_bias, config.vector.qk_norm) == (
         variant == "biases",
@@ -123,6 +127,68 @@ def test_a_cache_of_four_bits(name: str, tales: dict[str, PackedModel]) -> None:
     assert configure(llama, name).attention.key_width == 4
     large = configure(replace(ternary, context=300))
     assert (large.name, large.attention.key_width, large.max_context) == ("nano-kv4-fit", 4, 512)
+
+
+def channel_wise(scale: int) -> PackedModel:
+    """A down projection of depth 8,192 with one group, codes of 8 bits and scales up to ``scale``.
+
+    The codes of its first row are the largest that there are.
+    """
+    shape = replace(LLAMAS["llama"], intermediate_size=8192, num_hidden_layers=1)
+    rng, n, depth = np.random.default_rng(3), shape.hidden_size, 8192
+    with TemporaryDirectory() as folder:
+        model = packed(Path(folder) / "model", shape, "W8A8")
+    codes = rng.integers(0, 256, (n, depth))
+    codes[0] = 255
+    weights = GroupedWeights(
+        codes=codes.astype(np.uint8),
+        scale=rng.integers(1, scale + 1, (n, 1)),
+        zero=np.full((n, 1), 255),
+        bits=8,
+        group=depth,
+    )
+    weights.zero[0], weights.scale[0] = 0, scale
+    (layer,), shift = model.layers, least_shift(weights.peak, 127, ACC_MAX)
+    e = layer.down_proj.scale.e - scale.bit_length() - shift
+    down = PackedLinear(weights, Scale(layer.down_proj.scale.m, e), shift)
+    bits = max(model.scale_bits, weights.scale_bits)
+    return replace(model, layers=[replace(layer, down_proj=down)], scale_bits=bits)
+
+
+@pytest.mark.parametrize("engine", ["lut", "mixpe", "mac"])
+@pytest.mark.parametrize(
+    ("scale", "sum_width", "scale_width"), [(255, 38, 8), (4095, 42, 12), (65535, 46, 16)]
+)
+def test_channel_wise_weights_of_great_depth(
+    scale: int, sum_width: int, scale_width: int, engine: str
+) -> None:
+    """Worst-case codes: the adders are as wide as the sums."""
+    model = channel_wise(scale)
+    config = configure(model, engine=engine)
+    assert (config.matmul.sum_width, config.matmul.scale_width) == (sum_width, scale_width)
+    tiles, tokens = on_transport(compiled(model, config)), [3, 1, 2]
+    found, expected = tiles.run_tile(tokens, 0, 0), golden(model).run_tile(tokens, 0, 0)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+def test_a_shift_that_takes_wider_scales(tales: dict[str, PackedModel]) -> None:
+    model = channel_wise(255)
+    (layer,) = model.layers
+    far = replace(model, layers=[replace(layer, down_proj=replace(layer.down_proj, shift=16))])
+    assert configure(far).matmul.scale_width == 9
+    compile_model(far, configure(far))
+
+
+@pytest.mark.parametrize("format", ["W4A8", "W8A16"])
+def test_squared_relu_of_grouped_weights(format: str) -> None:
+    """Gate and up are shifted to the 21 bits that their product takes, on any engine."""
+    model = pack_model(random_decoder(**VARIANTS["sub-norms"]), Format.parse(format), GROUP)
+    for engine in ("lut", "mixpe", "mac"):
+        config = configure(model, engine=engine)
+        assert config.vector.gate_width == 21
+        tiles, tokens = on_transport(compiled(model, config)), [3, 1, 2]
+        found, expected = tiles.run_tile(tokens, 0, 0), golden(model).run_tile(tokens, 0, 0)
+        np.testing.assert_array_equal(found.logits, expected.logits)
 
 
 def test_scales_of_sixteen_bits() -> None:

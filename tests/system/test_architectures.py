@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("gguf")
 
+from tests.host.packed_models import loud_models
 from tests.host.tiles import assert_a_story_moves, compiled, golden, on_transport, run_tiles
 from tests.system.small_architectures import MAKERS, config_of_engine, is_ternary, make
 
@@ -147,6 +148,22 @@ def test_the_rtl_of_a_configuration_made_to_measure(name: str, packed: Packed) -
     assert config.name.startswith("nano-fit")
     assert (config.vector.qkv_bias, config.vector.qk_norm) == (model.biased, model.head_normed)
     assert_the_rtl_gives_the_same(model, config, random_timing(3))
+
+
+# -- saturation
+
+
+@pytest.mark.parametrize("transport", ["interpreted", pytest.param("rtl", marks=pytest.mark.rtl)])
+def test_every_place_that_saturates_sets_the_flag(transport: str, packed: Packed) -> None:
+    """Scores, attention, heads in fixed point, SiLU and the residual stream, one after another."""
+    model, config = packed("llama-untied"), config_of_engine("lut")
+    for name, each in {"none": model, **loud_models(model)}.items():
+        rtl = RtlTransport(timing=IDEAL_MEMORY) if transport == "rtl" else None
+        device, tokens = on_transport(compiled(each, config), rtl), tokens_for(model)[:4]
+        actual, expected = (tiles.run_tile(tokens, 0, 0) for tiles in (device, golden(each)))
+        np.testing.assert_array_equal(actual.logits, expected.logits)
+        assert actual.saturated == expected.saturated == (name != "none"), name
+        device.close()
 
 
 # -- floating point

@@ -308,7 +308,7 @@ def _run(args: argparse.Namespace) -> int:
         _print_table(figures)
     if stream.stats.saturated:
         print(
-            "warning: the residual stream reached the end of its range: the text may suffer",
+            "warning: a value left its range: the text may suffer",
             file=sys.stderr,
         )
     llm.close()

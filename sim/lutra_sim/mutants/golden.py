@@ -269,7 +269,7 @@ MUTANTS = [
         ("negative gates squared", "positive = np.maximum(gate, 0)", "positive = np.abs(gate)"),
         (
             "the gate's argument not saturated",
-            "x = saturate(round_shift(gate * c.m[:, None], shift[:, None]), SILU.x_width)",
+            "x = saturate(exact, SILU.x_width)",
             "x = round_shift(gate * c.m[:, None], shift[:, None])",
         ),
         (
@@ -303,7 +303,7 @@ MUTANTS = [
     *planted(
         "sim/lutra_golden/vector/residual.py",
         ["golden/vector/test_residual.py"],
-        ("shifts limited to 31", "np.clip(-(c.e + frac), 0, 63)", "np.clip(-(c.e + frac), 0, 31)"),
+        ("shifts limited to 31", "np.clip(shift, 0, 63)", "np.clip(-(c.e + frac), 0, 31)"),
         (
             "logits rounded down",
             "return saturate(round_shift(acc * row_scale, LOGIT_SHIFT), LOGIT_WIDTH)",
@@ -324,9 +324,9 @@ MUTANTS = [
             f"{_DECODER}::test_every_architecture[qwen2-window]",
         ],
         (
-            "an overflow forgotten by the next layer",
-            "self.saturated |= not np.array_equal(x, exact)",
-            "self.saturated = not np.array_equal(x, exact)",
+            "an overflow not flagged",
+            "linear.scale, frac, self.saturation)",
+            "linear.scale, frac)",
         ),
         (
             "no biases of keys and values but the first ones",
@@ -467,9 +467,9 @@ MUTANTS = [
             "better = (best >= self._best[tokens])",
         ),
         (
-            "an overflow forgotten by the next RESADD",
-            "self.saturated |= not",
-            "self.saturated = not",
+            "an overflow not flagged",
+            "acc, s, w_scale, frac, self._saturation)",
+            "acc, s, w_scale, frac)",
         ),
         (
             "weights of the memory before",
@@ -508,6 +508,41 @@ MUTANTS = [
             "load, matmul, vector, attention = (get",
             "load, matmul, attention, vector = (get",
         ),
+    ),
+    *planted(
+        "sim/lutra_golden/arith/fixed.py",
+        ["golden/arith/test_fixed.py"],
+        ("an overflow forgotten by the next value", "self.seen |= bool(", "self.seen = bool("),
+    ),
+    *planted(
+        "sim/lutra_golden/attention/attention.py",
+        ["golden/attention/test_attention.py::test_the_flag_of_saturation"],
+        ("hidden scores flagged too", "left if hidden is None else left & ~hidden", "left"),
+    ),
+    *planted(
+        "sim/lutra_golden/model/exponents.py",
+        ["golden/model/test_exponents.py"],
+        (
+            "a product's carry left out",
+            "self.low + other.low + 15, self.high + other.high + 16",
+            "self.low + other.low + 15, self.high + other.high + 15",
+        ),
+        ("an integer's carry left out", "np.asarray(bits - 15 + e)", "np.asarray(bits - 16 + e)"),
+        (
+            "the block shift left out of the input's scale",
+            "Exponents(e + shift, e + shift)",
+            "Exponents(e + 0 * shift, e + 0 * shift)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/model/checks.py",
+        ["golden/model/test_checks.py"],
+        (
+            "sums of the head of any size",
+            'if needed > limit:\n            raise LutraError(f"sums of the head',
+            'if False:\n            raise LutraError(f"sums of the head',
+        ),
+        ("a negative shift of embeddings", "if not 0 <= (shift := ", "if not -99 <= (shift := "),
     ),
 ]
 """Faults of every module that computes tokens."""

@@ -178,25 +178,25 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "host/lutra/compile/fit.py",
+        "sim/lutra_golden/model/checks.py",
         [
             f"{_DEVICE}::test_sums_that_can_pass_28_bits_are_refused",
             f"{_DEVICE}::test_sums_that_squared_relu_cannot_multiply_are_refused",
         ],
         (
             "squared ReLU takes gates of any width",
-            "limit = GATE_WIDTH_MAX if squared else _ACC_BITS",
-            "limit = _ACC_BITS",
+            "return (1 << (GATE_WIDTH_MAX - 1)) - 1 if squared else ACC_MAX",
+            "return ACC_MAX",
         ),
         (
             "the sign of a sum takes no bit",
-            "return int(round_shift(peak * q_max, shift)).bit_length() + 1",
-            "return int(round_shift(peak * q_max, shift)).bit_length()",
+            "return int(round_shift(peak * q_max_of(model.a_bits), shift)).bit_length() + 1",
+            "return int(round_shift(peak * q_max_of(model.a_bits), shift)).bit_length()",
         ),
         (
             "gates alone are squared",
-            'squared = model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj")',
-            'squared = model.gate is Gate.RELU2 and name == "gate_proj"',
+            'squared = gate is Gate.RELU2 and name in ("gate_proj", "up_proj")',
+            'squared = gate is Gate.RELU2 and name == "gate_proj"',
         ),
     ),
 ]

@@ -1,6 +1,6 @@
 """Faults in the RTL: the benches and the tests of single blocks must notice them."""
 
-from lutra_sim.mutants.mutant import Mutant
+from lutra_sim.mutants.mutant import Mutant, planted
 
 __all__ = ["MUTANTS"]
 
@@ -403,6 +403,42 @@ MUTANTS = [
         old="hit.eq(bank & (index < self.config.pass_tokens)),\n            token_write",
         new="hit.eq(bank),\n            token_write",
         tests=("hw/control/test_registers.py::test_bench[3]",),
+    ),
+    *planted(
+        "hw/lutra_hw/attention/attention.py",
+        ["hw/attention/test_attention.py::test_against_golden[tiny]"],
+        (
+            "scores that saturate not flagged",
+            "(score_w.en & Cat(lost).any()) | finish.saturated",
+            "finish.saturated",
+        ),
+        (
+            "outputs that saturate not flagged",
+            "Cat(lost).any()) | finish.saturated)",
+            "Cat(lost).any()))",
+        ),
+        ("a score's shift to the left not flagged", "(left[1] & shifted.any())", "(left[1] & 0)"),
+        ("an output's shift to the left not flagged", "(left_3 & shifted_3.any())", "(left_3 & 0)"),
+    ),
+    *planted(
+        "hw/lutra_hw/vector/heads.py",
+        ["hw/vector/test_heads.py::test_words"],
+        ("heads that saturate not flagged", "& ~passing.record & lost.any()", "& 0"),
+    ),
+    *planted(
+        "hw/lutra_hw/vector/norm.py",
+        ["hw/vector/test_norm.py::test_golden[small]"],
+        ("SiLU's argument not flagged", "rounded_tag.scan & above.any()", "rounded_tag.scan & 0"),
+        (
+            "arguments far below flagged too",
+            "leaves(rounded, SILU.x_width) & ~rounded[-1]",
+            "leaves(rounded, SILU.x_width)",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/vector/residual.py",
+        ["hw/vector/test_residual.py::test_residual_add[small]"],
+        ("a shift to the left not flagged", "RESIDUAL_WIDTH) | lost_5)", "RESIDUAL_WIDTH))"),
     ),
 ]
 """Faults of many kinds, in every kind of block."""

@@ -105,7 +105,7 @@ MUTANTS = [
             "tl.max(position, 0) // BLOCK_N + 1",
             "tl.cdiv(tl.max(position, 0), BLOCK_N)",
         ),
-        ("shifts limited to 31", "+ 15 + frac), 0), 63)", "+ 15 + frac), 0), 31)"),
+        ("shifts limited to 31", "tl.maximum(-e, 0), 63)", "tl.maximum(-e, 0), 31)"),
     ),
     *planted(
         "kernels_gpu/lutra_kernels/attention/decode.py",
@@ -197,9 +197,9 @@ MUTANTS = [
             "low = (q & 255) - 128",
         ),
         (
-            "the last token's overflow alone is told",
-            "any_clamped = tl.max(tl.max(clamped.to(tl.int32), 1), 0)",
-            "any_clamped = tl.min(tl.max(clamped.to(tl.int32), 1), 0)",
+            "an overflow not flagged",
+            "note(flag_ptr, lost)\n    elif SOURCE == _SUMS",
+            "pass\n    elif SOURCE == _SUMS",
         ),
     ),
     *planted(
@@ -218,17 +218,33 @@ MUTANTS = [
         ["kernels_gpu/vector/test_rope.py"],
         ("epsilon not times the elements of a head", "<< LOG2_DIM\n", "<< 0\n"),
         ("fraction of a bias ignored", "(_FRAC - bias_frac)", "_FRAC"),
-        ("sums wrap", "return saturate(v, _WIDTH)", "return v"),
+        ("sums wrap", "out = saturate(v, _WIDTH)", "out = v"),
     ),
     *planted(
         "kernels_gpu/lutra_kernels/vector/residual.py",
         ["kernels_gpu/vector/test_norm.py"],
         (
             "rounding down",
-            "x + round_shift_right(acc.to(tl.int64) * c_m, shift)",
-            "x + ((acc.to(tl.int64) * c_m) >> shift)",
+            "round_shift_right(acc.to(tl.int64) * c_m, shift)",
+            "(acc.to(tl.int64) * c_m) >> shift",
         ),
-        ("the sum wraps", "clamped = saturate(exact, _WIDTH)", "clamped = exact"),
+        ("the sum wraps", "clamped = saturate(x + added, _WIDTH)", "clamped = x + added"),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/attention/prefill.py",
+        ["kernels_gpu/attention/test_prefill.py::test_the_flag_of_saturation"],
+        ("hidden scores flagged too", "lost |= outside & visible", "lost |= outside"),
+        ("scores that saturate not flagged", "note(flag_ptr, lost)\n", "\n"),
+        (
+            "outputs that saturate not flagged",
+            "note(flag_ptr, (exact != out)",
+            "note(flag_ptr, (exact != exact)",
+        ),
+    ),
+    *planted(
+        "kernels_gpu/lutra_kernels/vector/heads.py",
+        ["kernels_gpu/vector/test_rope.py"],
+        ("heads that saturate not flagged", "return out, out != v", "return out, out != out"),
     ),
 ]
 """Faults of modules that compute tokens."""

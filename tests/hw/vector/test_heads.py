@@ -112,7 +112,7 @@ def _run(
     expected: np.ndarray,
     squares: np.ndarray,
 ) -> bool:
-    """Whether a word has left its range."""
+    """A word that has left its range is told."""
     config = dut.config
     frac, biased, normed = flags
     acc = blocks(x).reshape(len(x), -1, 2, 8).tolist()

@@ -63,6 +63,15 @@ per token from `LOGITS_FROM` on. `POSITION` + `N_TOKENS` may be at most `max_con
 {max_context} in nano.
 """
 
+_ENDS = """
+A bus error on any memory port, an unknown opcode and a one to bit 1 of `CONTROL` end a run at once,
+with bits 1 and 2 of `STATUS`. Data that came with an error are not used. Bursts whose address was
+sent are read or written to their end; the run is over, and the accelerator ready, when the memory
+has answered them. What such a run left of logits, keys and values is undefined. A reset of the
+accelerator waits for these answers, too: a START after it begins when the last has come. Where the
+memory is reset as well and answers nothing any more, `bus_rst` must be high together with `rst`.
+"""
+
 _COUNTERS = """
 64 bits each, two words, of the last run; START clears them. They stand still while nothing
 runs.
@@ -134,7 +143,7 @@ def registers_page() -> str:
     parts = [
         f"# Registers\n{_REGISTERS.format(version=VERSION)}",
         _table(("address", "name", "access", "words", "meaning"), rows).rstrip("\n"),
-        _RUN.format(max_context=NANO.max_context),
+        _RUN.format(max_context=NANO.max_context) + _ENDS,
         f"## Counters\n{_COUNTERS}\n{_table(('address', 'counter'), counters)}",
         f"## Unit states\n{_UNIT_STATES.format(units=units)}",
         _table(("value", "state"), states),

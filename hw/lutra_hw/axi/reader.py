@@ -1,6 +1,6 @@
 """DMA engine that reads: commands in, a stream of beats out."""
 
-from amaranth import Module, Signal, unsigned
+from amaranth import Module, ResetInserter, Signal, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -24,7 +24,8 @@ class DmaReader(wiring.Component):
     The first address is on the bus 2 cycles after the command; data are on ``o`` 2 cycles after
     they came. One burst is issued per cycle, one more cycle goes to each command. Throughput is
     1 beat per cycle as long as ``max_outstanding`` bursts and ``fifo_depth - burst_beats`` beats
-    cover the memory's latency. Reset drops everything, also what the memory still owes.
+    cover the memory's latency. ``clear`` drops commands and data; while it is high the memory goes
+    on answering what it was asked for, until ``idle``. Reset drops everything and forgets that.
 
     Parameters
     ----------
@@ -42,6 +43,8 @@ class DmaReader(wiring.Component):
     cmd : ``In(dma_command(addr_width))``  the address is cut to a whole beat
     o : ``Out(stream.Signature(unsigned(data_width)))``  the lowest address in the LSBs
     axi : ``Out(Axi4ReadSignature(data_width, addr_width))``
+    clear : ``In(1)``  stays high until ``idle``
+    idle : ``Out(1)``  no burst is offered, nor owed by the memory
     error : ``Out(1)``  high for one cycle after each beat with ``rresp`` other than OKAY
     """
 
@@ -64,16 +67,18 @@ class DmaReader(wiring.Component):
                 "cmd": In(dma_command(addr_width)),
                 "o": Out(stream.Signature(unsigned(data_width))),
                 "axi": Out(Axi4ReadSignature(data_width, addr_width)),
+                "clear": In(1),
+                "idle": Out(1),
                 "error": Out(1),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.splitter = splitter = BurstSplitter(
-            self.data_width, self.addr_width, self.burst_beats
-        )
-        m.submodules.fifo = fifo = SyncFIFOBuffered(width=self.data_width, depth=self.fifo_depth)
+        splitter = BurstSplitter(self.data_width, self.addr_width, self.burst_beats)
+        fifo = SyncFIFOBuffered(width=self.data_width, depth=self.fifo_depth)
+        cleared = ResetInserter(self.clear)
+        m.submodules.splitter, m.submodules.fifo = cleared(splitter), cleared(fifo)
         axi, beat_bits = self.axi, exact_log2(self.data_width // 8)
 
         wiring.connect(m, wiring.flipped(self.cmd), splitter.cmd)
@@ -94,7 +99,8 @@ class DmaReader(wiring.Component):
         issue = Signal()
         m.d.comb += [
             issue.eq(
-                splitter.valid
+                ~self.clear
+                & splitter.valid
                 & (~axi.arvalid | axi.arready)
                 & (free >= self.burst_beats)
                 & (outstanding != self.max_outstanding)
@@ -112,6 +118,9 @@ class DmaReader(wiring.Component):
             m.d.sync += free.eq(free + (fifo.r_rdy & fifo.r_en))
             with m.If(axi.arready):
                 m.d.sync += axi.arvalid.eq(0)
+        with m.If(self.clear):
+            m.d.sync += free.eq(self.fifo_depth)
+        m.d.comb += self.idle.eq(outstanding == 0)
         m.d.sync += [
             outstanding.eq(outstanding + issue - (axi.rvalid & axi.rlast)),
             self.error.eq(axi.rvalid & (axi.rresp != RESP_OKAY)),

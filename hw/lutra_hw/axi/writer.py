@@ -1,6 +1,6 @@
 """DMA engine that writes: commands and a stream of beats in."""
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -24,7 +24,8 @@ class DmaWriter(wiring.Component):
     The address of a burst is on the bus 2 cycles after its last beat came, its first beat with
     it. Throughput is 1 beat per cycle where bursts are longer than one beat or commands longer
     than one burst; ``cmd`` and ``data`` wait while the FIFO is full or ``max_outstanding`` bursts
-    have no answer. Reset drops everything.
+    have no answer. ``clear`` drops commands, and data that no burst has claimed; bursts whose
+    address was issued are written and answered until ``settled``. Reset drops everything.
 
     Parameters
     ----------
@@ -42,6 +43,8 @@ class DmaWriter(wiring.Component):
     cmd : ``In(dma_command(addr_width))``  the address is cut to a whole beat
     data : ``In(dma_write_data(data_width))``  the lowest address in the LSBs, a strobe per byte
     axi : ``Out(Axi4WriteSignature(data_width, addr_width))``
+    clear : ``In(1)``  stays high until ``settled``
+    settled : ``Out(1)``  no burst is under way
     idle : ``Out(1)``  everything accepted has been written and answered
     error : ``Out(1)``  high for one cycle after each ``bresp`` other than OKAY
     """
@@ -63,6 +66,8 @@ class DmaWriter(wiring.Component):
                 "cmd": In(dma_command(addr_width)),
                 "data": In(dma_write_data(data_width)),
                 "axi": Out(Axi4WriteSignature(data_width, addr_width)),
+                "clear": In(1),
+                "settled": Out(1),
                 "idle": Out(1),
                 "error": Out(1),
             }
@@ -71,12 +76,11 @@ class DmaWriter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         axi, beat_bits = self.axi, exact_log2(self.data_width // 8)
-        m.submodules.splitter = splitter = BurstSplitter(
-            self.data_width, self.addr_width, self.burst_beats
-        )
-        m.submodules.fifo = fifo = SyncFIFOBuffered(
-            width=len(self.data.p.as_value()), depth=self.fifo_depth
-        )
+        splitter = BurstSplitter(self.data_width, self.addr_width, self.burst_beats)
+        m.submodules.splitter = ResetInserter(self.clear)(splitter)
+        fifo = SyncFIFOBuffered(width=len(self.data.p.as_value()), depth=self.fifo_depth)
+        # beats of issued bursts are still to be written
+        m.submodules.fifo = ResetInserter(self.clear & self.settled)(fifo)
         m.submodules.lengths = lengths = SyncFIFO(
             width=len(splitter.length), depth=self.max_outstanding
         )
@@ -84,7 +88,7 @@ class DmaWriter(wiring.Component):
         wiring.connect(m, wiring.flipped(self.cmd), splitter.cmd)
         m.d.comb += [
             fifo.w_data.eq(self.data.p),
-            fifo.w_en.eq(self.data.valid),
+            fifo.w_en.eq(self.data.valid & ~self.clear),
             self.data.ready.eq(fifo.w_rdy),
             axi.awid.eq(0),
             axi.awsize.eq(beat_bits),
@@ -99,7 +103,8 @@ class DmaWriter(wiring.Component):
         m.d.comb += [
             push.eq(fifo.w_en & fifo.w_rdy),
             issue.eq(
-                splitter.valid
+                ~self.clear
+                & splitter.valid
                 & (~axi.awvalid | axi.awready)
                 & (unclaimed >= splitter.length)
                 & (outstanding != self.max_outstanding)
@@ -120,6 +125,9 @@ class DmaWriter(wiring.Component):
             with m.If(axi.awready):
                 m.d.sync += axi.awvalid.eq(0)
 
+        with m.If(self.clear):
+            m.d.sync += unclaimed.eq(0)
+
         beat = Signal(range(self.burst_beats + 1), init=1)
         transfer = Signal()
         m.d.comb += [
@@ -133,7 +141,10 @@ class DmaWriter(wiring.Component):
         with m.If(transfer):
             m.d.sync += beat.eq(Mux(axi.wlast, 1, beat + 1))
 
-        m.d.comb += self.idle.eq(~splitter.valid & (outstanding == 0) & (fifo.level == 0))
+        m.d.comb += [
+            self.settled.eq(outstanding == 0),
+            self.idle.eq(~splitter.valid & self.settled & (fifo.level == 0)),
+        ]
         m.d.sync += [
             outstanding.eq(outstanding + issue - axi.bvalid),
             self.error.eq(axi.bvalid & (axi.bresp != RESP_OKAY)),

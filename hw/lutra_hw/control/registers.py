@@ -8,6 +8,7 @@ from amaranth.utils import ceil_log2
 
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import (
+    CONTROL_ABORT,
     CONTROL_START,
     COUNTERS,
     IDENT,
@@ -47,8 +48,10 @@ class RegisterFile(wiring.Component):
 
     Writes honour byte strobes. What is not in the map, or is an array's element beyond
     ``pass_tokens``, reads as zero; that, and writing what is read-only, answers SLVERR. START is
-    ignored while busy; otherwise ``start`` is high in the next cycle, counters and status
-    are cleared, and busy lasts until ``done``. Counters stand still while not busy.
+    ignored while busy; otherwise ``start`` is high in the next cycle without ``clear``, counters
+    and status are cleared, and busy lasts until ``done``. An error or ABORT raises ``clear``, which
+    ends whatever runs; it falls, and the run is over, when the memory owes nothing (``idle``). So
+    it does after reset. Counters stand still while not busy.
 
     Parameters
     ----------
@@ -59,6 +62,8 @@ class RegisterFile(wiring.Component):
     s_axi : ``In(Axi4LiteSignature(12))``
     irq : ``Out(1)``  level: IRQ_STATUS and IRQ_ENABLE
     start : ``Out(1)``  one cycle
+    clear : ``Out(1)``  reset of the units
+    idle : ``In(1)``  no memory port has anything under way
     context : ``Out(RunContextSignature())``
     tokens : ``In(TokenReadPort(config))``
     done : ``In(1)``  pulse: the run has ended
@@ -76,6 +81,8 @@ class RegisterFile(wiring.Component):
                 "s_axi": In(Axi4LiteSignature(_ADDR_WIDTH)),
                 "irq": Out(1),
                 "start": Out(1),
+                "clear": Out(1),
+                "idle": In(1),
                 "context": Out(RunContextSignature()),
                 "tokens": In(TokenReadPort(config)),
                 "done": In(1),
@@ -104,19 +111,20 @@ class RegisterFile(wiring.Component):
 
         stored = {name: Signal(REGISTERS[name].width, name=name.lower()) for name in _STORED}
         irq_status, busy, done, error, saturated = (Signal() for _ in range(5))
+        wanted, abort = Signal(), Signal()
         counters = {name: Signal(64, name=f"counter_{name}") for name in COUNTERS}
         for name in CONTEXT_WIDTHS:
             m.d.comb += getattr(self.context, name).eq(stored[name.upper()])
         m.d.comb += self.irq.eq(irq_status & stored["IRQ_ENABLE"])
 
-        self._writes(m, bus, stored, token_write, irq_status, busy)
+        self._writes(m, bus, stored, token_write, irq_status, busy, wanted, abort)
         words = {
             "IDENT": [IDENT],
             "VERSION": [VERSION],
             "FINGERPRINT": _words(self.config.fingerprint),
             "CONTROL": [0],
             "STATUS": [
-                Mux(busy, STATUS_BUSY, 0)
+                Mux(busy | wanted, STATUS_BUSY, 0)
                 | Mux(done, STATUS_DONE, 0)
                 | Mux(error, STATUS_ERROR, 0)
                 | Mux(saturated, STATUS_SATURATED, 0)
@@ -136,23 +144,34 @@ class RegisterFile(wiring.Component):
         }
         self._reads(m, bus, words, arrays, token_read)
 
+        clear = Signal(init=1)
+        stop, ended = Signal(), Signal()
+        m.d.comb += [
+            self.clear.eq(clear),
+            stop.eq(busy & ~clear & (self.error | abort)),
+            ended.eq(Mux(clear, self.idle, self.done & ~stop)),
+        ]
+        m.d.sync += clear.eq(stop | (clear & ~self.idle))
         with m.If(self.start):
             m.d.sync += [busy.eq(1), done.eq(0), error.eq(0), saturated.eq(0)]
             m.d.sync += [counter.eq(0) for counter in counters.values()]
         with m.Elif(busy):
-            m.d.sync += [error.eq(error | self.error), saturated.eq(saturated | self.saturated)]
+            m.d.sync += [error.eq(error | stop), saturated.eq(saturated | self.saturated)]
             m.d.sync += counters["cycles"].eq(counters["cycles"] + 1)
             for name in EVENTS.members:
                 with m.If(self.events[name] != 0):
                     m.d.sync += counters[name].eq(counters[name] + self.events[name])
-            with m.If(self.done):
+            with m.If(ended):
                 m.d.sync += [busy.eq(0), done.eq(1), irq_status.eq(1)]
         return m
 
-    def _writes(self, m, bus, stored, token_write, irq_status, busy):
+    def _writes(self, m, bus, stored, token_write, irq_status, busy, wanted, abort):
         """Write port of the registers; ``write_error`` stays high where nothing can be written."""
         m.d.comb += bus.write_error.eq(1)
-        m.d.sync += self.start.eq(0)
+        m.d.comb += self.start.eq(wanted & ~self.clear)
+        m.d.sync += abort.eq(0)
+        with m.If(self.start):
+            m.d.sync += wanted.eq(0)
 
         def at(name, word=0):
             return bus.write_addr == REGISTERS[name].address // 4 + word
@@ -169,8 +188,11 @@ class RegisterFile(wiring.Component):
                                 m.d.sync += part.eq(bus.write_data[8 * lane :])
         with m.If(at("CONTROL")):
             m.d.comb += bus.write_error.eq(0)
-            with m.If(bus.write_en & bus.write_strb[0] & ~busy):
-                m.d.sync += self.start.eq((bus.write_data & CONTROL_START) != 0)
+            with m.If(bus.write_en & bus.write_strb[0]):
+                with m.If((bus.write_data & CONTROL_ABORT) != 0):
+                    m.d.sync += [abort.eq(1), wanted.eq(0)]
+                with m.Elif(~busy & ((bus.write_data & CONTROL_START) != 0)):
+                    m.d.sync += wanted.eq(1)
         with m.If(at("IRQ_STATUS")):
             m.d.comb += bus.write_error.eq(0)
             with m.If(bus.write_en & bus.write_strb[0] & bus.write_data[0]):

@@ -1,6 +1,14 @@
 """The accelerator: registers, sequencer, units, and the DMA engines behind its memory ports."""
 
-from amaranth import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, Signal
+from amaranth import (
+    Cat,
+    ClockDomain,
+    ClockSignal,
+    DomainRenamer,
+    Module,
+    ResetInserter,
+    Signal,
+)
 from amaranth.back import verilog
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -46,7 +54,12 @@ class Accelerator(wiring.Component):
 
     Registers on ``s_axi``, memory on the ports of the configuration. What several purposes read
     through one port is told apart by ``arid``, in the order of :class:`Purpose`; the widths of
-    ports and of what the units move are independent. One clock, synchronous reset.
+    ports and of what the units move are independent. One clock, synchronous resets: of the
+    accelerator alone at any time, as it waits for what the memory owes; of both (``bus_rst``, with
+    whatever is behind the memory ports), when nothing is owed any more.
+
+    A bus error or an unknown opcode ends a run at once: what was read then is never used, what a
+    write has begun is written, and the units are as after a reset.
 
     Model: :class:`lutra_golden.control.interpreter.Interpreter`.
 
@@ -59,6 +72,7 @@ class Accelerator(wiring.Component):
     s_axi : ``In(Axi4LiteSignature(12))``
     m_axi_0, m_axi_1, ... : ``Out``  read, write or all channels, as the port is for
     irq : ``Out(1)``
+    bus_rst : ``In(1)``
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -71,6 +85,7 @@ class Accelerator(wiring.Component):
                     for number, port in enumerate(config.ports)
                 },
                 "irq": Out(1),
+                "bus_rst": In(1),
             }
         )
 
@@ -79,22 +94,26 @@ class Accelerator(wiring.Component):
 
         # a reset of its own, from a register: none of the next-state logic hangs on an input pin,
         # which costs timing on an FPGA and half of the speed in a cycle-based simulator
-        reset = Signal(init=1)
-        m.domains.core = core = ClockDomain()
-        m.d.sync += reset.eq(0)
-        m.d.comb += [core.clk.eq(ClockSignal()), core.rst.eq(reset)]
-        m.submodules.core = DomainRenamer("core")(self._core())
+        reset, bus_reset = Signal(init=1), Signal(init=1, reset_less=True)
+        m.domains.core = core = ClockDomain(reset_less=True)
+        m.d.sync += [reset.eq(self.bus_rst), bus_reset.eq(self.bus_rst)]
+        m.d.comb += core.clk.eq(ClockSignal())
+        m.submodules.core = DomainRenamer("core")(self._core(reset, bus_reset))
         return m
 
-    def _core(self):
+    def _core(self, reset, bus_reset):
         m = Module()
         config = self.config
-        m.submodules.registers = registers = RegisterFile(config)
-        m.submodules.sequencer = sequencer = Sequencer(config)
-        m.submodules.load = load = LoadUnit(config)
-        m.submodules.matmul = matmul = MatmulEngine(config.matmul)
-        m.submodules.vector = vector = VectorUnit(config)
-        m.submodules.attention = attention = AttentionUnit(config)
+        registers, sequencer, load = RegisterFile(config), Sequencer(config), LoadUnit(config)
+        matmul, vector = MatmulEngine(config.matmul), VectorUnit(config)
+        attention = AttentionUnit(config)
+        cleared = ResetInserter(registers.clear)
+        m.submodules.registers = ResetInserter(reset)(registers)
+        m.submodules.sequencer = cleared(sequencer)
+        m.submodules.load = cleared(load)
+        m.submodules.matmul = cleared(matmul)
+        m.submodules.vector = cleared(vector)
+        m.submodules.attention = cleared(attention)
         units = {
             Unit.LOAD: load,
             Unit.MATMUL: matmul,
@@ -108,7 +127,9 @@ class Accelerator(wiring.Component):
             Purpose.ATTENTION: (attention.rd_cmd, attention.rd_data, config.word_bytes),
             Purpose.WEIGHTS: (sequencer.weight_cmd, matmul.weights, config.weight_word_bytes),
         }
-        errors = self._memory(m, users, vector, registers.events)
+        self._clear, self._bus_reset = registers.clear, bus_reset
+        errors, idle = self._memory(m, users, vector, registers.events)
+        m.d.comb += registers.idle.eq(Cat(*idle).all())
         self._commands(m, registers.context, sequencer, units)
         wiring.connect(m, load.param_w, vector.param_w)
         wiring.connect(m, load.rope_w, vector.rope_w)
@@ -141,7 +162,7 @@ class Accelerator(wiring.Component):
 
         ``users`` are, for everything that is read, the commands, the words and their bytes.
         """
-        errors, reads = [], {}
+        errors, idle, reads = [], [], {}
         for number, port in enumerate(self.config.ports):
             axi = getattr(self, port_name(number))
             readers = [self._reader(m, port, purpose, *users[purpose]) for purpose in port.reads]
@@ -150,7 +171,7 @@ class Accelerator(wiring.Component):
                 drive(m, axi, readers[0].axi)
             elif readers:
                 arbiter = ReadArbiter(len(readers), port.width)
-                m.submodules[f"arbiter_{number}"] = arbiter
+                m.submodules[f"arbiter_{number}"] = ResetInserter(self._bus_reset)(arbiter)
                 for master, reader in zip(arbiter.i, readers, strict=True):
                     wiring.connect(m, reader.axi, master)
                 drive(m, axi, arbiter.o)
@@ -159,10 +180,13 @@ class Accelerator(wiring.Component):
                 drive(m, axi, writer.axi)
                 m.d.comb += events.data_write_beats.eq(axi.wvalid & axi.wready)
                 errors.append(writer.error)
+                idle.append(writer.settled)
         beats = {purpose: each.axi.rvalid & each.axi.rready for purpose, each in reads.items()}
         m.d.comb += events.weight_read_beats.eq(beats.pop(Purpose.WEIGHTS))
         m.d.comb += events.data_read_beats.eq(sum(beats.values()))
-        return [*errors, *(reader.error for reader in reads.values())]
+        readers = reads.values()
+        idle += [reader.idle for reader in readers]
+        return [*errors, *(reader.error for reader in readers)], idle
 
     def _reader(self, m, port, purpose, cmd, words, word_bytes):
         """Reads words of ``word_bytes`` through a port, as the commands say."""
@@ -175,11 +199,12 @@ class Accelerator(wiring.Component):
             max_outstanding=outstanding,
             fifo_depth=max((outstanding + 1) * port.burst_beats, 4),
         )
-        m.submodules[f"{purpose}_reader"] = reader
+        m.submodules[f"{purpose}_reader"] = ResetInserter(self._bus_reset)(reader)
+        m.d.comb += reader.clear.eq(self._clear)
         source = reader
         if word_bytes != port.n_bytes:
             source = ReadWidth(WidthParams(word_bytes=word_bytes, beat_bytes=port.n_bytes))
-            m.submodules[f"{purpose}_width"] = source
+            m.submodules[f"{purpose}_width"] = ResetInserter(self._clear)(source)
             wiring.connect(m, source.o_cmd, reader.cmd)
             wiring.connect(m, reader.o, source.i)
         wiring.connect(m, cmd, source.cmd)
@@ -193,18 +218,21 @@ class Accelerator(wiring.Component):
 
     def _writer(self, m, port, vector):
         """Writes the words of the vector unit through a port."""
-        m.submodules.writer = writer = DmaWriter(
+        writer = DmaWriter(
             port.width,
             burst_beats=port.burst_beats,
             max_outstanding=port.max_outstanding,
             fifo_depth=2 * port.burst_beats + 2,
         )
+        m.submodules.writer = ResetInserter(self._bus_reset)(writer)
+        m.d.comb += writer.clear.eq(self._clear)
         if self.config.word_bytes == port.n_bytes:
             wiring.connect(m, vector.wr_cmd, writer.cmd)
             wiring.connect(m, vector.wr_data, writer.data)
         else:
             params = WidthParams(word_bytes=self.config.word_bytes, beat_bytes=port.n_bytes)
-            m.submodules.write_width = width = WriteWidth(params)
+            width = WriteWidth(params)
+            m.submodules.write_width = ResetInserter(self._clear)(width)
             wiring.connect(m, vector.wr_cmd, width.cmd)
             wiring.connect(m, vector.wr_data, width.i)
             wiring.connect(m, width.o_cmd, writer.cmd)

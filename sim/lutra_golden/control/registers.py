@@ -7,6 +7,7 @@ from enum import IntEnum
 from lutra_golden.core.ports import ADDRESS_WIDTH
 
 __all__ = [
+    "CONTROL_ABORT",
     "CONTROL_START",
     "COUNTERS",
     "IDENT",
@@ -22,7 +23,7 @@ __all__ = [
 
 IDENT = 0x4152544C  # "LTRA"
 
-CONTROL_START = 1
+CONTROL_START, CONTROL_ABORT = 1, 2
 STATUS_BUSY, STATUS_DONE, STATUS_ERROR, STATUS_SATURATED = 1, 2, 4, 8
 
 
@@ -72,9 +73,11 @@ REGISTERS: dict[str, Register] = {
     "IDENT": Register(0x000, "ro", "0x4152544C, 'LTRA'"),
     "VERSION": Register(0x004, "ro", "version of this register map and of the instruction set"),
     "FINGERPRINT": Register(0x008, "ro", "fingerprint of the configuration, low word first", 2, 64),
-    "CONTROL": Register(0x010, "wo", "bit 0: start; ignored while busy", width=1),
+    "CONTROL": Register(
+        0x010, "wo", "bit 0: start; ignored while busy. Bit 1: abort the run", width=2
+    ),
     "STATUS": Register(
-        0x014, "ro", "bit 0 busy, 1 done, 2 bus or opcode error, 3 saturated", width=4
+        0x014, "ro", "bit 0 busy, 1 done, 2 bus or opcode error, or aborted, 3 saturated", width=4
     ),
     "IRQ_ENABLE": Register(0x018, "rw", "bit 0: raise the interrupt when done", width=1),
     "IRQ_STATUS": Register(0x01C, "w1c", "bit 0: done since last cleared", width=1),
@@ -98,4 +101,4 @@ REGISTERS: dict[str, Register] = {
     "COUNTER": Register(0x400, "ro", "performance counters", 2 * len(COUNTERS)),
 }
 
-VERSION = 2
+VERSION = 3

@@ -177,11 +177,13 @@ public:
         for (auto& write : writes_) write.reset();
         registers_.reset();
         top_->rst = 1;
+        set_bus_reset(*top_, 1);  // the ports forget, too
         for (int i = 0; i < kResetCycles; ++i) {
             drive_pins();
             clock();
         }
         top_->rst = 0;
+        set_bus_reset(*top_, 0);
         progress();
     }
 
@@ -262,6 +264,11 @@ private:
         context.traceEverOn(true);
 #endif
         return &context;
+    }
+
+    template <class Top>
+    static void set_bus_reset([[maybe_unused]] Top& top, [[maybe_unused]] uint8_t value) {
+        if constexpr (requires { top.bus_rst; }) top.bus_rst = value;
     }
 
     Rate rate(uint32_t port) const {

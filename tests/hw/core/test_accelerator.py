@@ -78,7 +78,7 @@ def test_verilog_has_the_ports() -> None:
     assert header is not None
     assert set(re.split(r"[,\s]+", header[1])) == declared
     groups = {name.split("__")[0] for name in declared}
-    assert groups == {"clk", "rst", "irq", "s_axi", "m_axi_0", "m_axi_1"}
+    assert groups == {"clk", "rst", "bus_rst", "irq", "s_axi", "m_axi_0", "m_axi_1"}
     assert {"m_axi_1__arid", "m_axi_1__bresp", "s_axi__wstrb", "m_axi_0__rlast"} <= declared
     assert not any(name.startswith("m_axi_0__w") for name in declared)
     assert "src =" not in whole

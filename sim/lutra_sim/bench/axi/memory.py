@@ -1,4 +1,7 @@
-"""AXI4 slaves in front of a byte memory: latency, random stalls, checks of the protocol."""
+"""AXI4 slaves in front of a byte memory: latency, random stalls, checks of the protocol.
+
+A reset of the master does not reset them: they go on answering what they were asked for.
+"""
 
 from collections import deque
 from dataclasses import dataclass
@@ -72,7 +75,7 @@ class AxiReadMemory:
     bursts : every burst asked for, in order
     most_pending : largest number of bursts that waited for an answer
     n_refused : cycles in which a beat waited for ``rready``
-    errors : addresses of beats that are answered with SLVERR
+    errors : addresses of beats that are answered with SLVERR, and with random data
     cycle : number of the current clock cycle, counted from the slave's start
     first, last : cycle of the first and of the last beat that was transferred
     """
@@ -95,7 +98,7 @@ class AxiReadMemory:
         self.errors: set[int] = set()
         self.most_pending = self.n_refused = self.cycle = self.n_beats = 0
         self.first = self.last = 0
-        self._clk, self._rst = dut.clk, dut.rst
+        self._clk = dut.clk
         self._r = {name: port(f"r{name}") for name in ("id", "data", "resp", "last", "valid")}
         self._rready = port("rready")
         self._n_bytes = len(self._r["data"]) // 8
@@ -121,10 +124,10 @@ class AxiReadMemory:
                     self._offer(offered)
             self._r["valid"].value = int(offered is not None)
             await ReadOnly()
-            if self._rst.value == 1:
-                continue
             burst = self._ar.sample(self.cycle, self._latency)
             if burst is not None:
+                end = burst.address + burst.beats * self._n_bytes
+                assert end <= len(self.data), f"{burst} is outside the memory"
                 self.bursts.append(burst)
                 # a slave that serves in order uses one key for everything
                 key = burst.id if self._reorder else 0
@@ -145,8 +148,11 @@ class AxiReadMemory:
     def _offer(self, burst: Burst) -> None:
         content = self.data[burst.address : burst.address + self._n_bytes]
         self._r["id"].value = burst.id
+        wrong = burst.address in self.errors
+        if wrong:
+            content = self._rng.randbytes(self._n_bytes)
         self._r["data"].value = int.from_bytes(content, "little")
-        self._r["resp"].value = RESP_SLVERR if burst.address in self.errors else RESP_OKAY
+        self._r["resp"].value = RESP_SLVERR if wrong else RESP_OKAY
         self._r["last"].value = int(burst.beats == 1)
 
     def _transferred(self, burst: Burst, pending: dict[int, deque[Burst]]) -> None:
@@ -193,7 +199,7 @@ class AxiWriteMemory:
         self.errors: set[int] = set()
         self.answered = self.most_pending = self.n_waits = self.cycle = 0
         self.beat_cycles: list[int] = []
-        self._clk, self._rst = dut.clk, dut.rst
+        self._clk = dut.clk
         self._w = {name: port(f"w{name}") for name in ("data", "strb", "last", "valid")}
         self._wready = port("wready")
         self._b = {name: port(f"b{name}") for name in ("id", "resp", "valid")}
@@ -225,10 +231,10 @@ class AxiWriteMemory:
                 self._b["resp"].value = RESP_SLVERR if wrong else RESP_OKAY
             self._b["valid"].value = int(answering)
             await ReadOnly()
-            if self._rst.value == 1:
-                continue
             burst = self._aw.sample(self.cycle, self._latency)
             if burst is not None:
+                end = burst.address + burst.beats * self._n_bytes
+                assert end <= len(self.data), f"{burst} is outside the memory"
                 self.bursts.append(burst)
                 addressed.append(burst)
             valid = self._w["valid"].value == 1

@@ -166,7 +166,41 @@ async def errors(dut: Any) -> None:
         await RisingEdge(dut.clk)
         count += int(dut.error.value == 1)
     assert count == len(memory.errors)
-    assert results.payloads == _expected(data, [(0, 10)])
+    assert len(results.payloads) == 10
+    for index, pair in enumerate(zip(results.payloads, _expected(data, [(0, 10)]), strict=True)):
+        assert (pair[0] == pair[1]) != (N_BYTES * index in memory.errors)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def clears(dut: Any) -> None:
+    """After a clear in mid-transfer only what is asked for then comes out."""
+    rng = Random(cocotb.RANDOM_SEED)
+    data = _content(rng)
+    memory = AxiReadMemory(dut, "axi", data, latency=20, p_stall=0.3, rng=Random(1))
+    source = StreamSource(dut, "cmd")
+    dut.clear.value = 0
+    StreamSink(dut, "o")
+    results = StreamMonitor(dut, "o")
+    await reset(dut)
+    for number in range(40):
+        source.send_all(_pack([(4096, 64)]))
+        await ClockCycles(dut.clk, rng.randrange(1, 120))
+        dut.clear.value = 1
+        for _ in range(600):
+            await RisingEdge(dut.clk)
+            if dut.idle.value == 1:
+                break
+        owed = sum(burst.beats for burst in memory.bursts) - memory.n_beats
+        assert owed == 0 and dut.axi__arvalid.value == 0
+        # a command that nobody took before goes now
+        await ClockCycles(dut.clk, 2)
+        dut.clear.value = 0
+        await ClockCycles(dut.clk, 400)
+        results.payloads.clear()
+        command = (128 * N_BYTES * (number + 1), 7)
+        source.send_all(_pack([command]))
+        await results.wait_for(7)
+        assert results.payloads == _expected(data, [command])
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

@@ -10,6 +10,7 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.registers import (
+    CONTROL_ABORT,
     CONTROL_START,
     COUNTERS,
     IDENT,
@@ -53,6 +54,7 @@ class _Host:
         for name in INPUTS:
             getattr(dut, name).value = 0
         dut.tokens__addr.value = 0
+        dut.idle.value = 1
 
     async def write(self, name: str, value: int, word: int = 0) -> AxiResp:
         address = REGISTERS[name].address + 4 * word
@@ -207,8 +209,9 @@ async def runs(dut: Any) -> None:
             starts[0] += int(dut.start.value)
 
     cocotb.start_soon(count())
+    # neither a start, nor an abort where nothing runs
     await host.write("CONTROL", 0xFFFFFFFE)
-    assert await host.read("STATUS") == 0
+    assert await host.read("STATUS") == 0 and dut.clear.value == 0
     for number in range(1, 4):
         await host.write("IRQ_ENABLE", number % 2)
         await host.write("CONTROL", CONTROL_START)
@@ -217,14 +220,22 @@ async def runs(dut: Any) -> None:
         await host.write("CONTROL", CONTROL_START)
         assert starts == [number]
         if number == 2:
-            await _pulse(dut, "error")
             await _pulse(dut, "saturated")
-            expected = STATUS_BUSY | STATUS_ERROR | STATUS_SATURATED
+            expected = STATUS_BUSY | STATUS_SATURATED
             assert await host.read("STATUS") == expected
         assert dut.irq.value == 0 and await host.read("IRQ_STATUS") == 0
-        await _pulse(dut, "done")
+        if number == 2:
+            # the run has ended when memory owes nothing; until then the units are held
+            dut.idle.value = 0
+            await _pulse(dut, "error")
+            await _pulse(dut, "done")
+            assert dut.clear.value == 1
+            assert await host.read("STATUS") == expected | STATUS_ERROR
+            dut.idle.value = 1
+        else:
+            await _pulse(dut, "done")
         await ClockCycles(dut.clk, 2)
-        assert dut.irq.value == number % 2
+        assert dut.irq.value == number % 2 and dut.clear.value == 0
         bad = STATUS_ERROR | STATUS_SATURATED if number == 2 else 0
         assert await host.read("STATUS") == STATUS_DONE | bad
         assert await host.read("IRQ_STATUS") == 1
@@ -235,6 +246,19 @@ async def runs(dut: Any) -> None:
     # nothing counts as an error that comes after the end
     await _pulse(dut, "error", "saturated")
     assert await host.read("STATUS") == STATUS_DONE
+
+    # an abort ends a run, and the next one starts when memory owes nothing
+    await host.write("CONTROL", CONTROL_START)
+    await host.write("CONTROL", CONTROL_ABORT)
+    assert await host.read("STATUS") == STATUS_DONE | STATUS_ERROR
+    dut.idle.value = 0
+    await reset(dut)
+    before = starts[0]
+    await host.write("CONTROL", CONTROL_START)
+    assert starts[0] == before and dut.clear.value == 1
+    dut.idle.value = 1
+    await ClockCycles(dut.clk, 3)
+    assert starts[0] == before + 1 and await host.read("STATUS") == STATUS_BUSY
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

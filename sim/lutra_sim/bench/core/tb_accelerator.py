@@ -10,10 +10,12 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster
 
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.registers import (
+    CONTROL_ABORT,
     CONTROL_START,
     COUNTERS,
     REGISTERS,
     STATUS_DONE,
+    STATUS_ERROR,
     STATUS_SATURATED,
     UnitState,
 )
@@ -24,7 +26,7 @@ from lutra_sim.bench.core.story import Story, StorySizes
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import reset
 
-__all__ = ["AcceleratorBenchParams", "reports_bus_errors", "tells_the_golden_story"]
+__all__ = ["AcceleratorBenchParams", "recovers", "tells_the_golden_story"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +62,14 @@ class _Bench:
     async def read(self, name: str, word: int = 0) -> int:
         return await self._host.read_dword(REGISTERS[name].address + 4 * word)
 
-    async def set_up(self) -> None:
-        await reset(self.dut)
+    async def set_up(self, n_cycles: int = 2, *, clock: bool = True) -> None:
+        if clock:
+            await reset(self.dut)
+        else:
+            self.dut.rst.value = 1
+            await ClockCycles(self.dut.clk, n_cycles)
+            self.dut.rst.value = 0
+            await ClockCycles(self.dut.clk, 2)
         for name, value in self.story.registers.items():
             for word in range(REGISTERS[name].count):
                 await self.write(name, value >> 32 * word & 0xFFFFFFFF, word)
@@ -140,17 +148,45 @@ async def tells_the_golden_story(dut: Any, p_stall: float, latency: int) -> None
     assert sum(slave.n_waits for slave in bench.writes) == 0
 
 
-@cocotb.test(timeout_time=20, timeout_unit="ms")
-async def reports_bus_errors(dut: Any) -> None:
-    """An error on any channel is in STATUS at the end, and gone after the next run."""
-    params = bench_params(AcceleratorBenchParams)
-    bench = _Bench(dut, params, 0.0, 2)
+@cocotb.test(timeout_time=50, timeout_unit="ms")
+@cocotb.parametrize((("p_stall", "latency"), [(0.0, 2), (0.3, 40)]))
+async def recovers(dut: Any, p_stall: float, latency: int) -> None:
+    """After bus errors, aborts and resets at random times the next run is right.
+
+    The memory is not reset, answers what it owes, and answers errors with random data.
+    """
+    params, rng = bench_params(AcceleratorBenchParams), Random(cocotb.RANDOM_SEED)
+    bench = _Bench(dut, params, p_stall, latency)
+    story = bench.story
     await bench.set_up()
-    for slave in (*bench.reads, *bench.writes):
+    story.run([1], 0, 0)
+
+    async def check() -> None:
         await bench.run([1], 0, 0)
         assert await bench.read("STATUS") & ~STATUS_SATURATED == STATUS_DONE
-        slave.errors = {slave.bursts[-1].address}
-        await bench.run([1], 0, 0)
-        status = await bench.read("STATUS")
-        assert status & ~STATUS_SATURATED == STATUS_DONE | 4
-        slave.errors = set()
+        difference = _difference(bench.config, story, bench.memory)
+        assert not difference, difference
+        assert await bench.read("ARGMAX") == story.golden.argmax[0]
+
+    await check()
+    cycles = (await bench.counters())["cycles"]
+    failed = STATUS_DONE | STATUS_ERROR
+    for slave in (*bench.reads, *bench.writes):
+        asked = sorted({burst.address for burst in slave.bursts})
+        for address in (*asked[:2], *rng.sample(asked, 3)):
+            slave.errors = {address}
+            await bench.run([1], 0, 0)
+            assert await bench.read("STATUS") & ~STATUS_SATURATED == failed, hex(address)
+            slave.errors = set()
+        await check()
+    for number in range(8):
+        await bench.write("CONTROL", CONTROL_START)
+        await ClockCycles(dut.clk, rng.randrange(cycles // 2))
+        if number % 2:
+            await bench.write("CONTROL", CONTROL_ABORT)
+            await ClockCycles(dut.clk, 40 * latency + 400)
+            assert await bench.read("STATUS") & ~STATUS_SATURATED == failed
+            await bench.write("IRQ_STATUS", 1)
+        else:
+            await bench.set_up(n_cycles=rng.choice((1, 4, 16)), clock=False)
+        await check()

@@ -100,7 +100,7 @@ class StandIn(wiring.Component):
                 m.d.comb += inner.eq(outer)
             else:
                 m.d.comb += outer.eq(inner)
-        m.d.comb += self.irq.eq(file.irq)
+        m.d.comb += [self.irq.eq(file.irq), file.idle.eq(1)]
 
         state = Signal(UnitState)
         m.d.comb += [

@@ -28,7 +28,7 @@ class ReaderOrder(Property):
         bytes_per_beat = dut.data_width // 8
         beat_bits = exact_log2(bytes_per_beat)
         # nothing depends on data: two bits of them show what all bits would
-        self.assume(m, cmd.p.beats <= _MAX_BEATS, axi.rdata[2:] == 0)
+        self.assume(m, ~dut.clear, cmd.p.beats <= _MAX_BEATS, axi.rdata[2:] == 0)
         asks, answers = axi.arvalid & axi.arready, axi.rvalid & axi.rready
         leaves = dut.o.valid & dut.o.ready
         beats = Signal(range(dut.burst_beats + 1))

@@ -28,7 +28,7 @@ class WriterOrder(Property):
         beat_bits = exact_log2(bytes_per_beat)
         # nothing depends on data: a bit of them and a strobe show what all bits would
         narrow = (data.p.data[1:] == 0) & (data.p.strb[1:] == 0)
-        self.assume(m, cmd.p.beats <= _MAX_BEATS, narrow)
+        self.assume(m, ~dut.clear, cmd.p.beats <= _MAX_BEATS, narrow)
         writes = axi.wvalid & axi.wready
         beats = Signal(range(dut.burst_beats + 1))
         # a burst counts from the cycle on in which its address appears

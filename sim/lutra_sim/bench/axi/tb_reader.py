@@ -197,7 +197,7 @@ async def clears(dut: Any) -> None:
         dut.clear.value = 0
         await ClockCycles(dut.clk, 400)
         results.payloads.clear()
-        command = (128 * N_BYTES * (number + 1), 7)
+        command = (128 * N_BYTES * (number % 8 + 1), 7)
         source.send_all(_pack([command]))
         await results.wait_for(7)
         assert results.payloads == _expected(data, [command])

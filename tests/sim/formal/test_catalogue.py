@@ -225,7 +225,7 @@ FAULTS = [
         "lutra_hw.axi.writer",
         "DmaWriter",
         "axi.writer",
-        "(outstanding == 0) & (fifo.level == 0)",
+        "self.settled & (fifo.level == 0)",
         "(fifo.level == 0)",
     ),
     Fault(

@@ -12,7 +12,7 @@ from lutra_sim.bench.axi.memory import AxiReadMemory
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import StreamMonitor, StreamSink, StreamSource, pack, reset
 
-__all__ = ["errors", "reads", "reads_from_cocotbext", "sustains_one_beat_per_cycle"]
+__all__ = ["clears", "errors", "reads", "reads_from_cocotbext", "sustains_one_beat_per_cycle"]
 
 PARAMS = bench_params(dict)
 N_BYTES = PARAMS["data_width"] // 8

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from lutra_golden.control.check import alignments
 from lutra_golden.control.isa import (
     DOCS,
     FIELDS,
@@ -22,7 +23,7 @@ from lutra_golden.control.isa import (
     Opcode,
     Unit,
 )
-from lutra_golden.control.registers import COUNTERS, REGISTERS, VERSION, UnitState
+from lutra_golden.control.registers import COUNTERS, ERRORS, REGISTERS, VERSION, UnitState
 from lutra_golden.core.configs import NANO
 
 __all__ = ["PAGES", "isa_page", "main", "registers_page"]
@@ -59,17 +60,25 @@ _RUN = """
 A run: write `TOKEN`, `POSITION`, `N_TOKENS` and `LOGITS_FROM`, then a one to bit 0 of
 `CONTROL`. It has ended when bit 0 of `IRQ_STATUS` is set; with bit 0 of `IRQ_ENABLE` that
 raises the interrupt. Then the logits lie in memory, and `ARGMAX` and `SCALE` hold an element
-per token from `LOGITS_FROM` on. `POSITION` + `N_TOKENS` may be at most `max_context`,
-{max_context} in nano.
+per token from `LOGITS_FROM` on.
+
+Registers are checked at START. Where one does not fit the configuration, the run is over at once,
+with bits 1 and 2 of `STATUS` and the reason in `ERROR`, and nothing was done. In nano
+`max_context` is {max_context}, and addresses and lengths are multiples of
+
+{alignments}
+While bit 0 of `STATUS` is set, START, and writes to `TOKEN` and to the rw registers other than
+`IRQ_ENABLE`, do nothing but set bit 4 of `STATUS`, which the next START clears.
 """
 
 _ENDS = """
 A bus error on any memory port, an unknown opcode and a one to bit 1 of `CONTROL` end a run at once,
-with bits 1 and 2 of `STATUS`. Data that came with an error are not used. Bursts whose address was
-sent are read or written to their end; the run is over, and the accelerator ready, when the memory
-has answered them. What such a run left of logits, keys and values is undefined. A reset of the
-accelerator waits for these answers, too: a START after it begins when the last has come. Where the
-memory is reset as well and answers nothing any more, `bus_rst` must be high together with `rst`.
+with bits 1 and 2 of `STATUS` and the first reason in `ERROR`. Data that came with an error are not
+used. Bursts whose address was sent are read or written to their end; the run is over, and the
+accelerator ready, when the memory has answered them. What such a run left of logits, keys and
+values is undefined. A reset of the accelerator waits for these answers, too: a START after it
+begins when the last has come. Where the memory is reset as well and answers nothing any more,
+`bus_rst` must be high together with `rst`.
 """
 
 _COUNTERS = """
@@ -140,10 +149,17 @@ def registers_page() -> str:
     counters = [(f"{first + 8 * i:#05x}", f"`{name}`") for i, name in enumerate(COUNTERS)]
     units = ", ".join(unit.name.lower() for unit in Unit)
     states = [(int(state), state.name) for state in UnitState]
+    errors = [(int(code), code.name, meaning) for code, meaning in ERRORS.items()]
+    multiples = [(f"`{name}`", n) for name, n in alignments(NANO).items()]
     parts = [
         f"# Registers\n{_REGISTERS.format(version=VERSION)}",
         _table(("address", "name", "access", "words", "meaning"), rows).rstrip("\n"),
-        _RUN.format(max_context=NANO.max_context) + _ENDS,
+        _RUN.format(
+            max_context=NANO.max_context,
+            alignments=_table(("register", "bytes"), multiples),
+        )
+        + _ENDS,
+        f"## Errors\n\n{_table(('code', 'name', 'meaning'), errors)}",
         f"## Counters\n{_COUNTERS}\n{_table(('address', 'counter'), counters)}",
         f"## Unit states\n{_UNIT_STATES.format(units=units)}",
         _table(("value", "state"), states),

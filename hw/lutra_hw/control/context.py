@@ -3,16 +3,12 @@
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
-from lutra_golden.control.registers import REGISTERS
+from lutra_golden.control.registers import CONTEXT, REGISTERS
 
 __all__ = ["CONTEXT_WIDTHS", "RunContextSignature"]
 
 
-CONTEXT_WIDTHS = {
-    name.lower(): register.width
-    for name, register in REGISTERS.items()
-    if register.access == "rw" and name not in ("IRQ_ENABLE", "TOKEN")
-}
+CONTEXT_WIDTHS = {name.lower(): REGISTERS[name].width for name in CONTEXT}
 """Bits of each field; a field is the register of the same name."""
 
 

@@ -8,6 +8,7 @@ from amaranth.utils import ceil_log2
 
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import (
+    CONTEXT,
     CONTROL_ABORT,
     CONTROL_START,
     COUNTERS,
@@ -16,13 +17,16 @@ from lutra_golden.control.registers import (
     STATUS_BUSY,
     STATUS_DONE,
     STATUS_ERROR,
+    STATUS_REFUSED,
     STATUS_SATURATED,
     VERSION,
+    ErrorCode,
 )
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_hw.axi.lite import LiteSlave
 from lutra_hw.axi.signatures import Axi4LiteSignature
 from lutra_hw.buffers import TokenReadPort
+from lutra_hw.control.check import ERROR_CODE
 from lutra_hw.control.context import CONTEXT_WIDTHS, RunContextSignature
 from lutra_hw.ports import SCALE_LAYOUT
 
@@ -47,11 +51,14 @@ class RegisterFile(wiring.Component):
     """Registers of :data:`lutra_golden.control.registers.REGISTERS` and what they control.
 
     Writes honour byte strobes. What is not in the map, or is an array's element beyond
-    ``pass_tokens``, reads as zero; that, and writing what is read-only, answers SLVERR. START is
-    ignored while busy; otherwise ``start`` is high in the next cycle without ``clear``, counters
-    and status are cleared, and busy lasts until ``done``. An error or ABORT raises ``clear``, which
-    ends whatever runs; it falls, and the run is over, when the memory owes nothing (``idle``). So
-    it does after reset. Counters stand still while not busy.
+    ``pass_tokens``, reads as zero; that, and writing what is read-only, answers SLVERR.
+
+    START takes effect in the next cycle without ``clear``: counters and status are cleared,
+    ``start`` is high, and busy lasts until ``done``; where ``refusal`` is not NONE, the run is over
+    at once instead. While busy, START, and writes to TOKEN and to what ``context`` has, do nothing
+    but set REFUSED. An error or ABORT raises ``clear``, which ends whatever runs; it falls, and the
+    run is over, when the memory owes nothing (``idle``). So it does after reset. Counters stand
+    still while not busy.
 
     Parameters
     ----------
@@ -66,8 +73,10 @@ class RegisterFile(wiring.Component):
     idle : ``In(1)``  no memory port has anything under way
     context : ``Out(RunContextSignature())``
     tokens : ``In(TokenReadPort(config))``
+    refusal : ``In(4)``  :class:`ErrorCode` of what is wrong with the context, 1 cycle late
     done : ``In(1)``  pulse: the run has ended
-    error, saturated : ``In(1)``  kept in STATUS until the next START
+    error : ``In(4)``  :class:`ErrorCode`, one cycle; the first of a run is kept
+    saturated : ``In(1)``  kept in STATUS until the next START
     unit_state : ``In(UNIT_STATE_LAYOUT)``
     argmax : ``In(ArrayLayout(32, pass_tokens))``
     scales : ``In(ArrayLayout(SCALE_LAYOUT, pass_tokens))``
@@ -85,8 +94,9 @@ class RegisterFile(wiring.Component):
                 "idle": In(1),
                 "context": Out(RunContextSignature()),
                 "tokens": In(TokenReadPort(config)),
+                "refusal": In(ERROR_CODE),
                 "done": In(1),
-                "error": In(1),
+                "error": In(ERROR_CODE),
                 "saturated": In(1),
                 "unit_state": In(UNIT_STATE_LAYOUT),
                 "argmax": In(data.ArrayLayout(32, config.pass_tokens)),
@@ -110,25 +120,27 @@ class RegisterFile(wiring.Component):
         ]
 
         stored = {name: Signal(REGISTERS[name].width, name=name.lower()) for name in _STORED}
-        irq_status, busy, done, error, saturated = (Signal() for _ in range(5))
-        wanted, abort = Signal(), Signal()
+        irq_status, done, saturated, code = Signal(), Signal(), Signal(), Signal(ERROR_CODE)
+        state = _State()
         counters = {name: Signal(64, name=f"counter_{name}") for name in COUNTERS}
         for name in CONTEXT_WIDTHS:
             m.d.comb += getattr(self.context, name).eq(stored[name.upper()])
         m.d.comb += self.irq.eq(irq_status & stored["IRQ_ENABLE"])
 
-        self._writes(m, bus, stored, token_write, irq_status, busy, wanted, abort)
+        self._writes(m, bus, stored, token_write, irq_status, state)
         words = {
             "IDENT": [IDENT],
             "VERSION": [VERSION],
             "FINGERPRINT": _words(self.config.fingerprint),
             "CONTROL": [0],
             "STATUS": [
-                Mux(busy | wanted, STATUS_BUSY, 0)
+                Mux(state.taken, STATUS_BUSY, 0)
                 | Mux(done, STATUS_DONE, 0)
-                | Mux(error, STATUS_ERROR, 0)
+                | Mux(code != ErrorCode.NONE, STATUS_ERROR, 0)
                 | Mux(saturated, STATUS_SATURATED, 0)
+                | Mux(state.refused, STATUS_REFUSED, 0)
             ],
+            "ERROR": [code],
             "IRQ_STATUS": [irq_status],
             "UNIT_STATE": [self.unit_state.as_value()],
             **{
@@ -144,55 +156,81 @@ class RegisterFile(wiring.Component):
         }
         self._reads(m, bus, words, arrays, token_read)
 
-        clear = Signal(init=1)
-        stop, ended = Signal(), Signal()
+        self._run(m, state, irq_status, done, code, saturated, counters)
+        return m
+
+    def _run(self, m, state, irq_status, done, code, saturated, counters):
+        """Beginning and end of a run, and what is counted of it."""
+        clear, busy = Signal(init=1), state.busy
+        go, fits, stop, over, give_up = (Signal() for _ in range(5))
         m.d.comb += [
             self.clear.eq(clear),
-            stop.eq(busy & ~clear & (self.error | abort)),
-            ended.eq(Mux(clear, self.idle, self.done & ~stop)),
+            go.eq(state.wanted & ~clear),
+            fits.eq(self.refusal == ErrorCode.NONE),
+            self.start.eq(go & fits),
+            stop.eq(busy & ~clear & ((self.error != ErrorCode.NONE) | state.abort)),
+            # a start that still waits for the memory
+            give_up.eq(state.wanted & clear & state.abort),
+            over.eq(Mux(busy, Mux(clear, self.idle, self.done & ~stop), (go & ~fits) | give_up)),
         ]
         m.d.sync += clear.eq(stop | (clear & ~self.idle))
-        with m.If(self.start):
-            m.d.sync += [busy.eq(1), done.eq(0), error.eq(0), saturated.eq(0)]
+        with m.If(go | give_up):
+            m.d.sync += [
+                state.wanted.eq(0),
+                state.refused.eq(0),
+                busy.eq(self.start),
+                done.eq(0),
+                saturated.eq(0),
+                code.eq(Mux(give_up, ErrorCode.ABORT, self.refusal)),
+            ]
             m.d.sync += [counter.eq(0) for counter in counters.values()]
         with m.Elif(busy):
-            m.d.sync += [error.eq(error | stop), saturated.eq(saturated | self.saturated)]
+            m.d.sync += saturated.eq(saturated | self.saturated)
+            with m.If(stop):
+                m.d.sync += code.eq(Mux(self.error != ErrorCode.NONE, self.error, ErrorCode.ABORT))
             m.d.sync += counters["cycles"].eq(counters["cycles"] + 1)
             for name in EVENTS.members:
                 with m.If(self.events[name] != 0):
                     m.d.sync += counters[name].eq(counters[name] + self.events[name])
-            with m.If(ended):
-                m.d.sync += [busy.eq(0), done.eq(1), irq_status.eq(1)]
-        return m
+        with m.If(over):
+            m.d.sync += [busy.eq(0), done.eq(1), irq_status.eq(1)]
 
-    def _writes(self, m, bus, stored, token_write, irq_status, busy, wanted, abort):
+    def _writes(self, m, bus, stored, token_write, irq_status, state):
         """Write port of the registers; ``write_error`` stays high where nothing can be written."""
         m.d.comb += bus.write_error.eq(1)
-        m.d.comb += self.start.eq(wanted & ~self.clear)
-        m.d.sync += abort.eq(0)
-        with m.If(self.start):
-            m.d.sync += wanted.eq(0)
+        m.d.sync += state.abort.eq(0)
 
         def at(name, word=0):
             return bus.write_addr == REGISTERS[name].address // 4 + word
+
+        # what is written shapes a run, and there is one
+        shapes, locked = Signal(), Signal()
+        m.d.comb += locked.eq(shapes & state.taken)
+        with m.If(bus.write_en & locked):
+            m.d.sync += state.refused.eq(1)
 
         for name, value in stored.items():
             for word in range(REGISTERS[name].count):
                 with m.If(at(name, word)):
                     m.d.comb += bus.write_error.eq(0)
+                    if name in CONTEXT:
+                        m.d.comb += shapes.eq(1)
                     for lane in range(4):
                         first = 32 * word + 8 * lane
                         if first < len(value):
                             part = value[first : min(first + 8, len(value))]
-                            with m.If(bus.write_en & bus.write_strb[lane]):
+                            with m.If(bus.write_en & bus.write_strb[lane] & ~locked):
                                 m.d.sync += part.eq(bus.write_data[8 * lane :])
         with m.If(at("CONTROL")):
             m.d.comb += bus.write_error.eq(0)
             with m.If(bus.write_en & bus.write_strb[0]):
                 with m.If((bus.write_data & CONTROL_ABORT) != 0):
-                    m.d.sync += [abort.eq(1), wanted.eq(0)]
-                with m.Elif(~busy & ((bus.write_data & CONTROL_START) != 0)):
-                    m.d.sync += wanted.eq(1)
+                    m.d.sync += state.abort.eq(1)
+                with m.Elif((bus.write_data & CONTROL_START) != 0):
+                    with m.If(state.taken):
+                        m.d.sync += state.refused.eq(1)
+                    with m.Else():
+                        m.d.sync += state.wanted.eq(1)
         with m.If(at("IRQ_STATUS")):
             m.d.comb += bus.write_error.eq(0)
             with m.If(bus.write_en & bus.write_strb[0] & bus.write_data[0]):
@@ -204,10 +242,10 @@ class RegisterFile(wiring.Component):
             hit.eq(bank & (index < self.config.pass_tokens)),
             token_write.addr.eq(index),
             token_write.data.eq(bus.write_data),
-            token_write.en.eq(Mux(bus.write_en & hit, bus.write_strb, 0)),
+            token_write.en.eq(Mux(bus.write_en & hit & ~locked, bus.write_strb, 0)),
         ]
         with m.If(hit):
-            m.d.comb += bus.write_error.eq(0)
+            m.d.comb += [bus.write_error.eq(0), shapes.eq(1)]
 
     def _reads(self, m, bus, words, arrays, token_read):
         """Read port: every bank in a register in the first cycle, one of them in the second."""
@@ -249,6 +287,20 @@ class RegisterFile(wiring.Component):
         for hit, value in zip(selected, values, strict=True):
             data_out = data_out | Mux(hit, value, 0)
         m.d.sync += [bus.read_data.eq(data_out), bus.read_error.eq(~Cat(selected).any())]
+
+
+class _State:
+    """Flags of a run that the host's writes and its end change."""
+
+    def __init__(self):
+        self.wanted, self.busy, self.abort, self.refused = (
+            Signal(name=name) for name in ("wanted", "busy", "abort", "refused")
+        )
+
+    @property
+    def taken(self):
+        """A run is under way, or waits for the memory to begin."""
+        return self.busy | self.wanted
 
 
 def _split(name, addr):

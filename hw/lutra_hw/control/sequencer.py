@@ -7,9 +7,10 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from lutra_golden.control.isa import HEADER, INSTRUCTION_BYTES, Opcode, Unit
-from lutra_golden.control.registers import UnitState
+from lutra_golden.control.registers import ErrorCode, UnitState
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import ADDRESS_WIDTH
+from lutra_hw.control.check import ERROR_CODE
 from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.fields import argument, header, tile_tokens
 from lutra_hw.control.registers import UNIT_STATE_LAYOUT
@@ -57,7 +58,7 @@ class Sequencer(wiring.Component):
     weight_cmd : ``Out(dma_command())``  in weight words
     done, busy, stall : ``In(4)``  of the units in the order of :class:`Unit`
     finished : ``Out(1)``  one cycle
-    error : ``Out(1)``  one cycle, before ``finished``
+    error : ``Out(4)``  OPCODE or NO_END for one cycle, before ``finished``
     unit_state : ``Out(UNIT_STATE_LAYOUT)``
     """
 
@@ -78,7 +79,7 @@ class Sequencer(wiring.Component):
                 "busy": In(len(Unit)),
                 "stall": In(len(Unit)),
                 "finished": Out(1),
-                "error": Out(1),
+                "error": Out(ERROR_CODE),
                 "unit_state": Out(UNIT_STATE_LAYOUT),
             }
         )
@@ -195,7 +196,7 @@ class Sequencer(wiring.Component):
         with m.Elif(dispatch):
             m.d.sync += valid.eq(0)
 
-        m.d.sync += self.error.eq(0)
+        m.d.sync += self.error.eq(ErrorCode.NONE)
         with m.FSM() as fsm:
             with m.State("Idle"):
                 m.d.sync += [
@@ -210,10 +211,12 @@ class Sequencer(wiring.Component):
                     m.next = "Run"
             with m.State("Run"):
                 with m.If(valid & ~known):
-                    m.d.sync += [valid.eq(0), self.error.eq(opcode != Opcode.END)]
+                    m.d.sync += valid.eq(0)
+                    with m.If(opcode != Opcode.END):
+                        m.d.sync += self.error.eq(ErrorCode.OPCODE)
                     m.next = "Drop"
                 with m.Elif(~valid & (beats == 0)):
-                    m.d.sync += self.error.eq(1)
+                    m.d.sync += self.error.eq(ErrorCode.NO_END)
                     m.next = "Finish"
             with m.State("Drop"):
                 with m.If(beats == 0):

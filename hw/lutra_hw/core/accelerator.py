@@ -6,6 +6,7 @@ from amaranth import (
     ClockSignal,
     DomainRenamer,
     Module,
+    Mux,
     ResetInserter,
     Signal,
 )
@@ -15,6 +16,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra_golden.axi.width import WidthParams
 from lutra_golden.control.isa import Opcode, Unit
+from lutra_golden.control.registers import ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import PortParams, Purpose, port_name
 from lutra_hw.attention.attention import AttentionUnit
@@ -29,6 +31,7 @@ from lutra_hw.axi.signatures import (
 )
 from lutra_hw.axi.width import ReadWidth, WriteWidth
 from lutra_hw.axi.writer import DmaWriter
+from lutra_hw.control.check import RunCheck
 from lutra_hw.control.fields import argument, tile_tokens
 from lutra_hw.control.load import LoadUnit
 from lutra_hw.control.registers import RegisterFile
@@ -58,8 +61,9 @@ class Accelerator(wiring.Component):
     accelerator alone at any time, as it waits for what the memory owes; of both (``bus_rst``, with
     whatever is behind the memory ports), when nothing is owed any more.
 
-    A bus error or an unknown opcode ends a run at once: what was read then is never used, what a
-    write has begun is written, and the units are as after a reset.
+    A run begins only if its registers fit the configuration. A bus error or an unknown opcode ends
+    it at once: what was read then is never used, what a write has begun is written, and the units
+    are as after a reset.
 
     Model: :class:`lutra_golden.control.interpreter.Interpreter`.
 
@@ -109,6 +113,7 @@ class Accelerator(wiring.Component):
         attention = AttentionUnit(config)
         cleared = ResetInserter(registers.clear)
         m.submodules.registers = ResetInserter(reset)(registers)
+        m.submodules.check = check = RunCheck(config)
         m.submodules.sequencer = cleared(sequencer)
         m.submodules.load = cleared(load)
         m.submodules.matmul = cleared(matmul)
@@ -143,12 +148,13 @@ class Accelerator(wiring.Component):
 
         wiring.connect(m, wiring.flipped(self.s_axi), registers.s_axi)
         context = registers.context
-        wiring.connect(m, context, sequencer.context, load.context, vector.context)
+        wiring.connect(m, context, sequencer.context, load.context, vector.context, check.context)
         m.d.comb += [
             sequencer.start.eq(registers.start),
             self.irq.eq(registers.irq),
+            registers.refusal.eq(check.code),
             registers.done.eq(sequencer.finished),
-            registers.error.eq(Cat(*errors, sequencer.error).any()),
+            registers.error.eq(Mux(Cat(*errors).any(), ErrorCode.BUS, sequencer.error)),
             registers.saturated.eq(vector.saturated | attention.saturated),
             registers.unit_state.eq(sequencer.unit_state),
             registers.argmax.eq(vector.argmax),

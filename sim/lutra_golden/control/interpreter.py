@@ -10,6 +10,7 @@ from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale, pack_scale, unpack_scale
 from lutra_golden.attention.attention import attend, first_seen
 from lutra_golden.attention.cache import kv_bytes, kv_elements
+from lutra_golden.control.check import check_run, describe
 from lutra_golden.control.isa import (
     FLAG_BIAS,
     FLAG_FIRST,
@@ -24,6 +25,7 @@ from lutra_golden.control.isa import (
     decode,
 )
 from lutra_golden.control.memory import Memory
+from lutra_golden.control.registers import CONTEXT, ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.heads import FIXED_FRAC, HeadBias, HeadNorm
@@ -31,14 +33,23 @@ from lutra_golden.vector.norm import gate_scale, norm_quantize, relu2_gate, swig
 from lutra_golden.vector.residual import RESIDUAL_WIDTH, logits, residual_sum
 from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed
 
-__all__ = ["Interpreter", "ProgramError"]
+__all__ = ["Interpreter", "ProgramError", "RunError"]
 
 
 _LARGE = 1 << 20  # weights of a matrix
+_OPCODES = frozenset(map(int, Opcode))
 
 
 class ProgramError(RuntimeError):
     """A program that breaks the accelerator's rules: a wait that cannot be met, a bad field."""
+
+
+class RunError(ProgramError):
+    """A run that the accelerator refuses or ends by itself, with the ``code`` in ERROR."""
+
+    def __init__(self, config: AcceleratorConfig, code: ErrorCode) -> None:
+        super().__init__(describe(config, code))
+        self.code = code
 
 
 class Interpreter:
@@ -51,10 +62,7 @@ class Interpreter:
 
     def __init__(self, config: AcceleratorConfig, memory: Memory) -> None:
         self.config, self.memory = config, memory
-        self.registers: dict[str, int] = dict.fromkeys(
-            ("PROGRAM_BASE", "PROGRAM_BYTES", "WEIGHT_BASE", "KV_BASE", "LOGITS_BASE",
-             "LOGITS_STRIDE", "POSITION", "N_TOKENS", "LOGITS_FROM"), 0
-        )  # fmt: skip
+        self.registers: dict[str, int] = dict.fromkeys(CONTEXT, 0)
         m, c = config.pass_tokens, config
         self.tokens = np.zeros(m, np.int64)
         self.residual = np.zeros((m, c.vector.hidden_max), np.int64)
@@ -75,6 +83,7 @@ class Interpreter:
         self._weights: dict[tuple[int, ...], tuple[NDArray[np.generic], type[np.floating]]] = {}
         self._weights_version = -1
         self._decoded: list[Instruction] = []
+        self._end = ErrorCode.NO_END  # of a program without END
         self._code = b""
         # functions, not bound methods: a cycle would keep the memory until it is collected
         self._executors: Mapping[Opcode, Callable[[Interpreter, Instruction], None]] = {
@@ -97,15 +106,13 @@ class Interpreter:
     # -- running
 
     def run(self) -> None:
-        """Execute the program at PROGRAM_BASE for the tile that the registers describe."""
-        n = self.registers["N_TOKENS"]
-        if not 1 <= n <= self.config.pass_tokens:
-            raise ProgramError(f"N_TOKENS must be in 1..{self.config.pass_tokens}, not {n}")
-        if self.registers["POSITION"] + n > self.config.max_context:
-            raise ProgramError(
-                f"POSITION + N_TOKENS must be at most {self.config.max_context}, "
-                f"not {self.registers['POSITION'] + n}"
-            )
+        """Execute the program at PROGRAM_BASE for the tile that the registers describe.
+
+        RunError where the accelerator has a code for what is wrong; before anything is done, if
+        it is a register.
+        """
+        if code := check_run(self.config, self.registers):
+            raise RunError(self.config, code)
         self._saturation.seen = False
         done = dict.fromkeys(Unit, 0)
         for instruction in self.program():
@@ -120,7 +127,7 @@ class Interpreter:
                     )
             self.execute(instruction)
             done[unit] += 1
-        raise ProgramError("the program has no END instruction")
+        raise RunError(self.config, self._end)
 
     def execute(self, instruction: Instruction) -> None:
         """Execute one instruction, whatever it waits for; END does nothing."""
@@ -128,15 +135,20 @@ class Interpreter:
             self._executors[instruction.opcode](self, instruction)
 
     def program(self) -> list[Instruction]:
-        """The instructions in memory, including END and its padding."""
+        """The instructions in memory up to END, or to one of an unknown opcode."""
         code = self.memory.read(
             self.registers["PROGRAM_BASE"], self.registers["PROGRAM_BYTES"]
         ).tobytes()
         if code != self._code:
-            words = [
-                code[i : i + INSTRUCTION_BYTES] for i in range(0, len(code), INSTRUCTION_BYTES)
-            ]
-            self._decoded, self._code = [decode(word) for word in words], code
+            self._decoded, self._code = [], code
+            self._end = ErrorCode.NO_END
+            for i in range(0, len(code), INSTRUCTION_BYTES):
+                if code[i] not in _OPCODES:
+                    self._end = ErrorCode.OPCODE
+                    break
+                self._decoded.append(decode(code[i : i + INSTRUCTION_BYTES]))
+                if self._decoded[-1].opcode is Opcode.END:
+                    break
         return self._decoded
 
     def _token_range(self, instruction: Instruction) -> slice:

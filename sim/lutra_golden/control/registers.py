@@ -1,22 +1,26 @@
 """The AXI4-Lite register map: 32-bit registers, byte addresses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from lutra_golden.core.ports import ADDRESS_WIDTH
 
 __all__ = [
+    "CONTEXT",
     "CONTROL_ABORT",
     "CONTROL_START",
     "COUNTERS",
+    "ERRORS",
     "IDENT",
     "REGISTERS",
     "STATUS_BUSY",
     "STATUS_DONE",
     "STATUS_ERROR",
+    "STATUS_REFUSED",
     "STATUS_SATURATED",
     "VERSION",
+    "ErrorCode",
     "Register",
     "UnitState",
 ]
@@ -24,7 +28,7 @@ __all__ = [
 IDENT = 0x4152544C  # "LTRA"
 
 CONTROL_START, CONTROL_ABORT = 1, 2
-STATUS_BUSY, STATUS_DONE, STATUS_ERROR, STATUS_SATURATED = 1, 2, 4, 8
+STATUS_BUSY, STATUS_DONE, STATUS_ERROR, STATUS_SATURATED, STATUS_REFUSED = 1, 2, 4, 8, 16
 
 
 class UnitState(IntEnum):
@@ -36,6 +40,40 @@ class UnitState(IntEnum):
     WAIT_READ = 3
     WAIT_WRITE = 4
     WAIT_WEIGHTS = 5
+
+
+class ErrorCode(IntEnum):
+    """Reason for which a run was refused, or ended, in ERROR."""
+
+    NONE = 0
+    N_TOKENS = 1
+    LOGITS_FROM = 2
+    POSITION = 3
+    PROGRAM = 4
+    WEIGHT_BASE = 5
+    KV_BASE = 6
+    LOGITS = 7
+    BUS = 8
+    OPCODE = 9
+    NO_END = 10
+    ABORT = 11
+
+
+ERRORS: Mapping[ErrorCode, str] = {
+    ErrorCode.N_TOKENS: "`N_TOKENS` is not in 1 to `pass_tokens`; nothing was done",
+    ErrorCode.LOGITS_FROM: "`LOGITS_FROM` is above `N_TOKENS`; nothing was done",
+    ErrorCode.POSITION: "`POSITION` + `N_TOKENS` is above `max_context`; nothing was done",
+    ErrorCode.PROGRAM: "`PROGRAM_BASE` is not aligned, or `PROGRAM_BYTES` are not 1 to 2^24 - 1 "
+    "data words; nothing was done",
+    ErrorCode.WEIGHT_BASE: "`WEIGHT_BASE` is not aligned; nothing was done",
+    ErrorCode.KV_BASE: "`KV_BASE` is not aligned; nothing was done",
+    ErrorCode.LOGITS: "`LOGITS_BASE` or `LOGITS_STRIDE` is not aligned; nothing was done",
+    ErrorCode.BUS: "the memory answered a transfer with an error",
+    ErrorCode.OPCODE: "an instruction has an unknown opcode",
+    ErrorCode.NO_END: "the program has no END",
+    ErrorCode.ABORT: "the host wrote a one to bit 1 of `CONTROL`",
+}
+"""Meaning of each code, for the reference."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +112,10 @@ REGISTERS: dict[str, Register] = {
     "VERSION": Register(0x004, "ro", "version of this register map and of the instruction set"),
     "FINGERPRINT": Register(0x008, "ro", "fingerprint of the configuration, low word first", 2, 64),
     "CONTROL": Register(
-        0x010, "wo", "bit 0: start; ignored while busy. Bit 1: abort the run", width=2
+        0x010, "wo", "bit 0: start; refused while busy. Bit 1: abort the run", width=2
     ),
     "STATUS": Register(
-        0x014, "ro", "bit 0 busy, 1 done, 2 bus or opcode error, or aborted, 3 saturated", width=4
+        0x014, "ro", "bit 0 busy, 1 done, 2 failed: see ERROR, 3 saturated, 4 refused", width=5
     ),
     "IRQ_ENABLE": Register(0x018, "rw", "bit 0: raise the interrupt when done", width=1),
     "IRQ_STATUS": Register(0x01C, "w1c", "bit 0: done since last cleared", width=1),
@@ -95,10 +133,18 @@ REGISTERS: dict[str, Register] = {
     ),
     "UNIT_STATE": Register(0x050, "ro", "UnitState of load, matmul, vector, attention, fetch"),
     "PROGRAM_BYTES": Register(0x054, "rw", "length of the program in bytes, whole data words"),
+    "ERROR": Register(0x058, "ro", "bits 3:0: code of the last run's error, 0 if none", width=4),
     "TOKEN": Register(0x100, "rw", "token ids of the tile", 64),
     "ARGMAX": Register(0x200, "ro", "row of the largest logit, per token", 64),
     "SCALE": Register(0x300, "ro", "packed activation scale of the logits, per token", 64),
     "COUNTER": Register(0x400, "ro", "performance counters", 2 * len(COUNTERS)),
 }
+
+CONTEXT: Sequence[str] = tuple(
+    name
+    for name, register in REGISTERS.items()
+    if register.access == "rw" and name not in ("IRQ_ENABLE", "TOKEN")
+)
+"""Registers that shape a run; these and TOKEN are written only while nothing runs."""
 
 VERSION = 3

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra_golden.control.check import describe
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import (
     CONTROL_START,
@@ -166,9 +167,8 @@ class Simulator:
         cycles = self.cycles - first
         if self.read_register("STATUS") & STATUS_ERROR:
             self._end_trace()
-            raise RtlError(
-                f"the accelerator reports a bus error or an unknown opcode after {cycles} cycles"
-            )
+            text = describe(self.config, self.read_register("ERROR"))
+            raise RtlError(f"after {cycles} cycles: {text}")
         return cycles
 
     def start_and_wait(self, max_cycles: int | None = None) -> int:

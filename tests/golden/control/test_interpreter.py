@@ -14,7 +14,7 @@ from lutra_golden.arith.scale import (
 )
 from lutra_golden.attention.attention import attend
 from lutra_golden.attention.cache import kv_bytes, kv_elements
-from lutra_golden.control.interpreter import Interpreter, ProgramError
+from lutra_golden.control.interpreter import Interpreter, ProgramError, RunError
 from lutra_golden.control.isa import (
     FIELDS,
     FLAG_BIAS,
@@ -28,6 +28,7 @@ from lutra_golden.control.isa import (
     encode,
 )
 from lutra_golden.control.memory import Memory, MemoryFault
+from lutra_golden.control.registers import ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.core.ports import two_ports
@@ -91,8 +92,25 @@ def test_what_stands_behind_end_is_not_executed(interpreter: Interpreter) -> Non
 
 def test_a_program_without_end_is_an_error(interpreter: Interpreter) -> None:
     interpreter.memory.write(WEIGHTS, bytes(256))
-    with pytest.raises(ProgramError, match=r"^the program has no END instruction$"):
+    with pytest.raises(RunError, match=r"^the program has no END: load the model again$") as error:
         run(interpreter, make(Opcode.LDROPE))
+    assert error.value.code is ErrorCode.NO_END
+
+
+def test_an_unknown_opcode_is_an_error_when_its_turn_comes(interpreter: Interpreter) -> None:
+    interpreter.memory.write(WEIGHTS, np.arange(256, dtype="<i2").tobytes())
+    unknown = bytes([max(Opcode) + 1]) + bytes(31)
+    code = encode(make(Opcode.LDROPE)) + unknown + encode(END)
+    interpreter.memory.write(PROGRAM, code)
+    interpreter.registers["PROGRAM_BYTES"] = len(code)
+    with pytest.raises(
+        RunError, match=r"^an instruction has an unknown opcode: load the "
+    ) as error:
+        interpreter.run()
+    assert error.value.code is ErrorCode.OPCODE
+    assert interpreter.rope[1, 0] == 32
+    interpreter.memory.write(PROGRAM, encode(END) + unknown)
+    interpreter.run()
 
 
 def test_a_program_that_was_never_written_is_a_fault(interpreter: Interpreter) -> None:
@@ -101,19 +119,26 @@ def test_a_program_that_was_never_written_is_a_fault(interpreter: Interpreter) -
         interpreter.run()
 
 
-@pytest.mark.parametrize("n_tokens", [0, 4])
-def test_tile_sizes_are_checked(interpreter: Interpreter, n_tokens: int) -> None:
-    interpreter.registers["N_TOKENS"] = n_tokens
-    with pytest.raises(ProgramError, match=rf"^N_TOKENS must be in 1\.\.3, not {n_tokens}$"):
-        run(interpreter, END)
-
-
-def test_positions_are_checked(interpreter: Interpreter) -> None:
+@pytest.mark.parametrize(
+    ("register", "value", "message"),
+    [
+        ("N_TOKENS", 0, r"N_TOKENS must be in 1\.\.3"),
+        ("N_TOKENS", 4, r"N_TOKENS must be in 1\.\.3"),
+        ("POSITION", 7, r"POSITION \+ N_TOKENS must be at most 8"),
+        ("KV_BASE", KV + 16, "KV_BASE must be a multiple of 32"),
+    ],
+)
+def test_registers_are_checked_before_anything_is_done(
+    interpreter: Interpreter, register: str, value: int, message: str
+) -> None:
+    interpreter.memory.write(WEIGHTS, np.arange(1024, dtype="<i2").tobytes())
     interpreter.registers["POSITION"] = 6
     run(interpreter, END)
-    interpreter.registers["POSITION"] = 7
-    with pytest.raises(ProgramError, match=r"^POSITION \+ N_TOKENS must be at most 8, not 9$"):
-        run(interpreter, END)
+    interpreter.registers[register] = value
+    with pytest.raises(RunError, match=f"^{message}$") as error:
+        run(interpreter, make(Opcode.LDROPE), END)
+    assert error.value.code is ErrorCode[register]
+    assert not interpreter.rope.any()
 
 
 def test_a_wait_that_can_not_be_met_is_an_error(interpreter: Interpreter) -> None:

@@ -463,7 +463,8 @@ class Impostor(InterpretedTransport):
         ("IDENT", 5, "device interpreted answers with 0x00000005 instead of 0x4152544c: it is no"),
         ("VERSION", 9, "device interpreted has version 9 of the register map, this Lutra drives "),
         ("FINGERPRINT", 7, "device interpreted is built from configuration 0000000700000007, the"),
-        ("STATUS", 4, "device interpreted reports a bus error or an unknown opcode"),
+        ("STATUS", 4, "device interpreted: no error"),
+        ("STATUS", 16, "device interpreted was written to during a run: close the other program "),
     ],
 )
 def test_another_accelerator_is_refused(

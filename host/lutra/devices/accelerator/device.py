@@ -15,7 +15,14 @@ from lutra.devices.accelerator.transport import PAGE, Transport
 from lutra.devices.base import BaseDevice, Chunk, DeviceError, PassResult
 from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
-from lutra_golden.control.registers import IDENT, STATUS_ERROR, STATUS_SATURATED, VERSION
+from lutra_golden.control.check import describe
+from lutra_golden.control.registers import (
+    IDENT,
+    STATUS_ERROR,
+    STATUS_REFUSED,
+    STATUS_SATURATED,
+    VERSION,
+)
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
@@ -239,7 +246,13 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         transport, base = self.transport, self.addresses["LOGITS_BASE"]
         status = transport.read_register("STATUS")
         if status & STATUS_ERROR:
-            raise DeviceError(f"device {self.name} reports a bus error or an unknown opcode")
+            code = transport.read_register("ERROR")
+            raise DeviceError(f"device {self.name}: {describe(program.config, code)}")
+        if status & STATUS_REFUSED:
+            raise DeviceError(
+                f"device {self.name} was written to during a run: close the other program that "
+                "uses it"
+            )
         wanted = range(chunk.logits_from, len(chunk.tokens))
         logits = np.empty((len(wanted), program.vocab_size), np.int32)
         for row, m in enumerate(wanted):

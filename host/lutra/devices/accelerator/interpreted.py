@@ -7,13 +7,15 @@ import numpy as np
 from lutra.devices.accelerator.transport import Heap
 from lutra.devices.base import DeviceError
 from lutra_golden.arith.scale import Scale, pack_scale
-from lutra_golden.control.interpreter import Interpreter, ProgramError
+from lutra_golden.control.interpreter import Interpreter, ProgramError, RunError
 from lutra_golden.control.memory import Memory, MemoryFault
 from lutra_golden.control.registers import (
     IDENT,
     STATUS_DONE,
+    STATUS_ERROR,
     STATUS_SATURATED,
     VERSION,
+    ErrorCode,
 )
 from lutra_golden.core.config import AcceleratorConfig
 
@@ -29,6 +31,7 @@ class InterpretedTransport:
         self._interpreter: Interpreter | None = None
         self._heap = Heap(0)
         self._started = self._done = False
+        self._error = ErrorCode.NONE
 
     @property
     def interpreter(self) -> Interpreter:
@@ -98,7 +101,10 @@ class InterpretedTransport:
             scale = Scale(interpreter.scale.m[index], interpreter.scale.e[index])
             return int(pack_scale(scale))
         if name == "STATUS":
-            return STATUS_DONE * self._done | STATUS_SATURATED * interpreter.saturated
+            status = STATUS_DONE * self._done | STATUS_SATURATED * interpreter.saturated
+            return status | STATUS_ERROR * (self._error is not ErrorCode.NONE)
+        if name == "ERROR":
+            return self._error
         if name == "FINGERPRINT":
             return fingerprint >> 32 * index & 0xFFFFFFFF
         return {"IDENT": IDENT, "VERSION": VERSION}[name]
@@ -112,8 +118,11 @@ class InterpretedTransport:
         if not self._started:
             raise DeviceError("the interpreter waits for a start")
         self._started = self._done = False
+        self._error = ErrorCode.NONE
         try:
             self.interpreter.run()
+        except RunError as error:
+            self._error = error.code
         except (MemoryFault, ProgramError) as error:
             raise DeviceError(f"the program is broken: {error}") from error
         self._done = True

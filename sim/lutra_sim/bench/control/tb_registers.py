@@ -10,6 +10,7 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.registers import (
+    CONTEXT,
     CONTROL_ABORT,
     CONTROL_START,
     COUNTERS,
@@ -18,8 +19,10 @@ from lutra_golden.control.registers import (
     STATUS_BUSY,
     STATUS_DONE,
     STATUS_ERROR,
+    STATUS_REFUSED,
     STATUS_SATURATED,
     VERSION,
+    ErrorCode,
     UnitState,
 )
 from lutra_golden.core.config import AcceleratorConfig
@@ -28,7 +31,17 @@ from lutra_hw.ports import SCALE_LAYOUT
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import pack, reset, unpack
 
-__all__ = ["arrays", "byte_strobes", "counts", "identifies", "keeps", "refuses", "runs"]
+__all__ = [
+    "arrays",
+    "byte_strobes",
+    "counts",
+    "ends",
+    "identifies",
+    "keeps",
+    "locks",
+    "refuses",
+    "runs",
+]
 
 CONFIG = bench_params(AcceleratorConfig)
 WIDTHS = {
@@ -36,7 +49,7 @@ WIDTHS = {
     for name, register in REGISTERS.items()
     if register.access == "rw" and name != "TOKEN"
 }
-INPUTS = ("done", "error", "saturated", "unit_state", "argmax", "scales", "events")
+INPUTS = ("refusal", "done", "error", "saturated", "unit_state", "argmax", "scales", "events")
 
 
 class _Host:
@@ -85,7 +98,7 @@ async def identifies(dut: Any) -> None:
     assert await host.read("IDENT") == IDENT
     assert await host.read("VERSION") == VERSION
     assert await host.read_long("FINGERPRINT") == CONFIG.fingerprint
-    for name in ("CONTROL", "STATUS", "IRQ_STATUS", "UNIT_STATE", *WIDTHS):
+    for name in ("CONTROL", "STATUS", "ERROR", "IRQ_STATUS", "UNIT_STATE", *WIDTHS):
         assert await host.read(name) == 0
     assert [await host.read("COUNTER", i) for i in range(2 * len(COUNTERS))] == [0] * 24
     assert dut.irq.value == 0 and dut.start.value == 0
@@ -188,19 +201,14 @@ async def arrays(dut: Any) -> None:
         await RisingEdge(dut.clk)
 
 
-async def _pulse(dut: Any, *names: str) -> None:
-    for name in names:
-        getattr(dut, name).value = 1
+async def _pulse(dut: Any, name: str, value: int = 1) -> None:
+    getattr(dut, name).value = value
     await RisingEdge(dut.clk)
-    for name in names:
-        getattr(dut, name).value = 0
+    getattr(dut, name).value = 0
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
-async def runs(dut: Any) -> None:
-    """Start, busy, done, errors and the interrupt; a second start changes nothing."""
-    host = _Host(dut)
-    await reset(dut)
+def _count_starts(dut: Any) -> list[int]:
+    """Number of starts from now on, in a list of one."""
     starts = [0]
 
     async def count() -> None:
@@ -209,28 +217,37 @@ async def runs(dut: Any) -> None:
             starts[0] += int(dut.start.value)
 
     cocotb.start_soon(count())
+    return starts
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def runs(dut: Any) -> None:
+    """Start, busy, done and the interrupt; the first error of a run is kept until the next."""
+    host = _Host(dut)
+    await reset(dut)
+    starts = _count_starts(dut)
     # neither a start, nor an abort where nothing runs
     await host.write("CONTROL", 0xFFFFFFFE)
     assert await host.read("STATUS") == 0 and dut.clear.value == 0
     for number in range(1, 4):
+        expected = STATUS_BUSY | STATUS_SATURATED
         await host.write("IRQ_ENABLE", number % 2)
         await host.write("CONTROL", CONTROL_START)
         assert starts == [number]
         assert await host.read("STATUS") == STATUS_BUSY
-        await host.write("CONTROL", CONTROL_START)
-        assert starts == [number]
         if number == 2:
             await _pulse(dut, "saturated")
-            expected = STATUS_BUSY | STATUS_SATURATED
             assert await host.read("STATUS") == expected
         assert dut.irq.value == 0 and await host.read("IRQ_STATUS") == 0
         if number == 2:
             # the run has ended when memory owes nothing; until then the units are held
             dut.idle.value = 0
-            await _pulse(dut, "error")
+            await _pulse(dut, "error", ErrorCode.BUS)
+            await _pulse(dut, "error", ErrorCode.OPCODE)
             await _pulse(dut, "done")
             assert dut.clear.value == 1
             assert await host.read("STATUS") == expected | STATUS_ERROR
+            await host.write("CONTROL", CONTROL_ABORT)
             dut.idle.value = 1
         else:
             await _pulse(dut, "done")
@@ -238,27 +255,79 @@ async def runs(dut: Any) -> None:
         assert dut.irq.value == number % 2 and dut.clear.value == 0
         bad = STATUS_ERROR | STATUS_SATURATED if number == 2 else 0
         assert await host.read("STATUS") == STATUS_DONE | bad
+        assert await host.read("ERROR") == (ErrorCode.BUS if number == 2 else ErrorCode.NONE)
         assert await host.read("IRQ_STATUS") == 1
         await host.write("IRQ_STATUS", 0)
         assert await host.read("IRQ_STATUS") == 1
         await host.write("IRQ_STATUS", 1)
         assert await host.read("IRQ_STATUS") == 0 and dut.irq.value == 0
-    # nothing counts as an error that comes after the end
-    await _pulse(dut, "error", "saturated")
-    assert await host.read("STATUS") == STATUS_DONE
+    # nothing counts that comes after the end
+    await _pulse(dut, "error", ErrorCode.BUS)
+    await _pulse(dut, "saturated")
+    assert await host.read("STATUS") == STATUS_DONE and await host.read("ERROR") == 0
 
-    # an abort ends a run, and the next one starts when memory owes nothing
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def ends(dut: Any) -> None:
+    """Runs that an abort ends, that are refused, and that wait for the memory to begin."""
+    host = _Host(dut)
+    await reset(dut)
+    starts = _count_starts(dut)
+
+    async def ended(code: ErrorCode) -> None:
+        assert await host.read("STATUS") == STATUS_DONE | STATUS_ERROR
+        assert await host.read("ERROR") == code
+        assert await host.read("IRQ_STATUS") == 1
+        await host.write("IRQ_STATUS", 1)
+
     await host.write("CONTROL", CONTROL_START)
     await host.write("CONTROL", CONTROL_ABORT)
-    assert await host.read("STATUS") == STATUS_DONE | STATUS_ERROR
+    await ended(ErrorCode.ABORT)
+    before = starts[0]
+    dut.refusal.value = ErrorCode.POSITION
+    await host.write("CONTROL", CONTROL_START)
+    assert dut.clear.value == 0
+    await ended(ErrorCode.POSITION)
+    assert starts[0] == before
+    dut.refusal.value = ErrorCode.NONE
+
+    # a start after a reset waits, and may be given up
     dut.idle.value = 0
     await reset(dut)
-    before = starts[0]
+    await host.write("CONTROL", CONTROL_START)
+    assert await host.read("STATUS") == STATUS_BUSY
+    await host.write("CONTROL", CONTROL_ABORT)
+    await ended(ErrorCode.ABORT)
     await host.write("CONTROL", CONTROL_START)
     assert starts[0] == before and dut.clear.value == 1
     dut.idle.value = 1
     await ClockCycles(dut.clk, 3)
     assert starts[0] == before + 1 and await host.read("STATUS") == STATUS_BUSY
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def locks(dut: Any) -> None:
+    """Nothing that shapes a run changes during it, nor does a second start; both leave a mark."""
+    host = _Host(dut)
+    await reset(dut)
+    starts = _count_starts(dut)
+    places = [(name, word) for name in (*CONTEXT, "TOKEN") for word in range(REGISTERS[name].count)]
+    places = [(name, word) for name, word in places if name != "TOKEN" or word < CONFIG.pass_tokens]
+    for name, word in places:
+        await host.write(name, 0x55555555, word)
+    kept = [await host.read(name, word) for name, word in places]
+    for name, word in (*places, ("CONTROL", 0)):
+        await host.write("CONTROL", CONTROL_START)
+        assert await host.read("STATUS") == STATUS_BUSY
+        value = CONTROL_START if name == "CONTROL" else 0xAAAAAAAA
+        assert await host.write(name, value, word) == AxiResp.OKAY
+        assert await host.read("STATUS") == STATUS_BUSY | STATUS_REFUSED
+        await host.write("IRQ_ENABLE", 1)
+        assert await host.read("IRQ_ENABLE") == 1
+        await _pulse(dut, "done")
+        assert await host.read("STATUS") == STATUS_DONE | STATUS_REFUSED
+    assert [await host.read(name, word) for name, word in places] == kept
+    assert starts == [len(places) + 1]
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

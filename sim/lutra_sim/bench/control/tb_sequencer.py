@@ -17,7 +17,7 @@ from lutra_golden.control.isa import (
     encode,
 )
 from lutra_golden.control.memory import Memory
-from lutra_golden.control.registers import UnitState
+from lutra_golden.control.registers import ErrorCode, UnitState
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_hw.control.registers import UNIT_STATE_LAYOUT
 from lutra_hw.control.sequencer import QUEUE_DEPTH
@@ -71,7 +71,7 @@ class _Units:
         self.completed = [0] * len(Unit)
         self.done_cycles: list[list[int]] = [[] for _ in Unit]
         self.finished: list[int] = []
-        self.errors: list[int] = []
+        self.errors: list[tuple[int, ErrorCode]] = []
         self.states: list[list[UnitState]] = []
         self.cycle = 0
         self.blocked: set[Unit] = set()
@@ -128,8 +128,8 @@ class _Units:
         if dut.finished.value == 1:
             assert not any(working), "finished while a unit works"
             self.finished.append(self.cycle)
-        if dut.error.value == 1:
-            self.errors.append(self.cycle)
+        if dut.error.value != 0:
+            self.errors.append((self.cycle, ErrorCode(int(dut.error.value))))
         states = unpack(UNIT_STATE_LAYOUT, int(dut.unit_state.value))
         self.states.append([UnitState(state) for state in states])
 
@@ -243,15 +243,15 @@ async def ends(dut: Any, p_stall: float, lead: int) -> None:
         await bench.start([], content)
         await bench.finished()
         bench.check(before, N_TOKENS, LOGITS_FROM)
-        assert len(bench.units.errors) == 1
-        assert bench.units.errors[0] <= bench.units.finished[0]
+        ((cycle, code),) = bench.units.errors
+        assert code is ErrorCode.OPCODE and cycle <= bench.units.finished[0]
 
     per_beat = CONFIG.word_bytes // INSTRUCTION_BYTES
     whole = before[: lead // per_beat * per_beat]
     await bench.start(whole)
     await bench.finished()
     bench.check(whole, N_TOKENS, LOGITS_FROM)
-    assert len(bench.units.errors) == 1
+    assert [code for _, code in bench.units.errors] == [ErrorCode.NO_END]
 
     await bench.start([*before, END])
     await bench.finished()

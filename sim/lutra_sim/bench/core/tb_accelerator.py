@@ -17,6 +17,7 @@ from lutra_golden.control.registers import (
     STATUS_DONE,
     STATUS_ERROR,
     STATUS_SATURATED,
+    ErrorCode,
     UnitState,
 )
 from lutra_golden.core.config import AcceleratorConfig
@@ -26,7 +27,7 @@ from lutra_sim.bench.core.story import Story, StorySizes
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import reset
 
-__all__ = ["AcceleratorBenchParams", "recovers", "tells_the_golden_story"]
+__all__ = ["AcceleratorBenchParams", "recovers", "refuses", "tells_the_golden_story"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +178,7 @@ async def recovers(dut: Any, p_stall: float, latency: int) -> None:
             slave.errors = {address}
             await bench.run([1], 0, 0)
             assert await bench.read("STATUS") & ~STATUS_SATURATED == failed, hex(address)
+            assert await bench.read("ERROR") == ErrorCode.BUS
             slave.errors = set()
         await check()
     for number in range(8):
@@ -186,7 +188,43 @@ async def recovers(dut: Any, p_stall: float, latency: int) -> None:
             await bench.write("CONTROL", CONTROL_ABORT)
             await ClockCycles(dut.clk, 40 * latency + 400)
             assert await bench.read("STATUS") & ~STATUS_SATURATED == failed
+            assert await bench.read("ERROR") == ErrorCode.ABORT
             await bench.write("IRQ_STATUS", 1)
         else:
             await bench.set_up(n_cycles=rng.choice((1, 4, 16)), clock=False)
         await check()
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def refuses(dut: Any) -> None:
+    """Registers that do not fit are an error, and no port is touched; no END is an error, too."""
+    params = bench_params(AcceleratorBenchParams)
+    bench = _Bench(dut, params, 0.0, 2)
+    config, registers = params.config, bench.story.registers
+    await bench.set_up()
+    for name, value in (
+        ("N_TOKENS", 0),
+        ("N_TOKENS", config.pass_tokens + 1),
+        ("N_TOKENS", 255),
+        ("LOGITS_FROM", 2),
+        ("POSITION", config.max_context),
+        ("KV_BASE", registers["KV_BASE"] + 4),
+        ("WEIGHT_BASE", registers["WEIGHT_BASE"] + 4),
+    ):
+        await bench.write("POSITION", 0)
+        await bench.write("N_TOKENS", 1)
+        await bench.write("LOGITS_FROM", 0)
+        await bench.write(name, value)
+        await bench.write("CONTROL", CONTROL_START)
+        assert await bench.read("STATUS") == STATUS_DONE | STATUS_ERROR
+        assert await bench.read("ERROR") == ErrorCode[name]
+        assert dut.irq.value == 1
+        await bench.write("IRQ_STATUS", 1)
+        await bench.write(name, registers.get(name, 0))
+    assert not any(slave.bursts for slave in (*bench.reads, *bench.writes))
+    await bench.write("N_TOKENS", 1)
+    await bench.write("PROGRAM_BYTES", config.word_bytes)
+    await bench.write("CONTROL", CONTROL_START)
+    await ClockCycles(dut.clk, 100)
+    assert await bench.read("STATUS") == STATUS_DONE | STATUS_ERROR
+    assert await bench.read("ERROR") == ErrorCode.NO_END

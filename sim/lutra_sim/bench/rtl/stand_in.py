@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from lutra_golden.control.isa import Unit
-from lutra_golden.control.registers import UnitState
+from lutra_golden.control.registers import ErrorCode, UnitState
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import port_name, two_ports
@@ -204,7 +204,8 @@ class StandIn(wiring.Component):
                         m.next = "Answer"
             with m.State("Answer"):
                 m.d.comb += [state.eq(UnitState.WAIT_WRITE), file.done.eq(d.bvalid)]
-                m.d.comb += file.error.eq(fault == Fault.BUS_ERROR)
+                with m.If(fault == Fault.BUS_ERROR):
+                    m.d.comb += file.error.eq(ErrorCode.BUS)
                 with m.If(d.bvalid):
                     m.next = "Idle"
         return m

@@ -1,0 +1,67 @@
+"""Checks of a run's registers, which are made at START, before anything is done."""
+
+from collections.abc import Mapping
+
+from lutra_golden.control.registers import ErrorCode
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import Purpose
+
+__all__ = ["PROGRAM_WORDS_MAX", "alignments", "check_run", "describe"]
+
+PROGRAM_WORDS_MAX = (1 << 24) - 1
+"""Data words of the longest program: one transfer fetches it."""
+
+
+def alignments(config: AcceleratorConfig) -> dict[str, int]:
+    """Bytes that registers of a run must be multiples of: words, and beats of their ports."""
+    fetch, load, attention, weights, write = map(config.alignment, Purpose)
+    return {
+        "PROGRAM_BASE": fetch,
+        "PROGRAM_BYTES": config.word_bytes,
+        "WEIGHT_BASE": max(load, weights),
+        "KV_BASE": max(attention, write),
+        "LOGITS_BASE": write,
+        "LOGITS_STRIDE": write,
+    }
+
+
+def check_run(config: AcceleratorConfig, registers: Mapping[str, int]) -> ErrorCode:
+    """The first rule that ``registers`` break; NONE if a run may start."""
+    n, align = registers["N_TOKENS"], alignments(config)
+
+    def odd(*names: str) -> bool:
+        return any(registers[name] % align[name] for name in names)
+
+    broken = {
+        ErrorCode.N_TOKENS: not 1 <= n <= config.pass_tokens,
+        ErrorCode.LOGITS_FROM: registers["LOGITS_FROM"] > n,
+        ErrorCode.POSITION: registers["POSITION"] + n > config.max_context,
+        ErrorCode.PROGRAM: odd("PROGRAM_BASE", "PROGRAM_BYTES")
+        or not 1 <= registers["PROGRAM_BYTES"] // config.word_bytes <= PROGRAM_WORDS_MAX,
+        ErrorCode.WEIGHT_BASE: odd("WEIGHT_BASE"),
+        ErrorCode.KV_BASE: odd("KV_BASE"),
+        ErrorCode.LOGITS: odd("LOGITS_BASE", "LOGITS_STRIDE"),
+    }
+    return next((code for code, is_broken in broken.items() if is_broken), ErrorCode.NONE)
+
+
+def describe(config: AcceleratorConfig, code: int) -> str:
+    """Say in one line what ended a run, and what to do."""
+    align = alignments(config)
+    texts: dict[int, str] = {
+        ErrorCode.NONE: "no error",
+        ErrorCode.N_TOKENS: f"N_TOKENS must be in 1..{config.pass_tokens}",
+        ErrorCode.LOGITS_FROM: "LOGITS_FROM must be at most N_TOKENS",
+        ErrorCode.POSITION: f"POSITION + N_TOKENS must be at most {config.max_context}",
+        ErrorCode.PROGRAM: f"PROGRAM_BASE must be a multiple of {align['PROGRAM_BASE']}, and "
+        f"PROGRAM_BYTES 1..{PROGRAM_WORDS_MAX} times {align['PROGRAM_BYTES']}",
+        ErrorCode.WEIGHT_BASE: f"WEIGHT_BASE must be a multiple of {align['WEIGHT_BASE']}",
+        ErrorCode.KV_BASE: f"KV_BASE must be a multiple of {align['KV_BASE']}",
+        ErrorCode.LOGITS: "LOGITS_BASE and LOGITS_STRIDE must be multiples of "
+        f"{align['LOGITS_BASE']}",
+        ErrorCode.BUS: "the memory answered with an error: check that every address is mapped",
+        ErrorCode.OPCODE: "an instruction has an unknown opcode: load the model again",
+        ErrorCode.NO_END: "the program has no END: load the model again",
+        ErrorCode.ABORT: "the run was aborted",
+    }
+    return texts.get(code, f"an error of code {code}, which this Lutra does not know")

@@ -23,7 +23,14 @@ from lutra_golden.control.isa import (
     Opcode,
     Unit,
 )
-from lutra_golden.control.registers import COUNTERS, ERRORS, REGISTERS, VERSION, UnitState
+from lutra_golden.control.registers import (
+    COUNTERS,
+    ERROR_FIELDS,
+    ERRORS,
+    REGISTERS,
+    VERSION,
+    UnitState,
+)
 from lutra_golden.core.configs import NANO
 
 __all__ = ["PAGES", "isa_page", "main", "registers_page"]
@@ -79,6 +86,13 @@ accelerator ready, when the memory has answered them. What such a run left of lo
 values is undefined. A reset of the accelerator waits for these answers, too: a START after it
 begins when the last has come. Where the memory is reset as well and answers nothing any more,
 `bus_rst` must be high together with `rst`.
+"""
+
+_ERRORS = """
+`ERROR` and `ERROR_ADDRESS` keep the first failure of a run until the next START, and `UNIT_STATE`
+what the units did when it came. `instruction` counts the instructions that the unit behind a
+failed transfer had completed (weights are fetched ahead, so it may be a later one that failed); for
+the fetch, and for other codes, those that had left for their units.
 """
 
 _COUNTERS = """
@@ -149,6 +163,10 @@ def registers_page() -> str:
     counters = [(f"{first + 8 * i:#05x}", f"`{name}`") for i, name in enumerate(COUNTERS)]
     units = ", ".join(unit.name.lower() for unit in Unit)
     states = [(int(state), state.name) for state in UnitState]
+    parts_of_error = [
+        (f"{first + width - 1}:{first}", f"`{name}`", doc)
+        for name, (first, width, doc) in ERROR_FIELDS.items()
+    ]
     errors = [(int(code), code.name, meaning) for code, meaning in ERRORS.items()]
     multiples = [(f"`{name}`", n) for name, n in alignments(NANO).items()]
     parts = [
@@ -159,7 +177,8 @@ def registers_page() -> str:
             alignments=_table(("register", "bytes"), multiples),
         )
         + _ENDS,
-        f"## Errors\n\n{_table(('code', 'name', 'meaning'), errors)}",
+        f"## Errors\n{_ERRORS}\n{_table(('bits', 'part of `ERROR`', 'meaning'), parts_of_error)}",
+        _table(("code", "name", "meaning"), errors),
         f"## Counters\n{_COUNTERS}\n{_table(('address', 'counter'), counters)}",
         f"## Unit states\n{_UNIT_STATES.format(units=units)}",
         _table(("value", "state"), states),

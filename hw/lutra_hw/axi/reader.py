@@ -2,7 +2,7 @@
 
 from amaranth import Module, ResetInserter, Signal, unsigned
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
@@ -46,6 +46,7 @@ class DmaReader(wiring.Component):
     clear : ``In(1)``  stays high until ``idle``
     idle : ``Out(1)``  no burst is offered, nor owed by the memory
     error : ``Out(1)``  high for one cycle after each beat with ``rresp`` other than OKAY
+    response, address : ``Out(2)``, ``Out(addr_width)``  then: ``rresp``, and the burst's address
     """
 
     o: stream.Interface
@@ -70,6 +71,8 @@ class DmaReader(wiring.Component):
                 "clear": In(1),
                 "idle": Out(1),
                 "error": Out(1),
+                "response": Out(2),
+                "address": Out(addr_width),
             }
         )
 
@@ -79,6 +82,9 @@ class DmaReader(wiring.Component):
         fifo = SyncFIFOBuffered(width=self.data_width, depth=self.fifo_depth)
         cleared = ResetInserter(self.clear)
         m.submodules.splitter, m.submodules.fifo = cleared(splitter), cleared(fifo)
+        # addresses of the bursts that have no answer
+        issued = SyncFIFO(width=len(splitter.beat_addr), depth=self.max_outstanding)
+        m.submodules.issued = issued
         axi, beat_bits = self.axi, exact_log2(self.data_width // 8)
 
         wiring.connect(m, wiring.flipped(self.cmd), splitter.cmd)
@@ -95,8 +101,7 @@ class DmaReader(wiring.Component):
         ]
 
         free = Signal(range(self.fifo_depth + 1), init=self.fifo_depth)
-        outstanding = Signal(range(self.max_outstanding + 1))
-        issue = Signal()
+        outstanding, issue = issued.level, Signal()
         m.d.comb += [
             issue.eq(
                 ~self.clear
@@ -106,6 +111,9 @@ class DmaReader(wiring.Component):
                 & (outstanding != self.max_outstanding)
             ),
             splitter.next.eq(issue),
+            issued.w_data.eq(splitter.beat_addr),
+            issued.w_en.eq(issue),
+            issued.r_en.eq(axi.rvalid & axi.rlast),
         ]
         with m.If(issue):
             m.d.sync += [
@@ -122,7 +130,8 @@ class DmaReader(wiring.Component):
             m.d.sync += free.eq(self.fifo_depth)
         m.d.comb += self.idle.eq(outstanding == 0)
         m.d.sync += [
-            outstanding.eq(outstanding + issue - (axi.rvalid & axi.rlast)),
             self.error.eq(axi.rvalid & (axi.rresp != RESP_OKAY)),
+            self.response.eq(axi.rresp),
+            self.address.eq(issued.r_data << beat_bits),
         ]
         return m

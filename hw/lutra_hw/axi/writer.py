@@ -47,6 +47,7 @@ class DmaWriter(wiring.Component):
     settled : ``Out(1)``  no burst is under way
     idle : ``Out(1)``  everything accepted has been written and answered
     error : ``Out(1)``  high for one cycle after each ``bresp`` other than OKAY
+    response, address : ``Out(2)``, ``Out(addr_width)``  then: ``bresp``, and the burst's address
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class DmaWriter(wiring.Component):
                 "settled": Out(1),
                 "idle": Out(1),
                 "error": Out(1),
+                "response": Out(2),
+                "address": Out(addr_width),
             }
         )
 
@@ -84,6 +87,9 @@ class DmaWriter(wiring.Component):
         m.submodules.lengths = lengths = SyncFIFO(
             width=len(splitter.length), depth=self.max_outstanding
         )
+        # addresses of the bursts that have no answer
+        issued = SyncFIFO(width=len(splitter.beat_addr), depth=self.max_outstanding)
+        m.submodules.issued = issued
 
         wiring.connect(m, wiring.flipped(self.cmd), splitter.cmd)
         m.d.comb += [
@@ -98,8 +104,7 @@ class DmaWriter(wiring.Component):
 
         # beats in the FIFO that no issued burst has claimed
         unclaimed = Signal(range(self.fifo_depth + 1))
-        outstanding = Signal(range(self.max_outstanding + 1))
-        issue, push = Signal(), Signal()
+        outstanding, issue, push = issued.level, Signal(), Signal()
         m.d.comb += [
             push.eq(fifo.w_en & fifo.w_rdy),
             issue.eq(
@@ -112,6 +117,9 @@ class DmaWriter(wiring.Component):
             splitter.next.eq(issue),
             lengths.w_data.eq(splitter.length),
             lengths.w_en.eq(issue),
+            issued.w_data.eq(splitter.beat_addr),
+            issued.w_en.eq(issue),
+            issued.r_en.eq(axi.bvalid),
         ]
         with m.If(issue):
             m.d.sync += [
@@ -146,7 +154,8 @@ class DmaWriter(wiring.Component):
             self.idle.eq(~splitter.valid & self.settled & (fifo.level == 0)),
         ]
         m.d.sync += [
-            outstanding.eq(outstanding + issue - axi.bvalid),
             self.error.eq(axi.bvalid & (axi.bresp != RESP_OKAY)),
+            self.response.eq(axi.bresp),
+            self.address.eq(issued.r_data << beat_bits),
         ]
         return m

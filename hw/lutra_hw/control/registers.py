@@ -1,6 +1,6 @@
 """The accelerator's register file behind its AXI4-Lite port."""
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -12,6 +12,7 @@ from lutra_golden.control.registers import (
     CONTROL_ABORT,
     CONTROL_START,
     COUNTERS,
+    ERROR_FIELDS,
     IDENT,
     REGISTERS,
     STATUS_BUSY,
@@ -28,6 +29,7 @@ from lutra_hw.axi.signatures import Axi4LiteSignature
 from lutra_hw.buffers import TokenReadPort
 from lutra_hw.control.check import ERROR_CODE
 from lutra_hw.control.context import CONTEXT_WIDTHS, RunContextSignature
+from lutra_hw.control.failure import FAILURE_LAYOUT
 from lutra_hw.ports import SCALE_LAYOUT
 
 __all__ = ["EVENTS", "UNIT_STATE_LAYOUT", "RegisterFile"]
@@ -75,7 +77,7 @@ class RegisterFile(wiring.Component):
     tokens : ``In(TokenReadPort(config))``
     refusal : ``In(4)``  :class:`ErrorCode` of what is wrong with the context, 1 cycle late
     done : ``In(1)``  pulse: the run has ended
-    error : ``In(4)``  :class:`ErrorCode`, one cycle; the first of a run is kept
+    failure : ``In(FAILURE_LAYOUT)``  with its code for one cycle; the first of a run is kept
     saturated : ``In(1)``  kept in STATUS until the next START
     unit_state : ``In(UNIT_STATE_LAYOUT)``
     argmax : ``In(ArrayLayout(32, pass_tokens))``
@@ -96,7 +98,7 @@ class RegisterFile(wiring.Component):
                 "tokens": In(TokenReadPort(config)),
                 "refusal": In(ERROR_CODE),
                 "done": In(1),
-                "error": In(ERROR_CODE),
+                "failure": In(FAILURE_LAYOUT),
                 "saturated": In(1),
                 "unit_state": In(UNIT_STATE_LAYOUT),
                 "argmax": In(data.ArrayLayout(32, config.pass_tokens)),
@@ -120,7 +122,10 @@ class RegisterFile(wiring.Component):
         ]
 
         stored = {name: Signal(REGISTERS[name].width, name=name.lower()) for name in _STORED}
-        irq_status, done, saturated, code = Signal(), Signal(), Signal(), Signal(ERROR_CODE)
+        irq_status, done, saturated, failure = (
+            Signal(), Signal(), Signal(), Signal(FAILURE_LAYOUT)
+        )  # fmt: skip
+        units = Signal(UNIT_STATE_LAYOUT)
         state = _State()
         counters = {name: Signal(64, name=f"counter_{name}") for name in COUNTERS}
         for name in CONTEXT_WIDTHS:
@@ -136,13 +141,14 @@ class RegisterFile(wiring.Component):
             "STATUS": [
                 Mux(state.taken, STATUS_BUSY, 0)
                 | Mux(done, STATUS_DONE, 0)
-                | Mux(code != ErrorCode.NONE, STATUS_ERROR, 0)
+                | Mux(failure.code != ErrorCode.NONE, STATUS_ERROR, 0)
                 | Mux(saturated, STATUS_SATURATED, 0)
                 | Mux(state.refused, STATUS_REFUSED, 0)
             ],
-            "ERROR": [code],
+            "ERROR": [_word(failure)],
+            "ERROR_ADDRESS": _words(failure.address),
             "IRQ_STATUS": [irq_status],
-            "UNIT_STATE": [self.unit_state.as_value()],
+            "UNIT_STATE": [units.as_value()],
             **{
                 name: [value[i : i + 32] for i in range(0, len(value), 32)]
                 for name, value in stored.items()
@@ -156,10 +162,13 @@ class RegisterFile(wiring.Component):
         }
         self._reads(m, bus, words, arrays, token_read)
 
-        self._run(m, state, irq_status, done, code, saturated, counters)
+        self._run(m, state, irq_status, done, failure, saturated, counters)
+        # after a failure they stay as they were when it came
+        with m.If(~self.clear & (failure.code == ErrorCode.NONE)):
+            m.d.sync += units.eq(self.unit_state)
         return m
 
-    def _run(self, m, state, irq_status, done, code, saturated, counters):
+    def _run(self, m, state, irq_status, done, failure, saturated, counters):
         """Beginning and end of a run, and what is counted of it."""
         clear, busy = Signal(init=1), state.busy
         go, fits, stop, over, give_up = (Signal() for _ in range(5))
@@ -168,7 +177,7 @@ class RegisterFile(wiring.Component):
             go.eq(state.wanted & ~clear),
             fits.eq(self.refusal == ErrorCode.NONE),
             self.start.eq(go & fits),
-            stop.eq(busy & ~clear & ((self.error != ErrorCode.NONE) | state.abort)),
+            stop.eq(busy & ~clear & ((self.failure.code != ErrorCode.NONE) | state.abort)),
             # a start that still waits for the memory
             give_up.eq(state.wanted & clear & state.abort),
             over.eq(Mux(busy, Mux(clear, self.idle, self.done & ~stop), (go & ~fits) | give_up)),
@@ -181,13 +190,16 @@ class RegisterFile(wiring.Component):
                 busy.eq(self.start),
                 done.eq(0),
                 saturated.eq(0),
-                code.eq(Mux(give_up, ErrorCode.ABORT, self.refusal)),
+                failure.eq(0),
+                failure.code.eq(Mux(give_up, ErrorCode.ABORT, self.refusal)),
             ]
             m.d.sync += [counter.eq(0) for counter in counters.values()]
         with m.Elif(busy):
             m.d.sync += saturated.eq(saturated | self.saturated)
             with m.If(stop):
-                m.d.sync += code.eq(Mux(self.error != ErrorCode.NONE, self.error, ErrorCode.ABORT))
+                m.d.sync += failure.eq(self.failure)
+                with m.If(self.failure.code == ErrorCode.NONE):
+                    m.d.sync += failure.code.eq(ErrorCode.ABORT)
             m.d.sync += counters["cycles"].eq(counters["cycles"] + 1)
             for name in EVENTS.members:
                 with m.If(self.events[name] != 0):
@@ -313,6 +325,14 @@ def _split(name, addr):
 
 def _words(value):
     return [value & 0xFFFFFFFF, value >> 32]
+
+
+def _word(failure):
+    """The register ERROR."""
+    word = Const(0, 32)
+    for name, (first, _, _) in ERROR_FIELDS.items():
+        word = word | (getattr(failure, name) << first)
+    return word
 
 
 def _packed(scale):

@@ -6,12 +6,13 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from lutra_golden.control.isa import HEADER, INSTRUCTION_BYTES, Opcode, Unit
+from lutra_golden.control.isa import INSTRUCTION_BYTES, Opcode, Unit
 from lutra_golden.control.registers import ErrorCode, UnitState
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_hw.control.check import ERROR_CODE
 from lutra_hw.control.context import RunContextSignature
+from lutra_hw.control.failure import instruction_counts
 from lutra_hw.control.fields import argument, header, tile_tokens
 from lutra_hw.control.registers import UNIT_STATE_LAYOUT
 from lutra_hw.ports import INSTRUCTION_SHAPE, dma_command
@@ -59,6 +60,8 @@ class Sequencer(wiring.Component):
     done, busy, stall : ``In(4)``  of the units in the order of :class:`Unit`
     finished : ``Out(1)``  one cycle
     error : ``Out(4)``  OPCODE or NO_END for one cycle, before ``finished``
+    completed : ``Out(instruction_counts())``  of this run
+    dispatched : ``Out(16)``  instructions of this run that left
     unit_state : ``Out(UNIT_STATE_LAYOUT)``
     """
 
@@ -80,6 +83,8 @@ class Sequencer(wiring.Component):
                 "stall": In(len(Unit)),
                 "finished": Out(1),
                 "error": Out(ERROR_CODE),
+                "completed": Out(instruction_counts()),
+                "dispatched": Out(instruction_counts().elem_shape),
                 "unit_state": Out(UNIT_STATE_LAYOUT),
             }
         )
@@ -106,8 +111,7 @@ class Sequencer(wiring.Component):
 
     def _units(self, m, queues):
         """Hand the heads of the queues to the units; return the counts of completed ones."""
-        width = HEADER["wait_load"].width
-        completed = [Signal(width, name=f"{unit.name.lower()}_completed") for unit in Unit]
+        completed = list(self.completed)
         for unit, count in zip(Unit, completed, strict=True):
             with m.If(self.start):
                 m.d.sync += count.eq(0)
@@ -163,6 +167,10 @@ class Sequencer(wiring.Component):
             weights.w_data.eq(weight_cmd),
             weights.w_en.eq(dispatch & needs_weights),
         ]
+        with m.If(self.start):
+            m.d.sync += self.dispatched.eq(0)
+        with m.Elif(dispatch):
+            m.d.sync += self.dispatched.eq(self.dispatched + 1)
         dispatched = []
         for unit, queue in zip(Unit, queues, strict=True):
             count = Signal.like(completed[unit], name=f"{unit.name.lower()}_dispatched")

@@ -6,7 +6,6 @@ from amaranth import (
     ClockSignal,
     DomainRenamer,
     Module,
-    Mux,
     ResetInserter,
     Signal,
 )
@@ -16,7 +15,6 @@ from amaranth.lib.wiring import In, Out
 
 from lutra_golden.axi.width import WidthParams
 from lutra_golden.control.isa import Opcode, Unit
-from lutra_golden.control.registers import ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import PortParams, Purpose, port_name
 from lutra_hw.attention.attention import AttentionUnit
@@ -32,6 +30,7 @@ from lutra_hw.axi.signatures import (
 from lutra_hw.axi.width import ReadWidth, WriteWidth
 from lutra_hw.axi.writer import DmaWriter
 from lutra_hw.control.check import RunCheck
+from lutra_hw.control.failure import FailureMux
 from lutra_hw.control.fields import argument, tile_tokens
 from lutra_hw.control.load import LoadUnit
 from lutra_hw.control.registers import RegisterFile
@@ -114,6 +113,7 @@ class Accelerator(wiring.Component):
         cleared = ResetInserter(registers.clear)
         m.submodules.registers = ResetInserter(reset)(registers)
         m.submodules.check = check = RunCheck(config)
+        m.submodules.failure = failure = FailureMux()
         m.submodules.sequencer = cleared(sequencer)
         m.submodules.load = cleared(load)
         m.submodules.matmul = cleared(matmul)
@@ -133,7 +133,7 @@ class Accelerator(wiring.Component):
             Purpose.WEIGHTS: (sequencer.weight_cmd, matmul.weights, config.weight_word_bytes),
         }
         self._clear, self._bus_reset = registers.clear, bus_reset
-        errors, idle = self._memory(m, users, vector, registers.events)
+        idle = self._memory(m, users, vector, registers.events, failure)
         m.d.comb += registers.idle.eq(Cat(*idle).all())
         self._commands(m, registers.context, sequencer, units)
         wiring.connect(m, load.param_w, vector.param_w)
@@ -154,7 +154,10 @@ class Accelerator(wiring.Component):
             self.irq.eq(registers.irq),
             registers.refusal.eq(check.code),
             registers.done.eq(sequencer.finished),
-            registers.error.eq(Mux(Cat(*errors).any(), ErrorCode.BUS, sequencer.error)),
+            failure.program.eq(sequencer.error),
+            failure.completed.eq(sequencer.completed),
+            failure.dispatched.eq(sequencer.dispatched),
+            registers.failure.eq(failure.o),
             registers.saturated.eq(vector.saturated | attention.saturated),
             registers.unit_state.eq(sequencer.unit_state),
             registers.argmax.eq(vector.argmax),
@@ -163,12 +166,12 @@ class Accelerator(wiring.Component):
         self._count(m, registers.events, units)
         return m
 
-    def _memory(self, m, users, vector, events):
+    def _memory(self, m, users, vector, events, failure):
         """DMA engines and width converters of all that is moved, and the ports that they share.
 
         ``users`` are, for everything that is read, the commands, the words and their bytes.
         """
-        errors, idle, reads = [], [], {}
+        idle, reads, engines = [], {}, {}
         for number, port in enumerate(self.config.ports):
             axi = getattr(self, port_name(number))
             readers = [self._reader(m, port, purpose, *users[purpose]) for purpose in port.reads]
@@ -185,14 +188,20 @@ class Accelerator(wiring.Component):
                 writer = self._writer(m, port, vector)
                 drive(m, axi, writer.axi)
                 m.d.comb += events.data_write_beats.eq(axi.wvalid & axi.wready)
-                errors.append(writer.error)
+                engines[Purpose.WRITE] = writer
                 idle.append(writer.settled)
         beats = {purpose: each.axi.rvalid & each.axi.rready for purpose, each in reads.items()}
         m.d.comb += events.weight_read_beats.eq(beats.pop(Purpose.WEIGHTS))
         m.d.comb += events.data_read_beats.eq(sum(beats.values()))
-        readers = reads.values()
-        idle += [reader.idle for reader in readers]
-        return [*errors, *(reader.error for reader in readers)], idle
+        engines |= reads
+        for number, purpose in enumerate(Purpose):
+            engine, transfer = engines[purpose], failure.transfers[number]
+            m.d.comb += [
+                transfer.error.eq(engine.error),
+                transfer.response.eq(engine.response),
+                transfer.address.eq(engine.address),
+            ]
+        return [*idle, *(reader.idle for reader in reads.values())]
 
     def _reader(self, m, port, purpose, cmd, words, word_bytes):
         """Reads words of ``word_bytes`` through a port, as the commands say."""

@@ -6,7 +6,7 @@ from lutra_golden.control.registers import ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
 
-__all__ = ["PROGRAM_WORDS_MAX", "alignments", "check_run", "describe"]
+__all__ = ["PROGRAM_WORDS_MAX", "alignments", "check_run"]
 
 PROGRAM_WORDS_MAX = (1 << 24) - 1
 """Data words of the longest program: one transfer fetches it."""
@@ -43,25 +43,3 @@ def check_run(config: AcceleratorConfig, registers: Mapping[str, int]) -> ErrorC
         ErrorCode.LOGITS: odd("LOGITS_BASE", "LOGITS_STRIDE"),
     }
     return next((code for code, is_broken in broken.items() if is_broken), ErrorCode.NONE)
-
-
-def describe(config: AcceleratorConfig, code: int) -> str:
-    """Say in one line what ended a run, and what to do."""
-    align = alignments(config)
-    texts: dict[int, str] = {
-        ErrorCode.NONE: "no error",
-        ErrorCode.N_TOKENS: f"N_TOKENS must be in 1..{config.pass_tokens}",
-        ErrorCode.LOGITS_FROM: "LOGITS_FROM must be at most N_TOKENS",
-        ErrorCode.POSITION: f"POSITION + N_TOKENS must be at most {config.max_context}",
-        ErrorCode.PROGRAM: f"PROGRAM_BASE must be a multiple of {align['PROGRAM_BASE']}, and "
-        f"PROGRAM_BYTES 1..{PROGRAM_WORDS_MAX} times {align['PROGRAM_BYTES']}",
-        ErrorCode.WEIGHT_BASE: f"WEIGHT_BASE must be a multiple of {align['WEIGHT_BASE']}",
-        ErrorCode.KV_BASE: f"KV_BASE must be a multiple of {align['KV_BASE']}",
-        ErrorCode.LOGITS: "LOGITS_BASE and LOGITS_STRIDE must be multiples of "
-        f"{align['LOGITS_BASE']}",
-        ErrorCode.BUS: "the memory answered with an error: check that every address is mapped",
-        ErrorCode.OPCODE: "an instruction has an unknown opcode: load the model again",
-        ErrorCode.NO_END: "the program has no END: load the model again",
-        ErrorCode.ABORT: "the run was aborted",
-    }
-    return texts.get(code, f"an error of code {code}, which this Lutra does not know")

@@ -10,7 +10,8 @@ from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale, pack_scale, unpack_scale
 from lutra_golden.attention.attention import attend, first_seen
 from lutra_golden.attention.cache import kv_bytes, kv_elements
-from lutra_golden.control.check import check_run, describe
+from lutra_golden.control.check import check_run
+from lutra_golden.control.failure import Failure
 from lutra_golden.control.isa import (
     FLAG_BIAS,
     FLAG_FIRST,
@@ -45,11 +46,11 @@ class ProgramError(RuntimeError):
 
 
 class RunError(ProgramError):
-    """A run that the accelerator refuses or ends by itself, with the ``code`` in ERROR."""
+    """A run that the accelerator refuses or ends by itself; ``failure`` is in ERROR."""
 
-    def __init__(self, config: AcceleratorConfig, code: ErrorCode) -> None:
-        super().__init__(describe(config, code))
-        self.code = code
+    def __init__(self, config: AcceleratorConfig, failure: Failure) -> None:
+        super().__init__(failure.describe(config))
+        self.failure = failure
 
 
 class Interpreter:
@@ -112,7 +113,7 @@ class Interpreter:
         it is a register.
         """
         if code := check_run(self.config, self.registers):
-            raise RunError(self.config, code)
+            raise RunError(self.config, Failure(code=code))
         self._saturation.seen = False
         done = dict.fromkeys(Unit, 0)
         for instruction in self.program():
@@ -127,7 +128,7 @@ class Interpreter:
                     )
             self.execute(instruction)
             done[unit] += 1
-        raise RunError(self.config, self._end)
+        raise RunError(self.config, Failure(code=self._end, instruction=sum(done.values())))
 
     def execute(self, instruction: Instruction) -> None:
         """Execute one instruction, whatever it waits for; END does nothing."""

@@ -12,6 +12,7 @@ __all__ = [
     "CONTROL_START",
     "COUNTERS",
     "ERRORS",
+    "ERROR_FIELDS",
     "IDENT",
     "REGISTERS",
     "STATUS_BUSY",
@@ -75,6 +76,14 @@ ERRORS: Mapping[ErrorCode, str] = {
 }
 """Meaning of each code, for the reference."""
 
+ERROR_FIELDS: Mapping[str, tuple[int, int, str]] = {
+    "code": (0, 4, "code, see below"),
+    "purpose": (4, 3, "code BUS: 0 fetch, 1 load, 2 attention, 3 weights, 4 write"),
+    "response": (8, 2, "code BUS: the memory's answer, 2 SLVERR or 3 DECERR"),
+    "instruction": (16, 16, "instructions that had been executed, see above"),
+}
+"""First bit, width and meaning of each part of ERROR."""
+
 
 @dataclass(frozen=True)
 class Register:
@@ -133,7 +142,10 @@ REGISTERS: dict[str, Register] = {
     ),
     "UNIT_STATE": Register(0x050, "ro", "UnitState of load, matmul, vector, attention, fetch"),
     "PROGRAM_BYTES": Register(0x054, "rw", "length of the program in bytes, whole data words"),
-    "ERROR": Register(0x058, "ro", "bits 3:0: code of the last run's error, 0 if none", width=4),
+    "ERROR": Register(0x058, "ro", "what ended the last run before its end, 0 if nothing"),
+    "ERROR_ADDRESS": Register(
+        0x060, "ro", "address of the burst that failed, low word first", 2, ADDRESS_WIDTH
+    ),
     "TOKEN": Register(0x100, "rw", "token ids of the tile", 64),
     "ARGMAX": Register(0x200, "ro", "row of the largest logit, per token", 64),
     "SCALE": Register(0x300, "ro", "packed activation scale of the logits, per token", 64),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra_golden.control.check import describe
+from lutra_golden.control.failure import Failure
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import (
     CONTROL_START,
@@ -167,8 +167,7 @@ class Simulator:
         cycles = self.cycles - first
         if self.read_register("STATUS") & STATUS_ERROR:
             self._end_trace()
-            text = describe(self.config, self.read_register("ERROR"))
-            raise RtlError(f"after {cycles} cycles: {text}")
+            raise RtlError(f"after {cycles} cycles: {self._failure().describe(self.config)}")
         return cycles
 
     def start_and_wait(self, max_cycles: int | None = None) -> int:
@@ -235,6 +234,10 @@ class Simulator:
                 f"the simulator's fingerprint is {fingerprint:#018x} and that of the "
                 f"configuration '{name}' is {config.fingerprint:#018x}: {_REBUILD}"
             )
+
+    def _failure(self) -> Failure:
+        address = self.read_register("ERROR_ADDRESS") | self.read_register("ERROR_ADDRESS", 1) << 32
+        return Failure.of(self.read_register("ERROR"), address)
 
     def _units(self) -> str:
         """State of every unit."""

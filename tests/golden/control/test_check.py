@@ -1,9 +1,9 @@
-"""Checks of a run's registers: the limits, which rule comes first, and what is said."""
+"""Checks of a run's registers: the limits, and which rule comes first."""
 
 import pytest
 
-from lutra_golden.control.check import check_run, describe
-from lutra_golden.control.registers import CONTEXT, ERRORS, ErrorCode
+from lutra_golden.control.check import check_run
+from lutra_golden.control.registers import CONTEXT, ErrorCode
 from lutra_golden.core.configs import NANO
 
 SOUND = dict.fromkeys(CONTEXT, 0) | {"N_TOKENS": 1, "PROGRAM_BYTES": 64}
@@ -35,12 +35,3 @@ def test_the_lowest_code_is_given() -> None:
     broken = SOUND | {"N_TOKENS": 0, "POSITION": 999, "KV_BASE": 1}
     assert check_run(NANO, broken) is ErrorCode.N_TOKENS
     assert check_run(NANO, broken | {"N_TOKENS": 1}) is ErrorCode.POSITION
-
-
-def test_every_code_is_described() -> None:
-    assert ERRORS.keys() == set(ErrorCode) - {ErrorCode.NONE}
-    texts = [describe(NANO, code) for code in ErrorCode]
-    assert len(set(texts)) == len(texts)
-    assert describe(NANO, ErrorCode.N_TOKENS) == "N_TOKENS must be in 1..8"
-    assert describe(NANO, ErrorCode.WEIGHT_BASE) == "WEIGHT_BASE must be a multiple of 128"
-    assert not any("\n" in text for text in texts)

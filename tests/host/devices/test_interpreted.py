@@ -33,6 +33,7 @@ from lutra.quantize import quantize_decoder
 from lutra.quantize.pack import pack_model
 from lutra.quantize.reference import reference
 from lutra_golden.control.isa import Instruction, Opcode, encode
+from lutra_golden.control.registers import CONTROL_ABORT, STATUS_BUSY
 from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.errors import LutraError
@@ -463,7 +464,7 @@ class Impostor(InterpretedTransport):
         ("IDENT", 5, "device interpreted answers with 0x00000005 instead of 0x4152544c: it is no"),
         ("VERSION", 9, "device interpreted has version 9 of the register map, this Lutra drives "),
         ("FINGERPRINT", 7, "device interpreted is built from configuration 0000000700000007, the"),
-        ("STATUS", 4, "device interpreted: no error"),
+        ("STATUS", 4, "device interpreted: no error$"),
         ("STATUS", 16, "device interpreted was written to during a run: close the other program "),
     ],
 )
@@ -476,11 +477,11 @@ def test_another_accelerator_is_refused(
 
 
 class Twice(InterpretedTransport):
-    """The user interrupts a run, and then what ends it."""
+    """The user interrupts a run, and then what ends it; ``obeys`` an abort or does not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, obeys: bool) -> None:
         super().__init__()
-        self.left, self.calls = 0, list[str]()
+        self.left, self.calls, self.obeys, self.aborted = 0, list[str](), obeys, False
 
     def wait(self, timeout_s: float | None) -> int | None:
         self.calls.append("wait")
@@ -489,23 +490,39 @@ class Twice(InterpretedTransport):
             raise KeyboardInterrupt
         return super().wait(timeout_s)
 
+    def write_register(self, name: str, value: int, index: int = 0) -> None:
+        if name == "CONTROL":
+            assert value == CONTROL_ABORT
+            if self.left:
+                self.left -= 1
+                raise KeyboardInterrupt
+            self.calls.append("abort")
+            self.aborted = True
+        super().write_register(name, value, index)
+
+    def read_register(self, name: str, index: int = 0) -> int:
+        hangs = name == "STATUS" and self.aborted and not self.obeys
+        return STATUS_BUSY if hangs else super().read_register(name, index)
+
     def reset(self) -> None:
-        if self.left:
-            self.left -= 1
-            raise KeyboardInterrupt
-        self.calls.append("reset")
+        if not self.obeys and self.aborted:
+            self.calls.append("reset")
+            self.aborted = False
         super().reset()
 
 
-def test_a_reset_that_was_interrupted_is_done_before_the_next_run(found: Find) -> None:
-    each, transport = found("least"), Twice()
+@pytest.mark.parametrize(("obeys", "ends"), [(True, ["abort"]), (False, ["abort", "reset"])])
+def test_an_abort_that_was_interrupted_is_done_before_the_next_run(
+    obeys: bool, ends: list[str], found: Find
+) -> None:
+    each, transport = found("least"), Twice(obeys=obeys)
     tiles = on_transport(each, transport)
     transport.left = 2
     with pytest.raises(KeyboardInterrupt):
         tiles.run_tile([1, 2], 0, 0)
     assert_same(tiles.run_tile([1, 2], 0, 0), run(each, [1, 2]))
     tiles.run_tile([3], 2, 0)
-    assert transport.calls == ["wait", "reset", "wait", "wait"]
+    assert transport.calls == ["wait", *ends, "wait", "wait"]
 
 
 def test_a_session_that_was_interrupted_takes_no_memory(
@@ -580,6 +597,24 @@ def test_a_broken_program_is_an_error_of_one_line(found: Find) -> None:
     tiles = on_transport(with_code(found("least"), encode(load)))
     message = "^the program is broken: LDROPE waits for 1 MATMUL instructions, but only 0"
     with pytest.raises(DeviceError, match=message):
+        tiles.run_tile([1], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (bytes([0x80]) * 64, "instruction 0 has an unknown opcode: load the model again"),
+        (
+            encode(Instruction(Opcode.LDROPE, args={"address": 0})) * 2,
+            "the program has no END in 2 ",
+        ),
+    ],
+    ids=["opcode", "end"],
+)
+def test_a_failed_run_is_an_error_of_one_line(code: bytes, message: str, found: Find) -> None:
+    each = found("least")
+    tiles = on_transport(with_code(each, code))
+    with pytest.raises(DeviceError, match=f"^device interpreted: {message}"):
         tiles.run_tile([1], 0, 0)
 
 

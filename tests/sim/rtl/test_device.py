@@ -244,7 +244,10 @@ def test_race(open_device: Open) -> None:
 def test_bus_error(open_device: Open) -> None:
     device = open_device(IDEAL_MEMORY)
     prepare(device, fault=Fault.BUS_ERROR)
-    with pytest.raises(RtlError, match=r"^after \d+ cycles: the memory answered with an error: "):
+    message = (
+        r"^after \d+ cycles: the memory answered response 0 to a read of m_axi_1 \(fetch\) at 0x0"
+    )
+    with pytest.raises(RtlError, match=message):
         device.start_and_wait()
 
 

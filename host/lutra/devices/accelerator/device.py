@@ -15,9 +15,11 @@ from lutra.devices.accelerator.transport import PAGE, Transport
 from lutra.devices.base import BaseDevice, Chunk, DeviceError, PassResult
 from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
-from lutra_golden.control.check import describe
+from lutra_golden.control.failure import Failure
 from lutra_golden.control.registers import (
+    CONTROL_ABORT,
     IDENT,
+    STATUS_BUSY,
     STATUS_ERROR,
     STATUS_REFUSED,
     STATUS_SATURATED,
@@ -34,6 +36,7 @@ __all__ = ["AcceleratorDevice", "AcceleratorSession"]
 Progress = Callable[[str, float], None]
 _SESSIONS_BYTES = 1 << 30  # of memory for sessions, beside the model
 _TIMEOUT_S = 600.0
+_ABORT_READS = 1000  # of STATUS, until an aborted run must be over
 
 
 class AcceleratorSession(BaseSession):
@@ -68,7 +71,8 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     ``config`` is a configuration or the name of one, ``engine`` the matmul engine of a named one.
     A run that does not end within ``timeout_s`` is an error, as is an accelerator of another
-    configuration. Passes are of one session each.
+    configuration; whatever goes wrong in a run, it is aborted, and the next one is right. Passes
+    are of one session each.
     """
 
     _shares_passes = False
@@ -161,7 +165,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
                 f"device {self.name} has version {version} of the register map, this Lutra drives "
                 f"{VERSION}: build the accelerator again"
             )
-        fingerprint = read("FINGERPRINT", 0) | read("FINGERPRINT", 1) << 32
+        fingerprint = self._read("FINGERPRINT")
         if fingerprint != config.fingerprint:
             raise DeviceError(
                 f"device {self.name} is built from configuration {fingerprint:016x}, the program "
@@ -201,23 +205,34 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         session, program = chunk.session, self.program
         assert isinstance(session, AcceleratorSession)
         if self._busy:
-            self._reset()
+            self._abort()
         self._busy = True
         try:
             cycles = self._start(session, chunk)
             result = self._collect(program, chunk, cycles)
         except BaseException:
             # should this be interrupted too, the next run does it
-            self._reset()
+            self._abort()
             raise
         self._busy = False
         return result
 
-    def _reset(self) -> None:
-        """End whatever the accelerator is in the middle of; its registers are written anew."""
-        self._placed = False
-        self.transport.reset()
+    def _abort(self) -> None:
+        """End the run that is under way; reset an accelerator that does not do so."""
+        if not self._obeys():
+            self._placed = False
+            self.transport.reset()
         self._busy = False
+
+    def _obeys(self) -> bool:
+        """True if the run is over soon after it was aborted."""
+        transport = self.transport
+        try:
+            transport.write_register("CONTROL", CONTROL_ABORT)
+            status = (transport.read_register("STATUS") for _ in range(_ABORT_READS))
+            return any(not each & STATUS_BUSY for each in status)
+        except DeviceError:
+            return False
 
     def _start(self, session: AcceleratorSession, chunk: Chunk) -> int | None:
         """Run a pass to its end; returns its clock cycles."""
@@ -237,6 +252,11 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         transport.start()
         return transport.wait(self._timeout_s)
 
+    def _read(self, name: str) -> int:
+        """A register of two words."""
+        read = self.transport.read_register
+        return read(name) | read(name, 1) << 32
+
     def _write_address(self, name: str, address: int) -> None:
         self.transport.write_register(name, address & 0xFFFFFFFF)
         self.transport.write_register(name, address >> 32, 1)
@@ -246,8 +266,8 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         transport, base = self.transport, self.addresses["LOGITS_BASE"]
         status = transport.read_register("STATUS")
         if status & STATUS_ERROR:
-            code = transport.read_register("ERROR")
-            raise DeviceError(f"device {self.name}: {describe(program.config, code)}")
+            failure = Failure.of(transport.read_register("ERROR"), self._read("ERROR_ADDRESS"))
+            raise DeviceError(f"device {self.name}: {failure.describe(program.config)}")
         if status & STATUS_REFUSED:
             raise DeviceError(
                 f"device {self.name} was written to during a run: close the other program that "

@@ -7,15 +7,16 @@ import numpy as np
 from lutra.devices.accelerator.transport import Heap
 from lutra.devices.base import DeviceError
 from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.failure import Failure
 from lutra_golden.control.interpreter import Interpreter, ProgramError, RunError
 from lutra_golden.control.memory import Memory, MemoryFault
 from lutra_golden.control.registers import (
+    CONTROL_ABORT,
     IDENT,
     STATUS_DONE,
     STATUS_ERROR,
     STATUS_SATURATED,
     VERSION,
-    ErrorCode,
 )
 from lutra_golden.core.config import AcceleratorConfig
 
@@ -31,7 +32,7 @@ class InterpretedTransport:
         self._interpreter: Interpreter | None = None
         self._heap = Heap(0)
         self._started = self._done = False
-        self._error = ErrorCode.NONE
+        self._failure = Failure()
 
     @property
     def interpreter(self) -> Interpreter:
@@ -83,6 +84,9 @@ class InterpretedTransport:
         interpreter = self.interpreter
         if name == "TOKEN":
             interpreter.tokens[index] = value
+        elif name == "CONTROL":
+            if value & CONTROL_ABORT:
+                self._started = self._done = False
         elif name.endswith("_BASE"):
             low, high = interpreter.registers[name] & 0xFFFFFFFF, interpreter.registers[name] >> 32
             words = [low, high]
@@ -102,9 +106,11 @@ class InterpretedTransport:
             return int(pack_scale(scale))
         if name == "STATUS":
             status = STATUS_DONE * self._done | STATUS_SATURATED * interpreter.saturated
-            return status | STATUS_ERROR * (self._error is not ErrorCode.NONE)
+            return status | STATUS_ERROR * bool(self._failure.code)
         if name == "ERROR":
-            return self._error
+            return self._failure.word
+        if name == "ERROR_ADDRESS":
+            return self._failure.address >> 32 * index & 0xFFFFFFFF
         if name == "FINGERPRINT":
             return fingerprint >> 32 * index & 0xFFFFFFFF
         return {"IDENT": IDENT, "VERSION": VERSION}[name]
@@ -118,11 +124,11 @@ class InterpretedTransport:
         if not self._started:
             raise DeviceError("the interpreter waits for a start")
         self._started = self._done = False
-        self._error = ErrorCode.NONE
+        self._failure = Failure()
         try:
             self.interpreter.run()
         except RunError as error:
-            self._error = error.code
+            self._failure = error.failure
         except (MemoryFault, ProgramError) as error:
             raise DeviceError(f"the program is broken: {error}") from error
         self._done = True

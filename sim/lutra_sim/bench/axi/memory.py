@@ -72,6 +72,7 @@ class AxiReadMemory:
     Members
     -------
     data : the memory's bytes
+    n_bytes : bytes of a beat
     bursts : every burst asked for, in order
     most_pending : largest number of bursts that waited for an answer
     n_refused : cycles in which a beat waited for ``rready``
@@ -101,8 +102,8 @@ class AxiReadMemory:
         self._clk = dut.clk
         self._r = {name: port(f"r{name}") for name in ("id", "data", "resp", "last", "valid")}
         self._rready = port("rready")
-        self._n_bytes = len(self._r["data"]) // 8
-        self._ar = _Channel(dut, prefix, "ar", self._n_bytes)
+        self.n_bytes = len(self._r["data"]) // 8
+        self._ar = _Channel(dut, prefix, "ar", self.n_bytes)
         self._latency, self._p_stall, self._reorder = latency, p_stall, reorder
         self._rng = rng or Random(0)
         self._r["valid"].value = 0
@@ -126,7 +127,7 @@ class AxiReadMemory:
             await ReadOnly()
             burst = self._ar.sample(self.cycle, self._latency)
             if burst is not None:
-                end = burst.address + burst.beats * self._n_bytes
+                end = burst.address + burst.beats * self.n_bytes
                 assert end <= len(self.data), f"{burst} is outside the memory"
                 self.bursts.append(burst)
                 # a slave that serves in order uses one key for everything
@@ -146,11 +147,11 @@ class AxiReadMemory:
         return self._rng.choice(due) if due else None
 
     def _offer(self, burst: Burst) -> None:
-        content = self.data[burst.address : burst.address + self._n_bytes]
+        content = self.data[burst.address : burst.address + self.n_bytes]
         self._r["id"].value = burst.id
         wrong = burst.address in self.errors
         if wrong:
-            content = self._rng.randbytes(self._n_bytes)
+            content = self._rng.randbytes(self.n_bytes)
         self._r["data"].value = int.from_bytes(content, "little")
         self._r["resp"].value = RESP_SLVERR if wrong else RESP_OKAY
         self._r["last"].value = int(burst.beats == 1)
@@ -159,7 +160,7 @@ class AxiReadMemory:
         self.n_beats += 1
         self.first = self.first or self.cycle
         self.last = self.cycle
-        burst.address += self._n_bytes
+        burst.address += self.n_bytes
         burst.beats -= 1
         if burst.beats == 0:
             pending[burst.id if self._reorder else 0].popleft()
@@ -173,6 +174,7 @@ class AxiWriteMemory:
     Members
     -------
     data : the memory's bytes
+    n_bytes : bytes of a beat
     bursts : every burst asked for, in order
     answered : bursts that were answered
     most_pending : largest number of bursts that waited for an answer
@@ -204,8 +206,8 @@ class AxiWriteMemory:
         self._wready = port("wready")
         self._b = {name: port(f"b{name}") for name in ("id", "resp", "valid")}
         self._bready = port("bready")
-        self._n_bytes = len(self._w["data"]) // 8
-        self._aw = _Channel(dut, prefix, "aw", self._n_bytes)
+        self.n_bytes = len(self._w["data"]) // 8
+        self._aw = _Channel(dut, prefix, "aw", self.n_bytes)
         self._latency, self._p_stall, self._rng = latency, p_stall, rng or Random(0)
         self._wready.value = 0
         self._b["valid"].value = 0
@@ -233,7 +235,7 @@ class AxiWriteMemory:
             await ReadOnly()
             burst = self._aw.sample(self.cycle, self._latency)
             if burst is not None:
-                end = burst.address + burst.beats * self._n_bytes
+                end = burst.address + burst.beats * self.n_bytes
                 assert end <= len(self.data), f"{burst} is outside the memory"
                 self.bursts.append(burst)
                 addressed.append(burst)
@@ -245,7 +247,7 @@ class AxiWriteMemory:
             self.n_waits += bool(addressed and not beats and not valid)
             while addressed and beats:
                 content, strobe, last = beats.popleft()
-                self._store(addressed[0].address + done * self._n_bytes, content, strobe)
+                self._store(addressed[0].address + done * self.n_bytes, content, strobe)
                 done += 1
                 assert last == (done == addressed[0].beats), f"wlast is {last} in beat {done}"
                 if last:
@@ -259,6 +261,6 @@ class AxiWriteMemory:
                 answering = False
 
     def _store(self, address: int, content: int, strobe: int) -> None:
-        for index, byte in enumerate(content.to_bytes(self._n_bytes, "little")):
+        for index, byte in enumerate(content.to_bytes(self.n_bytes, "little")):
             if strobe >> index & 1:
                 self.data[address + index] = byte

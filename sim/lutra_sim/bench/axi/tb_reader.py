@@ -7,6 +7,7 @@ import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.axi import AxiRamRead, AxiReadBus
 
+from lutra_hw.axi.signatures import RESP_SLVERR
 from lutra_hw.ports import dma_command
 from lutra_sim.bench.axi.memory import AxiReadMemory
 from lutra_sim.bench.simulate import bench_params
@@ -151,7 +152,10 @@ async def next_command_starts_before_data_arrive(dut: Any) -> None:
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def errors(dut: Any) -> None:
-    """Each beat with an error gives one cycle of ``error``; all beats are delivered."""
+    """Each beat with an error gives one cycle of ``error``, with its burst's address.
+
+    All beats are delivered.
+    """
     data = _content(Random(1))
     memory = AxiReadMemory(dut, "axi", data, p_stall=0.3, rng=Random(2))
     memory.errors = {N_BYTES * i for i in (0, 5, 6, 9)}
@@ -161,11 +165,14 @@ async def errors(dut: Any) -> None:
     await reset(dut)
 
     source.send_all(_pack([(0, 10)]))
-    count = 0
+    found = list[tuple[int, int]]()
     for _ in range(200):
         await RisingEdge(dut.clk)
-        count += int(dut.error.value == 1)
-    assert count == len(memory.errors)
+        if dut.error.value == 1:
+            found.append((int(dut.address.value), int(dut.response.value)))
+    starts = [burst.address for burst in memory.bursts]
+    expected = [max(a for a in starts if a <= address) for address in sorted(memory.errors)]
+    assert found == [(address, RESP_SLVERR) for address in expected]
     assert len(results.payloads) == 10
     for index, pair in enumerate(zip(results.payloads, _expected(data, [(0, 10)]), strict=True)):
         assert (pair[0] == pair[1]) != (N_BYTES * index in memory.errors)

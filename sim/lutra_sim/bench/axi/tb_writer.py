@@ -7,6 +7,7 @@ import cocotb
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from cocotbext.axi import AxiRamWrite, AxiWriteBus
 
+from lutra_hw.axi.signatures import RESP_SLVERR
 from lutra_hw.ports import dma_command, dma_write_data
 from lutra_sim.bench.axi.memory import AxiWriteMemory
 from lutra_sim.bench.simulate import bench_params
@@ -143,7 +144,7 @@ async def idle_covers_everything(dut: Any) -> None:
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def errors(dut: Any) -> None:
-    """Each burst with an error gives one cycle of ``error``."""
+    """Each burst with an error gives one cycle of ``error``, with its address."""
     job = _Job(Random(1), [1, 1, 1, 1])
     memory = AxiWriteMemory(dut, "axi", job.memory)
     commands, beats = StreamSource(dut, "cmd"), StreamSource(dut, "data")
@@ -152,11 +153,13 @@ async def errors(dut: Any) -> None:
 
     beats.send_all(job.beats)
     commands.send_all(job.commands)
-    count = 0
+    found = list[tuple[int, int]]()
     for _ in range(100):
         await RisingEdge(dut.clk)
-        count += int(dut.error.value == 1)
-    assert count == 1 and memory.answered == job.n_bursts
+        if dut.error.value == 1:
+            found.append((int(dut.address.value), int(dut.response.value)))
+    assert found == [(address, RESP_SLVERR) for address in memory.errors]
+    assert memory.answered == job.n_bursts
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

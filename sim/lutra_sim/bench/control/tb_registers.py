@@ -1,5 +1,6 @@
 """cocotb bench of :class:`lutra_hw.control.registers.RegisterFile`."""
 
+from dataclasses import asdict
 from random import Random
 from typing import Any
 
@@ -9,6 +10,7 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
 from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.failure import Failure
 from lutra_golden.control.registers import (
     CONTEXT,
     CONTROL_ABORT,
@@ -26,6 +28,7 @@ from lutra_golden.control.registers import (
     UnitState,
 )
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_hw.control.failure import FAILURE_LAYOUT
 from lutra_hw.control.registers import EVENTS, UNIT_STATE_LAYOUT
 from lutra_hw.ports import SCALE_LAYOUT
 from lutra_sim.bench.simulate import bench_params
@@ -49,7 +52,10 @@ WIDTHS = {
     for name, register in REGISTERS.items()
     if register.access == "rw" and name != "TOKEN"
 }
-INPUTS = ("refusal", "done", "error", "saturated", "unit_state", "argmax", "scales", "events")
+INPUTS = ("refusal", "done", "failure", "saturated", "unit_state", "argmax", "scales", "events")
+FAILURE = Failure(
+    code=ErrorCode.BUS, purpose=4, response=3, instruction=0xF00D, address=0x98_7654_3210
+)
 
 
 class _Host:
@@ -242,8 +248,11 @@ async def runs(dut: Any) -> None:
         if number == 2:
             # the run has ended when memory owes nothing; until then the units are held
             dut.idle.value = 0
-            await _pulse(dut, "error", ErrorCode.BUS)
-            await _pulse(dut, "error", ErrorCode.OPCODE)
+            dut.unit_state.value = 0x54321
+            await RisingEdge(dut.clk)
+            await _pulse(dut, "failure", pack(FAILURE_LAYOUT, asdict(FAILURE)))
+            dut.unit_state.value = 0
+            await _pulse(dut, "failure", ErrorCode.OPCODE)
             await _pulse(dut, "done")
             assert dut.clear.value == 1
             assert await host.read("STATUS") == expected | STATUS_ERROR
@@ -255,14 +264,17 @@ async def runs(dut: Any) -> None:
         assert dut.irq.value == number % 2 and dut.clear.value == 0
         bad = STATUS_ERROR | STATUS_SATURATED if number == 2 else 0
         assert await host.read("STATUS") == STATUS_DONE | bad
-        assert await host.read("ERROR") == (ErrorCode.BUS if number == 2 else ErrorCode.NONE)
+        failure = FAILURE if number == 2 else Failure()
+        assert await host.read("ERROR") == failure.word
+        assert await host.read_long("ERROR_ADDRESS") == failure.address
+        assert await host.read("UNIT_STATE") == (0x54321 if number == 2 else 0)
         assert await host.read("IRQ_STATUS") == 1
         await host.write("IRQ_STATUS", 0)
         assert await host.read("IRQ_STATUS") == 1
         await host.write("IRQ_STATUS", 1)
         assert await host.read("IRQ_STATUS") == 0 and dut.irq.value == 0
     # nothing counts that comes after the end
-    await _pulse(dut, "error", ErrorCode.BUS)
+    await _pulse(dut, "failure", ErrorCode.BUS)
     await _pulse(dut, "saturated")
     assert await host.read("STATUS") == STATUS_DONE and await host.read("ERROR") == 0
 
@@ -274,15 +286,16 @@ async def ends(dut: Any) -> None:
     await reset(dut)
     starts = _count_starts(dut)
 
-    async def ended(code: ErrorCode) -> None:
+    async def ended(code: ErrorCode, instruction: int = 0) -> None:
         assert await host.read("STATUS") == STATUS_DONE | STATUS_ERROR
-        assert await host.read("ERROR") == code
+        assert await host.read("ERROR") == Failure(code=code, instruction=instruction).word
         assert await host.read("IRQ_STATUS") == 1
         await host.write("IRQ_STATUS", 1)
 
+    dut.failure.value = pack(FAILURE_LAYOUT, asdict(Failure(instruction=17)))
     await host.write("CONTROL", CONTROL_START)
     await host.write("CONTROL", CONTROL_ABORT)
-    await ended(ErrorCode.ABORT)
+    await ended(ErrorCode.ABORT, 17)
     before = starts[0]
     dut.refusal.value = ErrorCode.POSITION
     await host.write("CONTROL", CONTROL_START)

@@ -9,6 +9,8 @@ from cocotb.triggers import ClockCycles, First, RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster
 
 from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.failure import Failure
+from lutra_golden.control.isa import INSTRUCTION_BYTES
 from lutra_golden.control.registers import (
     CONTROL_ABORT,
     CONTROL_START,
@@ -22,6 +24,7 @@ from lutra_golden.control.registers import (
 )
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import port_name
+from lutra_hw.axi.signatures import RESP_SLVERR
 from lutra_sim.bench.axi.memory import AxiReadMemory, AxiWriteMemory
 from lutra_sim.bench.core.story import Story, StorySizes
 from lutra_sim.bench.simulate import bench_params
@@ -90,6 +93,10 @@ class _Bench:
             names = [UnitState(states >> 4 * i & 15).name for i in range(5)]
             raise AssertionError(f"no end after 100000 cycles: units are {names}")
         await self.write("IRQ_STATUS", 1)
+
+    async def failure(self) -> Failure:
+        low, high = await self.read("ERROR_ADDRESS"), await self.read("ERROR_ADDRESS", 1)
+        return Failure.of(await self.read("ERROR"), low | high << 32)
 
     async def counters(self) -> dict[str, int]:
         return {name: await self.read("COUNTER", 2 * i) for i, name in enumerate(COUNTERS)}
@@ -178,7 +185,13 @@ async def recovers(dut: Any, p_stall: float, latency: int) -> None:
             slave.errors = {address}
             await bench.run([1], 0, 0)
             assert await bench.read("STATUS") & ~STATUS_SATURATED == failed, hex(address)
-            assert await bench.read("ERROR") == ErrorCode.BUS
+            failure = await bench.failure()
+            assert failure.code == ErrorCode.BUS and failure.response == RESP_SLVERR
+            assert any(
+                burst.address == failure.address
+                and 0 <= address - burst.address < burst.beats * slave.n_bytes
+                for burst in slave.bursts
+            ), hex(failure.address)
             slave.errors = set()
         await check()
     for number in range(8):
@@ -188,7 +201,7 @@ async def recovers(dut: Any, p_stall: float, latency: int) -> None:
             await bench.write("CONTROL", CONTROL_ABORT)
             await ClockCycles(dut.clk, 40 * latency + 400)
             assert await bench.read("STATUS") & ~STATUS_SATURATED == failed
-            assert await bench.read("ERROR") == ErrorCode.ABORT
+            assert (await bench.failure()).code == ErrorCode.ABORT
             await bench.write("IRQ_STATUS", 1)
         else:
             await bench.set_up(n_cycles=rng.choice((1, 4, 16)), clock=False)
@@ -217,7 +230,7 @@ async def refuses(dut: Any) -> None:
         await bench.write(name, value)
         await bench.write("CONTROL", CONTROL_START)
         assert await bench.read("STATUS") == STATUS_DONE | STATUS_ERROR
-        assert await bench.read("ERROR") == ErrorCode[name]
+        assert await bench.failure() == Failure(code=ErrorCode[name])
         assert dut.irq.value == 1
         await bench.write("IRQ_STATUS", 1)
         await bench.write(name, registers.get(name, 0))
@@ -227,4 +240,5 @@ async def refuses(dut: Any) -> None:
     await bench.write("CONTROL", CONTROL_START)
     await ClockCycles(dut.clk, 100)
     assert await bench.read("STATUS") == STATUS_DONE | STATUS_ERROR
-    assert await bench.read("ERROR") == ErrorCode.NO_END
+    n = config.word_bytes // INSTRUCTION_BYTES
+    assert await bench.failure() == Failure(code=ErrorCode.NO_END, instruction=n)

@@ -205,7 +205,7 @@ class StandIn(wiring.Component):
             with m.State("Answer"):
                 m.d.comb += [state.eq(UnitState.WAIT_WRITE), file.done.eq(d.bvalid)]
                 with m.If(fault == Fault.BUS_ERROR):
-                    m.d.comb += file.error.eq(ErrorCode.BUS)
+                    m.d.comb += file.failure.code.eq(ErrorCode.BUS)
                 with m.If(d.bvalid):
                     m.next = "Idle"
         return m

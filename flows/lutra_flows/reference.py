@@ -75,7 +75,7 @@ with bits 1 and 2 of `STATUS` and the reason in `ERROR`, and nothing was done. I
 
 {alignments}
 While bit 0 of `STATUS` is set, START, and writes to `TOKEN` and to the rw registers other than
-`IRQ_ENABLE`, do nothing but set bit 4 of `STATUS`, which the next START clears.
+`IRQ_ENABLE` and `WATCHDOG`, do nothing but set bit 4 of `STATUS`, which the next START clears.
 """
 
 _ENDS = """
@@ -86,6 +86,10 @@ accelerator ready, when the memory has answered them. What such a run left of lo
 values is undefined. A reset of the accelerator waits for these answers, too: a START after it
 begins when the last has come. Where the memory is reset as well and answers nothing any more,
 `bus_rst` must be high together with `rst`.
+
+The watchdog counts cycles of a run in which no beat moves on any port and no instruction completes.
+After `WATCHDOG` of them it ends the run as an error does, and after as many more although the
+memory still owes answers: then bit 5 of `STATUS` stays, and a START waits, until they have come.
 """
 
 _ERRORS = """

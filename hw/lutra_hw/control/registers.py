@@ -17,6 +17,7 @@ from lutra_golden.control.registers import (
     REGISTERS,
     STATUS_BUSY,
     STATUS_DONE,
+    STATUS_DRAINING,
     STATUS_ERROR,
     STATUS_REFUSED,
     STATUS_SATURATED,
@@ -46,7 +47,7 @@ UNIT_STATE_LAYOUT = data.ArrayLayout(4, len(Unit) + 1)
 """:class:`UnitState` of the units in the order of :class:`Unit`, then of the instruction fetch."""
 
 
-_STORED = ["IRQ_ENABLE", *(name.upper() for name in CONTEXT_WIDTHS)]
+_STORED = ["IRQ_ENABLE", "WATCHDOG", *(name.upper() for name in CONTEXT_WIDTHS)]
 
 
 class RegisterFile(wiring.Component):
@@ -59,8 +60,9 @@ class RegisterFile(wiring.Component):
     ``start`` is high, and busy lasts until ``done``; where ``refusal`` is not NONE, the run is over
     at once instead. While busy, START, and writes to TOKEN and to what ``context`` has, do nothing
     but set REFUSED. An error or ABORT raises ``clear``, which ends whatever runs; it falls, and the
-    run is over, when the memory owes nothing (``idle``). So it does after reset. Counters stand
-    still while not busy.
+    run is over, when the memory owes nothing (``idle``). So it does after reset. ``expired`` is
+    like an error; while ``clear`` it ends the run although the memory owes, which DRAINING shows.
+    Counters stand still while not busy.
 
     Parameters
     ----------
@@ -76,6 +78,9 @@ class RegisterFile(wiring.Component):
     context : ``Out(RunContextSignature())``
     tokens : ``In(TokenReadPort(config))``
     refusal : ``In(4)``  :class:`ErrorCode` of what is wrong with the context, 1 cycle late
+    watchdog : ``Out(32)``  the register
+    running : ``Out(1)``  a run is under way, or waits for the memory to begin
+    expired : ``In(1)``  one cycle: nothing moved for too long
     done : ``In(1)``  pulse: the run has ended
     failure : ``In(FAILURE_LAYOUT)``  with its code for one cycle; the first of a run is kept
     saturated : ``In(1)``  kept in STATUS until the next START
@@ -97,6 +102,9 @@ class RegisterFile(wiring.Component):
                 "context": Out(RunContextSignature()),
                 "tokens": In(TokenReadPort(config)),
                 "refusal": In(ERROR_CODE),
+                "watchdog": Out(REGISTERS["WATCHDOG"].width),
+                "running": Out(1),
+                "expired": In(1),
                 "done": In(1),
                 "failure": In(FAILURE_LAYOUT),
                 "saturated": In(1),
@@ -130,7 +138,11 @@ class RegisterFile(wiring.Component):
         counters = {name: Signal(64, name=f"counter_{name}") for name in COUNTERS}
         for name in CONTEXT_WIDTHS:
             m.d.comb += getattr(self.context, name).eq(stored[name.upper()])
-        m.d.comb += self.irq.eq(irq_status & stored["IRQ_ENABLE"])
+        m.d.comb += [
+            self.irq.eq(irq_status & stored["IRQ_ENABLE"]),
+            self.watchdog.eq(stored["WATCHDOG"]),
+            self.running.eq(state.taken),
+        ]
 
         self._writes(m, bus, stored, token_write, irq_status, state)
         words = {
@@ -144,6 +156,7 @@ class RegisterFile(wiring.Component):
                 | Mux(failure.code != ErrorCode.NONE, STATUS_ERROR, 0)
                 | Mux(saturated, STATUS_SATURATED, 0)
                 | Mux(state.refused, STATUS_REFUSED, 0)
+                | Mux(self.clear, STATUS_DRAINING, 0)
             ],
             "ERROR": [_word(failure)],
             "ERROR_ADDRESS": _words(failure.address),
@@ -172,15 +185,23 @@ class RegisterFile(wiring.Component):
         """Beginning and end of a run, and what is counted of it."""
         clear, busy = Signal(init=1), state.busy
         go, fits, stop, over, give_up = (Signal() for _ in range(5))
+        ends = state.abort | self.expired
+        ending = Mux(self.expired, ErrorCode.WATCHDOG, ErrorCode.ABORT)
         m.d.comb += [
             self.clear.eq(clear),
             go.eq(state.wanted & ~clear),
             fits.eq(self.refusal == ErrorCode.NONE),
             self.start.eq(go & fits),
-            stop.eq(busy & ~clear & ((self.failure.code != ErrorCode.NONE) | state.abort)),
+            stop.eq(busy & ~clear & ((self.failure.code != ErrorCode.NONE) | ends)),
             # a start that still waits for the memory
-            give_up.eq(state.wanted & clear & state.abort),
-            over.eq(Mux(busy, Mux(clear, self.idle, self.done & ~stop), (go & ~fits) | give_up)),
+            give_up.eq(state.wanted & clear & ends),
+            over.eq(
+                Mux(
+                    busy,
+                    Mux(clear, self.idle | self.expired, self.done & ~stop),
+                    (go & ~fits) | give_up,
+                )
+            ),
         ]
         m.d.sync += clear.eq(stop | (clear & ~self.idle))
         with m.If(go | give_up):
@@ -191,7 +212,7 @@ class RegisterFile(wiring.Component):
                 done.eq(0),
                 saturated.eq(0),
                 failure.eq(0),
-                failure.code.eq(Mux(give_up, ErrorCode.ABORT, self.refusal)),
+                failure.code.eq(Mux(give_up, ending, self.refusal)),
             ]
             m.d.sync += [counter.eq(0) for counter in counters.values()]
         with m.Elif(busy):
@@ -199,7 +220,7 @@ class RegisterFile(wiring.Component):
             with m.If(stop):
                 m.d.sync += failure.eq(self.failure)
                 with m.If(self.failure.code == ErrorCode.NONE):
-                    m.d.sync += failure.code.eq(ErrorCode.ABORT)
+                    m.d.sync += failure.code.eq(ending)
             m.d.sync += counters["cycles"].eq(counters["cycles"] + 1)
             for name in EVENTS.members:
                 with m.If(self.events[name] != 0):

@@ -35,6 +35,7 @@ from lutra_hw.control.fields import argument, tile_tokens
 from lutra_hw.control.load import LoadUnit
 from lutra_hw.control.registers import RegisterFile
 from lutra_hw.control.sequencer import Sequencer
+from lutra_hw.control.watchdog import Watchdog
 from lutra_hw.matmul.engine import MatmulEngine
 from lutra_hw.vector.unit import VectorUnit
 
@@ -114,6 +115,7 @@ class Accelerator(wiring.Component):
         m.submodules.registers = ResetInserter(reset)(registers)
         m.submodules.check = check = RunCheck(config)
         m.submodules.failure = failure = FailureMux()
+        m.submodules.watchdog = watchdog = Watchdog()
         m.submodules.sequencer = cleared(sequencer)
         m.submodules.load = cleared(load)
         m.submodules.matmul = cleared(matmul)
@@ -133,7 +135,8 @@ class Accelerator(wiring.Component):
             Purpose.WEIGHTS: (sequencer.weight_cmd, matmul.weights, config.weight_word_bytes),
         }
         self._clear, self._bus_reset = registers.clear, bus_reset
-        idle = self._memory(m, users, vector, registers.events, failure)
+        idle, beats = self._memory(m, users, vector, registers.events, failure)
+        m.d.sync += watchdog.moved.eq(Cat(*beats, sequencer.done).any())
         m.d.comb += registers.idle.eq(Cat(*idle).all())
         self._commands(m, registers.context, sequencer, units)
         wiring.connect(m, load.param_w, vector.param_w)
@@ -153,6 +156,9 @@ class Accelerator(wiring.Component):
             sequencer.start.eq(registers.start),
             self.irq.eq(registers.irq),
             registers.refusal.eq(check.code),
+            watchdog.limit.eq(registers.watchdog),
+            watchdog.running.eq(registers.running),
+            registers.expired.eq(watchdog.expired),
             registers.done.eq(sequencer.finished),
             failure.program.eq(sequencer.error),
             failure.completed.eq(sequencer.completed),
@@ -169,9 +175,10 @@ class Accelerator(wiring.Component):
     def _memory(self, m, users, vector, events, failure):
         """DMA engines and width converters of all that is moved, and the ports that they share.
 
-        ``users`` are, for everything that is read, the commands, the words and their bytes.
+        ``users`` are, for everything that is read, the commands, the words and their bytes. Returns
+        the signals that say that nothing is under way, and the transfers that move in a cycle.
         """
-        idle, reads, engines = [], {}, {}
+        idle, moves, reads, engines = [], [], {}, {}
         for number, port in enumerate(self.config.ports):
             axi = getattr(self, port_name(number))
             readers = [self._reader(m, port, purpose, *users[purpose]) for purpose in port.reads]
@@ -189,8 +196,10 @@ class Accelerator(wiring.Component):
                 drive(m, axi, writer.axi)
                 m.d.comb += events.data_write_beats.eq(axi.wvalid & axi.wready)
                 engines[Purpose.WRITE] = writer
+                moves += [axi.wvalid & axi.wready, axi.bvalid]
                 idle.append(writer.settled)
         beats = {purpose: each.axi.rvalid & each.axi.rready for purpose, each in reads.items()}
+        moves += beats.values()
         m.d.comb += events.weight_read_beats.eq(beats.pop(Purpose.WEIGHTS))
         m.d.comb += events.data_read_beats.eq(sum(beats.values()))
         engines |= reads
@@ -201,7 +210,7 @@ class Accelerator(wiring.Component):
                 transfer.response.eq(engine.response),
                 transfer.address.eq(engine.address),
             ]
-        return [*idle, *(reader.idle for reader in reads.values())]
+        return [*idle, *(reader.idle for reader in reads.values())], moves
 
     def _reader(self, m, port, purpose, cmd, words, word_bytes):
         """Reads words of ``word_bytes`` through a port, as the commands say."""

@@ -66,6 +66,8 @@ class Failure:
             ErrorCode.NO_END: f"the program has no END in {self.instruction} instructions: load "
             "the model again",
             ErrorCode.ABORT: f"the run was aborted {begun}",
+            ErrorCode.WATCHDOG: f"nothing moved for too long {begun}: see that the memory behind "
+            "every port answers",
         }
         if self.code == ErrorCode.BUS and self.purpose < len(Purpose):
             return self._transfer(config, list(Purpose)[self.purpose])

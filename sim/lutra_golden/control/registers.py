@@ -17,6 +17,7 @@ __all__ = [
     "REGISTERS",
     "STATUS_BUSY",
     "STATUS_DONE",
+    "STATUS_DRAINING",
     "STATUS_ERROR",
     "STATUS_REFUSED",
     "STATUS_SATURATED",
@@ -29,7 +30,8 @@ __all__ = [
 IDENT = 0x4152544C  # "LTRA"
 
 CONTROL_START, CONTROL_ABORT = 1, 2
-STATUS_BUSY, STATUS_DONE, STATUS_ERROR, STATUS_SATURATED, STATUS_REFUSED = 1, 2, 4, 8, 16
+STATUS_BUSY, STATUS_DONE, STATUS_ERROR, STATUS_SATURATED = 1, 2, 4, 8
+STATUS_REFUSED, STATUS_DRAINING = 16, 32
 
 
 class UnitState(IntEnum):
@@ -58,6 +60,7 @@ class ErrorCode(IntEnum):
     OPCODE = 9
     NO_END = 10
     ABORT = 11
+    WATCHDOG = 12
 
 
 ERRORS: Mapping[ErrorCode, str] = {
@@ -73,6 +76,7 @@ ERRORS: Mapping[ErrorCode, str] = {
     ErrorCode.OPCODE: "an instruction has an unknown opcode",
     ErrorCode.NO_END: "the program has no END",
     ErrorCode.ABORT: "the host wrote a one to bit 1 of `CONTROL`",
+    ErrorCode.WATCHDOG: "nothing moved for `WATCHDOG` cycles",
 }
 """Meaning of each code, for the reference."""
 
@@ -124,7 +128,10 @@ REGISTERS: dict[str, Register] = {
         0x010, "wo", "bit 0: start; refused while busy. Bit 1: abort the run", width=2
     ),
     "STATUS": Register(
-        0x014, "ro", "bit 0 busy, 1 done, 2 failed: see ERROR, 3 saturated, 4 refused", width=5
+        0x014,
+        "ro",
+        "bit 0 busy, 1 done, 2 failed: see ERROR, 3 saturated, 4 refused, 5 memory owes answers",
+        width=6,
     ),
     "IRQ_ENABLE": Register(0x018, "rw", "bit 0: raise the interrupt when done", width=1),
     "IRQ_STATUS": Register(0x01C, "w1c", "bit 0: done since last cleared", width=1),
@@ -143,6 +150,7 @@ REGISTERS: dict[str, Register] = {
     "UNIT_STATE": Register(0x050, "ro", "UnitState of load, matmul, vector, attention, fetch"),
     "PROGRAM_BYTES": Register(0x054, "rw", "length of the program in bytes, whole data words"),
     "ERROR": Register(0x058, "ro", "what ended the last run before its end, 0 if nothing"),
+    "WATCHDOG": Register(0x05C, "rw", "cycles without progress that end a run, 0 is never"),
     "ERROR_ADDRESS": Register(
         0x060, "ro", "address of the burst that failed, low word first", 2, ADDRESS_WIDTH
     ),
@@ -155,7 +163,7 @@ REGISTERS: dict[str, Register] = {
 CONTEXT: Sequence[str] = tuple(
     name
     for name, register in REGISTERS.items()
-    if register.access == "rw" and name not in ("IRQ_ENABLE", "TOKEN")
+    if register.access == "rw" and name not in ("IRQ_ENABLE", "TOKEN", "WATCHDOG")
 )
 """Registers that shape a run; these and TOKEN are written only while nothing runs."""
 

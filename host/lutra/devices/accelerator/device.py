@@ -20,6 +20,7 @@ from lutra_golden.control.registers import (
     CONTROL_ABORT,
     IDENT,
     STATUS_BUSY,
+    STATUS_DRAINING,
     STATUS_ERROR,
     STATUS_REFUSED,
     STATUS_SATURATED,
@@ -36,6 +37,7 @@ __all__ = ["AcceleratorDevice", "AcceleratorSession"]
 Progress = Callable[[str, float], None]
 _SESSIONS_BYTES = 1 << 30  # of memory for sessions, beside the model
 _TIMEOUT_S = 600.0
+_WATCHDOG_CYCLES = 1 << 20  # far beyond what the memory may take to answer
 _ABORT_READS = 1000  # of STATUS, until an aborted run must be over
 
 
@@ -70,9 +72,9 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     """Compiles a model, places the program in memory, and runs it pass by pass.
 
     ``config`` is a configuration or the name of one, ``engine`` the matmul engine of a named one.
-    A run that does not end within ``timeout_s`` is an error, as is an accelerator of another
-    configuration; whatever goes wrong in a run, it is aborted, and the next one is right. Passes
-    are of one session each.
+    A run that does not end within ``timeout_s``, or in which nothing moves for ``watchdog_cycles``
+    of its clock (0 is never), is an error, as is an accelerator of another configuration. Whatever
+    goes wrong in a run, it is aborted, and the next one is right. Passes are of one session each.
     """
 
     _shares_passes = False
@@ -85,12 +87,14 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         engine: str | None = None,
         *,
         timeout_s: float | None = _TIMEOUT_S,
+        watchdog_cycles: int = _WATCHDOG_CYCLES,
         memory_limit: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(memory_limit=memory_limit)
         self.name, self.transport = transport.name, transport
         self._choice, self._timeout_s, self._progress = (config, engine), timeout_s, progress
+        self._watchdog_cycles = watchdog_cycles
         self._program: Program | None = None
         self._given: Program | None = None
         self.addresses: dict[str, int] = {}
@@ -230,7 +234,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         try:
             transport.write_register("CONTROL", CONTROL_ABORT)
             status = (transport.read_register("STATUS") for _ in range(_ABORT_READS))
-            return any(not each & STATUS_BUSY for each in status)
+            return any(not each & (STATUS_BUSY | STATUS_DRAINING) for each in status)
         except DeviceError:
             return False
 
@@ -242,6 +246,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
                 self._write_address(name, address)
             transport.write_register("PROGRAM_BYTES", program.n_bytes(SegmentKind.CODE))
             transport.write_register("LOGITS_STRIDE", program.logits_stride)
+            transport.write_register("WATCHDOG", self._watchdog_cycles)
             self._placed = True
         self._write_address("KV_BASE", session.address)
         for m, token in enumerate(chunk.tokens):

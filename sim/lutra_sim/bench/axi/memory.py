@@ -77,6 +77,7 @@ class AxiReadMemory:
     most_pending : largest number of bursts that waited for an answer
     n_refused : cycles in which a beat waited for ``rready``
     errors : addresses of beats that are answered with SLVERR, and with random data
+    blocked : neither takes an address nor answers
     cycle : number of the current clock cycle, counted from the slave's start
     first, last : cycle of the first and of the last beat that was transferred
     """
@@ -97,6 +98,7 @@ class AxiReadMemory:
 
         self.data, self.bursts = data, list[Burst]()
         self.errors: set[int] = set()
+        self.blocked = False
         self.most_pending = self.n_refused = self.cycle = self.n_beats = 0
         self.first = self.last = 0
         self._clk = dut.clk
@@ -110,7 +112,7 @@ class AxiReadMemory:
         cocotb.start_soon(self._run())
 
     def _stalls(self) -> bool:
-        return self._p_stall > 0 and self._rng.random() < self._p_stall
+        return self.blocked or (self._p_stall > 0 and self._rng.random() < self._p_stall)
 
     async def _run(self) -> None:
         pending: dict[int, deque[Burst]] = {}
@@ -180,6 +182,7 @@ class AxiWriteMemory:
     most_pending : largest number of bursts that waited for an answer
     n_waits : cycles in which an address had come, the data were awaited, and none were offered
     errors : addresses of bursts that are answered with SLVERR
+    blocked : takes nothing and does not answer
     cycle : number of the current clock cycle, counted from the slave's start
     beat_cycles : cycle of each beat
     """
@@ -199,6 +202,7 @@ class AxiWriteMemory:
 
         self.data, self.bursts = data, list[Burst]()
         self.errors: set[int] = set()
+        self.blocked = False
         self.answered = self.most_pending = self.n_waits = self.cycle = 0
         self.beat_cycles: list[int] = []
         self._clk = dut.clk
@@ -214,7 +218,7 @@ class AxiWriteMemory:
         cocotb.start_soon(self._run())
 
     def _stalls(self) -> bool:
-        return self._p_stall > 0 and self._rng.random() < self._p_stall
+        return self.blocked or (self._p_stall > 0 and self._rng.random() < self._p_stall)
 
     async def _run(self) -> None:
         addressed = deque[Burst]()  # wait for their data

@@ -20,6 +20,7 @@ from lutra_golden.control.registers import (
     REGISTERS,
     STATUS_BUSY,
     STATUS_DONE,
+    STATUS_DRAINING,
     STATUS_ERROR,
     STATUS_REFUSED,
     STATUS_SATURATED,
@@ -52,7 +53,17 @@ WIDTHS = {
     for name, register in REGISTERS.items()
     if register.access == "rw" and name != "TOKEN"
 }
-INPUTS = ("refusal", "done", "failure", "saturated", "unit_state", "argmax", "scales", "events")
+INPUTS = (
+    "refusal",
+    "expired",
+    "done",
+    "failure",
+    "saturated",
+    "unit_state",
+    "argmax",
+    "scales",
+    "events",
+)
 FAILURE = Failure(
     code=ErrorCode.BUS, purpose=4, response=3, instruction=0xF00D, address=0x98_7654_3210
 )
@@ -128,7 +139,9 @@ async def keeps(dut: Any, p_stall: float) -> None:
             assert await host.read(name) == kept & 0xFFFFFFFF
             if REGISTERS[name].count == 2:
                 assert await host.read_long(name) == kept
-            if name != "IRQ_ENABLE":
+            if name == "WATCHDOG":
+                assert int(dut.watchdog.value) == kept
+            elif name != "IRQ_ENABLE":
                 assert int(getattr(dut, f"context__{name.lower()}").value) == kept
 
 
@@ -255,7 +268,7 @@ async def runs(dut: Any) -> None:
             await _pulse(dut, "failure", ErrorCode.OPCODE)
             await _pulse(dut, "done")
             assert dut.clear.value == 1
-            assert await host.read("STATUS") == expected | STATUS_ERROR
+            assert await host.read("STATUS") == expected | STATUS_ERROR | STATUS_DRAINING
             await host.write("CONTROL", CONTROL_ABORT)
             dut.idle.value = 1
         else:
@@ -286,8 +299,9 @@ async def ends(dut: Any) -> None:
     await reset(dut)
     starts = _count_starts(dut)
 
-    async def ended(code: ErrorCode, instruction: int = 0) -> None:
-        assert await host.read("STATUS") == STATUS_DONE | STATUS_ERROR
+    async def ended(code: ErrorCode, instruction: int = 0, more: int = 0) -> None:
+        assert await host.read("STATUS") == STATUS_DONE | STATUS_ERROR | more
+        assert dut.running.value == 0
         assert await host.read("ERROR") == Failure(code=code, instruction=instruction).word
         assert await host.read("IRQ_STATUS") == 1
         await host.write("IRQ_STATUS", 1)
@@ -308,14 +322,31 @@ async def ends(dut: Any) -> None:
     dut.idle.value = 0
     await reset(dut)
     await host.write("CONTROL", CONTROL_START)
-    assert await host.read("STATUS") == STATUS_BUSY
+    assert await host.read("STATUS") == STATUS_BUSY | STATUS_DRAINING
+    assert dut.running.value == 1
     await host.write("CONTROL", CONTROL_ABORT)
-    await ended(ErrorCode.ABORT)
+    await ended(ErrorCode.ABORT, 0, STATUS_DRAINING)
+    await host.write("CONTROL", CONTROL_START)
+    await _pulse(dut, "expired")
+    await ended(ErrorCode.WATCHDOG, 0, STATUS_DRAINING)
     await host.write("CONTROL", CONTROL_START)
     assert starts[0] == before and dut.clear.value == 1
     dut.idle.value = 1
     await ClockCycles(dut.clk, 3)
     assert starts[0] == before + 1 and await host.read("STATUS") == STATUS_BUSY
+
+    # the watchdog ends a run, and its wait for a memory that never answers
+    dut.failure.value = pack(FAILURE_LAYOUT, asdict(Failure(instruction=5)))
+    dut.idle.value = 0
+    await _pulse(dut, "expired")
+    assert await host.read("STATUS") == STATUS_BUSY | STATUS_ERROR | STATUS_DRAINING
+    await _pulse(dut, "expired")
+    await ended(ErrorCode.WATCHDOG, 5, STATUS_DRAINING)
+    dut.idle.value = 1
+    await ClockCycles(dut.clk, 3)
+    await host.write("CONTROL", CONTROL_START)
+    await _pulse(dut, "done")
+    assert await host.read("STATUS") == STATUS_DONE and await host.read("ERROR") == 0
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

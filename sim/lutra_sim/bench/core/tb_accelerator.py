@@ -17,6 +17,7 @@ from lutra_golden.control.registers import (
     COUNTERS,
     REGISTERS,
     STATUS_DONE,
+    STATUS_DRAINING,
     STATUS_ERROR,
     STATUS_SATURATED,
     ErrorCode,
@@ -30,7 +31,7 @@ from lutra_sim.bench.core.story import Story, StorySizes
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import reset
 
-__all__ = ["AcceleratorBenchParams", "recovers", "refuses", "tells_the_golden_story"]
+__all__ = ["AcceleratorBenchParams", "recovers", "refuses", "tells_the_golden_story", "watches"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,14 @@ class _Bench:
             names = [UnitState(states >> 4 * i & 15).name for i in range(5)]
             raise AssertionError(f"no end after 100000 cycles: units are {names}")
         await self.write("IRQ_STATUS", 1)
+
+    async def check_token(self) -> None:
+        """Run token 1 at position 0, which the golden device has run before."""
+        await self.run([1], 0, 0)
+        assert await self.read("STATUS") & ~STATUS_SATURATED == STATUS_DONE
+        difference = _difference(self.config, self.story, self.memory)
+        assert not difference, difference
+        assert await self.read("ARGMAX") == self.story.golden.argmax[0]
 
     async def failure(self) -> Failure:
         low, high = await self.read("ERROR_ADDRESS"), await self.read("ERROR_ADDRESS", 1)
@@ -168,15 +177,7 @@ async def recovers(dut: Any, p_stall: float, latency: int) -> None:
     story = bench.story
     await bench.set_up()
     story.run([1], 0, 0)
-
-    async def check() -> None:
-        await bench.run([1], 0, 0)
-        assert await bench.read("STATUS") & ~STATUS_SATURATED == STATUS_DONE
-        difference = _difference(bench.config, story, bench.memory)
-        assert not difference, difference
-        assert await bench.read("ARGMAX") == story.golden.argmax[0]
-
-    await check()
+    await bench.check_token()
     cycles = (await bench.counters())["cycles"]
     failed = STATUS_DONE | STATUS_ERROR
     for slave in (*bench.reads, *bench.writes):
@@ -193,7 +194,7 @@ async def recovers(dut: Any, p_stall: float, latency: int) -> None:
                 for burst in slave.bursts
             ), hex(failure.address)
             slave.errors = set()
-        await check()
+        await bench.check_token()
     for number in range(8):
         await bench.write("CONTROL", CONTROL_START)
         await ClockCycles(dut.clk, rng.randrange(cycles // 2))
@@ -205,7 +206,7 @@ async def recovers(dut: Any, p_stall: float, latency: int) -> None:
             await bench.write("IRQ_STATUS", 1)
         else:
             await bench.set_up(n_cycles=rng.choice((1, 4, 16)), clock=False)
-        await check()
+        await bench.check_token()
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -242,3 +243,29 @@ async def refuses(dut: Any) -> None:
     assert await bench.read("STATUS") == STATUS_DONE | STATUS_ERROR
     n = config.word_bytes // INSTRUCTION_BYTES
     assert await bench.failure() == Failure(code=ErrorCode.NO_END, instruction=n)
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def watches(dut: Any) -> None:
+    """A port that answers no more ends the run by the watchdog; the next one is right."""
+    params, rng = bench_params(AcceleratorBenchParams), Random(cocotb.RANDOM_SEED)
+    bench = _Bench(dut, params, 0.0, 2)
+    await bench.set_up()
+    bench.story.run([1], 0, 0)
+    await bench.write("WATCHDOG", 1000)
+    await bench.check_token()
+    cycles = (await bench.counters())["cycles"]
+    for slave in (*bench.reads, *bench.writes) * 2:
+        await bench.write("CONTROL", CONTROL_START)
+        await ClockCycles(dut.clk, rng.randrange(cycles // 4))
+        slave.blocked = True
+        if dut.irq.value != 1:
+            await First(RisingEdge(dut.irq), ClockCycles(dut.clk, cycles + 4000))
+        assert dut.irq.value == 1
+        assert (await bench.failure()).code == ErrorCode.WATCHDOG
+        assert await bench.read("UNIT_STATE")
+        slave.blocked = False
+        await bench.write("IRQ_STATUS", 1)
+        await ClockCycles(dut.clk, 400)
+        assert not await bench.read("STATUS") & STATUS_DRAINING
+        await bench.check_token()

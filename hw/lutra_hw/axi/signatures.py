@@ -3,7 +3,7 @@
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra_golden.core.ports import ADDRESS_WIDTH
+from lutra_golden.core.ports import ADDRESS_WIDTH, Response
 
 __all__ = [
     "RESP_OKAY",
@@ -15,7 +15,7 @@ __all__ = [
     "drive",
 ]
 
-RESP_OKAY, RESP_SLVERR = 0, 2
+RESP_OKAY, RESP_SLVERR = int(Response.OKAY), int(Response.SLVERR)
 
 
 def _read_members(data_width, addr_width, id_width):

@@ -7,7 +7,7 @@ from lutra_golden.control.check import PROGRAM_WORDS_MAX, alignments
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import ERROR_FIELDS, ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import Purpose, port_name
+from lutra_golden.core.ports import Purpose, Response, port_name
 
 __all__ = ["UNITS", "Failure"]
 
@@ -19,8 +19,6 @@ UNITS: Mapping[Purpose, Unit | None] = {
     Purpose.WRITE: Unit.VECTOR,
 }
 """Unit that each transfer is for; the fetch is the sequencer's own."""
-
-_RESPONSES = {2: "SLVERR", 3: "DECERR"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,8 @@ class Failure:
 
     def _transfer(self, config: AcceleratorConfig, purpose: Purpose) -> str:
         port, unit = port_name(config.ports.index(config.port_of(purpose))), UNITS[purpose]
-        response = _RESPONSES.get(self.response, f"response {self.response}")
+        names = {each.value: each.name for each in Response}
+        response = names.get(self.response, f"response {self.response}")
         verb = "write" if purpose is Purpose.WRITE else "read"
         kind = "" if unit is None else f"{unit.name.lower()} "
         return (

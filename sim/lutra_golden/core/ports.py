@@ -1,7 +1,7 @@
 """Memory ports of the accelerator: their widths, bursts, and what each is for."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 from lutra_golden.params import check_positive
 
@@ -13,6 +13,7 @@ __all__ = [
     "PORT_WIDTHS",
     "PortParams",
     "Purpose",
+    "Response",
     "check_ports",
     "port_name",
     "two_ports",
@@ -28,6 +29,14 @@ BEATS_MAX = 256
 """Beats of the longest burst that AXI4 has."""
 BURST_INCR = 1
 """``arburst`` and ``awburst`` of bursts whose addresses rise, the only ones there are."""
+
+
+class Response(IntEnum):
+    """``rresp`` and ``bresp`` of AXI4 that a memory gives."""
+
+    OKAY = 0
+    SLVERR = 2
+    DECERR = 3
 
 
 class Purpose(StrEnum):

@@ -76,6 +76,16 @@ struct Burst {
     uint64_t address;
     uint32_t id, beats, done;
     uint64_t ready;  // cycle of the first data (read) or of the response (write)
+    uint32_t response;  // of a write
+};
+
+// A transfer that goes wrong, one of those that a port makes from now on.
+struct Disturbance {
+    static constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
+    static constexpr uint32_t kSilence = 4;  // a response that never comes
+
+    uint64_t at = kNever;
+    uint32_t response = 0;
 };
 
 // Common part of both directions of a port: its name, its bursts in flight, the burst checks.
@@ -92,9 +102,20 @@ public:
     std::string unanswered(const char* kind) const {
         return std::to_string(bursts_.size()) + " " + name_ + kind;
     }
+    void disturb(Disturbance disturbance) {
+        disturbance_ = disturbance;
+        count_ = 0;
+    }
+    // Beats that were read, or bursts that were asked to be written, since the last `disturb`.
+    uint64_t count() const { return count_; }
 
 protected:
-    bool stalls() { return random_.chance(settings_.stall); }
+    bool stalls() { return is_silent() || random_.chance(settings_.stall); }
+    bool is_silent() const {
+        return disturbance_.response == Disturbance::kSilence && count_ >= disturbance_.at;
+    }
+    // Response to the next transfer, which is counted.
+    uint32_t count_one() { return count_++ == disturbance_.at ? disturbance_.response : 0; }
     uint64_t latency(uint32_t cycles) {
         return cycles + random_.below(uint64_t(settings_.latency_jitter) + 1);
     }
@@ -120,7 +141,7 @@ protected:
                    " bytes lie outside the memory of ", memory_.size(), " bytes");
         } else {
             for (const Port* other : others_) check_race(*other, a.address, bytes);
-            bursts_.push_back({a.address, a.id, a.len + 1, 0, first_ready});
+            bursts_.push_back({a.address, a.id, a.len + 1, 0, first_ready, 0});
         }
         return true;
     }
@@ -140,6 +161,8 @@ protected:
     Fault& fault_;
     Held held_;
     std::deque<Burst> bursts_;
+    Disturbance disturbance_;
+    uint64_t count_ = 0;
 
 private:
     void check_race(const Port& other, uint64_t address, uint64_t bytes) {
@@ -160,7 +183,7 @@ class ReadPort : public Port {
 public:
     struct Pins {
         bool arready, rvalid, rlast;
-        uint32_t rid;
+        uint32_t rid, rresp;
     };
 
     ReadPort(const char* name, uint32_t beat_bytes, uint8_t* rdata, Memory& memory,
@@ -190,6 +213,10 @@ public:
                    Hex{address + unwritten}, " was never written");
         }
         memory_.read(address, rdata_, beat_bytes_);
+        pins.rresp = count_one();
+        if (pins.rresp) {
+            for (uint32_t i = 0; i < beat_bytes_; ++i) rdata_[i] = uint8_t(random_.next());
+        }
         rate_.spend();
         pins.rvalid = true;
         pins.rid = burst.id;
@@ -236,7 +263,7 @@ class WritePort : public Port {
 public:
     struct Pins {
         bool awready, wready, bvalid;
-        uint32_t bid;
+        uint32_t bid, bresp;
     };
 
     WritePort(const char* name, uint32_t beat_bytes, const uint8_t* wdata, const uint8_t* wstrb,
@@ -259,6 +286,7 @@ public:
         if (pins.bvalid || !answers || n_full_ == 0 || bursts_.front().ready > cycle) return;
         pins.bvalid = true;
         pins.bid = bursts_.front().id;
+        pins.bresp = bursts_.front().response;
     }
 
     // True when anything moved.
@@ -277,7 +305,10 @@ public:
             moved = true;
             take_beat(wlast, cycle);
         }
-        return accept(awvalid, pins.awready, aw, 0) || moved;
+        const size_t before = bursts_.size();
+        moved |= accept(awvalid, pins.awready, aw, 0);
+        if (bursts_.size() > before) bursts_.back().response = count_one();
+        return moved;
     }
 
     Pins pins{};
@@ -285,8 +316,10 @@ public:
 private:
     void take_beat(bool wlast, uint64_t cycle) {
         Burst& burst = bursts_[n_full_];
-        memory_.write_strobed(burst.address + uint64_t(burst.done) * beat_bytes_, wdata_, wstrb_,
-                              beat_bytes_);
+        if (!burst.response) {
+            memory_.write_strobed(burst.address + uint64_t(burst.done) * beat_bytes_, wdata_,
+                                  wstrb_, beat_bytes_);
+        }
         rate_.spend();
         const bool last = ++burst.done == burst.beats;
         if (wlast != last) {

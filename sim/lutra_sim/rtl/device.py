@@ -23,12 +23,14 @@ from lutra_golden.control.registers import (
     UnitState,
 )
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import Response
 from lutra_golden.timing.memory import NANO_MEMORY, MemoryTiming
 from lutra_sim.rtl.build import Progress, build
 from lutra_sim.rtl.settings import Settings
 
 __all__ = ["RtlError", "Simulator", "coverage_folder"]
 
+_SILENCE = 4  # Disturbance::kSilence
 _SLICE_CYCLES = 5000  # a fraction of a second, so that Ctrl-C is heard
 _REBUILD = "run `make clean run`, which builds it anew"
 
@@ -186,6 +188,39 @@ class Simulator:
         self._call("reset")
         self.write_register("IRQ_ENABLE", 1)
 
+    def reset_core(self, n_cycles: int) -> None:
+        """Reset the accelerator alone for ``n_cycles``, while its memory goes on answering."""
+        if n_cycles < 1:
+            raise ValueError(f"n_cycles must be positive, not {n_cycles}")
+        self._call("reset_core", n_cycles)
+        self.write_register("IRQ_ENABLE", 1)
+
+    def run(self, n_cycles: int) -> bool:
+        """Simulate up to ``n_cycles``; True as soon as the interrupt is up."""
+        return bool(self._call("run", n_cycles))
+
+    def disturb(
+        self,
+        port: int,
+        at: int | None,
+        response: int | None = Response.SLVERR,
+        *,
+        writes: bool = False,
+    ) -> None:
+        """Answer transfer ``at`` of a port, counted from now on from 0, with ``response``.
+
+        A transfer is a beat that is read, or a burst that is written. The data of a beat are random
+        then, and those of a burst are lost. With a ``response`` of None the port does not answer
+        this transfer, nor any later one. ``at`` is None where all is well.
+        """
+        never = (1 << 64) - 1
+        code = _SILENCE if response is None else response
+        self._call("disturb", port, writes, never if at is None else at, code)
+
+    def transfers(self, port: int, *, writes: bool = False) -> int:
+        """Transfers of a port since the last :meth:`disturb` of it."""
+        return self._library.lutra_transfers(self._open(), port, writes)
+
     def close(self) -> None:
         """End the trace, leave the coverage, free the memory; a second call does nothing."""
         if self._handle is None:
@@ -316,6 +351,9 @@ def _load(path: Path) -> ctypes.CDLL:
         "error": (text, [device]),
         "cycles": (size, [device]),
         "reset": (ctypes.c_int, [device]),
+        "reset_core": (ctypes.c_int, [device, size]),
+        "disturb": (ctypes.c_int, [device, word, ctypes.c_int, size, word]),
+        "transfers": (size, [device, word, ctypes.c_int]),
         "write": (ctypes.c_int, [device, size, data, size]),
         "zero": (ctypes.c_int, [device, size, size]),
         "read": (ctypes.c_int, [device, size, data, size]),

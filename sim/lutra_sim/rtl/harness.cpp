@@ -187,6 +187,32 @@ public:
         progress();
     }
 
+    // Reset of the accelerator alone: its memory goes on answering.
+    void reset_core(uint64_t n) {
+        registers_.reset();
+        in_reset_ = true;
+        top_->rst = 1;
+        for (uint64_t i = 0; i < n && !failed(); ++i) step();
+        top_->rst = 0;
+        for (int i = 0; i < kResetCycles && !failed(); ++i) step();
+        in_reset_ = false;
+        progress();
+    }
+
+    // Port `number`, reading or writing; null if there is none.
+    Port* port(uint32_t number, bool writes) {
+        size_t read = 0, write = 0;
+#define FIND_READ(port, n, bytes)                                                               \
+    if (!writes && n == number) return &reads_[read];                                           \
+    ++read;
+#define FIND_WRITE(port, n, bytes)                                                              \
+    if (writes && n == number) return &writes_[write];                                          \
+    ++write;
+        LUTRA_READ_PORTS(FIND_READ)
+        LUTRA_WRITE_PORTS(FIND_WRITE)
+        return nullptr;
+    }
+
     int write_register(uint32_t address, uint32_t value) {
         progress();
         return access(true, address, &value);
@@ -361,14 +387,14 @@ private:
     PIN(port, rvalid) = read->pins.rvalid;                                                      \
     PIN(port, rlast) = read->pins.rlast;                                                        \
     SET(port, rid, read->pins.rid);                                                             \
-    SET(port, rresp, 0);                                                                        \
+    SET(port, rresp, read->pins.rresp);                                                         \
     ++read;
 #define DRIVE_WRITE(port, number, bytes)                                                        \
     PIN(port, awready) = write->pins.awready;                                                   \
     PIN(port, wready) = write->pins.wready;                                                     \
     PIN(port, bvalid) = write->pins.bvalid;                                                     \
     SET(port, bid, write->pins.bid);                                                            \
-    SET(port, bresp, 0);                                                                        \
+    SET(port, bresp, write->pins.bresp);                                                        \
     ++write;
         LUTRA_READ_PORTS(DRIVE_READ)
         LUTRA_WRITE_PORTS(DRIVE_WRITE)
@@ -386,9 +412,11 @@ private:
     }
 
     bool sample_pins() {
-        registers_.sample(PIN(s_axi, arready), PIN(s_axi, rvalid), PIN(s_axi, rdata),
-                          GET(s_axi, rresp, 0), PIN(s_axi, awready), PIN(s_axi, wready),
-                          PIN(s_axi, bvalid), GET(s_axi, bresp, 0));
+        if (!in_reset_) {
+            registers_.sample(PIN(s_axi, arready), PIN(s_axi, rvalid), PIN(s_axi, rdata),
+                              GET(s_axi, rresp, 0), PIN(s_axi, awready), PIN(s_axi, wready),
+                              PIN(s_axi, bvalid), GET(s_axi, bresp, 0));
+        }
         bool moved = false;
         auto read = reads_.begin();
         auto write = writes_.begin();
@@ -444,6 +472,7 @@ private:
     std::deque<ReadPort> reads_;   // in the order of the ports, as are these:
     std::deque<WritePort> writes_;
     RegisterPort registers_;
+    bool in_reset_ = false;
     uint64_t last_progress_ = 0, last_poll_ = 0;
     uint32_t unit_state_ = 0;
 #if VM_TRACE
@@ -525,6 +554,31 @@ LUTRA_API uint64_t lutra_cycles(lutra_device* handle) { return handle->device->c
 LUTRA_API int lutra_reset(lutra_device* handle) {
     handle->device->forgive();
     return guarded(handle, [](lutra::Device& device) { return device.reset(), 0; });
+}
+
+LUTRA_API int lutra_reset_core(lutra_device* handle, uint64_t cycles) {
+    return guarded(handle, [=](lutra::Device& d) {
+        d.reset_core(cycles);
+        return d.failed() ? -1 : 0;
+    });
+}
+
+// The `at`-th transfer from now on of a port: a beat that it reads, or a burst that it writes.
+LUTRA_API int lutra_disturb(lutra_device* handle, uint32_t port, int writes, uint64_t at,
+                            uint32_t response) {
+    lutra::Port* found = handle->device->port(port, writes);
+    if (!found) {
+        handle->error = "there is no such port";
+        return -1;
+    }
+    found->disturb({at, response});
+    return 0;
+}
+
+// Transfers of a port since it was last disturbed.
+LUTRA_API uint64_t lutra_transfers(lutra_device* handle, uint32_t port, int writes) {
+    const lutra::Port* found = handle->device->port(port, writes);
+    return found ? found->count() : 0;
 }
 
 LUTRA_API int lutra_write(lutra_device* handle, uint64_t address, const uint8_t* from,

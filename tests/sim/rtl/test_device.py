@@ -12,6 +12,7 @@ pytest.importorskip("amaranth")
 
 from lutra_golden.control.registers import COUNTERS, IDENT, VERSION
 from lutra_golden.core.configs import NANO
+from lutra_golden.core.ports import Response
 from lutra_golden.timing.memory import IDEAL_MEMORY, NANO_MEMORY, MemoryTiming, random_timing
 from lutra_sim.bench.rtl.stand_in import CONFIG, MAX_BEATS, Fault
 from lutra_sim.rtl import build
@@ -244,11 +245,40 @@ def test_race(open_device: Open) -> None:
 def test_bus_error(open_device: Open) -> None:
     device = open_device(IDEAL_MEMORY)
     prepare(device, fault=Fault.BUS_ERROR)
-    message = (
-        r"^after \d+ cycles: the memory answered response 0 to a read of m_axi_1 \(fetch\) at 0x0"
-    )
+    message = r"^after \d+ cycles: the memory answered OKAY to a read of m_axi_1 \(fetch\) at 0x0"
     with pytest.raises(RtlError, match=message):
         device.start_and_wait()
+
+
+def test_disturbed_transfers(open_device: Open) -> None:
+    """A beat that is read with an error is random, a burst that is written with one is lost."""
+    device = open_device(IDEAL_MEMORY)
+    words = prepare(device)
+    device.disturb(1, 3, Response.DECERR)
+    device.start_and_wait()
+    assert (device.transfers(0), device.transfers(1)) == (MAX_BEATS, MAX_BEATS)
+    assert device.transfers(1, writes=True) == 1
+    written = np.frombuffer(device.read(TARGET, 8 * MAX_BEATS), np.uint64)
+    assert np.flatnonzero(written != ~words[0]).tolist() == [3]
+    device.disturb(1, None)
+    device.write(TARGET, bytes(8 * MAX_BEATS))
+    device.disturb(1, 0, writes=True)
+    device.start_and_wait()
+    assert device.read(TARGET, 8 * MAX_BEATS) == bytes(8 * MAX_BEATS)
+    device.disturb(1, None, writes=True)
+    device.start_and_wait()
+    check(device, words)
+    with pytest.raises(RtlError, match=r"^there is no such port$"):
+        device.disturb(0, 0, writes=True)
+
+
+def test_a_silent_port(open_device: Open) -> None:
+    device = open_device(IDEAL_MEMORY, watchdog_cycles=1000)
+    prepare(device)
+    device.disturb(1, 5, None)
+    with pytest.raises(RtlError, match=r"^no progress for 1\d\d\d cycles: load WAIT_READ, matmul "):
+        device.start_and_wait()
+    assert device.transfers(1) == 5
 
 
 def test_no_answer(open_device: Open) -> None:

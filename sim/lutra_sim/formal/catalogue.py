@@ -29,9 +29,10 @@ from lutra_hw.vector.rope import RopeQuant
 from lutra_sim.formal.attention.pairs import PairsRules
 from lutra_sim.formal.axi.arbiter import ArbiterOrder
 from lutra_sim.formal.axi.bursts import SplitterOrder
-from lutra_sim.formal.axi.reader import ReaderOrder
+from lutra_sim.formal.axi.reader import ReaderClear, ReaderOrder
 from lutra_sim.formal.axi.width import ReadWidthOrder, WriteWidthOrder
-from lutra_sim.formal.axi.writer import WriterOrder
+from lutra_sim.formal.axi.writer import WriterClear, WriterOrder
+from lutra_sim.formal.control.registers import RunEnds
 from lutra_sim.formal.control.sequencer import SequencerRules, SequencerRun
 from lutra_sim.formal.matmul.datapath import (
     DatapathEqual,
@@ -183,6 +184,27 @@ CHECKS: list[Check] = [
         make=WriterOrder,
         mode=Mode.BOUNDED,
         depth=10,
+    ),
+    Check(
+        name="reader-clear",
+        claim="a clear ends within a bound, nothing owed, nothing of before comes out",
+        make=ReaderClear,
+        mode=Mode.BOUNDED,
+        depth=14,
+    ),
+    Check(
+        name="writer-clear",
+        claim="a clear ends within a bound; bursts that had begun are written",
+        make=WriterClear,
+        mode=Mode.BOUNDED,
+        depth=14,
+    ),
+    Check(
+        name="run-ends",
+        claim="a failed run is cleared, and over when nothing is owed; nothing starts before",
+        make=lambda: RunEnds(_SMALL),
+        mode=Mode.PROVED,
+        depth=2,
     ),
     *(
         _width(name, order, side)

@@ -1,16 +1,17 @@
 """A DmaReader in front of a memory that answers whenever it likes."""
 
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Mux, Signal, Value
 from amaranth.utils import exact_log2
 
 from lutra_golden.core.ports import BOUNDARY_BYTES
 from lutra_hw.axi.reader import DmaReader
-from lutra_sim.formal.property import Property, Token, recorded
+from lutra_sim.formal.property import Property, Token, past, recorded
 
-__all__ = ["ReaderOrder"]
+__all__ = ["ReaderClear", "ReaderOrder"]
 
 _MAX_BEATS = 5  # of a command; a bounded check sees longer ones begin only
 _PROGRESS = 5
+_CLEARED = 6  # cycles of a clear, of which the memory takes none longer than it must
 
 
 class ReaderOrder(Property):
@@ -51,13 +52,7 @@ class ReaderOrder(Property):
         )
         self.claim(m, "what is asked for has room", left["o"] - left["ar"] <= dut.fifo_depth)
 
-        # one bit for every beat that the memory owes, set at the last of a burst
-        owed = Signal(range(dut.fifo_depth + 3))
-        lasts, rest = Signal(dut.fifo_depth + 2), Signal(dut.fifo_depth + 2)
-        m.d.comb += rest.eq(lasts >> answers)
-        m.d.sync += owed.eq(owed + Mux(asks, beats, 0) - answers)
-        m.d.sync += lasts.eq(rest | Mux(asks, 1 << (owed - answers + beats - 1)[:3], 0))
-        self.assume(m, ~axi.rvalid | ((owed != 0) & (axi.rlast == lasts[0])))
+        owed = _owed(self, m, asks, answers, beats)
         under_way = Signal(range(dut.max_outstanding + 2))
         m.d.sync += under_way.eq(under_way + asks - (answers & axi.rlast))
         room = BOUNDARY_BYTES - axi.araddr % BOUNDARY_BYTES
@@ -82,3 +77,52 @@ class ReaderOrder(Property):
         with m.Else():
             m.d.sync += still.eq(still + 1)
         self.claim(m, "a beat comes soon where nobody else is waited for", still < _PROGRESS)
+
+
+class ReaderClear(Property):
+    """A clear ends soon once the memory answers, with nothing owed; nothing of before comes out.
+
+    It may come in any cycle, and stays until ``idle``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(DmaReader(32, 13, burst_beats=2, max_outstanding=2, fifo_depth=4))
+
+    def rules(self, m: Module) -> None:
+        dut, axi, cmd = self.dut, self.dut.axi, self.dut.cmd
+        self.assume(m, cmd.p.beats <= _MAX_BEATS, axi.rdata == 0)
+        asks, answers = axi.arvalid & axi.arready, axi.rvalid & axi.rready
+        beats = Signal(range(dut.burst_beats + 1))
+        m.d.comb += beats.eq(axi.arlen + 1)
+        owed = _owed(self, m, asks, answers, beats)
+        self.assume(m, ~past(m, dut.clear & ~dut.idle, "clearing") | dut.clear)
+        # in a clear the memory does not let itself be waited for
+        self.assume(m, ~dut.clear | (axi.arready & (axi.rvalid == (owed != 0))))
+
+        begun = axi.arvalid & ~past(m, axi.arvalid & ~axi.arready, "waited")
+        cleared = past(m, dut.clear, "cleared")
+        self.claim(m, "no burst begins in a clear", ~(cleared & begun))
+        self.claim(m, "idle: nothing is offered nor owed", ~dut.idle | (~axi.arvalid & (owed == 0)))
+        left, taken = Signal(6), cmd.valid & cmd.ready
+        with m.If(dut.clear):
+            m.d.sync += left.eq(0)
+        with m.Else():
+            beats_in = Mux(taken, cmd.p.beats[:3], 0)
+            m.d.sync += left.eq(left + beats_in - (dut.o.valid & dut.o.ready))
+        self.claim(m, "what comes out was asked for since", ~dut.o.valid | dut.clear | (left != 0))
+        clearing = Signal(range(_CLEARED + 2))
+        m.d.sync += clearing.eq(Mux(dut.clear & ~dut.idle, clearing + 1, 0))
+        self.claim(m, "a clear ends soon", clearing <= _CLEARED)
+
+
+def _owed(prop: Property, m: Module, asks: Value, answers: Value, beats: Signal) -> Signal:
+    """Beats that the memory owes; it is assumed to answer no others, and to mark each last one."""
+    dut, axi = prop.dut, prop.dut.axi
+    owed = Signal(range(dut.fifo_depth + 3))
+    # one bit for every beat, set at the last of a burst
+    lasts, rest = Signal(dut.fifo_depth + 2), Signal(dut.fifo_depth + 2)
+    m.d.comb += rest.eq(lasts >> answers)
+    m.d.sync += owed.eq(owed + Mux(asks, beats, 0) - answers)
+    m.d.sync += lasts.eq(rest | Mux(asks, 1 << (owed - answers + beats - 1)[:3], 0))
+    prop.assume(m, ~axi.rvalid | ((owed != 0) & (axi.rlast == lasts[0])))
+    return owed

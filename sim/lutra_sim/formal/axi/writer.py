@@ -7,10 +7,11 @@ from lutra_golden.core.ports import BOUNDARY_BYTES
 from lutra_hw.axi.writer import DmaWriter
 from lutra_sim.formal.property import Property, Token, past, recorded
 
-__all__ = ["WriterOrder"]
+__all__ = ["WriterClear", "WriterOrder"]
 
 _MAX_BEATS = 5  # of a command; a bounded check sees longer ones begin only
 _PROGRESS = 6
+_CLEARED = 8  # cycles of a clear, of which the memory takes none longer than it must
 
 
 class WriterOrder(Property):
@@ -102,3 +103,52 @@ class WriterOrder(Property):
         with m.Else():
             m.d.sync += still.eq(still + 1)
         self.claim(m, "a beat goes soon where nobody else is waited for", still < _PROGRESS)
+
+
+class WriterClear(Property):
+    """A clear ends soon once the memory answers; bursts that had begun are written to their end.
+
+    It may come in any cycle, and stays until ``settled``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(DmaWriter(32, 13, burst_beats=2, max_outstanding=2, fifo_depth=4))
+
+    def rules(self, m: Module) -> None:
+        dut, axi, cmd, data = self.dut, self.dut.axi, self.dut.cmd, self.dut.data
+        self.assume(m, cmd.p.beats <= _MAX_BEATS, data.p.as_value() == 0)
+        writes, beats = axi.wvalid & axi.wready, Signal(range(dut.burst_beats + 1))
+        appears, cleared = Signal(), past(m, dut.clear, "cleared")
+        m.d.comb += [
+            beats.eq(axi.awlen + 1),
+            appears.eq(axi.awvalid & ~past(m, axi.awvalid & ~axi.awready, "aw_waits")),
+        ]
+        owed, addressed, written = (
+            Signal(range(dut.fifo_depth + 3), name=name)
+            for name in ("owed", "addressed", "written")
+        )
+        m.d.sync += [
+            owed.eq(owed + Mux(appears, beats, 0) - writes),
+            addressed.eq(addressed + (axi.awvalid & axi.awready) - axi.bvalid),
+            written.eq(written + (writes & axi.wlast) - axi.bvalid),
+        ]
+        answerable = (addressed != 0) & (written != 0)
+        self.assume(m, ~axi.bvalid | answerable)
+        self.assume(m, ~past(m, dut.clear & ~dut.settled, "clearing") | dut.clear)
+        # in a clear the memory does not let itself be waited for
+        obliging = axi.awready & axi.wready & (axi.bvalid == answerable)
+        self.assume(m, ~dut.clear | obliging)
+
+        self.claim(m, "no burst begins in a clear", ~(cleared & appears))
+        under_way = axi.awvalid | axi.wvalid | (owed != 0) | (addressed != 0) | (written != 0)
+        self.claim(m, "settled: nothing is under way", ~dut.settled | ~under_way)
+        came = Signal(range(dut.fifo_depth + 2))
+        with m.If(dut.clear):
+            m.d.sync += came.eq(0)
+        with m.Else():
+            m.d.sync += came.eq(came + (data.valid & data.ready) - writes)
+        since = ~axi.wvalid | dut.clear | (came != 0)
+        self.claim(m, "what is written came since", since)
+        clearing = Signal(range(_CLEARED + 2))
+        m.d.sync += clearing.eq(Mux(dut.clear & ~dut.settled, clearing + 1, 0))
+        self.claim(m, "a clear ends soon", clearing <= _CLEARED)

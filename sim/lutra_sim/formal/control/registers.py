@@ -1,0 +1,34 @@
+"""Beginning and end of runs in the register file."""
+
+from amaranth import Module
+
+from lutra_golden.control.registers import ErrorCode
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_hw.control.registers import RegisterFile
+from lutra_sim.formal.property import Property, past
+
+__all__ = ["RunEnds"]
+
+
+class RunEnds(Property):
+    """A failed run is cleared at once, and over in the cycle after the memory owes nothing.
+
+    Nothing starts in a clear, whatever the host writes; and the watchdog ends even a run whose
+    memory owes for ever.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        super().__init__(RegisterFile(config))
+
+    def rules(self, m: Module) -> None:
+        dut, busy = self.dut, self.probe("busy", 1)
+        fails = busy & ((dut.failure.code != ErrorCode.NONE) | dut.expired)
+        self.claim(m, "a failure clears", ~past(m, fails, "fails") | dut.clear | ~busy)
+        freed = past(m, dut.clear & dut.idle, "freed")
+        self.claim(m, "a clear ends when nothing is owed", ~freed | ~dut.clear)
+        self.claim(m, "and the run with it", ~freed | ~busy)
+        owes = past(m, dut.clear & ~dut.idle, "owes")
+        self.claim(m, "a clear lasts while something is owed", ~owes | dut.clear)
+        self.claim(m, "nothing starts in a clear", ~(dut.start & dut.clear))
+        hopeless = past(m, dut.clear & dut.expired, "hopeless")
+        self.claim(m, "the watchdog ends any wait", ~hopeless | ~busy)

@@ -126,5 +126,5 @@ def test_the_checkout_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_unknown_word(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["nothing"]) == 2
-    assert capsys.readouterr().err == "error: no mutant's name has nothing\n"
+    assert main(["nowhere"]) == 2
+    assert capsys.readouterr().err == "error: no mutant's name has nowhere\n"

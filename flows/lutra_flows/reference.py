@@ -64,18 +64,23 @@ w1c writing a one clears the bit. Everything else reads as zero and answers SLVE
 """
 
 _RUN = """
-A run: write `TOKEN`, `POSITION`, `N_TOKENS` and `LOGITS_FROM`, then a one to bit 0 of
+A run: write `TOKEN`, `CHUNK`, `CHUNK_KV`, `N_TOKENS` and `LOGITS_FROM`, then a one to bit 0 of
 `CONTROL`. It has ended when bit 0 of `IRQ_STATUS` is set; with bit 0 of `IRQ_ENABLE` that
 raises the interrupt. Then the logits lie in memory, and `ARGMAX` and `SCALE` hold an element
 per token from `LOGITS_FROM` on.
+
+The tokens of a tile are chunks, one behind the other: successive tokens of one sequence. Element
+`i` of `CHUNK` and `CHUNK_KV` describes chunk `i`. It has at least one token and at most those that
+are left; one of 0 tokens has all that are left, so that for a tile of one sequence `CHUNK` 0 is its
+position. Chunks of one tile have different sequences.
 
 Registers are checked at START. Where one does not fit the configuration, the run is over at once,
 with bits 1 and 2 of `STATUS` and the reason in `ERROR`, and nothing was done. In nano
 `max_context` is {max_context}, and addresses and lengths are multiples of
 
 {alignments}
-While bit 0 of `STATUS` is set, START, and writes to `TOKEN` and to the rw registers other than
-`IRQ_ENABLE` and `WATCHDOG`, do nothing but set bit 4 of `STATUS`, which the next START clears.
+While bit 0 of `STATUS` is set, START, and writes to rw registers other than `IRQ_ENABLE` and
+`WATCHDOG`, do nothing but set bit 4 of `STATUS`, which the next START clears.
 """
 
 _ENDS = """

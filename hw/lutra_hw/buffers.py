@@ -3,6 +3,7 @@
 from amaranth import signed, unsigned
 from amaranth.lib import data
 
+from lutra_golden.control.chunks import PAGE_WIDTH, POSITION_WIDTH, TOKENS_WIDTH
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.norm import SOURCE_WIDTH
@@ -12,6 +13,7 @@ from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
 __all__ = [
     "AttentionReadPort",
     "AttentionWritePort",
+    "ChunkReadPort",
     "HeadScaleWritePort",
     "ParamReadPort",
     "ParamWritePort",
@@ -155,3 +157,11 @@ class TokenReadPort(ReadPortSignature):
 
     def __init__(self, config: AcceleratorConfig):
         super().__init__({"token": _tokens(config)}, unsigned(_TOKEN_WIDTH))
+
+
+class ChunkReadPort(ReadPortSignature):
+    """Read port of the table of the pass's chunks."""
+
+    def __init__(self, config: AcceleratorConfig):
+        entry = {"position": POSITION_WIDTH, "n_tokens": TOKENS_WIDTH, "page": PAGE_WIDTH}
+        super().__init__({"entry": _tokens(config)}, data.StructLayout(entry))

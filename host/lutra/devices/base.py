@@ -211,7 +211,6 @@ class BaseDevice(ABC, Generic[S_co]):
     name = "device"
     pass_tokens = 512
     """Most tokens that share one pass over the weights."""
-    _shares_passes = True
     _takes_layers = True
 
     def __init__(self, *, memory_limit: int | None = None) -> None:
@@ -402,8 +401,6 @@ class BaseDevice(ABC, Generic[S_co]):
         room = 0
         for i, chunk in todo:
             first, n = 0, len(chunk.tokens)
-            if not self._shares_passes:
-                room = 0
             while first < n:
                 if not room:
                     passes.append([])

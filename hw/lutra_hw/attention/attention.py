@@ -14,13 +14,15 @@ from lutra_golden.timing.attention import TREE_RADIX, AttentionTiming
 from lutra_hw.arith.exp2 import Exp2Neg
 from lutra_hw.arith.fixed import clip_shift, leaves, round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
-from lutra_hw.attention.pairs import ATTEND_COMMAND, BEAT_SLOTS, PairIssuer
+from lutra_hw.attention.pairs import BEAT_SLOTS, PairIssuer
 from lutra_hw.buffers import (
     AttentionReadPort,
     AttentionWritePort,
+    ChunkReadPort,
     QueryScaleWritePort,
     QueryWritePort,
 )
+from lutra_hw.control.chunks import ChunkWalker
 from lutra_hw.pipeline import delay
 from lutra_hw.ports import (
     SCALE_LAYOUT,
@@ -28,7 +30,16 @@ from lutra_hw.ports import (
     packed_scale,
 )
 
-__all__ = ["AttentionUnit"]
+__all__ = ["ATTEND_COMMAND", "AttentionUnit"]
+
+ATTEND_COMMAND = data.StructLayout(
+    {
+        "kv_offset": unsigned(32),  # of the layer's cache from a chunk's base, in bytes
+        "frac": unsigned(8),  # fraction bits of the output
+        "token_count": unsigned(8),  # zero tokens: done at once, nothing is fetched
+        "window": unsigned(16),  # latest positions that a token sees, its own included; 0: all
+    }
+)
 
 _SHIFT_MAX = 63
 
@@ -174,17 +185,18 @@ class _Finish(wiring.Component):
 class AttentionUnit(wiring.Component):
     """Causal attention of a tile of queries; keys, values and their scales come through DMA.
 
-    For a command at ``position`` with ``token_count`` tokens, of which any sees one of ``n``
-    positions (``position + token_count`` without a window): reads their scales, then for every KV
-    head ``n`` keys and ``n`` values, each once and in ascending order, and leaves the result of
-    every head in the output memory. A pair
+    The chunks of a command's ``token_count`` tokens come one after another. For one of ``count``
+    tokens at ``position``, of which any sees one of ``n`` positions (``position + count`` without a
+    window): reads their scales, then for every KV head ``n`` keys and ``n`` values, each once and
+    in ascending order, and leaves the result of every head in the output memory. A pair
     of a position and a token that sees it takes one cycle in pass K (scores, their maximum) and
     one in pass V (weights, weighted sum) for all ``q_per_kv`` heads that share the key, through
     the same multipliers, of 17 by ``key_width`` bits. Scores stay on chip. Pairs that the causal
     mask or the window hides are never issued.
 
     Throughput is one pair per cycle. One token takes ``n_kv_heads * (2 * n + drain)`` cycles, those
-    of its beats of scales, and the end of the last head; :meth:`AttentionTiming.cycles` is exact.
+    of its beats of scales, and the end of the last head; :meth:`AttentionTiming.cycles` is exact
+    for a chunk. The next chunk begins when the one before is done.
     ``rd_data`` is the only stream with backpressure: it holds when :data:`BEAT_SLOTS` beats wait.
     After reset the unit is idle and its memories are zero.
 
@@ -196,10 +208,11 @@ class AttentionUnit(wiring.Component):
 
     Members
     -------
-    cmd : ``In(stream.Signature(ATTEND_COMMAND))``  accepted when idle.
+    cmd : ``In(stream.Signature(ATTEND_COMMAND))``  accepted with its last chunk.
+    chunks : ``Out(ChunkReadPort(config))``
     q_w : ``In(QueryWritePort(config))``
     qs_w : ``In(QueryScaleWritePort(config))``
-    rd_cmd, rd_data : DMA reader; the commands of a tile are queued at once.
+    rd_cmd, rd_data : DMA reader; the commands of a chunk are queued at once.
     out : ``In(AttentionReadPort(config))``
     done : ``Out(1)``  pulses once per command when the output memory is complete.
     saturated : ``Out(1)``  pulses, at the latest with ``done``, when a score or an output has left
@@ -215,6 +228,7 @@ class AttentionUnit(wiring.Component):
         super().__init__(
             {
                 "cmd": In(stream.Signature(ATTEND_COMMAND)),
+                "chunks": Out(ChunkReadPort(config)),
                 "q_w": In(QueryWritePort(config)),
                 "qs_w": In(QueryScaleWritePort(config)),
                 "rd_cmd": Out(dma_command()),
@@ -240,15 +254,13 @@ class AttentionUnit(wiring.Component):
             issuer.rd_valid.eq(self.rd_data.valid),
             self.rd_data.ready.eq(issuer.rd_ready),
             issuer.finished.eq(finish.finished),
-            self.done.eq(issuer.done),
-            self.busy.eq(issuer.busy),
             self.stall.eq(issuer.stall),
         ]
-        wiring.connect(m, wiring.flipped(self.cmd), issuer.cmd)
+        token_first = self._walk(m, issuer)
         wiring.connect(m, issuer.rd_cmd, wiring.flipped(self.rd_cmd))
 
-        v_scale, key_scales = self._scales(m, issuer, pair)
-        beat, queries = self._operands(m, issuer, pair)
+        v_scale, key_scales = self._scales(m, issuer, pair, token_first)
+        beat, queries = self._operands(m, issuer, pair, token_first)
 
         row, row_width = beat, 8 * self.config.kv_row_bytes
         multiplied = pair[self._stages.multiply]
@@ -279,11 +291,35 @@ class AttentionUnit(wiring.Component):
             banks += self._accumulate(m, head, products, pair[self._stages.sum], finish)
 
         m.d.sync += self.saturated.eq((score_w.en & Cat(lost).any()) | finish.saturated)
-        self._outputs(m, pair[self._stages.sum + 1], issuer, finish)
+        self._outputs(m, pair[self._stages.sum + 1], issuer, finish, token_first)
         m.d.comb += finish.acc.as_value().eq(
             Array(banks)[Cat(finish.acc_addr.word, finish.acc_addr.head)]
         )
         return m
+
+    def _walk(self, m, issuer):
+        """Hand the chunks of a command to the issuer; return the first token of that under way."""
+        m.submodules.walker = walker = ChunkWalker(self.config)
+        wiring.connect(m, walker.table, wiring.flipped(self.chunks))
+        chunk, p = walker.chunk, self.cmd.p
+        token_first = Signal(range(self.config.pass_tokens))
+        m.d.comb += [
+            walker.n_tokens.eq(p.token_count),
+            walker.step.eq(issuer.cmd.valid & issuer.cmd.ready),
+            issuer.cmd.valid.eq(self.cmd.valid & walker.valid),
+            issuer.cmd.p.kv_addr.eq(chunk.kv_base + p.kv_offset),
+            issuer.cmd.p.position.eq(chunk.position),
+            issuer.cmd.p.frac.eq(p.frac),
+            issuer.cmd.p.token_count.eq(chunk.count),
+            issuer.cmd.p.window.eq(p.window),
+            self.cmd.ready.eq(issuer.cmd.ready & walker.valid & chunk.last),
+            # with the last chunk the walker is back at the first
+            self.busy.eq(issuer.busy | (chunk.first != 0)),
+            self.done.eq(issuer.done & (chunk.first == 0)),
+        ]
+        with m.If(walker.step):
+            m.d.sync += token_first.eq(chunk.first)
+        return token_first
 
     def _score_memories(self, m, pair):
         """Ports of the scores and of their running maxima, all heads of a KV head in a word."""
@@ -355,7 +391,7 @@ class AttentionUnit(wiring.Component):
             products.append(product)
         return products
 
-    def _outputs(self, m, last, issuer, finish):
+    def _outputs(self, m, last, issuer, finish, token_first):
         """The end of a head, and the memory that it writes."""
         m.submodules.outputs = outputs = Memory(
             shape=self.out.signature.payload_layout,
@@ -363,14 +399,15 @@ class AttentionUnit(wiring.Component):
             init=[],
         )
         out_w, out_r = outputs.write_port(), outputs.read_port()
-        started = Signal.like(finish.group)
+        started, out_token = Signal.like(finish.group), Signal.like(token_first)
         m.d.comb += [
             finish.start.eq(last.valid & last.values & last.final),
             finish.group.eq(started),
             finish.token_last.eq(issuer.token_last),
             finish.frac.eq(issuer.frac),
+            out_token.eq(token_first + finish.o.addr.token),
             out_w.en.eq(finish.o.en),
-            out_w.addr.eq(Cat(finish.o.addr.word, finish.o.addr.token)),
+            out_w.addr.eq(Cat(finish.o.addr.word, out_token)),
             out_w.data.eq(finish.o.data),
             out_r.addr.eq(Cat(self.out.addr.word, self.out.addr.token)),
             self.out.data.eq(out_r.data),
@@ -378,7 +415,7 @@ class AttentionUnit(wiring.Component):
         with m.If(finish.start):
             m.d.sync += started.eq(last.group)
 
-    def _scales(self, m, issuer, pair):
+    def _scales(self, m, issuer, pair, token_first):
         """Scales of key and value at stage ``weigh``, their products with the queries' at ``dot``.
 
         Returns the value's scale and, by head, the products.
@@ -422,9 +459,11 @@ class AttentionUnit(wiring.Component):
         )
         q_scale_w, q_scale_r = q_scales.write_port(granularity=1), q_scales.read_port()
         group, lane = self._split_head(m, self.qs_w.addr.head, "qs_w")
+        token = Signal.like(token_first, name="q_scale_token")
         m.d.comb += [
+            token.eq(token_first + pair[at - 1].token),
             q_scale_w.addr.eq(Cat(self.qs_w.addr.token, group)),
-            q_scale_r.addr.eq(Cat(pair[at - 1].token, pair[at - 1].group)),
+            q_scale_r.addr.eq(Cat(token, pair[at - 1].group)),
         ]
         products = []
         for head in range(q_per_kv):
@@ -438,7 +477,7 @@ class AttentionUnit(wiring.Component):
             products.append(scale_mul.o)
         return v_scale, products
 
-    def _operands(self, m, issuer, pair):
+    def _operands(self, m, issuer, pair, token_first):
         """The beat and, by head, the query at stage ``multiply``."""
         config, q_per_kv = self.config, self.config.attention.q_per_kv
         words = config.head_dim // LANES
@@ -454,7 +493,9 @@ class AttentionUnit(wiring.Component):
         query_w, query_r = queries.write_port(granularity=1), queries.read_port()
         group, lane = self._split_head(m, self.q_w.addr.head, "q_w")
         at = pair[self._stages.multiply - 1]
+        token = Signal.like(token_first, name="query_token")
         m.d.comb += [
+            token.eq(token_first + at.token),
             beat_w.en.eq(issuer.beat_en),
             beat_w.addr.eq(issuer.beat_slot),
             beat_w.data.eq(self.rd_data.payload),
@@ -463,7 +504,7 @@ class AttentionUnit(wiring.Component):
             issuer.release.eq(at.valid & at.last),
             query_w.addr.eq(Cat(self.q_w.addr.token, group)),
             query_r.en.eq(at.valid & ~at.values),
-            query_r.addr.eq(Cat(at.token, at.group)),
+            query_r.addr.eq(Cat(token, at.group)),
         ]
         for index in range(words * q_per_kv):
             head, word = divmod(index, words)

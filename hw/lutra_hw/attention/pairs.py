@@ -11,9 +11,9 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_hw.ports import dma_command
 
-__all__ = ["ATTEND_COMMAND", "BEAT_SLOTS", "PairIssuer", "pair_layout"]
+__all__ = ["BEAT_SLOTS", "CHUNK_COMMAND", "PairIssuer", "pair_layout"]
 
-ATTEND_COMMAND = data.StructLayout(
+CHUNK_COMMAND = data.StructLayout(
     {
         "kv_addr": unsigned(ADDRESS_WIDTH),  # byte address of the layer's cache
         "position": unsigned(16),  # of the tile's first token
@@ -75,7 +75,7 @@ class PairIssuer(wiring.Component):
 
     Members
     -------
-    cmd : ``In(stream.Signature(ATTEND_COMMAND))``  accepted when idle.
+    cmd : ``In(stream.Signature(CHUNK_COMMAND))``  accepted when idle.
     rd_cmd : ``Out(dma_command())``  scales, then keys and values of each head.
     rd_valid, rd_ready : handshake of the beats that come back.
     scale_en, scale_row : the beat holds scales; where it belongs.
@@ -95,7 +95,7 @@ class PairIssuer(wiring.Component):
         self.scale_rows = max(config.max_context // self.records, 1)
         super().__init__(
             {
-                "cmd": In(stream.Signature(ATTEND_COMMAND)),
+                "cmd": In(stream.Signature(CHUNK_COMMAND)),
                 "rd_cmd": Out(dma_command()),
                 "rd_valid": In(1),
                 "rd_ready": Out(1),

@@ -1,4 +1,4 @@
-"""Context of a run: the registers that tell the units which tokens, positions and addresses."""
+"""Context of a run: the registers that tell the units which tokens and addresses."""
 
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
@@ -15,9 +15,9 @@ CONTEXT_WIDTHS = {name.lower(): REGISTERS[name].width for name in CONTEXT}
 class RunContextSignature(wiring.Signature):
     """Fields of :data:`CONTEXT_WIDTHS`, seen from the register file; stable during a run.
 
-    A pass has tokens ``0..n_tokens - 1``, the first at ``position``, with logits from token
-    ``logits_from`` on. The ``*_base`` are byte addresses; the logits of consecutive tokens are
-    ``logits_stride`` bytes apart.
+    A pass has tokens ``0..n_tokens - 1``, with logits from token ``logits_from`` on. The
+    ``*_base`` are byte addresses; the logits of consecutive tokens are ``logits_stride`` bytes
+    apart.
     """
 
     def __init__(self) -> None:

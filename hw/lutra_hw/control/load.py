@@ -8,7 +8,14 @@ from amaranth.utils import exact_log2
 from lutra_golden.control.isa import Opcode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import ADDRESS_WIDTH
-from lutra_hw.buffers import ParamWritePort, ResidualWritePort, RopeWritePort, TokenReadPort
+from lutra_hw.buffers import (
+    ChunkReadPort,
+    ParamWritePort,
+    ResidualWritePort,
+    RopeWritePort,
+    TokenReadPort,
+)
+from lutra_hw.control.chunks import ChunkWalker
 from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.fields import argument, header
 from lutra_hw.ports import INSTRUCTION_SHAPE, dma_command
@@ -29,10 +36,11 @@ class LoadUnit(wiring.Component):
     """Executes LDPARAM, LDROPE and EMBED: asks for rows of int16 and writes them word by word.
 
     A row starts at a word of memory; only its last word may be cut. Addresses of the rows of an
-    EMBED are computed by shift and add while earlier rows are written. An instruction of n
-    words takes n + b + 5 cycles and the memory's latency until ``done``, where b are the bits of
-    ``n_words`` (EMBED) or of ``head_dim / 8`` (LDROPE), else 1; everything is written then. One
-    of no words takes 2.
+    EMBED, and of the chunks of an LDROPE, are computed by shift and add while earlier ones are
+    written. An instruction of n words takes n + b + 5 cycles and the memory's latency until
+    ``done``, where b are the bits of ``n_words`` (EMBED) or of ``head_dim / 8`` (LDROPE), else 1,
+    as long as a row, or the rows of a chunk, have b + 3 words; everything is written then. One of
+    no words takes 2.
 
     Model: :meth:`lutra_golden.control.interpreter.Interpreter.run`.
 
@@ -45,6 +53,7 @@ class LoadUnit(wiring.Component):
     cmd : ``In(stream.Signature(INSTRUCTION_SHAPE))``
     context : ``In(RunContextSignature())``
     tokens : ``Out(TokenReadPort(config))``
+    chunks : ``Out(ChunkReadPort(config))``
     rd_cmd : ``Out(dma_command())``
     rd_data : ``In(stream.Signature(unsigned(8 * load_word_bytes)))``
     param_w : ``Out(ParamWritePort(config))``
@@ -61,6 +70,7 @@ class LoadUnit(wiring.Component):
                 "cmd": In(stream.Signature(INSTRUCTION_SHAPE)),
                 "context": In(RunContextSignature()),
                 "tokens": Out(TokenReadPort(config)),
+                "chunks": Out(ChunkReadPort(config)),
                 "rd_cmd": Out(dma_command()),
                 "rd_data": In(stream.Signature(unsigned(8 * config.load_word_bytes))),
                 "param_w": Out(ParamWritePort(config)),
@@ -84,20 +94,28 @@ class LoadUnit(wiring.Component):
         return m
 
     def _requests(self, m, kind, n_rows, n_words, param_word, shift, reading, finished):
-        """Take an instruction and ask for its rows, one transfer each."""
+        """Take an instruction and ask for its rows, or those of a chunk, one transfer each."""
         config, word = self.config, self.cmd.p
+        m.submodules.walker = walker = ChunkWalker(config)
+        wiring.connect(m, walker.table, wiring.flipped(self.chunks))
         rope_words = exact_log2(config.head_dim // _ELEMENTS)
         beat_words = config.load_word_bytes // _WORD_BYTES
 
         offset, base = Signal(ADDRESS_WIDTH), Signal(ADDRESS_WIDTH)
         row = Signal(8)
+        is_rope, last = Signal(), Signal()
+        n_asked = Signal.like(n_words)  # words of the row
         # the row starts at base + multiplicand * multiplier words
         multiplicand, multiplier = Signal(ADDRESS_WIDTH - exact_log2(_WORD_BYTES)), Signal(16)
         address = Signal(ADDRESS_WIDTH)
         m.d.comb += [
+            is_rope.eq(kind == _Kind.ROPE),
+            walker.n_tokens.eq(self.context.n_tokens),
+            walker.step.eq(is_rope & self.rd_cmd.valid & self.rd_cmd.ready),
+            last.eq(Mux(is_rope, walker.chunk.last, row + 1 == n_rows)),
             self.tokens.addr.token.eq(row),
             self.rd_cmd.p.addr.eq(address),
-            self.rd_cmd.p.beats.eq((n_words + (beat_words - 1)) >> exact_log2(beat_words)),
+            self.rd_cmd.p.beats.eq((n_asked + (beat_words - 1)) >> exact_log2(beat_words)),
         ]
         with m.FSM() as fsm:
             with m.State("Idle"):
@@ -116,7 +134,7 @@ class LoadUnit(wiring.Component):
                             n_words.eq(argument(word, Opcode.LDPARAM, "n_words")),
                         ]
                     with m.Case(Opcode.LDROPE):
-                        # rows of consecutive positions are one
+                        # rows of consecutive positions are one, and chunks follow each other
                         m.d.sync += [
                             kind.eq(_Kind.ROPE),
                             n_rows.eq(1),
@@ -137,13 +155,14 @@ class LoadUnit(wiring.Component):
                 with m.Else():
                     m.next = "Row"
             with m.State("Row"):
-                m.d.sync += address.eq(base)
+                m.d.sync += [address.eq(base), n_asked.eq(n_words)]
                 with m.Switch(kind):
                     with m.Case(_Kind.PARAM):
                         m.d.sync += multiplier.eq(0)
                     with m.Case(_Kind.ROPE):
                         m.d.sync += [
-                            multiplicand.eq(self.context.position),
+                            n_asked.eq(walker.chunk.count << rope_words),
+                            multiplicand.eq(walker.chunk.position),
                             multiplier.eq(config.head_dim // _ELEMENTS),
                         ]
                     with m.Default():
@@ -161,12 +180,12 @@ class LoadUnit(wiring.Component):
             with m.State("Request"):
                 with m.If(self.rd_cmd.ready):
                     m.d.sync += row.eq(row + 1)
-                    with m.If(row + 1 == n_rows):
+                    with m.If(last):
                         m.next = "Write"
                     with m.Else():
                         m.next = "Token"
             with m.State("Token"):
-                # the token's number comes a cycle after its address
+                # the token's number comes a cycle after its address, the chunk too
                 m.next = "Row"
             with m.State("Write"):
                 with m.If(finished):

@@ -21,13 +21,14 @@ from lutra_golden.control.registers import (
     STATUS_ERROR,
     STATUS_REFUSED,
     STATUS_SATURATED,
+    TILE_ARRAYS,
     VERSION,
     ErrorCode,
 )
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_hw.axi.lite import LiteSlave
 from lutra_hw.axi.signatures import Axi4LiteSignature
-from lutra_hw.buffers import TokenReadPort
+from lutra_hw.buffers import ChunkReadPort, TokenReadPort
 from lutra_hw.control.check import ERROR_CODE
 from lutra_hw.control.context import CONTEXT_WIDTHS, RunContextSignature
 from lutra_hw.control.failure import FAILURE_LAYOUT
@@ -36,6 +37,8 @@ from lutra_hw.ports import SCALE_LAYOUT
 __all__ = ["EVENTS", "UNIT_STATE_LAYOUT", "RegisterFile"]
 
 _ADDR_WIDTH = 12
+_CHUNK_USERS = (Unit.LOAD, Unit.VECTOR, Unit.ATTENTION)
+_PART_WIDTH = 4  # bits of an array's element that are written together
 
 EVENTS = data.StructLayout(
     # fetch, load and attention may each have a port
@@ -56,13 +59,13 @@ class RegisterFile(wiring.Component):
     Writes honour byte strobes. What is not in the map, or is an array's element beyond
     ``pass_tokens``, reads as zero; that, and writing what is read-only, answers SLVERR.
 
-    START takes effect in the next cycle without ``clear``: counters and status are cleared,
-    ``start`` is high, and busy lasts until ``done``; where ``refusal`` is not NONE, the run is over
-    at once instead. While busy, START, and writes to TOKEN and to what ``context`` has, do nothing
-    but set REFUSED. An error or ABORT raises ``clear``, which ends whatever runs; it falls, and the
-    run is over, when the memory owes nothing (``idle``). So it does after reset. ``expired`` is
-    like an error; while ``clear`` it ends the run although the memory owes, which DRAINING shows.
-    Counters stand still while not busy.
+    START takes effect when it was ``checked``, in the next cycle without ``clear``: counters and
+    status are cleared, ``start`` is high, and busy lasts until ``done``; where ``refusal`` is not
+    NONE, the run is over at once instead. While busy, START, and writes to the arrays of a tile and
+    to what ``context`` has, do nothing but set REFUSED. An error or ABORT raises ``clear``, which
+    ends whatever runs; it falls, and the run is over, when the memory owes nothing (``idle``). So
+    it does after reset. ``expired`` is like an error; while ``clear`` it ends the run although the
+    memory owes, which DRAINING shows. Counters stand still while not busy.
 
     Parameters
     ----------
@@ -77,9 +80,12 @@ class RegisterFile(wiring.Component):
     idle : ``In(1)``  no memory port has anything under way
     context : ``Out(RunContextSignature())``
     tokens : ``In(TokenReadPort(config))``
-    refusal : ``In(4)``  :class:`ErrorCode` of what is wrong with the context, 1 cycle late
+    load_chunks, vector_chunks, attention_chunks : ``In(ChunkReadPort(config))``
+    wanted : ``Out(1)``  a run is to begin
+    checked : ``In(1)``  its ``refusal`` is known
+    refusal : ``In(4)``  :class:`ErrorCode` of what is wrong with context and chunks
     watchdog : ``Out(32)``  the register
-    running : ``Out(1)``  a run is under way, or waits for the memory to begin
+    running : ``Out(1)``  a run is under way, or waits for its check or the memory to begin
     expired : ``In(1)``  one cycle: nothing moved for too long
     done : ``In(1)``  pulse: the run has ended
     failure : ``In(FAILURE_LAYOUT)``  with its code for one cycle; the first of a run is kept
@@ -101,6 +107,9 @@ class RegisterFile(wiring.Component):
                 "idle": In(1),
                 "context": Out(RunContextSignature()),
                 "tokens": In(TokenReadPort(config)),
+                **{_chunks(unit): In(ChunkReadPort(config)) for unit in _CHUNK_USERS},
+                "wanted": Out(1),
+                "checked": In(1),
                 "refusal": In(ERROR_CODE),
                 "watchdog": Out(REGISTERS["WATCHDOG"].width),
                 "running": Out(1),
@@ -117,17 +126,11 @@ class RegisterFile(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        pass_tokens = self.config.pass_tokens
         m.submodules.lite = lite = LiteSlave(_ADDR_WIDTH)
-        m.submodules.token_memory = memory = Memory(shape=32, depth=pass_tokens, init=[])
-        token_write = memory.write_port(granularity=8)
-        token_read, unit_read = memory.read_port(), memory.read_port()
         wiring.connect(m, wiring.flipped(self.s_axi), lite.axi)
         bus = lite.bus
-        m.d.comb += [
-            unit_read.addr.eq(self.tokens.addr.token),
-            self.tokens.data.eq(unit_read.data),
-        ]
+        tile = {name: self._tile_array(m, name) for name in TILE_ARRAYS}
+        self._tile_ports(m, tile)
 
         stored = {name: Signal(REGISTERS[name].width, name=name.lower()) for name in _STORED}
         irq_status, done, saturated, failure = (
@@ -142,9 +145,10 @@ class RegisterFile(wiring.Component):
             self.irq.eq(irq_status & stored["IRQ_ENABLE"]),
             self.watchdog.eq(stored["WATCHDOG"]),
             self.running.eq(state.taken),
+            self.wanted.eq(state.wanted),
         ]
 
-        self._writes(m, bus, stored, token_write, irq_status, state)
+        self._writes(m, bus, stored, tile, irq_status, state)
         words = {
             "IDENT": [IDENT],
             "VERSION": [VERSION],
@@ -152,8 +156,9 @@ class RegisterFile(wiring.Component):
             "CONTROL": [0],
             "STATUS": [
                 Mux(state.taken, STATUS_BUSY, 0)
-                | Mux(done, STATUS_DONE, 0)
-                | Mux(failure.code != ErrorCode.NONE, STATUS_ERROR, 0)
+                # not those of the run before
+                | Mux(done & ~state.wanted, STATUS_DONE, 0)
+                | Mux((failure.code != ErrorCode.NONE) & ~state.wanted, STATUS_ERROR, 0)
                 | Mux(saturated, STATUS_SATURATED, 0)
                 | Mux(state.refused, STATUS_REFUSED, 0)
                 | Mux(self.clear, STATUS_DRAINING, 0)
@@ -168,12 +173,11 @@ class RegisterFile(wiring.Component):
             },
         }
         arrays = {
-            "TOKEN": [token_read.data],
             "ARGMAX": list(self.argmax),
             "SCALE": [_packed(scale) for scale in self.scales],
             "COUNTER": [counter[i : i + 32] for counter in counters.values() for i in (0, 32)],
         }
-        self._reads(m, bus, words, arrays, token_read)
+        self._reads(m, bus, words, arrays, tile)
 
         self._run(m, state, irq_status, done, failure, saturated, counters)
         # after a failure they stay as they were when it came
@@ -189,12 +193,12 @@ class RegisterFile(wiring.Component):
         ending = Mux(self.expired, ErrorCode.WATCHDOG, ErrorCode.ABORT)
         m.d.comb += [
             self.clear.eq(clear),
-            go.eq(state.wanted & ~clear),
+            go.eq(state.wanted & self.checked & ~clear & ~ends),
             fits.eq(self.refusal == ErrorCode.NONE),
             self.start.eq(go & fits),
             stop.eq(busy & ~clear & ((self.failure.code != ErrorCode.NONE) | ends)),
-            # a start that still waits for the memory
-            give_up.eq(state.wanted & clear & ends),
+            # a start that still waits for its check or for the memory
+            give_up.eq(state.wanted & ends),
             over.eq(
                 Mux(
                     busy,
@@ -228,7 +232,23 @@ class RegisterFile(wiring.Component):
         with m.If(over):
             m.d.sync += [busy.eq(0), done.eq(1), irq_status.eq(1)]
 
-    def _writes(self, m, bus, stored, token_write, irq_status, state):
+    def _tile_array(self, m, name):
+        """Memory of an array over the tokens of a tile."""
+        memory = Memory(shape=REGISTERS[name].width, depth=self.config.pass_tokens, init=[])
+        m.submodules[f"{name.lower()}_memory"] = memory
+        return memory
+
+    def _tile_ports(self, m, tile):
+        """Connect the units' read ports to the arrays of a tile."""
+        read = tile["TOKEN"].read_port()
+        m.d.comb += [read.addr.eq(self.tokens.addr.token), self.tokens.data.eq(read.data)]
+        for unit in _CHUNK_USERS:
+            port = getattr(self, _chunks(unit))
+            reads = [tile[name].read_port() for name in ("CHUNK", "CHUNK_KV")]
+            m.d.comb += [read.addr.eq(port.addr.entry) for read in reads]
+            m.d.comb += port.data.as_value().eq(Cat(read.data for read in reads))
+
+    def _writes(self, m, bus, stored, tile, irq_status, state):
         """Write port of the registers; ``write_error`` stays high where nothing can be written."""
         m.d.comb += bus.write_error.eq(1)
         m.d.sync += state.abort.eq(0)
@@ -269,18 +289,20 @@ class RegisterFile(wiring.Component):
             with m.If(bus.write_en & bus.write_strb[0] & bus.write_data[0]):
                 m.d.sync += irq_status.eq(0)
 
-        bank, index = _split("TOKEN", bus.write_addr)
-        hit = Signal()
-        m.d.comb += [
-            hit.eq(bank & (index < self.config.pass_tokens)),
-            token_write.addr.eq(index),
-            token_write.data.eq(bus.write_data),
-            token_write.en.eq(Mux(bus.write_en & hit & ~locked, bus.write_strb, 0)),
-        ]
-        with m.If(hit):
-            m.d.comb += [bus.write_error.eq(0), shapes.eq(1)]
+        for name, memory in tile.items():
+            bank, index = _split(name, bus.write_addr)
+            hit, write = Signal(), memory.write_port(granularity=_PART_WIDTH)
+            lanes = [bus.write_strb[_PART_WIDTH * i // 8] for i in range(len(write.en))]
+            m.d.comb += [
+                hit.eq(bank & (index < self.config.pass_tokens)),
+                write.addr.eq(index),
+                write.data.eq(bus.write_data),
+                write.en.eq(Mux(bus.write_en & hit & ~locked, Cat(lanes), 0)),
+            ]
+            with m.If(hit):
+                m.d.comb += [bus.write_error.eq(0), shapes.eq(1)]
 
-    def _reads(self, m, bus, words, arrays, token_read):
+    def _reads(self, m, bus, words, arrays, tile):
         """Read port: every bank in a register in the first cycle, one of them in the second."""
         selected, values = [], []
 
@@ -299,15 +321,17 @@ class RegisterFile(wiring.Component):
                         with m.Case(REGISTERS[name].address // 4 + word):
                             m.d.sync += [hit.eq(1), value.eq(entry)]
 
+        for name, memory in tile.items():
+            # the memory's own output register
+            value, hit = bank(name.lower())
+            in_bank, index = _split(name, bus.read_addr)
+            read = memory.read_port()
+            m.d.comb += [read.addr.eq(index), value.eq(read.data)]
+            with m.If(bus.read_en):
+                m.d.sync += hit.eq(in_bank & (index < self.config.pass_tokens))
         for name, entries in arrays.items():
             value, hit = bank(name.lower())
             in_bank, index = _split(name, bus.read_addr)
-            if name == "TOKEN":
-                # the memory's own output register
-                m.d.comb += [token_read.addr.eq(index), value.eq(entries[0])]
-                with m.If(bus.read_en):
-                    m.d.sync += hit.eq(in_bank & (index < self.config.pass_tokens))
-                continue
             with m.If(bus.read_en):
                 m.d.sync += hit.eq(0)
                 with m.If(in_bank):
@@ -332,8 +356,13 @@ class _State:
 
     @property
     def taken(self):
-        """A run is under way, or waits for the memory to begin."""
+        """A run is under way, or waits for its check or the memory to begin."""
         return self.busy | self.wanted
+
+
+def _chunks(unit):
+    """Name of the port by which ``unit`` reads the tile's chunks."""
+    return f"{unit.name.lower()}_chunks"
 
 
 def _split(name, addr):

@@ -6,6 +6,7 @@ from amaranth import (
     ClockSignal,
     DomainRenamer,
     Module,
+    Mux,
     ResetInserter,
     Signal,
 )
@@ -143,6 +144,15 @@ class Accelerator(wiring.Component):
         wiring.connect(m, load.rope_w, vector.rope_w)
         wiring.connect(m, load.embed_w, vector.embed_w)
         wiring.connect(m, load.tokens, registers.tokens)
+        # nothing is loaded while the table is checked
+        table = registers.load_chunks
+        m.d.comb += [
+            table.addr.eq(Mux(registers.wanted, check.chunks.addr, load.chunks.addr)),
+            load.chunks.data.eq(table.data),
+            check.chunks.data.eq(table.data),
+        ]
+        wiring.connect(m, vector.chunks, registers.vector_chunks)
+        wiring.connect(m, attention.chunks, registers.attention_chunks)
         wiring.connect(m, vector.act, matmul.act)
         wiring.connect(m, vector.acc, matmul.acc)
         wiring.connect(m, vector.q_w, attention.q_w)
@@ -155,6 +165,8 @@ class Accelerator(wiring.Component):
         m.d.comb += [
             sequencer.start.eq(registers.start),
             self.irq.eq(registers.irq),
+            check.wanted.eq(registers.wanted),
+            registers.checked.eq(check.checked),
             registers.refusal.eq(check.code),
             watchdog.limit.eq(registers.watchdog),
             watchdog.running.eq(registers.running),
@@ -281,8 +293,7 @@ class Accelerator(wiring.Component):
 
         attend, word = units[Unit.ATTENTION].cmd, sequencer.attention_cmd.p
         m.d.comb += [
-            attend.p.kv_addr.eq(context.kv_base + argument(word, Opcode.ATTEND, "kv_offset")),
-            attend.p.position.eq(context.position),
+            attend.p.kv_offset.eq(argument(word, Opcode.ATTEND, "kv_offset")),
             attend.p.frac.eq(argument(word, Opcode.ATTEND, "frac")),
             attend.p.window.eq(argument(word, Opcode.ATTEND, "window")),
             attend.p.token_count.eq(context.n_tokens),

@@ -14,12 +14,14 @@ from lutra_golden.vector.rope import ROPE_FRAC
 from lutra_hw.arith.fixed import magnitude
 from lutra_hw.arith.quantize import Quantizer
 from lutra_hw.buffers import (
+    ChunkReadPort,
     ParamReadPort,
     QueryScaleWritePort,
     QueryWritePort,
     RopeReadPort,
     ScaleReadPort,
 )
+from lutra_hw.control.chunks import ChunkWalker
 from lutra_hw.matmul.contract import acc_read_port
 from lutra_hw.pipeline import delay
 from lutra_hw.ports import (
@@ -36,13 +38,12 @@ _QUEUE_BEATS = 4
 
 
 def rope_command(config: AcceleratorConfig) -> data.StructLayout:
-    """Tokens ``0..token_count - 1``, of which the first is at ``position``; address of the cache.
+    """Tokens ``0..token_count - 1``; offset of the layer's cache from a chunk's base.
 
     ``bias`` and ``qk_norm`` are there if the configuration has them, with what belongs to them.
     """
     members = {
-        "kv_addr": unsigned(ADDRESS_WIDTH),
-        "position": unsigned(16),
+        "kv_offset": unsigned(32),
         "scale_q": SCALE_LAYOUT,
         "scale_k": SCALE_LAYOUT,
         "scale_v": SCALE_LAYOUT,
@@ -90,7 +91,8 @@ class RopeQuant(wiring.Component):
     Members
     -------
     cmd : ``In(stream.Signature(rope_command(config)))``
-        ``kv_addr`` is a multiple of a beat; positions are below ``max_context``.
+        ``kv_offset`` is a multiple of a beat.
+    chunks : ``Out(ChunkReadPort(config))``  positions are below ``max_context``.
     acc : ``Out(acc_read_port(config.matmul))``
         Head ``h`` is pairs ``h * head_dim / 16`` and on; pair ``j`` of it holds dimensions
         ``8 * j`` and ``head_dim / 2 + 8 * j`` and on.
@@ -117,6 +119,7 @@ class RopeQuant(wiring.Component):
         super().__init__(
             {
                 "cmd": In(stream.Signature(rope_command(config))),
+                "chunks": Out(ChunkReadPort(config)),
                 "acc": Out(acc_read_port(config.matmul)),
                 "rope": Out(RopeReadPort(config)),
                 "scale_r": Out(ScaleReadPort(config)),
@@ -360,6 +363,16 @@ class RopeQuant(wiring.Component):
             m.d.sync += record_full.eq(scales.scale.addr.head == self._heads - 1)
         m.d.comb += scales.hold.eq(record_full)
 
+        # a token's record is its last; keys come no sooner than 4 cycles after the one before
+        m.submodules.walker = walker = ChunkWalker(config)
+        wiring.connect(m, walker.table, wiring.flipped(self.chunks))
+        chunk, kv_addr = walker.chunk, Signal(ADDRESS_WIDTH)
+        within = word.slot.token - chunk.first
+        m.d.comb += [
+            walker.n_tokens.eq(command.token_count),
+            walker.step.eq(word.slot.valid & word.slot.record & (within + 1 == chunk.count)),
+        ]
+
         # address: keys and values are rows, max_context of a head
         position, addr = Signal(16), Signal(ADDRESS_WIDTH)
         index, offset = Signal(range(2 * config.n_kv_heads)), Signal(ADDRESS_WIDTH)
@@ -370,8 +383,9 @@ class RopeQuant(wiring.Component):
             row = Cat(position[: exact_log2(config.max_context)], index)
             m.d.comb += offset.eq(row << row_bits)
         m.d.sync += [
-            position.eq(command.position + word.slot.token),
-            addr.eq(command.kv_addr + offset),
+            kv_addr.eq(chunk.kv_base + command.kv_offset),
+            position.eq(chunk.position + within),
+            addr.eq(kv_addr + offset),
         ]
 
         entry = Signal(

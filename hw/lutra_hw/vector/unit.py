@@ -8,10 +8,10 @@ from amaranth.utils import exact_log2
 
 from lutra_golden.control.isa import FLAG_BIAS, FLAG_FIRST, FLAG_PLAIN, FLAG_QK_NORM, Opcode
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_golden.matmul.engine import LANES
 from lutra_hw.buffers import (
     AttentionReadPort,
+    ChunkReadPort,
     ParamWritePort,
     QueryScaleWritePort,
     QueryWritePort,
@@ -59,6 +59,7 @@ class VectorUnit(wiring.Component):
     -------
     cmd : ``In(stream.Signature(INSTRUCTION_SHAPE))``  instructions of the vector unit as fetched.
     context : ``In(RunContextSignature())``
+    chunks : ``Out(ChunkReadPort(config))``
     acc : ``Out(acc_read_port(config.matmul))``
     act : ``Out(act_write_port(config.matmul))``
     attention : ``Out(AttentionReadPort(config))``
@@ -82,6 +83,7 @@ class VectorUnit(wiring.Component):
             {
                 "cmd": In(stream.Signature(INSTRUCTION_SHAPE)),
                 "context": In(RunContextSignature()),
+                "chunks": Out(ChunkReadPort(config)),
                 "acc": Out(acc_read_port(config.matmul)),
                 "act": Out(act_write_port(config.matmul)),
                 "attention": Out(AttentionReadPort(config)),
@@ -120,6 +122,7 @@ class VectorUnit(wiring.Component):
         _read(m, self.acc, [(runs[opcode], block.acc) for opcode, block in blocks.items()])
         wiring.connect(m, norm.attention, wiring.flipped(self.attention))
         wiring.connect(m, norm.act, wiring.flipped(self.act))
+        wiring.connect(m, rope.chunks, wiring.flipped(self.chunks))
         wiring.connect(m, rope.q_w, wiring.flipped(self.q_w))
         wiring.connect(m, rope.qs_w, wiring.flipped(self.qs_w))
         self._memories(m, runs, norm, rope, residual_add, logits)
@@ -198,17 +201,11 @@ class VectorUnit(wiring.Component):
     def _control(self, m, instruction, blocks):
         """One instruction after the other: decode, hand over, wait until it is done."""
         first, count = tile_tokens(m, instruction, self.context.n_tokens, self.context.logits_from)
-        token_first, token_count, kv_addr = Signal(8), Signal(8), Signal(ADDRESS_WIDTH)
-        m.d.sync += [
-            token_first.eq(first),
-            token_count.eq(count),
-            kv_addr.eq(self.context.kv_base + argument(instruction, Opcode.ROPEQ, "kv_offset")),
-        ]
+        token_first, token_count = Signal(8), Signal(8)
+        m.d.sync += [token_first.eq(first), token_count.eq(count)]
         registers = {
             "token_first": token_first,
             "token_count": token_count,
-            "kv_addr": kv_addr,
-            "position": self.context.position,
             "addr": self.context.logits_base,
             "stride": self.context.logits_stride,
             "first": header(instruction, "flags") & FLAG_FIRST != 0,

@@ -1,7 +1,8 @@
 """Checks of a run's registers, which are made at START, before anything is done."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from lutra_golden.control.chunks import ChunkEntry, chunks
 from lutra_golden.control.registers import ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
@@ -14,19 +15,20 @@ PROGRAM_WORDS_MAX = (1 << 24) - 1
 
 def alignments(config: AcceleratorConfig) -> dict[str, int]:
     """Bytes that registers of a run must be multiples of: words, and beats of their ports."""
-    fetch, load, attention, weights, write = map(config.alignment, Purpose)
+    fetch, load, _, weights, write = map(config.alignment, Purpose)
     return {
         "PROGRAM_BASE": fetch,
         "PROGRAM_BYTES": config.word_bytes,
         "WEIGHT_BASE": max(load, weights),
-        "KV_BASE": max(attention, write),
         "LOGITS_BASE": write,
         "LOGITS_STRIDE": write,
     }
 
 
-def check_run(config: AcceleratorConfig, registers: Mapping[str, int]) -> ErrorCode:
-    """The first rule that ``registers`` break; NONE if a run may start."""
+def check_run(
+    config: AcceleratorConfig, registers: Mapping[str, int], table: Sequence[ChunkEntry]
+) -> ErrorCode:
+    """The first rule that ``registers`` and chunks break; NONE if a run may start."""
     n, align = registers["N_TOKENS"], alignments(config)
 
     def odd(*names: str) -> bool:
@@ -35,11 +37,12 @@ def check_run(config: AcceleratorConfig, registers: Mapping[str, int]) -> ErrorC
     broken = {
         ErrorCode.N_TOKENS: not 1 <= n <= config.pass_tokens,
         ErrorCode.LOGITS_FROM: registers["LOGITS_FROM"] > n,
-        ErrorCode.POSITION: registers["POSITION"] + n > config.max_context,
+        ErrorCode.CHUNK: any(
+            chunk.position + chunk.n_tokens > config.max_context for chunk in chunks(table, n)
+        ),
         ErrorCode.PROGRAM: odd("PROGRAM_BASE", "PROGRAM_BYTES")
         or not 1 <= registers["PROGRAM_BYTES"] // config.word_bytes <= PROGRAM_WORDS_MAX,
         ErrorCode.WEIGHT_BASE: odd("WEIGHT_BASE"),
-        ErrorCode.KV_BASE: odd("KV_BASE"),
         ErrorCode.LOGITS: odd("LOGITS_BASE", "LOGITS_STRIDE"),
     }
     return next((code for code, is_broken in broken.items() if is_broken), ErrorCode.NONE)

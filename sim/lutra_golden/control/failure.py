@@ -52,11 +52,11 @@ class Failure:
             ErrorCode.NONE: "no error",
             ErrorCode.N_TOKENS: f"N_TOKENS must be in 1..{config.pass_tokens}",
             ErrorCode.LOGITS_FROM: "LOGITS_FROM must be at most N_TOKENS",
-            ErrorCode.POSITION: f"POSITION + N_TOKENS must be at most {config.max_context}",
+            ErrorCode.CHUNK: f"the position of a chunk plus its tokens must be at most "
+            f"{config.max_context}",
             ErrorCode.PROGRAM: f"PROGRAM_BASE must be a multiple of {align['PROGRAM_BASE']}, and "
             f"PROGRAM_BYTES 1..{PROGRAM_WORDS_MAX} times {align['PROGRAM_BYTES']}",
             ErrorCode.WEIGHT_BASE: f"WEIGHT_BASE must be a multiple of {align['WEIGHT_BASE']}",
-            ErrorCode.KV_BASE: f"KV_BASE must be a multiple of {align['KV_BASE']}",
             ErrorCode.LOGITS: "LOGITS_BASE and LOGITS_STRIDE must be multiples of "
             f"{align['LOGITS_BASE']}",
             ErrorCode.OPCODE: f"instruction {self.instruction} has an unknown opcode: load the "

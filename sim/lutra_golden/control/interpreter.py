@@ -11,6 +11,7 @@ from lutra_golden.arith.scale import Scale, pack_scale, unpack_scale
 from lutra_golden.attention.attention import attend, first_seen
 from lutra_golden.attention.cache import kv_bytes, kv_elements
 from lutra_golden.control.check import check_run
+from lutra_golden.control.chunks import Chunk, ChunkEntry, chunks
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.isa import (
     FLAG_BIAS,
@@ -57,8 +58,8 @@ class Interpreter:
     """An accelerator of ``config`` in NumPy: on-chip buffers, registers and a memory.
 
     ``registers`` are named as in :data:`lutra_golden.control.registers.REGISTERS`; ``tokens``,
-    ``argmax`` and ``scale`` are its arrays, ``saturated`` a bit of its STATUS. ``on_residual``, if
-    set, is called when a RESADD has changed the residual stream.
+    ``chunks``, ``argmax`` and ``scale`` are its arrays, ``saturated`` a bit of its STATUS.
+    ``on_residual``, if set, is called when a RESADD has changed the residual stream.
     """
 
     def __init__(self, config: AcceleratorConfig, memory: Memory) -> None:
@@ -66,6 +67,7 @@ class Interpreter:
         self.registers: dict[str, int] = dict.fromkeys(CONTEXT, 0)
         m, c = config.pass_tokens, config
         self.tokens = np.zeros(m, np.int64)
+        self.chunks = [ChunkEntry()] * m
         self.residual = np.zeros((m, c.vector.hidden_max), np.int64)
         self.params = np.zeros((c.vector.param_words, LANES), np.int64)
         self.rope = np.zeros((m, c.head_dim), np.int64)
@@ -112,7 +114,7 @@ class Interpreter:
         RunError where the accelerator has a code for what is wrong; before anything is done, if
         it is a register.
         """
-        if code := check_run(self.config, self.registers):
+        if code := check_run(self.config, self.registers, self.chunks):
             raise RunError(self.config, Failure(code=code))
         self._saturation.seen = False
         done = dict.fromkeys(Unit, 0)
@@ -152,6 +154,9 @@ class Interpreter:
                     break
         return self._decoded
 
+    def _chunks(self) -> list[Chunk]:
+        return list(chunks(self.chunks, self.registers["N_TOKENS"]))
+
     def _token_range(self, instruction: Instruction) -> slice:
         first = self.registers["LOGITS_FROM"] if instruction.flags & FLAG_LOGITS else 0
         return slice(first, max(first, self.registers["N_TOKENS"]))
@@ -172,10 +177,11 @@ class Interpreter:
         self.params[first : first + n] = self._int16(address, lanes * n).reshape(n, lanes)
 
     def _ldrope(self, i: Instruction) -> None:
-        n, d = self.registers["N_TOKENS"], self.config.head_dim
-        address = self.registers["WEIGHT_BASE"] + i.args["address"]
-        address += self.registers["POSITION"] * d * 2
-        self.rope[:n] = self._int16(address, n * d).reshape(n, d)
+        d, base = self.config.head_dim, self.registers["WEIGHT_BASE"] + i.args["address"]
+        for chunk in self._chunks():
+            n = chunk.n_tokens
+            rows = self._int16(base + chunk.position * d * 2, n * d)
+            self.rope[chunk.tokens] = rows.reshape(n, d)
 
     def _embed(self, i: Instruction) -> None:
         width = LANES * i.args["n_words"]
@@ -301,20 +307,23 @@ class Interpreter:
         self.queries[:n] = q
         self.query_scale.m[:n], self.query_scale.e[:n] = q_scale
 
-        base, position = self.registers["KV_BASE"] + i.args["kv_offset"], self.registers["POSITION"]
-        for offset, x in ((0, k), (config.kv_v_offset, v)):
-            for g in range(n_kv):
-                address = base + offset + g * config.kv_head_bytes
-                address += position * config.kv_row_bytes
-                self.memory.store(
-                    address, kv_bytes(x[:, g], config.attention.key_width).reshape(-1)
-                )
         record = np.zeros((n, config.kv_scale_bytes // 4), np.uint32)
         record[:, : 2 * n_kv] = np.concatenate([pack_scale(k_scale), pack_scale(v_scale)], axis=1)
-        data = record.view(np.uint8)
-        for m in range(n):
-            address = base + config.kv_s_offset + (position + m) * config.kv_scale_bytes
-            self.memory.store(address, data[m])
+        for chunk in self._chunks():
+            base = chunk.kv_base + i.args["kv_offset"]
+            self._store(base, chunk, k, v, record)
+
+    def _store(self, base: int, chunk: Chunk, k: Int, v: Int, record: NDArray[np.uint32]) -> None:
+        """Write keys, values and scales of a chunk's tokens into the layer's cache at ``base``."""
+        config, position, tokens = self.config, chunk.position, chunk.tokens
+        for offset, x in ((0, k), (config.kv_v_offset, v)):
+            for g in range(config.n_kv_heads):
+                address = base + offset + g * config.kv_head_bytes
+                address += position * config.kv_row_bytes
+                data = kv_bytes(x[tokens, g], config.attention.key_width)
+                self.memory.store(address, data.reshape(-1))
+        address = base + config.kv_s_offset + position * config.kv_scale_bytes
+        self.memory.store(address, record[tokens].view(np.uint8).reshape(-1))
 
     def _heads(self, blocks: Int) -> Int:
         """Heads ``[M, heads, head_dim]`` of accumulator blocks ``[M, blocks, lanes]``, whose pairs
@@ -388,8 +397,12 @@ class Interpreter:
     # -- attention unit
 
     def _attend(self, i: Instruction) -> None:
-        config, n, position = self.config, self.registers["N_TOKENS"], self.registers["POSITION"]
-        base, window = self.registers["KV_BASE"] + i.args["kv_offset"], i.args["window"]
+        for chunk in self._chunks():
+            base = chunk.kv_base + i.args["kv_offset"]
+            self._attend_chunk(base, chunk, i.args["frac"], i.args["window"])
+
+    def _attend_chunk(self, base: int, chunk: Chunk, frac: int, window: int) -> None:
+        config, n, position, at = self.config, chunk.n_tokens, chunk.position, chunk.tokens
         first = first_seen(position, window)
         n_kv, row_bytes, total = config.n_kv_heads, config.kv_row_bytes, position + n - first
 
@@ -410,15 +423,15 @@ class Interpreter:
         k_scale, v_scale = unpack_scale(words[:, :n_kv]), unpack_scale(words[:, n_kv:])
         out = attend(
             config.attention,
-            self.queries[:n],
-            Scale(self.query_scale.m[:n], self.query_scale.e[:n]),
+            self.queries[at],
+            Scale(self.query_scale.m[at], self.query_scale.e[at]),
             heads(0),
             k_scale,
             heads(config.kv_v_offset),
             v_scale,
             position - first,
-            i.args["frac"],
+            frac,
             window,
             self._saturation,
         )
-        self.attention[:n] = out.reshape(n, -1)
+        self.attention[at] = out.reshape(n, -1)

@@ -87,7 +87,7 @@ _UNITS = {
 DOCS: Mapping[Opcode, str] = {
     Opcode.END: "Ends the program; the run is done when every unit has completed everything.",
     Opcode.LDPARAM: "Loads words of eight int16 into the parameter buffer.",
-    Opcode.LDROPE: "Loads the rotary rows of positions POSITION to POSITION + N_TOKENS - 1.",
+    Opcode.LDROPE: "Loads the rotary rows of every chunk's positions.",
     Opcode.EMBED: "Fetches the embedding row of every TOKEN into the residual stream.",
     Opcode.LMMA: "Matrix product of the activations with a matrix that streams through the "
     "weight port, digit by digit; the engine applies group scales and zero points, and rounds the "
@@ -102,8 +102,8 @@ DOCS: Mapping[Opcode, str] = {
     "biases of all rows, in the order of the accumulators, and RMSNorm of each query and key times "
     "gamma. In the parameter buffer lie the biases (FLAG_BIAS), then gamma of queries and gamma of "
     "keys (FLAG_QK_NORM), head_dim each in the order that a head's accumulators have.",
-    Opcode.ATTEND: "Causal attention of the tile's queries to positions 0 to "
-    "POSITION + N_TOKENS - 1 of the KV cache, or to the latest WINDOW positions of each query.",
+    Opcode.ATTEND: "Causal attention of each chunk's queries to the positions of its own KV cache, "
+    "from 0 up to their own, or to the latest WINDOW positions of each query.",
     Opcode.RESADD: "Dequantises the accumulators and adds them to the residual stream.",
     Opcode.LOGITS: "Multiplies the accumulators by their rows' scales, stores them at "
     "LOGITS_BASE + token * LOGITS_STRIDE + 4 * row_first, and keeps the arg-max.",
@@ -192,7 +192,7 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
         ("scale_b", 32, "scale of the up projection's weights (GATE, SWIGLU)"),
     ),
     Opcode.ROPEQ: _layout(
-        ("kv_offset", 32, "byte offset of the layer's cache from KV_BASE"),
+        ("kv_offset", 32, "byte offset of the layer's cache from the chunk's"),
         ("scale_q", 32, "weight scale of queries times log2(e) / sqrt(head_dim)"),
         ("scale_k", 32, "weight scale of keys"),
         ("scale_v", 32, "weight scale of values"),
@@ -202,7 +202,7 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
         ("eps", 16, "epsilon in units of 2**-32 (FLAG_QK_NORM)"),
     ),
     Opcode.ATTEND: _layout(
-        ("kv_offset", 32, "byte offset of the layer's cache from KV_BASE"),
+        ("kv_offset", 32, "byte offset of the layer's cache from the chunk's"),
         ("frac", 8, "fraction bits of the output"),
         ("window", 16, "latest positions that a query sees, its own included; 0: all"),
     ),

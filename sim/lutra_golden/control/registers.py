@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from lutra_golden.control.chunks import PAGE_WIDTH, POSITION_WIDTH, TOKENS_WIDTH
 from lutra_golden.core.ports import ADDRESS_WIDTH
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "STATUS_ERROR",
     "STATUS_REFUSED",
     "STATUS_SATURATED",
+    "TILE_ARRAYS",
     "VERSION",
     "ErrorCode",
     "Register",
@@ -51,26 +53,24 @@ class ErrorCode(IntEnum):
     NONE = 0
     N_TOKENS = 1
     LOGITS_FROM = 2
-    POSITION = 3
+    CHUNK = 3
     PROGRAM = 4
     WEIGHT_BASE = 5
-    KV_BASE = 6
-    LOGITS = 7
-    BUS = 8
-    OPCODE = 9
-    NO_END = 10
-    ABORT = 11
-    WATCHDOG = 12
+    LOGITS = 6
+    BUS = 7
+    OPCODE = 8
+    NO_END = 9
+    ABORT = 10
+    WATCHDOG = 11
 
 
 ERRORS: Mapping[ErrorCode, str] = {
     ErrorCode.N_TOKENS: "`N_TOKENS` is not in 1 to `pass_tokens`; nothing was done",
     ErrorCode.LOGITS_FROM: "`LOGITS_FROM` is above `N_TOKENS`; nothing was done",
-    ErrorCode.POSITION: "`POSITION` + `N_TOKENS` is above `max_context`; nothing was done",
+    ErrorCode.CHUNK: "a chunk's position plus its tokens is above `max_context`; nothing was done",
     ErrorCode.PROGRAM: "`PROGRAM_BASE` is not aligned, or `PROGRAM_BYTES` are not 1 to 2^24 - 1 "
     "data words; nothing was done",
     ErrorCode.WEIGHT_BASE: "`WEIGHT_BASE` is not aligned; nothing was done",
-    ErrorCode.KV_BASE: "`KV_BASE` is not aligned; nothing was done",
     ErrorCode.LOGITS: "`LOGITS_BASE` or `LOGITS_STRIDE` is not aligned; nothing was done",
     ErrorCode.BUS: "the memory answered a transfer with an error",
     ErrorCode.OPCODE: "an instruction has an unknown opcode",
@@ -94,7 +94,7 @@ class Register:
     """A register or an array of ``count`` at ``address``, ``address + 4``, ...
 
     ``width`` are the bits that are kept of it, of all words together if it is one number in
-    several; the others read as zero.
+    several, of an element if it is an array; the others read as zero.
     """
 
     address: int
@@ -139,13 +139,11 @@ REGISTERS: dict[str, Register] = {
         0x020, "rw", "byte address of the program, low word first", 2, ADDRESS_WIDTH
     ),
     "WEIGHT_BASE": Register(0x028, "rw", "byte address of weights and tables", 2, ADDRESS_WIDTH),
-    "KV_BASE": Register(0x030, "rw", "byte address of the KV cache", 2, ADDRESS_WIDTH),
     "LOGITS_BASE": Register(0x038, "rw", "byte address of the logits", 2, ADDRESS_WIDTH),
     "LOGITS_STRIDE": Register(0x040, "rw", "bytes from one token's logits to the next's"),
-    "POSITION": Register(0x044, "rw", "position of the tile's first token", width=16),
-    "N_TOKENS": Register(0x048, "rw", "tokens in this tile, 1 to pass_tokens", width=8),
+    "N_TOKENS": Register(0x048, "rw", "tokens in this tile, 1 to pass_tokens", width=TOKENS_WIDTH),
     "LOGITS_FROM": Register(
-        0x04C, "rw", "first token of the tile whose logits are wanted", width=8
+        0x04C, "rw", "first token of the tile whose logits are wanted", width=TOKENS_WIDTH
     ),
     "UNIT_STATE": Register(0x050, "ro", "UnitState of load, matmul, vector, attention, fetch"),
     "PROGRAM_BYTES": Register(0x054, "rw", "length of the program in bytes, whole data words"),
@@ -158,13 +156,26 @@ REGISTERS: dict[str, Register] = {
     "ARGMAX": Register(0x200, "ro", "row of the largest logit, per token", 64),
     "SCALE": Register(0x300, "ro", "packed activation scale of the logits, per token", 64),
     "COUNTER": Register(0x400, "ro", "performance counters", 2 * len(COUNTERS)),
+    "CHUNK": Register(
+        0x500,
+        "rw",
+        "chunk of the tile: position of its first token in 15:0, tokens in 23:16 (0: all left)",
+        64,
+        POSITION_WIDTH + TOKENS_WIDTH,
+    ),
+    "CHUNK_KV": Register(
+        0x600, "rw", "page of 4 KB where the chunk's keys and values begin", 64, PAGE_WIDTH
+    ),
 }
+
+TILE_ARRAYS: Sequence[str] = ("TOKEN", "CHUNK", "CHUNK_KV")
+"""Arrays of a tile that the host writes; ``width`` is that of an element."""
 
 CONTEXT: Sequence[str] = tuple(
     name
     for name, register in REGISTERS.items()
-    if register.access == "rw" and name not in ("IRQ_ENABLE", "TOKEN", "WATCHDOG")
+    if register.access == "rw" and name not in ("IRQ_ENABLE", "WATCHDOG", *TILE_ARRAYS)
 )
-"""Registers that shape a run; these and TOKEN are written only while nothing runs."""
+"""Other registers that shape a run; these and the arrays are written only while nothing runs."""
 
 VERSION = 3

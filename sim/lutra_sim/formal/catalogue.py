@@ -32,6 +32,7 @@ from lutra_sim.formal.axi.bursts import SplitterOrder
 from lutra_sim.formal.axi.reader import ReaderClear, ReaderOrder
 from lutra_sim.formal.axi.width import ReadWidthOrder, WriteWidthOrder
 from lutra_sim.formal.axi.writer import WriterClear, WriterOrder
+from lutra_sim.formal.control.chunks import ChunkRules
 from lutra_sim.formal.control.registers import RunEnds
 from lutra_sim.formal.control.sequencer import SequencerRules, SequencerRun
 from lutra_sim.formal.matmul.datapath import (
@@ -224,6 +225,13 @@ CHECKS: list[Check] = [
         make=lambda: PairsRules(_SMALL.with_(key_width=4, value_width=4), _DRAIN),
         mode=Mode.BOUNDED,
         depth=16,
+    ),
+    Check(
+        name="chunks",
+        claim="the chunks of any table cover the tile, one behind the other",
+        make=lambda: ChunkRules(_SMALL),
+        mode=Mode.PROVED,
+        depth=2,
     ),
     Check(
         name="sequencer",

@@ -3,6 +3,7 @@
 import pytest
 
 from lutra_golden.control.check import check_run
+from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.registers import CONTEXT, ErrorCode
 from lutra_golden.core.configs import NANO
 
@@ -15,23 +16,34 @@ SOUND = dict.fromkeys(CONTEXT, 0) | {"N_TOKENS": 1, "PROGRAM_BYTES": 64}
         ("N_TOKENS", 8, 9, ErrorCode.N_TOKENS),
         ("N_TOKENS", 1, 0, ErrorCode.N_TOKENS),
         ("LOGITS_FROM", 1, 2, ErrorCode.LOGITS_FROM),
-        ("POSITION", 255, 256, ErrorCode.POSITION),
         ("PROGRAM_BASE", 64, 32, ErrorCode.PROGRAM),
         ("PROGRAM_BYTES", 128, 96, ErrorCode.PROGRAM),
         ("PROGRAM_BYTES", 64, 0, ErrorCode.PROGRAM),
         ("PROGRAM_BYTES", ((1 << 24) - 1) * 64, (1 << 24) * 64, ErrorCode.PROGRAM),
         ("WEIGHT_BASE", 128, 64, ErrorCode.WEIGHT_BASE),
-        ("KV_BASE", 64, 32, ErrorCode.KV_BASE),
         ("LOGITS_BASE", 64, 32, ErrorCode.LOGITS),
         ("LOGITS_STRIDE", 64, 4, ErrorCode.LOGITS),
     ],
 )
 def test_limits(register: str, last: int, beyond: int, code: ErrorCode) -> None:
-    assert check_run(NANO, SOUND | {register: last}) is ErrorCode.NONE
-    assert check_run(NANO, SOUND | {register: beyond}) is code
+    table = [ChunkEntry()] * NANO.pass_tokens
+    assert check_run(NANO, SOUND | {register: last}, table) is ErrorCode.NONE
+    assert check_run(NANO, SOUND | {register: beyond}, table) is code
+
+
+def test_every_chunk_is_checked_and_no_other_entry() -> None:
+    registers = SOUND | {"N_TOKENS": 3}
+    for table, code in (
+        ([ChunkEntry(253)], ErrorCode.NONE),
+        ([ChunkEntry(254)], ErrorCode.CHUNK),
+        ([ChunkEntry(255, 1), ChunkEntry(254), ChunkEntry(999)], ErrorCode.NONE),
+        ([ChunkEntry(255, 1), ChunkEntry(255, 7), ChunkEntry(0)], ErrorCode.CHUNK),
+        ([ChunkEntry(256, 1), ChunkEntry(0)], ErrorCode.CHUNK),
+    ):
+        assert check_run(NANO, registers, table) is code
 
 
 def test_the_lowest_code_is_given() -> None:
-    broken = SOUND | {"N_TOKENS": 0, "POSITION": 999, "KV_BASE": 1}
-    assert check_run(NANO, broken) is ErrorCode.N_TOKENS
-    assert check_run(NANO, broken | {"N_TOKENS": 1}) is ErrorCode.POSITION
+    broken, table = SOUND | {"N_TOKENS": 0, "WEIGHT_BASE": 1}, [ChunkEntry(999)]
+    assert check_run(NANO, broken, table) is ErrorCode.N_TOKENS
+    assert check_run(NANO, broken | {"N_TOKENS": 1}, table) is ErrorCode.CHUNK

@@ -21,7 +21,7 @@ def test_parts_lie_apart_and_hold_what_there_is() -> None:
 
 def test_the_word_has_every_part() -> None:
     failure = Failure(code=ErrorCode.BUS, purpose=3, response=2, instruction=0x1234, address=5)
-    assert failure.word == 0x1234_0238
+    assert failure.word == 0x1234_0237
     assert Failure.of(failure.word, 5) == failure
     assert Failure().word == 0
 

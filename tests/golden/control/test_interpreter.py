@@ -14,6 +14,7 @@ from lutra_golden.arith.scale import (
 )
 from lutra_golden.attention.attention import attend
 from lutra_golden.attention.cache import kv_bytes, kv_elements
+from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.interpreter import Interpreter, ProgramError, RunError
 from lutra_golden.control.isa import (
     FIELDS,
@@ -65,11 +66,11 @@ def interpreter() -> Interpreter:
     interpreter.registers |= {
         "PROGRAM_BASE": PROGRAM,
         "WEIGHT_BASE": WEIGHTS,
-        "KV_BASE": KV,
         "LOGITS_BASE": LOGITS,
         "LOGITS_STRIDE": 256,
         "N_TOKENS": 2,
     }
+    interpreter.chunks[0] = ChunkEntry(kv_base=KV)
     return interpreter
 
 
@@ -118,24 +119,30 @@ def test_a_program_that_was_never_written_is_a_fault(interpreter: Interpreter) -
 
 
 @pytest.mark.parametrize(
-    ("register", "value", "message"),
+    ("registers", "table", "code", "message"),
     [
-        ("N_TOKENS", 0, r"N_TOKENS must be in 1\.\.3"),
-        ("N_TOKENS", 4, r"N_TOKENS must be in 1\.\.3"),
-        ("POSITION", 7, r"POSITION \+ N_TOKENS must be at most 8"),
-        ("KV_BASE", KV + 16, "KV_BASE must be a multiple of 32"),
+        ({"N_TOKENS": 0}, [], "N_TOKENS", r"N_TOKENS must be in 1\.\.3"),
+        ({"N_TOKENS": 4}, [], "N_TOKENS", r"N_TOKENS must be in 1\.\.3"),
+        ({"WEIGHT_BASE": WEIGHTS + 32}, [], "WEIGHT_BASE", "WEIGHT_BASE must be a multiple of 64"),
+        ({}, [ChunkEntry(7)], "CHUNK", "the position of a chunk plus its tokens must be at most 8"),
+        ({}, [ChunkEntry(7, 1), ChunkEntry(8)], "CHUNK", ".*"),
     ],
 )
 def test_registers_are_checked_before_anything_is_done(
-    interpreter: Interpreter, register: str, value: int, message: str
+    interpreter: Interpreter,
+    registers: dict[str, int],
+    table: list[ChunkEntry],
+    code: str,
+    message: str,
 ) -> None:
     interpreter.memory.write(WEIGHTS, np.arange(1024, dtype="<i2").tobytes())
-    interpreter.registers["POSITION"] = 6
+    interpreter.chunks[:2] = [ChunkEntry(6), ChunkEntry(9)]
     run(interpreter, END)
-    interpreter.registers[register] = value
+    interpreter.registers |= registers
+    interpreter.chunks[: len(table)] = table
     with pytest.raises(RunError, match=f"^{message}$") as error:
         run(interpreter, make(Opcode.LDROPE), END)
-    assert error.value.failure.code is ErrorCode[register]
+    assert error.value.failure.code is ErrorCode[code]
     assert not interpreter.rope.any()
 
 
@@ -179,7 +186,7 @@ def test_parameters_that_were_never_written_are_a_fault(interpreter: Interpreter
 def test_rotary_rows_follow_the_position(interpreter: Interpreter) -> None:
     table = np.arange(8 * 32, dtype="<i2").reshape(8, 32)
     interpreter.memory.write(WEIGHTS, table.tobytes())
-    interpreter.registers["POSITION"] = 5
+    interpreter.chunks[0] = ChunkEntry(5)
     run(interpreter, make(Opcode.LDROPE), END)
     np.testing.assert_array_equal(interpreter.rope[:2], table[5:7])
 
@@ -451,7 +458,7 @@ def test_attention_reads_its_window_and_nothing_else(
     assert config.kv_scale_bytes == 8
     interpreter.memory.write(KV + config.kv_s_offset + 8 * first, written)
     assert len(written) == 8 * count
-    interpreter.registers["POSITION"] = position
+    interpreter.chunks[0] = ChunkEntry(position, kv_base=KV)
     interpreter.queries[:] = rng.integers(-127, 128, interpreter.queries.shape)
     interpreter.query_scale.m[:], interpreter.query_scale.e[:] = 1 << 15, -25
     run(interpreter, make(Opcode.ATTEND, frac=20, window=window), END)
@@ -492,7 +499,8 @@ def test_biases_and_norms_of_heads(flags: int, kv_width: int) -> None:
     rng = np.random.default_rng(flags)
     config = FEATURED.with_(key_width=kv_width, value_width=kv_width)
     interpreter = Interpreter(config, Memory(0x10000))
-    interpreter.registers |= {"PROGRAM_BASE": PROGRAM, "KV_BASE": KV, "N_TOKENS": 2}
+    interpreter.registers |= {"PROGRAM_BASE": PROGRAM, "N_TOKENS": 2}
+    interpreter.chunks[0] = ChunkEntry(kv_base=KV)
     interpreter.acc[:] = rng.integers(-1000, 1000, interpreter.acc.shape)
     interpreter.params[:] = rng.integers(-(1 << 14), 1 << 14, interpreter.params.shape)
     interpreter.scale.m[:], interpreter.scale.e[:] = 1 << 15, -15
@@ -554,6 +562,6 @@ def test_broken_head_parameters_are_errors(
 
 
 def test_attention_to_positions_never_written_is_a_fault(interpreter: Interpreter) -> None:
-    interpreter.registers["POSITION"] = 1
+    interpreter.chunks[0] = ChunkEntry(1, kv_base=KV)
     with pytest.raises(MemoryFault, match=rf"^read of byte {KV + CONFIG.kv_s_offset:#x}, which"):
         run(interpreter, make(Opcode.ATTEND), END)

@@ -20,6 +20,7 @@ from lutra.compile.program import Program, SegmentKind
 from lutra.models import find_model, load_model
 from lutra.models.decoder import Decoder
 from lutra.quantize.pack import pack_model
+from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.isa import (
     FLAG_PLAIN,
@@ -106,10 +107,10 @@ class Machine:
             "PROGRAM_BASE": 0,
             "PROGRAM_BYTES": len(program.code),
             "WEIGHT_BASE": weights,
-            "KV_BASE": kv,
             "LOGITS_BASE": self.logits,
             "LOGITS_STRIDE": program.logits_stride,
         }
+        self.kv = kv
         self.instructions = [i for i in interpreter.program() if i.opcode is not Opcode.END]
 
     def run(
@@ -121,7 +122,8 @@ class Machine:
     ) -> bytes:
         """Execute a tile in an order that ``choose`` finds; return everything it leaves behind."""
         interpreter, n = self.interpreter, len(tokens)
-        interpreter.registers |= {"POSITION": position, "N_TOKENS": n, "LOGITS_FROM": n // 2}
+        interpreter.registers |= {"N_TOKENS": n, "LOGITS_FROM": n // 2}
+        interpreter.chunks[0] = ChunkEntry(position, kv_base=self.kv)
         interpreter.tokens[:n] = tokens
         self._poison()
         queues = {unit: deque[Instruction]() for unit in Unit}

@@ -12,6 +12,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from tests.host.mixtures import check_mixtures
 
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
@@ -29,8 +30,8 @@ DEVICES: dict[str, Callable[[], Device]] = {
     "cpu": lambda: CpuDevice(2),
     "interpreted": lambda: AcceleratorDevice(InterpretedTransport()),
 }
-SHARING = ("golden", "cpu")
-"""Devices whose sessions share passes, and that run ranges of layers."""
+IN_LAYERS = ("golden", "cpu")
+"""Devices that run ranges of layers."""
 Packed = Callable[[str], PackedModel]
 Ready = Callable[[str, str], Device]
 
@@ -98,33 +99,11 @@ def test_a_story_moves_at_every_position(here: str, there: str, name: str, ready
 @pytest.mark.parametrize("kind", DEVICES)
 def test_sessions_share_a_run(kind: str, ready: Ready) -> None:
     """Steps of any lengths at any positions, with logits of any of their tokens."""
-    rng = np.random.default_rng(3)
-    device = ready(kind, "llama")
-    vocab = 280
-    texts = [rng.integers(0, vocab, 12).tolist() for _ in range(5)]
-    expected = [run(ready("golden", "llama"), text)[0] for text in texts]
-    sessions, done = [device.session() for _ in texts], [0] * len(texts)
-    while any(n < 12 for n in done):
-        wanted = [i for i, n in enumerate(done) if n < 12 and rng.random() < 0.7]
-        sizes = {i: int(rng.integers(1, 13 - done[i])) for i in wanted}
-        first = {i: int(rng.integers(0, n + 1)) for i, n in sizes.items()}
-        results = device.run(
-            [
-                Step(
-                    session=sessions[i],
-                    tokens=texts[i][done[i] : done[i] + sizes[i]],
-                    logits_from=first[i],
-                )
-                for i in wanted
-            ]
-        )
-        for i, result in zip(wanted, results, strict=True):
-            assert_rows(result, expected[i], slice(done[i] + first[i], done[i] + sizes[i]))
-            done[i] += sizes[i]
-            assert sessions[i].length == done[i]
+    texts = np.random.default_rng(3).integers(0, 280, (5, 12)).tolist()
+    check_mixtures(ready(kind, "llama"), ready("golden", "llama"), texts)
 
 
-@pytest.mark.parametrize("kind", SHARING)
+@pytest.mark.parametrize("kind", IN_LAYERS)
 def test_layers_in_two_places(kind: str, ready: Ready) -> None:
     """The first layers here, the others on golden: the residual stream goes between them."""
     device, golden = ready(kind, "llama"), ready("golden", "llama")

@@ -9,11 +9,13 @@ pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
 from lutra_golden.control.check import PROGRAM_WORDS_MAX, alignments, check_run
+from lutra_golden.control.chunks import ChunkEntry, chunks
 from lutra_golden.control.registers import CONTEXT, REGISTERS, ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import two_ports
 from lutra_hw.control.check import RunCheck
+from lutra_sim.bench.control.chunks import entry_fields
 from lutra_sim.bench.simulate import simulate
 
 WIDE = NANO.with_(
@@ -21,39 +23,83 @@ WIDE = NANO.with_(
 )
 
 
-def _cases(config: AcceleratorConfig) -> list[dict[str, int]]:
-    """Runs that may start, each with one register at or beyond a limit."""
-    rng, align = Random(1), alignments(config)
-    sound = {name: 8 * align.get(name, 0) for name in CONTEXT} | {"N_TOKENS": config.pass_tokens}
-    top = config.max_context - config.pass_tokens
+Case = tuple[dict[str, int], list[ChunkEntry]]
+
+
+def _cases(config: AcceleratorConfig) -> list[Case]:
+    """Runs that may start, each with one register or table at or beyond a limit."""
+    rng, align, n = Random(1), alignments(config), config.pass_tokens
+    sound = {name: 8 * align.get(name, 0) for name in CONTEXT} | {"N_TOKENS": n}
+    top = config.max_context
     longest = PROGRAM_WORDS_MAX * config.word_bytes
     values = {name: [step * n for n in (0, 1, 2)] for name, step in align.items()}
     for name, step in align.items():
         values[name] += [8 * step + (1 << bit) for bit in range(step.bit_length())]
     values["PROGRAM_BYTES"] += [longest, min(longest + config.word_bytes, (1 << 32) - 1)]
     values |= {
-        "N_TOKENS": [0, 1, config.pass_tokens, config.pass_tokens + 1, 255],
-        "LOGITS_FROM": [0, config.pass_tokens, config.pass_tokens + 1, 255],
-        "POSITION": [0, top, top + 1, config.max_context, (1 << 16) - 1],
+        "N_TOKENS": [0, 1, n, n + 1, 255],
+        "LOGITS_FROM": [0, n, n + 1, 255],
     }
-    cases = [sound | {name: value} for name in CONTEXT for value in values[name]]
-    pairs = [rng.sample(CONTEXT, 2) for _ in range(300)]
-    return cases + [sound | {name: rng.choice(values[name]) for name in pair} for pair in pairs]
+    one = [ChunkEntry()]
+    tables = [
+        [ChunkEntry(top - n)],
+        [ChunkEntry(top - n + 1)],
+        [ChunkEntry(top - n + 1, 1), ChunkEntry(top - n + 1)],
+        [ChunkEntry(0, 1), ChunkEntry(top - n + 2)],
+        [ChunkEntry(0, 1), ChunkEntry((1 << 16) - 1)],
+        [ChunkEntry(top, 1), ChunkEntry(0)],
+        [ChunkEntry(top - 1, 1)] * n,
+        [*[ChunkEntry(top - 1, 1)] * (n - 1), ChunkEntry(top, 1)],
+    ]
+    cases: list[Case] = [(sound | {name: value}, one) for name in CONTEXT for value in values[name]]
+    cases += [(sound, table) for table in tables]
+    for _ in range(300):
+        changes = {name: rng.choice(values[name]) for name in rng.sample(CONTEXT, 2)}
+        cases.append((sound | changes, rng.choice([one, *tables])))
+    return cases
 
 
 @pytest.mark.parametrize("config", [NANO, WIDE], ids=["nano", "wide"])
 def test_refuses_what_golden_refuses(config: AcceleratorConfig) -> None:
-    dut, cases, codes = RunCheck(config), _cases(config), set[int]()
+    """Two cycles for each chunk; where there is no such number of tokens, in the end.
+
+    A check that was given up before, at any time, changes nothing.
+    """
+    dut, codes, rng = RunCheck(config), set[int](), Random(2)
 
     async def check(ctx: Any) -> None:
-        for registers in cases:
+        for registers, entries in _cases(config):
+            table = entries + [ChunkEntry(1, 1)] * (config.pass_tokens - len(entries))
+
+            async def tick(table: list[ChunkEntry] = table) -> None:
+                entry = ctx.get(dut.chunks.addr.entry)
+                await ctx.tick()
+                ctx.set(dut.chunks.data, entry_fields(table[entry % len(table)]))
+
             for name, value in registers.items():
                 assert value < 1 << REGISTERS[name].width
                 ctx.set(getattr(dut.context, name.lower()), value)
-            await ctx.tick()
-            expected = check_run(config, registers)
-            assert ctx.get(dut.code) == expected, registers
+            ctx.set(dut.wanted, 1)
+            for _ in range(rng.choice([0, 1, 2, 3, 5])):
+                await tick()
+            ctx.set(dut.wanted, 0)
+            for _ in range(rng.choice([1, 2, 3])):
+                await tick()
+            assert not ctx.get(dut.checked)
+            ctx.set(dut.wanted, 1)
+            cycles = 0
+            while not ctx.get(dut.checked):
+                await tick()
+                cycles += 1
+                assert cycles < 600
+            n_tokens = registers["N_TOKENS"]
+            if n_tokens <= config.pass_tokens:
+                assert cycles == 2 * max(1, len(list(chunks(table, n_tokens)))) + 1
+            expected = check_run(config, registers, table)
+            assert ctx.get(dut.code) == expected, (registers, table)
             codes.add(expected)
+            ctx.set(dut.wanted, 0)
+            await tick()
 
     simulate(dut, check)
     assert codes == {code for code in ErrorCode if code < ErrorCode.BUS}

@@ -125,6 +125,14 @@ FAULTS = [
         "arrived.eq(1),",
     ),
     Fault(
+        "chunks",
+        "lutra_hw.control.chunks",
+        "ChunkWalker",
+        "control.chunks",
+        "(entry.n_tokens >= left)),",
+        "(entry.n_tokens == left)),",
+    ),
+    Fault(
         "fifo",
         "amaranth.lib.fifo",
         "SyncFIFO",

@@ -37,7 +37,7 @@ def prepare(device: Simulator, beats: int = MAX_BEATS, fault: Fault = Fault.NONE
         ("WEIGHT_BASE", WEIGHTS),
         ("LOGITS_BASE", TARGET),
         ("N_TOKENS", beats),
-        ("POSITION", fault),
+        ("LOGITS_FROM", fault),
     ):
         device.write_register(name, value)
     return words
@@ -181,7 +181,7 @@ def test_protocol(open_device: Open, fault: Fault, message: str) -> None:
         device.start_and_wait()
     # the first error stands until a reset, and memory can be looked at meanwhile
     with pytest.raises(RtlError, match=message):
-        device.write_register("POSITION", 0)
+        device.write_register("LOGITS_FROM", 0)
     assert len(device.read(SOURCE, 8)) == 8
     device.reset()
     words = prepare(device)
@@ -283,7 +283,7 @@ def test_a_silent_port(open_device: Open) -> None:
 
 def test_no_answer(open_device: Open) -> None:
     device = open_device(IDEAL_MEMORY)
-    device.write_register("POSITION", Fault.NO_ANSWER)
+    device.write_register("LOGITS_FROM", Fault.NO_ANSWER)
     message = r"^register read at 0x4 got no answer for 1000 cycles, in cycle \d+$"
     with pytest.raises(RtlError, match=message):
         device.read_register("VERSION")
@@ -315,7 +315,7 @@ def test_watchdog_knows_progress(open_device: Open) -> None:
     device.write_register("LOGITS_STRIDE", 5000)
     assert device.start_and_wait() > 5000
     check(device, words)
-    device.write_register("POSITION", Fault.NONE)
+    device.write_register("LOGITS_FROM", Fault.NONE)
     with pytest.raises(RtlError, match=r"^no progress for \d+ cycles: every unit is idle; "):
         device.start_and_wait()
     device = open_device(IDEAL_MEMORY, watchdog_cycles=0)

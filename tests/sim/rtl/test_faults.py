@@ -15,6 +15,7 @@ pytest.importorskip("cocotb_tools")
 from tests.hw.core.test_accelerator import SMALL
 
 from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.registers import (
     CONTROL_ABORT,
@@ -32,8 +33,13 @@ from lutra_sim.rtl.device import Simulator
 
 pytestmark = [pytest.mark.rtl, pytest.mark.usefixtures("no_coverage")]
 
-_TILES = [([3], 0, 0), ([7, 1, 4], 1, 2), ([2, 5], 4, 0)]
-"""Tokens, position and first logits of runs; each sees what those before it wrote."""
+_TILES = [
+    ([3], [(0, 0, 0)], 0),
+    ([7, 1, 4], [(1, 2, 0), (0, 1, 1)], 2),
+    ([2, 5], [(1, 1, 1), (3, 1, 0)], 0),
+]
+"""Tokens, position, tokens and sequence of their chunks, and first logits of runs; each sees what
+those before it wrote."""
 _LIMIT = 100_000  # cycles of a run that does not hang
 _WATCHDOG = 2000
 
@@ -46,8 +52,12 @@ class Campaign:
         sizes = StorySizes(hidden=64, intermediate=48, vocab=64, n_layers=1)
         self.story = story = Story(SMALL, sizes, Random(1))
         self.images, self.results = [story.bytes()], list[list[int]]()
-        for tokens, position, logits_from in _TILES:
-            story.run(tokens, position, logits_from)
+        self.chunks = [
+            [ChunkEntry(position, n, story.kv_bases[i]) for position, n, i in table]
+            for _, table, _ in _TILES
+        ]
+        for (tokens, _, logits_from), chunks in zip(_TILES, self.chunks, strict=True):
+            story.run(tokens, chunks, logits_from)
             self.images.append(story.bytes())
             wanted, golden = range(logits_from, len(tokens)), story.golden
             scales = [Scale(golden.scale.m[t], golden.scale.e[t]) for t in wanted]
@@ -93,10 +103,12 @@ class Campaign:
                 self.simulator.disturb(number, None, writes=True)
 
     def start(self, tile: int) -> None:
-        tokens, position, logits_from = _TILES[tile]
+        tokens, _, logits_from = _TILES[tile]
         for index, token in enumerate(tokens):
             self.simulator.write_register("TOKEN", token, index)
-        self.simulator.write_register("POSITION", position)
+        for index, entry in enumerate(self.chunks[tile]):
+            for name, word in zip(("CHUNK", "CHUNK_KV"), entry.words, strict=True):
+                self.simulator.write_register(name, word, index)
         self.simulator.write_register("N_TOKENS", len(tokens))
         self.simulator.write_register("LOGITS_FROM", logits_from)
         self.simulator.start()

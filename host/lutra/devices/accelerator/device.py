@@ -15,6 +15,7 @@ from lutra.devices.accelerator.transport import PAGE, Transport
 from lutra.devices.base import BaseDevice, Chunk, DeviceError, PassResult
 from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
+from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.registers import (
     CONTROL_ABORT,
@@ -68,16 +69,44 @@ class AcceleratorSession(BaseSession):
         self._memory()
 
 
+class _Tile:
+    """The chunks of a pass as the accelerator takes them.
+
+    Logits are computed from ``logits_from`` to the end: chunks without any come first, and then
+    the one with most tokens before its first.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        def rank(i: int) -> tuple[bool, int]:
+            return chunks[i].logits_from < len(chunks[i].tokens), -chunks[i].logits_from
+
+        at: dict[int, int] = {}
+        self.tokens: list[int] = []
+        self.entries: list[ChunkEntry] = []
+        for i in sorted(range(len(chunks)), key=rank):
+            session, tokens = chunks[i].session, chunks[i].tokens
+            assert isinstance(session, AcceleratorSession)
+            at[i] = len(self.tokens)
+            self.tokens += tokens
+            self.entries.append(ChunkEntry(chunks[i].position, len(tokens), session.address))
+        self.wanted = [
+            at[i] + m
+            for i, chunk in enumerate(chunks)
+            for m in range(chunk.logits_from, len(chunk.tokens))
+        ]
+        """Tokens whose logits are asked for, in the order of the chunks."""
+        self.logits_from = min(self.wanted, default=len(self.tokens))
+
+
 class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     """Compiles a model, places the program in memory, and runs it pass by pass.
 
     ``config`` is a configuration or the name of one, ``engine`` the matmul engine of a named one.
     A run that does not end within ``timeout_s``, or in which nothing moves for ``watchdog_cycles``
     of its clock (0 is never), is an error, as is an accelerator of another configuration. Whatever
-    goes wrong in a run, it is aborted, and the next one is right. Passes are of one session each.
+    goes wrong in a run, it is aborted, and the next one is right.
     """
 
-    _shares_passes = False
     _takes_layers = False
 
     def __init__(
@@ -205,15 +234,12 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     # -- running
 
     def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
-        (chunk,) = chunks
-        session, program = chunk.session, self.program
-        assert isinstance(session, AcceleratorSession)
         if self._busy:
             self._abort()
         self._busy = True
         try:
-            cycles = self._start(session, chunk)
-            result = self._collect(program, chunk, cycles)
+            tile = _Tile(chunks)
+            result = self._collect(tile, self._start(tile))
         except BaseException:
             # should this be interrupted too, the next run does it
             self._abort()
@@ -238,7 +264,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         except DeviceError:
             return False
 
-    def _start(self, session: AcceleratorSession, chunk: Chunk) -> int | None:
+    def _start(self, tile: _Tile) -> int | None:
         """Run a pass to its end; returns its clock cycles."""
         transport, program = self.transport, self.program
         if not self._placed:
@@ -248,12 +274,13 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             transport.write_register("LOGITS_STRIDE", program.logits_stride)
             transport.write_register("WATCHDOG", self._watchdog_cycles)
             self._placed = True
-        self._write_address("KV_BASE", session.address)
-        for m, token in enumerate(chunk.tokens):
+        for m, token in enumerate(tile.tokens):
             transport.write_register("TOKEN", token, m)
-        transport.write_register("POSITION", chunk.position)
-        transport.write_register("N_TOKENS", len(chunk.tokens))
-        transport.write_register("LOGITS_FROM", chunk.logits_from)
+        for i, entry in enumerate(tile.entries):
+            for name, word in zip(("CHUNK", "CHUNK_KV"), entry.words, strict=True):
+                transport.write_register(name, word, i)
+        transport.write_register("N_TOKENS", len(tile.tokens))
+        transport.write_register("LOGITS_FROM", tile.logits_from)
         transport.start()
         return transport.wait(self._timeout_s)
 
@@ -266,9 +293,10 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         self.transport.write_register(name, address & 0xFFFFFFFF)
         self.transport.write_register(name, address >> 32, 1)
 
-    def _collect(self, program: Program, chunk: Chunk, cycles: int | None) -> PassResult:
+    def _collect(self, tile: _Tile, cycles: int | None) -> PassResult:
         """Results of the pass that has ended."""
-        transport, base = self.transport, self.addresses["LOGITS_BASE"]
+        transport, program, wanted = self.transport, self.program, tile.wanted
+        base = self.addresses["LOGITS_BASE"]
         status = transport.read_register("STATUS")
         if status & STATUS_ERROR:
             failure = Failure.of(transport.read_register("ERROR"), self._read("ERROR_ADDRESS"))
@@ -278,7 +306,6 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
                 f"device {self.name} was written to during a run: close the other program that "
                 "uses it"
             )
-        wanted = range(chunk.logits_from, len(chunk.tokens))
         logits = np.empty((len(wanted), program.vocab_size), np.int32)
         for row, m in enumerate(wanted):
             data = transport.read(base + m * program.logits_stride, 4 * program.vocab_size)

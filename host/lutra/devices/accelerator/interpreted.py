@@ -7,6 +7,7 @@ import numpy as np
 from lutra.devices.accelerator.transport import Heap
 from lutra.devices.base import DeviceError
 from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.interpreter import Interpreter, ProgramError, RunError
 from lutra_golden.control.memory import Memory, MemoryFault
@@ -84,6 +85,10 @@ class InterpretedTransport:
         interpreter = self.interpreter
         if name == "TOKEN":
             interpreter.tokens[index] = value
+        elif name in ("CHUNK", "CHUNK_KV"):
+            words = list(interpreter.chunks[index].words)
+            words[name == "CHUNK_KV"] = value
+            interpreter.chunks[index] = ChunkEntry.from_words(*words)
         elif name == "CONTROL":
             if value & CONTROL_ABORT:
                 self._started = self._done = False

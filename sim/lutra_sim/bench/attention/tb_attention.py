@@ -6,18 +6,19 @@ from typing import Any
 
 import cocotb
 import numpy as np
-from cocotb.triggers import ReadOnly, RisingEdge
+from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
 from lutra_golden.arith.fixed import Int, Saturation
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.attention.attention import attend, first_seen
 from lutra_golden.attention.cache import kv_bytes
 from lutra_golden.attention.pairs import fetches
+from lutra_golden.control.chunks import ChunkEntry, chunks
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.timing.attention import AttentionTiming
-from lutra_hw.attention.attention import AttentionUnit
-from lutra_hw.attention.pairs import ATTEND_COMMAND
+from lutra_hw.attention.attention import ATTEND_COMMAND, AttentionUnit
 from lutra_hw.ports import dma_command
+from lutra_sim.bench.control.chunks import ChunkTable, random_chunks
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import (
     StreamMonitor,
@@ -28,10 +29,11 @@ from lutra_sim.bench.stream import (
     unpack,
 )
 
-__all__ = ["corners", "extremes", "tiles"]
+__all__ = ["corners", "extremes", "several_chunks", "tiles"]
 
 CONFIG = bench_params(AcceleratorConfig)
-KV_ADDR = 0x12_3456_7000
+KV_BASE, KV_OFFSET = 0x12_3456_7000, 0x8765_4300
+"""Of the sequence, and of the layer in it."""
 KV_LIMIT = 1 << (CONFIG.attention.key_width - 1)
 LAYOUTS = AttentionUnit(CONFIG).signature.members
 DMA_COMMAND = dma_command().members["payload"].shape
@@ -79,16 +81,17 @@ def _tile(
     )
 
 
-def _cache(tile: Tile) -> dict[int, int]:
+def _cache(tile: Tile, kv_base: int) -> dict[int, int]:
     """The layer's cache by byte address of the beats; what no token may see is not there, or noise
     where it shares a beat with what one sees."""
     beats: dict[int, int] = {}
+    kv_addr = kv_base + KV_OFFSET
     rng = Random(tile.position)
     n, seen = tile.k.shape[1], first_seen(tile.position, tile.window)
     for group in range(CONFIG.n_kv_heads):
         for base, rows in ((0, tile.k), (CONFIG.kv_v_offset, tile.v)):
             for p in range(seen, n):
-                addr = KV_ADDR + base + group * CONFIG.kv_head_bytes + p * CONFIG.kv_row_bytes
+                addr = kv_addr + base + group * CONFIG.kv_head_bytes + p * CONFIG.kv_row_bytes
                 place = addr % CONFIG.word_bytes
                 beat = beats.get(addr - place, rng.getrandbits(CONFIG.word_width))
                 raw = bytearray(beat.to_bytes(CONFIG.word_bytes, "little"))
@@ -104,7 +107,7 @@ def _cache(tile: Tile) -> dict[int, int]:
     first_beat = seen * CONFIG.kv_scale_bytes // CONFIG.word_bytes * CONFIG.word_bytes
     for start in range(first_beat, len(scales), CONFIG.word_bytes):
         beat = scales[start : start + CONFIG.word_bytes].tobytes()
-        beats[KV_ADDR + CONFIG.kv_s_offset + start] = int.from_bytes(beat, "little")
+        beats[kv_addr + CONFIG.kv_s_offset + start] = int.from_bytes(beat, "little")
     return beats
 
 
@@ -119,9 +122,10 @@ class Harness:
         self.accepted = StreamMonitor(dut, "cmd")
         self.fetched = StreamMonitor(dut, "rd_cmd")
         self.beats = StreamMonitor(dut, "rd_data")
+        self.chunks = ChunkTable(dut, CONFIG)
         self.memory: dict[int, int] = {}
         self.done: list[int] = []
-        self.stalls = self.saturated = 0
+        self.stalls = self.saturated = self.n_rests = 0
         for name in ("q_w__en", "qs_w__en", "out__addr"):
             getattr(dut, name).value = 0
         cocotb.start_soon(self._watch())
@@ -129,42 +133,54 @@ class Harness:
 
     async def run(self, tile: Tile) -> Int:
         """The output of ``tile``, after checking what it fetched and whether it saturated."""
-        self.memory = _cache(tile)
-        await self._write("q_w", self._queries(tile))
-        m, e = tile.q_scale
-        await self._write(
-            "qs_w",
-            [
-                ({"token": t, "head": h}, {"m": m[t, h], "e": e[t, h]})
-                for t in range(m.shape[0])
-                for h in range(CONFIG.n_heads)
-            ],
-        )
-        first_fetch, n_done, n_tokens = len(self.fetched.payloads), len(self.done), len(tile.q)
+        return await self.run_chunks([tile], [ChunkEntry(tile.position, 0, KV_BASE)])
+
+    async def run_chunks(self, tiles: list[Tile], entries: list[ChunkEntry]) -> Int:
+        """The output of a command whose chunks are ``tiles``, after checking what it fetched."""
+        self.memory, first, expected = {}, 0, []
+        for tile, entry in zip(tiles, entries, strict=True):
+            self.memory |= _cache(tile, entry.kv_base)
+            await self._write("q_w", self._queries(tile, first))
+            m, e = tile.q_scale
+            await self._write(
+                "qs_w",
+                [
+                    ({"token": first + t, "head": h}, {"m": m[t, h], "e": e[t, h]})
+                    for t in range(m.shape[0])
+                    for h in range(CONFIG.n_heads)
+                ],
+            )
+            base, n = entry.kv_base + KV_OFFSET, len(tile.q)
+            expected += fetches(CONFIG, base, tile.position, n, tile.window)
+            first += n
+        first_fetch, n_done = len(self.fetched.payloads), len(self.done)
         self.saturated, flag = 0, Saturation()
-        await self.command(tile.position, n_tokens, tile.frac, tile.window)
+        self.chunks.load(entries)
+        # the unit reads its table all the time, as the table is written long before a command
+        await ClockCycles(self.dut.clk, 2)
+        await self.command(first, tiles[0].frac, tiles[0].window)
         assert len(self.done) == n_done + 1
-        tile.expected(flag)
+        for tile in tiles:
+            tile.expected(flag)
         assert bool(self.saturated) == flag.seen
         got = [tuple(unpack(DMA_COMMAND, bits).values()) for bits in self.fetched.payloads]
-        expected = fetches(CONFIG, KV_ADDR, tile.position, n_tokens, tile.window)
-        assert got[first_fetch:] == list(expected)
-        return await self._read(n_tokens)
+        assert got[first_fetch:] == expected
+        return await self._read(first)
 
-    async def command(self, position: int, token_count: int, frac: int, window: int = 0) -> None:
+    async def command(self, token_count: int, frac: int, window: int = 0) -> None:
         """One command, until it is done."""
         n_done = len(self.done)
-        fields = {"kv_addr": KV_ADDR, "position": position, "token_count": token_count}
+        fields = {"kv_offset": KV_OFFSET, "token_count": token_count}
         self.cmd.send(pack(ATTEND_COMMAND, {**fields, "frac": frac, "window": window}))
         while len(self.done) == n_done:
             await RisingEdge(self.dut.clk)
         await RisingEdge(self.dut.clk)
         assert self.dut.busy.value == 0
 
-    def _queries(self, tile: Tile) -> list[tuple[dict[str, int], list[int]]]:
+    def _queries(self, tile: Tile, first: int) -> list[tuple[dict[str, int], list[int]]]:
         n_tokens, n_heads, dim = tile.q.shape
         return [
-            ({"token": t, "head": h, "word": w}, tile.q[t, h, 8 * w : 8 * w + 8].tolist())
+            ({"token": first + t, "head": h, "word": w}, tile.q[t, h, 8 * w : 8 * w + 8].tolist())
             for t in range(n_tokens)
             for h in range(n_heads)
             for w in range(dim // 8)
@@ -193,12 +209,16 @@ class Harness:
         return np.array(values[8:]).reshape(n_tokens, CONFIG.n_heads, CONFIG.head_dim)
 
     async def _watch(self) -> None:
+        was_busy = False
         while True:
             await RisingEdge(self.dut.clk)
             await ReadOnly()
             if self.dut.rst.value == 0:
                 self.stalls += int(self.dut.stall.value == 1)
                 self.saturated += int(self.dut.saturated.value == 1)
+                busy = self.dut.busy.value == 1
+                self.n_rests += was_busy and not busy
+                was_busy = busy
                 if self.dut.done.value == 1:
                     self.done.append(self.accepted.cycle)
 
@@ -317,7 +337,7 @@ async def corners(dut: Any) -> None:
     for case in cases:
         np.testing.assert_array_equal(await harness.run(case), case.expected())
         n_fetched = len(harness.fetched.payloads)
-        await harness.command(position, 0, 12)
+        await harness.command(0, 12)
         assert len(harness.fetched.payloads) == n_fetched
 
 
@@ -334,3 +354,27 @@ async def extremes(dut: Any) -> None:
         np.testing.assert_array_equal(await harness.run(tile), tile.expected())
         tile.window = int(rng.integers(1, position + n_tokens + 1))
         np.testing.assert_array_equal(await harness.run(tile), tile.expected())
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.parametrize((("p_stall", "latency"), [(0.0, 0), (0.4, 7)]))
+async def several_chunks(dut: Any, p_stall: float, latency: int) -> None:
+    """Tokens of several sequences in one command; busy until the last chunk is done."""
+    rng, n = np.random.default_rng(7), CONFIG.pass_tokens
+    harness = Harness(dut, p_stall=p_stall, latency=latency)
+    await reset(dut)
+    for case in range(12):
+        window = int(rng.choice([0, 1, 3, CONFIG.max_context]))
+        n_tokens, frac = int(rng.integers(1, n + 1)), int(rng.integers(8, 20))
+        bases = [KV_BASE + (i << 32) for i in range(n)]
+        entries = random_chunks(Random(case), CONFIG, n_tokens, bases)
+        tiles = [
+            _tile(rng, chunk.position, chunk.n_tokens, window=window)
+            for chunk in chunks(entries, n_tokens)
+        ]
+        for tile in tiles:
+            tile.frac = frac
+        n_rests = harness.n_rests
+        expected = np.concatenate([tile.expected() for tile in tiles])
+        np.testing.assert_array_equal(await harness.run_chunks(tiles, entries), expected)
+        assert harness.n_rests == n_rests + 1

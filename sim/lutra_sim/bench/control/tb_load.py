@@ -8,10 +8,12 @@ import numpy as np
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from numpy.typing import NDArray
 
+from lutra_golden.control.chunks import chunks
 from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.isa import ADDRESS_UNIT, Instruction, Opcode, encode
 from lutra_golden.control.memory import Memory
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_sim.bench.control.chunks import ChunkTable, random_chunks
 from lutra_sim.bench.control.responder import ReadResponder
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import StreamMonitor, StreamSource, reset
@@ -44,9 +46,12 @@ def _embed(n_words: int, shift: int) -> Instruction:
 class _Job:
     """A memory, registers and a golden interpreter that has run the instructions."""
 
-    def __init__(self, rng: Random, instructions: list[Instruction], n_tokens: int) -> None:
+    def __init__(
+        self, rng: Random, instructions: list[Instruction], n_tokens: int, *, n_chunks: int = 1
+    ) -> None:
+        """At most ``n_chunks`` chunks of any sizes, one without a number of tokens."""
         self.instructions, self.n_tokens = instructions, n_tokens
-        self.position = rng.randrange(CONFIG.max_context - n_tokens + 1)
+        self.chunks = random_chunks(rng, CONFIG, n_tokens, [0] * n_chunks)
         self.tokens = [rng.randrange(20) for _ in range(n_tokens)]
         self.tokens[-1] = FAR_TOKEN
         self.memory = Memory(WEIGHT_BASE + EMBED + (FAR_TOKEN + 1) * ROW_WORDS * 16)
@@ -60,10 +65,10 @@ class _Job:
         self.memory.write(0, program)
         self.golden = Interpreter(CONFIG, self.memory)
         self.golden.tokens[:n_tokens] = self.tokens
+        self.golden.chunks[: len(self.chunks)] = self.chunks
         self.golden.registers |= {
             "PROGRAM_BYTES": len(program),
             "WEIGHT_BASE": WEIGHT_BASE,
-            "POSITION": self.position,
             "N_TOKENS": n_tokens,
         }
         self.golden.run()
@@ -121,7 +126,7 @@ async def _start(dut: Any, job: _Job, latency: int, p_stall: float) -> tuple[Any
     )
     buffers = _Buffers(dut, job.tokens)
     dut.context__weight_base.value = WEIGHT_BASE
-    dut.context__position.value = job.position
+    ChunkTable(dut, CONFIG).load(job.chunks)
     dut.context__n_tokens.value = job.n_tokens
     await reset(dut)
     source.send_all(int.from_bytes(encode(i), "little") for i in job.instructions)
@@ -137,8 +142,15 @@ async def _start(dut: Any, job: _Job, latency: int, p_stall: float) -> tuple[Any
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
-@cocotb.parametrize(n_tokens=[1, 3, CONFIG.pass_tokens], p_stall=[0.0, 0.5], latency=[1, 30])
-async def loads(dut: Any, n_tokens: int, p_stall: float, latency: int) -> None:
+@cocotb.parametrize(
+    (
+        ("n_tokens", "n_chunks"),
+        [(1, 1), (3, 1), (CONFIG.pass_tokens, 1), (CONFIG.pass_tokens, CONFIG.pass_tokens)],
+    ),
+    ("p_stall", [0.0, 0.5]),
+    ("latency", [1, 30]),
+)
+async def loads(dut: Any, n_tokens: int, n_chunks: int, p_stall: float, latency: int) -> None:
     """Every buffer holds what the golden model's holds, and ``done`` comes once for each."""
     rng = Random(cocotb.RANDOM_SEED)
     last = CONFIG.vector.param_words - 5
@@ -154,7 +166,8 @@ async def loads(dut: Any, n_tokens: int, p_stall: float, latency: int) -> None:
         _ldrope(),
         _embed(ROW_WORDS - 4, rng.randrange(17)),
     ]
-    _, _, buffers = await _start(dut, _Job(rng, instructions, n_tokens), latency, p_stall)
+    job = _Job(rng, instructions, n_tokens, n_chunks=n_chunks)
+    _, _, buffers = await _start(dut, job, latency, p_stall)
     await ClockCycles(dut.clk, 50)
     assert len(buffers.done) == len(instructions)
     assert dut.busy.value == 0 and dut.stall.value == 0
@@ -162,15 +175,21 @@ async def loads(dut: Any, n_tokens: int, p_stall: float, latency: int) -> None:
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def fetches_only_what_it_needs(dut: Any) -> None:
-    """One transfer per LDPARAM and LDROPE, one per row of an EMBED, each of whole beats."""
+    """One transfer per LDPARAM, per chunk of an LDROPE and per row of an EMBED, of whole beats."""
     rng = Random(cocotb.RANDOM_SEED)
-    job = _Job(rng, [_ldparam(FAR, 0, 5), _ldrope(), _embed(ROW_WORDS, 3)], 3)
+    job = _Job(rng, [_ldparam(FAR, 0, 5), _ldrope(), _embed(ROW_WORDS, 3)], 3, n_chunks=2)
     _, memory, _ = await _start(dut, job, 1, 0.0)
     row = ROW_WORDS * 16
     position_bytes = 2 * CONFIG.head_dim
     assert memory.commands == [
         (WEIGHT_BASE + FAR, -(-5 * 16 // BEAT)),
-        (WEIGHT_BASE + ROPE + job.position * position_bytes, 3 * position_bytes // BEAT),
+        *(
+            (
+                WEIGHT_BASE + ROPE + chunk.position * position_bytes,
+                chunk.n_tokens * position_bytes // BEAT,
+            )
+            for chunk in chunks(job.chunks, job.n_tokens)
+        ),
         *((WEIGHT_BASE + EMBED + token * row, row // BEAT) for token in job.tokens),
     ]
 

@@ -10,6 +10,7 @@ from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
 from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.registers import (
     CONTEXT,
@@ -24,20 +25,24 @@ from lutra_golden.control.registers import (
     STATUS_ERROR,
     STATUS_REFUSED,
     STATUS_SATURATED,
+    TILE_ARRAYS,
     VERSION,
     ErrorCode,
     UnitState,
 )
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_hw.buffers import ChunkReadPort
 from lutra_hw.control.failure import FAILURE_LAYOUT
 from lutra_hw.control.registers import EVENTS, UNIT_STATE_LAYOUT
 from lutra_hw.ports import SCALE_LAYOUT
+from lutra_sim.bench.control.chunks import entry_fields
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import pack, reset, unpack
 
 __all__ = [
     "arrays",
     "byte_strobes",
+    "chunks",
     "counts",
     "ends",
     "identifies",
@@ -51,8 +56,9 @@ CONFIG = bench_params(AcceleratorConfig)
 WIDTHS = {
     name: register.width
     for name, register in REGISTERS.items()
-    if register.access == "rw" and name != "TOKEN"
+    if register.access == "rw" and name not in TILE_ARRAYS
 }
+CHUNK_PORTS = ("load_chunks", "vector_chunks", "attention_chunks")
 INPUTS = (
     "refusal",
     "expired",
@@ -83,8 +89,9 @@ class _Host:
                 channel.set_pause_generator(iter(lambda: rng.random() < p_stall, None))
         for name in INPUTS:
             getattr(dut, name).value = 0
-        dut.tokens__addr.value = 0
-        dut.idle.value = 1
+        for name in ("tokens", *CHUNK_PORTS):
+            getattr(dut, f"{name}__addr").value = 0
+        dut.idle.value = dut.checked.value = 1
 
     async def write(self, name: str, value: int, word: int = 0) -> AxiResp:
         address = REGISTERS[name].address + 4 * word
@@ -147,17 +154,19 @@ async def keeps(dut: Any, p_stall: float) -> None:
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def byte_strobes(dut: Any) -> None:
-    """Single bytes can be written, of registers and of tokens."""
+    """Single bytes can be written, of registers and of arrays; each has the bits that it has."""
     host = _Host(dut)
     await reset(dut)
-    for name, word in (("WEIGHT_BASE", 0), ("LOGITS_STRIDE", 0), ("TOKEN", 0), ("TOKEN", 1)):
+    places = [(name, word) for name in TILE_ARRAYS for word in (0, 1)]
+    for name, word in (("WEIGHT_BASE", 0), ("LOGITS_STRIDE", 0), *places):
         await host.write(name, 0x11223344, word)
+        kept = (1 << min(32, REGISTERS[name].width)) - 1
         address = REGISTERS[name].address + 4 * word
         for lane in range(4):
             await host.write_bytes(address + lane, bytes([0xA0 + lane]))
             expected = bytearray((0x11223344).to_bytes(4, "little"))
             expected[: lane + 1] = bytes(0xA0 + i for i in range(lane + 1))
-            assert await host.read(name, word) == int.from_bytes(expected, "little")
+            assert await host.read(name, word) == int.from_bytes(expected, "little") & kept
     # no byte of the control register that holds the start bit
     await host.write_bytes(REGISTERS["CONTROL"].address + 1, b"\x01")
     assert await host.read("STATUS") == 0
@@ -168,17 +177,13 @@ async def refuses(dut: Any) -> None:
     """Reads of unused addresses give zero and an error; so do writes to read-only registers."""
     host = _Host(dut)
     await reset(dut)
-    limits = {
-        "TOKEN": CONFIG.pass_tokens,
-        "ARGMAX": CONFIG.pass_tokens,
-        "SCALE": CONFIG.pass_tokens,
-    }
+    limits = dict.fromkeys((*TILE_ARRAYS, "ARGMAX", "SCALE"), CONFIG.pass_tokens)
     known = {
         register.address + 4 * word: register.access
         for name, register in REGISTERS.items()
         for word in range(min(register.count, limits.get(name, register.count)))
     }
-    for address in range(0, 0x500, 4):
+    for address in range(0, 0x800, 4):
         value, answer = await host.read_word(address)
         assert answer == (AxiResp.OKAY if address in known else AxiResp.SLVERR), hex(address)
         if address not in known:
@@ -217,6 +222,33 @@ async def arrays(dut: Any) -> None:
         await RisingEdge(dut.clk)
         await ReadOnly()
         assert int(dut.tokens__data.value) == tokens[index]
+        await RisingEdge(dut.clk)
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def chunks(dut: Any) -> None:
+    """Three units read the table of chunks, each where it is."""
+    rng, host, layout = Random(cocotb.RANDOM_SEED), _Host(dut), ChunkReadPort(CONFIG).payload_layout
+    await reset(dut)
+    entries = [
+        ChunkEntry(rng.getrandbits(16), rng.getrandbits(8), rng.getrandbits(28) << 12)
+        for _ in range(CONFIG.pass_tokens)
+    ]
+    for index, entry in enumerate(entries):
+        for name, word in zip(("CHUNK", "CHUNK_KV"), entry.words, strict=True):
+            await host.write(name, word, index)
+    for index in range(CONFIG.pass_tokens):
+        found = [await host.read(name, index) for name in ("CHUNK", "CHUNK_KV")]
+        assert tuple(found) == entries[index].words
+    for first in range(CONFIG.pass_tokens):
+        places = [(first + i) % CONFIG.pass_tokens for i in range(len(CHUNK_PORTS))]
+        for name, place in zip(CHUNK_PORTS, places, strict=True):
+            getattr(dut, f"{name}__addr").value = place
+        await RisingEdge(dut.clk)
+        await ReadOnly()
+        for name, place in zip(CHUNK_PORTS, places, strict=True):
+            data = int(getattr(dut, f"{name}__data").value)
+            assert unpack(layout, data) == entry_fields(entries[place])
         await RisingEdge(dut.clk)
 
 
@@ -294,7 +326,7 @@ async def runs(dut: Any) -> None:
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 async def ends(dut: Any) -> None:
-    """Runs that an abort ends, that are refused, and that wait for the memory to begin."""
+    """Runs that an abort ends, that are refused, and that wait for check or memory to begin."""
     host = _Host(dut)
     await reset(dut)
     starts = _count_starts(dut)
@@ -311,14 +343,25 @@ async def ends(dut: Any) -> None:
     await host.write("CONTROL", CONTROL_ABORT)
     await ended(ErrorCode.ABORT, 17)
     before = starts[0]
-    dut.refusal.value = ErrorCode.POSITION
+    dut.refusal.value = ErrorCode.CHUNK
     await host.write("CONTROL", CONTROL_START)
     assert dut.clear.value == 0
-    await ended(ErrorCode.POSITION)
+    await ended(ErrorCode.CHUNK)
     assert starts[0] == before
     dut.refusal.value = ErrorCode.NONE
 
-    # a start after a reset waits, and may be given up
+    # a start waits for its check, and may be given up
+    dut.checked.value = 0
+    await host.write("CONTROL", CONTROL_START)
+    await ClockCycles(dut.clk, 20)
+    assert starts[0] == before and dut.wanted.value == 1
+    assert await host.read("STATUS") == STATUS_BUSY
+    await host.write("CONTROL", CONTROL_ABORT)
+    await ended(ErrorCode.ABORT)
+    assert dut.wanted.value == 0
+    dut.checked.value = 1
+
+    # so does one after a reset, for the memory
     dut.idle.value = 0
     await reset(dut)
     await host.write("CONTROL", CONTROL_START)
@@ -355,8 +398,8 @@ async def locks(dut: Any) -> None:
     host = _Host(dut)
     await reset(dut)
     starts = _count_starts(dut)
-    places = [(name, word) for name in (*CONTEXT, "TOKEN") for word in range(REGISTERS[name].count)]
-    places = [(name, word) for name, word in places if name != "TOKEN" or word < CONFIG.pass_tokens]
+    places = [(name, word) for name in CONTEXT for word in range(REGISTERS[name].count)]
+    places += [(name, word) for name in TILE_ARRAYS for word in range(CONFIG.pass_tokens)]
     for name, word in places:
         await host.write(name, 0x55555555, word)
     kept = [await host.read(name, word) for name, word in places]

@@ -1,5 +1,6 @@
 """A program with every instruction on random weights, small enough to simulate in seconds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.arith.scale import pack_scale, scale_from_float
+from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.isa import (
     ADDRESS_UNIT,
@@ -30,6 +32,7 @@ __all__ = ["Story", "StorySizes"]
 _RESIDUAL_FRAC = 16
 _EMBED_SHIFT = 4
 _GAMMA_FRAC = 12
+_N_SEQUENCES = 3
 _WINDOW = 3  # of the second layer's attention; the first one sees everything
 _Event = tuple[Unit, int]  # a unit and its number of completed instructions
 
@@ -60,6 +63,7 @@ class Story:
     -------
     golden : the interpreter; its memory is written all over, so that it can be compared
     registers : values of the 64-bit base and of the program and stride registers
+    kv_bases : where the keys and values of its sequences begin
     """
 
     def __init__(self, config: AcceleratorConfig, sizes: StorySizes, rng: Random) -> None:
@@ -71,15 +75,18 @@ class Story:
             )
         self._numpy = np.random.default_rng(rng.getrandbits(32))
         self._image, self._code = bytearray(), list[Instruction]()
+        # no layer's cache begins at a boundary: bursts meet boundaries in the middle
+        self._first_layer = BOUNDARY_BYTES - 5 * config.word_bytes
         self._counts = [0] * len(Unit)
         self._build()
         code = b"".join(map(encode, self._code))
         code += b"".join([encode(Instruction(Opcode.END))] * (-len(self._code) % 4))
         weights = _whole(len(code))
-        # neither base is at a boundary: bursts meet boundaries in the middle
-        kv = weights + _whole(len(self._image)) + 5 * config.word_bytes
+        kv = weights + _whole(len(self._image))
+        kv_bytes = _whole(self._first_layer + sizes.n_layers * config.kv_layer_bytes)
+        self.kv_bases = [kv + i * kv_bytes for i in range(_N_SEQUENCES)]
         stride = 4 * sizes.vocab + config.word_bytes
-        logits = kv + sizes.n_layers * config.kv_layer_bytes + 3 * config.word_bytes
+        logits = kv + _N_SEQUENCES * kv_bytes + 3 * config.word_bytes
         size = _whole(logits + config.pass_tokens * stride)
         memory = Memory(size)
         memory.write(0, bytes(size))
@@ -89,21 +96,17 @@ class Story:
             "PROGRAM_BASE": 0,
             "PROGRAM_BYTES": len(code) // config.word_bytes * config.word_bytes,
             "WEIGHT_BASE": weights,
-            "KV_BASE": kv,
             "LOGITS_BASE": logits,
             "LOGITS_STRIDE": stride,
         }
         self.golden = Interpreter(config, memory)
         self.golden.registers |= self.registers
 
-    def run(self, tokens: list[int], position: int, logits_from: int) -> None:
+    def run(self, tokens: list[int], chunks: Sequence[ChunkEntry], logits_from: int) -> None:
         """Run one tile on the golden device."""
         self.golden.tokens[: len(tokens)] = tokens
-        self.golden.registers |= {
-            "POSITION": position,
-            "N_TOKENS": len(tokens),
-            "LOGITS_FROM": logits_from,
-        }
+        self.golden.chunks[: len(chunks)] = chunks
+        self.golden.registers |= {"N_TOKENS": len(tokens), "LOGITS_FROM": logits_from}
         self.golden.run()
 
     def bytes(self) -> bytes:
@@ -259,7 +262,7 @@ class Story:
                 NormSource.RESIDUAL, hidden, words["input"][0], embed, words["input"][1]
             )
             acc = self._lmma(heads + 2 * config.n_kv_heads * config.head_dim, hidden, norm)
-            kv_offset = layer * config.kv_layer_bytes
+            kv_offset = self._first_layer + layer * config.kv_layer_bytes
             queries = self._emit(
                 Opcode.ROPEQ,
                 acc,

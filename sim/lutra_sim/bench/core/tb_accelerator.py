@@ -1,5 +1,6 @@
 """cocotb bench of :class:`lutra_hw.core.accelerator.Accelerator` against the golden interpreter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -9,6 +10,7 @@ from cocotb.triggers import ClockCycles, First, RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster
 
 from lutra_golden.arith.scale import Scale, pack_scale
+from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.isa import INSTRUCTION_BYTES
 from lutra_golden.control.registers import (
@@ -31,7 +33,14 @@ from lutra_sim.bench.core.story import Story, StorySizes
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import reset
 
-__all__ = ["AcceleratorBenchParams", "recovers", "refuses", "tells_the_golden_story", "watches"]
+__all__ = [
+    "AcceleratorBenchParams",
+    "recovers",
+    "refuses",
+    "shares_passes",
+    "tells_the_golden_story",
+    "watches",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +89,15 @@ class _Bench:
                 await self.write(name, value >> 32 * word & 0xFFFFFFFF, word)
         await self.write("IRQ_ENABLE", 1)
 
-    async def run(self, tokens: list[int], position: int, logits_from: int) -> None:
+    def chunk(self, position: int = 0, n_tokens: int = 0, sequence: int = 0) -> ChunkEntry:
+        return ChunkEntry(position, n_tokens, self.story.kv_bases[sequence])
+
+    async def run(self, tokens: list[int], chunks: Sequence[ChunkEntry], logits_from: int) -> None:
         for index, token in enumerate(tokens):
             await self.write("TOKEN", token, index)
-        await self.write("POSITION", position)
+        for index, entry in enumerate(chunks):
+            for name, word in zip(("CHUNK", "CHUNK_KV"), entry.words, strict=True):
+                await self.write(name, word, index)
         await self.write("N_TOKENS", len(tokens))
         await self.write("LOGITS_FROM", logits_from)
         await self.write("CONTROL", CONTROL_START)
@@ -97,7 +111,7 @@ class _Bench:
 
     async def check_token(self) -> None:
         """Run token 1 at position 0, which the golden device has run before."""
-        await self.run([1], 0, 0)
+        await self.run([1], [self.chunk()], 0)
         assert await self.read("STATUS") & ~STATUS_SATURATED == STATUS_DONE
         difference = _difference(self.config, self.story, self.memory)
         assert not difference, difference
@@ -110,6 +124,27 @@ class _Bench:
     async def counters(self) -> dict[str, int]:
         return {name: await self.read("COUNTER", 2 * i) for i, name in enumerate(COUNTERS)}
 
+    async def check(
+        self, tokens: list[int], chunks: Sequence[ChunkEntry], logits_from: int
+    ) -> None:
+        """Run a tile; memory, arg-max and scales are golden."""
+        golden = self.story.golden
+        self.story.run(tokens, chunks, logits_from)
+        await self.run(tokens, chunks, logits_from)
+        what = f"{len(tokens)} tokens, {chunks}"
+        status = await self.read("STATUS")
+        expected = STATUS_DONE | STATUS_SATURATED * golden.saturated
+        assert status == expected, f"status is {status:#x} after {what}"
+        difference = _difference(self.config, self.story, self.memory)
+        assert not difference, f"{what}: {difference}"
+        for t in range(logits_from, len(tokens)):
+            assert await self.read("ARGMAX", t) == golden.argmax[t]
+            expected = int(pack_scale(Scale(golden.scale.m[t], golden.scale.e[t])))
+            assert await self.read("SCALE", t) == expected
+        counters = await self.counters()
+        self.dut._log.info(f"{what}: {counters}")
+        assert counters["weight_read_beats"] > 0
+
 
 def _difference(config: AcceleratorConfig, story: Story, memory: bytearray) -> str:
     """First difference between the memories, with the name of the region."""
@@ -118,15 +153,11 @@ def _difference(config: AcceleratorConfig, story: Story, memory: bytearray) -> s
     if at is None:
         return ""
     count = sum(a != b for a, b in zip(golden, memory, strict=True))
-    registers = story.registers
-    bases = ("LOGITS_BASE", "KV_BASE", "WEIGHT_BASE", "PROGRAM_BASE")
+    registers = story.registers | {"keys and values": story.kv_bases[0]}
+    bases = ("LOGITS_BASE", "keys and values", "WEIGHT_BASE", "PROGRAM_BASE")
     name = next(name for name in bases if at >= registers[name])
     offset = at - registers[name]
-    layer, rest = divmod(offset, config.kv_layer_bytes)
-    return (
-        f"{count} bytes differ, the first at {name} + {offset:#x} (as KV: layer {layer}, "
-        f"{rest:#x}; values from {config.kv_v_offset:#x}, scales from {config.kv_s_offset:#x})"
-    )
+    return f"{count} bytes differ, the first at {name} + {offset:#x}"
 
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")
@@ -135,34 +166,42 @@ async def tells_the_golden_story(dut: Any, p_stall: float, latency: int) -> None
     """Prefill, decode, and a chunk without logits: memory, arg-max and scales are golden."""
     params = bench_params(AcceleratorBenchParams)
     config, bench = params.config, _Bench(dut, params, p_stall, latency)
-    story, rng = bench.story, Random(cocotb.RANDOM_SEED)
+    rng = Random(cocotb.RANDOM_SEED)
     await bench.set_up()
     m, position = config.pass_tokens, 0
     tiles = [(m, m - 1), (1, 0), (1, 0), (m - 1, m - 1), (2, 0), (m, 1)]
-    for number, (n_tokens, logits_from) in enumerate(tiles):
+    for n_tokens, logits_from in tiles:
         if position + n_tokens > config.max_context:
             break
         tokens = [rng.randrange(params.sizes.vocab) for _ in range(n_tokens)]
-        story.run(tokens, position, logits_from)
-        await bench.run(tokens, position, logits_from)
-
-        status = await bench.read("STATUS")
-        assert status == STATUS_DONE | STATUS_SATURATED * story.golden.saturated, (
-            f"status is {status:#x} after tile {number}"
-        )
-        difference = _difference(config, story, bench.memory)
-        assert not difference, f"tile {number}: {difference}"
-        golden = story.golden
-        for t in range(logits_from, n_tokens):
-            assert await bench.read("ARGMAX", t) == golden.argmax[t]
-            expected = int(pack_scale(Scale(golden.scale.m[t], golden.scale.e[t])))
-            assert await bench.read("SCALE", t) == expected
-        counters = await bench.counters()
-        dut._log.info(f"{n_tokens} tokens at {position}: {counters}")
-        assert counters["weight_read_beats"] > 0
+        await bench.check(tokens, [bench.chunk(position)], logits_from)
         position += n_tokens
     assert sum(slave.n_refused for slave in bench.reads) == 0
     assert sum(slave.n_waits for slave in bench.writes) == 0
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+@cocotb.parametrize((("p_stall", "latency"), [(0.0, 2), (0.3, 10)]))
+async def shares_passes(dut: Any, p_stall: float, latency: int) -> None:
+    """Tiles of several sequences, each at its own position: memory and results are golden."""
+    params = bench_params(AcceleratorBenchParams)
+    config, bench = params.config, _Bench(dut, params, p_stall, latency)
+    rng, lengths = Random(cocotb.RANDOM_SEED), [0] * len(bench.story.kv_bases)
+    await bench.set_up()
+    for _ in range(5):
+        chunks, left = list[ChunkEntry](), config.pass_tokens
+        for sequence in rng.sample(range(len(lengths)), len(lengths)):
+            n = rng.randint(1, max(1, left - 1))
+            if left < n or lengths[sequence] + n > config.max_context:
+                continue
+            chunks.append(bench.chunk(lengths[sequence], n, sequence))
+            lengths[sequence] += n
+            left -= n
+        tokens = [
+            rng.randrange(params.sizes.vocab) for _ in range(sum(each.n_tokens for each in chunks))
+        ]
+        await bench.check(tokens, chunks, rng.randrange(len(tokens)))
+    assert min(lengths) > 1
 
 
 @cocotb.test(timeout_time=50, timeout_unit="ms")
@@ -176,7 +215,7 @@ async def recovers(dut: Any, p_stall: float, latency: int) -> None:
     bench = _Bench(dut, params, p_stall, latency)
     story = bench.story
     await bench.set_up()
-    story.run([1], 0, 0)
+    story.run([1], [bench.chunk()], 0)
     await bench.check_token()
     cycles = (await bench.counters())["cycles"]
     failed = STATUS_DONE | STATUS_ERROR
@@ -184,7 +223,7 @@ async def recovers(dut: Any, p_stall: float, latency: int) -> None:
         asked = sorted({burst.address for burst in slave.bursts})
         for address in (*asked[:2], *rng.sample(asked, 3)):
             slave.errors = {address}
-            await bench.run([1], 0, 0)
+            await bench.run([1], [bench.chunk()], 0)
             assert await bench.read("STATUS") & ~STATUS_SATURATED == failed, hex(address)
             failure = await bench.failure()
             assert failure.code == ErrorCode.BUS and failure.response == RESP_SLVERR
@@ -221,15 +260,16 @@ async def refuses(dut: Any) -> None:
         ("N_TOKENS", config.pass_tokens + 1),
         ("N_TOKENS", 255),
         ("LOGITS_FROM", 2),
-        ("POSITION", config.max_context),
-        ("KV_BASE", registers["KV_BASE"] + 4),
+        ("CHUNK", config.max_context),
         ("WEIGHT_BASE", registers["WEIGHT_BASE"] + 4),
     ):
-        await bench.write("POSITION", 0)
+        await bench.write("CHUNK", 0)
         await bench.write("N_TOKENS", 1)
         await bench.write("LOGITS_FROM", 0)
         await bench.write(name, value)
         await bench.write("CONTROL", CONTROL_START)
+        # one chunk is checked
+        await ClockCycles(dut.clk, 8)
         assert await bench.read("STATUS") == STATUS_DONE | STATUS_ERROR
         assert await bench.failure() == Failure(code=ErrorCode[name])
         assert dut.irq.value == 1
@@ -251,7 +291,7 @@ async def watches(dut: Any) -> None:
     params, rng = bench_params(AcceleratorBenchParams), Random(cocotb.RANDOM_SEED)
     bench = _Bench(dut, params, 0.0, 2)
     await bench.set_up()
-    bench.story.run([1], 0, 0)
+    bench.story.run([1], [bench.chunk()], 0)
     await bench.write("WATCHDOG", 1000)
     await bench.check_token()
     cycles = (await bench.counters())["cycles"]

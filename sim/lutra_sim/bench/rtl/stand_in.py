@@ -2,7 +2,8 @@
 
 A run reads ``N_TOKENS`` beats at ``PROGRAM_BASE``, one by one under two ids, and as many as one
 burst at ``WEIGHT_BASE``; it writes the complement of the former to ``LOGITS_BASE``, and the sum of
-the latter's low words to ``ARGMAX``. ``POSITION`` asks for a fault, ``LOGITS_STRIDE`` for a pause.
+the latter's low words to ``ARGMAX``. ``LOGITS_FROM`` asks for a fault, ``LOGITS_STRIDE`` for a
+pause.
 """
 
 import enum
@@ -41,7 +42,7 @@ MAX_BEATS = 16
 
 
 class Fault(enum.IntEnum):
-    """Faults of the stand-in, selected by a write to POSITION."""
+    """Faults of the stand-in, selected by a write to LOGITS_FROM."""
 
     NONE = 0
     SIZE = 1
@@ -86,7 +87,7 @@ class StandIn(wiring.Component):
         file: Any = RegisterFile(self.config)
         m.submodules.registers = file
         w, d = getattr(self, port_name(0)), getattr(self, port_name(1))
-        fault, beats = file.context.position, file.context.n_tokens
+        fault, beats = file.context.logits_from, file.context.n_tokens
         time = Signal(32)
         m.d.sync += time.eq(time + 1)
 
@@ -100,7 +101,7 @@ class StandIn(wiring.Component):
                 m.d.comb += inner.eq(outer)
             else:
                 m.d.comb += outer.eq(inner)
-        m.d.comb += [self.irq.eq(file.irq), file.idle.eq(1)]
+        m.d.comb += [self.irq.eq(file.irq), file.idle.eq(1), file.checked.eq(1)]
 
         state = Signal(UnitState)
         m.d.comb += [

@@ -10,12 +10,15 @@ from lutra_golden.arith.fixed import Saturation
 from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.attention.cache import kv_bytes
+from lutra_golden.control.chunks import ChunkEntry, chunks
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import BOUNDARY_BYTES
 from lutra_golden.timing.rope import rope_cycles
 from lutra_golden.vector.heads import HeadBias, HeadNorm
 from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed, rope_table
 from lutra_hw.ports import dma_command, dma_write_data
 from lutra_hw.vector.rope import RopeQuant, rope_command
+from lutra_sim.bench.control.chunks import ChunkTable, random_chunks
 from lutra_sim.bench.ports import PortMemory, PulseMonitor
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import (
@@ -42,7 +45,10 @@ IS_FIXED = PARAMS.vector.qkv_bias or PARAMS.vector.qk_norm
     normed=sorted({False, PARAMS.vector.qk_norm}),
 )
 async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -> None:
-    """Queries, their scales, keys, values and the record of scales, for tiles of every size."""
+    """Queries, their scales, keys, values and the record of scales, for tiles of every size.
+
+    Every other tile is one chunk; more of them take no more cycles.
+    """
     rng = np.random.default_rng(cocotb.RANDOM_SEED)
     component = RopeQuant(PARAMS)
     members = component.signature.members
@@ -55,6 +61,7 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
     if IS_FIXED:
         param = PortMemory(members["param"].signature)
         param.serve(dut, "param")
+    chunk_table = ChunkTable(dut, PARAMS)
     q.record(dut, "q_w")
     q_scale.record(dut, "qs_w")
     source, accepted = StreamSource(dut, "cmd"), StreamMonitor(dut, "cmd")
@@ -69,12 +76,19 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
     sizes = [n, 1, 0, *range(2, n, max(1, n // 3)), n]
     seen, measured = 0, []
     for case, count in enumerate(sizes):
+        bases = [BOUNDARY_BYTES * int(page) for page in rng.integers(1 << 27, size=n)]
         position = (0, PARAMS.max_context - count, *rng.integers(1, 9, len(sizes)))[case]
+        entries = [ChunkEntry(int(position), 0, bases[0])]
+        if case % 2 == 0 and count:
+            entries = random_chunks(Random(cocotb.RANDOM_SEED + case), PARAMS, count, bases)
+        chunk_table.load(entries)
+        tile = list(chunks(entries, count))
         x = rng.integers(-limit, limit, (n, HEADS, d)) >> rng.integers(
             0, PARAMS.matmul.acc_width, (n, HEADS, 1)
         )
-        rope = rope_table(PARAMS.max_context, d, 10000.0)[position : position + n]
-        rope = np.concatenate([rope, np.zeros((n - len(rope), d), np.int64)])
+        whole, rope = rope_table(PARAMS.max_context, d, 10000.0), np.zeros((n, d), np.int64)
+        for chunk in tile:
+            rope[chunk.tokens] = whole[chunk.position : chunk.position + chunk.n_tokens]
         s = Scale(rng.integers(1 << 15, 1 << 16, n), rng.integers(-40, 0, n))
         if case == 0:
             rope = rng.choice([-(1 << 15), (1 << 15) - 1, 0], rope.shape)
@@ -94,7 +108,7 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
             x[-1], bias.values[0], bias.values[-1], eps = 0, 0, 0, 0
         if case == 3:
             bias.values[:2] = 0
-        base = BEAT * int(rng.integers(1 << 33))
+        offset = BEAT * int(rng.integers((1 << 32) // BEAT))
 
         acc.load(x.reshape(n, HEADS, 2, -1, 8).transpose(0, 1, 3, 2, 4).reshape(n, -1, 2, 8))
         table.load(rope.reshape(n, 2, -1, 8).transpose(0, 2, 1, 3))
@@ -102,7 +116,7 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
         q.words.clear()
         q_scale.words.clear()
         packed = [{"m": m, "e": e} for m, e in zip(weights.m, weights.e, strict=True)]
-        command = {"kv_addr": base, "position": position, "token_count": count}
+        command = {"kv_offset": offset, "token_count": count}
         command |= dict(zip(("scale_q", "scale_k", "scale_v"), packed, strict=True))
         if param is not None:
             word = int(rng.integers(0, PARAMS.vector.param_words - HEADS * d // 8 - d // 4 + 1))
@@ -142,7 +156,14 @@ async def follows_golden(dut: Any, p_stall: float, biased: bool, normed: bool) -
             scales = q_scale.array(count, PARAMS.n_heads)
             assert (scales == np.stack(expected[0][1], axis=-1)).all()
         memory = _collect(commands.payloads[seen:], beats.payloads[seen:])
-        assert memory == _cache(base, position, expected[1:])
+        written: dict[int, int] = {}
+        for chunk in tile:
+            own = [
+                (x[chunk.tokens], Scale(s.m[chunk.tokens], s.e[chunk.tokens]))
+                for x, s in expected[1:]
+            ]
+            written |= _cache(chunk.kv_base + offset, chunk.position, own)
+        assert memory == written
         assert len(commands.payloads) == seen + count * (2 * PARAMS.n_kv_heads + 1)
         seen = len(commands.payloads)
 

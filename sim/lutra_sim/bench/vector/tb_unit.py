@@ -8,6 +8,7 @@ import numpy as np
 from cocotb.triggers import ReadOnly, RisingEdge
 
 from lutra_golden.arith.scale import pack_scale, scale_from_float
+from lutra_golden.control.chunks import ChunkEntry, chunks
 from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.isa import (
     FLAG_BIAS,
@@ -28,6 +29,7 @@ from lutra_golden.timing.rope import rope_cycles
 from lutra_golden.vector.rope import rope_table
 from lutra_hw.ports import INSTRUCTION_SHAPE, dma_command, dma_write_data
 from lutra_hw.vector.unit import VectorUnit
+from lutra_sim.bench.control.chunks import ChunkTable, random_chunks
 from lutra_sim.bench.ports import PortMemory, PulseMonitor
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import (
@@ -45,7 +47,7 @@ PARAMS = bench_params(AcceleratorConfig)
 BEAT = PARAMS.word_bytes
 WRITE_CYCLES = 23
 """From the last beat to the writer's idle."""
-MEMORY_BYTES, KV_BASE, LOGITS_BASE = 1 << 21, 1 << 16, 1 << 20
+KV_BASE, LOGITS_BASE, MEMORY_BYTES = 1 << 16, 1 << 22, 1 << 23
 
 
 def scale(x: float) -> int:
@@ -124,6 +126,7 @@ async def executes(dut: Any, p_stall: float) -> None:
     StreamSink(dut, "wr_data", p_stall=p_stall, rng=Random(2))
     commands, beats = StreamMonitor(dut, "wr_cmd"), StreamMonitor(dut, "wr_data")
     done, saturated = PulseMonitor(dut, "done"), PulseMonitor(dut, "saturated")
+    chunk_table = ChunkTable(dut, PARAMS)
     dut.wr_idle.value = 1
     for name in ("param_w", "rope_w", "embed_w"):
         getattr(dut, f"{name}__en").value = 0
@@ -142,16 +145,21 @@ async def executes(dut: Any, p_stall: float) -> None:
     seen = n_done = 0
     has_saturated = False
     for n_tokens, logits_from in ((n, n - 1), (1, 0), (n - 1, 0), (n - 1, n - 1)):
-        position = int(rng.integers(0, PARAMS.max_context - n))
-        golden.rope[:] = rope_table(PARAMS.max_context, d, 1e4)[position : position + n]
+        entries = [ChunkEntry(int(rng.integers(PARAMS.max_context - n)), 0, KV_BASE)]
+        if n_tokens > 1:
+            bases = range(KV_BASE, LOGITS_BASE, LOGITS_BASE // 16)
+            entries = random_chunks(Random(n_tokens), PARAMS, n_tokens, bases)
+        chunk_table.load(entries)
+        golden.chunks[: len(entries)] = entries
+        table = rope_table(PARAMS.max_context, d, 1e4)
+        for chunk in chunks(entries, n_tokens):
+            golden.rope[chunk.tokens] = table[chunk.position : chunk.position + chunk.n_tokens]
         golden.residual[:] = rng.integers(-(1 << 20), 1 << 20, golden.residual.shape)
         await _fill(dut, members, "rope_w", golden.rope.reshape(n, -1, 8))
         await _fill(dut, members, "embed_w", golden.residual.reshape(n, -1, 8))
         registers = {
-            "POSITION": position,
             "N_TOKENS": n_tokens,
             "LOGITS_FROM": logits_from,
-            "KV_BASE": KV_BASE,
             "LOGITS_BASE": LOGITS_BASE,
             "LOGITS_STRIDE": 64 * BEAT,
         }

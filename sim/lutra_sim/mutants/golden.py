@@ -478,8 +478,8 @@ MUTANTS = [
         ),
         (
             "the table from position 0 on",
-            '        address += self.registers["POSITION"] * d * 2\n',
-            "",
+            "self._int16(base + chunk.position * d * 2, n * d)",
+            "self._int16(base, n * d)",
         ),
         ("a wait of one too few taken", "if done[other] < wait:", "if done[other] + 1 < wait:"),
     ),

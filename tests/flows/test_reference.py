@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from lutra_flows.reference import PAGES, main
+from lutra_golden.control.descriptor import BODY, HEADER
 from lutra_golden.control.isa import DOCS, FIELDS, Opcode
 from lutra_golden.control.registers import COUNTERS, REGISTERS
+from lutra_golden.control.result import RESULT
 
 DOCS_FOLDER = Path(__file__).resolve().parents[2] / "docs"
 
@@ -34,3 +36,6 @@ def test_pages_name_everything() -> None:
             assert f"`{name}`" in isa
     for name in (*REGISTERS, *COUNTERS):
         assert f"`{name}`" in registers
+    descriptors = PAGES["descriptors.md"]()
+    for name in (*HEADER, *BODY, *RESULT):
+        assert f"`{name}`" in descriptors

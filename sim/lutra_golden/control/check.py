@@ -26,19 +26,28 @@ def alignments(config: AcceleratorConfig) -> dict[str, int]:
 
 
 def check_run(
-    config: AcceleratorConfig, registers: Mapping[str, int], table: Sequence[ChunkEntry]
+    config: AcceleratorConfig,
+    registers: Mapping[str, int],
+    table: Sequence[ChunkEntry],
+    n_greedy: int = 0,
 ) -> ErrorCode:
-    """The first rule that ``registers`` and chunks break; NONE if a run may start."""
+    """The first rule that ``registers`` and chunks break; NONE if a run may start.
+
+    A run that makes ``n_greedy`` tokens of every sequence needs the logits of each one's last
+    token, and room for all but the last that it makes.
+    """
     n, align = registers["N_TOKENS"], alignments(config)
+    tile, more = list(chunks(table, n)), max(n_greedy - 1, 0)
+    first_without = tile[0].tokens.stop if n_greedy and tile else n + 1
 
     def odd(*names: str) -> bool:
         return any(registers[name] % align[name] for name in names)
 
     broken = {
         ErrorCode.N_TOKENS: not 1 <= n <= config.pass_tokens,
-        ErrorCode.LOGITS_FROM: registers["LOGITS_FROM"] > n,
+        ErrorCode.LOGITS_FROM: registers["LOGITS_FROM"] >= first_without,
         ErrorCode.CHUNK: any(
-            chunk.position + chunk.n_tokens > config.max_context for chunk in chunks(table, n)
+            chunk.position + chunk.n_tokens + more > config.max_context for chunk in tile
         ),
         ErrorCode.PROGRAM: odd("PROGRAM_BASE", "PROGRAM_BYTES")
         or not 1 <= registers["PROGRAM_BYTES"] // config.word_bytes <= PROGRAM_WORDS_MAX,

@@ -63,6 +63,10 @@ class Failure:
             "model again",
             ErrorCode.NO_END: f"the program has no END in {self.instruction} instructions: load "
             "the model again",
+            ErrorCode.DESCRIPTOR: "there is no descriptor of this version, or its kind, a "
+            "count or an address does not fit: see docs/descriptors.md",
+            ErrorCode.FINGERPRINT: "the descriptor is for another configuration than "
+            f"{config.fingerprint:016x}: compile the model for this one",
             ErrorCode.ABORT: f"the run was aborted {begun}",
             ErrorCode.WATCHDOG: f"nothing moved for too long {begun}: see that the memory behind "
             "every port answers",

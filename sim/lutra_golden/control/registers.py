@@ -62,6 +62,8 @@ class ErrorCode(IntEnum):
     NO_END = 9
     ABORT = 10
     WATCHDOG = 11
+    DESCRIPTOR = 12
+    FINGERPRINT = 13
 
 
 ERRORS: Mapping[ErrorCode, str] = {
@@ -77,6 +79,9 @@ ERRORS: Mapping[ErrorCode, str] = {
     ErrorCode.NO_END: "the program has no END",
     ErrorCode.ABORT: "the host wrote a one to bit 1 of `CONTROL`",
     ErrorCode.WATCHDOG: "nothing moved for `WATCHDOG` cycles",
+    ErrorCode.DESCRIPTOR: "there is no descriptor of this version, or a part of it does not fit; "
+    "nothing was done",
+    ErrorCode.FINGERPRINT: "the descriptor is for another configuration; nothing was done",
 }
 """Meaning of each code, for the reference."""
 

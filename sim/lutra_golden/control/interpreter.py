@@ -1,5 +1,6 @@
 """The golden interpreter: runs a program on a memory image, instruction by instruction, exactly."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -10,8 +11,21 @@ from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale, pack_scale, unpack_scale
 from lutra_golden.attention.attention import attend, first_seen
 from lutra_golden.attention.cache import kv_bytes, kv_elements
+from lutra_golden.control.blocks import unpack
 from lutra_golden.control.check import check_run
+from lutra_golden.control.checksum import checksum
 from lutra_golden.control.chunks import Chunk, ChunkEntry, chunks
+from lutra_golden.control.descriptor import (
+    HEADER,
+    HEADER_BYTES,
+    QUEUE_DEPTH,
+    Descriptor,
+    Kind,
+    body_bytes,
+    check_descriptor,
+    check_header,
+    line_bytes,
+)
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.isa import (
     FLAG_BIAS,
@@ -27,7 +41,14 @@ from lutra_golden.control.isa import (
     decode,
 )
 from lutra_golden.control.memory import Memory
-from lutra_golden.control.registers import CONTEXT, ErrorCode
+from lutra_golden.control.registers import (
+    CONTEXT,
+    STATUS_DONE,
+    STATUS_ERROR,
+    STATUS_SATURATED,
+    ErrorCode,
+)
+from lutra_golden.control.result import Result
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.heads import FIXED_FRAC, HeadBias, HeadNorm
@@ -59,7 +80,8 @@ class Interpreter:
 
     ``registers`` are named as in :data:`lutra_golden.control.registers.REGISTERS`; ``tokens``,
     ``chunks``, ``argmax`` and ``scale`` are its arrays, ``saturated`` a bit of its STATUS.
-    ``on_residual``, if set, is called when a RESADD has changed the residual stream.
+    ``on_residual``, if set, is called when a RESADD has changed the residual stream. ``doorbells``
+    are addresses of descriptors that wait.
     """
 
     def __init__(self, config: AcceleratorConfig, memory: Memory) -> None:
@@ -81,6 +103,7 @@ class Interpreter:
         self.attention = np.zeros((m, c.n_heads * c.head_dim), np.int64)
         self.argmax = np.zeros(m, np.int64)
         self._best = np.zeros(m, np.int64)
+        self.doorbells: deque[int] = deque()
         self._saturation = Saturation()
         self.on_residual: Callable[[], None] | None = None
         self._weights: dict[tuple[int, ...], tuple[NDArray[np.generic], type[np.floating]]] = {}
@@ -131,6 +154,77 @@ class Interpreter:
             self.execute(instruction)
             done[unit] += 1
         raise RunError(self.config, Failure(code=self._end, instruction=sum(done.values())))
+
+    def ring(self, address: int) -> bool:
+        """Queue the descriptor at ``address``; False, and nothing done, if the queue is full."""
+        has_room = len(self.doorbells) < QUEUE_DEPTH
+        if has_room:
+            self.doorbells.append(address)
+        return has_room
+
+    def run_next(self) -> Result:
+        """Execute the descriptor that was queued first."""
+        return self.run_descriptor(self.doorbells.popleft())
+
+    def run_descriptor(self, address: int) -> Result:
+        """Execute the descriptor at ``address``, write its result block, and return that.
+
+        Everything is read and checked before anything is done. RunError where there is no
+        descriptor of this version that says where the result goes; nothing is written then.
+        """
+        config, line = self.config, line_bytes(self.config)
+        head = self.memory.read(address, HEADER_BYTES).tobytes()
+        code, has_result = check_header(config, address, head)
+        if not has_result:
+            raise RunError(config, Failure(code=code))
+        header = unpack(HEADER, head)
+        result = Result(fingerprint=config.fingerprint, tag=header["tag"])
+        try:
+            if code:
+                raise RunError(config, Failure(code=code))
+            body = self.memory.read(address + HEADER_BYTES, body_bytes(header)).tobytes()
+            self._carry_out(Descriptor.decode(head + body), result)
+        except RunError as error:
+            result.failure = error.failure
+            result.status |= STATUS_ERROR
+        result.status |= STATUS_DONE
+        data = np.frombuffer(result.encode(line), np.uint8)
+        self.memory.store(header["result_base"], data)
+        return result
+
+    def _carry_out(self, descriptor: Descriptor, result: Result) -> None:
+        """Do what a descriptor asks for, and note in ``result`` what comes out."""
+        if code := check_descriptor(self.config, descriptor):
+            raise RunError(self.config, Failure(code=code))
+        if descriptor.kind == Kind.CHECKSUM:
+            data = self.memory.read(descriptor.range_base, descriptor.range_bytes)
+            result.checksum = checksum(data)
+            return
+        n, table = len(descriptor.tokens), descriptor.chunks
+        self.registers |= descriptor.registers
+        self.tokens[:n], self.chunks[: len(table)] = descriptor.tokens, table
+        self._pass(result)
+        result.n_made = min(descriptor.n_greedy, 1)
+        while result.n_made < descriptor.n_greedy:
+            tile = self._chunks()
+            made = [int(self.argmax[chunk.tokens.stop - 1]) for chunk in tile]
+            if not set(made).isdisjoint(descriptor.ends):
+                break
+            self.registers |= {"N_TOKENS": len(tile), "LOGITS_FROM": 0}
+            self.tokens[: len(tile)] = made
+            self.chunks[: len(tile)] = [
+                ChunkEntry(chunk.position + chunk.n_tokens, 1, chunk.kv_base) for chunk in tile
+            ]
+            self._pass(result)
+            result.n_made += 1
+
+    def _pass(self, result: Result) -> None:
+        """Run a pass of a descriptor, and note arg-max and scale of tokens that have logits."""
+        self.run()
+        result.status |= STATUS_SATURATED * self.saturated
+        for m in range(self.registers["LOGITS_FROM"], self.registers["N_TOKENS"]):
+            result.argmax.append(int(self.argmax[m]))
+            result.scale.append(int(pack_scale(Scale(self.scale.m[m], self.scale.e[m]))))
 
     def execute(self, instruction: Instruction) -> None:
         """Execute one instruction, whatever it waits for; END does nothing."""

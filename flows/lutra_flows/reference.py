@@ -131,7 +131,8 @@ and `result.py`: edit those.
 A descriptor is a run in memory: what to do, with which tokens, and where to report. The host writes
 it in one transfer and rings one doorbell, its address; the accelerator writes a result block.
 `sim/lutra_golden/control/interpreter.py` (`Interpreter.run_descriptor`) defines exactly what
-happens.
+happens, and the device `interpreted` is driven so. The RTL has no doorbell: there the driver starts
+runs by [registers](registers.md), with the same results.
 
 Both blocks are 32-bit words, least significant byte first; of two words the low one comes first.
 Their addresses and lengths are multiples of a line: {doorbell} bytes, or a data word or beat where

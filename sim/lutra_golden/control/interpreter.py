@@ -60,6 +60,7 @@ __all__ = ["Interpreter", "ProgramError", "RunError"]
 
 
 _LARGE = 1 << 20  # weights of a matrix
+_Weights = tuple[int, NDArray[np.generic], type[np.floating]]
 _OPCODES = frozenset(map(int, Opcode))
 
 
@@ -106,8 +107,7 @@ class Interpreter:
         self.doorbells: deque[int] = deque()
         self._saturation = Saturation()
         self.on_residual: Callable[[], None] | None = None
-        self._weights: dict[tuple[int, ...], tuple[NDArray[np.generic], type[np.floating]]] = {}
-        self._weights_version = -1
+        self._weights: dict[tuple[int, ...], _Weights] = {}
         self._decoded: list[Instruction] = []
         self._end = ErrorCode.NO_END  # of a program without END
         self._code = b""
@@ -298,19 +298,17 @@ class Interpreter:
 
     def _weight_matrix(self, i: Instruction) -> NDArray[np.floating]:
         """The weights of an LMMA, ``[K, N]``, decoded once per content of the memory."""
-        if self._weights_version != self.memory.version:
-            self._weights.clear()
-            self._weights_version = self.memory.version
         args, config = i.args, self.config
         shape = (args["depth_tiles"], args["row_blocks"], args["planes"])
         key = (self.registers["WEIGHT_BASE"] + args["address"], *shape)
-        if key not in self._weights:
+        size = args["n_words"] * config.weight_word_bytes
+        version = self.memory.version(key[0], size)
+        if key not in self._weights or self._weights[key][0] != version:
             if args["n_words"] != config.matmul.n_words(*shape):
                 raise ProgramError(
                     f"LMMA of {shape} needs {config.matmul.n_words(*shape)} words, "
                     f"not {args['n_words']}"
                 )
-            size = args["n_words"] * config.weight_word_bytes
             words = self.memory.read(key[0], size).reshape(args["n_words"], -1)
             w = config.matmul.decode(words[:, : -(-config.matmul.word_bits // 8)], *shape)
             # float32 carries the sums exactly if none can reach 2**24, float64 all that are
@@ -318,8 +316,8 @@ class Interpreter:
             kind = np.float32 if peak < 1 << 24 else np.float64
             # a large matrix is kept small, and made floating point whenever it is used
             kept = np.min_scalar_type(-int(np.abs(w).max()) - 1) if w.size > _LARGE else kind
-            self._weights[key] = np.ascontiguousarray(w.T, kept), kind
-        weights, kind = self._weights[key]
+            self._weights[key] = version, np.ascontiguousarray(w.T, kept), kind
+        _, weights, kind = self._weights[key]
         return weights.astype(kind, copy=False)
 
     # -- vector unit

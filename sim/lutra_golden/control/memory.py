@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra_golden.core.ports import BOUNDARY_BYTES
+
 __all__ = ["Memory", "MemoryFault"]
 
 
@@ -16,8 +18,9 @@ class Memory:
     def __init__(self, n_bytes: int) -> None:
         self._bytes = np.zeros(n_bytes, np.uint8)
         self._written = np.zeros(n_bytes, np.bool_)
-        self.version = 0
-        """Counts :meth:`write`; values derived at a lower count are stale."""
+        # count of writes when a page was last written
+        self._versions = np.zeros(-(-n_bytes // BOUNDARY_BYTES), np.int64)
+        self._n_writes = 0
 
     def __len__(self) -> int:
         return len(self._bytes)
@@ -32,7 +35,19 @@ class Memory:
     def write(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
         """Write ``data`` from outside (the host)."""
         self.store(address, np.frombuffer(data, np.uint8))
-        self.version += 1
+        self._n_writes += 1
+        self._versions[self._pages(address, len(data))] = self._n_writes
+
+    def version(self, address: int, n_bytes: int) -> int:
+        """Number that rises when the host writes to the pages of a range.
+
+        Values derived from the range at a lower one are stale.
+        """
+        self._check(address, n_bytes)
+        return int(self._versions[self._pages(address, n_bytes)].max(initial=0))
+
+    def _pages(self, address: int, n_bytes: int) -> slice:
+        return slice(address // BOUNDARY_BYTES, -(-(address + n_bytes) // BOUNDARY_BYTES))
 
     def store(self, address: int, data: NDArray[np.uint8]) -> None:
         """Write ``data`` from inside (the accelerator), which never touches weights."""

@@ -40,10 +40,13 @@ def test_outside_is_a_fault(address: int, n_bytes: int) -> None:
         memory.store(address, np.zeros(n_bytes, np.uint8))
 
 
-def test_only_the_host_makes_a_new_version() -> None:
-    memory = Memory(16)
+def test_only_the_host_makes_a_new_version_of_a_page() -> None:
+    memory = Memory(3 * 4096)
     memory.store(0, np.zeros(4, np.uint8))
-    assert memory.version == 0
-    memory.write(0, b"a")
-    memory.write(1, b"b")
-    assert memory.version == 2
+    assert memory.version(0, len(memory)) == 0
+    memory.write(4095, b"a")
+    first = memory.version(0, 4096)
+    assert first > memory.version(4096, 8192) == 0
+    memory.write(4095, b"ab")
+    assert memory.version(0, 1) == memory.version(4096, 4096) > first
+    assert memory.version(8192, 4096) == memory.version(8192, 0) == 0

@@ -11,12 +11,19 @@ from lutra.compile.configure import configure
 from lutra.compile.fit import round_up
 from lutra.compile.program import Program, SegmentKind
 from lutra.devices.accelerator.kv import read_layer, write_layer
-from lutra.devices.accelerator.transport import PAGE, Transport
+from lutra.devices.accelerator.runs import (
+    DescriptorRuns,
+    Ended,
+    RegisterRuns,
+    Runs,
+    Tile,
+    read_pair,
+)
+from lutra.devices.accelerator.transport import PAGE, DoorbellTransport, Transport
 from lutra.devices.base import BaseDevice, Chunk, DeviceError, PassResult
 from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
 from lutra_golden.control.chunks import ChunkEntry
-from lutra_golden.control.failure import Failure
 from lutra_golden.control.registers import (
     CONTROL_ABORT,
     IDENT,
@@ -69,33 +76,32 @@ class AcceleratorSession(BaseSession):
         self._memory()
 
 
-class _Tile:
-    """The chunks of a pass as the accelerator takes them.
+def _tile(chunks: Sequence[Chunk]) -> tuple[Tile, list[int]]:
+    """The tile of a pass, and its tokens whose logits are asked for, in the order of the chunks.
 
     Logits are computed from ``logits_from`` to the end: chunks without any come first, and then
     the one with most tokens before its first.
     """
 
-    def __init__(self, chunks: Sequence[Chunk]) -> None:
-        def rank(i: int) -> tuple[bool, int]:
-            return chunks[i].logits_from < len(chunks[i].tokens), -chunks[i].logits_from
+    def rank(i: int) -> tuple[bool, int]:
+        return chunks[i].logits_from < len(chunks[i].tokens), -chunks[i].logits_from
 
-        at: dict[int, int] = {}
-        self.tokens: list[int] = []
-        self.entries: list[ChunkEntry] = []
-        for i in sorted(range(len(chunks)), key=rank):
-            session, tokens = chunks[i].session, chunks[i].tokens
-            assert isinstance(session, AcceleratorSession)
-            at[i] = len(self.tokens)
-            self.tokens += tokens
-            self.entries.append(ChunkEntry(chunks[i].position, len(tokens), session.address))
-        self.wanted = [
-            at[i] + m
-            for i, chunk in enumerate(chunks)
-            for m in range(chunk.logits_from, len(chunk.tokens))
-        ]
-        """Tokens whose logits are asked for, in the order of the chunks."""
-        self.logits_from = min(self.wanted, default=len(self.tokens))
+    at: dict[int, int] = {}
+    tokens: list[int] = []
+    entries: list[ChunkEntry] = []
+    for i in sorted(range(len(chunks)), key=rank):
+        session, own = chunks[i].session, chunks[i].tokens
+        assert isinstance(session, AcceleratorSession)
+        at[i] = len(tokens)
+        tokens += own
+        entries.append(ChunkEntry(chunks[i].position, len(own), session.address))
+    wanted = [
+        at[i] + m
+        for i, chunk in enumerate(chunks)
+        for m in range(chunk.logits_from, len(chunk.tokens))
+    ]
+    first = min(wanted, default=len(tokens))
+    return Tile(tokens=tokens, chunks=entries, logits_from=first), wanted
 
 
 class AcceleratorDevice(BaseDevice[AcceleratorSession]):
@@ -128,7 +134,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         self._given: Program | None = None
         self.addresses: dict[str, int] = {}
         """Addresses of the program, its weights and the logits, by the register that holds each."""
-        self._placed = False
+        self._runs: Runs | None = None
         self._busy = False
 
     @property
@@ -142,6 +148,13 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         if self._program is None:
             raise LutraError("no model is loaded: call load(model) first")
         return self._program
+
+    @property
+    def runs(self) -> Runs:
+        """How runs are started: by descriptors if the transport has a doorbell."""
+        if self._runs is None:
+            raise LutraError("no model is loaded: call load(model) first")
+        return self._runs
 
     @property
     def config(self) -> AcceleratorConfig:
@@ -174,6 +187,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         }
         needed = sum(round_up(size, PAGE) for size in sizes.values())
         needed += max(round_up(program.kv_bytes, PAGE), _SESSIONS_BYTES)
+        needed += round_up(DescriptorRuns.n_bytes(program.config), PAGE)
         self._program = program
         transport = self.transport
         transport.open(program.config, needed)
@@ -183,7 +197,16 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         for segment in program.segments:
             address = self.addresses[bases[segment.kind]] + segment.offset
             transport.write(address, segment.data)
-        self._placed = self._busy = False
+        context = self.addresses | {
+            "PROGRAM_BYTES": program.n_bytes(SegmentKind.CODE),
+            "LOGITS_STRIDE": program.logits_stride,
+        }
+        watchdog = self._watchdog_cycles
+        if isinstance(transport, DoorbellTransport):
+            self._runs = DescriptorRuns(transport, program.config, context, watchdog)
+        else:
+            self._runs = RegisterRuns(transport, context, watchdog)
+        self._busy = False
 
     def _check_identity(self, config: AcceleratorConfig) -> None:
         """Refuse an accelerator that is not the one that the program was made for."""
@@ -198,7 +221,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
                 f"device {self.name} has version {version} of the register map, this Lutra drives "
                 f"{VERSION}: build the accelerator again"
             )
-        fingerprint = self._read("FINGERPRINT")
+        fingerprint = read_pair(self.transport, "FINGERPRINT")
         if fingerprint != config.fingerprint:
             raise DeviceError(
                 f"device {self.name} is built from configuration {fingerprint:016x}, the program "
@@ -207,7 +230,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             )
 
     def _unload(self) -> None:
-        self._program, self.addresses = None, {}
+        self._program, self._runs, self.addresses = None, None, {}
         self.transport.close()
 
     # -- sessions
@@ -238,8 +261,9 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             self._abort()
         self._busy = True
         try:
-            tile = _Tile(chunks)
-            result = self._collect(tile, self._start(tile))
+            tile, wanted = _tile(chunks)
+            ended = self.runs.run(tile, self._timeout_s)
+            result = self._collect(tile.logits_from, wanted, ended)
         except BaseException:
             # should this be interrupted too, the next run does it
             self._abort()
@@ -250,7 +274,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     def _abort(self) -> None:
         """End the run that is under way; reset an accelerator that does not do so."""
         if not self._obeys():
-            self._placed = False
+            self.runs.forget()
             self.transport.reset()
         self._busy = False
 
@@ -264,44 +288,12 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         except DeviceError:
             return False
 
-    def _start(self, tile: _Tile) -> int | None:
-        """Run a pass to its end; returns its clock cycles."""
-        transport, program = self.transport, self.program
-        if not self._placed:
-            for name, address in self.addresses.items():
-                self._write_address(name, address)
-            transport.write_register("PROGRAM_BYTES", program.n_bytes(SegmentKind.CODE))
-            transport.write_register("LOGITS_STRIDE", program.logits_stride)
-            transport.write_register("WATCHDOG", self._watchdog_cycles)
-            self._placed = True
-        for m, token in enumerate(tile.tokens):
-            transport.write_register("TOKEN", token, m)
-        for i, entry in enumerate(tile.entries):
-            for name, word in zip(("CHUNK", "CHUNK_KV"), entry.words, strict=True):
-                transport.write_register(name, word, i)
-        transport.write_register("N_TOKENS", len(tile.tokens))
-        transport.write_register("LOGITS_FROM", tile.logits_from)
-        transport.start()
-        return transport.wait(self._timeout_s)
-
-    def _read(self, name: str) -> int:
-        """A register of two words."""
-        read = self.transport.read_register
-        return read(name) | read(name, 1) << 32
-
-    def _write_address(self, name: str, address: int) -> None:
-        self.transport.write_register(name, address & 0xFFFFFFFF)
-        self.transport.write_register(name, address >> 32, 1)
-
-    def _collect(self, tile: _Tile, cycles: int | None) -> PassResult:
-        """Results of the pass that has ended."""
-        transport, program, wanted = self.transport, self.program, tile.wanted
-        base = self.addresses["LOGITS_BASE"]
-        status = transport.read_register("STATUS")
-        if status & STATUS_ERROR:
-            failure = Failure.of(transport.read_register("ERROR"), self._read("ERROR_ADDRESS"))
-            raise DeviceError(f"device {self.name}: {failure.describe(program.config)}")
-        if status & STATUS_REFUSED:
+    def _collect(self, first: int, wanted: Sequence[int], ended: Ended) -> PassResult:
+        """Results of the pass that has ended, whose logits begin with token ``first``."""
+        transport, program, base = self.transport, self.program, self.addresses["LOGITS_BASE"]
+        if ended.status & STATUS_ERROR:
+            raise DeviceError(f"device {self.name}: {ended.failure.describe(program.config)}")
+        if ended.status & STATUS_REFUSED:
             raise DeviceError(
                 f"device {self.name} was written to during a run: close the other program that "
                 "uses it"
@@ -310,16 +302,13 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         for row, m in enumerate(wanted):
             data = transport.read(base + m * program.logits_stride, 4 * program.vocab_size)
             logits[row] = np.frombuffer(data, "<i4")
-        words: NDArray[np.int64] = np.array(
-            [transport.read_register("SCALE", m) for m in wanted], np.int64
-        )
-        argmax = [transport.read_register("ARGMAX", m) for m in wanted]
+        words: NDArray[np.int64] = np.array([ended.scale[m - first] for m in wanted], np.int64)
         return PassResult(
             logits=logits,
             scale=scale_to_float(unpack_scale(words)) * program.head_scale,
-            argmax=np.array(argmax, np.int64),
-            saturated=bool(status & STATUS_SATURATED),
-            cycles=cycles,
+            argmax=np.array([ended.argmax[m - first] for m in wanted], np.int64),
+            saturated=bool(ended.status & STATUS_SATURATED),
+            cycles=ended.cycles,
         )
 
     def facts(self) -> Mapping[str, str | int]:

@@ -8,6 +8,7 @@ from lutra.devices.accelerator.transport import Heap
 from lutra.devices.base import DeviceError
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.chunks import ChunkEntry
+from lutra_golden.control.descriptor import QUEUE_DEPTH
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.interpreter import Interpreter, ProgramError, RunError
 from lutra_golden.control.memory import Memory, MemoryFault
@@ -91,7 +92,7 @@ class InterpretedTransport:
             interpreter.chunks[index] = ChunkEntry.from_words(*words)
         elif name == "CONTROL":
             if value & CONTROL_ABORT:
-                self._started = self._done = False
+                self.reset()
         elif name.endswith("_BASE"):
             low, high = interpreter.registers[name] & 0xFFFFFFFF, interpreter.registers[name] >> 32
             words = [low, high]
@@ -124,14 +125,23 @@ class InterpretedTransport:
         """Begin a run, which :meth:`wait` executes."""
         self._started = True
 
+    def ring(self, address: int) -> None:
+        """Queue a descriptor, which :meth:`wait` executes."""
+        if not self.interpreter.ring(address):
+            raise DeviceError(f"{QUEUE_DEPTH} descriptors wait already: wait for one of them first")
+
     def wait(self, timeout_s: float | None) -> int | None:
-        """Execute the program; there is no clock."""
-        if not self._started:
+        """Execute the descriptor that waits, or the program; there is no clock."""
+        interpreter, started = self.interpreter, self._started
+        if not (interpreter.doorbells or started):
             raise DeviceError("the interpreter waits for a start")
         self._started = self._done = False
         self._failure = Failure()
         try:
-            self.interpreter.run()
+            if interpreter.doorbells:
+                self._failure = interpreter.run_next().failure
+            else:
+                interpreter.run()
         except RunError as error:
             self._failure = error.failure
         except (MemoryFault, ProgramError) as error:
@@ -140,8 +150,9 @@ class InterpretedTransport:
         return None
 
     def reset(self) -> None:
-        """Forget a run that was begun."""
+        """Forget a run that was begun, and descriptors that wait."""
         self._started = self._done = False
+        self.interpreter.doorbells.clear()
 
     def counters(self) -> Mapping[str, int]:
         """The interpreter has no counters."""

@@ -1,14 +1,14 @@
 """Transports: how the driver reaches an accelerator and its memory."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lutra.compile.fit import round_up
 from lutra.devices.base import DeviceError
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import BOUNDARY_BYTES
 
-__all__ = ["PAGE", "Heap", "Transport"]
+__all__ = ["PAGE", "DoorbellTransport", "Heap", "Transport"]
 
 PAGE = BOUNDARY_BYTES
 """Bytes of a page: what allocations begin at and are rounded up to."""
@@ -80,6 +80,18 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Disconnect; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class DoorbellTransport(Transport, Protocol):
+    """A way to an accelerator that takes descriptors."""
+
+    def ring(self, address: int) -> None:
+        """Queue the descriptor at ``address``; :meth:`wait` waits for the one that came first.
+
+        DeviceError if too many wait already.
+        """
         ...
 
 

@@ -1,0 +1,223 @@
+"""Runs by descriptors and by registers: the same results, and how often the host reaches over."""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import cast
+
+import numpy as np
+import pytest
+from tests.host.mixtures import check_mixtures
+from tests.host.random_model import SHAPES
+from tests.host.tiles import Compiled, driver, golden, on_transport, with_code
+
+from lutra.compile.program import Program, SegmentKind
+from lutra.devices.accelerator.interpreted import InterpretedTransport
+from lutra.devices.accelerator.runs import DescriptorRuns, RegisterRuns
+from lutra.devices.accelerator.transport import DoorbellTransport, Transport
+from lutra.devices.base import DeviceError
+from lutra_golden.control.chunks import ChunkEntry
+from lutra_golden.control.descriptor import QUEUE_DEPTH, Descriptor, line_bytes
+from lutra_golden.control.registers import STATUS_REFUSED
+from lutra_golden.control.result import RESULT_BYTES, Result
+from lutra_golden.model.packed import PackedModel
+
+Packed = Callable[[str], PackedModel]
+Find = Callable[[str], Compiled]
+
+
+@pytest.fixture(scope="session")
+def found(packed: Packed, program: Callable[[str], Program]) -> Find:
+    """A random model with its program."""
+    return cache(lambda name: Compiled(packed(name), program(name)))
+
+
+class Counting:
+    """The interpreter, whose calls are counted."""
+
+    def __init__(self) -> None:
+        self.inner, self.calls = InterpretedTransport(), Counter[str]()
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(self.inner, name)
+        if not callable(value):
+            return value
+
+        def counted(*args: object) -> object:
+            self.calls[name] += 1
+            return value(*args)
+
+        return counted
+
+
+class Registers(Counting):
+    """The interpreter without its doorbell."""
+
+    def __getattr__(self, name: str) -> object:
+        if name == "ring":
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+
+def test_a_transport_with_a_doorbell_takes_descriptors(found: Find) -> None:
+    assert isinstance(InterpretedTransport(), DoorbellTransport)
+    assert not isinstance(Registers(), DoorbellTransport)
+    for kind, runs in ((Counting, DescriptorRuns), (Registers, RegisterRuns)):
+        tiles = on_transport(found("least"), cast(Transport, kind()))
+        assert isinstance(driver(tiles).runs, runs)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_both_give_the_same_results_and_memory(name: str, found: Find) -> None:
+    each = found(name)
+    kinds = cast(Transport, Counting()), cast(Transport, Registers())
+    devices = [on_transport(each, kind) for kind in kinds]
+    position = 0
+    for tokens, first in (([1, 2, 3], 1), ([4], 0), ([5, 6], 2), ([7], 0)):
+        a, b = (tiles.run_tile(tokens, position, first) for tiles in devices)
+        for x, y in ((a.logits, b.logits), (a.scale, b.scale), (a.argmax, b.argmax)):
+            np.testing.assert_array_equal(x, y)
+        assert a.saturated == b.saturated
+        position += len(tokens)
+    a, b = (tiles.session.export().to_bytes() for tiles in devices)
+    assert a == b
+
+
+@pytest.mark.parametrize("kind", [Counting, Registers])
+def test_sequences_share_passes_either_way(kind: type[Counting], found: Find) -> None:
+    each = found("least")
+    tiles = on_transport(each, cast(Transport, kind()))
+    texts = [[1, 2, 3, 4, 5], [9, 8], [7, 7, 7, 7, 7, 7, 7, 7, 7, 7], [6]]
+    check_mixtures(tiles.device, golden(each.model).device, texts)
+
+
+def test_a_run_is_one_transfer_one_doorbell_and_no_register(found: Find) -> None:
+    transport = Counting()
+    tiles = on_transport(found("least"), cast(Transport, transport))
+    tiles.run_tile([1, 2], 0, 1)
+    for n, first in ((1, 0), (3, 3), (4, 2)):
+        transport.calls.clear()
+        tiles.run_tile([5] * n, 2, first)
+        # the result block, and the logits of each token that has some
+        assert transport.calls == {"write": 1, "ring": 1, "wait": 1, "read": 1 + n - first}
+
+
+def test_without_a_doorbell_registers_that_changed_are_written(found: Find) -> None:
+    transport = Registers()
+    tiles = on_transport(found("least"), cast(Transport, transport))
+    tiles.run_tile([1, 2], 0, 1)
+    transport.calls.clear()
+    tiles.run_tile([5, 6, 7], 2, 2)
+    assert transport.calls["write_register"] == 3 + 4
+    assert transport.calls["start"] == transport.calls["wait"] == 1
+
+
+class Rewritten(InterpretedTransport):
+    """Something else stands in the result block."""
+
+    change: Callable[[Result], None]
+
+    def read(self, address: int, n_bytes: int) -> bytes:
+        data = super().read(address, n_bytes)
+        if data[:4] != b"LTRA":
+            return data
+        result = Result.decode(data)
+        self.change(result)
+        return result.encode(RESULT_BYTES)
+
+
+def _status(result: Result) -> None:
+    result.status |= STATUS_REFUSED
+
+
+def _tag(result: Result) -> None:
+    result.tag += 1
+
+
+def _not_done(result: Result) -> None:
+    result.status = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_status, "device interpreted was written to during a run: close the other program that "),
+        (_tag, "device interpreted wrote no result of its run: it does not take descriptors of "),
+        (_not_done, "device interpreted wrote no result of its run: it does not take descriptors "),
+    ],
+)
+def test_a_result_of_something_else_is_refused(
+    change: Callable[[Result], None], message: str, found: Find
+) -> None:
+    transport = Rewritten()
+    transport.change = change
+    tiles = on_transport(found("least"), transport)
+    with pytest.raises(DeviceError, match=f"^{message}"):
+        tiles.run_tile([1], 0, 0)
+
+
+def test_a_failed_run_is_told_by_registers_too(found: Find) -> None:
+    each = with_code(found("least"), bytes([0x80]) * 64)
+    tiles = on_transport(each, cast(Transport, Registers()))
+    message = "^device interpreted: instruction 0 has an unknown opcode: load the model again$"
+    with pytest.raises(DeviceError, match=message):
+        tiles.run_tile([1], 0, 0)
+
+
+def test_doorbells_wait_in_order_and_an_abort_forgets_them(found: Find) -> None:
+    transport = InterpretedTransport()
+    tiles = on_transport(found("least"), transport)
+    address = transport.allocate(4096)
+    transport.write(address, bytes(4096))
+    for _ in range(QUEUE_DEPTH):
+        transport.ring(address)
+    message = f"^{QUEUE_DEPTH} descriptors wait already: wait for one of them first$"
+    with pytest.raises(DeviceError, match=message):
+        transport.ring(address)
+    transport.write_register("CONTROL", 2)
+    with pytest.raises(DeviceError, match=r"^the interpreter waits for a start$"):
+        transport.wait(None)
+    expected = golden(found("least").model).run_tile([1, 2], 0, 0)
+    np.testing.assert_array_equal(tiles.run_tile([1, 2], 0, 0).logits, expected.logits)
+
+
+def test_tokens_that_are_made_are_those_of_single_steps(found: Find) -> None:
+    """Greedy text in one descriptor, up to an end token."""
+    each, prompt = found("grouped"), [3, 1, 4]
+    steps = golden(each.model)
+    result, made = steps.run_tile(prompt, 0, 2), list[int]()
+    for i in range(6):
+        made.append(int(result.argmax[-1]))
+        result = steps.run_tile([made[-1]], 3 + i, 0)
+    transport, config = InterpretedTransport(), each.program.config
+    tiles = on_transport(each, transport)
+    device, line = driver(tiles), line_bytes(config)
+    block = transport.allocate(8192)
+
+    def run(n_greedy: int, ends: tuple[int, ...]) -> Result:
+        session = device.session()
+        descriptor = Descriptor(
+            fingerprint=config.fingerprint,
+            result_base=block + 4096,
+            program_base=device.addresses["PROGRAM_BASE"],
+            program_bytes=each.program.n_bytes(SegmentKind.CODE),
+            weight_base=device.addresses["WEIGHT_BASE"],
+            logits_base=device.addresses["LOGITS_BASE"],
+            logits_stride=each.program.logits_stride,
+            logits_from=2,
+            n_greedy=n_greedy,
+            chunks=(ChunkEntry(0, 0, session.address),),
+            tokens=tuple(prompt),
+            ends=ends,
+        )
+        transport.write(block, descriptor.encode(line))
+        transport.ring(block)
+        transport.wait(None)
+        return Result.decode(transport.read(block + 4096, 2 * line))
+
+    result = run(6, ())
+    assert (result.argmax, result.n_made) == (made, 6)
+    assert len(set(made)) > 1
+    ended = run(6, (made[2],))
+    first = made.index(made[2])
+    assert ended.argmax == made[: first + 1]

@@ -473,8 +473,8 @@ MUTANTS = [
         ),
         (
             "weights of the memory before",
-            "if self._weights_version != self.memory.version:",
-            "if self._weights_version < 0:",
+            "or self._weights[key][0] != version:",
+            "or False:",
         ),
         (
             "the table from position 0 on",
@@ -492,7 +492,7 @@ MUTANTS = [
             "address + n_bytes > len(self._bytes)",
             "address + n_bytes > len(self._bytes) + 1",
         ),
-        ("writes from outside not counted", "self.version += 1", "self.version += 0"),
+        ("writes not counted", "self._n_writes += 1", "self._n_writes += 0"),
     ),
     *planted(
         "sim/lutra_golden/control/isa.py",

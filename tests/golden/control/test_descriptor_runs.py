@@ -50,7 +50,7 @@ class Recorder(Interpreter):
         self.passes.append((tokens, positions, self.registers["LOGITS_FROM"]))
         if at == self.fails:
             raise RunError(NANO, Failure(code=ErrorCode.NO_END))
-        self.saturated = at == self.saturates
+        self._saturation.seen = at == self.saturates
         for m, (token, position) in enumerate(zip(tokens, positions, strict=True)):
             self.argmax[m] = 10 * token + position
             self.scale.m[m], self.scale.e[m] = (1 << 15) + at, m - 9

@@ -136,11 +136,13 @@ def test_sums_that_float32_does_not_hold_are_exact(packed: Callable[[str], Packe
     layer = model.layers[0]
     shape = layer.o_proj.weights.codes.shape
     codes = rng.integers(0, 256, shape).astype(np.uint8)
-    side = np.full((shape[0], 1), 255), np.ones((shape[0], 1), np.int64)
+    codes[0] = 255
+    side = np.full((shape[0], 1), 31), np.ones((shape[0], 1), np.int64)
     weights = GroupedWeights(codes=codes, scale=side[0], zero=side[1], bits=8, group=shape[1])
     loud = replace(layer, o_proj=PackedLinear(weights, layer.o_proj.scale, 0))
     decoder = Decoder(replace(model, layers=[loud, *model.layers[1:]]))
     a = rng.integers(-127, 128, (5, shape[1]))
+    a[0] = 127
     found = decoder._product(0, "o_proj", a)  # pyright: ignore[reportPrivateUsage]
     expected = a @ weights.doubled().T
     assert np.abs(expected).max() > 1 << 24

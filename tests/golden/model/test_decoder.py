@@ -137,7 +137,7 @@ def test_sums_that_float32_does_not_hold_are_exact(packed: Callable[[str], Packe
     shape = layer.o_proj.weights.codes.shape
     codes = rng.integers(0, 256, shape).astype(np.uint8)
     codes[0] = 255
-    side = np.full((shape[0], 1), 31), np.ones((shape[0], 1), np.int64)
+    side = np.full((shape[0], 1), 15), np.ones((shape[0], 1), np.int64)
     weights = GroupedWeights(codes=codes, scale=side[0], zero=side[1], bits=8, group=shape[1])
     loud = replace(layer, o_proj=PackedLinear(weights, layer.o_proj.scale, 0))
     decoder = Decoder(replace(model, layers=[loud, *model.layers[1:]]))

@@ -400,13 +400,13 @@ def test_trace_on_a_full_disk(cycles: int, open_device: Open, tmp_path: Path) ->
     """Seen at the end, or as soon as a buffer is full."""
     path = tmp_path / "run.vcd"
     path.symlink_to("/dev/full")
-    device = open_device(IDEAL_MEMORY, trace_path=path, trace_cycles=(0, cycles))
     message = rf"^the trace {path} cannot be written \(.*No space left on device\): free some space"
-    with pytest.raises(RtlError, match=message):
+    with (
+        pytest.raises(RtlError, match=message),
+        open_device(IDEAL_MEMORY, trace_path=path, trace_cycles=(0, cycles)) as device,
+    ):
         for _ in range(cycles // 10):
             device.read_register("IDENT")
-        device.close()
-    device.close()
 
 
 def test_closed(open_device: Open) -> None:

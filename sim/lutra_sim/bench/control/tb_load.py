@@ -62,6 +62,8 @@ class _Job:
                 row = np.array([-(1 << 15), (1 << 15) - 1] * (size // 4), np.int16).tobytes()
                 self.memory.write(WEIGHT_BASE + EMBED + FAR_TOKEN * size, row)
         program = b"".join(encode(i) for i in [*instructions, Instruction(Opcode.END)])
+        # whole beats of the widest data port; behind END nothing is executed
+        program += bytes(-len(program) % ADDRESS_UNIT)
         self.memory.write(0, program)
         self.golden = Interpreter(CONFIG, self.memory)
         self.golden.tokens[:n_tokens] = self.tokens

@@ -92,10 +92,9 @@ class Design:
 
     def netlist(self) -> str:
         """RTLIL of the module :data:`TOP`; the same sources give the same text anywhere."""
-        from amaranth.back.rtlil import convert
-
         from lutra_hw.core.accelerator import Accelerator
         from lutra_hw.matmul.engine import DATAPATHS, MatmulEngine
+        from lutra_hw.netlist import to_rtlil
 
         if self.config is not None:
             component = Accelerator(self.config)
@@ -103,7 +102,7 @@ class Design:
             component = DATAPATHS[self.engine](self.params)
         else:
             component = MatmulEngine(self.params)
-        return convert(component, name=TOP, emit_src=False)
+        return to_rtlil(component, TOP)
 
 
 def engine_formats(engine: str) -> tuple[str, ...]:

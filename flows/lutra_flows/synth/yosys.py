@@ -133,12 +133,7 @@ def fpga_script(target: str, *, no_dsp: bool = False) -> str:
     return "\n".join(
         [
             f"read_rtlil {_NETLIST}",
-            f"{synth} -run :map_luts",
-            # elements of an array are wires `scales[0]`, `scales[1]` beside `scales`: what reads
-            # the answer of abc9 takes them for its bits, so all wires but ports lose their names
-            # (findings/abc9-elements-of-a-port.sh)
-            "rename -hide w:* x:* %d",
-            f"{synth} -run map_luts:",
+            synth,
             f"tee -o {_STAT} stat -json{tech}",
             "",
         ]

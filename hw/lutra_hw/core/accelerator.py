@@ -10,7 +10,6 @@ from amaranth import (
     ResetInserter,
     Signal,
 )
-from amaranth.back import verilog
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -38,6 +37,7 @@ from lutra_hw.control.registers import RegisterFile
 from lutra_hw.control.sequencer import Sequencer
 from lutra_hw.control.watchdog import Watchdog
 from lutra_hw.matmul.engine import MatmulEngine
+from lutra_hw.netlist import to_verilog
 from lutra_hw.vector.unit import VectorUnit
 
 __all__ = ["Accelerator", "generate_verilog"]
@@ -318,6 +318,4 @@ def generate_verilog(config: AcceleratorConfig) -> str:
 
     The text names no path, so that the same sources give the same bytes anywhere.
     """
-    return verilog.convert(
-        Accelerator(config), name="accelerator", strip_internal_attrs=True, emit_src=False
-    )
+    return to_verilog(Accelerator(config), "accelerator")

@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amaranth.back import verilog
 from amaranth.lib import wiring
 from amaranth.sim import Simulator
 from cocotb_tools.runner import get_runner
 
+from lutra_hw.netlist import to_verilog
 from lutra_sim.bench.build import build_simulator
 from lutra_sim.rtl.collector import paused_collector
 
@@ -122,7 +122,7 @@ def run_cocotb(
     waves = os.environ.get("WAVES") == "1"
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(dut).__name__).lower()
     with paused_collector():
-        text = verilog.convert(dut, name=name, strip_internal_attrs=True, emit_src=False)
+        text = to_verilog(dut, name)
     build_dir = build_simulator(name, text, coverage=coverage, waves=waves, optimize=optimize)
 
     plusargs: list[str] = []

@@ -10,7 +10,6 @@ import enum
 from typing import Any
 
 from amaranth import Array, Module, Mux, Signal
-from amaranth.back import verilog
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -22,6 +21,7 @@ from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import port_name, two_ports
 from lutra_hw.axi.signatures import Axi4LiteSignature, Axi4ReadSignature, Axi4Signature
 from lutra_hw.control.registers import RegisterFile
+from lutra_hw.netlist import to_verilog
 from lutra_sim.rtl.build import TOP
 
 __all__ = ["CONFIG", "MAX_BEATS", "Fault", "StandIn", "generate"]
@@ -214,4 +214,4 @@ class StandIn(wiring.Component):
 
 def generate(config: AcceleratorConfig) -> str:
     """Verilog of the stand-in."""
-    return verilog.convert(StandIn(config), name=TOP, strip_internal_attrs=True)
+    return to_verilog(StandIn(config), TOP)

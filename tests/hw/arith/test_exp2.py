@@ -10,7 +10,7 @@ pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
 from amaranth import Module, unsigned
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from lutra_golden.arith.exp2 import EXP2, exp2_neg
@@ -19,21 +19,21 @@ from lutra_sim.bench.simulate import run_cocotb, simulate
 
 
 class Lanes(wiring.Component):
-    """Eight units side by side: simulated cycles cost more than units do."""
+    """64 units side by side: simulated cycles, and ports, cost more than units do."""
 
     def __init__(self) -> None:
         super().__init__(
             {
-                "d": In(unsigned(EXP2.d_width)).array(8),
-                "y": Out(unsigned(EXP2.y_width)).array(8),
+                "d": In(data.ArrayLayout(unsigned(EXP2.d_width), 64)),
+                "y": Out(data.ArrayLayout(unsigned(EXP2.y_width), 64)),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        for d, y in zip(self.d, self.y, strict=True):
+        for lane in range(len(self.d)):
             m.submodules += (unit := Exp2Neg(EXP2))
-            m.d.comb += [unit.d.eq(d), y.eq(unit.y)]
+            m.d.comb += [unit.d.eq(self.d[lane]), self.y[lane].eq(unit.y)]
         return m
 
 

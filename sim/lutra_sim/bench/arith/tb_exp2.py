@@ -1,6 +1,5 @@
 """cocotb bench of several :class:`lutra_hw.arith.exp2.Exp2Neg` side by side."""
 
-from itertools import count
 from random import Random
 from typing import Any
 
@@ -25,19 +24,19 @@ async def follows_golden(dut: Any) -> None:
     arguments = [*range(16 << PARAMS.d_frac), limit - 1, 31 << PARAMS.d_frac, 32 << PARAMS.d_frac]
     arguments += [1 << bit for bit in range(PARAMS.d_width)]
     arguments += [rng.randrange(limit) for _ in range(500)]
-    lanes = next(lane for lane in count() if not hasattr(dut, f"d__{lane}"))
-    ds, ys = ([getattr(dut, f"{name}__{lane}") for lane in range(lanes)] for name in "dy")
+    lanes = len(dut.d) // PARAMS.d_width
     arguments += [0] * (-len(arguments) % lanes)
-    for d in ds:
-        d.value = 0
+    dut.d.value = 0
     await reset(dut)
 
     results: list[int] = []
     for first in range(0, len(arguments) + lanes * Exp2Neg.latency, lanes):
         await RisingEdge(dut.clk)
-        for lane, d in enumerate(ds):
-            d.value = arguments[first + lane] if first < len(arguments) else 0
+        dut.d.value = sum(
+            d << PARAMS.d_width * lane for lane, d in enumerate(arguments[first : first + lanes])
+        )
         await ReadOnly()
-        results += [y.value.to_unsigned() for y in ys]
+        y = dut.y.value.to_unsigned()
+        results += [y >> PARAMS.y_width * lane & (1 << PARAMS.y_width) - 1 for lane in range(lanes)]
 
     assert results[lanes * Exp2Neg.latency :] == exp2_neg(arguments, PARAMS).tolist()

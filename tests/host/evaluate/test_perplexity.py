@@ -87,7 +87,7 @@ def test_an_empty_text_is_refused() -> None:
 def test_the_integer_path_is_as_good_as_floating_point() -> None:
     """Within 0.1 % on a text of the shipped model's kind, 6,500 characters long."""
     folder = find_model("tales")
-    source, llm = load(folder), LLM(folder, "golden")
+    source, llm = load(folder), LLM(folder, "cpu")
     text = TALE.read_text(encoding="utf-8")
     tokens = llm.tokenizer.encode(text, add_bos=False)
     windows = text_windows(tokens, window=llm.context, bos=source.config.bos_token_id)
@@ -106,7 +106,7 @@ def test_the_integer_path_is_as_good_as_floating_point() -> None:
 def test_a_quantised_llama_is_as_good_as_its_rounded_weights_in_float(
     options: dict[str, Any],
 ) -> None:
-    llm = LLM("tales-llama", "golden", **options)
+    llm = LLM("tales-llama", "cpu", **options)
     text = TALE.read_text(encoding="utf-8")
     tokens = llm.tokenizer.encode(text, add_bos=False)
     windows = text_windows(tokens, window=llm.context, bos=llm.packed.bos)

@@ -23,8 +23,10 @@ from lutra_golden.control.isa import (
     FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_LOW,
     FLAG_PLAIN,
     FLAG_QK_NORM,
+    FLAG_STREAM,
     HEADER,
     INSTRUCTION_BYTES,
     Field,
@@ -211,6 +213,8 @@ def isa_page() -> str:
         ("PLAIN", FLAG_PLAIN, "of NORMQ: no RMSNorm; `inv_n` and `eps` do not count"),
         ("BIAS", FLAG_BIAS, "of ROPEQ: adds biases; of configurations with `qkv_bias`"),
         ("QK_NORM", FLAG_QK_NORM, "of ROPEQ: RMSNorm of heads; of configurations with `qk_norm`"),
+        ("LOW", FLAG_LOW, "of EMBED: only the 16 low bits of each element change"),
+        ("STREAM", FLAG_STREAM, "of LOGITS: the residual stream; `param_word` does not count"),
     ]
     index = [
         (int(code), f"[{code.name}](#{code.name.lower()})", _unit_name(code.unit))

@@ -31,8 +31,10 @@ from lutra_golden.control.isa import (
     FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_LOW,
     FLAG_PLAIN,
     FLAG_QK_NORM,
+    FLAG_STREAM,
     INSTRUCTION_BYTES,
     Instruction,
     NormSource,
@@ -60,6 +62,7 @@ __all__ = ["Interpreter", "ProgramError", "RunError"]
 
 
 _LARGE = 1 << 20  # weights of a matrix
+_LOW = (1 << 16) - 1  # half of an element of the residual stream
 _Weights = tuple[int, NDArray[np.generic], type[np.floating]]
 _OPCODES = frozenset(map(int, Opcode))
 
@@ -282,7 +285,10 @@ class Interpreter:
         base = self.registers["WEIGHT_BASE"] + i.args["address"]
         for m in range(self.registers["N_TOKENS"]):
             row = self._int16(base + int(self.tokens[m]) * width * 2, width)
-            self.residual[m, :width] = row << i.args["shift"]
+            row <<= i.args["shift"]
+            if i.flags & FLAG_LOW:
+                row = self.residual[m, :width] & ~_LOW | row & _LOW
+            self.residual[m, :width] = row
 
     # -- matmul unit
 
@@ -472,9 +478,17 @@ class Interpreter:
         if count == 0:
             return
         n_words, base = i.args["n_words"], i.args["acc_base"]
-        row_scale = self.params[i.args["param_word"] :][:n_words].reshape(-1)
-        acc = self.acc[tokens, base : base + n_words].reshape(count, -1)
-        values = logits(acc, row_scale)
+        if i.flags & FLAG_STREAM:
+            if LANES * (base + n_words) > self.config.vector.hidden_max:
+                raise ProgramError(
+                    f"LOGITS reads word {base + n_words - 1} of "
+                    f"{self.config.vector.hidden_max // LANES} of the residual stream"
+                )
+            values = self.residual[tokens, LANES * base : LANES * (base + n_words)]
+        else:
+            row_scale = self.params[i.args["param_word"] :][:n_words].reshape(-1)
+            acc = self.acc[tokens, base : base + n_words].reshape(count, -1)
+            values = logits(acc, row_scale)
         best = values.max(axis=1)
         first_row = i.args["row_first"] + values.argmax(axis=1)
         better = (best > self._best[tokens]) | bool(i.flags & FLAG_FIRST)

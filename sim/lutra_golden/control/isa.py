@@ -16,8 +16,10 @@ __all__ = [
     "FLAG_BIAS",
     "FLAG_FIRST",
     "FLAG_LOGITS",
+    "FLAG_LOW",
     "FLAG_PLAIN",
     "FLAG_QK_NORM",
+    "FLAG_STREAM",
     "HEADER",
     "INSTRUCTION_BYTES",
     "Field",
@@ -40,6 +42,10 @@ FLAG_BIAS = 8
 """ROPEQ: adds biases to queries, keys and values; needs ``qkv_bias`` of the configuration."""
 FLAG_QK_NORM = 16
 """ROPEQ: RMSNorm of every query and key head; needs ``qk_norm`` of the configuration."""
+FLAG_LOW = 32
+"""EMBED: changes only the 16 low bits of each element of the residual stream."""
+FLAG_STREAM = 64
+"""LOGITS: stores the residual stream as it is; ``param_word`` does not count."""
 
 
 class Unit(IntEnum):
@@ -88,7 +94,9 @@ DOCS: Mapping[Opcode, str] = {
     Opcode.END: "Ends the program; the run is done when every unit has completed everything.",
     Opcode.LDPARAM: "Loads words of eight int16 into the parameter buffer.",
     Opcode.LDROPE: "Loads the rotary rows of every chunk's positions.",
-    Opcode.EMBED: "Fetches the embedding row of every TOKEN into the residual stream.",
+    Opcode.EMBED: "Fetches the embedding row of every TOKEN into the residual stream. A residual "
+    "stream comes from memory as two tables, with TOKEN counting from 0: its high halves, shifted "
+    "by 16, then its low halves with FLAG_LOW.",
     Opcode.LMMA: "Matrix product of the activations with a matrix that streams through the "
     "weight port, digit by digit; the engine applies group scales and zero points, and rounds the "
     "finished sums once by SHIFT.",
@@ -106,7 +114,9 @@ DOCS: Mapping[Opcode, str] = {
     "from 0 up to their own, or to the latest WINDOW positions of each query.",
     Opcode.RESADD: "Dequantises the accumulators and adds them to the residual stream.",
     Opcode.LOGITS: "Multiplies the accumulators by their rows' scales, stores them at "
-    "LOGITS_BASE + token * LOGITS_STRIDE + 4 * row_first, and keeps the arg-max.",
+    "LOGITS_BASE + token * LOGITS_STRIDE + 4 * row_first, and keeps the arg-max. In place "
+    "of logits, FLAG_STREAM stores elements of the residual stream as they are, from word ACC_BASE "
+    "on.",
 }
 """Effect of each instruction, for the reference."""
 
@@ -138,7 +148,9 @@ ADDRESS_UNIT = 64
 
 HEADER = {
     "opcode": Field(0, 8, "operation"),
-    "flags": Field(8, 8, "FLAG_LOGITS, FLAG_FIRST, FLAG_PLAIN, FLAG_BIAS, FLAG_QK_NORM"),
+    "flags": Field(
+        8, 8, "FLAG_LOGITS, FLAG_FIRST, FLAG_PLAIN, FLAG_BIAS, FLAG_QK_NORM, FLAG_LOW, FLAG_STREAM"
+    ),
     "wait_load": Field(16, 16, "load instructions that must have completed"),
     "wait_matmul": Field(32, 16, "matmul instructions that must have completed"),
     "wait_vector": Field(48, 16, "vector instructions that must have completed"),
@@ -215,7 +227,7 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
         ("row_first", 32, "first row of the vocabulary"),
         ("n_words", 16, "words of eight rows"),
         ("param_word", 16, "first word of the row scales in the parameter buffer"),
-        ("acc_base", 16, "first block of the accumulator buffer"),
+        ("acc_base", 16, "first block of the accumulator buffer, or word of the stream"),
     ),
 }
 

@@ -472,6 +472,16 @@ MUTANTS = [
             "acc, s, w_scale, frac)",
         ),
         (
+            "low halves in place of whole elements",
+            "self.residual[m, :width] & ~_LOW | row & _LOW",
+            "row & _LOW",
+        ),
+        (
+            "the stream from its first word on",
+            "self.residual[tokens, LANES * base : LANES * (base + n_words)]",
+            "self.residual[tokens, : LANES * n_words]",
+        ),
+        (
             "weights of the memory before",
             "or self._weights[key][0] != version:",
             "or False:",

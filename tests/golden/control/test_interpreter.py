@@ -21,8 +21,10 @@ from lutra_golden.control.isa import (
     FLAG_BIAS,
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_LOW,
     FLAG_PLAIN,
     FLAG_QK_NORM,
+    FLAG_STREAM,
     Instruction,
     NormSource,
     Opcode,
@@ -197,6 +199,26 @@ def test_embedding_rows_follow_the_tokens(interpreter: Interpreter) -> None:
     interpreter.tokens[:2] = [9, 0]
     run(interpreter, make(Opcode.EMBED, n_words=2, shift=5), END)
     np.testing.assert_array_equal(interpreter.residual[:2, :16], rows[[9, 0]].astype(np.int64) * 32)
+
+
+@pytest.mark.parametrize("flags", [0, FLAG_LOW])
+def test_halves_of_a_stream_are_put_together(interpreter: Interpreter, flags: int) -> None:
+    """Without the flag the low halves overwrite the high ones."""
+    rng = np.random.default_rng(2)
+    stream = rng.integers(-(1 << 31), 1 << 31, (2, 32))
+    stream[0, :4] = -1, -(1 << 31), (1 << 31) - 1, 0x8000
+    halves = np.stack([stream >> 16, stream])
+    interpreter.memory.write(WEIGHTS, halves.astype(np.uint16).astype("<u2").tobytes())
+    interpreter.tokens[:2] = 0, 1
+    run(
+        interpreter,
+        make(Opcode.EMBED, n_words=4, shift=16),
+        make(Opcode.EMBED, flags, address=128, n_words=4),
+        END,
+    )
+    low = stream.astype(np.int16)
+    np.testing.assert_array_equal(interpreter.residual[:2, :32], stream if flags else low)
+    assert not interpreter.residual[:, 32:].any()
 
 
 # -- matmul unit
@@ -403,6 +425,20 @@ def test_logits_and_their_largest(interpreter: Interpreter) -> None:
     interpreter.acc[:2, 4:8] = 0
     run(interpreter, first, second, END)
     np.testing.assert_array_equal(interpreter.argmax[:2], [0, 0])
+
+
+def test_the_residual_stream_is_stored_as_it_is(interpreter: Interpreter) -> None:
+    rng = np.random.default_rng(3)
+    stream = rng.integers(-(1 << 31), 1 << 31, interpreter.residual.shape)
+    interpreter.residual[:] = stream
+    interpreter.registers["LOGITS_FROM"] = 2
+    store = make(Opcode.LOGITS, FLAG_STREAM, row_first=8, n_words=3, acc_base=5)
+    run(interpreter, store, END)
+    for m in range(2):
+        data = interpreter.memory.read(LOGITS + 256 * m + 32, 96).view("<i4")
+        np.testing.assert_array_equal(data, stream[m, 40:])
+    with pytest.raises(ProgramError, match=r"^LOGITS reads word 8 of 8 of the residual stream$"):
+        run(interpreter, replace(store, args={**store.args, "acc_base": 6}), END)
 
 
 def test_logits_of_no_token_touch_nothing(interpreter: Interpreter) -> None:

@@ -5,7 +5,7 @@ from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from lutra_golden.control.isa import Opcode
+from lutra_golden.control.isa import FLAG_LOW, Opcode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_hw.buffers import (
@@ -59,6 +59,7 @@ class LoadUnit(wiring.Component):
     param_w : ``Out(ParamWritePort(config))``
     rope_w : ``Out(RopeWritePort(config))``
     embed_w : ``Out(ResidualWritePort(config))``
+    embed_low : ``Out(1)``  ``embed_w`` writes only the 16 low bits of each element.
     done : ``Out(1)``  one cycle per instruction
     busy, stall : ``Out(1)``  an instruction is here; it waits for data
     """
@@ -76,6 +77,7 @@ class LoadUnit(wiring.Component):
                 "param_w": Out(ParamWritePort(config)),
                 "rope_w": Out(RopeWritePort(config)),
                 "embed_w": Out(ResidualWritePort(config)),
+                "embed_low": Out(1),
                 "done": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),
@@ -124,6 +126,7 @@ class LoadUnit(wiring.Component):
                     offset.eq(argument(word, Opcode.LDPARAM, "address")),
                     param_word.eq(argument(word, Opcode.LDPARAM, "param_word")),
                     shift.eq(argument(word, Opcode.EMBED, "shift")),
+                    self.embed_low.eq(header(word, "flags") & FLAG_LOW != 0),
                     row.eq(0),
                 ]
                 with m.Switch(header(word, "opcode")):

@@ -143,6 +143,7 @@ class Accelerator(wiring.Component):
         wiring.connect(m, load.param_w, vector.param_w)
         wiring.connect(m, load.rope_w, vector.rope_w)
         wiring.connect(m, load.embed_w, vector.embed_w)
+        m.d.comb += vector.embed_low.eq(load.embed_low)
         wiring.connect(m, load.tokens, registers.tokens)
         # nothing is loaded while the table is checked
         table = registers.load_chunks

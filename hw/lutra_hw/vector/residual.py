@@ -192,13 +192,17 @@ LOGITS_COMMAND = data.StructLayout(
         "param_word": unsigned(16),
         "acc_base": unsigned(16),
         "first": unsigned(1),
+        "stream": unsigned(1),
         "token_first": unsigned(8),
         "token_count": unsigned(8),
         "addr": unsigned(ADDRESS_WIDTH),
         "stride": unsigned(32),
     }
 )
-"""A run of rows of the head for a range of tokens; ``addr`` is the address of row 0 of token 0."""
+"""A run of rows of the head for a range of tokens; ``addr`` is the address of row 0 of token 0.
+
+With ``stream`` set it is a run of elements of the residual stream, from word ``acc_base`` on.
+"""
 
 _QUEUE_BEATS = 8
 
@@ -209,7 +213,9 @@ class Logits(wiring.Component):
     ``round(acc * row_scale / 2**7)`` of ``8 * n_words`` rows from ``row_first`` on, for tokens
     ``token_first`` to ``token_first + token_count - 1``, as little-endian int32 at ``addr +
     token * stride + 4 * row_first``: one DMA command per token. What int32 does not hold is
-    clamped. ``argmax`` of a token is the first row of its largest logit over all commands since
+    clamped. With ``stream`` set elements of the residual stream go there as they are.
+
+    ``argmax`` of a token is the first row of its largest logit over all commands since
     the last with ``first`` set.
 
     A command takes :func:`logits_cycles` from acceptance to ``done`` if the DMA streams never wait;
@@ -230,6 +236,7 @@ class Logits(wiring.Component):
         beat, ``addr`` and ``stride`` of its bytes.
     acc : ``Out(acc_read_port(config.matmul))``  natural order of rows, from ``acc_base`` on.
     param : ``Out(ParamReadPort(config))``  row scales.
+    residual : ``Out(ResidualReadPort(config))``
     o_cmd, o_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
     argmax : ``Out(ArrayLayout(unsigned(32), pass_tokens))``
     done, busy, stall : ``Out(1)``
@@ -245,6 +252,7 @@ class Logits(wiring.Component):
                 "cmd": In(stream.Signature(LOGITS_COMMAND)),
                 "acc": Out(acc_read_port(config.matmul)),
                 "param": Out(ParamReadPort(config)),
+                "residual": Out(ResidualReadPort(config)),
                 "o_cmd": Out(dma_command()),
                 "o_data": Out(dma_write_data(config.word_width)),
                 "argmax": Out(data.ArrayLayout(unsigned(32), config.pass_tokens)),
@@ -269,22 +277,30 @@ class Logits(wiring.Component):
                     "first": 1,  # of its token
                     "last": 1,
                     "token": range(config.pass_tokens),
+                    "block": self.residual.addr.word.shape(),
                 }
             )
         )
-        word_1, _, _, word_4, _, word_6 = delay(m, word, 6)[1:]
+        word_1, word_2, _, word_4, _, word_6 = delay(m, word, 6)[1:]
 
         # cycles 1 to 3: operands, product, rounded logit
         operand = Signal(data.ArrayLayout(signed(config.matmul.acc_width), lanes))
         row_scale = Signal(data.ArrayLayout(signed(16), lanes))
         m.d.sync += operand.eq(Mux(word_1.odd, self.acc.data[1], self.acc.data[0]))
         m.d.sync += row_scale.eq(self.param.data)
+        # elements of the residual stream take the place of rounded logits
+        stream = Signal()
+        m.d.comb += [
+            self.residual.addr.token.eq(word_2.token),
+            self.residual.addr.word.eq(word_2.block),
+        ]
         logits = [Signal(signed(LOGIT_WIDTH), name=f"logit_{lane}") for lane in range(lanes)]
         for lane, logit in enumerate(logits):
             product = Signal(signed(config.matmul.acc_width + 16), name=f"product_{lane}")
             m.d.sync += product.eq(operand[lane] * row_scale[lane])
             rounded = round_half(product[LOGIT_SHIFT - 1 :].as_signed())
-            m.d.sync += logit.eq(saturate(rounded, LOGIT_WIDTH))
+            rounded = saturate(rounded, LOGIT_WIDTH)
+            m.d.sync += logit.eq(Mux(stream, self.residual.data[lane], rounded))
 
         # cycle 4: into the queue, the words of a beat from the right
         earlier = [Signal(len(Cat(logits)), name=f"earlier_{i}") for i in range(words_per_beat - 1)]
@@ -302,10 +318,10 @@ class Logits(wiring.Component):
         first, row_first = Signal(), Signal(32)
         self._find_largest(m, logits, word_6, first, row_first)
 
-        self._control(m, word, beats, first, row_first)
+        self._control(m, word, beats, first, stream, row_first)
         return m
 
-    def _control(self, m, word, beats, first, row_first):
+    def _control(self, m, word, beats, first, stream, row_first):
         """Read the words of each token in order, as long as the queue has room for their beats."""
         words_per_beat = self._words_per_beat
         n_words, left = Signal(16), Signal(16)
@@ -325,6 +341,7 @@ class Logits(wiring.Component):
             word.send.eq(beat_word == words_per_beat - 1),
             word.last.eq(last),
             word.token.eq(token),
+            word.block.eq(block),
             take.eq(word.valid & (beat_word == 0)),
             give.eq(beats.r_rdy & beats.r_en),
         ]
@@ -341,6 +358,7 @@ class Logits(wiring.Component):
                     param_first.eq(self.cmd.p.param_word),
                     block_first.eq(self.cmd.p.acc_base),
                     first.eq(self.cmd.p.first),
+                    stream.eq(self.cmd.p.stream),
                     tokens_left.eq(self.cmd.p.token_count),
                     skip.eq(self.cmd.p.token_first),
                     token.eq(0),

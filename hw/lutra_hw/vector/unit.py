@@ -1,20 +1,29 @@
 """The vector unit: everything between two matrix products but attention, and its memories."""
 
-from amaranth import Array, Module, Mux, Signal, unsigned
+from amaranth import Array, Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from lutra_golden.control.isa import FLAG_BIAS, FLAG_FIRST, FLAG_PLAIN, FLAG_QK_NORM, Opcode
+from lutra_golden.control.isa import (
+    FLAG_BIAS,
+    FLAG_FIRST,
+    FLAG_PLAIN,
+    FLAG_QK_NORM,
+    FLAG_STREAM,
+    Opcode,
+)
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.matmul.engine import LANES
+from lutra_golden.vector.residual import RESIDUAL_WIDTH
 from lutra_hw.buffers import (
     AttentionReadPort,
     ChunkReadPort,
     ParamWritePort,
     QueryScaleWritePort,
     QueryWritePort,
+    ResidualReadPort,
     ResidualWritePort,
     RopeWritePort,
 )
@@ -67,6 +76,7 @@ class VectorUnit(wiring.Component):
     param_w : ``In(ParamWritePort(config))``
     rope_w : ``In(RopeWritePort(config))``
     embed_w : ``In(ResidualWritePort(config))``  not while RESADD runs.
+    embed_low : ``In(1)``  ``embed_w`` writes only the 16 low bits of each element.
     wr_cmd, wr_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
     wr_idle : ``In(1)``  everything handed over before this cycle has been written.
     scales : ``Out(ArrayLayout(SCALE_LAYOUT, pass_tokens))``  activation scales.
@@ -92,6 +102,7 @@ class VectorUnit(wiring.Component):
                 "param_w": In(ParamWritePort(config)),
                 "rope_w": In(RopeWritePort(config)),
                 "embed_w": In(ResidualWritePort(config)),
+                "embed_low": In(1),
                 "wr_cmd": Out(dma_command()),
                 "wr_data": Out(dma_write_data(config.word_width)),
                 "wr_idle": In(1),
@@ -158,8 +169,9 @@ class VectorUnit(wiring.Component):
             write.addr.eq(Mux(added.en, added.addr, self.embed_w.addr)),
             write.data.eq(Mux(added.en, added.data, self.embed_w.data)),
         ]
-        residual_r = _memory(m, "residual", write, config.vector.hidden_max // lanes, token_bits)
-        _read(m, residual_r, [(norms, norm.residual), (adds, residual_add.residual)])
+        residual_r = self._residual(m, write, added.en | ~self.embed_low, token_bits)
+        users = [(norms, norm.residual), (adds, residual_add.residual)]
+        _read(m, residual_r, [*users, (scales_rows, logits.residual)])
         params_r = _memory(m, "params", self.param_w, config.vector.param_words)
         readers = [(norms, norm.param), (scales_rows, logits.param)]
         if config.vector.qkv_bias or config.vector.qk_norm:
@@ -198,6 +210,29 @@ class VectorUnit(wiring.Component):
                     with m.Case(token):
                         m.d.sync += self.scales[token].eq(norm.scale_w.data)
 
+    def _residual(self, m, write, writes_high, token_bits):
+        """Read port of the residual stream, whose high halves are written if ``writes_high``."""
+        config, half = self.config, RESIDUAL_WIDTH // 2
+        port = ResidualReadPort(config).create(path=("residual_r",))
+        halves = []
+        for name, bits, enable in (
+            ("residual_low", slice(half), 1),
+            ("residual_high", slice(half, None), writes_high),
+        ):
+            part = WritePortSignature(write.addr.shape().members, data.ArrayLayout(half, LANES))
+            part = part.create(path=(name,))
+            m.d.comb += [
+                part.en.eq(write.en & enable),
+                part.addr.eq(write.addr),
+                part.data.eq(Cat(write.data[lane][bits] for lane in range(LANES))),
+            ]
+            read = _memory(m, name, part, config.vector.hidden_max // LANES, token_bits)
+            m.d.comb += read.addr.eq(port.addr)
+            halves.append(read.data)
+        for lane in range(LANES):
+            m.d.comb += port.data[lane].eq(Cat(part[lane] for part in halves))
+        return port
+
     def _control(self, m, instruction, blocks):
         """One instruction after the other: decode, hand over, wait until it is done."""
         first, count = tile_tokens(m, instruction, self.context.n_tokens, self.context.logits_from)
@@ -209,6 +244,7 @@ class VectorUnit(wiring.Component):
             "addr": self.context.logits_base,
             "stride": self.context.logits_stride,
             "first": header(instruction, "flags") & FLAG_FIRST != 0,
+            "stream": header(instruction, "flags") & FLAG_STREAM != 0,
             "plain": header(instruction, "flags") & FLAG_PLAIN != 0,
             "bias": header(instruction, "flags") & FLAG_BIAS != 0,
             "qk_norm": header(instruction, "flags") & FLAG_QK_NORM != 0,

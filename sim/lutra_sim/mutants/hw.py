@@ -601,6 +601,53 @@ MUTANTS = [
         new="multiplicand.eq(walker.chunk.position + walker.chunk.first),",
         tests=("hw/control/test_load.py::test_bench[small]",),
     ),
+    *planted(
+        "hw/lutra_hw/control/load.py",
+        ["hw/control/test_load.py::test_bench[small]"],
+        (
+            "low halves as whole elements",
+            'self.embed_low.eq(header(word, "flags") & FLAG_LOW != 0),',
+            "self.embed_low.eq(0),",
+        ),
+        (
+            "low halves only, ever after",
+            'self.embed_low.eq(header(word, "flags") & FLAG_LOW != 0),',
+            'self.embed_low.eq(self.embed_low | (header(word, "flags") & FLAG_LOW != 0)),',
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/vector/residual.py",
+        ["hw/vector/test_residual.py::test_logits[small]"],
+        (
+            "the residual stream a word late",
+            "self.residual.addr.word.eq(word_2.block),",
+            "self.residual.addr.word.eq(word_1.block),",
+        ),
+        (
+            "the sign of the residual stream dropped",
+            "Mux(stream, self.residual.data[lane], rounded)",
+            "Mux(stream, self.residual.data[lane][:31], rounded)",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/vector/unit.py",
+        ["hw/vector/test_unit.py::test_executes[small]"],
+        (
+            "RESADD leaves the high halves",
+            "self._residual(m, write, added.en | ~self.embed_low, token_bits)",
+            "self._residual(m, write, ~self.embed_low, token_bits)",
+        ),
+        (
+            "low halves overwrite the high ones",
+            "self._residual(m, write, added.en | ~self.embed_low, token_bits)",
+            "self._residual(m, write, 1, token_bits)",
+        ),
+        (
+            "the residual stream only from RESADD's address",
+            "[*users, (scales_rows, logits.residual)]",
+            "users",
+        ),
+    ),
     Mutant(
         fault="positions of keys counted from the tile's beginning",
         file="hw/lutra_hw/vector/rope.py",

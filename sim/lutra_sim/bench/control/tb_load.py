@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lutra_golden.control.chunks import chunks
 from lutra_golden.control.interpreter import Interpreter
-from lutra_golden.control.isa import ADDRESS_UNIT, Instruction, Opcode, encode
+from lutra_golden.control.isa import ADDRESS_UNIT, FLAG_LOW, Instruction, Opcode, encode
 from lutra_golden.control.memory import Memory
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_sim.bench.control.chunks import ChunkTable, random_chunks
@@ -39,8 +39,9 @@ def _ldrope() -> Instruction:
     return Instruction(Opcode.LDROPE, args={"address": ROPE})
 
 
-def _embed(n_words: int, shift: int) -> Instruction:
-    return Instruction(Opcode.EMBED, args={"address": EMBED, "n_words": n_words, "shift": shift})
+def _embed(n_words: int, shift: int, flags: int = 0) -> Instruction:
+    args = {"address": EMBED, "n_words": n_words, "shift": shift}
+    return Instruction(Opcode.EMBED, flags, args=args)
 
 
 class _Job:
@@ -99,25 +100,27 @@ class _Buffers:
             data = self._tokens[index] if index < len(self._tokens) else 0
             self._store(self.param, dut, "param_w", 16)
             self._store(self.rope, dut, "rope_w", 16)
-            self._store(self.embed, dut, "embed_w", 32)
+            self._store(self.embed, dut, "embed_w", 32, low=dut.embed_low.value == 1)
             self.stalled += int(dut.stall.value)
             self.busy += int(dut.busy.value)
             if dut.done.value == 1:
                 self.done.append(self.cycle)
 
     @staticmethod
-    def _store(buffer: NDArray[np.int64], dut: Any, name: str, width: int) -> None:
+    def _store(
+        buffer: NDArray[np.int64], dut: Any, name: str, width: int, *, low: bool = False
+    ) -> None:
+        """Take what a write port writes; if ``low``, the 16 low bits of its elements."""
         if getattr(dut, f"{name}__en").value == 0:
             return
         value = int(getattr(dut, f"{name}__data").value)
         addr = int(getattr(dut, f"{name}__addr").value)
         lanes = [value >> width * i & ((1 << width) - 1) for i in range(8)]
         lanes = [lane - (lane >> (width - 1) << width) for lane in lanes]
-        if buffer.ndim == 2:
-            buffer[addr] = lanes
-        else:
-            token_bits = (buffer.shape[0] - 1).bit_length()
-            buffer[addr & ((1 << token_bits) - 1), addr >> token_bits] = lanes
+        token_bits = (buffer.shape[0] - 1).bit_length()
+        at = (addr & ((1 << token_bits) - 1), addr >> token_bits) if buffer.ndim == 3 else (addr,)
+        keep = -(1 << 16) if low else 0
+        buffer[at] = buffer[at] & keep | np.array(lanes) & ~keep
 
 
 async def _start(dut: Any, job: _Job, latency: int, p_stall: float) -> tuple[Any, ...]:
@@ -167,6 +170,10 @@ async def loads(dut: Any, n_tokens: int, n_chunks: int, p_stall: float, latency:
         _embed(4, 0),
         _ldrope(),
         _embed(ROW_WORDS - 4, rng.randrange(17)),
+        _embed(ROW_WORDS - 8, rng.randrange(17), FLAG_LOW),
+        _ldparam(20 * FAR, 20, 3),
+        _embed(ROW_WORDS, 16),
+        _embed(4, 0, FLAG_LOW),
     ]
     job = _Job(rng, instructions, n_tokens, n_chunks=n_chunks)
     _, _, buffers = await _start(dut, job, latency, p_stall)

@@ -37,9 +37,12 @@ async def writes_logits(dut: Any, p_stall: float) -> None:
     tokens, blocks = PARAMS.pass_tokens, PARAMS.matmul.acc_blocks
     acc_limit = 1 << (PARAMS.matmul.acc_width - 1)
     members = Logits(PARAMS).signature.members
-    acc_memory, param_memory = (PortMemory(members[name].signature) for name in ("acc", "param"))
+    acc_memory, param_memory, residual_memory = (
+        PortMemory(members[name].signature) for name in ("acc", "param", "residual")
+    )
     acc_memory.serve(dut, "acc")
     param_memory.serve(dut, "param")
+    residual_memory.serve(dut, "residual")
     source, accepted = StreamSource(dut, "cmd"), StreamMonitor(dut, "cmd")
     StreamSink(dut, "o_cmd", p_stall=p_stall, rng=Random(1), wait_for_valid=p_stall > 0.9)
     StreamSink(dut, "o_data", p_stall=p_stall, rng=Random(2), wait_for_valid=p_stall > 0.9)
@@ -56,25 +59,33 @@ async def writes_logits(dut: Any, p_stall: float) -> None:
     scales[PARAMS.vector.param_words // 2 :] = 77
     acc_memory.load(acc.reshape(tokens, -1, 2, 8))
     param_memory.load(scales)
+    words = PARAMS.vector.hidden_max // 8 // unit * unit
+    residual = rng.integers(-(1 << 31), 1 << 31, (tokens, words, 8))
+    residual[0, 0, :5] = (1 << 31) - 1, -(1 << 31), 0, -1, 1 << 30
+    residual_memory.load(residual)
 
     half = PARAMS.vector.param_words // 2
     long = min(blocks, half) // unit * unit
-    #        first, from, tokens, rows from, words, parameters, accumulators
+    #        first, stream, from, tokens, rows from, words, parameters, accumulators
     chunks = [
-        (1, 0, tokens, 0, long, 0, 0),
-        (0, 0, tokens, 8 * long, unit, half, 0),
-        (1, 0, tokens, 0, long, half, 0),  # all negative or tied somewhere
-        (0, 0, tokens, 8 * long, long, half, 0),  # equal to the last: the first rows stay
-        (0, tokens - 1, 0, 0, unit, 0, 0),
-        (0, tokens - 1, 1, 64 * unit, unit, 5, blocks - unit),
-        (1, 1, 1, 1 << 20, 2 * unit, 3, 1),
-        (0, 1, tokens - 1, 8 * unit, 3 * unit, 1, 2),
+        (1, 0, 0, tokens, 0, long, 0, 0),
+        (0, 0, 0, tokens, 8 * long, unit, half, 0),
+        (1, 0, 0, tokens, 0, long, half, 0),  # all negative or tied somewhere
+        (0, 0, 0, tokens, 8 * long, long, half, 0),  # equal to the last: the first rows stay
+        (1, 1, 0, tokens, 0, words, 0, 0),
+        (0, 1, 1, 1, 8 * unit, unit, 3, words - unit),
+        (1, 0, 0, tokens, 0, unit, half, 0),
+        (0, 0, tokens - 1, 0, 0, unit, 0, 0),
+        (0, 0, tokens - 1, 1, 64 * unit, unit, 5, blocks - unit),
+        (1, 0, 1, 1, 1 << 20, 2 * unit, 3, 1),
+        (0, 0, 1, tokens - 1, 8 * unit, 3 * unit, 1, 2),
     ]
     stride, base = BEAT * 7_000_001, BEAT * 12_345_677
     expected_argmax = np.zeros(tokens, np.int64)
     best = np.zeros(tokens, np.int64)
     n_commands = n_beats = 0
-    for index, (first, token_first, count, row_first, n_words, param, block) in enumerate(chunks):
+    for index, chunk in enumerate(chunks):
+        first, stream, token_first, count, row_first, n_words, param, block = chunk
         source.send(
             pack(
                 LOGITS_COMMAND,
@@ -84,6 +95,7 @@ async def writes_logits(dut: Any, p_stall: float) -> None:
                     "param_word": param,
                     "acc_base": block,
                     "first": first,
+                    "stream": stream,
                     "token_first": token_first,
                     "token_count": count,
                     "addr": base,
@@ -97,10 +109,14 @@ async def writes_logits(dut: Any, p_stall: float) -> None:
         assert len(commands.payloads) == n_commands + count
         n_commands, n_beats = len(commands.payloads), len(beats.payloads)
         span = slice(token_first, token_first + count)
-        values = logits(
-            acc[span, block : block + n_words].reshape(count, 8 * n_words),
-            scales[param : param + n_words].reshape(-1),
-        )
+        blocks_of = slice(block, block + n_words)
+        if stream:
+            values = residual[span, blocks_of].reshape(count, 8 * n_words)
+        else:
+            values = logits(
+                acc[span, blocks_of].reshape(count, 8 * n_words),
+                scales[param : param + n_words].reshape(-1),
+            )
         expected = {
             base + (token_first + t) * stride + 4 * (row_first + row): int(value)
             for t in range(count)

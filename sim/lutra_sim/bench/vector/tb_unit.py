@@ -16,6 +16,7 @@ from lutra_golden.control.isa import (
     FLAG_LOGITS,
     FLAG_PLAIN,
     FLAG_QK_NORM,
+    FLAG_STREAM,
     Instruction,
     NormSource,
     Opcode,
@@ -97,12 +98,14 @@ def program() -> list[Instruction]:
         norm(NormSource.ATTENTION, min(words, attention_words)),
         add(0.001),
         norm(NormSource.GATE, min(words, PARAMS.matmul.acc_blocks // 2)),
+        head(FLAG_STREAM, 0, words // beat_words * beat_words, 0, 0),
         add(1e6 * 2.0 ** (PARAMS.matmul.a_width - 8)),
         norm(NormSource.SWIGLU, min(words, PARAMS.matmul.acc_blocks // 2), FLAG_PLAIN),
         add(0.5),
         norm(NormSource.RESIDUAL, words, FLAG_LOGITS),
         head(FLAG_LOGITS | FLAG_FIRST, 0, rows, 0, 0),
         head(FLAG_LOGITS, rows, beat_words, 1, rows),
+        head(FLAG_STREAM | FLAG_LOGITS, 1, beat_words, 0, words - beat_words),
     ]
 
 
@@ -156,7 +159,12 @@ async def executes(dut: Any, p_stall: float) -> None:
             golden.rope[chunk.tokens] = table[chunk.position : chunk.position + chunk.n_tokens]
         golden.residual[:] = rng.integers(-(1 << 20), 1 << 20, golden.residual.shape)
         await _fill(dut, members, "rope_w", golden.rope.reshape(n, -1, 8))
+        dut.embed_low.value = 0
         await _fill(dut, members, "embed_w", golden.residual.reshape(n, -1, 8))
+        low = rng.integers(-(1 << 31), 1 << 31, golden.residual[:, :8].shape)
+        dut.embed_low.value = 1
+        await _fill(dut, members, "embed_w", low.reshape(n, -1, 8))
+        golden.residual[:, :8] = golden.residual[:, :8] & ~0xFFFF | low & 0xFFFF
         registers = {
             "N_TOKENS": n_tokens,
             "LOGITS_FROM": logits_from,

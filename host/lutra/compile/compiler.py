@@ -1,12 +1,13 @@
 """Lowering: a packed model becomes one program and one memory image for a configuration."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.compile.assembler import RESIDUAL, Operation, Region, assemble
 from lutra.compile.fit import (
     check_fit,
     check_layer,
@@ -14,8 +15,9 @@ from lutra.compile.fit import (
     padded_vocabulary,
     round_up,
     row_unit,
+    stream_elements,
 )
-from lutra.compile.program import Program, Segment, SegmentKind
+from lutra.compile.program import Parts, Program, Segment, SegmentKind
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.isa import (
     ADDRESS_UNIT,
@@ -24,12 +26,8 @@ from lutra_golden.control.isa import (
     FLAG_LOGITS,
     FLAG_PLAIN,
     FLAG_QK_NORM,
-    INSTRUCTION_BYTES,
-    Instruction,
     NormSource,
     Opcode,
-    Unit,
-    encode,
 )
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
@@ -59,70 +57,13 @@ def _silent(_stage: str, _fraction: float) -> None:
     pass
 
 
-# A resource and the range of it that is used: (name, first, last + 1).
-_Region = tuple[str, int, int]
+_ACTIVATIONS: Region = ("activations", 0, 1)
+_ROPE: Region = ("rope", 0, 1)
+_QUERIES: Region = ("queries", 0, 1)
+_ATTENTION: Region = ("attention", 0, 1)
 
 
-@dataclass
-class _Assembler:
-    """Collects instructions and derives the waits of each.
-
-    An instruction waits for the last writers of what it reads and for the last readers and writers
-    of what it writes, unless its own unit, which keeps program order, did that.
-    """
-
-    code: list[Instruction] = field(default_factory=list[Instruction])
-    _counts: dict[Unit, int] = field(default_factory=lambda: dict.fromkeys(Unit, 0))
-    _reads: list[tuple[_Region, Unit, int]] = field(default_factory=list[tuple[_Region, Unit, int]])
-    _writes: list[tuple[_Region, Unit, int]] = field(
-        default_factory=list[tuple[_Region, Unit, int]]
-    )
-
-    def emit(
-        self,
-        opcode: Opcode,
-        *,
-        reads: list[_Region],
-        writes: list[_Region],
-        flags: int = 0,
-        **args: int,
-    ) -> None:
-        unit = opcode.unit
-        assert unit is not None
-        waits = dict.fromkeys(Unit, 0)
-        history = [(r, self._writes) for r in reads]
-        history += [(r, log) for r in writes for log in (self._writes, self._reads)]
-        for region, log in history:
-            for other, other_unit, index in log:
-                if other_unit is not unit and _overlap(region, other):
-                    waits[other_unit] = max(waits[other_unit], index)
-        self._counts[unit] += 1
-        index = self._counts[unit]
-        self._reads += [(region, unit, index) for region in reads]
-        self._writes += [(region, unit, index) for region in writes]
-        ordered = (waits[Unit.LOAD], waits[Unit.MATMUL], waits[Unit.VECTOR], waits[Unit.ATTENTION])
-        self.code.append(Instruction(opcode, flags, ordered, args))
-
-    def end(self, beat_bytes: int) -> bytes:
-        """Return the program, END appended, padded to whole beats of the data port."""
-        self.code.append(Instruction(Opcode.END))
-        while len(self.code) * INSTRUCTION_BYTES % beat_bytes:
-            self.code.append(Instruction(Opcode.END))
-        return b"".join(encode(instruction) for instruction in self.code)
-
-
-def _overlap(a: _Region, b: _Region) -> bool:
-    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]
-
-
-_RESIDUAL: _Region = ("residual", 0, 1)
-_ACTIVATIONS: _Region = ("activations", 0, 1)
-_ROPE: _Region = ("rope", 0, 1)
-_QUERIES: _Region = ("queries", 0, 1)
-_ATTENTION: _Region = ("attention", 0, 1)
-
-
-def _acc(first: int, count: int) -> _Region:
+def _acc(first: int, count: int) -> Region:
     return ("acc", first, first + count)
 
 
@@ -131,13 +72,13 @@ class _Image:
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []
-        self._n_bytes = 0
+        self.n_bytes = 0
 
     def add(self, data: bytes, align: int) -> int:
-        offset = round_up(self._n_bytes, max(align, ADDRESS_UNIT))
+        offset = round_up(self.n_bytes, max(align, ADDRESS_UNIT))
         # the gap is filled, so that bursts may run over it
-        self._append(bytes(offset - self._n_bytes) + data if offset > self._n_bytes else data)
-        if self._n_bytes > ADDRESS_UNIT << 32:
+        self._append(bytes(offset - self.n_bytes) + data if offset > self.n_bytes else data)
+        if self.n_bytes > ADDRESS_UNIT << 32:
             raise LutraError(
                 f"the packed model takes more than {ADDRESS_UNIT * 4} GiB, beyond the offsets of "
                 "instructions: use a smaller model"
@@ -146,12 +87,12 @@ class _Image:
 
     def pad(self, align: int) -> None:
         """Fill up the end, of which beats are read whole."""
-        if self._n_bytes % align:
-            self._append(bytes(-self._n_bytes % align))
+        if self.n_bytes % align:
+            self._append(bytes(-self.n_bytes % align))
 
     def _append(self, data: bytes) -> None:
-        self.segments.append(Segment(kind=SegmentKind.WEIGHTS, offset=self._n_bytes, data=data))
-        self._n_bytes += len(data)
+        self.segments.append(Segment(kind=SegmentKind.WEIGHTS, offset=self.n_bytes, data=data))
+        self.n_bytes += len(data)
 
 
 def compile_model(
@@ -162,18 +103,23 @@ def compile_model(
     check_fit(model, config)
     report = progress or _silent
     context = min(model.context, config.max_context)
-    image, asm = _Image(), _Assembler()
-    lowering = _Lowering(model, config, image, asm)
-    lowering.begin()
+    image = _Image()
+    lowering = _Lowering(model, config, image)
+    embed, rope, layers = lowering.embed(), lowering.rope(), list[Sequence[Operation]]()
     for i, layer in enumerate(model.layers):
         report("packing the weights", i / (len(model.layers) + 1))
-        lowering.layer(layer, i * config.kv_layer_bytes)
+        layers.append(lowering.layer(layer, i * config.kv_layer_bytes))
     report("packing the weights", len(model.layers) / (len(model.layers) + 1))
-    lowering.head()
+    head = lowering.head()
     image.pad(config.align_bytes)
-    code = asm.end(config.alignment(Purpose.FETCH))
+    code = assemble(chain(embed, rope, *layers, head), config.alignment(Purpose.FETCH))
     segments = [Segment(kind=SegmentKind.CODE, offset=0, data=code), *image.segments]
-    stride = round_up(4 * padded_vocabulary(model, config), config.alignment(Purpose.WRITE))
+    elements = max(padded_vocabulary(model, config), stream_elements(model.hidden_size, config))
+    align = max(config.align_bytes, ADDRESS_UNIT)
+    stream, half = (
+        round_up(size, align)
+        for size in (image.n_bytes, 2 * model.hidden_size * config.pass_tokens)
+    )
     # read by whole beats before all of a beat is written: scales, keys and values that share one
     first = config.kv_zeroed_from
     digest = hashlib.sha256(config.fingerprint.to_bytes(8, "little"))
@@ -188,8 +134,11 @@ def compile_model(
             (i * config.kv_layer_bytes + first, config.kv_layer_bytes - first)
             for i in range(len(model.layers))
         ],
-        logits_stride=stride,
+        halves=(stream, stream + half),
+        parts=Parts(embed=embed, rope=rope, layers=layers, head=head),
+        logits_stride=round_up(4 * elements, config.alignment(Purpose.WRITE)),
         vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
         context=context,
         head_scale=model.head_scale,
         format=model.format,
@@ -199,19 +148,35 @@ def compile_model(
 
 
 class _Lowering:
-    """Emits the instructions of a model and lays out its weights."""
+    """Emits the operations of a model, part by part, and lays out its weights."""
 
-    def __init__(
-        self, model: PackedModel, config: AcceleratorConfig, image: _Image, asm: _Assembler
-    ) -> None:
-        self._model, self._config, self._image, self._asm = model, config, image, asm
+    def __init__(self, model: PackedModel, config: AcceleratorConfig, image: _Image) -> None:
+        self._model, self._config, self._image = model, config, image
+        self._part: list[Operation] = []
         self._param_next = 0
         self._head_dim = config.head_dim
         self._unit = residual_unit(model)
 
     # -- pieces
 
-    def _params(self, values: NDArray[np.int16]) -> tuple[int, _Region]:
+    def _emit(
+        self,
+        opcode: Opcode,
+        *,
+        reads: Sequence[Region],
+        writes: Sequence[Region],
+        flags: int = 0,
+        **args: int,
+    ) -> None:
+        operation = Operation(opcode=opcode, reads=reads, writes=writes, flags=flags, args=args)
+        self._part.append(operation)
+
+    def _take(self) -> Sequence[Operation]:
+        """What was emitted since the last part."""
+        part, self._part = self._part, []
+        return part
+
+    def _params(self, values: NDArray[np.int16]) -> tuple[int, Region]:
         """Load a parameter vector; return its first word in the buffer and its region."""
         config = self._config
         beat_words = config.load_word_bytes // (2 * LANES)
@@ -221,8 +186,8 @@ class _Lowering:
         word, self._param_next = self._param_next, self._param_next + n_words
         data = values.astype("<i2").tobytes()
         data += bytes(n_words * 2 * LANES - len(data))
-        region: _Region = ("params", word, word + n_words)
-        self._asm.emit(
+        region: Region = ("params", word, word + n_words)
+        self._emit(
             Opcode.LDPARAM,
             reads=[],
             writes=[region],
@@ -236,7 +201,7 @@ class _Lowering:
         self,
         norm: LoweredNorm,
         source: NormSource,
-        reads: list[_Region],
+        reads: list[Region],
         scale_a: Scale,
         scale_b: Scale | None = None,
         flags: int = 0,
@@ -245,7 +210,7 @@ class _Lowering:
         if not norm.normalise:
             flags |= FLAG_PLAIN
         word, region = self._params(norm.gamma)
-        self._asm.emit(
+        self._emit(
             Opcode.NORMQ,
             reads=[*reads, region],
             writes=[_ACTIVATIONS],
@@ -262,7 +227,7 @@ class _Lowering:
 
     def _matmul(
         self, weights: GroupedWeights, shift: int, acc_base: int = 0, flags: int = 0
-    ) -> _Region:
+    ) -> Region:
         """A matrix product, cut by rows so that what a depth tile takes fits half of the weight
         buffer: while one half is used again for other tokens, the other one fills."""
         config, params = self._config, self._config.matmul
@@ -276,7 +241,7 @@ class _Lowering:
             words = params.pack(part, planes)
             padded = np.zeros((len(words), config.weight_word_bytes), np.uint8)
             padded[:, : words.shape[1]] = words
-            self._asm.emit(
+            self._emit(
                 Opcode.LMMA,
                 reads=[_ACTIVATIONS],
                 writes=[_acc(acc_base + first, count)],
@@ -292,11 +257,11 @@ class _Lowering:
             )
         return _acc(acc_base, blocks)
 
-    def _residual_add(self, scale: Scale, acc: _Region) -> None:
-        self._asm.emit(
+    def _residual_add(self, scale: Scale, acc: Region) -> None:
+        self._emit(
             Opcode.RESADD,
-            reads=[_RESIDUAL, acc],
-            writes=[_RESIDUAL],
+            reads=[RESIDUAL, acc],
+            writes=[RESIDUAL],
             scale_w=_word(scale),
             n_words=self._model.hidden_size // LANES,
             frac=self._model.residual_frac,
@@ -304,33 +269,39 @@ class _Lowering:
 
     # -- the model
 
-    def begin(self) -> None:
-        """Embedding rows and rotary tables of the tile."""
+    def embed(self) -> Sequence[Operation]:
+        """Embedding rows of the tile."""
         model, config = self._model, self._config
         embedding = model.embedding.astype("<i2").tobytes()
-        self._asm.emit(
+        self._emit(
             Opcode.EMBED,
             reads=[],
-            writes=[_RESIDUAL],
+            writes=[RESIDUAL],
             address=self._image.add(embedding, config.alignment(Purpose.LOAD)),
             n_words=model.hidden_size // LANES,
             shift=embedding_shift(model),
         )
+        return self._take()
+
+    def rope(self) -> Sequence[Operation]:
+        """Rotary tables of the tile."""
+        model, config = self._model, self._config
         rope = lower_rope(model)[: config.max_context]
         address = self._image.add(rope.astype("<i2").tobytes(), config.alignment(Purpose.LOAD))
-        self._asm.emit(Opcode.LDROPE, reads=[], writes=[_ROPE], address=address)
+        self._emit(Opcode.LDROPE, reads=[], writes=[_ROPE], address=address)
+        return self._take()
 
-    def layer(self, layer: PackedLayer, kv_offset: int) -> None:
+    def layer(self, layer: PackedLayer, kv_offset: int) -> Sequence[Operation]:
         """One decoder layer."""
-        asm, model = self._asm, self._model
+        model = self._model
         layer = lower_layer(model, layer)
         check_layer(model, layer, self._config)
-        lanes, norms = LANES, layer_norms(model, layer)
-        self._norm(norms.input, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        norms = layer_norms(model, layer)
+        self._norm(norms.input, NormSource.RESIDUAL, [RESIDUAL], self._unit)
         acc = self._heads(layer)
-        kv: _Region = ("kv", kv_offset, kv_offset + 1)
+        kv: Region = ("kv", kv_offset, kv_offset + 1)
         flags, fields, params = self._head_params(layer)
-        asm.emit(
+        self._emit(
             Opcode.ROPEQ,
             reads=[acc, _ROPE, *params],
             writes=[_QUERIES, kv],
@@ -341,7 +312,7 @@ class _Lowering:
             scale_v=_word(layer.v_proj.scale),
             **fields,
         )
-        asm.emit(
+        self._emit(
             Opcode.ATTEND,
             reads=[_QUERIES, kv],
             writes=[_ATTENTION],
@@ -356,17 +327,18 @@ class _Lowering:
         acc = self._matmul(layer.o_proj.weights, layer.o_proj.shift)
         self._residual_add(layer.o_proj.scale, acc)
 
-        self._norm(norms.ffn_input, NormSource.RESIDUAL, [_RESIDUAL], self._unit)
+        self._norm(norms.ffn_input, NormSource.RESIDUAL, [RESIDUAL], self._unit)
         gate, up = layer.gate_proj, layer.up_proj
         f = len(gate.weights.codes)
-        both = stack((gate.weights, up.weights)).rows(_interleave(f, lanes))
+        both = stack((gate.weights, up.weights)).rows(_interleave(f, LANES))
         acc = self._matmul(both, gate.shift)
         source = NormSource.GATE if model.gate is Gate.RELU2 else NormSource.SWIGLU
         self._norm(norms.ffn, source, [acc], gate.scale, up.scale)
         acc = self._matmul(layer.down_proj.weights, layer.down_proj.shift)
         self._residual_add(layer.down_proj.scale, acc)
+        return self._take()
 
-    def _heads(self, layer: PackedLayer) -> _Region:
+    def _heads(self, layer: PackedLayer) -> Region:
         """Queries, keys and values: one product, or one each if their weights differ in bits."""
         lanes, unit = LANES, row_unit(self._config.matmul)
         parts = [
@@ -383,7 +355,7 @@ class _Lowering:
             base += n
         return _acc(0, base)
 
-    def _head_params(self, layer: PackedLayer) -> tuple[int, dict[str, int], list[_Region]]:
+    def _head_params(self, layer: PackedLayer) -> tuple[int, dict[str, int], list[Region]]:
         """Flags and fields of ROPEQ for biases and norms of heads, and where they were loaded."""
         fields = {"param_word": 0, "bias_frac": 0, "gamma_frac": 0, "eps": 0}
         flags, vectors = 0, list[NDArray[np.int16]]()
@@ -403,13 +375,13 @@ class _Lowering:
         fields["param_word"], region = self._params(np.concatenate(vectors))
         return flags, fields, [region]
 
-    def head(self) -> None:
+    def head(self) -> Sequence[Operation]:
         """Final norm, and the head in chunks that alternate between halves of the accumulators."""
         model, config = self._model, self._config
         flags, params = FLAG_LOGITS, config.matmul
         unit = max(row_unit(params), config.logits_blocks)
         norm = lower_norm(model.norm, model.hidden_size)
-        self._norm(norm, NormSource.RESIDUAL, [_RESIDUAL], self._unit, flags=flags)
+        self._norm(norm, NormSource.RESIDUAL, [RESIDUAL], self._unit, flags=flags)
         n = padded_vocabulary(model, config)
         # rows that fill up the last block repeat the last row: the arg-max is the first of equals
         rows_of = np.minimum(np.arange(n), model.vocab_size - 1)
@@ -425,7 +397,7 @@ class _Lowering:
             chunk = slice(first, min(first + rows, n))
             word, region = self._params(row_scales[chunk])
             acc = self._matmul(weights.rows(rows_of[chunk]), model.head_shift, base, flags)
-            self._asm.emit(
+            self._emit(
                 Opcode.LOGITS,
                 reads=[acc, region],
                 writes=[],
@@ -436,6 +408,7 @@ class _Lowering:
                 acc_base=base,
             )
             base = half - base
+        return self._take()
 
 
 def _word(scale: Scale) -> int:

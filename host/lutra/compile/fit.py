@@ -18,12 +18,14 @@ __all__ = [
     "Precision",
     "check_fit",
     "check_layer",
+    "check_stream",
     "check_sums",
     "engines_for",
     "head_weights",
     "padded_vocabulary",
     "round_up",
     "row_unit",
+    "stream_elements",
 ]
 
 _POWERS_OF_TWO = ("param_words", "weight_buffer_words")
@@ -242,6 +244,17 @@ def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: 
 def padded_vocabulary(model: PackedModel, config: AcceleratorConfig) -> int:
     """Rows of the head with those that fill up its last pair of blocks and word of logits."""
     return round_up(model.vocab_size, LANES * max(2, config.logits_blocks))
+
+
+def stream_elements(hidden_size: int, config: AcceleratorConfig) -> int:
+    """Elements of a token's residual stream with those that fill up its last word in memory."""
+    return round_up(hidden_size, LANES * config.logits_blocks)
+
+
+def check_stream(hidden_size: int, config: AcceleratorConfig) -> None:
+    """Refuse a range of layers whose residual stream ``config`` cannot store by whole words."""
+    elements = stream_elements(hidden_size, config)
+    _need("the residual buffer", elements, config.vector.hidden_max, "hidden_max", config)
 
 
 def head_weights(model: PackedModel) -> GroupedWeights:

@@ -211,7 +211,6 @@ class BaseDevice(ABC, Generic[S_co]):
     name = "device"
     pass_tokens = 512
     """Most tokens that share one pass over the weights."""
-    _takes_layers = True
 
     def __init__(self, *, memory_limit: int | None = None) -> None:
         self.process = ProcessLock()
@@ -358,8 +357,6 @@ class BaseDevice(ABC, Generic[S_co]):
         n_layers = len(model.layers)
         layers = range(n_layers) if step.layers is None else step.layers
         check_layers(layers, n_layers)
-        if layers != range(n_layers) and not self._takes_layers:
-            raise LutraError(f"device {self.name} runs all layers of a model: leave layers out")
         if not n:
             raise LutraError("a step has no tokens: give at least one")
         if layers.start == 0:

@@ -125,6 +125,63 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/compile/assembler.py",
+        ["host/compile/test_compiler.py::test_waits_order_every_hazard"],
+        (
+            "readers of what is overwritten not waited for",
+            "        reads.wait_for(operation.writes, waits)\n",
+            "",
+        ),
+        (
+            "a wait for the last region only",
+            "waits[unit] = max(waits[unit], index)",
+            "waits[unit] = index",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/ranges.py",
+        [
+            "host/compile/test_ranges.py::test_halves_are_whole_beats",
+            "host/compile/test_ranges.py::test_embedding_head_and_streams_are_where_they_belong",
+            "host/devices/test_ranges.py::test_every_split_is_the_whole",
+        ],
+        ("low halves shifted too", "(low, FLAG_LOW, 0))", "(low, FLAG_LOW, HALF_BITS))"),
+        ("beats cut where the tokens end", "filling = bytes(-len(high) % align)", 'filling = b""'),
+        (
+            "the stream stored a word short",
+            "program.config) // LANES\n",
+            "program.config) // LANES - 1\n",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/programs.py",
+        ["host/devices/test_ranges.py::test_programs_of_ranges_are_written_once_and_kept"],
+        (
+            "the program used last makes room",
+            "self._kept.pop(next(iter(self._kept)))",
+            "self._kept.pop(next(reversed(self._kept)))",
+        ),
+        (
+            "order of use not kept",
+            "placed = self._kept.pop(layers, None)",
+            "placed = self._kept.get(layers)",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/device.py",
+        ["host/devices/test_ranges.py::test_every_split_is_the_whole"],
+        (
+            "rows of the table for their tokens' ids",
+            "        tokens = list(range(len(tokens)))\n",
+            "        pass\n",
+        ),
+        (
+            "streams in the order of the steps",
+            "        stream[places] = np.concatenate(",
+            "        stream[:] = np.concatenate(",
+        ),
+    ),
+    *planted(
         "host/lutra/quantize/gptq.py",
         ["host/quantize/test_gptq.py"],
         (

@@ -84,8 +84,7 @@ def weights_of(program: Program) -> NDArray[np.uint8]:
 def places(program: Program) -> tuple[int, int, int, int]:
     """Addresses of weights, KV cache and logits behind the code, and the end."""
     sizes = (
-        len(program.code), program.n_bytes(SegmentKind.WEIGHTS), program.kv_bytes,
-        program.logits_bytes,
+        len(program.code), program.weight_bytes, program.kv_bytes, program.logits_bytes,
     )  # fmt: skip
     weights, kv, logits, end = np.cumsum([-(-size // 4096) * 4096 for size in sizes]).tolist()
     return weights, kv, logits, end

@@ -426,12 +426,6 @@ def test_memory_goes_with_the_device_at_once(found: Find) -> None:
         gc.enable()
 
 
-def test_layers_by_themselves_are_refused(found: Find) -> None:
-    tiles = on_transport(found("odd"))
-    with pytest.raises(LutraError, match=r"^device interpreted runs all layers of a model: leave"):
-        tiles.device.run([Step(session=tiles.session, tokens=[1], layers=range(1))])
-
-
 # -- refusals
 
 

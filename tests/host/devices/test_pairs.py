@@ -30,8 +30,6 @@ DEVICES: dict[str, Callable[[], Device]] = {
     "cpu": lambda: CpuDevice(2),
     "interpreted": lambda: AcceleratorDevice(InterpretedTransport()),
 }
-IN_LAYERS = ("golden", "cpu")
-"""Devices that run ranges of layers."""
 Packed = Callable[[str], PackedModel]
 Ready = Callable[[str, str], Device]
 
@@ -103,7 +101,7 @@ def test_sessions_share_a_run(kind: str, ready: Ready) -> None:
     check_mixtures(ready(kind, "llama"), ready("golden", "llama"), texts)
 
 
-@pytest.mark.parametrize("kind", IN_LAYERS)
+@pytest.mark.parametrize("kind", DEVICES)
 def test_layers_in_two_places(kind: str, ready: Ready) -> None:
     """The first layers here, the others on golden: the residual stream goes between them."""
     device, golden = ready(kind, "llama"), ready("golden", "llama")

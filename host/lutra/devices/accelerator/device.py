@@ -10,7 +10,9 @@ from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
 from lutra.compile.fit import round_up
 from lutra.compile.program import Program, SegmentKind
+from lutra.compile.ranges import stream_halves
 from lutra.devices.accelerator.kv import read_layer, write_layer
+from lutra.devices.accelerator.programs import Programs
 from lutra.devices.accelerator.runs import (
     DescriptorRuns,
     Ended,
@@ -76,11 +78,11 @@ class AcceleratorSession(BaseSession):
         self._memory()
 
 
-def _tile(chunks: Sequence[Chunk]) -> tuple[Tile, list[int]]:
-    """The tile of a pass, and its tokens whose logits are asked for, in the order of the chunks.
+def _tile(chunks: Sequence[Chunk]) -> tuple[Tile, list[int], list[int]]:
+    """The tile of a pass, and in it the tokens of the chunks, and those whose logits are asked for.
 
     Logits are computed from ``logits_from`` to the end: chunks without any come first, and then
-    the one with most tokens before its first.
+    the one with most tokens before its first. Behind the first layer tokens only count.
     """
 
     def rank(i: int) -> tuple[bool, int]:
@@ -95,13 +97,15 @@ def _tile(chunks: Sequence[Chunk]) -> tuple[Tile, list[int]]:
         at[i] = len(tokens)
         tokens += own
         entries.append(ChunkEntry(chunks[i].position, len(own), session.address))
-    wanted = [
-        at[i] + m
-        for i, chunk in enumerate(chunks)
-        for m in range(chunk.logits_from, len(chunk.tokens))
-    ]
+    places, wanted = list[int](), list[int]()
+    for i, chunk in enumerate(chunks):
+        own = range(at[i], at[i] + len(chunk.tokens))
+        places += own
+        wanted += own[chunk.logits_from :]
+    if chunks[0].layers.start:
+        tokens = list(range(len(tokens)))
     first = min(wanted, default=len(tokens))
-    return Tile(tokens=tokens, chunks=entries, logits_from=first), wanted
+    return Tile(tokens=tokens, chunks=entries, logits_from=first), places, wanted
 
 
 class AcceleratorDevice(BaseDevice[AcceleratorSession]):
@@ -112,8 +116,6 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     of its clock (0 is never), is an error, as is an accelerator of another configuration. Whatever
     goes wrong in a run, it is aborted, and the next one is right.
     """
-
-    _takes_layers = False
 
     def __init__(
         self,
@@ -134,6 +136,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         self._given: Program | None = None
         self.addresses: dict[str, int] = {}
         """Addresses of the program, its weights and the logits, by the register that holds each."""
+        self._programs: Programs | None = None
         self._runs: Runs | None = None
         self._busy = False
 
@@ -181,26 +184,23 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     def _place(self, program: Program) -> None:
         """Open the transport and put the program into its memory."""
         sizes = {
-            "PROGRAM_BASE": program.n_bytes(SegmentKind.CODE),
-            "WEIGHT_BASE": program.n_bytes(SegmentKind.WEIGHTS),
+            "WEIGHT_BASE": program.weight_bytes,
             "LOGITS_BASE": program.logits_bytes,
         }
         needed = sum(round_up(size, PAGE) for size in sizes.values())
         needed += max(round_up(program.kv_bytes, PAGE), _SESSIONS_BYTES)
+        needed += Programs.n_bytes(program)
         needed += round_up(DescriptorRuns.n_bytes(program.config), PAGE)
         self._program = program
         transport = self.transport
         transport.open(program.config, needed)
         self._check_identity(program.config)
-        self.addresses = {name: transport.allocate(size) for name, size in sizes.items()}
-        bases = {SegmentKind.CODE: "PROGRAM_BASE", SegmentKind.WEIGHTS: "WEIGHT_BASE"}
-        for segment in program.segments:
-            address = self.addresses[bases[segment.kind]] + segment.offset
-            transport.write(address, segment.data)
-        context = self.addresses | {
-            "PROGRAM_BYTES": program.n_bytes(SegmentKind.CODE),
-            "LOGITS_STRIDE": program.logits_stride,
-        }
+        self._programs = Programs(program, transport)
+        context = {name: transport.allocate(size) for name, size in sizes.items()}
+        self.addresses = {"PROGRAM_BASE": self._programs.whole.address} | context
+        for segment in program.of(SegmentKind.WEIGHTS):
+            transport.write(context["WEIGHT_BASE"] + segment.offset, segment.data)
+        context["LOGITS_STRIDE"] = program.logits_stride
         watchdog = self._watchdog_cycles
         if isinstance(transport, DoorbellTransport):
             self._runs = DescriptorRuns(transport, program.config, context, watchdog)
@@ -230,7 +230,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             )
 
     def _unload(self) -> None:
-        self._program, self._runs, self.addresses = None, None, {}
+        self._program, self._programs, self._runs, self.addresses = None, None, None, {}
         self.transport.close()
 
     # -- sessions
@@ -261,9 +261,17 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             self._abort()
         self._busy = True
         try:
-            tile, wanted = _tile(chunks)
-            ended = self.runs.run(tile, self._timeout_s)
-            result = self._collect(tile.logits_from, wanted, ended)
+            layers = chunks[0].layers
+            tile, places, wanted = _tile(chunks)
+            if layers.start:
+                self._put_stream(chunks, places)
+            assert self._programs is not None
+            ended = self.runs.run(self._programs.of(layers), tile, self._timeout_s)
+            self._check_end(ended)
+            if layers.stop < self.program.n_layers:
+                result = self._collect_stream(places, ended)
+            else:
+                result = self._collect_logits(tile.logits_from, wanted, ended)
         except BaseException:
             # should this be interrupted too, the next run does it
             self._abort()
@@ -288,23 +296,48 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         except DeviceError:
             return False
 
-    def _collect(self, first: int, wanted: Sequence[int], ended: Ended) -> PassResult:
-        """Results of the pass that has ended, whose logits begin with token ``first``."""
-        transport, program, base = self.transport, self.program, self.addresses["LOGITS_BASE"]
+    def _put_stream(self, chunks: Sequence[Chunk], places: Sequence[int]) -> None:
+        """Write the residual streams of the chunks, whose tokens are at ``places`` of the tile."""
+        program, base = self.program, self.addresses["WEIGHT_BASE"]
+        stream = np.empty((len(places), program.hidden_size), np.int32)
+        stream[places] = np.concatenate(
+            [chunk.residual for chunk in chunks if chunk.residual is not None]
+        )
+        for offset, half in zip(program.halves, stream_halves(program, stream), strict=True):
+            self.transport.write(base + offset, half)
+
+    def _check_end(self, ended: Ended) -> None:
+        """Raise DeviceError unless the run ended well."""
         if ended.status & STATUS_ERROR:
-            raise DeviceError(f"device {self.name}: {ended.failure.describe(program.config)}")
+            raise DeviceError(f"device {self.name}: {ended.failure.describe(self.config)}")
         if ended.status & STATUS_REFUSED:
             raise DeviceError(
                 f"device {self.name} was written to during a run: close the other program that "
                 "uses it"
             )
-        logits = np.empty((len(wanted), program.vocab_size), np.int32)
-        for row, m in enumerate(wanted):
-            data = transport.read(base + m * program.logits_stride, 4 * program.vocab_size)
-            logits[row] = np.frombuffer(data, "<i4")
+
+    def _rows(self, tokens: Sequence[int], n: int) -> NDArray[np.int32]:
+        """The first ``n`` words that the run stored for each of ``tokens``."""
+        base, stride = self.addresses["LOGITS_BASE"], self.program.logits_stride
+        rows = np.empty((len(tokens), n), np.int32)
+        for row, m in zip(rows, tokens, strict=True):
+            row[:] = np.frombuffer(self.transport.read(base + m * stride, 4 * n), "<i4")
+        return rows
+
+    def _collect_stream(self, places: Sequence[int], ended: Ended) -> PassResult:
+        """Residual stream of the pass that has ended."""
+        return PassResult(
+            residual=self._rows(places, self.program.hidden_size),
+            saturated=bool(ended.status & STATUS_SATURATED),
+            cycles=ended.cycles,
+        )
+
+    def _collect_logits(self, first: int, wanted: Sequence[int], ended: Ended) -> PassResult:
+        """Logits of the pass that has ended, which begin with token ``first``."""
+        program = self.program
         words: NDArray[np.int64] = np.array([ended.scale[m - first] for m in wanted], np.int64)
         return PassResult(
-            logits=logits,
+            logits=self._rows(wanted, program.vocab_size),
             scale=scale_to_float(unpack_scale(words)) * program.head_scale,
             argmax=np.array([ended.argmax[m - first] for m in wanted], np.int64),
             saturated=bool(ended.status & STATUS_SATURATED),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lutra.compile.fit import round_up
+from lutra.devices.accelerator.programs import Placed
 from lutra.devices.accelerator.transport import DoorbellTransport, Transport
 from lutra.devices.base import DeviceError
 from lutra_golden.control.chunks import ChunkEntry
@@ -52,8 +53,8 @@ class Ended:
 class Runs(Protocol):
     """Way to run tiles on an accelerator."""
 
-    def run(self, tile: Tile, timeout_s: float | None) -> Ended:
-        """Run a tile to its end."""
+    def run(self, program: Placed, tile: Tile, timeout_s: float | None) -> Ended:
+        """Run a program on a tile to its end."""
         ...
 
     def forget(self) -> None:
@@ -73,14 +74,19 @@ class RegisterRuns:
         self._transport = transport
         self._context = dict(context) | {"WATCHDOG": watchdog_cycles}
         self._placed = False
+        self._program: Placed | None = None
 
-    def run(self, tile: Tile, timeout_s: float | None) -> Ended:
-        """Run a tile to its end."""
+    def run(self, program: Placed, tile: Tile, timeout_s: float | None) -> Ended:
+        """Run a program on a tile to its end."""
         transport, n = self._transport, len(tile.tokens)
         if not self._placed:
             for name, value in self._context.items():
                 self._write(name, value)
             self._placed = True
+        if program != self._program:
+            self._write("PROGRAM_BASE", program.address)
+            self._write("PROGRAM_BYTES", program.n_bytes)
+            self._program = program
         for m, token in enumerate(tile.tokens):
             transport.write_register("TOKEN", token, m)
         for i, entry in enumerate(tile.chunks):
@@ -104,7 +110,7 @@ class RegisterRuns:
 
     def forget(self) -> None:
         """Write all registers again."""
-        self._placed = False
+        self._placed, self._program = False, None
 
     def _write(self, name: str, value: int) -> None:
         self._transport.write_register(name, value & 0xFFFFFFFF)
@@ -129,8 +135,6 @@ class DescriptorRuns:
         self._last = Descriptor(
             fingerprint=config.fingerprint,
             result_base=self._base,
-            program_base=context["PROGRAM_BASE"],
-            program_bytes=context["PROGRAM_BYTES"],
             weight_base=context["WEIGHT_BASE"],
             logits_base=context["LOGITS_BASE"],
             logits_stride=context["LOGITS_STRIDE"],
@@ -144,8 +148,8 @@ class DescriptorRuns:
         words = 3 * n + ENDS_MAX
         return result_bytes(line, n) + round_up(HEADER_BYTES + 4 * words, line)
 
-    def run(self, tile: Tile, timeout_s: float | None) -> Ended:
-        """Run a tile to its end."""
+    def run(self, program: Placed, tile: Tile, timeout_s: float | None) -> Ended:
+        """Run a program on a tile to its end."""
         transport = self._transport
         if not self._placed:
             transport.write_register("WATCHDOG", self._watchdog_cycles)
@@ -153,6 +157,8 @@ class DescriptorRuns:
         descriptor = self._last = replace(
             self._last,
             tag=(self._last.tag + 1) & 0xFFFFFFFF,
+            program_base=program.address,
+            program_bytes=program.n_bytes,
             logits_from=tile.logits_from,
             chunks=tuple(tile.chunks),
             tokens=tuple(tile.tokens),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.host.random_model import SHAPES, config_for, load, write_model
+from tests.host.splits import check_split
 from tests.host.tiles import compiled, golden, on_transport
 
 from lutra.devices.accelerator.rtl import RtlTransport
@@ -52,6 +53,9 @@ def check(model: PackedModel, name: str, **changes: int) -> None:
             np.testing.assert_array_equal(actual.scale, expected.scale)
             np.testing.assert_array_equal(actual.argmax, expected.argmax)
             position += size
+        # the residual stream goes through them, too
+        texts = [tokens[:6], tokens[6:9]]
+        check_split([device.device] * 2, expected_of.device, texts, (0, 1, 2))
         device.close()
 
 

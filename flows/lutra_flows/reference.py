@@ -35,6 +35,7 @@ from lutra_golden.control.isa import (
     Unit,
 )
 from lutra_golden.control.registers import (
+    COUNTER_WIDTH,
     COUNTERS,
     ERROR_FIELDS,
     ERRORS,
@@ -93,7 +94,13 @@ with bits 1 and 2 of `STATUS` and the reason in `ERROR`, and nothing was done. I
 
 {alignments}
 While bit 0 of `STATUS` is set, START, and writes to rw registers other than `IRQ_ENABLE` and
-`WATCHDOG`, do nothing but set bit 4 of `STATUS`, which the next START clears.
+`WATCHDOG`, do nothing but set bit 4 of `STATUS`, which the beginning of the next run clears.
+
+A write to `DOORBELL` starts a [descriptor](descriptors.md), or lets it wait for what runs and for
+those before it; `PENDING` counts those that wait and the one that runs. Of one too many nothing is
+kept but bit 4 of `STATUS`. A run of a descriptor uses these registers itself: afterwards those that
+shape a run hold anything. Each end sets bit 0 of `IRQ_STATUS`, `STATUS` and `ERROR` are those of
+the last one, and an abort drops those that wait.
 """
 
 _ENDS = """
@@ -111,15 +118,15 @@ memory still owes answers: then bit 5 of `STATUS` stays, and a START waits, unti
 """
 
 _ERRORS = """
-`ERROR` and `ERROR_ADDRESS` keep the first failure of a run until the next START, and `UNIT_STATE`
-what the units did when it came. `instruction` counts the instructions that the unit behind a
-failed transfer had completed (weights are fetched ahead, so it may be a later one that failed); for
-the fetch, and for other codes, those that had left for their units.
+`ERROR` and `ERROR_ADDRESS` keep the first failure of a run until the next one begins, and
+`UNIT_STATE` what the units did when it came. `instruction` counts the instructions that the unit
+behind a failed transfer had completed (weights are fetched ahead, so it may be a later one that
+failed); for the fetch, and for other codes, those that had left for their units.
 """
 
 _COUNTERS = """
-64 bits each, two words, of the last run; START clears them. They stand still while nothing
-runs.
+{width} bits each, in two words, of the last run; its beginning clears them. They stand still while
+nothing runs. Those of a descriptor's run include its fetch, but not the result block.
 """
 
 _UNIT_STATES = """
@@ -133,8 +140,8 @@ and `result.py`: edit those.
 A descriptor is a run in memory: what to do, with which tokens, and where to report. The host writes
 it in one transfer and rings one doorbell, its address; the accelerator writes a result block.
 `sim/lutra_golden/control/interpreter.py` (`Interpreter.run_descriptor`) defines exactly what
-happens, and the device `interpreted` is driven so. The RTL has no doorbell: there the driver starts
-runs by [registers](registers.md), with the same results.
+happens, and what the RTL does (`hw/lutra_hw/control/runs.py`). Both are driven so; a transport that
+has no doorbell starts runs by [registers](registers.md), with the same results.
 
 Both blocks are 32-bit words, least significant byte first; of two words the low one comes first.
 Their addresses and lengths are multiples of a line: {doorbell} bytes, or a data word or beat where
@@ -164,8 +171,9 @@ tile of one token per chunk, in their order; its logits lie from `logits_base` o
 before that if one of the `n_ends` end tokens is made, of whichever sequence. `logits_from` must not
 be behind the last token of the first chunk.
 
-CHECKSUM computes the checksum of a range of memory, whose address and length are multiples of
-{fetch} bytes in nano; the body does not count. The range is words of 64 bits; the checksum is 0 in
+CHECKSUM computes the checksum of a range of memory, whose address and length are as a program's:
+multiples of {fetch} bytes in nano, 1 GB at most; there is no body, and the rest of the header does
+not count. The range is words of 64 bits; the checksum is 0 in
 the beginning, and each word in turn makes it x * checksum + word, in GF(2^64) with
 x^64 = x^4 + x^3 + x + 1: shifted left by one, exclusive-or 0x1B if a one was shifted out,
 exclusive-or the word.
@@ -174,20 +182,26 @@ exclusive-or the word.
 
 Header, then body, are checked before anything is done. The first rule that is broken is the code
 in `error` (see [registers](registers.md#errors)), in this order: DESCRIPTOR; FINGERPRINT; N_TOKENS;
-then, where chunks do not cover the tile or the range does not fit, DESCRIPTOR again; then what
-START checks, of the last position that is used. A result block with that code is written, and
+then, where chunks do not cover the tile, DESCRIPTOR again; then what START checks, of the last
+position that is used; of a CHECKSUM only PROGRAM. A result block with that code is written, and
 nothing else. Where magic, version, a bit that means nothing or an address of a line is wrong, no
 address can be trusted: nothing is written, and `ERROR` has the code.
 
+A run that fails later, by a bus error, an abort or the watchdog, is reported when the memory has
+answered what it owes. There is no result block, but `ERROR`, if the first line of the descriptor
+could not be read, if writing the block fails, or if the memory does not answer.
+
 ## Result block
 
-{result} bytes, which are written when all else is in memory:
+{result} bytes, which are written when the run is over. `status` comes last, when all else is in
+memory; words that are not listed are written as zero.
 """
 
 _RESULTS = """
 Behind them are two words per result: arg-max and packed scale, of tokens `logits_from` to
-`n_tokens` - 1, then of the tokens of every pass that followed. A run that fails in a later
-pass has the results of those before.
+`n_tokens` - 1, then of the tokens of every pass that followed. Results are written after each pass.
+A run that fails in a later pass has the results of those before; what may lie behind them means
+nothing.
 """
 
 
@@ -291,6 +305,7 @@ def registers_page() -> str:
         (f"{first + width - 1}:{first}", f"`{name}`", doc)
         for name, (first, width, doc) in ERROR_FIELDS.items()
     ]
+    counting = _COUNTERS.format(width=COUNTER_WIDTH)
     errors = [(int(code), code.name, meaning) for code, meaning in ERRORS.items()]
     multiples = [(f"`{name}`", n) for name, n in alignments(NANO).items()]
     parts = [
@@ -303,7 +318,7 @@ def registers_page() -> str:
         + _ENDS,
         f"## Errors\n{_ERRORS}\n{_table(('bits', 'part of `ERROR`', 'meaning'), parts_of_error)}",
         _table(("code", "name", "meaning"), errors),
-        f"## Counters\n{_COUNTERS}\n{_table(('address', 'counter'), counters)}",
+        f"## Counters\n{counting}\n{_table(('address', 'counter'), counters)}",
         f"## Unit states\n{_UNIT_STATES.format(units=units)}",
         _table(("value", "state"), states),
     ]

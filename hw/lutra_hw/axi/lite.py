@@ -37,7 +37,8 @@ class LiteSlave(wiring.Component):
     """Turns AXI4-Lite transfers into accesses of ``bus``; the register's error becomes SLVERR.
 
     Addresses and data of writes may come in any order. A write is answered 2 cycles after the
-    later of them, a read 4 cycles after its address; one of each is under way at a time.
+    later of them, a read 4 cycles after its address; one of each is under way at a time. Both wait
+    in cycles in which somebody else uses the registers.
 
     Parameters
     ----------
@@ -48,6 +49,7 @@ class LiteSlave(wiring.Component):
     -------
     axi : ``In(Axi4LiteSignature(addr_width))``
     bus : ``Out(RegisterBusSignature(addr_width))``
+    hold : ``In(1)``  no access may begin in this cycle.
     """
 
     def __init__(self, addr_width: int = 12):
@@ -58,6 +60,7 @@ class LiteSlave(wiring.Component):
             {
                 "axi": In(Axi4LiteSignature(addr_width)),
                 "bus": Out(RegisterBusSignature(addr_width)),
+                "hold": In(1),
             }
         )
 
@@ -72,7 +75,7 @@ class LiteSlave(wiring.Component):
         m.d.comb += [
             axi.awready.eq(alive & ~has_addr),
             axi.wready.eq(alive & ~has_data),
-            bus.write_en.eq(has_addr & has_data & ~axi.bvalid),
+            bus.write_en.eq(has_addr & has_data & ~axi.bvalid & ~self.hold),
         ]
         with m.If(axi.awvalid & axi.awready):
             m.d.sync += [has_addr.eq(1), bus.write_addr.eq(axi.awaddr >> 2)]
@@ -99,8 +102,9 @@ class LiteSlave(wiring.Component):
                 with m.If(axi.arvalid & alive):
                     m.next = "Read"
             with m.State("Read"):
-                m.d.comb += bus.read_en.eq(1)
-                m.next = "Wait"
+                m.d.comb += bus.read_en.eq(~self.hold)
+                with m.If(~self.hold):
+                    m.next = "Wait"
             with m.State("Wait"):
                 m.next = "Data"
             with m.State("Data"):

@@ -8,7 +8,7 @@ from lutra_golden.control.failure import UNITS
 from lutra_golden.control.isa import HEADER, Unit
 from lutra_golden.control.registers import ERROR_FIELDS, ErrorCode
 from lutra_golden.core.ports import ADDRESS_WIDTH, Purpose
-from lutra_hw.control.check import ERROR_CODE
+from lutra_hw.control.context import ERROR_CODE
 
 __all__ = ["FAILURE_LAYOUT", "PORT_ERROR_LAYOUT", "FailureMux", "instruction_counts"]
 

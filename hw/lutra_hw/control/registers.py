@@ -1,16 +1,19 @@
 """The accelerator's register file behind its AXI4-Lite port."""
 
-from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, wiring
+from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from lutra_golden.control.descriptor import QUEUE_DEPTH
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import (
     CONTEXT,
     CONTROL_ABORT,
     CONTROL_START,
+    COUNTER_WIDTH,
     COUNTERS,
     ERROR_FIELDS,
     IDENT,
@@ -26,17 +29,21 @@ from lutra_golden.control.registers import (
     ErrorCode,
 )
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_hw.axi.lite import LiteSlave
+from lutra_hw.axi.lite import LiteSlave, RegisterBusSignature
 from lutra_hw.axi.signatures import Axi4LiteSignature
 from lutra_hw.buffers import ChunkReadPort, TokenReadPort
-from lutra_hw.control.check import ERROR_CODE
-from lutra_hw.control.context import CONTEXT_WIDTHS, RunContextSignature
+from lutra_hw.control.context import (
+    CONTEXT_WIDTHS,
+    ERROR_CODE,
+    REGISTER_ADDR_WIDTH,
+    RunContextSignature,
+    RunControlSignature,
+)
 from lutra_hw.control.failure import FAILURE_LAYOUT
 from lutra_hw.ports import SCALE_LAYOUT
 
 __all__ = ["EVENTS", "UNIT_STATE_LAYOUT", "RegisterFile"]
 
-_ADDR_WIDTH = 12
 _CHUNK_USERS = (Unit.LOAD, Unit.VECTOR, Unit.ATTENTION)
 _PART_WIDTH = 4  # bits of an array's element that are written together
 
@@ -56,16 +63,19 @@ _STORED = ["IRQ_ENABLE", "WATCHDOG", *(name.upper() for name in CONTEXT_WIDTHS)]
 class RegisterFile(wiring.Component):
     """Registers of :data:`lutra_golden.control.registers.REGISTERS` and what they control.
 
-    Writes honour byte strobes. What is not in the map, or is an array's element beyond
-    ``pass_tokens``, reads as zero; that, and writing what is read-only, answers SLVERR.
+    Writes honour byte strobes, but that of DOORBELL, which is whole. What is not in the map, or is
+    an array's element beyond ``pass_tokens``, reads as zero; that, and writing what is read-only,
+    answers SLVERR.
 
     START takes effect when it was ``checked``, in the next cycle without ``clear``: counters and
     status are cleared, ``start`` is high, and busy lasts until ``done``; where ``refusal`` is not
-    NONE, the run is over at once instead. While busy, START, and writes to the arrays of a tile and
-    to what ``context`` has, do nothing but set REFUSED. An error or ABORT raises ``clear``, which
-    ends whatever runs; it falls, and the run is over, when the memory owes nothing (``idle``). So
-    it does after reset. ``expired`` is like an error; while ``clear`` it ends the run although the
-    memory owes, which DRAINING shows. Counters stand still while not busy.
+    NONE, the run is over at once instead. Descriptors begin in the order of their doorbells, when
+    nothing else runs; an abort drops those that wait, and a doorbell too many sets REFUSED. While a
+    run is busy or to come, START, and writes to the arrays of a tile and to what ``context`` has,
+    do nothing but set REFUSED. An error or ABORT raises ``clear``, which ends whatever runs; it
+    falls, and the run is over, when the memory owes nothing (``idle``). So it does after reset.
+    ``expired`` is like an error; while ``clear`` it ends the run although the memory owes, which
+    DRAINING shows. Counters stand still while not busy.
 
     Parameters
     ----------
@@ -81,8 +91,9 @@ class RegisterFile(wiring.Component):
     context : ``Out(RunContextSignature())``
     tokens : ``In(TokenReadPort(config))``
     load_chunks, vector_chunks, attention_chunks : ``In(ChunkReadPort(config))``
-    wanted : ``Out(1)``  a run is to begin
-    checked : ``In(1)``  its ``refusal`` is known
+    control : ``Out(RunControlSignature())``  runs of descriptors
+    changed : ``Out(1)``  what shapes a run was written in the cycle before.
+    checked : ``In(1)``  the ``refusal`` of a run as it is described now is known
     refusal : ``In(4)``  :class:`ErrorCode` of what is wrong with context and chunks
     watchdog : ``Out(32)``  the register
     running : ``Out(1)``  a run is under way, or waits for its check or the memory to begin
@@ -100,7 +111,7 @@ class RegisterFile(wiring.Component):
         self.config = config
         super().__init__(
             {
-                "s_axi": In(Axi4LiteSignature(_ADDR_WIDTH)),
+                "s_axi": In(Axi4LiteSignature(REGISTER_ADDR_WIDTH)),
                 "irq": Out(1),
                 "start": Out(1),
                 "clear": Out(1),
@@ -108,7 +119,8 @@ class RegisterFile(wiring.Component):
                 "context": Out(RunContextSignature()),
                 "tokens": In(TokenReadPort(config)),
                 **{_chunks(unit): In(ChunkReadPort(config)) for unit in _CHUNK_USERS},
-                "wanted": Out(1),
+                "control": Out(RunControlSignature()),
+                "changed": Out(1),
                 "checked": In(1),
                 "refusal": In(ERROR_CODE),
                 "watchdog": Out(REGISTERS["WATCHDOG"].width),
@@ -126,9 +138,7 @@ class RegisterFile(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.lite = lite = LiteSlave(_ADDR_WIDTH)
-        wiring.connect(m, wiring.flipped(self.s_axi), lite.axi)
-        bus = lite.bus
+        bus = self._bus(m)
         tile = {name: self._tile_array(m, name) for name in TILE_ARRAYS}
         self._tile_ports(m, tile)
 
@@ -138,17 +148,20 @@ class RegisterFile(wiring.Component):
         )  # fmt: skip
         units = Signal(UNIT_STATE_LAYOUT)
         state = _State()
-        counters = {name: Signal(64, name=f"counter_{name}") for name in COUNTERS}
+        # an abort drops what waits; so does the watchdog where nothing can begin
+        doorbells, flush = SyncFIFO(width=REGISTERS["DOORBELL"].width, depth=QUEUE_DEPTH), Signal()
+        m.submodules.doorbells = ResetInserter(flush)(doorbells)
+        m.d.comb += state.queued.eq(doorbells.r_rdy)
+        counters = {name: Signal(COUNTER_WIDTH, name=f"counter_{name}") for name in COUNTERS}
         for name in CONTEXT_WIDTHS:
             m.d.comb += getattr(self.context, name).eq(stored[name.upper()])
         m.d.comb += [
             self.irq.eq(irq_status & stored["IRQ_ENABLE"]),
             self.watchdog.eq(stored["WATCHDOG"]),
             self.running.eq(state.taken),
-            self.wanted.eq(state.wanted),
         ]
 
-        self._writes(m, bus, stored, tile, irq_status, state)
+        self._writes(m, bus, stored, tile, irq_status, state, doorbells)
         words = {
             "IDENT": [IDENT],
             "VERSION": [VERSION],
@@ -157,12 +170,14 @@ class RegisterFile(wiring.Component):
             "STATUS": [
                 Mux(state.taken, STATUS_BUSY, 0)
                 # not those of the run before
-                | Mux(done & ~state.wanted, STATUS_DONE, 0)
-                | Mux((failure.code != ErrorCode.NONE) & ~state.wanted, STATUS_ERROR, 0)
+                | Mux(done & ~state.waits, STATUS_DONE, 0)
+                | Mux((failure.code != ErrorCode.NONE) & ~state.waits, STATUS_ERROR, 0)
                 | Mux(saturated, STATUS_SATURATED, 0)
                 | Mux(state.refused, STATUS_REFUSED, 0)
                 | Mux(self.clear, STATUS_DRAINING, 0)
             ],
+            "DOORBELL": [0],
+            "PENDING": [doorbells.level + self.control.engaged],
             "ERROR": [_word(failure)],
             "ERROR_ADDRESS": _words(failure.address),
             "IRQ_STATUS": [irq_status],
@@ -179,15 +194,36 @@ class RegisterFile(wiring.Component):
         }
         self._reads(m, bus, words, arrays, tile)
 
-        self._run(m, state, irq_status, done, failure, saturated, counters)
+        self._run(m, state, irq_status, done, failure, saturated, counters, doorbells, flush)
         # after a failure they stay as they were when it came
         with m.If(~self.clear & (failure.code == ErrorCode.NONE)):
             m.d.sync += units.eq(self.unit_state)
         return m
 
-    def _run(self, m, state, irq_status, done, failure, saturated, counters):
+    def _bus(self, m):
+        """The register bus of the host and of the runs of descriptors, which come first."""
+        m.submodules.lite = lite = LiteSlave(REGISTER_ADDR_WIDTH)
+        wiring.connect(m, wiring.flipped(self.s_axi), lite.axi)
+        host, own = lite.bus, self.control.bus
+        bus = RegisterBusSignature(REGISTER_ADDR_WIDTH).create(path=("bus",))
+        m.d.comb += lite.hold.eq(own.write_en | own.read_en)
+        for kind, names in (("write", ("addr", "data", "strb")), ("read", ("addr",))):
+            first = getattr(own, f"{kind}_en")
+            m.d.comb += getattr(bus, f"{kind}_en").eq(first | getattr(host, f"{kind}_en"))
+            for name in (f"{kind}_{name}" for name in names):
+                value = Mux(first, getattr(own, name), getattr(host, name))
+                m.d.comb += getattr(bus, name).eq(value)
+        for side in (host, own):
+            m.d.comb += [
+                side.write_error.eq(bus.write_error),
+                side.read_data.eq(bus.read_data),
+                side.read_error.eq(bus.read_error),
+            ]
+        return bus
+
+    def _run(self, m, state, irq_status, done, failure, saturated, counters, doorbells, flush):
         """Beginning and end of a run, and what is counted of it."""
-        clear, busy = Signal(init=1), state.busy
+        clear, busy, control = Signal(init=1), state.busy, self.control
         go, fits, stop, over, give_up = (Signal() for _ in range(5))
         ends = state.abort | self.expired
         ending = Mux(self.expired, ErrorCode.WATCHDOG, ErrorCode.ABORT)
@@ -198,37 +234,53 @@ class RegisterFile(wiring.Component):
             self.start.eq(go & fits),
             stop.eq(busy & ~clear & ((self.failure.code != ErrorCode.NONE) | ends)),
             # a start that still waits for its check or for the memory
-            give_up.eq(state.wanted & ends),
+            give_up.eq(state.waits & ends),
             over.eq(
                 Mux(
                     busy,
-                    Mux(clear, self.idle | self.expired, self.done & ~stop),
+                    Mux(
+                        clear,
+                        (self.idle & ~control.keeps) | self.expired,
+                        Mux(control.engaged, control.over, self.done) & ~stop,
+                    ),
                     (go & ~fits) | give_up,
                 )
             ),
+            flush.eq(state.abort | give_up),
+            control.bell.eq(doorbells.r_data),
+            control.ready.eq(doorbells.r_rdy & ~(busy | state.wanted | clear | ends)),
+            control.busy.eq(busy),
+            control.stop.eq(stop),
+            control.clear.eq(clear),
+            doorbells.r_en.eq(control.begin),
         ]
         m.d.sync += clear.eq(stop | (clear & ~self.idle))
-        with m.If(go | give_up):
+        with m.If(go | give_up | control.begin):
             m.d.sync += [
                 state.wanted.eq(0),
                 state.refused.eq(0),
-                busy.eq(self.start),
+                busy.eq(self.start | control.begin),
                 done.eq(0),
                 saturated.eq(0),
                 failure.eq(0),
-                failure.code.eq(Mux(give_up, ending, self.refusal)),
             ]
+            with m.If(~control.begin):
+                m.d.sync += failure.code.eq(Mux(give_up, ending, self.refusal))
             m.d.sync += [counter.eq(0) for counter in counters.values()]
         with m.Elif(busy):
             m.d.sync += saturated.eq(saturated | self.saturated)
-            with m.If(stop):
+            # the report of a run that failed may fail, too
+            with m.If(stop & (failure.code == ErrorCode.NONE)):
                 m.d.sync += failure.eq(self.failure)
                 with m.If(self.failure.code == ErrorCode.NONE):
                     m.d.sync += failure.code.eq(ending)
-            m.d.sync += counters["cycles"].eq(counters["cycles"] + 1)
-            for name in EVENTS.members:
-                with m.If(self.events[name] != 0):
-                    m.d.sync += counters[name].eq(counters[name] + self.events[name])
+            with m.Elif(control.refusal != ErrorCode.NONE):
+                m.d.sync += failure.code.eq(control.refusal)
+            with m.If(~control.frozen):
+                m.d.sync += counters["cycles"].eq(counters["cycles"] + 1)
+                for name in EVENTS.members:
+                    with m.If(self.events[name] != 0):
+                        m.d.sync += counters[name].eq(counters[name] + self.events[name])
         with m.If(over):
             m.d.sync += [busy.eq(0), done.eq(1), irq_status.eq(1)]
 
@@ -248,7 +300,7 @@ class RegisterFile(wiring.Component):
             m.d.comb += [read.addr.eq(port.addr.entry) for read in reads]
             m.d.comb += port.data.as_value().eq(Cat(read.data for read in reads))
 
-    def _writes(self, m, bus, stored, tile, irq_status, state):
+    def _writes(self, m, bus, stored, tile, irq_status, state, doorbells):
         """Write port of the registers; ``write_error`` stays high where nothing can be written."""
         m.d.comb += bus.write_error.eq(1)
         m.d.sync += state.abort.eq(0)
@@ -258,7 +310,8 @@ class RegisterFile(wiring.Component):
 
         # what is written shapes a run, and there is one
         shapes, locked = Signal(), Signal()
-        m.d.comb += locked.eq(shapes & state.taken)
+        m.d.comb += locked.eq(shapes & state.taken & ~self.control.bus.write_en)
+        m.d.sync += self.changed.eq(bus.write_en & shapes & ~locked)
         with m.If(bus.write_en & locked):
             m.d.sync += state.refused.eq(1)
 
@@ -284,6 +337,11 @@ class RegisterFile(wiring.Component):
                         m.d.sync += state.refused.eq(1)
                     with m.Else():
                         m.d.sync += state.wanted.eq(1)
+        m.d.comb += doorbells.w_data.eq(bus.write_data)
+        with m.If(at("DOORBELL")):
+            m.d.comb += [bus.write_error.eq(0), doorbells.w_en.eq(bus.write_en)]
+            with m.If(bus.write_en & ~doorbells.w_rdy):
+                m.d.sync += state.refused.eq(1)
         with m.If(at("IRQ_STATUS")):
             m.d.comb += bus.write_error.eq(0)
             with m.If(bus.write_en & bus.write_strb[0] & bus.write_data[0]):
@@ -350,14 +408,19 @@ class _State:
     """Flags of a run that the host's writes and its end change."""
 
     def __init__(self):
-        self.wanted, self.busy, self.abort, self.refused = (
-            Signal(name=name) for name in ("wanted", "busy", "abort", "refused")
+        self.wanted, self.queued, self.busy, self.abort, self.refused = (
+            Signal(name=name) for name in ("wanted", "queued", "busy", "abort", "refused")
         )
 
     @property
     def taken(self):
-        """A run is under way, or waits for its check or the memory to begin."""
-        return self.busy | self.wanted
+        """A run is under way, or is to come."""
+        return self.busy | self.wanted | self.queued
+
+    @property
+    def waits(self):
+        """A run waits for its check, or for the memory, to begin."""
+        return ~self.busy & (self.wanted | self.queued)
 
 
 def _chunks(unit):

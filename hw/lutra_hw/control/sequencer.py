@@ -6,12 +6,13 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from lutra_golden.control.blocks import WORD_WIDTH
+from lutra_golden.control.descriptor import DOORBELL_BYTES, line_bytes
 from lutra_golden.control.isa import INSTRUCTION_BYTES, Opcode, Unit
-from lutra_golden.control.registers import ErrorCode, UnitState
+from lutra_golden.control.registers import REGISTERS, ErrorCode, UnitState
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import ADDRESS_WIDTH
-from lutra_hw.control.check import ERROR_CODE
-from lutra_hw.control.context import RunContextSignature
+from lutra_hw.control.context import ERROR_CODE, RunContextSignature
 from lutra_hw.control.failure import instruction_counts
 from lutra_hw.control.fields import argument, header, tile_tokens
 from lutra_hw.control.registers import UNIT_STATE_LAYOUT
@@ -41,6 +42,10 @@ class Sequencer(wiring.Component):
     END is fetched and dropped; ``finished`` comes when all units have completed everything.
     An unknown opcode ends the program like END, with ``error``; so does a program without END.
 
+    Where ``raw``, what it fetches are no instructions: they leave by ``word``, one per cycle, until
+    the end or until there is ``enough``. It may be a ``block`` at 256 times ``line`` then, instead
+    of what the registers say.
+
     A queue's head only waits for instructions that come before it, and those have all left, so
     no order of instructions that the golden interpreter accepts can block.
     Model: :meth:`lutra_golden.control.interpreter.Interpreter.run`.
@@ -53,6 +58,10 @@ class Sequencer(wiring.Component):
     -------
     start : ``In(1)``  one cycle; not while running
     context : ``In(RunContextSignature())``  the program is whole data words.
+    raw, block : ``In(1)``  stable from ``start`` to ``finished``
+    line : ``In(32)``
+    word : ``Out(stream.Signature(32))``
+    enough : ``In(1)``
     rd_cmd : ``Out(dma_command())``
     rd_data : ``In(stream.Signature(unsigned(word_width)))``
     load_cmd, matmul_cmd, vector_cmd, attention_cmd : ``Out(stream.Signature(INSTRUCTION_SHAPE))``
@@ -71,6 +80,11 @@ class Sequencer(wiring.Component):
             {
                 "start": In(1),
                 "context": In(RunContextSignature()),
+                "raw": In(1),
+                "block": In(1),
+                "line": In(REGISTERS["DOORBELL"].width),
+                "word": Out(stream.Signature(WORD_WIDTH)),
+                "enough": In(1),
                 "rd_cmd": Out(dma_command()),
                 "rd_data": In(stream.Signature(unsigned(config.word_width))),
                 **{
@@ -142,13 +156,15 @@ class Sequencer(wiring.Component):
         """Fetch, decode and dispatch."""
         n_halves = self.config.word_bytes // INSTRUCTION_BYTES
         instruction, valid = Signal(INSTRUCTION_SHAPE), Signal()
+        n_words = INSTRUCTION_BYTES // (WORD_WIDTH // 8)
+        number, given, emptied = Signal(range(n_words)), Signal(), Signal()
         beats, part = Signal.like(self.rd_cmd.p.beats), Signal(range(n_halves))
 
         opcode = header(instruction, "opcode")
         _, n_tokens = tile_tokens(m, instruction, self.context.n_tokens, self.context.logits_from)
         is_lmma = opcode == Opcode.LMMA
-        n_words = argument(instruction, Opcode.LMMA, "n_words")
-        needs_weights = is_lmma & (n_tokens != 0) & (n_words != 0)
+        weight_words = argument(instruction, Opcode.LMMA, "n_words")
+        needs_weights = is_lmma & (n_tokens != 0) & (weight_words != 0)
         weight_cmd = Signal(data.StructLayout({"addr": ADDRESS_WIDTH, "beats": 24}))
         target, known = Signal(range(len(Unit))), Signal()
         with m.Switch(opcode):
@@ -159,11 +175,11 @@ class Sequencer(wiring.Component):
         dispatch = Signal()
         room = Array(queue.w_rdy for queue in queues)[target]
         m.d.comb += [
-            dispatch.eq(valid & known & room & (weights.w_rdy | ~needs_weights)),
+            dispatch.eq(valid & ~self.raw & known & room & (weights.w_rdy | ~needs_weights)),
             weight_cmd.addr.eq(
                 self.context.weight_base + argument(instruction, Opcode.LMMA, "address")
             ),
-            weight_cmd.beats.eq(n_words),
+            weight_cmd.beats.eq(weight_words),
             weights.w_data.eq(weight_cmd),
             weights.w_en.eq(dispatch & needs_weights),
         ]
@@ -188,10 +204,18 @@ class Sequencer(wiring.Component):
         last_part, take, drop = part == n_halves - 1, Signal(), Signal()
         beat_bits = exact_log2(self.config.word_bytes)
         m.d.comb += [
-            self.rd_cmd.p.addr.eq(self.context.program_base),
+            self.rd_cmd.p.addr.eq(
+                Mux(self.block, self.line << exact_log2(DOORBELL_BYTES), self.context.program_base)
+            ),
             self.rd_cmd.p.beats.eq(beats),
             self.rd_data.ready.eq((take & last_part) | drop),
+            self.word.p.eq(instruction),
+            self.word.valid.eq(valid & self.raw),
+            given.eq(self.word.valid & self.word.ready),
+            emptied.eq(given & (number == n_words - 1)),
         ]
+        with m.If(given):
+            m.d.sync += number.eq(number + 1)
         with m.If(self.rd_data.valid & self.rd_data.ready):
             m.d.sync += beats.eq(beats - 1)
         with m.If(take & self.rd_data.valid):
@@ -201,6 +225,8 @@ class Sequencer(wiring.Component):
                     with m.Case(index):
                         first = 8 * INSTRUCTION_BYTES * index
                         m.d.sync += instruction.eq(self.rd_data.p[first:])
+        with m.Elif(given):
+            m.d.sync += [instruction.eq(instruction >> WORD_WIDTH), valid.eq(~emptied)]
         with m.Elif(dispatch):
             m.d.sync += valid.eq(0)
 
@@ -208,9 +234,16 @@ class Sequencer(wiring.Component):
         with m.FSM() as fsm:
             with m.State("Idle"):
                 m.d.sync += [
-                    beats.eq(self.context.program_bytes >> beat_bits),
+                    beats.eq(
+                        Mux(
+                            self.block,
+                            line_bytes(self.config) >> beat_bits,
+                            self.context.program_bytes >> beat_bits,
+                        )
+                    ),
                     part.eq(0),
                     valid.eq(0),
+                    number.eq(0),
                 ]
                 with m.If(self.start):
                     m.next = "Request"
@@ -218,7 +251,13 @@ class Sequencer(wiring.Component):
                 with m.If(self.rd_cmd.ready):
                     m.next = "Run"
             with m.State("Run"):
-                with m.If(valid & ~known):
+                with m.If(self.raw):
+                    with m.If(given & self.enough):
+                        m.d.sync += valid.eq(0)
+                        m.next = "Drop"
+                    with m.Elif(~valid & (beats == 0)):
+                        m.next = "Finish"
+                with m.Elif(valid & ~known):
                     m.d.sync += valid.eq(0)
                     with m.If(opcode != Opcode.END):
                         m.d.sync += self.error.eq(ErrorCode.OPCODE)
@@ -236,7 +275,7 @@ class Sequencer(wiring.Component):
         fetch_state = Signal(UnitState)
         m.d.comb += [
             self.rd_cmd.valid.eq(fsm.ongoing("Request")),
-            take.eq(fsm.ongoing("Run") & (beats != 0) & (~valid | dispatch)),
+            take.eq(fsm.ongoing("Run") & (beats != 0) & (~valid | dispatch | emptied)),
             drop.eq(fsm.ongoing("Drop") & (beats != 0)),
             self.unit_state[len(Unit)].eq(fetch_state),
         ]

@@ -6,7 +6,6 @@ from amaranth import (
     ClockSignal,
     DomainRenamer,
     Module,
-    Mux,
     ResetInserter,
     Signal,
 )
@@ -34,6 +33,7 @@ from lutra_hw.control.failure import FailureMux
 from lutra_hw.control.fields import argument, tile_tokens
 from lutra_hw.control.load import LoadUnit
 from lutra_hw.control.registers import RegisterFile
+from lutra_hw.control.runs import RunUnit, connect_runs, share_table
 from lutra_hw.control.sequencer import Sequencer
 from lutra_hw.control.watchdog import Watchdog
 from lutra_hw.matmul.engine import MatmulEngine
@@ -54,7 +54,7 @@ def _signature(port: PortParams):
 
 
 class Accelerator(wiring.Component):
-    """An accelerator of ``config``: runs one program for one tile of tokens per START.
+    """An accelerator of ``config``: runs a program for a tile of tokens, or descriptors.
 
     Registers on ``s_axi``, memory on the ports of the configuration. What several purposes read
     through one port is told apart by ``arid``, in the order of :class:`Purpose`; the widths of
@@ -110,10 +110,12 @@ class Accelerator(wiring.Component):
         m = Module()
         config = self.config
         registers, sequencer, load = RegisterFile(config), Sequencer(config), LoadUnit(config)
+        runs = RunUnit(config)
         matmul, vector = MatmulEngine(config.matmul), VectorUnit(config)
         attention = AttentionUnit(config)
         cleared = ResetInserter(registers.clear)
         m.submodules.registers = ResetInserter(reset)(registers)
+        m.submodules.runs = ResetInserter(reset)(runs)
         m.submodules.check = check = RunCheck(config)
         m.submodules.failure = failure = FailureMux()
         m.submodules.watchdog = watchdog = Watchdog()
@@ -136,7 +138,7 @@ class Accelerator(wiring.Component):
             Purpose.WEIGHTS: (sequencer.weight_cmd, matmul.weights, config.weight_word_bytes),
         }
         self._clear, self._bus_reset = registers.clear, bus_reset
-        idle, beats = self._memory(m, users, vector, registers.events, failure)
+        idle, beats = self._memory(m, users, vector, runs, registers.events, failure)
         m.d.sync += watchdog.moved.eq(Cat(*beats, sequencer.done).any())
         m.d.comb += registers.idle.eq(Cat(*idle).all())
         self._commands(m, registers.context, sequencer, units)
@@ -145,13 +147,6 @@ class Accelerator(wiring.Component):
         wiring.connect(m, load.embed_w, vector.embed_w)
         m.d.comb += vector.embed_low.eq(load.embed_low)
         wiring.connect(m, load.tokens, registers.tokens)
-        # nothing is loaded while the table is checked
-        table = registers.load_chunks
-        m.d.comb += [
-            table.addr.eq(Mux(registers.wanted, check.chunks.addr, load.chunks.addr)),
-            load.chunks.data.eq(table.data),
-            check.chunks.data.eq(table.data),
-        ]
         wiring.connect(m, vector.chunks, registers.vector_chunks)
         wiring.connect(m, attention.chunks, registers.attention_chunks)
         wiring.connect(m, vector.act, matmul.act)
@@ -162,17 +157,16 @@ class Accelerator(wiring.Component):
 
         wiring.connect(m, wiring.flipped(self.s_axi), registers.s_axi)
         context = registers.context
-        wiring.connect(m, context, sequencer.context, load.context, vector.context, check.context)
+        wiring.connect(m, context, load.context, vector.context)
+        connect_runs(m, registers, runs, sequencer, check)
+        share_table(m, registers, check, load.chunks)
+        wiring.connect(m, vector.result_cmd, runs.wr_cmd)
+        wiring.connect(m, vector.result_data, runs.wr_data)
         m.d.comb += [
-            sequencer.start.eq(registers.start),
             self.irq.eq(registers.irq),
-            check.wanted.eq(registers.wanted),
-            registers.checked.eq(check.checked),
-            registers.refusal.eq(check.code),
             watchdog.limit.eq(registers.watchdog),
             watchdog.running.eq(registers.running),
             registers.expired.eq(watchdog.expired),
-            registers.done.eq(sequencer.finished),
             failure.program.eq(sequencer.error),
             failure.completed.eq(sequencer.completed),
             failure.dispatched.eq(sequencer.dispatched),
@@ -185,7 +179,7 @@ class Accelerator(wiring.Component):
         self._count(m, registers.events, units)
         return m
 
-    def _memory(self, m, users, vector, events, failure):
+    def _memory(self, m, users, vector, runs, events, failure):
         """DMA engines and width converters of all that is moved, and the ports that they share.
 
         ``users`` are, for everything that is read, the commands, the words and their bytes. Returns
@@ -206,6 +200,7 @@ class Accelerator(wiring.Component):
                 drive(m, axi, arbiter.o)
             if port.writes:
                 writer = self._writer(m, port, vector)
+                m.d.comb += runs.wr_idle.eq(writer.idle)
                 drive(m, axi, writer.axi)
                 m.d.comb += events.data_write_beats.eq(axi.wvalid & axi.wready)
                 engines[Purpose.WRITE] = writer

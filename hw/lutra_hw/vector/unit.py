@@ -77,6 +77,8 @@ class VectorUnit(wiring.Component):
     rope_w : ``In(RopeWritePort(config))``
     embed_w : ``In(ResidualWritePort(config))``  not while RESADD runs.
     embed_low : ``In(1)``  ``embed_w`` writes only the 16 low bits of each element.
+    result_cmd, result_data : ``In(dma_command())``, ``In(dma_write_data(word_width))``
+        What somebody else writes, while there is no instruction.
     wr_cmd, wr_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
     wr_idle : ``In(1)``  everything handed over before this cycle has been written.
     scales : ``Out(ArrayLayout(SCALE_LAYOUT, pass_tokens))``  activation scales.
@@ -103,6 +105,8 @@ class VectorUnit(wiring.Component):
                 "rope_w": In(RopeWritePort(config)),
                 "embed_w": In(ResidualWritePort(config)),
                 "embed_low": In(1),
+                "result_cmd": In(dma_command()),
+                "result_data": In(dma_write_data(config.word_width)),
                 "wr_cmd": Out(dma_command()),
                 "wr_data": Out(dma_write_data(config.word_width)),
                 "wr_idle": In(1),
@@ -139,15 +143,16 @@ class VectorUnit(wiring.Component):
         self._memories(m, runs, norm, rope, residual_add, logits)
 
         is_logits = runs[Opcode.LOGITS]
-        for o, a, b in (
-            (self.wr_cmd, logits.o_cmd, rope.kv_cmd),
-            (self.wr_data, logits.o_data, rope.kv_data),
+        for o, a, b, c in (
+            (self.wr_cmd, logits.o_cmd, rope.kv_cmd, self.result_cmd),
+            (self.wr_data, logits.o_data, rope.kv_data, self.result_data),
         ):
             m.d.comb += [
-                o.p.eq(Mux(is_logits, a.p, b.p)),
-                o.valid.eq(a.valid | b.valid),
+                o.p.eq(Mux(c.valid, c.p, Mux(is_logits, a.p, b.p))),
+                o.valid.eq(a.valid | b.valid | c.valid),
                 a.ready.eq(o.ready & is_logits),
                 b.ready.eq(o.ready & ~is_logits),
+                c.ready.eq(o.ready),
             ]
         m.d.comb += [
             self.argmax.eq(logits.argmax),

@@ -7,7 +7,7 @@ from lutra_golden.control.registers import ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
 
-__all__ = ["PROGRAM_WORDS_MAX", "alignments", "check_run"]
+__all__ = ["PROGRAM_WORDS_MAX", "alignments", "check_run", "fetchable"]
 
 PROGRAM_WORDS_MAX = (1 << 24) - 1
 """Data words of the longest program: one transfer fetches it."""
@@ -23,6 +23,12 @@ def alignments(config: AcceleratorConfig) -> dict[str, int]:
         "LOGITS_BASE": write,
         "LOGITS_STRIDE": write,
     }
+
+
+def fetchable(config: AcceleratorConfig, base: int, n_bytes: int) -> bool:
+    """True if one transfer fetches ``n_bytes`` at ``base``: a program, or a range to sum."""
+    align, (words, rest) = config.alignment(Purpose.FETCH), divmod(n_bytes, config.word_bytes)
+    return not (base % align or rest) and 1 <= words <= PROGRAM_WORDS_MAX
 
 
 def check_run(
@@ -49,8 +55,9 @@ def check_run(
         ErrorCode.CHUNK: any(
             chunk.position + chunk.n_tokens + more > config.max_context for chunk in tile
         ),
-        ErrorCode.PROGRAM: odd("PROGRAM_BASE", "PROGRAM_BYTES")
-        or not 1 <= registers["PROGRAM_BYTES"] // config.word_bytes <= PROGRAM_WORDS_MAX,
+        ErrorCode.PROGRAM: not fetchable(
+            config, registers["PROGRAM_BASE"], registers["PROGRAM_BYTES"]
+        ),
         ErrorCode.WEIGHT_BASE: odd("WEIGHT_BASE"),
         ErrorCode.LOGITS: odd("LOGITS_BASE", "LOGITS_STRIDE"),
     }

@@ -1,4 +1,4 @@
-"""Checksum of memory: a polynomial over GF(2**64), a data beat per cycle in hardware."""
+"""Checksum of memory: a polynomial over GF(2**64), half a word per cycle in hardware."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,9 @@ def checksum(data: NDArray[np.uint8]) -> int:
     Any change of a single word is seen, and so are two words that changed places; a change of a
     word is not if the next one changes by x times as much.
 
-    A product by x is a shift and an exclusive or, so a beat of n words is n + 1 terms to a bit, and
-    a few more where bits wrap. In NumPy pairs of neighbours become one word, by products with x,
-    x**2, x**4, ..., until one is left.
+    A product by x is a shift and an exclusive or: a bit of the sum has three terms at most. In
+    NumPy pairs of neighbours become one word, by products with x, x**2, x**4, ..., until one is
+    left.
     """
     if len(data) % _WORD_BYTES:
         raise ValueError(f"data must be whole words of {_WORD_BYTES} bytes, not {len(data)} bytes")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 
 from lutra_golden.control.blocks import Word, pack, pack_words, unpack, unpack_words
-from lutra_golden.control.check import check_run
+from lutra_golden.control.check import check_run, fetchable
 from lutra_golden.control.chunks import TOKENS_WIDTH, ChunkEntry, chunks
 from lutra_golden.control.registers import CONTEXT, ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
@@ -53,18 +53,18 @@ HEADER: Mapping[str, Word] = {
     "result_base": Word(4, "address of the result block", ADDRESS_WIDTH),
     "tag": Word(6, "any number; the result block has it, too"),
     "kind": Word(7, "0 RUN, 1 CHECKSUM", 8),
-    "program_base": Word(8, "as the register `PROGRAM_BASE`", ADDRESS_WIDTH),
+    "program_base": Word(
+        8, "as the register `PROGRAM_BASE`; CHECKSUM: address of the range", ADDRESS_WIDTH
+    ),
     "weight_base": Word(10, "as `WEIGHT_BASE`", ADDRESS_WIDTH),
     "logits_base": Word(12, "as `LOGITS_BASE`", ADDRESS_WIDTH),
-    "program_bytes": Word(14, "as `PROGRAM_BYTES`"),
+    "program_bytes": Word(14, "as `PROGRAM_BYTES`; CHECKSUM: length of the range"),
     "logits_stride": Word(15, "as `LOGITS_STRIDE`"),
     "n_tokens": Word(16, "as `N_TOKENS`; that many are in the body", TOKENS_WIDTH),
     "logits_from": Word(17, "as `LOGITS_FROM`", TOKENS_WIDTH),
     "n_chunks": Word(18, "entries of the table of chunks", TOKENS_WIDTH),
     "n_ends": Word(19, f"end tokens, 0 to {ENDS_MAX}", TOKENS_WIDTH),
     "n_greedy": Word(20, "tokens to make of each sequence, 0 for none", 16),
-    "range_base": Word(22, "CHECKSUM: address of the range", ADDRESS_WIDTH),
-    "range_bytes": Word(24, "CHECKSUM: its length in bytes", ADDRESS_WIDTH),
 }
 """The first 128 bytes; words that are not listed are zero, as are bits beyond a width."""
 
@@ -96,8 +96,6 @@ class Descriptor:
     logits_stride: int = 0
     logits_from: int = 0
     n_greedy: int = 0
-    range_base: int = 0
-    range_bytes: int = 0
     chunks: tuple[ChunkEntry, ...] = ()
     tokens: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
@@ -177,10 +175,8 @@ def check_header(config: AcceleratorConfig, address: int, data: bytes) -> tuple[
 def check_descriptor(config: AcceleratorConfig, descriptor: Descriptor) -> ErrorCode:
     """The first rule that a descriptor breaks whose header is right; NONE if it may begin."""
     if descriptor.kind == Kind.CHECKSUM:
-        align = config.alignment(Purpose.FETCH)
-        sizes = descriptor.range_base, descriptor.range_bytes
-        odd = any(size % align for size in sizes) or not descriptor.range_bytes
-        return ErrorCode.DESCRIPTOR if odd else ErrorCode.NONE
+        fits = fetchable(config, descriptor.program_base, descriptor.program_bytes)
+        return ErrorCode.NONE if fits else ErrorCode.PROGRAM
     n = len(descriptor.tokens)
     table = list(chunks(descriptor.chunks, n))
     if len(table) != len(descriptor.chunks) or table[-1].tokens.stop != n:

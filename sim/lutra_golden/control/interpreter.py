@@ -24,7 +24,6 @@ from lutra_golden.control.descriptor import (
     body_bytes,
     check_descriptor,
     check_header,
-    line_bytes,
 )
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.isa import (
@@ -175,7 +174,7 @@ class Interpreter:
         Everything is read and checked before anything is done. RunError where there is no
         descriptor of this version that says where the result goes; nothing is written then.
         """
-        config, line = self.config, line_bytes(self.config)
+        config = self.config
         head = self.memory.read(address, HEADER_BYTES).tobytes()
         code, has_result = check_header(config, address, head)
         if not has_result:
@@ -191,7 +190,7 @@ class Interpreter:
             result.failure = error.failure
             result.status |= STATUS_ERROR
         result.status |= STATUS_DONE
-        data = np.frombuffer(result.encode(line), np.uint8)
+        data = np.frombuffer(result.encode(), np.uint8)
         self.memory.store(header["result_base"], data)
         return result
 
@@ -200,7 +199,7 @@ class Interpreter:
         if code := check_descriptor(self.config, descriptor):
             raise RunError(self.config, Failure(code=code))
         if descriptor.kind == Kind.CHECKSUM:
-            data = self.memory.read(descriptor.range_base, descriptor.range_bytes)
+            data = self.memory.read(descriptor.program_base, descriptor.program_bytes)
             result.checksum = checksum(data)
             return
         n, table = len(descriptor.tokens), descriptor.chunks

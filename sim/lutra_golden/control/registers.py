@@ -12,6 +12,7 @@ __all__ = [
     "CONTROL_ABORT",
     "CONTROL_START",
     "COUNTERS",
+    "COUNTER_WIDTH",
     "ERRORS",
     "ERROR_FIELDS",
     "IDENT",
@@ -123,7 +124,9 @@ COUNTERS: Sequence[str] = (
     "data_read_beats",
     "data_write_beats",
 )
-"""64-bit performance counters, cleared by START; two registers each, low word first."""
+"""Performance counters of a run; two registers each, low word first."""
+COUNTER_WIDTH = 40
+"""Bits of a counter: cycles of 91 minutes at 200 MHz."""
 
 REGISTERS: dict[str, Register] = {
     "IDENT": Register(0x000, "ro", "0x4152544C, 'LTRA'"),
@@ -144,6 +147,8 @@ REGISTERS: dict[str, Register] = {
         0x020, "rw", "byte address of the program, low word first", 2, ADDRESS_WIDTH
     ),
     "WEIGHT_BASE": Register(0x028, "rw", "byte address of weights and tables", 2, ADDRESS_WIDTH),
+    "DOORBELL": Register(0x030, "wo", "queues a descriptor: its address in units of 256 bytes"),
+    "PENDING": Register(0x034, "ro", "descriptors that are not over", width=3),
     "LOGITS_BASE": Register(0x038, "rw", "byte address of the logits", 2, ADDRESS_WIDTH),
     "LOGITS_STRIDE": Register(0x040, "rw", "bytes from one token's logits to the next's"),
     "N_TOKENS": Register(0x048, "rw", "tokens in this tile, 1 to pass_tokens", width=TOKENS_WIDTH),
@@ -183,4 +188,4 @@ CONTEXT: Sequence[str] = tuple(
 )
 """Other registers that shape a run; these and the arrays are written only while nothing runs."""
 
-VERSION = 3
+VERSION = 4

@@ -34,11 +34,14 @@ RESULT: Mapping[str, Word] = {
         for i, name in enumerate(COUNTERS)
     },
 }
-"""The first 256 bytes; behind them are arg-max and packed scale of each token in turn."""
+"""The first 256 bytes; behind them are arg-max and packed scale of each token in turn.
+
+What is not listed is written as zero; nothing is written behind the last token's.
+"""
 
 
 def result_bytes(line: int, n_results: int) -> int:
-    """Bytes of a result block, whole lines of :func:`line_bytes`."""
+    """Room for a result block, whole lines of :func:`line_bytes`."""
     return -(-(RESULT_BYTES + 8 * n_results) // line) * line
 
 
@@ -57,8 +60,8 @@ class Result:
     argmax: list[int] = field(default_factory=list[int])
     scale: list[int] = field(default_factory=list[int])
 
-    def encode(self, line: int) -> bytes:
-        """The bytes in memory, whole lines; ValueError names a value that does not fit."""
+    def encode(self) -> bytes:
+        """The bytes in memory; ValueError names a value that does not fit."""
         values = {
             "ident": IDENT,
             "version": DESCRIPTOR_VERSION,
@@ -69,8 +72,7 @@ class Result:
         }
         values |= {name: getattr(self, name) for name in RESULT.keys() - values}
         pairs = zip(self.argmax, self.scale, strict=True)
-        data = pack(RESULT, RESULT_BYTES, values) + pack_words([x for pair in pairs for x in pair])
-        return data + bytes(-len(data) % line)
+        return pack(RESULT, RESULT_BYTES, values) + pack_words([x for pair in pairs for x in pair])
 
     @classmethod
     def decode(cls, data: bytes) -> "Result":

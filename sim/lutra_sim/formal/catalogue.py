@@ -34,6 +34,7 @@ from lutra_sim.formal.axi.width import ReadWidthOrder, WriteWidthOrder
 from lutra_sim.formal.axi.writer import WriterClear, WriterOrder
 from lutra_sim.formal.control.chunks import ChunkRules
 from lutra_sim.formal.control.registers import RunEnds
+from lutra_sim.formal.control.runs import ResultOrder, RunBounds
 from lutra_sim.formal.control.sequencer import SequencerRules, SequencerRun
 from lutra_sim.formal.matmul.datapath import (
     DatapathEqual,
@@ -204,6 +205,20 @@ CHECKS: list[Check] = [
         name="run-ends",
         claim="a failed run is cleared, and over when nothing is owed; nothing starts before",
         make=lambda: RunEnds(_SMALL),
+        mode=Mode.PROVED,
+        depth=2,
+    ),
+    Check(
+        name="run-bounds",
+        claim="a run of a descriptor touches nothing unless it is busy, one fetch at a time",
+        make=lambda: RunBounds(_SMALL),
+        mode=Mode.PROVED,
+        depth=2,
+    ),
+    Check(
+        name="result-order",
+        claim="result blocks are handed over whole, status last when all else is in memory",
+        make=lambda: ResultOrder(_SMALL),
         mode=Mode.PROVED,
         depth=2,
     ),

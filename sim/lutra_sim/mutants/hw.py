@@ -127,8 +127,8 @@ MUTANTS = [
     Mutant(
         fault="a write answered without its data",
         file="hw/lutra_hw/axi/lite.py",
-        old="bus.write_en.eq(has_addr & has_data & ~axi.bvalid),",
-        new="bus.write_en.eq(has_addr & ~axi.bvalid),",
+        old="bus.write_en.eq(has_addr & has_data & ~axi.bvalid &",
+        new="bus.write_en.eq(has_addr & ~axi.bvalid &",
         tests=("hw/axi/test_lite.py::test_transfers",),
     ),
     Mutant(
@@ -478,8 +478,8 @@ MUTANTS = [
     Mutant(
         fault="a later error replaces the first",
         file="hw/lutra_hw/control/registers.py",
-        old="            with m.If(stop):\n",
-        new="            with m.If(stop | (self.failure.code != ErrorCode.NONE)):\n",
+        old="with m.If(stop & (failure.code == ErrorCode.NONE)):",
+        new="with m.If(stop | (self.failure.code != ErrorCode.NONE)):",
         tests=("hw/control/test_registers.py::test_bench[3]",),
     ),
     Mutant(
@@ -506,8 +506,8 @@ MUTANTS = [
     Mutant(
         fault="the watchdog waits for a memory that never answers",
         file="hw/lutra_hw/control/registers.py",
-        old="Mux(clear, self.idle | self.expired, self.done & ~stop)",
-        new="Mux(clear, self.idle, self.done & ~stop)",
+        old="(self.idle & ~control.keeps) | self.expired,",
+        new="self.idle & ~control.keeps,",
         tests=("hw/control/test_registers.py::test_bench[3]",),
     ),
     Mutant(
@@ -534,15 +534,15 @@ MUTANTS = [
     Mutant(
         fault="a register changes during a run",
         file="hw/lutra_hw/control/registers.py",
-        old="locked.eq(shapes & state.taken)",
-        new="locked.eq(shapes & state.wanted)",
+        old="locked.eq(shapes & state.taken &",
+        new="locked.eq(shapes & state.wanted &",
         tests=("hw/control/test_registers.py::test_bench[3]",),
     ),
     Mutant(
         fault="the last position is refused",
         file="hw/lutra_hw/control/check.py",
-        old="chunk.position + chunk.count > config.max_context",
-        new="chunk.position + chunk.count >= config.max_context",
+        old="Mux(greedy, last[1:bits].any(), last[:bits].any())",
+        new="Mux(greedy, last[1:bits].any(), 1)",
         tests=("hw/control/test_check.py::test_refuses_what_golden_refuses[nano]",),
     ),
     Mutant(
@@ -675,6 +675,133 @@ MUTANTS = [
         old="self.done.eq(issuer.done & (chunk.first == 0)),",
         new="self.done.eq(issuer.done),",
         tests=("hw/attention/test_attention.py::test_against_golden[small]",),
+    ),
+    *planted(
+        "hw/lutra_hw/control/check.py",
+        [
+            "hw/control/test_check.py::test_refuses_descriptors_that_golden_refuses[nano]",
+            "hw/control/test_check.py::test_refuses_what_golden_refuses[nano]",
+        ],
+        (
+            "a place for the last token that is made",
+            "Mux(greedy, last[1:bits].any(), last[:bits].any())",
+            "last[:bits].any()",
+        ),
+        (
+            "more chunks than cover the tile",
+            "walker.table.addr.entry + 1 != self.n_chunks",
+            "walker.table.addr.entry + 1 > self.n_chunks",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/control/checksum.py",
+        ["hw/control/test_checksum.py::test_sums_as_golden_does[0.5]"],
+        ("what is shifted out is lost", "Mux(total[-1], CHECKSUM_TAPS, 0)", "0"),
+        (
+            "high halves in the place of low ones",
+            "Cat(low, high ^ self.word)",
+            "Cat(low ^ self.word, high)",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/control/descriptor.py",
+        ["hw/control/test_descriptor.py::test_reads_as_golden_does[nano-0.0]"],
+        (
+            "the last word of a header may be anything",
+            "is_bad.eq(kept.as_value().any() | broken.foreign)",
+            "is_bad.eq(kept.as_value().any())",
+        ),
+        (
+            "a body is read of a header that is wrong",
+            "no_body = self.o.is_sum | is_bad",
+            "no_body = self.o.is_sum",
+        ),
+        (
+            "half of the fingerprint",
+            "config.fingerprint >> WORD_WIDTH,",
+            "config.fingerprint & half,",
+        ),
+        (
+            "pages in the place of positions",
+            'Mux(odd, tables["CHUNK_KV"], tables["CHUNK"])',
+            'Mux(odd, tables["CHUNK"], tables["CHUNK_KV"])',
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/control/result.py",
+        [
+            "hw/control/test_result.py::test_writes_the_golden_block[nano-0.0]",
+            "hw/control/test_result.py::test_writes_the_golden_block[nano-0.6]",
+        ],
+        (
+            "done before all is in memory",
+            "(self.wr_idle | ~self.report)",
+            "(self.wr_idle | ~self.report | (place == _LAST))",
+        ),
+        ("a word that waits is overwritten", "take.eq(free)", "take.eq(1)"),
+        ("strobes of the next word", "(part == i).replicate(4)", "(part == i - 1).replicate(4)"),
+    ),
+    *planted(
+        "hw/lutra_hw/control/runs.py",
+        ["hw/control/test_runs.py::test_bench[narrow]"],
+        (
+            "one token too many is made",
+            "all_made = run.n_made == ",
+            "all_made = run.n_made > ",
+        ),
+        ("the first end token only", "with m.If(run.end_at + 1 == found.n_ends):", "with m.If(1):"),
+        (
+            "the first chunk's end token only",
+            "with m.If(words.end == run.made):",
+            "with m.If((words.end == run.made) & (run.item == 0)):",
+        ),
+        (
+            "a run that fails is not reported",
+            "control.keeps.eq(run.engaged &",
+            "control.keeps.eq(0 &",
+        ),
+        (
+            "a failure in the first block is reported",
+            "run.known & words.has_result",
+            "words.has_result",
+        ),
+        (
+            "results lie upon the block",
+            "Cat(1, lines)",
+            "Cat(0, lines)",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/control/sequencer.py",
+        ["hw/control/test_sequencer.py::test_bench[narrow]"],
+        ("words are dispatched", "valid & ~self.raw & known", "valid & known"),
+        (
+            "a word more than enough",
+            "with m.If(given & self.enough):",
+            "with m.If(~given & self.enough):",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/control/registers.py",
+        ["hw/control/test_registers.py::test_bench[3]"],
+        ("an abort leaves what waits", "flush.eq(state.abort | give_up),", "flush.eq(0),"),
+        (
+            "the host is not held off",
+            "lite.hold.eq(own.write_en | own.read_en)",
+            "lite.hold.eq(own.write_en)",
+        ),
+        (
+            "a doorbell too many is lost",
+            "with m.If(bus.write_en & ~doorbells.w_rdy):",
+            "with m.If(0):",
+        ),
+    ),
+    Mutant(
+        fault="results are written with the strobes of logits",
+        file="hw/lutra_hw/vector/unit.py",
+        old="o.p.eq(Mux(c.valid, c.p, Mux(is_logits, a.p, b.p))),",
+        new="o.p.eq(Mux(is_logits, a.p, Mux(c.valid, c.p, b.p))),",
+        tests=("hw/vector/test_unit.py::test_executes[small]",),
     ),
 ]
 """Faults of many kinds, in every kind of block."""

@@ -43,8 +43,8 @@ SUM = Descriptor(
     fingerprint=NANO.fingerprint,
     result_base=0x1000,
     kind=Kind.CHECKSUM,
-    range_base=64,
-    range_bytes=128,
+    program_base=64,
+    program_bytes=128,
 )
 
 
@@ -148,11 +148,13 @@ def test_rules_of_a_run(changes: dict[str, int], code: ErrorCode) -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"range_base": 32}, ErrorCode.DESCRIPTOR),
-        ({"range_bytes": 8}, ErrorCode.DESCRIPTOR),
-        ({"range_bytes": 0}, ErrorCode.DESCRIPTOR),
+        ({"program_base": 32}, ErrorCode.PROGRAM),
+        ({"program_bytes": 8}, ErrorCode.PROGRAM),
+        ({"program_bytes": 0}, ErrorCode.PROGRAM),
+        ({"program_bytes": 64 * ((1 << 24) - 1)}, ErrorCode.NONE),
+        ({"program_bytes": 1 << 30}, ErrorCode.PROGRAM),
+        ({"weight_base": 1, "logits_base": 1, "logits_from": 9}, ErrorCode.NONE),
         ({"fingerprint": 1}, ErrorCode.FINGERPRINT),
-        ({"program_bytes": 1}, ErrorCode.NONE),
     ],
 )
 def test_rules_of_a_checksum(changes: dict[str, int], code: ErrorCode) -> None:

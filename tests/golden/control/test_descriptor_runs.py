@@ -20,7 +20,7 @@ from lutra_golden.control.registers import (
     STATUS_SATURATED,
     ErrorCode,
 )
-from lutra_golden.control.result import RESULT_BYTES, Result, result_bytes
+from lutra_golden.control.result import RESULT_BYTES, Result
 from lutra_golden.core.configs import NANO
 
 LINE = line_bytes(NANO)
@@ -163,7 +163,7 @@ def test_a_later_pass_that_fails_leaves_the_results_of_those_before(interpreter:
 def test_checksum_of_a_range(interpreter: Recorder) -> None:
     data = np.random.default_rng(1).integers(0, 256, 0x400, np.uint8)
     interpreter.memory.write(WEIGHTS, data)
-    sums = replace(SOUND, kind=Kind.CHECKSUM, range_base=WEIGHTS + 64, range_bytes=0x100)
+    sums = replace(SOUND, kind=Kind.CHECKSUM, program_base=WEIGHTS + 64, program_bytes=0x100)
     sums = replace(sums, chunks=(), tokens=())
     interpreter.place(sums)
     result = interpreter.run_descriptor(AT)
@@ -190,7 +190,7 @@ def test_checksum_of_a_range(interpreter: Recorder) -> None:
         ({"chunks": (ChunkEntry(254, 3, KV),)}, ErrorCode.CHUNK),
         ({"chunks": (ChunkEntry(250, 3, KV),), "n_greedy": 5}, ErrorCode.CHUNK),
         ({"weight_base": 64}, ErrorCode.WEIGHT_BASE),
-        ({"kind": Kind.CHECKSUM, "range_base": 0, "range_bytes": 8}, ErrorCode.DESCRIPTOR),
+        ({"kind": Kind.CHECKSUM, "program_bytes": 8}, ErrorCode.PROGRAM),
     ],
 )
 def test_what_does_not_fit_writes_its_result_and_nothing_else(
@@ -219,13 +219,12 @@ def test_where_there_is_no_descriptor_nothing_is_written(interpreter: Recorder) 
     np.testing.assert_array_equal(interpreter.memory.read(0, SIZE), before)
 
 
-def test_a_result_block_has_whole_lines(interpreter: Recorder) -> None:
+def test_nothing_is_written_behind_the_last_token(interpreter: Recorder) -> None:
     interpreter.memory.write(RESULT, b"\xff" * 0x1000)
     interpreter.place(SOUND)
-    interpreter.run_descriptor(AT)
-    size = result_bytes(LINE, 3)
-    data = interpreter.memory.read(RESULT, size + 1)
-    assert data[-2:].tolist() == [0, 255]
+    result = interpreter.run_descriptor(AT)
+    data = interpreter.memory.read(RESULT, RESULT_BYTES + 3 * 8 + 4).tobytes()
+    assert data == result.encode() + b"\xff" * 4
 
 
 def test_descriptors_wait_for_their_turn(interpreter: Recorder) -> None:

@@ -19,7 +19,7 @@ from lutra.devices.base import DeviceError
 from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.descriptor import QUEUE_DEPTH, Descriptor, line_bytes
 from lutra_golden.control.registers import STATUS_REFUSED
-from lutra_golden.control.result import RESULT_BYTES, Result
+from lutra_golden.control.result import Result
 from lutra_golden.model.packed import PackedModel
 
 Packed = Callable[[str], PackedModel]
@@ -123,7 +123,7 @@ class Rewritten(InterpretedTransport):
             return data
         result = Result.decode(data)
         self.change(result)
-        return result.encode(RESULT_BYTES)
+        return result.encode()
 
 
 def _status(result: Result) -> None:
@@ -211,6 +211,7 @@ def test_tokens_that_are_made_are_those_of_single_steps(found: Find) -> None:
             ends=ends,
         )
         transport.write(block, descriptor.encode(line))
+        transport.write(block + 4096, bytes(2 * line))
         transport.ring(block)
         transport.wait(None)
         return Result.decode(transport.read(block + 4096, 2 * line))

@@ -9,7 +9,7 @@ pytest.importorskip("cocotb_tools")
 
 from amaranth import Array, Module, Signal
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In
+from amaranth.lib.wiring import In, Out
 
 from lutra_hw.axi.lite import LiteSlave
 from lutra_hw.axi.signatures import RESP_OKAY, RESP_SLVERR, Axi4LiteSignature
@@ -23,11 +23,17 @@ class Registers(wiring.Component):
     """Eight registers behind a slave, to be read and written by whole words."""
 
     s_axi: In(Axi4LiteSignature(ADDR_WIDTH))
+    hold: In(1)
+    accessed: Out(1)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         m.submodules.lite = lite = LiteSlave(ADDR_WIDTH)
         wiring.connect(m, wiring.flipped(self.s_axi), lite.axi)
+        m.d.comb += [
+            lite.hold.eq(self.hold),
+            self.accessed.eq(lite.bus.write_en | lite.bus.read_en),
+        ]
         bus, words = lite.bus, Array(Signal(32) for _ in range(SIZE))
         first, error = Signal(32), Signal()
         m.d.comb += bus.write_error.eq(bus.write_addr >= SIZE)
@@ -107,3 +113,26 @@ def test_transfers(order: str, wait: int) -> None:
         assert (await _read(ctx, axi, 4 * SIZE, wait))[1:] == (RESP_SLVERR, 4)
 
     simulate(dut, bench)
+
+
+def test_waits_for_its_neighbour() -> None:
+    """An access begins in no cycle in which somebody else uses the registers, and is not lost."""
+    dut = Registers()
+
+    async def hold(ctx: Any) -> None:
+        for cycle in range(400):
+            ctx.set(dut.hold, cycle % 7 != 3)
+            assert not (ctx.get(dut.hold) and ctx.get(dut.accessed))
+            await ctx.tick()
+
+    async def bench(ctx: Any) -> None:
+        axi = dut.s_axi
+        await ctx.tick()
+        for index in range(SIZE):
+            answer, cycles = await _write(ctx, axi, 4 * index, 77 + index, "ad")
+            assert answer == RESP_OKAY and 2 <= cycles <= 9
+        for index in range(SIZE):
+            value, answer, cycles = await _read(ctx, axi, 4 * index, 1)
+            assert (value, answer) == (77 + index, RESP_OKAY) and 4 <= cycles <= 11
+
+    simulate(dut, hold, bench)

@@ -10,6 +10,7 @@ pytest.importorskip("cocotb_tools")
 
 from lutra_golden.control.check import PROGRAM_WORDS_MAX, alignments, check_run
 from lutra_golden.control.chunks import ChunkEntry, chunks
+from lutra_golden.control.descriptor import Descriptor, check_descriptor
 from lutra_golden.control.registers import CONTEXT, REGISTERS, ErrorCode
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO
@@ -68,6 +69,7 @@ def test_refuses_what_golden_refuses(config: AcceleratorConfig) -> None:
     dut, codes, rng = RunCheck(config), set[int](), Random(2)
 
     async def check(ctx: Any) -> None:
+        ctx.set(dut.step, 1)
         for registers, entries in _cases(config):
             table = entries + [ChunkEntry(1, 1)] * (config.pass_tokens - len(entries))
 
@@ -103,3 +105,87 @@ def test_refuses_what_golden_refuses(config: AcceleratorConfig) -> None:
 
     simulate(dut, check)
     assert codes == {code for code in ErrorCode if code < ErrorCode.BUS}
+
+
+def _descriptors(config: AcceleratorConfig) -> list[Descriptor]:
+    """Runs of descriptors: tables that cover the tile or not, with room for tokens or not."""
+    rng, align, top = Random(3), alignments(config), config.max_context
+    n = config.pass_tokens
+    found = list[Descriptor]()
+    for _ in range(250):
+        n_tokens = rng.randint(1, n)
+        n_greedy = rng.choice([0, 1, 2, 5, 65535])
+        table = [
+            ChunkEntry(
+                rng.choice([0, top - n_tokens, top - rng.randint(1, 8)]),
+                rng.choice([0, 1, 1, 2, n_tokens, 255]),
+            )
+            for _ in range(rng.choice([1, 1, 2, 3, n]))
+        ]
+        found.append(
+            Descriptor(
+                fingerprint=0,
+                result_base=0,
+                program_bytes=align["PROGRAM_BYTES"],
+                weight_base=rng.choice([0, 0, 0, 1]),
+                logits_from=rng.choice([0, 0, table[0].n_tokens - 1 & 255, n_tokens, n_tokens + 1]),
+                n_greedy=n_greedy,
+                chunks=tuple(table[:n]),
+                tokens=(0,) * n_tokens,
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("config", [NANO, WIDE], ids=["nano", "wide"])
+def test_refuses_descriptors_that_golden_refuses(config: AcceleratorConfig) -> None:
+    """Behind the table of a descriptor lies what is left of another run; the walk may be slow."""
+    dut, codes, rng = RunCheck(config), set[int](), Random(2)
+
+    async def check(ctx: Any) -> None:
+        ctx.set(dut.described, 1)
+        for descriptor in _descriptors(config):
+            table = list(descriptor.chunks)
+            n = len(descriptor.tokens)
+            table += [ChunkEntry(1, rng.randint(0, 2)) for _ in range(config.pass_tokens)]
+
+            async def tick(table: list[ChunkEntry] = table) -> None:
+                entry = ctx.get(dut.chunks.addr.entry)
+                await ctx.tick()
+                ctx.set(dut.chunks.data, entry_fields(table[entry % config.pass_tokens]))
+
+            for name, value in descriptor.registers.items():
+                ctx.set(getattr(dut.context, name.lower()), value)
+            ctx.set(dut.n_chunks, len(descriptor.chunks))
+            ctx.set(dut.n_greedy, descriptor.n_greedy)
+            await tick()
+            ctx.set(dut.wanted, 1)
+            walk = list(chunks(table, n))
+            cycles = 0
+            while not ctx.get(dut.checked):
+                step = rng.random() < 0.5
+                ctx.set(dut.step, step)
+                if ctx.get(dut.valid):
+                    chunk, golden = ctx.get(dut.chunk), walk[0]
+                    assert (chunk.first, chunk.count) == (golden.tokens.start, golden.n_tokens)
+                    assert ctx.get(dut.end) == golden.position + golden.n_tokens
+                    if step:
+                        walk.pop(0)
+                await tick()
+                cycles += 1
+                assert cycles < 600
+            expected = check_descriptor(config, descriptor)
+            assert ctx.get(dut.code) == expected, descriptor
+            assert ctx.get(dut.fetchable)
+            codes.add(expected)
+            ctx.set(dut.wanted, 0)
+            await tick()
+
+    simulate(dut, check)
+    assert codes == {
+        ErrorCode.NONE,
+        ErrorCode.DESCRIPTOR,
+        ErrorCode.LOGITS_FROM,
+        ErrorCode.CHUNK,
+        ErrorCode.WEIGHT_BASE,
+    }

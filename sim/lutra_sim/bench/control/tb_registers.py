@@ -11,6 +11,7 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.chunks import ChunkEntry
+from lutra_golden.control.descriptor import QUEUE_DEPTH
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.registers import (
     CONTEXT,
@@ -49,7 +50,9 @@ __all__ = [
     "keeps",
     "locks",
     "refuses",
+    "rings",
     "runs",
+    "shares_its_bus",
 ]
 
 CONFIG = bench_params(AcceleratorConfig)
@@ -91,6 +94,10 @@ class _Host:
             getattr(dut, name).value = 0
         for name in ("tokens", *CHUNK_PORTS):
             getattr(dut, f"{name}__addr").value = 0
+        for name in ("begin", "engaged", "keeps", "frozen", "refusal", "over"):
+            getattr(dut, f"control__{name}").value = 0
+        for name in ("write_en", "write_addr", "write_data", "write_strb", "read_en", "read_addr"):
+            getattr(dut, f"control__bus__{name}").value = 0
         dut.idle.value = dut.checked.value = 1
 
     async def write(self, name: str, value: int, word: int = 0) -> AxiResp:
@@ -354,11 +361,10 @@ async def ends(dut: Any) -> None:
     dut.checked.value = 0
     await host.write("CONTROL", CONTROL_START)
     await ClockCycles(dut.clk, 20)
-    assert starts[0] == before and dut.wanted.value == 1
+    assert starts[0] == before and dut.running.value == 1
     assert await host.read("STATUS") == STATUS_BUSY
     await host.write("CONTROL", CONTROL_ABORT)
     await ended(ErrorCode.ABORT)
-    assert dut.wanted.value == 0
     dut.checked.value = 1
 
     # so does one after a reset, for the memory
@@ -415,6 +421,125 @@ async def locks(dut: Any) -> None:
         assert await host.read("STATUS") == STATUS_DONE | STATUS_REFUSED
     assert [await host.read(name, word) for name, word in places] == kept
     assert starts == [len(places) + 1]
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def rings(dut: Any) -> None:
+    """Doorbells wait in order; a run of a descriptor begins, is refused, or fails, and ends."""
+    host, rng = _Host(dut), Random(cocotb.RANDOM_SEED)
+    await reset(dut)
+    bells = [rng.getrandbits(32) for _ in range(QUEUE_DEPTH + 2)]
+    for n, bell in enumerate(bells[:QUEUE_DEPTH]):
+        assert await host.read("PENDING") == n
+        assert await host.write("DOORBELL", bell) == AxiResp.OKAY
+        assert dut.control__ready.value == 1 and int(dut.control__bell.value) == bells[0]
+    assert await host.read("STATUS") == STATUS_BUSY and dut.running.value == 1
+    await host.write("DOORBELL", 7)
+    assert await host.read("STATUS") == STATUS_BUSY | STATUS_REFUSED
+    assert await host.read("PENDING") == QUEUE_DEPTH
+    await _pulse(dut, "control__begin")
+    dut.control__engaged.value = 1
+    await host.write("DOORBELL", bells[QUEUE_DEPTH])
+    assert await host.read("PENDING") == QUEUE_DEPTH + 1
+    assert await host.read("STATUS") == STATUS_BUSY
+    assert dut.control__busy.value == 1 and dut.control__ready.value == 0
+    await host.write("CONTROL", CONTROL_START)
+    assert await host.read("STATUS") == STATUS_BUSY | STATUS_REFUSED
+    # neither the sequencer's end nor a refusal is that of the run
+    await _pulse(dut, "done")
+    await _pulse(dut, "control__refusal", ErrorCode.CHUNK)
+    assert await host.read("STATUS") == STATUS_BUSY | STATUS_ERROR | STATUS_REFUSED
+    assert await host.read("ERROR") == ErrorCode.CHUNK and dut.clear.value == 0
+    dut.control__frozen.value = 1
+    await ClockCycles(dut.clk, 2)
+    cycles = await host.read("COUNTER")
+    await ClockCycles(dut.clk, 20)
+    assert await host.read("COUNTER") == cycles > 0
+    dut.control__frozen.value = 0
+    await _pulse(dut, "control__over")
+    dut.control__engaged.value = 0
+    await ClockCycles(dut.clk, 2)
+    assert dut.control__busy.value == 0 and int(dut.control__bell.value) == bells[1]
+    assert await host.read("IRQ_STATUS") == 1
+    await host.write("IRQ_STATUS", 1)
+    # what fails goes on after the clear, if it is to be reported
+    for keeps in (1, 0):
+        await _pulse(dut, "control__begin")
+        dut.control__engaged.value, dut.control__keeps.value, dut.idle.value = 1, keeps, 0
+        assert await host.read("ERROR") == 0
+        await _pulse(dut, "failure", pack(FAILURE_LAYOUT, asdict(FAILURE)))
+        await ClockCycles(dut.clk, 5)
+        assert dut.clear.value == 1
+        dut.idle.value = 1
+        await ClockCycles(dut.clk, 3)
+        assert dut.clear.value == 0 and dut.control__busy.value == keeps
+        # the first failure stays
+        await _pulse(dut, "failure", ErrorCode.OPCODE)
+        dut.control__keeps.value = 0
+        await ClockCycles(dut.clk, 3)
+        assert await host.read("ERROR") == FAILURE.word
+        assert dut.control__busy.value == 0 and await host.read("IRQ_STATUS") == 1
+        dut.control__engaged.value = 0
+    assert await host.read("PENDING") == QUEUE_DEPTH - 2
+    await host.write("CONTROL", CONTROL_ABORT)
+    assert await host.read("PENDING") == 0
+    assert await host.read("STATUS") == STATUS_DONE | STATUS_ERROR
+    assert await host.read("ERROR") == ErrorCode.ABORT
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(p_stall=[0.0, 0.5])
+async def shares_its_bus(dut: Any, p_stall: float) -> None:
+    """Runs of descriptors read and write registers in any cycle, also in a run; so does the host,
+    between them."""
+    host, rng = _Host(dut, p_stall), Random(cocotb.RANDOM_SEED)
+    await reset(dut)
+    values = {"WEIGHT_BASE": 0, "LOGITS_STRIDE": 0, "N_TOKENS": 0}
+    own = [("TOKEN", i) for i in range(CONFIG.pass_tokens)]
+    argmax = [rng.getrandbits(32) for _ in range(CONFIG.pass_tokens)]
+    dut.argmax.value = sum(row << 32 * i for i, row in enumerate(argmax))
+    written = dict[tuple[str, int], int]()
+    n_reads = [0]
+
+    async def inner() -> None:
+        asked = list[int | None]([None, None])
+        while True:
+            await RisingEdge(dut.clk)
+            kind = rng.choice(["none", "none", "read", "write"])
+            dut.control__bus__write_en.value = int(kind == "write")
+            dut.control__bus__read_en.value = int(kind == "read")
+            index = rng.randrange(CONFIG.pass_tokens)
+            if kind == "write":
+                word = rng.getrandbits(32)
+                written[own[index]] = word
+                dut.control__bus__write_addr.value = REGISTERS["TOKEN"].address // 4 + index
+                dut.control__bus__write_data.value = word
+                dut.control__bus__write_strb.value = 15
+            dut.control__bus__read_addr.value = REGISTERS["ARGMAX"].address // 4 + index
+            await ReadOnly()
+            asked.append(index if kind == "read" else None)
+            due = asked.pop(0)
+            if due is not None:
+                assert int(dut.control__bus__read_data.value) == argmax[due]
+                n_reads[0] += 1
+
+    other = cocotb.start_soon(inner())
+    for _ in range(20):
+        for name in values:
+            values[name] = rng.getrandbits(min(32, REGISTERS[name].width))
+            assert await host.write(name, values[name]) == AxiResp.OKAY
+        for name, value in values.items():
+            assert await host.read(name) == value
+    await host.write("CONTROL", CONTROL_START)
+    await ClockCycles(dut.clk, 100)
+    other.cancel()
+    for name in ("write_en", "read_en"):
+        getattr(dut, f"control__bus__{name}").value = 0
+    await _pulse(dut, "done")
+    for (name, index), word in written.items():
+        assert await host.read(name, index) == word
+    assert await host.read("STATUS") == STATUS_DONE
+    assert n_reads[0] > 100 and len(written) == CONFIG.pass_tokens
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

@@ -7,6 +7,7 @@ from typing import Any
 import cocotb
 from cocotb.triggers import ClockCycles, ReadOnly, RisingEdge
 
+from lutra_golden.control.descriptor import DOORBELL_BYTES, line_bytes
 from lutra_golden.control.isa import (
     FIELDS,
     FLAG_LOGITS,
@@ -25,7 +26,14 @@ from lutra_sim.bench.control.responder import COMMAND, ReadResponder
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import StreamMonitor, StreamSink, reset, unpack
 
-__all__ = ["dispatches_without_delay", "ends", "fetches_weights_ahead", "obeys", "shows_states"]
+__all__ = [
+    "dispatches_without_delay",
+    "ends",
+    "fetches_weights_ahead",
+    "hands_over_words",
+    "obeys",
+    "shows_states",
+]
 
 CONFIG = bench_params(AcceleratorConfig)
 WEIGHT_BASE = 0x12_3456_7800
@@ -81,7 +89,7 @@ class _Units:
         self._cmd = [[getattr(dut, f"{name}__{part}") for part in parts] for name in streams]
         for _, _, ready in self._cmd:
             ready.value = 0
-        for port in (dut.done, dut.busy, dut.stall, dut.start):
+        for port in (dut.done, dut.busy, dut.stall, dut.start, dut.raw, dut.block, dut.enough):
             port.value = 0
         cocotb.start_soon(self._run())
 
@@ -152,6 +160,8 @@ class _Bench:
         self.units = _Units(dut, Random(2), longest, p_ready)
         StreamSink(dut, "weight_cmd", p_stall=p_stall, rng=Random(3))
         self.weights = StreamMonitor(dut, "weight_cmd")
+        StreamSink(dut, "word", p_stall=p_stall, rng=Random(4))
+        self.words = StreamMonitor(dut, "word")
         dut.context__weight_base.value = WEIGHT_BASE
         dut.context__program_base.value = PROGRAM_BASE
         dut.context__n_tokens.value = n_tokens
@@ -202,6 +212,7 @@ class _Bench:
         assert self.units.taken == expected
         assert self.units.completed == [len(words) for words in expected]
         assert [unpack(COMMAND, payload) for payload in self.weights.payloads] == weights
+        assert not self.words.payloads
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -218,6 +229,48 @@ async def obeys(dut: Any, longest: int, p_ready: float, p_stall: float, logits_f
         await bench.start(program)
         await bench.finished()
         bench.check(program, N_TOKENS, logits_from)
+        assert bench.units.errors == []
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.parametrize(p_stall=[0.0, 0.5])
+async def hands_over_words(dut: Any, p_stall: float) -> None:
+    """What is no program leaves word by word, all of it or as far as it is wanted; then programs
+    run as before."""
+    bench, rng = _Bench(dut, p_stall=p_stall), Random(cocotb.RANDOM_SEED)
+    await reset(dut)
+    line, size = PROGRAM_BASE // DOORBELL_BYTES + 77, line_bytes(CONFIG)
+    bench.memory.write(line * DOORBELL_BYTES, rng.randbytes(size))
+
+    async def enough(n: int) -> None:
+        while True:
+            await RisingEdge(dut.clk)
+            dut.enough.value = int(len(bench.words.payloads) >= n - 1)
+
+    for is_block, most in ((0, None), (1, None), (1, 1), (1, 9), (0, 8), (1, size // 4), (0, None)):
+        content = rng.randbytes(rng.randint(1, 5) * CONFIG.word_bytes)
+        dut.raw.value, dut.block.value, dut.line.value = 1, is_block, line
+        limit = None if most is None else cocotb.start_soon(enough(most))
+        bench.words.payloads.clear()
+        await bench.start([], content)
+        await bench.finished()
+        if is_block:
+            content = bench.memory.read(line * DOORBELL_BYTES, size).tobytes()
+        words = [int.from_bytes(content[i : i + 4], "little") for i in range(0, len(content), 4)]
+        # all beats are fetched
+        assert bench.words.payloads == words[:most]
+        assert bench.fetch.n_beats == len(content) // CONFIG.word_bytes
+        if most is None and not p_stall:
+            cycles = bench.words.cycles
+            assert cycles[-1] - cycles[-len(words)] == len(words) - 1
+        if limit is not None:
+            limit.cancel()
+        dut.raw.value = dut.block.value = dut.enough.value = 0
+        bench.words.payloads.clear()
+        program = [*_program(rng, 5), END]
+        await bench.start(program)
+        await bench.finished()
+        bench.check(program, N_TOKENS, LOGITS_FROM)
         assert bench.units.errors == []
 
 

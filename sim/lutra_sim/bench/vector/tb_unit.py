@@ -128,6 +128,7 @@ async def executes(dut: Any, p_stall: float) -> None:
     StreamSink(dut, "wr_cmd", p_stall=p_stall, rng=Random(1))
     StreamSink(dut, "wr_data", p_stall=p_stall, rng=Random(2))
     commands, beats = StreamMonitor(dut, "wr_cmd"), StreamMonitor(dut, "wr_data")
+    results = [StreamSource(dut, f"result_{name}") for name in ("cmd", "data")]
     done, saturated = PulseMonitor(dut, "done"), PulseMonitor(dut, "saturated")
     chunk_table = ChunkTable(dut, PARAMS)
     dut.wr_idle.value = 1
@@ -229,6 +230,12 @@ async def executes(dut: Any, p_stall: float) -> None:
             has_saturated |= golden.saturated
     assert has_saturated
     assert len(done.cycles) == n_done
+    # and what others write in between
+    for result, written in zip(results, (commands, beats), strict=True):
+        n = len(written.payloads)
+        sent = [int(x) for x in rng.integers(1, 1 << 60, 20)]
+        result.send_all(sent)
+        assert (await written.wait_for(n + 20))[n:] == sent
 
 
 async def _writer(dut: Any) -> None:

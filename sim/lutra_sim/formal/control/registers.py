@@ -11,7 +11,7 @@ __all__ = ["RunEnds"]
 
 
 class RunEnds(Property):
-    """A failed run is cleared at once, and over in the cycle after the memory owes nothing.
+    """A failed run is cleared at once, and over, or reported, when the memory owes nothing.
 
     Nothing starts in a clear, whatever the host writes; and the watchdog ends even a run whose
     memory owes for ever.
@@ -22,13 +22,18 @@ class RunEnds(Property):
 
     def rules(self, m: Module) -> None:
         dut, busy = self.dut, self.probe("busy", 1)
+        control = dut.control
+        self.assume(m, ~control.begin | control.ready)
         fails = busy & ((dut.failure.code != ErrorCode.NONE) | dut.expired)
-        self.claim(m, "a failure clears", ~past(m, fails, "fails") | dut.clear | ~busy)
+        # what comes in a clear belongs to it
+        known = past(m, dut.clear & control.keeps, "known")
+        self.claim(m, "a failure clears", ~past(m, fails, "fails") | dut.clear | ~busy | known)
         freed = past(m, dut.clear & dut.idle, "freed")
         self.claim(m, "a clear ends when nothing is owed", ~freed | ~dut.clear)
-        self.claim(m, "and the run with it", ~freed | ~busy)
+        kept = past(m, control.keeps, "kept")
+        self.claim(m, "and the run with it, unless it is reported", ~freed | ~busy | kept)
         owes = past(m, dut.clear & ~dut.idle, "owes")
         self.claim(m, "a clear lasts while something is owed", ~owes | dut.clear)
-        self.claim(m, "nothing starts in a clear", ~(dut.start & dut.clear))
+        self.claim(m, "nothing starts in a clear", ~((dut.start | control.ready) & dut.clear))
         hopeless = past(m, dut.clear & dut.expired, "hopeless")
         self.claim(m, "the watchdog ends any wait", ~hopeless | ~busy)

@@ -24,9 +24,10 @@ _FIRST_ARGUMENT = 80  # bit of an instruction behind its header
 class SequencerProperty(Property):
     """A sequencer that is used as it must be.
 
-    ``start`` comes while no program runs, and the registers are stable. Memory gives what it is
-    asked for. An instruction waits for no more instructions of a unit than stand before it, up to
-    END. Units take one instruction at a time and say when it is done.
+    ``start`` comes while no program runs, and the registers are stable; it is programs always, or
+    data always. Memory gives what it is asked for. An instruction waits for no more instructions of
+    a unit than stand before it, up to END. Units take one instruction at a time and say when it is
+    done.
     """
 
     max_beats = 3
@@ -43,6 +44,8 @@ class SequencerProperty(Property):
         with m.Elif(dut.finished):
             m.d.sync += running.eq(0)
         self.assume(m, ~(dut.start & running))
+        raw = self.constant(m, 1, "raw")
+        self.assume(m, dut.raw == raw, ~dut.block)
         registers = ("program_base", "program_bytes", "weight_base", "n_tokens", "logits_from")
         for name in registers:
             value = getattr(dut.context, name)
@@ -70,7 +73,7 @@ class SequencerProperty(Property):
                         m.d.comb += [self.target.eq(code.unit), known.eq(1)]
         ended = Signal()
         self.fetched = Signal()  # an instruction that some unit will get
-        m.d.comb += self.fetched.eq(self.beat & known & ~ended)
+        m.d.comb += self.fetched.eq(self.beat & known & ~ended & ~raw)
         with m.If(dut.start):
             m.d.sync += ended.eq(0)
         with m.Elif(self.beat & ~known):
@@ -118,6 +121,7 @@ class SequencerRules(SequencerProperty):
         for channel in self.channels.values():
             if channel.offered:
                 self.claim(m, f"{channel.name} waits unchanged", self.kept(m, channel))
+        self.claim(m, "data is no instruction", ~dut.raw | ~self.taken.any())
         for unit, cmd in zip(Unit, self.commands, strict=True):
             for other, count in zip(Unit, self.completed, strict=True):
                 wait = header(cmd.p, f"wait_{other.name.lower()}")
@@ -153,7 +157,7 @@ class SequencerRun(SequencerProperty):
 
     def claims_of(self, m: Module) -> None:
         dut = self.dut
-        self.assume(m, dut.rd_cmd.ready, dut.weight_cmd.ready)
+        self.assume(m, dut.rd_cmd.ready, dut.weight_cmd.ready, ~dut.raw)
         starved = Signal()
         m.d.sync += starved.eq((self.owed != 0) & ~dut.rd_data.valid)
         self.assume(m, ~starved | dut.rd_data.valid)

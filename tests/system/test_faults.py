@@ -14,6 +14,7 @@ from tests.host.tiles import Tiles, compiled, driver, golden, on_transport
 from tests.hw.core.test_accelerator import SMALL
 
 from lutra.devices.accelerator.rtl import RtlTransport
+from lutra.devices.accelerator.runs import DescriptorRuns, RegisterRuns
 from lutra.devices.base import DeviceError, StepResult
 from lutra.models import load_model
 from lutra.quantize.pack import pack_model
@@ -43,13 +44,19 @@ class Counting(RtlTransport):
         super().reset()
 
 
+class ByRegisters(Counting):
+    """Has no doorbell."""
+
+    ring = None
+
+
 class Sound:
     """A small model on the simulated accelerator, and what it must compute."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, transport: Counting) -> None:
         write_model(folder, Shape(intermediate_size=48, num_hidden_layers=1))
         model = pack_model(load_model(folder))
-        self.transport = Counting()
+        self.transport = transport
         self.tiles: Tiles = on_transport(compiled(model, SMALL), self.transport)
         self.expected: StepResult = golden(model).run_tile(TOKENS, 0, 0)
 
@@ -61,7 +68,8 @@ class Sound:
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sound]:
-    found = Sound(tmp_path_factory.mktemp("model"))
+    found = Sound(tmp_path_factory.mktemp("model"), Counting())
+    assert isinstance(driver(found.tiles).runs, DescriptorRuns)
     found.check()
     yield found
     found.tiles.close()
@@ -82,14 +90,18 @@ def test_an_interrupt_in_a_run_spoils_nothing(cycles: int, sound: Sound) -> None
     ("port", "writes", "at", "message"),
     [
         (0, False, 20, r"SLVERR to a read of m_axi_0 \(weights\) at 0x[0-9a-f]+, in matmul instru"),
-        (1, False, 3, r"SLVERR to a read of m_axi_1 \(fetch\) at 0x0, in instruction \d+: check "),
+        (1, False, 3, r"SLVERR to a read of m_axi_1 \(fetch\) at 0x[0-9a-f]+, in instruction 0: "),
+        # behind the descriptor's 8 beats
+        (1, False, 11, r"SLVERR to a read of m_axi_1 \(fetch\) at 0x0, in instruction \d+: check "),
         (1, True, 1, r"SLVERR to a write of m_axi_1 \(write\) at 0x[0-9a-f]+, in vector instruct"),
     ],
 )
 def test_a_bus_error_is_said(port: int, writes: bool, at: int, message: str, sound: Sound) -> None:
     simulator, before = sound.transport.simulator, sound.transport.resets
     simulator.disturb(port, at, Response.SLVERR, writes=writes)
-    with pytest.raises(DeviceError, match=rf"^after \d+ cycles: the memory answered {message}"):
+    with pytest.raises(
+        DeviceError, match=rf"^device rtl, after \d+ cycles: the memory answered {message}"
+    ):
         sound.tiles.run_tile(TOKENS, 0, 0)
     simulator.disturb(port, None, writes=writes)
     sound.check()
@@ -102,7 +114,7 @@ def test_a_silent_port_ends_in_a_reset(sound: Sound) -> None:
     simulator.write_register("WATCHDOG", 3000)
     simulator.disturb(1, 5, None)
     with pytest.raises(
-        DeviceError, match=r"^after \d+ cycles: nothing moved for too long after \d"
+        DeviceError, match=r"^device rtl, after \d+ cycles: nothing moved for too long after \d"
     ):
         sound.tiles.run_tile(TOKENS, 0, 0)
     simulator.disturb(1, None)
@@ -111,7 +123,11 @@ def test_a_silent_port_ends_in_a_reset(sound: Sound) -> None:
     assert simulator.read_register("WATCHDOG") == 1 << 20
 
 
-def test_registers_that_do_not_fit_are_said(sound: Sound) -> None:
+def test_registers_start_runs_without_a_doorbell(tmp_path: Path) -> None:
+    """What does not fit is said, and the results are those of descriptors."""
+    sound = Sound(tmp_path, ByRegisters())
+    assert isinstance(driver(sound.tiles).runs, RegisterRuns)
+    sound.check()
     addresses = driver(sound.tiles).addresses
     transport = sound.transport
     transport.write_register("LOGITS_BASE", addresses["LOGITS_BASE"] + 4)
@@ -121,3 +137,4 @@ def test_registers_that_do_not_fit_are_said(sound: Sound) -> None:
         sound.tiles.run_tile(TOKENS, 0, 0)
     transport.write_register("LOGITS_BASE", addresses["LOGITS_BASE"])
     sound.check()
+    sound.tiles.close()

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import uuid
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra_golden.control.descriptor import DOORBELL_BYTES, QUEUE_DEPTH
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import (
+    CONTROL_ABORT,
     CONTROL_START,
     COUNTERS,
     IDENT,
@@ -87,6 +90,8 @@ class Simulator:
         self._coverage = coverage
         self._handle: int | None = None
         self._started = 0
+        # cycles in which the doorbells rang that were not waited for; some of them are over
+        self._rung, self._n_over, self._ended = deque[int](), 0, 0
         path = build(config, trace=_trace_format(trace_path), coverage=coverage, progress=progress)
         self._library = _load(path)
         settings = Settings.of(timing, config, watchdog_cycles=watchdog_cycles)
@@ -148,6 +153,8 @@ class Simulator:
         if not 0 <= value < 1 << 32:
             raise ValueError(f"{name} must fit 32 bits, not {value}")
         self._call("write_register", address, value)
+        if name == "CONTROL" and value & CONTROL_ABORT:
+            self._forget()
 
     def start(self) -> None:
         """Start a run."""
@@ -155,18 +162,33 @@ class Simulator:
         self.write_register("IRQ_STATUS", 1)
         self.write_register("CONTROL", CONTROL_START)
 
+    def ring(self, address: int) -> None:
+        """Queue the descriptor at ``address``: one write of a register."""
+        if address % DOORBELL_BYTES:
+            raise ValueError(f"address must be a multiple of {DOORBELL_BYTES}, not {address:#x}")
+        if len(self._rung) - self._n_over > QUEUE_DEPTH:
+            self._look()
+        if len(self._rung) - self._n_over > QUEUE_DEPTH:
+            raise RtlError(f"{QUEUE_DEPTH} descriptors wait already: wait for one of them first")
+        self.write_register("DOORBELL", address // DOORBELL_BYTES)
+        self._rung.append(self.cycles)
+
     def wait(self, max_cycles: int | None = None) -> int:
-        """Wait for the interrupt of the run that was started; the cycles that it took."""
-        first = self._started
-        while True:
-            left = None if max_cycles is None else first + max_cycles - self.cycles
-            if left is not None and left <= 0:
-                units = self._units()
-                self._end_trace()
-                raise RtlError(f"not done after {max_cycles} cycles: {units}")
-            if self._call("run", _SLICE_CYCLES if left is None else min(left, _SLICE_CYCLES)):
-                break
-        cycles = self.cycles - first
+        """Wait for the interrupt of the run that was started; the cycles that it took.
+
+        If doorbells were rung, wait for the end of the first descriptor, and return the cycles
+        since then; how it ended is in its result block.
+        """
+        if self._rung:
+            while self._n_over < 1:
+                self._interrupted(self._rung[0], max_cycles)
+                self._ended = self.cycles
+                self.write_register("IRQ_STATUS", 1)
+                self._look()
+            self._n_over -= 1
+            return self._ended - self._rung.popleft()
+        self._interrupted(self._started, max_cycles)
+        cycles = self.cycles - self._started
         if self.read_register("STATUS") & STATUS_ERROR:
             self._end_trace()
             raise RtlError(f"after {cycles} cycles: {self._failure().describe(self.config)}")
@@ -186,6 +208,7 @@ class Simulator:
     def reset(self) -> None:
         """Reset the accelerator and forget its last error; memory stays as it is."""
         self._call("reset")
+        self._forget()
         self.write_register("IRQ_ENABLE", 1)
 
     def reset_core(self, n_cycles: int) -> None:
@@ -193,6 +216,7 @@ class Simulator:
         if n_cycles < 1:
             raise ValueError(f"n_cycles must be positive, not {n_cycles}")
         self._call("reset_core", n_cycles)
+        self._forget()
         self.write_register("IRQ_ENABLE", 1)
 
     def run(self, n_cycles: int) -> bool:
@@ -249,6 +273,26 @@ class Simulator:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             self._destroy()
+
+    def _interrupted(self, first: int, max_cycles: int | None) -> None:
+        """Simulate until the interrupt is up, at most ``max_cycles`` from cycle ``first`` on."""
+        while True:
+            left = None if max_cycles is None else first + max_cycles - self.cycles
+            if left is not None and left <= 0:
+                units = self._units()
+                self._end_trace()
+                raise RtlError(f"not done after {max_cycles} cycles: {units}")
+            if self._call("run", _SLICE_CYCLES if left is None else min(left, _SLICE_CYCLES)):
+                return
+
+    def _look(self) -> None:
+        """See how many descriptors are over."""
+        self._n_over = len(self._rung) - self.read_register("PENDING")
+
+    def _forget(self) -> None:
+        """Descriptors that were not waited for are dropped."""
+        self._rung.clear()
+        self._n_over = self._ended = 0
 
     def _check_identity(self) -> None:
         name, config = self.config.name, self.config

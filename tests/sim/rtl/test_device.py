@@ -423,3 +423,9 @@ def test_parameters() -> None:
         Simulator(CONFIG, 0)
     with pytest.raises(ValueError, match=r"^watchdog_cycles must not be negative, not -1$"):
         Simulator(CONFIG, 1, watchdog_cycles=-1)
+
+
+def test_a_doorbell_is_the_address_of_a_line(open_device: Open) -> None:
+    message = "^address must be a multiple of 256, not 0x80$"
+    with pytest.raises(ValueError, match=message):
+        open_device().ring(0x80)

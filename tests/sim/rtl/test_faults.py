@@ -16,6 +16,7 @@ from tests.hw.core.test_accelerator import SMALL
 
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.chunks import ChunkEntry
+from lutra_golden.control.descriptor import DOORBELL_BYTES, Descriptor, line_bytes
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.registers import (
     CONTROL_ABORT,
@@ -24,8 +25,10 @@ from lutra_golden.control.registers import (
     STATUS_DONE,
     STATUS_DRAINING,
     STATUS_ERROR,
+    STATUS_SATURATED,
     ErrorCode,
 )
+from lutra_golden.control.result import RESULT_BYTES, Result
 from lutra_golden.core.ports import Purpose, Response
 from lutra_golden.timing.memory import IDEAL_MEMORY, random_timing
 from lutra_sim.bench.core.story import Story, StorySizes
@@ -40,15 +43,20 @@ _TILES = [
 ]
 """Tokens, position, tokens and sequence of their chunks, and first logits of runs; each sees what
 those before it wrote."""
+_LINE = line_bytes(SMALL)
+_STALE = b"\x5a"
 _LIMIT = 100_000  # cycles of a run that does not hang
 _WATCHDOG = 2000
 
 
 class Campaign:
-    """A simulated accelerator, and what memory holds before and after each tile."""
+    """A simulated accelerator, and what memory holds before and after each tile.
 
-    def __init__(self, seed: int) -> None:
-        self.rng = Random(seed)
+    Runs are started by descriptors, which lie behind that, or by registers.
+    """
+
+    def __init__(self, seed: int, *, described: bool) -> None:
+        self.rng, self.described = Random(seed), described
         sizes = StorySizes(hidden=64, intermediate=48, vocab=64, n_layers=1)
         self.story = story = Story(SMALL, sizes, Random(1))
         self.images, self.results = [story.bytes()], list[list[int]]()
@@ -65,7 +73,9 @@ class Campaign:
                 [int(golden.argmax[t]) for t in wanted] + [int(pack_scale(s)) for s in scales]
             )
         timing = IDEAL_MEMORY if seed % 3 == 0 else random_timing(seed)
-        self.simulator = Simulator(SMALL, len(self.images[0]), timing)
+        self.blocks = -(-len(self.images[0]) // _LINE) * _LINE
+        self.size = self.blocks + 4 * _LINE
+        self.simulator = Simulator(SMALL, self.size, timing)
         self.transfers = list[dict[tuple[int, bool], int]]()
         self.cycles = list[int]()
         self.set_up()
@@ -102,7 +112,28 @@ class Campaign:
             if port.writes:
                 self.simulator.disturb(number, None, writes=True)
 
+    def ring(self, tile: int) -> None:
+        """Start the tile by a descriptor."""
+        tokens, _, logits_from = _TILES[tile]
+        registers = {name.lower(): value for name, value in self.story.registers.items()}
+        descriptor = Descriptor(
+            fingerprint=SMALL.fingerprint,
+            result_base=self.blocks,
+            tag=tile,
+            logits_from=logits_from,
+            chunks=tuple(self.chunks[tile]),
+            tokens=tuple(tokens),
+            **registers,
+        )
+        at = self.blocks + 2 * _LINE
+        self.simulator.write(self.blocks, _STALE * (2 * _LINE) + descriptor.encode(_LINE))
+        self.simulator.write_register("IRQ_STATUS", 1)
+        self.simulator.write_register("DOORBELL", at // DOORBELL_BYTES)
+
     def start(self, tile: int) -> None:
+        if self.described:
+            self.ring(tile)
+            return
         tokens, _, logits_from = _TILES[tile]
         for index, token in enumerate(tokens):
             self.simulator.write_register("TOKEN", token, index)
@@ -136,6 +167,13 @@ class Campaign:
         read, wanted = self.simulator.read_register, range(logits_from, len(tokens))
         found = [read("ARGMAX", t) for t in wanted] + [read("SCALE", t) for t in wanted]
         assert found == self.results[tile]
+        if self.described:
+            n = len(wanted)
+            data = self.simulator.read(self.blocks, 2 * _LINE)
+            result = Result.decode(data)
+            assert (result.status & ~STATUS_SATURATED, result.tag) == (STATUS_DONE, tile)
+            assert [*result.argmax, *result.scale] == self.results[tile]
+            assert data[RESULT_BYTES + 8 * n :] == _STALE * (2 * _LINE - RESULT_BYTES - 8 * n)
         assert self.simulator.read(0, len(self.images[0])) == self.images[tile + 1]
 
 
@@ -152,7 +190,7 @@ def bus_error(campaign: Campaign, tile: int) -> None:
     assert (failure.code, failure.response) == (ErrorCode.BUS, response)
     purpose = list(Purpose)[failure.purpose]
     assert purpose in SMALL.ports[number].purposes and (purpose is Purpose.WRITE) == writes
-    assert failure.address < len(campaign.images[0])
+    assert failure.address < campaign.size
 
 
 def abort(campaign: Campaign, tile: int) -> None:
@@ -193,12 +231,13 @@ def silence(campaign: Campaign, tile: int) -> None:
 Kind = Callable[[Campaign, int], None]
 
 
+@pytest.mark.parametrize("described", [False, True], ids=["registers", "descriptors"])
 @pytest.mark.parametrize("kind", [bus_error, abort, reset, silence])
 @pytest.mark.parametrize("n", [50, pytest.param(1000, marks=pytest.mark.slow)], ids=["50", "1000"])
-def test_the_next_run_is_right(kind: Kind, n: int) -> None:
+def test_the_next_run_is_right(kind: Kind, n: int, described: bool) -> None:
     per_memory = 50
     for seed in range(n // per_memory):
-        campaign = Campaign(seed)
+        campaign = Campaign(seed, described=described)
         for _ in range(per_memory):
             tile = campaign.rng.randrange(len(_TILES))
             campaign.prepare(tile)

@@ -309,7 +309,9 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     def _check_end(self, ended: Ended) -> None:
         """Raise DeviceError unless the run ended well."""
         if ended.status & STATUS_ERROR:
-            raise DeviceError(f"device {self.name}: {ended.failure.describe(self.config)}")
+            after = "" if ended.cycles is None else f", after {ended.cycles} cycles"
+            failure = ended.failure.describe(self.config)
+            raise DeviceError(f"device {self.name}{after}: {failure}")
         if ended.status & STATUS_REFUSED:
             raise DeviceError(
                 f"device {self.name} was written to during a run: close the other program that "

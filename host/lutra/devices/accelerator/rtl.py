@@ -120,6 +120,11 @@ class RtlTransport:
         with _faults():
             self.simulator.start()
 
+    def ring(self, address: int) -> None:
+        """Queue a descriptor."""
+        with _faults():
+            self.simulator.ring(address)
+
     def wait(self, timeout_s: float | None) -> int | None:
         """Simulate until the interrupt; a watchdog counts cycles without progress."""
         with _faults():

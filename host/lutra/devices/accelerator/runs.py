@@ -96,13 +96,11 @@ class RegisterRuns:
         self._write("LOGITS_FROM", tile.logits_from)
         transport.start()
         cycles, read = transport.wait(timeout_s), transport.read_register
-        status, error = read("STATUS"), Failure()
-        if status & STATUS_ERROR:
-            error = Failure.of(read("ERROR"), read_pair(transport, "ERROR_ADDRESS"))
+        status, failure = read_failure(transport)
         wanted = range(tile.logits_from, n)
         return Ended(
             status=status,
-            failure=error,
+            failure=failure,
             argmax=[read("ARGMAX", m) for m in wanted],
             scale=[read("SCALE", m) for m in wanted],
             cycles=cycles,
@@ -169,6 +167,10 @@ class DescriptorRuns:
         cycles = transport.wait(timeout_s)
         result = Result.decode(transport.read(self._base, self._room))
         if not result.status & STATUS_DONE or result.tag != descriptor.tag:
+            status, failure = read_failure(transport)
+            if failure.code:
+                # it could not be read, or its result not be written
+                return Ended(status=status, failure=failure, argmax=[], scale=[], cycles=cycles)
             raise DeviceError(
                 f"device {transport.name} wrote no result of its run: it does not take descriptors "
                 f"of version {DESCRIPTOR_VERSION}, build the accelerator again"
@@ -184,6 +186,15 @@ class DescriptorRuns:
     def forget(self) -> None:
         """Write WATCHDOG again."""
         self._placed = False
+
+
+def read_failure(transport: Transport) -> tuple[int, Failure]:
+    """STATUS, and the failure of the last run."""
+    status = transport.read_register("STATUS")
+    if not status & STATUS_ERROR:
+        return status, Failure()
+    address = read_pair(transport, "ERROR_ADDRESS")
+    return status, Failure.of(transport.read_register("ERROR"), address)
 
 
 def read_pair(transport: Transport, name: str) -> int:

@@ -2,17 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 
-from lutra_sim.mutants import cpu, golden, host, hw, kernels
+from lutra_sim.mutants import (
+    cpu,
+    cpu_targets,
+    devices,
+    golden,
+    golden_control,
+    host,
+    hw,
+    hw_units,
+    kernels,
+    kernels_runner,
+    packing,
+)
 from lutra_sim.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS", "PACKAGES", "SURVIVORS"]
 
 PACKAGES: Mapping[str, Sequence[Mutant]] = {
-    "hw": hw.MUTANTS,
-    "golden": golden.MUTANTS,
-    "host": host.MUTANTS,
-    "cpu": cpu.MUTANTS,
-    "kernels": kernels.MUTANTS,
+    "hw": (*hw.MUTANTS, *hw_units.MUTANTS),
+    "golden": (*golden.MUTANTS, *golden_control.MUTANTS),
+    "host": (*host.MUTANTS, *packing.MUTANTS, *devices.MUTANTS),
+    "cpu": (*cpu.MUTANTS, *cpu_targets.MUTANTS),
+    "kernels": (*kernels.MUTANTS, *kernels_runner.MUTANTS),
 }
 """The faults of each package."""
 MUTANTS = [mutant for mutants in PACKAGES.values() for mutant in mutants]

@@ -6,6 +6,7 @@ from lutra_golden.control.check import check_run
 from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.registers import CONTEXT, ErrorCode
 from lutra_golden.core.configs import NANO
+from lutra_golden.core.ports import two_ports
 
 SOUND = dict.fromkeys(CONTEXT, 0) | {"N_TOKENS": 1, "PROGRAM_BYTES": 64}
 
@@ -29,6 +30,15 @@ def test_limits(register: str, last: int, beyond: int, code: ErrorCode) -> None:
     table = [ChunkEntry()] * NANO.pass_tokens
     assert check_run(NANO, SOUND | {register: last}, table) is ErrorCode.NONE
     assert check_run(NANO, SOUND | {register: beyond}, table) is code
+
+
+@pytest.mark.parametrize(("weights", "data", "aligned"), [(1024, 512, 128), (128, 512, 64)])
+def test_weights_and_tables_begin_at_one_base(weights: int, data: int, aligned: int) -> None:
+    config = NANO.with_(ports=two_ports(weights=weights, data=data))
+    table = [ChunkEntry()] * config.pass_tokens
+    assert check_run(config, SOUND | {"WEIGHT_BASE": aligned}, table) is ErrorCode.NONE
+    beyond = check_run(config, SOUND | {"WEIGHT_BASE": aligned // 2}, table)
+    assert beyond is ErrorCode.WEIGHT_BASE
 
 
 def test_every_chunk_is_checked_and_no_other_entry() -> None:

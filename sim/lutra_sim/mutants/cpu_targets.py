@@ -1,0 +1,259 @@
+"""Faults in the C library's targets and threads: the tests beside each must notice them."""
+
+from lutra_sim.mutants.mutant import planted
+
+__all__ = ["MUTANTS"]
+
+_C = "host/lutra/devices/cpu/csrc"
+_STEPS = "host/devices/cpu/test_steps.py"
+_BINDING = "host/devices/cpu/test_binding.py"
+
+MUTANTS = [
+    *planted(
+        f"{_C}/pool.c",
+        [f"{_BINDING}::test_arg_max_is_the_first_of_equals", f"{_STEPS}::test_ternary"],
+        (
+            "items of work of the phase before",
+            "        atomic_store(&pool->next, 0);\n        signal_raise(&pool->passed);",
+            "        signal_raise(&pool->passed);",
+        ),
+        (
+            "the first item of work left out behind a barrier",
+            "        atomic_store(&pool->next, 0);\n        signal_raise(&pool->passed);",
+            "        atomic_store(&pool->next, 1);\n        signal_raise(&pool->passed);",
+        ),
+        (
+            "one thread's items of the phase before",
+            "        atomic_store_explicit(&pool->next, 0, memory_order_relaxed);\n",
+            "",
+        ),
+    ),
+    *planted(
+        f"{_C}/steps.c",
+        [f"{_STEPS}::test_attention", f"{_STEPS}::test_norms"],
+        (
+            "queries all at the first position",
+            "q_scale[at], position + t,",
+            "q_scale[at], position,",
+        ),
+        (
+            "numbers that int32 does not hold are cut",
+            "wide |= narrow[i] != v[i];",
+            "wide |= 0;",
+        ),
+        (
+            "queries of the first group for all",
+            "h = g * per_kv + (first + i) % per_kv;",
+            "h = (first + i) % per_kv;",
+        ),
+    ),
+    *planted(
+        f"{_C}/attend_plain.h",
+        [f"{_STEPS}::test_attention"],
+        ("a dot product of three", "k[2] * x[2] + k[3] * x[3];", "k[2] * x[2];"),
+        (
+            "the first query for all",
+            "*x = q[c] + 4 * i;",
+            "*x = q[0] + 4 * i;",
+        ),
+        (
+            "sums of the last block alone",
+            "acc[c * head_dim + i] += sums[i];",
+            "acc[c * head_dim + i] = sums[i];",
+        ),
+    ),
+    *planted(
+        f"{_C}/vector_body.h",
+        [
+            f"{_STEPS}::test_norms",
+            f"{_STEPS}::test_gates",
+            f"{_STEPS}::test_residual",
+            f"{_STEPS}::test_heads",
+        ],
+        (
+            "the largest value rounds up beyond 16 bits",
+            "y[i] = (int32_t)(rounded > SCALED_MAX ? SCALED_MAX : rounded);",
+            "y[i] = (int32_t)rounded;",
+        ),
+        (
+            "negative gates squared",
+            "int64_t g = gate[i] > 0 ? gate[i] : 0;",
+            "int64_t g = gate[i];",
+        ),
+        (
+            "sine with the wrong sign",
+            "y[i] = low * cosine[i] - high * sine[i];",
+            "y[i] = low * cosine[i] + high * sine[i];",
+        ),
+        (
+            "the sum wraps",
+            "int64_t kept = sum > INT32_MAX ? INT32_MAX : sum < INT32_MIN ? INT32_MIN : sum;",
+            "int64_t kept = (int32_t)sum;",
+        ),
+        (
+            "the gap beyond the table's end",
+            "gap = u >= 1 << (SILU_X_FRAC + SILU_LIMIT_BITS) ? 0 : gap;",
+            "",
+        ),
+    ),
+    *planted(
+        f"{_C}/target_scalar.c",
+        [f"{_STEPS}::test_groups", f"{_STEPS}::test_ternary", f"{_STEPS}::test_signed_rows"],
+        ("planes of three bits the other way", "{2, 1}, {4}", "{1, 2}, {4}"),
+        (
+            "zero points in whole steps",
+            "(2 * (int64_t)sum - (int64_t)w->zero[at] * group_sums[g]);",
+            "(2 * (int64_t)sum - 2 * (int64_t)w->zero[at] * group_sums[g]);",
+        ),
+        (
+            "ternary codes from zero on",
+            "return 2 * (int64_t)(sum - (w->bits ? group_sums[0] : 0));",
+            "return 2 * (int64_t)sum;",
+        ),
+    ),
+    *planted(
+        f"{_C}/target_avx2.c",
+        [f"{_STEPS}::test_groups", f"{_STEPS}::test_sums_of_16_bits_would_overflow"],
+        ("sums of 16 bits too long", "((kind) == SIX ? 2 : 8)", "((kind) == SIX ? 4 : 16)"),
+        ("high nibbles count once", "(high) ? 16 : 1)", "1)"),
+        (
+            "high nibbles for low ones",
+            "_mm256_and_si256((high) ? _mm256_srli_epi16(w, 4) : (w), _mm256_set1_epi8(15))",
+            "_mm256_and_si256(_mm256_srli_epi16(w, 4), _mm256_set1_epi8(15))",
+        ),
+    ),
+    *planted(
+        f"{_C}/x86_gemv.h",
+        [f"{_STEPS}::test_groups", f"{_STEPS}::test_ternary", f"{_STEPS}::test_signed_rows"],
+        (
+            "an uneven last vector left out",
+            "if (n > 1) acc = _mm256_add_epi32(acc, odd);",
+            "if (n > 2) acc = _mm256_add_epi32(acc, odd);",
+        ),
+        (
+            "groups behind the row count",
+            "        if (g + 8 > groups)\n",
+            "        if (g + 8 > groups + 8)\n",
+        ),
+        (
+            "the first and the last field of a byte swapped",
+            "w[3] = _mm256_and_si256(x, mask);",
+            "w[3] = w[0], w[0] = _mm256_and_si256(x, mask);",
+        ),
+        (
+            "columns behind the fourth from the first again",
+            "        some.x += (int64_t)GEMV_COLUMNS * x->depth;\n",
+            "",
+        ),
+        (
+            "the sum of the third field not shifted",
+            "for (int i = 0; i < 3; i++) acc[c][i] = _mm256_srai_epi32(acc[c][i], 6 - 2 * i);",
+            "for (int i = 0; i < 2; i++) acc[c][i] = _mm256_srai_epi32(acc[c][i], 6 - 2 * i);",
+        ),
+    ),
+    *planted(
+        f"{_C}/gemm.h",
+        [
+            f"{_STEPS}::test_groups",
+            f"{_STEPS}::test_signed_rows",
+            f"{_STEPS}::test_wide_scales_and_shifts",
+        ],
+        (
+            "the last sum of 16 bits is a whole one",
+            "int n = steps - done < CHAIN(kind) ? steps - done : CHAIN(kind);",
+            "int n = CHAIN(kind);",
+        ),
+        (
+            "the first group's scale for all",
+            "scale = block->scale + g * NAME(ROWS), *zero",
+            "scale = block->scale, *zero",
+        ),
+        (
+            "wide sums as narrow ones",
+            "int narrow = w->shift <= NARROW_SHIFT;\n    if (block.kind",
+            "int narrow = 1;\n    if (block.kind",
+        ),
+        (
+            "the first tile's group sums for all",
+            "const int32_t *a = sums + (int64_t)first * block->groups;",
+            "const int32_t *a = sums;",
+        ),
+    ),
+    *planted(
+        f"{_C}/x86_attend.h",
+        [f"{_STEPS}::test_attention"],
+        (
+            "keys without the offset that makes them unsigned",
+            "offset[c] = -128 * sum;",
+            "offset[c] = 0;",
+        ),
+        (
+            "high bytes of weights once",
+            "a[i] + 256 * (int64_t)b[i];",
+            "a[i] + (int64_t)b[i];",
+        ),
+        (
+            "the last query of four is the third",
+            "default: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 4);",
+            "default: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 3);",
+        ),
+    ),
+    *planted(
+        f"{_C}/target_avx512.c",
+        [f"{_STEPS}::test_groups", f"{_STEPS}::test_signed_rows"],
+        (
+            "codes and activations swapped",
+            "#define MACS(acc, w, x) macs_avx512vl(acc, w, x)",
+            "#define MACS(acc, w, x) macs_avx512vl(acc, x, w)",
+        ),
+        (
+            "differences of 512 bits the other way",
+            "#define SUB _mm512_sub_epi32",
+            "#define SUB(a, b) _mm512_sub_epi32(b, a)",
+        ),
+        (
+            "half of a vector is stored",
+            "#define STORE(p, v) _mm512_storeu_si512(p, v)",
+            "#define STORE(p, v) _mm256_storeu_si256((__m256i *)(p), _mm512_castsi512_si256(v))",
+        ),
+    ),
+    *planted(
+        f"{_C}/target_avxvnni.c",
+        [f"{_STEPS}::test_groups", f"{_STEPS}::test_signed_rows"],
+        (
+            "codes and activations swapped",
+            "#define MACS(acc, w, x) _mm256_dpbusd_avx_epi32(acc, w, x)",
+            "#define MACS(acc, w, x) _mm256_dpbusd_avx_epi32(acc, x, w)",
+        ),
+        (
+            "sums halved on the way",
+            "#define MACS(acc, w, x) _mm256_dpbusd_avx_epi32(acc, w, x)",
+            "#define MACS(acc, w, x) _mm256_dpbusd_avx_epi32(_mm256_srai_epi32(acc, 1), w, x)",
+        ),
+        (
+            "differences the other way",
+            "#define SUB _mm256_sub_epi32",
+            "#define SUB(a, b) _mm256_sub_epi32(b, a)",
+        ),
+    ),
+    *planted(
+        f"{_C}/avx512_few.h",
+        [f"{_STEPS}::test_groups", f"{_STEPS}::test_ternary", f"{_STEPS}::test_signed_rows"],
+        (
+            "the second row of a pair lost",
+            "if (two) out[1] += sums[FEW_COLUMNS + c];",
+            "if (!two) out[1] += sums[FEW_COLUMNS + c];",
+        ),
+        (
+            "the second block in the first one's group",
+            "int h = next ? ((2 * i + 1) * BLOCK + 32 * f) / w->group : g;",
+            "int h = g;",
+        ),
+        (
+            "zero points of the last groups lost",
+            "(groups - g < 16 ? (1 << (groups - g)) - 1 : 0xFFFF);",
+            "(groups - g < 16 ? 0 : 0xFFFF);",
+        ),
+    ),
+]
+"""Faults of every target that this kind of machine has; ARM's cannot be run on it."""

@@ -1,0 +1,413 @@
+"""Faults in what lowers models and runs them: the tests beside each must notice them."""
+
+from lutra_sim.mutants.mutant import planted
+
+__all__ = ["MUTANTS"]
+
+_COMPILER = "host/compile/test_compiler.py"
+_INTERPRETED = "host/devices/test_interpreted.py"
+_BINDING = "host/devices/cpu/test_binding.py"
+_STEPS = "host/devices/cpu/test_steps.py"
+_SESSIONS = "host/devices/cpu/test_sessions.py"
+
+MUTANTS = [
+    *planted(
+        "host/lutra/compile/compiler.py",
+        [f"{_COMPILER}::test_waits_order_every_hazard"],
+        (
+            "what a unit still reads is overwritten",
+            "for r in writes for log in (self._writes, self._reads)]",
+            "for r in writes for log in (self._writes,)]",
+        ),
+        (
+            "waits for the first of several",
+            "waits[other_unit] = max(waits[other_unit], index)",
+            "waits[other_unit] = waits[other_unit] or index",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/compiler.py",
+        [
+            f"{_INTERPRETED}::test_the_program_gives_the_logits_of_the_model",
+            f"{_INTERPRETED}::test_rows_that_fill_up_the_vocabulary_never_win",
+        ],
+        (
+            "gate and up one behind the other",
+            "both = stack((gate.weights, up.weights)).rows(_interleave(f, lanes))",
+            "both = stack((gate.weights, up.weights))",
+        ),
+        (
+            "a mean over padded heads",
+            "inv_n=_word(scale_from_float(1 / (mean_of or n))),",
+            "inv_n=_word(scale_from_float(1 / n)),",
+        ),
+        (
+            "every run of the head begins the arg-max anew",
+            "flags=flags | (FLAG_FIRST if first == 0 else 0),",
+            "flags=flags | FLAG_FIRST,",
+        ),
+        (
+            "rows behind the vocabulary repeat the first",
+            "rows_of = np.minimum(np.arange(n), model.vocab_size - 1)",
+            "rows_of = np.arange(n) % model.vocab_size",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/configure.py",
+        ["host/compile/test_configure.py"],
+        (
+            "a context that is too short taken",
+            "if model.context > config.max_context:",
+            "if False:",
+        ),
+        (
+            "activations of eight bits for all",
+            "built = with_engine(base, kind, a_width=model.a_bits)",
+            "built = with_engine(base, kind)",
+        ),
+        (
+            "norms of heads where there is no hardware for them",
+            "(model.biased and not vector.qkv_bias) or (model.head_normed and not vector.qk_norm)",
+            "model.biased and not vector.qkv_bias",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/fit.py",
+        [_COMPILER],
+        (
+            "half of what is rounded left out",
+            "highest = peak * q_max_of(model.a_bits) + ((1 << shift) >> 1)",
+            "highest = peak * q_max_of(model.a_bits)",
+        ),
+        (
+            "a gate's shift not counted",
+            "needed, built = sum_bits(model, peak, linear.shift), config.vector.gate_width",
+            "needed, built = sum_bits(model, peak, linear.shift + 1), config.vector.gate_width",
+        ),
+        (
+            "groups of half a depth tile taken",
+            "if m.grouped and weights.group % m.depth_tile:",
+            "if m.grouped and 2 * weights.group % m.depth_tile:",
+        ),
+        (
+            "the vocabulary not filled up to whole words",
+            "return round_up(model.vocab_size, LANES * max(2, config.logits_blocks))",
+            "return round_up(model.vocab_size, LANES * 2)",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/program.py",
+        [
+            f"{_COMPILER}::test_program_is_what_a_model_needs",
+            f"{_COMPILER}::test_segments_follow_each_other",
+            f"{_INTERPRETED}::test_tiles_of_any_size_agree",
+        ],
+        (
+            "the last segment not counted",
+            "return max((each.offset + len(each.data) for each in self.of(kind)), default=0)",
+            "return max((each.offset for each in self.of(kind)), default=0)",
+        ),
+        (
+            "logits of one token",
+            "return self.config.pass_tokens * self.logits_stride",
+            "return self.logits_stride",
+        ),
+        (
+            "segments of the other kinds",
+            "if segment.kind is kind)",
+            "if segment.kind is not kind)",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/device.py",
+        [
+            "host/devices/test_runs.py::test_sequences_share_passes_either_way",
+            f"{_INTERPRETED}::test_a_failed_run_is_an_error_of_one_line",
+            f"{_INTERPRETED}::test_an_abort_that_was_interrupted_is_done_before_the_next_run",
+        ],
+        (
+            "chunks whose logits are wanted come first",
+            "return chunks[i].logits_from < len(chunks[i].tokens), -chunks[i].logits_from",
+            "return chunks[i].logits_from == len(chunks[i].tokens), -chunks[i].logits_from",
+        ),
+        (
+            "arg-max counted from the tile's first token",
+            "argmax=np.array([ended.argmax[m - first] for m in wanted], np.int64),",
+            "argmax=np.array([ended.argmax[m - wanted[0]] for m in wanted], np.int64),",
+        ),
+        (
+            "logits of consecutive rows",
+            "data = transport.read(base + m * program.logits_stride, 4 * program.vocab_size)",
+            "data = transport.read(base + row * program.logits_stride, 4 * program.vocab_size)",
+        ),
+        (
+            "a run that was given up counts as ended",
+            "        if self._busy:\n            self._abort()\n        self._busy = True",
+            "        self._busy = True",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/interpreted.py",
+        ["host/devices/test_runs.py", f"{_INTERPRETED}::test_another_accelerator_is_refused"],
+        (
+            "the other word of a base kept",
+            "words = [low, high]\n            words[index] = value",
+            "words = [0, 0]\n            words[index] = value",
+        ),
+        (
+            "an abort leaves descriptors in the queue",
+            "        self.interpreter.doorbells.clear()\n",
+            "",
+        ),
+        (
+            "the failure of the run before",
+            "        self._failure = Failure()\n        try:",
+            "        try:",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/runs.py",
+        ["host/devices/test_runs.py"],
+        (
+            "the result of the run before taken",
+            "transport.write(self._base, bytes(self._room) + descriptor.encode(self._line))",
+            "transport.write(self._base + self._room, descriptor.encode(self._line))",
+        ),
+        (
+            "tags never change",
+            "tag=(self._last.tag + 1) & 0xFFFFFFFF,",
+            "tag=self._last.tag,",
+        ),
+        (
+            "pages of the first chunk for all",
+            "transport.write_register(name, word, i)",
+            'transport.write_register(name, word, i if name == "CHUNK" else 0)',
+        ),
+        (
+            "registers that a reset cleared are not written again",
+            '"""Write all registers again."""\n        self._placed = False',
+            '"""Write all registers again."""\n        self._placed = True',
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/transport.py",
+        [
+            f"{_INTERPRETED}::test_memory_of_sessions_is_counted_and_given_back",
+            f"{_INTERPRETED}::test_sessions_side_by_side_and_handed_over",
+        ],
+        (
+            "what lies behind a hole is overlapped",
+            "            if first - at >= size:\n",
+            "            if first - at > 0:\n",
+        ),
+        (
+            "a hole that just fits is not taken",
+            "            if first - at >= size:\n",
+            "            if first - at > size:\n",
+        ),
+        (
+            "memory is never given back",
+            "self._used.pop(address, None)",
+            "self._used.get(address)",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/golden.py",
+        ["host/devices/test_pairs.py", "host/devices/test_base.py"],
+        (
+            "rows of every chunk from the first on",
+            "slice(first, first + n), chunk.position))",
+            "slice(0, n), chunk.position))",
+        ),
+        (
+            "logits of the first chunk's rows",
+            "wanted.append(np.arange(first + chunk.logits_from, first + n))",
+            "wanted.append(np.arange(chunk.logits_from, n))",
+        ),
+        (
+            "saturation of the pass before",
+            "        decoder.saturation.seen = False\n",
+            "",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/sessions.py",
+        [
+            "host/devices/test_base.py",
+            f"{_SESSIONS}::test_truncate_and_fork",
+            f"{_SESSIONS}::test_ranges_of_layers",
+        ],
+        (
+            "a cut makes short layers longer",
+            "self.lengths = [min(n, length) for length in self.lengths]",
+            "self.lengths = [n for length in self.lengths]",
+        ),
+        (
+            "all layers advance with some",
+            "        for i in layers:\n            lengths[i] += n",
+            "        for i in range(len(lengths)):\n            lengths[i] += n",
+        ),
+        (
+            "a fork is as long as what it was made of",
+            "            other.lengths = lengths\n",
+            "            other.lengths = self.lengths\n",
+        ),
+        (
+            "layers that are filled unequally far",
+            "if len(lengths) != 1:",
+            "if not lengths:",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/cache.py",
+        [
+            f"{_SESSIONS}::test_padded_heads_are_exported_without_padding",
+            f"{_SESSIONS}::test_export_and_restore_at_every_position",
+        ],
+        (
+            "values padded as keys are",
+            "np.ascontiguousarray(v[..., s.places(False)]),",
+            "np.ascontiguousarray(v[..., s.places(True)]),",
+        ),
+        (
+            "scales of keys for values",
+            "for each in (kv.key_scale, kv.value_scale)], np.int32)",
+            "for each in (kv.key_scale, kv.key_scale)], np.int32)",
+        ),
+        (
+            "padding is what was there before",
+            "elements = np.zeros((2, s.n_kv_heads, n, s.built), np.int8)\n        elements[0]",
+            "elements = np.ones((2, s.n_kv_heads, n, s.built), np.int8)\n        elements[0]",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/binding.py",
+        [
+            f"{_BINDING}::test_rows_of_several_sequences_share_passes[grouped-4-scalar]",
+            f"{_BINDING}::test_layers_one_after_another",
+            f"{_STEPS}::test_one_group_of_any_depth",
+        ],
+        (
+            "logits of a chunk's first tokens",
+            'rows["wanted"][wanted:] = 1',
+            'rows["wanted"][: n - wanted] = 1',
+        ),
+        (
+            "groups are never cut",
+            "if group % (parts * _UNIT) == 0 and group // parts * largest < 1 << 31:",
+            "if group % (parts * _UNIT) == 0:",
+        ),
+        (
+            "a zero point for each part of another group",
+            "zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)",
+            "zero = scale.repeat(parts, axis=1), np.tile(zero, parts)",
+        ),
+        (
+            "every position is a sequence's first",
+            'rows["position"] = np.arange(position, position + n)',
+            'rows["position"] = np.arange(n)',
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/device.py",
+        [f"{_SESSIONS}::test_sessions_side_by_side", f"{_SESSIONS}::test_ranges_of_layers"],
+        (
+            "each chunk's rows over the last one's",
+            "            first = at.stop\n",
+            "            first = 0\n",
+        ),
+        (
+            "logits worth the tokens' scales alone",
+            "scale=result.scale * self.model.head_scale,",
+            "scale=result.scale,",
+        ),
+        (
+            "a stream's layers counted from the first",
+            "rows, chunks[0].layers, np.concatenate(streams) if streams else None",
+            "rows, range(len(chunks[0].layers)), np.concatenate(streams) if streams else None",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/interface.py",
+        ["host/devices/cpu/test_interface.py"],
+        (
+            "a member in another place",
+            '("bias_frac", c_int32),\n        ("head_norm_frac", c_int32),',
+            '("head_norm_frac", c_int32),\n        ("bias_frac", c_int32),',
+        ),
+        (
+            "scores of a bit less",
+            '"SCORE_WIDTH": attention.score_width,',
+            '"SCORE_WIDTH": attention.score_width - 1,',
+        ),
+        (
+            "tables of the exponential swapped",
+            "(base, drop), (gap, rise) =",
+            "(drop, base), (gap, rise) =",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/library.py",
+        [
+            "host/devices/cpu/test_build.py::test_a_library_of_another_version_is_refused",
+            f"{_STEPS}::test_norms",
+        ],
+        (
+            "a library of another version taken",
+            "    if built() != version().encode():\n        return False\n",
+            "",
+        ),
+        (
+            "exponents and mantissas swapped",
+            "CScale(int(scale.m), int(scale.e))",
+            "CScale(int(scale.e), int(scale.m))",
+        ),
+        (
+            "the target before",
+            "return list(names).index(name)",
+            "return max(list(names).index(name) - 1, 0)",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/steps.py",
+        [f"{_STEPS}::test_heads", f"{_STEPS}::test_residual"],
+        (
+            "fractions of bias and gamma swapped",
+            "pointer(values), bias_frac, pointer(gamma), gamma_frac, eps,",
+            "pointer(values), gamma_frac, pointer(gamma), bias_frac, eps,",
+        ),
+        (
+            "mantissas for exponents",
+            "np.stack([scale.m, scale.e], axis=-1), np.int32)",
+            "np.stack([scale.e, scale.m], axis=-1), np.int32)",
+        ),
+        (
+            "saturation never told",
+            "return out, bool(saturated)",
+            "return out, False",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cuda/device.py",
+        [
+            "kernels_gpu/test_device.py::test_sessions_side_by_side",
+            "kernels_gpu/test_device.py::test_a_sequence_moves_between_devices",
+        ],
+        (
+            "logits of as many tokens as have none",
+            "n_logits=len(chunk.tokens) - chunk.logits_from,",
+            "n_logits=chunk.logits_from,",
+        ),
+        (
+            "a copy of a sequence from itself",
+            "self._pool.copy(layer, source.slot, self.slot, n)",
+            "self._pool.copy(layer, self.slot, self.slot, n)",
+        ),
+        (
+            "saturation not told",
+            "            saturated=result.saturated,\n",
+            "            saturated=False,\n",
+        ),
+    ),
+]
+"""Faults of modules that compute tokens, or that what they compute passes through."""

@@ -1,0 +1,312 @@
+"""Faults in what makes packed models and reads them: the tests beside each must notice them."""
+
+from lutra_sim.mutants.mutant import planted
+
+__all__ = ["MUTANTS"]
+
+_FILE = "host/packed/test_file.py"
+
+MUTANTS = [
+    *planted(
+        "host/lutra/packed/file.py",
+        [
+            f"{_FILE}::test_a_round_trip",
+            f"{_FILE}::test_one_bit_is_seen",
+            f"{_FILE}::test_a_number_that_was_changed_is_seen",
+            f"{_FILE}::test_numbers_that_can_not_be",
+            f"{_FILE}::test_tensors_that_can_not_be",
+        ],
+        (
+            "a bit of the tensors may change",
+            'if file.get("sha256") != _sha256(path):',
+            'if file.get("sha256") is None:',
+        ),
+        (
+            "fraction bits of the embedding for those of the residual stream",
+            "        residual_frac=residual_frac,\n        embedding=int16",
+            "        residual_frac=RESIDUAL_FRAC_MAX,\n        embedding=int16",
+        ),
+        (
+            "codes of the head beyond its range",
+            "if head.min() < -HEAD_MAX or head.max() > HEAD_MAX or rows.min() < 1:",
+            "if head.max() > HEAD_MAX or rows.min() < 1:",
+        ),
+        (
+            "layers of more bits than were promised",
+            "if w.bits > self.w_bits:",
+            "if w.bits > self.w_bits + 4:",
+        ),
+    ),
+    *planted(
+        "host/lutra/packed/layers.py",
+        [
+            f"{_FILE}::test_a_round_trip",
+            f"{_FILE}::test_a_round_trip_of_bitnet",
+            f"{_FILE}::test_numbers_that_can_not_be",
+        ],
+        (
+            "norms of keys for queries",
+            'arrays["query_norm"] = layer.head_norms.query',
+            'arrays["query_norm"] = layer.head_norms.key',
+        ),
+        (
+            "a window is not kept",
+            'numbers: dict[str, object] = {"window": layer.window}',
+            'numbers: dict[str, object] = {"window": 0}',
+        ),
+        (
+            "matrices of a stack with shifts of their own",
+            "if len(set(shifts)) > 1:",
+            "if len(set(shifts)) > 2:",
+        ),
+        (
+            "a mantissa of one bit less",
+            "normal = 1 << (SCALE.m_width - 1) <= m < 1 << SCALE.m_width",
+            "normal = 1 << (SCALE.m_width - 2) <= m < 1 << SCALE.m_width",
+        ),
+    ),
+    *planted(
+        "host/lutra/packed/store.py",
+        [
+            f"{_FILE}::test_layers_that_were_stored_before_are_the_same",
+            f"{_FILE}::test_other_settings_find_nothing",
+            f"{_FILE}::test_a_layer_is_there_whole_or_not_at_all",
+            f"{_FILE}::test_a_damaged_layer_is_packed_again",
+        ],
+        (
+            "layers of other settings taken",
+            'self.folder = out / f"{_PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:16]}"',
+            'self.folder = out / f"{_PREFIX}{len(text) * 0}"',
+        ),
+        (
+            "a layer that is being written is there",
+            'writing = place.with_suffix(".writing")',
+            "writing = place",
+        ),
+        (
+            "the first layer for all",
+            'return self.folder / f"layer-{i:04d}"',
+            'return self.folder / f"layer-{0 * i:04d}"',
+        ),
+    ),
+    *planted(
+        "host/lutra/packed/random.py",
+        ["host/packed/test_random.py"],
+        (
+            "ternary codes of three",
+            "valid = [b for b in range(256) if all(b >> s & 3 < 3 for s in (0, 2, 4, 6))]",
+            "valid = list(range(256))",
+        ),
+        (
+            "scores not scaled by the head's size",
+            'q_proj=self._linear("q_proj", 1.0 if normed else softmax),',
+            'q_proj=self._linear("q_proj"),',
+        ),
+        (
+            "sums of the head that its accumulators do not hold",
+            "return head, rows, least_shift(2 * peak, q_max, LOGIT_ACC_MAX, least=1)",
+            "return head, rows, least_shift(peak // 4, q_max, LOGIT_ACC_MAX, least=1)",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/__init__.py",
+        [
+            "host/quantize/test_driver.py::test_integers_of_a_checkpoint_pass_as_they_are",
+            "host/quantize/test_pack.py::test_every_model_has_a_format_of_its_own",
+            "host/quantize/test_pack.py::test_matrices_are_the_quantised_ones",
+        ],
+        (
+            "grouped checkpoints in four bits",
+            "return Format(w_bits=weight.bits, a_bits=8)",
+            "return _W4A8",
+        ),
+        (
+            "groups of the default size",
+            "return round_to_nearest(dense.dequantized(), bits, group)",
+            "return round_to_nearest(dense.dequantized(), bits, DEFAULT_GROUP)",
+        ),
+        (
+            "activations of eight bits for all",
+            "return model.replaced(layers, format.a_bits)",
+            "return model.replaced(layers, 8)",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/awq.py",
+        ["host/quantize/test_fold.py"],
+        (
+            "powers of inputs that were not divided",
+            "power = inputs[stack].power / scale[stack] ** 2",
+            "power = inputs[stack].power * scale[stack] ** 2",
+        ),
+        (
+            "scales multiplied twice in the search",
+            "found = round_to_nearest(w * s, bits, target.group, power).dequantized() / s",
+            "found = round_to_nearest(w * s, bits, target.group, power).dequantized()",
+        ),
+        (
+            "the last of the exponents",
+            "        if error < least:\n",
+            "        if True:\n",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/budget.py",
+        ["host/quantize/test_budget.py"],
+        (
+            "room of the last item for all",
+            "room -= int(sizes[item, chosen[item]])",
+            "room -= int(sizes[item, 0])",
+        ),
+        (
+            "sizes rounded down",
+            "sizes = -(-weights[:, None] * np.array(CHOICES) // unit)",
+            "sizes = weights[:, None] * np.array(CHOICES) // unit",
+        ),
+        (
+            "divergences summed over windows",
+            "n_tokens += len(p)",
+            "n_tokens = len(p)",
+        ),
+        (
+            "no uniform plan",
+            "plans = [BitPlan(_uniform(sensitivity, b)) for b in CHOICES if b <= budget]",
+            "plans = [BitPlan(_uniform(sensitivity, CHOICES[0]))]",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/calibration.py",
+        ["host/quantize/test_calibration.py"],
+        (
+            "the mean of the last window",
+            "self.mean += size.sum(axis=0, dtype=np.float64)",
+            "self.mean = size.sum(axis=0, dtype=np.float64)",
+        ),
+        (
+            "peaks with their sign",
+            "self.peak = np.maximum(self.peak, size.max(axis=0))",
+            "self.peak = np.maximum(self.peak, single.max(axis=0))",
+        ),
+        (
+            "windows of a token less than their length",
+            "text[starts[:, None] + np.arange(body)]",
+            "text[starts[:, None] + np.arange(body - 1)]",
+        ),
+        (
+            "a sliding window is not followed",
+            "layer, window = in_float(layer), self.model.config.windows[i]",
+            "layer, window = in_float(layer), self.model.config.windows[0]",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/driver.py",
+        ["host/quantize/test_driver.py"],
+        (
+            "the stream is that before the first layer",
+            "        if states is not None and i + 1 < n_layers:\n",
+            "        if states is not None and i + 1 < 0:\n",
+        ),
+        (
+            "groups do not tell runs apart",
+            '            "group": self.group,\n',
+            "",
+        ),
+        (
+            "a layer that was stored is not followed",
+            "            packer.follow(i, reference_layer(model.config, packed))\n",
+            "            pass\n",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/imported.py",
+        ["host/quantize/test_imported.py"],
+        (
+            "zero points of negative scales",
+            "zero = np.where(negative, 2 * levels - zero, zero)",
+            "zero = np.where(negative, levels - zero, zero)",
+        ),
+        (
+            "zero points in whole steps",
+            "zero = np.rint(2 * weight.zero).astype(np.int64)",
+            "zero = 2 * np.rint(weight.zero).astype(np.int64)",
+        ),
+        (
+            "a power of two that the largest scale is beyond",
+            "least = math.frexp(top)[1] - 16",
+            "least = math.frexp(top)[1] - 17",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/pack.py",
+        ["host/quantize/test_pack.py"],
+        (
+            "a bit less of headroom",
+            "_fraction_bits(16 * self._peak, (1 << 31) - 1))",
+            "_fraction_bits(self._peak, (1 << 31) - 1))",
+        ),
+        (
+            "a factor of two in the scale of what is not shifted",
+            "matrix.scale * factor * 2.0 ** (shift - 1)",
+            "matrix.scale * factor * 2.0**shift",
+        ),
+        (
+            "biases of queries not scaled",
+            "values = [layer.q_bias * (1 if normed else softmax), layer.k_bias, layer.v_bias]",
+            "values = [layer.q_bias, layer.k_bias, layer.v_bias]",
+        ),
+        (
+            "peaks of the first rows alone",
+            "peak = max(peak, 2 * int(np.abs(codes).sum(axis=1).max()))",
+            "peak = 2 * int(np.abs(codes[:1]).sum(axis=1).max())",
+        ),
+        (
+            "norms of queries not scaled",
+            "both = np.stack([layer.q_norm * softmax, layer.k_norm]).astype(np.float64)",
+            "both = np.stack([layer.q_norm, layer.k_norm]).astype(np.float64)",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/reference.py",
+        [
+            "host/quantize/test_driver.py::test_an_interrupted_run_ends_as_one_that_was_not",
+            "host/quantize/test_pack.py::test_the_reference_rounds_a_cache_of_four_bits",
+            "host/quantize/test_pack.py::test_matrices_are_the_quantised_ones",
+            "host/devices/test_interpreted.py::test_logits_are_near_those_of_the_rounded_model_in_float",
+        ],
+        (
+            "scales of what was shifted",
+            "scale = float(scale_to_float(linear.scale)) / 2.0 ** (linear.shift - 1)",
+            "scale = float(scale_to_float(linear.scale)) / 2.0**linear.shift",
+        ),
+        (
+            "biases of keys and values swapped",
+            'extra["q_bias"], extra["k_bias"], extra["v_bias"] = np.split',
+            'extra["q_bias"], extra["v_bias"], extra["k_bias"] = np.split',
+        ),
+        (
+            "values rounded as keys are",
+            "value_bits=model.value_bits if model.value_bits < 8 else None,",
+            "value_bits=model.key_bits if model.key_bits < 8 else None,",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/smoothquant.py",
+        ["host/quantize/test_fold.py"],
+        (
+            "strengths the wrong way",
+            "np.where(used, x, ones) ** alpha / np.where(used, w, ones) ** (1 - alpha)",
+            "np.where(used, x, ones) ** (1 - alpha) / np.where(used, w, ones) ** alpha",
+        ),
+        (
+            "scales not about one",
+            "middle = np.sqrt(found[used].max() * found[used].min())",
+            "middle = 1.0",
+        ),
+        (
+            "nothing is never a candidate",
+            "candidates = [np.ones_like(x_peak), *(smoothing",
+            "candidates = [*(smoothing",
+        ),
+    ),
+]
+"""Faults of modules that decide what a packed model holds."""

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,8 +28,7 @@ _PASSED, _FAILED = 0, 1  # exit status of pytest
 # processor time of each process of the tests with a fault: it ends endless loops, nothing else
 _CPU_FACTOR, _CPU_LEAST_S = 10, 120
 _UNLIMITED_S = 1 << 20
-# the C compiler with an option that prevails: a library is used once, so optimising takes longest
-_COMPILER = "sh -c 'exec \"$@\" -O1' sh"
+_COMPILER = shlex.join([sys.executable, "-m", "lutra_sim.mutants.objects"])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lutra.devices.base import Step, StepResult
 from lutra.devices.choose import choose_device
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
+from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.cache import SequenceKv
@@ -103,6 +104,31 @@ def test_a_run_is_cut_into_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     found = device.run([Step(session=device.session(), tokens=each) for each in tokens])
     for result, each in zip(found, tokens, strict=True):
         check(result, Golden(model).run(each))
+
+
+def test_results_come_in_the_order_of_the_steps() -> None:
+    """A pass takes sequences of one row first."""
+    model = small_model("bitnet", None, layers=1)
+    device, tokens = loaded(model), [tokens_of(model, n, n) for n in (3, 1, 2)]
+    steps = [Step(session=device.session(), tokens=each, logits_from=0) for each in tokens]
+    for result, each in zip(device.run(steps), tokens, strict=True):
+        check(result, Golden(model).run(each))
+
+
+def test_a_pass_tells_its_own_saturation() -> None:
+    """Of the last layer's product, between tokens whose embedding is zero."""
+    model = small_model("bitnet", None, layers=1)
+    layer, embedding = model.layers[0], model.embedding.copy()
+    embedding[2], scale = 0, layer.down_proj.scale
+    loud = replace(layer.down_proj, scale=Scale(scale.m, scale.e + 24))
+    model = replace(model, embedding=embedding, layers=[replace(layer, down_proj=loud)])
+    device = loaded(model)
+    for token, saturated in ((2, False), (1, True), (2, False)):
+        golden = Golden(model)
+        golden.run([token])
+        assert golden.decoder.saturation.seen is saturated
+        (found,) = device.run([Step(session=device.session(), tokens=[token])])
+        assert found.saturated is saturated
 
 
 @pytest.mark.parametrize("kv", [8, 4])

@@ -126,9 +126,9 @@ MUTANTS = [
             f"{_INTERPRETED}::test_an_abort_that_was_interrupted_is_done_before_the_next_run",
         ],
         (
-            "chunks whose logits are wanted come first",
-            "return chunks[i].logits_from < len(chunks[i].tokens), -chunks[i].logits_from",
-            "return chunks[i].logits_from == len(chunks[i].tokens), -chunks[i].logits_from",
+            "every chunk at the first one's position",
+            "ChunkEntry(chunks[i].position, len(own), session.address)",
+            "ChunkEntry(chunks[0].position, len(own), session.address)",
         ),
         (
             "arg-max counted from the tile's first token",
@@ -191,10 +191,7 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/devices/accelerator/transport.py",
-        [
-            f"{_INTERPRETED}::test_memory_of_sessions_is_counted_and_given_back",
-            f"{_INTERPRETED}::test_sessions_side_by_side_and_handed_over",
-        ],
+        ["host/devices/test_transport.py"],
         (
             "what lies behind a hole is overlapped",
             "            if first - at >= size:\n",
@@ -390,8 +387,8 @@ MUTANTS = [
     *planted(
         "host/lutra/devices/cuda/device.py",
         [
-            "kernels_gpu/test_device.py::test_sessions_side_by_side",
-            "kernels_gpu/test_device.py::test_a_sequence_moves_between_devices",
+            "kernels_gpu/test_device.py::test_a_pass_tells_its_own_saturation",
+            "kernels_gpu/test_device.py::test_a_sequence_moves_between_devices[8]",
         ],
         (
             "logits of as many tokens as have none",

@@ -207,7 +207,10 @@ MUTANTS = [
     ),
     *planted(
         f"{_K}/model.py",
-        [f"{_DEVICE}::test_sessions_side_by_side"],
+        [
+            f"{_DEVICE}::test_sessions_side_by_side[qwen2-window-W2A8-8-2]",
+            f"{_DEVICE}::test_sessions_side_by_side[qwen3-W2A16-4-1]",
+        ],
         (
             "gates added with the scale of what goes up",
             "self.norm(norms.ffn, gated, gate_scale, up_scale)",

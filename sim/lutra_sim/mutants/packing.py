@@ -79,9 +79,9 @@ MUTANTS = [
             'self.folder = out / f"{_PREFIX}{len(text) * 0}"',
         ),
         (
-            "a layer that is being written is there",
-            'writing = place.with_suffix(".writing")',
-            "writing = place",
+            "layers of other settings stay",
+            'for folder in self._out.glob(f"{_PREFIX}*"):',
+            "for folder in (self.folder,):",
         ),
         (
             "the first layer for all",

@@ -112,6 +112,17 @@ def test_without_a_doorbell_registers_that_changed_are_written(found: Find) -> N
     assert transport.calls["start"] == transport.calls["wait"] == 1
 
 
+def test_what_a_reset_cleared_is_written_again(found: Find) -> None:
+    transport = Registers()
+    tiles = on_transport(found("least"), cast(Transport, transport))
+    tiles.run_tile([1, 2], 0, 1)
+    written = transport.calls["write_register"]
+    transport.calls.clear()
+    driver(tiles).runs.forget()
+    tiles.run_tile([1, 2], 2, 1)
+    assert transport.calls["write_register"] == written
+
+
 class Rewritten(InterpretedTransport):
     """Something else stands in the result block."""
 

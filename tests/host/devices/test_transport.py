@@ -53,3 +53,28 @@ def test_memory_is_freed_while_it_is_allocated() -> None:
         gc.set_threshold(*before)
     gc.collect()
     assert heap.free_bytes == 60 * PAGE
+
+
+def test_a_hole_is_filled_with_what_fits() -> None:
+    heap = Heap(8 * PAGE)
+    assert [heap.allocate(n * PAGE) for n in (1, 2, 1)] == [0, PAGE, 3 * PAGE]
+    heap.free(PAGE)
+    assert heap.free_bytes == 6 * PAGE
+    # a byte makes it a page more
+    assert heap.allocate(2 * PAGE + 1) == 4 * PAGE
+    assert heap.allocate(2 * PAGE) == PAGE
+    assert heap.allocate(0) == 7 * PAGE
+    assert heap.free_bytes == 0
+
+
+def test_memory_that_is_full() -> None:
+    heap = Heap(2 * PAGE)
+    first = heap.allocate(PAGE)
+    heap.allocate(1)
+    heap.free(first)
+    with pytest.raises(DeviceError) as error:
+        heap.allocate(PAGE + 1)
+    assert str(error.value) == (
+        "the accelerator's memory has no 8,192 bytes in a row: 4,096 of 8,192 bytes are free"
+    )
+    assert heap.allocate(PAGE) == first

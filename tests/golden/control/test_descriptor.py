@@ -61,6 +61,12 @@ def test_a_descriptor_is_read_as_it_was_written() -> None:
         assert code_of(descriptor) is ErrorCode.NONE
 
 
+def test_whole_lines_are_not_filled_up() -> None:
+    for n_tokens, n_lines in ((31, 1), (32, 1), (33, 2)):
+        descriptor = replace(SUM, tokens=(0,) * n_tokens)
+        assert len(descriptor.encode(256)) == 256 * n_lines
+
+
 def test_the_layout() -> None:
     """Words of the header do not overlap, and the body follows in order."""
     used = [word.first + i for word in HEADER.values() for i in range(word.count)]

@@ -37,6 +37,14 @@ def test_the_word_has_every_part() -> None:
             "SLVERR to a read of m_axi_1 (load) at 0x1240, in load instruction 3",
         ),
         (
+            Failure(code=ErrorCode.BUS, purpose=2, response=2, instruction=2, address=0x40),
+            "SLVERR to a read of m_axi_1 (attention) at 0x40, in attention instruction 2",
+        ),
+        (
+            Failure(code=ErrorCode.BUS, purpose=3, response=2, instruction=1, address=0x80),
+            "SLVERR to a read of m_axi_0 (weights) at 0x80, in matmul instruction 1",
+        ),
+        (
             Failure(code=ErrorCode.BUS, purpose=4, response=3, instruction=9, address=0x80),
             "DECERR to a write of m_axi_1 (write) at 0x80, in vector instruction 9",
         ),
@@ -49,11 +57,15 @@ def test_the_word_has_every_part() -> None:
             "instruction 7 has an unknown opcode: load the model again",
         ),
         (Failure(code=ErrorCode.ABORT, instruction=7), "the run was aborted after 7 instructions"),
+        (
+            Failure(code=ErrorCode.BUS, purpose=5),
+            "an error of code 7, which this Lutra does not know",
+        ),
         (Failure(code=15), "an error of code 15, which this Lutra does not know"),
     ],
 )
 def test_is_said_in_a_line(failure: Failure, text: str) -> None:
-    if failure.code == ErrorCode.BUS:
+    if failure.code == ErrorCode.BUS and failure.purpose < len(Purpose):
         text = f"the memory answered {text}: check that the address is mapped"
     assert failure.describe(NANO) == text
 

@@ -1,8 +1,10 @@
 """The register map: no two registers share an address, and everybody's arrays fit."""
 
+from lutra_golden.control.chunks import POSITION_WIDTH, TOKENS_WIDTH, ChunkEntry
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import COUNTERS, IDENT, REGISTERS, TILE_ARRAYS, UnitState
 from lutra_golden.core.configs import CONFIGS
+from lutra_golden.core.ports import ADDRESS_WIDTH, BOUNDARY_BYTES
 
 MAP_BYTES = 4096
 
@@ -40,6 +42,14 @@ def test_arrays_hold_the_largest_tile() -> None:
     tile = max(config.pass_tokens for config in CONFIGS.values())
     for name in (*TILE_ARRAYS, "ARGMAX", "SCALE"):
         assert REGISTERS[name].count >= tile
+
+
+def test_chunks_fit_their_registers() -> None:
+    last = ChunkEntry(
+        (1 << POSITION_WIDTH) - 1, (1 << TOKENS_WIDTH) - 1, (1 << ADDRESS_WIDTH) - BOUNDARY_BYTES
+    )
+    for name, word in zip(("CHUNK", "CHUNK_KV"), last.words, strict=True):
+        assert word == (1 << REGISTERS[name].width) - 1
 
 
 def test_counters_have_two_words_each() -> None:

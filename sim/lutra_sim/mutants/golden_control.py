@@ -295,10 +295,7 @@ MUTANTS = [
     ),
     *planted(
         f"{_GOLDEN}/model/packed.py",
-        [
-            "golden/model/test_stored.py",
-            "golden/model/test_decoder.py::test_keys_and_values_of_different_bits",
-        ],
+        ["golden/model/test_stored.py"],
         (
             "the depth of codes taken for their rows",
             "return source.n_rows if isinstance(source, StoredWeights) else len(source.codes)",
@@ -310,7 +307,7 @@ MUTANTS = [
             "return source.n_rows if isinstance(source, StoredWeights) else source.codes.shape[1]",
         ),
         (
-            "a known peak above what the codes give",
+            "half of the peak",
             "return self.weights.peak if self.known_peak is None else self.known_peak",
             "return self.weights.peak // 2 if self.known_peak is None else self.known_peak",
         ),

@@ -59,7 +59,9 @@ def test_a_packed_matrix_is_either() -> None:
     stored = PackedLinear(codes.stored, scale, 2)
     assert codes.weights is weights and stored.stored is codes.stored
     assert_same(stored.weights, weights)
-    assert stored.peak == codes.peak
+    assert stored.peak == codes.peak == int(np.abs(weights.doubled()).sum(axis=1).max())
+    for linear in (codes, stored):
+        assert (linear.n_rows, linear.depth) == weights.codes.shape
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def test_a_name_that_is_none(name: str) -> None:
         (0, 8, False, "w_bits must be one of (1, 2, 3, 4, 6, 8), not 0"),
         (4, 12, False, "a_bits must be one of (8, 16), not 12"),
         (4, 8, True, "w_bits of a ternary format must be 2, not 4"),
+        (1, 8, True, "w_bits of a ternary format must be 2, not 1"),
     ],
 )
 def test_bits_that_can_not_be(w_bits: int, a_bits: int, ternary: bool, message: str) -> None:

@@ -35,11 +35,13 @@ def test_rejects(arguments: tuple[Any, ...], kind: type[Exception], message: str
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("q_width", [8, 16])
-def test_latency(q_width: int) -> None:
-    dut = Quantizer(2, 16, q_width)
-    factor = quantize_factor(1000, q_max_of(q_width))
+@pytest.mark.parametrize(("q_width", "unit"), [(8, 1), (16, 1), (8, 1 << 37)])
+def test_latency(q_width: int, unit: int) -> None:
+    """With a large ``unit`` products are shifted by more than 31."""
+    dut = Quantizer(2, 48, q_width)
+    factor = quantize_factor(1000 * unit, q_max_of(q_width))
     vectors = [(1000, -1000), (0, 1), (500, -500), (4, 3), (-4, -3), (0, 0)]
+    vectors = [(a * unit, b * unit) for a, b in vectors]
     results = []
 
     async def bench(ctx: Any) -> None:

@@ -241,11 +241,14 @@ MUTANTS = [
     ),
     *planted(
         f"{_GOLDEN}/core/configs.py",
-        ["host/compile/test_configure.py"],
+        [
+            "host/compile/test_configure.py::test_buffers_hold_what_a_model_needs",
+            "host/compile/test_configure.py::test_channel_wise_weights_of_great_depth",
+        ],
         (
-            "sums of the head without the doubling",
-            "head = 2 * HEAD_MAX * model.hidden_size",
-            "head = HEAD_MAX * model.hidden_size",
+            "a sum's sign takes no bit",
+            "return max(needed).bit_length() + 1",
+            "return max(needed).bit_length()",
         ),
         (
             "accumulators of queries and keys alone",
@@ -253,9 +256,9 @@ MUTANTS = [
             "rows = max(q_out + kv_out,",
         ),
         (
-            "the widest shift takes wider scales",
-            "wide = max(_shifts(model)) > ENGINES[engine]().shift_max",
-            "wide = max(_shifts(model)) >= ENGINES[engine]().shift_max",
+            "biases are no parameters",
+            "param_words=_power_of_two(4 * max(*depths, rows * model.biased) // LANES),",
+            "param_words=_power_of_two(4 * max(*depths) // LANES),",
         ),
         (
             "gates alone are multiplied",

@@ -109,14 +109,14 @@ MUTANTS = [
         "hw/lutra_hw/buffers.py",
         ["hw/vector/test_head_scales.py::test_tile"],
         (
-            "heads of values where those of keys are",
+            "as many scales as there are queries",
             "heads = range(config.n_heads + 2 * config.n_kv_heads)",
-            "heads = range(config.n_heads + config.n_kv_heads)",
+            "heads = range(config.n_heads)",
         ),
     ),
     *planted(
         "hw/lutra_hw/buffers.py",
-        ["hw/attention/test_attention.py::test_against_golden[tiny]"],
+        ["hw/attention/test_attention.py::test_against_golden[small]"],
         (
             "outputs of as many heads as there are of keys",
             '"word": range(config.n_heads * (config.head_dim // LANES)),',

@@ -16,12 +16,13 @@ from lutra.compile.configure import configure
 from lutra.models import find_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.scale import Scale
-from lutra_golden.core.configs import CONFIGS, NANO
+from lutra_golden.core.configs import CONFIGS, NANO, measured
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.limits import ACC_MAX, least_shift
 from lutra_golden.model.packed import PackedLinear, PackedModel
+from lutra_golden.model.padding import built_head_dim
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +190,23 @@ def test_squared_relu_of_grouped_weights(format: str) -> None:
         tiles, tokens = on_transport(compiled(model, config)), [3, 1, 2]
         found, expected = tiles.run_tile(tokens, 0, 0), golden(model).run_tile(tokens, 0, 0)
         np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+def test_buffers_hold_what_a_model_needs() -> None:
+    """Heads of all kinds, their biases, and the wider of gate and up."""
+    model = pack_model(random_decoder(**VARIANTS["sub-norms"]), Format.parse("W4A8"), GROUP)
+    wide = replace(model, n_heads=16, n_kv_heads=8, biased=True)
+    rows = 32 * built_head_dim(model.head_dim)
+    assert rows > max(model.hidden_size, 2 * model.intermediate_size)
+    config = measured(wide, NANO, "lut")
+    assert config.matmul.acc_blocks == rows // 8
+    assert config.vector.param_words == rows // 2
+    for small in ("gate_proj", "up_proj"):
+        layers = [
+            replace(layer, **{small: replace(layer.linear(small), known_peak=1)})
+            for layer in (model.layers[i] for i in range(len(model.layers)))
+        ]
+        assert measured(replace(model, layers=layers), NANO, "lut").vector.gate_width == 21
 
 
 def test_scales_of_sixteen_bits() -> None:

@@ -175,6 +175,20 @@ def test_a_failed_run_is_told_by_registers_too(found: Find) -> None:
         tiles.run_tile([1], 0, 0)
 
 
+def test_the_run_after_a_failed_one_is_right(found: Find) -> None:
+    transport, each = Registers(), found("least")
+    tiles, model = on_transport(each, cast(Transport, transport)), golden(each.model)
+    for position in range(2):
+        expected = model.run_tile([position], position, 0)
+        transport.inner.write_register("PROGRAM_BYTES", 0)
+        if position:
+            with pytest.raises(DeviceError, match=r"^device interpreted: PROGRAM_BASE must be"):
+                tiles.run_tile([position], position, 0)
+        driver(tiles).runs.forget()
+        found_here = tiles.run_tile([position], position, 0)
+        np.testing.assert_array_equal(found_here.logits, expected.logits)
+
+
 def test_doorbells_wait_in_order_and_an_abort_forgets_them(found: Find) -> None:
     transport = InterpretedTransport()
     tiles = on_transport(found("least"), transport)

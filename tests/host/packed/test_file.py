@@ -93,6 +93,14 @@ def test_a_round_trip(kind: str, models: dict[str, PackedModel], tmp_path: Path)
     np.testing.assert_array_equal(golden_logits(model, tokens), golden_logits(opened.model, tokens))
 
 
+def test_fraction_bits_are_kept(models: dict[str, PackedModel], tmp_path: Path) -> None:
+    model = models["llama"]
+    embedding_frac = min(model.embedding_frac, model.residual_frac - 2)
+    model = replace(model, residual_frac=model.residual_frac - 1, embedding_frac=embedding_frac)
+    write(tmp_path / "out", model)
+    assert_same(model, open_packed(tmp_path / "out").model)
+
+
 @pytest.mark.parametrize("name", ["least", "grouped", "odd"])
 def test_a_round_trip_of_bitnet(name: str, packed: Get, tmp_path: Path) -> None:
     model = packed(name)

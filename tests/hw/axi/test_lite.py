@@ -136,3 +136,30 @@ def test_waits_for_its_neighbour() -> None:
             assert (value, answer) == (77 + index, RESP_OKAY) and 4 <= cycles <= 11
 
     simulate(dut, hold, bench)
+
+
+def test_a_write_waits_until_the_answer_before_is_taken() -> None:
+    dut = Registers()
+
+    async def bench(ctx: Any) -> None:
+        axi, answers = dut.s_axi, list[int]()
+        await ctx.tick()
+        ctx.set(axi.wstrb, 15)
+        for address in (0, 4 * SIZE):
+            ctx.set(axi.awaddr, address)
+            ctx.set(axi.awvalid, 1)
+            ctx.set(axi.wvalid, 1)
+            await ctx.tick().until(axi.awready & axi.wready)
+            ctx.set(axi.awvalid, 0)
+            ctx.set(axi.wvalid, 0)
+        for _ in range(4):
+            await ctx.tick()
+            assert ctx.get(axi.bvalid) and ctx.get(axi.bresp) == RESP_OKAY
+        ctx.set(axi.bready, 1)
+        for _ in range(6):
+            if ctx.get(axi.bvalid):
+                answers.append(ctx.get(axi.bresp))
+            await ctx.tick()
+        assert answers == [RESP_OKAY, RESP_SLVERR]
+
+    simulate(dut, bench)

@@ -5,7 +5,7 @@ from lutra_sim.mutants.mutant import planted
 __all__ = ["MUTANTS"]
 
 _ACCELERATOR = ["hw/core/test_accelerator.py::test_bench[ternary]"]
-_UNIT = ["hw/vector/test_unit.py::test_executes"]
+_UNIT = ["hw/vector/test_unit.py::test_executes[small]"]
 
 MUTANTS = [
     *planted(

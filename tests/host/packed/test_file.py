@@ -473,6 +473,10 @@ SCALE_TEXT = (
             SCALE_TEXT.format("layers.1.up_proj.scale", "[-40000, 0]"),
         ),
         (
+            set_to(*LAYER, "up_proj", "scale", to=[32767, 0]),
+            SCALE_TEXT.format("layers.1.up_proj.scale", "[32767, 0]"),
+        ),
+        (
             set_to(*LAYER, "up_proj", "scale", to=None),
             SCALE_TEXT.format("layers.1.up_proj.scale", "None"),
         ),
@@ -529,6 +533,10 @@ def put(name: str, value: Callable[[Any], Any]) -> Callable[[Tensors], None]:
         ),
         (
             put("head", lambda x: np.full_like(x, 122)),
+            "model.safetensors: head must be in -121..121 and head_rows positive: pack the model",
+        ),
+        (
+            put("head", lambda x: np.full_like(x, -122)),
             "model.safetensors: head must be in -121..121 and head_rows positive: pack the model",
         ),
         (

@@ -45,9 +45,10 @@ def test_like_two_launches(
         gamma_frac=11,
         eps=4295,
     )
-    # what came before: tokens of both sequences, all heads at once
-    before = np.concatenate([np.arange(33), np.arange(17)])
-    sequences = np.repeat([0, 1], [33, 17])
+    # what came before: tokens of both sequences, all heads at once; the first one begins a page
+    lengths = PAGE, 17
+    before = np.concatenate([np.arange(n) for n in lengths])
+    sequences = np.repeat([0, 1], lengths)
     table = np.array([[2, 0], [1, 3]])
 
     def inputs(count: int) -> tuple[Array, Array]:
@@ -66,7 +67,7 @@ def test_like_two_launches(
             shared, split=False,
         )  # fmt: skip
         queries = Queries.new(m, h, d, m_split=1, context=CONTEXT)
-        positions, pages = int32(np.array([33, 17])), int32(table)
+        positions, pages = int32(np.array(lengths)), int32(table)
         arguments = (step, m, *now, positions, pages, queries, cache, shared)
         if fused:
             attention_step(*arguments, frac=FRAC, window=window)

@@ -75,7 +75,7 @@ MUTANTS = [
     ),
     *planted(
         "hw/lutra_hw/axi/lite.py",
-        ["hw/axi/test_lite.py::test_transfers"],
+        ["hw/axi/test_lite.py"],
         (
             "a write before the last one's answer was taken",
             "bus.write_en.eq(has_addr & has_data & ~axi.bvalid),",

@@ -79,7 +79,7 @@ MUTANTS = [
     ),
     *planted(
         f"{_K}/cache.py",
-        ["kernels_gpu/test_pool.py", "kernels_gpu/attention/test_decode.py::test_window"],
+        ["kernels_gpu/test_pool.py", f"{_DEVICE}::test_results_come_in_the_order_of_the_steps"],
         ("rows of eight bits for four", "row = head_dim * bits // 8", "row = head_dim"),
         (
             "the scales of a page not counted",

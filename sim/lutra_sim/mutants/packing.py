@@ -90,25 +90,6 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "host/lutra/packed/random.py",
-        ["host/packed/test_random.py"],
-        (
-            "ternary codes of three",
-            "valid = [b for b in range(256) if all(b >> s & 3 < 3 for s in (0, 2, 4, 6))]",
-            "valid = list(range(256))",
-        ),
-        (
-            "scores not scaled by the head's size",
-            'q_proj=self._linear("q_proj", 1.0 if normed else softmax),',
-            'q_proj=self._linear("q_proj"),',
-        ),
-        (
-            "sums of the head that its accumulators do not hold",
-            "return head, rows, least_shift(2 * peak, q_max, LOGIT_ACC_MAX, least=1)",
-            "return head, rows, least_shift(peak // 4, q_max, LOGIT_ACC_MAX, least=1)",
-        ),
-    ),
-    *planted(
         "host/lutra/quantize/__init__.py",
         [
             "host/quantize/test_driver.py::test_integers_of_a_checkpoint_pass_as_they_are",

@@ -26,3 +26,11 @@ def test_every_number_of_tokens(
     out = empty([m, 24], np.int32)
     assert linear(x, case.matrix, out=out) is out
     assert (download(out) == case.expected(a)).all()
+
+
+def test_sixteen_bits_are_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_EXPAND_FROM", 6)
+    case = random_case(24, 128, 4, 128, seed=6, a_bits=16)
+    a = random_activations(6, 128, 16, 6)
+    x = upload_activations(a, 128, 16)
+    assert (download(linear(x, case.matrix)) == case.expected(a)).all()

@@ -237,7 +237,7 @@ MUTANTS = [
     ),
     *planted(
         "hw/lutra_hw/matmul/engine.py",
-        ["hw/matmul/test_engine.py::test_a_command[mac]"],
+        ["hw/matmul/test_engine.py::test_a_command[mac-2x16-w8]"],
         (
             "tokens behind the last written",
             "self.mask_last.eq(Mux(after == 0, ones, ~(ones << after))),",

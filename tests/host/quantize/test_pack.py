@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.random_model import GROUP, LLAMAS, SHAPES, Shape, load, write_model
 
-from lutra.checkpoints.weights import Dense, Integers, Ternary
+from lutra.checkpoints.weights import Dense, Grouped, Integers, Ternary
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.base import Step, StepResult
@@ -360,6 +360,16 @@ def test_every_model_has_a_format_of_its_own(
 ) -> None:
     assert str(default_format(checkpoint("least"))) == "W1.58A8"
     assert str(default_format(llama("llama"))) == "W4A8"
+    grouped = Grouped(
+        codes=np.zeros((2, 32), np.uint8),
+        scale=np.ones((2, 1), np.float32),
+        zero=np.ones((2, 1), np.float32),
+        bits=8,
+        group=32,
+    )
+    model = llama("llama")
+    layer = replace(model.layers[0], q_proj=grouped)
+    assert str(default_format(replace(model, layers=[layer]))) == "W8A8"
     assert str(pack_model(checkpoint("least")).format) == "W1.58A8"
     packed = pack_model(llama("llama-whole"), None, 64)
     assert (str(packed.format), packed.group) == ("W4A8", 64)

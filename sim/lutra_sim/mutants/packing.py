@@ -114,7 +114,7 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/quantize/awq.py",
-        ["host/quantize/test_fold.py"],
+        ["host/quantize/test_fold.py::test_awq_has_less_error_than_rounding[biases]"],
         (
             "powers of inputs that were not divided",
             "power = inputs[stack].power / scale[stack] ** 2",
@@ -181,7 +181,10 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/quantize/driver.py",
-        ["host/quantize/test_driver.py"],
+        [
+            "host/quantize/test_driver.py::test_an_interrupted_run_ends_as_one_that_was_not[gptq]",
+            "host/quantize/test_driver.py::test_settings_tell_runs_apart",
+        ],
         (
             "the stream is that before the first layer",
             "        if states is not None and i + 1 < n_layers:\n",
@@ -272,7 +275,10 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/quantize/smoothquant.py",
-        ["host/quantize/test_fold.py"],
+        [
+            "host/quantize/test_fold.py::test_smoothing_by_the_papers_formula",
+            "host/quantize/test_fold.py::test_smoothing_is_never_worse_than_none[biases]",
+        ],
         (
             "strengths the wrong way",
             "np.where(used, x, ones) ** alpha / np.where(used, w, ones) ** (1 - alpha)",

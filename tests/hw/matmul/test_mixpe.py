@@ -48,9 +48,11 @@ def test_latency(shape: str, adders: Adders, latency: int) -> None:
     assert MixpeDatapath(dataclasses.replace(SHAPES[shape], adders=adders)).latency == latency
 
 
+@pytest.mark.parametrize("step_depth", [8, 5])
 @pytest.mark.parametrize("adders", ADDERS, ids=lambda a: a.name.lower())
-def test_in_amaranth(adders: Adders) -> None:
-    check_in_amaranth(MixpeDatapath(MixpeParams(step_depth=8, depth_tile=16, adders=adders)))
+def test_in_amaranth(adders: Adders, step_depth: int) -> None:
+    params = MixpeParams(step_depth=step_depth, depth_tile=2 * step_depth, adders=adders)
+    check_in_amaranth(MixpeDatapath(params))
 
 
 @pytest.mark.cocotb

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,5 +74,9 @@ def test_what_is_refused() -> None:
         gemv(upload_activations(a, 64), case.matrix)
     with pytest.raises(ValueError, match=r"^activation sums must be of groups of 64, not 128$"):
         gemv(upload_activations(a[:1], 128), case.matrix)
+    with pytest.raises(ValueError, match=r"^activation sums must be of groups of 64, not 32$"):
+        gemv(upload_activations(a[:1], 32), case.matrix)
+    with pytest.raises(ValueError, match=r"^16-bit activations need a matrix that was uploaded wi"):
+        gemv(upload_activations(a[:1], 64, 16), replace(case.matrix, offset=None))
     with pytest.raises(ValueError, match=r"^activations must have the matrix's depth 128, not 64$"):
         gemv(upload_activations(a[:1, :64], 64), case.matrix)

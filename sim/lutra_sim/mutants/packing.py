@@ -114,7 +114,10 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/quantize/awq.py",
-        ["host/quantize/test_fold.py::test_awq_has_less_error_than_rounding[biases]"],
+        [
+            "host/quantize/test_fold.py::test_ranges_are_clipped_by_what_comes_in",
+            "host/quantize/test_fold.py::test_awq_has_less_error_than_rounding[biases]",
+        ],
         (
             "powers of inputs that were not divided",
             "power = inputs[stack].power / scale[stack] ** 2",
@@ -183,6 +186,7 @@ MUTANTS = [
         "host/lutra/quantize/driver.py",
         [
             "host/quantize/test_driver.py::test_an_interrupted_run_ends_as_one_that_was_not[gptq]",
+            "host/quantize/test_driver.py::test_a_layer_is_fitted_to_what_those_in_front_make",
             "host/quantize/test_driver.py::test_settings_tell_runs_apart",
         ],
         (
@@ -222,7 +226,13 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/quantize/pack.py",
-        ["host/quantize/test_pack.py"],
+        [
+            "host/quantize/test_pack.py::test_weights_are_kept_and_their_scales_rounded_once",
+            "host/quantize/test_pack.py::test_the_residual_stream_keeps_headroom",
+            "host/quantize/test_pack.py::test_a_shift_is_the_least_that_keeps_the_accumulators[W4A16-llama]",
+            "host/quantize/test_driver.py::test_every_method_packs_every_variant[rtn-biases]",
+            "host/quantize/test_driver.py::test_every_method_packs_every_variant[rtn-qk-norm]",
+        ],
         (
             "a bit less of headroom",
             "_fraction_bits(16 * self._peak, (1 << 31) - 1))",

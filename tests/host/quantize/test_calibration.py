@@ -1,5 +1,7 @@
 """Calibration: windows of a text, statistics of what matrices are fed with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.host.quantize.random_decoder import VARIANTS, random_decoder, random_tokens
@@ -81,8 +83,10 @@ def test_a_long_text_leaves_a_sample() -> None:
     assert 256 <= len(found["q_proj"].sample) < 300
 
 
-def test_the_stream_is_the_models() -> None:
+@pytest.mark.parametrize("windows_of_layers", [(0, 0), (0, 3)])
+def test_the_stream_is_the_models(windows_of_layers: tuple[int, int]) -> None:
     model = random_decoder()
+    model = replace(model, config=replace(model.config, windows=windows_of_layers))
     windows = random_tokens(model, 2, 10)
     states = States(model, windows)
     for i, layer in enumerate(model.layers):

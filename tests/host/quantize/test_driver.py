@@ -9,12 +9,15 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
-from lutra.checkpoints.weights import Ternary
+from lutra.checkpoints.weights import Integers, Ternary
 from lutra.models.decoder import Decoder, DecoderLayer, LazyLayers
 from lutra.quantize.budget import BitPlan
+from lutra.quantize.calibration import States, in_float
 from lutra.quantize.driver import METHODS, Recipe, quantize_layers, quantize_model
+from lutra.quantize.gptq import gptq
 from lutra.quantize.pack import Packer, pack_model
-from lutra.quantize.reference import reference
+from lutra.quantize.reference import reference, reference_layer
+from lutra.quantize.target import Target
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import PackedLayer, PackedModel
@@ -119,6 +122,25 @@ def test_every_method_packs_every_variant(method: str, variant: str) -> None:
     assert np.abs(found - expected).mean() < 0.02 * np.abs(expected).mean()
 
 
+def test_a_layer_is_fitted_to_what_those_in_front_make() -> None:
+    """Of the packed layers, inputs of their matrices rounded."""
+    model = random_decoder(n_layers=2)
+    tokens, recipe = calibration(model), RECIPES["gptq"]
+    packed = quantize_model(model, recipe, tokens)
+    states = States(model, tokens)
+    before = reference_layer(model.config, packed.layers[0])
+    states.x = states.after(0, before, a_bits=recipe.format.a_bits)
+    target = Target(
+        bits=dict.fromkeys(LINEARS, 3), group=GROUP, a_bits=8, head_dim=model.config.head_dim
+    )
+    layer = in_float(model.layers[1])
+    found = gptq(layer, states.inputs(1, layer), target)
+    for name in LINEARS:
+        linear = found.linear(name)
+        assert isinstance(linear, Integers)
+        assert_equal(linear.weights, packed.layers[1].linear(name).weights)
+
+
 def test_rounding_is_what_pack_model_does() -> None:
     model = random_decoder()
     assert_equal(
@@ -208,6 +230,8 @@ def test_settings_tell_runs_apart() -> None:
     tokens = calibration(model)
     found = [recipe.settings(tokens) for recipe in RECIPES.values()]
     found.append(RECIPES["gptq"].settings(tokens[:2]))
+    found.append(replace(RECIPES["gptq"], group=GROUP // 2).settings(tokens))
+    found.append(replace(RECIPES["gptq"], format=W4A8).settings(tokens))
     assert all(a != b for i, a in enumerate(found) for b in found[:i])
     assert RECIPES["gptq"].settings(tokens) == RECIPES["gptq"].settings(tokens.copy())
     # a text that is not looked at makes no difference

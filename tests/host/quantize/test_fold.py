@@ -11,9 +11,10 @@ from lutra.checkpoints.weights import Dense
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.models.layers import round_activations
 from lutra.quantize import quantize_layer
-from lutra.quantize.awq import awq, scales
+from lutra.quantize.awq import awq, round_scaled, scales
 from lutra.quantize.calibration import STACKS, Inputs, States, output_error
 from lutra.quantize.fold import fold, shared
+from lutra.quantize.rtn import round_to_nearest
 from lutra.quantize.smoothquant import smooth, smoothing, smoothquant
 from lutra.quantize.target import Target
 from lutra_golden.model.shapes import LINEARS
@@ -120,6 +121,18 @@ def test_scales_are_powers_about_one() -> None:
     np.testing.assert_allclose(found[:3] / found[0], [1, 2, 4], rtol=1e-5)
     np.testing.assert_array_equal(scales(np.array([3.0, 5], np.float32), 0), np.ones(2))
     np.testing.assert_array_equal(scales(np.zeros(3, np.float32), 0.5), np.ones(3))
+
+
+def test_ranges_are_clipped_by_what_comes_in() -> None:
+    """The power of inputs that were divided already."""
+    model, layer, inputs = collected("llama")
+    target, x = target_for(model), inputs["q_proj"]
+    scale = np.geomspace(0.1, 10, len(x.power)).astype(np.float32)
+    found = round_scaled(layer, {"q_proj": scale}, {"q_proj": x}, target)
+    for name in STACKS["q_proj"]:
+        w = layer.linear(name).dequantized()
+        expected = round_to_nearest(w, target.bits[name], GROUP, x.power / scale**2)
+        np.testing.assert_array_equal(found.linear(name).dequantized(), expected.dequantized())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -324,7 +324,7 @@ MUTANTS = [
     ),
     *planted(
         "hw/lutra_hw/vector/residual.py",
-        ["hw/vector/test_residual.py::test_logits"],
+        ["hw/vector/test_residual.py::test_logits[small]"],
         (
             "the last of a word's equal logits",
             "m.d.comb += larger.eq(b > a)",

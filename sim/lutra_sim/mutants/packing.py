@@ -285,7 +285,7 @@ MUTANTS = [
         "host/lutra/quantize/smoothquant.py",
         [
             "host/quantize/test_fold.py::test_smoothing_by_the_papers_formula",
-            "host/quantize/test_fold.py::test_smoothing_is_never_worse_than_none[biases]",
+            "host/quantize/test_fold.py::test_inputs_that_gain_nothing_are_not_smoothed",
         ],
         (
             "strengths the wrong way",

@@ -113,6 +113,18 @@ def test_smoothing_by_the_papers_formula() -> None:
     # sqrt(x / w) is 4, 1/2, 2, about their middle
     np.testing.assert_allclose(found, np.array([4, 0.5, 2, np.sqrt(2)]) / np.sqrt(2), rtol=1e-6)
     np.testing.assert_array_equal(smoothing(0 * x, w, 0.5), np.ones(4))
+    # of x alone, and of w alone: 16, 1, 4, about 4, and 1, 1/4, 1, about 1/2
+    found = smoothing(x, w, 1)
+    np.testing.assert_allclose(found, [4, 0.25, 1, 1], rtol=1e-6)
+    found = smoothing(x, w, 0)
+    np.testing.assert_allclose(found, [2, 0.5, 2, 1], rtol=1e-6)
+
+
+def test_inputs_that_gain_nothing_are_not_smoothed() -> None:
+    model, layer, inputs = collected("llama")
+    silent = {name: replace(x, sample=0 * x.sample) for name, x in inputs.items()}
+    _, scale = smooth(layer, silent, target_for(model))
+    assert all((each == 1).all() for each in scale.values())
 
 
 def test_scales_are_powers_about_one() -> None:

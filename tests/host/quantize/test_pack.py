@@ -402,6 +402,8 @@ def test_the_reference_rounds_a_cache_of_four_bits(checkpoint: Callable[[str], D
     tokens = np.arange(9)
     k = np.random.default_rng(1).normal(size=(2, 3, 8))
     assert (eight.key_bits, four.key_bits) == (eight.value_bits, four.value_bits) == (None, 4)
+    mixed = reference(pack_model(checkpoint("odd"), kv_bits=(8, 4)))
+    assert (mixed.key_bits, mixed.value_bits) == (None, 4)
     assert not np.array_equal(eight.forward(tokens), four.forward(tokens))
     rounded = np.multiply(*round_activations(k, 4))
     step = np.abs(k).max(axis=-1, keepdims=True) / 7

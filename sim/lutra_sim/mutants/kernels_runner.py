@@ -246,7 +246,12 @@ MUTANTS = [
     ),
     *planted(
         f"{_K}/runner.py",
-        [f"{_DEVICE}::test_sessions_side_by_side", f"{_DEVICE}::test_layers_can_be_run_in_ranges"],
+        [
+            f"{_DEVICE}::test_results_come_in_the_order_of_the_steps",
+            f"{_DEVICE}::test_a_pass_tells_its_own_saturation",
+            f"{_DEVICE}::test_layers_can_be_run_in_ranges",
+            f"{_DEVICE}::test_threads_take_turns",
+        ],
         (
             "results in the order of the pass",
             "pieces[i] for i in np.argsort(order)",

@@ -37,24 +37,32 @@ MUTANTS = [
             "both = stack((gate.weights, up.weights))",
         ),
         (
-            "a mean over padded heads",
-            "inv_n=_word(scale_from_float(1 / (mean_of or n))),",
-            "inv_n=_word(scale_from_float(1 / n)),",
-        ),
-        (
             "every run of the head begins the arg-max anew",
             "flags=flags | (FLAG_FIRST if first == 0 else 0),",
             "flags=flags | FLAG_FIRST,",
         ),
         (
-            "rows behind the vocabulary repeat the first",
-            "rows_of = np.minimum(np.arange(n), model.vocab_size - 1)",
-            "rows_of = np.arange(n) % model.vocab_size",
+            "scales of the head's first rows for all",
+            "word, region = self._params(row_scales[chunk])",
+            "word, region = self._params(row_scales[: chunk.stop - chunk.start])",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/compiler.py",
+        ["golden/model/test_padding.py"],
+        (
+            "a mean over padded heads",
+            "inv_n=_word(scale_from_float(1 / (mean_of or n))),",
+            "inv_n=_word(scale_from_float(1 / n)),",
         ),
     ),
     *planted(
         "host/lutra/compile/configure.py",
-        ["host/compile/test_configure.py"],
+        [
+            "host/compile/test_configure.py::test_a_longer_context_is_measured",
+            "host/compile/test_configure.py::test_what_an_architecture_needs[qk-norm]",
+            "host/compile/test_configure.py::test_llama_shapes[llama-W8A16]",
+        ],
         (
             "a context that is too short taken",
             "if model.context > config.max_context:",
@@ -73,7 +81,12 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/compile/fit.py",
-        [_COMPILER],
+        [
+            f"{_COMPILER}::test_a_sum_leaves_room_for_half_of_what_is_rounded",
+            f"{_COMPILER}::test_what_a_grouped_engine_lacks_is_named",
+            f"{_COMPILER}::test_groups_that_are_no_whole_tiles",
+            f"{_COMPILER}::test_chunks_of_the_head_are_whole_words_of_logits",
+        ],
         (
             "half of what is rounded left out",
             "highest = peak * q_max_of(model.a_bits) + ((1 << shift) >> 1)",

@@ -11,7 +11,8 @@ from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder
 from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
 from lutra.quantize.pack import pack_model
-from lutra_golden.control.isa import INSTRUCTION_BYTES, Opcode, decode
+from lutra_golden.arith.scale import pack_scale, scale_from_float
+from lutra_golden.control.isa import INSTRUCTION_BYTES, NormSource, Opcode, decode
 from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
@@ -135,3 +136,18 @@ def test_epsilon_is_of_the_mean_over_padded_heads() -> None:
     rotations = [x for x in map(decode, words) if x.opcode is Opcode.ROPEQ]
     assert rotations
     assert {x.args["eps"] for x in rotations} == {round(model.head_eps / 2)}
+
+
+def test_the_attention_norm_is_over_the_elements_that_there_are() -> None:
+    model = pack_model(random_decoder(**VARIANTS["sub-norms"]), Format.parse("W4A8"), GROUP)
+    code = compile_model(model, configure(model)).code
+    words = [code[i : i + INSTRUCTION_BYTES] for i in range(0, len(code), INSTRUCTION_BYTES)]
+    norms = [
+        x.args
+        for x in map(decode, words)
+        if x.opcode is Opcode.NORMQ and x.args["source"] == NormSource.ATTENTION
+    ]
+    elements = model.n_heads * model.head_dim
+    assert len(norms) == len(model.layers)
+    assert {8 * args["n_words"] for args in norms} == {2 * elements}
+    assert {args["inv_n"] for args in norms} == {int(pack_scale(scale_from_float(1 / elements)))}

@@ -60,7 +60,7 @@ MUTANTS = [
         "host/lutra/compile/configure.py",
         [
             "host/compile/test_configure.py::test_a_longer_context_is_measured",
-            "host/compile/test_configure.py::test_what_an_architecture_needs[qk-norm]",
+            "host/compile/test_configure.py::test_hardware_that_a_named_configuration_lacks",
             "host/compile/test_configure.py::test_llama_shapes[llama-W8A16]",
         ],
         (
@@ -86,6 +86,7 @@ MUTANTS = [
             f"{_COMPILER}::test_what_a_grouped_engine_lacks_is_named",
             f"{_COMPILER}::test_groups_that_are_no_whole_tiles",
             f"{_COMPILER}::test_chunks_of_the_head_are_whole_words_of_logits",
+            "host/compile/test_configure.py::test_squared_relu_of_grouped_weights[W4A8]",
         ],
         (
             "half of what is rounded left out",
@@ -322,9 +323,9 @@ MUTANTS = [
         "host/lutra/devices/cpu/device.py",
         [f"{_SESSIONS}::test_sessions_side_by_side", f"{_SESSIONS}::test_ranges_of_layers"],
         (
-            "each chunk's rows over the last one's",
-            "            first = at.stop\n",
-            "            first = 0\n",
+            "every chunk begins a sequence",
+            "rows.set(at, chunk.session.cache, chunk.position, tokens, chunk.logits_from)",
+            "rows.set(at, chunk.session.cache, 0, tokens, chunk.logits_from)",
         ),
         (
             "logits worth the tokens' scales alone",
@@ -346,10 +347,14 @@ MUTANTS = [
             '("head_norm_frac", c_int32),\n        ("bias_frac", c_int32),',
         ),
         (
-            "scores of a bit less",
-            '"SCORE_WIDTH": attention.score_width,',
-            '"SCORE_WIDTH": attention.score_width - 1,',
+            "sizes of members for their offsets",
+            "found += [int(getattr(structure, name).offset) for name in _members(structure)]",
+            "found += [int(getattr(structure, name).size) for name in _members(structure)]",
         ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/interface.py",
+        [f"{_STEPS}::test_attention"],
         (
             "tables of the exponential swapped",
             "(base, drop), (gap, rise) =",

@@ -89,11 +89,11 @@ MUTANTS = [
     ),
     *planted(
         "hw/lutra_hw/axi/width.py",
-        ["hw/axi/test_width.py::test_bench[ReadWidth-8-16]"],
+        ["hw/axi/test_width.py::test_bench[WriteWidth-8-16]"],
         (
-            "the cut last beat is kept for the next transfer",
-            "i.ready.eq(transfer.valid & o.ready & (last | lane.all())),",
-            "i.ready.eq(transfer.valid & o.ready & lane.all()),",
+            "the last word is written to the next place, too",
+            "with m.Elif(lane < index):",
+            "with m.Elif(lane + 1 < index):",
         ),
     ),
     *planted(
@@ -150,9 +150,9 @@ MUTANTS = [
             "return Cat(word[",
         ),
         (
-            "a tile without logits has as many as there are bits",
+            "tokens in front of the first with logits count, too",
             "Mux(tokens.first < n_tokens, n_tokens - tokens.first, 0)",
-            "n_tokens - tokens.first",
+            "Mux(tokens.first < n_tokens, n_tokens, 0)",
         ),
     ),
     *planted(
@@ -173,9 +173,9 @@ MUTANTS = [
             "needs_weights = is_lmma & (n_words != 0)",
         ),
         (
-            "the program's last word read for ever",
-            'drop.eq(fsm.ongoing("Drop") & (beats != 0)),',
-            'drop.eq(fsm.ongoing("Drop")),',
+            "an unknown opcode ends a program as END does",
+            "with m.If(opcode != Opcode.END):",
+            "with m.If(0):",
         ),
     ),
     *planted(

@@ -119,6 +119,17 @@ def test_a_longer_context_is_measured(tales: dict[str, PackedModel]) -> None:
     assert configure(long).max_context == 512
 
 
+@pytest.mark.parametrize(
+    ("feature", "hardware"), [("biased", "qkv_bias"), ("head_normed", "qk_norm")]
+)
+def test_hardware_that_a_named_configuration_lacks(
+    feature: str, hardware: str, tales: dict[str, PackedModel]
+) -> None:
+    model = tales["tales-llama"]
+    assert not getattr(configure(model).vector, hardware)
+    assert getattr(configure(replace(model, **{feature: True})).vector, hardware)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_cache_of_four_bits(name: str, tales: dict[str, PackedModel]) -> None:
     ternary, llama = (replace(model, key_bits=4, value_bits=4) for model in tales.values())
@@ -187,6 +198,8 @@ def test_squared_relu_of_grouped_weights(format: str) -> None:
     for engine in ("lut", "mixpe", "mac"):
         config = configure(model, engine=engine)
         assert config.vector.gate_width == 21
+        with pytest.raises(LutraError, match=r"a gate accumulator \(bits\) needs 21, has 20 "):
+            compile_model(model, config.with_(gate_width=20))
         tiles, tokens = on_transport(compiled(model, config)), [3, 1, 2]
         found, expected = tiles.run_tile(tokens, 0, 0), golden(model).run_tile(tokens, 0, 0)
         np.testing.assert_array_equal(found.logits, expected.logits)

@@ -136,6 +136,7 @@ MUTANTS = [
         "host/lutra/devices/accelerator/device.py",
         [
             "host/devices/test_runs.py::test_sequences_share_passes_either_way",
+            "host/devices/test_runs.py::test_results_of_chunks_that_change_places",
             f"{_INTERPRETED}::test_a_failed_run_is_an_error_of_one_line",
             f"{_INTERPRETED}::test_an_abort_that_was_interrupted_is_done_before_the_next_run",
         ],
@@ -288,7 +289,7 @@ MUTANTS = [
         (
             "padding is what was there before",
             "elements = np.zeros((2, s.n_kv_heads, n, s.built), np.int8)\n        elements[0]",
-            "elements = np.ones((2, s.n_kv_heads, n, s.built), np.int8)\n        elements[0]",
+            "elements = np.full((2, s.n_kv_heads, n, s.built), 127, np.int8)\n        elements[0]",
         ),
     ),
     *planted(
@@ -297,6 +298,7 @@ MUTANTS = [
             f"{_BINDING}::test_rows_of_several_sequences_share_passes[grouped-4-scalar]",
             f"{_BINDING}::test_layers_one_after_another",
             f"{_STEPS}::test_one_group_of_any_depth",
+            f"{_STEPS}::test_several_groups_of_any_depth",
         ],
         (
             "logits of a chunk's first tokens",
@@ -366,6 +368,7 @@ MUTANTS = [
         [
             "host/devices/cpu/test_build.py::test_a_library_of_another_version_is_refused",
             f"{_STEPS}::test_norms",
+            f"{_STEPS}::test_targets_have_the_numbers_of_their_names",
         ],
         (
             "a library of another version taken",
@@ -385,7 +388,7 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/devices/cpu/steps.py",
-        [f"{_STEPS}::test_heads", f"{_STEPS}::test_residual"],
+        [f"{_STEPS}::test_heads", f"{_STEPS}::test_residual", f"{_STEPS}::test_attention"],
         (
             "fractions of bias and gamma swapped",
             "pointer(values), bias_frac, pointer(gamma), gamma_frac, eps,",

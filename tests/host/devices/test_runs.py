@@ -15,7 +15,7 @@ from lutra.compile.program import Program, SegmentKind
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.runs import DescriptorRuns, RegisterRuns
 from lutra.devices.accelerator.transport import DoorbellTransport, Transport
-from lutra.devices.base import DeviceError
+from lutra.devices.base import DeviceError, Step
 from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.descriptor import QUEUE_DEPTH, Descriptor, line_bytes
 from lutra_golden.control.registers import STATUS_REFUSED
@@ -89,6 +89,25 @@ def test_sequences_share_passes_either_way(kind: type[Counting], found: Find) ->
     tiles = on_transport(each, cast(Transport, kind()))
     texts = [[1, 2, 3, 4, 5], [9, 8], [7, 7, 7, 7, 7, 7, 7, 7, 7, 7], [6]]
     check_mixtures(tiles.device, golden(each.model).device, texts)
+
+
+def test_results_of_chunks_that_change_places(found: Find) -> None:
+    """The one with more tokens in front of its first logits comes first."""
+    each = found("grouped")
+    device, model = driver(on_transport(each)), golden(each.model).device
+    parts = (([1, 2], 0), ([3, 4, 5], 2))
+    results = [
+        runner.run(
+            [
+                Step(session=runner.session(), tokens=tokens, logits_from=first)
+                for tokens, first in parts
+            ]
+        )
+        for runner in (device, model)
+    ]
+    largest = [[step.argmax.tolist() for step in result] for result in results]
+    assert largest[0] == largest[1]
+    assert len({row for rows in largest[0] for row in rows}) > 1
 
 
 def test_a_run_is_one_transfer_one_doorbell_and_no_register(found: Find) -> None:

@@ -24,7 +24,7 @@ if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
 from lutra.devices.cpu import steps
-from lutra.devices.cpu.library import target_names, target_number
+from lutra.devices.cpu.library import library, target_names, target_number
 
 TARGETS = [name for name, available in target_names().items() if available]
 Int = NDArray[np.int64]
@@ -160,6 +160,14 @@ def test_one_group_of_any_depth(target: str, m: int, pool: steps.Pool) -> None:
         )
         check(target, pool, linear(w, 8), np.full((m, k), sign * Q_MAX, np.int16), 8)
         check(target, pool, linear(w, 16), np.full((m, k), sign * 32767, np.int16), 16)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_several_groups_of_any_depth(target: str, pool: steps.Pool) -> None:
+    """Parts of a group have its scale and its zero point."""
+    rng = np.random.default_rng(5)
+    w, a = grouped(rng, 3, 2 * 70_144, 8, 70_144), activations(rng, 2, 2 * 70_144, 8)
+    check(target, pool, linear(w, 8), a, 8)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -335,6 +343,11 @@ def test_attention_to_its_ends(target: str) -> None:
         expected = golden_attend(params, wide[0], one, wide[1], many, wide[2], many, total - 1, 14)
         actual = steps.attend(target, q, one, k, many, v, many, 14)
         np.testing.assert_array_equal(actual, expected)
+
+
+def test_targets_have_the_numbers_of_their_names() -> None:
+    for name in TARGETS:
+        assert library().lutra_cpu_target_name(target_number(name)).decode() == name
 
 
 def test_a_target_that_is_not_there_is_refused() -> None:

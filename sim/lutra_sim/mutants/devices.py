@@ -61,7 +61,7 @@ MUTANTS = [
         [
             "host/compile/test_configure.py::test_a_longer_context_is_measured",
             "host/compile/test_configure.py::test_hardware_that_a_named_configuration_lacks",
-            "host/compile/test_configure.py::test_llama_shapes[llama-W8A16]",
+            "host/compile/test_configure.py::test_a_named_configuration_has_the_models_activations",
         ],
         (
             "a context that is too short taken",
@@ -184,14 +184,14 @@ MUTANTS = [
         "host/lutra/devices/accelerator/runs.py",
         ["host/devices/test_runs.py"],
         (
-            "the result of the run before taken",
-            "transport.write(self._base, bytes(self._room) + descriptor.encode(self._line))",
-            "transport.write(self._base + self._room, descriptor.encode(self._line))",
+            "a result that is not done taken",
+            "if not result.status & STATUS_DONE or result.tag != descriptor.tag:",
+            "if result.tag != descriptor.tag:",
         ),
         (
-            "tags never change",
-            "tag=(self._last.tag + 1) & 0xFFFFFFFF,",
-            "tag=self._last.tag,",
+            "the result of another run taken",
+            "if not result.status & STATUS_DONE or result.tag != descriptor.tag:",
+            "if not result.status & STATUS_DONE:",
         ),
         (
             "pages of the first chunk for all",

@@ -130,6 +130,12 @@ def test_hardware_that_a_named_configuration_lacks(
     assert getattr(configure(replace(model, **{feature: True})).vector, hardware)
 
 
+def test_a_named_configuration_has_the_models_activations(tales: dict[str, PackedModel]) -> None:
+    model = replace(tales["tales-llama"], a_bits=16)
+    for engine in ("lut", "mixpe", "mac"):
+        assert configure(model, engine=engine, made_to_measure=False).matmul.a_width == 16
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_cache_of_four_bits(name: str, tales: dict[str, PackedModel]) -> None:
     ternary, llama = (replace(model, key_bits=4, value_bits=4) for model in tales.values())

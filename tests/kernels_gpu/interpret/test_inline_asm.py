@@ -37,10 +37,10 @@ def pair_kernel(x_ptr, y_ptr, sum_ptr, difference_ptr, BLOCK: tl.constexpr):
 
 
 @jit
-def wrong_kernel(x_ptr, BLOCK: tl.constexpr):
+def wrong_kernel(x_ptr, BLOCK: tl.constexpr, CONSTRAINTS: tl.constexpr):
     x = tl.load(x_ptr + tl.arange(0, BLOCK))
     tl.inline_asm_elementwise(
-        "mov.b32 $0, $1;", "=r,r,r", [x], dtype=tl.int32, is_pure=True, pack=1
+        "mov.b32 $0, $1;", CONSTRAINTS, [x], dtype=tl.int32, is_pure=True, pack=1
     )
 
 
@@ -61,6 +61,7 @@ def test_several_results() -> None:
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a compiler has its own words")
-def test_operands_must_fit_their_constraints() -> None:
+@pytest.mark.parametrize("constraints", ["=r", "=r,r,r"])
+def test_operands_must_fit_their_constraints(constraints: str) -> None:
     with pytest.raises(Exception, match="must name 1 inputs"):
-        wrong_kernel[(1,)](upload(np.zeros(4, np.int32)), BLOCK=4)
+        wrong_kernel[(1,)](upload(np.zeros(4, np.int32)), BLOCK=4, CONSTRAINTS=constraints)

@@ -151,9 +151,9 @@ MUTANTS = [
             "argmax=np.array([ended.argmax[m - wanted[0]] for m in wanted], np.int64),",
         ),
         (
-            "logits of consecutive rows",
-            "data = transport.read(base + m * program.logits_stride, 4 * program.vocab_size)",
-            "data = transport.read(base + row * program.logits_stride, 4 * program.vocab_size)",
+            "logits of the tile's first token for all",
+            "base + m *",
+            "base + 0 *",
         ),
         (
             "a run that was given up counts as ended",
@@ -200,8 +200,8 @@ MUTANTS = [
         ),
         (
             "registers that a reset cleared are not written again",
-            '"""Write all registers again."""\n        self._placed = False',
-            '"""Write all registers again."""\n        self._placed = True',
+            '"""Write all registers again."""\n        self._placed',
+            '"""Write all registers again."""\n        _',
         ),
     ),
     *planted(

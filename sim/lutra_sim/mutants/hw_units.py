@@ -78,8 +78,8 @@ MUTANTS = [
         ["hw/axi/test_lite.py"],
         (
             "a write before the last one's answer was taken",
-            "bus.write_en.eq(has_addr & has_data & ~axi.bvalid),",
-            "bus.write_en.eq(has_addr & has_data),",
+            "& has_data & ~axi.bvalid",
+            "& has_data",
         ),
         (
             "an error of a read answered OKAY",
@@ -116,11 +116,11 @@ MUTANTS = [
     ),
     *planted(
         "hw/lutra_hw/buffers.py",
-        ["hw/attention/test_attention.py::test_against_golden[small]"],
+        ["hw/vector/test_residual.py::test_residual_add[small]"],
         (
-            "outputs of as many heads as there are of keys",
-            '"word": range(config.n_heads * (config.head_dim // LANES)),',
-            '"word": range(config.n_kv_heads * (config.head_dim // LANES)),',
+            "half of a token's residual stream",
+            '"word": range(config.vector.hidden_max // LANES)}',
+            '"word": range(config.vector.hidden_max // (2 * LANES))}',
         ),
     ),
     *planted(
@@ -169,8 +169,8 @@ MUTANTS = [
         ["hw/control/test_sequencer.py::test_bench[narrow]"],
         (
             "weights of a product without tokens",
-            "needs_weights = is_lmma & (n_tokens != 0) & (n_words != 0)",
-            "needs_weights = is_lmma & (n_words != 0)",
+            "needs_weights = is_lmma & (n_tokens != 0)",
+            "needs_weights = is_lmma",
         ),
         (
             "an unknown opcode ends a program as END does",

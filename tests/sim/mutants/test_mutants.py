@@ -1,6 +1,7 @@
 """The faults apply to the packages as they are, and the runner tells caught from survived."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,67 @@ def _mutant(**changes: object) -> Mutant:
 
 def test_there_are_enough_of_different_names() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 100
+
+
+COMPUTING = (
+    "hw/lutra_hw",
+    "sim/lutra_golden",
+    "host/lutra/packed",
+    "host/lutra/quantize",
+    "host/lutra/compile",
+    "host/lutra/devices",
+    "kernels_gpu/lutra_kernels",
+)
+"""Folders of what computes tokens, or what these are computed by."""
+ASIDE = {
+    "declarations of ports, arguments and parameters": """
+        hw/lutra_hw/axi/signatures.py hw/lutra_hw/control/context.py hw/lutra_hw/ports.py
+        sim/lutra_golden/params.py sim/lutra_golden/vector/unit.py host/lutra/quantize/target.py
+    """,
+    "headers without a function of their own": """
+        attend.h kernels.h lutra_cpu.h matmul.h pool.h vector.h
+    """,
+    "cycles and times": """
+        sim/lutra_golden/timing/ host/lutra/devices/cpu/bench.py host/lutra/devices/cpu/csrc/bench.c
+        kernels_gpu/lutra_kernels/bench.py kernels_gpu/lutra_kernels/timing.py
+        kernels_gpu/lutra_kernels/tune.py kernels_gpu/lutra_kernels/shapes.py
+        kernels_gpu/lutra_kernels/report.py kernels_gpu/lutra_kernels/matmul/random.py
+        host/lutra/packed/random.py
+    """,
+    "which way is taken, or how it is built": """
+        hw/lutra_hw/netlist.py sim/lutra_golden/errors.py sim/lutra_golden/install.py
+        sim/lutra_golden/machine.py host/lutra/devices/choose.py host/lutra/devices/cpu/choice.py
+        host/lutra/devices/cpu/build.py layout.c targets.c x86_detect.h
+        kernels_gpu/lutra_kernels/__init__.py kernels_gpu/lutra_kernels/catalogue.py
+        kernels_gpu/lutra_kernels/compile.py kernels_gpu/lutra_kernels/errors.py
+        kernels_gpu/lutra_kernels/jit.py kernels_gpu/lutra_kernels/launch.py
+        kernels_gpu/lutra_kernels/interpret/calls.py variants.py
+    """,
+    "what this kind of machine cannot run, or no test without Verilator": """
+        target_neon.c host/lutra/devices/accelerator/rtl.py
+    """,
+}
+"""Modules that need no faults, by the reason; ends of paths, or folders."""
+
+
+def test_every_module_that_computes_tokens_has_three() -> None:
+    aside = [name for names in ASIDE.values() for name in names.split()]
+    modules = {
+        path.relative_to(ROOT).as_posix(): sum(1 for line in path.open() if line.strip())
+        for folder in COMPUTING
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".c", ".h")
+    }
+    assert all(any(name in each for each in modules) for name in aside)
+    counts = Counter(mutant.file for mutant in MUTANTS)
+    few = {
+        name: counts[name]
+        for name, n_lines in modules.items()
+        if n_lines > 3  # of a package that says what it holds
+        and counts[name] < 3
+        and not any(name.endswith(each) or (each[-1] == "/" and each in name) for each in aside)
+    }
+    assert not few
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -225,7 +225,7 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/devices/golden.py",
-        ["host/devices/test_pairs.py", "host/devices/test_base.py"],
+        ["host/devices/test_golden.py"],
         (
             "rows of every chunk from the first on",
             "slice(first, first + n), chunk.position))",
@@ -245,6 +245,7 @@ MUTANTS = [
     *planted(
         "host/lutra/devices/sessions.py",
         [
+            "host/devices/test_golden.py",
             "host/devices/test_base.py",
             f"{_SESSIONS}::test_truncate_and_fork",
             f"{_SESSIONS}::test_ranges_of_layers",

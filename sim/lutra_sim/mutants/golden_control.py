@@ -317,7 +317,10 @@ MUTANTS = [
     ),
     *planted(
         f"{_GOLDEN}/model/shapes.py",
-        ["host/packed/test_file.py::test_a_round_trip[llama]"],
+        [
+            "host/packed/test_file.py::test_a_round_trip[llama]",
+            "host/packed/test_file.py::test_a_round_trip[grouped]",
+        ],
         ("queries as wide as keys", '"q_proj": (q, hidden),', '"q_proj": (kv, hidden),'),
         ("outputs the other way", '"o_proj": (hidden, q),', '"o_proj": (q, hidden),'),
         (

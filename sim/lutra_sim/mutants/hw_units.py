@@ -149,15 +149,15 @@ MUTANTS = [
             "return Cat(C(0, exact_log2(field.unit)), word[",
             "return Cat(word[",
         ),
+    ),
+    *planted(
+        "hw/lutra_hw/control/fields.py",
+        _UNIT,
         (
             "tokens in front of the first with logits count, too",
             "Mux(tokens.first < n_tokens, n_tokens - tokens.first, 0)",
             "Mux(tokens.first < n_tokens, n_tokens, 0)",
         ),
-    ),
-    *planted(
-        "hw/lutra_hw/control/fields.py",
-        _UNIT,
         (
             "flagged instructions work on every token",
             'Mux(header(word, "flags") & FLAG_LOGITS, logits_from, 0)',
@@ -220,9 +220,9 @@ MUTANTS = [
             '"pair": range(params.acc_blocks // 4)}',
         ),
         (
-            "activations of half of the depth",
+            "activations of a quarter of the depth",
             "words = params.act_tiles * params.depth_tile // LANES",
-            "words = params.act_tiles * params.depth_tile // (2 * LANES)",
+            "words = params.act_tiles * params.depth_tile // (4 * LANES)",
         ),
         ("two planes at most", '"planes": unsigned(8),', '"planes": unsigned(1),'),
     ),

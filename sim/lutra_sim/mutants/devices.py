@@ -206,7 +206,7 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/devices/accelerator/transport.py",
-        ["host/devices/test_transport.py"],
+        ["host/devices/test_heap.py"],
         (
             "what lies behind a hole is overlapped",
             "            if first - at >= size:\n",

@@ -205,11 +205,6 @@ MUTANTS = [
             'attend.p.window.eq(argument(word, Opcode.ATTEND, "window"))',
             'attend.p.window.eq(argument(word, Opcode.ATTEND, "frac"))',
         ),
-        (
-            "saturation of attention forgotten",
-            "registers.saturated.eq(vector.saturated | attention.saturated)",
-            "registers.saturated.eq(vector.saturated)",
-        ),
     ),
     *planted(
         "hw/lutra_hw/matmul/contract.py",

@@ -13,27 +13,13 @@ _SESSIONS = "host/devices/cpu/test_sessions.py"
 MUTANTS = [
     *planted(
         "host/lutra/compile/compiler.py",
-        [f"{_COMPILER}::test_waits_order_every_hazard"],
-        (
-            "what a unit still reads is overwritten",
-            "for r in writes for log in (self._writes, self._reads)]",
-            "for r in writes for log in (self._writes,)]",
-        ),
-        (
-            "waits for the first of several",
-            "waits[other_unit] = max(waits[other_unit], index)",
-            "waits[other_unit] = waits[other_unit] or index",
-        ),
-    ),
-    *planted(
-        "host/lutra/compile/compiler.py",
         [
             f"{_INTERPRETED}::test_the_program_gives_the_logits_of_the_model",
             f"{_INTERPRETED}::test_rows_that_fill_up_the_vocabulary_never_win",
         ],
         (
             "gate and up one behind the other",
-            "both = stack((gate.weights, up.weights)).rows(_interleave(f, lanes))",
+            "both = stack((gate.weights, up.weights)).rows(_interleave(f, LANES))",
             "both = stack((gate.weights, up.weights))",
         ),
         (
@@ -48,12 +34,12 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "host/lutra/compile/compiler.py",
+        "sim/lutra_golden/model/lowered.py",
         ["golden/model/test_padding.py"],
         (
             "a mean over padded heads",
-            "inv_n=_word(scale_from_float(1 / (mean_of or n))),",
-            "inv_n=_word(scale_from_float(1 / n)),",
+            "layer.attention_norm, model.n_heads * model.head_dim, layer.o_proj.depth",
+            "layer.attention_norm, layer.o_proj.depth, layer.o_proj.depth",
         ),
     ),
     *planted(

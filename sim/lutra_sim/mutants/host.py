@@ -137,6 +137,11 @@ MUTANTS = [
             "waits[unit] = max(waits[unit], index)",
             "waits[unit] = index",
         ),
+        (
+            "one reader too few is waited for",
+            "reads.note(operation.reads, unit, counts[unit])",
+            "reads.note(operation.reads, unit, counts[unit] - 1)",
+        ),
     ),
     *planted(
         "host/lutra/compile/ranges.py",
@@ -165,6 +170,11 @@ MUTANTS = [
             "order of use not kept",
             "placed = self._kept.pop(layers, None)",
             "placed = self._kept.get(layers)",
+        ),
+        (
+            "a program in the place of another",
+            "placed = Placed(self._free[-1], len(code))",
+            "placed = Placed(self._free[0], len(code))",
         ),
     ),
     *planted(

@@ -702,6 +702,7 @@ MUTANTS = [
             "Cat(low, high ^ self.word)",
             "Cat(low ^ self.word, high)",
         ),
+        ("the low word comes second", "with m.If(is_high):", "with m.If(~is_high):"),
     ),
     *planted(
         "hw/lutra_hw/control/descriptor.py",

@@ -9,10 +9,12 @@ __all__ = [
     "LLM",
     "Completion",
     "LutraError",
+    "Mismatch",
     "Piece",
     "RunStats",
     "SamplingParams",
     "StepProgress",
+    "Stream",
     "__version__",
 ]
 
@@ -20,22 +22,24 @@ if TYPE_CHECKING:
     from lutra.llm import LLM
     from lutra.progress import StepProgress
     from lutra.serving.results import Completion, Piece, RunStats
+    from lutra.serving.sequence import Mismatch
+    from lutra.serving.stream import Stream
     from lutra.text.sampling import SamplingParams
     from lutra_golden.errors import LutraError
 
     __version__: str
 
 else:
-    from importlib import import_module
-
     _MODULES = {
         "LLM": "lutra.llm",
         "Completion": "lutra.serving.results",
         "LutraError": "lutra_golden.errors",
+        "Mismatch": "lutra.serving.sequence",
         "Piece": "lutra.serving.results",
         "RunStats": "lutra.serving.results",
         "SamplingParams": "lutra.text.sampling",
         "StepProgress": "lutra.progress",
+        "Stream": "lutra.serving.stream",
     }
 
     def __getattr__(name: str) -> object:
@@ -43,7 +47,12 @@ else:
             return _version()
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
         return getattr(import_module(_MODULES[name]), name)
+
+    def __dir__() -> list[str]:
+        return [*__all__, *(name for name in globals() if name.startswith("__"))]
 
     def _version() -> str:
         from importlib.metadata import PackageNotFoundError, version

@@ -11,8 +11,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.arguments import check_whole, either
 from lutra.devices.base import Device, StepResult
-from lutra.devices.choose import choose_device, next_best, notes_on
+from lutra.devices.choose import DEVICES, choose_device, next_best, notes_on
 from lutra.devices.golden import GoldenDevice
 from lutra.models import find_model
 from lutra.models.decoder import Decoder
@@ -85,6 +86,12 @@ class LLM:
         progress: Progress | bool | None = None,
         load: bool = True,
     ) -> None:
+        for name, value in (("context", context), ("group", group)):
+            if value is not None:
+                check_whole(name, value)
+        if format is not None and not isinstance(format, str):
+            raise LutraError(f"format must be a name such as W4A8, not {format!r}")
+        check_whole("prefix_bytes", prefix_bytes)
         if prefix_bytes < 0:
             raise LutraError(f"prefix_bytes must be 0 (keep none) or more, not {prefix_bytes}")
         self._bars = StepProgress() if progress is True else nullcontext()
@@ -117,6 +124,7 @@ class LLM:
                 self._name, self._choose = device, choose
                 self.device, self._reasons = choose(device)
             else:
+                _check_device(device)
                 _refuse(config=config, engine=engine, threads=threads, wave=wave)
                 self._choose = None
                 self.device, self._reasons = device, list[str]()
@@ -217,7 +225,11 @@ class LLM:
     def generate(
         self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
     ) -> Completion:
-        """Generate to the end and return the whole text."""
+        """Generate to the end and return the whole text.
+
+        ``prompt`` is one string. Several sequences run together as sessions of :attr:`device`
+        (docs/devices.md).
+        """
         with self.stream(prompt, max_tokens, sampling) as stream:
             text = "".join(piece.text for piece in stream)
             return Completion(text, list(stream.stats.tokens), stream.stats)
@@ -249,7 +261,8 @@ class LLM:
         plain = [each | {"content": as_text(each["content"])} for each in map(dict, messages)]
         tokens = self.tokenizer.encode_template(self.chat_template.render(plain))
         room = max(self.context - len(tokens), 1)
-        _check_count(max_tokens)
+        if max_tokens is not None:
+            check_whole("max_tokens", max_tokens)
         return self._stream(tokens, max_tokens and min(max_tokens, room), sampling)
 
     def encode(self, prompt: str) -> list[int]:
@@ -268,6 +281,10 @@ class LLM:
 
     def set_chat_template(self, source: str) -> None:
         """Use another chat template, in Jinja."""
+        if not isinstance(source, str):
+            raise LutraError(
+                f"a chat template must be Jinja as a string, not {type(source).__name__}"
+            )
         self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)
 
     def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -306,13 +323,20 @@ class LLM:
                 f"the prompt has {len(tokens)} tokens, the context {self.context}: shorten the "
                 f"prompt to at most {self.context - 1} tokens"
             )
-        _check_count(max_tokens)
+        if max_tokens is not None:
+            check_whole("max_tokens", max_tokens)
         if max_tokens is not None and not 1 <= max_tokens <= room:
             raise LutraError(
                 f"{max_tokens} tokens cannot be generated: the prompt takes {len(tokens)} of "
                 f"{self.context} positions: ask for 1 to {room}"
             )
-        sampler, stats = Sampler(sampling or SamplingParams()), RunStats(prompt_tokens=len(tokens))
+        sampling = SamplingParams() if sampling is None else sampling
+        if not isinstance(sampling, SamplingParams):
+            raise LutraError(
+                f"sampling must be SamplingParams(...), not {type(sampling).__name__}: for "
+                "example SamplingParams(temperature=0)"
+            )
+        sampler, stats = Sampler(sampling), RunStats(prompt_tokens=len(tokens))
         return Stream(self._generate(tokens, max_tokens or room, sampler, stats), stats)
 
     def _running(self) -> LoadedModel:
@@ -403,13 +427,21 @@ def _refuse(**options: object) -> None:
             )
 
 
-def _check_count(max_tokens: object) -> None:
-    whole = isinstance(max_tokens, int | np.integer) and not isinstance(max_tokens, bool)
-    if max_tokens is not None and not whole:
-        raise LutraError(f"max_tokens must be a whole number, not {max_tokens!r}")
+def _check_device(device: object) -> None:
+    for method in ("load", "session", "run", "close"):
+        if not callable(getattr(device, method, None)):
+            raise LutraError(
+                f"device must be {either(DEVICES)}, or an object with the methods of "
+                f"lutra.devices.base.Device, not {type(device).__name__}"
+            )
 
 
 def _text(prompt: object) -> str:
+    if isinstance(prompt, list | tuple):
+        raise LutraError(
+            "a prompt must be one string, not several: to run sequences together, open sessions of "
+            "the device (llm.device.session())"
+        )
     if not isinstance(prompt, str):
         raise LutraError(f"a prompt must be a string, not {type(prompt).__name__}")
     return prompt

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from lutra.arguments import either
 from lutra.models import RANDOM, find_model, load_model
 from lutra.models.decoder import Decoder
 from lutra.packed.file import is_packed, open_packed
@@ -52,13 +53,13 @@ def open_model(
 ) -> tuple[Decoder | None, PackedModel]:
     """Load a path; returns the checkpoint (None if already packed) and the packed model."""
     if group is not None and group not in GROUPS:
-        raise LutraError(f"group must be {' or '.join(map(str, GROUPS))}, not {group}")
+        raise LutraError(f"group must be {either(GROUPS)}, not {group}")
     if is_packed(path):
         for name, value, option in (
-            ("format", format, "--format"),
-            ("group", group, "--group"),
-            ("kv", kv_bits, "--kv"),
-            ("context", context, "the context"),
+            ("format", format, "format"),
+            ("group", group, "group"),
+            ("kv", kv_bits, "kv_bits (--kv)"),
+            ("context", context, "context"),
         ):
             if value is not None:
                 raise LutraError(
@@ -72,7 +73,7 @@ def open_model(
         source, wanted, group or DEFAULT_GROUP, progress, _KV_BITS if kv_bits is None else kv_bits
     )
     if group is not None and packed.group is None:
-        raise LutraError(f"the weights of {packed.name} are in no groups: leave --group out")
+        raise LutraError(f"the weights of {packed.name} are in no groups: leave group out")
     return source, packed
 
 

@@ -2,7 +2,9 @@
 
 import gc
 import os
+import re
 import signal
+import textwrap
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from tests.host.random_model import (
     write_tokenizer,
 )
 
+import lutra
 from lutra import LLM, LutraError, SamplingParams
 from lutra.devices import choose
 from lutra.devices.base import BaseDevice, Chunk, PassResult, Step, StepResult
@@ -445,11 +448,11 @@ def test_without_a_check_nothing_is_compared(folder: Path) -> None:
             {"device": "interpreted", "config": "giant"},
             r"configuration must be one of nano, not 'giant'",
         ),
-        ({"config": "nano"}, "device golden has no configuration to choose: leave --config out"),
-        ({"engine": "lut"}, "device golden has no matmul engine to choose: leave --engine out"),
+        ({"config": "nano"}, "device golden has no configuration to choose: leave config out"),
+        ({"engine": "lut"}, "device golden has no matmul engine to choose: leave engine out"),
         (
             {"threads": 2},
-            "only device cpu has threads, golden has none: leave --threads out",
+            "only device cpu has threads, golden has none: leave threads out",
         ),
         (
             {"device": GoldenDevice(), "engine": "lut"},
@@ -458,16 +461,31 @@ def test_without_a_check_nothing_is_compared(folder: Path) -> None:
                 "with it"
             ),
         ),
+        (
+            {"device": object()},
+            "device must be auto, .* or rtl, or an object with the methods of .*, not object",
+        ),
+        ({"device": None}, "device must be auto, .* or rtl, or an object with .*, not NoneType"),
+        ({"context": 2.5}, r"context must be a whole number, not 2\.5"),
+        ({"context": "64"}, "context must be a whole number, not '64'"),
+        ({"group": 64.0}, r"group must be a whole number, not 64\.0"),
+        ({"wave": "x.vcd", "device": "rtl"}, r"wave must be a pathlib\.Path, not 'x\.vcd'"),
+        ({"format": 4}, "format must be a name such as W4A8, not 4"),
+        ({"prefix_bytes": "1"}, "prefix_bytes must be a whole number, not '1'"),
+        ({"threads": "2", "device": "cpu"}, "threads must be a whole number, not '2'"),
         ({"prefix_bytes": -1}, r"prefix_bytes must be 0 \(keep none\) or more, not -1"),
-        ({"threads": 10_000, "device": "cpu"}, r"--threads must be 1 to \d+, not 10000"),
-        ({"wave": Path("x.vcd")}, "a waveform needs the RTL: add --device rtl"),
+        ({"threads": 10_000, "device": "cpu"}, r"threads must be 1 to \d+, not 10000"),
+        (
+            {"wave": Path("x.vcd")},
+            "only device rtl writes a waveform: choose it, or leave wave out",
+        ),
         (
             {"wave": Path("x.png"), "device": "rtl"},
             r"a waveform file must end in \.vcd or \.fst, not 'x\.png'",
         ),
         (
             {"wave": Path("no/such/x.vcd"), "device": "rtl"},
-            "the folder of --wave no/such/x.vcd does not exist: make it, or give another",
+            "the folder of the waveform no/such/x.vcd does not exist: make it, or give another",
         ),
         (
             {"device": "interpreted", "config": NANO},
@@ -482,6 +500,21 @@ def test_options_that_can_not_be(options: dict[str, Any], message: str, folder: 
     arguments: dict[str, Any] = {"device": "golden"} | options
     with pytest.raises(LutraError, match=f"^{message}$"):
         LLM(folder, **arguments)
+
+
+@pytest.mark.parametrize("model", [None, 3, b"tales"])
+def test_a_model_is_a_name_or_a_path(model: Any) -> None:
+    with pytest.raises(LutraError, match=r"^model must be a name or a path, not "):
+        LLM(model, "golden")
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, 0, {}])
+def test_sampling_has_a_type(sampling: Any, llm: LLM) -> None:
+    kind = type(sampling).__name__
+    with pytest.raises(
+        LutraError, match=rf"^sampling must be SamplingParams\(\.\.\.\), not {kind}"
+    ):
+        llm.generate("abc", 1, sampling)
 
 
 @pytest.mark.parametrize(
@@ -540,17 +573,17 @@ def test_the_rounded_model_is_what_is_run(folder: Path) -> None:
     [
         ({"engine": "gpu"}, "engine must be one of ternary, lut, mixpe, mac, not 'gpu'"),
         ({"format": "W5A8"}, "format must be one of W1A8, .*, not 'W5A8'"),
-        ({"group": 48}, "group must be 32 or 64 or 128, not 48"),
+        ({"group": 48}, "group must be 32, 64 or 128, not 48"),
         (
             {"engine": "ternary"},
             (
                 "engine ternary does not run W4A8, only ternary weights with 8-bit activations: "
-                "use --engine lut or mixpe or mac"
+                "use engine lut, mixpe or mac"
             ),
         ),
         (
             {"engine": "ternary", "format": "W4A16"},
-            "engine ternary does not run W4A16, only .*: use --engine lut or mixpe or mac",
+            "engine ternary does not run W4A16, only .*: use engine lut, mixpe or mac",
         ),
         (
             {"format": "W1.58A8"},
@@ -571,7 +604,7 @@ def test_engines_and_formats_that_can_not_be(options: dict[str, Any], message: s
 
 
 def test_a_ternary_model_has_one_format() -> None:
-    message = r"^the weights of tales are ternary .*: use --format W1\.58A8, not W4A8$"
+    message = r"^the weights of tales are ternary .*: use format W1\.58A8, not W4A8$"
     with pytest.raises(LutraError, match=message):
         LLM("tales", "golden", format="W4A8")
 
@@ -1014,7 +1047,35 @@ def test_progress(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("prompt", [["a"], None, b"a"])
+@pytest.mark.parametrize("page", ["README.md", "host/README.md", "docs/devices.md"])
+def test_the_examples_of_the_pages(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    # code is indented; other examples on the pages are commands
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, flags=re.MULTILINE)
+    examples = [block for block in blocks if "    from lutra import LLM" in block]
+    assert examples
+    for example in examples:
+        code = re.sub(r'device="(rtl|cpu)"', 'device="golden"', textwrap.dedent(example))
+        exec(code.replace("max_tokens=64", "max_tokens=3"), {})
+    assert capsys.readouterr().out
+
+
+def test_names_of_the_package() -> None:
+    assert {name for name in dir(lutra) if not name.startswith("_")} == {
+        name for name in lutra.__all__ if name != "__version__"
+    }
+    for name in lutra.__all__:
+        assert getattr(lutra, name) is not None
+    assert lutra.Stream is type(LLM("tales", "golden").stream("Once", 1))
+
+
+def test_prompts_come_one_by_one(llm: LLM) -> None:
+    prompts: Any = ["a", "b"]
+    with pytest.raises(LutraError, match=r"^a prompt must be one string, not several: .*sessions"):
+        llm.generate(prompts)
+
+
+@pytest.mark.parametrize("prompt", [3, None, b"a"])
 def test_a_prompt_is_a_string(prompt: Any, llm: LLM) -> None:
     kind = type(prompt).__name__
     with pytest.raises(LutraError, match=f"^a prompt must be a string, not {kind}$"):

@@ -321,7 +321,9 @@ def test_refusals() -> None:
     device = CudaDevice()
     with pytest.raises(LutraError, match=r"^no model is loaded: call load\(model\) first$"):
         device.session()
-    with pytest.raises(LutraError, match=r"^device cuda caches keys and values in the same bits"):
+    with pytest.raises(
+        LutraError, match=r"^device cuda caches keys and values with the same number"
+    ):
         device.load(replace(model, value_bits=4))
     with pytest.raises(LutraError, match=r"^device cuda: groups of 8 weights in o_proj are not"):
         device.load(small_model("qwen3", "W2A8", layers=1, head_dim=24))

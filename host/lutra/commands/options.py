@@ -99,7 +99,7 @@ def check_kv(kv: str | None, device: str, *, falls_back: bool) -> None:
     able = ("golden", "auto") if falls_back else ("golden",)
     if kv == "8/4" and device not in able:
         raise LutraError(
-            f"device {device} caches keys and values in the same bits, not --kv 8/4: "
+            f"device {device} caches keys and values with the same number of bits, not --kv 8/4: "
             "add -dev golden, or give --kv 8 or --kv 4"
         )
 

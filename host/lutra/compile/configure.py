@@ -36,7 +36,7 @@ def configure(
     if config not in CONFIGS:
         raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
     base = CONFIGS[config]
-    kv_bits = common_kv_bits(model, "rtl")
+    kv_bits = common_kv_bits(model, "an accelerator")
     if kv_bits != base.attention.key_width:
         name = f"{base.name}-kv{kv_bits}"
         base = base.with_(name=name, key_width=kv_bits, value_width=kv_bits)

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
+from lutra.arguments import either
 from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.errors import LutraError
@@ -71,7 +72,7 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
     if m.kind not in engines_for(model):
         raise LutraError(
             f"engine {m.kind} does not run {model.format}, only ternary weights with 8-bit "
-            f"activations: use --engine {' or '.join(engines_for(model))}"
+            f"activations: use engine {either(engines_for(model))}"
         )
     if model.a_bits != m.a_width:
         raise LutraError(
@@ -122,7 +123,7 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
                 f"configuration {c.name} is built for {name} {fixed}, the model has {has}: "
                 f"use a configuration with {name}={value}"
             )
-    kv_bits, width = common_kv_bits(model, "rtl"), c.attention.key_width
+    kv_bits, width = common_kv_bits(model, "an accelerator"), c.attention.key_width
     if kv_bits != width:
         raise LutraError(
             f"configuration {c.name} is built for a KV cache of {width} bits, the model is "
@@ -220,7 +221,7 @@ def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: 
     if not m.grouped and shift > 1:
         raise LutraError(
             f"engine {m.kind} does not shift sums, and the model's have {shift - 1} too many bits: "
-            f"use --engine {' or '.join(engines_for(model)[1:])}"
+            f"use engine {either(engines_for(model)[1:])}"
         )
     if m.grouped and shift > m.shift_max:
         mend = (

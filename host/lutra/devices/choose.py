@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lutra.arguments import check_whole, either
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.rtl import RtlTransport
@@ -67,17 +68,19 @@ def choose_device(
     they are refused.
     """
     if name not in DEVICES:
-        raise LutraError(f"device must be {_listed(DEVICES)}, not {name!r}")
-    if threads is not None and not 1 <= threads <= most_threads():
-        raise LutraError(f"--threads must be 1 to {most_threads()}, not {threads}")
+        raise LutraError(f"device must be {either(DEVICES)}, not {name!r}")
+    if threads is not None:
+        check_whole("threads", threads)
+        if not 1 <= threads <= most_threads():
+            raise LutraError(f"threads must be 1 to {most_threads()}, not {threads}")
     if wave is not None:
         _check_wave(wave, name)
     if threads is not None and name not in ("auto", "cpu"):
-        raise LutraError(f"only device cpu has threads, {name} has none: leave --threads out")
+        raise LutraError(f"only device cpu has threads, {name} has none: leave threads out")
     if engine is not None and name not in _ACCELERATORS:
-        raise LutraError(f"device {name} has no matmul engine to choose: leave --engine out")
+        raise LutraError(f"device {name} has no matmul engine to choose: leave engine out")
     if config is not None and name not in _ACCELERATORS:
-        raise LutraError(f"device {name} has no configuration to choose: leave --config out")
+        raise LutraError(f"device {name} has no configuration to choose: leave config out")
     built = "nano" if config is None else config
     if name == "rtl":
         transport = RtlTransport(wave=wave, wave_cycles=wave_cycles, progress=progress)
@@ -120,19 +123,19 @@ def notes_on(device: Device, reasons: Sequence[str]) -> list[str]:
     return [f"{reason}; {runs}" for reason in reasons]
 
 
-def _check_wave(wave: Path, device: str) -> None:
+def _check_wave(wave: object, device: str) -> None:
     """Refuse a waveform file that cannot be written, before anything is built for it."""
+    if not isinstance(wave, Path):
+        raise LutraError(f"wave must be a pathlib.Path, not {wave!r}")
     if wave.suffix not in (".vcd", ".fst"):
         raise LutraError(f"a waveform file must end in .vcd or .fst, not {wave.name!r}")
     if device != "rtl":
-        raise LutraError("a waveform needs the RTL: add --device rtl")
+        raise LutraError("only device rtl writes a waveform: choose it, or leave wave out")
     if wave.is_dir():
-        raise LutraError(f"--wave {wave} is a folder: give a file")
+        raise LutraError(f"the waveform {wave} is a folder: give a file")
     if not wave.parent.is_dir():
-        raise LutraError(f"the folder of --wave {wave} does not exist: make it, or give another")
+        raise LutraError(
+            f"the folder of the waveform {wave} does not exist: make it, or give another"
+        )
     if reason := unwritable(wave.parent):
-        raise LutraError(f"--wave {wave} cannot be written ({reason}): give another file")
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+        raise LutraError(f"the waveform {wave} cannot be written ({reason}): give another file")

@@ -90,7 +90,7 @@ class BaseSession(ABC):
             if (kv.key_bits, kv.value_bits) != (m.key_bits, m.value_bits):
                 raise LutraError(
                     f"keys and values have {kv.key_bits}/{kv.value_bits} bits, the model is packed "
-                    f"for {m.key_bits}/{m.value_bits}: export them from a model with the same --kv"
+                    f"for {m.key_bits}/{m.value_bits}: export them from a model with the same bits"
                 )
             kv.check(m.n_kv_heads, m.head_dim, len(self.lengths), m.context)
             lengths = list(self.lengths)

@@ -1,5 +1,6 @@
 """Model architectures, one file each, and the models that ship with the package."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def shipped_models() -> list[str]:
 def find_model(name: str | Path) -> Path:
     """Return the folder of a shipped model's name, a path (a folder or a GGUF file), or the folder
     that an id of the Hugging Face Hub (``owner/model``) is downloaded to."""
+    if not isinstance(name, str | os.PathLike):
+        raise LutraError(f"model must be a name or a path, not {type(name).__name__}")
     path, names = Path(name), shipped_models()
     # a folder or file that only happens to be called like a shipped model does not hide it
     if path.is_dir() and (str(name) not in names or (path / "config.json").exists()):

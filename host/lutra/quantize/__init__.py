@@ -43,12 +43,12 @@ def check_format(model: Decoder, format: Format) -> None:
         choice = ", ".join(f"W{w}A{format.a_bits}" for w in W_BITS)
         raise LutraError(
             f"the weights of {model.name} are not ternary, and {format} is for ternary weights "
-            f"only: use --format {choice}"
+            f"only: use format {choice}"
         )
     if not format.ternary and isinstance(model.layers[0].q_proj, Ternary):
         raise LutraError(
             f"the weights of {model.name} are ternary and would gain nothing from more bits: use "
-            f"--format {_TERNARY}, not {format}"
+            f"format {_TERNARY}, not {format}"
         )
 
 

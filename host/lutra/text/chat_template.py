@@ -30,6 +30,7 @@ ROLES = ("system", "user", "assistant", "tool")
 _STEPS = 200_000  # passes of loops, and calls: a thousand times what a long talk takes
 _LENGTH = 1 << 24  # characters of the outcome, and of what a product makes
 _POWER_BITS = 1024
+_ANOTHER = "give another one (--chat-template FILE, in Python set_chat_template())"
 
 
 class ChatTemplate:
@@ -47,14 +48,12 @@ class ChatTemplate:
             self._template = jinja2.Template.from_code(environment, code, environment.globals)
         except jinja2.TemplateSyntaxError as error:
             raise LutraError(
-                f"the chat template is not Jinja (line {error.lineno}: {error.message}): "
-                "give another one with --chat-template"
+                f"the chat template is not Jinja (line {error.lineno}: {error.message}): {_ANOTHER}"
             ) from None
         # Python's own limits, of nesting, of the digits of a number
         except (RecursionError, SyntaxError, ValueError, MemoryError) as error:
             raise LutraError(
-                f"the chat template is too complex ({_line(error)}): "
-                "give another one with --chat-template"
+                f"the chat template is too complex ({_line(error)}): {_ANOTHER}"
             ) from None
         self._environment: _Environment = environment
 
@@ -63,8 +62,9 @@ class ChatTemplate:
         """The template that came with the model ``name``; LutraError if none did."""
         if source is None:
             raise LutraError(
-                f"the model {name} has no chat template: it was not trained to chat; use lutra "
-                "run, or give a template with --chat-template"
+                f"the model {name} has no chat template: it was not trained to chat, and "
+                "continues texts (generate(), stream()); to chat, give an instruction-tuned model, "
+                "or a template with set_chat_template()"
             )
         return cls(source, tokens)
 
@@ -87,20 +87,16 @@ class ChatTemplate:
                 if length > _LENGTH:
                     raise _EndlessError
         except (_EndlessError, MemoryError, RecursionError):
-            raise LutraError(
-                "the chat template does not end: give another one with --chat-template"
-            ) from None
+            raise LutraError(f"the chat template does not end: {_ANOTHER}") from None
         except SecurityError as error:
             raise LutraError(
-                f"the chat template uses what templates may not use ({_line(error)}): "
-                "give another one with --chat-template"
+                f"the chat template uses what templates may not use ({_line(error)}): {_ANOTHER}"
             ) from None
         except jinja2.TemplateError as error:
             raise LutraError(f"the chat template refuses these messages: {_line(error)}") from None
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise LutraError(
-                f"the chat template fails on these messages ({_line(error)}): "
-                "give another one with --chat-template"
+                f"the chat template fails on these messages ({_line(error)}): {_ANOTHER}"
             ) from None
         return "".join(pieces)
 

@@ -1,10 +1,12 @@
 """Choosing a token from logits: greedy, temperature, top-k, top-p, from a seed."""
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.arguments import check_number, check_whole
 from lutra_golden.errors import LutraError
 
 __all__ = ["Sampler", "SamplingParams"]
@@ -12,7 +14,14 @@ __all__ = ["Sampler", "SamplingParams"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every token."""
+    """Parameters of sampling: one token is drawn from each row of logits.
+
+    ``temperature`` divides the logits, in nats, before the softmax (default 0.7); 0 is greedy.
+    ``top_k`` is the number of likeliest tokens that are kept (default 40); 0 keeps all.
+    ``top_p`` is the probability that the likeliest tokens which are kept add up to, of those that
+    ``top_k`` left (default 0.95); 1 keeps all. ``seed`` is a whole number from 0 on (default 0):
+    equal seeds and logits give equal tokens.
+    """
 
     temperature: float = 0.7
     top_k: int = 40
@@ -20,21 +29,18 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+        for name in ("temperature", "top_p"):
+            check_number(name, getattr(self, name))
+        for name in ("top_k", "seed"):
+            check_whole(name, getattr(self, name))
+        if not 0 <= self.temperature <= sys.float_info.max:
             raise LutraError(f"temperature must be 0 or more, not {self.temperature}")
-        _check_whole("top_k", self.top_k)
-        _check_whole("seed", self.seed)
         if self.top_k < 0:
             raise LutraError(f"top_k must be 0 (off) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise LutraError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.seed < 0:
             raise LutraError(f"seed must be 0 or more, not {self.seed}")
-
-
-def _check_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise LutraError(f"{name} must be a whole number, not {value!r}")
 
 
 class Sampler:

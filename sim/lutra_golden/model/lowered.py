@@ -46,12 +46,15 @@ def padded_head_eps(model: PackedModel) -> int:
     return round(model.head_eps * model.head_dim / built_head_dim(model.head_dim))
 
 
-def common_kv_bits(model: PackedModel, device: str) -> int:
-    """Bits of keys and values for a device with one width for both; LutraError if they differ."""
+def common_kv_bits(model: PackedModel, runner: str) -> int:
+    """Bits of keys and values where both have one width; LutraError if the model's differ.
+
+    ``runner`` begins the message: ``device cpu``, ``an accelerator``.
+    """
     if model.key_bits != model.value_bits:
         raise LutraError(
-            f"device {device} caches keys and values in the same bits, the model is packed for "
-            f"{model.kv}: run it with -dev golden, or pack it again with --kv 8 or 4"
+            f"{runner} caches keys and values with the same number of bits, the model is packed "
+            f"for {model.kv}: run it with -dev golden, or pack it again with --kv 8 or 4"
         )
     return model.key_bits
 

@@ -159,7 +159,7 @@ def test_ctrl_c_leaves_what_was_measured(
     [
         ("-p 0 -n 0", "-p 0 and -n 0 leave nothing to measure: give one of them more"),
         ("-p 257", "257 tokens do not fit the context of 256: lower -p or -n"),
-        ("-p 8 -t 2", "only device cpu has threads, golden has none: leave --threads out"),
+        ("-p 8 -t 2", "only device cpu has threads, golden has none: leave threads out"),
     ],
 )
 def test_refusals(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

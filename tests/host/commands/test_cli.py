@@ -170,12 +170,12 @@ def test_engine_format_and_group(
         ),
         (
             ["-m", "tales-llama", "--engine", "ternary"],
-            "engine ternary does not run W4A8, only .*: use --engine lut or mixpe or mac",
+            "engine ternary does not run W4A8, only .*: use engine lut, mixpe or mac",
         ),
-        (["--format", "W4A8"], r"the weights of tales are ternary .*: use --format W1\.58A8, .*"),
+        (["--format", "W4A8"], r"the weights of tales are ternary .*: use format W1\.58A8, .*"),
         (
             ["-m", "tales-llama", "--format", "W1.58A8"],
-            ".* is for ternary weights only: use --format .*",
+            ".* is for ternary weights only: use format .*",
         ),
     ],
 )
@@ -188,12 +188,12 @@ def test_engines_and_formats_that_can_not_be(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("-dev golden --config nano", "device golden has no configuration to choose: leave --conf"),
-        ("-dev auto --config nano", "device auto has no configuration to choose: leave --config "),
-        ("-dev golden --engine lut", "device golden has no matmul engine to choose: leave --engin"),
-        ("-dev golden -t 2", "only device cpu has threads, golden has none: leave --threads out"),
-        ("-dev rtl -t 2", "only device cpu has threads, rtl has none: leave --threads out"),
-        ("-dev golden --group 64", "the weights of tales are in no groups: leave --group out"),
+        ("-dev golden --config nano", "device golden has no configuration to choose: leave conf"),
+        ("-dev auto --config nano", "device auto has no configuration to choose: leave config "),
+        ("-dev golden --engine lut", "device golden has no matmul engine to choose: leave engin"),
+        ("-dev golden -t 2", "only device cpu has threads, golden has none: leave threads out"),
+        ("-dev rtl -t 2", "only device cpu has threads, rtl has none: leave threads out"),
+        ("-dev golden --group 64", "the weights of tales are in no groups: leave group out"),
     ],
 )
 def test_what_would_change_nothing_is_refused(options: str, message: str, capsys: Capture) -> None:
@@ -311,17 +311,20 @@ def test_a_model_that_no_configuration_holds(tmp_path: Path, capsys: Capture) ->
         (["run", "--no-such"], r"unrecognized arguments: --no-such: see lutra run --help"),
         (["run", "--config", "giant"], r"argument --config: invalid choice: 'giant'"),
         (["run", "--device", "gpu"], r"argument -dev/--device: invalid choice: 'gpu'"),
-        ([*STORY, "--wave", "x.vcd"], "a waveform needs the RTL: add --device rtl"),
+        (
+            [*STORY, "--wave", "x.vcd"],
+            "only device rtl writes a waveform: choose it, or leave wave out",
+        ),
         (["run", "--wave", "x.txt"], r"a waveform file must end in \.vcd or \.fst, not 'x\.txt'"),
         (["run", "--wave-cycles", "0:9"], "--wave-cycles needs --wave FILE"),
         (["run", "--wave-cycles", "9:0"], "argument --wave-cycles: FROM must be below TO, not"),
         (["run", "--wave-cycles", "9"], "argument --wave-cycles: must be FROM:TO in cycles, not"),
         (
             ["run", "--wave", "no/such/x.vcd"],
-            "the folder of --wave no/such/x.vcd does not exist: make it, or give another$",
+            "the folder of the waveform no/such/x.vcd does not exist: make it, or give another$",
         ),
-        (["run", "--kv", "8/4"], "device rtl caches keys and values in the same bits, not --kv "),
-        (["bench", "--kv", "8/4"], "device auto caches keys and values in the same bits, not --"),
+        (["run", "--kv", "8/4"], "device rtl caches keys and values with the same number of b"),
+        (["bench", "--kv", "8/4"], "device auto caches keys and values with the same number of "),
         ([*STORY, "-p", "K\udcf6nig"], "the text holds bytes that are not UTF-8"),
         (["perplexity"], "the following arguments are required: -f/--file"),
         (["perplexity", "-f", "no-such.txt"], "no-such.txt: No such file or directory: give one"),
@@ -676,15 +679,20 @@ def test_a_story_of_a_packed_model(otter: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "name"),
-    [(["--format", "W4A8"], "format"), (["--group", "32"], "group"), (["--kv", "4"], "kv")],
+    ("option", "argument"),
+    [
+        (["--format", "W4A8"], "format"),
+        (["--group", "32"], "group"),
+        (["--kv", "4"], "kv_bits (--kv)"),
+    ],
 )
 def test_a_packed_model_is_not_packed_again(
-    option: list[str], name: str, otter: Path, capsys: Capture
+    option: list[str], argument: str, otter: Path, capsys: Capture
 ) -> None:
+    name = option[0].removeprefix("--")
     assert fails(capsys, *STORY, "-m", str(otter), *option) == (
-        f"{otter} is packed already, its {name} cannot be changed: leave --{name} out, or pack the "
-        "checkpoint again"
+        f"{otter} is packed already, its {name} cannot be changed: leave {argument} out, or pack "
+        "the checkpoint again"
     )
 
 

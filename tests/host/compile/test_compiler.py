@@ -683,7 +683,7 @@ def test_an_engine_that_does_not_run_the_format(
 ) -> None:
     message = (
         "^engine ternary does not run W4A8, only ternary weights with 8-bit activations: "
-        "use --engine lut or mixpe or mac$"
+        "use engine lut, mixpe or mac$"
     )
     with pytest.raises(LutraError, match=message):
         compile_model(packed_llama("llama", "W4A8"), config_for(LLAMAS["llama"]))
@@ -852,7 +852,7 @@ def test_sums_that_the_ternary_engine_would_have_to_shift(
     model = replace(packed("least"), head_shift=2)
     message = (
         "^engine ternary does not shift sums, and the model's have 1 too many bits: "
-        "use --engine lut or mixpe or mac$"
+        "use engine lut, mixpe or mac$"
     )
     with pytest.raises(LutraError, match=message):
         compile_model(model, config_for(SHAPES["least"], sum_width=25))

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.host.random_model import BOS, EOS, SHAPES, write_model, write_tokenizer
@@ -194,7 +195,7 @@ def test_the_sandbox_is_not_left(source: str) -> None:
 )
 def test_what_templates_may_not(source: str) -> None:
     message = (
-        r"^the chat template uses what templates may not use \(.*\): give another one with --chat-"
+        r"^the chat template uses what templates may not use \(.*\): give another one \\(--ch"
     )
     with pytest.raises(LutraError, match=message):
         chatted(source)
@@ -229,15 +230,15 @@ def test_no_file_is_read(source: str) -> None:
     ],
 )
 def test_an_end_comes(source: str) -> None:
-    message = "the chat template does not end: give another one with --chat-template"
-    with pytest.raises(LutraError, match=f"^{message}$"):
+    message = "the chat template does not end: give another one (--chat-template FILE, in Python "
+    with pytest.raises(LutraError, match=f"^{re.escape(message)}"):
         chatted(source)
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{% for %}", r"is not Jinja \(line 1: .*\): give another one with --chat-template"),
+        ("{% for %}", r"is not Jinja \(line 1: .*\): give another one \(--chat-template F"),
         ("\n{{ x | nothing }}", r"is not Jinja \(line 2: No filter named 'nothing'.*\): give"),
         ("{{ messages[9].content }}", "refuses these messages: .*has no element 9"),
         ("{{ 1 / 0 }}", r"fails on these messages \(division by zero\): give another one"),
@@ -325,11 +326,15 @@ def test_an_answer_ends_with_the_context(tmp_path: Path) -> None:
 def test_a_model_without_a_template(tmp_path: Path) -> None:
     llm = chat_model(tmp_path / "plain", None)
     message = (
-        "^the model plain has no chat template: it was not trained to chat; use lutra run, or give "
-        "a template with --chat-template$"
+        "the model plain has no chat template: it was not trained to chat, and continues texts "
+        "(generate(), stream()); to chat, give an instruction-tuned model, or a template with "
+        "set_chat_template()"
     )
-    with pytest.raises(LutraError, match=message):
+    with pytest.raises(LutraError, match=f"^{re.escape(message)}$"):
         llm.chat([{"role": "user", "content": "hi"}])
+    none: Any = None
+    with pytest.raises(LutraError, match=r"^a chat template must be Jinja as a string, not None"):
+        llm.set_chat_template(none)
     llm.set_chat_template("{{ bos_token }}{{ messages[0].content }}")
     list(llm.chat([{"role": "user", "content": "hi"}], 1))
     assert llm.stats.prompt_tokens == 3

@@ -92,6 +92,8 @@ def test_extreme_logits() -> None:
     ("options", "message"),
     [
         ({"temperature": -0.1}, r"temperature must be 0 or more, not -0\.1"),
+        ({"temperature": "0"}, "temperature must be a number, not '0'"),
+        ({"top_p": None}, "top_p must be a number, not None"),
         ({"temperature": float("nan")}, "temperature must be 0 or more, not nan"),
         ({"temperature": float("inf")}, "temperature must be 0 or more, not inf"),
         ({"top_k": -1}, r"top_k must be 0 \(off\) or more, not -1"),

@@ -35,7 +35,7 @@ class CacheShape:
             n_kv_heads=model.n_kv_heads,
             head_dim=model.head_dim,
             context=model.context,
-            bits=common_kv_bits(model, "cpu"),
+            bits=common_kv_bits(model, "device cpu"),
         )
 
     @property

@@ -78,7 +78,7 @@ class CudaDevice(BaseDevice[CudaSession]):
         from lutra_kernels.runner import Runner
 
         check_numbers(model)
-        common_kv_bits(model, self.name)
+        common_kv_bits(model, f"device {self.name}")
         with _refusing():
             uploaded = upload_model(model, self._report)
             self._loaded = Runner(uploaded, pass_tokens=self.pass_tokens)

@@ -340,7 +340,9 @@ def test_heads_that_are_too_large_are_refused(packed: Callable[[str], PackedMode
 
 def test_values_of_fewer_bits_than_keys_are_refused(packed: Callable[[str], PackedModel]) -> None:
     model = replace(packed("least"), key_bits=8, value_bits=4)
-    with pytest.raises(LutraError, match=r"^device cpu caches keys and values in the same bits"):
+    with pytest.raises(
+        LutraError, match=r"^device cpu caches keys and values with the same number"
+    ):
         CpuModel(model, threads=1, few="scalar", many="scalar")
 
 

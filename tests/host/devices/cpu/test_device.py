@@ -85,7 +85,7 @@ def test_the_shipped_llama_in_every_format(format: str) -> None:
 
 @compiler
 def test_an_engine_is_not_chosen_for_it() -> None:
-    with pytest.raises(LutraError, match="device cpu has no matmul engine to choose: leave --eng"):
+    with pytest.raises(LutraError, match="device cpu has no matmul engine to choose: leave eng"):
         LLM("tales", "cpu", engine="ternary")
 
 

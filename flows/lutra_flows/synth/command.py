@@ -76,8 +76,8 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("docs"),
-        help="folder of engines.md for --compare (default docs)",
+        metavar="FOLDER",
+        help="folder that --compare writes engines.md to (default docs, in a clone of Lutra)",
     )
     parser.set_defaults(command=_synth)
 
@@ -104,14 +104,21 @@ def _synth(args: argparse.Namespace) -> int:
     if args.compare:
         return _compare(args)
     wants_cells = target == "liberty"
-    chosen = design(
-        args.engine,
-        args.format or {"ternary": "W1.58A8", "mixpe": "W4A8"}.get(args.engine, "W2A8"),
-        args.tile,
-        max_planes=args.max_planes,
-        part=Part.WHOLE if args.whole else Part(args.part or Part.ENGINE),
-        material=Material.CELLS if wants_cells else Material.LUTS if args.no_dsp else Material.DSP,
-    )
+    try:
+        chosen = design(
+            args.engine,
+            args.format or {"ternary": "W1.58A8", "mixpe": "W4A8"}.get(args.engine, "W2A8"),
+            args.tile,
+            max_planes=args.max_planes,
+            part=Part.WHOLE if args.whole else Part(args.part or Part.ENGINE),
+            material=Material.CELLS
+            if wants_cells
+            else Material.LUTS
+            if args.no_dsp
+            else Material.DSP,
+        )
+    except LutraError as error:
+        raise _of_tile(error) from None
     request = Request(
         design=chosen,
         target=target,
@@ -133,6 +140,15 @@ def _synth(args: argparse.Namespace) -> int:
         if fpga is not None:
             _print_fit(report, fpga)
     return 0
+
+
+def _of_tile(error: LutraError) -> LutraError:
+    """The error with the letters of ``--tile`` in place of the parameters' names."""
+    text = str(error)
+    for name, letter in (("step_tokens", "M"), ("step_rows", "N"), ("step_depth", "K")):
+        if text.startswith(f"{name} "):
+            return LutraError(f"--tile: {letter}{text.removeprefix(name)}")
+    return error
 
 
 def _usage(report: Report, fpga: Fpga) -> list[tuple[str, float, int]]:
@@ -161,8 +177,12 @@ def _print_fit(report: Report, fpga: Fpga) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from lutra_flows.synth.compare import compare
 
+    found = libraries(args.liberty, "--compare")
+    out: Path = args.out or Path("docs")
+    if args.out is None and not (out / "engines.md").exists():
+        raise LutraError(f"{out / 'engines.md'} does not exist here: give --out FOLDER")
     with StepProgress() as progress:
-        reports, goals = compare(args.out, libraries(args.liberty, "--compare"), progress)
+        reports, goals = compare(out, found, progress)
     if args.json:
         figures = {"reports": [r.json() for r in reports], "goals": [vars(g) for g in goals]}
         print(json.dumps(figures))
@@ -172,7 +192,7 @@ def _compare(args: argparse.Namespace) -> int:
             met = "yes" if goal.met else "NO"
             table.add_row(goal.name, f"{goal.limit:g}", f"{goal.value:.2f}", met)
         Console(highlight=False).print(table)
-        print(f"wrote {args.out / 'engines.md'}")
+        print(f"wrote {out / 'engines.md'}")
     return 0
 
 
@@ -194,6 +214,7 @@ def _print(report: Report) -> None:
             text = f"{value:,}" if isinstance(value, int) else text
             table.add_row(name, f"{text}{unit and ' '}{unit}", kind)
 
+    whole = "flip-flops and LUTs" if report.lut else "the area"
     share = None if report.ff_share is None else f"{report.ff_share:.0%}"
     row("engine", f"{report.engine} {report.format}")
     row("part", report.part)
@@ -201,7 +222,7 @@ def _print(report: Report) -> None:
     row("digits of a weight", report.max_planes)
     row("target", report.target)
     row("library", _short(report.library))
-    row("MAC/cycle", report.macs_per_cycle)
+    row("MAC/cycle", report.macs_per_cycle, kind="modelled, from the tile")
     row("LUT, logic", report.lut, kind="synthesised")
     row("LUT, memory", report.lut_ram, kind="synthesised")
     row("LUT per MAC/cycle", report.lut_per_mac, kind="synthesised")
@@ -212,13 +233,18 @@ def _print(report: Report) -> None:
     row("URAM", report.uram, kind="synthesised")
     row("cell area", report.area_um2, "um2", "synthesised, without memories and wires")
     row("um2 per MAC/cycle", report.area_um2_per_mac, kind="synthesised")
-    row("longest path", report.path_ps, "ps", "ABC's timer, without wires and set-up")
-    row("flip-flop share", share, kind="of flip-flops and LUTs" if report.lut else "of the area")
+    row(
+        "longest path",
+        report.path_ps,
+        "ps",
+        "synthesised, by ABC's timer, without wires and set-up",
+    )
+    row("flip-flop share", share, kind=f"synthesised, of {whole}")
     row(
         "memories",
         report.memory_bits,
         "bits",
-        f"left out: more than {MACRO_WORDS} words; {report.memory_ports} ports",
+        f"synthesised, left out: more than {MACRO_WORDS} words; {report.memory_ports} ports",
     )
     row("tool", report.tool)
     Console(highlight=False).print(table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from lutra.arguments import either
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.errors import LutraError
@@ -160,8 +161,8 @@ def design(
         parsed = Format.parse(fmt)
         if str(parsed) not in engine_formats(engine):
             raise LutraError(
-                f"format of the {engine} engine must be one of "
-                f"{', '.join(engine_formats(engine))}, not {parsed}"
+                f"format of the {engine} engine must be {either(engine_formats(engine))}, not "
+                f"{parsed}"
             )
         if part == Part.WHOLE:
             if max_planes is not None:

@@ -42,6 +42,8 @@ _WORKING = "0.70"
 _POLL_S = 0.1
 _NETLIST, _STAT, _MEMORIES = "design.il", "stat.json", "memories.il"
 _ABC, _ABC_SAYS = "abc.script", "abc.txt"
+_LOG, _OUTPUT = "log.txt", "output.txt"
+_COMPILING = "being compiled for this machine, once (minutes)"
 # Mapping for area as Yosys' own script does it, in a fifth of its time; then buffers where a net
 # has many readers, and sizes that make up for it: without them paths are ten times as long. `stime`
 # is ABC's timer: table delays of cells with their loads, no wires.
@@ -207,7 +209,8 @@ def run_jobs(
             # a run tells nothing of itself: it is as far as such runs are by now
             done += sum(min(run.passed, 0.95 * run.job.seconds) for run in running)
             if running:
-                on_progress(running[0].job.name, done / total)
+                stage = _COMPILING if running[0].compiling else running[0].job.name
+                on_progress(stage, done / total)
                 time.sleep(_POLL_S)
     finally:
         for run in running:
@@ -254,9 +257,9 @@ class _Run:
             # the pip build of Yosys sees this folder and few others
             shutil.copyfile(library.path, folder / f"{library.digest}.lib")
         self._start = time.monotonic()
-        with (folder / "output.txt").open("wb") as output:
+        with (folder / _OUTPUT).open("wb") as output:
             self.process = subprocess.Popen(
-                [*yosys.command, "-l", "log.txt", "script.ys"],
+                [*yosys.command, "-l", _LOG, "script.ys"],
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -265,8 +268,18 @@ class _Run:
             )
 
     @property
+    def compiling(self) -> bool:
+        """True while the wheel compiles its WebAssembly, which it does once on a machine."""
+        folder = Path(self._folder.name)
+        if (folder / _LOG).exists():
+            return False
+        return b"Preparing to run" in (folder / _OUTPUT).read_bytes()
+
+    @property
     def passed(self) -> float:
-        """Seconds since the start."""
+        """Seconds since Yosys itself began."""
+        if self.compiling:
+            self._start = time.monotonic()
         return time.monotonic() - self._start
 
     def finish(self) -> Answer:
@@ -289,14 +302,14 @@ class _Run:
     def _error(self, folder: Path) -> str:
         if self.process.returncode < 0:
             return f"ended by signal {-self.process.returncode}, perhaps for lack of memory"
-        output = folder / "output.txt"
+        output = folder / _OUTPUT
         if output.exists() and b"wasm trap" in output.read_bytes():
             return (
                 "the wheel's WebAssembly stopped, as it does when its 4 GiB of memory are full: "
                 "give another Yosys in $YOSYS, or a smaller tile"
             )
         lines: list[str] = []
-        for name in (_ABC_SAYS, "output.txt", "log.txt"):
+        for name in (_ABC_SAYS, _OUTPUT, _LOG):
             with suppress(OSError):
                 text = _plain((folder / name).read_text(errors="replace"))
                 lines += [line.strip() for line in text.splitlines() if line.strip()]

@@ -175,6 +175,7 @@ def _print_json(format: str, rows: Sequence[Row], interrupted: bool) -> None:
             "t_s": None if row.t_s is None else round(row.t_s, 3),
             "std": None if row.std is None else round(row.std, 3),
             "samples": [round(rate, 3) for rate in row.rates],
+            "kind": "measured",
             "interrupted": interrupted and row is rows[-1],
         }
         for row in rows
@@ -183,7 +184,7 @@ def _print_json(format: str, rows: Sequence[Row], interrupted: bool) -> None:
 
 
 def _print_table(format: str, rows: Sequence[Row], interrupted: bool) -> None:
-    print("| model | format | device | test | t/s |")
+    print("| model | format | device | test | t/s, measured |")
     print("|---|---|---|---:|---:|")
     for row in rows:
         figures = row.figures

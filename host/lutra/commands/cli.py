@@ -427,6 +427,18 @@ def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[st
         "decode_tokens_per_s": _round(stats.decode_tokens_per_s, 2),
         "modelled_decode_tokens_per_s": _round(modelled, 0),
         "target_clock_hz": clock_hz,
+        "kinds": {
+            name: kind
+            for name, kind, value in (
+                ("prefill_cycles", "simulated", stats.prefill_cycles),
+                ("decode_cycles_per_token", "simulated", per_token),
+                ("simulated_cycles_per_s", "measured", stats.simulated_cycles_per_s),
+                ("prefill_tokens_per_s", "measured", stats.prefill_tokens_per_s),
+                ("decode_tokens_per_s", "measured", stats.decode_tokens_per_s),
+                ("modelled_decode_tokens_per_s", "modelled", modelled),
+            )
+            if value is not None
+        },
         "bit_exact": stats.bit_exact,
         "saturated": stats.saturated,
         "fingerprint": facts.get("fingerprint"),
@@ -480,7 +492,7 @@ def _print_table(figures: dict[str, object]) -> None:
     exact = (
         "not checked" if figures["bit_exact"] is None else "yes" if figures["bit_exact"] else "NO"
     )
-    table.add_row("bit-exact with the golden model:", exact, "")
+    table.add_row("bit-exact with the golden model", exact, "")
     if figures["interrupted"]:
         table.add_row("interrupted", "yes", "")
     Console(highlight=False, markup=False).print(table)
@@ -561,9 +573,12 @@ def _perplexity(args: argparse.Namespace) -> int:
         figures |= {"group": None if as_it_is else llm.packed.group}
         figures |= {"kv_bits": None if as_it_is else llm.packed.kv}
         figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
+        figures |= {"kind": "measured"}
         print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))
     else:
         print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")
-        print(f"{result.bits_per_character:.4f} bits per character, {result.tokens} tokens")
+        characters = f"{result.bits_per_character:.4f} bits per character"
+        where = "in floating point" if args.float else f"on device {llm.device.name}"
+        print(f"{characters}, {result.tokens} tokens; measured {where}")
     llm.close()
     return 0

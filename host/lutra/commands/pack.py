@@ -89,7 +89,7 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        metavar="MODEL",
+        metavar="CHECKPOINT",
         help="folder, GGUF file, Hugging Face id, or a shipped model",
     )
     parser.add_argument(

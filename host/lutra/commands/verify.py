@@ -27,7 +27,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         required=True,
-        metavar="SOURCE",
+        metavar="CHECKPOINT",
         help="its checkpoint: folder, GGUF file, Hugging Face id, or a shipped model",
     )
     parser.add_argument(
@@ -60,10 +60,11 @@ def _verify(args: argparse.Namespace) -> int:
     code = 1 if found.first_over else 0
     if args.json:
         figures = asdict(found) | {"first_over": found.first_over, "format": model.format}
+        figures["kind"] = "measured"
         print(json.dumps(figures))
         return code
     console = Console(highlight=False, markup=False)
-    console.print(f"relative error, source by {found.runner}")
+    console.print(f"relative errors, measured; the checkpoint was run by {found.runner}")
     table = Table(box=None, pad_edge=False)
     table.add_column("part")
     for name in ("rounding", "limit", "integers", "in all"):

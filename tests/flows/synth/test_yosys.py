@@ -1,5 +1,7 @@
 """Scripts run on small netlists whose cells can be counted by hand; answers are remembered."""
 
+import sys
+
 import pytest
 
 pytest.importorskip("amaranth")
@@ -15,7 +17,14 @@ from tests.flows.synth.tiny_library import AREAS, LIBRARY
 from lutra_flows.synth.cells import ecp5_resources, xilinx_resources
 from lutra_flows.synth.designs import TOP
 from lutra_flows.synth.liberty import load_libraries
-from lutra_flows.synth.yosys import Job, find_yosys, fpga_script, liberty_script, run_jobs
+from lutra_flows.synth.yosys import (
+    Job,
+    Yosys,
+    find_yosys,
+    fpga_script,
+    liberty_script,
+    run_jobs,
+)
 from lutra_golden.errors import LutraError
 from lutra_hw.netlist import to_rtlil
 
@@ -107,6 +116,30 @@ def test_wires_called_like_bits_of_a_port(tmp_path):
     for target, resources in (("xcup", xilinx_resources), ("ecp5", ecp5_resources)):
         (found,) = answer(tmp_path, Job(name="o", netlist=netlist, script=fpga_script(target)))
         assert resources(found.cells).ff == 5 * 3
+
+
+def test_the_first_run_compiles_yosys(tmp_path):
+    """Yosys' wheel says so in its output, and has no log before it is done."""
+    fake = tmp_path / "yosys.py"
+    stat = '{"design": {"num_cells_by_type": {"INV": 2}}}'
+    fake.write_text(
+        "import pathlib, time\n"
+        "print('Preparing to run yosys. This might take a while...', flush=True)\n"
+        "time.sleep(0.5)\n"
+        "pathlib.Path('log.txt').write_text('')\n"
+        "time.sleep(0.5)\n"
+        f"pathlib.Path('stat.json').write_text({stat!r})\n"
+    )
+    seen: list[tuple[str, float]] = []
+    yosys = Yosys(command=[sys.executable, str(fake)], version="fake")
+    asked = Job(name="it", netlist="", script="", seconds=0.1)
+    (found,) = run_jobs(yosys, [asked], tmp_path, on_progress=lambda *each: seen.append(each))
+    assert found.cells == {"INV": 2}
+    names = list(dict.fromkeys(name for name, _ in seen))
+    assert names[-2:] == ["being compiled for this machine, once (minutes)", "it"]
+    assert max(share for name, share in seen if name != "it") < 0.95
+    assert max(share for name, share in seen if name == "it") == pytest.approx(0.95)
+    assert found.seconds < 0.9
 
 
 def test_answers_are_remembered(tmp_path, libraries):

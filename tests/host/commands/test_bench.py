@@ -104,7 +104,7 @@ def test_mean_and_deviation() -> None:
 def test_a_test_of_no_tokens_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("bench -dev golden -p 0 -n 2 -r 1".split()) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| model | format | device | test | t/s |"
+    assert lines[0] == "| model | format | device | test | t/s, measured |"
     assert re.fullmatch(r"\| tales \| W1.58A8 \| golden \| tg2 \| [0-9.]+ \|", lines[2])
     assert len(lines) == 3
 
@@ -118,6 +118,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     for row in rows:
         assert row["t_s"] == pytest.approx(sum(row["samples"]) / 2, rel=1e-2)
+        assert row["kind"] == "measured"
         assert row["std"] is not None and not row["interrupted"]
     # as every other command has it
     assert main("bench -dev golden -p 9 -n 0 -r 1 --json".split()) == 0

@@ -91,7 +91,7 @@ def test_a_story_and_its_table(capsys: Capture) -> None:
     assert table["model"] == ["tales"]
     assert table["generated tokens"] == ["3"]
     assert table["decode tokens per second"][1] == "measured here"
-    assert table["bit-exact with the golden model:"] == ["yes"]
+    assert table["bit-exact with the golden model"] == ["yes"]
 
 
 def test_json_is_the_last_line(capsys: Capture) -> None:
@@ -107,6 +107,9 @@ def test_json_is_the_last_line(capsys: Capture) -> None:
     assert figures["reused_tokens"] == 0 and not figures["interrupted"]
     assert figures["prefill_cycles"] is figures["decode_cycles_per_token"] is None
     assert figures["bit_exact"] is None
+    assert figures["kinds"] == dict.fromkeys(
+        ("prefill_tokens_per_s", "decode_tokens_per_s"), "measured"
+    )
     assert figures["fingerprint"] is figures["program_fingerprint"] is None
     assert main([*STORY, "-p", "The king", "-n", "3", "--json", "--seed", "5"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -599,12 +602,14 @@ def test_perplexity(tmp_path: Path, capsys: Capture) -> None:
     assert main(["perplexity", "-f", str(path)]) == 0
     output = capsys.readouterr().out
     assert re.match(r"Final estimate: PPL = \d+\.\d{4} \+/- \d+\.\d{5}\n", output)
+    assert re.search(r" tokens; measured on device [a-z]+\n$", output)
     results = []
     for options in (["-dev", "golden"], ["-dev", "auto"], ["--float"]):
         assert main(["perplexity", "-f", str(path), "--json", "--windows", "1", *options]) == 0
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     integer, fastest, real = results
     assert (integer["device"], real["device"]) == ("golden", "float")
+    assert integer["kind"] == real["kind"] == "measured"
     assert fastest["device"] in DEVICES and fastest["ppl"] == integer["ppl"]
     assert integer["tokens"] == real["tokens"] <= 255
     assert integer["ppl"] == pytest.approx(real["ppl"], rel=0.01)

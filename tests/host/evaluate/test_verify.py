@@ -121,7 +121,7 @@ def test_the_table(source: Path, tmp_path: Path, capsys: Capture) -> None:
     capsys.readouterr()
     assert main(["verify", str(model), "--against", str(source), "-p", PROMPT]) == 0
     text = capsys.readouterr().out
-    assert "relative error, source by lutra in floating point" in text
+    assert "relative errors, measured; the checkpoint was run by lutra in floating point" in text
     assert re.search(r"^layer 2 +0\.\d{4} +0\.3000 +0\.\d{4} +0\.\d{4}$", text, re.M)
     assert re.search(r"^embedding +0\.\d{4} +0\.1000 +- +-$", text, re.M)
     assert re.search(r"^logits: RMS error 0\.\d{4} of their standard deviation$", text, re.M)
@@ -240,7 +240,9 @@ def test_two_rows_that_were_swapped(source: Path, tmp_path: Path, capsys: Captur
     tamper(model, tensors=rows_of("layers.2.gate_proj", swapped))
     code, found = verified(capsys, model, source, "--limit", "0.03")
     assert code == 1
-    assert re.fullmatch(r"layer 2: 0\.\d{3} off the source, more than 0\.03", found["first_over"])
+    assert re.fullmatch(
+        r"layer 2: 0\.\d{3} off the checkpoint, more than 0\.03", found["first_over"]
+    )
 
 
 @pytest.mark.usefixtures("alone")
@@ -271,7 +273,7 @@ def test_the_first_fault_counts() -> None:
     assert first(fine, integer, rounded) == (
         "b: the integers are 0.300 off the packed weights, more than 0.1"
     )
-    assert first(fine, rounded, integer) == "c: nan off the source, more than 0.1"
+    assert first(fine, rounded, integer) == "c: nan off the checkpoint, more than 0.1"
 
 
 # -- what is refused

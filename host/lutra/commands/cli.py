@@ -192,7 +192,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="write a waveform on device rtl: .vcd (about 40 KB a clock cycle), or the smaller "
-        ".fst if zlib and lz4 are installed",
+        ".fst if zlib and lz4 are installed; the first use builds a second simulator",
     )
     parser.add_argument(
         "--wave-cycles",
@@ -312,6 +312,8 @@ def _run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     llm.close()
+    if args.wave:
+        print(f"wrote {args.wave}", file=sys.stderr)
     if mismatch:
         return _fail(str(mismatch))
     return 130 if interrupted else 0
@@ -547,6 +549,11 @@ def _perplexity(args: argparse.Namespace) -> int:
         tokens = llm.tokenizer.encode(text, add_bos=False)
         bos = llm.tokenizer.bos if llm.tokenizer.add_bos else None
         windows = text_windows(tokens, window=llm.context, bos=bos)
+        if not windows:
+            raise LutraError(
+                f"{args.file} has {len(tokens)} tokens, and at least {1 if bos is not None else 2} "
+                "are needed to predict one: give a longer text"
+            )
         windows = windows[: args.windows]
         if args.windows is not None:
             text = llm.tokenizer.decode([token for window in windows for token in window[1:]])

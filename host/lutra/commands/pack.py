@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def _quantize(args: argparse.Namespace) -> int:
         raise LutraError(f"{args.out} exists and is not a packed model: give another folder")
     if reason := unwritable(args.out):
         raise LutraError(f"-o {args.out} cannot be written ({reason}): give another folder")
+    if is_packed(args.out):
+        print(f"note: the packed model in {args.out} is replaced", file=sys.stderr)
     model = load_model(path).limited(args.ctx_size)
     format = default_format(model) if args.format is None else Format.parse(args.format)
     recipe = Recipe(

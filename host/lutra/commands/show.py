@@ -14,6 +14,7 @@ from lutra.commands.options import add_json
 from lutra.formats.gguf import is_gguf
 from lutra.models import find_model, load_model
 from lutra.packed.file import PackedFile, is_packed, open_packed
+from lutra.packed.store import check_finished
 from lutra.quantize import default_format
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.matmul.format import TERNARY_NAME
@@ -36,6 +37,7 @@ def add_show(parser: argparse.ArgumentParser) -> None:
 
 def _show(args: argparse.Namespace) -> int:
     path = find_model(args.model)
+    check_finished(path)
     figures = packed_figures(open_packed(path)) if is_packed(path) else _source_figures(path)
     if args.json:
         print(json.dumps(figures))

@@ -12,6 +12,7 @@ from lutra.commands.options import add_json, real
 from lutra.evaluate.verify import verify
 from lutra.models import find_model
 from lutra.packed.file import is_packed, open_packed
+from lutra.packed.store import check_finished
 from lutra.progress import StepProgress
 from lutra.text.tokenizer import Tokenizer
 from lutra_golden.errors import LutraError
@@ -48,6 +49,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    check_finished(args.model)
     if not is_packed(args.model):
         raise LutraError(f"{args.model} is not a packed model: make one with lutra pack")
     source = find_model(args.against)

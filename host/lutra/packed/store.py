@@ -15,7 +15,7 @@ from lutra.quantize.budget import BitPlan
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedLayer
 
-__all__ = ["PackedStore", "is_unfinished"]
+__all__ = ["PackedStore", "check_finished", "is_unfinished"]
 
 _PREFIX = ".partial-"
 _TENSORS, _NUMBERS, _PLAN = "model.safetensors", "layer.json", "plan.json"
@@ -24,6 +24,15 @@ _TENSORS, _NUMBERS, _PLAN = "model.safetensors", "layer.json", "plan.json"
 def is_unfinished(out: Path) -> bool:
     """True if an interrupt left layers in a folder."""
     return next(out.glob(f"{_PREFIX}*"), None) is not None
+
+
+def check_finished(path: Path) -> None:
+    """Refuse a folder that an interrupted ``lutra pack`` or ``lutra quantize`` left."""
+    if path.is_dir() and is_unfinished(path) and not (path / "config.json").exists():
+        raise LutraError(
+            f"{path} is not packed to the end, because that was interrupted: run the same command "
+            "(lutra pack or lutra quantize) again to finish it"
+        )
 
 
 class PackedStore(Sequence[PackedLayer]):

@@ -476,6 +476,41 @@ def test_ctrl_c_while_modules_are_imported(module: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+TERMINATED = """
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lutra import __main__ as entry
+from lutra.commands import cli
+from lutra_golden.machine import end_group
+
+def compiles():
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        print(process.pid, flush=True)
+        time.sleep(60)
+    finally:
+        end_group(process)
+
+cli.main = compiles
+sys.exit(entry.main())
+"""
+
+
+def test_sigterm_ends_what_a_command_has_started() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TERMINATED], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
 def test_the_package_imports_nothing_before_it_is_used() -> None:
     code = "import sys, lutra; assert not {'numpy', 'rich', 'lutra.llm'} & set(sys.modules)"
     names = "LLM, Completion, LutraError, Piece, RunStats, SamplingParams, StepProgress"
@@ -740,14 +775,18 @@ def test_perplexity_without_a_first_token(otter: Path, tmp_path: Path, capsys: C
     assert windows["tokens"] == 2 * 31
     text.write_text("O", encoding="utf-8")
     assert fails(capsys, "perplexity", "-m", str(folder), "-f", str(text)) == (
-        "the text is too short to predict anything: give a longer one"
+        f"{text} has 1 tokens, and at least 2 are needed to predict one: give a longer text"
     )
 
 
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (b"", [], "the text is too short to predict anything: give a longer one"),
+        (
+            b"",
+            [],
+            "{path} has 0 tokens, and at least 1 are needed to predict one: give a longer text",
+        ),
         (b"K\xf6nig", [], "{path} is not UTF-8 text: convert it first"),
         (b"king", ["--float", "-dev", "cpu"], "--float runs on no device: leave --device out"),
         (b"king", ["--float", "-t", "2"], "--float runs on no device: leave --threads out"),

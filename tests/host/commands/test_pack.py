@@ -204,6 +204,15 @@ def test_an_interrupted_run_goes_on(
     assert output.out == ""
     assert is_unfinished(out)
     assert not is_packed(out)
+    for use in (
+        ["show", out],
+        ["run", "-dev", "golden", "-m", out],
+        ["verify", out, "--against", source],
+    ):
+        assert fails(capsys, *use) == (
+            f"{out} is not packed to the end, because that was interrupted: run the same command "
+            "(lutra pack or lutra quantize) again to finish it"
+        )
     resumed = interrupt(None)
     assert main(command) == 0
     assert resumed.saved == [1]
@@ -274,11 +283,15 @@ def test_the_name_goes_along(source: Path, tmp_path: Path, capsys: Capture) -> N
     assert json.loads(capsys.readouterr().out)["name"] == "otter"
 
 
-def test_a_packed_model_and_an_empty_folder_are_overwritten(source: Path, tmp_path: Path) -> None:
+def test_a_packed_model_and_an_empty_folder_are_overwritten(
+    source: Path, tmp_path: Path, capsys: Capture
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     assert main(["pack", str(source), "-o", str(out), "--format", "w3a8"]) == 0
+    assert capsys.readouterr().err == ""
     assert main(["pack", str(source), "-o", str(out), "--format", "w2a8"]) == 0
+    assert capsys.readouterr().err == f"note: the packed model in {out} is replaced\n"
     assert open_packed(out).model.format == "W2A8"
 
 
@@ -291,7 +304,7 @@ def test_a_packed_model_and_an_empty_folder_are_overwritten(source: Path, tmp_pa
         ),
         (
             ["--format", "w1.58a8"],
-            r"the weights of otter are not ternary, .*: use --format W1A8, .*",
+            r"the weights of otter are not ternary, .*: use format W1A8, .*",
         ),
         (["--method", "gptq"], "--method gptq needs a calibration text: give one with --calib FI"),
         (
@@ -324,7 +337,7 @@ def test_ternary_weights_have_their_bits(ternary: Path, tmp_path: Path, capsys: 
     text = fails(capsys, "quantize", ternary, "-o", out, "--bits-budget", "3", *CALIB)
     assert text.startswith("--bits-budget is for weights in floating point, not for ternary ones")
     text = fails(capsys, "quantize", ternary, "-o", out, "--format", "w4a8")
-    assert text.endswith("use --format W1.58A8, not W4A8")
+    assert text.endswith("use format W1.58A8, not W4A8")
     assert not out.exists()
 
 

@@ -378,12 +378,12 @@ def test_every_model_has_a_format_of_its_own(
 def test_formats_of_another_kind_of_model_are_refused(
     checkpoint: Callable[[str], Decoder], llama: Callable[[str], Decoder]
 ) -> None:
-    message = r"^the weights of least are ternary and .*: use --format W1\.58A8, not W4A8$"
+    message = r"^the weights of least are ternary and .*: use format W1\.58A8, not W4A8$"
     with pytest.raises(LutraError, match=message):
         pack_model(checkpoint("least"), Format.parse("W4A8"))
     message = (
         r"^the weights of llama are not ternary, and W1\.58A16 is for ternary weights only: "
-        "use --format W1A16, W2A16, W3A16, W4A16, W6A16, W8A16$"
+        "use format W1A16, W2A16, W3A16, W4A16, W6A16, W8A16$"
     )
     with pytest.raises(LutraError, match=message):
         pack_model(llama("llama"), Format.parse("W1.58A16"))

@@ -68,7 +68,7 @@ format: ## format the Python code and sort its imports
 	@$(BIN)/ruff check --select I --fix --quiet .
 	@$(BIN)/ruff format .
 
-clean: ## remove the environment, caches and built simulators
+clean: ## remove the environment, caches, built simulators and libraries
 	rm -rf .venv build dist coverage .pytest_cache .ruff_cache .import_linter_cache
-	rm -rf "$(CACHE)/cocotb" "$(CACHE)/verilog" "$(CACHE)/rtl" "$(CACHE)/synth" "$(CACHE)/formal" "$(CACHE)/mutants"
+	rm -rf "$(CACHE)/cocotb" "$(CACHE)/cpu" "$(CACHE)/verilog" "$(CACHE)/rtl" "$(CACHE)/synth" "$(CACHE)/formal" "$(CACHE)/mutants"
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

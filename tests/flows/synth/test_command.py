@@ -67,9 +67,8 @@ def test_fpga(capsys, cache):
     table = {row[0]: next(cell.strip() for cell in row[1:] if cell) for row in rows}
     assert table["engine"] == "mac W2A8"
     assert table["LUT, logic"] == f"{found['lut']:,}"
-    assert [row[-1] for row in rows if row[0] == "flip-flop share"] == [
-        "synthesised, of flip-flops and LUTs"
-    ]
+    (kind,) = (row[-1].strip() for row in rows if row[0] == "flip-flop share")
+    assert kind.startswith("synthesised, of flip-flops")
     assert table["flip-flops"] == f"{found['ff']:,}"
 
 

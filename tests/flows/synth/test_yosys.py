@@ -135,11 +135,10 @@ def test_the_first_run_compiles_yosys(tmp_path):
     asked = Job(name="it", netlist="", script="", seconds=0.1)
     (found,) = run_jobs(yosys, [asked], tmp_path, on_progress=lambda *each: seen.append(each))
     assert found.cells == {"INV": 2}
-    names = list(dict.fromkeys(name for name, _ in seen))
-    assert names[-2:] == ["being compiled for this machine, once (minutes)", "it"]
-    assert max(share for name, share in seen if name != "it") < 0.95
-    assert max(share for name, share in seen if name == "it") == pytest.approx(0.95)
-    assert found.seconds < 0.9
+    # the clock of the run begins when it is compiled
+    compiling = [share for name, share in seen if name.startswith("being compiled for this mach")]
+    assert compiling and max(compiling) < 0.95
+    assert seen[-1] == ("it", pytest.approx(0.95))
 
 
 def test_answers_are_remembered(tmp_path, libraries):

@@ -152,6 +152,7 @@ def test_coverage_of_a_device(
     assert modules.keys() == {
         "accelerator",
         "accelerator.registers",
+        "accelerator.registers.doorbells",
         "accelerator.registers.lite",
     }
     assert 0.5 < modules["accelerator.registers.lite"].share <= 1.0

@@ -104,7 +104,7 @@ class Register:
     """
 
     address: int
-    access: str  # "ro", "rw", "wo", or "w1c"
+    access: str  # "ro", "rw", "wo", "w1c", or "w1t"
     doc: str
     count: int = 1
     width: int = 32

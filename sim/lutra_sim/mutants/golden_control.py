@@ -27,6 +27,21 @@ MUTANTS = [
         ),
     ),
     *planted(
+        f"{_GOLDEN}/control/ap_ctrl.py",
+        ["golden/control/test_ap_ctrl.py"],
+        ("a stale answer counts", "if n_over and not self._stale:", "if n_over:"),
+        (
+            "an end of two is one",
+            "self._finish(n_over)",
+            "self._finish(1)",
+        ),
+        (
+            "a refusal before those that run",
+            "self._has_room and not self.outstanding",
+            "self._has_room",
+        ),
+    ),
+    *planted(
         f"{_GOLDEN}/control/blocks.py",
         ["golden/control/test_blocks.py"],
         (

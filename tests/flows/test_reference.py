@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lutra_flows.reference import PAGES, main
+from lutra_golden.control.ap_ctrl import CTRL_BITS, XRT_REGISTERS
 from lutra_golden.control.descriptor import BODY, HEADER
 from lutra_golden.control.isa import DOCS, FIELDS, Opcode
 from lutra_golden.control.registers import COUNTERS, REGISTERS
@@ -39,3 +40,6 @@ def test_pages_name_everything() -> None:
     descriptors = PAGES["descriptors.md"]()
     for name in (*HEADER, *BODY, *RESULT):
         assert f"`{name}`" in descriptors
+    xrt = PAGES["xrt.md"]()
+    for name in (*XRT_REGISTERS, *CTRL_BITS):
+        assert f"`{name}`" in xrt

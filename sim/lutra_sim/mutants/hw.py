@@ -797,6 +797,54 @@ MUTANTS = [
             "with m.If(0):",
         ),
     ),
+    *planted(
+        "hw/lutra_hw/control/ap_ctrl.py",
+        ["hw/control/test_ap_ctrl.py::test_is_its_model"],
+        (
+            "a refusal does not wait for those before it",
+            "state.start & ~fits & has_room & (state.outstanding == 0)",
+            "state.start & ~fits & has_room",
+        ),
+        (
+            "one acknowledgement for all",
+            "+ n_over - continues)",
+            "+ n_over - Mux(continues, state.finished, 0))",
+        ),
+        ("done rises once for two", "Mux(continues, state.finished > 1,", "Mux(continues, 0,"),
+        (
+            "a write clears what comes with it",
+            "(state.isr ^ state.toggles) | (events",
+            "(state.isr & ~state.toggles) | (events",
+        ),
+        (
+            "one descriptor too many",
+            "+ state.finished < QUEUE_DEPTH",
+            "+ state.finished <= QUEUE_DEPTH",
+        ),
+        (
+            "an argument changes while its start waits",
+            ' at("DESCRIPTOR", word) & ~state.start',
+            ' at("DESCRIPTOR", word)',
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/control/ap_ctrl.py",
+        ["hw/control/test_ap_ctrl.py::test_a_read_that_a_doorbell_overtook_does_not_count"],
+        (
+            "what was read before a doorbell counts",
+            "state.answered & ~state.stale &",
+            "state.answered &",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/control/ap_ctrl.py",
+        ["hw/control/test_ap_ctrl.py::test_the_host_cannot_keep_it_from_its_own_accesses"],
+        (
+            "the host waits for all descriptors",
+            "forwards = complete & read_addr[-1]",
+            "forwards = complete & read_addr[-1] & (state.outstanding == 0)",
+        ),
+    ),
     Mutant(
         fault="results are written with the strobes of logits",
         file="hw/lutra_hw/vector/unit.py",

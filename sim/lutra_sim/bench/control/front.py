@@ -11,6 +11,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
 from lutra_hw.axi.signatures import Axi4LiteSignature
 from lutra_hw.buffers import ChunkReadPort, TokenReadPort
+from lutra_hw.control.ap_ctrl import ApCtrlChain
 from lutra_hw.control.check import RunCheck
 from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.failure import PORT_ERROR_LAYOUT, FailureMux
@@ -19,7 +20,7 @@ from lutra_hw.control.runs import RunUnit, connect_runs, share_table
 from lutra_hw.control.sequencer import Sequencer
 from lutra_hw.ports import INSTRUCTION_SHAPE, SCALE_LAYOUT, dma_command, dma_write_data
 
-__all__ = ["RunFront"]
+__all__ = ["RunFront", "XrtFront"]
 
 
 class RunFront(wiring.Component):
@@ -100,4 +101,37 @@ class RunFront(wiring.Component):
         ]
         for name in ("idle", "expired", "saturated", "argmax", "scales", "events"):
             m.d.comb += getattr(registers, name).eq(getattr(own, name))
+        return m
+
+
+class XrtFront(wiring.Component):
+    """Blocks that start runs, behind the front end by which XRT does.
+
+    Ports are those of :class:`RunFront`, with XRT's ``s_axi`` and its ``interrupt``.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._front = RunFront(config)
+        members = dict(self._front.signature.members)
+        members |= {"s_axi": In(ApCtrlChain().s_axi.signature.flip()), "interrupt": Out(1)}
+        super().__init__(members)
+
+    def elaborate(self, platform: Any) -> Module:
+        m, own = Module(), cast(Any, self)
+        chain: Any = ApCtrlChain()
+        front: Any = self._front
+        m.submodules.chain, m.submodules.front = chain, front
+        wiring.connect(m, wiring.flipped(own.s_axi), chain.s_axi)
+        wiring.connect(m, chain.m_axi, front.s_axi)
+        m.d.comb += own.interrupt.eq(chain.interrupt)
+        for name, member in front.signature.members.items():
+            if name == "s_axi":
+                continue
+            inner, outer = getattr(front, name), getattr(own, name)
+            if not member.is_port:
+                wiring.connect(m, inner, wiring.flipped(outer))
+            elif member.flow is In:
+                m.d.comb += inner.eq(outer)
+            else:
+                m.d.comb += outer.eq(inner)
         return m

@@ -69,7 +69,7 @@ class ApCtrlChain(wiring.Component):
 
     def _handshake(self, m, state):
         """What ends starts and descriptors, and the events of both."""
-        has_room, fits = Signal(), Signal()
+        has_room, fits = Signal(), Signal(name="fits")
         n_over = Signal(range(QUEUE_DEPTH + 1))
         moves, events = Signal(), Signal(2)
         low = ceil_log2(DOORBELL_BYTES)
@@ -114,8 +114,9 @@ class ApCtrlChain(wiring.Component):
     def _writes(self, m, state, alive):
         """Writes of the host, here or to the accelerator, and doorbells."""
         host, core = self.s_axi, self.m_axi
-        write_addr, data, strb = Signal(XRT_ADDR_WIDTH), Signal(32), Signal(4)
-        has_addr, has_data = Signal(), Signal()
+        write_addr = Signal(XRT_ADDR_WIDTH)
+        data, strb = Signal(32), Signal(4)
+        has_addr, has_data = (Signal(name=name) for name in ("has_addr", "has_data"))
         complete, here, answered = Signal(), Signal(), Signal()
         error = Signal()
         m.d.comb += [
@@ -202,7 +203,8 @@ class ApCtrlChain(wiring.Component):
     def _reads(self, m, state, alive):
         """Reads of the host, here or from the accelerator, and of PENDING."""
         host, core = self.s_axi, self.m_axi
-        read_addr, has_read = Signal(XRT_ADDR_WIDTH), Signal()
+        read_addr = Signal(XRT_ADDR_WIDTH)
+        has_read = Signal()
         complete, here, answered = Signal(), Signal(), Signal()
         value, error = Signal(32), Signal()
         words = {

@@ -32,6 +32,7 @@ from lutra_sim.formal.axi.bursts import SplitterOrder
 from lutra_sim.formal.axi.reader import ReaderClear, ReaderOrder
 from lutra_sim.formal.axi.width import ReadWidthOrder, WriteWidthOrder
 from lutra_sim.formal.axi.writer import WriterClear, WriterOrder
+from lutra_sim.formal.control.ap_ctrl import ApCtrlRules
 from lutra_sim.formal.control.chunks import ChunkRules
 from lutra_sim.formal.control.registers import RunEnds
 from lutra_sim.formal.control.runs import ResultOrder, RunBounds
@@ -212,6 +213,13 @@ CHECKS: list[Check] = [
         name="run-bounds",
         claim="a run of a descriptor touches nothing unless it is busy, one fetch at a time",
         make=lambda: RunBounds(_SMALL),
+        mode=Mode.PROVED,
+        depth=2,
+    ),
+    Check(
+        name="ap-ctrl",
+        claim="a start by XRT is done once, none without it; what waits on a channel stays",
+        make=ApCtrlRules,
         mode=Mode.PROVED,
         depth=2,
     ),

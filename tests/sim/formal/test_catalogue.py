@@ -469,6 +469,22 @@ FAULTS = [
         "self.start.eq((run.state == RunState.FETCH) |",
     ),
     Fault(
+        "ap-ctrl",
+        "lutra_hw.control.ap_ctrl",
+        "ApCtrlChain",
+        "control.ap_ctrl",
+        "+ n_over - continues)",
+        "+ n_over - state.continues)",
+    ),
+    Fault(
+        "ap-ctrl",
+        "lutra_hw.control.ap_ctrl",
+        "ApCtrlChain",
+        "control.ap_ctrl",
+        "complete.eq(has_read & ~host.rvalid),",
+        "complete.eq(has_read),",
+    ),
+    Fault(
         "result-order",
         "lutra_hw.control.result",
         "ResultWriter",

@@ -588,7 +588,7 @@ def interrupted_story() -> int:
     interrupted = re.search(r"^interrupted +yes", out, re.MULTILINE) is not None
     assert (command.returncode, err) == (130 if interrupted else 0, "")
     assert "prompt tokens" in out
-    assert "bit-exact with the golden model:" in out
+    assert "bit-exact with the golden model" in out
     return int(match[1]) if interrupted else 0
 
 

@@ -6,13 +6,19 @@ import numpy as np
 
 from lutra_golden.errors import LutraError
 
-__all__ = ["check_number", "check_whole", "either"]
+__all__ = ["check_kind", "check_number", "check_whole", "either"]
 
 
 def either(choices: Iterable[object]) -> str:
     """The choices as a message lists them: ``a, b or c``."""
     *others, last = map(str, choices)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def check_kind(value: object, kind: type, message: str) -> None:
+    """Refuse what is no ``kind``, in one line."""
+    if not isinstance(value, kind):
+        raise LutraError(message)
 
 
 def check_whole(name: str, value: object) -> None:

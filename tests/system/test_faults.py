@@ -125,7 +125,7 @@ def test_a_silent_port_ends_in_a_reset(sound: Sound) -> None:
 
 
 def test_registers_start_runs_without_a_doorbell(tmp_path: Path) -> None:
-    """What does not fit is said, and the results are those of descriptors."""
+    """Refusals are said, and the results are those of descriptors."""
     sound = Sound(tmp_path, ByRegisters())
     assert isinstance(driver(sound.tiles).runs, RegisterRuns)
     sound.check()

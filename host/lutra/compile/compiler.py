@@ -172,7 +172,7 @@ class _Lowering:
         self._part.append(operation)
 
     def _take(self) -> Sequence[Operation]:
-        """What was emitted since the last part."""
+        """Operations emitted since the last part."""
         part, self._part = self._part, []
         return part
 

@@ -68,7 +68,7 @@ class ApCtrlChain(wiring.Component):
         return m
 
     def _handshake(self, m, state):
-        """What ends starts and descriptors, and the events of both."""
+        """Ends of starts and of descriptors, and the events of both."""
         has_room, fits = Signal(), Signal(name="fits")
         n_over = Signal(range(QUEUE_DEPTH + 1))
         moves, events = Signal(), Signal(2)

@@ -161,7 +161,7 @@ class RunUnit(wiring.Component):
         return m
 
     def _fetch(self, m, run, fetching, words, checksum):
-        """What the sequencer fetches, and where its words go."""
+        """Fetches of the sequencer, and the places of their words."""
         config = self.config
         line, most = line_bytes(config), HEADER_BYTES + 4 * (3 * config.pass_tokens + ENDS_MAX)
         with m.If(self.control.begin):

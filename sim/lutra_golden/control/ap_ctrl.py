@@ -85,7 +85,7 @@ class ApCtrl:
 
     @property
     def doorbell(self) -> int | None:
-        """What is to be written to DOORBELL; None while nothing is."""
+        """Value to be written to DOORBELL; None while there is none."""
         is_next = self.start and self._fits and self._has_room
         return self.argument // DOORBELL_BYTES if is_next else None
 

@@ -29,7 +29,7 @@ def within(scale: Scale, bounds: Exponents) -> bool:
 
 
 def reached(scale: Scale, bounds: Exponents) -> bool:
-    """Whether both bounds are met: they are not wider than they must be."""
+    """True if both bounds are met: they are not wider than they must be."""
     return bool(scale.e.min() == bounds.low and scale.e.max() == bounds.high)
 
 

@@ -111,7 +111,7 @@ class RangeMachine(Machine):
 
 @pytest.mark.parametrize("layers", RANGES)
 def test_waits_order_every_hazard(layers: range, models: list[Program]) -> None:
-    """What a range gives does not depend on which units run ahead, as far as their waits allow."""
+    """Results of a range do not depend on which units run ahead, as far as their waits allow."""
     for program in models:
         machine = RangeMachine(program, layers)
         tokens = list(range(program.config.pass_tokens))

@@ -119,7 +119,7 @@ class _Bench:
         self.pending = self.n_over = self.n_done = self.n_read = 0
         self.p_over, self.p_answer = 0.02, 0.3
         self.values = deque[tuple[int, int]]()
-        """What was read and is not answered yet."""
+        """Values that were read and are not answered yet."""
 
     def run(self, host: Callable[[Any], Any], max_cycles: int = 30_000) -> None:
         """Run until ``host`` is over."""

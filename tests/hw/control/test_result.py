@@ -57,7 +57,7 @@ class _Memory:
 
 
 def _registers(result: Result, argmax: list[int], scale: list[int]) -> dict[int, int]:
-    """What a read of each register gives."""
+    """Value that a read of each register gives."""
     longs = {"FINGERPRINT": result.fingerprint, "ERROR_ADDRESS": result.failure.address}
     values = {
         REGISTERS["IDENT"].address: IDENT,

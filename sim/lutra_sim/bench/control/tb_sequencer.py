@@ -235,7 +235,7 @@ async def obeys(dut: Any, longest: int, p_ready: float, p_stall: float, logits_f
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 @cocotb.parametrize(p_stall=[0.0, 0.5])
 async def hands_over_words(dut: Any, p_stall: float) -> None:
-    """What is no program leaves word by word, all of it or as far as it is wanted; then programs
+    """All but a program leaves word by word, all of it or as far as it is wanted; then programs
     run as before."""
     bench, rng = _Bench(dut, p_stall=p_stall), Random(cocotb.RANDOM_SEED)
     await reset(dut)

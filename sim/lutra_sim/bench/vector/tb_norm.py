@@ -93,7 +93,7 @@ def golden(case: Case, a_width: int) -> tuple[Int, Scale]:
 
 
 def saturates(case: Case) -> bool:
-    """Whether an argument of SiLU of the command's tokens is above its range."""
+    """True if an argument of SiLU of the command's tokens is above its range."""
     flag, rows = Saturation(), slice(case.token_first, case.token_first + case.token_count)
     if case.source == NormSource.SWIGLU:
         scales = Scale(case.scales.m[rows], case.scales.e[rows])

@@ -56,6 +56,7 @@ def test_a_model_in_two_places(found: Compiled) -> None:
         device.close()
 
 
+@pytest.mark.slow
 def test_the_shipped_model_in_two_halves() -> None:
     """A prompt of two passes, and single tokens."""
     each = compiled(pack_model(load_model(find_model("tales"))), NANO)

@@ -161,7 +161,7 @@ def test_a_command(name: str) -> None:
     assert not results[: tokens.start].any() and not results[tokens.stop :].any()
 
 
-SLOW = {"lut-2x16-w4-s16", "mixpe-s16", "mac-w8-a16-s16", "mac-s11"}
+SLOW = {"nano", "lut-2x64", "lut-2x16-w4-s16", "mixpe-s16", "mac-w8-a16-s16", "mac-s11"}
 """Variants of what others cover, left to the whole run."""
 
 

@@ -33,7 +33,11 @@ def test_rejects_a_config_of_another_kind() -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("config", [SMALL, SMALL_16, NANO], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, SMALL_16, pytest.param(NANO, marks=pytest.mark.slow)],
+    ids=lambda config: config.name,
+)
 def test_golden(config: AcceleratorConfig, tmp_path: Path) -> None:
     bench = "lutra_sim.bench.vector.tb_norm"
     run_cocotb(NormQuant(config), bench, tmp_path, parameters=config)

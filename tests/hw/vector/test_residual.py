@@ -42,6 +42,10 @@ def test_residual_add(config: AcceleratorConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config",
+    [*CONFIGS[:2], pytest.param(NANO, marks=pytest.mark.slow)],
+    ids=lambda config: config.name,
+)
 def test_logits(config: AcceleratorConfig, tmp_path: Path) -> None:
     run_cocotb(Logits(config), "lutra_sim.bench.vector.tb_logits", tmp_path, parameters=config)

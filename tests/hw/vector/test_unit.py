@@ -38,7 +38,9 @@ def test_rejects_a_config_of_another_kind() -> None:
 
 @pytest.mark.cocotb
 @pytest.mark.parametrize(
-    "config", [SMALL, SMALL_16, FEATURED, NANO], ids=lambda config: config.name
+    "config",
+    [SMALL, SMALL_16, FEATURED, pytest.param(NANO, marks=pytest.mark.slow)],
+    ids=lambda config: config.name,
 )
 def test_executes(config: AcceleratorConfig, tmp_path: Path) -> None:
     run_cocotb(VectorUnit(config), "lutra_sim.bench.vector.tb_unit", tmp_path, parameters=config)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,25 @@ class RunError(ProgramError):
         self.failure = failure
 
 
+class _Decoded(NamedTuple):
+    """A program, its instructions, and the error of its end if there is no END."""
+
+    code: bytes
+    instructions: list[Instruction]
+    end: ErrorCode
+
+
+def _decoded(code: bytes) -> _Decoded:
+    instructions = list[Instruction]()
+    for i in range(0, len(code), INSTRUCTION_BYTES):
+        if code[i] not in _OPCODES:
+            return _Decoded(code, instructions, ErrorCode.OPCODE)
+        instructions.append(decode(code[i : i + INSTRUCTION_BYTES]))
+        if instructions[-1].opcode is Opcode.END:
+            break
+    return _Decoded(code, instructions, ErrorCode.NO_END)
+
+
 class Interpreter:
     """An accelerator of ``config`` in NumPy: on-chip buffers, registers and a memory.
 
@@ -110,9 +130,7 @@ class Interpreter:
         self._saturation = Saturation()
         self.on_residual: Callable[[], None] | None = None
         self._weights: dict[tuple[int, ...], _Weights] = {}
-        self._decoded: list[Instruction] = []
-        self._end = ErrorCode.NO_END  # of a program without END
-        self._code = b""
+        self._decoded = _Decoded(b"", [], ErrorCode.NO_END)
         # functions, not bound methods: a cycle would keep the memory until it is collected
         self._executors: Mapping[Opcode, Callable[[Interpreter, Instruction], None]] = {
             Opcode.LDPARAM: Interpreter._ldparam,
@@ -155,7 +173,7 @@ class Interpreter:
                     )
             self.execute(instruction)
             done[unit] += 1
-        raise RunError(self.config, Failure(code=self._end, instruction=sum(done.values())))
+        raise RunError(self.config, Failure(code=self._decoded.end, instruction=sum(done.values())))
 
     def ring(self, address: int) -> bool:
         """Queue the descriptor at ``address``; False, and nothing done, if the queue is full."""
@@ -238,17 +256,10 @@ class Interpreter:
         code = self.memory.read(
             self.registers["PROGRAM_BASE"], self.registers["PROGRAM_BYTES"]
         ).tobytes()
-        if code != self._code:
-            self._decoded, self._code = [], code
-            self._end = ErrorCode.NO_END
-            for i in range(0, len(code), INSTRUCTION_BYTES):
-                if code[i] not in _OPCODES:
-                    self._end = ErrorCode.OPCODE
-                    break
-                self._decoded.append(decode(code[i : i + INSTRUCTION_BYTES]))
-                if self._decoded[-1].opcode is Opcode.END:
-                    break
-        return self._decoded
+        if code != self._decoded.code:
+            # at once: an interrupt leaves no part of a program
+            self._decoded = _decoded(code)
+        return self._decoded.instructions
 
     def _chunks(self) -> list[Chunk]:
         return list(chunks(self.chunks, self.registers["N_TOKENS"]))

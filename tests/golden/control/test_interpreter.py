@@ -28,6 +28,7 @@ from lutra_golden.control.isa import (
     Instruction,
     NormSource,
     Opcode,
+    decode,
     encode,
 )
 from lutra_golden.control.memory import Memory, MemoryFault
@@ -112,6 +113,25 @@ def test_an_unknown_opcode_is_an_error_when_its_turn_comes(interpreter: Interpre
     assert interpreter.rope[1, 0] == 32
     interpreter.memory.write(PROGRAM, encode(END) + unknown)
     interpreter.run()
+
+
+def test_an_interrupt_while_a_program_is_decoded_leaves_no_part_of_it(
+    interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter.memory.write(WEIGHTS, bytes(256))
+    code, left = [make(Opcode.LDROPE), make(Opcode.LDROPE), END], 2
+
+    def interrupted(data: bytes) -> Instruction:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        return decode(data)
+
+    monkeypatch.setattr("lutra_golden.control.interpreter.decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(interpreter, *code)
+    run(interpreter, *code)
 
 
 def test_a_program_that_was_never_written_is_a_fault(interpreter: Interpreter) -> None:

@@ -13,7 +13,8 @@ from tests.host.tiles import Compiled, driver, golden, on_transport, with_code
 
 from lutra.compile.program import Program, SegmentKind
 from lutra.devices.accelerator.interpreted import InterpretedTransport
-from lutra.devices.accelerator.runs import DescriptorRuns, RegisterRuns
+from lutra.devices.accelerator.programs import Placed
+from lutra.devices.accelerator.runs import DescriptorRuns, RegisterRuns, Tile
 from lutra.devices.accelerator.transport import DoorbellTransport, Transport
 from lutra.devices.base import DeviceError, Step
 from lutra_golden.control.chunks import ChunkEntry
@@ -140,6 +141,29 @@ def test_what_a_reset_cleared_is_written_again(found: Find) -> None:
     driver(tiles).runs.forget()
     tiles.run_tile([1, 2], 2, 1)
     assert transport.calls["write_register"] == written
+
+
+class Torn(Registers):
+    """An interrupt comes in the middle of a program's registers."""
+
+    armed = False
+
+    def write_register(self, name: str, value: int, index: int = 0) -> None:
+        self.inner.write_register(name, value, index)
+        if self.armed and name == "PROGRAM_BASE":
+            self.armed = False
+            raise KeyboardInterrupt
+
+
+def test_a_program_whose_registers_were_interrupted_is_written_again(found: Find) -> None:
+    transport = Torn()
+    tiles = on_transport(found("least"), cast(Transport, transport))
+    expected, device = tiles.run_tile([1, 2], 0, 0), driver(tiles)
+    transport.armed = True
+    tile, other = Tile(tokens=[1], chunks=[ChunkEntry()], logits_from=0), Placed(0x1000, 64)
+    with pytest.raises(KeyboardInterrupt):
+        device.runs.run(other, tile, None)
+    np.testing.assert_array_equal(tiles.run_tile([1, 2], 0, 0).logits, expected.logits)
 
 
 class Rewritten(InterpretedTransport):

@@ -84,6 +84,8 @@ class RegisterRuns:
                 self._write(name, value)
             self._placed = True
         if program != self._program:
+            # an interrupt may leave a part of it
+            self._program = None
             self._write("PROGRAM_BASE", program.address)
             self._write("PROGRAM_BYTES", program.n_bytes)
             self._program = program

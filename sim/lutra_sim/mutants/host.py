@@ -163,18 +163,18 @@ MUTANTS = [
         ["host/devices/test_ranges.py::test_programs_of_ranges_are_written_once_and_kept"],
         (
             "the program used last makes room",
-            "self._kept.pop(next(iter(self._kept)))",
-            "self._kept.pop(next(reversed(self._kept)))",
+            "del kept[next(iter(kept))]",
+            "del kept[next(reversed(kept))]",
         ),
         (
             "order of use not kept",
-            "placed = self._kept.pop(layers, None)",
-            "placed = self._kept.get(layers)",
+            "placed = kept.pop(layers, None)",
+            "placed = kept.get(layers)",
         ),
         (
             "a program in the place of another",
-            "placed = Placed(self._free[-1], len(code))",
-            "placed = Placed(self._free[0], len(code))",
+            " if each not in taken)",
+            ")",
         ),
     ),
     *planted(

@@ -1,6 +1,7 @@
 """Ranges of layers on accelerators: every split of a model, several sequences, kept programs."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
@@ -9,11 +10,13 @@ from typing import cast
 import numpy as np
 import pytest
 from tests.host.devices.test_runs import Counting, Registers
+from tests.host.interrupt import Interrupt
 from tests.host.random_model import LLAMAS, SHAPES, config_for
 from tests.host.splits import check_split
 from tests.host.tiles import Compiled, Tiles, compiled, driver, golden, on_transport
 
 from lutra.compile.program import Program
+from lutra.compile.ranges import range_code
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.programs import RANGES_KEPT, Programs
@@ -113,6 +116,28 @@ def test_programs_of_ranges_are_written_once_and_kept(found: Find) -> None:
         assert writes(layers) == 0
     # the one that was used longest ago makes room
     assert [writes(layers) for layers in (ranges[-1], ranges[2], ranges[1])] == [1, 0, 1]
+
+
+def test_an_interrupt_in_any_line_loses_no_place(found: Find) -> None:
+    program = found("ternary").program
+    transport = InterpretedTransport()
+    transport.open(program.config, Programs.n_bytes(program))
+    programs, trace = Programs(program, transport), Interrupt("programs.py", 0)
+    ranges = [range(a, b) for a in range(3) for b in range(a + 1, 4) if b - a < 3]
+    for n in range(1, 100):
+        trace = Interrupt("programs.py", n)
+        with suppress(KeyboardInterrupt), trace:
+            # one that is kept, then one that is not
+            programs.of(ranges[-1])
+            programs.of(ranges[n % RANGES_KEPT])
+        for layers in ranges:
+            placed = programs.of(layers)
+            code = range_code(program, layers)
+            assert transport.read(placed.address, placed.n_bytes) == code
+        assert len({programs.of(layers).address for layers in ranges[1:]}) == RANGES_KEPT
+        if trace.left > 0:
+            break
+    assert trace.left > 0  # every line was interrupted
 
 
 def test_memory_of_programs_is_allocated_with_the_model(found: Find) -> None:

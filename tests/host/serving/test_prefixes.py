@@ -1,12 +1,10 @@
 """Known prefixes: which one is taken, what is kept, and the bound on their memory."""
 
-import sys
 from collections.abc import Sequence
-from linecache import getline
-from types import FrameType
-from typing import Any
+from contextlib import suppress
 
 import pytest
+from tests.host.interrupt import Interrupt
 
 from lutra.devices.golden import GoldenDevice
 from lutra.serving.prefixes import LEAST_PREFIX, KnownPrefixes
@@ -140,35 +138,13 @@ def test_prompts_shorter_than_the_least(n: int) -> None:
     assert known.pop(range(n)) is None
 
 
-class Interrupt:
-    """Raises KeyboardInterrupt in a line of the module, as a signal may."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.endswith("prefixes.py"):
-            return None
-        line = getline(frame.f_code.co_filename, frame.f_lineno)
-        # where a block ends, no signal comes between its last line and the release
-        self.left -= event == "line" and not line.lstrip().startswith("with ")
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return self
-
-
 def test_an_interrupt_in_any_line_leaves_the_lock_free() -> None:
-    trace = Interrupt(0)
+    trace = Interrupt("prefixes.py", 0)
     for n in range(1, 100):
-        known, trace = KnownPrefixes(20, 1), Interrupt(n)
-        try:
-            sys.settrace(trace)
+        known, trace = KnownPrefixes(20, 1), Interrupt("prefixes.py", n)
+        with suppress(KeyboardInterrupt), trace:
             kept(known, range(15), range(50, 60))
             known.pop(range(50, 61))
             known.drop_oldest()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(None)
         assert not known._lock.locked()  # pyright: ignore[reportPrivateUsage]
     assert trace.left > 0  # every line was interrupted

@@ -35,7 +35,7 @@ class Programs:
         transport.write(self._whole.address, code)
         room = _room(program)
         first = transport.allocate(RANGES_KEPT * room)
-        self._free = [first + i * room for i in range(RANGES_KEPT)]
+        self._places = [first + i * room for i in range(RANGES_KEPT)]
         self._kept: dict[range, Placed] = {}  # the one used last comes last
 
     @staticmethod
@@ -55,15 +55,19 @@ class Programs:
         """
         if layers == range(self._program.n_layers):
             return self._whole
-        placed = self._kept.pop(layers, None)
+        kept = dict(self._kept)
+        placed = kept.pop(layers, None)
         if placed is None:
             code = range_code(self._program, layers)
-            if not self._free:
-                self._free.append(self._kept.pop(next(iter(self._kept))).address)
-            placed = Placed(self._free[-1], len(code))
-            self._transport.write(placed.address, code)
-            self._free.pop()
-        self._kept[layers] = placed
+            if len(kept) == RANGES_KEPT:
+                del kept[next(iter(kept))]
+            taken = {each.address for each in kept.values()}
+            place = next(each for each in self._places if each not in taken)
+            # whatever ends the write, the place is free again
+            self._kept = kept
+            placed = Placed(place, len(code))
+            self._transport.write(place, code)
+        self._kept = kept | {layers: placed}
         return placed
 
 

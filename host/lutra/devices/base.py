@@ -12,11 +12,12 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.arguments import check_whole
 from lutra.devices.sessions import BaseSession, check_layers
 from lutra.process_lock import ProcessLock
 from lutra_golden.errors import LutraError
@@ -348,6 +349,7 @@ class BaseDevice(ABC, Generic[S_co]):
 
     def _checked(self, model: PackedModel, step: Step) -> Chunk:
         """Refuse a step that does not fit the model or the session."""
+        _check_tokens(step.tokens)
         session, n = step.session, len(step.tokens)
         if not isinstance(session, BaseSession) or session not in self._sessions:
             if isinstance(session, BaseSession):
@@ -359,33 +361,31 @@ class BaseDevice(ABC, Generic[S_co]):
         check_layers(layers, n_layers)
         if not n:
             raise LutraError("a step has no tokens: give at least one")
+        tokens: Sequence[int] = range(n)
         if layers.start == 0:
             for token in step.tokens:
                 _check_token(token, model.vocab_size)
+            tokens = [int(token) for token in step.tokens]
         if (step.residual is None) != (layers.start == 0):
             raise LutraError(
                 f"a step from layer {layers.start} on "
                 + ("begins with tokens: leave residual out" if layers.start == 0
                    else "needs the residual stream: give residual")
             )  # fmt: skip
-        if step.residual is not None and (
-            step.residual.shape != (n, model.hidden_size) or step.residual.dtype != np.int32
-        ):
-            raise LutraError(
-                f"residual must be int32 {[n, model.hidden_size]}, not {step.residual.dtype} "
-                f"{list(step.residual.shape)}"
-            )
+        if step.residual is not None:
+            _check_residual(step.residual, n, model.hidden_size)
         position = session.position(layers)
         if position + n > model.context:
             raise LutraError(
                 f"positions {position}..{position + n - 1} exceed the context of {model.context}: "
                 "shorten the prompt or generate fewer tokens"
             )
+        check_whole("logits_from", step.logits_from)
         if not 0 <= step.logits_from <= n:
             raise LutraError(f"logits_from must be in 0..{n}, not {step.logits_from}")
         return Chunk(
             session=session,
-            tokens=step.tokens,
+            tokens=tokens,
             position=position,
             logits_from=step.logits_from if layers.stop == n_layers else n,
             layers=layers,
@@ -449,6 +449,21 @@ def _gather(into: Sequence[_Gathered], chunks: Sequence[Chunk], result: PassResu
         if result.cycles is not None:
             each.cycles = (each.cycles or 0) + result.cycles
         row, token = wanted.stop, token + n
+
+
+def _check_tokens(tokens: object) -> None:
+    if not isinstance(tokens, Sequence | np.ndarray):
+        raise LutraError(f"tokens must be a list of token ids, not {type(tokens).__name__}")
+
+
+def _check_residual(residual: object, n: int, hidden_size: int) -> None:
+    shape, found = (n, hidden_size), type(residual).__name__
+    if isinstance(residual, np.ndarray):
+        array = cast(NDArray[np.generic], residual)
+        if array.shape == shape and array.dtype == np.int32:
+            return
+        found = f"{array.dtype} {list(array.shape)}"
+    raise LutraError(f"residual must be int32 {list(shape)}, not {found}")
 
 
 def _check_token(token: object, vocab_size: int) -> None:

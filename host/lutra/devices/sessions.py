@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
+from lutra.arguments import check_kind, check_whole
 from lutra.process_lock import ProcessLock
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv, SequenceKv
@@ -86,6 +87,12 @@ class BaseSession(ABC):
         """Replace keys and values of the layers that ``kv`` has; the next step continues there."""
         with self._device.held():
             self.check()
+            check_kind(
+                kv,
+                SequenceKv,
+                f"keys and values must be a SequenceKv, not {type(kv).__name__}: "
+                "SequenceKv.from_bytes makes one of what to_bytes gave",
+            )
             m = self._device.model
             if (kv.key_bits, kv.value_bits) != (m.key_bits, m.value_bits):
                 raise LutraError(
@@ -106,6 +113,7 @@ class BaseSession(ABC):
         """Forget what lies behind the first ``n`` positions."""
         with self._device.held():
             self.check()
+            check_whole("n", n)
             if not 0 <= n <= self.length:
                 raise LutraError(f"a session of {self.length} positions cannot be cut to {n}")
             self.lengths = [min(n, length) for length in self.lengths]
@@ -115,6 +123,7 @@ class BaseSession(ABC):
         with self._device.held():
             self.check()
             n = self.length if n is None else n
+            check_whole("n", n)
             if not 0 <= n <= self.length:
                 raise LutraError(f"a session of {self.length} positions has no first {n}")
             other = self._device.session()
@@ -167,7 +176,11 @@ class BaseSession(ABC):
         self.lengths = lengths
 
 
-def check_layers(layers: range, n_layers: int) -> None:
+def check_layers(layers: object, n_layers: int) -> None:
     """Refuse what is no range of a model's layers."""
-    if layers.step != 1 or not 0 <= layers.start < layers.stop <= n_layers:
+    if (
+        not isinstance(layers, range)
+        or layers.step != 1
+        or not 0 <= layers.start < layers.stop <= n_layers
+    ):
         raise LutraError(f"layers must be a range within 0..{n_layers}, not {layers}")

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -195,6 +196,16 @@ def test_what_is_refused(device: Recording) -> None:
         ([step(session, 1), step(session, 2)], "a session has several steps in one run: give it"),
         ([step(session)], "a step has no tokens: give at least one"),
         ([step(session, device.model.vocab_size)], r"token id \d+ is outside the vocabulary of"),
+        (
+            [replace(step(session), tokens=iter([1]))],
+            "tokens must be a list of token ids, not list_iterator",
+        ),
+        ([step(session, 1, logits_from=0.5)], r"logits_from must be a whole number, not 0\.5"),
+        ([step(session, 1, layers=(0, 1))], r"layers must be a range within 0\.\.3, not \(0, 1\)"),
+        (
+            [step(session, 1, layers=range(1, 2), residual=[[0]])],
+            r"residual must be int32 \[1, \d+\], not list",
+        ),
         ([step(session, 1, logits_from=2)], r"logits_from must be in 0\.\.1, not 2"),
         ([step(session, *[1] * 20)], r"positions 0\.\.19 exceed the context of 19: shorten the"),
         ([step(session, 1, layers=range(4))], r"layers must be a range within 0\.\.3, not range"),
@@ -218,6 +229,13 @@ def test_what_is_refused(device: Recording) -> None:
             change()
     with pytest.raises(LutraError, match=r"^a session of 0 positions has no first 1$"):
         session.fork(1)
+    for change in (lambda: session.truncate(cast(int, 0.0)), lambda: session.fork(cast(int, 0.0))):
+        with pytest.raises(LutraError, match=r"^n must be a whole number, not 0\.0$"):
+            change()
+    with pytest.raises(LutraError, match=r"^layers must be a range within 0\.\.3, not \(0, 1\)$"):
+        session.export(cast(range, (0, 1)))
+    with pytest.raises(LutraError, match=r"^keys and values must be a SequenceKv, not bytes: "):
+        session.restore(cast(SequenceKv, session.export().to_bytes()))
 
 
 def test_keys_and_values_of_another_kind_are_refused(device: Recording, packed: Packed) -> None:

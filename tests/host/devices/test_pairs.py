@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from itertools import permutations
+from typing import cast
 
 import numpy as np
 import pytest
@@ -99,6 +100,16 @@ def test_sessions_share_a_run(kind: str, ready: Ready) -> None:
     """Steps of any lengths at any positions, with logits of any of their tokens."""
     texts = np.random.default_rng(3).integers(0, 280, (5, 12)).tolist()
     check_mixtures(ready(kind, "llama"), ready("golden", "llama"), texts)
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_tokens_in_arrays(kind: str, ready: Ready) -> None:
+    """Several sequences of them, which no device may add up."""
+    device = ready(kind, "llama")
+    texts = [np.array(text, np.uint16) for text in (STORY[:3], STORY[3:6], STORY[6:])]
+    steps = [Step(session=device.session(), tokens=cast(list[int], text)) for text in texts]
+    for text, result in zip(texts, device.run(steps), strict=True):
+        assert_rows(result, run(ready("golden", "llama"), text.tolist())[0], slice(None))
 
 
 @pytest.mark.parametrize("kind", DEVICES)

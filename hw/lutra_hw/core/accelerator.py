@@ -225,11 +225,13 @@ class Accelerator(wiring.Component):
         # weights, keys and values come in long runs that nothing should interrupt
         is_long = purpose in (Purpose.WEIGHTS, Purpose.ATTENTION)
         outstanding = port.max_outstanding if is_long else 2
+        # a power of two in LUTs, and the output register; what is in block RAM has room
+        depth = (outstanding + 1) * port.burst_beats if is_long else 2 * port.burst_beats + 1
         reader = DmaReader(
             port.width,
             burst_beats=port.burst_beats,
             max_outstanding=outstanding,
-            fifo_depth=max((outstanding + 1) * port.burst_beats, 4),
+            fifo_depth=max(depth, 4),
         )
         m.submodules[f"{purpose}_reader"] = ResetInserter(self._bus_reset)(reader)
         m.d.comb += reader.clear.eq(self._clear)
@@ -254,7 +256,7 @@ class Accelerator(wiring.Component):
             port.width,
             burst_beats=port.burst_beats,
             max_outstanding=port.max_outstanding,
-            fifo_depth=2 * port.burst_beats + 2,
+            fifo_depth=max(2 * port.burst_beats + 1, 4),
         )
         m.submodules.writer = ResetInserter(self._bus_reset)(writer)
         m.d.comb += writer.clear.eq(self._clear)

@@ -19,7 +19,7 @@ SIZES = {
         "addr_width": 40,
         "burst_beats": 16,
         "max_outstanding": 8,
-        "fifo_depth": 64,
+        "fifo_depth": 33,
     },
 }
 

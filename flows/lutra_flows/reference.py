@@ -82,7 +82,7 @@ _RUN = """
 A run: write `TOKEN`, `CHUNK`, `CHUNK_KV`, `N_TOKENS` and `LOGITS_FROM`, then a one to bit 0 of
 `CONTROL`. It has ended when bit 0 of `IRQ_STATUS` is set; with bit 0 of `IRQ_ENABLE` that
 raises the interrupt. Then the logits lie in memory, and `ARGMAX` and `SCALE` hold an element
-per token from `LOGITS_FROM` on.
+per token from `LOGITS_FROM` on; those of other tokens mean nothing. A reset does not change them.
 
 The tokens of a tile are chunks, one behind the other: successive tokens of one sequence. Element
 `i` of `CHUNK` and `CHUNK_KV` describes chunk `i`. It has at least one token and at most those that

@@ -11,6 +11,7 @@ from lutra_golden.vector.residual import RESIDUAL_WIDTH
 from lutra_hw.ports import SCALE_LAYOUT, ReadPortSignature, WritePortSignature
 
 __all__ = [
+    "ArgmaxReadPort",
     "AttentionReadPort",
     "AttentionWritePort",
     "ChunkReadPort",
@@ -31,6 +32,7 @@ __all__ = [
 _QUERY_WIDTH = 8
 _PARAM_WIDTH = 16
 _TOKEN_WIDTH = 32
+_ROW_WIDTH = 32
 
 
 def _tokens(config: AcceleratorConfig) -> range:
@@ -150,6 +152,13 @@ class AttentionWritePort(WritePortSignature):
 
     def __init__(self, config: AcceleratorConfig):
         super().__init__(_attention_addr(config), _words(SOURCE_WIDTH))
+
+
+class ArgmaxReadPort(ReadPortSignature):
+    """Read port of the rows of the largest logits: one for each token."""
+
+    def __init__(self, config: AcceleratorConfig):
+        super().__init__({"token": _tokens(config)}, unsigned(_ROW_WIDTH))
 
 
 class TokenReadPort(ReadPortSignature):

@@ -31,7 +31,7 @@ from lutra_golden.control.registers import (
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_hw.axi.lite import LiteSlave, RegisterBusSignature
 from lutra_hw.axi.signatures import Axi4LiteSignature
-from lutra_hw.buffers import ChunkReadPort, TokenReadPort
+from lutra_hw.buffers import ArgmaxReadPort, ChunkReadPort, ScaleReadPort, TokenReadPort
 from lutra_hw.control.context import (
     CONTEXT_WIDTHS,
     ERROR_CODE,
@@ -40,7 +40,6 @@ from lutra_hw.control.context import (
     RunControlSignature,
 )
 from lutra_hw.control.failure import FAILURE_LAYOUT
-from lutra_hw.ports import SCALE_LAYOUT
 
 __all__ = ["EVENTS", "UNIT_STATE_LAYOUT", "RegisterFile"]
 
@@ -102,8 +101,8 @@ class RegisterFile(wiring.Component):
     failure : ``In(FAILURE_LAYOUT)``  with its code for one cycle; the first of a run is kept
     saturated : ``In(1)``  kept in STATUS until the next START
     unit_state : ``In(UNIT_STATE_LAYOUT)``
-    argmax : ``In(ArrayLayout(32, pass_tokens))``
-    scales : ``In(ArrayLayout(SCALE_LAYOUT, pass_tokens))``
+    argmax : ``Out(ArgmaxReadPort(config))``
+    scales : ``Out(ScaleReadPort(config))``
     events : ``In(EVENTS)``
     """
 
@@ -130,8 +129,8 @@ class RegisterFile(wiring.Component):
                 "failure": In(FAILURE_LAYOUT),
                 "saturated": In(1),
                 "unit_state": In(UNIT_STATE_LAYOUT),
-                "argmax": In(data.ArrayLayout(32, config.pass_tokens)),
-                "scales": In(data.ArrayLayout(SCALE_LAYOUT, config.pass_tokens)),
+                "argmax": Out(ArgmaxReadPort(config)),
+                "scales": Out(ScaleReadPort(config)),
                 "events": In(EVENTS),
             }
         )
@@ -187,12 +186,14 @@ class RegisterFile(wiring.Component):
                 for name, value in stored.items()
             },
         }
-        arrays = {
-            "ARGMAX": list(self.argmax),
-            "SCALE": [_packed(scale) for scale in self.scales],
-            "COUNTER": [counter[i : i + 32] for counter in counters.values() for i in (0, 32)],
+        memories = {
+            "ARGMAX": (self.argmax.addr.token, self.argmax.data),
+            "SCALE": (self.scales.addr.token, _packed(self.scales.data)),
         }
-        self._reads(m, bus, words, arrays, tile)
+        for name, memory in tile.items():
+            read = memory.read_port()
+            memories[name] = read.addr, read.data
+        self._reads(m, bus, words, counters, memories)
 
         self._run(m, state, irq_status, done, failure, saturated, counters, doorbells, flush)
         # after a failure they stay as they were when it came
@@ -360,7 +361,7 @@ class RegisterFile(wiring.Component):
             with m.If(hit):
                 m.d.comb += [bus.write_error.eq(0), shapes.eq(1)]
 
-    def _reads(self, m, bus, words, arrays, tile):
+    def _reads(self, m, bus, words, counters, memories):
         """Read port: every bank in a register in the first cycle, one of them in the second."""
         selected, values = [], []
 
@@ -379,24 +380,24 @@ class RegisterFile(wiring.Component):
                         with m.Case(REGISTERS[name].address // 4 + word):
                             m.d.sync += [hit.eq(1), value.eq(entry)]
 
-        for name, memory in tile.items():
+        for name, (addr, element) in memories.items():
             # the memory's own output register
             value, hit = bank(name.lower())
             in_bank, index = _split(name, bus.read_addr)
-            read = memory.read_port()
-            m.d.comb += [read.addr.eq(index), value.eq(read.data)]
+            m.d.comb += [addr.eq(index), value.eq(element)]
             with m.If(bus.read_en):
                 m.d.sync += hit.eq(in_bank & (index < self.config.pass_tokens))
-        for name, entries in arrays.items():
-            value, hit = bank(name.lower())
-            in_bank, index = _split(name, bus.read_addr)
-            with m.If(bus.read_en):
-                m.d.sync += hit.eq(0)
-                with m.If(in_bank):
-                    with m.Switch(index):
-                        for number, entry in enumerate(entries):
-                            with m.Case(number):
-                                m.d.sync += [hit.eq(1), value.eq(entry)]
+
+        value, hit = bank("counter")
+        in_bank, index = _split("COUNTER", bus.read_addr)
+        halves = [counter[i : i + 32] for counter in counters.values() for i in (0, 32)]
+        with m.If(bus.read_en):
+            m.d.sync += hit.eq(0)
+            with m.If(in_bank):
+                with m.Switch(index):
+                    for number, half in enumerate(halves):
+                        with m.Case(number):
+                            m.d.sync += [hit.eq(1), value.eq(half)]
 
         data_out = 0
         for hit, value in zip(selected, values, strict=True):

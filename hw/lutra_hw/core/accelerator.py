@@ -147,6 +147,8 @@ class Accelerator(wiring.Component):
         wiring.connect(m, load.embed_w, vector.embed_w)
         m.d.comb += vector.embed_low.eq(load.embed_low)
         wiring.connect(m, load.tokens, registers.tokens)
+        wiring.connect(m, registers.argmax, vector.argmax)
+        wiring.connect(m, registers.scales, vector.scales)
         wiring.connect(m, vector.chunks, registers.vector_chunks)
         wiring.connect(m, attention.chunks, registers.attention_chunks)
         wiring.connect(m, vector.act, matmul.act)
@@ -173,8 +175,6 @@ class Accelerator(wiring.Component):
             registers.failure.eq(failure.o),
             registers.saturated.eq(vector.saturated | attention.saturated),
             registers.unit_state.eq(sequencer.unit_state),
-            registers.argmax.eq(vector.argmax),
-            registers.scales.eq(vector.scales),
         ]
         self._count(m, registers.events, units)
         return m

@@ -1,8 +1,9 @@
 """Dequantisation of accumulators: into the residual stream, and into logits."""
 
-from amaranth import Array, Cat, Module, Mux, Signal, signed, unsigned
+from amaranth import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from lutra_golden.core.config import AcceleratorConfig
@@ -11,7 +12,13 @@ from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.residual import LOGIT_SHIFT, LOGIT_WIDTH, RESIDUAL_WIDTH
 from lutra_hw.arith.fixed import clip_shift, leaves, round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul
-from lutra_hw.buffers import ParamReadPort, ResidualReadPort, ResidualWritePort, ScaleReadPort
+from lutra_hw.buffers import (
+    ArgmaxReadPort,
+    ParamReadPort,
+    ResidualReadPort,
+    ResidualWritePort,
+    ScaleReadPort,
+)
 from lutra_hw.matmul.contract import acc_read_port
 from lutra_hw.pipeline import delay
 from lutra_hw.ports import (
@@ -216,12 +223,11 @@ class Logits(wiring.Component):
     clamped. With ``stream`` set elements of the residual stream go there as they are.
 
     ``argmax`` of a token is the first row of its largest logit over all commands since
-    the last with ``first`` set.
+    the last with ``first`` set; before that it is undefined. Reset does not change it.
 
     A command takes :func:`logits_cycles` from acceptance to ``done`` if the DMA streams never wait;
     throughput is 8 rows per cycle. While they wait, up to 8 beats are kept, then no more words
-    are read; ``stall`` is high. ``done`` pulses after the last beat has been handed over. After
-    reset ``argmax`` is zero.
+    are read; ``stall`` is high. ``done`` pulses after the last beat has been handed over.
 
     Model: :func:`lutra_golden.vector.residual.logits`.
 
@@ -238,7 +244,7 @@ class Logits(wiring.Component):
     param : ``Out(ParamReadPort(config))``  row scales.
     residual : ``Out(ResidualReadPort(config))``
     o_cmd, o_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
-    argmax : ``Out(ArrayLayout(unsigned(32), pass_tokens))``
+    argmax : ``In(ArgmaxReadPort(config))``
     done, busy, stall : ``Out(1)``
     """
 
@@ -255,7 +261,7 @@ class Logits(wiring.Component):
                 "residual": Out(ResidualReadPort(config)),
                 "o_cmd": Out(dma_command()),
                 "o_data": Out(dma_write_data(config.word_width)),
-                "argmax": Out(data.ArrayLayout(unsigned(32), config.pass_tokens)),
+                "argmax": In(ArgmaxReadPort(config)),
                 "done": Out(1),
                 "busy": Out(1),
                 "stall": Out(1),
@@ -442,25 +448,32 @@ class Logits(wiring.Component):
             best = merged
         ((value_6, lane_6),) = best
 
-        values = [
-            Signal(signed(LOGIT_WIDTH), name=f"value_{token}")
-            for token in range(self.config.pass_tokens)
-        ]
-        rows = [Signal(32, name=f"row_{token}") for token in range(self.config.pass_tokens)]
-        m.d.comb += self.argmax.eq(Cat(rows))
-
         row = Signal(32)
         row_6 = Signal(32)
         m.d.comb += row_6.eq(Mux(word_6.first, row_first, row))
         with m.If(word_6.valid):
             m.d.sync += row.eq(row_6 + LANES)
+
+        tables = [
+            Memory(shape=shape, depth=self.config.pass_tokens, init=[])
+            for shape in (signed(LOGIT_WIDTH), self.argmax.data.shape())
+        ]
+        m.submodules.values, m.submodules.rows = values, rows = tables
+        known, found = values.read_port(domain="comb"), rows.read_port()
         restart = word_6.first & first
-        with m.If(word_6.valid & (restart | (value_6 > Array(values)[word_6.token]))):
-            with m.Switch(word_6.token):
-                for token in range(self.config.pass_tokens):
-                    with m.Case(token):
-                        m.d.sync += values[token].eq(value_6)
-                        m.d.sync += rows[token].eq(row_6 | lane_6)
+        better = restart | (value_6 > known.data)
+        m.d.comb += [
+            known.addr.eq(word_6.token),
+            found.addr.eq(self.argmax.addr.token),
+            self.argmax.data.eq(found.data),
+        ]
+        for table, new in ((values, value_6), (rows, row_6 | lane_6)):
+            write = table.write_port()
+            m.d.comb += [
+                write.addr.eq(word_6.token),
+                write.data.eq(new),
+                write.en.eq(word_6.valid & better),
+            ]
 
 
 def _check(config):

@@ -1,6 +1,6 @@
 """The vector unit: everything between two matrix products but attention, and its memories."""
 
-from amaranth import Array, Cat, Module, Mux, Signal, unsigned
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -18,6 +18,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.residual import RESIDUAL_WIDTH
 from lutra_hw.buffers import (
+    ArgmaxReadPort,
     AttentionReadPort,
     ChunkReadPort,
     ParamWritePort,
@@ -26,6 +27,7 @@ from lutra_hw.buffers import (
     ResidualReadPort,
     ResidualWritePort,
     RopeWritePort,
+    ScaleReadPort,
 )
 from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.fields import argument, header, tile_tokens
@@ -56,7 +58,7 @@ class VectorUnit(wiring.Component):
 
     The unit owns the residual stream, the parameter buffer, the rotary table and the activation
     scales of the tile. Their write ports are always ready; the writer must not touch what the
-    current instruction uses. After reset scales and ``argmax`` are zero.
+    current instruction uses. Reset changes none of them.
 
     Model: :class:`lutra_golden.control.interpreter.Interpreter`.
 
@@ -81,8 +83,8 @@ class VectorUnit(wiring.Component):
         What somebody else writes, while there is no instruction.
     wr_cmd, wr_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
     wr_idle : ``In(1)``  everything handed over before this cycle has been written.
-    scales : ``Out(ArrayLayout(SCALE_LAYOUT, pass_tokens))``  activation scales.
-    argmax : ``Out(ArrayLayout(unsigned(32), pass_tokens))``
+    scales : ``In(ScaleReadPort(config))``  activation scales.
+    argmax : ``In(ArgmaxReadPort(config))``
     saturated : ``Out(1)``  pulses when a value of NORMQ, ROPEQ or RESADD leaves its range.
     done, busy, stall : ``Out(1)``
     """
@@ -110,8 +112,8 @@ class VectorUnit(wiring.Component):
                 "wr_cmd": Out(dma_command()),
                 "wr_data": Out(dma_write_data(config.word_width)),
                 "wr_idle": In(1),
-                "scales": Out(data.ArrayLayout(SCALE_LAYOUT, config.pass_tokens)),
-                "argmax": Out(data.ArrayLayout(unsigned(32), config.pass_tokens)),
+                "scales": In(ScaleReadPort(config)),
+                "argmax": In(ArgmaxReadPort(config)),
                 "saturated": Out(1),
                 "done": Out(1),
                 "busy": Out(1),
@@ -140,6 +142,7 @@ class VectorUnit(wiring.Component):
         wiring.connect(m, rope.chunks, wiring.flipped(self.chunks))
         wiring.connect(m, rope.q_w, wiring.flipped(self.q_w))
         wiring.connect(m, rope.qs_w, wiring.flipped(self.qs_w))
+        wiring.connect(m, logits.argmax, wiring.flipped(self.argmax))
         self._memories(m, runs, norm, rope, residual_add, logits)
 
         is_logits = runs[Opcode.LOGITS]
@@ -154,17 +157,14 @@ class VectorUnit(wiring.Component):
                 b.ready.eq(o.ready & ~is_logits),
                 c.ready.eq(o.ready),
             ]
-        m.d.comb += [
-            self.argmax.eq(logits.argmax),
-            self.saturated.eq(norm.saturated | rope.saturated | residual_add.saturated),
-        ]
+        m.d.comb += self.saturated.eq(norm.saturated | rope.saturated | residual_add.saturated)
         self._control(m, instruction, blocks)
         return m
 
     def _memories(self, m, runs, norm, rope, residual_add, logits):
         config, lanes = self.config, LANES
-        norms, adds, scales_rows = (
-            runs[opcode] for opcode in (Opcode.NORMQ, Opcode.RESADD, Opcode.LOGITS)
+        norms, rotates, adds, scales_rows = (
+            runs[code] for code in (Opcode.NORMQ, Opcode.ROPEQ, Opcode.RESADD, Opcode.LOGITS)
         )
         token_bits = len(self.embed_w.addr.token)
 
@@ -177,10 +177,10 @@ class VectorUnit(wiring.Component):
         residual_r = self._residual(m, write, added.en | ~self.embed_low, token_bits)
         users = [(norms, norm.residual), (adds, residual_add.residual)]
         _read(m, residual_r, [*users, (scales_rows, logits.residual)])
-        params_r = _memory(m, "params", self.param_w, config.vector.param_words)
+        params_r = _memory(m, "params", self.param_w, config.vector.param_words).read_port()
         readers = [(norms, norm.param), (scales_rows, logits.param)]
         if config.vector.qkv_bias or config.vector.qk_norm:
-            readers.append((runs[Opcode.ROPEQ], rope.param))
+            readers.append((rotates, rope.param))
         _read(m, params_r, readers)
 
         # cosine and sine of a dimension are read at once
@@ -195,25 +195,14 @@ class VectorUnit(wiring.Component):
                 write.addr.word.eq(word[:pairs]),
                 write.data.eq(self.rope_w.data),
             ]
-            table_r = _memory(m, name, write, 1 << pairs, token_bits)
+            table_r = _memory(m, name, write, 1 << pairs, token_bits).read_port()
             m.d.comb += [table_r.addr.eq(rope.rope.addr), rope.rope.data[part].eq(table_r.data)]
 
-        scale, asked = Signal(SCALE_LAYOUT), Signal.like(norm.scale_r.addr.token)
-        m.d.sync += scale.eq(Array(self.scales)[asked])
-        users = [norm.scale_r, rope.scale_r, residual_add.scale_r]
-        m.d.comb += [port.data.eq(scale) for port in users]
-        m.d.comb += asked.eq(
-            Mux(
-                runs[Opcode.NORMQ],
-                norm.scale_r.addr.token,
-                Mux(runs[Opcode.ROPEQ], rope.scale_r.addr.token, residual_add.scale_r.addr.token),
-            )
-        )
-        with m.If(norm.scale_w.en):
-            with m.Switch(norm.scale_w.addr.token):
-                for token in range(config.pass_tokens):
-                    with m.Case(token):
-                        m.d.sync += self.scales[token].eq(norm.scale_w.data)
+        scales = _memory(m, "scales", norm.scale_w, config.pass_tokens)
+        users = [(norms, norm.scale_r), (rotates, rope.scale_r), (adds, residual_add.scale_r)]
+        _read(m, scales.read_port(), users)
+        scales_r = scales.read_port()
+        m.d.comb += [scales_r.addr.eq(self.scales.addr), self.scales.data.eq(scales_r.data)]
 
     def _residual(self, m, write, writes_high, token_bits):
         """Read port of the residual stream, whose high halves are written if ``writes_high``."""
@@ -231,7 +220,8 @@ class VectorUnit(wiring.Component):
                 part.addr.eq(write.addr),
                 part.data.eq(Cat(write.data[lane][bits] for lane in range(LANES))),
             ]
-            read = _memory(m, name, part, config.vector.hidden_max // LANES, token_bits)
+            n_words = config.vector.hidden_max // LANES
+            read = _memory(m, name, part, n_words, token_bits).read_port()
             m.d.comb += read.addr.eq(port.addr)
             halves.append(read.data)
         for lane in range(LANES):
@@ -308,13 +298,13 @@ class VectorUnit(wiring.Component):
 
 
 def _memory(m, name, write, n_words, token_bits=0):
-    """Read port of a memory of ``n_words`` words for each token, filled through ``write``."""
+    """Memory of ``n_words`` words for each token, filled through ``write``."""
     m.submodules[name] = memory = Memory(
         shape=write.data.shape(), depth=n_words << token_bits, init=[]
     )
     port = memory.write_port()
     m.d.comb += [port.en.eq(write.en), port.addr.eq(write.addr), port.data.eq(write.data)]
-    return memory.read_port()
+    return memory
 
 
 def _read(m, port, users):

@@ -7,13 +7,31 @@ from typing import Any
 
 import cocotb
 import numpy as np
+from amaranth import Shape
 from cocotb.triggers import ReadOnly, RisingEdge
 from numpy.typing import NDArray
 
 from lutra_hw.ports import ReadPortSignature, WritePortSignature
 from lutra_sim.bench.stream import pack, unpack
 
-__all__ = ["PortMemory", "PulseMonitor"]
+__all__ = ["PortMemory", "PulseMonitor", "read_word", "read_words"]
+
+
+async def read_word(dut: Any, name: str, address: int) -> int:
+    """Word at ``address`` of a memory in ``dut``, through its read port ``name``."""
+    getattr(dut, f"{name}__addr").value = address
+    await RisingEdge(dut.clk)
+    await ReadOnly()
+    word = int(getattr(dut, f"{name}__data").value)
+    await RisingEdge(dut.clk)
+    return word
+
+
+async def read_words(dut: Any, name: str, n_words: int) -> list[int]:
+    """All words of a memory in ``dut``, through its read port ``name``."""
+    if n_words == 1:  # it has no address
+        return [int(getattr(dut, f"{name}__data").value)]
+    return [await read_word(dut, name, address) for address in range(n_words)]
 
 
 class PortMemory:
@@ -32,7 +50,7 @@ class PortMemory:
     ) -> None:
         self._payload = signature.payload_layout
         self._fields = {key: (f.offset, f.shape) for key, f in signature.addr_layout}
-        self._noise = 0x5A6B7C8D9E0F % (1 << self._payload.size)
+        self._noise = 0x5A6B7C8D9E0F % (1 << Shape.cast(self._payload).width)
         self.words: dict[int, int] = {}
         if values is not None:
             self.load(values)

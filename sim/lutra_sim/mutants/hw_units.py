@@ -330,6 +330,11 @@ MUTANTS = [
             "restart = word_6.first & first",
             "restart = first",
         ),
+        (
+            "the arg-max of the token that is looked at",
+            "write.addr.eq(word_6.token)",
+            "write.addr.eq(self.argmax.addr.token)",
+        ),
     ),
     *planted(
         "hw/lutra_hw/vector/unit.py",
@@ -346,8 +351,8 @@ MUTANTS = [
         ),
         (
             "heads scaled as the norm's token",
-            "Mux(runs[Opcode.ROPEQ], rope.scale_r.addr.token, residual_add.scale_r.addr.token),",
-            "residual_add.scale_r.addr.token,",
+            "(norms, norm.scale_r)",
+            "(norms | rotates, norm.scale_r)",
         ),
     ),
 ]

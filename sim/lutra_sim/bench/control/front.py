@@ -10,7 +10,7 @@ from lutra_golden.control.isa import Unit
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
 from lutra_hw.axi.signatures import Axi4LiteSignature
-from lutra_hw.buffers import ChunkReadPort, TokenReadPort
+from lutra_hw.buffers import ArgmaxReadPort, ChunkReadPort, ScaleReadPort, TokenReadPort
 from lutra_hw.control.ap_ctrl import ApCtrlChain
 from lutra_hw.control.check import RunCheck
 from lutra_hw.control.context import RunContextSignature
@@ -18,7 +18,7 @@ from lutra_hw.control.failure import PORT_ERROR_LAYOUT, FailureMux
 from lutra_hw.control.registers import EVENTS, RegisterFile
 from lutra_hw.control.runs import RunUnit, connect_runs, share_table
 from lutra_hw.control.sequencer import Sequencer
-from lutra_hw.ports import INSTRUCTION_SHAPE, SCALE_LAYOUT, dma_command, dma_write_data
+from lutra_hw.ports import INSTRUCTION_SHAPE, dma_command, dma_write_data
 
 __all__ = ["RunFront", "XrtFront"]
 
@@ -49,8 +49,8 @@ class RunFront(wiring.Component):
                 "done": In(len(Unit)),
                 "transfers": In(data.ArrayLayout(PORT_ERROR_LAYOUT, len(Purpose))),
                 "saturated": In(1),
-                "argmax": In(data.ArrayLayout(32, config.pass_tokens)),
-                "scales": In(data.ArrayLayout(SCALE_LAYOUT, config.pass_tokens)),
+                "argmax": Out(ArgmaxReadPort(config)),
+                "scales": Out(ScaleReadPort(config)),
                 "events": In(EVENTS),
                 "rd_cmd": Out(dma_command()),
                 "rd_data": In(stream.Signature(config.word_width)),
@@ -76,6 +76,8 @@ class RunFront(wiring.Component):
         for inner, outer in (
             (registers.s_axi, own.s_axi),
             (registers.tokens, own.tokens),
+            (registers.argmax, own.argmax),
+            (registers.scales, own.scales),
             (sequencer.load_cmd, own.load_cmd),
             (sequencer.rd_cmd, own.rd_cmd),
             (sequencer.rd_data, own.rd_data),
@@ -99,7 +101,7 @@ class RunFront(wiring.Component):
             sequencer.done.eq(own.done),
             runs.wr_idle.eq(own.wr_idle),
         ]
-        for name in ("idle", "expired", "saturated", "argmax", "scales", "events"):
+        for name in ("idle", "expired", "saturated", "events"):
             m.d.comb += getattr(registers, name).eq(getattr(own, name))
         return m
 

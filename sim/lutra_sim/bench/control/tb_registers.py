@@ -32,11 +32,11 @@ from lutra_golden.control.registers import (
     UnitState,
 )
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_hw.buffers import ChunkReadPort
+from lutra_hw.buffers import ArgmaxReadPort, ChunkReadPort, ScaleReadPort
 from lutra_hw.control.failure import FAILURE_LAYOUT
 from lutra_hw.control.registers import EVENTS, UNIT_STATE_LAYOUT
-from lutra_hw.ports import SCALE_LAYOUT
 from lutra_sim.bench.control.chunks import entry_fields
+from lutra_sim.bench.ports import PortMemory
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import pack, reset, unpack
 
@@ -69,8 +69,6 @@ INPUTS = (
     "failure",
     "saturated",
     "unit_state",
-    "argmax",
-    "scales",
     "events",
 )
 FAILURE = Failure(
@@ -92,6 +90,10 @@ class _Host:
                 channel.set_pause_generator(iter(lambda: rng.random() < p_stall, None))
         for name in INPUTS:
             getattr(dut, name).value = 0
+        self.argmax = PortMemory(ArgmaxReadPort(CONFIG))
+        self.argmax.serve(dut, "argmax")
+        self.scales = PortMemory(ScaleReadPort(CONFIG))
+        self.scales.serve(dut, "scales")
         for name in ("tokens", *CHUNK_PORTS):
             getattr(dut, f"{name}__addr").value = 0
         for name in ("begin", "engaged", "keeps", "frozen", "refusal", "over"):
@@ -210,11 +212,8 @@ async def arrays(dut: Any) -> None:
     rows = [rng.getrandbits(32) for _ in range(CONFIG.pass_tokens)]
     scales = [(0x8000 + i, -512 + 73 * i % 1023) for i in range(CONFIG.pass_tokens - 1)] + [(0, 0)]
     states = [UnitState.WAIT_WEIGHTS, 0, 4, 2, 1]
-    dut.argmax.value = sum(row << 32 * i for i, row in enumerate(rows))
-    width = SCALE_LAYOUT.size
-    dut.scales.value = sum(
-        pack(SCALE_LAYOUT, {"m": m, "e": e}) << width * i for i, (m, e) in enumerate(scales)
-    )
+    host.argmax.load(rows)
+    host.scales.load([{"m": m, "e": e} for m, e in scales])
     dut.unit_state.value = pack(UNIT_STATE_LAYOUT, states)
     for index, token in enumerate(tokens):
         await host.write("TOKEN", token, index)
@@ -497,7 +496,7 @@ async def shares_its_bus(dut: Any, p_stall: float) -> None:
     values = {"WEIGHT_BASE": 0, "LOGITS_STRIDE": 0, "N_TOKENS": 0}
     own = [("TOKEN", i) for i in range(CONFIG.pass_tokens)]
     argmax = [rng.getrandbits(32) for _ in range(CONFIG.pass_tokens)]
-    dut.argmax.value = sum(row << 32 * i for i, row in enumerate(argmax))
+    host.argmax.load(argmax)
     written = dict[tuple[str, int], int]()
     n_reads = [0]
 

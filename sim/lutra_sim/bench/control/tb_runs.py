@@ -41,10 +41,10 @@ from lutra_golden.control.registers import (
 from lutra_golden.control.result import Result, result_bytes
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import BOUNDARY_BYTES, Purpose
-from lutra_hw.buffers import ChunkReadPort
+from lutra_hw.buffers import ArgmaxReadPort, ChunkReadPort, ScaleReadPort
 from lutra_hw.control.failure import PORT_ERROR_LAYOUT
-from lutra_hw.ports import SCALE_LAYOUT
 from lutra_sim.bench.control.responder import ReadResponder, WriteResponder
+from lutra_sim.bench.ports import PortMemory, read_word
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import pack, reset, unpack
 
@@ -129,9 +129,13 @@ class _Bench:
         self.writes = WriteResponder(
             dut, "wr_cmd", "wr_data", "wr_idle", self.memory, rng=Random(2), **common
         )
-        zeros = ("expired", "done", "transfers", "saturated", "events", "argmax", "scales")
+        zeros = ("expired", "done", "transfers", "saturated", "events")
         for name in (*zeros, "tokens__addr", "load_chunks__addr"):
             getattr(dut, name).value = 0
+        self.argmax = PortMemory(ArgmaxReadPort(CONFIG))
+        self.argmax.serve(dut, "argmax")
+        self.scales = PortMemory(ScaleReadPort(CONFIG))
+        self.scales.serve(dut, "scales")
         dut.idle.value = dut.load_cmd__ready.value = 1
         self.breaks: tuple[int, Failure] = (-1, Failure())
         self.n_passes = self.pause = self.error = self.n_cycles = 0
@@ -153,14 +157,6 @@ class _Bench:
             await RisingEdge(self.dut.clk)
             self.dut.idle.value = int(self.rng.random() < 0.3)
 
-    async def _port(self, name: str, index: int) -> int:
-        getattr(self.dut, f"{name}__addr").value = index
-        await RisingEdge(self.dut.clk)
-        await ReadOnly()
-        data = int(getattr(self.dut, f"{name}__data").value)
-        await RisingEdge(self.dut.clk)
-        return data
-
     async def _units(self) -> None:
         """Carry out the pass of every instruction, and say that it is done."""
         dut, layout = self.dut, ChunkReadPort(CONFIG).payload_layout
@@ -179,21 +175,20 @@ class _Bench:
                 dut.transfers.value = _error(failure)
                 continue
             self.n_passes += 1
-            tokens = [await self._port("tokens", i) for i in range(n)]
+            tokens = [await read_word(dut, "tokens", i) for i in range(n)]
             table = list[ChunkEntry]()
             for i in range(n):
-                entry = unpack(layout, await self._port("load_chunks", i))
+                entry = unpack(layout, await read_word(dut, "load_chunks", i))
                 base = entry["page"] * BOUNDARY_BYTES
                 table.append(ChunkEntry(entry["position"], entry["n_tokens"], base))
-            argmax = scales = 0
+            argmax, scales = [0] * n, [{"m": 0, "e": 0}] * n
             for chunk in chunks(table, n):
                 for i in range(chunk.n_tokens):
                     m = chunk.tokens.start + i
-                    token, mantissa, exponent = _rule(tokens[m], chunk.position + i)
-                    scale = pack(SCALE_LAYOUT, {"m": mantissa, "e": exponent})
-                    argmax |= token << 32 * m
-                    scales |= scale << SCALE_LAYOUT.size * m
-            dut.argmax.value, dut.scales.value = argmax, scales
+                    argmax[m], mantissa, exponent = _rule(tokens[m], chunk.position + i)
+                    scales[m] = {"m": mantissa, "e": exponent}
+            self.argmax.load(argmax)
+            self.scales.load(scales)
             if self.pause:
                 await ClockCycles(dut.clk, self.pause)
             dut.done.value = 1 << Unit.LOAD

@@ -114,7 +114,7 @@ class StandIn(wiring.Component):
         asked, written, pause = Signal(8), Signal(8), Signal(32)
         received = Array(Signal(7, name=f"received{i}") for i in range(2))
         weights_asked, weights_left, total = Signal(), Signal(8), Signal(32)
-        m.d.comb += file.argmax[0].eq(total)
+        m.d.comb += file.argmax.data.eq(total)
 
         data_size, weight_size = (exact_log2(width // 8) for width in (len(d.rdata), len(w.rdata)))
         wrong_size = Mux(fault == Fault.SIZE, 1, 0)

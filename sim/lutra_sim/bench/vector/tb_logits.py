@@ -12,7 +12,7 @@ from lutra_golden.timing.residual import logits_cycles
 from lutra_golden.vector.residual import logits
 from lutra_hw.ports import dma_command, dma_write_data
 from lutra_hw.vector.residual import LOGITS_COMMAND, Logits
-from lutra_sim.bench.ports import PortMemory, PulseMonitor
+from lutra_sim.bench.ports import PortMemory, PulseMonitor, read_words
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import (
     StreamMonitor,
@@ -128,8 +128,7 @@ async def writes_logits(dut: Any, p_stall: float) -> None:
             rows = row_first + values.argmax(axis=1)
             expected_argmax[span] = np.where(better, rows, expected_argmax[span])
             best[span] = np.where(better, values.max(axis=1), best[span])
-        argmax = unpack(members["argmax"].shape, dut.argmax.value.to_unsigned())
-        assert argmax == expected_argmax.tolist()
+        assert await read_words(dut, "argmax", tokens) == expected_argmax.tolist()
         if p_stall == 0:
             cycles = done.cycles[-1] - accepted.cycles[-1]
             assert cycles == logits_cycles(n_words, token_first, count)

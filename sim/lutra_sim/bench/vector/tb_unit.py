@@ -28,10 +28,10 @@ from lutra_golden.timing.norm import norm_cycles
 from lutra_golden.timing.residual import residual_cycles
 from lutra_golden.timing.rope import rope_cycles
 from lutra_golden.vector.rope import rope_table
-from lutra_hw.ports import INSTRUCTION_SHAPE, dma_command, dma_write_data
+from lutra_hw.ports import INSTRUCTION_SHAPE, SCALE_LAYOUT, dma_command, dma_write_data
 from lutra_hw.vector.unit import VectorUnit
 from lutra_sim.bench.control.chunks import ChunkTable, random_chunks
-from lutra_sim.bench.ports import PortMemory, PulseMonitor
+from lutra_sim.bench.ports import PortMemory, PulseMonitor, read_words
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import (
     StreamMonitor,
@@ -98,7 +98,7 @@ def program() -> list[Instruction]:
         norm(NormSource.ATTENTION, min(words, attention_words)),
         add(0.001),
         norm(NormSource.GATE, min(words, PARAMS.matmul.acc_blocks // 2)),
-        head(FLAG_STREAM, 0, words // beat_words * beat_words, 0, 0),
+        head(FLAG_STREAM | FLAG_FIRST, 0, words // beat_words * beat_words, 0, 0),
         add(1e6 * 2.0 ** (PARAMS.matmul.a_width - 8)),
         norm(NormSource.SWIGLU, min(words, PARAMS.matmul.acc_blocks // 2), FLAG_PLAIN),
         add(0.5),
@@ -139,6 +139,8 @@ async def executes(dut: Any, p_stall: float) -> None:
 
     n, d = PARAMS.pass_tokens, PARAMS.head_dim
     golden = Interpreter(PARAMS, Memory(MEMORY_BYTES))
+    # a reset does not change it
+    golden.argmax[:] = await read_words(dut, "argmax", n)
     golden.params[:] = rng.integers(-(1 << 14), 1 << 14, golden.params.shape)
     golden.acc[:] = rng.integers(-(1 << 17), 1 << 17, golden.acc.shape)
     golden.attention[:] = rng.integers(-(1 << 20), 1 << 20, golden.attention.shape)
@@ -221,11 +223,10 @@ async def executes(dut: Any, p_stall: float) -> None:
                 case _:
                     size = count * instruction.args["n_words"] * 32
                     seen = _check_memory(golden.memory, commands, beats, seen, size)
-            scales = unpack(members["scales"].shape, dut.scales.value.to_unsigned())
+            scales = [unpack(SCALE_LAYOUT, word) for word in await read_words(dut, "scales", n)]
             found = [(s["m"], s["e"]) for s in scales]
             assert found == list(zip(*(x.tolist() for x in golden.scale), strict=True))
-            argmax = unpack(members["argmax"].shape, dut.argmax.value.to_unsigned())
-            assert argmax == golden.argmax.tolist()
+            assert await read_words(dut, "argmax", n) == golden.argmax.tolist()
             assert bool(saturated.cycles) == golden.saturated
             has_saturated |= golden.saturated
     assert has_saturated

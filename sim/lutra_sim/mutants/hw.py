@@ -737,10 +737,24 @@ MUTANTS = [
         (
             "done before all is in memory",
             "(self.wr_idle | ~self.report)",
-            "(self.wr_idle | ~self.report | (place == _LAST))",
+            "(self.wr_idle | ~self.report | closing)",
         ),
-        ("a word that waits is overwritten", "take.eq(free)", "take.eq(1)"),
-        ("strobes of the next word", "(part == i).replicate(4)", "(part == i - 1).replicate(4)"),
+        (
+            "the status before all else is in memory",
+            "(self.wr_idle | ~self.report)",
+            "(self.wr_idle | ~self.report | ~closing)",
+        ),
+        (
+            "a data word that waits is overwritten",
+            "left.eq(offered & self.wr_data.ready)",
+            "left.eq(offered)",
+        ),
+        (
+            "what a data word had is in the next one",
+            "m.d.sync += [part.eq(0) for part in parts]",
+            "m.d.sync += parts[0].eq(0)",
+        ),
+        ("strobes of the next result", "pair == i >> 1", "pair == (i >> 1) - 1"),
     ),
     *planted(
         "hw/lutra_hw/control/runs.py",

@@ -489,8 +489,8 @@ FAULTS = [
         "lutra_hw.control.result",
         "ResultWriter",
         "control.runs",
-        "with m.If(~offered & (self.wr_idle | ~self.report)):",
-        "with m.If(~offered):",
+        "with m.If(~commanded & (self.wr_idle | ~self.report)):",
+        "with m.If(~commanded):",
     ),
     Fault(
         "equal-mac-dsp",

@@ -1,8 +1,10 @@
 """Runs of descriptors: what they touch, and in which order their results are written."""
 
-from amaranth import Cat, Module, Mux, Signal
+from enum import IntEnum
 
-from lutra_golden.control.result import RESULT
+from amaranth import Cat, Module, Mux, Signal, signed
+
+from lutra_golden.control.result import RESULT_BYTES
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_hw.control.result import ResultWriter
 from lutra_hw.control.runs import RunState, RunUnit
@@ -10,59 +12,69 @@ from lutra_sim.formal.property import Property, past
 
 __all__ = ["ResultOrder", "RunBounds"]
 
-_IDLE = 0  # first state of the writer
+
+class _Step(IntEnum):
+    """States of the writer, as they are numbered in it."""
+
+    IDLE = 0
+    WORDS = 1
+    LAST = 2
+    OFFER = 3
+    SETTLE = 4
 
 
 class ResultOrder(Property):
     """A result block is handed over whole, and its status when all else was answered.
 
-    What the writer is told stays as it is until it is done; memory takes words when it likes, and
-    is not idle in the cycle after it took one.
+    What the writer is told stays as it is until it is done; memory takes commands and words when it
+    likes, and is not idle in the cycle after it took one.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
+        self._n_beats = max(RESULT_BYTES // config.word_bytes, 1)
         super().__init__(ResultWriter(config))
 
     def rules(self, m: Module) -> None:
         dut = self.dut
         running = Signal()
         m.d.sync += running.eq((running | dut.start) & ~dut.done)
-        for name in ("report", "line", "token", "n_results", "n_made", "tag"):
+        for name in ("report", "line", "token", "pair", "n_results", "n_made", "tag"):
             value = getattr(dut, name)
             self.assume(m, ~running | (value == past(m, value, name)))
         cmd, data = (self.channels[name] for name in ("wr_cmd", "wr_data"))
         moved = cmd.transfer | data.transfer
         self.assume(m, ~(dut.wr_idle & past(m, moved, "moved")))
 
-        # commands that are ahead of their data, plus one
-        ahead = Signal(2, init=1)
-        m.d.sync += ahead.eq(ahead + cmd.transfer - data.transfer)
+        # words that commands asked for and that were not handed over; less than none are ahead
+        owed = Signal(signed(10))
+        beats = dut.wr_cmd.p.beats[:8]
+        m.d.sync += owed.eq(owed + Mux(cmd.transfer, beats, 0) - data.transfer)
         self.claim(m, "commands wait unchanged", self.kept(m, cmd))
         self.claim(m, "words wait unchanged", self.kept(m, data))
-        self.claim(m, "a command has its word", ahead != 3)
         offered = cmd.valid | data.valid
         answered = Signal(init=1)
         m.d.sync += answered.eq((dut.wr_idle & ~offered) | (answered & ~moved))
-        self.claim(m, "done: all was handed over", ~dut.done | ((ahead == 1) & ~offered))
+        self.claim(m, "done: all was handed over", ~dut.done | ((owed == 0) & ~offered))
         self.claim(m, "done: the block is in memory", ~(dut.done & dut.report) | dut.wr_idle)
 
-        status = RESULT["status"].first
-        place, index = self.probe("place", 6), self.probe("index", 6)
-        taken = Cat(self.probe(name, 1) for name in ("cmd_taken", "data_taken"))
-        state, is_offered = self.probe("fsm_state", 3), self.probe("offered", 1)
-        is_status = dut.report & is_offered & (place == status)
-        waited = past(m, answered, "answered")
-        first = ~past(m, is_status, "was_status")
-        self.claim(m, "the status comes when all else was answered", ~(is_status & first) | waited)
+        state, closing = self.probe("fsm_state", 3), self.probe("closing", 1)
+        begins = closing & ~past(m, closing, "closing")
+        self.claim(m, "the status comes when all else was answered", ~begins | answered)
         # for the induction
-        comes = running & dut.report & (index == status) & (state != _IDLE)
-        self.claim(m, "nothing is under way before it", ~comes | (answered & ~is_offered))
-        self.claim(m, "a word is taken in parts", is_offered | ~taken.any())
-        self.claim(m, "one part at a time", ~taken.all())
-        expected = Mux(taken[0], 2, Mux(taken[1], 0, 1))
-        self.claim(m, "parts are counted", ahead == expected)
-        self.claim(m, "it rests when nothing was asked", running == (state != _IDLE))
-        self.claim(m, "and offers nothing", running | ~is_offered)
+        waits = [self.probe(f"asked_{cycle}", 8)[0] for cycle in (1, 2)]
+        beat = self.probe("beat", range(self._n_beats))
+        block, rests = dut.report & ~closing, state == _Step.IDLE
+        words = Mux(block, self._n_beats, 1)
+        sent = Mux(state == _Step.SETTLE, words, Mux(block, beat, 0))
+        self.claim(m, "there is no other step", state <= _Step.SETTLE)
+        self.claim(m, "it rests when nothing was asked", running == ~rests)
+        self.claim(m, "and offers nothing", ~rests | ~offered)
+        self.claim(m, "only a block has a status", rests | ~closing | dut.report)
+        self.claim(m, "nothing comes behind the last", (state != _Step.LAST) | ~waits[0])
+        is_whole = (state == _Step.WORDS) | (state == _Step.LAST) | ~Cat(waits).any()
+        self.claim(m, "a word that is offered is whole", is_whole)
+        expected = Mux(rests, 0, Mux(cmd.valid, 0, words) - sent)
+        self.claim(m, "words are counted", owed == expected)
 
 
 class RunBounds(Property):

@@ -1,0 +1,112 @@
+"""Boards as a driver meets them: addresses, memory for buffers, clock, memory behind the ports."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import Purpose
+from lutra_golden.errors import LutraError
+from lutra_golden.params import check_positive
+from lutra_golden.timing.memory import MemoryTiming
+
+__all__ = ["BOARD_PROFILES", "BoardProfile", "board_timing", "find_profile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardProfile:
+    """A board that can be emulated.
+
+    Parameters
+    ----------
+    part : FPGA as Vivado names it.
+    runtime : device that drives the board, ``pynq`` or ``xrt``.
+    config : configuration that it carries.
+    port_width : bits of each memory port of the board.
+    n_ports : memory ports that an accelerator may use.
+    buffer_base, buffer_bytes : where buffers of the accelerator lie, and how many bytes they may
+        have together: what the system sets aside for them, or all of the memory.
+    clock_hz : clock of the accelerator that the board's clock generator gives; the configuration's
+        is what it is built for, which it does not exceed.
+    read_latency, write_latency : clock cycles to the first data, and to the answer to a write.
+    registers_base, intc_base : addresses of the accelerator's registers and of its interrupt
+        controller; 0 where the runtime chooses them.
+    """
+
+    name: str
+    part: str
+    runtime: str
+    config: str
+    port_width: int
+    n_ports: int
+    buffer_base: int
+    buffer_bytes: int
+    clock_hz: int
+    read_latency: int
+    write_latency: int
+    registers_base: int = 0
+    intc_base: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(
+            self, "port_width", "n_ports", "buffer_bytes", "clock_hz", "read_latency",
+            "write_latency",
+        )  # fmt: skip
+
+
+_MIB = 1 << 20
+
+_KV260 = BoardProfile(
+    name="kv260",
+    part="xck26-sfvc784-2LV-c",
+    runtime="pynq",
+    config="nano",
+    port_width=128,
+    n_ports=6,
+    # Ubuntu for Kria sets 1,000 MB aside below 2 GB
+    buffer_base=1024 * _MIB,
+    buffer_bytes=1000 * _MIB,
+    # the I/O PLL of 1.5 GHz by 8, which cannot give 200 MHz
+    clock_hz=187_498_125,
+    read_latency=60,
+    write_latency=30,
+    registers_base=0xA000_0000,
+    intc_base=0xA001_0000,
+)
+"""Kria KV260: Zynq UltraScale+, DDR4 behind high-performance ports of 128 bits."""
+
+BOARD_PROFILES: Mapping[str, BoardProfile] = {board.name: board for board in (_KV260,)}
+"""Boards that can be emulated, by name."""
+
+
+def find_profile(name: str) -> BoardProfile:
+    """The board of this name; LutraError names those that there are."""
+    board = BOARD_PROFILES.get(name)
+    if board is None:
+        raise LutraError(f"the board must be one of {', '.join(BOARD_PROFILES)}, not {name!r}")
+    return board
+
+
+def board_timing(board: BoardProfile, config: AcceleratorConfig, seed: int = 0) -> MemoryTiming:
+    """Memory of ``board`` behind the ports of ``config``, each of which goes to one of its own.
+
+    A beat that is wider than the board's port takes as many cycles as it has of its words. DDR4 is
+    refreshed every 7.8 us for 350 ns.
+    """
+    if len(config.ports) > board.n_ports:
+        raise LutraError(
+            f"configuration {config.name} has {len(config.ports)} memory ports, board "
+            f"{board.name} {board.n_ports}: use a configuration with fewer"
+        )
+    cycles = [max(1, port.width // board.port_width) for port in config.ports]
+    weights = config.ports.index(config.port_of(Purpose.WEIGHTS))
+    others = [n for i, n in enumerate(cycles) if i != weights]
+    return MemoryTiming(
+        weight_rate=(1, cycles[weights]),
+        data_rate=(1, max(others, default=cycles[weights])),
+        read_latency=board.read_latency,
+        write_latency=board.write_latency,
+        latency_jitter=board.read_latency // 4,
+        refresh_interval=board.clock_hz * 78 // 10**7,
+        refresh_cycles=board.clock_hz * 35 // 10**8,
+        seed=seed,
+    )

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from lutra_golden.control.check import PROGRAM_WORDS_MAX, alignments
 from lutra_golden.control.isa import Unit
-from lutra_golden.control.registers import ERROR_FIELDS, ErrorCode
+from lutra_golden.control.registers import ERROR_FIELDS, ErrorCode, UnitState
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose, Response, port_name
 
-__all__ = ["UNITS", "Failure"]
+__all__ = ["UNITS", "Failure", "describe_units"]
 
 UNITS: Mapping[Purpose, Unit | None] = {
     Purpose.FETCH: None,
@@ -87,3 +87,14 @@ class Failure:
             f"{self.address:#x}, in {kind}instruction {self.instruction}: check that the address "
             "is mapped"
         )
+
+
+def describe_units(word: int) -> str:
+    """State of every unit, from UNIT_STATE: ``load IDLE, matmul WAIT_WEIGHTS, ...``."""
+    names = [*(unit.name.lower() for unit in Unit), "fetch"]
+    known = {state.value: state.name for state in UnitState}
+    codes = [word >> 4 * i & 15 for i in range(len(names))]
+    return ", ".join(
+        f"{name} {known.get(code, f'state {code}')}"
+        for name, code in zip(names, codes, strict=True)
+    )

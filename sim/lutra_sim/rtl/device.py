@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.control.descriptor import DOORBELL_BYTES, QUEUE_DEPTH
-from lutra_golden.control.failure import Failure
-from lutra_golden.control.isa import Unit
+from lutra_golden.control.failure import Failure, describe_units
 from lutra_golden.control.registers import (
     CONTROL_ABORT,
     CONTROL_START,
@@ -23,7 +22,6 @@ from lutra_golden.control.registers import (
     REGISTERS,
     STATUS_ERROR,
     VERSION,
-    UnitState,
 )
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Response
@@ -132,6 +130,11 @@ class Simulator:
                 f"the host reads {size} bytes at {address:#x}, of which {address + written:#x} "
                 "was never written"
             )
+        return self.peek(address, size)
+
+    def peek(self, address: int, size: int) -> bytes:
+        """``size`` bytes of memory, of which those that were never written are zero."""
+        self._check_range(address, size)
         data = np.empty(size, np.uint8)
         self._call("read", address, data.ctypes.data, size)
         return data.tobytes()
@@ -320,14 +323,7 @@ class Simulator:
 
     def _units(self) -> str:
         """State of every unit."""
-        word = self.read_register("UNIT_STATE")
-        names = [*(unit.name.lower() for unit in Unit), "fetch"]
-        known = {state.value: state.name for state in UnitState}
-        codes = [word >> 4 * i & 15 for i in range(len(names))]
-        return ", ".join(
-            f"{name} {known.get(code, f'state {code}')}"
-            for name, code in zip(names, codes, strict=True)
-        )
+        return describe_units(self.read_register("UNIT_STATE"))
 
     def _check_range(self, address: int, size: int) -> None:
         if address < 0 or size < 0 or address + size > self.memory_bytes:

@@ -48,8 +48,8 @@ class Board:
         self.tiles = on_transport(program, transport)
         self.device = driver(self.tiles)
         self.program, self.session = program.program, self.device.session()
-        self.blocks = transport.allocate(N_BLOCKS * 4 * LINE)
-        self.results = transport.allocate(N_BLOCKS * ROOM)
+        self.blocks = self.device.memory.allocate(N_BLOCKS * 4 * LINE)
+        self.results = self.device.memory.allocate(N_BLOCKS * ROOM)
 
     def descriptor(self, number: int = 0, **changes: Any) -> Descriptor:
         """Two tokens at the beginning of a sequence, with logits of the last."""

@@ -526,12 +526,12 @@ def test_a_session_that_was_interrupted_takes_no_memory(
     def interrupted(address: int, n_bytes: int) -> None:
         raise KeyboardInterrupt
 
-    free = transport.free_bytes()
+    free = driver(tiles).memory.free_bytes
     with monkeypatch.context() as patch:
         patch.setattr(transport, "zero", interrupted)
         with pytest.raises(KeyboardInterrupt):
             tiles.device.session()
-    assert transport.free_bytes() == free
+    assert driver(tiles).memory.free_bytes == free
 
 
 class Interrupted(InterpretedTransport):

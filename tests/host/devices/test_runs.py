@@ -235,7 +235,7 @@ def test_the_run_after_a_failed_one_is_right(found: Find) -> None:
 def test_doorbells_wait_in_order_and_an_abort_forgets_them(found: Find) -> None:
     transport = InterpretedTransport()
     tiles = on_transport(found("least"), transport)
-    address = transport.allocate(4096)
+    address = driver(tiles).memory.allocate(4096)
     transport.write(address, bytes(4096))
     for _ in range(QUEUE_DEPTH):
         transport.ring(address)
@@ -260,7 +260,7 @@ def test_tokens_that_are_made_are_those_of_single_steps(found: Find) -> None:
     transport, config = InterpretedTransport(), each.program.config
     tiles = on_transport(each, transport)
     device, line = driver(tiles), line_bytes(config)
-    block = transport.allocate(8192)
+    block = device.memory.allocate(8192)
 
     def run(n_greedy: int, ends: tuple[int, ...]) -> Result:
         session = device.session()

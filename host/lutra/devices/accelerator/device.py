@@ -21,7 +21,7 @@ from lutra.devices.accelerator.runs import (
     Tile,
     read_pair,
 )
-from lutra.devices.accelerator.transport import PAGE, DoorbellTransport, Transport
+from lutra.devices.accelerator.transport import PAGE, DoorbellTransport, Heap, Transport
 from lutra.devices.base import BaseDevice, Chunk, DeviceError, PassResult
 from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
@@ -138,6 +138,8 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         """Addresses of the program, its weights and the logits, by the register that holds each."""
         self._programs: Programs | None = None
         self._runs: Runs | None = None
+        self.memory = Heap(0)
+        """Memory of sessions, allocated with the model."""
         self._busy = False
 
     @property
@@ -206,7 +208,20 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             self._runs = DescriptorRuns(transport, program.config, context, watchdog)
         else:
             self._runs = RegisterRuns(transport, context, watchdog)
+        self.memory = self._session_memory(program)
         self._busy = False
+
+    def _session_memory(self, program: Program) -> Heap:
+        """Memory of all sessions: as much as is wanted, or else as there is in a row."""
+        least = round_up(program.kv_bytes, PAGE)
+        size = max(least, _SESSIONS_BYTES)
+        while True:
+            try:
+                return Heap(size, self.transport.allocate(size))
+            except DeviceError:
+                if size == least:
+                    raise
+                size = max(least, round_up(size // 2, PAGE))
 
     def _check_identity(self, config: AcceleratorConfig) -> None:
         """Refuse an accelerator that is not the one that the program was made for."""
@@ -239,12 +254,12 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         return round_up(self.program.kv_bytes, PAGE)
 
     def _memory(self) -> int:
-        return self.transport.free_bytes()
+        return self.memory.free_bytes
 
     def _session(self, model: PackedModel) -> AcceleratorSession:
         program, transport = self.program, self.transport
         # from here on it gives its memory back, whatever happens
-        session = AcceleratorSession(self, program.n_layers, transport.allocate(program.kv_bytes))
+        session = AcceleratorSession(self, program.n_layers, self.memory.allocate(program.kv_bytes))
         for offset, n_bytes in program.zeros:
             transport.zero(session.address + offset, n_bytes)
         return session
@@ -252,7 +267,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     def free(self, epoch: int, address: int) -> None:
         """Give back the memory of a session, unless its model is gone already."""
         if epoch == self.epoch:
-            self.transport.free(address)
+            self.memory.free(address)
 
     # -- running
 
@@ -347,12 +362,13 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         )
 
     def facts(self) -> Mapping[str, str | int]:
-        """Configuration, engine, clock and fingerprints of what runs the model."""
+        """Configuration, engine, clock and fingerprints of what runs the model, and on what."""
         program = self._program
         if program is None:
             return {}
         config = program.config
-        return {
+        emulated = self.transport.emulated
+        return ({} if emulated is None else {"emulated": emulated}) | {
             "config": config.name,
             "engine": config.engine,
             "target_clock_hz": config.clock_hz,

@@ -29,6 +29,7 @@ class InterpretedTransport:
     """Runs programs in NumPy, instruction by instruction; the check of programs."""
 
     name = "interpreted"
+    emulated: str | None = None
 
     def __init__(self) -> None:
         self._interpreter: Interpreter | None = None
@@ -61,10 +62,6 @@ class InterpretedTransport:
     def free(self, address: int) -> None:
         """Give memory back."""
         self._heap.free(address)
-
-    def free_bytes(self) -> int:
-        """Bytes that can still be allocated."""
-        return self._heap.free_bytes
 
     def write(self, address: int, data: bytes) -> None:
         """Write to memory."""

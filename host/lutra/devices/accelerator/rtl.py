@@ -30,6 +30,7 @@ class RtlTransport:
     """
 
     name = "rtl"
+    emulated: str | None = None
 
     def __init__(
         self,
@@ -85,10 +86,6 @@ class RtlTransport:
     def free(self, address: int) -> None:
         """Give memory back."""
         self._heap.free(address)
-
-    def free_bytes(self) -> int:
-        """Bytes that can still be allocated."""
-        return self._heap.free_bytes
 
     def write(self, address: int, data: bytes) -> None:
         """Write to memory."""

@@ -173,6 +173,12 @@ class DescriptorRuns:
             if failure.code:
                 # it could not be read, or its result not be written
                 return Ended(status=status, failure=failure, argmax=[], scale=[], cycles=cycles)
+            if not status & STATUS_DONE:
+                self.forget()
+                raise DeviceError(
+                    f"device {transport.name} was reset during a run: see that no other program "
+                    "uses the board, and run again"
+                )
             raise DeviceError(
                 f"device {transport.name} wrote no result of its run: it does not take descriptors "
                 f"of version {DESCRIPTOR_VERSION}, build the accelerator again"
@@ -182,7 +188,7 @@ class DescriptorRuns:
             failure=result.failure,
             argmax=result.argmax,
             scale=result.scale,
-            cycles=cycles,
+            cycles=cycles or result.counters["cycles"] or None,
         )
 
     def forget(self) -> None:

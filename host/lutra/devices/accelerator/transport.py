@@ -21,6 +21,8 @@ class Transport(Protocol):
     """
 
     name: str
+    emulated: str | None
+    """The board that is simulated, None if what runs is no board or is one."""
 
     def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
         """Connect to an accelerator of ``config`` with ``n_bytes`` of memory or more."""
@@ -32,10 +34,6 @@ class Transport(Protocol):
 
     def free(self, address: int) -> None:
         """Give back what :meth:`allocate` gave."""
-        ...
-
-    def free_bytes(self) -> int:
-        """Bytes that can still be allocated."""
         ...
 
     def write(self, address: int, data: bytes) -> None:
@@ -63,7 +61,7 @@ class Transport(Protocol):
         ...
 
     def wait(self, timeout_s: float | None) -> int | None:
-        """Wait for the interrupt that ends a run; returns its clock cycles, None without a clock.
+        """Wait for the interrupt that ends a run; returns its clock cycles, None if unknown.
 
         DeviceError, with the name of what is waiting, after ``timeout_s`` or where the transport
         sees that the run hangs.
@@ -96,10 +94,10 @@ class DoorbellTransport(Transport, Protocol):
 
 
 class Heap:
-    """Address allocator for a uniform memory: first fit, whole pages."""
+    """Address allocator for ``n_bytes`` of memory from ``base`` on: first fit, whole pages."""
 
-    def __init__(self, n_bytes: int) -> None:
-        self._n_bytes = n_bytes
+    def __init__(self, n_bytes: int, base: int = 0) -> None:
+        self._n_bytes, self._base = n_bytes, base
         self._used: dict[int, int] = {}
 
     def allocate(self, n_bytes: int) -> int:
@@ -116,11 +114,11 @@ class Heap:
                 f"{self._n_bytes:,} bytes are free"
             )
         self._used[at] = size
-        return at
+        return self._base + at
 
     def free(self, address: int) -> None:
         """Give back what begins at ``address``."""
-        self._used.pop(address, None)
+        self._used.pop(address - self._base, None)
 
     @property
     def free_bytes(self) -> int:

@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 from functools import lru_cache
+from importlib.util import find_spec
 
 import pytest
 
@@ -82,6 +83,13 @@ def _missing_for_gpu() -> str | None:
 
 
 @lru_cache
+def _missing_for_pynq() -> str | None:
+    if find_spec("pynq") is None:
+        return f"pynq is not installed: run `{install_command('pynq')}`"
+    return None
+
+
+@lru_cache
 def _missing_for_board() -> str | None:
     return None if os.environ.get("LUTRA_BOARD") else "LUTRA_BOARD does not name a board"
 
@@ -91,6 +99,7 @@ _MISSING = {
     "cocotb": _missing_for_cocotb,
     "formal": _missing_for_formal,
     "gpu": _missing_for_gpu,
+    "pynq": _missing_for_pynq,
     "rtl": _missing_for_rtl,
 }
 

@@ -48,7 +48,8 @@ class LLM:
     for the model; :attr:`notes` says why it passed others over. ``threads`` are those of the device
     ``cpu``, one per core if left out. ``config``, of accelerators, is a name or an
     :class:`~lutra_golden.core.config.AcceleratorConfig`, and ``engine`` the matmul engine that a
-    named one is built with.
+    named one is built with. ``emulate`` is the name of a board that takes the place of a real one,
+    ``bitstream`` the file that a real one loads.
 
     ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights. Left out,
     a ternary model runs as it is (W1.58A8), any other in W4A8. ``kv_bits`` are those that keys and
@@ -83,6 +84,8 @@ class LLM:
         prefix_bytes: int = PREFIX_BYTES,
         wave: Path | None = None,
         wave_cycles: tuple[int, int] | None = None,
+        emulate: str | None = None,
+        bitstream: Path | None = None,
         progress: Progress | bool | None = None,
         load: bool = True,
     ) -> None:
@@ -115,6 +118,8 @@ class LLM:
             threads=threads,
             wave=wave,
             wave_cycles=wave_cycles,
+            emulate=emulate,
+            bitstream=bitstream,
             progress=self._progress,
         )
 
@@ -125,7 +130,10 @@ class LLM:
                 self.device, self._reasons = choose(device)
             else:
                 _check_device(device)
-                _refuse(config=config, engine=engine, threads=threads, wave=wave)
+                _refuse(
+                    config=config, engine=engine, threads=threads, wave=wave, emulate=emulate,
+                    bitstream=bitstream,
+                )  # fmt: skip
                 self._choose = None
                 self.device, self._reasons = device, list[str]()
             self.source, self.packed = open_model(

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +21,7 @@ from lutra.commands.bench import add_bench
 from lutra.commands.conversation import converse
 from lutra.commands.devices import add_devices
 from lutra.commands.options import (
+    add_board,
     add_device,
     add_format,
     add_group,
@@ -234,6 +235,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         help="random seed for sampling (default 0)",
     )
     add_device(parser, "rtl", "rtl, the simulated hardware")
+    add_board(parser)
     add_threads(parser)
     parser.add_argument(
         "--config", choices=sorted(CONFIGS), help="configuration of an accelerator (default nano)"
@@ -241,7 +243,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
-        help="compare every logit with the golden model (default: on device rtl only)",
+        help="compare every logit with the golden model (default: on simulated hardware only)",
     )
 
 
@@ -256,8 +258,13 @@ def _cycle_range(text: str) -> tuple[int, int]:
     return window
 
 
+def _checks(args: argparse.Namespace) -> bool:
+    """True if logits are compared: what is simulated has the time."""
+    return args.device == "rtl" or args.emulate is not None if args.check is None else args.check
+
+
 def _run(args: argparse.Namespace) -> int:
-    check = args.device == "rtl" if args.check is None else args.check
+    check = _checks(args)
     if args.wave_cycles and not args.wave:
         raise LutraError("--wave-cycles needs --wave FILE")
     check_kv(args.kv, args.device, falls_back=True)
@@ -273,6 +280,8 @@ def _run(args: argparse.Namespace) -> int:
             group=args.group,
             kv_bits=args.kv,
             threads=args.threads,
+            emulate=args.emulate,
+            bitstream=args.bitstream,
             check=check,
             wave=args.wave,
             wave_cycles=wave_cycles,
@@ -363,7 +372,9 @@ def _chat(args: argparse.Namespace) -> int:
             group=args.group,
             kv_bits=args.kv,
             threads=args.threads,
-            check=args.device == "rtl" if args.check is None else args.check,
+            emulate=args.emulate,
+            bitstream=args.bitstream,
+            check=_checks(args),
             progress=progress,
         )
     if template is not None:
@@ -407,9 +418,14 @@ def _chat_template(args: argparse.Namespace) -> str | None:
 def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[str, object]:
     facts = llm.device.facts()
     per_token, clock_hz = stats.decode_cycles_per_token, facts.get("target_clock_hz")
-    modelled = clock_hz / per_token if isinstance(clock_hz, int) and per_token else None
+    simulated = _is_simulated(llm.device.name, facts)
+    timed = simulated and per_token
+    modelled = clock_hz / per_token if timed and isinstance(clock_hz, int) else None
+    cycles = "simulated" if simulated else "measured"
+    cycles_per_s = stats.simulated_cycles_per_s if simulated else None
     return {
         "device": llm.device.name,
+        "emulated": facts.get("emulated"),
         "config": facts.get("config"),
         "engine": facts.get("engine"),
         "format": llm.packed.format,
@@ -424,7 +440,7 @@ def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[st
         "generated_tokens": stats.generated_tokens,
         "prefill_cycles": stats.prefill_cycles,
         "decode_cycles_per_token": _round(per_token, 1),
-        "simulated_cycles_per_s": _round(stats.simulated_cycles_per_s, 0),
+        "simulated_cycles_per_s": _round(cycles_per_s, 0),
         "prefill_tokens_per_s": _round(stats.prefill_tokens_per_s, 2),
         "decode_tokens_per_s": _round(stats.decode_tokens_per_s, 2),
         "modelled_decode_tokens_per_s": _round(modelled, 0),
@@ -432,9 +448,9 @@ def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[st
         "kinds": {
             name: kind
             for name, kind, value in (
-                ("prefill_cycles", "simulated", stats.prefill_cycles),
-                ("decode_cycles_per_token", "simulated", per_token),
-                ("simulated_cycles_per_s", "measured", stats.simulated_cycles_per_s),
+                ("prefill_cycles", cycles, stats.prefill_cycles),
+                ("decode_cycles_per_token", cycles, per_token),
+                ("simulated_cycles_per_s", "measured", cycles_per_s),
                 ("prefill_tokens_per_s", "measured", stats.prefill_tokens_per_s),
                 ("decode_tokens_per_s", "measured", stats.decode_tokens_per_s),
                 ("modelled_decode_tokens_per_s", "modelled", modelled),
@@ -453,6 +469,11 @@ def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[st
     }
 
 
+def _is_simulated(device: str, facts: Mapping[str, object]) -> bool:
+    """True if the clock of the hardware is a simulator's."""
+    return device == "rtl" or facts.get("emulated") is not None
+
+
 def _round(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
@@ -468,15 +489,16 @@ def _print_table(figures: dict[str, object]) -> None:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    for key in ("device", "config", "engine", "model", "format"):
+    for key in ("device", "emulated", "config", "engine", "model", "format"):
         if figures[key] is not None:
-            table.add_row(key.replace("config", "configuration"), str(figures[key]), "")
+            title = {"config": "configuration", "emulated": "emulated board"}.get(key, key)
+            table.add_row(title, str(figures[key]), "")
     table.add_row("prompt tokens", number("prompt_tokens"), "")
     if figures["interrupted"]:
         table.add_row("prompt tokens computed", number("computed_tokens"), "")
     table.add_row("generated tokens", number("generated_tokens"), "")
     clock_hz = figures["target_clock_hz"]
-    simulated = figures["device"] == "rtl"
+    simulated = _is_simulated(str(figures["device"]), figures)
     if simulated:
         table.add_row("prefill cycles", number("prefill_cycles"), "simulated")
         table.add_row("cycles per decoded token", number("decode_cycles_per_token"), "simulated")

@@ -3,14 +3,17 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from lutra.devices.choose import DEVICES, most_threads
 from lutra.quantize import DEFAULT_GROUP, GROUPS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
 from lutra_golden.model.cache import KV_NAMES
+from lutra_golden.timing.boards import BOARD_PROFILES
 
 __all__ = [
+    "add_board",
     "add_device",
     "add_format",
     "add_group",
@@ -112,6 +115,23 @@ def add_device(parser: argparse.ArgumentParser, default: str | None, note: str) 
         choices=DEVICES,
         default=default,
         help=f"device that runs the model (default {note})",
+    )
+
+
+def add_board(parser: argparse.ArgumentParser) -> None:
+    """``--emulate`` and ``--bitstream`` of the devices that are boards."""
+    parser.add_argument(
+        "--emulate",
+        choices=sorted(BOARD_PROFILES),
+        metavar="BOARD",
+        help="simulate a board instead of using a real one, with -dev pynq: "
+        f"{', '.join(sorted(BOARD_PROFILES))}",
+    )
+    parser.add_argument(
+        "--bitstream",
+        type=Path,
+        metavar="FILE",
+        help="bitstream (.bit, with the .hwh beside it) to load into a real board",
     )
 
 

@@ -6,23 +6,28 @@ from pathlib import Path
 from lutra.arguments import check_whole, either
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
+from lutra.devices.accelerator.pynq import PynqTransport, default_bitstream
 from lutra.devices.accelerator.rtl import RtlTransport
+from lutra.devices.accelerator.transport import Transport
 from lutra.devices.base import Device
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice
+from lutra.devices.emulated.pynq_board import emulated_pynq
 from lutra.devices.golden import GoldenDevice
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores, unwritable
+from lutra_golden.timing.boards import BOARD_PROFILES, BoardProfile, find_profile
 from lutra_kernels import gpu_count, interpreted
 
 __all__ = ["DEVICES", "choose_device", "most_threads", "next_best", "notes_on"]
 
 Progress = Callable[[str, float], None]
 
-DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl")
+DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl", "pynq")
 """Names of devices; ``auto`` is the fastest that is here."""
-_ACCELERATORS = ("interpreted", "rtl")
+_BOARDS = ("pynq",)
+_ACCELERATORS = ("interpreted", "rtl", *_BOARDS)
 _THREADS = 256  # more than one per core only slow each other down
 
 
@@ -59,13 +64,16 @@ def choose_device(
     threads: int | None = None,
     wave: Path | None = None,
     wave_cycles: tuple[int, int] | None = None,
+    emulate: str | None = None,
+    bitstream: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Device, list[str]]:
     """The device of this name, and for ``auto`` the reason why each faster one cannot be used.
 
     ``config`` (``nano`` if left out) and ``engine`` are those of accelerators, ``wave`` and
     ``wave_cycles`` of the simulated one, ``threads`` are those of the device ``cpu``; elsewhere
-    they are refused.
+    they are refused. ``emulate`` is a board that takes the place of a real one, ``bitstream`` what
+    a real one loads.
     """
     if name not in DEVICES:
         raise LutraError(f"device must be {either(DEVICES)}, not {name!r}")
@@ -81,7 +89,13 @@ def choose_device(
         raise LutraError(f"device {name} has no matmul engine to choose: leave engine out")
     if config is not None and name not in _ACCELERATORS:
         raise LutraError(f"device {name} has no configuration to choose: leave config out")
-    built = "nano" if config is None else config
+    board = None if emulate is None else _emulated(emulate, name)
+    if bitstream is not None and (name not in _BOARDS or board is not None):
+        raise LutraError("only a board loads a bitstream: leave bitstream out")
+    built = config or (board.config if board else "nano")
+    if name in _BOARDS:
+        transport = _board_transport(board, bitstream, progress)
+        return AcceleratorDevice(transport, built, engine, progress=progress), []
     if name == "rtl":
         transport = RtlTransport(wave=wave, wave_cycles=wave_cycles, progress=progress)
         return AcceleratorDevice(transport, built, engine, progress=progress), []
@@ -90,6 +104,27 @@ def choose_device(
     if name == "auto":
         return next_best(None, threads=threads, progress=progress)
     return _PROCESSORS[name](threads, progress), []
+
+
+def _emulated(emulate: str, device: str) -> BoardProfile:
+    """The board to emulate, if ``device`` drives it."""
+    board = find_profile(emulate)
+    if device != board.runtime:
+        runs = [each.name for each in BOARD_PROFILES.values() if each.runtime == device]
+        raise LutraError(
+            f"device {device} drives no {board.name}: choose device {board.runtime}"
+            + (f", or emulate {either(runs)}" if runs else "")
+        )
+    return board
+
+
+def _board_transport(
+    board: BoardProfile | None, bitstream: Path | None, progress: Progress | None
+) -> Transport:
+    """Transport to the real board, or to ``board`` emulated."""
+    if board is None:
+        return PynqTransport(bitstream=bitstream or default_bitstream)
+    return emulated_pynq(board, progress=progress)
 
 
 def next_best(

@@ -1,0 +1,442 @@
+"""A Zynq board as a transport: the accelerator on its fabric, by the package PYNQ."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from functools import reduce
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lutra.devices.accelerator.lock import BoardLock
+from lutra.devices.base import DeviceError
+from lutra_golden.control.descriptor import DOORBELL_BYTES, QUEUE_DEPTH
+from lutra_golden.control.failure import describe_units
+from lutra_golden.control.registers import (
+    CONTROL_ABORT,
+    CONTROL_START,
+    COUNTERS,
+    REGISTERS,
+    STATUS_BUSY,
+)
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.packaging import INTERRUPT, IP_NAME, VLNV
+from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
+from lutra_golden.machine import cache_root
+
+__all__ = ["PynqTransport", "default_bitstream"]
+
+Bitstreams = Callable[[AcceleratorConfig], Path]
+
+_LINE = 64  # bytes of a cache line
+_SLICE_S = 1.0  # without an interrupt, after which registers are read
+_POLL_S = (50e-6, 1e-3)  # pauses without an interrupt: the first and the longest
+_CLOCK_ERROR = 0.01  # of the fabric's clock
+_ADDRESSES = {name: register.address for name, register in REGISTERS.items()}
+_log = logging.getLogger(__name__)
+# an interrupt belongs to the loop in which PYNQ opened it, and PYNQ keeps it for ever
+_loops: list[asyncio.AbstractEventLoop] = []
+_drivers: list[Any] = []
+
+
+def default_bitstream(config: AcceleratorConfig) -> Path:
+    """Place of the bitstream of a configuration, in the cache; LutraError if there is none."""
+    path = cache_root() / "bitstreams" / f"{config.fingerprint:016x}.bit"
+    if not path.is_file():
+        raise LutraError(
+            f"there is no bitstream of configuration {config.name} (fingerprint "
+            f"{config.fingerprint:016x}): build it, and put {path.name} and the .hwh file of the "
+            f"same name into {path.parent}"
+        )
+    return path
+
+
+class _Buffer:
+    """Memory that the processor and the accelerator share, and the processor's cached copy of it.
+
+    A write goes to the accelerator at once; what it shares cache lines with is read before. A read
+    takes what the accelerator wrote.
+    """
+
+    def __init__(self, array: Any, n_bytes: int) -> None:
+        self.address, self.n_bytes = int(array.device_address), n_bytes
+        self._array, self._view = array, memoryview(array)
+
+    def write(self, offset: int, data: bytes) -> None:
+        end = offset + len(data)
+        if offset % _LINE:
+            self._take_line(offset)
+        if end % _LINE and end < self.n_bytes:
+            self._take_line(end)
+        self._view[offset:end] = data
+        self._array[offset:end].flush()
+
+    def _take_line(self, offset: int) -> None:
+        first = offset // _LINE * _LINE
+        self._array[first : first + _LINE].invalidate()
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        self._array[offset : offset + n_bytes].invalidate()
+        return self._view[offset : offset + n_bytes].tobytes()
+
+
+class PynqTransport:
+    """The accelerator on the fabric of a board with PYNQ, in this process.
+
+    ``bitstream`` finds that of a configuration, or is the file. ``device`` makes the device of
+    PYNQ, the active one if left out; ``emulated`` is the name of a board that is simulated. The end
+    of a run is an interrupt; where none arrives, registers are read again and again.
+    """
+
+    name = "pynq"
+
+    def __init__(
+        self,
+        *,
+        bitstream: Path | Bitstreams = default_bitstream,
+        device: Callable[[], Any] | None = None,
+        emulated: str | None = None,
+    ) -> None:
+        self.emulated = emulated
+        self._bitstream, self._make_device = bitstream, device
+        self._lock: BoardLock | None = None
+        self._overlay: Any = None
+        self._device: Any = None
+        self._ip: Any = None
+        self._interrupt: Any = None
+        self._awaited: asyncio.Task[None] | None = None
+        self._buffers: list[_Buffer] = []
+        self._bases: list[int] = []
+        self._n_rung = self._n_over = 0
+
+    # -- connecting
+
+    def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
+        """Load the bitstream of ``config``; memory is found when it is allocated."""
+        self.close()
+        pynq = _import_pynq()
+        try:
+            with _faults("the bitstream could not be loaded"):
+                self._device = device = self._find_device(pynq)
+                lock = BoardLock(str(device.tag))
+                lock.acquire(self.name)
+                self._lock = lock
+                pynq.Device.active_device = device
+                self._load(pynq, config)
+                self._check_clock(pynq, config)
+                self.write_register("IRQ_ENABLE", 1)
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_device(self, pynq: Any) -> Any:
+        if self._make_device is not None:
+            return self._make_device()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            if not pynq.Device.devices:
+                raise LutraError(
+                    "device pynq finds no board: run it as root on a board with PYNQ, or give "
+                    "--emulate BOARD"
+                )
+            return pynq.Device.active_device
+
+    def _load(self, pynq: Any, config: AcceleratorConfig) -> None:
+        """Load the overlay, and find the accelerator and its interrupt in it."""
+        found = self._bitstream
+        path = found if isinstance(found, Path) else found(config)
+        if not path.with_suffix(".hwh").is_file():
+            raise LutraError(
+                f"the bitstream {path} has no .hwh file beside it: copy both from the build"
+            )
+        driver = _bind(pynq)
+        self._overlay = overlay = pynq.Overlay(str(path), download=False, device=self._device)
+        kinds = {name: str(entry["type"]) for name, entry in overlay.ip_dict.items()}
+        ours = [name for name, kind in kinds.items() if kind.startswith(f"{IP_NAME}:")]
+        if not ours:
+            raise DeviceError(
+                f"the bitstream {path} has no Lutra accelerator: load one that Lutra built"
+            )
+        if kinds[ours[0]] != VLNV:
+            raise DeviceError(
+                f"the bitstream {path} has {kinds[ours[0]]}, this Lutra drives {VLNV}: build the "
+                "bitstream again"
+            )
+        overlay.download()
+        asyncio.set_event_loop(_loop())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            self._ip = reduce(getattr, ours[0].split("/"), overlay)
+        assert isinstance(self._ip, driver)
+        self._interrupt = getattr(self._ip, INTERRUPT, None)
+        if self._interrupt is None:
+            why = "; ".join(str(each.message) for each in said) or "the bitstream has none"
+            _log.warning("device pynq has no interrupt and reads registers instead: %s", why)
+
+    def _check_clock(self, pynq: Any, config: AcceleratorConfig) -> None:
+        """Refuse a fabric that does not have the clock that its bitstream was built for."""
+        built = self._overlay.clock_dict[0]["frequency"] or config.clock_hz / 1e6
+        runs = float(pynq.Clocks.fclk0_mhz)
+        if abs(runs - built) > _CLOCK_ERROR * built:
+            raise DeviceError(
+                f"the fabric of device pynq runs at {runs:.1f} MHz, its bitstream is built for "
+                f"{built:.1f} MHz: end the program that sets the clock, or restart the board"
+            )
+
+    def close(self) -> None:
+        """Leave the board to others; its memory goes back."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None:
+            awaited.cancel()
+        if self._ip is not None:
+            try:
+                self._ip.write(_ADDRESSES["IRQ_ENABLE"], 0)
+            except (RuntimeError, OSError) as error:
+                _log.debug("device pynq: %s", error)
+        self._interrupt = self._ip = self._overlay = self._device = None
+        self._buffers, self._bases = [], []
+        self._n_rung = self._n_over = 0
+        # buffers are given back when the last reference to them is gone
+        gc.collect()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    # -- memory
+
+    def allocate(self, n_bytes: int, bank: int = 0) -> int:
+        """Address of a buffer of its own; there is one bank."""
+        with _faults(f"the board has no {n_bytes:,} bytes of memory in a row", _MEMORY_ADVICE):
+            array = _import_pynq().allocate((n_bytes,), "u1", target=self._opened())
+        if array.nbytes < n_bytes:
+            raise DeviceError(
+                f"the board gave {array.nbytes:,} bytes of memory instead of {n_bytes:,}: "
+                f"{_MEMORY_ADVICE}"
+            )
+        buffer = _Buffer(array, n_bytes)
+        at = bisect_right(self._bases, buffer.address)
+        self._buffers.insert(at, buffer)
+        self._bases.insert(at, buffer.address)
+        return buffer.address
+
+    def free(self, address: int) -> None:
+        """Give a buffer back."""
+        if address in self._bases:
+            at = self._bases.index(address)
+            del self._bases[at], self._buffers[at]
+
+    def _find(self, address: int, n_bytes: int) -> tuple[_Buffer, int]:
+        at = bisect_right(self._bases, address) - 1
+        if at >= 0:
+            buffer = self._buffers[at]
+            offset = address - buffer.address
+            if offset + n_bytes <= buffer.n_bytes:
+                return buffer, offset
+        raise DeviceError(
+            f"{n_bytes:,} bytes at {address:#x} lie in no buffer of device pynq: load the model "
+            "again"
+        )
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write to a buffer."""
+        buffer, offset = self._find(address, len(data))
+        try:
+            buffer.write(offset, data)
+        except _ERRORS as error:
+            raise _fault("memory could not be written", error) from error
+
+    def zero(self, address: int, n_bytes: int) -> None:
+        """Write zeros to a buffer."""
+        self.write(address, bytes(n_bytes))
+
+    def read(self, address: int, n_bytes: int) -> bytes:
+        """Read a buffer."""
+        buffer, offset = self._find(address, n_bytes)
+        try:
+            return buffer.read(offset, n_bytes)
+        except _ERRORS as error:
+            raise _fault("memory could not be read", error) from error
+
+    # -- registers and runs
+
+    def write_register(self, name: str, value: int, index: int = 0) -> None:
+        """Write a register."""
+        self._opened()
+        try:
+            self._ip.write(_ADDRESSES[name] + 4 * index, value)
+        except _ERRORS as error:
+            raise _fault(f"register {name} could not be written", error) from error
+        if name == "CONTROL" and value & CONTROL_ABORT:
+            self._n_rung = self._n_over = 0
+
+    def read_register(self, name: str, index: int = 0) -> int:
+        """Read a register."""
+        self._opened()
+        try:
+            return int(self._ip.read(_ADDRESSES[name] + 4 * index))
+        except _ERRORS as error:
+            raise _fault(f"register {name} could not be read", error) from error
+
+    def start(self) -> None:
+        """Start the run that the registers describe."""
+        self.write_register("IRQ_STATUS", 1)
+        self.write_register("CONTROL", CONTROL_START)
+
+    def ring(self, address: int) -> None:
+        """Queue a descriptor: one write of a register."""
+        if self._n_rung - self._n_over > QUEUE_DEPTH and not self._look():
+            raise DeviceError(f"{QUEUE_DEPTH} descriptors wait already: wait for one of them first")
+        self.write_register("DOORBELL", address // DOORBELL_BYTES)
+        self._n_rung += 1
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        """Wait for the end of the descriptor that came first, or of the run that was started.
+
+        Result blocks have the clock cycles.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        pause = _POLL_S[0]
+        over = self._n_over > 0
+        while not over:
+            expected = self._can_wait()
+            came = expected and self._await_interrupt(deadline)
+            over = self._look()
+            if came or (over and not expected):
+                continue
+            if over:
+                self._mend_interrupt()
+            elif deadline is not None and time.monotonic() >= deadline:
+                units = describe_units(self.read_register("UNIT_STATE"))
+                raise DeviceError(
+                    f"a run of device pynq is not over after {timeout_s:g} s: {units}; load the "
+                    "model again"
+                )
+            elif not expected:
+                time.sleep(pause)
+                pause = min(2 * pause, _POLL_S[1])
+        if self._n_rung:
+            self._n_rung -= 1
+            self._n_over -= 1
+        return None
+
+    def _look(self) -> bool:
+        """True if a run is over; its interrupt is no longer up."""
+        self.write_register("IRQ_STATUS", 1)
+        if not self._n_rung:
+            return not self.read_register("STATUS") & STATUS_BUSY
+        self._n_over = max(self._n_rung - self.read_register("PENDING"), 0)
+        return self._n_over > 0
+
+    def _can_wait(self) -> bool:
+        """True if there is an interrupt, and no loop of events runs here that would wait for it."""
+        if self._interrupt is None:
+            return False
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return True
+        return False
+
+    def _await_interrupt(self, deadline: float | None) -> bool:
+        """Wait for the interrupt, for a while; true if it came."""
+        loop = _loop()
+        if self._awaited is None:
+            self._awaited = loop.create_task(self._interrupt.wait())
+        left = _SLICE_S if deadline is None else min(_SLICE_S, deadline - time.monotonic())
+        done, _ = loop.run_until_complete(asyncio.wait({self._awaited}, timeout=max(left, 0)))
+        if not done:
+            return False
+        awaited, self._awaited = self._awaited, None
+        error = awaited.exception()
+        if error is not None:
+            raise _fault("the interrupt could not be awaited", error) from error
+        return True
+
+    def _mend_interrupt(self) -> None:
+        """Do without interrupts if one was enabled and did not come."""
+        if not self.read_register("IRQ_ENABLE"):
+            self.write_register("IRQ_ENABLE", 1)
+            return
+        _log.warning(
+            "the interrupt of device pynq does not arrive, registers are read instead: check the "
+            "interrupts of the device tree"
+        )
+        self._interrupt = None
+
+    def reset(self) -> None:
+        """Load the bitstream again, which resets the accelerator; memory stays."""
+        self._opened()
+        self._n_rung = self._n_over = 0
+        with _faults("the bitstream could not be loaded again"):
+            self._overlay.download()
+            self.write_register("IRQ_ENABLE", 1)
+
+    def counters(self) -> Mapping[str, int]:
+        """Performance counters of the last run."""
+        words = [self.read_register("COUNTER", index) for index in range(2 * len(COUNTERS))]
+        pairs = zip(words[::2], words[1::2], strict=True)
+        return {name: low | high << 32 for name, (low, high) in zip(COUNTERS, pairs, strict=True)}
+
+    def _opened(self) -> Any:
+        """The device, while it is open."""
+        if self._device is None:
+            raise DeviceError("device pynq is closed: load the model again")
+        return self._device
+
+
+_ERRORS = (RuntimeError, OSError, ValueError, KeyError, AttributeError, MemoryError)
+"""Errors of PYNQ and of what it calls."""
+_MEMORY_ADVICE = "close other programs that use the fabric, or raise cma= of the kernel"
+_LOAD_ADVICE = "load the model again, or restart the board"
+
+
+@contextmanager
+def _faults(what: str, advice: str = _LOAD_ADVICE) -> Generator[None]:
+    """Turn errors of PYNQ into faults of the device: one line."""
+    try:
+        yield
+    except LutraError:
+        raise
+    except _ERRORS as error:
+        raise _fault(what, error, advice) from error
+
+
+def _fault(what: str, error: BaseException, advice: str = _LOAD_ADVICE) -> DeviceError:
+    why = " ".join(str(error).split()) or type(error).__name__
+    return DeviceError(f"device pynq: {what} ({why}): {advice}")
+
+
+def _import_pynq() -> Any:
+    """The package ``pynq``; LutraError with the command that installs it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pynq = import_module("pynq")
+    except ImportError as error:
+        raise LutraError(
+            f"device pynq needs {error.name or 'pynq'}, which is not installed: run "
+            f"`{install_command('pynq')}`; device auto runs without it: -dev auto"
+        ) from None
+    return pynq
+
+
+def _bind(pynq: Any) -> type[Any]:
+    """The driver to which PYNQ binds the accelerator, by its VLNV."""
+    if not _drivers:
+        base: Any = pynq.DefaultIP
+        _drivers.append(type(base)("LutraAccelerator", (base,), {"bindto": [VLNV]}))
+    return _drivers[0]
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    if not _loops:
+        _loops.append(asyncio.new_event_loop())
+    return _loops[0]

@@ -1,0 +1,1 @@
+"""Boards that are not here: the simulated accelerator behind the interfaces of their runtimes."""

@@ -154,7 +154,7 @@ class ApCtrlChain(wiring.Component):
                         core.wstrb.eq(strb),
                         Cat(core.awvalid, core.wvalid).eq(-1),
                     ]
-                    m.next = "Forward"
+                    m.next = "ForwardWrite"
                 with m.Elif(state.rings):
                     m.d.sync += [
                         core.awaddr.eq(_DOORBELL.address),
@@ -167,7 +167,7 @@ class ApCtrlChain(wiring.Component):
                 m.d.comb += state.rung.eq(core.bvalid)
                 with m.If(core.bvalid):
                     m.next = "Idle"
-            with m.State("Forward"):
+            with m.State("ForwardWrite"):
                 m.d.comb += answered.eq(core.bvalid)
                 with m.If(core.bvalid):
                     m.next = "Idle"
@@ -246,7 +246,7 @@ class ApCtrlChain(wiring.Component):
                 forwards = complete & read_addr[-1]
                 with m.If(forwards):
                     m.d.sync += [core.araddr.eq(read_addr), core.arvalid.eq(1)]
-                    m.next = "Forward"
+                    m.next = "ForwardRead"
                 with m.Elif(state.outstanding != 0):
                     m.d.comb += state.asks.eq(1)
                     m.d.sync += [core.araddr.eq(_PENDING.address), core.arvalid.eq(1)]
@@ -255,7 +255,7 @@ class ApCtrlChain(wiring.Component):
                 m.d.comb += state.answered.eq(core.rvalid)
                 with m.If(core.rvalid):
                     m.next = "Idle"
-            with m.State("Forward"):
+            with m.State("ForwardRead"):
                 m.d.comb += answered.eq(core.rvalid)
                 with m.If(core.rvalid):
                     m.next = "Idle"

@@ -172,6 +172,9 @@ tile of one token per chunk, in their order; its logits lie from `logits_base` o
 before that if one of the `n_ends` end tokens is made, of whichever sequence. `logits_from` must not
 be behind the last token of the first chunk.
 
+`watchdog` is for a host that cannot write the register `WATCHDOG`. It is written where magic,
+version, fingerprint and the counts before it are right, and holds for later runs, too.
+
 CHECKSUM computes the checksum of a range of memory, whose address and length are as a program's:
 multiples of {fetch} bytes in nano, 1 GB at most; there is no body, and the rest of the header does
 not count. The range is words of 64 bits; the checksum is 0 in

@@ -112,13 +112,18 @@ def test_a_bus_error_is_said(port: int, writes: bool, at: int, message: str, sou
 def test_a_silent_port_ends_in_a_reset(sound: Sound) -> None:
     """The accelerator's own watchdog notices it; the memory owes answers, so ports are reset."""
     simulator, before = sound.transport.simulator, sound.transport.resets
-    simulator.write_register("WATCHDOG", 3000)
-    simulator.disturb(1, 5, None)
+    runs = driver(sound.tiles).runs
+    assert isinstance(runs, DescriptorRuns)
+    usual, runs.watchdog_cycles = runs.watchdog_cycles, 3000
+    # it is set by a descriptor that can be read
+    sound.check()
+    simulator.disturb(1, 12, None)
     with pytest.raises(
         DeviceError, match=r"^device rtl, after \d+ cycles: nothing moved for too long after \d"
     ):
         sound.tiles.run_tile(TOKENS, 0, 0)
     simulator.disturb(1, None)
+    runs.watchdog_cycles = usual
     sound.check()
     assert sound.transport.resets == before + 1
     assert simulator.read_register("WATCHDOG") == 1 << 20

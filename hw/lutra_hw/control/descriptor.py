@@ -54,8 +54,9 @@ class DescriptorWords(wiring.Component):
     """Takes the words of a descriptor, one per cycle at most.
 
     What shapes its run is written to registers in the cycle in which it comes, be the header right
-    or not. A cycle after the header's last word ``code`` is its first error; there is no body then.
-    ``rest`` says that the words from this one on do not count. After reset a header is due.
+    or not; WATCHDOG only where all before it is right. A cycle after the header's last word
+    ``code`` is its first error; there is no body then. ``rest`` says that the words from this one
+    on do not count. After reset a header is due.
 
     Model: :func:`lutra_golden.control.descriptor.check_header`.
 
@@ -109,7 +110,7 @@ class DescriptorWords(wiring.Component):
             self.end.eq(read.data),
         ]
         self._header(m, part, index, is_bad)
-        self._registers(m, part, index, item, odd)
+        self._registers(m, part, index, item, odd, is_bad)
 
         count = Signal(8)
         m.d.comb += [
@@ -214,7 +215,7 @@ class DescriptorWords(wiring.Component):
             self.has_result.eq((part != _Part.HEADER) & ~kept.foreign),
         ]
 
-    def _registers(self, m, part, index, item, odd):
+    def _registers(self, m, part, index, item, odd, is_bad):
         """Write the registers and arrays that shape the run."""
         write = self.write
         header, known = Signal.like(write.addr.register), Signal()
@@ -224,6 +225,11 @@ class DescriptorWords(wiring.Component):
                 for i in range(field.count):
                     with m.Case(field.first + i):
                         m.d.comb += [header.eq(REGISTERS[name].address // 4 + i), known.eq(1)]
+            with m.Case(HEADER["watchdog"].first):
+                m.d.comb += [
+                    header.eq(REGISTERS["WATCHDOG"].address // 4),
+                    known.eq((self.word != 0) & ~is_bad),
+                ]
         m.d.comb += write.data.eq(self.word)
         tables = {name: REGISTERS[name].address // 4 for name in ("CHUNK", "CHUNK_KV", "TOKEN")}
         with m.Switch(part):

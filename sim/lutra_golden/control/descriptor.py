@@ -28,7 +28,7 @@ __all__ = [
     "line_bytes",
 ]
 
-MAGIC, DESCRIPTOR_VERSION = 0x4452544C, 1  # "LTRD"
+MAGIC, DESCRIPTOR_VERSION = 0x4452544C, 2  # "LTRD"
 DOORBELL_BYTES = 256
 """A doorbell is the address of a descriptor in these: one register of 32 bits holds it."""
 QUEUE_DEPTH = 4
@@ -65,6 +65,7 @@ HEADER: Mapping[str, Word] = {
     "n_chunks": Word(18, "entries of the table of chunks", TOKENS_WIDTH),
     "n_ends": Word(19, f"end tokens, 0 to {ENDS_MAX}", TOKENS_WIDTH),
     "n_greedy": Word(20, "tokens to make of each sequence, 0 for none", 16),
+    "watchdog": Word(21, "for the register `WATCHDOG`, from here on; 0 leaves it as it is"),
 }
 """The first 128 bytes; words that are not listed are zero, as are bits beyond a width."""
 
@@ -96,6 +97,7 @@ class Descriptor:
     logits_stride: int = 0
     logits_from: int = 0
     n_greedy: int = 0
+    watchdog: int = 0
     chunks: tuple[ChunkEntry, ...] = ()
     tokens: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()

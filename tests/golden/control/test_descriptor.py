@@ -35,6 +35,7 @@ SOUND = Descriptor(
     logits_stride=1024,
     logits_from=1,
     n_greedy=5,
+    watchdog=0x1234_5678,
     chunks=(ChunkEntry(3, 2, 0x7000), ChunkEntry(9, 1, 0x9000)),
     tokens=(11, 12, 13),
     ends=(1, 2, 3),
@@ -75,9 +76,10 @@ def test_the_layout() -> None:
     data = SOUND.encode(LINE)
     words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
     assert data[:4] == b"LTRD"
-    assert words[1] == 1
+    assert words[1] == 2
     assert words[6:8] == [7, Kind.RUN]
     assert words[12:14] == [0, 0x80]
+    assert words[20:23] == [5, 0x1234_5678, 0]
     assert words[32:42] == [3 | 2 << 16, 7, 9 | 1 << 16, 9, 11, 12, 13, 1, 2, 3]
     assert not any(words[42:])
     assert body_bytes(SOUND.header) == 4 * 10
@@ -104,7 +106,7 @@ def test_a_value_that_does_not_fit_is_refused() -> None:
         replace(SOUND, tokens=(-1,)).encode(LINE)
 
 
-@pytest.mark.parametrize("bit", [0, 40, 170, 8 * 84, 8 * HEADER_BYTES - 1])
+@pytest.mark.parametrize("bit", [0, 40, 170, 8 * 88, 8 * HEADER_BYTES - 1])
 def test_what_is_no_descriptor_of_this_version_has_no_result(bit: int) -> None:
     """Magic, version, bits that mean nothing."""
     data = bytearray(SOUND.encode(LINE)[:HEADER_BYTES])

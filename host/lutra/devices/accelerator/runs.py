@@ -128,7 +128,9 @@ class DescriptorRuns:
         context: Mapping[str, int],
         watchdog_cycles: int,
     ) -> None:
-        self._transport, self._watchdog_cycles = transport, watchdog_cycles
+        self._transport = transport
+        self.watchdog_cycles = watchdog_cycles
+        """Cycles without progress that end a run; 0 leaves them as they are."""
         self._line = line_bytes(config)
         self._room = result_bytes(self._line, config.pass_tokens)
         self._base = transport.allocate(self.n_bytes(config))
@@ -139,7 +141,6 @@ class DescriptorRuns:
             logits_base=context["LOGITS_BASE"],
             logits_stride=context["LOGITS_STRIDE"],
         )
-        self._placed = False
 
     @staticmethod
     def n_bytes(config: AcceleratorConfig) -> int:
@@ -151,15 +152,13 @@ class DescriptorRuns:
     def run(self, program: Placed, tile: Tile, timeout_s: float | None) -> Ended:
         """Run a program on a tile to its end."""
         transport = self._transport
-        if not self._placed:
-            transport.write_register("WATCHDOG", self._watchdog_cycles)
-            self._placed = True
         descriptor = self._last = replace(
             self._last,
             tag=(self._last.tag + 1) & 0xFFFFFFFF,
             program_base=program.address,
             program_bytes=program.n_bytes,
             logits_from=tile.logits_from,
+            watchdog=self.watchdog_cycles,
             chunks=tuple(tile.chunks),
             tokens=tuple(tile.tokens),
         )
@@ -192,8 +191,7 @@ class DescriptorRuns:
         )
 
     def forget(self) -> None:
-        """Write WATCHDOG again."""
-        self._placed = False
+        """Nothing is to be written again: a descriptor has it all."""
 
 
 def read_failure(transport: Transport) -> tuple[int, Failure]:

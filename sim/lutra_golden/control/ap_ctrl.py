@@ -15,6 +15,7 @@ __all__ = [
     "CTRL_BITS",
     "IRQ_DONE",
     "IRQ_READY",
+    "KERNEL",
     "WINDOW",
     "XRT_ADDR_WIDTH",
     "XRT_REGISTERS",
@@ -23,6 +24,8 @@ __all__ = [
 
 AP_START, AP_DONE, AP_IDLE, AP_READY, AP_CONTINUE = 1, 2, 4, 8, 16
 IRQ_DONE, IRQ_READY = 1, 2
+KERNEL = "lutra"
+"""Name of the kernel, and of the top module that is one."""
 WINDOW = 0x1000
 """Address from which on the accelerator's own registers are seen."""
 XRT_ADDR_WIDTH = WINDOW.bit_length()

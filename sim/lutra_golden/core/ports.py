@@ -14,6 +14,7 @@ __all__ = [
     "PortParams",
     "Purpose",
     "Response",
+    "Top",
     "check_ports",
     "port_name",
     "two_ports",
@@ -37,6 +38,15 @@ class Response(IntEnum):
     OKAY = 0
     SLVERR = 2
     DECERR = 3
+
+
+class Top(StrEnum):
+    """Top-level module, by what starts its runs."""
+
+    ACCELERATOR = "accelerator"
+    """Registers on ``s_axi``, and an interrupt."""
+    XRT = "xrt"
+    """A kernel of XRT, which starts descriptors by ``ap_ctrl_chain``."""
 
 
 class Purpose(StrEnum):

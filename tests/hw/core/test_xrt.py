@@ -1,0 +1,50 @@
+"""XrtAccelerator: the ports that Vitis demands of a kernel, and Verilog without warnings."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from amaranth.lib.wiring import In, Out
+from tests.hw.core.test_accelerator import SMALL
+
+from lutra_golden.control.ap_ctrl import KERNEL, WINDOW, XRT_ADDR_WIDTH
+from lutra_golden.core.ports import BOUNDARY_BYTES
+from lutra_hw.core.xrt import CONTROL, XrtAccelerator, generate_xrt_verilog
+from lutra_sim.rtl import toolchain
+
+_LIMIT = 64 << 10  # bytes of the slave's range (UG1393)
+
+
+def test_ports_are_those_of_a_kernel() -> None:
+    members = XrtAccelerator(SMALL).signature.members
+    names = set(members)
+    assert {"ap_clk", "ap_rst_n", "interrupt"} <= names
+    assert not any("__" in name for name in names)
+    buses = {name.rpartition("_")[0] for name in names} - {"ap", "ap_rst", ""}
+    assert buses == {CONTROL, "m_axi_0", "m_axi_1"} and CONTROL == "s_axi_control"
+    widths = {name: member.shape for name, member in members.items()}
+    assert widths["s_axi_control_awaddr"] == widths["s_axi_control_araddr"] == XRT_ADDR_WIDTH
+    assert 2 * WINDOW == 1 << XRT_ADDR_WIDTH <= _LIMIT
+    assert widths["s_axi_control_rdata"] == 32
+    for port in ("m_axi_0", "m_axi_1"):
+        assert widths[f"{port}_araddr"] == 64
+        assert members[f"{port}_araddr"].flow is Out and members[f"{port}_rdata"].flow is In
+    assert "m_axi_0_awaddr" not in names and widths["m_axi_1_awaddr"] == 64
+    assert all(port.burst_bytes <= BOUNDARY_BYTES for port in SMALL.ports)
+
+
+@pytest.mark.cocotb
+def test_verilator_has_no_warning(tmp_path: Path) -> None:
+    text = generate_xrt_verilog(SMALL)
+    assert f"\nmodule {KERNEL}(" in text and "src =" not in text
+    path = tmp_path / f"{KERNEL}.v"
+    path.write_text(text, encoding="utf-8")
+    command = [*toolchain.verilator_command(), "--lint-only", "--top-module", KERNEL, str(path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=toolchain.build_environment()
+    )
+    assert (done.returncode, done.stderr) == (0, "")

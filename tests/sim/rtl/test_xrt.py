@@ -1,0 +1,133 @@
+"""The kernel of nano: descriptors that are started as XRT starts them, to the last bit."""
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("amaranth")
+pytest.importorskip("cocotb_tools")
+
+from lutra_golden.control.ap_ctrl import XRT_ADDR_WIDTH
+from lutra_golden.control.chunks import ChunkEntry
+from lutra_golden.control.descriptor import QUEUE_DEPTH, Descriptor, Kind, line_bytes
+from lutra_golden.control.interpreter import Interpreter
+from lutra_golden.control.memory import Memory
+from lutra_golden.control.registers import IDENT, STATUS_DONE, STATUS_ERROR, ErrorCode
+from lutra_golden.control.result import Result
+from lutra_golden.core.configs import NANO
+from lutra_golden.timing.memory import random_timing
+from lutra_sim.bench.core.story import Story, StorySizes
+from lutra_sim.rtl.xrt import XrtKernel
+
+pytestmark = [pytest.mark.rtl, pytest.mark.usefixtures("no_coverage")]
+
+LINE = line_bytes(NANO)
+SLOT = 2 * LINE  # a descriptor and its result block
+N_SLOTS = 6
+LIMIT = 200_000
+
+
+class Campaign:
+    """A kernel and a golden device with the same memory; descriptors lie behind the story's."""
+
+    def __init__(self) -> None:
+        sizes = StorySizes(hidden=256, intermediate=160, vocab=128, n_layers=1)
+        self.story = Story(NANO, sizes, Random(1))
+        image = self.story.bytes()
+        self.blocks = len(image)
+        size = self.blocks + N_SLOTS * SLOT
+        self.golden = Interpreter(NANO, Memory(size))
+        self.kernel = XrtKernel(NANO, size, random_timing(3))
+        for memory in (self.golden.memory, self.kernel):
+            memory.write(0, image + bytes(size - self.blocks))
+
+    def descriptor(self, slot: int, **values: Any) -> Descriptor:
+        registers = {name.lower(): value for name, value in self.story.registers.items()}
+        kv = self.story.kv_bases[0]
+        shape: dict[str, Any] = {"chunks": (ChunkEntry(0, 0, kv),), "tokens": (3, 1, 4)}
+        return Descriptor(
+            fingerprint=NANO.fingerprint,
+            result_base=self.blocks + slot * SLOT,
+            tag=slot,
+            **(registers | shape | values),
+        )
+
+    def start(self, descriptor: Descriptor) -> None:
+        """Place a descriptor in both memories, start it by XRT, and run the golden device."""
+        base = descriptor.result_base
+        data = bytes(LINE) + descriptor.encode(LINE)
+        self.kernel.write(base, data)
+        self.golden.memory.write(base, data)
+        self.kernel.start(base + LINE)
+        self.golden.run_descriptor(base + LINE)
+
+    def check(self, slot: int) -> Result:
+        """Wait for a run; its result block, and memory if it is the last one, are golden."""
+        assert self.kernel.wait(LIMIT), "the run hangs"
+        at = self.blocks + slot * SLOT
+        found = Result.decode(self.kernel.read(at, LINE))
+        expected = Result.decode(self.golden.memory.read(at, LINE).tobytes())
+        assert found.counters["cycles"] > 0
+        found.counters = dict(expected.counters)
+        assert found == expected
+        return found
+
+    def check_memory(self) -> None:
+        """All but the counters in result blocks is golden."""
+        size = self.kernel.memory_bytes
+        for slot in range(N_SLOTS):
+            # compared before
+            at = self.blocks + slot * SLOT
+            self.golden.memory.write(at, self.kernel.read(at, LINE))
+        assert self.kernel.read(0, size) == self.golden.memory.read(0, size).tobytes()
+
+
+@pytest.fixture(scope="module")
+def campaign() -> Any:
+    found = Campaign()
+    yield found
+    found.kernel.close()
+
+
+def test_a_run(campaign: Campaign) -> None:
+    campaign.start(campaign.descriptor(0, logits_from=1))
+    result = campaign.check(0)
+    assert (result.status & STATUS_ERROR, len(result.argmax)) == (0, 2)
+    campaign.check_memory()
+
+
+def test_a_queue_of_runs(campaign: Campaign) -> None:
+    """More than fit into the accelerator's queue, each of which goes on where the last ended."""
+    kv = campaign.story.kv_bases[1]
+    assert N_SLOTS > QUEUE_DEPTH + 1
+    for slot in range(N_SLOTS):
+        chunks = (ChunkEntry(slot, 0, kv),)
+        campaign.start(campaign.descriptor(slot, tokens=(slot + 5,), chunks=chunks))
+    assert campaign.kernel.n_started > QUEUE_DEPTH
+    for slot in range(N_SLOTS):
+        assert campaign.check(slot).status & STATUS_DONE
+    assert campaign.kernel.n_started == 0
+    campaign.check_memory()
+
+
+def test_what_is_not_carried_out_is_done_too(campaign: Campaign) -> None:
+    """An address that cannot be rung; a descriptor for another configuration; then a sound one."""
+    sound = campaign.descriptor(1, kind=Kind.CHECKSUM, chunks=(), tokens=())
+    campaign.kernel.write(campaign.blocks, bytes(LINE))
+    for address in (campaign.blocks + 8, 1 << 40):
+        campaign.kernel.start(address)
+    campaign.start(replace(sound, fingerprint=1))
+    campaign.start(campaign.descriptor(2, kind=Kind.CHECKSUM, chunks=(), tokens=()))
+    for _ in range(2):
+        assert campaign.kernel.wait(LIMIT)
+    assert campaign.kernel.read(campaign.blocks, LINE) == bytes(LINE)
+    assert campaign.check(1).failure.code == ErrorCode.FINGERPRINT
+    assert campaign.check(2).checksum
+
+
+def test_registers_lie_behind(campaign: Campaign) -> None:
+    assert campaign.kernel.read_register("IDENT") == IDENT
+    with pytest.raises(ValueError, match=r"^address of a word must be in 0\.\.0x1ffc, not 0x2000$"):
+        campaign.kernel.read_word(1 << XRT_ADDR_WIDTH)

@@ -11,6 +11,7 @@ from lutra.compile.configure import configure
 from lutra.compile.fit import round_up
 from lutra.compile.program import Program, SegmentKind
 from lutra.compile.ranges import stream_halves
+from lutra.devices.accelerator.identity import IDENTITY_BYTES, check_identity
 from lutra.devices.accelerator.kv import read_layer, write_layer
 from lutra.devices.accelerator.programs import Programs
 from lutra.devices.accelerator.runs import (
@@ -19,23 +20,20 @@ from lutra.devices.accelerator.runs import (
     RegisterRuns,
     Runs,
     Tile,
-    read_pair,
 )
-from lutra.devices.accelerator.transport import PAGE, DoorbellTransport, Heap, Transport
+from lutra.devices.accelerator.transport import (
+    PAGE,
+    DoorbellTransport,
+    Heap,
+    RegisterTransport,
+    Transport,
+    abort,
+)
 from lutra.devices.base import BaseDevice, Chunk, DeviceError, PassResult
 from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float, unpack_scale
 from lutra_golden.control.chunks import ChunkEntry
-from lutra_golden.control.registers import (
-    CONTROL_ABORT,
-    IDENT,
-    STATUS_BUSY,
-    STATUS_DRAINING,
-    STATUS_ERROR,
-    STATUS_REFUSED,
-    STATUS_SATURATED,
-    VERSION,
-)
+from lutra_golden.control.registers import STATUS_ERROR, STATUS_REFUSED, STATUS_SATURATED
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
@@ -48,7 +46,6 @@ Progress = Callable[[str, float], None]
 _SESSIONS_BYTES = 1 << 30  # of memory for sessions, beside the model
 _TIMEOUT_S = 600.0
 _WATCHDOG_CYCLES = 1 << 20  # far beyond what the memory may take to answer
-_ABORT_READS = 1000  # of STATUS, until an aborted run must be over
 
 
 class AcceleratorSession(BaseSession):
@@ -192,11 +189,11 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         needed = sum(round_up(size, PAGE) for size in sizes.values())
         needed += max(round_up(program.kv_bytes, PAGE), _SESSIONS_BYTES)
         needed += Programs.n_bytes(program)
-        needed += round_up(DescriptorRuns.n_bytes(program.config), PAGE)
+        needed += round_up(DescriptorRuns.n_bytes(program.config), PAGE) + IDENTITY_BYTES
         self._program = program
         transport = self.transport
         transport.open(program.config, needed)
-        self._check_identity(program.config)
+        check_identity(transport, program.config)
         self._programs = Programs(program, transport)
         context = {name: transport.allocate(size) for name, size in sizes.items()}
         self.addresses = {"PROGRAM_BASE": self._programs.whole.address} | context
@@ -207,6 +204,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         if isinstance(transport, DoorbellTransport):
             self._runs = DescriptorRuns(transport, program.config, context, watchdog)
         else:
+            assert isinstance(transport, RegisterTransport)
             self._runs = RegisterRuns(transport, context, watchdog)
         self.memory = self._session_memory(program)
         self._busy = False
@@ -222,27 +220,6 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
                 if size == least:
                     raise
                 size = max(least, round_up(size // 2, PAGE))
-
-    def _check_identity(self, config: AcceleratorConfig) -> None:
-        """Refuse an accelerator that is not the one that the program was made for."""
-        read = self.transport.read_register
-        if (ident := read("IDENT")) != IDENT:
-            raise DeviceError(
-                f"device {self.name} answers with {ident:#010x} instead of {IDENT:#010x}: it is no "
-                "Lutra accelerator, load its bitstream again"
-            )
-        if (version := read("VERSION")) != VERSION:
-            raise DeviceError(
-                f"device {self.name} has version {version} of the register map, this Lutra drives "
-                f"{VERSION}: build the accelerator again"
-            )
-        fingerprint = read_pair(self.transport, "FINGERPRINT")
-        if fingerprint != config.fingerprint:
-            raise DeviceError(
-                f"device {self.name} is built from configuration {fingerprint:016x}, the program "
-                f"for {config.name} ({config.fingerprint:016x}): build the accelerator again, or "
-                "use the configuration that it was built from"
-            )
 
     def _unload(self) -> None:
         self._program, self._programs, self._runs, self.addresses = None, None, None, {}
@@ -296,20 +273,10 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     def _abort(self) -> None:
         """End the run that is under way; reset an accelerator that does not do so."""
-        if not self._obeys():
+        if not abort(self.transport):
             self.runs.forget()
             self.transport.reset()
         self._busy = False
-
-    def _obeys(self) -> bool:
-        """True if the run is over soon after it was aborted."""
-        transport = self.transport
-        try:
-            transport.write_register("CONTROL", CONTROL_ABORT)
-            status = (transport.read_register("STATUS") for _ in range(_ABORT_READS))
-            return any(not each & (STATUS_BUSY | STATUS_DRAINING) for each in status)
-        except DeviceError:
-            return False
 
     def _put_stream(self, chunks: Sequence[Chunk], places: Sequence[int]) -> None:
         """Write the residual streams of the chunks, whose tokens are at ``places`` of the tile."""
@@ -378,4 +345,4 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the last pass; empty where there are none."""
-        return self.transport.counters()
+        return self.runs.counters()

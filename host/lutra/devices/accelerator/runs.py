@@ -6,7 +6,12 @@ from typing import Protocol
 
 from lutra.compile.fit import round_up
 from lutra.devices.accelerator.programs import Placed
-from lutra.devices.accelerator.transport import DoorbellTransport, Transport
+from lutra.devices.accelerator.transport import (
+    DoorbellTransport,
+    RegisterTransport,
+    Transport,
+    read_pair,
+)
 from lutra.devices.base import DeviceError
 from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.descriptor import (
@@ -24,7 +29,7 @@ from lutra_golden.control.registers import (
 from lutra_golden.control.result import Result, result_bytes
 from lutra_golden.core.config import AcceleratorConfig
 
-__all__ = ["DescriptorRuns", "Ended", "RegisterRuns", "Runs", "Tile", "read_pair"]
+__all__ = ["DescriptorRuns", "Ended", "RegisterRuns", "Runs", "Tile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,10 @@ class Runs(Protocol):
         """Rely on nothing that was written to registers before."""
         ...
 
+    def counters(self) -> Mapping[str, int]:
+        """Performance counters of the last run; empty where there are none."""
+        ...
+
 
 class RegisterRuns:
     """Writes every register that changed, starts, and reads the results from registers.
@@ -69,7 +78,7 @@ class RegisterRuns:
     """
 
     def __init__(
-        self, transport: Transport, context: Mapping[str, int], watchdog_cycles: int
+        self, transport: RegisterTransport, context: Mapping[str, int], watchdog_cycles: int
     ) -> None:
         self._transport = transport
         self._context = dict(context) | {"WATCHDOG": watchdog_cycles}
@@ -112,6 +121,10 @@ class RegisterRuns:
         """Write all registers again."""
         self._placed, self._program = False, None
 
+    def counters(self) -> Mapping[str, int]:
+        """Performance counters of the last run."""
+        return self._transport.counters()
+
     def _write(self, name: str, value: int) -> None:
         self._transport.write_register(name, value & 0xFFFFFFFF)
         if name.endswith("_BASE"):
@@ -134,6 +147,7 @@ class DescriptorRuns:
         self._line = line_bytes(config)
         self._room = result_bytes(self._line, config.pass_tokens)
         self._base = transport.allocate(self.n_bytes(config))
+        self._counters: Mapping[str, int] = {}
         self._last = Descriptor(
             fingerprint=config.fingerprint,
             result_base=self._base,
@@ -167,6 +181,7 @@ class DescriptorRuns:
         transport.ring(self._base + self._room)
         cycles = transport.wait(timeout_s)
         result = Result.decode(transport.read(self._base, self._room))
+        self._counters = result.counters if any(result.counters.values()) else {}
         if not result.status & STATUS_DONE or result.tag != descriptor.tag:
             status, failure = read_failure(transport)
             if failure.code:
@@ -193,16 +208,17 @@ class DescriptorRuns:
     def forget(self) -> None:
         """Nothing is to be written again: a descriptor has it all."""
 
+    def counters(self) -> Mapping[str, int]:
+        """Performance counters of the last run."""
+        return self._counters
+
 
 def read_failure(transport: Transport) -> tuple[int, Failure]:
-    """STATUS, and the failure of the last run."""
+    """STATUS, and the failure of the last run; nothing where registers are out of reach."""
+    if not isinstance(transport, RegisterTransport):
+        return 0, Failure()
     status = transport.read_register("STATUS")
     if not status & STATUS_ERROR:
         return status, Failure()
     address = read_pair(transport, "ERROR_ADDRESS")
     return status, Failure.of(transport.read_register("ERROR"), address)
-
-
-def read_pair(transport: Transport, name: str) -> int:
-    """A register of two words."""
-    return transport.read_register(name) | transport.read_register(name, 1) << 32

@@ -5,17 +5,30 @@ from typing import Protocol, runtime_checkable
 
 from lutra.compile.fit import round_up
 from lutra.devices.base import DeviceError
+from lutra_golden.control.registers import CONTROL_ABORT, STATUS_BUSY, STATUS_DRAINING
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import BOUNDARY_BYTES
 
-__all__ = ["PAGE", "DoorbellTransport", "Heap", "Transport"]
+__all__ = [
+    "PAGE",
+    "DoorbellTransport",
+    "Heap",
+    "RegisterTransport",
+    "Transport",
+    "abort",
+    "read_pair",
+]
 
 PAGE = BOUNDARY_BYTES
 """Bytes of a page: what allocations begin at and are rounded up to."""
+_ABORT_READS = 1000  # of STATUS, until an aborted run must be over
 
 
 class Transport(Protocol):
-    """A way to an accelerator: its memory, its registers, and the end of a run.
+    """A way to an accelerator: its memory, and the end of a run.
+
+    Runs are started by its registers (:class:`RegisterTransport`), by descriptors
+    (:class:`DoorbellTransport`), or by either.
 
     Whatever goes wrong on the way is a :class:`~lutra.devices.base.DeviceError` with one line.
     """
@@ -48,6 +61,27 @@ class Transport(Protocol):
         """Read memory, all of which must have been written."""
         ...
 
+    def wait(self, timeout_s: float | None) -> int | None:
+        """Wait for the interrupt that ends a run; returns its clock cycles, None if unknown.
+
+        DeviceError, with the name of what is waiting, after ``timeout_s`` or where the transport
+        sees that the run hangs.
+        """
+        ...
+
+    def reset(self) -> None:
+        """End what the accelerator does, whatever that is; memory stays, registers do not."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class RegisterTransport(Transport, Protocol):
+    """A way to an accelerator whose registers can be reached."""
+
     def write_register(self, name: str, value: int, index: int = 0) -> None:
         """Write a register of :data:`~lutra_golden.control.registers.REGISTERS`."""
         ...
@@ -60,24 +94,8 @@ class Transport(Protocol):
         """Start the run that the registers describe; its end is not yet signalled."""
         ...
 
-    def wait(self, timeout_s: float | None) -> int | None:
-        """Wait for the interrupt that ends a run; returns its clock cycles, None if unknown.
-
-        DeviceError, with the name of what is waiting, after ``timeout_s`` or where the transport
-        sees that the run hangs.
-        """
-        ...
-
-    def reset(self) -> None:
-        """Reset the accelerator, whatever it does; memory stays, registers do not."""
-        ...
-
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the last run; empty where there are none."""
-        ...
-
-    def close(self) -> None:
-        """Disconnect; a second call does nothing."""
         ...
 
 
@@ -91,6 +109,23 @@ class DoorbellTransport(Transport, Protocol):
         DeviceError if too many wait already.
         """
         ...
+
+
+def read_pair(transport: RegisterTransport, name: str) -> int:
+    """A register of two words."""
+    return transport.read_register(name) | transport.read_register(name, 1) << 32
+
+
+def abort(transport: Transport) -> bool:
+    """Abort the run that is under way; true if it is over soon."""
+    if not isinstance(transport, RegisterTransport):
+        return False
+    try:
+        transport.write_register("CONTROL", CONTROL_ABORT)
+        status = (transport.read_register("STATUS") for _ in range(_ABORT_READS))
+        return any(not each & (STATUS_BUSY | STATUS_DRAINING) for each in status)
+    except DeviceError:
+        return False
 
 
 class Heap:

@@ -124,14 +124,14 @@ def add_board(parser: argparse.ArgumentParser) -> None:
         "--emulate",
         choices=sorted(BOARD_PROFILES),
         metavar="BOARD",
-        help="simulate a board instead of using a real one, with -dev pynq: "
+        help="simulate a board instead of using a real one, with -dev pynq or xrt: "
         f"{', '.join(sorted(BOARD_PROFILES))}",
     )
     parser.add_argument(
         "--bitstream",
         type=Path,
         metavar="FILE",
-        help="bitstream (.bit, with the .hwh beside it) to load into a real board",
+        help="bitstream (.bit, with the .hwh beside it; .xclbin for XRT) to load into a real board",
     )
 
 

@@ -9,9 +9,11 @@ from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.pynq import PynqTransport, default_bitstream
 from lutra.devices.accelerator.rtl import RtlTransport
 from lutra.devices.accelerator.transport import Transport
+from lutra.devices.accelerator.xrt import XrtTransport, default_xclbin
 from lutra.devices.base import Device
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice
+from lutra.devices.emulated.card import emulated_xrt
 from lutra.devices.emulated.pynq_board import emulated_pynq
 from lutra.devices.golden import GoldenDevice
 from lutra_golden.core.config import AcceleratorConfig
@@ -24,9 +26,9 @@ __all__ = ["DEVICES", "choose_device", "most_threads", "next_best", "notes_on"]
 
 Progress = Callable[[str, float], None]
 
-DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl", "pynq")
+DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl", "pynq", "xrt")
 """Names of devices; ``auto`` is the fastest that is here."""
-_BOARDS = ("pynq",)
+_BOARDS = ("pynq", "xrt")
 _ACCELERATORS = ("interpreted", "rtl", *_BOARDS)
 _THREADS = 256  # more than one per core only slow each other down
 
@@ -94,7 +96,7 @@ def choose_device(
         raise LutraError("only a board loads a bitstream: leave bitstream out")
     built = config or (board.config if board else "nano")
     if name in _BOARDS:
-        transport = _board_transport(board, bitstream, progress)
+        transport = _board_transport(name, board, bitstream, progress)
         return AcceleratorDevice(transport, built, engine, progress=progress), []
     if name == "rtl":
         transport = RtlTransport(wave=wave, wave_cycles=wave_cycles, progress=progress)
@@ -119,9 +121,13 @@ def _emulated(emulate: str, device: str) -> BoardProfile:
 
 
 def _board_transport(
-    board: BoardProfile | None, bitstream: Path | None, progress: Progress | None
+    name: str, board: BoardProfile | None, bitstream: Path | None, progress: Progress | None
 ) -> Transport:
-    """Transport to the real board, or to ``board`` emulated."""
+    """Transport of device ``name`` to the real board, or to ``board`` emulated."""
+    if name == "xrt":
+        if board is None:
+            return XrtTransport(xclbin=bitstream or default_xclbin)
+        return emulated_xrt(board, progress=progress)
     if board is None:
         return PynqTransport(bitstream=bitstream or default_bitstream)
     return emulated_pynq(board, progress=progress)

@@ -74,7 +74,23 @@ _KV260 = BoardProfile(
 )
 """Kria KV260: Zynq UltraScale+, DDR4 behind high-performance ports of 128 bits."""
 
-BOARD_PROFILES: Mapping[str, BoardProfile] = {board.name: board for board in (_KV260,)}
+_U55C = BoardProfile(
+    name="u55c",
+    part="xcu55c-fsvh2892-2L-e",
+    runtime="xrt",
+    config="nano",
+    port_width=512,
+    n_ports=32,
+    buffer_base=0,
+    # two stacks of HBM
+    buffer_bytes=16 << 30,
+    clock_hz=200_000_000,
+    read_latency=70,
+    write_latency=35,
+)
+"""Alveo U55C: HBM2 behind ports that XRT's tools widen to 512 bits."""
+
+BOARD_PROFILES: Mapping[str, BoardProfile] = {board.name: board for board in (_KV260, _U55C)}
 """Boards that can be emulated, by name."""
 
 

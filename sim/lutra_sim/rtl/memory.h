@@ -2,9 +2,10 @@
 
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <sstream>
@@ -66,8 +67,8 @@ public:
     explicit Memory(uint64_t size)
         : size_(size), bytes_(allocate(size)), written_(allocate(size / 8 + 1)) {}
     ~Memory() {
-        std::free(bytes_);
-        std::free(written_);
+        munmap(bytes_, size_);
+        munmap(written_, size_ / 8 + 1);
     }
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
@@ -110,9 +111,10 @@ public:
 
 private:
     static uint8_t* allocate(uint64_t size) {
-        // calloc maps zero pages lazily, so memory that is never touched costs nothing
-        void* memory = std::calloc(size, 1);
-        if (!memory) throw std::bad_alloc();
+        // pages of zeros that are never touched cost nothing, be they more than the machine has
+        constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (memory == MAP_FAILED) throw std::bad_alloc();
         return static_cast<uint8_t*>(memory);
     }
     void mark(uint64_t address, uint64_t n) {

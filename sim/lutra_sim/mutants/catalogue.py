@@ -14,15 +14,16 @@ from lutra_sim.mutants import (
     kernels,
     kernels_runner,
     packing,
+    xrt,
 )
 from lutra_sim.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS", "PACKAGES", "SURVIVORS"]
 
 PACKAGES: Mapping[str, Sequence[Mutant]] = {
-    "hw": (*hw.MUTANTS, *hw_units.MUTANTS),
+    "hw": (*hw.MUTANTS, *hw_units.MUTANTS, *xrt.HW),
     "golden": (*golden.MUTANTS, *golden_control.MUTANTS),
-    "host": (*host.MUTANTS, *packing.MUTANTS, *devices.MUTANTS),
+    "host": (*host.MUTANTS, *packing.MUTANTS, *devices.MUTANTS, *xrt.HOST),
     "cpu": (*cpu.MUTANTS, *cpu_targets.MUTANTS),
     "kernels": (*kernels.MUTANTS, *kernels_runner.MUTANTS),
 }

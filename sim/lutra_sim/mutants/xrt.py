@@ -1,0 +1,110 @@
+"""Faults in the way to an Alveo card: the kernel, its driver, and the card that is emulated."""
+
+from lutra_sim.mutants.mutant import planted
+
+__all__ = ["HOST", "HW"]
+
+_TESTS = "host/devices/test_xrt.py"
+
+HW = [
+    *planted(
+        "hw/lutra_hw/core/xrt.py",
+        ["hw/core/test_xrt.py::test_ports_are_those_of_a_kernel"],
+        ("addresses of the accelerator's width", "_ADDRESS_WIDTH = 64", "_ADDRESS_WIDTH = 40"),
+        (
+            "registers of the accelerator alone",
+            "Axi4LiteSignature(XRT_ADDR_WIDTH)",
+            "Axi4LiteSignature()",
+        ),
+        (
+            "pins of a bus named as Amaranth does",
+            'members[f"{CONTROL}_{name}"] = member',
+            'members[f"{CONTROL}__{name}"] = member',
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/control/ap_ctrl.py",
+        ["hw/control/test_ap_ctrl.py::test_bench"],
+        ("strobes of the first byte for all", "here & strb[byte] &", "here & strb[0] &"),
+        (
+            "a write that is forwarded answers with its own response",
+            "Mux(answered, core.bresp,",
+            "Mux(answered, RESP_OKAY,",
+        ),
+    ),
+]
+"""Faults of the package ``hw``."""
+
+HOST = [
+    *planted(
+        "host/lutra/devices/accelerator/identity.py",
+        [
+            f"{_TESTS}::test_another_configuration",
+            f"{_TESTS}::test_no_accelerator_of_ours",
+            f"{_TESTS}::test_memory_that_loses_bits",
+        ],
+        (
+            "any configuration will do",
+            "if fingerprint != config.fingerprint:",
+            "if not fingerprint:",
+        ),
+        (
+            "the checksum is not looked at",
+            'if result["checksum"] != checksum(data):',
+            'if not result["checksum"]:',
+        ),
+        (
+            "nothing that answers is an accelerator",
+            'if not result["status"] & STATUS_DONE or result["ident"] != IDENT:',
+            "if False:",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/xrt.py",
+        [
+            f"{_TESTS}::test_it_computes_what_golden_does",
+            f"{_TESTS}::test_a_missing_sync_shows",
+            f"{_TESTS}::test_a_run_that_is_late",
+        ],
+        (
+            "what is written goes to the front of the buffer",
+            "self.bo.sync(self._to_card, len(data), offset)",
+            "self.bo.sync(self._to_card, len(data), 0)",
+        ),
+        (
+            "the host's copy is read",
+            "        self.bo.sync(self._from_card, n_bytes, offset)\n",
+            "",
+        ),
+        (
+            "a run made for one buffer is started for another",
+            "idle = self._idle.setdefault(address, [])",
+            "idle = self._idle.setdefault(0, [])",
+        ),
+        (
+            "a reset does not wait for what runs",
+            "        while self._under_way:\n            try:",
+            "        while False:\n            try:",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/emulated/card.py",
+        [
+            f"{_TESTS}::test_an_argument_that_does_not_fit_is_not_set",
+            f"{_TESTS}::test_a_missing_sync_shows",
+            f"{_TESTS}::test_it_computes_what_golden_does",
+        ],
+        ("numbers of 33 bits", "range(-(1 << 31), 1 << 31)", "range(-(1 << 31), 1 << 32)"),
+        (
+            "one copy of a buffer",
+            "part[:] = self.card.kernel.peek(at, size)",
+            "self.card.kernel.peek(at, size)",
+        ),
+        (
+            "buffers are never given back",
+            "            self.card.free(self._address)\n",
+            "            pass\n",
+        ),
+    ),
+]
+"""Faults of the package ``host``."""

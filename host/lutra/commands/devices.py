@@ -5,6 +5,7 @@ import json
 from importlib.util import find_spec
 
 from lutra.commands.options import add_json
+from lutra.devices.accelerator.pynq import describe_board
 from lutra.devices.choose import DEVICES, next_best
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.device import CpuDevice
@@ -61,6 +62,8 @@ def _describe(name: str, progress: StepProgress) -> str:
         return f"{threads} threads, decode by {few}, prefill by {many}"
     if name == "rtl":
         return _describe_rtl()
+    if name == "pynq":
+        return describe_board()
     if name == "interpreted":
         return "the accelerator's program, instruction by instruction, in NumPy"
     return "the specification, in NumPy"

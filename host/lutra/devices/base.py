@@ -190,15 +190,26 @@ class _Gathered:
     cycles: int | None = None
 
     def result(self, vocab_size: int) -> StepResult:
-        none = np.empty((0, vocab_size), np.int64)
+        if not self.logits:
+            self.logits.append(np.empty((0, vocab_size), np.int64))
+            self.scale.append(np.empty(0))
+            self.argmax.append(np.empty(0, np.int64))
         return StepResult(
-            logits=np.concatenate(self.logits) if self.logits else none,
-            scale=np.concatenate(self.scale) if self.scale else np.empty(0),
-            argmax=np.concatenate(self.argmax) if self.argmax else np.empty(0, np.int64),
+            logits=_joined(self.logits),
+            scale=_joined(self.scale),
+            argmax=_joined(self.argmax),
             saturated=self.saturated,
             cycles=self.cycles,
-            residual=np.concatenate(self.residual) if self.residual else None,
+            residual=_joined(self.residual) if self.residual else None,
         )
+
+
+T = TypeVar("T", bound=np.generic)
+
+
+def _joined(parts: Sequence[NDArray[T]]) -> NDArray[T]:
+    """Rows of all passes; most steps are one."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class BaseDevice(ABC, Generic[S_co]):

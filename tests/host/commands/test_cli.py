@@ -318,6 +318,14 @@ def test_a_model_that_no_configuration_holds(tmp_path: Path, capsys: Capture) ->
             [*STORY, "--wave", "x.vcd"],
             "only device rtl writes a waveform: choose it, or leave wave out",
         ),
+        (
+            ["run", "-dev", "cpu", "--emulate", "kv260"],
+            "device cpu drives no kv260: choose device pynq$",
+        ),
+        (
+            ["run", "--bitstream", "x.bit"],
+            "only a board loads a bitstream: leave bitstream out$",
+        ),
         (["run", "--wave", "x.txt"], r"a waveform file must end in \.vcd or \.fst, not 'x\.txt'"),
         (["run", "--wave-cycles", "0:9"], "--wave-cycles needs --wave FILE"),
         (["run", "--wave-cycles", "9:0"], "argument --wave-cycles: FROM must be below TO, not"),

@@ -23,7 +23,8 @@ def test_every_device_is_listed(
     monkeypatch.setattr(choose, "gpu_count", lambda: 0)
     assert main(["devices", "--json"]) == 0
     rows = {row["device"]: row for row in json.loads(capsys.readouterr().out)}
-    assert list(rows) == ["cuda", "cpu", "golden", "interpreted", "rtl"]
+    assert list(rows) == ["cuda", "cpu", "golden", "interpreted", "rtl", "pynq"]
+    assert not rows["pynq"]["available"] and not rows["pynq"]["auto"]
     compiler = shutil.which("cc") is not None
     assert rows["cpu"]["available"] == compiler
     assert rows["golden"]["available"] and rows["golden"]["auto"] == (not compiler)

@@ -20,7 +20,7 @@ from lutra.devices.base import DeviceError, Step
 from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.descriptor import QUEUE_DEPTH, Descriptor, line_bytes
 from lutra_golden.control.registers import STATUS_REFUSED
-from lutra_golden.control.result import Result
+from lutra_golden.control.result import Result, result_bytes
 from lutra_golden.model.packed import PackedModel
 
 Packed = Callable[[str], PackedModel]
@@ -120,6 +120,34 @@ def test_a_run_is_one_transfer_one_doorbell_and_no_register(found: Find) -> None
         tiles.run_tile([5] * n, 2, first)
         # the result block, and the logits of each token that has some
         assert transport.calls == {"write": 1, "ring": 1, "wait": 1, "read": 1 + n - first}
+
+
+def test_a_descriptor_like_the_one_before_is_packed_as_a_new_one(found: Find) -> None:
+    """Of it only tag, chunks and tokens are written again."""
+    each, written = found("grouped"), list[bytes]()
+
+    class Keeping(InterpretedTransport):
+        def write(self, address: int, data: bytes) -> None:
+            written.append(data)
+            super().write(address, data)
+
+    tiles = on_transport(each, Keeping())
+    config, room = (
+        each.program.config,
+        result_bytes(line_bytes(each.program.config), each.program.config.pass_tokens),
+    )
+    for tag, (tokens, position, first) in enumerate(
+        (([1, 2, 3], 0, 1), ([4, 5, 6], 3, 1), ([7], 6, 0), ([8], 2, 0), ([9, 1, 2], 3, 1)), 1
+    ):
+        tiles.run_tile(tokens, position, first)
+        descriptor = Descriptor.decode(written[-1][room:])
+        assert written[-1] == bytes(room) + descriptor.encode(line_bytes(config))
+        assert descriptor.tag == tag
+        assert descriptor.logits_from == first
+        assert list(descriptor.tokens) == tokens
+        assert [(chunk.position, chunk.n_tokens) for chunk in descriptor.chunks] == [
+            (position, len(tokens))
+        ]
 
 
 def test_without_a_doorbell_registers_that_changed_are_written(found: Find) -> None:

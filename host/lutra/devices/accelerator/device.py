@@ -303,10 +303,9 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     def _rows(self, tokens: Sequence[int], n: int) -> NDArray[np.int32]:
         """The first ``n`` words that the run stored for each of ``tokens``."""
         base, stride = self.addresses["LOGITS_BASE"], self.program.logits_stride
-        rows = np.empty((len(tokens), n), np.int32)
-        for row, m in zip(rows, tokens, strict=True):
-            row[:] = np.frombuffer(self.transport.read(base + m * stride, 4 * n), "<i4")
-        return rows
+        read = self.transport.read
+        rows = [np.frombuffer(read(base + m * stride, 4 * n), "<i4") for m in tokens]
+        return np.array(rows, np.int32).reshape(-1, n)
 
     def _collect_stream(self, places: Sequence[int], ended: Ended) -> PassResult:
         """Residual stream of the pass that has ended."""

@@ -32,12 +32,13 @@ from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 from lutra_golden.machine import cache_root
 
-__all__ = ["PynqTransport", "default_bitstream"]
+__all__ = ["PynqTransport", "default_bitstream", "describe_board"]
 
 Bitstreams = Callable[[AcceleratorConfig], Path]
 
 _LINE = 64  # bytes of a cache line
 _SLICE_S = 1.0  # without an interrupt, after which registers are read
+_MISSED = 3  # interrupts in a row that a slice brought none of: there are none
 _POLL_S = (50e-6, 1e-3)  # pauses without an interrupt: the first and the longest
 _CLOCK_ERROR = 0.01  # of the fabric's clock
 _ADDRESSES = {name: register.address for name, register in REGISTERS.items()}
@@ -115,7 +116,7 @@ class PynqTransport:
         self._awaited: asyncio.Task[None] | None = None
         self._buffers: list[_Buffer] = []
         self._bases: list[int] = []
-        self._n_rung = self._n_over = 0
+        self._n_rung = self._n_over = self._n_missed = 0
 
     # -- connecting
 
@@ -125,7 +126,7 @@ class PynqTransport:
         pynq = _import_pynq()
         try:
             with _faults("the bitstream could not be loaded"):
-                self._device = device = self._find_device(pynq)
+                self._device = device = (self._make_device or _active_device)()
                 lock = BoardLock(str(device.tag))
                 lock.acquire(self.name)
                 self._lock = lock
@@ -136,18 +137,6 @@ class PynqTransport:
         except BaseException:
             self.close()
             raise
-
-    def _find_device(self, pynq: Any) -> Any:
-        if self._make_device is not None:
-            return self._make_device()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            if not pynq.Device.devices:
-                raise LutraError(
-                    "device pynq finds no board: run it as root on a board with PYNQ, or give "
-                    "--emulate BOARD"
-                )
-            return pynq.Device.active_device
 
     def _load(self, pynq: Any, config: AcceleratorConfig) -> None:
         """Load the overlay, and find the accelerator and its interrupt in it."""
@@ -215,7 +204,7 @@ class PynqTransport:
     def allocate(self, n_bytes: int, bank: int = 0) -> int:
         """Address of a buffer of its own; there is one bank."""
         with _faults(f"the board has no {n_bytes:,} bytes of memory in a row", _MEMORY_ADVICE):
-            array = _import_pynq().allocate((n_bytes,), "u1", target=self._opened())
+            array = _import_pynq().allocate((n_bytes,), "u1", self._opened(), cacheable=1)
         if array.nbytes < n_bytes:
             raise DeviceError(
                 f"the board gave {array.nbytes:,} bytes of memory instead of {n_bytes:,}: "
@@ -310,9 +299,9 @@ class PynqTransport:
             came = expected and self._await_interrupt(deadline)
             over = self._look()
             if came or (over and not expected):
-                continue
-            if over:
-                self._mend_interrupt()
+                self._n_missed = 0
+            elif over:
+                self._miss_interrupt()
             elif deadline is not None and time.monotonic() >= deadline:
                 units = describe_units(self.read_register("UNIT_STATE"))
                 raise DeviceError(
@@ -360,10 +349,13 @@ class PynqTransport:
             raise _fault("the interrupt could not be awaited", error) from error
         return True
 
-    def _mend_interrupt(self) -> None:
-        """Do without interrupts if one was enabled and did not come."""
+    def _miss_interrupt(self) -> None:
+        """Do without interrupts if several in a row did not come, though they were enabled."""
         if not self.read_register("IRQ_ENABLE"):
             self.write_register("IRQ_ENABLE", 1)
+            return
+        self._n_missed += 1
+        if self._n_missed < _MISSED:
             return
         _log.warning(
             "the interrupt of device pynq does not arrive, registers are read instead: check the "
@@ -426,6 +418,25 @@ def _import_pynq() -> Any:
             f"`{install_command('pynq')}`; device auto runs without it: -dev auto"
         ) from None
     return pynq
+
+
+def _active_device() -> Any:
+    """The board that this process runs on; LutraError if it is none."""
+    pynq = _import_pynq()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        devices = pynq.Device.devices
+    if not devices:
+        raise LutraError(
+            "device pynq finds no board: run it as root on a board with PYNQ, or simulate one with "
+            "--emulate BOARD"
+        )
+    return pynq.Device.active_device
+
+
+def describe_board() -> str:
+    """The board that this process runs on; LutraError says why there is none."""
+    return f"the accelerator on the fabric of {_active_device().name}"
 
 
 def _bind(pynq: Any) -> type[Any]:

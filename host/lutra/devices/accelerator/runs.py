@@ -1,5 +1,6 @@
 """Runs of an accelerator: by a descriptor and one doorbell, or register by register."""
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -17,6 +18,7 @@ from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.descriptor import (
     DESCRIPTOR_VERSION,
     ENDS_MAX,
+    HEADER,
     HEADER_BYTES,
     Descriptor,
     line_bytes,
@@ -26,10 +28,26 @@ from lutra_golden.control.registers import (
     STATUS_DONE,
     STATUS_ERROR,
 )
-from lutra_golden.control.result import Result, result_bytes
+from lutra_golden.control.result import RESULT, RESULT_BYTES, Result, result_bytes
 from lutra_golden.core.config import AcceleratorConfig
 
 __all__ = ["DescriptorRuns", "Ended", "RegisterRuns", "Runs", "Tile"]
+
+_WORD = struct.Struct("<I")
+_TAG_AT = 4 * HEADER["tag"].first
+
+
+def _words_at(*names: str) -> struct.Struct:
+    """Format of values of a result block, in the order of their addresses."""
+    text, at = "<", 0
+    for name in names:
+        word = RESULT[name]
+        text += f"{4 * (word.first - at)}x" + "IQ"[word.count - 1]
+        at = word.first + word.count
+    return struct.Struct(text)
+
+
+_RESULT = _words_at("status", "tag", "n_results", "cycles")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +150,10 @@ class RegisterRuns:
 
 
 class DescriptorRuns:
-    """Writes a descriptor, rings, and reads the result block, which lies in front of it."""
+    """Writes a descriptor, rings, and reads the result block, which lies in front of it.
+
+    Of a descriptor like the one before only what changed is packed again.
+    """
 
     def __init__(
         self,
@@ -147,14 +168,18 @@ class DescriptorRuns:
         self._line = line_bytes(config)
         self._room = result_bytes(self._line, config.pass_tokens)
         self._base = transport.allocate(self.n_bytes(config))
-        self._counters: Mapping[str, int] = {}
-        self._last = Descriptor(
+        self._sound = Descriptor(
             fingerprint=config.fingerprint,
             result_base=self._base,
             weight_base=context["WEIGHT_BASE"],
             logits_base=context["LOGITS_BASE"],
             logits_stride=context["LOGITS_STRIDE"],
         )
+        self._tag = 0
+        self._shape: tuple[Placed, int, int, int, int] | None = None
+        self._block = bytearray()
+        self._body = struct.Struct("")
+        self._result = b""
 
     @staticmethod
     def n_bytes(config: AcceleratorConfig) -> int:
@@ -166,43 +191,68 @@ class DescriptorRuns:
     def run(self, program: Placed, tile: Tile, timeout_s: float | None) -> Ended:
         """Run a program on a tile to its end."""
         transport = self._transport
-        descriptor = self._last = replace(
-            self._last,
-            tag=(self._last.tag + 1) & 0xFFFFFFFF,
-            program_base=program.address,
-            program_bytes=program.n_bytes,
-            logits_from=tile.logits_from,
-            watchdog=self.watchdog_cycles,
-            chunks=tuple(tile.chunks),
-            tokens=tuple(tile.tokens),
-        )
         # a result block of zeros: that of the run before would say that this one is done
-        transport.write(self._base, bytes(self._room) + descriptor.encode(self._line))
+        transport.write(self._base, self._encode(program, tile))
         transport.ring(self._base + self._room)
         cycles = transport.wait(timeout_s)
-        result = Result.decode(transport.read(self._base, self._room))
-        self._counters = result.counters if any(result.counters.values()) else {}
-        if not result.status & STATUS_DONE or result.tag != descriptor.tag:
-            status, failure = read_failure(transport)
-            if failure.code:
-                # it could not be read, or its result not be written
-                return Ended(status=status, failure=failure, argmax=[], scale=[], cycles=cycles)
-            if not status & STATUS_DONE:
-                self.forget()
-                raise DeviceError(
-                    f"device {transport.name} was reset during a run: see that no other program "
-                    "uses the board, and run again"
-                )
-            raise DeviceError(
-                f"device {transport.name} wrote no result of its run: it does not take descriptors "
-                f"of version {DESCRIPTOR_VERSION}, build the accelerator again"
+        self._result = transport.read(self._base, self._room)
+        return self._decode(self._result, cycles)
+
+    def _encode(self, program: Placed, tile: Tile) -> bytes:
+        """Result block of zeros, and the descriptor."""
+        chunks, tokens = tile.chunks, tile.tokens
+        self._tag = (self._tag + 1) & 0xFFFFFFFF
+        shape = program, self.watchdog_cycles, tile.logits_from, len(chunks), len(tokens)
+        if shape != self._shape:
+            descriptor = replace(
+                self._sound,
+                program_base=program.address,
+                program_bytes=program.n_bytes,
+                logits_from=tile.logits_from,
+                watchdog=self.watchdog_cycles,
+                chunks=tuple(chunks),
+                tokens=tuple(tokens),
             )
+            self._block = bytearray(bytes(self._room) + descriptor.encode(self._line))
+            self._body = struct.Struct(f"<{2 * len(chunks) + len(tokens)}I")
+            self._shape = shape
+        words = [word for entry in chunks for word in entry.words]
+        _WORD.pack_into(self._block, self._room + _TAG_AT, self._tag)
+        self._body.pack_into(self._block, self._room + HEADER_BYTES, *words, *tokens)
+        return bytes(self._block)
+
+    def _decode(self, data: bytes, cycles: int | None) -> Ended:
+        """End of the run that this result block is of."""
+        status, tag, n_results, counted = _RESULT.unpack_from(data)
+        if not status & STATUS_DONE or tag != self._tag:
+            return self._without_result(cycles)
+        failure = Failure()
+        if status & STATUS_ERROR:
+            failure, n_results = Result.decode(data).failure, 0
+        words = struct.unpack_from(f"<{2 * n_results}I", data, RESULT_BYTES)
         return Ended(
-            status=result.status,
-            failure=result.failure,
-            argmax=result.argmax,
-            scale=result.scale,
-            cycles=cycles or result.counters["cycles"] or None,
+            status=status,
+            failure=failure,
+            argmax=words[::2],
+            scale=words[1::2],
+            cycles=cycles or counted or None,
+        )
+
+    def _without_result(self, cycles: int | None) -> Ended:
+        """End of a run of which no result was written."""
+        transport = self._transport
+        status, failure = read_failure(transport)
+        if failure.code:
+            # it could not be read, or its result not be written
+            return Ended(status=status, failure=failure, argmax=[], scale=[], cycles=cycles)
+        if isinstance(transport, RegisterTransport) and not status & STATUS_DONE:
+            raise DeviceError(
+                f"device {transport.name} was reset during a run: see that no other program uses "
+                "the board, and run again"
+            )
+        raise DeviceError(
+            f"device {transport.name} wrote no result of its run: it does not take descriptors of "
+            f"version {DESCRIPTOR_VERSION}, build the accelerator again"
         )
 
     def forget(self) -> None:
@@ -210,7 +260,10 @@ class DescriptorRuns:
 
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the last run."""
-        return self._counters
+        if not any(self._result):
+            return {}
+        counters = Result.decode(self._result).counters
+        return counters if any(counters.values()) else {}
 
 
 def read_failure(transport: Transport) -> tuple[int, Failure]:

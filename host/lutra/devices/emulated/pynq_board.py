@@ -65,6 +65,10 @@ class EmulatedPynq:
         """Load a bitstream."""
         self.board.program(self._configs[path.read_text(encoding="ascii")])
 
+    def power_up(self) -> None:
+        """Give the clocks of the board the rates that they have at power-up."""
+        self.device().power_up()
+
     def count(self, name: str) -> None:
         """Count a call."""
         self.calls[name] = self.calls.get(name, 0) + 1
@@ -121,9 +125,13 @@ def _make_device_class() -> type[Any]:
             self.bitfile_name: str | None = None
             self.capabilities = {"REGISTER_RW": True}
             self._controller = InterruptController(board)
-            self._clocks = Clocks(board)
+            self.power_up()
             self.uio = Uio(board, self._controller)
             self.take()
+
+        def power_up(self) -> None:
+            """Start the clock generators."""
+            self._clocks = Clocks(self.emulated.board)
 
         def take(self) -> None:
             """Be the board that PYNQ's global state is about."""
@@ -186,9 +194,9 @@ def _make_device_class() -> type[Any]:
                 device_address=address, coherent=False,
             )  # fmt: skip
 
-        def flush(self, bo: Cached, _offset: int, _pointer: int, _n_bytes: int) -> None:
+        def flush(self, bo: Cached, offset: int, _pointer: int, n_bytes: int) -> None:
             self.emulated.count("flush")
-            bo.flush()
+            bo.flush(offset, n_bytes)
 
         def invalidate(self, bo: Cached, offset: int, _pointer: int, n_bytes: int) -> None:
             self.emulated.count("invalidate")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,9 +85,8 @@ class Uio:
         self._running = False
         if not self._events:
             return
-        board = self._board
+        board, comes = self._board, False
         faults = board.faults
-        comes = False
         if faults.extra_interrupts:
             faults.extra_interrupts -= 1
             comes = True
@@ -139,37 +138,32 @@ class Clocks:
 class Cached:
     """A buffer as a processor sees it that caches all of it until it is told otherwise.
 
-    The processor's copy holds anything at first. A flush writes those cache lines to memory that
-    the processor changed, an invalidation takes every line from memory; both are of the whole
-    buffer, as in PYNQ 4.
+    Whole cache lines go to memory and come from it, so that a line which both sides write to shows.
     """
 
     def __init__(self, board: EmulatedBoard, address: int, n_bytes: int) -> None:
         self.address, self.n_bytes = address, n_bytes
         self._board = board
-        room = -(-max(n_bytes, 1) // _LINE) * _LINE
-        self.host: NDArray[np.uint8] = np.full(room, 0xA5, np.uint8)
-        self._clean = self.host.copy()
+        self.host: NDArray[np.uint8] = np.zeros(n_bytes, np.uint8)
+        """The processor's copy."""
 
-    def flush(self) -> None:
-        """Write what the processor changed to memory."""
-        changed = (self.host != self._clean).reshape(-1, _LINE).any(axis=1)
-        for first, last in _runs(changed):
-            at, end = first * _LINE, min(last * _LINE, self.n_bytes)
-            self._board.simulator.write(self.address + at, self.host[at:end])
-            self._clean[at:end] = self.host[at:end]
+    def flush(self, offset: int, n_bytes: int) -> None:
+        """Write the processor's copy of a range to memory."""
+        first, end = self._lines(offset, n_bytes)
+        self._board.simulator.write(self.address + first, self.host[first:end])
 
     def invalidate(self, offset: int, n_bytes: int) -> None:
-        """Take what lies in memory; the bytes that are asked for must have been written."""
+        """Take a range from memory, which must have been written.
+
+        A single line may be taken for the sake of some of it.
+        """
         simulator = self._board.simulator
-        simulator.read(self.address + offset, n_bytes)
-        self.host[: self.n_bytes] = np.frombuffer(
-            simulator.peek(self.address, self.n_bytes), np.uint8
-        )
-        self._clean[:] = self.host
+        if n_bytes > _LINE:
+            simulator.read(self.address + offset, n_bytes)
+        first, end = self._lines(offset, n_bytes)
+        data = simulator.peek(self.address + first, end - first)
+        self.host[first:end] = np.frombuffer(data, np.uint8)
 
-
-def _runs(marked: NDArray[Any]) -> list[tuple[int, int]]:
-    """First and one past the last of each run of marked elements."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], marked.astype(np.int8), [0]))))
-    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+    def _lines(self, offset: int, n_bytes: int) -> tuple[int, int]:
+        first, end = offset // _LINE * _LINE, -(-(offset + n_bytes) // _LINE) * _LINE
+        return first, min(end, self.n_bytes)

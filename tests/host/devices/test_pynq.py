@@ -1,0 +1,96 @@
+"""The device ``pynq`` where there is no PYNQ or no board, and the lock of a board."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lutra.devices.accelerator.lock import BoardLock
+from lutra.devices.accelerator.pynq import PynqTransport, default_bitstream, describe_board
+from lutra.devices.base import DeviceError
+from lutra.devices.choose import choose_device
+from lutra_golden.core.configs import NANO
+from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
+
+
+def test_without_the_package_one_line_says_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynq", None)
+    message = (
+        f"device pynq needs pynq, which is not installed: run `{install_command('pynq')}`; device "
+        "auto runs without it: -dev auto"
+    )
+    for use in (lambda: PynqTransport().open(NANO, 1 << 20), describe_board):
+        with pytest.raises(LutraError) as error:
+            use()
+        assert str(error.value) == message
+
+
+@pytest.mark.pynq
+def test_where_there_is_no_board_one_line_says_so() -> None:
+    with pytest.raises(LutraError, match=r"^device pynq finds no board: run it as root on a boa"):
+        PynqTransport().open(NANO, 1 << 20)
+
+
+def test_a_missing_bitstream_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
+    name = f"{NANO.fingerprint:016x}.bit"
+    with pytest.raises(LutraError) as error:
+        default_bitstream(NANO)
+    assert str(error.value) == (
+        f"there is no bitstream of configuration nano (fingerprint {NANO.fingerprint:016x}): build "
+        f"it, and put {name} and the .hwh file of the same name into {tmp_path / 'bitstreams'}"
+    )
+    path = tmp_path / "bitstreams" / name
+    path.parent.mkdir()
+    path.touch()
+    assert default_bitstream(NANO) == path
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cpu", {"emulate": "kv260"}, "device cpu drives no kv260: choose device pynq"),
+        ("pynq", {"emulate": "kv261"}, "the board must be one of kv260"),
+        ("rtl", {"bitstream": Path("x.bit")}, "only a board loads a bitstream: leave bitstream ou"),
+        (
+            "pynq",
+            {"bitstream": Path("x.bit"), "emulate": "kv260"},
+            "only a board loads a bitstream: leave bitstream out",
+        ),
+        ("pynq", {"threads": 2}, "only device cpu has threads, pynq has none: leave threads out"),
+    ],
+)
+def test_options_that_do_not_fit(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(LutraError, match=f"^{message}"):
+        choose_device(name, **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_lock_is_one_processs_at_a_time() -> None:
+    first, second = BoardLock("a board/of tests"), BoardLock("a board/of tests")
+    first.acquire("pynq")
+    with pytest.raises(DeviceError, match=r"^device pynq is in use by process \d+: wait until it "):
+        second.acquire("pynq")
+    other = BoardLock("another board of tests")
+    other.acquire("pynq")
+    other.release()
+    first.release()
+    first.release()
+    second.acquire("pynq")
+    second.release()
+
+
+def test_a_lock_that_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "lutra-x.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DeviceError, match=r"^device pynq cannot be locked by .*: remove that file"):
+        BoardLock("x").acquire("pynq")
+
+
+@pytest.mark.pynq
+def test_the_package_is_imported_when_the_device_is_opened() -> None:
+    program = "import sys, lutra.devices.choose; sys.exit('pynq' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -17,7 +17,7 @@ from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.runs import DescriptorRuns
 from lutra.devices.accelerator.xrt import XrtTransport
 from lutra.devices.base import DeviceError
-from lutra.devices.emulated.card import EmulatedCard
+from lutra.devices.emulated.card import EmulatedCard, Interface
 from lutra.models import load_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.core.ports import Response
@@ -33,8 +33,8 @@ PROMPT = "Once upon a time there lived in a small house at the edge of the fores
 class Board:
     """A card with a small model, and what that must compute."""
 
-    def __init__(self, found: Compiled, *, has_contexts: bool = True) -> None:
-        self.card = EmulatedCard(find_profile("u55c"), seed=7, has_contexts=has_contexts)
+    def __init__(self, found: Compiled, interface: Interface = Interface.BUFFERS) -> None:
+        self.card = EmulatedCard(find_profile("u55c"), seed=7, interface=interface)
         transport = XrtTransport(xclbin=self.card.image, module=self.card.module, emulated="u55c")
         device = AcceleratorDevice(transport, timeout_s=60.0)
         device.load_program(found.model, found.program)
@@ -83,7 +83,7 @@ def test_it_computes_what_golden_does(board: Board) -> None:
 
 
 def test_xrt_before_contexts(found: Compiled) -> None:
-    board = Board(found, has_contexts=False)
+    board = Board(found, Interface.LOADED)
     board.check()
     board.close()
 
@@ -156,14 +156,11 @@ def test_a_missing_sync_shows(board: Board) -> None:
 
 
 def _tales(n_tokens: int) -> None:
-    params = SamplingParams(max_tokens=n_tokens, temperature=0.0)
-    texts = list[str]()
-    for options in ({"device": "xrt", "emulate": "u55c"}, {"device": "golden"}):
-        llm = LLM("tales", progress=False, **options)
-        try:
-            texts.append(llm.generate(PROMPT, params).text)
-        finally:
-            llm.close()
+    greedy, texts = SamplingParams(temperature=0.0), list[str]()
+    for device, emulate in (("xrt", "u55c"), ("golden", None)):
+        llm = LLM("tales", device=device, emulate=emulate)
+        texts.append(llm.generate(PROMPT, n_tokens, greedy).text)
+        llm.close()
     assert texts[0] == texts[1] and texts[0]
 
 

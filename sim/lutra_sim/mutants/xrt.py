@@ -50,8 +50,8 @@ HOST = [
         ),
         (
             "the checksum is not looked at",
-            'if result["checksum"] != checksum(data):',
-            'if not result["checksum"]:',
+            "!= checksum(np.frombuffer(data, np.uint8)):",
+            "== 0:",
         ),
         (
             "nothing that answers is an accelerator",

@@ -27,7 +27,7 @@ from lutra.devices.accelerator.transport import (
 from lutra.devices.accelerator.xrt import XrtTransport
 from lutra.devices.base import DeviceError
 from lutra.devices.choose import choose_device
-from lutra.devices.emulated.card import EmulatedCard
+from lutra.devices.emulated.card import EmulatedCard, Interface
 from lutra_golden.control.ap_ctrl import KERNEL
 from lutra_golden.control.descriptor import QUEUE_DEPTH
 from lutra_golden.control.interpreter import Interpreter, RunError
@@ -122,16 +122,16 @@ def board(found: Find) -> Iterator[Board]:
     made.card.close()
 
 
-@pytest.mark.parametrize("has_contexts", [True, False])
-def test_it_computes_what_golden_does(has_contexts: bool, found: Find) -> None:
-    """By the interface of today's XRT and by the one before."""
-    board = Board(found("least"), has_contexts=has_contexts, seed=3)
+@pytest.mark.parametrize("interface", Interface)
+def test_it_computes_what_golden_does(interface: Interface, found: Find) -> None:
+    """By the interface of today's XRT and by those before."""
+    board = Board(found("least"), interface=interface, seed=3)
     tiles = board.load()
     board.check(tiles)
     texts = [[1, 2, 3, 4, 5], [9, 8], [7, 7, 7, 7, 7, 7, 7, 7, 7, 7], [6]]
     check_mixtures(board.device, golden(board.found.model).device, texts)
-    assert ("hw_context" in board.card.calls) == has_contexts
-    assert ("load_xclbin" in board.card.calls) != has_contexts
+    assert ("hw_context" in board.card.calls) == (interface is not Interface.LOADED)
+    assert ("load_xclbin" in board.card.calls) == (interface is Interface.LOADED)
     board.device.close()
     assert board.card.free_bytes == board.card.board.buffer_bytes
 

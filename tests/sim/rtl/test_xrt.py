@@ -44,7 +44,9 @@ class Campaign:
             memory.write(0, image + bytes(size - self.blocks))
 
     def descriptor(self, slot: int, **values: Any) -> Descriptor:
-        registers = {name.lower(): value for name, value in self.story.registers.items()}
+        registers: dict[str, Any] = {
+            name.lower(): value for name, value in self.story.registers.items()
+        }
         kv = self.story.kv_bases[0]
         shape: dict[str, Any] = {"chunks": (ChunkEntry(0, 0, kv),), "tokens": (3, 1, 4)}
         return Descriptor(

@@ -1,5 +1,7 @@
 """Identity of an accelerator: that it is the one a program was made for."""
 
+import numpy as np
+
 from lutra.devices.accelerator.transport import (
     PAGE,
     DoorbellTransport,
@@ -77,7 +79,7 @@ def _by_run(transport: DoorbellTransport, config: AcceleratorConfig) -> None:
     if failure.code != ErrorCode.FINGERPRINT and result["status"] & STATUS_ERROR:
         raise DeviceError(f"device {transport.name}: {failure.describe(config)}")
     _check_fingerprint(transport, config, result["fingerprint"])
-    if result["checksum"] != checksum(data):
+    if result["checksum"] != checksum(np.frombuffer(data, np.uint8)):
         raise DeviceError(
             f"the accelerator of device {transport.name} reads other bytes than were written: "
             "check the memory of the card"

@@ -155,7 +155,7 @@ class XrtTransport:
         """Address of a buffer of its own, in a memory that the kernel reaches."""
         pyxrt, flags = self._pyxrt, self._pyxrt.bo.flags.normal
         with _faults(f"the card has no {n_bytes:,} bytes of memory in a row", _MEMORY_ADVICE):
-            bo = pyxrt.bo(self._opened(), n_bytes, flags, self._group)
+            bo = self._bo(n_bytes, flags)
             size = int(bo.size())
             if size < n_bytes:
                 raise DeviceError(
@@ -172,6 +172,16 @@ class XrtTransport:
         self._buffers.insert(at, buffer)
         self._bases.insert(at, buffer.address)
         return buffer.address
+
+    def _bo(self, n_bytes: int, flags: Any) -> Any:
+        """Buffer of the context, or of the device where XRT knows no other."""
+        make, device = self._pyxrt.bo, self._opened()
+        if self._context is not None:
+            try:
+                return make(self._context, n_bytes, flags, self._group)
+            except TypeError:
+                pass
+        return make(device, n_bytes, flags, self._group)
 
     def free(self, address: int) -> None:
         """Give a buffer back."""

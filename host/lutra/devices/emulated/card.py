@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 from lutra_golden.timing.boards import BoardProfile, board_timing
 
-__all__ = ["CardFaults", "EmulatedCard", "Kernel", "emulated_xrt"]
+__all__ = ["CardFaults", "EmulatedCard", "Interface", "Kernel", "emulated_xrt"]
 
 Progress = Callable[[str, float], None]
 _CALL_CYCLES = (0, 2000)  # of the kernel, while the host is in a call of XRT
@@ -62,6 +62,17 @@ class Kernel(Protocol):
         ...
 
 
+class Interface(Enum):
+    """What a module ``pyxrt`` offers, from XRT 2.14 on."""
+
+    LOADED = 0
+    """Images are loaded into the device, which has kernels and buffers."""
+    CONTEXTS = 1
+    """Kernels belong to a ``hw_context``, buffers to the device."""
+    BUFFERS = 2
+    """Both may belong to a ``hw_context``."""
+
+
 @dataclass
 class CardFaults:
     """Faults that are injected, beside those of the memory ports.
@@ -80,10 +91,10 @@ class CardFaults:
 class EmulatedCard:
     """A card in this process, which holds the image that was loaded last.
 
-    Latencies are drawn from ``seed``. A clock cycle passes only while the host is in a call. With
-    ``has_contexts`` unset XRT is one from before ``hw_context``. ``place`` is the address on the
-    bus, by which a second driver is kept away; by default no other card has the same. ``kernels``
-    makes the kernel of a configuration, the Verilated one by default.
+    Latencies are drawn from ``seed``. A clock cycle passes only while the host is in a call.
+    ``interface`` is that of the module. ``place`` is the address on the bus, by which a second
+    driver is kept away; by default no other card has the same. ``kernels`` makes the kernel of a
+    configuration, the Verilated one by default.
     """
 
     def __init__(
@@ -91,12 +102,12 @@ class EmulatedCard:
         board: BoardProfile,
         *,
         seed: int = 0,
-        has_contexts: bool = True,
+        interface: Interface = Interface.BUFFERS,
         place: str | None = None,
         kernels: Callable[[AcceleratorConfig], Kernel] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.board, self.faults, self.has_contexts = board, CardFaults(), has_contexts
+        self.board, self.faults, self.interface = board, CardFaults(), interface
         self.random = random.Random(seed)
         self.place = place or f"emulated-{board.name}-{os.getpid()}-{next(_numbers)}"
         self.calls: dict[str, int] = {}
@@ -250,11 +261,6 @@ class _Access(IntEnum):
     shared = 1
 
 
-class _Info(IntEnum):
-    bdf = 0
-    name = 1
-
-
 class _Image:
     def __init__(self, path: str) -> None:
         if not Path(path).is_file():
@@ -268,8 +274,8 @@ class _Device:
             raise RuntimeError(f"Could not open device with index '{which}'")
         self.card = card
 
-    def get_info(self, key: _Info) -> str:
-        return self.card.place if key is _Info.bdf else self.card.board.part
+    def get_info(self, key: str) -> str:
+        return self.card.place if key == "bdf" else self.card.board.part
 
     def load_xclbin(self, path: str) -> str:
         self.card.call("load_xclbin")
@@ -371,12 +377,14 @@ class _Bo:
             self._address = self.parent.address() + offset
             self._host = self.parent.map()[offset : offset + size]
             return
+        if isinstance(owner, _Context) and self.card.interface is not Interface.BUFFERS:
+            raise TypeError("bo(): incompatible constructor arguments")
         size, flags, self.group = arguments
         if flags != _Flags.normal or self.group != _GROUP:
             raise RuntimeError("unsupported buffer type: memory bank does not exist")
         self._address, self._size = self.card.allocate(size)
         # pages that nobody touches cost nothing
-        self._host = memoryview(np.zeros(self._size, np.uint8))
+        self._host = np.zeros(self._size, np.uint8).data
 
     def __del__(self) -> None:
         if getattr(self, "_size", None) is not None and self.parent is None:
@@ -408,7 +416,7 @@ def _module(card: EmulatedCard) -> Any:
     module = SimpleNamespace(
         xclBOSyncDirection=_Direction,
         ert_cmd_state=_State,
-        xrt_info_device=_Info,
+        xrt_info_device=SimpleNamespace(bdf="bdf", name="name"),
         enumerate_devices=lambda: 1,
         device=lambda which=0: _Device(card, which),
         kernel=_Kernel,
@@ -416,7 +424,7 @@ def _module(card: EmulatedCard) -> Any:
         bo=_Bo,
         xclbin=_Image,
     )
-    if card.has_contexts:
+    if card.interface is not Interface.LOADED:
         module.hw_context = _Context
     return module
 

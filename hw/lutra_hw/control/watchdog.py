@@ -13,7 +13,8 @@ class Watchdog(wiring.Component):
     """Expires after ``limit`` cycles of a run in a row in which nothing moved.
 
     Then ``expired`` is high for a cycle, in which it begins to count anew. A limit of 0 is never.
-    Model: :func:`lutra_golden.control.watchdog.expiries`.
+    One that is set while a run goes on counts from there; one that replaces another, from the next
+    move. Model: :func:`lutra_golden.control.watchdog.expiries`.
 
     Members
     -------
@@ -29,9 +30,9 @@ class Watchdog(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        left = Signal.like(self.limit)
-        m.d.comb += self.expired.eq(self.running & (left == 0) & (self.limit != 0))
-        m.d.sync += left.eq(left - 1)
+        left, armed = Signal.like(self.limit), Signal()
+        m.d.comb += self.expired.eq(self.running & (left == 0) & armed)
+        m.d.sync += [left.eq(left - 1), armed.eq(self.limit != 0)]
         with m.If(~self.running | self.moved | (left == 0)):
             m.d.sync += left.eq(self.limit)
         return m

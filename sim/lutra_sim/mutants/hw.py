@@ -499,7 +499,7 @@ MUTANTS = [
     Mutant(
         fault="a limit of 0 expires at once",
         file="hw/lutra_hw/control/watchdog.py",
-        old="self.running & (left == 0) & (self.limit != 0)",
+        old="self.running & (left == 0) & armed",
         new="self.running & (left == 0)",
         tests=("hw/control/test_watchdog.py::test_expires_when_golden_does[0.5-0]",),
     ),

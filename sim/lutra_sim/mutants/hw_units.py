@@ -183,8 +183,8 @@ MUTANTS = [
         ["hw/control/test_watchdog.py::test_expires_when_golden_does[0.05-7]"],
         (
             "a cycle late",
-            "self.running & (left == 0) & (self.limit != 0)",
-            "self.running & (left.all()) & (self.limit != 0)",
+            "self.running & (left == 0) & armed",
+            "self.running & (left.all()) & armed",
         ),
     ),
     *planted(

@@ -23,6 +23,15 @@ HW = [
         ),
     ),
     *planted(
+        "hw/lutra_hw/control/watchdog.py",
+        ["hw/control/test_watchdog.py::test_a_limit_that_comes_during_a_run"],
+        (
+            "a limit ends the run during which it comes",
+            "(left == 0) & armed",
+            "(left == 0) & (self.limit != 0)",
+        ),
+    ),
+    *planted(
         "hw/lutra_hw/control/ap_ctrl.py",
         ["hw/control/test_ap_ctrl.py::test_bench"],
         ("strobes of the first byte for all", "here & strb[byte] &", "here & strb[0] &"),
@@ -63,6 +72,7 @@ HOST = [
         "host/lutra/devices/accelerator/xrt.py",
         [
             f"{_TESTS}::test_it_computes_what_golden_does",
+            f"{_TESTS}::test_runs_are_queued",
             f"{_TESTS}::test_a_missing_sync_shows",
             f"{_TESTS}::test_a_run_that_is_late",
         ],

@@ -37,3 +37,21 @@ def test_expires_when_golden_does(limit: int, p_moves: float) -> None:
             assert not ctx.get(dut.expired)
 
     simulate(dut, check)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_a_limit_that_comes_during_a_run(limit: int) -> None:
+    """A descriptor sets it, which has begun its run: it counts from there."""
+    dut = Watchdog()
+
+    async def check(ctx: Any) -> None:
+        ctx.set(dut.running, 1)
+        await ctx.tick().repeat(3)
+        ctx.set(dut.limit, limit)
+        assert not ctx.get(dut.expired)
+        await ctx.tick()
+        for cycle in range(3 * limit + 3):
+            assert ctx.get(dut.expired) == (cycle % (limit + 1) == limit)
+            await ctx.tick()
+
+    simulate(dut, check)

@@ -29,9 +29,11 @@ from lutra.devices.base import DeviceError
 from lutra.devices.choose import choose_device
 from lutra.devices.emulated.card import EmulatedCard, Interface
 from lutra_golden.control.ap_ctrl import KERNEL
-from lutra_golden.control.descriptor import QUEUE_DEPTH
+from lutra_golden.control.descriptor import QUEUE_DEPTH, Descriptor, Kind, line_bytes
 from lutra_golden.control.interpreter import Interpreter, RunError
 from lutra_golden.control.memory import Memory, MemoryFault
+from lutra_golden.control.registers import STATUS_DONE
+from lutra_golden.control.result import RESULT_BYTES, Result
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
@@ -161,16 +163,29 @@ def test_calls_of_a_token(board: Board) -> None:
 
 
 def test_runs_are_queued(board: Board) -> None:
+    """They are carried out in order, each with its own descriptor, and can be started again."""
     board.load()
-    transport = board.transport
-    at = transport.allocate((QUEUE_DEPTH + 2) * PAGE)
-    transport.zero(at, (QUEUE_DEPTH + 2) * PAGE)
-    for i in range(QUEUE_DEPTH + 1):
-        transport.ring(at + i * PAGE)
-    with pytest.raises(DeviceError, match=r"^4 descriptors wait already: wait for one of them"):
-        transport.ring(at)
-    for _ in range(QUEUE_DEPTH + 1):
-        transport.wait(10)
+    transport, config, n = board.transport, board.found.program.config, QUEUE_DEPTH + 1
+    line, at = line_bytes(config), transport.allocate(n * PAGE)
+    for tag in range(2):
+        for i in range(n):
+            base = at + i * PAGE
+            sums = Descriptor(
+                fingerprint=config.fingerprint,
+                result_base=base,
+                kind=Kind.CHECKSUM,
+                tag=n * tag + i,
+                program_base=base + PAGE // 2,
+                program_bytes=line,
+            )
+            transport.write(base, (bytes(PAGE // 2) + sums.encode(line)).ljust(PAGE, b"\0"))
+            transport.ring(base + PAGE // 2)
+        with pytest.raises(DeviceError, match=r"^4 descriptors wait already: wait for one of them"):
+            transport.ring(at)
+        for i in range(n):
+            transport.wait(10)
+            result = Result.decode(transport.read(at + i * PAGE, RESULT_BYTES))
+            assert (result.tag, result.status) == (n * tag + i, STATUS_DONE)
     with pytest.raises(DeviceError, match=r"^device xrt waits for a run, and none was started$"):
         transport.wait(10)
     with pytest.raises(ValueError, match=r"^address must be a multiple of 256, not 0x"):
@@ -359,6 +374,8 @@ def test_a_run_that_is_late(found: Find, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(board.transport, "reset", goes_on)
     with pytest.raises(DeviceError, match=r"^a run of device xrt is not over after 0\.3 s$"):
         tiles.run_tile([1], 0, 0)
+    with pytest.raises(DeviceError, match=r"^device xrt waits for a run, and none was started$"):
+        board.transport.wait(1)
     board.check(tiles)
     board.device.close()
 

@@ -72,7 +72,7 @@ HOST = [
         "host/lutra/devices/accelerator/xrt.py",
         [
             f"{_TESTS}::test_it_computes_what_golden_does",
-            f"{_TESTS}::test_runs_are_queued",
+            f"{_TESTS}::test_calls_of_a_token",
             f"{_TESTS}::test_a_missing_sync_shows",
             f"{_TESTS}::test_a_run_that_is_late",
         ],
@@ -87,7 +87,7 @@ HOST = [
             "",
         ),
         (
-            "a run made for one buffer is started for another",
+            "a run is made for every pass",
             "idle = self._idle.setdefault(address, [])",
             "idle = self._idle.setdefault(0, [])",
         ),

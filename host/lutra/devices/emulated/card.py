@@ -325,6 +325,7 @@ class _Kernel:
 class _Run:
     def __init__(self, kernel: _Kernel) -> None:
         self.card = kernel.card
+        self.card.call("run")
         self.is_over = True
         self._argument, self._state = 0, _State.ERT_CMD_STATE_NEW
 

@@ -118,7 +118,7 @@ def _make_device_class() -> type[Any]:
             return []
 
         def __init__(self, emulated: EmulatedPynq) -> None:
-            super().__init__(emulated.tag)
+            device_base.__init__(self, emulated.tag)
             self.emulated = emulated
             board = emulated.board
             self.name, self.arch, self.timestamp = emulated.tag, "aarch64", ""

@@ -119,7 +119,8 @@ class Clocks:
 
     def __init__(self, board: EmulatedBoard) -> None:
         self._board = board
-        self._words = dict.fromkeys(self._PLLS, 90 << 8 | 1 << 16)
+        self._words = dict[int, int]()
+        self._words |= dict.fromkeys(self._PLLS, 90 << 8 | 1 << 16)
         self._words |= {self._FABRIC + 4 * i: 1 << 24 | 1 << 16 | 15 << 8 for i in range(4)}
 
     def __contains__(self, address: int) -> bool:

@@ -433,6 +433,8 @@ def _advance(chunks: Sequence[Chunk]) -> None:
 
 def _part(chunk: Chunk, first: int, size: int) -> Chunk:
     """``size`` tokens of a chunk."""
+    if size == len(chunk.tokens):
+        return chunk
     residual = chunk.residual
     return Chunk(
         session=chunk.session,

@@ -4,6 +4,7 @@ A scale is ``m * 2**e`` with ``2**15 <= m < 2**16``, or zero (``m == 0``, ``e ==
 operation rounds its result once, by :func:`scale_from_int`.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -18,6 +19,7 @@ __all__ = [
     "Scale",
     "ScaleParams",
     "pack_scale",
+    "packed_scale_to_float",
     "recip_table",
     "rsqrt_table",
     "scale_add",
@@ -143,3 +145,9 @@ def unpack_scale(word: ArrayLike) -> Scale:
     word = np.asarray(word).astype(np.int64)
     e = (word >> 16) & 0xFFFF
     return Scale(word & 0xFFFF, e - ((e & 0x8000) << 1))
+
+
+def packed_scale_to_float(word: int) -> float:
+    """Value of a packed scale as :func:`scale_to_float` gives it, without arrays."""
+    e = (word >> 16) & 0xFFFF
+    return math.ldexp(word & 0xFFFF, e - ((e & 0x8000) << 1))

@@ -10,6 +10,7 @@ import pytest
 from lutra_golden.arith.scale import (
     Scale,
     pack_scale,
+    packed_scale_to_float,
     recip_table,
     rsqrt_table,
     scale_add,
@@ -136,3 +137,4 @@ def test_pack() -> None:
     words = pack_scale(a)
     assert words.tolist() == [0, 0xFE008000, 0x01FFFFFF, 0xFFFF9C40]
     assert (np.array(unpack_scale(words)) == np.array(a)).all()
+    assert [packed_scale_to_float(word) for word in words.tolist()] == scale_to_float(a).tolist()

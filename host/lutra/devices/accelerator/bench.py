@@ -21,7 +21,7 @@ from lutra_golden.core.config import AcceleratorConfig
 
 __all__ = ["NullTransport", "measure"]
 
-_BATCHES = 20
+_BATCHES = 200
 _TAG = 4 * RESULT["tag"].first
 
 
@@ -106,7 +106,7 @@ class NullTransport:
         """Do nothing."""
 
 
-def measure(model_name: str = "tales", n_tokens: int = 100) -> dict[str, object]:
+def measure(model_name: str = "tales", n_tokens: int = 25) -> dict[str, object]:
     """Calls to the transport and processor time of a decoded token.
 
     The time is that of the fastest of several batches of ``n_tokens``.

@@ -31,7 +31,7 @@ from lutra.devices.accelerator.transport import (
 )
 from lutra.devices.base import BaseDevice, Chunk, DeviceError, PassResult
 from lutra.devices.sessions import BaseSession
-from lutra_golden.arith.scale import scale_to_float, unpack_scale
+from lutra_golden.arith.scale import packed_scale_to_float
 from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.registers import STATUS_ERROR, STATUS_REFUSED, STATUS_SATURATED
 from lutra_golden.core.config import AcceleratorConfig
@@ -45,6 +45,7 @@ __all__ = ["AcceleratorDevice", "AcceleratorSession"]
 Progress = Callable[[str, float], None]
 _SESSIONS_BYTES = 1 << 30  # of memory for sessions, beside the model
 _TIMEOUT_S = 600.0
+_LOGIT = np.dtype("<i4")
 _WATCHDOG_CYCLES = 1 << 20  # far beyond what the memory may take to answer
 
 
@@ -88,7 +89,7 @@ def _tile(chunks: Sequence[Chunk]) -> tuple[Tile, list[int], list[int]]:
     at: dict[int, int] = {}
     tokens: list[int] = []
     entries: list[ChunkEntry] = []
-    for i in sorted(range(len(chunks)), key=rank):
+    for i in sorted(range(len(chunks)), key=rank) if len(chunks) > 1 else (0,):
         session, own = chunks[i].session, chunks[i].tokens
         assert isinstance(session, AcceleratorSession)
         at[i] = len(tokens)
@@ -304,8 +305,8 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         """The first ``n`` words that the run stored for each of ``tokens``."""
         base, stride = self.addresses["LOGITS_BASE"], self.program.logits_stride
         read = self.transport.read
-        rows = [np.frombuffer(read(base + m * stride, 4 * n), "<i4") for m in tokens]
-        return np.array(rows, np.int32).reshape(-1, n)
+        data = b"".join([read(base + m * stride, 4 * n) for m in tokens])
+        return np.frombuffer(data, _LOGIT).reshape(-1, n)
 
     def _collect_stream(self, places: Sequence[int], ended: Ended) -> PassResult:
         """Residual stream of the pass that has ended."""
@@ -318,10 +319,10 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     def _collect_logits(self, first: int, wanted: Sequence[int], ended: Ended) -> PassResult:
         """Logits of the pass that has ended, which begin with token ``first``."""
         program = self.program
-        words: NDArray[np.int64] = np.array([ended.scale[m - first] for m in wanted], np.int64)
+        scale = [packed_scale_to_float(ended.scale[m - first]) for m in wanted]
         return PassResult(
             logits=self._rows(wanted, program.vocab_size),
-            scale=scale_to_float(unpack_scale(words)) * program.head_scale,
+            scale=np.array(scale, np.float64) * program.head_scale,
             argmax=np.array([ended.argmax[m - first] for m in wanted], np.int64),
             saturated=bool(ended.status & STATUS_SATURATED),
             cycles=ended.cycles,

@@ -147,7 +147,10 @@ class PynqTransport:
                 f"the bitstream {path} has no .hwh file beside it: copy both from the build"
             )
         driver = _bind(pynq)
-        self._overlay = overlay = pynq.Overlay(str(path), download=False, device=self._device)
+        with warnings.catch_warnings():
+            # of another version of the accelerator, which is refused below
+            warnings.simplefilter("ignore", UserWarning)
+            self._overlay = overlay = pynq.Overlay(str(path), download=False, device=self._device)
         kinds = {name: str(entry["type"]) for name, entry in overlay.ip_dict.items()}
         ours = [name for name, kind in kinds.items() if kind.startswith(f"{IP_NAME}:")]
         if not ours:
@@ -167,7 +170,8 @@ class PynqTransport:
         assert isinstance(self._ip, driver)
         self._interrupt = getattr(self._ip, INTERRUPT, None)
         if self._interrupt is None:
-            why = "; ".join(str(each.message) for each in said) or "the bitstream has none"
+            texts = [str(each.message) for each in said if each.category is UserWarning]
+            why = "; ".join(texts) or "the bitstream has none"
             _log.warning("device pynq has no interrupt and reads registers instead: %s", why)
 
     def _check_clock(self, pynq: Any, config: AcceleratorConfig) -> None:

@@ -15,7 +15,7 @@ from lutra_golden.control.descriptor import QUEUE_DEPTH, Descriptor, Kind, line_
 from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.memory import Memory
 from lutra_golden.control.registers import IDENT, STATUS_DONE, STATUS_ERROR, ErrorCode
-from lutra_golden.control.result import Result
+from lutra_golden.control.result import Result, result_bytes
 from lutra_golden.core.configs import NANO
 from lutra_golden.timing.memory import random_timing
 from lutra_sim.bench.core.story import Story, StorySizes
@@ -24,7 +24,8 @@ from lutra_sim.rtl.xrt import XrtKernel
 pytestmark = [pytest.mark.rtl, pytest.mark.usefixtures("no_coverage")]
 
 LINE = line_bytes(NANO)
-SLOT = 2 * LINE  # a descriptor and its result block
+ROOM = result_bytes(LINE, NANO.pass_tokens)
+SLOT = ROOM + LINE  # a result block and the descriptor behind it
 N_SLOTS = 6
 LIMIT = 200_000
 
@@ -59,18 +60,18 @@ class Campaign:
     def start(self, descriptor: Descriptor) -> None:
         """Place a descriptor in both memories, start it by XRT, and run the golden device."""
         base = descriptor.result_base
-        data = bytes(LINE) + descriptor.encode(LINE)
+        data = bytes(ROOM) + descriptor.encode(LINE)
         self.kernel.write(base, data)
         self.golden.memory.write(base, data)
-        self.kernel.start(base + LINE)
-        self.golden.run_descriptor(base + LINE)
+        self.kernel.start(base + ROOM)
+        self.golden.run_descriptor(base + ROOM)
 
     def check(self, slot: int) -> Result:
         """Wait for a run; its result block, and memory if it is the last one, are golden."""
         assert self.kernel.wait(LIMIT), "the run hangs"
         at = self.blocks + slot * SLOT
-        found = Result.decode(self.kernel.read(at, LINE))
-        expected = Result.decode(self.golden.memory.read(at, LINE).tobytes())
+        found = Result.decode(self.kernel.read(at, ROOM))
+        expected = Result.decode(self.golden.memory.read(at, ROOM).tobytes())
         assert found.counters["cycles"] > 0
         found.counters = dict(expected.counters)
         assert found == expected
@@ -82,7 +83,7 @@ class Campaign:
         for slot in range(N_SLOTS):
             # compared before
             at = self.blocks + slot * SLOT
-            self.golden.memory.write(at, self.kernel.read(at, LINE))
+            self.golden.memory.write(at, self.kernel.read(at, ROOM))
         assert self.kernel.read(0, size) == self.golden.memory.read(0, size).tobytes()
 
 
@@ -117,14 +118,14 @@ def test_a_queue_of_runs(campaign: Campaign) -> None:
 def test_what_is_not_carried_out_is_done_too(campaign: Campaign) -> None:
     """An address that cannot be rung; a descriptor for another configuration; then a sound one."""
     sound = campaign.descriptor(1, kind=Kind.CHECKSUM, chunks=(), tokens=())
-    campaign.kernel.write(campaign.blocks, bytes(LINE))
+    campaign.kernel.write(campaign.blocks, bytes(ROOM))
     for address in (campaign.blocks + 8, 1 << 40):
         campaign.kernel.start(address)
     campaign.start(replace(sound, fingerprint=1))
     campaign.start(campaign.descriptor(2, kind=Kind.CHECKSUM, chunks=(), tokens=()))
     for _ in range(2):
         assert campaign.kernel.wait(LIMIT)
-    assert campaign.kernel.read(campaign.blocks, LINE) == bytes(LINE)
+    assert campaign.kernel.read(campaign.blocks, ROOM) == bytes(ROOM)
     assert campaign.check(1).failure.code == ErrorCode.FINGERPRINT
     assert campaign.check(2).checksum
 

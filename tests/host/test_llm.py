@@ -446,7 +446,7 @@ def test_without_a_check_nothing_is_compared(folder: Path) -> None:
         ({"device": "gpu"}, "device must be auto, .*, interpreted or rtl, not 'gpu'"),
         (
             {"device": "interpreted", "config": "giant"},
-            r"configuration must be one of nano, not 'giant'",
+            r"configuration must be one of nano, pynq_z2, kv260, u50, u55c, not 'giant'",
         ),
         ({"config": "nano"}, "device golden has no configuration to choose: leave config out"),
         ({"engine": "lut"}, "device golden has no matmul engine to choose: leave engine out"),

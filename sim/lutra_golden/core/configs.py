@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
-from lutra_golden.core.ports import two_ports
+from lutra_golden.core.ports import PortParams, Purpose, two_ports
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, SCALE_WIDTH
 from lutra_golden.matmul.ternary import TernaryParams
@@ -18,7 +18,7 @@ from lutra_golden.model.shapes import LINEARS, Gate
 from lutra_golden.vector.norm import GATE_WIDTH_MAX
 from lutra_golden.vector.unit import VectorParams
 
-__all__ = ["CONFIGS", "NANO", "measured", "with_engine"]
+__all__ = ["CONFIGS", "KV260", "NANO", "PYNQ_Z2", "U50", "U55C", "measured", "with_engine"]
 
 NANO = AcceleratorConfig(
     name="nano",
@@ -29,7 +29,30 @@ NANO = AcceleratorConfig(
 )
 """Simulates fast; holds the tales model; 576 ternary MAC per cycle."""
 
-CONFIGS = {config.name: config for config in (NANO,)}
+KV260 = NANO.with_(name="kv260", ports=two_ports(weights=128, data=128), clock_hz=187_500_000)
+"""The units of ``nano`` on the Kria KV260 and KR260, whose memory ports have 128 bits.
+
+The clock is the I/O PLL's 1.5 GHz by 8."""
+
+PYNQ_Z2 = NANO.with_(
+    name="pynq_z2",
+    head_dim=32,
+    n_heads=4,
+    n_kv_heads=4,
+    pass_tokens=4,
+    ports=two_ports(weights=64, data=64),
+    clock_hz=100_000_000,
+)
+"""A smaller attention unit than that of ``nano``, whose multipliers a Zynq-7020 does not have."""
+
+# XRT places what an argument of the kernel points to, and the kernel has one argument
+_ONE_PORT = (PortParams(width=512, purposes=tuple(Purpose)),)
+U50 = NANO.with_(name="u50", ports=_ONE_PORT)
+"""The units of ``nano`` on the Alveo U50, behind one port to all of its HBM."""
+U55C = NANO.with_(name="u55c", ports=_ONE_PORT)
+"""The same on the Alveo U55C."""
+
+CONFIGS = {config.name: config for config in (NANO, PYNQ_Z2, KV260, U50, U55C)}
 
 # step_depth, w_width: what a weight word of 1024 bits holds for eight rows
 _STEPS = {"lut": (64, 1), "mixpe": (16, 4), "mac": (16, 4)}

@@ -63,7 +63,10 @@ def test_an_object_is_taken_as_it_is(tales: dict[str, PackedModel]) -> None:
 def test_names_that_are_not_there(tales: dict[str, PackedModel]) -> None:
     with pytest.raises(LutraError, match=r"^engine must be one of ternary, .*, not 'tpu'$"):
         configure(tales["tales"], engine="tpu")
-    with pytest.raises(LutraError, match=r"^configuration must be one of nano, not 'giant'$"):
+    with pytest.raises(
+        LutraError,
+        match=r"^configuration must be one of nano, pynq_z2, kv260, u50, u55c, not 'giant'$",
+    ):
         configure(tales["tales"], "giant")
 
 

@@ -12,8 +12,9 @@ from amaranth.lib.wiring import In, Out
 from tests.hw.core.test_accelerator import SMALL
 
 from lutra_golden.control.ap_ctrl import KERNEL, WINDOW, XRT_ADDR_WIDTH
+from lutra_golden.core.packaging import REGISTER_PORT
 from lutra_golden.core.ports import BOUNDARY_BYTES
-from lutra_hw.core.xrt import CONTROL, XrtAccelerator, generate_xrt_verilog
+from lutra_hw.core.xrt import XrtAccelerator, generate_xrt_verilog
 from lutra_sim.rtl import toolchain
 
 _LIMIT = 64 << 10  # bytes of the slave's range (UG1393)
@@ -27,7 +28,7 @@ def test_ports_are_those_of_a_kernel() -> None:
     assert {"ap_clk", "ap_rst_n", "interrupt"} <= names
     assert not any("__" in name for name in names)
     buses = {name.rpartition("_")[0] for name in names} - {"ap", "ap_rst", ""}
-    assert buses == {CONTROL, "m_axi_0", "m_axi_1"} and CONTROL == "s_axi_control"
+    assert buses == {REGISTER_PORT, "m_axi_0", "m_axi_1"}
     widths = {name: member.shape for name, member in members.items()}
     assert widths["s_axi_control_awaddr"] == widths["s_axi_control_araddr"] == XRT_ADDR_WIDTH
     assert 2 * WINDOW == 1 << XRT_ADDR_WIDTH <= _LIMIT

@@ -1,0 +1,1 @@
+"""Boards: projects for Vivado and Vitis, and the checks of them that need neither."""

@@ -11,22 +11,24 @@ from rich.table import Table
 
 from lutra.commands.options import add_json, whole
 from lutra.progress import StepProgress
-from lutra_flows.synth.designs import Material, Part, design
+from lutra_flows.synth.designs import Material, Part, design, narrowest_format, whole_design
 from lutra_flows.synth.parts import PARTS, Fpga
 from lutra_flows.synth.report import TARGETS, Report, Request, libraries, synthesize
 from lutra_flows.synth.yosys import MACRO_WORDS
+from lutra_golden.core.boards import BOARDS
 from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
 
 __all__ = ["add_command"]
 
+_BOARDS = tuple(name for name, board in BOARDS.items() if board.fpga is not None)
 _PIECES = tuple(part.value for part in Part if part != Part.WHOLE)
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Report the FPGA resources or cell area of a matmul engine, as synthesised by Yosys."""
-    parser.add_argument("--engine", default="lut", help=f"{', '.join(ENGINES)} (default lut)")
+    parser.add_argument("--engine", help=f"{', '.join(ENGINES)} (default lut)")
     parser.add_argument(
         "--format",
         help=f"{', '.join(FORMATS)} (default W2A8, W1.58A8 for ternary, W4A8 for mixpe)",
@@ -65,6 +67,11 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         "--whole", action="store_true", help="synthesise the whole accelerator with this engine"
     )
     parser.add_argument(
+        "--board",
+        choices=_BOARDS,
+        help="count the configuration of a board, and compare it with the board's FPGA",
+    )
+    parser.add_argument(
         "--no-dsp", action="store_true", help="build multipliers from LUTs instead of DSP blocks"
     )
     add_json(parser)
@@ -91,6 +98,8 @@ def _tile(text: str) -> tuple[int, int, int]:
 
 
 def _synth(args: argparse.Namespace) -> int:
+    if args.board is not None:
+        return _board(args)
     fpga = PARTS.get(args.part)
     if fpga is not None and not args.whole:
         raise LutraError(f"--part {args.part} is an FPGA: add --whole to ask if it fits")
@@ -104,10 +113,11 @@ def _synth(args: argparse.Namespace) -> int:
     if args.compare:
         return _compare(args)
     wants_cells = target == "liberty"
+    engine = args.engine or "lut"
     try:
         chosen = design(
-            args.engine,
-            args.format or {"ternary": "W1.58A8", "mixpe": "W4A8"}.get(args.engine, "W2A8"),
+            engine,
+            args.format or narrowest_format(engine),
             args.tile,
             max_planes=args.max_planes,
             part=Part.WHOLE if args.whole else Part(args.part or Part.ENGINE),
@@ -125,6 +135,23 @@ def _synth(args: argparse.Namespace) -> int:
         no_dsp=args.no_dsp,
         libraries=libraries(args.liberty) if wants_cells else (),
     )
+    return _report(args, request, fpga)
+
+
+def _board(args: argparse.Namespace) -> int:
+    """Count the configuration of ``--board``, which chooses everything else."""
+    for option in ("engine", "format", "tile", "max_planes", "target", "liberty", "part", "out"):
+        if getattr(args, option) is not None:
+            raise LutraError(f"--board chooses all of it: leave --{option.replace('_', '-')} out")
+    if args.whole or args.compare or args.no_dsp:
+        raise LutraError("--board chooses all of it: leave --whole, --compare and --no-dsp out")
+    board = BOARDS[args.board]
+    assert board.fpga is not None
+    fpga = PARTS[board.fpga]
+    return _report(args, Request(design=whole_design(board.config), target=fpga.target), fpga)
+
+
+def _report(args: argparse.Namespace, request: Request, fpga: Fpga | None) -> int:
     with StepProgress() as progress:
         (report,) = synthesize([request], n_parallel=2, progress=progress)
     if args.json:

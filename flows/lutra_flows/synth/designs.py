@@ -18,7 +18,17 @@ from lutra_golden.matmul.lut import LutParams, Tables
 from lutra_golden.matmul.mac import Adders, MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
 
-__all__ = ["TOP", "Design", "Material", "Part", "default_tile", "design", "engine_formats"]
+__all__ = [
+    "TOP",
+    "Design",
+    "Material",
+    "Part",
+    "default_tile",
+    "design",
+    "engine_formats",
+    "narrowest_format",
+    "whole_design",
+]
 
 TOP = "design"
 """Name of the top module."""
@@ -41,7 +51,7 @@ class Part(StrEnum):
     DATAPATH = "datapath"
     """The array of one token alone: what papers call the PE array or the tensor core."""
     WHOLE = "whole"
-    """The accelerator ``nano`` with this engine."""
+    """A whole accelerator: ``nano`` with this engine, or the configuration of a board."""
 
 
 class Material(StrEnum):
@@ -129,6 +139,11 @@ def _planes(engine: str, fmt: Format, w_width: int) -> int:
     return 1 if engine == "ternary" else -(-fmt.w_bits // w_width)
 
 
+def narrowest_format(engine: str) -> str:
+    """The format that an engine is reported for unless another is asked for."""
+    return {"ternary": "W1.58A8", "mixpe": "W4A8"}.get(engine, "W2A8")
+
+
 def default_tile(engine: str, fmt: Format) -> Tile:
     """The tile of an engine that makes 512 multiply-accumulates a cycle.
 
@@ -211,3 +226,14 @@ def _whole(engine: str, fmt: Format, tile: Tile | None, material: Material) -> D
     if material == Material.CELLS:
         raise LutraError("--whole is built for FPGAs: give a --target other than liberty")
     return Design(engine=engine, format=fmt, part=Part.WHOLE, params=config.matmul, config=config)
+
+
+def whole_design(config: AcceleratorConfig) -> Design:
+    """The whole accelerator of ``config``, whose engine runs its narrowest format."""
+    return Design(
+        engine=config.engine,
+        format=Format.parse(narrowest_format(config.engine)),
+        part=Part.WHOLE,
+        params=config.matmul,
+        config=config,
+    )

@@ -36,6 +36,10 @@ PARTS = {
             source="AMD DS965, Alveo U50",
         ),
         Fpga(
+            name="xcu55c", target="xcup", lut=1_303_680, ff=2_607_360, dsp=9_024, bram=2_016,
+            uram=960, source="AMD DS978, Alveo U55C",
+        ),
+        Fpga(
             name="xc7z020", target="xc7", lut=53_200, ff=106_400, dsp=220, bram=140, uram=0,
             source="AMD DS190, Zynq-7000 (board PYNQ-Z2)",
         ),

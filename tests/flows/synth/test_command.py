@@ -7,9 +7,12 @@ import pytest
 from tests.flows.synth.tiny_library import AREAS, LIBRARY
 
 from lutra.commands.cli import main
+from lutra_flows.synth import command
 from lutra_flows.synth.designs import TOP, Design
 from lutra_flows.synth.liberty import WHERE
 from lutra_flows.synth.parts import PARTS
+from lutra_golden.core.boards import BOARDS
+from lutra_golden.errors import LutraError
 
 FIELDS = {
     "engine", "format", "tile", "target", "macs_per_cycle", "lut", "lut_ram", "ff", "carry", "dsp",
@@ -160,3 +163,26 @@ def test_yosys_that_is_not_there(capsys, cache, monkeypatch):
     assert fails(capsys, *SMALL) == (
         "YOSYS=/nowhere/yosys does not start: No such file or directory"
     )
+
+
+def test_a_board_chooses_everything(capsys, cache, monkeypatch):
+    asked = []
+
+    def synthesize(requests, **_):
+        asked.extend(requests)
+        raise LutraError("far enough")
+
+    monkeypatch.setattr(command, "synthesize", synthesize)
+    assert fails(capsys, "--board", "pynq_z2") == "far enough"
+    (request,) = asked
+    assert (request.target, request.design.config) == ("xc7", BOARDS["pynq_z2"].config)
+    assert (request.design.engine, str(request.design.format)) == ("ternary", "W1.58A8")
+    assert "leave --engine out" in fails(capsys, "--board", "kv260", "--engine", "lut")
+    assert "leave --max-planes out" in fails(capsys, "--board", "kv260", "--max-planes", "2")
+    assert "leave --whole, --compare" in fails(capsys, "--board", "kv260", "--whole")
+    assert "invalid choice: 'v80'" in fails(capsys, "--board", "v80")
+
+
+def test_boards_name_their_parts():
+    named = {board.fpga for board in BOARDS.values()} - {None}
+    assert named <= PARTS.keys()

@@ -349,7 +349,7 @@ def _associations(interfaces: Mapping[str, Interface]) -> None:
         buses = required(
             interface.parameters.get("ASSOCIATED_BUSIF"), f"ASSOCIATED_BUSIF of {interface.name}"
         ).split(":")
-        reset = interface.parameters.get("ASSOCIATED_RESET")
+        reset = interface.parameters.get("ASSOCIATED_RESET", "")
         for bus in buses:
             if bus not in interfaces:
                 raise LutraError(f"clock {interface.name} names a bus {bus} that is not there")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from lutra_flows.boards.block_design import ACCELERATOR, block_design
 from lutra_flows.boards.ipxact import component_xml
-from lutra_flows.boards.ipxact_reader import Component, read_component
+from lutra_flows.boards.ipxact_reader import read_component
 from lutra_flows.boards.kernel import kernel_xml, link_config, read_kernel
 from lutra_flows.boards.pins import TopPins, pins_of
 from lutra_flows.boards.registers import system_rdl
 from lutra_flows.boards.scripts import (
+    FIRMWARE,
     bitstream_script,
     board_constraints,
     clock_constraints,
@@ -20,7 +21,6 @@ from lutra_flows.boards.scripts import (
 )
 from lutra_golden.core.boards import Board, Flow
 from lutra_golden.core.packaging import REGISTER_BYTES, VLNV
-from lutra_golden.errors import LutraError
 
 if TYPE_CHECKING:
     from lutra_hw.core.board import BoardAccelerator
@@ -35,10 +35,8 @@ def _component(board: Board) -> BoardAccelerator:
     from lutra_hw.core.board import BoardAccelerator
 
     if board.flow == Flow.VITIS:
-        try:
-            from lutra_hw.core.xrt import XrtAccelerator
-        except ImportError:
-            raise LutraError(f"{board.title} needs a kernel of XRT, which is not there") from None
+        from lutra_hw.core.xrt import XrtAccelerator
+
         return XrtAccelerator(board.config)
     return BoardAccelerator(board.config)
 
@@ -95,11 +93,6 @@ def project_files(board: Board, part: str, text: str) -> Mapping[str, str]:
     return files
 
 
-def component_of(files: Mapping[str, str]) -> Component | None:
-    """The packaged IP of a project, if it has one of its own."""
-    return read_component(files[COMPONENT]) if COMPONENT in files else None
-
-
 def _identity(board: Board, part: str) -> Mapping[str, object]:
     """What a driver or a person compares before the first token."""
     config = board.config
@@ -130,7 +123,7 @@ def device_tree(board: Board) -> str:
 /dts-v1/;
 /plugin/;
 &fpga_full {{
-    firmware-name = "lutra.bit.bin";
+    firmware-name = "{FIRMWARE}";
 }};
 &{parent} {{
     {ACCELERATOR}: accelerator@{base:x} {{

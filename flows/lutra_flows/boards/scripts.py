@@ -12,6 +12,7 @@ from lutra_golden.core.packaging import IP_NAME, IP_VERSION
 
 __all__ = [
     "BITSTREAM",
+    "FIRMWARE",
     "HANDOFF",
     "OBJECT",
     "OLDEST",
@@ -25,6 +26,8 @@ __all__ = [
 OLDEST = "2022.2"
 """Oldest Vivado that the scripts are for."""
 BITSTREAM, HANDOFF, OBJECT = "lutra.bit", "lutra.hwh", "lutra.xo"
+FIRMWARE = "lutra.bit.bin"
+"""The bitstream as Linux loads it without PYNQ."""
 REPORTS = {"timing": "timing.rpt", "utilization": "utilization.rpt", "power": "power.rpt"}
 """Reports of a build, in its folder ``reports``."""
 _PROJECT = "lutra"

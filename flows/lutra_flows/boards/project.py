@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lutra_flows.boards.block_design import ACCELERATOR, block_design
+from lutra_flows.boards.block_design import block_design
 from lutra_flows.boards.ipxact import component_xml
 from lutra_flows.boards.ipxact_reader import read_component
 from lutra_flows.boards.kernel import kernel_xml, link_config, read_kernel
@@ -111,11 +111,11 @@ def _identity(board: Board, part: str) -> Mapping[str, object]:
 def device_tree(board: Board) -> str:
     """Device tree overlay that loads the bitstream, for systems without PYNQ.
 
-    The accelerator's registers become a UIO device. Source: Linux, fpga-region and generic-uio.
+    The accelerator's registers become a UIO device, without the interrupt, which is behind a
+    controller. Source: Linux, fpga-region and generic-uio.
     """
     assert board.registers_base is not None
     is_mpsoc = board.flow == Flow.ZYNQ_MPSOC
-    parent = "amba" if is_mpsoc else "axi"
     base, n_bytes = board.registers_base, REGISTER_BYTES
     cells = f"<0x0 {base:#x} 0x0 {n_bytes:#x}>" if is_mpsoc else f"<{base:#x} {n_bytes:#x}>"
     return f"""\
@@ -125,8 +125,8 @@ def device_tree(board: Board) -> str:
 &fpga_full {{
     firmware-name = "{FIRMWARE}";
 }};
-&{parent} {{
-    {ACCELERATOR}: accelerator@{base:x} {{
+&amba {{
+    lutra@{base:x} {{
         compatible = "generic-uio";
         reg = {cells};
     }};

@@ -155,7 +155,7 @@ def test_the_overlay_is_compiled_where_dtc_is(place: Path) -> None:
     assert build("--board", "pynq_z2") == 0
     text = (place / "build-pynq_z2/deploy/lutra.dtbo").read_text()
     assert "reg = <0x40000000 0x1000>;" in text
-    assert 'firmware-name = "lutra.bit.bin";' in text
+    assert 'firmware-name = "lutra.bit.bin";' in text and "lutra@40000000 {" in text
     _tool(place, "dtc", "echo no >&2; exit 1")
     with pytest.raises(LutraError, match=r"^dtc failed: no$"):
         build("--board", "pynq_z2")

@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from lutra.devices.choose import DEVICES, most_threads
+from lutra.devices.accelerator.board_link import BOARD_SCHEME
+from lutra.devices.choose import DEVICES, is_device, most_threads
 from lutra.quantize import DEFAULT_GROUP, GROUPS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
@@ -112,7 +113,8 @@ def add_device(parser: argparse.ArgumentParser, default: str | None, note: str) 
     parser.add_argument(
         "-dev",
         "--device",
-        choices=DEVICES,
+        type=_device,
+        metavar="{" + ",".join(DEVICES) + f",{BOARD_SCHEME}HOST" + "}",
         default=default,
         help=f"device that runs the model (default {note})",
     )
@@ -133,6 +135,13 @@ def add_board(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="bitstream (.bit, with the .hwh beside it; .xclbin for XRT) to load into a real board",
     )
+
+
+def _device(text: str) -> str:
+    if not is_device(text):
+        names = ", ".join([*DEVICES, f"{BOARD_SCHEME}HOST"])
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {names})")
+    return text
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

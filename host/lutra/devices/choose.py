@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lutra.arguments import check_whole, either
+from lutra.devices.accelerator.board import BoardTransport
+from lutra.devices.accelerator.board_link import BOARD_SCHEME, BoardAddress
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.pynq import PynqTransport, default_bitstream
@@ -22,14 +24,20 @@ from lutra_golden.machine import available_cores, unwritable
 from lutra_golden.timing.boards import BOARD_PROFILES, BoardProfile, find_profile
 from lutra_kernels import gpu_count, interpreted
 
-__all__ = ["DEVICES", "choose_device", "most_threads", "next_best", "notes_on"]
+__all__ = [
+    "DEVICES",
+    "choose_device",
+    "is_device",
+    "most_threads",
+    "next_best",
+    "notes_on",
+]
 
 Progress = Callable[[str, float], None]
 
 DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl", "pynq", "xrt")
-"""Names of devices; ``auto`` is the fastest that is here."""
+"""Names of devices; ``auto`` is the fastest that is here. An address of a board is one, too."""
 _BOARDS = ("pynq", "xrt")
-_ACCELERATORS = ("interpreted", "rtl", *_BOARDS)
 _THREADS = 256  # more than one per core only slow each other down
 
 
@@ -58,6 +66,11 @@ _PROCESSORS: Mapping[str, Callable[[int | None, Progress | None], Device]] = {
 """Devices that run packed models themselves, the fastest first."""
 
 
+def is_device(name: str) -> bool:
+    """True if ``name`` is one of :data:`DEVICES`, or begins like the address of a board."""
+    return name in DEVICES or name.startswith(BOARD_SCHEME)
+
+
 def choose_device(
     name: str,
     *,
@@ -72,13 +85,17 @@ def choose_device(
 ) -> tuple[Device, list[str]]:
     """The device of this name, and for ``auto`` the reason why each faster one cannot be used.
 
-    ``config`` (``nano`` if left out) and ``engine`` are those of accelerators, ``wave`` and
-    ``wave_cycles`` of the simulated one, ``threads`` are those of the device ``cpu``; elsewhere
-    they are refused. ``emulate`` is a board that takes the place of a real one, ``bitstream`` what
-    a real one loads.
+    ``board://host`` is a board's accelerator, with what else
+    :class:`~lutra.devices.accelerator.board_link.BoardAddress` knows. ``config`` (``nano`` if left
+    out) and ``engine`` are those of accelerators, ``wave`` and ``wave_cycles`` of the simulated
+    one, ``threads`` are those of the device ``cpu``; elsewhere they are refused. ``emulate`` is a
+    board that takes the place of a real one, ``bitstream`` what a real one loads.
     """
-    if name not in DEVICES:
-        raise LutraError(f"device must be {either(DEVICES)}, not {name!r}")
+    if not is_device(name):
+        raise LutraError(
+            f"device must be {either([*DEVICES, f'{BOARD_SCHEME}host'])}, not {name!r}"
+        )
+    is_accelerator = name not in ("auto", *_PROCESSORS)
     if threads is not None:
         check_whole("threads", threads)
         if not 1 <= threads <= most_threads():
@@ -87,9 +104,9 @@ def choose_device(
         _check_wave(wave, name)
     if threads is not None and name not in ("auto", "cpu"):
         raise LutraError(f"only device cpu has threads, {name} has none: leave threads out")
-    if engine is not None and name not in _ACCELERATORS:
+    if engine is not None and not is_accelerator:
         raise LutraError(f"device {name} has no matmul engine to choose: leave engine out")
-    if config is not None and name not in _ACCELERATORS:
+    if config is not None and not is_accelerator:
         raise LutraError(f"device {name} has no configuration to choose: leave config out")
     board = None if emulate is None else _emulated(emulate, name)
     if bitstream is not None and (name not in _BOARDS or board is not None):
@@ -103,6 +120,9 @@ def choose_device(
         return AcceleratorDevice(transport, built, engine, progress=progress), []
     if name == "interpreted":
         return AcceleratorDevice(InterpretedTransport(), built, engine, progress=progress), []
+    if name.startswith(BOARD_SCHEME):
+        transport = BoardTransport(BoardAddress.parse(name))
+        return AcceleratorDevice(transport, built, engine, progress=progress), []
     if name == "auto":
         return next_best(None, threads=threads, progress=progress)
     return _PROCESSORS[name](threads, progress), []

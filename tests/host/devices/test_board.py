@@ -28,11 +28,14 @@ from lutra_golden.model.packed import PackedModel
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 AGENT = Path(agent.__file__)
 EMULATED = Path(__file__).parent.parent / "emulated_agent.py"
-PYTHONS = sorted(
-    path
-    for path in Path.home().glob(".pyenv/versions/3.*/bin/python")
-    if int(path.parent.parent.name.split(".")[1]) >= 8
-)
+PYTHONS = [
+    Path(sys.executable),
+    *(
+        path
+        for path in sorted(Path.home().glob(".pyenv/versions/3.*/bin/python"))
+        if int(path.parent.parent.name.split(".")[1]) >= 8
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ _SLICE_S = 0.5  # of a wait, which the agent ends at the latest
 _PIECE = BODY_MAX - (1 << 12)  # bytes of memory in a message
 _POSTED_MAX = 1 << 16  # bytes of operations that wait for one with an answer
 _AFTER_MAX = 8  # reads that are made with the next wait
-_NOT_OVER = bytes([OK, 0])  # answer to a wait: what comes behind it was left out
+_NOT_OVER = b"\0"  # answer to a wait: what comes behind it was left out
 _Read = tuple[int, int]  # address and bytes of a part of memory
 
 
@@ -184,7 +184,7 @@ class BoardTransport:
         while True:
             seconds = min(_SLICE_S, max(end - time.monotonic(), 0))
             wait = _operation("WAIT", *until, int(1000 * seconds))
-            answer = self._ask(wait + cycles, n_bytes, "the end of a run")
+            answer = self._ask(wait + cycles, n_bytes, "the end of a run", or_=_NOT_OVER)
             if answer[0]:
                 break
             if time.monotonic() >= end:
@@ -247,8 +247,8 @@ class BoardTransport:
         if self._posted_bytes > _POSTED_MAX:
             self._ask(b"", 0, what)
 
-    def _ask(self, operation: bytes, n_bytes: int, what: str) -> bytes:
-        """Send what is posted and ``operation``; its answer of ``n_bytes``."""
+    def _ask(self, operation: bytes, n_bytes: int, what: str, *, or_: bytes | None = None) -> bytes:
+        """Send what is posted and ``operation``; its answer, of ``n_bytes`` or ``or_``."""
         self._fetched.clear()
         if self._posted_bytes + len(operation) > BODY_MAX:
             self._ask(b"", 0, what)
@@ -258,13 +258,16 @@ class BoardTransport:
         self._posted, self._posted_bytes = [], 0
         if answer[:1] != bytes([OK]):
             raise DeviceError(f"device {self.name}: {_text(answer)}")
-        if len(answer) != 1 + n_bytes and answer != _NOT_OVER:
+        if len(answer) != 1 + n_bytes and answer[1:] != or_:
             self._drop()
-            raise DeviceError(
-                f"device {self.name} answers with {len(answer) - 1} bytes instead of {n_bytes} to "
-                "a message: copy this Lutra's agent to the board"
-            )
+            raise self._strange(answer)
         return answer[1:]
+
+    def _strange(self, answer: bytes) -> DeviceError:
+        return DeviceError(
+            f"device {self.name} gives an answer of {len(answer)} bytes that fits no question: "
+            "copy this Lutra's agent to the board"
+        )
 
     def _exchange(self, body: bytes, what: str) -> bytes:
         assert self._link is not None and self._worker is not None
@@ -287,15 +290,18 @@ class BoardTransport:
             self._keep()
             raise DeviceError(f"device {self.name}: {error}") from None
         answer = self._exchange(_operation("OPEN", session), "the accelerator to be opened")
-        if answer[:1] != bytes([OK]) or len(answer) < 1 + OPENED.size:
+        if answer[:1] != bytes([OK]):
             self._drop()
             if answer[:1] == bytes([LOST]):
                 self._forget(_text(answer))
                 raise self._gone()
             raise DeviceError(f"device {self.name}: {_text(answer)}")
-        self._session, _, _, count = OPENED.unpack_from(answer, 1)
-        regions = answer[1 + OPENED.size :]
-        return [REGION.unpack_from(regions, i * REGION.size) for i in range(count)]
+        opened, regions = answer[1 : 1 + OPENED.size], answer[1 + OPENED.size :]
+        if len(opened) < OPENED.size or len(regions) % REGION.size:
+            self._drop()
+            raise self._strange(answer)
+        self._session, _, _, _ = OPENED.unpack(opened)
+        return list(REGION.iter_unpack(regions))
 
     def _connect_again(self) -> None:
         """Find the session again whose link dropped."""

@@ -22,6 +22,7 @@ from lutra.devices.accelerator.board_link import BoardAddress
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.transport import DoorbellTransport
 from lutra.devices.base import DeviceError, StepResult
+from lutra.devices.choose import choose_device
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
@@ -422,3 +423,12 @@ def test_addresses(text: str) -> None:
 def test_no_addresses(text: str) -> None:
     with pytest.raises(LutraError, match=r"^a board is board://host, board://host:port or board:"):
         BoardAddress.parse(f"board{text}")
+
+
+def test_a_board_by_its_name() -> None:
+    device, reasons = choose_device("board://me@pynq", config="nano")
+    assert (device.name, reasons) == ("board://me@pynq", [])
+    with pytest.raises(LutraError, match=r"^a board is board://host, "):
+        choose_device("board://a/b")
+    with pytest.raises(LutraError, match=r"^device must be auto, .*, rtl or board://host, not 'bo"):
+        choose_device("board")

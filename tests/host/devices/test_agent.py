@@ -1,6 +1,7 @@
 """The agent of boards: what it maps, what it refuses, and that it needs nothing but Python."""
 
 import ast
+import signal
 import socket
 import struct
 import sys
@@ -86,6 +87,17 @@ def test_another_address_needs_a_key(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == (
         "lutra agent: error: --listen needs a shared key: add --key FILE (see --make-key)\n"
     )
+
+
+def test_ports_that_cannot_be(
+    tree: FileBoard, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 70_000):
+            assert agent.main(["--root", str(tree.root), "--port", str(port)]) == 1
+            line = f"lutra agent: error: 127.0.0.1 port {port} cannot be listened at ("
+            assert capsys.readouterr().err.startswith(line)
 
 
 # -- messages

@@ -689,17 +689,19 @@ class Agent:
     @contextmanager
     def _held(self, stream: Stream, peer: str, session: bytes) -> Generator[bytes]:
         """Hold the accelerator; the answer to OPEN says if that is so."""
+        taken, holder = False, None
         with self._lock:
             known = hmac.compare_digest(session, self._session)
-            if session != NEW_SESSION and not known:
-                yield bytes([LOST]) + b"it was started again, or lent to another host since"
-                return
-            holder = self._holder
-            if holder is not None and known:
-                holder[0].shut()  # the same host: its link dropped without a word
-            taken = self._turn.acquire(timeout=_TAKEOVER_S if known else 0)
+            if known or session == NEW_SESSION:
+                holder = self._holder
+                if holder is not None and known:
+                    holder[0].shut()  # the same host: its link dropped without a word
+                taken = self._turn.acquire(timeout=_TAKEOVER_S if known else 0)
             if taken:
                 self._holder = stream, peer
+        if not taken and not known and session != NEW_SESSION:
+            yield bytes([LOST]) + b"it was started again, or lent to another host since"
+            return
         if not taken:
             yield bytes([FAILED]) + f"held by {holder[1] if holder else 'another'}".encode()
             return
@@ -944,8 +946,9 @@ def main(
         if args.bitstream is not None:
             load_bitstream(args.bitstream, args.root)
         accelerator = opened(args.uio, args.registers, args.buffer, args.root)
-        for each in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, stop)
+        signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(signal.SIGHUP, stop)
         agent = Agent(accelerator, key, log)
         try:
             if args.stdio:
@@ -955,9 +958,9 @@ def main(
             try:
                 family = socket.AF_INET6 if ":" in address else socket.AF_INET
                 listener = socket.create_server((address, args.port), family=family)
-            except OSError as error:
+            except (OSError, OverflowError) as error:
                 raise AgentError(
-                    f"{address} port {args.port} cannot be listened at ({_reason(error)})"
+                    f"{address} port {args.port} cannot be listened at ({error})"
                 ) from None
             with listener:
                 log(f"listens at {address} port {listener.getsockname()[1]}")

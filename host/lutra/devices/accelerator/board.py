@@ -62,6 +62,7 @@ class BoardTransport:
 
     def __init__(self, address: BoardAddress, key: Path | None = None) -> None:
         self.name = str(address)
+        self.emulated: str | None = None
         path = os.environ.get("LUTRA_BOARD_KEY") if key is None else key
         self._address, self._key_path = address, Path(path) if path else None
         self._link: BoardLink | None = None
@@ -110,10 +111,6 @@ class BoardTransport:
             if base <= address:
                 self._heaps[base].free(address - base)
                 return
-
-    def free_bytes(self) -> int:
-        """Bytes that can still be allocated."""
-        return sum(heap.free_bytes for heap in self._heaps.values())
 
     def write(self, address: int, data: bytes) -> None:
         """Write to memory."""

@@ -9,16 +9,17 @@ JOBS ?= 2
 CACHE = $(or $(LUTRA_CACHE),$(HOME)/.cache/lutra)
 BIN = .venv/bin
 
-# $(call with_python,<script> <argument>...): a script of the standard library alone
+# $(call with_python,<script> <argument>...,<minor>): a script of the standard library alone, run by
+# Python 3.10 or newer, older than 3.<minor> where that is given
 define with_python
 @python=""; \
-for name in "$${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do \
+for name in "$${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
 	[ -n "$$name" ] || continue; \
-	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	"$$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, $(or $(2),1000)))' 2>/dev/null || continue; \
 	python=$$name; break; \
 done; \
 [ -n "$$python" ] || { \
-	echo "error: Python 3.11 or newer is needed and is not on PATH: install it, or name it: make PYTHON=/path/to/python3" >&2; \
+	echo "error: Python 3.10 or newer$(if $(2), but older than 3.$(2)) is needed and is not on PATH: install it, or name it: make PYTHON=/path/to/python3" >&2; \
 	exit 2; }; \
 "$$python" $(1)
 endef

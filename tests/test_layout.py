@@ -5,12 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+from tests.pyproject import PYPROJECT, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = sorted(path.parent for path in ROOT.glob("*/lutra*/py.typed"))
 MODULES = [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 # topics that compute, so that every block in them has a golden model
@@ -64,8 +63,8 @@ def test_a_test_that_hangs_is_ended(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "Timeout (0:00:01)!" in done.stderr
     assert "test_hang.py" in done.stderr
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-    assert settings["pytest"]["ini_options"]["faulthandler_timeout"] == 1800
+    options = PYPROJECT["tool"]["pytest"]["ini_options"]
+    assert options["faulthandler_timeout"] == 1800
 
 
 def _tracked() -> list[Path]:
@@ -99,8 +98,7 @@ def test_packages_are_ordinary(package: Path) -> None:
 
 
 def test_every_package_is_shipped() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    shipped = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    shipped = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert sorted(shipped) == sorted(map(_name, PACKAGES))
 
 

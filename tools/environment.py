@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 __all__ = ["main"]
 
@@ -194,7 +194,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._next_line = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self.show(0.0, "")
         return self
 

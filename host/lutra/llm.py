@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,7 +153,7 @@ class LLM:
         state = "" if self._loaded else ", not loaded"
         return f"<LLM {p.name} {p.format} on {self.device.name}, context {p.context}{state}>"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LLM":
         return self
 
     def __exit__(

@@ -6,7 +6,6 @@ Amaranth is imported where hardware is generated, so that the command line start
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from lutra.arguments import either
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
@@ -17,6 +16,7 @@ from lutra_golden.matmul.format import FORMATS, Format
 from lutra_golden.matmul.lut import LutParams, Tables
 from lutra_golden.matmul.mac import Adders, MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
+from lutra_golden.strings import StringEnum
 
 __all__ = [
     "TOP",
@@ -43,7 +43,7 @@ _TERNARY_TILE = (1, 8, 72)
 Tile = tuple[int, int, int]
 
 
-class Part(StrEnum):
+class Part(StringEnum):
     """The part of the hardware that is synthesised."""
 
     ENGINE = "engine"
@@ -54,7 +54,7 @@ class Part(StrEnum):
     """A whole accelerator: ``nano`` with this engine, or the configuration of a board."""
 
 
-class Material(StrEnum):
+class Material(StringEnum):
     """Material of an array; the values and the order of words are the same."""
 
     DSP = "dsp"

@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,6 +176,7 @@ class PassResult:
 
 
 S_co = TypeVar("S_co", bound=BaseSession, covariant=True)
+_D = TypeVar("_D", bound="BaseDevice[BaseSession]")
 
 
 @dataclass
@@ -272,7 +273,7 @@ class BaseDevice(ABC, Generic[S_co]):
         with self.process.adopt():
             yield
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _D) -> _D:
         return self
 
     def __exit__(

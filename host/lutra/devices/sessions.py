@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, Self
+from typing import Protocol, TypeVar
 
 from lutra.arguments import check_kind, check_whole
 from lutra.process_lock import ProcessLock
@@ -12,6 +12,8 @@ from lutra_golden.model.cache import LayerKv, SequenceKv
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["BaseSession", "SessionDevice", "check_layers"]
+
+_S = TypeVar("_S", bound="BaseSession")
 
 
 class SessionDevice(Protocol):
@@ -53,7 +55,7 @@ class BaseSession(ABC):
     def _write(self, layer: int, kv: LayerKv) -> None:
         """Put ``kv`` at the first positions of a layer."""
 
-    def _copy(self, source: Self, lengths: Sequence[int]) -> None:
+    def _copy(self, source: "BaseSession", lengths: Sequence[int]) -> None:
         """Take over the first positions of each layer of ``source``."""
         for layer, n in enumerate(lengths):
             if n:
@@ -118,7 +120,7 @@ class BaseSession(ABC):
                 raise LutraError(f"a session of {self.length} positions cannot be cut to {n}")
             self.lengths = [min(n, length) for length in self.lengths]
 
-    def fork(self, n: int | None = None) -> Self:
+    def fork(self: _S, n: int | None = None) -> _S:
         """New session with the first ``n`` positions of this one, with all if left out."""
         with self._device.held():
             self.check()

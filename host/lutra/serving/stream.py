@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from types import TracebackType
-from typing import Self
 
 from lutra.process_lock import ProcessLock
 from lutra.serving.loaded import FORKED
@@ -24,7 +23,7 @@ class Stream:
         self._pieces, self._closed = pieces, False
         self._process = ProcessLock()
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> Piece:
@@ -41,7 +40,7 @@ class Stream:
                 self._closed = True
                 raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Stream":
         return self
 
     def __exit__(

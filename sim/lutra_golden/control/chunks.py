@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from lutra_golden.core.ports import ADDRESS_WIDTH, BOUNDARY_BYTES
 
@@ -45,7 +44,7 @@ class ChunkEntry:
         return self.position | self.n_tokens << POSITION_WIDTH, self.kv_base // BOUNDARY_BYTES
 
     @classmethod
-    def from_words(cls, chunk: int, page: int) -> Self:
+    def from_words(cls, chunk: int, page: int) -> "ChunkEntry":
         """Entry of what CHUNK and CHUNK_KV keep of two written words."""
         return cls(
             chunk & (1 << POSITION_WIDTH) - 1,

@@ -1,9 +1,10 @@
 """Memory ports of the accelerator: their widths, bursts, and what each is for."""
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import IntEnum
 
 from lutra_golden.params import check_positive
+from lutra_golden.strings import StringEnum
 
 __all__ = [
     "ADDRESS_WIDTH",
@@ -40,7 +41,7 @@ class Response(IntEnum):
     DECERR = 3
 
 
-class Top(StrEnum):
+class Top(StringEnum):
     """Top-level module, by what starts its runs."""
 
     ACCELERATOR = "accelerator"
@@ -49,7 +50,7 @@ class Top(StrEnum):
     """A kernel of XRT, which starts descriptors by ``ap_ctrl_chain``."""
 
 
-class Purpose(StrEnum):
+class Purpose(StringEnum):
     """Traffic that a port carries, in the order of its ids there."""
 
     FETCH = "fetch"

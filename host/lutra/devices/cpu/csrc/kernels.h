@@ -115,7 +115,7 @@ typedef struct {
 } lutra_kernels;
 
 extern const lutra_kernels lutra_scalar, lutra_avx2, lutra_avxvnni, lutra_avx512vl, lutra_avx512,
-    lutra_neon;
+    lutra_neon, lutra_armv8;
 const lutra_kernels *lutra_target(int target);
 
 #endif

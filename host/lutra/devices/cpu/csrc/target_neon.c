@@ -1,4 +1,4 @@
-/* NEON with dot products of signed bytes; codes of 8 bits are multiplied by nibbles. */
+/* NEON with dot products of signed bytes. */
 #if defined(__aarch64__)
 #include <arm_neon.h>
 #include <string.h>
@@ -11,148 +11,11 @@
 #if defined(__clang__)
 #define TARGET __attribute__((target("dotprod")))
 #else
-#define TARGET __attribute__((target("+dotprod")))
+#define TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
 #define NAME(x) x##_neon
-#define INLINE static inline __attribute__((always_inline)) TARGET
-#include "vector_body.h"
-#include "attend_plain.h"
-
-INLINE int32x4_t mac_neon(int32x4_t acc, uint8x16_t w, int8x16_t x, const int wide) {
-    if (!wide) return vdotq_s32(acc, vreinterpretq_s8_u8(w), x);
-    int32x4_t high = vdotq_s32(vdupq_n_s32(0), vreinterpretq_s8_u8(vshrq_n_u8(w, 4)), x);
-    acc = vdotq_s32(acc, vreinterpretq_s8_u8(vandq_u8(w, vdupq_n_u8(15))), x);
-    return vaddq_s32(acc, vshlq_n_s32(high, 4));
-}
-
-/* One plane of a block as eight vectors. */
-INLINE void plane_neon(const uint8_t *p, int width, uint8x16_t *w) {
-    for (int i = 0; i < width; i++) {
-        uint8x16_t x = vld1q_u8(p + 16 * i);
-        if (width == 4) {
-            int at = i / 2 * 4 + i % 2;
-            w[at] = vandq_u8(x, vdupq_n_u8(15));
-            w[at + 2] = vshrq_n_u8(x, 4);
-        } else if (width == 2) {
-            w[i] = vshrq_n_u8(x, 6);
-            w[2 + i] = vandq_u8(vshrq_n_u8(x, 4), vdupq_n_u8(3));
-            w[4 + i] = vandq_u8(vshrq_n_u8(x, 2), vdupq_n_u8(3));
-            w[6 + i] = vandq_u8(x, vdupq_n_u8(3));
-        } else {
-            for (int f = 0; f < 8; f++)
-                w[f] = vandq_u8(vshlq_u8(x, vdupq_n_s8((int8_t)(f - 7))), vdupq_n_u8(1));
-        }
-    }
-}
-
-/* The 128 codes of a block; of signed bytes, 128 added to each and zeros behind them. */
-INLINE void unpack_neon(const uint8_t *p, int bits, int left, uint8x16_t *w) {
-    if (!bits) {
-        uint8_t rest[BLOCK] = {0};
-        if (left < BLOCK) {
-            memcpy(rest, p, (size_t)left);
-            p = rest;
-        }
-        for (int i = 0; i < 8; i++) w[i] = veorq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(0x80));
-        return;
-    }
-    int low = bits == 3 ? 2 : bits >= 6 ? 4 : bits, high = bits - low;
-    plane_neon(p, low, w);
-    if (!high) return;
-    uint8x16_t top[8];
-    plane_neon(p + BLOCK * low / 8, high, top);
-    for (int i = 0; i < 8; i++)
-        w[i] = vorrq_u8(w[i], vshlq_u8(top[i], vdupq_n_s8((int8_t)low)));
-}
-
-INLINE void rows_neon(const lutra_matrix *w, int first, int last, const lutra_columns *x,
-                      lutra_scratch *scratch, int64_t *out, const int bits) {
-    int blocks = x->depth / BLOCK, rows = last - first, groups = w->scale ? w->k / w->group : 1;
-    int per = w->scale ? w->group / UNIT : x->depth / UNIT;
-    const int wide = bits == 0 || bits == 8;
-    int64_t offset = bits ? 1 : 128;
-    int32_t *sums = (int32_t *)scratch->bytes; /* [columns, depth / UNIT] */
-    for (int r = first; r < last; r++) {
-        const uint8_t *p = w->codes + r * w->row_bytes;
-        for (int b = 0; b < blocks; b++) {
-            uint8x16_t codes[8];
-            __builtin_prefetch(p + 4096);
-            unpack_neon(p, bits, w->k - b * BLOCK, codes);
-            p += bits ? BLOCK * bits / 8 : BLOCK;
-            for (int c = 0; c < x->count; c++) {
-                const int8_t *a = x->x + (int64_t)c * x->depth + b * BLOCK;
-                int32_t *to = sums + (int64_t)c * (x->depth / UNIT) + b * 8;
-                int32x4_t dots[8];
-                for (int i = 0; i < 8; i++)
-                    dots[i] = mac_neon(vdupq_n_s32(0), codes[i], vld1q_s8(a + 16 * i), wide);
-                for (int i = 0; i < 8; i += 4)
-                    vst1q_s32(to + i, vpaddq_s32(vpaddq_s32(dots[i], dots[i + 1]),
-                                                 vpaddq_s32(dots[i + 2], dots[i + 3])));
-            }
-        }
-        for (int c = 0; c < x->count; c++) {
-            const int32_t *from = sums + (int64_t)c * (x->depth / UNIT);
-            const int32_t *a = scratch->group_sums + (int64_t)c * groups;
-            int64_t total = 0, at = (int64_t)r * groups;
-            for (int g = 0; g < groups; g++, from += per) {
-                int32_t sum = 0;
-                for (int i = 0; i < per; i++) sum += from[i];
-                if (!w->scale) {
-                    total = 2 * (sum - offset * a[0]);
-                    break;
-                }
-                int64_t scale = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
-                                                    : ((const uint16_t *)w->scale)[at + g];
-                total += scale * (2 * (int64_t)sum - (int64_t)w->zero[at + g] * a[g]);
-            }
-            out[(int64_t)c * rows + r - first] = total;
-        }
-    }
-}
-
-static TARGET void gemv_neon(const lutra_matrix *w, int first, int last, const lutra_columns *x,
-                             lutra_scratch *scratch, int64_t *out) {
-    switch (w->bits) {
-    case 0: rows_neon(w, first, last, x, scratch, out, 0); break;
-    case 1: rows_neon(w, first, last, x, scratch, out, 1); break;
-    case 2: rows_neon(w, first, last, x, scratch, out, 2); break;
-    case 3: rows_neon(w, first, last, x, scratch, out, 3); break;
-    case 4: rows_neon(w, first, last, x, scratch, out, 4); break;
-    case 6: rows_neon(w, first, last, x, scratch, out, 6); break;
-    default: rows_neon(w, first, last, x, scratch, out, 8);
-    }
-}
-
-/* Rows as gemm takes them, [depth / 4, rows, 4]; those behind the last one repeat it. */
-static TARGET void pack_neon(const lutra_matrix *w, int first, int last, int depth, int rows,
-                             uint8_t *out) {
-    for (int r = 0; r < rows; r++) {
-        const uint8_t *p = w->codes + (first + r < last ? first + r : last - 1) * w->row_bytes;
-        for (int b = 0; b < depth / BLOCK; b++) {
-            uint8x16_t codes[8];
-            uint8_t bytes[BLOCK];
-            unpack_neon(p, w->bits, w->k - b * BLOCK, codes);
-            p += w->bits ? BLOCK * w->bits / 8 : BLOCK;
-            for (int i = 0; i < 8; i++) vst1q_u8(bytes + 16 * i, codes[i]);
-            for (int i = 0; i < BLOCK / 4; i++)
-                memcpy(out + ((int64_t)(b * BLOCK / 4 + i) * rows + r) * 4, bytes + 4 * i, 4);
-        }
-    }
-}
-
-#define V int32x4_t
-#define LANES 4
-#define COLUMNS 8
-#define PACK pack_neon
-#define LOAD(p) vld1q_s32((const int32_t *)(const void *)(p))
-#define STORE(p, v) vst1q_s32(p, v)
-#define ZERO vdupq_n_s32(0)
-#define SET(x) vdupq_n_s32(x)
-#define ADD vaddq_s32
-#define SUB vsubq_s32
-#define MUL vmulq_s32
-#define MAC(acc, w, x, wide) mac_neon(acc, vreinterpretq_u8_s32(w), vreinterpretq_s8_s32(x), wide)
-#include "gemm.h"
+#define DOT vdotq_s32
+#include "neon.h"
 
 static int available_neon(void) {
 #if defined(__linux__)

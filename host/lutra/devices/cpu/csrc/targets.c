@@ -5,7 +5,7 @@ static const lutra_kernels *const targets[] = {
 #if defined(__x86_64__)
     &lutra_avx512, &lutra_avx512vl, &lutra_avxvnni, &lutra_avx2,
 #elif defined(__aarch64__)
-    &lutra_neon,
+    &lutra_neon, &lutra_armv8,
 #endif
     &lutra_scalar,
 };

@@ -42,9 +42,9 @@ def bit_length(x: ArrayLike) -> Int:
     x = np.asarray(x, np.int64)
     high = x >> 31
     # below 2**32 a float64 holds the integer exactly, so frexp's exponent is its bit length
-    length_high = np.frexp(high.astype(np.float64))[1]
-    length_low = np.frexp((x & 0x7FFFFFFF).astype(np.float64))[1]
-    return np.where(high > 0, length_high + 31, length_low).astype(np.int64)
+    length_high = np.frexp(high.astype(np.float64))[1].astype(np.int64)
+    length_low = np.frexp((x & 0x7FFFFFFF).astype(np.float64))[1].astype(np.int64)
+    return np.where(high > 0, length_high + 31, length_low)
 
 
 def exact_matmul(a: Int, b: NDArray[np.floating] | Int) -> Int:

@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all sim formal mutants gpu lint format clean
+.PHONY: help run test test-all test-pynq sim formal mutants gpu lint format clean
 
 ARGS ?=
 JOBS ?= 2
@@ -27,8 +27,15 @@ endef
 # $(call environment,<extra>...): .venv with these extras of pyproject.toml
 environment = $(call with_python,tools/environment.py $(1))
 
+# where the package pynq runs: it ends at Python 3.12, and its NumPy is older than 2
+PYNQ = .venv-pynq
+PYNQ_PACKAGES = pynq==4.0.0 numpy==1.26.4 pytest pytest-xdist tomli
+# tests beside those that drive emulated boards
+PYNQ_TESTS ?= tests/golden tests/host/devices/cpu tests/test_versions.py
+NOT_SLOW ?= and not slow
+
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: ## tell a story from the simulated accelerator; ARGS="-n 64 --json" is passed on
 	$(call environment,sim)
@@ -38,9 +45,15 @@ test: ## run the tests that take seconds; ARGS="-k name" is passed to pytest
 	$(call environment,sim dev formal)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
-test-all: ## run every test, the slow ones too
+test-all: ## run every test, the slow ones too, and those of test-pynq
 	$(call environment,sim dev formal)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	@$(MAKE) --no-print-directory test-pynq NOT_SLOW=
+
+test-pynq: ## test emulated boards in the package pynq, and the bits of its older NumPy, in .venv-pynq
+	$(call with_python,tools/environment.py --venv $(PYNQ) $(PYNQ_PACKAGES:%=--with %) sim pynq,13)
+	@$(PYNQ)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "pynq $(NOT_SLOW)" tests/host/devices tests/system tests/test_versions.py $(ARGS)
+	@$(PYNQ)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not pynq $(NOT_SLOW)" $(PYNQ_TESTS) $(ARGS)
 
 sim: ## run all hardware verification (proofs, tests, line coverage) and print a table of it
 	$(call environment,sim dev formal)
@@ -70,6 +83,6 @@ format: ## format the Python code and sort its imports
 	@$(BIN)/ruff format .
 
 clean: ## remove the environment, caches, built simulators and libraries
-	rm -rf .venv build dist coverage .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv $(PYNQ) build dist coverage .pytest_cache .ruff_cache .import_linter_cache
 	rm -rf "$(CACHE)/cocotb" "$(CACHE)/cpu" "$(CACHE)/verilog" "$(CACHE)/rtl" "$(CACHE)/synth" "$(CACHE)/formal" "$(CACHE)/mutants"
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,10 @@
-"""Create ``.venv`` with Lutra and the named extras; do nothing if it exists already.
+"""Create ``.venv``, or another one, with Lutra and the named extras; do nothing if it exists.
 
 Standard library only: it runs before anything is installed. What was installed, and from which
 pyproject.toml, is written down last, so that an interrupted installation is taken up again.
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -25,21 +26,27 @@ LOG = VENV / "install.log"
 LOG_LINES = 15
 
 # packages that come with each extra, roughly: for the estimate alone
-N_PACKAGES = {"": 28, "sim": 24, "dev": 20}
+N_PACKAGES = {"": 28, "sim": 24, "dev": 20, "pynq": 40}
 
 # Lutra's own distribution when it had the name that is another project's on PyPI
 OLD_NAME = "lutra"
 
 
-def main(extras: list[str]) -> int:
-    """Bring ``.venv`` up to date; returns the exit status."""
+def main(arguments: list[str]) -> int:
+    """Bring the environment up to date; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="tools/environment.py")
+    parser.add_argument("extras", nargs="*")
+    parser.add_argument("--venv", default=VENV.name, help="folder of the environment")
+    parser.add_argument("--with", action="append", default=[], dest="packages", metavar="PACKAGE")
+    options = parser.parse_args(arguments)
+    use(ROOT / options.venv)
     try:
-        ensure(set(extras))
+        ensure(set(options.extras), options.packages)
     except EnvironmentFailure as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: .venv cannot be written: {error}", file=sys.stderr)
+        print(f"error: {VENV.name} cannot be written: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to continue", file=sys.stderr)
@@ -51,10 +58,16 @@ class EnvironmentFailure(Exception):
     """The environment cannot be built; the message gives the reason and a remedy."""
 
 
-def ensure(extras: set[str]) -> None:
-    """Install the project with ``extras`` unless they are installed already."""
+def use(venv: Path) -> None:
+    """Work on the environment in this folder."""
+    global VENV, STAMP, LOG
+    VENV, STAMP, LOG = venv, venv / STAMP.name, venv / LOG.name
+
+
+def ensure(extras: set[str], packages: list[str]) -> None:
+    """Install the project with ``extras`` and ``packages`` unless they are installed already."""
     installed = read_stamp()
-    if installed.get("key") == key() and extras <= set(installed.get("extras", [])):
+    if installed.get("key") == key(packages) and extras <= set(installed.get("extras", [])):
         return
     check_tools()
     # scripts in .venv name its path, so one that was moved is made anew
@@ -64,14 +77,14 @@ def ensure(extras: set[str]) -> None:
     # what an earlier command installed stays
     extras |= set(installed.get("extras", []))
     remove_old_distribution()
-    install(sorted(extras))
-    write_stamp({"root": str(ROOT), "key": key(), "extras": sorted(extras)})
+    install(sorted(extras), packages)
+    write_stamp({"root": str(ROOT), "key": key(packages), "extras": sorted(extras)})
 
 
-def key() -> str:
-    """Hash of the environment's inputs: the project's metadata, its place, the interpreter."""
+def key(packages: list[str]) -> str:
+    """Hash of the inputs: the project's metadata and place, the packages, the interpreter."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return hashlib.sha256(f"{ROOT}\n{sys.version}\n{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{ROOT}\n{sys.version}\n{packages}\n{text}".encode()).hexdigest()
 
 
 def read_stamp() -> dict[str, Any]:
@@ -109,7 +122,7 @@ def has_pip() -> bool:
 
 def create_venv() -> None:
     """Make an empty ``.venv``."""
-    with Progress("creating .venv") as progress:
+    with Progress(f"creating {VENV.name}") as progress:
         shutil.rmtree(VENV, ignore_errors=True)
         command = [sys.executable, "-m", "venv", str(VENV)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -130,15 +143,16 @@ def remove_old_distribution() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise EnvironmentFailure(
-            f"pip could not uninstall {OLD_NAME}, the old name of Lutra in .venv: "
-            f"{last_line(done.stdout + done.stderr)}; remove .venv, then run the same command again"
+            f"pip could not uninstall {OLD_NAME}, the old name of Lutra in {VENV.name}: "
+            f"{last_line(done.stdout + done.stderr)}; remove {VENV.name}, then run the same "
+            "command again"
         )
 
 
-def install(extras: list[str]) -> None:
-    """``pip install -e .[extras]`` with a progress line in place of pip's output."""
+def install(extras: list[str], packages: list[str]) -> None:
+    """``pip install -e .[extras] packages`` with a progress line in place of pip's output."""
     command = [python(), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar", "off", "-e", f"{ROOT}[{','.join(extras)}]"]
+    command += ["--progress-bar", "off", "-e", f"{ROOT}[{','.join(extras)}]", *packages]
     expected = N_PACKAGES[""] + sum(N_PACKAGES.get(extra, 10) for extra in extras)
     n_before = n_installed()
     with Progress(f"installing lutra-fpga[{','.join(extras)}]") as progress, LOG.open("w") as log:

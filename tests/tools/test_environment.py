@@ -77,6 +77,20 @@ def test_follows_pyproject(environment: ModuleType) -> None:
     assert calls(environment) == ["[sim]", "[sim]"]
 
 
+def test_another_environment_has_its_own_packages(
+    environment: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "create_venv", lambda: fake_venv(environment.VENV, status=0))
+    arguments = ["--venv", ".venv-board", "--with", "numpy==1.26.4", "--with", "pytest", "sim"]
+    assert environment.main(arguments) == 0
+    assert environment.main(arguments) == 0
+    assert environment.VENV == environment.ROOT / ".venv-board"
+    assert calls(environment) == ["[sim] numpy==1.26.4 pytest"]
+    assert environment.main(["--venv", ".venv-board", "--with", "numpy==1.26.3", "sim"]) == 0
+    assert calls(environment)[1:] == ["[sim] numpy==1.26.3"]
+    assert not (environment.ROOT / ".venv").exists()
+
+
 def test_the_old_distribution_is_removed_first(environment: ModuleType) -> None:
     environment.create_venv()
     environment.write_stamp({"root": str(environment.ROOT), "key": "old", "extras": ["sim"]})
@@ -124,7 +138,7 @@ def test_a_failure_is_taken_up_again(
 
 def test_a_broken_stamp_counts_as_none(environment: ModuleType) -> None:
     environment.VENV.mkdir()
-    environment.STAMP.write_text(json.dumps({"key": environment.key()})[:20])
+    environment.STAMP.write_text(json.dumps({"key": environment.key([])})[:20])
     assert environment.main([]) == 0
     assert calls(environment) == ["[]"]
 

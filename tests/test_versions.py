@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,16 @@ def _printed(python: str) -> str:
 def _runs(*command: str) -> bool:
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return done.returncode == 0
+
+
+def test_every_name_of_numpy_is_there() -> None:
+    """Beside pynq that NumPy is 1.26, which lacks what came with 2."""
+    paths = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
+    found = {name for path in paths for name in re.findall(r"\bnp\.(\w+)", path.read_text("utf-8"))}
+    assert "float64" in found
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert sorted(name for name in found if not hasattr(np, name)) == []
 
 
 def test_bits_are_those_of_every_numpy() -> None:

@@ -235,7 +235,7 @@ class _Cursor:
         n = self.count(dtype.itemsize, f"the length of {key}")
         values = self.bytes(n * dtype.itemsize, key).view(dtype).copy()
         if kind == _BOOL:
-            return np.array(self._flags(values, key), np.bool)
+            return np.array(self._flags(values, key), np.bool_)
         return values
 
     def _strings(self, key: str) -> list[str]:

@@ -96,7 +96,8 @@ def choose_grid(
         return replace(near_one, unit=math.ldexp(near_one.unit, peak))
     weigh = None
     if importance is not None and importance.any():
-        weigh = (importance / importance.mean(dtype=np.float64)).astype(np.float32)
+        exact = importance.astype(np.float64)
+        weigh = (exact / importance.mean(dtype=np.float64)).astype(np.float32)
         weigh = weigh.reshape(n_groups, group)
     clips = np.geomspace(1.0, _LEAST_CLIP[bits], _N_CLIPS)
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.pyproject import PYPROJECT, ROOT
 
 PACKAGES = sorted(path.parent for path in ROOT.glob("*/lutra*/py.typed"))

@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from tests.pyproject import PYPROJECT, ROOT
 
 from lutra_golden.install import DISTRIBUTION
+from tests.pyproject import PYPROJECT, ROOT
 
 PROJECT = PYPROJECT["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]

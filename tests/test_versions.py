@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.golden.digest import digest
 from tests.pyproject import PYPROJECT, ROOT
 

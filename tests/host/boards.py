@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,7 +150,7 @@ class Served:
         self._listener.close()
         self._thread.join()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Served":
         return self
 
     def __exit__(self, *_: object) -> None:

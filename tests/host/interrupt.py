@@ -3,7 +3,7 @@
 import sys
 from linecache import getline
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 __all__ = ["Interrupt"]
 
@@ -28,7 +28,7 @@ class Interrupt:
             raise KeyboardInterrupt
         return self
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interrupt":
         sys.settrace(self)
         return self
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from lutra_golden.core.packaging import INTERRUPT, REGISTER_PORT
 from lutra_golden.core.ports import port_name
+from lutra_golden.strings import StringEnum
 
 if TYPE_CHECKING:
     from amaranth.lib.wiring import Component
@@ -18,7 +18,7 @@ __all__ = ["CLOCK", "RESET", "Bus", "Pin", "Role", "TopPins", "pins_of"]
 CLOCK, RESET = "ap_clk", "ap_rst_n"
 
 
-class Role(StrEnum):
+class Role(StringEnum):
     """Kind of a bus."""
 
     CONTROL = "control"

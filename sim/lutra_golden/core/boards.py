@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import KV260, NANO, PYNQ_Z2, U50, U55C
+from lutra_golden.strings import StringEnum
 
 __all__ = ["BOARDS", "Board", "Flow", "MemoryRange"]
 
 
-class Flow(StrEnum):
+class Flow(StringEnum):
     """Tools that make a bitstream for a board, by the processor that starts the accelerator."""
 
     ZYNQ_MPSOC = "zynq_mpsoc"

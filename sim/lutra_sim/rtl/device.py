@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ __all__ = ["RtlError", "RtlModel", "Simulator", "coverage_folder"]
 _SILENCE = 4  # Disturbance::kSilence
 _SLICE_CYCLES = 5000  # a fraction of a second, so that Ctrl-C is heard
 _REBUILD = "run `make clean run`, which builds it anew"
+_M = TypeVar("_M", bound="RtlModel")
 
 
 class RtlError(RuntimeError):
@@ -215,7 +216,7 @@ class RtlModel:
         finally:
             self._destroy()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _M) -> _M:
         return self
 
     def __exit__(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from lutra_sim.mutants import (
+    boards,
     cpu,
     cpu_targets,
     devices,
@@ -21,9 +22,9 @@ from lutra_sim.mutants.mutant import Mutant
 __all__ = ["MUTANTS", "PACKAGES", "SURVIVORS"]
 
 PACKAGES: Mapping[str, Sequence[Mutant]] = {
-    "hw": (*hw.MUTANTS, *hw_units.MUTANTS, *xrt.HW),
-    "golden": (*golden.MUTANTS, *golden_control.MUTANTS),
-    "host": (*host.MUTANTS, *packing.MUTANTS, *devices.MUTANTS, *xrt.HOST),
+    "hw": (*hw.MUTANTS, *hw_units.MUTANTS, *xrt.HW, *boards.HW),
+    "golden": (*golden.MUTANTS, *golden_control.MUTANTS, *boards.GOLDEN),
+    "host": (*host.MUTANTS, *packing.MUTANTS, *devices.MUTANTS, *xrt.HOST, *boards.HOST),
     "cpu": (*cpu.MUTANTS, *cpu_targets.MUTANTS),
     "kernels": (*kernels.MUTANTS, *kernels_runner.MUTANTS),
 }

@@ -171,13 +171,13 @@ MUTANTS = [
         ["host/devices/test_runs.py"],
         (
             "a result that is not done taken",
-            "if not result.status & STATUS_DONE or result.tag != descriptor.tag:",
-            "if result.tag != descriptor.tag:",
+            "if not status & STATUS_DONE or tag != self._tag:",
+            "if tag != self._tag:",
         ),
         (
             "the result of another run taken",
-            "if not result.status & STATUS_DONE or result.tag != descriptor.tag:",
-            "if not result.status & STATUS_DONE:",
+            "if not status & STATUS_DONE or tag != self._tag:",
+            "if not status & STATUS_DONE:",
         ),
         (
             "pages of the first chunk for all",
@@ -205,8 +205,8 @@ MUTANTS = [
         ),
         (
             "memory is never given back",
-            "self._used.pop(address, None)",
-            "self._used.get(address)",
+            "self._used.pop(address - self._base, None)",
+            "self._used.get(address - self._base)",
         ),
     ),
     *planted(

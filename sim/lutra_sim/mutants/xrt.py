@@ -5,21 +5,21 @@ from lutra_sim.mutants.mutant import planted
 __all__ = ["HOST", "HW"]
 
 _TESTS = "host/devices/test_xrt.py"
+_KERNEL = "hw/core/test_xrt.py"
 
 HW = [
     *planted(
         "hw/lutra_hw/core/xrt.py",
-        ["hw/core/test_xrt.py::test_ports_are_those_of_a_kernel"],
+        [
+            f"{_KERNEL}::test_ports_are_those_of_a_kernel",
+            f"{_KERNEL}::test_the_interrupt_is_the_fronts",
+        ],
         ("addresses of the accelerator's width", "_ADDRESS_WIDTH = 64", "_ADDRESS_WIDTH = 40"),
+        ("registers without the front's", "control_width=XRT_ADDR_WIDTH, address", "address"),
         (
-            "registers of the accelerator alone",
-            "Axi4LiteSignature(XRT_ADDR_WIDTH)",
-            "Axi4LiteSignature()",
-        ),
-        (
-            "pins of a bus named as Amaranth does",
-            'members[f"{CONTROL}_{name}"] = member',
-            'members[f"{CONTROL}__{name}"] = member',
+            "the interrupt of the accelerator",
+            "return front.s_axi, front.interrupt",
+            "return front.s_axi, accelerator.irq",
         ),
     ),
     *planted(

@@ -22,6 +22,8 @@ def test_names() -> None:
 def test_a_kr260_is_the_same_part() -> None:
     assert BOARDS["kr260"].part == KV260.part
     assert BOARDS["kr260"].config is KV260.config
+    # but not the same board: settings of the processor differ
+    assert BOARDS["kr260"].board_part not in (None, KV260.board_part)
 
 
 @pytest.mark.parametrize("name", ["kv260", "u55c"])
@@ -41,8 +43,11 @@ def test_bursts_do_not_leave_what_memory_takes(board: Board) -> None:
 def test_a_board_that_does_not_fit_together_is_refused() -> None:
     with pytest.raises(ValueError, match="one for each of 2 ports of configuration kv260, not HP0"):
         replace(KV260, memory_ports=("HP0",))
-    with pytest.raises(ValueError, match="a Zynq must have registers_base"):
-        replace(PYNQ_Z2, registers_base=None)
+    with pytest.raises(ValueError, match=r"one for each of 2 ports .* not HP0, HP1, HP2"):
+        replace(KV260, memory_ports=("HP0", "HP1", "HP2"))
+    for missing in ({"registers_base": None}, {"intc_base": None}, {"memory": ()}):
+        with pytest.raises(ValueError, match="a Zynq must have registers_base"):
+            replace(PYNQ_Z2, **missing)
     with pytest.raises(ValueError, match="must have platform, banks and bank_bytes"):
         replace(U50, platform=None)
     with pytest.raises(ValueError, match=r"must have one memory port, .* not 2"):

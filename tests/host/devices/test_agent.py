@@ -341,6 +341,20 @@ def test_what_is_not_its_own(body: bytes, text: str, served: Served) -> None:
     host.close()
 
 
+def test_zeros_of_several_pieces(served: Served) -> None:
+    host, size = Host(served.port), 3 << 20
+    host.open()
+    for first in range(0, size, 1 << 20):
+        host.ask(operation("WRITE_MEMORY", BASE + first, 1 << 20) + b"x" * (1 << 20))
+    assert host.ask(operation("ZERO_MEMORY", BASE + 1, size - 2)) == bytes([agent.OK])
+    found = b"".join(
+        host.ask(operation("READ_MEMORY", BASE + first, 1 << 20))[1:]
+        for first in range(0, size, 1 << 20)
+    )
+    assert found == b"x" + bytes(size - 2) + b"x"
+    host.close()
+
+
 def test_strangers_do_not_keep_hosts_away(served: Served) -> None:
     """A link that says nothing holds no board."""
     silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(5)]

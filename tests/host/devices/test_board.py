@@ -23,6 +23,7 @@ from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.transport import DoorbellTransport
 from lutra.devices.base import DeviceError, StepResult
 from lutra.devices.choose import choose_device
+from lutra_golden.control.registers import REGISTERS
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
@@ -154,6 +155,48 @@ def test_what_was_written_before_a_link_dropped_is_not_lost(
             tiles.run_tile(TOKENS[6:7], 6, 0)
     cable.mend()
     check(tiles, expected, 6)
+    tiles.close()
+
+
+def test_doorbells_of_a_link_that_dropped_do_not_ring(
+    served: Served, cable: Cable, model: Compiled, expected: StepResult
+) -> None:
+    rung: list[int] = []
+    write = served.accelerator.write_register
+
+    def count(offset: int, value: int) -> None:
+        rung.extend([value] * (offset == REGISTERS["DOORBELL"].address))
+        write(offset, value)
+
+    served.accelerator.write_register = count
+    tiles = on_transport(model, board(cable.port))
+    check(tiles, expected)
+    cable.cut()
+    for _ in range(2):
+        with pytest.raises(DeviceError):
+            tiles.run_tile(TOKENS[5:6], 5, 0)
+    cable.mend()
+    rung.clear()
+    check(tiles, expected, 5)
+    assert len(rung) == len(TOKENS) - 5
+    tiles.close()
+
+
+def test_what_was_read_ahead_and_written_since(
+    served: Served, model: Compiled, expected: StepResult
+) -> None:
+    transport = board(served.port)
+    tiles = on_transport(model, transport)
+    tiles.run_tile(TOKENS[:1], 0, 0)
+    address = transport.allocate(4)
+    transport.write(address, b"old!")
+    assert transport.read(address, 4) == b"old!"
+    before = transport.n_messages
+    tiles.run_tile(TOKENS[1:2], 1, 0)
+    assert transport.n_messages == before + 1
+    transport.write(address, b"new!")
+    assert transport.read(address, 4) == b"new!"
+    check(tiles, expected, 2)
     tiles.close()
 
 
@@ -392,7 +435,12 @@ def test_by_ssh(model: Compiled, expected: StepResult) -> None:
 
 
 def test_ssh_that_fails(ssh: Path) -> None:
-    ssh.write_text('#!/bin/sh\necho "me@board: Permission denied (publickey)." >&2\nexit 255\n')
+    ssh.write_text(
+        "#!/bin/sh\n"
+        'echo "Only for those who may." >&2\n'
+        'echo "me@board: Permission denied (publickey)." >&2\n'
+        "exit 255\n"
+    )
     with pytest.raises(
         DeviceError, match=r"^device board://me@board: me@board: Permission denied \(publickey\)\.$"
     ):

@@ -1,5 +1,6 @@
 """The device ``pynq`` where there is no PYNQ or no board, and the lock of a board."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,14 @@ def test_options_that_do_not_fit(name: str, options: dict[str, object], message:
         choose_device(name, **options)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_lock_is_one_processs_at_a_time() -> None:
+def test_a_lock_is_one_processs_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    # of a process that had it before
+    (tmp_path / "lutra-a-board-of-tests.lock").write_text("1234567890123456\n")
+    message = rf"^device pynq is in use by process {os.getpid()}: wait until it is done, or end it$"
     first, second = BoardLock("a board/of tests"), BoardLock("a board/of tests")
     first.acquire("pynq")
-    with pytest.raises(DeviceError, match=r"^device pynq is in use by process \d+: wait until it "):
+    with pytest.raises(DeviceError, match=message):
         second.acquire("pynq")
     other = BoardLock("another board of tests")
     other.acquire("pynq")

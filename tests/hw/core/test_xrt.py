@@ -8,12 +8,16 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
+from amaranth import Module
 from amaranth.lib.wiring import In, Out
+from amaranth.sim import Simulator
 from tests.hw.core.test_accelerator import SMALL
 
 from lutra_golden.control.ap_ctrl import KERNEL, WINDOW, XRT_ADDR_WIDTH
 from lutra_golden.core.packaging import REGISTER_PORT
 from lutra_golden.core.ports import BOUNDARY_BYTES
+from lutra_hw.core import board
+from lutra_hw.core.accelerator import Accelerator
 from lutra_hw.core.xrt import XrtAccelerator, generate_xrt_verilog
 from lutra_sim.rtl import toolchain
 
@@ -38,6 +42,35 @@ def test_ports_are_those_of_a_kernel() -> None:
         assert members[f"{port}_araddr"].flow is Out and members[f"{port}_rdata"].flow is In
     assert "m_axi_0_awaddr" not in names and widths["m_axi_1_awaddr"] == 64
     assert all(port.burst_bytes <= BOUNDARY_BYTES for port in SMALL.ports)
+
+
+class Loud(Accelerator):
+    """The ports of an accelerator whose interrupt is always up."""
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.irq.eq(1)
+        return m
+
+
+def test_the_interrupt_is_the_fronts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the accelerator says nothing to XRT, which was not told to look for it."""
+    monkeypatch.setattr(board, "Accelerator", Loud)
+    dut = XrtAccelerator(SMALL)
+
+    async def bench(ctx):
+        for resets in (True, False, False):
+            ctx.set(dut.ap_rst_n, not resets)
+            for level in (1, 0):
+                ctx.set(dut.ap_clk, level)
+                await ctx.delay(1e-9)
+            assert not ctx.get(dut.interrupt)
+        # the front takes accesses, not the accelerator
+        assert ctx.get(dut.s_axi_control_awready) == 1
+
+    simulator = Simulator(dut)
+    simulator.add_testbench(bench)
+    simulator.run()
 
 
 @pytest.mark.cocotb

@@ -35,6 +35,7 @@ ASIDE = {
     "declarations of ports, arguments and parameters": """
         hw/lutra_hw/axi/signatures.py hw/lutra_hw/control/context.py hw/lutra_hw/ports.py
         sim/lutra_golden/params.py sim/lutra_golden/vector/unit.py host/lutra/quantize/target.py
+        sim/lutra_golden/strings.py sim/lutra_golden/core/packaging.py
     """,
     "headers without a function of their own": """
         attend.h kernels.h lutra_cpu.h matmul.h pool.h vector.h
@@ -44,7 +45,7 @@ ASIDE = {
         kernels_gpu/lutra_kernels/bench.py kernels_gpu/lutra_kernels/timing.py
         kernels_gpu/lutra_kernels/tune.py kernels_gpu/lutra_kernels/shapes.py
         kernels_gpu/lutra_kernels/report.py kernels_gpu/lutra_kernels/matmul/random.py
-        host/lutra/packed/random.py
+        host/lutra/packed/random.py host/lutra/devices/accelerator/bench.py
     """,
     "which way is taken, or how it is built": """
         hw/lutra_hw/netlist.py sim/lutra_golden/errors.py sim/lutra_golden/install.py
@@ -56,7 +57,11 @@ ASIDE = {
         kernels_gpu/lutra_kernels/interpret/calls.py variants.py
     """,
     "what this kind of machine cannot run, or no test without Verilator": """
-        target_neon.c host/lutra/devices/accelerator/rtl.py
+        target_neon.c target_armv8.c neon.h host/lutra/devices/accelerator/rtl.py
+    """,
+    "no test of its runs without the package pynq, which the environment of faults has not": """
+        host/lutra/devices/accelerator/pynq.py host/lutra/devices/emulated/zynq.py
+        host/lutra/devices/emulated/pynq_board.py
     """,
 }
 """Modules that need no faults, by the reason; ends of paths, or folders."""

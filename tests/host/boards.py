@@ -174,20 +174,23 @@ class Cable:
         self.port = self._listener.getsockname()[1]
         self._ends: list[socket.socket] = []
         self._whole = True
+        self._changes = threading.Lock()  # a cut is over before the cable can be mended
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
         """End all links, and let none begin."""
-        self._whole = False
-        for end in self._ends:
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # one of its sides is closed already
-        self._ends.clear()
+        with self._changes:
+            self._whole = False
+            for end in self._ends:
+                try:
+                    end.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # one of its sides is closed already
+            self._ends.clear()
 
     def mend(self) -> None:
-        self._whole = True
+        with self._changes:
+            self._whole = True
 
     def close(self) -> None:
         self.cut()
@@ -200,11 +203,12 @@ class Cable:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            if not self._whole:
-                near.close()
-                continue
-            far = socket.create_connection(("127.0.0.1", self.target))
-            self._ends += [near, far]
+            with self._changes:
+                if not self._whole:
+                    near.close()
+                    continue
+                far = socket.create_connection(("127.0.0.1", self.target))
+                self._ends += [near, far]
             for source, sink, through in (
                 (near, far, self._through),
                 (far, near, lambda data: data),

@@ -443,7 +443,7 @@ def test_without_a_check_nothing_is_compared(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "gpu"}, "device must be auto, .*, interpreted or rtl, not 'gpu'"),
+        ({"device": "gpu"}, "device must be auto, .*, rtl, pynq, xrt or board://host, not 'gpu'"),
         (
             {"device": "interpreted", "config": "giant"},
             r"configuration must be one of nano, pynq_z2, kv260, u50, u55c, not 'giant'",
@@ -463,9 +463,9 @@ def test_without_a_check_nothing_is_compared(folder: Path) -> None:
         ),
         (
             {"device": object()},
-            "device must be auto, .* or rtl, or an object with the methods of .*, not object",
+            "device must be auto, .* or xrt, or an object with the methods of .*, not object",
         ),
-        ({"device": None}, "device must be auto, .* or rtl, or an object with .*, not NoneType"),
+        ({"device": None}, "device must be auto, .* or xrt, or an object with .*, not NoneType"),
         ({"context": 2.5}, r"context must be a whole number, not 2\.5"),
         ({"context": "64"}, "context must be a whole number, not '64'"),
         ({"group": 64.0}, r"group must be a whole number, not 64\.0"),

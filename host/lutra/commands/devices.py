@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from lutra.commands.options import add_json
 from lutra.devices.accelerator.pynq import describe_board
+from lutra.devices.accelerator.xrt import describe_card
 from lutra.devices.choose import DEVICES, next_best
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.device import CpuDevice
@@ -64,6 +65,8 @@ def _describe(name: str, progress: StepProgress) -> str:
         return _describe_rtl()
     if name == "pynq":
         return describe_board()
+    if name == "xrt":
+        return describe_card()
     if name == "interpreted":
         return "the accelerator's program, instruction by instruction, in NumPy"
     return "the specification, in NumPy"

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,13 @@ def test_every_device_is_listed(
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(choose, "gpu_count", lambda: 0)
+    monkeypatch.setitem(sys.modules, "pyxrt", None)
     assert main(["devices", "--json"]) == 0
     rows = {row["device"]: row for row in json.loads(capsys.readouterr().out)}
-    assert list(rows) == ["cuda", "cpu", "golden", "interpreted", "rtl", "pynq"]
-    assert not rows["pynq"]["available"] and not rows["pynq"]["auto"]
+    assert list(rows) == ["cuda", "cpu", "golden", "interpreted", "rtl", "pynq", "xrt"]
+    for board in ("pynq", "xrt"):
+        assert not rows[board]["available"] and not rows[board]["auto"]
+    assert rows["xrt"]["detail"].startswith("needs XRT's Python module (")
     compiler = shutil.which("cc") is not None
     assert rows["cpu"]["available"] == compiler
     assert rows["golden"]["available"] and rows["golden"]["auto"] == (not compiler)
@@ -78,8 +82,9 @@ def test_a_missing_compiler_is_said(
     pytest.importorskip("amaranth")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert main(["devices", "--json"]) == 0
-    rtl = json.loads(capsys.readouterr().out)[-1]
-    assert (rtl["device"], rtl["available"]) == ("rtl", False)
+    rows = {row["device"]: row for row in json.loads(capsys.readouterr().out)}
+    rtl = rows["rtl"]
+    assert not rtl["available"]
     assert rtl["detail"].startswith("CXX is 'no-such-compiler', which is not a program: ")
 
 

@@ -213,8 +213,7 @@ def test_before_the_registers() -> None:
             if reading:
                 reads.extend(read.addr + i * n_bytes for i in range(read.beats))
             if commanding:
-                assert command.beats == 1
-                addresses.append(command.addr)
+                addresses.extend(command.addr + i * n_bytes for i in range(command.beats))
             if writing:
                 address = addresses.popleft()
                 content = int(beat.data).to_bytes(n_bytes, "little")

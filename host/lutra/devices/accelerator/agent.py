@@ -136,6 +136,7 @@ _WAIT_MAX_S = 1.0
 _MOMENT_S = 1e-4
 _LOOK_S = 0.02  # between looks at a run whose interrupt does not come
 _LINKS = 8  # at a time; all but one of them are only told so
+_CLOSED = "the other end closed the link"
 _BITSTREAM_MAX = 1 << 28
 
 
@@ -182,10 +183,12 @@ class Stream:
             data = os.read(self.reads, 1 << 18)
         except BlockingIOError:
             return False
+        except (BrokenPipeError, ConnectionResetError):
+            raise LinkError(_CLOSED) from None
         except OSError as error:
             raise LinkError(f"the link dropped ({_reason(error)})") from None
         if not data:
-            raise LinkError("the other end closed the link")
+            raise LinkError(_CLOSED)
         self._buffer += data
         return True
 
@@ -223,6 +226,8 @@ class Stream:
             return os.write(self._writes, data)
         except BlockingIOError:
             return 0
+        except (BrokenPipeError, ConnectionResetError):
+            raise LinkError(_CLOSED) from None
         except OSError as error:
             raise LinkError(f"the link dropped ({_reason(error)})") from None
 

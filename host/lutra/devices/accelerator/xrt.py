@@ -20,7 +20,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import cache_root
 
-__all__ = ["XrtTransport", "default_xclbin"]
+__all__ = ["XrtTransport", "default_xclbin", "describe_card"]
 
 Images = Callable[[AcceleratorConfig], Path]
 
@@ -315,6 +315,14 @@ def _faults(what: str, advice: str = _ADVICE) -> Generator[None]:
     except _ERRORS as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise DeviceError(f"device xrt: {what} ({why}): {advice}") from error
+
+
+def describe_card() -> str:
+    """The card that XRT calls 0; LutraError says why there is none."""
+    pyxrt = _import_pyxrt()
+    with _faults("no card could be opened", "simulate one with --emulate u55c"):
+        name = pyxrt.device(0).get_info(pyxrt.xrt_info_device.name)
+    return f"the accelerator on the card {name}"
 
 
 def _import_pyxrt() -> Any:

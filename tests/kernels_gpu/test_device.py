@@ -297,6 +297,17 @@ def test_what_interrupts_a_run_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) 
     check(found, golden.run(tokens[3:]))
 
 
+def test_sequences_take_turns() -> None:
+    """As many rows in each pass, of another sequence."""
+    model = small_model("bitnet", None, layers=1)
+    device, texts = loaded(model), [tokens_of(model, 2, i) for i in range(2)]
+    sessions = [device.session() for _ in texts]
+    for at in range(2):
+        for session, text in zip(sessions, texts, strict=True):
+            (found,) = device.run([Step(session=session, tokens=text[at : at + 1])])
+            check(found, Golden(model).run(text[: at + 1]), at)
+
+
 def test_threads_take_turns() -> None:
     model = small_model("bitnet", None, layers=1)
     device = loaded(model)

@@ -332,7 +332,7 @@ MUTANTS = [
         file="hw/lutra_hw/matmul/engine.py",
         old="ring.keep.eq(c.groups_left != 0),",
         new="ring.keep.eq(c.groups_left > 1),",
-        tests=("hw/matmul/test_engine.py::test_a_command[mac]",),
+        tests=("hw/matmul/test_engine.py::test_a_command[lut-4x8-a16]",),
     ),
     Mutant(
         fault="blocks of eight rows counted for those of step_rows",

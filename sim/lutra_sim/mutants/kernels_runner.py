@@ -250,7 +250,7 @@ MUTANTS = [
             f"{_DEVICE}::test_results_come_in_the_order_of_the_steps",
             f"{_DEVICE}::test_a_pass_tells_its_own_saturation",
             f"{_DEVICE}::test_layers_can_be_run_in_ranges",
-            f"{_DEVICE}::test_threads_take_turns",
+            f"{_DEVICE}::test_sequences_take_turns",
         ],
         (
             "results in the order of the pass",

@@ -35,7 +35,7 @@ def test_tile_of_a_sequence(h: int, h_kv: int, d: int, bits: int, spread: int, w
     assert download(queries.flag)[0] == case.saturated
 
 
-@pytest.mark.parametrize("place", ["none", "hidden", "scores", "left", "out"])
+@pytest.mark.parametrize("place", ["none", "hidden", "later", "scores", "left", "out"])
 def test_the_flag_of_saturation(place: str) -> None:
     """Set by scores and outputs that a query sees, not by those that it does not."""
     case = AttentionCase(1, 2, 1, 32, context=64, spread=4, seed=7)
@@ -43,17 +43,20 @@ def test_the_flag_of_saturation(place: str) -> None:
     case.k_scale.m[...], case.k_scale.e[...] = 1 << 15, -60
     case.k[page, 0, slot] = 0
     case.k[page, 0, slot, 0] = 127
-    if place in ("scores", "hidden"):
+    if place in ("scores", "hidden", "later"):
         case.k_scale.m[page, 0, slot], case.k_scale.e[page, 0, slot] = 65535, -12
     if place == "left":
         case.k_scale.e[page, 0, slot], case.k[page, 0, slot, 0] = -11, 1
     if place == "out":
         case.v_scale.m[...], case.v_scale.e[...], case.v[...] = 1 << 15, 6, 127
     case.cache = case.upload_cache(case.cache)
-    queries = case.queries(np.zeros(2, np.int64), np.array([38, 39]) + 2 * (place != "hidden"))
+    queries = case.queries(
+        np.zeros(2, np.int64), np.array([38, 39]) + {"hidden": 0, "later": 1}.get(place, 2)
+    )
     case.q_scale.m[...], case.q_scale.e[...] = 1 << 15, -15
     case.q[:, :, 0] = np.where(place == "left", 1, 127)
-    case.q_scale.m[0] = case.q_scale.e[0] = 0
+    silent = int(place == "later")  # the first query sees less
+    case.q_scale.m[silent] = case.q_scale.e[silent] = 0
     assign(queries.q, case.q.astype(np.int8))
     assign(queries.scale, words(case.q_scale))
     assert np.array_equal(run(case, queries), case.golden())

@@ -59,11 +59,6 @@ HW = [
             "signs, result, kind in _ORDER)",
             "signs, result, False)",
         ),
-        (
-            "what a condition changes is constant",
-            "isinstance(value, str) and others.get(bit, {value}) == {value})",
-            "isinstance(value, str))",
-        ),
     ),
 ]
 """Faults of the package ``hw``."""

@@ -29,7 +29,7 @@ environment = $(call with_python,tools/environment.py $(1))
 
 # where the package pynq runs: it ends at Python 3.12, and its NumPy is older than 2
 PYNQ = .venv-pynq
-PYNQ_PACKAGES = pynq==4.0.0 numpy==1.26.4 pytest pytest-xdist tomli
+PYNQ_PACKAGES = pynq==4.0.0 numpy==1.26.4 gguf pytest pytest-xdist tomli
 # tests beside those that drive emulated boards
 PYNQ_TESTS ?= tests/golden tests/host/devices/cpu tests/test_versions.py
 NOT_SLOW ?= and not slow

@@ -419,8 +419,9 @@ def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[st
     facts = llm.device.facts()
     per_token, clock_hz = stats.decode_cycles_per_token, facts.get("target_clock_hz")
     simulated = _is_simulated(llm.device.name, facts)
-    timed = simulated and per_token
-    modelled = clock_hz / per_token if timed and isinstance(clock_hz, int) else None
+    modelled = None
+    if simulated and per_token and isinstance(clock_hz, int):
+        modelled = clock_hz / per_token
     cycles = "simulated" if simulated else "measured"
     cycles_per_s = stats.simulated_cycles_per_s if simulated else None
     return {

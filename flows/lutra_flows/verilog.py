@@ -25,8 +25,8 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--top",
-        choices=tuple(Top),
-        default=Top.ACCELERATOR,
+        choices=[top.value for top in Top],
+        default=Top.ACCELERATOR.value,
         help="top module: the accelerator with its registers, or a kernel for XRT (default "
         f"{Top.ACCELERATOR})",
     )

@@ -103,8 +103,9 @@ class Interpreter:
 
     ``registers`` are named as in :data:`lutra_golden.control.registers.REGISTERS`; ``tokens``,
     ``chunks``, ``argmax`` and ``scale`` are its arrays, ``saturated`` a bit of its STATUS.
-    ``on_residual``, if set, is called when a RESADD has changed the residual stream. ``doorbells``
-    are addresses of descriptors that wait.
+    ``on_residual``, if set, is called when a RESADD has changed the residual stream,
+    ``on_instruction`` with every instruction that was executed. ``doorbells`` are addresses of
+    descriptors that wait.
     """
 
     def __init__(self, config: AcceleratorConfig, memory: Memory) -> None:
@@ -129,6 +130,7 @@ class Interpreter:
         self.doorbells: deque[int] = deque()
         self._saturation = Saturation()
         self.on_residual: Callable[[], None] | None = None
+        self.on_instruction: Callable[[Instruction], None] | None = None
         self._weights: dict[tuple[int, ...], _Weights] = {}
         self._decoded = _Decoded(b"", [], ErrorCode.NO_END)
         # functions, not bound methods: a cycle would keep the memory until it is collected
@@ -250,6 +252,8 @@ class Interpreter:
         """Execute one instruction, whatever it waits for; END does nothing."""
         if instruction.opcode is not Opcode.END:
             self._executors[instruction.opcode](self, instruction)
+            if self.on_instruction is not None:
+                self.on_instruction(instruction)
 
     def program(self) -> list[Instruction]:
         """The instructions in memory up to END, or to one of an unknown opcode."""

@@ -1,5 +1,7 @@
 """Flat byte memory of the golden device; reading unwritten bytes is a fault, as in the RTL."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +15,13 @@ class MemoryFault(RuntimeError):
 
 
 class Memory:
-    """``n_bytes`` of memory that remembers which bytes were written."""
+    """``n_bytes`` of memory that remembers which bytes were written.
+
+    ``on_store``, if set, is called with the address and the bytes of every write from inside.
+    """
 
     def __init__(self, n_bytes: int) -> None:
+        self.on_store: Callable[[int, NDArray[np.uint8]], None] | None = None
         self._bytes = np.zeros(n_bytes, np.uint8)
         self._written = np.zeros(n_bytes, np.bool_)
         # count of writes when a page was last written
@@ -34,7 +40,7 @@ class Memory:
 
     def write(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
         """Write ``data`` from outside (the host)."""
-        self.store(address, np.frombuffer(data, np.uint8))
+        self._put(address, np.frombuffer(data, np.uint8))
         self._n_writes += 1
         self._versions[self._pages(address, len(data))] = self._n_writes
 
@@ -51,9 +57,20 @@ class Memory:
 
     def store(self, address: int, data: NDArray[np.uint8]) -> None:
         """Write ``data`` from inside (the accelerator), which never touches weights."""
+        self._put(address, data)
+        if self.on_store is not None:
+            self.on_store(address, data)
+
+    def _put(self, address: int, data: NDArray[np.uint8]) -> None:
         self._check(address, len(data))
         self._bytes[address : address + len(data)] = data
         self._written[address : address + len(data)] = True
+
+    def known(self, address: int, n_bytes: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Views of ``n_bytes`` bytes, and of which of them were written."""
+        self._check(address, n_bytes)
+        where = slice(address, address + n_bytes)
+        return self._bytes[where], self._written[where]
 
     def read(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
         """Return a view of ``n_bytes`` bytes, all of which must have been written."""

@@ -50,3 +50,14 @@ def test_only_the_host_makes_a_new_version_of_a_page() -> None:
     memory.write(4095, b"ab")
     assert memory.version(0, 1) == memory.version(4096, 4096) > first
     assert memory.version(8192, 4096) == memory.version(8192, 0) == 0
+
+
+def test_says_what_is_known_and_what_is_stored() -> None:
+    memory, seen = Memory(16), list[tuple[int, bytes]]()
+    memory.on_store = lambda address, data: seen.append((address, data.tobytes()))
+    memory.write(2, b"ab")
+    memory.store(4, np.frombuffer(b"c", np.uint8))
+    data, known = memory.known(1, 5)
+    assert data.tobytes() == b"\0abc\0"
+    assert known.tolist() == [False, True, True, True, False]
+    assert seen == [(4, b"c")]

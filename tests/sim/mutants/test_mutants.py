@@ -56,6 +56,9 @@ ASIDE = {
         kernels_gpu/lutra_kernels/jit.py kernels_gpu/lutra_kernels/launch.py
         kernels_gpu/lutra_kernels/interpret/calls.py variants.py
     """,
+    "what looks on": """
+        sim/lutra_golden/control/recorder.py
+    """,
     "what this kind of machine cannot run, or no test without Verilator": """
         target_neon.c target_armv8.c neon.h host/lutra/devices/accelerator/rtl.py
     """,

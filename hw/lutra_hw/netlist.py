@@ -1,17 +1,20 @@
 """Netlists of components, with names that every tool takes."""
 
 import re
+from collections.abc import Iterator
 
 from amaranth._toolchain.yosys import find_yosys
 from amaranth.back import (
     rtlil,  # pyright: ignore[reportAttributeAccessIssue]
     verilog,
 )
+from amaranth.hdl import Fragment, Value
+from amaranth.lib import data
 from amaranth.lib.wiring import Component
 
 from lutra_hw.widths import equal_widths
 
-__all__ = ["to_clean_verilog", "to_rtlil", "to_verilog"]
+__all__ = ["named_ports", "to_clean_verilog", "to_rtlil", "to_verilog"]
 
 # Amaranth's own script, without the optimisation that writes comparisons with zero as `!`, and
 # without attributes: sources of other machines would differ
@@ -50,6 +53,47 @@ def to_clean_verilog(component: Component, name: str) -> str:
     remove = " ".join(f"-remove {attribute}" for attribute in _ATTRIBUTES)
     script = _WRITE.format(text=equal_widths(to_rtlil(component, name)), remove=remove)
     return yosys.run(["-q", "-"], script, ignore_warnings=True)
+
+
+def named_ports(component: Component, name: str) -> dict[str, dict[str, object]]:
+    """Ports of the components inside ``component``, and the wires of the module ``name`` they are.
+
+    A key is the path of a component and the port, ``core.load.rd_cmd__valid``. ``wire`` is the path
+    of its wire in the netlist; ``fields`` are the first bit and the width of each field of a
+    structure.
+    """
+    fragment = Fragment.get(component, None)
+    _, names = rtlil.convert_fragment(fragment, _own_ports(component), name, emit_src=False)
+    found: dict[str, dict[str, object]] = {}
+    for path, inner in _components(fragment, ()):
+        for port, _, value in inner.signature.flatten(inner):
+            signal = Value.cast(value)
+            if signal not in names:
+                continue
+            shape, fields = value.shape(), {}
+            if isinstance(shape, data.StructLayout):
+                fields = {key: (field.offset, field.width) for key, field in shape}
+            key = ".".join((*path, "__".join(map(str, port))))
+            found[key] = {"wire": ".".join(names[signal]), "fields": fields}
+    return found
+
+
+def _own_ports(component: Component) -> dict[str, tuple[Value, None]]:
+    """Ports of the component itself, whose directions the netlist finds out."""
+    return {
+        "__".join(map(str, path)): (Value.cast(value), None)
+        for path, _, value in component.signature.flatten(component)
+    }
+
+
+def _components(
+    fragment: Fragment, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Component]]:
+    """The components inside a fragment, each with its path."""
+    for inner, name, _ in fragment.subfragments:
+        place = (*path, name)
+        yield from ((place, each) for each in inner.origins or () if isinstance(each, Component))
+        yield from _components(inner, place)
 
 
 def _without_brackets(text: str) -> str:

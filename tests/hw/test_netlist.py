@@ -10,7 +10,7 @@ from amaranth import Module, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra_hw.netlist import to_rtlil, to_verilog
+from lutra_hw.netlist import named_ports, to_rtlil, to_verilog
 
 _PAIR = data.StructLayout({"m": unsigned(3), "e": data.ArrayLayout(2, 2)})
 
@@ -37,3 +37,61 @@ def test_no_wire_is_called_like_a_bit(convert) -> None:
     assert not any("[" in name for name in names)
     # selects stay
     assert re.search(r"\[\d+:0\]", text)
+
+
+class Pair(wiring.Component):
+    """Two delays, one behind the other."""
+
+    def __init__(self) -> None:
+        layout = data.ArrayLayout(_PAIR, 3)
+        super().__init__({"i": In(layout), "o": Out(layout)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.first = first = Delay()
+        m.submodules.second = second = Delay()
+        m.d.comb += [
+            first.i.eq(self.i),
+            second.i.eq(first.o),
+            self.o.eq(second.o),
+        ]
+        return m
+
+
+class Field(wiring.Component):
+    """A structure that passes through."""
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(_PAIR), "o": Out(_PAIR)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.inner = inner = Copy()
+        m.d.comb += [inner.i.eq(self.i), self.o.eq(inner.o)]
+        return m
+
+
+class Copy(wiring.Component):
+    """A register for a structure."""
+
+    def __init__(self) -> None:
+        super().__init__({"i": In(_PAIR), "o": Out(_PAIR)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.sync += self.o.eq(self.i)
+        return m
+
+
+def test_ports_have_wires_in_the_netlist() -> None:
+    ports = named_ports(Pair(), "pair")
+    assert set(ports) == {f"{name}.{port}" for name in ("first", "second") for port in "io"}
+    text = to_verilog(Pair(), "pair")
+    for port in ports.values():
+        module, _, wire = str(port["wire"]).rpartition(".")
+        body = text.split(f"module \\{module} " if "." in module else f"module {module}(")[1]
+        assert re.search(rf"\b{re.escape(wire)}\b", body.split("endmodule")[0])
+
+
+def test_ports_have_fields() -> None:
+    assert named_ports(Field(), "field")["inner.i"]["fields"] == {"m": (0, 3), "e": (3, 4)}

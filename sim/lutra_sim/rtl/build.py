@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,7 +32,7 @@ from lutra_sim.rtl.collector import paused_collector
 from lutra_sim.rtl.jobs import Job, JobError, run_jobs
 from lutra_sim.rtl.settings import Settings
 
-__all__ = ["TOP", "BuildError", "Progress", "build", "design_header"]
+__all__ = ["TOP", "BuildError", "Progress", "WirePort", "build", "design_header", "ports_of"]
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole build that is done."""
@@ -131,6 +131,14 @@ _FULL_BYTES = 1 << 20
 
 class BuildError(RuntimeError):
     """The simulator could not be built; the message is one line and says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WirePort:
+    """Wire of a port, by its path in the netlist, and its fields: first bit and width by name."""
+
+    wire: str
+    fields: Mapping[str, tuple[int, int]]
 
 
 def build(
@@ -238,6 +246,30 @@ def _build(
             raise
         shutil.rmtree(folder, ignore_errors=True)
     return library
+
+
+def ports_of(config: AcceleratorConfig) -> dict[str, WirePort]:
+    """Ports of the components of the accelerator of ``config``, and their wires in a trace."""
+    cache = toolchain.cache_folder()
+    key = _hash(_hardware_sources(), repr(config), version("amaranth"))
+    path = cache / "rtl" / f"{key}.ports.json"
+    if not path.is_file():
+        toolchain.check_cache()
+        with paused_collector():
+            found = _named_ports(config)
+        _write(path, json.dumps(found))
+    table = json.loads(path.read_text())
+    return {
+        name: WirePort(wire=port["wire"], fields={k: tuple(v) for k, v in port["fields"].items()})
+        for name, port in table.items()
+    }
+
+
+def _named_ports(config: AcceleratorConfig) -> dict[str, dict[str, object]]:
+    from lutra_hw.core.accelerator import Accelerator
+    from lutra_hw.netlist import named_ports
+
+    return named_ports(Accelerator(config), TOP)
 
 
 def _verilog(config: AcceleratorConfig, top: Top, cache: Path, report: Progress) -> Path:

@@ -4,7 +4,7 @@ import ctypes
 import os
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -61,6 +61,8 @@ class RtlModel:
         File for a trace, in a folder that exists: ``.vcd``, or ``.fst``.
     trace_cycles :
         First cycle of the trace, and the one behind its last.
+    traceable :
+        Build a simulator that can begin a trace later: see :meth:`trace`.
     coverage :
         Leave line coverage in :func:`coverage_folder` when closed; ``LUTRA_COVERAGE=1`` in the
         environment decides when None.
@@ -79,6 +81,7 @@ class RtlModel:
         top: Top = Top.ACCELERATOR,
         trace_path: Path | None = None,
         trace_cycles: tuple[int, int] | None = None,
+        traceable: bool = False,
         coverage: bool | None = None,
         watchdog_cycles: int = 20_000,
         progress: Progress | None = None,
@@ -92,10 +95,12 @@ class RtlModel:
         self.config, self.memory_bytes, self.timing, self.top = config, memory_bytes, timing, top
         self._coverage = coverage
         self._handle: int | None = None
-        trace = _trace_format(trace_path)
+        trace = _trace_format(trace_path) or ("vcd" if traceable else None)
         path = build(config, top=top, trace=trace, coverage=coverage, progress=progress)
         self._library = _load(path)
         settings = Settings.of(timing, config, watchdog_cycles=watchdog_cycles)
+        self.clock_ps: int = settings.clock_ps
+        """Picoseconds of a clock cycle in a trace."""
         self._handle = self._library.lutra_create(memory_bytes, settings)
         if not self._library.lutra_created(self._handle):
             message = self._error()
@@ -103,8 +108,7 @@ class RtlModel:
             raise RtlError(message)
         try:
             if trace_path is not None:
-                first, end = trace_cycles or (0, 1 << 63)
-                self._call("trace_open", os.fsencode(trace_path), first, end)
+                self.trace(trace_path, trace_cycles)
             self._begin()
         except BaseException:
             self._destroy()
@@ -201,6 +205,27 @@ class RtlModel:
     def transfers(self, port: int, *, writes: bool = False) -> int:
         """Transfers of a port since the last :meth:`disturb` of it."""
         return self._library.lutra_transfers(self._open(), port, writes)
+
+    def trace(
+        self,
+        path: Path,
+        cycles: tuple[int, int] | None = None,
+        scopes: Sequence[str] = (),
+    ) -> None:
+        """Write a trace from now on, in the place of one that is being written.
+
+        ``cycles`` are its first cycle and the one behind its last. ``scopes``, paths of instances
+        such as ``accelerator.core.load``, limit it to their own signals. Only of a simulator that
+        was built for traces.
+        """
+        first, end = cycles or (0, 1 << 63)
+        # below the scope that Verilator has on top
+        lines = "".join(f"TOP.{scope}\n" for scope in scopes)
+        self._call("trace_open", os.fsencode(path), first, end, lines.encode())
+
+    def end_trace(self) -> None:
+        """Write out the trace; it is complete afterwards."""
+        self._call("trace_close")
 
     def close(self) -> None:
         """End the trace, leave the coverage, free the memory; a second call does nothing."""
@@ -470,7 +495,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "write_register": (ctypes.c_int, [device, word, word]),
         "read_register": (ctypes.c_int, [device, word, ctypes.POINTER(word)]),
         "run": (ctypes.c_int, [device, size]),
-        "trace_open": (ctypes.c_int, [device, text, size, size]),
+        "trace_open": (ctypes.c_int, [device, text, size, size, text]),
         "trace_close": (ctypes.c_int, [device]),
         "write_coverage": (ctypes.c_int, [device, text]),
     }

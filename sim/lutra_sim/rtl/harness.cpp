@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <exception>
 #include <memory>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -243,13 +244,16 @@ public:
         return text.empty() ? "every unit is idle" : text;
     }
 
+    // `scopes` are the instances whose own signals are traced, one a line; all signals if empty.
     void trace_open([[maybe_unused]] const char* path, [[maybe_unused]] uint64_t first,
-                    [[maybe_unused]] uint64_t end) {
+                    [[maybe_unused]] uint64_t end, [[maybe_unused]] const char* scopes) {
 #if VM_TRACE
         trace_close();
         trace_ = std::make_unique<Trace>();
         trace_path_ = path;
         top_->trace(trace_.get(), 99);
+        std::istringstream lines(scopes);
+        for (std::string scope; std::getline(lines, scope);) trace_->dumpvars(1, scope);
         try {
             trace_->open(path);
         } catch (const std::exception& error) {
@@ -621,8 +625,8 @@ LUTRA_API int lutra_run(lutra_device* handle, uint64_t cycles) {
 
 // Cycles from `first` to the one before `end`.
 LUTRA_API int lutra_trace_open(lutra_device* handle, const char* path, uint64_t first,
-                               uint64_t end) {
-    return recorded(handle, [=](lutra::Device& d) { d.trace_open(path, first, end); });
+                               uint64_t end, const char* scopes) {
+    return recorded(handle, [=](lutra::Device& d) { d.trace_open(path, first, end, scopes); });
 }
 
 LUTRA_API int lutra_trace_close(lutra_device* handle) {

@@ -15,6 +15,7 @@ from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import Response
 from lutra_golden.timing.memory import IDEAL_MEMORY, NANO_MEMORY, MemoryTiming, random_timing
 from lutra_sim.bench.rtl.stand_in import CONFIG, MAX_BEATS, Fault
+from lutra_sim.diagnosis import vcd
 from lutra_sim.rtl import build
 from lutra_sim.rtl.device import RtlError, Simulator
 
@@ -429,3 +430,33 @@ def test_a_doorbell_is_the_address_of_a_line(open_device: Open) -> None:
     message = "^address must be a multiple of 256, not 0x80$"
     with pytest.raises(ValueError, match=message):
         open_device().ring(0x80)
+
+
+def test_trace_that_begins_later(open_device: Open, tmp_path: Path) -> None:
+    """Of the signals of some instances, from the cycle in which it is asked for."""
+    device = open_device(IDEAL_MEMORY, traceable=True)
+    prepare(device)
+    first = device.cycles
+    path = tmp_path / "run.vcd"
+    device.trace(path, scopes=["accelerator"])
+    device.start_and_wait()
+    device.end_trace()
+    last = device.cycles
+    device.read_register("IDENT")
+    wires = ["accelerator.irq", "accelerator.m_axi_0__araddr"]
+    seen = [(cycle, *values) for cycle, values in vcd.cycles_of(path, wires, device.clock_ps)]
+    assert [cycle for cycle, *_ in seen] == list(range(first, last))
+    irqs = [irq for _, irq, _ in seen]
+    assert irqs.index("1") > 10
+    assert {int(address, 2) for _, _, address in seen} == {WEIGHTS}
+    other = "accelerator.registers.irq"
+    with pytest.raises(ValueError, match=rf"^the trace has no wire {other}$"):
+        list(vcd.cycles_of(path, [other], device.clock_ps))
+    device.trace(path)
+    device.read_register("IDENT")
+    device.end_trace()
+    assert list(vcd.cycles_of(path, [other], device.clock_ps))
+    device.close()
+    other = open_device(IDEAL_MEMORY)
+    with pytest.raises(RtlError, match=r"^this simulator was built without tracing$"):
+        other.trace(path)

@@ -25,8 +25,8 @@ class RtlTransport:
     """The Verilated accelerator in this process, and the memory behind it.
 
     ``timing`` is how that memory behaves; ``wave`` writes a waveform, of the cycles ``wave_cycles``
-    only if given. Building the simulator, when it is opened, needs the extra ``sim``, a C++
-    compiler, make and perl.
+    only if given; one that is ``traceable`` begins traces later. Building the simulator, when it is
+    opened, needs the extra ``sim``, a C++ compiler, make and perl.
     """
 
     name = "rtl"
@@ -38,9 +38,10 @@ class RtlTransport:
         timing: MemoryTiming = NANO_MEMORY,
         wave: Path | None = None,
         wave_cycles: tuple[int, int] | None = None,
+        traceable: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self._timing, self._progress = timing, progress
+        self._timing, self._progress, self._traceable = timing, progress, traceable
         self._wave, self._wave_cycles = wave, wave_cycles
         self._simulator: Simulator | None = None
         self._heap = Heap(0)
@@ -66,6 +67,7 @@ class RtlTransport:
                 self._timing,
                 trace_path=self._wave,
                 trace_cycles=self._wave_cycles,
+                traceable=self._traceable,
                 progress=self._progress,
             )
         except ModuleNotFoundError as error:

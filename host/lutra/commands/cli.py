@@ -33,6 +33,7 @@ from lutra.commands.options import (
     whole,
 )
 from lutra.commands.pack import add_pack, add_quantize
+from lutra.commands.selftest import add_selftest
 from lutra.commands.show import add_show
 from lutra.commands.tune import add_tune
 from lutra.commands.verify import add_verify
@@ -144,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     add("show", add_show, "print the sizes, formats and matrices of a model")
     add("tune", add_tune, "autotune the GPU kernels on this machine")
     add("verify", add_verify, "compare a packed model with its checkpoint, layer by layer")
+    add("selftest", add_selftest, "test memory, registers and each unit of an accelerator")
     # packages above the host, such as lutra_flows, add their own
     for command in sorted(entry_points(group="lutra.commands"), key=lambda entry: entry.name):
         add_arguments = command.load()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from lutra_golden.control.isa import INSTRUCTION_BYTES, Instruction, Opcode, Unit, encode
 
-__all__ = ["RESIDUAL", "Operation", "Region", "assemble"]
+__all__ = ["RESIDUAL", "Operation", "Region", "assemble", "overlap"]
 
 Region = tuple[str, int, int]
 """A resource and the range of it that is used: its name, the first and the last plus 1."""
@@ -38,7 +38,7 @@ class _Log:
         """Raise ``waits`` to the last that used any of ``regions``."""
         for region in regions:
             for (other, unit), index in self._last.get(region[0], {}).items():
-                if _overlap(region, other):
+                if overlap(region, other):
                     waits[unit] = max(waits[unit], index)
 
 
@@ -68,5 +68,6 @@ def assemble(operations: Iterable[Operation], beat_bytes: int) -> bytes:
     return b"".join(encode(instruction) for instruction in code)
 
 
-def _overlap(a: Region, b: Region) -> bool:
-    return a[1] < b[2] and b[1] < a[2]
+def overlap(a: Region, b: Region) -> bool:
+    """True if two regions have something in common."""
+    return a[0] == b[0] and a[1] < b[2] and b[1] < a[2]

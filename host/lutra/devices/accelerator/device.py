@@ -13,7 +13,7 @@ from lutra.compile.program import Program, SegmentKind
 from lutra.compile.ranges import stream_halves
 from lutra.devices.accelerator.identity import IDENTITY_BYTES, check_identity
 from lutra.devices.accelerator.kv import read_layer, write_layer
-from lutra.devices.accelerator.programs import Programs
+from lutra.devices.accelerator.programs import Placed, Programs
 from lutra.devices.accelerator.runs import (
     DescriptorRuns,
     Ended,
@@ -271,6 +271,33 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             raise
         self._busy = False
         return result
+
+    def run_code(self, code: bytes, tile: Tile) -> Ended:
+        """Run other code than the program's on a tile, for tests of the accelerator.
+
+        DeviceError as of a pass; then the next run is right.
+        """
+        with self.held():
+            if self._busy:
+                self._abort()
+            address = self.transport.allocate(len(code))
+            self._busy = True
+            try:
+                self.transport.write(address, code)
+                ended = self.runs.run(Placed(address, len(code)), tile, self._timeout_s)
+                self._check_end(ended)
+            except BaseException:
+                self._abort()
+                raise
+            finally:
+                self.transport.free(address)
+            self._busy = False
+            return ended
+
+    def stored(self, tokens: Sequence[int], n: int) -> NDArray[np.int32]:
+        """The first ``n`` words that the last run stored for each of ``tokens``: see LOGITS."""
+        with self.held():
+            return self._rows(tokens, n)
 
     def _abort(self) -> None:
         """End the run that is under way; reset an accelerator that does not do so."""

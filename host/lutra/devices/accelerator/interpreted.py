@@ -13,11 +13,14 @@ from lutra_golden.control.failure import Failure
 from lutra_golden.control.interpreter import Interpreter, ProgramError, RunError
 from lutra_golden.control.memory import Memory, MemoryFault
 from lutra_golden.control.registers import (
+    CONTEXT,
     CONTROL_ABORT,
     IDENT,
+    REGISTERS,
     STATUS_DONE,
     STATUS_ERROR,
     STATUS_SATURATED,
+    TILE_ARRAYS,
     VERSION,
 )
 from lutra_golden.core.config import AcceleratorConfig
@@ -116,6 +119,12 @@ class InterpretedTransport:
             return self._failure.address >> 32 * index & 0xFFFFFFFF
         if name == "FINGERPRINT":
             return fingerprint >> 32 * index & 0xFFFFFFFF
+        if name in TILE_ARRAYS:
+            words = interpreter.chunks[index].words
+            return int(interpreter.tokens[index]) if name == "TOKEN" else words[name == "CHUNK_KV"]
+        if name in (*CONTEXT, "WATCHDOG"):
+            value = interpreter.registers.get(name, 0) & (1 << REGISTERS[name].width) - 1
+            return value >> 32 * index & 0xFFFFFFFF
         return {"IDENT": IDENT, "VERSION": VERSION}[name]
 
     def start(self) -> None:

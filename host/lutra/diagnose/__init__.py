@@ -1,0 +1,1 @@
+"""Finding out which part of a device is wrong."""

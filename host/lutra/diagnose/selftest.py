@@ -1,0 +1,208 @@
+"""Tests of an accelerator over any transport, in seconds: memory, registers, units, one token."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.devices.accelerator.device import AcceleratorDevice
+from lutra.devices.accelerator.transport import DoorbellTransport, Transport
+from lutra.devices.base import DeviceError
+from lutra.diagnose.passes import GoldenPasses, first_difference
+from lutra.diagnose.prefixes import Prefixes, operations_of
+from lutra_golden.control.checksum import checksum
+from lutra_golden.control.descriptor import Descriptor, Kind, line_bytes
+from lutra_golden.control.registers import CONTEXT, REGISTERS, STATUS_ERROR, TILE_ARRAYS
+from lutra_golden.control.result import Result, result_bytes
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import BOUNDARY_BYTES
+from lutra_golden.model.packed import PackedModel
+
+__all__ = ["Check", "selftest"]
+
+_MEMORY_BYTES = 16 * BOUNDARY_BYTES
+_WORDS = (0x00000000, 0xFFFFFFFF, 0xAAAAAAAA, 0x55555555, 0x12345678)
+_SEED = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Outcome of one test: ``problem`` says what is wrong and names the unit, None if nothing."""
+
+    name: str
+    problem: str | None
+    seconds: float
+
+
+def selftest(device: AcceleratorDevice, model: PackedModel) -> Iterator[Check]:
+    """Test ``device`` with the first layer of ``model``, on random tokens; a check at a time.
+
+    Nothing is tested behind the first unit that is wrong. The device is closed afterwards.
+    """
+    small = replace(model, layers=[model.layers[0]])
+    try:
+        check = _timed("identity and fingerprint", lambda: device.load(small))
+        yield check
+        if check.problem:
+            return
+        for name, test in (
+            ("registers", lambda: _registers(device)),
+            ("memory", lambda: _memory(device.transport)),
+            ("memory, as the accelerator reads it", lambda: _checksum(device)),
+            ("units", lambda: _units(device, small)),
+            ("one token", lambda: _token(device, small)),
+        ):
+            check = _timed(name, test)
+            yield check
+            if check.problem:
+                return
+    finally:
+        device.close()
+
+
+def _timed(name: str, test: Callable[[], str | None]) -> Check:
+    start = time.perf_counter()
+    try:
+        problem = test()
+    except DeviceError as error:
+        problem = str(error)
+    return Check(name=name, problem=problem, seconds=time.perf_counter() - start)
+
+
+def _registers(device: AcceleratorDevice) -> str | None:
+    """Write every register that can be read back, with patterns, and read it."""
+    transport = device.transport
+    places = [
+        (name, index)
+        for name in (*CONTEXT, "WATCHDOG", *TILE_ARRAYS)
+        for index in range(
+            min(REGISTERS[name].count, device.pass_tokens)
+            if name in TILE_ARRAYS
+            else REGISTERS[name].count
+        )
+    ]
+    try:
+        for pattern in _WORDS:
+            words = {place: pattern ^ 0x01010101 * (i % 7) for i, place in enumerate(places)}
+            for (name, index), word in words.items():
+                transport.write_register(name, word, index)
+            for (name, index), word in words.items():
+                expected = word & _mask(name, index)
+                found = transport.read_register(name, index)
+                if found != expected:
+                    return (
+                        f"register {name}[{index}] reads {found:#x} after {expected:#x} was "
+                        "written: the registers, or the way to them, are wrong"
+                    )
+    finally:
+        for name, index in places:
+            transport.write_register(name, 0, index)
+        device.runs.forget()
+    return None
+
+
+def _mask(name: str, index: int) -> int:
+    """Bits that a word of a register keeps."""
+    register = REGISTERS[name]
+    width = register.width if name in TILE_ARRAYS else register.width - 32 * index
+    return (1 << min(max(width, 0), 32)) - 1
+
+
+def _memory(transport: Transport) -> str | None:
+    """Write patterns and read them: equal bits, every address its own, random."""
+    address = transport.allocate(_MEMORY_BYTES)
+    rng = np.random.default_rng(_SEED)
+    numbers = np.arange(_MEMORY_BYTES // 4, dtype="<u4")
+    patterns: dict[str, NDArray[np.generic]] = {
+        f"{word:#010x}": np.full(len(numbers), word, "<u4") for word in _WORDS
+    }
+    patterns["each word its address"] = numbers * 4 + np.uint32(address & 0xFFFFFFFF)
+    patterns["random"] = rng.integers(0, 1 << 32, len(numbers), np.uint32)
+    try:
+        for name, words in patterns.items():
+            data = words.tobytes()
+            transport.write(address, data)
+            found = transport.read(address, len(data))
+            if found != data:
+                wrong = np.frombuffer(found, np.uint8) != np.frombuffer(data, np.uint8)
+                at = int(wrong.argmax())
+                return (
+                    f"pattern {name}: byte {address + at:#x} reads {found[at]:#04x}, not "
+                    f"{data[at]:#04x}, and {int(wrong.sum())} in all: the memory is wrong"
+                )
+    finally:
+        transport.free(address)
+    return None
+
+
+def _checksum(device: AcceleratorDevice) -> str | None:
+    """Let the accelerator compute the checksum of random bytes."""
+    transport, config = device.transport, device.config
+    if not isinstance(transport, DoorbellTransport):
+        return None
+    data = np.random.default_rng(_SEED).integers(0, 256, _MEMORY_BYTES, np.uint8)
+    address = transport.allocate(_MEMORY_BYTES)
+    room = result_bytes(line_bytes(config), 0)
+    base = transport.allocate(room + BOUNDARY_BYTES)
+    try:
+        transport.write(address, data.tobytes())
+        result = _run_checksum(transport, config, base, room, address)
+    finally:
+        transport.free(base)
+        transport.free(address)
+    if result.status & STATUS_ERROR:
+        return result.failure.describe(config)
+    expected = checksum(data)
+    if result.checksum != expected:
+        return (
+            f"the checksum of {_MEMORY_BYTES} bytes is {result.checksum:016x}, not "
+            f"{expected:016x}: the reads of the sequencer (fetch) are wrong"
+        )
+    return None
+
+
+def _run_checksum(
+    transport: DoorbellTransport, config: AcceleratorConfig, base: int, room: int, address: int
+) -> Result:
+    descriptor = Descriptor(
+        fingerprint=config.fingerprint,
+        result_base=base,
+        kind=Kind.CHECKSUM,
+        program_base=address,
+        program_bytes=_MEMORY_BYTES,
+    )
+    transport.write(base, bytes(room) + descriptor.encode(line_bytes(config)))
+    transport.ring(base + room)
+    transport.wait(None)
+    return Result.decode(transport.read(base, room))
+
+
+def _units(device: AcceleratorDevice, model: PackedModel) -> str | None:
+    """Run the program up to each instruction on random tokens, and compare what it leaves."""
+    tokens = _tokens(device, model)
+    with GoldenPasses(model, tokens, 1, device.pass_tokens) as passes:
+        # keys and values of positions before are random, too
+        next(iter(passes))
+        prefixes = Prefixes(device, passes.kv(len(tokens)), tokens, len(tokens) - 1)
+    try:
+        found = prefixes.first(by_layers=False)
+    finally:
+        prefixes.close()
+    if found is None:
+        return None
+    opcode = operations_of(device.program)[found.index].opcode.name
+    return f"the {found.unit} is wrong: instruction {found.index} ({opcode}): {found.text}"
+
+
+def _token(device: AcceleratorDevice, model: PackedModel) -> str | None:
+    with GoldenPasses(model, _tokens(device, model), 1, device.pass_tokens) as passes:
+        found = first_difference(device, passes)
+    return None if found is None else f"position {found.position}: {found.text}"
+
+
+def _tokens(device: AcceleratorDevice, model: PackedModel) -> list[int]:
+    """Random tokens of a pass, as many as leave room for as many again."""
+    n = min(device.pass_tokens, model.context // 2)
+    return np.random.default_rng(_SEED).integers(0, model.vocab_size, n).tolist()

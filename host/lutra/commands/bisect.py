@@ -1,0 +1,136 @@
+"""``lutra bisect``: the first word that a device gets wrong, and the unit that it is from."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from lutra.commands.options import (
+    add_device,
+    add_format,
+    add_group,
+    add_json,
+    add_kv,
+    add_threads,
+    check_kv,
+    whole,
+)
+from lutra.devices.accelerator.device import AcceleratorDevice
+from lutra.devices.accelerator.rtl import RtlTransport
+from lutra.devices.base import Device
+from lutra.devices.choose import choose_device
+from lutra.diagnose.bisect import bisect
+from lutra.llm import LLM
+from lutra.progress import StepProgress
+from lutra_golden.core.config import ENGINES
+from lutra_golden.core.configs import CONFIGS
+from lutra_golden.errors import LutraError
+
+__all__ = ["add_bisect"]
+
+_PROMPT = "Once upon a time there was a king who had three daughters"
+_WAVE = Path("lutra-bisect.vcd")
+_TOKENS = 8
+
+
+def add_bisect(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra bisect``."""
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="tales",
+        help="folder, GGUF file, Hugging Face id, or a shipped model (default tales)",
+    )
+    add_device(parser, "rtl", "rtl, the simulated hardware")
+    parser.add_argument(
+        "--against",
+        choices=("golden",),
+        default="golden",
+        help="device that is right (default golden, the specification)",
+    )
+    parser.add_argument(
+        "-p", "--prompt", default=_PROMPT, metavar="TEXT", help="prompt to continue"
+    )
+    parser.add_argument(
+        "-n",
+        "--n-predict",
+        type=whole(1),
+        default=_TOKENS,
+        metavar="N",
+        help=f"number of tokens to generate, all greedily (default {_TOKENS})",
+    )
+    add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
+    add_group(parser)
+    add_kv(parser)
+    parser.add_argument("--config", choices=sorted(CONFIGS), help="configuration of an accelerator")
+    parser.add_argument("--engine", choices=tuple(ENGINES), help="matmul engine of an accelerator")
+    add_threads(parser)
+    parser.add_argument(
+        "--wave",
+        type=Path,
+        default=_WAVE,
+        metavar="FILE",
+        help=f"waveform around the first wrong word, on device rtl only (default {_WAVE})",
+    )
+    add_json(parser)
+    parser.set_defaults(command=_bisect)
+
+
+def _bisect(args: argparse.Namespace) -> int:
+    check_kv(args.kv, args.device, falls_back=False)
+    if args.device in ("auto", "golden"):
+        raise LutraError(
+            f"device {args.device} is not compared with golden: give one, such as -dev rtl"
+        )
+    _check_wave(args.wave)
+    with StepProgress() as progress:
+        llm = LLM(
+            args.model,
+            _device(args, progress),
+            format=args.format,
+            group=args.group,
+            kv_bits=args.kv,
+            progress=progress,
+            load=False,
+        )
+        prompt = llm.encode(args.prompt)
+        if len(prompt) + args.n_predict > llm.context:
+            raise LutraError(
+                f"the prompt has {len(prompt)} tokens and -n asks for {args.n_predict} more, the "
+                f"context is {llm.context}: shorten the prompt, or give a smaller -n"
+            )
+        llm.device.load(llm.packed)
+        found = bisect(
+            llm.device, llm.packed, prompt, args.n_predict, wave=args.wave, progress=progress
+        )
+    llm.close()
+    if args.json:
+        print(json.dumps(asdict(found)))
+    else:
+        for line in found.lines():
+            print(line)
+    return 0 if found.same else 1
+
+
+def _device(args: argparse.Namespace, progress: StepProgress) -> Device:
+    if args.device != "rtl":
+        return choose_device(
+            args.device,
+            config=args.config,
+            engine=args.engine,
+            threads=args.threads,
+            progress=progress,
+        )[0]
+    if args.threads is not None:
+        raise LutraError("only device cpu has threads, rtl has none: leave threads out")
+    transport = RtlTransport(traceable=True, progress=progress)
+    return AcceleratorDevice(transport, args.config or "nano", args.engine, progress=progress)
+
+
+def _check_wave(wave: Path) -> None:
+    if wave.suffix != ".vcd":
+        raise LutraError(f"the waveform file must end in .vcd, not {wave.name!r}")
+    if not wave.parent.is_dir():
+        raise LutraError(
+            f"the folder of the waveform {wave} does not exist: make it, or give another"
+        )

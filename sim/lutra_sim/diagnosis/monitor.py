@@ -1,0 +1,190 @@
+"""Finds the first word of a run of the RTL that is not what the interpreter says.
+
+Everything that one unit hands to another is watched at the unit's ports: instructions, words that
+are read and written, buffers. A unit whose inputs have all been right so far, and whose output is
+not, is where the fault is; nothing inside it needs to be known.
+"""
+
+from collections.abc import Mapping
+
+from lutra_golden.control.isa import Unit
+from lutra_golden.control.recorder import Executed
+from lutra_golden.control.registers import CONTEXT
+from lutra_sim.diagnosis.control import ControlCheck
+from lutra_sim.diagnosis.reads import ReadCheck
+from lutra_sim.diagnosis.view import (
+    CONTROL,
+    UNIT_NAMES,
+    WRITES,
+    Finding,
+    Found,
+    Reference,
+    RunView,
+    said,
+)
+from lutra_sim.diagnosis.words import BUFFERS, WordCheck
+from lutra_sim.rtl.build import WirePort
+
+__all__ = ["Monitor"]
+
+
+class Monitor:
+    """Compares a trace with ``reference``; :attr:`wires` are what the trace must have.
+
+    ``ports`` are those of :func:`lutra_sim.rtl.build.ports_of`.
+    """
+
+    def __init__(self, reference: Reference, ports: Mapping[str, WirePort]) -> None:
+        self._view = view = RunView(reference, ports, _names())
+        self._control, self._reads = ControlCheck(view), ReadCheck(view)
+        self._words = WordCheck(view)
+        self._started = self._finished = self._over = False
+        self._raw = True
+
+    @property
+    def wires(self) -> list[str]:
+        """Paths of the wires that are watched."""
+        return self._view.wires
+
+    @property
+    def scopes(self) -> list[str]:
+        """Instances that the wires are in."""
+        return sorted({wire.rpartition(".")[0] for wire in self.wires})
+
+    def cycle(self, number: int, values: list[str]) -> Finding | None:
+        """What is wrong in the next clock cycle, if anything is."""
+        view = self._view
+        if self._over:
+            return None
+        before, view.values = view.values, values
+        if self._started and view.bit("registers.clear"):
+            # the run has failed: from here on the units are as after a reset
+            self._over, view.values = True, before
+            return None
+        view.cycle = number
+        try:
+            self._step()
+        except Found as found:
+            return found.finding
+        view.values = list(values)
+        return None
+
+    def _step(self) -> None:
+        view = self._view
+        if view.bit("sequencer.start"):
+            self._raw = view.bit("sequencer.raw")
+            if not self._raw:
+                self._started = True
+                self._control.context()
+        if view.bit("sequencer.finished") and not self._raw:
+            self._finished = True
+            self._complete()
+        self._control.step()
+        self._reads.step(fetches=not self._raw)
+        self._words.step()
+
+    def _complete(self) -> None:
+        view = self._view
+        for unit, queue in view.queues.items():
+            done = view.done[unit]
+            if done < len(queue):
+                text = f"the run ends when {done} of {len(queue)} instructions of the "
+                text += f"{UNIT_NAMES[unit]} are done"
+                view.fail("sequencer", "sequencer.finished", text)
+
+    def stuck(self) -> Finding:
+        """What a run waits for that has ended without a wrong word, by an error or a hang."""
+        try:
+            self._waits()
+        except Found as found:
+            return found.finding
+        raise AssertionError("something is always waited for")
+
+    def _waits(self) -> None:
+        if not self._started:
+            text = "the program is not begun"
+            self._view.fail(CONTROL, "sequencer.start", text)
+        if self._finished:
+            text = "the program is over, and its run is not"
+            self._view.fail(CONTROL, "sequencer.finished", text)
+        busy = [
+            executed
+            for unit in Unit
+            if (executed := self._view.current(unit)) and self._view.begun(executed)
+        ]
+        for executed in sorted(busy, key=lambda each: each.index):
+            self._waits_of(executed)
+        fetch = self._reads.reads["sequencer.rd_cmd"]
+        waiting = [e for unit in Unit if (e := self._view.current(unit))]
+        ready = [
+            e
+            for e in waiting
+            if all(self._view.done[u] >= w for u, w in zip(Unit, e.instruction.waits, strict=True))
+        ]
+        first = min(ready or waiting, key=lambda each: each.index, default=None)
+        if fetch.asked > fetch.came and not self._view.bit("sequencer.rd_data__valid"):
+            text = f"{fetch.came} of {fetch.asked} words came that were asked for"
+            self._view.fail(fetch.where, "sequencer.rd_data__valid", text, first)
+        if first is None:
+            text = "all instructions are done, and the program does not end"
+            self._view.fail("sequencer", "sequencer.finished", text)
+        text = f"{said(first)} is not begun, and nothing that it waits for is missing"
+        stream = f"sequencer.{first.unit.name.lower()}_cmd"
+        if self._view.bit(f"{stream}__valid"):
+            text = f"it does not take {said(first)}"
+            self._view.fail(self._view.name(first.unit, first), f"{stream}__ready", text, first)
+        self._view.fail("sequencer", f"{stream}__valid", text, first)
+
+    def _waits_of(self, executed: Executed) -> None:
+        """Say what the unit of an instruction that was begun waits for."""
+        unit = executed.unit
+        command = {
+            Unit.LOAD: "load.rd_cmd",
+            Unit.MATMUL: "sequencer.weight_cmd",
+            Unit.ATTENTION: "attention.rd_cmd",
+        }.get(unit)
+        who = self._view.name(unit, executed)
+        if command is not None:
+            reads = self._reads.reads[command]
+            if self._view.bit(f"{command}__valid") and not self._view.bit(f"{command}__ready"):
+                text = f"a command of {said(executed)} is not taken"
+                if not self._view.bit(f"{reads.data}__valid"):
+                    self._view.fail(reads.where, f"{command}__ready", text, executed)
+            if reads.asked > reads.came and not self._view.bit(f"{reads.data}__valid"):
+                text = f"{said(executed)} waits for words: {reads.came} of {reads.asked} came"
+                self._view.fail(reads.where, f"{reads.data}__valid", text, executed)
+        if unit is Unit.VECTOR:
+            for name in ("vector.wr_cmd", "vector.wr_data"):
+                if self._view.bit(f"{name}__valid") and not self._view.bit(f"{name}__ready"):
+                    text = f"a word of {said(executed)} is not taken"
+                    self._view.fail(WRITES, f"{name}__ready", text, executed)
+            if self._words.handed_over(executed) and not self._view.bit("vector.wr_idle"):
+                text = f"all that {said(executed)} writes was handed over, and is never written"
+                self._view.fail(WRITES, "vector.wr_idle", text, executed)
+        text = f"{said(executed)} has all that it needs, and does not end"
+        self._view.fail(who, f"{unit.name.lower()}.done", text, executed)
+
+
+def _names() -> list[str]:
+    """Ports that are watched."""
+    names = [f"{c}.{p}__{part}" for c, p, _ in BUFFERS for part in ("en", "addr", "data")]
+    for unit in Unit:
+        name = unit.name.lower()
+        names += [f"{name}.done", f"{name}.busy", *_stream(f"sequencer.{name}_cmd")]
+    for name in (
+        *("matmul.cmd", "attention.cmd", "vector.wr_cmd", "vector.wr_data"),
+        *("sequencer.rd_cmd", "sequencer.rd_data", "load.rd_cmd", "load.rd_data"),
+        *("attention.rd_cmd", "attention.rd_data", "sequencer.weight_cmd", "matmul.weights"),
+    ):
+        names += _stream(name)
+    names += ["sequencer.start", "sequencer.raw", "sequencer.finished", "vector.wr_idle"]
+    names += ["vector.result_cmd__valid", "vector.result_data__valid"]
+    names += ["matmul.acc__addr", "matmul.acc__data", "load.tokens__addr", "load.tokens__data"]
+    names += ["vector.saturated", "attention.saturated", "registers.clear"]
+    for name in ("load", "vector", "attention"):
+        names += [f"{name}.chunks__addr", f"{name}.chunks__data"]
+    return names + [f"registers.context__{name.lower()}" for name in CONTEXT]
+
+
+def _stream(name: str) -> list[str]:
+    return [f"{name}__{part}" for part in ("valid", "ready", "payload")]

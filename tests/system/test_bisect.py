@@ -21,6 +21,7 @@ pytestmark = pytest.mark.rtl
 QUICK = (
     "missing carry of a negated value",
     "sine with the wrong sign",
+    "denominators never begin anew",
 )
 """Faults of different units; the others take minutes."""
 

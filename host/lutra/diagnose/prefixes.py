@@ -41,8 +41,9 @@ _NAMES = {
 class Shown:
     """Instruction ``index`` is the first behind which memory differs.
 
-    ``unit`` executes it, and, unless they were seen to be right, those before it whose results
-    cannot be stored. ``token`` and ``elements`` are where the first difference is.
+    ``unit`` executes it, or one before it whose result cannot be stored; instructions of a kind
+    that came right before are named only if there is no other. ``token`` and ``elements`` are where
+    the first difference is.
     """
 
     index: int
@@ -79,6 +80,7 @@ class Prefixes:
         self._program = device.program
         self._operations = operations_of(self._program)
         self._tokens, self._logits_from, self._kv = tokens, logits_from, kv
+        self._sound: set[tuple[Opcode, int]] = set()
         self._reference = AcceleratorDevice(InterpretedTransport())
         self._reference.load_program(device.model, device.program)
         self._pairs: list[tuple[AcceleratorDevice, AcceleratorSession]] = []
@@ -107,12 +109,17 @@ class Prefixes:
             else:
                 ends = ends[:middle]
         right = low - 1
+        self._sound = {_kind(each) for each in self._operations[:low]}
         for index in range(low, len(self._operations)):
-            if self._operations[index].opcode not in _VISIBLE:
+            operation = self._operations[index]
+            if operation.opcode not in _VISIBLE:
                 continue
             found = self.behind(index, right)
             if found is not None:
                 return found
+            self._sound |= {_kind(each) for each in self._hidden(index, right)}
+            if operation.opcode is not Opcode.ROPEQ:
+                self._sound.add(_kind(operation))
             right = index
         return None
 
@@ -160,7 +167,8 @@ class Prefixes:
     ) -> Shown:
         makers = self._hidden(index, right)
         chain = [self._operations[index], *reversed(makers)]
-        units = list(dict.fromkeys(map(_unit, chain)))
+        suspects = [each for each in chain if _kind(each) not in self._sound] or chain
+        units = list(dict.fromkeys(map(_unit, suspects)))
         if makers:
             names = ", ".join(each.opcode.name for each in makers)
             text += f"; what {names} before it made is seen here first"
@@ -169,9 +177,13 @@ class Prefixes:
         )
 
     def _hidden(self, index: int, right: int) -> list[Operation]:
-        """Instructions between ``right`` and ``index`` whose results ``index`` depends on."""
+        """Instructions between ``right`` and ``index`` whose results ``index`` depends on.
+
+        Of a ROPEQ at ``right`` the queries are not known to be right.
+        """
         wanted, found = list(self._operations[index].reads), list[Operation]()
-        for each in reversed(self._operations[right + 1 : index]):
+        partly = right >= 0 and self._operations[right].opcode is Opcode.ROPEQ
+        for each in reversed(self._operations[right + 1 - partly : index]):
             if any(overlap(a, b) for a in each.writes for b in wanted):
                 found.insert(0, each)
                 wanted += each.reads
@@ -242,6 +254,11 @@ def _scales(program: Program) -> Iterator[Operation]:
     loads = [o for o in program.parts.head if o.opcode is Opcode.LDPARAM]
     # the first one loads gamma of the final norm
     yield from loads[1:]
+
+
+def _kind(operation: Operation) -> tuple[Opcode, int]:
+    """The opcode, and the source of a NORMQ: each goes another way through its unit."""
+    return operation.opcode, operation.args.get("source", 0)
 
 
 def _unit(operation: Operation) -> str:

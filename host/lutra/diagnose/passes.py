@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -89,7 +88,7 @@ class GoldenPasses:
         """Release the model."""
         self._golden.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "GoldenPasses":
         return self
 
     def __exit__(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.devices.accelerator.device import AcceleratorDevice
-from lutra.devices.accelerator.transport import DoorbellTransport, Transport
+from lutra.devices.accelerator.transport import DoorbellTransport, RegisterTransport
 from lutra.devices.base import DeviceError
 from lutra.diagnose.passes import GoldenPasses, first_difference
 from lutra.diagnose.prefixes import Prefixes, operations_of
@@ -49,7 +49,7 @@ def selftest(device: AcceleratorDevice, model: PackedModel) -> Iterator[Check]:
             return
         for name, test in (
             ("registers", lambda: _registers(device)),
-            ("memory", lambda: _memory(device.transport)),
+            ("memory", lambda: _memory(device)),
             ("memory, as the accelerator reads it", lambda: _checksum(device)),
             ("units", lambda: _units(device, small)),
             ("one token", lambda: _token(device, small)),
@@ -74,6 +74,8 @@ def _timed(name: str, test: Callable[[], str | None]) -> Check:
 def _registers(device: AcceleratorDevice) -> str | None:
     """Write every register that can be read back, with patterns, and read it."""
     transport = device.transport
+    if not isinstance(transport, RegisterTransport):
+        return None
     places = [
         (name, index)
         for name in (*CONTEXT, "WATCHDOG", *TILE_ARRAYS)
@@ -110,9 +112,10 @@ def _mask(name: str, index: int) -> int:
     return (1 << min(max(width, 0), 32)) - 1
 
 
-def _memory(transport: Transport) -> str | None:
-    """Write patterns and read them: equal bits, every address its own, random."""
-    address = transport.allocate(_MEMORY_BYTES)
+def _memory(device: AcceleratorDevice) -> str | None:
+    """Write patterns to memory of sessions and read them: equal, each its address, random."""
+    transport, memory = device.transport, device.memory
+    address = memory.allocate(_MEMORY_BYTES)
     rng = np.random.default_rng(_SEED)
     numbers = np.arange(_MEMORY_BYTES // 4, dtype="<u4")
     patterns: dict[str, NDArray[np.generic]] = {
@@ -133,25 +136,25 @@ def _memory(transport: Transport) -> str | None:
                     f"{data[at]:#04x}, and {int(wrong.sum())} in all: the memory is wrong"
                 )
     finally:
-        transport.free(address)
+        memory.free(address)
     return None
 
 
 def _checksum(device: AcceleratorDevice) -> str | None:
     """Let the accelerator compute the checksum of random bytes."""
-    transport, config = device.transport, device.config
+    transport, memory, config = device.transport, device.memory, device.config
     if not isinstance(transport, DoorbellTransport):
         return None
     data = np.random.default_rng(_SEED).integers(0, 256, _MEMORY_BYTES, np.uint8)
-    address = transport.allocate(_MEMORY_BYTES)
+    address = memory.allocate(_MEMORY_BYTES)
     room = result_bytes(line_bytes(config), 0)
-    base = transport.allocate(room + BOUNDARY_BYTES)
+    base = memory.allocate(room + BOUNDARY_BYTES)
     try:
         transport.write(address, data.tobytes())
         result = _run_checksum(transport, config, base, room, address)
     finally:
-        transport.free(base)
-        transport.free(address)
+        memory.free(base)
+        memory.free(address)
     if result.status & STATUS_ERROR:
         return result.failure.describe(config)
     expected = checksum(data)

@@ -88,6 +88,9 @@ class Interpreted(agent.Accelerator):
             self.transport.wait(None)
         self._started = False
 
+    def close(self) -> None:
+        self.transport.close()
+
 
 class Rtl(agent.Accelerator):
     """The Verilated accelerator, whose clock runs while the agent waits."""

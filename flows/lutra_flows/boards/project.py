@@ -94,7 +94,7 @@ def project_files(board: Board, part: str, text: str) -> Mapping[str, str]:
 
 
 def _identity(board: Board, part: str) -> Mapping[str, object]:
-    """What a driver or a person compares before the first token."""
+    """Facts that a driver or a person compares before the first token."""
     config = board.config
     return {
         "board": board.name,

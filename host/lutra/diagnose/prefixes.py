@@ -131,7 +131,7 @@ class Prefixes:
             yield at - 1
 
     def behind(self, index: int, right: int = -1) -> Shown | None:
-        """What differs behind instruction ``index``; ``right`` is the last one that was right."""
+        """Difference behind instruction ``index``; ``right`` is the last one that was right."""
         operation = self._operations[index]
         align = self._program.config.alignment(Purpose.FETCH)
         for probe in self._probes(operation):

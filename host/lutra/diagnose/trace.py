@@ -162,7 +162,7 @@ def _first(monitor: Monitor, path: Path, clock_ps: int) -> Finding | None:
 
 
 def _behind(monitor: Monitor, differs: str, end: int) -> Finding:
-    """What is wrong where every stream inside was right."""
+    """Finding where every stream inside was right."""
     if differs == "error":
         return monitor.stuck()
     if differs == "memory":

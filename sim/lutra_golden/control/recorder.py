@@ -1,4 +1,4 @@
-"""What each instruction of a run leaves behind: the words that its unit writes, and where."""
+"""Recorder of what each instruction of a run leaves behind: words that its unit writes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lutra_golden.core.boards import BOARDS
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
 from lutra_golden.errors import LutraError
@@ -57,7 +58,7 @@ _MIB = 1 << 20
 
 _KV260 = BoardProfile(
     name="kv260",
-    part="xck26-sfvc784-2LV-c",
+    part=BOARDS["kv260"].part,
     runtime="pynq",
     config="nano",
     port_width=128,
@@ -69,14 +70,14 @@ _KV260 = BoardProfile(
     clock_hz=187_498_125,
     read_latency=60,
     write_latency=30,
-    registers_base=0xA000_0000,
-    intc_base=0xA001_0000,
+    registers_base=BOARDS["kv260"].registers_base or 0,
+    intc_base=BOARDS["kv260"].intc_base or 0,
 )
 """Kria KV260: Zynq UltraScale+, DDR4 behind high-performance ports of 128 bits."""
 
 _U55C = BoardProfile(
     name="u55c",
-    part="xcu55c-fsvh2892-2L-e",
+    part=BOARDS["u55c"].part,
     runtime="xrt",
     config="nano",
     port_width=512,

@@ -52,7 +52,7 @@ class Monitor:
         return sorted({wire.rpartition(".")[0] for wire in self.wires})
 
     def cycle(self, number: int, values: list[str]) -> Finding | None:
-        """What is wrong in the next clock cycle, if anything is."""
+        """Finding of the next clock cycle, if anything is wrong in it."""
         view = self._view
         if self._over:
             return None
@@ -93,7 +93,7 @@ class Monitor:
                 view.fail("sequencer", "sequencer.finished", text)
 
     def stuck(self) -> Finding:
-        """What a run waits for that has ended without a wrong word, by an error or a hang."""
+        """Finding of a run that has ended without a wrong word, by an error or a hang."""
         try:
             self._waits()
         except Found as found:

@@ -28,7 +28,7 @@ from lutra_hw.control.registers import RegisterFile
 
 
 def read_rtl(address: int) -> int:
-    """What the RTL answers to a read over AXI4-Lite."""
+    """Answer of the RTL to a read over AXI4-Lite."""
     dut: Any = RegisterFile(KV260)  # its ports exist at run time only
     simulator = Simulator(dut)
     simulator.add_clock(1e-8)

@@ -1,4 +1,4 @@
-"""What instructions leave behind, as the recorder has it, is what the interpreter has made."""
+"""Instructions leave behind in the recorder what the interpreter has made of them."""
 
 import numpy as np
 import pytest

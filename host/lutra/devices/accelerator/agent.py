@@ -6,6 +6,7 @@ there. docs/agent.md has the protocol; :mod:`lutra.devices.accelerator.board` sp
 
 from __future__ import annotations
 
+import abc
 import argparse
 import fcntl
 import hashlib
@@ -332,7 +333,7 @@ def read_key(path: Path) -> bytes:
 # -- the hardware
 
 
-class Accelerator:
+class Accelerator(abc.ABC):
     """Access to an accelerator: 32-bit registers, memory, and the end of a run.
 
     Offsets and ranges are checked before they come here. ``regions`` are addresses and bytes.
@@ -340,26 +341,27 @@ class Accelerator:
 
     regions: Sequence[tuple[int, int]] = ()
 
+    @abc.abstractmethod
     def read_register(self, offset: int) -> int:
         """Read a register."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write_register(self, offset: int, value: int) -> None:
         """Write a register."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, address: int, n_bytes: int) -> bytes:
         """Read memory that the accelerator may have written."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, address: int, data: bytes) -> None:
         """Write memory so that the accelerator sees it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def pause(self, wake: int, seconds: float) -> None:
         """Wait for the interrupt, for bytes at the descriptor ``wake``, or for that long."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Release it."""
 
@@ -587,7 +589,7 @@ def load_bitstream(path: Path, root: Path = Path("/")) -> None:
 
 
 def _configuration(path: Path, data: bytes) -> bytes:
-    """What the FPGA manager takes: of a .bit file the configuration, its words turned round."""
+    """Bytes that the FPGA manager takes: of a .bit file the configuration, its words turned."""
     if path.suffix != ".bit":
         return data
     at = 2 + int.from_bytes(data[:2], "big") + 2  # a field of constants, then the number 1

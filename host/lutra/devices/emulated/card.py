@@ -63,7 +63,7 @@ class Kernel(Protocol):
 
 
 class Interface(Enum):
-    """What a module ``pyxrt`` offers, from XRT 2.14 on."""
+    """The names of a module ``pyxrt``, from XRT 2.14 on."""
 
     LOADED = 0
     """Images are loaded into the device, which has kernels and buffers."""

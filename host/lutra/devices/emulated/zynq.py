@@ -64,7 +64,7 @@ class Event(Protocol):
 
 
 class Uio:
-    """What PYNQ has of a UIO device: ``add_event``.
+    """The side of a UIO device that PYNQ sees: ``add_event``.
 
     While somebody waits, the board's clock runs, a slice at a time, in the loop that waits.
     """

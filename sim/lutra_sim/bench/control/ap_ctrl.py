@@ -245,7 +245,7 @@ class FrontBench:
 
 
 Host = Callable[[FrontBench], Iterator[None]]
-"""What a host does; it waits a cycle with each ``yield``."""
+"""Actions of a host; it waits a cycle with each ``yield``."""
 
 
 def _random_access(bench: FrontBench) -> None:

@@ -48,7 +48,8 @@ _WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers":
 def config_of_engine(engine: str, **changes: int) -> AcceleratorConfig:
     """Configuration that holds every model here that the engine runs, with ``changes``."""
     if engine == "ternary":
-        return config_for(SHAPE, engine, **changes)
+        # the one of mixtures and of ranges, too: a simulator less to build
+        return config_for(SHAPE, engine, **{"pass_tokens": 5, **changes})
     # depth tiles of 16 with whole float16 scales, for the checkpoints that have them
     wide: dict[str, int] = {"depth_tile": 16, "scale_width": 16, "qkv_bias": True, "qk_norm": True}
     if engine == "lut":

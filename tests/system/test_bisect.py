@@ -27,6 +27,7 @@ NAMED = (
 """Faults of different units; ``python -m tests.system.planted`` tries all of the catalogue."""
 
 
+@pytest.mark.slow
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path) -> None:
     """Every stream of three passes, with and without keys of earlier ones."""
     model = make(tmp_path)("bitnet")

@@ -114,13 +114,14 @@ _VERILATOR_FLAGS = (
     "-Wno-fatal",
 )
 _CXX_FLAGS = ("-std=gnu++20", "-fPIC", "-fvisibility=hidden", "-w")
-# fast: what runs in every cycle; slow: what runs once, or per line of a trace
-_OPTIMIZE = {"fast": "-O2", "slow": "-O0", "runtime": "-O1"}
+# fast: what runs in every cycle; trace: the same for what writes traces, as large as all else
+# together; slow: what runs once
+_OPTIMIZE = {"fast": "-O2", "trace": "-O1", "slow": "-O0", "runtime": "-O1"}
 # the compiler's seconds per byte of source, and per file for the headers: for the estimate alone
-_COST = {"fast": 10e-6, "slow": 4e-6, "runtime": 20e-6}
+_COST = {"fast": 10e-6, "trace": 6e-6, "slow": 4e-6, "runtime": 20e-6}
 _FILE_COST = 0.7
 # a few seconds each; `fast` sources of the smallest accelerators still occupy two cores
-_BATCH_BYTES = {"fast": 2_500_000, "slow": 5_000_000}
+_BATCH_BYTES = {"fast": 2_500_000, "trace": 2_500_000, "slow": 5_000_000}
 # where in the whole build a stage begins
 _GENERATE, _VERILATE, _COMPILE, _LINK = 0.0, 0.33, 0.55, 0.98
 _POLL_S = 0.1
@@ -377,7 +378,7 @@ def _compile(
     harness = Path(__file__).with_name("harness.cpp")
     jobs = [job(harness, folder / "harness.o", "fast", harness.stat().st_size, *local)]
     classes = _classes(generated / f"{PREFIX}_classes.mk")
-    for kind in ("fast", "slow"):
+    for kind in ("fast", "trace", "slow"):
         for name, size in _batches(generated, classes[kind], kind):
             jobs.append(job(generated / f"{name}.cpp", folder / f"{name}.o", kind, size, *local))
     for name in classes["runtime"]:
@@ -403,8 +404,10 @@ def _classes(makefile: Path) -> dict[str, list[str]]:
     """Sources by how they are compiled, from the list that Verilator writes."""
     text = makefile.read_text(encoding="utf-8").replace("\\\n", " ")
     lists = {name: words.split() for name, words in re.findall(r"^(VM_\w+) \+=(.*)$", text, re.M)}
+    fast = lists.get("VM_CLASSES_FAST", []) + lists.get("VM_SUPPORT_FAST", [])
     return {
-        "fast": lists.get("VM_CLASSES_FAST", []) + lists.get("VM_SUPPORT_FAST", []),
+        "fast": [name for name in fast if "__Trace" not in name],
+        "trace": [name for name in fast if "__Trace" in name],
         "slow": lists.get("VM_CLASSES_SLOW", []) + lists.get("VM_SUPPORT_SLOW", []),
         "runtime": lists.get("VM_GLOBAL_FAST", []) + lists.get("VM_GLOBAL_SLOW", []),
     }

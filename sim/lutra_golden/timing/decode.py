@@ -1,0 +1,79 @@
+"""Cycles of a decoded token, from the cycles of the units and the width of the weights' port."""
+
+import numpy as np
+
+from lutra_golden.control.isa import NormSource
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import Purpose
+from lutra_golden.matmul.engine import LANES, EngineParams, GroupedWeights
+from lutra_golden.model.limits import HEAD_MAX
+from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.padding import built_head_dim
+from lutra_golden.model.shapes import Gate
+from lutra_golden.timing.attention import AttentionTiming
+from lutra_golden.timing.matmul import MatmulTiming
+from lutra_golden.timing.norm import norm_cycles
+from lutra_golden.timing.residual import residual_cycles
+from lutra_golden.timing.rope import rope_cycles
+
+__all__ = ["decode_cycles"]
+
+
+def decode_cycles(model: PackedModel, config: AcceleratorConfig, position: int) -> int:
+    """Cycles of a token of ``model`` at ``position`` on ``config``, which holds it: an estimate.
+
+    Units take turns, as each needs what the one before it made. A product takes as long as its
+    engine, or as its weights on their port if that is longer: a word takes whole beats. Logits are
+    stored while the head is computed. Latencies of memory, its refresh and the host's time are left
+    out, every product counts as one command, and every layer as one like the first.
+    """
+    product = _Product(config)
+    heads = config.head_dim * config.n_heads
+    kv = built_head_dim(model.head_dim) * model.n_kv_heads
+    hidden, inner = model.hidden_size, model.intermediate_size
+    layer = model.layers[0]
+    bits = _planes(config.matmul, model)
+    gate = NormSource.GATE if model.gate is Gate.RELU2 else NormSource.SWIGLU
+    rope = rope_cycles(config, 1, bias=model.biased, qk_norm=model.head_normed)
+    per_layer = sum(
+        (
+            norm_cycles(hidden // LANES, 1, NormSource.RESIDUAL),
+            product.cycles(heads + 2 * kv, hidden, bits),
+            rope,
+            AttentionTiming(config).cycles(position, 1, window=layer.window),
+            norm_cycles(heads // LANES, 1, NormSource.ATTENTION),
+            product.cycles(hidden, heads, bits),
+            residual_cycles(hidden // LANES, 1),
+            norm_cycles(hidden // LANES, 1, NormSource.RESIDUAL),
+            product.cycles(2 * inner, hidden, bits),
+            norm_cycles(inner // LANES, 1, gate),
+            product.cycles(hidden, inner, bits),
+            residual_cycles(hidden // LANES, 1),
+        )
+    )
+    head = config.matmul.planes(GroupedWeights.from_integers(np.array([[HEAD_MAX]], np.int8)))
+    last = norm_cycles(hidden // LANES, 1, NormSource.RESIDUAL)
+    return len(model.layers) * per_layer + last + product.cycles(model.vocab_size, hidden, head)
+
+
+class _Product:
+    """A matrix with one token."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._timing, self._word_bytes = MatmulTiming(config.matmul), config.weight_word_bytes
+        self._beat_bytes = config.port_of(Purpose.WEIGHTS).width // 8
+
+    def cycles(self, rows: int, depth: int, planes: int) -> int:
+        params = self._timing.params
+        unit = max(2, params.block_rows)
+        blocks = -(-rows // (LANES * unit)) * unit
+        tiles = -(-depth // params.depth_tile)
+        n_bytes = params.n_words(tiles, blocks, planes) * self._word_bytes
+        return max(self._timing.cycles(tiles, blocks, planes, 1), -(-n_bytes // self._beat_bytes))
+
+
+def _planes(params: EngineParams, model: PackedModel) -> int:
+    """Digits of the layers' weights."""
+    if model.ternary:
+        return params.planes(GroupedWeights.from_integers(np.ones((1, 1), np.int8)))
+    return -(-model.layers[0].gate_proj.source.bits // params.w_width)

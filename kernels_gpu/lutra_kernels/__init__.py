@@ -11,21 +11,44 @@ from importlib.util import find_spec
 
 from lutra_golden.install import install_command
 
-__all__ = ["gpu_count", "interpreted", "interpreter_missing", "missing"]
+__all__ = ["gpu_count", "gpu_memory_rate", "interpreted", "interpreter_missing", "missing"]
 
 _NEEDED = "compute capability 8.0 or higher is required"
 
 
+# attributes of a device by their numbers in cuda.h: kHz, and bits
+_MEMORY_CLOCK_RATE, _MEMORY_BUS_WIDTH = 36, 37
+
+
 def gpu_count() -> int:
     """Number of CUDA devices that the driver reports, 0 without a driver; fast."""
+    driver, count = _driver(), ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def gpu_memory_rate() -> float:
+    """Bytes per second that the memory of the first CUDA device can deliver, as the driver reports
+    its clock and width; 0 without one."""
+    driver = _driver()
+    device, clock, width = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    if driver is None or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return 0.0
+    for value, attribute in ((clock, _MEMORY_CLOCK_RATE), (width, _MEMORY_BUS_WIDTH)):
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return 0.0
+    # both edges of the clock bring data
+    return 2 * clock.value * 1e3 * width.value / 8
+
+
+def _driver() -> ctypes.CDLL | None:
+    """The CUDA driver, started; None if there is none."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return 0
-    return count.value
+        return None
+    return None if driver.cuInit(0) else driver
 
 
 def interpreted() -> bool:

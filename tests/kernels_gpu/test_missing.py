@@ -9,7 +9,7 @@ import lutra_kernels as kernels_gpu
 from lutra.devices.choose import choose_device
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
-from lutra_kernels import gpu_count, interpreter_missing, missing
+from lutra_kernels import gpu_count, gpu_memory_rate, interpreter_missing, missing
 
 
 def torch_with(available: bool, capability: tuple[int, int]) -> SimpleNamespace:
@@ -62,7 +62,7 @@ def test_the_interpreter_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Driver:
-    """A driver that returns ``status`` and reports ``count`` devices."""
+    """A driver that returns ``status`` and reports ``count`` devices with HBM of an H100."""
 
     def __init__(self, status: int, count: int) -> None:
         self._status, self._count = status, count
@@ -74,6 +74,14 @@ class Driver:
         ctypes.cast(found, ctypes.POINTER(ctypes.c_int))[0] = self._count
         return 0
 
+    def cuDeviceGet(self, _found: object, ordinal: int) -> int:
+        return 101 * (ordinal >= self._count)
+
+    def cuDeviceGetAttribute(self, found: object, attribute: int, _device: object) -> int:
+        value = {36: 2_619_000, 37: 5120}[attribute]
+        ctypes.cast(found, ctypes.POINTER(ctypes.c_int))[0] = value
+        return 0
+
 
 @pytest.mark.parametrize(("status", "count", "expected"), [(0, 2, 2), (0, 0, 0), (100, 2, 0)])
 def test_devices_of_the_driver(
@@ -81,6 +89,8 @@ def test_devices_of_the_driver(
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: Driver(status, count))
     assert gpu_count() == expected
+    # 3.35 TB/s as NVIDIA states it
+    assert gpu_memory_rate() == pytest.approx(3.352e12 if expected else 0, rel=1e-3)
 
 
 def test_no_driver_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,4 +98,4 @@ def test_no_driver_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"{name}: not found")
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
-    assert gpu_count() == 0
+    assert (gpu_count(), gpu_memory_rate()) == (0, 0)

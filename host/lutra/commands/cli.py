@@ -514,7 +514,7 @@ def _print_table(figures: dict[str, object]) -> None:
     table.add_row("decode tokens per second", number("decode_tokens_per_s"), "measured here")
     if simulated and isinstance(clock_hz, int):
         table.add_row(
-            f"decode tokens per second at {clock_hz / 1e6:.0f} MHz",
+            f"decode tokens per second at {round(clock_hz / 1e6, 1):g} MHz",
             number("modelled_decode_tokens_per_s"),
             "modelled",
         )

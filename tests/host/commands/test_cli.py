@@ -807,3 +807,23 @@ def test_texts_that_can_not_be(
     path.write_bytes(content)
     expected = message.format(path=path)
     assert fails(capsys, "perplexity", "-f", str(path), *options) == expected
+
+
+@pytest.mark.parametrize(
+    ("clock_hz", "text"), [(187_498_125, "at 187.5 MHz"), (200_000_000, "at 200 MHz")]
+)
+def test_a_modelled_speed_names_its_clock(clock_hz: int, text: str, capsys: Capture) -> None:
+    figures: dict[str, object] = dict.fromkeys(FIGURES)
+    figures |= {"device": "pynq", "emulated": "kv260", "modelled_decode_tokens_per_s": 8000.0}
+    cli._print_table(figures | {"target_clock_hz": clock_hz})
+    line = f"decode tokens per second {text}"
+    assert any(
+        each.startswith(line) and "8,000.0" in each for each in capsys.readouterr().out.splitlines()
+    )
+
+
+FIGURES = (
+    "device emulated config engine model format prompt_tokens computed_tokens generated_tokens "
+    "prefill_cycles decode_cycles_per_token simulated_cycles_per_s prefill_tokens_per_s "
+    "decode_tokens_per_s modelled_decode_tokens_per_s target_clock_hz interrupted bit_exact"
+).split()

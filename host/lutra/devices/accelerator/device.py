@@ -39,6 +39,7 @@ from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.timing.boards import find_profile
 
 __all__ = ["AcceleratorDevice", "AcceleratorSession"]
 
@@ -362,10 +363,12 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             return {}
         config = program.config
         emulated = self.transport.emulated
+        # a board's clock generator does not give every rate
+        clock_hz = config.clock_hz if emulated is None else find_profile(emulated).clock_hz
         return ({} if emulated is None else {"emulated": emulated}) | {
             "config": config.name,
             "engine": config.engine,
-            "target_clock_hz": config.clock_hz,
+            "target_clock_hz": clock_hz,
             "fingerprint": f"{config.fingerprint:016x}",
             "program_fingerprint": program.fingerprint,
         }

@@ -1,18 +1,19 @@
 """The Python interface: load a model on a device and generate text."""
 
+import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.arguments import check_kind, check_whole, either
-from lutra.devices.base import Device, StepResult
-from lutra.devices.choose import DEVICES, choose_device, next_best, notes_on
+from lutra.arguments import check_kind, check_whole
+from lutra.devices.base import Device, DeviceError, StepResult
+from lutra.devices.choose import DeviceOptions
 from lutra.devices.golden import GoldenDevice
 from lutra.models import find_model
 from lutra.models.decoder import Decoder
@@ -21,6 +22,7 @@ from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
 from lutra.serving.loaded import LoadedModel
+from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence
 from lutra.serving.stream import Stream
@@ -34,6 +36,8 @@ from lutra_golden.model.cache import Kv
 __all__ = ["LLM", "PREFIX_BYTES", "Completion", "Mismatch", "Piece", "RunStats"]
 
 Progress = Callable[[str, float], None]
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 PREFIX_BYTES = 1 << 30
 """Keys and values of known prefixes that an :class:`LLM` keeps, unless it says otherwise."""
 
@@ -43,10 +47,10 @@ class LLM:
 
     ``model`` is a shipped name or a folder; ``device`` is one of
     :data:`~lutra.devices.choose.DEVICES`, or an object with the methods of
-    :class:`~lutra.devices.base.Device`. ``auto`` takes the fastest that is here and that has room
-    for the model; :attr:`notes` says why it passed others over. ``threads`` are those of the device
-    ``cpu``, one per core if left out. ``config``, of accelerators, is a name or an
-    :class:`~lutra_golden.core.config.AcceleratorConfig`, and ``engine`` the matmul engine that a
+    :class:`~lutra.devices.base.Device`. ``auto`` takes the fastest that is here, boards included,
+    and that has room for the model; :attr:`notes` says why it passed others over. ``threads`` are
+    those of the device ``cpu``, one per core if left out. ``config``, of accelerators, is a name or
+    an :class:`~lutra_golden.core.config.AcceleratorConfig`, and ``engine`` the matmul engine that a
     named one is built with. ``emulate`` is the name of a board that takes the place of a real one,
     ``bitstream`` the file that a real one loads.
 
@@ -102,16 +106,14 @@ class LLM:
             self._progress = self._bars
         elif not isinstance(progress, bool):
             self._progress = progress
-        self._check, self._prefix_bytes, self._threads = check, prefix_bytes, threads
+        self._check, self._prefix_bytes = check, prefix_bytes
         self._loaded: LoadedModel | None = None
         self._process, self._inherited = ProcessLock(), False
         self._chat_template: ChatTemplate | None = None
-        self._auto = device == "auto"
         self.stats = RunStats()
         """Statistics of the generation that was started last."""
 
-        choose = partial(
-            choose_device,
+        options = DeviceOptions(
             config=config,
             engine=engine,
             threads=threads,
@@ -119,25 +121,14 @@ class LLM:
             wave_cycles=wave_cycles,
             emulate=emulate,
             bitstream=bitstream,
-            progress=self._progress,
         )
-
         path = find_model(model)
         with self._bars:
-            if isinstance(device, str):
-                self._name, self._choose = device, choose
-                self.device, self._reasons = choose(device)
-            else:
-                _check_device(device)
-                _refuse(
-                    config=config, engine=engine, threads=threads, wave=wave, emulate=emulate,
-                    bitstream=bitstream,
-                )  # fmt: skip
-                self._choose = None
-                self.device, self._reasons = device, list[str]()
+            self._placement = Placement(device, options, self._progress)
             self.source, self.packed = open_model(
                 path, format, group, kv_bits, context, self._progress
             )
+            self._placement.choose(self.packed)
         self.tokenizer = Tokenizer.open(path, self.packed.bos)
         if self.tokenizer.vocab_size > self.packed.vocab_size:
             raise LutraError(
@@ -170,26 +161,14 @@ class LLM:
         """Put the model on the device again: after :meth:`close`, or in a forked process.
 
         Streams that are running cannot go on. The device ``auto`` becomes the next best one if it
-        has no room for the model.
+        has no room for the model, or cannot be loaded.
         """
         with self._adopt(), self._bars:
             self._end()
-            if self._inherited and self._choose is not None:
-                self.device, self._reasons = self._choose(self._name)
+            if self._inherited:
+                self._placement.renew(self.packed)
             self._inherited = False
-            while True:
-                try:
-                    self.device.load(self.packed)
-                    break
-                except LutraError as error:
-                    if not self._auto or self.device.name == GoldenDevice.name:
-                        raise
-                    self.device, self._reasons = next_best(
-                        self.device.name,
-                        [*self._reasons, str(error)],
-                        threads=self._threads,
-                        progress=self._progress,
-                    )
+            self._placement.load(self.packed)
             golden = GoldenDevice() if self._check else None
             if golden is not None:
                 golden.load(self.packed)
@@ -213,9 +192,14 @@ class LLM:
             loaded.close()
 
     @property
+    def device(self) -> Device:
+        """The device that runs the model; ``auto`` may take another when the model is loaded."""
+        return self._placement.device
+
+    @property
     def notes(self) -> list[str]:
         """Reasons why faster devices are not used, one line each."""
-        return notes_on(self.device, self._reasons)
+        return self._placement.notes
 
     @property
     def rounded(self) -> Decoder:
@@ -300,16 +284,20 @@ class LLM:
             raise LutraError(
                 f"{len(tokens)} tokens exceed the context of {self.context}: give fewer"
             )
-        loaded, stats = self._running(), RunStats(prompt_tokens=len(tokens))
+        stats = RunStats(prompt_tokens=len(tokens))
         self.stats = stats
-        sequence = loaded.open()
-        try:
-            results = [
-                self._run(loaded, sequence, part, 0, stats)[0]
-                for part in _parts(tokens, loaded.device.pass_tokens)
-            ]
-        finally:
-            sequence.close()
+
+        def run(loaded: LoadedModel) -> list[StepResult]:
+            sequence = loaded.open()
+            try:
+                return [
+                    self._run(loaded, sequence, part, 0, stats)[0]
+                    for part in _parts(tokens, loaded.device.pass_tokens)
+                ]
+            finally:
+                sequence.close()
+
+        results = self._first(run)
         return (
             np.concatenate([result.logits for result in results]),
             np.concatenate([result.scale for result in results]),
@@ -352,6 +340,27 @@ class LLM:
         loaded.check()
         return loaded
 
+    def _first(self, run: Callable[[LoadedModel], T]) -> T:
+        """Do what comes first; on the next best device if the one of ``auto`` fails before any
+        token."""
+        while True:
+            loaded = self._running()
+            try:
+                done = run(loaded)
+            except DeviceError as error:
+                with self._adopt():
+                    # another thread may have replaced it
+                    if self._loaded is loaded:
+                        said = len(self.notes)
+                        if not self._placement.pass_over(error):
+                            raise
+                        self.load()
+                        for note in self.notes[said:]:
+                            _log.warning("%s", note)
+                continue
+            self._placement.prove()
+            return done
+
     def _run(
         self,
         loaded: LoadedModel,
@@ -374,11 +383,10 @@ class LLM:
     def _generate(
         self, prompt: list[int], max_tokens: int, sampler: Sampler, stats: RunStats
     ) -> Generator[Piece]:
-        self.stats, loaded = stats, self._running()
-        sequence, stats.reused_tokens = loaded.begin(prompt)
-        stats.saturated = sequence.saturated
+        self.stats = stats
+        loaded, sequence, result = self._first(lambda loaded: self._prefill(loaded, prompt, stats))
         try:
-            yield from self._pieces(loaded, sequence, prompt, max_tokens, sampler, stats)
+            yield from self._pieces(loaded, sequence, prompt, result, max_tokens, sampler, stats)
         except GeneratorExit:
             loaded.end(sequence)  # closed between two tokens
             raise
@@ -387,25 +395,40 @@ class LLM:
             raise
         loaded.end(sequence)
 
+    def _prefill(
+        self, loaded: LoadedModel, prompt: list[int], stats: RunStats
+    ) -> tuple[LoadedModel, TokenSequence, StepResult]:
+        """A sequence with the prompt, of which the last token's logits come back."""
+        sequence, stats.reused_tokens = loaded.begin(prompt)
+        stats.saturated = sequence.saturated
+        stats.computed_tokens, stats.prefill_s, stats.prefill_cycles = 0, 0.0, None
+        try:
+            result, left = None, len(prompt) - stats.reused_tokens
+            for part in _parts(prompt[stats.reused_tokens :], loaded.device.pass_tokens):
+                left -= len(part)
+                wanted = len(part) if left else len(part) - 1
+                result, seconds = self._run(loaded, sequence, part, wanted, stats)
+                stats.computed_tokens += len(part)
+                stats.prefill_s += seconds
+                stats.prefill_cycles = _add(stats.prefill_cycles, result.cycles)
+            assert result is not None, "a token is left"
+            return loaded, sequence, result
+        except BaseException:
+            sequence.close()
+            raise
+
     def _pieces(
         self,
         loaded: LoadedModel,
         sequence: TokenSequence,
         prompt: list[int],
+        result: StepResult,
         max_tokens: int,
         sampler: Sampler,
         stats: RunStats,
     ) -> Generator[Piece]:
-        result, left = None, len(prompt) - stats.reused_tokens
-        for part in _parts(prompt[stats.reused_tokens :], loaded.device.pass_tokens):
-            left -= len(part)
-            wanted = len(part) if left else len(part) - 1
-            result, seconds = self._run(loaded, sequence, part, wanted, stats)
-            stats.computed_tokens += len(part)
-            stats.prefill_s += seconds
-            stats.prefill_cycles = _add(stats.prefill_cycles, result.cycles)
         decoder = StreamDecoder(self.tokenizer, prompt)
-        while result is not None:
+        while True:
             token = sampler(result.logits[-1], float(result.scale[-1]))
             stats.tokens.append(token)
             stats.generated_tokens += 1
@@ -421,25 +444,6 @@ class LLM:
         rest = decoder.flush()
         if rest and stats.tokens:
             yield Piece(stats.tokens[-1], rest)
-
-
-def _refuse(**options: object) -> None:
-    """Refuse options of a device that is given by name."""
-    for name, value in options.items():
-        if value is not None:
-            raise LutraError(
-                f"{name} is for a device that is given by name: leave it out, or make the device "
-                "with it"
-            )
-
-
-def _check_device(device: object) -> None:
-    for method in ("load", "session", "run", "close"):
-        if not callable(getattr(device, method, None)):
-            raise LutraError(
-                f"device must be {either(DEVICES)}, or an object with the methods of "
-                f"lutra.devices.base.Device, not {type(device).__name__}"
-            )
 
 
 def _text(prompt: object) -> str:

@@ -26,7 +26,7 @@ from tests.host.random_model import (
 
 import lutra
 from lutra import LLM, LutraError, SamplingParams
-from lutra.devices import choose
+from lutra.devices import auto
 from lutra.devices.base import BaseDevice, Chunk, PassResult, Step, StepResult
 from lutra.devices.golden import GoldenDevice
 from lutra.devices.sessions import BaseSession
@@ -1029,9 +1029,9 @@ def test_auto_takes_the_next_best(folder: Path, monkeypatch: pytest.MonkeyPatch)
         def _load(self, model: PackedModel) -> None:
             raise LutraError("device cpu has no memory for it")
 
-    monkeypatch.setattr(choose, "gpu_count", lambda: 0)
-    monkeypatch.setattr(choose, "interpreted", lambda: False)
-    monkeypatch.setattr(choose, "CpuDevice", lambda *_: Small())
+    monkeypatch.setattr(auto, "gpu_count", lambda: 0)
+    monkeypatch.setattr(auto, "interpreted", lambda: False)
+    monkeypatch.setattr(auto, "CpuDevice", lambda *_: Small())
     llm = LLM(folder)
     assert llm.device.name == "golden"
     assert llm.notes == ["device cpu has no memory for it; device golden runs instead, in NumPy"]

@@ -3,27 +3,35 @@
 import gc
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("triton")
 
+from tests.host.devices.test_xrt import InterpretedKernel
 from tests.kernels_gpu.models import Golden, small_model, tokens_of
 
+from lutra.compile.configure import configure
+from lutra.devices.auto import AutoDevices
 from lutra.devices.base import Step, StepResult
 from lutra.devices.choose import choose_device
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
+from lutra.devices.emulated.card import EmulatedCard
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.cache import SequenceKv
 from lutra_golden.model.packed import PackedLinear, PackedModel
+from lutra_golden.timing.boards import find_profile
 from lutra_kernels import runner
 
 pytestmark = [pytest.mark.interpreted, pytest.mark.usefixtures("few_programs")]
@@ -367,3 +375,28 @@ def test_auto_takes_it_in_the_interpreter() -> None:
     device, reasons = choose_device("auto")
     assert device.name == "cuda" and not reasons
     assert describe_gpu() == "Triton's interpreter, without a GPU"
+
+
+def test_auto_goes_on_to_it_from_a_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that somebody else has; then the card itself, with the same logits."""
+    model = small_model("bitnet", None, layers=1)
+    config = configure(model, "u55c")
+    card = EmulatedCard(find_profile("u55c"), kernels=InterpretedKernel)
+    module = card.module()
+    module.__spec__ = ModuleSpec("pyxrt", None)
+    monkeypatch.setitem(sys.modules, "pyxrt", module)
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
+    (tmp_path / "bitstreams").mkdir()
+    shutil.copy(card.image(config), tmp_path / "bitstreams")
+    expected, tokens = Golden(model).run([1, 2, 3]), [1, 2, 3]
+    for busy, name in ((True, "cuda"), (False, "xrt")):
+        card.faults.busy = busy
+        found = AutoDevices(model)
+        device = found.load(model)
+        assert device.name == name and len(found.reasons) == busy
+        assert all(each.startswith("device xrt: ") for each in found.reasons)
+        (result,) = device.run([Step(session=device.session(), tokens=tokens)])
+        np.testing.assert_array_equal(result.logits, expected[0])
+        np.testing.assert_array_equal(result.scale, expected[1])
+        device.close()
+    card.close()

@@ -31,17 +31,23 @@ from tests.hw.core.test_accelerator import SMALL
 from tests.system.small_architectures import config_of_engine, make
 
 from lutra import LLM, SamplingParams
+from lutra.devices import auto, boards
 from lutra.devices.accelerator import pynq as transport_module
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.pynq import PynqTransport
 from lutra.devices.accelerator.runs import DescriptorRuns
+from lutra.devices.auto import AutoDevices
 from lutra.devices.base import DeviceError, Step
+from lutra.devices.boards import BOARD_DRIVERS
 from lutra.devices.emulated.board import EmulatedBoard, Faults
 from lutra.devices.emulated.pynq_board import EmulatedPynq
+from lutra.devices.estimate import Rate
 from lutra.models import load_model
 from lutra.quantize.pack import pack_model
+from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Response
 from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.boards import find_profile
 
 pytestmark = [pytest.mark.pynq, pytest.mark.rtl, pytest.mark.usefixtures("no_coverage")]
@@ -351,6 +357,54 @@ def test_a_fabric_left_at_another_clock(rig: Rig) -> None:
         rig,
         r"^the fabric of device pynq runs at 100\.0 MHz, its bitstream is built for 187\.5 MHz: ",
     )
+    loads(rig)
+
+
+# -- auto
+
+
+class Fast:
+    """A profile in which the board is the fastest."""
+
+    def decode(
+        self, device: str, model: PackedModel, config: AcceleratorConfig | None = None
+    ) -> Rate:
+        return Rate(tokens_per_s=float(device == "pynq"))
+
+
+def chosen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AutoDevices:
+    """Devices of a machine that is this board; its configuration has no name of its own."""
+    emulated = rig.emulated
+    here = replace(
+        BOARD_DRIVERS["pynq"],
+        is_here=lambda: True,
+        transport=lambda path: PynqTransport(
+            device=emulated.device, bitstream=path, emulated="kv260"
+        ),
+    )
+    monkeypatch.setattr(auto, "BOARD_DRIVERS", {"pynq": here})
+    monkeypatch.setattr(boards, "configure", lambda *_: SMALL)
+    return AutoDevices(rig.found.model, bitstream=emulated.bitstream(SMALL), profile=Fast())
+
+
+def test_auto_takes_the_board(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = chosen(rig, monkeypatch)
+    device = found.load(rig.found.model)
+    assert (device.name, found.reasons) == ("pynq", [])
+    tiles = Tiles(device)
+    rig.check(tiles, TOKENS[:3], 0)
+    tiles.close()
+    assert rig.board.n_buffers == 0
+
+
+def test_auto_goes_on_without_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.board.faults.slow_clock = True
+    rig.emulated.power_up()
+    found = chosen(rig, monkeypatch)
+    device = found.load(rig.found.model)
+    (reason,) = found.reasons
+    assert device.name != "pynq" and reason.startswith("the fabric of device pynq runs at 100.0 MH")
+    device.close()
     loads(rig)
 
 

@@ -20,9 +20,10 @@ from lutra.commands.options import (
     whole,
 )
 from lutra.devices.base import Device, Step
-from lutra.devices.choose import choose_device, notes_on
+from lutra.devices.choose import DeviceOptions
 from lutra.open_model import open_packed_model
 from lutra.progress import StepProgress
+from lutra.serving.placement import Placement
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
@@ -139,7 +140,10 @@ def _bench(args: argparse.Namespace) -> int:
             raise LutraError(
                 f"{needed} tokens do not fit the context of {model.context}: lower -p or -n"
             )
-        device, reasons = choose_device(args.device, threads=args.threads, progress=progress)
+        placement = Placement(args.device, DeviceOptions(threads=args.threads), progress)
+        placement.choose(model)
+        placement.load(model)
+        device = placement.device
         try:
             for row in measure(
                 model,
@@ -157,7 +161,7 @@ def _bench(args: argparse.Namespace) -> int:
             device.close()
     if interrupted and not rows:
         raise KeyboardInterrupt
-    for note in notes_on(device, reasons):
+    for note in placement.notes:
         print(f"note: {note}", file=sys.stderr)
     show = _print_json if args.json or args.output == "json" else _print_table
     show(model.format, list(rows.values()), interrupted)
@@ -202,7 +206,8 @@ def bench(
     batch: int = 1,
     repetitions: int = 5,
 ) -> list[Row]:
-    """Rows of :func:`measure` when all repetitions are done."""
+    """Load ``model``, and return the rows of :func:`measure` when all repetitions are done."""
+    device.load(model)
     rows = measure(
         model, device, n_prompt=n_prompt, n_gen=n_gen, batch=batch, repetitions=repetitions
     )
@@ -219,15 +224,14 @@ def measure(
     repetitions: int,
     progress: Progress | None = None,
 ) -> Iterator[Row]:
-    """Measure ``ppN``, prefill of N random tokens, and ``tgN``, decode of N tokens from an empty
-    cache, the latter also of ``batch`` sequences together if that is more than one; a test of 0
-    tokens is left out. One warm-up run precedes each test. A test's row comes when it begins and
-    after every repetition."""
+    """Measure a device that has loaded ``model``: ``ppN``, prefill of N random tokens, and
+    ``tgN``, decode of N tokens from an empty cache, the latter also of ``batch`` sequences together
+    if that is more than one; a test of 0 tokens is left out. One warm-up run precedes each test. A
+    test's row comes when it begins and after every repetition."""
     if n_prompt < 0 or n_gen < 0 or n_prompt + n_gen == 0 or repetitions < 1 or batch < 1:
         raise LutraError(
             "n_prompt and n_gen must be 0 or more, not both 0, batch and repetitions 1 or more"
         )
-    device.load(model)
     shape = (batch, max(n_prompt, n_gen))
     texts: list[list[int]] = np.random.default_rng(0).integers(0, model.vocab_size, shape).tolist()
     sessions = [device.session() for _ in texts]

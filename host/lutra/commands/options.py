@@ -133,7 +133,8 @@ def add_board(parser: argparse.ArgumentParser) -> None:
         "--bitstream",
         type=Path,
         metavar="FILE",
-        help="bitstream (.bit, with the .hwh beside it; .xclbin for XRT) to load into a real board",
+        help="bitstream to load into a real board, with -dev pynq (.bit, with the .hwh beside it), "
+        "xrt (.xclbin) or auto",
     )
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from lutra.commands import bench as bench_command
 from lutra.commands.bench import Row, bench
 from lutra.commands.cli import main
 from lutra.devices.base import BaseDevice, Chunk, PassResult
 from lutra.devices.sessions import BaseSession
 from lutra.open_model import open_packed_model
+from lutra.serving import placement
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
@@ -142,8 +142,8 @@ def test_ctrl_c_leaves_what_was_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whole repetitions count; the test that was cut off says so."""
-    monkeypatch.setattr(bench_command, "choose_device", lambda *_a, **_o: (Recorder(passes), []))
-    arguments = "bench -p 9 -n 2 -r 3".split()
+    monkeypatch.setattr(placement, "make_device", lambda *_: Recorder(passes))
+    arguments = "bench -dev golden -p 9 -n 2 -r 3".split()
     assert main([*arguments, "--json"]) == 130
     output = capsys.readouterr()
     rows = json.loads(output.out)

@@ -21,8 +21,8 @@ def test_without_the_package_one_line_says_what_installs_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynq", None)
     message = (
-        f"device pynq needs pynq, which is not installed: run `{install_command('pynq')}`; device "
-        "auto runs without it: -dev auto"
+        f"device pynq needs pynq, which is not installed: run `{install_command('pynq')}`; without "
+        "a board add --emulate kv260, or take another device with -dev auto"
     )
     for use in (lambda: PynqTransport().open(NANO, 1 << 20), describe_board):
         with pytest.raises(LutraError) as error:

@@ -146,6 +146,15 @@ def test_it_is_chosen_by_name() -> None:
         choose_device("pynq", emulate="u55c")
 
 
+def test_its_clock_is_the_boards(board: Board) -> None:
+    """The configuration is built for more than what the clock generator of a KV260 gives."""
+    board.load()
+    config = board.found.program.config
+    assert board.device.facts()["target_clock_hz"] == config.clock_hz == 200_000_000
+    board.transport.emulated = "kv260"
+    assert board.device.facts()["target_clock_hz"] == 187_498_125
+
+
 def test_it_has_no_registers() -> None:
     transport = XrtTransport()
     assert isinstance(transport, DoorbellTransport)

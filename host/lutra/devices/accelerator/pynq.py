@@ -419,7 +419,8 @@ def _import_pynq() -> Any:
     except ImportError as error:
         raise LutraError(
             f"device pynq needs {error.name or 'pynq'}, which is not installed: run "
-            f"`{install_command('pynq')}`; device auto runs without it: -dev auto"
+            f"`{install_command('pynq')}`; without a board add --emulate kv260, or take another "
+            "device with -dev auto"
         ) from None
     return pynq
 
@@ -433,7 +434,7 @@ def _active_device() -> Any:
     if not devices:
         raise LutraError(
             "device pynq finds no board: run it as root on a board with PYNQ, or simulate one with "
-            "--emulate BOARD"
+            "--emulate kv260"
         )
     return pynq.Device.active_device
 

@@ -20,7 +20,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import cache_root
 
-__all__ = ["XrtTransport", "default_xclbin", "describe_card"]
+__all__ = ["XrtTransport", "count_cards", "default_xclbin", "describe_card"]
 
 Images = Callable[[AcceleratorConfig], Path]
 
@@ -112,7 +112,7 @@ class XrtTransport:
         found = self._xclbin
         path = found if isinstance(found, Path) else found(config)
         try:
-            with _faults("the card could not be opened"):
+            with _faults("no card could be opened", _CARD_ADVICE):
                 self._device = device = pyxrt.device(self._card)
                 self._place = str(device.get_info(pyxrt.xrt_info_device.bdf))
             lock = BoardLock(f"xrt-{self._place}")
@@ -302,6 +302,7 @@ _ERRORS = (RuntimeError, OSError, ValueError, TypeError, KeyError, AttributeErro
 """Errors of XRT, and of a module that is of another version."""
 _ADVICE = "load the model again, or run `xbutil examine`"
 _MEMORY_ADVICE = "close other programs that use the card, or use a smaller model"
+_CARD_ADVICE = "run `xbutil examine`, or simulate one with --emulate u55c"
 _LOAD_ADVICE = "see that the image is for this card, and that no other program uses it"
 
 
@@ -320,9 +321,20 @@ def _faults(what: str, advice: str = _ADVICE) -> Generator[None]:
 def describe_card() -> str:
     """The card that XRT calls 0; LutraError says why there is none."""
     pyxrt = _import_pyxrt()
-    with _faults("no card could be opened", "simulate one with --emulate u55c"):
+    with _faults("no card could be opened", _CARD_ADVICE):
         name = pyxrt.device(0).get_info(pyxrt.xrt_info_device.name)
     return f"the accelerator on the card {name}"
+
+
+def count_cards() -> int:
+    """Cards that XRT finds; 0 where its module cannot be imported."""
+    try:
+        pyxrt = _import_pyxrt()
+        # not every XRT counts them
+        count = getattr(pyxrt, "enumerate_devices", None)
+        return 1 if count is None else int(count())
+    except (LutraError, *_ERRORS):
+        return 0
 
 
 def _import_pyxrt() -> Any:
@@ -332,5 +344,6 @@ def _import_pyxrt() -> Any:
     except ImportError as error:
         raise LutraError(
             f"device xrt needs XRT's Python module ({error}): install XRT 2.14 or later, and run "
-            "`source /opt/xilinx/xrt/setup.sh`; device auto runs without it: -dev auto"
+            "`source /opt/xilinx/xrt/setup.sh`; without a card simulate one with --emulate u55c, "
+            "or take another device with -dev auto"
         ) from None

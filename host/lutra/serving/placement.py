@@ -1,0 +1,110 @@
+"""The device of a model: one that was given or named, or the best that ``auto`` finds."""
+
+from collections.abc import Callable
+
+from lutra.arguments import either
+from lutra.devices.auto import AutoDevices, notes_on
+from lutra.devices.base import Device
+from lutra.devices.choose import DEVICES, DeviceOptions, make_device
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
+
+__all__ = ["Placement"]
+
+Progress = Callable[[str, float], None]
+
+
+class Placement:
+    """The device of one model, and the next best in its place while ``auto``'s has done nothing.
+
+    ``wanted`` is a name, or a device. One of a name is made here, except for ``auto``, which is
+    chosen for the model by :meth:`choose`.
+    """
+
+    def __init__(
+        self, wanted: str | Device, options: DeviceOptions, progress: Progress | None
+    ) -> None:
+        self._wanted, self._options, self._progress = wanted, options, progress
+        self._auto: AutoDevices | None = None
+        self._device: Device | None = None
+        self._proven = False
+        if not isinstance(wanted, str):
+            _check_device(wanted)
+            _refuse(options)
+            self._device = wanted
+        elif wanted == "auto":
+            options.check(wanted)
+        else:
+            self._device = make_device(wanted, options, progress)
+
+    @property
+    def device(self) -> Device:
+        """The device, once it is chosen."""
+        assert self._device is not None, "it is chosen"
+        return self._device
+
+    @property
+    def notes(self) -> list[str]:
+        """Reasons why faster devices are not used, one line each."""
+        return notes_on(self.device, self._auto.reasons if self._auto else [])
+
+    def choose(self, model: PackedModel) -> None:
+        """Choose the device of ``auto`` for ``model``."""
+        if self._wanted == "auto":
+            options = self._options
+            self._auto = AutoDevices(
+                model,
+                threads=options.threads,
+                bitstream=options.bitstream,
+                progress=self._progress,
+            )
+            self._device = self._auto.take()
+
+    def renew(self, model: PackedModel) -> None:
+        """Make the device again, in a forked process: the one of the parent is the parent's."""
+        if isinstance(self._wanted, str) and self._wanted != "auto":
+            self._device = make_device(self._wanted, self._options, self._progress)
+        self.choose(model)
+
+    def load(self, model: PackedModel) -> None:
+        """Load the model; the device ``auto`` becomes the next best one if it cannot."""
+        self._proven = False
+        if self._auto is None:
+            self.device.load(model)
+        else:
+            self._device = self._auto.load(model, self.device)
+
+    def prove(self) -> None:
+        """Note that the device has computed something: from now on its errors are errors."""
+        self._proven = True
+
+    def pass_over(self, error: LutraError) -> bool:
+        """Take the next best device, to be loaded, as this one failed before its first token.
+
+        False if it is not to be replaced: it was asked for by name, or has worked before.
+        """
+        if self._auto is None or self._proven or not self._auto.has_more:
+            return False
+        self.device.close()
+        self._auto.reasons.append(str(error))
+        self._device = self._auto.take()
+        return True
+
+
+def _check_device(device: object) -> None:
+    for method in ("load", "session", "run", "close"):
+        if not callable(getattr(device, method, None)):
+            raise LutraError(
+                f"device must be {either(DEVICES)}, or an object with the methods of "
+                f"lutra.devices.base.Device, not {type(device).__name__}"
+            )
+
+
+def _refuse(options: DeviceOptions) -> None:
+    """Refuse options of a device that is given by name."""
+    for name, value in vars(options).items():
+        if value is not None:
+            raise LutraError(
+                f"{name} is for a device that is given by name: leave it out, or make the device "
+                "with it"
+            )

@@ -21,6 +21,7 @@ from lutra.commands.bench import add_bench
 from lutra.commands.bisect import add_bisect
 from lutra.commands.conversation import converse
 from lutra.commands.devices import add_devices
+from lutra.commands.doctor import add_doctor
 from lutra.commands.options import (
     add_board,
     add_device,
@@ -141,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add("perplexity", _add_perplexity, "measure the perplexity of a text")
     add("bench", add_bench, "measure tokens per second of prefill and decode")
     add("devices", add_devices, "list the devices of this machine")
+    add("doctor", add_doctor, "check this machine, each problem with the command that mends it")
     add("quantize", add_quantize, "quantise a model, with or without calibration, and pack it")
     add("pack", add_pack, "pack a model, keeping weights that are integers already")
     add("show", add_show, "print the sizes, formats and matrices of a model")

@@ -1,0 +1,1 @@
+"""Checks of a machine before anything runs on it: ``lutra doctor``."""

@@ -538,7 +538,7 @@ def test_a_process_that_is_killed_between_tokens(rig: Rig) -> None:
     rig.check(tiles, TOKENS[:3], 0)
     transport = driver(tiles).transport
     assert isinstance(transport, PynqTransport)
-    for address in list(transport._bases):
+    for address in [each.address for each in transport._buffers]:
         transport.free(address)
     assert transport._lock is not None
     transport._lock.release()

@@ -7,7 +7,6 @@ import gc
 import logging
 import time
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -15,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lutra.devices.accelerator.buffers import BufferTable
 from lutra.devices.accelerator.lock import BoardLock
 from lutra.devices.base import DeviceError
 from lutra_golden.control.descriptor import DOORBELL_BYTES, QUEUE_DEPTH
@@ -114,8 +114,7 @@ class PynqTransport:
         self._ip: Any = None
         self._interrupt: Any = None
         self._awaited: asyncio.Task[None] | None = None
-        self._buffers: list[_Buffer] = []
-        self._bases: list[int] = []
+        self._buffers = BufferTable[_Buffer](self.name)
         self._n_rung = self._n_over = self._n_missed = 0
 
     # -- connecting
@@ -195,7 +194,7 @@ class PynqTransport:
             except (RuntimeError, OSError) as error:
                 _log.debug("device pynq: %s", error)
         self._interrupt = self._ip = self._overlay = self._device = None
-        self._buffers, self._bases = [], []
+        self._buffers.clear()
         self._n_rung = self._n_over = 0
         # buffers are given back when the last reference to them is gone
         gc.collect()
@@ -215,32 +214,16 @@ class PynqTransport:
                 f"{_MEMORY_ADVICE}"
             )
         buffer = _Buffer(array, n_bytes)
-        at = bisect_right(self._bases, buffer.address)
-        self._buffers.insert(at, buffer)
-        self._bases.insert(at, buffer.address)
+        self._buffers.add(buffer)
         return buffer.address
 
     def free(self, address: int) -> None:
         """Give a buffer back."""
-        if address in self._bases:
-            at = self._bases.index(address)
-            del self._bases[at], self._buffers[at]
-
-    def _find(self, address: int, n_bytes: int) -> tuple[_Buffer, int]:
-        at = bisect_right(self._bases, address) - 1
-        if at >= 0:
-            buffer = self._buffers[at]
-            offset = address - buffer.address
-            if offset + n_bytes <= buffer.n_bytes:
-                return buffer, offset
-        raise DeviceError(
-            f"{n_bytes:,} bytes at {address:#x} lie in no buffer of device pynq: load the model "
-            "again"
-        )
+        self._buffers.remove(address)
 
     def write(self, address: int, data: bytes) -> None:
         """Write to a buffer."""
-        buffer, offset = self._find(address, len(data))
+        buffer, offset = self._buffers.find(address, len(data))
         try:
             buffer.write(offset, data)
         except _ERRORS as error:
@@ -252,7 +235,7 @@ class PynqTransport:
 
     def read(self, address: int, n_bytes: int) -> bytes:
         """Read a buffer."""
-        buffer, offset = self._find(address, n_bytes)
+        buffer, offset = self._buffers.find(address, n_bytes)
         try:
             return buffer.read(offset, n_bytes)
         except _ERRORS as error:

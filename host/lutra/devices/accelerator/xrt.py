@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lutra.devices.accelerator.buffers import BufferTable
 from lutra.devices.accelerator.lock import BoardLock
 from lutra.devices.accelerator.transport import PAGE
 from lutra.devices.base import DeviceError
@@ -98,8 +98,7 @@ class XrtTransport:
         self._kernel: Any = None
         self._group = 0
         self._place = ""
-        self._buffers: list[_Buffer] = []
-        self._bases: list[int] = []
+        self._buffers = BufferTable[_Buffer](self.name)
         self._idle: dict[int, list[Any]] = {}
         self._under_way = deque[tuple[int, Any]]()
 
@@ -140,7 +139,7 @@ class XrtTransport:
         """Leave the card to others; its memory goes back."""
         self._under_way.clear()
         self._idle = {}
-        self._buffers, self._bases = [], []
+        self._buffers.clear()
         # in this order: each holds the one behind it
         self._kernel = None
         self._context = None
@@ -168,9 +167,7 @@ class XrtTransport:
                 f"device xrt: a buffer begins at {buffer.address:#x}, not at a page of {PAGE} "
                 "bytes: use XRT 2.14 or later"
             )
-        at = bisect_right(self._bases, buffer.address)
-        self._buffers.insert(at, buffer)
-        self._bases.insert(at, buffer.address)
+        self._buffers.add(buffer)
         return buffer.address
 
     def _bo(self, n_bytes: int, flags: Any) -> Any:
@@ -185,27 +182,14 @@ class XrtTransport:
 
     def free(self, address: int) -> None:
         """Give a buffer back."""
-        if address in self._bases:
-            at = self._bases.index(address)
-            last = address + self._buffers[at].n_bytes
+        buffer = self._buffers.remove(address)
+        if buffer is not None:
+            last = address + buffer.n_bytes
             self._idle = {k: v for k, v in self._idle.items() if not address <= k < last}
-            del self._bases[at], self._buffers[at]
-
-    def _find(self, address: int, n_bytes: int) -> tuple[_Buffer, int]:
-        at = bisect_right(self._bases, address) - 1
-        if at >= 0:
-            buffer = self._buffers[at]
-            offset = address - buffer.address
-            if offset + n_bytes <= buffer.n_bytes:
-                return buffer, offset
-        raise DeviceError(
-            f"{n_bytes:,} bytes at {address:#x} lie in no buffer of device xrt: load the "
-            "model again"
-        )
 
     def write(self, address: int, data: bytes) -> None:
         """Write to a buffer."""
-        buffer, offset = self._find(address, len(data))
+        buffer, offset = self._buffers.find(address, len(data))
         with _faults("memory could not be written"):
             buffer.write(offset, data)
 
@@ -215,7 +199,7 @@ class XrtTransport:
 
     def read(self, address: int, n_bytes: int) -> bytes:
         """Read a buffer."""
-        buffer, offset = self._find(address, n_bytes)
+        buffer, offset = self._buffers.find(address, n_bytes)
         with _faults("memory could not be read"):
             return buffer.read(offset, n_bytes)
 
@@ -227,7 +211,7 @@ class XrtTransport:
             raise DeviceError(f"{QUEUE_DEPTH} descriptors wait already: wait for one of them first")
         if address % DOORBELL_BYTES:
             raise ValueError(f"address must be a multiple of {DOORBELL_BYTES}, not {address:#x}")
-        buffer, offset = self._find(address, 1)
+        buffer, offset = self._buffers.find(address, 1)
         with _faults("a run could not be started"):
             idle = self._idle.setdefault(address, [])
             if idle:

@@ -1,7 +1,10 @@
 """Progress of long steps: a bar with an estimate on a terminal, lines of text elsewhere."""
 
 import sys
+import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -9,7 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 __all__ = ["StepProgress"]
 
-_LINE_S = 10.0
+_LINE_S, _STILL_S = 10.0, 60.0
+"""Seconds between lines: of a stage that gets on, of one that does not."""
 
 
 class StepProgress:
@@ -37,10 +41,32 @@ class StepProgress:
     ) -> None:
         self._stop()
 
+    def pause(self) -> None:
+        """Take the bar away, so that a line can be printed; the next report shows it again."""
+        self._stop()
+
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
+
+    @contextmanager
+    def waiting(self, stage: str, fraction: float) -> Generator[None]:
+        """Report a stage that itself reports nothing, again and again while it lasts."""
+        over = threading.Event()
+
+        def report() -> None:
+            while not over.wait(1.0):
+                self(stage, fraction)
+
+        self(stage, fraction)
+        thread = threading.Thread(target=report, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def __call__(self, stage: str, fraction: float) -> None:
         """Report that ``fraction`` (0 to 1) of ``stage`` is done."""
@@ -52,9 +78,9 @@ class StepProgress:
             self._first = self._last = fraction
         if self._console.is_terminal:
             self._show(fraction)
-        elif now - self._last_line >= _LINE_S:
+        elif now - self._last_line >= (_LINE_S if fraction > self._last else _STILL_S):
             # by its speed so far, which a stage that stands still does not have
-            left = "still running"
+            left = f"still running after {now - self._started:.0f} s"
             if fraction > self._last:
                 speed = (fraction - self._first) / (now - self._started)
                 left = f"about {(1 - fraction) / speed:.0f} s left"

@@ -67,17 +67,28 @@ def test_a_stage_in_the_middle_is_estimated_by_its_own_speed(
 def test_a_stage_that_stands_still_has_no_estimate(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its time goes by, and would count the estimate up."""
+    """Its time goes by, and would count the estimate up; a line a minute says that it runs."""
     with StepProgress() as report:
-        for fraction in (0.0, 0.3, 0.3, 0.3, 0.6):
+        for fraction in (0.0, *[0.3] * 8, 0.6):
             report("generating", fraction)
             clock[0] += 10
     assert capsys.readouterr().err.splitlines() == [
         "generating: 30%, about 23 s left",
-        "generating: 30%, still running",
-        "generating: 30%, still running",
-        "generating: 60%, about 27 s left",
+        "generating: 30%, still running after 70 s",
+        "generating: 60%, about 60 s left",
     ]
+
+
+def test_a_stage_that_reports_nothing(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StepProgress() as report:
+        said = ""
+        with report.waiting("placing", 0.0):
+            clock[0] += 61
+            while not said:
+                said = capsys.readouterr().err
+    assert said == "placing: 0%, still running after 61 s\n"
 
 
 def test_a_terminal_gets_a_bar_that_vanishes(

@@ -6,7 +6,9 @@ import argparse
 import importlib.util
 import json
 import shlex
-from collections.abc import Mapping
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         "--part", metavar="PART", help="FPGA as Vivado names it, if it is not the board's"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="folder (default build-BOARD)"
+        "-o", "--out", type=Path, metavar="FOLDER", help="folder (default build-BOARD)"
     )
     parser.add_argument(
         "--check",
@@ -56,15 +58,15 @@ def _build(args: argparse.Namespace) -> int:
 
     board = BOARDS[args.board]
     part = args.part or board.part
-    folder: Path = args.output or Path(f"build-{board.name}")
+    folder: Path = args.out or Path(f"build-{board.name}")
     _check_folder(folder)
     with StepProgress() as progress:
-        progress("generating the hardware", 0.0)
-        files = project_files(board, part, verilog(board))
+        with progress.waiting("generating the hardware", 0.0), _quiet_when_ended():
+            files = project_files(board, part, verilog(board))
         checks = []
         if args.check:
-            progress("checking the project", 0.5)
-            checks = check_project(board, files)
+            with progress.waiting("checking the project", 0.5):
+                checks = check_project(board, files)
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +103,18 @@ def _build(args: argparse.Namespace) -> int:
     else:
         _print(board, folder, figures or {})
     return 0
+
+
+@contextmanager
+def _quiet_when_ended() -> Generator[None]:
+    """Say nothing of hardware that is not used because this was ended."""
+    from amaranth.hdl import UnusedElaboratable
+
+    try:
+        yield
+    except BaseException:
+        warnings.simplefilter("ignore", UnusedElaboratable)
+        raise
 
 
 def _print(board: Board, folder: Path, figures: Mapping[str, Figure]) -> None:

@@ -42,6 +42,7 @@ from lutra.devices.boards import BOARD_DRIVERS
 from lutra.devices.emulated.board import EmulatedBoard, Faults
 from lutra.devices.emulated.pynq_board import EmulatedPynq
 from lutra.devices.estimate import Rate
+from lutra.diagnose.selftest import Check, selftest
 from lutra.models import load_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.core.config import AcceleratorConfig
@@ -478,6 +479,25 @@ def test_a_story(model: str, format: str | None) -> None:
         assert done.stats.bit_exact
         assert done.stats.decode_cycles
         assert llm.device.facts()["emulated"] == "kv260"
+
+
+def test_the_self_test(rig: Rig) -> None:
+    """Everything is right; an error of a memory port ends it, and is named."""
+    rig.board.faults = Faults()
+    device = AcceleratorDevice(rig.transport(), SMALL, watchdog_cycles=WATCHDOG)
+    checks = list(selftest(device, rig.found.model))
+    assert [check.problem or check.left_out for check in checks] == [None] * 7
+    seen: list[Check] = []
+    for check in selftest(device, rig.found.model):
+        seen.append(check)
+        if check.name == "memory, as the accelerator reads it":
+            rig.board.disturb(0, 3)
+    rig.board.disturb(0, None)
+    assert seen[-1].name == "units"
+    problem = seen[-1].problem
+    assert problem is not None
+    assert "SLVERR to a read of m_axi_0 (weights) at 0x" in problem
+    loads(rig)
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ import argparse
 import json
 from dataclasses import asdict
 
-from lutra.commands.options import add_format, add_group, add_json, add_kv
+from lutra.commands.options import add_board, add_format, add_group, add_json, add_kv
+from lutra.devices.accelerator.board_link import BOARD_SCHEME
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.choose import choose_device
 from lutra.diagnose.selftest import Check, selftest
@@ -16,16 +17,21 @@ from lutra_golden.errors import LutraError
 
 __all__ = ["add_selftest"]
 
+_ACCELERATORS = ("rtl", "interpreted", "pynq", "xrt")
+_N_CHECKS = 7
+
 
 def add_selftest(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra selftest``."""
     parser.add_argument(
         "-dev",
         "--device",
-        choices=_ACCELERATORS,
+        type=_accelerator,
+        metavar="{" + ",".join(_ACCELERATORS) + f",{BOARD_SCHEME}HOST" + "}",
         default="rtl",
         help="accelerator to test (default rtl, the simulated hardware)",
     )
+    add_board(parser)
     parser.add_argument(
         "-m",
         "--model",
@@ -36,7 +42,9 @@ def add_selftest(parser: argparse.ArgumentParser) -> None:
     add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
     add_group(parser)
     add_kv(parser)
-    parser.add_argument("--config", choices=sorted(CONFIGS), help="configuration (default nano)")
+    parser.add_argument(
+        "--config", choices=CONFIGS, help="configuration of the accelerator (default nano)"
+    )
     parser.add_argument(
         "--engine", choices=tuple(ENGINES), help="matmul engine (default: the model's)"
     )
@@ -44,27 +52,41 @@ def add_selftest(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_selftest)
 
 
-_ACCELERATORS = ("interpreted", "rtl")
+def _accelerator(text: str) -> str:
+    if text not in _ACCELERATORS and not text.startswith(BOARD_SCHEME):
+        names = ", ".join([*_ACCELERATORS, f"{BOARD_SCHEME}HOST"])
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {names})")
+    return text
 
 
 def _selftest(args: argparse.Namespace) -> int:
     checks: list[Check] = []
     with StepProgress() as progress:
         device, _ = choose_device(
-            args.device, config=args.config, engine=args.engine, progress=progress
+            args.device,
+            config=args.config,
+            engine=args.engine,
+            emulate=args.emulate,
+            bitstream=args.bitstream,
+            progress=progress,
         )
         if not isinstance(device, AcceleratorDevice):
             raise LutraError(f"device {device.name} is no accelerator: there is nothing to test")
         model = open_packed_model(args.model, args.format, args.group, args.kv, progress=progress)
         for check in selftest(device, model):
-            progress(f"testing {args.device}", min(0.99, len(checks) / 6))
             checks.append(check)
+            progress(f"testing {args.device}", min(0.99, len(checks) / _N_CHECKS))
     wrong = [check for check in checks if check.problem]
     if args.json:
         print(json.dumps({"device": args.device, "checks": [asdict(each) for each in checks]}))
     else:
         width = max(len(check.name) for check in checks)
         for check in checks:
-            outcome = "ok" if check.problem is None else f"WRONG: {check.problem}"
-            print(f"{check.name:<{width}}  {check.seconds:5.1f} s  {outcome}")
+            print(f"{check.name:<{width}}  {check.seconds:5.1f} s  {_outcome(check)}")
     return 1 if wrong else 0
+
+
+def _outcome(check: Check) -> str:
+    if check.left_out:
+        return f"left out: {check.left_out}"
+    return "ok" if check.problem is None else f"WRONG: {check.problem}"

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.devices.accelerator.device import AcceleratorDevice
-from lutra.devices.accelerator.transport import DoorbellTransport, RegisterTransport
-from lutra.devices.base import DeviceError
+from lutra.devices.accelerator.transport import PAGE, DoorbellTransport, RegisterTransport
 from lutra.diagnose.passes import GoldenPasses, first_difference
 from lutra.diagnose.prefixes import Prefixes, operations_of
 from lutra_golden.control.checksum import checksum
@@ -18,6 +17,7 @@ from lutra_golden.control.registers import CONTEXT, REGISTERS, STATUS_ERROR, TIL
 from lutra_golden.control.result import Result, result_bytes
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import BOUNDARY_BYTES
+from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["Check", "selftest"]
@@ -25,15 +25,24 @@ __all__ = ["Check", "selftest"]
 _MEMORY_BYTES = 16 * BOUNDARY_BYTES
 _WORDS = (0x00000000, 0xFFFFFFFF, 0xAAAAAAAA, 0x55555555, 0x12345678)
 _SEED = 7
+_TIMEOUT_S = 60.0  # of a run of thousands of clock cycles, in a simulator perhaps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Outcome of one test: ``problem`` says what is wrong and names the unit, None if nothing."""
+    """Outcome of one test: ``problem`` says what is wrong and names the unit, None if nothing.
+
+    ``left_out`` says why the device could not be tested in this way.
+    """
 
     name: str
     problem: str | None
     seconds: float
+    left_out: str | None = None
+
+
+class _LeftOutError(Exception):
+    """The device has no way to a test."""
 
 
 def selftest(device: AcceleratorDevice, model: PackedModel) -> Iterator[Check]:
@@ -50,6 +59,7 @@ def selftest(device: AcceleratorDevice, model: PackedModel) -> Iterator[Check]:
         for name, test in (
             ("registers", lambda: _registers(device)),
             ("memory", lambda: _memory(device)),
+            ("memory addresses", lambda: _addresses(device)),
             ("memory, as the accelerator reads it", lambda: _checksum(device)),
             ("units", lambda: _units(device, small)),
             ("one token", lambda: _token(device, small)),
@@ -63,19 +73,22 @@ def selftest(device: AcceleratorDevice, model: PackedModel) -> Iterator[Check]:
 
 
 def _timed(name: str, test: Callable[[], str | None]) -> Check:
-    start = time.perf_counter()
+    start, problem, left_out = time.perf_counter(), None, None
     try:
         problem = test()
-    except DeviceError as error:
+    except _LeftOutError as error:
+        left_out = str(error)
+    except LutraError as error:
         problem = str(error)
-    return Check(name=name, problem=problem, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Check(name=name, problem=problem, seconds=seconds, left_out=left_out)
 
 
 def _registers(device: AcceleratorDevice) -> str | None:
     """Write every register that can be read back, with patterns, and read it."""
     transport = device.transport
     if not isinstance(transport, RegisterTransport):
-        return None
+        raise _LeftOutError(f"device {device.name} gives no access to registers")
     places = [
         (name, index)
         for name in (*CONTEXT, "WATCHDOG", *TILE_ARRAYS)
@@ -140,11 +153,33 @@ def _memory(device: AcceleratorDevice) -> str | None:
     return None
 
 
+def _addresses(device: AcceleratorDevice) -> str | None:
+    """Write its own address at every power of two of the free memory, then read all of them."""
+    transport, memory = device.transport, device.memory
+    size = memory.free_bytes
+    base = memory.allocate(size)
+    steps = range(PAGE.bit_length() - 1, (size - 1).bit_length())
+    places = [base, *(base + (1 << step) for step in steps)]
+    try:
+        for at in places:
+            transport.write(at, at.to_bytes(8, "little"))
+        for at in places:
+            found = int.from_bytes(transport.read(at, 8), "little")
+            if found != at:
+                return (
+                    f"the word at {at:#x} reads {found:#x}, not its address: addresses of the "
+                    "memory are wrong"
+                )
+    finally:
+        memory.free(base)
+    return None
+
+
 def _checksum(device: AcceleratorDevice) -> str | None:
     """Let the accelerator compute the checksum of random bytes."""
     transport, memory, config = device.transport, device.memory, device.config
     if not isinstance(transport, DoorbellTransport):
-        return None
+        raise _LeftOutError(f"device {device.name} takes no descriptors")
     data = np.random.default_rng(_SEED).integers(0, 256, _MEMORY_BYTES, np.uint8)
     address = memory.allocate(_MEMORY_BYTES)
     room = result_bytes(line_bytes(config), 0)
@@ -178,7 +213,7 @@ def _run_checksum(
     )
     transport.write(base, bytes(room) + descriptor.encode(line_bytes(config)))
     transport.ring(base + room)
-    transport.wait(None)
+    transport.wait(_TIMEOUT_S)
     return Result.decode(transport.read(base, room))
 
 

@@ -1,21 +1,35 @@
-"""The self-test of an accelerator: every test passes, and each finds its fault."""
+"""The self-test of an accelerator: every test passes, and each finds its fault.
+
+On the interpreter, on a card that is emulated with an interpreted kernel, and through an agent.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from tests.host.diagnose.faulty import FAULTS, FaultyTransport
+from tests.host.boards import Interpreted, Served, board
+from tests.host.devices.test_xrt import InterpretedKernel
+from tests.host.diagnose.faulty import FAULTS, Fault, FaultyTransport
 from tests.host.tiles import Compiled, compiled
 from tests.system.small_architectures import config_of_engine, make
 
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.transport import Transport
+from lutra.devices.accelerator.xrt import XrtTransport
+from lutra.devices.emulated.card import EmulatedCard
 from lutra.diagnose.selftest import Check, selftest
 from lutra_golden.control.descriptor import HEADER_BYTES, Descriptor, Kind
+from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.registers import IDENT
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.timing.boards import find_profile
 
 NAMES = [
     "identity and fingerprint",
     "registers",
     "memory",
+    "memory addresses",
     "memory, as the accelerator reads it",
     "units",
     "one token",
@@ -38,16 +52,119 @@ def test_everything_is_right(bitnet: Compiled) -> None:
     assert [check.problem for check in checks] == [None] * len(NAMES)
 
 
-@pytest.mark.parametrize(
-    ("fault", "unit"),
-    [
-        ("matmul", "matmul engine"),
-        ("norm", "vector unit"),
-        ("residual", "vector unit"),
-        ("attention", "the vector unit or attention unit is wrong"),
-        ("load", "load unit"),
-    ],
-)
+class Card:
+    """A card of XRT, whose kernel has a fault, or is built from another configuration."""
+
+    def __init__(self, fault: Fault | None = None, other: AcceleratorConfig | None = None) -> None:
+        self._fault, self._other = fault, other
+        self.kernels: list[InterpretedKernel] = []
+        self.card = EmulatedCard(find_profile("u55c"), kernels=self._kernel)
+
+    def _kernel(self, config: AcceleratorConfig) -> InterpretedKernel:
+        kernel = InterpretedKernel(config, self._other)
+        if self._fault is not None:
+            plant(kernel.interpreter, self._fault)
+        self.kernels.append(kernel)
+        return kernel
+
+    def transport(self) -> XrtTransport:
+        """A driver of it."""
+        return XrtTransport(xclbin=self.card.image, module=self.card.module, emulated="u55c")
+
+
+def plant(interpreter: Interpreter, fault: Fault) -> None:
+    interpreter.on_instruction = lambda i: fault(interpreter, i)
+
+
+@contextmanager
+def through_an_agent(config: AcceleratorConfig, fault: Fault | None = None) -> Iterator[Transport]:
+    """A board whose agent is reached by loopback."""
+    accelerator = Interpreted(config)
+    if fault is not None:
+        plant(accelerator.transport.interpreter, fault)
+    with Served(accelerator) as served:
+        yield board(served.port)
+
+
+def test_a_card_is_right(bitnet: Compiled) -> None:
+    """Registers are out of its driver's reach, which is said."""
+    checks = run(bitnet, Card().transport())
+    assert [check.name for check in checks] == NAMES
+    assert [check.problem for check in checks] == [None] * len(NAMES)
+    left_out = {check.name: check.left_out for check in checks if check.left_out}
+    assert left_out == {"registers": "device xrt gives no access to registers"}
+
+
+def test_a_board_with_an_agent_is_right(bitnet: Compiled) -> None:
+    with through_an_agent(bitnet.program.config) as transport:
+        checks = run(bitnet, transport)
+    assert [check.name for check in checks] == NAMES
+    assert [check.problem or check.left_out for check in checks] == [None] * len(NAMES)
+
+
+UNITS = [
+    ("matmul", "matmul engine"),
+    ("norm", "vector unit"),
+    ("residual", "vector unit"),
+    ("attention", "the vector unit or attention unit is wrong"),
+    ("load", "load unit"),
+]
+
+
+@pytest.mark.parametrize(("fault", "unit"), UNITS)
+def test_names_the_unit_of_a_card(fault: str, unit: str, bitnet: Compiled) -> None:
+    last = run(bitnet, Card(FAULTS[fault]).transport())[-1]
+    assert last.name == "units"
+    assert last.problem is not None and unit in last.problem
+
+
+@pytest.mark.parametrize(("fault", "unit"), UNITS[:1])
+def test_names_the_unit_through_an_agent(fault: str, unit: str, bitnet: Compiled) -> None:
+    with through_an_agent(bitnet.program.config, FAULTS[fault]) as transport:
+        last = run(bitnet, transport)[-1]
+    assert last.name == "units"
+    assert last.problem is not None and unit in last.problem
+
+
+def test_a_card_of_another_configuration(bitnet: Compiled) -> None:
+    config = bitnet.program.config
+    other = config.with_(name="other", pass_tokens=config.pass_tokens // 2)
+    [check] = run(bitnet, Card(other=other).transport())
+    assert check.name == "identity and fingerprint"
+    assert check.problem is not None
+    wrong = f"device xrt is built from configuration {other.fingerprint:016x}, the program for "
+    assert check.problem.startswith(wrong)
+
+
+def test_a_card_that_hangs(bitnet: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the run that the self-test starts itself; those of the driver have its limit of time."""
+    monkeypatch.setattr("lutra.diagnose.selftest._TIMEOUT_S", 0.2)
+    card = Card()
+    checks = selftest(
+        AcceleratorDevice(card.transport(), bitnet.program.config, timeout_s=0.2), bitnet.model
+    )
+    seen: list[Check] = []
+    for check in checks:
+        seen.append(check)
+        if check.name == "memory addresses":
+            card.kernels[-1].stalled = True
+    assert seen[-1].name == "memory, as the accelerator reads it"
+    assert seen[-1].problem == "a run of device xrt is not over after 0.2 s"
+
+
+class LostAddress(InterpretedTransport):
+    """A line of the address is not connected."""
+
+    LINE = 1 << 24
+
+    def write(self, address: int, data: bytes) -> None:
+        super().write(address & ~self.LINE, data)
+
+    def read(self, address: int, n_bytes: int) -> bytes:
+        return super().read(address & ~self.LINE, n_bytes)
+
+
+@pytest.mark.parametrize(("fault", "unit"), UNITS)
 def test_names_the_unit(fault: str, unit: str, bitnet: Compiled) -> None:
     last = run(bitnet, FaultyTransport(FAULTS[fault]))[-1]
     assert last.name == "units"
@@ -97,6 +214,7 @@ class WrongSum(InterpretedTransport):
         (StuckBit, "registers", "register LOGITS_STRIDE[0] reads"),
         (NoAccelerator, "identity and fingerprint", "it is no Lutra accelerator"),
         (ShortMemory, "memory", "pattern each word its address: byte"),
+        (LostAddress, "memory addresses", "not its address: addresses of the memory are wrong"),
         (WrongSum, "memory, as the accelerator reads it", "the reads of the sequencer"),
     ],
 )

@@ -1,12 +1,12 @@
 """Boards without hardware: accelerators for the agent, and links to it that can be cut."""
 
+import json
 import mmap
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,120 +15,36 @@ from numpy.typing import NDArray
 from lutra.devices.accelerator import agent
 from lutra.devices.accelerator.board import BoardTransport
 from lutra.devices.accelerator.board_link import BoardAddress
-from lutra.devices.accelerator.interpreted import InterpretedTransport
-from lutra.devices.accelerator.rtl import RtlTransport
-from lutra.devices.base import DeviceError
+from lutra.devices.emulated.agent import BASE, InterpretedAccelerator
 from lutra_golden.control.descriptor import DOORBELL_BYTES
 from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.memory import Memory
-from lutra_golden.control.registers import CONTROL_START, IDENT, REGISTERS, STATUS_BUSY, VERSION
+from lutra_golden.control.registers import CONTROL_START, IDENT, REGISTERS, TILE_ARRAYS, VERSION
 from lutra_golden.core.config import AcceleratorConfig
 
-__all__ = ["Cable", "FileBoard", "Interpreted", "Rtl", "Served", "board"]
+__all__ = ["BASE", "SIZE", "Cable", "FileBoard", "Interpreted", "Served", "board"]
 
-BASE, SIZE = 0x4_0000, 1 << 22
-"""Address and bytes of a board's memory."""
-NAMES = {
-    register.address + 4 * index: (name, index)
-    for name, register in REGISTERS.items()
-    for index in range(register.count)
-}
+SIZE = 1 << 22
+"""Bytes of a board's memory."""
 
 
-class Interpreted(agent.Accelerator):
-    """The interpreter, which carries a run out while the agent waits for its end.
-
-    While ``frozen`` is set, runs do not end.
-    """
-
-    regions = ((BASE, SIZE),)
+class Interpreted(InterpretedAccelerator):
+    """The interpreter; while ``frozen`` is set, runs do not end."""
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        self.transport = InterpretedTransport()
-        self.transport.open(config, BASE + SIZE)
+        super().__init__(config, SIZE)
         self.frozen = threading.Event()
         self.n_aborts = 0
-        self._started = False
-
-    def read_register(self, offset: int) -> int:
-        name, index = NAMES[offset]
-        doorbells = self.transport.interpreter.doorbells
-        if name == "PENDING":
-            return len(doorbells)
-        if name in ("IRQ_STATUS", "UNIT_STATE", "COUNTER"):
-            return 0
-        busy = STATUS_BUSY * bool(doorbells or self._started) if name == "STATUS" else 0
-        return self.transport.read_register(name, index) | busy
 
     def write_register(self, offset: int, value: int) -> None:
-        name, index = NAMES[offset]
-        if name == "DOORBELL":
-            self.transport.ring(value * DOORBELL_BYTES)
-        elif name == "CONTROL" and value & CONTROL_START:
-            self.transport.start()
-            self._started = True
-        elif name not in ("IRQ_ENABLE", "IRQ_STATUS"):
-            self.transport.write_register(name, value, index)
-            if name == "CONTROL":
-                self.n_aborts += 1
-                self._started = False
-
-    def read(self, address: int, n_bytes: int) -> bytes:
-        with _faults():
-            return self.transport.read(address, n_bytes)
-
-    def write(self, address: int, data: bytes) -> None:
-        self.transport.write(address, data)
+        super().write_register(offset, value)
+        self.n_aborts += offset == REGISTERS["CONTROL"].address and not value & CONTROL_START
 
     def pause(self, wake: int, seconds: float) -> None:
         if self.frozen.is_set():
             time.sleep(min(seconds, 1e-3))
-            return
-        with _faults():
-            self.transport.wait(None)
-        self._started = False
-
-    def close(self) -> None:
-        self.transport.close()
-
-
-class Rtl(agent.Accelerator):
-    """The Verilated accelerator, whose clock runs while the agent waits."""
-
-    regions = ((BASE, SIZE),)
-
-    def __init__(self, config: AcceleratorConfig) -> None:
-        self.transport = RtlTransport()
-        self.transport.open(config, BASE + SIZE)
-
-    def read_register(self, offset: int) -> int:
-        return self.transport.read_register(*NAMES[offset])
-
-    def write_register(self, offset: int, value: int) -> None:
-        name, index = NAMES[offset]
-        self.transport.write_register(name, value, index)
-
-    def read(self, address: int, n_bytes: int) -> bytes:
-        with _faults():
-            return self.transport.read(address, n_bytes)
-
-    def write(self, address: int, data: bytes) -> None:
-        self.transport.write(address, data)
-
-    def pause(self, wake: int, seconds: float) -> None:
-        with _faults():
-            self.transport.simulator.run(5000)
-
-    def close(self) -> None:
-        self.transport.close()
-
-
-@contextmanager
-def _faults() -> Iterator[None]:
-    try:
-        yield
-    except DeviceError as error:
-        raise agent.AgentError(str(error)) from None
+        else:
+            super().pause(wake, seconds)
 
 
 class Served:
@@ -276,6 +192,7 @@ class FileBoard:
         (buffer / "phys_addr").write_text(f"{self.ADDRESS:#018x}\n")
         (buffer / "size").write_text(f"{SIZE}\n")
         (root / "proc/iomem").write_text("00000000-7fffffff : System RAM\n")
+        (root / "masks.json").write_text(json.dumps(_masks()))
         (root / "dev/uio0").write_bytes(bytes(4096))
         (root / "dev/udmabuf0").write_bytes(bytes(SIZE))
         self.words = np.frombuffer(_mapped(root / "dev/uio0", 4096), np.uint32)
@@ -303,6 +220,16 @@ class FileBoard:
             self._interpreter.ring(int(words[self.MAILBOX + done % 8]) * DOORBELL_BYTES)
             self._interpreter.run_next()
             words[self.DONE] = done + 1
+
+
+def _masks() -> dict[int, int]:
+    """Bits that each word of the registers keeps."""
+    masks: dict[int, int] = {}
+    for name, register in REGISTERS.items():
+        for index in range(register.count):
+            width = register.width - (0 if name in TILE_ARRAYS else 32 * index)
+            masks[register.address + 4 * index] = (1 << min(max(width, 0), 32)) - 1
+    return masks
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:

@@ -4,6 +4,7 @@ The first argument is the agent's file, the others are the agent's.
 """
 
 import importlib.util
+import json
 import sys
 
 spec = importlib.util.spec_from_file_location("lutra_agent", sys.argv[1])
@@ -18,6 +19,11 @@ RUNG, DONE, MAILBOX = 0x800, 0x804, 0x840
 
 class EmulatedAccelerator(lutra_agent.BoardAccelerator):
     """Registers in a file that is mapped by the accelerator, too."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        masks = json.loads((self._root / "masks.json").read_text())
+        self._masks = {int(offset): mask for offset, mask in masks.items()}
 
     def read_register(self, offset: int) -> int:
         read = super().read_register
@@ -35,7 +41,7 @@ class EmulatedAccelerator(lutra_agent.BoardAccelerator):
             write(MAILBOX + 4 * (read(RUNG) % 8), value)
             write(RUNG, read(RUNG) + 1)
         elif offset != CONTROL:
-            write(offset, value)
+            write(offset, value & self._masks[offset])
 
 
 sys.exit(lutra_agent.main(sys.argv[2:], EmulatedAccelerator))

@@ -8,11 +8,12 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
-from tests.host.boards import Rtl, Served, board
+from tests.host.boards import SIZE, Served, board
 from tests.host.random_model import Shape, write_model
 from tests.host.tiles import compiled, driver, golden, on_transport, run_tiles
 from tests.hw.core.test_accelerator import SMALL
 
+from lutra.devices.emulated.agent import RtlAccelerator
 from lutra.models import load_model
 from lutra.quantize.pack import pack_model
 
@@ -23,7 +24,7 @@ def test_the_same_bits(tmp_path: Path) -> None:
     write_model(tmp_path, Shape(intermediate_size=48, num_hidden_layers=1))
     model, tokens = compiled(pack_model(load_model(tmp_path)), SMALL), [3, 1, 4, 1, 5, 9]
     expected = run_tiles(golden(model.model), tokens)
-    accelerator = Rtl(SMALL)
+    accelerator = RtlAccelerator(SMALL, SIZE)
     with Served(accelerator) as served:
         tiles = on_transport(model, board(served.port))
         for sizes in ([3, 3], [1] * 6):

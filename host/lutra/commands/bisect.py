@@ -62,7 +62,7 @@ def add_bisect(parser: argparse.ArgumentParser) -> None:
     add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
     add_group(parser)
     add_kv(parser)
-    parser.add_argument("--config", choices=sorted(CONFIGS), help="configuration of an accelerator")
+    parser.add_argument("--config", choices=CONFIGS, help="configuration of an accelerator")
     parser.add_argument("--engine", choices=tuple(ENGINES), help="matmul engine of an accelerator")
     add_threads(parser)
     parser.add_argument(

@@ -11,8 +11,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -25,35 +23,29 @@ from lutra.commands.doctor import add_doctor
 from lutra.commands.options import (
     add_board,
     add_device,
-    add_format,
-    add_group,
-    add_json,
-    add_kv,
+    add_model,
     add_threads,
     check_kv,
     real,
     whole,
 )
 from lutra.commands.pack import add_pack, add_quantize
+from lutra.commands.perplexity import add_perplexity
 from lutra.commands.selftest import add_selftest
 from lutra.commands.show import add_show
 from lutra.commands.tune import add_tune
 from lutra.commands.verify import add_verify
-from lutra.devices.golden import GoldenDevice
-from lutra.evaluate.perplexity import perplexity, text_windows
 from lutra.llm import LLM, Mismatch
-from lutra.models import find_model, shipped_models
-from lutra.models.decoder import Decoder
+from lutra.models import find_model
 from lutra.progress import StepProgress
 from lutra.serving.results import RunStats
 from lutra.text.chat_template import ChatTemplate
 from lutra.text.sampling import SamplingParams
 from lutra.text.tokenizer import Tokenizer
-from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
 
-__all__ = ["main"]
+__all__ = ["command_parser", "main"]
 
 _AddArguments = Callable[[argparse.ArgumentParser], None]
 
@@ -78,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # a terminal that cannot show a character of the story still shows the rest
         reconfigure(errors="replace")
     try:
-        args, unknown = _parser().parse_known_args(argv)
+        args, unknown = command_parser().parse_known_args(argv)
         if unknown:
             raise LutraError(
                 f"unrecognized arguments: {' '.join(unknown)}: see lutra {args.name} --help"
@@ -125,7 +117,8 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Parser of all commands."""
     parser = _Parser(
         prog="lutra",
         description="Run low-bit language models on FPGAs, simulated hardware, CPUs and GPUs.",
@@ -139,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("run", _add_run, "generate text and report the speed")
     add("chat", _add_chat, "chat with a model in the terminal")
-    add("perplexity", _add_perplexity, "measure the perplexity of a text")
+    add("perplexity", add_perplexity, "measure the perplexity of a text")
     add("bench", add_bench, "measure tokens per second of prefill and decode")
     add("devices", add_devices, "list the devices of this machine")
     add("doctor", add_doctor, "check this machine, each problem with the command that mends it")
@@ -158,27 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-m",
-        "--model",
-        default="tales",
-        help="folder, GGUF file, Hugging Face id, or a shipped model: "
-        f"{', '.join(shipped_models())} (default tales)",
-    )
-    add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
-    add_group(parser)
-    add_kv(parser)
-    parser.add_argument(
-        "--engine",
-        choices=tuple(ENGINES),
-        help="matmul engine of an accelerator (default ternary for W1.58A8, otherwise lut)",
-    )
-    add_json(parser)
-
-
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument(
         "-p",
         "--prompt",
@@ -244,7 +218,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     add_board(parser)
     add_threads(parser)
     parser.add_argument(
-        "--config", choices=sorted(CONFIGS), help="configuration of an accelerator (default nano)"
+        "--config", choices=CONFIGS, help="configuration of an accelerator (default nano)"
     )
     parser.add_argument(
         "--check",
@@ -345,7 +319,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("-sys", "--system", metavar="TEXT", help="system prompt")
     parser.add_argument(
         "-n",
@@ -527,94 +501,3 @@ def _print_table(figures: dict[str, object]) -> None:
     if figures["interrupted"]:
         table.add_row("interrupted", "yes", "")
     Console(highlight=False, markup=False).print(table)
-
-
-def _add_perplexity(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    parser.add_argument(
-        "-f", "--file", type=Path, required=True, metavar="FILE", help="text in UTF-8"
-    )
-    add_device(parser, None, "auto, or interpreted with --engine")
-    add_threads(parser)
-    parser.add_argument(
-        "--float",
-        action="store_true",
-        help="evaluate in floating point: a checkpoint as it is, or rounded to --format if that "
-        "is given; a packed model with its packed weights",
-    )
-    parser.add_argument(
-        "--windows",
-        type=whole(1),
-        metavar="N",
-        help="use only the first N windows of the text",
-    )
-    parser.set_defaults(command=_perplexity)
-
-
-def _perplexity(args: argparse.Namespace) -> int:
-    try:
-        text = args.file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise LutraError(f"{args.file} is not UTF-8 text: convert it first") from None
-    if args.float:
-        for option in ("device", "threads", "engine"):
-            if getattr(args, option) is not None:
-                raise LutraError(f"--float runs on no device: leave --{option} out")
-    device = args.device or ("interpreted" if args.engine else "auto")
-    if not args.float:
-        check_kv(args.kv, device, falls_back=True)
-    with StepProgress() as progress:
-        llm = LLM(
-            args.model,
-            GoldenDevice() if args.float else device,
-            engine=args.engine,
-            format=args.format,
-            group=args.group,
-            kv_bits=args.kv,
-            threads=args.threads,
-            progress=progress,
-            load=not args.float,
-        )
-        tokens = llm.tokenizer.encode(text, add_bos=False)
-        bos = llm.tokenizer.bos if llm.tokenizer.add_bos else None
-        windows = text_windows(tokens, window=llm.context, bos=bos)
-        if not windows:
-            raise LutraError(
-                f"{args.file} has {len(tokens)} tokens, and at least {1 if bos is not None else 2} "
-                "are needed to predict one: give a longer text"
-            )
-        windows = windows[: args.windows]
-        if args.windows is not None:
-            text = llm.tokenizer.decode([token for window in windows for token in window[1:]])
-
-        def integer(window: list[int]) -> NDArray[np.float64]:
-            values, scale = llm.logits(window)
-            return values * scale[:, None]
-
-        as_it_is = args.float and not args.format and llm.source is not None
-
-        def real(source: Decoder) -> Callable[[list[int]], NDArray[np.float64]]:
-            return lambda window: source.forward(np.array(window))
-
-        logits = integer
-        if args.float:
-            logits = real(llm.source if as_it_is and llm.source else llm.rounded)
-        result = perplexity(logits, windows, len(text), progress)
-    if args.json:
-        figures = {"model": args.model, "device": "float" if args.float else llm.device.name}
-        figures |= {"engine": None if args.float else llm.device.facts().get("engine")}
-        # a checkpoint of ternary weights is rounded already
-        as_it_is = as_it_is and not llm.packed.ternary
-        figures |= {"format": None if as_it_is else llm.packed.format}
-        figures |= {"group": None if as_it_is else llm.packed.group}
-        figures |= {"kv_bits": None if as_it_is else llm.packed.kv}
-        figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
-        figures |= {"kind": "measured"}
-        print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))
-    else:
-        print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")
-        characters = f"{result.bits_per_character:.4f} bits per character"
-        where = "in floating point" if args.float else f"on device {llm.device.name}"
-        print(f"{characters}, {result.tokens} tokens; measured {where}")
-    llm.close()
-    return 0

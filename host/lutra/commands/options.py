@@ -7,7 +7,9 @@ from pathlib import Path
 
 from lutra.devices.accelerator.board_link import BOARD_SCHEME
 from lutra.devices.choose import DEVICES, is_device, most_threads
+from lutra.models import shipped_models
 from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
 from lutra_golden.model.cache import KV_NAMES
@@ -20,6 +22,7 @@ __all__ = [
     "add_group",
     "add_json",
     "add_kv",
+    "add_model",
     "add_threads",
     "check_kv",
     "real",
@@ -163,3 +166,23 @@ def add_json(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the results as one line of JSON, the last of the output",
     )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """``-m`` and what it is run as: format, groups, keys and values, engine; ``--json``."""
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="tales",
+        help="folder, GGUF file, Hugging Face id, or a shipped model: "
+        f"{', '.join(shipped_models())} (default tales)",
+    )
+    add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
+    add_group(parser)
+    add_kv(parser)
+    parser.add_argument(
+        "--engine",
+        choices=tuple(ENGINES),
+        help="matmul engine of an accelerator (default ternary for W1.58A8, otherwise lut)",
+    )
+    add_json(parser)

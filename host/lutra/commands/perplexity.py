@@ -1,0 +1,111 @@
+"""``lutra perplexity``: perplexity of a text, in integers or in floating point."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.commands.options import add_device, add_model, add_threads, check_kv, whole
+from lutra.devices.golden import GoldenDevice
+from lutra.evaluate.perplexity import perplexity, text_windows
+from lutra.llm import LLM
+from lutra.models.decoder import Decoder
+from lutra.progress import StepProgress
+from lutra_golden.errors import LutraError
+
+__all__ = ["add_perplexity"]
+
+
+def add_perplexity(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra perplexity``."""
+    add_model(parser)
+    parser.add_argument(
+        "-f", "--file", type=Path, required=True, metavar="FILE", help="text in UTF-8"
+    )
+    add_device(parser, None, "auto, or interpreted with --engine")
+    add_threads(parser)
+    parser.add_argument(
+        "--float",
+        action="store_true",
+        help="evaluate in floating point: a checkpoint as it is, or rounded to --format if that "
+        "is given; a packed model with its packed weights",
+    )
+    parser.add_argument(
+        "--windows",
+        type=whole(1),
+        metavar="N",
+        help="use only the first N windows of the text",
+    )
+    parser.set_defaults(command=_perplexity)
+
+
+def _perplexity(args: argparse.Namespace) -> int:
+    try:
+        text = args.file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise LutraError(f"{args.file} is not UTF-8 text: convert it first") from None
+    if args.float:
+        for option in ("device", "threads", "engine"):
+            if getattr(args, option) is not None:
+                raise LutraError(f"--float runs on no device: leave --{option} out")
+    device = args.device or ("interpreted" if args.engine else "auto")
+    if not args.float:
+        check_kv(args.kv, device, falls_back=True)
+    with StepProgress() as progress:
+        llm = LLM(
+            args.model,
+            GoldenDevice() if args.float else device,
+            engine=args.engine,
+            format=args.format,
+            group=args.group,
+            kv_bits=args.kv,
+            threads=args.threads,
+            progress=progress,
+            load=not args.float,
+        )
+        tokens = llm.tokenizer.encode(text, add_bos=False)
+        bos = llm.tokenizer.bos if llm.tokenizer.add_bos else None
+        windows = text_windows(tokens, window=llm.context, bos=bos)
+        if not windows:
+            raise LutraError(
+                f"{args.file} has {len(tokens)} tokens, and at least {1 if bos is not None else 2} "
+                "are needed to predict one: give a longer text"
+            )
+        windows = windows[: args.windows]
+        if args.windows is not None:
+            text = llm.tokenizer.decode([token for window in windows for token in window[1:]])
+
+        def integer(window: list[int]) -> NDArray[np.float64]:
+            values, scale = llm.logits(window)
+            return values * scale[:, None]
+
+        as_it_is = args.float and not args.format and llm.source is not None
+
+        def real(source: Decoder) -> Callable[[list[int]], NDArray[np.float64]]:
+            return lambda window: source.forward(np.array(window))
+
+        logits = integer
+        if args.float:
+            logits = real(llm.source if as_it_is and llm.source else llm.rounded)
+        result = perplexity(logits, windows, len(text), progress)
+    if args.json:
+        figures = {"model": args.model, "device": "float" if args.float else llm.device.name}
+        figures |= {"engine": None if args.float else llm.device.facts().get("engine")}
+        # a checkpoint of ternary weights is rounded already
+        as_it_is = as_it_is and not llm.packed.ternary
+        figures |= {"format": None if as_it_is else llm.packed.format}
+        figures |= {"group": None if as_it_is else llm.packed.group}
+        figures |= {"kv_bits": None if as_it_is else llm.packed.kv}
+        figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
+        figures |= {"kind": "measured"}
+        print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))
+    else:
+        print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")
+        characters = f"{result.bits_per_character:.4f} bits per character"
+        where = "in floating point" if args.float else f"on device {llm.device.name}"
+        print(f"{characters}, {result.tokens} tokens; measured {where}")
+    llm.close()
+    return 0

@@ -18,6 +18,7 @@ from lutra import __version__
 from lutra.commands.bench import add_bench
 from lutra.commands.bisect import add_bisect
 from lutra.commands.conversation import converse
+from lutra.commands.deploy import add_deploy
 from lutra.commands.devices import add_devices
 from lutra.commands.doctor import add_doctor
 from lutra.commands.options import (
@@ -142,6 +143,7 @@ def command_parser() -> argparse.ArgumentParser:
     add("tune", add_tune, "autotune the GPU kernels on this machine")
     add("verify", add_verify, "compare a packed model with its checkpoint, layer by layer")
     add("bisect", add_bisect, "find the unit that is wrong where a device differs from golden")
+    add("deploy", add_deploy, "copy Lutra, a bitstream and a model to a board, and test it")
     add("selftest", add_selftest, "test memory, registers and each unit of an accelerator")
     # packages above the host, such as lutra_flows, add their own
     for command in sorted(entry_points(group="lutra.commands"), key=lambda entry: entry.name):

@@ -447,12 +447,26 @@ def test_ssh_that_fails(ssh: Path) -> None:
         BoardTransport(BoardAddress.parse("board://me@board")).open(config_for(SHAPES["least"]), 1)
 
 
+def test_a_board_without_the_agent(ssh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTRA_BOARD_COMMAND", "./no-agent --stdio")
+    with pytest.raises(
+        DeviceError, match=r": put the agent there with `lutra deploy me@board --agent`$"
+    ):
+        BoardTransport(BoardAddress.parse("board://me@board")).open(config_for(SHAPES["least"]), 1)
+
+
+def test_another_client_of_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTRA_SSH", "ssh -p 2222 -F 'my config'")
+    command = BoardAddress.parse("board://me@board").ssh
+    assert list(command[:6]) == ["ssh", "-p", "2222", "-F", "my config", "-T"]
+
+
 def test_commands_of_ssh() -> None:
     options = "ssh -T -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=5"
     whole = " ".join(BoardAddress.parse("board://me@board:7000").ssh)
     assert whole == f"{options} -W 127.0.0.1:7000 -- me@board"
     whole = " ".join(BoardAddress.parse("board://me@board").ssh)
-    assert whole == f"{options} -- me@board python3 .lutra/lutra_agent.py --stdio"
+    assert whole == f"{options} -- me@board .lutra/agent --stdio"
 
 
 @pytest.mark.parametrize(

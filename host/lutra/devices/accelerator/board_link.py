@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 import tempfile
@@ -23,15 +24,33 @@ from lutra.devices.accelerator.agent import (
 )
 from lutra_golden.errors import LutraError
 
-__all__ = ["BOARD_SCHEME", "BoardAddress", "BoardLink"]
+__all__ = ["BOARD_SCHEME", "BoardAddress", "BoardLink", "complaint", "end_ssh", "ssh_command"]
 
 BOARD_SCHEME = "board://"
-_COMMAND = "python3 .lutra/lutra_agent.py --stdio"
+_COMMAND = ".lutra/agent --stdio"
 _CONNECT_S, _SEND_S = 5.0, 60.0
 _LINE_MAX, _LINES = 1 << 12, 64  # of what a login may say before the agent does
 _NONCE_BYTES = 16
+_NO_PROGRAM = 127  # exit status of a shell that finds no program
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
+
+
+def ssh_command() -> list[str]:
+    """The client of SSH, ``ssh`` or what ``LUTRA_SSH`` names, and its options.
+
+    It asks nothing, and ends a link that is silent for 15 seconds.
+    """
+    options = ("BatchMode=yes", "ConnectTimeout=5", "ServerAliveInterval=5")
+    command = shlex.split(os.environ.get("LUTRA_SSH") or "ssh")
+    return [*command, "-T", *(part for each in options for part in ("-o", each))]
+
+
+def complaint(errors: IO[bytes]) -> str:
+    """Last line of what a client of SSH, and what it started, had to say."""
+    errors.seek(0)
+    lines = errors.read(1 << 16).decode("utf-8", "replace").split("\n")
+    return printable(next((line for line in reversed(lines) if line.strip()), "").strip())
 
 
 @dataclass(frozen=True)
@@ -76,12 +95,10 @@ class BoardAddress:
     @property
     def ssh(self) -> Sequence[str]:
         """Command whose standard input and output are the link."""
-        options = ("BatchMode=yes", "ConnectTimeout=5", "ServerAliveInterval=5")
-        command = ["ssh", "-T", *(part for each in options for part in ("-o", each))]
         target = f"{self.user}@{self.host}"
         if self.port is not None:
-            return [*command, "-W", f"127.0.0.1:{self.port}", "--", target]
-        return [*command, "--", target, os.environ.get("LUTRA_BOARD_COMMAND") or _COMMAND]
+            return [*ssh_command(), "-W", f"127.0.0.1:{self.port}", "--", target]
+        return [*ssh_command(), "--", target, os.environ.get("LUTRA_BOARD_COMMAND") or _COMMAND]
 
 
 class BoardLink:
@@ -90,6 +107,7 @@ class BoardLink:
     def __init__(self, address: BoardAddress, key: bytes | None) -> None:
         self._resources = ExitStack()
         self._ssh: tuple[subprocess.Popen[bytes], IO[bytes]] | None = None
+        self._target = f"{address.user}@{address.host}"
         try:
             if address.user is None:
                 self._stream = self._connected(address)
@@ -135,7 +153,7 @@ class BoardLink:
         except OSError as error:
             raise LinkError(f"ssh cannot be started ({error.strerror}): install it") from None
         self._ssh = process, errors
-        self._resources.callback(_end, process)
+        self._resources.callback(end_ssh, process)
         assert process.stdout is not None and process.stdin is not None
         return Stream(process.stdout.fileno(), process.stdin.fileno())
 
@@ -164,7 +182,10 @@ class BoardLink:
                 if words[:1] == ["lutra-agent"] and len(words) == 4:
                     return words[1:]
         except LinkError as error:
-            raise LinkError(self._complaint() or str(error)) from None
+            said = self._complaint() or str(error)
+            if self._ssh is not None and self._ssh[0].returncode == _NO_PROGRAM:
+                said += f": put the agent there with `lutra deploy {self._target} --agent`"
+            raise LinkError(said) from None
         raise LinkError("what answers is no agent")
 
     def _complaint(self) -> str:
@@ -174,12 +195,11 @@ class BoardLink:
         process, errors = self._ssh
         with suppress(subprocess.TimeoutExpired):
             process.wait(1)
-        errors.seek(0)
-        lines = errors.read(1 << 16).decode("utf-8", "replace").split("\n")
-        return printable(next((line for line in reversed(lines) if line.strip()), "").strip())
+        return complaint(errors)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_ssh(process: subprocess.Popen[bytes]) -> None:
+    """End a link, and the client that has it."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with suppress(OSError):

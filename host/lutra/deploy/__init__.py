@@ -1,0 +1,1 @@
+"""Lutra on a board: files, packages and the self-test, through SSH."""

@@ -31,6 +31,7 @@ from tests.hw.core.test_accelerator import SMALL
 from tests.system.small_architectures import config_of_engine, make
 
 from lutra import LLM, SamplingParams
+from lutra.compile.program import SegmentKind
 from lutra.devices import auto, boards
 from lutra.devices.accelerator import pynq as transport_module
 from lutra.devices.accelerator.device import AcceleratorDevice
@@ -41,6 +42,7 @@ from lutra.devices.base import DeviceError, Step
 from lutra.devices.boards import BOARD_DRIVERS
 from lutra.devices.emulated.board import EmulatedBoard, Faults
 from lutra.devices.emulated.pynq_board import EmulatedPynq
+from lutra.devices.emulated.zynq import Cached
 from lutra.devices.estimate import Rate
 from lutra.diagnose.selftest import Check, selftest
 from lutra.models import load_model
@@ -348,6 +350,28 @@ def test_a_bitstream_of_another_configuration(rig: Rig) -> None:
     with pytest.raises(DeviceError, match=message):
         device.load_program(model, replace(program, config=other))
     assert rig.board.n_buffers == 0
+    loads(rig)
+
+
+def test_an_image_that_loses_a_bit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accelerator's checksum of the weights is not that of what was written."""
+    flush = Cached.flush
+    weights = rig.found.program.n_bytes(SegmentKind.WEIGHTS)
+
+    def weak(self: Cached, offset: int, n_bytes: int) -> None:
+        flush(self, offset, n_bytes)
+        if self.n_bytes > weights // 2 and offset + n_bytes >= weights // 2 > offset:
+            at = self.address + weights // 2
+            bit = rig.board.simulator.peek(at, 1)[0] ^ 1
+            rig.board.simulator.write(at, bytes([bit]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cached, "flush", weak)
+        refused(
+            rig,
+            r"^the accelerator of device pynq reads other bytes of the model's weights than were "
+            "written, from 0x[0-9a-f]+ to 0x[0-9a-f]+: check the memory of the board$",
+        )
     loads(rig)
 
 

@@ -12,10 +12,7 @@ from lutra.devices.accelerator.transport import PAGE, DoorbellTransport, Registe
 from lutra.diagnose.passes import GoldenPasses, first_difference
 from lutra.diagnose.prefixes import Prefixes, operations_of
 from lutra_golden.control.checksum import checksum
-from lutra_golden.control.descriptor import Descriptor, Kind, line_bytes
-from lutra_golden.control.registers import CONTEXT, REGISTERS, STATUS_ERROR, TILE_ARRAYS
-from lutra_golden.control.result import Result, result_bytes
-from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.control.registers import CONTEXT, REGISTERS, TILE_ARRAYS
 from lutra_golden.core.ports import BOUNDARY_BYTES
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
@@ -25,7 +22,6 @@ __all__ = ["Check", "selftest"]
 _MEMORY_BYTES = 16 * BOUNDARY_BYTES
 _WORDS = (0x00000000, 0xFFFFFFFF, 0xAAAAAAAA, 0x55555555, 0x12345678)
 _SEED = 7
-_TIMEOUT_S = 60.0  # of a run of thousands of clock cycles, in a simulator perhaps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,44 +173,23 @@ def _addresses(device: AcceleratorDevice) -> str | None:
 
 def _checksum(device: AcceleratorDevice) -> str | None:
     """Let the accelerator compute the checksum of random bytes."""
-    transport, memory, config = device.transport, device.memory, device.config
+    transport, memory = device.transport, device.memory
     if not isinstance(transport, DoorbellTransport):
         raise _LeftOutError(f"device {device.name} takes no descriptors")
     data = np.random.default_rng(_SEED).integers(0, 256, _MEMORY_BYTES, np.uint8)
     address = memory.allocate(_MEMORY_BYTES)
-    room = result_bytes(line_bytes(config), 0)
-    base = memory.allocate(room + BOUNDARY_BYTES)
     try:
         transport.write(address, data.tobytes())
-        result = _run_checksum(transport, config, base, room, address)
+        found = device.checksum(address, _MEMORY_BYTES)
     finally:
-        memory.free(base)
         memory.free(address)
-    if result.status & STATUS_ERROR:
-        return result.failure.describe(config)
     expected = checksum(data)
-    if result.checksum != expected:
+    if found != expected:
         return (
-            f"the checksum of {_MEMORY_BYTES} bytes is {result.checksum:016x}, not "
+            f"the checksum of {_MEMORY_BYTES} bytes is {found:016x}, not "
             f"{expected:016x}: the reads of the sequencer (fetch) are wrong"
         )
     return None
-
-
-def _run_checksum(
-    transport: DoorbellTransport, config: AcceleratorConfig, base: int, room: int, address: int
-) -> Result:
-    descriptor = Descriptor(
-        fingerprint=config.fingerprint,
-        result_base=base,
-        kind=Kind.CHECKSUM,
-        program_base=address,
-        program_bytes=_MEMORY_BYTES,
-    )
-    transport.write(base, bytes(room) + descriptor.encode(line_bytes(config)))
-    transport.ring(base + room)
-    transport.wait(_TIMEOUT_S)
-    return Result.decode(transport.read(base, room))
 
 
 def _units(device: AcceleratorDevice, model: PackedModel) -> str | None:

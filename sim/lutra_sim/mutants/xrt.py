@@ -46,6 +46,33 @@ HW = [
 
 HOST = [
     *planted(
+        "host/lutra/devices/accelerator/image.py",
+        [
+            f"{_TESTS}::test_an_image_that_loses_a_bit",
+            f"{_TESTS}::test_a_large_image_is_summed_in_pieces",
+        ],
+        ("any sum will do", " != checksum(np.frombuffer(piece, np.uint8)):", " == 0:"),
+        (
+            "the code is not summed",
+            '{"PROGRAM_BASE": SegmentKind.CODE, "WEIGHT_BASE"',
+            '{"WEIGHT_BASE"',
+        ),
+        (
+            "the first piece is summed for all",
+            "address, done = address + len(piece), done + len(piece)",
+            "done += len(piece)",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/xrt.py",
+        [
+            f"{_TESTS}::test_a_card_that_does_not_do_it",
+            f"{_TESTS}::test_a_clock_that_is_not_the_kernels",
+        ],
+        ("any clock will do", "if 0 < fastest <", "if 0 > fastest <"),
+        ("a clock that XRT does not know is refused", "if 0 < fastest <", "if fastest <"),
+    ),
+    *planted(
         "host/lutra/devices/accelerator/identity.py",
         [
             f"{_TESTS}::test_another_configuration",

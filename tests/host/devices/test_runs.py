@@ -220,12 +220,15 @@ def _not_done(result: Result) -> None:
     result.status = 0
 
 
+_NOTHING = "device interpreted wrote no result of its run: its memory does not answer, or "
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (_status, "device interpreted was written to during a run: close the other program that "),
-        (_tag, "device interpreted wrote no result of its run: it does not take descriptors of "),
-        (_not_done, "device interpreted wrote no result of its run: it does not take descriptors "),
+        (_tag, _NOTHING),
+        (_not_done, _NOTHING),
     ],
 )
 def test_a_result_of_something_else_is_refused(

@@ -17,7 +17,8 @@ import pytest
 from tests.host.mixtures import check_mixtures
 from tests.host.tiles import Compiled, Tiles, golden
 
-from lutra.compile.program import Program
+from lutra.compile.program import Program, SegmentKind
+from lutra.devices.accelerator import image
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.transport import (
     PAGE,
@@ -75,6 +76,15 @@ class InterpretedKernel:
         except MemoryFault as error:
             raise RuntimeError(str(error)) from None
         return True
+
+    def look(self) -> None:
+        pass
+
+    def run(self, n_cycles: int) -> bool:
+        return bool(self._queue)
+
+    def reset(self) -> None:
+        self._queue.clear()
 
     def close(self) -> None:
         pass
@@ -284,9 +294,64 @@ def test_memory_that_loses_bits(board: Board, monkeypatch: pytest.MonkeyPatch) -
     )
 
 
+@pytest.mark.parametrize(("segment", "name"), [(-1, "weights"), (0, "code")])
+def test_an_image_that_loses_a_bit(
+    segment: int, name: str, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The accelerator's checksum of the model is not that of what was written."""
+    write, data = InterpretedKernel.write, board.found.program.segments[segment].data
+
+    def weak(self: InterpretedKernel, address: int, written: Any) -> None:
+        changed = bytearray(written)
+        if len(changed) == len(data):
+            changed[-1] ^= 0x80
+        write(self, address, changed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InterpretedKernel, "write", weak)
+        _refused(
+            board,
+            rf"^the accelerator of device xrt reads other bytes of the model's {name} than were "
+            "written, from 0x[0-9a-f]+ to 0x[0-9a-f]+: check the memory of the board$",
+        )
+    board.check(board.load())
+
+
+def test_a_large_image_is_summed_in_pieces(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[str]()
+    monkeypatch.setattr(image, "_PIECE", 1 << 12)
+    board.device = AcceleratorDevice(
+        board.transport, progress=lambda stage, share: said.append(f"{stage} {share:.2f}")
+    )
+    board.check(board.load())
+    program = board.found.program
+    n = sum(-(-program.n_bytes(kind) // (1 << 12)) for kind in SegmentKind)
+    assert n > 2 and len(said) == n
+    assert said[-1] == "checking the loaded model 1.00"
+
+
+def test_memory_in_pieces(board: Board) -> None:
+    """Sessions take the largest piece there is."""
+    board.card.faults.most_bytes = 1 << 24
+    tiles = board.load()
+    assert board.device.memory.free_bytes < 1 << 24
+    board.check(tiles)
+
+
+@pytest.mark.parametrize("mhz", [0, 500])
+def test_a_clock_that_is_not_the_kernels(mhz: float, board: Board) -> None:
+    """XRT does not know it, or there is a faster one beside it."""
+    board.card.faults.clock_mhz = mhz
+    board.check(board.load())
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
+        (
+            {"clock_mhz": 150},
+            r"^the kernel of device xrt runs at 150\.0 MHz at most, its image is built for 200\.0 ",
+        ),
         (
             {"most_bytes": 1 << 12},
             r"^device xrt: the card has no [\d,]+ bytes of memory in a row \(.*\): close other",

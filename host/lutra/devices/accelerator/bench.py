@@ -30,6 +30,7 @@ class NullTransport:
 
     name = "null"
     emulated: str | None = None
+    verify_load = False
 
     def __init__(self) -> None:
         self.calls = Counter[str]()

@@ -60,6 +60,8 @@ class BoardTransport:
     as it was, if the agent still runs and has been lent to nobody else.
     """
 
+    verify_load = True
+
     def __init__(self, address: BoardAddress, key: Path | None = None) -> None:
         self.name = str(address)
         self.emulated: str | None = None

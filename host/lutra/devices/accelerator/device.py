@@ -12,6 +12,7 @@ from lutra.compile.fit import round_up
 from lutra.compile.program import Program, SegmentKind
 from lutra.compile.ranges import stream_halves
 from lutra.devices.accelerator.identity import IDENTITY_BYTES, check_identity
+from lutra.devices.accelerator.image import check_image
 from lutra.devices.accelerator.kv import read_layer, write_layer
 from lutra.devices.accelerator.programs import Placed, Programs
 from lutra.devices.accelerator.runs import (
@@ -210,6 +211,8 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             self._runs = RegisterRuns(transport, context, watchdog)
         self.memory = self._session_memory(program)
         self._busy = False
+        if transport.verify_load:
+            check_image(program, self.addresses, self._checksum, self.name, self._progress)
 
     def _session_memory(self, program: Program) -> Heap:
         """Memory of all sessions: as much as is wanted, or else as there is in a row."""
@@ -294,6 +297,25 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
                 self.transport.free(address)
             self._busy = False
             return ended
+
+    def checksum(self, address: int, n_bytes: int) -> int:
+        """Checksum of a range of memory, as the accelerator reads it; it takes descriptors."""
+        with self.held():
+            if self._busy:
+                self._abort()
+            return self._checksum(address, n_bytes)
+
+    def _checksum(self, address: int, n_bytes: int) -> int:
+        assert isinstance(self.runs, DescriptorRuns)
+        self._busy = True
+        try:
+            ended, found = self.runs.checksum(address, n_bytes, self._timeout_s)
+            self._check_end(ended)
+        except BaseException:
+            self._abort()
+            raise
+        self._busy = False
+        return found
 
     def stored(self, tokens: Sequence[int], n: int) -> NDArray[np.int32]:
         """The first ``n`` words that the last run stored for each of ``tokens``: see LOGITS."""

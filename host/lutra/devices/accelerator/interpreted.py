@@ -33,6 +33,7 @@ class InterpretedTransport:
 
     name = "interpreted"
     emulated: str | None = None
+    verify_load = False
 
     def __init__(self) -> None:
         self._interpreter: Interpreter | None = None

@@ -98,6 +98,7 @@ class PynqTransport:
     """
 
     name = "pynq"
+    verify_load = True
 
     def __init__(
         self,

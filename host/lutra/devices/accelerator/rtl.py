@@ -31,6 +31,7 @@ class RtlTransport:
 
     name = "rtl"
     emulated: str | None = None
+    verify_load = False
 
     def __init__(
         self,

@@ -16,11 +16,11 @@ from lutra.devices.accelerator.transport import (
 from lutra.devices.base import DeviceError
 from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.descriptor import (
-    DESCRIPTOR_VERSION,
     ENDS_MAX,
     HEADER,
     HEADER_BYTES,
     Descriptor,
+    Kind,
     line_bytes,
 )
 from lutra_golden.control.failure import Failure
@@ -48,6 +48,7 @@ def _words_at(*names: str) -> struct.Struct:
 
 
 _RESULT = _words_at("status", "tag", "n_results", "cycles")
+_CHECKSUM = _words_at("checksum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +191,29 @@ class DescriptorRuns:
 
     def run(self, program: Placed, tile: Tile, timeout_s: float | None) -> Ended:
         """Run a program on a tile to its end."""
+        self._tag = (self._tag + 1) & 0xFFFFFFFF
+        return self._carry_out(self._encode(program, tile), timeout_s)
+
+    def checksum(self, address: int, n_bytes: int, timeout_s: float | None) -> tuple[Ended, int]:
+        """Checksum of a range of memory, as the accelerator reads it, and the end of its run."""
+        self._tag = (self._tag + 1) & 0xFFFFFFFF
+        sums = replace(
+            self._sound,
+            kind=Kind.CHECKSUM,
+            tag=self._tag,
+            program_base=address,
+            program_bytes=n_bytes,
+            watchdog=self.watchdog_cycles,
+        )
+        ended = self._carry_out(bytes(self._room) + sums.encode(self._line), timeout_s)
+        (found,) = _CHECKSUM.unpack_from(self._result)
+        return ended, found
+
+    def _carry_out(self, block: bytes, timeout_s: float | None) -> Ended:
+        """Write a result block of zeros with a descriptor behind it, ring, and wait."""
         transport = self._transport
-        # a result block of zeros: that of the run before would say that this one is done
-        transport.write(self._base, self._encode(program, tile))
+        # the result block of the run before would say that this one is done
+        transport.write(self._base, block)
         transport.ring(self._base + self._room)
         cycles = transport.wait(timeout_s)
         self._result = transport.read(self._base, self._room)
@@ -201,7 +222,6 @@ class DescriptorRuns:
     def _encode(self, program: Placed, tile: Tile) -> bytes:
         """Result block of zeros, and the descriptor."""
         chunks, tokens = tile.chunks, tile.tokens
-        self._tag = (self._tag + 1) & 0xFFFFFFFF
         shape = program, self.watchdog_cycles, tile.logits_from, len(chunks), len(tokens)
         if shape != self._shape:
             descriptor = replace(
@@ -251,8 +271,8 @@ class DescriptorRuns:
                 "the board, and run again"
             )
         raise DeviceError(
-            f"device {transport.name} wrote no result of its run: it does not take descriptors of "
-            f"version {DESCRIPTOR_VERSION}, build the accelerator again"
+            f"device {transport.name} wrote no result of its run: its memory does not answer, or "
+            "gives another descriptor than was written; load the model again"
         )
 
     def forget(self) -> None:

@@ -36,6 +36,8 @@ class Transport(Protocol):
     name: str
     emulated: str | None
     """The board that is simulated, None if what runs is no board or is one."""
+    verify_load: bool
+    """True if the driver is to have the accelerator sum up what was loaded, as boards are."""
 
     def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
         """Connect to an accelerator of ``config`` with ``n_bytes`` of memory or more."""

@@ -27,6 +27,7 @@ Images = Callable[[AcceleratorConfig], Path]
 _ARGUMENT = 0  # the descriptor, a pointer
 _SLICE_MS = 200  # XRT's wait does not hear Ctrl-C
 _DRAIN_S = 10.0  # far beyond what the accelerator's watchdog needs to end a run
+_CLOCK_ERROR = 0.01  # of the kernel's clock
 
 
 def default_xclbin(config: AcceleratorConfig) -> Path:
@@ -80,6 +81,7 @@ class XrtTransport:
     """
 
     name = "xrt"
+    verify_load = True
 
     def __init__(
         self,
@@ -120,6 +122,7 @@ class XrtTransport:
             with _faults(f"{path} could not be loaded", _LOAD_ADVICE):
                 self._load(pyxrt, device, str(path))
                 self._group = self._kernel.group_id(_ARGUMENT)
+            self._check_clock(config)
         except BaseException:
             self.close()
             raise
@@ -134,6 +137,21 @@ class XrtTransport:
         image = device.register_xclbin(pyxrt.xclbin(path))
         self._context = pyxrt.hw_context(device, image)
         self._kernel = pyxrt.kernel(self._context, KERNEL)
+
+    def _check_clock(self, config: AcceleratorConfig) -> None:
+        """Refuse a card whose clocks are all slower than the one that the image is built for.
+
+        XRT tells Python the fastest of them alone, 0 where it does not know.
+        """
+        with _faults("the card's clock could not be read"):
+            key = self._pyxrt.xrt_info_device.max_clock_frequency_mhz
+            fastest = float(self._device.get_info(key))
+        built = config.clock_hz / 1e6
+        if 0 < fastest < (1 - _CLOCK_ERROR) * built:
+            raise DeviceError(
+                f"the kernel of device xrt runs at {fastest:.1f} MHz at most, its image is built "
+                f"for {built:.1f} MHz: build the image again, or see `xbutil examine -r thermal`"
+            )
 
     def close(self) -> None:
         """Leave the card to others; its memory goes back."""
@@ -251,9 +269,8 @@ class XrtTransport:
                 return True
             if state not in goes_on:
                 self._under_way.popleft()
-                raise DeviceError(
-                    f"a run of device xrt failed with {state}: {self._reset_advice()}"
-                )
+                how = getattr(state, "name", state)
+                raise DeviceError(f"a run of device xrt failed with {how}: {self._reset_advice()}")
             if left <= 0:
                 return False
 

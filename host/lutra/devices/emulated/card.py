@@ -57,6 +57,18 @@ class Kernel(Protocol):
         """Wait for the end of the first run; False after ``max_cycles``."""
         ...
 
+    def look(self) -> None:
+        """See if a run is over, as XRT does at an interrupt."""
+        ...
+
+    def run(self, n_cycles: int) -> bool:
+        """Let the clock run and see nothing; True if the interrupt is up."""
+        ...
+
+    def reset(self) -> None:
+        """End all runs, whatever they do; memory stays."""
+        ...
+
     def close(self) -> None:
         """Take it away."""
         ...
@@ -79,13 +91,20 @@ class CardFaults:
 
     With ``busy`` another process has the kernel. ``short_buffers`` gives half of the bytes that
     were asked for, ``most_bytes`` is the largest buffer that there is memory for, ``failed`` is a
-    state in which the next run ends for XRT, whatever the kernel does.
+    state in which the next run ends for XRT, whatever the kernel does. With ``lost_interrupts`` XRT
+    does not see that a run is over; ``extra_interrupts`` are how many are still to come for no
+    reason. ``reset_after`` resets the kernel so many clock cycles from now, and what runs is
+    aborted. ``clock_mhz`` is what the kernel runs at in the place of what it is built for.
     """
 
     busy: bool = False
     short_buffers: bool = False
     most_bytes: int | None = None
     failed: str | None = None
+    lost_interrupts: bool = False
+    extra_interrupts: int = 0
+    reset_after: int | None = None
+    clock_mhz: float | None = None
 
 
 class EmulatedCard:
@@ -198,8 +217,39 @@ class EmulatedCard:
         return True
 
     def _step(self, n_cycles: int) -> None:
-        while self._under_way and self.kernel.wait(n_cycles):
-            self._under_way.popleft().is_over = True
+        faults = self.faults
+        if faults.extra_interrupts:
+            faults.extra_interrupts -= 1
+            self.kernel.look()
+        if faults.reset_after is not None:
+            n_cycles = min(n_cycles, faults.reset_after)
+            faults.reset_after -= n_cycles
+        if faults.lost_interrupts:
+            self.kernel.run(n_cycles)
+        else:
+            while self._under_way and self.kernel.wait(n_cycles):
+                self._under_way.popleft().is_over = True
+        if faults.reset_after == 0:
+            faults.reset_after = None
+            self.reset()
+
+    def reset(self) -> None:
+        """Reset the kernel in whatever it does; XRT aborts what runs."""
+        self.kernel.reset()
+        while self._under_way:
+            run = self._under_way.popleft()
+            run.is_over = run.is_aborted = True
+
+    def process_ends(self) -> None:
+        """Let all runs end, as XRT does before others get the card of a process that was killed."""
+        while self._under_way:
+            self._step(_SLICE_CYCLES)
+
+    @property
+    def clock_mhz(self) -> float:
+        """Clock of the kernel."""
+        rate = self.faults.clock_mhz
+        return self.kernel.config.clock_hz / 1e6 if rate is None else rate
 
     # -- memory
 
@@ -275,6 +325,8 @@ class _Device:
         self.card = card
 
     def get_info(self, key: str) -> str:
+        if key == "max_clock_frequency_mhz":
+            return str(int(self.card.clock_mhz))
         return self.card.place if key == "bdf" else self.card.board.part
 
     def load_xclbin(self, path: str) -> str:
@@ -326,7 +378,7 @@ class _Run:
     def __init__(self, kernel: _Kernel) -> None:
         self.card = kernel.card
         self.card.call("run")
-        self.is_over = True
+        self.is_over, self.is_aborted = True, False
         self._argument, self._state = 0, _State.ERT_CMD_STATE_NEW
 
     def set_arg(self, index: int, value: Any) -> None:
@@ -346,7 +398,8 @@ class _Run:
         if not self.is_over:
             raise RuntimeError("bad command state, can't launch")
         self.card.call("start")
-        self.is_over, self._state = False, _State.ERT_CMD_STATE_SUBMITTED
+        self.is_over = self.is_aborted = False
+        self._state = _State.ERT_CMD_STATE_SUBMITTED
         self.card.start(self, self._argument)
 
     def wait(self, timeout_ms: int = 0) -> _State:
@@ -357,6 +410,8 @@ class _Run:
             # which of the two depends on the driver
             return self.card.random.choice([self._state, _State.ERT_CMD_STATE_TIMEOUT])
         failed, self.card.faults.failed = self.card.faults.failed, None
+        if self.is_aborted:
+            failed = "ERT_CMD_STATE_ABORT"
         self._state = _State[failed] if failed else _State.ERT_CMD_STATE_COMPLETED
         return self._state
 
@@ -417,7 +472,9 @@ def _module(card: EmulatedCard) -> Any:
     module = SimpleNamespace(
         xclBOSyncDirection=_Direction,
         ert_cmd_state=_State,
-        xrt_info_device=SimpleNamespace(bdf="bdf", name="name"),
+        xrt_info_device=SimpleNamespace(
+            bdf="bdf", name="name", max_clock_frequency_mhz="max_clock_frequency_mhz"
+        ),
         enumerate_devices=lambda: 1,
         device=lambda which=0: _Device(card, which),
         kernel=_Kernel,

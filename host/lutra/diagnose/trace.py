@@ -21,6 +21,7 @@ from lutra_sim.rtl.build import ports_of
 __all__ = ["Located", "Watched", "locate", "watch", "write_wave"]
 
 _BEFORE, _AFTER = 200, 50  # cycles of the wave window
+_UNWRITTEN = "the host reads "  # begins what the simulator says of memory that was never written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,12 @@ def watch(device: AcceleratorDevice, passes: GoldenPasses, index: int) -> Watche
         session = _replay(device, passes.known[:index])
         simulator = _transport(device).simulator
         simulator.trace(path, scopes=monitor.scopes)
-        differs = _run(device, session, passes, index)
+        differs, error = _run(device, session, passes, index)
         end = simulator.cycles
         simulator.end_trace()
         finding = _first(monitor, path, simulator.clock_ps)
     if finding is None and differs is not None:
-        finding = _behind(monitor, differs, end)
+        finding = _behind(monitor, differs, error, end)
     if finding is not None:
         finding = _in_memory(device, reference, finding)
     return Watched(differs=differs, finding=finding, end=end)
@@ -111,21 +112,25 @@ def _replay(device: AcceleratorDevice, passes: Sequence[Pass]) -> Session:
 
 def _run(
     device: AcceleratorDevice, session: Session, passes: GoldenPasses, index: int
-) -> str | None:
-    """Run a pass; how it differs, in a word: ``error``, ``memory``, ``result`` or not at all."""
+) -> tuple[str | None, str]:
+    """Run a pass; how it differs, in a word: ``error``, ``memory``, ``result`` or not at all.
+
+    The text is that of an error.
+    """
     each = passes.known[index]
     try:
         [result] = device.run([each.step(session)])
         kv = session.export()
-    except DeviceError:
-        return "error"
+    except DeviceError as error:
+        # what was to be written never was
+        return "memory" if str(error).startswith(_UNWRITTEN) else "error", str(error)
     expected, reference = each.expected, passes.kv(each.position + len(each.tokens))
     if (result.logits != expected.logits).any() or not all(
         same_kv(layer, reference.layers[i]) for i, layer in kv.layers.items()
     ):
-        return "memory"
+        return "memory", ""
     same = (result.argmax == expected.argmax).all() and (result.scale == expected.scale).all()
-    return None if same and result.saturated == expected.saturated else "result"
+    return None if same and result.saturated == expected.saturated else "result", ""
 
 
 def _reference(device: AcceleratorDevice, passes: GoldenPasses, index: int) -> Reference:
@@ -161,10 +166,10 @@ def _first(monitor: Monitor, path: Path, clock_ps: int) -> Finding | None:
     return None
 
 
-def _behind(monitor: Monitor, differs: str, end: int) -> Finding:
+def _behind(monitor: Monitor, differs: str, error: str, end: int) -> Finding:
     """Finding where every stream inside was right."""
     if differs == "error":
-        return monitor.stuck()
+        return monitor.refused(error, end) or monitor.stuck()
     if differs == "memory":
         text = "all words that were to be written were right, and memory is not"
         return Finding(cycle=end, unit=WRITES, signal="accelerator.core.vector.wr_data", text=text)

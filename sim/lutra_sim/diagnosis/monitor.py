@@ -5,11 +5,13 @@ are read and written, buffers. A unit whose inputs have all been right so far, a
 not, is where the fault is; nothing inside it needs to be known.
 """
 
+import re
 from collections.abc import Mapping
 
 from lutra_golden.control.isa import Unit
 from lutra_golden.control.recorder import Executed
 from lutra_golden.control.registers import CONTEXT
+from lutra_golden.core.ports import Purpose
 from lutra_sim.diagnosis.control import ControlCheck
 from lutra_sim.diagnosis.reads import ReadCheck
 from lutra_sim.diagnosis.view import (
@@ -91,6 +93,38 @@ class Monitor:
                 text = f"the run ends when {done} of {len(queue)} instructions of the "
                 text += f"{UNIT_NAMES[unit]} are done"
                 view.fail("sequencer", "sequencer.finished", text)
+
+    def refused(self, error: str, end: int) -> Finding | None:
+        """Finding of a run that the simulated memory ended in cycle ``end``, for a broken rule.
+
+        ``error`` is what it says: of a channel of a port, or of bytes that were never written.
+        """
+        register = re.match(r"register (?:read|write) at ", error)
+        if register:
+            return Finding(cycle=end, unit=CONTROL, signal="accelerator.s_axi", text=error)
+        found = re.match(
+            r"(?:the payload of )?m_axi_(\d+)(?:__([a-z]+)| reads \d+ bytes at (\w+))", error
+        )
+        if found is None:
+            return None
+        number, channel, address = found.groups()
+        signal = f"accelerator.m_axi_{number}"
+        if channel is not None and channel.startswith(("aw", "w", "b")):
+            return Finding(cycle=end, unit=WRITES, signal=signal, text=error)
+        if address is not None and self._reads.asks(Purpose.ATTENTION, int(address, 16)):
+            # of its own addresses it is only known that they are keys' or values'
+            executed = self._view.current(Unit.ATTENTION)
+            return Finding(
+                cycle=end,
+                unit=UNIT_NAMES[Unit.ATTENTION],
+                signal=self._view.path("attention.rd_cmd__payload"),
+                text=error,
+                index=None if executed is None else executed.index,
+            )
+        port = self._view.reference.config.ports[int(number)]
+        purposes = " or ".join(port.reads)
+        unit = f"reads of {purposes} (reader, width converter, arbiter)"
+        return Finding(cycle=end, unit=unit, signal=signal, text=error)
 
     def stuck(self) -> Finding:
         """Finding of a run that has ended without a wrong word, by an error or a hang."""

@@ -64,6 +64,15 @@ class ReadCheck:
             e for e in view.queues[Unit.MATMUL] if len(e.tokens) and e.instruction.args["n_words"]
         ]
 
+    def asks(self, purpose: Purpose, address: int) -> bool:
+        """True if a command of this purpose covers ``address``, and its word did not come yet."""
+        return any(
+            first <= address < first + beats * reads.word_bytes
+            for reads in self.reads.values()
+            if reads.purpose is purpose
+            for first, beats in reads.commands
+        )
+
     def step(self, *, fetches: bool) -> None:
         """Check a cycle; the sequencer's own reads only if it fetches instructions."""
         for name, reads in self.reads.items():

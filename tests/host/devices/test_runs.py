@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import cast
 
 import numpy as np
 import pytest
+from tests.host.interrupt import Interrupt
 from tests.host.mixtures import check_mixtures
 from tests.host.random_model import SHAPES
 from tests.host.tiles import Compiled, driver, golden, on_transport, with_code
@@ -16,7 +18,7 @@ from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.programs import Placed
 from lutra.devices.accelerator.runs import DescriptorRuns, RegisterRuns, Tile
 from lutra.devices.accelerator.transport import DoorbellTransport, Transport
-from lutra.devices.base import DeviceError, Step
+from lutra.devices.base import Device, DeviceError, Step, StepResult
 from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.descriptor import QUEUE_DEPTH, Descriptor, line_bytes
 from lutra_golden.control.registers import STATUS_REFUSED
@@ -31,6 +33,46 @@ Find = Callable[[str], Compiled]
 def found(packed: Packed, program: Callable[[str], Program]) -> Find:
     """A random model with its program."""
     return cache(lambda name: Compiled(packed(name), program(name)))
+
+
+@pytest.mark.parametrize("described", [True, False], ids=["descriptors", "registers"])
+def test_the_runs_after_an_interrupt_in_any_line_are_right(found: Find, described: bool) -> None:
+    """Of the shape of the run that was interrupted, and of the one before."""
+    each = found("grouped")
+    transport = InterpretedTransport() if described else cast(Transport, Registers())
+    device, reference = on_transport(each, transport).device, golden(each.model).device
+    shapes = (
+        ([5, 77, 3], 0, range(len(each.model.layers))),
+        ([9], 0, range(len(each.model.layers))),
+        ([4, 8], 2, range(1)),
+    )
+
+    def run(on: Device, tokens: list[int], logits_from: int, layers: range) -> StepResult:
+        session = on.session()
+        try:
+            step = Step(session=session, tokens=tokens, logits_from=logits_from, layers=layers)
+            return on.run([step])[0]
+        finally:
+            session.close()
+
+    expected = [run(reference, *shape) for shape in shapes]
+    trace = Interrupt("accelerator/runs.py", 0)
+    for n in range(1, 400):
+        run(device, *shapes[n % 3])
+        trace = Interrupt("accelerator/runs.py", n)
+        with suppress(KeyboardInterrupt), trace:
+            run(device, *shapes[(n + 1) % 3])
+        # the one before first: it is the one whose descriptor may still be there
+        for i in (n, n + 1, n + 2):
+            right, result = expected[i % 3], run(device, *shapes[i % 3])
+            np.testing.assert_array_equal(result.logits, right.logits)
+            assert (result.residual is None) == (right.residual is None)
+            if right.residual is not None:
+                np.testing.assert_array_equal(result.residual, right.residual)
+        if trace.left > 0:
+            break
+    assert trace.left > 0  # every line was interrupted
+    device.close()
 
 
 class Counting:

@@ -150,6 +150,16 @@ class RegisterRuns:
             self._transport.write_register(name, value >> 32, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """Bytes of a result block and of a descriptor of one shape, in which tag, chunks and tokens
+    change: ``body`` packs the latter two."""
+
+    shape: tuple[Placed, int, int, int, int]
+    block: bytearray
+    body: struct.Struct
+
+
 class DescriptorRuns:
     """Writes a descriptor, rings, and reads the result block, which lies in front of it.
 
@@ -177,9 +187,7 @@ class DescriptorRuns:
             logits_stride=context["LOGITS_STRIDE"],
         )
         self._tag = 0
-        self._shape: tuple[Placed, int, int, int, int] | None = None
-        self._block = bytearray()
-        self._body = struct.Struct("")
+        self._prepared: _Prepared | None = None
         self._result = b""
 
     @staticmethod
@@ -223,7 +231,8 @@ class DescriptorRuns:
         """Result block of zeros, and the descriptor."""
         chunks, tokens = tile.chunks, tile.tokens
         shape = program, self.watchdog_cycles, tile.logits_from, len(chunks), len(tokens)
-        if shape != self._shape:
+        prepared = self._prepared
+        if prepared is None or shape != prepared.shape:
             descriptor = replace(
                 self._sound,
                 program_base=program.address,
@@ -233,13 +242,16 @@ class DescriptorRuns:
                 chunks=tuple(chunks),
                 tokens=tuple(tokens),
             )
-            self._block = bytearray(bytes(self._room) + descriptor.encode(self._line))
-            self._body = struct.Struct(f"<{2 * len(chunks) + len(tokens)}I")
-            self._shape = shape
+            # in one step: an interrupt leaves the one before, or none of it
+            prepared = self._prepared = _Prepared(
+                shape=shape,
+                block=bytearray(bytes(self._room) + descriptor.encode(self._line)),
+                body=struct.Struct(f"<{2 * len(chunks) + len(tokens)}I"),
+            )
         words = [word for entry in chunks for word in entry.words]
-        _WORD.pack_into(self._block, self._room + _TAG_AT, self._tag)
-        self._body.pack_into(self._block, self._room + HEADER_BYTES, *words, *tokens)
-        return bytes(self._block)
+        _WORD.pack_into(prepared.block, self._room + _TAG_AT, self._tag)
+        prepared.body.pack_into(prepared.block, self._room + HEADER_BYTES, *words, *tokens)
+        return bytes(prepared.block)
 
     def _decode(self, data: bytes, cycles: int | None) -> Ended:
         """End of the run that this result block is of."""

@@ -34,9 +34,9 @@ _Bit = tuple[str, int] | str
 def equal_widths(rtlil: str) -> str:
     """``rtlil`` as Amaranth writes it, with equal operands and every process that of whole wires.
 
-    A process without conditions becomes connections: simulators run one without inputs never. One
-    that drives a part of a wire drives a wire of its own, or Yosys would have to write what is
-    connected to the rest as such a process.
+    What no condition of a process changes becomes connections: simulators run a process without
+    inputs never, and Yosys would write it as one. A process that drives a part of a wire drives a
+    wire of its own, or Yosys would have to write what is connected to the rest as such a process.
     """
     return _MODULE.sub(_processes, _CELL.sub(_equal, rtlil))
 
@@ -167,12 +167,18 @@ def _processes(match: re.Match[str]) -> str:
 
 
 def _private(process: re.Match[str], widths: dict[str, int]) -> str:
-    """The process with wires of its own in the place of those of which it drives a part."""
+    """The process of the bits that its conditions change, and connections of the others.
+
+    Wires of its own take the place of those of which it drives a part.
+    """
+    values = dict(pair for line in _ASSIGN.finditer(process["first"]) for pair in _pairs(line))
+    changing = {bit for line in _ASSIGN.finditer(process["rest"]) for bit, _ in _pairs(line)}
     driven: dict[str, list[int]] = {}
-    for name, bit in sorted({b for line in _ASSIGN.finditer(process[0]) for b, _ in _pairs(line)}):
+    for name, bit in sorted(changing):
         driven.setdefault(name, []).append(bit)
     own: dict[tuple[str, int], tuple[str, int]] = {}
-    lines: list[str] = []
+    constant = {bit: value for bit, value in values.items() if bit not in changing}
+    lines = [*_pieces("  connect", constant)] if constant else []
     for name, bits in driven.items():
         if len(bits) == widths[name]:
             continue
@@ -180,14 +186,16 @@ def _private(process: re.Match[str], widths: dict[str, int]) -> str:
         places = {(name, bit): (wire, place) for place, bit in enumerate(bits)}
         lines += [f"  wire width {len(bits)} {wire}\n", *_pieces("  connect", places)]
         own |= places
-    if not own:
+    if not lines:
         return process[0]
 
     def renamed(line: re.Match[str]) -> str:
         values = {own.get(bit, bit): value for bit, value in _pairs(line)}
         return "".join(_pieces(f"{line[1]}assign", values))
 
-    return "".join(lines) + _ASSIGN.sub(renamed, process[0])
+    first = {own.get(bit, bit): value for bit, value in values.items() if bit in changing}
+    lines += [f"  process {process['name']}\n", *_pieces("    assign", first)]
+    return "".join(lines) + _ASSIGN.sub(renamed, process["rest"]) + "  end\n"
 
 
 def _pairs(line: re.Match[str]) -> list[tuple[tuple[str, int], _Bit]]:

@@ -124,17 +124,24 @@ def test_operands_have_one_width() -> None:
             assert width["A"] == width["Y"]
             seen.add(kind)
     assert {*_RULED, "not", "neg", "shl", "shift"} <= seen
-    # no process without conditions, and none of a part of a wire
+    # no process without conditions, of a part of a wire, or of a bit that no condition changes
     processes = re.findall(r"  process \S+\n(?:    .*\n)+  end\n", text)
     assert processes and all("switch" in process for process in processes)
     wires = re.findall(r"^  wire width (\d+) .*?(\S+)$", text, re.M)
     widths = {name: int(width) for width, name in wires}
     for process in processes:
-        bits = set[tuple[str, int]]()
-        for name, high, low in re.findall(r"assign (\S+) \[(\d+)(?::(\d+))?\]", process):
-            bits |= {(name, bit) for bit in range(int(low or high), int(high) + 1)}
+        bits = _bits(process)
         for name in {name for name, _ in bits}:
             assert sum(bit[0] == name for bit in bits) == widths[name]
+        assert _bits(process[process.index("switch") :]) == bits
+
+
+def _bits(process: str) -> set[tuple[str, int]]:
+    """Bits that a process, or a part of it, assigns."""
+    found = re.findall(r"assign (\S+) \[(\d+)(?::(\d+))?\]", process)
+    return {
+        (name, bit) for name, high, low in found for bit in range(int(low or high), int(high) + 1)
+    }
 
 
 def test_products_keep_their_operands() -> None:

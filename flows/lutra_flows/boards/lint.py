@@ -30,6 +30,7 @@ NEVER_WAIVED = ("WIDTH", "WIDTHEXPAND", "WIDTHTRUNC", "WIDTHCONCAT", "WIDTHXZEXP
                 "UNOPTFLAT", "MULTIDRIVEN")  # fmt: skip
 """Kinds that are faults."""
 _LIMIT_S = 1800
+_LATCHES = "t:$dlatch t:$adlatch t:$dlatchsr t:$sr"  # cells of Yosys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,10 @@ def lint_yosys(verilog: Path, top: str) -> Lint:
     yosys = find_yosys()
     with tempfile.TemporaryDirectory(prefix="lutra-lint-") as folder:
         shutil.copyfile(verilog, Path(folder, "top.v"))
-        script = f"read_verilog top.v; hierarchy -check -top {top}; proc; check -noinit -assert"
+        script = (
+            f"read_verilog top.v; hierarchy -check -top {top}; proc; "
+            f"select -assert-none {_LATCHES}; check -initdrv -assert"
+        )
         done = subprocess.run(
             [*yosys.command, "-q", "-p", script],
             cwd=folder,

@@ -1,10 +1,10 @@
 """Integer attention of a token tile over a KV cache of int8 or int4 in memory."""
 
-from amaranth import Array, Cat, Module, Mux, Signal, signed, unsigned
+from amaranth import Array, Cat, Const, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
+from amaranth.utils import ceil_log2, exact_log2
 
 from lutra_golden.arith.exp2 import EXP2
 from lutra_golden.arith.scale import SCALE
@@ -14,7 +14,7 @@ from lutra_golden.timing.attention import TREE_RADIX, AttentionTiming
 from lutra_hw.arith.exp2 import Exp2Neg
 from lutra_hw.arith.fixed import clip_shift, leaves, round_half, saturate, shift_guarded
 from lutra_hw.arith.scale import ScaleMul, ScaleOp, ScaleUnit
-from lutra_hw.attention.pairs import BEAT_SLOTS, PairIssuer
+from lutra_hw.attention.pairs import BEAT_SLOTS, PairIssuer, ends_pair
 from lutra_hw.buffers import (
     AttentionReadPort,
     AttentionWritePort,
@@ -189,14 +189,15 @@ class AttentionUnit(wiring.Component):
     tokens at ``position``, of which any sees one of ``n`` positions (``position + count`` without a
     window): reads their scales, then for every KV head ``n`` keys and ``n`` values, each once and
     in ascending order, and leaves the result of every head in the output memory. A pair
-    of a position and a token that sees it takes one cycle in pass K (scores, their maximum) and
-    one in pass V (weights, weighted sum) for all ``q_per_kv`` heads that share the key, through
-    the same multipliers, of 17 by ``key_width`` bits. Scores stay on chip. Pairs that the causal
-    mask or the window hides are never issued.
+    of a position and a token that sees it takes ``pair_cycles`` cycles in pass K (scores, their
+    maximum) and as many in pass V (weights, weighted sum) for all ``q_per_kv`` heads that share the
+    key, through the same multipliers, of 17 by ``key_width`` bits. Scores stay on chip. Pairs that
+    the causal mask or the window hides are never issued.
 
-    Throughput is one pair per cycle. One token takes ``n_kv_heads * (2 * n + drain)`` cycles, those
-    of its beats of scales, and the end of the last head; :meth:`AttentionTiming.cycles` is exact
-    for a chunk. The next chunk begins when the one before is done.
+    Throughput is one pair in ``pair_cycles`` cycles. Where that is 1, one token takes
+    ``n_kv_heads * (2 * n + drain)`` cycles, those of its beats of scales, and the end of the last
+    head; :meth:`AttentionTiming.cycles` is exact for a chunk. The next chunk begins when the one
+    before is done.
     ``rd_data`` is the only stream with backpressure: it holds when :data:`BEAT_SLOTS` beats wait.
     After reset the unit is idle and its memories are zero.
 
@@ -267,6 +268,10 @@ class AttentionUnit(wiring.Component):
         if issuer.rows > 1:
             rows = [beat[first:][:row_width] for first in range(0, len(beat), row_width)]
             row = Array(rows)[multiplied.position[: ceil_log2(issuer.rows)]]
+        if self.config.attention.pair_cycles > 1:
+            width = row_width // self.config.attention.pair_cycles
+            parts = [row[first:][:width] for first in range(0, row_width, width)]
+            row = Array(parts)[multiplied.part]
         score_w, score_r, max_w, max_old, max_r = self._score_memories(m, pair)
         den_w, den_old = self._denominators(m, pair, finish)
         shift = Signal(5)
@@ -293,9 +298,16 @@ class AttentionUnit(wiring.Component):
         m.d.sync += self.saturated.eq((score_w.en & Cat(lost).any()) | finish.saturated)
         self._outputs(m, pair[self._stages.sum + 1], issuer, finish, token_first)
         m.d.comb += finish.acc.as_value().eq(
-            Array(banks)[Cat(finish.acc_addr.word, finish.acc_addr.head)]
+            Array(banks)[Cat(self._split_word(finish.acc_addr.word)[0], finish.acc_addr.head)]
         )
         return m
+
+    def _split_word(self, word):
+        """Place of a head's word in its part, and the part."""
+        if self.config.attention.pair_cycles == 1:
+            return word, Const(0, 0)
+        bits = exact_log2(self.config.attention.part_dims // LANES)
+        return word[:bits], word[bits:]
 
     def _walk(self, m, issuer):
         """Hand the chunks of a command to the issuer; return the first token of that under way."""
@@ -338,7 +350,7 @@ class AttentionUnit(wiring.Component):
             score_r.en.eq(pair[0].valid & pair[0].values),
             max_r.addr.eq(pair[1].token),
             score_w.addr.eq(Cat(scored.position, scored.token)),
-            score_w.en.eq(scored.valid & ~scored.values),
+            score_w.en.eq(ends_pair(config, scored) & ~scored.values),
             max_old.addr.eq(scored.token),
             max_w.addr.eq(scored.token),
             max_w.en.eq(score_w.en),
@@ -360,7 +372,7 @@ class AttentionUnit(wiring.Component):
         m.d.comb += [
             den_old.addr.eq(weighed.token),
             den_w.addr.eq(weighed.token),
-            den_w.en.eq(weighed.valid & weighed.values),
+            den_w.en.eq(ends_pair(self.config, weighed) & weighed.values),
             den_r.addr.eq(finish.den_addr.token),
             finish.den.eq(den_r.data[finish.den_addr.head]),
         ]
@@ -383,7 +395,7 @@ class AttentionUnit(wiring.Component):
     def _products(self, m, head, multiplied, weight, query, row):
         """Products of a key and the query, or a value and its weight, by the same multipliers."""
         products, width = [], self.config.attention.key_width
-        for dim in range(self.config.head_dim):
+        for dim in range(self.config.attention.part_dims):
             product = Signal(signed(16 + width), name=f"product_{head}_{dim}")
             operand = Mux(multiplied.values, weight, query[dim])
             with m.If(multiplied.valid):
@@ -480,19 +492,20 @@ class AttentionUnit(wiring.Component):
     def _operands(self, m, issuer, pair, token_first):
         """The beat and, by head, the query at stage ``multiply``."""
         config, q_per_kv = self.config, self.config.attention.q_per_kv
-        words = config.head_dim // LANES
+        words = config.attention.part_dims // LANES
         m.submodules.beats = beats = Memory(
             shape=unsigned(config.word_width), depth=BEAT_SLOTS, init=[]
         )
         beat_w, beat_r = beats.write_port(), beats.read_port()
         m.submodules.queries = queries = Memory(
             shape=data.ArrayLayout(self.q_w.data.shape(), words * q_per_kv),
-            depth=config.n_kv_heads << len(self.q_w.addr.token),
+            depth=config.attention.pair_cycles * config.n_kv_heads << len(self.q_w.addr.token),
             init=[],
         )
         query_w, query_r = queries.write_port(granularity=1), queries.read_port()
         group, lane = self._split_head(m, self.q_w.addr.head, "q_w")
-        at = pair[self._stages.multiply - 1]
+        at, (word_w, part_w) = pair[self._stages.multiply - 1], self._split_word(self.q_w.addr.word)
+        parts_w, parts_r = ([part_w], [at.part]) if config.attention.pair_cycles > 1 else ([], [])
         token = Signal.like(token_first, name="query_token")
         m.d.comb += [
             token.eq(token_first + at.token),
@@ -502,14 +515,14 @@ class AttentionUnit(wiring.Component):
             beat_r.en.eq(at.valid),
             beat_r.addr.eq(at.slot),
             issuer.release.eq(at.valid & at.last),
-            query_w.addr.eq(Cat(self.q_w.addr.token, group)),
+            query_w.addr.eq(Cat(*parts_w, self.q_w.addr.token, group)),
             query_r.en.eq(at.valid & ~at.values),
-            query_r.addr.eq(Cat(token, at.group)),
+            query_r.addr.eq(Cat(*parts_r, token, at.group)),
         ]
         for index in range(words * q_per_kv):
             head, word = divmod(index, words)
             m.d.comb += [
-                query_w.en[index].eq(self.q_w.en & (lane == head) & (self.q_w.addr.word == word)),
+                query_w.en[index].eq(self.q_w.en & (lane == head) & (word_w == word)),
                 query_w.data[index].eq(self.q_w.data),
             ]
         by_head = [
@@ -569,6 +582,11 @@ class AttentionUnit(wiring.Component):
                     m.d.sync += sums[-1].eq(term)
             terms, stage = sums, stage + 1
         (dot,) = terms
+        if self.config.attention.pair_cycles > 1:
+            total = Signal(signed(self.config.attention.dot_width), name=f"dot_{head}")
+            with m.If(pair[stage].valid & ~pair[stage].values):
+                m.d.sync += total.eq(Mux(pair[stage].part == 0, 0, total) + dot)
+            dot = total
         width = self.config.attention.dot_width + SCALE.m_width
         scaled = Signal(signed(width), name=f"score_scaled_{head}")
         shifted = Signal(signed(width + 1), name=f"score_shifted_{head}")
@@ -592,14 +610,20 @@ class AttentionUnit(wiring.Component):
         The end of a head reads them while no pair of pass V is on its way.
         """
         banks = []
-        row = finish.acc.shape()
+        row, parts = finish.acc.shape(), self.config.attention.pair_cycles
+        depth, finished, now = self.config.pass_tokens, finish.acc_addr.token, summed.token
+        if parts > 1:
+            # a bank has the words of all parts, those of a token one behind the other
+            depth *= parts
+            finished = Cat(self._split_word(finish.acc_addr.word)[1], finished)
+            now = Cat(summed.part, now)
         for first in range(0, len(products), LANES):
             name = f"acc_{head}_{first // LANES}"
-            m.submodules[name] = bank = Memory(shape=row, depth=self.config.pass_tokens, init=[])
+            m.submodules[name] = bank = Memory(shape=row, depth=depth, init=[])
             write, read = bank.write_port(), bank.read_port(domain="comb")
             m.d.comb += [
-                read.addr.eq(Mux(finish.busy, finish.acc_addr.token, summed.token)),
-                write.addr.eq(summed.token),
+                read.addr.eq(Mux(finish.busy, finished, now)),
+                write.addr.eq(now),
                 write.en.eq(summed.valid & summed.values),
             ]
             for lane in range(LANES):

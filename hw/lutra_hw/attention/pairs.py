@@ -1,5 +1,7 @@
 """The order in which attention works: fetches of a token tile, and its (position, token) pairs."""
 
+from functools import reduce
+from operator import and_
 from typing import NamedTuple
 
 from amaranth import Const, Module, Mux, Signal, signed, unsigned
@@ -11,7 +13,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import ADDRESS_WIDTH
 from lutra_hw.ports import dma_command
 
-__all__ = ["BEAT_SLOTS", "CHUNK_COMMAND", "PairIssuer", "pair_layout"]
+__all__ = ["BEAT_SLOTS", "CHUNK_COMMAND", "PairIssuer", "ends_pair", "pair_layout"]
 
 CHUNK_COMMAND = data.StructLayout(
     {
@@ -29,19 +31,25 @@ BEAT_SLOTS = 16
 
 def pair_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Control bits of one pass over one (position, token), which travel down the pipeline."""
-    return data.StructLayout(
-        {
-            "valid": unsigned(1),
-            "values": unsigned(1),  # pass V, else pass K
-            "first": unsigned(1),  # that the token sees: running sums and maxima start anew
-            "last": unsigned(1),  # of its beat
-            "final": unsigned(1),  # of its pass
-            "group": range(config.n_kv_heads),
-            "token": range(config.pass_tokens),
-            "position": range(config.max_context),
-            "slot": range(BEAT_SLOTS),
-        }
-    )
+    fields = {
+        "valid": unsigned(1),
+        "values": unsigned(1),  # pass V, else pass K
+        "first": unsigned(1),  # that the token sees: running sums and maxima start anew
+        "last": unsigned(1),  # of its beat
+        "final": unsigned(1),  # of its pass
+        "group": range(config.n_kv_heads),
+        "token": range(config.pass_tokens),
+        "position": range(config.max_context),
+        "slot": range(BEAT_SLOTS),
+    }
+    if config.attention.pair_cycles > 1:
+        fields["part"] = range(config.attention.pair_cycles)  # of the elements of its heads
+    return data.StructLayout(fields)
+
+
+def ends_pair(config: AcceleratorConfig, pair):
+    """High in the last cycle of a pair."""
+    return pair.valid & pair.part.all() if config.attention.pair_cycles > 1 else pair.valid
 
 
 class _Tile(NamedTuple):
@@ -62,7 +70,8 @@ class PairIssuer(wiring.Component):
     tokens that see it: from its own position on, and within the window. What no token of the tile
     sees is not fetched, but for what lies in a beat with the first or the last one seen: scales,
     and of 4 bits a key or a value. All DMA commands of the tile are queued at once. One pair is
-    issued per cycle, two cycles after its beat came at the earliest. Between the last pair of pass
+    issued per cycle, two cycles after its beat came at the earliest; one of several ``pair_cycles``
+    is issued as often, for one part after another. Between the last pair of pass
     K and the first of pass V lie ``drain`` cycles, until the last score is in the score memory;
     pass V also waits for the previous head's ``finished``. Beats wait in :data:`BEAT_SLOTS` slots.
 
@@ -265,6 +274,14 @@ class PairIssuer(wiring.Component):
         # of the positions in its beat
         key_bits = ceil_log2(self.rows)
         last_row = last_index | index[:key_bits].all() if key_bits else Const(1)
+        last_part = []
+        if config.attention.pair_cycles > 1:
+            part = Signal.like(pair.part)
+            m.d.comb += pair.part.eq(part)
+            with m.If(pair.valid):
+                m.d.sync += part.eq(part + 1)
+            last_part = [part.all()]
+        ended = ends_pair(config, pair)
         m.d.comb += [
             open_.eq(issuing & ~(values & ((draining != 0) | unfinished))),
             arrived.eq(written != issued),
@@ -274,8 +291,8 @@ class PairIssuer(wiring.Component):
             pair.first.eq(token >= n_begun),
             last_token.eq(token == token_end),
             last_index.eq(index == n_positions - 1),
-            pair.last.eq(last_token & last_row),
-            pair.final.eq(last_token & last_index),
+            pair.last.eq(reduce(and_, [last_token, last_row, *last_part])),
+            pair.final.eq(reduce(and_, [last_token, last_index, *last_part])),
             pair.group.eq(group),
             pair.token.eq(token),
             pair.position.eq(index),
@@ -303,10 +320,10 @@ class PairIssuer(wiring.Component):
                 ]
             with m.Else():
                 m.d.sync += draining.eq(self.drain)
-        with m.Elif(pair.valid & last_token):
+        with m.Elif(ended & last_token):
             m.d.sync += [index.eq(index + 1), token.eq(token_next), token_first.eq(token_next)]
             m.d.sync += n_begun.eq(token_end + 1)
             with m.If(token_end != self.token_last):
                 m.d.sync += token_end.eq(token_end + 1)
-        with m.Elif(pair.valid):
+        with m.Elif(ended):
             m.d.sync += token.eq(token + 1)

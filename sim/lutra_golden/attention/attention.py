@@ -9,7 +9,8 @@ from lutra_golden.arith.exp2 import EXP2, exp2_neg
 from lutra_golden.arith.fixed import Int, Saturation, exact_matmul, round_shift, saturate
 from lutra_golden.arith.scale import SCALE, Scale, scale_from_int, scale_mul, scale_recip
 from lutra_golden.attention.cache import KV_WIDTHS
-from lutra_golden.params import check_positive
+from lutra_golden.matmul.engine import LANES
+from lutra_golden.params import check_positive, check_power_of_two
 
 __all__ = ["AttentionParams", "attend", "attention_weights", "first_seen", "scores"]
 
@@ -20,7 +21,8 @@ class AttentionParams:
 
     A key has ``head_dim`` elements of ``key_width`` bits, a value as many of ``value_width``;
     ``q_per_kv`` query heads that share them are computed at once, the tokens of the tile one after
-    another.
+    another. A pair of a position and a token takes ``pair_cycles`` cycles, in each of which
+    :attr:`part_dims` consecutive elements of those heads are multiplied.
     """
 
     head_dim: int = 64
@@ -32,6 +34,7 @@ class AttentionParams:
     score_frac: int = EXP2.d_frac
     key_width: int = 8
     value_width: int = 8
+    pair_cycles: int = 1
 
     def __post_init__(self) -> None:
         check_positive(self)
@@ -42,11 +45,22 @@ class AttentionParams:
             raise ValueError(
                 f"n_heads must be a multiple of n_kv_heads, not {self.n_heads} of {self.n_kv_heads}"
             )
+        check_power_of_two(self, "pair_cycles")
+        if self.pair_cycles > 1 and self.head_dim % (LANES * self.pair_cycles):
+            raise ValueError(
+                f"pair_cycles must cut a head of {self.head_dim} elements into whole words of "
+                f"{LANES}, not into {self.pair_cycles} parts"
+            )
 
     @property
     def q_per_kv(self) -> int:
         """Query heads that share one key and value head."""
         return self.n_heads // self.n_kv_heads
+
+    @property
+    def part_dims(self) -> int:
+        """Elements of a head that are multiplied in a cycle."""
+        return self.head_dim // self.pair_cycles
 
     @property
     def dot_width(self) -> int:

@@ -17,12 +17,16 @@ class Fetch(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A position and a token that sees it, in pass K (scores) or V (``values``) of a KV head."""
+    """A position and a token that sees it, in pass K (scores) or V (``values``) of a KV head.
+
+    ``part`` counts the cycles of a pair, in each of which a part of a head's elements is used.
+    """
 
     group: int
     values: bool
     position: int
     token: int
+    part: int = 0
 
 
 def fetches(
@@ -52,10 +56,14 @@ def fetches(
 def pairs(
     config: AcceleratorConfig, position: int, token_count: int, window: int = 0
 ) -> Iterator[Pair]:
-    """Every pair that neither the causal mask nor the window hides, in the order of the beats."""
+    """Every pair that neither the causal mask nor the window hides, in the order of the beats.
+
+    Each comes ``pair_cycles`` times, once for each of its parts.
+    """
     for group in range(config.n_kv_heads):
         for values in (False, True):
             for p in range(first_seen(position, window), position + token_count):
                 for token in range(token_count):
                     if first_seen(position + token, window) <= p <= position + token:
-                        yield Pair(group, values, p, token)
+                        for part in range(config.attention.pair_cycles):
+                            yield Pair(group, values, p, token, part)

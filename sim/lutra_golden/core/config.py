@@ -33,6 +33,8 @@ _Part = TypeVar("_Part")
 _LOAD_BYTES_MAX = 64  # an embedding is a multiple of it
 # fields that an engine has of its own, not of the one whose place it takes
 _OWN_FIELDS = ("w_width", "max_planes", "tables", "adders")
+# part, number, and its value that leaves the hardware as it is without it
+_SHAPE_NOTHING = (("attention", "pair_cycles", 1),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,9 +249,16 @@ class AcceleratorConfig:
 
     @property
     def fingerprint(self) -> int:
-        """64-bit hash of everything that shapes the RTL; name and clock do not count."""
+        """64-bit hash of everything that shapes the RTL; name and clock do not count.
+
+        Nor do numbers of :data:`_SHAPE_NOTHING` that shape nothing, so that a design keeps its
+        fingerprint when an option comes that it does not use.
+        """
         content = asdict(self) | {"engine": self.engine, "rtl": RTL_VERSION}
         del content["name"], content["clock_hz"]
+        for part, name, value in _SHAPE_NOTHING:
+            if content[part][name] == value:
+                del content[part][name]
         text = json.dumps(content, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 

@@ -40,8 +40,10 @@ class AttentionTiming:
     @property
     def dot(self) -> int:
         """Stage at which the products of a dot product have been added."""
-        levels = -(-(self.config.head_dim - 1).bit_length() // (TREE_RADIX - 1).bit_length())
-        return self.sum + levels
+        params = self.config.attention
+        levels = -(-(params.part_dims - 1).bit_length() // (TREE_RADIX - 1).bit_length())
+        # the parts of a head are added one after another
+        return self.sum + levels + (params.pair_cycles > 1)
 
     @property
     def score(self) -> int:
@@ -58,17 +60,17 @@ class AttentionTiming:
             return 1
         config = self.config
         n_scale_beats = next(fetches(config, 0, position, token_count, window)).beats
-        n_pairs = sum(
+        pair_cycles = config.attention.pair_cycles * sum(
             p + 1 - first_seen(p, window) for p in range(position, position + token_count)
         )
         n_items = token_count * config.attention.q_per_kv
         words = config.head_dim // 8
         reciprocal = 2 + SCALE_LATENCY["FROM_INT"] + SCALE_LATENCY["RECIP"]
         end = reciprocal + max(reciprocal, words) * (n_items - 1) + words + 4
-        # `at` is the cycle in which the next pair is issued, `finished` the end of the last head
+        # `at` is the cycle in which the next pair is begun, `finished` the end of the last head
         at = first_beat + n_scale_beats + 1
         finished = 0
         for _ in range(config.n_kv_heads):
-            at = max(at + n_pairs + self.score, finished + 1) + n_pairs
+            at = max(at + pair_cycles + self.score, finished + 1) + pair_cycles
             finished = at + self.sum + end
         return finished + 1

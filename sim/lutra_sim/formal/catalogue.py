@@ -250,6 +250,13 @@ CHECKS: list[Check] = [
         depth=16,
     ),
     Check(
+        name="pairs-parts",
+        claim="the same with two cycles to a pair",
+        make=lambda: PairsRules(_SMALL.with_(pair_cycles=2), _DRAIN),
+        mode=Mode.BOUNDED,
+        depth=16,
+    ),
+    Check(
         name="chunks",
         claim="the chunks of any table cover the tile, one behind the other",
         make=lambda: ChunkRules(_SMALL),

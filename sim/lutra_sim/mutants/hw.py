@@ -174,6 +174,37 @@ MUTANTS = [
         tests=("hw/attention/test_pairs.py::test_order[small-kv4-0.0]",),
     ),
     Mutant(
+        fault="the next pair begins with the first part of the last token",
+        file="hw/lutra_hw/attention/pairs.py",
+        old="with m.Elif(ended & last_token):",
+        new="with m.Elif(pair.valid & last_token):",
+        tests=("hw/attention/test_pairs.py::test_order[small-2-cycles-0.0]",),
+    ),
+    *planted(
+        "hw/lutra_hw/attention/attention.py",
+        ["hw/attention/test_attention.py::test_against_golden[small-2-cycles]"],
+        (
+            "a score has the parts of the pair before",
+            "total.eq(Mux(pair[stage].part == 0, 0, total) + dot)",
+            "total.eq(total + dot)",
+        ),
+        (
+            "a denominator has each power once for every part",
+            "den_w.en.eq(ends_pair(self.config, weighed) & weighed.values),",
+            "den_w.en.eq(weighed.valid & weighed.values),",
+        ),
+        (
+            "weighted sums of another part",
+            "now = Cat(summed.part, now)",
+            "now = Cat(~summed.part, now)",
+        ),
+        (
+            "the query's other part",
+            "Cat(*parts_r, token, at.group)",
+            "Cat(*(~part for part in parts_r), token, at.group)",
+        ),
+    ),
+    Mutant(
         fault="another position of a word",
         file="hw/lutra_hw/attention/attention.py",
         old="row = Array(rows)[multiplied.position[: ceil_log2(issuer.rows)]]",

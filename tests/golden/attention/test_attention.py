@@ -259,6 +259,13 @@ def test_widths_are_exact() -> None:
         ({"pass_tokens": 0}, ValueError, "pass_tokens must be positive, not 0"),
         ({"head_dim": 1.5}, TypeError, "head_dim must be an integer, not 1.5"),
         ({"n_kv_heads": 3}, ValueError, "n_heads must be a multiple of n_kv_heads, not 4 of 3"),
+        ({"pair_cycles": 0}, ValueError, "pair_cycles must be positive, not 0"),
+        ({"pair_cycles": 3}, ValueError, "pair_cycles must be a power of two, not 3"),
+        (
+            {"pair_cycles": 16},
+            ValueError,
+            "pair_cycles must cut a head of 64 elements into whole words of 8, not into 16 parts",
+        ),
     ],
 )
 def test_rejects_bad_parameters(

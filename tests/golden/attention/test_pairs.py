@@ -89,6 +89,16 @@ def test_every_visible_pair_once(position: int, token_count: int) -> None:
     assert issued == sorted(issued)
 
 
+def test_parts_come_one_after_another() -> None:
+    halves = SMALL.with_(pair_cycles=2)
+    for case in ((0, 4, 0), (5, 3, 2)):
+        whole = list(pairs(SMALL, *case))
+        assert {pair.part for pair in whole} == {0}
+        expected = [pair._replace(part=part) for pair in whole for part in (0, 1)]
+        assert list(pairs(halves, *case)) == expected
+        assert list(fetches(halves, 0, *case)) == list(fetches(SMALL, 0, *case))
+
+
 def test_no_tokens() -> None:
     assert list(fetches(SMALL, 0, 7, 0)) == []
     assert list(pairs(SMALL, 7, 0)) == []

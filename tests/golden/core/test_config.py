@@ -263,6 +263,8 @@ def test_fingerprint_is_of_everything_but_name_and_clock() -> None:
             {"ports": (PortParams(width=1024, purposes=tuple(Purpose)),)},
             {"qkv_bias": True},
             {"qk_norm": True},
+            {"pair_cycles": 2},
+            {"pair_cycles": 4},
         )
     ]
     prints = {config.fingerprint for config in (NANO, *others)}
@@ -279,6 +281,8 @@ def test_engines_of_the_same_sizes_differ() -> None:
 
 def test_fingerprint_can_be_computed_by_hand() -> None:
     content = {part: asdict(getattr(NANO, part)) for part in PARTS}
+    # of one cycle, a pair is what it was before there was a choice
+    assert content["attention"].pop("pair_cycles") == 1
     content |= {"ports": [asdict(port) for port in NANO.ports], "engine": "ternary"}
     content |= {"rtl": RTL_VERSION}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()

@@ -25,6 +25,10 @@ FOUR_BITS = [
     config.with_(name=f"{config.name}-kv4", key_width=4, value_width=4)
     for config in (SMALL, ODD, TINY, NANO)
 ]
+PARTS = [
+    config.with_(name=f"{config.name}-{n}-cycles", pair_cycles=n)
+    for config, n in ((SMALL, 2), (ODD, 2), (FOUR_BITS[1], 4), (NANO.with_(max_context=64), 8))
+]
 
 
 def test_rejects_config_of_another_kind() -> None:
@@ -41,8 +45,9 @@ def test_rejects_config_of_another_kind() -> None:
         ODD,
         TINY,
         FOUR_BITS[0],
+        PARTS[0],
         pytest.param(NANO, marks=pytest.mark.slow),
-        *(pytest.param(each, marks=pytest.mark.slow) for each in FOUR_BITS[1:]),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (*FOUR_BITS[1:], *PARTS[1:])),
     ],
     ids=lambda config: config.name,
 )

@@ -25,6 +25,10 @@ CONFIG = NANO.with_(
     max_context=32,
 )
 FOUR_BITS = CONFIG.with_(name="small-kv4", key_width=4, value_width=4)
+PARTS = [
+    config.with_(name=f"{config.name}-{n}-cycles", pair_cycles=n)
+    for config, n in ((CONFIG, 2), (FOUR_BITS, 4))
+]
 DRAIN, IN_USE, END = 13, 8, 30
 # the tile sizes, no tokens, and more beats than slots; then windows, down to the query itself
 COMMANDS = [(0, 1, 0), (0, 4, 0), (7, 0, 0), (5, 3, 0), (31, 1, 0), (28, 4, 0)]
@@ -54,7 +58,7 @@ def _rows(config: AcceleratorConfig, addr: int, beats: int) -> range:
 
 
 @pytest.mark.parametrize("p_stall", [0.0, 0.5])
-@pytest.mark.parametrize("config", [CONFIG, FOUR_BITS], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [CONFIG, FOUR_BITS, *PARTS], ids=lambda config: config.name)
 def test_order(config: AcceleratorConfig, p_stall: float) -> None:
     """Fetches and pairs come as in the model; a slot is never written while it is in use."""
     rng = Random(1)
@@ -71,11 +75,14 @@ def test_order(config: AcceleratorConfig, p_stall: float) -> None:
         last, final = valid & ctx.get(dut.pair.last), valid & ctx.get(dut.pair.final)
         if valid:
             names = ("group", "values", "position", "token")
-            state.issued.append(tuple(ctx.get(getattr(dut.pair, name)) for name in names))
+            part = ctx.get(dut.pair.part) if config.attention.pair_cycles > 1 else 0
+            state.issued.append((*(ctx.get(getattr(dut.pair, name)) for name in names), part))
             assert ctx.get(dut.pair.slot) == state.slots[release + sum(state.releases)]
             # of a token, in this pass
-            group, now, _, token = state.issued[-1]
-            same = [pair for pair in state.issued if (*pair[:2], pair[3]) == (group, now, token)]
+            group, now, _, token, part = state.issued[-1]
+            same = [
+                pair for pair in state.issued if (*pair[:2], *pair[3:]) == (group, now, token, part)
+            ]
             assert ctx.get(dut.pair.first) == (len(same) == 1)
             assert not values or state.since_key >= DRAIN
             assert not values or not any(state.ends)

@@ -116,13 +116,16 @@ FAULTS = [
         "arrived.eq(written != issued),",
         "arrived.eq(1),",
     ),
-    Fault(
-        "pairs-kv4",
-        "lutra_hw.attention.pairs",
-        "PairIssuer",
-        "attention.pairs",
-        "arrived.eq(written != issued),",
-        "arrived.eq(1),",
+    *(
+        Fault(
+            name,
+            "lutra_hw.attention.pairs",
+            "PairIssuer",
+            "attention.pairs",
+            "arrived.eq(written != issued),",
+            "arrived.eq(1),",
+        )
+        for name in ("pairs-kv4", "pairs-parts")
     ),
     Fault(
         "chunks",

@@ -6,7 +6,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,18 @@ from numpy.typing import NDArray
 from lutra.devices.accelerator import agent
 from lutra.devices.accelerator.board import BoardTransport
 from lutra.devices.accelerator.board_link import BoardAddress
+from lutra.devices.base import DeviceError
 from lutra.devices.emulated.agent import BASE, InterpretedAccelerator
+from lutra.devices.emulated.board import EmulatedBoard
 from lutra_golden.control.descriptor import DOORBELL_BYTES
 from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.memory import Memory
 from lutra_golden.control.registers import CONTROL_START, IDENT, REGISTERS, TILE_ARRAYS, VERSION
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import CONFIGS
+from lutra_golden.timing.boards import find_profile
 
-__all__ = ["BASE", "SIZE", "Cable", "FileBoard", "Interpreted", "Served", "board"]
+__all__ = ["BASE", "SIZE", "Cable", "Emulated", "FileBoard", "Interpreted", "Served", "board"]
 
 SIZE = 1 << 22
 """Bytes of a board's memory."""
@@ -45,6 +50,44 @@ class Interpreted(InterpretedAccelerator):
             time.sleep(min(seconds, 1e-3))
         else:
             super().pause(wake, seconds)
+
+
+class Emulated(agent.Accelerator):
+    """A board of the table of boards, whose clock runs while the agent waits or has a register."""
+
+    def __init__(self, name: str, seed: int = 0) -> None:
+        profile = find_profile(name)
+        self.board = EmulatedBoard(profile, seed=seed)
+        self.board.program(CONFIGS[profile.config])
+        self.regions = ((profile.buffer_base, profile.buffer_bytes),)
+
+    def read_register(self, offset: int) -> int:
+        return self.board.read(offset)
+
+    def write_register(self, offset: int, value: int) -> None:
+        self.board.write(offset, value)
+
+    def read(self, address: int, n_bytes: int) -> bytes:
+        with _faults():
+            return self.board.simulator.read(address, n_bytes)
+
+    def write(self, address: int, data: bytes) -> None:
+        self.board.simulator.write(address, data)
+
+    def pause(self, wake: int, seconds: float) -> None:
+        with _faults():
+            self.board.advance(5000)
+
+    def close(self) -> None:
+        self.board.close()
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    try:
+        yield
+    except DeviceError as error:
+        raise agent.AgentError(str(error)) from None
 
 
 class Served:

@@ -13,7 +13,7 @@ from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
 from lutra_golden.model.cache import KV_NAMES
-from lutra_golden.timing.boards import BOARD_PROFILES
+from lutra_golden.timing.boards import AGENT, BOARD_PROFILES
 
 __all__ = [
     "add_board",
@@ -125,12 +125,13 @@ def add_device(parser: argparse.ArgumentParser, default: str | None, note: str) 
 
 def add_board(parser: argparse.ArgumentParser) -> None:
     """``--emulate`` and ``--bitstream`` of the devices that are boards."""
+    boards = sorted(each.name for each in BOARD_PROFILES.values() if each.runtime != AGENT)
     parser.add_argument(
         "--emulate",
-        choices=sorted(BOARD_PROFILES),
+        choices=boards,
         metavar="BOARD",
         help="simulate a board instead of using a real one, with -dev pynq or xrt: "
-        f"{', '.join(sorted(BOARD_PROFILES))}",
+        f"{', '.join(boards)}",
     )
     parser.add_argument(
         "--bitstream",

@@ -21,7 +21,7 @@ from lutra.devices.emulated.pynq_board import emulated_pynq
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores, unwritable
-from lutra_golden.timing.boards import BOARD_PROFILES, BoardProfile, find_profile
+from lutra_golden.timing.boards import AGENT, BOARD_PROFILES, BoardProfile, find_profile
 
 __all__ = [
     "DEVICES",
@@ -145,6 +145,9 @@ def make_device(name: str, options: DeviceOptions, progress: Progress | None = N
 def _emulated(emulate: str, device: str) -> BoardProfile:
     """The board to emulate, if ``device`` drives it."""
     board = find_profile(emulate)
+    if board.runtime == AGENT:
+        here = either([each.name for each in BOARD_PROFILES.values() if each.runtime != AGENT])
+        raise LutraError(f"board {board.name} is driven through its agent: emulate {here}")
     if device != board.runtime:
         runs = [each.name for each in BOARD_PROFILES.values() if each.runtime == device]
         raise LutraError(

@@ -1,7 +1,7 @@
 """Boards as a driver meets them: addresses, memory for buffers, clock, memory behind the ports."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lutra_golden.core.boards import BOARDS
 from lutra_golden.core.config import AcceleratorConfig
@@ -10,7 +10,10 @@ from lutra_golden.errors import LutraError
 from lutra_golden.params import check_positive
 from lutra_golden.timing.memory import MemoryTiming
 
-__all__ = ["BOARD_PROFILES", "BoardProfile", "board_timing", "find_profile"]
+__all__ = ["AGENT", "BOARD_PROFILES", "BoardProfile", "board_timing", "find_profile"]
+
+AGENT = "board"
+"""The runtime of a board that an agent on it lends to another machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class BoardProfile:
     Parameters
     ----------
     part : FPGA as Vivado names it.
-    runtime : device that drives the board, ``pynq`` or ``xrt``.
+    runtime : device that drives the board, ``pynq`` or ``xrt``, or :data:`AGENT`.
     config : configuration that it carries.
     port_width : bits of each memory port of the board.
     n_ports : memory ports that an accelerator may use.
@@ -60,7 +63,7 @@ _KV260 = BoardProfile(
     name="kv260",
     part=BOARDS["kv260"].part,
     runtime="pynq",
-    config="nano",
+    config=BOARDS["kv260"].config.name,
     port_width=128,
     n_ports=6,
     # Ubuntu for Kria sets 1,000 MB aside below 2 GB
@@ -79,7 +82,7 @@ _U55C = BoardProfile(
     name="u55c",
     part=BOARDS["u55c"].part,
     runtime="xrt",
-    config="nano",
+    config=BOARDS["u55c"].config.name,
     port_width=512,
     n_ports=32,
     buffer_base=0,
@@ -91,7 +94,36 @@ _U55C = BoardProfile(
 )
 """Alveo U55C: HBM2 behind ports that XRT's tools widen to 512 bits."""
 
-BOARD_PROFILES: Mapping[str, BoardProfile] = {board.name: board for board in (_KV260, _U55C)}
+_U50 = replace(
+    _U55C,
+    name="u50",
+    part=BOARDS["u50"].part,
+    config=BOARDS["u50"].config.name,
+    buffer_bytes=8 << 30,
+)
+"""Alveo U50: half of the U55C's HBM2."""
+
+_PYNQ_Z2 = BoardProfile(
+    name="pynq_z2",
+    part=BOARDS["pynq_z2"].part,
+    runtime=AGENT,
+    config=BOARDS["pynq_z2"].config.name,
+    port_width=64,
+    n_ports=4,
+    # PYNQ's image sets 128 MB of its 512 MB aside
+    buffer_base=256 * _MIB,
+    buffer_bytes=128 * _MIB,
+    clock_hz=100_000_000,
+    read_latency=32,
+    write_latency=16,
+    registers_base=BOARDS["pynq_z2"].registers_base or 0,
+    intc_base=BOARDS["pynq_z2"].intc_base or 0,
+)
+"""TUL PYNQ-Z2: Zynq-7020, DDR3 behind high-performance ports of 64 bits."""
+
+BOARD_PROFILES: Mapping[str, BoardProfile] = {
+    board.name: board for board in (_KV260, _U50, _U55C, _PYNQ_Z2)
+}
 """Boards that can be emulated, by name."""
 
 

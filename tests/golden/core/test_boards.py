@@ -26,7 +26,7 @@ def test_a_kr260_is_the_same_part() -> None:
     assert BOARDS["kr260"].board_part not in (None, KV260.board_part)
 
 
-@pytest.mark.parametrize("name", ["kv260", "u55c"])
+@pytest.mark.parametrize("name", ["kv260", "u50", "u55c", "pynq_z2"])
 def test_drivers_meet_the_same_board(name: str) -> None:
     board, profile = BOARDS[name], BOARD_PROFILES[name]
     assert board.part == profile.part

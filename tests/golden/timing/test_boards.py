@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lutra_golden.core.boards import BOARDS
 from lutra_golden.core.configs import CONFIGS, NANO
 from lutra_golden.core.ports import two_ports
 from lutra_golden.errors import LutraError
@@ -20,7 +21,11 @@ def test_a_board_carries_a_configuration_that_fits_it(name: str) -> None:
     assert board.name == name
     config = CONFIGS[board.config]
     assert board.clock_hz <= config.clock_hz
-    board_timing(board, config)
+    # its own, whose beats are words of the board's ports
+    assert config is BOARDS[name].config
+    assert {port.width for port in config.ports} == {board.port_width}
+    timing = board_timing(board, config)
+    assert (timing.weight_rate, timing.data_rate) == ((1, 1), (1, 1))
 
 
 def test_an_unknown_board_is_refused() -> None:

@@ -56,6 +56,11 @@ def test_a_missing_bitstream_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("cpu", {"emulate": "kv260"}, "device cpu drives no kv260: choose device pynq"),
         ("pynq", {"emulate": "kv261"}, "the board must be one of kv260"),
+        (
+            "pynq",
+            {"emulate": "pynq_z2"},
+            "board pynq_z2 is driven through its agent: emulate kv260, u50 or u55c$",
+        ),
         ("rtl", {"bitstream": Path("x.bit")}, "only a board loads a bitstream: leave bitstream ou"),
         (
             "pynq",

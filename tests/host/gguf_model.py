@@ -171,17 +171,50 @@ def _i2_s(w: Float) -> tuple[Bytes, Float]:
     return raw, codes.astype(np.float32) * np.float32(scale)
 
 
+def _q1_0(w: Float) -> tuple[Bytes, Float]:
+    """Signs in blocks of 128, with the mean of the magnitudes."""
+    blocks = w.reshape(-1, 128)
+    d = np.abs(blocks).mean(axis=1, keepdims=True).astype("<f2")
+    bits = np.packbits(blocks >= 0, axis=1, bitorder="little")
+    values = np.where(blocks >= 0, 1, -1) * d.astype(np.float32)
+    raw = np.concatenate([_half(d), bits], axis=1).reshape(len(w), -1)
+    return raw, values.astype(np.float32).reshape(w.shape)
+
+
+def _of_2_bits(block: int) -> Callable[[Float], tuple[Bytes, Float]]:
+    """Ternary blocks, two bits a weight."""
+
+    def encode(w: Float) -> tuple[Bytes, Float]:
+        blocks = w.reshape(-1, block)
+        d = np.abs(blocks).mean(axis=1, keepdims=True).astype("<f2")
+        step = d.astype(np.float32)
+        codes = np.clip(np.rint(blocks / step), -1, 1) + 1
+        fields = codes.astype(np.uint8).reshape(len(blocks), -1, 4)
+        packed = np.bitwise_or.reduce(fields << np.array([0, 2, 4, 6], np.uint8), axis=2)
+        raw = np.concatenate([_half(d), packed], axis=1).reshape(len(w), -1)
+        return raw, ((codes - 1) * step).astype(np.float32).reshape(w.shape)
+
+    return encode
+
+
 ENCODERS: Mapping[str, tuple[int, Callable[[Float], tuple[Bytes, Float]]]] = {
     "F32": (0, _by_package(Kind.F32)),
     "F16": (1, _by_package(Kind.F16)),
     "BF16": (30, _by_package(Kind.BF16)),
     "Q4_0": (2, _by_package(Kind.Q4_0)),
+    "Q4_1": (3, _by_package(Kind.Q4_1)),
+    "Q5_0": (6, _by_package(Kind.Q5_0)),
+    "Q5_1": (7, _by_package(Kind.Q5_1)),
     "Q8_0": (8, _by_package(Kind.Q8_0)),
     "Q4_K": (12, _q4_k),
     "Q6_K": (14, _q6_k),
     "TQ1_0": (34, _of_ternary(Kind.TQ1_0)),
     "TQ2_0": (35, _of_ternary(Kind.TQ2_0)),
     "I2_S": (36, _i2_s),
+    "MXFP4": (39, _by_package(Kind.MXFP4)),
+    "Q1_0": (41, _q1_0),
+    "Q2_0": (42, _of_2_bits(64)),
+    "PQ2_0": (142, _of_2_bits(128)),
 }
 """Number and encoder of each type."""
 
@@ -333,7 +366,7 @@ def write_gguf(
     if model.window:
         sizes["attention.sliding_window"] = model.window
     reals = {"attention.layer_norm_rms_epsilon": _EPS, "rope.freq_base": _THETA}
-    by_package = kind != "I2_S"
+    by_package = {ENCODERS[each][0] for each in (kind, outer)} <= set(Kind) - {36}
     writer = gguf.GGUFWriter(path, a)
     fields.append(field_bytes("general.architecture", 8, a))
     for key in model.fields:
@@ -345,7 +378,7 @@ def write_gguf(
         writer.add_float32(f"{a}.{key}", value)
         fields.append(field_bytes(f"{a}.{key}", 6, value))
     for key, value in model.fields.items():
-        name = key if key.startswith("tokenizer.") else f"{a}.{key}"
+        name = key if key.startswith(("tokenizer.", "prism.", "split.")) else f"{a}.{key}"
         if isinstance(value, str):
             writer.add_string(name, value)
         elif isinstance(value, float):

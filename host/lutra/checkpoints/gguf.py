@@ -83,6 +83,9 @@ _UNSUPPORTED = (
     "residual_scale",
 )  # fmt: skip
 
+# a fork's keys, such as rotations of the weights; a reader that leaves them out gives wrong text
+_FORKED = "prism."
+
 
 class GgufCheckpoint:
     """A GGUF file, see :class:`~lutra.checkpoints.base.Checkpoint`.
@@ -140,6 +143,11 @@ class GgufCheckpoint:
 
     def _config(self, metadata: Metadata, kind: str, n_layers: int) -> dict[str, object]:
         """The content of ``config.json``."""
+        if forked := sorted(key for key in metadata.keys() if key.startswith(_FORKED)):
+            raise LutraError(
+                f"{self.path}: {forked[0]} is not supported, it changes what the model computes: "
+                "use a model without it"
+            )
         for key in _UNSUPPORTED:
             if f"{kind}.{key}" in metadata:
                 raise LutraError(
@@ -160,7 +168,7 @@ class GgufCheckpoint:
         name = self._architecture.name
         content: dict[str, object] = {
             "hidden_act": self._architecture.activation,
-            "vocab_size": self._tensor("model.embed_tokens").shape[0],
+            "vocab_size": self.tensor("model.embed_tokens").shape[0],
             "hidden_size": hidden_size,
             "intermediate_size": metadata.same_number(f"{kind}.feed_forward_length"),
             "num_hidden_layers": n_layers,
@@ -180,7 +188,7 @@ class GgufCheckpoint:
         if kind == "llama" and f"{kind}.attention.sliding_window" in metadata:
             name = "MistralForCausalLM"
             content["sliding_window"] = metadata.whole(f"{kind}.attention.sliding_window")
-        query = self._tensor("model.layers.0.self_attn.q_proj")
+        query = self.tensor("model.layers.0.self_attn.q_proj")
         if query.kind.name in _TERNARY_TYPES or self._architecture.ternary:
             content["quantization_config"] = {"quant_method": "bitnet"}
         content["architectures"] = [name]
@@ -223,7 +231,8 @@ class GgufCheckpoint:
             rope |= {"rope_type": "factors", "factors": factors.tolist()}
         return rope
 
-    def _tensor(self, name: str) -> GgufTensor:
+    def tensor(self, name: str) -> GgufTensor:
+        """The tensor of a matrix or vector, as the file has it."""
         if name not in self._tensors:
             parts = name.removeprefix("model.layers.").split(".", 1)
             number, rest = parts if name.startswith("model.layers.") else ("", name)
@@ -240,7 +249,7 @@ class GgufCheckpoint:
 
     def _take(self, name: str, *shape: int) -> tuple[GgufTensor, str]:
         """The tensor of this name and shape, and how messages about it begin."""
-        tensor = self._tensor(name)
+        tensor = self.tensor(name)
         where = f"{self.path}: {tensor.name}"
         if tensor.shape != shape:
             raise LutraError(
@@ -298,8 +307,13 @@ def _take_rows(weight: Weight, order: NDArray[np.int64]) -> Weight:
     if isinstance(weight, Ternary):
         return Ternary(weight.codes[order], weight.scale)
     if isinstance(weight, Grouped):
+        offset = None if weight.offset is None else weight.offset[order]
         return replace(
-            weight, codes=weight.codes[order], scale=weight.scale[order], zero=weight.zero[order]
+            weight,
+            codes=weight.codes[order],
+            scale=weight.scale[order],
+            zero=weight.zero[order],
+            offset=offset,
         )
     return replace(weight, weights=weight.weights.rows(order))
 
@@ -308,5 +322,6 @@ def _scaled(weight: Weight, scale: float) -> Weight:
     if isinstance(weight, Dense):
         return Dense(weight.values.astype(np.float32) * np.float32(scale))
     if isinstance(weight, Grouped):
-        return replace(weight, scale=weight.scale * np.float32(scale))
+        offset = None if weight.offset is None else weight.offset * np.float32(scale)
+        return replace(weight, scale=weight.scale * np.float32(scale), offset=offset)
     return replace(weight, scale=weight.scale * scale)

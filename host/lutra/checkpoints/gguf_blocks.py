@@ -1,26 +1,40 @@
 """The blocks of GGUF's quantised types, as weights.
 
-Exact are F32, F16, BF16, Q4_0, Q8_0, Q6_K, TQ1_0, TQ2_0 and I2_S. Q4_K is exact as a dense matrix;
-as :class:`Grouped` its codes and their steps are exact, and the offset ``dmin * m`` of each 32
-weights is rounded, see :func:`_grouped_q4_k`.
+All are read exactly: types whose values lie on a grid of integers as :class:`Grouped`, codes and
+the scale and zero point or offset of each group; ternary ones with one scale as :class:`Ternary`.
+What becomes of them when a model is packed is in :mod:`lutra.quantize.imported`.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense, Float32, Grouped, Ternary, Weight
-from lutra.formats.gguf import TensorType
+from lutra.formats.gguf_types import TensorType
 from lutra_golden.errors import LutraError
 
-__all__ = ["read_dense", "read_weight", "ternary_or_dense"]
+__all__ = ["GRIDS", "read_dense", "read_weight", "ternary_or_dense"]
 
 _VALUES = 1 << 22  # that are decoded at a time
+_TRIT_BITS = 2
 _Bytes = NDArray[np.uint8]
-_Parts = tuple[_Bytes, Float32, Float32]
-"""Codes ``[N, K]``, and scale and zero point of each group, ``[N, K / group]``."""
+
+
+class _Parts(NamedTuple):
+    """Codes ``[N, K]``, and scale, zero point and offset of each group, ``[N, K / group]``."""
+
+    codes: _Bytes
+    scale: Float32
+    zero: float
+    offset: Float32 | None = None
+
+
+class _NotFiniteError(Exception):
+    pass
 
 
 def _half(raw: _Bytes) -> Float32:
@@ -31,96 +45,140 @@ def _half(raw: _Bytes) -> Float32:
     return values
 
 
-class _NotFiniteError(Exception):
-    pass
-
-
 def _flat(codes: NDArray[np.integer]) -> _Bytes:
     return codes.reshape(len(codes), -1).astype(np.uint8, copy=False)
 
 
-def _constant(scale: Float32, zero: float) -> Float32:
-    return np.full_like(scale, zero)
+def _groups(values: Float32) -> Float32:
+    return values.reshape(len(values), -1)
+
+
+def _fields(packed: _Bytes, bits: int) -> _Bytes:
+    """Fields of bytes ``[..., n]``, the lowest first, as ``[..., fields, n]``."""
+    shift = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    found = (packed[..., None, :] >> shift) & np.uint8((1 << bits) - 1)
+    return found.astype(np.uint8, copy=False)
+
+
+def _neighbours(packed: _Bytes, bits: int) -> _Bytes:
+    """Fields of bytes ``[..., n]`` that follow each other, ``[..., n * fields]``."""
+    return _fields(packed, bits).swapaxes(-1, -2).reshape(*packed.shape[:-1], -1)
+
+
+def _fives(packed: _Bytes, high: _Bytes) -> _Bytes:
+    """Codes of five bits: fields of four, and their highest bits as a string."""
+    low = _fields(packed, 4).reshape(*packed.shape[:-1], -1)
+    return low | _neighbours(high, 1) << 4
 
 
 def _q4_0(blocks: _Bytes) -> _Parts:
-    packed = blocks[..., 2:]
-    codes = np.stack([packed & 15, packed >> 4], axis=-2)
-    scale = _half(blocks[..., :2])
-    return _flat(codes), scale, _constant(scale, 8)
+    return _Parts(_flat(_fields(blocks[..., 2:], 4)), _half(blocks[..., :2]), 8)
+
+
+def _q4_1(blocks: _Bytes) -> _Parts:
+    scale, offset = _half(blocks[..., :2]), _half(blocks[..., 2:4])
+    return _Parts(_flat(_fields(blocks[..., 4:], 4)), scale, 0, offset)
+
+
+def _q5_0(blocks: _Bytes) -> _Parts:
+    codes = _fives(blocks[..., 6:], blocks[..., 2:6])
+    return _Parts(_flat(codes), _half(blocks[..., :2]), 16)
+
+
+def _q5_1(blocks: _Bytes) -> _Parts:
+    codes = _fives(blocks[..., 8:], blocks[..., 4:8])
+    return _Parts(_flat(codes), _half(blocks[..., :2]), 0, _half(blocks[..., 2:4]))
 
 
 def _q8_0(blocks: _Bytes) -> _Parts:
-    scale = _half(blocks[..., :2])
-    return _flat(blocks[..., 2:] ^ 0x80), scale, _constant(scale, 128)
+    return _Parts(_flat(blocks[..., 2:] ^ 0x80), _half(blocks[..., :2]), 128)
 
 
-def _q6_k(blocks: _Bytes) -> _Parts:
-    n, n_blocks = blocks.shape[:2]
-    low = blocks[..., :128].reshape(n, n_blocks, 2, 2, 32)
-    high = blocks[..., 128:192].reshape(n, n_blocks, 2, 1, 32)
-    shift = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    quarters = np.concatenate([low & 15, low >> 4], axis=3)  # [N, B, 2, 4, 32]
-    codes = quarters | ((high >> shift) & 3) << 4
-    scales = np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)
-    scale = _half(blocks[..., 208:])[..., None] * scales
-    scale = scale.reshape(n, -1)
-    return _flat(codes), scale, _constant(scale, 32)
+def _twos(packed: _Bytes) -> _Bytes:
+    """Codes of two bits in halves of 32 bytes, ``[N, B, 2, 4, 32]``."""
+    return _fields(packed.reshape(*packed.shape[:2], 2, 32), 2)
 
 
-def _q4_k(blocks: _Bytes) -> tuple[_Bytes, Float32, Float32]:
-    """Codes ``[N, K]``, steps and offsets ``[N, K / 32]``: ``step * code - offset``."""
-    n = len(blocks)
+def _q2_k(blocks: _Bytes) -> _Parts:
+    scales, d, d_min = blocks[..., :16], _half(blocks[..., 80:82]), _half(blocks[..., 82:])
+    step, offset = d[..., None] * (scales & 15), -(d_min[..., None] * (scales >> 4))
+    return _Parts(_flat(_twos(blocks[..., 16:80])), _groups(step), 0, _groups(offset))
+
+
+def _q3_k(blocks: _Bytes) -> _Parts:
+    high = _fields(blocks[..., :32], 1).reshape(*blocks.shape[:2], 2, 4, 32)
+    codes = _twos(blocks[..., 32:96]) | high << 2
+    low = _fields(blocks[..., 96:104], 4).reshape(*blocks.shape[:2], 16)
+    top = _fields(blocks[..., 104:108], 2).reshape(*blocks.shape[:2], 16)
+    scales = (low | top << 4).astype(np.int8) - np.int8(32)
+    return _Parts(_flat(codes), _groups(_half(blocks[..., 108:])[..., None] * scales), 4)
+
+
+def _steps(blocks: _Bytes) -> tuple[Float32, Float32]:
+    """Steps and offsets of Q4_K and Q5_K, ``[N, K / 32]``: scales of six bits."""
     d, d_min = _half(blocks[..., :2]), _half(blocks[..., 2:4])
     a, b, c = (blocks[..., 4 + 4 * i : 8 + 4 * i] for i in range(3))
     scale = np.concatenate([a & 63, (c & 15) | (a >> 6) << 4], axis=-1)
     least = np.concatenate([b & 63, (c >> 4) | (b >> 6) << 4], axis=-1)
-    packed = blocks[..., 16:].reshape(n, -1, 4, 1, 32)
-    codes = np.concatenate([packed & 15, packed >> 4], axis=3)
-    step, offset = d[..., None] * scale, d_min[..., None] * least
-    return _flat(codes), step.reshape(n, -1), offset.reshape(n, -1)
+    return _groups(d[..., None] * scale), _groups(-(d_min[..., None] * least))
 
 
-_FINE_BITS = 8
-_MULTIPLES = range(17, 0, -1)  # of codes up to 15 in eight bits
+def _q4_k(blocks: _Bytes) -> _Parts:
+    step, offset = _steps(blocks)
+    codes = _fields(blocks[..., 16:].reshape(*blocks.shape[:2], 4, 32), 4)
+    return _Parts(_flat(codes), step, 0, offset)
 
 
-def _grouped_q4_k(blocks: _Bytes) -> _Parts:
-    """Q4_K on a finer grid: codes of eight bits, of which a step of the file's is ``m`` = 1..17.
+def _q5_k(blocks: _Bytes) -> _Parts:
+    step, offset = _steps(blocks)
+    low = _fields(blocks[..., 48:].reshape(*blocks.shape[:2], 4, 32), 4)
+    high = _fields(blocks[..., 16:48], 1).reshape(low.shape)
+    return _Parts(_flat(low | high << 4), step, 0, offset)
 
-    ``step * q - offset`` becomes ``step / m * (m * q + shift - zero)``: codes and steps are exact,
-    the offset is the nearest multiple of half a fine step, with the ``m`` that suits each group
-    best. It is off by ``step / 68`` at most where a group's weights are of both signs or about
-    zero, as quantisers leave them. On trained weights that adds 0.016 % to the squared error that
-    Q4_K has already (codes of six bits would add 1.2 %, of four, 29 %). A group far from zero is
-    rounded to 255 steps of its largest magnitude.
-    """
-    q, step, offset = _q4_k(blocks)
-    levels = (1 << _FINE_BITS) - 1
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = offset.astype(np.float64) / step
-        error = np.full(step.shape, np.inf)
-        multiple, zero = np.ones(step.shape), np.zeros(step.shape)
-        for m in _MULTIPLES:
-            offered = np.rint(2 * m * ratio) / 2
-            off = np.abs(offered / m - ratio)
-            better = (off < error) & (offered >= 15 * m - levels) & (offered <= levels)
-            for kept, new in ((error, off), (multiple, m), (zero, offered)):
-                np.copyto(kept, new, where=better)
-    shift = np.ceil(np.maximum(-zero, 0))
-    zero += shift
-    scale = step / multiple
-    q = q.reshape(*step.shape, 32)
-    codes = q * multiple.astype(np.uint8)[..., None] + shift.astype(np.uint8)[..., None]
-    far = np.isinf(error)
-    if far.any():
-        w = q[far] * step[far][:, None] - offset[far][:, None]
-        peak = np.abs(w).max(axis=1)
-        zero[far] = np.where(w.min(axis=1) < 0, levels, 0)
-        scale[far] = peak / levels
-        steps = w / np.where(peak > 0, peak / levels, 1)[:, None]
-        codes[far] = np.clip(np.rint(steps) + zero[far][:, None], 0, levels).astype(np.uint8)
-    return _flat(codes), scale.astype(np.float32), zero.astype(np.float32)
+
+def _q6_k(blocks: _Bytes) -> _Parts:
+    n, n_blocks = blocks.shape[:2]
+    low = _fields(blocks[..., :128].reshape(n, n_blocks, 2, 2, 32), 4)  # [N, B, 2, 2, 2, 32]
+    low = low.swapaxes(-2, -3).reshape(n, n_blocks, 2, 4, 32)
+    high = _fields(blocks[..., 128:192].reshape(n, n_blocks, 2, 32), 2)
+    scales = np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)
+    return _Parts(_flat(low | high << 4), _groups(_half(blocks[..., 208:])[..., None] * scales), 32)
+
+
+_IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+"""Values of the codes of IQ4_NL and IQ4_XS."""
+_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+"""Twice the values of the codes of MXFP4 and NVFP4."""
+_OF_IQ4, _OF_E2M1 = (_IQ4 + np.int16(128)).astype(np.uint8), (_E2M1 + 12).astype(np.uint8)
+
+
+def _iq4_nl(blocks: _Bytes) -> _Parts:
+    return _Parts(_flat(_OF_IQ4[_fields(blocks[..., 2:], 4)]), _half(blocks[..., :2]), 128)
+
+
+def _iq4_xs(blocks: _Bytes) -> _Parts:
+    low = _neighbours(blocks[..., 4:8], 4)
+    scales = (low | _neighbours(blocks[..., 2:4], 2) << 4).astype(np.int8) - np.int8(32)
+    codes = _OF_IQ4[_fields(blocks[..., 8:].reshape(*blocks.shape[:2], 8, 16), 4)]
+    return _Parts(_flat(codes), _groups(_half(blocks[..., :2])[..., None] * scales), 128)
+
+
+def _mxfp4(blocks: _Bytes) -> _Parts:
+    power = blocks[..., 0].astype(np.int32)
+    scale = np.ldexp(np.float32(1), power - 128).astype(np.float32)
+    scale[power == 0xFF] = np.nan
+    return _Parts(_flat(_OF_E2M1[_fields(blocks[..., 1:], 4)]), scale, 12)
+
+
+def _nvfp4(blocks: _Bytes) -> _Parts:
+    raw = blocks[..., :4]
+    power, fraction = (raw >> 3).astype(np.int32) & 15, (raw & 7).astype(np.float32)
+    scale = np.where(
+        power == 0, np.ldexp(fraction, -10), np.ldexp(1 + fraction / 8, np.maximum(power, 1) - 8)
+    )
+    scale = np.where(raw == 0x7F, 0, scale).astype(np.float32)
+    codes = _OF_E2M1[_fields(blocks[..., 4:].reshape(*blocks.shape[:2], 4, 8), 4)]
+    return _Parts(_flat(codes), _groups(scale), 12)
 
 
 def _digits(raw: _Bytes, n_digits: int) -> _Bytes:
@@ -130,29 +188,71 @@ def _digits(raw: _Bytes, n_digits: int) -> _Bytes:
     return ((fraction.astype(np.uint16) * 3) >> 8).astype(np.uint8)
 
 
+def _trits(blocks: _Bytes, *parts: tuple[int, int]) -> _Parts:
+    """Ternary codes: for each part its bytes, and how many digits those have; then the scale."""
+    digits: list[_Bytes] = []
+    first = 0
+    for n_bytes, n_digits in parts:
+        found = _digits(blocks[..., first : first + n_bytes], n_digits)
+        digits.append(found.reshape(*blocks.shape[:2], -1))
+        first += n_bytes
+    return _Parts(_flat(np.concatenate(digits, axis=-1)), _half(blocks[..., first:]), 1)
+
+
 def _tq1_0(blocks: _Bytes) -> _Parts:
-    parts = ((blocks[..., :32], 5), (blocks[..., 32:48], 5), (blocks[..., 48:52], 4))
-    digits = [_digits(raw, n).reshape(*blocks.shape[:2], -1) for raw, n in parts]
-    scale = _half(blocks[..., 52:])
-    return _flat(np.concatenate(digits, axis=-1)), scale, _constant(scale, 1)
+    return _trits(blocks, (32, 5), (16, 5), (4, 4))
+
+
+def _ptq1_0(blocks: _Bytes) -> _Parts:
+    return _trits(blocks, (16, 5), (8, 5), (2, 4))
 
 
 def _tq2_0(blocks: _Bytes) -> _Parts:
-    shift = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    packed = blocks[..., :64].reshape(*blocks.shape[:2], 2, 1, 32)
-    scale = _half(blocks[..., 64:])
-    return _flat((packed >> shift) & 3), scale, _constant(scale, 1)
+    return _Parts(_flat(_twos(blocks[..., :64])), _half(blocks[..., 64:]), 1)
 
 
-_DECODERS: Mapping[str, tuple[Callable[[_Bytes], _Parts], int, int]] = {
-    "Q4_0": (_q4_0, 4, 32),
-    "Q8_0": (_q8_0, 8, 32),
-    "Q4_K": (_grouped_q4_k, _FINE_BITS, 32),
-    "Q6_K": (_q6_k, 6, 16),
-    "TQ1_0": (_tq1_0, 2, 256),
-    "TQ2_0": (_tq2_0, 2, 256),
+def _q1_0(blocks: _Bytes) -> _Parts:
+    return _Parts(_flat(_neighbours(blocks[..., 2:], 1)), 2 * _half(blocks[..., :2]), 0.5)
+
+
+def _q2_0(blocks: _Bytes) -> _Parts:
+    return _Parts(_flat(_neighbours(blocks[..., 2:], 2)), _half(blocks[..., :2]), 1)
+
+
+class Grid(NamedTuple):
+    """A type whose values lie on grids: the decoder of its blocks ``[N, B, bytes]``, the bits of
+    the codes, the weights of a group, and if groups have offsets."""
+
+    decode: Callable[[_Bytes], _Parts]
+    bits: int
+    group: int
+    affine: bool = False
+
+
+GRIDS: Mapping[str, Grid] = {
+    "Q4_0": Grid(_q4_0, 4, 32),
+    "Q4_1": Grid(_q4_1, 4, 32, True),
+    "Q5_0": Grid(_q5_0, 5, 32),
+    "Q5_1": Grid(_q5_1, 5, 32, True),
+    "Q8_0": Grid(_q8_0, 8, 32),
+    "Q2_K": Grid(_q2_k, 2, 16, True),
+    "Q3_K": Grid(_q3_k, 3, 16),
+    "Q4_K": Grid(_q4_k, 4, 32, True),
+    "Q5_K": Grid(_q5_k, 5, 32, True),
+    "Q6_K": Grid(_q6_k, 6, 16),
+    "IQ4_NL": Grid(_iq4_nl, 8, 32),
+    "IQ4_XS": Grid(_iq4_xs, 8, 32),
+    "TQ1_0": Grid(_tq1_0, 2, 256),
+    "TQ2_0": Grid(_tq2_0, 2, 256),
+    "MXFP4": Grid(_mxfp4, 5, 32),
+    "NVFP4": Grid(_nvfp4, 5, 16),
+    "Q1_0": Grid(_q1_0, 1, 128),
+    "Q2_0": Grid(_q2_0, 2, 64),
+    "Q2_0_G128": Grid(_q2_0, 2, 128),
+    "PQ2_0": Grid(_q2_0, 2, 128),
+    "PTQ1_0": Grid(_ptq1_0, 2, 128),
 }
-"""Decoders of blocks ``[N, B, bytes]``; bits of the codes, weights of a group."""
+"""Types on grids, by their names."""
 
 
 def _chunks(n: int, k: int) -> list[slice]:
@@ -161,18 +261,32 @@ def _chunks(n: int, k: int) -> list[slice]:
 
 
 def _grouped(kind: TensorType, raw: _Bytes, n: int, k: int) -> Grouped:
-    decode, bits, group = _DECODERS[kind.name]
+    grid = GRIDS[kind.name]
     blocks = raw.reshape(n, k // kind.block, kind.block_bytes)
     codes = np.empty((n, k), np.uint8)
-    scale, zero = np.empty((2, n, k // group), np.float32)
+    scale, zero = np.empty((2, n, k // grid.group), np.float32)
+    offset = np.empty_like(scale) if grid.affine else None
     for rows in _chunks(n, k):
-        codes[rows], scale[rows], zero[rows] = decode(blocks[rows])
-    return Grouped(codes=codes, scale=scale, zero=zero, bits=bits, group=group)
+        found = grid.decode(blocks[rows])
+        codes[rows], scale[rows], zero[rows] = found.codes, found.scale, found.zero
+        if offset is not None and found.offset is not None:
+            offset[rows] = found.offset
+    weight = Grouped(
+        codes=codes, scale=scale, zero=zero, bits=grid.bits, group=grid.group, offset=offset
+    )
+    # MXFP4's scales reach beyond float32
+    with np.errstate(over="ignore"):
+        if not np.isfinite(scale * np.float32((1 << grid.bits) - 1)).all():
+            raise _NotFiniteError
+    return weight
 
 
 def _ternary_or_grouped(weight: Grouped) -> Ternary | Grouped:
-    """Ternary, exactly, if all groups have one scale; the scale of all-zero groups is ignored."""
+    """Ternary, exactly, if codes mean -1, 0 and 1 and all groups have one scale; the scale of
+    all-zero groups is ignored."""
     n = len(weight.codes)
+    if weight.bits != _TRIT_BITS or weight.offset is not None or (weight.zero != 1).any():
+        return weight
     ones = weight.codes == 1
     used = ~ones.reshape(n, -1, weight.group).all(axis=2) & (weight.scale != 0)
     scales = np.unique(weight.scale[used])
@@ -211,6 +325,17 @@ def _finite(values: NDArray[np.generic]) -> Dense:
     return Dense(values)
 
 
+def _by_package(kind: TensorType, raw: _Bytes, n: int, k: int) -> Float32:
+    """A matrix as the package ``gguf`` decodes it."""
+    package: Any = import_module("gguf")
+    number = package.GGMLQuantizationType(kind.number)
+    values = np.empty((n, k), np.float32)
+    blocks = raw.reshape(n, -1)
+    for rows in _chunks(n, k):
+        values[rows] = package.dequantize(blocks[rows], number)
+    return values
+
+
 def read_weight(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> Weight:
     """A matrix ``[n, k]`` as the file holds it; LutraError begins with ``where``."""
     try:
@@ -218,8 +343,9 @@ def read_weight(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> We
             return _finite(raw.view(kind.dtype).reshape(n, k))
         if kind.name == "I2_S":
             return _i2_s(raw, n, k)
-        weight = _grouped(kind, raw, n, k)
-        return _ternary_or_grouped(weight) if kind.name.startswith("TQ") else weight
+        if kind.by_package:
+            return _finite(_by_package(kind, raw, n, k))
+        return _ternary_or_grouped(_grouped(kind, raw, n, k))
     except _NotFiniteError:
         raise LutraError(f"{where} holds infinities or NaNs: convert the model again") from None
     except ValueError as error:
@@ -228,21 +354,12 @@ def read_weight(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> We
 
 def read_dense(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> Dense:
     """A matrix ``[n, k]`` in floating point, exactly as the file's type defines it."""
-    if kind.name != "Q4_K":
-        weight = read_weight(kind, raw, n, k, where)
-        if isinstance(weight, Dense):
-            return weight
-        values = np.empty((n, k), np.float32)
-        for rows in _chunks(n, k):
-            values[rows] = weight.dequantized(rows)
-        return Dense(values)
-    blocks, values = raw.reshape(n, -1, kind.block_bytes), np.empty((n, k), np.float32)
-    try:
-        for rows in _chunks(n, k):
-            q, step, offset = _q4_k(blocks[rows])
-            values[rows] = q * step.repeat(32, axis=1) - offset.repeat(32, axis=1)
-    except _NotFiniteError:
-        raise LutraError(f"{where} holds infinities or NaNs: convert the model again") from None
+    weight = read_weight(kind, raw, n, k, where)
+    if isinstance(weight, Dense):
+        return weight
+    values = np.empty((n, k), np.float32)
+    for rows in _chunks(n, k):
+        values[rows] = weight.dequantized(rows)
     return Dense(values)
 
 

@@ -53,11 +53,11 @@ class Ternary:
 
 @dataclass(frozen=True, kw_only=True)
 class Grouped:
-    """Codes of ``bits`` bits, uint8: a weight is ``scale * (code - zero)``.
+    """Codes of ``bits`` bits, uint8: a weight is ``scale * (code - zero) + offset``.
 
-    ``scale`` and ``zero`` are ``[N, K / group]``, float32. If the checkpoint orders its groups by
-    another index than the depth's, ``order`` ``[K]`` is the column that each column of ``codes``
-    stands for: the matrix is multiplied by ``x[order]``.
+    ``scale``, ``zero`` and ``offset`` are ``[N, K / group]``, float32; an ``offset`` of None is 0.
+    If the checkpoint orders its groups by another index than the depth's, ``order`` ``[K]`` is the
+    column that each column of ``codes`` stands for: the matrix is multiplied by ``x[order]``.
     """
 
     codes: NDArray[np.uint8]
@@ -66,6 +66,7 @@ class Grouped:
     bits: int
     group: int
     order: NDArray[np.int64] | None = None
+    offset: Float32 | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,8 +78,11 @@ class Grouped:
         """The weights as float32, in the depth's own order."""
         codes = self.codes[rows].astype(np.float32)
         groups = codes.reshape(len(codes), -1, self.group)
-        values = (groups - self.zero[rows, :, None]) * self.scale[rows, :, None]
-        values = values.reshape(codes.shape)
+        groups -= self.zero[rows, :, None]
+        groups *= self.scale[rows, :, None]
+        if self.offset is not None:
+            groups += self.offset[rows, :, None]
+        values = groups.reshape(codes.shape)
         if self.order is None:
             return values
         ordered = np.empty_like(values)

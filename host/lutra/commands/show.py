@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import cast
 
@@ -9,13 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from lutra.checkpoints import open_checkpoint
+from lutra.checkpoints.gguf import GgufCheckpoint
 from lutra.checkpoints.weights import Dense, Grouped, Weight
 from lutra.commands.options import add_json
 from lutra.formats.gguf import is_gguf
 from lutra.models import find_model, load_model
+from lutra.models.decoder import LAYERS
 from lutra.packed.file import PackedFile, is_packed, open_packed
 from lutra.packed.store import check_finished
 from lutra.quantize import default_format
+from lutra.quantize.kept import KEPT
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.matmul.format import TERNARY_NAME
 from lutra_golden.model.b128 import row_bytes
@@ -51,17 +55,21 @@ def _show(args: argparse.Namespace) -> int:
             text = f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
             table.add_row(name.replace("_", " "), text)
     console.print(table)
-    matrices = figures.get("matrices")
-    if isinstance(matrices, list):
-        rows = cast("list[dict[str, object]]", matrices)
-        table = Table(box=None, pad_edge=False)
-        for name in rows[0]:
-            table.add_column(name, justify="left" if name == "matrix" else "right")
-        for row in rows:
-            table.add_row(*("-" if value is None else str(value) for value in row.values()))
-        console.print()
-        console.print(table)
+    for value in figures.values():
+        if isinstance(value, list):
+            console.print()
+            console.print(_table(cast("list[dict[str, object]]", value)))
     return 0
+
+
+def _table(rows: list[dict[str, object]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name, value in rows[0].items():
+        text = isinstance(value, str) and name != "scale"
+        table.add_column(name.replace("_", " "), justify="left" if text else "right")
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+    return table
 
 
 def packed_figures(file: PackedFile) -> dict[str, object]:
@@ -129,7 +137,7 @@ def _source_figures(path: Path) -> dict[str, object]:
         c.shape_of(name)[0] * c.shape_of(name)[1] for name in LINEARS
     )
     files = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    return {
+    figures: dict[str, object] = {
         "name": model.name,
         "architecture": model.architecture,
         "file": "GGUF" if is_gguf(path) else "safetensors",
@@ -148,6 +156,31 @@ def _source_figures(path: Path) -> dict[str, object]:
         "weights": n_weights,
         "file_bytes": sum(each.stat().st_size for each in files),
     }
+    if isinstance(checkpoint, GgufCheckpoint):
+        figures["types"] = _types(checkpoint)
+    return figures
+
+
+def _types(checkpoint: GgufCheckpoint) -> list[dict[str, object]]:
+    """The types of a file's layers, and what is kept of each."""
+    counts: dict[str, tuple[int, int, int]] = {}
+    for name in checkpoint.names():
+        tensor = checkpoint.tensor(name)
+        if len(tensor.shape) > 1 and name.startswith(LAYERS):
+            n, weights, n_bytes = counts.get(tensor.kind.name, (0, 0, 0))
+            weights += math.prod(tensor.shape)
+            counts[tensor.kind.name] = (n + 1, weights, n_bytes + tensor.n_bytes)
+    return [
+        {
+            "type": name,
+            "matrices": n,
+            "weights": weights,
+            "bits": round(8 * n_bytes / weights, 3),
+            "runs_in": KEPT[name].runs_in,
+            "exact": KEPT[name].exact,
+        }
+        for name, (n, weights, n_bytes) in sorted(counts.items())
+    ]
 
 
 def _kind(weight: Weight) -> str:

@@ -6,18 +6,18 @@ https://github.com/ggml-org/ggml.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.formats.gguf_types import TensorType, kinds_of
 from lutra_golden.errors import LutraError
 
-__all__ = ["TYPES", "GgufFile", "GgufTensor", "Metadata", "TensorType", "Value", "is_gguf"]
+__all__ = ["GgufFile", "GgufTensor", "Metadata", "Value", "is_gguf"]
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)  # 3 adds nothing but big-endian files
@@ -38,40 +38,6 @@ _SCALARS: Mapping[int, np.dtype[np.generic]] = {
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
 Value = bool | int | float | str | list[str] | NDArray[np.generic]
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """A type of tensor: values of a block, its bytes, and bytes that follow the last block."""
-
-    name: str
-    block: int
-    block_bytes: int
-    tail_bytes: int = 0
-    dtype: np.dtype[np.generic] | None = None
-    """NumPy type of the floating-point types, whose blocks are single values."""
-
-
-TYPES: Mapping[int, TensorType] = {
-    0: TensorType("F32", 1, 4, dtype=np.dtype("<f4")),
-    1: TensorType("F16", 1, 2, dtype=np.dtype("<f2")),
-    2: TensorType("Q4_0", 32, 18),
-    8: TensorType("Q8_0", 32, 34),
-    12: TensorType("Q4_K", 256, 144),
-    14: TensorType("Q6_K", 256, 210),
-    30: TensorType("BF16", 1, 2, dtype=np.dtype(ml_dtypes.bfloat16)),
-    34: TensorType("TQ1_0", 256, 54),
-    35: TensorType("TQ2_0", 256, 66),
-    36: TensorType("I2_S", 128, 32, tail_bytes=32),
-}
-"""Types that are read, by their numbers in files; 36 is of Microsoft's fork."""
-
-_OTHER_TYPES = {
-    3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K",
-    16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
-    22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
-    37: "I8_S", 38: "TL1", 39: "MXFP4 or TL2", 40: "NVFP4",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +62,10 @@ class Metadata:
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
+
+    def keys(self) -> Collection[str]:
+        """All keys."""
+        return self._values.keys()
 
     def _get(self, key: str, missing: bool) -> Value | None:
         value = self._values.get(key)
@@ -277,6 +247,86 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A tensor as the header names it, at a place there; several types may share its number."""
+
+    at: int
+    name: str
+    number: int
+    kinds: Sequence[TensorType]
+    shape: tuple[int, ...]
+    offset: int
+
+    def n_bytes(self, kind: TensorType) -> int:
+        return math.prod(self.shape) // kind.block * kind.block_bytes + kind.tail_bytes
+
+
+def _room(entries: Sequence[_Entry], end: int) -> dict[int, int]:
+    """Bytes from each offset to the next, or to the end."""
+    offsets = sorted({each.offset for each in entries})
+    ends = [*offsets, end][1:]
+    return {offset: after - offset for offset, after in zip(offsets, ends, strict=True)}
+
+
+def _read_tensor(cursor: _Cursor, index: int) -> _Entry:
+    """An entry of the header, its shape with the outermost dimension first."""
+    at, name = cursor.at, cursor.string(f"the name of tensor {index}")
+    if not 0 < len(name) <= _KEY_MAX:
+        raise cursor.error(f"the name of tensor {index} must have 1..{_KEY_MAX} characters", at)
+    n_dims = cursor.whole(4, f"the number of dimensions of {name}")
+    if not 1 <= n_dims <= _N_DIMS:
+        raise cursor.error(f"{name} must have 1..{_N_DIMS} dimensions, not {n_dims}", cursor.at - 4)
+    dims = [cursor.whole(8, f"a dimension of {name}") for _ in range(n_dims)]
+    number = cursor.whole(4, f"the type of {name}")
+    offset = cursor.whole(8, f"the offset of {name}")
+    kinds = kinds_of(number, f"{cursor.path}: {name}")
+    if min(dims) < 1 or math.prod(dims) >= 1 << 63:
+        raise cursor.error(f"{name} has the impossible shape {dims[::-1]}", at)
+    # I2_S blocks run over the ends of rows
+    depth = math.prod(dims) if kinds[0].tail_bytes else dims[0]
+    whole = [kind for kind in kinds if depth % kind.block == 0]
+    if not whole:
+        raise cursor.error(
+            f"{name} is {dims[::-1]}, but {kinds[0].name} needs a multiple of {kinds[0].block} "
+            "values",
+            at,
+        )
+    return _Entry(
+        at=at, name=name, number=number, kinds=whole, shape=tuple(dims[::-1]), offset=offset
+    )
+
+
+def _choose(
+    path: Path, alike: Sequence[_Entry], room: Mapping[int, int], alignment: int
+) -> TensorType:
+    """The type of all tensors with one number, of several by the bytes that they take."""
+    kinds = alike[0].kinds
+    if not kinds[0].shared:
+        return kinds[0]
+    fitting = list(kinds)
+    for each in alike:
+        gap = room[each.offset]
+        fitting = [
+            kind
+            for kind in fitting
+            if kind in each.kinds and 0 <= gap - each.n_bytes(kind) < alignment
+        ]
+        if not fitting:
+            blocks = " or ".join(f"{each.n_bytes(kind)} ({kind.name})" for kind in kinds)
+            raise LutraError(
+                f"{path}: {each.name} has the type number {each.number} and {gap} bytes, "
+                f"not {blocks}: its layout is not known, convert the model again"
+            )
+    if len(fitting) > 1:
+        raise LutraError(
+            f"{path}: the bytes of {alike[0].name} do not say if it is "
+            f"{' or '.join(kind.name for kind in fitting)}, which share a type number: convert "
+            "the model to another type"
+        )
+    return fitting[0]
+
+
 class GgufFile:
     """A GGUF file: ``metadata``, and ``tensors`` by their names, in the order of the file."""
 
@@ -310,16 +360,22 @@ class GgufFile:
             )
         entries = [_read_tensor(cursor, i) for i in range(n_tensors)]
         data_start = -(-cursor.at // alignment) * alignment
+        room = _room(entries, size - data_start)
+        chosen: dict[int, TensorType] = {}
         self.tensors: dict[str, GgufTensor] = {}
-        for at, name, kind, shape, offset in entries:
+        for entry in entries:
+            at, name, shape, offset = entry.at, entry.name, entry.shape, entry.offset
             if name in self.tensors:
                 raise cursor.error(f"tensor {name!r} appears twice", at)
-            n_bytes = math.prod(shape) // kind.block * kind.block_bytes + kind.tail_bytes
             if offset % alignment:
                 raise cursor.error(
                     f"the offset of {name} must be a multiple of {alignment}, not {offset}", at
                 )
-            start = data_start + offset
+            if entry.number not in chosen:
+                alike = [each for each in entries if each.number == entry.number]
+                chosen[entry.number] = _choose(path, alike, room, alignment)
+            kind = chosen[entry.number]
+            n_bytes, start = entry.n_bytes(kind), data_start + offset
             if start + n_bytes > size:
                 raise LutraError(
                     f"{path}: {name} lies at bytes {start}..{start + n_bytes}, beyond the end of "
@@ -354,35 +410,3 @@ class GgufFile:
     def bytes(self, tensor: GgufTensor) -> NDArray[np.uint8]:
         """A tensor's bytes, a view of the file."""
         return self._data[tensor.start : tensor.start + tensor.n_bytes]
-
-
-_Entry = tuple[int, str, TensorType, tuple[int, ...], int]
-
-
-def _read_tensor(cursor: _Cursor, index: int) -> _Entry:
-    """An entry's place, name, type, shape with the outermost dimension first, and offset."""
-    at, name = cursor.at, cursor.string(f"the name of tensor {index}")
-    if not 0 < len(name) <= _KEY_MAX:
-        raise cursor.error(f"the name of tensor {index} must have 1..{_KEY_MAX} characters", at)
-    n_dims = cursor.whole(4, f"the number of dimensions of {name}")
-    if not 1 <= n_dims <= _N_DIMS:
-        raise cursor.error(f"{name} must have 1..{_N_DIMS} dimensions, not {n_dims}", cursor.at - 4)
-    dims = [cursor.whole(8, f"a dimension of {name}") for _ in range(n_dims)]
-    number = cursor.whole(4, f"the type of {name}")
-    offset = cursor.whole(8, f"the offset of {name}")
-    if number not in TYPES:
-        supported = ", ".join(kind.name for kind in TYPES.values())
-        raise LutraError(
-            f"{cursor.path}: {name} has the type {_OTHER_TYPES.get(number, f'number {number}')}; "
-            f"supported are {supported}: convert the model to one of these"
-        )
-    kind = TYPES[number]
-    if min(dims) < 1 or math.prod(dims) >= 1 << 63:
-        raise cursor.error(f"{name} has the impossible shape {dims[::-1]}", at)
-    # I2_S blocks run over the ends of rows
-    depth = math.prod(dims) if kind.tail_bytes else dims[0]
-    if depth % kind.block:
-        raise cursor.error(
-            f"{name} is {dims[::-1]}, but {kind.name} needs a multiple of {kind.block} values", at
-        )
-    return at, name, kind, tuple(dims[::-1]), offset

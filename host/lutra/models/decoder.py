@@ -28,6 +28,7 @@ from lutra_golden.model.shapes import LINEARS, Gate, linear_shapes
 
 __all__ = [
     "CONTEXT",
+    "LAYERS",
     "Decoder",
     "DecoderConfig",
     "DecoderLayer",
@@ -39,7 +40,8 @@ __all__ = [
 ]
 
 _PATHS = {name: "self_attn" if name[0] in "qkvo" else "mlp" for name in LINEARS}
-_LAYERS = "model.layers."
+LAYERS = "model.layers."
+"""How the names of layers' tensors begin."""
 
 Tap = Callable[[str, Float], None]
 """Called with the name of a matrix and its input ``[T, K]``; those that share one share a call."""
@@ -389,8 +391,8 @@ def _refuse_others(checkpoint: Checkpoint, config: DecoderConfig, parts: Sequenc
     matrices = {f"{path}.{name}": config.shape_of(name)[0] for name, path in _PATHS.items()}
     indices = {str(i) for i in range(config.num_hidden_layers)}
     for name in sorted(checkpoint.names()):
-        index, _, part = name.removeprefix(_LAYERS).partition(".")
-        if name.startswith(_LAYERS) and index in indices:
+        index, _, part = name.removeprefix(LAYERS).partition(".")
+        if name.startswith(LAYERS) and index in indices:
             known = part in matrices or part in parts
         else:
             known = name in ("model.embed_tokens", "model.norm", "lm_head")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lutra.checkpoints.weights import Dense, Grouped, Integers, Ternary, Weight
 from lutra.models.decoder import Decoder, DecoderLayer, LazyLayers
-from lutra.quantize.imported import from_grouped, from_ternary
+from lutra.quantize.imported import from_grouped, from_ternary, packed_bits
 from lutra.quantize.rtn import round_to_nearest
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS, Format
@@ -32,8 +32,9 @@ def default_format(model: Decoder) -> Format:
     weight = model.layers[0].q_proj
     if isinstance(weight, Ternary):
         return _TERNARY
-    if isinstance(weight, Grouped) and weight.bits in W_BITS:
-        return Format(w_bits=weight.bits, a_bits=8)
+    if isinstance(weight, Grouped):
+        bits = packed_bits(weight.bits, affine=weight.offset is not None)
+        return Format(w_bits=bits, a_bits=8)
     return _W4A8
 
 

@@ -1,5 +1,6 @@
 """GGUF checkpoints: the same logits as the definition's weights give, and what is refused."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from lutra.checkpoints.gguf import GgufCheckpoint
 from lutra.checkpoints.weights import Dense, Grouped, Ternary
 from lutra.models import load_model
 from lutra.models.rope import Rope
+from lutra.quantize import default_format, quantize_decoder
+from lutra.quantize.kept import KEPT, Kept
 from lutra_golden.errors import LutraError
 
 TOKENS = np.random.default_rng(3).integers(0, 96, 9)
-# Q4_K's offsets are rounded when its blocks become groups, all else is exact
-LIMITS = {"Q4_K": 0.03}
 EXACT = 1e-3
+# offsets are rounded when groups become integers, all else of these is exact
+PACKED = {"Q4_K": 0.03, "Q4_1": 0.03, "Q5_1": 0.03}
 
 
 def forward(path: Path) -> NDArray[np.float64]:
@@ -92,17 +95,79 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     [
         (name, kind)
         for name in ("llama", "bitnet")
-        for kind in ("F16", "BF16", "Q8_0", "Q4_K", "Q6_K", "TQ1_0", "TQ2_0", "I2_S")
+        for kind in (
+            "F16",
+            "BF16",
+            "Q8_0",
+            "Q4_K",
+            "Q6_K",
+            "TQ1_0",
+            "TQ2_0",
+            "I2_S",
+            "Q5_1",
+            "Q1_0",
+            "Q2_0",
+        )
         # BitNet makes weights in floating point ternary
-        if name == "llama" or kind not in ("F16", "BF16")
+        if name == "llama" or kind in ("Q8_0", "Q4_K", "Q6_K", "TQ1_0", "TQ2_0", "I2_S")
     ],
 )
 def test_logits_of_each_type(name: str, kind: str, tmp_path: Path) -> None:
     path, model = tmp_path / "model.gguf", MODELS[name]
     outer = "Q6_K" if kind == "Q4_K" else "F16"
     held = write_gguf(path, model, kind, outer=outer)
+    assert relative(forward(path), reference_logits(model, held, TOKENS)) < EXACT
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "MXFP4",
+        "Q4_K",
+        "Q6_K",
+        "TQ2_0",
+        "Q1_0",
+        "Q2_0",
+        "PQ2_0",
+    ],
+)
+def test_what_is_kept_of_each_type(kind: str, tmp_path: Path) -> None:
+    """The integers that run are the file's weights; rows need be no multiple of 256."""
+    path, model = tmp_path / "model.gguf", MODELS["qwen3"]
+    if kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"):
+        model = replace(
+            model, hidden_size=96, intermediate_size=160, num_attention_heads=3,
+            num_key_value_heads=1, head_dim=32,
+        )  # fmt: skip
+    held = write_gguf(path, model, kind)
+    source = load_model(path)
+    packed = quantize_decoder(source, default_format(source))
+    found = replace(packed, activation_bits=None).forward(TOKENS)
     expected = reference_logits(model, held, TOKENS)
-    assert relative(forward(path), expected) < LIMITS.get(kind, EXACT)
+    assert relative(found, expected) < PACKED.get(kind, EXACT)
+    assert replace(source, activation_bits=None).forward(TOKENS).shape == found.shape
+
+
+def test_the_format_that_a_type_runs_in(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    for kind, format in (
+        ("Q1_0", "W1A8"), ("PQ2_0", "W2A8"), ("Q4_0", "W4A8"), ("Q5_0", "W6A8"), ("Q4_K", "W8A8"),
+        ("MXFP4", "W6A8"), ("I2_S", "W1.58A8"),
+    ):  # fmt: skip
+        write_gguf(path, MODELS["llama"], kind)
+        assert str(default_format(load_model(path))) == format
+        assert KEPT[kind].runs_in.startswith(format.removesuffix("A8")) or kind == "I2_S"
+
+
+def test_the_table_of_types_in_the_manual() -> None:
+    page = (Path(__file__).parents[3] / "docs/formats.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| [\d.]+ \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
+    assert {name: Kept(runs_in, exact) for name, runs_in, exact in rows} == KEPT
 
 
 @pytest.mark.parametrize("fault", ["rows", "nibbles", "scale"])
@@ -330,6 +395,8 @@ REFUSED = {
     ),
     "llama.attention.value_length must be the size of a head, 64, not 32: use another "
     "model": changed(attention__value_length=32),
+    "prism.hadamard.version is not supported, it changes what the model computes: use a model "
+    "without it": changed(prism__hadamard__version=1),
     "metadata has no llama.block_count: copy the model again": changed(block_count=None),
 }
 

@@ -11,16 +11,23 @@ gguf = pytest.importorskip("gguf")
 from gguf import GGMLQuantizationType as Kind
 from tests.host.gguf_model import ENCODERS, i2_s_bytes
 
-from lutra.checkpoints.gguf_blocks import read_dense, read_weight, ternary_or_dense
+from lutra.checkpoints.gguf_blocks import GRIDS, read_dense, read_weight, ternary_or_dense
 from lutra.checkpoints.weights import Dense, Grouped, Ternary
-from lutra.formats.gguf import TYPES
+from lutra.formats.gguf_types import TYPES
+from lutra.quantize.imported import from_grouped, packed_bits
 from lutra_golden.errors import LutraError
 
 N, K = 5, 512
-BY_NAME = {kind.name: kind for kind in TYPES.values()}
-HALVES = {"Q4_0": [0], "Q8_0": [0], "Q4_K": [0, 2], "Q6_K": [208], "TQ1_0": [52], "TQ2_0": [64]}
+BY_NAME = {kind.name: kind for kind in TYPES}
+HALVES = {
+    "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82],
+    "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0],
+    "TQ1_0": [52], "TQ2_0": [64], "MXFP4": [], "NVFP4": [], "Q1_0": [0], "Q2_0": [0],
+    "Q2_0_G128": [0], "PQ2_0": [0], "PTQ1_0": [26],
+}  # fmt: skip
 """Offsets of the float16 scales in a block, by type."""
-GROUPS = {"Q4_0": (4, 32), "Q8_0": (8, 32), "Q4_K": (8, 32), "Q6_K": (6, 16), "TQ2_0": (2, 256)}
+AFFINE = [name for name, grid in GRIDS.items() if grid.affine]
+CODEBOOKS = [kind.name for kind in TYPES if kind.by_package]
 
 
 def random_blocks(name: str, seed: int, n: int = N) -> NDArray[np.uint8]:
@@ -38,42 +45,103 @@ def random_blocks(name: str, seed: int, n: int = N) -> NDArray[np.uint8]:
         raw[..., :52] = -(-value * 256 // 243)
     if name == "TQ2_0":
         raw[..., :64] &= 0b10101010  # codes 0 and 2 of four
+    if name == "MXFP4":
+        # powers of two up to the largest of float32's, the least ones beyond its normal numbers
+        raw[..., 0] = rng.integers(0, 250, raw.shape[:2])
+        raw[0, :4, 0] = 0, 1, 2, 249
+    if name == "NVFP4":
+        raw[0, 0, :4] = 0, 1, 0x7E, 0x7F  # subnormal, largest, and one that means zero
     return raw
 
 
+def by_hand(name: str, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Types that the package does not decode, weight after weight as their authors describe."""
+    kind = BY_NAME[name]
+    out = np.empty((len(raw) * (K // kind.block), kind.block), np.float32)
+    for found, block in zip(out, raw.reshape(-1, kind.block_bytes).tolist(), strict=True):
+        at = HALVES[name][0]
+        d = np.float32(struct.unpack("<e", bytes(block[at : at + 2]))[0])
+        for i in range(kind.block):
+            if name == "Q1_0":
+                bit = block[2 + i // 8] >> (i % 8) & 1
+                found[i] = d if bit else -d
+            elif name == "PTQ1_0":
+                byte, digit = (
+                    (i % 16, i // 16) if i < 80
+                    else (16 + (i - 80) % 8, (i - 80) // 8) if i < 120
+                    else (24 + i % 2, (i - 120) // 2)
+                )  # fmt: skip
+                found[i] = d * (((block[byte] * 3**digit & 255) * 3 >> 8) - 1)
+            else:
+                found[i] = d * ((block[2 + i // 4] >> (2 * (i % 4)) & 3) - 1)
+    return out.reshape(len(raw), K)
+
+
 def expected(name: str, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    if name in ("Q1_0", "Q2_0", "Q2_0_G128", "PQ2_0", "PTQ1_0"):
+        return by_hand(name, raw)
     return gguf.dequantize(raw.reshape(len(raw), -1), Kind[name]).reshape(len(raw), K)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", HALVES)
-def test_a_dense_matrix_is_exact(name: str, seed: int) -> None:
+def test_every_grid_is_exact(name: str, seed: int) -> None:
     raw = random_blocks(name, seed)
-    found = read_dense(BY_NAME[name], raw.ravel(), N, K, "here").values
-    np.testing.assert_array_equal(found, expected(name, raw))
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", GROUPS)
-def test_groups(name: str, seed: int) -> None:
-    """Exact for all types but Q4_K."""
-    raw = random_blocks(name, seed)
+    values = expected(name, raw)
     weight = read_weight(BY_NAME[name], raw.ravel(), N, K, "here")
+    np.testing.assert_array_equal(weight.dequantized(), values)
+    np.testing.assert_array_equal(weight.dequantized(slice(1, 3)), values[1:3])
+    np.testing.assert_array_equal(
+        read_dense(BY_NAME[name], raw.ravel(), N, K, "here").values, values
+    )
     assert isinstance(weight, Grouped)
-    assert (weight.bits, weight.group) == GROUPS[name]
+    grid = GRIDS[name]
+    assert (weight.bits, weight.group) == (grid.bits, grid.group)
     assert weight.codes.max() < 1 << weight.bits
+    assert (weight.offset is not None) == grid.affine
     assert ((weight.zero * 2) % 1 == 0).all()
     assert weight.zero.min() >= 0
     assert weight.zero.max() < 1 << weight.bits
-    if name != "Q4_K":
-        np.testing.assert_array_equal(weight.dequantized(), expected(name, raw))
-        return
-    # random blocks have offsets of any size and sign
-    w = expected(name, raw).reshape(N, -1, 32)
-    step = (w.max(axis=2) - w.min(axis=2)) / 15
-    off = np.abs(weight.dequantized().reshape(w.shape) - w).max(axis=2)
-    limit = np.maximum(step / 60, np.abs(w).max(axis=2) / 509)
-    assert (off <= limit + 1e-6 * np.abs(w).max(axis=2)).all()
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_grids_once_they_are_integers(name: str) -> None:
+    """Codes are what the file has; scales are off by 2**-16 of the largest at most."""
+    raw = random_blocks(name, 1)
+    if name == "MXFP4":
+        raw[..., 0] = 120 + raw[..., 0] % 8  # scales within what sixteen bits tell apart
+    weight, grid = read_weight(BY_NAME[name], raw.ravel(), N, K, "here"), GRIDS[name]
+    assert isinstance(weight, Grouped)
+    found = from_grouped(weight)
+    assert found.weights.bits == packed_bits(grid.bits, affine=grid.affine)
+    assert found.weights.group == grid.group
+    off = np.abs(found.dequantized() - weight.dequantized()).reshape(N, -1, grid.group)
+    top = np.abs(weight.scale).max()
+    limit = np.full(weight.scale.shape, top * 2.0**-16 * (1 << grid.bits))
+    if grid.affine:
+        # random blocks have offsets of any size and sign
+        w = weight.dequantized().reshape(N, -1, grid.group)
+        step = (w.max(axis=2) - w.min(axis=2)) / ((1 << grid.bits) - 1)
+        fine = 4 * (255 // ((1 << grid.bits) - 1))
+        limit += (
+            np.maximum(step / fine * 1.1, np.abs(w).max(axis=2) / 509) + np.abs(w).max() / 255e2
+        )
+    assert (off.max(axis=2) <= limit).all()
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_codebooks_are_what_the_package_says(name: str) -> None:
+    kind = BY_NAME[name]
+    raw = np.random.default_rng(3).integers(0, 256, (N, K // 256, kind.block_bytes))
+    raw = raw.astype(np.uint8)
+    if name == "IQ1_M":
+        raw[..., 48:56] &= 0x0F  # its scale is in the upper bits of four numbers
+        raw[..., 55] |= 0x20
+    else:
+        raw[..., :2] = np.array([0.1], "<f2").view(np.uint8)
+    weight = read_weight(kind, raw.ravel(), N, K, "here")
+    assert isinstance(weight, Dense)
+    np.testing.assert_array_equal(weight.values, gguf.dequantize(raw.reshape(N, -1), Kind[name]))
 
 
 def test_groups_of_realistic_q4_k() -> None:
@@ -82,14 +150,11 @@ def test_groups_of_realistic_q4_k() -> None:
     w = (rng.standard_t(5, (64, K)) * 0.05).astype(np.float32)
     raw, held = ENCODERS["Q4_K"][1](w)
     weight = read_weight(BY_NAME["Q4_K"], raw.ravel(), 64, K, "here")
-    found = weight.dequantized()
-    blocks = raw.reshape(64, K // 256, 144)
-    d = blocks[..., :2].copy().view("<f2").astype(np.float32)
-    scale = np.concatenate(
-        [blocks[..., 4:8] & 63, (blocks[..., 12:16] & 15) | (blocks[..., 4:8] >> 6) << 4], axis=-1
-    )
-    step = (d * scale).reshape(64, -1).repeat(32, axis=1)
-    assert (np.abs(found - held) <= step / 68 * 1.001).all()
+    np.testing.assert_array_equal(weight.dequantized(), held)
+    assert isinstance(weight, Grouped)
+    found = from_grouped(weight).dequantized()
+    step = weight.scale.repeat(32, axis=1)
+    assert (np.abs(found - held) <= step / 68 * 1.001 + weight.scale.max() * 2.0**-12).all()
     assert ((found - held) ** 2).sum() < 3e-4 * ((held - w) ** 2).sum()
 
 
@@ -123,8 +188,8 @@ def test_all_zeros() -> None:
         weight = read_weight(BY_NAME[name], raw.ravel(), N, K, "here")
         assert not weight.dequantized().any()
         assert not isinstance(weight, Ternary) or weight.scale == 1
-    for name in ("Q4_K", "Q6_K"):
-        raw = np.zeros(N * K // 256 * BY_NAME[name].block_bytes, np.uint8)
+    for name in ("Q4_K", "Q6_K", "Q2_K", "Q5_1"):
+        raw = np.zeros(N * K // BY_NAME[name].block * BY_NAME[name].block_bytes, np.uint8)
         weight = read_weight(BY_NAME[name], raw, N, K, "here")
         assert not weight.dequantized().any()
 
@@ -180,6 +245,12 @@ def test_scales_that_are_not_finite(name: str) -> None:
         for read in (read_weight, read_dense):
             with pytest.raises(LutraError, match=r"^here holds infinities or NaNs: convert the"):
                 read(BY_NAME[name], raw.ravel(), N, K, "here")
+    if name == "MXFP4":
+        raw = random_blocks(name, 1)
+        for power in (0xFE, 0xFF):
+            raw[3, 1, 0] = power  # beyond float32, and not a number
+            with pytest.raises(LutraError, match=r"^here holds infinities or NaNs: convert the"):
+                read_weight(BY_NAME[name], raw.ravel(), N, K, "here")
 
 
 def test_a_matrix_of_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -476,9 +476,13 @@ def test_show_of_checkpoints(source: Path, ternary: Path, tmp_path: Path, capsys
     assert (figures["weights_are"], figures["runs_by_default_in"]) == ("ternary", "W1.58A8")
     gguf_model = pytest.importorskip("tests.host.gguf_model", exc_type=ImportError)
     gguf_model.write_gguf(tmp_path / "x.gguf", gguf_model.MODELS["qwen3"], "Q4_0")
-    figures, _ = shown(capsys, tmp_path / "x.gguf")
+    figures, table = shown(capsys, tmp_path / "x.gguf")
     assert (figures["file"], figures["architecture"]) == ("GGUF", "Qwen3ForCausalLM")
     assert figures["weights_are"] == "4 bits in groups of 32"
+    (kind,) = figures["types"]
+    assert (kind["type"], kind["matrices"], kind["bits"]) == ("Q4_0", 14, 4.5)
+    assert kind["weights"] == figures["weights"]
+    assert re.search(r"^Q4_0 +14 +\d+ +4\.5 +W4 in groups of 32 +codes and scales$", table, re.M)
 
 
 def test_show_of_nothing(tmp_path: Path, capsys: Capture) -> None:

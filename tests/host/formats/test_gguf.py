@@ -13,7 +13,8 @@ gguf = pytest.importorskip("gguf")
 from tests.host.formats.fuzz_gguf import FORMATS, Fault, fuzz
 from tests.host.gguf_model import field_bytes, gguf_bytes
 
-from lutra.formats.gguf import TYPES, GgufFile, is_gguf
+from lutra.formats.gguf import GgufFile, is_gguf
+from lutra.formats.gguf_types import TYPES
 from lutra_golden.errors import LutraError
 
 FIELD = field_bytes("general.architecture", 8, "llama")
@@ -65,16 +66,16 @@ def test_metadata_of_every_type(tmp_path: Path) -> None:
 
 
 def test_tensors_of_every_type(tmp_path: Path) -> None:
-    """Shapes, types and bytes; the package does not write type 36."""
+    """Shapes, types and bytes; the package does not write types of forks."""
     path, rng = tmp_path / "model.gguf", np.random.default_rng(1)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_custom_alignment(64)
     expected: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
-    for number, kind in TYPES.items():
-        if number == 36:
+    for kind in TYPES:
+        if kind.number not in set(gguf.GGMLQuantizationType):
             continue
         raw = rng.integers(0, 256, (3, 256 // kind.block * kind.block_bytes)).astype(np.uint8)
-        writer.add_tensor(kind.name, raw, raw_dtype=gguf.GGMLQuantizationType(number))
+        writer.add_tensor(kind.name, raw, raw_dtype=gguf.GGMLQuantizationType(kind.number))
         expected[kind.name] = (kind.name, (3, 256), raw.tobytes())
     vector = np.arange(5, dtype=np.float32)
     writer.add_tensor("vector", vector)
@@ -100,6 +101,80 @@ def test_type_36(tmp_path: Path) -> None:
     assert file.tensors["x"].kind.name == "I2_S"
     assert file.tensors["x"].shape == (4, 64)
     assert file.bytes(file.tensors["x"]).tobytes() == raw
+
+
+SIZES = {"Q2_0": (64, 18), "Q2_0_G128": (128, 34)}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_blocks_that_share_a_number(name: str, tmp_path: Path) -> None:
+    """Both are type 42; the bytes up to the next tensor tell, also of the last one."""
+    path, rng = tmp_path / "model.gguf", np.random.default_rng(2)
+    block, n_bytes = SIZES[name]
+    raw = [rng.bytes(n * 1024 // block * n_bytes) for n in (4, 8)]
+    tensors = [
+        ("a", [1024, 4], 42, raw[0]), TENSOR, ("b", [1024, 8], 42, raw[1])
+    ]  # fmt: skip
+    path.write_bytes(gguf_bytes([FIELD], tensors))
+    file = GgufFile(path)
+    for tensor, bytes_ in zip("ab", raw, strict=True):
+        assert file.tensors[tensor].kind.name == name
+        assert file.bytes(file.tensors[tensor]).tobytes() == bytes_
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            [("a", [1024, 4], 42, bytes(1280)), TENSOR],
+            (
+                ": a has the type number 42 and 1280 bytes, not 1152 (Q2_0) or 1088 (Q2_0_G128): "
+                "its layout is not known, convert the model again"
+            ),
+        ),
+        (
+            # one of each
+            [("a", [1024, 4], 42, bytes(1152)), ("b", [1024, 4], 42, bytes(1088)), TENSOR],
+            (
+                ": b has the type number 42 and 1088 bytes, not 1152 (Q2_0) or 1088 (Q2_0_G128): "
+                "its layout is not known, convert the model again"
+            ),
+        ),
+        (
+            [("a", [128, 1], 42, bytes(64)), TENSOR],
+            (
+                ": the bytes of a do not say if it is Q2_0 or Q2_0_G128, which share a type "
+                "number: convert the model to another type"
+            ),
+        ),
+        (
+            # a fork's TL2
+            [("a", [128, 4], 39, bytes(320)), TENSOR],
+            (
+                ": a has the type number 39 and 320 bytes, not 272 (MXFP4): its layout is not "
+                "known, convert the model again"
+            ),
+        ),
+    ],
+)
+def test_blocks_that_cannot_be_told_apart(
+    tensors: list[tuple[str, list[int], int, bytes]], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf_bytes([FIELD], tensors))
+    with pytest.raises(LutraError) as error:
+        GgufFile(path)
+    assert str(error.value) == f"{path}{message}"
+
+
+def test_codebooks_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf_bytes([FIELD], [("x", [256, 1], 17, bytes(74))]))
+    assert GgufFile(path).tensors["x"].kind.name == "IQ2_XS"
+    monkeypatch.setattr("lutra.formats.gguf_types.find_spec", lambda _: None)
+    message = "x has the type IQ2_XS, which the package gguf decodes, and that is missing: run `"
+    with pytest.raises(LutraError, match=message):
+        GgufFile(path)
 
 
 def test_a_file_without_tensors(tmp_path: Path) -> None:
@@ -236,8 +311,10 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "large dimensions": (_tensor(dims=[1 << 31, 1 << 31]), ", beyond the end of the file ("),
     "type of a tensor": (
-        _tensor(kind=13),
-        "Q5_K; supported are F32, F16, Q4_0, Q8_0, Q4_K, Q6_K, BF16, TQ1_0, TQ2_0, I2_S: convert",
+        _tensor(kind=15),
+        ": x has the type Q8_K; supported are "
+        + ", ".join(kind.name for kind in TYPES)
+        + ": convert the model to one of these",
     ),
     "unknown type of a tensor": (_tensor(kind=99), ": x has the type number 99; supported are F32"),
     "part of a block": (

@@ -1,0 +1,38 @@
+"""What is kept of each type of a GGUF file when its matrices are packed: one table."""
+
+from dataclasses import dataclass
+
+from lutra.checkpoints.gguf_blocks import GRIDS
+from lutra.formats.gguf_types import TYPES, TensorType
+from lutra.quantize.imported import fine_steps, packed_bits
+
+__all__ = ["KEPT", "Kept"]
+
+_TRIT_BITS = 2
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a type's matrices run in, and what of them is exact or rounded."""
+
+    runs_in: str
+    exact: str
+
+
+def _kept(kind: TensorType) -> Kept:
+    if kind.dtype is not None or kind.by_package:
+        return Kept("the format asked for", "rounded")
+    if kind.name not in GRIDS:
+        return Kept("ternary", "codes and scale")
+    grid = GRIDS[kind.name]
+    text = f"W{packed_bits(grid.bits, affine=grid.affine)} in groups of {grid.group}"
+    if grid.affine:
+        return Kept(text, f"codes and steps; offsets to 1/{4 * fine_steps(grid.bits)} of a step")
+    if grid.bits == _TRIT_BITS:
+        text += ", ternary with one scale"
+    return Kept(text, "codes and scales")
+
+
+KEPT = {kind.name: _kept(kind) for kind in TYPES}
+"""By the names of types. Scales are exact within a factor of 32 of a matrix's largest if they are
+float16, and to 2**-16 of the largest otherwise."""

@@ -346,9 +346,11 @@ def write_gguf(
     outer: str = "F16",
     seed: int = 1,
     floats: Tensors | None = None,
+    split_max_tensors: int = 0,
 ) -> Tensors:
     """Write a model whose linear layers are of one type and whose embedding and head are of
-    another; return the weights that the file holds, under Hugging Face's names."""
+    another, cut into parts of so many tensors if that is given; return the weights that the file
+    holds, under Hugging Face's names."""
     tensors = random_floats(model, seed) if floats is None else floats
     fields: list[bytes] = []
     a = model.arch
@@ -367,7 +369,7 @@ def write_gguf(
         sizes["attention.sliding_window"] = model.window
     reals = {"attention.layer_norm_rms_epsilon": _EPS, "rope.freq_base": _THETA}
     by_package = {ENCODERS[each][0] for each in (kind, outer)} <= set(Kind) - {36}
-    writer = gguf.GGUFWriter(path, a)
+    writer = gguf.GGUFWriter(path, a, split_max_tensors=split_max_tensors)
     fields.append(field_bytes("general.architecture", 8, a))
     for key in model.fields:
         sizes.pop(key, None)

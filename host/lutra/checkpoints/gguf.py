@@ -17,7 +17,8 @@ from lutra.checkpoints.gguf_blocks import read_dense, read_weight, ternary_or_de
 from lutra.checkpoints.huggingface import ternarize
 from lutra.checkpoints.weights import Dense, Grouped, Ternary, Weight
 from lutra.formats.config_file import ConfigFile
-from lutra.formats.gguf import GgufFile, GgufTensor, Metadata
+from lutra.formats.gguf import GgufTensor, Metadata
+from lutra.formats.gguf_split import GgufModel
 from lutra.formats.gguf_vocabulary import end_tokens
 from lutra_golden.errors import LutraError
 
@@ -88,7 +89,7 @@ _FORKED = "prism."
 
 
 class GgufCheckpoint:
-    """A GGUF file, see :class:`~lutra.checkpoints.base.Checkpoint`.
+    """A GGUF file, or any part of a split one, see :class:`~lutra.checkpoints.base.Checkpoint`.
 
     Matrices stay as the file has them, see :mod:`~lutra.checkpoints.gguf_blocks`. Linear
     layers of BitNet are ternary whatever their type: those in floating point become so as
@@ -96,7 +97,7 @@ class GgufCheckpoint:
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = GgufFile(path)
+        self.file = GgufModel(path)
         self.path = path
         metadata = self.file.metadata
         kind = metadata.text("general.architecture")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lutra.commands.options import add_format, add_group, add_json, add_kv, real, whole
 from lutra.commands.show import packed_figures
+from lutra.formats.gguf_split import model_files, model_name
 from lutra.models import find_model, load_model
 from lutra.models.decoder import CONTEXT, Decoder
 from lutra.packed.file import is_packed, open_packed, write_packed
@@ -199,9 +200,10 @@ def _pack(
 
 def _identity(source: Path) -> list[object]:
     """Names, sizes and times of a checkpoint's files, to recognise it without reading it."""
-    files = [source] if source.is_file() else sorted(source.glob("*"))
+    files = model_files(source) if source.is_file() else sorted(source.glob("*"))
     stats = [(each.name, each.stat()) for each in files if each.is_file()]
-    return [str(source.resolve()), [[name, s.st_size, s.st_mtime_ns] for name, s in stats]]
+    place = source.parent.resolve() / model_name(source) if source.is_file() else source.resolve()
+    return [str(place), [[name, s.st_size, s.st_mtime_ns] for name, s in stats]]
 
 
 def _print_plan(sensitivity: Sensitivity, plan: BitPlan) -> None:

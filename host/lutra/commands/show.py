@@ -136,7 +136,9 @@ def _source_figures(path: Path) -> dict[str, object]:
     n_weights = c.num_hidden_layers * sum(
         c.shape_of(name)[0] * c.shape_of(name)[1] for name in LINEARS
     )
-    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    files = list(path.glob("*.safetensors"))
+    if isinstance(checkpoint, GgufCheckpoint):
+        files = list(checkpoint.file.files)
     figures: dict[str, object] = {
         "name": model.name,
         "architecture": model.architecture,

@@ -5,18 +5,19 @@ Two kinds are read: ``gpt2``, byte-level BPE with merges, whose text is split by
 whose joint piece has the highest score. The latter becomes BPE with merges in the order of scores.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
 from lutra.formats.gguf import Metadata
+from lutra.formats.gguf_splitting import PRE_TOKENIZERS, Splitting
 from lutra_golden.errors import LutraError
 
-__all__ = ["PRE_TOKENIZERS", "Vocabulary", "end_tokens", "read_vocabulary"]
+__all__ = ["Vocabulary", "end_tokens", "read_vocabulary"]
 
 _PREFIX = "tokenizer.ggml"
 _TOKENS = f"{_PREFIX}.tokens"
@@ -43,60 +44,6 @@ class Vocabulary:
     add_bos: bool
     """True if texts begin with ``bos``."""
     chat_template: str | None
-
-
-def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def _smollm() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
-
-
-def _words(digits: str) -> str:
-    """Contractions, words, numbers of limited length, punctuation, white space."""
-    return (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        + digits
-        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-
-
-@dataclass(frozen=True)
-class _Splitting:
-    """A way to split text; with ``whole``, words that are tokens are kept without merging."""
-
-    make: Callable[[], pre_tokenizers.PreTokenizer]
-    whole: bool = False
-    normal_form: bool = False
-    add_bos: bool = False
-
-
-_GPT2 = _Splitting(_gpt2)
-_LLAMA3 = _Splitting(lambda: _split(_words(r"\p{N}{1,3}")), whole=True, add_bos=True)
-_QWEN2 = _Splitting(lambda: _split(_words(r"\p{N}")), normal_form=True)
-
-PRE_TOKENIZERS: Mapping[str, _Splitting] = {
-    "default": _GPT2,
-    "gpt-2": _GPT2,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "falcon3": _LLAMA3,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-    "smollm": _Splitting(_smollm),
-}
-"""Ways to split text, by ``tokenizer.ggml.pre``; as the models' own ``tokenizer.json`` have it."""
 
 
 def read_vocabulary(metadata: Metadata) -> Vocabulary:
@@ -180,7 +127,7 @@ def _numbered(metadata: Metadata, tokens: Sequence[str]) -> dict[str, int]:
     return ids
 
 
-def _splitting(metadata: Metadata, tokens: Sequence[str]) -> _Splitting:
+def _splitting(metadata: Metadata, tokens: Sequence[str]) -> Splitting:
     key = f"{_PREFIX}.pre"
     # files of 2B-4T do not say that they have Llama 3's vocabulary
     default = "llama-bpe" if "<|begin_of_text|>" in tokens else "default"
@@ -193,7 +140,7 @@ def _splitting(metadata: Metadata, tokens: Sequence[str]) -> _Splitting:
     return PRE_TOKENIZERS[name]
 
 
-def _byte_level(metadata: Metadata, tokens: Sequence[str], splitting: _Splitting) -> Tokenizer:
+def _byte_level(metadata: Metadata, tokens: Sequence[str], splitting: Splitting) -> Tokenizer:
     ids = _numbered(metadata, tokens)
     merges: list[tuple[str, str]] = []
     for i, merge in enumerate(metadata.strings(f"{_PREFIX}.merges")):

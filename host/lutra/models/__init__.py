@@ -8,6 +8,7 @@ from lutra.arguments import check_kind
 from lutra.checkpoints import Checkpoint, open_checkpoint
 from lutra.checkpoints.hub import download, is_id
 from lutra.formats.gguf import is_gguf
+from lutra.formats.gguf_split import model_name
 from lutra.models.bitnet import BITNET, BITNET_LARGE, read_bitnet
 from lutra.models.decoder import Decoder
 from lutra.models.llama import LLAMA, read_llama
@@ -78,4 +79,6 @@ def load_model(path: Path) -> Decoder:
             f"{checkpoint.config.path}: architecture {architecture!r} is not supported; supported "
             f"are {', '.join(ARCHITECTURES)}: give a model of one of these"
         )
-    return ARCHITECTURES[architecture](checkpoint, path.stem if path.is_file() else path.name)
+    return ARCHITECTURES[architecture](
+        checkpoint, model_name(path) if path.is_file() else path.name
+    )

@@ -11,7 +11,8 @@ from typing import Any, Protocol, cast
 from tokenizers import Tokenizer as HfTokenizer
 
 from lutra.formats.config_file import ConfigFile
-from lutra.formats.gguf import GgufFile, is_gguf
+from lutra.formats.gguf import is_gguf
+from lutra.formats.gguf_split import GgufModel
 from lutra.formats.gguf_vocabulary import read_vocabulary
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
@@ -58,7 +59,7 @@ class Tokenizer:
         """The tokenizer of a model: a folder, or a GGUF file."""
         if not is_gguf(path):
             return cls(path, bos)
-        found = read_vocabulary(GgufFile(path).metadata)
+        found = read_vocabulary(GgufModel(path).metadata)
         return cls.from_vocabulary(
             found.tokenizer,
             bos=found.bos,
@@ -161,7 +162,7 @@ def copy_tokenizer(source: Path, out: Path) -> None:
             if (source / name).is_file():
                 shutil.copyfile(source / name, out / name)
         return
-    found = read_vocabulary(GgufFile(source).metadata)
+    found = read_vocabulary(GgufModel(source).metadata)
     found.tokenizer.save(str(out / "tokenizer.json"))
     config: dict[str, object] = {"add_bos_token": found.add_bos}
     if found.bos is not None:

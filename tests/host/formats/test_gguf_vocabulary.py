@@ -18,7 +18,8 @@ from tokenizers import (
 )
 
 from lutra.formats.gguf import Metadata, Value
-from lutra.formats.gguf_vocabulary import PRE_TOKENIZERS, read_vocabulary
+from lutra.formats.gguf_splitting import PRE_TOKENIZERS
+from lutra.formats.gguf_vocabulary import read_vocabulary
 from lutra_golden.errors import LutraError
 
 PATH = Path("model.gguf")
@@ -239,6 +240,47 @@ def test_ways_to_split_differ() -> None:
     assert split["qwen2"] == ["It", "'s", "Ġ", "1", "2", "3", "4", "5", "ĠIT", "'S", "ĊĊ", "Ġx"]
 
 
+SPLIT = "It's 12345 IT'S aB\n\n x/ 漢字です가 été!! =>\t$x  "
+PIECES = {
+    "falcon_e": "It 's _ 123 45 _IT 'S _aB ~~ _x / _漢字です가 _été !! _=> ^ $x __",
+    "smaug-bpe": "It 's _ 123 45 _IT 'S _aB ~~ _x / _漢字です가 _été !! _=> ^ $x __",
+    "olmo": "It 's _12345 _IT ' S _aB ~~ _x / _漢字です가 _été !! _=> ^ $ x __",
+    "tekken": "It 's _ 1 2 3 4 5 _IT 'S _a B ~~ _x / _漢字です가 _été !! _=> ^ $x __",
+    "llama4": "It's _ 123 45 _IT'S _a B ~~ _x / _漢字です가 _été !! _=> ^ $x __",
+    "deepseek-llm": "It ' s _ 12345 _IT ' S _aB ~ ~ _x / _ 漢字です가 _é t é !! _=> ^$ x __",
+    "deepseek-coder": "It ' s _ 1 2 3 4 5 _IT ' S _aB ~ ~ _x / _ 漢字です가 _été !! _=>^$ x __",
+    "deepseek-v3": "It 's _ 123 45 _IT 'S _aB ~~ _x / _ 漢字です 가 _été !! _=> ^ $x __",
+    "starcoder": "It 's _ 1 2 3 4 5 _IT ' S _aB ~~ _x / _漢字です가 _été !! _=> ^ $ x __",
+    "poro-chat": "It's _12345 _IT'S _aB ~~ _x/ _漢字です가 _été !! _=> ^ $x __",
+    "viking": "It's _ 1 2 3 4 5 _IT'S _aB ~~ _x/ _漢字です가 _été !! _=> ^ $x __",
+    "chameleon": "It ' s _ 1 2 3 4 5 _IT ' S _aB ~ ~ _x / _漢字です가 _été ! ! _ = > ^ $ x __",
+    "tiny_aya": "It's _ 12 345 _IT'S _a B ~~ _x / _漢字です가 _été !! _=> ^ $x __",
+    "kimi-k2": "It's _ 123 45 _IT'S _a B ~~ _x / _ 漢字 です가 _été !! _=> ^ $x __",
+    "superbpe": "It's_ 12 345 _IT'S_aB~~_x/_漢字です가_été!!_=>^$x__",
+    "exaone-moe": "It 's _ 1 2 3 4 5 _IT 'S _aB ~~ _x / _漢字です가_été !! _=> ^ $x __",
+    "youtu": "It's _ 1 2 3 4 5 _IT'S _a B ~~ _x / _ 漢字です 가 _été !! _=> ^ $x __",
+}
+"""Pieces by what the models' patterns say, with _ ~ ^ for a space, a line feed and a tab. The
+signs of deepseek-llm reach from : to ~, past the letters of ASCII."""
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_pieces_of_a_rule(name: str) -> None:
+    back = decoders.ByteLevel()
+    found = [back.decode([each]) for each, _ in PRE_TOKENIZERS[name].make().pre_tokenize_str(SPLIT)]
+    shown = [each.replace(" ", "_").replace("\n", "~").replace("\t", "^") for each in found]
+    assert shown == PIECES[name].split()
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_no_rule_loses_text(name: str) -> None:
+    """Not a byte is lost, and pieces differ from GPT-2's where a rule is another one."""
+    make = PRE_TOKENIZERS[name].make
+    for text in [*TEXTS, SPLIT, "1234567 12 ١٢٣ x¼y", "한국어 텍스트 123", "'LL it'll 'd"]:
+        pieces = [each for each, _ in make().pre_tokenize_str(text)]
+        assert decoders.ByteLevel().decode(pieces) == text
+
+
 def test_the_vocabulary_of_llama_3_without_a_name() -> None:
     _, found = byte_level("llama-bpe")
     values = dict(found._values)
@@ -272,8 +314,8 @@ MODELS, KINDS = "gpt2 and llama", ", ".join(PRE_TOKENIZERS)
         ({"model": None}, ": metadata has no tokenizer.ggml.model: copy the model again"),
         ({"tokens": None}, ": metadata has no tokenizer.ggml.tokens: copy the model again"),
         (
-            {"model": "gpt2", "pre": "tekken", "merges": []},
-            f": tokenizer.ggml.pre 'tekken' is not supported; supported are {KINDS}: {OTHER}",
+            {"model": "gpt2", "pre": "gemma4", "merges": []},
+            f": tokenizer.ggml.pre 'gemma4' is not supported; supported are {KINDS}: {OTHER}",
         ),
         (
             {"token_type": np.zeros(3, np.int32)},

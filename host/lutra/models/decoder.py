@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.base import Checkpoint
+from lutra.checkpoints.exact_grids import on_grid
 from lutra.checkpoints.weights import Dense, Weight
 from lutra.formats.config_file import ConfigFile
 from lutra.models.layers import (
@@ -355,7 +356,8 @@ def read_decoder(
         prefix = f"model.layers.{i}"
         attention = f"{prefix}.self_attn"
         parts = {
-            each: linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each)) for each in LINEARS
+            each: on_grid(linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each)))
+            for each in LINEARS
         }
         extra: dict[str, _Vector] = {}
         if biases:

@@ -21,7 +21,7 @@ class Kept:
 
 def _kept(kind: TensorType) -> Kept:
     if kind.dtype is not None or kind.by_package:
-        return Kept("the format asked for", "rounded")
+        return Kept("the format asked for", "rounded, unless all weights lie on grids")
     if kind.name not in GRIDS:
         return Kept("ternary", "codes and scale")
     grid = GRIDS[kind.name]

@@ -24,6 +24,7 @@ _SCALE_MAX = (1 << SCALE_WIDTH) - 1
 # Share of a group's largest magnitude that the search goes down to: coarser grids clip more.
 _LEAST_CLIP = {1: 0.12, 2: 0.3, 3: 0.45, 4: 0.6, 6: 0.8, 8: 0.9}
 _N_CLIPS = 12
+_ODD = (3, 7)  # levels, less one, of which an odd number is tried: two and three bits
 _PEAK_MAX = 32  # bits: squares of such weights, and of their errors, are within float32
 _CHUNK = 1 << 16  # weights that are searched at a time: few enough for a processor's cache
 _Float = NDArray[np.float64]
@@ -172,6 +173,8 @@ class _Ranges:
         self.weigh, self.levels = weigh, levels
         self.centre = (low + high) / 2
         self.full = np.stack([2 * np.maximum(-low, high), high - low]) / levels  # two kinds
+        # a grid that holds zero and both ends, {-s, 0, s}, leaves a level out
+        self.odd = np.maximum(-low, high) / (levels // 2) if levels in _ODD else None
         self.symmetric = np.full_like(self.centre, levels)
         self.free = _Best.none(self.symmetric)
         self._w = w
@@ -187,6 +190,10 @@ class _Ranges:
             zero = self._zero(step)
             for offered in (zero, self._whole(zero)):
                 self.free.offer(error(step, offered), step, offered)
+        if self.odd is not None:
+            step = np.maximum(self.odd, tiny)
+            zero = self._whole(self._zero(step))
+            self.free.offer(error(step, zero), step, zero)
         del self._w
 
     def on_unit(self, unit: float, w: NDArray[np.floating], ratio: float) -> _Best:

@@ -93,6 +93,18 @@ def test_weights_on_a_grid_are_kept(bits: int, symmetric: bool) -> None:
     np.testing.assert_allclose(exact(round_to_nearest(w, bits, 64)), w, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_an_odd_number_of_levels_is_tried(bits: int) -> None:
+    """{-s, 0, s} and {-3 s, ..., 3 s}: what is left is the rounding of scales to eight bits."""
+    rng, most = np.random.default_rng(8), (1 << (bits - 1)) - 1
+    codes = rng.integers(-most, most + 1, (16, 256))
+    codes[:, ::64] = most  # its sign is that of the largest weight of a group
+    w = codes * rng.uniform(0.5, 1, (16, 4)).repeat(64, axis=1)
+    found = round_to_nearest(w * rng.choice([-1, 1], (16, 1)), bits, 64)
+    assert squared(np.abs(exact(found)) - np.abs(w)) < 1e-5 * squared(w)
+    assert squared(nearest(w, bits, 64) - w) > 1e-3 * squared(w)
+
+
 @pytest.mark.parametrize("bits", W_BITS)
 def test_rows_of_zeros_stay_zero(bits: int) -> None:
     w = random_weights(2, 4, 128)

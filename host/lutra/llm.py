@@ -57,8 +57,8 @@ class LLM:
     ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights. Left out,
     a ternary model runs as it is (W1.58A8), any other in W4A8. ``kv_bits`` are those that keys and
     values are cached in, 8 or 4; left out, 8. ``context`` limits the positions, which are at most
-    4,096 unless it says otherwise. ``source`` is the checkpoint, None if ``model`` is packed
-    already; :attr:`rounded` is what is run of it.
+    4,096 unless it says otherwise. :attr:`source` is the checkpoint, :attr:`rounded` what is run
+    of it.
 
     Every generation has a session of its own on the device, so that several threads may use one
     LLM, and several streams may take turns. Afterwards the session is kept, the latest used ones
@@ -125,7 +125,7 @@ class LLM:
         path = find_model(model)
         with self._bars:
             self._placement = Placement(device, options, self._progress)
-            self.source, self.packed = open_model(
+            self._source, self.packed = open_model(
                 path, format, group, kv_bits, context, self._progress
             )
             self._placement.choose(self.packed)
@@ -200,6 +200,11 @@ class LLM:
     def notes(self) -> list[str]:
         """Reasons why faster devices are not used, one line each."""
         return self._placement.notes
+
+    @property
+    def source(self) -> Decoder | None:
+        """The checkpoint in floating point, None if the model is packed already."""
+        return None if self._source is None else self._source()
 
     @property
     def rounded(self) -> Decoder:

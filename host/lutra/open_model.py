@@ -1,26 +1,29 @@
 """A model to run: a packed one, a checkpoint rounded to a format, or one of random weights."""
 
+import logging
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from lutra.arguments import either
-from lutra.checkpoints.weights import Dense
-from lutra.models import RANDOM, find_model, load_model
+from lutra.models import RANDOM, find_model, load_model, name_of
 from lutra.models.decoder import Decoder
 from lutra.packed.file import is_packed, open_packed
+from lutra.packed.kept import KeptModels, key_of
 from lutra.packed.random import random_packed
 from lutra.packed.store import check_finished
 from lutra.quantize import DEFAULT_GROUP, GROUPS
 from lutra.quantize.pack import pack_model
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
-from lutra_golden.model.cache import Kv
+from lutra_golden.model.cache import Kv, kv_pair
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["open_model", "open_packed_model"]
 
 Progress = Callable[[str, float], None]
+_LOG = logging.getLogger(__name__)
 _KV_BITS = 8
 
 
@@ -53,8 +56,11 @@ def open_model(
     kv_bits: Kv | None,
     context: int | None,
     progress: Progress | None,
-) -> tuple[Decoder | None, PackedModel]:
-    """Load a path; returns the checkpoint (None if already packed) and the packed model."""
+) -> tuple[Callable[[], Decoder] | None, PackedModel]:
+    """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
+
+    What a checkpoint of some size is packed to is kept, and taken the next time.
+    """
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {either(GROUPS)}, not {group}")
     if is_packed(path):
@@ -71,21 +77,26 @@ def open_model(
                 )
         return None, open_packed(path).model
     check_finished(path)
-    source = load_model(path).limited(context)
     wanted = None if format is None else _format(format)
-    if progress is not None and isinstance(source.layers[0].q_proj, Dense):
-        # it is done anew each time that the checkpoint is loaded
-        progress = partial(_hint, progress)
-    packed = pack_model(
-        source, wanted, group or DEFAULT_GROUP, progress, _KV_BITS if kv_bits is None else kv_bits
-    )
+    kv = _KV_BITS if kv_bits is None else kv_bits
+    settings = {"format": format, "group": group, "kv": kv_pair(kv), "context": context}
+    models = KeptModels()
+    key = key_of(path, settings, models.seen)
+    packed = None if key is None else models.find(key)
+
+    @cache
+    def source() -> Decoder:
+        return load_model(path).limited(context)
+
+    if packed is not None:
+        packed = replace(packed, name=name_of(path))  # the same content may have another name now
+    else:
+        packed = pack_model(source(), wanted, group or DEFAULT_GROUP, progress, kv)
+        if key is not None and (reason := models.keep(key, packed)):
+            _LOG.warning("the packed model is not kept, %s", reason)
     if group is not None and packed.group is None:
         raise LutraError(f"the weights of {packed.name} are in no groups: leave group out")
     return source, packed
-
-
-def _hint(progress: Progress, stage: str, share: float) -> None:
-    progress(f"{stage} (lutra pack does it once and for all)", share)
 
 
 def _format(name: str) -> Format:

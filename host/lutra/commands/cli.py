@@ -17,6 +17,7 @@ from rich.table import Table
 from lutra import __version__
 from lutra.commands.bench import add_bench
 from lutra.commands.bisect import add_bisect
+from lutra.commands.cache import add_cache
 from lutra.commands.conversation import converse
 from lutra.commands.deploy import add_deploy
 from lutra.commands.devices import add_devices
@@ -139,6 +140,7 @@ def command_parser() -> argparse.ArgumentParser:
     add("doctor", add_doctor, "check this machine, each problem with the command that mends it")
     add("quantize", add_quantize, "quantise a model, with or without calibration, and pack it")
     add("pack", add_pack, "pack a model, keeping weights that are integers already")
+    add("cache", add_cache, "list or remove the packed models that are kept")
     add("show", add_show, "print the sizes, formats and matrices of a model")
     add("tune", add_tune, "autotune the GPU kernels on this machine")
     add("verify", add_verify, "compare a packed model with its checkpoint, layer by layer")

@@ -16,7 +16,7 @@ from lutra.models.mistral import MISTRAL, read_mistral
 from lutra.models.qwen import QWEN2, QWEN3, read_qwen2, read_qwen3
 from lutra_golden.errors import LutraError
 
-__all__ = ["ARCHITECTURES", "RANDOM", "find_model", "load_model", "shipped_models"]
+__all__ = ["ARCHITECTURES", "RANDOM", "find_model", "load_model", "name_of", "shipped_models"]
 
 RANDOM = "random:"
 """Prefix of the names of models with random weights."""
@@ -79,6 +79,9 @@ def load_model(path: Path) -> Decoder:
             f"{checkpoint.config.path}: architecture {architecture!r} is not supported; supported "
             f"are {', '.join(ARCHITECTURES)}: give a model of one of these"
         )
-    return ARCHITECTURES[architecture](
-        checkpoint, model_name(path) if path.is_file() else path.name
-    )
+    return ARCHITECTURES[architecture](checkpoint, name_of(path))
+
+
+def name_of(path: Path) -> str:
+    """The name of the model in a folder or a file."""
+    return model_name(path) if path.is_file() else path.name

@@ -20,7 +20,7 @@ from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
 from lutra.formats.safetensors_writer import write_safetensors
 from lutra.packed.layers import LayerReader, LayerSizes, read_count, read_scale, take_typed
-from lutra.packed.store import PackedStore
+from lutra.packed.store import LayerSource
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import A_BITS, FORMATS
 from lutra_golden.model.cache import KV_PAIRS, kv_name
@@ -70,7 +70,7 @@ def is_packed(path: Path) -> bool:
 def write_packed(
     out: Path,
     model: PackedModel,
-    store: PackedStore,
+    store: LayerSource,
     beside: Callable[[Path], None] | None = None,
 ) -> str:
     """Write a packed model whose layers are in ``store``; returns its fingerprint.
@@ -210,8 +210,10 @@ class PackedFile:
     n_bytes: int
 
 
-def open_packed(folder: Path) -> PackedFile:
+def open_packed(folder: Path, *, unchanged: bool = False) -> PackedFile:
     """Open a packed model; layers are read when they are asked for.
+
+    With ``unchanged`` the tensors' file is known to be the one that was written: it is not hashed.
 
     LutraError if it is of another version, if its hash or its fingerprint is not that of its
     content, if sizes do not fit each other, or numbers can leave the range of the token path.
@@ -229,7 +231,7 @@ def open_packed(folder: Path) -> PackedFile:
     if not path.is_file():
         raise LutraError(f"{path} does not exist: copy the model again, both of its files")
     tensors = SafetensorsFolder(folder)
-    if file.get("sha256") != _sha256(path):
+    if not unchanged and file.get("sha256") != _sha256(path):
         raise LutraError(
             f"{path} is not the file that config.json was written with (SHA-256 differs): "
             "copy or pack the model again"

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
@@ -15,7 +18,7 @@ from lutra.quantize.budget import BitPlan
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedLayer
 
-__all__ = ["PackedStore", "check_finished", "is_unfinished"]
+__all__ = ["LayerSource", "PackedStore", "Tensors", "check_finished", "is_unfinished"]
 
 _PREFIX = ".partial-"
 _TENSORS, _NUMBERS, _PLAN = "model.safetensors", "layer.json", "plan.json"
@@ -33,6 +36,36 @@ def check_finished(path: Path) -> None:
             f"{path} is not packed to the end, because that was interrupted: run the same command "
             "(lutra pack or lutra quantize) again to finish it"
         )
+
+
+class Tensors(Protocol):
+    """Arrays by their names."""
+
+    def names(self) -> Collection[str]:
+        """All names."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """NumPy's name of a type."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array."""
+        ...
+
+    def read(self, name: str) -> NDArray[np.generic]:
+        """An array."""
+        ...
+
+
+class LayerSource(Protocol):
+    """Layers to be written, and a folder for what is not yet whole."""
+
+    folder: Path
+
+    def arrays(self, i: int) -> tuple[Tensors, dict[str, object]]:
+        """Arrays and numbers of layer ``i``, as :func:`~.layers.layer_arrays` gives them."""
+        ...
 
 
 class PackedStore(Sequence[PackedLayer]):

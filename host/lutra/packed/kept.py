@@ -1,0 +1,271 @@
+"""Packed models that are kept, so that a checkpoint is packed once.
+
+An entry is the folder of a packed model, named by the content of the checkpoint's files, the
+settings it was packed with, and the code that packs. Entries are written beside their place and
+renamed when they are whole. The least recently used go when all together are beyond the bound.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lutra.formats.gguf_split import model_files
+from lutra.packed.file import VERSION, is_packed, open_packed, write_packed
+from lutra.packed.layers import layer_arrays
+from lutra_golden.errors import LutraError
+from lutra_golden.machine import available_cores, cache_root, unwritable
+from lutra_golden.model.packed import PackedModel
+
+__all__ = ["LEAST_BYTES", "KeptModel", "KeptModels", "key_of"]
+
+LEAST_BYTES = 1 << 25
+"""Bytes of a checkpoint from which on it is worth keeping what is packed of it."""
+_LIMIT_GB, _LIMIT_NAME = 20.0, "LUTRA_CACHE_GB"
+_CHUNK = 1 << 24  # bytes of a file that are hashed at a time
+_WRITING = ".writing-"
+_SEEN = "seen"
+_STAMP = "unchanged.json"
+_PACKAGES = (
+    "lutra.checkpoints", "lutra.formats", "lutra.models", "lutra.packed", "lutra.quantize",
+    "lutra_golden",
+)  # fmt: skip
+
+
+def key_of(path: Path, settings: Mapping[str, object], seen: Path | None = None) -> str | None:
+    """Name of what a checkpoint is packed to; None if it is too small to be kept.
+
+    Files are read once: ``seen`` is a folder that remembers the content of files by their names,
+    sizes and times.
+    """
+    files = list(model_files(path)) if path.is_file() else _model_files_of(path)
+    if sum(each.stat().st_size for each in files) < LEAST_BYTES:
+        return None
+    contents = [[each.name, _content(each, seen)] for each in files]
+    text = json.dumps([contents, dict(settings), VERSION, _code()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _model_files_of(folder: Path) -> list[Path]:
+    names = [*folder.glob("*.safetensors"), *folder.glob("*.json")]
+    return sorted(each for each in names if each.is_file())
+
+
+def _content(path: Path, seen: Path | None) -> str:
+    """Hash of a file's content, of pieces that the cores share."""
+    stat = path.stat()
+    known = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    place = None if seen is None else seen / hashlib.sha256(known.encode()).hexdigest()[:32]
+    if place is not None:
+        with contextlib.suppress(OSError):
+            return place.read_text(encoding="ascii")
+    data: NDArray[np.uint8] = np.empty(0, np.uint8)
+    if stat.st_size:
+        data = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    pieces = [data[first : first + _CHUNK] for first in range(0, stat.st_size, _CHUNK)]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        digests = list(pool.map(lambda piece: hashlib.sha256(piece.data).digest(), pieces))
+    content = hashlib.sha256(b"".join(digests)).hexdigest()
+    if place is not None:
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            writing = place.with_suffix(f".{os.getpid()}")
+            writing.write_text(content, encoding="ascii")
+            writing.replace(place)
+    return content
+
+
+@cache
+def _code() -> str:
+    """Hash of the modules that a packed model depends on, and of NumPy's version."""
+    digest = hashlib.sha256(np.__version__.encode())
+    for name in _PACKAGES:
+        file = import_module(name).__file__
+        assert file is not None
+        for path in sorted(Path(file).parent.rglob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptModel:
+    """An entry: its folder, the model's name and format, its bytes and when it was used last."""
+
+    folder: Path
+    name: str
+    format: str
+    n_bytes: int
+    used: float
+
+
+class _Arrays:
+    """The arrays of a layer in memory, as a file of tensors gives them."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        self._arrays = arrays
+
+    def names(self) -> Collection[str]:
+        return self._arrays.keys()
+
+    def dtype(self, name: str) -> str:
+        return self._arrays[name].dtype.name
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._arrays[name].shape
+
+    def read(self, name: str) -> NDArray[np.generic]:
+        return self._arrays[name]
+
+
+class _InMemory:
+    """The layers of a packed model, as a store gives them to its file."""
+
+    def __init__(self, folder: Path, model: PackedModel) -> None:
+        self.folder, self._layers = folder, model.layers
+
+    def arrays(self, i: int) -> tuple[_Arrays, dict[str, object]]:
+        arrays, numbers = layer_arrays(self._layers[i])
+        return _Arrays(arrays), numbers
+
+
+class KeptModels:
+    """The entries below the cache folder."""
+
+    def __init__(self, root: Path | None = None, limit_bytes: int | None = None) -> None:
+        self.folder = (cache_root() if root is None else root) / "packed"
+        self.limit_bytes = _limit() if limit_bytes is None else limit_bytes
+
+    @property
+    def seen(self) -> Path:
+        """Folder that remembers the content of checkpoints."""
+        return self.folder / _SEEN
+
+    def find(self, key: str) -> PackedModel | None:
+        """The model of an entry, None if there is none or it was damaged."""
+        folder = self.folder / key
+        if not is_packed(folder):
+            return None
+        try:
+            model = open_packed(folder, unchanged=_stamp(folder) == _recorded(folder)).model
+        except LutraError:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(folder)
+        return model
+
+    def keep(self, key: str, model: PackedModel) -> str | None:
+        """Keep a model; returns why it is not kept, None if it is."""
+        if reason := unwritable(self.folder):
+            return f"{self.folder} cannot be written ({reason})"
+        writing = self.folder / f"{_WRITING}{os.getpid()}-{key}"
+        try:
+            self._sweep()
+            shutil.rmtree(writing, ignore_errors=True)
+            (writing / "layers").mkdir(parents=True)
+            write_packed(writing, model, _InMemory(writing / "layers", model))
+            (writing / "layers").rmdir()
+            (writing / _STAMP).write_text(json.dumps(_stamp(writing)), encoding="ascii")
+            n_bytes = _size(writing)
+            if n_bytes > self.limit_bytes:
+                return (
+                    f"its {n_bytes / 1e9:.1f} GB exceed the {self.limit_bytes / 1e9:.1f} GB of "
+                    f"{_LIMIT_NAME}"
+                )
+            self._make_room(n_bytes)
+            with contextlib.suppress(OSError):  # another process kept the same meanwhile
+                writing.rename(self.folder / key)
+        except OSError as error:
+            return f"{self.folder} cannot be written ({error.strerror or error})"
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
+        return None
+
+    def entries(self) -> Sequence[KeptModel]:
+        """All entries, the one used last first."""
+        found: list[KeptModel] = []
+        for folder in self.folder.glob("*") if self.folder.is_dir() else ():
+            if folder.name.startswith(".") or not is_packed(folder):
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                found.append(
+                    KeptModel(
+                        folder=folder,
+                        name=str(config.get("name")),
+                        format=str(config.get("format")),
+                        n_bytes=_size(folder),
+                        used=folder.stat().st_mtime,
+                    )
+                )
+        return sorted(found, key=lambda each: -each.used)
+
+    def clear(self) -> tuple[int, int]:
+        """Remove all entries; returns how many there were, and their bytes."""
+        entries = self.entries()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return len(entries), sum(each.n_bytes for each in entries)
+
+    def _make_room(self, n_bytes: int) -> None:
+        total = n_bytes
+        for each in self.entries():
+            total += each.n_bytes
+            if total > self.limit_bytes:
+                shutil.rmtree(each.folder, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what processes left that were ended while they wrote."""
+        for folder in self.folder.glob(f"{_WRITING}*") if self.folder.is_dir() else ():
+            process = folder.name.removeprefix(_WRITING).partition("-")[0]
+            if process.isdigit() and not _runs(int(process)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stamp(folder: Path) -> list[list[object]]:
+    """Names, sizes and times of an entry's files, to recognise them without reading them."""
+    files = [folder / "config.json", folder / "model.safetensors"]
+    stats = [(each.name, each.stat()) for each in files if each.is_file()]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def _recorded(folder: Path) -> object:
+    try:
+        found: object = json.loads((folder / _STAMP).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _size(folder: Path) -> int:
+    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _limit() -> int:
+    text = os.environ.get(_LIMIT_NAME)
+    try:
+        size = _LIMIT_GB if text is None else float(text)
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < 1e9:
+        raise LutraError(f"{_LIMIT_NAME} must be gigabytes, such as 20, not {text!r}")
+    return int(size * 1e9)

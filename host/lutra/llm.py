@@ -15,6 +15,7 @@ from lutra.arguments import check_kind, check_whole
 from lutra.devices.base import Device, DeviceError, StepResult
 from lutra.devices.choose import DeviceOptions
 from lutra.devices.golden import GoldenDevice
+from lutra.formats.gguf import is_gguf
 from lutra.models import find_model
 from lutra.models.decoder import Decoder
 from lutra.open_model import open_model
@@ -123,13 +124,15 @@ class LLM:
             bitstream=bitstream,
         )
         path = find_model(model)
+        # a vocabulary that is refused is so before its model is packed
+        tokenizer = Tokenizer.open(path) if is_gguf(path) else None
         with self._bars:
             self._placement = Placement(device, options, self._progress)
             self._source, self.packed = open_model(
                 path, format, group, kv_bits, context, self._progress
             )
             self._placement.choose(self.packed)
-        self.tokenizer = Tokenizer.open(path, self.packed.bos)
+        self.tokenizer = tokenizer or Tokenizer.open(path, self.packed.bos)
         if self.tokenizer.vocab_size > self.packed.vocab_size:
             raise LutraError(
                 f"{path} mixes two models: its tokenizer has {self.tokenizer.vocab_size} tokens, "

@@ -14,6 +14,7 @@ from lutra.formats.gguf import GgufFile
 from lutra.formats.gguf_vocabulary import read_vocabulary
 from lutra.llm import LLM
 from lutra.text.tokenizer import Tokenizer
+from lutra_golden.errors import LutraError
 
 LETTERS = "abcdefgh"
 
@@ -46,6 +47,17 @@ def test_the_tokenizer_of_a_file(path: Path) -> None:
     ids = vocabulary.tokenizer.encode("abba cab", add_special_tokens=False).ids
     assert tokenizer.encode("abba cab") == [1, *ids]
     assert tokenizer.decode(ids) == "abba cab"
+
+
+def test_a_vocabulary_is_refused_before_the_model_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "otter.gguf"
+    fields: dict[str, object] = {"tokenizer.ggml.model": "bert"}
+    write_gguf(path, replace(MODELS["llama"], fields=fields))
+    monkeypatch.setattr("lutra.open_model.pack_model", None)  # it is not called
+    with pytest.raises(LutraError, match=r"tokenizer\.ggml\.model 'bert' is not supported"):
+        LLM(path, "golden")
 
 
 def test_a_file_runs(path: Path) -> None:

@@ -24,6 +24,7 @@ from lutra.models.layers import (
     split_heads,
 )
 from lutra.models.rope import Rope, read_rope
+from lutra.parallel import each_of
 from lutra_golden.errors import LutraError
 from lutra_golden.model.shapes import LINEARS, Gate, linear_shapes
 
@@ -355,10 +356,11 @@ def read_decoder(
     def layer(i: int) -> DecoderLayer:
         prefix = f"model.layers.{i}"
         attention = f"{prefix}.self_attn"
-        parts = {
-            each: on_grid(linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each)))
-            for each in LINEARS
-        }
+
+        def matrix(each: str) -> Weight:
+            return on_grid(linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each)))
+
+        parts = dict(zip(LINEARS, each_of(matrix, LINEARS), strict=True))
         extra: dict[str, _Vector] = {}
         if biases:
             for each, n in (("q", c.q_size), ("k", c.kv_size), ("v", c.kv_size)):

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -23,8 +22,9 @@ from numpy.typing import NDArray
 from lutra.formats.gguf_split import model_files
 from lutra.packed.file import VERSION, is_packed, open_packed, write_packed
 from lutra.packed.layers import layer_arrays
+from lutra.parallel import each_of
 from lutra_golden.errors import LutraError
-from lutra_golden.machine import available_cores, cache_root, unwritable
+from lutra_golden.machine import cache_root, unwritable
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["LEAST_BYTES", "KeptModel", "KeptModels", "key_of"]
@@ -73,8 +73,7 @@ def _content(path: Path, seen: Path | None) -> str:
     if stat.st_size:
         data = np.memmap(path, np.uint8, "r").view(np.ndarray)
     pieces = [data[first : first + _CHUNK] for first in range(0, stat.st_size, _CHUNK)]
-    with ThreadPoolExecutor(available_cores()) as pool:
-        digests = list(pool.map(lambda piece: hashlib.sha256(piece.data).digest(), pieces))
+    digests = each_of(lambda piece: hashlib.sha256(piece.data).digest(), pieces)
     content = hashlib.sha256(b"".join(digests)).hexdigest()
     if place is not None:
         with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from lutra.checkpoints.weights import Dense, Grouped, Integers, Ternary, Weight
 from lutra.models.decoder import Decoder, DecoderLayer, LazyLayers
+from lutra.parallel import each_of
 from lutra.quantize.imported import from_grouped, from_ternary, packed_bits
 from lutra.quantize.rtn import round_to_nearest
 from lutra_golden.errors import LutraError
@@ -72,8 +73,11 @@ def quantize_decoder(model: Decoder, format: Format, group: int = DEFAULT_GROUP)
 def quantize_layer(layer: DecoderLayer, bits: Mapping[str, int], group: int) -> DecoderLayer:
     """One layer with integer weights; those in floating point are rounded to nearest, to ``bits``
     of each matrix by its name."""
-    parts = {name: _integers(layer.linear(name), bits[name], group) for name in LINEARS}
-    return replace(layer, **parts)
+
+    def integers(name: str) -> Integers:
+        return _integers(layer.linear(name), bits[name], group)
+
+    return replace(layer, **dict(zip(LINEARS, each_of(integers, LINEARS), strict=True)))
 
 
 def _integers(weight: Weight, bits: int, group: int) -> Integers:

@@ -6,10 +6,9 @@ weights is the number of its type that is nearest to ``step * (code - zero)``, w
 group's own, a zero point in half steps, and codes of four bits at most.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,10 @@ _GROUPS = (256, 128, 64, 32, 16)
 _SHARES = (1, 2, 4, 8, 16)  # of a row, as training on several devices leaves
 _VALUES = 1 << 20  # that are looked at at a time
 _Float = NDArray[np.float64]
+_PRECISION: Mapping[str, tuple[int, int]] = {
+    "float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), "float64": (52, -1022)
+}  # fmt: skip
+"""Bits of the fraction and the least exponent of normal numbers, by type."""
 
 
 def on_grid(weight: Weight) -> Weight:
@@ -34,7 +37,7 @@ def on_grid(weight: Weight) -> Weight:
     Ternary if they are zero or of one magnitude in all of the matrix. Groups are as large as can
     be: whole rows, shares of a row, or 256 to 16 weights.
     """
-    if not isinstance(weight, Dense):
+    if not isinstance(weight, Dense) or weight.values.dtype.name not in _PRECISION:
         return weight
     n, k = weight.shape
     sizes = {k // share for share in _SHARES if k % share == 0} | {
@@ -113,7 +116,7 @@ def _equal_steps(
     found = np.maximum(codes.max(axis=1), (zero + 1) // 2) < LEVELS
     away = codes - zero[:, None] / 2
     # every weight bounds the step: rounded to its type, it must give the weight
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         size, (below, above) = np.abs(w), _half_ulps(w, dtype)
         least = np.where(away != 0, (size - below) / np.abs(away), 0).max(axis=1)
         most = np.where(away != 0, (size + above) / np.abs(away), np.inf).min(axis=1)
@@ -125,10 +128,10 @@ def _equal_steps(
 
 def _half_ulps(w: _Float, dtype: np.dtype[np.generic]) -> tuple[_Float, _Float]:
     """Half the distance of each magnitude to its neighbours of a type, below and above."""
-    info = ml_dtypes.finfo(dtype)
+    bits, least = _PRECISION[dtype.name]
     mantissa, exponent = np.frexp(np.abs(w))
-    above = np.ldexp(0.5, np.maximum(exponent - 1, int(info.minexp)) - int(info.nmant))
-    return np.where((mantissa == 0.5) & (exponent - 1 > int(info.minexp)), above / 2, above), above
+    above = np.ldexp(0.5, np.maximum(exponent - 1, least) - bits)
+    return np.where((mantissa == 0.5) & (exponent - 1 > least), above / 2, above), above
 
 
 def _joined(parts: Sequence[_Fit], size: int) -> Weight:
@@ -143,10 +146,10 @@ def _joined(parts: Sequence[_Fit], size: int) -> Weight:
     if ternary and not binary and len(steps) == 1:
         return Ternary(codes.reshape(n, -1).astype(np.int8) - np.int8(1), float(steps[0]))
     if binary:
-        codes, step, zero = codes >> 1, 2 * step, zero // 2
+        codes, step, zero = codes // np.uint8(2), 2 * step, zero // 2
     top = max(int(codes.max(initial=0)), int((zero.max(initial=0) + 1) // 2))
     return Grouped(
-        codes=codes.reshape(n, -1),
+        codes=codes.reshape(n, -1).astype(np.uint8, copy=False),
         scale=step.astype(np.float32),
         zero=(zero / 2).astype(np.float32),
         bits=max(top.bit_length(), 1),

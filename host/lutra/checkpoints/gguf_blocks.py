@@ -68,7 +68,7 @@ def _neighbours(packed: _Bytes, bits: int) -> _Bytes:
 def _fives(packed: _Bytes, high: _Bytes) -> _Bytes:
     """Codes of five bits: fields of four, and their highest bits as a string."""
     low = _fields(packed, 4).reshape(*packed.shape[:-1], -1)
-    return low | _neighbours(high, 1) << 4
+    return low | _neighbours(high, 1) << np.uint8(4)
 
 
 def _q4_0(blocks: _Bytes) -> _Parts:

@@ -360,7 +360,7 @@ def read_decoder(
         def matrix(each: str) -> Weight:
             return on_grid(linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each)))
 
-        parts = dict(zip(LINEARS, each_of(matrix, LINEARS), strict=True))
+        parts: dict[str, Weight] = dict(zip(LINEARS, each_of(matrix, LINEARS), strict=True))
         extra: dict[str, _Vector] = {}
         if biases:
             for each, n in (("q", c.q_size), ("k", c.kv_size), ("v", c.kv_size)):

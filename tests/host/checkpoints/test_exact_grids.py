@@ -27,7 +27,7 @@ def codes_of(levels: int, seed: int = 1) -> Float:
     """Levels one apart about zero: {-1, 0, 1}, {-0.5, 0.5}, {-1.5, ..., 1.5}."""
     found = np.random.default_rng(seed).integers(0, levels, (N, K))
     found[:, :levels] = range(levels)  # every level is there
-    return found - (levels - 1) / 2
+    return (found - (levels - 1) / 2).astype(np.float64)
 
 
 def scales(group: int, dtype: np.dtype[np.generic], seed: int = 2) -> Float:

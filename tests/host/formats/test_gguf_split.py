@@ -102,7 +102,7 @@ def test_a_part_that_is_missing_or_has_another_name(tmp_path: Path) -> None:
         with pytest.raises(LutraError) as error:
             GgufModel(path)
         assert str(error.value) == message + "folder"
-    other = shutil.copy(paths[2], tmp_path / "last.gguf")
+    other = Path(shutil.copy(paths[2], tmp_path / "last.gguf"))
     with pytest.raises(LutraError) as error:
         GgufModel(other)
     assert str(error.value) == (

@@ -1,10 +1,10 @@
 """From a checkpoint's weights to integers, layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lutra.checkpoints.weights import Dense, Grouped, Integers, Ternary, Weight
-from lutra.models.decoder import Decoder, DecoderLayer, LazyLayers
+from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.parallel import each_of
 from lutra.quantize.imported import from_grouped, from_ternary, packed_bits
 from lutra.quantize.rtn import round_to_nearest
@@ -17,7 +17,6 @@ __all__ = [
     "GROUPS",
     "check_format",
     "default_format",
-    "quantize_decoder",
     "quantize_layer",
 ]
 
@@ -52,22 +51,6 @@ def check_format(model: Decoder, format: Format) -> None:
             f"the weights of {model.name} are ternary and would gain nothing from more bits: use "
             f"format {_TERNARY}, not {format}"
         )
-
-
-def quantize_decoder(model: Decoder, format: Format, group: int = DEFAULT_GROUP) -> Decoder:
-    """The model with integer weights, rounded to nearest as each layer is asked for.
-
-    Weights that the checkpoint holds as integers are taken over as they are; LutraError if they
-    are of another kind than ``format``. ``DecoderLayer.linear`` then gives :class:`Integers`.
-    """
-    check_format(model, format)
-    bits: dict[str, int] = dict.fromkeys(LINEARS, format.w_bits)
-
-    def layer(i: int) -> DecoderLayer:
-        return quantize_layer(model.layers[i], bits, group)
-
-    layers: Sequence[DecoderLayer] = LazyLayers(layer, len(model.layers))
-    return model.replaced(layers, format.a_bits)
 
 
 def quantize_layer(layer: DecoderLayer, bits: Mapping[str, int], group: int) -> DecoderLayer:

@@ -184,7 +184,7 @@ def quantize_layers(
             progress("quantising", i / n_layers)
         packed = None if store is None else store.load(i)
         if packed is None:
-            layer = model.layers[i]
+            layer = packer.balanced(model.layers[i])
             uniform: dict[str, int] = dict.fromkeys(LINEARS, recipe.format.w_bits)
             bits = plan.of(i) if plan else uniform
             if method is None or states is None or not _dense(layer):

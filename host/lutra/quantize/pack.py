@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from lutra.checkpoints.weights import Dense, Integers
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.models.rope import Rope
-from lutra.quantize import DEFAULT_GROUP, default_format, quantize_decoder
+from lutra.quantize import DEFAULT_GROUP, check_format, default_format, quantize_layer
+from lutra.quantize.balance import balance
 from lutra.quantize.reference import reference_layer
 from lutra_golden.arith.scale import SCALE, Scale, scale_from_float
 from lutra_golden.errors import LutraError
@@ -182,6 +183,11 @@ class Packer:
         self._w_bits, self._scale_bits, self._group = 1, 1, 0
         self._biased = self._head_normed = False
 
+    def balanced(self, layer: DecoderLayer) -> DecoderLayer:
+        """The next layer of the checkpoint, before it is rounded: its queries and keys
+        balanced on the fixed sequence (:mod:`.balance`)."""
+        return balance(layer, self._x, self.model.config)
+
     def layer(self, i: int, layer: DecoderLayer) -> PackedLayer:
         """Pack layer ``i``, the next one; the range is measured on the packed layer."""
         packed = self._pack_layer(layer, f"layer {i}", self.model.config.windows[i])
@@ -337,13 +343,7 @@ def pack_decoder(
     model: Decoder, progress: Callable[[str, float], None] | None = None, kv_bits: Kv = 8
 ) -> PackedModel:
     """Pack a quantised decoder, whole in memory."""
-    packer = Packer(model, kv_bits)
-    layers: list[PackedLayer] = []
-    for i in range(len(model.layers)):
-        if progress:
-            progress("quantising", i / len(model.layers))
-        layers.append(packer.layer(i, model.layers[i]))
-    return packer.finish(layers)
+    return _pack(model, lambda _packer, layer: layer, progress, kv_bits)
 
 
 def pack_model(
@@ -354,5 +354,26 @@ def pack_model(
     kv_bits: Kv = 8,
 ) -> PackedModel:
     """Round a checkpoint to nearest in a format, and pack it; deterministic."""
-    quantized = quantize_decoder(model, format or default_format(model), group)
-    return pack_decoder(quantized, progress, kv_bits)
+    wanted = format or default_format(model)
+    check_format(model, wanted)
+    bits: dict[str, int] = dict.fromkeys(LINEARS, wanted.w_bits)
+
+    def rounded(packer: Packer, layer: DecoderLayer) -> DecoderLayer:
+        return quantize_layer(packer.balanced(layer), bits, group)
+
+    return _pack(model.replaced(model.layers, wanted.a_bits), rounded, progress, kv_bits)
+
+
+def _pack(
+    model: Decoder,
+    rounded: Callable[[Packer, DecoderLayer], DecoderLayer],
+    progress: Callable[[str, float], None] | None,
+    kv_bits: Kv,
+) -> PackedModel:
+    packer = Packer(model, kv_bits)
+    layers: list[PackedLayer] = []
+    for i in range(len(model.layers)):
+        if progress:
+            progress("quantising", i / len(model.layers))
+        layers.append(packer.layer(i, rounded(packer, model.layers[i])))
+    return packer.finish(layers)

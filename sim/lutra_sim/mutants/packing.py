@@ -98,18 +98,13 @@ MUTANTS = [
         ],
         (
             "grouped checkpoints in four bits",
-            "return Format(w_bits=weight.bits, a_bits=8)",
+            "return Format(w_bits=bits, a_bits=8)",
             "return _W4A8",
         ),
         (
             "groups of the default size",
             "return round_to_nearest(dense.dequantized(), bits, group)",
             "return round_to_nearest(dense.dequantized(), bits, DEFAULT_GROUP)",
-        ),
-        (
-            "activations of eight bits for all",
-            "return model.replaced(layers, format.a_bits)",
-            "return model.replaced(layers, 8)",
         ),
     ),
     *planted(
@@ -133,6 +128,28 @@ MUTANTS = [
             "        if error < least:\n",
             "        if True:\n",
         ),
+    ),
+    *planted(
+        "host/lutra/quantize/balance.py",
+        ["host/quantize/test_balance.py"],
+        (
+            "keys multiplied, too",
+            "k_proj=_scaled(layer.k_proj, np.reciprocal(keys))",
+            "k_proj=_scaled(layer.k_proj, keys)",
+        ),
+        (
+            "biases of keys left out",
+            "k_bias=None if layer.k_bias is None else layer.k_bias / keys",
+            "k_bias=layer.k_bias",
+        ),
+        ("the whole ratio, not its root", "_floored(largest)) / 2", "_floored(largest))"),
+        (
+            "the mean of the queries that share keys",
+            ".max(axis=1)\n    ratio",
+            ".mean(axis=1)\n    ratio",
+        ),
+        ("norms of queries divided, too", "q_norm=layer.q_norm * by", "q_norm=layer.q_norm / by"),
+        ("a factor common to a head", "ratio -= np.median(ratio, axis=1, keepdims=True)", "pass"),
     ),
     *planted(
         "host/lutra/quantize/budget.py",
@@ -230,6 +247,7 @@ MUTANTS = [
             "host/quantize/test_pack.py::test_weights_are_kept_and_their_scales_rounded_once",
             "host/quantize/test_pack.py::test_the_residual_stream_keeps_headroom",
             "host/quantize/test_pack.py::test_a_shift_is_the_least_that_keeps_the_accumulators[W4A16-llama]",
+            "host/quantize/test_balance.py::test_what_is_packed_is_the_balanced_model",
             "host/quantize/test_driver.py::test_every_method_packs_every_variant[rtn-biases]",
             "host/quantize/test_driver.py::test_every_method_packs_every_variant[rtn-qk-norm]",
         ],
@@ -237,6 +255,16 @@ MUTANTS = [
             "a bit less of headroom",
             "_fraction_bits(16 * self._peak, (1 << 31) - 1))",
             "_fraction_bits(self._peak, (1 << 31) - 1))",
+        ),
+        (
+            "activations of eight bits for all",
+            "model.replaced(model.layers, wanted.a_bits",
+            "model.replaced(model.layers, 8",
+        ),
+        (
+            "layers that are not balanced",
+            "return quantize_layer(packer.balanced(layer), bits, group)",
+            "return quantize_layer(layer, bits, group)",
         ),
         (
             "a factor of two in the scale of what is not shifted",

@@ -20,7 +20,6 @@ from lutra_golden.matmul.format import Format
 from lutra_golden.model.cache import Kv, kv_pair
 from lutra_golden.model.checks import check_numbers, sum_limit
 from lutra_golden.model.limits import (
-    EMBEDDING_SHIFT_MAX,
     FRAC_MAX,
     HEAD_MAX,
     LOGIT_ACC_MAX,
@@ -51,6 +50,7 @@ _INT16_MAX = 32767
 _ROW_BITS = 8  # of a row of the embedding, below which the packer says so
 _ROWS = 4096  # of embedding and head, at a time
 _CALIBRATION = 64  # tokens that the residual stream's range is measured with
+_LARGEST = 4  # of them, those with the largest rows of the embedding
 _LARGE = 1 << 28  # parameters from which on the range is measured in float32
 
 
@@ -120,14 +120,20 @@ def _pack_head(
     return head, rows, shift, top / _INT16_MAX * 2.0 ** (LOGIT_SHIFT + shift - 1)
 
 
-def _pack_embedding(embedding: Dense, residual_frac: int) -> tuple[NDArray[np.int16], int]:
+def _row_peaks(embedding: Dense) -> NDArray[np.float32]:
+    """Largest magnitude of each row."""
+    blocks = [slice(first, first + _ROWS) for first in range(0, embedding.shape[0], _ROWS)]
+    return np.concatenate([np.abs(embedding.dequantized(b)).max(axis=1) for b in blocks])
+
+
+def _pack_embedding(
+    embedding: Dense, peaks: NDArray[np.float32], residual_frac: int
+) -> tuple[NDArray[np.int16], int]:
     """int16 rows and their fraction bits, no more than ``residual_frac``.
 
     The largest row decides on the fraction bits of all; it is named if most rows keep few.
     """
     n, k = embedding.shape
-    blocks = [slice(first, first + _ROWS) for first in range(0, n, _ROWS)]
-    peaks = np.concatenate([np.abs(embedding.dequantized(b)).max(axis=1) for b in blocks])
     peak, median = float(peaks.max()), float(np.median(peaks))
     by_largest = _fraction_bits(peak, _INT16_MAX)
     frac = min(residual_frac, by_largest)
@@ -141,7 +147,7 @@ def _pack_embedding(embedding: Dense, residual_frac: int) -> tuple[NDArray[np.in
             _ROW_BITS,
         )  # fmt: skip
     out = np.empty((n, k), np.int16)
-    for b in blocks:
+    for b in (slice(first, first + _ROWS) for first in range(0, n, _ROWS)):
         out[b] = np.rint(embedding.dequantized(b) * np.float32(2.0**frac))
     return out, frac
 
@@ -160,8 +166,9 @@ def _pack_rope(rope: Rope, context: int, head_dim: int) -> NDArray[np.int16]:
 class Packer:
     """Packs a quantised decoder layer by layer, and measures the residual stream as it goes.
 
-    Every layer's matrices are :class:`~lutra.checkpoints.weights.Integers`. Deterministic:
-    the range is measured on a fixed sequence of tokens. ``kv_bits`` says how keys and values are
+    Every layer's matrices are :class:`~lutra.checkpoints.weights.Integers`. Deterministic: the
+    range is measured on a fixed sequence of tokens, which ends with those whose rows of the
+    embedding are the largest. ``kv_bits`` says how keys and values are
     to be cached; the layers do not depend on it.
     """
 
@@ -177,8 +184,12 @@ class Packer:
         tokens = np.random.default_rng(0).integers(0, c.vocab_size, n)
         if c.bos_token_id is not None:
             tokens[0] = c.bos_token_id
+        # tokens with large rows are those that drive some channel far beyond all others
+        self._row_peaks = _row_peaks(model.embed_tokens)
+        largest = min(_LARGEST, n // 2)
+        tokens[n - largest :] = np.argsort(-self._row_peaks, kind="stable")[:largest]
         self._x = model.embed(tokens)
-        self._peak = float(np.abs(self._x).max())
+        self._peak = float(self._row_peaks.max())
         self._bits, self._n_weights, self._ternary = 0, 0, True
         self._w_bits, self._scale_bits, self._group = 1, 1, 0
         self._biased = self._head_normed = False
@@ -292,9 +303,9 @@ class Packer:
             )
         # leaves a factor of 16 above what the fixed sequence reaches
         residual_frac = min(RESIDUAL_FRAC_MAX, _fraction_bits(16 * self._peak, (1 << 31) - 1))
-        embedding, embedding_frac = _pack_embedding(model.embed_tokens, residual_frac)
-        # the largest row may be far above those of the fixed sequence; layers add to it, too
-        residual_frac = min(residual_frac, embedding_frac + EMBEDDING_SHIFT_MAX - 1)
+        embedding, embedding_frac = _pack_embedding(
+            model.embed_tokens, self._row_peaks, residual_frac
+        )
         # the ternary engine, which such a model can run on, does not shift
         shifted = not (self._ternary and self.a_bits == 8)
         head = _pack_head(model.lm_head or model.embed_tokens, self._q_max, shifted=shifted)

@@ -57,9 +57,10 @@ class LLM:
 
     ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights. Left out,
     a ternary model runs as it is (W1.58A8), any other in W4A8. ``kv_bits`` are those that keys and
-    values are cached in, 8 or 4; left out, 8. ``context`` limits the positions, which are at most
-    4,096 unless it says otherwise. :attr:`source` is the checkpoint, :attr:`rounded` what is run
-    of it.
+    values are cached in, 8 or 4; left out, 8. ``a_group`` is how many activations of 8 bits share
+    an exponent under their token's scale; left out, none. ``context`` limits the positions, which
+    are at most 4,096 unless it says otherwise. :attr:`source` is the checkpoint, :attr:`rounded`
+    what is run of it.
 
     Every generation has a session of its own on the device, so that several threads may use one
     LLM, and several streams may take turns. Afterwards the session is kept, the latest used ones
@@ -82,6 +83,7 @@ class LLM:
         format: str | None = None,
         group: int | None = None,
         kv_bits: Kv | None = None,
+        a_group: int | None = None,
         context: int | None = None,
         check: bool = False,
         threads: int | None = None,
@@ -93,7 +95,7 @@ class LLM:
         progress: Progress | bool | None = None,
         load: bool = True,
     ) -> None:
-        for name, value in (("context", context), ("group", group)):
+        for name, value in (("context", context), ("group", group), ("a_group", a_group)):
             if value is not None:
                 check_whole(name, value)
         if format is not None:
@@ -129,7 +131,7 @@ class LLM:
         with self._bars:
             self._placement = Placement(device, options, self._progress)
             self._source, self.packed = open_model(
-                path, format, group, kv_bits, context, self._progress
+                path, format, group, kv_bits, context, self._progress, a_group
             )
             self._placement.choose(self.packed)
         self.tokenizer = tokenizer or Tokenizer.open(path, self.packed.bos)

@@ -13,7 +13,7 @@ from lutra.packed.file import is_packed, open_packed
 from lutra.packed.kept import KeptModels, key_of
 from lutra.packed.random import random_packed
 from lutra.packed.store import check_finished
-from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra.quantize import DEFAULT_GROUP, GROUPS, activation_groups
 from lutra.quantize.pack import pack_model
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
@@ -56,6 +56,7 @@ def open_model(
     kv_bits: Kv | None,
     context: int | None,
     progress: Progress | None,
+    a_group: int | None = None,
 ) -> tuple[Callable[[], Decoder] | None, PackedModel]:
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
@@ -68,6 +69,7 @@ def open_model(
             ("format", format, "format"),
             ("group", group, "group"),
             ("kv", kv_bits, "kv_bits (--kv)"),
+            ("groups of activations", a_group, "a_group (--a-group)"),
             ("context", context, "context"),
         ):
             if value is not None:
@@ -78,8 +80,14 @@ def open_model(
         return None, open_packed(path).model
     check_finished(path)
     wanted = None if format is None else _format(format)
-    kv = _KV_BITS if kv_bits is None else kv_bits
-    settings = {"format": format, "group": group, "kv": kv_pair(kv), "context": context}
+    kv, a_groups = _KV_BITS if kv_bits is None else kv_bits, activation_groups(a_group)
+    settings = {
+        "format": format,
+        "group": group,
+        "kv": kv_pair(kv),
+        "a_group": a_group,
+        "context": context,
+    }
     models = KeptModels()
     key = key_of(path, settings, models.seen)
     packed = None if key is None else models.find(key)
@@ -91,7 +99,7 @@ def open_model(
     if packed is not None:
         packed = replace(packed, name=name_of(path))  # the same content may have another name now
     else:
-        packed = pack_model(source(), wanted, group or DEFAULT_GROUP, progress, kv)
+        packed = pack_model(source(), wanted, group or DEFAULT_GROUP, progress, kv, a_groups)
         if key is not None and (reason := models.keep(key, packed)):
             _LOG.warning("the packed model is not kept, %s", reason)
     if group is not None and packed.group is None:

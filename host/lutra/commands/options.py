@@ -9,6 +9,7 @@ from lutra.devices.accelerator.board_link import BOARD_SCHEME
 from lutra.devices.choose import DEVICES, is_device, most_threads
 from lutra.models import shipped_models
 from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra_golden.arith.quantize import ACTIVATION_GROUPS
 from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
@@ -16,6 +17,7 @@ from lutra_golden.model.cache import KV_NAMES
 from lutra_golden.timing.boards import AGENT, BOARD_PROFILES
 
 __all__ = [
+    "add_activation_group",
     "add_board",
     "add_device",
     "add_format",
@@ -85,6 +87,17 @@ def add_group(parser: argparse.ArgumentParser, default: int | None = None) -> No
         choices=GROUPS,
         default=default,
         help=f"weights that share one scale and zero point (default {DEFAULT_GROUP})",
+    )
+
+
+def add_activation_group(parser: argparse.ArgumentParser) -> None:
+    """``--a-group``, which a packed model does not take."""
+    parser.add_argument(
+        "--a-group",
+        type=int,
+        choices=ACTIVATION_GROUPS,
+        help="activations that share an exponent under their token's scale, for more precise A8 on "
+        "the devices cpu and golden (default none)",
     )
 
 
@@ -181,6 +194,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
     add_group(parser)
     add_kv(parser)
+    add_activation_group(parser)
     parser.add_argument(
         "--engine",
         choices=tuple(ENGINES),

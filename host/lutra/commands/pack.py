@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lutra.commands.options import add_format, add_group, add_json, add_kv, real, whole
+from lutra.commands.options import (
+    add_activation_group,
+    add_format,
+    add_group,
+    add_json,
+    add_kv,
+    real,
+    whole,
+)
 from lutra.commands.show import packed_figures
 from lutra.formats.gguf_split import model_files, model_name
 from lutra.models import find_model, load_model
@@ -20,7 +28,7 @@ from lutra.packed.file import is_packed, open_packed, write_packed
 from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore, is_unfinished
 from lutra.progress import StepProgress
-from lutra.quantize import DEFAULT_GROUP, default_format
+from lutra.quantize import DEFAULT_GROUP, activation_groups, default_format
 from lutra.quantize.budget import CHOICES, BitPlan, Sensitivity
 from lutra.quantize.calibration import calibration_windows
 from lutra.quantize.driver import METHODS, Recipe, quantize_layers
@@ -105,6 +113,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     add_format(parser, "the checkpoint's own if its weights are integers, otherwise W4A8")
     add_group(parser, DEFAULT_GROUP)
     add_kv(parser, "8")
+    add_activation_group(parser)
     parser.add_argument(
         "-c",
         "--ctx-size",
@@ -134,6 +143,7 @@ def _quantize(args: argparse.Namespace) -> int:
         act_order=args.act_order,
         bits_budget=args.bits_budget,
         kv_bits=args.kv,
+        a_groups=activation_groups(args.a_group),
     )
     # a model without one is refused before it is packed
     tokenizer = Tokenizer.open(path, model.config.bos_token_id)
@@ -188,7 +198,7 @@ def _pack(
     settings |= {"source": _identity(source), "context": c.max_position_embeddings}
     sizes = LayerSizes(c.hidden_size, c.intermediate_size, c.q_size, c.kv_size, c.head_dim)
     store = PackedStore(out, settings, sizes)
-    packer = Packer(model.replaced(model.layers, recipe.format.a_bits), recipe.kv_bits)
+    packer = Packer(recipe.rounded(model), recipe.kv_bits)
     for _ in quantize_layers(
         model, recipe, calibration, packer=packer, store=store, progress=progress, on_plan=on_plan
     ):

@@ -62,6 +62,7 @@ def _perplexity(args: argparse.Namespace) -> int:
             format=args.format,
             group=args.group,
             kv_bits=args.kv,
+            a_group=args.a_group,
             threads=args.threads,
             progress=progress,
             load=not args.float,

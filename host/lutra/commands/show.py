@@ -109,6 +109,7 @@ def packed_figures(file: PackedFile) -> dict[str, object]:
         "format": model.format,
         "key_bits": model.key_bits,
         "value_bits": model.value_bits,
+        "activation_group": None if model.a_groups is None else model.a_groups.size,
         "fingerprint": file.fingerprint,
         "layers": len(model.layers),
         "hidden_size": model.hidden_size,

@@ -4,6 +4,7 @@ from lutra.compile.fit import check_fit, check_sums, engines_for
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.configs import CONFIGS, measured, with_engine
 from lutra_golden.errors import LutraError
+from lutra_golden.model.capabilities import check_capabilities
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.padding import padded_group
@@ -36,6 +37,7 @@ def configure(
     if config not in CONFIGS:
         raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
     base = CONFIGS[config]
+    check_capabilities(model, "an accelerator")
     kv_bits = common_kv_bits(model, "an accelerator")
     if kv_bits != base.attention.key_width:
         name = f"{base.name}-kv{kv_bits}"

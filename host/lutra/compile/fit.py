@@ -9,6 +9,7 @@ from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
+from lutra_golden.model.capabilities import check_capabilities
 from lutra_golden.model.checks import sum_bits
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
@@ -135,6 +136,7 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
             "hidden_size must be a multiple of 32 and intermediate_size of 16, not "
             f"{model.hidden_size} and {model.intermediate_size}: pad the model"
         )
+    check_capabilities(model, "an accelerator")
     _check_format(model, config)
     q_out, kv_out = model.n_heads * head_dim, model.n_kv_heads * head_dim
     depth = max(_depths(model).values())

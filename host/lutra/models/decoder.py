@@ -25,6 +25,7 @@ from lutra.models.layers import (
 )
 from lutra.models.rope import Rope, read_rope
 from lutra.parallel import each_of
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.model.shapes import LINEARS, Gate, linear_shapes
 
@@ -171,8 +172,8 @@ class Decoder:
     """A whole model. ``lm_head`` is None if the embedding is also the head.
 
     ``activation_bits`` rounds the inputs of the layers' matrices per token, as on an accelerator;
-    ``head_bits`` rounds the input of the head, ``key_bits`` and ``value_bits`` each head of keys
-    and of values.
+    ``head_bits`` rounds the input of the head, both in ``activation_groups`` if there are any;
+    ``key_bits`` and ``value_bits`` round each head of keys and of values.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Decoder:
     lm_head: Dense | None = None
     activation_bits: int | None = None
     head_bits: int | None = None
+    activation_groups: ActivationGroups | None = None
     key_bits: int | None = None
     value_bits: int | None = None
     dtype: type[np.floating] = field(default=np.float64)
@@ -209,7 +211,7 @@ class Decoder:
         rotate = rotation(cos.astype(x.dtype), sin.astype(x.dtype))
         h = rms_norm(x, layer.input_layernorm, c.rms_norm_eps)
         record("q_proj", h)
-        h, unit = self._rounded(h, self.activation_bits)
+        h, unit = self._activations(h, self.activation_bits)
         q, k, v = (
             split_heads(_biased(self._product(h, unit, weight), bias), c.head_dim)  # [H, T, Dh]
             for weight, bias in (
@@ -227,11 +229,12 @@ class Decoder:
         if layer.attn_sub_norm is not None:
             h = rms_norm(h, layer.attn_sub_norm, c.rms_norm_eps)
         record("o_proj", h)
-        x = x + self._product(*self._rounded(h, self.activation_bits), layer.o_proj)
+        h, unit = self._activations(h, self.activation_bits, c.head_dim)
+        x = x + self._product(h, unit, layer.o_proj)
 
         h = rms_norm(x, layer.post_attention_layernorm, c.rms_norm_eps)
         record("gate_proj", h)
-        h, unit = self._rounded(h, self.activation_bits)
+        h, unit = self._activations(h, self.activation_bits)
         gate = self._product(h, unit, layer.gate_proj)
         if c.gate is Gate.RELU2:
             gate = np.maximum(gate, 0) ** 2
@@ -243,11 +246,12 @@ class Decoder:
         if layer.ffn_sub_norm is not None:
             h = rms_norm(h, layer.ffn_sub_norm, c.rms_norm_eps)
         record("down_proj", h)
-        return x + self._product(*self._rounded(h, self.activation_bits), layer.down_proj)
+        return x + self._product(*self._activations(h, self.activation_bits), layer.down_proj)
 
     def logits(self, x: Float) -> Float:
         """Logits ``[T, V]`` of the residual stream ``[T, D]`` after the last layer."""
-        x, unit = self._rounded(rms_norm(x, self.norm, self.config.rms_norm_eps), self.head_bits)
+        x = rms_norm(x, self.norm, self.config.rms_norm_eps)
+        x, unit = self._activations(x, self.head_bits)
         head = self.lm_head or self.embed_tokens
         parts = [
             x @ head.values[first : first + _ROWS].astype(self.dtype).T
@@ -263,6 +267,11 @@ class Decoder:
             x = self.layer(layer, x, window)
             peak = max(peak, float(np.abs(x).max()))
         return peak
+
+    def _activations(self, x: Float, bits: int | None, run: int = 0) -> tuple[Float, Float]:
+        if bits is None or self.activation_groups is None:
+            return self._rounded(x, bits)
+        return round_activations(x, bits, self.activation_groups, run)
 
     def _rounded(self, x: Float, bits: int | None) -> tuple[Float, Float]:
         if bits is None:
@@ -284,9 +293,19 @@ class Decoder:
         n = min(maximum, CONTEXT) if context is None else context
         return replace(self, config=replace(self.config, max_position_embeddings=n))
 
-    def replaced(self, layers: Sequence[DecoderLayer], activation_bits: int) -> "Decoder":
+    def replaced(
+        self,
+        layers: Sequence[DecoderLayer],
+        activation_bits: int,
+        activation_groups: ActivationGroups | None = None,
+    ) -> "Decoder":
         """The same model with other weights, and activations rounded."""
-        return replace(self, layers=layers, activation_bits=activation_bits)
+        return replace(
+            self,
+            layers=layers,
+            activation_bits=activation_bits,
+            activation_groups=activation_groups,
+        )
 
 
 def _no_tap(_name: str, _x: Float) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra_golden.arith.quantize import ActivationGroups
+
 __all__ = ["Float", "causal_attention", "rms_norm", "rotation", "round_activations", "split_heads"]
 
 Float = NDArray[np.float64]
@@ -17,11 +19,27 @@ def rms_norm(x: Float, weight: NDArray[np.float32], eps: float) -> Float:
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
 
 
-def round_activations(x: Float, bits: int) -> tuple[Float, Float]:
-    """Each row rounded to integers of ``bits`` bits, ``[T, K]``, and their unit, ``[T, 1]``."""
-    q_max = (1 << (bits - 1)) - 1
-    scale = q_max / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
-    return np.clip(np.rint(x * scale), -q_max - 1, q_max), 1 / scale
+def round_activations(
+    x: Float, bits: int, groups: ActivationGroups | None = None, run: int = 0
+) -> tuple[Float, Float]:
+    """Each row rounded to integers of ``bits`` bits, ``[T, K]``, and their unit, ``[T, 1]``.
+
+    With ``groups`` (in runs of ``run`` elements, the whole row if 0) each group has an exponent,
+    and the integers are larger by up to ``shift_max`` bits.
+    """
+    q_max, size = (1 << (bits - 1)) - 1, np.abs(x)
+    peak = np.maximum(size.max(axis=-1, keepdims=True), 1e-5)
+    scale = q_max / peak
+    if groups is None:
+        return np.clip(np.rint(x * scale), -q_max - 1, q_max), 1 / scale
+    starts = groups.starts(x.shape[-1], run or x.shape[-1])
+    peaks = np.maximum.reduceat(size, starts, axis=-1)
+    shifts = 2.0 ** np.arange(1, groups.shift_max + 1)
+    e = (peaks[..., None] * shifts <= peak[..., None]).sum(axis=-1)
+    by = np.ldexp(x.dtype.type(1), e).repeat(np.diff(starts, append=x.shape[-1]), axis=-1)
+    top = 2.0**groups.shift_max
+    q = np.clip(np.rint(x * scale * by), -q_max, q_max)
+    return q * (x.dtype.type(top) / by), 1 / (scale * x.dtype.type(top))
 
 
 def split_heads(x: Float, head_dim: int) -> Float:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast, overload
 
@@ -21,6 +21,7 @@ from lutra.formats.safetensors import SafetensorsFolder
 from lutra.formats.safetensors_writer import write_safetensors
 from lutra.packed.layers import LayerReader, LayerSizes, read_count, read_scale, take_typed
 from lutra.packed.store import LayerSource
+from lutra_golden.arith.quantize import ACTIVATION_GROUPS, ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import A_BITS, FORMATS
 from lutra_golden.model.cache import KV_PAIRS, kv_name
@@ -37,7 +38,7 @@ from lutra_golden.model.shapes import LINEARS, Gate
 
 __all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
 
-VERSION = 3
+VERSION = 4
 """Version of the format; other versions are refused."""
 _KEY = "lutra_version"
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
@@ -114,6 +115,7 @@ def write_packed(
         "eos": list(model.eos),
         "eps": [int(model.eps.m), int(model.eps.e)],
         "norm_frac": model.norm.frac,
+        "activation_groups": None if model.a_groups is None else asdict(model.a_groups),
         "layers": layers,
         "sha256": _sha256(partial),
     }
@@ -259,6 +261,9 @@ def _command(file: ConfigFile, folder: Path) -> str:
     format, options = file.get("format"), list[str]()
     if format in FORMATS:
         options += ["--format", str(format)]
+    if isinstance(groups := file.get("activation_groups"), dict):
+        size = cast("dict[str, object]", groups).get("size")
+        options += ["--a-group", str(size)] if size in ACTIVATION_GROUPS else []
     kv = [file.get("kv_bits"), (file.get("key_bits"), file.get("value_bits"))]
     for pair in KV_PAIRS:
         if pair in kv or (pair[0] == pair[1] and pair[0] in kv):
@@ -361,7 +366,25 @@ def _read_model(
         head_rows=rows,
         head_shift=read_count(file, "head_shift", SHIFT_MAX, minimum=1),
         head_scale=file.real("head_scale"),
+        a_groups=_activation_groups(file, a_bits),
     )
+
+
+def _activation_groups(file: ConfigFile, a_bits: int) -> ActivationGroups | None:
+    within = "activation_groups"
+    if file.get(within) is None:
+        return None
+    try:
+        groups = ActivationGroups(
+            size=file.whole("size", within), shift_max=file.whole("shift_max", within)
+        )
+    except ValueError as error:
+        raise LutraError(f"{file.path}: activation_groups: {error}: {_ADVICE}") from None
+    if a_bits != 8:
+        raise LutraError(
+            f"{file.path}: activations in groups must have 8 bits, not {a_bits}: {_ADVICE}"
+        )
+    return groups
 
 
 def _text(file: ConfigFile, name: str) -> str:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from lutra.arguments import either
 from lutra.checkpoints.weights import Dense, Grouped, Integers, Ternary, Weight
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.parallel import each_of
 from lutra.quantize.imported import from_grouped, from_ternary, packed_bits
 from lutra.quantize.rtn import round_to_nearest
+from lutra_golden.arith.quantize import ACTIVATION_GROUPS, ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS, Format
 from lutra_golden.model.shapes import LINEARS
@@ -15,7 +17,9 @@ from lutra_golden.model.shapes import LINEARS
 __all__ = [
     "DEFAULT_GROUP",
     "GROUPS",
+    "activation_groups",
     "check_format",
+    "check_groups",
     "default_format",
     "quantize_layer",
 ]
@@ -50,6 +54,22 @@ def check_format(model: Decoder, format: Format) -> None:
         raise LutraError(
             f"the weights of {model.name} are ternary and would gain nothing from more bits: use "
             f"format {_TERNARY}, not {format}"
+        )
+
+
+def activation_groups(size: int | None) -> ActivationGroups | None:
+    """Groups of ``size`` activations, None for none; LutraError if there are none of this size."""
+    if size is not None and size not in ACTIVATION_GROUPS:
+        raise LutraError(f"a_group must be {either(ACTIVATION_GROUPS)}, not {size}")
+    return None if size is None else ActivationGroups(size=size)
+
+
+def check_groups(format: Format, a_groups: ActivationGroups | None) -> None:
+    """LutraError if activations of ``format`` have no groups."""
+    if a_groups is not None and format.a_bits != 8:
+        raise LutraError(
+            f"activations of {format.a_bits} bits need no groups: leave --a-group out, or give a "
+            "format with A8"
         )
 
 

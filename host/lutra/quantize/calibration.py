@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lutra.checkpoints.weights import Dense, Integers
 from lutra.models.decoder import Decoder, DecoderLayer, Tap
 from lutra.models.layers import Float
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.model import lowered
 from lutra_golden.model.shapes import LINEARS
@@ -98,11 +99,17 @@ class States:
         layer: DecoderLayer,
         *,
         a_bits: int | None = None,
+        a_groups: ActivationGroups | None = None,
         tap: Tap | None = None,
     ) -> list[Float]:
-        """The stream after layer ``i``, inputs of matrices rounded to ``a_bits`` if it is given."""
+        """The stream after layer ``i``; inputs of matrices rounded to ``a_bits``, in ``a_groups``,
+        if bits are given."""
         layer, window = in_float(layer), self.model.config.windows[i]
-        model = self.model if a_bits is None else replace(self.model, activation_bits=a_bits)
+        model = (
+            self.model
+            if a_bits is None
+            else self.model.replaced(self.model.layers, a_bits, a_groups)
+        )
         return [model.layer(layer, x, window, tap) for x in self.x]
 
 

@@ -7,7 +7,7 @@ so a run that was interrupted goes on with the same numbers as one that was not.
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense
 from lutra.models.decoder import Decoder, DecoderLayer
-from lutra.quantize import DEFAULT_GROUP, check_format, quantize_layer
+from lutra.quantize import DEFAULT_GROUP, check_format, check_groups, quantize_layer
 from lutra.quantize.awq import awq
 from lutra.quantize.budget import CHOICES, BitPlan, Sensitivity, allot, measure
 from lutra.quantize.calibration import States, in_float
@@ -24,6 +24,7 @@ from lutra.quantize.pack import Packer
 from lutra.quantize.reference import reference_layer
 from lutra.quantize.smoothquant import smoothquant
 from lutra.quantize.target import Method, Target
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.cache import Kv
@@ -51,7 +52,7 @@ class Recipe:
 
     ``format`` gives the bits per weight, which are a mean if ``bits_budget`` is set; ``group`` is
     the number of weights per scale, ``method`` one of :data:`METHODS`, ``act_order`` an option of
-    GPTQ, and ``kv_bits`` the bits of cached keys and values.
+    GPTQ, ``kv_bits`` the bits of cached keys and values, and ``a_groups`` groups of activations.
     """
 
     format: Format
@@ -60,8 +61,10 @@ class Recipe:
     act_order: bool = False
     bits_budget: float | None = None
     kv_bits: Kv = 8
+    a_groups: ActivationGroups | None = None
 
     def __post_init__(self) -> None:
+        check_groups(self.format, self.a_groups)
         if self.method not in METHODS:
             raise LutraError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
         if self.group < 1:
@@ -86,9 +89,11 @@ class Recipe:
         """True if a calibration text is needed."""
         return METHODS[self.method] is not None or self.bits_budget is not None
 
-    def settings(
-        self, calibration: NDArray[np.int64] | None
-    ) -> dict[str, str | int | float | None]:
+    def rounded(self, model: Decoder) -> Decoder:
+        """``model`` with its activations rounded."""
+        return model.replaced(model.layers, self.format.a_bits, self.a_groups)
+
+    def settings(self, calibration: NDArray[np.int64] | None) -> dict[str, object]:
         """Everything except the model that the layers depend on; a run resumes if it is equal.
 
         They do not depend on the bits of the KV cache.
@@ -104,6 +109,7 @@ class Recipe:
             "act_order": self.act_order,
             "bits_budget": self.bits_budget,
             "calibration": text,
+            "activation_groups": None if self.a_groups is None else asdict(self.a_groups),
         }
 
 
@@ -137,7 +143,7 @@ def quantize_model(
     on_plan: PlanCallback | None = None,
 ) -> PackedModel:
     """Quantise and pack a model, its layers in memory; see :func:`quantize_layers`."""
-    packer = Packer(model.replaced(model.layers, recipe.format.a_bits), recipe.kv_bits)
+    packer = Packer(recipe.rounded(model), recipe.kv_bits)
     layers = quantize_layers(
         model, recipe, calibration, packer=packer, store=store, progress=progress, on_plan=on_plan
     )
@@ -196,6 +202,7 @@ def quantize_layers(
                     a_bits=recipe.format.a_bits,
                     head_dim=model.config.head_dim,
                     act_order=recipe.act_order,
+                    a_groups=recipe.a_groups,
                 )
                 layer = in_float(layer)
                 layer = method(layer, states.inputs(i, layer), target)
@@ -206,7 +213,7 @@ def quantize_layers(
             packer.follow(i, reference_layer(model.config, packed))
         if states is not None and i + 1 < n_layers:
             layer = reference_layer(model.config, packed)
-            states.x = states.after(i, layer, a_bits=recipe.format.a_bits)
+            states.x = states.after(i, layer, a_bits=recipe.format.a_bits, a_groups=recipe.a_groups)
         yield packed
     if progress:
         progress("quantising", 1.0)

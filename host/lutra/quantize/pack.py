@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 from lutra.checkpoints.weights import Dense, Integers
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.models.rope import Rope
-from lutra.quantize import DEFAULT_GROUP, check_format, default_format, quantize_layer
+from lutra.quantize import (
+    DEFAULT_GROUP,
+    check_format,
+    check_groups,
+    default_format,
+    quantize_layer,
+)
 from lutra.quantize.balance import balance
 from lutra.quantize.reference import reference_layer
+from lutra_golden.arith.quantize import ActivationGroups, q_max_of
 from lutra_golden.arith.scale import SCALE, Scale, scale_from_float
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
@@ -179,7 +186,7 @@ class Packer:
             model = replace(model, dtype=np.float32)
         self.model = model
         assert model.activation_bits is not None, "the model must be quantised first"
-        self.a_bits = model.activation_bits
+        self.a_bits, self.a_groups = model.activation_bits, model.activation_groups
         n = min(_CALIBRATION, c.max_position_embeddings)
         tokens = np.random.default_rng(0).integers(0, c.vocab_size, n)
         if c.bos_token_id is not None:
@@ -247,7 +254,7 @@ class Packer:
 
     @property
     def _q_max(self) -> int:
-        return (1 << (self.a_bits - 1)) - 1
+        return q_max_of(self.a_bits) if self.a_groups is None else self.a_groups.peak
 
     def _pack_layer(self, layer: DecoderLayer, where: str, window: int) -> PackedLayer:
         softmax = math.log2(math.e) / math.sqrt(self.model.config.head_dim)
@@ -307,7 +314,7 @@ class Packer:
             model.embed_tokens, self._row_peaks, residual_frac
         )
         # the ternary engine, which such a model can run on, does not shift
-        shifted = not (self._ternary and self.a_bits == 8)
+        shifted = not (self._ternary and self.a_bits == 8 and self.a_groups is None)
         head = _pack_head(model.lm_head or model.embed_tokens, self._q_max, shifted=shifted)
         bits = self._bits / self._n_weights
         packed = PackedModel(
@@ -345,6 +352,7 @@ class Packer:
             head_rows=head[1],
             head_shift=head[2],
             head_scale=head[3],
+            a_groups=self.a_groups,
         )
         check_numbers(packed)
         return packed
@@ -363,16 +371,19 @@ def pack_model(
     group: int = DEFAULT_GROUP,
     progress: Callable[[str, float], None] | None = None,
     kv_bits: Kv = 8,
+    a_groups: ActivationGroups | None = None,
 ) -> PackedModel:
     """Round a checkpoint to nearest in a format, and pack it; deterministic."""
     wanted = format or default_format(model)
     check_format(model, wanted)
+    check_groups(wanted, a_groups)
     bits: dict[str, int] = dict.fromkeys(LINEARS, wanted.w_bits)
 
     def rounded(packer: Packer, layer: DecoderLayer) -> DecoderLayer:
         return quantize_layer(packer.balanced(layer), bits, group)
 
-    return _pack(model.replaced(model.layers, wanted.a_bits), rounded, progress, kv_bits)
+    source = model.replaced(model.layers, wanted.a_bits, a_groups)
+    return _pack(source, rounded, progress, kv_bits)
 
 
 def _pack(

@@ -102,6 +102,7 @@ def reference(model: PackedModel) -> Decoder:
         lm_head=Dense((model.head * rows[:, None]).astype(np.float32)),
         activation_bits=model.a_bits,
         head_bits=model.a_bits,
+        activation_groups=model.a_groups,
         key_bits=model.key_bits if model.key_bits < 8 else None,
         value_bits=model.value_bits if model.value_bits < 8 else None,
     )

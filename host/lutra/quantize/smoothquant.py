@@ -71,7 +71,12 @@ def _search(layer: DecoderLayer, stack: str, inputs: Inputs, target: Target) -> 
     candidates = [np.ones_like(x_peak), *(smoothing(x_peak, w_peak, alpha) for alpha in ALPHAS)]
     best, least = candidates[0], np.inf
     for s in candidates:
-        x, unit = round_activations((inputs.sample / s).astype(np.float64), target.a_bits)
+        x, unit = round_activations(
+            (inputs.sample / s).astype(np.float64),
+            target.a_bits,
+            target.a_groups,
+            target.head_dim if stack == "o_proj" else 0,
+        )
         rounded = (x * unit).astype(np.float32)
         error = 0.0
         for w, bits in matrices:

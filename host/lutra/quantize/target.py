@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 from lutra.models.decoder import DecoderLayer
 from lutra.quantize.calibration import Inputs
+from lutra_golden.arith.quantize import ActivationGroups
 
 __all__ = ["Method", "Target"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """``bits`` of each matrix by its name, groups, bits of activations, and the size of a head.
+    """``bits`` of each matrix by its name, groups, bits and groups of activations, and the size of
+    a head.
 
     ``act_order`` is the order in which GPTQ goes through the columns: by falling power of the
     inputs.
@@ -21,6 +23,7 @@ class Target:
     group: int
     a_bits: int
     head_dim: int
+    a_groups: ActivationGroups | None = None
     act_order: bool = False
 
 

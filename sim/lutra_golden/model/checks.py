@@ -3,7 +3,6 @@
 import numpy as np
 
 from lutra_golden.arith.fixed import round_shift
-from lutra_golden.arith.quantize import q_max_of
 from lutra_golden.errors import LutraError
 from lutra_golden.model.exponents import head_exponents, layer_exponents
 from lutra_golden.model.limits import ACC_MAX, EMBEDDING_SHIFT_MAX, HEAD_MAX, LOGIT_ACC_MAX
@@ -20,7 +19,7 @@ _ADVICE = "pack the model again"
 
 def sum_bits(model: PackedModel, peak: int, shift: int) -> int:
     """Bits with sign of sums of ``model`` after their shift; ``peak`` as of a packed matrix."""
-    return int(round_shift(peak * q_max_of(model.a_bits), shift)).bit_length() + 1
+    return int(round_shift(peak * model.a_peak, shift)).bit_length() + 1
 
 
 def check_numbers(model: PackedModel) -> None:

@@ -143,6 +143,8 @@ class Decoder:
             self.model.eps,
             normalise=norm.normalise,
             q_max=self._q_max,
+            groups=self.model.a_groups,
+            run=norm.run,
         )
 
     def _heads(
@@ -268,7 +270,7 @@ class Decoder:
                 part = 2 * self.model.head[rows].astype(np.int64)
             else:
                 part = weights.rows(rows).doubled()
-            peak = int(np.abs(part).sum(axis=1).max()) * (self._q_max + 1)
+            peak = int(np.abs(part).sum(axis=1).max()) * (self.model.a_peak + 1)
             w = np.ascontiguousarray(part.T, np.float32 if peak < 1 << 24 else np.float64)
             if self._keeps:
                 made.append((rows, w))

@@ -120,7 +120,8 @@ class _Chain:
                 mean = self.keep(mean.plus(Exponents.of(eps)), f"the {name}'s mean square")
             root = self.keep(mean.rsqrt(), f"the {name}'s root")
             out = self.keep(s1.times(root), f"the {name}'s factor")
-        step = _step(_LEFT + gamma.bit_length(), q_max).shifted(-norm.frac)
+        lowered = 0 if self._model.a_groups is None else self._model.a_groups.shift_max
+        step = _step(_LEFT + gamma.bit_length(), q_max).shifted(-norm.frac - lowered)
         return self.keep(out.times(step), f"the {name}'s output").all()
 
     def heads(self, s: Exponents, layer: PackedLayer) -> None:

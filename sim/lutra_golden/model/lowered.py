@@ -63,22 +63,28 @@ def common_kv_bits(model: PackedModel, runner: str) -> int:
 class LoweredNorm:
     """A norm over ``n`` values: int16 ``gamma`` with ``frac`` fraction bits, and ``1 / n``.
 
-    Without ``normalise`` rows are only multiplied by ``gamma``, which is then all ones.
+    Without ``normalise`` rows are only multiplied by ``gamma``, which is then all ones. Groups of
+    its results do not reach from one ``run`` of elements into the next.
     """
 
     gamma: NDArray[np.int16]
     frac: int
     inv_n: Scale
     normalise: bool
+    run: int
 
 
-def lower_norm(norm: PackedNorm | None, n: int, width: int | None = None) -> LoweredNorm:
-    """The norm over ``n`` values in rows of ``width`` (``n`` if left out); None only quantises."""
+def lower_norm(
+    norm: PackedNorm | None, n: int, width: int | None = None, runs: int = 1
+) -> LoweredNorm:
+    """The norm over ``n`` values in rows of ``width`` (``n`` if left out), each of so many
+    ``runs``; None only quantises."""
     inv_n = scale_from_float(1 / n)
+    run = (n if width is None else width) // runs
     if norm is None:
-        ones = np.full(n if width is None else width, 1 << ONE_FRAC, np.int16)
-        return LoweredNorm(gamma=ones, frac=ONE_FRAC, inv_n=inv_n, normalise=False)
-    return LoweredNorm(gamma=norm.gamma, frac=norm.frac, inv_n=inv_n, normalise=True)
+        ones = np.full(run * runs, 1 << ONE_FRAC, np.int16)
+        return LoweredNorm(gamma=ones, frac=ONE_FRAC, inv_n=inv_n, normalise=False, run=run)
+    return LoweredNorm(gamma=norm.gamma, frac=norm.frac, inv_n=inv_n, normalise=True, run=run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,10 @@ def layer_norms(model: PackedModel, layer: PackedLayer) -> Norms:
     return Norms(
         input=lower_norm(layer.input_norm, model.hidden_size),
         attention=lower_norm(
-            layer.attention_norm, model.n_heads * model.head_dim, layer.o_proj.depth
+            layer.attention_norm,
+            model.n_heads * model.head_dim,
+            layer.o_proj.depth,
+            model.n_heads,
         ),
         ffn_input=lower_norm(layer.ffn_input_norm, model.hidden_size),
         ffn=lower_norm(layer.ffn_norm, model.intermediate_size),

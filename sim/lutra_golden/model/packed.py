@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra_golden.arith.quantize import ActivationGroups, q_max_of
 from lutra_golden.arith.scale import Scale
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import TERNARY_NAME
@@ -148,7 +149,8 @@ class PackedModel:
     and ``scale_bits``, the widest codes and group scales, and ``group``, which divides all groups
     (None if there are none), ``biased``, ``head_normed``, and ``key_bits`` and ``value_bits``, the
     bits that keys and values are cached in (8/8, 8/4 or 4/4). ``head_eps`` is the epsilon of head
-    norms in units of 2**-32.
+    norms in units of 2**-32. Activations have one scale per token, and under it ``a_groups`` an
+    exponent per group if there are any.
     """
 
     name: str
@@ -185,6 +187,12 @@ class PackedModel:
     head_rows: NDArray[np.int16]  # [V]
     head_shift: int
     head_scale: float
+    a_groups: ActivationGroups | None = None
+
+    @property
+    def a_peak(self) -> int:
+        """Largest magnitude of the integers that matrices are multiplied by."""
+        return q_max_of(self.a_bits) if self.a_groups is None else self.a_groups.peak
 
     @property
     def kv(self) -> str:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra_golden.arith.fixed import Int, Saturation, bit_length, round_shift, saturate
-from lutra_golden.arith.quantize import Q_MAX, quantize, quantize_factor, quantize_step
+from lutra_golden.arith.quantize import (
+    Q_MAX,
+    ActivationGroups,
+    quantize,
+    quantize_factor,
+    quantize_groups,
+    quantize_step,
+)
 from lutra_golden.arith.scale import Scale, scale_add, scale_from_int, scale_mul, scale_rsqrt
 from lutra_golden.arith.silu import SILU, silu
 
@@ -107,6 +114,8 @@ def norm_quantize(
     *,
     normalise: bool = True,
     q_max: int = Q_MAX,
+    groups: ActivationGroups | None = None,
+    run: int = 0,
 ) -> tuple[Int, Scale]:
     """RMSNorm of each row of ``v`` times ``gamma``, quantised with a scale per row.
 
@@ -119,6 +128,9 @@ def norm_quantize(
     2. ``ss = sum(vs**2)``, ``y = vs * gamma``, ``y_max = max|y|``, all exact.
     3. ``s1 = v_scale * 2**sh``; ``r = rsqrt((ss * inv_n) * (s1 * s1) + eps)``, or 1.
     4. ``q = round(y * q_max / y_max)``; scale ``(s1 * r) * (y_max * (1/q_max) * 2**-gamma_frac)``.
+
+    With ``groups`` (in runs of ``run`` elements, the whole row if 0) step 4 gives the integers of
+    :func:`~lutra_golden.arith.quantize.quantize_groups`; the scale is ``2**-shift_max`` of that.
     """
     v_max = np.abs(v).max(axis=-1)
     sh = np.maximum(bit_length(v_max) - (SCALED_WIDTH - 1), 0)
@@ -135,6 +147,9 @@ def norm_quantize(
     step = quantize_step(y_max, q_max)
     step = Scale(step.m, step.e - np.where(step.m == 0, 0, gamma_frac))
     scale = scale_mul(unit, step)
+    if groups is not None:
+        lowered = Scale(scale.m, scale.e - np.where(scale.m == 0, 0, groups.shift_max))
+        return quantize_groups(y, y_max, groups, run or y.shape[1]), lowered
 
     factor = quantize_factor(y_max, q_max)
     q = quantize(y, Scale(factor.m[:, None], factor.e[:, None]), q_max)

@@ -26,6 +26,7 @@ MUTANTS = [
         "host/lutra/devices/cpu/csrc/vector.c",
         [
             f"{_STEPS}::test_norms",
+            f"{_STEPS}::test_norms_in_groups",
             f"{_STEPS}::test_heads",
             f"{_BINDING}::test_ternary_models[least]",
         ],
@@ -38,6 +39,16 @@ MUTANTS = [
             "the gate's scale once",
             "scale_mul(scale_mul(gate, gate), scale_mul(s, w_up))",
             "scale_mul(gate, scale_mul(s, w_up))",
+        ),
+        (
+            "exponents only below the largest",
+            "peak << (e + 1) <= y_max",
+            "peak << (e + 1) < y_max",
+        ),
+        (
+            "groups that reach into the next run",
+            "int rest = norm->run - at,",
+            "int rest = n - first - at,",
         ),
         ("epsilon once for a head", "(int64_t)head_dim * step->eps", "(int64_t)step->eps"),
     ),

@@ -38,8 +38,8 @@ MUTANTS = [
         ["golden/model/test_padding.py"],
         (
             "a mean over padded heads",
-            "layer.attention_norm, model.n_heads * model.head_dim, layer.o_proj.depth",
-            "layer.attention_norm, layer.o_proj.depth, layer.o_proj.depth",
+            "            model.n_heads * model.head_dim,\n",
+            "            layer.o_proj.depth,\n",
         ),
     ),
     *planted(

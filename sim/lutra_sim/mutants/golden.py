@@ -92,6 +92,21 @@ MUTANTS = [
             "return scale_mul(scale_from_int(y_max), scale_recip(scale_from_int(q_max)))",
             "return scale_mul(scale_from_int(y_max), scale_recip(scale_from_int(q_max + 1)))",
         ),
+        (
+            "exponents only below the largest",
+            "(peaks << shift) <= y_max[:, None]",
+            "(peaks << shift) < y_max[:, None]",
+        ),
+        (
+            "groups that reach into the next run",
+            "within = np.arange(0, run, self.size, dtype=np.int64)",
+            "return np.arange(0, n, self.size, dtype=np.int64)",
+        ),
+        (
+            "integers shifted by the exponent",
+            "return q << (groups.shift_max - e)",
+            "return q << e",
+        ),
     ),
     *planted(
         "sim/lutra_golden/attention/attention.py",
@@ -407,6 +422,15 @@ MUTANTS = [
             "a matrix begins a row early",
             "slice(end - each.n_rows, end)",
             "slice(max(0, end - each.n_rows - 1), end - 1)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/model/capabilities.py",
+        ["golden/model/test_capabilities.py"],
+        (
+            "groups let through",
+            "if model.a_groups is not None and not activation_groups:",
+            "if model.a_groups is None and not activation_groups:",
         ),
     ),
     *planted(

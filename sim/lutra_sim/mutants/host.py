@@ -257,8 +257,8 @@ MUTANTS = [
         ),
         (
             "the sign of a sum takes no bit",
-            "return int(round_shift(peak * q_max_of(model.a_bits), shift)).bit_length() + 1",
-            "return int(round_shift(peak * q_max_of(model.a_bits), shift)).bit_length()",
+            "return int(round_shift(peak * model.a_peak, shift)).bit_length() + 1",
+            "return int(round_shift(peak * model.a_peak, shift)).bit_length()",
         ),
         (
             "gates alone are squared",

@@ -95,7 +95,13 @@ MUTANTS = [
             "host/quantize/test_driver.py::test_integers_of_a_checkpoint_pass_as_they_are",
             "host/quantize/test_pack.py::test_every_model_has_a_format_of_its_own",
             "host/quantize/test_pack.py::test_matrices_are_the_quantised_ones",
+            "host/commands/test_pack.py::test_activations_in_groups",
         ],
+        (
+            "groups of activations of any bits",
+            "if a_groups is not None and format.a_bits != 8:",
+            "if a_groups is not None and format.a_bits < 8:",
+        ),
         (
             "grouped checkpoints in four bits",
             "return Format(w_bits=bits, a_bits=8)",

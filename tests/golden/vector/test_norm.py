@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lutra_golden.arith.fixed import Int, Saturation
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
 from lutra_golden.arith.silu import silu
 from lutra_golden.vector.norm import (
@@ -71,6 +72,27 @@ def test_int16_and_plain_against_float(bits: int) -> None:
             bound = 0.5 / q_max + 2e-4 + 2.0**-15 * gamma.max() / gamma.min()
             error = np.abs(q * scale_to_float(scale)[:, None] - y) / y_max
             assert error.max() <= bound
+
+
+@pytest.mark.parametrize("shift_max", [3, 7])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_groups_have_the_same_scale(normalise: bool, shift_max: int) -> None:
+    """Integers of a finer step: a group four times smaller has the int8 of the larger one."""
+    rng = np.random.default_rng(7)
+    v = 4 * rng.integers(-1000, 1001, (4, 96))
+    v[:, 32:64], v[:, 64:] = v[:, :32] // 4, v[:, 64:] // 2
+    v[3] = 0
+    v_scale = _scales(rng.uniform(0.5, 2, 4))
+    gamma = np.full(96, 1 << GAMMA_FRAC)
+    args = (gamma, GAMMA_FRAC, scale_from_float(1 / 96), scale_from_float(EPS))
+    groups = ActivationGroups(shift_max=shift_max)
+    plain, scale = norm_quantize(v, v_scale, *args, normalise=normalise)
+    q, fine = norm_quantize(v, v_scale, *args, normalise=normalise, groups=groups)
+    np.testing.assert_array_equal(fine.m, scale.m)
+    np.testing.assert_array_equal(fine.e, scale.e - np.where(scale.m == 0, 0, shift_max))
+    np.testing.assert_array_equal(q[:, :32], plain[:, :32] << shift_max)
+    np.testing.assert_array_equal(q[:, 32:64], plain[:, :32] << (shift_max - 2))
+    assert not q[3].any()
 
 
 def test_plain_does_not_depend_on_what_normalises() -> None:

@@ -14,12 +14,14 @@ from tests.host.packed_models import assert_same
 from tests.host.random_model import Shape, write_model, write_tokenizer
 
 from lutra.commands.cli import main
+from lutra.commands.show import packed_figures
 from lutra.models import load_model
 from lutra.packed.file import is_packed, open_packed
 from lutra.packed.store import PackedStore, is_unfinished
 from lutra.quantize.driver import METHODS
 from lutra.quantize.pack import pack_model
 from lutra.text.tokenizer import Tokenizer, copy_tokenizer
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.shapes import LINEARS
@@ -118,6 +120,15 @@ def test_a_cache_of_four_bits(source: Path, tmp_path: Path) -> None:
     assert open_packed(out).fingerprint != open_packed(tmp_path / "eight").fingerprint
     assert main(["pack", str(source), "-o", str(out), "--kv", "4"]) == 0
     assert_same(open_packed(out).model, pack_model(load_model(source), kv_bits=4))
+
+
+def test_activations_in_groups(source: Path, tmp_path: Path, capsys: Capture) -> None:
+    out, groups = tmp_path / "out", ActivationGroups(size=64)
+    assert main(["pack", str(source), "-o", str(out), "--a-group", "64"]) == 0
+    assert_same(open_packed(out).model, pack_model(load_model(source), a_groups=groups))
+    assert packed_figures(open_packed(out))["activation_group"] == 64
+    assert main(["pack", str(source), "-o", str(out), "--a-group", "64", "--format", "W4A16"]) == 2
+    assert "activations of 16 bits need no groups: leave --a-group out" in capsys.readouterr().err
 
 
 def test_a_budget_and_its_table(source: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -28,6 +28,7 @@ from lutra.packed.file import is_packed, open_packed, write_packed
 from lutra.packed.store import is_unfinished
 from lutra.quantize.driver import Recipe, quantize_model
 from lutra.quantize.pack import pack_model
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
@@ -70,10 +71,15 @@ def models() -> dict[str, PackedModel]:
     recipe = Recipe(format=Format(w_bits=4, a_bits=8), group=GROUP, bits_budget=3.5)
     found["mixed"] = quantize_model(source, recipe, random_tokens(source, 2, 16))
     found["wide scales"] = widened(found["llama"])
+    groups = ActivationGroups(size=64, shift_max=3)
+    found["grouped activations"] = pack_model(
+        random_decoder(), Format(w_bits=4, a_bits=8), GROUP, a_groups=groups
+    )
     return found
 
 
 KINDS = [*VARIANTS, "W1A8", "W2A8", "W3A8", "W6A16", "W8A8", "mixed", "wide scales"]
+KINDS += ["grouped activations"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -346,16 +352,28 @@ SCALE_TEXT = (
     [
         (
             set_to("lutra_version", to=1),
-            "config.json is of packed format 1, this Lutra reads 3: pack its checkpoint again",
+            "config.json is of packed format 1, this Lutra reads 4: pack its checkpoint again",
         ),
         (
-            set_to("lutra_version", to=4),
-            "config.json is of packed format 4, this Lutra reads 3: update Lutra, or pack its che",
+            set_to("lutra_version", to=5),
+            "config.json is of packed format 5, this Lutra reads 4: update Lutra, or pack its che",
+        ),
+        (
+            set_to("activation_groups", to={"size": 48, "shift_max": 7}),
+            "config.json: activation_groups: size must be one of (32, 64, 128), not 48: pack the m",
+        ),
+        (
+            set_to("activation_groups", to={"size": 32, "shift_max": 70}),
+            "config.json: activation_groups: shift_max must be one of (1, 3, 7), not 70: pack the",
+        ),
+        (
+            set_to("activation_groups", to={"size": 32}),
+            "config.json: shift_max must be a positive whole number, not None",
         ),
         (set_to("name", to=3), "config.json: name must be a text, not 3: pack the model again"),
         (
             without("lutra_version"),
-            "config.json is of packed format None, this Lutra reads 3: pack its checkpoint",
+            "config.json is of packed format None, this Lutra reads 4: pack its checkpoint",
         ),
         (
             without("hidden_size"),
@@ -610,6 +628,8 @@ def test_a_number_that_was_changed_is_seen(folder: Path) -> None:
     [
         ({"kv_bits": 4}, "--format W4A8 --kv 4"),
         ({"key_bits": 8, "value_bits": 4}, "--format W4A8 --kv 8/4"),
+        ({"activation_groups": {"size": 64}}, "--format W4A8 --a-group 64 --kv 8"),
+        ({"activation_groups": {"size": [3]}}, "--format W4A8 --kv 8"),
         ({"format": "W3.5A8"}, "--kv 8"),
         ({"format": ["W4A8"], "kv_bits": 5}, "--kv 8"),
     ],

@@ -185,12 +185,15 @@ def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix
     )
 
 
-def _norm_of(norm: LoweredNorm, keep: KeptArrays) -> CNorm:
+def _norm_of(model: PackedModel, norm: LoweredNorm, keep: KeptArrays) -> CNorm:
     # without a gamma the library multiplies by ones
     gamma = keep.int16(norm.gamma) if norm.normalise else None
-    return CNorm(
+    out = CNorm(
         gamma=gamma, frac=norm.frac, plain=int(not norm.normalise), inv_n=scale_of(norm.inv_n)
     )
+    if (groups := model.a_groups) is not None:
+        out.group, out.run, out.group_shift = groups.size, norm.run, groups.shift_max
+    return out
 
 
 def _layer_of(model: PackedModel, layer: PackedLayer, keep: KeptArrays) -> CLayer:
@@ -204,10 +207,10 @@ def _layer_of(model: PackedModel, layer: PackedLayer, keep: KeptArrays) -> CLaye
         gate=matrix_of(layer.gate_proj, keep),
         up=matrix_of(layer.up_proj, keep),
         down=matrix_of(layer.down_proj, keep),
-        input=_norm_of(norms.input, keep),
-        attention=_norm_of(norms.attention, keep),
-        ffn_input=_norm_of(norms.ffn_input, keep),
-        ffn=_norm_of(norms.ffn, keep),
+        input=_norm_of(model, norms.input, keep),
+        attention=_norm_of(model, norms.attention, keep),
+        ffn_input=_norm_of(model, norms.ffn_input, keep),
+        ffn=_norm_of(model, norms.ffn, keep),
         window=layer.window,
     )
     if layer.bias is not None:
@@ -265,7 +268,7 @@ class CpuModel:
                 k=model.hidden_size,
                 shift=model.head_shift,
             ),
-            norm=_norm_of(lower_norm(model.norm, model.hidden_size), keep),
+            norm=_norm_of(model, lower_norm(model.norm, model.hidden_size), keep),
             eps=scale_of(model.eps),
             unit=scale_of(residual_unit(model)),
             n_layers=len(layers),
@@ -277,6 +280,8 @@ class CpuModel:
             vocab=model.vocab_size,
             context=model.context,
             a_bits=model.a_bits,
+            # in groups they have up to 15 bits
+            column_bits=model.a_bits if model.a_groups is None else 16,
             kv_bits=shape.bits,
             swiglu=int(model.gate is Gate.SILU),
             residual_frac=model.residual_frac,

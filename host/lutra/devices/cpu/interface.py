@@ -82,6 +82,10 @@ class CNorm(Structure):
         ("frac", c_int32),
         ("plain", c_int32),
         ("inv_n", CScale),
+        ("group", c_int32),
+        ("run", c_int32),
+        ("group_shift", c_int32),
+        ("reserved", c_int32),
     )
 
 
@@ -122,6 +126,7 @@ class CModel(Structure):
         ("vocab", c_int32),
         ("context", c_int32),
         ("a_bits", c_int32),
+        ("column_bits", c_int32),
         ("kv_bits", c_int32),
         ("swiglu", c_int32),
         ("residual_frac", c_int32),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lutra.devices.cpu.binding import KeptArrays, matrix_of
 from lutra.devices.cpu.interface import CMatrix, CNorm
 from lutra.devices.cpu.library import library, pointer, scale_of, target_number
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import Scale
 from lutra_golden.model.packed import PackedLinear
 
@@ -131,10 +132,14 @@ def norm_quantize(
     inv_n: Scale,
     eps: Scale,
     a_bits: int = 8,
+    groups: ActivationGroups | None = None,
+    run: int = 0,
 ) -> tuple[NDArray[np.int16], Scale]:
     """A row of activations ``[N]`` and its scale; without ``gamma`` it is only quantised."""
     q, out = np.zeros(len(v), np.int16), np.zeros(2, np.int32)
     norm = CNorm(gamma=pointer(gamma), frac=frac, plain=gamma is None, inv_n=scale_of(inv_n))
+    if groups is not None:
+        norm.group, norm.run, norm.group_shift = groups.size, run or len(v), groups.shift_max
     library().lutra_cpu_norm_quantize(
         target_number(target), pointer(np.ascontiguousarray(v, np.int64)), scale_of(scale),
         ctypes.addressof(norm), scale_of(eps), len(v), a_bits, pointer(q), pointer(out),

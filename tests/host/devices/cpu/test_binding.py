@@ -14,6 +14,7 @@ from tests.host.random_model import LLAMAS, SHAPES, load
 
 from lutra.models import find_model
 from lutra.quantize.pack import pack_model
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
@@ -145,6 +146,28 @@ def test_architectures(variant: str, format: str | None, tmp_path: Path) -> None
     model = pack_model(decoder, Format.parse(format) if format else None, 16)
     check(model, TOKENS, TARGETS[-1:])
     check(model, TOKENS, TARGETS[:1], threads=3)
+
+
+@pytest.mark.parametrize(
+    ("variant", "format", "groups"),
+    [
+        ("qwen2", "w4a8", ActivationGroups()),
+        ("qwen3-wide-heads", "w3a8", ActivationGroups()),
+        ("mistral-window", "w8a8", ActivationGroups(size=64, shift_max=3)),
+        ("bitnet-large", None, ActivationGroups(size=128)),
+    ],
+)
+def test_activations_in_groups(
+    variant: str, format: str | None, groups: ActivationGroups, tmp_path: Path
+) -> None:
+    """Heads of 48 in rows of 64 keep groups of their own; ternary matrices have none of weights."""
+    sizes = SIZES | ({"head_dim": 48} if variant == "qwen3-wide-heads" else {})
+    decoder = load(write_variant(tmp_path / "model", variant, changes=sizes))
+    wanted = Format.parse(format) if format else None
+    model, plain = (pack_model(decoder, wanted, 16, a_groups=each) for each in (groups, None))
+    check(model, TOKENS, TARGETS[-1:])
+    check(model, TOKENS, TARGETS[:1], threads=3)
+    assert not np.array_equal(golden(model, TOKENS).logits, golden(plain, TOKENS).logits)
 
 
 def test_matrices_of_different_bits(packed_llama: Callable[[str, str], PackedModel]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import round_shift, saturate
-from lutra_golden.arith.quantize import Q_MAX, q_max_of
+from lutra_golden.arith.quantize import Q_MAX, ActivationGroups, q_max_of
 from lutra_golden.arith.scale import Scale, scale_from_float
 from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.attention.attention import attend as golden_attend
@@ -211,6 +211,33 @@ def test_norms(target: str, a_bits: int) -> None:
                 )
                 actual, out = steps.norm_quantize(
                     target, v, scale, None if plain else gamma, 14, inv_n, eps, a_bits
+                )
+                np.testing.assert_array_equal(actual, q[0])
+                assert (int(out.m), int(out.e)) == (int(s.m[0]), int(s.e[0]))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_norms_in_groups(target: str) -> None:
+    rng, inv_n, eps = np.random.default_rng(6), scale_from_float(1 / 99), scale_from_float(1e-5)
+    for top in (0, 1, 100, (1 << 31) - 1, 1 << 57):
+        for n, run in ((32, 32), (1, 1), (96, 96), (240, 80), (64, 16), (577, 577)):
+            v = rng.integers(-top, top + 1, n) >> rng.integers(0, 12, -(-n // 16)).repeat(16)[:n]
+            gamma = rng.integers(-32768, 32768, n).astype(np.int16)
+            scale = scale_at(rng, -40, 0)
+            for size, shift_max in ((32, 7), (64, 3), (128, 1)):
+                groups = ActivationGroups(size=size, shift_max=shift_max)
+                q, s = norm_quantize(
+                    v[None],
+                    Scale(scale.m[None], scale.e[None]),
+                    gamma.astype(np.int64),
+                    14,
+                    inv_n,
+                    eps,
+                    groups=groups,
+                    run=run,
+                )
+                actual, out = steps.norm_quantize(
+                    target, v, scale, gamma, 14, inv_n, eps, groups=groups, run=run
                 )
                 np.testing.assert_array_equal(actual, q[0])
                 assert (int(out.m), int(out.e)) == (int(s.m[0]), int(s.e[0]))

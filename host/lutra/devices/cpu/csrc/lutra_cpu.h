@@ -30,11 +30,14 @@ typedef struct {
     lutra_scale unit;
 } lutra_matrix;
 
-/* gamma [n] with frac fraction bits; inv_n is 1 / n. Only multiplied by gamma if plain. */
+/* gamma [n] with frac fraction bits; inv_n is 1 / n. Only multiplied by gamma if plain. With group
+ * its results are int8 with an exponent of up to group_shift for each group of a run of elements,
+ * as integers of up to 8 + group_shift bits. */
 typedef struct {
     const int16_t *gamma;
     int32_t frac, plain;
     lutra_scale inv_n;
+    int32_t group, run, group_shift, reserved;
 } lutra_norm;
 
 typedef struct {
@@ -53,8 +56,9 @@ typedef struct {
     lutra_matrix head;
     lutra_norm norm;
     lutra_scale eps, unit; /* unit: of the residual stream */
+    /* column_bits: 8 or 16, those of the integers that matrices are multiplied by */
     int32_t n_layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, context;
-    int32_t a_bits, kv_bits, swiglu, residual_frac, embedding_shift, head_eps;
+    int32_t a_bits, column_bits, kv_bits, swiglu, residual_frac, embedding_shift, head_eps;
 } lutra_model;
 
 typedef struct lutra_pool lutra_pool;

@@ -72,10 +72,10 @@ lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int ge
     e->workers = calloc((size_t)e->threads, sizeof *e->workers);
     int ok = e->residual && e->acc && e->attention && e->product && e->queries &&
              e->query_scale && e->scale && e->segments && e->slot && e->workers &&
-             columns_new(&e->columns, depth, rows, model->a_bits, e->choice.gemm);
+             columns_new(&e->columns, depth, rows, model->column_bits, e->choice.gemm);
     for (int i = 0; ok && i < e->threads; i++) {
         worker_t *w = &e->workers[i];
-        ok = scratch_new(&w->scratch, &w->sums, depth, rows, model->a_bits);
+        ok = scratch_new(&w->scratch, &w->sums, depth, rows, model->column_bits);
         w->y = take(depth * 4);
         w->q = take(depth * 2);
         w->values = take(2 * (m + 1) * ROWS_MAX * 4);

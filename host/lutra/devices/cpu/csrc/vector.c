@@ -1,5 +1,22 @@
 #include "vector.h"
 
+/* int8 with an exponent for each group: the largest with which no element passes y_max. */
+static void quantize_groups(const lutra_kernels *kernels, const lutra_norm *norm, const int32_t *y,
+                            int64_t y_max, int n, int16_t *q) {
+    lutra_scale factor = quantize_factor(y_max, Q_MAX);
+    for (int first = 0; first < n; first += norm->run)
+        for (int at = 0; at < norm->run; at += norm->group) {
+            int rest = norm->run - at, size = rest < norm->group ? rest : norm->group, e = 0;
+            const int32_t *from = y + first + at;
+            int16_t *to = q + first + at;
+            int64_t peak = kernels->abs_max32(from, size);
+            while (e < norm->group_shift && peak << (e + 1) <= y_max) e++;
+            kernels->quantize(from, scale_lower(factor, -e), Q_MAX, size, to);
+            int16_t by = (int16_t)(1 << (norm->group_shift - e));
+            for (int i = 0; i < size; i++) to[i] = (int16_t)(to[i] * by);
+        }
+}
+
 lutra_scale norm_quantize(const lutra_kernels *kernels, lutra_source v, const lutra_norm *norm,
                           lutra_scale eps, int n, int q_max, int32_t *y, int16_t *q) {
     int64_t v_max = v.narrow ? kernels->abs_max32(v.narrow, n) : kernels->abs_max64(v.wide, n);
@@ -17,8 +34,13 @@ lutra_scale norm_quantize(const lutra_kernels *kernels, lutra_source v, const lu
             scale_mul(scale_mul(scale_from_int(squares, 0), norm->inv_n), scale_mul(s, s));
         unit = scale_mul(s, scale_rsqrt(scale_add(mean, eps)));
     }
+    lutra_scale scale = scale_mul(unit, scale_lower(quantize_step(y_max, q_max), norm->frac));
+    if (norm->group) {
+        quantize_groups(kernels, norm, y, y_max, n, q);
+        return scale_lower(scale, norm->group_shift);
+    }
     kernels->quantize(y, quantize_factor(y_max, q_max), q_max, n, q);
-    return scale_mul(unit, scale_lower(quantize_step(y_max, q_max), norm->frac));
+    return scale;
 }
 
 int gate_product(const lutra_kernels *kernels, const int32_t *gate, const int32_t *up, int n,

@@ -1,0 +1,19 @@
+"""Parts of packed models that not every device runs yet, and their refusal."""
+
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
+
+__all__ = ["check_capabilities"]
+
+
+def check_capabilities(model: PackedModel, runner: str, *, activation_groups: bool = False) -> None:
+    """LutraError if ``model`` has a part that its runner does not name as one that it has.
+
+    ``runner`` begins the message: ``device cuda``, ``an accelerator``.
+    """
+    if model.a_groups is not None and not activation_groups:
+        raise LutraError(
+            f"{runner} has no activations in groups yet, the model's are in groups of "
+            f"{model.a_groups.size}: run it with -dev cpu or golden, or pack it again without "
+            "--a-group"
+        )

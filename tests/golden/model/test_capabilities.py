@@ -1,0 +1,24 @@
+"""A runner refuses what it does not name, in one line."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from lutra_golden.arith.quantize import ActivationGroups
+from lutra_golden.errors import LutraError
+from lutra_golden.model.capabilities import check_capabilities
+from lutra_golden.model.packed import PackedModel
+
+
+def test_activations_in_groups(packed: Callable[[str], PackedModel]) -> None:
+    model = packed("least")
+    check_capabilities(model, "an accelerator")
+    grouped = replace(model, a_groups=ActivationGroups(size=64))
+    check_capabilities(grouped, "device cpu", activation_groups=True)
+    with pytest.raises(
+        LutraError,
+        match=r"^device cuda has no activations in groups yet, the model's are in groups of 64: "
+        r"run it with -dev cpu or golden, or pack it again without --a-group$",
+    ):
+        check_capabilities(grouped, "device cuda")

@@ -58,7 +58,8 @@ class LLM:
     ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights. Left out,
     a ternary model runs as it is (W1.58A8), any other in W4A8. ``kv_bits`` are those that keys and
     values are cached in, 8 or 4; left out, 8. ``a_group`` is how many activations of 8 bits share
-    an exponent under their token's scale; left out, none. ``context`` limits the positions, which
+    an exponent under their token's scale; left out, none. With ``offsets`` those that a
+    checkpoint's groups of weights have stay what they are. ``context`` limits the positions, which
     are at most 4,096 unless it says otherwise. :attr:`source` is the checkpoint, :attr:`rounded`
     what is run of it.
 
@@ -84,6 +85,7 @@ class LLM:
         group: int | None = None,
         kv_bits: Kv | None = None,
         a_group: int | None = None,
+        offsets: bool = False,
         context: int | None = None,
         check: bool = False,
         threads: int | None = None,
@@ -131,7 +133,7 @@ class LLM:
         with self._bars:
             self._placement = Placement(device, options, self._progress)
             self._source, self.packed = open_model(
-                path, format, group, kv_bits, context, self._progress, a_group
+                path, format, group, kv_bits, context, self._progress, a_group, offsets
             )
             self._placement.choose(self.packed)
         self.tokenizer = tokenizer or Tokenizer.open(path, self.packed.bos)

@@ -57,6 +57,7 @@ def open_model(
     context: int | None,
     progress: Progress | None,
     a_group: int | None = None,
+    offsets: bool = False,
 ) -> tuple[Callable[[], Decoder] | None, PackedModel]:
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
@@ -70,6 +71,7 @@ def open_model(
             ("group", group, "group"),
             ("kv", kv_bits, "kv_bits (--kv)"),
             ("groups of activations", a_group, "a_group (--a-group)"),
+            ("offsets", offsets or None, "offsets"),
             ("context", context, "context"),
         ):
             if value is not None:
@@ -86,6 +88,7 @@ def open_model(
         "group": group,
         "kv": kv_pair(kv),
         "a_group": a_group,
+        "offsets": offsets,
         "context": context,
     }
     models = KeptModels()
@@ -99,7 +102,8 @@ def open_model(
     if packed is not None:
         packed = replace(packed, name=name_of(path))  # the same content may have another name now
     else:
-        packed = pack_model(source(), wanted, group or DEFAULT_GROUP, progress, kv, a_groups)
+        size = group or DEFAULT_GROUP
+        packed = pack_model(source(), wanted, size, progress, kv, a_groups, offsets)
         if key is not None and (reason := models.keep(key, packed)):
             _LOG.warning("the packed model is not kept, %s", reason)
     if group is not None and packed.group is None:

@@ -110,6 +110,8 @@ class Integers:
         groups = codes.reshape(len(codes), -1, w.group)
         groups -= (w.zero[rows, :, None] / 2).astype(np.float32)
         groups *= (w.scale[rows, :, None] * self.scale).astype(np.float32)
+        if w.offset is not None:
+            groups += (w.offset[rows, :, None] * (self.scale / 2)).astype(np.float32)
         return groups.reshape(codes.shape)
 
 

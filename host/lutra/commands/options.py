@@ -25,6 +25,7 @@ __all__ = [
     "add_json",
     "add_kv",
     "add_model",
+    "add_offsets",
     "add_threads",
     "check_kv",
     "real",
@@ -98,6 +99,16 @@ def add_activation_group(parser: argparse.ArgumentParser) -> None:
         choices=ACTIVATION_GROUPS,
         help="activations that share an exponent under their token's scale, for more precise A8 on "
         "the devices cpu and golden (default none)",
+    )
+
+
+def add_offsets(parser: argparse.ArgumentParser) -> None:
+    """``--offsets``, which a packed model does not take."""
+    parser.add_argument(
+        "--offsets",
+        action="store_true",
+        help="keep the offsets of a checkpoint's groups (Q4_K, Q4_1 and the like) as they are, in "
+        "half the memory, on the devices cpu and golden",
     )
 
 
@@ -195,6 +206,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_group(parser)
     add_kv(parser)
     add_activation_group(parser)
+    add_offsets(parser)
     parser.add_argument(
         "--engine",
         choices=tuple(ENGINES),

@@ -17,6 +17,7 @@ from lutra.commands.options import (
     add_group,
     add_json,
     add_kv,
+    add_offsets,
     real,
     whole,
 )
@@ -114,6 +115,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     add_group(parser, DEFAULT_GROUP)
     add_kv(parser, "8")
     add_activation_group(parser)
+    add_offsets(parser)
     parser.add_argument(
         "-c",
         "--ctx-size",
@@ -144,6 +146,7 @@ def _quantize(args: argparse.Namespace) -> int:
         bits_budget=args.bits_budget,
         kv_bits=args.kv,
         a_groups=activation_groups(args.a_group),
+        offsets=args.offsets,
     )
     # a model without one is refused before it is packed
     tokenizer = Tokenizer.open(path, model.config.bos_token_id)

@@ -63,6 +63,7 @@ def _perplexity(args: argparse.Namespace) -> int:
             group=args.group,
             kv_bits=args.kv,
             a_group=args.a_group,
+            offsets=args.offsets,
             threads=args.threads,
             progress=progress,
             load=not args.float,

@@ -88,8 +88,9 @@ def packed_figures(file: PackedFile) -> dict[str, object]:
             n_weights += n * k
             n_bytes += n * row_bytes(k, bits)
             if not ternary:
-                # a zero point has two bytes, a scale one or two
+                # zero points and offsets have two bytes, a scale one or two
                 n_bytes += w.scale.size * (3 if w.scale_bits <= 8 else 4)
+                n_bytes += 0 if w.offset is None else 2 * w.offset.size
             matrices.append(
                 {
                     "matrix": f"{i}.{name}",

@@ -48,7 +48,7 @@ _FIELDS = (
     "group",
     "biased", "head_normed", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads",
     "head_dim", "vocab_size", "context", "bos", "head_eps", "residual_frac", "embedding_frac",
-    "head_shift", "head_scale",
+    "head_shift", "head_scale", "offsets",
 )  # fmt: skip
 _ADVICE = "pack the model again"
 _HASH_BYTES = 1 << 24
@@ -157,6 +157,7 @@ class _Promise:
     group: int | None
     biased: bool
     head_normed: bool
+    offsets: bool
 
     def broken_by(self, layer: PackedLayer) -> str | None:
         """Description of what a layer has beyond it."""
@@ -169,6 +170,8 @@ class _Promise:
                 return f"{name} has {w.bits} bits, more than {self.w_bits}"
             if w.scale_bits > self.scale_bits:
                 return f"{name} has scales of {w.scale_bits} bits, more than {self.scale_bits}"
+            if w.offset is not None and not self.offsets:
+                return f"{name} has offsets"
             if w.group is not None and (self.group is None or w.group % self.group):
                 return f"{name} has groups of {w.group}, not of {self.group}"
         if layer.bias is not None and not self.biased:
@@ -311,6 +314,7 @@ def _read_model(
         group=file.whole("group") if file.get("group") is not None else None,
         biased=file.flag("biased"),
         head_normed=file.flag("head_normed"),
+        offsets=file.flag("offsets"),
     )
 
     def int16(name: str, *shape: int) -> NDArray[np.int16]:
@@ -367,6 +371,7 @@ def _read_model(
         head_shift=read_count(file, "head_shift", SHIFT_MAX, minimum=1),
         head_scale=file.real("head_scale"),
         a_groups=_activation_groups(file, a_bits),
+        offsets=promise.offsets,
     )
 
 

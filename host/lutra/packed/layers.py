@@ -1,7 +1,8 @@
 """A packed layer as arrays and numbers, and back.
 
 Codes are in B128 (:mod:`.b128`). Ternary ones are 0, 1, 2 for -1, 0, 1 and have neither group
-scales nor zero points. Files come from anywhere, so every number that is read is checked.
+scales nor zero points. A zero point that all groups of a matrix share is one number. Files come
+from anywhere, so every number that is read is checked.
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from lutra_golden.model.packed import (
     PackedNorm,
 )
 from lutra_golden.model.shapes import LINEARS, linear_shapes
-from lutra_golden.model.stored import StoredWeights
+from lutra_golden.model.stored import OFFSET_SHIFT_MAX, StoredWeights
 from lutra_golden.vector.heads import FIXED_FRAC
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
 
 _ADVICE = "pack the model again"
 _WINDOW_MAX = (1 << 31) - 1
+_ZERO_MAX = (1 << 16) - 1
 _NORMS = {
     "input_norm": "q_proj",
     "attention_norm": "o_proj",
@@ -72,12 +74,19 @@ def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], di
     for name in LINEARS:
         linear = layer.linear(name)
         stored = linear.stored
+        zero = None
         if stored.scale is not None and stored.zero is not None:
-            arrays[f"{name}.scale"], arrays[f"{name}.zero"] = stored.scale, stored.zero
+            arrays[f"{name}.scale"], zero = stored.scale, _common(stored.zero)
+            if zero is None:
+                arrays[f"{name}.zero"] = stored.zero
+        if stored.offset is not None:
+            arrays[f"{name}.offset"] = stored.offset
         arrays[f"{name}.codes"] = stored.codes
         numbers[name] = {
             "bits": stored.bits,
             "group": stored.group,
+            "zero": zero,
+            "offset_shift": None if stored.offset is None else stored.offset_shift,
             "scale": [int(linear.scale.m), int(linear.scale.e)],
             "shift": linear.shift,
         }
@@ -94,6 +103,12 @@ def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], di
         arrays["query_norm"] = layer.head_norms.query
         arrays["key_norm"] = layer.head_norms.key
     return arrays, numbers
+
+
+def _common(zero: NDArray[np.uint16]) -> int | None:
+    """The zero point of all groups, None if they have several."""
+    first = int(zero.flat[0])
+    return first if (zero == first).all() else None
 
 
 class LayerReader:
@@ -167,7 +182,7 @@ class LayerReader:
                 f"{bits!r}: {_ADVICE}"
             )
         codes = take_typed(self._tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
-        group, scale, zero = None, None, None
+        group, scale, zero, offset, offset_shift = None, None, None, None, 0
         if inner.get("group") is not None:
             group = read_count(inner, "group", k, minimum=1, prefix=f"{where}.")
             if k % group:
@@ -181,7 +196,16 @@ class LayerReader:
                     f"{self._tensors.path}: {where}.scale must be uint8 or uint16, not "
                     f"{scale.dtype}: {_ADVICE}"
                 )
-            zero = take_typed(self._tensors, f"{where}.zero", np.uint16, n, k // group)
+            if inner.get("zero") is None:
+                zero = take_typed(self._tensors, f"{where}.zero", np.uint16, n, k // group)
+            else:
+                common = read_count(inner, "zero", _ZERO_MAX, prefix=f"{where}.")
+                zero = np.broadcast_to(np.uint16(common), (n, k // group))
+            if inner.get("offset_shift") is not None:
+                offset_shift = read_count(
+                    inner, "offset_shift", OFFSET_SHIFT_MAX, prefix=f"{where}."
+                )
+                offset = take_typed(self._tensors, f"{where}.offset", np.int16, n, k // group)
         try:
             weights = StoredWeights(
                 codes=cast("NDArray[np.uint8]", codes),
@@ -190,6 +214,8 @@ class LayerReader:
                 group=group,
                 scale=cast("NDArray[np.unsignedinteger] | None", scale),
                 zero=cast("NDArray[np.uint16] | None", zero),
+                offset=cast("NDArray[np.int16] | None", offset),
+                offset_shift=offset_shift,
             )
         except ValueError as error:
             raise LutraError(f"{self._tensors.path}: {where}: {error}: {_ADVICE}") from None

@@ -73,22 +73,24 @@ def check_groups(format: Format, a_groups: ActivationGroups | None) -> None:
         )
 
 
-def quantize_layer(layer: DecoderLayer, bits: Mapping[str, int], group: int) -> DecoderLayer:
+def quantize_layer(
+    layer: DecoderLayer, bits: Mapping[str, int], group: int, *, offsets: bool = False
+) -> DecoderLayer:
     """One layer with integer weights; those in floating point are rounded to nearest, to ``bits``
-    of each matrix by its name."""
+    of each matrix by its name. ``offsets`` of groups stay what they are, or become zero points."""
 
     def integers(name: str) -> Integers:
-        return _integers(layer.linear(name), bits[name], group)
+        return _integers(layer.linear(name), bits[name], group, offsets)
 
     return replace(layer, **dict(zip(LINEARS, each_of(integers, LINEARS), strict=True)))
 
 
-def _integers(weight: Weight, bits: int, group: int) -> Integers:
+def _integers(weight: Weight, bits: int, group: int, offsets: bool) -> Integers:
     if isinstance(weight, Integers):
         return weight
     if isinstance(weight, Ternary):
         return from_ternary(weight)
     if isinstance(weight, Grouped) and weight.order is None:
-        return from_grouped(weight)
+        return from_grouped(weight, offsets=offsets)
     dense = weight if isinstance(weight, Dense) else Dense(weight.dequantized())
     return round_to_nearest(dense.dequantized(), bits, group)

@@ -52,7 +52,8 @@ class Recipe:
 
     ``format`` gives the bits per weight, which are a mean if ``bits_budget`` is set; ``group`` is
     the number of weights per scale, ``method`` one of :data:`METHODS`, ``act_order`` an option of
-    GPTQ, ``kv_bits`` the bits of cached keys and values, and ``a_groups`` groups of activations.
+    GPTQ, ``kv_bits`` the bits of cached keys and values, ``a_groups`` groups of activations, and
+    ``offsets`` keeps those that a checkpoint's groups have.
     """
 
     format: Format
@@ -62,6 +63,7 @@ class Recipe:
     bits_budget: float | None = None
     kv_bits: Kv = 8
     a_groups: ActivationGroups | None = None
+    offsets: bool = False
 
     def __post_init__(self) -> None:
         check_groups(self.format, self.a_groups)
@@ -109,6 +111,7 @@ class Recipe:
             "act_order": self.act_order,
             "bits_budget": self.bits_budget,
             "calibration": text,
+            "offsets": self.offsets,
             "activation_groups": None if self.a_groups is None else asdict(self.a_groups),
         }
 
@@ -194,7 +197,7 @@ def quantize_layers(
             uniform: dict[str, int] = dict.fromkeys(LINEARS, recipe.format.w_bits)
             bits = plan.of(i) if plan else uniform
             if method is None or states is None or not _dense(layer):
-                layer = quantize_layer(layer, bits, recipe.group)
+                layer = quantize_layer(layer, bits, recipe.group, offsets=recipe.offsets)
             else:
                 target = Target(
                     bits=bits,

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Grouped, Integers, Ternary
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.matmul.engine import OFFSET_MAX, GroupedWeights
 from lutra_golden.matmul.format import W_BITS
+from lutra_golden.model.stored import offset_shift
 
 __all__ = ["fine_steps", "from_grouped", "from_ternary", "packed_bits", "scale_step"]
 
 _SCALE_MAX = (1 << 16) - 1
 _FINE_BITS = 8
+_STORED_MAX = (1 << 15) - 1  # magnitude of a stored offset
 
 
 def packed_bits(bits: int, *, affine: bool) -> int:
@@ -64,8 +66,12 @@ def scale_step(scale: NDArray[np.float32]) -> float:
     return min((2.0**least, top / _SCALE_MAX), key=error)
 
 
-def from_grouped(weight: Grouped) -> Integers:
-    """Grouped codes as integers; LutraError if a zero point or an order has no exact form."""
+def from_grouped(weight: Grouped, *, offsets: bool = False) -> Integers:
+    """Grouped codes as integers; LutraError if a zero point or an order has no exact form.
+
+    With ``offsets`` those of groups stay integers beside the scales, rounded to 2**-16 of the
+    matrix's largest; without, they are zero points on a finer grid.
+    """
     if weight.order is not None:
         raise LutraError(
             "the groups of this matrix are not in the order of its columns (act-order): "
@@ -74,7 +80,10 @@ def from_grouped(weight: Grouped) -> Integers:
     parts = [weight.scale, weight.zero, *([] if weight.offset is None else [weight.offset])]
     if not all(np.isfinite(each).all() for each in parts):
         raise LutraError("group scales hold infinities or NaNs: export the model again")
-    if weight.offset is not None:
+    offset = None
+    if weight.offset is not None and offsets:
+        offset = weight.offset.astype(np.float64)
+    elif weight.offset is not None:
         weight = _on_finer_grid(weight, weight.offset)
     levels = (1 << weight.bits) - 1
     zero = np.rint(2 * weight.zero).astype(np.int64)
@@ -91,6 +100,9 @@ def from_grouped(weight: Grouped) -> Integers:
             "export the model again"
         )
     step = scale_step(weight.scale)
+    if offset is not None:
+        step = max(step if weight.scale.any() else 0.0, 4 * np.abs(offset).max() / OFFSET_MAX)
+        step = float(step) or 1.0
     scale = np.rint(np.abs(weight.scale).astype(np.float64) / step).astype(np.int64)
     scale = np.minimum(scale, _SCALE_MAX)
     return Integers(
@@ -100,9 +112,18 @@ def from_grouped(weight: Grouped) -> Integers:
             zero=zero,
             bits=packed_bits(weight.bits, affine=False),
             group=weight.group,
+            offset=None if offset is None else _offsets(offset, step),
         ),
         step,
     )
+
+
+def _offsets(offset: NDArray[np.float64], step: float) -> NDArray[np.int64]:
+    """Twice the offsets in units of ``step``, with as many trailing zeros as storing them takes."""
+    doubled = 2 * offset / step
+    shift = offset_shift(np.rint(doubled).astype(np.int64))
+    rounded = np.rint(doubled / (1 << shift)).astype(np.int64)
+    return np.clip(rounded, -_STORED_MAX, _STORED_MAX) << shift
 
 
 def _on_finer_grid(weight: Grouped, offset: NDArray[np.float32]) -> Grouped:

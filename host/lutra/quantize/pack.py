@@ -199,7 +199,7 @@ class Packer:
         self._peak = float(self._row_peaks.max())
         self._bits, self._n_weights, self._ternary = 0, 0, True
         self._w_bits, self._scale_bits, self._group = 1, 1, 0
-        self._biased = self._head_normed = False
+        self._biased = self._head_normed = self._offsets = False
 
     def balanced(self, layer: DecoderLayer) -> DecoderLayer:
         """The next layer of the checkpoint, before it is rounded: its queries and keys
@@ -223,6 +223,7 @@ class Packer:
             self._ternary &= w.ternary
             self._w_bits = max(self._w_bits, w.bits)
             self._scale_bits = max(self._scale_bits, int(w.scale.max()).bit_length())
+            self._offsets |= w.offset is not None
             if w.group < w.codes.shape[1] or not w.ternary:
                 self._group = math.gcd(self._group, w.group)
         self._biased |= layer.q_bias is not None
@@ -353,6 +354,7 @@ class Packer:
             head_shift=head[2],
             head_scale=head[3],
             a_groups=self.a_groups,
+            offsets=self._offsets,
         )
         check_numbers(packed)
         return packed
@@ -372,15 +374,19 @@ def pack_model(
     progress: Callable[[str, float], None] | None = None,
     kv_bits: Kv = 8,
     a_groups: ActivationGroups | None = None,
+    offsets: bool = False,
 ) -> PackedModel:
-    """Round a checkpoint to nearest in a format, and pack it; deterministic."""
+    """Round a checkpoint to nearest in a format, and pack it; deterministic.
+
+    With ``offsets`` those of a checkpoint's groups stay integers.
+    """
     wanted = format or default_format(model)
     check_format(model, wanted)
     check_groups(wanted, a_groups)
     bits: dict[str, int] = dict.fromkeys(LINEARS, wanted.w_bits)
 
     def rounded(packer: Packer, layer: DecoderLayer) -> DecoderLayer:
-        return quantize_layer(packer.balanced(layer), bits, group)
+        return quantize_layer(packer.balanced(layer), bits, group, offsets=offsets)
 
     source = model.replaced(model.layers, wanted.a_bits, a_groups)
     return _pack(source, rounded, progress, kv_bits)

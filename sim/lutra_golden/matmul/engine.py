@@ -17,6 +17,7 @@ from lutra_golden.params import check_positive
 
 __all__ = [
     "LANES",
+    "OFFSET_MAX",
     "SCALE_WIDTH",
     "SCALE_WIDTH_MAX",
     "ZERO_WIDTH",
@@ -34,6 +35,8 @@ SCALE_WIDTH_MAX = 16
 """Bits of a group's scale at most."""
 ZERO_WIDTH = 10
 """Bits of a group's zero point in half steps, signed."""
+OFFSET_MAX = (1 << 31) - 1
+"""Largest magnitude of a group's offset."""
 _ROWS = 1024  # that are doubled at a time, since a whole matrix may be large
 
 
@@ -44,12 +47,14 @@ def adder_tree_latency(n: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedWeights:
-    """Weights of a matrix as codes, with an integer scale and a zero point per row and group.
+    """Weights of a matrix as codes, with an integer scale and a zero point per row and group, and
+    an integer offset where they have one.
 
     ``codes`` ``[N, K]`` are unsigned, of ``bits`` bits; ``scale`` and ``zero``, ``[N, K / group]``,
     have ``0 <= scale < 2**16`` and ``0 <= zero <= 2 * (2**bits - 1)``, half steps. Twice a weight
-    is the integer ``scale * (2 * code - zero)``: half steps admit the symmetric binary weights,
-    and a group of scale 0 weighs nothing.
+    is the integer ``scale * (2 * code - zero) + offset``: half steps admit the symmetric binary
+    weights, and a group of scale 0 without an offset weighs nothing. ``offset``, of the same shape,
+    is for groups whose minimum is no multiple of half a step (K-quants); None is 0.
     """
 
     codes: NDArray[np.integer]
@@ -57,6 +62,7 @@ class GroupedWeights:
     zero: Int
     bits: int
     group: int
+    offset: Int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
@@ -68,8 +74,11 @@ class GroupedWeights:
             ("codes", 0, (1 << self.bits) - 1, (n, k)),
             ("scale", 0, (1 << SCALE_WIDTH_MAX) - 1, (n, k // self.group)),
             ("zero", 0, 2 * ((1 << self.bits) - 1), (n, k // self.group)),
+            ("offset", -OFFSET_MAX, OFFSET_MAX, (n, k // self.group)),
         ):
             value = getattr(self, name)
+            if value is None:
+                continue
             if value.shape != shape:
                 raise ValueError(f"{name} must be {list(shape)}, not {list(value.shape)}")
             if value.size and not (low <= value.min() and value.max() <= high):
@@ -99,7 +108,8 @@ class GroupedWeights:
     def doubled(self) -> Int:
         """Twice the weights, ``[N, K]`` integers."""
         scale, zero = (x.repeat(self.group, axis=1) for x in (self.scale, self.zero))
-        return scale * (2 * self.codes.astype(np.int64) - zero)
+        doubled = scale * (2 * self.codes.astype(np.int64) - zero)
+        return doubled if self.offset is None else doubled + self.offset.repeat(self.group, axis=1)
 
     @property
     def peak(self) -> int:
@@ -111,6 +121,8 @@ class GroupedWeights:
     @property
     def ternary(self) -> bool:
         """True if all weights are -1, 0 or 1: one group, of scale 1."""
+        if self.offset is not None:
+            return False
         one = bool(self.scale.size and (self.scale == 1).all() and (self.zero % 2 == 0).all())
         if not one or self.group != self.codes.shape[1]:
             return False
@@ -125,6 +137,7 @@ class GroupedWeights:
             zero=self.zero[select],
             bits=self.bits,
             group=self.group,
+            offset=None if self.offset is None else self.offset[select],
         )
 
 

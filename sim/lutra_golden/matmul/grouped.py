@@ -77,6 +77,8 @@ class GroupedParams(EngineParams):
     # -- packing
 
     def planes(self, weights: GroupedWeights) -> int:
+        if weights.offset is not None:
+            raise ValueError("the engine takes zero points, not offsets of groups")
         planes = -(-weights.bits // self.w_width)
         if planes > self.max_planes:
             raise ValueError(

@@ -6,7 +6,9 @@ from lutra_golden.model.packed import PackedModel
 __all__ = ["check_capabilities"]
 
 
-def check_capabilities(model: PackedModel, runner: str, *, activation_groups: bool = False) -> None:
+def check_capabilities(
+    model: PackedModel, runner: str, *, activation_groups: bool = False, offsets: bool = False
+) -> None:
     """LutraError if ``model`` has a part that its runner does not name as one that it has.
 
     ``runner`` begins the message: ``device cuda``, ``an accelerator``.
@@ -16,4 +18,9 @@ def check_capabilities(model: PackedModel, runner: str, *, activation_groups: bo
             f"{runner} has no activations in groups yet, the model's are in groups of "
             f"{model.a_groups.size}: run it with -dev cpu or golden, or pack it again without "
             "--a-group"
+        )
+    if model.offsets and not offsets:
+        raise LutraError(
+            f"{runner} has no groups of weights with offsets yet: run the model with -dev cpu or "
+            "golden, or pack it again without --offsets"
         )

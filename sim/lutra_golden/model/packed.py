@@ -150,7 +150,7 @@ class PackedModel:
     (None if there are none), ``biased``, ``head_normed``, and ``key_bits`` and ``value_bits``, the
     bits that keys and values are cached in (8/8, 8/4 or 4/4). ``head_eps`` is the epsilon of head
     norms in units of 2**-32. Activations have one scale per token, and under it ``a_groups`` an
-    exponent per group if there are any.
+    exponent per group if there are any. ``offsets`` says that groups of weights have offsets.
     """
 
     name: str
@@ -188,6 +188,7 @@ class PackedModel:
     head_shift: int
     head_scale: float
     a_groups: ActivationGroups | None = None
+    offsets: bool = False
 
     @property
     def a_peak(self) -> int:

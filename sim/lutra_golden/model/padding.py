@@ -122,7 +122,12 @@ def _pad_rows(linear: PackedLinear, head_dim: int, to: int, *, halves: bool) -> 
     scales = np.full((shape, n_groups), scale, np.int64)
     zeros = np.full((shape, n_groups), zero, np.int64)
     codes[places], scales[places], zeros[places] = w.codes, w.scale, w.zero
-    return _with_weights(linear, replace(w, codes=codes, scale=scales, zero=zeros))
+    offsets = None
+    if w.offset is not None:
+        offsets = np.zeros((shape, n_groups), np.int64)
+        offsets[places] = w.offset
+    weights = replace(w, codes=codes, scale=scales, zero=zeros, offset=offsets)
+    return _with_weights(linear, weights)
 
 
 def _pad_depth(linear: PackedLinear, head_dim: int, to: int) -> PackedLinear:
@@ -145,6 +150,11 @@ def _pad_depth(linear: PackedLinear, head_dim: int, to: int) -> PackedLinear:
         return out.reshape(n, -1)
 
     weights = GroupedWeights(
-        codes=codes, scale=spread(w.scale), zero=spread(w.zero), bits=w.bits, group=group
+        codes=codes,
+        scale=spread(w.scale),
+        zero=spread(w.zero),
+        bits=w.bits,
+        group=group,
+        offset=None if w.offset is None else spread(w.offset),
     )
     return _with_weights(linear, weights)

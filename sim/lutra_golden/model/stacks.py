@@ -17,17 +17,31 @@ def stack(parts: Iterable[GroupedWeights]) -> GroupedWeights:
     """The rows of several matrices in order, with the most bits and the finest groups."""
     found = list(parts)
     bits, group = max(part.bits for part in found), math.gcd(*(part.group for part in found))
-
-    def joined(name: str) -> NDArray[np.int64]:
-        values = [getattr(part, name).repeat(part.group // group, axis=1) for part in found]
-        return np.concatenate(values)
-
+    offset = None
+    if any(part.offset is not None for part in found):
+        offsets = [
+            np.zeros_like(part.zero) if part.offset is None else part.offset for part in found
+        ]
+        offset = _joined(found, offsets, group)
     return GroupedWeights(
         codes=np.concatenate([part.codes for part in found]),
-        scale=joined("scale"),
-        zero=joined("zero"),
+        scale=_joined(found, [part.scale for part in found], group),
+        zero=_joined(found, [part.zero for part in found], group),
         bits=bits,
         group=group,
+        offset=offset,
+    )
+
+
+def _joined(
+    parts: Sequence[GroupedWeights], values: Sequence[NDArray[np.int64]], group: int
+) -> NDArray[np.int64]:
+    """Values of the parts' groups in order, each for as many groups as it has finer ones."""
+    return np.concatenate(
+        [
+            value.repeat(part.group // group, axis=1)
+            for part, value in zip(parts, values, strict=True)
+        ]
     )
 
 

@@ -9,9 +9,18 @@ from numpy.typing import NDArray
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.b128 import from_b128, row_bytes, to_b128
 
-__all__ = ["StoredWeights"]
+__all__ = ["OFFSET_SHIFT_MAX", "StoredWeights", "offset_shift"]
+
+OFFSET_SHIFT_MAX = 16
+"""Most bits by which stored offsets are shifted."""
 
 _TERNARY_BITS = 2
+_OFFSET_BITS = 15  # of the magnitude of a stored offset
+
+
+def offset_shift(offsets: NDArray[np.int64]) -> int:
+    """Bits that offsets are stored without: as few as leave the largest 15 and a sign."""
+    return max(int(np.abs(offsets).max(initial=0)).bit_length() - _OFFSET_BITS, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +29,8 @@ class StoredWeights:
 
     With ``group`` they are those of :class:`~lutra_golden.matmul.engine.GroupedWeights`, with
     ``scale`` (uint8, or uint16 where it has more than 8 bits) and ``zero`` (uint16), ``[N, depth /
-    group]``. Without, they are ternary: codes 0, 1, 2 mean -1, 0, 1.
+    group]``. An ``offset`` of a group, int16, stands for ``offset << offset_shift``; None is 0.
+    Without groups weights are ternary: codes 0, 1, 2 mean -1, 0, 1.
     """
 
     codes: NDArray[np.uint8]
@@ -29,6 +39,8 @@ class StoredWeights:
     group: int | None = None
     scale: NDArray[np.unsignedinteger] | None = None
     zero: NDArray[np.uint16] | None = None
+    offset: NDArray[np.int16] | None = None
+    offset_shift: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.codes)
@@ -47,8 +59,13 @@ class StoredWeights:
             raise ValueError("scale and zero must be there with groups")
         if self.group < 1 or self.depth % self.group:
             raise ValueError(f"depth must be a multiple of group ({self.group}), not {self.depth}")
-        for name, value in (("scale", self.scale), ("zero", self.zero)):
-            if value.shape != (n, self.depth // self.group):
+        if not 0 <= self.offset_shift <= OFFSET_SHIFT_MAX:
+            raise ValueError(
+                f"offset_shift must be in 0..{OFFSET_SHIFT_MAX}, not {self.offset_shift}"
+            )
+        sides = ("scale", self.scale), ("zero", self.zero), ("offset", self.offset)
+        for name, value in sides:
+            if value is not None and value.shape != (n, self.depth // self.group):
                 raise ValueError(
                     f"{name} must be {[n, self.depth // self.group]}, not {list(value.shape)}"
                 )
@@ -72,8 +89,13 @@ class StoredWeights:
         if self.group is None or self.scale is None or self.zero is None:
             return 2 * self.depth
         top = 2 * ((1 << self.bits) - 1)
-        furthest = np.maximum(self.zero, top - self.zero).astype(np.int64)
-        return self.group * int((self.scale * furthest).sum(axis=1).max(initial=0))
+        scale, zero = self.scale.astype(np.int64), self.zero.astype(np.int64)
+        ends = -scale * zero, scale * (top - zero)
+        if self.offset is not None:
+            shifted = self.offset.astype(np.int64) << self.offset_shift
+            ends = ends[0] + shifted, ends[1] + shifted
+        furthest = np.maximum(np.abs(ends[0]), np.abs(ends[1]))
+        return self.group * int(furthest.sum(axis=1).max(initial=0))
 
     @classmethod
     def of(cls, weights: GroupedWeights, *, grouped: bool = False) -> "StoredWeights":
@@ -83,6 +105,12 @@ class StoredWeights:
         if weights.ternary and not grouped:
             trits = (codes + 1 - (weights.zero // 2).astype(np.uint8)).astype(np.uint8)
             return cls(codes=to_b128(trits, _TERNARY_BITS), depth=depth, bits=_TERNARY_BITS)
+        offset, shift = None, 0
+        if weights.offset is not None:
+            shift = offset_shift(weights.offset)
+            offset = (weights.offset >> shift).astype(np.int16)
+            if (offset.astype(np.int64) << shift != weights.offset).any():
+                raise ValueError(f"offsets must be multiples of {1 << shift} to fit 16 bits")
         return cls(
             codes=to_b128(codes, weights.bits),
             depth=depth,
@@ -90,6 +118,8 @@ class StoredWeights:
             group=weights.group,
             scale=weights.scale.astype(np.uint16 if weights.scale_bits > 8 else np.uint8),
             zero=weights.zero.astype(np.uint16),
+            offset=offset,
+            offset_shift=shift,
         )
 
     def unpack(self) -> GroupedWeights:
@@ -103,4 +133,7 @@ class StoredWeights:
             zero=self.zero.astype(np.int64),
             bits=self.bits,
             group=self.group,
+            offset=None
+            if self.offset is None
+            else self.offset.astype(np.int64) << self.offset_shift,
         )

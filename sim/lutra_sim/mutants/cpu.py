@@ -118,7 +118,13 @@ MUTANTS = [
         [
             f"{_STEPS}::test_signed_rows",
             f"{_STEPS}::test_groups",
+            f"{_STEPS}::test_offsets",
         ],
+        (
+            "offsets of the first rows for all",
+            "w->offset + (int64_t)first * groups,",
+            "w->offset,",
+        ),
         ("the sign of low bytes left", "low[r] + 128 * ones[r];", "low[r];"),
         (
             "the sums of the first group for all",

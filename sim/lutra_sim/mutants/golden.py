@@ -167,6 +167,11 @@ MUTANTS = [
             "self.rows(slice(first, first + _ROWS)).doubled()",
             "self.rows(slice(first, first + _ROWS - 1)).doubled()",
         ),
+        (
+            "offsets subtracted",
+            "doubled + self.offset.repeat(self.group, axis=1)",
+            "doubled - self.offset.repeat(self.group, axis=1)",
+        ),
         ("half steps called ternary", " and (self.zero % 2 == 0).all())", ")"),
         (
             "groups called ternary",
@@ -428,9 +433,19 @@ MUTANTS = [
         "sim/lutra_golden/model/capabilities.py",
         ["golden/model/test_capabilities.py"],
         (
+            "offsets let through",
+            "if model.offsets and not offsets:",
+            "if model.offsets and not activation_groups:",
+        ),
+        (
+            "another size of groups in the refusal",
+            'f"{model.a_groups.size}: run it',
+            'f"{model.a_groups.shift_max}: run it',
+        ),
+        (
             "groups let through",
             "if model.a_groups is not None and not activation_groups:",
-            "if model.a_groups is None and not activation_groups:",
+            "if model.a_groups is not None and offsets:",
         ),
     ),
     *planted(
@@ -443,8 +458,18 @@ MUTANTS = [
         ),
         (
             "the nearer end for the bound",
-            "furthest = np.maximum(self.zero",
-            "furthest = np.minimum(self.zero",
+            "furthest = np.maximum(np.abs(ends[0])",
+            "furthest = np.minimum(np.abs(ends[0])",
+        ),
+        (
+            "offsets left out of the bound",
+            "ends = ends[0] + shifted, ends[1] + shifted",
+            "ends = ends[0], ends[1]",
+        ),
+        (
+            "offsets of the last bits lost",
+            "if (offset.astype(np.int64) << shift != weights.offset).any():",
+            "if shift < 0:",
         ),
         ("code 3 taken for a trit", "or threes.any()", ""),
     ),

@@ -246,6 +246,16 @@ MUTANTS = [
             "least = math.frexp(top)[1] - 16",
             "least = math.frexp(top)[1] - 17",
         ),
+        (
+            "single offsets for doubled ones",
+            "doubled = 2 * offset / step",
+            "doubled = offset / step",
+        ),
+        (
+            "offsets that 16 bits do not hold",
+            "np.rint(doubled / (1 << shift)).astype(np.int64)",
+            "np.rint(doubled / (1 << shift) * 2).astype(np.int64)",
+        ),
     ),
     *planted(
         "host/lutra/quantize/pack.py",
@@ -269,8 +279,8 @@ MUTANTS = [
         ),
         (
             "layers that are not balanced",
-            "return quantize_layer(packer.balanced(layer), bits, group)",
-            "return quantize_layer(layer, bits, group)",
+            "quantize_layer(packer.balanced(layer), bits, group, ",
+            "quantize_layer(layer, bits, group, ",
         ),
         (
             "a factor of two in the scale of what is not shifted",

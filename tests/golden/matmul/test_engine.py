@@ -35,9 +35,27 @@ def test_a_group_of_scale_zero_weighs_nothing() -> None:
     assert _weights(scale=np.zeros((1, 2), np.int64)).scale_bits == 0
 
 
+def test_offsets_are_added_to_doubled_weights() -> None:
+    weights = _weights(offset=np.array([[7, -(1 << 31) + 1]]))
+    least = -(1 << 31) + 1
+    assert weights.doubled().tolist() == [[7 - 15, 7 + 15, least + 510, least + 1020]]
+    assert weights.peak == 8 + 22 - 2 * least - 1530
+    constant = _weights(scale=np.zeros((1, 2), np.int64), offset=np.array([[4, 0]]))
+    assert constant.doubled().tolist() == [[4, 4, 0, 0]]
+    ones = {"scale": np.array([[1]]), "zero": np.array([[2]]), "group": 4}
+    codes = np.array([[0, 1, 2, 1]])
+    assert _weights(codes=codes, **ones).ternary
+    assert not _weights(codes=codes, **ones, offset=np.array([[1]])).ternary
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"offset": np.array([[3]])}, "offset must be [1, 2], not [1, 1]"),
+        (
+            {"offset": np.array([[3, 1 << 31]])},
+            "offset must be in -2147483647..2147483647, not 3..2147483648",
+        ),
         ({"bits": 0}, "bits must be in 1..8, not 0"),
         ({"bits": 9}, "bits must be in 1..8, not 9"),
         ({"group": 3}, "depth must be a multiple of group (3), not 4"),
@@ -74,7 +92,10 @@ def test_integers_that_no_code_holds() -> None:
 
 def test_some_rows() -> None:
     weights = _weights(
-        codes=np.arange(12).reshape(3, 4) % 4, scale=np.ones((3, 2), int), zero=np.zeros((3, 2))
+        codes=np.arange(12).reshape(3, 4) % 4,
+        scale=np.ones((3, 2), int),
+        zero=np.zeros((3, 2), int),
+        offset=np.arange(6).reshape(3, 2),
     )
     for select in (slice(1, 3), np.array([2, 0])):
         assert (weights.rows(select).doubled() == weights.doubled()[select]).all()

@@ -192,3 +192,16 @@ def test_rejects_codes_of_more_than_eight_bits(
     with pytest.raises(ValueError) as error:
         cls(**values)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_rejects_offsets(name: str) -> None:
+    params = PARAMS[name]
+    ones = np.ones((8, 1), np.int64)
+    k = params.depth_tile
+    weights = GroupedWeights(
+        codes=np.zeros((8, k), np.uint8), scale=ones, zero=ones, bits=1, group=k, offset=ones
+    )
+    with pytest.raises(ValueError) as error:
+        params.planes(weights)
+    assert str(error.value) == "the engine takes zero points, not offsets of groups"

@@ -22,3 +22,14 @@ def test_activations_in_groups(packed: Callable[[str], PackedModel]) -> None:
         r"run it with -dev cpu or golden, or pack it again without --a-group$",
     ):
         check_capabilities(grouped, "device cuda")
+
+
+def test_offsets(packed: Callable[[str], PackedModel]) -> None:
+    model = replace(packed("least"), offsets=True)
+    check_capabilities(model, "device cpu", offsets=True)
+    with pytest.raises(
+        LutraError,
+        match=r"^an accelerator has no groups of weights with offsets yet: run the model with "
+        r"-dev cpu or golden, or pack it again without --offsets$",
+    ):
+        check_capabilities(model, "an accelerator", activation_groups=True)

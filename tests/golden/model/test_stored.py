@@ -1,6 +1,7 @@
 """Stored weights: codes in B128, ternary ones without scales."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def grouped(bits: int, n: int = 5, k: int = 192, group: int = 64, top: int = 255
 
 def assert_same(a: GroupedWeights, b: GroupedWeights) -> None:
     assert (a.bits, a.group) == (b.bits, b.group)
-    for name in ("codes", "scale", "zero"):
+    for name in ("codes", "scale", "zero", "offset"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
@@ -51,6 +52,29 @@ def test_ternary_weights_have_no_scales() -> None:
     assert (stored.bits, stored.group, stored.scale, stored.zero) == (2, None, None, None)
     assert stored.scale_bits == 1
     np.testing.assert_array_equal(stored.unpack().doubled(), 2 * w)
+
+
+def with_offsets(weights: GroupedWeights, offset: list[int]) -> GroupedWeights:
+    n, groups = weights.scale.shape
+    return replace(weights, offset=np.array(offset, np.int64).repeat(n).reshape(groups, n).T)
+
+
+@pytest.mark.parametrize(
+    ("offset", "shift"),
+    [([5, -32767, 32767], 0), ([1 << 15, -2, 0], 1), ([0, (1 << 31) - (1 << 16), -(1 << 16)], 16)],
+)
+def test_offsets_come_back(offset: list[int], shift: int) -> None:
+    weights = with_offsets(grouped(4), offset)
+    stored = StoredWeights.of(weights)
+    assert stored.offset is not None and stored.offset.dtype == np.int16
+    assert stored.offset_shift == shift
+    assert_same(stored.unpack(), weights)
+    assert weights.peak <= stored.peak_bound <= 4 * weights.peak
+
+
+def test_offsets_that_16_bits_do_not_hold() -> None:
+    with pytest.raises(ValueError, match=r"^offsets must be multiples of 2 to fit 16 bits$"):
+        StoredWeights.of(with_offsets(grouped(4), [1 << 15, 3, 0]))
 
 
 def test_a_packed_matrix_is_either() -> None:
@@ -85,6 +109,24 @@ def test_a_packed_matrix_is_either() -> None:
         (
             {"group": 64, "scale": np.ones((2, 1), np.uint8), "zero": np.ones((2, 2), np.uint16)},
             "scale must be [2, 2], not [2, 1]",
+        ),
+        (
+            {
+                "group": 64,
+                "scale": np.ones((2, 2), np.uint8),
+                "zero": np.ones((2, 2), np.uint16),
+                "offset": np.ones((2, 1), np.int16),
+            },
+            "offset must be [2, 2], not [2, 1]",
+        ),
+        (
+            {
+                "group": 64,
+                "scale": np.ones((2, 2), np.uint8),
+                "zero": np.ones((2, 2), np.uint16),
+                "offset_shift": 17,
+            },
+            "offset_shift must be in 0..16, not 17",
         ),
         (
             {"group": 96, "scale": np.ones((2, 1), np.uint8), "zero": np.ones((2, 1), np.uint16)},

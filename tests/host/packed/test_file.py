@@ -24,6 +24,8 @@ from tests.host.packed_models import (
 )
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
+from lutra.checkpoints.weights import Grouped, Weight
+from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.packed.file import is_packed, open_packed, write_packed
 from lutra.packed.store import is_unfinished
 from lutra.quantize.driver import Recipe, quantize_model
@@ -34,7 +36,7 @@ from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import PackedLayer, PackedModel
-from lutra_golden.model.shapes import Gate
+from lutra_golden.model.shapes import LINEARS, Gate
 
 Get = Callable[[str], PackedModel]
 FILES = ("config.json", "model.safetensors")
@@ -54,6 +56,27 @@ def widened(model: PackedModel) -> PackedModel:
     return replace(model, layers=[layer(each) for each in model.layers], scale_bits=16)
 
 
+def with_offsets() -> Decoder:
+    """A checkpoint whose groups have codes of four bits and offsets, as Q4_K's."""
+    model, rng = random_decoder(), np.random.default_rng(8)
+    layers = list[DecoderLayer]()
+    for layer in model.layers:
+        parts = dict[str, Weight]()
+        for name in LINEARS:
+            n, k = layer.linear(name).shape
+            scale = rng.uniform(0.01, 0.02, (n, k // GROUP)).astype(np.float32)
+            parts[name] = Grouped(
+                codes=rng.integers(0, 16, (n, k)).astype(np.uint8),
+                scale=scale,
+                zero=np.zeros_like(scale),
+                bits=4,
+                group=GROUP,
+                offset=-(7.3 * scale).astype(np.float32),
+            )
+        layers.append(replace(layer, **parts))
+    return replace(model, layers=layers)
+
+
 @pytest.fixture(scope="module")
 def models() -> dict[str, PackedModel]:
     """Small models of every kind."""
@@ -71,6 +94,7 @@ def models() -> dict[str, PackedModel]:
     recipe = Recipe(format=Format(w_bits=4, a_bits=8), group=GROUP, bits_budget=3.5)
     found["mixed"] = quantize_model(source, recipe, random_tokens(source, 2, 16))
     found["wide scales"] = widened(found["llama"])
+    found["offsets"] = pack_model(with_offsets(), None, GROUP, offsets=True)
     groups = ActivationGroups(size=64, shift_max=3)
     found["grouped activations"] = pack_model(
         random_decoder(), Format(w_bits=4, a_bits=8), GROUP, a_groups=groups
@@ -79,7 +103,7 @@ def models() -> dict[str, PackedModel]:
 
 
 KINDS = [*VARIANTS, "W1A8", "W2A8", "W3A8", "W6A16", "W8A8", "mixed", "wide scales"]
-KINDS += ["grouped activations"]
+KINDS += ["offsets", "grouped activations"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,7 @@
 """Weights that a checkpoint holds as integers: what the file says is what runs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -7,6 +9,8 @@ from numpy.typing import NDArray
 from lutra.checkpoints.weights import Grouped, Ternary
 from lutra.quantize.imported import from_grouped, from_ternary, scale_step
 from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import W_BITS
+from lutra_golden.model.stored import StoredWeights
 
 N, GROUPS, GROUP = 6, 4, 32
 
@@ -105,6 +109,54 @@ def test_the_step() -> None:
     assert scale_step(np.array([0.0, 4.0], np.float32)) == 4
     assert scale_step(np.zeros(3, np.float32)) == 1
     assert scale_step(np.zeros(0, np.float32)) == 1
+
+
+def with_offsets(bits: int, spread: float = 0.3) -> Grouped:
+    """Like K-quants: steps that are products, and minima that are multiples of no step."""
+    weight = random_grouped(bits, np.abs(half_scales(8)) * 0.7, 0)
+    offset = -np.random.default_rng(6).uniform(0, spread, weight.scale.shape)
+    return replace(weight, offset=offset.astype(np.float32))
+
+
+@pytest.mark.parametrize("bits", [1, 4, 5, 6])
+def test_offsets_stay_beside_the_codes(bits: int) -> None:
+    weight = with_offsets(bits)
+    found = from_grouped(weight, offsets=True)
+    w = found.weights
+    np.testing.assert_array_equal(w.codes, weight.codes)
+    assert w.bits == min(x for x in W_BITS if x >= bits)
+    assert w.offset is not None and weight.offset is not None
+    StoredWeights.of(w)
+    step, offset = w.scale * found.scale, w.offset * found.scale / 2
+    assert np.abs(step - weight.scale).max() <= weight.scale.max() * 2**-16
+    assert np.abs(offset - weight.offset).max() <= np.abs(weight.offset).max() * 2**-15
+    exact = found.weights.doubled() * (found.scale / 2)
+    top = np.abs(exact).max()
+    np.testing.assert_allclose(found.dequantized(), exact, rtol=0, atol=top * 2**-22)  # float32
+    rest = np.abs(exact - weight.dequantized()).max()
+    assert rest < top * 2**-14
+    finer = from_grouped(weight)
+    assert finer.weights.offset is None
+    assert finer.weights.bits == 8
+    assert np.abs(finer.dequantized() - weight.dequantized()).max() > rest
+
+
+def test_negative_steps_turn_codes_and_not_offsets() -> None:
+    weight = with_offsets(4)
+    weight = replace(weight, scale=-weight.scale)
+    found = from_grouped(weight, offsets=True)
+    np.testing.assert_array_equal(found.weights.codes, 15 - weight.codes)
+    np.testing.assert_allclose(found.dequantized(), weight.dequantized(), rtol=0, atol=1e-4)
+
+
+def test_groups_that_are_their_offsets() -> None:
+    """Steps of nothing, or next to nothing."""
+    for step in (0.0, 1e-12):
+        weight = with_offsets(4)
+        weight = replace(weight, scale=np.full_like(weight.scale, step))
+        found = from_grouped(weight, offsets=True)
+        StoredWeights.of(found.weights)
+        np.testing.assert_allclose(found.dequantized(), weight.dequantized(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("what", ["scale", "zero"])

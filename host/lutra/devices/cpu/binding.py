@@ -164,16 +164,18 @@ def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix
             f"device cpu needs groups of a multiple of {_UNIT}, not {stored.group}: pack the model "
             "with another --group"
         )
-    scale, zero, group = stored.scale, stored.zero, stored.group
+    scale, zero, offset, group = stored.scale, stored.zero, stored.offset, stored.group
     if group is not None and scale is not None and zero is not None:
         parts = _parts_of(group, stored.bits)
         if parts > 1:
             scale, zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)
+            offset = None if offset is None else offset.repeat(parts, axis=1)
             group //= parts
     return CMatrix(
         codes=hold.matrix(stored.codes),
         scale=None if scale is None else hold.matrix(scale),
         zero=None if zero is None else hold.matrix(zero),
+        offset=None if offset is None else hold.matrix(offset),
         row_bytes=stored.codes.shape[1],
         n=stored.n_rows,
         k=stored.depth,
@@ -181,6 +183,7 @@ def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix
         group=group or 0,
         scale_bytes=0 if scale is None else scale.dtype.itemsize,
         shift=linear.shift,
+        offset_shift=stored.offset_shift,
         unit=scale_of(linear.scale),
     )
 

@@ -63,6 +63,7 @@ class CMatrix(Structure):
         ("codes", c_void_p),
         ("scale", c_void_p),
         ("zero", c_void_p),
+        ("offset", c_void_p),
         ("row_bytes", c_int64),
         ("n", c_int32),
         ("k", c_int32),
@@ -70,6 +71,8 @@ class CMatrix(Structure):
         ("group", c_int32),
         ("scale_bytes", c_int32),
         ("shift", c_int32),
+        ("offset_shift", c_int32),
+        ("reserved", c_int32),
         ("unit", CScale),
     )
 

@@ -19,7 +19,7 @@ from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.decoder import Decoder, Rows
-from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.shapes import LINEARS
 
 if shutil.which("cc") is None:
@@ -168,6 +168,25 @@ def test_activations_in_groups(
     check(model, TOKENS, TARGETS[-1:])
     check(model, TOKENS, TARGETS[:1], threads=3)
     assert not np.array_equal(golden(model, TOKENS).logits, golden(plain, TOKENS).logits)
+
+
+@pytest.mark.parametrize("groups", [None, ActivationGroups()])
+def test_groups_with_offsets(
+    groups: ActivationGroups | None, packed_llama: Callable[[str, str], PackedModel]
+) -> None:
+    plain, rng = packed_llama("llama-grouped", "w4a8"), np.random.default_rng(2)
+    layers = list[PackedLayer]()
+    for layer in plain.layers:
+        parts = dict[str, PackedLinear]()
+        for name in LINEARS:
+            linear = layer.linear(name)
+            offset = rng.integers(-2000, 2001, linear.weights.scale.shape)
+            weights = replace(linear.weights, offset=offset)
+            parts[name] = PackedLinear(weights, linear.scale, 9)
+        layers.append(replace(layer, **parts))
+    model = replace(plain, layers=layers, offsets=True, a_groups=groups)
+    model = replace(model, head_shift=model.head_shift + 7)
+    check(model, tokens_of(model, 20))
 
 
 def test_matrices_of_different_bits(packed_llama: Callable[[str, str], PackedModel]) -> None:

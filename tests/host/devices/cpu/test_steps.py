@@ -1,6 +1,7 @@
 """Single steps of the C library against their golden models, on every target of this machine."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,21 @@ def test_groups(target: str, bits: int, pool: steps.Pool) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("top", "shift"), [(100, 0), (32767, 0), (32767, 6)])
+def test_offsets(target: str, top: int, shift: int, pool: steps.Pool) -> None:
+    """Sums that fit 32 bits, and sums that do not."""
+    rng = np.random.default_rng(top + shift)
+    for bits, group, k in ((4, 32, 256), (6, 16, 208), (1, 128, 640)):
+        for n, m in ((1, 1), (17, 2), (33, 5), (40, 13)):
+            w = grouped(rng, n, k, bits, group)
+            offset = rng.integers(-top, top + 1, w.scale.shape) << shift
+            offset[0, 0] = top << shift
+            for a_bits in (8, 16):
+                matrix = linear(replace(w, offset=offset), a_bits)
+                check(target, pool, matrix, activations(rng, m, k, a_bits), a_bits)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("scale_bits", "shift"), [(16, 0), (8, 9), (16, 12), (1, 0)])
 def test_wide_scales_and_shifts(target: str, scale_bits: int, shift: int, pool: steps.Pool) -> None:
     rng = np.random.default_rng(scale_bits)
@@ -167,6 +183,8 @@ def test_several_groups_of_any_depth(target: str, pool: steps.Pool) -> None:
     """Parts of a group have its scale and its zero point."""
     rng = np.random.default_rng(5)
     w, a = grouped(rng, 3, 2 * 70_144, 8, 70_144), activations(rng, 2, 2 * 70_144, 8)
+    check(target, pool, linear(w, 8), a, 8)
+    w = replace(w, offset=rng.integers(-32767, 32768, w.scale.shape))
     check(target, pool, linear(w, 8), a, 8)
 
 

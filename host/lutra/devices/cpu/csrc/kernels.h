@@ -67,6 +67,10 @@ typedef struct {
     void (*gemm)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                  lutra_scratch *scratch, int64_t *out);
 
+    /* out [rows] += sum of offset [rows, groups] times sums [groups], times 2**shift */
+    void (*offsets)(const int16_t *offset, const int32_t *sums, int groups, int rows, int shift,
+                    int64_t *out);
+
     int64_t (*abs_max32)(const int32_t *v, int n);
     int64_t (*abs_max64)(const int64_t *v, int n);
     /* y = saturate16(round_shift(v, shift)) * gamma; returns the largest |y|. */

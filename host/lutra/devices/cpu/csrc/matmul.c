@@ -121,6 +121,18 @@ void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, 
     if (kind == ONE) choice->gemv->gemv(w, first, last, x, scratch, sums);
     if (kind == FEW) choice->gemm->few(w, first, last, x, scratch, sums);
     if (kind == MANY) choice->gemm->gemm(w, first, last, x, scratch, sums);
+    if (w->offset) {
+        int groups = w->k / w->group;
+        for (int c = 0; c < x->count; c++) {
+            int64_t *to = sums + (int64_t)c * rows;
+            choice->gemv->offsets(w->offset + (int64_t)first * groups,
+                                  scratch->group_sums + (int64_t)c * groups, groups, rows,
+                                  w->offset_shift, to);
+            /* both parts may have wrapped around, the whole does not */
+            if (w->shift <= NARROW_SHIFT)
+                for (int r = 0; r < rows; r++) to[r] = (int32_t)to[r];
+        }
+    }
     if (x->a_bits == 8) return;
     const int64_t *ones = sums + (int64_t)(x->count - 1) * rows;
     for (int t = 0; t < x->tokens; t++) {

@@ -1,5 +1,14 @@
 /* Vector operations in plain C, which compilers vectorise for the TARGET that includes this. */
 
+static TARGET void NAME(offsets)(const int16_t *offset, const int32_t *sums, int groups, int rows,
+                                 int shift, int64_t *out) {
+    for (int r = 0; r < rows; r++, offset += groups) {
+        int64_t total = 0;
+        for (int g = 0; g < groups; g++) total += (int64_t)offset[g] * sums[g];
+        out[r] += total * ((int64_t)1 << shift);
+    }
+}
+
 static TARGET int64_t NAME(abs_max32)(const int32_t *v, int n) {
     int32_t high = 0, low = 0;
     for (int i = 0; i < n; i++) {
@@ -234,7 +243,7 @@ static TARGET void NAME(nibbles)(const int8_t *data, int runs, int size, int8_t 
 }
 
 #define VECTOR_FUNCTIONS                                                                          \
-    NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64), NAME(quantize),             \
+    NAME(offsets), NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64), NAME(quantize),             \
         NAME(bytes), NAME(halves), NAME(unit_sums), NAME(shifted), NAME(rotate),                  \
         NAME(quantize64), NAME(fixed), NAME(relu2), NAME(swiglu), NAME(residual), NAME(logits),    \
         NAME(nibbles)

@@ -102,8 +102,8 @@ MUTANTS = [
         ("planes of three bits the other way", "{2, 1}, {4}", "{1, 2}, {4}"),
         (
             "zero points in whole steps",
-            "(2 * (int64_t)sum - (int64_t)w->zero[at] * group_sums[g]);",
-            "(2 * (int64_t)sum - 2 * (int64_t)w->zero[at] * group_sums[g]);",
+            "(2 * (int64_t)sum - zero * group_sums[g]);",
+            "(2 * (int64_t)sum - 2 * zero * group_sums[g]);",
         ),
         (
             "ternary codes from zero on",

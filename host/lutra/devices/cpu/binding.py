@@ -165,7 +165,10 @@ def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix
             "with another --group"
         )
     scale, zero, offset, group = stored.scale, stored.zero, stored.offset, stored.group
+    common = None
     if group is not None and scale is not None and zero is not None:
+        # one for all takes no memory that every token would read
+        common = int(zero.flat[0]) if (zero == zero.flat[0]).all() else None
         parts = _parts_of(group, stored.bits)
         if parts > 1:
             scale, zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)
@@ -174,7 +177,8 @@ def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix
     return CMatrix(
         codes=hold.matrix(stored.codes),
         scale=None if scale is None else hold.matrix(scale),
-        zero=None if zero is None else hold.matrix(zero),
+        zero=None if zero is None or common is not None else hold.matrix(zero),
+        zero_point=common or 0,
         offset=None if offset is None else hold.matrix(offset),
         row_bytes=stored.codes.shape[1],
         n=stored.n_rows,

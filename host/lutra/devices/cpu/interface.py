@@ -72,7 +72,7 @@ class CMatrix(Structure):
         ("scale_bytes", c_int32),
         ("shift", c_int32),
         ("offset_shift", c_int32),
-        ("reserved", c_int32),
+        ("zero_point", c_int32),
         ("unit", CScale),
     )
 

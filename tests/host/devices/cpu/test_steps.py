@@ -25,6 +25,7 @@ if shutil.which("cc") is None:
     pytest.skip("no C compiler", allow_module_level=True)
 
 from lutra.devices.cpu import steps
+from lutra.devices.cpu.binding import matrix_of
 from lutra.devices.cpu.library import library, target_names, target_number
 
 TARGETS = [name for name, available in target_names().items() if available]
@@ -105,6 +106,19 @@ def test_groups(target: str, bits: int, pool: steps.Pool) -> None:
             for a_bits in (8, 16):
                 w = linear(grouped(rng, n, k, bits, group), a_bits)
                 check(target, pool, w, activations(rng, m, k, a_bits), a_bits)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [1, 4, 6, 8])
+def test_a_zero_point_that_all_groups_share(target: str, bits: int, pool: steps.Pool) -> None:
+    rng = np.random.default_rng(bits)
+    for zero in (0, 1, (1 << bits) - 1, 2 * ((1 << bits) - 1)):
+        for group, k in ((16, 208), (32, 256), (48, 144), (128, 640)):
+            for n, m in ((17, 2), (33, 5), (40, 13)):
+                w = grouped(rng, n, k, bits, group, 16 if group == 32 else 8)
+                w = replace(w, zero=np.full_like(w.zero, zero))
+                assert matrix_of(linear(w, 8)).zero is None
+                check(target, pool, linear(w, 8), activations(rng, m, k, 8), 8)
 
 
 @pytest.mark.parametrize("target", TARGETS)

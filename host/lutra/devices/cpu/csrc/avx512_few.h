@@ -142,8 +142,13 @@ INLINE_ void few_grouped(const lutra_matrix *w, int first, int last, const int8_
         for (int g = 0; g < groups; g++) {
             scale[g] = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
                                            : ((const uint16_t *)w->scale)[at + g];
-            lower[g] = (int32_t)((uint32_t)scale[g] * w->zero[at + g]);
         }
+        if (w->zero)
+            for (int g = 0; g < groups; g++)
+                lower[g] = (int32_t)((uint32_t)scale[g] * w->zero[at + g]);
+        else
+            for (int g = 0; g < groups; g++)
+                lower[g] = (int32_t)((uint32_t)scale[g] * (uint32_t)w->zero_point);
         UNROLL for (int i = 0; i < 2 * FEW_COLUMNS; i++) total[i] = _mm512_setzero_si512();
         for (int i = 0; i < pairs; i++, p += 2 * size) {
             int next = 2 * i + 1 < blocks ? size : 0;

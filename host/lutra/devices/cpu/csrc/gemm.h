@@ -152,7 +152,7 @@ static TARGET void NAME(gemm)(const lutra_matrix *w, int first, int last, const 
             for (int g = 0; g < block.groups; g++) {
                 scale[g * n + r] = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
                                                        : ((const uint16_t *)w->scale)[at + g];
-                zero[g * n + r] = w->zero[at + g];
+                zero[g * n + r] = w->zero ? w->zero[at + g] : w->zero_point;
             }
         }
         block.scale = scale;

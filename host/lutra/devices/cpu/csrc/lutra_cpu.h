@@ -19,7 +19,8 @@ typedef struct {
 
 /* A matrix [n, k]. bits 1, 2, 3, 4, 6, 8: rows of codes in B128, ternary (0, 1, 2 for -1, 0, 1)
  * where scale is NULL, else with a scale (of scale_bytes) and a zero point per row and group of
- * columns, and an offset of 2**offset_shift where offset is not NULL.
+ * columns (zero_point for all where zero is NULL), and an offset of 2**offset_shift where offset is
+ * not NULL.
  * bits 0: rows of k signed bytes. */
 typedef struct {
     const uint8_t *codes;
@@ -27,7 +28,7 @@ typedef struct {
     const uint16_t *zero;
     const int16_t *offset;
     int64_t row_bytes;
-    int32_t n, k, bits, group, scale_bytes, shift, offset_shift, reserved;
+    int32_t n, k, bits, group, scale_bytes, shift, offset_shift, zero_point;
     lutra_scale unit;
 } lutra_matrix;
 

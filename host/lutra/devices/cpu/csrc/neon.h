@@ -91,7 +91,8 @@ INLINE void NAME(rows)(const lutra_matrix *w, int first, int last, const lutra_c
                 }
                 int64_t scale = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
                                                     : ((const uint16_t *)w->scale)[at + g];
-                total += scale * (2 * (int64_t)sum - (int64_t)w->zero[at + g] * a[g]);
+                int64_t zero = w->zero ? w->zero[at + g] : w->zero_point;
+                total += scale * (2 * (int64_t)sum - zero * a[g]);
             }
             out[(int64_t)c * rows + r - first] = total;
         }

@@ -47,7 +47,8 @@ static int64_t row_sum(const lutra_matrix *w, int row, const uint8_t *codes, con
                                             : ((const uint16_t *)w->scale)[at];
         int32_t sum = 0;
         for (int i = g * w->group; i < (g + 1) * w->group; i++) sum += codes[i] * x[i];
-        total += scale * (2 * (int64_t)sum - (int64_t)w->zero[at] * group_sums[g]);
+        int64_t zero = w->zero ? w->zero[at] : w->zero_point;
+        total += scale * (2 * (int64_t)sum - zero * group_sums[g]);
     }
     return total;
 }

@@ -114,11 +114,17 @@ INLINE __m256i NAME(halves8)(const __m256i *v) {
 }
 
 #define COMBINE(name, type)                                                                     \
-    static TARGET int64_t name(const type *scale, const uint16_t *zero, const int32_t *sums,     \
+    static TARGET int64_t name(const lutra_matrix *w, int64_t at, const int32_t *sums,           \
                                const int32_t *a, int groups) {                                  \
+        const type *scale = (const type *)w->scale + at;                                        \
         int64_t total = 0;                                                                      \
-        for (int g = 0; g < groups; g++)                                                        \
-            total += (int64_t)(int32_t)scale[g] * (2 * sums[g] - (int32_t)zero[g] * a[g]);      \
+        if (!w->zero)                                                                           \
+            for (int g = 0; g < groups; g++)                                                    \
+                total += (int64_t)(int32_t)scale[g] * (2 * sums[g] - w->zero_point * a[g]);     \
+        else                                                                                    \
+            for (int g = 0; g < groups; g++)                                                    \
+                total += (int64_t)(int32_t)scale[g] *                                           \
+                         (2 * sums[g] - (int32_t)w->zero[at + g] * a[g]);                       \
         return total;                                                                           \
     }
 
@@ -144,19 +150,23 @@ static TARGET int64_t NAME(grouped)(const lutra_matrix *w, int row, __m256i *v, 
         }
     int64_t at = (int64_t)row * groups;
     return w->scale_bytes == 1
-               ? NAME(combine8)((const uint8_t *)w->scale + at, w->zero + at, sums, a, groups)
-               : NAME(combine16)((const uint16_t *)w->scale + at, w->zero + at, sums, a, groups);
+               ? NAME(combine8)(w, at, sums, a, groups)
+               : NAME(combine16)(w, at, sums, a, groups);
 }
 
-/* The same where units are groups, and vectors may read on behind the row. */
+/* The same where units are groups, and vectors may read on behind the row. Zero points are those of
+ * the groups, or `one` for all. */
 INLINE int64_t NAME(grouped_units)(const lutra_matrix *w, int64_t at, const __m256i *v, int groups,
-                                   int unit, const int32_t *a) {
+                                   int unit, const int32_t *a, const int one) {
     const __m256i places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i common = _mm256_set1_epi32(w->zero_point);
     int narrow = w->shift <= NARROW_SHIFT;
     __m256i total = _mm256_setzero_si256();
     for (int g = 0; g < groups; g += 8) {
         __m256i sums = unit == UNIT ? NAME(halves8)(v + g / 2) : NAME(sums8)(v + g), scale;
-        __m256i zero = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(w->zero + at + g)));
+        __m256i zero = common;
+        if (!one)
+            zero = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(w->zero + at + g)));
         __m256i t = _mm256_sub_epi32(_mm256_add_epi32(sums, sums),
                                      _mm256_mullo_epi32(zero, NAME(load)(a + g)));
         if (w->scale_bytes == 1)
@@ -219,8 +229,9 @@ INLINE void NAME(rows_grouped)(const lutra_matrix *w, int first, int last, const
             const int32_t *a = scratch->group_sums + (int64_t)c * groups;
             __m256i *of = v + c * stride;
             out[(int64_t)c * rows + r - first] =
-                units ? NAME(grouped_units)(w, at, of, groups, unit, a)
-                      : NAME(grouped)(w, r, of, n, unit, sums, a);
+                !units    ? NAME(grouped)(w, r, of, n, unit, sums, a)
+                : w->zero ? NAME(grouped_units)(w, at, of, groups, unit, a, 0)
+                          : NAME(grouped_units)(w, at, of, groups, unit, a, 1);
         }
     }
 }

@@ -1,6 +1,7 @@
 """Small random models, and golden's decoder of one sequence beside the GPU's."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from lutra.models import load_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.matmul.format import Format
-from lutra_golden.model.cache import Kv, SequenceKv
+from lutra_golden.model.cache import Kv, SequenceKv, kv_pair
 from lutra_golden.model.decoder import Decoder, Rows
 from lutra_golden.model.packed import PackedModel
 
@@ -30,7 +31,10 @@ def small_model(
         changes["head_dim"] = head_dim
     with TemporaryDirectory() as folder:
         checkpoint = load_model(write_variant(Path(folder), variant, changes=changes))
-        return pack_model(checkpoint, Format.parse(format) if format else None, 16, kv_bits=kv)
+        model = pack_model(checkpoint, Format.parse(format) if format else None, 16)
+    # random weights cannot be packed for keys of four bits
+    key_bits, value_bits = kv_pair(kv)
+    return replace(model, key_bits=key_bits, value_bits=value_bits)
 
 
 def tokens_of(model: PackedModel, n: int, seed: int = 0) -> list[int]:

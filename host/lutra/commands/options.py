@@ -13,7 +13,7 @@ from lutra_golden.arith.quantize import ACTIVATION_GROUPS
 from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, Format
-from lutra_golden.model.cache import KV_NAMES
+from lutra_golden.model.cache import KV_NAMES, kv_name, kv_pair
 from lutra_golden.timing.boards import AGENT, BOARD_PROFILES
 
 __all__ = [
@@ -116,9 +116,10 @@ def add_kv(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """``--kv``; None where a packed model has bits of its own."""
     parser.add_argument(
         "--kv",
-        choices=KV_NAMES,
+        type=_kv,
+        metavar="{" + ",".join(KV_NAMES) + "}",
         default=default,
-        help="bits of cached keys and values, 8/4 for keys of 8 and values of 4 (default 8)",
+        help="bits of cached keys and values, 8/4 or 8,4 for keys of 8 and values of 4 (default 8)",
     )
 
 
@@ -164,6 +165,13 @@ def add_board(parser: argparse.ArgumentParser) -> None:
         help="bitstream to load into a real board, with -dev pynq (.bit, with the .hwh beside it), "
         "xrt (.xclbin) or auto",
     )
+
+
+def _kv(text: str) -> str:
+    try:
+        return kv_name(kv_pair(text))
+    except LutraError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _device(text: str) -> str:

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from lutra_golden.arith.quantize import ActivationGroups
 
-__all__ = ["Float", "causal_attention", "rms_norm", "rotation", "round_activations", "split_heads"]
+__all__ = [
+    "Float",
+    "causal_attention",
+    "log_probabilities",
+    "rms_norm",
+    "rotation",
+    "round_activations",
+    "split_heads",
+]
 
 Float = NDArray[np.float64]
 
@@ -74,3 +82,9 @@ def causal_attention(q: Float, k: Float, v: Float, window: int = 0) -> Float:
     p = np.exp(score - score.max(axis=-1, keepdims=True))
     out = (p / p.sum(axis=-1, keepdims=True)) @ v
     return out.transpose(1, 0, 2).reshape(n, -1)
+
+
+def log_probabilities(logits: Float) -> Float:
+    """Logarithms of the next token's probabilities, ``[T, V]``."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense
 from lutra.models.decoder import Decoder
-from lutra.models.layers import Float
+from lutra.models.layers import Float, log_probabilities
 from lutra.quantize.calibration import STACKS, States, in_float, output_error
 from lutra.quantize.rtn import round_to_nearest
 from lutra_golden.errors import LutraError
@@ -120,9 +120,7 @@ def measure(
 
 
 def _log_p(model: Decoder, x: Float) -> _Single:
-    logits = model.logits(x)
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    return (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+    return log_probabilities(model.logits(x)).astype(np.float32)
 
 
 def _through(states: States, first: int, batches: Sequence[list[Float]]) -> list[list[Float]]:

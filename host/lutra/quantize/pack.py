@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense, Integers
 from lutra.models.decoder import Decoder, DecoderLayer
+from lutra.models.layers import log_probabilities
 from lutra.models.rope import Rope
 from lutra.quantize import (
     DEFAULT_GROUP,
@@ -58,6 +59,7 @@ _ROW_BITS = 8  # of a row of the embedding, below which the packer says so
 _ROWS = 4096  # of embedding and head, at a time
 _CALIBRATION = 64  # tokens that the residual stream's range is measured with
 _LARGEST = 4  # of them, those with the largest rows of the embedding
+_KEY_LOSS_MAX = 0.05  # nats by which keys of four bits may diverge from keys of eight
 _LARGE = 1 << 28  # parameters from which on the range is measured in float32
 
 
@@ -196,6 +198,8 @@ class Packer:
         largest = min(_LARGEST, n // 2)
         tokens[n - largest :] = np.argsort(-self._row_peaks, kind="stable")[:largest]
         self._x = model.embed(tokens)
+        # the same stream with values of four bits, and with keys of four bits, too
+        self._cached = [self._x, self._x] if self._kv_bits == (4, 4) else []
         self._peak = float(self._row_peaks.max())
         self._bits, self._n_weights, self._ternary = 0, 0, True
         self._w_bits, self._scale_bits, self._group = 1, 1, 0
@@ -228,7 +232,11 @@ class Packer:
                 self._group = math.gcd(self._group, w.group)
         self._biased |= layer.q_bias is not None
         self._head_normed |= layer.q_norm is not None
-        self._x = self.model.layer(layer, self._x, self.model.config.windows[i])
+        window = self.model.config.windows[i]
+        for n, key_bits in enumerate((None, 4)[: len(self._cached)]):
+            cached = replace(self.model, key_bits=key_bits, value_bits=4)
+            self._cached[n] = cached.layer(layer, self._cached[n], window)
+        self._x = self.model.layer(layer, self._x, window)
         self._peak = max(self._peak, float(np.abs(self._x).max()))
         if not math.isfinite(self._peak):
             raise LutraError(
@@ -296,11 +304,25 @@ class Packer:
             **linears,
         )
 
+    def _check_keys(self) -> None:
+        """Refuse keys of four bits where they cost a model too much."""
+        if not self._cached:
+            return
+        eight, four = (log_probabilities(self.model.logits(x)) for x in self._cached)
+        loss = float((np.exp(eight) * (eight - four)).sum(axis=1).mean())
+        if loss > _KEY_LOSS_MAX:
+            raise LutraError(
+                f"keys of 4 bits diverge by {loss:.3f} nats from keys of 8 on the calibration "
+                f"tokens, {_KEY_LOSS_MAX:g} are accepted: give --kv 8/4, or --kv 8"
+            )
+
     def finish(self, layers: Sequence[PackedLayer]) -> PackedModel:
         """The packed model, when every layer was packed or followed.
 
-        LutraError if its numbers can leave the range of the token path.
+        LutraError if its numbers can leave the range of the token path, or if keys of four bits
+        cost it too much.
         """
+        self._check_keys()
         model = self.model
         c = model.config
         head_eps = round(c.rms_norm_eps * 2.0**EPS_FRAC)

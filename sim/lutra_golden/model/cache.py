@@ -33,7 +33,7 @@ __all__ = [
 KV_PAIRS = ((8, 8), (8, 4), (4, 4))
 """Bits of keys and of values that a model can be packed for."""
 Kv = int | str | tuple[int, int]
-"""Bits of keys and of values: ``8``, ``4``, ``"8/4"`` or ``(8, 4)``."""
+"""Bits of keys and of values: ``8``, ``4``, ``"8/4"`` or ``"8,4"``, or ``(8, 4)``."""
 KV_VERSION = 1
 """Version of :meth:`SequenceKv.to_bytes`."""
 _MAGIC = b"LUTRAKV\0"
@@ -50,7 +50,7 @@ def kv_name(pair: tuple[int, int]) -> str:
 def kv_pair(kv: Kv) -> tuple[int, int]:
     """Bits of keys and of values; LutraError if they are not one of :data:`KV_PAIRS`."""
     text = "/".join(map(str, kv)) if isinstance(kv, tuple) else str(kv)
-    parts = text.split("/")
+    parts = text.replace(",", "/").split("/")
     for pair in KV_PAIRS:
         if parts in ([str(pair[0]), str(pair[1])], [str(pair[0])] if pair[0] == pair[1] else []):
             return pair

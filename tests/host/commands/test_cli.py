@@ -162,7 +162,7 @@ def test_engine_format_and_group(
     ("options", "message"),
     [
         (["--engine", "tpu"], r"argument --engine: invalid choice: 'tpu' .*: see lutra run --help"),
-        (["--kv", "5"], r"argument --kv: invalid choice: '5' .*: see lutra run --help"),
+        (["--kv", "5"], r"argument --kv: kv must be 8, 8/4 or 4 bits, not 5: see lutra run --help"),
         (["--group", "48"], r"argument --group: invalid choice: 48 .*: see lutra run --help"),
         (
             ["--format", "W5A8"],

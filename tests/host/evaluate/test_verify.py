@@ -85,7 +85,7 @@ def test_every_format_is_within_its_limits(
 
 @pytest.mark.usefixtures("alone")
 def test_a_cache_of_four_bits(source: Path, tmp_path: Path, capsys: Capture) -> None:
-    model = packed(source, tmp_path / "out", "W8A8", "--kv", "4")
+    model = packed(source, tmp_path / "out", "W8A8", "--kv", "8/4")
     code, found = verified(capsys, model, source)
     assert (code, found["first_over"]) == (0, None)
     layers = found["parts"][1:-1]

@@ -221,6 +221,28 @@ def test_what_the_largest_row_drives_is_measured() -> None:
     assert not result.saturated
 
 
+def test_keys_of_four_bits_are_refused_where_they_cost_too_much() -> None:
+    """Attention that looks at one position, by a difference that four bits do not hold."""
+    model = random_decoder()
+    assert pack_model(model, Format.parse("W8A16"), 32, kv_bits=4).kv == "4"
+    layers = [
+        replace(
+            layer,
+            k_proj=Dense(40 * layer.k_proj.dequantized()),
+            o_proj=Dense(8 * layer.o_proj.dequantized()),
+        )
+        for layer in model.layers
+    ]
+    sharp = replace(model, layers=layers)
+    assert pack_model(sharp, Format.parse("W8A16"), 32, kv_bits=(8, 4)).kv == "8/4"
+    message = (
+        r"^keys of 4 bits diverge by \d\.\d{3} nats from keys of 8 on the calibration tokens, "
+        r"0\.05 are accepted: give --kv 8/4, or --kv 8$"
+    )
+    with pytest.raises(LutraError, match=message):
+        pack_model(sharp, Format.parse("W8A16"), 32, kv_bits=4)
+
+
 def test_an_embedding_row_that_takes_the_others_bits_is_named(
     checkpoint: Callable[[str], Decoder], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -413,16 +435,18 @@ def test_formats_of_another_kind_of_model_are_refused(
         pack_model(llama("llama"), Format.parse("W1.58A16"))
 
 
-def test_bits_of_the_cache(checkpoint: Callable[[str], Decoder]) -> None:
-    model = checkpoint("least")
-    pairs: list[Kv] = [8, "8/4", (4, 4)]
-    assert [pack_model(model, kv_bits=each).kv for each in pairs] == ["8", "8/4", "4"]
+def test_bits_of_the_cache() -> None:
+    model = random_decoder()
+    pairs: list[Kv] = [8, "8/4", "8,4", (4, 4)]
+    kinds = [pack_model(model, group=32, kv_bits=each).kv for each in pairs]
+    assert kinds == ["8", "8/4", "8/4", "4"]
     with pytest.raises(LutraError, match=r"^kv must be 8, 8/4 or 4 bits, not 5$"):
         pack_model(model, kv_bits=5)
 
 
 def test_the_reference_rounds_a_cache_of_four_bits(checkpoint: Callable[[str], Decoder]) -> None:
-    eight, four = (reference(pack_model(checkpoint("odd"), kv_bits=bits)) for bits in (8, 4))
+    packed = pack_model(checkpoint("odd"))
+    eight, four = reference(packed), reference(replace(packed, key_bits=4, value_bits=4))
     tokens = np.arange(9)
     k = np.random.default_rng(1).normal(size=(2, 3, 8))
     assert (eight.key_bits, four.key_bits) == (eight.value_bits, four.value_bits) == (None, 4)

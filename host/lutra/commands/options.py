@@ -128,11 +128,11 @@ def check_kv(kv: str | None, device: str, *, falls_back: bool) -> None:
 
     ``falls_back``: the device ``auto`` becomes one that has them.
     """
-    able = ("golden", "auto") if falls_back else ("golden",)
+    able = ("golden", "cpu", "auto") if falls_back else ("golden", "cpu")
     if kv == "8/4" and device not in able:
         raise LutraError(
             f"device {device} caches keys and values with the same number of bits, not --kv 8/4: "
-            "add -dev golden, or give --kv 8 or --kv 4"
+            "add -dev cpu or golden, or give --kv 8 or --kv 4"
         )
 
 

@@ -49,12 +49,12 @@ def padded_head_eps(model: PackedModel) -> int:
 def common_kv_bits(model: PackedModel, runner: str) -> int:
     """Bits of keys and values where both have one width; LutraError if the model's differ.
 
-    ``runner`` begins the message: ``device cpu``, ``an accelerator``.
+    ``runner`` begins the message: ``device cuda``, ``an accelerator``.
     """
     if model.key_bits != model.value_bits:
         raise LutraError(
             f"{runner} caches keys and values with the same number of bits, the model is packed "
-            f"for {model.kv}: run it with -dev golden, or pack it again with --kv 8 or 4"
+            f"for {model.kv}: run it with -dev cpu or golden, or pack it again with --kv 8 or 4"
         )
     return model.key_bits
 

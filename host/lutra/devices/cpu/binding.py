@@ -289,7 +289,8 @@ class CpuModel:
             a_bits=model.a_bits,
             # in groups they have up to 15 bits
             column_bits=model.a_bits if model.a_groups is None else 16,
-            kv_bits=shape.bits,
+            key_bits=shape.key_bits,
+            value_bits=shape.value_bits,
             swiglu=int(model.gate is Gate.SILU),
             residual_frac=model.residual_frac,
             embedding_shift=embedding_shift(model),

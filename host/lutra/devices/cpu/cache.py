@@ -10,7 +10,6 @@ from lutra.devices.cpu.library import library, pointer
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
-from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.padding import built_head_dim, head_places
 
@@ -25,17 +24,19 @@ class CacheShape:
     n_kv_heads: int
     head_dim: int
     context: int
-    bits: int
+    key_bits: int
+    value_bits: int
 
     @classmethod
     def of(cls, model: PackedModel) -> "CacheShape":
-        """The shape for a model; LutraError if the library has none for it."""
+        """The shape for a model."""
         return cls(
             n_layers=len(model.layers),
             n_kv_heads=model.n_kv_heads,
             head_dim=model.head_dim,
             context=model.context,
-            bits=common_kv_bits(model, "device cpu"),
+            key_bits=model.key_bits,
+            value_bits=model.value_bits,
         )
 
     @property
@@ -49,9 +50,10 @@ class CacheShape:
         return int(library().lutra_cpu_cache_bytes(*self.arguments))
 
     @property
-    def arguments(self) -> tuple[int, int, int, int, int]:
+    def arguments(self) -> tuple[int, ...]:
         """The shape as the library takes it."""
-        return self.n_layers, self.n_kv_heads, self.built, self.context, self.bits
+        sizes = self.n_layers, self.n_kv_heads, self.built, self.context
+        return *sizes, self.key_bits, self.value_bits
 
     def places(self, halves: bool) -> NDArray[np.int64]:
         """Places of a head's elements among those that the library has."""

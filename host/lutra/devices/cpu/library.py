@@ -31,8 +31,8 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "target_available": (c_int, [c_int]),
     "pool_new": (c_void_p, [c_int]),
     "pool_free": (None, [c_void_p]),
-    "cache_bytes": (c_int64, [c_int] * 5),
-    "cache_new": (c_void_p, [c_int] * 5),
+    "cache_bytes": (c_int64, [c_int] * 6),
+    "cache_new": (c_void_p, [c_int] * 6),
     "cache_free": (None, [c_void_p]),
     "cache_copy": (None, [c_void_p, c_void_p, c_int]),
     "cache_read": (None, [c_void_p, c_int, c_int, _I8, _SCALES, _I8, _SCALES]),
@@ -57,7 +57,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "residual": (c_int, [c_int, _I32, _I32, c_int, CScale, CScale, c_int]),
     "attend": (
         c_int,
-        [c_int, _I8, _SCALES, _I8, _SCALES, _I8, _SCALES, *[c_int] * 8, _I32],
+        [c_int, _I8, _SCALES, _I8, _SCALES, _I8, _SCALES, *[c_int] * 9, _I32],
     ),
 }
 

@@ -204,7 +204,7 @@ def attend(
     v_scale: Scale,
     frac: int,
     window: int = 0,
-    kv_bits: int = 8,
+    kv: tuple[int, int] = (8, 8),
 ) -> NDArray[np.int32]:
     """Attention ``[M, heads, D]`` with the shapes of the golden model's."""
     m, heads, d = q.shape
@@ -213,7 +213,7 @@ def attend(
     arrays = [np.ascontiguousarray(x) for x in arrays]
     out = np.zeros((m, heads, d), np.int32)
     done = library().lutra_cpu_attend(
-        target_number(target), *map(pointer, arrays), m, heads, kv_heads, d, kv_bits, total - m,
+        target_number(target), *map(pointer, arrays), m, heads, kv_heads, d, *kv, total - m,
         frac, window, pointer(out),
     )  # fmt: skip
     assert done

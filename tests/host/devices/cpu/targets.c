@@ -137,12 +137,13 @@ static void attention(int target) {
     static int8_t q[M * HEADS * DIM], k[KV_HEADS * TOTAL * DIM], v[KV_HEADS * TOTAL * DIM];
     static lutra_scale qs[M * HEADS], ks[TOTAL * KV_HEADS], vs[TOTAL * KV_HEADS];
     static int32_t out[M * HEADS * DIM];
-    for (int bits = 4; bits <= 8; bits += 4)
+    for (int bits = 4; bits <= 12; bits += 4) /* 12: keys of 8, values of 4 */
         for (int window = 0; window < 18; window += 9) {
-            int top = (1 << (bits - 1)) - 1;
+            int key_bits = bits > 8 ? 8 : bits, value_bits = bits > 8 ? 4 : bits;
+            int key_top = (1 << (key_bits - 1)) - 1, top = (1 << (value_bits - 1)) - 1;
             for (int i = 0; i < M * HEADS * DIM; i++) q[i] = (int8_t)take(-127, 127);
             for (int i = 0; i < KV_HEADS * TOTAL * DIM; i++) {
-                k[i] = (int8_t)take(-top, top);
+                k[i] = (int8_t)take(-key_top, key_top);
                 v[i] = (int8_t)take(-top, top);
             }
             for (int i = 0; i < M * HEADS; i++) qs[i] = scale_at(-27, -25);
@@ -150,8 +151,8 @@ static void attention(int target) {
                 ks[i] = scale_at(-25, -21);
                 vs[i] = scale_at(-40, -21);
             }
-            add(lutra_cpu_attend(target, q, qs, k, ks, v, vs, M, HEADS, KV_HEADS, DIM, bits,
-                                 POSITION, 14, window, out));
+            add(lutra_cpu_attend(target, q, qs, k, ks, v, vs, M, HEADS, KV_HEADS, DIM,
+                                 key_bits, value_bits, POSITION, 14, window, out));
             for (int i = 0; i < M * HEADS * DIM; i++) add(out[i]);
         }
 }

@@ -140,11 +140,13 @@ def test_export_and_restore_at_every_position(device: CpuDevice, model: PackedMo
         golden.check(go(device, other, text[n:]), n, N - n)
 
 
-@pytest.mark.parametrize(("head_dim", "kv"), [(12, 8), (20, 4), (48, 8), (48, 4)])
+@pytest.mark.parametrize(
+    ("head_dim", "kv"), [(12, (8, 8)), (20, (4, 4)), (48, (8, 8)), (48, (4, 4)), (48, (8, 4))]
+)
 def test_padded_heads_are_exported_without_padding(
-    head_dim: int, kv: int, packed_sizes: Callable[[int], PackedModel]
+    head_dim: int, kv: tuple[int, int], packed_sizes: Callable[[int], PackedModel]
 ) -> None:
-    model = replace(packed_sizes(head_dim), key_bits=kv, value_bits=kv)
+    model = replace(packed_sizes(head_dim), key_bits=kv[0], value_bits=kv[1])
     assert model.head_dim == head_dim
     text = text_of(model, 1)
     golden = Golden(model, text)

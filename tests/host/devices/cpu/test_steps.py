@@ -14,6 +14,7 @@ from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.attention.attention import attend as golden_attend
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.model.cache import KV_PAIRS
 from lutra_golden.model.limits import least_shift
 from lutra_golden.model.packed import PackedLinear
 from lutra_golden.vector.heads import HeadBias, HeadNorm
@@ -363,16 +364,16 @@ def test_residual(target: str) -> None:
     ("m", "position", "window"),
     [(1, 0, 0), (1, 16, 0), (5, 0, 0), (3, 301, 0), (7, 20, 9), (1, 600, 300), (2, 3, 1)],
 )
-@pytest.mark.parametrize("kv_bits", [8, 4])
-def test_attention(target: str, kv_bits: int, m: int, position: int, window: int) -> None:
+@pytest.mark.parametrize("kv", KV_PAIRS)
+def test_attention(target: str, kv: tuple[int, int], m: int, position: int, window: int) -> None:
     rng = np.random.default_rng(m + position)
-    top = q_max_of(kv_bits)
+    tops = tuple(map(q_max_of, kv))
     for heads, kv_heads, d in ((4, 2, 32), (3, 1, 64), (5, 1, 128), (2, 2, 256)):
         total = position + m
         params = AttentionParams(head_dim=d, n_heads=heads, n_kv_heads=kv_heads)
         q = rng.integers(-127, 128, (m, heads, d)).astype(np.int8)
-        k, v = (rng.integers(-top, top + 1, (kv_heads, total, d)).astype(np.int8) for _ in range(2))
-        k[:, 0], v[:, 0], q[0, 0] = top, -top, -127
+        k, v = (rng.integers(-top, top + 1, (kv_heads, total, d)).astype(np.int8) for top in tops)
+        k[:, 0], v[:, 0], q[0, 0] = tops[0], -tops[1], -127
         q_scale = scale_at(rng, -27, -24, m, heads)
         k_scale, v_scale = (
             scale_at(rng, -25, -20, total, kv_heads),
@@ -383,7 +384,7 @@ def test_attention(target: str, kv_bits: int, m: int, position: int, window: int
         expected = golden_attend(
             params, wide[0], q_scale, wide[1], k_scale, wide[2], v_scale, position, 14, window
         )
-        actual = steps.attend(target, q, q_scale, k, k_scale, v, v_scale, 14, window, kv_bits)
+        actual = steps.attend(target, q, q_scale, k, k_scale, v, v_scale, 14, window, kv)
         np.testing.assert_array_equal(actual, expected)
 
 

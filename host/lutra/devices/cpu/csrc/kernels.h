@@ -41,14 +41,14 @@ typedef struct {
 } lutra_scratch;
 
 /* Keys [position / KEY_BLOCK, head_dim / 4, KEY_BLOCK, 4], values [position / VALUE_BLOCK,
- * head_dim, VALUE_BLOCK], scales [position] of one head. With bits 4 they are runs of bytes, whose
+ * head_dim, VALUE_BLOCK], scales [position] of one head. Those of 4 bits are runs of bytes, whose
  * lower halves are a run of elements and whose upper halves are the next one: of 4 * KEY_BLOCK for
  * keys, of 2 * head_dim for values. */
 typedef struct {
     const int8_t *keys, *values;
     const uint16_t *key_m, *value_m;
     const int16_t *key_e, *value_e;
-    int head_dim, bits;
+    int head_dim, key_bits, value_bits;
 } lutra_head;
 
 typedef struct {

@@ -60,7 +60,7 @@ typedef struct {
     lutra_scale eps, unit; /* unit: of the residual stream */
     /* column_bits: 8 or 16, those of the integers that matrices are multiplied by */
     int32_t n_layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, context;
-    int32_t a_bits, column_bits, kv_bits, swiglu, residual_frac, embedding_shift, head_eps;
+    int32_t a_bits, column_bits, key_bits, value_bits, swiglu, residual_frac, embedding_shift, head_eps;
 } lutra_model;
 
 typedef struct lutra_pool lutra_pool;
@@ -97,10 +97,12 @@ int lutra_cpu_target_available(int target);
 lutra_pool *lutra_cpu_pool_new(int threads);
 void lutra_cpu_pool_free(lutra_pool *pool);
 
-/* Keys and values of a sequence, of 8 or 4 bits; memory is taken as positions are written, up to
+/* Keys and values of a sequence, either of 8 or 4 bits; memory is taken as positions are written, up to
  * the bytes of a cache of this shape. */
-int64_t lutra_cpu_cache_bytes(int layers, int kv_heads, int head_dim, int positions, int bits);
-lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions, int bits);
+int64_t lutra_cpu_cache_bytes(int layers, int kv_heads, int head_dim, int positions, int key_bits,
+                              int value_bits);
+lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions,
+                                 int key_bits, int value_bits);
 void lutra_cpu_cache_free(lutra_cache *cache);
 /* The first n positions of every layer, to a cache of the same shape. */
 void lutra_cpu_cache_copy(lutra_cache *to, const lutra_cache *from, int n);
@@ -138,8 +140,8 @@ int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_
  * [position + m, kv_heads]. */
 int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, const int8_t *k,
                      const lutra_scale *k_scale, const int8_t *v, const lutra_scale *v_scale, int m,
-                     int heads, int kv_heads, int head_dim, int kv_bits, int position, int frac,
-                     int window, int32_t *out);
+                     int heads, int kv_heads, int head_dim, int key_bits, int value_bits,
+                     int position, int frac, int window, int32_t *out);
 
 /* The same with times, for benchmarks too. */
 

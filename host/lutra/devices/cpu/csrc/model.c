@@ -191,7 +191,8 @@ static void heads(job_t *job, worker_t *w, const lutra_columns *x, const lutra_l
         step.gamma_frac = layer->head_norm_frac;
         step.eps = model->head_eps;
         step.in_fixed = layer->bias || layer->query_norm;
-        step.q_max = kind == 0 ? Q_MAX : (1 << (model->kv_bits - 1)) - 1;
+        int bits = kind == 0 ? 8 : kind == 1 ? model->key_bits : model->value_bits;
+        step.q_max = (1 << (bits - 1)) - 1;
         const int32_t *acc = e->acc + (int64_t)t * stride + (int64_t)h * d;
         lutra_scale s = head_quantize(e->choice.gemv, acc, d, &step, q, &w->saturated);
         if (kind == 0) {

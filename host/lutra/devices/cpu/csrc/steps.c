@@ -44,12 +44,13 @@ int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_
 
 int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, const int8_t *k,
                      const lutra_scale *k_scale, const int8_t *v, const lutra_scale *v_scale, int m,
-                     int heads, int kv_heads, int head_dim, int kv_bits, int position, int frac,
-                     int window, int32_t *out) {
+                     int heads, int kv_heads, int head_dim, int key_bits, int value_bits,
+                     int position, int frac, int window, int32_t *out) {
     int total = position + m, per_kv = heads / kv_heads, ok = 0;
     lutra_attend_scratch scratch = {0};
     int saturated = 0;
-    lutra_cache *cache = lutra_cpu_cache_new(1, kv_heads, head_dim, total, kv_bits);
+    lutra_cache *cache =
+        lutra_cpu_cache_new(1, kv_heads, head_dim, total, key_bits, value_bits);
     if (cache && attend_scratch(&scratch, total)) {
         for (int g = 0; g < kv_heads; g++)
             for (int p = 0; p < total; p++) {

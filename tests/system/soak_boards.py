@@ -222,6 +222,7 @@ class _Kv260(SoakBoard):
 
     def transport(self) -> Transport:
         emulated = self._emulated
+        emulated.device().uio.forget()
         return PynqTransport(
             device=emulated.device, bitstream=lambda _: emulated.bitstream(SMALL), emulated="kv260"
         )

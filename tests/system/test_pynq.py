@@ -76,6 +76,7 @@ class Rig:
     def transport(self) -> PynqTransport:
         """A driver of the board as the process of a user has it."""
         emulated = self.emulated
+        emulated.device().uio.forget()
         return PynqTransport(device=emulated.device, bitstream=emulated.bitstream, emulated="kv260")
 
     def load(self, transport: PynqTransport | None = None) -> Tiles:

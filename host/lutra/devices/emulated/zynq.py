@@ -81,6 +81,10 @@ class Uio:
             self._running = True
             asyncio.get_running_loop().call_soon(self._step)
 
+    def forget(self) -> None:
+        """Forget who waits, as the system does when their process has ended."""
+        self._events.clear()
+
     def _step(self) -> None:
         self._running = False
         if not self._events:

@@ -143,14 +143,14 @@ def _packages(machine: Machine, family: str | None) -> Iterator[Finding]:
         text = f"{text} is none of {dotted(_OLDEST)} up to, not including, {dotted(_END)}"
         yield _PYNQ.error("PYNQ", text, install)
     elif family == "zynq-7000" and version >= _WITHOUT_7000:
-        mend = "`python -m pip install 'pynq<4'`"
+        mend = "`python -m pip install --upgrade 'pynq<4'`"
         yield _PYNQ.error("PYNQ", f"{text} does not know Zynq-7000 any more", mend)
     else:
         yield _PYNQ.good("PYNQ", text)
     numpy = machine.package("numpy")
     if numpy is None or numpy >= (2,):
         text = "not installed" if numpy is None else f"NumPy {dotted(numpy)}"
-        mend = "`python -m pip install 'numpy<2'`"
+        mend = "`python -m pip install --upgrade 'numpy<2'`"
         yield _PYNQ.error("NumPy", f"{text}: PYNQ needs one below 2", mend)
     else:
         yield _PYNQ.good("NumPy", f"NumPy {dotted(numpy)}")

@@ -99,6 +99,44 @@ GOLDEN = planted(
 
 HOST = [
     *planted(
+        "host/lutra/devices/accelerator/buffers.py",
+        ["host/devices/test_buffers.py"],
+        (
+            "bytes that end outside",
+            "if offset + n_bytes <= buffer.n_bytes:",
+            "if offset < buffer.n_bytes:",
+        ),
+        (
+            "the first byte of a buffer is the one's before it",
+            "at = bisect_right(self._bases, address) - 1",
+            "at = bisect_right(self._bases, address - 1) - 1",
+        ),
+        (
+            "the base of a buffer that is gone stays",
+            "        del self._bases[at]\n",
+            "",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/emulated/agent.py",
+        [_BOARD],
+        (
+            "doorbells rung with what the register has",
+            "self.transport.ring(value * DOORBELL_BYTES)",
+            "self.transport.ring(value)",
+        ),
+        (
+            "high words of registers read as the low ones",
+            "return self.transport.read_register(name, index) | busy",
+            "return self.transport.read_register(name) | busy",
+        ),
+        (
+            "a queue that is always empty",
+            "return len(doorbells)",
+            "return 0",
+        ),
+    ),
+    *planted(
         "host/lutra/devices/accelerator/lock.py",
         [
             f"{_LOCK}::test_a_lock_is_one_processs_at_a_time",

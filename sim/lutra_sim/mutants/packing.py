@@ -5,6 +5,7 @@ from lutra_sim.mutants.mutant import planted
 __all__ = ["MUTANTS"]
 
 _FILE = "host/packed/test_file.py"
+_KEPT = "host/packed/test_kept.py"
 
 MUTANTS = [
     *planted(
@@ -18,8 +19,8 @@ MUTANTS = [
         ],
         (
             "a bit of the tensors may change",
-            'if file.get("sha256") != _sha256(path):',
-            'if file.get("sha256") is None:',
+            'if not unchanged and file.get("sha256") != _sha256(path):',
+            'if not unchanged and file.get("sha256") is None:',
         ),
         (
             "fraction bits of the embedding for those of the residual stream",
@@ -28,13 +29,36 @@ MUTANTS = [
         ),
         (
             "codes of the head beyond its range",
-            "if head.min() < -HEAD_MAX or head.max() > HEAD_MAX or rows.min() < 1:",
-            "if head.max() > HEAD_MAX or rows.min() < 1:",
+            "(head.min() < -HEAD_MAX or head.max() > HEAD_MAX or rows.min() < 1)",
+            "(head.max() > HEAD_MAX or rows.min() < 1)",
         ),
         (
             "layers of more bits than were promised",
             "if w.bits > self.w_bits:",
             "if w.bits > self.w_bits + 4:",
+        ),
+    ),
+    *planted(
+        "host/lutra/packed/kept.py",
+        [
+            f"{_KEPT}::test_every_setting_counts",
+            f"{_KEPT}::test_the_content_counts_and_the_place_does_not",
+            f"{_KEPT}::test_an_entry_that_was_damaged_is_made_again",
+        ],
+        (
+            "settings do not count",
+            "json.dumps([contents, dict(settings), VERSION, _code()], sort_keys=True)",
+            "json.dumps([contents, VERSION, _code()], sort_keys=True)",
+        ),
+        (
+            "files are known by their names",
+            "contents = [[each.name, _content(each, seen)] for each in files]",
+            "contents = [[each.name] for each in files]",
+        ),
+        (
+            "a damaged entry is taken",
+            "unchanged=_stamp(folder) == _recorded(folder)",
+            "unchanged=True",
         ),
     ),
     *planted(

@@ -208,11 +208,12 @@ CMA = "add cma=1000M to the kernel's command line, and `sudo reboot`"
         ),
         (
             z2, installed("pynq", "4.0.0"), "PYNQ", "error",
-            "PYNQ 4.0.0 does not know Zynq-7000 any more", "`python -m pip install 'pynq<4'`",
+            "PYNQ 4.0.0 does not know Zynq-7000 any more",
+            "`python -m pip install --upgrade 'pynq<4'`",
         ),
         (
             kv260, installed("numpy", "2.4.6"), "NumPy", "error",
-            "NumPy 2.4.6: PYNQ needs one below 2", "`python -m pip install 'numpy<2'`",
+            "NumPy 2.4.6: PYNQ needs one below 2", "`python -m pip install --upgrade 'numpy<2'`",
         ),
         (
             kv260, of_another(environment={}), "XRT", "error",

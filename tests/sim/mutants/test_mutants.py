@@ -46,6 +46,7 @@ ASIDE = {
         kernels_gpu/lutra_kernels/tune.py kernels_gpu/lutra_kernels/shapes.py
         kernels_gpu/lutra_kernels/report.py kernels_gpu/lutra_kernels/matmul/random.py
         host/lutra/packed/random.py host/lutra/devices/accelerator/bench.py
+        host/lutra/devices/estimate.py
     """,
     "which way is taken, or how it is built": """
         hw/lutra_hw/netlist.py sim/lutra_golden/errors.py sim/lutra_golden/install.py
@@ -54,10 +55,12 @@ ASIDE = {
         kernels_gpu/lutra_kernels/__init__.py kernels_gpu/lutra_kernels/catalogue.py
         kernels_gpu/lutra_kernels/compile.py kernels_gpu/lutra_kernels/errors.py
         kernels_gpu/lutra_kernels/jit.py kernels_gpu/lutra_kernels/launch.py
+        host/lutra/devices/auto.py host/lutra/devices/boards.py host/lutra/devices/describe.py
+        host/lutra/devices/hardware.py host/lutra/devices/accelerator/bitstreams.py
         kernels_gpu/lutra_kernels/interpret/calls.py variants.py
     """,
     "what looks on": """
-        sim/lutra_golden/control/recorder.py
+        sim/lutra_golden/control/recorder.py host/lutra/quantize/kept.py
     """,
     "what this kind of machine cannot run, or no test without Verilator": """
         target_neon.c target_armv8.c neon.h host/lutra/devices/accelerator/rtl.py

@@ -1,11 +1,19 @@
 """Addresses of an accelerator's memory."""
 
 import gc
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
+from tests.host.interrupt import Interrupt
 
+from lutra.compile.fit import round_up
+from lutra.devices.accelerator.device import AcceleratorDevice
+from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.transport import PAGE, Heap
 from lutra.devices.base import DeviceError
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
 
 
 class Owner:
@@ -32,6 +40,46 @@ def test_the_lowest_gap_that_holds_it() -> None:
         match=r"^the accelerator's memory has no 4,096 bytes in a row: 0 of 32,768 bytes are free$",
     ):
         heap.allocate(1)
+
+
+def test_an_allocation_is_freed_by_its_ticket_alone() -> None:
+    heap = Heap(2 * PAGE, base=PAGE)
+    first = heap.allocate(PAGE)
+    ticket = heap.ticket(first)
+    heap.keep([])
+    assert heap.free_bytes == 2 * PAGE
+    assert heap.allocate(PAGE) == first
+    heap.free(first, ticket)  # of the one before
+    assert heap.free_bytes == PAGE
+    heap.keep([first])
+    heap.free(first, heap.ticket(first))
+    assert heap.free_bytes == 2 * PAGE
+
+
+@pytest.mark.parametrize("file", ["accelerator/device.py", "sessions.py", "transport.py"])
+def test_an_interrupt_in_any_line_loses_no_memory(
+    file: str, packed: Callable[[str], PackedModel]
+) -> None:
+    """As a session is opened and closed: as many are opened afterwards as there is room for."""
+    model, n = packed("grouped"), 3
+    trace = Interrupt(file, 0)
+    for line in range(1, 100):
+        device = AcceleratorDevice(InterpretedTransport())
+        device.load(model)
+        needed = round_up(device.program.kv_bytes, PAGE)
+        device.memory = Heap(n * needed, device.memory.allocate(1))
+        device._free = n * needed
+        trace = Interrupt(file, line)
+        with suppress(KeyboardInterrupt), trace:
+            device.session().close()
+        sessions = [device.session() for _ in range(n)]
+        assert len({each.address for each in sessions}) == n
+        with pytest.raises(LutraError, match=rf"0 free: close one of {n}, "):
+            device.session()
+        device.close()
+        if trace.left > 0:
+            break
+    assert trace.left > 0  # every line was interrupted
 
 
 def test_memory_is_freed_while_it_is_allocated() -> None:

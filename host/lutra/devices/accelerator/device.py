@@ -58,7 +58,8 @@ class AcceleratorSession(BaseSession):
         super().__init__(device, n_layers)
         self._accelerator, self.address = device, address
         # a session that is dropped gives its memory back, too
-        self._memory = weakref.finalize(self, device.free, device.epoch, address)
+        ticket = device.memory.ticket(address)
+        self._memory = weakref.finalize(self, device.free, device.epoch, address, ticket)
 
     def _read(self, layer: int, n: int) -> LayerKv:
         device, model = self._accelerator, self._accelerator.model
@@ -240,16 +241,22 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     def _session(self, model: PackedModel) -> AcceleratorSession:
         program, transport = self.program, self.transport
-        # from here on it gives its memory back, whatever happens
-        session = AcceleratorSession(self, program.n_layers, self.memory.allocate(program.kv_bytes))
+        try:
+            address = self.memory.allocate(program.kv_bytes)
+        except DeviceError:
+            # by their number there is room: interrupts left memory that is nobody's
+            sessions = [each for each in self._sessions if isinstance(each, AcceleratorSession)]
+            self.memory.keep({each.address for each in sessions})
+            address = self.memory.allocate(program.kv_bytes)
+        session = AcceleratorSession(self, program.n_layers, address)
         for offset, n_bytes in program.zeros:
             transport.zero(session.address + offset, n_bytes)
         return session
 
-    def free(self, epoch: int, address: int) -> None:
+    def free(self, epoch: int, address: int, ticket: int) -> None:
         """Give back the memory of a session, unless its model is gone already."""
         if epoch == self.epoch:
-            self.memory.free(address)
+            self.memory.free(address, ticket)
 
     # -- running
 

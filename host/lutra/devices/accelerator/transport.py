@@ -1,6 +1,6 @@
 """Transports: how the driver reaches an accelerator and its memory."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol, runtime_checkable
 
 from lutra.compile.fit import round_up
@@ -136,6 +136,8 @@ class Heap:
     def __init__(self, n_bytes: int, base: int = 0) -> None:
         self._n_bytes, self._base = n_bytes, base
         self._used: dict[int, int] = {}
+        self._tickets: dict[int, int] = {}
+        self._n_allocated = 0
 
     def allocate(self, n_bytes: int) -> int:
         """Lowest address with room for ``n_bytes``."""
@@ -150,12 +152,26 @@ class Heap:
                 f"the accelerator's memory has no {size:,} bytes in a row: {self.free_bytes:,} of "
                 f"{self._n_bytes:,} bytes are free"
             )
+        self._n_allocated += 1
+        self._tickets[at] = self._n_allocated
         self._used[at] = size
         return self._base + at
 
-    def free(self, address: int) -> None:
-        """Give back what begins at ``address``."""
-        self._used.pop(address - self._base, None)
+    def ticket(self, address: int) -> int:
+        """Number of the allocation at ``address``, which no other has."""
+        return self._tickets[address - self._base]
+
+    def free(self, address: int, ticket: int | None = None) -> None:
+        """Give back what begins at ``address``; nothing if another allocation is there now."""
+        at = address - self._base
+        if ticket is None or ticket == self._tickets.get(at):
+            self._used.pop(at, None)
+
+    def keep(self, addresses: Collection[int]) -> None:
+        """Give back all but what begins at ``addresses``: what an interrupt has lost, too."""
+        for at in list(self._used):
+            if at + self._base not in addresses:
+                self._used.pop(at, None)
 
     @property
     def free_bytes(self) -> int:

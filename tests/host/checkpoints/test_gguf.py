@@ -24,9 +24,10 @@ from lutra.checkpoints.gguf import GgufCheckpoint
 from lutra.checkpoints.weights import Dense, Grouped, Ternary
 from lutra.models import load_model
 from lutra.models.rope import Rope
-from lutra.quantize import default_format, quantize_decoder
+from lutra.quantize import DEFAULT_GROUP, default_format, quantize_layer
 from lutra.quantize.kept import KEPT, Kept
 from lutra_golden.errors import LutraError
+from lutra_golden.model.shapes import LINEARS
 
 TOKENS = np.random.default_rng(3).integers(0, 96, 9)
 EXACT = 1e-3
@@ -146,8 +147,9 @@ def test_what_is_kept_of_each_type(kind: str, tmp_path: Path) -> None:
         )  # fmt: skip
     held = write_gguf(path, model, kind)
     source = load_model(path)
-    packed = quantize_decoder(source, default_format(source))
-    found = replace(packed, activation_bits=None).forward(TOKENS)
+    bits = dict.fromkeys(LINEARS, default_format(source).w_bits)
+    layers = [quantize_layer(layer, bits, DEFAULT_GROUP) for layer in source.layers]
+    found = replace(source.replaced(layers, 8), activation_bits=None).forward(TOKENS)
     expected = reference_logits(model, held, TOKENS)
     assert relative(found, expected) < PACKED.get(kind, EXACT)
     assert replace(source, activation_bits=None).forward(TOKENS).shape == found.shape

@@ -254,7 +254,8 @@ class AcceleratorConfig:
         Nor do numbers of :data:`_SHAPE_NOTHING` that shape nothing, so that a design keeps its
         fingerprint when an option comes that it does not use.
         """
-        content = asdict(self) | {"engine": self.engine, "rtl": RTL_VERSION}
+        content = asdict(self)
+        content |= {"engine": self.engine, "rtl": RTL_VERSION}
         del content["name"], content["clock_hz"]
         for part, name, value in _SHAPE_NOTHING:
             if content[part][name] == value:

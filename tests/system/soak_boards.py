@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from random import Random
 
-from tests.host.boards import BASE, SIZE, Cable, Rtl, Served, board
+from tests.host.boards import BASE, SIZE, Cable, Served, board
 from tests.host.random_model import Shape, write_model
 from tests.host.tiles import Compiled, compiled
 from tests.hw.core.test_accelerator import SMALL
@@ -27,6 +27,7 @@ from lutra.devices.accelerator.pynq import PynqTransport
 from lutra.devices.accelerator.transport import Transport
 from lutra.devices.accelerator.xrt import XrtTransport
 from lutra.devices.base import Step, StepResult
+from lutra.devices.emulated.agent import RtlAccelerator
 from lutra.devices.emulated.board import EmulatedBoard, Faults
 from lutra.devices.emulated.card import CardFaults, EmulatedCard
 from lutra.devices.emulated.pynq_board import EmulatedPynq
@@ -358,11 +359,11 @@ class _U55c(SoakBoard):
         self._card.close()
 
 
-class _Fabric(Rtl):
+class _Fabric(RtlAccelerator):
     """The Verilated accelerator behind an agent, which resets it or wakes for no reason."""
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, SIZE)
         self.reset_after: int | None = None
         self.extra_interrupts = 0
 

@@ -109,7 +109,7 @@ static void vectors(int target) {
             rope[i] = (int16_t)take(-32767, 32767);
         }
         lutra_scale inv_n = {1 << 15, -22}, eps = scale_at(-40, -30), s = scale_at(-40, -25), out;
-        lutra_norm norm = {gamma, 14, round % 3 == 2, inv_n};
+        lutra_norm norm = {gamma, 14, round % 3 == 2, inv_n, 0, 0, 0, 0};
         for (int a_bits = 8; a_bits <= 16; a_bits += 8) {
             add(lutra_cpu_norm_quantize(target, v, s, &norm, eps, N, a_bits, q, &out));
             add(out.m);

@@ -205,8 +205,13 @@ MUTANTS = [
         ),
         (
             "memory is never given back",
-            "self._used.pop(address - self._base, None)",
-            "self._used.get(address - self._base)",
+            "if ticket is None or ticket == self._tickets.get(at):",
+            "if False:",
+        ),
+        (
+            "what another has is given back by a late ticket",
+            "if ticket is None or ticket == self._tickets.get(at):",
+            "if True:",
         ),
     ),
     *planted(

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.rtl, pytest.mark.usefixtures("no_coverage")]
     ("name", "n_tokens"),
     [
         ("u55c", 100),
-        pytest.param("kv260", 100, marks=pytest.mark.pynq),
+        pytest.param("kv260", 100, marks=[pytest.mark.pynq, pytest.mark.slow]),
         pytest.param("agent", 60, marks=pytest.mark.slow),
         pytest.param("u55c", 2000, marks=pytest.mark.slow),
     ],

@@ -147,7 +147,7 @@ def test_what_is_kept_of_each_type(kind: str, tmp_path: Path) -> None:
         )  # fmt: skip
     held = write_gguf(path, model, kind)
     source = load_model(path)
-    bits = dict.fromkeys(LINEARS, default_format(source).w_bits)
+    bits: dict[str, int] = dict.fromkeys(LINEARS, default_format(source).w_bits)
     layers = [quantize_layer(layer, bits, DEFAULT_GROUP) for layer in source.layers]
     found = replace(source.replaced(layers, 8), activation_bits=None).forward(TOKENS)
     expected = reference_logits(model, held, TOKENS)

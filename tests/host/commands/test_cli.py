@@ -813,7 +813,9 @@ def test_texts_that_can_not_be(
     ("clock_hz", "text"), [(187_498_125, "at 187.5 MHz"), (200_000_000, "at 200 MHz")]
 )
 def test_a_modelled_speed_names_its_clock(clock_hz: int, text: str, capsys: Capture) -> None:
-    figures: dict[str, object] = dict.fromkeys(FIGURES)
+    figures: dict[str, object] = {}
+    for name in FIGURES:
+        figures[name] = None
     figures |= {"device": "pynq", "emulated": "kv260", "modelled_decode_tokens_per_s": 8000.0}
     cli._print_table(figures | {"target_clock_hz": clock_hz})
     line = f"decode tokens per second {text}"

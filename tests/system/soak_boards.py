@@ -105,7 +105,7 @@ class SoakBoard(ABC):
     @property
     @abstractmethod
     def faults(self) -> Mapping[str, Fault]:
-        """What may go wrong, by name."""
+        """Faults, by name."""
 
     @abstractmethod
     def remove(self) -> None:

@@ -237,7 +237,7 @@ def test_an_interrupt_in_a_run_spoils_nothing(
 
 
 def test_a_missing_sync_shows(board: Board) -> None:
-    """What is only in the host's copy is not what the kernel reads."""
+    """The kernel does not read what is only in the host's copy."""
     transport = driver(board.tiles).transport
     assert isinstance(transport, XrtTransport)
     module = board.card.module()

@@ -101,7 +101,7 @@ def _last_line(text: str) -> str:
 
 
 class FarSide:
-    """What a request asks for; ``root`` is the folder of everything."""
+    """Carries requests out; ``root`` is the folder of everything."""
 
     def __init__(
         self,

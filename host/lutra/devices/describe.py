@@ -1,4 +1,4 @@
-"""What the devices of this machine are, and what each can run."""
+"""Devices of this machine, and what each can run."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -55,7 +55,7 @@ def _describe_rtl() -> str:
 
 
 def capacity(name: str) -> str:
-    """What a device that can be used runs: sizes of models, or configurations."""
+    """Models that a device can run: sizes of models, or configurations."""
     if name in BOARD_DRIVERS:
         driver = BOARD_DRIVERS[name]
         found = default_bitstreams(driver.suffix)

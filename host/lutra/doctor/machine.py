@@ -1,4 +1,4 @@
-"""What checks read of a machine, and what they find."""
+"""Parts of a machine that checks read, and their findings."""
 
 import os
 import platform

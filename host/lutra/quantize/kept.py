@@ -1,4 +1,4 @@
-"""What is kept of each type of a GGUF file when its matrices are packed: one table."""
+"""One table of what is kept of each type of a GGUF file when its matrices are packed."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ _TRIT_BITS = 2
 
 @dataclass(frozen=True)
 class Kept:
-    """What a type's matrices run in, and what of them is exact or rounded."""
+    """Format that a type's matrices run in, and what of them is exact or rounded."""
 
     runs_in: str
     exact: str

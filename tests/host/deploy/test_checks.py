@@ -1,4 +1,4 @@
-"""What ``lutra deploy`` refuses before it copies anything, and the wheel that it makes."""
+"""Refusals of ``lutra deploy`` before it copies anything, and the wheel that it makes."""
 
 import json
 import zipfile

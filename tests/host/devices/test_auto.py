@@ -103,7 +103,7 @@ def model(packed: Callable[[str], PackedModel]) -> PackedModel:
 
 @pytest.fixture
 def config(model: PackedModel) -> AcceleratorConfig:
-    """What the model needs on the card."""
+    """Needs of the model on the card."""
     return configure(model, "u55c")
 
 

@@ -40,7 +40,7 @@ def default_bitstreams(suffix: str) -> list[Bitstream]:
 
 
 def read_bitstream(path: Path) -> Bitstream:
-    """What a bitstream was built from: by the ``.json`` or the ``.hwh`` beside it, or its name.
+    """Origin of a bitstream: by the ``.json`` or the ``.hwh`` beside it, or its name.
 
     LutraError if there is no such file, or one beside it cannot be read.
     """

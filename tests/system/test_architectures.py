@@ -13,6 +13,7 @@ pytest.importorskip("gguf")
 from tests.host.packed_models import loud_models
 from tests.host.tiles import assert_a_story_moves, compiled, golden, on_transport, run_tiles
 from tests.system.small_architectures import MAKERS, config_of_engine, is_ternary, make
+from tests.system.test_ports import THREE_PORTS
 
 from lutra.compile.configure import configure
 from lutra.devices.accelerator.rtl import RtlTransport
@@ -131,6 +132,9 @@ def test_the_rtl_with_a_cache_of_four_bits(name: str, engine: str, packed: Packe
     model = replace(packed(name), key_bits=4, value_bits=4)
     timing = random_timing(2) if name in ("mistral-window", "bitnet") else IDEAL_MEMORY
     config = config_of_engine(engine, key_width=4, value_width=4)
+    if name == "mistral-window":
+        # a simulator less to build
+        config = THREE_PORTS
     assert_the_rtl_gives_the_same(model, config, timing)
     rtl, other = on_transport(compiled(model, config), RtlTransport()), golden(model)
     assert_a_story_moves(rtl.device, other.device, tokens_for(model)[:7])

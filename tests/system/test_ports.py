@@ -1,18 +1,23 @@
 """Lists of memory ports: the RTL gives the golden device's logits through any of them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.host.random_model import SHAPES, config_for, load, write_model
 from tests.host.splits import check_split
 from tests.host.tiles import compiled, golden, on_transport
+from tests.system.small_architectures import config_of_engine, make
 
 from lutra.devices.accelerator.rtl import RtlTransport
 from lutra.quantize.pack import pack_model
+from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import PortParams, Purpose, two_ports
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.memory import IDEAL_MEMORY, random_timing
+
+pytest.importorskip("gguf")
 
 pytestmark = pytest.mark.usefixtures("no_coverage")
 
@@ -33,6 +38,11 @@ PORTS = {
     ),
 }
 
+THREE_PORTS = config_of_engine("lut", key_width=4, value_width=4).with_(
+    name="lut-kv4-three", ports=PORTS["three"]
+)
+"""Of the small architectures, too."""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
@@ -40,7 +50,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
 
 
 def check(model: PackedModel, name: str, **changes: int) -> None:
-    config = config_for(SHAPES["grouped"]).with_(name=name, ports=PORTS[name], **changes)
+    check_on(config_for(SHAPES["grouped"]).with_(name=name, ports=PORTS[name], **changes), model)
+
+
+def check_on(config: AcceleratorConfig, model: PackedModel) -> None:
     found, sizes = compiled(model, config), (4, 3, 1, 1, 2, 4)
     tokens = np.random.default_rng(1).integers(0, model.vocab_size, sum(sizes)).tolist()
     expected_of = golden(model)
@@ -60,10 +73,14 @@ def check(model: PackedModel, name: str, **changes: int) -> None:
 
 
 @pytest.mark.rtl
-@pytest.mark.parametrize(
-    "name",
-    ["three", *(pytest.param(name, marks=pytest.mark.slow) for name in PORTS if name != "three")],
-)
+def test_three_ports_of_an_engine_of_tables(tmp_path: Path) -> None:
+    model = make(tmp_path)("mistral-window")
+    check_on(THREE_PORTS, replace(model, key_bits=4, value_bits=4))
+
+
+@pytest.mark.rtl
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*PORTS])
 def test_the_rtl_gives_the_logits_of_the_golden_device(name: str, model: PackedModel) -> None:
     check(model, name)
 

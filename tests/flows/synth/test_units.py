@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In, Out
 from lutra_flows.synth.cells import Resources, ecp5_resources, xilinx_resources
 from lutra_flows.synth.designs import TOP
 from lutra_flows.synth.units import split_units
-from lutra_flows.synth.yosys import Job, find_yosys, fpga_script, run_jobs
+from lutra_flows.synth.yosys import find_yosys, fpga_job, run_jobs
 
 
 class Step(wiring.Component):
@@ -112,7 +112,7 @@ def test_equal_lines_are_not_equal_units():
 def test_units_add_up_to_the_whole(netlist, tmp_path, target, resources):
     units = split_units(netlist)
     jobs = [
-        Job(name=name, netlist=text, script=fpga_script(target))
+        fpga_job(target, name=name, netlist=text)
         for name, text in [("flat", netlist), *((unit.name, unit.netlist) for unit in units)]
     ]
     flat, *parts = run_jobs(find_yosys(), jobs, tmp_path, n_parallel=2)

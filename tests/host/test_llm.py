@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -393,6 +393,8 @@ def test_logits_of_a_sequence(llm: LLM, folder: Path) -> None:
     np.testing.assert_array_equal(scale, single[1])
     with pytest.raises(LutraError, match=r"^there are no tokens to evaluate: give at least one$"):
         llm.logits([])
+    with pytest.raises(LutraError, match=r"^tokens must be a list of token ids, not int: make "):
+        llm.logits(cast(list[int], 5))
     with pytest.raises(LutraError, match=r"^token id 304 is outside the vocabulary of 304$"):
         llm.logits([1, 304])
     with pytest.raises(LutraError, match=r"^36 tokens exceed the context of 32: give fewer$"):

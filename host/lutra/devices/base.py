@@ -34,6 +34,7 @@ __all__ = [
     "Step",
     "StepResult",
     "available_memory",
+    "check_tokens",
 ]
 
 
@@ -327,6 +328,7 @@ class BaseDevice(ABC, Generic[S_co]):
         """Run steps of different sessions; see :class:`Device`."""
         with self.held():
             model = self.model
+            _check_steps(steps)
             todo = [self._checked(model, step) for step in steps]
             if len({id(chunk.session) for chunk in todo}) < len(todo):
                 raise LutraError("a session has several steps in one run: give it one")
@@ -361,7 +363,7 @@ class BaseDevice(ABC, Generic[S_co]):
 
     def _checked(self, model: PackedModel, step: Step) -> Chunk:
         """Refuse a step that does not fit the model or the session."""
-        _check_tokens(step.tokens)
+        check_tokens(step.tokens)
         session, n = step.session, len(step.tokens)
         if not isinstance(session, BaseSession) or session not in self._sessions:
             if isinstance(session, BaseSession):
@@ -465,9 +467,29 @@ def _gather(into: Sequence[_Gathered], chunks: Sequence[Chunk], result: PassResu
         row, token = wanted.stop, token + n
 
 
-def _check_tokens(tokens: object) -> None:
-    if not isinstance(tokens, Sequence | np.ndarray):
-        raise LutraError(f"tokens must be a list of token ids, not {type(tokens).__name__}")
+def _check_steps(steps: object) -> None:
+    found = type(steps).__name__
+    if isinstance(steps, Sequence):
+        others = (type(each).__name__ for each in cast(Sequence[object], steps)
+                  if not isinstance(each, Step))  # fmt: skip
+        found = next(others, None)
+    if found is not None:
+        raise LutraError(f"steps must be a list of Step, not {found}: give [Step(...), ...]")
+
+
+def check_tokens(tokens: object) -> None:
+    """Refuse what is no list of token ids, or array of one axis."""
+    found = type(tokens).__name__
+    if isinstance(tokens, np.ndarray):
+        shape = cast(NDArray[np.generic], tokens).shape
+        if len(shape) == 1:
+            return
+        found = f"an array of shape {list(shape)}"
+    elif isinstance(tokens, Sequence):
+        return
+    raise LutraError(
+        f"tokens must be a list of token ids, not {found}: make them with the model's tokenizer"
+    )
 
 
 def _check_residual(residual: object, n: int, hidden_size: int) -> None:

@@ -158,6 +158,7 @@ class SequenceKv:
     @classmethod
     def from_bytes(cls, data: bytes) -> "SequenceKv":
         """Inverse of :meth:`to_bytes`; LutraError if ``data`` is anything else."""
+        _check_bytes(data)
         start = len(_MAGIC) + 4
         if len(data) < start or not data.startswith(_MAGIC):
             raise LutraError("these are no keys and values of a session: export them again")
@@ -187,6 +188,14 @@ class SequenceKv:
             layers[i] = LayerKv(keys, key_scale, values, value_scale)
         reader.finish()
         return cls(key_bits=key_bits, value_bits=value_bits, layers=layers)
+
+
+def _check_bytes(data: object) -> None:
+    if not isinstance(data, bytes | bytearray):
+        raise LutraError(
+            f"keys and values must be bytes that to_bytes gave, not {type(data).__name__}: export "
+            "them again"
+        )
 
 
 def _is_shape(shape: tuple[int, ...]) -> bool:

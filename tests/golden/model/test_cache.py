@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,17 @@ def test_other_bytes_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(LutraError) as error:
         SequenceKv.from_bytes(data)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("data", [None, "LUTRAKV\0", np.zeros(20, np.uint8)])
+def test_what_is_no_bytes_is_refused(data: Any) -> None:
+    name = type(data).__name__
+    with pytest.raises(LutraError) as error:
+        SequenceKv.from_bytes(data)
+    assert str(error.value) == (
+        f"keys and values must be bytes that to_bytes gave, not {name}: export them again"
+    )
+    assert SequenceKv.from_bytes(bytearray(sequence().to_bytes())).length == sequence().length
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,18 @@ def test_what_is_refused(device: Recording) -> None:
     long = np.full((1, device.model.hidden_size), 1 << 40)
     for steps, message in (
         ([step(session, 1), step(session, 2)], "a session has several steps in one run: give it"),
+        (step(session, 1), r"steps must be a list of Step, not Step: give \[Step\(\.\.\.\), "),
+        ([step(session, 1), None], r"steps must be a list of Step, not NoneType: give \[Step"),
+        (None, r"steps must be a list of Step, not NoneType: give \[Step"),
         ([step(session)], "a step has no tokens: give at least one"),
+        (
+            [replace(step(session), tokens=np.array(3))],
+            r"tokens must be a list of token ids, not an array of shape \[\]: make them with the",
+        ),
+        (
+            [replace(step(session), tokens=np.ones((1, 2), int))],
+            r"tokens must be a list of token ids, not an array of shape \[1, 2\]: make them with",
+        ),
         ([step(session, device.model.vocab_size)], r"token id \d+ is outside the vocabulary of"),
         (
             [replace(step(session), tokens=iter([1]))],
@@ -222,7 +233,7 @@ def test_what_is_refused(device: Recording) -> None:
         ),
     ):
         with pytest.raises(LutraError, match=f"^{message}"):
-            device.run(steps)
+            device.run(cast(list[Step], steps))
     assert (session.length, device.passes) == (0, [])
     for change in (lambda: session.truncate(1), lambda: session.truncate(-1)):
         with pytest.raises(LutraError, match=r"^a session of 0 positions cannot be cut to "):

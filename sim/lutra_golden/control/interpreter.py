@@ -330,7 +330,10 @@ class Interpreter:
                     f"not {args['n_words']}"
                 )
             words = self.memory.read(key[0], size).reshape(args["n_words"], -1)
-            w = config.matmul.decode(words[:, : -(-config.matmul.word_bits // 8)], *shape)
+            try:
+                w = config.matmul.decode(words[:, : -(-config.matmul.word_bits // 8)], *shape)
+            except ValueError as error:
+                raise ProgramError(f"LMMA reads no weights at {key[0]:#x}: {error}") from None
             # float32 carries the sums exactly if none can reach 2**24, float64 all that are
             peak = int(np.abs(w).sum(axis=1).max()) << (config.matmul.a_width - 1)
             kind = np.float32 if peak < 1 << 24 else np.float64

@@ -50,6 +50,8 @@ ENTRIES: NDArray[np.int64] = np.array(
 
 def encode_trits(trits: Int) -> Int:
     """Return the 5-bit codes of ``trits`` ``[..., 3]`` in -1, 0, 1: index in 3:0, negate in 4."""
+    if np.abs(trits).max(initial=0) > 1:
+        raise ValueError(f"trits must be -1, 0 or 1, not {trits.min()}..{trits.max()}")
     key = trits @ np.array([9, 3, 1]) + 13
     codes = np.zeros(27, np.int64)
     for index, signs in enumerate(ENTRIES):
@@ -62,8 +64,19 @@ def encode_trits(trits: Int) -> Int:
 
 def decode_codes(codes: Int) -> Int:
     """Inverse of :func:`encode_trits`: ``[..., 3]``."""
-    trits = ENTRIES[codes & 15]
+    trits = ENTRIES[_indices(codes)]
     return np.where((codes >> 4)[..., None] != 0, -trits, trits)
+
+
+def _indices(codes: Int) -> Int:
+    """Indices of codes; ValueError for those that :func:`encode_trits` does not give."""
+    indices = codes & 15
+    if indices.max(initial=0) >= len(ENTRIES):
+        raise ValueError(
+            f"the index of a code of three trits must be in 0..{len(ENTRIES) - 1}, not "
+            f"{indices.max()}"
+        )
+    return indices
 
 
 def relative_signs(codes: Int) -> Int:
@@ -92,5 +105,5 @@ def sum_lookups(tables: Int, codes: Int) -> Int:
 
     The result is ``[..., lanes]``.
     """
-    entry = tables[..., np.arange(codes.shape[-1]), codes & 15]  # [..., lanes, n_tables]
+    entry = tables[..., np.arange(codes.shape[-1]), _indices(codes)]  # [..., lanes, n_tables]
     return np.where(codes >> 4, -entry, entry).sum(axis=-1)

@@ -209,8 +209,8 @@ MUTANTS = [
         ),
         (
             "the upper entries not reached",
-            "codes & 15]  # [..., lanes",
-            "codes & 7]  # [..., lanes",
+            "indices = codes & 15\n",
+            "indices = codes & 7\n",
         ),
     ),
     *planted(

@@ -306,6 +306,17 @@ def test_a_wrong_word_count_is_an_error(interpreter: Interpreter) -> None:
         run(interpreter, wrong, END)
 
 
+def test_words_that_are_no_weights_are_an_error(interpreter: Interpreter) -> None:
+    instruction, _ = _matmul(interpreter)
+    interpreter.memory.write(WEIGHTS, b"\x0f")
+    message = (
+        rf"^LMMA reads no weights at {WEIGHTS:#x}: the index of a code of three trits must be in "
+        r"0\.\.13, not 15$"
+    )
+    with pytest.raises(ProgramError, match=message):
+        run(interpreter, instruction, END)
+
+
 # -- vector unit
 
 

@@ -36,6 +36,18 @@ def test_every_code() -> None:
     assert (encode_trits(-TRITS)[codes > 0] == codes[codes > 0] ^ 16).all()
 
 
+def test_codes_of_nothing_are_refused() -> None:
+    message = r"^the index of a code of three trits must be in 0\.\.13, not 15$"
+    tables = np.zeros((1, 2, 14), np.int64)
+    for use in (decode_codes, lambda codes: sum_lookups(tables, codes)):
+        for code in (15, 31):
+            with pytest.raises(ValueError, match=message):
+                use(np.array([[3, code]]))
+    for trits in ([1, 2, 0], [-2, 0, 0]):
+        with pytest.raises(ValueError, match=r"^trits must be -1, 0 or 1, not "):
+            encode_trits(np.array([trits]))
+
+
 def test_lookups_are_dot_products() -> None:
     rng = np.random.default_rng(1)
     a = rng.integers(-128, 128, (4, 5, 3))

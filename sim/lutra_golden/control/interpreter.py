@@ -105,7 +105,7 @@ class Interpreter:
     ``chunks``, ``argmax`` and ``scale`` are its arrays, ``saturated`` a bit of its STATUS.
     ``on_residual``, if set, is called when a RESADD has changed the residual stream,
     ``on_instruction`` with every instruction that was executed. ``doorbells`` are addresses of
-    descriptors that wait.
+    the descriptor that runs and of those that wait.
     """
 
     def __init__(self, config: AcceleratorConfig, memory: Memory) -> None:
@@ -178,8 +178,11 @@ class Interpreter:
         raise RunError(self.config, Failure(code=self._decoded.end, instruction=sum(done.values())))
 
     def ring(self, address: int) -> bool:
-        """Queue the descriptor at ``address``; False, and nothing done, if the queue is full."""
-        has_room = len(self.doorbells) < QUEUE_DEPTH
+        """Queue the descriptor at ``address``; False, and nothing done, if the queue is full.
+
+        The first of them runs, and the queue is for those behind it.
+        """
+        has_room = len(self.doorbells) <= QUEUE_DEPTH
         if has_room:
             self.doorbells.append(address)
         return has_room

@@ -180,6 +180,11 @@ MUTANTS = [
             "self.run_descriptor(self.doorbells.popleft())",
             "self.run_descriptor(self.doorbells.pop())",
         ),
+        (
+            "the descriptor that runs takes a place of the queue",
+            "len(self.doorbells) <= QUEUE_DEPTH",
+            "len(self.doorbells) < QUEUE_DEPTH",
+        ),
     ),
     *planted(
         f"{_GOLDEN}/control/registers.py",

@@ -228,18 +228,18 @@ def test_nothing_is_written_behind_the_last_token(interpreter: Recorder) -> None
 
 
 def test_descriptors_wait_for_their_turn(interpreter: Recorder) -> None:
-    for i in range(QUEUE_DEPTH):
+    for i in range(QUEUE_DEPTH + 1):
         tokens = () if i == 1 else (i,)
         chunks = (ChunkEntry(i, 1, KV),)
         each = replace(SOUND, tag=i, tokens=tokens, chunks=chunks, result_base=RESULT + 0x400 * i)
-        assert interpreter.ring(interpreter.place(each, AT + 0x400 * i))
+        assert interpreter.ring(interpreter.place(each, AT + 0x200 * i))
     assert not interpreter.ring(AT)
     assert not interpreter.passes
-    assert [interpreter.run_next().tag for _ in range(QUEUE_DEPTH)] == [0, 1, 2, 3]
-    assert [tokens for tokens, *_ in interpreter.passes] == [[0], [2], [3]]
-    results = [interpreter.result(RESULT + 0x400 * i) for i in range(QUEUE_DEPTH)]
-    assert [each.failure.code for each in results] == [0, ErrorCode.N_TOKENS, 0, 0]
-    assert [each.argmax for each in results] == [[0], [], [22], [33]]
+    assert [interpreter.run_next().tag for _ in range(QUEUE_DEPTH + 1)] == [0, 1, 2, 3, 4]
+    assert [tokens for tokens, *_ in interpreter.passes] == [[0], [2], [3], [4]]
+    results = [interpreter.result(RESULT + 0x400 * i) for i in range(QUEUE_DEPTH + 1)]
+    assert [each.failure.code for each in results] == [0, ErrorCode.N_TOKENS, 0, 0, 0]
+    assert [each.argmax for each in results] == [[0], [], [22], [33], [44]]
     assert interpreter.ring(AT)
 
 

@@ -310,7 +310,7 @@ def test_doorbells_wait_in_order_and_an_abort_forgets_them(found: Find) -> None:
     tiles = on_transport(found("least"), transport)
     address = driver(tiles).memory.allocate(4096)
     transport.write(address, bytes(4096))
-    for _ in range(QUEUE_DEPTH):
+    for _ in range(QUEUE_DEPTH + 1):
         transport.ring(address)
     message = f"^{QUEUE_DEPTH} descriptors wait already: wait for one of them first$"
     with pytest.raises(DeviceError, match=message):

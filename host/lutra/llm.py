@@ -447,16 +447,17 @@ class LLM:
             stats.generated_tokens += 1
             if token in self.eos:
                 break
-            yield Piece(token, decoder.push(token))
             if stats.generated_tokens == max_tokens:
-                break
+                yield Piece(token, decoder.push(token) + decoder.flush())
+                return
+            yield Piece(token, decoder.push(token))
             result, seconds = self._run(loaded, sequence, [token], 0, stats)
             stats.decode_s += seconds
             stats.decode_steps += 1
             stats.decode_cycles = _add(stats.decode_cycles, result.cycles)
         rest = decoder.flush()
-        if rest and stats.tokens:
-            yield Piece(stats.tokens[-1], rest)
+        if rest:
+            yield Piece(token, rest)
 
 
 def _text(prompt: object) -> str:

@@ -285,11 +285,14 @@ def test_characters_are_streamed_whole(folder: Path) -> None:
 
 
 def test_a_story_cut_inside_a_character_says_so_at_the_end(folder: Path) -> None:
+    """With the token that ends it, of which there is one piece as of all others."""
     ids = LLM(folder, "golden").tokenizer.encode("x\N{OTTER}", add_bos=False)
-    llm = LLM(folder, Script(ids))
-    texts = [piece.text for piece in llm.stream("a", 3, GREEDY)]
-    assert texts == ["x", "", "", "\N{REPLACEMENT CHARACTER}"]
-    assert llm.stats.tokens == ids[:3]
+    for script, n in ((ids, 3), ([*ids[:2], EOS], 9)):
+        llm = LLM(folder, Script(script))
+        pieces = [(piece.token, piece.text) for piece in llm.stream("a", n, GREEDY)]
+        texts = ["x", "", "\N{REPLACEMENT CHARACTER}"]
+        assert pieces == list(zip(script[:3], texts, strict=True))
+        assert llm.stats.tokens == script[:3]
 
 
 def test_tokens_without_text_are_generated_too(folder: Path) -> None:

@@ -124,7 +124,9 @@ def _device(args: argparse.Namespace, progress: StepProgress) -> Device:
     if args.threads is not None:
         raise LutraError("only device cpu has threads, rtl has none: leave threads out")
     transport = RtlTransport(traceable=True, progress=progress)
-    return AcceleratorDevice(transport, args.config or "nano", args.engine, progress=progress)
+    return AcceleratorDevice(
+        transport, args.config or "nano", args.engine, timeout_s=None, progress=progress
+    )
 
 
 def _check_wave(wave: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from lutra.arguments import check_whole, either
 from lutra.devices.accelerator.board import BoardTransport
 from lutra.devices.accelerator.board_link import BOARD_SCHEME, BoardAddress
-from lutra.devices.accelerator.device import AcceleratorDevice
+from lutra.devices.accelerator.device import TIMEOUT_S, AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.pynq import PynqTransport, default_bitstream
 from lutra.devices.accelerator.rtl import RtlTransport
@@ -139,7 +139,11 @@ def make_device(name: str, options: DeviceOptions, progress: Progress | None = N
     else:
         transport = BoardTransport(BoardAddress.parse(name))
     built = options.config or (board.config if board else "nano")
-    return AcceleratorDevice(transport, built, options.engine, progress=progress)
+    # a simulation takes the time that it takes, and its watchdog counts cycles
+    timeout_s = None if name == "rtl" else TIMEOUT_S
+    return AcceleratorDevice(
+        transport, built, options.engine, timeout_s=timeout_s, progress=progress
+    )
 
 
 def _emulated(emulate: str, device: str) -> BoardProfile:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -365,21 +366,23 @@ class Simulator(RtlModel):
         self.write_register("DOORBELL", address // DOORBELL_BYTES)
         self._rung.append(self.cycles)
 
-    def wait(self, max_cycles: int | None = None) -> int:
+    def wait(self, max_cycles: int | None = None, timeout_s: float | None = None) -> int:
         """Wait for the interrupt of the run that was started; the cycles that it took.
 
         If doorbells were rung, wait for the end of the first descriptor, and return the cycles
-        since then; how it ended is in its result block.
+        since then; how it ended is in its result block. RtlError after ``max_cycles`` of the run,
+        or after ``timeout_s`` of simulating it.
         """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
         if self._rung:
             while self._n_over < 1:
-                self._interrupted(self._rung[0], max_cycles)
+                self._interrupted(self._rung[0], max_cycles, end)
                 self._ended = self.cycles
                 self.write_register("IRQ_STATUS", 1)
                 self._look()
             self._n_over -= 1
             return self._ended - self._rung.popleft()
-        self._interrupted(self._started, max_cycles)
+        self._interrupted(self._started, max_cycles, end)
         cycles = self.cycles - self._started
         if self.read_register("STATUS") & STATUS_ERROR:
             self._end_trace()
@@ -411,14 +414,17 @@ class Simulator(RtlModel):
         self._forget()
         self.write_register("IRQ_ENABLE", 1)
 
-    def _interrupted(self, first: int, max_cycles: int | None) -> None:
-        """Simulate until the interrupt is up, at most ``max_cycles`` from cycle ``first`` on."""
+    def _interrupted(self, first: int, max_cycles: int | None, end: float | None) -> None:
+        """Simulate until the interrupt is up, at most ``max_cycles`` from cycle ``first`` on, and
+        to ``end`` of the clock of this machine."""
         while True:
-            left = None if max_cycles is None else first + max_cycles - self.cycles
-            if left is not None and left <= 0:
+            passed = self.cycles - first
+            left = None if max_cycles is None else max_cycles - passed
+            late = end is not None and time.monotonic() >= end
+            if late or (left is not None and left <= 0):
                 units = describe_units(self.read_register("UNIT_STATE"))
                 self._end_trace()
-                raise RtlError(f"not done after {max_cycles} cycles: {units}")
+                raise RtlError(f"not done after {passed if late else max_cycles} cycles: {units}")
             if self._call("run", _SLICE_CYCLES if left is None else min(left, _SLICE_CYCLES)):
                 return
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.rtl import RtlTransport
+from lutra.devices.choose import choose_device
 from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
@@ -40,3 +42,26 @@ def test_a_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         f"device rtl needs amaranth, which is not installed: run `{install_command('sim')}`"
         + ELSEWHERE
     )
+
+
+class Waits:
+    """A simulator that notes for how long it is to wait."""
+
+    def __init__(self) -> None:
+        self.seen: list[float | None] = []
+
+    def wait(self, timeout_s: float | None) -> int:
+        self.seen.append(timeout_s)
+        return 1
+
+
+def test_a_run_has_the_time_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line gives it no limit: a simulation may take hours, and counts cycles."""
+    transport, waits = RtlTransport(), Waits()
+    monkeypatch.setattr(transport, "_simulator", waits)
+    for seconds in (0.5, None):
+        assert transport.wait(seconds) == 1
+    assert waits.seen == [0.5, None]
+    device, _ = choose_device("rtl")
+    assert isinstance(device, AcceleratorDevice)
+    assert device._timeout_s is None

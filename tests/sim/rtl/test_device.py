@@ -336,6 +336,15 @@ def test_max_cycles(open_device: Open) -> None:
         device.start_and_wait(max_cycles=100)
 
 
+def test_a_limit_of_seconds(open_device: Open) -> None:
+    """A run in which nothing happens for ever ends by the clock of this machine, too."""
+    device = open_device(IDEAL_MEMORY, watchdog_cycles=0)
+    prepare(device, fault=Fault.HANGS)
+    device.start()
+    with pytest.raises(RtlError, match=r"^not done after \d+ cycles: load WAIT_READ, matmul WAIT_"):
+        device.wait(timeout_s=0.05)
+
+
 def test_wide_ports(open_device: Open) -> None:
     config = NANO.with_(name="wide stand-in", pass_tokens=2)
     device = open_device(random_timing(3), config=config)

@@ -42,11 +42,12 @@ from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.boards import find_profile
 
-__all__ = ["AcceleratorDevice", "AcceleratorSession"]
+__all__ = ["TIMEOUT_S", "AcceleratorDevice", "AcceleratorSession"]
 
 Progress = Callable[[str, float], None]
+TIMEOUT_S = 600.0
+"""Seconds in which a run must end, if nothing else is said."""
 _SESSIONS_BYTES = 1 << 30  # of memory for sessions, beside the model
-_TIMEOUT_S = 600.0
 _LOGIT = np.dtype("<i4")
 _WATCHDOG_CYCLES = 1 << 20  # far beyond what the memory may take to answer
 
@@ -124,7 +125,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         config: str | AcceleratorConfig = "nano",
         engine: str | None = None,
         *,
-        timeout_s: float | None = _TIMEOUT_S,
+        timeout_s: float | None = TIMEOUT_S,
         watchdog_cycles: int = _WATCHDOG_CYCLES,
         memory_limit: int | None = None,
         progress: Progress | None = None,

@@ -152,9 +152,7 @@ class InterpretedTransport:
         except RunError as error:
             self._failure = error.failure
         except (MemoryFault, ProgramError) as error:
-            raise DeviceError(
-                f"the program is broken: {error}: load the model again"
-            ) from error
+            raise DeviceError(f"the program is broken: {error}: load the model again") from error
         self._done = True
         return None
 

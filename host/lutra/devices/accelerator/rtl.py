@@ -128,7 +128,7 @@ class RtlTransport:
     def wait(self, timeout_s: float | None) -> int | None:
         """Simulate until the interrupt; a watchdog counts cycles without progress."""
         with _faults():
-            return self.simulator.wait()
+            return self.simulator.wait(timeout_s=timeout_s)
 
     def reset(self) -> None:
         """Reset the accelerator and the ports of its memory."""

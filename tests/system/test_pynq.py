@@ -15,6 +15,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,6 +248,40 @@ def test_an_interrupt_that_comes_twice(rig: Rig, tiles: Tiles) -> None:
     rig.board.faults.extra_interrupts = 1
     rig.check(tiles, [TOKENS[4]], 4)
     assert rig.board.faults.extra_interrupts == 0
+
+
+@pytest.mark.parametrize("again", ["abort", "reset", "close"])
+def test_a_wait_that_was_interrupted_takes_no_interrupt_of_later_runs(
+    again: str, rig: Rig, tiles: Tiles, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Nor if the bitstream was loaded again, by this driver or by the next in this process."""
+    monkeypatch.setattr(transport_module, "_SLICE_S", 0.2)
+    advance = rig.board.advance
+
+    def interrupted(n_cycles: int) -> bool:
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise KeyboardInterrupt
+        return advance(n_cycles)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.board, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tiles.run_tile([TOKENS[3]], 3, 0)
+    if again == "reset":
+        driver(tiles).transport.reset()
+    elif again == "close":
+        tiles.close()
+        emulated = rig.emulated
+        transport = PynqTransport(device=emulated.device, bitstream=emulated.bitstream)
+        tiles = rig.load(transport)
+        rig.check(tiles, TOKENS[:3], 0)
+    with caplog.at_level(logging.WARNING):
+        for token in (3, 4, 4, 4, 4):
+            rig.check(tiles, [TOKENS[token]], token)
+    assert not caplog.records
+    tiles.close()
 
 
 def test_a_run_that_does_not_end(rig: Rig, tiles: Tiles) -> None:

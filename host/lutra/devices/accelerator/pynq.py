@@ -16,6 +16,7 @@ from typing import Any
 
 from lutra.devices.accelerator.buffers import BufferTable
 from lutra.devices.accelerator.lock import BoardLock
+from lutra.devices.accelerator.pynq_interrupt import PynqInterrupt, event_loop
 from lutra.devices.base import DeviceError
 from lutra_golden.control.descriptor import DOORBELL_BYTES, QUEUE_DEPTH
 from lutra_golden.control.failure import describe_units
@@ -43,8 +44,6 @@ _POLL_S = (50e-6, 1e-3)  # pauses without an interrupt: the first and the longes
 _CLOCK_ERROR = 0.01  # of the fabric's clock
 _ADDRESSES = {name: register.address for name, register in REGISTERS.items()}
 _log = logging.getLogger(__name__)
-# an interrupt belongs to the loop in which PYNQ opened it, and PYNQ keeps it for ever
-_loops: list[asyncio.AbstractEventLoop] = []
 _drivers: list[Any] = []
 
 
@@ -113,8 +112,8 @@ class PynqTransport:
         self._overlay: Any = None
         self._device: Any = None
         self._ip: Any = None
-        self._interrupt: Any = None
-        self._awaited: asyncio.Task[None] | None = None
+        self._interrupt: PynqInterrupt | None = None
+        self._interrupt_path = ""
         self._buffers = BufferTable[_Buffer](self.name)
         self._n_rung = self._n_over = self._n_missed = 0
 
@@ -163,13 +162,17 @@ class PynqTransport:
                 "bitstream again"
             )
         overlay.download()
-        asyncio.set_event_loop(_loop())
+        asyncio.set_event_loop(event_loop())
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             self._ip = reduce(getattr, ours[0].split("/"), overlay)
         assert isinstance(self._ip, driver)
-        self._interrupt = getattr(self._ip, INTERRUPT, None)
-        if self._interrupt is None:
+        pin = getattr(self._ip, INTERRUPT, None)
+        if pin is not None:
+            self._interrupt = PynqInterrupt(pin)
+            entry = overlay.ip_dict[ours[0]]["interrupts"][INTERRUPT]
+            self._interrupt_path = str(entry["fullpath"])
+        else:
             texts = [str(each.message) for each in said if each.category is UserWarning]
             why = "; ".join(texts) or "the bitstream has none"
             _log.warning("device pynq has no interrupt and reads registers instead: %s", why)
@@ -186,9 +189,7 @@ class PynqTransport:
 
     def close(self) -> None:
         """Leave the board to others; its memory goes back."""
-        awaited, self._awaited = self._awaited, None
-        if awaited is not None:
-            awaited.cancel()
+        self._give_up()
         if self._ip is not None:
             try:
                 self._ip.write(_ADDRESSES["IRQ_ENABLE"], 0)
@@ -253,6 +254,7 @@ class PynqTransport:
             raise _fault(f"register {name} could not be written", error) from error
         if name == "CONTROL" and value & CONTROL_ABORT:
             self._n_rung = self._n_over = 0
+            self._give_up()
 
     def read_register(self, name: str, index: int = 0) -> int:
         """Read a register."""
@@ -283,10 +285,10 @@ class PynqTransport:
         pause = _POLL_S[0]
         over = self._n_over > 0
         while not over:
-            expected = self._can_wait()
-            came = expected and self._await_interrupt(deadline)
+            expected = self._expected()
+            came = expected is not None and self._await_interrupt(expected, deadline)
             over = self._look()
-            if came or (over and not expected):
+            if came or (over and expected is None):
                 self._n_missed = 0
             elif over:
                 self._miss_interrupt()
@@ -296,7 +298,7 @@ class PynqTransport:
                     f"a run of device pynq is not over after {timeout_s:g} s: {units}; load the "
                     "model again"
                 )
-            elif not expected:
+            elif expected is None:
                 time.sleep(pause)
                 pause = min(2 * pause, _POLL_S[1])
         if self._n_rung:
@@ -312,30 +314,25 @@ class PynqTransport:
         self._n_over = max(self._n_rung - self.read_register("PENDING"), 0)
         return self._n_over > 0
 
-    def _can_wait(self) -> bool:
-        """True if there is an interrupt, and no loop of events runs here that would wait for it."""
-        if self._interrupt is None:
-            return False
+    def _expected(self) -> PynqInterrupt | None:
+        """The interrupt; None if there is none, or if a loop of events runs here already."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return True
-        return False
+            return self._interrupt
+        return None
 
-    def _await_interrupt(self, deadline: float | None) -> bool:
+    @staticmethod
+    def _await_interrupt(interrupt: PynqInterrupt, deadline: float | None) -> bool:
         """Wait for the interrupt, for a while; true if it came."""
-        loop = _loop()
-        if self._awaited is None:
-            self._awaited = loop.create_task(self._interrupt.wait())
         left = _SLICE_S if deadline is None else min(_SLICE_S, deadline - time.monotonic())
-        done, _ = loop.run_until_complete(asyncio.wait({self._awaited}, timeout=max(left, 0)))
-        if not done:
-            return False
-        awaited, self._awaited = self._awaited, None
-        error = awaited.exception()
-        if error is not None:
-            raise _fault("the interrupt could not be awaited", error) from error
-        return True
+        with _faults("the interrupt could not be awaited"):
+            return interrupt.wait(left)
+
+    def _give_up(self) -> None:
+        """Leave no wait for the interrupt behind."""
+        if self._interrupt is not None:
+            self._interrupt.give_up()
 
     def _miss_interrupt(self) -> None:
         """Do without interrupts if several in a row did not come, though they were enabled."""
@@ -349,14 +346,18 @@ class PynqTransport:
             "the interrupt of device pynq does not arrive, registers are read instead: check the "
             "interrupts of the device tree"
         )
+        self._give_up()
         self._interrupt = None
 
     def reset(self) -> None:
         """Load the bitstream again, which resets the accelerator; memory stays."""
         self._opened()
         self._n_rung = self._n_over = 0
+        self._give_up()
         with _faults("the bitstream could not be loaded again"):
             self._overlay.download()
+            if self._interrupt is not None:
+                self._interrupt = self._interrupt.renewed(self._interrupt_path)
             self.write_register("IRQ_ENABLE", 1)
 
     def counters(self) -> Mapping[str, int]:
@@ -434,9 +435,3 @@ def _bind(pynq: Any) -> type[Any]:
         base: Any = pynq.DefaultIP
         _drivers.append(type(base)("LutraAccelerator", (base,), {"bindto": [VLNV]}))
     return _drivers[0]
-
-
-def _loop() -> asyncio.AbstractEventLoop:
-    if not _loops:
-        _loops.append(asyncio.new_event_loop())
-    return _loops[0]

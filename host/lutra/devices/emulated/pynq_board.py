@@ -212,6 +212,7 @@ def _make_device_class() -> type[Any]:
 
         def download(self, bitstream: Any, parser: object = None) -> None:
             self.emulated.program(Path(bitstream.bitfile_name))
+            self._controller.reset()
             self.post_download(bitstream, parser, self.name)
 
     return EmulatedDevice

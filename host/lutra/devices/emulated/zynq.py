@@ -28,6 +28,10 @@ class InterruptController:
         self._board = board
         self._status = self._enabled = self._master = 0
 
+    def reset(self) -> None:
+        """Be as it is when the fabric was loaded."""
+        self._status = self._enabled = self._master = 0
+
     @property
     def output(self) -> bool:
         """State of the line to the processor."""
@@ -71,23 +75,24 @@ class Uio:
 
     def __init__(self, board: EmulatedBoard, controller: InterruptController) -> None:
         self._board, self._controller = board, controller
-        self._events: list[Event] = []
+        self.wait_events: list[Event] = []
+        """Those who wait, by the name that PYNQ has for them."""
         self._running = False
 
     def add_event(self, event: Event, _number: int) -> None:
         """Set ``event`` at the next interrupt."""
-        self._events.append(event)
+        self.wait_events.append(event)
         if not self._running:
             self._running = True
             asyncio.get_running_loop().call_soon(self._step)
 
     def forget(self) -> None:
         """Forget who waits, as the system does when their process has ended."""
-        self._events.clear()
+        self.wait_events.clear()
 
     def _step(self) -> None:
         self._running = False
-        if not self._events:
+        if not self.wait_events:
             return
         board, comes = self._board, False
         faults = board.faults
@@ -102,10 +107,10 @@ class Uio:
         if comes and self._controller.output and faults.lost_interrupts:
             comes = False
         if comes:
-            events, self._events = self._events, []
+            events, self.wait_events = self.wait_events, []
             for each in events:
                 each.set()
-        if self._events and not self._running:
+        if self.wait_events and not self._running:
             self._running = True
             asyncio.get_running_loop().call_soon(self._step)
 

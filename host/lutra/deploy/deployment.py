@@ -24,6 +24,7 @@ from lutra.deploy.overlay import Overlay, check_board, runtime_of
 from lutra.deploy.sets import FileSet, Upload
 from lutra.deploy.wheel import own_wheel
 from lutra.devices.accelerator import agent
+from lutra.devices.accelerator.bitstreams import FOLDER_VARIABLE
 from lutra.devices.accelerator.board_link import BOARD_SCHEME
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.choose import choose_device
@@ -38,13 +39,17 @@ _ENVIRONMENT_BYTES = 200 << 20  # of Lutra and the packages that it needs
 _N_PACKAGES = 28  # of these, roughly: for the estimate alone
 _TEST_S = 1800.0
 _SELFTEST_CHECKS = 7
-_LAUNCHER = """\
+_OVERLAY = "overlay"
+_LAUNCHER = f"""\
 #!/bin/bash -l
 # Lutra on this board, with the environment that a login has, for PYNQ, and that of XRT
 if [ -f /opt/xilinx/xrt/setup.sh ]; then . /opt/xilinx/xrt/setup.sh >/dev/null; fi
+here="$(cd "$(dirname "$0")" && pwd)"
+# the bitstream that came with it, whoever runs this
+export {FOLDER_VARIABLE}="${{{FOLDER_VARIABLE}:-$here/{_OVERLAY}}}"
 # root, who may run this, leaves no files that their owner cannot remove
 export PYTHONDONTWRITEBYTECODE=1
-exec "$(dirname "$0")/venv/bin/python" -m lutra "$@"
+exec "$here/venv/bin/python" -m lutra "$@"
 """
 _AGENT_LAUNCHER = """\
 #!/bin/sh
@@ -138,7 +143,7 @@ class Deployment:
     def _sets(self, sudo: Sequence[str], wheel: tuple[str, bytes] | None) -> Iterator[FileSet]:
         """Sets of files for the board; the package, if it gets one, is ``wheel``."""
         if self.overlay is not None:
-            yield FileSet(title="overlay", link="overlay", files=self.overlay.files)
+            yield FileSet(title="overlay", link=_OVERLAY, files=self.overlay.files)
         if wheel is None:
             source = Path(agent.__file__)
             yield FileSet(
@@ -169,7 +174,7 @@ class Deployment:
     def _agent_launcher(self, sudo: Sequence[str]) -> str:
         options = ""
         if self.overlay is not None:
-            options += ' --bitstream "$here/overlay/lutra.bit"'
+            options += f' --bitstream "$here/{_OVERLAY}/{self.overlay.bitstream}"'
             # the interrupt is behind a controller, which the agent does not use
             options += f" --registers {self.overlay.board.registers_base:#x}"
         return _AGENT_LAUNCHER.format(sudo="".join(f"{word} " for word in sudo), options=options)
@@ -234,7 +239,6 @@ class Deployment:
         else:
             assert self.overlay is not None
             found += ["--config", self.overlay.config.name]
-            found += ["--bitstream", f"{ROOT}/overlay/{self.overlay.bitstream}"]
         if isinstance(self.model, Path):
             return [*found, "-m", f"{ROOT}/{self._model_link}"]
         return found if self.model == "tales" else [*found, "-m", self.model]

@@ -9,10 +9,10 @@ from lutra.devices.accelerator.board import BoardTransport
 from lutra.devices.accelerator.board_link import BOARD_SCHEME, BoardAddress
 from lutra.devices.accelerator.device import TIMEOUT_S, AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
-from lutra.devices.accelerator.pynq import PynqTransport, default_bitstream
+from lutra.devices.accelerator.pynq import PynqTransport
 from lutra.devices.accelerator.rtl import RtlTransport
 from lutra.devices.accelerator.transport import Transport
-from lutra.devices.accelerator.xrt import XrtTransport, default_xclbin
+from lutra.devices.accelerator.xrt import XrtTransport
 from lutra.devices.auto import PROCESSORS, AutoDevices
 from lutra.devices.base import Device
 from lutra.devices.boards import BOARD_DRIVERS
@@ -167,10 +167,10 @@ def _board_transport(
     """Transport of device ``name`` to the real board, or to ``board`` emulated."""
     if name == "xrt":
         if board is None:
-            return XrtTransport(xclbin=bitstream or default_xclbin)
+            return XrtTransport(xclbin=bitstream)
         return emulated_xrt(board, progress=progress)
     if board is None:
-        return PynqTransport(bitstream=bitstream or default_bitstream)
+        return PynqTransport(bitstream=bitstream)
     return emulated_pynq(board, progress=progress)
 
 

@@ -4,18 +4,30 @@ The other side is a home folder of this machine, behind a program in the place o
 """
 
 import json
+import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.host.deploy.test_checks import build
 from tests.host.devices.test_board import PYTHONS
 
 from lutra.deploy import far
+from lutra.deploy.deployment import Deployment
 from lutra.deploy.link import DeployError, FarLink, check_target
+from lutra.deploy.overlay import find_overlay
 from lutra.deploy.sets import FileSet, Upload
+from lutra.devices.accelerator.bitstreams import (
+    FOLDER_VARIABLE,
+    default_bitstream,
+    default_bitstreams,
+)
+from lutra.devices.accelerator.hwh import hwh
 from lutra_golden.errors import LutraError
+from lutra_golden.timing.boards import find_profile
 
 LOCAL_SSH = Path(__file__).with_name("local_ssh.py")
 NAMES = ['it\'s "a" $(touch x) `y` \\ z.txt', "-o.txt", "a b/é 文.bin", "new\nline", "empty"]
@@ -83,6 +95,34 @@ def test_names_and_bytes_arrive_as_they_are(python: Path, other: Far) -> None:
     assert other.read("models/one's") == contents(1)
     assert not (other.home / "x").exists()
     assert other.send(a_set(contents(1))) == []
+
+
+@pytest.mark.parametrize(("board", "suffix"), [("kv260", ".bit"), ("u55c", ".xclbin")])
+def test_a_bitstream_that_was_deployed_is_found_without_its_name(
+    board: str, suffix: str, other: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ``auto``, too, which looks in the same place; whoever starts Lutra, from wherever."""
+    folder = build(tmp_path, board)
+    overlay = find_overlay(folder, None)
+    if suffix == ".bit":
+        text = hwh(find_profile(board), overlay.config)
+        (folder / "deploy/lutra.hwh").write_text(text)
+    deployment = Deployment(target="me@board", overlay=overlay)
+    for files in deployment._sets([], ("lutra.whl", b"no archive")):
+        other.send(files)
+    python = other.root / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "${FOLDER_VARIABLE}"\n')
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    launcher = os.path.relpath(other.root / "lutra", tmp_path)
+    said = subprocess.check_output([launcher, "run"], cwd=tmp_path, env=environment, text=True)
+    monkeypatch.setenv(FOLDER_VARIABLE, said.splitlines()[-1])
+    [found] = default_bitstreams(suffix)
+    assert (found.config, found.fingerprint) == (board, overlay.config.fingerprint)
+    assert default_bitstream(overlay.config, suffix) == found.path
+    assert found.path.read_text() == f"{board} {suffix}"
+    assert "--bitstream" not in deployment.arguments()
 
 
 def test_only_what_changed_is_copied(other: Far) -> None:

@@ -1,5 +1,6 @@
 """The device ``pynq`` where there is no PYNQ or no board, and the lock of a board."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lutra.devices.accelerator.bitstreams import default_bitstream
 from lutra.devices.accelerator.lock import BoardLock
-from lutra.devices.accelerator.pynq import PynqTransport, default_bitstream, describe_board
+from lutra.devices.accelerator.pynq import PynqTransport, describe_board
 from lutra.devices.base import DeviceError
 from lutra.devices.choose import choose_device
 from lutra_golden.core.configs import NANO
@@ -36,19 +38,31 @@ def test_where_there_is_no_board_one_line_says_so() -> None:
         PynqTransport().open(NANO, 1 << 20)
 
 
-def test_a_missing_bitstream_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
-    name = f"{NANO.fingerprint:016x}.bit"
+@pytest.mark.parametrize(
+    ("variable", "place"), [("LUTRA_CACHE", "bitstreams"), ("LUTRA_BITSTREAMS", ".")]
+)
+def test_a_missing_bitstream_is_named(
+    variable: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by the name of its file, or by the file beside it that a build writes."""
+    monkeypatch.delenv("LUTRA_BITSTREAMS", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    folder = tmp_path / place
     with pytest.raises(LutraError) as error:
-        default_bitstream(NANO)
+        default_bitstream(NANO, ".bit")
     assert str(error.value) == (
-        f"there is no bitstream of configuration nano (fingerprint {NANO.fingerprint:016x}): build "
-        f"it, and put {name} and the .hwh file of the same name into {tmp_path / 'bitstreams'}"
+        f"there is no bitstream of configuration nano (fingerprint {NANO.fingerprint:016x}) in "
+        f"{folder}: make one with `lutra build`, and put its .bit file there with those beside it"
     )
-    path = tmp_path / "bitstreams" / name
-    path.parent.mkdir()
+    folder.mkdir(exist_ok=True)
+    path = folder / "lutra.bit"
     path.touch()
-    assert default_bitstream(NANO) == path
+    facts = {"configuration": "nano", "fingerprint": f"{NANO.fingerprint:016x}"}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    assert default_bitstream(NANO, ".bit") == path
+    named = folder / f"{NANO.fingerprint:016x}.bit"
+    named.touch()
+    assert default_bitstream(NANO, ".bit") == named
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,27 @@
 """Bitstreams as files: where they lie, and what each was built from."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 from xml.etree import ElementTree
 
+from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import cache_root
 
-__all__ = ["Bitstream", "bitstream_folder", "default_bitstreams", "read_bitstream"]
+__all__ = [
+    "FOLDER_VARIABLE",
+    "Bitstream",
+    "bitstream_folder",
+    "default_bitstream",
+    "default_bitstreams",
+    "read_bitstream",
+]
+
+FOLDER_VARIABLE = "LUTRA_BITSTREAMS"
+"""Variable that names the place of bitstreams, as ``lutra deploy`` has it set on a board."""
 
 _HEX = 16  # digits of a fingerprint
 
@@ -30,13 +42,26 @@ class Bitstream:
 
 
 def bitstream_folder() -> Path:
-    """Place of bitstreams that are found without being named, in the cache."""
-    return cache_root() / "bitstreams"
+    """Place of bitstreams that are found without being named; in the cache if left out."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    return Path(named) if named else cache_root() / "bitstreams"
 
 
 def default_bitstreams(suffix: str) -> list[Bitstream]:
     """Every file there that ends in ``suffix``, with its dot."""
     return [read_bitstream(path) for path in sorted(bitstream_folder().glob(f"*{suffix}"))]
+
+
+def default_bitstream(config: AcceleratorConfig, suffix: str) -> Path:
+    """The one of ``config`` there; LutraError if there is none."""
+    for each in default_bitstreams(suffix):
+        if each.fingerprint == config.fingerprint:
+            return each.path
+    raise LutraError(
+        f"there is no bitstream of configuration {config.name} (fingerprint "
+        f"{config.fingerprint:016x}) in {bitstream_folder()}: make one with `lutra build`, and put "
+        f"its {suffix} file there with those beside it"
+    )
 
 
 def read_bitstream(path: Path) -> Bitstream:

@@ -9,11 +9,12 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from functools import reduce
+from functools import partial, reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lutra.devices.accelerator.bitstreams import default_bitstream
 from lutra.devices.accelerator.buffers import BufferTable
 from lutra.devices.accelerator.lock import BoardLock
 from lutra.devices.accelerator.pynq_interrupt import PynqInterrupt, event_loop
@@ -31,9 +32,8 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.packaging import INTERRUPT, IP_NAME, VLNV
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
-from lutra_golden.machine import cache_root
 
-__all__ = ["PynqTransport", "default_bitstream", "describe_board"]
+__all__ = ["PynqTransport", "describe_board"]
 
 Bitstreams = Callable[[AcceleratorConfig], Path]
 
@@ -45,18 +45,6 @@ _CLOCK_ERROR = 0.01  # of the fabric's clock
 _ADDRESSES = {name: register.address for name, register in REGISTERS.items()}
 _log = logging.getLogger(__name__)
 _drivers: list[Any] = []
-
-
-def default_bitstream(config: AcceleratorConfig) -> Path:
-    """Place of the bitstream of a configuration, in the cache; LutraError if there is none."""
-    path = cache_root() / "bitstreams" / f"{config.fingerprint:016x}.bit"
-    if not path.is_file():
-        raise LutraError(
-            f"there is no bitstream of configuration {config.name} (fingerprint "
-            f"{config.fingerprint:016x}): build it, and put {path.name} and the .hwh file of the "
-            f"same name into {path.parent}"
-        )
-    return path
 
 
 class _Buffer:
@@ -91,9 +79,10 @@ class _Buffer:
 class PynqTransport:
     """The accelerator on the fabric of a board with PYNQ, in this process.
 
-    ``bitstream`` finds that of a configuration, or is the file. ``device`` makes the device of
-    PYNQ, the active one if left out; ``emulated`` is the name of a board that is simulated. The end
-    of a run is an interrupt; where none arrives, registers are read again and again.
+    ``bitstream`` finds that of a configuration, or is the file; left out, one is looked for where
+    bitstreams lie. ``device`` makes the device of PYNQ, the active one if left out; ``emulated`` is
+    the name of a board that is simulated. The end of a run is an interrupt; where none arrives,
+    registers are read again and again.
     """
 
     name = "pynq"
@@ -102,7 +91,7 @@ class PynqTransport:
     def __init__(
         self,
         *,
-        bitstream: Path | Bitstreams = default_bitstream,
+        bitstream: Path | Bitstreams | None = None,
         device: Callable[[], Any] | None = None,
         emulated: str | None = None,
     ) -> None:
@@ -139,7 +128,7 @@ class PynqTransport:
 
     def _load(self, pynq: Any, config: AcceleratorConfig) -> None:
         """Load the overlay, and find the accelerator and its interrupt in it."""
-        found = self._bitstream
+        found = self._bitstream or partial(default_bitstream, suffix=".bit")
         path = found if isinstance(found, Path) else found(config)
         if not path.with_suffix(".hwh").is_file():
             raise LutraError(

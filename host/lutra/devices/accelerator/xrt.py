@@ -6,10 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lutra.devices.accelerator.bitstreams import default_bitstream
 from lutra.devices.accelerator.buffers import BufferTable
 from lutra.devices.accelerator.lock import BoardLock
 from lutra.devices.accelerator.transport import PAGE
@@ -18,9 +20,8 @@ from lutra_golden.control.ap_ctrl import KERNEL
 from lutra_golden.control.descriptor import DOORBELL_BYTES, QUEUE_DEPTH
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
-from lutra_golden.machine import cache_root
 
-__all__ = ["XrtTransport", "count_cards", "default_xclbin", "describe_card"]
+__all__ = ["XrtTransport", "count_cards", "describe_card"]
 
 Images = Callable[[AcceleratorConfig], Path]
 
@@ -28,17 +29,6 @@ _ARGUMENT = 0  # the descriptor, a pointer
 _SLICE_MS = 200  # XRT's wait does not hear Ctrl-C
 _DRAIN_S = 10.0  # far beyond what the accelerator's watchdog needs to end a run
 _CLOCK_ERROR = 0.01  # of the kernel's clock
-
-
-def default_xclbin(config: AcceleratorConfig) -> Path:
-    """Place of the image of a configuration, in the cache; LutraError if there is none."""
-    path = cache_root() / "bitstreams" / f"{config.fingerprint:016x}.xclbin"
-    if not path.is_file():
-        raise LutraError(
-            f"there is no image of configuration {config.name} (fingerprint "
-            f"{config.fingerprint:016x}): build it, and put {path.name} into {path.parent}"
-        )
-    return path
 
 
 class _Buffer:
@@ -73,8 +63,9 @@ class XrtTransport:
     """The accelerator as a kernel of an Alveo card, in this process.
 
     ``card`` is XRT's number of the card, or its address on the bus. ``xclbin`` finds the image of a
-    configuration, or is the file. ``module`` gives ``pyxrt``; ``emulated`` is the name of the board
-    if it is none of hardware. XRT of 2.14 and later is driven, by whichever interface it has.
+    configuration, or is the file; left out, one is looked for where bitstreams lie. ``module``
+    gives ``pyxrt``; ``emulated`` is the name of the board if it is none of hardware. XRT of 2.14
+    and later is driven, by whichever interface it has.
 
     From Python XRT starts kernels and nothing else: the address of a descriptor is the one
     argument, a pointer, which is given as a buffer since numbers are of 32 bits.
@@ -87,7 +78,7 @@ class XrtTransport:
         self,
         card: int | str = 0,
         *,
-        xclbin: Path | Images = default_xclbin,
+        xclbin: Path | Images | None = None,
         module: Callable[[], Any] | None = None,
         emulated: str | None = None,
     ) -> None:
@@ -110,7 +101,7 @@ class XrtTransport:
         """Load the image of ``config``; memory is found when it is allocated."""
         self.close()
         self._pyxrt = pyxrt = self._module()
-        found = self._xclbin
+        found = self._xclbin or partial(default_bitstream, suffix=".xclbin")
         path = found if isinstance(found, Path) else found(config)
         try:
             with _faults("no card could be opened", _CARD_ADVICE):

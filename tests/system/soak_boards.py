@@ -211,7 +211,65 @@ def _changed(owner: object, **values: object) -> Generator[None]:
             setattr(owner, name, value)
 
 
-class _Kv260(SoakBoard):
+class _Emulated(SoakBoard):
+    """A board or card of this process."""
+
+    @property
+    @abstractmethod
+    def _settings(self) -> Faults | CardFaults:
+        """Faults that are set before they happen."""
+
+    @property
+    @abstractmethod
+    def _lock_name(self) -> str:
+        """Name of the lock that a driver takes."""
+
+    @abstractmethod
+    def _leave(self, transport: PynqTransport | XrtTransport) -> None:
+        """Leave a run under way, as a process that is killed does."""
+
+    def _set(self, when: When, **values: object) -> Fault:
+        return Fault(when, lambda: _changed(self._settings, **values))
+
+    def _common(self) -> dict[str, Fault]:
+        rng = self.rng
+        return super()._common() | {
+            "an interrupt that never comes": Fault(When.RUN, self._lost),
+            "an interrupt that comes twice": self._set(
+                When.RUN, extra_interrupts=rng.randint(1, 5)
+            ),
+            "a reset in mid-token": self._set(When.RUN, reset_after=rng.randint(1, 6000)),
+            "a second process": Fault(When.LOAD, lambda: _held(self._lock_name)),
+            "a buffer too small": self._set(When.LOAD, short_buffers=True),
+            "no memory in a row": self._set(When.LOAD, hole_bytes=4096),
+            "memory in pieces": self._set(When.SMALL, hole_bytes=1 << 24),
+            "a process that is killed": Fault(When.KILL, self._killed),
+        }
+
+    @contextmanager
+    def _lost(self) -> Generator[None]:
+        """Whoever waits for the interrupt does so for less long than usual."""
+        with self._impatient(), _changed(self._settings, lost_interrupts=True):
+            yield
+
+    @abstractmethod
+    def _impatient(self) -> AbstractContextManager[None]:
+        """Wait less long for an interrupt."""
+
+    @contextmanager
+    def _killed(self) -> Generator[None]:
+        """The system takes lock and buffers away."""
+        transport = self.device.transport
+        assert isinstance(transport, PynqTransport | XrtTransport) and transport._lock is not None
+        self._leave(transport)
+        for address in [each.address for each in transport._buffers]:
+            transport.free(address)
+        transport._lock.release()
+        self._device = self._session = None
+        yield
+
+
+class _Kv260(_Emulated):
     """The emulated KV260, by the package PYNQ."""
 
     def __init__(self, folder: Path, rng: Random) -> None:
@@ -234,60 +292,34 @@ class _Kv260(SoakBoard):
 
     @property
     def faults(self) -> Mapping[str, Fault]:
-        rng = self.rng
-        return self._common() | {
-            "an interrupt that never comes": Fault(When.RUN, self._lost),
-            "an interrupt that comes twice": Fault(
-                When.RUN, lambda: self._faulty(extra_interrupts=rng.randint(1, 5))
-            ),
-            "a reset in mid-token": Fault(
-                When.RUN, lambda: self._faulty(reset_after=rng.randint(1, 6000))
-            ),
-            "a second process": Fault(When.LOAD, lambda: _held(self._emulated.tag)),
-            "a buffer too small": Fault(When.LOAD, lambda: self._faulty(short_buffers=True)),
-            "no memory in a row": Fault(When.LOAD, lambda: self._faulty(hole_bytes=4096)),
-            "memory in pieces": Fault(When.SMALL, lambda: self._faulty(hole_bytes=1 << 24)),
-            "a clock at the wrong rate": Fault(When.LOAD, self._slow),
-            "a process that is killed": Fault(When.KILL, self._killed),
-        }
+        return self._common() | {"a clock at the wrong rate": Fault(When.LOAD, self._slow)}
 
-    @contextmanager
-    def _faulty(self, **values: object) -> Generator[None]:
-        try:
-            with _changed(self._board.faults, **values):
-                yield
-        finally:
-            self._board.faults = Faults()
+    @property
+    def _settings(self) -> Faults:
+        return self._board.faults
 
-    @contextmanager
-    def _lost(self) -> Generator[None]:
-        with _changed(pynq_module, _SLICE_S=0.05), self._faulty(lost_interrupts=True):
-            yield
+    @property
+    def _lock_name(self) -> str:
+        return self._emulated.tag
+
+    def _impatient(self) -> AbstractContextManager[None]:
+        return _changed(pynq_module, _SLICE_S=0.05)
 
     @contextmanager
     def _slow(self) -> Generator[None]:
-        with self._faulty(slow_clock=True):
+        with _changed(self._settings, slow_clock=True):
             self._emulated.power_up()
             yield
 
-    @contextmanager
-    def _killed(self) -> Generator[None]:
-        """A run may be under way; the system takes lock and buffers away."""
-        transport = self.device.transport
-        assert isinstance(transport, PynqTransport) and transport._lock is not None
-        for address in [each.address for each in transport._buffers]:
-            transport.free(address)
-        transport._lock.release()
-        self._device = self._session = None
+    def _leave(self, transport: PynqTransport | XrtTransport) -> None:
         self._board.advance(self.rng.randint(1, 1000))
-        yield
 
     def remove(self) -> None:
         pynq_module._SLICE_S = self._slice_s
         self._emulated.close()
 
 
-class _U55c(SoakBoard):
+class _U55c(_Emulated):
     """The emulated U55C, by a module like ``pyxrt``."""
 
     def __init__(self, folder: Path, rng: Random) -> None:
@@ -306,54 +338,31 @@ class _U55c(SoakBoard):
 
     @property
     def faults(self) -> Mapping[str, Fault]:
-        rng = self.rng
         return self._common() | {
-            "an interrupt that never comes": Fault(When.RUN, self._lost),
-            "an interrupt that comes twice": Fault(
-                When.RUN, lambda: self._faulty(extra_interrupts=rng.randint(1, 5))
-            ),
-            "a reset in mid-token": Fault(
-                When.RUN, lambda: self._faulty(reset_after=rng.randint(1, 6000))
-            ),
-            "a run that XRT gives up": Fault(
-                When.RUN, lambda: self._faulty(failed="ERT_CMD_STATE_ERROR")
-            ),
-            "a second process": Fault(When.LOAD, lambda: _held(f"xrt-{self._card.place}")),
-            "a kernel that another has": Fault(When.LOAD, lambda: self._faulty(busy=True)),
-            "a buffer too small": Fault(When.LOAD, lambda: self._faulty(short_buffers=True)),
-            "no memory in a row": Fault(When.LOAD, lambda: self._faulty(most_bytes=4096)),
-            "memory in pieces": Fault(When.SMALL, lambda: self._faulty(most_bytes=1 << 24)),
-            "a clock at the wrong rate": Fault(When.LOAD, lambda: self._faulty(clock_mhz=150)),
-            "a process that is killed": Fault(When.KILL, self._killed),
+            "a run that XRT gives up": self._set(When.RUN, failed="ERT_CMD_STATE_ERROR"),
+            "a kernel that another has": self._set(When.LOAD, busy=True),
+            "a clock at the wrong rate": self._set(When.LOAD, clock_mhz=150),
         }
 
-    @contextmanager
-    def _faulty(self, **values: object) -> Generator[None]:
-        try:
-            with _changed(self._card.faults, **values):
-                yield
-        finally:
-            self._card.faults = CardFaults()
+    @property
+    def _settings(self) -> CardFaults:
+        return self._card.faults
+
+    @property
+    def _lock_name(self) -> str:
+        return f"xrt-{self._card.place}"
 
     @contextmanager
-    def _lost(self) -> Generator[None]:
-        limits = _changed(self.device, _timeout_s=0.2), _changed(xrt_module, _DRAIN_S=0.2)
-        with limits[0], limits[1], self._faulty(lost_interrupts=True):
+    def _impatient(self) -> Generator[None]:
+        with _changed(self.device, _timeout_s=0.2), _changed(xrt_module, _DRAIN_S=0.2):
             yield
 
-    @contextmanager
-    def _killed(self) -> Generator[None]:
-        """A run may be under way; when XRT has seen its end, lock and buffers go."""
-        transport = self.device.transport
-        assert isinstance(transport, XrtTransport) and transport._lock is not None
+    def _leave(self, transport: PynqTransport | XrtTransport) -> None:
+        """XRT sees the end of the run."""
+        assert isinstance(transport, XrtTransport)
         transport.ring(min(transport._idle))
         self.model.run(self.rng.randint(1, 1000))
         self._card.process_ends()
-        for address in [each.address for each in transport._buffers]:
-            transport.free(address)
-        transport._lock.release()
-        self._device = self._session = None
-        yield
 
     def remove(self) -> None:
         self._card.close()

@@ -276,7 +276,7 @@ def test_a_board_that_another_process_has(
 
 def test_a_board_of_too_little_memory(folder: Path, config: AcceleratorConfig, host: Host) -> None:
     host.put(config)
-    host.card.faults.most_bytes = 1 << 12
+    host.card.faults.hole_bytes = 1 << 12
     passed_over(folder, "device xrt: the card has no ")
 
 

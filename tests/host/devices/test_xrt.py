@@ -332,7 +332,7 @@ def test_a_large_image_is_summed_in_pieces(board: Board, monkeypatch: pytest.Mon
 
 def test_memory_in_pieces(board: Board) -> None:
     """Sessions take the largest piece there is."""
-    board.card.faults.most_bytes = 1 << 24
+    board.card.faults.hole_bytes = 1 << 24
     tiles = board.load()
     assert board.device.memory.free_bytes < 1 << 24
     board.check(tiles)
@@ -353,7 +353,7 @@ def test_a_clock_that_is_not_the_kernels(mhz: float, board: Board) -> None:
             r"^the kernel of device xrt runs at 150\.0 MHz at most, its image is built for 200\.0 ",
         ),
         (
-            {"most_bytes": 1 << 12},
+            {"hole_bytes": 1 << 12},
             r"^device xrt: the card has no [\d,]+ bytes of memory in a row \(.*\): close other",
         ),
         (

@@ -90,7 +90,7 @@ class CardFaults:
     """Faults that are injected, beside those of the memory ports.
 
     With ``busy`` another process has the kernel. ``short_buffers`` gives half of the bytes that
-    were asked for, ``most_bytes`` is the largest buffer that there is memory for, ``failed`` is a
+    were asked for, ``hole_bytes`` is the largest piece of memory in a row, ``failed`` is a
     state in which the next run ends for XRT, whatever the kernel does. With ``lost_interrupts`` XRT
     does not see that a run is over; ``extra_interrupts`` are how many are still to come for no
     reason. ``reset_after`` resets the kernel so many clock cycles from now, and what runs is
@@ -99,7 +99,7 @@ class CardFaults:
 
     busy: bool = False
     short_buffers: bool = False
-    most_bytes: int | None = None
+    hole_bytes: int | None = None
     failed: str | None = None
     lost_interrupts: bool = False
     extra_interrupts: int = 0
@@ -255,9 +255,9 @@ class EmulatedCard:
 
     def allocate(self, n_bytes: int) -> tuple[int, int]:
         """Address of a buffer, and its bytes."""
-        most = self.faults.most_bytes
+        hole = self.faults.hole_bytes
         try:
-            if most is not None and n_bytes > most:
+            if hole is not None and n_bytes > hole:
                 raise DeviceError("none")
             address = self.board.buffer_base + self._heap.allocate(n_bytes)
         except DeviceError:

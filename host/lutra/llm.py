@@ -5,13 +5,13 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra.arguments import check_kind, check_whole
+from lutra.closing import Closing
 from lutra.devices.base import Device, DeviceError, StepResult, check_tokens
 from lutra.devices.choose import DeviceOptions
 from lutra.devices.golden import GoldenDevice
@@ -43,7 +43,7 @@ PREFIX_BYTES = 1 << 30
 """Keys and values of known prefixes that an :class:`LLM` keeps, unless it says otherwise."""
 
 
-class LLM:
+class LLM(Closing):
     """A language model on a device.
 
     ``model`` is a shipped name or a folder; ``device`` is one of
@@ -150,17 +150,6 @@ class LLM:
         p = self.packed
         state = "" if self._loaded else ", not loaded"
         return f"<LLM {p.name} {p.format} on {self.device.name}, context {p.context}{state}>"
-
-    def __enter__(self) -> "LLM":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- the device
 

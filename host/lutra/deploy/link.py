@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from lutra.closing import Closing
 from lutra.deploy import far
 from lutra.devices.accelerator.board_link import complaint, end_ssh, ssh_command
 from lutra_golden.errors import LutraError
@@ -62,7 +63,7 @@ def check_target(target: str) -> str:
     return target
 
 
-class FarLink:
+class FarLink(Closing):
     """The far side's program on ``target``; requests are those of :class:`lutra.deploy.far`."""
 
     def __init__(self, target: str) -> None:
@@ -164,9 +165,3 @@ class FarLink:
     def close(self) -> None:
         """End it, and with it whatever runs there for us."""
         self._resources.close()
-
-    def __enter__(self) -> "FarLink":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

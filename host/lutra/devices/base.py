@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Generic, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra.arguments import check_whole
+from lutra.closing import Closing
 from lutra.devices.sessions import BaseSession, check_layers
 from lutra.process_lock import ProcessLock
 from lutra_golden.errors import LutraError
@@ -177,7 +177,6 @@ class PassResult:
 
 
 S_co = TypeVar("S_co", bound=BaseSession, covariant=True)
-_D = TypeVar("_D", bound="BaseDevice[BaseSession]")
 
 
 @dataclass
@@ -214,7 +213,7 @@ def _joined(parts: Sequence[NDArray[T]]) -> NDArray[T]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-class BaseDevice(ABC, Generic[S_co]):
+class BaseDevice(Closing, ABC, Generic[S_co]):
     """Common part of all devices: checks, passes, sessions and their memory, locking.
 
     A device says how it loads a model (``_load``, ``_unload``), makes a session (``_session``,
@@ -273,17 +272,6 @@ class BaseDevice(ABC, Generic[S_co]):
             )
         with self.process.adopt():
             yield
-
-    def __enter__(self: _D) -> _D:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def model(self) -> PackedModel:

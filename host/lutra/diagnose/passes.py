@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 
+from lutra.closing import Closing
 from lutra.devices.base import Device, DeviceError, Session, Step, StepResult
 from lutra.devices.golden import GoldenDevice
 from lutra_golden.model.cache import LayerKv, SequenceKv
@@ -43,7 +43,7 @@ class Difference:
     error: str | None = None
 
 
-class GoldenPasses:
+class GoldenPasses(Closing):
     """Passes of up to ``pass_tokens`` tokens: ``prompt``, then ``n_predict`` greedy tokens."""
 
     def __init__(
@@ -87,17 +87,6 @@ class GoldenPasses:
     def close(self) -> None:
         """Release the model."""
         self._golden.close()
-
-    def __enter__(self) -> "GoldenPasses":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def first_difference(device: Device, passes: GoldenPasses) -> Difference | None:

@@ -1,8 +1,8 @@
 """A generation in progress: an iterator of pieces that raises when it cannot continue."""
 
 from collections.abc import Generator
-from types import TracebackType
 
+from lutra.closing import Closing
 from lutra.process_lock import ProcessLock
 from lutra.serving.loaded import FORKED
 from lutra.serving.results import Piece, RunStats
@@ -11,7 +11,7 @@ from lutra_golden.errors import LutraError
 __all__ = ["Stream"]
 
 
-class Stream:
+class Stream(Closing):
     """Pieces of a generation, computed on demand, with its statistics in :attr:`stats`.
 
     Any thread may ask for the next one. A stream that was closed, or that an exception ended,
@@ -39,17 +39,6 @@ class Stream:
             except BaseException:
                 self._closed = True
                 raise
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the generation here; its LLM keeps the tokens computed so far."""

@@ -222,31 +222,36 @@ class Prefixes:
             )
             yield _Probe([store], program.hidden_size, 0)
         elif operation.opcode is Opcode.LMMA and not operation.flags & FLAG_LOGITS:
-            load = next(o for o in _scales(program))
-            most = min(load.args["n_words"], program.logits_stride // (4 * LANES))
-            most -= most % config.logits_blocks
-            first, blocks = operation.args["acc_base"], operation.args["row_blocks"]
-            for at in range(first, first + blocks, most):
-                count = min(most, first + blocks - at)
-                if count % config.logits_blocks:
-                    continue  # words of memory are stored whole
-                args = {
-                    "row_first": 0,
-                    "n_words": count,
-                    "param_word": load.args["param_word"],
-                    "acc_base": at,
-                }
-                region = ("acc", at, at + count)
-                store = Operation(
-                    opcode=Opcode.LOGITS,
-                    reads=[region, *load.writes],
-                    writes=[],
-                    flags=FLAG_FIRST,
-                    args=args,
-                )
-                yield _Probe([load, store], LANES * count, LANES * at)
+            yield from self._accumulators(operation.args["acc_base"], operation.args["row_blocks"])
         else:
             yield _Probe([], 0, 0)
+
+    def _accumulators(self, first: int, n_blocks: int) -> Iterator[_Probe]:
+        """Stores of accumulators, as many in a run as the memory of a token has room for."""
+        program, unit = self._program, self._program.config.logits_blocks
+        load = next(_scales(program))
+        room = program.logits_stride // (4 * LANES) // unit * unit
+        most = min(load.args["n_words"] // unit * unit, room)
+        # words of memory are stored whole
+        end = first + n_blocks // unit * unit
+        for start in range(first, end, room):
+            stop = min(start + room, end)
+            stores = [
+                Operation(
+                    opcode=Opcode.LOGITS,
+                    reads=[("acc", at, min(at + most, stop)), *load.writes],
+                    writes=[],
+                    flags=FLAG_FIRST,
+                    args={
+                        "row_first": LANES * (at - start),
+                        "n_words": min(most, stop - at),
+                        "param_word": load.args["param_word"],
+                        "acc_base": at,
+                    },
+                )
+                for at in range(start, stop, most)
+            ]
+            yield _Probe([load, *stores], LANES * (stop - start), LANES * start)
 
 
 def _scales(program: Program) -> Iterator[Operation]:

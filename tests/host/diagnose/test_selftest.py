@@ -18,9 +18,11 @@ from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.transport import Transport
 from lutra.devices.accelerator.xrt import XrtTransport
 from lutra.devices.emulated.card import EmulatedCard
+from lutra.diagnose.prefixes import operations_of
 from lutra.diagnose.selftest import Check, selftest
 from lutra_golden.control.descriptor import HEADER_BYTES, Descriptor, Kind
 from lutra_golden.control.interpreter import Interpreter
+from lutra_golden.control.isa import Opcode
 from lutra_golden.control.registers import IDENT
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.timing.boards import find_profile
@@ -50,6 +52,34 @@ def test_everything_is_right(bitnet: Compiled) -> None:
     checks = run(bitnet, InterpretedTransport())
     assert [check.name for check in checks] == NAMES
     assert [check.problem for check in checks] == [None] * len(NAMES)
+
+
+class Counting(InterpretedTransport):
+    """Counts the runs."""
+
+    n_runs = 0
+
+    def ring(self, address: int) -> None:
+        super().ring(address)
+        self.n_runs += 1
+
+
+def test_it_is_short(bitnet: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run for each instruction whose result can be stored, and of the vocabulary a part."""
+    monkeypatch.setattr("lutra.diagnose.selftest._ROWS", 64)
+    transport, model = Counting(), bitnet.model
+    device = AcceleratorDevice(transport, bitnet.program.config)
+    problems, found = list[str | None](), bitnet.program
+    for check in selftest(device, model):
+        problems.append(check.problem)
+        found = device.program if check.name == "units" else found
+    assert problems == [None] * len(NAMES)
+    assert found.vocab_size == 64 < model.vocab_size
+    assert (found.n_layers, found.config) == (1, bitnet.program.config)
+    shown = (Opcode.EMBED, Opcode.LMMA, Opcode.ROPEQ, Opcode.RESADD, Opcode.LOGITS)
+    n_shown = sum(each.opcode in shown for each in operations_of(found))
+    # beside them a checksum, and a token
+    assert transport.n_runs == n_shown + 2
 
 
 class Card:

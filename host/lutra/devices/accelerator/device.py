@@ -170,6 +170,10 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     # -- loading
 
+    def configuration_for(self, model: PackedModel) -> AcceleratorConfig:
+        """The configuration that the device is to have for ``model``."""
+        return configure(model, *self._choice)
+
     def load_program(self, model: PackedModel, program: Program) -> None:
         """Take ``model`` with a program that it was compiled to before."""
         with self.process.adopt():
@@ -182,7 +186,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     def _load(self, model: PackedModel) -> None:
         program = self._given
         if program is None:
-            program = compile_model(model, configure(model, *self._choice), self._progress)
+            program = compile_model(model, self.configuration_for(model), self._progress)
         self._place(program)
 
     def _place(self, program: Program) -> None:

@@ -55,11 +55,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class _Probe:
-    """Operations that store something, and how many words of a token they store."""
+    """Operations that store something, and how many words of a token they store.
+
+    The first of these is element ``first``, the first token ``from_token``.
+    """
 
     tail: Sequence[Operation]
     n_words: int
-    first: int
+    first: int = 0
+    from_token: int = 0
 
 
 def operations_of(program: Program) -> list[Operation]:
@@ -138,17 +142,16 @@ class Prefixes:
             code = assemble([*self._operations[: index + 1], *probe.tail], align)
             try:
                 ours, wanted = (
-                    self._run(device, session, code, probe.n_words)
-                    for device, session in self._pairs
+                    self._run(device, session, code, probe) for device, session in self._pairs
                 )
             except DeviceError as error:
                 return self._shown(index, right, str(error))
             wrong = ours != wanted
             if wrong.any():
-                token, element = (int(x) for x in np.argwhere(wrong)[0])
-                text = f"what it makes for token {token} differs in {int(wrong[token].sum())} of "
+                row, element = (int(x) for x in np.argwhere(wrong)[0])
+                token, first = probe.from_token + row, probe.first + element
+                text = f"what it makes for token {token} differs in {int(wrong[row].sum())} of "
                 text += f"{probe.n_words} elements"
-                first = probe.first + element
                 return self._shown(index, right, text, token, (first, first))
             if operation.opcode is Opcode.ROPEQ:
                 layer = operation.args["kv_offset"] // self._program.config.kv_layer_bytes
@@ -204,13 +207,15 @@ class Prefixes:
         return None
 
     def _run(
-        self, device: AcceleratorDevice, session: AcceleratorSession, code: bytes, n_words: int
+        self, device: AcceleratorDevice, session: AcceleratorSession, code: bytes, probe: _Probe
     ) -> NDArray[np.int32]:
         n = len(self._tokens)
         entry = ChunkEntry(self._kv.length, n, session.address)
         tile = Tile(tokens=self._tokens, chunks=[entry], logits_from=self._logits_from)
         device.run_code(code, tile)
-        return device.stored(range(n), n_words) if n_words else np.zeros((n, 0), np.int32)
+        if not probe.n_words:
+            return np.zeros((n, 0), np.int32)
+        return device.stored(range(probe.from_token, n), probe.n_words)
 
     def _probes(self, operation: Operation) -> Iterator[_Probe]:
         program, config = self._program, self._program.config
@@ -220,11 +225,15 @@ class Prefixes:
             store = Operation(
                 opcode=Opcode.LOGITS, reads=[RESIDUAL], writes=[], flags=FLAG_STREAM, args=args
             )
-            yield _Probe([store], program.hidden_size, 0)
+            yield _Probe([store], program.hidden_size)
         elif operation.opcode is Opcode.LMMA and not operation.flags & FLAG_LOGITS:
             yield from self._accumulators(operation.args["acc_base"], operation.args["row_blocks"])
+        elif operation.opcode is Opcode.LOGITS:
+            # with those of the chunks before
+            end = operation.args["row_first"] + LANES * operation.args["n_words"]
+            yield _Probe([], end, from_token=self._logits_from)
         else:
-            yield _Probe([], 0, 0)
+            yield _Probe([], 0)
 
     def _accumulators(self, first: int, n_blocks: int) -> Iterator[_Probe]:
         """Stores of accumulators, as many in a run as the memory of a token has room for."""

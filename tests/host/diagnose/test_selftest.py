@@ -3,6 +3,7 @@
 On the interpreter, on a card that is emulated with an interpreted kernel, and through an agent.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,7 +23,7 @@ from lutra.diagnose.prefixes import operations_of
 from lutra.diagnose.selftest import Check, selftest
 from lutra_golden.control.descriptor import HEADER_BYTES, Descriptor, Kind
 from lutra_golden.control.interpreter import Interpreter
-from lutra_golden.control.isa import Opcode
+from lutra_golden.control.isa import FLAG_LOGITS, Instruction, Opcode
 from lutra_golden.control.registers import IDENT
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.timing.boards import find_profile
@@ -200,6 +201,21 @@ def test_names_the_unit(fault: str, unit: str, bitnet: Compiled) -> None:
     assert last.name == "units"
     assert last.problem is not None
     assert unit in last.problem
+
+
+def test_names_the_unit_of_the_logits(bitnet: Compiled) -> None:
+    """Everything before them is right, and so are accumulators that are stored to be compared."""
+
+    def fault(interpreter: Interpreter, i: Instruction) -> None:
+        if i.opcode is Opcode.LOGITS and i.flags & FLAG_LOGITS:
+            at = interpreter.registers["LOGITS_BASE"] + 4 * i.args["row_first"]
+            at += interpreter.registers["LOGITS_FROM"] * interpreter.registers["LOGITS_STRIDE"]
+            interpreter.memory.store(at, interpreter.memory.read(at, 1) ^ 1)
+
+    last = run(bitnet, FaultyTransport(fault))[-1]
+    assert last.name == "units"
+    assert last.problem is not None
+    assert re.match(r"the vector unit is wrong: instruction \d+ \(LOGITS\): ", last.problem)
 
 
 class StuckBit(InterpretedTransport):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from amaranth._toolchain.yosys import find_yosys
 from amaranth.back import (
@@ -9,12 +10,13 @@ from amaranth.back import (
     verilog,
 )
 from amaranth.hdl import Fragment, Value
+from amaranth.hdl._ir import PortDirection
 from amaranth.lib import data
-from amaranth.lib.wiring import Component
+from amaranth.lib.wiring import Component, In
 
 from lutra_hw.widths import equal_widths
 
-__all__ = ["named_ports", "to_clean_verilog", "to_rtlil", "to_verilog"]
+__all__ = ["to_clean_verilog", "to_named_verilog", "to_rtlil", "to_verilog"]
 
 # Amaranth's own script, without the optimisation that writes comparisons with zero as `!`, and
 # without attributes: sources of other machines would differ
@@ -43,8 +45,21 @@ def to_rtlil(component: Component, name: str) -> str:
 
 def to_verilog(component: Component, name: str) -> str:
     """Verilog of the module ``name``, with names as :func:`to_rtlil` has them."""
-    text = verilog.convert(component, name=name, strip_internal_attrs=True, emit_src=False)
-    return _without_brackets(text)
+    return to_named_verilog(component, name)[0]
+
+
+def to_named_verilog(component: Component, name: str) -> tuple[str, dict[str, dict[str, object]]]:
+    """Verilog as :func:`to_verilog` has it, and the ports of the components inside ``component``.
+
+    A key is the path of a component and the port, ``core.load.rd_cmd__valid``. ``wire`` is the path
+    of its wire in the netlist; ``fields`` are the first bit and the width of each field of a
+    structure.
+    """
+    fragment = Fragment.get(component, None)
+    text, names = verilog.convert_fragment(
+        fragment, _own_ports(component), name, strip_internal_attrs=True, emit_src=False
+    )
+    return _without_brackets(text), _ports_inside(fragment, names)
 
 
 def to_clean_verilog(component: Component, name: str) -> str:
@@ -55,15 +70,8 @@ def to_clean_verilog(component: Component, name: str) -> str:
     return yosys.run(["-q", "-"], script, ignore_warnings=True)
 
 
-def named_ports(component: Component, name: str) -> dict[str, dict[str, object]]:
-    """Ports of the components inside ``component``, and the wires of the module ``name`` they are.
-
-    A key is the path of a component and the port, ``core.load.rd_cmd__valid``. ``wire`` is the path
-    of its wire in the netlist; ``fields`` are the first bit and the width of each field of a
-    structure.
-    """
-    fragment = Fragment.get(component, None)
-    _, names = rtlil.convert_fragment(fragment, _own_ports(component), name, emit_src=False)
+def _ports_inside(fragment: Fragment, names: Any) -> dict[str, dict[str, object]]:
+    """Ports of the components in a fragment, by the paths of signals in its netlist."""
     found: dict[str, dict[str, object]] = {}
     for path, inner in _components(fragment, ()):
         for port, _, value in inner.signature.flatten(inner):
@@ -78,11 +86,14 @@ def named_ports(component: Component, name: str) -> dict[str, dict[str, object]]
     return found
 
 
-def _own_ports(component: Component) -> dict[str, tuple[Value, None]]:
-    """Ports of the component itself, whose directions the netlist finds out."""
+def _own_ports(component: Component) -> dict[str, tuple[Value, PortDirection]]:
+    """Ports of the component itself."""
     return {
-        "__".join(map(str, path)): (Value.cast(value), None)
-        for path, _, value in component.signature.flatten(component)
+        "__".join(map(str, path)): (
+            Value.cast(value),
+            PortDirection.Input if member.flow == In else PortDirection.Output,
+        )
+        for path, member, value in component.signature.flatten(component)
     }
 
 

@@ -10,7 +10,7 @@ from amaranth import Module, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from lutra_hw.netlist import named_ports, to_rtlil, to_verilog
+from lutra_hw.netlist import to_named_verilog, to_rtlil, to_verilog
 
 _PAIR = data.StructLayout({"m": unsigned(3), "e": data.ArrayLayout(2, 2)})
 
@@ -84,9 +84,8 @@ class Copy(wiring.Component):
 
 
 def test_ports_have_wires_in_the_netlist() -> None:
-    ports = named_ports(Pair(), "pair")
+    text, ports = to_named_verilog(Pair(), "pair")
     assert set(ports) == {f"{name}.{port}" for name in ("first", "second") for port in "io"}
-    text = to_verilog(Pair(), "pair")
     for port in ports.values():
         module, _, wire = str(port["wire"]).rpartition(".")
         body = text.split(f"module \\{module} " if "." in module else f"module {module}(")[1]
@@ -94,4 +93,5 @@ def test_ports_have_wires_in_the_netlist() -> None:
 
 
 def test_ports_have_fields() -> None:
-    assert named_ports(Field(), "field")["inner.i"]["fields"] == {"m": (0, 3), "e": (3, 4)}
+    _, ports = to_named_verilog(Field(), "field")
+    assert ports["inner.i"]["fields"] == {"m": (0, 3), "e": (3, 4)}

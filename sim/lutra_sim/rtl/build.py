@@ -251,14 +251,10 @@ def _build(
 
 def ports_of(config: AcceleratorConfig) -> dict[str, WirePort]:
     """Ports of the components of the accelerator of ``config``, and their wires in a trace."""
-    cache = toolchain.cache_folder()
-    key = _hash(_hardware_sources(), repr(config), version("amaranth"))
-    path = cache / "rtl" / f"{key}.ports.json"
+    path = _ports_file(config, toolchain.cache_folder())
     if not path.is_file():
         toolchain.check_cache()
-        with paused_collector():
-            found = _named_ports(config)
-        _write(path, json.dumps(found))
+        _write(path, json.dumps(_generate(config)[1]))
     table = json.loads(path.read_text())
     return {
         name: WirePort(wire=port["wire"], fields={k: tuple(v) for k, v in port["fields"].items()})
@@ -266,11 +262,9 @@ def ports_of(config: AcceleratorConfig) -> dict[str, WirePort]:
     }
 
 
-def _named_ports(config: AcceleratorConfig) -> dict[str, dict[str, object]]:
-    from lutra_hw.core.accelerator import Accelerator
-    from lutra_hw.netlist import named_ports
-
-    return named_ports(Accelerator(config), TOP)
+def _ports_file(config: AcceleratorConfig, cache: Path) -> Path:
+    key = _hash(_hardware_sources(), repr(config), version("amaranth"))
+    return cache / "rtl" / f"{key}.ports.json"
 
 
 def _verilog(config: AcceleratorConfig, top: Top, cache: Path, report: Progress) -> Path:
@@ -286,7 +280,11 @@ def _verilog(config: AcceleratorConfig, top: Top, cache: Path, report: Progress)
     # before the minute that it takes to find out
     toolchain.check_cache()
     with _ticking(report, "generating the Verilog", _GENERATE, _VERILATE):
-        text = (_generate_kernel if top == Top.XRT else _generate)(config)
+        if top == Top.XRT:
+            text = _generate_kernel(config)
+        else:
+            text, ports = _generate(config)
+            _write(_ports_file(config, cache), json.dumps(ports))
     sha = hashlib.sha256(text.encode()).hexdigest()[:20]
     path = cache / "verilog" / sha / f"{module}.v"
     _write(path, text)
@@ -294,11 +292,13 @@ def _verilog(config: AcceleratorConfig, top: Top, cache: Path, report: Progress)
     return path
 
 
-def _generate(config: AcceleratorConfig) -> str:
-    from lutra_hw.core.accelerator import generate_verilog
+def _generate(config: AcceleratorConfig) -> tuple[str, dict[str, dict[str, object]]]:
+    """The Verilog, and the ports of the components inside by the names of their wires."""
+    from lutra_hw.core.accelerator import Accelerator
+    from lutra_hw.netlist import to_named_verilog
 
     with paused_collector():
-        return generate_verilog(config)
+        return to_named_verilog(Accelerator(config), TOP)
 
 
 def _generate_kernel(config: AcceleratorConfig) -> str:

@@ -230,7 +230,7 @@ def test_two_processes_build_once(cache_with_runtime: Path, stand_in: Accelerato
 def test_bad_verilog(
     cache: Path, stand_in: AcceleratorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "_generate", lambda config: "module accelerator(;\n")
+    monkeypatch.setattr(build_module, "_generate", lambda config: ("module accelerator(;\n", {}))
     message = r"^building verilated failed: %Error: .*accelerator\.v:1:.* \(more in /.*\.log\)$"
     with pytest.raises(BuildError, match=message):
         build(stand_in)
@@ -241,7 +241,7 @@ def test_missing_ports(
     cache_with_runtime: Path, stand_in: AcceleratorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "module accelerator(input clk, input rst, output irq); endmodule\n"
-    monkeypatch.setattr(build_module, "_generate", lambda config: text)
+    monkeypatch.setattr(build_module, "_generate", lambda config: (text, {}))
     message = r"^building harness\.o failed: .*error: .*m_axi_0___05Frdata.* \(more in /.*\.log\)$"
     with pytest.raises(BuildError, match=message):
         build(stand_in)
@@ -257,7 +257,7 @@ def test_a_full_disk(
         text = "echo 'fatal error: cannot write: No space left on device' >&2; exit 1"
         run_jobs([sh(text, jobs[0].output)], environment=os.environ)
 
-    def system_says_so(config: AcceleratorConfig) -> str:
+    def system_says_so(config: AcceleratorConfig) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for name, replacement in (("_generate", system_says_so), ("run_jobs", compiler_says_so)):

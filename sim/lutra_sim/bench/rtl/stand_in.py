@@ -21,7 +21,7 @@ from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import port_name, two_ports
 from lutra_hw.axi.signatures import Axi4LiteSignature, Axi4ReadSignature, Axi4Signature
 from lutra_hw.control.registers import RegisterFile
-from lutra_hw.netlist import to_verilog
+from lutra_hw.netlist import to_named_verilog
 from lutra_sim.rtl.build import TOP
 
 __all__ = ["CONFIG", "MAX_BEATS", "Fault", "StandIn", "generate"]
@@ -212,6 +212,6 @@ class StandIn(wiring.Component):
         return m
 
 
-def generate(config: AcceleratorConfig) -> str:
-    """Verilog of the stand-in."""
-    return to_verilog(StandIn(config), TOP)
+def generate(config: AcceleratorConfig) -> tuple[str, dict[str, dict[str, object]]]:
+    """Verilog of the stand-in, and the ports of what is inside."""
+    return to_named_verilog(StandIn(config), TOP)

@@ -27,6 +27,8 @@ class Reads:
     asked: int = 0
     came: int = 0
     n_commands: int = 0
+    checked: int = -1
+    """The word that was compared last, until it is taken."""
 
     @property
     def where(self) -> str:
@@ -86,25 +88,31 @@ class ReadCheck:
             reads.commands.append([found["addr"], found["beats"]])
             reads.asked += found["beats"]
             reads.n_commands += 1
+        if reads.commands and self._view.bit(f"{reads.data}__valid"):
+            # a unit may use parts of a word before it takes it
+            self._word(reads)
         if not self._view.moves(reads.data):
             return
-        wire = f"{reads.data}__payload"
-        where = reads.where
         if not reads.commands:
-            self._view.fail(where, wire, f"a word came that was not asked for by {command}")
+            text = f"a word came that was not asked for by {command}"
+            self._view.fail(reads.where, f"{reads.data}__payload", text)
         head = reads.commands[0]
-        address = head[0]
-        head[0], head[1] = address + reads.word_bytes, head[1] - 1
+        head[0], head[1] = head[0] + reads.word_bytes, head[1] - 1
         if not head[1]:
             reads.commands.popleft()
-        reads.came += 1
-        if address + reads.word_bytes > len(self._view.reference.memory):
+        reads.came, reads.checked = reads.came + 1, -1
+
+    def _word(self, reads: Reads) -> None:
+        """Compare the word that is offered with memory."""
+        wire, address = f"{reads.data}__payload", reads.commands[0][0]
+        found = self._view.number(wire)
+        if found == reads.checked or address + reads.word_bytes > len(self._view.reference.memory):
             return
+        reads.checked = found
         data, known = self._view.reference.memory.known(address, reads.word_bytes)
         expected = int.from_bytes(data.tobytes(), "little")
         mask = int.from_bytes((known * np.uint8(255)).astype(np.uint8).tobytes(), "little")
         mask &= (1 << reads.bits) - 1
-        found = self._view.number(wire)
         wrong = (found ^ expected) & mask
         if wrong:
             places = [i for i in range(reads.word_bytes) if wrong >> 8 * i & 255]
@@ -112,7 +120,7 @@ class ReadCheck:
             text += f", and in {len(places) - 1} more" if len(places) > 1 else ""
             unit = {Purpose.LOAD: Unit.LOAD, Purpose.ATTENTION: Unit.ATTENTION}.get(reads.purpose)
             executed = None if unit is None else self._view.current(unit)
-            self._view.fail(where, wire, text, executed, read=(address, reads.word_bytes))
+            self._view.fail(reads.where, wire, text, executed, read=(address, reads.word_bytes))
 
     def _command(self, command: str, reads: Reads, address: int, beats: int) -> None:
         """Compare a command with those that the instructions ask for."""

@@ -86,6 +86,7 @@ def _assert_clean(text: str, folder: Path) -> None:
         assert found is None or found.warnings == ()
 
 
+@pytest.mark.slow
 @pytest.mark.cocotb
 def test_a_small_kernel_is_clean(tmp_path: Path) -> None:
     """All units of an accelerator, behind the front end of XRT."""

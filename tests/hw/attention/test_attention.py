@@ -48,12 +48,13 @@ def test_rejects_config_of_another_kind() -> None:
     "config",
     [
         SMALL,
-        ODD,
         TINY,
         FOUR_BITS[0],
         PARTS[0],
-        pytest.param(NANO, marks=pytest.mark.slow),
-        *(pytest.param(each, marks=pytest.mark.slow) for each in (*FOUR_BITS[1:], *PARTS[1:])),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (ODD, NANO, *FOUR_BITS[1:], *PARTS[1:])
+        ),
     ],
     ids=lambda config: config.name,
 )

@@ -23,7 +23,10 @@ CONFIGS = {
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "wide")) for name in CONFIGS],
+)
 def test_bench(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     run_cocotb(RunFront(config), "lutra_sim.bench.control.tb_runs", tmp_path, parameters=config)

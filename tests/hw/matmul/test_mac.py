@@ -89,12 +89,17 @@ BENCHES = {
     Adders.CHAINS: ["w4a8", "w2a16", "odd", "one"],
     Adders.CELLS: ["w4a8", "w2a16", "odd", "one"],
 }
+SLOW = [(Adders.CELLS, "odd")]
 
 
 @pytest.mark.cocotb
 @pytest.mark.parametrize(
     ("adders", "name"),
-    [(adders, name) for adders, names in BENCHES.items() for name in names],
+    [
+        pytest.param(adders, name, marks=[pytest.mark.slow] * ((adders, name) in SLOW))
+        for adders, names in BENCHES.items()
+        for name in names
+    ],
     ids=lambda value: value.name.lower() if isinstance(value, Adders) else value,
 )
 def test_bench(tmp_path: Path, adders: Adders, name: str) -> None:

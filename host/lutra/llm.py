@@ -23,6 +23,7 @@ from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
 from lutra.serving.loaded import LoadedModel
+from lutra.serving.pace import Pace
 from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence
@@ -233,6 +234,11 @@ class LLM(Closing):
 
         Without ``max_tokens`` it goes on until the story ends or the context is full. What it
         takes is in the stream's ``stats``, also while it lasts.
+
+        Greedy tokens (``temperature`` 0) come one by one, then 2, 4, 8 at a time and so on, where
+        the device makes them without the host: as many as it takes
+        :data:`~lutra.serving.pace.RUN_S` for, so that text keeps flowing and Ctrl-C is heard.
+        With ``check`` every token is one step, as its logits are compared.
         """
         return self._stream(self.encode(prompt), max_tokens, sampling)
 
@@ -430,8 +436,7 @@ class LLM(Closing):
         stats: RunStats,
     ) -> Generator[Piece]:
         decoder = StreamDecoder(self.tokenizer, prompt)
-        while True:
-            token = sampler(result.logits[-1], float(result.scale[-1]))
+        for token in self._tokens(loaded, sequence, result, max_tokens, sampler, stats):
             stats.tokens.append(token)
             stats.generated_tokens += 1
             if token in self.eos:
@@ -440,13 +445,40 @@ class LLM(Closing):
                 yield Piece(token, decoder.push(token) + decoder.flush())
                 return
             yield Piece(token, decoder.push(token))
-            result, seconds = self._run(loaded, sequence, [token], 0, stats)
-            stats.decode_s += seconds
-            stats.decode_steps += 1
-            stats.decode_cycles = _add(stats.decode_cycles, result.cycles)
         rest = decoder.flush()
         if rest:
             yield Piece(token, rest)
+
+    def _tokens(
+        self,
+        loaded: LoadedModel,
+        sequence: TokenSequence,
+        result: StepResult,
+        max_tokens: int,
+        sampler: Sampler,
+        stats: RunStats,
+    ) -> Generator[int]:
+        """Tokens without end, from ``result`` of the prompt on; ``stats`` count those in use."""
+        token = sampler(result.logits[-1], float(result.scale[-1]))
+        yield token
+        pace = Pace(loaded.device.greedy_tokens)
+        while sampler.greedy and loaded.golden is None:
+            loaded.check()
+            n = min(pace.n_tokens, max_tokens - stats.generated_tokens)
+            made, seconds = sequence.greedy(token, n, self.eos)
+            pace.took(len(made.tokens), seconds)
+            stats.saturated |= made.saturated
+            _count(stats, len(made.tokens), seconds, made.cycles)
+            for token in made.tokens:
+                loaded.check()
+                yield token
+            if made.error is not None:
+                raise made.error
+        while True:
+            result, seconds = self._run(loaded, sequence, [token], 0, stats)
+            _count(stats, 1, seconds, result.cycles)
+            token = sampler(result.logits[-1], float(result.scale[-1]))
+            yield token
 
 
 def _text(prompt: object) -> str:
@@ -462,6 +494,13 @@ def _text(prompt: object) -> str:
 
 def _parts(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
     return [tokens[i : i + size] for i in range(0, len(tokens), size)]
+
+
+def _count(stats: RunStats, n: int, seconds: float, cycles: int | None) -> None:
+    """Count ``n`` decode steps."""
+    stats.decode_s += seconds
+    stats.decode_steps += n
+    stats.decode_cycles = _add(stats.decode_cycles, cycles)
 
 
 def _add(total: int | None, more: int | None) -> int | None:

@@ -25,14 +25,17 @@ def test_a_descriptor_of_several_tokens_saves_the_others(tmp_path: Path) -> None
     clocked = on("rtl")
     with AcceleratorDevice(clocked.transport) as device:
         device.load_program(model, program)
-        free, bound = sampled(device, clocked, 6), greedy(device, clocked, 6)
+        free, bound = sampled(device, clocked, 6), greedy(device, 6)
     assert len(free.results) == 6 and len(free.between) == 5
     # the same accesses of registers, and the same words of descriptor and result block
     assert len(set(free.between)) == 1 and 0 < free.between[0] < 200
     assert 0 < bound.saved < 300 < bound.per_token
+    # arg-max and scale are written, and the next token, chunk and counts
+    assert bound.between is not None and 24 <= bound.between < 150
     assert sampler_us(free.results) > 0
 
 
-def test_a_single_token_has_no_gap(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-n", "1"]) == 2
-    assert capsys.readouterr().err == "error: -n must be 2 or more, not 1\n"
+@pytest.mark.parametrize("n", [1, 33])
+def test_two_tokens_to_those_of_a_descriptor(n: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-n", str(n)]) == 2
+    assert capsys.readouterr().err == f"error: -n must be in 2..32, not {n}\n"

@@ -7,7 +7,7 @@ import signal
 import textwrap
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +27,22 @@ from tests.host.random_model import (
 import lutra
 from lutra import LLM, LutraError, SamplingParams
 from lutra.devices import auto
-from lutra.devices.base import BaseDevice, Chunk, PassResult, Step, StepResult
+from lutra.devices.accelerator.device import AcceleratorDevice
+from lutra.devices.accelerator.interpreted import InterpretedTransport
+from lutra.devices.base import (
+    BaseDevice,
+    Chunk,
+    DeviceError,
+    GreedyResult,
+    PassResult,
+    Session,
+    Step,
+    StepResult,
+)
 from lutra.devices.golden import GoldenDevice
 from lutra.devices.sessions import BaseSession
 from lutra.llm import Mismatch
+from lutra.serving import pace
 from lutra_golden.core.configs import NANO
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
@@ -193,6 +205,36 @@ class SaturatingOnce(GoldenDevice):
         return replace(result, saturated=chunks[0].position == self.at)
 
 
+class Descriptors(AcceleratorDevice):
+    """The interpreter, which makes greedy tokens; notes how many it is asked for.
+
+    One by one, the pass ``fails`` of all that make tokens fails.
+    """
+
+    fails = -1
+
+    def __init__(self) -> None:
+        super().__init__(InterpretedTransport(), config_for(SHAPES["least"]))
+        self.asked = list[int]()
+
+    def greedy(
+        self, session: Session, token: int, n: int, ends: Collection[int] = ()
+    ) -> GreedyResult:
+        self.asked.append(n)
+        found = super().greedy(session, token, n, ends)
+        left, self.fails = self.fails, self.fails - len(found.tokens)
+        if not 0 < left <= len(found.tokens):
+            return found
+        session.truncate(session.length - len(found.tokens) + left)
+        return replace(found, tokens=found.tokens[:left], error=DeviceError("a fault"))
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text may wait for any number of greedy tokens."""
+    monkeypatch.setattr(pace, "RUN_S", 1e9)
+
+
 @pytest.fixture
 def folder(model_folder: Callable[[str], Path]) -> Path:
     return model_folder("least")
@@ -201,6 +243,12 @@ def folder(model_folder: Callable[[str], Path]) -> Path:
 @pytest.fixture
 def llm(folder: Path) -> LLM:
     return LLM(folder, "golden")
+
+
+@pytest.fixture(scope="session")
+def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model whose likeliest tokens are not always the same."""
+    return write_model(tmp_path_factory.mktemp("varied") / "model", SHAPES["least"], seed=2)
 
 
 @pytest.fixture(scope="session")
@@ -696,6 +744,111 @@ def test_logits_between_two_tokens_of_a_stream(folder: Path, llm: LLM) -> None:
     assert stream.stats.tokens == alone(folder, "a king", sampled(0))
 
 
+# -- greedy tokens that a device makes by itself
+
+
+@pytest.mark.usefixtures("patient")
+def test_greedy_tokens_come_by_ever_more(varied: Path) -> None:
+    device = Descriptors()
+    llm, prompt = LLM(varied, device), "the sea"
+    expected = alone(varied, prompt, GREEDY, 20)
+    assert len(expected) == 20 and len(set(expected)) == 4
+    stream = llm.stream(prompt, 20, GREEDY)
+    pieces = list(stream)
+    assert stream.stats.tokens == expected
+    assert [piece.token for piece in pieces][:20] == expected
+    assert "".join(piece.text for piece in pieces) == llm.tokenizer.decode(expected)
+    assert device.asked == [1, 2, 4, 8, 4]
+    assert (stream.stats.generated_tokens, stream.stats.decode_steps) == (20, 19)
+    assert stream.stats.decode_s > 0
+
+
+def test_greedy_tokens_of_a_slow_device_come_one_by_one(
+    varied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "RUN_S", 0.0)
+    device = Descriptors()
+    found = LLM(varied, device).generate("the sea", 5, GREEDY)
+    assert found.tokens == alone(varied, "the sea", GREEDY, 5)
+    assert device.asked == [1] * 4
+
+
+@pytest.mark.usefixtures("patient")
+def test_an_end_token_among_them_ends_the_story(varied: Path) -> None:
+    device = Descriptors()
+    llm, expected = LLM(varied, device), alone(varied, "the sea", GREEDY, 20)
+    llm.eos = frozenset([expected[6], EOS])
+    n = expected.index(expected[6]) + 1
+    assert n == 7
+    completion = llm.generate("the sea", 20, GREEDY)
+    assert completion.tokens == expected[:n]
+    assert completion.text == llm.tokenizer.decode(expected[: n - 1])
+    assert completion.stats.decode_steps == n - 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_drawn_and_checked_tokens_are_single_steps(varied: Path) -> None:
+    device = Descriptors()
+    llm = LLM(varied, device)
+    assert llm.generate("the sea", 8, sampled(1)).tokens == alone(varied, "the sea", sampled(1))
+    llm = LLM(varied, device, check=True)
+    completion = llm.generate("the sea", 8, GREEDY)
+    assert completion.tokens == alone(varied, "the sea", GREEDY)
+    assert completion.stats.bit_exact
+    assert device.asked == []
+
+
+@pytest.mark.usefixtures("patient")
+def test_greedy_streams_take_turns(varied: Path) -> None:
+    expected = [alone(varied, prompt, GREEDY) for prompt in PROMPTS[:4]]
+    llm = LLM(varied, Descriptors())
+    streams = [llm.stream(prompt, 8, GREEDY) for prompt in PROMPTS[:4]]
+    drawn = llm.stream("c", 8, sampled(7))
+    running = [*streams, drawn]
+    while running:
+        running = [stream for stream in running if next(stream, None) is not None]
+    assert [stream.stats.tokens for stream in streams] == expected
+    assert drawn.stats.tokens == alone(varied, "c", sampled(7))
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_greedy_stream_that_is_closed_among_tokens(varied: Path) -> None:
+    """Its statistics are those of the pieces; what it has computed is known."""
+    llm = LLM(varied, Descriptors())
+    with llm.stream("a king had", 20, GREEDY) as stream:
+        for _ in range(5):
+            next(stream)
+    assert stream.stats.tokens == alone(varied, "a king had", GREEDY, 5)
+    assert (stream.stats.generated_tokens, stream.stats.decode_steps) == (5, 7)
+    again = llm.generate("a king had", 20, GREEDY)
+    assert again.tokens == alone(varied, "a king had", GREEDY, 20)
+    assert again.stats.computed_tokens == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_greedy_stream_whose_model_is_gone_gives_no_more(varied: Path) -> None:
+    llm = LLM(varied, Descriptors())
+    stream = llm.stream("the sea", 20, GREEDY)
+    for _ in range(5):  # of four tokens at a time, one has come
+        next(stream)
+    llm.close()
+    with pytest.raises(LutraError, match=GONE):
+        next(stream)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_a_fault_among_greedy_tokens_comes_behind_those_before_it(n: int, varied: Path) -> None:
+    device = Descriptors()
+    llm, pieces = LLM(varied, device), list[int]()
+    device.fails = n
+    with pytest.raises(DeviceError, match=r"^a fault$"):
+        pieces.extend(piece.token for piece in llm.stream("the sea", 20, GREEDY))
+    assert pieces == alone(varied, "the sea", GREEDY, 1 + n)
+    device.fails = -1
+    assert llm.generate("the sea", 8, GREEDY).tokens == alone(varied, "the sea", GREEDY)
+
+
 # -- streams that end early
 
 
@@ -952,15 +1105,18 @@ def test_a_known_prefix_keeps_its_saturation(long_folder: Path) -> None:
     assert not llm.generate("at sea", 2, GREEDY).stats.saturated
 
 
-def test_a_step_that_saturated_is_not_forgotten(long_folder: Path) -> None:
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams()])
+def test_a_step_that_saturated_is_not_forgotten(
+    sampling: SamplingParams, long_folder: Path
+) -> None:
     """The steps behind it may say that they did not."""
     device = SaturatingOnce()
     llm = LLM(long_folder, device)
     prompt = "once upon a time"
     device.at = len(llm.encode(prompt))
-    assert llm.generate(prompt, 4, GREEDY).stats.saturated
+    assert llm.generate(prompt, 4, sampling).stats.saturated
     device.at = 0
-    assert llm.generate("at sea", 4, GREEDY).stats.saturated
+    assert llm.generate("at sea", 4, sampling).stats.saturated
 
 
 def test_sessions_that_are_kept_give_way(long_folder: Path) -> None:

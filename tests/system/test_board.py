@@ -9,6 +9,7 @@ pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
 from tests.host.boards import SIZE, Emulated, Served, board
+from tests.host.greedy_tokens import check_greedy
 from tests.host.random_model import Shape, write_model
 from tests.host.tiles import compiled, driver, golden, on_transport, run_tiles
 from tests.hw.core.test_accelerator import SMALL
@@ -35,6 +36,7 @@ def test_the_same_bits(tmp_path: Path) -> None:
             np.testing.assert_array_equal(result.argmax, expected.argmax)
         result = tiles.run_tile([7], 6, 0)
         assert result.cycles == driver(tiles).counters()["cycles"]
+        check_greedy(tiles.device, golden(model.model).device)
         tiles.close()
     accelerator.close()
 

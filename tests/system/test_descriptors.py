@@ -1,5 +1,6 @@
 """Descriptors on the simulated accelerator: results and memory are the interpreter's."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from tests.hw.core.test_accelerator import SMALL
 from lutra.compile.program import SegmentKind
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.accelerator.rtl import RtlTransport
-from lutra.devices.base import DeviceError
+from lutra.devices.base import DeviceError, GreedyResult
 from lutra.models import load_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.control.checksum import checksum
@@ -32,6 +33,7 @@ from lutra_golden.control.registers import (
     ErrorCode,
 )
 from lutra_golden.control.result import Result, result_bytes
+from lutra_golden.core.ports import Response
 
 pytestmark = [pytest.mark.rtl, pytest.mark.usefixtures("no_coverage")]
 
@@ -229,12 +231,9 @@ def test_one_doorbell_too_many_is_refused(boards: tuple[Board, Board]) -> None:
     assert tags == [100 + i for i in range(QUEUE_DEPTH + 1)]
 
 
-def test_a_pass_starts_with_one_write_of_a_register(
-    boards: tuple[Board, Board], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The driver's; its end is an interrupt, which is cleared, and the count of what is left."""
-    rtl, interpreted = boards
-    transport, calls = rtl.transport, list[str]()
+def accesses(board: Board, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Accesses of registers from now on, as they come."""
+    transport, calls = board.transport, list[str]()
     assert isinstance(transport, RtlTransport)
     simulator = transport.simulator
     for kind in ("write", "read"):
@@ -245,9 +244,85 @@ def test_a_pass_starts_with_one_write_of_a_register(
             return access(name, *rest)
 
         monkeypatch.setattr(simulator, f"{kind}_register", counted)
+    return calls
+
+
+def test_a_pass_starts_with_one_write_of_a_register(
+    boards: tuple[Board, Board], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's; its end is an interrupt, which is cleared, and the count of what is left."""
+    rtl, interpreted = boards
+    calls = accesses(rtl, monkeypatch)
     rtl.tiles.run_tile([3, 1], 0, 1)
     calls.clear()
     found = rtl.tiles.run_tile([3, 1], 0, 1)
     assert calls == ["write DOORBELL", "write IRQ_STATUS", "read PENDING"]
     expected = interpreted.tiles.run_tile([3, 1], 0, 1)
     np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+# -- the driver's greedy tokens
+
+
+def greedy(board: Board, token: int, n: int) -> GreedyResult:
+    return board.device.greedy(board.tiles.session, token, n)
+
+
+def held(board: Board) -> bytes:
+    """Keys and values, at the beginning of the context and as far as tokens were processed."""
+    return board.tiles.session.export().to_bytes()
+
+
+def test_greedy_tokens_come_by_one_doorbell(
+    boards: tuple[Board, Board], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host has nothing to do between the first and the last of them."""
+    rtl, interpreted = boards
+    for board in boards:
+        board.tiles.session.truncate(0)
+    calls = accesses(rtl, monkeypatch)
+    found, expected = (greedy(board, 3, 9) for board in boards)
+    assert calls == ["write DOORBELL", "write IRQ_STATUS", "read PENDING"]
+    assert list(found.tokens) == list(expected.tokens) and len(found.tokens) == 9
+    assert found.cycles and rtl.device.counters()["cycles"] > 0
+    assert held(rtl) == held(interpreted)
+    a, b = (board.tiles.run_tile([found.tokens[-1]], 9, 0) for board in boards)
+    np.testing.assert_array_equal(a.logits, b.logits)
+    np.testing.assert_array_equal(a.scale, b.scale)
+
+
+def test_a_fault_anywhere_among_greedy_tokens_keeps_those_before_it(
+    boards: tuple[Board, Board],
+) -> None:
+    """In any burst that is written, and in some beats that are read, of three passes."""
+    rtl, interpreted = boards
+    transport, n = rtl.transport, 3
+    assert isinstance(transport, RtlTransport)
+    simulator, session = transport.simulator, rtl.tiles.session
+    places = [(0, False), (1, False), (1, True)]
+    for board in boards:
+        board.tiles.session.truncate(0)
+    for port, writes in places:
+        simulator.disturb(port, None, writes=writes)
+    expected = [list(greedy(board, 3, n).tokens) for board in boards]
+    assert expected[0] == expected[1]
+    sizes = [simulator.transfers(port, writes=writes) for port, writes in places]
+    kept = Counter[int]()
+    for (port, writes), size in zip(places, sizes, strict=True):
+        for at in range(size) if writes else np.linspace(0, size - 1, 9).astype(int):
+            session.truncate(0)
+            simulator.disturb(port, int(at), Response.SLVERR, writes=writes)
+            try:
+                found = greedy(rtl, 3, n)
+                tokens, error = list(found.tokens), found.error
+            except DeviceError as failed:
+                tokens, error = [], failed
+            simulator.disturb(port, None, writes=writes)
+            kept[len(tokens)] += 1
+            assert "the memory answered SLVERR to a " in str(error)
+            assert tokens == expected[0][: len(tokens)]
+            assert session.length == len(tokens) < n
+            tokens += greedy(rtl, [3, *tokens][-1], n - len(tokens)).tokens
+            assert tokens == expected[0]
+            assert held(rtl) == held(interpreted)
+    assert kept.keys() == set(range(n))

@@ -26,6 +26,7 @@ pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 pytest.importorskip("gguf")
 
+from tests.host.greedy_tokens import check_greedy
 from tests.host.random_model import Shape, write_model
 from tests.host.tiles import Compiled, Tiles, assert_a_story_moves, compiled, driver, golden
 from tests.hw.core.test_accelerator import SMALL
@@ -151,6 +152,15 @@ def test_a_token_is_one_flush_two_invalidations_and_no_new_buffer(rig: Rig, tile
     tiles.run_tile([TOKENS[3]], 3, 0)
     counts = {name: n - before[name] for name, n in rig.emulated.calls.items()}
     assert counts == {"allocate": 0, "flush": 1, "invalidate": 2}
+
+
+def test_greedy_tokens_are_one_flush_and_one_invalidation(rig: Rig, tiles: Tiles) -> None:
+    """Their logits are not read."""
+    before = dict(rig.emulated.calls)
+    tiles.device.greedy(tiles.session, TOKENS[3], 5)
+    counts = {name: n - before[name] for name, n in rig.emulated.calls.items()}
+    assert counts == {"allocate": 0, "flush": 1, "invalidate": 1}
+    check_greedy(tiles.device, golden(rig.found.model).device)
 
 
 def test_sessions_take_no_new_buffer(rig: Rig, tiles: Tiles) -> None:

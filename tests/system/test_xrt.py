@@ -1,7 +1,8 @@
 """The driver over XRT on an emulated card: the Verilated kernel, its memory, and faults."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
+from tests.host.greedy_tokens import check_fault, check_greedy
 from tests.host.random_model import Shape, write_model
 from tests.host.tiles import Compiled, Tiles, compiled, driver, golden
 from tests.hw.core.test_accelerator import SMALL
@@ -88,6 +90,31 @@ def test_it_computes_what_golden_does(board: Board) -> None:
     device = driver(board.tiles)
     assert device.counters()["cycles"] > 0
     assert device.facts()["emulated"] == "u55c"
+
+
+def test_greedy_tokens_share_a_run(board: Board) -> None:
+    started = board.card.calls["start"]
+    check_greedy(board.tiles.device, board.golden.device)
+    assert board.card.calls["start"] == started + 4
+
+
+def test_a_fault_among_greedy_tokens(board: Board) -> None:
+    @contextmanager
+    def fault() -> Generator[None]:
+        kernel = board.kernel
+        size = kernel.transfers(0)
+        kernel.disturb(0, size * 2 // 5, Response.SLVERR)
+        try:
+            yield
+        finally:
+            kernel.disturb(0, None)
+
+    device, golden = board.tiles.device, board.golden.device
+    board.kernel.disturb(0, None)
+    session = device.session()
+    device.greedy(session, 1, 6)
+    session.close()
+    check_fault(device, golden, fault)
 
 
 def test_xrt_before_contexts(found: Compiled) -> None:

@@ -8,7 +8,7 @@ other, since all of them compute the same bits.
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, cast
@@ -29,6 +29,7 @@ __all__ = [
     "Chunk",
     "Device",
     "DeviceError",
+    "GreedyResult",
     "PassResult",
     "Session",
     "Step",
@@ -106,6 +107,21 @@ class StepResult:
     residual: NDArray[np.int32] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class GreedyResult:
+    """Greedy tokens of a session, one or more, in their order.
+
+    All but the last were processed, too: the next step, or :meth:`Device.greedy`, begins with that
+    one. ``saturated`` and ``cycles`` are of all their passes together. ``error`` is the fault that
+    the token behind them ended in: keys and values are right up to here.
+    """
+
+    tokens: Sequence[int]
+    saturated: bool = False
+    cycles: int | None = None
+    error: DeviceError | None = None
+
+
 class Device(Protocol):
     """Something that holds a model and runs steps of sessions."""
 
@@ -114,6 +130,11 @@ class Device(Protocol):
     @property
     def pass_tokens(self) -> int:
         """Most tokens that share one pass over the weights."""
+        ...
+
+    @property
+    def greedy_tokens(self) -> int:
+        """Most tokens that :meth:`greedy` makes without the host; 1 if the host takes each."""
         ...
 
     def load(self, model: PackedModel) -> None:
@@ -131,8 +152,20 @@ class Device(Protocol):
         """
         ...
 
+    def greedy(
+        self, session: Session, token: int, n: int, ends: Collection[int] = ()
+    ) -> GreedyResult:
+        """Make ``n`` greedy tokens that follow ``token``, the next one of ``session``.
+
+        Fewer come where one of ``ends`` was made, which is the last then, where the context is
+        full, or where a pass failed behind the first: see :class:`GreedyResult`. They, keys and
+        values are those of single steps. Safe to call from several threads. After an exception
+        the session is as it was.
+        """
+        ...
+
     def counters(self) -> Mapping[str, int]:
-        """Performance counters of the last pass; empty where there are none."""
+        """Performance counters of the last run; empty where there are none."""
         ...
 
     def facts(self) -> Mapping[str, str | int]:
@@ -217,8 +250,9 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
     """Common part of all devices: checks, passes, sessions and their memory, locking.
 
     A device says how it loads a model (``_load``, ``_unload``), makes a session (``_session``,
-    ``_session_bytes``) and runs one pass (``_pass``). ``memory_limit`` are the bytes that sessions
-    may take together; left out, what this machine has free when the model is loaded.
+    ``_session_bytes``) and runs one pass (``_pass``); one that makes several greedy tokens by
+    itself says how (``_greedy``, :attr:`greedy_tokens`). ``memory_limit`` are the bytes that
+    sessions may take together; left out, what this machine has free when the model is loaded.
     """
 
     name = "device"
@@ -259,6 +293,17 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
     @abstractmethod
     def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
         """Run the chunks, all of the same layers, in one pass."""
+
+    def _greedy(
+        self, session: BaseSession, token: int, n: int, ends: Collection[int]
+    ) -> GreedyResult:
+        """Make 1 to ``n`` greedy tokens that follow ``token``, and count them as processed.
+
+        An end token is the last of them. The session has room for all ``n``.
+        """
+        [result] = self.run([Step(session=session, tokens=[token])])
+        tokens = result.argmax.tolist()
+        return GreedyResult(tokens=tokens, saturated=result.saturated, cycles=result.cycles)
 
     # -- the protocol
 
@@ -330,8 +375,44 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             _advance(todo)
             return results
 
+    @property
+    def greedy_tokens(self) -> int:
+        """Most tokens that :meth:`greedy` makes without the host; 1 if the host takes each."""
+        return 1
+
+    def greedy(
+        self, session: Session, token: int, n: int, ends: Collection[int] = ()
+    ) -> GreedyResult:
+        """Make ``n`` greedy tokens that follow ``token``; see :class:`Device`."""
+        with self.held():
+            model = self.model
+            check_whole("n", n)
+            if n < 1:
+                raise LutraError(f"n must be 1 or more tokens, not {n}")
+            first = self._checked(model, Step(session=session, tokens=[token]))
+            [last], own, before = first.tokens, first.session, first.session.lengths
+            n, stops = min(n, model.context - first.position), frozenset(ends)
+            made, saturated = list[int](), False
+            cycles: int | None = None
+            error: DeviceError | None = None
+            try:
+                while error is None and len(made) < n and not (made and last in stops):
+                    part = self._greedy(own, last, n - len(made), stops)
+                    made += part.tokens
+                    last, saturated, error = made[-1], saturated or part.saturated, part.error
+                    if part.cycles is not None:
+                        cycles = (cycles or 0) + part.cycles
+            except DeviceError as failed:
+                if not made:
+                    raise
+                error = failed
+            except BaseException:
+                own.lengths = before
+                raise
+            return GreedyResult(tokens=made, saturated=saturated, cycles=cycles, error=error)
+
     def counters(self) -> Mapping[str, int]:
-        """Performance counters of the last pass; empty where there are none."""
+        """Performance counters of the last run; empty where there are none."""
         return {}
 
     def facts(self) -> Mapping[str, str | int]:

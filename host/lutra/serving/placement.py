@@ -92,7 +92,7 @@ class Placement:
 
 
 def _check_device(device: object) -> None:
-    for method in ("load", "session", "run", "close"):
+    for method in ("load", "session", "run", "greedy", "close"):
         if not callable(getattr(device, method, None)):
             raise LutraError(
                 f"device must be {either(DEVICES)}, or an object with the methods of "

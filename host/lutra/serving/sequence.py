@@ -1,12 +1,12 @@
 """One sequence on a device, and also on the golden device if results are checked."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lutra.devices.base import Device, Session, Step, StepResult
+from lutra.devices.base import Device, GreedyResult, Session, Step, StepResult
 from lutra_golden.errors import LutraError
 
 __all__ = ["Mismatch", "TokenSequence", "compare"]
@@ -22,7 +22,7 @@ class TokenSequence:
 
     With ``golden``, a device that has the same model, every step runs there as well, in the
     session ``reference``, and a difference raises :class:`Mismatch`. A sequence whose step raised
-    anything is to be closed. ``saturated_at`` is where the first step began in which a value left
+    anything is to be closed. ``saturated_at`` is where the first call began in which a value left
     its range.
     """
 
@@ -47,15 +47,31 @@ class TokenSequence:
             [Step(session=self.session, tokens=tokens, logits_from=logits_from)]
         )
         seconds = time.perf_counter() - start
-        if result.saturated and self.saturated_at is None:
-            self.saturated_at = position
-        self.tokens.extend(tokens)
+        self._took(tokens, result.saturated)
         if self.golden is not None and self.reference is not None:
             [expected] = self.golden.run(
                 [Step(session=self.reference, tokens=tokens, logits_from=logits_from)]
             )
             compare(self.device.name, result, expected, position + logits_from)
         return result, seconds
+
+    def greedy(self, token: int, n: int, ends: Collection[int]) -> tuple[GreedyResult, float]:
+        """Go on with ``token`` and up to ``n`` greedy tokens; those, and the device's seconds.
+
+        See :meth:`Device.greedy`. There are no logits that could be checked: ``golden`` is None.
+        """
+        assert self.golden is None, "every logit is to be checked"
+        start = time.perf_counter()
+        result = self.device.greedy(self.session, token, n, ends)
+        seconds = time.perf_counter() - start
+        self._took([token, *result.tokens[:-1]], result.saturated)
+        return result, seconds
+
+    def _took(self, tokens: Sequence[int], saturated: bool) -> None:
+        """Note the tokens that were processed by a call."""
+        if saturated and self.saturated_at is None:
+            self.saturated_at = len(self.tokens)
+        self.tokens.extend(tokens)
 
     @property
     def saturated(self) -> bool:

@@ -50,10 +50,15 @@ class Sampler:
         self._params = params
         self._rng = np.random.default_rng(params.seed)
 
+    @property
+    def greedy(self) -> bool:
+        """True if the likeliest token is always drawn, the first of equals."""
+        return self._params.temperature == 0
+
     def __call__(self, logits: NDArray[np.int64], scale: float) -> int:
         """Return a token of integer ``logits`` ``[V]``, of which one is worth ``scale``."""
         params = self._params
-        if params.temperature == 0:
+        if self.greedy:
             return int(logits.argmax())
         # a stable order makes ties, and so the draw, the same everywhere
         kept = np.arange(len(logits))

@@ -148,6 +148,54 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/devices/accelerator/device.py",
+        ["host/devices/test_greedy.py"],
+        (
+            "the last token of a run that failed is kept",
+            "return made[: len(made) - 1 if wrote else n - 1]",
+            "return made[: len(made) - 1 if wrote else n]",
+        ),
+        (
+            "the last token before a write that failed is kept",
+            "return made[: len(made) - 1 if wrote else n - 1]",
+            "return made[: n - 1]",
+        ),
+        (
+            "tokens of a run that another program disturbed are kept",
+            "if ended is None or not ended.status & STATUS_ERROR:",
+            "if ended is None:",
+        ),
+        (
+            "the last greedy token not counted",
+            "session.advance(layers, len(made))",
+            "session.advance(layers, len(made) - 1)",
+        ),
+        (
+            "end tokens left out of the descriptor",
+            "self._timeout_s, n, own)",
+            "self._timeout_s, n)",
+        ),
+        (
+            "end tokens counted that the model has not",
+            "for end in ends if 0 <= end < program.vocab_size)",
+            "for end in ends)",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/accelerator/runs.py",
+        ["host/devices/test_greedy.py"],
+        (
+            "end tokens of the descriptor before",
+            "shape = program, self.watchdog_cycles, *of_tile, n_greedy, ends",
+            "shape = program, self.watchdog_cycles, *of_tile, n_greedy",
+        ),
+        (
+            "as many tokens as the descriptor before",
+            "shape = program, self.watchdog_cycles, *of_tile, n_greedy, ends",
+            "shape = program, self.watchdog_cycles, *of_tile, ends",
+        ),
+    ),
+    *planted(
         "host/lutra/devices/accelerator/interpreted.py",
         ["host/devices/test_runs.py", f"{_INTERPRETED}::test_another_accelerator_is_refused"],
         (

@@ -62,8 +62,90 @@ MUTANTS = [
         ("the reference not cut", "            self.reference.truncate(n)\n", "            pass\n"),
         (
             "a later step moves the first saturation",
-            "if result.saturated and self.saturated_at is None:",
-            "if result.saturated:",
+            "if saturated and self.saturated_at is None:",
+            "if saturated:",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/sequence.py",
+        ["host/serving/test_sequence.py"],
+        (
+            "the last greedy token counts as processed",
+            "[token, *result.tokens[:-1]]",
+            "[token, *result.tokens]",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/pace.py",
+        ["host/serving/test_pace.py"],
+        (
+            "text waits twice as long",
+            "elif 2 * self.n_tokens * seconds <=",
+            "elif self.n_tokens * seconds <=",
+        ),
+        (
+            "the bound of the device exceeded",
+            "min(2 * self.n_tokens, self._most)",
+            "2 * self.n_tokens",
+        ),
+        ("a slow device makes as many as before", "max(self.n_tokens // 2, 1)", "self.n_tokens"),
+    ),
+    *planted(
+        "host/lutra/llm.py",
+        [
+            "host/test_llm.py::test_greedy_tokens_come_by_ever_more",
+            "host/test_llm.py::test_drawn_and_checked_tokens_are_single_steps",
+            "host/test_llm.py::test_a_fault_among_greedy_tokens_comes_behind_those_before_it",
+            "host/test_llm.py::test_a_step_that_saturated_is_not_forgotten",
+        ],
+        (
+            "more greedy tokens than were asked for",
+            "n = min(pace.n_tokens, max_tokens - stats.generated_tokens)",
+            "n = pace.n_tokens",
+        ),
+        (
+            "greedy tokens are not checked",
+            "while sampler.greedy and loaded.golden is None:",
+            "while sampler.greedy:",
+        ),
+        (
+            "a fault among greedy tokens is hidden",
+            "                raise made.error\n",
+            "                pass\n",
+        ),
+        (
+            "saturation of greedy tokens forgotten by the next ones",
+            "stats.saturated |= made.saturated",
+            "stats.saturated = made.saturated",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/base.py",
+        ["host/devices/test_greedy.py"],
+        (
+            "an interrupt leaves what was processed before it",
+            "                own.lengths = before\n",
+            "",
+        ),
+        (
+            "a fault hides the tokens before it",
+            "            except DeviceError as failed:\n                if not made:\n",
+            "            except DeviceError as failed:\n                if True:\n",
+        ),
+        (
+            "an end token is one of several",
+            "and not (made and last in stops)",
+            "",
+        ),
+        (
+            "a token that is given ends",
+            "and not (made and last in stops)",
+            "and last not in stops",
+        ),
+        (
+            "greedy tokens beyond the context",
+            "n, stops = min(n, model.context - first.position), frozenset(ends)",
+            "stops = frozenset(ends)",
         ),
     ),
     *planted(

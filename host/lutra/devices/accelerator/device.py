@@ -1,7 +1,8 @@
 """The driver of an accelerator, simulated or real: one, over any transport."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +31,20 @@ from lutra.devices.accelerator.transport import (
     Transport,
     abort,
 )
-from lutra.devices.base import BaseDevice, Chunk, DeviceError, PassResult
+from lutra.devices.base import BaseDevice, Chunk, DeviceError, GreedyResult, PassResult
 from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import packed_scale_to_float
 from lutra_golden.control.chunks import ChunkEntry
-from lutra_golden.control.registers import STATUS_ERROR, STATUS_REFUSED, STATUS_SATURATED
+from lutra_golden.control.descriptor import ENDS_MAX
+from lutra_golden.control.registers import (
+    STATUS_ERROR,
+    STATUS_REFUSED,
+    STATUS_SATURATED,
+    ErrorCode,
+)
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO
+from lutra_golden.core.ports import Purpose
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
@@ -49,6 +57,7 @@ TIMEOUT_S = 600.0
 """Seconds in which a run must end, if nothing else is said."""
 _SESSIONS_BYTES = 1 << 30  # of memory for sessions, beside the model
 _LOGIT = np.dtype("<i4")
+_WRITE = list(Purpose).index(Purpose.WRITE)
 _WATCHDOG_CYCLES = 1 << 20  # far beyond what the memory may take to answer
 
 
@@ -108,6 +117,17 @@ def _tile(chunks: Sequence[Chunk]) -> tuple[Tile, list[int], list[int]]:
         tokens = list(range(len(tokens)))
     first = min(wanted, default=len(tokens))
     return Tile(tokens=tokens, chunks=entries, logits_from=first), places, wanted
+
+
+def _finished(ended: Ended, n: int) -> Sequence[int]:
+    """Tokens that can be relied on of a run that was to make ``n``, and failed.
+
+    Its last pass of all is over before everything is written. Where a write has failed, it may be
+    one of the pass that was counted last.
+    """
+    failure, made = ended.failure, ended.argmax
+    wrote = failure.code == ErrorCode.BUS and failure.purpose == _WRITE
+    return made[: len(made) - 1 if wrote else n - 1]
 
 
 class AcceleratorDevice(BaseDevice[AcceleratorSession]):
@@ -265,11 +285,28 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     # -- running
 
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+    @property
+    def greedy_tokens(self) -> int:
+        """Most tokens of a descriptor; 1 where runs are started by registers."""
+        runs = self._runs
+        return runs.greedy_tokens if isinstance(runs, DescriptorRuns) else 1
+
+    @contextmanager
+    def _running(self) -> Generator[None]:
+        """Mark a run; whatever is raised in it, it is aborted, as is one that was given up."""
         if self._busy:
             self._abort()
         self._busy = True
         try:
+            yield
+        except BaseException:
+            # should this be interrupted too, the next run does it
+            self._abort()
+            raise
+        self._busy = False
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        with self._running():
             layers = chunks[0].layers
             tile, places, wanted = _tile(chunks)
             if layers.start:
@@ -278,15 +315,45 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
             ended = self.runs.run(self._programs.of(layers), tile, self._timeout_s)
             self._check_end(ended)
             if layers.stop < self.program.n_layers:
-                result = self._collect_stream(places, ended)
-            else:
-                result = self._collect_logits(tile.logits_from, wanted, ended)
-        except BaseException:
-            # should this be interrupted too, the next run does it
-            self._abort()
-            raise
-        self._busy = False
-        return result
+                return self._collect_stream(places, ended)
+            return self._collect_logits(tile.logits_from, wanted, ended)
+
+    def _greedy(
+        self, session: BaseSession, token: int, n: int, ends: Collection[int]
+    ) -> GreedyResult:
+        program, runs = self.program, self.runs
+        own = sorted(int(end) for end in ends if 0 <= end < program.vocab_size)
+        if not isinstance(runs, DescriptorRuns) or len(own) > ENDS_MAX:
+            return super()._greedy(session, token, n, ends)
+        assert isinstance(session, AcceleratorSession) and self._programs is not None
+        layers, n = range(program.n_layers), min(n, runs.greedy_tokens)
+        entry = ChunkEntry(session.position(layers), 1, session.address)
+        tile = Tile(tokens=[token], chunks=[entry], logits_from=0)
+        ended: Ended | None = None
+        error: DeviceError | None = None
+        try:
+            with self._running():
+                ended = runs.run(self._programs.whole, tile, self._timeout_s, n, own)
+                self._check_end(ended)
+                made = ended.argmax
+                if not 1 <= len(made) <= n:
+                    raise DeviceError(
+                        f"device {self.name} has results of {len(made)} tokens, but 1 to {n} were "
+                        "to be made: load the model again"
+                    )
+        except DeviceError as failed:
+            if ended is None or not ended.status & STATUS_ERROR:
+                raise
+            made, error = _finished(ended, n), failed
+            if not made:
+                raise
+        session.advance(layers, len(made))
+        return GreedyResult(
+            tokens=made,
+            saturated=bool(ended.status & STATUS_SATURATED),
+            cycles=ended.cycles,
+            error=error,
+        )
 
     def run_code(self, code: bytes, tile: Tile) -> Ended:
         """Run other code than the program's on a tile, for tests of the accelerator.
@@ -294,40 +361,27 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         DeviceError as of a pass; then the next run is right.
         """
         with self.held():
-            if self._busy:
-                self._abort()
             address = self.transport.allocate(len(code))
-            self._busy = True
             try:
-                self.transport.write(address, code)
-                ended = self.runs.run(Placed(address, len(code)), tile, self._timeout_s)
-                self._check_end(ended)
-            except BaseException:
-                self._abort()
-                raise
+                with self._running():
+                    self.transport.write(address, code)
+                    ended = self.runs.run(Placed(address, len(code)), tile, self._timeout_s)
+                    self._check_end(ended)
+                    return ended
             finally:
                 self.transport.free(address)
-            self._busy = False
-            return ended
 
     def checksum(self, address: int, n_bytes: int) -> int:
         """Checksum of a range of memory, as the accelerator reads it; it takes descriptors."""
         with self.held():
-            if self._busy:
-                self._abort()
             return self._checksum(address, n_bytes)
 
     def _checksum(self, address: int, n_bytes: int) -> int:
         assert isinstance(self.runs, DescriptorRuns)
-        self._busy = True
-        try:
+        with self._running():
             ended, found = self.runs.checksum(address, n_bytes, self._timeout_s)
             self._check_end(ended)
-        except BaseException:
-            self._abort()
-            raise
-        self._busy = False
-        return found
+            return found
 
     def stored(self, tokens: Sequence[int], n: int) -> NDArray[np.int32]:
         """The first ``n`` words that the last run stored for each of ``tokens``: see LOGITS."""
@@ -408,5 +462,5 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         }
 
     def counters(self) -> Mapping[str, int]:
-        """Performance counters of the last pass; empty where there are none."""
+        """Performance counters of the last run; empty where there are none."""
         return self.runs.counters()

@@ -64,7 +64,8 @@ class Tile:
 class Ended:
     """End of a run: ``argmax`` and packed ``scale`` of the tokens that have logits.
 
-    ``status`` is as the register STATUS, ``cycles`` None where there is no clock.
+    ``status`` is as the register STATUS, ``cycles`` None where there is no clock. Of a run of
+    several passes that failed, there are results of the passes before that.
     """
 
     status: int
@@ -155,7 +156,7 @@ class _Prepared:
     """Bytes of a result block and of a descriptor of one shape, in which tag, chunks and tokens
     change: ``body`` packs the latter two."""
 
-    shape: tuple[Placed, int, int, int, int]
+    shape: tuple[object, ...]
     block: bytearray
     body: struct.Struct
 
@@ -178,6 +179,8 @@ class DescriptorRuns:
         """Cycles without progress that end a run; 0 leaves them as they are."""
         self._line = line_bytes(config)
         self._room = result_bytes(self._line, config.pass_tokens)
+        self.greedy_tokens = (self._room - RESULT_BYTES) // 8
+        """Most greedy tokens of a run: those whose results fit the block, 32 or more."""
         self._base = transport.allocate(self.n_bytes(config))
         self._sound = Descriptor(
             fingerprint=config.fingerprint,
@@ -197,10 +200,20 @@ class DescriptorRuns:
         words = 3 * n + ENDS_MAX
         return result_bytes(line, n) + round_up(HEADER_BYTES + 4 * words, line)
 
-    def run(self, program: Placed, tile: Tile, timeout_s: float | None) -> Ended:
-        """Run a program on a tile to its end."""
+    def run(
+        self,
+        program: Placed,
+        tile: Tile,
+        timeout_s: float | None,
+        n_greedy: int = 0,
+        ends: Sequence[int] = (),
+    ) -> Ended:
+        """Run a program on a tile to its end; make ``n_greedy`` tokens, or up to one of ``ends``.
+
+        There is room for the results of :attr:`greedy_tokens`.
+        """
         self._tag = (self._tag + 1) & 0xFFFFFFFF
-        return self._carry_out(self._encode(program, tile), timeout_s)
+        return self._carry_out(self._encode(program, tile, n_greedy, tuple(ends)), timeout_s)
 
     def checksum(self, address: int, n_bytes: int, timeout_s: float | None) -> tuple[Ended, int]:
         """Checksum of a range of memory, as the accelerator reads it, and the end of its run."""
@@ -227,10 +240,11 @@ class DescriptorRuns:
         self._result = transport.read(self._base, self._room)
         return self._decode(self._result, cycles)
 
-    def _encode(self, program: Placed, tile: Tile) -> bytes:
+    def _encode(self, program: Placed, tile: Tile, n_greedy: int, ends: tuple[int, ...]) -> bytes:
         """Result block of zeros, and the descriptor."""
         chunks, tokens = tile.chunks, tile.tokens
-        shape = program, self.watchdog_cycles, tile.logits_from, len(chunks), len(tokens)
+        of_tile = tile.logits_from, len(chunks), len(tokens)
+        shape = program, self.watchdog_cycles, *of_tile, n_greedy, ends
         prepared = self._prepared
         if prepared is None or shape != prepared.shape:
             descriptor = replace(
@@ -238,9 +252,11 @@ class DescriptorRuns:
                 program_base=program.address,
                 program_bytes=program.n_bytes,
                 logits_from=tile.logits_from,
+                n_greedy=n_greedy,
                 watchdog=self.watchdog_cycles,
                 chunks=tuple(chunks),
                 tokens=tuple(tokens),
+                ends=ends,
             )
             # in one step: an interrupt leaves the one before, or none of it
             prepared = self._prepared = _Prepared(
@@ -258,9 +274,7 @@ class DescriptorRuns:
         status, tag, n_results, counted = _RESULT.unpack_from(data)
         if not status & STATUS_DONE or tag != self._tag:
             return self._without_result(cycles)
-        failure = Failure()
-        if status & STATUS_ERROR:
-            failure, n_results = Result.decode(data).failure, 0
+        failure = Result.decode(data).failure if status & STATUS_ERROR else Failure()
         words = struct.unpack_from(f"<{2 * n_results}I", data, RESULT_BYTES)
         return Ended(
             status=status,

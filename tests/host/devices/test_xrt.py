@@ -393,7 +393,7 @@ def test_no_image_and_no_module(
 ) -> None:
     monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
     board.device = AcceleratorDevice(XrtTransport(module=board.card.module))
-    _refused(board, r"^there is no image of configuration .*: build it, and put", LutraError)
+    _refused(board, r"^there is no bitstream of configuration .*: make one with `lut", LutraError)
     board.device = AcceleratorDevice(XrtTransport(xclbin=board.card.image))
     monkeypatch.setitem(sys.modules, "pyxrt", None)
     _refused(board, r"^device xrt needs XRT's Python module \(.*\): install XRT 2\.14", LutraError)

@@ -156,7 +156,7 @@ class SequenceKv:
         return b"".join(parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "SequenceKv":
+    def from_bytes(cls, data: bytes | bytearray) -> "SequenceKv":
         """Inverse of :meth:`to_bytes`; LutraError if ``data`` is anything else."""
         _check_bytes(data)
         start = len(_MAGIC) + 4
@@ -214,7 +214,7 @@ def _check_scale(scale: Scale, what: str) -> None:
 class _Reader:
     """Arrays one after another."""
 
-    def __init__(self, data: bytes, at: int) -> None:
+    def __init__(self, data: bytes | bytearray, at: int) -> None:
         self._data, self._at = data, at
 
     def _bytes(self, n: int) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from tests.host.boards import Interpreted, Served, board
 from tests.host.devices.test_xrt import InterpretedKernel
@@ -210,7 +211,7 @@ def test_names_the_unit_of_the_logits(bitnet: Compiled) -> None:
         if i.opcode is Opcode.LOGITS and i.flags & FLAG_LOGITS:
             at = interpreter.registers["LOGITS_BASE"] + 4 * i.args["row_first"]
             at += interpreter.registers["LOGITS_FROM"] * interpreter.registers["LOGITS_STRIDE"]
-            interpreter.memory.store(at, interpreter.memory.read(at, 1) ^ 1)
+            interpreter.memory.store(at, interpreter.memory.read(at, 1) ^ np.uint8(1))
 
     last = run(bitnet, FaultyTransport(fault))[-1]
     assert last.name == "units"

@@ -119,11 +119,27 @@ MUTANTS = [
             f"{_STEPS}::test_signed_rows",
             f"{_STEPS}::test_groups",
             f"{_STEPS}::test_offsets",
+            f"{_STEPS}::test_activations_in_groups",
         ],
         (
             "offsets of the first rows for all",
             "w->offset + (int64_t)first * groups,",
             "w->offset,",
+        ),
+        (
+            "sums of groups of bytes without their powers of two",
+            "sums[u] *= 1 << (shifts[u * UNIT / SHARED] - 1);",
+            "sums[u] *= 1;",
+        ),
+        (
+            "columns behind the fourth with the first ones' shifts",
+            "        some.shifts += (int64_t)GEMV_COLUMNS * (x->depth / SHARED);\n",
+            "",
+        ),
+        (
+            "wide sums of many columns in 32 bits",
+            "(in_groups(x) || (w->scale && w->shift > NARROW_SHIFT));",
+            "in_groups(x);",
         ),
         ("the sign of low bytes left", "low[r] + 128 * ones[r];", "low[r];"),
         (

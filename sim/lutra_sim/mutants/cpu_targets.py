@@ -7,6 +7,10 @@ __all__ = ["MUTANTS"]
 _C = "host/lutra/devices/cpu/csrc"
 _STEPS = "host/devices/cpu/test_steps.py"
 _BINDING = "host/devices/cpu/test_binding.py"
+_SHIFTED = [
+    f"{_STEPS}::test_activations_in_groups",
+    f"{_STEPS}::test_rows_without_groups_times_activations_in_groups",
+]
 
 MUTANTS = [
     *planted(
@@ -102,13 +106,13 @@ MUTANTS = [
         ("planes of three bits the other way", "{2, 1}, {4}", "{1, 2}, {4}"),
         (
             "zero points in whole steps",
-            "(2 * (int64_t)sum - zero * group_sums[g]);",
-            "(2 * (int64_t)sum - 2 * zero * group_sums[g]);",
+            "total += scale * (twice * sum - zero * group_sums[g]);",
+            "total += scale * (twice * sum - 2 * zero * group_sums[g]);",
         ),
         (
             "ternary codes from zero on",
-            "return 2 * (int64_t)(sum - (w->bits ? group_sums[0] : 0));",
-            "return 2 * (int64_t)sum;",
+            "return twice * sum - (w->bits ? 2 * (int64_t)group_sums[0] : 0);",
+            "return twice * sum;",
         ),
     ),
     *planted(
@@ -169,14 +173,73 @@ MUTANTS = [
             "scale = block->scale, *zero",
         ),
         (
-            "wide sums as narrow ones",
-            "int narrow = w->shift <= NARROW_SHIFT;\n    if (block.kind",
-            "int narrow = 1;\n    if (block.kind",
-        ),
-        (
             "the first tile's group sums for all",
             "const int32_t *a = sums + (int64_t)first * block->groups;",
             "const int32_t *a = sums;",
+        ),
+    ),
+    *planted(
+        f"{_C}/x86_shifted.h",
+        _SHIFTED,
+        (
+            "the first vector's shift for all",
+            "_mm256_set1_epi32(shifts[i]);",
+            "_mm256_set1_epi32(shifts[0]);",
+        ),
+        (
+            "shifts of units of 16 one place on",
+            "_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)",
+            "_mm256_setr_epi32(0, 1, 1, 2, 2, 3, 3, 0)",
+        ),
+        (
+            "offsets behind the row count",
+            "            of = _mm256_and_si256(of, in);\n",
+            "",
+        ),
+        (
+            "offsets not shifted where groups are of several units",
+            "return total + side * ((int64_t)1 << w->offset_shift);",
+            "return total + side;",
+        ),
+        (
+            "more blocks than 32 bits hold the sums of",
+            "enum { NAME(CHAINED) = 16 };",
+            "enum { NAME(CHAINED) = 64 };",
+        ),
+    ),
+    *planted(
+        f"{_C}/gemm_shifted.h",
+        _SHIFTED,
+        (
+            "the first column's shifts for all",
+            "SET(by[(int64_t)c * stride]);",
+            "SET(by[0]);",
+        ),
+        (
+            "the last part of a group alone",
+            "acc[c][i] = ADD(acc[c][i], LOAD(low + c * NAME(ROWS) + i * LANES));",
+            ";",
+        ),
+        (
+            "the first group's offset for all",
+            "LOAD(block->offset + g * NAME(ROWS) + i * LANES)",
+            "LOAD(block->offset + i * LANES)",
+        ),
+        (
+            "codes without groups from zero on",
+            "(block->least ? less : 0)",
+            "0",
+        ),
+    ),
+    *planted(
+        f"{_C}/x86_wide.h",
+        _SHIFTED,
+        ("even lanes for odd ones", "MUL64(ODD(a), odd)", "MUL64(a, odd)"),
+        ("odd lanes of the last group alone", "ADD64(LOAD((to) + LANES / 2), ", "("),
+        (
+            "lanes where they are in a vector of 32 bits",
+            "((lane) % 2 * (LANES / 2) + (lane) / 2)",
+            "(lane)",
         ),
     ),
     *planted(

@@ -41,6 +41,7 @@ from lutra_golden.model.shapes import LINEARS, Gate
 __all__ = ["CpuModel", "CpuResult", "KeptArrays", "RowTable", "matrix_of"]
 
 _UNIT = 16  # weights: what sums of groups are made of
+_BYTE_PEAK = 128
 _INT16 = np.dtype(np.int16)
 _ROW = cast("np.dtype[np.void]", np.dtype(CRow))
 _HUGE_PAGE = 1 << 21
@@ -146,17 +147,22 @@ class KeptArrays:
         return self(values.astype(_INT16, copy=False))
 
 
-def _parts_of(group: int, bits: int) -> int:
+def _parts_of(group: int, bits: int, a_peak: int) -> int:
     """Parts of a group of which each is summed in 32 bits, whatever its codes and activations."""
-    largest = 2 * ((1 << bits) - 1) * 128  # of twice a weight times an activation
+    largest = 2 * ((1 << bits) - 1) * a_peak  # of twice a weight times an activation
     for parts in range(1, group // _UNIT + 1):
         if group % (parts * _UNIT) == 0 and group // parts * largest < 1 << 31:
             return parts
     raise AssertionError("a unit is summed in 32 bits")
 
 
-def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix:
-    """A matrix of a layer; ``keep`` holds the arrays that it points into."""
+def matrix_of(
+    linear: PackedLinear, keep: "KeptArrays | None" = None, a_peak: int = _BYTE_PEAK
+) -> CMatrix:
+    """A matrix of a layer; ``keep`` holds the arrays that it points into.
+
+    ``a_peak`` is the largest magnitude of what its codes are multiplied by.
+    """
     hold = keep or KeptArrays()
     stored = linear.stored
     if stored.group is not None and stored.group % _UNIT:
@@ -169,7 +175,7 @@ def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix
     if group is not None and scale is not None and zero is not None:
         # one for all takes no memory that every token would read
         common = int(zero.flat[0]) if (zero == zero.flat[0]).all() else None
-        parts = _parts_of(group, stored.bits)
+        parts = _parts_of(group, stored.bits, a_peak)
         if parts > 1:
             scale, zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)
             offset = None if offset is None else offset.repeat(parts, axis=1)
@@ -192,6 +198,13 @@ def matrix_of(linear: PackedLinear, keep: "KeptArrays | None" = None) -> CMatrix
     )
 
 
+def _column_bits(model: PackedModel) -> int:
+    """Bits of the integers that matrices are multiplied by: those of groups have a shift more."""
+    if model.a_groups is None:
+        return model.a_bits
+    return model.a_bits + model.a_groups.shift_max
+
+
 def _norm_of(model: PackedModel, norm: LoweredNorm, keep: KeptArrays) -> CNorm:
     # without a gamma the library multiplies by ones
     gamma = keep.int16(norm.gamma) if norm.normalise else None
@@ -206,14 +219,16 @@ def _norm_of(model: PackedModel, norm: LoweredNorm, keep: KeptArrays) -> CNorm:
 def _layer_of(model: PackedModel, layer: PackedLayer, keep: KeptArrays) -> CLayer:
     layer = lower_layer(model, layer)
     norms = layer_norms(model, layer)
+    a_peak = _BYTE_PEAK if model.a_groups is None else model.a_groups.peak
+    linears = {name: matrix_of(layer.linear(name), keep, a_peak) for name in LINEARS}
     out = CLayer(
-        q=matrix_of(layer.q_proj, keep),
-        k=matrix_of(layer.k_proj, keep),
-        v=matrix_of(layer.v_proj, keep),
-        o=matrix_of(layer.o_proj, keep),
-        gate=matrix_of(layer.gate_proj, keep),
-        up=matrix_of(layer.up_proj, keep),
-        down=matrix_of(layer.down_proj, keep),
+        q=linears["q_proj"],
+        k=linears["k_proj"],
+        v=linears["v_proj"],
+        o=linears["o_proj"],
+        gate=linears["gate_proj"],
+        up=linears["up_proj"],
+        down=linears["down_proj"],
         input=_norm_of(model, norms.input, keep),
         attention=_norm_of(model, norms.attention, keep),
         ffn_input=_norm_of(model, norms.ffn_input, keep),
@@ -287,8 +302,7 @@ class CpuModel:
             vocab=model.vocab_size,
             context=model.context,
             a_bits=model.a_bits,
-            # in groups they have up to 15 bits
-            column_bits=model.a_bits if model.a_groups is None else 16,
+            column_bits=_column_bits(model),
             key_bits=shape.key_bits,
             value_bits=shape.value_bits,
             swiglu=int(model.gate is Gate.SILU),

@@ -60,10 +60,12 @@ class Matrix:
         self.c, self._keep = c, keep
 
     @classmethod
-    def of(cls, linear: PackedLinear) -> "Matrix":
-        """A matrix of a layer."""
+    def of(cls, linear: PackedLinear, groups: ActivationGroups | None = None) -> "Matrix":
+        """A matrix of a layer, for activations in ``groups`` if there are any."""
         keep = KeptArrays()
-        return cls(matrix_of(linear, keep), keep)
+        if groups is None:
+            return cls(matrix_of(linear, keep), keep)
+        return cls(matrix_of(linear, keep, groups.peak), keep)
 
     @classmethod
     def signed(cls, w: NDArray[np.int8], shift: int) -> "Matrix":
@@ -82,7 +84,10 @@ class Matrix:
 def matmul(
     target: str, pool: Pool, w: Matrix, a: NDArray[np.int16], a_bits: int = 8
 ) -> NDArray[np.int32]:
-    """Accumulators ``[M, N]`` of activations ``[M, K]``."""
+    """Accumulators ``[M, N]`` of activations ``[M, K]``.
+
+    Those of 9 to 15 bits are int8 times a power of two for each 32.
+    """
     acc = np.full((len(a), w.c.n), -(1 << 31), np.int32)
     matmul_seconds(target, pool, [w], a, a_bits, acc)
     return acc

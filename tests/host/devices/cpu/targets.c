@@ -32,7 +32,18 @@ static void *memory(size_t n) {
 
 enum { TERNARY = 2, BLOCK = 128 };
 
-/* bits 0: signed bytes; ternary where grouped is 0; else groups of 16 and more. */
+/* Activations of a_bits; between 8 and 16 int8 times powers of two, each common to 32 of them. */
+static void activations(int16_t *a, int m, int k, int a_bits) {
+    int in_groups = a_bits > 8 && a_bits < 16, top = in_groups ? 127 : (1 << (a_bits - 1)) - 1;
+    for (int t = 0; t < m; t++)
+        for (int i = 0, power = 1; i < k; i++) {
+            if (in_groups && i % 32 == 0) power = 1 << take(0, a_bits - 8);
+            a[t * k + i] = (int16_t)(take(-top, top) * power);
+        }
+}
+
+/* bits 0: signed bytes; ternary where grouped is 0; else groups of 16 and more, where grouped is 2
+ * with offsets and a zero point for all. */
 static void product(int target, lutra_pool *pool, int n, int k, int m, int bits, int grouped,
                     int a_bits, int shift, int scale_top) {
     int blocks = (k + BLOCK - 1) / BLOCK, group = k % 64 ? 16 : 64, groups = k / group;
@@ -46,9 +57,11 @@ static void product(int target, lutra_pool *pool, int n, int k, int m, int bits,
                                                 take(0, 2) << 6);
     uint16_t *scale = memory(sizeof *scale * (size_t)(n * groups));
     uint16_t *zero = memory(sizeof *zero * (size_t)(n * groups));
+    int16_t *offset = memory(sizeof *offset * (size_t)(n * groups));
     for (int i = 0; i < n * groups; i++) {
         scale[i] = (uint16_t)take(0, scale_top);
         zero[i] = (uint16_t)take(0, 2 * ((1 << bits) - 1));
+        offset[i] = (int16_t)take(-32767, 32767);
     }
     w.codes = codes;
     w.n = n;
@@ -61,9 +74,14 @@ static void product(int target, lutra_pool *pool, int n, int k, int m, int bits,
         w.zero = zero;
         w.scale_bytes = 2;
     }
+    if (grouped == 2) {
+        w.zero = NULL;
+        w.zero_point = 1 << bits;
+        w.offset = offset;
+        w.offset_shift = 5;
+    }
     int16_t *a = memory(sizeof *a * (size_t)(m * k));
-    int top = (1 << (a_bits - 1)) - 1;
-    for (int i = 0; i < m * k; i++) a[i] = (int16_t)take(-top, top);
+    activations(a, m, k, a_bits);
     int32_t *acc = memory(sizeof *acc * (size_t)(m * n));
     double seconds;
     add(lutra_cpu_matmul(target, pool, &w, 1, a, m, a_bits, acc, &seconds));
@@ -71,21 +89,23 @@ static void product(int target, lutra_pool *pool, int n, int k, int m, int bits,
     free(codes);
     free(scale);
     free(zero);
+    free(offset);
     free(a);
     free(acc);
 }
 
 static void products(int target, lutra_pool *pool) {
     static const int depths[] = {16, 128, 208, 640}, columns[] = {1, 3, 6, 13};
-    static const int widths[] = {1, 2, 3, 4, 6, 8};
+    static const int widths[] = {1, 2, 3, 4, 6, 8}, every[] = {8, 11, 15, 16};
     for (int d = 0; d < 4; d++)
         for (int c = 0; c < 4; c++)
-            for (int a_bits = 8; a_bits <= 16; a_bits += 8) {
-                int k = depths[d], m = columns[c];
+            for (int b = 0; b < 4; b++) {
+                int k = depths[d], m = columns[c], a_bits = every[b];
                 product(target, pool, 19, k, m, TERNARY, 0, a_bits, 1, 0);
                 product(target, pool, 19, k, m, 0, 0, a_bits, 4, 0);
                 for (int i = 0; i < 6; i++) {
                     product(target, pool, 19, k, m, widths[i], 1, a_bits, 16, 255);
+                    product(target, pool, 19, k, m, widths[i], 2, a_bits, 16, 255);
                     /* sums of 32 bits */
                     if (a_bits == 8) product(target, pool, 7, k, m, widths[i], 1, 8, 4, 3);
                 }
@@ -110,7 +130,12 @@ static void vectors(int target) {
         }
         lutra_scale inv_n = {1 << 15, -22}, eps = scale_at(-40, -30), s = scale_at(-40, -25), out;
         lutra_norm norm = {gamma, 14, round % 3 == 2, inv_n, 0, 0, 0, 0};
-        for (int a_bits = 8; a_bits <= 16; a_bits += 8) {
+        for (int kind = 0; kind < 4; kind++) {
+            int a_bits = kind == 1 ? 16 : 8;
+            norm.group = kind < 2 ? 0 : kind == 2 ? 32 : 64;
+            norm.run = kind == 3 ? N / 4 : N;
+            norm.group_shift = kind == 3 ? 3 : 7;
+            for (int i = 0; kind > 1 && i < N; i++) v[i] >>= i / 16 % 4 * 2;
             add(lutra_cpu_norm_quantize(target, v, s, &norm, eps, N, a_bits, q, &out));
             add(out.m);
             add(out.e);

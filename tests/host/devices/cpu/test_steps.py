@@ -64,6 +64,32 @@ def activations(rng: np.random.Generator, m: int, k: int, a_bits: int) -> NDArra
     return a
 
 
+def in_groups(rng: np.random.Generator, m: int, k: int, groups: ActivationGroups) -> Int:
+    """Activations as integers: the first row is at its ends, and some groups are zeros."""
+    n = -(-k // groups.size)
+    e = rng.integers(0, groups.shift_max + 1, (m, n))
+    q = rng.integers(-Q_MAX, Q_MAX + 1, (m, n, groups.size))
+    q *= rng.integers(0, 4, (m, n, 1)) > 0
+    e[0], q[0] = groups.shift_max, Q_MAX * rng.choice([-1, 1], q[0].shape)
+    return (q << e[..., None]).reshape(m, -1)[:, :k]
+
+
+def check_groups(
+    target: str,
+    pool: steps.Pool,
+    weights: GroupedWeights,
+    a: Int,
+    groups: ActivationGroups,
+    least: int = 0,
+) -> None:
+    """A product with activations in groups."""
+    shift = max(least_shift(weights.peak, groups.peak, (1 << 27) - 1, 0), least)
+    matrix = steps.Matrix.of(PackedLinear(weights, scale_from_float(0.01), shift), groups)
+    exact = a @ weights.doubled().T
+    actual = steps.matmul(target, pool, matrix, a.astype(np.int16), 8 + groups.shift_max)
+    np.testing.assert_array_equal(actual, round_shift(exact, shift))
+
+
 def check(target: str, pool: steps.Pool, w: PackedLinear, a: NDArray[np.int16], bits: int) -> None:
     exact = a.astype(np.int64) @ w.weights.doubled().T
     actual = steps.matmul(target, pool, steps.Matrix.of(w), a, bits)
@@ -135,6 +161,65 @@ def test_offsets(target: str, top: int, shift: int, pool: steps.Pool) -> None:
             for a_bits in (8, 16):
                 matrix = linear(replace(w, offset=offset), a_bits)
                 check(target, pool, matrix, activations(rng, m, k, a_bits), a_bits)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize(("size", "shift_max"), [(32, 7), (64, 3), (128, 1)])
+def test_activations_in_groups(
+    target: str, bits: int, size: int, shift_max: int, pool: steps.Pool
+) -> None:
+    """One zero point for all groups, one for each, and offsets; groups of every size."""
+    rng = np.random.default_rng(bits + size)
+    activation_groups = ActivationGroups(size=size, shift_max=shift_max)
+    shapes = ((16, 16), (16, 208), (32, 96), (48, 144), (64, 576), (96, 288), (128, 640))
+    for group, k in (*shapes, (512, 1024)):
+        for n, m in ((1, 1), (17, 2), (3, 3), (33, 6), (40, 13)):
+            w = grouped(rng, n, k, bits, group, 16 if n > 20 else 8)
+            common = replace(w, zero=np.full_like(w.zero, int(rng.integers(0, 2 << bits) // 2)))
+            offset = rng.integers(-32767, 32768, w.scale.shape) << (11 if n == 17 else 3)
+            a = in_groups(rng, m, k, activation_groups)
+            for each in (w, common, replace(common, offset=offset)):
+                check_groups(target, pool, each, a, activation_groups)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_activations_in_groups_at_the_ends(target: str, pool: steps.Pool) -> None:
+    """All codes, zero points, offsets, activations and exponents at one end."""
+    groups = ActivationGroups()
+    shapes = [(32, 16, 16), (32, 32, 16), *((2048, group, 8) for group in (32, 128, 256, 2048))]
+    for bits in (1, 4, 6, 8):
+        top = (1 << bits) - 1
+        for k, group, offset_shift in shapes:
+            shape, last = (3, k // group), 32767 << offset_shift
+            ends = ((top, 0, None), (0, 2 * top, None), (top, 0, last), (0, 2 * top, -last))
+            for code, zero, offset in ends:
+                w = GroupedWeights(
+                    codes=np.full((3, k), code, np.uint8),
+                    scale=np.full(shape, 65535),
+                    zero=np.full(shape, zero),
+                    bits=bits,
+                    group=group,
+                    offset=None if offset is None else np.full(shape, offset),
+                )
+                for m, sign in ((1, 1), (2, -1), (9, 1)):
+                    a = np.full((m, k), sign * groups.peak)
+                    check_groups(target, pool, w, a, groups)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_without_groups_times_activations_in_groups(target: str, pool: steps.Pool) -> None:
+    """Ternary matrices and heads, of depths that 32 bits do not hold the sums of."""
+    rng, groups = np.random.default_rng(8), ActivationGroups()
+    for n, k in ((1, 16), (35, 144), (3, 5120), (2, 40_064)):
+        for m in (1, 2, 3, 6, 13):
+            a = in_groups(rng, m, k, groups)
+            ternary = GroupedWeights.from_integers(rng.integers(-1, 2, (n, k)).astype(np.int8))
+            check_groups(target, pool, ternary, a, groups, 1)
+            w = rng.integers(-121, 122, (n, k)).astype(np.int8)
+            w[0] = 127 * np.sign(a[0])
+            actual = steps.matmul(target, pool, steps.Matrix.signed(w, 12), a.astype(np.int16), 15)
+            np.testing.assert_array_equal(actual, round_shift(2 * (a @ w.T.astype(np.int64)), 12))
 
 
 @pytest.mark.parametrize("target", TARGETS)

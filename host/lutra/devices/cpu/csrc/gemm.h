@@ -1,4 +1,5 @@
-/* Products of many columns: a register tile of two vectors of rows and up to COLUMNS columns.
+/* Products of many columns whose sums fit 32 bits: a register tile of two vectors of rows and up to
+ * COLUMNS columns.
  *
  * The including file defines TARGET, NAME, COLUMNS, PACK and, of vectors V of LANES 32-bit numbers,
  * LOAD, STORE, ZERO, SET, ADD, SUB, MUL, and MAC(acc, codes, activations, wide): wide if codes have
@@ -67,8 +68,7 @@ typedef struct {
 } NAME(block_t);
 
 INLINE_ void NAME(tile)(const NAME(block_t) *block, const int8_t *x, const int32_t *sums,
-                        int narrow, int32_t *low, int64_t *out, const int columns,
-                        const int kind) {
+                        int32_t *low, const int columns, const int kind) {
     V acc[COLUMNS][2];
     const uint8_t *w = block->codes;
     for (int g = 0; g < block->groups; g++) {
@@ -90,21 +90,14 @@ INLINE_ void NAME(tile)(const NAME(block_t) *block, const int8_t *x, const int32
                 int32_t *to = low + c * NAME(ROWS) + i * LANES;
                 V t = SUB(ADD(acc[c][i], acc[c][i]), MUL(LOAD(zero + i * LANES), a));
                 /* the whole sum fits 32 bits, so what its parts wrap around cancels */
-                if (narrow)
-                    STORE(to, ADD(LOAD(to), MUL(t, LOAD(scale + i * LANES))));
-                else
-                    STORE(to, t);
+                STORE(to, ADD(LOAD(to), MUL(t, LOAD(scale + i * LANES))));
             }
         }
-        if (!narrow)
-            for (int i = 0; i < columns * NAME(ROWS); i++)
-                out[i] += (int64_t)low[i] * scale[i % NAME(ROWS)];
     }
 }
 
 INLINE_ void NAME(tiles)(const NAME(block_t) *block, const lutra_columns *x, const int32_t *sums,
-                         int rows, int narrow, int32_t *low, int64_t *high, int64_t *out,
-                         const int kind) {
+                         int rows, int32_t *low, int64_t *out, const int kind) {
     int width;
     for (int first = 0; first < x->count; first += width) {
         width = round_up(x->count - first, 4);
@@ -112,22 +105,19 @@ INLINE_ void NAME(tiles)(const NAME(block_t) *block, const lutra_columns *x, con
         const int8_t *at = x->packed + (int64_t)first * x->depth;
         const int32_t *a = sums + (int64_t)first * block->groups;
         memset(low, 0, sizeof(int32_t) * (size_t)(width * NAME(ROWS)));
-        if (!narrow) memset(high, 0, sizeof(int64_t) * (size_t)(width * NAME(ROWS)));
         if (width == COLUMNS)
-            NAME(tile)(block, at, a, narrow, low, high, COLUMNS, kind);
+            NAME(tile)(block, at, a, low, COLUMNS, kind);
         else if (width == 8)
-            NAME(tile)(block, at, a, narrow, low, high, COLUMNS < 8 ? 4 : 8, kind);
+            NAME(tile)(block, at, a, low, COLUMNS < 8 ? 4 : 8, kind);
         else
-            NAME(tile)(block, at, a, narrow, low, high, 4, kind);
+            NAME(tile)(block, at, a, low, 4, kind);
         for (int c = 0; c < width && first + c < x->count; c++) {
             int64_t *to = out + (int64_t)(first + c) * rows;
             const int32_t *from = low + c * NAME(ROWS);
             if (!block->scale)
                 for (int r = 0; r < rows; r++) to[r] = 2 * (from[r] - block->offset * a[c]);
-            else if (narrow)
-                for (int r = 0; r < rows; r++) to[r] = from[r];
             else
-                memcpy(to, high + c * NAME(ROWS), sizeof(int64_t) * (size_t)rows);
+                for (int r = 0; r < rows; r++) to[r] = from[r];
         }
     }
 }
@@ -141,8 +131,7 @@ static TARGET void NAME(gemm)(const lutra_matrix *w, int first, int last, const 
     block.kind = w->bits == 0 || w->bits == 8 ? WIDE : w->bits == 6 ? SIX : NARROW;
     block.offset = w->bits ? 1 : 128;
     uint8_t *codes = scratch->bytes;
-    int64_t *high = (int64_t *)(codes + (int64_t)x->depth * n);
-    int32_t *low = (int32_t *)(high + COLUMNS * n), *scale = low + COLUMNS * n;
+    int32_t *low = (int32_t *)(codes + (int64_t)x->depth * n), *scale = low + COLUMNS * n;
     int32_t *zero = scale + (int64_t)block.groups * n;
     PACK(w, first, last, x->depth, n, codes);
     block.codes = codes;
@@ -158,15 +147,20 @@ static TARGET void NAME(gemm)(const lutra_matrix *w, int first, int last, const 
         block.scale = scale;
         block.zero = zero;
     }
-    int narrow = w->shift <= NARROW_SHIFT;
-    if (block.kind == WIDE)
-        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, WIDE);
-#ifdef CHAIN
-    else if (block.kind == SIX)
-        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, SIX);
+    const int32_t *sums = scratch->group_sums;
+#ifndef MACS
+    if (block.kind == WIDE) {
+        NAME(tiles)(&block, x, sums, rows, low, out, WIDE);
+        return;
+    }
 #endif
-    else
-        NAME(tiles)(&block, x, scratch->group_sums, rows, narrow, low, high, out, NARROW);
+#ifdef CHAIN
+    if (block.kind == SIX) {
+        NAME(tiles)(&block, x, sums, rows, low, out, SIX);
+        return;
+    }
+#endif
+    NAME(tiles)(&block, x, sums, rows, low, out, NARROW);
 }
 
 #undef INLINE_

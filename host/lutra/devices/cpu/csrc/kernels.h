@@ -5,6 +5,8 @@
 #include "scale.h"
 
 enum { UNIT = 16, GEMV_COLUMNS = 4, FEW_COLUMNS = 8, KEY_BLOCK = 16, VALUE_BLOCK = 4 };
+/* Activations in groups: so many successive ones share a power of two. */
+enum { SHARED = 32 };
 /* Up to this shift a product's sum fits 32 bits. */
 enum { NARROW_SHIFT = 32 - ACC_WIDTH };
 /* Largest element of a norm after its block shift. */
@@ -20,7 +22,8 @@ static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 
 /* Columns of signed bytes that matrices are multiplied by. Activations of 8 bits are a column per
  * token. Those of 16 bits are a = 256 high + low + 128 with bytes high and low: two columns per
- * token, and a last one of ones, times 128.
+ * token, and a last one of ones, times 128. Those of 9 to 15 bits are in groups, a column of bytes
+ * per token, each SHARED of them times a power of two; shifts are those of twice the activations.
  *
  * x is [count, depth], zero beyond k. packed holds the same as gemm or few takes it. For gemm in
  * tiles of `tile` columns, the last one of a multiple of four: [depth / 4, columns of the tile, 4].
@@ -29,7 +32,8 @@ static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
  * the tile, 2, 32]. */
 typedef struct {
     int8_t *x, *packed;
-    int32_t *sums; /* [count, depth / UNIT] */
+    int32_t *sums;   /* [count, depth / UNIT], of activations */
+    int32_t *shifts; /* [count, depth / SHARED], 1..8; ones unless in groups */
     int k, depth, count, tokens, a_bits, tile, one, few;
 } lutra_columns;
 
@@ -59,13 +63,21 @@ typedef struct {
     int few_least, few_most; /* columns that few is faster for than gemv and gemm */
 
     /* out [columns, rows]: for rows first..last - 1 of a matrix, twice the product before its
-     * shift. gemv takes up to GEMV_COLUMNS columns, few up to few_most. */
+     * shift. gemv takes up to GEMV_COLUMNS columns, few up to few_most; sums of gemm's groups fit
+     * 32 bits. */
     void (*gemv)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                  lutra_scratch *scratch, int64_t *out);
     void (*few)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                 lutra_scratch *scratch, int64_t *out);
     void (*gemm)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                  lutra_scratch *scratch, int64_t *out);
+
+    /* The same of activations times powers of two, with the offsets of the matrix's groups and
+     * sums of 64 bits. */
+    void (*gemv_shifted)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                         lutra_scratch *scratch, int64_t *out);
+    void (*gemm_shifted)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                         lutra_scratch *scratch, int64_t *out);
 
     /* out [rows] += sum of offset [rows, groups] times sums [groups], times 2**shift */
     void (*offsets)(const int16_t *offset, const int32_t *sums, int groups, int rows, int shift,
@@ -82,6 +94,8 @@ typedef struct {
     /* A token's activations as its columns, each of `depth` bytes. */
     void (*bytes)(const int16_t *q, int n, int8_t *x);
     void (*halves)(const int16_t *q, int n, int8_t *high, int8_t *low);
+    /* Activations in groups as bytes, and a shift for each SHARED of them: up to `top`. */
+    void (*shared)(const int16_t *q, int n, int top, int8_t *x, int32_t *shifts);
     void (*unit_sums)(const int8_t *x, int depth, int32_t *sums);
 
     /* out = round_shift(sums, shift) */

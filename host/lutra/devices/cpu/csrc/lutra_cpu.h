@@ -58,7 +58,8 @@ typedef struct {
     lutra_matrix head;
     lutra_norm norm;
     lutra_scale eps, unit; /* unit: of the residual stream */
-    /* column_bits: 8 or 16, those of the integers that matrices are multiplied by */
+    /* column_bits: 8 or 16, those of the integers that matrices are multiplied by; or 8 and a shift
+     * of 1 to 7: int8 times powers of two up to 2**shift, common to each 32 successive ones */
     int32_t n_layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, context;
     int32_t a_bits, column_bits, key_bits, value_bits, swiglu, residual_frac, embedding_shift, head_eps;
 } lutra_model;
@@ -146,7 +147,7 @@ int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, co
 /* The same with times, for benchmarks too. */
 
 /* acc [m, n] of count matrices of one shape, one after another, and the seconds of each; 0 if there
- * is no memory. */
+ * is no memory. a_bits as column_bits. */
 int lutra_cpu_matmul(int target, lutra_pool *pool, const lutra_matrix *w, int count,
                      const int16_t *a, int m, int a_bits, int32_t *acc, double *seconds);
 /* The seconds that reading each of count pieces of memory takes; 0 if there is no memory. */

@@ -6,10 +6,12 @@
 /* Chunks of a product with few columns: large, since a thread's reads start anew with each, but
  * enough of them for threads to end together. */
 enum { PACK = 4, GEMV_BYTES = 192 << 10, GEMV_CHUNKS = 16 };
+/* Columns in groups that are faster without packing rows. */
+enum { SHIFTED_COLUMNS = 2 * GEMV_COLUMNS };
 
 static void *take(int64_t n) { return aligned_alloc(64, (size_t)(n + 63) / 64 * 64 + 64); }
 
-static int columns_of(int tokens, int a_bits) { return a_bits == 8 ? tokens : 2 * tokens + 1; }
+static int columns_of(int tokens, int a_bits) { return a_bits < 16 ? tokens : 2 * tokens + 1; }
 
 int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_kernels *many) {
     int64_t depth = round_up(k, 2 * BLOCK);
@@ -21,7 +23,9 @@ int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_ker
     x->x = take(count * depth);
     x->packed = take(count * depth);
     x->sums = take(count * depth / UNIT * 4);
-    if (!x->x || !x->packed || !x->sums) return 0;
+    x->shifts = take(count * depth / SHARED * 4);
+    if (!x->x || !x->packed || !x->sums || !x->shifts) return 0;
+    for (int64_t i = 0; i < count * depth / SHARED; i++) x->shifts[i] = 1;
     memset(x->x, 0, (size_t)(count * depth));
     memset(x->packed, 0, (size_t)(count * depth));
     memset(x->sums, 0, (size_t)(count * depth / UNIT * 4));
@@ -32,12 +36,16 @@ void columns_free(lutra_columns *x) {
     free(x->x);
     free(x->packed);
     free(x->sums);
+    free(x->shifts);
 }
+
+static int in_groups(const lutra_columns *x) { return x->a_bits > 8 && x->a_bits < 16; }
 
 /* Which of a target's products takes this many columns. */
 enum { ONE, FEW, MANY };
 
 static int kind_of(const lutra_columns *x) {
+    if (in_groups(x)) return x->count <= SHIFTED_COLUMNS ? ONE : MANY;
     return x->count <= x->one ? ONE : x->count <= x->few ? FEW : MANY;
 }
 
@@ -70,10 +78,22 @@ void columns_shape(lutra_columns *x, int k, int tokens) {
     x->count = columns_of(tokens, x->a_bits);
 }
 
+/* Sums of bytes become those of the activations that they stand for. */
+static void shift_sums(lutra_columns *x, int column) {
+    int units = x->depth / UNIT;
+    int32_t *sums = x->sums + (int64_t)column * units;
+    int32_t *shifts = x->shifts + (int64_t)column * (x->depth / SHARED);
+    for (int i = round_up(x->k, SHARED) / SHARED; i < x->depth / SHARED; i++) shifts[i] = 1;
+    for (int u = 0; u < units; u++) sums[u] *= 1 << (shifts[u * UNIT / SHARED] - 1);
+}
+
 void columns_set(lutra_columns *x, const lutra_kernels *kernels, int token, const int16_t *q) {
-    int n = x->a_bits == 8 ? 1 : 2, first = n * token, rest = x->depth - x->k;
+    int n = x->a_bits < 16 ? 1 : 2, first = n * token, rest = x->depth - x->k;
     int8_t *to = x->x + (int64_t)first * x->depth;
-    if (n == 1)
+    if (in_groups(x))
+        kernels->shared(q, x->k, x->a_bits - 8, to,
+                        x->shifts + (int64_t)first * (x->depth / SHARED));
+    else if (n == 1)
         kernels->bytes(q, x->k, to);
     else
         kernels->halves(q, x->k, to, to + x->depth);
@@ -85,6 +105,7 @@ void columns_set(lutra_columns *x, const lutra_kernels *kernels, int token, cons
         memset(to + (int64_t)i * x->depth + x->k, 0, (size_t)rest);
         kernels->unit_sums(to + (int64_t)i * x->depth, x->depth,
                            x->sums + (int64_t)(first + i) * (x->depth / UNIT));
+        if (in_groups(x)) shift_sums(x, first);
         if (kind_of(x) == FEW) pair_column(x, first + i);
         if (kind_of(x) == MANY) pack_column(x, first + i);
     }
@@ -114,14 +135,37 @@ void product_begin(const lutra_matrix *w, const lutra_columns *x, lutra_scratch 
 
 void product_forget(lutra_scratch *scratch) { scratch->per = 0; }
 
+/* Up to SHIFTED_COLUMNS columns in groups, GEMV_COLUMNS at a time: the rows stay in a cache. */
+static void few_shifted(const lutra_kernels *kernels, const lutra_matrix *w, int first, int last,
+                        const lutra_columns *x, lutra_scratch *scratch, int64_t *sums) {
+    int groups = w->scale ? w->k / w->group : 1;
+    lutra_columns some = *x;
+    lutra_scratch of = *scratch;
+    for (int c = 0; c < x->count; c += GEMV_COLUMNS) {
+        some.count = x->count - c < GEMV_COLUMNS ? x->count - c : GEMV_COLUMNS;
+        kernels->gemv_shifted(w, first, last, &some, &of, sums + (int64_t)c * (last - first));
+        some.x += (int64_t)GEMV_COLUMNS * x->depth;
+        some.shifts += (int64_t)GEMV_COLUMNS * (x->depth / SHARED);
+        of.group_sums += (int64_t)GEMV_COLUMNS * groups;
+    }
+}
+
 void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, int last,
                   const lutra_columns *x, lutra_scratch *scratch, int64_t *sums) {
     int rows = last - first;
     int kind = kind_of(x);
+    if (in_groups(x) && kind == ONE) {
+        few_shifted(choice->gemv, w, first, last, x, scratch, sums);
+        return;
+    }
     if (kind == ONE) choice->gemv->gemv(w, first, last, x, scratch, sums);
     if (kind == FEW) choice->gemm->few(w, first, last, x, scratch, sums);
-    if (kind == MANY) choice->gemm->gemm(w, first, last, x, scratch, sums);
-    if (w->offset) {
+    int wide = kind == MANY && (in_groups(x) || (w->scale && w->shift > NARROW_SHIFT));
+    if (wide)
+        choice->gemm->gemm_shifted(w, first, last, x, scratch, sums);
+    else if (kind == MANY)
+        choice->gemm->gemm(w, first, last, x, scratch, sums);
+    if (w->offset && !wide) {
         int groups = w->k / w->group;
         for (int c = 0; c < x->count; c++) {
             int64_t *to = sums + (int64_t)c * rows;
@@ -133,7 +177,7 @@ void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, 
                 for (int r = 0; r < rows; r++) to[r] = (int32_t)to[r];
         }
     }
-    if (x->a_bits == 8) return;
+    if (x->a_bits < 16) return;
     const int64_t *ones = sums + (int64_t)(x->count - 1) * rows;
     for (int t = 0; t < x->tokens; t++) {
         const int64_t *high = sums + (int64_t)2 * t * rows, *low = high + rows;

@@ -53,8 +53,14 @@ INLINE void NAME(unpack)(const uint8_t *p, int bits, int left, uint8x16_t *w) {
         w[i] = vorrq_u8(w[i], vshlq_u8(top[i], vdupq_n_s8((int8_t)low)));
 }
 
+/* Of four units from part `part` of a column on, those of activations in groups. */
+INLINE int32x4_t NAME(shifts)(const lutra_columns *x, int column, int part) {
+    int32x2_t two = vld1_s32(x->shifts + (int64_t)column * (x->depth / SHARED) + part);
+    return vcombine_s32(vdup_lane_s32(two, 0), vdup_lane_s32(two, 1));
+}
+
 INLINE void NAME(rows)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
-                      lutra_scratch *scratch, int64_t *out, const int bits) {
+                      lutra_scratch *scratch, int64_t *out, const int bits, const int shifted) {
     int blocks = x->depth / BLOCK, rows = last - first, groups = w->scale ? w->k / w->group : 1;
     int per = w->scale ? w->group / UNIT : x->depth / UNIT;
     const int wide = bits == 0 || bits == 8;
@@ -73,9 +79,12 @@ INLINE void NAME(rows)(const lutra_matrix *w, int first, int last, const lutra_c
                 int32x4_t dots[8];
                 for (int i = 0; i < 8; i++)
                     dots[i] = NAME(mac)(vdupq_n_s32(0), codes[i], vld1q_s8(a + 16 * i), wide);
-                for (int i = 0; i < 8; i += 4)
-                    vst1q_s32(to + i, vpaddq_s32(vpaddq_s32(dots[i], dots[i + 1]),
-                                                 vpaddq_s32(dots[i + 2], dots[i + 3])));
+                for (int i = 0; i < 8; i += 4) {
+                    int32x4_t four = vpaddq_s32(vpaddq_s32(dots[i], dots[i + 1]),
+                                                vpaddq_s32(dots[i + 2], dots[i + 3]));
+                    if (shifted) four = vshlq_s32(four, NAME(shifts)(x, c, b * 4 + i / 2));
+                    vst1q_s32(to + i, four);
+                }
             }
         }
         for (int c = 0; c < x->count; c++) {
@@ -83,34 +92,41 @@ INLINE void NAME(rows)(const lutra_matrix *w, int first, int last, const lutra_c
             const int32_t *a = scratch->group_sums + (int64_t)c * groups;
             int64_t total = 0, at = (int64_t)r * groups;
             for (int g = 0; g < groups; g++, from += per) {
-                int32_t sum = 0;
+                int64_t sum = 0;
                 for (int i = 0; i < per; i++) sum += from[i];
                 if (!w->scale) {
-                    total = 2 * (sum - offset * a[0]);
+                    total = (shifted ? sum : 2 * sum) - 2 * offset * a[0];
                     break;
                 }
                 int64_t scale = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
                                                     : ((const uint16_t *)w->scale)[at + g];
                 int64_t zero = w->zero ? w->zero[at + g] : w->zero_point;
-                total += scale * (2 * (int64_t)sum - zero * a[g]);
+                total += scale * ((shifted ? sum : 2 * sum) - zero * a[g]);
+                if (shifted && w->offset)
+                    total += (int64_t)w->offset[at + g] * a[g] * (1 << w->offset_shift);
             }
             out[(int64_t)c * rows + r - first] = total;
         }
     }
 }
 
-static TARGET void NAME(gemv)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
-                             lutra_scratch *scratch, int64_t *out) {
-    switch (w->bits) {
-    case 0: NAME(rows)(w, first, last, x, scratch, out, 0); break;
-    case 1: NAME(rows)(w, first, last, x, scratch, out, 1); break;
-    case 2: NAME(rows)(w, first, last, x, scratch, out, 2); break;
-    case 3: NAME(rows)(w, first, last, x, scratch, out, 3); break;
-    case 4: NAME(rows)(w, first, last, x, scratch, out, 4); break;
-    case 6: NAME(rows)(w, first, last, x, scratch, out, 6); break;
-    default: NAME(rows)(w, first, last, x, scratch, out, 8);
+#define GEMV(name, shifted)                                                                       \
+    static TARGET void name(const lutra_matrix *w, int first, int last, const lutra_columns *x,   \
+                            lutra_scratch *scratch, int64_t *out) {                               \
+        switch (w->bits) {                                                                        \
+        case 0: NAME(rows)(w, first, last, x, scratch, out, 0, shifted); break;                   \
+        case 1: NAME(rows)(w, first, last, x, scratch, out, 1, shifted); break;                   \
+        case 2: NAME(rows)(w, first, last, x, scratch, out, 2, shifted); break;                   \
+        case 3: NAME(rows)(w, first, last, x, scratch, out, 3, shifted); break;                   \
+        case 4: NAME(rows)(w, first, last, x, scratch, out, 4, shifted); break;                   \
+        case 6: NAME(rows)(w, first, last, x, scratch, out, 6, shifted); break;                   \
+        default: NAME(rows)(w, first, last, x, scratch, out, 8, shifted);                         \
+        }                                                                                         \
     }
-}
+
+GEMV(NAME(gemv), 0)
+GEMV(NAME(gemv_shifted), 1)
+#undef GEMV
 
 /* Rows as gemm takes them, [depth / 4, rows, 4]; those behind the last one repeat it. */
 static TARGET void NAME(pack)(const lutra_matrix *w, int first, int last, int depth, int rows,
@@ -142,3 +158,14 @@ static TARGET void NAME(pack)(const lutra_matrix *w, int first, int last, int de
 #define MUL vmulq_s32
 #define MAC(acc, w, x, wide) NAME(mac)(acc, vreinterpretq_u8_s32(w), vreinterpretq_s8_s32(x), wide)
 #include "gemm.h"
+
+/* Sums of 64 bits of products of 32. */
+#define SHIFT vshlq_s32
+#define ODD(v) (v)
+#define PRODUCTS(to, a, b, odd)                                                                   \
+    do {                                                                                          \
+        vst1q_s64(to, vmlal_s32(vld1q_s64(to), vget_low_s32(a), vget_low_s32(b)));                \
+        vst1q_s64((to) + 2, vmlal_high_s32(vld1q_s64((to) + 2), a, odd));                         \
+    } while (0)
+#define PLACE(lane) (lane)
+#include "gemm_shifted.h"

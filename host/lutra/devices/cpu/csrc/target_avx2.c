@@ -10,6 +10,7 @@
 #define NAME(x) x##_avx2
 #include "vector_body.h"
 #include "x86_gemv.h"
+#include "x86_shifted.h"
 #include "attend_plain.h"
 
 /* 8 * 2 * 15 * 128 = 30720, 2 * 2 * 63 * 128 = 32256. */
@@ -31,12 +32,19 @@
 #define ADD _mm256_add_epi32
 #define SUB _mm256_sub_epi32
 #define MUL _mm256_mullo_epi32
+#define SHIFT _mm256_sllv_epi32
+#define ADD64 _mm256_add_epi64
+#define MUL64 _mm256_mul_epi32
+#define ODD(v) _mm256_srli_epi64(v, 32)
 #include "gemm.h"
+#include "x86_wide.h"
+#include "gemm_shifted.h"
 
 static int available_avx2(void) { return x86_has(X86_AVX2); }
 
 const lutra_kernels lutra_avx2 = {
-    "avx2", available_avx2, COLUMNS, ROWS_avx2, 5, 12, gemv_avx2, few_avx2, gemm_avx2, VECTOR_FUNCTIONS,
+    "avx2", available_avx2, COLUMNS, ROWS_avx2, 5, 12, gemv_avx2, few_avx2, gemm_avx2,
+    gemv_shifted_avx2, gemm_shifted_avx2, VECTOR_FUNCTIONS,
     key_dots_avx2, scores_avx2, weights_avx2, value_sums_avx2};
 #else
 typedef int nothing_avx2;

@@ -21,6 +21,7 @@ static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256
 
 #include "vector_body.h"
 #include "x86_gemv.h"
+#include "x86_shifted.h"
 #define VECTORS VECTOR_FUNCTIONS
 
 #define V __m256i
@@ -34,16 +35,23 @@ static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256
 #define ADD _mm256_add_epi32
 #define SUB _mm256_sub_epi32
 #define MUL _mm256_mullo_epi32
+#define SHIFT _mm256_sllv_epi32
+#define ADD64 _mm256_add_epi64
+#define MUL64 _mm256_mul_epi32
+#define ODD(v) _mm256_srli_epi64(v, 32)
 #define XOR _mm256_xor_si256
 #define MAC(acc, w, x, wide) ((void)(wide), MACS(acc, w, x))
 #include "gemm.h"
+#include "x86_wide.h"
+#include "gemm_shifted.h"
 #include "x86_attend.h"
 
 static int available_avx512vl(void) { return x86_has(X86_AVX512_VNNI); }
 
 const lutra_kernels lutra_avx512vl = {
-    "avx512vl", available_avx512vl, COLUMNS, ROWS_avx512vl, 5, 12, gemv_avx512vl, few_avx512vl, gemm_avx512vl,
-    VECTOR_FUNCTIONS, key_dots_avx512vl, scores_avx512vl, weights_avx512vl, value_sums_avx512vl};
+    "avx512vl", available_avx512vl, COLUMNS, ROWS_avx512vl, 5, 12, gemv_avx512vl, few_avx512vl,
+    gemm_avx512vl, gemv_shifted_avx512vl, gemm_shifted_avx512vl, VECTOR_FUNCTIONS,
+    key_dots_avx512vl, scores_avx512vl, weights_avx512vl, value_sums_avx512vl};
 
 #undef V
 #undef LANES
@@ -54,6 +62,10 @@ const lutra_kernels lutra_avx512vl = {
 #undef ADD
 #undef SUB
 #undef MUL
+#undef SHIFT
+#undef ADD64
+#undef MUL64
+#undef ODD
 #undef XOR
 #undef NAME
 #undef MACS
@@ -74,9 +86,14 @@ static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i 
 #define ADD _mm512_add_epi32
 #define SUB _mm512_sub_epi32
 #define MUL _mm512_mullo_epi32
+#define SHIFT _mm512_sllv_epi32
+#define ADD64 _mm512_add_epi64
+#define MUL64 _mm512_mul_epi32
+#define ODD(v) _mm512_srli_epi64(v, 32)
 #define XOR _mm512_xor_si512
 #define MACS(acc, w, x) macs_avx512(acc, w, x)
 #include "gemm.h"
+#include "gemm_shifted.h"
 #include "x86_attend.h"
 #include "avx512_few.h"
 
@@ -84,8 +101,9 @@ static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i 
 #define NAME(x) x##_avx512vl
 /* a product of few columns is bound by memory, which 256-bit vectors saturate */
 const lutra_kernels lutra_avx512 = {
-    "avx512", available_avx512vl, COLUMNS, ROWS_avx512, 3, 16, gemv_avx512vl, few_avx512, gemm_avx512,
-    VECTOR_FUNCTIONS, key_dots_avx512, scores_avx512vl, weights_avx512vl, value_sums_avx512};
+    "avx512", available_avx512vl, COLUMNS, ROWS_avx512, 3, 16, gemv_avx512vl, few_avx512,
+    gemm_avx512, gemv_shifted_avx512vl, gemm_shifted_avx512, VECTOR_FUNCTIONS, key_dots_avx512,
+    scores_avx512vl, weights_avx512vl, value_sums_avx512};
 #else
 typedef int nothing_avx512;
 #endif

@@ -11,6 +11,7 @@
 #define MACS(acc, w, x) _mm256_dpbusd_avx_epi32(acc, w, x)
 #include "vector_body.h"
 #include "x86_gemv.h"
+#include "x86_shifted.h"
 
 #define V __m256i
 #define LANES 8
@@ -23,16 +24,23 @@
 #define ADD _mm256_add_epi32
 #define SUB _mm256_sub_epi32
 #define MUL _mm256_mullo_epi32
+#define SHIFT _mm256_sllv_epi32
+#define ADD64 _mm256_add_epi64
+#define MUL64 _mm256_mul_epi32
+#define ODD(v) _mm256_srli_epi64(v, 32)
 #define XOR _mm256_xor_si256
 #define MAC(acc, w, x, wide) ((void)(wide), MACS(acc, w, x))
 #include "gemm.h"
+#include "x86_wide.h"
+#include "gemm_shifted.h"
 #include "x86_attend.h"
 
 static int available_avxvnni(void) { return x86_has(X86_AVX_VNNI); }
 
 const lutra_kernels lutra_avxvnni = {
-    "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, 5, 12, gemv_avxvnni, few_avxvnni, gemm_avxvnni,
-    VECTOR_FUNCTIONS, key_dots_avxvnni, scores_avxvnni, weights_avxvnni, value_sums_avxvnni};
+    "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, 5, 12, gemv_avxvnni, few_avxvnni,
+    gemm_avxvnni, gemv_shifted_avxvnni, gemm_shifted_avxvnni, VECTOR_FUNCTIONS, key_dots_avxvnni,
+    scores_avxvnni, weights_avxvnni, value_sums_avxvnni};
 #else
 typedef int nothing_avxvnni;
 #endif

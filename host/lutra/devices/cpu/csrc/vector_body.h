@@ -81,6 +81,16 @@ static TARGET void NAME(halves)(const int16_t *q, int n, int8_t *high, int8_t *l
     }
 }
 
+static TARGET void NAME(shared)(const int16_t *q, int n, int top, int8_t *x, int32_t *shifts) {
+    for (int from = 0; from < n; from += SHARED) {
+        int size = n - from < SHARED ? n - from : SHARED, all = 1 << top;
+        for (int i = 0; i < size; i++) all |= q[from + i];
+        int shift = __builtin_ctz((unsigned)all);
+        for (int i = 0; i < size; i++) x[from + i] = (int8_t)(q[from + i] >> shift);
+        shifts[from / SHARED] = 1 + shift;
+    }
+}
+
 static TARGET void NAME(unit_sums)(const int8_t *x, int depth, int32_t *sums) {
     for (int u = 0; u < depth / UNIT; u++) {
         int32_t sum = 0;
@@ -243,7 +253,7 @@ static TARGET void NAME(nibbles)(const int8_t *data, int runs, int size, int8_t 
 }
 
 #define VECTOR_FUNCTIONS                                                                          \
-    NAME(offsets), NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64), NAME(quantize),             \
-        NAME(bytes), NAME(halves), NAME(unit_sums), NAME(shifted), NAME(rotate),                  \
-        NAME(quantize64), NAME(fixed), NAME(relu2), NAME(swiglu), NAME(residual), NAME(logits),    \
-        NAME(nibbles)
+    NAME(offsets), NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64),              \
+        NAME(quantize), NAME(bytes), NAME(halves), NAME(shared), NAME(unit_sums), NAME(shifted),  \
+        NAME(rotate), NAME(quantize64), NAME(fixed), NAME(relu2), NAME(swiglu), NAME(residual),   \
+        NAME(logits), NAME(nibbles)

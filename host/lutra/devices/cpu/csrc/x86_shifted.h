@@ -1,0 +1,222 @@
+/* Products of few columns in groups with 256-bit vectors, after x86_gemv.h: sums of SHARED
+ * activations are shifted as they are, and sums of groups go into 64 bits.
+ *
+ * A group has up to 256 weights: 256 * 255 * 127 * 2**8 is below 2**31. */
+
+/* The sum of `n` vectors of codes times activations, shifted for each. */
+INLINE __m256i NAME(dots_shifted)(const __m256i *w, const int8_t *x, const int32_t *shifts, int n,
+                                  int bits) {
+    __m256i acc = _mm256_setzero_si256();
+    for (int i = 0; i < n; i++) {
+        __m256i by = _mm256_set1_epi32(shifts[i]);
+#ifdef MACS
+        (void)bits;
+        __m256i dot = MACS(_mm256_setzero_si256(), w[i], NAME(load)(x + 32 * i));
+        acc = _mm256_add_epi32(acc, _mm256_sllv_epi32(dot, by));
+#else
+        /* pairs of products, at most 2 * 63 * 128, times the power of two, at most 16 * 2**8 */
+        __m256i power = _mm256_sllv_epi32(_mm256_set1_epi32(0x10001), by);
+        __m256i a = NAME(load)(x + 32 * i), code = w[i];
+        if (bits == 8) {
+            const __m256i low = _mm256_set1_epi8(15);
+            __m256i top = _mm256_and_si256(_mm256_srli_epi16(code, 4), low);
+            code = _mm256_and_si256(code, low);
+            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(top, a),
+                                                          _mm256_slli_epi16(power, 4)));
+        }
+        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(code, a), power));
+#endif
+    }
+    return acc;
+}
+
+/* Sums of eight units of 16 or 32 from `v` on, shifted; `shifts` are those of the vectors. */
+INLINE __m256i NAME(units_shifted)(const __m256i *v, const int32_t *shifts, int unit) {
+    if (unit > UNIT) return _mm256_sllv_epi32(NAME(sums8)(v), NAME(load)(shifts));
+    __m256i by = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)shifts));
+    by = _mm256_permutevar8x32_epi32(by, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+    return _mm256_sllv_epi32(NAME(halves8)(v), by);
+}
+
+/* acc += a * b, of eight numbers of 32 bits. */
+INLINE __m256i NAME(wide)(__m256i acc, __m256i a, __m256i b) {
+    __m256i odd = _mm256_mul_epi32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+    return _mm256_add_epi64(acc, _mm256_add_epi64(_mm256_mul_epi32(a, b), odd));
+}
+
+INLINE int64_t NAME(sum4)(__m256i v) {
+    int64_t four[4];
+    _mm256_storeu_si256((__m256i *)four, v);
+    return four[0] + four[1] + four[2] + four[3];
+}
+
+INLINE int64_t NAME(scale_at)(const lutra_matrix *w, int64_t at) {
+    return w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at] : ((const uint16_t *)w->scale)[at];
+}
+
+/* A row's product from the vectors of its units, shifted where units have more than 32. */
+static TARGET int64_t NAME(grouped_shifted)(const lutra_matrix *w, int64_t at, const __m256i *v,
+                                            int n, int unit, const int32_t *shifts, int32_t *sums,
+                                            const int32_t *a) {
+    int groups = w->k / w->group, per = w->group / unit;
+    int64_t total = 0, side = 0;
+    for (int i = 0; i < n; i += unit == UNIT ? 4 : 8) {
+        __m256i s = unit > SHARED ? NAME(sums8)(v + i)
+                                  : NAME(units_shifted)(v + i, shifts + i, unit);
+        _mm256_store_si256((__m256i *)(sums + (unit == UNIT ? 2 * i : i)), s);
+    }
+    for (int g = 0; g < groups; g++) {
+        int32_t sum = 0;
+        for (int i = 0; i < per; i++) sum += sums[g * per + i];
+        int32_t zero = w->zero ? w->zero[at + g] : w->zero_point;
+        total += NAME(scale_at)(w, at + g) * (sum - zero * a[g]);
+        if (w->offset) side += (int64_t)w->offset[at + g] * a[g];
+    }
+    return total + side * ((int64_t)1 << w->offset_shift);
+}
+
+/* The same where units are groups, and vectors may read on behind the row. */
+INLINE int64_t NAME(units_shifted_product)(const lutra_matrix *w, int64_t at, const __m256i *v,
+                                           int groups, int unit, const int32_t *shifts,
+                                           const int32_t *a) {
+    const __m256i places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256i total = _mm256_setzero_si256(), side = total, zero = _mm256_set1_epi32(w->zero_point);
+    for (int g = 0; g < groups; g += 8) {
+        const __m256i *from = unit == UNIT ? v + g / 2 : v + g;
+        __m256i sums = unit > SHARED ? NAME(sums8)(from)
+                                     : NAME(units_shifted)(from, shifts + (from - v), unit);
+        __m256i scale, of = NAME(load)(a + g);
+        if (w->zero)
+            zero = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(w->zero + at + g)));
+        if (w->scale_bytes == 1)
+            scale = _mm256_cvtepu8_epi32(
+                _mm_loadl_epi64((const __m128i *)((const uint8_t *)w->scale + at + g)));
+        else
+            scale = _mm256_cvtepu16_epi32(
+                _mm_loadu_si128((const __m128i *)((const uint16_t *)w->scale + at + g)));
+        if (g + 8 > groups) {
+            __m256i in = _mm256_cmpgt_epi32(_mm256_set1_epi32(groups - g), places);
+            scale = _mm256_and_si256(scale, in);
+            of = _mm256_and_si256(of, in);
+        }
+        sums = _mm256_sub_epi32(sums, _mm256_mullo_epi32(zero, of));
+        total = NAME(wide)(total, sums, scale);
+        if (w->offset) {
+            __m128i eight = _mm_loadu_si128((const __m128i *)(w->offset + at + g));
+            side = NAME(wide)(side, of, _mm256_cvtepi16_epi32(eight));
+        }
+    }
+    return NAME(sum4)(total) + NAME(sum4)(side) * ((int64_t)1 << w->offset_shift);
+}
+
+INLINE void NAME(rows_shifted)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                               lutra_scratch *scratch, int64_t *out, const int bits,
+                               const int columns) {
+    int blocks = x->depth / BLOCK, unit = NAME(unit_of)(w->group), rows = last - first;
+    int per = unit >= 32 ? BLOCK / unit : 4, n = blocks * per, groups = w->k / w->group;
+    int stride = round_up(n, 8);
+    __m256i *v = (__m256i *)scratch->bytes;
+    int32_t *sums = (int32_t *)(v + columns * stride);
+    for (int r = first; r < last; r++) {
+        const uint8_t *p = w->codes + r * w->row_bytes;
+        for (int b = 0; b < blocks; b++, p += BLOCK * bits / 8) {
+            __m256i codes[4];
+            NAME(prefetch)(p, BLOCK * bits / 8);
+            NAME(unpack)(p, bits, codes);
+            for (int c = 0; c < columns; c++) {
+                const int8_t *a = x->x + (int64_t)c * x->depth + b * BLOCK;
+                const int32_t *by = x->shifts + (int64_t)c * (x->depth / SHARED) + 4 * b;
+                __m256i *to = v + c * stride + b * per, none = _mm256_setzero_si256();
+                if (per == 1) {
+                    to[0] = NAME(dots_shifted)(codes, a, by, 4, bits);
+                } else if (per == 2) {
+                    to[0] = NAME(dots_shifted)(codes, a, by, 2, bits);
+                    to[1] = NAME(dots_shifted)(codes + 2, a + 64, by + 2, 2, bits);
+                } else {
+                    for (int i = 0; i < 4; i++)
+                        to[i] = NAME(dot4)(none, codes + i, a + 32 * i, 1, bits);
+                }
+            }
+        }
+        int64_t at = (int64_t)r * groups;
+        int units = w->group == unit && at + round_up(groups, 8) <= (int64_t)w->n * groups;
+        for (int c = 0; c < columns && c < x->count; c++) {
+            const int32_t *a = scratch->group_sums + (int64_t)c * groups;
+            const int32_t *by = x->shifts + (int64_t)c * (x->depth / SHARED);
+            const __m256i *of = v + c * stride;
+            out[(int64_t)c * rows + r - first] =
+                units ? NAME(units_shifted_product)(w, at, of, groups, unit, by, a)
+                      : NAME(grouped_shifted)(w, at, of, n, unit, by, sums, a);
+        }
+    }
+}
+
+/* Blocks whose sums fit 32 bits: 16 * 16 * 255 * 127 * 2**8 is below 2**31. */
+enum { NAME(CHAINED) = 16 };
+
+/* Rows without groups: ternary, or signed bytes. */
+INLINE void NAME(plain_shifted)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                                lutra_scratch *scratch, int64_t *out, const int bits,
+                                const int columns) {
+    const int size = bits ? BLOCK * bits / 8 : BLOCK;
+    int blocks = x->depth / BLOCK, rows = last - first;
+    int64_t offset = bits ? 1 : 128;
+    for (int r = first; r < last; r++) {
+        const uint8_t *p = w->codes + r * w->row_bytes;
+        __m256i total[GEMV_COLUMNS], acc[GEMV_COLUMNS];
+        for (int c = 0; c < columns; c++) total[c] = _mm256_setzero_si256();
+        for (int from = 0; from < blocks; from += NAME(CHAINED)) {
+            int to = from + NAME(CHAINED) < blocks ? from + NAME(CHAINED) : blocks;
+            for (int c = 0; c < columns; c++) acc[c] = _mm256_setzero_si256();
+            for (int b = from; b < to; b++, p += size) {
+                __m256i codes[4];
+                NAME(prefetch)(p, size);
+                if (bits)
+                    NAME(unpack)(p, bits, codes);
+                else
+                    NAME(signed_block)(p, w->k - b * BLOCK, codes);
+                for (int c = 0; c < columns; c++) {
+                    const int8_t *a = x->x + (int64_t)c * x->depth + b * BLOCK;
+                    const int32_t *by = x->shifts + (int64_t)c * (x->depth / SHARED) + 4 * b;
+                    acc[c] = _mm256_add_epi32(
+                        acc[c], NAME(dots_shifted)(codes, a, by, 4, bits ? bits : 8));
+                }
+            }
+            for (int c = 0; c < columns; c++)
+                total[c] = NAME(wide)(total[c], acc[c], _mm256_set1_epi32(1));
+        }
+        for (int c = 0; c < columns && c < x->count; c++)
+            out[(int64_t)c * rows + r - first] =
+                NAME(sum4)(total[c]) - 2 * offset * scratch->group_sums[c];
+    }
+}
+
+#define SHIFTED(suffix, columns)                                                                  \
+    static TARGET void NAME(shifted##suffix)(const lutra_matrix *w, int first, int last,          \
+                                             const lutra_columns *x, lutra_scratch *s,            \
+                                             int64_t *out) {                                      \
+        if (!w->bits) NAME(plain_shifted)(w, first, last, x, s, out, 0, columns);                 \
+        else if (!w->scale) NAME(plain_shifted)(w, first, last, x, s, out, 2, columns);           \
+        else if (w->bits == 1) NAME(rows_shifted)(w, first, last, x, s, out, 1, columns);         \
+        else if (w->bits == 2) NAME(rows_shifted)(w, first, last, x, s, out, 2, columns);         \
+        else if (w->bits == 3) NAME(rows_shifted)(w, first, last, x, s, out, 3, columns);         \
+        else if (w->bits == 4) NAME(rows_shifted)(w, first, last, x, s, out, 4, columns);         \
+        else if (w->bits == 6) NAME(rows_shifted)(w, first, last, x, s, out, 6, columns);         \
+        else NAME(rows_shifted)(w, first, last, x, s, out, 8, columns);                           \
+    }
+
+SHIFTED(1, 1)
+SHIFTED(2, 2)
+SHIFTED(4, 4)
+#undef SHIFTED
+
+static TARGET void NAME(gemv_shifted)(const lutra_matrix *w, int first, int last,
+                                      const lutra_columns *x, lutra_scratch *scratch,
+                                      int64_t *out) {
+    if (x->count == 1)
+        NAME(shifted1)(w, first, last, x, scratch, out);
+    else if (x->count == 2)
+        NAME(shifted2)(w, first, last, x, scratch, out);
+    else
+        NAME(shifted4)(w, first, last, x, scratch, out);
+}

@@ -32,7 +32,7 @@ from lutra_kernels.matmul.matrix import ALIGNMENT, Q_MAX, Matrix, upload_matrix
 from lutra_kernels.vector.norm import ZERO, NormStep, Source
 from lutra_kernels.vector.rope import RopeStep
 
-__all__ = ["Layer", "Model", "upload_model"]
+__all__ = ["Layer", "Model", "product_bits", "upload_model"]
 
 Progress = Callable[[float], None]
 
@@ -73,6 +73,20 @@ def _code_sums(stored: StoredWeights) -> NDArray[np.int64]:
     return groups.sum(axis=2, dtype=np.int64)
 
 
+def _minimum(stored: StoredWeights) -> NDArray[np.int32]:
+    """Offsets of groups in doubled weights, zeros where there are none."""
+    assert stored.scale is not None, "weights are in groups"
+    if stored.offset is None:
+        return np.zeros(stored.scale.shape, np.int32)
+    return (stored.offset.astype(np.int64) << stored.offset_shift).astype(np.int32)
+
+
+def product_bits(model: PackedModel) -> int:
+    """Bits of the activations that matrices are multiplied by: those in groups are integers of more
+    than 8 bits."""
+    return model.a_bits if model.a_groups is None else 16
+
+
 def _peak(linear: PackedLinear, stored: StoredWeights, a_bits: int) -> int:
     """Largest sum of a row's doubled weights: an exact one, which takes long to find, is worth it
     where sums of 32 bits may do."""
@@ -93,6 +107,9 @@ def _matrix(layer: PackedLayer, names: Sequence[str], a_bits: int) -> Matrix:
             f"groups of {group} weights in {', '.join(names)} are not a multiple of {ALIGNMENT}, "
             "which the GPU's kernels need: pack with larger groups or use another device"
         )
+    minimum = None
+    if any(part.offset is not None for part in parts):
+        minimum = np.concatenate([_minimum(part) for part in parts])
     scales = [part.scale for part in parts if part.scale is not None]
     zeros = [part.zero for part in parts if part.zero is not None]
     sums = [_code_sums(part) for part in parts] if a_bits == 16 else []
@@ -104,6 +121,7 @@ def _matrix(layer: PackedLayer, names: Sequence[str], a_bits: int) -> Matrix:
         group=group,
         scale=np.concatenate(scales) if scales else None,
         zero=np.concatenate(zeros) if zeros else None,
+        minimum=minimum,
         peak=max(_peak(*each, a_bits) for each in zip(linears, parts, strict=True)),
         code_sums=np.concatenate(sums) if sums else None,
     )
@@ -132,6 +150,8 @@ class _Uploader:
             scale_b=b,
             head_dim=self.head_dim,
             normalise=norm.normalise,
+            groups=self.model.a_groups,
+            run=norm.run,
         )
 
     def after_layer(self, norm: LoweredNorm) -> NormStep:
@@ -144,8 +164,8 @@ class _Uploader:
     def layer(self, layer: PackedLayer) -> Layer:
         """The next layer."""
         layer = lower_layer(self.model, layer)
-        norms = layer_norms(self.model, layer)
-        qkv, o, gate_up, down = (_matrix(layer, names, self.model.a_bits) for names in STACKS)
+        norms, bits = layer_norms(self.model, layer), product_bits(self.model)
+        qkv, o, gate_up, down = (_matrix(layer, names, bits) for names in STACKS)
         gated = Source.RELU2 if self.model.gate is Gate.RELU2 else Source.SWIGLU
         gate_scale, up_scale = layer.gate_proj.scale, layer.up_proj.scale
         input_norm = self.after_layer(norms.input)

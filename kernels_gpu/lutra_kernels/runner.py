@@ -33,7 +33,7 @@ from lutra_kernels.matmul.gemm import Workspace
 from lutra_kernels.matmul.head import head_logits
 from lutra_kernels.matmul.linear import linear
 from lutra_kernels.matmul.matrix import Matrix
-from lutra_kernels.model import Layer, Model
+from lutra_kernels.model import Layer, Model, product_bits
 from lutra_kernels.pool import KvPool
 from lutra_kernels.vector.norm import Source, norm_quantize
 from lutra_kernels.vector.rope import rope_kv
@@ -212,7 +212,7 @@ class Runner:
 
     def _new_buffers(self, m: int, n_logits: int) -> _Buffers:
         packed, layers = self._model.packed, self._model.layers
-        d, f, bits = packed.hidden_size, packed.intermediate_size, packed.a_bits
+        d, f, bits = packed.hidden_size, packed.intermediate_size, product_bits(packed)
         head_dim = self._model.head_dim
         q, kv = packed.n_heads * head_dim, packed.n_kv_heads * head_dim
         queries = Queries.new(

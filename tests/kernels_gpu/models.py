@@ -12,6 +12,7 @@ from tests.host.models.small_models import write_variant
 
 from lutra.models import load_model
 from lutra.quantize.pack import pack_model
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.cache import Kv, SequenceKv, kv_pair
@@ -23,7 +24,12 @@ __all__ = ["Golden", "small_model", "tokens_of"]
 
 @cache
 def small_model(
-    variant: str, format: str | None, kv: Kv = 8, layers: int = 2, head_dim: int = 16
+    variant: str,
+    format: str | None,
+    kv: Kv = 8,
+    layers: int = 2,
+    head_dim: int = 16,
+    a_groups: ActivationGroups | None = None,
 ) -> PackedModel:
     """A random model of few layers."""
     changes = {"hidden_size": 64, "num_hidden_layers": layers, "max_position_embeddings": 64}
@@ -31,7 +37,8 @@ def small_model(
         changes["head_dim"] = head_dim
     with TemporaryDirectory() as folder:
         checkpoint = load_model(write_variant(Path(folder), variant, changes=changes))
-        model = pack_model(checkpoint, Format.parse(format) if format else None, 16)
+        wanted = Format.parse(format) if format else None
+        model = pack_model(checkpoint, wanted, 16, a_groups=a_groups)
     # random weights cannot be packed for keys of four bits
     key_bits, value_bits = kv_pair(kv)
     return replace(model, key_bits=key_bits, value_bits=value_bits)

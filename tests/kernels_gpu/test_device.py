@@ -26,11 +26,13 @@ from lutra.devices.choose import choose_device
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
 from lutra.devices.emulated.card import EmulatedCard
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.cache import SequenceKv
-from lutra_golden.model.packed import PackedLinear, PackedModel
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
+from lutra_golden.model.shapes import LINEARS
 from lutra_golden.timing.boards import find_profile
 from lutra_kernels import runner
 
@@ -102,6 +104,45 @@ def test_sessions_side_by_side(variant: str, format: str | None, kv: int, layers
     assert [session.length for session in sessions] == [7, 7]
     for session, golden in zip(sessions, goldens, strict=True):
         assert same(session.export(), golden.export())
+
+
+def with_offsets(model: PackedModel) -> PackedModel:
+    """Its matrices of keys and values and of the gate with an offset for each group."""
+    rng, layers = np.random.default_rng(2), list[PackedLayer]()
+    for layer in model.layers:
+        parts = dict[str, PackedLinear]()
+        for name in LINEARS:
+            linear = layer.linear(name)
+            weights = linear.weights
+            if name in ("k_proj", "v_proj", "gate_proj"):
+                offset = rng.integers(-2000, 2001, weights.scale.shape) << (name == "k_proj")
+                weights = replace(weights, offset=offset)
+            parts[name] = PackedLinear(weights, linear.scale, 9)
+        layers.append(replace(layer, **parts))
+    return replace(model, layers=layers, offsets=True)
+
+
+@pytest.mark.parametrize(
+    ("variant", "format", "groups", "offsets"),
+    [
+        ("bitnet", None, ActivationGroups(size=64), False),
+        ("llama", "W4A8", ActivationGroups(), True),
+        ("qwen3-wide-heads", "W3A8", ActivationGroups(size=128, shift_max=3), False),
+        ("llama", "W4A8", None, True),
+    ],
+)
+def test_activations_in_groups_and_offsets(
+    variant: str, format: str | None, groups: ActivationGroups | None, offsets: bool
+) -> None:
+    """Heads of 48 in rows of 64 keep groups of their own."""
+    head_dim = 48 if variant == "qwen3-wide-heads" else 16
+    model = small_model(variant, format, layers=1, head_dim=head_dim, a_groups=groups)
+    model = with_offsets(model) if offsets else model
+    device, golden = loaded(model), Golden(model)
+    session, tokens = device.session(), tokens_of(model, 7)
+    for part in (tokens[:5], tokens[5:6], tokens[6:]):
+        (found,) = device.run([Step(session=session, tokens=part, logits_from=0)])
+        check(found, golden.run(part))
 
 
 def test_a_run_is_cut_into_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,8 @@ def expanded_product(
     check_operands(a, w)
     if a.a_bits != 8:
         raise ValueError("an expanded product takes activations of 8 bits, not 16")
+    if w.minimum is not None:
+        raise ValueError("an expanded product takes no offsets of groups")
     if a.m < _M_MIN:
         raise ValueError(f"an expanded product takes {_M_MIN} tokens or more, not {a.m}")
     if weights is None:

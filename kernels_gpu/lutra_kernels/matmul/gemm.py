@@ -135,11 +135,11 @@ def _grouped(
 
 @jit
 def _less_zeros(
-    acc, sum_ptr, scale_ptr, zero_ptr, n_groups, A_BYTES: tl.constexpr, BITS: tl.constexpr,
-    GROUP: tl.constexpr, UNROLL: tl.constexpr,
+    acc, sum_ptr, scale_ptr, zero_ptr, minimum_ptr, n_groups, A_BYTES: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, OFFSETS: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """``acc`` less each group's scale times zero point times the activations' sum, and with what
-    codes less 128 lack."""
+    """``acc`` less each group's scale times zero point, less its offset, times the activations'
+    sum, and with what codes less 128 lack."""
     # loads of several groups under way at once
     for group in tl.range(0, n_groups, loop_unroll_factor=UNROLL):
         scale = tl.load(scale_ptr + group).to(tl.int32)
@@ -147,7 +147,10 @@ def _less_zeros(
         total = tl.load(sum_ptr + group)
         if BITS == 8:
             zero -= 256
-        acc -= (scale * zero).to(acc.dtype) * total.to(acc.dtype)
+        less = (scale * zero).to(acc.dtype)
+        if OFFSETS:
+            less -= tl.load(minimum_ptr + group).to(acc.dtype)
+        acc -= less * total.to(acc.dtype)
         if BITS == 8 and A_BYTES == 2:
             # the bytes' sum is that of the activations less 128 each
             acc -= (scale * (256 * 128 * GROUP)).to(acc.dtype)
@@ -156,20 +159,20 @@ def _less_zeros(
 
 @jit
 def gemm_kernel(
-    x_ptr, w_ptr, scale_ptr, zero_ptr, sum_ptr, offset_ptr, o_ptr, work_ptr, ticket_ptr,
-    M, N, n_blocks, n_groups, shift, split_blocks, stride_x,
-    A_BYTES: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr,
-    EVEN: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_B: tl.constexpr,
+    x_ptr, w_ptr, scale_ptr, zero_ptr, minimum_ptr, sum_ptr, offset_ptr, o_ptr, work_ptr,
+    ticket_ptr, M, N, n_blocks, n_groups, shift, split_blocks, stride_x,
+    A_BYTES: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, OFFSETS: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """``o[m, n]`` of ``M`` tokens and ``N`` rows.
 
     ``x`` int8 byte rows ``[A_BYTES * M, stride_x]`` (:mod:`~lutra_kernels.layout`), ``w`` int8
-    B128 ``[N, 16 * BITS * n_blocks]``, ``scale`` and ``zero`` unsigned ``[N, n_groups]``, ``sum``
-    int32 ``[M, n_groups]``, ``offset`` int64 ``[N]`` (16-bit activations only), ``o`` int32
-    ``[M, N]``, ``work`` int32 or, ``WIDE``, int64 ``[M, N]`` and ``ticket`` int32 per tile, zeros
-    before and after (``SPLIT`` above 1 only). ``GROUP`` 0 is ternary. ``EVEN``: no step of
-    ``BLOCK_B`` blocks and no group hangs over.
+    B128 ``[N, 16 * BITS * n_blocks]``, ``scale`` and ``zero`` unsigned ``[N, n_groups]``,
+    ``minimum`` int32 of this shape (``OFFSETS`` only), ``sum`` int32 ``[M, n_groups]``, ``offset``
+    int64 ``[N]`` (16-bit activations only), ``o`` int32 ``[M, N]``, ``work`` int32 or, ``WIDE``,
+    int64 ``[M, N]`` and ``ticket`` int32 per tile, zeros before and after (``SPLIT`` above 1 only).
+    ``GROUP`` 0 is ternary. ``EVEN``: no step of ``BLOCK_B`` blocks and no group hangs over.
     """
     pid_n, pid_m, pid_k = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -199,8 +202,9 @@ def gemm_kernel(
         if pid_k == 0:
             acc = _less_zeros(
                 acc, sum_ptr + tokens * n_groups, scale_ptr + rows * n_groups,
-                zero_ptr + rows * n_groups, n_groups, A_BYTES, BITS, GROUP,
-                1 if BLOCK_M > 32 else 4,
+                zero_ptr + rows * n_groups,
+                minimum_ptr + rows * n_groups if OFFSETS else minimum_ptr, n_groups, A_BYTES, BITS,
+                GROUP, OFFSETS, 1 if BLOCK_M > 32 else 4,
             )  # fmt: skip
     if A_BYTES == 2:
         if pid_k == 0:
@@ -264,9 +268,9 @@ def gemm(
         work, tickets = workspace.arrays(a.m * w.n, grid[0] * grid[1])
         work = work if wide else as_dtype(work, np.int32)
     gemm_kernel[grid](
-        a.rows, as_dtype(w.codes, np.int8), w.scale, w.zero, a.sums, w.offset, o, work, tickets,
-        a.m, w.n, w.n_blocks, w.n_groups, w.shift, split_blocks, w.n_blocks * BLOCK,
-        A_BYTES=a.a_bytes, BITS=w.bits, GROUP=w.group, WIDE=wide,
+        a.rows, as_dtype(w.codes, np.int8), w.scale, w.zero, w.minimum, a.sums, w.offset, o, work,
+        tickets, a.m, w.n, w.n_blocks, w.n_groups, w.shift, split_blocks, w.n_blocks * BLOCK,
+        A_BYTES=a.a_bytes, BITS=w.bits, GROUP=w.group, OFFSETS=w.minimum is not None, WIDE=wide,
         EVEN=w.k % BLOCK == 0 and w.n_blocks % tile.block_b == 0, SPLIT=split, BLOCK_N=tile.block_n,
         BLOCK_M=tile.block_m, BLOCK_B=tile.block_b, num_warps=tile.num_warps,
         num_stages=tile.num_stages,

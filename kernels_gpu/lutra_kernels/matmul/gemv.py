@@ -180,10 +180,11 @@ def _grouped(
 
 @jit
 def _zeros(
-    sum_ptr, scale_ptr, zero_ptr, n_groups, WIDE: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    sum_ptr, scale_ptr, zero_ptr, minimum_ptr, n_groups, WIDE: tl.constexpr, OFFSETS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the groups of scale times zero point times the activations' sum: ``[BLOCK_N]``."""
+    """Sums over the groups of scale times zero point, less ``OFFSETS``, times the activations' sum:
+    ``[BLOCK_N]``."""
     dtype: tl.constexpr = tl.int64 if WIDE else tl.int32
     acc = tl.zeros((BLOCK_N, BLOCK_G), dtype)
     for group in range(0, n_groups, BLOCK_G):
@@ -191,24 +192,28 @@ def _zeros(
         scale = tl.load(scale_ptr + g, mask=g < n_groups, other=0).to(tl.int32)
         zero = tl.load(zero_ptr + g, mask=g < n_groups, other=0).to(tl.int32)
         total = tl.load(sum_ptr + g, mask=g < n_groups, other=0)
-        acc += (scale * zero).to(dtype) * total.to(dtype)
+        less = (scale * zero).to(dtype)
+        if OFFSETS:
+            less -= tl.load(minimum_ptr + g, mask=g < n_groups, other=0).to(dtype)
+        acc += less * total.to(dtype)
     return tl.sum(acc, 1)
 
 
 @jit
 def gemv_kernel(
-    x_ptr, w_ptr, scale_ptr, zero_ptr, sum_ptr, offset_ptr, o_ptr,
+    x_ptr, w_ptr, scale_ptr, zero_ptr, minimum_ptr, sum_ptr, offset_ptr, o_ptr,
     N, n_blocks, n_groups, shift, stride_x,
     M: tl.constexpr, A_BYTES: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr,
-    BLOCK_G: tl.constexpr,
+    OFFSETS: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """``o[m, n]`` of ``M`` tokens and ``N`` rows.
 
     ``x`` int32 words of byte rows ``[A_BYTES * M, stride_x]`` (:mod:`~lutra_kernels.layout`),
     ``w`` int32 words of B128 ``[N, 4 * BITS * n_blocks]``, ``scale`` and ``zero`` unsigned
-    ``[N, n_groups]``, ``sum`` int32 ``[M, n_groups]``, ``offset`` int64 ``[N]`` (16-bit activations
-    only), ``o`` int32 or int64 ``[M, N]``. ``GROUP`` 0 is ternary. ``EVEN``: no block and no group
+    ``[N, n_groups]``, ``minimum`` int32 of this shape (``OFFSETS`` only), ``sum`` int32
+    ``[M, n_groups]``, ``offset`` int64 ``[N]`` (16-bit activations only), ``o`` int32 or int64
+    ``[M, N]``. ``GROUP`` 0 is ternary. ``EVEN``: no block and no group
     hangs over. ``WIDE``: sums before the shift need 64 bits.
     """
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -230,7 +235,8 @@ def gemv_kernel(
         else:
             zeros = _zeros(
                 sum_ptr + m * n_groups, scale_ptr + rows * n_groups, zero_ptr + rows * n_groups,
-                n_groups, WIDE, BLOCK_N, BLOCK_G,
+                minimum_ptr + rows * n_groups if OFFSETS else minimum_ptr, n_groups, WIDE, OFFSETS,
+                BLOCK_N, BLOCK_G,
             )  # fmt: skip
             total = 2 * dots[m] - zeros
         if A_BYTES == 2:
@@ -249,9 +255,10 @@ def gemv(a: Activations, w: Matrix, tile: Tile | None = None, out: Array | None 
     tile = tile or tile_of("gemv", a, w)
     o = empty([a.m, w.n], np.int32) if out is None else out
     gemv_kernel[(cdiv(w.n, tile.block_n),)](
-        as_dtype(a.rows, np.int32), as_dtype(w.codes, np.int32), w.scale, w.zero, a.sums,
-        w.offset, o, w.n, w.n_blocks, w.n_groups, w.shift, w.n_blocks * 32,
-        M=a.m, A_BYTES=a.a_bytes, BITS=w.bits, GROUP=w.group, WIDE=w.is_wide(a.a_bits),
+        as_dtype(a.rows, np.int32), as_dtype(w.codes, np.int32), w.scale, w.zero, w.minimum,
+        a.sums, w.offset, o, w.n, w.n_blocks, w.n_groups, w.shift, w.n_blocks * 32,
+        M=a.m, A_BYTES=a.a_bytes, BITS=w.bits, GROUP=w.group, OFFSETS=w.minimum is not None,
+        WIDE=w.is_wide(a.a_bits),
         EVEN=w.k % BLOCK == 0 and w.n_blocks % tile.block_b == 0, BLOCK_N=tile.block_n,
         BLOCK_B=tile.block_b, BLOCK_G=_GROUPS_AT_ONCE, num_warps=tile.num_warps,
     )  # fmt: skip

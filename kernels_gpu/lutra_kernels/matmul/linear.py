@@ -19,6 +19,6 @@ def linear(
     if a.m <= M_MAX:
         return gemv(a, w, out=out)
     shape = {"bits": w.bits, "group": w.group, "n": w.n, "k": w.k}
-    if a.a_bits == 8 and expands(arch=architecture(), m=a.m, **shape):
+    if a.a_bits == 8 and w.minimum is None and expands(arch=architecture(), m=a.m, **shape):
         return expanded_product(a, w, out=out)
     return gemm(a, w, out=out, workspace=workspace)

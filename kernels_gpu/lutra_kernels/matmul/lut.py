@@ -84,6 +84,8 @@ def lut_kernel(
 def lut_gemv(a: Activations, w: Matrix) -> Array:
     """``acc`` int32 ``[1, N]`` of one token by lookups; codes of 1, 2 or 4 bits."""
     check_operands(a, w)
+    if w.minimum is not None:
+        raise ValueError("lut_gemv takes no offsets of groups")
     if a.m != 1 or a.a_bits != 8:
         raise ValueError(f"lut_gemv takes one token of 8 bits, not {a.m} of {a.a_bits}")
     if w.bits not in (1, 2, 4):

@@ -23,10 +23,10 @@ class Matrix:
     """``[n, k]`` weights of ``bits`` bits on a device.
 
     ``codes`` uint8 ``[n, row bytes]``. Grouped: ``scale`` (uint8 or uint16) and ``zero`` (uint8 or
-    uint16, half steps) ``[n, k / group]``. Ternary: ``group`` 0, codes 0, 1, 2 for -1, 0, 1. With
-    16-bit activations ``offset`` int64 ``[n]``: what their low bytes lack, 256 times each row's sum
-    of scales times codes. ``peak`` is the largest sum of a row's doubled weights, all taken
-    positive.
+    uint16, half steps) ``[n, k / group]``, and int32 ``minimum`` of the same shape where groups
+    have offsets. Ternary: ``group`` 0, codes 0, 1, 2 for -1, 0, 1. With 16-bit activations
+    ``offset`` int64 ``[n]``: what their low bytes lack, 256 times each row's sum of scales times
+    codes. ``peak`` is the largest sum of a row's doubled weights, all taken positive.
     """
 
     codes: Array
@@ -38,6 +38,7 @@ class Matrix:
     group: int = 0
     scale: Array | None = None
     zero: Array | None = None
+    minimum: Array | None = None
     offset: Array | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +55,8 @@ class Matrix:
             self.zero is not None
         ):
             raise ValueError("grouped weights must have scale and zero, ternary ones neither")
+        if self.minimum is not None and not self.group:
+            raise ValueError("only grouped weights have offsets of groups")
         if not 0 <= self.shift <= SHIFT_MAX or not (self.group or self.shift):
             raise ValueError(
                 f"shift must be in {0 if self.group else 1}..{SHIFT_MAX}, not {self.shift}"
@@ -88,14 +91,16 @@ def upload_matrix(
     group: int = 0,
     scale: NDArray[np.integer] | None = None,
     zero: NDArray[np.integer] | None = None,
+    minimum: NDArray[np.int32] | None = None,
     peak: int | None = None,
     code_sums: NDArray[np.integer] | None = None,
 ) -> Matrix:
     """A matrix of B128 ``codes`` ``[N, row bytes]`` on the device.
 
-    ``code_sums``, needed for 16-bit activations only, are each row's sums of codes by group, ``[N,
-    k / group]`` (``[N, 1]`` for ternary weights). Without a ``peak`` the largest possible one is
-    taken, which costs 64-bit sums where 32 would do.
+    ``minimum`` are the offsets of groups, in doubled weights. ``code_sums``, needed for 16-bit
+    activations only, are each row's sums of codes by group, ``[N, k / group]`` (``[N, 1]`` for
+    ternary weights). Without a ``peak`` the largest possible one is taken, which costs 64-bit sums
+    where 32 would do.
     """
     n = len(codes)
     blocks = -(-k // BLOCK)
@@ -106,11 +111,15 @@ def upload_matrix(
             f"codes must be {[n, blocks * bits * BLOCK // 8]}, not {list(codes.shape)}"
         )
     if group and scale is not None and zero is not None:
-        for name, values in (("scale", scale), ("zero", zero)):
-            if values.shape != (n, k // group):
+        sides = ("scale", scale), ("zero", zero), ("minimum", minimum)
+        for name, values in sides:
+            if values is not None and values.shape != (n, k // group):
                 raise ValueError(f"{name} must be {[n, k // group]}, not {list(values.shape)}")
         largest = int((scale.astype(np.int64).sum(axis=1)).max(initial=0))
         possible = largest * group * 2 * ((1 << bits) - 1)
+        if minimum is not None:
+            sums = np.abs(minimum.astype(np.int64)).sum(axis=1)
+            possible += group * int(sums.max(initial=0))
     else:
         possible = 2 * k
     offset = None
@@ -127,5 +136,6 @@ def upload_matrix(
         group=group,
         scale=None if scale is None else upload(_narrow(scale)),
         zero=None if zero is None else upload(_narrow(zero)),
+        minimum=None if minimum is None else upload(minimum.astype(np.int32)),
         offset=offset,
     )

@@ -9,7 +9,10 @@ from lutra_kernels.matmul.lut import lut_kernel, table_kernel
 
 __all__ = ["VARIANTS", "gemm_variant", "gemv_variant", "name_of"]
 
-_SIDES = {"scale_ptr": "*u8", "zero_ptr": "*u8", "sum_ptr": "*i32", "offset_ptr": "*i64"}
+_SIDES = {
+    "scale_ptr": "*u8", "zero_ptr": "*u8", "minimum_ptr": "*i32", "sum_ptr": "*i32",
+    "offset_ptr": "*i64",
+}  # fmt: skip
 _GEMV = {
     "x_ptr": "*i32", "w_ptr": "*i32", **_SIDES, "o_ptr": "*i32", "N": "i32", "n_blocks": "i32",
     "n_groups": "i32", "shift": "i32", "stride_x": "i32",
@@ -29,11 +32,12 @@ def name_of(bits: int, group: int, a_bytes: int) -> str:
 
 def gemv_variant(
     bits: int, group: int, block_n: int, block_b: int, num_warps: int, limit: float | None = None,
-    m: int = 1, a_bytes: int = 1, wide: bool = False, even: bool = True, quick: bool = False,
+    m: int = 1, a_bytes: int = 1, wide: bool = False, even: bool = True, offsets: bool = False,
+    quick: bool = False,
 ) -> Variant:  # fmt: skip
     """A product of few tokens with this tile."""
     kind = f"{name_of(bits, group, a_bytes)} M={m} {block_n}x{block_b}"
-    kind += " 64-bit" * wide + " hanging" * (not even)
+    kind += " 64-bit" * wide + " offsets" * offsets + " hanging" * (not even)
     return Variant(
         name=f"gemv {kind}",
         kernel=gemv_kernel,
@@ -43,6 +47,7 @@ def gemv_variant(
             "A_BYTES": a_bytes,
             "BITS": bits,
             "GROUP": group,
+            "OFFSETS": offsets,
             "WIDE": wide,
             "EVEN": even,
             "BLOCK_N": block_n,
@@ -61,10 +66,11 @@ def gemv_variant(
 def gemm_variant(
     bits: int, group: int, block_m: int, block_n: int, block_b: int, num_warps: int,
     limit: float | None = None, a_bytes: int = 1, wide: bool = False, split: int = 1,
-    quick: bool = False,
+    offsets: bool = False, quick: bool = False,
 ) -> Variant:  # fmt: skip
     """A product of many tokens with this tile."""
     kind = f"{name_of(bits, group, a_bytes)} {block_m}x{block_n}" + " 64-bit" * wide
+    kind += " offsets" * offsets
     return Variant(
         name=f"gemm {kind}" + f" split {split}" * (split > 1),
         kernel=gemm_kernel,
@@ -73,6 +79,7 @@ def gemm_variant(
             "A_BYTES": a_bytes,
             "BITS": bits,
             "GROUP": group,
+            "OFFSETS": offsets,
             "WIDE": wide,
             "EVEN": True,
             "SPLIT": split,
@@ -121,6 +128,7 @@ VARIANTS = (
     gemv_variant(4, 128, 4, 8, 1, wide=True, limit=1.2),
     gemv_variant(4, 128, 4, 8, 1, m=4),
     gemv_variant(4, 128, 4, 8, 1, a_bytes=2, wide=True),
+    gemv_variant(4, 32, 4, 8, 1, a_bytes=2, wide=True, offsets=True),
     gemv_variant(6, 128, 16, 8, 4, limit=1.0),
     gemv_variant(8, 128, 4, 8, 1, limit=0.90),
     gemm_variant(2, 0, 16, 64, 4, 4, limit=1.0, quick=True),
@@ -136,6 +144,7 @@ VARIANTS = (
     gemm_variant(4, 128, 64, 64, 1, 4),
     gemm_variant(4, 128, 64, 64, 1, 4, wide=True),
     gemm_variant(4, 128, 32, 64, 1, 4, a_bytes=2, wide=True),
+    gemm_variant(4, 32, 32, 64, 1, 4, a_bytes=2, wide=True, offsets=True),
     gemm_variant(6, 128, 16, 256, 1, 4, limit=2.1),
     gemm_variant(8, 128, 16, 256, 1, 4, limit=2.1),
     _HEAD,

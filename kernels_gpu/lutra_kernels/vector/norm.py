@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+import triton
 import triton.language as tl
 
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import Scale
 from lutra_golden.arith.silu import SILU
 from lutra_golden.vector.norm import SWIGLU_SHIFTS
@@ -40,6 +42,7 @@ BLOCK_MAX = 8192
 """Most elements that a program holds at once."""
 TOGETHER_MAX = 16
 """Most tokens that a program takes."""
+_GROUPED_BITS = 16  # of integers that are int8 times powers of two
 _MANY = 512  # tokens that keep every multiprocessor busy
 ZERO = Scale(np.asarray(0), np.asarray(0))
 """The scale of weights that there are none of."""
@@ -144,16 +147,43 @@ def _lowered(v, sh, gamma_ptr, offs, mask):
     return vs, vs * tl.load(gamma_ptr + offs, mask=mask, other=0).to(tl.int32)
 
 
+@triton.constexpr_function
+def _largest(a_bits, shared):
+    """Largest magnitude that activations are quantised to; ``shared`` of them may be shifted."""
+    return 127 if a_bits == 8 or shared else 32767
+
+
+@jit
+def _exponents(
+    y, y_max, SHARED: tl.constexpr, SHIFT_MAX: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Exponents of groups of ``SHARED`` elements of rows whose largest are ``y_max``: one for each
+    element, the largest with which none passes that."""
+    GROUPS: tl.constexpr = BLOCK // SHARED
+    peaks = tl.max(tl.reshape(tl.abs(y), (TOKENS, GROUPS, SHARED)), 2).to(tl.int64)
+    e = tl.zeros((TOKENS, GROUPS), tl.int32)
+    for shift in tl.static_range(1, SHIFT_MAX + 1):
+        e += ((peaks << shift) <= y_max[:, None]).to(tl.int32)
+    each = tl.broadcast_to(tl.expand_dims(e, 2), (TOKENS, GROUPS, SHARED))
+    return tl.reshape(each, (TOKENS, BLOCK))
+
+
 @jit
 def _store(
-    y, f_m, f_e, q_ptr, sums_ptr, m, first, M,
+    y, y_max, f_m, f_e, q_ptr, sums_ptr, m, first, M,
     N: tl.constexpr, K: tl.constexpr, A_BITS: tl.constexpr, GROUP: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    SHARED: tl.constexpr, SHIFT_MAX: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Quantise and store elements from ``first`` on, and sums of groups; returns rows' sums."""
-    Q_MAX: tl.constexpr = 127 if A_BITS == 8 else 32767
+    Q_MAX: tl.constexpr = _largest(A_BITS, SHARED)
     offs = first + tl.arange(0, BLOCK)[None, :]
-    q = quantize(y.to(tl.int64), f_m[:, None], f_e[:, None], Q_MAX).to(tl.int32)
+    if SHARED > 0:
+        e = _exponents(y, y_max, SHARED, SHIFT_MAX, TOKENS, BLOCK)
+        q = quantize(y.to(tl.int64), f_m[:, None], f_e[:, None] + e, Q_MAX).to(tl.int32)
+        q = q << (SHIFT_MAX - e)
+    else:
+        q = quantize(y.to(tl.int64), f_m[:, None], f_e[:, None], Q_MAX).to(tl.int32)
     mask = (offs < K) & (m < M)
     if A_BITS == 8:
         tl.store(q_ptr + m * K + offs, q.to(tl.int8), mask=mask)
@@ -176,8 +206,8 @@ def norm_quantize_kernel(
     q_ptr, scale_ptr, sums_ptr, flag_ptr,
     scale_a, scale_b, inv_n, eps, unit, frac, gamma_frac, M,
     N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, SOURCE: tl.constexpr,
-    NORMALISE: tl.constexpr, A_BITS: tl.constexpr, GROUP: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK: tl.constexpr, N_BLOCKS: tl.constexpr,
+    NORMALISE: tl.constexpr, A_BITS: tl.constexpr, GROUP: tl.constexpr, SHARED: tl.constexpr,
+    SHIFT_MAX: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, N_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Normalise and quantise ``TOKENS`` tokens of ``N`` elements per program.
 
@@ -190,8 +220,10 @@ def norm_quantize_kernel(
     ``q`` int8 ``[M, K]``, or ``[2 M, K]`` of low and high bytes, is as in
     :mod:`lutra_kernels.layout`; ``sums`` is int32 ``[M, N / GROUP]``, or ``[M]`` if ``GROUP``
     is 0 (a power of two, at most ``BLOCK``); ``flag`` becomes 1 if a value has left its range.
+    With ``SHARED``, a power of two, activations of 16 bits are int8 times a power of two up to
+    ``2**SHIFT_MAX`` for each so many.
     """
-    Q_MAX: tl.constexpr = 127 if A_BITS == 8 else 32767
+    Q_MAX: tl.constexpr = _largest(A_BITS, SHARED)
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     m, here = token[:, None], token < M
     a_m, a_e = scale_unpack(scale_a)
@@ -223,7 +255,10 @@ def norm_quantize_kernel(
         squares = tl.sum((vs * vs).to(tl.int64), 1)
         y_max = tl.max(tl.abs(y), 1).to(tl.int64)
         f_m, f_e = quantize_factor(y_max, Q_MAX)
-        total = _store(y, f_m, f_e, q_ptr, sums_ptr, m, 0, M, N, K, A_BITS, GROUP, TOKENS, BLOCK)
+        total = _store(
+            y, y_max, f_m, f_e, q_ptr, sums_ptr, m, 0, M, N, K, A_BITS, GROUP, SHARED, SHIFT_MAX,
+            TOKENS, BLOCK,
+        )  # fmt: skip
     else:
         v_max = tl.zeros([TOKENS], tl.int64)
         for i in range(N_BLOCKS):
@@ -257,8 +292,9 @@ def norm_quantize_kernel(
             )  # fmt: skip
             vs, y = _lowered(v, sh, gamma_ptr, offs, offs < N)
             total += _store(
-                y, f_m, f_e, q_ptr, sums_ptr, m, i * BLOCK, M, N, K, A_BITS, GROUP, TOKENS, BLOCK
-            )
+                y, y_max, f_m, f_e, q_ptr, sums_ptr, m, i * BLOCK, M, N, K, A_BITS, GROUP, SHARED,
+                SHIFT_MAX, TOKENS, BLOCK,
+            )  # fmt: skip
     if GROUP == 0:
         tl.store(sums_ptr + token, total, mask=here)
 
@@ -277,6 +313,8 @@ def norm_quantize_kernel(
     t_m, t_e = quantize_step(y_max, Q_MAX)
     t_e -= tl.where(t_m == 0, 0, gamma_frac)
     r_m, r_e = scale_mul(r_m, r_e, t_m, t_e)
+    if SHARED > 0:
+        r_e -= tl.where(r_m == 0, 0, SHIFT_MAX)
     tl.store(scale_ptr + token, scale_pack(r_m, r_e), mask=here)
 
 
@@ -286,7 +324,8 @@ class NormStep:
 
     ``scale_a`` is the scale of the weights that gave the product that is added, or gated;
     ``scale_b`` that of the up projection. ``frac`` is the residual stream's binary point, or the
-    shift of an embedding's rows. Without ``normalise``, rows are multiplied by gamma only.
+    shift of an embedding's rows. Without ``normalise``, rows are multiplied by gamma only. With
+    ``groups`` results share exponents within each ``run`` of elements.
     """
 
     source: Source
@@ -301,6 +340,15 @@ class NormStep:
     scale_b: Scale = ZERO
     head_dim: int = 1
     normalise: bool = True
+    groups: ActivationGroups | None = None
+    run: int = 0
+
+    @property
+    def shared(self) -> int:
+        """Elements that share an exponent: of heads, all if they are smaller than a group."""
+        if self.groups is None:
+            return 0
+        return self.groups.size if self.run == self.n else min(self.groups.size, self.run)
 
 
 def norm_quantize(
@@ -325,6 +373,8 @@ def norm_quantize(
     a, n = out.a, step.n
     if a.k != n:
         raise ValueError(f"out must have {n} elements per token, not {a.k}")
+    if step.groups is not None and a.a_bits != _GROUPED_BITS:
+        raise ValueError(f"activations in groups have {_GROUPED_BITS} bits, not {a.a_bits}")
     # a group that is the whole row is what ternary weights want
     group = a.group if a.group < n else 0
     k = padded_depth(n)
@@ -339,7 +389,8 @@ def norm_quantize(
         word(step.scale_a), word(step.scale_b), word(step.inv_n), word(step.eps), word(step.unit),
         step.frac, step.gamma_frac, a.m,
         N=n, K=k, D=step.head_dim, SOURCE=int(step.source), NORMALISE=step.normalise,
-        A_BITS=a.a_bits, GROUP=group if fused else -1, TOKENS=together, BLOCK=block,
+        A_BITS=a.a_bits, GROUP=group if fused else -1, SHARED=step.shared,
+        SHIFT_MAX=0 if step.groups is None else step.groups.shift_max, TOKENS=together, BLOCK=block,
         N_BLOCKS=cdiv(k, block),
         num_warps=max(1, min(16, together * block // 256)),
     )  # fmt: skip

@@ -18,12 +18,14 @@ _HEADS = ("acc_ptr", "s_ptr", "position_ptr", "table_ptr", "tables_ptr", "flag_p
 
 
 def _norm(
-    source: Source, n: int, group: int = 0, a_bits: int = 8, tokens: int = 1, quick: bool = False
-) -> Variant:
+    source: Source, n: int, group: int = 0, a_bits: int = 8, tokens: int = 1, shared: int = 0,
+    quick: bool = False,
+) -> Variant:  # fmt: skip
     k = padded_depth(n)
     block = min(1 << (k - 1).bit_length(), BLOCK_MAX)
     return Variant(
-        name=f"norm {source.name.lower()} {n} g{group}A{a_bits} M={tokens}",
+        name=f"norm {source.name.lower()} {n} g{group}A{a_bits} M={tokens}"
+        + f" shared {shared}" * (shared > 0),
         kernel=norm_quantize_kernel,
         arguments={
             **dict.fromkeys(_WORDS, "*i32"),
@@ -35,7 +37,8 @@ def _norm(
         },
         constants={
             "N": n, "K": k, "D": 128, "SOURCE": int(source), "NORMALISE": True, "A_BITS": a_bits,
-            "GROUP": group, "TOKENS": tokens, "BLOCK": block, "N_BLOCKS": cdiv(k, block),
+            "GROUP": group, "SHARED": shared, "SHIFT_MAX": 7 if shared else 0, "TOKENS": tokens,
+            "BLOCK": block, "N_BLOCKS": cdiv(k, block),
         },
         num_warps=min(16, tokens * block // 256),
         unaligned=_SCALES,
@@ -81,6 +84,8 @@ VARIANTS = (
     _norm(Source.SWIGLU, 4864, 64),
     _norm(Source.SWIGLU, 14336, 128),
     _norm(Source.SWIGLU, 14336, 128, 16),
+    _norm(Source.SWIGLU, 4864, 32, 16, shared=32),
+    _norm(Source.ADD, 896, 32, 16, shared=32),
     _rope(False, False, 1, quick=True),
     _rope(False, False, 16),
     _rope(True, False, 1),

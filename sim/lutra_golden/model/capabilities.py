@@ -16,11 +16,11 @@ def check_capabilities(
     if model.a_groups is not None and not activation_groups:
         raise LutraError(
             f"{runner} has no activations in groups yet, the model's are in groups of "
-            f"{model.a_groups.size}: run it with -dev cpu or golden, or pack it again without "
-            "--a-group"
+            f"{model.a_groups.size}: run it with -dev cpu, cuda or golden, or pack it again "
+            "without --a-group"
         )
     if model.offsets and not offsets:
         raise LutraError(
-            f"{runner} has no groups of weights with offsets yet: run the model with -dev cpu or "
-            "golden, or pack it again without --offsets"
+            f"{runner} has no groups of weights with offsets yet: run the model with -dev cpu, "
+            "cuda or golden, or pack it again without --offsets"
         )

@@ -131,8 +131,13 @@ MUTANTS = [
         ["kernels_gpu/matmul/test_gemv.py"],
         (
             "products of zero points in 32 bits",
-            "(scale * zero).to(dtype) * total.to(dtype)",
-            "(scale * zero * total).to(dtype)",
+            "acc += less * total.to(dtype)",
+            "acc += (less.to(tl.int32) * total).to(dtype)",
+        ),
+        (
+            "offsets of groups added to what is taken away",
+            "less -= tl.load(minimum_ptr + g,",
+            "less += tl.load(minimum_ptr + g,",
         ),
         (
             "sums of the first token for all",
@@ -144,6 +149,7 @@ MUTANTS = [
     *planted(
         "kernels_gpu/lutra_kernels/matmul/gemm.py",
         ["kernels_gpu/matmul/test_gemm.py"],
+        ("the first group's offset for all", "minimum_ptr + group)", "minimum_ptr)"),
         ("a sum taken before its last part", "== SPLIT - 1:", "== SPLIT - 2:"),
         ("tickets left", "            tl.store(tile, 0)\n", ""),
         (
@@ -185,6 +191,21 @@ MUTANTS = [
     *planted(
         "kernels_gpu/lutra_kernels/vector/norm.py",
         ["kernels_gpu/vector/test_norm.py"],
+        (
+            "exponents only below the largest",
+            "(peaks << shift) <= y_max",
+            "(peaks << shift) < y_max",
+        ),
+        (
+            "groups as large as they may be in heads that are smaller",
+            "min(self.groups.size, self.run)",
+            "self.groups.size",
+        ),
+        (
+            "integers of groups under the scale of what they were",
+            "r_e -= tl.where(r_m == 0, 0, SHIFT_MAX)",
+            "r_e -= 0",
+        ),
         (
             "the largest value rounds up beyond 16 bits",
             "saturate(round_shift_right(v, sh[:, None]), 16).to",

@@ -133,8 +133,8 @@ MUTANTS = [
         ),
         (
             "expanded products of sixteen bits",
-            "if a.a_bits == 8 and expands(",
-            "if expands(",
+            "if a.a_bits == 8 and w.minimum",
+            "if w.minimum",
         ),
     ),
     *planted(

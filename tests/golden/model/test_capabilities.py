@@ -18,10 +18,10 @@ def test_activations_in_groups(packed: Callable[[str], PackedModel]) -> None:
     check_capabilities(grouped, "device cpu", activation_groups=True)
     with pytest.raises(
         LutraError,
-        match=r"^device cuda has no activations in groups yet, the model's are in groups of 64: "
-        r"run it with -dev cpu or golden, or pack it again without --a-group$",
+        match=r"^an accelerator has no activations in groups yet, the model's are in groups of 64: "
+        r"run it with -dev cpu, cuda or golden, or pack it again without --a-group$",
     ):
-        check_capabilities(grouped, "device cuda")
+        check_capabilities(grouped, "an accelerator", offsets=True)
 
 
 def test_offsets(packed: Callable[[str], PackedModel]) -> None:
@@ -30,6 +30,6 @@ def test_offsets(packed: Callable[[str], PackedModel]) -> None:
     with pytest.raises(
         LutraError,
         match=r"^an accelerator has no groups of weights with offsets yet: run the model with "
-        r"-dev cpu or golden, or pack it again without --offsets$",
+        r"-dev cpu, cuda or golden, or pack it again without --offsets$",
     ):
         check_capabilities(model, "an accelerator", activation_groups=True)

@@ -47,8 +47,9 @@ def random_case(
     a_bits: int = 8,
     extreme: bool = False,
     scale_bits: int = 8,
+    offset_bits: int = 0,
 ) -> Case:
-    """``extreme``: every weight as far from zero as there is."""
+    """``extreme``: every weight as far from zero as there is. ``offset_bits``: of the offsets."""
     rng = np.random.default_rng(seed)
     if group == 0:
         codes = rng.integers(0, 3, (n, k)).astype(np.uint8)
@@ -72,9 +73,15 @@ def random_case(
             codes[:] = top
             scale[:] = (1 << scale_bits) - 1
             zero[:] = 0
-        weights = GroupedWeights(codes=codes, scale=scale, zero=zero, bits=bits, group=group)
+        offset = None
+        if offset_bits:
+            top = (1 << offset_bits) - 1
+            offset = rng.integers(-top, top + 1, scale.shape)
+        weights = GroupedWeights(
+            codes=codes, scale=scale, zero=zero, bits=bits, group=group, offset=offset
+        )
         shift = max(0, (weights.peak * Q_MAX[a_bits]).bit_length() - 27)
-        arrays = {"scale": scale, "zero": zero}
+        arrays = {"scale": scale, "zero": zero, "minimum": offset}
     sums = codes.reshape(n, -1, group or k).sum(axis=2, dtype=np.int64)
     matrix = upload_matrix(
         pack(codes, weights.bits),

@@ -61,6 +61,16 @@ def test_the_largest_sums(bits: int, group: int, sign: int) -> None:
     _check(case, np.full((2, 256), sign * 127))
 
 
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (6, 16), (8, 128)])
+@pytest.mark.parametrize(("offset_bits", "a_bits"), [(12, 8), (31, 8), (20, 16)])
+def test_offsets_of_groups(bits: int, group: int, offset_bits: int, a_bits: int) -> None:
+    depth = 64 if offset_bits == 31 else 384
+    if depth < group:
+        depth = group
+    case = random_case(9, depth, bits, group, seed=4, a_bits=a_bits, offset_bits=offset_bits)
+    _check(case, random_activations(7, depth, a_bits, 2), a_bits)
+
+
 def test_sums_that_need_64_bits() -> None:
     case = random_case(8, 512, 8, 64, seed=1, scale_bits=16)
     assert case.matrix.is_wide(8)

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("triton")
 
 from lutra_golden.arith.fixed import Saturation, round_shift, saturate
-from lutra_golden.arith.quantize import q_max_of
+from lutra_golden.arith.quantize import ActivationGroups, q_max_of
 from lutra_golden.arith.scale import (
     Scale,
     pack_scale,
@@ -39,6 +39,8 @@ class Case:
     a_bits: int = 8
     group: int = 0
     normalise: bool = True
+    groups: ActivationGroups | None = None
+    run_length: int = 0
 
     def __post_init__(self) -> None:
         self.gamma = self.rng.integers(-(1 << 15), 1 << 15, self.n)
@@ -70,6 +72,8 @@ class Case:
             scale_b=scale_b,
             head_dim=head_dim,
             normalise=self.normalise,
+            groups=self.groups,
+            run=self.run_length,
         )
         norm_quantize(step, self.out, upload(tables()), **arrays)
 
@@ -78,7 +82,8 @@ class Case:
         scale = Scale(np.broadcast_to(unit.m, self.m), np.broadcast_to(unit.e, self.m))
         q, expected = norm.norm_quantize(
             v, scale, self.gamma, 12, self.inv_n, self.eps,
-            normalise=self.normalise, q_max=q_max_of(self.a_bits),
+            normalise=self.normalise, q_max=127 if self.groups else q_max_of(self.a_bits),
+            groups=self.groups, run=self.run_length,
         )  # fmt: skip
         assert np.array_equal(download(self.out.a.rows), layout.to_bytes(q, self.a_bits))
         assert np.array_equal(download(self.out.a.sums), layout.group_sums(q, self.group))
@@ -117,6 +122,29 @@ def test_residual_stream(n: int, a_bits: int, group: int, normalise: bool) -> No
     x = residuals(case.rng, 5, n)
     case.run(Source.RESIDUAL, x=int32(x))
     case.check(x, UNIT)
+
+
+@pytest.mark.parametrize(("size", "shift_max"), [(32, 7), (64, 3), (128, 1)])
+@pytest.mark.parametrize(
+    ("n", "run", "group"), [(128, 128, 0), (160, 160, 32), (96, 32, 48), (256, 64, 64), (1, 1, 0)]
+)
+def test_groups(
+    n: int, run: int, group: int, size: int, shift_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are one run, the last group hanging over, and runs of heads; in parts too."""
+    for held in (device.BLOCK_MAX, 128):
+        monkeypatch.setattr(device, "BLOCK_MAX", held)
+        groups = ActivationGroups(size=size, shift_max=shift_max)
+        case = Case(np.random.default_rng(n), 5, n, 16, group, groups=groups, run_length=run)
+        x = residuals(case.rng, 5, n) >> case.rng.integers(0, 12, -(-n // 16)).repeat(16)[:n]
+        case.run(Source.RESIDUAL, x=int32(x))
+        case.check(x, UNIT)
+
+
+def test_groups_have_sixteen_bits() -> None:
+    case = Case(np.random.default_rng(0), 1, 32, groups=ActivationGroups(), run_length=32)
+    with pytest.raises(ValueError, match=r"^activations in groups have 16 bits, not 8$"):
+        case.run(Source.RESIDUAL, x=int32(np.ones((1, 32), np.int64)))
 
 
 @pytest.mark.parametrize("a_bits", [8, 16])

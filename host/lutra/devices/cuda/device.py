@@ -79,7 +79,7 @@ class CudaDevice(BaseDevice[CudaSession]):
         from lutra_kernels.runner import Runner
 
         check_numbers(model)
-        check_capabilities(model, f"device {self.name}")
+        check_capabilities(model, f"device {self.name}", activation_groups=True, offsets=True)
         common_kv_bits(model, f"device {self.name}")
         with _refusing():
             uploaded = upload_model(model, self._report)

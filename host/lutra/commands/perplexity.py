@@ -3,13 +3,17 @@
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra.commands.options import add_device, add_model, add_threads, check_kv, whole
+from lutra.commands.tables import print_losses
 from lutra.devices.golden import GoldenDevice
+from lutra.evaluate.divergence import Divergence
+from lutra.evaluate.losses import losses
 from lutra.evaluate.perplexity import perplexity, text_windows
 from lutra.llm import LLM
 from lutra.models.decoder import Decoder
@@ -38,6 +42,12 @@ def add_perplexity(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         metavar="N",
         help="use only the first N windows of the text",
+    )
+    parser.add_argument(
+        "--losses",
+        action="store_true",
+        help="also evaluate what each rounding costs alone, in floating point; takes several times "
+        "as long",
     )
     parser.set_defaults(command=_perplexity)
 
@@ -93,6 +103,9 @@ def _perplexity(args: argparse.Namespace) -> int:
         if args.float:
             logits = real(llm.source if as_it_is and llm.source else llm.rounded)
         result = perplexity(logits, windows, len(text), progress)
+        parts: dict[str, Divergence] = {}
+        if args.losses:
+            parts = losses(llm.packed, windows, llm.source, progress)
     if args.json:
         figures = {"model": args.model, "device": "float" if args.float else llm.device.name}
         figures |= {"engine": None if args.float else llm.device.facts().get("engine")}
@@ -103,11 +116,15 @@ def _perplexity(args: argparse.Namespace) -> int:
         figures |= {"kv_bits": None if as_it_is else llm.packed.kv}
         figures |= {"ppl": result.ppl, "stderr": result.stderr, "tokens": result.tokens}
         figures |= {"kind": "measured"}
+        if parts:
+            figures |= {"losses": {name: asdict(each) for name, each in parts.items()}}
         print(json.dumps(figures | {"bits_per_character": result.bits_per_character}))
     else:
         print(f"Final estimate: PPL = {result.ppl:.4f} +/- {result.stderr:.5f}")
         characters = f"{result.bits_per_character:.4f} bits per character"
         where = "in floating point" if args.float else f"on device {llm.device.name}"
         print(f"{characters}, {result.tokens} tokens; measured {where}")
+        if parts:
+            print_losses(parts)
     llm.close()
     return 0

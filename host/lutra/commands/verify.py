@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lutra.commands.options import add_json, real
-from lutra.evaluate.verify import verify
+from lutra.commands.tables import print_losses
+from lutra.evaluate.verify import LUTRA, verify
 from lutra.models import find_model
 from lutra.packed.file import is_packed, open_packed
 from lutra.packed.store import check_finished
@@ -67,6 +68,11 @@ def _verify(args: argparse.Namespace) -> int:
         return code
     console = Console(highlight=False, markup=False)
     console.print(f"relative errors, measured; the checkpoint was run by {found.runner}")
+    if found.runner == LUTRA:
+        console.print(
+            "which also reads the packed model: a fault of reading the checkpoint does not show "
+            "(transformers can judge a folder, llama-cpp-python a GGUF file; install it)"
+        )
     table = Table(box=None, pad_edge=False)
     table.add_column("part")
     for name in ("rounding", "limit", "integers", "in all"):
@@ -78,6 +84,7 @@ def _verify(args: argparse.Namespace) -> int:
     console.print(f"logits: RMS error {found.logits:.4f} of their standard deviation")
     console.print(f"top-1 agreement: {found.top1:.1%} of {found.tokens} tokens")
     console.print(f"KL divergence: {found.kl:.5f} nats")
+    print_losses(found.losses)
     if found.first_over:
         console.print(f"first part over its limit: {found.first_over}", style="bold")
     else:

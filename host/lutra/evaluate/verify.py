@@ -17,6 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense, Integers
+from lutra.evaluate.divergence import Divergence
+from lutra.evaluate.losses import losses
+from lutra.evaluate.peer import LlamaCpp
+from lutra.formats.gguf import is_gguf
 from lutra.models import load_model
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.quantize.reference import reference
@@ -27,7 +31,15 @@ from lutra_golden.model.decoder import Rows
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.shapes import LINEARS
 
-__all__ = ["PartError", "Verification", "run_source", "transformers_run", "verify"]
+__all__ = [
+    "LUTRA",
+    "PartError",
+    "Verification",
+    "llama_cpp_logits",
+    "run_source",
+    "transformers_run",
+    "verify",
+]
 
 Float = NDArray[np.float64]
 Run = tuple[list[Float], Float]
@@ -40,6 +52,8 @@ _LIMITS = {1: 1.3, 2: 1.0, 3: 0.6, 4: 0.3, 6: 0.15}
 _LIMIT = 0.1
 _INTEGER_LIMIT = 0.1
 _TOKENS = 64  # run at a time
+LUTRA = "lutra in floating point"
+"""Runner of the source where no other program is here that reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +91,8 @@ class Verification:
 
     ``kl`` is the mean Kullback-Leibler divergence of the next token's distribution from the
     source's, in nats; ``logits`` the RMS of the logits' difference over their standard deviation;
-    ``runner`` what ran the source.
+    ``runner`` what ran the source, in llama.cpp its logits alone; ``losses`` what each rounding
+    costs alone, in floating point.
     """
 
     parts: list[PartError]
@@ -86,6 +101,7 @@ class Verification:
     kl: float
     tokens: int
     runner: str
+    losses: Mapping[str, Divergence]
 
     @property
     def first_over(self) -> str | None:
@@ -115,8 +131,10 @@ def verify(
     ids = np.array(tokens, np.int64)
     report("running the source", 0.0)
     found = transformers_run(source, ids)
-    runner = "transformers" if found else "lutra in floating point"
+    runner = "transformers" if found else LUTRA
     states, expected = found or run_source(decoder, ids)
+    peer = None if found else llama_cpp_logits(source, tokens)
+    runner, judged = (runner, expected) if peer is None else ("llama.cpp", peer)
     report("running the integers", 0.0)
     integers, actual = _run_integers(model, tokens)
 
@@ -150,14 +168,15 @@ def verify(
             integer=_relative(actual, packed.logits(x)),
         )
     )
-    p, q = _log_softmax(expected), _log_softmax(actual)
+    p, q = _log_softmax(judged), _log_softmax(actual)
     return Verification(
         parts=parts,
-        logits=float(np.sqrt(((actual - expected) ** 2).mean()) / max(expected.std(), 1e-30)),
-        top1=float((actual.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        logits=float(np.sqrt(((actual - judged) ** 2).mean()) / max(judged.std(), 1e-30)),
+        top1=float((actual.argmax(axis=1) == judged.argmax(axis=1)).mean()),
         kl=float((np.exp(p) * (p - q)).sum(axis=1).mean()),
         tokens=len(tokens),
         runner=runner,
+        losses=losses(model, [list(tokens)], decoder, report),
     )
 
 
@@ -208,6 +227,19 @@ def run_source(decoder: Decoder, tokens: NDArray[np.int64]) -> Run:
         x = decoder.layer(layer, x, window)
         states.append(x)
     return states, decoder.logits(x)
+
+
+def llama_cpp_logits(source: Path, tokens: Sequence[int]) -> Float | None:
+    """Logits of the source by llama.cpp; None where it is not installed, or does not read it."""
+    if not is_gguf(source):
+        return None
+    try:
+        peer = LlamaCpp(source, len(tokens))
+    except LutraError:
+        return None
+    found = peer.logits(tokens).astype(np.float64)
+    peer.close()
+    return found
 
 
 class _Tensor(Protocol):

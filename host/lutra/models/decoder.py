@@ -173,7 +173,7 @@ class Decoder:
 
     ``activation_bits`` rounds the inputs of the layers' matrices per token, as on an accelerator;
     ``head_bits`` rounds the input of the head, both in ``activation_groups`` if there are any;
-    ``key_bits`` and ``value_bits`` round each head of keys and of values.
+    ``query_bits``, ``key_bits`` and ``value_bits`` round each head of queries, keys and values.
     """
 
     name: str
@@ -186,6 +186,7 @@ class Decoder:
     activation_bits: int | None = None
     head_bits: int | None = None
     activation_groups: ActivationGroups | None = None
+    query_bits: int | None = None
     key_bits: int | None = None
     value_bits: int | None = None
     dtype: type[np.floating] = field(default=np.float64)
@@ -223,9 +224,10 @@ class Decoder:
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm, c.rms_norm_eps)
             k = rms_norm(k, layer.k_norm, c.rms_norm_eps)
+        q = np.multiply(*self._rounded(rotate(q), self.query_bits))
         k = np.multiply(*self._rounded(rotate(k), self.key_bits))
         v = np.multiply(*self._rounded(v, self.value_bits))
-        h = causal_attention(rotate(q), k, v, window)
+        h = causal_attention(q, k, v, window)
         if layer.attn_sub_norm is not None:
             h = rms_norm(h, layer.attn_sub_norm, c.rms_norm_eps)
         record("o_proj", h)
@@ -254,7 +256,7 @@ class Decoder:
         x, unit = self._activations(x, self.head_bits)
         head = self.lm_head or self.embed_tokens
         parts = [
-            x @ head.values[first : first + _ROWS].astype(self.dtype).T
+            x @ head.values[first : first + _ROWS].astype(self.dtype, copy=False).T
             for first in range(0, self.config.vocab_size, _ROWS)
         ]
         return np.concatenate(parts, axis=1) * unit

@@ -84,7 +84,7 @@ def causal_attention(q: Float, k: Float, v: Float, window: int = 0) -> Float:
     return out.transpose(1, 0, 2).reshape(n, -1)
 
 
-def log_probabilities(logits: Float) -> Float:
+def log_probabilities(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     """Logarithms of the next token's probabilities, ``[T, V]``."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

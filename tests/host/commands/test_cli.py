@@ -708,7 +708,9 @@ def test_perplexity_of_a_packed_model(otter: Path, tmp_path: Path, capsys: Captu
         source = perplexity_of(capsys, otter.parent / "source", text, *rounded, *options)
         assert packed | {"model": ""} == source | {"model": ""}
         assert (packed["format"], packed["group"]) == ("W4A8", 32)
-    integers = perplexity_of(capsys, otter, text)
+    integers = perplexity_of(capsys, otter, text, "--losses")
+    parts = ["activations", "queries and keys", "values", "head", "all together"]
+    assert list(integers["losses"]) == parts
     real = perplexity_of(capsys, otter, text, "--float")
     assert (integers["device"] in DEVICES, real["device"]) == (True, "float")
     assert integers["ppl"] != real["ppl"]

@@ -77,6 +77,8 @@ def test_every_format_is_within_its_limits(
     assert 0 <= found["kl"]
     assert 0 <= found["top1"] <= 1
     assert found["runner"] == "lutra in floating point"
+    parts = ["weights", "activations", "queries and keys", "values", "head", "all together"]
+    assert list(found["losses"]) == parts
     if format == "W8A8":
         assert found["logits"] < 0.05
         assert found["kl"] < 0.01
@@ -122,6 +124,10 @@ def test_the_table(source: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["verify", str(model), "--against", str(source), "-p", PROMPT]) == 0
     text = capsys.readouterr().out
     assert "relative errors, measured; the checkpoint was run by lutra in floating point" in text
+    assert "which also reads the packed model: a fault of reading the checkpoint does not" in text
+    assert re.search(
+        r"^queries and keys +[\d.]+ \+/- [\d.]+ +[+-][\d.]+% \+/- ", text, re.MULTILINE
+    )
     assert re.search(r"^layer 2 +0\.\d{4} +0\.3000 +0\.\d{4} +0\.\d{4}$", text, re.M)
     assert re.search(r"^embedding +0\.\d{4} +0\.1000 +- +-$", text, re.M)
     assert re.search(r"^logits: RMS error 0\.\d{4} of their standard deviation$", text, re.M)
@@ -266,7 +272,7 @@ def test_the_first_fault_counts() -> None:
 
     def first(*parts: PartError) -> str | None:
         return Verification(
-            parts=list(parts), logits=0, top1=1, kl=0, tokens=2, runner="x"
+            parts=list(parts), logits=0, top1=1, kl=0, tokens=2, runner="x", losses={}
         ).first_over
 
     assert first(fine) is None

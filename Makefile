@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-pynq test-install sim formal mutants gpu lint format clean
+.PHONY: help run test test-all test-pynq test-real test-install sim formal mutants gpu lint format clean
 
 ARGS ?=
 JOBS ?= 2
@@ -54,6 +54,10 @@ test-pynq: ## test emulated boards in the package pynq, and the bits of its olde
 	$(call with_python,tools/environment.py --venv $(PYNQ) $(PYNQ_PACKAGES:%=--with %) sim pynq,13)
 	@$(PYNQ)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "pynq $(NOT_SLOW)" tests/host/devices tests/system tests/test_versions.py $(ARGS)
 	@$(PYNQ)/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not pynq $(NOT_SLOW)" $(PYNQ_TESTS) $(ARGS)
+
+test-real: ## compare real models with llama.cpp: QWEN=file.gguf OTHER=file.gguf TEXT=text.txt; takes long
+	$(call environment,sim peers)
+	@$(BIN)/python -m lutra_flows.real $(QWEN:%=--qwen %) $(GEMMA:%=--other %) $(OTHER:%=--other %) $(TEXT:%=--text %) $(ARGS)
 
 test-install: ## resolve every extra with pip, installing nothing, for Pythons 3.10 and 3.12
 	$(call with_python,tools/resolve.py $(ARGS))

@@ -114,9 +114,18 @@ class GroupedWeights:
     @property
     def peak(self) -> int:
         """Largest sum of a row's doubled weights, all taken positive."""
-        rows = range(0, len(self.codes), _ROWS)
-        parts = (self.rows(slice(first, first + _ROWS)).doubled() for first in rows)
-        return max((int(np.abs(part).sum(axis=1).max(initial=0)) for part in parts), default=0)
+        top, n_groups = 0, self.scale.shape[1]
+        for first in range(0, len(self.codes), _ROWS):
+            rows = slice(first, first + _ROWS)
+            codes = self.codes[rows].astype(np.int16).reshape(-1, n_groups, self.group)
+            away = 2 * codes - self.zero[rows, :, None].astype(np.int16)  # 510 at most
+            if self.offset is None:
+                sums = np.abs(away).sum(axis=2, dtype=np.int64) * self.scale[rows]
+            else:
+                weights = away * self.scale[rows, :, None] + self.offset[rows, :, None]
+                sums = np.abs(weights).sum(axis=2)
+            top = max(top, int(sums.sum(axis=1).max(initial=0)))
+        return top
 
     @property
     def ternary(self) -> bool:

@@ -57,12 +57,15 @@ class LLM(Closing):
     ``bitstream`` the file that a real one loads.
 
     ``format`` (``W4A8``) is what the model is rounded to, in groups of ``group`` weights. Left out,
-    a ternary model runs as it is (W1.58A8), any other in W4A8. ``kv_bits`` are those that keys and
-    values are cached in, 8 or 4; left out, 8. ``a_group`` is how many activations of 8 bits share
-    an exponent under their token's scale; left out, none. With ``offsets`` those that a
-    checkpoint's groups of weights have stay what they are. ``context`` limits the positions, which
-    are at most 4,096 unless it says otherwise. :attr:`source` is the checkpoint, :attr:`rounded`
-    what is run of it.
+    weights that are integers keep their bits (W1.58A8), and others have eight. ``kv_bits`` are
+    those that keys and values are cached in, 8 or 4; left out, 8. ``a_group`` is how many
+    activations of 8 bits share an exponent under their token's scale, 0 for one scale per token.
+    With ``offsets`` those that a checkpoint's groups of weights have stay what they are. Left out,
+    these two are none with a ``format``; without one they are what is closest to the checkpoint of
+    what the device runs: the same checkpoint may then be packed otherwise for another device, as
+    the format of :attr:`packed` and :attr:`notes` say. ``context`` limits the positions, which are
+    at most 4,096 unless it says otherwise. :attr:`source` is the checkpoint, :attr:`rounded` what
+    is run of it.
 
     Every generation has a session of its own on the device, so that several threads may use one
     LLM, and several streams may take turns. Afterwards the session is kept, the latest used ones
@@ -86,7 +89,7 @@ class LLM(Closing):
         group: int | None = None,
         kv_bits: Kv | None = None,
         a_group: int | None = None,
-        offsets: bool = False,
+        offsets: bool | None = None,
         context: int | None = None,
         check: bool = False,
         threads: int | None = None,
@@ -134,9 +137,12 @@ class LLM(Closing):
         with self._bars:
             self._placement = Placement(device, options, self._progress)
             self._source, self.packed = open_model(
-                path, format, group, kv_bits, context, self._progress, a_group, offsets
-            )
+                path, format, group, kv_bits, context, self._progress, a_group, offsets,
+                self._placement.capabilities,
+            )  # fmt: skip
             self._placement.choose(self.packed)
+        if format is None and a_group is None and self._source is not None:
+            self._placement.note_parts(self.packed)
         self.tokenizer = tokenizer or Tokenizer.open(path, self.packed.bos)
         if self.tokenizer.vocab_size > self.packed.vocab_size:
             raise LutraError(
@@ -195,7 +201,8 @@ class LLM(Closing):
 
     @property
     def notes(self) -> list[str]:
-        """Reasons why faster devices are not used, one line each."""
+        """Reasons why faster devices are not used, or why the device's model is less precise than
+        another's, one line each."""
         return self._placement.notes
 
     @property

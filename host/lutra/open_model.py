@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +13,17 @@ from lutra.packed.file import is_packed, open_packed
 from lutra.packed.kept import KeptModels, key_of
 from lutra.packed.random import random_packed
 from lutra.packed.store import check_finished
-from lutra.quantize import DEFAULT_GROUP, GROUPS, activation_groups
+from lutra.quantize import (
+    DEFAULT_GROUP,
+    GROUPS,
+    activation_groups,
+    default_parts,
+)
 from lutra.quantize.pack import pack_model
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.cache import Kv, kv_pair
+from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["open_model", "open_packed_model"]
@@ -34,10 +40,13 @@ def open_packed_model(
     kv_bits: Kv | None = None,
     context: int | None = None,
     progress: Progress | None = None,
+    capabilities: Capabilities = COMMON_PARTS,
 ) -> PackedModel:
     """Load a model by its name, including ``random:SHAPE``."""
     if not str(name).startswith(RANDOM):
-        return open_model(find_model(name), format, group, kv_bits, context, progress)[1]
+        return open_model(
+            find_model(name), format, group, kv_bits, context, progress, capabilities=capabilities
+        )[1]
     wanted = None if format is None else _format(format)
     return random_packed(
         str(name),
@@ -57,11 +66,13 @@ def open_model(
     context: int | None,
     progress: Progress | None,
     a_group: int | None = None,
-    offsets: bool = False,
+    offsets: bool | None = None,
+    capabilities: Capabilities = COMMON_PARTS,
 ) -> tuple[Callable[[], Decoder] | None, PackedModel]:
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
-    What a checkpoint of some size is packed to is kept, and taken the next time.
+    What a checkpoint of some size is packed to is kept, and taken the next time. ``a_group`` and
+    ``offsets`` that are None are chosen for devices with these ``capabilities``.
     """
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {either(GROUPS)}, not {group}")
@@ -71,7 +82,7 @@ def open_model(
             ("group", group, "group"),
             ("kv", kv_bits, "kv_bits (--kv)"),
             ("groups of activations", a_group, "a_group (--a-group)"),
-            ("offsets", offsets or None, "offsets"),
+            ("offsets", offsets, "offsets"),
             ("context", context, "context"),
         ):
             if value is not None:
@@ -82,7 +93,8 @@ def open_model(
         return None, open_packed(path).model
     check_finished(path)
     wanted = None if format is None else _format(format)
-    kv, a_groups = _KV_BITS if kv_bits is None else kv_bits, activation_groups(a_group)
+    kv = _KV_BITS if kv_bits is None else kv_bits
+    activation_groups(a_group or None)  # refused before anything is read
     settings = {
         "format": format,
         "group": group,
@@ -90,6 +102,7 @@ def open_model(
         "a_group": a_group,
         "offsets": offsets,
         "context": context,
+        "capabilities": asdict(capabilities),
     }
     models = KeptModels()
     key = key_of(path, settings, models.seen)
@@ -103,7 +116,9 @@ def open_model(
         packed = replace(packed, name=name_of(path))  # the same content may have another name now
     else:
         size = group or DEFAULT_GROUP
-        packed = pack_model(source(), wanted, size, progress, kv, a_groups, offsets)
+        model = source()
+        a_groups, keep = default_parts(model, wanted, a_group, offsets, capabilities)
+        packed = pack_model(model, wanted, size, progress, kv, a_groups, keep)
         if key is not None and (reason := models.keep(key, packed)):
             _LOG.warning("the packed model is not kept, %s", reason)
     if group is not None and packed.group is None:

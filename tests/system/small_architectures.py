@@ -154,7 +154,7 @@ def _gptq(folder: Path) -> PackedModel:
     config = json.loads((folder / "config.json").read_text())
     said = {"quantization_config": test_gptq.CONFIG}
     (folder / "config.json").write_text(json.dumps(config | said))
-    return pack_model(load_model(folder), group=GROUP)
+    return pack_model(load_model(folder), Format(w_bits=4, a_bits=8), GROUP)
 
 
 def _gguf(arch: str, kind: str) -> Callable[[Path], PackedModel]:

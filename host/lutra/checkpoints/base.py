@@ -24,6 +24,9 @@ class Checkpoint(Protocol):
     path: Path
     """File or folder, for messages."""
     config: ConfigFile
+    activation_bits: int
+    """Bits of activations that its weights were quantised for: 16 if those alone were; 8 for
+    weights in floating point, too."""
 
     def names(self) -> Collection[str]:
         """Names of all matrices and vectors, biases as ``name.bias``."""

@@ -12,7 +12,7 @@ from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
 from lutra_golden.errors import LutraError
 
-__all__ = ["read_compressed_tensors"]
+__all__ = ["activation_bits", "read_compressed_tensors"]
 
 _BITS = (2, 4, 8)
 _WITHIN = "quantization_config"
@@ -81,6 +81,18 @@ def read_compressed_tensors(
         group=k // groups[0],
         order=order,
     )
+
+
+def activation_bits(config: ConfigFile) -> int:
+    """Bits of activations: 8 if every group of ``config_groups`` rounds its inputs to as many, or
+    16."""
+    groups = _mapping(config.get("config_groups", _WITHIN))
+    inputs = [_mapping(_mapping(group).get("input_activations")) for group in groups.values()]
+    return 8 if inputs and all(each.get("num_bits") == 8 for each in inputs) else 16
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,7 @@ class GgufCheckpoint:
         n_layers = metadata.whole(f"{kind}.block_count")
         self._tensors = self._named(n_layers)
         self._head_dim = 0
+        self.activation_bits = 8
         self.config = ConfigFile(path, self._config(metadata, kind, n_layers))
 
     def _named(self, n_layers: int) -> dict[str, GgufTensor]:

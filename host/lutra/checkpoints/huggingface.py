@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.awq import read_awq
-from lutra.checkpoints.compressed_tensors import read_compressed_tensors
+from lutra.checkpoints.compressed_tensors import activation_bits, read_compressed_tensors
 from lutra.checkpoints.floating import read_dense, take_finite
 from lutra.checkpoints.gptq import read_gptq
 from lutra.checkpoints.weights import Dense, Ternary, Weight
@@ -45,6 +45,9 @@ class HuggingFaceCheckpoint:
                 "use a checkpoint in one of these, or in floating point"
             )
         self._linear = QUANTIZATIONS[kind]
+        self.activation_bits = 16 if kind in ("gptq", "awq") else 8
+        if kind == "compressed-tensors":
+            self.activation_bits = activation_bits(self.config)
 
     def names(self) -> Collection[str]:
         """Names of all matrices and vectors; the parts of a quantised matrix have one name."""

@@ -129,7 +129,15 @@ def _bench(args: argparse.Namespace) -> int:
     rows: dict[str, Row] = {}
     interrupted = False
     with StepProgress() as progress:
-        model = open_packed_model(args.model, args.format, args.group, args.kv, progress=progress)
+        placement = Placement(args.device, DeviceOptions(threads=args.threads), progress)
+        model = open_packed_model(
+            args.model,
+            args.format,
+            args.group,
+            args.kv,
+            progress=progress,
+            capabilities=placement.capabilities,
+        )
         # as many as llama-bench takes, or what a small model can
         n_prompt, n_gen = (
             min(usual, model.context) if given is None else given
@@ -140,7 +148,6 @@ def _bench(args: argparse.Namespace) -> int:
             raise LutraError(
                 f"{needed} tokens do not fit the context of {model.context}: lower -p or -n"
             )
-        placement = Placement(args.device, DeviceOptions(threads=args.threads), progress)
         placement.choose(model)
         placement.load(model)
         device = placement.device

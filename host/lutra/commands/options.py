@@ -91,24 +91,24 @@ def add_group(parser: argparse.ArgumentParser, default: int | None = None) -> No
     )
 
 
-def add_activation_group(parser: argparse.ArgumentParser) -> None:
-    """``--a-group``, which a packed model does not take."""
+def add_activation_group(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--a-group``, which a packed model does not take; ``default`` in words."""
     parser.add_argument(
         "--a-group",
         type=int,
-        choices=ACTIVATION_GROUPS,
+        choices=(0, *ACTIVATION_GROUPS),
         help="activations that share an exponent under their token's scale, for more precise A8 on "
-        "the devices cpu and golden (default none)",
+        f"the devices cpu, cuda and golden, 0 for none (default {default})",
     )
 
 
-def add_offsets(parser: argparse.ArgumentParser) -> None:
-    """``--offsets``, which a packed model does not take."""
+def add_offsets(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--offsets``, which a packed model does not take; ``default`` in words."""
     parser.add_argument(
         "--offsets",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="keep the offsets of a checkpoint's groups (Q4_K, Q4_1 and the like) as they are, in "
-        "half the memory, on the devices cpu and golden",
+        f"half the memory, on the devices cpu, cuda and golden (default {default})",
     )
 
 
@@ -210,11 +210,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="folder, GGUF file, Hugging Face id, or a shipped model: "
         f"{', '.join(shipped_models())} (default tales)",
     )
-    add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
+    add_format(parser, "the checkpoint's own if its weights are integers, otherwise W8A8")
     add_group(parser)
     add_kv(parser)
-    add_activation_group(parser)
-    add_offsets(parser)
+    add_activation_group(parser, "0 with --format, otherwise 32 there if the model is not ternary")
+    add_offsets(parser, "no with --format, otherwise yes there")
     parser.add_argument(
         "--engine",
         choices=tuple(ENGINES),

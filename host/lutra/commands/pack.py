@@ -29,7 +29,7 @@ from lutra.packed.file import is_packed, open_packed, write_packed
 from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore, is_unfinished
 from lutra.progress import StepProgress
-from lutra.quantize import DEFAULT_GROUP, activation_groups, default_format
+from lutra.quantize import DEFAULT_GROUP, default_format, default_parts, float_bits
 from lutra.quantize.budget import CHOICES, BitPlan, Sensitivity
 from lutra.quantize.calibration import calibration_windows
 from lutra.quantize.driver import METHODS, Recipe, quantize_layers
@@ -38,10 +38,15 @@ from lutra.text.tokenizer import Tokenizer, copy_tokenizer
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import unwritable
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART
 
 __all__ = ["add_pack", "add_quantize"]
 
 Progress = Callable[[str, float], None]
+_LESS = (
+    "packed with one scale per token, which every device runs: --a-group 32 --offsets is closer to "
+    "the checkpoint, on the devices cpu, cuda and golden"
+)
 
 
 def add_quantize(parser: argparse.ArgumentParser) -> None:
@@ -111,11 +116,11 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder to write the packed model to",
     )
-    add_format(parser, "the checkpoint's own if its weights are integers, otherwise W4A8")
+    add_format(parser, "the checkpoint's own if its weights are integers, otherwise W8A8")
     add_group(parser, DEFAULT_GROUP)
     add_kv(parser, "8")
-    add_activation_group(parser)
-    add_offsets(parser)
+    add_activation_group(parser, "0, which every device runs")
+    add_offsets(parser, "no, which every device runs")
     parser.add_argument(
         "-c",
         "--ctx-size",
@@ -137,16 +142,18 @@ def _quantize(args: argparse.Namespace) -> int:
     if is_packed(args.out):
         print(f"note: the packed model in {args.out} is replaced", file=sys.stderr)
     model = load_model(path).limited(args.ctx_size)
-    format = default_format(model) if args.format is None else Format.parse(args.format)
+    wanted = None if args.format is None else Format.parse(args.format)
+    a_groups, offsets = default_parts(model, wanted, args.a_group, args.offsets, COMMON_PARTS)
     recipe = Recipe(
-        format=format,
+        format=wanted or default_format(model),
         group=args.group,
         method=args.method,
         act_order=args.act_order,
         bits_budget=args.bits_budget,
         kv_bits=args.kv,
-        a_groups=activation_groups(args.a_group),
-        offsets=args.offsets,
+        a_groups=a_groups,
+        offsets=offsets,
+        float_bits=float_bits(wanted),
     )
     # a model without one is refused before it is packed
     tokenizer = Tokenizer.open(path, model.config.bos_token_id)
@@ -160,6 +167,8 @@ def _quantize(args: argparse.Namespace) -> int:
             )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted: run the same command again to resume") from None
+    if a_groups != default_parts(model, wanted, args.a_group, args.offsets, EVERY_PART)[0]:
+        print(f"note: {_LESS}", file=sys.stderr)
     for sensitivity, plan in tables:
         _print_plan(sensitivity, plan)
     packed = open_packed(args.out)

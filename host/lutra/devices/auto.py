@@ -15,10 +15,11 @@ from lutra.devices.cuda.device import CudaDevice
 from lutra.devices.estimate import Estimates, Profile
 from lutra.devices.golden import GoldenDevice
 from lutra_golden.errors import LutraError
+from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART, Capabilities
 from lutra_golden.model.packed import PackedModel
 from lutra_kernels import gpu_count, interpreted
 
-__all__ = ["PROCESSORS", "AutoDevices", "notes_on"]
+__all__ = ["PROCESSORS", "AutoDevices", "auto_capabilities", "notes_on"]
 
 Progress = Callable[[str, float], None]
 _log = logging.getLogger(__name__)
@@ -42,6 +43,12 @@ PROCESSORS: Mapping[str, Callable[[int | None, Progress | None], Device]] = {
     "golden": _golden,
 }
 """Devices that run packed models themselves, the fastest first."""
+
+
+def auto_capabilities() -> Capabilities:
+    """Parts of packed models that all devices of this machine run which ``auto`` may take."""
+    boards = any(driver.is_here() for driver in BOARD_DRIVERS.values())
+    return COMMON_PARTS if boards else EVERY_PART
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from lutra.devices.sessions import BaseSession, check_layers
 from lutra.process_lock import ProcessLock
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import SequenceKv
+from lutra_golden.model.capabilities import COMMON_PARTS
 from lutra_golden.model.packed import PackedModel
 
 __all__ = [
@@ -256,6 +257,8 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
     """
 
     name = "device"
+    capabilities = COMMON_PARTS
+    """Parts of packed models that it runs, of those that not every device does."""
     pass_tokens = 512
     """Most tokens that share one pass over the weights."""
 

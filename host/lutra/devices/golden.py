@@ -9,6 +9,7 @@ from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.model.cache import LayerCache, LayerKv
+from lutra_golden.model.capabilities import EVERY_PART
 from lutra_golden.model.decoder import Decoder, Rows
 from lutra_golden.model.packed import PackedModel
 
@@ -40,6 +41,7 @@ class GoldenDevice(BaseDevice[GoldenSession]):
     """Runs packed models in NumPy, exactly as specified: no configuration, nothing to compile."""
 
     name = "golden"
+    capabilities = EVERY_PART
     pass_tokens = 64
 
     def __init__(self, *, memory_limit: int | None = None) -> None:

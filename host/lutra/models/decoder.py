@@ -173,6 +173,7 @@ class Decoder:
 
     ``activation_bits`` rounds the inputs of the layers' matrices per token, as on an accelerator;
     ``head_bits`` rounds the input of the head, both in ``activation_groups`` if there are any;
+    ``made_for_a_bits`` are the bits of activations that the checkpoint was quantised for.
     ``query_bits``, ``key_bits`` and ``value_bits`` round each head of queries, keys and values.
     """
 
@@ -190,6 +191,7 @@ class Decoder:
     key_bits: int | None = None
     value_bits: int | None = None
     dtype: type[np.floating] = field(default=np.float64)
+    made_for_a_bits: int = 8
 
     def forward(self, tokens: NDArray[np.int64]) -> Float:
         """Logits ``[T, V]`` of a window of tokens, in ``dtype``."""
@@ -408,6 +410,7 @@ def read_decoder(
         norm=vector("model.norm", c.hidden_size),
         lm_head=head,
         activation_bits=activation_bits,
+        made_for_a_bits=checkpoint.activation_bits,
     )
 
 

@@ -261,9 +261,9 @@ def open_packed(folder: Path, *, unchanged: bool = False) -> PackedFile:
 
 def _command(file: ConfigFile, folder: Path) -> str:
     """Command that packs a file of another version again, in the same bits."""
-    format, options = file.get("format"), list[str]()
+    format, options = str(file.get("format")).partition("g")[0], list[str]()
     if format in FORMATS:
-        options += ["--format", str(format)]
+        options += ["--format", format]
     if isinstance(groups := file.get("activation_groups"), dict):
         size = cast("dict[str, object]", groups).get("size")
         options += ["--a-group", str(size)] if size in ACTIVATION_GROUPS else []

@@ -12,6 +12,7 @@ from lutra.quantize.rtn import round_to_nearest
 from lutra_golden.arith.quantize import ACTIVATION_GROUPS, ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS, Format
+from lutra_golden.model.capabilities import Capabilities
 from lutra_golden.model.shapes import LINEARS
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "check_format",
     "check_groups",
     "default_format",
+    "default_parts",
+    "float_bits",
     "quantize_layer",
 ]
 
@@ -28,18 +31,45 @@ GROUPS = (32, 64, 128)
 """Sizes of a group that are offered."""
 DEFAULT_GROUP = 64
 _TERNARY = Format(w_bits=2, a_bits=8, ternary=True)
-_W4A8 = Format(w_bits=4, a_bits=8)
+_FLOAT_BITS = 8
 
 
 def default_format(model: Decoder) -> Format:
-    """The format that a model runs in if no other is asked for: the one it is in already."""
+    """The format that a model runs in if no other is asked for: the one it is in already, or eight
+    bits for weights in floating point. Activations have as many as the checkpoint was made for."""
     weight = model.layers[0].q_proj
     if isinstance(weight, Ternary):
         return _TERNARY
+    bits = _FLOAT_BITS
     if isinstance(weight, Grouped):
         bits = packed_bits(weight.bits, affine=weight.offset is not None)
-        return Format(w_bits=bits, a_bits=8)
-    return _W4A8
+    return Format(w_bits=bits, a_bits=model.made_for_a_bits)
+
+
+def float_bits(format: Format | None) -> int:
+    """Bits that matrices in floating point are rounded to: those of ``format``, if one is asked
+    for and it is not for ternary weights."""
+    return _FLOAT_BITS if format is None or format.ternary else format.w_bits
+
+
+def default_parts(
+    model: Decoder,
+    format: Format | None,
+    a_group: int | None,
+    offsets: bool | None,
+    capabilities: Capabilities,
+) -> tuple[ActivationGroups | None, bool]:
+    """Groups of activations, and True if offsets are kept; what is None is chosen here.
+
+    A ``format`` that was asked for has neither, on any device. Without one they are what is closest
+    to the checkpoint of what a device with these ``capabilities`` runs, but a model that was
+    trained with one scale per token keeps it. An ``a_group`` of 0 is no groups.
+    """
+    groups, chosen = activation_groups(a_group or None), format is None
+    if a_group is None and chosen and capabilities.activation_groups:
+        trained = model.activation_bits is not None
+        groups = None if trained or default_format(model).a_bits != 8 else ActivationGroups()
+    return groups, (chosen and capabilities.offsets) if offsets is None else offsets
 
 
 def check_format(model: Decoder, format: Format) -> None:

@@ -53,7 +53,8 @@ class Recipe:
     ``format`` gives the bits per weight, which are a mean if ``bits_budget`` is set; ``group`` is
     the number of weights per scale, ``method`` one of :data:`METHODS`, ``act_order`` an option of
     GPTQ, ``kv_bits`` the bits of cached keys and values, ``a_groups`` groups of activations, and
-    ``offsets`` keeps those that a checkpoint's groups have.
+    ``offsets`` keeps those that a checkpoint's groups have. ``float_bits`` are those of matrices in
+    floating point, the format's if left out.
     """
 
     format: Format
@@ -64,6 +65,7 @@ class Recipe:
     kv_bits: Kv = 8
     a_groups: ActivationGroups | None = None
     offsets: bool = False
+    float_bits: int | None = None
 
     def __post_init__(self) -> None:
         check_groups(self.format, self.a_groups)
@@ -112,6 +114,7 @@ class Recipe:
             "bits_budget": self.bits_budget,
             "calibration": text,
             "offsets": self.offsets,
+            "float_bits": self.float_bits,
             "activation_groups": None if self.a_groups is None else asdict(self.a_groups),
         }
 
@@ -194,7 +197,9 @@ def quantize_layers(
         packed = None if store is None else store.load(i)
         if packed is None:
             layer = packer.balanced(model.layers[i])
-            uniform: dict[str, int] = dict.fromkeys(LINEARS, recipe.format.w_bits)
+            uniform: dict[str, int] = dict.fromkeys(
+                LINEARS, recipe.float_bits or recipe.format.w_bits
+            )
             bits = plan.of(i) if plan else uniform
             if method is None or states is None or not _dense(layer):
                 layer = quantize_layer(layer, bits, recipe.group, offsets=recipe.offsets)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.arguments import either
 from lutra.checkpoints.weights import Dense, Integers
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.models.layers import log_probabilities
@@ -17,6 +18,7 @@ from lutra.quantize import (
     check_format,
     check_groups,
     default_format,
+    float_bits,
     quantize_layer,
 )
 from lutra.quantize.balance import balance
@@ -204,14 +206,24 @@ class Packer:
         self._bits, self._n_weights, self._ternary = 0, 0, True
         self._w_bits, self._scale_bits, self._group = 1, 1, 0
         self._biased = self._head_normed = self._offsets = False
+        # matrices in floating point of this layer, and of all, with the bits they were rounded to
+        self._floats: list[str] = []
+        self._rounded: list[int] = []
+        self._integers = 0
 
     def balanced(self, layer: DecoderLayer) -> DecoderLayer:
         """The next layer of the checkpoint, before it is rounded: its queries and keys
         balanced on the fixed sequence (:mod:`.balance`)."""
+        self._floats = [name for name in LINEARS if isinstance(layer.linear(name), Dense)]
+        self._integers += len(LINEARS) - len(self._floats)
         return balance(layer, self._x, self.model.config)
 
     def layer(self, i: int, layer: DecoderLayer) -> PackedLayer:
         """Pack layer ``i``, the next one; the range is measured on the packed layer."""
+        for name in self._floats:
+            weight = layer.linear(name)
+            assert isinstance(weight, Integers)
+            self._rounded.append(weight.weights.bits)
         packed = self._pack_layer(layer, f"layer {i}", self.model.config.windows[i])
         self.follow(i, reference_layer(self.model.config, packed))
         return packed
@@ -324,6 +336,13 @@ class Packer:
         """
         self._check_keys()
         model = self.model
+        if self._integers and self._rounded:
+            _LOG.warning(
+                "%d of %d matrices of %s are in floating point, beside integers: they are rounded "
+                "to %s bits",
+                len(self._rounded), self._integers + len(self._rounded), model.name,
+                either(sorted(set(self._rounded))),
+            )  # fmt: skip
         c = model.config
         head_eps = round(c.rms_norm_eps * 2.0**EPS_FRAC)
         if self._head_normed and head_eps >= 1 << 16:
@@ -343,7 +362,7 @@ class Packer:
         packed = PackedModel(
             name=model.name,
             architecture=model.architecture,
-            format=format_name(bits, self.a_bits, ternary=self._ternary),
+            format=format_name(bits, self.a_bits, ternary=self._ternary, a_groups=self.a_groups),
             a_bits=self.a_bits,
             ternary=self._ternary,
             w_bits=self._w_bits,
@@ -400,12 +419,13 @@ def pack_model(
 ) -> PackedModel:
     """Round a checkpoint to nearest in a format, and pack it; deterministic.
 
-    With ``offsets`` those of a checkpoint's groups stay integers.
+    Without a format weights that are integers keep their bits, others have eight. With ``offsets``
+    those of a checkpoint's groups stay integers.
     """
     wanted = format or default_format(model)
     check_format(model, wanted)
     check_groups(wanted, a_groups)
-    bits: dict[str, int] = dict.fromkeys(LINEARS, wanted.w_bits)
+    bits: dict[str, int] = dict.fromkeys(LINEARS, float_bits(format))
 
     def rounded(packer: Packer, layer: DecoderLayer) -> DecoderLayer:
         return quantize_layer(packer.balanced(layer), bits, group, offsets=offsets)

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from lutra.arguments import either
-from lutra.devices.auto import AutoDevices, notes_on
+from lutra.devices.auto import AutoDevices, auto_capabilities, notes_on
 from lutra.devices.base import Device
 from lutra.devices.choose import DEVICES, DeviceOptions, make_device
 from lutra_golden.errors import LutraError
+from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["Placement"]
@@ -28,14 +29,21 @@ class Placement:
         self._auto: AutoDevices | None = None
         self._device: Device | None = None
         self._proven = False
+        self._parts: list[str] = []
+        self.capabilities = COMMON_PARTS
+        """Parts of a packed model that the device runs; of ``auto``, all that it may take."""
         if not isinstance(wanted, str):
             _check_device(wanted)
             _refuse(options)
             self._device = wanted
         elif wanted == "auto":
             options.check(wanted)
+            self.capabilities = auto_capabilities()
         else:
             self._device = make_device(wanted, options, progress)
+        if self._device is not None:
+            found = getattr(self._device, "capabilities", COMMON_PARTS)
+            self.capabilities = found if isinstance(found, Capabilities) else COMMON_PARTS
 
     @property
     def device(self) -> Device:
@@ -45,8 +53,19 @@ class Placement:
 
     @property
     def notes(self) -> list[str]:
-        """Reasons why faster devices are not used, one line each."""
-        return notes_on(self.device, self._auto.reasons if self._auto else [])
+        """Reasons why faster devices are not used, and why the model is packed less precisely than
+        another device would have it, one line each."""
+        return notes_on(self.device, self._auto.reasons if self._auto else []) + self._parts
+
+    def note_parts(self, model: PackedModel) -> None:
+        """Note what ``model``, packed for the device, lacks of what others run."""
+        if self.capabilities.activation_groups or model.ternary or model.a_bits != 8:
+            return
+        devices = f"device {self.device.name} has" if self._auto is None else "some devices have"
+        self._parts.append(
+            f"packed as {model.format}, with one scale per token, as {devices} no activations in "
+            "groups: -dev cpu is closer to the checkpoint, and gives other logits"
+        )
 
     def choose(self, model: PackedModel) -> None:
         """Choose the device of ``auto`` for ``model``."""

@@ -1,9 +1,25 @@
 """Parts of packed models that not every device runs yet, and their refusal."""
 
+from dataclasses import dataclass
+
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
-__all__ = ["check_capabilities"]
+__all__ = ["COMMON_PARTS", "EVERY_PART", "Capabilities", "check_capabilities"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """Parts that a device runs, of those that not every device does: activations in groups, and
+    groups of weights with offsets."""
+
+    activation_groups: bool = False
+    offsets: bool = False
+
+
+COMMON_PARTS = Capabilities()
+"""Parts that every device runs."""
+EVERY_PART = Capabilities(activation_groups=True, offsets=True)
 
 
 def check_capabilities(

@@ -201,9 +201,10 @@ class PackedModel:
         return kv_name((self.key_bits, self.value_bits))
 
 
-def format_name(bits: float, a_bits: int, *, ternary: bool = False) -> str:
-    """``W4A8``, ``W1.58A8`` for ternary weights, ``W3.52A8`` for a mean over layers."""
-    if ternary:
-        return f"W{TERNARY_NAME}A{a_bits}"
-    text = f"{bits:.2f}".rstrip("0").rstrip(".")
-    return f"W{text}A{a_bits}"
+def format_name(
+    bits: float, a_bits: int, *, ternary: bool = False, a_groups: ActivationGroups | None = None
+) -> str:
+    """``W4A8``, ``W1.58A8`` for ternary weights, ``W3.52A8`` for a mean over layers, ``W8A8g32``
+    for activations in groups of 32."""
+    text = TERNARY_NAME if ternary else f"{bits:.2f}".rstrip("0").rstrip(".")
+    return f"W{text}A{a_bits}" + ("" if a_groups is None else f"g{a_groups.size}")

@@ -120,6 +120,9 @@ MUTANTS = [
             "host/quantize/test_pack.py::test_every_model_has_a_format_of_its_own",
             "host/quantize/test_pack.py::test_matrices_are_the_quantised_ones",
             "host/commands/test_pack.py::test_activations_in_groups",
+            "host/quantize/test_defaults.py::test_parts_are_what_the_device_runs",
+            "host/quantize/test_defaults.py::test_models_that_need_no_groups",
+            "host/quantize/test_defaults.py::test_a_float_matrix_beside_integers_gets_eight_bits",
         ],
         (
             "groups of activations of any bits",
@@ -127,9 +130,24 @@ MUTANTS = [
             "if a_groups is not None and format.a_bits < 8:",
         ),
         (
-            "grouped checkpoints in four bits",
-            "return Format(w_bits=bits, a_bits=8)",
-            "return _W4A8",
+            "grouped checkpoints in eight bits",
+            "bits = packed_bits(weight.bits, affine=weight.offset is not None)",
+            "bits = packed_bits(weight.bits, affine=True)",
+        ),
+        (
+            "float matrices beside ternary ones in two bits",
+            "return _FLOAT_BITS if format is None or format.ternary else format.w_bits",
+            "return _FLOAT_BITS if format is None else format.w_bits",
+        ),
+        (
+            "groups for a model that was trained without",
+            "groups = None if trained or default_format",
+            "groups = None if default_format",
+        ),
+        (
+            "offsets on devices that have none",
+            "return groups, (chosen and capabilities.offsets) if offsets is None else offsets",
+            "return groups, chosen if offsets is None else offsets",
         ),
         (
             "groups of the default size",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tests.host.models.small_models import VARIANTS, write_variant
 from tests.host.packed_models import loud_models, program_tiles
 
+from lutra.checkpoints.weights import Ternary
 from lutra.models import find_model, load_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.fixed import Int
@@ -44,7 +45,9 @@ def run(
 
 def small(folder: Path, variant: str) -> PackedModel:
     changes = {"hidden_size": 64, "num_hidden_layers": 2}
-    return pack_model(load_model(write_variant(folder, variant, changes=changes)), None, 16)
+    model = load_model(write_variant(folder, variant, changes=changes))
+    ternary = isinstance(model.layers[0].q_proj, Ternary)
+    return pack_model(model, None if ternary else Format.parse("W4A8"), 16)
 
 
 def check(model: PackedModel, n: int = 20) -> None:

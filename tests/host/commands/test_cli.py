@@ -136,7 +136,7 @@ def test_what_a_terminal_can_not_show_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("options", "config", "engine", "format", "group"),
     [
-        ([], "nano-lut", "lut", "W4A8", 64),
+        ([], "nano-lut", "lut", "W8A8", 64),
         (["--format", "w2a8", "--group", "128"], "nano-lut", "lut", "W2A8", 128),
         (["--format", "W4A16", "--engine", "mixpe"], "nano-mixpe-a16", "mixpe", "W4A16", 64),
     ],
@@ -175,7 +175,7 @@ def test_engine_format_and_group(
         ),
         (
             ["-m", "tales-llama", "--engine", "ternary"],
-            "engine ternary does not run W4A8, only .*: use engine lut, mixpe or mac",
+            "engine ternary does not run W8A8, only .*: use engine lut, mixpe or mac",
         ),
         (["--format", "W4A8"], r"the weights of tales are ternary .*: use format W1\.58A8, .*"),
         (
@@ -720,7 +720,8 @@ def test_perplexity_of_a_packed_model(otter: Path, tmp_path: Path, capsys: Captu
 def test_a_story_of_a_packed_model(otter: Path, capsys: Capture) -> None:
     options = ["-p", "A king", "-n", "3", "--temp", "0", "--json"]
     found: list[dict[str, Any]] = []
-    for model, more in ((otter, []), (otter.parent / "source", ["--group", "32"])):
+    rounded = ["--format", "w4a8", "--group", "32"]
+    for model, more in ((otter, []), (otter.parent / "source", rounded)):
         capsys.readouterr()
         assert main([*PROGRAM, "-m", str(model), *options, *more]) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))

@@ -28,7 +28,8 @@ from lutra_golden.model.padding import built_head_dim
 @pytest.fixture(scope="module")
 def tales() -> dict[str, PackedModel]:
     models = {name: load(find_model(name)) for name in ("tales", "tales-llama")}
-    return {name: pack_model(model) for name, model in models.items()}
+    formats = {"tales": None, "tales-llama": Format.parse("W4A8")}
+    return {name: pack_model(model, formats[name]) for name, model in models.items()}
 
 
 def packed(folder: Path, shape: Shape, format: str | None = None) -> PackedModel:

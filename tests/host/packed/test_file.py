@@ -653,6 +653,10 @@ def test_a_number_that_was_changed_is_seen(folder: Path) -> None:
         ({"kv_bits": 4}, "--format W4A8 --kv 4"),
         ({"key_bits": 8, "value_bits": 4}, "--format W4A8 --kv 8/4"),
         ({"activation_groups": {"size": 64}}, "--format W4A8 --a-group 64 --kv 8"),
+        (
+            {"format": "W8A8g32", "activation_groups": {"size": 32}},
+            "--format W8A8 --a-group 32 --kv 8",
+        ),
         ({"activation_groups": {"size": [3]}}, "--format W4A8 --kv 8"),
         ({"format": "W3.5A8"}, "--kv 8"),
         ({"format": ["W4A8"], "kv_bits": 5}, "--kv 8"),

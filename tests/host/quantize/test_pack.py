@@ -405,20 +405,21 @@ def test_every_model_has_a_format_of_its_own(
     checkpoint: Callable[[str], Decoder], llama: Callable[[str], Decoder]
 ) -> None:
     assert str(default_format(checkpoint("least"))) == "W1.58A8"
-    assert str(default_format(llama("llama"))) == "W4A8"
+    assert str(default_format(llama("llama"))) == "W8A8"
+    assert str(default_format(replace(llama("llama"), made_for_a_bits=16))) == "W8A16"
     grouped = Grouped(
         codes=np.zeros((2, 32), np.uint8),
         scale=np.ones((2, 1), np.float32),
         zero=np.ones((2, 1), np.float32),
-        bits=8,
+        bits=4,
         group=32,
     )
     model = llama("llama")
     layer = replace(model.layers[0], q_proj=grouped)
-    assert str(default_format(replace(model, layers=[layer]))) == "W8A8"
+    assert str(default_format(replace(model, layers=[layer]))) == "W4A8"
     assert str(pack_model(checkpoint("least")).format) == "W1.58A8"
     packed = pack_model(llama("llama-whole"), None, 64)
-    assert (str(packed.format), packed.group) == ("W4A8", 64)
+    assert (str(packed.format), packed.group) == ("W8A8", 64)
 
 
 def test_formats_of_another_kind_of_model_are_refused(

@@ -18,6 +18,7 @@ from lutra.devices.cpu.library import library, prepare
 from lutra.devices.sessions import BaseSession
 from lutra_golden.machine import available_cores
 from lutra_golden.model.cache import LayerKv
+from lutra_golden.model.capabilities import EVERY_PART
 from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.packed import PackedModel
 
@@ -56,6 +57,7 @@ class CpuDevice(BaseDevice[CpuSession]):
     """
 
     name = "cpu"
+    capabilities = EVERY_PART
     pass_tokens = _PASS_TOKENS
 
     def __init__(

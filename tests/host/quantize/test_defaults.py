@@ -1,0 +1,166 @@
+"""Defaults of a model that is packed: its groups of activations, offsets, and bits of what a
+checkpoint of integers has in floating point."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from tests.host.quantize.random_decoder import GROUP, random_decoder
+from tests.host.random_model import Shape, write_model
+
+from lutra.checkpoints.weights import Dense, Grouped
+from lutra.commands.cli import main
+from lutra.devices.auto import auto_capabilities
+from lutra.devices.base import Device
+from lutra.devices.boards import BOARD_DRIVERS
+from lutra.devices.golden import GoldenDevice
+from lutra.llm import LLM
+from lutra.models.decoder import Decoder
+from lutra.packed.file import open_packed
+from lutra.quantize import default_parts, float_bits
+from lutra.quantize.driver import Recipe, quantize_model
+from lutra.quantize.pack import pack_model
+from lutra_golden.arith.quantize import ActivationGroups
+from lutra_golden.matmul.format import Format
+from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART, Capabilities
+
+W4A8, TERNARY = Format.parse("W4A8"), Format.parse("W1.58A8")
+SHAPE = Shape(llama=True, intermediate_size=128)
+NOTE = (
+    "packed as W8A8, with one scale per token, as {} no activations in groups: -dev cpu is closer "
+    "to the checkpoint, and gives other logits"
+)
+PACKED = (
+    "packed with one scale per token, which every device runs: --a-group 32 --offsets is closer "
+    "to the checkpoint, on the devices cpu and golden\n"
+)
+
+
+def test_parts_are_what_the_device_runs() -> None:
+    model = random_decoder()
+    assert default_parts(model, None, None, None, EVERY_PART) == (ActivationGroups(size=32), True)
+    assert default_parts(model, None, None, None, COMMON_PARTS) == (None, False)
+    offsets = Capabilities(offsets=True)
+    assert default_parts(model, None, None, None, offsets) == (None, True)
+
+
+def test_parts_that_are_asked_for() -> None:
+    model = random_decoder()
+    assert default_parts(model, None, 0, False, EVERY_PART) == (None, False)
+    groups = ActivationGroups(size=128)
+    assert default_parts(model, None, 128, True, COMMON_PARTS) == (groups, True)
+    # a format is what its name says, on every device
+    assert default_parts(model, W4A8, None, None, EVERY_PART) == (None, False)
+    assert default_parts(model, W4A8, 128, True, EVERY_PART) == (groups, True)
+
+
+def test_models_that_need_no_groups() -> None:
+    """Those that were trained with one scale per token, and activations of sixteen bits."""
+    for changed in ({"activation_bits": 8}, {"made_for_a_bits": 16}):
+        model = replace(random_decoder(), **changed)
+        assert default_parts(model, None, None, None, EVERY_PART) == (None, True)
+
+
+def mixed() -> Decoder:
+    """A model with codes of four bits in groups, but for its output projections."""
+    model, rng = random_decoder(), np.random.default_rng(3)
+
+    def grouped(weight: Dense) -> Grouped:
+        n, k = weight.shape
+        scale = rng.uniform(0.5, 1, (n, k // GROUP)).astype(np.float32) / 64
+        codes = rng.integers(0, 16, (n, k), np.uint8)
+        return Grouped(codes=codes, scale=scale, zero=np.full_like(scale, 8), bits=4, group=GROUP)
+
+    names = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
+    layers = [
+        replace(layer, **{name: grouped(Dense(layer.linear(name).dequantized())) for name in names})
+        for layer in model.layers
+    ]
+    return replace(model, layers=layers)
+
+
+def test_a_float_matrix_beside_integers_gets_eight_bits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        packed = pack_model(mixed())
+        bits = [each.o_proj.weights.bits for each in packed.layers]
+        assert bits == [8, 8] and packed.layers[0].q_proj.weights.bits == 4
+        recipe = Recipe(format=Format.parse("W4A8"), float_bits=float_bits(None), group=GROUP)
+        assert quantize_model(mixed(), recipe).layers[0].o_proj.weights.bits == 8
+    said = (
+        "2 of 14 matrices of random are in floating point, beside integers: they are rounded to 8 "
+        "bits"
+    )
+    assert [each.getMessage() for each in caplog.records] == [said, said]
+    # a format that is asked for is for these matrices
+    assert pack_model(mixed(), W4A8).layers[0].o_proj.weights.bits == 4
+    assert (float_bits(None), float_bits(W4A8), float_bits(TERNARY)) == (8, 4, 8)
+
+
+def test_nothing_is_said_of_a_model_in_floating_point(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        pack_model(random_decoder(), None, GROUP)
+    assert not caplog.records
+
+
+def test_a_device_gets_what_it_runs(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "otter", SHAPE)
+    for device, format, notes in (
+        ("golden", "W8A8g32", []),
+        (GoldenDevice(), "W8A8g32", []),
+        ("interpreted", "W8A8", [NOTE.format("device interpreted has")]),
+    ):
+        llm = LLM(folder, device, load=False)
+        assert (llm.packed.format, llm.notes) == (format, notes)
+    assert LLM(folder, "interpreted", format="W8A8", load=False).notes == []
+    assert LLM(folder, "golden", a_group=0, load=False).packed.format == "W8A8"
+
+
+def test_auto_packs_for_all_devices_that_it_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "otter", SHAPE)
+    assert auto_capabilities() == EVERY_PART
+    llm = LLM(folder, load=False)
+    assert (llm.packed.format, llm.notes) == ("W8A8g32", [])
+    boards = {name: replace(board, is_here=lambda: True) for name, board in BOARD_DRIVERS.items()}
+    monkeypatch.setattr("lutra.devices.auto.BOARD_DRIVERS", boards)
+    assert auto_capabilities() == COMMON_PARTS
+    llm = LLM(folder, load=False)
+    assert llm.packed.format == "W8A8"
+    assert llm.notes[-1] == NOTE.format("some devices have")
+
+
+def test_a_device_of_another_kind_gets_what_all_run(tmp_path: Path) -> None:
+    class Foreign:
+        name = "foreign"
+
+        def __init__(self, inner: GoldenDevice) -> None:
+            self.load, self.session = inner.load, inner.session
+            self.run, self.close = inner.run, inner.close
+
+    folder = write_model(tmp_path / "otter", SHAPE)
+    device = cast("Device", Foreign(GoldenDevice()))
+    assert LLM(folder, device, load=False).packed.format == "W8A8"
+
+
+def test_pack_is_for_every_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write_model(tmp_path / "otter", SHAPE), tmp_path / "out"
+    found: list[tuple[str, str]] = []
+    for options in ([], ["--a-group", "32"], ["--a-group", "0"], ["--format", "W4A8"]):
+        assert main(["pack", str(source), "-o", str(out), "--json", *options]) == 0
+        text = capsys.readouterr()
+        found.append((json.loads(text.out)["format"], text.err))
+    replaced = f"note: the packed model in {out} is replaced\n"
+    assert found == [
+        ("W8A8", "note: " + PACKED),
+        ("W8A8g32", replaced),
+        ("W8A8", replaced),
+        ("W4A8", replaced),
+    ]
+    assert open_packed(out).model.a_groups is None

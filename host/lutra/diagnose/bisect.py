@@ -1,7 +1,8 @@
 """The first token, layer, instruction and word that a device gets wrong, and their unit."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from lutra.diagnose.passes import Difference, GoldenPasses, first_difference
 from lutra.diagnose.prefixes import first_instruction
 from lutra.diagnose.trace import locate, write_wave
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.timing.decode import decode_cycles
 
 __all__ = ["Bisected", "bisect"]
 
 Progress = Callable[[str, float], None]
+_LATENCIES = 50_000  # cycles of a pass beside its arithmetic
 
 
 def _silent(_stage: str, _share: float) -> None:
@@ -103,7 +106,10 @@ def bisect(
     around them is written to ``wave``.
     """
     report = progress or _silent
-    with GoldenPasses(model, prompt, n_predict, device.pass_tokens) as passes:
+    with (
+        GoldenPasses(model, prompt, n_predict, device.pass_tokens) as passes,
+        _ending(device, len(prompt) + n_predict),
+    ):
         report("comparing tokens", 0.0)
         found = first_difference(device, passes)
         if found is None:
@@ -111,6 +117,20 @@ def bisect(
         if isinstance(device, AcceleratorDevice) and isinstance(device.transport, RtlTransport):
             return _on_rtl(device, passes, found, wave, report)
         return _elsewhere(device, passes, found, report)
+
+
+@contextmanager
+def _ending(device: Device, n_positions: int) -> Generator[None]:
+    """Have every run of a simulation end, since a fault can make words move for ever."""
+    if not isinstance(device, AcceleratorDevice) or not isinstance(device.transport, RtlTransport):
+        yield
+        return
+    of_a_token = decode_cycles(device.model, device.config, n_positions)
+    device.transport.max_cycles = _LATENCIES + 2 * device.pass_tokens * of_a_token
+    try:
+        yield
+    finally:
+        device.transport.max_cycles = None
 
 
 def _on_rtl(

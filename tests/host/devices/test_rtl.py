@@ -7,6 +7,7 @@ import pytest
 
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.rtl import RtlTransport
+from lutra.devices.base import DeviceError
 from lutra.devices.choose import choose_device
 from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
@@ -50,7 +51,7 @@ class Waits:
     def __init__(self) -> None:
         self.seen: list[float | None] = []
 
-    def wait(self, timeout_s: float | None) -> int:
+    def wait(self, max_cycles: int | None, *, timeout_s: float | None) -> int:
         self.seen.append(timeout_s)
         return 1
 
@@ -65,3 +66,17 @@ def test_a_run_has_the_time_that_it_is_given(monkeypatch: pytest.MonkeyPatch) ->
     device, _ = choose_device("rtl")
     assert isinstance(device, AcceleratorDevice)
     assert device._timeout_s is None
+
+
+def test_a_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = pytest.importorskip("lutra_sim.rtl.device").RtlError
+
+    class Endless:
+        def wait(self, max_cycles: int | None, *, timeout_s: float | None) -> int:
+            raise error(f"not done after {max_cycles} cycles: load busy")
+
+    monkeypatch.setattr(RtlTransport, "simulator", Endless())
+    transport = RtlTransport()
+    transport.max_cycles = 7
+    with pytest.raises(DeviceError, match="^not done after 7 cycles: load busy$"):
+        transport.wait(None)

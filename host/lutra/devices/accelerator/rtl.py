@@ -46,6 +46,8 @@ class RtlTransport:
         self._wave, self._wave_cycles = wave, wave_cycles
         self._simulator: Simulator | None = None
         self._heap = Heap(0)
+        self.max_cycles: int | None = None
+        """Cycles after which a run is given up; None is never."""
 
     @property
     def simulator(self) -> "Simulator":
@@ -128,7 +130,7 @@ class RtlTransport:
     def wait(self, timeout_s: float | None) -> int | None:
         """Simulate until the interrupt; a watchdog counts cycles without progress."""
         with _faults():
-            return self.simulator.wait(timeout_s=timeout_s)
+            return self.simulator.wait(self.max_cycles, timeout_s=timeout_s)
 
     def reset(self) -> None:
         """Reset the accelerator and the ports of its memory."""

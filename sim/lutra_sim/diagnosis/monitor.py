@@ -27,7 +27,7 @@ from lutra_sim.diagnosis.view import (
 from lutra_sim.diagnosis.words import BUFFERS, WordCheck
 from lutra_sim.rtl.build import WirePort
 
-__all__ = ["Monitor"]
+__all__ = ["WATCHED", "Monitor"]
 
 
 class Monitor:
@@ -37,7 +37,7 @@ class Monitor:
     """
 
     def __init__(self, reference: Reference, ports: Mapping[str, WirePort]) -> None:
-        self._view = view = RunView(reference, ports, _names())
+        self._view = view = RunView(reference, ports, WATCHED)
         self._control, self._reads = ControlCheck(view), ReadCheck(view)
         self._words = WordCheck(view)
         self._started = self._finished = self._over = False
@@ -200,7 +200,6 @@ class Monitor:
 
 
 def _names() -> list[str]:
-    """Ports that are watched."""
     names = [f"{c}.{p}__{part}" for c, p, _ in BUFFERS for part in ("en", "addr", "data")]
     for unit in Unit:
         name = unit.name.lower()
@@ -222,3 +221,7 @@ def _names() -> list[str]:
 
 def _stream(name: str) -> list[str]:
     return [f"{name}__{part}" for part in ("valid", "ready", "payload")]
+
+
+WATCHED = tuple(_names())
+"""Ports inside the core that are watched."""

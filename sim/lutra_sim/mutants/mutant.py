@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Mutant", "apply", "planted"]
+__all__ = ["Mutant", "apply", "changed", "planted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,22 @@ def planted(file: str, tests: Sequence[str], *faults: tuple[str, str, str]) -> l
     ]
 
 
-def apply(mutant: Mutant, root: Path) -> None:
-    """Change the file of ``mutant`` under ``root``, a copy of the checkout's folder.
+def changed(mutant: Mutant, text: str) -> str:
+    """``text`` of the file of ``mutant`` with the fault.
 
     Raises ValueError unless the old text is there exactly once.
     """
-    path = root / mutant.file
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     count = text.count(mutant.old)
     if count != 1:
         raise ValueError(f"{mutant.file} must have {mutant.old!r} once, not {count} times")
-    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    return text.replace(mutant.old, mutant.new)
+
+
+def apply(mutant: Mutant, root: Path) -> None:
+    """Change the file of ``mutant`` under ``root``, a copy of the checkout's folder.
+
+    Raises ValueError as :func:`changed` does.
+    """
+    path = root / mutant.file
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    path.write_text(changed(mutant, text), encoding="utf-8")

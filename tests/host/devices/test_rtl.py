@@ -78,5 +78,5 @@ def test_a_run_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RtlTransport, "simulator", Endless())
     transport = RtlTransport()
     transport.max_cycles = 7
-    with pytest.raises(DeviceError, match="^not done after 7 cycles: load busy$"):
+    with pytest.raises(DeviceError, match=r"^not done after 7 cycles: load busy$"):
         transport.wait(None)

@@ -39,7 +39,7 @@ from lutra.devices.base import (
     Step,
     StepResult,
 )
-from lutra.devices.golden import GoldenDevice
+from lutra.devices.golden import GoldenDevice, GoldenSession
 from lutra.devices.sessions import BaseSession
 from lutra.llm import Mismatch
 from lutra.serving import pace
@@ -891,6 +891,44 @@ def test_a_stream_whose_model_is_gone(again: bool, folder: Path, llm: LLM) -> No
         llm.close()
         llm.load()
     assert llm.generate("a king", 8, GREEDY).tokens == alone(folder, "a king", GREEDY)
+
+
+def test_a_device_that_another_model_took(folder: Path, tmp_path: Path) -> None:
+    device, other = GoldenDevice(), write_model(tmp_path / "other", SHAPES["least"], seed=2)
+    llm = LLM(folder, device)
+    stream = llm.stream("a king", 8, GREEDY)
+    next(stream)
+    taker = LLM(other, device)
+    taken = r"^device golden has loaded the model other since: call load\(\) to take it back, or"
+    with pytest.raises(LutraError, match=taken):
+        next(stream)
+    for use in (lambda: llm.generate("a king", 8, GREEDY), lambda: llm.logits([1])):
+        with pytest.raises(LutraError, match=taken):
+            use()
+    assert taker.generate("a king", 8, GREEDY).tokens == alone(other, "a king", GREEDY)
+    taker.close()
+    with pytest.raises(LutraError, match=r"^no model is loaded: call load"):
+        llm.generate("a king", 8, GREEDY)
+    llm.load()
+    assert llm.generate("a king", 8, GREEDY).tokens == alone(folder, "a king", GREEDY)
+
+
+def test_a_device_that_is_taken_while_a_session_opens(folder: Path, tmp_path: Path) -> None:
+    other = LLM(write_model(tmp_path / "other", SHAPES["least"], seed=2), "golden").packed
+
+    class Taken(GoldenDevice):
+        taker: PackedModel | None = None
+
+        def session(self) -> GoldenSession:
+            if self.taker is not None:
+                self.load(self.taker)
+            return super().session()
+
+    device = Taken()
+    llm = LLM(folder, device)
+    device.taker = other
+    with pytest.raises(LutraError, match=r"^device golden has loaded the model other since: "):
+        llm.generate("a king", 8, GREEDY)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])

@@ -138,6 +138,11 @@ class Device(Protocol):
         """Most tokens that :meth:`greedy` makes without the host; 1 if the host takes each."""
         ...
 
+    @property
+    def model(self) -> PackedModel:
+        """The model that is loaded; LutraError if none is."""
+        ...
+
     def load(self, model: PackedModel) -> None:
         """Take a model, building what it needs; sessions of another one are gone."""
         ...

@@ -25,25 +25,37 @@ class LoadedModel:
     def __init__(
         self, model: PackedModel, device: Device, golden: Device | None, prefix_bytes: int
     ) -> None:
-        self.device, self.golden = device, golden
+        self.device, self.golden, self._model = device, golden, model
         bits = model.key_bits + model.value_bits
         token_bytes = len(model.layers) * model.n_kv_heads * (model.head_dim * bits // 8 + 8)
         self.known = KnownPrefixes(prefix_bytes, token_bytes * (1 if golden is None else 2))
         self._process, self._closed = ProcessLock(), False
 
     def check(self) -> None:
-        """Raise if the model is no longer loaded, or was loaded by another process."""
+        """Raise if the model is no longer loaded, gave way to another one, or was loaded by another
+        process."""
         if self._closed:
             raise LutraError(
                 "the model was closed or loaded again since this began: start another stream"
             )
         if self._process.is_foreign():
             raise LutraError(FORKED)
+        if self.device.model is not self._model:
+            raise LutraError(
+                f"device {self.device.name} has loaded the model {self.device.model.name} since: "
+                "call load() to take it back, or give each LLM a device of its own"
+            )
 
     def open(self) -> TokenSequence:
         """A new, empty sequence."""
         self.check()
-        return self._with_room(lambda: TokenSequence.open(self.device, self.golden))
+        sequence = self._with_room(lambda: TokenSequence.open(self.device, self.golden))
+        try:
+            self.check()  # another thread may have loaded another model before it was opened
+        except BaseException:
+            sequence.close()
+            raise
+        return sequence
 
     def begin(self, prompt: Sequence[int]) -> tuple[TokenSequence, int]:
         """A sequence that holds what is known of the beginning of ``prompt``, and how much it is.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lutra.arguments import check_whole, either
+from lutra.devices.accelerator.bitstreams import read_bitstream
 from lutra.devices.accelerator.board import BoardTransport
 from lutra.devices.accelerator.board_link import BOARD_SCHEME, BoardAddress
 from lutra.devices.accelerator.device import TIMEOUT_S, AcceleratorDevice
@@ -83,6 +84,8 @@ class DeviceOptions:
         board = None if self.emulate is None else _emulated(self.emulate, name)
         if self.bitstream is not None and (name not in (*BOARD_DRIVERS, "auto") or board):
             raise LutraError("only a board loads a bitstream: leave bitstream out")
+        if self.bitstream is not None:
+            _check_bitstream(self.bitstream, name)
 
 
 def choose_device(
@@ -172,6 +175,17 @@ def _board_transport(
     if board is None:
         return PynqTransport(bitstream=bitstream)
     return emulated_pynq(board, progress=progress)
+
+
+def _check_bitstream(bitstream: object, device: str) -> None:
+    """Refuse a bitstream that cannot be read, before a model is packed for it.
+
+    ``auto`` says so and takes another device.
+    """
+    if not isinstance(bitstream, Path):
+        raise LutraError(f"bitstream must be a pathlib.Path, not {bitstream!r}")
+    if device in BOARD_DRIVERS:
+        read_bitstream(bitstream)
 
 
 def _check_wave(wave: object, device: str) -> None:

@@ -81,6 +81,10 @@ def test_a_missing_bitstream_is_named(
             {"bitstream": Path("x.bit"), "emulate": "kv260"},
             "only a board loads a bitstream: leave bitstream out",
         ),
+        ("pynq", {"bitstream": Path("no.bit")}, r"there is no bitstream no\.bit: give one that `"),
+        ("xrt", {"bitstream": Path("no.xclbin")}, r"there is no bitstream no\.xclbin: give one"),
+        ("pynq", {"bitstream": "a.bit"}, r"bitstream must be a pathlib\.Path, not 'a\.bit'$"),
+        ("auto", {"bitstream": "a.bit"}, r"bitstream must be a pathlib\.Path, not 'a\.bit'$"),
         ("pynq", {"threads": 2}, "only device cpu has threads, pynq has none: leave threads out"),
     ],
 )

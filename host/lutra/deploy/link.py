@@ -68,8 +68,8 @@ class FarLink(Closing):
 
     def __init__(self, target: str) -> None:
         self._target, self._resources = check_target(target), ExitStack()
-        self._errors = self._resources.enter_context(tempfile.TemporaryFile())
         command = [*ssh_command(), "--", target, _COMMAND]
+        self._errors = self._resources.enter_context(tempfile.TemporaryFile())
         try:
             self._process = process = subprocess.Popen(
                 command,

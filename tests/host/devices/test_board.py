@@ -16,6 +16,7 @@ from tests.host.random_model import SHAPES, config_for
 from tests.host.tiles import Compiled, Tiles, driver, golden, on_transport, run_tiles
 
 from lutra.compile.program import Program
+from lutra.deploy.link import FarLink
 from lutra.devices.accelerator import agent
 from lutra.devices.accelerator.board import BoardTransport
 from lutra.devices.accelerator.board_link import BoardAddress
@@ -459,6 +460,23 @@ def test_another_client_of_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTRA_SSH", "ssh -p 2222 -F 'my config'")
     command = BoardAddress.parse("board://me@board").ssh
     assert list(command[:6]) == ["ssh", "-p", "2222", "-F", "my config", "-T"]
+
+
+def test_a_client_of_ssh_that_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTRA_SSH", "ssh -F 'my config")
+    message = r"^LUTRA_SSH is no command \(No closing quotation\): give a client of SSH, not "
+    with pytest.raises(LutraError, match=message):
+        BoardTransport(BoardAddress.parse("board://me@board")).open(config_for(SHAPES["least"]), 1)
+    with pytest.raises(LutraError, match=message):
+        FarLink("me@board")
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+def test_names_that_no_host_has(host: str) -> None:
+    transport = BoardTransport(BoardAddress.parse(f"board://{host}"))
+    with pytest.raises(DeviceError, match=rf"^device board://{host}: no agent answers at port 721"):
+        transport.open(config_for(SHAPES["least"]), 1)
+    transport.close()
 
 
 def test_commands_of_ssh() -> None:

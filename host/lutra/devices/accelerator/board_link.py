@@ -42,7 +42,13 @@ def ssh_command() -> list[str]:
     It asks nothing, and ends a link that is silent for 15 seconds.
     """
     options = ("BatchMode=yes", "ConnectTimeout=5", "ServerAliveInterval=5")
-    command = shlex.split(os.environ.get("LUTRA_SSH") or "ssh")
+    named = os.environ.get("LUTRA_SSH") or "ssh"
+    try:
+        command = shlex.split(named)
+    except ValueError as error:
+        raise LutraError(
+            f"LUTRA_SSH is no command ({error}): give a client of SSH, not {named!r}"
+        ) from None
     return [*command, "-T", *(part for each in options for part in ("-o", each))]
 
 
@@ -133,10 +139,10 @@ class BoardLink:
             connection = socket.create_connection((address.host, port), _CONNECT_S)
             self._resources.enter_context(connection)
             keep_alive(connection)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter of a name that no host can have
+            why = getattr(error, "strerror", None) or error
             raise LinkError(
-                f"no agent answers at port {port} ({error.strerror or error}): start it on the "
-                "board (docs/agent.md)"
+                f"no agent answers at port {port} ({why}): start it on the board (docs/agent.md)"
             ) from None
         return socket_stream(connection)
 

@@ -67,7 +67,8 @@ def _build(args: argparse.Namespace) -> int:
         if args.check:
             with progress.waiting("checking the project", 0.5):
                 checks = check_project(board, files)
-    for name, text in files.items():
+    # the marker first: a disk that is full, or an interrupt, leaves a folder that is taken again
+    for name, text in sorted(files.items(), key=lambda file: file[0] != _MARKER):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

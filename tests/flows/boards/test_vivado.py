@@ -4,10 +4,12 @@ Vivado is a script here, which leaves what Vivado would: it is not here.
 """
 
 import argparse
+import errno
 import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +106,25 @@ def test_a_folder_of_something_else_is_left_alone(place: Path) -> None:
     with pytest.raises(LutraError, match=r"^own is not a folder of `lutra build`: give another"):
         build("--board", "kv260", "-o", "own")
     assert [path.name for path in (place / "own").iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_was_not_finished_is_taken_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = Path.write_text, list[Path]()
+
+    def full(path: Path, *args: Any, **options: Any) -> int:
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            build("--board", "v80", "-o", "out")
+    assert build("--board", "v80", "-o", "out") == 0
+    assert (place / "out/ip/component.xml").exists()
 
 
 def test_vivado_is_run(place: Path, capsys: pytest.CaptureFixture) -> None:

@@ -51,9 +51,9 @@ def to_verilog(component: Component, name: str) -> str:
 def to_named_verilog(component: Component, name: str) -> tuple[str, dict[str, dict[str, object]]]:
     """Verilog as :func:`to_verilog` has it, and the ports of the components inside ``component``.
 
-    A key is the path of a component and the port, ``core.load.rd_cmd__valid``. ``wire`` is the path
-    of its wire in the netlist; ``fields`` are the first bit and the width of each field of a
-    structure.
+    A key is the path of a component and the port, ``core.load.rd_cmd__valid``; what has no name has
+    none. ``wire`` is the path of its wire in the netlist; ``fields`` are the first bit and width of
+    each field of a structure.
     """
     fragment = Fragment.get(component, None)
     text, names = verilog.convert_fragment(
@@ -100,8 +100,10 @@ def _own_ports(component: Component) -> dict[str, tuple[Value, PortDirection]]:
 def _components(
     fragment: Fragment, path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], Component]]:
-    """The components inside a fragment, each with its path."""
+    """The components inside a fragment that have a name, each with its path."""
     for inner, name, _ in fragment.subfragments:
+        if name is None:
+            continue
         place = (*path, name)
         yield from ((place, each) for each in inner.origins or () if isinstance(each, Component))
         yield from _components(inner, place)

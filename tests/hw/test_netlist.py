@@ -95,3 +95,20 @@ def test_ports_have_wires_in_the_netlist() -> None:
 def test_ports_have_fields() -> None:
     _, ports = to_named_verilog(Field(), "field")
     assert ports["inner.i"]["fields"] == {"m": (0, 3), "e": (3, 4)}
+
+
+class Unnamed(Pair):
+    """A pair in it has no name."""
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules += (pair := Pair())
+        m.submodules.last = last = Delay()
+        m.d.comb += [pair.i.eq(self.i), last.i.eq(pair.o), self.o.eq(last.o)]
+        return m
+
+
+def test_submodules_without_a_name_have_no_ports() -> None:
+    text, ports = to_named_verilog(Unnamed(), "unnamed")
+    assert ports.keys() == {"last.i", "last.o"}
+    assert to_verilog(Unnamed(), "unnamed") == text

@@ -66,8 +66,8 @@ ASIDE = {
         target_neon.c target_armv8.c neon.h host/lutra/devices/accelerator/rtl.py
     """,
     "no test of its runs without the package pynq, which the environment of faults has not": """
-        host/lutra/devices/accelerator/pynq.py host/lutra/devices/emulated/zynq.py
-        host/lutra/devices/emulated/pynq_board.py
+        host/lutra/devices/accelerator/pynq.py host/lutra/devices/accelerator/pynq_interrupt.py
+        host/lutra/devices/emulated/zynq.py host/lutra/devices/emulated/pynq_board.py
     """,
 }
 """Modules that need no faults, by the reason; ends of paths, or folders."""

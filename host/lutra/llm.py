@@ -447,14 +447,13 @@ class LLM(Closing):
             stats.tokens.append(token)
             stats.generated_tokens += 1
             if token in self.eos:
-                break
+                if rest := decoder.flush():
+                    yield Piece(token, rest)
+                return
             if stats.generated_tokens == max_tokens:
                 yield Piece(token, decoder.push(token) + decoder.flush())
                 return
             yield Piece(token, decoder.push(token))
-        rest = decoder.flush()
-        if rest:
-            yield Piece(token, rest)
 
     def _tokens(
         self,

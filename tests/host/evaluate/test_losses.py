@@ -20,9 +20,13 @@ WINDOWS = [random_tokens(random_decoder(), 1, n)[0].tolist() for n in (24, 12)]
 
 
 def found(
-    format: str, source: Decoder | None = None, kv: Kv = 8, **options: ActivationGroups
+    format: str,
+    source: Decoder | None = None,
+    kv: Kv = 8,
+    a_groups: ActivationGroups | None = None,
 ) -> Mapping[str, Divergence]:
-    model = pack_model(random_decoder(), Format.parse(format), GROUP, kv_bits=kv, **options)
+    wanted = Format.parse(format)
+    model = pack_model(random_decoder(), wanted, GROUP, kv_bits=kv, a_groups=a_groups)
     return losses(model, WINDOWS, source)
 
 

@@ -71,7 +71,7 @@ def mixed() -> Decoder:
 
     def grouped(weight: Dense) -> Grouped:
         n, k = weight.shape
-        scale = rng.uniform(0.5, 1, (n, k // GROUP)).astype(np.float32) / 64
+        scale = (rng.uniform(0.5, 1, (n, k // GROUP)) / 64).astype(np.float32)
         codes = rng.integers(0, 16, (n, k), np.uint8)
         return Grouped(codes=codes, scale=scale, zero=np.full_like(scale, 8), bits=4, group=GROUP)
 

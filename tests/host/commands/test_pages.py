@@ -19,6 +19,7 @@ OTHERS = {
     "git clone https://github.com/Xilinx/Kria-PYNQ",
     "cd Kria-PYNQ",
     "sudo bash install.sh -b KV260",
+    ". /opt/xilinx/xrt/setup.sh; export LUTRA_BITSTREAMS=build-u55c/deploy",
 }
 
 

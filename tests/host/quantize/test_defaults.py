@@ -27,6 +27,7 @@ from lutra.quantize.pack import pack_model
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART, Capabilities
+from lutra_golden.model.packed import PackedModel
 
 W4A8, TERNARY = Format.parse("W4A8"), Format.parse("W1.58A8")
 SHAPE = Shape(llama=True, intermediate_size=128)
@@ -36,7 +37,7 @@ NOTE = (
 )
 PACKED = (
     "packed with one scale per token, which every device runs: --a-group 32 --offsets is closer "
-    "to the checkpoint, on the devices cpu and golden\n"
+    "to the checkpoint, on the devices cpu, cuda and golden\n"
 )
 
 
@@ -141,8 +142,13 @@ def test_a_device_of_another_kind_gets_what_all_run(tmp_path: Path) -> None:
         name = "foreign"
 
         def __init__(self, inner: GoldenDevice) -> None:
+            self.inner = inner
             self.load, self.session = inner.load, inner.session
-            self.run, self.close = inner.run, inner.close
+            self.run, self.greedy, self.close = inner.run, inner.greedy, inner.close
+
+        @property
+        def model(self) -> PackedModel:
+            return self.inner.model
 
     folder = write_model(tmp_path / "otter", SHAPE)
     device = cast("Device", Foreign(GoldenDevice()))

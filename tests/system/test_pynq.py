@@ -551,6 +551,7 @@ def test_a_story(model: str, format: str | None) -> None:
         assert llm.device.facts()["emulated"] == "kv260"
 
 
+@pytest.mark.slow
 def test_the_self_test(rig: Rig) -> None:
     """Everything is right; an error of a memory port ends it, and is named."""
     rig.board.faults = Faults()

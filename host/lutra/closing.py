@@ -1,4 +1,4 @@
-"""What is closed at the end of a ``with`` statement."""
+"""A base for things that a ``with`` statement closes at its end."""
 
 from abc import abstractmethod
 from typing import TypeVar

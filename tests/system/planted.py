@@ -420,7 +420,7 @@ class Running:
         sender.close()
 
     def result(self) -> tuple[dict[str, Any], float]:
-        """What was found, as :func:`bisect_with` has it, and the processor time."""
+        """The finding, as :func:`bisect_with` has it, and the processor time."""
         try:
             found, cpu_s = self._receiver.recv()
         except EOFError:

@@ -281,13 +281,14 @@ def _compiled_fast() -> Iterator[None]:
 
 
 def _bisected(model: PackedModel, program: Program, wave: Path | None) -> dict[str, Any]:
-    """The result of a bisection within the processor time that this process has left for it."""
+    """The result of a bisection, as JSON has it, within the processor time that this process has
+    left for it."""
     with AcceleratorDevice(RtlTransport(traceable=True), timeout_s=None) as device:
         device.load_program(model, program)
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime) + _CPU_S
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-        return asdict(bisect(device, model, _PROMPT, _N_PREDICT, wave=wave))
+        return json.loads(json.dumps(asdict(bisect(device, model, _PROMPT, _N_PREDICT, wave=wave))))
 
 
 def outcome(fault: Mutant) -> Outcome:

@@ -277,19 +277,11 @@ def test_a_missing_sync_shows(board: Board) -> None:
     transport.free(at)
 
 
-def _tales(n_tokens: int) -> None:
+@pytest.mark.slow
+def test_a_long_tale() -> None:
     greedy, texts = SamplingParams(temperature=0.0), list[str]()
     for device, emulate in (("xrt", "u55c"), ("golden", None)):
         llm = LLM("tales", device=device, emulate=emulate)
-        texts.append(llm.generate(PROMPT, n_tokens, greedy).text)
+        texts.append(llm.generate(PROMPT, 64, greedy).text)
         llm.close()
     assert texts[0] == texts[1] and texts[0]
-
-
-def test_tales() -> None:
-    _tales(4)
-
-
-@pytest.mark.slow
-def test_a_long_tale() -> None:
-    _tales(64)

@@ -25,7 +25,7 @@ CONFIGS = {
 @pytest.mark.cocotb
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "wide")) for name in CONFIGS],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "nano")) for name in CONFIGS],
 )
 def test_bench(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]

@@ -77,7 +77,7 @@ class CpuDevice(BaseDevice[CpuSession]):
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of the loaded model's matrices that each token reads which is decoded on its own."""
+        """Bytes of the model's matrices that a token reads which is decoded on its own."""
         assert self._loaded is not None
         return self._loaded.token_bytes
 

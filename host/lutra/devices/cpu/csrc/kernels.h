@@ -33,6 +33,7 @@ static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 typedef struct {
     int8_t *x, *packed;
     int32_t *sums;   /* [count, depth / UNIT], of activations */
+    int32_t *raw;    /* the same of bytes, which are sums' unless in groups */
     int32_t *shifts; /* [count, depth / SHARED], 1..8; ones unless in groups */
     int k, depth, count, tokens, a_bits, tile, one, few;
 } lutra_columns;

@@ -29,6 +29,9 @@ class BuildError(RuntimeError):
 
 _FOLDER = Path(__file__).resolve().parent
 _FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
+_NEEDS = {"avx512": "avx512_vnni", "avxvnni": "avx_vnni", "avx2": "avx2"}
+"""Sources of targets, and the feature without which they do not run, as Linux calls it."""
+_FEATURES = Path("/proc/cpuinfo")
 LIBRARY = "liblutra_cpu.so"
 """Name of the library file; a wheel places it next to this module."""
 
@@ -54,16 +57,31 @@ def _compiler() -> list[str]:
     return command
 
 
+def _foreign() -> list[str]:
+    """Targets that this machine cannot run, which take most of the time of compiling; none where
+    the system does not say."""
+    try:
+        lines = _FEATURES.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    named = next((line for line in lines if line.startswith("flags")), None)
+    has = set((named or "").split())
+    return [target for target, feature in _NEEDS.items() if named and feature not in has]
+
+
 def _no_progress(_share: float) -> None:
     pass
 
 
 def compile_library(
-    output: Path, golden: str, progress: Callable[[float], None] = _no_progress
+    output: Path,
+    golden: str,
+    progress: Callable[[float], None] = _no_progress,
+    without: Sequence[str] = (),
 ) -> None:
     """Compile the library with the system's C compiler, a process per source.
 
-    ``progress`` is called with the share that is done.
+    ``progress`` is called with the share that is done; ``without`` names targets to leave out.
     """
     command = _compiler()
     with tempfile.TemporaryDirectory() as folder, _Compilers() as compilers:
@@ -71,7 +89,7 @@ def compile_library(
         files = [path for path in sources() if path.suffix == ".c"]
         objects = [f"{folder}/{path.stem}.o" for path in files]
         jobs = [
-            [*command, *_FLAGS, f"-I{folder}", "-c", str(path), "-o", to]
+            [*command, *_flags(without), f"-I{folder}", "-c", str(path), "-o", to]
             for path, to in zip(files, objects, strict=True)
         ]
         progress(0.0)
@@ -143,15 +161,19 @@ class _Compilers:
             )
 
 
-def _key(golden: str) -> str:
-    """Cache key of a library: its sources, compiler and target."""
+def _flags(without: Sequence[str]) -> list[str]:
+    return [*_FLAGS, *(f"-DLUTRA_WITHOUT_{target.upper()}" for target in without)]
+
+
+def _key(golden: str, without: Sequence[str] = ()) -> str:
+    """Cache key of a library: its sources, compiler and targets."""
     digest = hashlib.sha256(golden.encode())
     for path in sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     version = subprocess.run(
         [*_compiler(), "--version"], capture_output=True, text=True, check=False
     )
-    parts = (*_FLAGS, *_compiler(), version.stdout, sys.platform, platform.machine())
+    parts = (*_flags(without), *_compiler(), version.stdout, sys.platform, platform.machine())
     digest.update("\0".join(parts).encode())
     return digest.hexdigest()[:20]
 
@@ -166,7 +188,8 @@ def library_path(golden: str, progress: Callable[[float], None] = _no_progress) 
         return shipped
     from lutra_golden.machine import cache_root
 
-    path = cache_root() / "cpu" / _key(golden) / LIBRARY
+    without = _foreign()
+    path = cache_root() / "cpu" / _key(golden, without) / LIBRARY
     if path.is_file():
         return path
     try:
@@ -180,7 +203,7 @@ def library_path(golden: str, progress: Callable[[float], None] = _no_progress) 
             if path.is_file():
                 return path
             partial = Path(folder) / LIBRARY
-            compile_library(partial, golden, progress)
+            compile_library(partial, golden, progress, without)
             partial.replace(path)
     except OSError as error:
         raise BuildError(

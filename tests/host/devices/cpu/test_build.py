@@ -39,6 +39,28 @@ def compiler(folder: Path, body: str) -> str:
     return str(path)
 
 
+def test_targets_of_other_machines_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx2 avx512_vnni\n")
+    monkeypatch.setattr(build, "_FEATURES", tmp_path / "cpuinfo")
+    assert build._foreign() == ["avxvnni"]
+    monkeypatch.setenv("CC", compiler(tmp_path, f'echo "$@" >> {tmp_path}/log; exit 1'))
+    key = build._key(GOLDEN, ["avxvnni"])
+    assert key != build._key(GOLDEN)
+    (tmp_path / "log").unlink()
+    with pytest.raises(BuildError):
+        library_path(GOLDEN)
+    compiled = [line for line in (tmp_path / "log").read_text().splitlines() if " -c " in line]
+    assert compiled
+    assert all("-DLUTRA_WITHOUT_AVXVNNI " in line for line in compiled)
+    assert [each.name for each in (tmp_path / "cache" / "cpu").iterdir()] == [key]
+    (tmp_path / "cpuinfo").write_text("processor : 0\nFeatures : fp asimd\n")
+    assert build._foreign() == []
+    monkeypatch.setattr(build, "_FEATURES", tmp_path / "none")
+    assert build._foreign() == []
+
+
 def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler -O1")
     message = (

@@ -1,5 +1,5 @@
 /* AVX2: products of bytes are sums of 16 bits, which must not pass 32767. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LUTRA_WITHOUT_AVX2)
 #include <immintrin.h>
 #include <string.h>
 

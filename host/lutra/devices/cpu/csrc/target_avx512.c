@@ -1,5 +1,5 @@
 /* AVX-512 with VNNI: 256-bit vectors (avx512vl), and 512-bit ones for many columns (avx512). */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LUTRA_WITHOUT_AVX512)
 #include <immintrin.h>
 #include <string.h>
 

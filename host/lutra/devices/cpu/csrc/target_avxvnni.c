@@ -1,5 +1,5 @@
 /* AVX2 with VNNI in its VEX form, which processors without AVX-512 have. */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LUTRA_WITHOUT_AVXVNNI)
 #include <immintrin.h>
 #include <string.h>
 

@@ -1,9 +1,17 @@
-/* The targets of this kind of machine. */
+/* The targets of this kind of machine, but those that a library for one machine goes without. */
 #include "kernels.h"
 
 static const lutra_kernels *const targets[] = {
 #if defined(__x86_64__)
-    &lutra_avx512, &lutra_avx512vl, &lutra_avxvnni, &lutra_avx2,
+#ifndef LUTRA_WITHOUT_AVX512
+    &lutra_avx512, &lutra_avx512vl,
+#endif
+#ifndef LUTRA_WITHOUT_AVXVNNI
+    &lutra_avxvnni,
+#endif
+#ifndef LUTRA_WITHOUT_AVX2
+    &lutra_avx2,
+#endif
 #elif defined(__aarch64__)
     &lutra_neon, &lutra_armv8,
 #endif

@@ -174,6 +174,25 @@ def _pack_rope(rope: Rope, context: int, head_dim: int) -> NDArray[np.int16]:
     return table.astype(np.int16)
 
 
+def _levelled(parts: Sequence[tuple[str, Integers, float]]) -> list[tuple[str, Integers, float]]:
+    """Matrices that share a shift, ternary ones beside others multiplied by a power of two.
+
+    The sums of the others are larger by the bits of their scales, and the shift that those take
+    would leave next to nothing of sums without any.
+    """
+    most = max(matrix.weights.scale_bits for _, matrix, _ in parts)
+    top = max(matrix.weights.peak for _, matrix, _ in parts)
+    found: list[tuple[str, Integers, float]] = []
+    for name, matrix, factor in parts:
+        w = matrix.weights
+        if w.ternary and w.peak:
+            by = min(most - 1, (top // w.peak).bit_length() - 1)
+            w = replace(w, scale=w.scale << by)
+            matrix = Integers(w, matrix.scale / (1 << by))
+        found.append((name, matrix, factor))
+    return found
+
+
 class Packer:
     """Packs a quantised decoder layer by layer, and measures the residual stream as it goes.
 
@@ -260,6 +279,7 @@ class Packer:
         self, parts: Sequence[tuple[str, Integers, float]], where: str
     ) -> dict[str, PackedLinear]:
         """Matrices with a name and a factor each that share one shift."""
+        parts = _levelled(parts)
         peaks = [matrix.weights.peak for _, matrix, _ in parts]
         limit = min(sum_limit(self.model.config.gate, name) for name, _, _ in parts)
         # integer weights were doubled for nothing, which a shift of 1 undoes

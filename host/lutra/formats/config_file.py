@@ -113,8 +113,8 @@ class ConfigFile:
         ids = cast("list[object]", value) if isinstance(value, list) else [value]
         known: list[int] = []
         for each in ids:
-            whole = isinstance(each, int) and not isinstance(each, bool)
-            if not whole or each < 0 or (each >= size and not skip_unknown):
+            beyond = isinstance(each, int) and each >= size and not skip_unknown
+            if isinstance(each, bool) or not isinstance(each, int) or each < 0 or beyond:
                 raise LutraError(
                     f"{self.path}: {name} must be a token id in 0..{size - 1}, not {each!r}"
                 )

@@ -230,7 +230,8 @@ def _layout(
     floats = _floats(config)
     floats = edit(floats) if edit is not None else floats
     floats = {name: w.astype(np.float16).astype(np.float32) for name, w in floats.items()}
-    weights, tensors = dict(floats), dict(extra or {})
+    weights: Tensors = dict(floats)
+    tensors: Tensors = dict(extra or {})
     for name, w in floats.items():
         owner = name.removesuffix(".weight")
         packed = packing(owner, w) if w.ndim == 2 else None
@@ -438,7 +439,7 @@ def _outliers(gain: float) -> Callable[[Tensors], Tensors]:
                 out[f"model.layers.{i}.{norm}.weight"][channels] *= gain
                 for name in names:
                     out[f"model.layers.{i}.{name}.weight"][:, channels] /= gain**0.8
-        return out
+        return {**out}
 
     return edit
 

@@ -64,13 +64,13 @@ def test_a_layer_left_in_floating_point(tmp_path: Path) -> None:
 def test_another_layout_would_be_noticed(fault: str, tmp_path: Path) -> None:
     parts, dense = parts_of(4, 64)
     if fault == "nibbles":
-        words = parts["weight"]
+        words = parts["weight"].astype(np.uint32)
         fields = [((words >> np.uint32(4 * i)) & 15) << np.uint32(28 - 4 * i) for i in range(8)]
         parts["weight"] = np.bitwise_or.reduce(fields).astype(np.uint32)
     if fault == "scale":
         parts["scales"] = parts["scales"][:, ::-1].copy()
     if fault == "bias":
-        parts["biases"] = -parts["biases"]
+        parts["biases"] = -parts["biases"].astype(np.float16)
     if fault == "rows":
         parts["weight"] = parts["weight"][::-1].copy()
     assert np.abs(read(tmp_path, parts).dequantized() - dense).max() > 0.05

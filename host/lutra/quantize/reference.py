@@ -65,6 +65,23 @@ class _TableRope(Rope):
         return cos, sin
 
 
+def _vocabulary(model: PackedModel) -> tuple[Dense, Dense]:
+    """Embedding and head."""
+    if (coded := model.vocabulary) is not None:
+        head = 2.0 ** -(coded.head.shift - 1)
+        return tuple(
+            Dense(Integers(linear.unpacked(), float(scale_to_float(linear.scale)) * factor)
+            .dequantized())
+            for linear, factor in ((coded.embedding, 2.0), (coded.head, head))
+        )  # fmt: skip
+    rows = model.head_rows.astype(np.float64) * model.head_scale
+    rows *= 2.0 ** -(LOGIT_SHIFT + model.head_shift - 1)
+    return (
+        Dense(model.embedding * np.float32(2.0**-model.embedding_frac)),
+        Dense((model.head * rows[:, None]).astype(np.float32)),
+    )
+
+
 def reference(model: PackedModel) -> Decoder:
     """The packed model in floating point, inputs of its matrices rounded as on an accelerator:
     the yardstick of the integer path.
@@ -73,8 +90,7 @@ def reference(model: PackedModel) -> Decoder:
     the integer path is measured by.
     """
     n_layers = len(model.layers)
-    rows = model.head_rows.astype(np.float64) * model.head_scale
-    rows *= 2.0 ** -(LOGIT_SHIFT + model.head_shift - 1)
+    embedding, head = _vocabulary(model)
     config = DecoderConfig(
         hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size,
@@ -97,9 +113,9 @@ def reference(model: PackedModel) -> Decoder:
         architecture=model.architecture,
         config=config,
         layers=LazyLayers(lambda i: reference_layer(config, model.layers[i]), n_layers),
-        embed_tokens=Dense(model.embedding * np.float32(2.0**-model.embedding_frac)),
+        embed_tokens=embedding,
         norm=_gamma(model.norm),
-        lm_head=Dense((model.head * rows[:, None]).astype(np.float32)),
+        lm_head=head,
         activation_bits=model.a_bits,
         head_bits=model.a_bits,
         activation_groups=model.a_groups,

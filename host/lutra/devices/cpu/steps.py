@@ -78,7 +78,8 @@ class Matrix:
         """Bytes that a product reads of it."""
         c = self.c
         groups = c.k // c.group if c.group else 0
-        return c.n * (c.row_bytes + groups * (c.scale_bytes + 2))
+        sides = c.scale_bytes + (2 if c.zero else 0) + (2 if c.offset else 0)
+        return c.n * (c.row_bytes + groups * sides)
 
 
 def matmul(

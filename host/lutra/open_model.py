@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -117,21 +117,21 @@ def open_model(
     }
     models = KeptModels()
     key = key_of(path, settings, models.seen)
-    packed = None if key is None else models.find(key)
+    packed = None if key is None else models.find(key, name_of(path))
 
     @cache
     def source() -> Decoder:
         return load_model(path).limited(context)
 
-    if packed is not None:
-        packed = replace(packed, name=name_of(path))  # the same content may have another name now
-    else:
+    if packed is None:
         size = group_of(wanted, group)
         model = source()
         a_groups, keep = default_parts(model, wanted, a_group, offsets, capabilities)
         packed = pack_model(model, wanted, size, progress, kv, a_groups, keep, head_bits)
-        if key is not None and (reason := models.keep(key, packed)):
-            _LOG.warning("the packed model is not kept, %s", reason)
+        if key is not None:
+            models.keep_meanwhile(
+                key, packed, lambda reason: _LOG.warning("the packed model is not kept, %s", reason)
+            )
     if group is not None and packed.group is None:
         raise LutraError(f"the weights of {packed.name} are in no groups: leave group out")
     return source, packed

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense, Float32, Grouped, Ternary, Weight
 from lutra.formats.gguf_types import TensorType
+from lutra.parallel import each_of
 from lutra_golden.errors import LutraError
 
 __all__ = ["GRIDS", "read_dense", "read_weight", "ternary_or_dense"]
 
-_VALUES = 1 << 22  # that are decoded at a time
+_VALUES = 1 << 18  # that are decoded at a time: few enough for a processor's cache
 _TRIT_BITS = 2
 _Bytes = NDArray[np.uint8]
 
@@ -55,14 +56,28 @@ def _groups(values: Float32) -> Float32:
 
 def _fields(packed: _Bytes, bits: int) -> _Bytes:
     """Fields of bytes ``[..., n]``, the lowest first, as ``[..., fields, n]``."""
-    shift = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    found = (packed[..., None, :] >> shift) & np.uint8((1 << bits) - 1)
-    return found.astype(np.uint8, copy=False)
+    whole, n = np.ascontiguousarray(packed), packed.shape[-1]
+    found = np.empty((*packed.shape[:-1], 8 // bits, n), np.uint8)
+    # n bytes as one element: NumPy copies few large elements faster than many rows of a few bytes
+    cells, cell = found.view(f"V{n}")[..., 0], np.empty_like(whole)
+    for i in range(8 // bits):
+        np.right_shift(whole, np.uint8(bits * i), out=cell)
+        np.bitwise_and(cell, np.uint8((1 << bits) - 1), out=cell)
+        cells[..., i] = cell.view(f"V{n}")[..., 0]
+    return found
+
+
+_NEIGHBOURS = {
+    bits: np.stack([np.arange(256) >> i & (1 << bits) - 1 for i in range(0, 8, bits)], axis=1)
+    .astype(np.uint8).view(f"<u{8 // bits}")[:, 0]
+    for bits in (1, 2, 4)
+}  # fmt: skip
+"""The fields of each byte, one after another as one element."""
 
 
 def _neighbours(packed: _Bytes, bits: int) -> _Bytes:
     """Fields of bytes ``[..., n]`` that follow each other, ``[..., n * fields]``."""
-    return _fields(packed, bits).swapaxes(-1, -2).reshape(*packed.shape[:-1], -1)
+    return _NEIGHBOURS[bits].take(packed).view(np.uint8)
 
 
 def _fives(packed: _Bytes, high: _Bytes) -> _Bytes:
@@ -266,19 +281,21 @@ def _grouped(kind: TensorType, raw: _Bytes, n: int, k: int) -> Grouped:
     codes = np.empty((n, k), np.uint8)
     scale, zero = np.empty((2, n, k // grid.group), np.float32)
     offset = np.empty_like(scale) if grid.affine else None
-    for rows in _chunks(n, k):
+
+    def decode(rows: slice) -> None:
         found = grid.decode(blocks[rows])
+        # MXFP4's scales reach beyond float32
+        with np.errstate(over="ignore"):
+            if not np.isfinite(found.scale * np.float32((1 << grid.bits) - 1)).all():
+                raise _NotFiniteError
         codes[rows], scale[rows], zero[rows] = found.codes, found.scale, found.zero
         if offset is not None and found.offset is not None:
             offset[rows] = found.offset
-    weight = Grouped(
+
+    each_of(decode, _chunks(n, k))
+    return Grouped(
         codes=codes, scale=scale, zero=zero, bits=grid.bits, group=grid.group, offset=offset
     )
-    # MXFP4's scales reach beyond float32
-    with np.errstate(over="ignore"):
-        if not np.isfinite(scale * np.float32((1 << grid.bits) - 1)).all():
-            raise _NotFiniteError
-    return weight
 
 
 def _ternary_or_grouped(weight: Grouped) -> Ternary | Grouped:
@@ -319,9 +336,11 @@ def _i2_s(raw: _Bytes, n: int, k: int) -> Ternary:
 
 
 def _finite(values: NDArray[np.generic]) -> Dense:
-    for rows in _chunks(*values.shape):
+    def check(rows: slice) -> None:
         if not np.isfinite(values[rows].astype(np.float32)).all():
             raise _NotFiniteError
+
+    each_of(check, _chunks(*values.shape))
     return Dense(values)
 
 
@@ -354,10 +373,19 @@ def read_weight(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> We
 
 def read_dense(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> Dense:
     """A matrix ``[n, k]`` in floating point, exactly as the file's type defines it."""
+    values = np.empty((n, k), np.float32)
+
+    def decode(rows: slice) -> None:
+        part = values[rows]
+        weight = read_weight(kind, raw.reshape(n, -1)[rows].reshape(-1), *part.shape, where)
+        part[...] = weight.dequantized()
+
+    if kind.name in GRIDS:
+        each_of(decode, _chunks(n, k))
+        return Dense(values)
     weight = read_weight(kind, raw, n, k, where)
     if isinstance(weight, Dense):
         return weight
-    values = np.empty((n, k), np.float32)
     for rows in _chunks(n, k):
         values[rows] = weight.dequantized(rows)
     return Dense(values)

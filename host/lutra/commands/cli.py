@@ -39,6 +39,7 @@ from lutra.commands.tune import add_tune
 from lutra.commands.verify import add_verify
 from lutra.llm import LLM, Mismatch
 from lutra.models import find_model
+from lutra.packed.kept import wait_until_kept
 from lutra.progress import StepProgress
 from lutra.serving.results import RunStats
 from lutra.text.chat_template import ChatTemplate
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = args.command
         code = command(args)
         print(end="", flush=True)
+        wait_until_kept()
     except LutraError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:

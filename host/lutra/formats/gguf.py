@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 from typing import cast
 
 import numpy as np
@@ -211,16 +212,20 @@ class _Cursor:
     def _strings(self, key: str) -> list[str]:
         """An array of strings; vocabularies have hundreds of thousands."""
         n, view, found = self.count(8, f"the length of {key}"), self._data.data, list[str]()
+        at, size, length = self.at, len(view), Struct("<Q").unpack_from
         for i in range(n):
-            at = self.at + 8
-            end = at + int.from_bytes(view[self.at : at], "little")
-            if at > len(view) or end > len(view):
+            end = at + 8
+            if end <= size:
+                end += length(view, at)[0]
+            if end > size or at + 8 > size:
+                self.at = at
                 self.string(f"{key}[{i}]")  # says what is wrong
-            self.at = end
             try:
-                found.append(str(view[at:end], "utf-8"))
+                found.append(str(view[at + 8 : end], "utf-8"))
             except UnicodeDecodeError as error:
-                raise self.error(f"{key}[{i}] is not UTF-8 ({error.reason})", at) from None
+                raise self.error(f"{key}[{i}] is not UTF-8 ({error.reason})", at + 8) from None
+            at = end
+        self.at = at
         return found
 
     def _scalar(self, kind: int, key: str) -> np.dtype[np.generic]:

@@ -27,10 +27,10 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _PIECE_MAX = 512
 # control tokens that end a turn, by the names that families of models give them: files that name
 # one end of text only would not stop at the other
-_ENDS = (
+_ENDS = frozenset((
     "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
     "<end_of_turn>", "<EOT>",
-)  # fmt: skip
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,10 @@ def _byte_level(metadata: Metadata, tokens: Sequence[str], splitting: Splitting)
     ids = _numbered(metadata, tokens)
     merges: list[tuple[str, str]] = []
     for i, merge in enumerate(metadata.strings(f"{_PREFIX}.merges")):
-        # a part may begin with a space only if it is one
-        left, _, right = merge[1:].partition(" ")
-        left = merge[:1] + left
+        left, _, right = merge.partition(" ")
+        if not left:  # a part may begin with a space only if it is one
+            left, _, right = merge[1:].partition(" ")
+            left = merge[:1] + left
         if left not in ids or right not in ids or left + right not in ids:
             raise LutraError(
                 f"{metadata.path}: merge {i}, {merge[:60]!r}, must join two tokens to a third: "
@@ -230,10 +231,10 @@ class _Adding(Protocol):
 def _add_special(tokenizer: Tokenizer, tokens: Sequence[str], types: NDArray[np.int64]) -> None:
     """Tokens that are found in text before anything else; control tokens are not shown."""
     found: dict[bool, list[AddedToken]] = {False: [], True: []}
-    for text, kind in zip(tokens, types, strict=True):
-        if text and kind in (_CONTROL, _UNKNOWN, _USER):
-            special = bool(kind != _USER)
-            found[special].append(AddedToken(text, normalized=False, special=special))
+    for i in np.nonzero((types == _CONTROL) | (types == _UNKNOWN) | (types == _USER))[0].tolist():
+        if tokens[i]:
+            special = bool(types[i] != _USER)
+            found[special].append(AddedToken(tokens[i], normalized=False, special=special))
     adding = cast("_Adding", tokenizer)
     adding.add_special_tokens(found[True])
     adding.add_tokens(found[False])

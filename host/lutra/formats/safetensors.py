@@ -32,6 +32,7 @@ class SafetensorsFolder:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self._files: dict[Path, Any] = {}
+        self._names: dict[Path, frozenset[str]] = {}
         self._maps: dict[Path, _Map] = {}
         index = folder / _INDEX
         if (folder / _SINGLE).is_file():
@@ -118,7 +119,9 @@ class SafetensorsFolder:
         if name not in self._shards:
             raise LutraError(f"{self.path} has no tensor {name}: copy the model again")
         path = self._shards[name]
-        if name not in self._open(path).keys():
+        if path not in self._names:
+            self._names[path] = frozenset(self._open(path).keys())
+        if name not in self._names[path]:
             raise LutraError(f"{path} has no tensor {name}, though {_INDEX} says so: copy it again")
         return path
 

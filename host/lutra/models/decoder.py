@@ -52,6 +52,7 @@ _Vector = NDArray[np.float32]
 CONTEXT = 4096
 """Positions of the KV cache, unless more are asked for or the model has fewer."""
 _ROWS = 8192  # of the head, at a time
+_WEIGHTS = 1 << 18  # that are dequantised at a time: few enough for a processor's cache
 _EPS_MAX = 1.0  # models have 1e-5 or less
 
 
@@ -283,7 +284,18 @@ class Decoder:
         return round_activations(x, bits)
 
     def _product(self, x: Float, unit: Float, weight: Weight) -> Float:
-        return x @ weight.dequantized().T.astype(self.dtype, copy=False) * unit
+        if isinstance(weight, Dense):
+            return x @ weight.dequantized().T.astype(self.dtype, copy=False) * unit
+        n, k = weight.shape
+        out: Float = np.empty((len(x), n), self.dtype)
+
+        def part(rows: slice) -> None:
+            out[:, rows] = x @ weight.dequantized(rows).T.astype(self.dtype, copy=False)
+
+        n_rows = max(_WEIGHTS // k, 1)
+        each_of(part, [slice(first, first + n_rows) for first in range(0, n, n_rows)])
+        out *= unit
+        return out
 
     def limited(self, context: int | None) -> "Decoder":
         """The same model with at most ``context`` positions (default 4,096)."""

@@ -2,7 +2,8 @@
 
 An entry is the folder of a packed model, named by the content of the checkpoint's files, the
 settings it was packed with, and the code that packs. Entries are written beside their place and
-renamed when they are whole. The least recently used go when all together are beyond the bound.
+renamed when they are whole, while the model runs already. The least recently used go when all
+together are beyond the bound.
 """
 
 import contextlib
@@ -10,8 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -25,9 +27,10 @@ from lutra.packed.layers import layer_arrays
 from lutra.parallel import each_of
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import cache_root, unwritable
+from lutra_golden.model.checks import pass_numbers
 from lutra_golden.model.packed import PackedModel
 
-__all__ = ["LEAST_BYTES", "KeptModel", "KeptModels", "key_of"]
+__all__ = ["LEAST_BYTES", "KeptModel", "KeptModels", "key_of", "wait_until_kept"]
 
 LEAST_BYTES = 1 << 25
 """Bytes of a checkpoint from which on it is worth keeping what is packed of it."""
@@ -126,19 +129,61 @@ class _Arrays:
         return self._arrays[name]
 
 
-class _InMemory:
-    """The layers of a packed model, as a store gives them to its file."""
+class _GivenUpError(Exception):
+    pass
 
-    def __init__(self, folder: Path, model: PackedModel) -> None:
-        self.folder, self._layers = folder, model.layers
+
+class _InMemory:
+    """The layers of a packed model, as a store gives them to its file, until it is given up."""
+
+    def __init__(self, folder: Path, model: PackedModel, given_up: threading.Event) -> None:
+        self.folder, self._layers, self._given_up = folder, model.layers, given_up
 
     def arrays(self, i: int) -> tuple[_Arrays, dict[str, object]]:
+        if self._given_up.is_set():
+            raise _GivenUpError
         arrays, numbers = layer_arrays(self._layers[i])
         return _Arrays(arrays), numbers
 
 
+class _Writer(threading.Thread):
+    """Keeps a model; ``done`` gets the reason why it is not kept, if there is one.
+
+    The process does not end before it has.
+    """
+
+    def __init__(
+        self, models: "KeptModels", key: str, model: PackedModel, done: Callable[[str], None]
+    ) -> None:
+        super().__init__(name="keep a packed model")
+        self.given_up = threading.Event()
+        self._work: tuple[KeptModels, str, PackedModel, Callable[[str], None]] | None
+        self._work = models, key, model, done
+
+    def run(self) -> None:
+        assert self._work is not None
+        (models, key, model, done), self._work = self._work, None
+        if reason := models.keep(key, model, self.given_up):
+            done(reason)
+
+
+_writers: list[_Writer] = []
+
+
+def wait_until_kept() -> None:
+    """Wait for the models that are being kept; an interrupt gives them up."""
+    try:
+        while _writers:
+            _writers[-1].join()
+            _writers.pop()
+    except BaseException:
+        for each in _writers:
+            each.given_up.set()
+        raise
+
+
 class KeptModels:
-    """The entries below the cache folder."""
+    """The entries below the cache folder, those included that this process is writing."""
 
     def __init__(self, root: Path | None = None, limit_bytes: int | None = None) -> None:
         self.folder = (cache_root() if root is None else root) / "packed"
@@ -149,22 +194,32 @@ class KeptModels:
         """Folder that remembers the content of checkpoints."""
         return self.folder / _SEEN
 
-    def find(self, key: str) -> PackedModel | None:
-        """The model of an entry, None if there is none or it was damaged."""
+    def find(self, key: str, name: str) -> PackedModel | None:
+        """The model of an entry, called ``name``; None if there is none or it was damaged."""
+        wait_until_kept()
         folder = self.folder / key
         if not is_packed(folder):
             return None
         try:
-            model = open_packed(folder, unchanged=_stamp(folder) == _recorded(folder)).model
+            found = open_packed(folder, unchanged=_stamp(folder) == _recorded(folder)).model
         except LutraError:
             shutil.rmtree(folder, ignore_errors=True)
             return None
         with contextlib.suppress(OSError):
             os.utime(folder)
-        return model
+        # the same content may have another name now; its numbers were in range when it was packed
+        return pass_numbers(replace(found, name=name))
 
-    def keep(self, key: str, model: PackedModel) -> str | None:
-        """Keep a model; returns why it is not kept, None if it is."""
+    def keep_meanwhile(self, key: str, model: PackedModel, done: Callable[[str], None]) -> None:
+        """Keep a model while the caller goes on; ``done`` gets the reason if it is not kept."""
+        writer = _Writer(self, key, model, done)
+        _writers.append(writer)
+        writer.start()
+
+    def keep(
+        self, key: str, model: PackedModel, given_up: threading.Event | None = None
+    ) -> str | None:
+        """Keep a model; returns why it is not kept, None if it is, or if it was ``given_up``."""
         if reason := unwritable(self.folder):
             return f"{self.folder} cannot be written ({reason})"
         writing = self.folder / f"{_WRITING}{os.getpid()}-{key}"
@@ -172,7 +227,8 @@ class KeptModels:
             self._sweep()
             shutil.rmtree(writing, ignore_errors=True)
             (writing / "layers").mkdir(parents=True)
-            write_packed(writing, model, _InMemory(writing / "layers", model))
+            layers = _InMemory(writing / "layers", model, given_up or threading.Event())
+            write_packed(writing, model, layers)
             (writing / "layers").rmdir()
             (writing / _STAMP).write_text(json.dumps(_stamp(writing)), encoding="ascii")
             n_bytes = _size(writing)
@@ -186,12 +242,18 @@ class KeptModels:
                 writing.rename(self.folder / key)
         except OSError as error:
             return f"{self.folder} cannot be written ({error.strerror or error})"
+        except _GivenUpError:
+            return None
         finally:
             shutil.rmtree(writing, ignore_errors=True)
         return None
 
     def entries(self) -> Sequence[KeptModel]:
         """All entries, the one used last first."""
+        wait_until_kept()
+        return self._entries()
+
+    def _entries(self) -> Sequence[KeptModel]:
         found: list[KeptModel] = []
         for folder in self.folder.glob("*") if self.folder.is_dir() else ():
             if folder.name.startswith(".") or not is_packed(folder):
@@ -211,13 +273,13 @@ class KeptModels:
 
     def clear(self) -> tuple[int, int]:
         """Remove all entries; returns how many there were, and their bytes."""
-        entries = self.entries()
+        entries = self.entries()  # which has waited for what is written
         shutil.rmtree(self.folder, ignore_errors=True)
         return len(entries), sum(each.n_bytes for each in entries)
 
     def _make_room(self, n_bytes: int) -> None:
         total = n_bytes
-        for each in self.entries():
+        for each in self._entries():
             total += each.n_bytes
             if total > self.limit_bytes:
                 shutil.rmtree(each.folder, ignore_errors=True)

@@ -91,8 +91,8 @@ def from_grouped(weight: Grouped, *, offsets: bool = False) -> Integers:
     negative = weight.scale < 0
     if negative.any():
         # -s (q - z) = s ((levels - q) - (levels - z))
-        flip = negative.repeat(weight.group, axis=1)
-        codes = np.where(flip, levels - codes, codes).astype(np.uint8)
+        flip = (negative * np.uint8(levels)).astype(np.uint8)[..., None]
+        codes = (codes.reshape(*flip.shape[:2], -1) ^ flip).reshape(codes.shape)
         zero = np.where(negative, 2 * levels - zero, zero)
     if zero.min(initial=0) < 0 or zero.max(initial=0) > 2 * levels:
         raise LutraError(

@@ -14,6 +14,7 @@ from lutra.checkpoints.weights import Dense, Integers
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.models.layers import log_probabilities
 from lutra.models.rope import Rope
+from lutra.parallel import ahead, each_of, one_blas_thread
 from lutra.quantize import (
     DEFAULT_GROUP,
     check_format,
@@ -61,7 +62,7 @@ __all__ = ["Packer", "pack_decoder", "pack_model"]
 _LOG = logging.getLogger(__name__)
 _INT16_MAX = 32767
 _ROW_BITS = 8  # of a row of the embedding, below which the packer says so
-_ROWS = 4096  # of embedding and head, at a time
+_WEIGHTS = 1 << 18  # of embedding and head, at a time: few enough for a processor's cache
 _CALIBRATION = 64  # tokens that the residual stream's range is measured with
 _LARGEST = 4  # of them, those with the largest rows of the embedding
 _KEY_LOSS_MAX = 0.05  # nats by which keys of four bits may diverge from keys of eight
@@ -109,15 +110,15 @@ def _pack_head(
 
     Unless sums may be ``shifted``, steps are coarser where they would pass the accumulators.
     """
-    n, k = embedding.shape
-    blocks = [slice(first, first + _ROWS) for first in range(0, n, _ROWS)]
-    row = np.concatenate([np.abs(embedding.dequantized(b)).max(axis=1) for b in blocks])
-    row = row.astype(np.float64) / HEAD_MAX
+    (n, k), blocks = embedding.shape, _blocks(embedding)
+    row = _row_peaks(embedding).astype(np.float64) / HEAD_MAX
     least = np.zeros(n)
     if not shifted:
         # of a row's codes, before they are rounded
         max_sum = max(LOGIT_ACC_MAX // q_max - k // 2, 1)
-        sums = [np.abs(embedding.dequantized(b)).sum(axis=1, dtype=np.float64) for b in blocks]
+        sums = each_of(
+            lambda b: np.abs(embedding.dequantized(b)).sum(axis=1, dtype=np.float64), blocks
+        )
         least = np.concatenate(sums) / max_sum
     top = float(np.maximum(row, least).max())
     if top == 0:
@@ -125,19 +126,33 @@ def _pack_head(
     rows = np.maximum(np.rint(row / top * _INT16_MAX), np.ceil(least / top * _INT16_MAX))
     rows = np.maximum(rows, 1).astype(np.int16)
     step = rows.astype(np.float64)[:, None] * (top / _INT16_MAX)
-    head, peak = np.empty((n, k), np.int8), 0
-    for b in blocks:
-        codes = np.rint(embedding.dequantized(b) / step[b])
-        head[b] = np.clip(codes, -HEAD_MAX, HEAD_MAX, out=codes)
-        peak = max(peak, 2 * int(np.abs(codes).sum(axis=1).max()))
-    shift = least_shift(peak, q_max, LOGIT_ACC_MAX, least=1)
+    head = np.empty((n, k), np.int8)
+
+    def code(b: slice) -> int:
+        codes = embedding.dequantized(b) / step[b]
+        np.clip(np.rint(codes, out=codes), -HEAD_MAX, HEAD_MAX, out=codes)
+        head[b] = codes
+        return 2 * int(np.abs(codes, out=codes).sum(axis=1).max())
+
+    shift = least_shift(max(each_of(code, blocks)), q_max, LOGIT_ACC_MAX, least=1)
     return head, rows, shift, top / _INT16_MAX * 2.0 ** (LOGIT_SHIFT + shift - 1)
+
+
+def _blocks(embedding: Dense) -> list[slice]:
+    """Rows that are worked on at a time."""
+    n, k = embedding.shape
+    n_rows = max(_WEIGHTS // k, 1)
+    return [slice(first, first + n_rows) for first in range(0, n, n_rows)]
 
 
 def _row_peaks(embedding: Dense) -> NDArray[np.float32]:
     """Largest magnitude of each row."""
-    blocks = [slice(first, first + _ROWS) for first in range(0, embedding.shape[0], _ROWS)]
-    return np.concatenate([np.abs(embedding.dequantized(b)).max(axis=1) for b in blocks])
+
+    def peaks(b: slice) -> NDArray[np.float32]:
+        rows = embedding.dequantized(b)
+        return np.maximum(rows.max(axis=1), -rows.min(axis=1))
+
+    return np.concatenate(each_of(peaks, _blocks(embedding)))
 
 
 def _pack_embedding(
@@ -161,8 +176,12 @@ def _pack_embedding(
             _ROW_BITS,
         )  # fmt: skip
     out = np.empty((n, k), np.int16)
-    for b in (slice(first, first + _ROWS) for first in range(0, n, _ROWS)):
-        out[b] = np.rint(embedding.dequantized(b) * np.float32(2.0**frac))
+
+    def code(b: slice) -> None:
+        scaled = embedding.dequantized(b) * np.float32(2.0**frac)
+        out[b] = np.rint(scaled, out=scaled)
+
+    each_of(code, _blocks(embedding))
     return out, frac
 
 
@@ -175,6 +194,12 @@ def _pack_rope(rope: Rope, context: int, head_dim: int) -> NDArray[np.int16]:
             "the scaling's attention factor is too large"
         )
     return table.astype(np.int16)
+
+
+def _peak(layer: DecoderLayer, name: str) -> int:
+    weight = layer.linear(name)
+    assert isinstance(weight, Integers)
+    return weight.weights.peak
 
 
 class Packer:
@@ -229,14 +254,20 @@ class Packer:
         return balance(layer, self._x, self.model.config)
 
     def layer(self, i: int, layer: DecoderLayer) -> PackedLayer:
-        """Pack layer ``i``, the next one; the range is measured on the packed layer."""
+        """Pack layer ``i``, the next one, as it is stored; the range is measured on it."""
         for name in self._floats:
             weight = layer.linear(name)
             assert isinstance(weight, Integers)
             self._rounded.append(weight.weights.bits)
         packed = self._pack_layer(layer, f"layer {i}", self.model.config.windows[i])
         self.follow(i, reference_layer(self.model.config, packed))
-        return packed
+
+        def stored(name: str) -> PackedLinear:
+            linear = packed.linear(name)
+            return PackedLinear(linear.stored, linear.scale, linear.shift, linear.peak)
+
+        # as codes, with numbers of eight bytes for each group, it would take twice the memory
+        return replace(packed, **dict(zip(LINEARS, each_of(stored, LINEARS), strict=True)))
 
     def follow(self, i: int, layer: DecoderLayer) -> None:
         """Go through layer ``i`` without packing it: it has been packed before."""
@@ -268,10 +299,9 @@ class Packer:
             )
 
     def _linears(
-        self, parts: Sequence[tuple[str, Integers, float]], where: str
+        self, parts: Sequence[tuple[str, Integers, float]], peaks: Sequence[int], where: str
     ) -> dict[str, PackedLinear]:
-        """Matrices with a name and a factor each that share one shift."""
-        peaks = [matrix.weights.peak for _, matrix, _ in parts]
+        """Matrices with a name, a factor and a peak each that share one shift."""
         limit = min(sum_limit(self.model.config.gate, name) for name, _, _ in parts)
         # integer weights were doubled for nothing, which a shift of 1 undoes
         least = 1 if all(matrix.weights.ternary for _, matrix, _ in parts) else 0
@@ -292,13 +322,14 @@ class Packer:
         softmax = math.log2(math.e) / math.sqrt(self.model.config.head_dim)
         normed = layer.q_norm is not None and layer.k_norm is not None
         linears: dict[str, PackedLinear] = {}
+        peaks = dict(zip(LINEARS, each_of(lambda name: _peak(layer, name), LINEARS), strict=True))
         for stack in STACKS:
             parts: list[tuple[str, Integers, float]] = []
             for name in stack:
                 weight = layer.linear(name)
                 assert isinstance(weight, Integers)
                 parts.append((name, weight, softmax if name == "q_proj" and not normed else 1.0))
-            linears |= self._linears(parts, where)
+            linears |= self._linears(parts, [peaks[name] for name in stack], where)
 
         def norm(name: str) -> PackedNorm | None:
             weight: NDArray[np.float32] | None = getattr(layer, name)
@@ -491,8 +522,10 @@ def _pack(
     packer: Packer,
 ) -> PackedModel:
     layers: list[PackedLayer] = []
-    for i in range(len(model.layers)):
-        if progress:
-            progress("quantising", i / len(model.layers))
-        layers.append(packer.layer(i, rounded(packer, model.layers[i])))
+    n = len(model.layers)
+    with one_blas_thread():
+        for i, layer in enumerate(ahead(model.layers.__getitem__, range(n))):
+            if progress:
+                progress("quantising", i / n)
+            layers.append(packer.layer(i, rounded(packer, layer)))
     return packer.finish(layers)

@@ -37,7 +37,7 @@ ZERO_WIDTH = 10
 """Bits of a group's zero point in half steps, signed."""
 OFFSET_MAX = (1 << 31) - 1
 """Largest magnitude of a group's offset."""
-_ROWS = 1024  # that are doubled at a time, since a whole matrix may be large
+_WEIGHTS = 1 << 17  # that are looked at at a time: few enough for a processor's cache
 
 
 def adder_tree_latency(n: int) -> int:
@@ -114,16 +114,22 @@ class GroupedWeights:
     @property
     def peak(self) -> int:
         """Largest sum of a row's doubled weights, all taken positive."""
-        top, n_groups = 0, self.scale.shape[1]
-        for first in range(0, len(self.codes), _ROWS):
-            rows = slice(first, first + _ROWS)
-            codes = self.codes[rows].astype(np.int16).reshape(-1, n_groups, self.group)
-            away = 2 * codes - self.zero[rows, :, None].astype(np.int16)  # 510 at most
+        (n, k), n_groups = self.codes.shape, self.scale.shape[1]
+        top, n_rows = 0, max(_WEIGHTS // max(k, 1), 1)
+        for first in range(0, n, n_rows):
+            rows = slice(first, first + n_rows)
+            away = self.codes[rows].astype(np.int16).reshape(-1, n_groups, self.group)
+            away *= np.int16(2)
+            away -= self.zero[rows, :, None].astype(np.int16)  # 510 at most
             if self.offset is None:
-                sums = np.abs(away).sum(axis=2, dtype=np.int64) * self.scale[rows]
+                size = np.abs(away, out=away)
+                sums = np.einsum("ngk->ng", size, dtype=np.int32, casting="safe")
+                sums = sums * self.scale[rows]
             else:
-                weights = away * self.scale[rows, :, None] + self.offset[rows, :, None]
-                sums = np.abs(weights).sum(axis=2)
+                # exact: a group's sum is below 2**53
+                weights = away * self.scale[rows, :, None].astype(np.float64)
+                weights += self.offset[rows, :, None]
+                sums = np.einsum("ngk->ng", np.abs(weights, out=weights)).astype(np.int64)
             top = max(top, int(sums.sum(axis=1).max(initial=0)))
         return top
 

@@ -20,6 +20,7 @@ __all__ = ["BLOCK", "from_b128", "row_bytes", "to_b128"]
 BLOCK = 128
 """Weights of a block."""
 Bytes = NDArray[np.uint8]
+_WEIGHTS = 1 << 20  # that are packed at a time: few enough for a processor's cache
 _PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2), 8: (4, 4)}
 
 
@@ -30,18 +31,21 @@ def row_bytes(k: int, bits: int) -> int:
 
 def to_b128(codes: Bytes, bits: int) -> Bytes:
     """Pack codes ``[N, K]`` to ``[N, row_bytes(K, bits)]``."""
-    n, k = codes.shape
-    blocks = -(-k // BLOCK)
-    padded = codes
-    if k % BLOCK:
-        padded = np.zeros((n, blocks * BLOCK), np.uint8)
-        padded[:, :k] = codes
-    padded = padded.reshape(n, blocks, BLOCK)
-    parts: list[Bytes] = []
-    for width in _PLANES[bits]:
-        parts.append(_pack(padded & np.uint8((1 << width) - 1), width))
-        padded = padded >> np.uint8(width)
-    return np.concatenate(parts, axis=2).reshape(n, row_bytes(k, bits))
+    (n, k), blocks = codes.shape, -(-codes.shape[1] // BLOCK)
+    packed = np.empty((n, blocks, BLOCK * bits // 8), np.uint8)
+    n_rows = max(_WEIGHTS // max(k, 1), 1)
+    for rows in (slice(first, first + n_rows) for first in range(0, n, n_rows)):
+        padded = np.ascontiguousarray(codes[rows])
+        if k % BLOCK:
+            padded = np.zeros((len(padded), blocks * BLOCK), np.uint8)
+            padded[:, :k] = codes[rows]
+        first, low = 0, 0
+        for width in _PLANES[bits]:
+            size = BLOCK * width // 8
+            plane = _pack(padded.reshape(-1, blocks, BLOCK), low, width)
+            packed[rows, :, first : first + size] = plane
+            first, low = first + size, low + width
+    return packed.reshape(n, row_bytes(k, bits))
 
 
 def from_b128(data: Bytes, bits: int, k: int) -> Bytes:
@@ -57,20 +61,22 @@ def from_b128(data: Bytes, bits: int, k: int) -> Bytes:
     return codes.reshape(n, blocks.shape[1] * BLOCK)[:, :k]
 
 
-def _pack(codes: Bytes, width: int) -> Bytes:
-    """``[N, blocks, 128]`` to the bytes of a plane."""
+def _pack(codes: Bytes, low: int, width: int) -> Bytes:
+    """The bits from ``low`` on of ``[N, blocks, 128]`` as the bytes of a plane."""
     n, blocks, _ = codes.shape
-    if width == 4:
-        halves = codes.reshape(n, blocks, 2, 2, 32)
-        return (halves[:, :, :, 0] | halves[:, :, :, 1] << np.uint8(4)).reshape(
-            n, blocks, BLOCK // 2
-        )
-    per_byte = 8 // width
-    fields = codes.reshape(n, blocks, per_byte, BLOCK // per_byte)
-    packed = np.zeros((n, blocks, BLOCK // per_byte), np.uint8)
+    per_byte, size = 8 // width, BLOCK * width // 8
+    cell = f"V{min(32, size)}"  # NumPy copies large elements faster than rows of some bytes
+    fields = codes.view(cell).reshape(n, blocks, -1, per_byte)
+    packed = None
     for i in range(per_byte):
-        packed |= fields[:, :, i] << np.uint8(8 - width * (i + 1))
-    return packed
+        field = fields[..., i].copy().view(np.uint8)
+        if low:
+            field >>= np.uint8(low)
+        field &= np.uint8((1 << width) - 1)
+        field <<= np.uint8(4 * i if width == 4 else 8 - width * (i + 1))
+        packed = field if packed is None else np.bitwise_or(packed, field, out=packed)
+    assert packed is not None
+    return packed.reshape(n, blocks, size)
 
 
 def _unpack(data: Bytes, width: int) -> Bytes:

@@ -1,5 +1,7 @@
 """Limits of a packed model that no device takes it beyond: sums, shifts and exponents."""
 
+from weakref import WeakValueDictionary
+
 import numpy as np
 
 from lutra_golden.arith.fixed import round_shift
@@ -18,10 +20,12 @@ from lutra_golden.model.packed import CodedVocabulary, PackedLayer, PackedModel
 from lutra_golden.model.shapes import LINEARS, Gate
 from lutra_golden.vector.norm import GATE_WIDTH_MAX
 
-__all__ = ["check_numbers", "sum_bits", "sum_limit"]
+__all__ = ["check_numbers", "pass_numbers", "sum_bits", "sum_limit"]
 
 _ROWS = 4096  # of the head, at a time
 _ADVICE = "pack the model again"
+# models whose numbers are in range, by their ids
+_passed: WeakValueDictionary[int, PackedModel] = WeakValueDictionary()
 
 
 def sum_bits(model: PackedModel, peak: int, shift: int) -> int:
@@ -30,7 +34,12 @@ def sum_bits(model: PackedModel, peak: int, shift: int) -> int:
 
 
 def check_numbers(model: PackedModel) -> None:
-    """Refuse a model whose numbers can leave the range of the token path, with the figure."""
+    """Refuse a model whose numbers can leave the range of the token path, with the figure.
+
+    A model that has passed is not looked at again.
+    """
+    if _passed.get(id(model)) is model:
+        return
     if model.vocabulary is not None:
         _check_vocabulary(model, model.vocabulary)
     elif not 0 <= (shift := embedding_shift(model)) <= EMBEDDING_SHIFT_MAX:
@@ -51,6 +60,13 @@ def check_numbers(model: PackedModel) -> None:
         layer = model.layers[i]
         _check_sums(model, i, layer)
         layer_exponents(model, i, layer)
+    pass_numbers(model)
+
+
+def pass_numbers(model: PackedModel) -> PackedModel:
+    """Take it that the numbers of this model are in range; returns it."""
+    _passed[id(model)] = model
+    return model
 
 
 def _check_vocabulary(model: PackedModel, vocabulary: CodedVocabulary) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from lutra.llm import LLM
 from lutra.models.decoder import Decoder
 from lutra.open_model import open_model
 from lutra.packed import kept
-from lutra.packed.kept import KeptModels, key_of
+from lutra.packed.kept import KeptModels, key_of, wait_until_kept
+from lutra.packed.store import LayerSource
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
@@ -182,7 +184,9 @@ def test_an_entry_that_was_damaged_is_made_again(
 def test_what_is_interrupted_leaves_nothing(
     folder: Path, opened: Opened, packs: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = KeptModels()
+    models, model = KeptModels(), opened(folder)[1]
+    models.clear()
+    models.folder.mkdir()
     with monkeypatch.context() as patch:
 
         def interrupted(*_: object) -> str:
@@ -190,9 +194,9 @@ def test_what_is_interrupted_leaves_nothing(
 
         patch.setattr("lutra.packed.file._fingerprint", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            opened(folder)
+            models.keep("key", model)
     assert not models.entries()
-    assert [each.name for each in models.folder.iterdir()] == ["seen"]
+    assert not list(models.folder.iterdir())
     # a process that was killed cannot tidy up; the next one does
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -201,6 +205,7 @@ def test_what_is_interrupted_leaves_nothing(
     for each in (left, mine):
         each.mkdir()
     opened(folder)
+    wait_until_kept()
     assert not left.exists()
     assert mine.exists()
     assert len(models.entries()) == 1
@@ -213,7 +218,65 @@ def test_a_folder_that_cannot_be_written(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LUTRA_CACHE", str(tmp_path / "file"))
     assert opened(folder)[1].name == "otter"
+    wait_until_kept()
     assert "the packed model is not kept, " in caplog.text
+
+
+def test_it_is_written_while_the_model_runs(
+    folder: Path, opened: Opened, packs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, may_end, write = threading.Event(), threading.Event(), kept.write_packed
+
+    def slow(*args: object) -> str:
+        began.set()
+        assert may_end.wait(60)
+        return write(*args)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(kept, "write_packed", slow)
+    _, model = opened(folder)
+    assert began.wait(60)
+    assert len(list(KeptModels().folder.glob(".writing-*"))) == 1
+    threading.Timer(0.2, may_end.set).start()
+    assert len(KeptModels().entries()) == 1  # which waits
+    assert same(opened(folder)[1], model)
+    assert packs == ["otter"]
+
+
+def test_an_interrupt_gives_up_what_is_written(
+    folder: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, write = threading.Event(), kept.write_packed
+
+    def slow(out: Path, model: PackedModel, store: LayerSource) -> str:
+        ready.set()
+        assert store._given_up.wait(60)  # pyright: ignore
+        return write(out, model, store)
+
+    monkeypatch.setattr(kept, "write_packed", slow)
+    opened(folder)
+    assert ready.wait(60)
+    with monkeypatch.context() as patch:
+
+        def interrupted(_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            wait_until_kept()
+    wait_until_kept()
+    assert [each.name for each in KeptModels().folder.iterdir()] == ["seen"]
+
+
+def test_a_process_ends_when_its_model_is_kept(folder: Path) -> None:
+    lines = [
+        "import sys, time; from pathlib import Path; from lutra.packed import kept",
+        "from lutra.open_model import open_model",
+        "kept.LEAST_BYTES, write = 1, kept.write_packed",
+        "kept.write_packed = lambda *args: (time.sleep(0.3), write(*args))[1]",
+        "open_model(Path(sys.argv[1]), *[None] * 5)",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines), str(folder)], check=True, timeout=300)
+    assert [each.name for each in KeptModels().entries()] == ["otter"]
 
 
 def test_the_model_runs_as_before(folder: Path, packs: list[str]) -> None:

@@ -23,6 +23,7 @@ from lutra.devices.cpu.interface import (
     CRow,
 )
 from lutra.devices.cpu.library import library, pointer, scale_of, target_number
+from lutra.parallel import each_of
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.b128 import BLOCK
@@ -48,6 +49,7 @@ _INT16 = np.dtype(np.int16)
 _ROW = cast("np.dtype[np.void]", np.dtype(CRow))
 _HUGE_PAGE = 1 << 21
 _ROOM = 1 << 26  # bytes that are asked for at once
+_PIECE = 1 << 23  # bytes that are copied at a time
 _LINE = 64  # bytes of a cache's line, where matrices begin
 
 
@@ -127,6 +129,7 @@ class KeptArrays:
     def __init__(self, copies: bool = False) -> None:
         self._arrays: list[object] = []
         self._copies, self._room = copies, np.empty(0, np.uint8)
+        self._awaited: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
 
     def __call__(self, values: NDArray[np.generic]) -> int:
         whole = np.ascontiguousarray(values)
@@ -134,16 +137,24 @@ class KeptArrays:
         return whole.ctypes.data
 
     def matrix(self, values: NDArray[np.generic]) -> int:
-        """Address of an array that is read for every token, copied into large pages if possible."""
+        """Address of an array that is read for every token, copied into large pages if possible:
+        by :meth:`fill`."""
         if not self._copies:
             return self(values)
         taken = -(-values.nbytes // _LINE) * _LINE
         if taken > len(self._room):
             self._room = _huge_pages(max(taken, _ROOM))
         room, self._room = self._room[: values.nbytes], self._room[taken:]
-        copy = room.view(values.dtype).reshape(values.shape)
-        copy[...] = values
-        return self(copy)
+        source = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        for first in range(0, len(source), _PIECE):
+            piece = slice(first, first + _PIECE)
+            self._awaited.append((room[piece], source[piece]))
+        return self(room)
+
+    def fill(self) -> None:
+        """Copy what is to be copied, on all cores."""
+        awaited, self._awaited = self._awaited, []
+        each_of(lambda pair: np.copyto(*pair), awaited)
 
     def int16(self, values: NDArray[np.integer]) -> int:
         return self(values.astype(_INT16, copy=False))
@@ -312,6 +323,7 @@ class CpuModel:
             head_eps=padded_head_eps(model),
         )
         self._set_vocabulary(model)
+        keep.fill()
         self._pool = self._library.lutra_cpu_pool_new(threads)
         self._engine = self._library.lutra_cpu_engine_new(
             ctypes.addressof(self._c), threads, target_number(few), target_number(many), rows

@@ -451,8 +451,10 @@ def test_no_memory_is_one_line(
 
 def test_matrices_are_copied_into_large_pages() -> None:
     keep = KeptArrays(copies=True)
-    arrays = [np.arange(n, dtype=np.uint16).reshape(1, -1) for n in (7, 40000, 1, 33)]
+    sizes = 7, 40000, 1, 33, 5_000_001  # the last is copied in pieces
+    arrays = [np.arange(n).astype(np.uint16).reshape(1, -1) for n in sizes]
     places = [keep.matrix(array) for array in arrays]
+    keep.fill()
     for array, place in zip(arrays, places, strict=True):
         assert place != array.ctypes.data and place % 64 == 0
         found = np.ctypeslib.as_array((ctypes.c_uint16 * array.size).from_address(place))

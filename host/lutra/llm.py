@@ -151,9 +151,9 @@ class LLM(Closing):
         if format is None and a_group is None and self._source is not None:
             self._placement.note_parts(self.packed)
         self.tokenizer = tokenizer or Tokenizer.open(path, self.packed.bos)
-        if self.tokenizer.vocab_size > self.packed.vocab_size:
+        if self.tokenizer.own_size > self.packed.vocab_size:
             raise LutraError(
-                f"{path} mixes two models: its tokenizer has {self.tokenizer.vocab_size} tokens, "
+                f"{path} mixes two models: its tokenizer has {self.tokenizer.own_size} tokens, "
                 f"config.json {self.packed.vocab_size}: copy the model again"
             )
         self.eos = frozenset(self.packed.eos) | self.tokenizer.eos

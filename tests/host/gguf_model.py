@@ -210,6 +210,7 @@ ENCODERS: Mapping[str, tuple[int, Callable[[Float], tuple[Bytes, Float]]]] = {
     "Q6_K": (14, _q6_k),
     "TQ1_0": (34, _of_ternary(Kind.TQ1_0)),
     "TQ2_0": (35, _of_ternary(Kind.TQ2_0)),
+    "TQ2_0 by block": (35, _by_package(Kind.TQ2_0)),
     "I2_S": (36, _i2_s),
     "MXFP4": (39, _by_package(Kind.MXFP4)),
     "Q1_0": (41, _q1_0),
@@ -343,6 +344,7 @@ def write_gguf(
     model: GgufModel,
     kind: str = "Q8_0",
     *,
+    kinds: Mapping[str, str] | None = None,
     outer: str = "F16",
     seed: int = 1,
     floats: Tensors | None = None,
@@ -350,7 +352,8 @@ def write_gguf(
 ) -> Tensors:
     """Write a model whose linear layers are of one type and whose embedding and head are of
     another, cut into parts of so many tensors if that is given; return the weights that the file
-    holds, under Hugging Face's names."""
+    holds, under Hugging Face's names. ``kinds`` are types of single matrices by parts of their
+    names."""
     tensors = random_floats(model, seed) if floats is None else floats
     fields: list[bytes] = []
     a = model.arch
@@ -368,7 +371,8 @@ def write_gguf(
     if model.window:
         sizes["attention.sliding_window"] = model.window
     reals = {"attention.layer_norm_rms_epsilon": _EPS, "rope.freq_base": _THETA}
-    by_package = {ENCODERS[each][0] for each in (kind, outer)} <= set(Kind) - {36}
+    numbers = {ENCODERS[each][0] for each in (kind, outer, *(kinds or {}).values())}
+    by_package = numbers <= set(Kind) - {36}
     writer = gguf.GGUFWriter(path, a, split_max_tensors=split_max_tensors)
     fields.append(field_bytes("general.architecture", 8, a))
     for key in model.fields:
@@ -397,6 +401,8 @@ def write_gguf(
         stored = _neighbours(w, model.head_dim) if turned else w
         outermost = name in ("model.embed_tokens.weight", "lm_head.weight")
         used = "F32" if w.ndim == 1 else outer if outermost else kind
+        for part, other in (kinds or {}).items():
+            used = other if part in name and w.ndim == 2 else used
         number, encode = ENCODERS[used]
         raw, values = encode(stored)
         held[name] = _neighbours(values, model.head_dim, back=True) if turned else values

@@ -1,6 +1,7 @@
 """The Python interface: generation, streaming, limits, and the comparison with the golden model."""
 
 import gc
+import json
 import os
 import re
 import signal
@@ -670,6 +671,22 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     )
     with pytest.raises(LutraError, match=message):
         LLM(folder, "golden")
+
+
+def test_an_added_token_that_the_model_has_no_row_for(tmp_path: Path) -> None:
+    """Programs add padding that was never trained: the model runs, the token is refused."""
+    folder = write_model(tmp_path / "padded", Shape(vocab_size=260))
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for i, special in ((260, True), (261, False)):
+        content["added_tokens"].append({"id": i, "content": f"<{i}>", "special": special, **flags})
+    path.write_text(json.dumps(content))
+    llm = LLM(folder, "golden")
+    assert llm.tokenizer.vocab_size == 262
+    assert len(llm.generate("the <260>", 3, GREEDY).tokens) == 3
+    with pytest.raises(LutraError, match="token id 261 is outside the vocabulary of 260"):
+        llm.generate("the <261>", 3, GREEDY)
 
 
 def test_the_shipped_model_tells_a_tale() -> None:

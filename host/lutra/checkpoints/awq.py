@@ -28,10 +28,6 @@ def read_awq(tensors: SafetensorsFolder, config: ConfigFile, name: str, n: int, 
     """
     if f"{name}.qweight" not in tensors.names() and f"{name}.weight" in tensors.names():
         return read_dense(tensors, config, name, n, k)
-    within, advice = "quantization_config", "export the model as this"
-    version = str(config.get("version", within) or "gemm").lower()
-    config.require("version", version, "gemm", advice=advice)
-    config.require("zero_point", config.get("zero_point", within), True, None, advice=advice)
     bits, group = read_bits(config, (4,)), group_size(config, name, k)
     if n % 8:
         raise LutraError(f"{tensors.path}: {name} must have a multiple of 8 rows, not {n}")

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.gguf_blocks import read_dense, read_weight, ternary_or_dense
-from lutra.checkpoints.huggingface import ternarize
 from lutra.checkpoints.weights import Dense, Grouped, Ternary, Weight
 from lutra.formats.config_file import ConfigFile
 from lutra.formats.gguf import GgufTensor, Metadata
@@ -77,12 +76,24 @@ ARCHITECTURES: Mapping[str, _Architecture] = {
 """By ``general.architecture``. ``bitnet`` stands for both models of that name: squared ReLU is
 taken for 2B-4T, whose vocabulary is ``gpt2``, SiLU for ``bitnet_b1_58``, whose is ``llama``."""
 
-# keys that change what a model computes, and that are of no model we know
-_UNSUPPORTED = (
-    "expert_count", "attention.scale", "attention.max_alibi_bias", "attention.clamp_kqv",
-    "attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "embedding_scale",
-    "residual_scale",
+# keys of an architecture that are read, or change nothing
+_KNOWN = (
+    "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length",
+    "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon",
+    "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type",
+    "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
+    "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+    "hidden_activation", "tensor_data_layout", "expert_used_count",
 )  # fmt: skip
+# keys that change what a model computes unless they have this value
+_NEUTRAL = {
+    "expert_count": 0, "attention.causal": True, "use_parallel_residual": False,
+    "attention.scale": 0.0, "attention.max_alibi_bias": 0.0, "attention.clamp_kqv": 0.0,
+    "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0, "logit_scale": 0.0,
+    "embedding_scale": 0.0, "residual_scale": 0.0, "pooling_type": 0,
+}  # fmt: skip
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu2": "relu2", "relu_sqr": "relu2"}
 
 # a fork's keys, such as rotations of the weights; a reader that leaves them out gives wrong text
 _FORKED = "prism."
@@ -91,9 +102,7 @@ _FORKED = "prism."
 class GgufCheckpoint:
     """A GGUF file, or any part of a split one, see :class:`~lutra.checkpoints.base.Checkpoint`.
 
-    Matrices stay as the file has them, see :mod:`~lutra.checkpoints.gguf_blocks`. Linear
-    layers of BitNet are ternary whatever their type: those in floating point become so as
-    Hugging Face's do.
+    Matrices stay as the file has them, see :mod:`~lutra.checkpoints.gguf_blocks`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,7 +133,7 @@ class GgufCheckpoint:
         if self._architecture.biases:
             biased = ("attn_q", "attn_k", "attn_v")
             of_layer |= {f"{old}.bias": f"{_LINEARS[old]}.bias" for old in biased}
-        outer = {f"{old}.weight": new for old, new in _OUTER.items()}
+        outer: dict[str, str] = {f"{old}.weight": new for old, new in _OUTER.items()}
         outer[_FREQUENCIES] = _FREQUENCIES
         found: dict[str, GgufTensor] = {}
         for name, tensor in self.file.tensors.items():
@@ -150,11 +159,7 @@ class GgufCheckpoint:
                 f"{self.path}: {forked[0]} is not supported, it changes what the model computes: "
                 "use a model without it"
             )
-        for key in _UNSUPPORTED:
-            if f"{kind}.{key}" in metadata:
-                raise LutraError(
-                    f"{self.path}: {kind}.{key} is not supported: use a model without it"
-                )
+        self._check_keys(metadata, kind)
         hidden_size = metadata.whole(f"{kind}.embedding_length")
         n_heads = metadata.same_number(f"{kind}.attention.head_count")
         head_dim = metadata.whole(
@@ -169,8 +174,8 @@ class GgufCheckpoint:
         self._head_dim = head_dim
         name = self._architecture.name
         content: dict[str, object] = {
-            "hidden_act": self._architecture.activation,
-            "vocab_size": self.tensor("model.embed_tokens").shape[0],
+            "hidden_act": self._activation(metadata, kind),
+            "vocab_size": self._vocab_size(),
             "hidden_size": hidden_size,
             "intermediate_size": metadata.same_number(f"{kind}.feed_forward_length"),
             "num_hidden_layers": n_layers,
@@ -182,27 +187,63 @@ class GgufCheckpoint:
             "max_position_embeddings": metadata.whole(f"{kind}.context_length"),
             "rms_norm_eps": metadata.real(f"{kind}.attention.layer_norm_rms_epsilon"),
             "rope_parameters": self._rope(metadata, kind),
-            "tie_word_embeddings": "lm_head" not in self._tensors,
             "eos_token_id": list(end_tokens(metadata)),
+            "bos_token_id": None,
         }
         if "tokenizer.ggml.bos_token_id" in metadata:
             content["bos_token_id"] = metadata.whole("tokenizer.ggml.bos_token_id", minimum=0)
-        if kind == "llama" and f"{kind}.attention.sliding_window" in metadata:
+        if f"{kind}.attention.sliding_window" in metadata:
             name = "MistralForCausalLM"
             content["sliding_window"] = metadata.whole(f"{kind}.attention.sliding_window")
-        query = self.tensor("model.layers.0.self_attn.q_proj")
-        if query.kind.name in _TERNARY_TYPES or self._architecture.ternary:
+        if self._architecture.ternary or self._mostly_ternary():
             content["quantization_config"] = {"quant_method": "bitnet"}
         content["architectures"] = [name]
         return content
 
+    def _check_keys(self, metadata: Metadata, kind: str) -> None:
+        """Refuse keys of the architecture that are not known."""
+        known = (*_KNOWN, *(["attention.sliding_window"] if kind == "llama" else []))
+        for name in sorted(metadata.keys()):
+            key = name.removeprefix(f"{kind}.")
+            if key == name or key in known:
+                continue
+            value = metadata.value(name)
+            if not isinstance(value, int | float) or value != _NEUTRAL.get(key):
+                raise LutraError(
+                    f"{self.path}: {name} is not supported, it may change what the model "
+                    "computes: use a model without it"
+                )
+
+    def _activation(self, metadata: Metadata, kind: str) -> str:
+        """The feed-forward part's, by its name in ``config.json``."""
+        key = f"{kind}.hidden_activation"
+        named = metadata.text(key, default=self._architecture.activation)
+        if named not in _ACTIVATIONS:
+            raise LutraError(
+                f"{self.path}: {key} {named!r} is not supported; supported are "
+                f"{', '.join(_ACTIVATIONS)}: use a model with one of these"
+            )
+        return _ACTIVATIONS[named]
+
+    def _vocab_size(self) -> int:
+        """Rows of the embedding, or of the head that serves as it."""
+        only_head = "lm_head" in self._tensors and "model.embed_tokens" not in self._tensors
+        return self.tensor("lm_head" if only_head else "model.embed_tokens").shape[0]
+
+    def _mostly_ternary(self) -> bool:
+        """True if most linear layers have a type of ternary weights: a model trained as such."""
+        kinds = [
+            tensor.kind.name for name, tensor in self._tensors.items() if name.endswith("_proj")
+        ]
+        return 2 * sum(kind in _TERNARY_TYPES for kind in kinds) > len(kinds)
+
     def _rope(self, metadata: Metadata, kind: str) -> dict[str, object]:
         """``rope_parameters``: scaling as the metadata has it, or factors in a tensor."""
         prefix = f"{kind}.rope.scaling"
-        named = metadata.text(f"{prefix}.type", default="none")
-        factor = metadata.real(f"{prefix}.factor", default=1.0)
-        if named == "none" and f"{kind}.rope.scale_linear" in metadata:
-            named, factor = "linear", metadata.real(f"{kind}.rope.scale_linear")
+        # a factor without a type is linear
+        named = metadata.text(f"{prefix}.type", default="linear")
+        old = metadata.real(f"{kind}.rope.scale_linear", default=1.0)
+        factor = metadata.real(f"{prefix}.factor", default=old)
         if named not in ("none", "linear", "yarn"):
             raise LutraError(
                 f"{self.path}: {prefix}.type {named!r} is not supported; supported are none, "
@@ -271,8 +312,6 @@ class GgufCheckpoint:
         weight = read_weight(tensor.kind, self.file.bytes(tensor), n, k, where)
         if isinstance(weight, Dense) and self._architecture.ternary:
             weight = ternary_or_dense(weight)
-            if isinstance(weight, Dense):
-                weight = ternarize(weight.values)
         if f"{name}.scale" in self._tensors:
             scale = float(self.vector(f"{name}.scale", 1)[0])
             if scale <= 0:

@@ -4,6 +4,8 @@ Source: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Tr
 2210.17323); the layout is that of those programs.
 """
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,9 +23,11 @@ from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
 from lutra_golden.errors import LutraError
 
-__all__ = ["read_gptq"]
+__all__ = ["check_format", "read_gptq"]
 
 _BITS = (2, 3, 4, 8)
+_FLOAT_BITS = (16, 32)
+_WITHIN = "quantization_config"
 
 
 def read_gptq(tensors: SafetensorsFolder, config: ConfigFile, name: str, n: int, k: int) -> Weight:
@@ -35,12 +39,7 @@ def read_gptq(tensors: SafetensorsFolder, config: ConfigFile, name: str, n: int,
     """
     if f"{name}.qweight" not in tensors.names() and f"{name}.weight" in tensors.names():
         return read_dense(tensors, config, name, n, k)
-    within = "quantization_config"
-    kind = config.get("checkpoint_format", within) or "gptq"
-    advice = "export the model as one of these"
-    config.require("checkpoint_format", kind, "gptq", "gptq_v2", advice=advice)
-    config.require("dynamic", config.get("dynamic", within) or None, None, advice=advice)
-    bits, group = read_bits(config, _BITS), group_size(config, name, k)
+    bits, group = _settings(tensors, config, name, k)
     for width in (n, k):
         if width * bits % 32:
             raise LutraError(
@@ -49,11 +48,11 @@ def read_gptq(tensors: SafetensorsFolder, config: ConfigFile, name: str, n: int,
     codes = unpack_words(read_words(tensors, f"{name}.qweight", k * bits // 32, n), bits)
     scale = read_scale(tensors, f"{name}.scales", k // group, n)
     stored = read_words(tensors, f"{name}.qzeros", k // group, n * bits // 32)
-    zero = _zeros(tensors, name, stored, bits, less_one=kind == "gptq")
+    zero = _zeros(tensors, name, stored, bits, less_one=_version(config) == "gptq")
     order = None
     if f"{name}.g_idx" in tensors.names():
         order = order_of_groups(tensors, f"{name}.g_idx", k, group)
-    elif config.get("desc_act", within):
+    elif config.get("desc_act", _WITHIN):
         raise LutraError(
             f"{tensors.path} has no tensor {name}.g_idx, though desc_act is set: "
             "copy the model again"
@@ -67,6 +66,51 @@ def read_gptq(tensors: SafetensorsFolder, config: ConfigFile, name: str, n: int,
         group=group,
         order=order,
     )
+
+
+def check_format(config: ConfigFile) -> None:
+    """LutraError for a layout that is neither version, or settings by layer that are none."""
+    advice = "export the model as one of these"
+    config.require("checkpoint_format", _version(config), "gptq", "gptq_v2", advice=advice)
+    for settings in _exceptions(config):
+        bits = settings.get("bits", _BITS[0])
+        config.require("bits", bits, *_BITS, advice="use a checkpoint with one of these")
+
+
+def _version(config: ConfigFile) -> object:
+    named = config.get("checkpoint_format", _WITHIN) or config.get("format", _WITHIN)
+    return named or "gptq"
+
+
+def _exceptions(config: ConfigFile) -> list[dict[str, object]]:
+    """Settings of layers that do not have those of all: GPTQModel's ``dynamic``, by patterns whose
+    sign says if they leave a layer in floating point, and AutoRound's ``extra_config``."""
+    found: list[dict[str, object]] = []
+    for field in ("dynamic", "extra_config"):
+        entries = config.get(field, _WITHIN)
+        if entries is not None and not isinstance(entries, dict):
+            raise LutraError(
+                f"{config.path}: {field} must be settings by layer, not {entries!r}: "
+                "copy the model again"
+            )
+        for pattern, settings in cast("dict[str, object]", entries or {}).items():
+            if isinstance(settings, dict) and not pattern.startswith("-"):
+                found.append(cast("dict[str, object]", settings))
+    return [each for each in found if each.get("bits") not in _FLOAT_BITS]
+
+
+def _settings(tensors: SafetensorsFolder, config: ConfigFile, name: str, k: int) -> tuple[int, int]:
+    """Bits and group of a matrix: those of all, or others that layers have and that fit it."""
+    rows, groups = tensors.shape(f"{name}.qweight")[:1], tensors.shape(f"{name}.scales")[:1]
+    of_all = config.get("bits", _WITHIN), config.get("group_size", _WITHIN)
+    for settings in ({}, *_exceptions(config)):
+        bits = settings.get("bits", of_all[0])
+        group = settings.get("group_size", of_all[1])
+        group = k if group == -1 else group
+        if isinstance(bits, int) and isinstance(group, int) and bits in _BITS and group > 0:
+            if (rows, groups) == ((k * bits // 32,), (k // group,)) and not k % group:
+                return bits, group
+    return read_bits(config, _BITS), group_size(config, name, k)
 
 
 def _zeros(

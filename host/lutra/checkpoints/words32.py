@@ -23,14 +23,20 @@ __all__ = [
 _WITHIN = "quantization_config"
 
 
-def unpack_words(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
-    """Unpack ``[W, N]`` words to ``[32 W / bits, N]`` codes.
+def unpack_words(
+    words: NDArray[np.uint32], bits: int, *, padded: bool = False
+) -> NDArray[np.uint8]:
+    """Unpack ``[W, N]`` words to codes ``[32 W / bits, N]``, or some more that are of no use.
 
     A column of words is one string of bits, the least significant first: code ``i`` is its bits
-    ``bits * i`` on, across the end of a word where 32 is no multiple of ``bits``.
+    ``bits * i`` on, across the end of a word where 32 is no multiple of ``bits``. If it is
+    ``padded``, each word has as many whole codes as it holds.
     """
-    period = bits // math.gcd(bits, 32)  # words after which codes and words begin together
+    # words after which codes and words begin together
+    period = 1 if padded else bits // math.gcd(bits, 32)
     n_codes = 32 * period // bits
+    if left := -len(words) % period:
+        words = np.concatenate([words, np.zeros((left, words.shape[1]), np.uint32)])
     lines = words.reshape(len(words) // period, period, words.shape[1])
     codes = np.empty((len(lines), n_codes, words.shape[1]), np.uint8)
     mask = np.uint32((1 << bits) - 1)

@@ -32,6 +32,10 @@ class ConfigFile:
             raise LutraError(f"{path} is not JSON ({error}): copy the model again") from None
         return cls(path, _object(content))
 
+    def with_defaults(self, defaults: Mapping[str, object]) -> "ConfigFile":
+        """The same file, with values for fields that it leaves out; null is a value."""
+        return ConfigFile(self.path, {**defaults, **self._raw})
+
     @property
     def content(self) -> Mapping[str, object]:
         """All fields."""
@@ -100,18 +104,23 @@ class ConfigFile:
             raise LutraError(f"{self.path}: {name} must be true or false, not {value!r}")
         return value
 
-    def tokens(self, name: str) -> tuple[int, ...]:
-        """Token ids: one, a list of them, or none."""
+    def tokens(self, name: str, *, skip_unknown: bool = False) -> tuple[int, ...]:
+        """Token ids: one, a list of them, or none; ``skip_unknown`` leaves out those beyond the
+        vocabulary, which no text has."""
         value, size = self.get(name), self.whole("vocab_size")
         if value is None:
             return ()
         ids = cast("list[object]", value) if isinstance(value, list) else [value]
+        known: list[int] = []
         for each in ids:
-            if isinstance(each, bool) or not isinstance(each, int) or not 0 <= each < size:
+            whole = isinstance(each, int) and not isinstance(each, bool)
+            if not whole or each < 0 or (each >= size and not skip_unknown):
                 raise LutraError(
                     f"{self.path}: {name} must be a token id in 0..{size - 1}, not {each!r}"
                 )
-        return tuple(cast("list[int]", ids))
+            if each < size:
+                known.append(each)
+        return tuple(known)
 
 
 def _object(value: object) -> dict[str, object]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.formats.gguf_types import TensorType, kinds_of
+from lutra.formats.safetensors import is_pointer
 from lutra_golden.errors import LutraError
 
 __all__ = ["GgufFile", "GgufTensor", "Metadata", "Value", "is_gguf"]
@@ -78,6 +79,10 @@ class Metadata:
         shown = repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
         return LutraError(f"{self.path}: {key} must be {expected}, not {shown}")
+
+    def value(self, key: str) -> Value | None:
+        """A value of any type; None where it is missing."""
+        return self._values.get(key)
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string."""
@@ -393,6 +398,11 @@ class GgufFile:
     def _read_head(self, cursor: _Cursor) -> tuple[int, int]:
         """Numbers of tensors and of key-value pairs."""
         magic = cursor.bytes(min(4, cursor.left), "the magic").tobytes()
+        if magic != MAGIC and is_pointer(self.path):
+            raise LutraError(
+                f"{self.path} is a pointer of Git LFS, not the file: run `git lfs pull` in its "
+                "folder, or download the model again"
+            )
         if magic != MAGIC:
             raise LutraError(
                 f"{self.path} is not a GGUF file, it begins with {magic!r}, not {MAGIC!r}: "

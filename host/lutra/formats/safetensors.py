@@ -1,6 +1,7 @@
 """Reading safetensors, of one file or sharded over several, bfloat16 included."""
 
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
@@ -12,11 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from lutra_golden.errors import LutraError
 
-__all__ = ["SafetensorsFolder"]
+__all__ = ["SafetensorsFolder", "is_pointer"]
 
 # importing ml_dtypes is what makes NumPy know bfloat16 by name
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ENDS = ".safetensors.index.json"
+_PART = re.compile(r"-of-\d+|^adapter_")  # of several files, or of another model
+_POINTER = b"version https://git-lfs"
 _LENGTH = 8  # bytes of the header's length
 _NAMES = {"U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -25,8 +29,9 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 class SafetensorsFolder:
     """The tensors of a folder, each read when it is asked for.
 
-    The folder holds ``model.safetensors`` or ``model.safetensors.index.json`` and what that
-    names. The library checks a file's header against its size when it is opened.
+    The folder holds ``model.safetensors``, or an index, ``model.safetensors.index.json``, and what
+    that names; older programs have other names for them. The library checks a file's header against
+    its size when it is opened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,12 +39,17 @@ class SafetensorsFolder:
         self._files: dict[Path, Any] = {}
         self._names: dict[Path, frozenset[str]] = {}
         self._maps: dict[Path, _Map] = {}
-        index = folder / _INDEX
-        if (folder / _SINGLE).is_file():
-            self.path = folder / _SINGLE
+        single, index = _only(folder, _SINGLE, "*.safetensors"), _only(folder, _INDEX, f"*{_ENDS}")
+        if single.is_file() and (single.name == _SINGLE or not index.is_file()):
+            self.path = single
             self._shards = dict.fromkeys(self._open(self.path).keys(), self.path)
         elif index.is_file():
             self._shards = _read_index(index)
+        elif parts := sorted(path.name for path in folder.glob("*-of-*.safetensors")):
+            raise LutraError(
+                f"{folder} holds parts of a model such as {parts[0]}, but not {_INDEX}, which says "
+                "what is in which: copy that file, too"
+            )
         else:
             found = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
             if found:
@@ -62,6 +72,11 @@ class SafetensorsFolder:
             except OSError as error:
                 raise LutraError(f"{path} cannot be read ({error}): copy the model again") from None
             except SafetensorError as error:
+                if is_pointer(path):
+                    raise LutraError(
+                        f"{path} is a pointer of Git LFS, not the file: run `git lfs pull` in its "
+                        "folder, or download the model again"
+                    ) from None
                 raise LutraError(
                     f"{path} is not a whole safetensors file ({error}): copy or download it again"
                 ) from None
@@ -144,6 +159,19 @@ class _Map:
         if (self._first + first) % dtype.itemsize:
             data = data.copy()
         return np.asarray(data).view(dtype).reshape(shape)
+
+
+def is_pointer(path: Path) -> bool:
+    """True if Git LFS left this in a file's place."""
+    with path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+
+
+def _only(folder: Path, name: str, pattern: str) -> Path:
+    """The file of this name, or else the only one of the pattern that is no part of several."""
+    others = [each for each in folder.glob(pattern) if not _PART.search(each.name)]
+    known = (folder / name).is_file() or len(others) != 1
+    return folder / name if known else others[0]
 
 
 def _read_index(path: Path) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lutra.checkpoints.base import Checkpoint
 from lutra.checkpoints.exact_grids import on_grid
-from lutra.checkpoints.weights import Dense, Weight
+from lutra.checkpoints.weights import Dense, Integers, Weight
 from lutra.formats.config_file import ConfigFile
 from lutra.models.layers import (
     Float,
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _PATHS = {name: "self_attn" if name[0] in "qkvo" else "mlp" for name in LINEARS}
+_OUTER = ("model.embed_tokens", "lm_head")
 LAYERS = "model.layers."
 """How the names of layers' tensors begin."""
 
@@ -78,7 +79,6 @@ class DecoderConfig:
     eos_token_id: tuple[int, ...]
     gate: Gate
     windows: tuple[int, ...]
-    tie_word_embeddings: bool
 
     @property
     def q_size(self) -> int:
@@ -102,6 +102,8 @@ class DecoderLayer:
     """One decoder layer; a part that an architecture does not have is None.
 
     Biases are those of queries, keys and values; ``q_norm`` and ``k_norm`` normalise each head.
+    ``exempt`` names matrices that a checkpoint of ternary layers leaves in floating point, whose
+    inputs are not rounded either, until they are integers.
     """
 
     q_proj: Weight
@@ -120,6 +122,7 @@ class DecoderLayer:
     k_norm: _Vector | None = None
     attn_sub_norm: _Vector | None = None
     ffn_sub_norm: _Vector | None = None
+    exempt: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, matrices: Mapping[str, Weight], vectors: Mapping[str, _Vector]) -> "DecoderLayer":
@@ -215,15 +218,15 @@ class Decoder:
         rotate = rotation(cos.astype(x.dtype), sin.astype(x.dtype))
         h = rms_norm(x, layer.input_layernorm, c.rms_norm_eps)
         record("q_proj", h)
-        h, unit = self._activations(h, self.activation_bits)
+        rounded = self._activations(h, self.activation_bits)
         q, k, v = (
-            split_heads(_biased(self._product(h, unit, weight), bias), c.head_dim)  # [H, T, Dh]
-            for weight, bias in (
-                (layer.q_proj, layer.q_bias),
-                (layer.k_proj, layer.k_bias),
-                (layer.v_proj, layer.v_bias),
+            split_heads(_biased(self._product(layer, name, h, rounded), bias), c.head_dim)
+            for name, bias in (
+                ("q_proj", layer.q_bias),
+                ("k_proj", layer.k_bias),
+                ("v_proj", layer.v_bias),
             )
-        )
+        )  # [H, T, Dh] each
         if layer.q_norm is not None and layer.k_norm is not None:
             q = rms_norm(q, layer.q_norm, c.rms_norm_eps)
             k = rms_norm(k, layer.k_norm, c.rms_norm_eps)
@@ -234,24 +237,25 @@ class Decoder:
         if layer.attn_sub_norm is not None:
             h = rms_norm(h, layer.attn_sub_norm, c.rms_norm_eps)
         record("o_proj", h)
-        h, unit = self._activations(h, self.activation_bits, c.head_dim)
-        x = x + self._product(h, unit, layer.o_proj)
+        rounded = self._activations(h, self.activation_bits, c.head_dim)
+        x = x + self._product(layer, "o_proj", h, rounded)
 
         h = rms_norm(x, layer.post_attention_layernorm, c.rms_norm_eps)
         record("gate_proj", h)
-        h, unit = self._activations(h, self.activation_bits)
-        gate = self._product(h, unit, layer.gate_proj)
+        rounded = self._activations(h, self.activation_bits)
+        gate = self._product(layer, "gate_proj", h, rounded)
         if c.gate is Gate.RELU2:
             gate = np.maximum(gate, 0) ** 2
         else:
             # far below zero the power is infinite and the gate zero, as it should be
             with np.errstate(over="ignore"):
                 gate = gate / (1 + np.exp(-gate))
-        h = gate * self._product(h, unit, layer.up_proj)
+        h = gate * self._product(layer, "up_proj", h, rounded)
         if layer.ffn_sub_norm is not None:
             h = rms_norm(h, layer.ffn_sub_norm, c.rms_norm_eps)
         record("down_proj", h)
-        return x + self._product(*self._activations(h, self.activation_bits), layer.down_proj)
+        rounded = self._activations(h, self.activation_bits)
+        return x + self._product(layer, "down_proj", h, rounded)
 
     def logits(self, x: Float) -> Float:
         """Logits ``[T, V]`` of the residual stream ``[T, D]`` after the last layer."""
@@ -283,7 +287,13 @@ class Decoder:
             return x, np.ones((1, 1), x.dtype)
         return round_activations(x, bits)
 
-    def _product(self, x: Float, unit: Float, weight: Weight) -> Float:
+    def _product(
+        self, layer: DecoderLayer, name: str, h: Float, rounded: tuple[Float, Float]
+    ) -> Float:
+        """``h`` times a matrix of the layer: rounded, unless the matrix is exempt from it."""
+        weight = layer.linear(name)
+        exact = name in layer.exempt and not isinstance(weight, Integers)
+        x, unit = self._rounded(h, None) if exact else rounded
         if isinstance(weight, Dense):
             return x @ weight.dequantized().T.astype(self.dtype, copy=False) * unit
         n, k = weight.shape
@@ -334,12 +344,14 @@ def _biased(x: Float, bias: _Vector | None) -> Float:
 
 def read_config(file: ConfigFile, gate: Gate) -> DecoderConfig:
     """The sizes that every architecture has, checked against each other."""
+    advice = "use a model whose tokens see only those before them"
+    file.require("is_causal", file.get("is_causal"), None, True, advice=advice)
     hidden_size = file.whole("hidden_size")
     n_heads = file.whole("num_attention_heads", maximum=1 << 12)
     n_kv_heads = file.whole("num_key_value_heads", default=n_heads)
     n_layers = file.whole("num_hidden_layers", maximum=1 << 12)
-    bos = file.tokens("bos_token_id")
-    eps = file.real("rms_norm_eps", default=1e-6)
+    bos = file.tokens("bos_token_id", skip_unknown=True)
+    eps = file.real("rms_norm_eps")
     if eps > _EPS_MAX:
         raise LutraError(f"{file.path}: rms_norm_eps must be at most {_EPS_MAX:g}, not {eps:g}")
     config = DecoderConfig(
@@ -350,14 +362,13 @@ def read_config(file: ConfigFile, gate: Gate) -> DecoderConfig:
         num_key_value_heads=n_kv_heads,
         head_dim=file.whole("head_dim", default=max(hidden_size // n_heads, 1), maximum=1 << 12),
         vocab_size=file.whole("vocab_size"),
-        max_position_embeddings=file.whole("max_position_embeddings", default=2048),
+        max_position_embeddings=file.whole("max_position_embeddings"),
         rms_norm_eps=eps,
         rope=read_rope(file),
         bos_token_id=bos[0] if bos else None,
-        eos_token_id=file.tokens("eos_token_id"),
+        eos_token_id=file.tokens("eos_token_id", skip_unknown=True),
         gate=gate,
         windows=(0,) * n_layers,
-        tie_word_embeddings=file.flag("tie_word_embeddings"),
     )
     for name, divisor in (("head_dim", 4), ("num_attention_heads", n_kv_heads)):
         if getattr(config, name) % divisor:
@@ -393,9 +404,14 @@ def read_decoder(
         attention = f"{prefix}.self_attn"
 
         def matrix(each: str) -> Weight:
-            return on_grid(linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each)))
+            return linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each))
 
-        parts: dict[str, Weight] = dict(zip(LINEARS, each_of(matrix, LINEARS), strict=True))
+        held: dict[str, Weight] = dict(zip(LINEARS, each_of(matrix, LINEARS), strict=True))
+        exempt = frozenset[str]()
+        if activation_bits is not None:
+            exempt = frozenset(each for each in LINEARS if isinstance(held[each], Dense))
+        found = each_of(lambda each: on_grid(held[each]), LINEARS)
+        parts: dict[str, Weight] = dict(zip(LINEARS, found, strict=True))
         extra: dict[str, _Vector] = {}
         if biases:
             for each, n in (("q", c.q_size), ("k", c.kv_size), ("v", c.kv_size)):
@@ -408,22 +424,31 @@ def read_decoder(
             extra["ffn_sub_norm"] = vector(f"{prefix}.{sub_norms[1]}", c.intermediate_size)
         for each in ("input_layernorm", "post_attention_layernorm"):
             extra[each] = vector(f"{prefix}.{each}", c.hidden_size)
-        return DecoderLayer.of(parts, extra)
+        return replace(DecoderLayer.of(parts, extra), exempt=exempt)
 
-    head = None
-    if not c.tie_word_embeddings:
-        head = checkpoint.matrix("lm_head", c.vocab_size, c.hidden_size)
+    embedding, head = _outer(checkpoint, c)
     return Decoder(
         name=name,
         architecture=checkpoint.config.architecture,
         config=c,
         layers=LazyLayers(layer, c.num_hidden_layers),
-        embed_tokens=checkpoint.matrix("model.embed_tokens", c.vocab_size, c.hidden_size),
+        embed_tokens=embedding,
         norm=vector("model.norm", c.hidden_size),
         lm_head=head,
         activation_bits=activation_bits,
         made_for_a_bits=checkpoint.activation_bits,
     )
+
+
+def _outer(checkpoint: Checkpoint, config: DecoderConfig) -> tuple[Dense, Dense | None]:
+    """Embedding and head; of a checkpoint with one of them, that one and None.
+
+    What the file holds decides, not ``tie_word_embeddings``: programs leave a head of its own
+    beside that flag when they train or rotate it, and store shared weights under either name.
+    """
+    held = [name for name in _OUTER if name in checkpoint.names()] or _OUTER[:1]
+    matrices = [checkpoint.matrix(name, config.vocab_size, config.hidden_size) for name in held]
+    return matrices[0], matrices[1] if len(matrices) > 1 else None
 
 
 def _refuse_others(checkpoint: Checkpoint, config: DecoderConfig, parts: Sequence[str]) -> None:
@@ -435,7 +460,7 @@ def _refuse_others(checkpoint: Checkpoint, config: DecoderConfig, parts: Sequenc
         if name.startswith(LAYERS) and index in indices:
             known = part in matrices or part in parts
         else:
-            known = name in ("model.embed_tokens", "model.norm", "lm_head")
+            known = name in (*_OUTER, "model.norm")
         if known or name.endswith("rotary_emb.inv_freq"):
             continue
         rows = matrices.get(part.removesuffix(".bias"))

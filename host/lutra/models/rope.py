@@ -122,12 +122,22 @@ class Rope:
 
 
 def read_rope(file: ConfigFile) -> Rope:
-    """Rotary embedding, from ``rope_parameters`` or ``rope_theta`` and ``rope_scaling``."""
-    within = "rope_parameters" if file.get("rope_parameters") else "rope_scaling"
-    theta = file.get("rope_theta", within) or file.get("rope_theta")
-    if theta is not None:
-        where = within if file.get("rope_theta", within) else None
-        theta = file.real("rope_theta", where)
+    """Rotary embedding, from ``rope_scaling`` if there is one, else ``rope_parameters``.
+
+    The base is there or beside them, in ``rope_theta``. That order is transformers'.
+    """
+    within = "rope_scaling" if file.get("rope_scaling") else "rope_parameters"
+    said = file.get(within)
+    fields = cast("dict[str, object]", said) if isinstance(said, dict) else {}
+    nested = [name for name, value in fields.items() if isinstance(value, dict)]
+    if nested or not (said is None or isinstance(said, dict)):
+        where = f"has {', '.join(nested)}" if nested else f"is {said!r}"
+        raise LutraError(
+            f"{file.path}: {within} must be one object of numbers, but it {where}: use a model "
+            "with the same rotary embedding in all layers"
+        )
+    inside = file.get("rope_theta", within) is not None
+    theta = file.real("rope_theta", within if inside else None)
     named = file.get("rope_type", within) or file.get("type", within) or "default"
     if named not in ROPE_TYPES:
         raise LutraError(
@@ -147,7 +157,7 @@ def read_rope(file: ConfigFile) -> Rope:
     truncate = file.get("truncate", within)
     try:
         return Rope(
-            theta=theta or 10000.0,
+            theta=theta,
             kind=str(named),
             factor=file.real("factor", within, default=max(1.0, context / original)),
             original=original,

@@ -202,6 +202,28 @@ def _peak(layer: DecoderLayer, name: str) -> int:
     return weight.weights.peak
 
 
+def _levelled(
+    parts: Sequence[tuple[str, Integers, float]], peaks: Sequence[int]
+) -> tuple[list[tuple[str, Integers, float]], list[int]]:
+    """Matrices that share a shift and their peaks, ternary ones beside others multiplied by a
+    power of two.
+
+    The sums of the others are larger by the bits of their scales, and the shift that those take
+    would leave next to nothing of sums without any.
+    """
+    most, top = max(matrix.weights.scale_bits for _, matrix, _ in parts), max(peaks)
+    found, levels = list[tuple[str, Integers, float]](), list[int]()
+    for (name, matrix, factor), peak in zip(parts, peaks, strict=True):
+        w, by = matrix.weights, 0
+        if w.ternary and peak:
+            by = min(most - 1, (top // peak).bit_length() - 1)
+        if by:
+            matrix = Integers(replace(w, scale=w.scale << by), matrix.scale / (1 << by))
+        found.append((name, matrix, factor))
+        levels.append(peak << by)
+    return found, levels
+
+
 class Packer:
     """Packs a quantised decoder layer by layer, and measures the residual stream as it goes.
 
@@ -302,6 +324,7 @@ class Packer:
         self, parts: Sequence[tuple[str, Integers, float]], peaks: Sequence[int], where: str
     ) -> dict[str, PackedLinear]:
         """Matrices with a name, a factor and a peak each that share one shift."""
+        parts, peaks = _levelled(parts, peaks)
         limit = min(sum_limit(self.model.config.gate, name) for name, _, _ in parts)
         # integer weights were doubled for nothing, which a shift of 1 undoes
         least = 1 if all(matrix.weights.ternary for _, matrix, _ in parts) else 0

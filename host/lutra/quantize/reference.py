@@ -106,7 +106,6 @@ def reference(model: PackedModel) -> Decoder:
         eos_token_id=model.eos,
         gate=model.gate,
         windows=tuple(model.layers[i].window for i in range(n_layers)),
-        tie_word_embeddings=False,
     )
     return Decoder(
         name=model.name,

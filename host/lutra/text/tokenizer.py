@@ -116,6 +116,12 @@ class Tokenizer:
         """One more than the largest token id, special ones included."""
         return self._backend.size
 
+    @property
+    def own_size(self) -> int:
+        """One more than the largest id of a token that was not added later: programs add tokens
+        that the model has no rows for, and that no text has."""
+        return self._backend.own_size
+
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of plain text, in which a special token's name stands for itself.
 
@@ -211,6 +217,8 @@ class _Backend(Protocol):
 
     @property
     def size(self) -> int: ...
+    @property
+    def own_size(self) -> int: ...
     def encode(self, text: str, *, special: bool) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
     def id_of(self, token: str | None) -> int | None: ...
@@ -235,6 +243,11 @@ class _Library:
     @property
     def size(self) -> int:
         return max(self._tokenizer.get_vocab().values(), default=-1) + 1
+
+    @property
+    def own_size(self) -> int:
+        own = self._tokenizer.get_vocab(with_added_tokens=False)
+        return max(own.values(), default=-1) + 1
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         self._tokenizer.encode_special_tokens = not special
@@ -276,7 +289,7 @@ class _SentencePiece:
                 f"{path} is not a SentencePiece model ({_line(error)}): copy the model again"
             ) from None
         n: int = self._processor.vocab_size()
-        self._own = n
+        self.own_size = n
         control = [i for i in range(n) if self._processor.is_control(i)]
         named: dict[str, int] = {self._processor.id_to_piece(i): i for i in control}
         named |= {content: i for i, (content, special) in added.items() if special}
@@ -288,7 +301,7 @@ class _SentencePiece:
 
     @property
     def size(self) -> int:
-        return max([self._own, *(1 + i for i in (*self._texts, *self._skipped))])
+        return max([self.own_size, *(1 + i for i in (*self._texts, *self._skipped))])
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         known = {**self._plain, **self.special} if special else self._plain
@@ -308,7 +321,7 @@ class _SentencePiece:
             if token in self._texts:
                 parts += [self._processor.decode(run), self._texts[token]]
                 run = []
-            elif token < self._own and token not in self._skipped:
+            elif token < self.own_size and token not in self._skipped:
                 run.append(token)
         return "".join([*parts, self._processor.decode(run)])
 

@@ -162,12 +162,16 @@ def test_a_part_that_is_wrong(fault: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (config() | {"format": "int-quantized"}, "format 'int-quantized' is not supported; suppo"),
+        (config() | {"format": "float-quantized"}, "format 'float-quantized' is not supported; s"),
+        (config() | {"sparsity_config": {"format": "x"}}, "sparsity_config 'x' is not supported"),
         (config() | {"config_groups": {}}, "config_groups is missing: copy the model again"),
         (config() | {"config_groups": {"group_0": 1}}, "config_groups has no weights"),
-        (config(num_bits=3), "num_bits 3 is not supported; supported is 2 or 4 or 8"),
+        (
+            config(num_bits=7),
+            "num_bits 7 is not supported; supported is 2 or 3 or 4 or 5 or 6",
+        ),
         (config(type="float"), "type 'float' is not supported; supported is 'int'"),
-        (config(strategy="tensor"), "strategy 'tensor' is not supported; supported is 'group' or"),
+        (config(strategy="block"), "strategy 'block' is not supported; supported is 'group' or"),
         (config() | {"transform_config": {"x": 1}}, "transform_config .* is not supported"),
     ],
 )

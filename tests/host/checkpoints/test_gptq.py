@@ -143,7 +143,10 @@ def test_a_part_that_is_missing(part: str, tmp_path: Path) -> None:
         ({"group_size": 24}, r"group_size must divide the depth of \S+, 32, not be 24"),
         ({"group_size": 0}, "group_size must be a positive whole number, not 0"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format 'marlin' is not supported; supported"),
-        ({"dynamic": {"+:x": {"bits": 8}}}, r"dynamic \{.*\} is not supported; supported is None"),
+        ({"format": "marlin"}, "checkpoint_format 'marlin' is not supported; supported"),
+        ({"dynamic": {"+:x": {"bits": 5}}}, "bits 5 is not supported; supported is 2 or 3 or 4 or"),
+        ({"dynamic": ["x"]}, r"dynamic must be settings by layer, not \['x'\]: copy the model"),
+        ({"pack_dtype": "int64"}, "pack_dtype 'int64' is not supported; supported is 'int32'"),
     ],
 )
 def test_a_kind_that_is_not_supported(

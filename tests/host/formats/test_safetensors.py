@@ -64,7 +64,7 @@ def test_a_truncated_file(keep: int, file: Path) -> None:
 
 def test_another_file(file: Path) -> None:
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(LutraError, match="is not a whole safetensors file"):
+    with pytest.raises(LutraError, match="is a pointer of Git LFS, not the file: run `git"):
         SafetensorsFolder(file.parent)
 
 

@@ -29,8 +29,7 @@ def plain_forward(config: Config, weights: Mapping[str, Vector], tokens: list[in
             x = x + layer.attention(layer.norm(x, "input_layernorm"), position, caches[i])
             x = x + layer.feed_forward(layer.norm(x, "post_attention_layernorm"))
         x = _rms(x, weights["model.norm.weight"], config["rms_norm_eps"])
-        tied = config.get("tie_word_embeddings", False)
-        head = weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
+        head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
         rows.append(head.astype(np.float64) @ x)
     return np.array(rows)
 
@@ -100,9 +99,8 @@ def _rms(x: Vector, weight: Vector, eps: float) -> Vector:
 
 def _ternary(config: Config) -> bool:
     quantization = config.get("quantization_config") or {}
-    return "itnet" in str(config["architectures"]).lower() or (
-        quantization.get("quant_method") == "bitnet"
-    )
+    large = config["architectures"] == ["BitnetForCausalLM"]
+    return large or quantization.get("quant_method") == "bitnet"
 
 
 def _window(config: Config, layer: int) -> int:

@@ -74,7 +74,7 @@ VARIANTS: dict[str, Config] = {
     "bitnet": _BITNET | {"quantization_config": _PACKED},
     "bitnet-divides": _BITNET
     | {"quantization_config": _PACKED | {"linear_class": "bitlinear"}, "num_key_value_heads": 4},
-    "bitnet-masters": _BITNET | {"tie_word_embeddings": False},
+    "bitnet-floats": _BITNET | {"tie_word_embeddings": False},
     "bitnet-online": _BITNET | {"quantization_config": _PACKED | {"quantization_mode": "online"}},
     "bitnet-large": _BITNET
     | {"architectures": ["BitnetForCausalLM"], "hidden_act": "silu", "num_key_value_heads": 4}
@@ -177,6 +177,14 @@ def _tensors(config: Config, dtype: str) -> Tensors:
     return out
 
 
+def _makes_ternary(config: Config) -> bool:
+    quantization = config.get("quantization_config") or {}
+    return (
+        config["architectures"] == ["BitnetForCausalLM"]
+        or quantization.get("quantization_mode") == "online"
+    )
+
+
 def dense_weights(config: Config, tensors: Tensors) -> dict[str, NDArray[np.float64]]:
     """The weights in floating point, ternary ones unpacked or made, row by row."""
     out: dict[str, NDArray[np.float64]] = {}
@@ -193,7 +201,7 @@ def dense_weights(config: Config, tensors: Tensors) -> dict[str, NDArray[np.floa
             for shift in range(4):
                 rows += [(row.astype(int) >> (2 * shift)) % 4 - 1.0 for row in tensor]
             values = np.array(rows) * scale
-        elif "itnet" in config["architectures"][0].lower() and "_proj" in name:
+        elif _makes_ternary(config) and "_proj" in name:
             mean = np.abs(values).mean()
             values = np.array([np.clip(np.round(row / mean), -1, 1) for row in values]) * mean
         out[name] = values

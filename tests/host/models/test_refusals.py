@@ -81,7 +81,8 @@ def run(folder: Path) -> None:
             {"quantization_config": {"quant_method": "bitsandbytes"}},
             (
                 "quant_method 'bitsandbytes' is not supported; supported are bitnet, gptq, awq, "
-                "compressed-tensors: use a checkpoint in one of these, or in floating point$"
+                "compressed-tensors, mlx, auto-round: use a checkpoint in one of these, or in "
+                "floating point$"
             ),
         ),
         ("llama", {"quantization_config": {"bits": 4}}, "quant_method 'missing' is not supported"),
@@ -91,7 +92,48 @@ def run(folder: Path) -> None:
         ("llama", {"vocab_size": 1 << 40}, r"vocab_size must be at most \d+, not \d+$"),
         ("llama", {"rms_norm_eps": 1e300}, r"rms_norm_eps must be at most 1, not 1e\+300$"),
         ("llama", {"rms_norm_eps": "small"}, "rms_norm_eps must be a number, not 'small'$"),
-        ("llama", {"eos_token_id": 112}, "eos_token_id must be a token id in 0..111, not 112$"),
+        ("llama", {"eos_token_id": -2}, "eos_token_id must be a token id in 0..111, not -2$"),
+        ("llama", {"is_causal": False}, "is_causal False is not supported; supported is None or T"),
+        (
+            "llama",
+            {"rope_parameters": {"full_attention": {"rope_theta": 9.0}}},
+            (
+                "rope_parameters must be one object of numbers, but it has full_attention: use a "
+                "model with the same rotary embedding in all layers$"
+            ),
+        ),
+        (
+            "llama",
+            {"rope_scaling": "yarn"},
+            "rope_scaling must be one object of numbers, but it ",
+        ),
+        (
+            "falcon3",
+            {"quantization_config": {"quant_method": "bitnet", "use_rms_norm": True}},
+            "use_rms_norm True is not supported; supported is False: export the model as one of",
+        ),
+        (
+            "bitnet-online",
+            {
+                "quantization_config": {
+                    "quant_method": "bitnet",
+                    "quantization_mode": "online",
+                    "modules_to_not_convert": ["(a+)+$"],
+                }
+            },
+            r"modules_to_not_convert must hold names of layers, with \.\* for anything, not '\(a\+",
+        ),
+        (
+            "llama",
+            {"quantization_config": {"quant_method": "auto-round", "backend": "auto_round:x"}},
+            "packing_format 'auto_round:x' is not supported; supported are auto_round:auto_gptq",
+        ),
+        (
+            "llama",
+            {"quantization_config": {"quant_method": "gptq", "bits": 4, "rotation": "hadamard"}},
+            "rotation 'hadamard' is not supported",
+        ),
+        ("llama", {"quantization": {"bits": 4, "mode": "mxfp4"}}, "mode 'mxfp4' is not supported"),
         (
             "qwen2-window",
             {"layer_types": ["chunked_attention"] * 3},
@@ -138,12 +180,13 @@ def test_a_tensor_that_is_not_supported(variant: str, name: str, tmp_path: Path)
 
 
 def test_tensors_that_change_nothing(tmp_path: Path) -> None:
-    """Programs write biases of zeros, old checkpoints the frequencies; a tied head is not read."""
+    """Programs write biases of zeros and scales of caches, old checkpoints the frequencies."""
     folder = write_variant(tmp_path / "model", "llama")
     expected = load_model(folder).forward(np.array(TOKENS))
     change_tensor(folder, LAYER + "self_attn.q_proj.bias", np.zeros(64, np.float16))
     change_tensor(folder, LAYER + "self_attn.rotary_emb.inv_freq", np.ones(8, np.float32))
-    change_tensor(folder, "lm_head.weight", np.ones((112, 48), np.float32))
+    change_tensor(folder, LAYER + "self_attn.k_scale", np.ones(1, np.float32))
+    change_tensor(folder, LAYER + "self_attn.v_proj.output_scale", np.ones(1, np.float32))
     np.testing.assert_array_equal(load_model(folder).forward(np.array(TOKENS)), expected)
 
 
@@ -151,12 +194,6 @@ def test_tensors_that_change_nothing(tmp_path: Path) -> None:
     ("variant", "name", "tensor", "message"),
     [
         ("llama", "model.norm.weight", None, " has no tensor model.norm.weight: copy the model"),
-        (
-            "llama-untied",
-            "lm_head.weight",
-            None,
-            " has no tensor lm_head.weight: copy the model a",
-        ),
         (
             "qwen2",
             LAYER + "self_attn.v_proj.bias",
@@ -231,16 +268,58 @@ def test_a_tensor_that_is_wrong(
         run(folder)
 
 
-def test_a_head_that_is_quantized(tmp_path: Path) -> None:
+def test_a_head_that_is_quantized_in_a_model_that_is_not(tmp_path: Path) -> None:
     folder = write_variant(tmp_path / "model", "llama-untied")
     change_tensor(folder, "lm_head.qweight", np.zeros((6, 112), np.int32))
     change_tensor(folder, "lm_head.weight", None)
-    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 16})
     message = (
         r"model\.safetensors: lm_head must be in floating point, in lm_head\.weight, not in "
         r"lm_head\.qweight: use a checkpoint that leaves it as it is$"
     )
     with pytest.raises(LutraError, match=message):
+        load_model(folder)
+
+
+def test_embedding_and_head_serve_as_each_other(tmp_path: Path) -> None:
+    """A file with one of them has it as both; one with both has a head of its own, whatever
+    ``tie_word_embeddings`` says."""
+    folder, tokens = write_variant(tmp_path / "model", "llama"), np.array(TOKENS)
+    tied, embedding = load_model(folder), "model.embed_tokens.weight"
+    values = load_file(folder / "model.safetensors")[embedding]
+    change_config(folder, tie_word_embeddings=False)
+    np.testing.assert_array_equal(load_model(folder).forward(tokens), tied.forward(tokens))
+    change_tensor(folder, "lm_head.weight", values)
+    change_tensor(folder, embedding, None)
+    for said in (True, False):
+        change_config(folder, tie_word_embeddings=said)
+        np.testing.assert_array_equal(load_model(folder).forward(tokens), tied.forward(tokens))
+    change_tensor(folder, embedding, values)
+    change_tensor(folder, "lm_head.weight", values[::-1].copy())
+    for said in (True, False):
+        change_config(folder, tie_word_embeddings=said)
+        found = load_model(folder).forward(tokens)
+        np.testing.assert_allclose(found, tied.forward(tokens)[:, ::-1], rtol=1e-9)
+
+
+def test_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
+    folder = write_variant(tmp_path / "model", "llama")
+    change_config(folder, bos_token_id=112, eos_token_id=[2, 128001])
+    config = load_model(folder).config
+    assert (config.bos_token_id, config.eos_token_id) == (None, (2,))
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    """An adapter, a pointer of Git LFS, parts without their index: each is named."""
+    folder = write_variant(tmp_path / "model", "llama", shards=2)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(LutraError, match=r"holds parts of a model such as model-00001-of-00002"):
+        load_model(folder)
+    folder = write_variant(tmp_path / "pointer", "llama")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x")
+    with pytest.raises(LutraError, match="is a pointer of Git LFS, not the file: run `git lfs"):
+        load_model(folder)
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(LutraError, match=f"^{folder} holds an adapter, not a model: merge it"):
         load_model(folder)
 
 

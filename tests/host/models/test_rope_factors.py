@@ -21,7 +21,8 @@ def test_each_pair_has_its_factor() -> None:
 def test_factors_in_a_configuration() -> None:
     content = {
         "max_position_embeddings": 32,
-        "rope_parameters": {"rope_type": "factors", "rope_theta": 100.0, "factors": [1, 2.5]},
+        "rope_theta": 100.0,
+        "rope_parameters": {"rope_type": "factors", "factors": [1, 2.5]},
     }
     assert read_rope(ConfigFile(Path("x"), content)).factors == (1.0, 2.5)
     content["rope_parameters"] = {"rope_type": "factors", "factors": [1, "2"]}

@@ -54,7 +54,6 @@ def random_decoder(
         eos_token_id=(1,),
         gate=gate,
         windows=(window,) * n_layers,
-        tie_word_embeddings=True,
     )
 
     def linear(n: int, k: int) -> Dense:

@@ -1,6 +1,7 @@
-"""This machine, to every part of the project: its cores, the cache folder, groups of processes."""
+"""This machine, to every part of the project: cores, cache folder, commands, processes."""
 
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -8,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_cores", "cache_root", "end_group", "unwritable"]
+from lutra_golden.errors import LutraError
+
+__all__ = ["available_cores", "cache_root", "command_of", "end_group", "unwritable"]
 
 
 def available_cores() -> int:
@@ -21,6 +24,21 @@ def available_cores() -> int:
 def cache_root() -> Path:
     """Folder of everything that is built once: ``$LUTRA_CACHE``, or ``~/.cache/lutra``."""
     return Path(os.environ.get("LUTRA_CACHE") or Path.home() / ".cache" / "lutra").expanduser()
+
+
+def command_of(variable: str, default: str, what: str) -> list[str]:
+    """Words of the command that an environment variable names, or of ``default``.
+
+    ``what`` the command is, to whoever named none.
+    """
+    named = os.environ.get(variable) or default
+    try:
+        words, why = shlex.split(named), "no program"
+    except ValueError as error:
+        words, why = [], str(error)
+    if not words or not words[0]:
+        raise LutraError(f"{variable} is no command ({why}): give {what}, not {named!r}")
+    return words
 
 
 def unwritable(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Cores, the cache folder and groups of processes."""
+"""Cores, the cache folder, commands of the environment and groups of processes."""
 
 import os
 import subprocess
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lutra_golden.machine import available_cores, cache_root, end_group, unwritable
+from lutra_golden.errors import LutraError
+from lutra_golden.machine import available_cores, cache_root, command_of, end_group, unwritable
 
 
 def test_available_cores() -> None:
@@ -35,6 +36,28 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_root() == Path.home() / "here"
     monkeypatch.setenv("LUTRA_CACHE", "")
     assert cache_root() == Path.home() / ".cache" / "lutra"
+
+
+def test_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOL", "tool -p 2222 -F 'my config'")
+    assert command_of("TOOL", "other", "a tool") == ["tool", "-p", "2222", "-F", "my config"]
+    for nothing in ("", None):
+        if nothing is None:
+            monkeypatch.delenv("TOOL")
+        else:
+            monkeypatch.setenv("TOOL", nothing)
+        assert command_of("TOOL", "other -x", "a tool") == ["other", "-x"]
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [("tool 'x", "No closing quotation"), (" ", "no program"), ("'' -p 1", "no program")],
+)
+def test_what_is_no_command(named: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOOL", named)
+    with pytest.raises(LutraError) as error:
+        command_of("TOOL", "other", "a tool")
+    assert str(error.value) == f"TOOL is no command ({why}): give a tool, not {named!r}"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")

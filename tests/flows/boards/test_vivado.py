@@ -100,6 +100,19 @@ def test_another_part_and_folder(place: Path) -> None:
     assert "-part xck26-sfvc784-2LV-i" in (place / "out/build.tcl").read_text()
 
 
+@pytest.mark.parametrize(
+    "part", ["x y", "", "xck26 -force", "$part", "[exit]", "x\ny", "-part", "é"]
+)
+def test_what_is_no_part_does_not_reach_tcl(part: str, place: Path) -> None:
+    with pytest.raises(LutraError) as error:
+        build("--board", "kv260", f"--part={part}")
+    assert str(error.value) == (
+        f"--part is letters, digits and hyphens such as xck26-sfvc784-2LV-c, not {part!r}: give a "
+        "part as Vivado names it"
+    )
+    assert not (place / "build-kv260").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(place: Path) -> None:
     (place / "own").mkdir()
     (place / "own/notes.txt").write_text("mine")

@@ -240,6 +240,8 @@ def test_an_error_of_abc_is_one_line(tmp_path):
     [
         ("/nowhere/yosys", "YOSYS=/nowhere/yosys does not start: No such file or directory"),
         ("echo", "YOSYS=echo is no Yosys: it does not answer -V"),
+        (" ", "YOSYS is no command (no program): give Yosys, not ' '"),
+        ("yosys 'x", 'YOSYS is no command (No closing quotation): give Yosys, not "yosys \'x"'),
     ],
 )
 def test_a_yosys_of_ones_own(monkeypatch, own, message):

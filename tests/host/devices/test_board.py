@@ -1,6 +1,7 @@
 """A board through its agent: the same bits, few messages, and links that drop."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -462,9 +463,16 @@ def test_another_client_of_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(command[:6]) == ["ssh", "-p", "2222", "-F", "my config", "-T"]
 
 
-def test_a_client_of_ssh_that_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LUTRA_SSH", "ssh -F 'my config")
-    message = r"^LUTRA_SSH is no command \(No closing quotation\): give a client of SSH, not "
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [("ssh -F 'my config", "No closing quotation"), (" ", "no program"), ("'' -p 1", "no program")],
+)
+def test_a_client_of_ssh_that_is_no_command(
+    named: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LUTRA_SSH", named)
+    shown = re.escape(repr(named))
+    message = rf"^LUTRA_SSH is no command \({why}\): give a client of SSH, not {shown}$"
     with pytest.raises(LutraError, match=message):
         BoardTransport(BoardAddress.parse("board://me@board")).open(config_for(SHAPES["least"]), 1)
     with pytest.raises(LutraError, match=message):

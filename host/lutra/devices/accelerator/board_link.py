@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import socket
 import subprocess
 import tempfile
@@ -23,6 +22,7 @@ from lutra.devices.accelerator.agent import (
     socket_stream,
 )
 from lutra_golden.errors import LutraError
+from lutra_golden.machine import command_of
 
 __all__ = ["BOARD_SCHEME", "BoardAddress", "BoardLink", "complaint", "end_ssh", "ssh_command"]
 
@@ -42,13 +42,7 @@ def ssh_command() -> list[str]:
     It asks nothing, and ends a link that is silent for 15 seconds.
     """
     options = ("BatchMode=yes", "ConnectTimeout=5", "ServerAliveInterval=5")
-    named = os.environ.get("LUTRA_SSH") or "ssh"
-    try:
-        command = shlex.split(named)
-    except ValueError as error:
-        raise LutraError(
-            f"LUTRA_SSH is no command ({error}): give a client of SSH, not {named!r}"
-        ) from None
+    command = command_of("LUTRA_SSH", "ssh", "a client of SSH")
     return [*command, "-T", *(part for each in options for part in ("-o", each))]
 
 

@@ -39,12 +39,17 @@ def sources() -> list[Path]:
 
 
 def _compiler() -> list[str]:
-    command = shlex.split(os.environ.get("CC") or "cc")
-    if not command or shutil.which(command[0]) is None:
-        name = command[0] if command else os.environ.get("CC")
+    named = os.environ.get("CC") or "cc"
+    try:
+        command, why = shlex.split(named), "no program"
+    except ValueError as error:
+        command, why = [], str(error)
+    if not command or not command[0]:
+        raise BuildError(f"device cpu: CC is no command ({why}): give a C compiler, not {named!r}")
+    if shutil.which(command[0]) is None:
         raise BuildError(
-            f"device cpu needs a C compiler, and there is no {name}: install one (gcc or clang), "
-            "or name it in CC"
+            f"device cpu needs a C compiler, and there is no {command[0]}: install one (gcc or "
+            "clang), or name it in CC"
         )
     return command
 
@@ -102,6 +107,8 @@ class _Compilers:
             self._ended = True
             for process in self._running:
                 process.kill()
+                # an interrupt while the pool starts a thread leaves one that it does not wait for
+                process.wait()
         self._pool.shutdown(cancel_futures=True)
 
     def run(self, commands: Sequence[list[str]]) -> Iterator[int]:

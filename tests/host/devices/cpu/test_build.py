@@ -55,6 +55,20 @@ def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         library.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("named", "why"), [("gcc 'x", "No closing quotation"), (" ", "no program")]
+)
+def test_a_compiler_that_is_no_command_is_one_line(
+    named: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", named)
+    with pytest.raises(BuildError) as error:
+        library_path(GOLDEN)
+    assert str(error.value) == (
+        f"device cpu: CC is no command ({why}): give a C compiler, not {named!r}"
+    )
+
+
 def test_a_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = compiler(tmp_path, "echo ignored >&2; echo 'a.c:1: error: no target' >&2; exit 1")
     monkeypatch.setenv("CC", name)
@@ -177,6 +191,13 @@ def test_the_build_needs_the_standard_library_only() -> None:
     subprocess.run([sys.executable, "-I", "-c", code, build.__file__], check=True)
 
 
+def assert_ended(pids: Path) -> None:
+    """Processes whose numbers are in the file are no more."""
+    for pid in map(int, pids.read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def test_an_interrupt_ends_the_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = tmp_path / "started"
     name = compiler(tmp_path, f"echo $$ >> {started}; exec sleep 600")
@@ -192,6 +213,25 @@ def test_an_interrupt_ends_the_compilers(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         compile_library(tmp_path / "libtest.so", GOLDEN)
     thread.join()
-    for pid in map(int, started.read_text().split()):
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    assert_ended(started)
+
+
+def test_an_interrupt_while_a_thread_starts_ends_its_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool does not know that thread yet."""
+    started = tmp_path / "started"
+    monkeypatch.setenv("CC", compiler(tmp_path, f"echo $$ >> {started}; exec sleep 600"))
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        while not started.exists() or not started.read_text().endswith("\n"):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compile_library(tmp_path / "libtest.so", GOLDEN)
+    assert_ended(started)

@@ -1,9 +1,10 @@
 """Lutra's device ``cpu`` compared with llama.cpp on one machine: ``python -m lutra_flows.peers``.
 
-Both run the 2B-4T shape with random ternary weights, on as many threads, in turns. llama.cpp has no
-such architecture with these weights in its TQ2_0 format, so it is given Llama's, with the same
-matrices: ternary layers in TQ2_0, embedding and head in Q6_K, as it stores them by itself. It needs
-the extra ``peers``.
+Both run a GGUF file, ``-m FILE``, or the 2B-4T shape with random ternary weights, on as many
+threads, in turns. llama.cpp has no such architecture with these weights in its TQ2_0 format, so it
+is given Llama's, with the same matrices: ternary layers in TQ2_0, embedding and head in Q6_K, as it
+stores them by itself. Beside the rates stand the bytes that a token reads, and what the machine
+reads in the same turns. It needs the extra ``peers``.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,17 +23,22 @@ from numpy.typing import NDArray
 
 from lutra.commands.bench import Row, bench
 from lutra.devices.cpu.device import CpuDevice
+from lutra.devices.cpu.steps import Pool, read_seconds
 from lutra.formats.config_file import ConfigFile
+from lutra.formats.gguf import GgufFile
 from lutra.models import RANDOM
 from lutra.models.random import RANDOM_SHAPES
+from lutra.open_model import open_packed_model
 from lutra.packed.random import random_packed
 from lutra.progress import StepProgress
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 from lutra_golden.machine import available_cores
+from lutra_golden.model.capabilities import EVERY_PART
+from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.shapes import linear_shapes
 
-__all__ = ["main", "measure", "write_gguf"]
+__all__ = ["Comparison", "main", "measure", "table", "write_gguf"]
 
 _SHAPE = "bitnet-2b-4t"
 _GGUF_NAMES = {
@@ -45,6 +52,8 @@ _GGUF_NAMES = {
 }
 _BLOCK = 256
 _TQ2_0_BYTES, _Q6_K_BYTES = 66, 210
+_TURNS = 2
+_READ_BYTES, _PIECE = 256 << 20, 16 << 20
 _Progress = Callable[[str, float], None]
 _Bytes = NDArray[np.uint8]
 
@@ -152,11 +161,11 @@ class _LlamaCpp:
 
 
 def _peer_rows(
-    path: Path, threads: int, n_prompt: int, n_gen: int, repetitions: int
+    path: Path, vocab: int, threads: int, n_prompt: int, n_gen: int, repetitions: int
 ) -> list[tuple[str, float]]:
     """``(test, tokens per second)`` of each repetition; the first of a kind does not count."""
     peer = _LlamaCpp(path, threads, max(n_prompt, 1), max(n_prompt, n_gen) + 1)
-    tokens: list[int] = np.random.default_rng(0).integers(0, 1 << 16, n_prompt + n_gen).tolist()
+    tokens: list[int] = np.random.default_rng(0).integers(0, vocab, n_prompt + n_gen).tolist()
     found: list[tuple[str, float]] = []
     for i in range(repetitions + 1):
         for test, n, step in ((f"pp{n_prompt}", n_prompt, n_prompt), (f"tg{n_gen}", n_gen, 1)):
@@ -170,15 +179,81 @@ def _peer_rows(
     return found
 
 
-def measure(
-    *, threads: int, n_prompt: int, n_gen: int, repetitions: int, progress: _Progress | None = None
-) -> list[Row]:
-    """Rows of both, taken in turns."""
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Rates of both, and what bounds their decoding.
+
+    ``token_bytes`` are bytes of matrices that a token reads, by the device of a row. ``read`` are
+    bytes per second that a loop reads which does nothing else, of every turn.
+    """
+
+    rows: Sequence[Row]
+    token_bytes: Mapping[str, int]
+    read: Sequence[float]
+
+
+def _file_bytes(path: Path) -> int:
+    """Bytes of a file's matrices that each token reads; of a separate embedding it reads a row."""
+    tensors = GgufFile(path).tensors
+    return sum(
+        tensor.n_bytes
+        for name, tensor in tensors.items()
+        if len(tensor.shape) > 1 and not ("output.weight" in tensors and name.startswith("token_"))
+    )
+
+
+def _read_rate(threads: int) -> float:
+    """Bytes per second that threads read from memory: the median of pieces."""
+    pool = Pool(threads)
+    seconds = read_seconds(pool, np.ones(_READ_BYTES, np.uint8), _PIECE)
+    pool.close()
+    return _PIECE / float(np.median(seconds))
+
+
+def _turns(
+    path: Path,
+    model: PackedModel,
+    peer: str,
+    *,
+    threads: int,
+    n_prompt: int,
+    n_gen: int,
+    repetitions: int,
+    progress: _Progress | None,
+) -> Comparison:
+    """Both by turns: the peer with a file, Lutra with a packed model."""
     collected: dict[tuple[str, str], list[float]] = {}
+    ours, read = "lutra cpu", list[float]()
+    token_bytes = {peer: _file_bytes(path)}
+    for turn in range(_TURNS):
+        if progress:
+            progress("measuring", turn / _TURNS)
+        vocab = model.vocab_size
+        for test, rate in _peer_rows(path, vocab, threads, n_prompt, n_gen, repetitions):
+            collected.setdefault((peer, test), []).append(rate)
+        read.append(_read_rate(threads))
+        device = CpuDevice(threads)
+        for row in bench(model, device, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions):
+            collected.setdefault((ours, row.test), []).extend(row.rates)
+        token_bytes[ours] = device.token_bytes
+        device.close()
+    rows = [
+        Row(model=model.name, device=device, test=test, rates=tuple(rates))
+        for (device, test), rates in collected.items()
+    ]
+    return Comparison(rows=rows, token_bytes=token_bytes, read=read)
 
-    def keep(device: str, test: str, rate: float) -> None:
-        collected.setdefault((device, test), []).append(rate)
 
+def measure(
+    file: Path | None = None,
+    *,
+    threads: int,
+    n_prompt: int,
+    n_gen: int,
+    repetitions: int,
+    progress: _Progress | None = None,
+) -> Comparison:
+    """Rates of both, taken in turns: with a GGUF file, or the 2B-4T shape if there is none."""
     try:
         peer = f"llama.cpp {version('llama-cpp-python')}"
     except PackageNotFoundError:
@@ -186,30 +261,57 @@ def measure(
             "the peer llama.cpp is not installed: run "
             f"`{install_command('peers')}`, which compiles it"
         ) from None
+
+    def turns(path: Path, model: PackedModel, peer: str) -> Comparison:
+        return _turns(
+            path,
+            model,
+            peer,
+            threads=threads,
+            n_prompt=n_prompt,
+            n_gen=n_gen,
+            repetitions=repetitions,
+            progress=progress,
+        )
+
+    if file is not None:
+        model = open_packed_model(file, progress=progress, capabilities=EVERY_PART)
+        return turns(file, model, peer)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "peer.gguf"
         write_gguf(path, progress=progress)
-        model = random_packed(RANDOM + _SHAPE, progress=progress)
-        for turn in range(2):
-            if progress:
-                progress("measuring", turn / 2)
-            for test, rate in _peer_rows(path, threads, n_prompt, n_gen, repetitions):
-                keep(f"{peer} TQ2_0", test, rate)
-            device = CpuDevice(threads)
-            rows = bench(model, device, n_prompt=n_prompt, n_gen=n_gen, repetitions=repetitions)
-            for row in rows:
-                for rate in row.rates:
-                    keep("lutra cpu", row.test, rate)
-            device.close()
-    return [
-        Row(model=_SHAPE, device=device, test=test, rates=tuple(rates))
-        for (device, test), rates in collected.items()
+        return turns(path, random_packed(RANDOM + _SHAPE, progress=progress), f"{peer} TQ2_0")
+
+
+def table(comparison: Comparison) -> str:
+    """Rates as Markdown; those of decoding also as bytes that are read per second."""
+    lines = [
+        "| engine | test | t/s | median | least | most | MB a token | GB/s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
+    for row in comparison.rows:
+        low, middle, high = min(row.rates), float(np.median(row.rates)), max(row.rates)
+        size, reads = comparison.token_bytes[row.device], "| | |"
+        if row.test.startswith("tg"):
+            reads = f"| {size / 1e6:.0f} | {size * middle / 1e9:.1f} |"
+        lines.append(
+            f"| {row.device} | {row.test} | {row.figures} | {middle:.1f} | {low:.1f} | {high:.1f} "
+            + reads
+        )
+    rates = ", ".join(f"{rate / 1e9:.1f}" for rate in comparison.read)
+    return "\n".join([*lines, "", f"The machine reads {rates} GB/s, in each turn."])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lutra_flows.peers", description=__doc__)
+    parser.add_argument(
+        "-m",
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="GGUF file that both run (default: random ternary weights of the 2B-4T shape)",
+    )
     parser.add_argument("-t", "--threads", type=int, default=available_cores())
     parser.add_argument("-p", "--n-prompt", type=int, default=512)
     parser.add_argument("-n", "--n-gen", type=int, default=128)
@@ -218,7 +320,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         with StepProgress() as progress:
-            rows = measure(
+            comparison = measure(
+                args.model,
                 threads=args.threads,
                 n_prompt=args.n_prompt,
                 n_gen=args.n_gen,
@@ -229,17 +332,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{platform.processor() or platform.machine()}, {args.threads} threads, measured\n")
-    print("| engine | test | t/s | median | least | most |")
-    print("|---|---|---:|---:|---:|---:|")
-    for row in rows:
-        low, middle, high = min(row.rates), float(np.median(row.rates)), max(row.rates)
-        print(
-            f"| {row.device} | {row.test} | {row.figures} | {middle:.1f} | {low:.1f} | {high:.1f} |"
-        )
+    print(table(comparison))
     if args.json:
         content = [
-            {"device": row.device, "test": row.test, "t_s": row.t_s, "samples": row.rates}
-            for row in rows
+            {
+                "device": row.device,
+                "test": row.test,
+                "t_s": row.t_s,
+                "samples": row.rates,
+                "token_bytes": comparison.token_bytes[row.device],
+                "read": comparison.read,
+            }
+            for row in comparison.rows
         ]
         args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0

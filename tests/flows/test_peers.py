@@ -8,9 +8,13 @@ import pytest
 
 gguf = pytest.importorskip("gguf")
 
+from tests.host.gguf_model import MODELS
+from tests.host.gguf_model import write_gguf as write_model
+
+from lutra.commands.bench import Row
 from lutra.formats.gguf import GgufFile
 from lutra_flows import peers
-from lutra_flows.peers import main, write_gguf
+from lutra_flows.peers import Comparison, main, table, write_gguf
 from lutra_golden.install import install_command
 
 SHAPE = {
@@ -54,3 +58,57 @@ def test_without_the_peer_it_says_how_to_get_it(
         "error: the peer llama.cpp is not installed: run "
         f"`{install_command('peers')}`, which compiles it\n"
     )
+
+
+def test_a_file_is_run_by_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The device runs it; in the place of the peer stand rates that are known."""
+    path, n = tmp_path / "otter.gguf", MODELS["llama"].vocab_size
+    write_model(path, MODELS["llama"], "Q4_K")
+    given: list[tuple[object, ...]] = []
+
+    def rates(*settings: object) -> list[tuple[str, float]]:
+        given.append(settings)
+        return [("pp4", 8.0 + len(given)), ("tg3", 2.0)]
+
+    monkeypatch.setattr(peers, "_peer_rows", rates)
+    monkeypatch.setattr(peers, "version", lambda name: "1.2")
+    monkeypatch.setattr(peers, "_READ_BYTES", 1 << 20)
+    monkeypatch.setattr(peers, "_PIECE", 1 << 18)
+    assert main(["-m", str(path), "-t", "1", "-p", "4", "-n", "3", "-r", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and given == [(path, n, 1, 4, 3, 1)] * 2
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()]
+    found = {(row[0], row[1]): row for row in rows if len(row) == 8}
+    assert found["llama.cpp 1.2", "pp4"][3:] == ["9.5", "9.0", "10.0", "", ""]
+    assert ("lutra cpu", "pp4") in found and ("lutra cpu", "tg3") in found
+    assert out.splitlines()[-1].startswith("The machine reads ")
+
+
+def test_bytes_of_a_token_stand_beside_its_rate(tmp_path: Path) -> None:
+    rows = [
+        Row(model="otter", device="cpu", test=test, rates=rates)
+        for test, rates in (("pp8", (3.0,)), ("tg8", (9.0, 10.0, 14.0)))
+    ]
+    found = table(Comparison(rows=rows, token_bytes={"cpu": 2_000_000_000}, read=[3e10, 3.25e10]))
+    assert found.splitlines()[2:] == [
+        "| cpu | pp8 | 3.00 | 3.0 | 3.0 | 3.0 | | |",
+        "| cpu | tg8 | 11.00 \u00b1 2.65 | 10.0 | 9.0 | 14.0 | 2000 | 20.0 |",
+        "",
+        "The machine reads 30.0, 32.5 GB/s, in each turn.",
+    ]
+
+
+def test_a_token_reads_one_row_of_an_embedding_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "peer.gguf"
+    write_gguf(path, SHAPE)
+    sizes = {name: tensor.n_bytes for name, tensor in GgufFile(path).tensors.items()}
+    matrices = sum(size for name, size in sizes.items() if "norm" not in name)
+    assert peers._file_bytes(path) == matrices
+    with_head = tmp_path / "head.gguf"
+    write_model(with_head, MODELS["llama"], "Q4_K")
+    tensors = GgufFile(with_head).tensors
+    assert "output.weight" in tensors
+    without = sum(t.n_bytes for t in tensors.values() if len(t.shape) > 1)
+    assert peers._file_bytes(with_head) == without - tensors["token_embd.weight"].n_bytes

@@ -359,6 +359,13 @@ class CpuModel:
         )
         c.embedded.unit = scale_of(coded.embedding.scale)
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of matrices that a token reads which is decoded on its own."""
+        names = ("q", "k", "v", "o", "gate", "up", "down")
+        layers = sum(getattr(layer, name).n_bytes for layer in self._layers for name in names)
+        return layers + self._c.head.n_bytes
+
     def run(
         self, rows: RowTable, layers: range, residual: NDArray[np.int32] | None = None
     ) -> CpuResult:

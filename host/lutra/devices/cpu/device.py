@@ -75,9 +75,15 @@ class CpuDevice(BaseDevice[CpuSession]):
         self._loaded: CpuModel | None = None
         self._caches: weakref.WeakSet[CpuCache] = weakref.WeakSet()
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the model's matrices that a token reads which is decoded on its own."""
+        assert self._loaded is not None
+        return self._loaded.token_bytes
+
     def _load(self, model: PackedModel) -> None:
         check_numbers(model)
-        few, many = choose_targets(self.threads)
+        few, many = choose_targets(self.threads, model.a_groups)
         self._loaded = CpuModel(
             model, threads=self.threads, few=few, many=many, rows=self.pass_tokens
         )

@@ -76,6 +76,14 @@ class CMatrix(Structure):
         ("unit", CScale),
     )
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that a product with one column reads of it."""
+        if not self.group:
+            return self.n * self.row_bytes
+        numbers = self.scale_bytes + 2 * bool(self.zero) + 2 * bool(self.offset)
+        return self.n * (self.row_bytes + self.k // self.group * numbers)
+
 
 class CNorm(Structure):
     """``lutra_norm``."""

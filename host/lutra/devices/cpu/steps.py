@@ -76,10 +76,7 @@ class Matrix:
     @property
     def n_bytes(self) -> int:
         """Bytes that a product reads of it."""
-        c = self.c
-        groups = c.k // c.group if c.group else 0
-        sides = c.scale_bytes + (2 if c.zero else 0) + (2 if c.offset else 0)
-        return c.n * (c.row_bytes + groups * sides)
+        return self.c.n_bytes
 
 
 def matmul(

@@ -12,7 +12,7 @@ enum { NAME(ROWS) = 2 * LANES };
 
 #ifdef CHAIN
 /* Sums of 16 bits: of products of pairs they stay below 32768 for CHAIN(kind) steps. */
-INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[2],
+INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, int stride, V (*acc)[2],
                          const int columns, const int kind) {
     for (int done = 0; done < steps; done += CHAIN(kind)) {
         int n = steps - done < CHAIN(kind) ? steps - done : CHAIN(kind);
@@ -28,7 +28,7 @@ INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[
                 }
                 UNROLL for (int c = 0; c < columns; c++) {
                     int32_t four;
-                    memcpy(&four, x + 4 * (s * columns + c), 4);
+                    memcpy(&four, x + 4 * (s * stride + c), 4);
                     V at = SET(four);
                     sum[c][0] = PAIRS(sum[c][0], a, at);
                     sum[c][1] = PAIRS(sum[c][1], b, at);
@@ -40,13 +40,13 @@ INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[
             }
         }
         w += n * 8 * LANES;
-        x += n * 4 * columns;
+        x += n * 4 * stride;
     }
 }
 #else
-INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, V (*acc)[2],
+INLINE_ void NAME(steps)(const uint8_t *w, const int8_t *x, int steps, int stride, V (*acc)[2],
                          const int columns, const int kind) {
-    for (int s = 0; s < steps; s++, w += 8 * LANES, x += 4 * columns) {
+    for (int s = 0; s < steps; s++, w += 8 * LANES, x += 4 * stride) {
         V a = LOAD(w), b = LOAD(w + 4 * LANES);
         UNROLL for (int c = 0; c < columns; c++) {
             int32_t four;
@@ -73,7 +73,7 @@ INLINE_ void NAME(tile)(const NAME(block_t) *block, const int8_t *x, const int32
     const uint8_t *w = block->codes;
     for (int g = 0; g < block->groups; g++) {
         UNROLL for (int c = 0; c < columns; c++) acc[c][0] = acc[c][1] = ZERO;
-        NAME(steps)(w, x, block->steps, acc, columns, kind);
+        NAME(steps)(w, x, block->steps, columns, acc, columns, kind);
         w += (int64_t)block->steps * 8 * LANES;
         x += (int64_t)block->steps * 4 * columns;
         if (!block->scale) {

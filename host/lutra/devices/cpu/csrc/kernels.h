@@ -42,6 +42,7 @@ enum { ONE_BIT = 1, TWO_BITS = 2 };
 typedef struct {
     int8_t *x, *packed;
     int32_t *sums;   /* [count, depth / UNIT], of activations */
+    int32_t *raw;    /* the same of bytes, which are sums' unless in groups */
     int32_t *shifts; /* [count, depth / SHARED], 1..8; ones unless in groups */
     int8_t *pairs, *digits;
     uint8_t *powers;

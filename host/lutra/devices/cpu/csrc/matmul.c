@@ -15,6 +15,8 @@ static void *take(int64_t n) { return aligned_alloc(64, (size_t)(n + 63) / 64 * 
 
 static int columns_of(int tokens, int a_bits) { return a_bits < 16 ? tokens : 2 * tokens + 1; }
 
+static int in_groups(const lutra_columns *x) { return x->a_bits > 8 && x->a_bits < 16; }
+
 int columns_fields(const lutra_matrix *w, int count) {
     int fields = 0;
     for (int i = 0; i < count; i++)
@@ -50,26 +52,27 @@ int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_cho
     x->x = take(count * depth);
     x->packed = take(count * depth);
     x->sums = take(count * depth / UNIT * 4);
+    x->raw = in_groups(x) ? take(count * depth / UNIT * 4) : x->sums;
     x->shifts = take(count * depth / SHARED * 4);
-    if (!x->x || !x->packed || !x->sums || !x->shifts) return 0;
+    if (!x->x || !x->packed || !x->sums || !x->raw || !x->shifts) return 0;
     for (int64_t i = 0; i < count * depth / SHARED; i++) x->shifts[i] = 1;
     memset(x->x, 0, (size_t)(count * depth));
     memset(x->packed, 0, (size_t)(count * depth));
     memset(x->sums, 0, (size_t)(count * depth / UNIT * 4));
+    memset(x->raw, 0, (size_t)(count * depth / UNIT * 4));
     return 1;
 }
 
 void columns_free(lutra_columns *x) {
     free(x->x);
     free(x->packed);
+    if (x->raw != x->sums) free(x->raw);
     free(x->sums);
     free(x->shifts);
     free(x->pairs);
     free(x->powers);
     free(x->digits);
 }
-
-static int in_groups(const lutra_columns *x) { return x->a_bits > 8 && x->a_bits < 16; }
 
 /* Which of a target's products takes this many columns. */
 enum { ONE, FEW, MANY };
@@ -160,6 +163,7 @@ static void shift_sums(lutra_columns *x, int column) {
     int units = x->depth / UNIT;
     int32_t *sums = x->sums + (int64_t)column * units;
     int32_t *shifts = x->shifts + (int64_t)column * (x->depth / SHARED);
+    memcpy(x->raw + (int64_t)column * units, sums, sizeof *sums * (size_t)units);
     for (int i = round_up(x->k, SHARED) / SHARED; i < x->depth / SHARED; i++) shifts[i] = 1;
     for (int u = 0; u < units; u++) sums[u] *= 1 << (shifts[u * UNIT / SHARED] - 1);
 }

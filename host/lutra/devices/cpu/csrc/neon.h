@@ -161,11 +161,12 @@ static TARGET void NAME(pack)(const lutra_matrix *w, int first, int last, int de
 
 /* Sums of 64 bits of products of 32. */
 #define SHIFT vshlq_s32
-#define ODD(v) (v)
-#define PRODUCTS(to, a, b, odd)                                                                   \
-    do {                                                                                          \
-        vst1q_s64(to, vmlal_s32(vld1q_s64(to), vget_low_s32(a), vget_low_s32(b)));                \
-        vst1q_s64((to) + 2, vmlal_high_s32(vld1q_s64((to) + 2), a, odd));                         \
-    } while (0)
+#define STRIP 4
+#define W int64x2_t
+#define LOAD64(p) vld1q_s64(p)
+#define STORE64(p, v) vst1q_s64(p, v)
+#define HALF(v) (v)
+#define EVEN(sum, a, b) vmlal_s32(sum, vget_low_s32(a), vget_low_s32(b))
+#define ODD(sum, a, b) vmlal_high_s32(sum, a, b)
 #define PLACE(lane) (lane)
 #include "gemm_shifted.h"

@@ -39,7 +39,11 @@ static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256
 #define SHIFT _mm256_sllv_epi32
 #define ADD64 _mm256_add_epi64
 #define MUL64 _mm256_mul_epi32
-#define ODD(v) _mm256_srli_epi64(v, 32)
+#define STRIP 4
+#define W __m256i
+#define LOAD64(p) _mm256_loadu_si256((const __m256i *)(p))
+#define STORE64(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#define SHIFT64 _mm256_srli_epi64
 #define XOR _mm256_xor_si256
 #define MAC(acc, w, x, wide) ((void)(wide), MACS(acc, w, x))
 #include "gemm.h"
@@ -66,7 +70,10 @@ const lutra_kernels lutra_avx512vl = {
 #undef SHIFT
 #undef ADD64
 #undef MUL64
-#undef ODD
+#undef W
+#undef LOAD64
+#undef STORE64
+#undef SHIFT64
 #undef XOR
 #undef NAME
 #undef MACS
@@ -90,7 +97,10 @@ static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i 
 #define SHIFT _mm512_sllv_epi32
 #define ADD64 _mm512_add_epi64
 #define MUL64 _mm512_mul_epi32
-#define ODD(v) _mm512_srli_epi64(v, 32)
+#define W __m512i
+#define LOAD64(p) _mm512_loadu_si512(p)
+#define STORE64(p, v) _mm512_storeu_si512(p, v)
+#define SHIFT64 _mm512_srli_epi64
 #define XOR _mm512_xor_si512
 #define MACS(acc, w, x) macs_avx512(acc, w, x)
 #include "gemm.h"

@@ -30,7 +30,11 @@
 #define SHIFT _mm256_sllv_epi32
 #define ADD64 _mm256_add_epi64
 #define MUL64 _mm256_mul_epi32
-#define ODD(v) _mm256_srli_epi64(v, 32)
+#define STRIP 2
+#define W __m256i
+#define LOAD64(p) _mm256_loadu_si256((const __m256i *)(p))
+#define STORE64(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#define SHIFT64 _mm256_srli_epi64
 #define XOR _mm256_xor_si256
 #define MAC(acc, w, x, wide) ((void)(wide), MACS(acc, w, x))
 #include "gemm.h"

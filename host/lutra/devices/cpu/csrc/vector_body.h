@@ -150,27 +150,48 @@ static TARGET void NAME(relu2)(const int32_t *gate, const int32_t *up, int n, in
     }
 }
 
+/* A gap is below a half, so that even before it is rounded it fits 32 bits. */
+_Static_assert(SILU_TABLE_FRAC + SILU_X_FRAC - SILU_COARSE_BITS <= 32, "the gap's width");
+
+enum { NAME(GATED) = 256 };
+
+/* A loop for the arguments, one for their segments, one for what the table says, one for products. */
 static TARGET int NAME(swiglu)(const int32_t *gate, const int32_t *up, int n, int m, int shift,
                                int64_t *out) {
     const int32_t limit = 1 << (SILU_X_WIDTH - 1), segments = 1 << SILU_HALF_BITS;
     const int fine_rest = SILU_X_FRAC - SILU_FINE_BITS, rest_bits = SILU_X_FRAC - SILU_COARSE_BITS;
     const int rounded = SILU_TABLE_FRAC + rest_bits - SILU_X_FRAC;
+    const int before = shift > 0 ? shift - 1 : 0, after = shift > 0, left = shift < 0 ? -shift : 0;
     int64_t above = 0; /* negative once an argument was above its range */
-    for (int i = 0; i < n; i++) {
-        int64_t wide = (int64_t)gate[i] * m;
-        wide = shift > 0 ? ((wide >> (shift > 0 ? shift - 1 : 0)) + 1) >> 1
-                         : (int64_t)((uint64_t)wide << (shift < 0 ? -shift : 0));
-        above |= limit - 1 - wide;
-        int32_t x = (int32_t)(wide < -limit ? -limit : wide > limit - 1 ? limit - 1 : wide);
-        int32_t u = x < 0 ? -x : x;
-        int fine = u < 1 << (SILU_X_FRAC + SILU_SPLIT_BITS);
-        int segment = fine ? u >> fine_rest : segments + ((u >> rest_bits) & (segments - 1));
-        int32_t rest = fine ? (u & ((1 << fine_rest) - 1)) << (rest_bits - fine_rest)
-                            : u & ((1 << rest_bits) - 1);
-        int64_t y = ((int64_t)silu_base[segment] << rest_bits) + (int64_t)silu_rise[segment] * rest;
-        int32_t gap = (int32_t)(((y >> (rounded - 1)) + 1) >> 1);
-        gap = u >= 1 << (SILU_X_FRAC + SILU_LIMIT_BITS) ? 0 : gap;
-        out[i] = (int64_t)((x > 0 ? x : 0) - gap) * up[i];
+    int32_t x[NAME(GATED)], rest[NAME(GATED)], segment[NAME(GATED)];
+    for (int first = 0; first < n; first += NAME(GATED)) {
+        int count = n - first < NAME(GATED) ? n - first : NAME(GATED);
+        const int32_t *g = gate + first, *u = up + first;
+        int64_t *to = out + first;
+        for (int i = 0; i < count; i++) {
+            int64_t wide = (int64_t)((uint64_t)((int64_t)g[i] * m) << left);
+            wide = ((wide >> before) + after) >> after;
+            above |= limit - 1 - wide;
+            x[i] = (int32_t)(wide < -limit ? -limit : wide > limit - 1 ? limit - 1 : wide);
+        }
+        for (int i = 0; i < count; i++) {
+            int32_t v = x[i] < 0 ? -x[i] : x[i];
+            int fine = v < 1 << (SILU_X_FRAC + SILU_SPLIT_BITS);
+            int32_t near = v >> fine_rest, far = segments + ((v >> rest_bits) & (segments - 1));
+            int32_t in_near = (v & ((1 << fine_rest) - 1)) << (rest_bits - fine_rest);
+            segment[i] = fine ? near : far;
+            rest[i] = fine ? in_near : v & ((1 << rest_bits) - 1);
+        }
+        for (int i = 0; i < count; i++) {
+            int32_t y = (silu_base[segment[i]] << rest_bits) + silu_rise[segment[i]] * rest[i];
+            rest[i] = ((y >> (rounded - 1)) + 1) >> 1;
+        }
+        for (int i = 0; i < count; i++) {
+            int outside = x[i] >= 1 << (SILU_X_FRAC + SILU_LIMIT_BITS) ||
+                          x[i] <= -(1 << (SILU_X_FRAC + SILU_LIMIT_BITS));
+            int32_t gap = outside ? 0 : rest[i];
+            to[i] = (int64_t)((x[i] > 0 ? x[i] : 0) - gap) * u[i];
+        }
     }
     return above < 0;
 }

@@ -80,12 +80,32 @@ INLINE void NAME(plane)(const uint8_t *p, int width, __m256i *w) {
 
 /* The 128 codes of a block as four vectors. */
 INLINE void NAME(unpack)(const uint8_t *p, int bits, __m256i *w) {
-    int low = bits == 3 ? 2 : bits >= 6 ? 4 : bits, high = bits - low;
+    int low = bits == 3 ? 2 : bits >= 6 ? 4 : bits;
     NAME(plane)(p, low, w);
-    if (!high) return;
+    if (bits == low) return;
+    p += BLOCK * low / 8;
+    if (bits == 3) {
+        __m256i top[4];
+        NAME(plane)(p, 1, top);
+        for (int i = 0; i < 4; i++) w[i] = _mm256_or_si256(w[i], _mm256_slli_epi16(top[i], low));
+        return;
+    }
+    /* upper bits go to their places before they are cut out */
+    const __m256i mask = _mm256_set1_epi8((char)((1 << bits) - 16));
     __m256i top[4];
-    NAME(plane)(p + BLOCK * low / 8, high, top);
-    for (int i = 0; i < 4; i++) w[i] = _mm256_or_si256(w[i], _mm256_slli_epi16(top[i], low));
+    if (bits == 6) {
+        __m256i x = NAME(load)(p);
+        top[0] = _mm256_srli_epi16(x, 2);
+        top[1] = x;
+        top[2] = _mm256_slli_epi16(x, 2);
+        top[3] = _mm256_slli_epi16(x, 4);
+    } else {
+        top[1] = NAME(load)(p);
+        top[3] = NAME(load)(p + 32);
+        top[0] = _mm256_slli_epi16(top[1], 4);
+        top[2] = _mm256_slli_epi16(top[3], 4);
+    }
+    for (int i = 0; i < 4; i++) w[i] = _mm256_or_si256(w[i], _mm256_and_si256(top[i], mask));
 }
 
 INLINE void NAME(prefetch)(const uint8_t *p, int n) {
@@ -367,42 +387,46 @@ static TARGET void NAME(few)(const lutra_matrix *w, int first, int last, const l
     }
 }
 
+/* Blocks of rows whose packed codes are in the nearest cache. */
+enum { NAME(PACKED) = 4 };
+
 /* What gemm multiplies by: rows from `first` on, a multiple of eight, [depth / 4, rows, 4]. Those
  * behind the last one repeat it. */
 INLINE void NAME(pack_rows)(const lutra_matrix *w, int first, int last, int depth, int rows,
                             uint8_t *out, const int bits) {
-    int size = bits ? BLOCK * bits / 8 : BLOCK;
-    for (int r = 0; r < rows; r += 8)
-        for (int b = 0; b < depth / BLOCK; b++) {
-            __m256i v[8][4];
-            for (int i = 0; i < 8; i++) {
-                int row = first + r + i < last ? first + r + i : last - 1;
-                const uint8_t *p = w->codes + row * w->row_bytes + (int64_t)b * size;
-                if (bits)
-                    NAME(unpack)(p, bits, v[i]);
-                else
-                    NAME(signed_block)(p, w->k - b * BLOCK, v[i]);
-            }
-            for (int f = 0; f < 4; f++) {
-                __m256i a[8], c[8];
-                for (int i = 0; i < 4; i++) {
-                    a[2 * i] = _mm256_unpacklo_epi32(v[2 * i][f], v[2 * i + 1][f]);
-                    a[2 * i + 1] = _mm256_unpackhi_epi32(v[2 * i][f], v[2 * i + 1][f]);
+    int size = bits ? BLOCK * bits / 8 : BLOCK, blocks = depth / BLOCK;
+    for (int from = 0; from < blocks; from += NAME(PACKED))
+        for (int r = 0; r < rows; r += 8)
+            for (int b = from; b < blocks && b < from + NAME(PACKED); b++) {
+                __m256i v[8][4];
+                for (int i = 0; i < 8; i++) {
+                    int row = first + r + i < last ? first + r + i : last - 1;
+                    const uint8_t *p = w->codes + row * w->row_bytes + (int64_t)b * size;
+                    if (bits)
+                        NAME(unpack)(p, bits, v[i]);
+                    else
+                        NAME(signed_block)(p, w->k - b * BLOCK, v[i]);
                 }
-                for (int i = 0; i < 8; i += 4)
-                    for (int j = 0; j < 2; j++) {
-                        c[i + 2 * j] = _mm256_unpacklo_epi64(a[i + j], a[i + 2 + j]);
-                        c[i + 2 * j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + 2 + j]);
+                for (int f = 0; f < 4; f++) {
+                    __m256i a[8], c[8];
+                    for (int i = 0; i < 4; i++) {
+                        a[2 * i] = _mm256_unpacklo_epi32(v[2 * i][f], v[2 * i + 1][f]);
+                        a[2 * i + 1] = _mm256_unpackhi_epi32(v[2 * i][f], v[2 * i + 1][f]);
                     }
-                uint8_t *to = out + ((int64_t)(b * 32 + f * 8) * rows + r) * 4;
-                for (int j = 0; j < 4; j++) {
-                    _mm256_storeu_si256((__m256i *)(to + (int64_t)j * rows * 4),
-                                        _mm256_permute2x128_si256(c[j], c[4 + j], 0x20));
-                    _mm256_storeu_si256((__m256i *)(to + (int64_t)(4 + j) * rows * 4),
-                                        _mm256_permute2x128_si256(c[j], c[4 + j], 0x31));
+                    for (int i = 0; i < 8; i += 4)
+                        for (int j = 0; j < 2; j++) {
+                            c[i + 2 * j] = _mm256_unpacklo_epi64(a[i + j], a[i + 2 + j]);
+                            c[i + 2 * j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + 2 + j]);
+                        }
+                    uint8_t *to = out + ((int64_t)(b * 32 + f * 8) * rows + r) * 4;
+                    for (int j = 0; j < 4; j++) {
+                        _mm256_storeu_si256((__m256i *)(to + (int64_t)j * rows * 4),
+                                            _mm256_permute2x128_si256(c[j], c[4 + j], 0x20));
+                        _mm256_storeu_si256((__m256i *)(to + (int64_t)(4 + j) * rows * 4),
+                                            _mm256_permute2x128_si256(c[j], c[4 + j], 0x31));
+                    }
                 }
             }
-        }
 }
 
 static TARGET void NAME(pack)(const lutra_matrix *w, int first, int last, int depth, int rows,

@@ -110,9 +110,9 @@ INLINE int64_t NAME(units_shifted_product)(const lutra_matrix *w, int64_t at, co
 }
 
 INLINE void NAME(rows_shifted)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
-                               lutra_scratch *scratch, int64_t *out, const int bits,
+                               lutra_scratch *scratch, int64_t *out, int rows, const int bits,
                                const int columns) {
-    int blocks = x->depth / BLOCK, unit = NAME(unit_of)(w->group), rows = last - first;
+    int blocks = x->depth / BLOCK, unit = NAME(unit_of)(w->group);
     int per = unit >= 32 ? BLOCK / unit : 4, n = blocks * per, groups = w->k / w->group;
     int stride = round_up(n, 8);
     __m256i *v = (__m256i *)scratch->bytes;
@@ -144,10 +144,86 @@ INLINE void NAME(rows_shifted)(const lutra_matrix *w, int first, int last, const
             const int32_t *a = scratch->group_sums + (int64_t)c * groups;
             const int32_t *by = x->shifts + (int64_t)c * (x->depth / SHARED);
             const __m256i *of = v + c * stride;
-            out[(int64_t)c * rows + r - first] =
+            out[(int64_t)c * rows + r] =
                 units ? NAME(units_shifted_product)(w, at, of, groups, unit, by, a)
                       : NAME(grouped_shifted)(w, at, of, n, unit, by, sums, a);
         }
+    }
+}
+
+/* What eight groups of a column have, [columns, groups in eights], zeros behind the last one. */
+typedef struct {
+    int32_t *shifts, *sums, *middles; /* of activations: sums, and those times a common zero point */
+    int stride;
+} NAME(eights_t);
+
+INLINE NAME(eights_t) NAME(eights)(const lutra_matrix *w, const lutra_columns *x,
+                                   lutra_scratch *scratch, int unit, int columns) {
+    int groups = w->k / unit, stride = round_up(groups, 8), n = columns * stride;
+    int32_t *at = (int32_t *)scratch->bytes;
+    NAME(eights_t) e = {at, at + n, at + 2 * n, stride};
+    memset(at, 0, sizeof *at * 3 * (size_t)n);
+    for (int c = 0; c < columns && c < x->count; c++) {
+        const int32_t *shifts = x->shifts + (int64_t)c * (x->depth / SHARED);
+        const int32_t *sums = scratch->group_sums + (int64_t)c * groups;
+        for (int g = 0; g < groups; g++) {
+            e.shifts[c * stride + g] = shifts[g * unit / SHARED];
+            e.sums[c * stride + g] = sums[g];
+            e.middles[c * stride + g] = w->zero_point * sums[g];
+        }
+    }
+    return e;
+}
+
+/* Rows whose groups are of 16 or 32 weights, eight groups after another; numbers of groups are read
+ * in eights. */
+INLINE void NAME(rows_eights)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                              lutra_scratch *scratch, int64_t *out, int rows, const int bits,
+                              const int unit, const int columns) {
+    const int per = unit / UNIT, size = BLOCK * bits / 8; /* blocks of eight groups */
+    NAME(eights_t) e = NAME(eights)(w, x, scratch, unit, columns);
+    int blocks = x->depth / BLOCK, groups = w->k / unit;
+    for (int r = first; r < last; r++) {
+        const uint8_t *p = w->codes + r * w->row_bytes;
+        int64_t at = (int64_t)r * groups;
+        __m256i total[GEMV_COLUMNS], side[GEMV_COLUMNS];
+        for (int c = 0; c < columns; c++) total[c] = side[c] = _mm256_setzero_si256();
+        for (int g = 0; g < groups; g += 8, at += 8, p += per * size) {
+            int block = g / 8 * per, whole = per == 1 || block + 1 < blocks;
+            __m256i codes[8], scale, zero, offset;
+            NAME(prefetch)(p, per * size);
+            NAME(unpack)(p, bits, codes);
+            if (per == 2 && whole) NAME(unpack)(p + size, bits, codes + 4);
+            if (w->scale_bytes == 1)
+                scale = _mm256_cvtepu8_epi32(
+                    _mm_loadl_epi64((const __m128i *)((const uint8_t *)w->scale + at)));
+            else
+                scale = _mm256_cvtepu16_epi32(
+                    _mm_loadu_si128((const __m128i *)((const uint16_t *)w->scale + at)));
+            if (w->zero)
+                zero = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(w->zero + at)));
+            if (w->offset)
+                offset = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(w->offset + at)));
+            for (int c = 0; c < columns; c++) {
+                const int8_t *a = x->x + (int64_t)c * x->depth + block * BLOCK;
+                const int i = c * e.stride + g;
+                __m256i v[8], none = _mm256_setzero_si256(), sums;
+                for (int j = 0; j < 4; j++)
+                    v[j] = NAME(dot4)(none, codes + j, a + 32 * j, 1, bits);
+                for (int j = 4; j < 4 * per; j++)
+                    v[j] = whole ? NAME(dot4)(none, codes + j, a + 32 * j, 1, bits) : none;
+                sums = per == 1 ? NAME(halves8)(v) : NAME(sums8)(v);
+                sums = _mm256_sllv_epi32(sums, NAME(load)(e.shifts + i));
+                sums = _mm256_sub_epi32(
+                    sums, w->zero ? _mm256_mullo_epi32(zero, NAME(load)(e.sums + i))
+                                  : NAME(load)(e.middles + i));
+                total[c] = NAME(wide)(total[c], sums, scale);
+                if (w->offset) side[c] = NAME(wide)(side[c], NAME(load)(e.sums + i), offset);
+            }
+        }
+        for (int c = 0; c < columns && c < x->count; c++)
+            out[(int64_t)c * rows + r] =
+                NAME(sum4)(total[c]) + NAME(sum4)(side[c]) * ((int64_t)1 << w->offset_shift);
     }
 }
 
@@ -191,18 +267,35 @@ INLINE void NAME(plain_shifted)(const lutra_matrix *w, int first, int last, cons
     }
 }
 
+/* Rows in groups: those whose numbers may be read in eights, and the last ones. */
+INLINE void NAME(grouped_rows)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                               lutra_scratch *scratch, int64_t *out, const int bits,
+                               const int columns) {
+    int end = first, rows = last - first;
+    if (w->group == UNIT || w->group == SHARED) {
+        int groups = w->k / w->group, over = round_up(groups, 8) - groups;
+        end = w->n - (over + groups - 1) / groups;
+        end = end < first ? first : end > last ? last : end;
+        if (w->group == UNIT)
+            NAME(rows_eights)(w, first, end, x, scratch, out - first, rows, bits, UNIT, columns);
+        else
+            NAME(rows_eights)(w, first, end, x, scratch, out - first, rows, bits, SHARED, columns);
+    }
+    if (end < last) NAME(rows_shifted)(w, end, last, x, scratch, out - first, rows, bits, columns);
+}
+
 #define SHIFTED(suffix, columns)                                                                  \
     static TARGET void NAME(shifted##suffix)(const lutra_matrix *w, int first, int last,          \
                                              const lutra_columns *x, lutra_scratch *s,            \
                                              int64_t *out) {                                      \
         if (!w->bits) NAME(plain_shifted)(w, first, last, x, s, out, 0, columns);                 \
         else if (!w->scale) NAME(plain_shifted)(w, first, last, x, s, out, 2, columns);           \
-        else if (w->bits == 1) NAME(rows_shifted)(w, first, last, x, s, out, 1, columns);         \
-        else if (w->bits == 2) NAME(rows_shifted)(w, first, last, x, s, out, 2, columns);         \
-        else if (w->bits == 3) NAME(rows_shifted)(w, first, last, x, s, out, 3, columns);         \
-        else if (w->bits == 4) NAME(rows_shifted)(w, first, last, x, s, out, 4, columns);         \
-        else if (w->bits == 6) NAME(rows_shifted)(w, first, last, x, s, out, 6, columns);         \
-        else NAME(rows_shifted)(w, first, last, x, s, out, 8, columns);                           \
+        else if (w->bits == 1) NAME(grouped_rows)(w, first, last, x, s, out, 1, columns);         \
+        else if (w->bits == 2) NAME(grouped_rows)(w, first, last, x, s, out, 2, columns);         \
+        else if (w->bits == 3) NAME(grouped_rows)(w, first, last, x, s, out, 3, columns);         \
+        else if (w->bits == 4) NAME(grouped_rows)(w, first, last, x, s, out, 4, columns);         \
+        else if (w->bits == 6) NAME(grouped_rows)(w, first, last, x, s, out, 6, columns);         \
+        else NAME(grouped_rows)(w, first, last, x, s, out, 8, columns);                           \
     }
 
 SHIFTED(1, 1)

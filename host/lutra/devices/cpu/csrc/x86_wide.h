@@ -1,7 +1,5 @@
-/* Sums of 64 bits of products of 32: those of even lanes, then those of odd ones. */
-#define PRODUCTS(to, a, b, odd)                                                                   \
-    do {                                                                                          \
-        STORE(to, ADD64(LOAD(to), MUL64(a, b)));                                                  \
-        STORE((to) + LANES / 2, ADD64(LOAD((to) + LANES / 2), MUL64(ODD(a), odd)));               \
-    } while (0)
+/* Sums of 64 bits of products of 32: those of even lanes, and those of odd ones. */
+#define HALF(v) SHIFT64(v, 32)
+#define EVEN(sum, a, b) ADD64(sum, MUL64(a, b))
+#define ODD(sum, a, b) ADD64(sum, MUL64(SHIFT64(a, 32), b))
 #define PLACE(lane) ((lane) % 2 * (LANES / 2) + (lane) / 2)

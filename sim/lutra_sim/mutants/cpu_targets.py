@@ -96,8 +96,8 @@ MUTANTS = [
         ),
         (
             "the gap beyond the table's end",
-            "gap = u >= 1 << (SILU_X_FRAC + SILU_LIMIT_BITS) ? 0 : gap;",
-            "",
+            "gap = outside ? 0 : rest[i];",
+            "gap = rest[i];",
         ),
     ),
     *planted(
@@ -212,13 +212,13 @@ MUTANTS = [
         _SHIFTED,
         (
             "the first column's shifts for all",
-            "SET(by[(int64_t)c * stride]);",
+            "SET(by[(int64_t)c * of->n_shifts]);",
             "SET(by[0]);",
         ),
         (
             "the last part of a group alone",
-            "acc[c][i] = ADD(acc[c][i], LOAD(low + c * NAME(ROWS) + i * LANES));",
-            ";",
+            "acc[c][i] = ADD(acc[c][i], sum[c][i]);",
+            "acc[c][i] = sum[c][i];",
         ),
         (
             "the first group's offset for all",
@@ -227,15 +227,19 @@ MUTANTS = [
         ),
         (
             "codes without groups from zero on",
-            "(block->least ? less : 0)",
-            "0",
+            "!w->scale ? w->bits ? 1 : 128 : own",
+            "!w->scale ? 0 : own",
         ),
     ),
     *planted(
         f"{_C}/x86_wide.h",
         _SHIFTED,
-        ("even lanes for odd ones", "MUL64(ODD(a), odd)", "MUL64(a, odd)"),
-        ("odd lanes of the last group alone", "ADD64(LOAD((to) + LANES / 2), ", "("),
+        ("even lanes for odd ones", "MUL64(SHIFT64(a, 32), b)", "MUL64(a, b)"),
+        (
+            "odd lanes of the last group alone",
+            "ADD64(sum, MUL64(SHIFT64(a, 32), b))",
+            "MUL64(SHIFT64(a, 32), b)",
+        ),
         (
             "lanes where they are in a vector of 32 bits",
             "((lane) % 2 * (LANES / 2) + (lane) / 2)",

@@ -336,8 +336,8 @@ MUTANTS = [
         ),
         (
             "peaks of the first rows alone",
-            "peak = max(peak, 2 * int(np.abs(codes).sum(axis=1).max()))",
-            "peak = 2 * int(np.abs(codes[:1]).sum(axis=1).max())",
+            "2 * int(np.abs(codes, out=codes).sum(axis=1).max())",
+            "2 * int(np.abs(codes[:1]).sum(axis=1).max())",
         ),
         (
             "norms of queries not scaled",

@@ -184,8 +184,8 @@ def test_every_engine_takes_ternary_and_head_weights(cls: type[EngineParams]) ->
 
 @pytest.mark.parametrize("row", [0, 1022, 1023, 1024, 1029])
 def test_peak_sees_every_row(row: int) -> None:
-    w = np.zeros((1030, 4), np.int8)
-    w[row] = -1, 1, 1, 1
+    w = np.zeros((1030, 128), np.int8)  # two parts, the first of 1,024 rows
+    w[row, :4] = -1, 1, 1, 1
     assert GroupedWeights.from_integers(w).peak == 8
 
 

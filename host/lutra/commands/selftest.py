@@ -72,6 +72,7 @@ def _selftest(args: argparse.Namespace) -> int:
         )
         if not isinstance(device, AcceleratorDevice):
             raise LutraError(f"device {device.name} is no accelerator: there is nothing to test")
+        device.find()
         model = open_packed_model(args.model, args.format, args.group, args.kv, progress=progress)
         for check in selftest(device, model):
             checks.append(check)

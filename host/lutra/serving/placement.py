@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from lutra.arguments import either
+from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.auto import AutoDevices, auto_capabilities, notes_on
 from lutra.devices.base import Device
 from lutra.devices.choose import DEVICES, DeviceOptions, make_device
@@ -41,6 +42,9 @@ class Placement:
             self.capabilities = auto_capabilities()
         else:
             self._device = make_device(wanted, options, progress)
+        if isinstance(self._device, AcceleratorDevice):
+            # a board that is missing is told of before its model is packed
+            self._device.find()
         if self._device is not None:
             found = getattr(self._device, "capabilities", COMMON_PARTS)
             self.capabilities = found if isinstance(found, Capabilities) else COMMON_PARTS

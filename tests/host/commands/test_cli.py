@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -636,6 +637,28 @@ def test_a_full_disk(arguments: list[str]) -> None:
         _, err = command.communicate(timeout=WAIT_S)
     assert command.returncode == 2
     assert err == "error: output: No space left on device: free some space\n"
+
+
+# -- devices that are missing
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "selftest", "bisect"])
+@pytest.mark.parametrize("name", ["xrt", "pynq", "board"])
+def test_a_board_that_is_missing_is_said_before_a_model_is_packed(
+    command: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    for module in ("llm.open_model", "commands.selftest.open_packed_model"):
+        monkeypatch.setattr(f"lutra.{module}", None)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        board = f"board://127.0.0.1:{silent.getsockname()[1]}"
+        line = fails(capsys, command, "-dev", board if name == "board" else name)
+    message = {
+        "xrt": "device xrt needs XRT's Python module ",
+        "pynq": "device pynq (needs pynq, which is not installed|finds no board): run ",
+        "board": rf"device {board}: no agent answers at port \d+ \(Connection refused\): start ",
+    }
+    assert re.match(message[name], line)
 
 
 # -- perplexity

@@ -111,6 +111,31 @@ def test_keys_and_values_move(served: Served, model: Compiled, expected: StepRes
     tiles.close()
 
 
+def test_it_is_found_while_it_is_lent(
+    served: Served, model: Compiled, expected: StepResult
+) -> None:
+    """Whoever looks for it takes nothing of it."""
+    other = board(served.port)
+    other.find()
+    tiles = on_transport(model, board(served.port))
+    for at in range(0, len(TOKENS), 5):
+        other.find()
+        check(tiles, expected, at)
+    tiles.close()
+    assert other.n_messages == 0
+
+
+def test_it_is_not_found(model: Compiled, tmp_path: Path) -> None:
+    with Served(Interpreted(model.program.config)) as served:
+        port = served.port
+    with pytest.raises(
+        DeviceError, match=rf"^device board://127\.0\.0\.1:{port}: no agent answers "
+    ):
+        board(port).find()
+    with pytest.raises(DeviceError, match=r"^device board://127\.0\.0\.1:\d+: .*no-such-key"):
+        board(port, tmp_path / "no-such-key").find()
+
+
 def test_a_model_may_be_loaded_again(served: Served, model: Compiled, expected: StepResult) -> None:
     transport = board(served.port)
     tiles = on_transport(model, transport)

@@ -156,6 +156,17 @@ def test_it_is_chosen_by_name() -> None:
         choose_device("pynq", emulate="u55c")
 
 
+def test_it_is_found_before_it_is_loaded(board: Board) -> None:
+    """Nothing of it is taken."""
+    board.device.find()
+    assert not board.card.calls
+    missing = XrtTransport(card=1, module=board.card.module)
+    with pytest.raises(
+        DeviceError, match=r"^device xrt: no card could be opened \(.*: run `xbutil "
+    ):
+        missing.find()
+
+
 def test_its_clock_is_the_boards(board: Board) -> None:
     """The configuration is built for more than what the clock generator of a KV260 gives."""
     board.load()

@@ -85,6 +85,10 @@ class BoardTransport:
 
     # -- memory
 
+    def find(self) -> None:
+        """See that an agent answers; whoever has its accelerator keeps it."""
+        self._linked().close()
+
     def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
         """Connect; the memory is what the board has, however many bytes would be good."""
         self.close()
@@ -283,11 +287,10 @@ class BoardTransport:
     def _connect(self, session: bytes) -> list[tuple[int, int]]:
         """Open the accelerator, for a new session or a known one; its regions of memory."""
         try:
-            key = None if self._key_path is None else read_key(self._key_path)
-            self._link = BoardLink(self._address, key)
-        except AgentError as error:
+            self._link = self._linked()
+        except DeviceError:
             self._keep()
-            raise DeviceError(f"device {self.name}: {error}") from None
+            raise
         answer = self._exchange(_operation("OPEN", session), "the accelerator to be opened")
         if answer[:1] != bytes([OK]):
             self._drop()
@@ -301,6 +304,14 @@ class BoardTransport:
             raise self._strange(answer)
         self._session, _, _, _ = OPENED.unpack(opened)
         return list(REGION.iter_unpack(regions))
+
+    def _linked(self) -> BoardLink:
+        """A link to the agent."""
+        try:
+            key = None if self._key_path is None else read_key(self._key_path)
+            return BoardLink(self._address, key)
+        except AgentError as error:
+            raise DeviceError(f"device {self.name}: {error}") from None
 
     def _connect_again(self) -> None:
         """Find the session again whose link dropped."""

@@ -26,6 +26,7 @@ from lutra.devices.accelerator.runs import (
 from lutra.devices.accelerator.transport import (
     PAGE,
     DoorbellTransport,
+    FindableTransport,
     Heap,
     RegisterTransport,
     Transport,
@@ -189,6 +190,14 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         return self.program.config
 
     # -- loading
+
+    def find(self) -> None:
+        """See that what the transport leads to is here, before a model is made ready for it.
+
+        LutraError says what is missing.
+        """
+        if isinstance(self.transport, FindableTransport):
+            self.transport.find()
 
     def configuration_for(self, model: PackedModel) -> AcceleratorConfig:
         """The configuration that the device is to have for ``model``."""

@@ -108,6 +108,14 @@ class PynqTransport:
 
     # -- connecting
 
+    def find(self) -> None:
+        """See that there is a board, and PYNQ on it."""
+        if self._make_device is not None:
+            _import_pynq()
+            return
+        with _faults("the board could not be found"):
+            _active_device()
+
     def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
         """Load the bitstream of ``config``; memory is found when it is allocated."""
         self.close()

@@ -12,6 +12,7 @@ from lutra_golden.core.ports import BOUNDARY_BYTES
 __all__ = [
     "PAGE",
     "DoorbellTransport",
+    "FindableTransport",
     "Heap",
     "RegisterTransport",
     "Transport",
@@ -110,6 +111,16 @@ class DoorbellTransport(Transport, Protocol):
 
         DeviceError if too many wait already.
         """
+        ...
+
+
+@runtime_checkable
+class FindableTransport(Transport, Protocol):
+    """A way to something that may not be here."""
+
+    def find(self) -> None:
+        """See that it is here, in a moment, and take nothing of it; LutraError says what is missing
+        if it is not."""
         ...
 
 

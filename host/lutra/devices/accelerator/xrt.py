@@ -97,6 +97,12 @@ class XrtTransport:
 
     # -- connecting
 
+    def find(self) -> None:
+        """See that there is a card, and XRT's module."""
+        pyxrt = self._module()
+        with _faults("no card could be opened", _CARD_ADVICE):
+            pyxrt.device(self._card)
+
     def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
         """Load the image of ``config``; memory is found when it is allocated."""
         self.close()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,9 @@ from lutra.progress import StepProgress
 from lutra_golden.errors import LutraError
 
 __all__ = ["add_perplexity"]
+
+_FEW = 1000
+"""Tokens below which a text of the same kind may have quite another perplexity."""
 
 
 def add_perplexity(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +107,13 @@ def _perplexity(args: argparse.Namespace) -> int:
         if args.float:
             logits = real(llm.source if as_it_is and llm.source else llm.rounded)
         result = perplexity(logits, windows, len(text), progress)
+        if result.tokens < _FEW:
+            progress.pause()
+            print(
+                f"note: a perplexity of {result.tokens} tokens says little: give a text of "
+                f"{_FEW:,} or more",
+                file=sys.stderr,
+            )
         parts: dict[str, Divergence] = {}
         if args.losses:
             parts = losses(llm.packed, windows, llm.source, progress)

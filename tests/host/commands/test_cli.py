@@ -683,6 +683,22 @@ def test_perplexity(tmp_path: Path, capsys: Capture) -> None:
     assert integer["ppl"] == pytest.approx(real["ppl"], rel=0.01)
 
 
+@pytest.mark.parametrize(("n_windows", "says_little"), [(1, True), (2, False)])
+def test_a_perplexity_of_few_tokens(
+    n_windows: int, says_little: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:  # fmt: skip
+    """Their number is remarked on, in a line."""
+    monkeypatch.setattr("lutra.commands.perplexity._FEW", 400)
+    path = tmp_path / "tale.txt"
+    path.write_text("Once upon a time there was a king. " * 80, encoding="utf-8")
+    command = ["perplexity", "-f", str(path), "-dev", "golden", "--windows", str(n_windows)]
+    assert main(command) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    line = "note: a perplexity of 255 tokens says little: give a text of 400 or more"
+    assert notes == [line] * says_little
+
+
 def test_perplexity_of_formats(tmp_path: Path, capsys: Capture) -> None:
     """Compares the source, its rounded float form, and integers on two engines."""
     path = tmp_path / "tale.txt"

@@ -490,7 +490,8 @@ class LLM(Closing):
 def _text(prompt: object) -> str:
     if isinstance(prompt, list | tuple):
         raise LutraError(
-            "a prompt must be one string, not several: to run sequences together, open sessions of "
+            "a prompt must be one string, not several: generate one after the other, as in "
+            "[llm.generate(each) for each in prompts], or run sequences together as sessions of "
             "the device (llm.device.session())"
         )
     if not isinstance(prompt, str):

@@ -272,6 +272,13 @@ class _Entry:
         return math.prod(self.shape) // kind.block * kind.block_bytes + kind.tail_bytes
 
 
+def _shown(data: bytes) -> str:
+    """Bytes as a text, where they are one."""
+    text = data.decode("latin-1")
+    is_text = text.isascii() and text.isprintable()
+    return repr(text) if is_text else f"the bytes {data.hex(' ')}"
+
+
 def _room(entries: Sequence[_Entry], end: int) -> dict[int, int]:
     """Bytes from each offset to the next, or to the end."""
     offsets = sorted({each.offset for each in entries})
@@ -404,10 +411,8 @@ class GgufFile:
                 "folder, or download the model again"
             )
         if magic != MAGIC:
-            raise LutraError(
-                f"{self.path} is not a GGUF file, it begins with {magic!r}, not {MAGIC!r}: "
-                "give a GGUF file"
-            )
+            begins = f"begins with {_shown(magic)}, not {_shown(MAGIC)}" if magic else "is empty"
+            raise LutraError(f"{self.path} is not a GGUF file, it {begins}: give a GGUF file")
         version = cursor.whole(4, "the version")
         if version and not version & 0xFFFF:
             raise LutraError(

@@ -342,7 +342,7 @@ def test_opening_by_magic_or_suffix(tmp_path: Path) -> None:
     other = path.rename(tmp_path / "model-of-a-cache")
     assert isinstance(open_checkpoint(other), GgufCheckpoint)
     path.write_bytes(b"something else")
-    with pytest.raises(LutraError, match="is not a GGUF file, it begins with b'some'"):
+    with pytest.raises(LutraError, match="is not a GGUF file, it begins with 'some', not 'GGUF'"):
         open_checkpoint(path)
 
 

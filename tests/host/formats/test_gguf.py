@@ -211,11 +211,12 @@ def _tensor(**change: object) -> bytes:
 
 
 DAMAGED: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", " is not a GGUF file, it begins with b'', not b'GGUF': give a GGUF file"),
+    "empty": (b"", " is not a GGUF file, it is empty: give a GGUF file"),
     "magic": (
         b"PK\3\4" * 9,
-        " is not a GGUF file, it begins with b'PK\\x03\\x04', not b'GGUF'",
+        " is not a GGUF file, it begins with the bytes 50 4b 03 04, not 'GGUF'",
     ),
+    "text": (b"not a model", " is not a GGUF file, it begins with 'not ', not 'GGUF': give a GGUF"),
     "version 1": (
         gguf_bytes([FIELD], [], version=1),
         " is GGUF version 1; supported are 2 and 3: convert the model again",

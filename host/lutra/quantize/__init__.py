@@ -25,6 +25,7 @@ __all__ = [
     "default_parts",
     "float_bits",
     "quantize_layer",
+    "stage_of",
 ]
 
 GROUPS = (32, 64, 128)
@@ -50,6 +51,13 @@ def float_bits(format: Format | None) -> int:
     """Bits that matrices in floating point are rounded to: those of ``format``, if one is asked
     for and it is not for ternary weights."""
     return _FLOAT_BITS if format is None or format.ternary else format.w_bits
+
+
+def stage_of(model: Decoder) -> str:
+    """Name of the work on a model, for progress: integers stay what they are, and are packed."""
+    weight = model.layers[0].q_proj
+    rounds = isinstance(weight, Dense) or (isinstance(weight, Grouped) and weight.order is not None)
+    return "quantising" if rounds else "packing"
 
 
 def default_parts(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Dense
 from lutra.models.decoder import Decoder, DecoderLayer
-from lutra.quantize import DEFAULT_GROUP, check_format, check_groups, quantize_layer
+from lutra.quantize import DEFAULT_GROUP, check_format, check_groups, quantize_layer, stage_of
 from lutra.quantize.awq import awq
 from lutra.quantize.budget import CHOICES, BitPlan, Sensitivity, allot, measure
 from lutra.quantize.calibration import States, in_float
@@ -190,10 +190,10 @@ def quantize_layers(
             )
         plan = _plan(model, recipe, windows, store, progress, on_plan)
     states = None if method is None or windows is None else States(model, windows)
-    n_layers = len(model.layers)
+    stage, n_layers = stage_of(model), len(model.layers)
     for i in range(n_layers):
         if progress:
-            progress("quantising", i / n_layers)
+            progress(stage, i / n_layers)
         packed = None if store is None else store.load(i)
         if packed is None:
             layer = packer.balanced(model.layers[i])
@@ -224,7 +224,7 @@ def quantize_layers(
             states.x = states.after(i, layer, a_bits=recipe.format.a_bits, a_groups=recipe.a_groups)
         yield packed
     if progress:
-        progress("quantising", 1.0)
+        progress(stage, 1.0)
 
 
 def _dense(layer: DecoderLayer) -> bool:

@@ -21,6 +21,7 @@ from lutra.quantize import (
     default_format,
     float_bits,
     quantize_layer,
+    stage_of,
 )
 from lutra.quantize.balance import balance
 from lutra.quantize.reference import reference_layer
@@ -496,10 +497,10 @@ def _pack(
 ) -> PackedModel:
     packer = Packer(model, kv_bits)
     layers: list[PackedLayer] = []
-    n = len(model.layers)
+    stage, n = stage_of(model), len(model.layers)
     with one_blas_thread():
         for i, layer in enumerate(ahead(model.layers.__getitem__, range(n))):
             if progress:
-                progress("quantising", i / n)
+                progress(stage, i / n)
             layers.append(packer.layer(i, rounded(packer, layer)))
     return packer.finish(layers)

@@ -24,6 +24,7 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "lutra-environment.json"
 LOG = VENV / "install.log"
 LOG_LINES = 15
+STANDS_S = 10.0  # without progress, after which no estimate is worth anything
 
 # packages that come with each extra, roughly: for the estimate alone
 N_PACKAGES = {"": 28, "sim": 24, "dev": 20, "pynq": 40}
@@ -207,6 +208,7 @@ class Progress:
         self._start = time.monotonic()
         self._terminal = sys.stderr.isatty()
         self._next_line = 0.0
+        self._share = self._moved = 0.0
 
     def __enter__(self) -> "Progress":
         self.show(0.0, "")
@@ -219,7 +221,9 @@ class Progress:
     def show(self, share: float, doing: str) -> None:
         """Say how far it is."""
         passed = time.monotonic() - self._start
-        left = f", about {clock(passed * (1 - share) / share)} left" if share > 0.1 else ""
+        if share > self._share:
+            self._share, self._moved = share, passed
+        left = self._left(passed)
         what = f"{self._title}: {doing}" if doing else self._title
         text = f"{what}  {share:4.0%}  {clock(passed)}{left}"
         if self._terminal:
@@ -229,6 +233,15 @@ class Progress:
         elif passed >= self._next_line:
             self._next_line = passed + 15
             print(text, file=sys.stderr, flush=True)
+
+    def _left(self, passed: float) -> str:
+        """Estimate of the time left, by the time that the share done has taken; nothing at first,
+        and where the step stands."""
+        stands = passed - self._moved
+        if self._share <= 0.1 or stands > STANDS_S:
+            return ""
+        left = self._moved * (1 - self._share) / self._share - stands
+        return f", about {clock(left)} left" if left > 0 else ""
 
     def finish(self) -> None:
         """Say that it is done."""

@@ -172,6 +172,25 @@ def test_progress_names_the_time_left(
     ]
 
 
+def test_a_step_that_stands_names_no_time_left(
+    environment: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An estimate by the share that stays would rise; it falls, and is gone after a while."""
+    now = 0.0
+    monkeypatch.setattr(environment.time, "monotonic", lambda: now)
+    with environment.Progress("installing") as progress:
+        for now, share in ((30.0, 0.5), (47.0, 0.6), (56.0, 0.6), (65.0, 0.6), (90.0, 0.9)):
+            progress._next_line = now
+            progress.show(share, "")
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "installing   50%  0:30, about 0:30 left",
+        "installing   60%  0:47, about 0:31 left",
+        "installing   60%  0:56, about 0:22 left",
+        "installing   60%  1:05",
+        "installing   90%  1:30, about 0:10 left",
+    ]
+
+
 def test_the_script_needs_nothing_installed() -> None:
     text = SCRIPT.read_text()
     modules = {

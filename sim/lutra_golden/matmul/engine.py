@@ -144,6 +144,15 @@ class GroupedWeights:
         away = np.abs(self.codes.astype(np.int16) - (self.zero // 2).astype(np.int16))
         return bool(away.max(initial=0) <= 1)
 
+    @property
+    def trits(self) -> bool:
+        """True if all weights are -1, 0 or 1 times the scale of their group."""
+        if self.ternary:
+            return True
+        if self.bits != 2 or self.offset is not None or not (self.zero == 2).all():
+            return False
+        return bool(self.codes.max(initial=0) <= 2)
+
     def rows(self, select: slice | NDArray[np.int64]) -> "GroupedWeights":
         """Some of the rows."""
         return GroupedWeights(

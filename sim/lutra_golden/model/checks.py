@@ -7,9 +7,16 @@ import numpy as np
 from lutra_golden.arith.fixed import round_shift
 from lutra_golden.errors import LutraError
 from lutra_golden.model.exponents import head_exponents, layer_exponents
-from lutra_golden.model.limits import ACC_MAX, EMBEDDING_SHIFT_MAX, HEAD_MAX, LOGIT_ACC_MAX
+from lutra_golden.model.limits import (
+    ACC_MAX,
+    EMBEDDED_SHIFT_MAX,
+    EMBEDDING_SHIFT_MAX,
+    HEAD_MAX,
+    LOGIT_ACC_MAX,
+    RESIDUAL_MAX,
+)
 from lutra_golden.model.lowered import embedding_shift
-from lutra_golden.model.packed import PackedLayer, PackedModel
+from lutra_golden.model.packed import CodedVocabulary, PackedLayer, PackedModel
 from lutra_golden.model.shapes import LINEARS, Gate
 from lutra_golden.vector.norm import GATE_WIDTH_MAX
 
@@ -33,13 +40,18 @@ def check_numbers(model: PackedModel) -> None:
     """
     if _passed.get(id(model)) is model:
         return
-    if not 0 <= (shift := embedding_shift(model)) <= EMBEDDING_SHIFT_MAX:
+    if model.vocabulary is not None:
+        _check_vocabulary(model, model.vocabulary)
+    elif not 0 <= (shift := embedding_shift(model)) <= EMBEDDING_SHIFT_MAX:
         raise LutraError(
             f"embeddings are shifted by {shift} bits, 0 to {EMBEDDING_SHIFT_MAX} fit the residual "
             f"stream: {_ADVICE}"
         )
     limit = LOGIT_ACC_MAX.bit_length() + 1
-    if sum_bits(model, 2 * HEAD_MAX * model.hidden_size, model.head_shift) > limit:
+    if (
+        model.vocabulary is None
+        and sum_bits(model, 2 * HEAD_MAX * model.hidden_size, model.head_shift) > limit
+    ):
         needed = sum_bits(model, _head_peak(model), model.head_shift)
         if needed > limit:
             raise LutraError(f"sums of the head need {needed} bits, there are {limit}: {_ADVICE}")
@@ -55,6 +67,26 @@ def pass_numbers(model: PackedModel) -> PackedModel:
     """Take it that the numbers of this model are in range; returns it."""
     _passed[id(model)] = model
     return model
+
+
+def _check_vocabulary(model: PackedModel, vocabulary: CodedVocabulary) -> None:
+    scale, (head, limit) = vocabulary.embedding.scale, (vocabulary.head, ACC_MAX.bit_length() + 1)
+    shift = -(int(scale.e) + model.residual_frac)
+    if not 0 <= shift <= EMBEDDED_SHIFT_MAX:
+        raise LutraError(
+            f"rows of the embedding are shifted by {shift} bits, 0 to {EMBEDDED_SHIFT_MAX} fit the "
+            f"residual stream: {_ADVICE}"
+        )
+    reached = int(round_shift(vocabulary.embedding.stored.weight_bound * int(scale.m), shift))
+    if reached > RESIDUAL_MAX:
+        raise LutraError(
+            f"rows of the embedding need {reached.bit_length() + 1} bits, there are "
+            f"{RESIDUAL_MAX.bit_length() + 1}: {_ADVICE}"
+        )
+    if sum_bits(model, head.peak_bound, head.shift) > limit:
+        needed = sum_bits(model, head.peak, head.shift)
+        if needed > limit:
+            raise LutraError(f"sums of the head need {needed} bits, there are {limit}: {_ADVICE}")
 
 
 def _check_sums(model: PackedModel, i: int, layer: PackedLayer) -> None:

@@ -29,7 +29,7 @@ from lutra_golden.model.padding import built_head_dim, head_places, pad_head_gam
 from lutra_golden.model.shapes import LINEARS, Gate
 from lutra_golden.vector.heads import HeadBias, HeadNorm
 from lutra_golden.vector.norm import gate_scale, norm_quantize, relu2_gate, swiglu, swiglu_scale
-from lutra_golden.vector.residual import RESIDUAL_WIDTH, logits, residual_sum
+from lutra_golden.vector.residual import RESIDUAL_WIDTH, embedded, logits, residual_sum
 from lutra_golden.vector.rope import rope_quantize, rope_quantize_fixed
 
 __all__ = ["Decoder", "Rows"]
@@ -67,7 +67,7 @@ class Decoder:
         n_layers = len(model.layers)
         first = model.layers[0] if n_layers else None
         size = sum(first.linear(n).n_rows * first.linear(n).depth for n in LINEARS) if first else 0
-        self._keeps = size * n_layers + model.head.size <= _KEPT
+        self._keeps = size * n_layers + model.vocab_size * model.hidden_size <= _KEPT
         self._kept: dict[tuple[int, str], list[tuple[slice, NDArray[np.floating]]]] = {}
         self._q_max = q_max_of(model.a_bits)
         self._unit = residual_unit(model)
@@ -80,8 +80,12 @@ class Decoder:
 
     def embed(self, tokens: Sequence[int]) -> Int:
         """Residual stream ``[M, hidden_size]`` of tokens."""
-        rows = self.model.embedding[np.asarray(tokens, np.int64)].astype(np.int64)
-        return rows << embedding_shift(self.model)
+        m, at = self.model, np.asarray(tokens, np.int64)
+        if m.vocabulary is not None:
+            coded = m.vocabulary.embedding
+            rows = coded.stored.rows(at).unpack().doubled()
+            return embedded(rows, coded.scale, m.residual_frac)
+        return m.embedding[at].astype(np.int64) << embedding_shift(m)
 
     def layer(self, i: int, x: Int, sequences: Sequence[Rows]) -> Int:
         """Layer ``i``: the residual stream ``[M, hidden_size]`` after it.
@@ -125,6 +129,8 @@ class Decoder:
         acc = np.empty((len(x), m.vocab_size), np.int64)
         for rows, w in self._blocks(-1, "head"):
             acc[:, rows] = exact_matmul(a, w)
+        if m.vocabulary is not None:
+            return round_shift(acc, m.vocabulary.head.shift), s
         return logits(round_shift(acc, m.head_shift), m.head_rows.astype(np.int64)), s
 
     # -- pieces
@@ -258,7 +264,7 @@ class Decoder:
             yield from self._kept[i, name]
             return
         made: list[tuple[slice, NDArray[np.floating]]] = []
-        weights = None
+        weights, vocabulary = None, self.model.vocabulary
         if name != "head":
             linear = self.model.layers[i].linear(name)
             # unpacked codes of a large model are not kept either
@@ -266,7 +272,9 @@ class Decoder:
         n = self.model.vocab_size if weights is None else len(weights.codes)
         for first in range(0, n, _ROWS):
             rows = slice(first, min(first + _ROWS, n))
-            if weights is None:
+            if weights is None and vocabulary is not None:
+                part = vocabulary.head.stored.rows(rows).unpack().doubled()
+            elif weights is None:
                 part = 2 * self.model.head[rows].astype(np.int64)
             else:
                 part = weights.rows(rows).doubled()

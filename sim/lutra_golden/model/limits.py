@@ -5,11 +5,13 @@ from lutra_golden.errors import LutraError
 
 __all__ = [
     "ACC_MAX",
+    "EMBEDDED_SHIFT_MAX",
     "EMBEDDING_SHIFT_MAX",
     "FRAC_MAX",
     "HEAD_MAX",
     "LOGIT_ACC_MAX",
     "RESIDUAL_FRAC_MAX",
+    "RESIDUAL_MAX",
     "SCALE_EXPONENT_MAX",
     "SHIFT_MAX",
     "least_shift",
@@ -29,6 +31,10 @@ FRAC_MAX = 24
 """Most fraction bits of a vector."""
 RESIDUAL_FRAC_MAX = 20
 """Most fraction bits of the residual stream."""
+RESIDUAL_MAX = (1 << 31) - 1
+"""Largest number of the residual stream."""
+EMBEDDED_SHIFT_MAX = 63
+"""Most bits by which a coded row of the embedding is shifted, to the right."""
 EMBEDDING_SHIFT_MAX = 16
 """Most bits by which an embedding row is shifted: int16 then stays within int32."""
 

@@ -16,6 +16,7 @@ from lutra_golden.model.shapes import Gate
 from lutra_golden.model.stored import StoredWeights
 
 __all__ = [
+    "CodedVocabulary",
     "HeadNorms",
     "PackedBias",
     "PackedLayer",
@@ -111,6 +112,30 @@ class HeadNorms:
     frac: int
 
 
+@dataclass(frozen=True)
+class CodedVocabulary:
+    """Embedding and head as matrices of codes like those of layers, ``[V, D]``; one if they are
+    tied.
+
+    A token's row of ``embedding``, times its scale, is what enters the residual stream; its shift
+    is 0. Products with ``head``, after its shift, are logits, which are worth its scale.
+    """
+
+    embedding: PackedLinear
+    head: PackedLinear
+
+    @property
+    def tied(self) -> bool:
+        """True if both are the same codes."""
+        return self.embedding.source is self.head.source
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of both as they are stored."""
+        kept = [self.embedding.stored] if self.tied else [self.embedding.stored, self.head.stored]
+        return sum(each.n_bytes for each in kept)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackedLayer:
     """One decoder layer; ``q_proj``'s scale contains log2(e) / sqrt(head_dim), without head norms.
@@ -151,6 +176,8 @@ class PackedModel:
     bits that keys and values are cached in (8/8, 8/4 or 4/4). ``head_eps`` is the epsilon of head
     norms in units of 2**-32. Activations have one scale per token, and under it ``a_groups`` an
     exponent per group if there are any. ``offsets`` says that groups of weights have offsets.
+    Embedding and head are int16 and five trits, or ``vocabulary``: the arrays of the former then
+    have no rows.
     """
 
     name: str
@@ -189,6 +216,7 @@ class PackedModel:
     head_scale: float
     a_groups: ActivationGroups | None = None
     offsets: bool = False
+    vocabulary: CodedVocabulary | None = None
 
     @property
     def a_peak(self) -> int:
@@ -202,9 +230,15 @@ class PackedModel:
 
 
 def format_name(
-    bits: float, a_bits: int, *, ternary: bool = False, a_groups: ActivationGroups | None = None
+    bits: float,
+    a_bits: int,
+    *,
+    ternary: bool = False,
+    group: int | None = None,
+    a_groups: ActivationGroups | None = None,
 ) -> str:
-    """``W4A8``, ``W1.58A8`` for ternary weights, ``W3.52A8`` for a mean over layers, ``W8A8g32``
-    for activations in groups of 32."""
+    """``W4A8``, ``W1.58A8`` for ternary weights, ``W1.58g128A8`` for ternary ones in groups of 128,
+    ``W3.52A8`` for a mean over layers, ``W8A8g32`` for activations in groups of 32."""
     text = TERNARY_NAME if ternary else f"{bits:.2f}".rstrip("0").rstrip(".")
+    text += "" if group is None else f"g{group}"
     return f"W{text}A{a_bits}" + ("" if a_groups is None else f"g{a_groups.size}")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ __all__ = ["OFFSET_SHIFT_MAX", "StoredWeights", "offset_shift"]
 OFFSET_SHIFT_MAX = 16
 """Most bits by which stored offsets are shifted."""
 
+T = TypeVar("T", bound=np.generic)
 _TERNARY_BITS = 2
 _OFFSET_BITS = 15  # of the magnitude of a stored offset
 
@@ -78,24 +80,58 @@ class StoredWeights:
         """Rows of the matrix."""
         return len(self.codes)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all arrays; a zero point that all groups share counts as none."""
+        sides = [each for each in (self.scale, self.offset) if each is not None]
+        if self.zero is not None and self.zero.size and (self.zero != self.zero.flat[0]).any():
+            sides.append(self.zero)
+        return self.codes.nbytes + sum(each.nbytes for each in sides)
+
     @cached_property
     def scale_bits(self) -> int:
         """Bits of the largest scale."""
         return 1 if self.scale is None else int(self.scale.max(initial=0)).bit_length()
 
+    def rows(self, select: slice | NDArray[np.int64]) -> "StoredWeights":
+        """Some of the rows."""
+
+        def some(values: NDArray[T]) -> NDArray[T]:
+            return values[select]
+
+        return StoredWeights(
+            codes=some(self.codes),
+            depth=self.depth,
+            bits=self.bits,
+            group=self.group,
+            scale=None if self.scale is None else some(self.scale),
+            zero=None if self.zero is None else some(self.zero),
+            offset=None if self.offset is None else some(self.offset),
+            offset_shift=self.offset_shift,
+        )
+
     @property
     def peak_bound(self) -> int:
         """Upper bound on the sum of absolute doubled weights in any row."""
-        if self.group is None or self.scale is None or self.zero is None:
+        if self.group is None:
             return 2 * self.depth
+        return self.group * int(self._furthest().sum(axis=1).max(initial=0))
+
+    @property
+    def weight_bound(self) -> int:
+        """Upper bound on the magnitude of a doubled weight."""
+        return 2 if self.group is None else int(self._furthest().max(initial=0))
+
+    def _furthest(self) -> NDArray[np.int64]:
+        """Largest magnitude that a doubled weight of each group can have."""
+        assert self.scale is not None and self.zero is not None
         top = 2 * ((1 << self.bits) - 1)
         scale, zero = self.scale.astype(np.int64), self.zero.astype(np.int64)
         ends = -scale * zero, scale * (top - zero)
         if self.offset is not None:
             shifted = self.offset.astype(np.int64) << self.offset_shift
             ends = ends[0] + shifted, ends[1] + shifted
-        furthest = np.maximum(np.abs(ends[0]), np.abs(ends[1]))
-        return self.group * int(furthest.sum(axis=1).max(initial=0))
+        return np.maximum(np.abs(ends[0]), np.abs(ends[1]))
 
     @classmethod
     def of(cls, weights: GroupedWeights, *, grouped: bool = False) -> "StoredWeights":

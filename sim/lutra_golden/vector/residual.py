@@ -9,6 +9,7 @@ __all__ = [
     "LOGIT_SHIFT",
     "LOGIT_WIDTH",
     "RESIDUAL_WIDTH",
+    "embedded",
     "logits",
     "residual_add",
     "residual_sum",
@@ -40,6 +41,15 @@ def residual_sum(
 def residual_add(x: Int, acc: Int, s: Scale, w_scale: Scale, frac: int) -> Int:
     """Return :func:`residual_sum` clamped to 32 bits."""
     return saturate(residual_sum(x, acc, s, w_scale, frac), RESIDUAL_WIDTH)
+
+
+def embedded(doubled: Int, w_scale: Scale, frac: int) -> Int:
+    """Return ``round(doubled * w_scale * 2**frac)``: rows of a coded embedding in the stream.
+
+    ``doubled`` ``[M, N]`` are twice the weights, ``w_scale`` is what one of them is worth. The
+    packer sees to it that the shift is within 0..63 and no result beyond 32 bits.
+    """
+    return round_shift(doubled * int(w_scale.m), -(int(w_scale.e) + frac))
 
 
 def logits(acc: Int, row_scale: Int) -> Int:

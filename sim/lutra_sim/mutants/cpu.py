@@ -132,8 +132,8 @@ MUTANTS = [
             "sums[u] *= 1;",
         ),
         (
-            "columns behind the fourth with the first ones' shifts",
-            "        some.shifts += (int64_t)GEMV_COLUMNS * (x->depth / SHARED);\n",
+            "columns behind the fourth from the first again",
+            "        columns_skip(&some, GEMV_COLUMNS);\n",
             "",
         ),
         (
@@ -146,6 +146,61 @@ MUTANTS = [
             "the sums of the first group for all",
             "(int64_t)c * units + (int64_t)g * per;",
             "(int64_t)c * units;",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/matmul.c",
+        [
+            f"{_STEPS}::test_one_and_two_bits_in_groups",
+            f"{_STEPS}::test_one_and_two_bits_at_the_ends",
+        ],
+        (
+            "the second block of a pair behind the first",
+            "int whole = b / side * side, in = b % side * 16;",
+            "int whole = b / side * side, in = b % side * 32;",
+        ),
+        (
+            "powers of the first part of a block for all",
+            "1 << (shifts[4 * b + i] - 1), 16);",
+            "1 << (shifts[4 * b] - 1), 16);",
+        ),
+        ("digits that eight bits do not hold", "(q[first + i] + 64) >> 7;", "q[first + i] >> 8;"),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/kernels.h",
+        [f"{_STEPS}::test_activations_in_groups", f"{_STEPS}::test_one_and_two_bits_in_groups"],
+        (
+            "columns behind the fourth with the first ones' shifts",
+            "    x->shifts += n * (x->depth / SHARED);\n",
+            "",
+        ),
+        ("pairs of the first columns again", "        x->pairs += n * depth;\n", ""),
+        (
+            "digits of the first columns again",
+            "    if (x->fields & TWO_BITS) x->digits += n * 2 * depth;\n",
+            "",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/model.c",
+        [
+            f"{_BINDING}::test_embedding_and_head_in_codes[groups0-True-4]",
+            f"{_BINDING}::test_codes_of_a_head_that_lies_on_a_grid",
+        ],
+        (
+            "the first row of coded embedding for all",
+            "codes_of(w->codes + row * w->row_bytes,",
+            "codes_of(w->codes,",
+        ),
+        (
+            "coded embedding rounded down",
+            "(int32_t)round_shift(doubled * w->unit.m, shift)",
+            "(int32_t)(doubled * w->unit.m >> shift)",
+        ),
+        (
+            "ternary embedding from zero on",
+            "scale = 1, zero = 2, offset = 0;",
+            "scale = 1, zero = 0, offset = 0;",
         ),
     ),
     *planted(

@@ -7,6 +7,11 @@ __all__ = ["MUTANTS"]
 _C = "host/lutra/devices/cpu/csrc"
 _STEPS = "host/devices/cpu/test_steps.py"
 _BINDING = "host/devices/cpu/test_binding.py"
+_BITS = [
+    f"{_STEPS}::test_one_and_two_bits_in_groups",
+    f"{_STEPS}::test_one_and_two_bits_at_the_ends",
+    f"{_STEPS}::test_activations_in_groups",
+]
 _SHIFTED = [
     f"{_STEPS}::test_activations_in_groups",
     f"{_STEPS}::test_rows_without_groups_times_activations_in_groups",
@@ -103,7 +108,6 @@ MUTANTS = [
     *planted(
         f"{_C}/target_scalar.c",
         [f"{_STEPS}::test_groups", f"{_STEPS}::test_ternary", f"{_STEPS}::test_signed_rows"],
-        ("planes of three bits the other way", "{2, 1}, {4}", "{1, 2}, {4}"),
         (
             "zero points in whole steps",
             "total += scale * (twice * sum - zero * group_sums[g]);",
@@ -114,6 +118,79 @@ MUTANTS = [
             "return twice * sum - (w->bits ? 2 * (int64_t)group_sums[0] : 0);",
             "return twice * sum;",
         ),
+        (
+            "the first column's activations for all",
+            "row_sum(w, r, codes, x->x + (int64_t)c * x->depth,",
+            "row_sum(w, r, codes, x->x,",
+        ),
+    ),
+    *planted(
+        f"{_C}/codes.h",
+        [f"{_STEPS}::test_groups", f"{_BINDING}::test_codes_of_a_head_that_lies_on_a_grid"],
+        ("planes of three bits the other way", "{2, 1}, {4}", "{1, 2}, {4}"),
+        ("the first field of a byte at the bottom", "(8 - width * (f + 1))", "(width * f)"),
+        ("the upper halves of bytes lost", "(row[i] >> 4) << low", "0 << low"),
+    ),
+    *planted(
+        f"{_C}/x86_bits.h",
+        _BITS,
+        (
+            "groups where they are in a vector",
+            "{{0, 2, 4, 6, 1, 3, 5, 7}, {0, 1, 4, 5, 2, 3, 6, 7}}",
+            "{{0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 4, 5, 2, 3, 6, 7}}",
+        ),
+        (
+            "a block behind the row in its last pair",
+            "x, pair + i, v, i * n, n,",
+            "x, pair, v, i * n, n,",
+        ),
+        (
+            "scales behind the row count",
+            "    if (left < 8) {",
+            "    if (left < 0) {",
+        ),
+        (
+            "the first column's activations for all",
+            "sum[c][to] = NAME(added)(sum[c][to], code, a + c * stride + 32 * f);",
+            "sum[c][to] = NAME(added)(sum[c][to], code, a + 32 * f);",
+        ),
+        (
+            "one digit of activations in groups",
+            "                low = _mm256_add_epi32(low, top);\n",
+            "",
+        ),
+    ),
+    *planted(
+        f"{_C}/bits_product.h",
+        _BITS,
+        ("offsets left out", "(shifted && w->offset))", "(shifted && w->zero))"),
+        (
+            "one column for several",
+            "(x->count == 1 ? NAME(rows_2_1_1) : NAME(rows_2_4_1))",
+            "(x->count <= 2 ? NAME(rows_2_1_1) : NAME(rows_2_4_1))",
+        ),
+        (
+            "groups of halves of a block for quarters",
+            "if (w->group != BLOCK / 4 && w->group != BLOCK / 2 &&",
+            "if (w->group % 16 &&",
+        ),
+    ),
+    *planted(
+        f"{_C}/avx512_bits.h",
+        _BITS,
+        (
+            "lanes of two bits where those of one are",
+            "i = bits == 1 ? j : 2 * j + l / 2,",
+            "i = bits == 1 ? j : 2 * j + l % 2,",
+        ),
+        (
+            "the last row of an odd number twice as the first",
+            "r + i < last ? r + i : last - 1;",
+            "r + i < last ? r + i : first;",
+        ),
+        ("a digit worth half", "_mm512_slli_epi32(sum[0], 7)", "_mm512_slli_epi32(sum[0], 6)"),
+        ("upper fields not shifted", "_mm512_srai_epi32(high[i][d][j], 2)", "high[i][d][j]"),
+        ("scales behind the row count", "(left < 16 ? (1 << left) - 1 : 0xFFFF)", "(0xFFFF)"),
     ),
     *planted(
         f"{_C}/target_avx2.c",
@@ -146,7 +223,7 @@ MUTANTS = [
         ),
         (
             "columns behind the fourth from the first again",
-            "        some.x += (int64_t)GEMV_COLUMNS * x->depth;\n",
+            "        columns_skip(&some, GEMV_COLUMNS);\n",
             "",
         ),
         (

@@ -323,6 +323,11 @@ MUTANTS = [
     *planted(
         "sim/lutra_golden/vector/residual.py",
         ["golden/vector/test_residual.py"],
+        (
+            "coded rows rounded down",
+            "return round_shift(doubled * int(w_scale.m), -(int(w_scale.e) + frac))",
+            "return (doubled * int(w_scale.m)) >> -(int(w_scale.e) + frac)",
+        ),
         ("shifts limited to 31", "np.clip(shift, 0, 63)", "np.clip(-(c.e + frac), 0, 31)"),
         (
             "logits rounded down",
@@ -342,7 +347,18 @@ MUTANTS = [
             f"{_DECODER}::test_sums_that_float32_does_not_hold_are_exact",
             f"{_DECODER}::test_keys_and_values_of_different_bits",
             f"{_DECODER}::test_every_architecture[qwen2-window]",
+            "host/quantize/test_vocabulary.py::test_a_model_and_its_reference[False-4]",
         ],
+        (
+            "rows of the head for those of the embedding",
+            "coded = m.vocabulary.embedding\n",
+            "coded = m.vocabulary.head\n",
+        ),
+        (
+            "a coded head's sums by the other shift",
+            "return round_shift(acc, m.vocabulary.head.shift), s",
+            "return round_shift(acc, m.vocabulary.embedding.shift), s",
+        ),
         (
             "an overflow not flagged",
             "linear.scale, frac, self.saturation)",
@@ -443,6 +459,11 @@ MUTANTS = [
             'f"{model.a_groups.shift_max}: run it',
         ),
         (
+            "codes of embedding and head let through",
+            "if model.vocabulary is not None and not vocabulary:",
+            "if model.vocabulary is not None and not activation_groups:",
+        ),
+        (
             "groups let through",
             "if model.a_groups is not None and not activation_groups:",
             "if model.a_groups is not None and offsets:",
@@ -458,8 +479,8 @@ MUTANTS = [
         ),
         (
             "the nearer end for the bound",
-            "furthest = np.maximum(np.abs(ends[0])",
-            "furthest = np.minimum(np.abs(ends[0])",
+            "return np.maximum(np.abs(ends[0])",
+            "return np.minimum(np.abs(ends[0])",
         ),
         (
             "offsets left out of the bound",
@@ -598,10 +619,24 @@ MUTANTS = [
         ["golden/model/test_checks.py"],
         (
             "sums of the head of any size",
-            'if needed > limit:\n            raise LutraError(f"sums of the head',
-            'if False:\n            raise LutraError(f"sums of the head',
+            "_head_peak(model), model.head_shift)\n        if needed > limit:",
+            "_head_peak(model), model.head_shift)\n        if False:",
         ),
-        ("a negative shift of embeddings", "if not 0 <= (shift := ", "if not -99 <= (shift := "),
+        (
+            "a negative shift of embeddings",
+            "elif not 0 <= (shift := ",
+            "elif not -99 <= (shift := ",
+        ),
+        (
+            "rows of the embedding of any size",
+            "    if reached > RESIDUAL_MAX:",
+            "    if reached > 2 * RESIDUAL_MAX:",
+        ),
+        (
+            "sums of a coded head of any size",
+            "sum_bits(model, head.peak, head.shift)\n        if needed > limit:",
+            "sum_bits(model, head.peak, head.shift)\n        if needed > limit + 1:",
+        ),
     ),
 ]
 """Faults of every module that computes tokens."""

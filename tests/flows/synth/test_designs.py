@@ -116,7 +116,15 @@ def test_a_whole_accelerator_takes_the_tile():
     ("engine", "fmt", "tile", "message"),
     [
         ("gemm", "W2A8", None, "engine must be one of ternary, lut, mixpe, mac, not 'gemm'"),
-        ("lut", "W5A8", None, f"format must be one of {', '.join(FORMATS)}, not 'W5A8'"),
+        (
+            "lut",
+            "W5A8",
+            None,
+            (
+                f"format must be one of {', '.join(FORMATS)}, or with a group of weights as "
+                "W1.58g128A8, not 'W5A8'"
+            ),
+        ),
         ("ternary", "W2A8", None, "format of the ternary engine must be W1.58A8, not W2A8"),
         (
             "mixpe",

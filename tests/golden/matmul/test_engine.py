@@ -48,6 +48,17 @@ def test_offsets_are_added_to_doubled_weights() -> None:
     assert not _weights(codes=codes, **ones, offset=np.array([[1]])).ternary
 
 
+def test_trits_are_weights_of_one_magnitude_in_each_group() -> None:
+    codes, twos = np.array([[0, 1, 2, 1]]), np.array([[2, 2]])
+    assert _weights(bits=2, codes=codes, zero=twos).trits
+    assert not _weights(bits=2, codes=codes + 1, zero=twos).trits
+    assert not _weights(bits=2, codes=codes, zero=twos + 1).trits
+    assert not _weights(bits=4, codes=codes, zero=twos).trits
+    assert not _weights(bits=2, codes=codes, zero=twos, offset=np.array([[0, 1]])).trits
+    assert GroupedWeights.from_integers(codes - 1).trits
+    assert not GroupedWeights.from_integers(codes + 1).trits
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

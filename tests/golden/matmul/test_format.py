@@ -1,10 +1,11 @@
 """Names of number formats."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from lutra_golden.matmul.format import FORMATS, Format
+from lutra_golden.matmul.format import FORMATS, GROUPS, Format
 
 
 def test_every_name_is_read_back() -> None:
@@ -12,6 +13,10 @@ def test_every_name_is_read_back() -> None:
     for name in FORMATS:
         assert str(Format.parse(name)) == name
         assert Format.parse(name.lower()) == Format.parse(name)
+        for group in GROUPS:
+            grouped = name.replace("A", f"g{group}A")
+            assert str(Format.parse(grouped)) == grouped
+            assert Format.parse(grouped.upper()) == replace(Format.parse(name), group=group)
 
 
 @pytest.mark.parametrize(
@@ -30,10 +35,14 @@ def test_what_a_name_says(name: str, w_bits: int, a_bits: int, ternary: bool, q_
 
 
 @pytest.mark.parametrize(
-    "name", ["", "W4", "A8", "W5A8", "W4A4", "W1.5A8", "4A8", "W4A8 ", "W04A8"]
+    "name",
+    ["", "W4", "A8", "W5A8", "W4A4", "W1.5A8", "4A8", "W4A8 ", "W04A8", "W4g16A8", "W4A8g32"],
 )
 def test_a_name_that_is_none(name: str) -> None:
-    message = f"format must be one of W1A8, W1.58A8, W2A8, .*, not {re.escape(repr(name))}"
+    message = (
+        "format must be one of W1A8, W1.58A8, W2A8, .*, or with a group of weights as "
+        f"W1.58g128A8, not {re.escape(repr(name))}"
+    )
     with pytest.raises(ValueError, match=f"^{message}$"):
         Format.parse(name)
 
@@ -51,3 +60,8 @@ def test_a_name_that_is_none(name: str) -> None:
 def test_bits_that_can_not_be(w_bits: int, a_bits: int, ternary: bool, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Format(w_bits=w_bits, a_bits=a_bits, ternary=ternary)
+
+
+def test_a_group_that_can_not_be() -> None:
+    with pytest.raises(ValueError, match=r"^group must be one of \(32, 64, 128\), not 48$"):
+        Format(w_bits=2, a_bits=8, ternary=True, group=48)

@@ -8,7 +8,7 @@ import pytest
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.model.capabilities import check_capabilities
-from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.packed import CodedVocabulary, PackedModel
 
 
 def test_activations_in_groups(packed: Callable[[str], PackedModel]) -> None:
@@ -22,6 +22,19 @@ def test_activations_in_groups(packed: Callable[[str], PackedModel]) -> None:
         r"run it with -dev cpu, cuda or golden, or pack it again without --a-group$",
     ):
         check_capabilities(grouped, "an accelerator", offsets=True)
+
+
+def test_embedding_and_head_in_codes(packed: Callable[[str], PackedModel]) -> None:
+    model = packed("least")
+    codes = model.layers[0].o_proj
+    model = replace(model, vocabulary=CodedVocabulary(codes, codes))
+    check_capabilities(model, "device cpu", vocabulary=True)
+    with pytest.raises(
+        LutraError,
+        match=r"^device cuda has no embedding and head of 2 bits yet: run the model with -dev cpu "
+        r"or golden, or pack it again without --head$",
+    ):
+        check_capabilities(model, "device cuda", activation_groups=True, offsets=True)
 
 
 def test_offsets(packed: Callable[[str], PackedModel]) -> None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lutra_golden.arith.scale import scale_from_float
 from lutra_golden.errors import LutraError
+from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.checks import check_numbers, sum_bits
-from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.packed import CodedVocabulary, PackedLinear, PackedModel
 
 
 @pytest.mark.parametrize("shift", [-1, 17])
@@ -18,6 +20,39 @@ def test_embedding(shift: int, packed: Callable[[str], PackedModel]) -> None:
     broken = replace(model, residual_frac=model.embedding_frac + shift)
     with pytest.raises(LutraError, match=rf"^embeddings are shifted by {shift} bits, 0 to 16 fit"):
         check_numbers(broken)
+
+
+def coded(model: PackedModel, scale: float, shift: int = 9) -> PackedModel:
+    """``model`` with an embedding and a head of four bits."""
+    n, k = model.vocab_size, model.hidden_size
+    weights = GroupedWeights(
+        codes=np.full((n, k), 15, np.uint8),
+        scale=np.full((n, 1), 60_000),
+        zero=np.full((n, 1), 15),
+        bits=4,
+        group=k,
+    )
+    rows = PackedLinear(weights, scale_from_float(scale), 0)
+    vocabulary = CodedVocabulary(rows, PackedLinear(weights, scale_from_float(1.0), shift))
+    return replace(model, vocabulary=vocabulary, embedding=model.embedding[:0], head=model.head[:0])
+
+
+def test_embedding_and_head_in_codes(packed: Callable[[str], PackedModel]) -> None:
+    model, one = packed("odd"), 2.0 ** -packed("odd").residual_frac
+    largest = 60_000 * 15
+    check_numbers(coded(model, one))
+    check_numbers(coded(model, one * 2**31 / largest * 0.9999))
+    with pytest.raises(LutraError, match=r"^rows of the embedding need 33 bits, there are 32: pa"):
+        check_numbers(coded(model, one * 2**31 / largest * 1.0001))
+    with pytest.raises(LutraError, match=r"^rows of the embedding are shifted by -1 bits, 0 to 63"):
+        check_numbers(coded(model, one * 2**16))
+    with pytest.raises(LutraError, match=r"^rows of the embedding are shifted by 64 bits, 0 to 63"):
+        check_numbers(coded(model, one * 2**-49))
+    check_numbers(coded(model, one * 2**-48))
+    needed = sum_bits(model, largest * model.hidden_size, 0)
+    check_numbers(coded(model, one, needed - 28))
+    with pytest.raises(LutraError, match=r"^sums of the head need 29 bits, there are 28: pack the"):
+        check_numbers(coded(model, one, needed - 29))
 
 
 def test_head(packed: Callable[[str], PackedModel]) -> None:

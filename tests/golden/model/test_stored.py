@@ -157,6 +157,39 @@ def test_no_sum_is_above_its_bound(bits: int) -> None:
     assert StoredWeights.of(worst).peak_bound == worst.peak
 
 
+def test_some_rows() -> None:
+    weights = with_offsets(grouped(4), [5, -32767, 32767])
+    stored = StoredWeights.of(weights)
+    for select in (slice(1, 4), np.array([4, 0, 0])):
+        assert_same(stored.rows(select).unpack(), weights.rows(select))
+    ternary = StoredWeights.of(GroupedWeights.from_integers(np.eye(4, 130, dtype=np.int8)))
+    np.testing.assert_array_equal(
+        ternary.rows(np.array([2])).unpack().doubled(), 2 * np.eye(4, 130)[2:3]
+    )
+
+
+def test_bytes_of_all_arrays() -> None:
+    weights = grouped(4)
+    assert StoredWeights.of(weights).n_bytes == 5 * (128 + 3 + 2 * 3)
+    common = replace(weights, zero=np.full_like(weights.zero, 15), scale=weights.scale + 300)
+    assert StoredWeights.of(common).n_bytes == 5 * (128 + 2 * 3)
+    assert StoredWeights.of(with_offsets(common, [1, 2, 3])).n_bytes == 5 * (128 + 4 * 3)
+    ternary = GroupedWeights.from_integers(np.eye(5, 130, dtype=np.int8))
+    assert StoredWeights.of(ternary).n_bytes == 5 * 64
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_no_weight_is_beyond_the_bound(bits: int) -> None:
+    weights = grouped(bits)
+    stored = StoredWeights.of(weights)
+    top = int(np.abs(weights.doubled()).max())
+    assert top <= stored.weight_bound <= 2 * top
+    offset = with_offsets(weights, [0, 0, -30_000])
+    assert StoredWeights.of(offset).weight_bound >= np.abs(offset.doubled()).max() > 30_000 - 1
+    ternary = GroupedWeights.from_integers(np.eye(4, 130, dtype=np.int8))
+    assert StoredWeights.of(ternary).weight_bound == 2
+
+
 def test_scales_of_nine_bits_come_back() -> None:
     weights = GroupedWeights(
         codes=np.zeros((1, 128), np.uint8),

@@ -7,7 +7,13 @@ import numpy as np
 
 from lutra_golden.arith.fixed import Saturation
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
-from lutra_golden.vector.residual import LOGIT_SHIFT, logits, residual_add, residual_sum
+from lutra_golden.vector.residual import (
+    LOGIT_SHIFT,
+    embedded,
+    logits,
+    residual_add,
+    residual_sum,
+)
 
 
 def test_residual_add_follows_float() -> None:
@@ -45,6 +51,17 @@ def test_residual_add_limits_the_shift() -> None:
     assert residual_add(x, acc, tiny, scale_from_float(1.0), 8)[0].tolist() == [5, 5]
     nothing = Scale(np.array([0]), np.array([0]))
     assert residual_add(x, acc, nothing, scale_from_float(1.0), 8)[0].tolist() == [5, 5]
+
+
+def test_coded_rows_are_rounded_half_up() -> None:
+    """A step of the stream is half a step of a doubled weight, and three quarters."""
+    doubled = np.array([[-3, -2, -1, 0, 1, 2, 3]])
+    half = scale_from_float(0.5)
+    expected = [floor(Fraction(d, 2) + Fraction(1, 2)) for d in doubled[0].tolist()]
+    assert embedded(doubled, half, 0)[0].tolist() == expected
+    three = scale_from_float(0.75 / 16)
+    expected = [floor(Fraction(3 * d, 4) + Fraction(1, 2)) for d in doubled[0].tolist()]
+    assert embedded(doubled, three, 4)[0].tolist() == expected
 
 
 def test_logits() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lutra.devices.cpu.library import target_names
 from lutra.devices.cpu.steps import Matrix, Pool, matmul_seconds, read_seconds
+from lutra_golden.arith.quantize import ACTIVATION_GROUPS, ActivationGroups
 from lutra_golden.arith.scale import scale_from_float
 from lutra_golden.model.b128 import row_bytes
 from lutra_golden.model.packed import PackedLinear
@@ -24,7 +25,7 @@ __all__ = ["Row", "main", "measure"]
 
 _GROUP = 128
 _COLD_BYTES = 256 << 20
-_FORMATS = ("w1.58", "w1", "w2", "w3", "w4", "w6", "w8", "head")
+_FORMATS = ("w1.58", "w1", "w1.58g", "w2", "w3", "w4", "w6", "w8", "head")
 
 
 class Row(TypedDict):
@@ -45,11 +46,13 @@ class Row(TypedDict):
     kind: str
 
 
-def _matrices(name: str, n: int, k: int, n_bytes: int) -> list[Matrix]:
+def _matrices(
+    name: str, n: int, k: int, n_bytes: int, scale_bits: int, groups: ActivationGroups | None
+) -> list[Matrix]:
     """Enough matrices to fill ``n_bytes``, each in memory of its own."""
     rng = np.random.default_rng(1)
-    ternary = name == "w1.58"
-    bits = {"w1.58": 2, "head": 8}.get(name) or int(name[1:])
+    ternary, one_scale = name.startswith("w1.58"), name == "w1.58"
+    bits = 2 if ternary else 8 if name == "head" else int(name[1:])
     each = n * (k if name == "head" else row_bytes(k, bits))
     count = max(1, n_bytes // each)
     pool = rng.integers(0, 256, (1 << 20) + 7, dtype=np.uint8)
@@ -59,18 +62,21 @@ def _matrices(name: str, n: int, k: int, n_bytes: int) -> list[Matrix]:
     if name == "head":
         return [Matrix.signed(codes.view(np.int8), 4) for codes in data]
     shape = (n, k // _GROUP)
-    scale, zero = np.full(shape, 200, np.uint8), np.full(shape, (1 << bits) - 1, np.uint16)
+    middle = 2 if ternary else (1 << bits) - 1
+    top = np.uint8(200) if scale_bits == 8 else np.uint16(60_000)
+    zero = np.full(shape, middle, np.uint16)
+    shift = 4 if scale_bits == 8 else 12
     matrices: list[Matrix] = []
     for codes in data:
         stored = StoredWeights(
             codes=codes,
             depth=k,
             bits=bits,
-            group=None if ternary else _GROUP,
-            scale=None if ternary else scale,
-            zero=None if ternary else zero,
+            group=None if one_scale else _GROUP,
+            scale=None if one_scale else np.full(shape, top),
+            zero=None if one_scale else zero,
         )
-        matrices.append(Matrix.of(PackedLinear(stored, scale_from_float(1.0), 4)))
+        matrices.append(Matrix.of(PackedLinear(stored, scale_from_float(1.0), shift), groups))
     return matrices
 
 
@@ -82,21 +88,31 @@ def measure(
     threads: int,
     repeats: int,
     cold_bytes: int = _COLD_BYTES,
+    *,
+    scale_bits: int = 8,
+    groups: ActivationGroups | None = None,
 ) -> list[Row]:
-    """A row per format, target and number of tokens."""
+    """A row per format, target and number of tokens, with activations in ``groups`` if any."""
     pool, (n, k) = Pool(threads), shape
     rows: list[Row] = []
     memory = np.ones(cold_bytes, np.uint8)
     for name in formats:
-        matrices = _matrices(name, n, k, cold_bytes)
+        matrices = _matrices(name, n, k, cold_bytes, scale_bits, groups)
         size = matrices[0].n_bytes
         for m in tokens:
             a = np.random.default_rng(2).integers(-127, 128, (m, k)).astype(np.int16)
+            a_bits = 8
+            if groups is not None:
+                exponents = np.random.default_rng(3).integers(0, groups.shift_max + 1, (m, k))
+                a <<= (
+                    exponents[:, :: groups.size].repeat(groups.size, axis=1)[:, :k].astype(np.int16)
+                )
+                a_bits += groups.shift_max
             # many tokens are bound by arithmetic: a few matrices are enough
             some = matrices if m <= 4 else matrices[: max(1, 64 // m)]
             for target in targets:
                 seconds = np.concatenate(
-                    [matmul_seconds(target, pool, some, a) for _ in range(repeats)]
+                    [matmul_seconds(target, pool, some, a, a_bits) for _ in range(repeats)]
                 )
                 reading = size / read_seconds(pool, memory, size) / 1e9
                 rows.append(
@@ -157,11 +173,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=_FORMATS,
         help="formats of the weights (default all)",
     )
+    parser.add_argument(
+        "--scale-bits",
+        type=int,
+        choices=(8, 16),
+        default=8,
+        help="bits of a group's scale (default 8; imported ones have 16)",
+    )
+    parser.add_argument(
+        "--a-group",
+        type=int,
+        choices=ACTIVATION_GROUPS,
+        help="activations that share an exponent (default none)",
+    )
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     args = parser.parse_args(arguments)
     rows = measure(
-        args.targets, args.formats, (args.rows, args.depth), args.tokens, args.threads, args.repeats
-    )
+        args.targets, args.formats, (args.rows, args.depth), args.tokens, args.threads,
+        args.repeats, scale_bits=args.scale_bits,
+        groups=None if args.a_group is None else ActivationGroups(size=args.a_group),
+    )  # fmt: skip
     if args.json:
         print(json.dumps(rows, indent=1))
         return

@@ -26,6 +26,7 @@ from lutra.devices.cpu.library import library, pointer, scale_of, target_number
 from lutra.parallel import each_of
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
+from lutra_golden.model.b128 import BLOCK
 from lutra_golden.model.lowered import (
     LoweredNorm,
     embedding_shift,
@@ -41,6 +42,7 @@ from lutra_golden.model.shapes import LINEARS, Gate
 
 __all__ = ["CpuModel", "CpuResult", "KeptArrays", "RowTable", "matrix_of"]
 
+_FEW_BITS = 2
 _UNIT = 16  # weights: what sums of groups are made of
 _BYTE_PEAK = 128
 _INT16 = np.dtype(np.int16)
@@ -187,6 +189,8 @@ def matrix_of(
         # one for all takes no memory that every token would read
         common = int(zero.flat[0]) if (zero == zero.flat[0]).all() else None
         parts = _parts_of(group, stored.bits, a_peak)
+        if stored.bits <= _FEW_BITS and group % BLOCK == 0:
+            parts = max(parts, group // BLOCK)  # what has products of its own
         if parts > 1:
             scale, zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)
             offset = None if offset is None else offset.repeat(parts, axis=1)
@@ -227,11 +231,15 @@ def _norm_of(model: PackedModel, norm: LoweredNorm, keep: KeptArrays) -> CNorm:
     return out
 
 
+def _a_peak(model: PackedModel) -> int:
+    """Largest magnitude of what codes are multiplied by."""
+    return _BYTE_PEAK if model.a_groups is None else model.a_groups.peak
+
+
 def _layer_of(model: PackedModel, layer: PackedLayer, keep: KeptArrays) -> CLayer:
     layer = lower_layer(model, layer)
     norms = layer_norms(model, layer)
-    a_peak = _BYTE_PEAK if model.a_groups is None else model.a_groups.peak
-    linears = {name: matrix_of(layer.linear(name), keep, a_peak) for name in LINEARS}
+    linears = {name: matrix_of(layer.linear(name), keep, _a_peak(model)) for name in LINEARS}
     out = CLayer(
         q=linears["q_proj"],
         k=linears["k_proj"],
@@ -259,7 +267,8 @@ def _matrix_bytes(model: PackedModel) -> int:
     """Approximate bytes of all matrices, as if every layer had the size of the first."""
     layer = model.layers[0]
     codes = sum(layer.linear(name).stored.codes.nbytes for name in LINEARS)
-    return codes * len(model.layers) + model.head.nbytes
+    head = model.head if model.vocabulary is None else model.vocabulary.head.stored.codes
+    return codes * len(model.layers) + head.nbytes
 
 
 class CpuModel:
@@ -284,6 +293,7 @@ class CpuModel:
         self.shape, self.rows = shape, rows
         self._library = library()
         self._keep = KeptArrays(_spare_memory(_matrix_bytes(model)))
+        self._rows = KeptArrays()
         keep = self._keep
         layers = (CLayer * len(model.layers))(
             *(_layer_of(model, layer, keep) for layer in model.layers)
@@ -291,16 +301,7 @@ class CpuModel:
         self._layers = layers
         self._c = CModel(
             layers=ctypes.addressof(layers),
-            embedding=keep.int16(model.embedding),
             rope=keep.int16(lower_rope(model)),
-            head_rows=keep.int16(model.head_rows),
-            head=CMatrix(
-                codes=keep.matrix(model.head.astype(np.int8, copy=False)),
-                row_bytes=model.hidden_size,
-                n=model.vocab_size,
-                k=model.hidden_size,
-                shift=model.head_shift,
-            ),
             norm=_norm_of(model, lower_norm(model.norm, model.hidden_size), keep),
             eps=scale_of(model.eps),
             unit=scale_of(residual_unit(model)),
@@ -321,6 +322,7 @@ class CpuModel:
             embedding_shift=embedding_shift(model),
             head_eps=padded_head_eps(model),
         )
+        self._set_vocabulary(model)
         keep.fill()
         self._pool = self._library.lutra_cpu_pool_new(threads)
         self._engine = self._library.lutra_cpu_engine_new(
@@ -334,6 +336,28 @@ class CpuModel:
         if not self._pool or not self._engine:
             self.close()
             raise _no_memory("its working memory")
+
+    def _set_vocabulary(self, model: PackedModel) -> None:
+        """Embedding and head, in codes or as int16 and signed bytes."""
+        c, keep = self._c, self._keep
+        if (coded := model.vocabulary) is None:
+            c.embedding, c.head_rows = keep.int16(model.embedding), keep.int16(model.head_rows)
+            c.head = CMatrix(
+                codes=keep.matrix(model.head.astype(np.int8, copy=False)),
+                row_bytes=model.hidden_size,
+                n=model.vocab_size,
+                k=model.hidden_size,
+                shift=model.head_shift,
+            )
+            return
+        c.head = matrix_of(coded.head, keep, _a_peak(model))
+        # a token reads one row of the embedding, so that large pages would be for nothing
+        c.embedded = (
+            CMatrix.from_buffer_copy(c.head)
+            if coded.tied
+            else matrix_of(coded.embedding, self._rows)
+        )
+        c.embedded.unit = scale_of(coded.embedding.scale)
 
     @property
     def token_bytes(self) -> int:

@@ -125,6 +125,7 @@ class CModel(Structure):
         ("rope", c_void_p),
         ("head_rows", c_void_p),
         ("head", CMatrix),
+        ("embedded", CMatrix),
         ("norm", CNorm),
         ("eps", CScale),
         ("unit", CScale),

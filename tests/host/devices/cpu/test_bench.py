@@ -10,10 +10,11 @@ if shutil.which("cc") is None:
 
 from lutra.devices.cpu.bench import main, measure
 from lutra.devices.cpu.library import target_names
+from lutra_golden.arith.quantize import ActivationGroups
 
 
 def test_every_format_has_a_row() -> None:
-    formats = ["w1.58", "w1", "w2", "w3", "w4", "w6", "w8", "head"]
+    formats = ["w1.58", "w1", "w1.58g", "w2", "w3", "w4", "w6", "w8", "head"]
     targets = [name for name, available in target_names().items() if available]
     rows = measure(targets, formats, (32, 256), [1, 6], 2, 1, cold_bytes=1 << 16)
     assert [(row["format"], row["tokens"], row["target"]) for row in rows] == [
@@ -21,6 +22,19 @@ def test_every_format_has_a_row() -> None:
     ]
     assert all(0 < row["best_us"] <= row["us"] and row["read_gb_s"] > 0 for row in rows)
     assert {row["kind"] for row in rows} == {"measured"}
+
+
+def test_activations_in_groups_and_wide_scales() -> None:
+    targets = [name for name, available in target_names().items() if available]
+    rows = measure(
+        targets, ["w1", "w1.58g"], (32, 256), [1], 1, 1, cold_bytes=1 << 14, scale_bits=16,
+        groups=ActivationGroups(),
+    )  # fmt: skip
+    assert len(rows) == 2 * len(targets)
+    # codes and scales of two bytes, which all that is read of a matrix
+    bits, trits = rows[0], rows[-1]
+    assert bits["gb_s"] * bits["us"] == pytest.approx(32 * (256 / 8 + 2 * 2) / 1e3)
+    assert trits["gb_s"] * trits["us"] == pytest.approx(32 * (256 / 4 + 2 * 2) / 1e3)
 
 
 @pytest.mark.slow

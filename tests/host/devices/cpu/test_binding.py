@@ -12,6 +12,7 @@ from tests.host.models.small_models import TOKENS, write_variant
 from tests.host.packed_models import loud_models
 from tests.host.random_model import LLAMAS, SHAPES, load
 
+from lutra.checkpoints.weights import Dense
 from lutra.models import find_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.quantize import ActivationGroups
@@ -190,6 +191,41 @@ def test_groups_with_offsets(
     model = replace(plain, layers=layers, offsets=True, a_groups=groups)
     model = replace(model, head_shift=model.head_shift + 7)
     check(model, tokens_of(model, 20))
+
+
+@pytest.mark.parametrize("head_bits", [4, 8])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("groups", [None, ActivationGroups()])
+def test_embedding_and_head_in_codes(
+    head_bits: int, tied: bool, groups: ActivationGroups | None, tmp_path: Path
+) -> None:
+    variant = "qwen3" if tied else "llama-untied"
+    decoder = load(write_variant(tmp_path / "model", variant, changes=SIZES))
+    model = pack_model(decoder, Format.parse("w4a8"), 16, a_groups=groups, head_bits=head_bits)
+    assert model.vocabulary is not None and model.vocabulary.tied is tied
+    check(model, TOKENS, TARGETS)
+    check(model, TOKENS, TARGETS[:1], threads=3)
+
+
+def test_codes_of_a_head_that_lies_on_a_grid(tmp_path: Path) -> None:
+    """One bit, ternary in groups and ternary of one scale: the codes of the body."""
+    decoder = load(write_variant(tmp_path / "model", "llama-untied", changes=SIZES))
+    rng, shape = np.random.default_rng(3), decoder.embed_tokens.shape
+    step = rng.integers(50, 99, (shape[0], shape[1] // 32)).repeat(32, axis=1) * 2.0**-12
+    one = (2.0 * rng.integers(0, 2, shape) - 1) * step
+    trits = rng.integers(-1, 2, shape).astype(np.float64)
+    for embedding, head, bits in ((one, trits * step, (1, 2)), (trits / 16, one, (2, 1))):
+        source = replace(
+            decoder,
+            embed_tokens=Dense(embedding.astype(np.float32)),
+            lm_head=Dense(head.astype(np.float32)),
+        )
+        model = pack_model(source, Format.parse("W1.58g32A8"), 32, head_bits=4)
+        coded = model.vocabulary
+        assert coded is not None
+        assert (coded.embedding.stored.bits, coded.head.stored.bits) == bits
+        assert model.format == "W1.58g32A8"
+        check(model, TOKENS, TARGETS)
 
 
 def test_matrices_of_different_bits(packed_llama: Callable[[str, str], PackedModel]) -> None:

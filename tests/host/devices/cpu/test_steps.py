@@ -148,6 +148,61 @@ def test_a_zero_point_that_all_groups_share(target: str, bits: int, pool: steps.
                 check(target, pool, linear(w, 8), activations(rng, m, k, 8), 8)
 
 
+def few_bits(
+    rng: np.random.Generator, n: int, k: int, bits: int, group: int, scale_bits: int
+) -> GroupedWeights:
+    """Binary weights, ternary ones, or two bits about another zero point, in groups."""
+    w = grouped(rng, n, k, bits, group, scale_bits)
+    if bits == 1:
+        return replace(w, zero=np.ones_like(w.zero))
+    kind = int(rng.integers(0, 3))
+    codes = np.minimum(w.codes, 2) if kind == 0 else w.codes
+    return replace(w, codes=codes, zero=np.full_like(w.zero, (2, 3, 0)[kind]))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("bits", "group"), [(b, g) for b in (1, 2) for g in (32, 64, 128, 256)])
+def test_one_and_two_bits_in_groups(target: str, bits: int, group: int, pool: steps.Pool) -> None:
+    """Whole and half pairs of blocks, eight groups and fewer, columns beside each other."""
+    rng = np.random.default_rng(bits * group)
+    for groups in (1, 2, 3, 5, 8, 9, 16, 19):
+        for n, m in ((1, 1), (17, 2), (3, 3), (5, 4), (33, 5), (2, 9), (40, 16)):
+            w = few_bits(rng, n, groups * group, bits, group, 16 if n > 20 else 8)
+            assert matrix_of(linear(w, 8)).zero is None
+            for a_bits in (8, 16):
+                check(
+                    target,
+                    pool,
+                    linear(w, a_bits),
+                    activations(rng, m, w.codes.shape[1], a_bits),
+                    a_bits,
+                )
+            for size, shift_max in ((32, 7), (64, 3), (128, 1)):
+                activation_groups = ActivationGroups(size=size, shift_max=shift_max)
+                a = in_groups(rng, m, w.codes.shape[1], activation_groups)
+                check_groups(target, pool, w, a, activation_groups)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_and_two_bits_at_the_ends(target: str, pool: steps.Pool) -> None:
+    """All codes, activations and exponents at one end, as sums of 16 bits do not hold."""
+    groups = ActivationGroups()
+    for bits, code, zero in ((1, 1, 1), (1, 0, 1), (2, 2, 2), (2, 0, 2), (2, 3, 0), (2, 0, 6)):
+        for k, group in ((128, 32), (640, 64), (2048, 128), (4096, 256)):
+            w = GroupedWeights(
+                codes=np.full((3, k), code, np.uint8),
+                scale=np.full((3, k // group), 65535),
+                zero=np.full((3, k // group), zero),
+                bits=bits,
+                group=group,
+            )
+            for m, sign in ((1, 1), (2, -1), (9, 1)):
+                check_groups(target, pool, w, np.full((m, k), sign * groups.peak), groups)
+                check(target, pool, linear(w, 8), np.full((m, k), sign * Q_MAX, np.int16), 8)
+                a = np.full((m, k), sign * 32767, np.int16)
+                check(target, pool, linear(w, 16), a, 16)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("top", "shift"), [(100, 0), (32767, 0), (32767, 6)])
 def test_offsets(target: str, top: int, shift: int, pool: steps.Pool) -> None:

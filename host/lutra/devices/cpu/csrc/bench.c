@@ -74,7 +74,8 @@ static int product_new(product_t *p, int target, lutra_pool *pool, const lutra_m
     p->threads = pool_threads(pool);
     p->scratch = calloc((size_t)p->threads, sizeof *p->scratch);
     p->sums = calloc((size_t)p->threads, sizeof *p->sums);
-    int ok = p->scratch && p->sums && columns_new(&p->x, w->k, m, a_bits, p->choice.gemm);
+    int ok = p->scratch && p->sums &&
+             columns_new(&p->x, w->k, m, a_bits, &p->choice, columns_fields(w, count));
     for (int i = 0; ok && i < p->threads; i++)
         ok = scratch_new(&p->scratch[i], &p->sums[i], w->k, m, a_bits);
     if (!ok) return 0;

@@ -20,6 +20,9 @@ static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
 /* Registers hold arrays only where loops over them are unrolled. */
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* Codes of these bits have products of their own, for which columns lie in another way. */
+enum { ONE_BIT = 1, TWO_BITS = 2 };
+
 /* Columns of signed bytes that matrices are multiplied by. Activations of 8 bits are a column per
  * token. Those of 16 bits are a = 256 high + low + 128 with bytes high and low: two columns per
  * token, and a last one of ones, times 128. Those of 9 to 15 bits are in groups, a column of bytes
@@ -29,14 +32,36 @@ static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }
  * tiles of `tile` columns, the last one of a multiple of four: [depth / 4, columns of the tile, 4].
  * For few, of more than `one` and up to `few` columns, in tiles of FEW_COLUMNS, the last one of
  * half of them if they are enough, and two blocks of 128 side by side: [depth / 256, 4, columns of
- * the tile, 2, 32]. */
+ * the tile, 2, 32].
+ *
+ * For codes of one bit pairs has `side` blocks of 128 side by side, with zeros for those that are
+ * not there, [count, depth / (128 side), 8, side, 16], and powers what groups of activations share
+ * in each two of the eight, [count, depth / (128 side), 4, side, 16]. For codes of two bits digits
+ * has half as many side by side, [count, 2, depth / (64 side), 4, side / 2, 32]: the activations, or
+ * of those in groups the digits of 128 * high + low. The depth of these is columns_depth(). */
 typedef struct {
     int8_t *x, *packed;
     int32_t *sums;   /* [count, depth / UNIT], of activations */
     int32_t *raw;    /* the same of bytes, which are sums' unless in groups */
     int32_t *shifts; /* [count, depth / SHARED], 1..8; ones unless in groups */
+    int8_t *pairs, *digits;
+    uint8_t *powers;
+    int fields, side; /* which of them there are: ONE_BIT, TWO_BITS or both */
     int k, depth, count, tokens, a_bits, tile, one, few;
 } lutra_columns;
+
+static inline int columns_depth(const lutra_columns *x) { return round_up(x->depth, 4 * BLOCK); }
+
+static inline void columns_skip(lutra_columns *x, int columns) {
+    int64_t n = columns, depth = columns_depth(x);
+    x->x += n * x->depth;
+    x->shifts += n * (x->depth / SHARED);
+    if (x->fields & ONE_BIT) {
+        x->pairs += n * depth;
+        x->powers += n * depth / 2;
+    }
+    if (x->fields & TWO_BITS) x->digits += n * 2 * depth;
+}
 
 /* Sums of a column's groups, and working memory of a thread's functions. */
 typedef struct {
@@ -62,6 +87,7 @@ typedef struct {
     int tile;      /* columns of a tile of gemm */
     int gemm_rows; /* rows of a block of gemm */
     int few_least, few_most; /* columns that few is faster for than gemv and gemm */
+    int side;      /* blocks of one bit that gemv takes side by side, 0 if there is no such gemv */
 
     /* out [columns, rows]: for rows first..last - 1 of a matrix, twice the product before its
      * shift. gemv takes up to GEMV_COLUMNS columns, few up to few_most; sums of gemm's groups fit

@@ -52,10 +52,10 @@ typedef struct {
 
 typedef struct {
     const lutra_layer *layers;
-    const int16_t *embedding; /* [vocab, hidden] */
+    const int16_t *embedding; /* [vocab, hidden], or NULL: rows of `embedded` times its unit */
     const int16_t *rope;      /* [context, head_dim]: cosines of the half, then sines */
-    const int16_t *head_rows; /* [vocab] */
-    lutra_matrix head;
+    const int16_t *head_rows; /* [vocab], or NULL: logits are the head's products */
+    lutra_matrix head, embedded;
     lutra_norm norm;
     lutra_scale eps, unit; /* unit: of the residual stream */
     /* column_bits: 8 or 16, those of the integers that matrices are multiplied by; or 8 and a shift

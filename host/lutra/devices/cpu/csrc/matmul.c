@@ -8,6 +8,8 @@
 enum { PACK = 4, GEMV_BYTES = 192 << 10, GEMV_CHUNKS = 16 };
 /* Columns in groups that are faster without packing rows. */
 enum { SHIFTED_COLUMNS = 2 * GEMV_COLUMNS };
+/* Most columns that a product takes without packing rows, whatever the target. */
+enum { FIELD_COLUMNS = 2 * FEW_COLUMNS };
 
 static void *take(int64_t n) { return aligned_alloc(64, (size_t)(n + 63) / 64 * 64 + 64); }
 
@@ -15,13 +17,38 @@ static int columns_of(int tokens, int a_bits) { return a_bits < 16 ? tokens : 2 
 
 static int in_groups(const lutra_columns *x) { return x->a_bits > 8 && x->a_bits < 16; }
 
-int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_kernels *many) {
+int columns_fields(const lutra_matrix *w, int count) {
+    int fields = 0;
+    for (int i = 0; i < count; i++)
+        if (w[i].scale && w[i].bits <= 2) fields |= w[i].bits == 1 ? ONE_BIT : TWO_BITS;
+    return fields;
+}
+
+int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_choice *choice,
+                int fields) {
     int64_t depth = round_up(k, 2 * BLOCK);
     int64_t count = round_up(columns_of(tokens, a_bits), FEW_COLUMNS);
+    int64_t few = count < FIELD_COLUMNS ? count : FIELD_COLUMNS, fielded = round_up(k, 4 * BLOCK);
     x->a_bits = a_bits;
-    x->tile = many->tile;
-    x->one = many->few_least - 1;
-    x->few = many->few_most;
+    x->tile = choice->gemm->tile;
+    x->one = choice->gemm->few_least - 1;
+    x->few = choice->gemm->few_most;
+    x->side = choice->gemv->side;
+    x->fields = x->side ? fields : 0;
+    x->pairs = x->digits = NULL;
+    x->powers = NULL;
+    if (x->fields & ONE_BIT) {
+        x->pairs = take(few * fielded);
+        x->powers = take(few * fielded / 2);
+        if (!x->pairs || !x->powers) return 0;
+        memset(x->pairs, 0, (size_t)(few * fielded));
+        memset(x->powers, 0, (size_t)(few * fielded / 2));
+    }
+    if (x->fields & TWO_BITS) {
+        x->digits = take(few * fielded * 2);
+        if (!x->digits) return 0;
+        memset(x->digits, 0, (size_t)(few * fielded * 2));
+    }
     x->x = take(count * depth);
     x->packed = take(count * depth);
     x->sums = take(count * depth / UNIT * 4);
@@ -42,6 +69,9 @@ void columns_free(lutra_columns *x) {
     if (x->raw != x->sums) free(x->raw);
     free(x->sums);
     free(x->shifts);
+    free(x->pairs);
+    free(x->powers);
+    free(x->digits);
 }
 
 /* Which of a target's products takes this many columns. */
@@ -72,6 +102,53 @@ static void pack_column(lutra_columns *x, int column) {
     int32_t *to = (int32_t *)(x->packed + (int64_t)first * x->depth) + (column - first);
     const int32_t *from = (const int32_t *)(x->x + (int64_t)column * x->depth);
     for (int i = 0; i < x->depth / 4; i++) to[(int64_t)i * width] = from[i];
+}
+
+/* A column for codes of one bit. */
+static void set_pairs(lutra_columns *x, int column) {
+    int blocks = x->depth / BLOCK, depth = columns_depth(x), side = x->side;
+    const int8_t *from = x->x + (int64_t)column * x->depth;
+    const int32_t *shifts = x->shifts + (int64_t)column * (x->depth / SHARED);
+    int8_t *to = x->pairs + (int64_t)column * depth;
+    uint8_t *powers = x->powers + (int64_t)column * depth / 2;
+    for (int b = 0; b < depth / BLOCK; b++) {
+        int whole = b / side * side, in = b % side * 16;
+        int8_t *at = to + whole * BLOCK + in;
+        for (int f = 0; f < 8; f++)
+            if (b < blocks)
+                memcpy(at + 16 * side * f, from + b * BLOCK + 16 * f, 16);
+            else
+                memset(at + 16 * side * f, 0, 16);
+        for (int i = 0; i < 4 && b < blocks; i++)
+            memset(powers + whole * (BLOCK / 2) + in + 16 * side * i,
+                   1 << (shifts[4 * b + i] - 1), 16);
+    }
+}
+
+/* A column for codes of two bits, of activations q if they are in groups. */
+static void set_digits(lutra_columns *x, int column, const int16_t *q) {
+    int depth = columns_depth(x), side = x->side / 2;
+    const int8_t *from = x->x + (int64_t)column * x->depth;
+    int8_t *high = x->digits + (int64_t)column * 2 * depth, *low = high + depth;
+    for (int b = 0; b < depth / BLOCK; b++)
+        for (int f = 0; f < 4; f++) {
+            int at = b / side * side * BLOCK + b % side * 32 + 32 * side * f;
+            int first = b * BLOCK + 32 * f, left = x->k - first;
+            int n = left < 0 ? 0 : left < 32 ? left : 32;
+            if (n < 32) {
+                memset(high + at, 0, 32);
+                memset(low + at, 0, 32);
+            }
+            if (!q) {
+                memcpy(high + at, from + first, (size_t)n);
+                continue;
+            }
+            for (int i = 0; i < n; i++) {
+                int top = (q[first + i] + 64) >> 7;
+                high[at + i] = (int8_t)top;
+                low[at + i] = (int8_t)(q[first + i] - 128 * top);
+            }
+        }
 }
 
 void columns_shape(lutra_columns *x, int k, int tokens) {
@@ -110,6 +187,9 @@ void columns_set(lutra_columns *x, const lutra_kernels *kernels, int token, cons
         kernels->unit_sums(to + (int64_t)i * x->depth, x->depth,
                            x->sums + (int64_t)(first + i) * (x->depth / UNIT));
         if (in_groups(x)) shift_sums(x, first);
+        if (kind_of(x) != MANY && x->fields & ONE_BIT) set_pairs(x, first + i);
+        if (kind_of(x) != MANY && x->fields & TWO_BITS)
+            set_digits(x, first + i, in_groups(x) ? q : NULL);
         if (kind_of(x) == FEW) pair_column(x, first + i);
         if (kind_of(x) == MANY) pack_column(x, first + i);
     }
@@ -148,8 +228,7 @@ static void few_shifted(const lutra_kernels *kernels, const lutra_matrix *w, int
     for (int c = 0; c < x->count; c += GEMV_COLUMNS) {
         some.count = x->count - c < GEMV_COLUMNS ? x->count - c : GEMV_COLUMNS;
         kernels->gemv_shifted(w, first, last, &some, &of, sums + (int64_t)c * (last - first));
-        some.x += (int64_t)GEMV_COLUMNS * x->depth;
-        some.shifts += (int64_t)GEMV_COLUMNS * (x->depth / SHARED);
+        columns_skip(&some, GEMV_COLUMNS);
         of.group_sums += (int64_t)GEMV_COLUMNS * groups;
     }
 }

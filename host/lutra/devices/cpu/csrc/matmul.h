@@ -12,8 +12,11 @@ typedef struct {
     const lutra_kernels *gemv, *gemm;
 } lutra_choice;
 
-/* Columns for up to `tokens` tokens of depth k; many is the target for products of many. */
-int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_kernels *many);
+/* Which fields of columns products with these matrices take. */
+int columns_fields(const lutra_matrix *w, int count);
+/* Columns for up to `tokens` tokens of depth k, with `fields`. */
+int columns_new(lutra_columns *x, int k, int tokens, int a_bits, const lutra_choice *choice,
+                int fields);
 void columns_free(lutra_columns *x);
 /* Set the depth and the number of tokens of the next product. */
 void columns_shape(lutra_columns *x, int k, int tokens);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "attend.h"
+#include "codes.h"
 #include "matmul.h"
 #include "vector.h"
 
@@ -48,6 +49,17 @@ static void *take(int64_t n) { return aligned_alloc(64, (size_t)(n + 63) / 64 * 
 
 static int most(int a, int b) { return a > b ? a : b; }
 
+/* Fields that columns have for any product of the model. */
+static int fields_of(const lutra_model *model) {
+    int fields = columns_fields(&model->head, 1);
+    for (int i = 0; i < model->n_layers; i++) {
+        const lutra_layer *l = &model->layers[i];
+        const lutra_matrix *all[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        for (size_t j = 0; j < sizeof all / sizeof *all; j++) fields |= columns_fields(all[j], 1);
+    }
+    return fields;
+}
+
 lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int gemv, int gemm,
                                    int rows) {
     lutra_engine *e = calloc(1, sizeof *e);
@@ -72,7 +84,7 @@ lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int ge
     e->workers = calloc((size_t)e->threads, sizeof *e->workers);
     int ok = e->residual && e->acc && e->attention && e->product && e->queries &&
              e->query_scale && e->scale && e->segments && e->slot && e->workers &&
-             columns_new(&e->columns, depth, rows, model->column_bits, e->choice.gemm);
+             columns_new(&e->columns, depth, rows, model->column_bits, &e->choice, fields_of(model));
     for (int i = 0; ok && i < e->threads; i++) {
         worker_t *w = &e->workers[i];
         ok = scratch_new(&w->scratch, &w->sums, depth, rows, model->column_bits);
@@ -286,8 +298,12 @@ static void head(job_t *job, worker_t *w, const lutra_columns *x) {
         product_sums(&e->choice, &model->head, first, last, x, &w->scratch, w->sums);
         for (int t = 0; t < tokens; t++) {
             int32_t *out = job->pass->logits + (int64_t)t * model->vocab + first, top = INT32_MIN;
-            e->choice.gemv->logits(w->sums + (int64_t)t * (last - first), model->head_rows + first,
-                                   last - first, model->head.shift, out);
+            const int64_t *sums = w->sums + (int64_t)t * (last - first);
+            if (model->head_rows)
+                e->choice.gemv->logits(sums, model->head_rows + first, last - first,
+                                       model->head.shift, out);
+            else
+                e->choice.gemv->shifted(sums, last - first, model->head.shift, out);
             for (int r = 0; r < last - first; r++) top = out[r] > top ? out[r] : top;
             if (w->best_row[t] >= 0 && top <= w->best[t]) continue;
             w->best[t] = top;
@@ -298,13 +314,37 @@ static void head(job_t *job, worker_t *w, const lutra_columns *x) {
     pool_barrier(job->pool);
 }
 
-static void embed(job_t *job) {
+/* A row of coded embedding: twice its weights, times what one of them is worth. */
+static void embed_codes(const lutra_matrix *w, int row, int frac, uint8_t *codes, int32_t *out) {
+    int group = w->scale ? w->group : w->k, shift = -(w->unit.e + frac);
+    codes_of(w->codes + row * w->row_bytes, w->bits, round_up(w->k, BLOCK) / BLOCK, codes);
+    for (int g = 0; g < w->k / group; g++) {
+        int64_t at = (int64_t)row * (w->k / group) + g, scale = 1, zero = 2, offset = 0;
+        if (w->scale) {
+            scale = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at]
+                                        : ((const uint16_t *)w->scale)[at];
+            zero = w->zero ? w->zero[at] : w->zero_point;
+        }
+        if (w->offset) offset = w->offset[at] * ((int64_t)1 << w->offset_shift);
+        for (int i = g * group; i < (g + 1) * group; i++) {
+            int64_t doubled = scale * (2 * (int64_t)codes[i] - zero) + offset;
+            out[i] = (int32_t)round_shift(doubled * w->unit.m, shift);
+        }
+    }
+}
+
+static void embed(job_t *job, worker_t *w) {
     lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
     int hidden = model->hidden;
     for (int t; (t = pool_next(job->pool)) < job->n;) {
-        const int16_t *row = model->embedding + (int64_t)job->pass->rows[t].token * hidden;
+        int token = job->pass->rows[t].token;
+        const int16_t *row = model->embedding + (int64_t)token * hidden;
         int32_t *to = e->residual + (int64_t)t * hidden;
+        if (!model->embedding) {
+            embed_codes(&model->embedded, token, model->residual_frac, w->scratch.bytes, to);
+            continue;
+        }
         for (int i = 0; i < hidden; i++)
             to[i] = (int32_t)((uint32_t)row[i] << model->embedding_shift);
     }
@@ -339,7 +379,7 @@ static void run(void *argument, int thread) {
     const lutra_matrix *added = NULL;
     int n = job->n;
     if (job->pass->first == 0)
-        embed(job);
+        embed(job, w);
     else
         enter(job);
     for (int i = job->pass->first; i < job->pass->last; i++) {

@@ -22,6 +22,7 @@ static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256
 #include "vector_body.h"
 #include "x86_gemv.h"
 #include "x86_shifted.h"
+#include "avx512_bits.h"
 #define VECTORS VECTOR_FUNCTIONS
 
 #define V __m256i
@@ -53,7 +54,7 @@ static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256
 static int available_avx512vl(void) { return x86_has(X86_AVX512_VNNI); }
 
 const lutra_kernels lutra_avx512vl = {
-    "avx512vl", available_avx512vl, COLUMNS, ROWS_avx512vl, 5, 12, gemv_avx512vl, few_avx512vl,
+    "avx512vl", available_avx512vl, COLUMNS, ROWS_avx512vl, 5, 12, SIDE_avx512vl, gemv_avx512vl, few_avx512vl,
     gemm_avx512vl, gemv_shifted_avx512vl, gemm_shifted_avx512vl, VECTOR_FUNCTIONS,
     key_dots_avx512vl, scores_avx512vl, weights_avx512vl, value_sums_avx512vl};
 
@@ -111,7 +112,7 @@ static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i 
 #define NAME(x) x##_avx512vl
 /* a product of few columns is bound by memory, which 256-bit vectors saturate */
 const lutra_kernels lutra_avx512 = {
-    "avx512", available_avx512vl, COLUMNS, ROWS_avx512, 3, 16, gemv_avx512vl, few_avx512,
+    "avx512", available_avx512vl, COLUMNS, ROWS_avx512, 3, 16, SIDE_avx512vl, gemv_avx512vl, few_avx512,
     gemm_avx512, gemv_shifted_avx512vl, gemm_shifted_avx512, VECTOR_FUNCTIONS, key_dots_avx512,
     scores_avx512vl, weights_avx512vl, value_sums_avx512};
 #else

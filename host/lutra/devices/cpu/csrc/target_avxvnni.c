@@ -9,9 +9,12 @@
 #define TARGET __attribute__((target("avx2,fma,bmi2,avxvnni")))
 #define NAME(x) x##_avxvnni
 #define MACS(acc, w, x) _mm256_dpbusd_avx_epi32(acc, w, x)
+#define SELECT(v, bit, power) \
+    _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit), power)
 #include "vector_body.h"
 #include "x86_gemv.h"
 #include "x86_shifted.h"
+#include "x86_bits.h"
 
 #define V __m256i
 #define LANES 8
@@ -42,7 +45,7 @@
 static int available_avxvnni(void) { return x86_has(X86_AVX_VNNI); }
 
 const lutra_kernels lutra_avxvnni = {
-    "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, 5, 12, gemv_avxvnni, few_avxvnni,
+    "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, 5, 12, SIDE_avxvnni, gemv_avxvnni, few_avxvnni,
     gemm_avxvnni, gemv_shifted_avxvnni, gemm_shifted_avxvnni, VECTOR_FUNCTIONS, key_dots_avxvnni,
     scores_avxvnni, weights_avxvnni, value_sums_avxvnni};
 #else

@@ -1,35 +1,12 @@
 /* Plain C, for any machine. */
 #include <string.h>
 
+#include "codes.h"
 #include "kernels.h"
 
 #define TARGET
 #define NAME(x) x##_scalar
 #include "vector_body.h"
-
-static void codes_of(const uint8_t *row, int bits, int blocks, uint8_t *codes) {
-    static const int planes[9][2] = {{0}, {1}, {2}, {2, 1}, {4}, {0}, {4, 2}, {0}, {4, 4}};
-    for (int b = 0; b < blocks; b++, codes += BLOCK) {
-        memset(codes, 0, BLOCK);
-        for (int p = 0, low = 0; p < 2 && planes[bits][p]; low += planes[bits][p++]) {
-            int width = planes[bits][p], mask = (1 << width) - 1;
-            if (width == 4) {
-                for (int i = 0; i < 64; i++) {
-                    int at = i / 32 * 64 + i % 32;
-                    codes[at] |= (uint8_t)((row[i] & mask) << low);
-                    codes[at + 32] |= (uint8_t)((row[i] >> 4) << low);
-                }
-            } else {
-                int per = 8 / width, size = BLOCK / per;
-                for (int f = 0; f < per; f++)
-                    for (int i = 0; i < size; i++)
-                        codes[f * size + i] |=
-                            (uint8_t)(((row[i] >> (8 - width * (f + 1))) & mask) << low);
-            }
-            row += BLOCK * width / 8;
-        }
-    }
-}
 
 /* The sum of codes first..last - 1 times activations, twice of those in groups. */
 static int64_t part_sum(const uint8_t *codes, int is_signed, const int8_t *x, const int32_t *shifts,
@@ -98,6 +75,6 @@ static int available_scalar(void) { return 1; }
 #include "attend_plain.h"
 
 const lutra_kernels lutra_scalar = {
-    "scalar", available_scalar, 4, 32, 5, 4, sums_scalar, sums_scalar, sums_scalar,
+    "scalar", available_scalar, 4, 32, 5, 4, 0, sums_scalar, sums_scalar, sums_scalar,
     sums_shifted_scalar, sums_shifted_scalar, VECTOR_FUNCTIONS, key_dots_scalar, scores_scalar,
     weights_scalar, value_sums_scalar};

@@ -357,8 +357,14 @@ ROWS(2, 2)
 ROWS(4, 4)
 #undef ROWS
 
+/* x86_bits.h; true if it has the product. */
+static TARGET int NAME(bits_product)(const lutra_matrix *w, int first, int last,
+                                     const lutra_columns *x, lutra_scratch *scratch, int64_t *out,
+                                     int shifted);
+
 static TARGET void NAME(gemv)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                               lutra_scratch *scratch, int64_t *out) {
+    if (NAME(bits_product)(w, first, last, x, scratch, out, 0)) return;
     if (x->count == 1)
         NAME(gemv1)(w, first, last, x, scratch, out);
     else if (x->count == 2)
@@ -376,7 +382,7 @@ static TARGET void NAME(few)(const lutra_matrix *w, int first, int last, const l
     for (int c = 0; c < x->count; c += GEMV_COLUMNS) {
         some.count = x->count - c < GEMV_COLUMNS ? x->count - c : GEMV_COLUMNS;
         NAME(gemv)(w, first, last, &some, &of, out + (int64_t)c * (last - first));
-        some.x += (int64_t)GEMV_COLUMNS * x->depth;
+        columns_skip(&some, GEMV_COLUMNS);
         of.group_sums += (int64_t)GEMV_COLUMNS * groups;
     }
 }

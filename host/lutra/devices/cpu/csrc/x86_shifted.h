@@ -306,6 +306,7 @@ SHIFTED(4, 4)
 static TARGET void NAME(gemv_shifted)(const lutra_matrix *w, int first, int last,
                                       const lutra_columns *x, lutra_scratch *scratch,
                                       int64_t *out) {
+    if (NAME(bits_product)(w, first, last, x, scratch, out, 1)) return;
     if (x->count == 1)
         NAME(shifted1)(w, first, last, x, scratch, out);
     else if (x->count == 2)

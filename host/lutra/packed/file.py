@@ -38,7 +38,7 @@ from lutra_golden.model.shapes import LINEARS, Gate
 
 __all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
 
-VERSION = 4
+VERSION = 5
 """Version of the format; other versions are refused."""
 _KEY = "lutra_version"
 _CONFIG, _TENSORS = "config.json", "model.safetensors"

@@ -51,6 +51,7 @@ MUTANTS = [
             "int rest = n - first - at,",
         ),
         ("epsilon once for a head", "(int64_t)head_dim * step->eps", "(int64_t)step->eps"),
+        ("a centre without its fraction", "ROPE_FRAC - step->bias_frac)", "ROPE_FRAC)"),
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/model.c",

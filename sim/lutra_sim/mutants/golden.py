@@ -307,7 +307,9 @@ MUTANTS = [
             "return np.rint(table * (1 << ROPE_FRAC))",
             "return np.floor(table * (1 << ROPE_FRAC))",
         ),
-        ("values not shifted", "y = x << ROPE_FRAC if table is None", "y = x if table is None"),
+        ("values not shifted", "return x << ROPE_FRAC if table is", "return x if table is"),
+        ("a centre without its fraction", "+ ROPE_FRAC - bias.frac)", "+ ROPE_FRAC)"),
+        ("centres added", "y = y - (bias.centre <<", "y = y + (bias.centre <<"),
     ),
     *planted(
         "sim/lutra_golden/vector/heads.py",
@@ -602,6 +604,8 @@ MUTANTS = [
             'if False:\n            raise LutraError(f"sums of the head',
         ),
         ("a negative shift of embeddings", "if not 0 <= (shift := ", "if not -99 <= (shift := "),
+        ("a centre of keys with a norm", "if layer.head_norms is not None:", "if False:"),
+        ("a centre of keys of any size", "if peak > 1 << (limit + bias.frac)", "if False"),
     ),
 ]
 """Faults of every module that computes tokens."""

@@ -376,11 +376,11 @@ SCALE_TEXT = (
     [
         (
             set_to("lutra_version", to=1),
-            "config.json is of packed format 1, this Lutra reads 4: pack its checkpoint again",
+            "config.json is of packed format 1, this Lutra reads 5: pack its checkpoint again",
         ),
         (
-            set_to("lutra_version", to=5),
-            "config.json is of packed format 5, this Lutra reads 4: update Lutra, or pack its che",
+            set_to("lutra_version", to=6),
+            "config.json is of packed format 6, this Lutra reads 5: update Lutra, or pack its che",
         ),
         (
             set_to("activation_groups", to={"size": 48, "shift_max": 7}),
@@ -397,7 +397,7 @@ SCALE_TEXT = (
         (set_to("name", to=3), "config.json: name must be a text, not 3: pack the model again"),
         (
             without("lutra_version"),
-            "config.json is of packed format None, this Lutra reads 4: pack its checkpoint",
+            "config.json is of packed format None, this Lutra reads 5: pack its checkpoint",
         ),
         (
             without("hidden_size"),
@@ -600,10 +600,6 @@ def put(name: str, value: Callable[[Any], Any]) -> Callable[[Tensors], None]:
         (
             put("layers.1.key_centre", lambda x: x[:-1]),
             "model.safetensors: layers.1.key_centre must be [16], not [15]: config.json and the",
-        ),
-        (
-            put("layers.1.key_centre", lambda x: x * 0 - 32768),
-            "config.json: the centre of keys of layer 1 reaches",
         ),
         (
             put("layers.1.q_proj.codes", lambda x: x[::-1, :-1]),

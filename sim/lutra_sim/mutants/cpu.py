@@ -55,6 +55,15 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/model.c",
+        [f"{_BINDING}::test_architectures[qwen2-w4a8]"],
+        (
+            "the first head's centre for all keys",
+            "layer->key_centre + (int64_t)(h - counts[0]) * d",
+            "layer->key_centre",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/model.c",
         [
             f"{_BINDING}::test_saturation_of_one_row_is_told",
             f"{_BINDING}::test_rows_of_several_sequences_share_passes[grouped-4-scalar]",

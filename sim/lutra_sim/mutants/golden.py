@@ -345,6 +345,7 @@ MUTANTS = [
             f"{_DECODER}::test_keys_and_values_of_different_bits",
             f"{_DECODER}::test_every_architecture[qwen2-window]",
         ],
+        ("centres of values", 'if name == "k_proj" else None', 'if name == "v_proj" else None'),
         (
             "an overflow not flagged",
             "linear.scale, frac, self.saturation)",
@@ -512,6 +513,7 @@ MUTANTS = [
     *planted(
         "sim/lutra_golden/control/interpreter.py",
         ["golden/control/test_interpreter.py"],
+        ("centres of values", "centre if kind == 1 else", "centre if kind == 2 else"),
         (
             "the last of equal logits wins",
             "better = (best > self._best[tokens])",

@@ -184,13 +184,17 @@ class _Uploader:
         )
 
     def _rope(self, layer: PackedLayer) -> RopeStep:
-        bias, norms = layer.bias, layer.head_norms
+        bias, norms, biases = layer.bias, layer.head_norms, None
+        if bias is not None:
+            none = np.zeros(self.model.n_kv_heads * self.head_dim, np.int16)
+            centre = none if bias.centre is None else bias.centre
+            biases = upload(np.concatenate([bias.values, centre]))
         return RopeStep(
             scale_q=layer.q_proj.scale,
             scale_k=layer.k_proj.scale,
             scale_v=layer.v_proj.scale,
             rope=self._rope_table,
-            bias=None if bias is None else upload(bias.values),
+            bias=biases,
             bias_frac=0 if bias is None else bias.frac,
             gamma=None if norms is None else upload(np.stack([norms.query, norms.key])),
             gamma_frac=0 if norms is None else norms.frac,

@@ -200,6 +200,23 @@ def test_every_engine_gives_the_same(name: str, packed: Packed) -> None:
         np.testing.assert_array_equal(logits, first)
 
 
+@pytest.mark.parametrize("name", ["qwen2", "qwen2-narrow"])
+def test_centres_of_keys_are_in_their_places(name: str, packed: Packed) -> None:
+    """Which no softmax shows, so that the logits are compared bit for bit."""
+    model, rng = packed(name), np.random.default_rng(3)
+
+    def far_away(_model: PackedModel, layer: PackedLayer) -> PackedLayer:
+        assert layer.bias is not None
+        assert layer.bias.centre is not None
+        centre = rng.integers(-32000, 32000, len(layer.bias.centre)).astype(np.int16)
+        return replace(layer, bias=replace(layer.bias, centre=centre))
+
+    model = in_layers(far_away)(model)
+    device = on_transport(compiled(model, config_of_engine("lut")))
+    found, expected = (run_tiles(x, tokens_for(model), SIZES) for x in (device, golden(model)))
+    np.testing.assert_array_equal(found.logits, expected.logits)
+
+
 # -- faults
 
 Fault = Callable[[PackedModel], PackedModel]

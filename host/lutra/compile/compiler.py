@@ -22,6 +22,7 @@ from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.isa import (
     ADDRESS_UNIT,
     FLAG_BIAS,
+    FLAG_CENTRE,
     FLAG_FIRST,
     FLAG_LOGITS,
     FLAG_PLAIN,
@@ -356,7 +357,8 @@ class _Lowering:
         return _acc(0, base)
 
     def _head_params(self, layer: PackedLayer) -> tuple[int, dict[str, int], list[Region]]:
-        """Flags and fields of ROPEQ for biases and norms of heads, and where they were loaded."""
+        """Flags and fields of ROPEQ for biases, centres and norms of heads, and where they were
+        loaded."""
         fields = {"param_word": 0, "bias_frac": 0, "gamma_frac": 0, "eps": 0}
         flags, vectors = 0, list[NDArray[np.int16]]()
         lanes, d = LANES, self._head_dim
@@ -364,6 +366,9 @@ class _Lowering:
             flags |= FLAG_BIAS
             fields["bias_frac"] = layer.bias.frac
             vectors.append(layer.bias.values[_pair_halves(len(layer.bias.values), d, lanes)])
+            if layer.bias.centre is not None:
+                flags |= FLAG_CENTRE
+                vectors.append(layer.bias.centre[_pair_halves(len(layer.bias.centre), d, lanes)])
         if layer.head_norms is not None:
             flags |= FLAG_QK_NORM
             eps = padded_head_eps(self._model)

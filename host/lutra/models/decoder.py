@@ -102,6 +102,7 @@ class DecoderLayer:
     """One decoder layer; a part that an architecture does not have is None.
 
     Biases are those of queries, keys and values; ``q_norm`` and ``k_norm`` normalise each head.
+    ``k_centre`` is taken from keys that are rotated, before they are rounded: no softmax changes.
     ``exempt`` names matrices that a checkpoint of ternary layers leaves in floating point, whose
     inputs are not rounded either, until they are integers.
     """
@@ -118,6 +119,7 @@ class DecoderLayer:
     q_bias: _Vector | None = None
     k_bias: _Vector | None = None
     v_bias: _Vector | None = None
+    k_centre: _Vector | None = None
     q_norm: _Vector | None = None
     k_norm: _Vector | None = None
     attn_sub_norm: _Vector | None = None
@@ -231,7 +233,10 @@ class Decoder:
             q = rms_norm(q, layer.q_norm, c.rms_norm_eps)
             k = rms_norm(k, layer.k_norm, c.rms_norm_eps)
         q = np.multiply(*self._rounded(rotate(q), self.query_bits))
-        k = np.multiply(*self._rounded(rotate(k), self.key_bits))
+        k = rotate(k)
+        if layer.k_centre is not None and self.key_bits is not None:
+            k = k - layer.k_centre.reshape(len(k), 1, c.head_dim).astype(k.dtype)
+        k = np.multiply(*self._rounded(k, self.key_bits))
         v = np.multiply(*self._rounded(v, self.value_bits))
         h = causal_attention(q, k, v, window)
         if layer.attn_sub_norm is not None:

@@ -82,8 +82,11 @@ def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], di
         if norm is not None:
             arrays[name] = norm.gamma
     numbers["bias"] = None if layer.bias is None else layer.bias.frac
+    numbers["key_centre"] = layer.bias is not None and layer.bias.centre is not None
     if layer.bias is not None:
         arrays["bias"] = layer.bias.values
+        if layer.bias.centre is not None:
+            arrays["key_centre"] = layer.bias.centre
     numbers["head_norms"] = None if layer.head_norms is None else layer.head_norms.frac
     if layer.head_norms is not None:
         arrays["query_norm"] = layer.head_norms.query
@@ -151,7 +154,10 @@ class LayerReader:
             )
         bias = head_norms = None
         if (frac := _frac(file, prefix, "bias", FIXED_FRAC)) is not None:
-            bias = PackedBias(self._int16(f"{prefix}bias", sizes.q + 2 * sizes.kv), frac)
+            centre = None
+            if file.flag("key_centre"):
+                centre = self._int16(f"{prefix}key_centre", sizes.kv)
+            bias = PackedBias(self._int16(f"{prefix}bias", sizes.q + 2 * sizes.kv), frac, centre)
         if (frac := _frac(file, prefix, "head_norms")) is not None:
             query, key = (
                 self._int16(f"{prefix}{x}_norm", sizes.head_dim) for x in ("query", "key")

@@ -363,8 +363,12 @@ class Packer:
         bias = None
         if layer.q_bias is not None and layer.k_bias is not None and layer.v_bias is not None:
             values = [layer.q_bias * (1 if normed else softmax), layer.k_bias, layer.v_bias]
+            if layer.k_centre is not None:
+                values.append(layer.k_centre)
             joined = np.concatenate(values).astype(np.float64)
-            bias = PackedBias(*_int16(joined, f"{where} bias", FIXED_FRAC))
+            packed, frac = _int16(joined, f"{where} bias", FIXED_FRAC)
+            n = sum(len(each) for each in values[:3])
+            bias = PackedBias(packed[:n], frac, None if layer.k_centre is None else packed[n:])
         head_norms = None
         if layer.q_norm is not None and layer.k_norm is not None:
             both = np.stack([layer.q_norm * softmax, layer.k_norm]).astype(np.float64)

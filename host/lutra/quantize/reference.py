@@ -35,6 +35,8 @@ def reference_layer(config: DecoderConfig, layer: PackedLayer) -> DecoderLayer:
         extra["q_bias"], extra["k_bias"], extra["v_bias"] = np.split(values, [q, q + kv])
         if layer.head_norms is None:
             extra["q_bias"] = (extra["q_bias"] / softmax).astype(np.float32)
+        if layer.bias.centre is not None:
+            extra["k_centre"] = (layer.bias.centre * 2.0**-layer.bias.frac).astype(np.float32)
     if layer.head_norms is not None:
         norms = layer.head_norms
         extra["q_norm"] = (norms.query * (2.0**-norms.frac / softmax)).astype(np.float32)

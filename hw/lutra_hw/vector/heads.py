@@ -25,6 +25,7 @@ from lutra_hw.ports import SCALE_LAYOUT, WritePortSignature
 __all__ = ["FixedHeads", "head_word_layout", "slot_layout"]
 
 _PARAM_WIDTH = 16
+_ALIGNED = signed(_PARAM_WIDTH + FIXED_FRAC)  # a parameter in Q16
 
 
 def slot_layout(config: AcceleratorConfig) -> data.StructLayout:
@@ -51,10 +52,10 @@ class FixedHeads(wiring.Component):
 
     ``y`` of a word follows it by :attr:`latency` cycles, 10 with ``qk_norm`` in the configuration
     and 8 without. Throughput is one word of eight elements per cycle, but with both ``bias`` and
-    ``qk_norm`` set one in every other cycle, because both are read through one port: valid words
-    are then an even number of cycles apart. There is no backpressure. The sum of a head's squares
-    is written when the head's last word has passed; words of a head come in order, those of the
-    second pass do not count.
+    ``qk_norm`` or ``centre`` set one in every other cycle, because both are read through one port:
+    valid words are then an even number of cycles apart. There is no backpressure. The sum of a
+    head's squares is written when the head's last word has passed; words of a head come in order,
+    those of the second pass do not count.
 
     Model: :func:`lutra_golden.vector.heads.fixed_heads`, ``head_norm``.
 
@@ -68,6 +69,7 @@ class FixedHeads(wiring.Component):
     scale_q, scale_k, scale_v : ``In(SCALE_LAYOUT)``  weight scales.
     param_word : ``In(16)``  first word of biases and gammas.
     bias, bias_frac : ``In(1)``, ``In(8)``  whether there are biases, and their fraction bits.
+    centre : ``In(1)``  whether centres of keys follow the biases; not with ``qk_norm``.
     qk_norm : ``In(1)``  whether queries and keys are multiplied by gamma.
     i : ``In(head_word_layout(config))``
     scale_r : ``Out(ScaleReadPort(config))``
@@ -75,6 +77,8 @@ class FixedHeads(wiring.Component):
     param : ``Out(ParamReadPort(config))``
     o : ``Out(head_word_layout(config))``  the word whose elements are in ``y`` in the next cycle.
     y : ``Out(ArrayLayout(signed(y_width), 8))``
+    away : ``Out(ArrayLayout(signed(32), 8))``  the centre of a key's elements in Q16, beside them;
+        zeros beside others. There with ``qkv_bias``, like ``bias``, ``bias_frac`` and ``centre``.
     saturated : ``Out(1)``  a word passes of which an element, bias and all, left 28 bits.
     squares : ``Out(WritePortSignature({head, odd}, unsigned(63)))``  sums of squares, at head and
         the token's last bit.
@@ -101,7 +105,12 @@ class FixedHeads(wiring.Component):
             "saturated": Out(1),
         }
         if config.vector.qkv_bias:
-            members |= {"bias": In(1), "bias_frac": In(8)}
+            members |= {
+                "bias": In(1),
+                "bias_frac": In(8),
+                "centre": In(1),
+                "away": Out(data.ArrayLayout(_ALIGNED, LANES)),
+            }
         if config.vector.qk_norm:
             entry = {"head": range(n_heads), "odd": 1}
             squares = WritePortSignature(entry, unsigned(SQUARES_WIDTH))
@@ -195,9 +204,7 @@ class FixedHeads(wiring.Component):
         config, address = self.config, Shape.cast(self.param.addr.word.shape())
         head_words = config.head_dim // LANES
         bias_word, gamma_word = Signal(address), Signal(address)
-        aligned = [
-            Signal(signed(_PARAM_WIDTH + FIXED_FRAC), name=f"bias_{lane}") for lane in range(LANES)
-        ]
+        aligned = [Signal(_ALIGNED, name=f"bias_{lane}") for lane in range(LANES)]
         gamma_first = self.param_word
         if config.vector.qkv_bias:
             at, shift = words[3].slot, Signal(range(FIXED_FRAC + 1))
@@ -210,6 +217,7 @@ class FixedHeads(wiring.Component):
                 m.d.sync += bias.eq(Mux(self.bias, self.param.data[lane] << shift, 0))
             gamma_first = gamma_first + Mux(self.bias, n_words, 0)
             m.d.comb += self.param.addr.word.eq(bias_word)
+            self._read_centre(m, words, shift)
         if config.vector.qk_norm:
             at, is_key = words[6].slot, words[6].slot.head >= config.n_heads
             of_head = Cat(words[6].high, at.pair)
@@ -217,6 +225,23 @@ class FixedHeads(wiring.Component):
             with m.If(self.qk_norm & words[7].slot.valid):
                 m.d.comb += self.param.addr.word.eq(gamma_word)
         return aligned, self.param.data
+
+    def _read_centre(self, m, words, shift):
+        """Centres of the word in cycle 8, when gammas come, aligned and in time with ``y``."""
+        config = self.config
+        at, key = words[6].slot, words[8].slot.head - config.n_heads
+        head_words = config.head_dim // LANES
+        # the centre of a key follows its biases by all keys and values
+        skipped = 2 * config.n_kv_heads * head_words
+        word = Signal(Shape.cast(self.param.addr.word.shape()), name="centre_word")
+        m.d.sync += word.eq(self.param_word + skipped + Cat(words[6].high, at.pair, at.head))
+        with m.If(self.centre & words[7].slot.valid):
+            m.d.comb += self.param.addr.word.eq(word)
+        read = self.centre & words[8].slot.valid & (key >= 0) & (key < config.n_kv_heads)
+        found = Signal(self.away.shape())
+        for lane in range(LANES):
+            m.d.comb += found[lane].eq(Mux(read, self.param.data[lane] << shift, 0))
+        m.d.comb += self.away.eq(delay(m, found, self.latency - 8)[-1])
 
     def _sum_squares(self, m, words, v):
         """Cycle 8: squares; cycle 9: of four elements; cycle 10: the head's."""

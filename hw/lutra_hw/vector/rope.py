@@ -52,7 +52,7 @@ def rope_command(config: AcceleratorConfig) -> data.StructLayout:
     if config.vector.qkv_bias or config.vector.qk_norm:
         members |= {"param_word": unsigned(16)}
     if config.vector.qkv_bias:
-        members |= {"bias": unsigned(1), "bias_frac": unsigned(8)}
+        members |= {"bias": unsigned(1), "bias_frac": unsigned(8), "centre": unsigned(1)}
     if config.vector.qk_norm:
         members |= {"qk_norm": unsigned(1), "gamma_frac": unsigned(8), "eps": unsigned(16)}
     return data.StructLayout(members)
@@ -77,10 +77,11 @@ class RopeQuant(wiring.Component):
     bits and any table of int16 are exact.
 
     With ``bias`` or ``qk_norm`` both passes go through :class:`FixedHeads`, which takes a block
-    per cycle, or with both flags, whose vectors come through one port, one in two cycles. A head
-    of queries or keys with a norm takes 23 cycles in the second process. So of ``Q`` such heads
-    among ``H`` a token takes the larger of ``11 * H + 12 * Q`` and ``P * (H * head_dim / 8 + 1)``
-    cycles, where ``P`` is 2, or 4 with both flags.
+    per cycle, or with both flags, whose vectors come through one port, one in two cycles. So it
+    does with ``bias`` and ``centre``, whose vectors are taken from the keys that were rotated. A
+    head of queries or keys with a norm takes 23 cycles in the second process. So of ``Q`` such
+    heads among ``H`` a token takes the larger of ``11 * H + 12 * Q`` and
+    ``P * (H * head_dim / 8 + 1)`` cycles, where ``P`` is 2, or 4 with two flags.
 
     Model: :func:`lutra_golden.vector.rope.rope_quantize`, ``rope_quantize_fixed``.
 
@@ -155,13 +156,13 @@ class RopeQuant(wiring.Component):
         ]
 
         slot = Signal(slot_layout(config))
-        acc = [self.acc.data[0], self.acc.data[1]]
+        acc, away = [self.acc.data[0], self.acc.data[1]], None
         if self._is_fixed:
-            slot_0, acc = self._prepare(m, command, slot, scales)
+            slot_0, acc, away = self._prepare(m, command, slot, scales)
         else:
             slot_0 = slot
         _, slot_1, _, slot_3, slot_4, _, _, slot_7 = delay(m, slot_0, 7)
-        low, high = self._rotate(m, slot_1, acc, y_width)
+        low, high = self._rotate(m, slot_1, acc, away, y_width)
         self._find_largest(m, [*low, *high], slot_7, scales)
 
         # cycle 5: low dimensions, cycle 6: high ones, both with the head's factor
@@ -188,21 +189,25 @@ class RopeQuant(wiring.Component):
         return m
 
     def _modes(self, command):
-        """Two flags: heads are brought to fixed point; biases and norms are applied."""
-        bias = command.bias if self.config.vector.qkv_bias else Const(0)
+        """Two flags: heads are brought to fixed point; biases, and norms or centres are applied."""
+        bias, centre = Const(0), Const(0)
+        if self.config.vector.qkv_bias:
+            bias, centre = command.bias, command.centre
         qk_norm = command.qk_norm if self.config.vector.qk_norm else Const(0)
-        return bias | qk_norm, bias & qk_norm
+        return bias | qk_norm, bias & (qk_norm | centre)
 
     def _prepare(self, m, command, slot, scales):
         """Heads in fixed point, when the command asks for them, or accumulators as they are.
 
-        Returns the slot to rotate and, a cycle later, the elements of its pair.
+        Returns the slot to rotate and, a cycle later, the elements of its pair; and what is taken
+        from it when it has been rotated, in Q16, or None if the configuration has no biases.
         """
         config = self.config
         fixed, both = self._modes(command)
         m.submodules.heads = heads = FixedHeads(config)
         wiring.connect(m, heads.param, wiring.flipped(self.param))
         names = {"scale_q", "scale_k", "scale_v", "param_word", "bias", "bias_frac", "qk_norm"}
+        names |= {"centre"}
         for name in sorted(names & heads.signature.members.keys()):
             m.d.comb += getattr(heads, name).eq(getattr(command, name))
         m.d.comb += [scales.fixed.eq(fixed), self.saturated.eq(heads.saturated)]
@@ -251,9 +256,24 @@ class RopeQuant(wiring.Component):
             for lane in range(LANES):
                 m.d.comb += x[lane].eq(Mux(fixed, y[lane], self.acc.data[half][lane]))
             pair.append(x)
-        return slot_0, pair
+        return slot_0, pair, self._hold_centre(m, command, arrived, heads)
 
-    def _rotate(self, m, slot_1, acc, y_width):
+    def _hold_centre(self, m, command, arrived, heads):
+        """Centres of both blocks of a pair, until the products of its elements are added.
+
+        Blocks of a pair come two cycles apart and pairs four, so none is overwritten before.
+        """
+        if not self.config.vector.qkv_bias:
+            return None
+        away = [Signal(heads.away.shape(), name=f"away_{half}") for half in ("low", "high")]
+        for half, held in enumerate(away):
+            with m.If(~command.centre):
+                m.d.sync += held.eq(0)
+            with m.Elif(arrived.slot.valid & (arrived.high == half)):
+                m.d.sync += held.eq(heads.away)
+        return away
+
+    def _rotate(self, m, slot_1, acc, away, y_width):
         """Cycles 1 to 3 of a slot: low and high dimensions, rotated, valid in cycle 4."""
         config, lanes = self.config, LANES
         is_value = slot_1.head >= config.n_heads + config.n_kv_heads
@@ -263,6 +283,9 @@ class RopeQuant(wiring.Component):
         m.d.sync += [x_low.eq(acc[0]), x_high.eq(acc[1])]
         low, high = [], []
         for lane in range(lanes):
+            low_away, high_away = (
+                (0, 0) if away is None else (half[lane] << ROPE_FRAC for half in away)
+            )
             m.d.sync += [
                 cos[lane].eq(Mux(is_value, 1 << ROPE_FRAC, self.rope.data[0][lane])),
                 sin[lane].eq(Mux(is_value, 0, self.rope.data[1][lane])),
@@ -279,8 +302,8 @@ class RopeQuant(wiring.Component):
                 low_sin.eq(x_low[lane] * sin[lane]),
                 high_cos.eq(x_high[lane] * cos[lane]),
                 high_sin.eq(x_high[lane] * sin[lane]),
-                y_low.eq(low_cos - high_sin),
-                y_high.eq(high_cos + low_sin),
+                y_low.eq(low_cos - high_sin - low_away),
+                y_high.eq(high_cos + low_sin - high_away),
             ]
             low.append(y_low)
             high.append(y_high)

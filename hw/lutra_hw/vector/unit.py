@@ -8,6 +8,7 @@ from amaranth.utils import exact_log2
 
 from lutra_golden.control.isa import (
     FLAG_BIAS,
+    FLAG_CENTRE,
     FLAG_FIRST,
     FLAG_PLAIN,
     FLAG_QK_NORM,
@@ -242,6 +243,7 @@ class VectorUnit(wiring.Component):
             "stream": header(instruction, "flags") & FLAG_STREAM != 0,
             "plain": header(instruction, "flags") & FLAG_PLAIN != 0,
             "bias": header(instruction, "flags") & FLAG_BIAS != 0,
+            "centre": header(instruction, "flags") & FLAG_CENTRE != 0,
             "qk_norm": header(instruction, "flags") & FLAG_QK_NORM != 0,
         }
         for opcode, block in blocks.items():

@@ -48,7 +48,7 @@ def attention_step_kernel(
     y_lo, y_hi, unit_m, unit_e, position = rotated_rows(
         acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr, flag_ptr,
         m, head, is_query, is_value, row < G + 2, w, bias_frac, gamma_frac, eps,
-        H + 2 * H_KV, D, LOG2_DIM, HAS_BIAS, HAS_NORM,
+        H + 2 * H_KV, H_KV, D, LOG2_DIM, HAS_BIAS, HAS_NORM,
     )  # fmt: skip
     lo, hi, scale = quantized_rows(y_lo, y_hi, unit_m, unit_e, 127)
     half = tl.arange(0, D // 2)[None, :]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import triton.language as tl
 
 from lutra_golden.arith.scale import Scale
+from lutra_golden.vector.heads import FIXED_FRAC
 from lutra_golden.vector.rope import ROPE_FRAC
 from lutra_kernels.arith.fixed import note
 from lutra_kernels.arith.quantize import quantize, quantize_factor, quantize_step
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _FRAC = tl.constexpr(ROPE_FRAC)
+_TURNED_FRAC = tl.constexpr(FIXED_FRAC + ROPE_FRAC)
 ROWS_MAX = 32
 """Most heads of tokens that a program takes."""
 _MANY = 4096  # heads that keep every multiprocessor busy
@@ -75,10 +77,11 @@ def quantized_rows(y_lo, y_hi, unit_m, unit_e, Q_MAX: tl.constexpr):
 def rotated_rows(
     acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr, flag_ptr,
     m, head, is_query, is_value, here, w, bias_frac, gamma_frac, eps,
-    N_HEADS: tl.constexpr, D: tl.constexpr, LOG2_DIM: tl.constexpr,
+    N_HEADS: tl.constexpr, N_KV: tl.constexpr, D: tl.constexpr, LOG2_DIM: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Heads of tokens with biases, normalised and rotated, ``[ROWS, D / 2]`` both halves.
+    """Heads of tokens with biases, normalised or less their centre, and rotated, ``[ROWS, D / 2]``
+    both halves.
 
     Row by row: token ``m``, ``head`` of all in ``acc``, what it is a head of, whether it is there,
     and the word of its weights' scale. Returns what one of it is worth and the position, too.
@@ -116,7 +119,16 @@ def rotated_rows(
     turn = rope_ptr + position.to(tl.int64)[:, None] * D + half
     cos = tl.where(is_value[:, None], _ONE, tl.load(turn).to(tl.int64))
     sin = tl.where(is_value[:, None], 0, tl.load(turn + D // 2).to(tl.int64))
-    return lo * cos - hi * sin, hi * cos + lo * sin, unit_m, unit_e, position
+    y_lo, y_hi = lo * cos - hi * sin, hi * cos + lo * sin
+    if HAS_BIAS and not HAS_NORM:
+        # the centres follow the biases, from those of values on
+        at = bias_ptr + offs + 2 * N_KV * D
+        is_key = here & ~is_query & ~is_value
+        centre_lo = tl.load(at, mask=is_key[:, None], other=0).to(tl.int64)
+        centre_hi = tl.load(at + D // 2, mask=is_key[:, None], other=0).to(tl.int64)
+        y_lo -= centre_lo << (_TURNED_FRAC - bias_frac)
+        y_hi -= centre_hi << (_TURNED_FRAC - bias_frac)
+    return y_lo, y_hi, unit_m, unit_e, position
 
 
 @jit_general("scale_q", "scale_k", "scale_v", "bias_frac", "gamma_frac", "eps", "n_pages", "M")
@@ -133,10 +145,10 @@ def rope_kv_kernel(
 
     ``acc`` int32 ``[M, (H + 2 H_KV) D]`` with activation scales ``s`` ``[M]``; ``position`` int32
     ``[M]``; ``table`` int32 ``[M, n_pages]`` the pages of each token's sequence; ``rope`` int16
-    ``[context, D]``; ``bias`` int16 like ``acc``'s rows; ``gamma`` int16 ``[2, D]`` of queries and
-    keys. Writes ``q`` int8 ``[M, H, D]``, its scales ``[M, H]``, the flag, and the cache of
-    :class:`~lutra_kernels.cache.KvCache`. With ``SPLIT``, what the parts of a split
-    attention add up to begins here.
+    ``[context, D]``; ``bias`` int16 like ``acc``'s rows, and behind them the centres ``[H_KV, D]``
+    of keys; ``gamma`` int16 ``[2, D]`` of queries and keys. Writes ``q`` int8 ``[M, H, D]``, its
+    scales ``[M, H]``, the flag, and the cache of :class:`~lutra_kernels.cache.KvCache`. With
+    ``SPLIT``, what the parts of a split attention add up to begins here.
     """
     pid = tl.program_id(0)
     of_queries, of_keys = tl.cdiv(M * H, ROWS), tl.cdiv(M * H_KV, ROWS)
@@ -153,7 +165,7 @@ def rope_kv_kernel(
     y_lo, y_hi, unit_m, unit_e, position = rotated_rows(
         acc_ptr, s_ptr, position_ptr, rope_ptr, bias_ptr, gamma_ptr, tables_ptr, flag_ptr,
         m, first_head + head, no_rows | is_query, no_rows | is_value, here, w,
-        bias_frac, gamma_frac, eps, H + 2 * H_KV, D, LOG2_DIM, HAS_BIAS, HAS_NORM,
+        bias_frac, gamma_frac, eps, H + 2 * H_KV, H_KV, D, LOG2_DIM, HAS_BIAS, HAS_NORM,
     )  # fmt: skip
 
     if is_query:
@@ -186,8 +198,9 @@ def rope_kv_kernel(
 class RopeStep:
     """Constants of a layer: scales of weights, rotary table, biases and norms of heads.
 
-    ``bias`` and ``gamma`` are None where there are none; ``gamma`` is ``[2, D]``, of queries and
-    of keys, ``eps`` in units of ``2**-32``.
+    ``bias`` and ``gamma`` are None where there are none. Behind the biases of all heads are the
+    centres of keys, zeros where there are none; ``gamma`` is ``[2, D]``, of queries and of keys,
+    ``eps`` in units of ``2**-32``.
     """
 
     scale_q: Scale

@@ -29,6 +29,7 @@ from lutra_golden.control.descriptor import (
 from lutra_golden.control.failure import Failure
 from lutra_golden.control.isa import (
     FLAG_BIAS,
+    FLAG_CENTRE,
     FLAG_FIRST,
     FLAG_LOGITS,
     FLAG_LOW,
@@ -425,7 +426,8 @@ class Interpreter:
             if i.flags & (FLAG_BIAS | FLAG_QK_NORM):
                 bias = None
                 if biases is not None:
-                    bias = HeadBias(biases.values[first : first + count], biases.frac)
+                    centre = biases.centre if kind == 1 else None
+                    bias = HeadBias(biases.values[first : first + count], biases.frac, centre)
                 norm = norms[kind]
                 results.append(
                     rope_quantize_fixed(x, s, w_scale, table, bias, norm, q_max, self._saturation)
@@ -464,7 +466,8 @@ class Interpreter:
     def _head_params(
         self, i: Instruction
     ) -> tuple[HeadBias | None, tuple[HeadNorm | None, HeadNorm | None, None]]:
-        """Biases of all heads of a ROPEQ, and norms of queries, keys and values."""
+        """Biases of all heads of a ROPEQ, with the centres of keys, and norms of queries, keys and
+        values."""
         config, first = self.config, i.args["param_word"]
         flags = (("FLAG_BIAS", FLAG_BIAS, "qkv_bias"), ("FLAG_QK_NORM", FLAG_QK_NORM, "qk_norm"))
         for flag, bit, feature in flags:
@@ -475,7 +478,10 @@ class Interpreter:
         head_words = config.head_dim // LANES
         bias_words = (config.n_heads + 2 * config.n_kv_heads) * head_words
         bias_words *= bool(i.flags & FLAG_BIAS)
-        end = first + bias_words + (2 * head_words if i.flags & FLAG_QK_NORM else 0)
+        if i.flags & FLAG_CENTRE and i.flags & (FLAG_BIAS | FLAG_QK_NORM) != FLAG_BIAS:
+            raise ProgramError("ROPEQ with FLAG_CENTRE needs FLAG_BIAS and not FLAG_QK_NORM")
+        more = config.n_kv_heads if i.flags & FLAG_CENTRE else 2 * bool(i.flags & FLAG_QK_NORM)
+        end = first + bias_words + more * head_words
         if i.flags & (FLAG_BIAS | FLAG_QK_NORM) and end > config.vector.param_words:
             raise ProgramError(f"ROPEQ reads word {end - 1} of {config.vector.param_words}")
         bias, norms = None, (None, None, None)
@@ -484,7 +490,10 @@ class Interpreter:
             if frac > FIXED_FRAC:
                 raise ProgramError(f"bias_frac of ROPEQ must be at most {FIXED_FRAC}, not {frac}")
             values = self._heads(self.params[None, first : first + bias_words])[0]
-            bias = HeadBias(values, frac)
+            centre = None
+            if i.flags & FLAG_CENTRE:
+                centre = self._heads(self.params[None, first + bias_words : end])[0]
+            bias = HeadBias(values, frac, centre)
         if i.flags & FLAG_QK_NORM:
             gammas = self._heads(self.params[None, first + bias_words : end])[0]
             frac, eps = i.args["gamma_frac"], i.args["eps"]

@@ -14,6 +14,7 @@ __all__ = [
     "DOCS",
     "FIELDS",
     "FLAG_BIAS",
+    "FLAG_CENTRE",
     "FLAG_FIRST",
     "FLAG_LOGITS",
     "FLAG_LOW",
@@ -46,6 +47,9 @@ FLAG_LOW = 32
 """EMBED: changes only the 16 low bits of each element of the residual stream."""
 FLAG_STREAM = 64
 """LOGITS: stores the residual stream as it is; ``param_word`` does not count."""
+
+FLAG_CENTRE = 128
+"""ROPEQ with FLAG_BIAS and without FLAG_QK_NORM: takes a centre from the keys it has rotated."""
 
 
 class Unit(IntEnum):
@@ -108,7 +112,9 @@ DOCS: Mapping[Opcode, str] = {
     "scales in the KV cache. With FLAG_BIAS or FLAG_QK_NORM the heads are first brought to "
     "Q16; then come the "
     "biases of all rows, in the order of the accumulators, and RMSNorm of each query and key times "
-    "gamma. In the parameter buffer lie the biases (FLAG_BIAS), then gamma of queries and gamma of "
+    "gamma. FLAG_CENTRE takes a vector from each key once it is rotated. "
+    "In the parameter buffer lie the biases (FLAG_BIAS), then what is taken from the keys "
+    "(FLAG_CENTRE), or gamma of queries and gamma of "
     "keys (FLAG_QK_NORM), head_dim each in the order that a head's accumulators have.",
     Opcode.ATTEND: "Causal attention of each chunk's queries to the positions of its own KV cache, "
     "from 0 up to their own, or to the latest WINDOW positions of each query.",
@@ -149,7 +155,10 @@ ADDRESS_UNIT = 64
 HEADER = {
     "opcode": Field(0, 8, "operation"),
     "flags": Field(
-        8, 8, "FLAG_LOGITS, FLAG_FIRST, FLAG_PLAIN, FLAG_BIAS, FLAG_QK_NORM, FLAG_LOW, FLAG_STREAM"
+        8,
+        8,
+        "FLAG_LOGITS, FLAG_FIRST, FLAG_PLAIN, FLAG_BIAS, FLAG_QK_NORM, FLAG_LOW, "
+        "FLAG_STREAM, FLAG_CENTRE",
     ),
     "wait_load": Field(16, 16, "load instructions that must have completed"),
     "wait_matmul": Field(32, 16, "matmul instructions that must have completed"),
@@ -209,7 +218,7 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
         ("scale_k", 32, "weight scale of keys"),
         ("scale_v", 32, "weight scale of values"),
         ("param_word", 16, "first word of biases and gammas in the parameter buffer"),
-        ("bias_frac", 8, "fraction bits of the biases, at most 16 (FLAG_BIAS)"),
+        ("bias_frac", 8, "fraction bits of biases and centres, at most 16 (FLAG_BIAS)"),
         ("gamma_frac", 8, "fraction bits of the gammas (FLAG_QK_NORM)"),
         ("eps", 16, "epsilon in units of 2**-32 (FLAG_QK_NORM)"),
     ),

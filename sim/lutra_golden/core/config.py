@@ -22,7 +22,7 @@ from lutra_golden.vector.unit import VectorParams
 
 __all__ = ["ENGINES", "AcceleratorConfig"]
 
-RTL_VERSION = 6
+RTL_VERSION = 7
 
 ENGINES: dict[str, type[EngineParams]] = {
     params.kind: params for params in (TernaryParams, LutParams, MixpeParams, MacParams)

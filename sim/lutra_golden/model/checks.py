@@ -18,6 +18,7 @@ from lutra_golden.model.limits import (
 from lutra_golden.model.lowered import embedding_shift
 from lutra_golden.model.packed import CodedVocabulary, PackedLayer, PackedModel
 from lutra_golden.model.shapes import LINEARS, Gate
+from lutra_golden.vector.heads import FIXED_FRAC, FIXED_WIDTH
 from lutra_golden.vector.norm import GATE_WIDTH_MAX
 
 __all__ = ["check_numbers", "pass_numbers", "sum_bits", "sum_limit"]
@@ -59,6 +60,7 @@ def check_numbers(model: PackedModel) -> None:
     for i in range(len(model.layers)):
         layer = model.layers[i]
         _check_sums(model, i, layer)
+        _check_centre(i, layer)
         layer_exponents(model, i, layer)
     pass_numbers(model)
 
@@ -100,6 +102,21 @@ def _check_sums(model: PackedModel, i: int, layer: PackedLayer) -> None:
             raise LutraError(
                 f"sums of layer {i} {name} need {needed} bits, there are {limit}: {_ADVICE}"
             )
+
+
+def _check_centre(i: int, layer: PackedLayer) -> None:
+    """Refuse a centre of keys that is where no key can be, or of keys that have a norm."""
+    bias = layer.bias
+    if bias is None or bias.centre is None:
+        return
+    if layer.head_norms is not None:
+        raise LutraError(f"layer {i} has a centre of keys, which keys with a norm have not")
+    peak, limit = int(np.abs(bias.centre.astype(np.int64)).max()), FIXED_WIDTH - 1 - FIXED_FRAC
+    if peak > 1 << (limit + bias.frac):
+        raise LutraError(
+            f"the centre of keys of layer {i} reaches {peak / 2.0**bias.frac:.0f}, keys reach "
+            f"{1 << limit}: {_ADVICE}"
+        )
 
 
 def sum_limit(gate: Gate, name: str) -> int:

@@ -171,7 +171,10 @@ class Decoder:
             bias = None
             if layer.bias is not None:
                 values = layer.bias.values.astype(np.int64).reshape(-1, m.head_dim)
-                bias = HeadBias(values[first : first + h.shape[1]], layer.bias.frac)
+                centre = layer.bias.centre if name == "k_proj" else None
+                if centre is not None:
+                    centre = centre.astype(np.int64).reshape(-1, m.head_dim)
+                bias = HeadBias(values[first : first + h.shape[1]], layer.bias.frac, centre)
                 first += h.shape[1]
             if layer.head_norms is not None and name != "v_proj":
                 gamma = layer.head_norms.query if name == "q_proj" else layer.head_norms.key

@@ -93,11 +93,14 @@ class PackedNorm:
 class PackedBias:
     """Biases of queries, keys and values, one after another, int16 with ``frac`` fraction bits.
 
-    Those of queries contain log2(e) / sqrt(head_dim).
+    Those of queries contain log2(e) / sqrt(head_dim). ``centre``, as many as those of keys and with
+    the same fraction bits, is taken from keys once they are rotated, which changes no softmax; a
+    layer with norms of heads has none.
     """
 
     values: NDArray[np.int16]
     frac: int
+    centre: NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,11 @@ def pad_layer(layer: PackedLayer, head_dim: int, to: int) -> PackedLayer:
             _pad(part, 0, head_places(len(part) // head_dim, head_dim, to, halves), to, head_dim)
             for part, halves in zip(parts, (True, True, False), strict=True)
         ]
-        bias = replace(bias, values=np.concatenate(padded))
+        centre = bias.centre
+        if centre is not None:
+            places = head_places(len(centre) // head_dim, head_dim, to, True)
+            centre = _pad(centre, 0, places, to, head_dim)
+        bias = replace(bias, values=np.concatenate(padded), centre=centre)
     norm = layer.attention_norm
     if norm is not None:
         places = head_places(len(norm.gamma) // head_dim, head_dim, to, False)

@@ -34,7 +34,8 @@ def decode_cycles(model: PackedModel, config: AcceleratorConfig, position: int) 
     layer = model.layers[0]
     bits = _planes(config.matmul, model)
     gate = NormSource.GATE if model.gate is Gate.RELU2 else NormSource.SWIGLU
-    rope = rope_cycles(config, 1, bias=model.biased, qk_norm=model.head_normed)
+    centre = layer.bias is not None and layer.bias.centre is not None
+    rope = rope_cycles(config, 1, bias=model.biased, qk_norm=model.head_normed, centre=centre)
     per_layer = sum(
         (
             norm_cycles(hidden // LANES, 1, NormSource.RESIDUAL),

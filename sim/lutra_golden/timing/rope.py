@@ -11,18 +11,24 @@ HEAD_NORM_CYCLES = 12
 
 
 def rope_cycles(
-    config: AcceleratorConfig, token_count: int, *, bias: bool = False, qk_norm: bool = False
+    config: AcceleratorConfig,
+    token_count: int,
+    *,
+    bias: bool = False,
+    qk_norm: bool = False,
+    centre: bool = False,
 ) -> int:
     """Cycles from the acceptance of a command to ``done``, without stalls.
 
-    With ``bias`` or ``qk_norm`` it is a bound: up to 40 cycles fewer are taken.
+    ``centre`` comes with ``bias``. With ``bias`` or ``qk_norm`` it is a bound: up to 40 cycles
+    fewer are taken.
     """
     if token_count == 0:
         return 1
     heads = config.n_heads + 2 * config.n_kv_heads
     pairs = config.head_dim // 16  # of blocks of eight elements, in one head
     if bias or qk_norm:
-        period = 4 if bias and qk_norm else 2
+        period = 4 if bias and (qk_norm or centre) else 2
         normed = config.n_heads + config.n_kv_heads if qk_norm else 0
         scalars = token_count * (heads * HEAD_CYCLES + normed * HEAD_NORM_CYCLES)
         passes = token_count * period * (2 * heads * pairs + 1)

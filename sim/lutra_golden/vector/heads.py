@@ -45,10 +45,14 @@ NORM_HEAD_DIM_MAX = 256
 
 
 class HeadBias(NamedTuple):
-    """Biases ``[heads, head_dim]``, int16 with ``frac`` fraction bits (at most 16)."""
+    """Biases ``[heads, head_dim]``, int16 with ``frac`` fraction bits (at most 16).
+
+    ``centre``, of the same shape and fraction bits, is taken from heads once they are rotated.
+    """
 
     values: Int
     frac: int
+    centre: Int | None = None
 
 
 class HeadNorm(NamedTuple):

@@ -5,7 +5,14 @@ import numpy as np
 from lutra_golden.arith.fixed import Int, Saturation
 from lutra_golden.arith.quantize import Q_MAX, quantize, quantize_factor, quantize_step
 from lutra_golden.arith.scale import Scale, scale_mul
-from lutra_golden.vector.heads import FIXED_UNIT, HeadBias, HeadNorm, fixed_heads, head_norm
+from lutra_golden.vector.heads import (
+    FIXED_FRAC,
+    FIXED_UNIT,
+    HeadBias,
+    HeadNorm,
+    fixed_heads,
+    head_norm,
+)
 
 __all__ = ["ROPE_FRAC", "rope_quantize", "rope_quantize_fixed", "rope_rotate", "rope_table"]
 
@@ -42,7 +49,7 @@ def rope_quantize(
     ``[M, heads]``: ``(y_max * (1/q_max) * 2**-14) * (s * w_scale)``.
     """
     unit = scale_mul(s, w_scale)
-    return _quantize_rotated(x, Scale(unit.m[:, None], unit.e[:, None]), table, q_max)
+    return _quantize(_rotated(x, table), Scale(unit.m[:, None], unit.e[:, None]), q_max)
 
 
 def rope_quantize_fixed(
@@ -57,18 +64,26 @@ def rope_quantize_fixed(
 ) -> tuple[Int, Scale]:
     """Like :func:`rope_quantize`, but of heads that :func:`fixed_heads` gives, biases added.
 
-    With ``norm`` the heads of :func:`head_norm` are rotated; their scales contain its root.
-    ``saturation`` is set as :func:`fixed_heads` sets it.
+    With ``norm`` the heads of :func:`head_norm` are rotated; their scales contain its root. Without
+    it the centre of ``bias`` is taken from what was rotated. ``saturation`` is set as
+    :func:`fixed_heads` sets it.
     """
     v, unit = fixed_heads(x, s, w_scale, bias, saturation), FIXED_UNIT
     if norm is not None:
         v, unit = head_norm(v, norm)
-    return _quantize_rotated(v, unit, table, q_max)
+    y = _rotated(v, table)
+    if norm is None and bias is not None and bias.centre is not None:
+        y = y - (bias.centre << (FIXED_FRAC + ROPE_FRAC - bias.frac))
+    return _quantize(y, unit, q_max)
 
 
-def _quantize_rotated(x: Int, unit: Scale, table: Int | None, q_max: int) -> tuple[Int, Scale]:
-    """Rotate and quantise ``x``, of which one is worth ``unit`` (broadcasts to ``[M, heads]``)."""
-    y = x << ROPE_FRAC if table is None else rope_rotate(x, table[:, None, :])
+def _rotated(x: Int, table: Int | None) -> Int:
+    return x << ROPE_FRAC if table is None else rope_rotate(x, table[:, None, :])
+
+
+def _quantize(y: Int, unit: Scale, q_max: int) -> tuple[Int, Scale]:
+    """Quantise ``y`` ``[M, heads, head_dim]``, of which ``2**14`` is worth ``unit`` (broadcasts to
+    ``[M, heads]``)."""
     y_max = np.abs(y).max(axis=-1)  # [M, heads]
     factor = quantize_factor(y_max, q_max)
     q = quantize(y, Scale(factor.m[..., None], factor.e[..., None]), q_max)

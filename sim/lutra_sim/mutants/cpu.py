@@ -51,6 +51,16 @@ MUTANTS = [
             "int rest = n - first - at,",
         ),
         ("epsilon once for a head", "(int64_t)head_dim * step->eps", "(int64_t)step->eps"),
+        ("a centre without its fraction", "ROPE_FRAC - step->bias_frac)", "ROPE_FRAC)"),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/model.c",
+        [f"{_BINDING}::test_architectures[qwen2-w4a8]"],
+        (
+            "the first head's centre for all keys",
+            "layer->key_centre + (int64_t)(h - counts[0]) * d",
+            "layer->key_centre",
+        ),
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/model.c",

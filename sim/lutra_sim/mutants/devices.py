@@ -13,6 +13,15 @@ _SESSIONS = "host/devices/cpu/test_sessions.py"
 MUTANTS = [
     *planted(
         "host/lutra/compile/compiler.py",
+        ["system/test_architectures.py::test_centres_of_keys_are_in_their_places"],
+        (
+            "centres in the order of the model's elements",
+            "layer.bias.centre[_pair_halves(len(layer.bias.centre), d, lanes)]",
+            "layer.bias.centre",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/compiler.py",
         [
             f"{_INTERPRETED}::test_the_program_gives_the_logits_of_the_model",
             f"{_INTERPRETED}::test_rows_that_fill_up_the_vocabulary_never_win",

@@ -307,7 +307,9 @@ MUTANTS = [
             "return np.rint(table * (1 << ROPE_FRAC))",
             "return np.floor(table * (1 << ROPE_FRAC))",
         ),
-        ("values not shifted", "y = x << ROPE_FRAC if table is None", "y = x if table is None"),
+        ("values not shifted", "return x << ROPE_FRAC if table is", "return x if table is"),
+        ("a centre without its fraction", "+ ROPE_FRAC - bias.frac)", "+ ROPE_FRAC)"),
+        ("centres added", "y = y - (bias.centre <<", "y = y + (bias.centre <<"),
     ),
     *planted(
         "sim/lutra_golden/vector/heads.py",
@@ -349,6 +351,7 @@ MUTANTS = [
             f"{_DECODER}::test_every_architecture[qwen2-window]",
             "host/quantize/test_vocabulary.py::test_a_model_and_its_reference[False-4]",
         ],
+        ("centres of values", 'if name == "k_proj" else None', 'if name == "v_proj" else None'),
         (
             "rows of the head for those of the embedding",
             "coded = m.vocabulary.embedding\n",
@@ -531,6 +534,7 @@ MUTANTS = [
     *planted(
         "sim/lutra_golden/control/interpreter.py",
         ["golden/control/test_interpreter.py"],
+        ("centres of values", "centre if kind == 1 else", "centre if kind == 2 else"),
         (
             "the last of equal logits wins",
             "better = (best > self._best[tokens])",
@@ -637,6 +641,8 @@ MUTANTS = [
             "sum_bits(model, head.peak, head.shift)\n        if needed > limit:",
             "sum_bits(model, head.peak, head.shift)\n        if needed > limit + 1:",
         ),
+        ("a centre of keys with a norm", "if layer.head_norms is not None:", "if False:"),
+        ("a centre of keys of any size", "if peak > 1 << (limit + bias.frac)", "if False"),
     ),
 ]
 """Faults of every module that computes tokens."""

@@ -242,8 +242,8 @@ MUTANTS = [
     Mutant(
         fault="sine with the wrong sign",
         file="hw/lutra_hw/vector/rope.py",
-        old="y_low.eq(low_cos - high_sin),",
-        new="y_low.eq(low_cos + high_sin),",
+        old="y_low.eq(low_cos - high_sin - low_away),",
+        new="y_low.eq(low_cos + high_sin - low_away),",
         tests=("hw/vector/test_rope.py::test_follows_golden[narrow]",),
     ),
     Mutant(
@@ -455,6 +455,8 @@ MUTANTS = [
         "hw/lutra_hw/vector/heads.py",
         ["hw/vector/test_heads.py::test_words"],
         ("heads that saturate not flagged", "& ~passing.record & lost.any()", "& 0"),
+        ("centres of the head before", "self.param_word + skipped + Cat(", "skipped + Cat("),
+        ("centres of values, too", "(key >= 0) & (key < config.n_kv_heads)", "(key >= 0)"),
     ),
     *planted(
         "hw/lutra_hw/vector/norm.py",
@@ -678,6 +680,27 @@ MUTANTS = [
             "[*users, (scales_rows, logits.residual)]",
             "users",
         ),
+    ),
+    Mutant(
+        fault="the centre of the low half for both",
+        file="hw/lutra_hw/vector/rope.py",
+        old="arrived.slot.valid & (arrived.high == half)",
+        new="arrived.slot.valid & ~arrived.high",
+        tests=("hw/vector/test_rope.py::test_follows_golden[narrow-bias]",),
+    ),
+    Mutant(
+        fault="centres stay for commands without",
+        file="hw/lutra_hw/vector/rope.py",
+        old="with m.If(~command.centre):",
+        new="with m.If(0):",
+        tests=("hw/vector/test_rope.py::test_follows_golden[narrow-bias]",),
+    ),
+    Mutant(
+        fault="biases and centres in every other cycle",
+        file="hw/lutra_hw/vector/rope.py",
+        old="bias & (qk_norm | centre)",
+        new="bias & qk_norm",
+        tests=("hw/vector/test_rope.py::test_follows_golden[narrow-bias]",),
     ),
     Mutant(
         fault="positions of keys counted from the tile's beginning",

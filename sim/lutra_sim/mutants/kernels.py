@@ -226,7 +226,14 @@ MUTANTS = [
     *planted(
         "kernels_gpu/lutra_kernels/vector/rope.py",
         ["kernels_gpu/vector/test_rope.py"],
-        ("sine with the wrong sign", "hi * cos + lo * sin, unit", "hi * cos - lo * sin, unit"),
+        ("sine with the wrong sign", "hi * cos + lo * sin\n", "hi * cos - lo * sin\n"),
+        ("centres of queries' biases", "offs + 2 * N_KV * D", "offs"),
+        (
+            "centres of values, too",
+            "is_key = here & ~is_query & ~is_value",
+            "is_key = here & ~is_query",
+        ),
+        ("the second half without a centre", "y_hi -= centre_hi <<", "y_hi -= 0 * centre_hi <<"),
         ("gamma of queries for keys", "tl.where(is_query, 0, D)[:, None]", "0"),
         (
             "the largest of the first half alone",

@@ -81,6 +81,11 @@ MUTANTS = [
             f"{_FILE}::test_numbers_that_can_not_be",
         ],
         (
+            "centres of keys are not read",
+            'if file.flag("key_centre"):',
+            "if False:",
+        ),
+        (
             "norms of keys for queries",
             'arrays["query_norm"] = layer.head_norms.query',
             'arrays["query_norm"] = layer.head_norms.key',
@@ -216,6 +221,20 @@ MUTANTS = [
         ),
         ("norms of queries divided, too", "q_norm=layer.q_norm * by", "q_norm=layer.q_norm / by"),
         ("a factor common to a head", "ratio -= np.median(ratio, axis=1, keepdims=True)", "pass"),
+        ("sizes with the centre", "(k) - centre[:, None])", "(k))"),
+        (
+            "a centre that factors have not divided",
+            "centre.reshape(-1) / keys",
+            "centre.reshape(-1)",
+        ),
+        ("centres of fast pairs", "slow = np.abs(turned) < math.pi", "slow = np.abs(turned) >= 0"),
+        ("the arc's beginning, not its middle", "(table[0] + table[-1]) / 2", "table[0]"),
+        (
+            "the whole ratio of queries and keys",
+            "math.log2(key / query) / 2",
+            "math.log2(key / query)",
+        ),
+        ("queries without the factor of softmax", "query *= math.log2(math.e)", "query *= 8"),
     ),
     *planted(
         "host/lutra/quantize/budget.py",

@@ -19,6 +19,7 @@ from lutra_golden.control.interpreter import Interpreter, ProgramError, RunError
 from lutra_golden.control.isa import (
     FIELDS,
     FLAG_BIAS,
+    FLAG_CENTRE,
     FLAG_FIRST,
     FLAG_LOGITS,
     FLAG_LOW,
@@ -560,7 +561,9 @@ def natural(blocks: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kv_width", [8, 4])
-@pytest.mark.parametrize("flags", [0, FLAG_BIAS, FLAG_QK_NORM, FLAG_BIAS | FLAG_QK_NORM])
+@pytest.mark.parametrize(
+    "flags", [0, FLAG_BIAS, FLAG_BIAS | FLAG_CENTRE, FLAG_QK_NORM, FLAG_BIAS | FLAG_QK_NORM]
+)
 def test_biases_and_norms_of_heads(flags: int, kv_width: int) -> None:
     """Against float, without rotation: queries, and keys and values as stored."""
     rng = np.random.default_rng(flags)
@@ -579,6 +582,8 @@ def test_biases_and_norms_of_heads(flags: int, kv_width: int) -> None:
     if flags & FLAG_BIAS:
         x += natural(interpreter.params[word : word + 16]) / 2**4
         word += 16
+    if flags & FLAG_CENTRE:
+        x[:, 2] -= natural(interpreter.params[word : word + 4])[0] / 2**4
     if flags & FLAG_QK_NORM:
         gamma = natural(interpreter.params[word : word + 8]) / 2**13
         root = np.sqrt((x[:, :3] ** 2).mean(axis=-1, keepdims=True) + 1e-6)
@@ -615,6 +620,19 @@ def test_biases_and_norms_of_heads(flags: int, kv_width: int) -> None:
         (FEATURED, FLAG_BIAS, {"param_word": 49}, "ROPEQ reads word 64 of 64"),
         (FEATURED, FLAG_QK_NORM, {"param_word": 57}, "ROPEQ reads word 64 of 64"),
         (FEATURED, FLAG_BIAS | FLAG_QK_NORM, {"param_word": 41}, "ROPEQ reads word 64 of 64"),
+        (FEATURED, FLAG_BIAS | FLAG_CENTRE, {"param_word": 45}, "ROPEQ reads word 64 of 64"),
+        (
+            FEATURED,
+            FLAG_BIAS | FLAG_CENTRE | FLAG_QK_NORM,
+            {},
+            "ROPEQ with FLAG_CENTRE needs FLAG_BIAS and not FLAG_QK_NORM",
+        ),
+        (
+            FEATURED,
+            FLAG_CENTRE,
+            {},
+            "ROPEQ with FLAG_CENTRE needs FLAG_BIAS and not FLAG_QK_NORM",
+        ),
         (FEATURED, FLAG_BIAS, {"bias_frac": 17}, "bias_frac of ROPEQ must be at most 16, not 17"),
     ],
 )

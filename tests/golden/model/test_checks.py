@@ -10,7 +10,13 @@ from lutra_golden.arith.scale import scale_from_float
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.checks import check_numbers, sum_bits
-from lutra_golden.model.packed import CodedVocabulary, PackedLinear, PackedModel
+from lutra_golden.model.packed import (
+    CodedVocabulary,
+    HeadNorms,
+    PackedBias,
+    PackedLinear,
+    PackedModel,
+)
 
 
 @pytest.mark.parametrize("shift", [-1, 17])
@@ -69,3 +75,24 @@ def test_head(packed: Callable[[str], PackedModel]) -> None:
         check_numbers(wide)
     wide.head[:, 1:] = 0
     check_numbers(wide)
+
+
+def test_centres_of_keys(packed: Callable[[str], PackedModel]) -> None:
+    """Where keys can be, and of keys that have no norm."""
+    model = packed("odd")
+    layer, kv = model.layers[0], model.n_kv_heads * model.head_dim
+    values = np.zeros(model.n_heads * model.head_dim + 2 * kv, np.int16)
+
+    def with_centre(peak: int, frac: int, norms: HeadNorms | None = None) -> PackedModel:
+        bias = PackedBias(values, frac, np.full(kv, -peak, np.int16))
+        first = replace(layer, bias=bias, head_norms=norms)
+        return replace(model, layers=[first, *model.layers[1:]], biased=True)
+
+    check_numbers(with_centre(1 << 14, 3))
+    with pytest.raises(
+        LutraError, match=r"^the centre of keys of layer 0 reaches 4096, keys reach 2048: pack the"
+    ):
+        check_numbers(with_centre(1 << 14, 2))
+    gamma = np.ones(model.head_dim, np.int16)
+    with pytest.raises(LutraError, match=r"^layer 0 has a centre of keys, which keys with a norm"):
+        check_numbers(with_centre(1, 3, HeadNorms(gamma, gamma, 0)))

@@ -38,7 +38,9 @@ def test_groups_end_where_heads_do(group: int, head_dim: int, padded: int) -> No
 def narrow(layer: PackedLayer) -> PackedLayer:
     """The layer of heads of 32, taken as one of heads of 8, with biases."""
     rows = sum(len(layer.linear(name).weights.codes) for name in ("q_proj", "k_proj", "v_proj"))
-    bias = PackedBias(np.arange(1, rows + 1).astype(np.int16), 3)
+    keys = len(layer.k_proj.weights.codes)
+    centre = np.arange(-1, -keys - 1, -1).astype(np.int16)
+    bias = PackedBias(np.arange(1, rows + 1).astype(np.int16), 3, centre)
     return replace(layer, bias=bias)
 
 
@@ -78,6 +80,12 @@ def test_elements_keep_their_order(
     turned = np.concatenate([np.concatenate([x[:, :4], x[:, 16:20]], axis=1) for x in (q, k)])
     found = np.concatenate([turned.ravel(), v[:, :8].ravel()])
     np.testing.assert_array_equal(found, layer.bias.values)
+    assert layer.bias.centre is not None
+    assert wide.bias.centre is not None
+    centre = wide.bias.centre.reshape(-1, 32)
+    kept = np.concatenate([centre[:, :4], centre[:, 16:20]], axis=1)
+    np.testing.assert_array_equal(kept.ravel(), layer.bias.centre)
+    assert np.count_nonzero(centre) == len(layer.bias.centre)
     assert np.count_nonzero(wide.bias.values) == len(found)
     if kind == "ternary":
         assert layer.attention_norm is not None

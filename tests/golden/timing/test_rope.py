@@ -9,3 +9,4 @@ def test_cycles() -> None:
     assert rope_cycles(NANO, 1, bias=True) == 182
     assert rope_cycles(NANO, 1, qk_norm=True) == 220
     assert rope_cycles(NANO, 1, bias=True, qk_norm=True) == 312
+    assert rope_cycles(NANO, 1, bias=True, centre=True) == 312

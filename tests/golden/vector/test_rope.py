@@ -104,6 +104,30 @@ def test_quantize_fixed(rotated: bool, biased: bool, normed: bool, q_max: int) -
     assert (np.abs(q * scale_to_float(scale)[..., None] - expected) <= step * 0.53).all()
 
 
+@pytest.mark.parametrize("frac", [0, 5, 16])
+def test_the_centre_is_taken_from_what_was_rotated(frac: int) -> None:
+    """And every softmax stays what it is: all scores of a query differ by one number."""
+    rng = np.random.default_rng(frac)
+    positions, heads, d = np.arange(20), 3, 32
+    x = rng.integers(-(1 << 17), 1 << 17, (20, heads, d))
+    s = Scale(rng.integers(1 << 15, 1 << 16, 20), rng.integers(-30, -25, 20))
+    biases, centre = rng.integers(-(1 << min(15, frac + 6)), 1 << min(15, frac + 6), (2, heads, d))
+    bias = HeadBias(biases, frac, centre)
+    table = rope_table(20, d, 10000.0)
+    q, scale = rope_quantize_fixed(x, s, scale_from_float(0.0123), table, bias)
+
+    plain = x * (scale_to_float(s) * 0.0123)[:, None, None] + biases / 2.0**frac
+    turned = np.stack(
+        [rotate_complex(plain[:, h], positions, 10000.0) for h in range(heads)], axis=1
+    )
+    expected = turned - centre / 2.0**frac
+    step = np.abs(expected).max(axis=-1, keepdims=True) / 127
+    assert np.abs(q).max() == 127
+    assert (np.abs(q * scale_to_float(scale)[..., None] - expected) <= step * 0.53).all()
+    difference = np.einsum("mhd,hd->mh", turned - expected, rng.normal(size=(heads, d)))
+    np.testing.assert_allclose(difference, difference[:1].repeat(20, axis=0))
+
+
 @pytest.mark.parametrize("eps", [0, 9])
 def test_zero_head_in_fixed_point(eps: int) -> None:
     for norm in (None, HeadNorm(np.full(16, 99), 5, eps)):

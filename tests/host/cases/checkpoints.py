@@ -687,7 +687,7 @@ CASES: dict[str, Case] = {
         f"key bias of {size}": Case(
             write=partial(write_floats, kind="qwen2", changes=_LARGE_HEADS, edit=_key_bias(size)),
             source=2e-5,  # scores of thousands, in float32 there
-            integers=0.05 if size <= 100 else 0.11,
+            integers=0.04,
         )
         for size in KEY_BIASES
     },

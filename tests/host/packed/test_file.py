@@ -616,6 +616,10 @@ SCALE_TEXT = (
             "config.json: layers.1.bias must be in 0..16, not 17: pack the model again",
         ),
         (
+            set_to(*LAYER, "key_centre", to=1),
+            "config.json: key_centre must be true or false, not 1",
+        ),
+        (
             set_to(*LAYER, "head_norms", to=3),
             "model.safetensors has no tensor layers.1.query_norm: copy the model again",
         ),
@@ -665,6 +669,10 @@ def put(name: str, value: Callable[[Any], Any]) -> Callable[[Tensors], None]:
         (
             put("layers.1.bias", lambda x: x.astype(np.float32)),
             "model.safetensors: layers.1.bias must be int16, not float32: pack the model again",
+        ),
+        (
+            put("layers.1.key_centre", lambda x: x[:-1]),
+            "model.safetensors: layers.1.key_centre must be [16], not [15]: config.json and the",
         ),
         (
             put("layers.1.q_proj.codes", lambda x: x[::-1, :-1]),

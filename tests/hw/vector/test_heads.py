@@ -11,7 +11,7 @@ from lutra_golden.arith.fixed import Saturation
 from lutra_golden.arith.scale import Scale
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO, with_engine
-from lutra_golden.vector.heads import HeadBias, HeadNorm, fixed_heads, head_norm
+from lutra_golden.vector.heads import FIXED_FRAC, HeadBias, HeadNorm, fixed_heads, head_norm
 from lutra_hw.vector.heads import FixedHeads
 from lutra_sim.bench.simulate import simulate
 
@@ -53,17 +53,19 @@ def test_rejects(config: Any, kind: type[Exception], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "biased", "normed"),
+    ("config", "biased", "normed", "centred"),
     [
-        (SMALL.with_(qkv_bias=True), True, False),
-        (SMALL.with_(qk_norm=True), False, True),
-        (BOTH, True, False),
-        (BOTH, False, True),
-        (BOTH, True, True),
-        (BOTH_28, True, True),
+        (SMALL.with_(qkv_bias=True), True, False, False),
+        (SMALL.with_(qkv_bias=True), True, False, True),
+        (SMALL.with_(qk_norm=True), False, True, False),
+        (BOTH, True, False, False),
+        (BOTH, True, False, True),
+        (BOTH, False, True, False),
+        (BOTH, True, True, False),
+        (BOTH_28, True, True, False),
     ],
 )
-def test_words(config: AcceleratorConfig, biased: bool, normed: bool) -> None:
+def test_words(config: AcceleratorConfig, biased: bool, normed: bool, centred: bool) -> None:
     """Every word of a tile in order, at full rate, with corners of every kind."""
     rng = np.random.default_rng(2 * biased + normed)
     dut, n, limit = FixedHeads(config), config.pass_tokens, 1 << (config.matmul.acc_width - 1)
@@ -97,9 +99,12 @@ def test_words(config: AcceleratorConfig, biased: bool, normed: bool) -> None:
                 v, _ = head_norm(v, HeadNorm(gammas[kind], 0, 0))
             expected[:, first:end] = v
         params = [*blocks(bias.values)] if biased else []
+        away = np.zeros((HEADS, D), np.int64)
+        if centred:
+            away[2] = gammas[0] << (FIXED_FRAC - bias.frac)
         params = np.array([np.zeros(8), *params, *blocks(gammas)]).astype(int)
-        modes = (bias.frac, biased, normed)
-        assert _run(dut, x, s, weights, params, modes, expected, squares) == flag.seen
+        modes = (bias.frac, biased, normed, centred)
+        assert _run(dut, x, s, weights, params, modes, expected, squares, away) == flag.seen
 
 
 def _run(
@@ -108,15 +113,16 @@ def _run(
     s: Scale,
     weights: Scale,
     params: np.ndarray,
-    flags: tuple[int, bool, bool],
+    flags: tuple[int, bool, bool, bool],
     expected: np.ndarray,
     squares: np.ndarray,
+    away: np.ndarray,
 ) -> bool:
     """A word that has left its range is told."""
     config = dut.config
-    frac, biased, normed = flags
+    frac, biased, normed, centred = flags
     acc = blocks(x).reshape(len(x), -1, 2, 8).tolist()
-    gap = 2 if biased and normed else 1
+    gap = 2 if biased and (normed or centred) else 1
     order = [
         (token, head, pair, half)
         for token in range(len(x))
@@ -124,7 +130,7 @@ def _run(
         for pair in range(PAIRS)
         for half in range(2)
     ]
-    found, sums, saturated = {}, {}, []
+    found, taken, sums, saturated = {}, {}, {}, []
 
     n_cycles = len(order) * gap + dut.latency + 2
 
@@ -147,6 +153,7 @@ def _run(
         if config.vector.qkv_bias:
             ctx.set(dut.bias, biased)
             ctx.set(dut.bias_frac, frac)
+            ctx.set(dut.centre, centred)
         if config.vector.qk_norm:
             ctx.set(dut.qk_norm, normed)
         for token, head, pair, half in order:
@@ -168,6 +175,8 @@ def _run(
                 index, rest = divmod(cycle - dut.latency, gap)
                 if index < len(order) and not rest:
                     found[order[index]] = [*ctx.get(dut.y)]
+                    if config.vector.qkv_bias:
+                        taken[order[index]] = [*ctx.get(dut.away)]
             saturated.append(ctx.get(dut.saturated))
             if config.vector.qk_norm and ctx.get(dut.squares.en):
                 key = ctx.get(dut.squares.addr.head), ctx.get(dut.squares.addr.odd)
@@ -179,6 +188,9 @@ def _run(
     for (token, head, pair, half), y in found.items():
         first = 16 * half + 8 * pair
         assert y == expected[token, head, first : first + 8].tolist()
+        if config.vector.qkv_bias:
+            at = taken[token, head, pair, half]
+            assert at == away[head, first : first + 8].tolist()
     if config.vector.qk_norm:
         for head in range(HEADS):
             assert sums[head, 0] == squares[::2, head].tolist()

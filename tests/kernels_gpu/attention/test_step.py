@@ -39,7 +39,9 @@ def test_like_two_launches(
         scale_k=Scale(np.asarray(40000), np.asarray(-20)),
         scale_v=Scale(np.asarray(60000), np.asarray(-21)),
         rope=upload(rope_table(CONTEXT, d, 10000.0).astype(np.int16)),
-        bias=upload(rng.integers(-(1 << 15), 1 << 15, n * d).astype(np.int16)) if bias else None,
+        bias=upload(rng.integers(-(1 << 15), 1 << 15, (n + h_kv) * d).astype(np.int16))
+        if bias
+        else None,
         bias_frac=13,
         gamma=upload(rng.integers(0, 1 << 12, (2, d)).astype(np.int16)) if norm else None,
         gamma_frac=11,

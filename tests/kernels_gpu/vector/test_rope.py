@@ -42,7 +42,8 @@ class Case:
         e = np.linspace(-50, -18, m).astype(np.int64)
         self.s = Scale(rng.integers(1 << 15, 1 << 16, m), e)
         self.w = [Scale(rng.integers(1 << 15, 1 << 16), np.asarray(-18 - i)) for i in range(3)]
-        self.bias = rng.integers(-(1 << 15), 1 << 15, (n, d)) if bias else None
+        # those of all heads, then the centres of keys
+        self.bias = rng.integers(-(1 << 15), 1 << 15, (n + h_kv, d)) if bias else None
         self.gamma = rng.integers(-(1 << 15), 1 << 15, (2, d)) if norm else None
         self.rope = rope_table(CONTEXT, d, 10000.0)
         self.positions = rng.permutation(CONTEXT)[:m]
@@ -77,7 +78,8 @@ class Case:
             return rope_quantize(x, self.s, self.w[kind], table, q_max)
         bias = norm = None
         if self.bias is not None:
-            bias = HeadBias(self.bias[first : first + count], 13)
+            centre = self.bias[-count:] if kind == 1 else None
+            bias = HeadBias(self.bias[first : first + count], 13, centre)
         if self.gamma is not None and kind < 2:
             norm = HeadNorm(self.gamma[kind], 11, 4295)
         return rope_quantize_fixed(

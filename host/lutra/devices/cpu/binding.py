@@ -256,6 +256,8 @@ def _layer_of(model: PackedModel, layer: PackedLayer, keep: KeptArrays) -> CLaye
     )
     if layer.bias is not None:
         out.bias, out.bias_frac = keep.int16(layer.bias.values), layer.bias.frac
+        if layer.bias.centre is not None:
+            out.key_centre = keep.int16(layer.bias.centre)
     if layer.head_norms is not None:
         norms = layer.head_norms
         out.query_norm, out.key_norm = keep.int16(norms.query), keep.int16(norms.key)

@@ -107,6 +107,7 @@ class CLayer(Structure):
         *((name, CMatrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, CNorm) for name in ("input", "attention", "ffn_input", "ffn")),
         ("bias", c_void_p),
+        ("key_centre", c_void_p),
         ("query_norm", c_void_p),
         ("key_norm", c_void_p),
         ("bias_frac", c_int32),

@@ -171,6 +171,7 @@ def head(
     bias: tuple[NDArray[np.int16], int] | None = None,
     norm: tuple[NDArray[np.int16], int, int] | None = None,
     *,
+    centre: NDArray[np.int16] | None = None,
     fixed: bool = False,
     q_max: int = 127,
 ) -> tuple[NDArray[np.int8], Scale]:
@@ -180,8 +181,8 @@ def head(
     gamma, gamma_frac, eps = norm or (None, 0, 0)
     library().lutra_cpu_head(
         target_number(target), pointer(acc), len(acc), scale_of(s), scale_of(w), pointer(rope),
-        pointer(values), bias_frac, pointer(gamma), gamma_frac, eps, fixed, q_max, pointer(q),
-        pointer(out),
+        pointer(values), bias_frac, pointer(gamma), gamma_frac, eps, pointer(centre), fixed, q_max,
+        pointer(q), pointer(out),
     )  # fmt: skip
     return q, _back(out)
 

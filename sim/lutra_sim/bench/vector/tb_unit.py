@@ -12,6 +12,7 @@ from lutra_golden.control.chunks import ChunkEntry, chunks
 from lutra_golden.control.interpreter import Interpreter
 from lutra_golden.control.isa import (
     FLAG_BIAS,
+    FLAG_CENTRE,
     FLAG_FIRST,
     FLAG_LOGITS,
     FLAG_PLAIN,
@@ -95,6 +96,7 @@ def program() -> list[Instruction]:
         norm(NormSource.RESIDUAL, words),
         rope(PARAMS.kv_layer_bytes),
         *([rope(2 * PARAMS.kv_layer_bytes, flags)] if flags else []),
+        *([rope(0, FLAG_BIAS | FLAG_CENTRE)] if PARAMS.vector.qkv_bias else []),
         norm(NormSource.ATTENTION, min(words, attention_words)),
         add(0.001),
         norm(NormSource.GATE, min(words, PARAMS.matmul.acc_blocks // 2)),
@@ -211,10 +213,13 @@ async def executes(dut: Any, p_stall: float) -> None:
                     seen = _check_memory(golden.memory, commands, beats, seen, size)
                     if not p_stall:
                         # 2 cycles to decode
-                        bias, qk_norm = (
-                            bool(instruction.flags & flag) for flag in (FLAG_BIAS, FLAG_QK_NORM)
+                        bias, qk_norm, centre = (
+                            bool(instruction.flags & flag)
+                            for flag in (FLAG_BIAS, FLAG_QK_NORM, FLAG_CENTRE)
                         )
-                        latency = rope_cycles(PARAMS, count, bias=bias, qk_norm=qk_norm)
+                        latency = rope_cycles(
+                            PARAMS, count, bias=bias, qk_norm=qk_norm, centre=centre
+                        )
                         latency += WRITE_CYCLES + 2
                         assert latency - 40 * (bias or qk_norm) <= cycles <= latency
                 case Opcode.RESADD:

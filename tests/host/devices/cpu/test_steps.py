@@ -450,7 +450,9 @@ def test_heads(target: str, q_max: int) -> None:
             narrow = acc.astype(np.int32)
             bias = rng.integers(-32768, 32768, d).astype(np.int16)
             gamma = rng.integers(-32768, 32768, d).astype(np.int16)
+            centre = rng.integers(-32768, 32768, d).astype(np.int16)
             golden_bias = HeadBias(bias[None].astype(np.int64), 12)
+            golden_centre = HeadBias(bias[None].astype(np.int64), 5, centre[None].astype(np.int64))
             golden_norm = HeadNorm(gamma.astype(np.int64), 13, 43)
             for rotated in (rope, None):
                 at = None if rotated is None else table
@@ -464,6 +466,20 @@ def test_heads(target: str, q_max: int) -> None:
                             target, narrow, s, w, rotated, (bias, 12), fixed=True, q_max=q_max
                         ),
                         rope_quantize_fixed(x, row, w, at, golden_bias, q_max=q_max),
+                    ),
+                    (
+                        steps.head(
+                            target,
+                            narrow,
+                            s,
+                            w,
+                            rotated,
+                            (bias, 5),
+                            centre=centre,
+                            fixed=True,
+                            q_max=q_max,
+                        ),
+                        rope_quantize_fixed(x, row, w, at, golden_centre, q_max=q_max),
                     ),
                     (
                         steps.head(

@@ -46,6 +46,7 @@ typedef struct {
     lutra_matrix q, k, v, o, gate, up, down;
     lutra_norm input, attention, ffn_input, ffn;
     const int16_t *bias;                   /* [(heads + 2 kv_heads) * head_dim], or NULL */
+    const int16_t *key_centre;             /* [kv_heads * head_dim], with the bits of bias, or NULL */
     const int16_t *query_norm, *key_norm;  /* [head_dim], or NULL */
     int32_t bias_frac, head_norm_frac, window, reserved;
 } lutra_layer;
@@ -133,8 +134,8 @@ int lutra_cpu_gate(int target, const int32_t *gate, const int32_t *up, int n, in
                    lutra_scale s, lutra_scale w_gate, int64_t *out);
 int lutra_cpu_head(int target, const int32_t *acc, int head_dim, lutra_scale s, lutra_scale w,
                    const int16_t *rope, const int16_t *bias, int bias_frac, const int16_t *gamma,
-                   int gamma_frac, int eps, int in_fixed, int q_max, int8_t *q,
-                   lutra_scale *q_scale);
+                   int gamma_frac, int eps, const int16_t *centre, int in_fixed, int q_max,
+                   int8_t *q, lutra_scale *q_scale);
 int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_scale s,
                        lutra_scale w, int frac);
 /* q [m, heads, head_dim], k and v [kv_heads, position + m, head_dim], their scales [m, heads] and

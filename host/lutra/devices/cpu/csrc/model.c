@@ -199,6 +199,8 @@ static void heads(job_t *job, worker_t *w, const lutra_columns *x, const lutra_l
         step.rope = kind == 2 ? NULL : model->rope + (int64_t)row->position * d;
         step.bias = layer->bias ? layer->bias + (int64_t)h * d : NULL;
         step.bias_frac = layer->bias_frac;
+        if (kind == 1 && layer->key_centre)
+            step.centre = layer->key_centre + (int64_t)(h - counts[0]) * d;
         step.gamma = kind == 0 ? layer->query_norm : kind == 1 ? layer->key_norm : NULL;
         step.gamma_frac = layer->head_norm_frac;
         step.eps = model->head_eps;

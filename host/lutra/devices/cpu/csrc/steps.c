@@ -28,10 +28,10 @@ int lutra_cpu_gate(int target, const int32_t *gate, const int32_t *up, int n, in
 
 int lutra_cpu_head(int target, const int32_t *acc, int head_dim, lutra_scale s, lutra_scale w,
                    const int16_t *rope, const int16_t *bias, int bias_frac, const int16_t *gamma,
-                   int gamma_frac, int eps, int in_fixed, int q_max, int8_t *q,
-                   lutra_scale *q_scale) {
+                   int gamma_frac, int eps, const int16_t *centre, int in_fixed, int q_max,
+                   int8_t *q, lutra_scale *q_scale) {
     int saturated = 0;
-    lutra_head_step step = {s,        w,         rope,       bias, gamma,
+    lutra_head_step step = {s,        w,         rope,       bias, gamma, centre,
                             in_fixed, bias_frac, gamma_frac, eps,  q_max};
     *q_scale = head_quantize(lutra_target(target), acc, head_dim, &step, q, &saturated);
     return saturated;

@@ -81,6 +81,10 @@ lutra_scale head_quantize(const lutra_kernels *kernels, const int32_t *acc, int 
             v[i] = (int32_t)round_shift((int64_t)v[i] * step->gamma[i], NORM_SHIFT);
     }
     kernels->rotate(acc, step->rope, head_dim, y);
+    if (step->centre) {
+        int64_t unit = (int64_t)1 << (FIXED_FRAC + ROPE_FRAC - step->bias_frac);
+        for (int i = 0; i < head_dim; i++) y[i] -= step->centre[i] * unit;
+    }
     int64_t y_max = kernels->abs_max64(y, head_dim);
     kernels->quantize64(y, quantize_factor(y_max, step->q_max), step->q_max, head_dim, q);
     return scale_mul(scale_lower(quantize_step(y_max, step->q_max), ROPE_FRAC), unit);

@@ -23,7 +23,7 @@ lutra_scale gate_scale(int swiglu, lutra_scale s, lutra_scale w_gate, lutra_scal
 /* Everything that a head is rotated and quantised with. */
 typedef struct {
     lutra_scale s, w;
-    const int16_t *rope, *bias, *gamma; /* NULL where there is none */
+    const int16_t *rope, *bias, *gamma, *centre; /* NULL where there is none */
     int in_fixed, bias_frac, gamma_frac, eps, q_max;
 } lutra_head_step;
 

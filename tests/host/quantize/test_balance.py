@@ -114,6 +114,8 @@ def test_a_factor_common_to_a_head_is_left_out() -> None:
 def test_the_largest_of_the_queries_that_share_keys_counts() -> None:
     q, k = sized([[0, 0, 0], [-8, 4, 0], [0, 0, 0], [0, 0, 0]]), sized([[8, 8, 0], [0, 0, -6]])
     assert pair_exponents(q, k).tolist() == [[2, 0, -2] * 2, [0, 0, -3] * 2]
+    q, k = sized([[4, 0, 0], [-8, 0, 0], [-8, 0, 0], [-8, 0, 0]]), sized([[8, 0, 0]])
+    assert pair_exponents(q, k).tolist() == [[2, 0, 0] * 2]
 
 
 def test_pairs_of_nothing_have_a_finite_factor() -> None:

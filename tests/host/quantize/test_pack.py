@@ -359,6 +359,7 @@ def test_a_shift_is_the_least_that_keeps_the_accumulators(
     name: str, format: str, packed_llama: Callable[[str, str], PackedModel]
 ) -> None:
     model = packed_llama(name, format)
+    assert model.a_bits == Format.parse(format).a_bits
     q_max = (1 << (model.a_bits - 1)) - 1
     for layer in model.layers:
         for names in (

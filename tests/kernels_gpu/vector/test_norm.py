@@ -141,6 +141,17 @@ def test_groups(
         case.check(x, UNIT)
 
 
+def test_a_group_whose_double_is_the_largest() -> None:
+    """It has the exponent 1, as none of its elements passes the row's largest."""
+    groups = ActivationGroups(size=32, shift_max=3)
+    case = Case(np.random.default_rng(0), 1, 64, 16, groups=groups, run_length=64)
+    case.gamma[:] = 1 << 12
+    x = np.tile(np.arange(1, 33, dtype=np.int64), 2)[None] << 10
+    x[0, :32] *= 2
+    case.run(Source.RESIDUAL, x=int32(x))
+    case.check(x, UNIT)
+
+
 def test_groups_have_sixteen_bits() -> None:
     case = Case(np.random.default_rng(0), 1, 32, groups=ActivationGroups(), run_length=32)
     with pytest.raises(ValueError, match=r"^activations in groups have 16 bits, not 8$"):

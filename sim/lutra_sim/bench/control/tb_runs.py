@@ -51,10 +51,12 @@ from lutra_sim.bench.stream import pack, reset, unpack
 __all__ = [
     "aborts",
     "carries_out_what_golden_does",
+    "counts_what_is_in_memory",
     "ends_with_bus_errors",
     "gives_up",
     "keeps_its_cycles",
     "keeps_its_queue",
+    "reports_again",
     "starts_by_registers_too",
 ]
 

@@ -434,7 +434,7 @@ def stands(board: EmulatedBoard, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on nobody waits at this board."""
 
     def advance(_: int) -> bool:
-        pytest.exit("the wrong board's clock runs, for ever")
+        raise AssertionError("the wrong board's clock runs, for ever")
 
     monkeypatch.setattr(board, "advance", advance)
 

@@ -51,10 +51,12 @@ from lutra_sim.bench.stream import pack, reset, unpack
 __all__ = [
     "aborts",
     "carries_out_what_golden_does",
+    "counts_what_is_in_memory",
     "ends_with_bus_errors",
     "gives_up",
     "keeps_its_cycles",
     "keeps_its_queue",
+    "reports_again",
     "starts_by_registers_too",
 ]
 
@@ -569,6 +571,8 @@ async def reports_again(dut: Any) -> None:
     assert late.status in (0, STATUS_DONE)
     assert (late.failure, late.argmax) == (Failure(), expected.argmax)
     assert (await end_at(1, 1)).status == 0
+    for memory in (bench.memory, bench.golden.memory):
+        memory.write(RESULTS, bytes(ROOM))
     await _carry_out(bench, [sound.encode(LINE)])
 
 

@@ -218,13 +218,33 @@ MUTANTS = [
         ["golden/matmul/test_grouped.py"],
         (
             "sign of a stored zero point lost",
-            "return digits, scale, zero - ((zero >> (ZERO_WIDTH - 1)) << ZERO_WIDTH)",
-            "return digits, scale, zero",
+            "return digits, scale, second - ((second >> (width - 1)) << width)",
+            "return digits, scale, second",
         ),
         (
             "zero point times half the activations",
-            "(double * total - zero * a_sum)",
-            "(double * total - zero * (a_sum >> 1))",
+            "(double * total - second * a_sum)",
+            "(double * total - second * (a_sum >> 1))",
+        ),
+        (
+            "zero points without their scale",
+            "sums = -scale * self.stored_zero(zero, planes)",
+            "sums = -self.stored_zero(zero, planes)",
+        ),
+        (
+            "all depth tiles shifted as the first",
+            "result << shifts[:, tile, None]",
+            "result << shifts[:, 0, None]",
+        ),
+        (
+            "offsets a bit too wide",
+            "if needed > self.offset_width:",
+            "if needed > self.offset_width + 1:",
+        ),
+        (
+            "bits without room for the lowest",
+            "max(int(values.max(initial=0)), ~int(values.min(initial=0)))",
+            "max(int(values.max(initial=0)), -int(values.min(initial=0)))",
         ),
         (
             "scales of other tiles",
@@ -427,25 +447,6 @@ MUTANTS = [
             "a matrix begins a row early",
             "slice(end - each.n_rows, end)",
             "slice(max(0, end - each.n_rows - 1), end - 1)",
-        ),
-    ),
-    *planted(
-        "sim/lutra_golden/model/capabilities.py",
-        ["golden/model/test_capabilities.py"],
-        (
-            "offsets let through",
-            "if model.offsets and not offsets:",
-            "if model.offsets and not activation_groups:",
-        ),
-        (
-            "another size of groups in the refusal",
-            'f"{model.a_groups.size}: run it',
-            'f"{model.a_groups.shift_max}: run it',
-        ),
-        (
-            "groups let through",
-            "if model.a_groups is not None and not activation_groups:",
-            "if model.a_groups is not None and offsets:",
         ),
     ),
     *planted(

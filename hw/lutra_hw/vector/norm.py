@@ -503,23 +503,26 @@ class NormQuant(wiring.Component):
         m.submodules.quantizer = quantizer = Quantizer(len(y), _Y_WIDTH, self.config.matmul.a_width)
         act_token = Signal(self.scale_w.addr.token.shape())
         act_word = Signal(self.act.addr.word.shape())
-        m.d.comb += [
-            *(quantizer.y[lane].eq(element) for lane, element in enumerate(y)),
-            self.act.en.eq(written.quantize),
-            self.act.addr.token.eq(act_token),
-            self.act.addr.word.eq(act_word),
-        ]
         if shift is None:
-            m.d.comb += [quantizer.factor.eq(sequence.factor), self.act.data.eq(quantizer.q)]
+            factor = [quantizer.factor.eq(sequence.factor)]
+            data = [self.act.data.eq(quantizer.q)]
         else:
             # a factor of zero, of elements that are all zero, has any exponent
             exponent = sequence.factor.e + (self.config.matmul.a_shift_max - shift)
-            m.d.comb += [
+            late = delay(m, shift, quantizer.latency, name="shift")[-1]
+            factor = [
                 quantizer.factor.m.eq(sequence.factor.m),
                 quantizer.factor.e.eq(exponent),
-                self.act.data.q.eq(quantizer.q),
-                self.act.data.shift.eq(delay(m, shift, quantizer.latency, name="shift")[-1]),
             ]
+            data = [self.act.data.q.eq(quantizer.q), self.act.data.shift.eq(late)]
+        m.d.comb += [
+            *(quantizer.y[lane].eq(element) for lane, element in enumerate(y)),
+            *factor,
+            self.act.en.eq(written.quantize),
+            self.act.addr.token.eq(act_token),
+            self.act.addr.word.eq(act_word),
+            *data,
+        ]
         with m.If(written.quantize):
             m.d.sync += [
                 act_word.eq(Mux(written.last, 0, act_word + 1)),

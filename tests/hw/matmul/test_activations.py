@@ -26,8 +26,9 @@ PARAMS = {
         step_tokens=2, depth_tile=16, pass_tokens=4, act_tiles=3, a_groups=GROUPS, sum_width=43
     ),
     "groups-offsets": MacParams(
+        step_tokens=2,
         depth_tile=16,
-        pass_tokens=3,
+        pass_tokens=4,
         act_tiles=5,
         a_groups=ActivationGroups(size=64, shift_max=3),
         offset_width=18,

@@ -74,8 +74,9 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
     m = config.matmul
     if m.kind not in engines_for(model):
         raise LutraError(
-            f"engine {m.kind} does not run {model.format}, only ternary weights with 8-bit "
-            f"activations: use engine {either(engines_for(model))}"
+            f"engine {m.kind} does not run {model.format}, only ternary weights with one scale per "
+            "matrix and 8-bit activations with one scale per token: use engine "
+            f"{either(engines_for(model))}"
         )
     if model.a_bits != m.a_width:
         raise LutraError(

@@ -371,7 +371,9 @@ def test_the_ternary_engine_has_no_groups(tales: dict[str, PackedModel]) -> None
     assert engines_for(model) == engines_for(replace(tales["tales"], offsets=True))
     assert configure(model, made_to_measure=False).engine == "lut"
     with pytest.raises(
-        LutraError, match=r"^engine ternary does not run W1\.58A8g32, only ternary weights with 8"
+        LutraError,
+        match=r"^engine ternary does not run W1\.58A8g32, only ternary weights with one scale per "
+        r"matrix and 8-bit activations with one scale per token: use engine lut, mixpe or mac$",
     ):
         check_fit(model, configure(model, engine="ternary"))
 

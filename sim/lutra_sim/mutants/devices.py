@@ -473,6 +473,20 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/devices/choose.py",
+        ["host/quantize/test_defaults.py::test_an_accelerator_gets_what_its_hardware_has"],
+        (
+            "groups of any size taken for those that models are packed with",
+            "activation_groups=m.a_groups == ActivationGroups()",
+            "activation_groups=m.a_groups is not None",
+        ),
+        (
+            "boards packed for as if they were made for the model",
+            "return COMMON_PARTS if is_built else",
+            "return COMMON_PARTS if not is_built else",
+        ),
+    ),
+    *planted(
         "host/lutra/devices/cuda/device.py",
         [
             "kernels_gpu/test_device.py::test_a_pass_tells_its_own_saturation",

@@ -450,6 +450,25 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "sim/lutra_golden/model/capabilities.py",
+        ["host/quantize/test_defaults.py::test_parts_are_what_the_device_runs"],
+        (
+            "groups of activations on no device",
+            "EVERY_PART = Capabilities(activation_groups=True",
+            "EVERY_PART = Capabilities(activation_groups=False",
+        ),
+        (
+            "offsets on no device",
+            "EVERY_PART = Capabilities(activation_groups=True, offsets=True",
+            "EVERY_PART = Capabilities(activation_groups=True, offsets=False",
+        ),
+        (
+            "groups of activations on every device",
+            "COMMON_PARTS = Capabilities()",
+            "COMMON_PARTS = Capabilities(activation_groups=True)",
+        ),
+    ),
+    *planted(
         "sim/lutra_golden/model/stored.py",
         ["golden/model/test_stored.py"],
         (

@@ -150,11 +150,11 @@ def with_engine(
     )
     if tile is not None:
         return _with_tile(built, tile, depth_tile if a_groups else max(_DEPTH_TILE, tile[2]))
-    if a_groups is not None:
-        # a step that a group makes less deep has as many more rows, if a word holds them
-        wide = built.with_(step_rows=LANES * step_depth // built.matmul.step_depth)
-        built = wide if wide.matmul.word_bits <= _WORD_BITS else built
-    return built
+    # a step that a group makes less deep has as many more rows as a word holds
+    rows = LANES * step_depth // built.matmul.step_depth
+    while built.with_(step_rows=rows).matmul.word_bits > _WORD_BITS:
+        rows //= 2
+    return built.with_(step_rows=rows)
 
 
 def _with_tile(config: AcceleratorConfig, tile: Tile, depth_tile: int) -> AcceleratorConfig:

@@ -287,6 +287,15 @@ MUTANTS = [
     ),
     *planted(
         f"{_GOLDEN}/core/configs.py",
+        ["golden/core/test_configs.py"],
+        (
+            "words of two beats",
+            "word_bits > _WORD_BITS:",
+            "word_bits > 2 * _WORD_BITS:",
+        ),
+    ),
+    *planted(
+        f"{_GOLDEN}/core/configs.py",
         [
             "host/compile/test_configure.py::test_buffers_hold_what_a_model_needs",
             "host/compile/test_configure.py::test_channel_wise_weights_of_great_depth",

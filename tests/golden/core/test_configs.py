@@ -44,6 +44,8 @@ def test_an_engine_with_other_groups_and_scales(
     assert (m.scale_width, m.depth_tile, m.sum_width) == (scale_width, depth_tile, 28 + scale_width)
     assert m.act_tiles * m.depth_tile == usual.matmul.act_tiles * 64  # as deep
     assert m.step_depth == min(usual.matmul.step_depth, depth_tile)
+    # a word of 32 rows, 16 deep, would be too wide
+    assert m.step_rows == (16 if engine == "lut" and depth_tile < 64 else 8)
     assert m.word_bits <= 1024
     wide = "" if scale_width == 8 else f"-s{scale_width}"
     assert config.name == f"nano-{engine}{wide}" + ("" if depth_tile == 64 else f"-k{depth_tile}")

@@ -21,6 +21,7 @@ COMPOSITIONS = {Path("vector/unit")}
 PARTS = {
     Path("matmul/activations"): Path("matmul/engine"),
     Path("matmul/accumulate"): Path("matmul/grouped"),
+    Path("vector/group_shifts"): Path("vector/norm"),
     Path("vector/head_scales"): Path("vector/rope"),
 }
 MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.-])/(work|root|home/\w+|Users/\w+)/")

@@ -576,7 +576,7 @@ def test_sampling_has_a_type(sampling: Any, llm: LLM) -> None:
     [
         ("tales", {}, "ternary", "W1.58A8", 8),
         ("tales", {"engine": "mac"}, "mac", "W1.58A8", 8),
-        ("tales-llama", {}, "lut", "W8A8", 8),
+        ("tales-llama", {}, "lut", "W8A8g32", 8),
         ("tales-llama", {"format": "w4a16"}, "lut", "W4A16", 16),
         ("tales-llama", {"format": "W8A8", "engine": "mixpe"}, "mixpe", "W8A8", 8),
     ],
@@ -631,8 +631,9 @@ def test_the_rounded_model_is_what_is_run(folder: Path) -> None:
         (
             {"engine": "ternary"},
             (
-                "engine ternary does not run W8A8, only ternary weights with 8-bit activations: "
-                "use engine lut, mixpe or mac"
+                "engine ternary does not run W8A8g32, only ternary weights with one scale per "
+                "matrix and 8-bit activations with one scale per token: use engine lut, mixpe or "
+                "mac"
             ),
         ),
         (

@@ -11,10 +11,18 @@ from rich.table import Table
 
 from lutra.commands.options import add_json, whole
 from lutra.progress import StepProgress
-from lutra_flows.synth.designs import Material, Part, design, narrowest_format, whole_design
+from lutra_flows.synth.designs import (
+    Groups,
+    Material,
+    Part,
+    design,
+    narrowest_format,
+    whole_design,
+)
 from lutra_flows.synth.parts import PARTS, Fpga
 from lutra_flows.synth.report import TARGETS, Report, Request, libraries, synthesize
 from lutra_flows.synth.yosys import MACRO_WORDS
+from lutra_golden.arith.quantize import ACTIVATION_GROUPS, ActivationGroups
 from lutra_golden.core.boards import BOARDS
 from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
@@ -45,6 +53,24 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most digits of a weight that the engine is built for (default: the format's; nano "
         "has 5 of ternary)",
+    )
+    parser.add_argument(
+        "--a-group",
+        type=int,
+        choices=ACTIVATION_GROUPS,
+        help="build groups of activations, of this size (default: one scale per token)",
+    )
+    parser.add_argument(
+        "--offset-width",
+        type=whole(1),
+        metavar="BITS",
+        help="build offsets of groups of weights, of so many bits (default: zero points)",
+    )
+    parser.add_argument(
+        "--depth-tile",
+        type=whole(1),
+        metavar="N",
+        help="least group of weights; divides --a-group (default 64, or the depth of a step)",
     )
     parser.add_argument(
         "--target",
@@ -126,6 +152,11 @@ def _synth(args: argparse.Namespace) -> int:
             else Material.LUTS
             if args.no_dsp
             else Material.DSP,
+            groups=Groups(
+                activations=None if args.a_group is None else ActivationGroups(size=args.a_group),
+                offset_width=args.offset_width or 0,
+                depth_tile=args.depth_tile,
+            ),
         )
     except LutraError as error:
         raise _of_tile(error) from None
@@ -140,7 +171,19 @@ def _synth(args: argparse.Namespace) -> int:
 
 def _board(args: argparse.Namespace) -> int:
     """Count the configuration of ``--board``, which chooses everything else."""
-    for option in ("engine", "format", "tile", "max_planes", "target", "liberty", "part", "out"):
+    for option in (
+        "engine",
+        "format",
+        "tile",
+        "max_planes",
+        "a_group",
+        "offset_width",
+        "depth_tile",
+        "target",
+        "liberty",
+        "part",
+        "out",
+    ):
         if getattr(args, option) is not None:
             raise LutraError(f"--board chooses all of it: leave --{option.replace('_', '-')} out")
     if args.whole or args.compare or args.no_dsp:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lutra.arguments import either
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.errors import LutraError
@@ -21,6 +22,7 @@ from lutra_golden.strings import StringEnum
 __all__ = [
     "TOP",
     "Design",
+    "Groups",
     "Material",
     "Part",
     "default_tile",
@@ -63,6 +65,22 @@ class Material(StringEnum):
     """FPGA primitives without DSP blocks."""
     CELLS = "cells"
     """Standard cells: tables are logic, not small memories, and sums are carry-save."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Groups that an engine is built for: of activations, weights with offsets of so many bits, and
+    the least group of weights, the depth tile (None: the usual one, or that of activations)."""
+
+    activations: ActivationGroups | None = None
+    offset_width: int = 0
+    depth_tile: int | None = None
+
+    def tile(self, usual: int) -> int:
+        """The depth tile of an engine that usually has another."""
+        if self.depth_tile is not None:
+            return self.depth_tile
+        return usual if self.activations is None else min(usual, self.activations.size)
 
 
 _TABLES = {Material.DSP: Tables.MEMORY, Material.LUTS: Tables.MEMORY, Material.CELLS: Tables.LOGIC}
@@ -165,11 +183,13 @@ def design(
     max_planes: int | None = None,
     part: Part = Part.ENGINE,
     material: Material = Material.DSP,
+    groups: Groups | None = None,
 ) -> Design:
     """The design to synthesise; LutraError names an engine, format or tile that cannot be.
 
     ``max_planes`` are the digits of a weight that an engine has, those of the format if left out.
     """
+    groups = groups or Groups()
     if engine not in ENGINES:
         raise LutraError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     try:
@@ -182,8 +202,8 @@ def design(
         if part == Part.WHOLE:
             if max_planes is not None:
                 raise LutraError("--whole has the digits of nano: leave --max-planes out")
-            return _whole(engine, parsed, tile, material)
-        params = _params(engine, parsed, tile or default_tile(engine, parsed), max_planes)
+            return _whole(engine, parsed, tile, material, groups)
+        params = _params(engine, parsed, tile, max_planes, groups)
     except (TypeError, ValueError) as error:
         raise LutraError(str(error)) from error
     if isinstance(params, LutParams):
@@ -195,9 +215,11 @@ def design(
     return Design(engine=engine, format=parsed, part=part, params=params)
 
 
-def _params(engine: str, fmt: Format, tile: Tile, max_planes: int | None) -> EngineParams:
+def _params(
+    engine: str, fmt: Format, tile: Tile | None, max_planes: int | None, groups: Groups
+) -> EngineParams:
     """Parameters of an engine for this format, and no wider one unless ``max_planes`` says so."""
-    step_tokens, step_rows, step_depth = tile
+    step_tokens, step_rows, step_depth = tile or default_tile(engine, fmt)
     w_width = _digit_bits(engine, fmt)
     planes = _planes(engine, fmt, w_width)
     if max_planes is not None and max_planes < planes:
@@ -209,20 +231,39 @@ def _params(engine: str, fmt: Format, tile: Tile, max_planes: int | None) -> Eng
         "pass_tokens": max(8, step_tokens),
     }
     if engine == "ternary":
-        return ENGINES[engine](**sizes, depth_tile=step_depth, max_planes=max_planes or planes)
+        return ENGINES[engine](
+            **sizes,
+            depth_tile=step_depth,
+            max_planes=max_planes or planes,
+            a_groups=groups.activations,
+            offset_width=groups.offset_width,
+        )
+    a_groups = groups.activations
     return ENGINES[engine](
         **sizes,
-        depth_tile=max(_GROUP, step_depth),
+        depth_tile=groups.tile(max(_GROUP, step_depth)),
         a_width=fmt.a_bits,
         w_width=w_width,
         acc_width=28,
-        sum_width=28 + fmt.a_bits,
+        sum_width=28 + fmt.a_bits + (0 if a_groups is None else a_groups.shift_max),
         max_planes=max_planes or planes,
+        a_groups=a_groups,
+        offset_width=groups.offset_width,
     )
 
 
-def _whole(engine: str, fmt: Format, tile: Tile | None, material: Material) -> Design:
-    config = with_engine(NANO, engine, a_width=fmt.a_bits, tile=tile)
+def _whole(
+    engine: str, fmt: Format, tile: Tile | None, material: Material, groups: Groups
+) -> Design:
+    config = with_engine(
+        NANO,
+        engine,
+        a_width=fmt.a_bits,
+        tile=tile,
+        a_groups=groups.activations,
+        offset_width=groups.offset_width,
+        depth_tile=groups.tile(_GROUP),
+    )
     if material == Material.CELLS:
         raise LutraError("--whole is built for FPGAs: give a --target other than liberty")
     return Design(engine=engine, format=fmt, part=Part.WHOLE, params=config.matmul, config=config)

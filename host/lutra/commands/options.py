@@ -100,7 +100,7 @@ def add_activation_group(parser: argparse.ArgumentParser, default: str) -> None:
         type=int,
         choices=(0, *ACTIVATION_GROUPS),
         help="activations that share an exponent under their token's scale, for more precise A8 on "
-        f"the devices cpu, cuda and golden, 0 for none (default {default})",
+        f"all devices but boards that are built without, 0 for none (default {default})",
     )
 
 
@@ -110,7 +110,7 @@ def add_offsets(parser: argparse.ArgumentParser, default: str) -> None:
         "--offsets",
         action=argparse.BooleanOptionalAction,
         help="keep the offsets of a checkpoint's groups (Q4_K, Q4_1 and the like) as they are, in "
-        f"half the memory, on the devices cpu, cuda and golden (default {default})",
+        f"half the memory, on all devices but boards that are built without (default {default})",
     )
 
 

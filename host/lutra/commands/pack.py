@@ -45,7 +45,7 @@ __all__ = ["add_pack", "add_quantize"]
 Progress = Callable[[str, float], None]
 _LESS = (
     "packed with one scale per token, which every device runs: --a-group 32 --offsets is closer to "
-    "the checkpoint, on the devices cpu, cuda and golden"
+    "the checkpoint, on all devices but boards that are built without"
 )
 
 

@@ -232,6 +232,9 @@ class _Lowering:
         """A matrix product, cut by rows so that what a depth tile takes fits half of the weight
         buffer: while one half is used again for other tokens, the other one fills."""
         config, params = self._config, self._config.matmul
+        # of weights times a power of two the same sums are shifted by more
+        more = max(0, params.shift_min - shift)
+        weights, shift = weights.scaled(more), shift + more
         planes, unit = params.planes(weights), row_unit(params)
         blocks = round_up(len(weights.codes) // LANES, params.block_rows)
         per_unit = params.n_words(1, unit, planes)
@@ -239,7 +242,10 @@ class _Lowering:
         for first in range(0, blocks, max_blocks):
             count = min(max_blocks, blocks - first)
             part = weights.rows(slice(first * LANES, (first + count) * LANES))
-            words = params.pack(part, planes)
+            try:
+                words = params.pack(part, planes)
+            except ValueError as error:
+                raise LutraError(f"configuration {config.name}: {error}") from None
             padded = np.zeros((len(words), config.weight_word_bytes), np.uint8)
             padded[:, : words.shape[1]] = words
             self._emit(

@@ -2,9 +2,16 @@
 
 from lutra.compile.fit import check_fit, check_sums, engines_for
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
-from lutra_golden.core.configs import CONFIGS, measured, with_engine
+from lutra_golden.core.configs import (
+    CONFIGS,
+    activation_tile,
+    measured,
+    offset_width,
+    scale_bits,
+    with_engine,
+)
 from lutra_golden.errors import LutraError
-from lutra_golden.model.capabilities import check_capabilities
+from lutra_golden.model.capabilities import check_vocabulary
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.padding import padded_group
@@ -37,7 +44,7 @@ def configure(
     if config not in CONFIGS:
         raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
     base = CONFIGS[config]
-    check_capabilities(model, "an accelerator")
+    check_vocabulary(model, "an accelerator")
     kv_bits = common_kv_bits(model, "an accelerator")
     if kv_bits != base.attention.key_width:
         name = f"{base.name}-kv{kv_bits}"
@@ -48,7 +55,14 @@ def configure(
         return with_engine(base, engine)
     candidates = choice if engine is None else [engine]
     for kind in candidates:
-        built = with_engine(base, kind, a_width=model.a_bits)
+        built = with_engine(
+            base,
+            kind,
+            a_width=model.a_bits,
+            depth_tile=activation_tile(model),
+            a_groups=model.a_groups,
+            offset_width=offset_width(model, kind),
+        )
         if not made_to_measure or _fits(model, built):
             return built
         built = measured(model, base, kind)
@@ -63,6 +77,9 @@ def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
         return False
     vector = config.vector
     if (model.biased and not vector.qkv_bias) or (model.head_normed and not vector.qk_norm):
+        return False
+    m = config.matmul
+    if m.grouped and scale_bits(model, m.shift_min) > m.scale_width:
         return False
     group = padded_group(model.group, model.head_dim) if model.group else 0
     if config.matmul.grouped and group % config.matmul.depth_tile:

@@ -5,11 +5,12 @@ from typing import Protocol
 import numpy as np
 
 from lutra.arguments import either
-from lutra_golden.arith.quantize import q_max_of
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
+from lutra_golden.core.configs import offset_width
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
-from lutra_golden.model.capabilities import check_capabilities
+from lutra_golden.model.capabilities import check_vocabulary
 from lutra_golden.model.checks import sum_bits
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
@@ -62,8 +63,10 @@ class Precision(Protocol):
 
 
 def engines_for(precision: Precision) -> list[str]:
-    """Names of the matmul engines that can run a format."""
+    """Names of the matmul engines that can run a format, or a packed model."""
     ternary = precision.ternary and precision.a_bits == 8
+    if isinstance(precision, PackedModel):
+        ternary &= precision.a_groups is None and not precision.offsets
     return [name for name, params in ENGINES.items() if params.grouped or ternary]
 
 
@@ -72,13 +75,26 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
     m = config.matmul
     if m.kind not in engines_for(model):
         raise LutraError(
-            f"engine {m.kind} does not run {model.format}, only ternary weights with 8-bit "
-            f"activations: use engine {either(engines_for(model))}"
+            f"engine {m.kind} does not run {model.format}, only ternary weights with one scale per "
+            "matrix and 8-bit activations with one scale per token: use engine "
+            f"{either(engines_for(model))}"
         )
     if model.a_bits != m.a_width:
         raise LutraError(
             f"configuration {config.name} is built for activations of {m.a_width} bits, "
             f"{model.format} has {model.a_bits}: use a configuration with a_width={model.a_bits}"
+        )
+    if model.a_groups != m.a_groups:
+        raise LutraError(
+            f"configuration {config.name} is built for activations with {_scales_of(m.a_groups)}, "
+            f"{model.format} has {_scales_of(model.a_groups)}: use a configuration with "
+            f"a_groups={model.a_groups!r}"
+        )
+    if model.offsets and not m.offset_width:
+        raise LutraError(
+            f"configuration {config.name} is built for zero points, the model's groups of weights "
+            f"have offsets: use a configuration with offset_width={offset_width(model, m.kind)}, "
+            "or pack the model again without --offsets"
         )
     if not m.grouped:
         return
@@ -89,6 +105,13 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
                 f"{name} is {depth}, not a multiple of depth_tile ({m.depth_tile}), which "
                 f"engine {m.kind} of configuration {config.name} needs: use a smaller depth_tile"
             )
+
+
+def _scales_of(groups: ActivationGroups | None) -> str:
+    """What activations have, in words."""
+    if groups is None:
+        return "one scale per token"
+    return f"exponents of 0 to {groups.shift_max} per group of {groups.size}"
 
 
 def _check_scales(config: AcceleratorConfig, bits: int) -> None:
@@ -136,7 +159,7 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
             "hidden_size must be a multiple of 32 and intermediate_size of 16, not "
             f"{model.hidden_size} and {model.intermediate_size}: pad the model"
         )
-    check_capabilities(model, "an accelerator")
+    check_vocabulary(model, "an accelerator")
     _check_format(model, config)
     q_out, kv_out = model.n_heads * head_dim, model.n_kv_heads * head_dim
     depth = max(_depths(model).values())
@@ -179,7 +202,7 @@ def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfi
                 f"{config.name}: use groups that are a multiple of depth_tile ({m.depth_tile})"
             )
         if m.grouped:
-            _check_scales(config, weights.scale_bits)
+            _check_scales(config, weights.scale_bits + max(0, m.shift_min - linear.shift))
         _check_words(config, weights)
     check_sums(model, layer, config)
 
@@ -236,8 +259,9 @@ def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: 
             f"needs {shift}: {mend}"
         )
     # an engine without groups adds up the weights themselves, not twice the weights; the others
-    # add half of the result's last place
-    highest = peak * q_max_of(model.a_bits) + ((1 << shift) >> 1)
+    # add half of the result's last place, and have weights that are shifted by enough
+    more = max(0, m.shift_min - shift)
+    highest = (peak * model.a_peak << more) + ((1 << shift << more) >> 1)
     inner = highest.bit_length() + 1 if m.grouped else sum_bits(model, peak, 1)
     _need("a sum of the engine (bits)", inner, config.matmul.sum_width, "sum_width", config)
     outer = sum_bits(model, peak, shift)

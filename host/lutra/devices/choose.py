@@ -19,9 +19,11 @@ from lutra.devices.base import Device
 from lutra.devices.boards import BOARD_DRIVERS
 from lutra.devices.emulated.card import emulated_xrt
 from lutra.devices.emulated.pynq_board import emulated_pynq
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores, unwritable
+from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
 from lutra_golden.timing.boards import AGENT, BOARD_PROFILES, BoardProfile, find_profile
 
 __all__ = [
@@ -37,6 +39,7 @@ Progress = Callable[[str, float], None]
 
 DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl", "pynq", "xrt")
 """Names of devices; ``auto`` is the fastest that is here. An address of a board is one, too."""
+_MADE_FOR_THE_MODEL = ("interpreted", "rtl")
 _THREADS = 256  # more than one per core only slow each other down
 
 
@@ -144,9 +147,26 @@ def make_device(name: str, options: DeviceOptions, progress: Progress | None = N
     built = options.config or (board.config if board else "nano")
     # a simulation takes the time that it takes, and its watchdog counts cycles
     timeout_s = None if name == "rtl" else TIMEOUT_S
+    capabilities = _capabilities(built, is_built=name not in _MADE_FOR_THE_MODEL)
     return AcceleratorDevice(
-        transport, built, options.engine, timeout_s=timeout_s, progress=progress
+        transport,
+        built,
+        options.engine,
+        timeout_s=timeout_s,
+        capabilities=capabilities,
+        progress=progress,
     )
+
+
+def _capabilities(config: str | AcceleratorConfig, *, is_built: bool) -> Capabilities:
+    """Parts of packed models that an accelerator runs: those of a configuration, and of a name all
+    that can be built, unless it ``is_built`` already."""
+    if isinstance(config, AcceleratorConfig):
+        m = config.matmul
+        return Capabilities(
+            activation_groups=m.a_groups == ActivationGroups(), offsets=m.offset_width > 0
+        )
+    return COMMON_PARTS if is_built else Capabilities(activation_groups=True, offsets=True)
 
 
 def _emulated(emulate: str, device: str) -> BoardProfile:

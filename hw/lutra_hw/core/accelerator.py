@@ -282,9 +282,13 @@ class Accelerator(wiring.Component):
         tile, word = units[Unit.MATMUL].cmd, sequencer.matmul_cmd.p
         first, count = tile_tokens(m, word, context.n_tokens, context.logits_from)
         m.d.comb += [tile.p.token_first.eq(first), tile.p.token_count.eq(count)]
-        for name in ("depth_tiles", "row_blocks", "planes", "acc_base", "shift"):
+        for name in ("depth_tiles", "row_blocks", "planes", "acc_base"):
             m.d.comb += getattr(tile.p, name).eq(argument(word, Opcode.LMMA, name))
+        shift = argument(word, Opcode.LMMA, "shift")
+        if self.config.matmul.shift_min:
+            shift = shift - self.config.matmul.shift_min
         m.d.comb += [
+            tile.p.shift.eq(shift),
             tile.valid.eq(sequencer.matmul_cmd.valid),
             sequencer.matmul_cmd.ready.eq(tile.ready),
         ]

@@ -9,8 +9,8 @@ from amaranth.utils import exact_log2
 from lutra_golden.matmul.engine import LANES, ZERO_WIDTH, EngineParams
 from lutra_golden.timing.matmul import DEQUANTIZER_LATENCY, MatmulTiming
 from lutra_hw.arith.fixed import sign_extend
-from lutra_hw.matmul.activations import sums_layout
-from lutra_hw.matmul.contract import acc_read_port
+from lutra_hw.matmul.activations import shifts_layout, sums_layout
+from lutra_hw.matmul.contract import acc_read_port, group_shift
 from lutra_hw.matmul.table import signed_term
 from lutra_hw.pipeline import delay
 
@@ -25,9 +25,15 @@ __all__ = [
 ]
 
 
+_DSP_UNSIGNED = 17
+
+
 def row_side(params: EngineParams) -> data.StructLayout:
-    """Scale and zero point of one row, which follow its digits in a weight word."""
-    return data.StructLayout({"scale": unsigned(params.scale_width), "zero": signed(ZERO_WIDTH)})
+    """Scale of one row, and its zero point or offset, which follow its digits in a weight word."""
+    fields = {"scale": unsigned(params.scale_width)}
+    if params.offset_width:
+        return data.StructLayout(fields | {"offset": signed(params.offset_width)})
+    return data.StructLayout(fields | {"zero": signed(ZERO_WIDTH)})
 
 
 def side_layout(params: EngineParams) -> data.ArrayLayout:
@@ -51,6 +57,17 @@ def row_width(params: EngineParams) -> int:
 def term_width(params: EngineParams) -> int:
     """Bits of a dequantised row before its scale, signed."""
     return (2 * _largest(params)).bit_length() + 1
+
+
+def _split_shift(params: EngineParams) -> tuple[int, int]:
+    """Bits of a group's shift that the scale is shifted by, and those that the row is.
+
+    The scale takes the low ones, as far as it then fits the 17 bits that the narrower port of a DSP
+    slice has for an unsigned number.
+    """
+    n_bits = params.a_shift_max.bit_length()
+    low = max(n for n in range(n_bits + 1) if params.scale_width + (1 << n) - 1 <= _DSP_UNSIGNED)
+    return low, n_bits - low
 
 
 def word_control(params: EngineParams) -> data.StructLayout:
@@ -113,9 +130,11 @@ class RowRegisters(wiring.Component):
     negate : ``In(step_tokens * step_rows)``  the sum is ``-i``.
     side : ``In(side_layout(params))``  of a block, with the first ``control_o`` and until its last.
     a_sum : ``In(sums_layout(params))``  likewise, of the pass.
+    a_shift : ``In(shifts_layout(params))``  likewise, with groups of activations.
     take : ``Out(1)``  the pass's last rows are going: the next ones need the next ``a_sum``.
     control_o : ``Out(row_control(params))``
-    side_o, a_sum_o : ``Out``; side fields of the rows, activation sum of the token.
+    side_o, a_sum_o, a_shift_o : ``Out``; side fields of the rows, activation sum of the token, and
+        its shift with groups of activations.
     h_o : ``Out(8 * signed(row_width(params)))``
     """
 
@@ -123,22 +142,22 @@ class RowRegisters(wiring.Component):
         self.params, self.i_width = params, i_width
         self.lag = MatmulTiming(params).row_lag
         n = params.step_rows
-        super().__init__(
-            {
-                "control": In(word_control(params)),
-                "i": In(
-                    data.ArrayLayout(data.ArrayLayout(unsigned(i_width), n), params.step_tokens)
-                ),
-                "negate": In(data.ArrayLayout(n, params.step_tokens)),
-                "side": In(side_layout(params)),
-                "a_sum": In(sums_layout(params)),
-                "take": Out(1),
-                "control_o": Out(row_control(params)),
-                "side_o": Out(data.ArrayLayout(row_side(params), LANES)),
-                "a_sum_o": Out(sums_layout(params).elem_shape),
-                "h_o": Out(data.ArrayLayout(signed(row_width(params)), LANES)),
-            }
-        )
+        members = {
+            "control": In(word_control(params)),
+            "i": In(data.ArrayLayout(data.ArrayLayout(unsigned(i_width), n), params.step_tokens)),
+            "negate": In(data.ArrayLayout(n, params.step_tokens)),
+            "side": In(side_layout(params)),
+            "a_sum": In(sums_layout(params)),
+            "take": Out(1),
+            "control_o": Out(row_control(params)),
+            "side_o": Out(data.ArrayLayout(row_side(params), LANES)),
+            "a_sum_o": Out(sums_layout(params).elem_shape),
+            "h_o": Out(data.ArrayLayout(signed(row_width(params)), LANES)),
+        }
+        if params.a_groups is not None:
+            members["a_shift"] = In(shifts_layout(params))
+            members["a_shift_o"] = Out(group_shift(params))
+        super().__init__(members)
 
     def elaborate(self, platform):
         m = Module()
@@ -175,6 +194,7 @@ class RowRegisters(wiring.Component):
                 self.h_o.eq(Cat(rows)),
                 self.side_o.eq(self.side),
                 self.a_sum_o.eq(self.a_sum[0]),
+                *([] if p.a_groups is None else [self.a_shift_o.eq(self.a_shift[0])]),
                 self.take.eq(ends & control.last_block),
                 self.control_o.valid.eq(ends),
                 self.control_o.finish.eq(control.finish),
@@ -236,6 +256,9 @@ class RowRegisters(wiring.Component):
                         fields = [self.side[LANES * number + lane] for lane in range(LANES)]
                         m.d.comb += self.side_o.eq(Cat(fields))
             m.d.comb += self.a_sum_o.eq(self.a_sum[token] if p.step_tokens > 1 else self.a_sum[0])
+        if p.a_groups is not None:
+            shift = self.a_shift[token] if p.step_tokens > 1 else self.a_shift[0]
+            m.d.comb += self.a_shift_o.eq(shift)
 
         # comes when no rows are left
         m.d.sync += empty.eq(control.finish & ~control.valid)
@@ -253,11 +276,12 @@ def _copy(target, source):
 
 
 class Dequantizer(wiring.Component):
-    """Eight rows of a token in the units of their result: ``scale * (2 * h - zero * a_sum)``.
+    """Eight rows of a token in the units of their result: ``scale * (2 * h - zero * a_sum)``, or
+    with offsets ``scale * 2 * h + offset * a_sum``; with groups of activations shifted left.
 
     Latency is 3 cycles from ``side`` and ``a_sum`` to ``o``, and 2 from ``h``, which comes a cycle
     later than they; throughput is eight rows per cycle. Sums that are taken once already, of bits
-    that mean -1 and +1, are not doubled.
+    that mean -1 and +1, are not doubled. An ``a_sum`` that offsets multiply is shifted already.
 
     Model: :meth:`lutra_golden.matmul.grouped.DigitParams.matmul`. Source: MixPE, arXiv
     2411.16158, section 3.1 (dequantisation after the group's product).
@@ -270,6 +294,7 @@ class Dequantizer(wiring.Component):
     -------
     side : ``In(8 * row_side(params))``
     a_sum : ``In``; sum of the token's activations.
+    a_shift : ``In``; with groups of activations, the token's shift.
     h : ``In(8 * signed(row_width(params)))``
     o : ``Out(8 * signed(o_width))``
     """
@@ -278,41 +303,92 @@ class Dequantizer(wiring.Component):
 
     def __init__(self, params: EngineParams) -> None:
         self.params = params
-        self.o_width = min(params.sum_width, term_width(params) + params.scale_width)
-        super().__init__(
-            {
-                "side": In(data.ArrayLayout(row_side(params), LANES)),
-                "a_sum": In(sums_layout(params).elem_shape),
-                "h": In(data.ArrayLayout(signed(row_width(params)), LANES)),
-                "o": Out(data.ArrayLayout(signed(self.o_width), LANES)),
-            }
-        )
+        a_sum = sums_layout(params).elem_shape
+        width = term_width(params) + params.scale_width + params.a_shift_max
+        if params.offset_width:
+            width = max(width, params.offset_width + a_sum.width) + 1
+        self.o_width = min(params.sum_width, width)
+        members = {
+            "side": In(data.ArrayLayout(row_side(params), LANES)),
+            "a_sum": In(a_sum),
+            "h": In(data.ArrayLayout(signed(row_width(params)), LANES)),
+            "o": Out(data.ArrayLayout(signed(self.o_width), LANES)),
+        }
+        if params.a_groups is not None:
+            members["a_shift"] = In(group_shift(params))
+        super().__init__(members)
 
     def elaborate(self, platform):
         m = Module()
         p = self.params
 
-        width = term_width(p)
+        row_shift = None
+        if p.a_groups is not None:
+            low, high = _split_shift(p)
+            row_shift = Signal(high, reset_less=True)
+            m.d.sync += row_shift.eq(self.a_shift[low:])
         for lane in range(LANES):
-            offset, term = (
-                Signal(signed(width), name=f"{name}_{lane}", reset_less=True)
-                for name in ("offset", "term")
-            )
-            scale, scale_delayed = (
-                Signal(p.scale_width, name=f"{name}_{lane}", reset_less=True)
-                for name in ("scale", "scale_delayed")
-            )
-            product = Signal(signed(self.o_width), name=f"product_{lane}", reset_less=True)
-            h = self.h[lane] << (0 if p.symmetric else 1)
-            m.d.sync += [
-                offset.eq(self.side[lane].zero * self.a_sum),
-                scale.eq(self.side[lane].scale),
-                term.eq(h - offset),
-                scale_delayed.eq(scale),
-                product.eq(scale_delayed * term),
-            ]
-            m.d.comb += self.o[lane].eq(product)
+            if p.offset_width:
+                self._add_offset(m, lane, row_shift)
+            else:
+                self._take_zero_point(m, lane, row_shift)
         return m
+
+    def _shifted_scale(self, lane):
+        """The scale, shifted as far as it fits a DSP slice."""
+        scale = self.side[lane].scale
+        if self.params.a_groups is None:
+            return scale
+        low, _ = _split_shift(self.params)
+        return scale << self.a_shift[:low] if low else scale
+
+    def _shifted_row(self, value, row_shift):
+        """``value``, shifted by what its scale is not."""
+        low, high = _split_shift(self.params)
+        if not high:
+            return value
+        width = len(value) + (((1 << high) - 1) << low)
+        return (value << (row_shift << low))[:width].as_signed()
+
+    def _add_offset(self, m, lane, row_shift):
+        """Two products and their sum, as DSP slices make them."""
+        shape = signed(self.o_width)
+        scale = self._shifted_scale(lane)
+        scale_held = Signal(len(scale), name=f"scale_{lane}", reset_less=True)
+        offset, offset_delayed, product, total = (
+            Signal(shape, name=f"{name}_{lane}", reset_less=True)
+            for name in ("offset", "offset_delayed", "product", "total")
+        )
+        h = self._shifted_row(self.h[lane], row_shift) << (0 if self.params.symmetric else 1)
+        m.d.sync += [
+            offset.eq(self.side[lane].offset * self.a_sum),
+            offset_delayed.eq(offset),
+            scale_held.eq(scale),
+            product.eq(scale_held * h),
+            total.eq(product + offset_delayed),
+        ]
+        m.d.comb += self.o[lane].eq(total)
+
+    def _take_zero_point(self, m, lane, row_shift):
+        p = self.params
+        scale = self._shifted_scale(lane)
+        offset = Signal(signed(term_width(p)), name=f"offset_{lane}", reset_less=True)
+        h = self.h[lane] << (0 if p.symmetric else 1)
+        shifted = self._shifted_row((h - offset)[: term_width(p)].as_signed(), row_shift)
+        term = Signal(signed(len(shifted)), name=f"term_{lane}", reset_less=True)
+        scale_held, scale_delayed = (
+            Signal(len(scale), name=f"{name}_{lane}", reset_less=True)
+            for name in ("scale", "scale_delayed")
+        )
+        product = Signal(signed(self.o_width), name=f"product_{lane}", reset_less=True)
+        m.d.sync += [
+            offset.eq(self.side[lane].zero * self.a_sum),
+            scale_held.eq(scale),
+            term.eq(shifted),
+            scale_delayed.eq(scale_held),
+            product.eq(scale_delayed * term),
+        ]
+        m.d.comb += self.o[lane].eq(product)
 
 
 class AccumulatorBanks(wiring.Component):
@@ -322,7 +398,8 @@ class AccumulatorBanks(wiring.Component):
     ``read_lag`` cycles after its ``control`` and written ``recovery - 1`` cycles after that, so
     that the same block comes again ``recovery`` cycles later at the earliest. Grouped engines shift
     with rounding: half of the result's last place is there from the first depth tile on, so that
-    the last one cuts only.
+    the last one cuts only. ``shift`` of a control is less than the whole one by ``shift_min``,
+    which readers cut.
 
     Parameters
     ----------
@@ -363,8 +440,10 @@ class AccumulatorBanks(wiring.Component):
 
         half, amount = 0, Signal(p.shift_width, reset_less=True)
         if p.grouped:
-            half = Signal(1 << p.shift_width, reset_less=True)
-            m.d.sync += half.eq((Const(1, 1) << reading.shift) >> 1)
+            half = Signal((1 << p.shift_width) + max(p.shift_min - 1, 0), reset_less=True)
+            last_place = Const(1, 1) << reading.shift
+            least = Const(0, p.shift_min - 1) if p.shift_min else None
+            m.d.sync += half.eq(last_place >> 1 if least is None else Cat(least, last_place))
             m.d.sync += amount.eq(Mux(adding.last_tile, adding.shift, 0))
         for lane in range(LANES):
             total = Signal(signed(self.width), name=f"total_{lane}", reset_less=p.grouped)
@@ -388,16 +467,17 @@ class AccumulatorBanks(wiring.Component):
                     r_port.addr.eq(Cat(reading.block[1:], reading.token)),
                     acc_port.en.eq(1),
                     acc_port.addr.eq(Cat(self.acc.addr.pair, self.acc.addr.token)),
-                    self.acc.data[bank][lane].eq(acc_port.data),
+                    self.acc.data[bank][lane].eq(acc_port.data[p.shift_min :]),
                 ]
                 old.append(r_port.data)
             former = Mux(adding.first_tile, half, Mux(adding.block[0], old[1], old[0]))
             former = former[: self.width].as_signed()
             if p.grouped:
                 m.d.sync += total.eq(former + self.i[lane])
-                # partial sums are never shifted
-                cut = (total >> amount)[: p.acc_width]
-                m.d.comb += value.eq(Cat(cut, total[p.acc_width :]))
+                # partial sums are never shifted; the bits of the least shift are not read
+                top = p.shift_min + p.acc_width
+                cut = (total >> amount)[p.shift_min : top]
+                m.d.comb += value.eq(Cat(total[: p.shift_min], cut, total[top:]))
             else:
                 m.d.comb += [total.eq(former + self.i[lane]), value.eq(total)]
         return m

@@ -1,15 +1,21 @@
 """Activations of a tile of tokens: their buffer, and their sums over a depth tile."""
 
-from amaranth import Cat, Module, Mux, Signal, signed, unsigned
+from amaranth import Cat, Module, Mux, Shape, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from lutra_golden.matmul.engine import LANES, EngineParams
-from lutra_hw.matmul.contract import act_write_port, depth_tile_layout
+from lutra_hw.matmul.contract import act_write_port, depth_tile_layout, group_shift
 
-__all__ = ["ActivationBuffer", "ActivationSums", "activations_layout", "sums_layout"]
+__all__ = [
+    "ActivationBuffer",
+    "ActivationSums",
+    "activations_layout",
+    "shifts_layout",
+    "sums_layout",
+]
 
 
 def activations_layout(params: EngineParams) -> data.ArrayLayout:
@@ -17,10 +23,22 @@ def activations_layout(params: EngineParams) -> data.ArrayLayout:
     return data.ArrayLayout(depth_tile_layout(params), params.step_tokens)
 
 
-def sums_layout(params: EngineParams) -> data.ArrayLayout:
-    """A sum of ``depth_tile`` activations for each of ``step_tokens`` tokens."""
+def shifts_layout(params: EngineParams) -> data.ArrayLayout:
+    """What the depth tile of each of ``step_tokens`` tokens is shifted left by; with groups of
+    activations only."""
+    return data.ArrayLayout(group_shift(params), params.step_tokens)
+
+
+def _plain_sum(params: EngineParams) -> Shape:
     largest = params.depth_tile << (params.a_width - 1)
-    return data.ArrayLayout(signed((largest - 1).bit_length() + 1), params.step_tokens)
+    return signed((largest - 1).bit_length() + 1)
+
+
+def sums_layout(params: EngineParams) -> data.ArrayLayout:
+    """A sum of ``depth_tile`` activations for each of ``step_tokens`` tokens, which engines with
+    offsets have shifted as the group is."""
+    width = _plain_sum(params).width + (params.a_shift_max if params.offset_width else 0)
+    return data.ArrayLayout(signed(width), params.step_tokens)
 
 
 def _reciprocal(divisor: int, limit: int) -> tuple[int, int]:
@@ -38,7 +56,7 @@ class ActivationBuffer(wiring.Component):
 
     A write is in memory two cycles after ``w.en``. ``o`` follows ``fetch`` by one cycle and then
     holds until the next fetch. Token t is in bank ``t % step_tokens``, at group ``t //
-    step_tokens``.
+    step_tokens``. With groups of activations the shift of a depth tile lies beside its first word.
 
     Parameters
     ----------
@@ -50,6 +68,7 @@ class ActivationBuffer(wiring.Component):
     fetch : ``In(1)``
     group, tile : ``In``; which activations to fetch.
     o : ``Out(activations_layout(params))``
+    shift : ``Out(shifts_layout(params))``  likewise; with groups of activations.
     """
 
     def __init__(self, params: EngineParams) -> None:
@@ -59,15 +78,16 @@ class ActivationBuffer(wiring.Component):
                 f"{params.depth_tile}"
             )
         self.params = params
-        super().__init__(
-            {
-                "w": In(act_write_port(params)),
-                "fetch": In(1),
-                "group": In(range(params.pass_tokens // params.step_tokens)),
-                "tile": In(range(params.act_tiles)),
-                "o": Out(activations_layout(params)),
-            }
-        )
+        members = {
+            "w": In(act_write_port(params)),
+            "fetch": In(1),
+            "group": In(range(params.pass_tokens // params.step_tokens)),
+            "tile": In(range(params.act_tiles)),
+            "o": Out(activations_layout(params)),
+        }
+        if params.a_groups is not None:
+            members["shift"] = Out(shifts_layout(params))
+        super().__init__(members)
 
     def elaborate(self, platform):
         m = Module()
@@ -75,7 +95,8 @@ class ActivationBuffer(wiring.Component):
 
         n_words = p.depth_tile // LANES
         factor, shift = _reciprocal(n_words, p.act_tiles * n_words)
-        shape = unsigned(LANES * p.a_width)
+        shape = unsigned(self.w.data.shape().size)
+        n_bits = LANES * p.a_width
         tile = Signal(range(p.act_tiles))
         word = Signal(range(n_words))
         write, w_word = Signal(), Signal.like(word)
@@ -97,8 +118,9 @@ class ActivationBuffer(wiring.Component):
             outputs = []
             for index in range(n_words):
                 depth = (p.pass_tokens // p.step_tokens) << len(tile)
+                width = n_bits if index else shape.width
                 m.submodules[f"bank_{token}_{index}"] = bank = Memory(
-                    shape=shape, depth=depth, init=[]
+                    shape=unsigned(width), depth=depth, init=[]
                 )
                 w_port, r_port = bank.write_port(), bank.read_port()
                 m.d.comb += [
@@ -108,13 +130,17 @@ class ActivationBuffer(wiring.Component):
                     r_port.en.eq(self.fetch),
                     r_port.addr.eq(Cat(self.tile, self.group)),
                 ]
-                outputs.append(r_port.data)
+                outputs.append(r_port.data[:n_bits])
+                if width > n_bits:
+                    m.d.comb += self.shift[token].eq(r_port.data[n_bits:])
             m.d.comb += self.o[token].eq(Cat(outputs))
         return m
 
 
 class ActivationSums(wiring.Component):
     """Sums of a depth tile's activations, in order of their starts; shared by all rows.
+
+    With groups of activations the shift of the depth tile stays beside its sum.
 
     ``start`` in cycle t begins a sum over ``i``, valid from the next cycle until the next start;
     eight activations a cycle are added for each token, so that the next start comes at cycle
@@ -133,33 +159,38 @@ class ActivationSums(wiring.Component):
     i : ``In(activations_layout(params))``
     take : ``In(1)``
     o : ``Out(sums_layout(params))``
+    i_shift, o_shift : ``In(shifts_layout(params))``, ``Out``; as ``i`` and ``o``, with groups of
+        activations.
     """
 
     def __init__(self, params: EngineParams, depth: int) -> None:
         if depth < 2 or depth & (depth - 1):
             raise ValueError(f"depth must be a power of two from 2 on, not {depth}")
         self.params, self.depth = params, depth
-        super().__init__(
-            {
-                "start": In(1),
-                "i": In(activations_layout(params)),
-                "take": In(1),
-                "o": Out(sums_layout(params)),
-            }
-        )
+        members = {
+            "start": In(1),
+            "i": In(activations_layout(params)),
+            "take": In(1),
+            "o": Out(sums_layout(params)),
+        }
+        if params.a_groups is not None:
+            layout = shifts_layout(params)
+            members |= {"i_shift": In(layout), "o_shift": Out(layout)}
+        super().__init__(members)
 
     def elaborate(self, platform):
         m = Module()
         p = self.params
 
         n_words = p.depth_tile // LANES
-        layout = sums_layout(p)
+        layout = data.ArrayLayout(_plain_sum(p), p.step_tokens)
         index, read, add = Signal(range(n_words)), Signal(), Signal()
         first, last = Signal(reset_less=True), Signal(reset_less=True)
         part_width = p.a_width + exact_log2(LANES)
         parts = Signal(data.ArrayLayout(signed(part_width), p.step_tokens), reset_less=True)
         totals, results = Signal(layout, reset_less=True), Signal(layout)
-        m.submodules.queue = queue = Memory(shape=unsigned(layout.size), depth=self.depth, init=[])
+        stored = self._stored(m, results, read)
+        m.submodules.queue = queue = Memory(shape=unsigned(len(stored)), depth=self.depth, init=[])
         w_port, r_port = queue.write_port(), queue.read_port(domain="comb")
         written, taken = Signal(range(self.depth)), Signal(range(self.depth))
         for token in range(p.step_tokens):
@@ -180,10 +211,13 @@ class ActivationSums(wiring.Component):
         m.d.comb += [
             w_port.en.eq(add & last),
             w_port.addr.eq(written),
-            w_port.data.eq(results),
+            w_port.data.eq(stored),
             r_port.addr.eq(taken),
-            self.o.eq(r_port.data),
         ]
+        size = self.o.shape().size
+        m.d.comb += self.o.eq(r_port.data[:size])
+        if p.a_groups is not None:
+            m.d.comb += self.o_shift.eq(r_port.data[size:])
 
         m.d.sync += [add.eq(read), first.eq(index == 0), last.eq(index == n_words - 1)]
         with m.If(self.start):
@@ -197,6 +231,22 @@ class ActivationSums(wiring.Component):
         with m.If(self.take):
             m.d.sync += taken.eq(taken + 1)
         return m
+
+    def _stored(self, m, results, read):
+        """What is kept of the sums: with groups of activations shifted, if offsets multiply them,
+        and the shifts."""
+        p = self.params
+        if p.a_groups is None:
+            return results.as_value()
+        shifts = Signal(shifts_layout(p), reset_less=True)
+        with m.If(read):
+            m.d.sync += shifts.eq(self.i_shift)
+        if not p.offset_width:
+            return Cat(results, shifts)
+        shifted = Signal(sums_layout(p))
+        for token in range(p.step_tokens):
+            m.d.comb += shifted[token].eq(results[token] << shifts[token])
+        return Cat(shifted, shifts)
 
 
 def _tree(values):

@@ -9,10 +9,11 @@ An engine computes ``acc[token, row] = sum_k a[token, k] * w[row, k]`` over a ti
   while it computes.
 - Scales and zero points have no stream of their own: a word holds the digits of ``step_rows`` rows,
   then the scale and the zero point of each, so that they arrive, wait and are replayed together.
+  An engine with an ``offset_width`` has offsets in the place of zero points.
 - Results stay in the accumulator buffer, which is read by pairs of blocks of eight rows.
 """
 
-from amaranth import signed, unsigned
+from amaranth import Shape, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -26,6 +27,7 @@ __all__ = [
     "acc_read_port",
     "act_write_port",
     "depth_tile_layout",
+    "group_shift",
     "tile_command",
 ]
 
@@ -42,19 +44,28 @@ def tile_command(params: EngineParams) -> data.StructLayout:
             "acc_base": unsigned(16),
             "token_first": unsigned(8),
             "token_count": unsigned(8),  # zero tokens: done at once, no weight word is taken
-            # rounding right shift of the finished sums; ternary: not used
+            # rounding right shift of the finished sums, less shift_min; ternary: not used
             "shift": unsigned(params.shift_width),
         }
     )
 
 
 def act_write_port(params: EngineParams) -> WritePortSignature:
-    """Activations ``8 * word .. 8 * word + 7`` of a token, lane 0 in the LSBs."""
+    """Activations ``8 * word .. 8 * word + 7`` of a token, lane 0 in the LSBs.
+
+    With groups of activations they are ``q``, and ``shift`` is what their group is shifted left by:
+    the same for all words of a depth tile.
+    """
     words = params.act_tiles * params.depth_tile // LANES
-    return WritePortSignature(
-        {"token": range(params.pass_tokens), "word": range(words)},
-        data.ArrayLayout(signed(params.a_width), LANES),
-    )
+    payload = data.ArrayLayout(signed(params.a_width), LANES)
+    if params.a_groups is not None:
+        payload = data.StructLayout({"q": payload, "shift": group_shift(params)})
+    return WritePortSignature({"token": range(params.pass_tokens), "word": range(words)}, payload)
+
+
+def group_shift(params: EngineParams) -> Shape:
+    """What the activations of a group are shifted left by."""
+    return Shape.cast(range(params.a_shift_max + 1))
 
 
 def acc_read_port(params: EngineParams) -> ReadPortSignature:

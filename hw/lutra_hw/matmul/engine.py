@@ -325,6 +325,12 @@ class MatmulEngine(wiring.Component):
             dequantizer.h.eq(rows.h_o),
             self._accumulators.i.eq(dequantizer.o),
         ]
+        if p.a_groups is not None:
+            m.d.comb += [
+                sums.i_shift.eq(activations.shift),
+                rows.a_shift.eq(sums.o_shift),
+                dequantizer.a_shift.eq(rows.a_shift_o),
+            ]
 
     def _control(self, m, walker, ring, issued, step):
         """Accept commands and issue one weight word per cycle."""

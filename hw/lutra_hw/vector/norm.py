@@ -46,6 +46,7 @@ from lutra_hw.buffers import (
 from lutra_hw.matmul.contract import acc_read_port, act_write_port
 from lutra_hw.pipeline import delay
 from lutra_hw.ports import SCALE_LAYOUT, scale_constant
+from lutra_hw.vector.group_shifts import GroupShifts
 
 __all__ = ["NORM_COMMAND", "NormQuant"]
 
@@ -112,8 +113,10 @@ class _ScaleSequence(wiring.Component):
     ends it.
     """
 
-    def __init__(self, y_shape: Shape, ss_shape: Shape, sh_shape: Shape, q_max: int):
-        self.q_max = q_max
+    def __init__(
+        self, y_shape: Shape, ss_shape: Shape, sh_shape: Shape, q_max: int, a_shift_max: int
+    ):
+        self.q_max, self.a_shift_max = q_max, a_shift_max
         super().__init__(
             {
                 "command": In(NORM_COMMAND),
@@ -155,6 +158,10 @@ class _ScaleSequence(wiring.Component):
 
         y_max, recip, ss, last = 3, 4, 7, 13
         largest = scale_from_int(self.q_max)
+        # activations are integers of so many bits more
+        lowered = -command.gamma_frac
+        if self.a_shift_max:
+            lowered = lowered - self.a_shift_max
         # operation, operands, destination
         steps = [
             (ScaleOp.MUL, self.gate, self.gate, total, 0),
@@ -163,7 +170,7 @@ class _ScaleSequence(wiring.Component):
             (ScaleOp.FROM_INT, None, None, step, 0),
             (ScaleOp.RECIP, step, None, total, 0),
             (ScaleOp.MUL, total, scale_constant(largest), self.factor, 0),
-            (ScaleOp.MUL, step, scale_constant(scale_recip(largest)), step, -command.gamma_frac),
+            (ScaleOp.MUL, step, scale_constant(scale_recip(largest)), step, lowered),
             (ScaleOp.FROM_INT, None, None, total, 0),
             (ScaleOp.MUL, total, command.inv_n, total, 0),
             (ScaleOp.MUL, total, squared, total, 0),
@@ -240,7 +247,8 @@ class _Flags:
 
 
 class NormQuant(wiring.Component):
-    """RMSNorm times gamma, or gamma alone, quantised to int8 or int16 with a scale per token.
+    """RMSNorm times gamma, or gamma alone, quantised to int8 or int16 with a scale per token, and
+    with groups of activations a shift per group.
 
     Sources are the residual stream, the attention unit's outputs, and ``relu(gate)**2 * up`` or
     ``silu(gate) * up`` of pairs of accumulator blocks. Each token's words are read three times, one
@@ -329,11 +337,14 @@ class NormQuant(wiring.Component):
         ]
         sh = self._scan(m, tags, v)
         y, squares = self._multiply(m, command, tags[STAGE_V], v, sh)
-        y_max, ss = self._sum(m, tags[STAGE_SUM], y, squares)
+        y_max, ss, maxima = self._sum(m, tags[STAGE_SUM], y, squares)
 
         flags = _Flags(read_token.shape())
         sequence = self._sequence(m, command, tags, flags, sh, y_max, ss, gate_scale, up_scale)
-        act_token = self._quantize(m, tags[STAGE_Q], sequence, y)
+        shift = None
+        if self.config.matmul.a_groups is not None:
+            shift = self._group_shifts(m, command, tags, y_max, maxima)
+        act_token = self._quantize(m, tags[STAGE_Q], sequence, y, shift)
         until_factor = Signal(RECIP_TO_FACTOR - STAGE_Y - 1)
         m.d.sync += until_factor.eq(Cat(sequence.recip_accepted, until_factor[:-1]))
         # SWIGLU's words take longer than the factor, which nothing holds up from here on
@@ -423,12 +434,36 @@ class NormQuant(wiring.Component):
                 y_max.eq(reduce(_maximum, maxima, Mux(tag.first, 0, y_max))),
                 ss.eq(reduce(add, totals, Mux(tag.first, 0, ss))),
             ]
-        return y_max, ss
+        return y_max, ss, maxima
+
+    def _group_shifts(self, m, command, tags, y_max, maxima):
+        """The shift of the group of the elements in stage ``STAGE_Y``."""
+        params, groups = self.config.matmul, self.config.attention_groups
+        m.submodules.shifts = shifts = GroupShifts(
+            params, groups.size // LANES, len(maxima), len(y_max)
+        )
+        measured, quantized = tags[STAGE_SUM], tags[STAGE_Y - shifts.latency]
+        m.d.comb += [
+            shifts.short.eq(command.source == NormSource.ATTENTION),
+            shifts.measure.eq(measured.measure),
+            shifts.first.eq(measured.first),
+            shifts.last.eq(measured.last),
+            shifts.y_max.eq(y_max),
+            shifts.quantize.eq(quantized.quantize),
+            shifts.quantize_first.eq(quantized.first),
+            shifts.quantize_last.eq(quantized.last),
+            *(shifts.peaks[k].eq(value) for k, value in enumerate(maxima)),
+        ]
+        return shifts.shift
 
     def _sequence(self, m, command, tags, flags, sh, y_max, ss, gate_scale, up_scale):
         """The scalars: a sequence starts with a token's second pass and may outlast its third."""
         m.submodules.sequence = sequence = _ScaleSequence(
-            y_max.shape(), ss.shape(), sh.shape(), q_max_of(self.config.matmul.a_width)
+            y_max.shape(),
+            ss.shape(),
+            sh.shape(),
+            q_max_of(self.config.matmul.a_width),
+            self.config.matmul.a_shift_max,
         )
         measured_token, summed = flags.measured_token, tags[STAGE_SUM]
         scaled_token = Signal(measured_token.shape())
@@ -459,21 +494,34 @@ class NormQuant(wiring.Component):
             m.d.sync += flags.ss_free.eq(1)
         return sequence
 
-    def _quantize(self, m, written, sequence, y):
-        """Quantise the words of a third pass, the first of which meets the factor.
+    def _quantize(self, m, written, sequence, y, shift):
+        """Quantise the words of a third pass, the first of which meets the factor, with the
+        ``shift`` of their group if there are groups.
 
         Returns the token that is written.
         """
         m.submodules.quantizer = quantizer = Quantizer(len(y), _Y_WIDTH, self.config.matmul.a_width)
         act_token = Signal(self.scale_w.addr.token.shape())
         act_word = Signal(self.act.addr.word.shape())
+        if shift is None:
+            factor = [quantizer.factor.eq(sequence.factor)]
+            data = [self.act.data.eq(quantizer.q)]
+        else:
+            # a factor of zero, of elements that are all zero, has any exponent
+            exponent = sequence.factor.e + (self.config.matmul.a_shift_max - shift)
+            late = delay(m, shift, quantizer.latency, name="shift")[-1]
+            factor = [
+                quantizer.factor.m.eq(sequence.factor.m),
+                quantizer.factor.e.eq(exponent),
+            ]
+            data = [self.act.data.q.eq(quantizer.q), self.act.data.shift.eq(late)]
         m.d.comb += [
             *(quantizer.y[lane].eq(element) for lane, element in enumerate(y)),
-            quantizer.factor.eq(sequence.factor),
+            *factor,
             self.act.en.eq(written.quantize),
             self.act.addr.token.eq(act_token),
             self.act.addr.word.eq(act_word),
-            self.act.data.eq(quantizer.q),
+            *data,
         ]
         with m.If(written.quantize):
             m.d.sync += [

@@ -325,7 +325,12 @@ class Interpreter:
         tokens = self._token_range(i)
         if tokens.start == tokens.stop:
             return
-        blocks, base = i.args["row_blocks"], i.args["acc_base"]
+        blocks, base, params = i.args["row_blocks"], i.args["acc_base"], self.config.matmul
+        if not params.shift_min <= i.args["shift"] <= params.shift_max:
+            raise ProgramError(
+                f"LMMA shifts by {i.args['shift']}, the engine by {params.shift_min} to "
+                f"{params.shift_max}"
+            )
         w = self._weight_matrix(i)
         product = exact_matmul(self.activations[tokens, : w.shape[0]], w)
         product = round_shift(product, i.args["shift"])
@@ -350,7 +355,7 @@ class Interpreter:
             except ValueError as error:
                 raise ProgramError(f"LMMA reads no weights at {key[0]:#x}: {error}") from None
             # float32 carries the sums exactly if none can reach 2**24, float64 all that are
-            peak = int(np.abs(w).sum(axis=1).max()) << (config.matmul.a_width - 1)
+            peak = int(np.abs(w).sum(axis=1).max()) << (config.matmul.integer_width - 1)
             kind = np.float32 if peak < 1 << 24 else np.float64
             # a large matrix is kept small, and made floating point whenever it is used
             kept = np.min_scalar_type(-int(np.abs(w).max()) - 1) if w.size > _LARGE else kind
@@ -391,6 +396,9 @@ class Interpreter:
             unpack_scale(i.args["eps"]),
             normalise=not i.flags & FLAG_PLAIN,
             q_max=q_max_of(self.config.matmul.a_width),
+            groups=self.config.attention_groups
+            if source is NormSource.ATTENTION
+            else self.config.matmul.a_groups,
         )
         self.activations[tokens, :n] = q
         # what lies behind the last word of the last depth tile meets zero weights

@@ -102,11 +102,12 @@ DOCS: Mapping[Opcode, str] = {
     "stream comes from memory as two tables, with TOKEN counting from 0: its high halves, shifted "
     "by 16, then its low halves with FLAG_LOW.",
     Opcode.LMMA: "Matrix product of the activations with a matrix that streams through the "
-    "weight port, digit by digit; the engine applies group scales and zero points, and rounds the "
-    "finished sums once by SHIFT.",
+    "weight port, digit by digit; the engine applies group scales and zero points or offsets, "
+    "and rounds the finished sums once by SHIFT.",
     Opcode.NORMQ: "RMSNorm of the source (not with FLAG_PLAIN), times gamma, quantised to "
-    "activations of the engine's width and a scale per token. GATE squares the positive gate, "
-    "SWIGLU takes the SiLU of the gate, and both multiply by up first.",
+    "activations of the engine's width and a scale per token, with a_groups and an exponent per "
+    "group of a_groups.size (of the attention's output at most head_dim). GATE squares the "
+    "positive gate, SWIGLU takes the SiLU of the gate, and both multiply by up first.",
     Opcode.ROPEQ: "Rotates queries and keys, quantises queries to int8 and keys and values to "
     "key_width and value_width bits with a scale per head, and stores keys, values and their "
     "scales in the KV cache. With FLAG_BIAS or FLAG_QK_NORM the heads are first brought to "
@@ -200,7 +201,7 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
         ("planes", 8, "digits per weight"),
         ("acc_base", 16, "first block of the accumulator buffer, likewise"),
         ("n_words", 32, "weight words: one per depth tile, engine's rows, digit and step"),
-        ("shift", 8, "rounding right shift of the finished sums"),
+        ("shift", 8, "rounding right shift of the finished sums, at least that of a_groups"),
     ),
     Opcode.NORMQ: _layout(
         ("source", 8, "NormSource"),

@@ -156,7 +156,7 @@ def _words(interpreter: Interpreter, i: Instruction, tokens: range) -> dict[str,
         values = interpreter.activations[m, : LANES * n].reshape(count, n, LANES).copy()
         scale = _scales(interpreter.scale.m[m], interpreter.scale.e[m])
         return {
-            "act": Words(first=(first, 0), values=values, width=config.matmul.a_width),
+            "act": Words(first=(first, 0), values=values, width=config.matmul.integer_width),
             "scale_w": Words(first=(first,), values=scale, width=_SCALE_WIDTH),
         }
     if i.opcode is Opcode.ROPEQ:

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TypeVar
 
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.control.isa import INSTRUCTION_BYTES
 from lutra_golden.control.registers import REGISTERS
@@ -34,7 +35,11 @@ _LOAD_BYTES_MAX = 64  # an embedding is a multiple of it
 # fields that an engine has of its own, not of the one whose place it takes
 _OWN_FIELDS = ("w_width", "max_planes", "tables", "adders")
 # part, number, and its value that leaves the hardware as it is without it
-_SHAPE_NOTHING = (("attention", "pair_cycles", 1),)
+_SHAPE_NOTHING = (
+    ("attention", "pair_cycles", 1),
+    ("matmul", "a_groups", None),
+    ("matmul", "offset_width", 0),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,12 @@ class AcceleratorConfig:
             raise ValueError(
                 f"head_dim must be at most {NORM_HEAD_DIM_MAX} with qk_norm, not {self.head_dim}"
             )
+        groups = self.attention_groups
+        if groups is not None and groups.size % self.matmul.depth_tile:
+            raise ValueError(
+                f"head_dim must be a multiple of depth_tile ({self.matmul.depth_tile}) with "
+                f"a_groups, not {self.head_dim}"
+            )
         # its own checks
         _ = self.norm
 
@@ -149,6 +160,12 @@ class AcceleratorConfig:
     def max_context(self) -> int:
         """Positions of a sequence."""
         return self.attention.max_context
+
+    @property
+    def attention_groups(self) -> ActivationGroups | None:
+        """Groups of the attention's output, which end with its heads."""
+        groups = self.matmul.a_groups
+        return None if groups is None else replace(groups, size=min(groups.size, self.head_dim))
 
     @property
     def norm(self) -> NormParams:

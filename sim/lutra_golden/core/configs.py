@@ -3,22 +3,38 @@
 import math
 from collections.abc import Iterator
 
-from lutra_golden.arith.quantize import q_max_of
+import numpy as np
+
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.ports import PortParams, Purpose, two_ports
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.engine import LANES, SCALE_WIDTH
+from lutra_golden.matmul.engine import LANES, OFFSET_WIDTHS, SCALE_WIDTH
+from lutra_golden.matmul.grouped import GroupedParams, bits_signed
 from lutra_golden.matmul.ternary import TernaryParams
 from lutra_golden.model.checks import sum_bits
 from lutra_golden.model.limits import HEAD_MAX
-from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.packed import PackedLinear, PackedModel
 from lutra_golden.model.padding import built_head_dim, padded_group
 from lutra_golden.model.shapes import LINEARS, Gate
+from lutra_golden.model.stored import StoredWeights
 from lutra_golden.vector.norm import GATE_WIDTH_MAX
 from lutra_golden.vector.unit import VectorParams
 
-__all__ = ["CONFIGS", "KV260", "NANO", "PYNQ_Z2", "U50", "U55C", "measured", "with_engine"]
+__all__ = [
+    "CONFIGS",
+    "KV260",
+    "NANO",
+    "PYNQ_Z2",
+    "U50",
+    "U55C",
+    "activation_tile",
+    "measured",
+    "offset_width",
+    "scale_bits",
+    "with_engine",
+]
 
 NANO = AcceleratorConfig(
     name="nano",
@@ -59,8 +75,10 @@ CONFIGS = {config.name: config for config in (NANO, PYNQ_Z2, KV260, U50, U55C)}
 
 # step_depth, w_width: what a weight word of 1024 bits holds for eight rows
 _STEPS = {"lut": (64, 1), "mixpe": (16, 4), "mac": (16, 4)}
+_WORD_BITS = 1024
 _DEPTH_TILE = 64
 _DEPTH_TILES = (64, 32, 16)
+_OFFSET_WIDTHS = (18, 27, OFFSET_WIDTHS[-1])
 
 Tile = tuple[int, int, int]
 """``step_tokens``, ``step_rows``, ``step_depth``."""
@@ -74,12 +92,15 @@ def with_engine(
     scale_width: int = SCALE_WIDTH,
     depth_tile: int = _DEPTH_TILE,
     tile: Tile | None = None,
+    a_groups: ActivationGroups | None = None,
+    offset_width: int = 0,
 ) -> AcceleratorConfig:
     """``config`` with another matmul engine, width of activations and of group scales.
 
     ``depth_tile`` is the least group; depths are as large with a smaller one. The ternary engine
     has activations of 8 bits only, and no groups. ``tile`` is the work of a step, if it is to be
-    another than the engine's usual one; groups are then at least as deep as a step."""
+    another than the engine's usual one; groups are then at least as deep as a step. ``a_groups``
+    and ``offset_width`` build groups of activations and offsets of weights."""
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     if config.engine != "ternary":
@@ -94,6 +115,8 @@ def with_engine(
             ("a_width", a_width, 8),
             ("scale_width", scale_width, SCALE_WIDTH),
             ("depth_tile", depth_tile, _DEPTH_TILE),
+            ("a_groups", a_groups, None),
+            ("offset_width", offset_width, 0),
         ):
             if value != only:
                 raise ValueError(f"{name} of the ternary engine must be {only}, not {value}")
@@ -104,8 +127,13 @@ def with_engine(
         ("a", a_width, 8),
         ("s", scale_width, SCALE_WIDTH),
         ("k", depth_tile, _DEPTH_TILE),
+        ("o", offset_width, 0),
     ):
         name += "" if value == usual else f"-{letter}{value}"
+    a_shift_max = 0
+    if a_groups is not None:
+        name += f"-g{a_groups.size}"
+        a_shift_max = a_groups.shift_max
     built = config.with_(
         name=name,
         engine=engine,
@@ -115,10 +143,18 @@ def with_engine(
         w_width=w_width,
         scale_width=scale_width,
         acc_width=28,
-        sum_width=28 + a_width + (scale_width - SCALE_WIDTH),
+        sum_width=28 + a_width + (scale_width - SCALE_WIDTH) + a_shift_max,
         act_tiles=12 * _DEPTH_TILE // depth_tile,
+        a_groups=a_groups,
+        offset_width=offset_width,
     )
-    return built if tile is None else _with_tile(built, tile, max(_DEPTH_TILE, tile[2]))
+    if tile is not None:
+        return _with_tile(built, tile, depth_tile if a_groups else max(_DEPTH_TILE, tile[2]))
+    # a step that a group makes less deep has as many more rows as a word holds
+    rows = LANES * step_depth // built.matmul.step_depth
+    while built.with_(step_rows=rows).matmul.word_bits > _WORD_BITS:
+        rows //= 2
+    return built.with_(step_rows=rows)
 
 
 def _with_tile(config: AcceleratorConfig, tile: Tile, depth_tile: int) -> AcceleratorConfig:
@@ -156,7 +192,7 @@ def measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accele
         )
         sized = sized.with_(ports=two_ports(weights=1024, data=min(1024, sized.word_width)))
         group = padded_group(model.group, model.head_dim) if model.group else _DEPTH_TILE
-        depth_tile = math.gcd(*depths, group, _DEPTH_TILE)
+        depth_tile = math.gcd(*depths, group, activation_tile(model))
         if engine != "ternary" and depth_tile not in _DEPTH_TILES:
             raise ValueError(
                 f"depth_tile must be one of {', '.join(map(str, _DEPTH_TILES))} and divide "
@@ -170,14 +206,18 @@ def measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accele
                 sum_width=max(sized.matmul.sum_width, sums),
             )
         else:
+            a_shift_max = 0 if model.a_groups is None else model.a_groups.shift_max
             # a shift of more bits comes with wider scales
-            wide = max(_shifts(model)) > ENGINES[engine]().shift_max
+            wide = max(_shifts(model)) > ENGINES[engine]().shift_max + a_shift_max
+            scale_width = max(SCALE_WIDTH + wide, scale_bits(model, a_shift_max))
             built = with_engine(
                 sized,
                 engine,
                 a_width=model.a_bits,
-                scale_width=max(SCALE_WIDTH + wide, model.scale_bits),
+                scale_width=scale_width,
                 depth_tile=depth_tile,
+                a_groups=model.a_groups,
+                offset_width=offset_width(model, engine),
             )
             built = built.with_(sum_width=max(built.matmul.sum_width, _sum_width(model)))
         if model.gate is Gate.RELU2:
@@ -187,24 +227,73 @@ def measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accele
         raise LutraError(f"no configuration holds {model.name}: {error}") from None
 
 
+def activation_tile(model: PackedModel) -> int:
+    """The usual depth tile, or a smaller one that groups of activations are multiples of."""
+    if model.a_groups is None:
+        return _DEPTH_TILE
+    return min(_DEPTH_TILE, model.a_groups.size, built_head_dim(model.head_dim))
+
+
+def _linears(model: PackedModel) -> Iterator[PackedLinear]:
+    for i in range(len(model.layers)):
+        layer = model.layers[i]
+        yield from map(layer.linear, LINEARS)
+
+
 def _shifts(model: PackedModel) -> Iterator[int]:
     """Final shifts of the sums of all matrices."""
     yield model.head_shift
-    for i in range(len(model.layers)):
-        layer = model.layers[i]
-        yield from (layer.linear(name).shift for name in LINEARS)
+    yield from (linear.shift for linear in _linears(model))
+
+
+def scale_bits(model: PackedModel, shift_min: int) -> int:
+    """Bits of the widest group scale where no matrix shifts its sums by less than ``shift_min``:
+    the scales of one that does are as many bits larger."""
+    if not shift_min:
+        return model.scale_bits
+    needed = 1 + max(0, shift_min - model.head_shift)
+    for linear in _linears(model):
+        needed = max(needed, linear.source.scale_bits + max(0, shift_min - linear.shift))
+    return max(needed, model.scale_bits)
+
+
+def offset_width(model: PackedModel, engine: str) -> int:
+    """Bits that ``engine`` needs for the offsets of all groups: those of a port of a DSP slice, or
+    all; 0 if the model has none."""
+    params = ENGINES[engine]()
+    if not model.offsets or not isinstance(params, GroupedParams):
+        return 0
+    shift_min = 0 if model.a_groups is None else model.a_groups.shift_max
+    needed = 0
+    for linear in _linears(model):
+        source = linear.source
+        if source.scale is None or source.zero is None:
+            continue  # ternary: a scale of 1
+        scale, zero = source.scale.astype(np.int64), source.zero.astype(np.int64)
+        offset = None if source.offset is None else source.offset.astype(np.int64)
+        if offset is not None and isinstance(source, StoredWeights):
+            offset <<= source.offset_shift
+        # as they are, or stacked with matrices of more bits
+        for bits in (source.bits, model.w_bits):
+            offsets = params.offsets(scale, zero, offset, -(-bits // params.w_width))
+            needed = max(needed, bits_signed(offsets) + max(0, shift_min - linear.shift))
+    return next(width for width in _OFFSET_WIDTHS if width >= needed)
 
 
 def _sum_width(model: PackedModel) -> int:
     """Bits of the sums of doubled weights before their shift, with half of the last place."""
-    head = 2 * HEAD_MAX * model.hidden_size * q_max_of(model.a_bits)
-    needed = [head + (1 << model.head_shift >> 1)]
-    for i in range(len(model.layers)):
-        layer = model.layers[i]
-        for linear in map(layer.linear, LINEARS):
-            most = linear.peak_bound * q_max_of(model.a_bits)
-            needed.append(most + (1 << linear.shift >> 1))
-    return max(needed).bit_length() + 1
+    least = 0 if model.a_groups is None else model.a_groups.shift_max
+    needed = 0
+
+    def add(peak: int, shift: int) -> None:
+        nonlocal needed
+        most = (peak * model.a_peak << max(0, least - shift)) + (1 << max(shift, least) >> 1)
+        needed = max(needed, most.bit_length() + 1)
+
+    add(2 * HEAD_MAX * model.hidden_size, model.head_shift)
+    for linear in _linears(model):
+        add(linear.peak_bound, linear.shift)
+    return needed
 
 
 def _gate_width(model: PackedModel) -> int:

@@ -6,18 +6,20 @@ An engine computes ``acc[token, row] = sum_k a[token, k] * w[row, k]`` exactly. 
 weights' scales."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.params import check_positive
 
 __all__ = [
     "LANES",
     "OFFSET_MAX",
+    "OFFSET_WIDTHS",
     "SCALE_WIDTH",
     "SCALE_WIDTH_MAX",
     "ZERO_WIDTH",
@@ -37,6 +39,8 @@ ZERO_WIDTH = 10
 """Bits of a group's zero point in half steps, signed."""
 OFFSET_MAX = (1 << 31) - 1
 """Largest magnitude of a group's offset."""
+OFFSET_WIDTHS = range(16, 34)
+"""Bits that an engine can be built for of a group's offset less scale times zero point, signed."""
 _WEIGHTS = 1 << 17  # that are looked at at a time: few enough for a processor's cache
 
 
@@ -153,6 +157,11 @@ class GroupedWeights:
             return False
         return bool(self.codes.max(initial=0) <= 2)
 
+    def scaled(self, bits: int) -> "GroupedWeights":
+        """The weights times ``2**bits``."""
+        offset = None if self.offset is None else self.offset << bits
+        return replace(self, scale=self.scale << bits, offset=offset)
+
     def rows(self, select: slice | NDArray[np.int64]) -> "GroupedWeights":
         """Some of the rows."""
         return GroupedWeights(
@@ -177,8 +186,12 @@ class EngineParams(ABC):
     depth_tile : depth of a depth tile, whose activations are prepared at once; a multiple of
         ``step_depth``.
     a_width : bits of an activation, signed: 8 or 16.
+    a_groups : groups of activations that a token has an exponent for, each of whole depth tiles;
+        None if it has one scale alone.
     w_width : bits of a weight's digit: what one step multiplies by.
     scale_width : bits of a group's scale, unsigned: 8 to 16.
+    offset_width : bits of a group's offset, signed, which stands in the place of a zero point; 0
+        for zero points.
     acc_width : bits of a result, signed.
     sum_width : bits of a sum before its final shift, signed.
     pass_tokens : tokens of the activation and accumulator buffers.
@@ -208,9 +221,13 @@ class EngineParams(ABC):
     weight_buffer_words: int = 512
     act_tiles: int = 12
     max_planes: int = 8
+    a_groups: ActivationGroups | None = None
+    offset_width: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(self)
+        options = ("a_groups", "offset_width")
+        check_positive(self, *(f.name for f in fields(self) if f.name not in options))
+        self._check_groups()
         if self.depth_tile % self.step_depth:
             raise ValueError(
                 f"depth_tile (the group) must be a multiple of step_depth, "
@@ -252,6 +269,36 @@ class EngineParams(ABC):
                 f"not {self.weight_buffer_words}"
             )
 
+    def _check_groups(self) -> None:
+        groups, width = self.a_groups, self.offset_width
+        if groups is not None and not isinstance(groups, ActivationGroups):
+            raise TypeError(f"a_groups must be ActivationGroups or None, not {groups!r}")
+        if isinstance(width, bool) or not isinstance(width, int):
+            raise TypeError(f"offset_width must be an integer, not {width!r}")
+        if width and width not in OFFSET_WIDTHS:
+            raise ValueError(
+                f"offset_width must be 0 or in {OFFSET_WIDTHS[0]}..{OFFSET_WIDTHS[-1]}, not {width}"
+            )
+        if (groups or width) and not self.grouped:
+            raise ValueError(
+                f"a_groups and offset_width of the {self.kind} engine, which has no groups, must "
+                "be None and 0"
+            )
+        if groups is None:
+            return
+        if self.a_width != 8:
+            raise ValueError(f"a_width must be 8 with a_groups, not {self.a_width}")
+        if groups.size % self.depth_tile:
+            raise ValueError(
+                f"size of a_groups must be a multiple of depth_tile ({self.depth_tile}), not "
+                f"{groups.size}"
+            )
+        if self.acc_width + groups.shift_max > self.sum_width:
+            raise ValueError(
+                f"sum_width must be at least acc_width and {groups.shift_max} bits of a_groups, "
+                f"not {self.sum_width}"
+            )
+
     @property
     def steps(self) -> int:
         """Steps of a depth tile, for each digit."""
@@ -279,12 +326,12 @@ class EngineParams(ABC):
 
     @property
     def side_width(self) -> int:
-        """Bits of a row's scale and zero point."""
-        return self.scale_width + ZERO_WIDTH
+        """Bits of a row's scale and of its zero point or offset."""
+        return self.scale_width + (self.offset_width or ZERO_WIDTH)
 
     @property
     def side_bits(self) -> int:
-        """Bits of a weight word after its digits: scale and zero point of each row."""
+        """Bits of a weight word after its digits: scale and zero point or offset of each row."""
         return self.step_rows * self.side_width if self.grouped else 0
 
     @property
@@ -293,9 +340,24 @@ class EngineParams(ABC):
         return 4 if self.scale_width == SCALE_WIDTH else 5
 
     @property
+    def a_shift_max(self) -> int:
+        """Bits that the activations of a group are shifted by at most."""
+        return 0 if self.a_groups is None else self.a_groups.shift_max
+
+    @property
+    def integer_width(self) -> int:
+        """Bits of an activation as an integer, shifted as its group is."""
+        return self.a_width + self.a_shift_max
+
+    @property
+    def shift_min(self) -> int:
+        """Least final shift: as many bits as groups of activations add to the sums."""
+        return self.a_shift_max
+
+    @property
     def shift_max(self) -> int:
         """Largest final shift; 0 for an engine that does not shift."""
-        return (1 << self.shift_width) - 1 if self.grouped else 0
+        return self.shift_min + (1 << self.shift_width) - 1 if self.grouped else 0
 
     @property
     def word_bits(self) -> int:
@@ -339,9 +401,17 @@ class EngineParams(ABC):
         engine multiplies by: the weights, or twice them if ``grouped``."""
 
     @abstractmethod
-    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
+    def matmul(
+        self,
+        a: Int,
+        words: NDArray[np.uint8],
+        row_blocks: int,
+        planes: int,
+        shifts: Int | None = None,
+    ) -> Int:
         """``a @ decode(...).T`` the way the engine does it, step by step; slow and literal.
 
         ``a`` is ``[M, K]`` of ``signed(a_width)``; the result is ``[M, 8 * row_blocks]``, before
-        the final shift.
+        the final shift. With groups of activations ``a`` is shifted left by ``shifts``, ``[M, K /
+        depth_tile]`` in ``0..a_shift_max``; None is 0.
         """

@@ -138,7 +138,15 @@ class TernaryParams(EngineParams):
     ) -> Int:
         return decode_words(self, words, depth_tiles, row_blocks, planes)
 
-    def matmul(self, a: Int, words: NDArray[np.uint8], row_blocks: int, planes: int) -> Int:
+    def matmul(
+        self,
+        a: Int,
+        words: NDArray[np.uint8],
+        row_blocks: int,
+        planes: int,
+        shifts: Int | None = None,
+    ) -> Int:
+        assert shifts is None  # its parameters refuse groups of activations
         return lookup_matmul(self, a, words, planes)
 
 

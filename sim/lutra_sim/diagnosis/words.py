@@ -2,6 +2,8 @@
 
 from collections import deque
 
+import numpy as np
+
 from lutra_golden.control.isa import FLAG_LOW, FLAG_STREAM, Instruction, NormSource, Opcode, Unit
 from lutra_golden.control.recorder import Address, Executed, packed
 from lutra_golden.core.config import AcceleratorConfig
@@ -101,6 +103,8 @@ class WordCheck:
             text = f"{said(executed)} writes word {place(address)} of {port}, not its own"
             self._view.fail(who, f"{name}__addr", text, executed)
         found, expected = self._view.number(wire), words[port][address]
+        if port == "act":
+            found = self._integers(found)
         width = executed.words[port].width
         n = executed.words[port].values.shape[-1]
         mask = (1 << n * width) - 1
@@ -123,6 +127,13 @@ class WordCheck:
                 elements=(first, first + LANES - 1) if n == LANES else None,
             )
         self._seen[unit].add((port, address))
+
+    def _integers(self, word: int) -> int:
+        """A word of activations with each shifted as their group is."""
+        params = self._view.reference.config.matmul
+        shift = word >> LANES * params.a_width
+        values = [signed(word, lane, params.a_width) << shift for lane in range(LANES)]
+        return packed(np.array(values), params.integer_width)
 
     def _words(self, unit: Unit, executed: Executed) -> dict[str, dict[Address, int]]:
         number, words = self._expanded.get(unit, (-1, {}))

@@ -6,6 +6,7 @@ from typing import Any
 from amaranth.lib import wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.axi.width import WidthParams
 from lutra_golden.core.configs import NANO
 from lutra_golden.matmul.lut import LutParams, Tables
@@ -47,10 +48,12 @@ from lutra_sim.formal.matmul.datapath import (
     shifted_sum,
     ternary_sum,
 )
+from lutra_sim.formal.matmul.groups import SumsOfGroups
 from lutra_sim.formal.prove import Check, Mode
 from lutra_sim.formal.stream.fifo import FifoOrder
 from lutra_sim.formal.stream.replay import ReplayOrder
 from lutra_sim.formal.stream.rules import StreamRules
+from lutra_sim.formal.vector.group_shifts import ShiftOfGroups
 
 __all__ = ["CHECKS"]
 
@@ -255,6 +258,27 @@ CHECKS: list[Check] = [
         make=lambda: PairsRules(_SMALL.with_(pair_cycles=2), _DRAIN),
         mode=Mode.BOUNDED,
         depth=16,
+    ),
+    Check(
+        name="group-shifts",
+        claim="a group's shift is what its largest product leaves room for",
+        make=ShiftOfGroups,
+        mode=Mode.BOUNDED,
+    ),
+    Check(
+        name="group-sums",
+        claim="sums of activations in order, each with its group's shift",
+        make=lambda: SumsOfGroups(
+            MacParams(
+                depth_tile=8,
+                step_depth=8,
+                offset_width=16,
+                a_groups=ActivationGroups(size=32),
+                sum_width=43,
+            )
+        ),
+        mode=Mode.BOUNDED,
+        depth=12,
     ),
     Check(
         name="chunks",

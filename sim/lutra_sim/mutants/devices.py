@@ -52,6 +52,33 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/compile/compiler.py",
+        ["host/compile/test_configure.py::test_a_shift_that_groups_exceed"],
+        (
+            "sums shifted by more, of weights that are not larger",
+            "weights, shift = weights.scaled(more), shift + more",
+            "shift = shift + more",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/fit.py",
+        ["host/compile/test_configure.py::test_groups_of_activations_need_their_configuration"],
+        (
+            "groups of another size taken",
+            "if model.a_groups != m.a_groups:",
+            "if (model.a_groups is None) != (m.a_groups is None):",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/fit.py",
+        ["host/compile/test_configure.py::test_a_shift_that_groups_exceed"],
+        (
+            "scales counted before they become larger",
+            "weights.scale_bits + max(0, m.shift_min - linear.shift)",
+            "weights.scale_bits",
+        ),
+    ),
+    *planted(
         "host/lutra/compile/configure.py",
         [
             "host/compile/test_configure.py::test_a_longer_context_is_measured",
@@ -65,8 +92,8 @@ MUTANTS = [
         ),
         (
             "activations of eight bits for all",
-            "built = with_engine(base, kind, a_width=model.a_bits)",
-            "built = with_engine(base, kind)",
+            "            a_width=model.a_bits,\n            depth_tile=",
+            "            depth_tile=",
         ),
         (
             "norms of heads where there is no hardware for them",
@@ -85,8 +112,8 @@ MUTANTS = [
         ],
         (
             "half of what is rounded left out",
-            "highest = peak * q_max_of(model.a_bits) + ((1 << shift) >> 1)",
-            "highest = peak * q_max_of(model.a_bits)",
+            "highest = (peak * model.a_peak << more) + ((1 << shift << more) >> 1)",
+            "highest = peak * model.a_peak << more",
         ),
         (
             "a gate's shift not counted",
@@ -447,6 +474,20 @@ MUTANTS = [
             "saturation never told",
             "return out, bool(saturated)",
             "return out, False",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/choose.py",
+        ["host/quantize/test_defaults.py::test_an_accelerator_gets_what_its_hardware_has"],
+        (
+            "groups of any size taken for those that models are packed with",
+            "activation_groups=m.a_groups == ActivationGroups()",
+            "activation_groups=m.a_groups is not None",
+        ),
+        (
+            "boards packed for as if they were made for the model",
+            "return COMMON_PARTS if is_built else",
+            "return COMMON_PARTS if not is_built else",
         ),
     ),
     *planted(

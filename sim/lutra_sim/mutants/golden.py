@@ -218,13 +218,33 @@ MUTANTS = [
         ["golden/matmul/test_grouped.py"],
         (
             "sign of a stored zero point lost",
-            "return digits, scale, zero - ((zero >> (ZERO_WIDTH - 1)) << ZERO_WIDTH)",
-            "return digits, scale, zero",
+            "return digits, scale, second - ((second >> (width - 1)) << width)",
+            "return digits, scale, second",
         ),
         (
             "zero point times half the activations",
-            "(double * total - zero * a_sum)",
-            "(double * total - zero * (a_sum >> 1))",
+            "(double * total - second * a_sum)",
+            "(double * total - second * (a_sum >> 1))",
+        ),
+        (
+            "zero points without their scale",
+            "sums = -scale * self.stored_zero(zero, planes)",
+            "sums = -self.stored_zero(zero, planes)",
+        ),
+        (
+            "all depth tiles shifted as the first",
+            "result << shifts[:, tile, None]",
+            "result << shifts[:, 0, None]",
+        ),
+        (
+            "offsets a bit too wide",
+            "if needed > self.offset_width:",
+            "if needed > self.offset_width + 1:",
+        ),
+        (
+            "bits without room for the lowest",
+            "max(int(values.max(initial=0)), ~int(values.min(initial=0)))",
+            "max(int(values.max(initial=0)), -int(values.min(initial=0)))",
         ),
         (
             "scales of other tiles",
@@ -450,26 +470,30 @@ MUTANTS = [
     ),
     *planted(
         "sim/lutra_golden/model/capabilities.py",
+        ["host/quantize/test_defaults.py::test_parts_are_what_the_device_runs"],
+        (
+            "groups of activations on no device",
+            "EVERY_PART = Capabilities(activation_groups=True",
+            "EVERY_PART = Capabilities(activation_groups=False",
+        ),
+        (
+            "offsets on no device",
+            "EVERY_PART = Capabilities(activation_groups=True, offsets=True",
+            "EVERY_PART = Capabilities(activation_groups=True, offsets=False",
+        ),
+        (
+            "groups of activations on every device",
+            "COMMON_PARTS = Capabilities()",
+            "COMMON_PARTS = Capabilities(activation_groups=True)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/model/capabilities.py",
         ["golden/model/test_capabilities.py"],
         (
-            "offsets let through",
-            "if model.offsets and not offsets:",
-            "if model.offsets and not activation_groups:",
-        ),
-        (
-            "another size of groups in the refusal",
-            'f"{model.a_groups.size}: run it',
-            'f"{model.a_groups.shift_max}: run it',
-        ),
-        (
             "codes of embedding and head let through",
-            "if model.vocabulary is not None and not vocabulary:",
-            "if model.vocabulary is not None and not activation_groups:",
-        ),
-        (
-            "groups let through",
-            "if model.a_groups is not None and not activation_groups:",
-            "if model.a_groups is not None and offsets:",
+            "if model.vocabulary is not None:",
+            "if model.vocabulary is not None and model.offsets:",
         ),
     ),
     *planted(

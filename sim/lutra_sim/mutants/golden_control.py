@@ -272,13 +272,48 @@ MUTANTS = [
     *planted(
         f"{_GOLDEN}/core/configs.py",
         [
+            "host/compile/test_configure.py::test_offsets_of_groups",
+            "host/compile/test_configure.py::test_a_shift_that_groups_exceed",
+        ],
+        (
+            "offsets as wide as the narrowest",
+            "needed = max(needed, bits_signed(offsets) + max(0, shift_min - linear.shift))",
+            "needed = max(needed, 16)",
+        ),
+        (
+            "scales of matrices that shift by less as narrow as others",
+            "linear.source.scale_bits + max(0, shift_min - linear.shift)",
+            "linear.source.scale_bits",
+        ),
+    ),
+    *planted(
+        f"{_GOLDEN}/control/interpreter.py",
+        ["system/test_groups.py::test_programs_are_the_golden_device[short-groups-mac]"],
+        (
+            "groups of attention's output that reach into the next head",
+            "groups=self.config.attention_groups",
+            "groups=self.config.matmul.a_groups",
+        ),
+    ),
+    *planted(
+        f"{_GOLDEN}/core/configs.py",
+        ["golden/core/test_configs.py"],
+        (
+            "words of two beats",
+            "word_bits > _WORD_BITS:",
+            "word_bits > 2 * _WORD_BITS:",
+        ),
+    ),
+    *planted(
+        f"{_GOLDEN}/core/configs.py",
+        [
             "host/compile/test_configure.py::test_buffers_hold_what_a_model_needs",
             "host/compile/test_configure.py::test_channel_wise_weights_of_great_depth",
         ],
         (
             "a sum's sign takes no bit",
-            "return max(needed).bit_length() + 1",
-            "return max(needed).bit_length()",
+            "needed = max(needed, most.bit_length() + 1)",
+            "needed = max(needed, most.bit_length())",
         ),
         (
             "accumulators of queries and keys alone",

@@ -333,8 +333,8 @@ MUTANTS = [
     Mutant(
         fault="zero point added",
         file="hw/lutra_hw/matmul/accumulate.py",
-        old="term.eq(h - offset),",
-        new="term.eq(h + offset),",
+        old="self._shifted_row((h - offset)[",
+        new="self._shifted_row((h + offset)[",
         tests=("hw/matmul/test_accumulate.py::test_dequantizer",),
     ),
     Mutant(

@@ -231,6 +231,114 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "hw/lutra_hw/matmul/activations.py",
+        ["hw/matmul/test_activations.py::test_sums"],
+        (
+            "the shift of the next depth tile",
+            "with m.If(read):\n            m.d.sync += shifts.eq(self.i_shift)",
+            "m.d.comb += shifts.eq(self.i_shift)",
+        ),
+        (
+            "sums of all tokens shifted as the first",
+            "results[token] << shifts[token]",
+            "results[token] << shifts[0]",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/matmul/activations.py",
+        ["hw/matmul/test_activations.py::test_buffer_gives_depth_tiles_of_groups"],
+        (
+            "the shift of the first token's group for all",
+            "self.shift[token].eq(r_port.data[n_bits:])",
+            "self.shift[0].eq(r_port.data[n_bits:])",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/matmul/accumulate.py",
+        ["hw/matmul/test_accumulate.py::test_dequantizer"],
+        (
+            "offsets a cycle early",
+            "total.eq(product + offset_delayed)",
+            "total.eq(product + offset)",
+        ),
+        (
+            "rows shifted as the next ones",
+            "m.d.sync += row_shift.eq(self.a_shift[low:])",
+            "m.d.comb += row_shift.eq(self.a_shift[low:])",
+        ),
+        (
+            "the scale takes a bit of the shift more than the row leaves",
+            "return low, n_bits - low",
+            "return low, max(n_bits - low - 1, 0)",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/matmul/accumulate.py",
+        ["hw/matmul/test_accumulate.py::test_banks"],
+        (
+            "half of the last place a bit too high",
+            "Const(0, p.shift_min - 1)",
+            "Const(0, p.shift_min)",
+        ),
+        (
+            "results read from the bits that are cut",
+            "acc_port.data[p.shift_min :]",
+            "acc_port.data[max(p.shift_min - 1, 0) :]",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/matmul/accumulate.py",
+        ["hw/matmul/test_accumulate.py::test_rows"],
+        (
+            "the shift of another token",
+            "shift = self.a_shift[token] if p.step_tokens > 1 else self.a_shift[0]",
+            "shift = self.a_shift[0]",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/vector/group_shifts.py",
+        ["hw/vector/test_group_shifts.py::test_shifts"],
+        (
+            "a group's largest from the group before",
+            "Mux(begins | (largest > peak), largest, peak)",
+            "Mux(largest > peak, largest, peak)",
+        ),
+        (
+            "a largest that is the token's by a power of two has a bit too many",
+            "r_port.data <= self.y_max[e:]",
+            "r_port.data < self.y_max[e:]",
+        ),
+        (
+            "the last group of a token goes on",
+            "ends.eq(valid & ((count == whole) | last)),",
+            "ends.eq(valid & (count == whole)),",
+        ),
+        (
+            "short groups as long as others",
+            "whole = Mux(self.short, self.n_words_short - 1, self.n_words - 1)",
+            "whole = Mux(self.short, self.n_words - 1, self.n_words - 1)",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/vector/norm.py",
+        ["hw/vector/test_norm.py::test_golden[small-mac-k32-g32]"],
+        (
+            "words of a group multiplied as if its shift were none",
+            "(self.config.matmul.a_shift_max - shift)",
+            "(0 * shift)",
+        ),
+        (
+            "the shift of the word before",
+            "delay(m, shift, quantizer.latency, name",
+            "delay(m, shift, quantizer.latency + 1, name",
+        ),
+        (
+            "scales of activations with a shift less",
+            "lowered = lowered - self.a_shift_max",
+            "lowered = lowered - self.a_shift_max + 1",
+        ),
+    ),
+    *planted(
         "hw/lutra_hw/matmul/engine.py",
         ["hw/matmul/test_engine.py::test_a_command[mac-2x16-w8]"],
         (

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from lutra_flows.synth.compare import PAIRS, PAPER_TILES
-from lutra_flows.synth.designs import Material, Part, design, engine_formats
+from lutra_flows.synth.designs import Groups, Material, Part, design, engine_formats
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
@@ -62,6 +63,26 @@ def test_digits_that_can_not_be():
         design("lut", "W2A8", max_planes=9)
     with pytest.raises(LutraError, match=r"^--whole has the digits of nano: leave --max-planes o"):
         design("lut", "W2A8", part=Part.WHOLE, max_planes=2)
+
+
+def test_groups_of_activations_and_offsets():
+    groups = ActivationGroups(size=32)
+    plain = design("mixpe", "W4A8")
+    for wanted in (
+        Groups(activations=groups, offset_width=18),
+        Groups(activations=groups, offset_width=18, depth_tile=16),
+    ):
+        params = design("mixpe", "W4A8", groups=wanted).params
+        assert (params.a_groups, params.offset_width) == (groups, 18)
+        assert params.depth_tile == (wanted.depth_tile or 32)
+        assert params.sum_width == plain.params.sum_width + 7
+        whole = design("mixpe", "W4A8", part=Part.WHOLE, groups=wanted).params
+        assert (whole.a_groups, whole.offset_width) == (groups, 18)
+        assert whole.depth_tile == params.depth_tile
+    assert design("mixpe", "W4A8", groups=Groups()) == plain
+    assert design("mac", "W4A8", groups=Groups(depth_tile=32)).params.depth_tile == 32
+    with pytest.raises(LutraError, match=r"^a_groups and offset_width of the ternary engine, "):
+        design("ternary", "W1.58A8", groups=Groups(activations=groups))
 
 
 def test_formats():

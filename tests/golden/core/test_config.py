@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import RTL_VERSION
 from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import PortParams, Purpose, two_ports
@@ -15,11 +16,12 @@ from lutra_golden.matmul.mixpe import MixpeParams
 
 PARTS = ("matmul", "attention", "vector")
 FEATURES = ("qkv_bias", "qk_norm")
+OPTIONS = ("a_groups", "offset_width")
 NUMBERS = [
     field.name
     for part in PARTS
     for field in fields(getattr(NANO, part))
-    if field.name not in FEATURES
+    if field.name not in (*FEATURES, *OPTIONS)
 ] + ["clock_hz"]
 
 
@@ -69,6 +71,16 @@ def test_the_largest_head_with_norm() -> None:
             "depth_tile (the group) must be a multiple of step_depth, not 100 of 72",
         ),
         ({"a_width": 12}, "a_width must be 8 or 16, not 12"),
+        (
+            {
+                "engine": "mac",
+                "step_depth": 16,
+                "depth_tile": 128,
+                "sum_width": 43,
+                "a_groups": ActivationGroups(size=128),
+            },
+            "head_dim must be a multiple of depth_tile (128) with a_groups, not 64",
+        ),
         (
             {"pass_tokens": 65},
             "pass_tokens must be at most 64, the tokens that registers hold, not 65",
@@ -238,6 +250,7 @@ def test_another_engine_has_the_sizes_of_this_one() -> None:
 def test_fingerprint_is_of_everything_but_name_and_clock() -> None:
     assert NANO.with_(name="other", clock_hz=1).fingerprint == NANO.fingerprint
     lut = {"engine": "lut", "step_depth": 24}
+    grouped = {"step_depth": 16, "depth_tile": 16, "sum_width": 43}
     others = [
         NANO.with_(**change)
         for change in (
@@ -265,6 +278,10 @@ def test_fingerprint_is_of_everything_but_name_and_clock() -> None:
             {"qk_norm": True},
             {"pair_cycles": 2},
             {"pair_cycles": 4},
+            lut | grouped,
+            lut | grouped | {"a_groups": ActivationGroups(size=64)},
+            lut | grouped | {"a_groups": ActivationGroups(size=64, shift_max=3)},
+            lut | grouped | {"offset_width": 18},
         )
     ]
     prints = {config.fingerprint for config in (NANO, *others)}
@@ -283,6 +300,9 @@ def test_fingerprint_can_be_computed_by_hand() -> None:
     content = {part: asdict(getattr(NANO, part)) for part in PARTS}
     # of one cycle, a pair is what it was before there was a choice
     assert content["attention"].pop("pair_cycles") == 1
+    # as is an engine without groups of activations and offsets
+    assert content["matmul"].pop("a_groups") is None
+    assert content["matmul"].pop("offset_width") == 0
     content |= {"ports": [asdict(port) for port in NANO.ports], "engine": "ternary"}
     content |= {"rtl": RTL_VERSION}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()

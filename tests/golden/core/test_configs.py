@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import CONFIGS, NANO, with_engine
 
@@ -43,6 +44,8 @@ def test_an_engine_with_other_groups_and_scales(
     assert (m.scale_width, m.depth_tile, m.sum_width) == (scale_width, depth_tile, 28 + scale_width)
     assert m.act_tiles * m.depth_tile == usual.matmul.act_tiles * 64  # as deep
     assert m.step_depth == min(usual.matmul.step_depth, depth_tile)
+    # a word of 32 rows, 16 deep, would be too wide
+    assert m.step_rows == (16 if engine == "lut" and depth_tile < 64 else 8)
     assert m.word_bits <= 1024
     wide = "" if scale_width == 8 else f"-s{scale_width}"
     assert config.name == f"nano-{engine}{wide}" + ("" if depth_tile == 64 else f"-k{depth_tile}")
@@ -51,8 +54,40 @@ def test_an_engine_with_other_groups_and_scales(
 
 
 @pytest.mark.parametrize(
+    ("engine", "offset_width", "tile"),
+    [
+        ("lut", 0, (16, 32)),
+        ("lut", 18, (16, 32)),
+        ("lut", 27, (8, 32)),  # a word of 16 rows would be too wide
+        ("mixpe", 27, (8, 16)),
+        ("mac", 18, (8, 16)),
+    ],
+)
+def test_an_engine_with_groups_of_activations(
+    engine: str, offset_width: int, tile: tuple[int, int]
+) -> None:
+    groups = ActivationGroups(size=32)
+    scale_width = 16 if offset_width == 27 else 8
+    config = with_engine(
+        NANO,
+        engine,
+        scale_width=scale_width,
+        depth_tile=32,
+        a_groups=groups,
+        offset_width=offset_width,
+    )
+    m = config.matmul
+    assert (m.a_groups, m.offset_width, m.sum_width) == (groups, offset_width, 35 + scale_width)
+    assert (m.step_rows, m.step_depth) == tile
+    assert m.word_bits <= 1024
+    parts = ("-s16" if scale_width == 16 else "", "-k32", f"-o{offset_width}" * bool(offset_width))
+    assert config.name == f"nano-{engine}{''.join(parts)}-g32"
+
+
+@pytest.mark.parametrize(
     ("engine", "values", "message"),
     [
+        ("ternary", {"offset_width": 18}, "offset_width of the ternary engine must be 0, not 18"),
         ("ternary", {"scale_width": 16}, "scale_width of the ternary engine must be 8, not 16"),
         ("ternary", {"depth_tile": 32}, "depth_tile of the ternary engine must be 64, not 32"),
         ("lut", {"depth_tile": 48}, "depth_tile must be one of 16, 32, 64, not 48"),

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES
 from lutra_golden.matmul.engine import EngineParams, GroupedWeights
 from lutra_golden.matmul.lut import LutParams
 from lutra_golden.matmul.mac import MacParams
+from lutra_golden.matmul.ternary import TernaryParams
 
 
 def _weights(**values: Any) -> GroupedWeights:
@@ -150,6 +152,69 @@ def test_rejects_values(cls: type[EngineParams], values: dict[str, int], message
     with pytest.raises(ValueError) as error:
         cls(**values)
     assert str(error.value) == message
+
+
+G32 = ActivationGroups(size=32)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        ({"offset_width": 15}, ValueError, "offset_width must be 0 or in 16..33, not 15"),
+        ({"offset_width": 34}, ValueError, "offset_width must be 0 or in 16..33, not 34"),
+        ({"offset_width": True}, TypeError, "offset_width must be an integer, not True"),
+        ({"offset_width": 18.0}, TypeError, "offset_width must be an integer, not 18.0"),
+        ({"a_groups": 32}, TypeError, "a_groups must be ActivationGroups or None, not 32"),
+        (
+            {"a_groups": G32, "a_width": 16},
+            ValueError,
+            "a_width must be 8 with a_groups, not 16",
+        ),
+        (
+            {"a_groups": G32, "depth_tile": 64},
+            ValueError,
+            "size of a_groups must be a multiple of depth_tile (64), not 32",
+        ),
+        (
+            {"a_groups": G32, "acc_width": 30},
+            ValueError,
+            "sum_width must be at least acc_width and 7 bits of a_groups, not 36",
+        ),
+    ],
+)
+def test_rejects_groups(values: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind) as error:
+        MacParams(**({"depth_tile": 32} | values))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("values", [{"a_groups": G32}, {"offset_width": 18}])
+def test_the_ternary_engine_has_no_groups(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError) as error:
+        TernaryParams(**values)
+    assert str(error.value) == (
+        "a_groups and offset_width of the ternary engine, which has no groups, must be None and 0"
+    )
+
+
+def test_groups_of_activations_move_the_shift() -> None:
+    for shift_max, scale_width, highest in ((7, 8, 22), (3, 8, 18), (7, 9, 38)):
+        groups = ActivationGroups(size=32, shift_max=shift_max)
+        params = MacParams(depth_tile=32, a_groups=groups, scale_width=scale_width, sum_width=44)
+        assert (params.shift_min, params.shift_max) == (shift_max, highest)
+    plain = MacParams()
+    assert (plain.shift_min, plain.a_shift_max) == (0, 0)
+
+
+def test_offsets_take_the_place_of_zero_points() -> None:
+    params = LutParams(step_rows=16, offset_width=20)
+    assert params.side_bits == 16 * 28
+
+
+def test_weights_times_a_power_of_two() -> None:
+    weights = _weights(offset=np.array([[7, -9]]))
+    assert (weights.scaled(5).doubled() == 32 * weights.doubled()).all()
+    assert (_weights().scaled(2).doubled() == 4 * _weights().doubled()).all()
 
 
 @pytest.mark.parametrize("cls", ENGINES.values())

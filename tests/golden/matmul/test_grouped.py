@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from lutra_golden.matmul.engine import GroupedWeights
-from lutra_golden.matmul.grouped import GroupedParams, bits_of, words_of
+from lutra_golden.arith.quantize import ActivationGroups
+from lutra_golden.matmul.engine import OFFSET_MAX, GroupedWeights
+from lutra_golden.matmul.grouped import GroupedParams, bits_of, bits_signed, words_of
 from lutra_golden.matmul.lut import LutParams
 from lutra_golden.matmul.mac import MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
 
+GROUPS = ActivationGroups(size=32)
 PARAMS = {
     "lut": LutParams(step_depth=8, depth_tile=16),
     "lut-2x64x4": LutParams(step_tokens=2, step_rows=64, step_depth=4, depth_tile=8),
@@ -19,6 +21,12 @@ PARAMS = {
     "mac-w8": MacParams(step_depth=4, depth_tile=8, w_width=8, max_planes=1),
     "lut-s16": LutParams(step_depth=8, depth_tile=16, scale_width=16),
     "mac-w8-s13": MacParams(step_depth=4, depth_tile=8, w_width=8, max_planes=1, scale_width=13),
+    # offsets, groups of activations, both
+    "lut-o20": LutParams(step_depth=8, depth_tile=16, offset_width=20),
+    "mixpe-g32": MixpeParams(step_depth=4, depth_tile=16, sum_width=43, a_groups=GROUPS),
+    "mac-g32-o33-s16": MacParams(
+        step_depth=8, depth_tile=32, scale_width=16, sum_width=51, a_groups=GROUPS, offset_width=33
+    ),
 }
 
 
@@ -35,7 +43,14 @@ def _weights(
     codes = rng.integers(0, top + 1, (rows, depth))
     scale[0], scale[-1], zero[0], zero[-1] = largest, largest, 0, 2 * top
     scale[1], codes[0], codes[-1] = 0, top, 0
-    return GroupedWeights(codes=codes, scale=scale, zero=zero, bits=bits, group=params.depth_tile)
+    offset = None
+    if params.offset_width:
+        room = min(OFFSET_MAX, (1 << (params.offset_width - 1)) - 1 - 2 * largest * top)
+        offset = rng.integers(-room, room + 1, scale.shape)
+        offset[0], offset[1] = room, -room
+    return GroupedWeights(
+        codes=codes, scale=scale, zero=zero, bits=bits, group=params.depth_tile, offset=offset
+    )
 
 
 @pytest.mark.parametrize("width", [1, 4, 10])
@@ -52,7 +67,8 @@ def test_bits_and_back(width: int) -> None:
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize("a_width", [8, 16])
 def test_product(name: str, bits: int, a_width: int) -> None:
-    """The engine's way is the product of twice the weights; words decode to them."""
+    """The engine's way is the product of twice the weights, of activations that are shifted by
+    groups too; words decode to them."""
     params, rng = PARAMS[name], np.random.default_rng(bits)
     rows, depth_tiles, limit = params.step_rows + 3, 3, 1 << (a_width - 1)
     weights = _weights(params, bits, rows, depth_tiles, rng)
@@ -71,6 +87,11 @@ def test_product(name: str, bits: int, a_width: int) -> None:
     expected[:rows] = weights.doubled()  # rows that fill up the block weigh nothing
     assert (decoded == expected).all()
     assert (params.matmul(a, words, row_blocks, planes) == a @ expected.T).all()
+    if params.a_groups is not None:
+        shifts = rng.integers(0, params.a_shift_max + 1, (3, depth_tiles))
+        shifted = a << shifts.repeat(params.depth_tile, axis=1)
+        product = params.matmul(a, words, row_blocks, planes, shifts)
+        assert (product == shifted @ expected.T).all()
 
 
 def test_a_group_of_several_depth_tiles() -> None:
@@ -125,6 +146,47 @@ def test_layout_of_a_word_with_wider_scales() -> None:
         sides = [(word >> (32 + 21 * row)) & ((1 << 21) - 1) for row in range(8)]
         # the lut engine's zero points are less 2**2 - 1
         assert sides == [0x5A5 | 1 << 11 if row == 5 else 0 for row in range(8)]
+
+
+def test_layout_of_a_word_with_offsets() -> None:
+    params = LutParams(step_depth=4, depth_tile=4, max_planes=2, offset_width=17)
+    scale, zero, offset = np.zeros((8, 1), np.int64), np.full((8, 1), 3), np.zeros((8, 1), np.int64)
+    scale[5], zero[5], offset[5] = 0xA5, 4, -1000
+    weights = GroupedWeights(
+        codes=np.zeros((8, 4), np.int64), scale=scale, zero=zero, bits=2, group=4, offset=offset
+    )
+    words = [int.from_bytes(word.tobytes(), "little") for word in params.pack(weights, 2)]
+    assert params.word_bits == 8 * 4 + 8 * (8 + 17)
+    for word in words:
+        sides = [(word >> (32 + 25 * row)) & ((1 << 25) - 1) for row in range(8)]
+        # less the scale times the zero point, which is less 2**2 - 1
+        field = (-1000 - 0xA5) % (1 << 17)
+        assert sides == [0xA5 | field << 8 if row == 5 else 0 for row in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("values", "bits"), [([0], 1), ([1], 2), ([-1], 1), ([-2, 1], 2), ([7, -8], 4), ([8, -9], 5)]
+)
+def test_bits_with_a_sign(values: list[int], bits: int) -> None:
+    assert bits_signed(np.array(values)) == bits
+
+
+def test_rejects_offsets_that_its_words_do_not_hold() -> None:
+    params = PARAMS["lut-o20"]
+    ones = np.ones((8, 1), np.int64)
+    offset = ones << 19
+    weights = GroupedWeights(
+        codes=np.zeros((8, 16), np.uint8), scale=ones, zero=ones, bits=1, group=16, offset=offset
+    )
+    offset[:] = (1 << 19) - 1
+    params.pack(weights, 1)
+    offset[3] = 1 << 19
+    with pytest.raises(ValueError) as error:
+        params.pack(weights, 1)
+    assert str(error.value) == (
+        "offsets of groups, less scale times zero point, must fit 20 bits, not 524287..524288: "
+        "they take an offset_width of 21"
+    )
 
 
 @pytest.mark.parametrize("name", ["lut", "mixpe", "mac"])
@@ -194,7 +256,7 @@ def test_rejects_codes_of_more_than_eight_bits(
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", [name for name in PARAMS if not PARAMS[name].offset_width])
 def test_rejects_offsets(name: str) -> None:
     params = PARAMS[name]
     ones = np.ones((8, 1), np.int64)

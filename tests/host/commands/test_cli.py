@@ -176,7 +176,7 @@ def test_engine_format_and_group(
         ),
         (
             ["-m", "tales-llama", "--engine", "ternary"],
-            "engine ternary does not run W8A8, only .*: use engine lut, mixpe or mac",
+            "engine ternary does not run W8A8g32, only .*: use engine lut, mixpe or mac",
         ),
         (["--format", "W4A8"], r"the weights of tales are ternary .*: use format W1\.58A8, .*"),
         (

@@ -682,8 +682,8 @@ def test_an_engine_that_does_not_run_the_format(
     packed_llama: Callable[[str, str], PackedModel],
 ) -> None:
     message = (
-        "^engine ternary does not run W4A8, only ternary weights with 8-bit activations: "
-        "use engine lut, mixpe or mac$"
+        "^engine ternary does not run W4A8, only ternary weights with one scale per matrix and "
+        "8-bit activations with one scale per token: use engine lut, mixpe or mac$"
     )
     with pytest.raises(LutraError, match=message):
         compile_model(packed_llama("llama", "W4A8"), config_for(LLAMAS["llama"]))

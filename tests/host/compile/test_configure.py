@@ -13,16 +13,19 @@ from tests.host.tiles import compiled, golden, on_transport
 
 from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
+from lutra.compile.fit import check_fit, engines_for
 from lutra.models import find_model
 from lutra.quantize.pack import pack_model
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import Scale
 from lutra_golden.core.configs import CONFIGS, NANO, measured
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.limits import ACC_MAX, least_shift
-from lutra_golden.model.packed import PackedLinear, PackedModel
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.padding import built_head_dim
+from lutra_golden.model.shapes import LINEARS
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +316,137 @@ def test_a_configuration_that_is_not_enlarged(shape: Shape, message: str, tmp_pa
     # and enlarged, it holds it
     assert configure(model).name == "nano-fit"
     compile_model(model, configure(model))
+
+
+# -- groups of activations, offsets of groups of weights
+
+G32 = ActivationGroups(size=32)
+
+
+def with_groups(size: int = 32) -> PackedModel:
+    groups = ActivationGroups(size=size)
+    return pack_model(random_decoder(), Format.parse("W4A8"), GROUP, a_groups=groups)
+
+
+@pytest.mark.parametrize("engine", ["lut", "mixpe", "mac"])
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_groups_of_activations(size: int, engine: str) -> None:
+    """Of attention's output a group ends with its head, padded to 32."""
+    model = with_groups(size)
+    config = configure(model, engine=engine)
+    assert config.matmul.a_groups == model.a_groups
+    assert config.attention_groups == G32
+    assert config.name.endswith(f"-k16-g{size}")
+    assert config.matmul.sum_width >= 28 + 8 + 7
+    compile_model(model, config)
+
+
+def test_a_named_configuration_with_groups_of_activations(tales: dict[str, PackedModel]) -> None:
+    model = replace(tales["tales-llama"], a_groups=G32)
+    config = configure(model, made_to_measure=False)
+    assert (config.name, config.matmul.depth_tile) == ("nano-lut-k32-g32", 32)
+
+
+def test_groups_of_activations_need_their_configuration() -> None:
+    model, plain = with_groups(), pack_model(random_decoder(), Format.parse("W4A8"), GROUP)
+    with pytest.raises(LutraError) as error:
+        compile_model(model, configure(plain))
+    assert str(error.value) == (
+        "configuration nano-fit-lut-k16 is built for activations with one scale per token, "
+        "W4A8g32 has exponents of 0 to 7 per group of 32: use a configuration with "
+        "a_groups=ActivationGroups(size=32, shift_max=7)"
+    )
+    with pytest.raises(LutraError) as error:
+        compile_model(plain, configure(model))
+    assert str(error.value) == (
+        f"configuration {configure(model).name} is built for activations with exponents of 0 to 7 "
+        "per group of 32, W4A8 has one scale per token: use a configuration with a_groups=None"
+    )
+    with pytest.raises(LutraError, match=r"is built for .* per group of 64, .* per group of 32: "):
+        compile_model(model, configure(with_groups(64)))
+
+
+def test_the_ternary_engine_has_no_groups(tales: dict[str, PackedModel]) -> None:
+    model = replace(tales["tales"], a_groups=G32, format="W1.58A8g32")
+    assert engines_for(model) == engines_for(replace(tales["tales"], offsets=True))
+    assert configure(model, made_to_measure=False).engine == "lut"
+    with pytest.raises(
+        LutraError,
+        match=r"^engine ternary does not run W1\.58A8g32, only ternary weights with one scale per "
+        r"matrix and 8-bit activations with one scale per token: use engine lut, mixpe or mac$",
+    ):
+        check_fit(model, configure(model, engine="ternary"))
+
+
+def with_offsets(offset: int) -> PackedModel:
+    """Offsets of up to ``offset`` in the first layer's matrices."""
+    model, rng = pack_model(random_decoder(), Format.parse("W4A8"), GROUP), np.random.default_rng(5)
+    layer = model.layers[0]
+    parts = dict[str, PackedLinear]()
+    for name in ("o_proj", "down_proj"):
+        linear = layer.linear(name)
+        offsets = rng.integers(-offset, offset + 1, linear.weights.scale.shape)
+        offsets[0] = offset
+        weights = replace(linear.weights, offset=offsets)
+        shift = least_shift(weights.peak, 127, ACC_MAX)
+        parts[name] = PackedLinear(weights, linear.scale, shift)
+    return replace(model, layers=[replace(layer, **parts), model.layers[1]], offsets=True)
+
+
+@pytest.mark.parametrize("engine", ["lut", "mixpe", "mac"])
+@pytest.mark.parametrize(("offset", "width"), [(1000, 18), (1 << 18, 27), (1 << 28, 33)])
+def test_offsets_of_groups(offset: int, width: int, engine: str) -> None:
+    """The fields of weight words are as wide as offsets need, which may be ports of DSP slices."""
+    model = with_offsets(offset)
+    config = configure(model, engine=engine)
+    assert config.matmul.offset_width == width
+    assert config.name.endswith(f"-k16-o{width}")
+    params = config.matmul
+    largest = int(np.abs(model.layers[0].o_proj.weights.doubled()).max())
+    assert offset <= largest < 1 << 32
+    assert params.sum_width > largest.bit_length()
+    compile_model(model, config)
+
+
+def test_offsets_need_their_configuration() -> None:
+    model = with_offsets(1 << 18)
+    plain = pack_model(random_decoder(), Format.parse("W4A8"), GROUP)
+    with pytest.raises(LutraError) as error:
+        compile_model(model, configure(plain))
+    assert str(error.value) == (
+        "configuration nano-fit-lut-k16 is built for zero points, the model's groups of weights "
+        "have offsets: use a configuration with offset_width=27, or pack the model again without "
+        "--offsets"
+    )
+    narrow = configure(model).with_(offset_width=18)
+    with pytest.raises(
+        LutraError,
+        match=r"^configuration nano-fit-lut-k16-o27: offsets of groups, less scale times zero "
+        r"point, must fit 18 bits, not -.*: they take an offset_width of 20$",
+    ):
+        compile_model(model, narrow)
+    # and zero points are offsets, where an engine takes those
+    compile_model(plain, configure(model))
+
+
+def test_a_shift_that_groups_exceed() -> None:
+    """The same sums of weights times a power of two are shifted by more."""
+    model = with_groups()
+    layers = list[PackedLayer]()
+    for i in range(len(model.layers)):
+        linear = model.layers[i].down_proj
+        weights = replace(linear.weights, scale=linear.weights.scale // 64)
+        down = PackedLinear(weights, linear.scale, 2)
+        layers.append(replace(model.layers[i], down_proj=down))
+    small = replace(model, layers=layers)
+    assert small.head_shift < 7
+    for engine in ("lut", "mac"):
+        config = configure(small, engine=engine)
+        tiles, tokens = on_transport(compiled(small, config)), [3, 1, 2]
+        found, expected = tiles.run_tile(tokens, 0, 0), golden(small).run_tile(tokens, 0, 0)
+        np.testing.assert_array_equal(found.logits, expected.logits)
+    least = min(layer.linear(name).shift for layer in model.layers for name in LINEARS)
+    bits = model.scale_bits + 7 - least
+    assert configure(model).matmul.scale_width == bits > model.scale_bits
+    with pytest.raises(LutraError, match=rf"of 8 bits, the model has scales of {bits}: use a conf"):
+        compile_model(model, configure(model).with_(scale_width=8))

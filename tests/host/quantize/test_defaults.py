@@ -14,9 +14,11 @@ from tests.host.random_model import Shape, write_model
 
 from lutra.checkpoints.weights import Dense, Grouped, Ternary
 from lutra.commands.cli import main
+from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.auto import auto_capabilities
 from lutra.devices.base import Device
 from lutra.devices.boards import BOARD_DRIVERS
+from lutra.devices.choose import DeviceOptions, make_device
 from lutra.devices.golden import GoldenDevice
 from lutra.llm import LLM
 from lutra.models.decoder import Decoder
@@ -25,6 +27,8 @@ from lutra.quantize import default_parts, float_bits, group_of
 from lutra.quantize.driver import Recipe, quantize_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.quantize import ActivationGroups
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.configs import NANO, with_engine
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART, Capabilities
@@ -39,7 +43,7 @@ NOTE = (
 )
 PACKED = (
     "packed with one scale per token, which every device runs: --a-group 32 --offsets is closer "
-    "to the checkpoint, on the devices cpu, cuda and golden\n"
+    "to the checkpoint, on all devices but boards that are built without\n"
 )
 
 
@@ -147,12 +151,42 @@ def test_a_device_gets_what_it_runs(tmp_path: Path) -> None:
     for device, format, notes in (
         ("golden", "W8A8g32", []),
         (GoldenDevice(), "W8A8g32", []),
-        ("interpreted", "W8A8", [NOTE.format("device interpreted has")]),
+        ("interpreted", "W8A8g32", []),
+        ("board://otter", "W8A8", [NOTE.format("device board://otter has")]),
     ):
         llm = LLM(folder, device, load=False)
         assert (llm.packed.format, llm.notes) == (format, notes)
-    assert LLM(folder, "interpreted", format="W8A8", load=False).notes == []
+    assert LLM(folder, "board://otter", format="W8A8", load=False).notes == []
     assert LLM(folder, "golden", a_group=0, load=False).packed.format == "W8A8"
+
+
+def test_an_accelerator_gets_what_its_hardware_has() -> None:
+    def parts(name: str, config: str | AcceleratorConfig | None = None) -> Capabilities:
+        device = make_device(name, DeviceOptions(config=config))
+        assert isinstance(device, AcceleratorDevice)
+        return device.capabilities
+
+    both = Capabilities(activation_groups=True, offsets=True)
+    # simulated, it is made for the model
+    assert parts("interpreted") == parts("rtl") == parts("rtl", "kv260") == both
+    assert parts("xrt") == parts("xrt", "u50") == COMMON_PARTS
+    assert parts("interpreted", NANO) == COMMON_PARTS
+    for built in (
+        Capabilities(activation_groups=True),
+        Capabilities(offsets=True),
+        both,
+    ):
+        config = with_engine(
+            NANO,
+            "mac",
+            depth_tile=32,
+            a_groups=ActivationGroups() if built.activation_groups else None,
+            offset_width=18 if built.offsets else 0,
+        )
+        assert parts("interpreted", config) == parts("xrt", config) == built
+    # of the size that models are packed with
+    config = with_engine(NANO, "mac", a_groups=ActivationGroups(size=64))
+    assert parts("interpreted", config) == COMMON_PARTS
 
 
 def test_auto_packs_for_all_devices_that_it_may_take(

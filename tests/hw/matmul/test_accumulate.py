@@ -10,6 +10,7 @@ pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
 from lutra_golden.arith.fixed import round_shift
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.matmul.engine import LANES
 from lutra_golden.matmul.lut import LutParams
 from lutra_golden.matmul.mac import MacParams
@@ -18,6 +19,7 @@ from lutra_golden.timing.matmul import MatmulTiming
 from lutra_hw.matmul.accumulate import AccumulatorBanks, Dequantizer, RowRegisters
 from lutra_sim.bench.simulate import simulate
 
+GROUPS = ActivationGroups(size=32)
 MAC = MacParams(depth_tile=16, step_depth=8, pass_tokens=2, acc_blocks=4)
 PARAMS = {
     "ternary": TernaryParams(step_depth=24, depth_tile=24, pass_tokens=2, acc_blocks=4),
@@ -38,6 +40,28 @@ PARAMS = {
     "mac-s16": replace(MAC, scale_width=16, sum_width=44),
     "lut-s12": LutParams(
         depth_tile=16, step_depth=16, pass_tokens=2, acc_blocks=4, scale_width=12, sum_width=40
+    ),
+    "mac-g32": replace(MAC, a_groups=GROUPS, sum_width=43),
+    "mac-g32-s16": replace(MAC, a_groups=GROUPS, scale_width=16, sum_width=51),
+    "mac-o20": replace(MAC, offset_width=20, sum_width=40),
+    "mac-g64-o27-s16": replace(
+        MAC,
+        a_groups=ActivationGroups(size=64, shift_max=3),
+        offset_width=27,
+        scale_width=16,
+        sum_width=51,
+    ),
+    "lut-2x16-g32-o20": LutParams(
+        step_tokens=2,
+        step_rows=16,
+        depth_tile=16,
+        step_depth=16,
+        pass_tokens=2,
+        acc_blocks=4,
+        max_planes=3,
+        a_groups=GROUPS,
+        offset_width=20,
+        sum_width=43,
     ),
 }
 GROUPED = [name for name in PARAMS if PARAMS[name].grouped]
@@ -60,8 +84,10 @@ def test_rows(name: str) -> None:
     sums[0], sums[1] = limit - 1, -limit + 1
     signs = rng.integers(0, 2, sums.shape)
     scale = rng.integers(0, 1 << params.scale_width, (n_blocks, n))
+    second = "offset" if params.offset_width else "zero"
     zero = rng.integers(-512, 512, (n_blocks, n))
     a_sum = rng.integers(-1000, 1000, (n_blocks, m))
+    a_shift = rng.integers(0, params.a_shift_max + 1, (n_blocks, m))
     weights = params.radix ** np.arange(planes - 1, -1, -1)
     expected = np.einsum("bpsmn,p->bmn", np.where(signs, -sums, sums), weights)
     results, sides, tokens, finishes = [], [], [], []
@@ -100,11 +126,13 @@ def test_rows(name: str) -> None:
         for block in range(n_blocks):
             if params.grouped:
                 rows = [
-                    {"scale": int(s), "zero": int(z)}
+                    {"scale": int(s), second: int(z)}
                     for s, z in zip(scale[block], zero[block], strict=True)
                 ]
                 ctx.set(dut.side, rows)
                 ctx.set(dut.a_sum, a_sum[block].tolist())
+            if params.a_groups is not None:
+                ctx.set(dut.a_shift, a_shift[block].tolist())
             await ctx.tick().repeat(len(words) + idle)
 
     async def get(ctx: Any) -> None:
@@ -120,8 +148,9 @@ def test_rows(name: str) -> None:
                 sides.append(
                     (
                         [ctx.get(dut.side_o[lane].scale) for lane in range(LANES)],
-                        [ctx.get(dut.side_o[lane].zero) for lane in range(LANES)],
+                        [ctx.get(getattr(dut.side_o[lane], second)) for lane in range(LANES)],
                         ctx.get(dut.a_sum_o),
+                        ctx.get(dut.a_shift_o) if params.a_groups is not None else 0,
                     )
                 )
             await ctx.tick()
@@ -132,18 +161,19 @@ def test_rows(name: str) -> None:
     assert tokens == [t for _ in range(n_blocks) for t in range(m) for _ in range(n // LANES)]
     assert finishes == [0] * (len(finishes) - 1) + [1]
     if params.grouped:
-        for index, (scales, zeros, a) in enumerate(sides):
+        for index, (scales, zeros, a, shift) in enumerate(sides):
             block, part = divmod(index, drain)
             token, rows = divmod(part, n // LANES)
             select = slice(rows * LANES, (rows + 1) * LANES)
             assert scales == scale[block, select].tolist()
             assert zeros == zero[block, select].tolist()
-            assert a == a_sum[block, token]
+            assert (a, shift) == (a_sum[block, token], a_shift[block, token])
 
 
 @pytest.mark.parametrize("name", GROUPED)
 def test_dequantizer(name: str) -> None:
-    """Corners of what codes and zero points allow, then random; one set of rows per cycle."""
+    """Corners of what codes, zero points or offsets and shifts allow, then random; one set of rows
+    per cycle."""
     params, rng = PARAMS[name], np.random.default_rng(1)
     largest = (1 << params.scale_width) - 1
     dut = Dequantizer(params)
@@ -162,15 +192,28 @@ def test_dequantizer(name: str) -> None:
     used = 2 * codes - top if params.symmetric else codes
     h = np.einsum("bk,bnk->bn", a, used)
     expected = scale * np.einsum("bk,bnk->bn", a, 2 * codes - zero[..., None])
+    a_sum = a.sum(axis=1)
+    stored, second = zero - middle, "zero"
+    shift = rng.integers(0, params.a_shift_max + 1, n)
+    shift[:4], shift[4:6] = params.a_shift_max, 0
+    if params.offset_width:
+        room = (1 << (params.offset_width - 1)) - 1 - 2 * top * largest
+        offset = rng.integers(-room, room + 1, (n, LANES))
+        offset[0:4:2], offset[1:4:2] = room, -room
+        expected += offset * a_sum[:, None]
+        stored, second = offset - scale * stored, "offset"
+        a_sum = a_sum << shift
+    expected <<= shift[:, None]
     results = []
 
     async def bench(ctx: Any) -> None:
         for index in range(n + dut.latency):
             if index < n:
-                stored = zero[index] - middle
-                rows = zip(scale[index].tolist(), stored.tolist(), strict=True)
-                ctx.set(dut.side, [{"scale": s, "zero": z} for s, z in rows])
-                ctx.set(dut.a_sum, int(a[index].sum()))
+                rows = zip(scale[index].tolist(), stored[index].tolist(), strict=True)
+                ctx.set(dut.side, [{"scale": s, second: z} for s, z in rows])
+                ctx.set(dut.a_sum, int(a_sum[index]))
+                if params.a_groups is not None:
+                    ctx.set(dut.a_shift, int(shift[index]))
             if 0 < index <= n:
                 ctx.set(dut.h, h[index - 1].tolist())
             results.append([ctx.get(dut.o[lane]) for lane in range(LANES)])
@@ -180,14 +223,15 @@ def test_dequantizer(name: str) -> None:
     assert results[dut.latency :] == expected.tolist()
 
 
-@pytest.mark.parametrize("name", ["ternary", "mac", "mac-s16"])
+@pytest.mark.parametrize("name", ["ternary", "mac", "mac-s16", "mac-g32", "mac-g64-o27-s16"])
 @pytest.mark.parametrize("lag", [1, 3])
 def test_banks(name: str, lag: int) -> None:
     """Sums over depth tiles, as close as ``recovery`` allows; every shift rounds at the end."""
     params, rng = PARAMS[name], np.random.default_rng(lag)
     width = params.sum_width - (2 if params.grouped else 4)  # three of them make a sum
     dut = AccumulatorBanks(params, width, lag)
-    n_tiles, shifts, modulus = 3, range(params.shift_max + 1), 1 << params.acc_width
+    shifts = range(params.shift_min, params.shift_max + 1)
+    n_tiles, modulus = 3, 1 << params.acc_width
     places = [(0, 0), (1, 0), (0, 3), (1, 2)][: dut.recovery]  # (token, block), again and again
     limit = 1 << (width - 1)
     rows = rng.integers(-limit, limit, (len(shifts), n_tiles, len(places), LANES))
@@ -211,7 +255,7 @@ def test_banks(name: str, lag: int) -> None:
                     "finish": tile == n_tiles - 1,
                     "token": places[place][0],
                     "block": places[place][1],
-                    "shift": shifts[number],
+                    "shift": shifts[number] - params.shift_min,
                 }
             ctx.set(dut.control, control)
             if index >= lag:

@@ -10,6 +10,7 @@ pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
 from lutra_golden.arith.fixed import round_shift
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import NANO
 from lutra_golden.matmul.engine import LANES, EngineParams, GroupedWeights
@@ -22,8 +23,10 @@ from lutra_hw.matmul.accumulate import AccumulatorBanks, RowRegisters
 from lutra_hw.matmul.engine import DATAPATHS, MatmulEngine
 from lutra_sim.bench.simulate import run_cocotb, simulate, stream_put
 
+GROUPS = ActivationGroups(size=32)
 
-def _small(cls: type[EngineParams], tile: tuple[int, int, int], **values: int) -> EngineParams:
+
+def _small(cls: type[EngineParams], tile: tuple[int, int, int], **values: Any) -> EngineParams:
     step_tokens, step_rows, step_depth = tile
     base = {
         "pass_tokens": 4 if step_tokens > 1 else 3,
@@ -65,6 +68,39 @@ PARAMS = {
         MacParams, (1, 8, 8), depth_tile=16, w_width=8, a_width=16, max_planes=1, scale_width=16
     ),
     "mac-s11": _small(MacParams, (1, 8, 8), depth_tile=16, scale_width=11),
+    # offsets of weights, groups of activations, both
+    "lut-o20": _small(
+        LutParams, (1, 8, 16), depth_tile=16, max_planes=4, offset_width=20, sum_width=40
+    ),
+    "lut-g32": _small(
+        LutParams, (1, 8, 16), depth_tile=32, max_planes=4, a_groups=GROUPS, sum_width=43
+    ),
+    "lut-g32-o27-s16": _small(
+        LutParams,
+        (1, 16, 16),
+        depth_tile=32,
+        max_planes=4,
+        a_groups=GROUPS,
+        offset_width=27,
+        scale_width=16,
+        sum_width=50,
+    ),
+    "mixpe-g32-o20": _small(
+        MixpeParams, (1, 8, 8), depth_tile=16, a_groups=GROUPS, offset_width=20, sum_width=47
+    ),
+    "mac-2x16-g64-o20": _small(
+        MacParams,
+        (2, 16, 8),
+        depth_tile=16,
+        w_width=8,
+        max_planes=1,
+        a_groups=ActivationGroups(size=64, shift_max=3),
+        offset_width=20,
+        sum_width=43,
+    ),
+    "mac-g32-s16": _small(
+        MacParams, (1, 8, 8), depth_tile=16, scale_width=16, a_groups=GROUPS, sum_width=51
+    ),
 }
 
 
@@ -106,6 +142,7 @@ def test_a_command(name: str) -> None:
     planes, depth_tiles, row_blocks = min(2, params.max_planes), 2, 2 * params.block_rows
     tokens, base = range(1, params.pass_tokens - 1), params.block_rows
     a = rng.integers(-128, 128, (params.pass_tokens, depth_tiles * params.depth_tile))
+    shifts = rng.integers(0, params.a_shift_max + 1, (params.pass_tokens, depth_tiles))
     rows, depth = row_blocks * LANES, depth_tiles * params.depth_tile
     if params.grouped:
         bits = planes * params.w_width
@@ -115,8 +152,11 @@ def test_a_command(name: str) -> None:
             zero=rng.integers(0, (2 << bits) - 1, (rows, depth_tiles)),
             bits=bits,
             group=params.depth_tile,
+            offset=rng.integers(-99999, 100000, (rows, depth_tiles))
+            if params.offset_width
+            else None,
         )
-        shift = 1 + params.scale_width
+        shift = 1 + params.scale_width + params.shift_min
     else:
         weights, shift = GroupedWeights.from_integers(rng.integers(-4, 5, (rows, depth))), 0
     words = params.pack(weights, planes)
@@ -132,7 +172,10 @@ def test_a_command(name: str) -> None:
         ctx.set(dut.act.en, 1)
         for token, word in np.ndindex(params.pass_tokens, depth // LANES):
             ctx.set(dut.act.addr, {"token": token, "word": word})
-            ctx.set(dut.act.data, a[token, word * LANES : (word + 1) * LANES].tolist())
+            data: Any = a[token, word * LANES : (word + 1) * LANES].tolist()
+            if params.a_groups is not None:
+                data = {"q": data, "shift": int(shifts[token, word * LANES // params.depth_tile])}
+            ctx.set(dut.act.data, data)
             await ctx.tick()
         ctx.set(dut.act.en, 0)
         command = {
@@ -142,7 +185,7 @@ def test_a_command(name: str) -> None:
             "acc_base": base,
             "token_first": tokens.start,
             "token_count": len(tokens),
-            "shift": shift,
+            "shift": shift - params.shift_min,
         }
         await stream_put(ctx, dut.cmd, command)
         await ctx.tick().until(dut.done)
@@ -155,13 +198,25 @@ def test_a_command(name: str) -> None:
             ]
 
     simulate(dut, bench, put_weights)
-    expected = params.matmul(a[tokens.start : tokens.stop], words, row_blocks, planes)
+    used = slice(tokens.start, tokens.stop)
+    groups = shifts[used] if params.a_groups is not None else None
+    expected = params.matmul(a[used], words, row_blocks, planes, groups)
     assert (results[tokens.start : tokens.stop] == round_shift(expected, shift)).all()
     # those of other tokens are as after a reset
     assert not results[: tokens.start].any() and not results[tokens.stop :].any()
 
 
-SLOW = {"nano", "lut-2x64", "lut-2x16-w4-s16", "mixpe-s16", "mac-w8-a16-s16", "mac-s11"}
+SLOW = {
+    "nano",
+    "lut-2x64",
+    "lut-2x16-w4-s16",
+    "mixpe-s16",
+    "mac-w8-a16-s16",
+    "mac-s11",
+    "lut-o20",
+    "lut-g32",
+    "mac-g32-s16",
+}
 """Variants of what others cover, left to the whole run."""
 
 

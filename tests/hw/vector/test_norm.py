@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO, with_engine
 from lutra_hw.vector.norm import NormQuant
@@ -24,6 +25,11 @@ SMALL = NANO.with_(
     param_words=32,
 )
 SMALL_16 = with_engine(SMALL, "mac", a_width=16)
+SMALL_G32 = with_engine(SMALL, "mac", depth_tile=32, a_groups=ActivationGroups(size=32))
+# longer than heads, and than a half of the residual stream
+SMALL_G128 = with_engine(
+    SMALL.with_(hidden_max=192), "mac", a_groups=ActivationGroups(size=128, shift_max=3)
+)
 
 
 def test_rejects_a_config_of_another_kind() -> None:
@@ -35,7 +41,7 @@ def test_rejects_a_config_of_another_kind() -> None:
 @pytest.mark.cocotb
 @pytest.mark.parametrize(
     "config",
-    [SMALL, SMALL_16, pytest.param(NANO, marks=pytest.mark.slow)],
+    [SMALL, SMALL_16, SMALL_G32, SMALL_G128, pytest.param(NANO, marks=pytest.mark.slow)],
     ids=lambda config: config.name,
 )
 def test_golden(config: AcceleratorConfig, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
+from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.boards import find_profile
 
@@ -121,6 +122,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     """Compiles a model, places the program in memory, and runs it pass by pass.
 
     ``config`` is a configuration or the name of one, ``engine`` the matmul engine of a named one.
+    ``capabilities`` are parts of packed models that its hardware has or is built with.
     A run that does not end within ``timeout_s``, or in which nothing moves for ``watchdog_cycles``
     of its clock (0 is never), is an error, as is an accelerator of another configuration. Whatever
     goes wrong in a run, it is aborted, and the next one is right.
@@ -134,13 +136,14 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         *,
         timeout_s: float | None = TIMEOUT_S,
         watchdog_cycles: int = _WATCHDOG_CYCLES,
+        capabilities: Capabilities = COMMON_PARTS,
         memory_limit: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(memory_limit=memory_limit)
         self.name, self.transport = transport.name, transport
         self._choice, self._timeout_s, self._progress = (config, engine), timeout_s, progress
-        self._watchdog_cycles = watchdog_cycles
+        self._watchdog_cycles, self.capabilities = watchdog_cycles, capabilities
         self._program: Program | None = None
         self._given: Program | None = None
         self.addresses: dict[str, int] = {}

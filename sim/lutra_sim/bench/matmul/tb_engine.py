@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lutra_golden.arith.fixed import Int, round_shift
 from lutra_golden.core.config import ENGINES
-from lutra_golden.matmul.engine import LANES, EngineParams, GroupedWeights
+from lutra_golden.matmul.engine import LANES, OFFSET_MAX, EngineParams, GroupedWeights
 from lutra_golden.matmul.ternary import TernaryParams
 from lutra_golden.timing.matmul import MatmulTiming
 from lutra_hw.matmul.contract import acc_read_port, act_write_port, tile_command
@@ -60,7 +60,7 @@ class Command:
     depth_tiles: int
     tokens: range
     first: int = 0
-    shift: int = 0
+    shift: int = PARAMS.shift_min
 
     @property
     def row_blocks(self) -> int:
@@ -125,12 +125,23 @@ class Command:
         codes = _random(rng, shape, 0, top)
         scale = _random(rng, groups, 0, _SCALE_MAX)
         zero = _random(rng, groups, 0, 2 * top, top)
+        offset = None
+        if PARAMS.offset_width:
+            room = min(OFFSET_MAX, (1 << (PARAMS.offset_width - 1)) - 1 - 2 * top * _SCALE_MAX)
+            offset = _random(rng, groups, -room, room, 0)
         if extreme != "random":
             code = top if extreme == "lowest" else 0
             codes, scale, zero = codes * 0 + code, scale * 0 + _SCALE_MAX, zero * 0 + 2 * top
             zero -= 2 * code
+            if offset is not None:
+                offset = offset * 0 + (room if extreme == "lowest" else -room)
         return GroupedWeights(
-            codes=codes, scale=scale, zero=zero, bits=self.bits, group=PARAMS.depth_tile
+            codes=codes,
+            scale=scale,
+            zero=zero,
+            bits=self.bits,
+            group=PARAMS.depth_tile,
+            offset=offset,
         )
 
     def pack(self, weights: GroupedWeights) -> NDArray[np.uint8]:
@@ -168,6 +179,7 @@ class Bench:
         self.activations = np.zeros(
             (PARAMS.pass_tokens, PARAMS.act_tiles * PARAMS.depth_tile), np.int64
         )
+        self.shifts = np.zeros((PARAMS.pass_tokens, PARAMS.act_tiles), np.int64)
         self.expected: dict[tuple[int, int], list[int]] = {}  # of (token, block of eight rows)
         dut.act__en.value = 0
         dut.acc__addr.value = 0
@@ -176,15 +188,20 @@ class Bench:
         """Reset."""
         await reset(self.dut)
 
-    async def write_activations(self, a: Int) -> None:
-        """Fill the activation buffer, in a random order."""
+    async def write_activations(self, a: Int, shifts: Int | None = None) -> None:
+        """Fill the activation buffer, in a random order; groups have the largest ``shifts`` unless
+        others are given."""
         port = act_write_port(PARAMS)
         self.activations = a
+        self.shifts = self.shifts * 0 + PARAMS.a_shift_max if shifts is None else shifts
         order = list(np.ndindex(a.shape[0], a.shape[1] // LANES))
         for index in self.rng.permutation(len(order)):
             token, word = order[index]
             await RisingEdge(self.dut.clk)
-            payload = a[token, word * LANES : (word + 1) * LANES]
+            payload: Any = a[token, word * LANES : (word + 1) * LANES]
+            if PARAMS.a_groups is not None:
+                shift = int(self.shifts[token, word * LANES // PARAMS.depth_tile])
+                payload = {"q": payload, "shift": shift}
             self.dut.act__en.value = 1
             self.dut.act__addr.value = pack(port.addr_layout, {"token": token, "word": word})
             self.dut.act__data.value = pack(port.payload_layout, payload)
@@ -194,7 +211,12 @@ class Bench:
     async def random_activations(self) -> None:
         """Activations of which a quarter are extreme or zero, beyond any command's depth too."""
         a = _random(self.rng, self.activations.shape, _A_MIN, _A_MAX, 0)
-        await self.write_activations(a)
+        await self.write_activations(a, _random(self.rng, self.shifts.shape, 0, PARAMS.a_shift_max))
+
+    def integers(self, command: Command) -> Int:
+        """The activations that a command multiplies by, ``[M, depth]``."""
+        shifts = self.shifts.repeat(PARAMS.depth_tile, axis=1)
+        return (self.activations << shifts)[command.tokens, : command.depth]
 
     def send(self, command: Command, weights: GroupedWeights | None = None) -> None:
         """Send a command and its weights."""
@@ -207,7 +229,8 @@ class Bench:
         self.weights_source.send_all(int.from_bytes(word.tobytes(), "little") for word in words)
         tokens = slice(command.tokens.start, command.tokens.stop)
         a = self.activations[tokens, : command.depth]
-        sums = PARAMS.matmul(a, words, command.row_blocks, command.planes)
+        shifts = self.shifts[tokens, : command.depth_tiles] if PARAMS.a_groups else None
+        sums = PARAMS.matmul(a, words, command.row_blocks, command.planes, shifts)
         results = _wrap(round_shift(sums, command.shift))
         blocks = results.reshape(len(a), command.row_blocks, LANES)
         for token, token_blocks in zip(command.tokens, blocks, strict=True):
@@ -223,7 +246,7 @@ class Bench:
             "acc_base": command.acc_base,
             "token_first": command.tokens.start,
             "token_count": len(command.tokens),
-            "shift": command.shift,
+            "shift": command.shift - PARAMS.shift_min,
         }
         self._cmd.send(pack(tile_command(PARAMS), value | fields))
 
@@ -284,7 +307,7 @@ def _random_command(choose: Random, blocks: int, depth_tiles: int) -> Command:
         depth_tiles=depth_tiles,
         tokens=range(first, choose.randrange(first, last) + 1),
         first=choose.randrange(PARAMS.acc_blocks // PARAMS.block_rows - blocks + 1),
-        shift=choose.randrange(PARAMS.shift_max + 1),
+        shift=choose.randrange(PARAMS.shift_min, PARAMS.shift_max + 1),
     )
 
 
@@ -346,8 +369,7 @@ async def covers_formats_edges_and_extremes(dut: Any, p_stall: float) -> None:
             command = _edge_command(edge, planes)
             weights = command.weights(bench.rng, extreme)
             bench.send(command, weights)
-            doubled, a = weights.doubled(), bench.activations[command.tokens, : command.depth]
-            sums = a @ doubled.T
+            sums = bench.integers(command) @ weights.doubled().T
             sign = {"random": 0, "lowest": -1, "highest": 1}[extreme]
             assert not sign or (np.sign(sums) == sign).all()
             COVERAGE[planes, edge, p_stall, extreme] += 1
@@ -364,7 +386,8 @@ async def one_block_of_one_plane(dut: Any) -> None:
     """Both sets are ready when the words come: the second pass needs the sum of the first."""
     bench = await _start(dut)
     for index in range(3):
-        command = Command(1, 1, PARAMS.act_tiles, range(1), first=1, shift=min(5, PARAMS.shift_max))
+        shift = min(PARAMS.shift_min + 5, PARAMS.shift_max)
+        command = Command(1, 1, PARAMS.act_tiles, range(1), first=1, shift=shift)
         bench.send_command(command)
         await bench.cmd.wait_for(index + 1)
         await ClockCycles(dut.clk, 3 * TIMING.spacing)
@@ -496,7 +519,8 @@ async def fills_its_buffer_and_waits(dut: Any) -> None:
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
 async def one_weight_bit(dut: Any) -> None:
-    """A flipped bit of a digit, a scale or a zero point shows in its row and nowhere else."""
+    """A flipped bit of a digit, a scale, a zero point or an offset shows in its row and nowhere
+    else."""
     bench = Bench(dut)
     await bench.start()
     await bench.write_activations(np.ones_like(bench.activations))

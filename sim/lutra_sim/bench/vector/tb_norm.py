@@ -9,7 +9,7 @@ import numpy as np
 from cocotb.triggers import ClockCycles
 
 from lutra_golden.arith.fixed import Int, Saturation
-from lutra_golden.arith.quantize import q_max_of
+from lutra_golden.arith.quantize import ActivationGroups, q_max_of
 from lutra_golden.arith.scale import Scale, scale_from_float
 from lutra_golden.control.isa import NormSource
 from lutra_golden.core.config import AcceleratorConfig
@@ -20,7 +20,7 @@ from lutra_sim.bench.ports import PortMemory, PulseMonitor
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import StreamMonitor, StreamSource, pack, reset, unpack
 
-__all__ = ["Case", "cases", "golden", "normalises", "saturates"]
+__all__ = ["Case", "cases", "golden", "groups_of", "normalises", "saturates"]
 
 LANES = 8
 
@@ -71,8 +71,15 @@ class Case:
         )
 
 
-def golden(case: Case, a_width: int) -> tuple[Int, Scale]:
-    """Activations and scales of all tokens, whether the command asks for them or not."""
+def groups_of(case: Case, config: AcceleratorConfig) -> ActivationGroups | None:
+    """Groups of the command's activations."""
+    of_attention = case.source == NormSource.ATTENTION
+    return config.attention_groups if of_attention else config.matmul.a_groups
+
+
+def golden(case: Case, config: AcceleratorConfig) -> tuple[Int, Scale]:
+    """Activations, as integers, and scales of all tokens, whether the command asks for them or
+    not."""
     v, scales = case.v, Scale(*np.broadcast_arrays(*case.scale_a, case.scales.m)[:2])
     if case.source == NormSource.GATE:
         v = relu2_gate(case.v, case.up)
@@ -88,7 +95,8 @@ def golden(case: Case, a_width: int) -> tuple[Int, Scale]:
         case.inv_n,
         case.eps,
         normalise=not case.plain,
-        q_max=q_max_of(a_width),
+        q_max=q_max_of(config.matmul.a_width),
+        groups=groups_of(case, config),
     )
 
 
@@ -158,6 +166,25 @@ def cases(config: AcceleratorConfig, rng: np.random.Generator) -> Iterator[Case]
             )
             yield case(source, v, up, first, count)
 
+    if config.matmul.a_groups is not None:
+        for source, limit in limits.items():
+            for n_words in (limit, limit - 1, 1):
+                # words of every size, and groups of zeros
+                shape, bits = (tokens, n_words * LANES), widths.get(source, 32)
+                v, up = (rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape) for _ in range(2))
+                v >>= rng.integers(0, bits, (tokens, n_words)).repeat(LANES, axis=1)
+                v[0, rng.integers(0, shape[1]) :] = 0
+                yield case(source, v, up, 0, tokens)
+        # a group's largest is the token's by a power of two, or one more
+        size, limit = config.matmul.a_groups.size, limits[NormSource.RESIDUAL]
+        for largest in (1, 127, 16383, 32640):
+            v = rng.integers(-1, 2, (tokens, limit * LANES))
+            v[:, 0] = largest
+            for k in range(size, v.shape[1], size):
+                v[:, k] = -((largest >> rng.integers(0, 10, tokens)) + rng.integers(0, 2, tokens))
+            ones = np.ones(v.shape[1], np.int64)
+            yield case(NormSource.RESIDUAL, np.clip(v, -largest, largest), v, 0, tokens, gamma=ones)
+
     # arguments of SiLU from far beyond its table to nothing, a scale for each token
     bits, shape = config.matmul.acc_width, (tokens, 8 * LANES)
     for e in (-60, -45, -40, -36, -32, -28, -24, -16, 0, 40):
@@ -184,7 +211,7 @@ async def normalises(dut: Any) -> None:
     names = ("residual", "attention", "acc", "param", "scale_r")
     memories = {name: PortMemory(signature[name].signature) for name in names}
     act = PortMemory(signature["act"].signature)
-    act_fields = dict(signature["act"].signature.addr_layout)
+    port = signature["act"].signature
     source, accepted = StreamSource(dut, "cmd"), StreamMonitor(dut, "cmd")
     done, saturated = PulseMonitor(dut, "done"), PulseMonitor(dut, "saturated")
     for name, memory in memories.items():
@@ -196,7 +223,7 @@ async def normalises(dut: Any) -> None:
 
     all_cases = list(cases(config, rng))
     for number, case in enumerate(all_cases):
-        q, scales = golden(case, config.matmul.a_width)
+        q, scales = golden(case, config)
         words = (config.pass_tokens, case.n_words, LANES)
         for name in names:
             memories[name].words.clear()
@@ -216,14 +243,22 @@ async def normalises(dut: Any) -> None:
 
         what = (number, case.source.name, case.n_words, case.token_first, case.token_count)
         chosen = range(case.token_first, case.token_first + case.token_count)
-        expected = PortMemory(signature["act"].signature)
-        expected.load(q.reshape(words))
-        token_of = act_fields["token"]
-        assert act.words == {
-            addr: word
-            for addr, word in expected.words.items()
-            if unpack(token_of.shape, addr >> token_of.offset) in chosen
-        }, what
+        found = {addr: unpack(port.payload_layout, word) for addr, word in act.words.items()}
+        written = {
+            (token, word): found.pop(pack(port.addr_layout, {"token": token, "word": word}))
+            for token in chosen
+            for word in range(case.n_words)
+        }
+        assert not found, what
+        groups = groups_of(case, config)
+        for (token, word), value in written.items():
+            expected = q[token, LANES * word : LANES * (word + 1)].tolist()
+            if groups is None:
+                assert value == expected, what
+                continue
+            assert [x << value["shift"] for x in value["q"]] == expected, what
+            begins = word - word % (groups.size // LANES)
+            assert value["shift"] == written[token, begins]["shift"], what
         assert len(writes.cycles) == len(chosen) * case.n_words, what
         assert bool(saturated.cycles) == saturates(case), what
         expected_scales = np.stack(case.scales, axis=1)

@@ -143,6 +143,8 @@ class LLM(Closing):
         tokenizer = Tokenizer.open(path) if is_gguf(path) else None
         with self._bars:
             self._placement = Placement(device, options, self._progress)
+            if load:
+                self._placement.find()
             self._source, self.packed = open_model(
                 path, format, group, kv_bits, context, self._progress, a_group, offsets,
                 self._placement.capabilities, head_bits,

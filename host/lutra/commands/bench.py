@@ -136,6 +136,7 @@ def _bench(args: argparse.Namespace) -> int:
     interrupted = False
     with StepProgress() as progress:
         placement = Placement(args.device, DeviceOptions(threads=args.threads), progress)
+        placement.find()
         model = open_packed_model(
             args.model,
             args.format,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lutra.checkpoints.exact_grids import on_grid
 from lutra.checkpoints.weights import Dense, Grouped, Ternary
 from lutra.parallel import each_of
-from lutra.quantize.imported import from_grouped, from_ternary, packed_bits
+from lutra.quantize.imported import from_grouped, from_ternary
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.b128 import row_bytes, to_b128
@@ -73,10 +73,10 @@ def _coded(matrix: Dense, bits: int, group: int, what: str) -> _Rows:
     if isinstance(found, Ternary):
         kept = from_ternary(found)
         return _Rows(StoredWeights.of(kept.weights), kept.scale)
+    # codes on a grid have four bits at most, the fewest that are asked for
     if isinstance(found, Grouped) and found.group % _LEAST_GROUP == 0:
-        if packed_bits(found.bits, affine=False) <= bits:
-            kept = from_grouped(found)
-            return _Rows(StoredWeights.of(kept.weights), kept.scale)
+        kept = from_grouped(found)
+        return _Rows(StoredWeights.of(kept.weights), kept.scale)
     depth = matrix.shape[1]
     while depth % group:
         group //= 2

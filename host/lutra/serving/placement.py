@@ -42,12 +42,15 @@ class Placement:
             self.capabilities = auto_capabilities()
         else:
             self._device = make_device(wanted, options, progress)
-        if isinstance(self._device, AcceleratorDevice):
-            # a board that is missing is told of before its model is packed
-            self._device.find()
         if self._device is not None:
             found = getattr(self._device, "capabilities", COMMON_PARTS)
             self.capabilities = found if isinstance(found, Capabilities) else COMMON_PARTS
+
+    def find(self) -> None:
+        """See that a board is here, so that one that is missing is told of before a model is packed
+        for it."""
+        if isinstance(self._device, AcceleratorDevice):
+            self._device.find()
 
     @property
     def device(self) -> Device:

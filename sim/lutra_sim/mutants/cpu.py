@@ -27,6 +27,7 @@ MUTANTS = [
         [
             f"{_STEPS}::test_norms",
             f"{_STEPS}::test_norms_in_groups",
+            f"{_STEPS}::test_a_group_whose_double_is_the_largest",
             f"{_STEPS}::test_heads",
             f"{_BINDING}::test_ternary_models[least]",
         ],
@@ -130,6 +131,7 @@ MUTANTS = [
             f"{_STEPS}::test_groups",
             f"{_STEPS}::test_offsets",
             f"{_STEPS}::test_activations_in_groups",
+            f"{_STEPS}::test_sums_that_32_bits_do_not_hold",
         ],
         (
             "offsets of the first rows for all",

@@ -339,11 +339,6 @@ MUTANTS = [
     *planted(
         "host/lutra/quantize/vocabulary.py",
         ["host/quantize/test_vocabulary.py"],
-        (
-            "grids of more levels than there are bits",
-            "packed_bits(found.bits, affine=False) <= bits:",
-            "packed_bits(found.bits, affine=False) <= 8:",
-        ),
         ("a logit worth half", "rows.unit * 2.0 ** (shift - 1)", "rows.unit * 2.0 ** (shift - 2)"),
         ("the head for the embedding", "rows = _coded(head, bits", "rows = _coded(embedding, bits"),
         (

@@ -137,6 +137,25 @@ def test_groups(target: str, bits: int, pool: steps.Pool) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("bits", [1, 4, 6, 8])
+def test_sums_that_32_bits_do_not_hold(target: str, bits: int, pool: steps.Pool) -> None:
+    """Every weight and every activation at one end, for one column, a few and many."""
+    rng = np.random.default_rng(bits)
+    w = grouped(rng, 40, 640, bits, 64, 16)
+    top = (1 << bits) - 1
+    w = replace(
+        w,
+        codes=np.full_like(w.codes, top),
+        scale=np.full_like(w.scale, 65535),
+        zero=np.zeros_like(w.zero),
+    )
+    for m in (1, 3, 40):
+        for a_bits in (8, 16):
+            a = np.full((m, 640), q_max_of(a_bits), np.int16)
+            check(target, pool, linear(w, a_bits), a, a_bits)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [1, 4, 6, 8])
 def test_a_zero_point_that_all_groups_share(target: str, bits: int, pool: steps.Pool) -> None:
     rng = np.random.default_rng(bits)
     for zero in (0, 1, (1 << bits) - 1, 2 * ((1 << bits) - 1)):
@@ -387,6 +406,29 @@ def test_norms(target: str, a_bits: int) -> None:
                 )
                 np.testing.assert_array_equal(actual, q[0])
                 assert (int(out.m), int(out.e)) == (int(s.m[0]), int(s.e[0]))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_group_whose_double_is_the_largest(target: str) -> None:
+    """It has the exponent 1, as none of its elements passes the row's largest."""
+    inv_n, eps = scale_from_float(1 / 64), scale_from_float(1e-5)
+    v = np.tile(np.arange(1, 33, dtype=np.int64), 2) << 10
+    v[:32] *= 2
+    gamma, groups = np.full(64, 1 << 12, np.int16), ActivationGroups(shift_max=3)
+    scale = Scale(np.asarray(1 << 15), np.asarray(-29))
+    q, _ = norm_quantize(
+        v[None],
+        Scale(scale.m[None], scale.e[None]),
+        gamma.astype(np.int64),
+        14,
+        inv_n,
+        eps,
+        groups=groups,
+        run=64,
+    )
+    assert q[0, -1] == 127 << 2
+    actual, _ = steps.norm_quantize(target, v, scale, gamma, 14, inv_n, eps, groups=groups, run=64)
+    np.testing.assert_array_equal(actual, q[0])
 
 
 @pytest.mark.parametrize("target", TARGETS)

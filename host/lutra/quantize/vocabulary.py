@@ -24,7 +24,7 @@ from lutra_golden.model.stored import StoredWeights
 __all__ = ["HEAD_BITS", "code_rows", "pack_vocabulary"]
 
 HEAD_BITS = (4, 8)
-"""Bits of the codes that are offered."""
+"""Bits of the codes that are offered; those of any grid are no more."""
 _LEAST_GROUP = 16
 _ROWS = 2048  # at a time
 _CLIPS = (1.0, 0.93, 0.86, 0.8, 0.74)  # of a group's largest magnitude, tried with few levels
@@ -73,7 +73,6 @@ def _coded(matrix: Dense, bits: int, group: int, what: str) -> _Rows:
     if isinstance(found, Ternary):
         kept = from_ternary(found)
         return _Rows(StoredWeights.of(kept.weights), kept.scale)
-    # codes on a grid have four bits at most, the fewest that are asked for
     if isinstance(found, Grouped) and found.group % _LEAST_GROUP == 0:
         kept = from_grouped(found)
         return _Rows(StoredWeights.of(kept.weights), kept.scale)

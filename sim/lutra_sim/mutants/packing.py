@@ -339,6 +339,11 @@ MUTANTS = [
     *planted(
         "host/lutra/quantize/vocabulary.py",
         ["host/quantize/test_vocabulary.py"],
+        (
+            "grids in groups of any size",
+            "isinstance(found, Grouped) and found.group % _LEAST_GROUP == 0:",
+            "isinstance(found, Grouped):",
+        ),
         ("a logit worth half", "rows.unit * 2.0 ** (shift - 1)", "rows.unit * 2.0 ** (shift - 2)"),
         ("the head for the embedding", "rows = _coded(head, bits", "rows = _coded(embedding, bits"),
         (

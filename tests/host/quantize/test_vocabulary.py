@@ -159,6 +159,11 @@ def test_a_model_and_its_reference(bits: int, tied: bool) -> None:
             "groups of 16 do not divide rows of 40 of the embedding: leave --head out",
         ),
         (
+            # four levels, which have a grid in groups of 40
+            np.arange(160, dtype=np.float32).reshape(4, 40) % 4,
+            "groups of 16 do not divide rows of 40 of the embedding: leave --head out",
+        ),
+        (
             (np.arange(256).reshape(4, 64) * 1e-38).astype(np.float32),
             "the scale of the embedding is .*, out of range: rescale the checkpoint",
         ),

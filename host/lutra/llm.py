@@ -63,9 +63,10 @@ class LLM(Closing):
     With ``offsets`` those that a checkpoint's groups of weights have stay what they are. Left out,
     these two are none with a ``format``; without one they are what is closest to the checkpoint of
     what the device runs: the same checkpoint may then be packed otherwise for another device, as
-    the format of :attr:`packed` and :attr:`notes` say. ``context`` limits the positions, which are
-    at most 4,096 unless it says otherwise. :attr:`source` is the checkpoint, :attr:`rounded` what
-    is run of it.
+    the format of :attr:`packed` and :attr:`notes` say. ``head_bits``, 4 or 8, are those of
+    embedding and head as codes in groups; left out, they are int16 and five trits. ``context``
+    limits the positions, which are at most 4,096 unless it says otherwise. :attr:`source` is the
+    checkpoint, :attr:`rounded` what is run of it.
 
     Every generation has a session of its own on the device, so that several threads may use one
     LLM, and several streams may take turns. Afterwards the session is kept, the latest used ones
@@ -90,6 +91,7 @@ class LLM(Closing):
         kv_bits: Kv | None = None,
         a_group: int | None = None,
         offsets: bool | None = None,
+        head_bits: int | None = None,
         context: int | None = None,
         check: bool = False,
         threads: int | None = None,
@@ -101,7 +103,12 @@ class LLM(Closing):
         progress: Progress | bool | None = None,
         load: bool = True,
     ) -> None:
-        for name, value in (("context", context), ("group", group), ("a_group", a_group)):
+        for name, value in (
+            ("context", context),
+            ("group", group),
+            ("a_group", a_group),
+            ("head_bits", head_bits),
+        ):
             if value is not None:
                 check_whole(name, value)
         if format is not None:
@@ -138,7 +145,7 @@ class LLM(Closing):
             self._placement = Placement(device, options, self._progress)
             self._source, self.packed = open_model(
                 path, format, group, kv_bits, context, self._progress, a_group, offsets,
-                self._placement.capabilities,
+                self._placement.capabilities, head_bits,
             )  # fmt: skip
             self._placement.choose(self.packed)
         if format is None and a_group is None and self._source is not None:

@@ -14,14 +14,14 @@ from lutra.packed.kept import KeptModels, key_of
 from lutra.packed.random import random_packed
 from lutra.packed.store import check_finished
 from lutra.quantize import (
-    DEFAULT_GROUP,
-    GROUPS,
     activation_groups,
     default_parts,
+    group_of,
 )
 from lutra.quantize.pack import pack_model
+from lutra.quantize.vocabulary import HEAD_BITS
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.format import Format
+from lutra_golden.matmul.format import GROUPS, Format
 from lutra_golden.model.cache import Kv, kv_pair
 from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
 from lutra_golden.model.packed import PackedModel
@@ -41,19 +41,24 @@ def open_packed_model(
     context: int | None = None,
     progress: Progress | None = None,
     capabilities: Capabilities = COMMON_PARTS,
+    a_group: int | None = None,
+    head_bits: int | None = None,
 ) -> PackedModel:
     """Load a model by its name, including ``random:SHAPE``."""
     if not str(name).startswith(RANDOM):
         return open_model(
-            find_model(name), format, group, kv_bits, context, progress, capabilities=capabilities
-        )[1]
+            find_model(name), format, group, kv_bits, context, progress, a_group,
+            capabilities=capabilities, head_bits=head_bits,
+        )[1]  # fmt: skip
     wanted = None if format is None else _format(format)
     return random_packed(
         str(name),
         wanted,
-        group or DEFAULT_GROUP,
+        group_of(wanted, group),
         context,
         kv_bits=_KV_BITS if kv_bits is None else kv_bits,
+        a_groups=activation_groups(a_group or None),
+        head_bits=head_bits,
         progress=progress,
     )
 
@@ -68,11 +73,13 @@ def open_model(
     a_group: int | None = None,
     offsets: bool | None = None,
     capabilities: Capabilities = COMMON_PARTS,
+    head_bits: int | None = None,
 ) -> tuple[Callable[[], Decoder] | None, PackedModel]:
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
     What a checkpoint of some size is packed to is kept, and taken the next time. ``a_group`` and
-    ``offsets`` that are None are chosen for devices with these ``capabilities``.
+    ``offsets`` that are None are chosen for devices with these ``capabilities``. Embedding and head
+    are codes of ``head_bits`` if that is not None.
     """
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {either(GROUPS)}, not {group}")
@@ -83,6 +90,7 @@ def open_model(
             ("kv", kv_bits, "kv_bits (--kv)"),
             ("groups of activations", a_group, "a_group (--a-group)"),
             ("offsets", offsets, "offsets"),
+            ("head", head_bits, "head_bits (--head)"),
             ("context", context, "context"),
         ):
             if value is not None:
@@ -95,12 +103,15 @@ def open_model(
     wanted = None if format is None else _format(format)
     kv = _KV_BITS if kv_bits is None else kv_bits
     activation_groups(a_group or None)  # refused before anything is read
+    if head_bits is not None and head_bits not in HEAD_BITS:
+        raise LutraError(f"head_bits must be {either(HEAD_BITS)}, not {head_bits}")
     settings = {
         "format": format,
         "group": group,
         "kv": kv_pair(kv),
         "a_group": a_group,
         "offsets": offsets,
+        "head_bits": head_bits,
         "context": context,
         "capabilities": asdict(capabilities),
     }
@@ -113,10 +124,10 @@ def open_model(
         return load_model(path).limited(context)
 
     if packed is None:
-        size = group or DEFAULT_GROUP
+        size = group_of(wanted, group)
         model = source()
         a_groups, keep = default_parts(model, wanted, a_group, offsets, capabilities)
-        packed = pack_model(model, wanted, size, progress, kv, a_groups, keep)
+        packed = pack_model(model, wanted, size, progress, kv, a_groups, keep, head_bits)
         if key is not None:
             models.keep_meanwhile(
                 key, packed, lambda reason: _LOG.warning("the packed model is not kept, %s", reason)

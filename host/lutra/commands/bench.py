@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lutra.commands.options import (
+    add_activation_group,
     add_device,
     add_format,
     add_group,
+    add_head,
     add_json,
     add_kv,
     add_threads,
@@ -79,6 +81,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
     add_group(parser)
     add_kv(parser)
+    add_activation_group(
+        parser, "0 for a random model or with --format, otherwise 32 if the model is not ternary"
+    )
+    add_head(parser)
     parser.add_argument(
         "-p",
         "--n-prompt",
@@ -137,6 +143,8 @@ def _bench(args: argparse.Namespace) -> int:
             args.kv,
             progress=progress,
             capabilities=placement.capabilities,
+            a_group=args.a_group,
+            head_bits=args.head,
         )
         # as many as llama-bench takes, or what a small model can
         n_prompt, n_gen = (

@@ -8,11 +8,12 @@ from pathlib import Path
 from lutra.devices.accelerator.board_link import BOARD_SCHEME
 from lutra.devices.choose import DEVICES, is_device, most_threads
 from lutra.models import shipped_models
-from lutra.quantize import DEFAULT_GROUP, GROUPS
+from lutra.quantize import DEFAULT_GROUP
+from lutra.quantize.vocabulary import HEAD_BITS
 from lutra_golden.arith.quantize import ACTIVATION_GROUPS
 from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.format import FORMATS, Format
+from lutra_golden.matmul.format import FORMATS, GROUPS, Format
 from lutra_golden.model.cache import KV_NAMES, kv_name, kv_pair
 from lutra_golden.timing.boards import AGENT, BOARD_PROFILES
 
@@ -22,6 +23,7 @@ __all__ = [
     "add_device",
     "add_format",
     "add_group",
+    "add_head",
     "add_json",
     "add_kv",
     "add_model",
@@ -69,7 +71,8 @@ def add_format(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--format",
         type=_format,
-        help=f"bits of weights (W) and activations (A): {', '.join(FORMATS)} (default {default})",
+        help=f"bits of weights (W) and activations (A): {', '.join(FORMATS)}; W1.58g128A8 is with "
+        f"weights in groups of 128 (default {default})",
     )
 
 
@@ -80,13 +83,12 @@ def _format(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_group(parser: argparse.ArgumentParser, default: int | None = None) -> None:
-    """``--group``; None where a packed model may have a group of its own."""
+def add_group(parser: argparse.ArgumentParser) -> None:
+    """``--group``; None where the format, or a packed model, may have a group of its own."""
     parser.add_argument(
         "--group",
         type=int,
         choices=GROUPS,
-        default=default,
         help=f"weights that share one scale and zero point (default {DEFAULT_GROUP})",
     )
 
@@ -109,6 +111,17 @@ def add_offsets(parser: argparse.ArgumentParser, default: str) -> None:
         action=argparse.BooleanOptionalAction,
         help="keep the offsets of a checkpoint's groups (Q4_K, Q4_1 and the like) as they are, in "
         f"half the memory, on the devices cpu, cuda and golden (default {default})",
+    )
+
+
+def add_head(parser: argparse.ArgumentParser) -> None:
+    """``--head``, which a packed model does not take."""
+    parser.add_argument(
+        "--head",
+        type=int,
+        choices=HEAD_BITS,
+        help="bits of embedding and head, as codes in groups, on the devices cpu and golden: fewer "
+        "bytes for each token (default int16 and five trits, which every device runs)",
     )
 
 
@@ -215,6 +228,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_kv(parser)
     add_activation_group(parser, "0 with --format, otherwise 32 there if the model is not ternary")
     add_offsets(parser, "no with --format, otherwise yes there")
+    add_head(parser)
     parser.add_argument(
         "--engine",
         choices=tuple(ENGINES),

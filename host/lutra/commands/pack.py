@@ -15,6 +15,7 @@ from lutra.commands.options import (
     add_activation_group,
     add_format,
     add_group,
+    add_head,
     add_json,
     add_kv,
     add_offsets,
@@ -29,11 +30,10 @@ from lutra.packed.file import is_packed, open_packed, write_packed
 from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore, is_unfinished
 from lutra.progress import StepProgress
-from lutra.quantize import DEFAULT_GROUP, default_format, default_parts, float_bits
+from lutra.quantize import default_format, default_parts, float_bits, group_of
 from lutra.quantize.budget import CHOICES, BitPlan, Sensitivity
 from lutra.quantize.calibration import calibration_windows
 from lutra.quantize.driver import METHODS, Recipe, quantize_layers
-from lutra.quantize.pack import Packer
 from lutra.text.tokenizer import Tokenizer, copy_tokenizer
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import unwritable
@@ -117,10 +117,11 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         help="folder to write the packed model to",
     )
     add_format(parser, "the checkpoint's own if its weights are integers, otherwise W8A8")
-    add_group(parser, DEFAULT_GROUP)
+    add_group(parser)
     add_kv(parser, "8")
     add_activation_group(parser, "0, which every device runs")
     add_offsets(parser, "no, which every device runs")
+    add_head(parser)
     parser.add_argument(
         "-c",
         "--ctx-size",
@@ -146,7 +147,7 @@ def _quantize(args: argparse.Namespace) -> int:
     a_groups, offsets = default_parts(model, wanted, args.a_group, args.offsets, COMMON_PARTS)
     recipe = Recipe(
         format=wanted or default_format(model),
-        group=args.group,
+        group=group_of(wanted, args.group),
         method=args.method,
         act_order=args.act_order,
         bits_budget=args.bits_budget,
@@ -154,6 +155,7 @@ def _quantize(args: argparse.Namespace) -> int:
         a_groups=a_groups,
         offsets=offsets,
         float_bits=float_bits(wanted),
+        head_bits=args.head,
     )
     # a model without one is refused before it is packed
     tokenizer = Tokenizer.open(path, model.config.bos_token_id)
@@ -210,7 +212,7 @@ def _pack(
     settings |= {"source": _identity(source), "context": c.max_position_embeddings}
     sizes = LayerSizes(c.hidden_size, c.intermediate_size, c.q_size, c.kv_size, c.head_dim)
     store = PackedStore(out, settings, sizes)
-    packer = Packer(recipe.rounded(model), recipe.kv_bits)
+    packer = recipe.packer(model)
     for _ in quantize_layers(
         model, recipe, calibration, packer=packer, store=store, progress=progress, on_plan=on_plan
     ):

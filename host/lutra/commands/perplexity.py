@@ -74,6 +74,7 @@ def _perplexity(args: argparse.Namespace) -> int:
             kv_bits=args.kv,
             a_group=args.a_group,
             offsets=args.offsets,
+            head_bits=args.head,
             threads=args.threads,
             progress=progress,
             load=not args.float,

@@ -88,22 +88,25 @@ def packed_figures(file: PackedFile) -> dict[str, object]:
             n_weights += n * k
             n_bytes += n * row_bytes(k, bits)
             if not ternary:
-                # zero points and offsets have two bytes, a scale one or two
-                n_bytes += w.scale.size * (3 if w.scale_bits <= 8 else 4)
+                # scales have one or two bytes, zero points two unless they are all the same
+                n_bytes += w.scale.size * (1 if w.scale_bits <= 8 else 2)
+                n_bytes += 0 if (w.zero == w.zero.flat[0]).all() else 2 * w.zero.size
                 n_bytes += 0 if w.offset is None else 2 * w.offset.size
             matrices.append(
                 {
                     "matrix": f"{i}.{name}",
                     "rows": n,
                     "depth": k,
-                    "bits": TERNARY_NAME if ternary else bits,
+                    "bits": TERNARY_NAME if w.trits else bits,
                     "group": None if ternary else w.group,
                     "scale": f"{scale_to_float(linear.scale):.4g}",
                     "scales": None if ternary else f"{w.scale.min()}..{w.scale.max()}",
                     "shift": linear.shift,
                 }
             )
-    head = model.head.nbytes + model.head_rows.nbytes
+    embedding, head = model.embedding.nbytes, model.head.nbytes + model.head_rows.nbytes
+    if (coded := model.vocabulary) is not None:
+        embedding, head = coded.embedding.stored.n_bytes, coded.head.stored.n_bytes
     return {
         "name": model.name,
         "architecture": model.architecture,
@@ -123,7 +126,7 @@ def packed_figures(file: PackedFile) -> dict[str, object]:
         "weights": n_weights,
         "bits_per_weight": round(8 * n_bytes / n_weights, 3),
         "weight_bytes": n_bytes,
-        "embedding_bytes": model.embedding.nbytes,
+        "embedding_bytes": embedding,
         "head_bytes": head,
         "file_bytes": file.n_bytes,
         "residual_fraction_bits": model.residual_frac,

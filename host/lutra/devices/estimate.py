@@ -76,7 +76,10 @@ def token_bytes(model: PackedModel) -> int:
         source = linear.source
         groups = linear.depth // source.group if source.group and not model.ternary else 0
         n_bytes += linear.n_rows * (row_bytes(linear.depth, source.bits) + _SCALE_BYTES * groups)
-    return len(model.layers) * n_bytes + model.head.nbytes
+    head = model.head.nbytes
+    if model.vocabulary is not None:
+        head = model.vocabulary.head.stored.n_bytes
+    return len(model.layers) * n_bytes + head
 
 
 def _by_memory(model: PackedModel, bytes_per_s: float) -> Rate:

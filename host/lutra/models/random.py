@@ -66,6 +66,13 @@ RANDOM_SHAPES: Mapping[str, Shape] = {
         "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0, "tie_word_embeddings": True,
     },
+    "qwen3-8b": {
+        "architectures": [QWEN3], "model_type": "qwen3", "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0, "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 """``config.json`` of the shapes, by name."""
 

@@ -7,6 +7,7 @@ SHA-256 of the tensors' file, and a fingerprint of all that. See :mod:`.packed_l
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +20,19 @@ from numpy.typing import NDArray
 from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
 from lutra.formats.safetensors_writer import write_safetensors
-from lutra.packed.layers import LayerReader, LayerSizes, read_count, read_scale, take_typed
+from lutra.packed.layers import (
+    LayerReader,
+    LayerSizes,
+    linear_arrays,
+    read_count,
+    read_linear,
+    read_scale,
+    take_typed,
+)
 from lutra.packed.store import LayerSource
 from lutra_golden.arith.quantize import ACTIVATION_GROUPS, ActivationGroups
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.format import A_BITS, FORMATS
+from lutra_golden.matmul.format import A_BITS, FORMATS, GROUPS
 from lutra_golden.model.cache import KV_PAIRS, kv_name
 from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.limits import (
@@ -33,16 +42,23 @@ from lutra_golden.model.limits import (
     RESIDUAL_FRAC_MAX,
     SHIFT_MAX,
 )
-from lutra_golden.model.packed import PackedLayer, PackedModel, PackedNorm
+from lutra_golden.model.packed import (
+    CodedVocabulary,
+    PackedLayer,
+    PackedLinear,
+    PackedModel,
+    PackedNorm,
+)
 from lutra_golden.model.shapes import LINEARS, Gate
 
 __all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
 
-VERSION = 4
+VERSION = 5
 """Version of the format; other versions are refused."""
 _KEY = "lutra_version"
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
-_ARRAYS = ("embedding", "rope", "norm", "head", "head_rows")
+_TABLES = ("embedding", "head", "head_rows")
+_CODED = "vocabulary"
 _FIELDS = (
     "architecture", "format", "a_bits", "key_bits", "value_bits", "ternary", "w_bits", "scale_bits",
     "group",
@@ -94,16 +110,18 @@ def write_packed(
         layers.append(numbers)
         for name in sorted(tensors.names()):
             sizes[f"layers.{i}.{name}"] = tensors.dtype(name), tensors.shape(name)
-    for name in _ARRAYS:
-        sizes[name] = tail[name].dtype.name, tail[name].shape
+    coded: dict[str, object] | None = None
+    if model.vocabulary is not None:
+        coded, tail = _vocabulary_form(model.vocabulary, tail)
+    for name, values in tail.items():
+        sizes[name] = values.dtype.name, values.shape
 
     def arrays() -> Iterable[tuple[str, NDArray[np.generic]]]:
         for i in range(n):
             tensors, _ = store.arrays(i)
             for name in sorted(tensors.names()):
                 yield f"layers.{i}.{name}", tensors.read(name)
-        for name in _ARRAYS:
-            yield name, tail[name]
+        yield from tail.items()
 
     partial = store.folder / _TENSORS
     write_safetensors(partial, sizes, arrays())
@@ -116,6 +134,7 @@ def write_packed(
         "eps": [int(model.eps.m), int(model.eps.e)],
         "norm_frac": model.norm.frac,
         "activation_groups": None if model.a_groups is None else asdict(model.a_groups),
+        "vocabulary": coded,
         "layers": layers,
         "sha256": _sha256(partial),
     }
@@ -128,6 +147,42 @@ def write_packed(
         beside(out)
     config.replace(out / _CONFIG)
     return fingerprint
+
+
+def _vocabulary_form(
+    vocabulary: CodedVocabulary, tail: Mapping[str, NDArray[np.generic]]
+) -> tuple[dict[str, object], dict[str, NDArray[np.generic]]]:
+    """Numbers of coded embedding and head, and the arrays of a file with them; one if tied."""
+    prefix = f"{_CODED}.embedding"
+    arrays, first = linear_arrays(prefix, vocabulary.embedding)
+    found, last = linear_arrays(f"{_CODED}.head", vocabulary.head)
+    if not vocabulary.tied:
+        arrays |= found
+    kept = {name: values for name, values in tail.items() if name not in _TABLES}
+    return {"tied": vocabulary.tied, "embedding": first, "head": last}, kept | arrays
+
+
+def _read_vocabulary(
+    file: ConfigFile, tensors: SafetensorsFolder, n: int, k: int
+) -> CodedVocabulary | None:
+    fields = file.get(_CODED)
+    if fields is None:
+        return None
+    if not isinstance(fields, dict):
+        raise LutraError(f"{file.path}: {_CODED} must be an object, not {fields!r}: {_ADVICE}")
+    inner = ConfigFile(file.path, cast("dict[str, object]", fields))
+    first = read_linear(tensors, inner, f"{_CODED}.", "embedding", n, k)
+    if first.shift:
+        raise LutraError(f"{file.path}: {_CODED}.embedding.shift must be 0: {_ADVICE}")
+    if not inner.flag("tied"):
+        return CodedVocabulary(first, read_linear(tensors, inner, f"{_CODED}.", "head", n, k))
+    last = inner.get("head")
+    if not isinstance(last, dict):
+        raise LutraError(f"{file.path}: {_CODED}.head must be an object, not {last!r}: {_ADVICE}")
+    numbers = ConfigFile(file.path, cast("dict[str, object]", last))
+    scale = read_scale(numbers, "scale", prefix=f"{_CODED}.head.")
+    shift = read_count(numbers, "shift", SHIFT_MAX, prefix=f"{_CODED}.head.")
+    return CodedVocabulary(first, PackedLinear(first.source, scale, shift))
 
 
 def _sha256(path: Path) -> str:
@@ -261,12 +316,21 @@ def open_packed(folder: Path, *, unchanged: bool = False) -> PackedFile:
 
 def _command(file: ConfigFile, folder: Path) -> str:
     """Command that packs a file of another version again, in the same bits."""
-    format, options = str(file.get("format")).partition("g")[0], list[str]()
-    if format in FORMATS:
-        options += ["--format", format]
+    # the bits of weights, perhaps with a group, and of activations, of which a group has an option
+    named = re.fullmatch(r"(W[0-9.]+)(g[0-9]+)?(A[0-9]+)(g[0-9]+)?", str(file.get("format")))
+    options = list[str]()
+    if named is not None and named[1] + named[3] in FORMATS:
+        group = named[2] or ""
+        if group in ("", *(f"g{size}" for size in GROUPS)):
+            options += ["--format", named[1] + group + named[3]]
     if isinstance(groups := file.get("activation_groups"), dict):
         size = cast("dict[str, object]", groups).get("size")
         options += ["--a-group", str(size)] if size in ACTIVATION_GROUPS else []
+    coded = file.get(_CODED)
+    first = cast("dict[str, object]", coded).get("embedding") if isinstance(coded, dict) else None
+    if isinstance(first, dict):
+        bits = cast("dict[str, object]", first).get("bits")
+        options += ["--head", "8" if bits == 8 else "4"]
     kv = [file.get("kv_bits"), (file.get("key_bits"), file.get("value_bits"))]
     for pair in KV_PAIRS:
         if pair in kv or (pair[0] == pair[1] and pair[0] in kv):
@@ -320,9 +384,18 @@ def _read_model(
     def int16(name: str, *shape: int) -> NDArray[np.int16]:
         return cast("NDArray[np.int16]", take_typed(tensors, name, np.int16, *shape))
 
-    head = cast("NDArray[np.int8]", take_typed(tensors, "head", np.int8, vocab, d))
-    rows = int16("head_rows", vocab)
-    wrong = not unchanged and (head.min() < -HEAD_MAX or head.max() > HEAD_MAX or rows.min() < 1)
+    coded = _read_vocabulary(file, tensors, vocab, d)
+    n_rows = vocab if coded is None else 0
+    head, rows = np.zeros((0, d), np.int8), np.zeros(0, np.int16)
+    embedding = np.zeros((0, d), np.int16)
+    if coded is None:
+        head = cast("NDArray[np.int8]", take_typed(tensors, "head", np.int8, vocab, d))
+        rows, embedding = int16("head_rows", vocab), int16("embedding", vocab, d)
+    wrong = (
+        n_rows
+        and not unchanged
+        and (head.min() < -HEAD_MAX or head.max() > HEAD_MAX or rows.min() < 1)
+    )
     if wrong:
         raise LutraError(
             f"{tensors.path}: head must be in -{HEAD_MAX}..{HEAD_MAX} and head_rows positive: "
@@ -356,7 +429,7 @@ def _read_model(
         eps=read_scale(file, "eps"),
         head_eps=read_count(file, "head_eps", _EPS_MAX),
         residual_frac=residual_frac,
-        embedding=int16("embedding", vocab, d),
+        embedding=embedding,
         embedding_frac=read_count(
             file,
             "embedding_frac",
@@ -372,6 +445,7 @@ def _read_model(
         head_scale=file.real("head_scale"),
         a_groups=_activation_groups(file, a_bits),
         offsets=promise.offsets,
+        vocabulary=coded,
     )
 
 

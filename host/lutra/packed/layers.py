@@ -35,7 +35,9 @@ __all__ = [
     "LayerReader",
     "LayerSizes",
     "layer_arrays",
+    "linear_arrays",
     "read_count",
+    "read_linear",
     "read_scale",
     "take_typed",
 ]
@@ -72,24 +74,8 @@ def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], di
     arrays: dict[str, NDArray[np.generic]] = {}
     numbers: dict[str, object] = {"window": layer.window}
     for name in LINEARS:
-        linear = layer.linear(name)
-        stored = linear.stored
-        zero = None
-        if stored.scale is not None and stored.zero is not None:
-            arrays[f"{name}.scale"], zero = stored.scale, _common(stored.zero)
-            if zero is None:
-                arrays[f"{name}.zero"] = stored.zero
-        if stored.offset is not None:
-            arrays[f"{name}.offset"] = stored.offset
-        arrays[f"{name}.codes"] = stored.codes
-        numbers[name] = {
-            "bits": stored.bits,
-            "group": stored.group,
-            "zero": zero,
-            "offset_shift": None if stored.offset is None else stored.offset_shift,
-            "scale": [int(linear.scale.m), int(linear.scale.e)],
-            "shift": linear.shift,
-        }
+        found, numbers[name] = linear_arrays(name, layer.linear(name))
+        arrays |= found
     for name in _NORMS:
         norm: PackedNorm | None = getattr(layer, name)
         numbers[name] = None if norm is None else norm.frac
@@ -103,6 +89,29 @@ def layer_arrays(layer: PackedLayer) -> tuple[dict[str, NDArray[np.generic]], di
         arrays["query_norm"] = layer.head_norms.query
         arrays["key_norm"] = layer.head_norms.key
     return arrays, numbers
+
+
+def linear_arrays(
+    name: str, linear: PackedLinear
+) -> tuple[dict[str, NDArray[np.generic]], dict[str, object]]:
+    """Form of a matrix in a file: its arrays, whose names begin with ``name``, and its numbers."""
+    stored, zero = linear.stored, None
+    arrays: dict[str, NDArray[np.generic]] = {}
+    if stored.scale is not None and stored.zero is not None:
+        arrays[f"{name}.scale"], zero = stored.scale, _common(stored.zero)
+        if zero is None:
+            arrays[f"{name}.zero"] = stored.zero
+    if stored.offset is not None:
+        arrays[f"{name}.offset"] = stored.offset
+    arrays[f"{name}.codes"] = stored.codes
+    return arrays, {
+        "bits": stored.bits,
+        "group": stored.group,
+        "zero": zero,
+        "offset_shift": None if stored.offset is None else stored.offset_shift,
+        "scale": [int(linear.scale.m), int(linear.scale.e)],
+        "shift": linear.shift,
+    }
 
 
 def _common(zero: NDArray[np.uint16]) -> int | None:
@@ -169,60 +178,62 @@ class LayerReader:
         return cast("NDArray[np.int16]", take_typed(self._tensors, name, np.int16, n))
 
     def _linear(self, prefix: str, name: str, file: ConfigFile) -> PackedLinear:
-        where = prefix + name
-        fields = file.get(name)
-        if not isinstance(fields, dict):
-            raise LutraError(f"{file.path}: {where} must be an object, not {fields!r}: {_ADVICE}")
-        inner = ConfigFile(file.path, cast("Mapping[str, object]", fields))
-        n, k = self._sizes.shape_of(name)
-        bits = inner.get("bits")
-        if isinstance(bits, bool) or not isinstance(bits, int) or bits not in W_BITS:
-            raise LutraError(
-                f"{file.path}: {where}.bits must be one of {', '.join(map(str, W_BITS))}, not "
-                f"{bits!r}: {_ADVICE}"
-            )
-        codes = take_typed(self._tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
-        group, scale, zero, offset, offset_shift = None, None, None, None, 0
-        if inner.get("group") is not None:
-            group = read_count(inner, "group", k, minimum=1, prefix=f"{where}.")
-            if k % group:
-                raise LutraError(
-                    f"{file.path}: {where}.group must divide the depth of {k}, not be {group}: "
-                    f"{_ADVICE}"
-                )
-            scale = self._tensors.view(f"{where}.scale", n, k // group)
-            if scale.dtype.name not in ("uint8", "uint16"):
-                raise LutraError(
-                    f"{self._tensors.path}: {where}.scale must be uint8 or uint16, not "
-                    f"{scale.dtype}: {_ADVICE}"
-                )
-            if inner.get("zero") is None:
-                zero = take_typed(self._tensors, f"{where}.zero", np.uint16, n, k // group)
-            else:
-                common = read_count(inner, "zero", _ZERO_MAX, prefix=f"{where}.")
-                zero = np.broadcast_to(np.uint16(common), (n, k // group))
-            if inner.get("offset_shift") is not None:
-                offset_shift = read_count(
-                    inner, "offset_shift", OFFSET_SHIFT_MAX, prefix=f"{where}."
-                )
-                offset = take_typed(self._tensors, f"{where}.offset", np.int16, n, k // group)
-        try:
-            weights = StoredWeights(
-                codes=cast("NDArray[np.uint8]", codes),
-                depth=k,
-                bits=bits,
-                group=group,
-                scale=cast("NDArray[np.unsignedinteger] | None", scale),
-                zero=cast("NDArray[np.uint16] | None", zero),
-                offset=cast("NDArray[np.int16] | None", offset),
-                offset_shift=offset_shift,
-            )
-        except ValueError as error:
-            raise LutraError(f"{self._tensors.path}: {where}: {error}: {_ADVICE}") from None
-        scale_w = read_scale(inner, "scale", prefix=f"{where}.")
-        return PackedLinear(
-            weights, scale_w, read_count(inner, "shift", SHIFT_MAX, prefix=f"{where}.")
+        return read_linear(self._tensors, file, prefix, name, *self._sizes.shape_of(name))
+
+
+def read_linear(
+    tensors: SafetensorsFolder, file: ConfigFile, prefix: str, name: str, n: int, k: int
+) -> PackedLinear:
+    """A matrix ``[n, k]`` of :func:`linear_arrays`: numbers are ``name`` in ``file``, names of
+    arrays begin with ``prefix``, too."""
+    where, fields = prefix + name, file.get(name)
+    if not isinstance(fields, dict):
+        raise LutraError(f"{file.path}: {where} must be an object, not {fields!r}: {_ADVICE}")
+    inner = ConfigFile(file.path, cast("Mapping[str, object]", fields))
+    bits = inner.get("bits")
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in W_BITS:
+        raise LutraError(
+            f"{file.path}: {where}.bits must be one of {', '.join(map(str, W_BITS))}, not "
+            f"{bits!r}: {_ADVICE}"
         )
+    codes = take_typed(tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
+    group, scale, zero, offset, offset_shift = None, None, None, None, 0
+    if inner.get("group") is not None:
+        group = read_count(inner, "group", k, minimum=1, prefix=f"{where}.")
+        if k % group:
+            raise LutraError(
+                f"{file.path}: {where}.group must divide the depth of {k}, not be {group}: "
+                f"{_ADVICE}"
+            )
+        scale = tensors.view(f"{where}.scale", n, k // group)
+        if scale.dtype.name not in ("uint8", "uint16"):
+            raise LutraError(
+                f"{tensors.path}: {where}.scale must be uint8 or uint16, not "
+                f"{scale.dtype}: {_ADVICE}"
+            )
+        if inner.get("zero") is None:
+            zero = take_typed(tensors, f"{where}.zero", np.uint16, n, k // group)
+        else:
+            common = read_count(inner, "zero", _ZERO_MAX, prefix=f"{where}.")
+            zero = np.broadcast_to(np.uint16(common), (n, k // group))
+        if inner.get("offset_shift") is not None:
+            offset_shift = read_count(inner, "offset_shift", OFFSET_SHIFT_MAX, prefix=f"{where}.")
+            offset = take_typed(tensors, f"{where}.offset", np.int16, n, k // group)
+    try:
+        weights = StoredWeights(
+            codes=cast("NDArray[np.uint8]", codes),
+            depth=k,
+            bits=bits,
+            group=group,
+            scale=cast("NDArray[np.unsignedinteger] | None", scale),
+            zero=cast("NDArray[np.uint16] | None", zero),
+            offset=cast("NDArray[np.int16] | None", offset),
+            offset_shift=offset_shift,
+        )
+    except ValueError as error:
+        raise LutraError(f"{tensors.path}: {where}: {error}: {_ADVICE}") from None
+    scale_w = read_scale(inner, "scale", prefix=f"{where}.")
+    return PackedLinear(weights, scale_w, read_count(inner, "shift", SHIFT_MAX, prefix=f"{where}."))
 
 
 def read_count(

@@ -15,14 +15,16 @@ from lutra.models.bitnet import BITNET
 from lutra.models.decoder import CONTEXT, DecoderConfig, read_config
 from lutra.models.qwen import QWEN2, QWEN3
 from lutra.models.random import RANDOM_SHAPES
-from lutra_golden.arith.scale import scale_from_float
+from lutra_golden.arith.quantize import ActivationGroups
+from lutra_golden.arith.scale import scale_from_float, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.b128 import row_bytes
 from lutra_golden.model.cache import Kv, kv_pair
 from lutra_golden.model.checks import sum_limit
-from lutra_golden.model.limits import LOGIT_ACC_MAX, least_shift
+from lutra_golden.model.limits import ACC_MAX, LOGIT_ACC_MAX, least_shift
 from lutra_golden.model.packed import (
+    CodedVocabulary,
     HeadNorms,
     PackedBias,
     PackedLayer,
@@ -52,13 +54,16 @@ def random_packed(
     context: int | None = None,
     *,
     kv_bits: Kv = 8,
+    a_groups: ActivationGroups | None = None,
+    head_bits: int | None = None,
     n_layers: int | None = None,
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> PackedModel:
     """The packed model ``random:SHAPE``; BitNet's shapes are ternary, others W4A8 unless said.
 
-    ``n_layers`` makes it shallower.
+    ``a_groups`` are groups of its activations, ``head_bits`` the bits of embedding and head if they
+    are codes, ``n_layers`` makes it shallower.
     """
     shape = name.removeprefix(RANDOM)
     if shape not in RANDOM_SHAPES:
@@ -68,17 +73,23 @@ def random_packed(
     bitnet = file.architecture == BITNET
     c = read_config(file, Gate.RELU2 if bitnet else Gate.SILU)
     format = format or Format.parse("W1.58A8" if bitnet else "W4A8")
-    if bitnet and not format.ternary:
+    one_scale = format.ternary and format.group is None
+    if bitnet and not one_scale:
         raise LutraError(
             f"{name} has ternary weights, which are not rounded to {format}: leave --format out"
         )
-    if format.ternary and not bitnet:
-        raise LutraError(f"{name} has no ternary weights: give another format than {format}")
+    if one_scale and not bitnet:
+        raise LutraError(
+            f"{name} has no ternary weights of one scale: give another format than {format}, such "
+            "as W1.58g128A8"
+        )
+    group = format.group or group
     key_bits, value_bits = kv_pair(kv_bits)
     context = min(c.max_position_embeddings, CONTEXT) if context is None else context
     if not 1 <= context <= c.max_position_embeddings:
         raise LutraError(f"the context must be in 1..{c.max_position_embeddings}, not {context}")
-    maker = _Maker(c, format, group, np.random.default_rng(seed))
+    q_max = format.q_max if a_groups is None else a_groups.peak
+    maker = _Maker(c, format, group, q_max, np.random.default_rng(seed))
     architecture = file.architecture
     total = n_layers or c.num_hidden_layers
     layers: list[PackedLayer] = []
@@ -90,18 +101,34 @@ def random_packed(
                 sub_norms=bitnet, biased=architecture == QWEN2, normed=architecture == QWEN3
             )
         )
-    head, rows, shift = maker.head()
+    coded, worth = None, 0.0
+    if head_bits is None:
+        embedding = maker.pool(np.dtype(np.int16), c.vocab_size, c.hidden_size)
+        head, rows, shift = maker.head()
+        worth = 2.0 ** (LOGIT_SHIFT + shift - 31)
+    else:
+        coded = maker.vocabulary(head_bits, file.flag("tie_word_embeddings"))
+        embedding = np.zeros((0, c.hidden_size), np.int16)
+        head = np.zeros((0, c.hidden_size), np.int8)
+        rows, shift = np.zeros(0, np.int16), coded.head.shift
+        worth = float(scale_to_float(coded.head.scale))
     cos, sin = c.rope.table(context, c.head_dim, context)
     rope = np.rint(np.concatenate([cos, sin], axis=1) * (1 << ROPE_FRAC)).astype(np.int16)
     return PackedModel(
         name=name,
         architecture=architecture,
-        format=format_name(format.w_bits, format.a_bits, ternary=format.ternary),
+        format=format_name(
+            format.w_bits,
+            format.a_bits,
+            ternary=format.ternary,
+            group=group if not one_scale and (format.ternary or format.w_bits == 1) else None,
+            a_groups=a_groups,
+        ),
         a_bits=format.a_bits,
-        ternary=format.ternary,
+        ternary=one_scale,
         w_bits=format.w_bits,
-        scale_bits=1 if format.ternary else _SCALE_MAX.bit_length(),
-        group=None if format.ternary else group,
+        scale_bits=1 if one_scale else _SCALE_MAX.bit_length(),
+        group=None if one_scale else group,
         biased=architecture == QWEN2,
         head_normed=architecture == QWEN3,
         gate=c.gate,
@@ -119,7 +146,7 @@ def random_packed(
         eps=scale_from_float(c.rms_norm_eps),
         head_eps=round(c.rms_norm_eps * 2.0**EPS_FRAC),
         residual_frac=_RESIDUAL_FRAC,
-        embedding=maker.pool(np.dtype(np.int16), c.vocab_size, c.hidden_size),
+        embedding=embedding,
         embedding_frac=_RESIDUAL_FRAC,
         rope=rope,
         layers=layers,
@@ -127,7 +154,9 @@ def random_packed(
         head=head,
         head_rows=rows,
         head_shift=shift,
-        head_scale=2.0 ** (LOGIT_SHIFT + shift - 31),
+        head_scale=worth,
+        a_groups=a_groups,
+        vocabulary=coded,
     )
 
 
@@ -135,13 +164,20 @@ class _Maker:
     """Draws the parts of a model."""
 
     def __init__(
-        self, config: DecoderConfig, format: Format, group: int, rng: np.random.Generator
+        self,
+        config: DecoderConfig,
+        format: Format,
+        group: int,
+        q_max: int,
+        rng: np.random.Generator,
     ) -> None:
         self._config, self._format, self._group, self._rng = config, format, group, rng
+        self._q_max, self._one_scale = q_max, format.ternary and format.group is None
         # every byte whose four fields are 0, 1 or 2
         valid = [b for b in range(256) if all(b >> s & 3 < 3 for s in (0, 2, 4, 6))]
         trits = np.array(valid, np.uint8)[rng.integers(0, len(valid), _POOL, np.uint8)]
-        self._codes = trits if format.ternary else rng.integers(0, 256, _POOL, np.uint8)
+        self._bytes = rng.integers(0, 256, _POOL, np.uint8)
+        self._codes = trits if format.ternary else self._bytes
         self._int16 = rng.integers(-8192, 8192, _POOL, np.int16)
 
     def _cut(self, pool: NDArray[np.generic], n: int) -> NDArray[np.generic]:
@@ -171,14 +207,14 @@ class _Maker:
         bits = self._format.w_bits
         codes = self._cut(self._codes, n * row_bytes(k, bits)).reshape(n, -1)
         codes = codes.view(np.uint8)
-        if self._format.ternary:
+        if self._one_scale:
             weights = StoredWeights(codes=codes, depth=k, bits=bits)
             return PackedLinear(weights, scale_from_float(1.1 * factor / np.sqrt(k)), 1)
         if k % self._group:
             raise LutraError(
                 f"groups of {self._group} do not divide a depth of {k}: use another --group"
             )
-        middle = (1 << bits) - 1
+        middle = 2 if self._format.ternary else (1 << bits) - 1
         sides = n, k // self._group
         weights = StoredWeights(
             codes=codes,
@@ -189,7 +225,7 @@ class _Maker:
             zero=np.full(sides, middle, np.uint16),
         )
         limit = sum_limit(c.gate, name)
-        shift = least_shift(_SCALE_MAX * middle * k, self._format.q_max, limit)
+        shift = least_shift(_SCALE_MAX * middle * k, self._q_max, limit)
         unit = 0.7 / np.sqrt(k) / (180 * middle / np.sqrt(3)) * 2.0**shift
         return PackedLinear(weights, scale_from_float(factor * unit), shift)
 
@@ -223,11 +259,39 @@ class _Maker:
             down_proj=self._linear("down_proj"),
         )
 
+    def vocabulary(self, bits: int, tied: bool) -> CodedVocabulary:
+        """Embedding and head in codes of ``bits``, one if they are ``tied``."""
+        c, levels = self._config, (1 << bits) - 1
+        if c.hidden_size % self._group:
+            raise LutraError(
+                f"groups of {self._group} do not divide a depth of {c.hidden_size}: use another "
+                "--group"
+            )
+        sides, found = (c.vocab_size, c.hidden_size // self._group), list[StoredWeights]()
+        for _ in range(1 if tied else 2):
+            codes = self._cut(self._bytes, c.vocab_size * row_bytes(c.hidden_size, bits))
+            found.append(
+                StoredWeights(
+                    codes=codes.view(np.uint8).reshape(c.vocab_size, -1),
+                    depth=c.hidden_size,
+                    bits=bits,
+                    group=self._group,
+                    scale=self._rng.integers(100, _SCALE_MAX + 1, sides, np.uint8),
+                    zero=np.broadcast_to(np.uint16(levels), sides),
+                )
+            )
+        unit = scale_from_float(0.5 / (_SCALE_MAX * levels))
+        shift = least_shift(found[-1].peak_bound, self._q_max, ACC_MAX, least=1)
+        worth = scale_from_float(2.0 ** (shift - 31))
+        return CodedVocabulary(
+            PackedLinear(found[0], unit, 0), PackedLinear(found[-1], worth, shift)
+        )
+
     def head(self) -> tuple[NDArray[np.int8], NDArray[np.int16], int]:
         """Rows of the head whose sums the ternary engine can hold, their scales, the shift."""
-        c, q_max = self._config, self._format.q_max
+        c, q_max = self._config, self._q_max
         deviation = _HEAD_DEVIATION
-        if self._format.ternary:
+        if self._one_scale:
             # a mean magnitude is 0.8 deviations; the rest is room for the largest row
             deviation = min(deviation, 0.7 * LOGIT_ACC_MAX / q_max / c.hidden_size / 0.8)
         drawn = self._rng.standard_normal(_POOL, np.float32) * np.float32(deviation)

@@ -11,7 +11,7 @@ from lutra.quantize.imported import from_grouped, from_ternary, packed_bits
 from lutra.quantize.rtn import round_to_nearest
 from lutra_golden.arith.quantize import ACTIVATION_GROUPS, ActivationGroups
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.format import W_BITS, Format
+from lutra_golden.matmul.format import GROUPS, W_BITS, Format
 from lutra_golden.model.capabilities import Capabilities
 from lutra_golden.model.shapes import LINEARS
 
@@ -24,11 +24,10 @@ __all__ = [
     "default_format",
     "default_parts",
     "float_bits",
+    "group_of",
     "quantize_layer",
 ]
 
-GROUPS = (32, 64, 128)
-"""Sizes of a group that are offered."""
 DEFAULT_GROUP = 64
 _TERNARY = Format(w_bits=2, a_bits=8, ternary=True)
 _FLOAT_BITS = 8
@@ -43,13 +42,34 @@ def default_format(model: Decoder) -> Format:
     bits = _FLOAT_BITS
     if isinstance(weight, Grouped):
         bits = packed_bits(weight.bits, affine=weight.offset is not None)
+        if weight.group in GROUPS and _trits(weight):
+            a_bits = model.made_for_a_bits
+            return Format(w_bits=bits, a_bits=a_bits, ternary=True, group=weight.group)
     return Format(w_bits=bits, a_bits=model.made_for_a_bits)
+
+
+def _trits(weight: Grouped) -> bool:
+    """True if all weights are -1, 0 or 1 times the scale of their group."""
+    if packed_bits(weight.bits, affine=weight.offset is not None) != _TERNARY.w_bits:
+        return False
+    return bool((weight.zero == 1).all()) and int(weight.codes.max(initial=0)) <= 2
 
 
 def float_bits(format: Format | None) -> int:
     """Bits that matrices in floating point are rounded to: those of ``format``, if one is asked
-    for and it is not for ternary weights."""
-    return _FLOAT_BITS if format is None or format.ternary else format.w_bits
+    for and it is not for ternary weights of one scale."""
+    one_scale = format is None or (format.ternary and format.group is None)
+    return _FLOAT_BITS if format is None or one_scale else format.w_bits
+
+
+def group_of(format: Format | None, group: int | None) -> int:
+    """Weights that share a scale: what ``format`` or ``group`` says; LutraError if they differ."""
+    named = None if format is None else format.group
+    if named is not None and group not in (None, named):
+        raise LutraError(
+            f"format {format} is of groups of {named}, and group is {group}: leave group out"
+        )
+    return named or group or DEFAULT_GROUP
 
 
 def default_parts(
@@ -74,13 +94,14 @@ def default_parts(
 
 def check_format(model: Decoder, format: Format) -> None:
     """LutraError if the weights of a checkpoint are of another kind than ``format``."""
-    if format.ternary and not isinstance(model.layers[0].q_proj, Ternary):
-        choice = ", ".join(f"W{w}A{format.a_bits}" for w in W_BITS)
+    one_scale = format.ternary and format.group is None
+    if one_scale and not isinstance(model.layers[0].q_proj, Ternary):
+        choice = ", ".join(f"W{w}A{format.a_bits}" for w in (1, "1.58g128", *W_BITS[1:]))
         raise LutraError(
             f"the weights of {model.name} are not ternary, and {format} is for ternary weights "
             f"only: use format {choice}"
         )
-    if not format.ternary and isinstance(model.layers[0].q_proj, Ternary):
+    if not one_scale and isinstance(model.layers[0].q_proj, Ternary):
         raise LutraError(
             f"the weights of {model.name} are ternary and would gain nothing from more bits: use "
             f"format {_TERNARY}, not {format}"
@@ -104,18 +125,24 @@ def check_groups(format: Format, a_groups: ActivationGroups | None) -> None:
 
 
 def quantize_layer(
-    layer: DecoderLayer, bits: Mapping[str, int], group: int, *, offsets: bool = False
+    layer: DecoderLayer,
+    bits: Mapping[str, int],
+    group: int,
+    *,
+    offsets: bool = False,
+    ternary: bool = False,
 ) -> DecoderLayer:
     """One layer with integer weights; those in floating point are rounded to nearest, to ``bits``
-    of each matrix by its name. ``offsets`` of groups stay what they are, or become zero points."""
+    of each matrix by its name, or ``ternary`` in groups. ``offsets`` of groups stay what they are,
+    or become zero points."""
 
     def integers(name: str) -> Integers:
-        return _integers(layer.linear(name), bits[name], group, offsets)
+        return _integers(layer.linear(name), bits[name], group, offsets, ternary)
 
     return replace(layer, **dict(zip(LINEARS, each_of(integers, LINEARS), strict=True)))
 
 
-def _integers(weight: Weight, bits: int, group: int, offsets: bool) -> Integers:
+def _integers(weight: Weight, bits: int, group: int, offsets: bool, ternary: bool) -> Integers:
     if isinstance(weight, Integers):
         return weight
     if isinstance(weight, Ternary):
@@ -123,4 +150,4 @@ def _integers(weight: Weight, bits: int, group: int, offsets: bool) -> Integers:
     if isinstance(weight, Grouped) and weight.order is None:
         return from_grouped(weight, offsets=offsets)
     dense = weight if isinstance(weight, Dense) else Dense(weight.dequantized())
-    return round_to_nearest(dense.dequantized(), bits, group)
+    return round_to_nearest(dense.dequantized(), bits, group, ternary=ternary)

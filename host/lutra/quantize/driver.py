@@ -40,6 +40,7 @@ METHODS: Mapping[str, Method | None] = {
     "smoothquant": smoothquant,
 }
 """Methods by name. Round-to-nearest looks at the weights alone and needs no calibration text."""
+_TERNARY_BITS = 2
 _SENSITIVITY_TOKENS = 2048  # of the calibration text, that the bits are allotted by
 
 Progress = Callable[[str, float], None]
@@ -54,7 +55,8 @@ class Recipe:
     the number of weights per scale, ``method`` one of :data:`METHODS`, ``act_order`` an option of
     GPTQ, ``kv_bits`` the bits of cached keys and values, ``a_groups`` groups of activations, and
     ``offsets`` keeps those that a checkpoint's groups have. ``float_bits`` are those of matrices in
-    floating point, the format's if left out.
+    floating point, the format's if left out, ``head_bits`` those of the codes of embedding and
+    head, if they are in codes.
     """
 
     format: Format
@@ -66,11 +68,17 @@ class Recipe:
     a_groups: ActivationGroups | None = None
     offsets: bool = False
     float_bits: int | None = None
+    head_bits: int | None = None
 
     def __post_init__(self) -> None:
         check_groups(self.format, self.a_groups)
         if self.method not in METHODS:
             raise LutraError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if self.ternary and METHODS[self.method] is not None:
+            raise LutraError(
+                f"{self.format} is rounded to nearest, not by {self.method}: leave --method out, "
+                "or use another format"
+            )
         if self.group < 1:
             raise LutraError(f"group must be 1 or more, not {self.group}")
         if self.act_order and self.method != "gptq":
@@ -93,14 +101,24 @@ class Recipe:
         """True if a calibration text is needed."""
         return METHODS[self.method] is not None or self.bits_budget is not None
 
+    @property
+    def ternary(self) -> bool:
+        """True if matrices in floating point become ternary in groups."""
+        bits = self.float_bits or self.format.w_bits
+        return self.format.ternary and self.format.group is not None and bits == _TERNARY_BITS
+
     def rounded(self, model: Decoder) -> Decoder:
         """``model`` with its activations rounded."""
         return model.replaced(model.layers, self.format.a_bits, self.a_groups)
 
+    def packer(self, model: Decoder) -> Packer:
+        """What packs the layers of ``model``."""
+        return Packer(self.rounded(model), self.kv_bits, self.head_bits, self.group)
+
     def settings(self, calibration: NDArray[np.int64] | None) -> dict[str, object]:
         """Everything except the model that the layers depend on; a run resumes if it is equal.
 
-        They do not depend on the bits of the KV cache.
+        They do not depend on the bits of the KV cache and of the head.
         """
         text = None
         if calibration is not None and self.calibrated:
@@ -149,7 +167,7 @@ def quantize_model(
     on_plan: PlanCallback | None = None,
 ) -> PackedModel:
     """Quantise and pack a model, its layers in memory; see :func:`quantize_layers`."""
-    packer = Packer(recipe.rounded(model), recipe.kv_bits)
+    packer = recipe.packer(model)
     layers = quantize_layers(
         model, recipe, calibration, packer=packer, store=store, progress=progress, on_plan=on_plan
     )
@@ -202,7 +220,9 @@ def quantize_layers(
             )
             bits = plan.of(i) if plan else uniform
             if method is None or states is None or not _dense(layer):
-                layer = quantize_layer(layer, bits, recipe.group, offsets=recipe.offsets)
+                layer = quantize_layer(
+                    layer, bits, recipe.group, offsets=recipe.offsets, ternary=recipe.ternary
+                )
             else:
                 target = Target(
                     bits=bits,

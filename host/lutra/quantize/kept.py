@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from lutra.checkpoints.gguf_blocks import GRIDS
 from lutra.formats.gguf_types import TYPES, TensorType
 from lutra.quantize.imported import fine_steps, packed_bits
+from lutra_golden.matmul.format import TERNARY_NAME
 
 __all__ = ["KEPT", "Kept"]
 
-_TRIT_BITS = 2
+_TRITS = ("TQ1_0", "PTQ1_0")
+_FOURTH = ("TQ2_0", "Q2_0", "Q2_0_G128", "PQ2_0")
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,14 @@ def _kept(kind: TensorType) -> Kept:
     if kind.name not in GRIDS:
         return Kept("ternary", "codes and scale")
     grid = GRIDS[kind.name]
-    text = f"W{packed_bits(grid.bits, affine=grid.affine)} in groups of {grid.group}"
+    bits = TERNARY_NAME if kind.name in _TRITS else packed_bits(grid.bits, affine=grid.affine)
+    text = f"W{bits} in groups of {grid.group}"
     if grid.affine:
         return Kept(text, f"codes and steps; offsets to 1/{4 * fine_steps(grid.bits)} of a step")
-    if grid.bits == _TRIT_BITS:
-        text += ", ternary with one scale"
+    if kind.name in _TRITS:
+        text += ", in one group if all scales are the same"
+    elif kind.name in _FOURTH:
+        text += f", W{TERNARY_NAME} without its fourth code"
     return Kept(text, "codes and scales")
 
 

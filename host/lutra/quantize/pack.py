@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from lutra.quantize import (
 )
 from lutra.quantize.balance import balance
 from lutra.quantize.reference import reference_layer
+from lutra.quantize.vocabulary import pack_vocabulary
 from lutra_golden.arith.quantize import ActivationGroups, q_max_of
 from lutra_golden.arith.scale import SCALE, Scale, scale_from_float
 from lutra_golden.errors import LutraError
@@ -40,6 +42,7 @@ from lutra_golden.model.limits import (
 )
 from lutra_golden.model.lowered import STACKS
 from lutra_golden.model.packed import (
+    CodedVocabulary,
     HeadNorms,
     PackedBias,
     PackedLayer,
@@ -227,15 +230,22 @@ class Packer:
     Every layer's matrices are :class:`~lutra.checkpoints.weights.Integers`. Deterministic: the
     range is measured on a fixed sequence of tokens, which ends with those whose rows of the
     embedding are the largest. ``kv_bits`` says how keys and values are
-    to be cached; the layers do not depend on it.
+    to be cached, ``head_bits`` and ``head_group`` what embedding and head are coded in, if they
+    are; the layers do not depend on them.
     """
 
-    def __init__(self, model: Decoder, kv_bits: Kv = 8) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        kv_bits: Kv = 8,
+        head_bits: int | None = None,
+        head_group: int = DEFAULT_GROUP,
+    ) -> None:
         c, self._kv_bits = model.config, kv_pair(kv_bits)
         n_weights = c.num_hidden_layers * sum(math.prod(c.shape_of(name)) for name in LINEARS)
         if n_weights >= _LARGE:
             model = replace(model, dtype=np.float32)
-        self.model = model
+        self.model, self._head_bits, self._head_group = model, head_bits, head_group
         assert model.activation_bits is not None, "the model must be quantised first"
         self.a_bits, self.a_groups = model.activation_bits, model.activation_groups
         n = min(_CALIBRATION, c.max_position_embeddings)
@@ -250,7 +260,7 @@ class Packer:
         # the same stream with values of four bits, and with keys of four bits, too
         self._cached = [self._x, self._x] if self._kv_bits == (4, 4) else []
         self._peak = float(self._row_peaks.max())
-        self._bits, self._n_weights, self._ternary = 0, 0, True
+        self._bits, self._n_weights, self._ternary, self._trits = 0, 0, True, True
         self._w_bits, self._scale_bits, self._group = 1, 1, 0
         self._biased = self._head_normed = self._offsets = False
         # matrices in floating point of this layer, and of all, with the bits they were rounded to
@@ -290,6 +300,7 @@ class Packer:
             self._bits += w.bits * w.codes.size
             self._n_weights += w.codes.size
             self._ternary &= w.ternary
+            self._trits = self._trits and w.trits
             self._w_bits = max(self._w_bits, w.bits)
             self._scale_bits = max(self._scale_bits, int(w.scale.max()).bit_length())
             self._offsets |= w.offset is not None
@@ -334,7 +345,8 @@ class Packer:
         softmax = math.log2(math.e) / math.sqrt(self.model.config.head_dim)
         normed = layer.q_norm is not None and layer.k_norm is not None
         linears: dict[str, PackedLinear] = {}
-        peaks = dict(zip(LINEARS, each_of(lambda name: _peak(layer, name), LINEARS), strict=True))
+        found = each_of(lambda name: _peak(layer, name), LINEARS)
+        peaks: dict[str, int] = dict(zip(LINEARS, found, strict=True))
         for stack in STACKS:
             parts: list[tuple[str, Integers, float]] = []
             for name in stack:
@@ -406,17 +418,18 @@ class Packer:
             )
         # leaves a factor of 16 above what the fixed sequence reaches
         residual_frac = min(RESIDUAL_FRAC_MAX, _fraction_bits(16 * self._peak, (1 << 31) - 1))
-        embedding, embedding_frac = _pack_embedding(
-            model.embed_tokens, self._row_peaks, residual_frac
-        )
-        # the ternary engine, which such a model can run on, does not shift
-        shifted = not (self._ternary and self.a_bits == 8 and self.a_groups is None)
-        head = _pack_head(model.lm_head or model.embed_tokens, self._q_max, shifted=shifted)
+        tables = self._vocabulary(residual_frac)
         bits = self._bits / self._n_weights
         packed = PackedModel(
             name=model.name,
             architecture=model.architecture,
-            format=format_name(bits, self.a_bits, ternary=self._ternary, a_groups=self.a_groups),
+            format=format_name(
+                bits,
+                self.a_bits,
+                ternary=self._trits,
+                group=self._group or None if self._trits or self._w_bits == 1 else None,
+                a_groups=self.a_groups,
+            ),
             a_bits=self.a_bits,
             ternary=self._ternary,
             w_bits=self._w_bits,
@@ -439,27 +452,62 @@ class Packer:
             eps=_scale(c.rms_norm_eps, "rms_norm_eps"),
             head_eps=min(head_eps, (1 << 16) - 1),
             residual_frac=residual_frac,
-            embedding=embedding,
-            embedding_frac=embedding_frac,
+            embedding=tables.embedding,
+            embedding_frac=tables.embedding_frac,
             rope=_pack_rope(c.rope, c.max_position_embeddings, c.head_dim),
             layers=layers,
             norm=_pack_norm(model.norm, "norm"),
-            head=head[0],
-            head_rows=head[1],
-            head_shift=head[2],
-            head_scale=head[3],
+            head=tables.head,
+            head_rows=tables.head_rows,
+            head_shift=tables.head_shift,
+            head_scale=tables.head_scale,
             a_groups=self.a_groups,
             offsets=self._offsets,
+            vocabulary=tables.coded,
         )
         check_numbers(packed)
         return packed
+
+    def _vocabulary(self, residual_frac: int) -> "_Tables":
+        """Embedding and head, in codes or as int16 and five trits."""
+        model, d = self.model, self.model.config.hidden_size
+        if self._head_bits is not None:
+            coded, worth = pack_vocabulary(
+                model.embed_tokens, model.lm_head, self._head_bits, self._head_group, self._q_max
+            )
+            return _Tables(
+                embedding=np.zeros((0, d), np.int16),
+                embedding_frac=residual_frac,
+                head=np.zeros((0, d), np.int8),
+                head_rows=np.zeros(0, np.int16),
+                head_shift=coded.head.shift,
+                head_scale=worth,
+                coded=coded,
+            )
+        embedding, frac = _pack_embedding(model.embed_tokens, self._row_peaks, residual_frac)
+        # the ternary engine, which such a model can run on, does not shift
+        shifted = not (self._ternary and self.a_bits == 8 and self.a_groups is None)
+        head = _pack_head(model.lm_head or model.embed_tokens, self._q_max, shifted=shifted)
+        return _Tables(embedding, frac, *head)
+
+
+class _Tables(NamedTuple):
+    """Embedding and head, fields as of a packed model."""
+
+    embedding: NDArray[np.int16]
+    embedding_frac: int
+    head: NDArray[np.int8]
+    head_rows: NDArray[np.int16]
+    head_shift: int
+    head_scale: float
+    coded: CodedVocabulary | None = None
 
 
 def pack_decoder(
     model: Decoder, progress: Callable[[str, float], None] | None = None, kv_bits: Kv = 8
 ) -> PackedModel:
     """Pack a quantised decoder, whole in memory."""
-    return _pack(model, lambda _packer, layer: layer, progress, kv_bits)
+    return _pack(model, lambda _packer, layer: layer, progress, Packer(model, kv_bits))
 
 
 def pack_model(
@@ -470,31 +518,33 @@ def pack_model(
     kv_bits: Kv = 8,
     a_groups: ActivationGroups | None = None,
     offsets: bool = False,
+    head_bits: int | None = None,
 ) -> PackedModel:
     """Round a checkpoint to nearest in a format, and pack it; deterministic.
 
     Without a format weights that are integers keep their bits, others have eight. With ``offsets``
-    those of a checkpoint's groups stay integers.
+    those of a checkpoint's groups stay integers. Embedding and head are codes of ``head_bits`` if
+    there are any.
     """
-    wanted = format or default_format(model)
+    wanted, float_width = format or default_format(model), float_bits(format)
     check_format(model, wanted)
     check_groups(wanted, a_groups)
-    bits: dict[str, int] = dict.fromkeys(LINEARS, float_bits(format))
+    bits: dict[str, int] = dict.fromkeys(LINEARS, float_width)
+    ternary = wanted.ternary and wanted.group is not None and float_width == wanted.w_bits
 
     def rounded(packer: Packer, layer: DecoderLayer) -> DecoderLayer:
-        return quantize_layer(packer.balanced(layer), bits, group, offsets=offsets)
+        return quantize_layer(packer.balanced(layer), bits, group, offsets=offsets, ternary=ternary)
 
     source = model.replaced(model.layers, wanted.a_bits, a_groups)
-    return _pack(source, rounded, progress, kv_bits)
+    return _pack(source, rounded, progress, Packer(source, kv_bits, head_bits, group))
 
 
 def _pack(
     model: Decoder,
     rounded: Callable[[Packer, DecoderLayer], DecoderLayer],
     progress: Callable[[str, float], None] | None,
-    kv_bits: Kv,
+    packer: Packer,
 ) -> PackedModel:
-    packer = Packer(model, kv_bits)
     layers: list[PackedLayer] = []
     n = len(model.layers)
     with one_blas_thread():

@@ -10,7 +10,7 @@ from lutra.checkpoints.weights import Dense, Integers
 from lutra.models.decoder import Decoder, DecoderConfig, DecoderLayer, LazyLayers
 from lutra.models.rope import Rope
 from lutra_golden.arith.scale import scale_to_float
-from lutra_golden.model.packed import PackedLayer, PackedModel, PackedNorm
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel, PackedNorm
 from lutra_golden.model.shapes import LINEARS
 from lutra_golden.vector.residual import LOGIT_SHIFT
 from lutra_golden.vector.rope import ROPE_FRAC
@@ -24,7 +24,7 @@ def reference_layer(config: DecoderConfig, layer: PackedLayer) -> DecoderLayer:
     parts: dict[str, Integers] = {}
     for name in LINEARS:
         linear = layer.linear(name)
-        scale = float(scale_to_float(linear.scale)) / 2.0 ** (linear.shift - 1)
+        scale = _step(linear)
         if name == "q_proj" and layer.head_norms is None:
             scale /= softmax
         parts[name] = Integers(linear.weights, scale)
@@ -51,6 +51,15 @@ def _gamma(norm: PackedNorm) -> NDArray[np.float32]:
     return (norm.gamma * 2.0**-norm.frac).astype(np.float32)
 
 
+def _step(linear: PackedLinear) -> float:
+    """The step of the matrix that the accumulators of these codes stand for."""
+    return float(scale_to_float(linear.scale)) / 2.0 ** (linear.shift - 1)
+
+
+def _dense(linear: PackedLinear) -> Dense:
+    return Dense(Integers(linear.unpacked(), _step(linear)).dequantized())
+
+
 @dataclass(frozen=True, kw_only=True)
 class _TableRope(Rope):
     """Rotary embedding by the packed table instead of by frequencies."""
@@ -65,6 +74,18 @@ class _TableRope(Rope):
         return cos, sin
 
 
+def _vocabulary(model: PackedModel) -> tuple[Dense, Dense]:
+    """Embedding and head."""
+    if (coded := model.vocabulary) is not None:
+        return _dense(coded.embedding), _dense(coded.head)
+    rows = model.head_rows.astype(np.float64) * model.head_scale
+    rows *= 2.0 ** -(LOGIT_SHIFT + model.head_shift - 1)
+    return (
+        Dense(model.embedding * np.float32(2.0**-model.embedding_frac)),
+        Dense((model.head * rows[:, None]).astype(np.float32)),
+    )
+
+
 def reference(model: PackedModel) -> Decoder:
     """The packed model in floating point, inputs of its matrices rounded as on an accelerator:
     the yardstick of the integer path.
@@ -73,8 +94,7 @@ def reference(model: PackedModel) -> Decoder:
     the integer path is measured by.
     """
     n_layers = len(model.layers)
-    rows = model.head_rows.astype(np.float64) * model.head_scale
-    rows *= 2.0 ** -(LOGIT_SHIFT + model.head_shift - 1)
+    embedding, head = _vocabulary(model)
     config = DecoderConfig(
         hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size,
@@ -96,9 +116,9 @@ def reference(model: PackedModel) -> Decoder:
         architecture=model.architecture,
         config=config,
         layers=LazyLayers(lambda i: reference_layer(config, model.layers[i]), n_layers),
-        embed_tokens=Dense(model.embedding * np.float32(2.0**-model.embedding_frac)),
+        embed_tokens=embedding,
         norm=_gamma(model.norm),
-        lm_head=Dense((model.head * rows[:, None]).astype(np.float32)),
+        lm_head=head,
         activation_bits=model.a_bits,
         head_bits=model.a_bits,
         activation_groups=model.a_groups,

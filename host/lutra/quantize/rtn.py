@@ -23,6 +23,8 @@ __all__ = ["Grid", "choose_grid", "round_to_nearest"]
 _SCALE_MAX = (1 << SCALE_WIDTH) - 1
 # Share of a group's largest magnitude that the search goes down to: coarser grids clip more.
 _LEAST_CLIP = {1: 0.12, 2: 0.3, 3: 0.45, 4: 0.6, 6: 0.8, 8: 0.9}
+_LEAST_TERNARY_CLIP = 0.2
+_TERNARY_BITS = 2
 _N_CLIPS = 12
 _ODD = (3, 7)  # levels, less one, of which an odd number is tried: two and three bits
 _PEAK_MAX = 32  # bits: squares of such weights, and of their errors, are within float32
@@ -36,7 +38,7 @@ class Grid:
     """Grid of each row and group of a matrix: ``unit * scale * (code - zero / 2)``.
 
     ``scale`` and ``zero`` are integers, ``[N, K / group]``, within what
-    :class:`~lutra_golden.matmul.engine.GroupedWeights` admits.
+    :class:`~lutra_golden.matmul.engine.GroupedWeights` admits. With ``ternary`` no code is 3.
     """
 
     scale: NDArray[np.int64]
@@ -44,6 +46,12 @@ class Grid:
     unit: float
     bits: int
     group: int
+    ternary: bool = False
+
+    @property
+    def levels(self) -> int:
+        """Largest code."""
+        return 2 if self.ternary else (1 << self.bits) - 1
 
     def codes(self, w: NDArray[np.floating]) -> NDArray[np.uint8]:
         """The codes ``[N, K]`` that are nearest to the weights."""
@@ -52,7 +60,7 @@ class Grid:
             groups = w[rows].astype(np.float64).reshape(-1, self.scale.shape[1], self.group)
             groups /= (self.scale[rows] * self.unit)[..., None]
             groups += (self.zero[rows] / 2)[..., None]
-            nearest = np.clip(np.rint(groups, out=groups), 0, (1 << self.bits) - 1, out=groups)
+            nearest = np.clip(np.rint(groups, out=groups), 0, self.levels, out=groups)
             codes[rows] = nearest.reshape(len(groups), -1)
         return codes
 
@@ -65,46 +73,59 @@ class Grid:
 
 
 def round_to_nearest(
-    w: NDArray[np.floating], bits: int, group: int, importance: _Single | None = None
+    w: NDArray[np.floating],
+    bits: int,
+    group: int,
+    importance: _Single | None = None,
+    *,
+    ternary: bool = False,
 ) -> Integers:
     """Quantise ``[N, K]`` to codes of ``bits``, each the nearest on :func:`choose_grid`'s grid."""
-    grid = choose_grid(w, bits, group, importance)
+    grid = choose_grid(w, bits, group, importance, ternary=ternary)
     return grid.integers(grid.codes(w))
 
 
 def choose_grid(
-    w: NDArray[np.floating], bits: int, group: int, importance: _Single | None = None
+    w: NDArray[np.floating],
+    bits: int,
+    group: int,
+    importance: _Single | None = None,
+    *,
+    ternary: bool = False,
 ) -> Grid:
     """A scale and a zero point for each row and group of ``[N, K]``.
 
     The search goes over clipped ranges, symmetric about zero and as the weights lie, the latter
     with a zero point in half steps and in whole ones, which hold zero exactly. Never worse, in
     squared error, than the same scales without clipping. A column's squared error counts
-    ``importance`` ``[K]`` times, all alike without it.
+    ``importance`` ``[K]`` times, all alike without it. ``ternary`` grids, of two bits, are -1, 0
+    and 1 times the scale.
     """
-    if bits not in W_BITS:
-        raise ValueError(f"bits must be one of {W_BITS}, not {bits}")
+    if bits not in W_BITS or (ternary and bits != _TERNARY_BITS):
+        allowed = _TERNARY_BITS if ternary else f"one of {W_BITS}"
+        raise ValueError(f"bits must be {allowed}, not {bits}")
     n, k = w.shape
     if group < 1 or k % group:
         raise LutraError(f"groups of {group} do not divide a depth of {k}: choose another group")
-    levels, n_groups = (1 << bits) - 1, k // group
+    levels, n_groups = 2 if ternary else (1 << bits) - 1, k // group
     if not w.any():
         zeros = np.zeros((n, n_groups), np.int64)
-        return Grid(scale=zeros + 1, zero=zeros, unit=1.0, bits=bits, group=group)
+        zero = zeros + levels if ternary else zeros
+        return Grid(scale=zeros + 1, zero=zero, unit=1.0, bits=bits, group=group, ternary=ternary)
     peak = math.frexp(max(float(w.max()), -float(w.min())))[1]
     if abs(peak) > _PEAK_MAX:
-        near_one = choose_grid(np.ldexp(w, -peak), bits, group, importance)
+        near_one = choose_grid(np.ldexp(w, -peak), bits, group, importance, ternary=ternary)
         return replace(near_one, unit=math.ldexp(near_one.unit, peak))
     weigh = None
     if importance is not None and importance.any():
         exact = importance.astype(np.float64)
         weigh = (exact / importance.mean(dtype=np.float64)).astype(np.float32)
         weigh = weigh.reshape(n_groups, group)
-    clips = np.geomspace(1.0, _LEAST_CLIP[bits], _N_CLIPS)
+    clips = np.geomspace(1.0, _LEAST_TERNARY_CLIP if ternary else _LEAST_CLIP[bits], _N_CLIPS)
 
     parts: list[_Ranges] = []
     for rows in _chunks(n, k):
-        parts.append(_Ranges(w[rows].reshape(-1, n_groups, group), weigh, levels))
+        parts.append(_Ranges(w[rows].reshape(-1, n_groups, group), weigh, levels, ternary))
         parts[-1].search(clips)
     ratio = clips[0] / clips[1]
 
@@ -133,6 +154,7 @@ def choose_grid(
         unit=unit,
         bits=bits,
         group=group,
+        ternary=ternary,
     )
 
 
@@ -167,10 +189,12 @@ class _Ranges:
     """The ranges of some rows: whole, ``full``, and the ``free`` ones, whose scales are not yet
     rounded."""
 
-    def __init__(self, w: NDArray[np.floating], weigh: _Single | None, levels: int) -> None:
+    def __init__(
+        self, w: NDArray[np.floating], weigh: _Single | None, levels: int, ternary: bool
+    ) -> None:
         low = np.minimum(w.min(axis=2), 0).astype(np.float64)
         high = np.maximum(w.max(axis=2), 0).astype(np.float64)
-        self.weigh, self.levels = weigh, levels
+        self.weigh, self.levels, self._ternary = weigh, levels, ternary
         self.centre = (low + high) / 2
         self.full = np.stack([2 * np.maximum(-low, high), high - low]) / levels  # two kinds
         # a grid that holds zero and both ends, {-s, 0, s}, leaves a level out
@@ -186,6 +210,8 @@ class _Ranges:
         for clip in clips:
             step = np.maximum(self.full[0] * clip, tiny)
             self.free.offer(error(step, self.symmetric), step, self.symmetric)
+            if self._ternary:
+                continue
             step = np.maximum(self.full[1] * clip, tiny)
             zero = self._zero(step)
             for offered in (zero, self._whole(zero)):
@@ -203,8 +229,11 @@ class _Ranges:
         targets += [self.free.step * ratio**power for power in (-0.5, -0.25, 0.0, 0.25, 0.5)]
         for target in targets:
             step = np.clip(np.rint(target / unit), 1, _SCALE_MAX) * unit
-            zero = self._zero(step)
-            for offered in (self.symmetric, zero, self._whole(zero)):
+            zeros = [self.symmetric]
+            if not self._ternary:
+                zero = self._zero(step)
+                zeros += [zero, self._whole(zero)]
+            for offered in zeros:
                 best.offer(error(step, offered), step, offered)
         return best
 

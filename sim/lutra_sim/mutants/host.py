@@ -316,14 +316,24 @@ MUTANTS = [
             "if importance is not None and not importance.any():",
         ),
         (
+            "ternary weights about another zero point",
+            "            if not self._ternary:\n",
+            "            if self._ternary:\n",
+        ),
+        (
+            "a fourth level of ternary weights",
+            "levels, n_groups = 2 if ternary",
+            "levels, n_groups = 3 if ternary",
+        ),
+        (
             "the coarsest scale one too high",
             "_SCALE_MAX = (1 << SCALE_WIDTH) - 1",
             "_SCALE_MAX = 1 << SCALE_WIDTH",
         ),
         (
             "no clipped ranges",
-            "clips = np.geomspace(1.0, _LEAST_CLIP[bits], _N_CLIPS)",
-            "clips = np.geomspace(1.0, 0.999, _N_CLIPS)",
+            "_LEAST_TERNARY_CLIP if ternary else _LEAST_CLIP[bits], _N_CLIPS)",
+            "0.999, _N_CLIPS)",
         ),
     ),
     *planted(

@@ -12,11 +12,23 @@ MUTANTS = [
         "host/lutra/packed/file.py",
         [
             f"{_FILE}::test_fraction_bits_are_kept",
+            f"{_FILE}::test_codes_of_embedding_and_head",
+            f"{_FILE}::test_codes_that_can_not_be",
             f"{_FILE}::test_one_bit_is_seen",
             f"{_FILE}::test_a_number_that_was_changed_is_seen",
             f"{_FILE}::test_numbers_that_can_not_be",
             f"{_FILE}::test_tensors_that_can_not_be",
         ],
+        (
+            "a tied head written twice",
+            "    if not vocabulary.tied:\n        arrays |= found",
+            "    if vocabulary.tied:\n        arrays |= found",
+        ),
+        (
+            "a shift of coded rows let through",
+            "    if first.shift:\n",
+            "    if first.shift > SHIFT_MAX:\n",
+        ),
         (
             "a bit of the tensors may change",
             'if not unchanged and file.get("sha256") != _sha256(path):',
@@ -24,8 +36,8 @@ MUTANTS = [
         ),
         (
             "fraction bits of the embedding for those of the residual stream",
-            "        residual_frac=residual_frac,\n        embedding=int16",
-            "        residual_frac=RESIDUAL_FRAC_MAX,\n        embedding=int16",
+            "        residual_frac=residual_frac,\n        embedding=embedding",
+            "        residual_frac=RESIDUAL_FRAC_MAX,\n        embedding=embedding",
         ),
         (
             "codes of the head beyond its range",
@@ -122,6 +134,7 @@ MUTANTS = [
             "host/commands/test_pack.py::test_activations_in_groups",
             "host/quantize/test_defaults.py::test_parts_are_what_the_device_runs",
             "host/quantize/test_defaults.py::test_models_that_need_no_groups",
+            "host/quantize/test_defaults.py::test_a_group_in_the_format",
             "host/quantize/test_defaults.py::test_a_float_matrix_beside_integers_gets_eight_bits",
         ],
         (
@@ -136,7 +149,7 @@ MUTANTS = [
         ),
         (
             "float matrices beside ternary ones in two bits",
-            "return _FLOAT_BITS if format is None or format.ternary else format.w_bits",
+            "return _FLOAT_BITS if format is None or one_scale else format.w_bits",
             "return _FLOAT_BITS if format is None else format.w_bits",
         ),
         (
@@ -150,9 +163,14 @@ MUTANTS = [
             "return groups, chosen if offsets is None else offsets",
         ),
         (
+            "the group of a format ignored",
+            "return named or group or DEFAULT_GROUP",
+            "return group or DEFAULT_GROUP",
+        ),
+        (
             "groups of the default size",
-            "return round_to_nearest(dense.dequantized(), bits, group)",
-            "return round_to_nearest(dense.dequantized(), bits, DEFAULT_GROUP)",
+            "return round_to_nearest(dense.dequantized(), bits, group, ternary=ternary)",
+            "return round_to_nearest(dense.dequantized(), bits, DEFAULT_GROUP, ternary=ternary)",
         ),
     ),
     *planted(
@@ -300,6 +318,32 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/quantize/vocabulary.py",
+        ["host/quantize/test_vocabulary.py"],
+        (
+            "grids in groups of any size",
+            "isinstance(found, Grouped) and found.group % _LEAST_GROUP == 0:",
+            "isinstance(found, Grouped):",
+        ),
+        ("a logit worth half", "rows.unit * 2.0 ** (shift - 1)", "rows.unit * 2.0 ** (shift - 2)"),
+        ("the head for the embedding", "rows = _coded(head, bits", "rows = _coded(embedding, bits"),
+        (
+            "eight bits for scales of any spread",
+            "8 if top <= _SPREAD * float(np.median(step[step > 0])) else 16",
+            "8",
+        ),
+        (
+            "the coarsest step",
+            "np.copyto(best, step, where=error < least)",
+            "np.copyto(best, step, where=error < 0)",
+        ),
+        (
+            "codes about another zero",
+            "        nearest += np.float32(levels / 2)\n",
+            "        nearest += np.float32(levels // 2)\n",
+        ),
+    ),
+    *planted(
         "host/lutra/quantize/pack.py",
         [
             "host/quantize/test_pack.py::test_weights_are_kept_and_their_scales_rounded_once",
@@ -353,8 +397,8 @@ MUTANTS = [
         ],
         (
             "scales of what was shifted",
-            "scale = float(scale_to_float(linear.scale)) / 2.0 ** (linear.shift - 1)",
-            "scale = float(scale_to_float(linear.scale)) / 2.0**linear.shift",
+            "return float(scale_to_float(linear.scale)) / 2.0 ** (linear.shift - 1)",
+            "return float(scale_to_float(linear.scale)) / 2.0**linear.shift",
         ),
         (
             "biases of keys and values swapped",

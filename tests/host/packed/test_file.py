@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.host.packed_models import (
 )
 from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
 
-from lutra.checkpoints.weights import Grouped, Weight
+from lutra.checkpoints.weights import Dense, Grouped, Weight
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.packed.file import is_packed, open_packed, write_packed
 from lutra.packed.store import is_unfinished
@@ -99,11 +100,17 @@ def models() -> dict[str, PackedModel]:
     found["grouped activations"] = pack_model(
         random_decoder(), Format(w_bits=4, a_bits=8), GROUP, a_groups=groups
     )
+    decoder = random_decoder(qk_norm=True)
+    found["coded"] = pack_model(decoder, Format(w_bits=4, a_bits=8), GROUP, head_bits=4)
+    untied = replace(decoder, lm_head=Dense(decoder.embed_tokens.dequantized()[::-1]))
+    found["coded apart"] = pack_model(untied, Format(w_bits=8, a_bits=8), GROUP, head_bits=8)
+    ternary = Format(w_bits=2, a_bits=8, ternary=True, group=GROUP)
+    found["trits"] = pack_model(random_decoder(), ternary, GROUP)
     return found
 
 
 KINDS = [*VARIANTS, "W1A8", "W2A8", "W3A8", "W6A16", "W8A8", "mixed", "wide scales"]
-KINDS += ["offsets", "grouped activations"]
+KINDS += ["offsets", "grouped activations", "coded", "coded apart", "trits"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,6 +128,33 @@ def test_a_round_trip(kind: str, models: dict[str, PackedModel], tmp_path: Path)
     assert_same(model, opened.model)
     tokens = random_tokens(random_decoder(), 1, 11)[0].tolist()
     np.testing.assert_array_equal(golden_logits(model, tokens), golden_logits(opened.model, tokens))
+
+
+def test_codes_of_embedding_and_head(models: dict[str, PackedModel], tmp_path: Path) -> None:
+    """A tied matrix is in the file once; there are no arrays of the other kind."""
+    for kind, parts in (("coded", ["embedding"]), ("coded apart", ["embedding", "head"])):
+        write(tmp_path / kind, models[kind])
+        names = load_file(tmp_path / kind / FILES[1])
+        found = sorted(name for name in names if name.startswith("vocabulary."))
+        assert found == [
+            f"vocabulary.{part}.{each}" for part in parts for each in ("codes", "scale")
+        ]
+        assert not {"embedding", "head", "head_rows"} & set(names)
+        opened = open_packed(tmp_path / kind).model.vocabulary
+        assert opened is not None and opened.tied is (kind == "coded")
+
+
+def test_ternary_weights_in_groups_have_two_bits(
+    models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    model = models["trits"]
+    assert (model.format, model.ternary, model.w_bits) == ("W1.58g32A8", False, 2)
+    write(tmp_path / "out", model)
+    tensors = load_file(tmp_path / "out" / FILES[1])
+    codes = tensors["layers.0.gate_proj.codes"]
+    assert codes.shape == (96, 128 * 2 // 8)
+    # one zero point for all, which is a number of the configuration
+    assert not any(name.endswith(".zero") for name in tensors)
 
 
 def test_fraction_bits_are_kept(models: dict[str, PackedModel], tmp_path: Path) -> None:
@@ -364,6 +398,45 @@ def without(*path: str | int) -> Callable[[Config], None]:
     return change
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_to("vocabulary", to=[]), "vocabulary must be an object, not []"),
+        (set_to("vocabulary", "embedding", to=3), "vocabulary.embedding must be an object, not 3"),
+        (set_to("vocabulary", "head", to=None), "vocabulary.head must be an object, not None"),
+        (set_to("vocabulary", "tied", to=1), "tied must be true or false, not 1"),
+        (
+            set_to("vocabulary", "embedding", "shift", to=1),
+            "vocabulary.embedding.shift must be 0: pack the model again",
+        ),
+        (
+            set_to("vocabulary", "embedding", "bits", to=5),
+            "vocabulary.embedding.bits must be one of 1, 2, 3, 4, 6, 8, not 5",
+        ),
+        (
+            set_to("vocabulary", "head", "shift", to=25),
+            "vocabulary.head.shift must be in 0..24, not 25",
+        ),
+        (
+            set_to("vocabulary", "head", "scale", to=[1, 0]),
+            "vocabulary.head.scale must be a mantissa of 16 bits and an exponent in -128..128",
+        ),
+        (
+            set_to("vocabulary", "embedding", "scale", to=[40000, 5]),
+            "rows of the embedding are shifted by",
+        ),
+    ],
+)
+def test_codes_that_can_not_be(
+    change: Callable[[Config], None],
+    message: str,
+    models: dict[str, PackedModel],
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "model", models["coded"])
+    assert refusal(tamper(tmp_path / "model", change)).startswith(f"config.json: {message}")
+
+
 LAYER = ("layers", 1)
 SCALE_TEXT = (
     r"config.json: {} must be a mantissa of 16 bits and an exponent in -128..128, not {}: "
@@ -376,11 +449,11 @@ SCALE_TEXT = (
     [
         (
             set_to("lutra_version", to=1),
-            "config.json is of packed format 1, this Lutra reads 4: pack its checkpoint again",
+            "config.json is of packed format 1, this Lutra reads 5: pack its checkpoint again",
         ),
         (
-            set_to("lutra_version", to=5),
-            "config.json is of packed format 5, this Lutra reads 4: update Lutra, or pack its che",
+            set_to("lutra_version", to=6),
+            "config.json is of packed format 6, this Lutra reads 5: update Lutra, or pack its che",
         ),
         (
             set_to("activation_groups", to={"size": 48, "shift_max": 7}),
@@ -397,7 +470,7 @@ SCALE_TEXT = (
         (set_to("name", to=3), "config.json: name must be a text, not 3: pack the model again"),
         (
             without("lutra_version"),
-            "config.json is of packed format None, this Lutra reads 4: pack its checkpoint",
+            "config.json is of packed format None, this Lutra reads 5: pack its checkpoint",
         ),
         (
             without("hidden_size"),
@@ -658,6 +731,12 @@ def test_a_number_that_was_changed_is_seen(folder: Path) -> None:
             "--format W8A8 --a-group 32 --kv 8",
         ),
         ({"activation_groups": {"size": [3]}}, "--format W4A8 --kv 8"),
+        ({"format": "W1.58g128A8"}, "--format W1.58g128A8 --kv 8"),
+        ({"format": "W1g64A8g32"}, "--format W1g64A8 --kv 8"),
+        ({"format": "W1.58g256A8"}, "--kv 8"),
+        ({"vocabulary": {"embedding": {"bits": 8}}}, "--format W4A8 --head 8 --kv 8"),
+        ({"vocabulary": {"embedding": {"bits": 1}}}, "--format W4A8 --head 4 --kv 8"),
+        ({"vocabulary": {"embedding": [8]}}, "--format W4A8 --kv 8"),
         ({"format": "W3.5A8"}, "--kv 8"),
         ({"format": ["W4A8"], "kv_bits": 5}, "--kv 8"),
     ],
@@ -733,7 +812,8 @@ def change_anything(rng: random.Random, content: Any) -> None:
         elif isinstance(inner, int) and not isinstance(inner, bool) and rng.random() < 0.3:
             content[key] = inner + rng.choice((-1, 1, 2, 8))
         else:
-            content[key] = rng.choice(NASTY)
+            # a copy, for what is in it may be changed next
+            content[key] = deepcopy(rng.choice(NASTY))
         return
 
 

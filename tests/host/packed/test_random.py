@@ -7,8 +7,10 @@ from tests.host.tiles import golden
 from lutra.compile.compiler import compile_model
 from lutra.compile.configure import configure
 from lutra.packed.random import random_packed
+from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
+from lutra_golden.model.b128 import row_bytes
 from lutra_golden.model.shapes import LINEARS
 
 
@@ -34,6 +36,35 @@ def test_equal_seeds_give_equal_models() -> None:
     np.testing.assert_array_equal(models[0].head, models[1].head)
 
 
+@pytest.mark.parametrize("format", ["W1.58g64A8", "W1g32A8"])
+def test_few_bits_in_groups(format: str) -> None:
+    wanted = Format.parse(format)
+    model = random_packed("random:smollm-135m", wanted, 64, context=64, n_layers=1)
+    assert (model.format, model.ternary, model.group) == (format, False, wanted.group)
+    weights = model.layers[0].down_proj.weights
+    assert (weights.bits, weights.group, weights.trits) == (
+        wanted.w_bits, wanted.group, wanted.ternary,
+    )  # fmt: skip
+    assert set(np.unique(weights.codes)) == set(range(3 if wanted.ternary else 2))
+    assert golden(model).run_tile([5, 7], 0, 0).logits.std() > 1000
+
+
+@pytest.mark.parametrize(("shape", "tied"), [("smollm-135m", True), ("qwen3-8b", False)])
+def test_embedding_and_head_in_codes(shape: str, tied: bool) -> None:
+    model = random_packed(
+        f"random:{shape}", group=64, context=64, n_layers=1, head_bits=4,
+        a_groups=ActivationGroups(),
+    )  # fmt: skip
+    coded = model.vocabulary
+    assert model.format == "W4A8g32"
+    assert coded is not None and coded.tied is tied and coded.head.stored.bits == 4
+    row = row_bytes(model.hidden_size, 4) + model.hidden_size // 64
+    assert coded.n_bytes == (1 if tied else 2) * model.vocab_size * row
+    if tied:
+        result = golden(model).run_tile([5, 7, 49151], 0, 0)
+        assert result.logits.std() > 1000 and not result.saturated
+
+
 @pytest.mark.parametrize("format", ["W2A8", "W4A16"])
 def test_it_runs(format: str) -> None:
     model = random_packed(
@@ -52,7 +83,8 @@ def test_it_runs(format: str) -> None:
     [
         (("random:gpt-2",), "a random model must be one of random:bitnet-2b-4t, .* not 'random:"),
         (("random:bitnet-2b-4t", Format.parse("W4A8")), "has ternary weights, which are not round"),
-        (("random:smollm-135m", Format.parse("W1.58A8")), "has no ternary weights: give another"),
+        (("random:smollm-135m", Format.parse("W1.58A8")), "has no ternary weights of one scale: "),
+        (("random:bitnet-2b-4t", Format.parse("W1.58g64A8")), "has ternary weights, which are not"),
         (
             ("random:smollm-135m", None, 128),
             "groups of 128 do not divide a depth of 576: use anoth",

@@ -12,7 +12,7 @@ import pytest
 from tests.host.quantize.random_decoder import GROUP, random_decoder
 from tests.host.random_model import Shape, write_model
 
-from lutra.checkpoints.weights import Dense, Grouped
+from lutra.checkpoints.weights import Dense, Grouped, Ternary
 from lutra.commands.cli import main
 from lutra.devices.auto import auto_capabilities
 from lutra.devices.base import Device
@@ -21,13 +21,15 @@ from lutra.devices.golden import GoldenDevice
 from lutra.llm import LLM
 from lutra.models.decoder import Decoder
 from lutra.packed.file import open_packed
-from lutra.quantize import default_parts, float_bits
+from lutra.quantize import default_parts, float_bits, group_of
 from lutra.quantize.driver import Recipe, quantize_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.quantize import ActivationGroups
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART, Capabilities
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shapes import LINEARS
 
 W4A8, TERNARY = Format.parse("W4A8"), Format.parse("W1.58A8")
 SHAPE = Shape(llama=True, intermediate_size=128)
@@ -64,6 +66,37 @@ def test_models_that_need_no_groups() -> None:
     for changed in ({"activation_bits": 8}, {"made_for_a_bits": 16}):
         model = replace(random_decoder(), **changed)
         assert default_parts(model, None, None, None, EVERY_PART) == (None, True)
+
+
+def test_a_group_in_the_format() -> None:
+    """What it says is the group, of ternary weights, too; anything else beside it is refused."""
+    ternary = Format.parse("W1.58g32A8")
+    assert [group_of(each, None) for each in (None, W4A8, ternary)] == [64, 64, 32]
+    assert (group_of(W4A8, 128), group_of(ternary, 32)) == (128, 32)
+    with pytest.raises(LutraError, match=r"^format W1.58g32A8 is of groups of 32, and group is 64"):
+        group_of(ternary, 64)
+    model = random_decoder()
+    packed = [
+        pack_model(model, ternary, 32),
+        quantize_model(model, Recipe(format=ternary, group=32, float_bits=float_bits(ternary))),
+    ]
+    for each in packed:
+        assert (each.format, each.ternary, each.group) == ("W1.58g32A8", False, 32)
+        assert all(layer.linear(name).weights.trits for layer in each.layers for name in LINEARS)
+    # beside codes of a checkpoint floats have eight bits, unless the format is asked for
+    default = Recipe(format=ternary, group=32, float_bits=float_bits(None))
+    assert not default.ternary
+    with pytest.raises(LutraError, match=r"^W1.58g32A8 is rounded to nearest, not by gptq: leave"):
+        Recipe(format=ternary, group=32, method="gptq")
+    bitnet = replace(
+        model,
+        layers=[
+            replace(layer, q_proj=Ternary(np.ones((64, 64), np.int8), 0.5))
+            for layer in model.layers
+        ],
+    )
+    with pytest.raises(LutraError, match="are ternary and would gain nothing from more bits"):
+        pack_model(bitnet, ternary, 32)
 
 
 def mixed() -> Decoder:

@@ -55,6 +55,37 @@ def test_the_error_is_not_above_plain_rounding(bits: int, group: int) -> None:
             assert error < 0.9 * plain
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_ternary_weights_in_groups(group: int) -> None:
+    """-1, 0 and 1 times a scale: less error than with the mean of magnitudes, as BitNet has it."""
+    for seed in range(3):
+        w = random_weights(seed)
+        found = round_to_nearest(w, 2, group, ternary=True)
+        weights = found.weights
+        assert weights.trits and not weights.ternary
+        assert (weights.bits, weights.group, weights.scale_bits) == (2, group, 8)
+        groups = w.reshape(len(w), -1, group)
+        mean = np.abs(groups).mean(axis=2, keepdims=True)
+        plain = np.clip(np.rint(groups / mean), -1, 1) * mean
+        error = squared(exact(found) - w)
+        assert error < squared((plain - groups).reshape(w.shape))
+        step = (weights.scale * found.scale).repeat(group, axis=1)
+        np.testing.assert_array_equal(
+            weights.codes.astype(int) - 1, np.clip(np.rint(w / step), -1, 1)
+        )
+
+
+def test_ternary_weights_of_zeros_and_of_large_numbers() -> None:
+    zeros = round_to_nearest(np.zeros((3, 64)), 2, 32, ternary=True).weights
+    assert zeros.trits and not zeros.doubled().any()
+    w = random_weights(2)
+    large, plain = (round_to_nearest(each, 2, 64, ternary=True) for each in (w * 2.0**60, w))
+    np.testing.assert_array_equal(large.weights.doubled(), plain.weights.doubled())
+    assert large.scale == plain.scale * 2.0**60
+    with pytest.raises(ValueError, match=r"^bits must be 2, not 4$"):
+        round_to_nearest(w, 4, 64, ternary=True)
+
+
 @pytest.mark.parametrize("bits", W_BITS)
 def test_every_code_is_the_nearest_on_its_groups_grid(bits: int) -> None:
     w = random_weights(5)

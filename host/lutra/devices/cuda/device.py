@@ -11,7 +11,7 @@ from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
-from lutra_golden.model.capabilities import EVERY_PART, check_capabilities
+from lutra_golden.model.capabilities import Capabilities, check_capabilities
 from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
@@ -58,7 +58,7 @@ class CudaDevice(BaseDevice[CudaSession]):
     """
 
     name = "cuda"
-    capabilities = EVERY_PART
+    capabilities = Capabilities(activation_groups=True, offsets=True)
 
     def __init__(
         self, progress: Progress | None = None, *, memory_limit: int | None = None

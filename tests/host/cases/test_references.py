@@ -80,11 +80,11 @@ def test_a_checkpoint_means_what_it_means_to_others(
 @pytest.mark.parametrize(
     ("name", "format"),
     [
-        ("Q1_0", "W1A8g32"),
-        ("Q1_0 as F16", "W1A8g32"),
-        ("bonsai, unpacked", "W1A8g32"),
-        ("ternary in groups of 128", "W2A8g32"),
-        ("trilm of two shards", "W2A8g32"),
+        ("Q1_0", "W1g128A8g32"),
+        ("Q1_0 as F16", "W1g128A8g32"),
+        ("bonsai, unpacked", "W1g128A8g32"),
+        ("ternary in groups of 128", "W1.58g128A8g32"),
+        ("trilm of two shards", "W1.58g32A8g32"),
         ("trilm of one shard", "W1.58A8g32"),
         ("falcon-e in bfloat16", "W1.58A8g32"),
         ("awq, outliers of 8", "W4A16"),

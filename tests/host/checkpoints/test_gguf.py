@@ -154,7 +154,7 @@ def test_what_is_kept_of_each_type(kind: str, tmp_path: Path) -> None:
 def test_the_format_that_a_type_runs_in(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     for kind, format in (
-        ("Q1_0", "W1A8"), ("PQ2_0", "W1.58g128A8"), ("PTQ1_0", "W1.58g128A8"),
+        ("Q1_0", "W1A8"), ("PQ2_0", "W1.58g128A8"),
         ("Q4_0", "W4A8"), ("Q5_0", "W6A8"), ("Q4_K", "W8A8"),
         ("MXFP4", "W6A8"), ("I2_S", "W1.58A8"),
     ):  # fmt: skip

@@ -336,7 +336,9 @@ def test_matrices_are_the_quantised_ones(
 ) -> None:
     """An accumulator of the integers, times scales and 2**shift / 2, is the product in float."""
     parsed, model = Format.parse(format), packed_llama("llama-odd", format)
-    assert (model.format, model.group) == (format, GROUP)
+    # of one bit the group belongs to the name
+    name = f"W1g{GROUP}A8" if parsed.w_bits == 1 else format
+    assert (model.format, model.group) == (name, GROUP)
     assert model.gate is Gate.SILU
     for source, layer in zip(llama("llama-odd").layers, model.layers, strict=True):
         assert layer.attention_norm is layer.ffn_norm is None
@@ -430,7 +432,7 @@ def test_formats_of_another_kind_of_model_are_refused(
         pack_model(checkpoint("least"), Format.parse("W4A8"))
     message = (
         r"^the weights of llama are not ternary, and W1\.58A16 is for ternary weights only: "
-        "use format W1A16, W2A16, W3A16, W4A16, W6A16, W8A16$"
+        "use format W1A16, W1.58g128A16, W2A16, W3A16, W4A16, W6A16, W8A16$"
     )
     with pytest.raises(LutraError, match=message):
         pack_model(llama("llama"), Format.parse("W1.58A16"))

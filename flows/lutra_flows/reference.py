@@ -192,8 +192,10 @@ nothing else. Where magic, version, a bit that means nothing or an address of a 
 address can be trusted: nothing is written, and `ERROR` has the code.
 
 A run that fails later, by a bus error, an abort or the watchdog, is reported when the memory has
-answered what it owes. There is no result block, but `ERROR`, if the first line of the descriptor
-could not be read, if writing the block fails, or if the memory does not answer.
+answered what it owes. So is one that fails while its block is written, up to `status`. There is no
+result block, but `ERROR`, if the first line of the descriptor could not be read, if writing the
+block fails a second time, or if the memory does not answer; what fails when `status` is under way
+is in `ERROR` alone, too.
 
 ## Result block
 
@@ -204,8 +206,9 @@ memory; words that are not listed are written as zero.
 _RESULTS = """
 Behind them are two words per result: arg-max and packed scale, of tokens `logits_from` to
 `n_tokens` - 1, then of the tokens of every pass that followed. Results are written after each pass.
-A run that fails in a later pass has the results of those before; what may lie behind them means
-nothing.
+A run that fails has the results of the passes all of whose writes the memory had taken without an
+error, be they results, keys or values; what may lie behind them means nothing. The last of the
+`n_made` tokens may have no result then.
 """
 
 _XRT = """

@@ -1290,7 +1290,9 @@ def test_names_of_the_package() -> None:
 
 def test_prompts_come_one_by_one(llm: LLM) -> None:
     prompts: Any = ["a", "b"]
-    with pytest.raises(LutraError, match=r"^a prompt must be one string, not several: .*\[llm\.generate.*sess"):
+    with pytest.raises(
+        LutraError, match=r"^a prompt must be one string, not several: .*\[llm\.generate.*sess"
+    ):
         llm.generate(prompts)
 
 

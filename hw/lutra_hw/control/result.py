@@ -80,6 +80,7 @@ class ResultWriter(wiring.Component):
     read_en, read_addr, read_data : ``Out(1)``, ``Out(10)``, ``In(32)``  of a register bus
     wr_cmd, wr_data : ``Out(dma_command())``, ``Out(dma_write_data(word_width))``
     wr_idle : ``In(1)``  everything handed over before this cycle has been written.
+    closing : ``Out(1)``  all but the status is in memory, and that may be.
     done : ``Out(1)``
     """
 
@@ -105,6 +106,7 @@ class ResultWriter(wiring.Component):
                 "wr_cmd": Out(dma_command()),
                 "wr_data": Out(dma_write_data(config.word_width)),
                 "wr_idle": In(1),
+                "closing": Out(1),
                 "done": Out(1),
             }
         )
@@ -113,8 +115,7 @@ class ResultWriter(wiring.Component):
         m = Module()
         # what comes next of the block, or of a token's result, and the data word that is made
         index, beat = Signal(range(_N_WORDS + 1)), Signal(range(self._n_beats))
-        # all but the status is in memory
-        closing = Signal()
+        closing = self.closing
         commanded, offered, left = Signal(), Signal(), Signal()
 
         # a register is there 2 cycles after it was asked for

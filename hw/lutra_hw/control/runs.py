@@ -135,7 +135,7 @@ class RunUnit(wiring.Component):
             fetching.eq((run.state == RunState.ASK) | (run.state == RunState.FETCH)),
             control.engaged.eq(run.engaged),
             control.frozen.eq(run.reported),
-            control.keeps.eq(run.engaged & run.known & words.has_result & ~run.reported),
+            control.keeps.eq(run.engaged & run.known & words.has_result),
             control.over.eq(run.state == RunState.OVER),
             self.n_chunks.eq(found.n_chunks),
             self.n_greedy.eq(found.n_greedy),
@@ -146,7 +146,7 @@ class RunUnit(wiring.Component):
             result.token.eq(run.item),
             result.report.eq(run.reported),
             result.pair.eq(run.n_results),
-            result.n_results.eq(run.n_kept),
+            result.n_results.eq(run.n_results),
             result.n_made.eq(run.n_made),
             result.tag.eq(found.tag),
             result.sum_half.eq(checksum.half),
@@ -204,10 +204,23 @@ class RunUnit(wiring.Component):
             self._pass(m, run, words.o, result)
             self._feed(m, run, words)
             self._report(m, run, result)
+        # no pass is under way
+        whole = (run.state == RunState.ANSWERED) | run.reported
         with m.If(run.engaged & ~control.busy):
             m.d.sync += [run.state.eq(RunState.IDLE), run.engaged.eq(0)]
         with m.Elif(run.engaged & control.stop):
-            m.d.sync += run.state.eq(RunState.FAILED)
+            # what may not be in memory does not count
+            m.d.sync += [
+                run.state.eq(RunState.FAILED),
+                run.n_results.eq(run.n_kept),
+                run.failed.eq(1),
+                run.reported.eq(0),
+            ]
+            # a report that fails is made once more, unless the host may have seen its status
+            with m.If(run.failed | result.closing):
+                m.d.sync += run.known.eq(0)
+        with m.Elif(run.engaged & self.wr_idle & whole):
+            m.d.sync += run.n_kept.eq(run.n_results)
 
     def _write(self, m, name, value, index=0):
         """Write a register, or an element of an array."""
@@ -226,6 +239,7 @@ class RunUnit(wiring.Component):
             m.d.sync += [
                 run.engaged.eq(control.ready),
                 run.known.eq(0),
+                run.failed.eq(0),
                 run.reported.eq(0),
                 run.n_results.eq(0),
                 run.n_kept.eq(0),
@@ -287,10 +301,7 @@ class RunUnit(wiring.Component):
             m.d.sync += [run.item.eq(0), run.matched.eq(0)]
             # the report waits for all that was written
             with m.If(self.wr_idle | all_made):
-                m.d.sync += [
-                    run.n_kept.eq(run.n_results),
-                    run.state.eq(Mux(all_made, RunState.REPORT, RunState.CHUNK)),
-                ]
+                m.d.sync += run.state.eq(Mux(all_made, RunState.REPORT, RunState.CHUNK))
 
     def _feed(self, m, run, words):
         """States that make the next pass: chunk after chunk, then the tile."""
@@ -354,11 +365,12 @@ class _Run:
 
     def __init__(self, config):
         self.state = Signal(RunState)
-        self.engaged, self.reported = Signal(), Signal()
-        self.known = Signal()  # a block was read whole, and with it the header
+        self.engaged, self.failed, self.reported = (Signal() for _ in range(3))
+        # a block was read whole, and with it the header; the end can be reported
+        self.known = Signal()
         # no position is passed twice
         self.n_made = Signal(range(config.max_context + 2))
-        # written, and of passes that are complete
+        # handed over, and in memory of passes that are whole
         self.n_results, self.n_kept = (Signal(results_width(config)) for _ in range(2))
         self.item = Signal(TOKENS_WIDTH)  # token or chunk of a pass
         # the token that a chunk made, the end token it is compared with, and whether any was one

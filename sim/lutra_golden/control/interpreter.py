@@ -12,7 +12,7 @@ from lutra_golden.arith.quantize import Q_MAX, q_max_of
 from lutra_golden.arith.scale import Scale, pack_scale, unpack_scale
 from lutra_golden.attention.attention import attend, first_seen
 from lutra_golden.attention.cache import kv_bytes, kv_elements
-from lutra_golden.control.blocks import unpack
+from lutra_golden.control.blocks import pack_words, unpack
 from lutra_golden.control.check import check_run
 from lutra_golden.control.checksum import checksum
 from lutra_golden.control.chunks import Chunk, ChunkEntry, chunks
@@ -50,7 +50,7 @@ from lutra_golden.control.registers import (
     STATUS_SATURATED,
     ErrorCode,
 )
-from lutra_golden.control.result import Result
+from lutra_golden.control.result import RESULT_BYTES, Result
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.matmul.engine import LANES
 from lutra_golden.vector.heads import FIXED_FRAC, HeadBias, HeadNorm
@@ -228,8 +228,7 @@ class Interpreter:
         n, table = len(descriptor.tokens), descriptor.chunks
         self.registers |= descriptor.registers
         self.tokens[:n], self.chunks[: len(table)] = descriptor.tokens, table
-        self._pass(result)
-        result.n_made = min(descriptor.n_greedy, 1)
+        self._pass(descriptor, result)
         while result.n_made < descriptor.n_greedy:
             tile = self._chunks()
             made = [int(self.argmax[chunk.tokens.stop - 1]) for chunk in tile]
@@ -240,16 +239,28 @@ class Interpreter:
             self.chunks[: len(tile)] = [
                 ChunkEntry(chunk.position + chunk.n_tokens, 1, chunk.kv_base) for chunk in tile
             ]
-            self._pass(result)
-            result.n_made += 1
+            self._pass(descriptor, result)
 
-    def _pass(self, result: Result) -> None:
-        """Run a pass of a descriptor, and note arg-max and scale of tokens that have logits."""
+    def _pass(self, descriptor: Descriptor, result: Result) -> None:
+        """Run a pass of a descriptor; arg-max and scale of its tokens count once they are written.
+
+        The tokens are made, whether or not.
+        """
         self.run()
         result.status |= STATUS_SATURATED * self.saturated
-        for m in range(self.registers["LOGITS_FROM"], self.registers["N_TOKENS"]):
-            result.argmax.append(int(self.argmax[m]))
-            result.scale.append(int(pack_scale(Scale(self.scale.m[m], self.scale.e[m]))))
+        result.n_made += descriptor.n_greedy > 0
+        wanted = slice(self.registers["LOGITS_FROM"], self.registers["N_TOKENS"])
+        argmax: list[int] = self.argmax[wanted].tolist()
+        scale: list[int] = pack_scale(Scale(self.scale.m[wanted], self.scale.e[wanted])).tolist()
+        pairs = pack_words([word for pair in zip(argmax, scale, strict=True) for word in pair])
+        address = descriptor.result_base + RESULT_BYTES + 8 * len(result.argmax)
+        self.write_results(address, pairs)
+        result.argmax += argmax
+        result.scale += scale
+
+    def write_results(self, address: int, pairs: bytes) -> None:
+        """Write arg-maxes and packed scales of a pass; RunError where the memory does not."""
+        self.memory.store(address, np.frombuffer(pairs, np.uint8))
 
     def execute(self, instruction: Instruction) -> None:
         """Execute one instruction, whatever it waits for; END does nothing."""

@@ -151,14 +151,9 @@ MUTANTS = [
         "host/lutra/devices/accelerator/device.py",
         ["host/devices/test_greedy.py"],
         (
-            "the last token of a run that failed is kept",
-            "return made[: len(made) - 1 if wrote else n - 1]",
-            "return made[: len(made) - 1 if wrote else n]",
-        ),
-        (
-            "the last token before a write that failed is kept",
-            "return made[: len(made) - 1 if wrote else n - 1]",
-            "return made[: n - 1]",
+            "the last token that counts of a run that failed is dropped",
+            "made, error = ended.argmax, failed",
+            "made, error = ended.argmax[:-1], failed",
         ),
         (
             "tokens of a run that another program disturbed are kept",

@@ -176,6 +176,16 @@ MUTANTS = [
             "result.status = STATUS_SATURATED * self.saturated",
         ),
         (
+            "results count before they are written",
+            "self.write_results(address, pairs)\n        result.argmax += argmax\n",
+            "result.argmax += argmax\n        self.write_results(address, pairs)\n",
+        ),
+        (
+            "results of a later pass lie upon the first",
+            "+ RESULT_BYTES + 8 * len(result.argmax)",
+            "+ RESULT_BYTES",
+        ),
+        (
             "the descriptor that came last is next",
             "self.run_descriptor(self.doorbells.popleft())",
             "self.run_descriptor(self.doorbells.pop())",

@@ -816,6 +816,26 @@ MUTANTS = [
             "Cat(1, lines)",
             "Cat(0, lines)",
         ),
+        (
+            "results count before they are in memory",
+            "with m.Elif(run.engaged & self.wr_idle & whole):",
+            "with m.Elif(run.engaged & whole):",
+        ),
+        (
+            "results that may not be in memory count",
+            "run.n_results.eq(run.n_kept),",
+            "run.n_results.eq(run.n_results),",
+        ),
+        (
+            "a block is written over whose status may have been seen",
+            "with m.If(run.failed | result.closing):",
+            "with m.If(run.failed):",
+        ),
+        (
+            "a report that fails is made again and again",
+            "with m.If(run.failed | result.closing):",
+            "with m.If(result.closing):",
+        ),
     ),
     *planted(
         "hw/lutra_hw/control/sequencer.py",

@@ -31,10 +31,11 @@ SIZE = 0x8000
 class Recorder(Interpreter):
     """Notes each pass, and makes tokens by a rule: 10 * token + position.
 
-    ``fails`` is the pass that has no END; in pass ``saturates`` the residual stream saturates.
+    ``fails`` is the pass that has no END, ``loses`` the one whose results the memory does not take;
+    in pass ``saturates`` the residual stream saturates.
     """
 
-    fails = saturates = -1
+    fails = loses = saturates = -1
 
     def __init__(self) -> None:
         super().__init__(NANO, Memory(SIZE))
@@ -54,6 +55,11 @@ class Recorder(Interpreter):
         for m, (token, position) in enumerate(zip(tokens, positions, strict=True)):
             self.argmax[m] = 10 * token + position
             self.scale.m[m], self.scale.e[m] = (1 << 15) + at, m - 9
+
+    def write_results(self, address: int, pairs: bytes) -> None:
+        super().write_results(address, pairs)
+        if len(self.passes) - 1 == self.loses:
+            raise RunError(NANO, Failure(code=ErrorCode.BUS, response=2, address=address))
 
     def place(self, descriptor: Descriptor, at: int = AT) -> int:
         self.memory.write(at, descriptor.encode(LINE))
@@ -158,6 +164,39 @@ def test_a_later_pass_that_fails_leaves_the_results_of_those_before(interpreter:
     assert result.status == STATUS_DONE | STATUS_ERROR
     assert result.failure.code == ErrorCode.NO_END
     assert (result.argmax, result.n_made) == ([37, 378], 2)
+
+
+@pytest.mark.parametrize("loses", [0, 1, 2])
+def test_results_that_are_not_written_do_not_count(interpreter: Recorder, loses: int) -> None:
+    """Nor those of the last pass. Their tokens were made."""
+    interpreter.loses = loses
+    interpreter.place(replace(SOUND, n_greedy=3, logits_from=1))
+    result = interpreter.run_descriptor(AT)
+    assert result == interpreter.result()
+    assert result.status == STATUS_DONE | STATUS_ERROR
+    assert result.failure.code == ErrorCode.BUS
+    assert result.argmax == [26, 37, 378, 3789][: loses + (loses > 0)]
+    assert result.n_made == loses + 1
+
+
+@pytest.mark.parametrize("logits_from", [0, 2])
+def test_results_are_written_after_each_pass(interpreter: Recorder, logits_from: int) -> None:
+    """Behind those of the passes before, while no later pass has begun."""
+    seen = list[list[int]]()
+    run = interpreter.run
+
+    def watched() -> None:
+        at = RESULT + RESULT_BYTES
+        seen.append(interpreter.memory.read(at, 64).view("<u4")[::2].tolist())
+        run()
+
+    interpreter.run = watched
+    interpreter.place(replace(SOUND, n_greedy=3, logits_from=logits_from))
+    interpreter.memory.write(RESULT, bytes(0x400))
+    interpreter.run_descriptor(AT)
+    made = [15, 26, 37][logits_from:]
+    expected = [[], made, [*made, 378]]
+    assert seen == [[*each, *[0] * (8 - len(each))] for each in expected]
 
 
 def test_checksum_of_a_range(interpreter: Recorder) -> None:

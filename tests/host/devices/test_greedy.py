@@ -25,7 +25,7 @@ from lutra_golden.control.registers import (
 )
 from lutra_golden.control.result import Result
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import Purpose
+from lutra_golden.core.ports import Purpose, Response
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
@@ -33,6 +33,7 @@ Packed = Callable[[str], PackedModel]
 Find = Callable[[str], Compiled]
 
 PROMPT = [3, 1, 4]
+_WRITE = list(Purpose).index(Purpose.WRITE)
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +43,13 @@ def found(packed: Packed, program: Callable[[str], Program]) -> Find:
 
 
 class Counting(InterpretedTransport):
-    """Counts calls; changes result blocks, or fails the pass ``fails`` of every run."""
+    """Counts calls; changes result blocks, or fails the pass ``fails`` of every run, or does not
+    write the results of the pass ``loses``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = Counter[str]()
-        self.fails, self._n_passes = -1, 0
+        self.fails, self.loses, self._n_passes = -1, -1, 0
         self.change: Callable[[Result], None] = lambda _: None
 
     def open(self, config: AcceleratorConfig, n_bytes: int) -> None:
@@ -60,7 +62,14 @@ class Counting(InterpretedTransport):
             if self._n_passes > self.fails >= 0:
                 raise RunError(config, Failure(code=ErrorCode.WATCHDOG))
 
-        self.interpreter.run = counted
+        def lost(address: int, pairs: bytes) -> None:
+            if self._n_passes > self.loses >= 0:
+                failure = Failure(
+                    code=ErrorCode.BUS, purpose=_WRITE, response=Response.SLVERR, address=address
+                )
+                raise RunError(config, failure)
+
+        self.interpreter.run, self.interpreter.write_results = counted, lost
 
     def write(self, address: int, data: bytes) -> None:
         self.calls["write"] += 1
@@ -322,34 +331,53 @@ def _failed(result: Result) -> None:
     result.failure = Failure(code=ErrorCode.WATCHDOG)
 
 
-@pytest.mark.parametrize(("purpose", "n_kept"), [(Purpose.WRITE, 2), (Purpose.WEIGHTS, 3)])
-def test_a_write_that_fails_may_be_one_of_the_pass_before(
-    purpose: Purpose, n_kept: int, found: Find
+@pytest.mark.parametrize("purpose", [Purpose.WRITE, Purpose.WEIGHTS])
+@pytest.mark.parametrize("n_made", [1, 3])
+def test_results_that_count_are_kept_whatever_failed(
+    n_made: int, purpose: Purpose, found: Find
 ) -> None:
+    """Also if it was a write: that was none of theirs."""
     transport = Counting()
     tiles, steps = on(found, transport=transport), begun(golden(found("grouped").model))
 
     def failed(result: Result) -> None:
         result.failure = Failure(code=ErrorCode.BUS, purpose=list(Purpose).index(purpose))
 
-    transport.fails, transport.change = 3, failed
+    transport.fails, transport.change = n_made, failed
     result = made(tiles, 6)
-    assert list(result.tokens) == single_steps(steps, n_kept)
+    assert list(result.tokens) == single_steps(steps, n_made)
     assert f"({purpose})" in str(result.error)
     transport.fails, transport.change = -1, lambda _: None
     assert_same(tiles, steps, result.tokens[-1])
 
 
-def test_the_last_of_all_tokens_is_not_trusted_if_the_run_failed(found: Find) -> None:
-    """Its result may not have been written, nor its keys and values."""
+@pytest.mark.parametrize("loses", [0, 2, 3])
+def test_a_result_that_was_not_written_is_no_token(loses: int, found: Find) -> None:
+    """Nor is it where it is the last one."""
+    transport = Counting()
+    tiles, steps = on(found, transport=transport), begun(golden(found("grouped").model))
+    transport.loses = loses
+    if not loses:
+        with pytest.raises(DeviceError, match=r"^device interpreted: .* SLVERR to a write"):
+            made(tiles, 4)
+    else:
+        result = made(tiles, 4)
+        assert list(result.tokens) == single_steps(steps, loses)
+        assert "SLVERR to a write of m_axi_1 (write)" in str(result.error)
+    transport.loses = -1
+    after = tiles.device.greedy(tiles.session, PROMPT[-1], 1).tokens
+    steps.device.greedy(steps.session, PROMPT[-1], 1)
+    assert_same(tiles, steps, after[-1])
+
+
+def test_the_last_of_all_tokens_is_kept_if_the_run_failed_behind_it(found: Find) -> None:
+    """Its result counts, as those before it."""
     transport = Counting()
     tiles, steps = on(found, transport=transport), begun(golden(found("grouped").model))
     transport.change = _failed
     result = made(tiles, 4)
-    assert list(result.tokens) == single_steps(steps, 3)
-    assert result.error is not None
-    with pytest.raises(DeviceError, match=r"^device interpreted: nothing moved for too long "):
-        made(tiles, 1)
+    assert list(result.tokens) == single_steps(steps, 4)
+    assert str(result.error).startswith("device interpreted: nothing moved for too long ")
     transport.change = lambda _: None
     assert_same(tiles, steps, result.tokens[-1])
 

@@ -41,11 +41,9 @@ from lutra_golden.control.registers import (
     STATUS_ERROR,
     STATUS_REFUSED,
     STATUS_SATURATED,
-    ErrorCode,
 )
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import NANO
-from lutra_golden.core.ports import Purpose
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
@@ -58,7 +56,6 @@ TIMEOUT_S = 600.0
 """Seconds in which a run must end, if nothing else is said."""
 _SESSIONS_BYTES = 1 << 30  # of memory for sessions, beside the model
 _LOGIT = np.dtype("<i4")
-_WRITE = list(Purpose).index(Purpose.WRITE)
 _WATCHDOG_CYCLES = 1 << 20  # far beyond what the memory may take to answer
 
 
@@ -118,17 +115,6 @@ def _tile(chunks: Sequence[Chunk]) -> tuple[Tile, list[int], list[int]]:
         tokens = list(range(len(tokens)))
     first = min(wanted, default=len(tokens))
     return Tile(tokens=tokens, chunks=entries, logits_from=first), places, wanted
-
-
-def _finished(ended: Ended, n: int) -> Sequence[int]:
-    """Tokens that can be relied on of a run that was to make ``n``, and failed.
-
-    Its last pass of all is over before everything is written. Where a write has failed, it may be
-    one of the pass that was counted last.
-    """
-    failure, made = ended.failure, ended.argmax
-    wrote = failure.code == ErrorCode.BUS and failure.purpose == _WRITE
-    return made[: len(made) - 1 if wrote else n - 1]
 
 
 class AcceleratorDevice(BaseDevice[AcceleratorSession]):
@@ -353,8 +339,9 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         except DeviceError as failed:
             if ended is None or not ended.status & STATUS_ERROR:
                 raise
-            made, error = _finished(ended, n), failed
-            if not made:
+            # what counts is in memory, and so are its keys and values
+            made, error = ended.argmax, failed
+            if not 1 <= len(made) <= n:
                 raise
         session.advance(layers, len(made))
         return GreedyResult(

@@ -64,8 +64,8 @@ class Tile:
 class Ended:
     """End of a run: ``argmax`` and packed ``scale`` of the tokens that have logits.
 
-    ``status`` is as the register STATUS, ``cycles`` None where there is no clock. Of a run of
-    several passes that failed, there are results of the passes before that.
+    ``status`` is as the register STATUS, ``cycles`` None where there is no clock. Of a run that
+    failed, there are results of the passes before that, all of which can be relied on.
     """
 
     status: int

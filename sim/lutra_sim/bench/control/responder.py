@@ -1,6 +1,7 @@
 """Answers DMA commands from and into a golden memory, in place of DMA engines."""
 
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -93,7 +94,8 @@ class WriteResponder:
 
     A beat is in memory and answered up to ``latency`` cycles after it came; ``idle`` is high when
     all are. Both streams stall with a chance of ``p_stall`` in each cycle. While the signal
-    ``clear`` is high, everything is dropped.
+    ``clear`` is high, everything is dropped. ``on_answer`` is called with the address of each beat
+    in the cycle in which it was answered.
     """
 
     def __init__(
@@ -107,8 +109,10 @@ class WriteResponder:
         latency: int = 2,
         p_stall: float = 0.0,
         rng: Random | None = None,
+        on_answer: Callable[[int], None] | None = None,
     ) -> None:
         self.n_beats = 0
+        self._on_answer = on_answer
         self._dut, self._memory, self._latency = dut, memory, latency
         self._p_stall, self._rng = p_stall, rng or Random(0)
         self._cmd = [getattr(dut, f"{cmd}__{name}") for name in ("payload", "valid", "ready")]
@@ -131,7 +135,10 @@ class WriteResponder:
             cycle += 1
             while addresses and beats and due[0] <= cycle:
                 due.popleft()
-                self._write(addresses.popleft(), beats.popleft())
+                address = addresses.popleft()
+                self._write(address, beats.popleft())
+                if self._on_answer is not None:
+                    self._on_answer(address)
             self._idle.value = int(not addresses and not beats)
             self._cmd[2].value, self._data[2].value = self._ready(), self._ready()
             await ReadOnly()

@@ -38,7 +38,7 @@ from lutra_golden.control.registers import (
     STATUS_REFUSED,
     ErrorCode,
 )
-from lutra_golden.control.result import Result, result_bytes
+from lutra_golden.control.result import RESULT_BYTES, Result, result_bytes
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import BOUNDARY_BYTES, Purpose
 from lutra_hw.buffers import ArgmaxReadPort, ChunkReadPort, ScaleReadPort
@@ -51,10 +51,12 @@ from lutra_sim.bench.stream import pack, reset, unpack
 __all__ = [
     "aborts",
     "carries_out_what_golden_does",
+    "counts_what_is_in_memory",
     "ends_with_bus_errors",
     "gives_up",
     "keeps_its_cycles",
     "keeps_its_queue",
+    "reports_again",
     "starts_by_registers_too",
 ]
 
@@ -66,6 +68,7 @@ PROGRAM, NO_END, BAD, DATA = 0, 0x400, 0x800, 0x1000
 DESCRIPTORS, RESULTS = 0x4000, 0x10000
 SIZE = RESULTS + N_SLOTS * ROOM
 VOCABULARY = 23
+WRITE = list(Purpose).index(Purpose.WRITE)
 _LOAD = encode(Instruction(Opcode.LDPARAM, args={"address": 0, "n_words": 0, "param_word": 0}))
 _END = encode(Instruction(Opcode.END))
 _BAD = bytes([0x80]) + bytes(31)
@@ -83,12 +86,21 @@ def _error(failure: Failure) -> int:
 
 
 class _Golden(Interpreter):
-    """Makes tokens by the rule; ``breaks`` is the pass in which a bus error comes, and which."""
+    """Makes tokens by the rule; ``breaks`` is the pass in which a bus error comes, and which.
+
+    ``loses`` is the pass whose results the memory does not take, and the error.
+    """
 
     def __init__(self, memory: Memory) -> None:
         super().__init__(CONFIG, memory)
         self.n_passes = 0
         self.breaks: tuple[int, Failure] = (-1, Failure())
+        self.loses: tuple[int, Failure] = (-1, Failure())
+
+    def write_results(self, address: int, pairs: bytes) -> None:
+        super().write_results(address, pairs)
+        if self.n_passes - 1 == self.loses[0]:
+            raise RunError(CONFIG, self.loses[1])
 
     def run(self) -> None:
         self.n_passes += 1
@@ -127,8 +139,9 @@ class _Bench:
             dut, "rd_cmd", "rd_data", self.memory, clear="clear", rng=Random(1), **common
         )
         self.writes = WriteResponder(
-            dut, "wr_cmd", "wr_data", "wr_idle", self.memory, rng=Random(2), **common
-        )
+            dut, "wr_cmd", "wr_data", "wr_idle", self.memory, rng=Random(2),
+            on_answer=self._answered, **common,
+        )  # fmt: skip
         zeros = ("expired", "done", "transfers", "saturated", "events")
         for name in (*zeros, "tokens__addr", "load_chunks__addr"):
             getattr(dut, name).value = 0
@@ -138,7 +151,9 @@ class _Bench:
         self.scales.serve(dut, "scales")
         dut.idle.value = dut.load_cmd__ready.value = 1
         self.breaks: tuple[int, Failure] = (-1, Failure())
-        self.n_passes = self.pause = self.error = self.n_cycles = 0
+        self.loses: tuple[int, int, Failure] = (-1, 0, Failure())
+        """Pass, which of the answers to the writes of its results is an error, and the error."""
+        self.n_passes = self.pause = self.n_cycles = self._n_answers = 0
         cocotb.start_soon(self._units())
         if p_stall:
             cocotb.start_soon(self._drain())
@@ -162,19 +177,18 @@ class _Bench:
         dut, layout = self.dut, ChunkReadPort(CONFIG).payload_layout
         while True:
             await RisingEdge(dut.clk)
-            dut.done.value, dut.transfers.value, self.error = 0, self.error, 0
+            dut.done.value = 0
             await ReadOnly()
             if dut.load_cmd__valid.value == 0 or dut.rst.value == 1:
                 continue
             n = int(dut.context__n_tokens.value)
             began = get_sim_time("step")
             await RisingEdge(dut.clk)
-            if self.n_passes == self.breaks[0]:
-                failure = self.breaks[1]
-                self.n_passes += 1
-                dut.transfers.value = _error(failure)
-                continue
             self.n_passes += 1
+            self._n_answers = 0
+            if self.n_passes - 1 == self.breaks[0]:
+                cocotb.start_soon(self.fail(self.breaks[1]))
+                continue
             tokens = [await read_word(dut, "tokens", i) for i in range(n)]
             table = list[ChunkEntry]()
             for i in range(n):
@@ -193,6 +207,21 @@ class _Bench:
                 await ClockCycles(dut.clk, self.pause)
             dut.done.value = 1 << Unit.LOAD
             self.n_cycles += round((get_sim_time("step") - began) / self.period)
+
+    async def fail(self, failure: Failure) -> None:
+        """Say for a cycle that a transfer had this error."""
+        self.dut.transfers.value = _error(failure)
+        await RisingEdge(self.dut.clk)
+        self.dut.transfers.value = 0
+
+    def _answered(self, address: int) -> None:
+        """Fail with the answer that was asked for: in its cycle the writer is idle, if all came."""
+        number, at, failure = self.loses
+        is_pair = (address - RESULTS) % ROOM >= RESULT_BYTES
+        if is_pair and self.n_passes - 1 == number:
+            if self._n_answers == at:
+                cocotb.start_soon(self.fail(failure))
+            self._n_answers += 1
 
     async def write(self, name: str, value: int, word: int = 0) -> None:
         await self._host.write_dword(REGISTERS[name].address + 4 * word, value)
@@ -244,7 +273,12 @@ class _Bench:
         if expected.failure.code >= ErrorCode.BUS and expected.failure.code < ErrorCode.DESCRIPTOR:
             found.unit_state = 0
         assert found == expected, f"{found} instead of {expected}"
-        self.memory.write(RESULTS + slot * ROOM, found.encode())
+        base, block = RESULTS + slot * ROOM, found.encode()
+        self.memory.write(base, block)
+        if found.failure.code == ErrorCode.BUS and found.failure.purpose == WRITE:
+            # what lies behind its results means nothing
+            rest = base + len(block), ROOM - len(block)
+            self.memory.write(rest[0], self.golden.memory.read(*rest))
 
     def check_memory(self) -> None:
         found, expected = (
@@ -448,7 +482,7 @@ async def ends_with_bus_errors(dut: Any) -> None:
         bench.place(0, full.encode(LINE))
         await bench.ring(address)
         await ClockCycles(dut.clk, n_cycles)
-        bench.error = _error(fetch)
+        await bench.fail(fetch)
         await bench.over(1000)
         assert await bench.failure() == fetch
         assert await bench.read("STATUS") == STATUS_DONE | STATUS_ERROR
@@ -458,11 +492,88 @@ async def ends_with_bus_errors(dut: Any) -> None:
     if len(long.encode(LINE)) > LINE:
         await bench.ring(bench.place(0, long.encode(LINE)))
         await ClockCycles(dut.clk, LINE // 4 + 25)
-        bench.error = _error(fetch)
+        await bench.fail(fetch)
         await bench.over(1000)
         found = bench.result(0)
         assert (found.tag, found.failure, found.argmax) == (78, fetch, [])
         await _carry_out(bench, [long.encode(LINE)])
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+@cocotb.parametrize((("p_stall", "latency"), [(0.0, 1), (0.0, 40), (0.3, 20)]))
+async def counts_what_is_in_memory(dut: Any, p_stall: float, latency: int) -> None:
+    """A pass counts unless a write of its results failed, be it the last write of the last pass."""
+    bench = _Bench(dut, p_stall, latency)
+    await bench.set_up()
+    n = min(CONFIG.pass_tokens, 3)
+    sound = replace(
+        _descriptor(bench.rng, 0),
+        chunks=tuple(ChunkEntry(5 + i, 1, 0x1000 * i) for i in range(n)),
+        tokens=(3,) * n,
+        logits_from=0,
+        n_greedy=3,
+        ends=(),
+    )
+    failure = Failure(code=ErrorCode.BUS, purpose=WRITE, response=2, address=0x12_3456_7890)
+    for n_greedy, number in ((3, 0), (3, 1), (3, 2), (0, 0)):
+        for at in range(n):
+            bench.loses = bench.n_passes + number, at, failure
+            bench.golden.loses = bench.golden.n_passes + number, failure
+            await _carry_out(bench, [replace(sound, n_greedy=n_greedy).encode(LINE)])
+            found = bench.result(0)
+            assert len(found.argmax) == n * number
+            assert found.n_made == (number + 1 if n_greedy else 0)
+            assert found.failure == failure
+    bench.loses, bench.golden.loses = (-1, 0, Failure()), (-1, Failure())
+    await _carry_out(bench, [sound.encode(LINE)])
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def reports_again(dut: Any) -> None:
+    """A failure in the report is reported, without loss of what is in memory; one that comes when
+    the status is on its way, or in the second report, is not."""
+    n_beats = max(RESULT_BYTES // CONFIG.word_bytes, 1)
+    bench = _Bench(dut, latency=1)
+    await bench.set_up()
+    sound = replace(
+        _descriptor(bench.rng, 0),
+        chunks=(ChunkEntry(5, 1, 0x1000),),
+        tokens=(3,),
+        logits_from=0,
+        n_greedy=2,
+        ends=(),
+    )
+    address = bench.place(0, sound.encode(LINE))
+    expected = bench.golden.run_descriptor(address)
+
+    async def end_at(*beats: int) -> Result:
+        """The block, if the run is ended when so many beats of it were written, and so on."""
+        bench.memory.write(RESULTS, bytes(ROOM))
+        await bench.ring(address)
+        at = bench.writes.n_beats + 2  # one for each token
+        for n in beats:
+            at += n
+            while bench.writes.n_beats < at:
+                await RisingEdge(dut.clk)
+            dut.expired.value = 1
+            await RisingEdge(dut.clk)
+            dut.expired.value = 0
+        await bench.over(1000)
+        assert (await bench.failure()).code == ErrorCode.WATCHDOG
+        return bench.result(0)
+
+    found = await end_at(1)
+    assert found.failure.code == ErrorCode.WATCHDOG
+    assert found.status == STATUS_DONE | STATUS_ERROR
+    assert (found.argmax, found.n_made) == (expected.argmax, 2)
+    late = await end_at(n_beats + 1)
+    # whether the status is written depends on the memory
+    assert late.status in (0, STATUS_DONE)
+    assert (late.failure, late.argmax) == (Failure(), expected.argmax)
+    assert (await end_at(1, 1)).status == 0
+    for memory in (bench.memory, bench.golden.memory):
+        memory.write(RESULTS, bytes(ROOM))
+    await _carry_out(bench, [sound.encode(LINE)])
 
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")

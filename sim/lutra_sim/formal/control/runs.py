@@ -57,7 +57,7 @@ class ResultOrder(Property):
         self.claim(m, "done: all was handed over", ~dut.done | ((owed == 0) & ~offered))
         self.claim(m, "done: the block is in memory", ~(dut.done & dut.report) | dut.wr_idle)
 
-        state, closing = self.probe("fsm_state", 3), self.probe("closing", 1)
+        state, closing = self.probe("fsm_state", 3), dut.closing
         begins = closing & ~past(m, closing, "closing")
         self.claim(m, "the status comes when all else was answered", ~begins | answered)
         # for the induction

@@ -421,6 +421,51 @@ def test_an_image_that_loses_a_bit(rig: Rig, monkeypatch: pytest.MonkeyPatch) ->
     loads(rig)
 
 
+def another(rig: Rig) -> EmulatedBoard:
+    """Another board of this process, which has run the model and is left."""
+    emulated = EmulatedPynq(EmulatedBoard(find_profile("kv260"), seed=6))
+    tiles = rig.load(PynqTransport(device=emulated.device, bitstream=emulated.bitstream))
+    rig.check(tiles, TOKENS[:2], 0)
+    tiles.close()
+    return emulated.board
+
+
+def stands(board: EmulatedBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nobody waits at this board."""
+
+    def advance(_: int) -> bool:
+        raise AssertionError("the wrong board's clock runs, for ever")
+
+    monkeypatch.setattr(board, "advance", advance)
+
+
+def test_a_board_after_another_one(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PYNQ has one board in a process, whose interrupt and clocks are those of the one loaded last:
+    a wait at another would last for ever."""
+    loads(rig)
+    other = another(rig)
+    stands(other, monkeypatch)
+    loads(rig)
+    rig.board.faults.slow_clock = True
+    rig.emulated.power_up()
+    refused(rig, r"^the fabric of device pynq runs at 100\.0 MHz, ")
+    loads(rig)
+    monkeypatch.undo()
+    other.close()
+
+
+def test_a_board_that_another_one_took_the_place_of(
+    rig: Rig, tiles: Tiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run fails, and the bitstream is loaded again."""
+    other = another(rig)
+    stands(other, monkeypatch)
+    fails(rig, tiles, r"^device pynq: the interrupt could not be awaited \(Interrupt invalidated ")
+    goes_on(rig, tiles)
+    monkeypatch.undo()
+    other.close()
+
+
 def test_a_fabric_left_at_another_clock(rig: Rig) -> None:
     rig.board.faults.slow_clock = True
     rig.emulated.power_up()
@@ -551,7 +596,6 @@ def test_a_story(model: str, format: str | None) -> None:
         assert llm.device.facts()["emulated"] == "kv260"
 
 
-@pytest.mark.slow
 def test_the_self_test(rig: Rig) -> None:
     """Everything is right; an error of a memory port ends it, and is named."""
     rig.board.faults = Faults()

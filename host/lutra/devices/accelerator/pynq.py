@@ -126,13 +126,17 @@ class PynqTransport:
                 lock = BoardLock(str(device.tag))
                 lock.acquire(self.name)
                 self._lock = lock
-                pynq.Device.active_device = device
+                self._activate()
                 self._load(pynq, config)
                 self._check_clock(pynq, config)
                 self.write_register("IRQ_ENABLE", 1)
         except BaseException:
             self.close()
             raise
+
+    def _activate(self) -> None:
+        """Have what PYNQ has once in a process be about this board."""
+        _import_pynq().Device.active_device = (self._make_device or _active_device)()
 
     def _load(self, pynq: Any, config: AcceleratorConfig) -> None:
         """Load the overlay, and find the accelerator and its interrupt in it."""
@@ -252,6 +256,8 @@ class PynqTransport:
         if name == "CONTROL" and value & CONTROL_ABORT:
             self._n_rung = self._n_over = 0
             self._give_up()
+            if self._interrupt is not None and not self._interrupt.is_valid:
+                self.reset()
 
     def read_register(self, name: str, index: int = 0) -> int:
         """Read a register."""
@@ -352,6 +358,7 @@ class PynqTransport:
         self._n_rung = self._n_over = 0
         self._give_up()
         with _faults("the bitstream could not be loaded again"):
+            self._activate()
             self._overlay.download()
             if self._interrupt is not None:
                 self._interrupt = self._interrupt.renewed(self._interrupt_path)

@@ -29,6 +29,11 @@ class PynqInterrupt:
         self._pin = pin
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def is_valid(self) -> bool:
+        """False once PYNQ has loaded another overlay in this process."""
+        return self._pin.parent() is not None
+
     def wait(self, seconds: float) -> bool:
         """Wait for the interrupt, for a while; true if it came."""
         loop = event_loop()

@@ -56,9 +56,13 @@ class EmulatedPynq:
         return path
 
     def device(self) -> Any:
-        """The device of PYNQ."""
+        """The device of PYNQ, for a driver that loads it.
+
+        What PYNQ has once in a process, an interrupt and clocks, is of this board from now on.
+        """
         if self._device is None:
             self._device = _device_class()(self)
+        self._device.take()
         return self._device
 
     def program(self, path: Path) -> None:
@@ -127,7 +131,6 @@ def _make_device_class() -> type[Any]:
             self._controller = InterruptController(board)
             self.power_up()
             self.uio = Uio(board, self._controller)
-            self.take()
 
         def power_up(self) -> None:
             """Start the clock generators."""
@@ -136,6 +139,7 @@ def _make_device_class() -> type[Any]:
         def take(self) -> None:
             """Be the board that PYNQ's global state is about."""
             interrupt._InterruptController._uio_devices[_IRQ] = self.uio
+            clocks.device = self
             if "_real_instance" in vars(clocks):
                 del clocks._real_instance
 

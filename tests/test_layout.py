@@ -117,6 +117,24 @@ def test_every_module_has_all(module: Path) -> None:
     assert "__all__" in names or only_docstring or module.name == "__main__.py"
 
 
+@pytest.mark.parametrize("package", ["hw/lutra_hw", "flows/lutra_flows"])
+def test_tables_of_the_readme_have_every_module(package: str) -> None:
+    """A row has the modules named in its first cell; the heading names a package within."""
+    root, rows = ROOT / package, list[Path]()
+    folder: Path | None = None
+    for line in (root.parent / "README.md").read_text(encoding="utf-8").splitlines():
+        first = line.removeprefix("|").partition("|")[0].strip() if line.startswith("|") else ""
+        if re.match(r"(block|module)\b", first):
+            named = re.search(r"`(.*)`", first)
+            folder = root.parent / named[1].replace(".", "/") if named else root
+        elif not line.startswith("|"):
+            folder = None
+        elif folder is not None:
+            rows += [folder / f"{name}.py" for name in re.findall(r"`([^`]+)`", first)]
+    modules = {path for path in MODULES if path.is_relative_to(root)}
+    assert set(rows) == {path for path in modules if path.name != "__init__.py"}
+
+
 def test_no_file_holds_a_path_of_one_machine() -> None:
     found = [
         f"{_name(path)}:{number}: {line.strip()[:100]}"

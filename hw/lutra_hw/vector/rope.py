@@ -256,20 +256,19 @@ class RopeQuant(wiring.Component):
             for lane in range(LANES):
                 m.d.comb += x[lane].eq(Mux(fixed, y[lane], self.acc.data[half][lane]))
             pair.append(x)
-        return slot_0, pair, self._hold_centre(m, command, arrived, heads)
+        return slot_0, pair, self._hold_centre(m, arrived, heads)
 
-    def _hold_centre(self, m, command, arrived, heads):
+    def _hold_centre(self, m, arrived, heads):
         """Centres of both blocks of a pair, until the products of its elements are added.
 
-        Blocks of a pair come two cycles apart and pairs four, so none is overwritten before.
+        Blocks of a pair come two cycles apart and pairs four, so none is overwritten before. A
+        token ends with its values, which have no centre: what follows finds zeros.
         """
         if not self.config.vector.qkv_bias:
             return None
         away = [Signal(heads.away.shape(), name=f"away_{half}") for half in ("low", "high")]
         for half, held in enumerate(away):
-            with m.If(~command.centre):
-                m.d.sync += held.eq(0)
-            with m.Elif(arrived.slot.valid & (arrived.high == half)):
+            with m.If(arrived.slot.valid & (arrived.high == half)):
                 m.d.sync += held.eq(heads.away)
         return away
 

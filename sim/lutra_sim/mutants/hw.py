@@ -689,13 +689,6 @@ MUTANTS = [
         tests=("hw/vector/test_rope.py::test_follows_golden[narrow-bias]",),
     ),
     Mutant(
-        fault="centres stay for commands without",
-        file="hw/lutra_hw/vector/rope.py",
-        old="with m.If(~command.centre):",
-        new="with m.If(0):",
-        tests=("hw/vector/test_rope.py::test_follows_golden[narrow-bias]",),
-    ),
-    Mutant(
         fault="biases and centres in every other cycle",
         file="hw/lutra_hw/vector/rope.py",
         old="bias & (qk_norm | centre)",

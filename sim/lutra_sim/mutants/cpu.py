@@ -196,8 +196,9 @@ MUTANTS = [
     *planted(
         "host/lutra/devices/cpu/csrc/model.c",
         [
-            f"{_BINDING}::test_embedding_and_head_in_codes[groups0-True-4]",
+            f"{_BINDING}::test_embedding_and_head_in_codes[groups1-True-4]",
             f"{_BINDING}::test_codes_of_a_head_that_lies_on_a_grid",
+            f"{_BINDING}::test_coded_embedding_has_every_bit",
         ],
         (
             "the first row of coded embedding for all",

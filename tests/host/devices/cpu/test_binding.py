@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tests.host.models.small_models import TOKENS, write_variant
 from tests.host.packed_models import loud_models
 from tests.host.random_model import LLAMAS, SHAPES, load
 
 from lutra.checkpoints.weights import Dense
+from lutra.devices.base import Step
+from lutra.devices.golden import GoldenDevice
 from lutra.models import find_model
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.quantize import ActivationGroups
@@ -29,6 +32,7 @@ if shutil.which("cc") is None:
 from lutra.devices.cpu import binding
 from lutra.devices.cpu.binding import CpuModel, CpuResult, KeptArrays, RowTable, matrix_of
 from lutra.devices.cpu.cache import CpuCache
+from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cpu.library import library, target_names
 
 # accelerators need multiples of 32
@@ -205,6 +209,20 @@ def test_embedding_and_head_in_codes(
     assert model.vocabulary is not None and model.vocabulary.tied is tied
     check(model, TOKENS, TARGETS)
     check(model, TOKENS, TARGETS[:1], threads=3)
+
+
+def test_coded_embedding_has_every_bit(tmp_path: Path) -> None:
+    """The residual stream behind the first layer is golden's to the last place."""
+    decoder = load(write_variant(tmp_path / "model", "llama-untied", changes=SIZES))
+    model = pack_model(decoder, Format.parse("W4A8"), 16, head_bits=8)
+    streams = list[NDArray[np.int32] | None]()
+    for device in (CpuDevice(), GoldenDevice()):
+        device.load(model)
+        step = Step(session=device.session(), tokens=TOKENS, layers=range(1))
+        streams.append(device.run([step])[0].residual)
+        device.close()
+    assert streams[0] is not None
+    np.testing.assert_array_equal(*streams)
 
 
 def test_codes_of_a_head_that_lies_on_a_grid(tmp_path: Path) -> None:

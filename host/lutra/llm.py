@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,15 @@ from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence
 from lutra.serving.stream import Stream
-from lutra.text.chat_template import ChatTemplate, Message, check_messages
+from lutra.text.messages import Message, check_messages
 from lutra.text.sampling import Sampler, SamplingParams
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import Kv
+
+if TYPE_CHECKING:
+    from lutra.text.chat_template import ChatTemplate
 
 __all__ = ["LLM", "PREFIX_BYTES", "Completion", "Mismatch", "Piece", "RunStats"]
 
@@ -275,9 +278,11 @@ class LLM(Closing):
         return self.tokenizer.encode(_text(prompt))
 
     @property
-    def chat_template(self) -> ChatTemplate:
+    def chat_template(self) -> "ChatTemplate":
         """The model's chat template, or one that was set; LutraError if there is none."""
         if self._chat_template is None:
+            from lutra.text.chat_template import ChatTemplate
+
             t = self.tokenizer
             self._chat_template = ChatTemplate.of_model(
                 self.packed.name, t.chat_template, t.special_tokens
@@ -286,6 +291,8 @@ class LLM(Closing):
 
     def set_chat_template(self, source: str) -> None:
         """Use another chat template, in Jinja."""
+        from lutra.text.chat_template import ChatTemplate
+
         kind = type(source).__name__
         check_kind(source, str, f"a chat template must be Jinja as a string, not {kind}")
         self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)

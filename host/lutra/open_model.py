@@ -11,7 +11,6 @@ from lutra.models import RANDOM, find_model, load_model, name_of
 from lutra.models.decoder import Decoder
 from lutra.packed.file import is_packed, open_packed
 from lutra.packed.kept import KeptModels, key_of
-from lutra.packed.random import random_packed
 from lutra.packed.store import check_finished
 from lutra.quantize import (
     DEFAULT_GROUP,
@@ -47,6 +46,8 @@ def open_packed_model(
         return open_model(
             find_model(name), format, group, kv_bits, context, progress, capabilities=capabilities
         )[1]
+    from lutra.packed.random import random_packed
+
     wanted = None if format is None else _format(format)
     return random_packed(
         str(name),

@@ -117,13 +117,14 @@ def _token_id(metadata: Metadata, key: str, n: int) -> int:
 
 def _numbered(metadata: Metadata, tokens: Sequence[str]) -> dict[str, int]:
     """Tokens to their ids."""
-    ids: dict[str, int] = {}
-    for i, text in enumerate(tokens):
-        if ids.setdefault(text, i) != i:
-            raise LutraError(
-                f"{metadata.path}: tokens {ids[text]} and {i} are both {text!r}: "
-                "convert the model again"
-            )
+    # the first of those that are the same
+    ids = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
+    if len(ids) != len(tokens):
+        i, text = next((i, text) for i, text in enumerate(tokens) if ids[text] != i)
+        raise LutraError(
+            f"{metadata.path}: tokens {ids[text]} and {i} are both {text!r}: "
+            "convert the model again"
+        )
     return ids
 
 

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -135,26 +136,29 @@ class LLM(Closing):
             bitstream=bitstream,
         )
         path = find_model(model)
-        # a vocabulary that is refused is so before its model is packed
-        tokenizer = Tokenizer.open(path) if is_gguf(path) else None
-        with self._bars:
+        # reading a vocabulary is Python's work, loading a model hardly, so they share the time
+        with self._bars, ThreadPoolExecutor(1) as aside:
+            reading = aside.submit(Tokenizer.open, path) if is_gguf(path) else None
             self._placement = Placement(device, options, self._progress)
             self._source, self.packed = open_model(
                 path, format, group, kv_bits, context, self._progress, a_group, offsets,
                 self._placement.capabilities,
+                # a vocabulary that is refused is so before its model is packed
+                before_packing=None if reading is None else reading.result,
             )  # fmt: skip
+            reading = reading or aside.submit(Tokenizer.open, path, self.packed.bos)
             self._placement.choose(self.packed)
-        if format is None and a_group is None and self._source is not None:
-            self._placement.note_parts(self.packed)
-        self.tokenizer = tokenizer or Tokenizer.open(path, self.packed.bos)
+            if format is None and a_group is None and self._source is not None:
+                self._placement.note_parts(self.packed)
+            if load:
+                self.load()
+            self.tokenizer = reading.result()
         if self.tokenizer.own_size > self.packed.vocab_size:
             raise LutraError(
                 f"{path} mixes two models: its tokenizer has {self.tokenizer.own_size} tokens, "
                 f"config.json {self.packed.vocab_size}: copy the model again"
             )
         self.eos = frozenset(self.packed.eos) | self.tokenizer.eos
-        if load:
-            self.load()
 
     def __repr__(self) -> str:
         p = self.packed

@@ -69,11 +69,13 @@ def open_model(
     a_group: int | None = None,
     offsets: bool | None = None,
     capabilities: Capabilities = COMMON_PARTS,
+    before_packing: Callable[[], object] | None = None,
 ) -> tuple[Callable[[], Decoder] | None, PackedModel]:
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
     What a checkpoint of some size is packed to is kept, and taken the next time. ``a_group`` and
-    ``offsets`` that are None are chosen for devices with these ``capabilities``.
+    ``offsets`` that are None are chosen for devices with these ``capabilities``. ``before_packing``
+    is called before what takes long, unless it has been done before.
     """
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {either(GROUPS)}, not {group}")
@@ -114,6 +116,8 @@ def open_model(
         return load_model(path).limited(context)
 
     if packed is None:
+        if before_packing:
+            before_packing()
         size = group or DEFAULT_GROUP
         model = source()
         a_groups, keep = default_parts(model, wanted, a_group, offsets, capabilities)

@@ -129,9 +129,13 @@ def _cycle_range(text: str) -> tuple[int, int]:
     return window
 
 
+def _on_simulator(args: argparse.Namespace) -> bool:
+    return args.device == "rtl" or args.emulate is not None
+
+
 def _checks(args: argparse.Namespace) -> bool:
     """True if logits are compared: what is simulated has the time."""
-    return args.device == "rtl" or args.emulate is not None if args.check is None else args.check
+    return _on_simulator(args) if args.check is None else args.check
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -159,16 +163,17 @@ def _run(args: argparse.Namespace) -> int:
             wave=args.wave,
             wave_cycles=wave_cycles,
             progress=progress,
-            load=False,
+            # a prompt that is too long is refused before a simulator is built for it
+            load=not _on_simulator(args),
         )
-        # a prompt that is too long is refused before a simulator is built for it
         prompt = args.prompt
         n_predict = args.n_predict
         if n_predict is None:
             room = llm.context - len(llm.encode(prompt))
             n_predict = min(_DEFAULT_TOKENS, room) if room > 0 else None
         stream = llm.stream(prompt, n_predict, sampling)
-        llm.load()
+        if _on_simulator(args):
+            llm.load()
     _print_notes(llm)
     if wave_cycles != args.wave_cycles:
         print(_WAVE_NOTE, file=sys.stderr)

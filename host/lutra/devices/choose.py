@@ -159,22 +159,22 @@ def _transport(
         from lutra.devices.accelerator.interpreted import InterpretedTransport
 
         return InterpretedTransport()
-    if name == "xrt" and board is None:
-        from lutra.devices.accelerator.xrt import XrtTransport
-
-        return XrtTransport(xclbin=options.bitstream)
-    if name == "xrt":
+    if name == "xrt" and board is not None:
         from lutra.devices.emulated.card import emulated_xrt
 
         return emulated_xrt(board, progress=progress)
-    if name == "pynq" and board is None:
-        from lutra.devices.accelerator.pynq import PynqTransport
+    if name == "xrt":
+        from lutra.devices.accelerator.xrt import XrtTransport
 
-        return PynqTransport(bitstream=options.bitstream)
-    if name == "pynq":
+        return XrtTransport(xclbin=options.bitstream)
+    if name == "pynq" and board is not None:
         from lutra.devices.emulated.pynq_board import emulated_pynq
 
         return emulated_pynq(board, progress=progress)
+    if name == "pynq":
+        from lutra.devices.accelerator.pynq import PynqTransport
+
+        return PynqTransport(bitstream=options.bitstream)
     from lutra.devices.accelerator.board import BoardTransport
     from lutra.devices.accelerator.board_link import BoardAddress
 

@@ -38,6 +38,8 @@ class Vocabulary:
     """A tokenizer that adds no special tokens by itself, and what the file says of them."""
 
     tokenizer: Tokenizer
+    size: int
+    """Tokens that the file has."""
     bos: int | None
     eos: tuple[int, ...]
     """All tokens that end a text or a turn."""
@@ -74,7 +76,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
             "convert the model again"
         )
     template = metadata.text("tokenizer.chat_template", default="")
-    return Vocabulary(tokenizer, bos, end_tokens(metadata), add_bos, template or None)
+    return Vocabulary(tokenizer, len(tokens), bos, end_tokens(metadata), add_bos, template or None)
 
 
 def end_tokens(metadata: Metadata) -> tuple[int, ...]:

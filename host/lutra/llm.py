@@ -3,9 +3,10 @@
 import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +29,15 @@ from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence
 from lutra.serving.stream import Stream
-from lutra.text.chat_template import ChatTemplate, Message, check_messages
+from lutra.text.messages import Message, check_messages
 from lutra.text.sampling import Sampler, SamplingParams
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import Kv
+
+if TYPE_CHECKING:
+    from lutra.text.chat_template import ChatTemplate
 
 __all__ = ["LLM", "PREFIX_BYTES", "Completion", "Mismatch", "Piece", "RunStats"]
 
@@ -139,28 +143,31 @@ class LLM(Closing):
             bitstream=bitstream,
         )
         path = find_model(model)
-        # a vocabulary that is refused is so before its model is packed
-        tokenizer = Tokenizer.open(path) if is_gguf(path) else None
-        with self._bars:
+        # reading a vocabulary is Python's work, loading a model hardly, so they share the time
+        with self._bars, ThreadPoolExecutor(1) as aside:
+            reading = aside.submit(Tokenizer.open, path) if is_gguf(path) else None
             self._placement = Placement(device, options, self._progress)
             if load:
                 self._placement.find()
             self._source, self.packed = open_model(
                 path, format, group, kv_bits, context, self._progress, a_group, offsets,
                 self._placement.capabilities, head_bits,
+                # a vocabulary that is refused is so before its model is packed
+                before_packing=None if reading is None else reading.result,
             )  # fmt: skip
+            reading = reading or aside.submit(Tokenizer.open, path, self.packed.bos)
             self._placement.choose(self.packed)
-        if format is None and a_group is None and self._source is not None:
-            self._placement.note_parts(self.packed)
-        self.tokenizer = tokenizer or Tokenizer.open(path, self.packed.bos)
+            if format is None and a_group is None and self._source is not None:
+                self._placement.note_parts(self.packed)
+            if load:
+                self.load()
+            self.tokenizer = reading.result()
         if self.tokenizer.own_size > self.packed.vocab_size:
             raise LutraError(
                 f"{path} mixes two models: its tokenizer has {self.tokenizer.own_size} tokens, "
                 f"config.json {self.packed.vocab_size}: copy the model again"
             )
         self.eos = frozenset(self.packed.eos) | self.tokenizer.eos
-        if load:
-            self.load()
 
     def __repr__(self) -> str:
         p = self.packed
@@ -284,9 +291,11 @@ class LLM(Closing):
         return self.tokenizer.encode(_text(prompt))
 
     @property
-    def chat_template(self) -> ChatTemplate:
+    def chat_template(self) -> "ChatTemplate":
         """The model's chat template, or one that was set; LutraError if there is none."""
         if self._chat_template is None:
+            from lutra.text.chat_template import ChatTemplate
+
             t = self.tokenizer
             self._chat_template = ChatTemplate.of_model(
                 self.packed.name, t.chat_template, t.special_tokens
@@ -295,6 +304,8 @@ class LLM(Closing):
 
     def set_chat_template(self, source: str) -> None:
         """Use another chat template, in Jinja."""
+        from lutra.text.chat_template import ChatTemplate
+
         kind = type(source).__name__
         check_kind(source, str, f"a chat template must be Jinja as a string, not {kind}")
         self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)

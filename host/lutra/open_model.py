@@ -11,7 +11,6 @@ from lutra.models import RANDOM, find_model, load_model, name_of
 from lutra.models.decoder import Decoder
 from lutra.packed.file import is_packed, open_packed
 from lutra.packed.kept import KeptModels, key_of
-from lutra.packed.random import random_packed
 from lutra.packed.store import check_finished
 from lutra.quantize import (
     activation_groups,
@@ -50,6 +49,8 @@ def open_packed_model(
             find_model(name), format, group, kv_bits, context, progress, a_group,
             capabilities=capabilities, head_bits=head_bits,
         )[1]  # fmt: skip
+    from lutra.packed.random import random_packed
+
     wanted = None if format is None else _format(format)
     return random_packed(
         str(name),
@@ -74,12 +75,14 @@ def open_model(
     offsets: bool | None = None,
     capabilities: Capabilities = COMMON_PARTS,
     head_bits: int | None = None,
+    before_packing: Callable[[], object] | None = None,
 ) -> tuple[Callable[[], Decoder] | None, PackedModel]:
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
     What a checkpoint of some size is packed to is kept, and taken the next time. ``a_group`` and
     ``offsets`` that are None are chosen for devices with these ``capabilities``. Embedding and head
-    are codes of ``head_bits`` if that is not None.
+    are codes of ``head_bits`` if that is not None. ``before_packing`` is called before what takes
+    long, unless it has been done before.
     """
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {either(GROUPS)}, not {group}")
@@ -124,6 +127,8 @@ def open_model(
         return load_model(path).limited(context)
 
     if packed is None:
+        if before_packing:
+            before_packing()
         size = group_of(wanted, group)
         model = source()
         a_groups, keep = default_parts(model, wanted, a_group, offsets, capabilities)

@@ -3,11 +3,8 @@
 import json
 import shlex
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 __all__ = ["DISTRIBUTION", "install_command"]
 
@@ -46,6 +43,11 @@ def _checkout() -> Path | None:
 
 def _installed_from() -> Path | None:
     """Folder or file that pip installed Lutra from, None if it came from PyPI or is gone."""
+    # rarely needed, and slow to import
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
     try:
         text = distribution(DISTRIBUTION).read_text("direct_url.json")
     except PackageNotFoundError:

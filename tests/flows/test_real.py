@@ -15,7 +15,7 @@ from tests.host.gguf_model import MODELS, write_gguf
 from lutra.evaluate.divergence import Divergence
 from lutra.llm import LLM
 from lutra.models import load_model
-from lutra.text.chat_template import Message
+from lutra.text.messages import Message
 from lutra.text.tokenizer import Tokenizer
 from lutra_flows import real
 from lutra_flows.real import BEGIN, END, QWEN, KnownFile, Limits, Report, main, table

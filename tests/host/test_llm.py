@@ -27,7 +27,7 @@ from tests.host.random_model import (
 
 import lutra
 from lutra import LLM, LutraError, SamplingParams
-from lutra.devices import auto
+from lutra.devices import auto, processors
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.base import (
@@ -1248,7 +1248,7 @@ def test_auto_takes_the_next_best(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(auto, "gpu_count", lambda: 0)
     monkeypatch.setattr(auto, "interpreted", lambda: False)
-    monkeypatch.setattr(auto, "CpuDevice", lambda *_: Small())
+    monkeypatch.setattr(processors, "CpuDevice", lambda *_: Small())
     llm = LLM(folder)
     assert llm.device.name == "golden"
     assert llm.notes == ["device cpu has no memory for it; device golden runs instead, in NumPy"]

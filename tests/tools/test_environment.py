@@ -148,6 +148,8 @@ def test_share(environment: ModuleType) -> None:
     share, doing = environment.installed_share(LOG, 10, 0)
     assert share == pytest.approx(0.12)
     assert doing == "fetching rich"
+    log = f"{LOG}  Building editable for lutra-fpga (pyproject.toml): started\n"
+    assert environment.installed_share(log, 10, 0) == (0.6, "compiling the CPU's kernels")
     share, doing = environment.installed_share(f"{LOG}Installing collected packages: a, b\n", 10, 1)
     assert share == pytest.approx(0.8)
     assert doing == "unpacking 2 packages"

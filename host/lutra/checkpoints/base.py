@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.weights import Dense, Weight
+from lutra.checkpoints.weights import Dense, Encoded, Weight
 from lutra.formats.config_file import ConfigFile
 
 __all__ = ["Checkpoint"]
@@ -36,7 +36,7 @@ class Checkpoint(Protocol):
         """The matrix of a linear layer, ``[n, k]``."""
         ...
 
-    def matrix(self, name: str, n: int, k: int) -> Dense:
+    def matrix(self, name: str, n: int, k: int) -> Dense | Encoded:
         """A matrix that is no linear layer's, such as the embedding."""
         ...
 

@@ -13,8 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.gguf_blocks import read_dense, read_weight, ternary_or_dense
-from lutra.checkpoints.weights import Dense, Grouped, Ternary, Weight
+from lutra.checkpoints.gguf_blocks import (
+    read_dense,
+    read_matrix,
+    read_weight,
+    ternary_or_dense,
+)
+from lutra.checkpoints.weights import Dense, Encoded, Grouped, Ternary, Weight
 from lutra.formats.config_file import ConfigFile
 from lutra.formats.gguf import GgufTensor, Metadata
 from lutra.formats.gguf_split import GgufModel
@@ -323,10 +328,10 @@ class GgufCheckpoint:
         turned = name.endswith(("q_proj", "k_proj")) and self._architecture.turns_neighbours
         return _take_rows(weight, halves(n, self._head_dim)) if turned else weight
 
-    def matrix(self, name: str, n: int, k: int) -> Dense:
+    def matrix(self, name: str, n: int, k: int) -> Dense | Encoded:
         """A matrix in floating point."""
         tensor, where = self._take(name, n, k)
-        return read_dense(tensor.kind, self.file.bytes(tensor), n, k, where)
+        return read_matrix(tensor.kind, self.file.bytes(tensor), n, k, where)
 
     def vector(self, name: str, n: int) -> NDArray[np.float32]:
         """A norm's weights, or a bias."""

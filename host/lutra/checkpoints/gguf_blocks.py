@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.weights import Dense, Float32, Grouped, Ternary, Weight
+from lutra.checkpoints.weights import Dense, Encoded, Float32, Grouped, Rows, Ternary, Weight
 from lutra.formats.gguf_types import TensorType
 from lutra.parallel import each_of
 from lutra_golden.errors import LutraError
 
-__all__ = ["GRIDS", "read_dense", "read_weight", "ternary_or_dense"]
+__all__ = ["GRIDS", "read_dense", "read_matrix", "read_weight", "ternary_or_dense"]
 
 _VALUES = 1 << 18  # that are decoded at a time: few enough for a processor's cache
 _TRIT_BITS = 2
@@ -373,19 +373,33 @@ def read_weight(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> We
 
 def read_dense(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> Dense:
     """A matrix ``[n, k]`` in floating point, exactly as the file's type defines it."""
-    values = np.empty((n, k), np.float32)
+    found = read_matrix(kind, raw, n, k, where)
+    return Dense(found.values) if isinstance(found, Encoded) else found
 
-    def decode(rows: slice) -> None:
-        part = values[rows]
-        weight = read_weight(kind, raw.reshape(n, -1)[rows].reshape(-1), *part.shape, where)
-        part[...] = weight.dequantized()
 
+def read_matrix(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> Dense | Encoded:
+    """A matrix ``[n, k]`` in floating point, exactly as the file's type defines it: in blocks on
+    grids they are decoded, and checked, as rows are asked for."""
     if kind.name in GRIDS:
-        each_of(decode, _chunks(n, k))
-        return Dense(values)
+        blocks = raw.reshape(n, -1)
+
+        def decode(rows: Rows) -> Float32:
+            some = blocks[rows]
+            values = np.empty((len(some), k), np.float32)
+
+            def one(at: slice) -> None:
+                part = values[at]
+                raw = some[at].reshape(-1)
+                part[...] = read_weight(kind, raw, len(part), k, where).dequantized()
+
+            each_of(one, _chunks(len(some), k))
+            return values
+
+        return Encoded((n, k), decode)
     weight = read_weight(kind, raw, n, k, where)
     if isinstance(weight, Dense):
         return weight
+    values = np.empty((n, k), np.float32)
     for rows in _chunks(n, k):
         values[rows] = weight.dequantized(rows)
     return Dense(values)

@@ -4,6 +4,7 @@ All are ``[N, K]``, rows of outputs. Arrays may be views of a file that is mappe
 a method computes covers the rows that are asked for, so a matrix never has to exist whole.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 
 from lutra_golden.matmul.engine import GroupedWeights
 
-__all__ = ["Dense", "Grouped", "Integers", "Ternary", "Weight"]
+__all__ = ["Dense", "Encoded", "Grouped", "Integers", "Rows", "Ternary", "Weight"]
 
 Float32 = NDArray[np.float32]
+Rows = slice | NDArray[np.int64]
+"""Rows of a matrix: those of a slice, or each one by its number."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,32 @@ class Dense:
     def dequantized(self, rows: slice = slice(None)) -> Float32:
         """The weights as float32; a view of them if they are. Not to be written to."""
         return self.values[rows].astype(np.float32, copy=False)
+
+    def take(self, rows: Rows) -> NDArray[np.generic]:
+        """Rows as they are stored. Not to be written to."""
+        return self.values[rows]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Floating point in a file's blocks, ``[N, K]``, which ``decode`` decodes rows of, each time
+    that they are asked for: an embedding in float32 would be larger than all layers."""
+
+    shape: tuple[int, int]
+    decode: Callable[[Rows], Float32]
+
+    @property
+    def values(self) -> Float32:
+        """All weights, decoded anew."""
+        return self.decode(slice(None))
+
+    def dequantized(self, rows: slice = slice(None)) -> Float32:
+        """The weights as float32."""
+        return self.decode(rows)
+
+    def take(self, rows: Rows) -> Float32:
+        """Rows, decoded."""
+        return self.decode(rows)
 
 
 @dataclass(frozen=True)

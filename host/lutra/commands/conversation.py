@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.console import Console
 
 from lutra.llm import Mismatch, Piece
-from lutra.text.chat_template import Message
+from lutra.text.messages import Message
 from lutra.text.sampling import SamplingParams
 from lutra_golden.errors import LutraError
 

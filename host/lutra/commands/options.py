@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from lutra.devices.accelerator.board_link import BOARD_SCHEME
 from lutra.devices.choose import DEVICES, is_device, most_threads
+from lutra.devices.hardware import BOARD_SCHEME
 from lutra.models import shipped_models
 from lutra.quantize import DEFAULT_GROUP
 from lutra.quantize.vocabulary import HEAD_BITS

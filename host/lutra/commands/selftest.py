@@ -5,9 +5,9 @@ import json
 from dataclasses import asdict
 
 from lutra.commands.options import add_board, add_format, add_group, add_json, add_kv
-from lutra.devices.accelerator.board_link import BOARD_SCHEME
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.choose import choose_device
+from lutra.devices.hardware import BOARD_SCHEME
 from lutra.diagnose.selftest import Check, selftest
 from lutra.open_model import open_packed_model
 from lutra.progress import StepProgress

@@ -25,9 +25,9 @@ from lutra.deploy.sets import FileSet, Upload
 from lutra.deploy.wheel import own_wheel
 from lutra.devices.accelerator import agent
 from lutra.devices.accelerator.bitstreams import FOLDER_VARIABLE
-from lutra.devices.accelerator.board_link import BOARD_SCHEME
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.choose import choose_device
+from lutra.devices.hardware import BOARD_SCHEME
 from lutra.diagnose.selftest import selftest
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.boards import find_profile

@@ -1,7 +1,7 @@
 """The device ``auto``: those that are here, the fastest for a model first."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,39 +10,17 @@ from lutra.compile.configure import configure
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.base import Device
 from lutra.devices.boards import BOARD_DRIVERS, BoardDriver, usable
-from lutra.devices.cpu.device import CpuDevice
-from lutra.devices.cuda.device import CudaDevice
 from lutra.devices.estimate import Estimates, Profile
-from lutra.devices.golden import GoldenDevice
+from lutra.devices.processors import PROCESSORS
 from lutra_golden.errors import LutraError
 from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART, Capabilities
 from lutra_golden.model.packed import PackedModel
 from lutra_kernels import gpu_count, interpreted
 
-__all__ = ["PROCESSORS", "AutoDevices", "auto_capabilities", "notes_on"]
+__all__ = ["AutoDevices", "auto_capabilities", "notes_on"]
 
 Progress = Callable[[str, float], None]
 _log = logging.getLogger(__name__)
-
-
-def _golden(_threads: int | None, _progress: Progress | None) -> Device:
-    return GoldenDevice()
-
-
-def _cpu(threads: int | None, progress: Progress | None) -> Device:
-    return CpuDevice(threads, progress)
-
-
-def _cuda(_threads: int | None, progress: Progress | None) -> Device:
-    return CudaDevice(progress)
-
-
-PROCESSORS: Mapping[str, Callable[[int | None, Progress | None], Device]] = {
-    "cuda": _cuda,
-    "cpu": _cpu,
-    "golden": _golden,
-}
-"""Devices that run packed models themselves, the fastest first."""
 
 
 def auto_capabilities() -> Capabilities:

@@ -333,6 +333,12 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             raise LutraError("no model is loaded: call load(model) first")
         return self._model
 
+    def find(self) -> None:
+        """See that what the device runs on is here, before a model is made ready for it.
+
+        LutraError says what is missing.
+        """
+
     def load(self, model: PackedModel) -> None:
         """Take a model; sessions of the one before are gone."""
         with self.process.adopt():

@@ -3,28 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lutra.arguments import check_whole, either
-from lutra.devices.accelerator.bitstreams import read_bitstream
-from lutra.devices.accelerator.board import BoardTransport
-from lutra.devices.accelerator.board_link import BOARD_SCHEME, BoardAddress
-from lutra.devices.accelerator.device import TIMEOUT_S, AcceleratorDevice
-from lutra.devices.accelerator.interpreted import InterpretedTransport
-from lutra.devices.accelerator.pynq import PynqTransport
-from lutra.devices.accelerator.rtl import RtlTransport
-from lutra.devices.accelerator.transport import Transport
-from lutra.devices.accelerator.xrt import XrtTransport
-from lutra.devices.auto import PROCESSORS, AutoDevices
 from lutra.devices.base import Device
-from lutra.devices.boards import BOARD_DRIVERS
-from lutra.devices.emulated.card import emulated_xrt
-from lutra.devices.emulated.pynq_board import emulated_pynq
+from lutra.devices.hardware import BOARD_SCHEME
+from lutra.devices.processors import PROCESSORS
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores, unwritable
 from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
 from lutra_golden.timing.boards import AGENT, BOARD_PROFILES, BoardProfile, find_profile
+
+if TYPE_CHECKING:
+    from lutra.devices.accelerator.transport import Transport
 
 __all__ = [
     "DEVICES",
@@ -40,6 +33,7 @@ Progress = Callable[[str, float], None]
 DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl", "pynq", "xrt")
 """Names of devices; ``auto`` is the fastest that is here. An address of a board is one, too."""
 _MADE_FOR_THE_MODEL = ("interpreted", "rtl")
+_BOARDS = {each.runtime for each in BOARD_PROFILES.values()} - {AGENT}
 _THREADS = 256  # more than one per core only slow each other down
 
 
@@ -85,7 +79,7 @@ class DeviceOptions:
         if self.config is not None and not is_accelerator:
             raise LutraError(f"device {name} has no configuration to choose: leave config out")
         board = None if self.emulate is None else _emulated(self.emulate, name)
-        if self.bitstream is not None and (name not in (*BOARD_DRIVERS, "auto") or board):
+        if self.bitstream is not None and (name not in (*_BOARDS, "auto") or board):
             raise LutraError("only a board loads a bitstream: leave bitstream out")
         if self.bitstream is not None:
             _check_bitstream(self.bitstream, name)
@@ -124,6 +118,8 @@ def choose_device(
     if name != "auto":
         return make_device(name, options, progress), []
     options.check(name)
+    from lutra.devices.auto import AutoDevices
+
     found = AutoDevices(threads=threads, progress=progress)
     return found.take(), found.reasons
 
@@ -133,23 +129,20 @@ def make_device(name: str, options: DeviceOptions, progress: Progress | None = N
     options.check(name)
     if name in PROCESSORS:
         return PROCESSORS[name](options.threads, progress)
+    return _accelerator(name, options, progress)
+
+
+def _accelerator(name: str, options: DeviceOptions, progress: Progress | None) -> Device:
+    """The accelerator of this name. What drives it is imported here: processors need none of it."""
+    from lutra.devices.accelerator.device import TIMEOUT_S, AcceleratorDevice
+
     board = None if options.emulate is None else find_profile(options.emulate)
-    if name in BOARD_DRIVERS:
-        transport = _board_transport(name, board, options.bitstream, progress)
-    elif name == "rtl":
-        transport = RtlTransport(
-            wave=options.wave, wave_cycles=options.wave_cycles, progress=progress
-        )
-    elif name == "interpreted":
-        transport = InterpretedTransport()
-    else:
-        transport = BoardTransport(BoardAddress.parse(name))
     built = options.config or (board.config if board else "nano")
     # a simulation takes the time that it takes, and its watchdog counts cycles
     timeout_s = None if name == "rtl" else TIMEOUT_S
     capabilities = _capabilities(built, is_built=name not in _MADE_FOR_THE_MODEL)
     return AcceleratorDevice(
-        transport,
+        _transport(name, board, options, progress),
         built,
         options.engine,
         timeout_s=timeout_s,
@@ -169,6 +162,41 @@ def _capabilities(config: str | AcceleratorConfig, *, is_built: bool) -> Capabil
     return COMMON_PARTS if is_built else Capabilities(activation_groups=True, offsets=True)
 
 
+def _transport(
+    name: str, board: BoardProfile | None, options: DeviceOptions, progress: Progress | None
+) -> "Transport":
+    """Transport of device ``name``: to the simulated hardware, a real board, or ``board``
+    emulated."""
+    if name == "rtl":
+        from lutra.devices.accelerator.rtl import RtlTransport
+
+        return RtlTransport(wave=options.wave, wave_cycles=options.wave_cycles, progress=progress)
+    if name == "interpreted":
+        from lutra.devices.accelerator.interpreted import InterpretedTransport
+
+        return InterpretedTransport()
+    if name == "xrt" and board is not None:
+        from lutra.devices.emulated.card import emulated_xrt
+
+        return emulated_xrt(board, progress=progress)
+    if name == "xrt":
+        from lutra.devices.accelerator.xrt import XrtTransport
+
+        return XrtTransport(xclbin=options.bitstream)
+    if name == "pynq" and board is not None:
+        from lutra.devices.emulated.pynq_board import emulated_pynq
+
+        return emulated_pynq(board, progress=progress)
+    if name == "pynq":
+        from lutra.devices.accelerator.pynq import PynqTransport
+
+        return PynqTransport(bitstream=options.bitstream)
+    from lutra.devices.accelerator.board import BoardTransport
+    from lutra.devices.accelerator.board_link import BoardAddress
+
+    return BoardTransport(BoardAddress.parse(name))
+
+
 def _emulated(emulate: str, device: str) -> BoardProfile:
     """The board to emulate, if ``device`` drives it."""
     board = find_profile(emulate)
@@ -184,19 +212,6 @@ def _emulated(emulate: str, device: str) -> BoardProfile:
     return board
 
 
-def _board_transport(
-    name: str, board: BoardProfile | None, bitstream: Path | None, progress: Progress | None
-) -> Transport:
-    """Transport of device ``name`` to the real board, or to ``board`` emulated."""
-    if name == "xrt":
-        if board is None:
-            return XrtTransport(xclbin=bitstream)
-        return emulated_xrt(board, progress=progress)
-    if board is None:
-        return PynqTransport(bitstream=bitstream)
-    return emulated_pynq(board, progress=progress)
-
-
 def _check_bitstream(bitstream: object, device: str) -> None:
     """Refuse a bitstream that cannot be read, before a model is packed for it.
 
@@ -204,7 +219,9 @@ def _check_bitstream(bitstream: object, device: str) -> None:
     """
     if not isinstance(bitstream, Path):
         raise LutraError(f"bitstream must be a pathlib.Path, not {bitstream!r}")
-    if device in BOARD_DRIVERS:
+    if device in _BOARDS:
+        from lutra.devices.accelerator.bitstreams import read_bitstream
+
         read_bitstream(bitstream)
 
 

@@ -2,8 +2,18 @@
 
 from pathlib import Path
 
-__all__ = ["SYSTEM", "alveo_functions", "driver_of", "zynq_board", "zynq_family", "zynq_title"]
+__all__ = [
+    "BOARD_SCHEME",
+    "SYSTEM",
+    "alveo_functions",
+    "driver_of",
+    "zynq_board",
+    "zynq_family",
+    "zynq_title",
+]
 
+BOARD_SCHEME = "board://"
+"""What addresses of boards that are reached through their agents begin with."""
 SYSTEM = Path("/")
 """Root of this machine's folders."""
 _TREE = "proc/device-tree"

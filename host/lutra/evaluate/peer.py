@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.text.chat_template import Message
+from lutra.text.messages import Message
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 

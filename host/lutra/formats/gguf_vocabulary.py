@@ -38,6 +38,8 @@ class Vocabulary:
     """A tokenizer that adds no special tokens by itself, and what the file says of them."""
 
     tokenizer: Tokenizer
+    size: int
+    """Tokens that the file has."""
     bos: int | None
     eos: tuple[int, ...]
     """All tokens that end a text or a turn."""
@@ -74,7 +76,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
             "convert the model again"
         )
     template = metadata.text("tokenizer.chat_template", default="")
-    return Vocabulary(tokenizer, bos, end_tokens(metadata), add_bos, template or None)
+    return Vocabulary(tokenizer, len(tokens), bos, end_tokens(metadata), add_bos, template or None)
 
 
 def end_tokens(metadata: Metadata) -> tuple[int, ...]:
@@ -117,13 +119,14 @@ def _token_id(metadata: Metadata, key: str, n: int) -> int:
 
 def _numbered(metadata: Metadata, tokens: Sequence[str]) -> dict[str, int]:
     """Tokens to their ids."""
-    ids: dict[str, int] = {}
-    for i, text in enumerate(tokens):
-        if ids.setdefault(text, i) != i:
-            raise LutraError(
-                f"{metadata.path}: tokens {ids[text]} and {i} are both {text!r}: "
-                "convert the model again"
-            )
+    # the first of those that are the same
+    ids = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
+    if len(ids) != len(tokens):
+        i, text = next((i, text) for i, text in enumerate(tokens) if ids[text] != i)
+        raise LutraError(
+            f"{metadata.path}: tokens {ids[text]} and {i} are both {text!r}: "
+            "convert the model again"
+        )
     return ids
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lutra.checkpoints.base import Checkpoint
 from lutra.checkpoints.exact_grids import on_grid
-from lutra.checkpoints.weights import Dense, Integers, Weight
+from lutra.checkpoints.weights import Dense, Encoded, Integers, Weight
 from lutra.formats.config_file import ConfigFile
 from lutra.models.layers import (
     Float,
@@ -187,9 +187,9 @@ class Decoder:
     architecture: str
     config: DecoderConfig
     layers: Sequence[DecoderLayer]
-    embed_tokens: Dense  # [V, D]
+    embed_tokens: Dense | Encoded  # [V, D]
     norm: _Vector
-    lm_head: Dense | None = None
+    lm_head: Dense | Encoded | None = None
     activation_bits: int | None = None
     head_bits: int | None = None
     activation_groups: ActivationGroups | None = None
@@ -208,7 +208,7 @@ class Decoder:
 
     def embed(self, tokens: NDArray[np.int64]) -> Float:
         """The residual stream ``[T, D]`` before the first layer."""
-        x: Float = self.embed_tokens.values[tokens].astype(self.dtype)  # pyright: ignore[reportAssignmentType]
+        x: Float = self.embed_tokens.take(tokens).astype(self.dtype)  # pyright: ignore[reportAssignmentType]
         return x
 
     def layer(
@@ -268,7 +268,7 @@ class Decoder:
         x, unit = self._activations(x, self.head_bits)
         head = self.lm_head or self.embed_tokens
         parts = [
-            x @ head.values[first : first + _ROWS].astype(self.dtype, copy=False).T
+            x @ head.take(slice(first, first + _ROWS)).astype(self.dtype, copy=False).T
             for first in range(0, self.config.vocab_size, _ROWS)
         ]
         return np.concatenate(parts, axis=1) * unit
@@ -445,7 +445,9 @@ def read_decoder(
     )
 
 
-def _outer(checkpoint: Checkpoint, config: DecoderConfig) -> tuple[Dense, Dense | None]:
+def _outer(
+    checkpoint: Checkpoint, config: DecoderConfig
+) -> tuple[Dense | Encoded, Dense | Encoded | None]:
     """Embedding and head; of a checkpoint with one of them, that one and None.
 
     What the file holds decides, not ``tie_word_embeddings``: programs leave a head of its own

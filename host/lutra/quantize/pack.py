@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.arguments import either
-from lutra.checkpoints.weights import Dense, Integers
+from lutra.checkpoints.weights import Dense, Encoded, Integers
 from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.models.layers import log_probabilities
 from lutra.models.rope import Rope
@@ -105,14 +105,15 @@ def _pack_norm(weight: NDArray[np.float32], name: str) -> PackedNorm:
 
 
 def _pack_head(
-    embedding: Dense, q_max: int, *, shifted: bool
+    embedding: Dense | Encoded, peaks: NDArray[np.float32], q_max: int, *, shifted: bool
 ) -> tuple[NDArray[np.int8], NDArray[np.int16], int, float]:
     """The head's rows, their scales, the shift of its sums and what one of all is worth.
 
-    Unless sums may be ``shifted``, steps are coarser where they would pass the accumulators.
+    ``peaks`` are those of its rows. Unless sums may be ``shifted``, steps are coarser where they
+    would pass the accumulators.
     """
     (n, k), blocks = embedding.shape, _blocks(embedding)
-    row = _row_peaks(embedding).astype(np.float64) / HEAD_MAX
+    row = peaks.astype(np.float64) / HEAD_MAX
     least = np.zeros(n)
     if not shifted:
         # of a row's codes, before they are rounded
@@ -139,14 +140,14 @@ def _pack_head(
     return head, rows, shift, top / _INT16_MAX * 2.0 ** (LOGIT_SHIFT + shift - 1)
 
 
-def _blocks(embedding: Dense) -> list[slice]:
+def _blocks(embedding: Dense | Encoded) -> list[slice]:
     """Rows that are worked on at a time."""
     n, k = embedding.shape
     n_rows = max(_WEIGHTS // k, 1)
     return [slice(first, first + n_rows) for first in range(0, n, n_rows)]
 
 
-def _row_peaks(embedding: Dense) -> NDArray[np.float32]:
+def _row_peaks(embedding: Dense | Encoded) -> NDArray[np.float32]:
     """Largest magnitude of each row."""
 
     def peaks(b: slice) -> NDArray[np.float32]:
@@ -157,7 +158,7 @@ def _row_peaks(embedding: Dense) -> NDArray[np.float32]:
 
 
 def _pack_embedding(
-    embedding: Dense, peaks: NDArray[np.float32], residual_frac: int
+    embedding: Dense | Encoded, peaks: NDArray[np.float32], residual_frac: int
 ) -> tuple[NDArray[np.int16], int]:
     """int16 rows and their fraction bits, no more than ``residual_frac``.
 
@@ -492,7 +493,9 @@ class Packer:
         embedding, frac = _pack_embedding(model.embed_tokens, self._row_peaks, residual_frac)
         # the ternary engine, which such a model can run on, does not shift
         shifted = not (self._ternary and self.a_bits == 8 and self.a_groups is None)
-        head = _pack_head(model.lm_head or model.embed_tokens, self._q_max, shifted=shifted)
+        own = model.lm_head
+        peaks = self._row_peaks if own is None else _row_peaks(own)
+        head = _pack_head(own or model.embed_tokens, peaks, self._q_max, shifted=shifted)
         return _Tables(embedding, frac, *head)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.exact_grids import on_grid
-from lutra.checkpoints.weights import Dense, Grouped, Ternary
+from lutra.checkpoints.weights import Dense, Encoded, Grouped, Ternary
 from lutra.parallel import each_of
 from lutra.quantize.imported import from_grouped, from_ternary
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
@@ -42,7 +42,7 @@ class _Rows:
 
 
 def pack_vocabulary(
-    embedding: Dense, head: Dense | None, bits: int, group: int, a_peak: int
+    embedding: Dense | Encoded, head: Dense | Encoded | None, bits: int, group: int, a_peak: int
 ) -> tuple[CodedVocabulary, float]:
     """Both matrices in ``bits``, and what a logit is worth; a head of None is the embedding.
 
@@ -68,8 +68,8 @@ def _scale(value: float, what: str) -> Scale:
     return scale
 
 
-def _coded(matrix: Dense, bits: int, group: int, what: str) -> _Rows:
-    found = on_grid(matrix)
+def _coded(matrix: Dense | Encoded, bits: int, group: int, what: str) -> _Rows:
+    found = on_grid(Dense(matrix.values) if isinstance(matrix, Encoded) else matrix)
     if isinstance(found, Ternary):
         kept = from_ternary(found)
         return _Rows(StoredWeights.of(kept.weights), kept.scale)
@@ -87,7 +87,7 @@ def _coded(matrix: Dense, bits: int, group: int, what: str) -> _Rows:
     return code_rows(matrix, bits, group, what)
 
 
-def code_rows(matrix: Dense, bits: int, group: int, what: str) -> _Rows:
+def code_rows(matrix: Dense | Encoded, bits: int, group: int, what: str) -> _Rows:
     """Rows ``[N, K]`` rounded to nearest in groups, about a zero between the two middle codes.
 
     Scales have eight bits, or sixteen where the largest is far above the median.

@@ -1,15 +1,17 @@
 """The device of a model: one that was given or named, or the best that ``auto`` finds."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from lutra.arguments import either
-from lutra.devices.accelerator.device import AcceleratorDevice
-from lutra.devices.auto import AutoDevices, auto_capabilities, notes_on
-from lutra.devices.base import Device
+from lutra.devices.base import BaseDevice, Device
 from lutra.devices.choose import DEVICES, DeviceOptions, make_device
 from lutra_golden.errors import LutraError
 from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
 from lutra_golden.model.packed import PackedModel
+
+if TYPE_CHECKING:
+    from lutra.devices.auto import AutoDevices
 
 __all__ = ["Placement"]
 
@@ -38,6 +40,8 @@ class Placement:
             _refuse(options)
             self._device = wanted
         elif wanted == "auto":
+            from lutra.devices.auto import auto_capabilities
+
             options.check(wanted)
             self.capabilities = auto_capabilities()
         else:
@@ -49,7 +53,7 @@ class Placement:
     def find(self) -> None:
         """See that a board is here, so that one that is missing is told of before a model is packed
         for it."""
-        if isinstance(self._device, AcceleratorDevice):
+        if isinstance(self._device, BaseDevice):
             self._device.find()
 
     @property
@@ -62,7 +66,11 @@ class Placement:
     def notes(self) -> list[str]:
         """Reasons why faster devices are not used, and why the model is packed less precisely than
         another device would have it, one line each."""
-        return notes_on(self.device, self._auto.reasons if self._auto else []) + self._parts
+        if self._auto is None:
+            return [*self._parts]
+        from lutra.devices.auto import notes_on
+
+        return notes_on(self.device, self._auto.reasons) + self._parts
 
     def note_parts(self, model: PackedModel) -> None:
         """Note what ``model``, packed for the device, lacks of what others run."""
@@ -77,6 +85,8 @@ class Placement:
     def choose(self, model: PackedModel) -> None:
         """Choose the device of ``auto`` for ``model``."""
         if self._wanted == "auto":
+            from lutra.devices.auto import AutoDevices
+
             options = self._options
             self._auto = AutoDevices(
                 model,

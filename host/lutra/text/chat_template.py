@@ -19,13 +19,10 @@ from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from lutra.text.messages import Message, check_messages
 from lutra_golden.errors import LutraError
 
-__all__ = ["ROLES", "ChatTemplate", "Message", "check_messages"]
-
-Message = Mapping[str, str]
-"""``role`` and ``content``."""
-ROLES = ("system", "user", "assistant", "tool")
+__all__ = ["ChatTemplate"]
 
 _STEPS = 200_000  # passes of loops, and calls: a thousand times what a long talk takes
 _LENGTH = 1 << 24  # characters of the outcome, and of what a product makes
@@ -99,25 +96,6 @@ class ChatTemplate:
                 f"the chat template fails on these messages ({_line(error)}): {_ANOTHER}"
             ) from None
         return "".join(pieces)
-
-
-def check_messages(messages: object) -> None:
-    """Refuse what is no conversation."""
-    if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise LutraError(
-            f"messages must be a list of role and content, not {type(messages).__name__}"
-        )
-    for message in cast("Sequence[object]", messages):
-        if not isinstance(message, Mapping):
-            raise LutraError(
-                f"a message must have a role and a content, not be {type(message).__name__}"
-            )
-        fields = cast("Mapping[str, object]", message)
-        if fields.get("role") not in ROLES or not isinstance(fields.get("content"), str):
-            raise LutraError(
-                f"a message must have a role ({', '.join(ROLES)}) and a content of text, not "
-                f"{dict(fields)!r}"
-            )
 
 
 class _EndlessError(Exception):

@@ -62,6 +62,7 @@ class Tokenizer:
         found = read_vocabulary(GgufModel(path).metadata)
         return cls.from_vocabulary(
             found.tokenizer,
+            size=found.size,
             bos=found.bos,
             eos=found.eos,
             add_bos=found.add_bos,
@@ -77,9 +78,10 @@ class Tokenizer:
         eos: Collection[int] = (),
         add_bos: bool = False,
         chat_template: str | None = None,
+        size: int | None = None,
     ) -> "Tokenizer":
-        """A tokenizer that a file of another kind holds."""
-        self, backend = cls.__new__(cls), _Library(tokenizer)
+        """A tokenizer that a file of another kind holds, ``size`` tokens of its own if given."""
+        self, backend = cls.__new__(cls), _Library(tokenizer, size)
         named = {"bos_token": bos, "eos_token": min(eos, default=None)}
         self._set(
             backend,
@@ -228,14 +230,14 @@ class _Backend(Protocol):
 class _Library:
     """``tokenizers``."""
 
-    def __init__(self, tokenizer: HfTokenizer) -> None:
+    def __init__(self, tokenizer: HfTokenizer, own_size: int | None = None) -> None:
         # what a file says of these is for training
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if getattr(tokenizer.model, "dropout", None):
             # BPE leaves merges out at random, so that a text has other tokens each time
             tokenizer.model.dropout = None
-        self._tokenizer = tokenizer
+        self._tokenizer, self._own_size = tokenizer, own_size
         added = tokenizer.get_added_tokens_decoder()
         named = {token.content: i for i, token in added.items() if token.special}
         self.special: Mapping[str, int] = named
@@ -246,6 +248,8 @@ class _Library:
 
     @property
     def own_size(self) -> int:
+        if self._own_size is not None:
+            return self._own_size  # reading it off takes a tenth of a second
         own = self._tokenizer.get_vocab(with_added_tokens=False)
         return max(own.values(), default=-1) + 1
 

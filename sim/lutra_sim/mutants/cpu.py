@@ -8,6 +8,13 @@ _STEPS, _BINDING = "host/devices/cpu/test_steps.py", "host/devices/cpu/test_bind
 
 MUTANTS = [
     *planted(
+        "host/lutra/devices/cpu/csrc/copy.c",
+        [f"{_BINDING}::test_matrices_are_copied_into_large_pages"],
+        ("arrays that begin with another's piece", "before += pieces;", "before += pieces - 1;"),
+        ("pieces over one another", "(uint8_t *)c->to[i] + at", "(uint8_t *)c->to[i]"),
+        ("the last piece left out", "+ PIECE_BYTES - 1) / PIECE_BYTES", ") / PIECE_BYTES"),
+    ),
+    *planted(
         "host/lutra/devices/cpu/csrc/scale.h",
         [f"{_STEPS}::test_norms"],
         ("rounding down", "return (x >> n) + ((x >> (n - 1)) & 1);", "return x >> n;"),

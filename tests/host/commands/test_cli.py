@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tests.host.random_model import Shape, write_model
 
-from lutra.commands import cli
+from lutra.commands import generate
 from lutra.commands.cli import main
 from lutra.devices.base import Chunk, PassResult
 from lutra.devices.choose import DEVICES, most_threads
@@ -408,7 +408,7 @@ def test_a_waveform_is_limited(
         def load(self) -> None:
             pass
 
-    monkeypatch.setattr(cli, "LLM", Silent)
+    monkeypatch.setattr(generate, "LLM", Silent)
     wave = str(tmp_path / "story.vcd")
     assert main(["run", "--wave", wave]) == 2
     note, _ = capsys.readouterr().err.splitlines()
@@ -480,7 +480,7 @@ runpy.run_module("lutra", run_name="__main__", alter_sys=True)
 def test_ctrl_c_while_modules_are_imported(module: str) -> None:
     """They take most of a second."""
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_IMPORT, module, "devices"],
+        [sys.executable, "-c", INTERRUPTED_IMPORT, module, "run"],
         capture_output=True,
         text=True,
     )
@@ -861,7 +861,7 @@ def test_a_modelled_speed_names_its_clock(clock_hz: int, text: str, capsys: Capt
     for name in FIGURES:
         figures[name] = None
     figures |= {"device": "pynq", "emulated": "kv260", "modelled_decode_tokens_per_s": 8000.0}
-    cli._print_table(figures | {"target_clock_hz": clock_hz})
+    generate._print_table(figures | {"target_clock_hz": clock_hz})
     line = f"decode tokens per second {text}"
     assert any(
         each.startswith(line) and "8,000.0" in each for each in capsys.readouterr().out.splitlines()
@@ -873,3 +873,15 @@ FIGURES = (
     "prefill_cycles decode_cycles_per_token simulated_cycles_per_s prefill_tokens_per_s "
     "decode_tokens_per_s modelled_decode_tokens_per_s target_clock_hz interrupted bit_exact"
 ).split()
+
+
+def test_a_command_imports_no_others_modules() -> None:
+    """Importing everything takes a second, which a story's first token would wait for."""
+    code = "import sys; from lutra.commands.cli import command_parser; command_parser('run'); "
+    code += "print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert "lutra.commands.generate" in found
+    others = {"lutra.diagnose", "lutra.deploy", "lutra_flows", "lutra_sim", "lutra.compile"}
+    boards = {"lutra.devices.auto", "lutra.devices.accelerator", "lutra.devices.emulated"}
+    assert not found & (others | boards | {"jinja2"})

@@ -11,7 +11,7 @@ import pytest
 
 from lutra.commands import devices, tune
 from lutra.commands.cli import main
-from lutra.devices import auto, describe
+from lutra.devices import auto, describe, processors
 from lutra.devices.cpu import build
 from lutra.devices.cpu.library import library
 from lutra.devices.emulated.card import EmulatedCard
@@ -59,7 +59,7 @@ def test_a_card_and_what_it_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pyxrt", module)
     monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
     monkeypatch.setattr(auto, "gpu_count", lambda: 0)
-    monkeypatch.setattr(auto, "CpuDevice", lambda *_: auto.GoldenDevice())
+    monkeypatch.setattr(processors, "CpuDevice", lambda *_: processors.GoldenDevice())
     monkeypatch.setattr(describe, "CpuDevice", no_compiler)
     monkeypatch.setattr(auto, "Estimates", Fast)
 

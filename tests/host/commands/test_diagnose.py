@@ -6,14 +6,14 @@ import pytest
 from tests.host.diagnose.faulty import FAULTS, FaultyTransport
 
 from lutra.commands.cli import main
-from lutra.devices import choose
+from lutra.devices.accelerator import interpreted
 
 BISECT = ["bisect", "-dev", "interpreted", "-p", "Once", "-n", "1"]
 
 
 def with_fault(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Every device ``interpreted`` has a fault; the diagnosis' own interpreter has none."""
-    monkeypatch.setattr(choose, "InterpretedTransport", lambda: FaultyTransport(FAULTS[name]))
+    monkeypatch.setattr(interpreted, "InterpretedTransport", lambda: FaultyTransport(FAULTS[name]))
 
 
 def test_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from tests.host.devices.test_xrt import InterpretedKernel
 
 from lutra import LLM, SamplingParams
 from lutra.compile.configure import configure
-from lutra.devices import auto, boards, estimate
+from lutra.devices import auto, boards, estimate, processors
 from lutra.devices.accelerator.lock import BoardLock
 from lutra.devices.auto import AutoDevices, notes_on
 from lutra.devices.base import DeviceError
@@ -54,7 +54,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No GPU, no board, and an empty cache; the CPU's library is that of other tests."""
     monkeypatch.setattr(auto, "gpu_count", lambda: 0)
     monkeypatch.setattr(auto, "interpreted", lambda: False)
-    monkeypatch.setattr(auto, "CpuDevice", lambda *_: auto.GoldenDevice())
+    monkeypatch.setattr(processors, "CpuDevice", lambda *_: processors.GoldenDevice())
     monkeypatch.setitem(sys.modules, "pyxrt", None)
     monkeypatch.setenv("LUTRA_CACHE", str(tmp_path / "cache"))
 
@@ -151,14 +151,14 @@ def test_a_slower_one_is_not(
 ) -> None:
     """Nor is it said why, be it usable or not."""
     monkeypatch.setattr(auto, "Estimates", lambda: SLOW)
-    monkeypatch.setattr(auto, "CpuDevice", lambda *_: Named("cpu"))
+    monkeypatch.setattr(processors, "CpuDevice", lambda *_: Named("cpu"))
     assert wish(folder)[1] == ["cpu"]
     host.put(config)
     assert wish(folder)[1] == ["cpu"]
     assert not host.kernels
 
 
-class Named(auto.GoldenDevice):
+class Named(processors.GoldenDevice):
     """The golden device by another name."""
 
     def __init__(self, name: str) -> None:
@@ -188,8 +188,8 @@ def test_the_order(
 ) -> None:
     host.put(config)
     monkeypatch.setattr(auto, "gpu_count", lambda: 1)
-    monkeypatch.setattr(auto, "CudaDevice", lambda *_: Named("cuda"))
-    monkeypatch.setattr(auto, "CpuDevice", lambda *_: Named("cpu"))
+    monkeypatch.setattr(processors, "CudaDevice", lambda *_: Named("cuda"))
+    monkeypatch.setattr(processors, "CpuDevice", lambda *_: Named("cpu"))
     found = AutoDevices(model, profile=speeds)
     assert [found.take().name for _ in order] == order
     assert not found.has_more and not found.reasons
@@ -400,7 +400,7 @@ def test_a_refusal_of_the_last_device_is_an_error(
     def refuse(_self: object, _model: PackedModel) -> None:
         raise LutraError("no memory")
 
-    monkeypatch.setattr(auto.GoldenDevice, "_load", refuse)
+    monkeypatch.setattr(processors.GoldenDevice, "_load", refuse)
     found = AutoDevices(model)
     with pytest.raises(LutraError, match=r"^no memory$"):
         found.load(model)

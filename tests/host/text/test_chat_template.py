@@ -9,7 +9,8 @@ import pytest
 from tests.host.random_model import BOS, EOS, SHAPES, write_model, write_tokenizer
 
 from lutra.llm import LLM
-from lutra.text.chat_template import ChatTemplate, Message, check_messages
+from lutra.text.chat_template import ChatTemplate
+from lutra.text.messages import Message, check_messages
 from lutra.text.sampling import SamplingParams
 from lutra.text.tokenizer import Tokenizer
 from lutra_golden.errors import LutraError

@@ -55,7 +55,8 @@ ASIDE = {
         kernels_gpu/lutra_kernels/__init__.py kernels_gpu/lutra_kernels/catalogue.py
         kernels_gpu/lutra_kernels/compile.py kernels_gpu/lutra_kernels/errors.py
         kernels_gpu/lutra_kernels/jit.py kernels_gpu/lutra_kernels/launch.py
-        host/lutra/devices/auto.py host/lutra/devices/boards.py host/lutra/devices/describe.py
+        host/lutra/devices/auto.py host/lutra/devices/processors.py
+        host/lutra/devices/boards.py host/lutra/devices/describe.py
         host/lutra/devices/hardware.py host/lutra/devices/accelerator/bitstreams.py
         kernels_gpu/lutra_kernels/interpret/calls.py variants.py
     """,

@@ -21,12 +21,12 @@ from lutra.devices.accelerator.agent import (
     printable,
     socket_stream,
 )
+from lutra.devices.hardware import BOARD_SCHEME
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import command_of
 
-__all__ = ["BOARD_SCHEME", "BoardAddress", "BoardLink", "complaint", "end_ssh", "ssh_command"]
+__all__ = ["BoardAddress", "BoardLink", "complaint", "end_ssh", "ssh_command"]
 
-BOARD_SCHEME = "board://"
 _COMMAND = ".lutra/agent --stdio"
 _CONNECT_S, _SEND_S = 5.0, 60.0
 _LINE_MAX, _LINES = 1 << 12, 64  # of what a login may say before the agent does
@@ -67,7 +67,7 @@ class BoardAddress:
 
     @classmethod
     def parse(cls, text: str) -> "BoardAddress":
-        """Parse an address that begins with :data:`BOARD_SCHEME`."""
+        """Parse an address that begins with :data:`~lutra.devices.hardware.BOARD_SCHEME`."""
         user, at, place = text.removeprefix(BOARD_SCHEME).rpartition("@")
         found = _PLACE.fullmatch(place)
         host, port = found.groups() if found else ("", None)

@@ -23,7 +23,6 @@ from lutra.devices.cpu.interface import (
     CRow,
 )
 from lutra.devices.cpu.library import library, pointer, scale_of, target_number
-from lutra.parallel import each_of
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.b128 import BLOCK
@@ -49,7 +48,6 @@ _INT16 = np.dtype(np.int16)
 _ROW = cast("np.dtype[np.void]", np.dtype(CRow))
 _HUGE_PAGE = 1 << 21
 _ROOM = 1 << 26  # bytes that are asked for at once
-_PIECE = 1 << 23  # bytes that are copied at a time
 _LINE = 64  # bytes of a cache's line, where matrices begin
 
 
@@ -129,7 +127,7 @@ class KeptArrays:
     def __init__(self, copies: bool = False) -> None:
         self._arrays: list[object] = []
         self._copies, self._room = copies, np.empty(0, np.uint8)
-        self._awaited: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+        self._awaited: list[tuple[NDArray[np.uint8], NDArray[np.generic]]] = []
 
     def __call__(self, values: NDArray[np.generic]) -> int:
         whole = np.ascontiguousarray(values)
@@ -145,16 +143,22 @@ class KeptArrays:
         if taken > len(self._room):
             self._room = _huge_pages(max(taken, _ROOM))
         room, self._room = self._room[: values.nbytes], self._room[taken:]
-        source = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        for first in range(0, len(source), _PIECE):
-            piece = slice(first, first + _PIECE)
-            self._awaited.append((room[piece], source[piece]))
+        self._awaited.append((room, np.ascontiguousarray(values)))
         return self(room)
 
-    def fill(self) -> None:
-        """Copy what is to be copied, on all cores."""
+    def fill(self, pool: int | None) -> None:
+        """Copy what is to be copied, by the threads of a pool: in one call, as each return to
+        Python waits where another thread is busy there."""
         awaited, self._awaited = self._awaited, []
-        each_of(lambda pair: np.copyto(*pair), awaited)
+        to, source, sizes = (
+            np.array(each, np.int64)
+            for each in (
+                [pointer(room) for room, _ in awaited],
+                [pointer(values) for _, values in awaited],
+                [values.nbytes for _, values in awaited],
+            )
+        )
+        library().lutra_cpu_copy(pool, pointer(to), pointer(source), pointer(sizes), len(awaited))
 
     def int16(self, values: NDArray[np.integer]) -> int:
         return self(values.astype(_INT16, copy=False))
@@ -325,8 +329,9 @@ class CpuModel:
             head_eps=padded_head_eps(model),
         )
         self._set_vocabulary(model)
-        keep.fill()
         self._pool = self._library.lutra_cpu_pool_new(threads)
+        if self._pool:
+            keep.fill(self._pool)
         self._engine = self._library.lutra_cpu_engine_new(
             ctypes.addressof(self._c), threads, target_number(few), target_number(many), rows
         )

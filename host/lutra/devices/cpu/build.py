@@ -1,6 +1,7 @@
-"""Compiling the C library: into the cache when it is first needed, or ahead into a wheel.
+"""Compiling the C library: ahead into a wheel or an installation in place, or into the cache when
+it is first needed.
 
-The wheel's build loads this file alone, so it imports nothing beyond the standard library but
+The build of a wheel loads this file alone, so it imports nothing beyond the standard library but
 where it is used as a part of the package.
 ``golden`` is the text of ``golden.h``, which :mod:`lutra.devices.cpu.interface` makes.
 """
@@ -20,7 +21,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["LIBRARY", "BuildError", "compile_library", "library_path", "sources"]
+__all__ = [
+    "LIBRARY",
+    "BuildError",
+    "compile_in_place",
+    "compile_library",
+    "library_path",
+    "sources",
+]
 
 
 class BuildError(RuntimeError):
@@ -34,6 +42,7 @@ _NEEDS = {"avx512": "avx512_vnni", "avxvnni": "avx_vnni", "avx2": "avx2"}
 _FEATURES = Path("/proc/cpuinfo")
 LIBRARY = "liblutra_cpu.so"
 """Name of the library file; a wheel places it next to this module."""
+_IN_PLACE = "built"
 
 
 def sources() -> list[Path]:
@@ -179,7 +188,8 @@ def _key(golden: str, without: Sequence[str] = ()) -> str:
 
 
 def library_path(golden: str, progress: Callable[[float], None] = _no_progress) -> Path:
-    """The library that came with the package, or one that is compiled now unless it has been.
+    """The library that came with the package, that of an installation in place, or one that is
+    compiled into the cache now unless it has been.
 
     ``progress`` is called with the share of compiling that is done.
     """
@@ -189,25 +199,56 @@ def library_path(golden: str, progress: Callable[[float], None] = _no_progress) 
     from lutra_golden.machine import cache_root
 
     without = _foreign()
-    path = cache_root() / "cpu" / _key(golden, without) / LIBRARY
+    key = _key(golden, without)
+    in_place = _FOLDER / _IN_PLACE / key / LIBRARY
+    if in_place.is_file():
+        return in_place
+    path = cache_root() / "cpu" / key / LIBRARY
     if path.is_file():
         return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # of several processes that want it, one compiles and the others wait
-        with (
-            (path.parent / "lock").open("w") as lock,
-            tempfile.TemporaryDirectory(dir=path.parent) as folder,
-        ):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.is_file():
-                return path
-            partial = Path(folder) / LIBRARY
-            compile_library(partial, golden, progress, without)
-            partial.replace(path)
+        _compile_once(path, golden, without, progress)
     except OSError as error:
         raise BuildError(
             f"device cpu cannot write its library to {path.parent}: {error.strerror}; set "
             "LUTRA_CACHE to a folder that can be written"
         ) from None
     return path
+
+
+def compile_in_place(golden: str) -> None:
+    """Compile the library beside this module, for an installation of a checkout as it lies.
+
+    One of other sources, or of another compiler, is removed.
+    """
+    without = _foreign()
+    root = _FOLDER / _IN_PLACE
+    path = root / _key(golden, without) / LIBRARY
+    try:
+        for other in root.iterdir() if root.is_dir() else ():
+            if other != path.parent:
+                shutil.rmtree(other, ignore_errors=True)
+        if not path.is_file():
+            _compile_once(path, golden, without, _no_progress)
+    except OSError as error:
+        raise BuildError(
+            f"device cpu cannot write its library to {path.parent}: {error.strerror}"
+        ) from None
+
+
+def _compile_once(
+    path: Path, golden: str, without: Sequence[str], progress: Callable[[float], None]
+) -> None:
+    """Compile a library that is not there; of several processes that want it, one compiles and the
+    others wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        (path.parent / "lock").open("w") as lock,
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.is_file():
+            return
+        partial = Path(folder) / LIBRARY
+        compile_library(partial, golden, progress, without)
+        partial.replace(path)

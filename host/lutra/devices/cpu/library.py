@@ -31,6 +31,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "target_available": (c_int, [c_int]),
     "pool_new": (c_void_p, [c_int]),
     "pool_free": (None, [c_void_p]),
+    "copy": (None, [c_void_p, c_void_p, c_void_p, c_void_p, c_int]),
     "cache_bytes": (c_int64, [c_int] * 6),
     "cache_new": (c_void_p, [c_int] * 6),
     "cache_free": (None, [c_void_p]),

@@ -34,6 +34,7 @@ from lutra.devices.cpu.binding import CpuModel, CpuResult, KeptArrays, RowTable,
 from lutra.devices.cpu.cache import CpuCache
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cpu.library import library, target_names
+from lutra.devices.cpu.steps import Pool
 
 # accelerators need multiples of 32
 SIZES = {"hidden_size": 64, "intermediate_size": 96}
@@ -472,7 +473,9 @@ def test_matrices_are_copied_into_large_pages() -> None:
     sizes = 7, 40000, 1, 33, 5_000_001  # the last is copied in pieces
     arrays = [np.arange(n).astype(np.uint16).reshape(1, -1) for n in sizes]
     places = [keep.matrix(array) for array in arrays]
-    keep.fill()
+    pool = Pool(2)
+    keep.fill(pool.address)
+    pool.close()
     for array, place in zip(arrays, places, strict=True):
         assert place != array.ctypes.data and place % 64 == 0
         found = np.ctypeslib.as_array((ctypes.c_uint16 * array.size).from_address(place))

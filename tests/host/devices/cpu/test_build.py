@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 
 from lutra.devices.cpu import build
-from lutra.devices.cpu.build import BuildError, compile_library, library_path
+from lutra.devices.cpu.build import (
+    BuildError,
+    compile_in_place,
+    compile_library,
+    library_path,
+)
 from lutra.devices.cpu.interface import golden_header, layout, version
 from lutra.devices.cpu.library import library, open_library
 from lutra_golden.errors import LutraError
@@ -156,6 +161,42 @@ def test_the_library_that_came_with_the_package_is_taken(
     monkeypatch.setenv("CC", "no-such-compiler")
     (tmp_path / "libtest.so").write_text("library")
     assert library_path(GOLDEN) == tmp_path / "libtest.so"
+
+
+def test_an_installation_in_place_has_its_library(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the sources are the same; one of other sources goes with the next installation."""
+    source, log = tmp_path / "csrc" / "a.c", tmp_path / "log"
+    source.parent.mkdir()
+    source.write_text("int a;")
+    monkeypatch.setattr(build, "_FOLDER", tmp_path)
+    body = f'echo >> {log}; while [ "$1" != -o ]; do shift; done; echo library > "$2"'
+    monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && exit; {body}'))
+    compile_in_place(GOLDEN)
+    compile_in_place(GOLDEN)
+    found = library_path(GOLDEN)
+    assert found.read_text() == "library\n"
+    assert found.is_relative_to(tmp_path / "built")
+    assert log.read_text() == "\n\n"  # of the source and of the linker, once
+    assert not cache.exists()
+    source.write_text("int b;")
+    assert library_path(GOLDEN).is_relative_to(cache)
+    compile_in_place(GOLDEN)
+    assert not found.exists()
+    assert library_path(GOLDEN).is_relative_to(tmp_path / "built")
+
+
+def test_a_folder_that_cannot_be_installed_in_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "built").write_text("")
+    monkeypatch.setattr(build, "_FOLDER", tmp_path)
+    monkeypatch.setenv("CC", compiler(tmp_path, "exit 0"))
+    message = rf"^device cpu cannot write its library to {tmp_path}/built/\S+: Not a directory$"
+    with pytest.raises(BuildError, match=message):
+        compile_in_place(GOLDEN)
 
 
 def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:

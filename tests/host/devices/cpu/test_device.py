@@ -11,7 +11,7 @@ from tests.host.packed_models import golden_tiles
 from tests.host.tiles import Tiles, run_tiles
 
 from lutra.commands.cli import main
-from lutra.devices import auto
+from lutra.devices import auto, processors
 from lutra.devices.choose import choose_device
 from lutra.devices.cpu import library as cpu_library
 from lutra.devices.cpu.device import CpuDevice
@@ -127,7 +127,7 @@ class SmallGpu(CpuDevice):
 @compiler
 def test_a_gpu_that_is_too_small_leaves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "gpu_count", lambda: 1)
-    monkeypatch.setattr(auto, "CudaDevice", SmallGpu)
+    monkeypatch.setattr(processors, "CudaDevice", SmallGpu)
     llm = LLM("tales")
     golden = LLM("tales", "golden").generate("A king", 3)
     assert llm.generate("A king", 3).tokens == golden.tokens
@@ -135,7 +135,7 @@ def test_a_gpu_that_is_too_small_leaves_it_to_the_cpu(monkeypatch: pytest.Monkey
     assert llm.notes == [
         "the GPU has too little memory for the model's weights; device cpu runs instead"
     ]
-    monkeypatch.setattr(auto, "CudaDevice", no_torch)
+    monkeypatch.setattr(processors, "CudaDevice", no_torch)
     assert LLM("tales").notes == ["device cuda cannot be used, no torch; device cpu runs instead"]
     with pytest.raises(LutraError, match="too little memory"):
         LLM("tales", SmallGpu(None))

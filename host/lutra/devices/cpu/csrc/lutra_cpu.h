@@ -98,6 +98,9 @@ int lutra_cpu_target_available(int target);
 /* n threads, the caller's included. */
 lutra_pool *lutra_cpu_pool_new(int threads);
 void lutra_cpu_pool_free(lutra_pool *pool);
+/* Copies count arrays of so many bytes. */
+void lutra_cpu_copy(lutra_pool *pool, void *const *to, const void *const *from,
+                    const int64_t *sizes, int count);
 
 /* Keys and values of a sequence, either of 8 or 4 bits; memory is taken as positions are written, up to
  * the bytes of a cache of this shape. */

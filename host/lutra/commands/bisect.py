@@ -17,7 +17,7 @@ from lutra.commands.options import (
 )
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.rtl import RtlTransport
-from lutra.devices.base import Device
+from lutra.devices.base import BaseDevice, Device
 from lutra.devices.choose import choose_device
 from lutra.diagnose.bisect import bisect
 from lutra.llm import LLM
@@ -114,13 +114,16 @@ def _bisect(args: argparse.Namespace) -> int:
 
 def _device(args: argparse.Namespace, progress: StepProgress) -> Device:
     if args.device != "rtl":
-        return choose_device(
+        device = choose_device(
             args.device,
             config=args.config,
             engine=args.engine,
             threads=args.threads,
             progress=progress,
         )[0]
+        if isinstance(device, BaseDevice):
+            device.find()
+        return device
     if args.threads is not None:
         raise LutraError("only device cpu has threads, rtl has none: leave threads out")
     transport = RtlTransport(traceable=True, progress=progress)

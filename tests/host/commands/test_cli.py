@@ -137,7 +137,7 @@ def test_what_a_terminal_can_not_show_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("options", "config", "engine", "format", "group"),
     [
-        ([], "nano-lut", "lut", "W8A8", 64),
+        ([], "nano-lut-k32-g32", "lut", "W8A8g32", 64),
         (["--format", "w2a8", "--group", "128"], "nano-lut", "lut", "W2A8", 128),
         (["--format", "W4A16", "--engine", "mixpe"], "nano-mixpe-a16", "mixpe", "W4A16", 64),
     ],

@@ -243,7 +243,7 @@ class Progress:
         if self._share <= 0.1 or stands > STANDS_S:
             return ""
         left = self._moved * (1 - self._share) / self._share - stands
-        return f", about {clock(left)} left" if left > 0 else ""
+        return f", about {clock(round(left))} left" if left > 0 else ""
 
     def finish(self) -> None:
         """Say that it is done."""

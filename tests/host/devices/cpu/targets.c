@@ -147,7 +147,8 @@ static void vectors(int target) {
         }
         for (int fixed = 0; fixed < 2; fixed++) {
             add(lutra_cpu_head(target, u, N, s, scale_at(-20, -10), round % 2 ? rope : NULL,
-                               fixed ? gamma : NULL, 12, NULL, 0, 0, fixed, 127, narrow, &out));
+                               fixed ? gamma : NULL, 12, NULL, 0, 0, round % 3 ? NULL : gamma,
+                               fixed, 127, narrow, &out));
             add(out.m);
             add(out.e);
             for (int i = 0; i < N; i++) add(narrow[i]);

@@ -11,8 +11,14 @@ gguf = pytest.importorskip("gguf")
 from gguf import GGMLQuantizationType as Kind
 from tests.host.gguf_model import ENCODERS, i2_s_bytes
 
-from lutra.checkpoints.gguf_blocks import GRIDS, read_dense, read_weight, ternary_or_dense
-from lutra.checkpoints.weights import Dense, Grouped, Ternary
+from lutra.checkpoints.gguf_blocks import (
+    GRIDS,
+    read_dense,
+    read_matrix,
+    read_weight,
+    ternary_or_dense,
+)
+from lutra.checkpoints.weights import Dense, Encoded, Grouped, Ternary
 from lutra.formats.gguf_types import TYPES
 from lutra.quantize.imported import from_grouped, packed_bits
 from lutra_golden.errors import LutraError
@@ -94,6 +100,12 @@ def test_every_grid_is_exact(name: str, seed: int) -> None:
     np.testing.assert_array_equal(
         read_dense(BY_NAME[name], raw.ravel(), N, K, "here").values, values
     )
+    matrix = read_matrix(BY_NAME[name], raw.ravel(), N, K, "here")
+    assert isinstance(matrix, Encoded)
+    assert matrix.shape == (N, K)
+    np.testing.assert_array_equal(matrix.values, values)
+    np.testing.assert_array_equal(matrix.dequantized(slice(1, 3)), values[1:3])
+    np.testing.assert_array_equal(matrix.take(np.array([4, 0, 4])), values[[4, 0, 4]])
     assert isinstance(weight, Grouped)
     grid = GRIDS[name]
     assert (weight.bits, weight.group) == (grid.bits, grid.group)
@@ -245,6 +257,10 @@ def test_scales_that_are_not_finite(name: str) -> None:
         for read in (read_weight, read_dense):
             with pytest.raises(LutraError, match=r"^here holds infinities or NaNs: convert the"):
                 read(BY_NAME[name], raw.ravel(), N, K, "here")
+        matrix = read_matrix(BY_NAME[name], raw.ravel(), N, K, "here")
+        assert np.isfinite(matrix.take(slice(0, 3))).all()
+        with pytest.raises(LutraError, match=r"^here holds infinities or NaNs: convert the"):
+            matrix.take(slice(2, 4))
     if name == "MXFP4":
         raw = random_blocks(name, 1)
         for power in (0xFE, 0xFF):

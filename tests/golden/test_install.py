@@ -20,7 +20,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     files: dict[str, str] = {}
     found = SimpleNamespace(read_text=files.get)
     monkeypatch.setattr(install, "__file__", "/venv/lib/python3.11/lutra_golden/install.py")
-    monkeypatch.setattr(install, "distribution", lambda name: found)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: found)
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
     monkeypatch.setattr(install, "find_spec", lambda name: object())
     return files
@@ -73,7 +73,7 @@ def test_a_copy_without_metadata(
     def missing(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(install, "distribution", missing)
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
     assert install_command() == "/venv/bin/python -m pip install lutra-fpga"
 
 

@@ -17,7 +17,7 @@ from lutra.commands.options import (
 )
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.rtl import RtlTransport
-from lutra.devices.base import BaseDevice, Device
+from lutra.devices.base import Device, Findable
 from lutra.devices.choose import choose_device
 from lutra.diagnose.bisect import bisect
 from lutra.llm import LLM
@@ -121,7 +121,7 @@ def _device(args: argparse.Namespace, progress: StepProgress) -> Device:
             threads=args.threads,
             progress=progress,
         )[0]
-        if isinstance(device, BaseDevice):
+        if isinstance(device, Findable):
             device.find()
         return device
     if args.threads is not None:

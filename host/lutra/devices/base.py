@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ __all__ = [
     "Chunk",
     "Device",
     "DeviceError",
+    "Findable",
     "GreedyResult",
     "PassResult",
     "Session",
@@ -187,6 +188,16 @@ class Device(Protocol):
         ...
 
 
+@runtime_checkable
+class Findable(Protocol):
+    """A device of something that may not be here, such as a board."""
+
+    def find(self) -> None:
+        """See that it is here, before a model is made ready for it; LutraError says what is
+        missing."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """Tokens of one session in a pass, at ``position`` of it; otherwise like :class:`Step`."""
@@ -332,12 +343,6 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
         if self._model is None:
             raise LutraError("no model is loaded: call load(model) first")
         return self._model
-
-    def find(self) -> None:
-        """See that what the device runs on is here, before a model is made ready for it.
-
-        LutraError says what is missing.
-        """
 
     def load(self, model: PackedModel) -> None:
         """Take a model; sessions of the one before are gone."""

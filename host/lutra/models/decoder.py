@@ -302,7 +302,7 @@ class Decoder:
         if isinstance(weight, Dense):
             return x @ weight.dequantized().T.astype(self.dtype, copy=False) * unit
         n, k = weight.shape
-        out: Float = np.empty((len(x), n), self.dtype)
+        out: Float = np.empty((len(x), n), self.dtype)  # pyright: ignore[reportAssignmentType]
 
         def part(rows: slice) -> None:
             out[:, rows] = x @ weight.dequantized(rows).T.astype(self.dtype, copy=False)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lutra.arguments import either
-from lutra.devices.base import BaseDevice, Device
+from lutra.devices.base import Device, Findable
 from lutra.devices.choose import DEVICES, DeviceOptions, make_device
 from lutra_golden.errors import LutraError
 from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
@@ -53,7 +53,7 @@ class Placement:
     def find(self) -> None:
         """See that a board is here, so that one that is missing is told of before a model is packed
         for it."""
-        if isinstance(self._device, BaseDevice):
+        if isinstance(self._device, Findable):
             self._device.find()
 
     @property

@@ -439,6 +439,7 @@ class NormQuant(wiring.Component):
     def _group_shifts(self, m, command, tags, y_max, maxima):
         """The shift of the group of the elements in stage ``STAGE_Y``."""
         params, groups = self.config.matmul, self.config.attention_groups
+        assert groups is not None, "there are groups where there are shifts"
         m.submodules.shifts = shifts = GroupShifts(
             params, groups.size // LANES, len(maxima), len(y_max)
         )

@@ -270,11 +270,14 @@ class EngineParams(ABC):
             )
 
     def _check_groups(self) -> None:
+        for name, kinds, what in (
+            ("a_groups", (ActivationGroups, type(None)), "ActivationGroups or None"),
+            ("offset_width", (int,), "an integer"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise TypeError(f"{name} must be {what}, not {value!r}")
         groups, width = self.a_groups, self.offset_width
-        if groups is not None and not isinstance(groups, ActivationGroups):
-            raise TypeError(f"a_groups must be ActivationGroups or None, not {groups!r}")
-        if isinstance(width, bool) or not isinstance(width, int):
-            raise TypeError(f"offset_width must be an integer, not {width!r}")
         if width and width not in OFFSET_WIDTHS:
             raise ValueError(
                 f"offset_width must be 0 or in {OFFSET_WIDTHS[0]}..{OFFSET_WIDTHS[-1]}, not {width}"

@@ -148,7 +148,7 @@ def test_some_rows() -> None:
     ],
 )
 @pytest.mark.parametrize("cls", [LutParams, MacParams])
-def test_rejects_values(cls: type[EngineParams], values: dict[str, int], message: str) -> None:
+def test_rejects_values(cls: type[EngineParams], values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         cls(**values)
     assert str(error.value) == message

@@ -1,5 +1,7 @@
 """Words of grouped weights, bit by bit and against the integer product."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -249,7 +251,7 @@ def test_rejects_more_bits_than_planes() -> None:
     ],
 )
 def test_rejects_codes_of_more_than_eight_bits(
-    cls: type[GroupedParams], values: dict[str, int], message: str
+    cls: type[GroupedParams], values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError) as error:
         cls(**values)

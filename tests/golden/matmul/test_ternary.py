@@ -1,5 +1,7 @@
 """The ternary matmul model against the integer product, and its packing bit by bit."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ SMALL = TernaryParams(step_depth=15, depth_tile=15)
         ),
     ],
 )
-def test_rejects_values(values: dict[str, int], message: str) -> None:
+def test_rejects_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         TernaryParams(**values)
     assert str(error.value) == message

@@ -307,6 +307,7 @@ def test_a_second_host_is_refused(served: Served, model: Compiled, expected: Ste
         on_transport(model, board(served.port))
     check(tiles, expected)
     tiles.close()
+    until_free(served)
     other = on_transport(model, board(served.port))
     check(other, expected)
     other.close()

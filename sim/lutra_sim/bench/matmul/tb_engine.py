@@ -125,7 +125,7 @@ class Command:
         codes = _random(rng, shape, 0, top)
         scale = _random(rng, groups, 0, _SCALE_MAX)
         zero = _random(rng, groups, 0, 2 * top, top)
-        offset = None
+        offset, room = None, 0
         if PARAMS.offset_width:
             room = min(OFFSET_MAX, (1 << (PARAMS.offset_width - 1)) - 1 - 2 * top * _SCALE_MAX)
             offset = _random(rng, groups, -room, room, 0)

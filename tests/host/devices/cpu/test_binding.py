@@ -223,7 +223,7 @@ def test_coded_embedding_has_every_bit(tmp_path: Path) -> None:
         streams.append(device.run([step])[0].residual)
         device.close()
     assert streams[0] is not None
-    np.testing.assert_array_equal(*streams)
+    np.testing.assert_array_equal(streams[0], streams[1])
 
 
 def test_codes_of_a_head_that_lies_on_a_grid(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.system.test_architectures import SIZES, assert_the_rtl_gives_the_same
 from lutra.checkpoints.weights import Dense, Grouped
 from lutra.compile.configure import configure
 from lutra.models import load_model
-from lutra.models.decoder import Decoder, DecoderLayer
+from lutra.models.decoder import Decoder
 from lutra.quantize.pack import pack_model
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import AcceleratorConfig
@@ -79,18 +79,19 @@ def _groups(folder: Path) -> PackedModel:
 
 
 def _short_groups(folder: Path) -> PackedModel:
-    """Groups that are longer than heads, with exponents of two bits; biases. Values of the last
-    heads are far smaller than others, so that heads of a group differ."""
-    groups = ActivationGroups(size=128, shift_max=3)
+    """Groups that are longer than heads, of which half are a quarter as large as the others, with
+    exponents of two bits; biases."""
     model = _read(folder, "qwen2")
-    layers = list[DecoderLayer]()
-    for layer in model.layers:
-        values = np.ones((model.config.num_key_value_heads, 32), np.float32)
-        values[-1] = 1 / 16
-        factor = values.reshape(-1)
-        assert layer.v_bias is not None
-        v = Dense(layer.v_proj.dequantized() * factor[:, None])
-        layers.append(replace(layer, v_proj=v, v_bias=layer.v_bias * factor))
+    sizes = np.repeat([1, 0.25], SHAPE.num_key_value_heads * SHAPE.head_dim // 2)
+    layers = [
+        replace(
+            layer,
+            v_proj=Dense(layer.v_proj.dequantized() * sizes[:, None]),
+            v_bias=None if layer.v_bias is None else layer.v_bias * sizes,
+        )
+        for layer in model.layers
+    ]
+    groups = ActivationGroups(size=128, shift_max=3)
     model = replace(model, layers=layers)
     return pack_model(model, Format(w_bits=3, a_bits=8), GROUP, a_groups=groups)
 

@@ -183,8 +183,9 @@ G32 = ActivationGroups(size=32)
     ],
 )
 def test_rejects_groups(values: dict[str, Any], kind: type[Exception], message: str) -> None:
+    base: dict[str, Any] = {"depth_tile": 32}
     with pytest.raises(kind) as error:
-        MacParams(**({"depth_tile": 32} | values))
+        MacParams(**(base | values))
     assert str(error.value) == message
 
 

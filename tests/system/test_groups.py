@@ -79,9 +79,21 @@ def _groups(folder: Path) -> PackedModel:
 
 
 def _short_groups(folder: Path) -> PackedModel:
-    """Groups that are longer than heads, with exponents of two bits; biases."""
-    groups = ActivationGroups(size=64, shift_max=3)
-    return pack_model(_read(folder, "qwen2"), Format(w_bits=3, a_bits=8), GROUP, a_groups=groups)
+    """Groups that are longer than heads, of which half are a quarter as large as the others, with
+    exponents of two bits; biases."""
+    model = _read(folder, "qwen2")
+    sizes = np.repeat([1, 0.25], SHAPE.num_key_value_heads * SHAPE.head_dim // 2)
+    layers = [
+        replace(
+            layer,
+            v_proj=Dense(layer.v_proj.dequantized() * sizes[:, None]),
+            v_bias=None if layer.v_bias is None else layer.v_bias * sizes,
+        )
+        for layer in model.layers
+    ]
+    groups = ActivationGroups(size=128, shift_max=3)
+    model = replace(model, layers=layers)
+    return pack_model(model, Format(w_bits=3, a_bits=8), GROUP, a_groups=groups)
 
 
 def _offsets(folder: Path) -> PackedModel:

@@ -1,10 +1,11 @@
 """Lutra's device ``cpu`` compared with llama.cpp on one machine: ``python -m lutra_flows.peers``.
 
-Both run a GGUF file, ``-m FILE``, or the 2B-4T shape with random ternary weights, on as many
-threads, in turns. llama.cpp has no such architecture with these weights in its TQ2_0 format, so it
-is given Llama's, with the same matrices: ternary layers in TQ2_0, embedding and head in Q6_K, as it
-stores them by itself. Beside the rates stand the bytes that a token reads, and what the machine
-reads in the same turns. It needs the extra ``peers``.
+Both run a GGUF file, ``-m FILE``, or a model of random weights, ``--shape NAME``, on as many
+threads, in turns. A shape is written as a GGUF file that both run, in the types of a released one
+(:mod:`lutra_flows.peer_models`), except for 2B-4T: llama.cpp has no such architecture with these
+weights in its TQ2_0 format, so it is given Llama's, with the same matrices: ternary layers in
+TQ2_0, embedding and head in Q6_K, as it stores them by itself. Beside the rates stand the bytes
+that a token reads, and what the machine reads in the same turns. It needs the extra ``peers``.
 """
 
 import argparse
@@ -19,105 +20,29 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lutra.commands.bench import Row, bench
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cpu.steps import Pool, read_seconds
-from lutra.formats.config_file import ConfigFile
 from lutra.formats.gguf import GgufFile
 from lutra.models import RANDOM
-from lutra.models.random import RANDOM_SHAPES
 from lutra.open_model import open_packed_model
 from lutra.packed.random import random_packed
 from lutra.progress import StepProgress
+from lutra.quantize.vocabulary import HEAD_BITS
+from lutra_flows.peer_models import PEER_MODELS, write_gguf
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 from lutra_golden.machine import available_cores
 from lutra_golden.model.capabilities import EVERY_PART
 from lutra_golden.model.packed import PackedModel
-from lutra_golden.model.shapes import linear_shapes
 
-__all__ = ["Comparison", "main", "measure", "table", "write_gguf"]
+__all__ = ["Comparison", "main", "measure", "table"]
 
 _SHAPE = "bitnet-2b-4t"
-_GGUF_NAMES = {
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_output",
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-}
-_BLOCK = 256
-_TQ2_0_BYTES, _Q6_K_BYTES = 66, 210
 _TURNS = 2
 _READ_BYTES, _PIECE = 256 << 20, 16 << 20
 _Progress = Callable[[str, float], None]
-_Bytes = NDArray[np.uint8]
-
-
-def _half(value: float) -> _Bytes:
-    return np.array([value], np.float16).view(np.uint8)
-
-
-def _tq2_0(rng: np.random.Generator, n: int, k: int) -> _Bytes:
-    """Random blocks of 256 weights: fields 0, 1, 2 of two bits, and a scale."""
-    valid = [b for b in range(256) if all(b >> s & 3 < 3 for s in (0, 2, 4, 6))]
-    blocks = np.empty((n * k // _BLOCK, _TQ2_0_BYTES), np.uint8)
-    codes = rng.integers(0, len(valid), (len(blocks), _TQ2_0_BYTES - 2), np.uint8)
-    blocks[:, :-2] = np.array(valid, np.uint8)[codes]
-    blocks[:, -2:] = _half(1.1 / np.sqrt(k))
-    return blocks.reshape(n, -1)
-
-
-def _q6_k(rng: np.random.Generator, n: int, k: int) -> _Bytes:
-    """Random blocks of 256 weights of six bits with sixteen scales, and one above them."""
-    blocks = rng.integers(0, 256, (n * k // _BLOCK, _Q6_K_BYTES), np.uint8)
-    blocks[:, 192:208] = rng.integers(1, 64, (len(blocks), 16), np.uint8)
-    blocks[:, -2:] = _half(1e-4)
-    return blocks.reshape(n, -1)
-
-
-def write_gguf(
-    path: Path, shape: Mapping[str, object] | None = None, progress: _Progress | None = None
-) -> None:
-    """Write the model that llama.cpp is given, of the sizes in a ``config.json``."""
-    import gguf
-
-    file, rng = ConfigFile(path, shape or RANDOM_SHAPES[_SHAPE]), np.random.default_rng(0)
-    total = file.whole("num_hidden_layers")
-    d, f = file.whole("hidden_size"), file.whole("intermediate_size")
-    heads, kv_heads = file.whole("num_attention_heads"), file.whole("num_key_value_heads")
-    vocab, head_dim = file.whole("vocab_size"), d // heads
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(4096)
-    writer.add_embedding_length(d)
-    writer.add_block_count(total)
-    writer.add_feed_forward_length(f)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(500000.0)
-    writer.add_vocab_size(vocab)
-    writer.add_tokenizer_model("none")
-    q6_k, tq2_0 = gguf.GGMLQuantizationType.Q6_K, gguf.GGMLQuantizationType.TQ2_0
-    writer.add_tensor("token_embd.weight", _q6_k(rng, vocab, d), raw_dtype=q6_k)
-    writer.add_tensor("output_norm.weight", np.ones(d, np.float32))
-    for i in range(total):
-        if progress:
-            progress("writing the peer's model", i / total)
-        for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{i}.{norm}.weight", np.ones(d, np.float32))
-        for name, (n, k) in linear_shapes(d, f, d, kv_heads * head_dim).items():
-            tensor = f"blk.{i}.{_GGUF_NAMES[name]}.weight"
-            writer.add_tensor(tensor, _tq2_0(rng, n, k), raw_dtype=tq2_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 class _LlamaCpp:
@@ -247,13 +172,19 @@ def _turns(
 def measure(
     file: Path | None = None,
     *,
+    shape: str = _SHAPE,
+    head_bits: int | None = None,
     threads: int,
     n_prompt: int,
     n_gen: int,
     repetitions: int,
     progress: _Progress | None = None,
 ) -> Comparison:
-    """Rates of both, taken in turns: with a GGUF file, or the 2B-4T shape if there is none."""
+    """Rates of both, taken in turns: with a GGUF file, or a shape if there is none.
+
+    ``head_bits`` are the bits of Lutra's embedding and head; None leaves them as they are by
+    default.
+    """
     try:
         peer = f"llama.cpp {version('llama-cpp-python')}"
     except PackageNotFoundError:
@@ -274,13 +205,20 @@ def measure(
             progress=progress,
         )
 
+    def opened(path: Path) -> PackedModel:
+        return open_packed_model(
+            path, progress=progress, capabilities=EVERY_PART, head_bits=head_bits
+        )
+
     if file is not None:
-        model = open_packed_model(file, progress=progress, capabilities=EVERY_PART)
-        return turns(file, model, peer)
+        return turns(file, opened(file), peer)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "peer.gguf"
-        write_gguf(path, progress=progress)
-        return turns(path, random_packed(RANDOM + _SHAPE, progress=progress), f"{peer} TQ2_0")
+        path = Path(folder) / f"{shape}.gguf"
+        write_gguf(path, PEER_MODELS[shape], progress=progress)
+        if shape != _SHAPE:
+            return turns(path, opened(path), peer)
+        model = random_packed(RANDOM + shape, head_bits=head_bits, progress=progress)
+        return turns(path, model, f"{peer} TQ2_0")
 
 
 def table(comparison: Comparison) -> str:
@@ -305,12 +243,16 @@ def table(comparison: Comparison) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lutra_flows.peers", description=__doc__)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-m", "--model", type=Path, metavar="FILE", help="GGUF file that both run")
+    source.add_argument(
+        "--shape",
+        choices=tuple(PEER_MODELS),
+        default=_SHAPE,
+        help=f"random weights of this shape ({_SHAPE})",
+    )
     parser.add_argument(
-        "-m",
-        "--model",
-        type=Path,
-        metavar="FILE",
-        help="GGUF file that both run (default: random ternary weights of the 2B-4T shape)",
+        "--head", type=int, choices=HEAD_BITS, help="bits of Lutra's embedding and head"
     )
     parser.add_argument("-t", "--threads", type=int, default=available_cores())
     parser.add_argument("-p", "--n-prompt", type=int, default=512)
@@ -322,6 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with StepProgress() as progress:
             comparison = measure(
                 args.model,
+                shape=args.shape,
+                head_bits=args.head,
                 threads=args.threads,
                 n_prompt=args.n_prompt,
                 n_gen=args.n_gen,

@@ -1,5 +1,6 @@
 """The peer that the CPU is measured beside."""
 
+from collections import Counter
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from tests.host.gguf_model import write_gguf as write_model
 
 from lutra.commands.bench import Row
 from lutra.formats.gguf import GgufFile
+from lutra.open_model import open_packed_model
 from lutra_flows import peers
-from lutra_flows.peers import Comparison, main, table, write_gguf
+from lutra_flows.peer_models import PEER_MODELS, write_gguf
+from lutra_flows.peers import Comparison, main, table
 from lutra_golden.install import install_command
+from lutra_golden.model.capabilities import EVERY_PART
 
 SHAPE = {
     "hidden_size": 512,
@@ -30,7 +34,7 @@ SHAPE = {
 def test_the_peers_model_is_whole(tmp_path: Path) -> None:
     """Reads the file with the library that defines the format."""
     path = tmp_path / "peer.gguf"
-    write_gguf(path, SHAPE)
+    write_gguf(path, shape=SHAPE | {"tie_word_embeddings": True})
     reader = gguf.GGUFReader(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert len(tensors) == 2 + 2 * 9
@@ -44,6 +48,35 @@ def test_the_peers_model_is_whole(tmp_path: Path) -> None:
     values = gguf.quants.dequantize(head.data, head.tensor_type)
     assert values.shape == (512, 512) and np.isfinite(values).all() and values.std() > 0
     assert GgufFile(path).metadata.text("general.architecture") == "llama"
+
+
+@pytest.mark.parametrize(
+    ("name", "types"),
+    [
+        ("bonsai-8b", {"Q1_0": 7 * 2 + 2}),
+        ("ternary-bonsai-8b", {"Q2_0": 7 * 2 + 2}),
+        ("qwen2.5-1.5b", {"Q4_K": 7 * 2 - 2, "Q6_K": 1 + 2}),
+    ],
+)
+def test_models_of_released_types(tmp_path: Path, name: str, types: dict[str, int]) -> None:
+    """Lutra opens them, with the types and the values that they stand for."""
+    path, model = tmp_path / "peer.gguf", PEER_MODELS[name]
+    heads = {"head_dim": 128} if model.arch == "qwen3" else {}
+    write_gguf(path, model, {**model.config, **SHAPE, **heads})
+    tensors = GgufFile(path).tensors
+    found = Counter(tensor.kind.name for tensor in tensors.values())
+    assert found.pop("F32") and found == types
+    packed = open_packed_model(path, capabilities=EVERY_PART)
+    assert len(packed.layers) == 2 and packed.vocab_size == 512
+
+
+def test_six_bits_where_llama_cpp_has_them() -> None:
+    """Layers of 28 whose values and down projections have more bits in a file Q4_K_M."""
+    of = PEER_MODELS["qwen2.5-1.5b"].type_of
+    more = [i for i in range(28) if of("attn_v", i, 28) == "Q6_K"]
+    assert more == [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24, 25, 26, 27]
+    assert [i for i in range(28) if of("ffn_down", i, 28) == "Q6_K"] == more
+    assert {of("attn_q", i, 28) for i in range(28)} == {"Q4_K"}
 
 
 def test_without_the_peer_it_says_how_to_get_it(
@@ -102,7 +135,7 @@ def test_bytes_of_a_token_stand_beside_its_rate(tmp_path: Path) -> None:
 
 def test_a_token_reads_one_row_of_an_embedding_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "peer.gguf"
-    write_gguf(path, SHAPE)
+    write_gguf(path, shape=SHAPE | {"tie_word_embeddings": True})
     sizes = {name: tensor.n_bytes for name, tensor in GgufFile(path).tensors.items()}
     matrices = sum(size for name, size in sizes.items() if "norm" not in name)
     assert peers._file_bytes(path) == matrices

@@ -94,6 +94,8 @@ def _peer_rows(
     found: list[tuple[str, float]] = []
     for i in range(repetitions + 1):
         for test, n, step in ((f"pp{n_prompt}", n_prompt, n_prompt), (f"tg{n_gen}", n_gen, 1)):
+            if not n:
+                continue
             peer.reset()
             start = time.perf_counter()
             for first in range(0, n, step):

@@ -9,10 +9,20 @@ _STEPS, _BINDING = "host/devices/cpu/test_steps.py", "host/devices/cpu/test_bind
 MUTANTS = [
     *planted(
         "host/lutra/devices/cpu/csrc/copy.c",
-        [f"{_BINDING}::test_matrices_are_copied_into_large_pages"],
+        [
+            f"{_BINDING}::test_matrices_are_copied_into_large_pages",
+            f"{_BINDING}::test_matrices_are_copied_in_strips",
+        ],
         ("arrays that begin with another's piece", "before += pieces;", "before += pieces - 1;"),
-        ("pieces over one another", "(uint8_t *)c->to[i] + at", "(uint8_t *)c->to[i]"),
-        ("the last piece left out", "+ PIECE_BYTES - 1) / PIECE_BYTES", ") / PIECE_BYTES"),
+        ("pieces over one another", "memcpy((uint8_t *)c->to + at,", "memcpy((uint8_t *)c->to,"),
+        ("the last piece left out", "(units + piece - 1) / piece", "units / piece"),
+        ("the last strip left out", "(c->rows + STRIP - 1) / STRIP", "c->rows / STRIP"),
+        ("rows behind the last one copied", "(left < STRIP ? left : STRIP)", "(STRIP)"),
+        (
+            "the first line's columns for all",
+            "from[r * columns + c]",
+            "from[r * columns + c - first]",
+        ),
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/scale.h",
@@ -169,10 +179,24 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/matmul.c",
+        [f"{_STEPS}::test_activations_in_groups"],
+        (
+            "zero points out of a strip for offsets",
+            "flat_rows(at + 2 * step, w->offset",
+            "flat_rows(at + 2 * step, w->scale",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/matmul.c",
         [
             f"{_STEPS}::test_one_and_two_bits_in_groups",
             f"{_STEPS}::test_one_and_two_bits_at_the_ends",
         ],
+        (
+            "rows out of a strip from its beginning",
+            "(int64_t)(r - r % STRIP) * columns + r % STRIP;",
+            "(int64_t)(r - r % STRIP) * columns;",
+        ),
         (
             "the second block of a pair behind the first",
             "int whole = b / side * side, in = b % side * 16;",

@@ -161,7 +161,7 @@ MUTANTS = [
         ),
     ),
     *planted(
-        f"{_C}/bits_product.h",
+        f"{_C}/x86_bits.h",
         _BITS,
         ("offsets left out", "(shifted && w->offset))", "(shifted && w->zero))"),
         (
@@ -176,16 +176,23 @@ MUTANTS = [
         ),
     ),
     *planted(
-        f"{_C}/avx512_bits.h",
+        f"{_C}/avx512_strips.h",
         _BITS,
         (
-            "lanes of two bits where those of one are",
-            "i = bits == 1 ? j : 2 * j + l / 2,",
-            "i = bits == 1 ? j : 2 * j + l % 2,",
+            "units of a part the other way round",
+            "7 - (f % 4 * 2 + f / 4)",
+            "6 - (f % 4 * 2 - f / 4)",
         ),
-        ("a digit worth half", "_mm512_slli_epi32(sum[0], 7)", "_mm512_slli_epi32(sum[0], 6)"),
-        ("upper fields not shifted", "_mm512_srai_epi32(high[i][d][j], 2)", "high[i][d][j]"),
-        ("scales behind the row count", "(left < 16 ? (1 << left) - 1 : 0xFFFF)", "(0xFFFF)"),
+        ("sums left where their codes are", "sum = _mm512_srai_epi32(", "sum = _mm512_slli_epi32("),
+        ("odd rows before even ones", "(0, 8, 1, 9, 2, 10, 3, 11)", "(8, 0, 9, 1, 10, 2, 11, 3)"),
+        ("upper rows the other way round", "(4, 12, 5, 13, 6, 14,", "(12, 4, 13, 5, 14, 6,"),
+        ("the first tile's scales for both", "g * STRIP + 16 * t;", "g * STRIP;"),
+        ("a second column's sums of the first", "a[(int64_t)c * groups + g]);", "a[g]);"),
+    ),
+    *planted(
+        f"{_C}/avx512_strips.h",
+        [f"{_STEPS}::test_ternary"],
+        ("the end of a row left out", "(--left > 0 && b < blocks - 1)", "--left > 0"),
     ),
     *planted(
         f"{_C}/target_avx2.c",

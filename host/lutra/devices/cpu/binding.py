@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lutra.devices.cpu.cache import CacheShape, CpuCache
 from lutra.devices.cpu.interface import (
     HEAD_DIM_MAX,
+    CCopy,
     CLayer,
     CMatrix,
     CModel,
@@ -22,7 +23,7 @@ from lutra.devices.cpu.interface import (
     CPass,
     CRow,
 )
-from lutra.devices.cpu.library import library, pointer, scale_of, target_number
+from lutra.devices.cpu.library import library, pointer, scale_of, strip_rows, target_number
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.b128 import BLOCK
@@ -43,6 +44,8 @@ __all__ = ["CpuModel", "CpuResult", "KeptArrays", "RowTable", "matrix_of"]
 
 _FEW_BITS = 2
 _UNIT = 16  # weights: what sums of groups are made of
+_SHARED = 32  # activations that have an exponent of their own
+_FOUR_BYTES = np.dtype(np.uint32)
 _BYTE_PEAK = 128
 _INT16 = np.dtype(np.int16)
 _ROW = cast("np.dtype[np.void]", np.dtype(CRow))
@@ -121,44 +124,46 @@ class KeptArrays:
 
     With ``copies`` matrices are copied into large pages. Mapped from a file they lie in pages of
     4 KiB, past whose ends processors do not prefetch, so a decoded token takes longer
-    (docs/devices.md).
+    (docs/devices.md). The copies of matrices are in strips of ``strip`` rows, unless that is 0.
     """
 
-    def __init__(self, copies: bool = False) -> None:
+    def __init__(self, copies: bool = False, strip: int = 0) -> None:
         self._arrays: list[object] = []
         self._copies, self._room = copies, np.empty(0, np.uint8)
-        self._awaited: list[tuple[NDArray[np.uint8], NDArray[np.generic]]] = []
+        self._awaited: list[CCopy] = []
+        self.strip = strip if copies else 0
 
     def __call__(self, values: NDArray[np.generic]) -> int:
         whole = np.ascontiguousarray(values)
         self._arrays.append(whole)
         return whole.ctypes.data
 
-    def matrix(self, values: NDArray[np.generic]) -> int:
+    def matrix(self, values: NDArray[np.generic], strip: int = 0) -> int:
         """Address of an array that is read for every token, copied into large pages if possible:
-        by :meth:`fill`."""
+        by :meth:`fill`. ``[N, columns]`` is copied in strips of ``strip`` rows."""
         if not self._copies:
             return self(values)
-        taken = -(-values.nbytes // _LINE) * _LINE
+        whole = np.ascontiguousarray(values)
+        copy = CCopy(rows=1, columns=whole.nbytes, size=1, strip=strip)
+        taken = whole.nbytes
+        if strip:
+            copy.rows, copy.size = len(whole), whole.itemsize
+            copy.columns = whole.size // len(whole)
+            taken = -(-len(whole) // strip) * strip * copy.columns * copy.size
+        taken = -(-taken // _LINE) * _LINE
         if taken > len(self._room):
             self._room = _huge_pages(max(taken, _ROOM))
-        room, self._room = self._room[: values.nbytes], self._room[taken:]
-        self._awaited.append((room, np.ascontiguousarray(values)))
-        return self(room)
+        room, self._room = self._room[:taken], self._room[taken:]
+        copy.source, copy.to = self(whole), self(room)
+        self._awaited.append(copy)
+        return room.ctypes.data
 
     def fill(self, pool: int | None) -> None:
         """Copy what is to be copied, by the threads of a pool: in one call, as each return to
         Python waits where another thread is busy there."""
         awaited, self._awaited = self._awaited, []
-        to, source, sizes = (
-            np.array(each, np.int64)
-            for each in (
-                [pointer(room) for room, _ in awaited],
-                [pointer(values) for _, values in awaited],
-                [values.nbytes for _, values in awaited],
-            )
-        )
-        library().lutra_cpu_copy(pool, pointer(to), pointer(source), pointer(sizes), len(awaited))
+        copies = (CCopy * len(awaited))(*awaited)
+        library().lutra_cpu_copy(pool, ctypes.addressof(copies), len(awaited))
 
     def int16(self, values: NDArray[np.integer]) -> int:
         return self(values.astype(_INT16, copy=False))
@@ -171,6 +176,16 @@ def _parts_of(group: int, bits: int, a_peak: int) -> int:
         if group % (parts * _UNIT) == 0 and group // parts * largest < 1 << 31:
             return parts
     raise AssertionError("a unit is summed in 32 bits")
+
+
+def _in_strips(bits: int, group: int | None) -> bool:
+    """True if there are products with strips of such a matrix: of the few bits where arithmetic
+    bounds products of rows that are taken one by one, not memory."""
+    if bits > _FEW_BITS:
+        return False
+    if group is None or group % BLOCK == 0:
+        return True
+    return group in (2 * _SHARED, _SHARED) or (group == _UNIT and bits > 1)
 
 
 def matrix_of(
@@ -199,12 +214,21 @@ def matrix_of(
             scale, zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)
             offset = None if offset is None else offset.repeat(parts, axis=1)
             group //= parts
+
+    strip = hold.strip if _in_strips(stored.bits, group) else 0
+
+    codes = stored.codes.view(_FOUR_BYTES) if strip else stored.codes
+
+    def held(values: NDArray[np.generic] | None) -> int | None:
+        return None if values is None else hold.matrix(values, strip)
+
     return CMatrix(
-        codes=hold.matrix(stored.codes),
-        scale=None if scale is None else hold.matrix(scale),
-        zero=None if zero is None or common is not None else hold.matrix(zero),
+        codes=hold.matrix(codes, strip),
+        scale=held(scale),
+        zero=held(zero) if common is None else None,
         zero_point=common or 0,
-        offset=None if offset is None else hold.matrix(offset),
+        offset=held(offset),
+        strip=strip,
         row_bytes=stored.codes.shape[1],
         n=stored.n_rows,
         k=stored.depth,
@@ -298,7 +322,7 @@ class CpuModel:
             )
         self.shape, self.rows = shape, rows
         self._library = library()
-        self._keep = KeptArrays(_spare_memory(_matrix_bytes(model)))
+        self._keep = KeptArrays(_spare_memory(_matrix_bytes(model)), strip_rows(few))
         self._rows = KeptArrays()
         keep = self._keep
         layers = (CLayer * len(model.layers))(

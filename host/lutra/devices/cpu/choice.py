@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from lutra.devices.cpu.library import target_names, target_number
+from lutra.devices.cpu.library import strip_rows, target_names, target_number
 from lutra.devices.cpu.steps import Matrix, Pool, matmul_seconds
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import scale_from_float
@@ -64,11 +64,12 @@ def _weights(n: int, k: int, groups: ActivationGroups | None) -> StoredWeights:
 def _fastest(
     names: list[str], pool: Pool, groups: ActivationGroups | None, n: int, k: int, m: int
 ) -> str:
-    w = Matrix.of(PackedLinear(_weights(n, k, groups), scale_from_float(1.0), 24), groups)
+    w = PackedLinear(_weights(n, k, groups), scale_from_float(1.0), 24)
     a, bits = np.ones((m, k), np.int16), 8 if groups is None else 8 + groups.shift_max
-    seconds = {
-        name: float(matmul_seconds(name, pool, [w] * _REPEATS, a, bits).min()) for name in names
-    }
+    seconds: dict[str, float] = {}
+    for name in names:
+        matrix = Matrix.of(w, groups, 0 if groups else strip_rows(name))
+        seconds[name] = float(matmul_seconds(name, pool, [matrix] * _REPEATS, a, bits).min())
     # of targets that are as fast the first has the faster functions beside its products
     limit = _AS_FAST * min(seconds.values())
     return next(name for name in names if seconds[name] <= limit)

@@ -73,6 +73,8 @@ class CMatrix(Structure):
         ("shift", c_int32),
         ("offset_shift", c_int32),
         ("zero_point", c_int32),
+        ("strip", c_int32),
+        ("reserved", c_int32),
         ("unit", CScale),
     )
 
@@ -83,6 +85,19 @@ class CMatrix(Structure):
             return self.n * self.row_bytes
         numbers = self.scale_bytes + 2 * bool(self.zero) + 2 * bool(self.offset)
         return self.n * (self.row_bytes + self.k // self.group * numbers)
+
+
+class CCopy(Structure):
+    """``lutra_copy``."""
+
+    _fields_ = (
+        ("to", c_void_p),
+        ("source", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("size", c_int32),
+        ("strip", c_int32),
+    )
 
 
 class CNorm(Structure):
@@ -180,6 +195,7 @@ class CPass(Structure):
 STRUCTURES: dict[str, type[Structure]] = {
     "lutra_scale": CScale,
     "lutra_matrix": CMatrix,
+    "lutra_copy": CCopy,
     "lutra_norm": CNorm,
     "lutra_layer": CLayer,
     "lutra_model": CModel,

@@ -20,6 +20,7 @@ __all__ = [
     "pointer",
     "prepare",
     "scale_of",
+    "strip_rows",
     "target_names",
     "target_number",
 ]
@@ -31,7 +32,8 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "target_available": (c_int, [c_int]),
     "pool_new": (c_void_p, [c_int]),
     "pool_free": (None, [c_void_p]),
-    "copy": (None, [c_void_p, c_void_p, c_void_p, c_void_p, c_int]),
+    "copy": (None, [c_void_p, c_void_p, c_int]),
+    "strip": (c_int, [c_int]),
     "cache_bytes": (c_int64, [c_int] * 6),
     "cache_new": (c_void_p, [c_int] * 6),
     "cache_free": (None, [c_void_p]),
@@ -147,6 +149,12 @@ def target_names() -> dict[str, bool]:
     while (name := found.lutra_cpu_target_name(len(names))) is not None:
         names[name.decode()] = bool(found.lutra_cpu_target_available(len(names)))
     return names
+
+
+def strip_rows(target: str) -> int:
+    """Rows of the strips that matrices for a target have, 0 if it takes rows one by one."""
+    rows: int = library().lutra_cpu_strip(target_number(target))
+    return rows
 
 
 def target_number(name: str, setting: str = "target") -> int:

@@ -60,12 +60,17 @@ class Matrix:
         self.c, self._keep = c, keep
 
     @classmethod
-    def of(cls, linear: PackedLinear, groups: ActivationGroups | None = None) -> "Matrix":
-        """A matrix of a layer, for activations in ``groups`` if there are any."""
-        keep = KeptArrays()
-        if groups is None:
-            return cls(matrix_of(linear, keep), keep)
-        return cls(matrix_of(linear, keep, groups.peak), keep)
+    def of(
+        cls, linear: PackedLinear, groups: ActivationGroups | None = None, strip: int = 0
+    ) -> "Matrix":
+        """A matrix of a layer, for activations in ``groups`` if there are any; in strips of
+        ``strip`` rows, unless that is 0."""
+        keep, pool = KeptArrays(bool(strip), strip), Pool()
+        peak = {} if groups is None else {"a_peak": groups.peak}
+        made = cls(matrix_of(linear, keep, **peak), keep)
+        keep.fill(pool.address)
+        pool.close()
+        return made
 
     @classmethod
     def signed(cls, w: NDArray[np.int8], shift: int) -> "Matrix":

@@ -485,6 +485,25 @@ def test_matrices_are_copied_into_large_pages() -> None:
     assert where == arrays[1].ctypes.data
 
 
+def test_matrices_are_copied_in_strips() -> None:
+    """Elements of each size; a last strip that is not whole, and pieces of several strips."""
+    keep, strip = KeptArrays(copies=True, strip=32), 32
+    rng = np.random.default_rng(3)
+    shapes = (np.uint8, 70, 5), (np.uint16, 32, 100), (np.uint32, 3, 1), (np.uint32, 9000, 97)
+    arrays = [rng.integers(0, 200, (n, k)).astype(kind) for kind, n, k in shapes]
+    places = [keep.matrix(array, strip) for array in arrays]
+    pool = Pool(2)
+    keep.fill(pool.address)
+    pool.close()
+    for array, place in zip(arrays, places, strict=True):
+        rows = -(-len(array) // strip) * strip
+        whole = np.zeros((rows, array.shape[1]), array.dtype)
+        whole[: len(array)] = array
+        expected = whole.reshape(-1, strip, array.shape[1]).transpose(0, 2, 1)
+        found = np.frombuffer((ctypes.c_uint8 * expected.nbytes).from_address(place), array.dtype)
+        np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
 def test_a_model_that_fills_half_of_the_memory_stays_where_it_is(
     packed: Callable[[str], PackedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

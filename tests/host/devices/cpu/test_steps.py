@@ -27,7 +27,7 @@ if shutil.which("cc") is None:
 
 from lutra.devices.cpu import steps
 from lutra.devices.cpu.binding import matrix_of
-from lutra.devices.cpu.library import library, target_names, target_number
+from lutra.devices.cpu.library import library, strip_rows, target_names, target_number
 
 TARGETS = [name for name, available in target_names().items() if available]
 Int = NDArray[np.int64]
@@ -84,16 +84,20 @@ def check_groups(
 ) -> None:
     """A product with activations in groups."""
     shift = max(least_shift(weights.peak, groups.peak, (1 << 27) - 1, 0), least)
-    matrix = steps.Matrix.of(PackedLinear(weights, scale_from_float(0.01), shift), groups)
-    exact = a @ weights.doubled().T
-    actual = steps.matmul(target, pool, matrix, a.astype(np.int16), 8 + groups.shift_max)
-    np.testing.assert_array_equal(actual, round_shift(exact, shift))
+    expected = round_shift(a @ weights.doubled().T, shift)
+    for strip in sorted({0, strip_rows(target)}):
+        packed = PackedLinear(weights, scale_from_float(0.01), shift)
+        matrix = steps.Matrix.of(packed, groups, strip)
+        actual = steps.matmul(target, pool, matrix, a.astype(np.int16), 8 + groups.shift_max)
+        np.testing.assert_array_equal(actual, expected)
 
 
 def check(target: str, pool: steps.Pool, w: PackedLinear, a: NDArray[np.int16], bits: int) -> None:
-    exact = a.astype(np.int64) @ w.weights.doubled().T
-    actual = steps.matmul(target, pool, steps.Matrix.of(w), a, bits)
-    np.testing.assert_array_equal(actual, round_shift(exact, w.shift))
+    """A product, of rows one by one and in strips where the target has them."""
+    expected = round_shift(a.astype(np.int64) @ w.weights.doubled().T, w.shift)
+    for strip in sorted({0, strip_rows(target)}):
+        actual = steps.matmul(target, pool, steps.Matrix.of(w, strip=strip), a, bits)
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("target", TARGETS)

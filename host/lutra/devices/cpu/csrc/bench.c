@@ -77,7 +77,7 @@ static int product_new(product_t *p, int target, lutra_pool *pool, const lutra_m
     int ok = p->scratch && p->sums &&
              columns_new(&p->x, w->k, m, a_bits, &p->choice, columns_fields(w, count));
     for (int i = 0; ok && i < p->threads; i++)
-        ok = scratch_new(&p->scratch[i], &p->sums[i], w->k, m, a_bits);
+        ok = scratch_new(&p->scratch[i], &p->sums[i], w->k, m, a_bits, &p->choice);
     if (!ok) return 0;
     columns_shape(&p->x, w->k, m);
     for (int t = 0; t < m; t++) columns_set(&p->x, p->choice.gemv, t, a + (int64_t)t * w->k);

@@ -7,6 +7,8 @@
 enum { UNIT = 16, GEMV_COLUMNS = 4, FEW_COLUMNS = 8, KEY_BLOCK = 16, VALUE_BLOCK = 4 };
 /* Activations in groups: so many successive ones share a power of two. */
 enum { SHARED = 32 };
+/* Rows of a strip (lutra_matrix). */
+enum { STRIP = 32 };
 /* Up to this shift a product's sum fits 32 bits. */
 enum { NARROW_SHIFT = 32 - ACC_WIDTH };
 /* Largest element of a norm after its block shift. */
@@ -68,6 +70,7 @@ typedef struct {
     int32_t *group_sums; /* [count, groups], of groups of `per` units */
     int per;
     uint8_t *bytes;      /* for any use of a kernel, 64-byte aligned */
+    uint8_t *flat;       /* rows of a matrix in strips, one after another */
 } lutra_scratch;
 
 /* Keys [position / KEY_BLOCK, head_dim / 4, KEY_BLOCK, 4], values [position / VALUE_BLOCK,
@@ -157,6 +160,11 @@ typedef struct {
     /* acc [columns, head_dim] += w * values of `blocks` blocks, at most VALUE_BLOCKS of them. */
     void (*value_sums)(const int8_t *values, int blocks, const uint16_t *const *w, int count,
                        int head_dim, int64_t *acc);
+
+    /* As gemv and gemv_shifted, with any number of columns, for matrices in strips; NULL if there is
+     * no such product. `first` is the first row of a strip. */
+    void (*strips)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                   lutra_scratch *scratch, int64_t *out);
 } lutra_kernels;
 
 extern const lutra_kernels lutra_scalar, lutra_avx2, lutra_avxvnni, lutra_avx512vl, lutra_avx512,

@@ -21,14 +21,18 @@ typedef struct {
  * where scale is NULL, else with a scale (of scale_bytes) and a zero point per row and group of
  * columns (zero_point for all where zero is NULL), and an offset of 2**offset_shift where offset is
  * not NULL.
- * bits 0: rows of k signed bytes. */
+ * bits 0: rows of k signed bytes.
+ *
+ * With strip, which lutra_cpu_strip() gives, arrays of codes, scales, zero points and offsets are in
+ * strips of so many rows, the last one filled up: [n / strip, columns, strip], columns of codes being
+ * four bytes. */
 typedef struct {
     const uint8_t *codes;
     const void *scale;
     const uint16_t *zero;
     const int16_t *offset;
     int64_t row_bytes;
-    int32_t n, k, bits, group, scale_bytes, shift, offset_shift, zero_point;
+    int32_t n, k, bits, group, scale_bytes, shift, offset_shift, zero_point, strip, reserved;
     lutra_scale unit;
 } lutra_matrix;
 
@@ -94,13 +98,22 @@ const int32_t *lutra_cpu_layout(int32_t *n);
 /* Targets by number, best rank first; NULL after the last one. */
 const char *lutra_cpu_target_name(int target);
 int lutra_cpu_target_available(int target);
+/* Rows of the strips that matrices may have whose products of few columns a target makes, or 0. */
+int lutra_cpu_strip(int target);
 
 /* n threads, the caller's included. */
 lutra_pool *lutra_cpu_pool_new(int threads);
 void lutra_cpu_pool_free(lutra_pool *pool);
-/* Copies count arrays of so many bytes. */
-void lutra_cpu_copy(lutra_pool *pool, void *const *to, const void *const *from,
-                    const int64_t *sizes, int count);
+/* An array [rows, columns] of elements of 1, 2 or 4 bytes, to be copied in strips of so many rows;
+ * or, where strip is 0, as it is. Room for a last strip is whole, and zero where there are no rows. */
+typedef struct {
+    void *to;
+    const void *source;
+    int64_t rows, columns;
+    int32_t size, strip;
+} lutra_copy;
+
+void lutra_cpu_copy(lutra_pool *pool, const lutra_copy *copies, int count);
 
 /* Keys and values of a sequence, either of 8 or 4 bits; memory is taken as positions are written, up to
  * the bytes of a cache of this shape. */

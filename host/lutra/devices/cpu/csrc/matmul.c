@@ -20,7 +20,7 @@ static int in_groups(const lutra_columns *x) { return x->a_bits > 8 && x->a_bits
 int columns_fields(const lutra_matrix *w, int count) {
     int fields = 0;
     for (int i = 0; i < count; i++)
-        if (w[i].scale && w[i].bits <= 2) fields |= w[i].bits == 1 ? ONE_BIT : TWO_BITS;
+        if (w[i].scale && w[i].bits <= 2 && !w[i].strip) fields |= w[i].bits == 1 ? ONE_BIT : TWO_BITS;
     return fields;
 }
 
@@ -76,6 +76,11 @@ void columns_free(lutra_columns *x) {
 
 /* Which of a target's products takes this many columns. */
 enum { ONE, FEW, MANY };
+
+/* True if columns with a matrix in strips are multiplied as it is. */
+static int in_strips(const lutra_matrix *w, const lutra_columns *x) {
+    return w->strip && x->count <= (in_groups(x) ? SHIFTED_COLUMNS : GEMV_COLUMNS);
+}
 
 static int kind_of(const lutra_columns *x) {
     if (in_groups(x)) return x->count <= SHIFTED_COLUMNS ? ONE : MANY;
@@ -196,11 +201,62 @@ void columns_set(lutra_columns *x, const lutra_kernels *kernels, int token, cons
 }
 
 int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_columns *x) {
-    if (kind_of(x) == MANY) return choice->gemm->gemm_rows;
+    int least = w->strip ? STRIP : 16;
+    if (kind_of(x) == MANY && !in_strips(w, x)) return choice->gemm->gemm_rows;
     int rows = (int)(GEMV_BYTES / w->row_bytes);
     if (rows > w->n / GEMV_CHUNKS) rows = w->n / GEMV_CHUNKS;
-    rows &= ~15;
-    return rows < 16 ? 16 : rows > ROWS_MAX ? ROWS_MAX : rows;
+    rows &= ~(least - 1);
+    return rows < least ? least : rows > ROWS_MAX ? ROWS_MAX : rows;
+}
+
+/* Most bytes of the rows of a product that takes them one after another. */
+static int64_t flat_bytes(int depth, const lutra_choice *choice) {
+    int64_t k = round_up(depth, BLOCK), numbers = k / UNIT * 6, rows = choice->gemm->gemm_rows;
+    if (rows < STRIP) rows = STRIP;
+    /* as many rows as GEMV_BYTES hold have at least a bit for each column */
+    int64_t many = rows * (k + numbers), few = GEMV_BYTES + GEMV_BYTES / (k / 8) * numbers;
+    return (few > many ? few : many) + 8 * 64;
+}
+
+/* Elements of rows of a strip's array, one row after another, with `columns` each. */
+static void flat_rows(uint8_t *to, const void *from, int first, int last, int columns, int size) {
+    for (int r = first; r < last; r++) {
+        int64_t at = (int64_t)(r - r % STRIP) * columns + r % STRIP;
+        uint8_t *row = to + (int64_t)(r - first) * columns * size;
+        if (size == 4)
+            for (int c = 0; c < columns; c++)
+                ((uint32_t *)row)[c] = ((const uint32_t *)from)[at + (int64_t)c * STRIP];
+        else if (size == 2)
+            for (int c = 0; c < columns; c++)
+                ((uint16_t *)row)[c] = ((const uint16_t *)from)[at + (int64_t)c * STRIP];
+        else
+            for (int c = 0; c < columns; c++)
+                row[c] = ((const uint8_t *)from)[at + (int64_t)c * STRIP];
+    }
+}
+
+lutra_matrix matrix_rows(const lutra_matrix *w, int first, int last, uint8_t *flat) {
+    lutra_matrix out = *w;
+    int groups = w->scale ? w->k / w->group : 0;
+    int64_t rows = last - first, step = (rows * groups * 2 + 63) / 64 * 64;
+    uint8_t *at = flat + (rows * w->row_bytes + 63) / 64 * 64;
+    out.strip = 0;
+    out.n = (int32_t)rows;
+    flat_rows(flat, w->codes, first, last, (int)(w->row_bytes / 4), 4);
+    out.codes = flat;
+    if (w->scale) {
+        flat_rows(at, w->scale, first, last, groups, w->scale_bytes);
+        out.scale = at;
+    }
+    if (w->zero) {
+        flat_rows(at + step, w->zero, first, last, groups, 2);
+        out.zero = (const uint16_t *)(at + step);
+    }
+    if (w->offset) {
+        flat_rows(at + 2 * step, w->offset, first, last, groups, 2);
+        out.offset = (const int16_t *)(at + 2 * step);
+    }
+    return out;
 }
 
 void product_begin(const lutra_matrix *w, const lutra_columns *x, lutra_scratch *scratch) {
@@ -236,19 +292,30 @@ static void few_shifted(const lutra_kernels *kernels, const lutra_matrix *w, int
 void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, int last,
                   const lutra_columns *x, lutra_scratch *scratch, int64_t *sums) {
     int rows = last - first;
-    int kind = kind_of(x);
-    if (in_groups(x) && kind == ONE) {
+    int kind = kind_of(x), whole = in_strips(w, x);
+    lutra_matrix flat;
+    if (w->strip && !whole) {
+        flat = matrix_rows(w, first, last, scratch->flat);
+        w = &flat;
+        first = 0;
+        last = rows;
+    }
+    if (whole) {
+        choice->gemv->strips(w, first, last, x, scratch, sums);
+    } else if (in_groups(x) && kind == ONE) {
         few_shifted(choice->gemv, w, first, last, x, scratch, sums);
         return;
+    } else if (kind == ONE) {
+        choice->gemv->gemv(w, first, last, x, scratch, sums);
+    } else if (kind == FEW) {
+        choice->gemm->few(w, first, last, x, scratch, sums);
     }
-    if (kind == ONE) choice->gemv->gemv(w, first, last, x, scratch, sums);
-    if (kind == FEW) choice->gemm->few(w, first, last, x, scratch, sums);
-    int wide = kind == MANY && (in_groups(x) || (w->scale && w->shift > NARROW_SHIFT));
+    int wide = !whole && kind == MANY && (in_groups(x) || (w->scale && w->shift > NARROW_SHIFT));
     if (wide)
         choice->gemm->gemm_shifted(w, first, last, x, scratch, sums);
-    else if (kind == MANY)
+    else if (!whole && kind == MANY)
         choice->gemm->gemm(w, first, last, x, scratch, sums);
-    if (w->offset && !wide) {
+    if (w->offset && !wide && !whole) {
         int groups = w->k / w->group;
         for (int c = 0; c < x->count; c++) {
             int64_t *to = sums + (int64_t)c * rows;
@@ -288,17 +355,21 @@ static int64_t kernel_bytes(int depth) {
     return 64 * k + 64 * (k / UNIT) * 8 + 64 * 16 * 16 + GEMV_COLUMNS * k / UNIT * 64 + 4096;
 }
 
-int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, int a_bits) {
+int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, int a_bits,
+                const lutra_choice *choice) {
     int64_t columns = round_up(columns_of(tokens, a_bits), FEW_COLUMNS) + FEW_COLUMNS;
     scratch->per = 0;
     scratch->group_sums = take(columns * (round_up(depth, BLOCK) / UNIT) * 4);
     scratch->bytes = take(kernel_bytes(depth));
+    scratch->flat = choice->gemv->strips ? take(flat_bytes(depth, choice)) : NULL;
     *sums = take(columns * ROWS_MAX * 8);
-    return scratch->group_sums && scratch->bytes && *sums;
+    return scratch->group_sums && scratch->bytes && *sums &&
+           (scratch->flat || !choice->gemv->strips);
 }
 
 void scratch_free(lutra_scratch *scratch, int64_t **sums) {
     free(scratch->group_sums);
     free(scratch->bytes);
+    free(scratch->flat);
     free(*sums);
 }

@@ -29,6 +29,8 @@ int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_
 void product_begin(const lutra_matrix *w, const lutra_columns *x, lutra_scratch *scratch);
 /* New columns: the sums of groups are not theirs. */
 void product_forget(lutra_scratch *scratch);
+/* Rows of a matrix in strips, one after another at `flat`. */
+lutra_matrix matrix_rows(const lutra_matrix *w, int first, int last, uint8_t *flat);
 /* sums [tokens, last - first] of rows, before the matrix's shift. */
 void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, int last,
                   const lutra_columns *x, lutra_scratch *scratch, int64_t *sums);
@@ -38,7 +40,8 @@ void product(const lutra_choice *choice, const lutra_matrix *w, int first, int l
              int64_t stride);
 
 /* Scratch of a thread, and memory for the sums of `tokens` tokens. */
-int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, int a_bits);
+int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, int a_bits,
+                const lutra_choice *choice);
 void scratch_free(lutra_scratch *scratch, int64_t **sums);
 
 #endif

@@ -87,7 +87,7 @@ lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int ge
              columns_new(&e->columns, depth, rows, model->column_bits, &e->choice, fields_of(model));
     for (int i = 0; ok && i < e->threads; i++) {
         worker_t *w = &e->workers[i];
-        ok = scratch_new(&w->scratch, &w->sums, depth, rows, model->column_bits);
+        ok = scratch_new(&w->scratch, &w->sums, depth, rows, model->column_bits, &e->choice);
         w->y = take(depth * 4);
         w->q = take(depth * 2);
         w->values = take(2 * (m + 1) * ROWS_MAX * 4);
@@ -317,7 +317,15 @@ static void head(job_t *job, worker_t *w, const lutra_columns *x) {
 }
 
 /* A row of coded embedding: twice its weights, times what one of them is worth. */
-static void embed_codes(const lutra_matrix *w, int row, int frac, uint8_t *codes, int32_t *out) {
+static void embed_codes(const lutra_matrix *w, int row, int frac, lutra_scratch *scratch,
+                        int32_t *out) {
+    lutra_matrix flat;
+    if (w->strip) {
+        flat = matrix_rows(w, row, row + 1, scratch->flat);
+        w = &flat;
+        row = 0;
+    }
+    uint8_t *codes = scratch->bytes;
     int group = w->scale ? w->group : w->k, shift = -(w->unit.e + frac);
     codes_of(w->codes + row * w->row_bytes, w->bits, round_up(w->k, BLOCK) / BLOCK, codes);
     for (int g = 0; g < w->k / group; g++) {
@@ -344,7 +352,7 @@ static void embed(job_t *job, worker_t *w) {
         const int16_t *row = model->embedding + (int64_t)token * hidden;
         int32_t *to = e->residual + (int64_t)t * hidden;
         if (!model->embedding) {
-            embed_codes(&model->embedded, token, model->residual_frac, w->scratch.bytes, to);
+            embed_codes(&model->embedded, token, model->residual_frac, &w->scratch, to);
             continue;
         }
         for (int i = 0; i < hidden; i++)

@@ -10,6 +10,7 @@
 #define TARGET __attribute__((target(FEATURES)))
 #define NAME(x) x##_avx512vl
 #define MACS(acc, w, x) macs_avx512vl(acc, w, x)
+#define SELECT(v, bit, power) _mm256_maskz_mov_epi8(_mm256_test_epi8_mask(v, bit), power)
 
 /* Compilers copy the accumulator around the instruction's intrinsic. With activations from memory
  * instead of a register the loop takes up to half as long again. */
@@ -22,7 +23,8 @@ static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256
 #include "vector_body.h"
 #include "x86_gemv.h"
 #include "x86_shifted.h"
-#include "avx512_bits.h"
+#include "x86_bits.h"
+#include "avx512_strips.h"
 #define VECTORS VECTOR_FUNCTIONS
 
 #define V __m256i
@@ -56,7 +58,8 @@ static int available_avx512vl(void) { return x86_has(X86_AVX512_VNNI); }
 const lutra_kernels lutra_avx512vl = {
     "avx512vl", available_avx512vl, COLUMNS, ROWS_avx512vl, 5, 12, SIDE_avx512vl, gemv_avx512vl, few_avx512vl,
     gemm_avx512vl, gemv_shifted_avx512vl, gemm_shifted_avx512vl, VECTOR_FUNCTIONS,
-    key_dots_avx512vl, scores_avx512vl, weights_avx512vl, value_sums_avx512vl};
+    key_dots_avx512vl, scores_avx512vl, weights_avx512vl, value_sums_avx512vl,
+    strips_avx512vl};
 
 #undef V
 #undef LANES
@@ -114,7 +117,7 @@ static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i 
 const lutra_kernels lutra_avx512 = {
     "avx512", available_avx512vl, COLUMNS, ROWS_avx512, 3, 16, SIDE_avx512vl, gemv_avx512vl, few_avx512,
     gemm_avx512, gemv_shifted_avx512vl, gemm_shifted_avx512, VECTOR_FUNCTIONS, key_dots_avx512,
-    scores_avx512vl, weights_avx512vl, value_sums_avx512};
+    scores_avx512vl, weights_avx512vl, value_sums_avx512, strips_avx512vl};
 #else
 typedef int nothing_avx512;
 #endif

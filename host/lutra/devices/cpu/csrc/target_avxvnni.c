@@ -47,7 +47,7 @@ static int available_avxvnni(void) { return x86_has(X86_AVX_VNNI); }
 const lutra_kernels lutra_avxvnni = {
     "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, 5, 12, SIDE_avxvnni, gemv_avxvnni, few_avxvnni,
     gemm_avxvnni, gemv_shifted_avxvnni, gemm_shifted_avxvnni, VECTOR_FUNCTIONS, key_dots_avxvnni,
-    scores_avxvnni, weights_avxvnni, value_sums_avxvnni};
+    scores_avxvnni, weights_avxvnni, value_sums_avxvnni, NULL};
 #else
 typedef int nothing_avxvnni;
 #endif

@@ -26,6 +26,8 @@ const char *lutra_cpu_target_name(int target) {
     return target >= 0 && target < N_TARGETS ? targets[target]->name : NULL;
 }
 
+int lutra_cpu_strip(int target) { return targets[target]->strips ? STRIP : 0; }
+
 int lutra_cpu_target_available(int target) {
     return target >= 0 && target < N_TARGETS && targets[target]->available();
 }

@@ -500,8 +500,8 @@ def test_matrices_are_copied_in_strips() -> None:
         whole = np.zeros((rows, array.shape[1]), array.dtype)
         whole[: len(array)] = array
         expected = whole.reshape(-1, strip, array.shape[1]).transpose(0, 2, 1)
-        found = np.frombuffer((ctypes.c_uint8 * expected.nbytes).from_address(place), array.dtype)
-        np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+        found = np.ctypeslib.as_array((ctypes.c_uint8 * expected.nbytes).from_address(place))
+        np.testing.assert_array_equal(found.view(array.dtype), expected.ravel())
 
 
 def test_a_model_that_fills_half_of_the_memory_stays_where_it_is(

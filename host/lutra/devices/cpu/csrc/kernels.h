@@ -2,6 +2,9 @@
 #ifndef LUTRA_KERNELS_H
 #define LUTRA_KERNELS_H
 
+#include <float.h>
+#include <math.h>
+
 #include "scale.h"
 
 enum { UNIT = 16, GEMV_COLUMNS = 4, FEW_COLUMNS = 8, KEY_BLOCK = 16, VALUE_BLOCK = 4 };
@@ -157,6 +160,11 @@ typedef struct {
     /* acc [columns, head_dim] += w * values of `blocks` blocks, at most VALUE_BLOCKS of them. */
     void (*value_sums)(const int8_t *values, int blocks, const uint16_t *const *w, int count,
                        int head_dim, int64_t *acc);
+
+    /* lutra_cpu_free_ranges() and lutra_cpu_ranges_on(), with room for the weights of a lot. */
+    double (*free_ranges)(const lutra_ranges *r, float *room, double *free);
+    void (*ranges_on)(const lutra_ranges *r, float *room, double unit, const double *free,
+                      double *error, double *step, double *zero);
 } lutra_kernels;
 
 extern const lutra_kernels lutra_scalar, lutra_avx2, lutra_avxvnni, lutra_avx512vl, lutra_avx512,

@@ -85,6 +85,17 @@ typedef struct {
     int32_t n, first, last, reserved;
 } lutra_pass;
 
+/* n groups of weights [n, group], of rows of `groups` groups, and what the squared errors of a row's
+ * columns [groups, group] count; NULL where they count the same. levels is the largest code. Steps
+ * are tried in proportion to `factors`. odd: half the levels of grids that leave a level out, or 0.
+ * ternary: only symmetric grids. */
+typedef struct {
+    const float *w, *weigh;
+    const double *factors;
+    int64_t n;
+    int32_t groups, group, levels, odd, ternary, scale_max, n_factors, reserved;
+} lutra_ranges;
+
 /* Identity of the library: a digest of this file and of golden.h; and the sizes of the
  * structures above and the places of their members, in the order of LAYOUT in golden.h, *n of them:
  * the binding refuses a library that differs. */
@@ -101,6 +112,14 @@ void lutra_cpu_pool_free(lutra_pool *pool);
 /* Copies count arrays of so many bytes. */
 void lutra_cpu_copy(lutra_pool *pool, void *const *to, const void *const *from,
                     const int64_t *sizes, int count);
+
+/* The clipped ranges of least squared error: the step [n] of each, and the largest of a symmetric
+ * range that is not clipped; negative if there is no memory. */
+double lutra_cpu_free_ranges(int target, const lutra_ranges *r, double *free_steps);
+/* The same among steps that are 1 to scale_max units, about the free ones: errors, steps and twice
+ * the zero points [n]; 0 if there is no memory. */
+int lutra_cpu_ranges_on(int target, const lutra_ranges *r, double unit, const double *free_steps,
+                        double *error, double *step, double *zero);
 
 /* Keys and values of a sequence, either of 8 or 4 bits; memory is taken as positions are written, up to
  * the bytes of a cache of this shape. */

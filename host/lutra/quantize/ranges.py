@@ -31,6 +31,7 @@ __all__ = [
 SCALE_MAX = (1 << SCALE_WIDTH) - 1
 _ODD = (3, 7)  # levels, less one, of which an odd number is tried: two and three bits
 _ABOUT = (-0.5, -0.25, 0.0, 0.25, 0.5)  # powers of the ratio of clips, about the free steps
+_LANES = 16  # groups that lie side by side, at most
 _WORTH = 1 << 20  # weights of a matrix for which a library is compiled that is not there
 _WORD = 1 << 32  # compilers for less keep floats in registers that are wider
 _TARGET = "LUTRA_CPU_TARGET"
@@ -213,13 +214,15 @@ class CompiledRanges:
         found = library_if(worth=True)
         assert found is not None and w.dtype == np.float32
         self._library, self._shape = found, w.shape[:2]
-        self._target = target_number(target or _best_target())
-        self._w = np.ascontiguousarray(w)
+        self._target = target_number(target) if target else _best_target()
+        w, n = np.ascontiguousarray(w), w.shape[0] * w.shape[1]
+        self._lots = _aligned(-(-n // _LANES) * _LANES * w.shape[2])
         self._weigh = None if weigh is None else np.ascontiguousarray(weigh)
         self._c = CRanges(
-            w=pointer(self._w),
+            w=pointer(w),
             weigh=pointer(self._weigh),
-            n=w.shape[0] * w.shape[1],
+            lots=pointer(self._lots),
+            n=n,
             groups=w.shape[1],
             group=w.shape[2],
             levels=levels,
@@ -248,8 +251,16 @@ class CompiledRanges:
         return best
 
 
+def _aligned(size: int) -> _Single:
+    """Memory on a boundary of 64 bytes, as vectors are loaded from it."""
+    whole = np.empty(size + _LANES, np.float32)
+    first = -whole.ctypes.data % 64 // 4
+    return whole[first : first + size]
+
+
 @cache
-def _best_target() -> str:
+def _best_target() -> int:
     """The target that is named in ``$LUTRA_CPU_TARGET``, or the one of best rank."""
-    available = (name for name, here in target_names().items() if here)
-    return os.environ.get(_TARGET) or next(available)
+    if forced := os.environ.get(_TARGET):
+        return target_number(forced, _TARGET)
+    return list(target_names().values()).index(True)

@@ -9,7 +9,7 @@ section 3.2, here by least squared error of the weights, in which a column can c
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,7 @@ def choose_grid(
     importance: _Single | None = None,
     *,
     ternary: bool = False,
+    compiled: bool | None = None,
 ) -> Grid:
     """A scale and a zero point for each row and group of ``[N, K]``.
 
@@ -102,7 +103,8 @@ def choose_grid(
     with a zero point in half steps and in whole ones, which hold zero exactly. Never worse, in
     squared error, than the same scales without clipping. A column's squared error counts
     ``importance`` ``[K]`` times, all alike without it. ``ternary`` grids, of two bits, are -1, 0
-    and 1 times the scale.
+    and 1 times the scale. The search is in C if it is ``compiled``, or, left out, where it can be;
+    the grid is the same.
     """
     if bits not in W_BITS or (ternary and bits != _TERNARY_BITS):
         allowed = _TERNARY_BITS if ternary else f"one of {W_BITS}"
@@ -115,9 +117,12 @@ def choose_grid(
         zeros = np.zeros((n, n_groups), np.int64)
         zero = zeros + levels if ternary else zeros
         return Grid(scale=zeros + 1, zero=zero, unit=1.0, bits=bits, group=group, ternary=ternary)
-    peak = math.frexp(max(float(w.max()), -float(w.min())))[1]
+    largest = max(float(w.max()), -float(w.min()))
+    peak = math.frexp(largest)[1]
     if abs(peak) > _PEAK_MAX:
-        near_one = choose_grid(np.ldexp(w, -peak), bits, group, importance, ternary=ternary)
+        near_one = choose_grid(
+            np.ldexp(w, -peak), bits, group, importance, ternary=ternary, compiled=compiled
+        )
         return replace(near_one, unit=math.ldexp(near_one.unit, peak))
     weigh = None
     if importance is not None and importance.any():
@@ -126,11 +131,15 @@ def choose_grid(
         weigh = weigh.reshape(n_groups, group)
     clips = np.geomspace(1.0, _LEAST_TERNARY_CLIP if ternary else _LEAST_CLIP[bits], _N_CLIPS)
 
+    in_c = compiled
+    if in_c is None:
+        in_c = math.isfinite(largest) and can_compile(w)
     parts = each_of(
-        partial(ranges_of, weigh, clips, levels, ternary=ternary, compiled=can_compile(w)),
+        partial(ranges_of, weigh, clips, levels, ternary=ternary, compiled=in_c),
         (w[rows].reshape(-1, n_groups, group) for rows in _chunks(n, k)),
     )
 
+    @cache
     def on_scale(unit: float) -> tuple[float, float, list[Best]]:
         """The best choice under one scale of the matrix, with its error."""
         found = each_of(lambda part: part.on_unit(unit), parts)

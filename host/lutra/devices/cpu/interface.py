@@ -184,6 +184,7 @@ class CRanges(Structure):
     _fields_ = (
         ("w", c_void_p),
         ("weigh", c_void_p),
+        ("lots", c_void_p),
         ("factors", c_void_p),
         ("n", c_int64),
         ("groups", c_int32),

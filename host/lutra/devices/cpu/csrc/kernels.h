@@ -2,9 +2,6 @@
 #ifndef LUTRA_KERNELS_H
 #define LUTRA_KERNELS_H
 
-#include <float.h>
-#include <math.h>
-
 #include "scale.h"
 
 enum { UNIT = 16, GEMV_COLUMNS = 4, FEW_COLUMNS = 8, KEY_BLOCK = 16, VALUE_BLOCK = 4 };

@@ -85,12 +85,14 @@ typedef struct {
     int32_t n, first, last, reserved;
 } lutra_pass;
 
-/* n groups of weights [n, group], of rows of `groups` groups, and what the squared errors of a row's
- * columns [groups, group] count; NULL where they count the same. levels is the largest code. Steps
- * are tried in proportion to `factors`. odd: half the levels of grids that leave a level out, or 0.
- * ternary: only symmetric grids. */
+/* n groups of weights [n, group], of rows of `groups` groups, and what the squared errors of a row
+ * count by their columns [groups, group]; NULL where they count the same. levels is the largest
+ * code. Steps are tried in proportion to `factors`. odd: half the levels of grids that leave a level
+ * out, or 0. ternary: only symmetric grids. lots: room for the groups, n rounded up to
+ * 16, on a boundary of 64 bytes: where lutra_cpu_free_ranges() puts w for lutra_cpu_ranges_on(). */
 typedef struct {
     const float *w, *weigh;
+    float *lots;
     const double *factors;
     int64_t n;
     int32_t groups, group, levels, odd, ternary, scale_max, n_factors, reserved;

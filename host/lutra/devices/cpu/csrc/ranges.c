@@ -1,15 +1,13 @@
 /* Searches for the grids of groups of weights, by a target. */
-#include <float.h>
 #include <stdlib.h>
 
 #include "kernels.h"
 
 enum { LANES_MAX = 16 };
 
-/* Room for the weights of a lot of groups and what they count; none where the compiler's floats are
- * wider than they say, so that results would be others. */
+/* Room for what the weights of a lot of groups count. */
 static float *room_of(const lutra_ranges *r) {
-    return FLT_EVAL_METHOD ? NULL : aligned_alloc(64, sizeof(float) * 2 * LANES_MAX * (size_t)r->group);
+    return aligned_alloc(64, sizeof(float) * LANES_MAX * (size_t)r->group);
 }
 
 double lutra_cpu_free_ranges(int target, const lutra_ranges *r, double *free_steps) {

@@ -1,8 +1,10 @@
-/* Searches for the grids of groups of weights that leave the least squared error. F_LANES groups lie
- * side by side in vectors F, so that the squares of each are added up in the order that
+/* Searches for the grids of groups of weights that leave the least squared error. F_LANES groups
+ * lie side by side in vectors F, so that the squares of each are added up in the order that
  * lutra.quantize.ranges has, which specifies every rounding; nothing is contracted.
  *
  * F_MAX, F_MIN and F_RINT, of 0 to 255, are a target's. Numbers are finite. */
+#include <float.h>
+#include <math.h>
 
 typedef F __attribute__((may_alias)) NAME(lanes);
 typedef double NAME(doubles)[F_LANES];
@@ -55,16 +57,16 @@ static TARGET void NAME(measure)(NAME(lot) *lot) {
 }
 
 /* The lot that begins with a group, and no choice of it yet. */
-static TARGET void NAME(begin)(const lutra_ranges *r, int64_t first, float *room, NAME(lot) *lot,
-                               NAME(best) *best) {
-    float *weigh = room + (int64_t)r->group * F_LANES;
+static TARGET void NAME(begin)(const lutra_ranges *r, int64_t first, int fresh, float *room,
+                               NAME(lot) *lot, NAME(best) *best) {
+    float *lots = r->lots + first * r->group;
     lot->count = r->n - first < F_LANES ? (int)(r->n - first) : F_LANES;
     lot->group = r->group;
     lot->levels = r->levels;
-    lot->w = (const NAME(lanes) *)room;
-    lot->weigh = r->weigh ? (const NAME(lanes) *)weigh : NULL;
-    NAME(beside)(r->w, first, r->n, lot->count, r->group, room);
-    if (r->weigh) NAME(beside)(r->weigh, first, r->groups, lot->count, r->group, weigh);
+    lot->w = (const NAME(lanes) *)lots;
+    lot->weigh = r->weigh ? (const NAME(lanes) *)room : NULL;
+    if (fresh) NAME(beside)(r->w, first, r->n, lot->count, r->group, lots);
+    if (r->weigh) NAME(beside)(r->weigh, first, r->groups, lot->count, r->group, room);
     NAME(measure)(lot);
     for (int i = 0; i < F_LANES; i++) {
         best->error[i] = INFINITY;
@@ -73,63 +75,67 @@ static TARGET void NAME(begin)(const lutra_ranges *r, int64_t first, float *room
     }
 }
 
-/* Takes a step and a zero point wherever they leave a smaller error. */
-static TARGET void NAME(offer)(const NAME(lot) *lot, const double *step, const double *zero,
-                               NAME(best) *best) {
+/* Takes a step and each of n zero points, one after another, wherever they leave a smaller error:
+ * F_TOGETHER of them in a pass, as many as registers hold the sums of. */
+static inline __attribute__((always_inline)) TARGET void NAME(offer)(const NAME(lot) *lot,
+                                                                     const double *step,
+                                                                     const NAME(doubles) *zero,
+                                                                     int n, NAME(best) *best) {
     float steps[F_LANES], parts[F_LANES], halves[F_LANES], error[F_LANES];
     for (int i = 0; i < F_LANES; i++) {
         steps[i] = (float)step[i];
         parts[i] = 1 / steps[i];
-        halves[i] = (float)(zero[i] / 2);
     }
-    F s, part, half, none = {0}, top = none + (float)lot->levels, sums[4] = {none, none, none, none};
+    F s, part, none = {0}, top = none + (float)lot->levels;
     memcpy(&s, steps, sizeof s);
     memcpy(&part, parts, sizeof part);
-    memcpy(&half, halves, sizeof half);
-#define ADD_SQUARE(sum, i)                                                       \
+    for (int first = 0; first < n; first += F_TOGETHER) {
+        int some = n - first < F_TOGETHER ? n - first : F_TOGETHER;
+        F half[F_TOGETHER], sums[F_TOGETHER][4];
+        UNROLL for (int z = 0; z < some; z++) {
+            for (int i = 0; i < F_LANES; i++) halves[i] = (float)(zero[first + z][i] / 2);
+            memcpy(&half[z], halves, sizeof half[z]);
+            UNROLL for (int j = 0; j < 4; j++) sums[z][j] = none;
+        }
+#define ADD_SQUARES(i, j)                                                        \
     do {                                                                         \
-        F level = F_RINT(F_MIN(F_MAX(lot->w[i] * part + half, none), top));      \
-        F rest = (level - half) * s - lot->w[i];                                 \
-        rest *= rest;                                                            \
-        if (lot->weigh) rest *= lot->weigh[i];                                   \
-        sum += rest;                                                             \
+        F w = lot->w[i], at = w * part;                                          \
+        UNROLL for (int z = 0; z < some; z++) {                                  \
+            F level = F_RINT(F_MIN(F_MAX(at + half[z], none), top));             \
+            F rest = (level - half[z]) * s - w;                                  \
+            rest *= rest;                                                        \
+            if (lot->weigh) rest *= lot->weigh[i];                               \
+            sums[z][j] += rest;                                                  \
+        }                                                                        \
     } while (0)
-    int i = 0;
-    for (; i + 4 <= lot->group; i += 4)
-        UNROLL for (int j = 0; j < 4; j++) ADD_SQUARE(sums[j], i + j);
-    UNROLL for (int j = 0; j < 3; j++)
-        if (i + j < lot->group) ADD_SQUARE(sums[j], i + j);
-#undef ADD_SQUARE
-    F total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    memcpy(error, &total, sizeof error);
-    for (int j = 0; j < F_LANES; j++) {
-        int better = error[j] < best->error[j];
-        best->error[j] = better ? error[j] : best->error[j];
-        best->step[j] = better ? step[j] : best->step[j];
-        best->zero[j] = better ? zero[j] : best->zero[j];
+        int i = 0;
+        for (; i + 4 <= lot->group; i += 4)
+            UNROLL for (int j = 0; j < 4; j++) ADD_SQUARES(i + j, j);
+        UNROLL for (int j = 0; j < 3; j++)
+            if (i + j < lot->group) ADD_SQUARES(i + j, j);
+#undef ADD_SQUARES
+        UNROLL for (int z = 0; z < some; z++) {
+            F total = (sums[z][0] + sums[z][1]) + (sums[z][2] + sums[z][3]);
+            memcpy(error, &total, sizeof error);
+            for (int j = 0; j < F_LANES; j++) {
+                int better = error[j] < best->error[j];
+                best->error[j] = better ? error[j] : best->error[j];
+                best->step[j] = better ? step[j] : best->step[j];
+                best->zero[j] = better ? zero[first + z][j] : best->zero[j];
+            }
+        }
     }
 }
 
-static TARGET void NAME(offer_symmetric)(const NAME(lot) *lot, const double *step,
-                                         NAME(best) *best) {
-    NAME(doubles) zero;
-    for (int i = 0; i < F_LANES; i++) zero[i] = lot->levels;
-    NAME(offer)(lot, step, zero, best);
-}
-
-/* The zero points that suit a step: in half levels, if they are wanted, and in whole ones. */
-static TARGET void NAME(offer_zeros)(const NAME(lot) *lot, const double *step, int halves,
-                                     NAME(best) *best) {
-    NAME(doubles) zero, even;
+/* The zero points that suit a step: in half levels, and in whole ones. */
+static TARGET void NAME(zeros_of)(const NAME(lot) *lot, const double *step, NAME(doubles) *zero) {
     for (int i = 0; i < F_LANES; i++) {
         double top = 2 * lot->levels, x = NAME(whole)(lot->levels - 2 * lot->centre[i] / step[i]);
         x = x > 0 ? x : 0;
-        zero[i] = x < top ? x : top;
-        x = 2 * NAME(whole)(zero[i] / 2);
-        even[i] = x < top ? x : top;
+        zero[0][i] = x < top ? x : top;
+        x = 2 * NAME(whole)(zero[0][i] / 2);
+        zero[1][i] = x < top ? x : top;
     }
-    if (halves) NAME(offer)(lot, step, zero, best);
-    NAME(offer)(lot, step, even, best);
 }
 
 /* A share of each width, but no step whose inverse is beyond float32. */
@@ -141,21 +147,24 @@ static TARGET void NAME(share)(const double *width, double factor, double *step)
 static TARGET double NAME(free_ranges)(const lutra_ranges *r, float *room, double *free) {
     NAME(lot) lot;
     NAME(best) best;
-    NAME(doubles) step, odd;
+    NAME(doubles) step, odd, zero[3];
     double whole = 0;
+    for (int i = 0; i < F_LANES; i++) zero[0][i] = r->levels;
     for (int64_t first = 0; first < r->n; first += F_LANES) {
-        NAME(begin)(r, first, room, &lot, &best);
+        NAME(begin)(r, first, 1, room, &lot, &best);
         for (int c = 0; c < r->n_factors; c++) {
             NAME(share)(lot.full, r->factors[c], step);
-            NAME(offer_symmetric)(&lot, step, &best);
+            NAME(offer)(&lot, step, zero, 1, &best);
             if (r->ternary) continue;
             NAME(share)(lot.span, r->factors[c], step);
-            NAME(offer_zeros)(&lot, step, 1, &best);
+            NAME(zeros_of)(&lot, step, zero + 1);
+            NAME(offer)(&lot, step, zero + 1, 2, &best);
         }
         if (r->odd) {
             for (int i = 0; i < F_LANES; i++) odd[i] = lot.peak[i] / r->odd;
             NAME(share)(odd, 1, step);
-            NAME(offer_zeros)(&lot, step, 0, &best);
+            NAME(zeros_of)(&lot, step, zero + 1);
+            NAME(offer)(&lot, step, zero + 2, 1, &best);
         }
         for (int i = 0; i < lot.count; i++) {
             whole = lot.full[i] > whole ? lot.full[i] : whole;
@@ -169,9 +178,10 @@ static TARGET void NAME(ranges_on)(const lutra_ranges *r, float *room, double un
                                    const double *free, double *error, double *step, double *zero) {
     NAME(lot) lot;
     NAME(best) best;
-    NAME(doubles) about = {0}, steps;
+    NAME(doubles) about = {0}, steps, zeros[3];
+    for (int i = 0; i < F_LANES; i++) zeros[0][i] = r->levels;
     for (int64_t first = 0; first < r->n; first += F_LANES) {
-        NAME(begin)(r, first, room, &lot, &best);
+        NAME(begin)(r, first, 0, room, &lot, &best);
         memcpy(about, free + first, (size_t)lot.count * sizeof *about);
         for (int t = 0; t < r->n_factors + 2; t++) {
             const double *width = t == 0 ? lot.full : t == 1 ? lot.span : about;
@@ -181,8 +191,12 @@ static TARGET void NAME(ranges_on)(const lutra_ranges *r, float *room, double un
                 x = x > 1 ? x : 1;
                 steps[i] = (x < r->scale_max ? x : r->scale_max) * unit;
             }
-            NAME(offer_symmetric)(&lot, steps, &best);
-            if (!r->ternary) NAME(offer_zeros)(&lot, steps, 1, &best);
+            if (r->ternary) {
+                NAME(offer)(&lot, steps, zeros, 1, &best);
+                continue;
+            }
+            NAME(zeros_of)(&lot, steps, zeros + 1);
+            NAME(offer)(&lot, steps, zeros, 3, &best);
         }
         memcpy(error + first, best.error, (size_t)lot.count * sizeof *error);
         memcpy(step + first, best.step, (size_t)lot.count * sizeof *step);
@@ -195,3 +209,4 @@ static TARGET void NAME(ranges_on)(const lutra_ranges *r, float *room, double un
 #undef F_MAX
 #undef F_MIN
 #undef F_RINT
+#undef F_TOGETHER

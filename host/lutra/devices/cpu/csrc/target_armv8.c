@@ -21,6 +21,7 @@ static inline __attribute__((always_inline)) int32x4_t dot_armv8(int32x4_t acc, 
 
 #define F float32x4_t
 #define F_LANES 4
+#define F_TOGETHER 3
 #define F_MAX vmaxq_f32
 #define F_MIN vminq_f32
 #define F_RINT vrndnq_f32

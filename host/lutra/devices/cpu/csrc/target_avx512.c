@@ -53,6 +53,7 @@ static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256
 
 #define F __m256
 #define F_LANES 8
+#define F_TOGETHER 3
 #define F_MAX _mm256_max_ps
 #define F_MIN _mm256_min_ps
 #define F_RINT(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
@@ -118,6 +119,7 @@ static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i 
 
 #define F __m512
 #define F_LANES 16
+#define F_TOGETHER 3
 #define F_MAX _mm512_max_ps
 #define F_MIN _mm512_min_ps
 #define F_RINT(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)

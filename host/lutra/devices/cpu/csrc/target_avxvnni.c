@@ -44,6 +44,7 @@
 
 #define F __m256
 #define F_LANES 8
+#define F_TOGETHER 1
 #define F_MAX _mm256_max_ps
 #define F_MIN _mm256_min_ps
 #define F_RINT(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)

@@ -19,6 +19,7 @@
 
 #define F float32x4_t
 #define F_LANES 4
+#define F_TOGETHER 3
 #define F_MAX vmaxq_f32
 #define F_MIN vminq_f32
 #define F_RINT vrndnq_f32

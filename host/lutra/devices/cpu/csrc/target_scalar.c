@@ -90,6 +90,7 @@ static inline four_t nearest(four_t x) {
 
 #define F four_t
 #define F_LANES 4
+#define F_TOGETHER 1
 #define F_MAX larger
 #define F_MIN smaller
 #define F_RINT nearest

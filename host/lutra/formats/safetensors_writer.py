@@ -1,7 +1,9 @@
 """Writing safetensors one tensor at a time: the library wants all of them in memory."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,11 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 def write_safetensors(
     path: Path, sizes: Sizes, arrays: Iterable[tuple[str, NDArray[np.generic]]]
-) -> None:
-    """Write ``arrays`` as they come, which is in the order of ``sizes``."""
+) -> str:
+    """Write ``arrays`` as they come, which is in the order of ``sizes``.
+
+    Returns the file's SHA-256: another thread hashes an array while it is written.
+    """
     header: dict[str, object] = {}
     end = 0
     for name, (dtype, shape) in sizes.items():
@@ -35,9 +40,15 @@ def write_safetensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    text = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(text)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as aside:
+        file.write(text)
         for (expected, (dtype, shape)), (name, values) in zip(sizes.items(), arrays, strict=True):
             assert (name, values.dtype.name, values.shape) == (expected, dtype, shape)
             little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-            file.write(np.ascontiguousarray(little).data)
+            data = np.ascontiguousarray(little).data
+            hashing = aside.submit(digest.update, data)
+            file.write(data)
+            hashing.result()
+    return digest.hexdigest()

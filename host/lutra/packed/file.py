@@ -124,7 +124,7 @@ def write_packed(
         yield from tail.items()
 
     partial = store.folder / _TENSORS
-    write_safetensors(partial, sizes, arrays())
+    sha256 = write_safetensors(partial, sizes, arrays())
     content: dict[str, object] = {name: getattr(model, name) for name in _FIELDS}
     content |= {
         _KEY: VERSION,
@@ -136,7 +136,7 @@ def write_packed(
         "activation_groups": None if model.a_groups is None else asdict(model.a_groups),
         "vocabulary": coded,
         "layers": layers,
-        "sha256": _sha256(partial),
+        "sha256": sha256,
     }
     content["fingerprint"] = fingerprint = _fingerprint(content)
     config = store.folder / _CONFIG

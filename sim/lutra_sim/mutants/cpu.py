@@ -6,7 +6,42 @@ __all__ = ["MUTANTS"]
 
 _STEPS, _BINDING = "host/devices/cpu/test_steps.py", "host/devices/cpu/test_binding.py"
 
+_RANGES = "host/quantize/test_ranges.py"
+
 MUTANTS = [
+    *planted(
+        "host/lutra/devices/cpu/csrc/ranges.c",
+        [f"{_RANGES}::test_every_target_has_the_same_bits"],
+        (
+            "the largest of free ranges for that of whole ones",
+            "return whole;",
+            "return free_steps[0];",
+        ),
+        ("a unit less", "room, unit, free_steps", "room, unit / 2, free_steps"),
+        (
+            "steps and errors exchanged",
+            "error, step, zero);\n    free",
+            "step, error, zero);\n    free",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/ranges.h",
+        [f"{_RANGES}::test_every_target_has_the_same_bits"],
+        ("squares in their own order", "? i ^ 12 : i;", "? i : i;"),
+        ("the last of equals", "error[j] < best->error[j]", "error[j] <= best->error[j]"),
+        ("a group's tail left out", "j < 3; j++)", "j < 2; j++)"),
+        (
+            "columns that count as the first group's",
+            "r->weigh, first, r->groups",
+            "r->weigh, 0, r->groups",
+        ),
+        (
+            "zero points in whole levels alone",
+            "zero + 1, 2, &best",
+            "zero + 2, 1, &best",
+        ),
+        ("steps without an inverse", "factor > FLT_MIN ?", "factor > 0 ?"),
+    ),
     *planted(
         "host/lutra/devices/cpu/csrc/copy.c",
         [

@@ -316,24 +316,43 @@ MUTANTS = [
             "if importance is not None and not importance.any():",
         ),
         (
-            "ternary weights about another zero point",
-            "            if not self._ternary:\n",
-            "            if self._ternary:\n",
-        ),
-        (
             "a fourth level of ternary weights",
             "levels, n_groups = 2 if ternary",
             "levels, n_groups = 3 if ternary",
         ),
         (
-            "the coarsest scale one too high",
-            "_SCALE_MAX = (1 << SCALE_WIDTH) - 1",
-            "_SCALE_MAX = 1 << SCALE_WIDTH",
-        ),
-        (
             "no clipped ranges",
             "_LEAST_TERNARY_CLIP if ternary else _LEAST_CLIP[bits], _N_CLIPS)",
             "0.999, _N_CLIPS)",
+        ),
+    ),
+    *planted(
+        "host/lutra/quantize/ranges.py",
+        ["host/quantize/test_rtn.py", "host/quantize/test_ranges.py"],
+        (
+            "ternary weights about another zero point",
+            "            if not self._ternary:\n",
+            "            if self._ternary:\n",
+        ),
+        (
+            "the coarsest scale one too high",
+            "SCALE_MAX = (1 << SCALE_WIDTH) - 1",
+            "SCALE_MAX = 1 << SCALE_WIDTH",
+        ),
+        (
+            "an odd number of levels for two bits alone",
+            "odd=levels // 2 if levels in _ODD else 0",
+            "odd=levels // 2 if levels == _ODD[0] else 0",
+        ),
+        (
+            "squares that all count the same in C",
+            "weigh=pointer(self._weigh)",
+            "weigh=None",
+        ),
+        (
+            "float64 searched in C",
+            "return w.dtype == np.float32 and",
+            "return w.dtype != np.float16 and",
         ),
     ),
     *planted(

@@ -1,5 +1,6 @@
 """safetensors: types, bfloat16, shards, and files that are not whole."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lutra.formats.safetensors import SafetensorsFolder
+from lutra.formats.safetensors_writer import write_safetensors
 from lutra_golden.errors import LutraError
 
 
@@ -37,6 +39,14 @@ def test_types_and_shapes(dtype: str, file: Path) -> None:
         assert found.shape(name) == values.shape
         assert found.read(name, *values.shape).dtype == values.dtype
         np.testing.assert_array_equal(found.read(name), values)
+
+
+def test_what_is_written_is_hashed(file: Path) -> None:
+    arrays = {"a": np.arange(5000, dtype=np.uint16), "none": np.zeros((0, 3), np.int8)}
+    sizes = {name: (values.dtype.name, values.shape) for name, values in arrays.items()}
+    found = write_safetensors(file, sizes, arrays.items())
+    assert found == hashlib.sha256(file.read_bytes()).hexdigest()
+    np.testing.assert_array_equal(SafetensorsFolder(file.parent).read("a"), arrays["a"])
 
 
 def test_bfloat16_is_exact(file: Path) -> None:

@@ -46,7 +46,7 @@ ASIDE = {
         kernels_gpu/lutra_kernels/tune.py kernels_gpu/lutra_kernels/shapes.py
         kernels_gpu/lutra_kernels/report.py kernels_gpu/lutra_kernels/matmul/random.py
         host/lutra/packed/random.py host/lutra/devices/accelerator/bench.py
-        host/lutra/devices/estimate.py
+        host/lutra/devices/estimate.py host/lutra/quantize/bench.py
     """,
     "which way is taken, or how it is built": """
         hw/lutra_hw/netlist.py sim/lutra_golden/errors.py sim/lutra_golden/install.py

@@ -26,6 +26,7 @@ __all__ = [
     "BuildError",
     "compile_in_place",
     "compile_library",
+    "is_compiled",
     "library_path",
     "sources",
 ]
@@ -36,7 +37,10 @@ class BuildError(RuntimeError):
 
 
 _FOLDER = Path(__file__).resolve().parent
-_FLAGS = ("-std=c11", "-D_GNU_SOURCE", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread")
+_FLAGS = (
+    "-std=c11", "-D_GNU_SOURCE", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden",
+    "-pthread",
+)  # fmt: skip
 _NEEDS = {"avx512": "avx512_vnni", "avxvnni": "avx_vnni", "avx2": "avx2"}
 """Sources of targets, and the feature without which they do not run, as Linux calls it."""
 _FEATURES = Path("/proc/cpuinfo")
@@ -187,27 +191,36 @@ def _key(golden: str, without: Sequence[str] = ()) -> str:
     return digest.hexdigest()[:20]
 
 
+def _places(golden: str) -> Iterator[Path]:
+    """Where a library may be, the last one where it is compiled to."""
+    from lutra_golden.machine import cache_root
+
+    yield _FOLDER / LIBRARY
+    key = _key(golden, _foreign())
+    yield _FOLDER / _IN_PLACE / key / LIBRARY
+    yield cache_root() / "cpu" / key / LIBRARY
+
+
+def is_compiled(golden: str) -> bool:
+    """True if :func:`library_path` compiles nothing."""
+    try:
+        return any(path.is_file() for path in _places(golden))
+    except BuildError:
+        return False
+
+
 def library_path(golden: str, progress: Callable[[float], None] = _no_progress) -> Path:
     """The library that came with the package, that of an installation in place, or one that is
     compiled into the cache now unless it has been.
 
     ``progress`` is called with the share of compiling that is done.
     """
-    shipped = _FOLDER / LIBRARY
-    if shipped.is_file():
-        return shipped
-    from lutra_golden.machine import cache_root
-
-    without = _foreign()
-    key = _key(golden, without)
-    in_place = _FOLDER / _IN_PLACE / key / LIBRARY
-    if in_place.is_file():
-        return in_place
-    path = cache_root() / "cpu" / key / LIBRARY
-    if path.is_file():
-        return path
+    path = _FOLDER / LIBRARY
+    for path in _places(golden):
+        if path.is_file():
+            return path
     try:
-        _compile_once(path, golden, without, progress)
+        _compile_once(path, golden, _foreign(), progress)
     except OSError as error:
         raise BuildError(
             f"device cpu cannot write its library to {path.parent}: {error.strerror}; set "

@@ -38,6 +38,7 @@ __all__ = [
     "CModel",
     "CNorm",
     "CPass",
+    "CRanges",
     "CRow",
     "CScale",
     "golden_header",
@@ -192,6 +193,26 @@ class CPass(Structure):
     )
 
 
+class CRanges(Structure):
+    """``lutra_ranges``."""
+
+    _fields_ = (
+        ("w", c_void_p),
+        ("weigh", c_void_p),
+        ("lots", c_void_p),
+        ("factors", c_void_p),
+        ("n", c_int64),
+        ("groups", c_int32),
+        ("group", c_int32),
+        ("levels", c_int32),
+        ("odd", c_int32),
+        ("ternary", c_int32),
+        ("scale_max", c_int32),
+        ("n_factors", c_int32),
+        ("reserved", c_int32),
+    )
+
+
 STRUCTURES: dict[str, type[Structure]] = {
     "lutra_scale": CScale,
     "lutra_matrix": CMatrix,
@@ -201,6 +222,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "lutra_model": CModel,
     "lutra_row": CRow,
     "lutra_pass": CPass,
+    "lutra_ranges": CRanges,
 }
 """Structures by their names in C."""
 

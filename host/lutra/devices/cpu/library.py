@@ -2,20 +2,21 @@
 
 import ctypes
 from collections.abc import Callable
-from ctypes import CDLL, c_char_p, c_int, c_int32, c_int64, c_void_p
+from ctypes import CDLL, c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.devices.cpu.build import BuildError, library_path
+from lutra.devices.cpu.build import BuildError, is_compiled, library_path
 from lutra.devices.cpu.interface import CScale, golden_header, layout, version
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 
 __all__ = [
     "library",
+    "library_if",
     "open_library",
     "pointer",
     "prepare",
@@ -34,6 +35,8 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "pool_free": (None, [c_void_p]),
     "copy": (None, [c_void_p, c_void_p, c_int]),
     "strip": (c_int, [c_int]),
+    "free_ranges": (c_double, [c_int, c_void_p, c_void_p]),
+    "ranges_on": (c_int, [c_int, c_void_p, c_double, *[c_void_p] * 4]),
     "cache_bytes": (c_int64, [c_int] * 6),
     "cache_new": (c_void_p, [c_int] * 6),
     "cache_free": (None, [c_void_p]),
@@ -141,6 +144,21 @@ def library() -> CDLL:
         function = getattr(found, f"lutra_cpu_{name}")
         function.restype, function.argtypes = result, arguments
     return found
+
+
+@cache
+def _compiled() -> CDLL | None:
+    try:
+        return library()
+    except LutraError:
+        return None
+
+
+def library_if(*, worth: bool) -> CDLL | None:
+    """The library if it is there, or can be compiled and is ``worth`` it."""
+    if worth or library.cache_info().currsize or is_compiled(golden_header()):
+        return _compiled()
+    return None
 
 
 def target_names() -> dict[str, bool]:

@@ -161,6 +161,11 @@ typedef struct {
     void (*value_sums)(const int8_t *values, int blocks, const uint16_t *const *w, int count,
                        int head_dim, int64_t *acc);
 
+    /* lutra_cpu_free_ranges() and lutra_cpu_ranges_on(), with room for the weights of a lot. */
+    double (*free_ranges)(const lutra_ranges *r, float *room, double *free);
+    void (*ranges_on)(const lutra_ranges *r, float *room, double unit, const double *free,
+                      double *error, double *step, double *zero);
+
     /* As gemv and gemv_shifted, with any number of columns, for matrices in strips; NULL if there is
      * no such product. `first` is the first row of a strip. */
     void (*strips)(const lutra_matrix *w, int first, int last, const lutra_columns *x,

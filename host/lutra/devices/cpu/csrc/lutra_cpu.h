@@ -89,6 +89,19 @@ typedef struct {
     int32_t n, first, last, reserved;
 } lutra_pass;
 
+/* n groups of weights [n, group], of rows of `groups` groups, and what the squared errors of a row
+ * count by their columns [groups, group]; NULL where they count the same. levels is the largest
+ * code. Steps are tried in proportion to `factors`. odd: half the levels of grids that leave a level
+ * out, or 0. ternary: only symmetric grids. lots: room for the groups, n rounded up to
+ * 16, on a boundary of 64 bytes: where lutra_cpu_free_ranges() puts w for lutra_cpu_ranges_on(). */
+typedef struct {
+    const float *w, *weigh;
+    float *lots;
+    const double *factors;
+    int64_t n;
+    int32_t groups, group, levels, odd, ternary, scale_max, n_factors, reserved;
+} lutra_ranges;
+
 /* Identity of the library: a digest of this file and of golden.h; and the sizes of the
  * structures above and the places of their members, in the order of LAYOUT in golden.h, *n of them:
  * the binding refuses a library that differs. */
@@ -114,6 +127,14 @@ typedef struct {
 } lutra_copy;
 
 void lutra_cpu_copy(lutra_pool *pool, const lutra_copy *copies, int count);
+
+/* The clipped ranges of least squared error: the step [n] of each, and the largest of a symmetric
+ * range that is not clipped; negative if there is no memory. */
+double lutra_cpu_free_ranges(int target, const lutra_ranges *r, double *free_steps);
+/* The same among steps that are 1 to scale_max units, about the free ones: errors, steps and twice
+ * the zero points [n]; 0 if there is no memory. */
+int lutra_cpu_ranges_on(int target, const lutra_ranges *r, double unit, const double *free_steps,
+                        double *error, double *step, double *zero);
 
 /* Keys and values of a sequence, either of 8 or 4 bits; memory is taken as positions are written, up to
  * the bytes of a cache of this shape. */

@@ -45,12 +45,21 @@
 #include "x86_wide.h"
 #include "gemm_shifted.h"
 
+#define F __m256
+#define F_LANES 8
+#define F_TOGETHER 1
+#define F_MAX _mm256_max_ps
+#define F_MIN _mm256_min_ps
+#define F_RINT(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#include "ranges.h"
+
 static int available_avx2(void) { return x86_has(X86_AVX2); }
 
 const lutra_kernels lutra_avx2 = {
     "avx2", available_avx2, COLUMNS, ROWS_avx2, 5, 12, SIDE_avx2, gemv_avx2, few_avx2, gemm_avx2,
     gemv_shifted_avx2, gemm_shifted_avx2, VECTOR_FUNCTIONS,
-    key_dots_avx2, scores_avx2, weights_avx2, value_sums_avx2, NULL};
+    key_dots_avx2, scores_avx2, weights_avx2, value_sums_avx2,
+    free_ranges_avx2, ranges_on_avx2, NULL};
 #else
 typedef int nothing_avx2;
 #endif

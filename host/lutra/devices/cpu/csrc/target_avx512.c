@@ -53,13 +53,21 @@ static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256
 #include "gemm_shifted.h"
 #include "x86_attend.h"
 
+#define F __m256
+#define F_LANES 8
+#define F_TOGETHER 3
+#define F_MAX _mm256_max_ps
+#define F_MIN _mm256_min_ps
+#define F_RINT(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#include "ranges.h"
+
 static int available_avx512vl(void) { return x86_has(X86_AVX512_VNNI); }
 
 const lutra_kernels lutra_avx512vl = {
     "avx512vl", available_avx512vl, COLUMNS, ROWS_avx512vl, 5, 12, SIDE_avx512vl, gemv_avx512vl, few_avx512vl,
     gemm_avx512vl, gemv_shifted_avx512vl, gemm_shifted_avx512vl, VECTOR_FUNCTIONS,
     key_dots_avx512vl, scores_avx512vl, weights_avx512vl, value_sums_avx512vl,
-    strips_avx512vl};
+    free_ranges_avx512vl, ranges_on_avx512vl, strips_avx512vl};
 
 #undef V
 #undef LANES
@@ -111,13 +119,22 @@ static inline __attribute__((always_inline)) TARGET __m512i macs_avx512(__m512i 
 #include "x86_attend.h"
 #include "avx512_few.h"
 
+#define F __m512
+#define F_LANES 16
+#define F_TOGETHER 3
+#define F_MAX _mm512_max_ps
+#define F_MIN _mm512_min_ps
+#define F_RINT(x) _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#include "ranges.h"
+
 #undef NAME
 #define NAME(x) x##_avx512vl
 /* a product of few columns is bound by memory, which 256-bit vectors saturate */
 const lutra_kernels lutra_avx512 = {
     "avx512", available_avx512vl, COLUMNS, ROWS_avx512, 3, 16, SIDE_avx512vl, gemv_avx512vl, few_avx512,
     gemm_avx512, gemv_shifted_avx512vl, gemm_shifted_avx512, VECTOR_FUNCTIONS, key_dots_avx512,
-    scores_avx512vl, weights_avx512vl, value_sums_avx512, strips_avx512vl};
+    scores_avx512vl, weights_avx512vl, value_sums_avx512,
+    free_ranges_avx512, ranges_on_avx512, strips_avx512vl};
 #else
 typedef int nothing_avx512;
 #endif

@@ -42,12 +42,21 @@
 #include "gemm_shifted.h"
 #include "x86_attend.h"
 
+#define F __m256
+#define F_LANES 8
+#define F_TOGETHER 1
+#define F_MAX _mm256_max_ps
+#define F_MIN _mm256_min_ps
+#define F_RINT(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#include "ranges.h"
+
 static int available_avxvnni(void) { return x86_has(X86_AVX_VNNI); }
 
 const lutra_kernels lutra_avxvnni = {
     "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, 5, 12, SIDE_avxvnni, gemv_avxvnni, few_avxvnni,
     gemm_avxvnni, gemv_shifted_avxvnni, gemm_shifted_avxvnni, VECTOR_FUNCTIONS, key_dots_avxvnni,
-    scores_avxvnni, weights_avxvnni, value_sums_avxvnni, NULL};
+    scores_avxvnni, weights_avxvnni, value_sums_avxvnni,
+    free_ranges_avxvnni, ranges_on_avxvnni, NULL};
 #else
 typedef int nothing_avxvnni;
 #endif

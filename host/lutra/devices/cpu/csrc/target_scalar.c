@@ -70,6 +70,32 @@ static void sums_shifted_scalar(const lutra_matrix *w, int first, int last, cons
     sums_of(w, first, last, x, scratch, out, 1);
 }
 
+typedef float four_t __attribute__((vector_size(16)));
+typedef int32_t mask_t __attribute__((vector_size(16)));
+
+static inline four_t larger(four_t a, four_t b) {
+    mask_t first = a > b;
+    return (four_t)(((mask_t)a & first) | ((mask_t)b & ~first));
+}
+
+static inline four_t smaller(four_t a, four_t b) {
+    mask_t first = a < b;
+    return (four_t)(((mask_t)a & first) | ((mask_t)b & ~first));
+}
+
+static inline four_t nearest(four_t x) {
+    const float large = 12582912.0f; /* 1.5 * 2**23 */
+    return (x + large) - large;
+}
+
+#define F four_t
+#define F_LANES 4
+#define F_TOGETHER 1
+#define F_MAX larger
+#define F_MIN smaller
+#define F_RINT nearest
+#include "ranges.h"
+
 static int available_scalar(void) { return 1; }
 
 #include "attend_plain.h"
@@ -77,4 +103,5 @@ static int available_scalar(void) { return 1; }
 const lutra_kernels lutra_scalar = {
     "scalar", available_scalar, 4, 32, 5, 4, 0, sums_scalar, sums_scalar, sums_scalar,
     sums_shifted_scalar, sums_shifted_scalar, VECTOR_FUNCTIONS, key_dots_scalar, scores_scalar,
-    weights_scalar, value_sums_scalar, NULL};
+    weights_scalar, value_sums_scalar, free_ranges_scalar,
+    ranges_on_scalar, NULL};

@@ -19,7 +19,12 @@ from lutra_golden.model.lowered import (
     padded_head_eps,
     residual_unit,
 )
-from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
+from lutra_golden.model.packed import (
+    CodedVocabulary,
+    PackedLayer,
+    PackedLinear,
+    PackedModel,
+)
 from lutra_golden.model.padding import built_head_dim
 from lutra_golden.model.shapes import Gate
 from lutra_golden.model.stacks import unify_formats
@@ -29,12 +34,14 @@ from lutra_kernels.arrays import Array, upload
 from lutra_kernels.errors import GpuUnavailable, naming_memory, require_gpu
 from lutra_kernels.matmul.head import Head, upload_head
 from lutra_kernels.matmul.matrix import ALIGNMENT, Q_MAX, Matrix, upload_matrix
+from lutra_kernels.vector.embedding import CodedRows
 from lutra_kernels.vector.norm import ZERO, NormStep, Source
 from lutra_kernels.vector.rope import RopeStep
 
 __all__ = ["Layer", "Model", "product_bits", "upload_model"]
 
 Progress = Callable[[float], None]
+_ROWS = 4096  # whose codes are unpacked at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +62,29 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """``packed`` on a device, its heads padded to ``head_dim``, a power of two."""
+    """``packed`` on a device, its heads padded to ``head_dim``, a power of two.
+
+    Embedding and head are int16 and int8 rows, or both in codes.
+    """
 
     packed: PackedModel
     head_dim: int
-    embedding: Array
+    embedding: Array | CodedRows
     layers: list[Layer]
     norm: NormStep
-    head: Head
+    head: Head | Matrix
     tables: Array
 
 
 def _code_sums(stored: StoredWeights) -> NDArray[np.int64]:
     """Sums of codes by row and group, which 16-bit activations need."""
-    codes = from_b128(stored.codes, stored.bits, stored.depth)
-    groups = codes.reshape(len(codes), -1, stored.group or stored.depth)
-    return groups.sum(axis=2, dtype=np.int64)
+    n_groups = stored.depth // (stored.group or stored.depth)
+    sums = np.empty((stored.n_rows, n_groups), np.int64)
+    for first in range(0, stored.n_rows, _ROWS):
+        rows = slice(first, first + _ROWS)
+        codes = from_b128(stored.codes[rows], stored.bits, stored.depth)
+        codes.reshape(len(codes), n_groups, -1).sum(axis=2, dtype=np.int64, out=sums[rows])
+    return sums
 
 
 def _minimum(stored: StoredWeights) -> NDArray[np.int32]:
@@ -94,13 +108,21 @@ def _peak(linear: PackedLinear, stored: StoredWeights, a_bits: int) -> int:
     return bound if bound * Q_MAX[a_bits] < 1 << 31 else linear.peak
 
 
-def _matrix(layer: PackedLayer, names: Sequence[str], a_bits: int) -> Matrix:
+def _stacked(layer: PackedLayer, names: Sequence[str], a_bits: int) -> Matrix:
     """The rows of several matrices, which share their input, as one matrix."""
     linears = [layer.linear(name) for name in names]
     shifts = [linear.shift for linear in linears]
     if len(set(shifts)) > 1:
         raise ValueError(f"{', '.join(names)} must have one shift, not {shifts}")
     parts = unify_formats(linears)
+    peak = max(_peak(*each, a_bits) for each in zip(linears, parts, strict=True))
+    return _matrix(parts, names, shifts[0], peak, a_bits)
+
+
+def _matrix(
+    parts: Sequence[StoredWeights], names: Sequence[str], shift: int, peak: int, a_bits: int
+) -> Matrix:
+    """The rows of several matrices of one format as one matrix; an error names them."""
     group = parts[0].group or 0
     if group % ALIGNMENT:
         raise GpuUnavailable(
@@ -117,14 +139,27 @@ def _matrix(layer: PackedLayer, names: Sequence[str], a_bits: int) -> Matrix:
         np.concatenate([part.codes for part in parts]),
         k=parts[0].depth,
         bits=parts[0].bits,
-        shift=shifts[0],
+        shift=shift,
         group=group,
         scale=np.concatenate(scales) if scales else None,
         zero=np.concatenate(zeros) if zeros else None,
         minimum=minimum,
-        peak=max(_peak(*each, a_bits) for each in zip(linears, parts, strict=True)),
+        peak=peak,
         code_sums=np.concatenate(sums) if sums else None,
     )
+
+
+def _vocabulary(model: PackedModel, coded: CodedVocabulary) -> tuple[CodedRows, Matrix]:
+    """Embedding and head in codes; of tied ones the codes are there once."""
+    last, scale = coded.head, coded.embedding.scale
+    # exact peaks would take a look at all codes of the largest matrix
+    head = _matrix([last.stored], ["the head"], last.shift, last.peak_bound, product_bits(model))
+    if coded.tied:
+        return CodedRows.of(head, scale, model.residual_frac), head
+    first = coded.embedding.stored
+    # nothing is multiplied by the embedding: least shift, no sums for activations of 16 bits
+    embedding = _matrix([first], ["the embedding"], 1, first.peak_bound, 8)
+    return CodedRows.of(embedding, scale, model.residual_frac), head
 
 
 class _Uploader:
@@ -156,6 +191,8 @@ class _Uploader:
 
     def after_layer(self, norm: LoweredNorm) -> NormStep:
         """A norm of the residual stream, to which the layer before is still to be added."""
+        if self._down is None and self.model.vocabulary is not None:
+            return self.norm(norm, Source.RESIDUAL)
         if self._down is None:
             step = self.norm(norm, Source.EMBED)
             return replace(step, frac=embedding_shift(self.model))
@@ -165,7 +202,7 @@ class _Uploader:
         """The next layer."""
         layer = lower_layer(self.model, layer)
         norms, bits = layer_norms(self.model, layer), product_bits(self.model)
-        qkv, o, gate_up, down = (_matrix(layer, names, bits) for names in STACKS)
+        qkv, o, gate_up, down = (_stacked(layer, names, bits) for names in STACKS)
         gated = Source.RELU2 if self.model.gate is Gate.RELU2 else Source.SWIGLU
         gate_scale, up_scale = layer.gate_proj.scale, layer.up_proj.scale
         input_norm = self.after_layer(norms.input)
@@ -212,12 +249,19 @@ def upload_model(model: PackedModel, progress: Progress | None = None) -> Model:
             if progress is not None:
                 progress(i / len(model.layers))
             layers.append(uploader.layer(model.layers[i]))
+        embedding: Array | CodedRows
+        head: Head | Matrix
+        if model.vocabulary is not None:
+            embedding, head = _vocabulary(model, model.vocabulary)
+        else:
+            embedding = upload(model.embedding)
+            head = upload_head(model.head, model.head_rows, model.head_shift)
         return Model(
             packed=model,
             head_dim=uploader.head_dim,
-            embedding=upload(model.embedding),
+            embedding=embedding,
             layers=layers,
             norm=uploader.after_layer(lower_norm(model.norm, model.hidden_size)),
-            head=upload_head(model.head, model.head_rows, model.head_shift),
+            head=head,
             tables=upload(tables()),
         )

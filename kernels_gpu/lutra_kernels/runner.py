@@ -35,6 +35,7 @@ from lutra_kernels.matmul.linear import linear
 from lutra_kernels.matmul.matrix import Matrix
 from lutra_kernels.model import Layer, Model, product_bits
 from lutra_kernels.pool import KvPool
+from lutra_kernels.vector.embedding import CodedRows, embed_rows
 from lutra_kernels.vector.norm import Source, norm_quantize
 from lutra_kernels.vector.rope import rope_kv
 
@@ -213,7 +214,8 @@ class Runner:
     def _new_buffers(self, m: int, n_logits: int) -> _Buffers:
         packed, layers = self._model.packed, self._model.layers
         d, f, bits = packed.hidden_size, packed.intermediate_size, product_bits(packed)
-        head_dim = self._model.head_dim
+        head_dim, head = self._model.head_dim, self._model.head
+        last = head.group if isinstance(head, Matrix) else 0
         q, kv = packed.n_heads * head_dim, packed.n_kv_heads * head_dim
         queries = Queries.new(
             m,
@@ -241,7 +243,7 @@ class Runner:
             ended=Quantized.new(m, d, bits, 0),
             wanted=empty([n_logits], np.int32),
             x_wanted=empty([n_logits, d], np.int32),
-            last=Quantized.new(n_logits, d, bits, 0) if n_logits else None,
+            last=Quantized.new(n_logits, d, bits, last) if n_logits else None,
             logits=empty([n_logits, packed.vocab_size], np.int32) if n_logits else None,
             workspace=Workspace(1, 1),
         )
@@ -321,9 +323,14 @@ class Runner:
         hidden, step = b.hidden[layer.qkv.group], layer.input_norm
         if scale is None and i > 0:
             step = replace(step, source=Source.RESIDUAL)
+        acc = b.down
+        if i == 0 and isinstance(model.embedding, CodedRows):
+            embed_rows(model.embedding, b.tokens, b.x)
+        elif i == 0:
+            acc = model.embedding
         norm_quantize(
-            step, hidden, tables, x=b.x, acc=model.embedding if i == 0 else b.down,
-            tokens=b.tokens, scales=scale, flag=b.queries.flag,
+            step, hidden, tables, x=b.x, acc=acc, tokens=b.tokens, scales=scale,
+            flag=b.queries.flag,
         )  # fmt: skip
         self._product(b, hidden, layer.qkv, b.qkv)
         attended = b.attended[layer.o.group]
@@ -386,7 +393,7 @@ class Runner:
 
     def _head(self, b: _Buffers, scale: Array) -> None:
         """The end of the residual stream, and logits of those rows that have some."""
-        norm, tables = self._model.norm, self._model.tables
+        norm, tables, head = self._model.norm, self._model.tables, self._model.head
         out = b.last if b.last is not None and b.n_logits == b.m else b.ended
         norm_quantize(norm, out, tables, x=b.x, acc=b.down, scales=scale, flag=b.queries.flag)
         if b.last is None:
@@ -395,7 +402,10 @@ class Runner:
             take_rows(b.x, b.wanted, b.x_wanted)
             norm = replace(norm, source=Source.RESIDUAL)
             norm_quantize(norm, b.last, tables, x=b.x_wanted)
-        head_logits(b.last.a, self._model.head, out=b.logits)
+        if isinstance(head, Matrix):
+            linear(b.last.a, head, out=b.logits, workspace=b.workspace)
+        else:
+            head_logits(b.last.a, head, out=b.logits)
 
     def _output(
         self, b: _Buffers, parts: Sequence[Part], order: Sequence[int], layers: range

@@ -30,6 +30,7 @@ def small_model(
     layers: int = 2,
     head_dim: int = 16,
     a_groups: ActivationGroups | None = None,
+    head_bits: int | None = None,
 ) -> PackedModel:
     """A random model of few layers."""
     changes = {"hidden_size": 64, "num_hidden_layers": layers, "max_position_embeddings": 64}
@@ -38,7 +39,7 @@ def small_model(
     with TemporaryDirectory() as folder:
         checkpoint = load_model(write_variant(Path(folder), variant, changes=changes))
         wanted = Format.parse(format) if format else None
-        model = pack_model(checkpoint, wanted, 16, a_groups=a_groups)
+        model = pack_model(checkpoint, wanted, 16, a_groups=a_groups, head_bits=head_bits)
     # random weights cannot be packed for keys of four bits
     key_bits, value_bits = kv_pair(kv)
     return replace(model, key_bits=key_bits, value_bits=value_bits)

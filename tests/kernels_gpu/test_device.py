@@ -145,6 +145,55 @@ def test_activations_in_groups_and_offsets(
         check(found, golden.run(part))
 
 
+@pytest.mark.parametrize(
+    ("variant", "head_bits", "groups", "a_bits"),
+    [
+        ("llama", 4, None, 8),
+        ("llama-untied", 8, None, 8),
+        ("llama", 8, ActivationGroups(), 8),
+        ("llama-untied", 4, None, 16),
+    ],
+)
+def test_embedding_and_head_in_codes(
+    variant: str, head_bits: int, groups: ActivationGroups | None, a_bits: int
+) -> None:
+    """Prompt and decode, of rows that all have logits and of those of which some have."""
+    model = small_model(variant, f"W4A{a_bits}", layers=1, a_groups=groups, head_bits=head_bits)
+    assert model.vocabulary is not None
+    assert model.vocabulary.tied == (variant == "llama")
+    device, golden = loaded(model), Golden(model)
+    session, tokens = device.session(), tokens_of(model, 9)
+    for part, first in ((tokens[:6], 0), (tokens[6:8], 1), (tokens[8:], 0)):
+        (found,) = device.run([Step(session=session, tokens=part, logits_from=first)])
+        check(found, golden.run(part), first)
+
+
+def test_a_ternary_vocabulary_and_one_with_offsets() -> None:
+    """Codes that packing keeps as they are: without groups, and other codes for the embedding."""
+    model = small_model("bitnet", None, layers=1, head_bits=4)
+    assert model.vocabulary is not None
+    rng, n, k = np.random.default_rng(3), model.vocab_size, model.hidden_size
+    first, last = model.vocabulary.embedding, model.vocabulary.head
+    offsets = GroupedWeights(
+        codes=rng.integers(0, 64, (n, k), np.uint8),
+        scale=rng.integers(1, 1000, (n, k // 32)),
+        zero=np.zeros((n, k // 32), np.int64),
+        bits=6,
+        group=32,
+        offset=rng.integers(-20_000, 1, (n, k // 32)),
+    )
+    trits = GroupedWeights.from_integers(rng.integers(-1, 2, (n, k)).astype(np.int8))
+    coded = replace(
+        model.vocabulary,
+        embedding=replace(first, source=offsets, scale=Scale(first.scale.m, first.scale.e - 4)),
+        head=replace(last, source=trits, shift=1),
+    )
+    model = replace(model, vocabulary=coded)
+    device, golden, tokens = loaded(model), Golden(model), tokens_of(model, 3)
+    (found,) = device.run([Step(session=device.session(), tokens=tokens, logits_from=0)])
+    check(found, golden.run(tokens))
+
+
 def test_a_run_is_cut_into_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaDevice, "pass_tokens", 4)
     model = small_model("bitnet", None, layers=1)

@@ -18,6 +18,7 @@ from lutra.compile.fit import (
     stream_elements,
 )
 from lutra.compile.program import Parts, Program, Segment, SegmentKind
+from lutra.compile.ranges import HALF_BITS, residual_halves
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.isa import (
     ADDRESS_UNIT,
@@ -25,6 +26,7 @@ from lutra_golden.control.isa import (
     FLAG_CENTRE,
     FLAG_FIRST,
     FLAG_LOGITS,
+    FLAG_LOW,
     FLAG_PLAIN,
     FLAG_QK_NORM,
     NormSource,
@@ -45,13 +47,15 @@ from lutra_golden.model.lowered import (
     padded_head_eps,
     residual_unit,
 )
-from lutra_golden.model.packed import PackedLayer, PackedModel
+from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.shapes import Gate
 from lutra_golden.model.stacks import stack
+from lutra_golden.vector.residual import LOGIT_SHIFT, embedded
 
 __all__ = ["compile_model"]
 
 Progress = Callable[[str, float], None]
+_ROWS = 4096  # of an embedding in codes, unpacked at a time
 
 
 def _silent(_stage: str, _fraction: float) -> None:
@@ -277,18 +281,30 @@ class _Lowering:
     # -- the model
 
     def embed(self) -> Sequence[Operation]:
-        """Embedding rows of the tile."""
-        model, config = self._model, self._config
-        embedding = model.embedding.astype("<i2").tobytes()
+        """Embedding rows of the tile; those in codes as what they are in the residual stream."""
+        model = self._model
+        if model.vocabulary is None:
+            self._rows(model.embedding, embedding_shift(model))
+        else:
+            high, low = _embedded_halves(model, model.vocabulary.embedding)
+            self._rows(high, HALF_BITS)
+            self._rows(low, 0, FLAG_LOW)
+        return self._take()
+
+    def _rows(
+        self, table: NDArray[np.int16] | NDArray[np.uint16], shift: int, flags: int = 0
+    ) -> None:
+        """Fetch each token's row of a table ``[V, hidden_size]`` into the residual stream."""
+        data = table.astype("<u2", copy=False).tobytes()
         self._emit(
             Opcode.EMBED,
             reads=[],
             writes=[RESIDUAL],
-            address=self._image.add(embedding, config.alignment(Purpose.LOAD)),
-            n_words=model.hidden_size // LANES,
-            shift=embedding_shift(model),
+            flags=flags,
+            address=self._image.add(data, self._config.alignment(Purpose.LOAD)),
+            n_words=self._model.hidden_size // LANES,
+            shift=shift,
         )
-        return self._take()
 
     def rope(self) -> Sequence[Operation]:
         """Rotary tables of the tile."""
@@ -396,7 +412,12 @@ class _Lowering:
         n = padded_vocabulary(model, config)
         # rows that fill up the last block repeat the last row: the arg-max is the first of equals
         rows_of = np.minimum(np.arange(n), model.vocab_size - 1)
-        weights, row_scales = head_weights(model), model.head_rows[rows_of]
+        weights, shift = head_weights(model)
+        in_codes = model.vocabulary is not None
+        # accumulators of codes are logits already: all rows have a scale of 1
+        row_scales = np.full(n, 1 << LOGIT_SHIFT, np.int16)
+        if not in_codes:
+            row_scales = model.head_rows[rows_of]
         # half of each buffer, so that one chunk is computed while another is loaded and stored
         half = params.acc_blocks // 2 // unit * unit
         fit = params.weight_buffer_words // 2 // params.n_words(1, unit, params.planes(weights))
@@ -404,10 +425,12 @@ class _Lowering:
         part = max(8, unit)
         rows = LANES * max(unit, blocks // part * part)
         base = 0
+        word, region = self._params(row_scales[:rows])
         for first in range(0, n, rows):
             chunk = slice(first, min(first + rows, n))
-            word, region = self._params(row_scales[chunk])
-            acc = self._matmul(weights.rows(rows_of[chunk]), model.head_shift, base, flags)
+            if first > 0 and not in_codes:
+                word, region = self._params(row_scales[chunk])
+            acc = self._matmul(weights.rows(rows_of[chunk]), shift, base, flags)
             self._emit(
                 Opcode.LOGITS,
                 reads=[acc, region],
@@ -420,6 +443,20 @@ class _Lowering:
             )
             base = half - base
         return self._take()
+
+
+def _embedded_halves(
+    model: PackedModel, embedding: PackedLinear
+) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """High and low halves ``[V, hidden_size]`` of what rows of codes are in the residual stream."""
+    stored, shape = embedding.stored, (model.vocab_size, model.hidden_size)
+    high, low = np.empty(shape, np.uint16), np.empty(shape, np.uint16)
+    for first in range(0, model.vocab_size, _ROWS):
+        rows = slice(first, first + _ROWS)
+        doubled = stored.rows(rows).unpack().doubled()
+        x = embedded(doubled, embedding.scale, model.residual_frac)
+        high[rows], low[rows] = residual_halves(x)
+    return high, low
 
 
 def _word(scale: Scale) -> int:

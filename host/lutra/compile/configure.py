@@ -5,16 +5,15 @@ from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.configs import (
     CONFIGS,
     activation_tile,
+    common_group,
     measured,
     offset_width,
     scale_bits,
     with_engine,
 )
 from lutra_golden.errors import LutraError
-from lutra_golden.model.capabilities import check_vocabulary
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
-from lutra_golden.model.padding import padded_group
 
 __all__ = ["configure"]
 
@@ -44,7 +43,6 @@ def configure(
     if config not in CONFIGS:
         raise LutraError(f"configuration must be one of {', '.join(CONFIGS)}, not {config!r}")
     base = CONFIGS[config]
-    check_vocabulary(model, "an accelerator")
     kv_bits = common_kv_bits(model, "an accelerator")
     if kv_bits != base.attention.key_width:
         name = f"{base.name}-kv{kv_bits}"
@@ -81,8 +79,7 @@ def _fits(model: PackedModel, config: AcceleratorConfig) -> bool:
     m = config.matmul
     if m.grouped and scale_bits(model, m.shift_min) > m.scale_width:
         return False
-    group = padded_group(model.group, model.head_dim) if model.group else 0
-    if config.matmul.grouped and group % config.matmul.depth_tile:
+    if config.matmul.grouped and common_group(model) % config.matmul.depth_tile:
         return False
     try:
         check_fit(model, config)

@@ -7,10 +7,9 @@ import numpy as np
 from lutra.arguments import either
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
-from lutra_golden.core.configs import offset_width
+from lutra_golden.core.configs import has_offsets, offset_width
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
-from lutra_golden.model.capabilities import check_vocabulary
 from lutra_golden.model.checks import sum_bits
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
@@ -66,7 +65,9 @@ def engines_for(precision: Precision) -> list[str]:
     """Names of the matmul engines that can run a format, or a packed model."""
     ternary = precision.ternary and precision.a_bits == 8
     if isinstance(precision, PackedModel):
-        ternary &= precision.a_groups is None and not precision.offsets
+        ternary &= precision.a_groups is None and not has_offsets(precision)
+        coded = precision.vocabulary
+        ternary &= coded is None or coded.head.stored.group is None
     return [name for name, params in ENGINES.items() if params.grouped or ternary]
 
 
@@ -74,8 +75,11 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
     """Refuse a format that the engine of ``config`` does not support."""
     m = config.matmul
     if m.kind not in engines_for(model):
+        what = model.format
+        if model.vocabulary is not None:
+            what += f" with a head of {model.vocabulary.head.stored.bits} bits"
         raise LutraError(
-            f"engine {m.kind} does not run {model.format}, only ternary weights with one scale per "
+            f"engine {m.kind} does not run {what}, only ternary weights with one scale per "
             "matrix and 8-bit activations with one scale per token: use engine "
             f"{either(engines_for(model))}"
         )
@@ -90,7 +94,7 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
             f"{model.format} has {_scales_of(model.a_groups)}: use a configuration with "
             f"a_groups={model.a_groups!r}"
         )
-    if model.offsets and not m.offset_width:
+    if has_offsets(model) and not m.offset_width:
         raise LutraError(
             f"configuration {config.name} is built for zero points, the model's groups of weights "
             f"have offsets: use a configuration with offset_width={offset_width(model, m.kind)}, "
@@ -159,7 +163,6 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
             "hidden_size must be a multiple of 32 and intermediate_size of 16, not "
             f"{model.hidden_size} and {model.intermediate_size}: pad the model"
         )
-    check_vocabulary(model, "an accelerator")
     _check_format(model, config)
     q_out, kv_out = model.n_heads * head_dim, model.n_kv_heads * head_dim
     depth = max(_depths(model).values())
@@ -176,14 +179,20 @@ def check_fit(model: PackedModel, config: AcceleratorConfig) -> None:
     _need("the accumulator buffer (row blocks)", blocks, m.acc_blocks, "acc_blocks", c)
     params = 4 * depth // LANES
     _need("the parameter buffer (words)", params, c.vector.param_words, "param_words", c)
-    _check_words(config, head_weights(model))
+    if model.vocabulary is not None:
+        coded = model.vocabulary.head
+        # all rows have the format of the first
+        first = coded.stored.rows(slice(1)).unpack()
+        _check_matrix(config, first, coded.source.scale_bits, coded.shift)
+        _check_linear(model, config, coded, gated=False)
+        return
+    _check_words(config, head_weights(model)[0])
     head = 2 * int(np.abs(model.head.astype(np.int16)).sum(axis=1, dtype=np.int64).max())
     _check_sum(model, config, head, model.head_shift)
 
 
 def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfig) -> None:
     """Refuse a layer that ``config`` cannot hold."""
-    m = config.matmul
     for name, has, needs in (
         ("qkv_bias", config.vector.qkv_bias, layer.bias is not None),
         ("qk_norm", config.vector.qk_norm, layer.head_norms is not None),
@@ -195,16 +204,23 @@ def check_layer(model: PackedModel, layer: PackedLayer, config: AcceleratorConfi
             )
     for name in LINEARS:
         linear = layer.linear(name)
-        weights = linear.weights
-        if m.grouped and weights.group % m.depth_tile:
-            raise LutraError(
-                f"groups of {weights.group} are not whole depth tiles of configuration "
-                f"{config.name}: use groups that are a multiple of depth_tile ({m.depth_tile})"
-            )
-        if m.grouped:
-            _check_scales(config, weights.scale_bits + max(0, m.shift_min - linear.shift))
-        _check_words(config, weights)
+        _check_matrix(config, linear.weights, linear.weights.scale_bits, linear.shift)
     check_sums(model, layer, config)
+
+
+def _check_matrix(
+    config: AcceleratorConfig, weights: GroupedWeights, scale_bits: int, shift: int
+) -> None:
+    """Refuse groups, scales of ``scale_bits`` or codes that ``config`` is not built for."""
+    m = config.matmul
+    if m.grouped and weights.group % m.depth_tile:
+        raise LutraError(
+            f"groups of {weights.group} are not whole depth tiles of configuration "
+            f"{config.name}: use groups that are a multiple of depth_tile ({m.depth_tile})"
+        )
+    if m.grouped:
+        _check_scales(config, scale_bits + max(0, m.shift_min - shift))
+    _check_words(config, weights)
 
 
 def check_sums(model: PackedModel, layer: PackedLayer, config: AcceleratorConfig) -> None:
@@ -212,14 +228,20 @@ def check_sums(model: PackedModel, layer: PackedLayer, config: AcceleratorConfig
     for name in LINEARS:
         linear = layer.linear(name)
         gated = model.gate is Gate.RELU2 and name in ("gate_proj", "up_proj")
-        try:
-            _check_linear(model, config, linear, linear.peak_bound, gated)
-        except LutraError:
-            # the bound may be too high, the peak takes a look at every code
-            _check_linear(model, config, linear, linear.peak, gated)
+        _check_linear(model, config, linear, gated=gated)
 
 
 def _check_linear(
+    model: PackedModel, config: AcceleratorConfig, linear: PackedLinear, *, gated: bool
+) -> None:
+    try:
+        _check_peak(model, config, linear, linear.peak_bound, gated)
+    except LutraError:
+        # the bound may be too high, the peak takes a look at every code
+        _check_peak(model, config, linear, linear.peak, gated)
+
+
+def _check_peak(
     model: PackedModel, config: AcceleratorConfig, linear: PackedLinear, peak: int, gated: bool
 ) -> None:
     _check_sum(model, config, peak, linear.shift)
@@ -284,9 +306,11 @@ def check_stream(hidden_size: int, config: AcceleratorConfig) -> None:
     _need("the residual buffer", elements, config.vector.hidden_max, "hidden_max", config)
 
 
-def head_weights(model: PackedModel) -> GroupedWeights:
-    """The head's rows as weights of an engine."""
-    return GroupedWeights.from_integers(model.head)
+def head_weights(model: PackedModel) -> tuple[GroupedWeights, int]:
+    """The head's rows as weights of an engine, and the shift of their sums."""
+    if model.vocabulary is not None:
+        return model.vocabulary.head.unpacked(), model.vocabulary.head.shift
+    return GroupedWeights.from_integers(model.head), model.head_shift
 
 
 def row_unit(params: EngineParams) -> int:

@@ -13,11 +13,12 @@ from lutra_golden.control.isa import FLAG_LOW, FLAG_STREAM, Opcode
 from lutra_golden.core.ports import Purpose
 from lutra_golden.matmul.engine import LANES
 
-__all__ = ["EXTRA_OPERATIONS", "HALF_BITS", "range_code", "stream_halves"]
+__all__ = ["EXTRA_OPERATIONS", "HALF_BITS", "range_code", "residual_halves", "stream_halves"]
 
 EXTRA_OPERATIONS = 3
 """Most operations of a range of layers that the program of all layers does not have."""
 HALF_BITS = 16
+_LOW = (1 << HALF_BITS) - 1
 
 
 def range_code(program: Program, layers: range) -> bytes:
@@ -42,11 +43,17 @@ def range_code(program: Program, layers: range) -> bytes:
 def stream_halves(program: Program, stream: NDArray[np.int32]) -> tuple[bytes, bytes]:
     """The high and the low halves of a stream ``[n, hidden_size]``, for ``program.halves``."""
     align = program.config.align_bytes
-    parts = (stream >> HALF_BITS, stream & ((1 << HALF_BITS) - 1))
-    high, low = (part.astype(np.uint16).astype("<u2").tobytes() for part in parts)
+    high, low = (part.astype("<u2").tobytes() for part in residual_halves(stream))
     # beats are read whole
     filling = bytes(-len(high) % align)
     return high + filling, low + filling
+
+
+def residual_halves(
+    stream: NDArray[np.signedinteger],
+) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """The high and the low halves of elements of the residual stream, which fit int32."""
+    return (stream >> HALF_BITS).astype(np.uint16), (stream & _LOW).astype(np.uint16)
 
 
 def _load(program: Program) -> Sequence[Operation]:

@@ -13,7 +13,7 @@ from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores, unwritable
-from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
+from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART, Capabilities
 from lutra_golden.timing.boards import AGENT, BOARD_PROFILES, BoardProfile, find_profile
 
 if TYPE_CHECKING:
@@ -157,9 +157,11 @@ def _capabilities(config: str | AcceleratorConfig, *, is_built: bool) -> Capabil
     if isinstance(config, AcceleratorConfig):
         m = config.matmul
         return Capabilities(
-            activation_groups=m.a_groups == ActivationGroups(), offsets=m.offset_width > 0
+            activation_groups=m.a_groups == ActivationGroups(),
+            offsets=m.offset_width > 0,
+            vocabulary=m.grouped,
         )
-    return COMMON_PARTS if is_built else Capabilities(activation_groups=True, offsets=True)
+    return COMMON_PARTS if is_built else EVERY_PART
 
 
 def _transport(

@@ -84,6 +84,7 @@ def _part(model: PackedModel) -> PackedModel:
         embedding=model.embedding[:n],
         head=model.head[:n],
         head_rows=model.head_rows[:n],
+        vocabulary=None if model.vocabulary is None else model.vocabulary.first(n),
         bos=None,
         eos=(),
         context=context,

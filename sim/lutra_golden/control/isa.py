@@ -98,9 +98,10 @@ DOCS: Mapping[Opcode, str] = {
     Opcode.END: "Ends the program; the run is done when every unit has completed everything.",
     Opcode.LDPARAM: "Loads words of eight int16 into the parameter buffer.",
     Opcode.LDROPE: "Loads the rotary rows of every chunk's positions.",
-    Opcode.EMBED: "Fetches the embedding row of every TOKEN into the residual stream. A residual "
-    "stream comes from memory as two tables, with TOKEN counting from 0: its high halves, shifted "
-    "by 16, then its low halves with FLAG_LOW.",
+    Opcode.EMBED: "Fetches the embedding row of every TOKEN into the residual stream. Rows of 32 "
+    "bits, those of an embedding in codes, come from memory as two tables: their high halves, "
+    "shifted by 16, then their low halves with FLAG_LOW. So does a residual stream, with TOKEN "
+    "counting from 0.",
     Opcode.LMMA: "Matrix product of the activations with a matrix that streams through the "
     "weight port, digit by digit; the engine applies group scales and zero points or offsets, "
     "and rounds the finished sums once by SHIFT.",

@@ -30,6 +30,8 @@ __all__ = [
     "U50",
     "U55C",
     "activation_tile",
+    "common_group",
+    "has_offsets",
     "measured",
     "offset_width",
     "scale_bits",
@@ -191,8 +193,7 @@ def measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accele
             qk_norm=model.head_normed,
         )
         sized = sized.with_(ports=two_ports(weights=1024, data=min(1024, sized.word_width)))
-        group = padded_group(model.group, model.head_dim) if model.group else _DEPTH_TILE
-        depth_tile = math.gcd(*depths, group, activation_tile(model))
+        depth_tile = math.gcd(*depths, common_group(model), activation_tile(model))
         if engine != "ternary" and depth_tile not in _DEPTH_TILES:
             raise ValueError(
                 f"depth_tile must be one of {', '.join(map(str, _DEPTH_TILES))} and divide "
@@ -234,7 +235,24 @@ def activation_tile(model: PackedModel) -> int:
     return min(_DEPTH_TILE, model.a_groups.size, built_head_dim(model.head_dim))
 
 
+def common_group(model: PackedModel) -> int:
+    """The largest size that divides all groups of weights, 0 if there are none."""
+    sizes = [padded_group(model.group, model.head_dim)] if model.group else []
+    if model.vocabulary is not None:
+        sizes.append(model.vocabulary.head.stored.group or 0)
+    return math.gcd(*sizes)
+
+
+def has_offsets(model: PackedModel) -> bool:
+    """True if groups of weights of a layer or of the head have offsets."""
+    coded = model.vocabulary
+    return model.offsets or (coded is not None and coded.head.stored.offset is not None)
+
+
 def _linears(model: PackedModel) -> Iterator[PackedLinear]:
+    """All matrices that are multiplied by and are made of codes."""
+    if model.vocabulary is not None:
+        yield model.vocabulary.head
     for i in range(len(model.layers)):
         layer = model.layers[i]
         yield from map(layer.linear, LINEARS)
@@ -242,26 +260,31 @@ def _linears(model: PackedModel) -> Iterator[PackedLinear]:
 
 def _shifts(model: PackedModel) -> Iterator[int]:
     """Final shifts of the sums of all matrices."""
-    yield model.head_shift
+    if model.vocabulary is None:
+        yield model.head_shift
     yield from (linear.shift for linear in _linears(model))
 
 
 def scale_bits(model: PackedModel, shift_min: int) -> int:
     """Bits of the widest group scale where no matrix shifts its sums by less than ``shift_min``:
     the scales of one that does are as many bits larger."""
+    needed = model.scale_bits
+    if model.vocabulary is None:
+        needed = max(needed, 1 + max(0, shift_min - model.head_shift))
+    elif not shift_min:
+        needed = max(needed, model.vocabulary.head.source.scale_bits)
     if not shift_min:
-        return model.scale_bits
-    needed = 1 + max(0, shift_min - model.head_shift)
+        return needed
     for linear in _linears(model):
         needed = max(needed, linear.source.scale_bits + max(0, shift_min - linear.shift))
-    return max(needed, model.scale_bits)
+    return needed
 
 
 def offset_width(model: PackedModel, engine: str) -> int:
     """Bits that ``engine`` needs for the offsets of all groups: those of a port of a DSP slice, or
     all; 0 if the model has none."""
     params = ENGINES[engine]()
-    if not model.offsets or not isinstance(params, GroupedParams):
+    if not has_offsets(model) or not isinstance(params, GroupedParams):
         return 0
     shift_min = 0 if model.a_groups is None else model.a_groups.shift_max
     needed = 0
@@ -290,7 +313,8 @@ def _sum_width(model: PackedModel) -> int:
         most = (peak * model.a_peak << max(0, least - shift)) + (1 << max(shift, least) >> 1)
         needed = max(needed, most.bit_length() + 1)
 
-    add(2 * HEAD_MAX * model.hidden_size, model.head_shift)
+    if model.vocabulary is None:
+        add(2 * HEAD_MAX * model.hidden_size, model.head_shift)
     for linear in _linears(model):
         add(linear.peak_bound, linear.shift)
     return needed

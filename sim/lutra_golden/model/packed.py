@@ -132,6 +132,14 @@ class CodedVocabulary:
         """True if both are the same codes."""
         return self.embedding.source is self.head.source
 
+    def first(self, n: int) -> "CodedVocabulary":
+        """Rows of the first ``n`` tokens."""
+        rows = self.embedding.stored.rows(slice(n))
+        embedding = PackedLinear(rows, self.embedding.scale, self.embedding.shift)
+        if not self.tied:
+            rows = self.head.stored.rows(slice(n))
+        return CodedVocabulary(embedding, PackedLinear(rows, self.head.scale, self.head.shift))
+
     @property
     def n_bytes(self) -> int:
         """Bytes of both as they are stored."""

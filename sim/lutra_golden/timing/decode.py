@@ -52,7 +52,7 @@ def decode_cycles(model: PackedModel, config: AcceleratorConfig, position: int) 
             residual_cycles(hidden // LANES, 1),
         )
     )
-    head = config.matmul.planes(GroupedWeights.from_integers(np.array([[HEAD_MAX]], np.int8)))
+    head = _head_planes(config.matmul, model)
     last = norm_cycles(hidden // LANES, 1, NormSource.RESIDUAL)
     return len(model.layers) * per_layer + last + product.cycles(model.vocab_size, hidden, head)
 
@@ -71,6 +71,13 @@ class _Product:
         tiles = -(-depth // params.depth_tile)
         n_bytes = params.n_words(tiles, blocks, planes) * self._word_bytes
         return max(self._timing.cycles(tiles, blocks, planes, 1), -(-n_bytes // self._beat_bytes))
+
+
+def _head_planes(params: EngineParams, model: PackedModel) -> int:
+    """Digits of the head's weights."""
+    if model.vocabulary is not None:
+        return params.planes(model.vocabulary.head.stored.rows(slice(1)).unpack())
+    return params.planes(GroupedWeights.from_integers(np.array([[HEAD_MAX]], np.int8)))
 
 
 def _planes(params: EngineParams, model: PackedModel) -> int:

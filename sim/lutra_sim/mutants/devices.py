@@ -61,6 +61,52 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/compile/compiler.py",
+        ["system/test_vocabulary.py::test_programs_are_the_golden_device"],
+        (
+            "accumulators of codes twice the logits",
+            "np.full(n, 1 << LOGIT_SHIFT, np.int16)",
+            "np.full(n, 2 << LOGIT_SHIFT, np.int16)",
+        ),
+        (
+            "high halves of rows where they are",
+            "self._rows(high, HALF_BITS)",
+            "self._rows(high, 0)",
+        ),
+        (
+            "low halves in the place of whole rows",
+            "self._rows(low, 0, FLAG_LOW)",
+            "self._rows(low, 0)",
+        ),
+        (
+            "rows of the embedding as much as those of the head are worth",
+            "x = embedded(doubled, embedding.scale, model.residual_frac)",
+            "x = embedded(doubled, model.vocabulary.head.scale, model.residual_frac)",
+        ),
+    ),
+    *planted(
+        "host/lutra/compile/fit.py",
+        [
+            "system/test_vocabulary.py::test_engines_that_run_them",
+            "system/test_vocabulary.py::test_what_a_configuration_lacks_for_the_head",
+        ],
+        (
+            "codes in groups for the ternary engine",
+            "ternary &= coded is None or coded.head.stored.group is None",
+            "ternary &= coded is None or coded.head.stored.group is not None",
+        ),
+        (
+            "offsets of the head let through",
+            "if has_offsets(model) and not m.offset_width:",
+            "if model.offsets and not m.offset_width:",
+        ),
+        (
+            "sums of the head not looked at",
+            "        _check_linear(model, config, coded, gated=False)\n",
+            "",
+        ),
+    ),
+    *planted(
         "host/lutra/compile/fit.py",
         ["host/compile/test_configure.py::test_groups_of_activations_need_their_configuration"],
         (
@@ -74,8 +120,8 @@ MUTANTS = [
         ["host/compile/test_configure.py::test_a_shift_that_groups_exceed"],
         (
             "scales counted before they become larger",
-            "weights.scale_bits + max(0, m.shift_min - linear.shift)",
-            "weights.scale_bits",
+            "scale_bits + max(0, m.shift_min - shift)",
+            "scale_bits",
         ),
     ),
     *planted(
@@ -483,6 +529,11 @@ MUTANTS = [
             "groups of any size taken for those that models are packed with",
             "activation_groups=m.a_groups == ActivationGroups()",
             "activation_groups=m.a_groups is not None",
+        ),
+        (
+            "codes of embedding and head for engines without groups",
+            "vocabulary=m.grouped,",
+            "vocabulary=True,",
         ),
         (
             "boards packed for as if they were made for the model",

@@ -488,15 +488,6 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "sim/lutra_golden/model/capabilities.py",
-        ["golden/model/test_capabilities.py"],
-        (
-            "codes of embedding and head let through",
-            "if model.vocabulary is not None:",
-            "if model.vocabulary is not None and model.offsets:",
-        ),
-    ),
-    *planted(
         "sim/lutra_golden/model/stored.py",
         ["golden/model/test_stored.py"],
         (

@@ -297,6 +297,29 @@ MUTANTS = [
     ),
     *planted(
         f"{_GOLDEN}/core/configs.py",
+        ["system/test_vocabulary.py::test_a_configuration_is_measured_for_the_head"],
+        (
+            "groups of the head not looked at",
+            "sizes.append(model.vocabulary.head.stored.group or 0)",
+            "sizes.append(0)",
+        ),
+        (
+            "offsets of the head forgotten",
+            "return model.offsets or (coded is not None and coded.head.stored.offset is not None)",
+            "return model.offsets",
+        ),
+    ),
+    *planted(
+        f"{_GOLDEN}/timing/decode.py",
+        ["system/test_vocabulary.py::test_fewer_bits_of_the_head_take_fewer_cycles"],
+        (
+            "a head in codes counted as five trits",
+            "if model.vocabulary is not None:",
+            "if model.vocabulary is not None and model.biased:",
+        ),
+    ),
+    *planted(
+        f"{_GOLDEN}/core/configs.py",
         ["golden/core/test_configs.py"],
         (
             "words of two beats",
@@ -378,6 +401,11 @@ MUTANTS = [
             "half of the peak",
             "return self.weights.peak if self.known_peak is None else self.known_peak",
             "return self.weights.peak // 2 if self.known_peak is None else self.known_peak",
+        ),
+        (
+            "the head's rows for an embedding of its own",
+            "rows = self.head.stored.rows(slice(n))",
+            "rows = self.embedding.stored.rows(slice(n))",
         ),
     ),
     *planted(

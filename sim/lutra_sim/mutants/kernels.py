@@ -224,6 +224,41 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "kernels_gpu/lutra_kernels/vector/embedding.py",
+        ["kernels_gpu/vector/test_embedding.py"],
+        (
+            "halves of bytes swapped",
+            "first = within // 32 % 2 * 4",
+            "first = 4 - within // 32 % 2 * 4",
+        ),
+        (
+            "fields from the bottom of a byte",
+            "first = 8 - P * (within // (16 * P) + 1)",
+            "first = P * (within // (16 * P))",
+        ),
+        (
+            "the second plane where the first is",
+            "tl.load(block_ptr + 16 * LOW + byte,",
+            "tl.load(block_ptr + byte,",
+        ),
+        ("ternary codes from 0 on", "doubled = 2 * (code - 1)", "doubled = 2 * code"),
+        (
+            "offsets left out",
+            "doubled.to(tl.int64) + tl.load(minimum_ptr",
+            "doubled.to(tl.int64) + 0 * tl.load(minimum_ptr",
+        ),
+        (
+            "rounding down",
+            "x = round_shift_right(doubled.to(tl.int64) * mantissa, shift)",
+            "x = (doubled.to(tl.int64) * mantissa) >> shift",
+        ),
+        (
+            "groups of the row before",
+            "group = row * (N // GROUP) + offs // GROUP",
+            "group = tl.maximum(row - 1, 0) * (N // GROUP) + offs // GROUP",
+        ),
+    ),
+    *planted(
         "kernels_gpu/lutra_kernels/vector/rope.py",
         ["kernels_gpu/vector/test_rope.py"],
         ("sine with the wrong sign", "hi * cos + lo * sin\n", "hi * cos - lo * sin\n"),

@@ -279,6 +279,37 @@ MUTANTS = [
         ),
     ),
     *planted(
+        f"{_K}/runner.py",
+        [f"{_DEVICE}::test_embedding_and_head_in_codes"],
+        (
+            "sums of whole rows for a head in groups",
+            "last = head.group if isinstance(head, Matrix) else 0",
+            "last = 0",
+        ),
+    ),
+    *planted(
+        f"{_K}/model.py",
+        [
+            f"{_DEVICE}::test_embedding_and_head_in_codes",
+            f"{_DEVICE}::test_a_ternary_vocabulary_and_one_with_offsets",
+        ],
+        (
+            "the head's codes for an embedding of its own",
+            "if coded.tied:",
+            "if not coded.tied or coded.tied:",
+        ),
+        (
+            "rows of the embedding worth what those of the head are",
+            "last, scale = coded.head, coded.embedding.scale",
+            "last, scale = coded.head, coded.head.scale",
+        ),
+        (
+            "int16 rows of an embedding in codes",
+            "if self._down is None and self.model.vocabulary is not None:",
+            "if self._down is None and self.model.vocabulary is None:",
+        ),
+    ),
+    *planted(
         f"{_K}/vector/residual.py",
         ["kernels_gpu/vector/test_norm.py"],
         (

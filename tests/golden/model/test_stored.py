@@ -8,7 +8,7 @@ import pytest
 
 from lutra_golden.arith.scale import scale_from_int
 from lutra_golden.matmul.engine import GroupedWeights
-from lutra_golden.model.packed import PackedLinear
+from lutra_golden.model.packed import CodedVocabulary, PackedLinear
 from lutra_golden.model.stored import StoredWeights
 
 
@@ -201,3 +201,13 @@ def test_scales_of_nine_bits_come_back() -> None:
     stored = StoredWeights.of(weights, grouped=True)
     assert stored.scale_bits == 9
     assert stored.unpack().scale.tolist() == [[256]]
+
+
+def test_the_first_rows_of_a_vocabulary() -> None:
+    one, other = (PackedLinear(grouped(bits), scale_from_int(3, -9), 0) for bits in (4, 6))
+    for whole in (CodedVocabulary(one, replace(one, shift=5)), CodedVocabulary(one, other)):
+        part = whole.first(2)
+        assert part.tied == whole.tied == (whole.head.shift == 5)
+        for mine, all_rows in ((part.embedding, whole.embedding), (part.head, whole.head)):
+            assert (mine.scale, mine.shift) == (all_rows.scale, all_rows.shift)
+            np.testing.assert_array_equal(mine.weights.doubled(), all_rows.weights.doubled()[:2])

@@ -6,6 +6,7 @@ On the interpreter, on a card that is emulated with an interpreted kernel, and t
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from tests.host.devices.test_xrt import InterpretedKernel
 from tests.host.diagnose.faulty import FAULTS, Fault, FaultyTransport
 from tests.host.tiles import Compiled, compiled
 from tests.system.small_architectures import config_of_engine, make
+from tests.system.test_groups import config_of
+from tests.system.test_vocabulary import MAKERS as VOCABULARIES
 
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
@@ -54,6 +57,12 @@ def test_everything_is_right(bitnet: Compiled) -> None:
     checks = run(bitnet, InterpretedTransport())
     assert [check.name for check in checks] == NAMES
     assert [check.problem for check in checks] == [None] * len(NAMES)
+
+
+def test_a_vocabulary_in_codes_is_right(tmp_path: Path) -> None:
+    model = VOCABULARIES["untied"](tmp_path / "model")
+    checks = run(compiled(model, config_of("mixpe", model)), InterpretedTransport())
+    assert [(check.name, check.problem) for check in checks] == [(name, None) for name in NAMES]
 
 
 class Counting(InterpretedTransport):

@@ -166,15 +166,14 @@ def test_an_accelerator_gets_what_its_hardware_has() -> None:
         assert isinstance(device, AcceleratorDevice)
         return device.capabilities
 
-    both = Capabilities(activation_groups=True, offsets=True)
     # simulated, it is made for the model
-    assert parts("interpreted") == parts("rtl") == parts("rtl", "kv260") == both
+    assert parts("interpreted") == parts("rtl") == parts("rtl", "kv260") == EVERY_PART
     assert parts("xrt") == parts("xrt", "u50") == COMMON_PARTS
     assert parts("interpreted", NANO) == COMMON_PARTS
     for built in (
-        Capabilities(activation_groups=True),
-        Capabilities(offsets=True),
-        both,
+        Capabilities(activation_groups=True, vocabulary=True),
+        Capabilities(offsets=True, vocabulary=True),
+        EVERY_PART,
     ):
         config = with_engine(
             NANO,
@@ -186,7 +185,7 @@ def test_an_accelerator_gets_what_its_hardware_has() -> None:
         assert parts("interpreted", config) == parts("xrt", config) == built
     # of the size that models are packed with
     config = with_engine(NANO, "mac", a_groups=ActivationGroups(size=64))
-    assert parts("interpreted", config) == COMMON_PARTS
+    assert parts("interpreted", config) == Capabilities(vocabulary=True)
 
 
 def test_auto_packs_for_all_devices_that_it_may_take(

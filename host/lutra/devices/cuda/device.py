@@ -11,7 +11,7 @@ from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
-from lutra_golden.model.capabilities import Capabilities, check_vocabulary
+from lutra_golden.model.capabilities import EVERY_PART
 from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
@@ -58,7 +58,7 @@ class CudaDevice(BaseDevice[CudaSession]):
     """
 
     name = "cuda"
-    capabilities = Capabilities(activation_groups=True, offsets=True)
+    capabilities = EVERY_PART
 
     def __init__(
         self, progress: Progress | None = None, *, memory_limit: int | None = None
@@ -80,7 +80,6 @@ class CudaDevice(BaseDevice[CudaSession]):
         from lutra_kernels.runner import Runner
 
         check_numbers(model)
-        check_vocabulary(model, f"device {self.name}")
         common_kv_bits(model, f"device {self.name}")
         with _refusing():
             uploaded = upload_model(model, self._report)

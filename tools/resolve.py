@@ -1,7 +1,7 @@
 """Resolve every extra of the project with pip, installing nothing: ``python tools/resolve.py``.
 
-Markers are those of the interpreter that runs pip, so each version of Python resolves in its own.
-Standard library only.
+Markers are those of the interpreter that runs pip, so each version of Python resolves in its own,
+a wheel that it builds first. Standard library only.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["extras_of", "main", "resolve"]
+__all__ = ["extras_of", "main", "make_wheel", "resolve"]
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.10", "3.12")
@@ -30,17 +30,36 @@ def extras_of(python: Path) -> list[str]:
     return done.stdout.split()
 
 
-def resolve(python: Path, extra: str) -> str:
+def make_wheel(python: Path, folder: Path) -> Path:
+    """A wheel of the project in ``folder``; RuntimeError if there is none.
+
+    Of a checkout pip would build one for every extra, and compile the CPU device's library each
+    time.
+    """
+    _pip(python, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
+    found = [*folder.glob("*.whl")]
+    if len(found) != 1:
+        raise RuntimeError(f"pip made {len(found)} wheels, not one")
+    return found[0]
+
+
+def resolve(python: Path, wheel: Path, extra: str) -> str:
     """Packages that pip would install for ``extra`` ("" for none); RuntimeError if it cannot."""
-    command = [str(python), "-m", "pip", "install", "--dry-run", "--no-input"]
-    command += ["--disable-pip-version-check", f"{ROOT}[{extra}]" if extra else str(ROOT)]
+    output = _pip(python, "install", "--dry-run", f"{wheel}[{extra}]" if extra else str(wheel))
+    found = [line for line in output.splitlines() if line.startswith("Would install ")]
+    return found[-1].removeprefix("Would install ") if found else "nothing"
+
+
+def _pip(python: Path, *arguments: str) -> str:
+    """Output of pip; RuntimeError has its last line that says an error."""
+    options = ["--no-input", "--disable-pip-version-check"]
+    command = [str(python), "-m", "pip", *arguments, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = (done.stdout + done.stderr).splitlines()
     if done.returncode:
+        lines = (done.stdout + done.stderr).splitlines()
         errors = [line.strip() for line in lines if line.startswith("ERROR")] or lines[-1:]
         raise RuntimeError(errors[-1] if errors else "no output")
-    found = [line for line in done.stdout.splitlines() if line.startswith("Would install ")]
-    return found[-1].removeprefix("Would install ") if found else "nothing"
+    return done.stdout
 
 
 def _runs(version: str) -> bool:
@@ -68,11 +87,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run([f"python{version}", "-m", "venv", folder], check=True)
             python = Path(folder) / "bin" / "python"
+            try:
+                wheel = make_wheel(python, Path(folder))
+            except RuntimeError as error:
+                failed += 1
+                print(f"python{version} lutra-fpga: FAILED: no wheel: {error}", flush=True)
+                continue
             for extra in options.extra or ["", *extras_of(python)]:
                 start = time.monotonic()
                 name = f"python{version} lutra-fpga" + (f"[{extra}]" if extra else "")
                 try:
-                    packages = resolve(python, extra).split()
+                    packages = resolve(python, wheel, extra).split()
                 except RuntimeError as error:
                     failed += 1
                     print(f"{name}: FAILED: {error}", flush=True)

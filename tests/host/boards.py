@@ -100,9 +100,9 @@ class Served:
         self.accelerator = accelerator
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
-        self._agent = agent.Agent(accelerator, key, self.log.append)
+        self.agent = agent.Agent(accelerator, key, self.log.append)
         self._thread = threading.Thread(
-            target=agent.serve_tcp, args=(self._agent, self._listener, self.log.append), daemon=True
+            target=agent.serve_tcp, args=(self.agent, self._listener, self.log.append), daemon=True
         )
         self._thread.start()
 

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 from tests.pyproject import PYPROJECT
 
+WHEEL = Path("lutra.whl")
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "resolve.py"
 
 
@@ -37,13 +38,27 @@ def test_extras_are_those_of_the_project(resolve: ModuleType) -> None:
 
 def test_packages_are_those_that_pip_names(resolve: ModuleType, tmp_path: Path) -> None:
     python = pip(tmp_path, "Collecting numpy\nWould install numpy-1.26.4 pynq-4.0.0", 0)
-    assert resolve.resolve(python, "pynq") == "numpy-1.26.4 pynq-4.0.0"
+    assert resolve.resolve(python, WHEEL, "pynq") == "numpy-1.26.4 pynq-4.0.0"
 
 
 def test_what_pip_refuses_is_said(resolve: ModuleType, tmp_path: Path) -> None:
     python = pip(tmp_path, "Collecting x\nERROR: Cannot install x\nERROR: no match for x", 1)
     with pytest.raises(RuntimeError, match=r"^ERROR: no match for x$"):
-        resolve.resolve(python, "sim")
+        resolve.resolve(python, WHEEL, "sim")
+    with pytest.raises(RuntimeError, match=r"^ERROR: no match for x$"):
+        resolve.make_wheel(python, tmp_path)
+
+
+def test_a_wheel_is_made_once(resolve: ModuleType, tmp_path: Path) -> None:
+    """What extras resolve is the wheel, not the checkout, which pip would build again for each."""
+    python = pip(tmp_path, "Saved ./lutra.whl", 0)
+    with pytest.raises(RuntimeError, match=r"^pip made 0 wheels, not one$"):
+        resolve.make_wheel(python, tmp_path)
+    (tmp_path / "lutra.whl").touch()
+    assert resolve.make_wheel(python, tmp_path) == tmp_path / "lutra.whl"
+    python.write_text('#!/bin/sh\necho "Would install $@"\n')
+    assert f" {WHEEL}[sim] " in f"{resolve.resolve(python, WHEEL, 'sim')} "
+    assert f" {WHEEL} " in f"{resolve.resolve(python, WHEEL, '')} "
 
 
 def test_a_missing_python_is_one_line(

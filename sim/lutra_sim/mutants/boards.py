@@ -163,7 +163,9 @@ HOST = [
             f"{_BOARD}::test_what_was_written_before_a_link_dropped_is_not_lost",
             f"{_BOARD}::test_doorbells_of_a_link_that_dropped_do_not_ring",
             f"{_BOARD}::test_what_was_read_ahead_and_written_since",
+            f"{_BOARD}::test_a_second_host_waits_for_one_that_goes",
         ],
+        ("a host that goes is not waited for", "if waited >= _FREE_S:", "if waited:"),
         (
             "a wait ends before its descriptor",
             "0xFFFFFFFF, self._rung - 1",
@@ -223,7 +225,20 @@ HOST = [
             f"{_AGENT}::test_zeros_of_several_pieces",
             f"{_AGENT}::test_a_host_that_goes_is_aborted",
             f"{_AGENT}::test_memory_and_registers",
+            f"{_AGENT}::test_a_fabric_that_an_agent_uses_is_not_loaded_again",
+            f"{_BOARD}::test_a_host_that_closed_has_given_the_board_back",
         ],
+        (
+            "a host hears that it has gone before the next one may come",
+            "                return answer\n            stream.send(frames.pack(answer), _MESSAGE_S)\n",
+            '                stream.send(frames.pack(answer), _MESSAGE_S)\n                return b""\n'
+            "            stream.send(frames.pack(answer), _MESSAGE_S)\n",
+        ),
+        (
+            "the fabric is loaded while another agent uses it",
+            "fcntl.LOCK_SH if bitstream is None else fcntl.LOCK_EX",
+            "fcntl.LOCK_SH",
+        ),
         ("a message is taken twice", "if number != self._n_received:", "if False:"),
         (
             "memory behind a region",

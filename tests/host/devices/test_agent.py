@@ -1,6 +1,7 @@
 """The agent of boards: what it maps, what it refuses, and that it needs nothing but Python."""
 
 import ast
+import shutil
 import signal
 import socket
 import struct
@@ -432,11 +433,15 @@ def test_memory_and_registers(tree: FileBoard) -> None:
     BoardAccelerator(root=tree.root, uio="uio0", buffers=["udmabuf0"]).close()
 
 
-def test_one_agent_a_board(tree: FileBoard) -> None:
+def test_one_agent_a_board(tree: FileBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends is waited for."""
     found = BoardAccelerator(root=tree.root)
-    with pytest.raises(AgentError, match=r"^another agent uses /dev/uio0: end it first$"):
-        BoardAccelerator(root=tree.root)
-    found.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(agent, "_FREE_S", 0.1)
+        with pytest.raises(AgentError, match=r"^another agent uses /dev/uio0: end it first$"):
+            BoardAccelerator(root=tree.root)
+    threading.Timer(0.2, found.close).start()
+    BoardAccelerator(root=tree.root).close()
 
 
 def test_registers_by_dev_mem(tree: FileBoard) -> None:
@@ -579,3 +584,33 @@ def test_a_bitstream_is_not_loaded(tmp_path: Path) -> None:
         AgentError, match=r"^the FPGA manager is 'write error' after .*: see `dmesg"
     ):
         agent.load_bitstream(path, tmp_path)
+
+
+def test_a_fabric_that_an_agent_uses_is_not_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents that load nothing share it; one that loads has it alone, and shares it then."""
+    folder, path = manager(tmp_path), tmp_path / "lutra.bin"
+    path.write_bytes(b"bits")
+    monkeypatch.setattr(agent, "_FREE_S", 0.1)
+
+    def refused() -> None:
+        with (
+            pytest.raises(AgentError, match=r"^another agent uses the fabric: end it first$"),
+            agent.held_fabric(path, tmp_path),
+        ):
+            raise AssertionError("it was loaded")
+
+    with agent.held_fabric(None, tmp_path):
+        with agent.held_fabric(None, tmp_path):
+            pass
+        refused()
+    assert not (folder / "firmware").exists()
+    with agent.held_fabric(path, tmp_path):
+        assert (folder / "firmware").read_text() == "lutra.bin"
+        with agent.held_fabric(None, tmp_path):
+            pass
+        refused()
+    shutil.rmtree(folder)
+    with agent.held_fabric(None, tmp_path):
+        pass

@@ -1,5 +1,6 @@
 """A board through its agent: the same bits, few messages, and links that drop."""
 
+import logging
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from tests.host.tiles import Compiled, Tiles, driver, golden, on_transport, run_
 from lutra.compile.program import Program
 from lutra.deploy.link import FarLink
 from lutra.devices.accelerator import agent
+from lutra.devices.accelerator import board as transport_module
 from lutra.devices.accelerator.board import BoardTransport
 from lutra.devices.accelerator.board_link import BoardAddress
 from lutra.devices.accelerator.device import AcceleratorDevice
@@ -248,7 +250,6 @@ def test_a_board_that_was_lent_to_another(
     tiles = on_transport(model, board(cable.port))
     check(tiles, expected)
     cable.cut()
-    until_free(served)
     other = on_transport(model, board(served.port))
     cable.mend()
     with pytest.raises(DeviceError):
@@ -290,27 +291,58 @@ def test_no_agent() -> None:
         board(port).open(config_for(SHAPES["least"]), 1)
 
 
-def until_free(served: Served) -> None:
-    """Wait until the agent has seen that its host is gone."""
-    deadline = time.monotonic() + 10
-    while not any(line.endswith("gone") for line in served.log[-2:]):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 # -- hosts
 
 
-def test_a_second_host_is_refused(served: Served, model: Compiled, expected: StepResult) -> None:
+def test_a_second_host_is_refused(
+    served: Served, model: Compiled, expected: StepResult, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It waits a moment, and says for whom."""
+    monkeypatch.setattr(transport_module, "_SAY_S", 0.1)
+    monkeypatch.setattr(transport_module, "_FREE_S", 0.4)
     tiles = on_transport(model, board(served.port))
-    with pytest.raises(DeviceError, match=r"^device board://127.*: held by 127\.0\.0\.1:\d+$"):
+    held = rf"device board://127\.0\.0\.1:{served.port} is held by 127\.0\.0\.1:\d+"
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(DeviceError, match=f"^{held}: wait until it is done, or end it$"),
+    ):
         on_transport(model, board(served.port))
+    (record,) = caplog.records
+    assert re.fullmatch(rf"{held}, which is waited for, 0\.4 s at most", record.getMessage())
     check(tiles, expected)
     tiles.close()
-    until_free(served)
-    other = on_transport(model, board(served.port))
+
+
+def test_a_second_host_waits_for_one_that_goes(
+    served: Served, model: Compiled, expected: StepResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a moment nobody notices."""
+    tiles = on_transport(model, board(served.port))
+    threading.Timer(0.2, tiles.close).start()
+    with caplog.at_level(logging.WARNING):
+        other = on_transport(model, board(served.port))
+    assert not caplog.records
     check(other, expected)
     other.close()
+
+
+def test_a_host_that_closed_has_given_the_board_back(
+    served: Served, model: Compiled, expected: StepResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the agent takes for it: the next one need not wait."""
+    monkeypatch.setattr(transport_module, "_FREE_S", 0.0)
+    abort = served.agent.abort
+
+    def slow() -> bool:
+        time.sleep(0.2)
+        return abort()
+
+    monkeypatch.setattr(served.agent, "abort", slow)
+    for _ in range(2):
+        tiles = on_transport(model, board(served.port))
+        check(tiles, expected)
+        tiles.close()
 
 
 def test_a_host_that_is_killed_frees_the_board(
@@ -335,7 +367,6 @@ def test_a_host_that_is_killed_frees_the_board(
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"open\n"
         process.send_signal(signal.SIGKILL)
-    until_free(served)
     tiles = on_transport(model, board(served.port))
     check(tiles, expected)
     tiles.close()

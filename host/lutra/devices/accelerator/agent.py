@@ -27,6 +27,7 @@ from typing import Callable, Generator, Iterator, NoReturn, Sequence
 __all__ = [
     "BODY_MAX",
     "FAILED",
+    "HELD",
     "LOST",
     "NEW_SESSION",
     "OK",
@@ -50,6 +51,7 @@ __all__ = [
     "RefusedError",
     "Stream",
     "await_interrupt",
+    "held_fabric",
     "keep_alive",
     "load_bitstream",
     "main",
@@ -80,8 +82,11 @@ OPERATIONS = {
     "RESET": (8, struct.Struct("<")),
     "BYE": (9, struct.Struct("<")),
 }
-OK, FAILED, LOST = 0, 1, 2
-"""First byte of an answer: results follow, or a line of text; LOST: no such session any more."""
+OK, FAILED, LOST, HELD = 0, 1, 2, 3
+"""First byte of an answer: results follow, or a line of text.
+
+LOST: no such session any more; HELD: another host has the accelerator.
+"""
 SESSION_BYTES = 16
 NEW_SESSION = bytes(SESSION_BYTES)
 OPENED = struct.Struct("<16sBIH")
@@ -133,12 +138,14 @@ _HELLO_MAX = 128
 _TEXT_MAX = 300
 _FIRST_MAX = 64  # bytes of the first message: it may come from anybody
 _HANDSHAKE_S, _MESSAGE_S, _ABORT_S, _TAKEOVER_S = 5.0, 60.0, 1.0, 5.0
+_FREE_S = 3.0  # that an agent which ends has to free the board
 _WAIT_MAX_S = 1.0
 _MOMENT_S = 1e-4
 _LOOK_S = 0.02  # between looks at a run whose interrupt does not come
 _LINKS = 8  # at a time; all but one of them are only told so
 _CLOSED = "the other end closed the link"
 _BITSTREAM_MAX = 1 << 28
+_FPGA_MANAGER = Path("sys/class/fpga_manager/fpga0")
 
 
 class AgentError(Exception):
@@ -417,10 +424,7 @@ class BoardAccelerator(Accelerator):
             ) from None
         self._descriptors.append(descriptor)
         if exclusive:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise AgentError(f"another agent uses /{path}: end it first") from None
+            _lock(descriptor, fcntl.LOCK_EX, f"/{path}")
         return descriptor
 
     def _map_uio(self, name: str | None) -> memoryview:
@@ -570,13 +574,48 @@ def _number(path: Path) -> int:
         raise AgentError(f"{path} has no number: is its driver loaded?") from None
 
 
+def _lock(descriptor: int, kind: int, name: str) -> None:
+    """Lock a file of the board; an agent that ends is waited for."""
+    deadline = time.monotonic() + _FREE_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise AgentError(f"another agent uses {name}: end it first") from None
+            time.sleep(_LOOK_S)
+
+
+@contextmanager
+def held_fabric(bitstream: Path | None, root: Path = Path("/")) -> Generator[None]:
+    """Keep other agents from loading the fabric; load it, if ``bitstream`` says with what.
+
+    Agents that load nothing share it. AgentError if one of them is there, and this one would load.
+    """
+    try:
+        descriptor = os.open(str(root / _FPGA_MANAGER / "state"), os.O_RDONLY)
+    except OSError:  # no FPGA manager: nothing that another agent could load with
+        descriptor = -1
+    try:
+        if descriptor >= 0:
+            _lock(descriptor, fcntl.LOCK_SH if bitstream is None else fcntl.LOCK_EX, "the fabric")
+        if bitstream is not None:
+            load_bitstream(bitstream, root)
+            if descriptor >= 0:
+                _lock(descriptor, fcntl.LOCK_SH, "the fabric")
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 def load_bitstream(path: Path, root: Path = Path("/")) -> None:
     """Load the fabric by the FPGA manager, from a .bit or .bin file."""
     try:
         if path.stat().st_size > _BITSTREAM_MAX:
             raise AgentError(f"{path} is too large for a bitstream")
         data = path.read_bytes()
-        manager = root / "sys/class/fpga_manager/fpga0"
+        manager = root / _FPGA_MANAGER
         name = "lutra.bin"
         (root / "lib/firmware" / name).write_bytes(_configuration(path, data))
         (manager / "flags").write_text("0")
@@ -668,8 +707,9 @@ class Agent:
                 raise LinkError("the first message does not open the accelerator")
             with self._held(stream, peer, bytes(first.take(SESSION_BYTES))) as answer:
                 stream.send(frames.pack(answer), _MESSAGE_S)
-                if answer[0] == OK:
-                    self._obey(stream, frames)
+                last = self._obey(stream, frames) if answer[0] == OK else b""
+            if last:  # when it is free for the next host
+                stream.send(frames.pack(last), _MESSAGE_S)
         except LinkError as error:
             self._log(f"{peer}: {error}")
             with suppress(LinkError):
@@ -710,7 +750,7 @@ class Agent:
             yield bytes([LOST]) + b"it was started again, or lent to another host since"
             return
         if not taken:
-            yield bytes([FAILED]) + f"held by {holder[1] if holder else 'another'}".encode()
+            yield bytes([HELD]) + f"held by {holder[1] if holder else 'another'}".encode()
             return
         self._log(f"{peer}: {'comes back' if known else 'holds the accelerator'}")
         try:
@@ -738,8 +778,8 @@ class Agent:
             time.sleep(_MOMENT_S)
         return True
 
-    def _obey(self, stream: Stream, frames: Frames) -> None:
-        """Carry out messages until the host goes."""
+    def _obey(self, stream: Stream, frames: Frames) -> bytes:
+        """Carry out messages until the host goes; the answer to the one that says so."""
         while True:
             while not stream.waiting:
                 stream.fill(60.0)
@@ -751,9 +791,9 @@ class Agent:
                 raise
             except (AgentError, OSError) as error:
                 answer = bytes([FAILED]) + str(error).encode()
-            stream.send(frames.pack(answer), _MESSAGE_S)
             if not self._session:
-                return
+                return answer
+            stream.send(frames.pack(answer), _MESSAGE_S)
 
     def _carry_out(self, fields: _Fields, stream: Stream) -> Iterator[bytes]:
         room = BODY_MAX - 1
@@ -904,6 +944,18 @@ def _serve_stdio(agent: Agent) -> None:
     agent.serve(Stream(reads, writes), "standard input")
 
 
+def _serve_port(agent: Agent, address: str, port: int, log: Callable[[str], object]) -> None:
+    """Serve links to a port of TCP."""
+    try:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.create_server((address, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise AgentError(f"{address} port {port} cannot be listened at ({error})") from None
+    with listener:
+        log(f"listens at {address} port {listener.getsockname()[1]}")
+        serve_tcp(agent, listener, log)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Lend this board's Lutra accelerator to a Lutra elsewhere (docs/agent.md)."
@@ -950,32 +1002,21 @@ def main(
         if args.listen is not None and args.key is None:
             raise AgentError("--listen needs a shared key: add --key FILE (see --make-key)")
         key = None if args.key is None else read_key(args.key)
-        if args.bitstream is not None:
-            load_bitstream(args.bitstream, args.root)
-        accelerator = opened(args.uio, args.registers, args.buffer, args.root)
-        signal.signal(signal.SIGTERM, stop)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(signal.SIGHUP, stop)
-        agent = Agent(accelerator, key, log)
-        try:
-            if args.stdio:
-                _serve_stdio(agent)
-                return 0
-            address = args.listen or "127.0.0.1"
+        with held_fabric(args.bitstream, args.root):
+            accelerator = opened(args.uio, args.registers, args.buffer, args.root)
+            signal.signal(signal.SIGTERM, stop)
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(signal.SIGHUP, stop)
+            agent = Agent(accelerator, key, log)
             try:
-                family = socket.AF_INET6 if ":" in address else socket.AF_INET
-                listener = socket.create_server((address, args.port), family=family)
-            except (OSError, OverflowError) as error:
-                raise AgentError(
-                    f"{address} port {args.port} cannot be listened at ({error})"
-                ) from None
-            with listener:
-                log(f"listens at {address} port {listener.getsockname()[1]}")
-                serve_tcp(agent, listener, log)
-            return 0
-        finally:
-            agent.abort()
-            accelerator.close()
+                if args.stdio:
+                    _serve_stdio(agent)
+                else:
+                    _serve_port(agent, args.listen or "127.0.0.1", args.port, log)
+            finally:
+                agent.abort()
+                accelerator.close()
+        return 0
     except AgentError as error:
         log(f"error: {error}")
         return 1

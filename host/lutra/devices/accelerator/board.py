@@ -1,5 +1,6 @@
 """A board as a transport: the accelerator that an agent on the board lends to this process."""
 
+import logging
 import math
 import os
 import struct
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from lutra.devices.accelerator.agent import (
     BODY_MAX,
+    HELD,
     LOST,
     NEW_SESSION,
     OK,
@@ -40,6 +42,10 @@ from lutra_golden.core.ports import ADDRESS_WIDTH
 
 __all__ = ["BoardTransport"]
 
+_log = logging.getLogger(__name__)
+
+_FREE_S = 3.0  # that another host has to give the accelerator back
+_SAY_S, _AGAIN_S = 0.5, 0.05  # until that is said; between attempts
 _ANSWER_S = 20.0  # beside what an operation may take
 _SLICE_S = 0.5  # of a wait, which the agent ends at the latest
 _PIECE = BODY_MAX - (1 << 12)  # bytes of memory in a message
@@ -286,12 +292,7 @@ class BoardTransport:
 
     def _connect(self, session: bytes) -> list[tuple[int, int]]:
         """Open the accelerator, for a new session or a known one; its regions of memory."""
-        try:
-            self._link = self._linked()
-        except DeviceError:
-            self._keep()
-            raise
-        answer = self._exchange(_operation("OPEN", session), "the accelerator to be opened")
+        answer = self._opened_when_free(session)
         if answer[:1] != bytes([OK]):
             self._drop()
             if answer[:1] == bytes([LOST]):
@@ -304,6 +305,27 @@ class BoardTransport:
             raise self._strange(answer)
         self._session, _, _, _ = OPENED.unpack(opened)
         return list(REGION.iter_unpack(regions))
+
+    def _opened_when_free(self, session: bytes) -> bytes:
+        """The agent's answer to OPEN; a host that is about to go is waited for."""
+        began, is_said = time.monotonic(), False
+        while True:
+            try:
+                self._link = self._linked()
+            except DeviceError:
+                self._keep()
+                raise
+            answer = self._exchange(_operation("OPEN", session), "the accelerator to be opened")
+            if answer[:1] != bytes([HELD]):
+                return answer
+            self._drop()
+            waited, held = time.monotonic() - began, f"device {self.name} is {_text(answer)}"
+            if waited >= _FREE_S:
+                raise DeviceError(f"{held}: wait until it is done, or end it")
+            if waited >= _SAY_S and not is_said:
+                is_said = True
+                _log.warning("%s, which is waited for, %g s at most", held, _FREE_S)
+            time.sleep(_AGAIN_S)
 
     def _linked(self) -> BoardLink:
         """A link to the agent."""

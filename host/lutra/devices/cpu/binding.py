@@ -38,6 +38,7 @@ from lutra_golden.model.lowered import (
 )
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.shapes import LINEARS, Gate
+from lutra_golden.model.stored import TwoZeros
 
 __all__ = ["CpuModel", "CpuResult", "KeptArrays", "RowTable", "matrix_of"]
 
@@ -116,6 +117,15 @@ def _spare_memory(n_bytes: int) -> bool:
         return False
 
 
+def _mapped_file(values: NDArray[np.generic]) -> mmap.mmap | None:
+    """The file that an array is a view of, mapped to be read; None if it is in memory."""
+    base, reads = cast("object", values), False
+    while isinstance(base, np.ndarray):
+        reads |= isinstance(base, np.memmap) and base.mode == "r"
+        base = cast("object", base.base)
+    return base if reads and isinstance(base, mmap.mmap) else None
+
+
 class KeptArrays:
     """Arrays that the library points into.
 
@@ -148,7 +158,8 @@ class KeptArrays:
 
     def fill(self, pool: int | None) -> None:
         """Copy what is to be copied, by the threads of a pool: in one call, as each return to
-        Python waits where another thread is busy there."""
+        Python waits where another thread is busy there. A file that it comes from then takes no
+        memory of this process any more; what is read of it later comes back."""
         awaited, self._awaited = self._awaited, []
         to, source, sizes = (
             np.array(each, np.int64)
@@ -159,6 +170,10 @@ class KeptArrays:
             )
         )
         library().lutra_cpu_copy(pool, pointer(to), pointer(source), pointer(sizes), len(awaited))
+        files = [_mapped_file(values) for _, values in awaited]
+        if (advice := getattr(mmap, "MADV_DONTNEED", None)) is not None:
+            for file in {id(file): file for file in files if file is not None}.values():
+                file.madvise(advice)
 
     def int16(self, values: NDArray[np.integer]) -> int:
         return self(values.astype(_INT16, copy=False))
@@ -188,10 +203,8 @@ def matrix_of(
             "with another --group"
         )
     scale, zero, offset, group = stored.scale, stored.zero, stored.offset, stored.group
-    common = None
+    two = None
     if group is not None and scale is not None and zero is not None:
-        # one for all takes no memory that every token would read
-        common = int(zero.flat[0]) if (zero == zero.flat[0]).all() else None
         parts = _parts_of(group, stored.bits, a_peak)
         if stored.bits <= _FEW_BITS and group % BLOCK == 0:
             parts = max(parts, group // BLOCK)  # what has products of its own
@@ -199,11 +212,16 @@ def matrix_of(
             scale, zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)
             offset = None if offset is None else offset.repeat(parts, axis=1)
             group //= parts
+        # what one or two numbers say takes no memory that every token would read
+        two = TwoZeros.of(zero)
+    marked = two is not None and two.first < two.second
     return CMatrix(
         codes=hold.matrix(stored.codes),
         scale=None if scale is None else hold.matrix(scale),
-        zero=None if zero is None or common is not None else hold.matrix(zero),
-        zero_point=common or 0,
+        zero=None if zero is None or two is not None else hold.matrix(zero),
+        marks=hold.matrix(two.marks) if marked else None,
+        zero_point=0 if two is None else two.first,
+        other_zero=0 if two is None else two.second,
         offset=None if offset is None else hold.matrix(offset),
         row_bytes=stored.codes.shape[1],
         n=stored.n_rows,

@@ -485,6 +485,28 @@ def test_matrices_are_copied_into_large_pages() -> None:
     assert where == arrays[1].ctypes.data
 
 
+def resident_bytes(path: Path) -> int:
+    """Bytes of a mapped file that count as this process's memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    places = [i for i, line in enumerate(lines) if line.endswith(str(path))]
+    found = [next(line for line in lines[i:] if line.startswith("Rss:")) for i in places]
+    return sum(int(line.split()[1]) * 1024 for line in found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="a system that does not say")
+def test_a_file_that_was_copied_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "codes"
+    np.arange(1 << 20, dtype=np.uint32).tofile(path)
+    values = np.asarray(np.memmap(path, np.uint8, "r")[4096:]).view(np.uint32).reshape(1, -1)
+    assert values.sum() and resident_bytes(path) >= values.nbytes
+    keep, pool = KeptArrays(copies=True), Pool(1)
+    keep.matrix(values)
+    keep.fill(pool.address)
+    pool.close()
+    assert resident_bytes(path) == 0
+    np.testing.assert_array_equal(values[0], np.arange(1024, 1 << 20))
+
+
 def test_a_model_that_fills_half_of_the_memory_stays_where_it_is(
     packed: Callable[[str], PackedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,11 +42,15 @@ class Dense:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Floating point in a file's blocks, ``[N, K]``, which ``decode`` decodes rows of, each time
-    that they are asked for: an embedding in float32 would be larger than all layers."""
+    """Codes in a file's blocks, ``[N, K]``, rows of which ``decode`` turns into floating point and
+    ``codes`` into groups of ``bits`` bits, with offsets if ``affine``, each time that they are
+    asked for: an embedding in float32 would be larger than all layers."""
 
     shape: tuple[int, int]
     decode: Callable[[Rows], Float32]
+    codes: Callable[[Rows], "Grouped"]
+    bits: int
+    affine: bool
 
     @property
     def values(self) -> Float32:

@@ -15,11 +15,12 @@ from lutra.checkpoints.weights import Dense, Grouped, Weight
 from lutra.commands.options import add_json
 from lutra.formats.gguf import is_gguf
 from lutra.models import find_model, load_model
-from lutra.models.decoder import LAYERS
+from lutra.models.decoder import LAYERS, OUTER, Decoder
 from lutra.packed.file import PackedFile, is_packed, open_packed
 from lutra.packed.store import check_finished
 from lutra.quantize import default_format
 from lutra.quantize.kept import KEPT
+from lutra.quantize.vocabulary import default_head
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.matmul.format import TERNARY_NAME
 from lutra_golden.model.shapes import LINEARS
@@ -167,8 +168,20 @@ def _source_figures(path: Path) -> dict[str, object]:
         "file_bytes": sum(each.stat().st_size for each in files),
     }
     if isinstance(checkpoint, GgufCheckpoint):
+        figures |= _vocabulary(checkpoint, model)
         figures["types"] = _types(checkpoint)
     return figures
+
+
+def _vocabulary(checkpoint: GgufCheckpoint, model: Decoder) -> dict[str, object]:
+    """The types of a file's embedding and head, and what they become by default."""
+    held = [name for name in OUTER if name in checkpoint.names()]
+    coded = default_head(model.embed_tokens, model.lm_head, None, runs=True, offsets=True)
+    found: dict[str, object] = {}
+    for what, name, plain in (("embedding", held[0], "int16"), ("head", held[-1], "five trits")):
+        kept = f"codes and scales on cpu and golden, {plain} on others" if coded else plain
+        found[what] = f"{checkpoint.tensor(name).kind.name}: {kept}"
+    return found
 
 
 def _types(checkpoint: GgufCheckpoint) -> list[dict[str, object]]:

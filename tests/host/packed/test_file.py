@@ -620,7 +620,7 @@ SCALE_TEXT = (
         (set_to(*LAYER, "q_proj", to=3), "config.json: layers.1.q_proj must be an object, not 3"),
         (
             set_to(*LAYER, "up_proj", "bits", to=7),
-            "config.json: layers.1.up_proj.bits must be one of 1, 2, 3, 4, 5, 6, 8, not 7: pack the",
+            "config.json: layers.1.up_proj.bits must be one of 1, 2, 3, 4, 5, 6, 8, not 7: pack",
         ),
         (
             set_to(*LAYER, "up_proj", "bits", to=8),

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.models.small_models import TOKENS, write_variant
 from tests.host.packed_models import loud_models
+from tests.host.quantize.random_decoder import encoded
 from tests.host.random_model import LLAMAS, SHAPES, load
 
 from lutra.checkpoints.weights import Dense
@@ -244,6 +245,30 @@ def test_codes_of_a_head_that_lies_on_a_grid(tmp_path: Path) -> None:
         assert coded is not None
         assert (coded.embedding.stored.bits, coded.head.stored.bits) == bits
         assert model.format == "W1.58g32A8"
+        check(model, TOKENS, TARGETS)
+
+
+@pytest.mark.parametrize("groups", [None, ActivationGroups()])
+def test_codes_of_a_file_in_embedding_and_head(
+    groups: ActivationGroups | None, tmp_path: Path
+) -> None:
+    """Five bits about one of two zero points, eight, and four with offsets."""
+    decoder = load(write_variant(tmp_path / "model", "llama-untied", changes=SIZES))
+    n, k = decoder.embed_tokens.shape
+    five, eight = encoded(5, n=n, k=k), encoded(8, n=n, k=k, seed=5)
+    affine = encoded(4, affine=True, n=n, k=k)
+    for embedding, head, bits in (
+        (five, eight, (5, 8)),
+        (affine, five, (4, 5)),
+        (eight, affine, (8, 4)),
+    ):
+        source = replace(decoder, embed_tokens=embedding, lm_head=head)
+        model = pack_model(
+            source, Format.parse("W4A8"), 16, a_groups=groups, offsets=True, head_bits=8
+        )
+        coded = model.vocabulary
+        assert coded is not None
+        assert (coded.embedding.stored.bits, coded.head.stored.bits) == bits
         check(model, TOKENS, TARGETS)
 
 

@@ -107,6 +107,19 @@ class Grouped:
         n, k = self.codes.shape
         return n, k
 
+    def row_peaks(self) -> Float32:
+        """Largest magnitude of each row: of the ends of its groups."""
+        groups = self.codes.reshape(*self.scale.shape, -1)
+        peaks = np.zeros(len(self.codes), np.float32)
+        for codes in (groups.min(axis=2), groups.max(axis=2)):
+            values = codes.astype(np.float32)
+            values -= self.zero
+            values *= self.scale
+            if self.offset is not None:
+                values += self.offset
+            np.maximum(peaks, np.abs(values).max(axis=1), out=peaks)
+        return peaks
+
     def dequantized(self, rows: slice = slice(None)) -> Float32:
         """The weights as float32, in the depth's own order."""
         codes = self.codes[rows].astype(np.float32)

@@ -151,6 +151,8 @@ def _row_peaks(embedding: Dense | Encoded) -> NDArray[np.float32]:
     """Largest magnitude of each row."""
 
     def peaks(b: slice) -> NDArray[np.float32]:
+        if isinstance(embedding, Encoded):
+            return embedding.codes(b).row_peaks()
         rows = embedding.dequantized(b)
         return np.maximum(rows.max(axis=1), -rows.min(axis=1))
 

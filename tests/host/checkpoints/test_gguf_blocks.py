@@ -111,6 +111,7 @@ def test_every_grid_is_exact(name: str, seed: int) -> None:
     assert isinstance(weight, Grouped)
     np.testing.assert_array_equal(codes.codes, weight.codes[1:3])
     np.testing.assert_array_equal(codes.dequantized(), values[1:3])
+    np.testing.assert_array_equal(codes.row_peaks(), np.abs(values[1:3]).max(axis=1))
     grid = GRIDS[name]
     assert (weight.bits, weight.group) == (grid.bits, grid.group)
     assert weight.codes.max() < 1 << weight.bits

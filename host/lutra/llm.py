@@ -68,7 +68,8 @@ class LLM(Closing):
     these two are none with a ``format``; without one they are what is closest to the checkpoint of
     what the device runs: the same checkpoint may then be packed otherwise for another device, as
     the format of :attr:`packed` and :attr:`notes` say. ``head_bits``, 4 or 8, are those of
-    embedding and head as codes in groups; left out, they are int16 and five trits. ``context``
+    embedding and head as codes in groups, at most; 0 is int16 and five trits. Left out, they are
+    the codes of a GGUF file that has both in some, where the device runs them. ``context``
     limits the positions, which are at most 4,096 unless it says otherwise. :attr:`source` is the
     checkpoint, :attr:`rounded` what is run of it.
 

@@ -18,7 +18,7 @@ from lutra.quantize import (
     group_of,
 )
 from lutra.quantize.pack import pack_model
-from lutra.quantize.vocabulary import HEAD_BITS
+from lutra.quantize.vocabulary import HEAD_BITS, PLAIN_HEAD
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import GROUPS, Format
 from lutra_golden.model.cache import Kv, kv_pair
@@ -59,7 +59,7 @@ def open_packed_model(
         context,
         kv_bits=_KV_BITS if kv_bits is None else kv_bits,
         a_groups=activation_groups(a_group or None),
-        head_bits=head_bits,
+        head_bits=head_bits or None,
         progress=progress,
     )
 
@@ -80,9 +80,9 @@ def open_model(
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
     What a checkpoint of some size is packed to is kept, and taken the next time. ``a_group`` and
-    ``offsets`` that are None are chosen for devices with these ``capabilities``. Embedding and head
-    are codes of ``head_bits`` if that is not None. ``before_packing`` is called before what takes
-    long, unless it has been done before.
+    ``offsets`` that are None are chosen for devices with these ``capabilities``, as are
+    ``head_bits``, those of embedding and head in codes, 0 for none. ``before_packing`` is called
+    before what takes long, unless it has been done before.
     """
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {either(GROUPS)}, not {group}")
@@ -106,8 +106,8 @@ def open_model(
     wanted = None if format is None else _format(format)
     kv = _KV_BITS if kv_bits is None else kv_bits
     activation_groups(a_group or None)  # refused before anything is read
-    if head_bits is not None and head_bits not in HEAD_BITS:
-        raise LutraError(f"head_bits must be {either(HEAD_BITS)}, not {head_bits}")
+    if head_bits is not None and head_bits not in (heads := (PLAIN_HEAD, *HEAD_BITS)):
+        raise LutraError(f"head_bits must be {either(heads)}, not {head_bits}")
     settings = {
         "format": format,
         "group": group,
@@ -131,8 +131,8 @@ def open_model(
             before_packing()
         size = group_of(wanted, group)
         model = source()
-        a_groups, keep = default_parts(model, wanted, a_group, offsets, capabilities)
-        packed = pack_model(model, wanted, size, progress, kv, a_groups, keep, head_bits)
+        parts = default_parts(model, wanted, a_group, offsets, head_bits, capabilities)
+        packed = pack_model(model, wanted, size, progress, kv, *parts)
         if key is not None:
             models.keep_meanwhile(
                 key, packed, lambda reason: _LOG.warning("the packed model is not kept, %s", reason)

@@ -8,26 +8,25 @@ import pytest
 
 gguf = pytest.importorskip("gguf")
 
-from tests.host.gguf_model import MODELS, write_gguf
+from tests.host.gguf_model import MODELS, GgufModel, write_gguf
 
+from lutra.commands.cli import main
 from lutra.formats.gguf import GgufFile
 from lutra.formats.gguf_vocabulary import read_vocabulary
 from lutra.llm import LLM
+from lutra.packed.file import open_packed
 from lutra.text.tokenizer import Tokenizer
 from lutra_golden.errors import LutraError
 
 LETTERS = "abcdefgh"
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small ternary model with a vocabulary of pieces."""
-    path = tmp_path_factory.mktemp("gguf") / "otter.gguf"
+def vocabulary(n: int) -> dict[str, object]:
+    """Fields of ``n`` pieces."""
     pieces = ["<unk>", "<s>", "</s>", "\N{LOWER ONE EIGHTH BLOCK}", *LETTERS]
     pieces += [left + right for left in LETTERS for right in LETTERS]
-    n = MODELS["bitnet"].vocab_size
     pieces += [f"<{i}>" for i in range(len(pieces), n)]
-    fields: dict[str, object] = {
+    return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": pieces,
         "tokenizer.ggml.scores": [-float(i) for i in range(n)],
@@ -36,7 +35,18 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.chat_template": "{{ messages }}",
     }
-    write_gguf(path, replace(MODELS["bitnet"], fields=fields), "TQ2_0")
+
+
+def model(name: str) -> GgufModel:
+    """A small model with a vocabulary of pieces."""
+    return replace(MODELS[name], fields=vocabulary(MODELS[name].vocab_size))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ternary model."""
+    path = tmp_path_factory.mktemp("gguf") / "otter.gguf"
+    write_gguf(path, model("bitnet"), "TQ2_0")
     return path
 
 
@@ -72,3 +82,25 @@ def test_a_file_runs(path: Path) -> None:
     first = len(tokens) - len(found.tokens) - 1
     assert logits[first:].argmax(axis=1).tolist() == found.tokens
     assert found.text == llm.tokenizer.decode(found.tokens)
+
+
+def test_codes_of_embedding_and_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the file, where the device runs them, unless something else is asked for."""
+    path, out = tmp_path / "otter.gguf", tmp_path / "out"
+    write_gguf(path, model("qwen3"), "Q8_0", outer="Q5_0")
+    llm = LLM(path, "golden")
+    coded = llm.packed.vocabulary
+    assert coded is not None and coded.head.stored.bits == 5
+    assert llm.source is not None
+    values = llm.source.embed_tokens.dequantized()
+    np.testing.assert_allclose(
+        llm.rounded.embed_tokens.dequantized(), values, atol=2e-4 * np.abs(values).max()
+    )
+    assert LLM(path, "golden", head_bits=0).packed.vocabulary is None
+    assert LLM(path, "golden", format="W4A8").packed.vocabulary is None
+    for options, bits in (([], None), (["--head", "8"], 5), (["--head", "4"], 4)):
+        assert main(["pack", str(path), "-o", str(out), *options]) == 0
+        noted = "--head 8 keeps the codes of the file" in capsys.readouterr().err
+        found = open_packed(out).model.vocabulary
+        assert (None if found is None else found.embedding.stored.bits) == bits
+        assert noted is (bits is None)

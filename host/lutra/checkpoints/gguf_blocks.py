@@ -355,6 +355,10 @@ def _by_package(kind: TensorType, raw: _Bytes, n: int, k: int) -> Float32:
     return values
 
 
+def _not_finite(where: str) -> LutraError:
+    return LutraError(f"{where} holds infinities or NaNs: convert the model again")
+
+
 def read_weight(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> Weight:
     """A matrix ``[n, k]`` as the file holds it; LutraError begins with ``where``."""
     try:
@@ -366,7 +370,7 @@ def read_weight(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> We
             return _finite(_by_package(kind, raw, n, k))
         return _ternary_or_grouped(_grouped(kind, raw, n, k))
     except _NotFiniteError:
-        raise LutraError(f"{where} holds infinities or NaNs: convert the model again") from None
+        raise _not_finite(where) from None
     except ValueError as error:
         raise LutraError(f"{where} holds {error}: copy or convert the model again") from None
 
@@ -383,6 +387,13 @@ def read_matrix(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> De
     if kind.name in GRIDS:
         blocks = raw.reshape(n, -1)
 
+        def codes(rows: Rows) -> Grouped:
+            some = blocks[rows]
+            try:
+                return _grouped(kind, some.reshape(-1), len(some), k)
+            except _NotFiniteError:
+                raise _not_finite(where) from None
+
         def decode(rows: Rows) -> Float32:
             some = blocks[rows]
             values = np.empty((len(some), k), np.float32)
@@ -395,7 +406,8 @@ def read_matrix(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> De
             each_of(one, _chunks(len(some), k))
             return values
 
-        return Encoded((n, k), decode)
+        grid = GRIDS[kind.name]
+        return Encoded((n, k), decode, codes, grid.bits, grid.affine)
     weight = read_weight(kind, raw, n, k, where)
     if isinstance(weight, Dense):
         return weight

@@ -42,11 +42,15 @@ class Dense:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Floating point in a file's blocks, ``[N, K]``, which ``decode`` decodes rows of, each time
-    that they are asked for: an embedding in float32 would be larger than all layers."""
+    """Codes in a file's blocks, ``[N, K]``, rows of which ``decode`` turns into floating point and
+    ``codes`` into groups of ``bits`` bits, with offsets if ``affine``, each time that they are
+    asked for: an embedding in float32 would be larger than all layers."""
 
     shape: tuple[int, int]
     decode: Callable[[Rows], Float32]
+    codes: Callable[[Rows], "Grouped"]
+    bits: int
+    affine: bool
 
     @property
     def values(self) -> Float32:
@@ -102,6 +106,19 @@ class Grouped:
         """Rows and depth."""
         n, k = self.codes.shape
         return n, k
+
+    def row_peaks(self) -> Float32:
+        """Largest magnitude of each row: of the ends of its groups."""
+        groups = self.codes.reshape(*self.scale.shape, -1)
+        peaks = np.zeros(len(self.codes), np.float32)
+        for codes in (groups.min(axis=2), groups.max(axis=2)):
+            values = codes.astype(np.float32)
+            values -= self.zero
+            values *= self.scale
+            if self.offset is not None:
+                values += self.offset
+            np.maximum(peaks, np.abs(values).max(axis=1), out=peaks)
+        return peaks
 
     def dequantized(self, rows: slice = slice(None)) -> Float32:
         """The weights as float32, in the depth's own order."""

@@ -9,7 +9,7 @@ from lutra.devices.choose import DEVICES, is_device, most_threads
 from lutra.devices.hardware import BOARD_SCHEME
 from lutra.models import shipped_models
 from lutra.quantize import DEFAULT_GROUP
-from lutra.quantize.vocabulary import HEAD_BITS
+from lutra.quantize.vocabulary import HEAD_BITS, PLAIN_HEAD
 from lutra_golden.arith.quantize import ACTIVATION_GROUPS
 from lutra_golden.core.config import ENGINES
 from lutra_golden.errors import LutraError
@@ -114,14 +114,15 @@ def add_offsets(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def add_head(parser: argparse.ArgumentParser) -> None:
-    """``--head``, which a packed model does not take."""
+def add_head(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--head``, which a packed model does not take; ``default`` in words."""
     parser.add_argument(
         "--head",
         type=int,
-        choices=HEAD_BITS,
-        help="bits of embedding and head, as codes in groups, on the devices cpu and golden: fewer "
-        "bytes for each token (default int16 and five trits, which every device runs)",
+        choices=(PLAIN_HEAD, *HEAD_BITS),
+        help="bits of embedding and head at most, as codes in groups, on the devices cpu and "
+        "golden; codes of a GGUF file that have no more are kept. 0 is int16 and five trits, which "
+        f"every device runs (default {default})",
     )
 
 
@@ -228,7 +229,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_kv(parser)
     add_activation_group(parser, "0 with --format, otherwise 32 there if the model is not ternary")
     add_offsets(parser, "no with --format, otherwise yes there")
-    add_head(parser)
+    add_head(parser, "0 with --format, otherwise the codes of a GGUF file there")
     parser.add_argument(
         "--engine",
         choices=tuple(ENGINES),

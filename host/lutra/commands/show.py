@@ -15,15 +15,16 @@ from lutra.checkpoints.weights import Dense, Grouped, Weight
 from lutra.commands.options import add_json
 from lutra.formats.gguf import is_gguf
 from lutra.models import find_model, load_model
-from lutra.models.decoder import LAYERS
+from lutra.models.decoder import LAYERS, OUTER, Decoder
 from lutra.packed.file import PackedFile, is_packed, open_packed
 from lutra.packed.store import check_finished
 from lutra.quantize import default_format
 from lutra.quantize.kept import KEPT
+from lutra.quantize.vocabulary import default_head
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.matmul.format import TERNARY_NAME
-from lutra_golden.model.b128 import row_bytes
 from lutra_golden.model.shapes import LINEARS
+from lutra_golden.model.stored import StoredWeights
 
 __all__ = ["add_show", "packed_figures"]
 
@@ -84,20 +85,14 @@ def packed_figures(file: PackedFile) -> dict[str, object]:
             w = linear.weights
             n, k = w.codes.shape
             ternary = w.ternary
-            bits = 2 if ternary else w.bits
             n_weights += n * k
-            n_bytes += n * row_bytes(k, bits)
-            if not ternary:
-                # scales have one or two bytes, zero points two unless they are all the same
-                n_bytes += w.scale.size * (1 if w.scale_bits <= 8 else 2)
-                n_bytes += 0 if (w.zero == w.zero.flat[0]).all() else 2 * w.zero.size
-                n_bytes += 0 if w.offset is None else 2 * w.offset.size
+            n_bytes += linear.stored.n_bytes
             matrices.append(
                 {
                     "matrix": f"{i}.{name}",
                     "rows": n,
                     "depth": k,
-                    "bits": TERNARY_NAME if w.trits else bits,
+                    "bits": TERNARY_NAME if w.trits else linear.stored.bits,
                     "group": None if ternary else w.group,
                     "scale": f"{scale_to_float(linear.scale):.4g}",
                     "scales": None if ternary else f"{w.scale.min()}..{w.scale.max()}",
@@ -105,8 +100,10 @@ def packed_figures(file: PackedFile) -> dict[str, object]:
                 }
             )
     embedding, head = model.embedding.nbytes, model.head.nbytes + model.head_rows.nbytes
+    kinds = "int16", "five trits"
     if (coded := model.vocabulary) is not None:
         embedding, head = coded.embedding.stored.n_bytes, coded.head.stored.n_bytes
+        kinds = _codes(coded.embedding.stored), _codes(coded.head.stored)
     return {
         "name": model.name,
         "architecture": model.architecture,
@@ -126,12 +123,19 @@ def packed_figures(file: PackedFile) -> dict[str, object]:
         "weights": n_weights,
         "bits_per_weight": round(8 * n_bytes / n_weights, 3),
         "weight_bytes": n_bytes,
+        "embedding": kinds[0],
+        "head": kinds[1],
         "embedding_bytes": embedding,
         "head_bytes": head,
         "file_bytes": file.n_bytes,
         "residual_fraction_bits": model.residual_frac,
         "matrices": matrices,
     }
+
+
+def _codes(stored: StoredWeights) -> str:
+    """Kind of embedding or head in codes."""
+    return f"{stored.bits} bits" + ("" if stored.group is None else f" in groups of {stored.group}")
 
 
 def _source_figures(path: Path) -> dict[str, object]:
@@ -164,8 +168,20 @@ def _source_figures(path: Path) -> dict[str, object]:
         "file_bytes": sum(each.stat().st_size for each in files),
     }
     if isinstance(checkpoint, GgufCheckpoint):
+        figures |= _vocabulary(checkpoint, model)
         figures["types"] = _types(checkpoint)
     return figures
+
+
+def _vocabulary(checkpoint: GgufCheckpoint, model: Decoder) -> dict[str, object]:
+    """The types of a file's embedding and head, and what they become by default."""
+    held = [name for name in OUTER if name in checkpoint.names()]
+    coded = default_head(model.embed_tokens, model.lm_head, None, runs=True, offsets=True)
+    found: dict[str, object] = {}
+    for what, name, plain in (("embedding", held[0], "int16"), ("head", held[-1], "five trits")):
+        kept = f"codes and scales on cpu and golden, {plain} on others" if coded else plain
+        found[what] = f"{checkpoint.tensor(name).kind.name}: {kept}"
+    return found
 
 
 def _types(checkpoint: GgufCheckpoint) -> list[dict[str, object]]:

@@ -13,7 +13,6 @@ import numpy as np
 
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.machine import available_cores
-from lutra_golden.model.b128 import row_bytes
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.shapes import LINEARS
 from lutra_golden.timing.decode import decode_cycles
@@ -25,7 +24,6 @@ _POSITION = 128  # of the token that is estimated, or the last one of a shorter 
 _LAYER_S = 20e-6  # of a layer's launches or barriers, which no memory speeds up
 _READ_BYTES = 64 << 20  # more than a cache holds
 _READS = 3
-_SCALE_BYTES = 3  # of a group: scale and zero point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +69,7 @@ class Estimates:
 
 def token_bytes(model: PackedModel) -> int:
     """Bytes of weights that a decoded token reads as they are stored; layers count as the first."""
-    n_bytes = 0
-    for linear in map(model.layers[0].linear, LINEARS):
-        source = linear.source
-        groups = linear.depth // source.group if source.group and not model.ternary else 0
-        n_bytes += linear.n_rows * (row_bytes(linear.depth, source.bits) + _SCALE_BYTES * groups)
+    n_bytes = sum(model.layers[0].linear(name).stored.n_bytes for name in LINEARS)
     head = model.head.nbytes
     if model.vocabulary is not None:
         head = model.vocabulary.head.stored.n_bytes

@@ -32,6 +32,7 @@ from lutra_golden.model.shapes import LINEARS, Gate, linear_shapes
 __all__ = [
     "CONTEXT",
     "LAYERS",
+    "OUTER",
     "Decoder",
     "DecoderConfig",
     "DecoderLayer",
@@ -43,7 +44,8 @@ __all__ = [
 ]
 
 _PATHS = {name: "self_attn" if name[0] in "qkvo" else "mlp" for name in LINEARS}
-_OUTER = ("model.embed_tokens", "lm_head")
+OUTER = ("model.embed_tokens", "lm_head")
+"""Names of embedding and head; a file may have one of them for both."""
 LAYERS = "model.layers."
 """How the names of layers' tensors begin."""
 
@@ -453,7 +455,7 @@ def _outer(
     What the file holds decides, not ``tie_word_embeddings``: programs leave a head of its own
     beside that flag when they train or rotate it, and store shared weights under either name.
     """
-    held = [name for name in _OUTER if name in checkpoint.names()] or _OUTER[:1]
+    held = [name for name in OUTER if name in checkpoint.names()] or OUTER[:1]
     matrices = [checkpoint.matrix(name, config.vocab_size, config.hidden_size) for name in held]
     return matrices[0], matrices[1] if len(matrices) > 1 else None
 
@@ -467,7 +469,7 @@ def _refuse_others(checkpoint: Checkpoint, config: DecoderConfig, parts: Sequenc
         if name.startswith(LAYERS) and index in indices:
             known = part in matrices or part in parts
         else:
-            known = name in (*_OUTER, "model.norm")
+            known = name in (*OUTER, "model.norm")
         if known or name.endswith("rotary_emb.inv_freq"):
             continue
         rows = matrices.get(part.removesuffix(".bias"))

@@ -53,7 +53,7 @@ from lutra_golden.model.shapes import LINEARS, Gate
 
 __all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
 
-VERSION = 5
+VERSION = 6
 """Version of the format; other versions are refused."""
 _KEY = "lutra_version"
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
@@ -70,6 +70,7 @@ _ADVICE = "pack the model again"
 _HASH_BYTES = 1 << 24
 _EPS_MAX = (1 << 16) - 1
 _NAME_MAX = 100
+_HALF_BYTE = 4
 
 
 def is_packed(path: Path) -> bool:
@@ -327,10 +328,13 @@ def _command(file: ConfigFile, folder: Path) -> str:
         size = cast("dict[str, object]", groups).get("size")
         options += ["--a-group", str(size)] if size in ACTIVATION_GROUPS else []
     coded = file.get(_CODED)
-    first = cast("dict[str, object]", coded).get("embedding") if isinstance(coded, dict) else None
-    if isinstance(first, dict):
-        bits = cast("dict[str, object]", first).get("bits")
-        options += ["--head", "8" if bits == 8 else "4"]
+    parts = cast("dict[str, object]", coded).values() if isinstance(coded, dict) else ()
+    found = [
+        cast("dict[str, object]", each).get("bits") for each in parts if isinstance(each, dict)
+    ]
+    if found:
+        wide = any(isinstance(bits, int) and bits > _HALF_BYTE for bits in found)
+        options += ["--head", "8" if wide else "4"]
     kv = [file.get("kv_bits"), (file.get("key_bits"), file.get("value_bits"))]
     for pair in KV_PAIRS:
         if pair in kv or (pair[0] == pair[1] and pair[0] in kv):

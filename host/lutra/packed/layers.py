@@ -1,8 +1,8 @@
 """A packed layer as arrays and numbers, and back.
 
 Codes are in B128 (:mod:`.b128`). Ternary ones are 0, 1, 2 for -1, 0, 1 and have neither group
-scales nor zero points. A zero point that all groups of a matrix share is one number. Files come
-from anywhere, so every number that is read is checked.
+scales nor zero points. A zero point that all groups of a matrix share is one number, two of them
+are two and a bit for each group. Files come from anywhere, so every number that is read is checked.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,7 @@ from lutra.formats.config_file import ConfigFile
 from lutra.formats.safetensors import SafetensorsFolder
 from lutra_golden.arith.scale import SCALE, Scale
 from lutra_golden.errors import LutraError
-from lutra_golden.matmul.format import W_BITS
-from lutra_golden.model.b128 import row_bytes
+from lutra_golden.model.b128 import CODE_BITS, row_bytes
 from lutra_golden.model.limits import FRAC_MAX, SCALE_EXPONENT_MAX, SHIFT_MAX
 from lutra_golden.model.lowered import STACKS
 from lutra_golden.model.packed import (
@@ -28,7 +27,7 @@ from lutra_golden.model.packed import (
     PackedNorm,
 )
 from lutra_golden.model.shapes import LINEARS, linear_shapes
-from lutra_golden.model.stored import OFFSET_SHIFT_MAX, StoredWeights
+from lutra_golden.model.stored import OFFSET_SHIFT_MAX, StoredWeights, TwoZeros
 from lutra_golden.vector.heads import FIXED_FRAC
 
 __all__ = [
@@ -98,12 +97,17 @@ def linear_arrays(
     name: str, linear: PackedLinear
 ) -> tuple[dict[str, NDArray[np.generic]], dict[str, object]]:
     """Form of a matrix in a file: its arrays, whose names begin with ``name``, and its numbers."""
-    stored, zero = linear.stored, None
+    stored = linear.stored
+    zero: int | list[int] | None = None
     arrays: dict[str, NDArray[np.generic]] = {}
     if stored.scale is not None and stored.zero is not None:
-        arrays[f"{name}.scale"], zero = stored.scale, _common(stored.zero)
-        if zero is None:
+        arrays[f"{name}.scale"] = stored.scale
+        if (two := TwoZeros.of(stored.zero)) is None:
             arrays[f"{name}.zero"] = stored.zero
+        elif two.first == two.second:
+            zero = two.first
+        else:
+            zero, arrays[f"{name}.marks"] = [two.first, two.second], two.marks
     if stored.offset is not None:
         arrays[f"{name}.offset"] = stored.offset
     arrays[f"{name}.codes"] = stored.codes
@@ -115,12 +119,6 @@ def linear_arrays(
         "scale": [int(linear.scale.m), int(linear.scale.e)],
         "shift": linear.shift,
     }
-
-
-def _common(zero: NDArray[np.uint16]) -> int | None:
-    """The zero point of all groups, None if they have several."""
-    first = int(zero.flat[0])
-    return first if (zero == first).all() else None
 
 
 class LayerReader:
@@ -197,9 +195,9 @@ def read_linear(
         raise LutraError(f"{file.path}: {where} must be an object, not {fields!r}: {_ADVICE}")
     inner = ConfigFile(file.path, cast("Mapping[str, object]", fields))
     bits = inner.get("bits")
-    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in W_BITS:
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in CODE_BITS:
         raise LutraError(
-            f"{file.path}: {where}.bits must be one of {', '.join(map(str, W_BITS))}, not "
+            f"{file.path}: {where}.bits must be one of {', '.join(map(str, CODE_BITS))}, not "
             f"{bits!r}: {_ADVICE}"
         )
     codes = take_typed(tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
@@ -217,11 +215,7 @@ def read_linear(
                 f"{tensors.path}: {where}.scale must be uint8 or uint16, not "
                 f"{scale.dtype}: {_ADVICE}"
             )
-        if inner.get("zero") is None:
-            zero = take_typed(tensors, f"{where}.zero", np.uint16, n, k // group)
-        else:
-            common = read_count(inner, "zero", _ZERO_MAX, prefix=f"{where}.")
-            zero = np.broadcast_to(np.uint16(common), (n, k // group))
+        zero = _read_zero(tensors, inner, where, n, k // group)
         if inner.get("offset_shift") is not None:
             offset_shift = read_count(inner, "offset_shift", OFFSET_SHIFT_MAX, prefix=f"{where}.")
             offset = take_typed(tensors, f"{where}.offset", np.int16, n, k // group)
@@ -232,7 +226,7 @@ def read_linear(
             bits=bits,
             group=group,
             scale=cast("NDArray[np.unsignedinteger] | None", scale),
-            zero=cast("NDArray[np.uint16] | None", zero),
+            zero=zero,
             offset=cast("NDArray[np.int16] | None", offset),
             offset_shift=offset_shift,
         )
@@ -240,6 +234,29 @@ def read_linear(
         raise LutraError(f"{tensors.path}: {where}: {error}: {_ADVICE}") from None
     scale_w = read_scale(inner, "scale", prefix=f"{where}.")
     return PackedLinear(weights, scale_w, read_count(inner, "shift", SHIFT_MAX, prefix=f"{where}."))
+
+
+def _read_zero(
+    tensors: SafetensorsFolder, file: ConfigFile, where: str, n: int, n_groups: int
+) -> NDArray[np.uint16]:
+    """Zero points ``[n, n_groups]``: one number, two and the marks of groups, or an array."""
+    value = file.get("zero")
+    if value is None:
+        return cast(
+            "NDArray[np.uint16]", take_typed(tensors, f"{where}.zero", np.uint16, n, n_groups)
+        )
+    if not isinstance(value, list):
+        common = read_count(file, "zero", _ZERO_MAX, prefix=f"{where}.")
+        return np.broadcast_to(np.uint16(common), (n, n_groups))
+    pair = cast("list[object]", value)
+    whole = [x for x in pair if isinstance(x, int) and not isinstance(x, bool)]
+    if len(pair) != 2 or len(whole) != 2 or not 0 <= whole[0] < whole[1] <= _ZERO_MAX:
+        raise LutraError(
+            f"{file.path}: {where}.zero must be a number, or two rising ones up to {_ZERO_MAX}, "
+            f"not {value!r}: {_ADVICE}"
+        )
+    marks = take_typed(tensors, f"{where}.marks", np.uint8, n, -(-n_groups // 8))
+    return TwoZeros(whole[0], whole[1], cast("NDArray[np.uint8]", marks)).zeros(n_groups)
 
 
 def read_count(

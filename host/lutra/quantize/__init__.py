@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from lutra.arguments import either
 from lutra.checkpoints.weights import Dense, Grouped, Integers, Ternary, Weight
@@ -9,6 +10,7 @@ from lutra.models.decoder import Decoder, DecoderLayer
 from lutra.parallel import each_of
 from lutra.quantize.imported import from_grouped, from_ternary, packed_bits
 from lutra.quantize.rtn import round_to_nearest
+from lutra.quantize.vocabulary import default_head
 from lutra_golden.arith.quantize import ACTIVATION_GROUPS, ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import GROUPS, W_BITS, Format
@@ -18,6 +20,7 @@ from lutra_golden.model.shapes import LINEARS
 __all__ = [
     "DEFAULT_GROUP",
     "GROUPS",
+    "Parts",
     "activation_groups",
     "check_format",
     "check_groups",
@@ -30,6 +33,17 @@ __all__ = [
 ]
 
 DEFAULT_GROUP = 64
+
+
+class Parts(NamedTuple):
+    """Groups of activations, True if offsets of groups of weights are kept, and bits of the codes
+    of embedding and head, None for int16 and five trits."""
+
+    a_groups: ActivationGroups | None
+    offsets: bool
+    head_bits: int | None
+
+
 _TERNARY = Format(w_bits=2, a_bits=8, ternary=True)
 _FLOAT_BITS = 8
 
@@ -85,19 +99,24 @@ def default_parts(
     format: Format | None,
     a_group: int | None,
     offsets: bool | None,
+    head_bits: int | None,
     capabilities: Capabilities,
-) -> tuple[ActivationGroups | None, bool]:
-    """Groups of activations, and True if offsets are kept; what is None is chosen here.
+) -> Parts:
+    """Parts that not every device runs; what is None is chosen here.
 
-    A ``format`` that was asked for has neither, on any device. Without one they are what is closest
+    A ``format`` that was asked for has none, on any device. Without one they are what is closest
     to the checkpoint of what a device with these ``capabilities`` runs, but a model that was
-    trained with one scale per token keeps it. An ``a_group`` of 0 is no groups.
+    trained with one scale per token keeps it. An ``a_group`` of 0 is no groups, ``head_bits`` of 0
+    are no codes.
     """
     groups, chosen = activation_groups(a_group or None), format is None
     if a_group is None and chosen and capabilities.activation_groups:
         trained = model.activation_bits is not None
         groups = None if trained or default_format(model).a_bits != 8 else ActivationGroups()
-    return groups, (chosen and capabilities.offsets) if offsets is None else offsets
+    keep = (chosen and capabilities.offsets) if offsets is None else offsets
+    runs = chosen and capabilities.vocabulary
+    bits = default_head(model.embed_tokens, model.lm_head, head_bits, runs=runs, offsets=keep)
+    return Parts(groups, keep, bits)
 
 
 def check_format(model: Decoder, format: Format) -> None:

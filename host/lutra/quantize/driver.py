@@ -113,7 +113,7 @@ class Recipe:
 
     def packer(self, model: Decoder) -> Packer:
         """What packs the layers of ``model``."""
-        return Packer(self.rounded(model), self.kv_bits, self.head_bits, self.group)
+        return Packer(self.rounded(model), self.kv_bits, self.head_bits, self.group, self.offsets)
 
     def settings(self, calibration: NDArray[np.int64] | None) -> dict[str, object]:
         """Everything except the model that the layers depend on; a run resumes if it is equal.

@@ -1,27 +1,40 @@
 """Weights that a checkpoint holds as integers, taken over: what the file says is what runs.
 
-Codes are taken as they are. A group's scale becomes an integer of up to sixteen bits under one
-scale per matrix, see :func:`scale_step`. Zero points are exact in half steps. A group's offset is
-no multiple of its step: its codes are spread over a finer grid, see :func:`_on_finer_grid`.
+Codes are taken as they are, those of embedding and head some rows at a time. A group's scale
+becomes an integer of up to sixteen bits under one scale per matrix, see :func:`scale_step`. Zero
+points are exact in half steps. A group's offset is no multiple of its step: its codes are spread
+over a finer grid, see :func:`_on_finer_grid`.
 """
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.weights import Grouped, Integers, Ternary
+from lutra.checkpoints.weights import Encoded, Grouped, Integers, Ternary
+from lutra.parallel import each_of
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import OFFSET_MAX, GroupedWeights
 from lutra_golden.matmul.format import W_BITS
-from lutra_golden.model.stored import offset_shift
+from lutra_golden.model.b128 import CODE_BITS, row_bytes, to_b128
+from lutra_golden.model.stored import StoredWeights, offset_shift
 
-__all__ = ["fine_steps", "from_grouped", "from_ternary", "packed_bits", "scale_step"]
+__all__ = [
+    "fine_steps",
+    "from_encoded",
+    "from_grouped",
+    "from_ternary",
+    "kept_bits",
+    "packed_bits",
+    "scale_step",
+]
 
 _SCALE_MAX = (1 << 16) - 1
 _FINE_BITS = 8
 _STORED_MAX = (1 << 15) - 1  # magnitude of a stored offset
+_WEIGHTS = 1 << 18  # of embedding and head, at a time: few enough for a processor's cache
 
 
 def packed_bits(bits: int, *, affine: bool) -> int:
@@ -80,11 +93,74 @@ def from_grouped(weight: Grouped, *, offsets: bool = False) -> Integers:
     parts = [weight.scale, weight.zero, *([] if weight.offset is None else [weight.offset])]
     if not all(np.isfinite(each).all() for each in parts):
         raise LutraError("group scales hold infinities or NaNs: export the model again")
-    offset = None
-    if weight.offset is not None and offsets:
-        offset = weight.offset.astype(np.float64)
-    elif weight.offset is not None:
+    if weight.offset is not None and not offsets:
         weight = _on_finer_grid(weight, weight.offset)
+    codes, zero = _without_signs(weight)
+    step, scale, offset = _in_steps(weight.scale, weight.offset)
+    return Integers(
+        GroupedWeights(
+            codes=codes,
+            scale=scale,
+            zero=zero,
+            bits=packed_bits(weight.bits, affine=False),
+            group=weight.group,
+            offset=offset,
+        ),
+        step,
+    )
+
+
+class _Numbers(NamedTuple):
+    """Numbers of some rows' groups: scales, zero points in half steps and offsets."""
+
+    scale: NDArray[np.float32]
+    zero: NDArray[np.uint16]
+    offset: NDArray[np.float32] | None
+
+
+def kept_bits(matrix: Encoded, *, offsets: bool) -> int:
+    """Bits of the codes of :func:`from_encoded`."""
+    return _FINE_BITS if matrix.affine and not offsets else matrix.bits
+
+
+def from_encoded(matrix: Encoded, *, offsets: bool = False) -> tuple[StoredWeights, float]:
+    """What :func:`from_grouped` makes of all rows, as they are stored, and what one of its weights
+    is worth: the codes of a large matrix never lie in memory unpacked."""
+    n, k = matrix.shape
+    n_rows = max(_WEIGHTS // k, 1)
+    blocks = [slice(first, first + n_rows) for first in range(0, n, n_rows)]
+    bits = next(width for width in CODE_BITS if width >= kept_bits(matrix, offsets=offsets))
+    packed = np.empty((n, row_bytes(k, bits)), np.uint8)
+
+    def pack(rows: slice) -> _Numbers:
+        weight = matrix.codes(rows)
+        if weight.offset is not None and not offsets:
+            weight = _on_finer_grid(weight, weight.offset)
+        codes, zero = _without_signs(weight)
+        packed[rows] = to_b128(codes, bits)
+        return _Numbers(weight.scale, zero.astype(np.uint16), weight.offset)
+
+    parts = each_of(pack, blocks)
+    affine = [each.offset for each in parts if each.offset is not None]
+    step, scale, offset = _in_steps(
+        np.concatenate([each.scale for each in parts]), np.concatenate(affine) if affine else None
+    )
+    shift = 0 if offset is None else offset_shift(offset)
+    stored = StoredWeights(
+        codes=packed,
+        depth=k,
+        bits=bits,
+        group=k // scale.shape[1],
+        scale=scale.astype(np.uint8 if int(scale.max(initial=0)) < 1 << 8 else np.uint16),
+        zero=np.concatenate([each.zero for each in parts]),
+        offset=None if offset is None else (offset >> shift).astype(np.int16),
+        offset_shift=shift,
+    )
+    return stored, step
+
+
+def _without_signs(weight: Grouped) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Codes and zero points in half steps, as they are with the magnitudes of the scales."""
     levels = (1 << weight.bits) - 1
     zero = np.rint(2 * weight.zero).astype(np.int64)
     codes = weight.codes
@@ -99,22 +175,23 @@ def from_grouped(weight: Grouped, *, offsets: bool = False) -> Integers:
             f"zero points must be in 0..{levels}, not {zero.min() / 2}..{zero.max() / 2}: "
             "export the model again"
         )
-    step = scale_step(weight.scale)
+    return codes, zero
+
+
+def _in_steps(
+    scale: NDArray[np.float32], offset: NDArray[np.float32] | None
+) -> tuple[float, NDArray[np.int64], NDArray[np.int64] | None]:
+    """A matrix's step, and in it the magnitudes of scales and twice the offsets, if there are
+    any."""
+    step = scale_step(scale)
     if offset is not None:
-        step = max(step if weight.scale.any() else 0.0, 4 * np.abs(offset).max() / OFFSET_MAX)
-        step = float(step) or 1.0
-    scale = np.rint(np.abs(weight.scale).astype(np.float64) / step).astype(np.int64)
-    scale = np.minimum(scale, _SCALE_MAX)
-    return Integers(
-        GroupedWeights(
-            codes=codes,
-            scale=scale,
-            zero=zero,
-            bits=packed_bits(weight.bits, affine=False),
-            group=weight.group,
-            offset=None if offset is None else _offsets(offset, step),
-        ),
+        largest = float(np.abs(offset.astype(np.float64)).max(initial=0))
+        step = max(step if scale.any() else 0.0, 4 * largest / OFFSET_MAX) or 1.0
+    whole = np.rint(np.abs(scale).astype(np.float64) / step).astype(np.int64)
+    return (
         step,
+        np.minimum(whole, _SCALE_MAX),
+        None if offset is None else _offsets(offset.astype(np.float64), step),
     )
 
 

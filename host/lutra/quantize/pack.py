@@ -151,6 +151,8 @@ def _row_peaks(embedding: Dense | Encoded) -> NDArray[np.float32]:
     """Largest magnitude of each row."""
 
     def peaks(b: slice) -> NDArray[np.float32]:
+        if isinstance(embedding, Encoded):
+            return embedding.codes(b).row_peaks()
         rows = embedding.dequantized(b)
         return np.maximum(rows.max(axis=1), -rows.min(axis=1))
 
@@ -233,7 +235,8 @@ class Packer:
     range is measured on a fixed sequence of tokens, which ends with those whose rows of the
     embedding are the largest. ``kv_bits`` says how keys and values are
     to be cached, ``head_bits`` and ``head_group`` what embedding and head are coded in, if they
-    are; the layers do not depend on them.
+    are, with the offsets of a file's groups if there are ``head_offsets``; the layers do not depend
+    on them.
     """
 
     def __init__(
@@ -242,12 +245,14 @@ class Packer:
         kv_bits: Kv = 8,
         head_bits: int | None = None,
         head_group: int = DEFAULT_GROUP,
+        head_offsets: bool = False,
     ) -> None:
         c, self._kv_bits = model.config, kv_pair(kv_bits)
         n_weights = c.num_hidden_layers * sum(math.prod(c.shape_of(name)) for name in LINEARS)
         if n_weights >= _LARGE:
             model = replace(model, dtype=np.float32)
         self.model, self._head_bits, self._head_group = model, head_bits, head_group
+        self._head_offsets = head_offsets
         assert model.activation_bits is not None, "the model must be quantised first"
         self.a_bits, self.a_groups = model.activation_bits, model.activation_groups
         n = min(_CALIBRATION, c.max_position_embeddings)
@@ -479,8 +484,9 @@ class Packer:
         model, d = self.model, self.model.config.hidden_size
         if self._head_bits is not None:
             coded, worth = pack_vocabulary(
-                model.embed_tokens, model.lm_head, self._head_bits, self._head_group, self._q_max
-            )
+                model.embed_tokens, model.lm_head, self._head_bits, self._head_group, self._q_max,
+                offsets=self._head_offsets,
+            )  # fmt: skip
             return _Tables(
                 embedding=np.zeros((0, d), np.int16),
                 embedding_frac=residual_frac,
@@ -544,7 +550,8 @@ def pack_model(
         return quantize_layer(packer.balanced(layer), bits, group, offsets=offsets, ternary=ternary)
 
     source = model.replaced(model.layers, wanted.a_bits, a_groups)
-    return _pack(source, rounded, progress, Packer(source, kv_bits, head_bits, group))
+    packer = Packer(source, kv_bits, head_bits, group, offsets)
+    return _pack(source, rounded, progress, packer)
 
 
 def _pack(

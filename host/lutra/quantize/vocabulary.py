@@ -1,8 +1,9 @@
 """Embedding and head as codes in groups, like the matrices of layers: ``--head 4`` or ``8``.
 
-Rows that lie on a grid of so few levels already, as those of models of one bit and of ternary ones
-do, keep their codes; others are rounded to nearest, symmetrically about zero. Their matrices are
-the largest of a model, so they are only ever in floating point a few rows at a time.
+Rows that a file has in codes of so few bits keep them, as do rows that lie on a grid of so few
+levels, those of models of one bit and of ternary ones; others are rounded to nearest,
+symmetrically about zero. Their matrices are the largest of a model, so they are only ever in
+floating point a few rows at a time.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from lutra.checkpoints.exact_grids import on_grid
 from lutra.checkpoints.weights import Dense, Encoded, Grouped, Ternary
 from lutra.parallel import each_of
-from lutra.quantize.imported import from_grouped, from_ternary
+from lutra.quantize.imported import from_encoded, from_grouped, from_ternary, kept_bits
 from lutra_golden.arith.scale import Scale, scale_from_float, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.b128 import row_bytes, to_b128
@@ -21,10 +22,12 @@ from lutra_golden.model.limits import ACC_MAX, SCALE_EXPONENT_MAX, least_shift
 from lutra_golden.model.packed import CodedVocabulary, PackedLinear
 from lutra_golden.model.stored import StoredWeights
 
-__all__ = ["HEAD_BITS", "code_rows", "pack_vocabulary"]
+__all__ = ["HEAD_BITS", "PLAIN_HEAD", "code_rows", "default_head", "pack_vocabulary"]
 
+PLAIN_HEAD = 0
+"""In the place of bits: int16 and five trits, which every device runs."""
 HEAD_BITS = (4, 8)
-"""Bits of the codes that are offered; those of any grid are no more."""
+"""Bits of the codes that are offered, at most."""
 _LEAST_GROUP = 16
 _ROWS = 2048  # at a time
 _CLIPS = (1.0, 0.93, 0.86, 0.8, 0.74)  # of a group's largest magnitude, tried with few levels
@@ -41,17 +44,43 @@ class _Rows:
     unit: float
 
 
+def default_head(
+    embedding: Dense | Encoded,
+    head: Dense | Encoded | None,
+    chosen: int | None,
+    *,
+    runs: bool,
+    offsets: bool,
+) -> int | None:
+    """Bits of the codes of embedding and head, None for int16 and five trits: the ``chosen`` ones,
+    or, where a device ``runs`` codes, eight if a file has both in codes that are kept exactly."""
+    if chosen is not None:
+        return chosen or None
+    kept = [
+        isinstance(each, Encoded) and (offsets or not each.affine)
+        for each in (embedding, embedding if head is None else head)
+    ]
+    return max(HEAD_BITS) if runs and all(kept) else None
+
+
 def pack_vocabulary(
-    embedding: Dense | Encoded, head: Dense | Encoded | None, bits: int, group: int, a_peak: int
+    embedding: Dense | Encoded,
+    head: Dense | Encoded | None,
+    bits: int,
+    group: int,
+    a_peak: int,
+    *,
+    offsets: bool = False,
 ) -> tuple[CodedVocabulary, float]:
-    """Both matrices in ``bits``, and what a logit is worth; a head of None is the embedding.
+    """Both matrices in up to ``bits``, and what a logit is worth; a head of None is the embedding.
 
     ``a_peak`` is the largest magnitude of the activations that the head is multiplied by.
+    ``offsets`` of a file's groups stay what they are.
     """
-    rows = _coded(embedding, bits, group, "the embedding")
+    rows = _coded(embedding, bits, group, offsets, "the embedding")
     first = PackedLinear(rows.stored, _scale(rows.unit / 2, "the embedding"), 0)
     if head is not None:
-        rows = _coded(head, bits, group, "the head")
+        rows = _coded(head, bits, group, offsets, "the head")
     # of a bound, so that nobody has to look at all codes again
     shift = least_shift(rows.stored.peak_bound, a_peak, ACC_MAX, least=1)
     scale = _scale(rows.unit * 2.0 ** (shift - 1), "the head")
@@ -68,8 +97,13 @@ def _scale(value: float, what: str) -> Scale:
     return scale
 
 
-def _coded(matrix: Dense | Encoded, bits: int, group: int, what: str) -> _Rows:
-    found = on_grid(Dense(matrix.values) if isinstance(matrix, Encoded) else matrix)
+def _coded(matrix: Dense | Encoded, bits: int, group: int, offsets: bool, what: str) -> _Rows:
+    if isinstance(matrix, Encoded) and kept_bits(matrix, offsets=offsets) <= bits:
+        rows = _Rows(*from_encoded(matrix, offsets=offsets))
+        if rows.stored.weight_bound == 0:
+            raise _all_zeros(what)
+        return rows
+    found = matrix if isinstance(matrix, Encoded) else on_grid(matrix)
     if isinstance(found, Ternary):
         kept = from_ternary(found)
         return _Rows(StoredWeights.of(kept.weights), kept.scale)
@@ -85,6 +119,10 @@ def _coded(matrix: Dense | Encoded, bits: int, group: int, what: str) -> _Rows:
                 "--head out"
             )
     return code_rows(matrix, bits, group, what)
+
+
+def _all_zeros(what: str) -> LutraError:
+    return LutraError(f"{what} is all zeros: the checkpoint is empty, copy it again")
 
 
 def code_rows(matrix: Dense | Encoded, bits: int, group: int, what: str) -> _Rows:
@@ -103,7 +141,7 @@ def code_rows(matrix: Dense | Encoded, bits: int, group: int, what: str) -> _Row
         raise LutraError(f"{what} holds infinities or NaNs: copy the checkpoint again")
     top = float(step.max())
     if top == 0:
-        raise LutraError(f"{what} is all zeros: the checkpoint is empty, copy it again")
+        raise _all_zeros(what)
     width = 8 if top <= _SPREAD * float(np.median(step[step > 0])) else 16
     unit = top / ((1 << width) - 1)
     scale = np.rint(step / unit)

@@ -1,7 +1,7 @@
 """B128, the canonical layout of packed codes: rows in blocks of 128 weights along the depth.
 
-Codes are unsigned. Those of 1, 2 or 4 bits are one plane, those of 3, 6 and 8 bits two: 2 + 1,
-4 + 2 and 4 + 4, the plane of the low bits first. In a block of a plane lie
+Codes are unsigned. Those of 1, 2 or 4 bits are one plane, those of 3, 5, 6 and 8 bits two: 2 + 1,
+4 + 1, 4 + 2 and 4 + 4, the plane of the low bits first. In a block of a plane lie
 
 - 4 bits: 64 bytes, byte ``32 b + t`` holds weight ``64 b + t`` (low) and ``64 b + 32 + t`` (high);
 - 2 bits: 32 bytes, byte ``t`` holds weights ``t``, ``32 + t``, ``64 + t``, ``96 + t``, first on
@@ -15,13 +15,15 @@ Two-bit blocks are those of bitnet.cpp's I2_S on x86.
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "from_b128", "row_bytes", "to_b128"]
+__all__ = ["BLOCK", "CODE_BITS", "from_b128", "row_bytes", "to_b128"]
 
 BLOCK = 128
 """Weights of a block."""
 Bytes = NDArray[np.uint8]
 _WEIGHTS = 1 << 20  # that are packed at a time: few enough for a processor's cache
-_PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2), 8: (4, 4)}
+_PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (4, 4)}
+CODE_BITS = tuple(_PLANES)
+"""Bits of codes that there is a layout for."""
 
 
 def row_bytes(k: int, bits: int) -> int:

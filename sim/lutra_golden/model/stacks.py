@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.matmul.format import W_BITS
 from lutra_golden.model.packed import PackedLinear
 from lutra_golden.model.stored import StoredWeights
 
@@ -46,9 +47,10 @@ def _joined(
 
 
 def unify_formats(parts: Sequence[PackedLinear]) -> list[StoredWeights]:
-    """The matrices with one number of bits and one group size; unchanged if they agree."""
+    """The matrices with one number of bits, of those that formats have, and one group size;
+    unchanged if they agree."""
     stored = [part.stored for part in parts]
-    if len({(each.bits, each.group) for each in stored}) == 1:
+    if stored[0].bits in W_BITS and len({(each.bits, each.group) for each in stored}) == 1:
         return stored
     whole = stack(part.weights for part in parts)
     ends = np.cumsum([each.n_rows for each in stored])

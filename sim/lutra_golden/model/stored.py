@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.matmul.format import W_BITS
 from lutra_golden.model.b128 import from_b128, row_bytes, to_b128
 
-__all__ = ["OFFSET_SHIFT_MAX", "StoredWeights", "offset_shift"]
+__all__ = ["OFFSET_SHIFT_MAX", "StoredWeights", "TwoZeros", "offset_shift"]
 
 OFFSET_SHIFT_MAX = 16
 """Most bits by which stored offsets are shifted."""
@@ -18,11 +19,45 @@ OFFSET_SHIFT_MAX = 16
 T = TypeVar("T", bound=np.generic)
 _TERNARY_BITS = 2
 _OFFSET_BITS = 15  # of the magnitude of a stored offset
+_FIVE, _SIX = 5, 6
+_ZERO_MAX = (1 << 16) - 1
 
 
 def offset_shift(offsets: NDArray[np.int64]) -> int:
     """Bits that offsets are stored without: as few as leave the largest 15 and a sign."""
     return max(int(np.abs(offsets).max(initial=0)).bit_length() - _OFFSET_BITS, 0)
+
+
+class TwoZeros(NamedTuple):
+    """Zero points of groups ``[N, G]`` that are one of two numbers, as those of symmetric types are
+    whose scales have signs: a step of -s about z is one of s about the mirrored z.
+
+    ``marks`` ``[N, ceil(G / 8)]`` has a bit for each group, the first in the lowest, which is set
+    where the zero point is ``second``. Where all are ``first`` both are the same.
+    """
+
+    first: int
+    second: int
+    marks: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, zero: NDArray[np.uint16]) -> "TwoZeros | None":
+        """These zero points; None if they have three values or more."""
+        first, second = int(zero.min(initial=_ZERO_MAX)), int(zero.max(initial=0))
+        if first >= second:
+            return cls(second, second, np.zeros((len(zero), -(-zero.shape[1] // 8)), np.uint8))
+        marked = zero == second
+        if not (marked | (zero == first)).all():
+            return None
+        return cls(first, second, np.packbits(marked, axis=1, bitorder="little"))
+
+    def zeros(self, n_groups: int) -> NDArray[np.uint16]:
+        """Inverse of :meth:`of`; one number if it is the same for all groups."""
+        shape = len(self.marks), n_groups
+        if self.first == self.second:
+            return np.broadcast_to(np.uint16(self.first), shape)
+        marked = np.unpackbits(self.marks, axis=1, count=n_groups, bitorder="little")
+        return np.array([self.first, self.second], np.uint16)[marked]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +68,9 @@ class StoredWeights:
     ``scale`` (uint8, or uint16 where it has more than 8 bits) and ``zero`` (uint16), ``[N, depth /
     group]``. An ``offset`` of a group, int16, stands for ``offset << offset_shift``; None is 0.
     Without groups weights are ternary: codes 0, 1, 2 mean -1, 0, 1.
+
+    Codes of five bits are for memory alone: they run in six wherever a format has a name, and come
+    back as codes of six.
     """
 
     codes: NDArray[np.uint8]
@@ -82,10 +120,11 @@ class StoredWeights:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all arrays; a zero point that all groups share counts as none."""
+        """Bytes of all arrays; two zero points are a bit for each group, one is none."""
         sides = [each for each in (self.scale, self.offset) if each is not None]
-        if self.zero is not None and self.zero.size and (self.zero != self.zero.flat[0]).any():
-            sides.append(self.zero)
+        if self.zero is not None:
+            two = TwoZeros.of(self.zero)
+            sides += [self.zero] if two is None else [two.marks] if two.first < two.second else []
         return self.codes.nbytes + sum(each.nbytes for each in sides)
 
     @cached_property
@@ -135,9 +174,12 @@ class StoredWeights:
 
     @classmethod
     def of(cls, weights: GroupedWeights, *, grouped: bool = False) -> "StoredWeights":
-        """These weights, packed; ``grouped`` also if they are ternary."""
-        codes = weights.codes.astype(np.uint8, copy=False)
+        """These weights, packed: ternary ones without groups, codes of six bits in five if they
+        fit; ``grouped`` keeps groups and bits whatever the codes are."""
+        codes, bits = weights.codes.astype(np.uint8, copy=False), weights.bits
         depth = codes.shape[1]
+        if bits == _SIX and not grouped and _fits(weights, _FIVE):
+            bits = _FIVE
         if weights.ternary and not grouped:
             trits = (codes + 1 - (weights.zero // 2).astype(np.uint8)).astype(np.uint8)
             return cls(codes=to_b128(trits, _TERNARY_BITS), depth=depth, bits=_TERNARY_BITS)
@@ -148,9 +190,9 @@ class StoredWeights:
             if (offset.astype(np.int64) << shift != weights.offset).any():
                 raise ValueError(f"offsets must be multiples of {1 << shift} to fit 16 bits")
         return cls(
-            codes=to_b128(codes, weights.bits),
+            codes=to_b128(codes, bits),
             depth=depth,
-            bits=weights.bits,
+            bits=bits,
             group=weights.group,
             scale=weights.scale.astype(np.uint16 if weights.scale_bits > 8 else np.uint8),
             zero=weights.zero.astype(np.uint16),
@@ -167,9 +209,15 @@ class StoredWeights:
             codes=codes,
             scale=self.scale.astype(np.int64),
             zero=self.zero.astype(np.int64),
-            bits=self.bits,
+            bits=next(bits for bits in W_BITS if bits >= self.bits),
             group=self.group,
             offset=None
             if self.offset is None
             else self.offset.astype(np.int64) << self.offset_shift,
         )
+
+
+def _fits(weights: GroupedWeights, bits: int) -> bool:
+    """True if codes and zero points are also those of codes of ``bits`` bits."""
+    top = (1 << bits) - 1
+    return int(weights.codes.max(initial=0)) <= top and int(weights.zero.max(initial=0)) <= 2 * top

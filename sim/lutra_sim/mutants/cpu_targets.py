@@ -132,6 +132,16 @@ MUTANTS = [
         ("the upper halves of bytes lost", "(row[i] >> 4) << low", "0 << low"),
     ),
     *planted(
+        f"{_C}/groups.h",
+        [
+            f"{_STEPS}::test_two_zero_points_of_a_matrix",
+            f"{_STEPS}::test_sums_that_32_bits_do_not_hold",
+        ],
+        ("the first group's mark on top", ">> group % 8 & 1", ">> (7 - group % 8) & 1"),
+        ("marks of rows without their last byte", "row * ((groups + 7) / 8)", "row * (groups / 8)"),
+        ("marks for the other zero point", "marked ? w->other_zero", "!marked ? w->other_zero"),
+    ),
+    *planted(
         f"{_C}/x86_bits.h",
         _BITS,
         (
@@ -207,7 +217,22 @@ MUTANTS = [
     ),
     *planted(
         f"{_C}/x86_gemv.h",
-        [f"{_STEPS}::test_groups", f"{_STEPS}::test_ternary", f"{_STEPS}::test_signed_rows"],
+        [
+            f"{_STEPS}::test_groups",
+            f"{_STEPS}::test_ternary",
+            f"{_STEPS}::test_signed_rows",
+            f"{_STEPS}::test_two_zero_points_of_a_matrix",
+        ],
+        (
+            "the fifth bits of the first half for the second",
+            "top[2] = _mm256_srlv_epi32(lower, first);",
+            "top[2] = _mm256_srlv_epi32(x, first);",
+        ),
+        (
+            "marks of the first eight groups for all",
+            "_mm256_set1_epi32(w->marks[row * ((groups + 7) / 8) + g / 8]);",
+            "_mm256_set1_epi32(w->marks[row * ((groups + 7) / 8)]);",
+        ),
         (
             "an uneven last vector left out",
             "if (n > 1) acc = _mm256_add_epi32(acc, odd);",

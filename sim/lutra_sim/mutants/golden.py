@@ -491,6 +491,26 @@ MUTANTS = [
         "sim/lutra_golden/model/stored.py",
         ["golden/model/test_stored.py"],
         (
+            "codes of six bits cut to five",
+            "weights.codes.max(initial=0)) <= top and",
+            "weights.codes.max(initial=0)) <= top + 1 and",
+        ),
+        (
+            "zero points of six bits beside codes of five",
+            "weights.zero.max(initial=0)) <= 2 * top",
+            "weights.zero.max(initial=0)) <= 3 * top",
+        ),
+        (
+            "the first group's mark on top",
+            'np.packbits(marked, axis=1, bitorder="little")',
+            "np.packbits(marked, axis=1)",
+        ),
+        (
+            "marks for the other zero point",
+            "np.array([self.first, self.second], np.uint16)[marked]",
+            "np.array([self.second, self.first], np.uint16)[marked]",
+        ),
+        (
             "scales of nine bits cut to eight",
             "if weights.scale_bits > 8 else",
             "if weights.scale_bits > 9 else",
@@ -521,6 +541,7 @@ MUTANTS = [
             "4 - 4 * i if width == 4",
         ),
         ("the plane of high bits first", "3: (2, 1)", "3: (1, 2)"),
+        ("the fifth bit first", "5: (4, 1)", "5: (1, 4)"),
         (
             "a cut block not counted",
             "return -(-k // BLOCK) * BLOCK * bits // 8",

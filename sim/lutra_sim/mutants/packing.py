@@ -79,7 +79,19 @@ MUTANTS = [
             f"{_FILE}::test_a_round_trip",
             f"{_FILE}::test_a_round_trip_of_bitnet",
             f"{_FILE}::test_numbers_that_can_not_be",
+            f"{_FILE}::test_five_bits_and_two_zero_points",
+            f"{_FILE}::test_zero_points_that_can_not_be",
         ],
+        (
+            "two zero points in the other order",
+            "[two.first, two.second], two.marks",
+            "[two.second, two.first], two.marks",
+        ),
+        (
+            "two zero points that are one",
+            "not 0 <= whole[0] < whole[1] <= _ZERO_MAX",
+            "not 0 <= whole[0] <= whole[1] <= _ZERO_MAX",
+        ),
         (
             "centres of keys are not read",
             'if file.flag("key_centre"):',
@@ -164,7 +176,7 @@ MUTANTS = [
         ),
         (
             "offsets on devices that have none",
-            "return groups, (chosen and capabilities.offsets) if offsets is None else offsets",
+            "keep = (chosen and capabilities.offsets) if offsets is None else offsets",
             "return groups, chosen if offsets is None else offsets",
         ),
         (
@@ -309,7 +321,17 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/quantize/imported.py",
-        ["host/quantize/test_imported.py"],
+        ["host/quantize/test_imported.py", "host/quantize/test_vocabulary.py"],
+        (
+            "rows of embedding and head where the first ones are",
+            "        packed[rows] = to_b128(codes, bits)",
+            "        packed[: len(codes)] = to_b128(codes, bits)",
+        ),
+        (
+            "five bits of embedding and head in six",
+            "next(width for width in CODE_BITS if width >= kept_bits",
+            "next(width for width in W_BITS if width >= kept_bits",
+        ),
         (
             "zero points of negative scales",
             "zero = np.where(negative, 2 * levels - zero, zero)",
@@ -338,11 +360,29 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/quantize/vocabulary.py",
-        ["host/quantize/test_vocabulary.py"],
+        [
+            "host/quantize/test_vocabulary.py",
+            "host/quantize/test_defaults.py::test_codes_of_a_file_are_kept_where_a_device_runs_them",
+        ],
         (
             "grids in groups of any size",
             "isinstance(found, Grouped) and found.group % _LEAST_GROUP == 0:",
             "isinstance(found, Grouped):",
+        ),
+        (
+            "one of two in codes",
+            "if runs and all(kept) else None",
+            "if runs and any(kept) else None",
+        ),
+        (
+            "codes with offsets on devices without",
+            "(offsets or not each.affine)",
+            "(True or not each.affine)",
+        ),
+        (
+            "codes of a file rounded again",
+            "if isinstance(matrix, Encoded) and kept_bits(matrix, offsets=offsets) <= bits:",
+            "if isinstance(matrix, Encoded) and kept_bits(matrix, offsets=offsets) < bits:",
         ),
         ("a logit worth half", "rows.unit * 2.0 ** (shift - 1)", "rows.unit * 2.0 ** (shift - 2)"),
         ("the head for the embedding", "rows = _coded(head, bits", "rows = _coded(embedding, bits"),

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from lutra_golden.model.b128 import BLOCK, from_b128, row_bytes, to_b128
 
-PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2), 8: (4, 4)}
+PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (4, 4)}
 DEPTHS = (1, 7, 64, 127, 128, 129, 256, 331)
 
 
@@ -59,6 +59,8 @@ def test_every_byte_and_back(bits: int, k: int) -> None:
         (4, 31, 9, 31, 0x09),
         (4, 32, 9, 0, 0x90),
         (4, 64, 9, 32, 0x09),
+        (5, 0, 0x10, 64, 0x80),
+        (5, 127, 0x10, 79, 0x01),
         (6, 0, 0x30, 64, 0xC0),
         (8, 96, 0xA0, 64 + 32, 0xA0),
     ],

@@ -1,5 +1,7 @@
 """Stacked matrices weigh what their parts do, whatever the bits and groups of each."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from lutra_golden.arith.scale import scale_from_int
@@ -32,3 +34,17 @@ def test_rows_of_different_formats() -> None:
     assert {(each.bits, each.group) for each in unified} == {(4, 4)}
     for part, each in zip(parts, unified, strict=True):
         np.testing.assert_array_equal(each.unpack().doubled(), part.doubled())
+
+
+def test_five_bits_are_widened() -> None:
+    """No format has them: alone, and beside codes of six bits that need those."""
+    rng = np.random.default_rng(2)
+    five = replace(_weights(rng, 3, 5, 8), bits=6)
+    wide = replace(_weights(rng, 4, 6, 8), codes=np.full((4, 24), 63, np.uint8))
+    for parts in ((five,), (five, five), (five, wide)):
+        linears = [PackedLinear(part, scale_from_int(1), 0) for part in parts]
+        assert linears[0].stored.bits == 5
+        unified = unify_formats(linears)
+        assert {(each.bits, each.group) for each in unified} == {(6, 8)}
+        for part, each in zip(parts, unified, strict=True):
+            np.testing.assert_array_equal(each.unpack().doubled(), part.doubled())

@@ -9,7 +9,7 @@ import pytest
 from lutra_golden.arith.scale import scale_from_int
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.packed import CodedVocabulary, PackedLinear
-from lutra_golden.model.stored import StoredWeights
+from lutra_golden.model.stored import StoredWeights, TwoZeros
 
 
 def grouped(bits: int, n: int = 5, k: int = 192, group: int = 64, top: int = 255) -> GroupedWeights:
@@ -36,6 +36,59 @@ def test_grouped_weights_come_back(bits: int) -> None:
     assert (stored.n_rows, stored.depth, stored.codes.shape) == (5, 192, (5, 256 * bits // 8))
     assert stored.scale is not None and stored.scale.dtype == np.uint8
     assert_same(stored.unpack(), weights)
+
+
+def in_five(bits: int = 6) -> GroupedWeights:
+    """Codes of ``bits`` bits that are all below 32."""
+    return replace(grouped(5), bits=bits)
+
+
+def test_codes_that_fit_are_stored_in_five_bits() -> None:
+    weights = in_five()
+    weights.codes[0, 0], weights.zero[0, 0] = 31, 62
+    stored = StoredWeights.of(weights)
+    assert (stored.bits, stored.codes.shape) == (5, (5, 2 * 80))
+    assert_same(stored.unpack(), weights)
+    assert_same(StoredWeights.of(in_five(5)).unpack(), in_five())
+    assert stored.rows(slice(1, 3)).bits == 5
+    # those of other widths stay in what a format has
+    assert StoredWeights.of(in_five(8)).bits == 8
+
+
+@pytest.mark.parametrize(("code", "zero"), [(32, 62), (31, 63)])
+def test_codes_of_six_bits_that_do_not_fit(code: int, zero: int) -> None:
+    weights = in_five()
+    weights.codes[4, 100], weights.zero[4, 1] = code, zero
+    assert StoredWeights.of(weights).bits == 6
+    assert_same(StoredWeights.of(weights).unpack(), weights)
+
+
+def test_bits_that_are_kept() -> None:
+    assert StoredWeights.of(in_five(), grouped=True).bits == 6
+
+
+@pytest.mark.parametrize("n_groups", [1, 7, 8, 9, 28])
+def test_two_zero_points(n_groups: int) -> None:
+    marked = np.random.default_rng(n_groups).integers(0, 2, (3, n_groups)).astype(bool)
+    marked[0, 0], marked[1, -1] = True, False
+    zero = np.where(marked, 32, 30).astype(np.uint16)
+    two = TwoZeros.of(zero)
+    assert two is not None and (two.first, two.second) == (30, 32)
+    assert two.marks.shape == (3, -(-n_groups // 8))
+    for row in range(3):
+        for g in range(n_groups):
+            assert two.marks[row, g // 8] >> g % 8 & 1 == marked[row, g]
+    np.testing.assert_array_equal(two.zeros(n_groups), zero)
+    assert two.zeros(n_groups).dtype == np.uint16
+
+
+def test_one_zero_point_and_three() -> None:
+    one = TwoZeros.of(np.full((3, 9), 255, np.uint16))
+    assert one is not None and one[:2] == (255, 255) and not one.marks.any()
+    assert (one.zeros(9) == 255).all() and one.zeros(9).shape == (3, 9)
+    assert TwoZeros.of(np.array([[1, 2], [2, 3]], np.uint16)) is None
+    none = TwoZeros.of(np.zeros((0, 9), np.uint16))
+    assert none is not None and none.zeros(9).shape == (0, 9)
 
 
 def test_wide_scales_take_two_bytes() -> None:
@@ -174,6 +227,8 @@ def test_bytes_of_all_arrays() -> None:
     common = replace(weights, zero=np.full_like(weights.zero, 15), scale=weights.scale + 300)
     assert StoredWeights.of(common).n_bytes == 5 * (128 + 2 * 3)
     assert StoredWeights.of(with_offsets(common, [1, 2, 3])).n_bytes == 5 * (128 + 4 * 3)
+    two = replace(common, zero=np.arange(15).reshape(5, 3) % 2 + 14)
+    assert StoredWeights.of(two).n_bytes == 5 * (128 + 2 * 3 + 1)
     ternary = GroupedWeights.from_integers(np.eye(5, 130, dtype=np.int8))
     assert StoredWeights.of(ternary).n_bytes == 5 * 64
 

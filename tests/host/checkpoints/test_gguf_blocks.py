@@ -106,7 +106,12 @@ def test_every_grid_is_exact(name: str, seed: int) -> None:
     np.testing.assert_array_equal(matrix.values, values)
     np.testing.assert_array_equal(matrix.dequantized(slice(1, 3)), values[1:3])
     np.testing.assert_array_equal(matrix.take(np.array([4, 0, 4])), values[[4, 0, 4]])
+    assert (matrix.bits, matrix.affine) == (GRIDS[name].bits, GRIDS[name].affine)
+    codes = matrix.codes(slice(1, 3))
     assert isinstance(weight, Grouped)
+    np.testing.assert_array_equal(codes.codes, weight.codes[1:3])
+    np.testing.assert_array_equal(codes.dequantized(), values[1:3])
+    np.testing.assert_array_equal(codes.row_peaks(), np.abs(values[1:3]).max(axis=1))
     grid = GRIDS[name]
     assert (weight.bits, weight.group) == (grid.bits, grid.group)
     assert weight.codes.max() < 1 << weight.bits
@@ -261,6 +266,9 @@ def test_scales_that_are_not_finite(name: str) -> None:
         assert np.isfinite(matrix.take(slice(0, 3))).all()
         with pytest.raises(LutraError, match=r"^here holds infinities or NaNs: convert the"):
             matrix.take(slice(2, 4))
+        assert isinstance(matrix, Encoded)
+        with pytest.raises(LutraError, match=r"^here holds infinities or NaNs: convert the"):
+            matrix.codes(slice(2, 4))
     if name == "MXFP4":
         raw = random_blocks(name, 1)
         for power in (0xFE, 0xFF):

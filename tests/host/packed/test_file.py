@@ -78,6 +78,29 @@ def with_offsets() -> Decoder:
     return replace(model, layers=layers)
 
 
+def in_five_bits() -> Decoder:
+    """A checkpoint in groups of five bits about one of two zero points, as Q5_0's: the signs of the
+    scales decide which, in one layer they are all the same."""
+    model, rng = random_decoder(), np.random.default_rng(9)
+    layers = list[DecoderLayer]()
+    for i, layer in enumerate(model.layers):
+        parts = dict[str, Weight]()
+        for name in LINEARS:
+            n, k = layer.linear(name).shape
+            size = (n, k // GROUP)
+            signs = rng.choice([-1, 1], size) if i else 1
+            scale = (signs * rng.uniform(0.01, 0.02, size)).astype(np.float32)
+            parts[name] = Grouped(
+                codes=rng.integers(0, 32, (n, k)).astype(np.uint8),
+                scale=scale,
+                zero=np.full_like(scale, 16),
+                bits=5,
+                group=GROUP,
+            )
+        layers.append(replace(layer, **parts))
+    return replace(model, layers=layers)
+
+
 @pytest.fixture(scope="module")
 def models() -> dict[str, PackedModel]:
     """Small models of every kind."""
@@ -106,11 +129,12 @@ def models() -> dict[str, PackedModel]:
     found["coded apart"] = pack_model(untied, Format(w_bits=8, a_bits=8), GROUP, head_bits=8)
     ternary = Format(w_bits=2, a_bits=8, ternary=True, group=GROUP)
     found["trits"] = pack_model(random_decoder(), ternary, GROUP)
+    found["five bits"] = pack_model(in_five_bits(), None, GROUP)
     return found
 
 
 KINDS = [*VARIANTS, "W1A8", "W2A8", "W3A8", "W6A16", "W8A8", "mixed", "wide scales"]
-KINDS += ["offsets", "grouped activations", "coded", "coded apart", "trits"]
+KINDS += ["offsets", "grouped activations", "coded", "coded apart", "trits", "five bits"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,6 +179,45 @@ def test_ternary_weights_in_groups_have_two_bits(
     assert codes.shape == (96, 128 * 2 // 8)
     # one zero point for all, which is a number of the configuration
     assert not any(name.endswith(".zero") for name in tensors)
+
+
+def test_five_bits_and_two_zero_points(models: dict[str, PackedModel], tmp_path: Path) -> None:
+    """Codes take five bits, zero points of a matrix one or two numbers and a bit for each group."""
+    model = models["five bits"]
+    assert model.w_bits == 6 and "W6A" in model.format
+    write(tmp_path / "out", model)
+    tensors = load_file(tmp_path / "out" / FILES[1])
+    layers = json.loads((tmp_path / "out" / FILES[0]).read_text())["layers"]
+    for i, zero in ((0, 32), (1, [30, 32])):
+        assert layers[i]["gate_proj"]["bits"] == 5 and layers[i]["gate_proj"]["zero"] == zero
+        assert tensors[f"layers.{i}.gate_proj.codes"].shape == (96, 128 * 5 // 8)
+        assert (f"layers.{i}.gate_proj.marks" in tensors) is (i == 1)
+    assert tensors["layers.1.gate_proj.marks"].shape == (96, 1)
+    assert not any(name.endswith(".zero") for name in tensors)
+
+
+@pytest.mark.parametrize(
+    "zero", [[32, 30], [30, 30], [30], [30, 32, 33], [True, 32], [30, 1 << 16], [-1, 3], "30"]
+)
+def test_zero_points_that_can_not_be(
+    zero: object, models: dict[str, PackedModel], tmp_path: Path
+) -> None:
+    write(tmp_path / "out", models["five bits"])
+
+    def change(config: dict[str, Any]) -> None:
+        config["layers"][1]["q_proj"]["zero"] = zero
+
+    message = refusal(tamper(tmp_path / "out", config=change))
+    assert re.match(r"config\.json: layers\.1\.q_proj\.zero must be ", message)
+    assert repr(zero) in message
+
+
+def test_marks_that_can_not_be(models: dict[str, PackedModel], tmp_path: Path) -> None:
+    write(tmp_path / "out", models["five bits"])
+    wrong = put("layers.1.q_proj.marks", lambda x: x.astype(np.int8))
+    assert refusal(tamper(tmp_path / "out", tensors=wrong)).startswith(
+        "model.safetensors: layers.1.q_proj.marks must be uint8, not int8: pack the model again"
+    )
 
 
 def test_fraction_bits_are_kept(models: dict[str, PackedModel], tmp_path: Path) -> None:
@@ -410,8 +473,8 @@ def without(*path: str | int) -> Callable[[Config], None]:
             "vocabulary.embedding.shift must be 0: pack the model again",
         ),
         (
-            set_to("vocabulary", "embedding", "bits", to=5),
-            "vocabulary.embedding.bits must be one of 1, 2, 3, 4, 6, 8, not 5",
+            set_to("vocabulary", "embedding", "bits", to=7),
+            "vocabulary.embedding.bits must be one of 1, 2, 3, 4, 5, 6, 8, not 7",
         ),
         (
             set_to("vocabulary", "head", "shift", to=25),
@@ -449,11 +512,11 @@ SCALE_TEXT = (
     [
         (
             set_to("lutra_version", to=1),
-            "config.json is of packed format 1, this Lutra reads 5: pack its checkpoint again",
+            "config.json is of packed format 1, this Lutra reads 6: pack its checkpoint again",
         ),
         (
-            set_to("lutra_version", to=6),
-            "config.json is of packed format 6, this Lutra reads 5: update Lutra, or pack its che",
+            set_to("lutra_version", to=7),
+            "config.json is of packed format 7, this Lutra reads 6: update Lutra, or pack its che",
         ),
         (
             set_to("activation_groups", to={"size": 48, "shift_max": 7}),
@@ -470,7 +533,7 @@ SCALE_TEXT = (
         (set_to("name", to=3), "config.json: name must be a text, not 3: pack the model again"),
         (
             without("lutra_version"),
-            "config.json is of packed format None, this Lutra reads 5: pack its checkpoint",
+            "config.json is of packed format None, this Lutra reads 6: pack its checkpoint",
         ),
         (
             without("hidden_size"),
@@ -556,8 +619,8 @@ SCALE_TEXT = (
         (without(*LAYER, "q_proj"), "config.json: layers.1.q_proj must be an object, not None"),
         (set_to(*LAYER, "q_proj", to=3), "config.json: layers.1.q_proj must be an object, not 3"),
         (
-            set_to(*LAYER, "up_proj", "bits", to=5),
-            "config.json: layers.1.up_proj.bits must be one of 1, 2, 3, 4, 6, 8, not 5: pack the",
+            set_to(*LAYER, "up_proj", "bits", to=7),
+            "config.json: layers.1.up_proj.bits must be one of 1, 2, 3, 4, 5, 6, 8, not 7: pack",
         ),
         (
             set_to(*LAYER, "up_proj", "bits", to=8),
@@ -744,6 +807,10 @@ def test_a_number_that_was_changed_is_seen(folder: Path) -> None:
         ({"format": "W1.58g256A8"}, "--kv 8"),
         ({"vocabulary": {"embedding": {"bits": 8}}}, "--format W4A8 --head 8 --kv 8"),
         ({"vocabulary": {"embedding": {"bits": 1}}}, "--format W4A8 --head 4 --kv 8"),
+        (
+            {"vocabulary": {"embedding": {"bits": 4}, "head": {"bits": 5}}},
+            "--format W4A8 --head 8 --kv 8",
+        ),
         ({"vocabulary": {"embedding": [8]}}, "--format W4A8 --kv 8"),
         ({"format": "W3.5A8"}, "--kv 8"),
         ({"format": ["W4A8"], "kv_bits": 5}, "--kv 8"),

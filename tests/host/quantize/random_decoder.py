@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.weights import Dense
+from lutra.checkpoints.weights import Dense, Encoded, Grouped, Rows
 from lutra.models.decoder import Decoder, DecoderConfig, DecoderLayer
 from lutra.models.rope import Rope
 from lutra_golden.model.shapes import Gate
 
-__all__ = ["GROUP", "VARIANTS", "random_decoder", "random_tokens"]
+__all__ = ["GROUP", "VARIANTS", "encoded", "random_decoder", "random_tokens"]
 
 GROUP = 32
 VARIANTS = {
@@ -94,6 +94,39 @@ def random_decoder(
         embed_tokens=Dense(rng.normal(0, 0.5, (vocab, d)).astype(np.float32)),
         norm=norm(d),
     )
+
+
+def encoded(bits: int, *, affine: bool = False, n: int = 96, k: int = 64, seed: int = 4) -> Encoded:
+    """An embedding in the codes of a file, in groups of 32: symmetric about the middle with scales
+    of both signs, or with offsets."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 1 << bits, (n, k)).astype(np.uint8)
+    size, levels = (n, k // GROUP), (1 << bits) - 1
+    step = rng.uniform(0.5, 1, size) / levels
+    signs = 1 if affine else rng.choice([-1, 1], size)
+    scale = (step * signs).astype(np.float16).astype(np.float32)
+    whole = Grouped(
+        codes=codes,
+        scale=scale,
+        zero=np.full_like(scale, 0 if affine else 1 << (bits - 1)),
+        bits=bits,
+        group=GROUP,
+        offset=(-scale * levels * rng.uniform(0.4, 0.6, size)).astype(np.float32)
+        if affine
+        else None,
+    )
+
+    def some(rows: Rows) -> Grouped:
+        offset = None if whole.offset is None else whole.offset[rows]
+        return replace(
+            whole,
+            codes=codes[rows],
+            scale=whole.scale[rows],
+            zero=whole.zero[rows],
+            offset=offset,
+        )
+
+    return Encoded((n, k), lambda rows: some(rows).dequantized(), some, bits, affine)
 
 
 def random_tokens(model: Decoder, n: int, length: int, seed: int = 2) -> NDArray[np.int64]:

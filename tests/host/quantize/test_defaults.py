@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-from tests.host.quantize.random_decoder import GROUP, random_decoder
+from tests.host.quantize.random_decoder import GROUP, encoded, random_decoder
 from tests.host.random_model import Shape, write_model
 
 from lutra.checkpoints.weights import Dense, Grouped, Ternary
@@ -49,27 +49,49 @@ PACKED = (
 
 def test_parts_are_what_the_device_runs() -> None:
     model = random_decoder()
-    assert default_parts(model, None, None, None, EVERY_PART) == (ActivationGroups(size=32), True)
-    assert default_parts(model, None, None, None, COMMON_PARTS) == (None, False)
+    groups = ActivationGroups(size=32)
+    assert default_parts(model, None, None, None, None, EVERY_PART) == (groups, True, None)
+    assert default_parts(model, None, None, None, None, COMMON_PARTS) == (None, False, None)
     offsets = Capabilities(offsets=True)
-    assert default_parts(model, None, None, None, offsets) == (None, True)
+    assert default_parts(model, None, None, None, None, offsets) == (None, True, None)
 
 
 def test_parts_that_are_asked_for() -> None:
     model = random_decoder()
-    assert default_parts(model, None, 0, False, EVERY_PART) == (None, False)
+    assert default_parts(model, None, 0, False, 0, EVERY_PART) == (None, False, None)
     groups = ActivationGroups(size=128)
-    assert default_parts(model, None, 128, True, COMMON_PARTS) == (groups, True)
+    assert default_parts(model, None, 128, True, 4, COMMON_PARTS) == (groups, True, 4)
     # a format is what its name says, on every device
-    assert default_parts(model, W4A8, None, None, EVERY_PART) == (None, False)
-    assert default_parts(model, W4A8, 128, True, EVERY_PART) == (groups, True)
+    assert default_parts(model, W4A8, None, None, None, EVERY_PART) == (None, False, None)
+    assert default_parts(model, W4A8, 128, True, 8, EVERY_PART) == (groups, True, 8)
 
 
 def test_models_that_need_no_groups() -> None:
     """Those that were trained with one scale per token, and activations of sixteen bits."""
     for changed in ({"activation_bits": 8}, {"made_for_a_bits": 16}):
         model = replace(random_decoder(), **changed)
-        assert default_parts(model, None, None, None, EVERY_PART) == (None, True)
+        assert default_parts(model, None, None, None, None, EVERY_PART) == (None, True, None)
+
+
+def test_codes_of_a_file_are_kept_where_a_device_runs_them() -> None:
+    """Embedding and head must both have them; those with offsets need offsets."""
+    model, values = random_decoder(), random_decoder().embed_tokens
+    exact, affine = encoded(5), encoded(4, affine=True)
+    coded = Capabilities(vocabulary=True)
+    for embedding, head, capabilities, bits in (
+        (exact, None, coded, 8),
+        (exact, encoded(8), coded, 8),
+        (exact, None, COMMON_PARTS, None),
+        (exact, values, EVERY_PART, None),
+        (values, exact, EVERY_PART, None),
+        (affine, exact, EVERY_PART, 8),
+        (exact, affine, coded, None),
+    ):
+        changed = replace(model, embed_tokens=embedding, lm_head=head)
+        assert default_parts(changed, None, None, None, None, capabilities).head_bits == bits
+        assert default_parts(changed, W4A8, None, None, None, capabilities).head_bits is None
+        assert default_parts(changed, None, None, None, 0, capabilities).head_bits is None
+        assert default_parts(changed, None, None, None, 4, capabilities).head_bits == 4
 
 
 def test_a_group_in_the_format() -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.host.quantize.random_decoder import GROUP, random_decoder, random_tokens
+from tests.host.quantize.random_decoder import GROUP, encoded, random_decoder, random_tokens
 
 from lutra.checkpoints.weights import Dense
 from lutra.models.layers import log_probabilities
+from lutra.quantize.imported import from_grouped
 from lutra.quantize.pack import pack_model
 from lutra.quantize.reference import reference
 from lutra.quantize.vocabulary import code_rows, pack_vocabulary
@@ -110,6 +111,65 @@ def test_ternary_rows_of_one_scale_have_none() -> None:
     found, _ = pack_vocabulary(Dense(trits * np.float32(0.25)), None, 8, 64, 127)
     assert (found.head.stored.bits, found.head.stored.group) == (2, None)
     np.testing.assert_allclose(values(found.embedding), trits * 0.25, rtol=2**-15)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 5, 6, 8])
+def test_codes_of_a_file_are_kept(bits: int) -> None:
+    """In their own bits, five included, with the scales of the file."""
+    embedding, head = encoded(bits, n=4500), encoded(8, n=4500, seed=5)
+    found, _ = pack_vocabulary(embedding, head, 8, 64, 127)
+    stored = found.embedding.stored
+    assert (stored.bits, stored.group, stored.n_rows) == (bits, GROUP, 4500)
+    assert (found.head.stored.bits, found.head.stored.group) == (8, GROUP)
+    for linear, matrix in ((found.embedding, embedding), (found.head, head)):
+        whole = from_grouped(matrix.codes(slice(None))).weights
+        codes = linear.stored.unpack()
+        for name in ("codes", "scale", "zero"):
+            np.testing.assert_array_equal(getattr(codes, name), getattr(whole, name))
+        np.testing.assert_allclose(values(linear), matrix.values, rtol=2**-15)
+
+
+@pytest.mark.parametrize(("offsets", "bits", "most"), [(True, 4, 2**-10), (False, 8, 1 / 68)])
+def test_offsets_of_a_file(offsets: bool, bits: int, most: float) -> None:
+    matrix = encoded(4, affine=True)
+    found, _ = pack_vocabulary(matrix, None, 8, 64, 127, offsets=offsets)
+    stored = found.embedding.stored
+    assert (stored.bits, stored.offset is not None) == (bits, offsets)
+    step = matrix.codes(slice(None)).scale.repeat(GROUP, axis=1)
+    assert (np.abs(values(found.embedding) - matrix.values) <= 1.01 * most * step).all()
+
+
+def test_codes_of_more_bits_than_asked_for_are_rounded() -> None:
+    for matrix in (encoded(5), encoded(4, affine=True)):
+        found, _ = pack_vocabulary(matrix, None, 4, GROUP, 127)
+        stored = found.embedding.stored
+        assert (stored.bits, stored.offset) == (4, None)
+        error = np.linalg.norm(values(found.embedding) - matrix.values)
+        assert 0 < error < 0.15 * np.linalg.norm(matrix.values)
+
+
+def test_codes_of_nothing_are_refused() -> None:
+    matrix = encoded(5)
+    none = replace(
+        matrix, codes=lambda rows: replace(found := matrix.codes(rows), scale=0 * found.scale)
+    )
+    with pytest.raises(LutraError, match=r"^the head is all zeros: the checkpoint is empty"):
+        pack_vocabulary(matrix, none, 8, 64, 127)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_model_with_the_codes_of_its_file(affine: bool) -> None:
+    source = replace(random_decoder(), embed_tokens=encoded(4, affine=affine), lm_head=encoded(5))
+    model = pack_model(source, None, GROUP, offsets=True, head_bits=8)
+    coded = model.vocabulary
+    assert coded is not None
+    assert (coded.embedding.stored.bits, coded.head.stored.bits) == (4, 5)
+    floats, decoder = reference(model), Decoder(model)
+    x = decoder.embed(random_tokens(source, 1, 20)[0].tolist())
+    logits, scale = decoder.head(x)
+    found = logits * (scale_to_float(scale) * model.head_scale)[:, None]
+    expected = floats.logits((x * 2.0**-model.residual_frac).astype(np.float64))
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-3
 
 
 def test_a_grid_of_more_levels_is_rounded() -> None:

@@ -39,6 +39,7 @@ from lutra_golden.model.lowered import (
 )
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.shapes import LINEARS, Gate
+from lutra_golden.model.stored import TwoZeros
 
 __all__ = ["CpuModel", "CpuResult", "KeptArrays", "RowTable", "matrix_of"]
 
@@ -119,6 +120,15 @@ def _spare_memory(n_bytes: int) -> bool:
         return False
 
 
+def _mapped_file(values: NDArray[np.generic]) -> mmap.mmap | None:
+    """The file that an array is a view of, mapped to be read; None if it is in memory."""
+    base, reads = cast("object", values), False
+    while isinstance(base, np.ndarray):
+        reads |= isinstance(base, np.memmap) and base.mode == "r"
+        base = cast("object", base.base)
+    return base if reads and isinstance(base, mmap.mmap) else None
+
+
 class KeptArrays:
     """Arrays that the library points into.
 
@@ -130,7 +140,7 @@ class KeptArrays:
     def __init__(self, copies: bool = False, strip: int = 0) -> None:
         self._arrays: list[object] = []
         self._copies, self._room = copies, np.empty(0, np.uint8)
-        self._awaited: list[CCopy] = []
+        self._awaited: list[tuple[CCopy, NDArray[np.generic]]] = []
         self.strip = strip if copies else 0
 
     def __call__(self, values: NDArray[np.generic]) -> int:
@@ -155,15 +165,20 @@ class KeptArrays:
             self._room = _huge_pages(max(taken, _ROOM))
         room, self._room = self._room[:taken], self._room[taken:]
         copy.source, copy.to = self(whole), self(room)
-        self._awaited.append(copy)
+        self._awaited.append((copy, whole))
         return room.ctypes.data
 
     def fill(self, pool: int | None) -> None:
         """Copy what is to be copied, by the threads of a pool: in one call, as each return to
-        Python waits where another thread is busy there."""
+        Python waits where another thread is busy there. A file that it comes from then takes no
+        memory of this process any more; what is read of it later comes back."""
         awaited, self._awaited = self._awaited, []
-        copies = (CCopy * len(awaited))(*awaited)
+        copies = (CCopy * len(awaited))(*(copy for copy, _ in awaited))
         library().lutra_cpu_copy(pool, ctypes.addressof(copies), len(awaited))
+        files = [_mapped_file(values) for _, values in awaited]
+        if (advice := getattr(mmap, "MADV_DONTNEED", None)) is not None:
+            for file in {id(file): file for file in files if file is not None}.values():
+                file.madvise(advice)
 
     def int16(self, values: NDArray[np.integer]) -> int:
         return self(values.astype(_INT16, copy=False))
@@ -203,10 +218,8 @@ def matrix_of(
             "with another --group"
         )
     scale, zero, offset, group = stored.scale, stored.zero, stored.offset, stored.group
-    common = None
+    two = None
     if group is not None and scale is not None and zero is not None:
-        # one for all takes no memory that every token would read
-        common = int(zero.flat[0]) if (zero == zero.flat[0]).all() else None
         parts = _parts_of(group, stored.bits, a_peak)
         if stored.bits <= _FEW_BITS and group % BLOCK == 0:
             parts = max(parts, group // BLOCK)  # what has products of its own
@@ -214,9 +227,10 @@ def matrix_of(
             scale, zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)
             offset = None if offset is None else offset.repeat(parts, axis=1)
             group //= parts
-
-    strip = hold.strip if _in_strips(stored.bits, group) else 0
-
+        # what one or two numbers say takes no memory that every token would read
+        two = TwoZeros.of(zero)
+    marked = two is not None and two.first < two.second
+    strip = hold.strip if not marked and _in_strips(stored.bits, group) else 0
     codes = stored.codes.view(_FOUR_BYTES) if strip else stored.codes
 
     def held(values: NDArray[np.generic] | None) -> int | None:
@@ -225,8 +239,10 @@ def matrix_of(
     return CMatrix(
         codes=hold.matrix(codes, strip),
         scale=held(scale),
-        zero=held(zero) if common is None else None,
-        zero_point=common or 0,
+        zero=held(zero) if two is None else None,
+        marks=hold.matrix(two.marks) if marked else None,
+        zero_point=0 if two is None else two.first,
+        other_zero=0 if two is None else two.second,
         offset=held(offset),
         strip=strip,
         row_bytes=stored.codes.shape[1],

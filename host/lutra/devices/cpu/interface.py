@@ -64,6 +64,7 @@ class CMatrix(Structure):
         ("codes", c_void_p),
         ("scale", c_void_p),
         ("zero", c_void_p),
+        ("marks", c_void_p),
         ("offset", c_void_p),
         ("row_bytes", c_int64),
         ("n", c_int32),
@@ -74,8 +75,8 @@ class CMatrix(Structure):
         ("shift", c_int32),
         ("offset_shift", c_int32),
         ("zero_point", c_int32),
+        ("other_zero", c_int32),
         ("strip", c_int32),
-        ("reserved", c_int32),
         ("unit", CScale),
     )
 
@@ -85,7 +86,9 @@ class CMatrix(Structure):
         if not self.group:
             return self.n * self.row_bytes
         numbers = self.scale_bytes + 2 * bool(self.zero) + 2 * bool(self.offset)
-        return self.n * (self.row_bytes + self.k // self.group * numbers)
+        groups = self.k // self.group
+        marks = -(-groups // 8) * bool(self.marks)
+        return self.n * (self.row_bytes + groups * numbers + marks)
 
 
 class CCopy(Structure):

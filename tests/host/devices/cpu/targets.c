@@ -43,7 +43,7 @@ static void activations(int16_t *a, int m, int k, int a_bits) {
 }
 
 /* bits 0: signed bytes; ternary where grouped is 0; else groups of 16 and more, where grouped is 2
- * with offsets and a zero point for all. */
+ * with offsets and a zero point for all, where it is 3 with two zero points. */
 static void product(int target, lutra_pool *pool, int n, int k, int m, int bits, int grouped,
                     int a_bits, int shift, int scale_top) {
     int blocks = (k + BLOCK - 1) / BLOCK, group = k % 64 ? 16 : 64, groups = k / group;
@@ -58,11 +58,13 @@ static void product(int target, lutra_pool *pool, int n, int k, int m, int bits,
     uint16_t *scale = memory(sizeof *scale * (size_t)(n * groups));
     uint16_t *zero = memory(sizeof *zero * (size_t)(n * groups));
     int16_t *offset = memory(sizeof *offset * (size_t)(n * groups));
+    uint8_t *marks = memory((size_t)(n * ((groups + 7) / 8)));
     for (int i = 0; i < n * groups; i++) {
         scale[i] = (uint16_t)take(0, scale_top);
         zero[i] = (uint16_t)take(0, 2 * ((1 << bits) - 1));
         offset[i] = (int16_t)take(-32767, 32767);
     }
+    for (int i = 0; i < n * ((groups + 7) / 8); i++) marks[i] = (uint8_t)take(0, 255);
     w.codes = codes;
     w.n = n;
     w.k = k;
@@ -80,6 +82,12 @@ static void product(int target, lutra_pool *pool, int n, int k, int m, int bits,
         w.offset = offset;
         w.offset_shift = 5;
     }
+    if (grouped == 3) {
+        w.zero = NULL;
+        w.zero_point = (1 << bits) - 2;
+        w.other_zero = 1 << bits;
+        w.marks = marks;
+    }
     int16_t *a = memory(sizeof *a * (size_t)(m * k));
     activations(a, m, k, a_bits);
     int32_t *acc = memory(sizeof *acc * (size_t)(m * n));
@@ -90,22 +98,24 @@ static void product(int target, lutra_pool *pool, int n, int k, int m, int bits,
     free(scale);
     free(zero);
     free(offset);
+    free(marks);
     free(a);
     free(acc);
 }
 
 static void products(int target, lutra_pool *pool) {
     static const int depths[] = {16, 128, 208, 640}, columns[] = {1, 3, 6, 13};
-    static const int widths[] = {1, 2, 3, 4, 6, 8}, every[] = {8, 11, 15, 16};
+    static const int widths[] = {1, 2, 3, 4, 5, 6, 8}, every[] = {8, 11, 15, 16};
     for (int d = 0; d < 4; d++)
         for (int c = 0; c < 4; c++)
             for (int b = 0; b < 4; b++) {
                 int k = depths[d], m = columns[c], a_bits = every[b];
                 product(target, pool, 19, k, m, TERNARY, 0, a_bits, 1, 0);
                 product(target, pool, 19, k, m, 0, 0, a_bits, 4, 0);
-                for (int i = 0; i < 6; i++) {
+                for (int i = 0; i < 7; i++) {
                     product(target, pool, 19, k, m, widths[i], 1, a_bits, 16, 255);
                     product(target, pool, 19, k, m, widths[i], 2, a_bits, 16, 255);
+                    product(target, pool, 19, k, m, widths[i], 3, a_bits, 16, 255);
                     /* sums of 32 bits */
                     if (a_bits == 8) product(target, pool, 7, k, m, widths[i], 1, 8, 4, 3);
                 }

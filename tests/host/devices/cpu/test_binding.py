@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.models.small_models import TOKENS, write_variant
 from tests.host.packed_models import loud_models
+from tests.host.quantize.random_decoder import encoded
 from tests.host.random_model import LLAMAS, SHAPES, load
 
 from lutra.checkpoints.weights import Dense
@@ -244,6 +245,30 @@ def test_codes_of_a_head_that_lies_on_a_grid(tmp_path: Path) -> None:
         assert coded is not None
         assert (coded.embedding.stored.bits, coded.head.stored.bits) == bits
         assert model.format == "W1.58g32A8"
+        check(model, TOKENS, TARGETS)
+
+
+@pytest.mark.parametrize("groups", [None, ActivationGroups()])
+def test_codes_of_a_file_in_embedding_and_head(
+    groups: ActivationGroups | None, tmp_path: Path
+) -> None:
+    """Five bits about one of two zero points, eight, and four with offsets."""
+    decoder = load(write_variant(tmp_path / "model", "llama-untied", changes=SIZES))
+    n, k = decoder.embed_tokens.shape
+    five, eight = encoded(5, n=n, k=k), encoded(8, n=n, k=k, seed=5)
+    affine = encoded(4, affine=True, n=n, k=k)
+    for embedding, head, bits in (
+        (five, eight, (5, 8)),
+        (affine, five, (4, 5)),
+        (eight, affine, (8, 4)),
+    ):
+        source = replace(decoder, embed_tokens=embedding, lm_head=head)
+        model = pack_model(
+            source, Format.parse("W4A8"), 16, a_groups=groups, offsets=True, head_bits=8
+        )
+        coded = model.vocabulary
+        assert coded is not None
+        assert (coded.embedding.stored.bits, coded.head.stored.bits) == bits
         check(model, TOKENS, TARGETS)
 
 
@@ -502,6 +527,28 @@ def test_matrices_are_copied_in_strips() -> None:
         expected = whole.reshape(-1, strip, array.shape[1]).transpose(0, 2, 1)
         found = np.ctypeslib.as_array((ctypes.c_uint8 * expected.nbytes).from_address(place))
         np.testing.assert_array_equal(found.view(array.dtype), expected.ravel())
+
+
+def resident_bytes(path: Path) -> int:
+    """Bytes of a mapped file that count as this process's memory."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    places = [i for i, line in enumerate(lines) if line.endswith(str(path))]
+    found = [next(line for line in lines[i:] if line.startswith("Rss:")) for i in places]
+    return sum(int(line.split()[1]) * 1024 for line in found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="a system that does not say")
+def test_a_file_that_was_copied_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "codes"
+    np.arange(1 << 20, dtype=np.uint32).tofile(path)
+    values = np.asarray(np.memmap(path, np.uint8, "r")[4096:]).view(np.uint32).reshape(1, -1)
+    assert values.sum() and resident_bytes(path) >= values.nbytes
+    keep, pool = KeptArrays(copies=True), Pool(1)
+    keep.matrix(values)
+    keep.fill(pool.address)
+    pool.close()
+    assert resident_bytes(path) == 0
+    np.testing.assert_array_equal(values[0], np.arange(1024, 1 << 20))
 
 
 def test_a_model_that_fills_half_of_the_memory_stays_where_it_is(

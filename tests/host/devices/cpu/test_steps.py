@@ -129,7 +129,7 @@ def test_rows_deeper_than_what_a_cache_holds(target: str, m: int, pool: steps.Po
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
 def test_groups(target: str, bits: int, pool: steps.Pool) -> None:
     rng = np.random.default_rng(bits)
     for group, k in ((16, 16), (16, 208), (32, 96), (48, 144), (64, 576), (128, 640), (512, 512)):
@@ -140,7 +140,7 @@ def test_groups(target: str, bits: int, pool: steps.Pool) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("bits", [1, 4, 6, 8])
+@pytest.mark.parametrize("bits", [1, 4, 5, 6, 8])
 def test_sums_that_32_bits_do_not_hold(target: str, bits: int, pool: steps.Pool) -> None:
     """Every weight and every activation at one end, for one column, a few and many."""
     rng = np.random.default_rng(bits)
@@ -159,7 +159,7 @@ def test_sums_that_32_bits_do_not_hold(target: str, bits: int, pool: steps.Pool)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("bits", [1, 4, 6, 8])
+@pytest.mark.parametrize("bits", [1, 4, 5, 6, 8])
 def test_a_zero_point_that_all_groups_share(target: str, bits: int, pool: steps.Pool) -> None:
     rng = np.random.default_rng(bits)
     for zero in (0, 1, (1 << bits) - 1, 2 * ((1 << bits) - 1)):
@@ -169,6 +169,25 @@ def test_a_zero_point_that_all_groups_share(target: str, bits: int, pool: steps.
                 w = replace(w, zero=np.full_like(w.zero, zero))
                 assert matrix_of(linear(w, 8)).zero is None
                 check(target, pool, linear(w, 8), activations(rng, m, k, 8), 8)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [1, 4, 5, 6, 8])
+def test_two_zero_points_of_a_matrix(target: str, bits: int, pool: steps.Pool) -> None:
+    """Marks of groups in every place of a byte, with columns of every kind."""
+    rng, groups = np.random.default_rng(bits), ActivationGroups()
+    top = 2 * ((1 << bits) - 1)
+    for first, second in ((0, top), (top // 2 - 1, top // 2 + 1)):
+        for group, k in ((16, 208), (32, 896), (48, 144), (64, 576), (128, 640), (512, 1024)):
+            for n, m in ((1, 1), (17, 2), (33, 5), (40, 13)):
+                w = grouped(rng, n, k, bits, group, 16 if group == 32 else 8)
+                zero = rng.choice([first, second], w.zero.shape)
+                zero[0, 0], zero[-1, -1] = second, first
+                w = replace(w, zero=zero)
+                c = matrix_of(linear(w, 8))
+                assert c.zero is None and (c.marks is None) is (n == k // group == 1)
+                check(target, pool, linear(w, 8), activations(rng, m, k, 8), 8)
+                check_groups(target, pool, w, in_groups(rng, m, k, groups), groups)
 
 
 def few_bits(
@@ -242,7 +261,7 @@ def test_offsets(target: str, top: int, shift: int, pool: steps.Pool) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize(("size", "shift_max"), [(32, 7), (64, 3), (128, 1)])
 def test_activations_in_groups(
     target: str, bits: int, size: int, shift_max: int, pool: steps.Pool
@@ -266,7 +285,7 @@ def test_activations_in_groups_at_the_ends(target: str, pool: steps.Pool) -> Non
     """All codes, zero points, offsets, activations and exponents at one end."""
     groups = ActivationGroups()
     shapes = [(32, 16, 16), (32, 32, 16), *((2048, group, 8) for group in (32, 128, 256, 2048))]
-    for bits in (1, 4, 6, 8):
+    for bits in (1, 4, 5, 6, 8):
         top = (1 << bits) - 1
         for k, group, offset_shift in shapes:
             shape, last = (3, k // group), 32767 << offset_shift
@@ -321,7 +340,7 @@ def test_sums_of_16_bits_would_overflow(target: str, m: int, pool: steps.Pool) -
         ones = linear(GroupedWeights.from_integers(np.ones((3, k), np.int8)), 8, 1)
         actual = steps.matmul(target, pool, steps.Matrix.of(ones), a)
         np.testing.assert_array_equal(actual, np.full((m, 3), sign * k * Q_MAX))
-        for bits in (1, 2, 3, 4, 6, 8):
+        for bits in (1, 2, 3, 4, 5, 6, 8):
             shape = (3, k // 128)
             w = GroupedWeights(
                 codes=np.full((3, k), (1 << bits) - 1, np.uint8),

@@ -50,7 +50,7 @@ INLINE_ void pair_unpack(const uint8_t *p, int next, int bits, __m512i *w) {
         for (int i = 0; i < 4; i++) w[i] = _mm512_xor_si512(both(p + 32 * i, next), flip);
         return;
     }
-    int low = bits == 3 ? 2 : bits >= 6 ? 4 : bits, high = bits - low;
+    int low = bits == 3 ? 2 : bits > 4 ? 4 : bits, high = bits - low;
     pair_plane(p, next, low, w);
     if (!high) return;
     __m512i top[4];
@@ -143,9 +143,9 @@ INLINE_ void few_grouped(const lutra_matrix *w, int first, int last, const int8_
             scale[g] = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
                                            : ((const uint16_t *)w->scale)[at + g];
         }
-        if (w->zero)
+        if (w->zero || w->marks)
             for (int g = 0; g < groups; g++)
-                lower[g] = (int32_t)((uint32_t)scale[g] * w->zero[at + g]);
+                lower[g] = (int32_t)((uint32_t)scale[g] * (uint32_t)zero_at(w, r, g));
         else
             for (int g = 0; g < groups; g++)
                 lower[g] = (int32_t)((uint32_t)scale[g] * (uint32_t)w->zero_point);
@@ -214,6 +214,7 @@ FEW_OF(1)
 FEW_OF(2)
 FEW_OF(3)
 FEW_OF(4)
+FEW_OF(5)
 FEW_OF(6)
 FEW_OF(8)
 
@@ -240,6 +241,7 @@ static TARGET void few_avx512(const lutra_matrix *w, int first, int last, const 
             case 2: few_of_2(w, first, last, a, columns, blocks, sums, scale, to); break;
             case 3: few_of_3(w, first, last, a, columns, blocks, sums, scale, to); break;
             case 4: few_of_4(w, first, last, a, columns, blocks, sums, scale, to); break;
+            case 5: few_of_5(w, first, last, a, columns, blocks, sums, scale, to); break;
             case 6: few_of_6(w, first, last, a, columns, blocks, sums, scale, to); break;
             default: few_of_8(w, first, last, a, columns, blocks, sums, scale, to);
             }

@@ -7,7 +7,7 @@
 #include "golden.h"
 
 static inline void codes_of(const uint8_t *row, int bits, int blocks, uint8_t *codes) {
-    static const int planes[9][2] = {{0}, {1}, {2}, {2, 1}, {4}, {0}, {4, 2}, {0}, {4, 4}};
+    static const int planes[9][2] = {{0}, {1}, {2}, {2, 1}, {4}, {4, 1}, {4, 2}, {0}, {4, 4}};
     for (int b = 0; b < blocks; b++, codes += BLOCK) {
         memset(codes, 0, BLOCK);
         for (int p = 0, low = 0; p < 2 && planes[bits][p]; low += planes[bits][p++]) {

@@ -128,7 +128,7 @@ static TARGET void NAME(gemm)(const lutra_matrix *w, int first, int last, const 
     int rows = last - first, n = NAME(ROWS);
     block.groups = w->scale ? w->k / w->group : 1;
     block.steps = (w->scale ? w->group : x->depth) / 4;
-    block.kind = w->bits == 0 || w->bits == 8 ? WIDE : w->bits == 6 ? SIX : NARROW;
+    block.kind = kind_of_codes(w->bits);
     block.offset = w->bits ? 1 : 128;
     uint8_t *codes = scratch->bytes;
     int32_t *low = (int32_t *)(codes + (int64_t)x->depth * n), *scale = low + COLUMNS * n;
@@ -137,11 +137,11 @@ static TARGET void NAME(gemm)(const lutra_matrix *w, int first, int last, const 
     block.codes = codes;
     if (w->scale) {
         for (int r = 0; r < n; r++) {
-            int64_t at = (int64_t)(r < rows ? first + r : last - 1) * block.groups;
+            int64_t row = r < rows ? first + r : last - 1, at = row * block.groups;
             for (int g = 0; g < block.groups; g++) {
                 scale[g * n + r] = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
                                                        : ((const uint16_t *)w->scale)[at + g];
-                zero[g * n + r] = w->zero ? w->zero[at + g] : w->zero_point;
+                zero[g * n + r] = zero_at(w, row, g);
             }
         }
         block.scale = scale;

@@ -153,7 +153,7 @@ static TARGET void NAME(gemm_shifted)(const lutra_matrix *w, int first, int last
     int rows = last - first, n = NAME(ROWS), group = w->scale ? w->group : BLOCK;
     int part = group % SHARED ? UNIT : SHARED;
     /* half steps are no integers */
-    int own = w->scale && (w->zero || w->zero_point % 2);
+    int own = w->scale && (w->zero || w->marks || w->zero_point % 2);
     NAME(shifted_t) block = {0};
     block.groups = (w->scale ? w->k : x->depth) / group;
     block.parts = group / part;
@@ -170,7 +170,7 @@ static TARGET void NAME(gemm_shifted)(const lutra_matrix *w, int first, int last
     if (own) block.zero = zero;
     if (w->offset) block.offset = offset;
     for (int r = 0; w->scale && r < n; r++) {
-        int64_t at = (int64_t)(r < rows ? first + r : last - 1) * block.groups;
+        int64_t row = r < rows ? first + r : last - 1, at = row * block.groups;
         if (w->scale_bytes == 1)
             for (int g = 0; g < block.groups; g++)
                 scale[g * n + r] = ((const uint8_t *)w->scale)[at + g];
@@ -179,7 +179,7 @@ static TARGET void NAME(gemm_shifted)(const lutra_matrix *w, int first, int last
                 scale[g * n + r] = ((const uint16_t *)w->scale)[at + g];
         if (own)
             for (int g = 0; g < block.groups; g++)
-                zero[g * n + r] = w->zero ? w->zero[at + g] : w->zero_point;
+                zero[g * n + r] = zero_at(w, row, g);
         if (w->offset)
             for (int g = 0; g < block.groups; g++)
                 offset[g * n + r] = w->offset[at + g] * (1 << w->offset_shift);
@@ -188,13 +188,13 @@ static TARGET void NAME(gemm_shifted)(const lutra_matrix *w, int first, int last
         for (int i = 0; i < numbers; i++) scale[i] = 1;
     const int32_t *sums = scratch->group_sums;
 #ifndef MACS
-    if (w->bits == 0 || w->bits == 8) {
+    if (kind_of_codes(w->bits) == WIDE) {
         NAME(shifted_tiles)(&block, x, sums, rows, start, high, out, WIDE);
         return;
     }
 #endif
 #ifdef CHAIN
-    if (w->bits == 6) {
+    if (kind_of_codes(w->bits) == SIX) {
         NAME(shifted_tiles)(&block, x, sums, rows, start, high, out, SIX);
         return;
     }

@@ -2,6 +2,7 @@
 #ifndef LUTRA_KERNELS_H
 #define LUTRA_KERNELS_H
 
+#include "groups.h"
 #include "scale.h"
 
 enum { UNIT = 16, GEMV_COLUMNS = 4, FEW_COLUMNS = 8, KEY_BLOCK = 16, VALUE_BLOCK = 4 };
@@ -13,8 +14,6 @@ enum { STRIP = 32 };
 enum { NARROW_SHIFT = 32 - ACC_WIDTH };
 /* Largest element of a norm after its block shift. */
 enum { SCALED_MAX = (1 << (SCALED_WIDTH - 1)) - 1 };
-/* Codes of up to 4 bits, of 6, and of 8. */
-enum { NARROW, SIX, WIDE };
 enum { QUERIES = 4, VALUE_BLOCKS = 64 };
 
 static inline int round_up(int x, int to) { return (x + to - 1) / to * to; }

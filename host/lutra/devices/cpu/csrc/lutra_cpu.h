@@ -17,22 +17,24 @@ typedef struct {
     int32_t m, e;
 } lutra_scale;
 
-/* A matrix [n, k]. bits 1, 2, 3, 4, 6, 8: rows of codes in B128, ternary (0, 1, 2 for -1, 0, 1)
+/* A matrix [n, k]. bits 1, 2, 3, 4, 5, 6, 8: rows of codes in B128, ternary (0, 1, 2 for -1, 0, 1)
  * where scale is NULL, else with a scale (of scale_bytes) and a zero point per row and group of
- * columns (zero_point for all where zero is NULL), and an offset of 2**offset_shift where offset is
- * not NULL.
+ * columns, and an offset of 2**offset_shift where offset is not NULL. Where zero is NULL there are
+ * two zero points at most: other_zero for groups whose bit in marks is set, [n, groups / 8 rounded
+ * up] with the first group in the lowest bit, and zero_point for others, for all without marks.
  * bits 0: rows of k signed bytes.
  *
  * With strip, which lutra_cpu_strip() gives, arrays of codes, scales, zero points and offsets are in
  * strips of so many rows, the last one filled up: [n / strip, columns, strip], columns of codes being
- * four bytes. */
+ * four bytes. There are no marks then. */
 typedef struct {
     const uint8_t *codes;
     const void *scale;
     const uint16_t *zero;
+    const uint8_t *marks;
     const int16_t *offset;
     int64_t row_bytes;
-    int32_t n, k, bits, group, scale_bytes, shift, offset_shift, zero_point, strip, reserved;
+    int32_t n, k, bits, group, scale_bytes, shift, offset_shift, zero_point, other_zero, strip;
     lutra_scale unit;
 } lutra_matrix;
 

@@ -333,7 +333,7 @@ static void embed_codes(const lutra_matrix *w, int row, int frac, lutra_scratch 
         if (w->scale) {
             scale = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at]
                                         : ((const uint16_t *)w->scale)[at];
-            zero = w->zero ? w->zero[at] : w->zero_point;
+            zero = zero_at(w, row, g);
         }
         if (w->offset) offset = w->offset[at] * ((int64_t)1 << w->offset_shift);
         for (int i = g * group; i < (g + 1) * group; i++) {

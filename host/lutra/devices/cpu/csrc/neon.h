@@ -44,7 +44,7 @@ INLINE void NAME(unpack)(const uint8_t *p, int bits, int left, uint8x16_t *w) {
         for (int i = 0; i < 8; i++) w[i] = veorq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(0x80));
         return;
     }
-    int low = bits == 3 ? 2 : bits >= 6 ? 4 : bits, high = bits - low;
+    int low = bits == 3 ? 2 : bits > 4 ? 4 : bits, high = bits - low;
     NAME(plane)(p, low, w);
     if (!high) return;
     uint8x16_t top[8];
@@ -100,7 +100,7 @@ INLINE void NAME(rows)(const lutra_matrix *w, int first, int last, const lutra_c
                 }
                 int64_t scale = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
                                                     : ((const uint16_t *)w->scale)[at + g];
-                int64_t zero = w->zero ? w->zero[at + g] : w->zero_point;
+                int64_t zero = zero_at(w, r, g);
                 total += scale * ((shifted ? sum : 2 * sum) - zero * a[g]);
                 if (shifted && w->offset)
                     total += (int64_t)w->offset[at + g] * a[g] * (1 << w->offset_shift);
@@ -119,6 +119,7 @@ INLINE void NAME(rows)(const lutra_matrix *w, int first, int last, const lutra_c
         case 2: NAME(rows)(w, first, last, x, scratch, out, 2, shifted); break;                   \
         case 3: NAME(rows)(w, first, last, x, scratch, out, 3, shifted); break;                   \
         case 4: NAME(rows)(w, first, last, x, scratch, out, 4, shifted); break;                   \
+        case 5: NAME(rows)(w, first, last, x, scratch, out, 5, shifted); break;                   \
         case 6: NAME(rows)(w, first, last, x, scratch, out, 6, shifted); break;                   \
         default: NAME(rows)(w, first, last, x, scratch, out, 8, shifted);                         \
         }                                                                                         \

@@ -35,7 +35,7 @@ static int64_t row_sum(const lutra_matrix *w, int row, const uint8_t *codes, con
         int64_t scale = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at]
                                             : ((const uint16_t *)w->scale)[at];
         int64_t sum = part_sum(codes, 0, x, shifts, g * w->group, (g + 1) * w->group);
-        int64_t zero = w->zero ? w->zero[at] : w->zero_point;
+        int64_t zero = zero_at(w, row, g);
         total += scale * (twice * sum - zero * group_sums[g]);
         if (shifts && w->offset)
             total += (int64_t)w->offset[at] * group_sums[g] * (1 << w->offset_shift);

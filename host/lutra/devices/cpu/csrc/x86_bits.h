@@ -265,7 +265,7 @@ static TARGET int NAME(bits_product)(const lutra_matrix *w, int first, int last,
                                      int shifted) {
     const int32_t *a = scratch->group_sums;
     if (w->bits < 1 || w->bits > 2 || !(x->fields & w->bits) || x->side != NAME(SIDE)) return 0;
-    if (!w->scale || w->zero || (shifted && w->offset)) return 0;
+    if (!w->scale || w->zero || w->marks || (shifted && w->offset)) return 0;
     if (w->group != BLOCK / 4 && w->group != BLOCK / 2 && w->group != BLOCK) return 0;
     if (w->bits == 1 && shifted)
         (x->count == 1 ? NAME(rows_1_1_1) : NAME(rows_1_4_1))(w, first, last, x, a, out);

@@ -80,7 +80,7 @@ INLINE void NAME(plane)(const uint8_t *p, int width, __m256i *w) {
 
 /* The 128 codes of a block as four vectors. */
 INLINE void NAME(unpack)(const uint8_t *p, int bits, __m256i *w) {
-    int low = bits == 3 ? 2 : bits >= 6 ? 4 : bits;
+    int low = bits == 3 ? 2 : bits > 4 ? 4 : bits;
     NAME(plane)(p, low, w);
     if (bits == low) return;
     p += BLOCK * low / 8;
@@ -93,7 +93,16 @@ INLINE void NAME(unpack)(const uint8_t *p, int bits, __m256i *w) {
     /* upper bits go to their places before they are cut out */
     const __m256i mask = _mm256_set1_epi8((char)((1 << bits) - 16));
     __m256i top[4];
-    if (bits == 6) {
+    if (bits == 5) {
+        const __m256i first = _mm256_setr_epi32(3, 3, 3, 3, 2, 2, 2, 2);
+        const __m256i second = _mm256_setr_epi32(1, 1, 1, 1, 0, 0, 0, 0);
+        __m256i x = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+        __m256i lower = _mm256_slli_epi16(x, 4);
+        top[0] = _mm256_srlv_epi32(x, first);
+        top[1] = _mm256_srlv_epi32(x, second);
+        top[2] = _mm256_srlv_epi32(lower, first);
+        top[3] = _mm256_srlv_epi32(lower, second);
+    } else if (bits == 6) {
         __m256i x = NAME(load)(p);
         top[0] = _mm256_srli_epi16(x, 2);
         top[1] = x;
@@ -134,17 +143,17 @@ INLINE __m256i NAME(halves8)(const __m256i *v) {
 }
 
 #define COMBINE(name, type)                                                                     \
-    static TARGET int64_t name(const lutra_matrix *w, int64_t at, const int32_t *sums,           \
+    static TARGET int64_t name(const lutra_matrix *w, int64_t row, const int32_t *sums,          \
                                const int32_t *a, int groups) {                                  \
-        const type *scale = (const type *)w->scale + at;                                        \
+        const type *scale = (const type *)w->scale + row * groups;                              \
         int64_t total = 0;                                                                      \
-        if (!w->zero)                                                                           \
+        if (!w->zero && !w->marks)                                                              \
             for (int g = 0; g < groups; g++)                                                    \
                 total += (int64_t)(int32_t)scale[g] * (2 * sums[g] - w->zero_point * a[g]);     \
         else                                                                                    \
             for (int g = 0; g < groups; g++)                                                    \
                 total += (int64_t)(int32_t)scale[g] *                                           \
-                         (2 * sums[g] - (int32_t)w->zero[at + g] * a[g]);                       \
+                         (2 * sums[g] - zero_at(w, row, g) * a[g]);                             \
         return total;                                                                           \
     }
 
@@ -168,25 +177,41 @@ static TARGET int64_t NAME(grouped)(const lutra_matrix *w, int row, __m256i *v, 
             for (int i = 0; i < per; i++) sum += sums[g * per + i];
             sums[g] = sum;
         }
-    int64_t at = (int64_t)row * groups;
     return w->scale_bytes == 1
-               ? NAME(combine8)(w, at, sums, a, groups)
-               : NAME(combine16)(w, at, sums, a, groups);
+               ? NAME(combine8)(w, row, sums, a, groups)
+               : NAME(combine16)(w, row, sums, a, groups);
+}
+
+/* Of `b` those numbers whose group of eight from g on has a mark, of `a` the others. */
+INLINE __m256i NAME(marked)(const lutra_matrix *w, int64_t row, int groups, int g, __m256i a,
+                            __m256i b) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    __m256i eight = _mm256_set1_epi32(w->marks[row * ((groups + 7) / 8) + g / 8]);
+    return _mm256_blendv_epi8(a, b, _mm256_cmpeq_epi32(_mm256_and_si256(eight, bit), bit));
+}
+
+/* Zero points of eight groups from g on, a multiple of eight. */
+INLINE __m256i NAME(zeros)(const lutra_matrix *w, int64_t row, int groups, int g) {
+    const __m256i common = _mm256_set1_epi32(w->zero_point);
+    if (w->zero)
+        return _mm256_cvtepu16_epi32(
+            _mm_loadu_si128((const __m128i *)(w->zero + row * groups + g)));
+    if (!w->marks) return common;
+    return NAME(marked)(w, row, groups, g, common, _mm256_set1_epi32(w->other_zero));
 }
 
 /* The same where units are groups, and vectors may read on behind the row. Zero points are those of
  * the groups, or `one` for all. */
-INLINE int64_t NAME(grouped_units)(const lutra_matrix *w, int64_t at, const __m256i *v, int groups,
+INLINE int64_t NAME(grouped_units)(const lutra_matrix *w, int64_t row, const __m256i *v, int groups,
                                    int unit, const int32_t *a, const int one) {
     const __m256i places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i common = _mm256_set1_epi32(w->zero_point);
+    int64_t at = row * groups;
     int narrow = w->shift <= NARROW_SHIFT;
     __m256i total = _mm256_setzero_si256();
     for (int g = 0; g < groups; g += 8) {
         __m256i sums = unit == UNIT ? NAME(halves8)(v + g / 2) : NAME(sums8)(v + g), scale;
-        __m256i zero = common;
-        if (!one)
-            zero = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(w->zero + at + g)));
+        __m256i zero = one ? common : NAME(zeros)(w, row, groups, g);
         __m256i t = _mm256_sub_epi32(_mm256_add_epi32(sums, sums),
                                      _mm256_mullo_epi32(zero, NAME(load)(a + g)));
         if (w->scale_bytes == 1)
@@ -249,9 +274,9 @@ INLINE void NAME(rows_grouped)(const lutra_matrix *w, int first, int last, const
             const int32_t *a = scratch->group_sums + (int64_t)c * groups;
             __m256i *of = v + c * stride;
             out[(int64_t)c * rows + r - first] =
-                !units    ? NAME(grouped)(w, r, of, n, unit, sums, a)
-                : w->zero ? NAME(grouped_units)(w, at, of, groups, unit, a, 0)
-                          : NAME(grouped_units)(w, at, of, groups, unit, a, 1);
+                !units                 ? NAME(grouped)(w, r, of, n, unit, sums, a)
+                : w->zero || w->marks ? NAME(grouped_units)(w, r, of, groups, unit, a, 0)
+                                      : NAME(grouped_units)(w, r, of, groups, unit, a, 1);
         }
     }
 }
@@ -348,6 +373,7 @@ INLINE void NAME(rows_signed)(const lutra_matrix *w, int first, int last, const 
         else if (w->bits == 2) NAME(rows_grouped)(w, first, last, x, s, out, 2, columns);         \
         else if (w->bits == 3) NAME(rows_grouped)(w, first, last, x, s, out, 3, columns);         \
         else if (w->bits == 4) NAME(rows_grouped)(w, first, last, x, s, out, 4, columns);         \
+        else if (w->bits == 5) NAME(rows_grouped)(w, first, last, x, s, out, 5, columns);         \
         else if (w->bits == 6) NAME(rows_grouped)(w, first, last, x, s, out, 6, columns);         \
         else NAME(rows_grouped)(w, first, last, x, s, out, 8, columns);                           \
     }
@@ -437,6 +463,7 @@ static TARGET void NAME(pack)(const lutra_matrix *w, int first, int last, int de
     case 2: NAME(pack_rows)(w, first, last, depth, rows, out, 2); break;
     case 3: NAME(pack_rows)(w, first, last, depth, rows, out, 3); break;
     case 4: NAME(pack_rows)(w, first, last, depth, rows, out, 4); break;
+    case 5: NAME(pack_rows)(w, first, last, depth, rows, out, 5); break;
     case 6: NAME(pack_rows)(w, first, last, depth, rows, out, 6); break;
     default: NAME(pack_rows)(w, first, last, depth, rows, out, 8);
     }

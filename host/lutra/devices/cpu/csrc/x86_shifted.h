@@ -55,11 +55,11 @@ INLINE int64_t NAME(scale_at)(const lutra_matrix *w, int64_t at) {
 }
 
 /* A row's product from the vectors of its units, shifted where units have more than 32. */
-static TARGET int64_t NAME(grouped_shifted)(const lutra_matrix *w, int64_t at, const __m256i *v,
+static TARGET int64_t NAME(grouped_shifted)(const lutra_matrix *w, int64_t row, const __m256i *v,
                                             int n, int unit, const int32_t *shifts, int32_t *sums,
                                             const int32_t *a) {
     int groups = w->k / w->group, per = w->group / unit;
-    int64_t total = 0, side = 0;
+    int64_t at = row * groups, total = 0, side = 0;
     for (int i = 0; i < n; i += unit == UNIT ? 4 : 8) {
         __m256i s = unit > SHARED ? NAME(sums8)(v + i)
                                   : NAME(units_shifted)(v + i, shifts + i, unit);
@@ -68,26 +68,24 @@ static TARGET int64_t NAME(grouped_shifted)(const lutra_matrix *w, int64_t at, c
     for (int g = 0; g < groups; g++) {
         int32_t sum = 0;
         for (int i = 0; i < per; i++) sum += sums[g * per + i];
-        int32_t zero = w->zero ? w->zero[at + g] : w->zero_point;
-        total += NAME(scale_at)(w, at + g) * (sum - zero * a[g]);
+        total += NAME(scale_at)(w, at + g) * (sum - zero_at(w, row, g) * a[g]);
         if (w->offset) side += (int64_t)w->offset[at + g] * a[g];
     }
     return total + side * ((int64_t)1 << w->offset_shift);
 }
 
 /* The same where units are groups, and vectors may read on behind the row. */
-INLINE int64_t NAME(units_shifted_product)(const lutra_matrix *w, int64_t at, const __m256i *v,
+INLINE int64_t NAME(units_shifted_product)(const lutra_matrix *w, int64_t row, const __m256i *v,
                                            int groups, int unit, const int32_t *shifts,
                                            const int32_t *a) {
     const __m256i places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    __m256i total = _mm256_setzero_si256(), side = total, zero = _mm256_set1_epi32(w->zero_point);
+    __m256i total = _mm256_setzero_si256(), side = total;
+    int64_t at = row * groups;
     for (int g = 0; g < groups; g += 8) {
         const __m256i *from = unit == UNIT ? v + g / 2 : v + g;
         __m256i sums = unit > SHARED ? NAME(sums8)(from)
                                      : NAME(units_shifted)(from, shifts + (from - v), unit);
         __m256i scale, of = NAME(load)(a + g);
-        if (w->zero)
-            zero = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(w->zero + at + g)));
         if (w->scale_bytes == 1)
             scale = _mm256_cvtepu8_epi32(
                 _mm_loadl_epi64((const __m128i *)((const uint8_t *)w->scale + at + g)));
@@ -99,7 +97,7 @@ INLINE int64_t NAME(units_shifted_product)(const lutra_matrix *w, int64_t at, co
             scale = _mm256_and_si256(scale, in);
             of = _mm256_and_si256(of, in);
         }
-        sums = _mm256_sub_epi32(sums, _mm256_mullo_epi32(zero, of));
+        sums = _mm256_sub_epi32(sums, _mm256_mullo_epi32(NAME(zeros)(w, row, groups, g), of));
         total = NAME(wide)(total, sums, scale);
         if (w->offset) {
             __m128i eight = _mm_loadu_si128((const __m128i *)(w->offset + at + g));
@@ -145,15 +143,16 @@ INLINE void NAME(rows_shifted)(const lutra_matrix *w, int first, int last, const
             const int32_t *by = x->shifts + (int64_t)c * (x->depth / SHARED);
             const __m256i *of = v + c * stride;
             out[(int64_t)c * rows + r] =
-                units ? NAME(units_shifted_product)(w, at, of, groups, unit, by, a)
-                      : NAME(grouped_shifted)(w, at, of, n, unit, by, sums, a);
+                units ? NAME(units_shifted_product)(w, r, of, groups, unit, by, a)
+                      : NAME(grouped_shifted)(w, r, of, n, unit, by, sums, a);
         }
     }
 }
 
 /* What eight groups of a column have, [columns, groups in eights], zeros behind the last one. */
 typedef struct {
-    int32_t *shifts, *sums, *middles; /* of activations: sums, and those times a common zero point */
+    int32_t *shifts, *sums; /* of activations */
+    int32_t *middles, *others; /* sums times zero_point, and times other_zero */
     int stride;
 } NAME(eights_t);
 
@@ -161,8 +160,8 @@ INLINE NAME(eights_t) NAME(eights)(const lutra_matrix *w, const lutra_columns *x
                                    lutra_scratch *scratch, int unit, int columns) {
     int groups = w->k / unit, stride = round_up(groups, 8), n = columns * stride;
     int32_t *at = (int32_t *)scratch->bytes;
-    NAME(eights_t) e = {at, at + n, at + 2 * n, stride};
-    memset(at, 0, sizeof *at * 3 * (size_t)n);
+    NAME(eights_t) e = {at, at + n, at + 2 * n, at + 3 * n, stride};
+    memset(at, 0, sizeof *at * 4 * (size_t)n);
     for (int c = 0; c < columns && c < x->count; c++) {
         const int32_t *shifts = x->shifts + (int64_t)c * (x->depth / SHARED);
         const int32_t *sums = scratch->group_sums + (int64_t)c * groups;
@@ -170,6 +169,7 @@ INLINE NAME(eights_t) NAME(eights)(const lutra_matrix *w, const lutra_columns *x
             e.shifts[c * stride + g] = shifts[g * unit / SHARED];
             e.sums[c * stride + g] = sums[g];
             e.middles[c * stride + g] = w->zero_point * sums[g];
+            e.others[c * stride + g] = w->other_zero * sums[g];
         }
     }
     return e;
@@ -214,9 +214,12 @@ INLINE void NAME(rows_eights)(const lutra_matrix *w, int first, int last, const 
                     v[j] = whole ? NAME(dot4)(none, codes + j, a + 32 * j, 1, bits) : none;
                 sums = per == 1 ? NAME(halves8)(v) : NAME(sums8)(v);
                 sums = _mm256_sllv_epi32(sums, NAME(load)(e.shifts + i));
-                sums = _mm256_sub_epi32(
-                    sums, w->zero ? _mm256_mullo_epi32(zero, NAME(load)(e.sums + i))
-                                  : NAME(load)(e.middles + i));
+                __m256i middle = NAME(load)(e.middles + i);
+                if (w->zero)
+                    middle = _mm256_mullo_epi32(zero, NAME(load)(e.sums + i));
+                else if (w->marks)
+                    middle = NAME(marked)(w, r, groups, g, middle, NAME(load)(e.others + i));
+                sums = _mm256_sub_epi32(sums, middle);
                 total[c] = NAME(wide)(total[c], sums, scale);
                 if (w->offset) side[c] = NAME(wide)(side[c], NAME(load)(e.sums + i), offset);
             }
@@ -294,6 +297,7 @@ INLINE void NAME(grouped_rows)(const lutra_matrix *w, int first, int last, const
         else if (w->bits == 2) NAME(grouped_rows)(w, first, last, x, s, out, 2, columns);         \
         else if (w->bits == 3) NAME(grouped_rows)(w, first, last, x, s, out, 3, columns);         \
         else if (w->bits == 4) NAME(grouped_rows)(w, first, last, x, s, out, 4, columns);         \
+        else if (w->bits == 5) NAME(grouped_rows)(w, first, last, x, s, out, 5, columns);         \
         else if (w->bits == 6) NAME(grouped_rows)(w, first, last, x, s, out, 6, columns);         \
         else NAME(grouped_rows)(w, first, last, x, s, out, 8, columns);                           \
     }

@@ -84,7 +84,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     add_activation_group(
         parser, "0 for a random model or with --format, otherwise 32 if the model is not ternary"
     )
-    add_head(parser)
+    add_head(parser, "0 for a random model or with --format, otherwise a GGUF file's codes")
     parser.add_argument(
         "-p",
         "--n-prompt",

@@ -232,8 +232,8 @@ HOST = [
             "a host hears that it has gone before the next one may come",
             "                return answer\n            stream.send(frames.pack(answer), ",
             (
-                "                stream.send(frames.pack(answer), _MESSAGE_S)\n                return b''\n"
-                "            stream.send(frames.pack(answer), "
+                "                stream.send(frames.pack(answer), _MESSAGE_S)\n"
+                "                return b''\n            stream.send(frames.pack(answer), "
             ),
         ),
         (

@@ -197,6 +197,23 @@ def _of_2_bits(block: int) -> Callable[[Float], tuple[Bytes, Float]]:
     return encode
 
 
+def _of_codebook(kind: Kind) -> Callable[[Float], tuple[Bytes, Float]]:
+    """Any numbers of a codebook, for there is no encoder, in blocks with one scale: weights as
+    large as those that were asked for."""
+
+    def encode(w: Float) -> tuple[Bytes, Float]:
+        rng = np.random.default_rng(int(w.ravel()[:1].view(np.uint32)[0]))
+        size, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+        raw = rng.integers(0, 256, (len(w), w.shape[1] // size, n_bytes)).astype(np.uint8)
+        raw[..., :2] = _half(np.ones(1))
+        above = w.std() / gguf.dequantize(raw.reshape(len(w), -1), kind).std()
+        raw[..., :2] = _half(np.array([above]))
+        raw = raw.reshape(len(w), -1)
+        return raw, gguf.dequantize(raw, kind).reshape(w.shape)
+
+    return encode
+
+
 ENCODERS: Mapping[str, tuple[int, Callable[[Float], tuple[Bytes, Float]]]] = {
     "F32": (0, _by_package(Kind.F32)),
     "F16": (1, _by_package(Kind.F16)),
@@ -208,6 +225,10 @@ ENCODERS: Mapping[str, tuple[int, Callable[[Float], tuple[Bytes, Float]]]] = {
     "Q8_0": (8, _by_package(Kind.Q8_0)),
     "Q4_K": (12, _q4_k),
     "Q6_K": (14, _q6_k),
+    "IQ2_XS": (17, _of_codebook(Kind.IQ2_XS)),
+    "IQ3_XXS": (18, _of_codebook(Kind.IQ3_XXS)),
+    "IQ1_S": (19, _of_codebook(Kind.IQ1_S)),
+    "IQ3_S": (21, _of_codebook(Kind.IQ3_S)),
     "TQ1_0": (34, _of_ternary(Kind.TQ1_0)),
     "TQ2_0": (35, _of_ternary(Kind.TQ2_0)),
     "TQ2_0 by block": (35, _by_package(Kind.TQ2_0)),

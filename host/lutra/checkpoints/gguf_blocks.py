@@ -7,12 +7,13 @@ What becomes of them when a model is packed is in :mod:`lutra.quantize.imported`
 
 import math
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra.checkpoints.gguf_codebooks import CODEBOOKS, Codebook
 from lutra.checkpoints.weights import Dense, Encoded, Float32, Grouped, Rows, Ternary, Weight
 from lutra.formats.gguf_types import TensorType
 from lutra.parallel import each_of
@@ -234,6 +235,11 @@ def _q2_0(blocks: _Bytes) -> _Parts:
     return _Parts(_flat(_neighbours(blocks[..., 2:], 2)), _half(blocks[..., :2]), 1)
 
 
+def _by_codebook(book: Codebook, blocks: _Bytes) -> _Parts:
+    scale = _half(book.halves(blocks))[..., None] * book.steps(blocks)
+    return _Parts(_flat(book.codes(blocks)), _groups(scale), book.zero)
+
+
 class Grid(NamedTuple):
     """A type whose values lie on grids: the decoder of its blocks ``[N, B, bytes]``, the bits of
     the codes, the weights of a group, and if groups have offsets."""
@@ -266,6 +272,10 @@ GRIDS: Mapping[str, Grid] = {
     "Q2_0_G128": Grid(_q2_0, 2, 128),
     "PQ2_0": Grid(_q2_0, 2, 128),
     "PTQ1_0": Grid(_ptq1_0, 2, 128),
+    **{
+        name: Grid(partial(_by_codebook, book), book.bits, book.group)
+        for name, book in CODEBOOKS.items()
+    },
 }
 """Types on grids, by their names."""
 
@@ -344,17 +354,6 @@ def _finite(values: NDArray[np.generic]) -> Dense:
     return Dense(values)
 
 
-def _by_package(kind: TensorType, raw: _Bytes, n: int, k: int) -> Float32:
-    """A matrix as the package ``gguf`` decodes it."""
-    package: Any = import_module("gguf")
-    number = package.GGMLQuantizationType(kind.number)
-    values = np.empty((n, k), np.float32)
-    blocks = raw.reshape(n, -1)
-    for rows in _chunks(n, k):
-        values[rows] = package.dequantize(blocks[rows], number)
-    return values
-
-
 def _not_finite(where: str) -> LutraError:
     return LutraError(f"{where} holds infinities or NaNs: convert the model again")
 
@@ -366,8 +365,6 @@ def read_weight(kind: TensorType, raw: _Bytes, n: int, k: int, where: str) -> We
             return _finite(raw.view(kind.dtype).reshape(n, k))
         if kind.name == "I2_S":
             return _i2_s(raw, n, k)
-        if kind.by_package:
-            return _finite(_by_package(kind, raw, n, k))
         return _ternary_or_grouped(_grouped(kind, raw, n, k))
     except _NotFiniteError:
         raise _not_finite(where) from None

@@ -153,7 +153,7 @@ def _source_figures(path: Path) -> dict[str, object]:
         "architecture": model.architecture,
         "file": "GGUF" if is_gguf(path) else "safetensors",
         "weights_are": _kind(weight),
-        "runs_by_default_in": str(default_format(model)),
+        "runs_by_default_in": str(default_format(model, offsets=True)),
         "layers": c.num_hidden_layers,
         "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size,

@@ -48,15 +48,16 @@ _TERNARY = Format(w_bits=2, a_bits=8, ternary=True)
 _FLOAT_BITS = 8
 
 
-def default_format(model: Decoder) -> Format:
+def default_format(model: Decoder, *, offsets: bool = False) -> Format:
     """The format that a model runs in if no other is asked for: the one it is in already, or eight
-    bits for weights in floating point. Activations have as many as the checkpoint was made for."""
+    bits for weights in floating point. Activations have as many as the checkpoint was made for.
+    Without ``offsets`` those of groups become zero points on a grid of eight bits."""
     weight = model.layers[0].q_proj
     if isinstance(weight, Ternary):
         return _TERNARY
     bits = _FLOAT_BITS
     if isinstance(weight, Grouped):
-        bits = packed_bits(weight.bits, affine=weight.offset is not None)
+        bits = packed_bits(weight.bits, affine=weight.offset is not None and not offsets)
         if weight.group in GROUPS and _trits(weight):
             a_bits = model.made_for_a_bits
             return Format(w_bits=bits, a_bits=a_bits, ternary=True, group=weight.group)

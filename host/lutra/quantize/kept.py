@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lutra.checkpoints.gguf_blocks import GRIDS
 from lutra.formats.gguf_types import TYPES, TensorType
+from lutra.quantize import DEFAULT_GROUP, float_bits
 from lutra.quantize.imported import fine_steps, packed_bits
 from lutra_golden.matmul.format import TERNARY_NAME
 
@@ -22,15 +23,22 @@ class Kept:
 
 
 def _kept(kind: TensorType) -> Kept:
-    if kind.dtype is not None or kind.by_package:
-        return Kept("the format asked for", "rounded, unless all weights lie on grids")
+    if kind.dtype is not None:
+        return Kept(
+            f"W{float_bits(None)} in groups of {DEFAULT_GROUP}, or the format asked for",
+            "rounded, unless all weights lie on grids",
+        )
     if kind.name not in GRIDS:
         return Kept("ternary", "codes and scale")
     grid = GRIDS[kind.name]
-    bits = TERNARY_NAME if kind.name in _TRITS else packed_bits(grid.bits, affine=grid.affine)
+    bits = TERNARY_NAME if kind.name in _TRITS else packed_bits(grid.bits, affine=False)
     text = f"W{bits} in groups of {grid.group}"
     if grid.affine:
-        return Kept(text, f"codes and steps; offsets to 1/{4 * fine_steps(grid.bits)} of a step")
+        exact = "codes and steps; offsets to 2^-15 of the largest"
+        return Kept(
+            f"{text} with offsets, W{packed_bits(grid.bits, affine=True)} without",
+            f"{exact}, without to 1/{4 * fine_steps(grid.bits)} of a step",
+        )
     if kind.name in _TRITS:
         text += ", in one group if all scales are the same"
     elif kind.name in _FOURTH:

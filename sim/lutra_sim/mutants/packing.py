@@ -4,10 +4,75 @@ from lutra_sim.mutants.mutant import planted
 
 __all__ = ["MUTANTS"]
 
+_BLOCKS = "host/checkpoints/test_gguf_blocks.py"
 _FILE = "host/packed/test_file.py"
 _KEPT = "host/packed/test_kept.py"
 
 MUTANTS = [
+    *planted(
+        "host/lutra/checkpoints/gguf_codebooks.py",
+        [
+            f"{_BLOCKS}::test_every_grid_is_exact",
+            f"{_BLOCKS}::test_codes_of_codebooks",
+            f"{_BLOCKS}::test_scales_that_are_not_finite",
+        ],
+        (
+            "even factors of groups",
+            "numbers(blocks).astype(np.float32) + 1)",
+            "numbers(blocks).astype(np.float32))",
+        ),
+        (
+            "the sign of an eighth in the factor",
+            "return _words(blocks[..., 34:], 2) >> 12 & 7",
+            "return _words(blocks[..., 34:], 2) >> 12",
+        ),
+        (
+            "nibbles the other way round",
+            "np.stack([raw & _LOW, raw >> _FOUR], axis=-1)",
+            "np.stack([raw >> _FOUR, raw & _LOW], axis=-1)",
+        ),
+        (
+            "two quarters of a scattered scale swapped",
+            "return blocks[..., -7::4] >> _FOUR | blocks[..., -5::4] & _HIGH",
+            "return blocks[..., -5::4] >> _FOUR | blocks[..., -7::4] & _HIGH",
+        ),
+        (
+            "a block decoded with its own scattered scale",
+            "            plain[..., -7::2] &= _LOW\n",
+            "",
+        ),
+        ("codes without their zero point", " + np.float32(self.zero)", ""),
+    ),
+    *planted(
+        "host/lutra/checkpoints/gguf_blocks.py",
+        [
+            f"{_BLOCKS}::test_every_grid_is_exact",
+            f"{_BLOCKS}::test_ternary_if_all_scales_are_equal",
+            f"{_BLOCKS}::test_a_fourth_code_is_kept",
+            f"{_BLOCKS}::test_a_matrix_of_several_pieces",
+        ],
+        (
+            "high bits of a scale of six for those of a minimum",
+            "(c >> 4) | (b >> 6) << 4",
+            "(c >> 4) | (a >> 6) << 4",
+        ),
+        ("a number that is none for 480", "np.where(raw == 0x7F, 0, scale)", "scale"),
+        (
+            "the sign of a ternary scale lost",
+            "return Ternary(codes if scale > 0 else -codes, abs(scale))",
+            "return Ternary(codes, abs(scale))",
+        ),
+        (
+            "ternary with a fourth code",
+            "if len(scales) > 1 or weight.codes.max(initial=0) > 2:",
+            "if len(scales) > 1:",
+        ),
+        (
+            "an offset less for each piece but the last",
+            "            offset[rows] = found.offset\n",
+            "            offset[: len(found.offset)] = found.offset\n",
+        ),
+    ),
     *planted(
         "host/lutra/packed/file.py",
         [
@@ -161,8 +226,8 @@ MUTANTS = [
         ),
         (
             "grouped checkpoints in eight bits",
-            "bits = packed_bits(weight.bits, affine=weight.offset is not None)",
-            "bits = packed_bits(weight.bits, affine=True)",
+            "affine=weight.offset is not None and not offsets)",
+            "affine=not offsets)",
         ),
         (
             "float matrices beside ternary ones in two bits",

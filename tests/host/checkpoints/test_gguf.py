@@ -106,12 +106,13 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
             "Q5_1",
             "Q1_0",
             "Q2_0",
+            "IQ3_XXS",
         )
     ],
 )
 def test_logits_of_each_type(name: str, kind: str, tmp_path: Path) -> None:
     path, model = tmp_path / "model.gguf", MODELS[name]
-    outer = "Q6_K" if kind == "Q4_K" else "F16"
+    outer = {"Q4_K": "Q6_K", "IQ3_XXS": "IQ3_XXS"}.get(kind, "F16")
     held = write_gguf(path, model, kind, outer=outer)
     assert relative(forward(path), reference_logits(model, held, TOKENS)) < EXACT
 
@@ -131,6 +132,10 @@ def test_logits_of_each_type(name: str, kind: str, tmp_path: Path) -> None:
         "Q1_0",
         "Q2_0",
         "PQ2_0",
+        "IQ1_S",
+        "IQ2_XS",
+        "IQ3_XXS",
+        "IQ3_S",
     ],
 )
 def test_what_is_kept_of_each_type(kind: str, tmp_path: Path) -> None:
@@ -155,14 +160,18 @@ def test_the_format_that_a_type_runs_in(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     for kind, format in (
         ("Q1_0", "W1A8"), ("PQ2_0", "W1.58g128A8"),
-        ("Q4_0", "W4A8"), ("Q5_0", "W6A8"), ("Q4_K", "W8A8"),
+        ("Q4_0", "W4A8"), ("Q5_0", "W6A8"), ("Q4_K", "W4A8"),
         ("MXFP4", "W6A8"), ("I2_S", "W1.58A8"),
+        ("IQ1_S", "W4A8"), ("IQ2_XS", "W8A8"), ("IQ3_XXS", "W6A8"), ("IQ3_S", "W4A8"),
     ):  # fmt: skip
         write_gguf(path, MODELS["llama"], kind)
-        assert str(default_format(load_model(path))) == format
+        assert str(default_format(load_model(path), offsets=True)) == format
         runs_in = KEPT[kind].runs_in.replace(" in groups of ", "g")
         named = runs_in.startswith(format.removesuffix("A8"))
         assert named or kind == "I2_S" or "W1.58 without its fourth code" in runs_in
+    write_gguf(path, MODELS["llama"], "Q4_K")
+    assert str(default_format(load_model(path))) == "W8A8"
+    assert KEPT["Q4_K"].runs_in.endswith(" with offsets, W8 without")
 
 
 def test_the_table_of_types_in_the_manual() -> None:

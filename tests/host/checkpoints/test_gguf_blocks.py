@@ -29,11 +29,30 @@ HALVES = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82],
     "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0],
     "TQ1_0": [52], "TQ2_0": [64], "MXFP4": [], "NVFP4": [], "Q1_0": [0], "Q2_0": [0],
-    "Q2_0_G128": [0], "PQ2_0": [0], "PTQ1_0": [26],
+    "Q2_0_G128": [0], "PQ2_0": [0], "PTQ1_0": [26], "IQ1_S": [0], "IQ1_M": [48], "IQ2_XXS": [0],
+    "IQ2_XS": [0], "IQ2_S": [0], "IQ3_XXS": [0], "IQ3_S": [0],
 }  # fmt: skip
 """Offsets of the float16 scales in a block, by type."""
-AFFINE = [name for name, grid in GRIDS.items() if grid.affine]
-CODEBOOKS = [kind.name for kind in TYPES if kind.by_package]
+MAGNITUDES = {
+    "IQ1_S": [-9, -7, -1, 1, 7, 9],
+    "IQ1_M": [-9, -7, -1, 1, 7, 9],
+    "IQ2_XXS": [-43, -25, -8, 8, 25, 43],
+    "IQ2_XS": [-43, -25, -8, 8, 25, 43],
+    "IQ2_S": [-43, -25, -8, 8, 25, 43],
+    "IQ3_XXS": sorted(sign * each for sign in (-1, 1) for each in (2, 6, 10, 14, 18, 22, 26, 31)),
+    "IQ3_S": list(range(-15, 16, 2)),
+}
+"""The integers of codebooks, or twice those where they are half steps of the grid."""
+
+
+def put_half(name: str, blocks: NDArray[np.uint8], at: int, half: NDArray[np.uint8]) -> None:
+    """Write a float16 ``[..., 2]`` at this offset, where IQ1_M has the top of four words."""
+    if name != "IQ1_M":
+        blocks[..., at : at + 2] = half
+        return
+    quarters = np.stack([half & 15, half >> 4], axis=-1).reshape(*half.shape[:-1], 4)
+    blocks[..., at + 1 : at + 8 : 2] &= 15
+    blocks[..., at + 1 : at + 8 : 2] |= quarters << 4
 
 
 def random_blocks(name: str, seed: int, n: int = N) -> NDArray[np.uint8]:
@@ -42,7 +61,7 @@ def random_blocks(name: str, seed: int, n: int = N) -> NDArray[np.uint8]:
     raw = rng.integers(0, 256, (n, K // kind.block, kind.block_bytes)).astype(np.uint8)
     for at in HALVES[name]:
         scales = (rng.normal(0, 0.1, raw.shape[:2])).astype("<f2")
-        raw[..., at : at + 2] = scales[..., None].view(np.uint8)
+        put_half(name, raw, at, scales[..., None].view(np.uint8))
     if name == "TQ1_0":
         # bytes that a quantiser can give
         trits = rng.integers(0, 3, (*raw.shape[:2], 5, 52))
@@ -146,19 +165,19 @@ def test_grids_once_they_are_integers(name: str) -> None:
     assert (off.max(axis=2) <= limit).all()
 
 
-@pytest.mark.parametrize("name", CODEBOOKS)
-def test_codebooks_are_what_the_package_says(name: str) -> None:
-    kind = BY_NAME[name]
-    raw = np.random.default_rng(3).integers(0, 256, (N, K // 256, kind.block_bytes))
-    raw = raw.astype(np.uint8)
-    if name == "IQ1_M":
-        raw[..., 48:56] &= 0x0F  # its scale is in the upper bits of four numbers
-        raw[..., 55] |= 0x20
-    else:
-        raw[..., :2] = np.array([0.1], "<f2").view(np.uint8)
-    weight = read_weight(kind, raw.ravel(), N, K, "here")
-    assert isinstance(weight, Dense)
-    np.testing.assert_array_equal(weight.values, gguf.dequantize(raw.reshape(N, -1), Kind[name]))
+@pytest.mark.parametrize("name", MAGNITUDES)
+def test_codes_of_codebooks(name: str) -> None:
+    """The codes are the integers of the tables, and steps are odd multiples of a block's scale."""
+    raw = random_blocks(name, 3, n=64)
+    put_half(name, raw, HALVES[name][0], np.array([0.25], "<f2").view(np.uint8))
+    weight = read_weight(BY_NAME[name], raw.ravel(), 64, K, "here")
+    assert isinstance(weight, Grouped)
+    doubled = 1 + int(weight.zero[0, 0] % 1 != 0)
+    found = np.unique(doubled * (weight.codes - weight.zero[0, 0]))
+    assert found.tolist() == MAGNITUDES[name]
+    steps = np.unique(weight.scale)
+    n_steps = 8 if name.startswith("IQ1") else 16
+    assert (steps / steps[0]).tolist() == list(range(1, 2 * n_steps, 2))
 
 
 def test_groups_of_realistic_q4_k() -> None:
@@ -197,6 +216,17 @@ def test_ternary_if_all_scales_are_equal(name: str) -> None:
     weight = read_weight(BY_NAME[name], raw.ravel(), N, K, "here")
     assert isinstance(weight, Grouped)
     np.testing.assert_array_equal(weight.dequantized(), codes * 0.125)
+
+
+def test_a_fourth_code_is_kept() -> None:
+    """Two bits of one scale are no ternary weights where they have a code for 2."""
+    raw = random_blocks("Q2_0", 5)
+    put_half("Q2_0", raw, 0, np.array([0.5], "<f2").view(np.uint8))
+    weight = read_weight(BY_NAME["Q2_0"], raw.ravel(), N, K, "here")
+    assert isinstance(weight, Grouped)
+    assert weight.dequantized().max() == 1
+    raw[..., 2:] &= 0b10101010  # codes 0 and 2
+    assert isinstance(read_weight(BY_NAME["Q2_0"], raw.ravel(), N, K, "here"), Ternary)
 
 
 def test_all_zeros() -> None:
@@ -258,7 +288,7 @@ def test_i2_s_that_is_damaged(change: tuple[int, bytes], message: str) -> None:
 def test_scales_that_are_not_finite(name: str) -> None:
     for at in HALVES[name]:
         raw = random_blocks(name, 1)
-        raw[3, 1, at : at + 2] = 0, 0x7C
+        put_half(name, raw[3, 1], at, np.array([0, 0x7C], np.uint8))
         for read in (read_weight, read_dense):
             with pytest.raises(LutraError, match=r"^here holds infinities or NaNs: convert the"):
                 read(BY_NAME[name], raw.ravel(), N, K, "here")

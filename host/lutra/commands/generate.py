@@ -4,8 +4,9 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +22,7 @@ from lutra.commands.options import (
     whole,
 )
 from lutra.commands.report import fail
+from lutra.devices.power import PowerMeter
 from lutra.llm import LLM, Mismatch
 from lutra.models import find_model
 from lutra.progress import StepProgress
@@ -179,17 +181,19 @@ def _run(args: argparse.Namespace) -> int:
     if wave_cycles != args.wave_cycles:
         print(_WAVE_NOTE, file=sys.stderr)
     text, mismatch, interrupted = "", None, False
+    power = PowerMeter(llm.device)
     try:
         print(prompt, end="", flush=True)
-        for piece in stream:
-            text += piece.text
-            print(piece.text, end="", flush=True)
+        with power:
+            for piece in stream:
+                text += piece.text
+                print(piece.text, end="", flush=True)
     except KeyboardInterrupt:
         interrupted = True
     except Mismatch as error:
         mismatch = error
     print("\n", flush=True)
-    figures = _figures(llm, stream.stats, text, interrupted)
+    figures = _figures(llm, stream.stats, text, interrupted, power)
     if args.json:
         print(json.dumps(figures))
     else:
@@ -300,7 +304,9 @@ def _chat_template(args: argparse.Namespace) -> str | None:
     return given
 
 
-def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[str, object]:
+def _figures(
+    llm: LLM, stats: RunStats, text: str, interrupted: bool, power: PowerMeter
+) -> dict[str, object]:
     facts = llm.device.facts()
     per_token, clock_hz = stats.decode_cycles_per_token, facts.get("target_clock_hz")
     simulated = _is_simulated(llm.device.name, facts)
@@ -308,6 +314,8 @@ def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[st
     if simulated and per_token and isinstance(clock_hz, int):
         modelled = clock_hz / per_token
     cycles = "simulated" if simulated else "measured"
+    # an interrupt resets the device, and its counters with it
+    counters = dict(llm.device.counters()) if stats.tokens and not interrupted else {}
     cycles_per_s = stats.simulated_cycles_per_s if simulated else None
     return {
         "device": llm.device.name,
@@ -331,6 +339,8 @@ def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[st
         "decode_tokens_per_s": _round(stats.decode_tokens_per_s, 2),
         "modelled_decode_tokens_per_s": _round(modelled, 0),
         "target_clock_hz": clock_hz,
+        "power_w": {name: round(watts, 3) for name, watts in power.watts.items()},
+        "power_samples": power.n_samples,
         "kinds": {
             name: kind
             for name, kind, value in (
@@ -340,6 +350,8 @@ def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[st
                 ("prefill_tokens_per_s", "measured", stats.prefill_tokens_per_s),
                 ("decode_tokens_per_s", "measured", stats.decode_tokens_per_s),
                 ("modelled_decode_tokens_per_s", "modelled", modelled),
+                ("power_w", "measured", power.watts or None),
+                ("last_pass_counters", cycles, counters or None),
             )
             if value is not None
         },
@@ -348,10 +360,7 @@ def _figures(llm: LLM, stats: RunStats, text: str, interrupted: bool) -> dict[st
         "fingerprint": facts.get("fingerprint"),
         "program_fingerprint": facts.get("program_fingerprint"),
         "tokens": stats.tokens,
-        # an interrupt resets the device, and its counters with it
-        "last_pass_counters": dict(llm.device.counters())
-        if stats.tokens and not interrupted
-        else {},
+        "last_pass_counters": counters,
     }
 
 
@@ -364,7 +373,7 @@ def _round(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _print_table(figures: dict[str, object]) -> None:
+def _print_table(figures: Mapping[str, Any]) -> None:
     def number(key: str, unit: str = "") -> str:
         value = figures[key]
         if value is None:
@@ -399,6 +408,8 @@ def _print_table(figures: dict[str, object]) -> None:
             number("modelled_decode_tokens_per_s"),
             "modelled",
         )
+    for title, value, kind in _hardware_rows(figures):
+        table.add_row(title, value, kind)
     exact = (
         "not checked" if figures["bit_exact"] is None else "yes" if figures["bit_exact"] else "NO"
     )
@@ -406,3 +417,20 @@ def _print_table(figures: dict[str, object]) -> None:
     if figures["interrupted"]:
         table.add_row("interrupted", "yes", "")
     Console(highlight=False, markup=False).print(table)
+
+
+def _hardware_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Counters of the last pass and power of the board, in words, each with its kind."""
+    counters, kinds = figures["last_pass_counters"], figures["kinds"]
+    if "cycles" in counters:
+        kind = kinds["last_pass_counters"]
+        yield "cycles of the last pass", f"{counters['cycles']:,}", kind
+        for unit in ("load", "matmul", "vector", "attention"):
+            busy, stall = (counters[f"{unit}_{what}"] for what in ("busy", "stall"))
+            yield f"  {unit} unit busy, of it waiting", f"{busy:,}, {stall:,}", kind
+        beats = (counters[f"{what}_beats"] for what in ("weight_read", "data_read", "data_write"))
+        title = "  beats of weights and data read, written"
+        yield title, ", ".join(f"{each:,}" for each in beats), kind
+    for name, watts in figures["power_w"].items():
+        samples = figures["power_samples"]
+        yield f"power, {name}", f"{watts:.2f} W", f"measured by the board, {samples} samples"

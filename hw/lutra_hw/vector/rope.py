@@ -229,7 +229,8 @@ class RopeQuant(wiring.Component):
             word.slot.valid.eq(fixed & (slot.valid | second_half.valid)),
             heads.i.eq(word),
         ]
-        slot_0, arrived = Signal(slot.shape()), Signal(word.shape())
+        slot_0 = Signal(slot.shape(), name="slot_0")
+        arrived = Signal(word.shape(), name="arrived")
         with m.If(fixed):
             m.d.comb += slot_0.eq(heads.o.slot)
             m.d.comb += slot_0.valid.eq(heads.o.slot.valid & heads.o.high)

@@ -53,6 +53,7 @@ from lutra_sim.formal.prove import Check, Mode
 from lutra_sim.formal.stream.fifo import FifoOrder
 from lutra_sim.formal.stream.replay import ReplayOrder
 from lutra_sim.formal.stream.rules import StreamRules
+from lutra_sim.formal.vector.centre import CentreOfKeys
 from lutra_sim.formal.vector.group_shifts import ShiftOfGroups
 
 __all__ = ["CHECKS"]
@@ -279,6 +280,12 @@ CHECKS: list[Check] = [
         ),
         mode=Mode.BOUNDED,
         depth=12,
+    ),
+    Check(
+        name="centre-of-keys",
+        claim="rotated keys lose their centre, exactly; other heads nothing",
+        make=lambda: CentreOfKeys(_SMALL.with_(head_dim=32, qkv_bias=True)),
+        mode=Mode.PROVED,
     ),
     Check(
         name="chunks",

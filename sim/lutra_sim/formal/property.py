@@ -185,7 +185,7 @@ class Property(ABC):
         value = self.free(shape, name)
         running = Signal(name=f"{name}_running")
         m.d.sync += running.eq(1)
-        self.assume(m, ~running | (past(m, value, name) == value))
+        self.assume(m, ~running | (past(m, value, name) == Value.cast(value)))
         return value
 
     @staticmethod

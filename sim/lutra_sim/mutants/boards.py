@@ -264,6 +264,17 @@ HOST = [
         ),
     ),
     *planted(
+        "host/lutra/devices/power.py",
+        ["host/devices/test_power.py"],
+        ("microwatts taken for milliwatts", "_MICRO = 1e-6", "_MICRO = 1e-3"),
+        ("one sensor of a name for all", "name if name not in found else", "name if True else"),
+        (
+            "the last reading for all",
+            "self._watts[name].append(watts)",
+            "self._watts[name] = [watts]",
+        ),
+    ),
+    *planted(
         "host/lutra/devices/accelerator/hwh.py",
         [
             "host/devices/test_hwh.py::test_registers_are_those_of_the_register_map",

@@ -861,6 +861,7 @@ def test_a_modelled_speed_names_its_clock(clock_hz: int, text: str, capsys: Capt
     for name in FIGURES:
         figures[name] = None
     figures |= {"device": "pynq", "emulated": "kv260", "modelled_decode_tokens_per_s": 8000.0}
+    figures |= {"last_pass_counters": {}, "power_w": {}, "kinds": {}}
     generate._print_table(figures | {"target_clock_hz": clock_hz})
     line = f"decode tokens per second {text}"
     assert any(

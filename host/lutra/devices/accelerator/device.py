@@ -33,6 +33,7 @@ from lutra.devices.accelerator.transport import (
     abort,
 )
 from lutra.devices.base import BaseDevice, Chunk, DeviceError, GreedyResult, PassResult
+from lutra.devices.power import Sensed
 from lutra.devices.sessions import BaseSession
 from lutra_golden.arith.scale import packed_scale_to_float
 from lutra_golden.control.chunks import ChunkEntry
@@ -463,3 +464,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the last run; empty where there are none."""
         return self.runs.counters()
+
+    def power(self) -> Mapping[str, float]:
+        """Watts by sensor of the board, now; empty where the transport reads none."""
+        return self.transport.power() if isinstance(self.transport, Sensed) else {}

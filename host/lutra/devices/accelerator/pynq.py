@@ -19,6 +19,7 @@ from lutra.devices.accelerator.buffers import BufferTable
 from lutra.devices.accelerator.lock import BoardLock
 from lutra.devices.accelerator.pynq_interrupt import PynqInterrupt, event_loop
 from lutra.devices.base import DeviceError
+from lutra.devices.power import hwmon_power
 from lutra_golden.control.descriptor import DOORBELL_BYTES, QUEUE_DEPTH
 from lutra_golden.control.failure import describe_units
 from lutra_golden.control.registers import (
@@ -204,6 +205,10 @@ class PynqTransport:
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
+
+    def power(self) -> Mapping[str, float]:
+        """Watts by sensor of the board, now; a simulated one draws none."""
+        return hwmon_power() if self.emulated is None else {}
 
     # -- memory
 

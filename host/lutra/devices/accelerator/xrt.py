@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -162,6 +163,17 @@ class XrtTransport:
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
+
+    def power(self) -> Mapping[str, float]:
+        """Watts that the card draws, now, as ``xbutil examine -r electrical`` has them.
+
+        Empty where XRT does not say it.
+        """
+        try:
+            said = json.loads(self._device.get_info(self._pyxrt.xrt_info_device.electrical))
+            return {"card": float(said["power_consumption_watts"])}
+        except _ERRORS:
+            return {}
 
     # -- memory
 

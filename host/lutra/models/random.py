@@ -59,6 +59,13 @@ RANDOM_SHAPES: Mapping[str, Shape] = {
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
         "tie_word_embeddings": True,
     },
+    "qwen2.5-1.5b": {
+        "architectures": [QWEN2], "model_type": "qwen2", "hidden_act": "silu",
+        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+        "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936,
+        "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
     "qwen3-0.6b": {
         "architectures": [QWEN3], "model_type": "qwen3", "hidden_act": "silu",
         "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,

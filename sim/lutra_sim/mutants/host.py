@@ -351,8 +351,8 @@ MUTANTS = [
         ),
         (
             "float64 searched in C",
-            "return w.dtype == np.float32 and",
-            "return w.dtype != np.float16 and",
+            "        w.dtype == np.float32\n",
+            "        w.dtype != np.float16\n",
         ),
     ),
     *planted(

@@ -76,7 +76,7 @@ def test_the_same_seed_is_the_same_model(tmp_path: Path) -> None:
 def test_real_shapes() -> None:
     """Weights of the layers, of the published models: in millions."""
     millions = {"bitnet-2b-4t": 2084, "llama-3-8b": 6979, "smollm-135m": 106}
-    millions |= {"qwen2.5-0.5b": 358, "qwen3-0.6b": 440, "qwen3-8b": 6946}
+    millions |= {"qwen2.5-0.5b": 358, "qwen2.5-1.5b": 1310, "qwen3-0.6b": 440, "qwen3-8b": 6946}
     for name, shape in RANDOM_SHAPES.items():
         size: dict[str, int] = {k: v for k, v in shape.items() if isinstance(v, int)}
         d, f, heads = size["hidden_size"], size["intermediate_size"], size["num_attention_heads"]

@@ -27,7 +27,7 @@ MUTANTS = [
     *planted(
         "host/lutra/devices/cpu/csrc/ranges.h",
         [f"{_RANGES}::test_every_target_has_the_same_bits"],
-        ("squares in their own order", "? i ^ 12 : i;", "? i : i;"),
+        ("squares in their own order", "(i + (j ^ 12))", "(i + j)"),
         ("the last of equals", "error[j] < best->error[j]", "error[j] <= best->error[j]"),
         ("a group's tail left out", "j < 3; j++)", "j < 2; j++)"),
         (

@@ -29,12 +29,17 @@ static inline double NAME(whole)(double x) {
  * four are added up first. */
 static TARGET void NAME(beside)(const float *w, int64_t first, int64_t cycle, int count, int group,
                                 float *out) {
+    int whole = group / 16 * 16;
     for (int lane = 0; lane < F_LANES; lane++) {
         const float *from = w + (first + lane) % cycle * group;
-        for (int i = 0; i < group; i++) {
-            int place = i < group / 16 * 16 ? i ^ 12 : i;
-            out[(int64_t)place * F_LANES + lane] = lane < count ? from[i] : 0;
+        float *to = out + lane;
+        if (lane >= count) {
+            for (int i = 0; i < group; i++) to[(int64_t)i * F_LANES] = 0;
+            continue;
         }
+        for (int i = 0; i < whole; i += 16)
+            UNROLL for (int j = 0; j < 16; j++) to[(int64_t)(i + (j ^ 12)) * F_LANES] = from[i + j];
+        for (int i = whole; i < group; i++) to[(int64_t)i * F_LANES] = from[i];
     }
 }
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.host.greedy_tokens import check_fault, check_greedy
 from tests.host.random_model import Shape, write_model
 from tests.host.tiles import Compiled, Tiles, compiled, driver, golden
 from tests.hw.core.test_accelerator import SMALL
+from tests.system.small_architectures import config_of_engine, make
 
 from lutra import LLM, SamplingParams
 from lutra.devices.accelerator import xrt as transport_module
@@ -275,6 +277,27 @@ def test_a_missing_sync_shows(board: Board) -> None:
     buffer.bo.sync(module.xclBOSyncDirection.XCL_BO_SYNC_BO_TO_DEVICE)
     assert board.kernel.peek(at, 8) == b"\x01" * 8
     transport.free(at)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "format"), [("tales", None), ("tales-llama", "W4A8")])
+def test_a_story(model: str, format: str | None) -> None:
+    """Every logit of a prompt of two passes and of single tokens is golden's."""
+    with LLM(model, "xrt", emulate="u55c", format=format, check=True) as llm:
+        done = llm.generate(PROMPT, 3, SamplingParams(temperature=0))
+        assert done.stats.bit_exact
+        assert done.stats.decode_cycles
+        assert llm.device.facts()["emulated"] == "u55c"
+
+
+@pytest.mark.slow
+def test_biases_and_norms_of_heads(tmp_path: Path) -> None:
+    model = make(tmp_path)("qwen-both")
+    assert model.biased and model.head_normed
+    board = Board(compiled(model, config_of_engine("lut")))
+    board.check()
+    assert held(board) == board.golden.session.export().to_bytes()
+    board.close()
 
 
 @pytest.mark.slow

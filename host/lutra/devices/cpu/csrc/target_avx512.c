@@ -10,6 +10,7 @@
 #define TARGET __attribute__((target(FEATURES)))
 #define NAME(x) x##_avx512vl
 #define MACS(acc, w, x) macs_avx512vl(acc, w, x)
+#define BLEND(mask, a, b) _mm256_mask_blend_epi32((__mmask8)(mask), a, b)
 
 /* Compilers copy the accumulator around the instruction's intrinsic. With activations from memory
  * instead of a register the loop takes up to half as long again. */

@@ -135,10 +135,24 @@ MUTANTS = [
         f"{_C}/groups.h",
         [
             f"{_STEPS}::test_two_zero_points_of_a_matrix",
-            f"{_STEPS}::test_sums_that_32_bits_do_not_hold",
+            f"{_STEPS}::test_a_zero_point_that_all_groups_share",
         ],
         ("the first group's mark on top", ">> group % 8 & 1", ">> (7 - group % 8) & 1"),
-        ("marks of rows without their last byte", "row * ((groups + 7) / 8)", "row * (groups / 8)"),
+        (
+            "marks of rows without their last byte",
+            "w->marks[row * ((groups + 7) / 8) + group",
+            "w->marks[row * (groups / 8) + group",
+        ),
+        (
+            "marks of the next group for many columns",
+            "two[marks[g / 8] >> g % 8 & 1]",
+            "two[marks[g / 8] >> (g + 1) % 8 & 1]",
+        ),
+        (
+            "numbers of groups of a row one after another",
+            "out[(int64_t)g * stride] = w->zero_point;",
+            "out[g] = w->zero_point;",
+        ),
         ("marks for the other zero point", "marked ? w->other_zero", "!marked ? w->other_zero"),
     ),
     *planted(
@@ -222,6 +236,7 @@ MUTANTS = [
             f"{_STEPS}::test_ternary",
             f"{_STEPS}::test_signed_rows",
             f"{_STEPS}::test_two_zero_points_of_a_matrix",
+            f"{_STEPS}::test_activations_in_groups_at_the_ends",
         ],
         (
             "the fifth bits of the first half for the second",
@@ -230,8 +245,13 @@ MUTANTS = [
         ),
         (
             "marks of the first eight groups for all",
-            "_mm256_set1_epi32(w->marks[row * ((groups + 7) / 8) + g / 8]);",
-            "_mm256_set1_epi32(w->marks[row * ((groups + 7) / 8)]);",
+            "w->marks[row * ((groups + 7) / 8) + g / 8];",
+            "w->marks[row * ((groups + 7) / 8)];",
+        ),
+        (
+            "sums of eight codes of six bits in sixteen",
+            "NAME(pairs)(a, b, bits <= 5)",
+            "NAME(pairs)(a, b, bits <= 6)",
         ),
         (
             "an uneven last vector left out",

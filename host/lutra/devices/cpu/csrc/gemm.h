@@ -138,11 +138,10 @@ static TARGET void NAME(gemm)(const lutra_matrix *w, int first, int last, const 
     if (w->scale) {
         for (int r = 0; r < n; r++) {
             int64_t row = r < rows ? first + r : last - 1, at = row * block.groups;
-            for (int g = 0; g < block.groups; g++) {
+            for (int g = 0; g < block.groups; g++)
                 scale[g * n + r] = w->scale_bytes == 1 ? ((const uint8_t *)w->scale)[at + g]
                                                        : ((const uint16_t *)w->scale)[at + g];
-                zero[g * n + r] = zero_at(w, row, g);
-            }
+            zeros_of(w, row, n, zero + r);
         }
         block.scale = scale;
         block.zero = zero;

@@ -177,9 +177,7 @@ static TARGET void NAME(gemm_shifted)(const lutra_matrix *w, int first, int last
         else
             for (int g = 0; g < block.groups; g++)
                 scale[g * n + r] = ((const uint16_t *)w->scale)[at + g];
-        if (own)
-            for (int g = 0; g < block.groups; g++)
-                zero[g * n + r] = zero_at(w, row, g);
+        if (own) zeros_of(w, row, n, zero + r);
         if (w->offset)
             for (int g = 0; g < block.groups; g++)
                 offset[g * n + r] = w->offset[at + g] * (1 << w->offset_shift);

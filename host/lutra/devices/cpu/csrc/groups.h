@@ -19,4 +19,19 @@ static inline int32_t zero_at(const lutra_matrix *w, int64_t row, int group) {
     return marked ? w->other_zero : w->zero_point;
 }
 
+/* Zero points of all groups of a row, `stride` numbers apart. */
+static inline void zeros_of(const lutra_matrix *w, int64_t row, int stride, int32_t *out) {
+    int groups = w->k / w->group;
+    if (w->zero) {
+        const uint16_t *zero = w->zero + row * groups;
+        for (int g = 0; g < groups; g++) out[(int64_t)g * stride] = zero[g];
+    } else if (w->marks) {
+        const uint8_t *marks = w->marks + row * ((groups + 7) / 8);
+        const int32_t two[] = {w->zero_point, w->other_zero};
+        for (int g = 0; g < groups; g++) out[(int64_t)g * stride] = two[marks[g / 8] >> g % 8 & 1];
+    } else {
+        for (int g = 0; g < groups; g++) out[(int64_t)g * stride] = w->zero_point;
+    }
+}
+
 #endif

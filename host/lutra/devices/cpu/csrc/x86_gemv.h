@@ -128,6 +128,20 @@ INLINE int32_t NAME(sum8)(__m256i v) {
     return _mm_cvtsi128_si32(s);
 }
 
+/* Sums of neighbours in two vectors, of each 128 bits those of `a` first; `fits` if their numbers
+ * have 16 bits. */
+INLINE __m256i NAME(pairs)(__m256i a, __m256i b, const int fits) {
+    if (!fits) return _mm256_hadd_epi32(a, b);
+    return _mm256_madd_epi16(_mm256_packs_epi32(a, b), _mm256_set1_epi16(1));
+}
+
+/* Of four vectors whose numbers are sums of four codes times activations: 4 * 63 * 127 is below
+ * 32768, and so is 8 * 31 * 127. */
+INLINE __m256i NAME(fours)(const __m256i *v, const int bits) {
+    __m256i a = NAME(pairs)(v[0], v[1], bits <= 6), b = NAME(pairs)(v[2], v[3], bits <= 6);
+    return NAME(pairs)(a, b, bits <= 5);
+}
+
 /* The eight sums of eight vectors. */
 INLINE __m256i NAME(sums8)(const __m256i *v) {
     __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
@@ -185,9 +199,14 @@ static TARGET int64_t NAME(grouped)(const lutra_matrix *w, int row, __m256i *v, 
 /* Of `b` those numbers whose group of eight from g on has a mark, of `a` the others. */
 INLINE __m256i NAME(marked)(const lutra_matrix *w, int64_t row, int groups, int g, __m256i a,
                             __m256i b) {
+    uint8_t eight = w->marks[row * ((groups + 7) / 8) + g / 8];
+#ifdef BLEND
+    return BLEND(eight, a, b);
+#else
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    __m256i eight = _mm256_set1_epi32(w->marks[row * ((groups + 7) / 8) + g / 8]);
-    return _mm256_blendv_epi8(a, b, _mm256_cmpeq_epi32(_mm256_and_si256(eight, bit), bit));
+    __m256i set = _mm256_and_si256(_mm256_set1_epi32(eight), bit);
+    return _mm256_blendv_epi8(a, b, _mm256_cmpeq_epi32(set, bit));
+#endif
 }
 
 /* Zero points of eight groups from g on, a multiple of eight. */

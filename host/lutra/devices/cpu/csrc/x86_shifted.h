@@ -212,7 +212,15 @@ INLINE void NAME(rows_eights)(const lutra_matrix *w, int first, int last, const 
                     v[j] = NAME(dot4)(none, codes + j, a + 32 * j, 1, bits);
                 for (int j = 4; j < 4 * per; j++)
                     v[j] = whole ? NAME(dot4)(none, codes + j, a + 32 * j, 1, bits) : none;
-                sums = per == 1 ? NAME(halves8)(v) : NAME(sums8)(v);
+                __m256i low = NAME(fours)(v, bits), high = low;
+                if (per == 1) {
+                    sums = _mm256_permutevar8x32_epi32(
+                        low, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+                } else {
+                    high = NAME(fours)(v + 4, bits);
+                    sums = _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
+                                            _mm256_permute2x128_si256(low, high, 0x31));
+                }
                 sums = _mm256_sllv_epi32(sums, NAME(load)(e.shifts + i));
                 __m256i middle = NAME(load)(e.middles + i);
                 if (w->zero)

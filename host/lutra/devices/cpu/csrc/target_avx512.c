@@ -10,11 +10,8 @@
 #define TARGET __attribute__((target(FEATURES)))
 #define NAME(x) x##_avx512vl
 #define MACS(acc, w, x) macs_avx512vl(acc, w, x)
-<<<<<<< HEAD
 #define SELECT(v, bit, power) _mm256_maskz_mov_epi8(_mm256_test_epi8_mask(v, bit), power)
-=======
 #define BLEND(mask, a, b) _mm256_mask_blend_epi32((__mmask8)(mask), a, b)
->>>>>>> small-fast
 
 /* Compilers copy the accumulator around the instruction's intrinsic. With activations from memory
  * instead of a register the loop takes up to half as long again. */

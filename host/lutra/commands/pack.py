@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -223,13 +224,16 @@ def _pack(
     sizes = LayerSizes(c.hidden_size, c.intermediate_size, c.q_size, c.kv_size, c.head_dim)
     store = PackedStore(out, settings, sizes)
     packer = recipe.packer(model)
-    for _ in quantize_layers(
-        model, recipe, calibration, packer=packer, store=store, progress=progress, on_plan=on_plan
-    ):
-        pass  # the store keeps each layer, so that memory need not
-    progress("writing", 0.0)
-    write_packed(out, packer.finish(store), store, lambda folder: copy_tokenizer(source, folder))
-    store.clear()
+    with store.held():
+        for _ in quantize_layers(
+            model, recipe, calibration, packer=packer, store=store, progress=progress,
+            on_plan=on_plan,
+        ):  # fmt: skip
+            pass  # the store keeps each layer, so that memory need not
+        progress("writing", 0.0)
+        tokenizer = partial(copy_tokenizer, source)
+        write_packed(out, packer.finish(store), store, tokenizer)
+        store.clear()
 
 
 def _identity(source: Path) -> list[object]:

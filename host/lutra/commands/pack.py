@@ -27,7 +27,7 @@ from lutra.commands.show import packed_figures
 from lutra.formats.gguf_split import model_files, model_name
 from lutra.models import find_model, load_model
 from lutra.models.decoder import CONTEXT, Decoder
-from lutra.packed.file import is_packed, open_packed, write_packed
+from lutra.packed.file import VERSION, is_packed, open_packed, write_packed
 from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore, is_unfinished
 from lutra.progress import StepProgress
@@ -221,6 +221,7 @@ def _pack(
     c = model.config
     settings: dict[str, object] = dict(recipe.settings(calibration))
     settings |= {"source": _identity(source), "context": c.max_position_embeddings}
+    settings["version"] = VERSION  # layers are stored as their format has them
     sizes = LayerSizes(c.hidden_size, c.intermediate_size, c.q_size, c.kv_size, c.head_dim)
     store = PackedStore(out, settings, sizes)
     packer = recipe.packer(model)

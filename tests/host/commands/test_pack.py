@@ -249,6 +249,23 @@ def test_other_settings_begin_again(
     assert not is_unfinished(out)
 
 
+def test_another_version_begins_again(
+    source: Path,
+    tmp_path: Path,
+    interrupt: Callable[[int | None], Interrupted],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Layers of another format would lie beside those of this one."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("lutra.commands.pack.VERSION", 5)
+        interrupt(1)
+        assert main(["quantize", str(source), "-o", str(out), "--group", "32"]) == 130
+    resumed = interrupt(None)
+    quantize(source, out)
+    assert resumed.saved == [0, 1]
+
+
 def test_a_source_that_changed_begins_again(
     tmp_path: Path, interrupt: Callable[[int | None], Interrupted]
 ) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from lutra.commands.show import packed_figures
 from lutra.formats.gguf_split import model_files, model_name
 from lutra.models import find_model, load_model
 from lutra.models.decoder import CONTEXT, Decoder
-from lutra.packed.file import is_packed, open_packed, write_packed
+from lutra.packed.file import VERSION, is_packed, open_packed, write_packed
 from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore, is_unfinished
 from lutra.progress import StepProgress
@@ -49,7 +50,7 @@ _LESS = (
 )
 _LARGER = (
     "embedding and head are int16 and five trits, which every device runs: --head 8 keeps the "
-    "codes of the file, in fewer bytes, on the devices cpu and golden"
+    "codes of the file, in fewer bytes, on all devices but accelerators with the ternary engine"
 )
 
 
@@ -220,16 +221,20 @@ def _pack(
     c = model.config
     settings: dict[str, object] = dict(recipe.settings(calibration))
     settings |= {"source": _identity(source), "context": c.max_position_embeddings}
+    settings["version"] = VERSION  # layers are stored as their format has them
     sizes = LayerSizes(c.hidden_size, c.intermediate_size, c.q_size, c.kv_size, c.head_dim)
     store = PackedStore(out, settings, sizes)
     packer = recipe.packer(model)
-    for _ in quantize_layers(
-        model, recipe, calibration, packer=packer, store=store, progress=progress, on_plan=on_plan
-    ):
-        pass  # the store keeps each layer, so that memory need not
-    progress("writing", 0.0)
-    write_packed(out, packer.finish(store), store, lambda folder: copy_tokenizer(source, folder))
-    store.clear()
+    with store.held():
+        for _ in quantize_layers(
+            model, recipe, calibration, packer=packer, store=store, progress=progress,
+            on_plan=on_plan,
+        ):  # fmt: skip
+            pass  # the store keeps each layer, so that memory need not
+        progress("writing", 0.0)
+        tokenizer = partial(copy_tokenizer, source)
+        write_packed(out, packer.finish(store), store, tokenizer)
+        store.clear()
 
 
 def _identity(source: Path) -> list[object]:

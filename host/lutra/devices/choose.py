@@ -10,7 +10,7 @@ from lutra.devices.base import Device
 from lutra.devices.hardware import BOARD_SCHEME
 from lutra.devices.processors import PROCESSORS
 from lutra_golden.arith.quantize import ActivationGroups
-from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores, unwritable
 from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART, Capabilities
@@ -140,7 +140,8 @@ def _accelerator(name: str, options: DeviceOptions, progress: Progress | None) -
     built = options.config or (board.config if board else "nano")
     # a simulation takes the time that it takes, and its watchdog counts cycles
     timeout_s = None if name == "rtl" else TIMEOUT_S
-    capabilities = _capabilities(built, is_built=name not in _MADE_FOR_THE_MODEL)
+    is_built = name not in _MADE_FOR_THE_MODEL
+    capabilities = _capabilities(built, options.engine, is_built=is_built)
     return AcceleratorDevice(
         _transport(name, board, options, progress),
         built,
@@ -151,9 +152,11 @@ def _accelerator(name: str, options: DeviceOptions, progress: Progress | None) -
     )
 
 
-def _capabilities(config: str | AcceleratorConfig, *, is_built: bool) -> Capabilities:
+def _capabilities(
+    config: str | AcceleratorConfig, engine: str | None, *, is_built: bool
+) -> Capabilities:
     """Parts of packed models that an accelerator runs: those of a configuration, and of a name all
-    that can be built, unless it ``is_built`` already."""
+    that can be built with ``engine``, unless it ``is_built`` already."""
     if isinstance(config, AcceleratorConfig):
         m = config.matmul
         return Capabilities(
@@ -161,7 +164,8 @@ def _capabilities(config: str | AcceleratorConfig, *, is_built: bool) -> Capabil
             offsets=m.offset_width > 0,
             vocabulary=m.grouped,
         )
-    return COMMON_PARTS if is_built else EVERY_PART
+    ungrouped = engine in ENGINES and not ENGINES[engine].grouped
+    return COMMON_PARTS if is_built or ungrouped else EVERY_PART
 
 
 def _transport(

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +42,17 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     text = len(text).to_bytes(8, "little") + text
     digest = hashlib.sha256(text)
-    with path.open("wb") as file, ThreadPoolExecutor(1) as aside:
+    with path.open("wb") as file:
         file.write(text)
         for (expected, (dtype, shape)), (name, values) in zip(sizes.items(), arrays, strict=True):
             assert (name, values.dtype.name, values.shape) == (expected, dtype, shape)
             little = values.astype(values.dtype.newbyteorder("<"), copy=False)
             data = np.ascontiguousarray(little).data
-            hashing = aside.submit(digest.update, data)
-            file.write(data)
-            hashing.result()
+            # no pool: they take no more work once the main thread has ended, while this one goes on
+            hashing = threading.Thread(target=digest.update, args=(data,))
+            hashing.start()
+            try:
+                file.write(data)
+            finally:
+                hashing.join()
     return digest.hexdigest()

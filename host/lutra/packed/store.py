@@ -1,9 +1,12 @@
 """Packed layers on disk while a model is being packed, so that an interrupt loses little."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, overload
 
@@ -36,6 +39,19 @@ def check_finished(path: Path) -> None:
             f"{path} is not packed to the end, because that was interrupted: run the same command "
             "(lutra pack or lutra quantize) again to finish it"
         )
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Lock a folder; the system gives it back when the process ends in any way."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LutraError(
+            f"another process packs a model to {folder}: wait until it is done, or give another "
+            "folder"
+        ) from None
+    except OSError:
+        pass  # a file system that cannot lock a folder
 
 
 class Tensors(Protocol):
@@ -79,6 +95,28 @@ class PackedStore(Sequence[PackedLayer]):
         text = json.dumps(settings, sort_keys=True)
         self._out, self._sizes = out, sizes
         self.folder = out / f"{_PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    @contextlib.contextmanager
+    def held(self) -> Generator[None]:
+        """Keep the folder for this process; LutraError if another one packs a model to it.
+
+        Errors of writing name it, as those of opening a file name the file.
+        """
+        made = not self._out.exists()
+        self._out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._out, os.O_RDONLY)
+        try:
+            _lock(descriptor, self._out)
+            yield
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(self._out)) from None
+        finally:
+            os.close(descriptor)
+            if made:
+                with contextlib.suppress(OSError):  # unless there is something in it
+                    self._out.rmdir()
 
     def _place(self, i: int) -> Path:
         return self.folder / f"layer-{i:04d}"

@@ -171,7 +171,9 @@ def copy_tokenizer(source: Path, out: Path) -> None:
                 shutil.copyfile(source / name, out / name)
         return
     found = read_vocabulary(GgufModel(source).metadata)
-    found.tokenizer.save(str(out / "tokenizer.json"))
+    text = found.tokenizer.to_str(pretty=True)
+    # an error of its own `save` is of no kind that says what it is
+    (out / "tokenizer.json").write_text(text, encoding="utf-8")
     config: dict[str, object] = {"add_bos_token": found.add_bos}
     if found.bos is not None:
         config["bos_token"] = found.tokenizer.id_to_token(found.bos)

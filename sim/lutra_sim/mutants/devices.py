@@ -537,8 +537,13 @@ MUTANTS = [
         ),
         (
             "boards packed for as if they were made for the model",
+            "return COMMON_PARTS if is_built or ungrouped else",
+            "return COMMON_PARTS if ungrouped else",
+        ),
+        (
+            "parts that a chosen engine has not",
+            "return COMMON_PARTS if is_built or ungrouped else",
             "return COMMON_PARTS if is_built else",
-            "return COMMON_PARTS if not is_built else",
         ),
     ),
     *planted(

@@ -190,6 +190,7 @@ MUTANTS = [
             f"{_FILE}::test_other_settings_find_nothing",
             f"{_FILE}::test_a_layer_is_there_whole_or_not_at_all",
             f"{_FILE}::test_a_damaged_layer_is_packed_again",
+            "host/commands/test_pack.py::test_two_at_a_time",
         ],
         (
             "layers of other settings taken",
@@ -200,6 +201,11 @@ MUTANTS = [
             "layers of other settings stay",
             'for folder in self._out.glob(f"{_PREFIX}*"):',
             "for folder in (self.folder,):",
+        ),
+        (
+            "two processes at a time",
+            "fcntl.LOCK_EX | fcntl.LOCK_NB",
+            "fcntl.LOCK_SH | fcntl.LOCK_NB",
         ),
         (
             "the first layer for all",

@@ -1,6 +1,8 @@
 """lutra quantize, pack and show: every method, interrupts, and what is refused."""
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +19,7 @@ from lutra.commands.cli import main
 from lutra.commands.show import packed_figures
 from lutra.models import load_model
 from lutra.packed.file import is_packed, open_packed
+from lutra.packed.layers import LayerSizes
 from lutra.packed.store import PackedStore, is_unfinished
 from lutra.quantize.driver import METHODS
 from lutra.quantize.pack import pack_model
@@ -246,6 +249,23 @@ def test_other_settings_begin_again(
     assert not is_unfinished(out)
 
 
+def test_another_version_begins_again(
+    source: Path,
+    tmp_path: Path,
+    interrupt: Callable[[int | None], Interrupted],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Layers of another format would lie beside those of this one."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("lutra.commands.pack.VERSION", 5)
+        interrupt(1)
+        assert main(["quantize", str(source), "-o", str(out), "--group", "32"]) == 130
+    resumed = interrupt(None)
+    quantize(source, out)
+    assert resumed.saved == [0, 1]
+
+
 def test_a_source_that_changed_begins_again(
     tmp_path: Path, interrupt: Callable[[int | None], Interrupted]
 ) -> None:
@@ -260,6 +280,39 @@ def test_a_source_that_changed_begins_again(
 
 
 # -- what is refused
+
+
+def test_two_at_a_time(source: Path, tmp_path: Path, capsys: Capture) -> None:
+    """One of them; it does not find that the other one has touched its folder."""
+    out = tmp_path / "out"
+    sizes = LayerSizes(hidden=64, intermediate=128, q=64, kv=32, head_dim=32)
+    with PackedStore(out, {}, sizes).held():
+        assert fails(capsys, "quantize", source, "-o", out) == (
+            f"another process packs a model to {out}: wait until it is done, or give another folder"
+        )
+        assert list(out.iterdir()) == []
+    assert not out.exists()
+    quantize(source, out)
+
+
+def test_a_disk_that_is_full(
+    source: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is said names the folder, and the run goes on when there is room."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    quantize(source, whole)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr("lutra.packed.file.write_safetensors", full)
+        said = fails(capsys, "quantize", source, "-o", out, "--group", "32")
+        assert said == f"{out}: No space left on device: free some space"
+        assert not is_packed(out)
+    quantize(source, out)
+    assert same_bytes(whole, out)
 
 
 def test_a_folder_of_something_else(source: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -429,6 +482,8 @@ def test_the_vocabulary_of_a_gguf_file_goes_along(tmp_path: Path) -> None:
     assert copied.encode("abba cab") == original.encode("abba cab")
     assert (copied.bos, copied.eos, copied.add_bos) == (original.bos, original.eos, True)
     assert copied.chat_template == original.chat_template
+    with pytest.raises(FileNotFoundError):
+        copy_tokenizer(path, tmp_path / "none")
 
 
 # -- show
@@ -496,8 +551,8 @@ def test_show_of_checkpoints(source: Path, ternary: Path, tmp_path: Path, capsys
     assert (figures["embedding"], figures["head"]) == ("F16: int16", "F16: five trits")
     gguf_model.write_gguf(tmp_path / "coded.gguf", gguf_model.MODELS["qwen3"], "Q4_0", outer="Q5_0")
     coded, _ = shown(capsys, tmp_path / "coded.gguf")
-    assert coded["embedding"] == "Q5_0: codes and scales on cpu and golden, int16 on others"
-    assert coded["head"] == "Q5_0: codes and scales on cpu and golden, five trits on others"
+    assert coded["embedding"] == "Q5_0: codes and scales, int16 on boards and engine ternary"
+    assert coded["head"] == "Q5_0: codes and scales, five trits on boards and engine ternary"
     assert re.search(r"^Q4_0 +14 +\d+ +4\.5 +W4 in groups of 32 +codes and scales$", table, re.M)
 
 

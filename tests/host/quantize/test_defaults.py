@@ -183,8 +183,10 @@ def test_a_device_gets_what_it_runs(tmp_path: Path) -> None:
 
 
 def test_an_accelerator_gets_what_its_hardware_has() -> None:
-    def parts(name: str, config: str | AcceleratorConfig | None = None) -> Capabilities:
-        device = make_device(name, DeviceOptions(config=config))
+    def parts(
+        name: str, config: str | AcceleratorConfig | None = None, engine: str | None = None
+    ) -> Capabilities:
+        device = make_device(name, DeviceOptions(config=config, engine=engine))
         assert isinstance(device, AcceleratorDevice)
         return device.capabilities
 
@@ -192,6 +194,9 @@ def test_an_accelerator_gets_what_its_hardware_has() -> None:
     assert parts("interpreted") == parts("rtl") == parts("rtl", "kv260") == EVERY_PART
     assert parts("xrt") == parts("xrt", "u50") == COMMON_PARTS
     assert parts("interpreted", NANO) == COMMON_PARTS
+    # that of ternary weights has no groups
+    assert parts("rtl", engine="ternary") == COMMON_PARTS
+    assert parts("rtl", engine="mixpe") == EVERY_PART
     for built in (
         Capabilities(activation_groups=True, vocabulary=True),
         Capabilities(offsets=True, vocabulary=True),

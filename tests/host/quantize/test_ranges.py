@@ -82,19 +82,25 @@ def test_without_a_library_small_matrices_compile_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And large ones only if there is a compiler: it is not asked again."""
-    asked: list[int] = []
+    asked, looks = list[int](), list[str]()
 
     def refuses(*_: object) -> None:
         asked.append(1)
         raise BuildError("no compiler")
 
+    def absent(golden: str) -> bool:
+        looks.append(golden)
+        return False
+
     fresh: list[Callable[[], None]] = [library_module._compiled.cache_clear, library.cache_clear]
+    fresh.append(library_module._is_there.cache_clear)
     for clear in fresh:
         clear()
     monkeypatch.setattr(library_module, "library_path", refuses)
-    monkeypatch.setattr(library_module, "is_compiled", lambda _: False)
+    monkeypatch.setattr(library_module, "is_compiled", absent)
     try:
-        assert library_if(worth=False) is None and not asked
+        assert library_if(worth=False) is None and library_if(worth=False) is None
+        assert len(looks) == 1 and not asked
         assert library_if(worth=True) is None and library_if(worth=True) is None
         assert asked == [1]
         assert not can_compile(np.zeros((1024, 1024), np.float32))

@@ -153,7 +153,8 @@ class KeptArrays:
         by :meth:`fill`. ``[N, columns]`` is copied in strips of ``strip`` rows."""
         if not self._copies:
             return self(values)
-        whole = np.ascontiguousarray(values)
+        # codes of a file that are copied four bytes at a time may lie anywhere
+        whole = np.require(values, requirements=["C", "ALIGNED"])
         copy = CCopy(rows=1, columns=whole.nbytes, size=1, strip=strip)
         taken = whole.nbytes
         if strip:
@@ -164,7 +165,7 @@ class KeptArrays:
         if taken > len(self._room):
             self._room = _huge_pages(max(taken, _ROOM))
         room, self._room = self._room[:taken], self._room[taken:]
-        copy.source, copy.to = self(whole), self(room)
+        copy.source, copy.to = whole.ctypes.data, self(room)
         self._awaited.append((copy, whole))
         return room.ctypes.data
 

@@ -154,9 +154,15 @@ def _compiled() -> CDLL | None:
         return None
 
 
+@cache
+def _is_there() -> bool:
+    """True if the library was there when it was first asked for: a look runs the compiler."""
+    return is_compiled(golden_header())
+
+
 def library_if(*, worth: bool) -> CDLL | None:
     """The library if it is there, or can be compiled and is ``worth`` it."""
-    if worth or library.cache_info().currsize or is_compiled(golden_header()):
+    if worth or library.cache_info().currsize or _is_there():
         return _compiled()
     return None
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -527,6 +528,26 @@ def test_matrices_are_copied_in_strips() -> None:
         expected = whole.reshape(-1, strip, array.shape[1]).transpose(0, 2, 1)
         found = np.ctypeslib.as_array((ctypes.c_uint8 * expected.nbytes).from_address(place))
         np.testing.assert_array_equal(found.view(array.dtype), expected.ravel())
+
+
+def test_what_is_copied_is_aligned_and_then_forgotten() -> None:
+    """Codes at an odd place of a file, as four bytes each."""
+    keep, pool = KeptArrays(copies=True, strip=32), Pool(1)
+    values = np.arange(4 * 40 * 3 + 1, dtype=np.uint32).astype(np.uint8)[1:].view(np.uint32)
+    values, expected = values.reshape(40, 3), values.reshape(40, 3).copy()
+    assert not values.flags.aligned
+    place, other = keep.matrix(values, 32), np.ones((2, 8), np.uint8)
+    forgotten = weakref.ref(other)
+    keep.matrix(other)
+    del other
+    assert forgotten() is not None
+    copy = keep._awaited[0][0]
+    assert copy.source % values.itemsize == 0
+    keep.fill(pool.address)
+    pool.close()
+    assert forgotten() is None
+    found = np.ctypeslib.as_array((ctypes.c_uint32 * (64 * 3)).from_address(place))
+    np.testing.assert_array_equal(found.reshape(2, 3, 32)[0], expected[:32].T)
 
 
 def resident_bytes(path: Path) -> int:

@@ -72,6 +72,7 @@ __all__ = [
     "outcomes",
     "setting",
     "simulated",
+    "tried_together",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,8 +190,10 @@ def is_named(fault: Mutant, unit: str | None) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Result of a fault: ``kind`` is ``absent`` from the configuration, ``silent``, ``token``,
-    ``hang`` or ``error``; ``named`` says that the unit is right.
+    """Result of a fault: ``named`` says that the unit is right.
+
+    ``kind`` is ``absent`` from the configuration, ``unbuilt`` where no netlist has it, ``silent``,
+    ``token``, ``hang`` or ``error``.
 
     ``cpu_s`` is its share of the processor time of the simulator, and that of the bisection.
     """
@@ -206,14 +209,15 @@ class Outcome:
     def line(self) -> str:
         """The outcome in words."""
         what = f"{self.file}: {self.fault}"
-        if self.kind in ("absent", "silent"):
-            return f"{what}: {_SILENT[self.kind]}"
+        if self.kind in _SILENT:
+            return ": ".join([what, _SILENT[self.kind], *([self.detail] if self.detail else [])])
         verdict = "named" if self.named else "NOT NAMED"
         return f"{what}: {self.kind}, {verdict}: {self.unit}: {self.detail}"
 
 
 _SILENT = {
     "absent": "not in this configuration",
+    "unbuilt": "no hardware",
     "silent": "changes no token here",
 }
 
@@ -221,7 +225,8 @@ _SILENT = {
 def bisect_with(fault: Mutant, wave: Path | None = None) -> dict[str, Any]:
     """Bisect with ``fault`` in the hardware; the result as :class:`Bisected` has it.
 
-    ``absent`` alone where the configuration's Verilog is that without the fault.
+    ``absent`` alone where the configuration's Verilog is that without the fault, ``unbuilt`` where
+    there is none with it.
     """
     model, engine = setting(fault)
     with tempfile.TemporaryDirectory(prefix="lutra-planted-") as scratch:
@@ -260,7 +265,13 @@ def work() -> None:
     """Bisect the model and engine of the command line, and print the result as JSON."""
     name, engine, sound, *wave = sys.argv[1:]
     config = _config(engine)
-    if _verilog_of(config) == sound:
+    try:
+        found = _verilog_of(config)
+    except Exception as error:
+        # a combinational cycle, or whatever else a faulty source raises
+        print(json.dumps({"unbuilt": f"{type(error).__name__}: {error}".partition("\n")[0]}))
+        return
+    if found == sound:
         print(json.dumps({"absent": True}))
         return
     with tempfile.TemporaryDirectory() as folder, _compiled_fast():
@@ -307,6 +318,8 @@ def _outcome(fault: Mutant, found: dict[str, Any], cpu_s: float) -> Outcome:
         kind, detail = "error", found["failed"]
     elif found.get("absent"):
         kind = "absent"
+    elif found.get("unbuilt"):
+        kind, detail = "unbuilt", found["unbuilt"]
     elif found["pass_index"] is not None:
         kind = "token" if found["error"] is None else "hang"
         unit, named = found["unit"], is_named(fault, found["unit"])
@@ -327,7 +340,11 @@ def grouped(faults: Sequence[Mutant]) -> Iterator[list[Shared] | Mutant]:
     """Faults that share a simulator, and then those that need their own."""
     open_groups, alone = dict[str, tuple[int, list[Shared]]](), list[Mutant]()
     for fault in faults:
-        each = shared(fault)
+        try:
+            each = shared(fault)
+        except Exception:
+            # a source that cannot be imported: its own process says why
+            each = None
         if each is None:
             alone.append(fault)
             continue
@@ -372,7 +389,10 @@ def simulated(group: Sequence[Shared]) -> Iterator["SharedSimulator"]:
         tempfile.TemporaryDirectory(prefix="lutra-planted-") as scratch,
         _built(config, variants, len(faults)),
     ):
-        build.build(config, trace="vcd")
+        try:
+            build.build(config, trace="vcd")
+        except build.BuildError as error:
+            raise UnshareableError(range(1, len(faults) + 1), str(error)) from error
         yield SharedSimulator(config, variants, faults, Path(scratch))
 
 
@@ -514,7 +534,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"\n{len(found)} of {len(FAULTS)} faults tried: {count['token']} change a token, "
         f"{count['hang'] + count['error']} hang or end in an error, {count['silent']} change "
-        f"nothing here, {count['absent']} are not in the configuration; {right} of {len(shown)} "
+        f"nothing here, {count['absent']} are not in the configuration, {count['unbuilt']} are no "
+        f"hardware; {right} of {len(shown)} "
         f"were named, {sum(each.cpu_s for each in found):.0f} s of processor time"
     )
     return 0 if right == len(shown) else 1
@@ -525,18 +546,27 @@ def _tried(faults: Sequence[Mutant], n_jobs: int) -> Iterator[Outcome]:
         if isinstance(group, Mutant):
             yield outcome(group)
         else:
-            yield from _tried_together(group, n_jobs)
+            yield from tried_together(group, n_jobs)
 
 
-def _tried_together(group: Sequence[Shared], n_jobs: int) -> Iterator[Outcome]:
+def tried_together(group: Sequence[Shared], n_jobs: int) -> Iterator[Outcome]:
+    """Try the faults of a group on one simulator, and those on their own that it cannot have."""
     try:
         yield from outcomes(group, n_jobs)
     except UnshareableError as error:
         numbered = list(enumerate(group, 1))
         rest = [each for number, each in numbered if number not in error.numbers]
+        others = [each for number, each in numbered if number in error.numbers]
         if rest:
-            yield from _tried_together(rest, n_jobs)
-        yield from (outcome(each.fault) for number, each in numbered if number in error.numbers)
+            yield from tried_together(rest, n_jobs)
+            yield from (outcome(each.fault) for each in others)
+        elif len(others) > 1:
+            # one of them may be what spoils it for all
+            middle = len(others) // 2
+            for half in (others[:middle], others[middle:]):
+                yield from tried_together(half, n_jobs)
+        else:
+            yield outcome(others[0].fault)
 
 
 def _logged(path: Path | None) -> dict[tuple[str, str], Outcome]:

@@ -11,7 +11,15 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import Component, In, Out
 from amaranth.sim import Simulator
 from tests.system.planted import FAULTS, mutant
-from tests.system.variants import UnshareableError, Variants, beside, shared, traced
+from tests.system.variants import (
+    Shared,
+    UnshareableError,
+    Variants,
+    beside,
+    netlist,
+    shared,
+    traced,
+)
 
 from lutra_golden.core.configs import NANO
 from lutra_hw.arith.quantize import Quantizer
@@ -106,6 +114,56 @@ def test_other_ports_need_another_simulator() -> None:
         with pytest.raises(UnshareableError, match=r"^MatmulEngine has other ports$") as error:
             engine.elaborate(None)
     assert error.value.numbers == {1}
+
+
+class Loop(Parent):
+    """The checksum's own half as its word: through a register, as long as nothing is wrong."""
+
+    def elaborate(self, platform):
+        m = Module()
+        checksum: Any = Checksum()
+        m.submodules.checksum = checksum
+        m.d.comb += [checksum.word.eq(checksum.half), self.half.eq(checksum.half)]
+        return m
+
+
+class Through(Checksum):
+    """A checksum without its register."""
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.half.eq(self.word)
+        return m
+
+
+class Same(Checksum):
+    """A checksum as it is."""
+
+
+class Failing(Checksum):
+    """A checksum that is not made."""
+
+    def elaborate(self, platform):
+        raise KeyError("half")
+
+
+@pytest.mark.parametrize(
+    ("faulty", "why"), [(Through, "CombinationalCycle"), (Failing, "KeyError")]
+)
+def test_a_netlist_that_cannot_be_needs_other_simulators(faulty: Any, why: str) -> None:
+    [fault, other] = [mutant("the other set of tables"), mutant("sine with the wrong sign")]
+    faults = [
+        Shared(fault=fault, components={Checksum: faulty}),
+        Shared(fault=other, components={Checksum: Same}),
+    ]
+    with (
+        beside(faults, Signal(8)),
+        pytest.raises(UnshareableError, match=f"^{why} in the netlist of 2 faults$") as error,
+    ):
+        netlist(Loop(), 2)
+    assert error.value.numbers == {1, 2}
+    with beside(faults[1:], Signal(8)):
+        assert "variant_1" in netlist(Loop(), 1)[0]
 
 
 def test_ports_are_those_of_the_chosen_copies() -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "Variants",
     "beside",
     "elaborate",
+    "netlist",
     "shared",
     "traced",
 ]
@@ -68,7 +69,10 @@ _Place = tuple[str, str]
 
 
 class UnshareableError(ValueError):
-    """Faults of these ``numbers`` need a simulator of their own."""
+    """Faults of these ``numbers`` need a simulator of their own.
+
+    Where they are all, some of them may share one without the others.
+    """
 
     def __init__(self, numbers: Iterable[int], why: str) -> None:
         super().__init__(why)
@@ -143,9 +147,24 @@ def elaborate(config: AcceleratorConfig, faults: Sequence[Shared]) -> Variants:
             return m
 
     with paused_collector(), beside(faults, selected):
-        text, ports = to_named_verilog(Chosen(config), TOP)
+        text, ports = netlist(Chosen(config), len(faults))
     present = [number for number in range(1, len(faults) + 1) if _is_present(text, number)]
     return Variants(verilog=text + _CHOOSER, ports=ports, present=present)
+
+
+def netlist(component: Component, n_faults: int) -> tuple[str, Mapping[str, Mapping[str, Any]]]:
+    """Verilog and ports of a component that has faults beside its parts.
+
+    Raises UnshareableError for all of them where there is no such netlist: for a combinational
+    cycle, or whatever else a faulty source raises.
+    """
+    try:
+        return to_named_verilog(component, TOP)
+    except UnshareableError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__} in the netlist of {n_faults} faults"
+        raise UnshareableError(range(1, n_faults + 1), what) from error
 
 
 def traced(verilog: str, scopes: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ class Monitor:
         self._view = view = RunView(reference, ports, WATCHED)
         self._control, self._reads = ControlCheck(view), ReadCheck(view)
         self._words = WordCheck(view)
-        self._started = self._finished = self._over = False
+        self._started = self._finished = self._over = self._fetching = False
         self._raw = True
 
     @property
@@ -59,7 +59,7 @@ class Monitor:
         if self._over:
             return None
         before, view.values = view.values, values
-        if self._started and view.bit("registers.clear"):
+        if (self._started or self._fetching) and view.bit("registers.clear"):
             # the run has failed: from here on the units are as after a reset
             self._over, view.values = True, before
             return None
@@ -74,13 +74,15 @@ class Monitor:
     def _step(self) -> None:
         view = self._view
         if view.bit("sequencer.start"):
-            self._raw = view.bit("sequencer.raw")
+            self._raw = self._fetching = view.bit("sequencer.raw")
             if not self._raw:
                 self._started = True
                 self._control.context()
-        if view.bit("sequencer.finished") and not self._raw:
-            self._finished = True
-            self._complete()
+        if view.bit("sequencer.finished"):
+            self._fetching = False
+            if not self._raw:
+                self._finished = True
+                self._complete()
         self._control.step()
         self._reads.step(fetches=not self._raw)
         self._words.step()
@@ -107,6 +109,9 @@ class Monitor:
         )
         if found is None:
             return None
+        race = self._race(error, end)
+        if race is not None:
+            return race
         number, channel, address = found.groups()
         signal = f"accelerator.m_axi_{number}"
         if channel is not None and channel.startswith(("aw", "w", "b")):
@@ -126,6 +131,30 @@ class Monitor:
         unit = f"reads of {purposes} (reader, width converter, arbiter)"
         return Finding(cycle=end, unit=unit, signal=signal, text=error)
 
+    def _race(self, error: str, end: int) -> Finding | None:
+        """Finding of a run in which bytes were read that were written and are not answered."""
+        found = re.match(
+            r"m_axi_(\d+)__araddr (\w+): (\d+) bytes overlap with (m_axi_\d+__aw)addr (\w+)", error
+        )
+        if found is None:
+            return None
+        first, n_bytes = int(found[2], 16), int(found[3])
+        reads = self._view.reference.config.ports[int(found[1])].reads
+        asking = [each for each in reads if self._reads.asks(each, first, n_bytes)]
+        if not asking:
+            return None
+        unit = {Purpose.ATTENTION: Unit.ATTENTION, Purpose.LOAD: Unit.LOAD}.get(asking[0])
+        executed = None if unit is None else self._view.current(unit)
+        index = None if executed is None else executed.index
+        if unit is not None and self._words.writes(range(first, first + n_bytes)):
+            # the instruction that writes goes on, and its words are read
+            signal = self._view.path(f"{unit.name.lower()}.rd_cmd__payload")
+            who = self._view.name(unit, executed)
+        else:
+            # what waits for a write waits until the writer says that it is idle
+            signal, who = f"accelerator.{found[4]}valid", WRITES
+        return Finding(cycle=end, unit=who, signal=signal, text=error, index=index)
+
     def stuck(self) -> Finding:
         """Finding of a run that has ended without a wrong word, by an error or a hang."""
         try:
@@ -136,11 +165,9 @@ class Monitor:
 
     def _waits(self) -> None:
         if not self._started:
-            text = "the program is not begun"
-            self._view.fail(CONTROL, "sequencer.start", text)
+            self._waits_to_begin()
         if self._finished:
-            text = "the program is over, and its run is not"
-            self._view.fail(CONTROL, "sequencer.finished", text)
+            self._waits_to_end()
         busy = [
             executed
             for unit in Unit
@@ -148,7 +175,6 @@ class Monitor:
         ]
         for executed in sorted(busy, key=lambda each: each.index):
             self._waits_of(executed)
-        fetch = self._reads.reads["sequencer.rd_cmd"]
         waiting = [e for unit in Unit if (e := self._view.current(unit))]
         ready = [
             e
@@ -156,9 +182,7 @@ class Monitor:
             if all(self._view.done[u] >= w for u, w in zip(Unit, e.instruction.waits, strict=True))
         ]
         first = min(ready or waiting, key=lambda each: each.index, default=None)
-        if fetch.asked > fetch.came and not self._view.bit("sequencer.rd_data__valid"):
-            text = f"{fetch.came} of {fetch.asked} words came that were asked for"
-            self._view.fail(fetch.where, "sequencer.rd_data__valid", text, first)
+        self._waits_to_fetch(first)
         if first is None:
             text = "all instructions are done, and the program does not end"
             self._view.fail("sequencer", "sequencer.finished", text)
@@ -168,6 +192,42 @@ class Monitor:
             text = f"it does not take {said(first)}"
             self._view.fail(self._view.name(first.unit, first), f"{stream}__ready", text, first)
         self._view.fail("sequencer", f"{stream}__valid", text, first)
+
+    def _waits_to_begin(self) -> None:
+        """Say what a run waits for whose program is not begun."""
+        if self._fetching:
+            self._waits_to_fetch(None)
+            if self._view.bit("sequencer.word__valid") and not self._view.bit(
+                "sequencer.word__ready"
+            ):
+                text = "a word of the descriptor is not taken"
+                self._view.fail(CONTROL, "sequencer.word__ready", text)
+            text = "all words of the descriptor came, and its fetch does not end"
+            self._view.fail("sequencer", "sequencer.finished", text)
+        self._view.fail(CONTROL, "sequencer.start", "the program is not begun")
+
+    def _waits_to_end(self) -> None:
+        """Say what a run waits for whose program is over."""
+        for name in ("vector.wr_cmd", "vector.wr_data"):
+            if self._view.bit(f"{name}__valid") and not self._view.bit(f"{name}__ready"):
+                self._view.fail(WRITES, f"{name}__ready", "a word of the result is not taken")
+        if self._words.has_result and not self._view.bit("vector.wr_idle"):
+            text = "the result was handed over, and is never written"
+            self._view.fail(WRITES, "vector.wr_idle", text)
+        text = "the program is over, and its run is not"
+        self._view.fail(CONTROL, "sequencer.finished", text)
+
+    def _waits_to_fetch(self, first: Executed | None) -> None:
+        """Say that the sequencer waits for words, of which ``first`` may be an instruction."""
+        fetch, name = self._reads.reads["sequencer.rd_cmd"], "sequencer.rd_cmd"
+        if self._view.bit(f"{fetch.data}__valid"):
+            return
+        if self._view.bit(f"{name}__valid") and not self._view.bit(f"{name}__ready"):
+            text = "a command of the sequencer is not taken"
+            self._view.fail(fetch.where, f"{name}__ready", text, first)
+        if fetch.asked > fetch.came:
+            text = f"{fetch.came} of {fetch.asked} words came that were asked for"
+            self._view.fail(fetch.where, f"{fetch.data}__valid", text, first)
 
     def _waits_of(self, executed: Executed) -> None:
         """Say what the unit of an instruction that was begun waits for."""
@@ -207,11 +267,12 @@ def _names() -> list[str]:
     for name in (
         *("matmul.cmd", "attention.cmd", "vector.wr_cmd", "vector.wr_data"),
         *("sequencer.rd_cmd", "sequencer.rd_data", "load.rd_cmd", "load.rd_data"),
+        *("vector.result_cmd", "vector.result_data"),
         *("attention.rd_cmd", "attention.rd_data", "sequencer.weight_cmd", "matmul.weights"),
     ):
         names += _stream(name)
     names += ["sequencer.start", "sequencer.raw", "sequencer.finished", "vector.wr_idle"]
-    names += ["vector.result_cmd__valid", "vector.result_data__valid"]
+    names += ["sequencer.word__valid", "sequencer.word__ready"]
     names += ["matmul.acc__addr", "matmul.acc__data", "load.tokens__addr", "load.tokens__data"]
     names += ["vector.saturated", "attention.saturated", "registers.clear"]
     for name in ("load", "vector", "attention"):

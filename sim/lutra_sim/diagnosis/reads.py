@@ -66,29 +66,33 @@ class ReadCheck:
             e for e in view.queues[Unit.MATMUL] if len(e.tokens) and e.instruction.args["n_words"]
         ]
 
-    def asks(self, purpose: Purpose, address: int) -> bool:
-        """True if a command of this purpose covers ``address``, and its word did not come yet."""
+    def asks(self, purpose: Purpose, address: int, n_bytes: int = 1) -> bool:
+        """True if a command of this purpose reads any of ``n_bytes`` from ``address`` on, and the
+        words did not come yet."""
         return any(
-            first <= address < first + beats * reads.word_bytes
+            first < address + n_bytes and address < first + beats * reads.word_bytes
             for reads in self.reads.values()
             if reads.purpose is purpose
             for first, beats in reads.commands
         )
 
     def step(self, *, fetches: bool) -> None:
-        """Check a cycle; the sequencer's own reads only if it fetches instructions."""
-        for name, reads in self.reads.items():
-            if fetches or reads.purpose is not Purpose.FETCH:
-                self._read(name, reads)
+        """Check a cycle.
 
-    def _read(self, command: str, reads: Reads) -> None:
+        The sequencer's own words are compared only if it fetches instructions; of what else it
+        fetches, the interpreter's memory has nothing.
+        """
+        for name, reads in self.reads.items():
+            self._read(name, reads, compares=fetches or reads.purpose is not Purpose.FETCH)
+
+    def _read(self, command: str, reads: Reads, *, compares: bool) -> None:
         if self._view.moves(command):
             found = self._view.fields(f"{command}__payload")
             self._command(command, reads, found["addr"], found["beats"])
             reads.commands.append([found["addr"], found["beats"]])
             reads.asked += found["beats"]
             reads.n_commands += 1
-        if reads.commands and self._view.bit(f"{reads.data}__valid"):
+        if compares and reads.commands and self._view.bit(f"{reads.data}__valid"):
             # a unit may use parts of a word before it takes it
             self._word(reads)
         if not self._view.moves(reads.data):

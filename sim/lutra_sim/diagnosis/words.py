@@ -38,12 +38,15 @@ class WordCheck:
         self._write_commands: deque[list[int]] = deque()
         self._write_beats: deque[tuple[int, int]] = deque()
         self._acc: tuple[int, int] | None = None
+        self.has_result = False
+        """A word of the run's result was handed over."""
 
     def step(self) -> None:
         """Check a cycle."""
         self._accumulators()
         for component, port, unit in BUFFERS:
             self._buffer(component, port, unit)
+        self._result()
         self._write()
         self._saturation()
         for unit in Unit:
@@ -53,6 +56,13 @@ class WordCheck:
         """True if an instruction that writes to memory has handed over all that it writes."""
         stores = self._stores(executed)
         return bool(stores) and not stores.keys() - self._written
+
+    def writes(self, addresses: range) -> bool:
+        """True if the instruction of the vector unit writes to any of these ``addresses``."""
+        executed = self._view.current(Unit.VECTOR)
+        if executed is None or not self._view.begun(executed):
+            return False
+        return any(at in addresses for at in self._stores(executed))
 
     def _accumulators(self) -> None:
         """Accumulators that the vector unit reads: they come a cycle after their address."""
@@ -141,6 +151,20 @@ class WordCheck:
             words = {port: dict(each.items()) for port, each in executed.words.items()}
             self._expanded[unit] = executed.number, words
         return words
+
+    def _result(self) -> None:
+        """The vector unit hands on the result of the run as it gets it."""
+        view = self._view
+        for kind in ("cmd", "data"):
+            own, passed = f"vector.result_{kind}", f"vector.wr_{kind}"
+            if not view.bit(f"{own}__valid"):
+                continue
+            for part in ("valid", "ready", "payload"):
+                if view.number(f"{own}__{part}") != view.number(f"{passed}__{part}"):
+                    text = f"{part} of the result of the run is not as on the other side of the "
+                    wire = f"{own if part == 'ready' else passed}__{part}"
+                    view.fail(UNIT_NAMES[Unit.VECTOR], wire, text + "vector unit")
+            self.has_result |= view.moves(own)
 
     def _write(self) -> None:
         if self._view.moves("vector.wr_cmd") and not self._view.bit("vector.result_cmd__valid"):

@@ -1,13 +1,62 @@
-"""The monitor of a trace: what the simulated memory's complaints are taken for."""
+"""The monitor of a trace: what complaints of the simulated memory and hangs are taken for."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import pytest
 
+from lutra_golden.control.isa import Instruction, Opcode
 from lutra_golden.control.memory import Memory
+from lutra_golden.control.recorder import Executed
+from lutra_golden.control.registers import CONTEXT
 from lutra_golden.core.configs import NANO
-from lutra_sim.diagnosis.monitor import Monitor
+from lutra_sim.diagnosis.monitor import WATCHED, Monitor
 from lutra_sim.diagnosis.reads import ReadCheck
-from lutra_sim.diagnosis.view import CONTROL, WRITES, Found, Reference, RunView
+from lutra_sim.diagnosis.view import CONTROL, WRITES, Finding, Found, Reference, RunView
 from lutra_sim.rtl.build import WirePort
+
+READS = "reads of {} (reader, width converter, arbiter)"
+COMMAND = {"addr": (0, 32), "beats": (32, 24)}
+START = {"sequencer.start": 1}
+FETCH = {"sequencer.start": 1, "sequencer.raw": 1}
+ASKED = {"sequencer.rd_cmd__valid": 1, "sequencer.rd_cmd__ready": 1}
+ASKED |= {"sequencer.rd_cmd__payload": 2 << 32 | 0x40}
+CAME = {"sequencer.rd_data__valid": 1, "sequencer.rd_data__ready": 1}
+RAW = {"sequencer.raw": 1}
+FINISHED = {"sequencer.finished": 1}
+RESULT = {
+    f"vector.{side}_data__{part}": value
+    for side in ("result", "wr")
+    for part, value in (("valid", 1), ("ready", 1), ("payload", 0x1F))
+}
+
+
+def watching(*executed: Executed) -> Monitor:
+    """A monitor of a run with these instructions and no token."""
+    reference = Reference(
+        config=NANO,
+        executed=executed,
+        memory=Memory(1 << 16),
+        registers=dict.fromkeys(CONTEXT, 0),
+        tokens=[],
+        chunks=[],
+    )
+    address = {"token": (0, 4), "pair": (4, 4)}
+    fields = {"matmul.acc__addr": address, "vector.wr_data__payload": {"data": (0, 4)}}
+    fields["vector.wr_data__payload"]["strb"] = (4, 4)
+    ports = {
+        f"core.{name}": WirePort(wire=name, fields=fields.get(name, COMMAND)) for name in WATCHED
+    }
+    return Monitor(reference, ports)
+
+
+def after(monitor: Monitor, *cycles: Mapping[str, int]) -> Finding | None:
+    """The first finding in cycles in which these wires are not 0."""
+    for number, wires in enumerate(cycles):
+        found = monitor.cycle(number, [f"{wires.get(name, 0):b}" for name in monitor.wires])
+        if found is not None:
+            return found
+    return None
 
 
 @pytest.mark.parametrize(
@@ -58,3 +107,123 @@ def test_a_word_is_compared_when_it_is_offered() -> None:
         check.step(fetches=False)
     assert error.value.finding.unit == "reads of load (reader, width converter, arbiter)"
     assert error.value.finding.text == f"the word read at {n:#x} is wrong in byte 1"
+
+
+@pytest.mark.parametrize(
+    ("cycles", "unit", "text"),
+    [
+        ([], CONTROL, "the program is not begun"),
+        (
+            [FETCH, RAW | {"sequencer.rd_cmd__valid": 1}],
+            READS.format("fetch"),
+            "a command of the sequencer is not taken",
+        ),
+        (
+            [FETCH, RAW | ASKED, RAW | CAME, RAW],
+            READS.format("fetch"),
+            "1 of 2 words came that were asked for",
+        ),
+        (
+            [FETCH, RAW | ASKED, RAW | CAME, RAW | CAME, RAW | {"sequencer.word__valid": 1}],
+            CONTROL,
+            "a word of the descriptor is not taken",
+        ),
+        (
+            [FETCH, RAW | ASKED, RAW | CAME, RAW | CAME, RAW],
+            "sequencer",
+            "all words of the descriptor came, and its fetch does not end",
+        ),
+        ([FETCH, RAW | ASKED, RAW | CAME, RAW | CAME, RAW | FINISHED], CONTROL, None),
+        # what is wrong is what was when the run failed
+        (
+            [FETCH, RAW | ASKED, {"registers.clear": 1}, {}],
+            READS.format("fetch"),
+            "0 of 2 words came that were asked for",
+        ),
+    ],
+)
+def test_who_keeps_a_program_from_beginning(
+    cycles: list[dict[str, int]], unit: str, text: str | None
+) -> None:
+    """Words of the descriptor that go elsewhere are not what control does wrong."""
+    monitor = watching()
+    assert after(monitor, *cycles) is None
+    found = monitor.stuck()
+    assert (found.unit, found.text) == (unit, text or "the program is not begun")
+
+
+@pytest.mark.parametrize(
+    ("cycle", "unit", "signal"),
+    [
+        ({}, CONTROL, "sequencer.finished"),
+        (RESULT | {"vector.wr_idle": 1}, CONTROL, "sequencer.finished"),
+        (RESULT, WRITES, "vector.wr_idle"),
+        (
+            RESULT | {"vector.result_data__ready": 0, "vector.wr_data__ready": 0},
+            WRITES,
+            "vector.wr_data__ready",
+        ),
+    ],
+)
+def test_who_keeps_a_run_from_ending(cycle: dict[str, int], unit: str, signal: str) -> None:
+    monitor = watching()
+    assert after(monitor, START, FINISHED, cycle) is None
+    found = monitor.stuck()
+    assert (found.unit, found.signal) == (unit, signal)
+
+
+@pytest.mark.parametrize("part", ["valid", "ready", "payload"])
+def test_the_vector_unit_hands_on_the_result(part: str) -> None:
+    wire = f"vector.{'result' if part == 'ready' else 'wr'}_data__{part}"
+    found = after(watching(), START, FINISHED, RESULT | {wire: 0})
+    assert found is not None
+    assert (found.unit, found.signal) == ("vector unit", wire)
+
+
+def storing(first: int) -> Executed:
+    """An instruction that writes 64 bytes."""
+    instruction = Instruction(opcode=Opcode.ROPEQ, args={})
+    return Executed(
+        index=6,
+        number=0,
+        instruction=instruction,
+        tokens=range(0),
+        words={},
+        stores=[(first, np.zeros(64, np.uint8))],
+        saturated=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "stored", "unit"),
+    [
+        # asked for, when no instruction writes there
+        (0x1000, 0x2000, WRITES),
+        # asked for, while the instruction writes
+        (0x1000, 0x1010, "attention unit"),
+        # not asked for
+        (0x3000, 0x2000, READS.format("fetch or load or attention")),
+    ],
+)
+def test_what_is_read_before_it_is_written(address: int, stored: int, unit: str) -> None:
+    """The writer, if the unit was right to read; else who read too early."""
+    attend = Executed(
+        index=7,
+        number=0,
+        instruction=Instruction(opcode=Opcode.ATTEND, args={"kv_offset": 0}),
+        tokens=range(0),
+        words={},
+        stores=[],
+        saturated=False,
+    )
+    monitor = watching(storing(stored), attend)
+    view = monitor._view
+    view.accepted[storing(0).unit] = view.accepted[attend.unit] = 1
+    reads = monitor._reads.reads["attention.rd_cmd"]
+    reads.commands.append([0x1000, 4])
+    error = (
+        f"m_axi_1__araddr {address:#x}: 64 bytes overlap with m_axi_1__awaddr 0x1040, which has "
+    )
+    found = monitor.refused(error + "not been answered yet, in cycle 9", 9)
+    assert found is not None
+    assert found.unit == unit

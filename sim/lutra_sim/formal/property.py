@@ -168,7 +168,7 @@ class Property(ABC):
         self._ports.append(Value.cast(signal))
         return signal
 
-    def probe(self, path: str, shape: Any, *, cut: bool = False) -> Signal:
+    def probe(self, path: str, shape: Any, *, cut: bool = False) -> Any:
         """The signal ``path`` inside the component, for invariants that an induction needs.
 
         With ``cut`` nothing in the component drives it: it may be another in every cycle. A claim

@@ -230,8 +230,8 @@ def matrix_of(
             group //= parts
         # what one or two numbers say takes no memory that every token would read
         two = TwoZeros.of(zero)
-    marked = two is not None and two.first < two.second
-    strip = hold.strip if not marked and _in_strips(stored.bits, group) else 0
+    marks = two.marks if two is not None and two.first < two.second else None
+    strip = hold.strip if marks is None and _in_strips(stored.bits, group) else 0
     codes = stored.codes.view(_FOUR_BYTES) if strip else stored.codes
 
     def held(values: NDArray[np.generic] | None) -> int | None:
@@ -241,7 +241,7 @@ def matrix_of(
         codes=hold.matrix(codes, strip),
         scale=held(scale),
         zero=held(zero) if two is None else None,
-        marks=hold.matrix(two.marks) if marked else None,
+        marks=None if marks is None else hold.matrix(marks),
         zero_point=0 if two is None else two.first,
         other_zero=0 if two is None else two.second,
         offset=held(offset),

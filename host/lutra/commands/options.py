@@ -120,9 +120,9 @@ def add_head(parser: argparse.ArgumentParser, default: str) -> None:
         "--head",
         type=int,
         choices=(PLAIN_HEAD, *HEAD_BITS),
-        help="bits of embedding and head at most, as codes in groups, on the devices cpu and "
-        "golden; codes of a GGUF file that have no more are kept. 0 is int16 and five trits, which "
-        f"every device runs (default {default})",
+        help="bits of embedding and head at most, as codes in groups, on all devices but "
+        "accelerators with engine ternary; codes of a GGUF file that have no more are kept. 0 is "
+        f"int16 and five trits, which every device runs (default {default})",
     )
 
 

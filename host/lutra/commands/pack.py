@@ -49,7 +49,7 @@ _LESS = (
 )
 _LARGER = (
     "embedding and head are int16 and five trits, which every device runs: --head 8 keeps the "
-    "codes of the file, in fewer bytes, on the devices cpu and golden"
+    "codes of the file, in fewer bytes, on all devices but accelerators with engine ternary"
 )
 
 

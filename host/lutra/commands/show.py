@@ -179,7 +179,7 @@ def _vocabulary(checkpoint: GgufCheckpoint, model: Decoder) -> dict[str, object]
     coded = default_head(model.embed_tokens, model.lm_head, None, runs=True, offsets=True)
     found: dict[str, object] = {}
     for what, name, plain in (("embedding", held[0], "int16"), ("head", held[-1], "five trits")):
-        kept = f"codes and scales on cpu and golden, {plain} on others" if coded else plain
+        kept = f"codes and scales, {plain} on boards" if coded else plain
         found[what] = f"{checkpoint.tensor(name).kind.name}: {kept}"
     return found
 

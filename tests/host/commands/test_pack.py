@@ -496,8 +496,8 @@ def test_show_of_checkpoints(source: Path, ternary: Path, tmp_path: Path, capsys
     assert (figures["embedding"], figures["head"]) == ("F16: int16", "F16: five trits")
     gguf_model.write_gguf(tmp_path / "coded.gguf", gguf_model.MODELS["qwen3"], "Q4_0", outer="Q5_0")
     coded, _ = shown(capsys, tmp_path / "coded.gguf")
-    assert coded["embedding"] == "Q5_0: codes and scales on cpu and golden, int16 on others"
-    assert coded["head"] == "Q5_0: codes and scales on cpu and golden, five trits on others"
+    assert coded["embedding"] == "Q5_0: codes and scales, int16 on boards"
+    assert coded["head"] == "Q5_0: codes and scales, five trits on boards"
     assert re.search(r"^Q4_0 +14 +\d+ +4\.5 +W4 in groups of 32 +codes and scales$", table, re.M)
 
 

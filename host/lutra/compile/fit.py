@@ -1,5 +1,6 @@
 """Checks that a packed model fits a configuration; refusals name what is missing."""
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -75,13 +76,15 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
     """Refuse a format that the engine of ``config`` does not support."""
     m = config.matmul
     if m.kind not in engines_for(model):
-        what = model.format
+        what, change = model.format, ""
         if model.vocabulary is not None:
             what += f" with a head of {model.vocabulary.head.stored.bits} bits"
+            if m.kind in engines_for(replace(model, vocabulary=None)):
+                change = ", or pack the model with --head 0"
         raise LutraError(
             f"engine {m.kind} does not run {what}, only ternary weights with one scale per "
             "matrix and 8-bit activations with one scale per token: use engine "
-            f"{either(engines_for(model))}"
+            f"{either(engines_for(model))}{change}"
         )
     if model.a_bits != m.a_width:
         raise LutraError(
@@ -98,7 +101,7 @@ def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
         raise LutraError(
             f"configuration {config.name} is built for zero points, the model's groups of weights "
             f"have offsets: use a configuration with offset_width={offset_width(model, m.kind)}, "
-            "or pack the model again without --offsets"
+            "or pack the model again with --no-offsets"
         )
     if not m.grouped:
         return

@@ -34,7 +34,7 @@ from lutra.progress import StepProgress
 from lutra.quantize import default_format, default_parts, float_bits, group_of
 from lutra.quantize.budget import CHOICES, BitPlan, Sensitivity
 from lutra.quantize.calibration import calibration_windows
-from lutra.quantize.driver import METHODS, Recipe, quantize_layers
+from lutra.quantize.driver import METHODS, Recipe, is_floating, quantize_layers, usable_windows
 from lutra.text.tokenizer import Tokenizer, copy_tokenizer
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import unwritable
@@ -166,6 +166,21 @@ def _quantize(args: argparse.Namespace) -> int:
     # a model without one is refused before it is packed
     tokenizer = Tokenizer.open(path, model.config.bos_token_id)
     calibration = None if args.calib is None else _windows(args, tokenizer, model)
+    usable_windows(model, recipe, calibration)
+    # said before the work, which may take hours, and not behind it
+    if METHODS[args.method] is not None and not is_floating(model.layers[0]):
+        print(
+            f"note: the weights of {model.name} are integers already and stay as they are: "
+            f"--method {args.method} changes nothing",
+            file=sys.stderr,
+        )
+    closest = default_parts(*given, EVERY_PART)
+    for note, ours, closer in (
+        (_LESS, parts.a_groups, closest.a_groups),
+        (_LARGER, parts.head_bits, closest.head_bits),
+    ):
+        if ours != closer:
+            print(f"note: {note}", file=sys.stderr)
     tables: list[tuple[Sensitivity, BitPlan]] = []
     try:
         with StepProgress() as progress:
@@ -175,13 +190,6 @@ def _quantize(args: argparse.Namespace) -> int:
             )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted: run the same command again to resume") from None
-    closest = default_parts(*given, EVERY_PART)
-    for note, ours, closer in (
-        (_LESS, parts.a_groups, closest.a_groups),
-        (_LARGER, parts.head_bits, closest.head_bits),
-    ):
-        if ours != closer:
-            print(f"note: {note}", file=sys.stderr)
     for sensitivity, plan in tables:
         _print_plan(sensitivity, plan)
     packed = open_packed(args.out)

@@ -31,7 +31,15 @@ from lutra_golden.model.cache import Kv
 from lutra_golden.model.packed import PackedLayer, PackedModel
 from lutra_golden.model.shapes import LINEARS
 
-__all__ = ["METHODS", "LayerStore", "Recipe", "quantize_layers", "quantize_model"]
+__all__ = [
+    "METHODS",
+    "LayerStore",
+    "Recipe",
+    "is_floating",
+    "quantize_layers",
+    "quantize_model",
+    "usable_windows",
+]
 
 METHODS: Mapping[str, Method | None] = {
     "rtn": None,
@@ -191,21 +199,10 @@ def quantize_layers(
     tokens; ``on_plan`` gets the bits that a budget allots. ``packer`` is one of a model with the
     recipe's bits of activations, and can finish when the last layer is out.
     """
-    check_format(model, recipe.format)
-    method = METHODS[recipe.method] if _dense(model.layers[0]) else None
-    windows = None
-    if recipe.calibrated and _dense(model.layers[0]):
-        if calibration is None:
-            option = f"--method {recipe.method}" if METHODS[recipe.method] else "--bits-budget"
-            raise LutraError(f"{option} needs a calibration text: give one with --calib FILE")
-        windows = _checked(model, calibration)
+    windows = usable_windows(model, recipe, calibration)
+    method = METHODS[recipe.method] if is_floating(model.layers[0]) else None
     plan = None
-    if recipe.bits_budget is not None:
-        if windows is None:
-            raise LutraError(
-                f"the weights of {model.name} are integers already, which a bits-budget is not "
-                "for: leave --bits-budget out"
-            )
+    if recipe.bits_budget is not None and windows is not None:
         plan = _plan(model, recipe, windows, store, progress, on_plan)
     states = None if method is None or windows is None else States(model, windows)
     stage, n_layers = stage_of(model), len(model.layers)
@@ -219,7 +216,7 @@ def quantize_layers(
                 LINEARS, recipe.float_bits or recipe.format.w_bits
             )
             bits = plan.of(i) if plan else uniform
-            if method is None or states is None or not _dense(layer):
+            if method is None or states is None or not is_floating(layer):
                 layer = quantize_layer(
                     layer, bits, recipe.group, offsets=recipe.offsets, ternary=recipe.ternary
                 )
@@ -247,7 +244,27 @@ def quantize_layers(
         progress(stage, 1.0)
 
 
-def _dense(layer: DecoderLayer) -> bool:
+def usable_windows(
+    model: Decoder, recipe: Recipe, calibration: NDArray[np.int64] | None
+) -> NDArray[np.int64] | None:
+    """The windows ``[n, length]`` of ``calibration`` if the recipe uses them for this model, else
+    None; LutraError if it cannot be carried out."""
+    check_format(model, recipe.format)
+    if recipe.calibrated and is_floating(model.layers[0]):
+        if calibration is None:
+            option = f"--method {recipe.method}" if METHODS[recipe.method] else "--bits-budget"
+            raise LutraError(f"{option} needs a calibration text: give one with --calib FILE")
+        return _checked(model, calibration)
+    if recipe.bits_budget is not None:
+        raise LutraError(
+            f"the weights of {model.name} are integers already, which a bits-budget is not for: "
+            "leave --bits-budget out"
+        )
+    return None
+
+
+def is_floating(layer: DecoderLayer) -> bool:
+    """True if all matrices of a layer are in floating point, so that a method can round them."""
     return all(isinstance(layer.linear(name), Dense) for name in LINEARS)
 
 

@@ -359,6 +359,17 @@ def test_a_packed_model_and_an_empty_folder_are_overwritten(
     assert open_packed(out).model.format == "W2A8"
 
 
+def test_a_method_that_changes_nothing_is_said(
+    ternary: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    assert main(["quantize", str(ternary), "-o", str(out), "--method", "gptq"]) == 0
+    assert capsys.readouterr().err == (
+        "note: the weights of beaver are integers already and stay as they are: --method gptq "
+        "changes nothing\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -248,6 +248,18 @@ def test_a_device_of_another_kind_gets_what_all_run(tmp_path: Path) -> None:
     assert LLM(folder, device, load=False).packed.format == "W8A8"
 
 
+def test_what_is_not_kept_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_given: object) -> None:
+        raise KeyboardInterrupt
+
+    source = write_model(tmp_path / "otter", SHAPE)
+    monkeypatch.setattr("lutra.commands.pack._pack", interrupted)
+    assert main(["pack", str(source), "-o", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.startswith("note: " + PACKED)
+
+
 def test_pack_is_for_every_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write_model(tmp_path / "otter", SHAPE), tmp_path / "out"
     found: list[tuple[str, str]] = []

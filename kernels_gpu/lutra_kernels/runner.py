@@ -35,7 +35,7 @@ from lutra_kernels.matmul.linear import linear
 from lutra_kernels.matmul.matrix import Matrix
 from lutra_kernels.model import Layer, Model, product_bits
 from lutra_kernels.pool import KvPool
-from lutra_kernels.vector.embedding import CodedRows, embed_rows
+from lutra_kernels.matmul.embedding import CodedRows, embed_rows
 from lutra_kernels.vector.norm import Source, norm_quantize
 from lutra_kernels.vector.rope import rope_kv
 

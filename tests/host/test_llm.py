@@ -631,7 +631,7 @@ def test_the_rounded_model_is_what_is_run(folder: Path) -> None:
         (
             {"engine": "ternary"},
             (
-                "engine ternary does not run W8A8g32, only ternary weights with one scale per "
+                "engine ternary does not run W8A8, only ternary weights with one scale per "
                 "matrix and 8-bit activations with one scale per token: use engine lut, mixpe or "
                 "mac"
             ),

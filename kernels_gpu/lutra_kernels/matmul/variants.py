@@ -1,6 +1,7 @@
 """The matmul kernels as they run on the layers of released models."""
 
 from lutra_kernels.catalogue import Variant
+from lutra_kernels.matmul.embedding import embed_rows_kernel
 from lutra_kernels.matmul.expand import combine_kernel, expand_kernel
 from lutra_kernels.matmul.gemm import gemm_kernel
 from lutra_kernels.matmul.gemv import gemv_kernel
@@ -114,6 +115,23 @@ _HEAD = Variant(
     quick=True,
 )  # fmt: skip
 
+
+def _embed(bits: int, group: int, offsets: bool = False, quick: bool = False) -> Variant:
+    return Variant(
+        name=f"embedding W{bits}g{group}" + " offsets" * offsets,
+        kernel=embed_rows_kernel,
+        arguments={
+            "token_ptr": "*i32", "w_ptr": "*u8", "scale_ptr": "*u8", "zero_ptr": "*u8",
+            "minimum_ptr": "*i32", "x_ptr": "*i32", "mantissa": "i32", "shift": "i32",
+        },
+        constants={"N": 2560, "BITS": bits, "GROUP": group, "OFFSETS": offsets, "BLOCK_K": 1024},
+        unaligned=("mantissa", "shift"),
+        max_registers=128,
+        wide=False,
+        quick=quick,
+    )  # fmt: skip
+
+
 VARIANTS = (
     gemv_variant(2, 0, 4, 16, 1, limit=0.70, quick=True),
     gemv_variant(2, 0, 32, 4, 4, limit=0.70),
@@ -194,5 +212,8 @@ VARIANTS = (
         unaligned=("n_groups", "shift"),
         wide=False,
     ),
+    _embed(4, 128, quick=True),
+    _embed(6, 16),
+    _embed(8, 32, offsets=True),
 )  # fmt: skip
 """Every kernel, on the shapes and widths it is made for."""

@@ -2,7 +2,6 @@
 
 from lutra_kernels.catalogue import Variant
 from lutra_kernels.layout import cdiv, padded_depth
-from lutra_kernels.vector.embedding import embed_rows_kernel
 from lutra_kernels.vector.norm import BLOCK_MAX, Source, norm_quantize_kernel
 from lutra_kernels.vector.rope import rope_kv_kernel
 from lutra_kernels.vector.sums import group_sums_kernel
@@ -73,22 +72,6 @@ def _rope(bias: bool, norm: bool, rows: int, kv_bits: int = 8, quick: bool = Fal
     )  # fmt: skip
 
 
-def _embed(bits: int, group: int, offsets: bool = False, quick: bool = False) -> Variant:
-    return Variant(
-        name=f"embedding W{bits}g{group}" + " offsets" * offsets,
-        kernel=embed_rows_kernel,
-        arguments={
-            "token_ptr": "*i32", "w_ptr": "*u8", "scale_ptr": "*u8", "zero_ptr": "*u8",
-            "minimum_ptr": "*i32", "x_ptr": "*i32", "mantissa": "i32", "shift": "i32",
-        },
-        constants={"N": 2560, "BITS": bits, "GROUP": group, "OFFSETS": offsets, "BLOCK_K": 1024},
-        unaligned=("mantissa", "shift"),
-        max_registers=128,
-        wide=False,
-        quick=quick,
-    )  # fmt: skip
-
-
 VARIANTS = (
     _norm(Source.RESIDUAL, 2560),
     _norm(Source.EMBED, 2560),
@@ -108,9 +91,6 @@ VARIANTS = (
     _rope(True, False, 1),
     _rope(False, True, 1, 4),
     _rope(True, True, 16),
-    _embed(4, 128, quick=True),
-    _embed(6, 16),
-    _embed(8, 32, offsets=True),
     Variant(
         name="sums g96A16",
         kernel=group_sums_kernel,

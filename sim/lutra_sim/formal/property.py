@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amaranth import Cat, ClockDomain, Module, Mux, Signal, Value
+from amaranth import Cat, ClockDomain, Const, Module, Mux, Shape, Signal, Value
 from amaranth.back import rtlil  # pyright: ignore[reportAttributeAccessIssue]
 from amaranth.hdl import Assert, Assume
 from amaranth.lib import wiring
@@ -181,7 +181,10 @@ class Property(ABC):
         return signal
 
     def constant(self, m: Module, shape: Any, name: str) -> Any:
-        """A value that may be any, but is the same in all cycles."""
+        """A value that may be any, but is the same in all cycles; 0 if there is no other."""
+        if Shape.cast(shape).width == 0:
+            # solvers have no term for it when they write a trace
+            return Const(0, 0)
         value = self.free(shape, name)
         running = Signal(name=f"{name}_running")
         m.d.sync += running.eq(1)

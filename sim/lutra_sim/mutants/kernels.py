@@ -224,8 +224,8 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "kernels_gpu/lutra_kernels/vector/embedding.py",
-        ["kernels_gpu/vector/test_embedding.py"],
+        "kernels_gpu/lutra_kernels/matmul/embedding.py",
+        ["kernels_gpu/matmul/test_embedding.py"],
         (
             "halves of bytes swapped",
             "first = within // 32 % 2 * 4",

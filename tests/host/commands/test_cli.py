@@ -176,7 +176,7 @@ def test_engine_format_and_group(
         ),
         (
             ["-m", "tales-llama", "--engine", "ternary"],
-            "engine ternary does not run W8A8g32, only .*: use engine lut, mixpe or mac",
+            "engine ternary does not run W8A8, only .*: use engine lut, mixpe or mac",
         ),
         (["--format", "W4A8"], r"the weights of tales are ternary .*: use format W1\.58A8, .*"),
         (
@@ -393,7 +393,7 @@ def test_a_waveform_is_limited(
     asked: list[object] = []
 
     class Silent:
-        context, notes = 256, ()
+        context, notes, device = 256, (), None
 
         def __init__(self, *_args: object, **options: object) -> None:
             asked.append(options["wave_cycles"])

@@ -10,7 +10,7 @@ from tests.kernels_gpu.matmul.packed import random_case
 from lutra_golden.arith.scale import Scale
 from lutra_golden.vector.residual import embedded
 from lutra_kernels.arrays import download, empty, upload
-from lutra_kernels.vector.embedding import CodedRows, embed_rows
+from lutra_kernels.matmul.embedding import CodedRows, embed_rows
 
 pytestmark = pytest.mark.interpreted
 

@@ -32,9 +32,9 @@ from lutra_golden.model.stored import StoredWeights
 from lutra_kernels.arith.tables import tables
 from lutra_kernels.arrays import Array, upload
 from lutra_kernels.errors import GpuUnavailable, naming_memory, require_gpu
+from lutra_kernels.matmul.embedding import CodedRows
 from lutra_kernels.matmul.head import Head, upload_head
 from lutra_kernels.matmul.matrix import ALIGNMENT, Q_MAX, Matrix, upload_matrix
-from lutra_kernels.matmul.embedding import CodedRows
 from lutra_kernels.vector.norm import ZERO, NormStep, Source
 from lutra_kernels.vector.rope import RopeStep
 

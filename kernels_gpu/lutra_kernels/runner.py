@@ -29,13 +29,13 @@ from lutra_kernels.attention.prefill import attention
 from lutra_kernels.attention.step import attention_step
 from lutra_kernels.cache import KvCache, Queries
 from lutra_kernels.errors import naming_memory
+from lutra_kernels.matmul.embedding import CodedRows, embed_rows
 from lutra_kernels.matmul.gemm import Workspace
 from lutra_kernels.matmul.head import head_logits
 from lutra_kernels.matmul.linear import linear
 from lutra_kernels.matmul.matrix import Matrix
 from lutra_kernels.model import Layer, Model, product_bits
 from lutra_kernels.pool import KvPool
-from lutra_kernels.matmul.embedding import CodedRows, embed_rows
 from lutra_kernels.vector.norm import Source, norm_quantize
 from lutra_kernels.vector.rope import rope_kv
 

@@ -201,11 +201,11 @@ FAULTS = [
     ),
     Fault(
         "centre-of-keys",
-        "lutra_hw.vector.heads",
-        "FixedHeads",
         "lutra_hw.vector.rope",
-        "_ALIGNED = signed(_PARAM_WIDTH + FIXED_FRAC)",
-        "_ALIGNED = signed(FIXED_FRAC + 8)",
+        "RopeQuant",
+        "vector.centre",
+        "y_low.eq(low_cos - high_sin - low_away)",
+        "y_low.eq(low_cos - high_sin - high_away)",
     ),
     Fault(
         "centre-of-keys",

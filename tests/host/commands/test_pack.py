@@ -54,10 +54,11 @@ def ternary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fails(capsys: Capture, *arguments: object) -> str:
-    """Run a command that cannot succeed; return the one line that it says."""
+    """Run a command that cannot succeed; return the one line that it says, behind notes."""
     assert main(list(map(str, arguments))) == 2
     output = capsys.readouterr()
-    (line,) = output.err.splitlines()
+    *notes, line = output.err.splitlines()
+    assert all(note.startswith("note: ") for note in notes)
     assert output.out == ""
     return line.removeprefix("error: ")
 
@@ -214,7 +215,7 @@ def test_an_interrupted_run_goes_on(
     interrupt(1)
     assert main(command) == 130
     output = capsys.readouterr()
-    assert output.err == "interrupted: run the same command again to resume\n"
+    assert output.err.splitlines()[-1] == "interrupted: run the same command again to resume"
     assert output.out == ""
     assert is_unfinished(out)
     assert not is_packed(out)

@@ -124,8 +124,8 @@ def kept_bits(matrix: Encoded, *, offsets: bool) -> int:
 
 
 def from_encoded(matrix: Encoded, *, offsets: bool = False) -> tuple[StoredWeights, float]:
-    """What :func:`from_grouped` makes of all rows, as they are stored, and what one of its weights
-    is worth: the codes of a large matrix never lie in memory unpacked."""
+    """All rows as :func:`from_grouped` makes them, as they are stored, and the worth of one of its
+    weights: the codes of a large matrix never lie in memory unpacked."""
     n, k = matrix.shape
     n_rows = max(_WEIGHTS // k, 1)
     blocks = [slice(first, first + n_rows) for first in range(0, n, n_rows)]

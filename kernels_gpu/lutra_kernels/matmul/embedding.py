@@ -24,7 +24,7 @@ _AT_ONCE = 1024  # elements of a program
 
 @jit
 def _plane_codes(block_ptr, within, mask, BITS: tl.constexpr, PLANE: tl.constexpr):
-    """What one plane of B128 adds to the codes at places ``within`` of their blocks."""
+    """Bits that one plane of B128 adds to the codes at places ``within`` of their blocks."""
     P: tl.constexpr = plane_bits(BITS, PLANE)
     LOW: tl.constexpr = plane_low(BITS, PLANE)
     if P == 4:

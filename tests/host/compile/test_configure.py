@@ -415,8 +415,8 @@ def test_offsets_need_their_configuration() -> None:
         compile_model(model, configure(plain))
     assert str(error.value) == (
         "configuration nano-fit-lut-k16 is built for zero points, the model's groups of weights "
-        "have offsets: use a configuration with offset_width=27, or pack the model again without "
-        "--offsets"
+        "have offsets: use a configuration with offset_width=27, or pack the model again with "
+        "--no-offsets"
     )
     narrow = configure(model).with_(offset_width=18)
     with pytest.raises(

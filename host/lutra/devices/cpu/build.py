@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 
@@ -47,6 +47,7 @@ _FEATURES = Path("/proc/cpuinfo")
 LIBRARY = "liblutra_cpu.so"
 """Name of the library file; a wheel places it next to this module."""
 _IN_PLACE = "built"
+_LOOK = 0.2  # seconds
 
 
 def sources() -> list[Path]:
@@ -144,10 +145,15 @@ class _Compilers:
 
     def run(self, commands: Sequence[list[str]]) -> Iterator[int]:
         """Run all commands, yielding how many are done; BuildError of the first that fails."""
-        futures = [self._pool.submit(self._run, command) for command in commands]
-        for n_done, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            yield n_done
+        left = {self._pool.submit(self._run, command) for command in commands}
+        n_done = 0
+        while left:
+            # with an end: an interrupt right before a wait without one is seen when that is over
+            done, left = wait(left, timeout=_LOOK, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+                n_done += 1
+                yield n_done
 
     def _run(self, command: list[str]) -> None:
         with self._lock:
@@ -179,14 +185,18 @@ def _flags(without: Sequence[str]) -> list[str]:
 
 
 def _key(golden: str, without: Sequence[str] = ()) -> str:
-    """Cache key of a library: its sources, compiler and targets."""
+    """Cache key of a library: its sources, compiler and targets.
+
+    A compiler is known by its file, as asking it for its version takes longer than all else.
+    """
     digest = hashlib.sha256(golden.encode())
     for path in sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    version = subprocess.run(
-        [*_compiler(), "--version"], capture_output=True, text=True, check=False
-    )
-    parts = (*_flags(without), *_compiler(), version.stdout, sys.platform, platform.machine())
+    command = _compiler()
+    program = Path(shutil.which(command[0]) or command[0]).resolve()
+    status = program.stat()
+    file = str(program), str(status.st_size), str(status.st_mtime_ns)
+    parts = (*_flags(without), *command, *file, sys.platform, platform.machine())
     digest.update("\0".join(parts).encode())
     return digest.hexdigest()[:20]
 

@@ -156,7 +156,7 @@ def _compiled() -> CDLL | None:
 
 @cache
 def _is_there() -> bool:
-    """True if the library was there when it was first asked for: a look runs the compiler."""
+    """True if the library was there when it was first asked for: a look reads its sources."""
     return is_compiled(golden_header())
 
 

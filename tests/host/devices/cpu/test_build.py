@@ -53,7 +53,6 @@ def test_targets_of_other_machines_are_left_out(
     monkeypatch.setenv("CC", compiler(tmp_path, f'echo "$@" >> {tmp_path}/log; exit 1'))
     key = build._key(GOLDEN, ["avxvnni"])
     assert key != build._key(GOLDEN)
-    (tmp_path / "log").unlink()
     with pytest.raises(BuildError):
         library_path(GOLDEN)
     compiled = [line for line in (tmp_path / "log").read_text().splitlines() if " -c " in line]
@@ -126,7 +125,7 @@ def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A source is compiled once; another compiler makes another library."""
     log = tmp_path / "log"
     body = f'echo call >> {log}; while [ "$1" != -o ]; do shift; done; echo library > "$2"'
-    monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && exit; {body}'))
+    monkeypatch.setenv("CC", compiler(tmp_path, body))
     first = library_path(GOLDEN)
     assert first.read_text() == "library\n"
     shares: list[float] = []
@@ -136,7 +135,7 @@ def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert log.read_text().count("call") == calls
     assert library_path("enum { ANSWER = 54 };", shares.append) != first
     assert shares == [i / calls for i in range(calls + 1)]
-    monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && echo 2 && exit; {body}'))
+    monkeypatch.setenv("CC", compiler(tmp_path, f"echo; {body}"))
     assert library_path(GOLDEN) != first
 
 
@@ -145,7 +144,7 @@ def test_several_that_want_it_compile_it_once(
 ) -> None:
     log = tmp_path / "log"
     body = f'echo call >> {log}; while [ "$1" != -o ]; do shift; done; sleep 0.1; echo x > "$2"'
-    monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && exit; {body}'))
+    monkeypatch.setenv("CC", compiler(tmp_path, body))
     with ThreadPoolExecutor(3) as pool:
         paths = list(pool.map(library_path, [GOLDEN] * 3))
     assert paths[0].read_text() == "x\n"
@@ -172,7 +171,7 @@ def test_an_installation_in_place_has_its_library(
     source.write_text("int a;")
     monkeypatch.setattr(build, "_FOLDER", tmp_path)
     body = f'echo >> {log}; while [ "$1" != -o ]; do shift; done; echo library > "$2"'
-    monkeypatch.setenv("CC", compiler(tmp_path, f'[ "$1" = --version ] && exit; {body}'))
+    monkeypatch.setenv("CC", compiler(tmp_path, body))
     compile_in_place(GOLDEN)
     compile_in_place(GOLDEN)
     found = library_path(GOLDEN)

@@ -35,6 +35,7 @@ __all__ = ["LEAST_BYTES", "KeptModel", "KeptModels", "key_of", "wait_until_kept"
 LEAST_BYTES = 1 << 25
 """Bytes of a checkpoint from which on it is worth keeping what is packed of it."""
 _LIMIT_GB, _LIMIT_NAME = 20.0, "LUTRA_CACHE_GB"
+_NICE = 10
 _CHUNK = 1 << 24  # bytes of a file that are hashed at a time
 _WRITING = ".writing-"
 _SEEN = "seen"
@@ -162,6 +163,9 @@ class _Writer(threading.Thread):
 
     def run(self) -> None:
         assert self._work is not None
+        # what the caller does next comes first; Linux has priorities of threads
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, self.native_id or 0, _NICE)
         (models, key, model, done), self._work = self._work, None
         if reason := models.keep(key, model, self.given_up):
             done(reason)

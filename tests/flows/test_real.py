@@ -155,7 +155,7 @@ def test_goals_that_are_missed_are_said() -> None:
         "| otter | Lutra, `cpu`, W5.9A8g32 | 16,863 | 80.000 | -0.20% ± 0.10% | 0.00310 ± 0.00010 "
         "| 97.0% |"
     )
-    assert "Command to first token, first time: 5.1 s, of which a processor works 8.0 s." in lines
+    assert "Command to first token, first time: 5.1 s; 8.0 s of processor time to its end." in lines
     assert "| otter: KL | 0.003 | 0.00310 | **no** |" in lines
     assert "| otter: change of perplexity | 0.003 | 0.00200 | yes |" in lines
     assert "not looked at" in table([report]) and "fewer" not in table([report])

@@ -55,7 +55,7 @@ _Vector = NDArray[np.float32]
 CONTEXT = 4096
 """Positions of the KV cache, unless more are asked for or the model has fewer."""
 _ROWS = 8192  # of the head, at a time
-_WEIGHTS = 1 << 18  # that are dequantised at a time: few enough for a processor's cache
+_WEIGHTS = 1 << 20  # that are dequantised at a time: with fewer, threads wait for each other
 _EPS_MAX = 1.0  # models have 1e-5 or less
 
 

@@ -8,7 +8,7 @@ over a finer grid, see :func:`_on_finer_grid`.
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,12 @@ __all__ = [
     "scale_step",
 ]
 
+T = TypeVar("T", bound=np.generic)
 _SCALE_MAX = (1 << 16) - 1
 _FINE_BITS = 8
 _STORED_MAX = (1 << 15) - 1  # magnitude of a stored offset
-_WEIGHTS = 1 << 18  # of embedding and head, at a time: few enough for a processor's cache
+_NUMBERS = 1 << 17  # of groups, at a time
+_WEIGHTS = 1 << 20  # of embedding and head, at a time: with fewer, threads wait for each other
 
 
 def packed_bits(bits: int, *, affine: bool) -> int:
@@ -60,23 +62,38 @@ def scale_step(scale: NDArray[np.float32]) -> float:
     those of many bits, are rounded; the step is then whichever rounds with the smaller squared
     error, the finest there is or the finest power of two, which leaves large float16 scales exact.
     """
-    magnitude = np.abs(scale[scale != 0]).astype(np.float64)
-    if not magnitude.size:
+    lots = _lots(scale)
+    top = max((float(np.abs(lot).max()) for lot in lots), default=0.0)
+    if not top:
         return 1.0
-    top = float(magnitude.max())
-    least = math.frexp(top)[1] - 16  # top / 2**least is below 2**16
-    mantissa, exponent = np.frexp(magnitude)
-    whole = np.rint(mantissa * (1 << 24)).astype(np.int64)  # float32 has 24 bits
-    last = exponent - 24 + np.log2(whole & -whole).astype(np.int64)
-    exact = int(last.min())
-    if exact >= least:
-        return 2.0**exact
+    finest = 2.0 ** (math.frexp(top)[1] - 16)  # top / finest is below 2**16
 
-    def error(step: float) -> float:
-        rounded = np.minimum(np.rint(magnitude / step), _SCALE_MAX) * step
-        return float(((rounded - magnitude) ** 2).sum())
+    def bits(lot: NDArray[np.float32]) -> int | None:
+        """All bits of the magnitudes in units of the finest step, None if they are not whole."""
+        units = np.abs(lot.astype(np.float64)) / finest
+        whole = units.astype(np.int32)
+        return int(np.bitwise_or.reduce(whole)) if (whole == units).all() else None
 
-    return min((2.0**least, top / _SCALE_MAX), key=error)
+    found = each_of(bits, lots)
+    whole = [each for each in found if each is not None]
+    if len(whole) == len(found):
+        used = int(np.bitwise_or.reduce(whole))
+        return finest * (used & -used)
+
+    def errors(lot: NDArray[np.float32]) -> list[float]:
+        magnitude = np.abs(lot.astype(np.float64))
+        rests = [np.minimum(np.rint(magnitude / step), _SCALE_MAX) * step for step in steps]
+        return [float(((rest - magnitude) ** 2).sum()) for rest in rests]
+
+    steps = finest, top / _SCALE_MAX
+    of_finest, of_top = np.sum(each_of(errors, lots), axis=0)
+    return steps[int(of_top < of_finest)]
+
+
+def _lots(values: NDArray[T]) -> list[NDArray[T]]:
+    """Views of a matrix' numbers, few enough at a time for a processor's cache."""
+    flat = values.reshape(-1)
+    return [flat[first : first + _NUMBERS] for first in range(0, flat.size, _NUMBERS)]
 
 
 def from_grouped(weight: Grouped, *, offsets: bool = False) -> Integers:
@@ -100,7 +117,7 @@ def from_grouped(weight: Grouped, *, offsets: bool = False) -> Integers:
     return Integers(
         GroupedWeights(
             codes=codes,
-            scale=scale,
+            scale=scale.astype(np.int64),
             zero=zero,
             bits=packed_bits(weight.bits, affine=False),
             group=weight.group,
@@ -151,7 +168,7 @@ def from_encoded(matrix: Encoded, *, offsets: bool = False) -> tuple[StoredWeigh
         depth=k,
         bits=bits,
         group=k // scale.shape[1],
-        scale=scale.astype(np.uint8 if int(scale.max(initial=0)) < 1 << 8 else np.uint16),
+        scale=scale.astype(np.uint8) if int(scale.max(initial=0)) < 1 << 8 else scale,
         zero=np.concatenate([each.zero for each in parts]),
         offset=None if offset is None else (offset >> shift).astype(np.int16),
         offset_shift=shift,
@@ -167,8 +184,7 @@ def _without_signs(weight: Grouped) -> tuple[NDArray[np.uint8], NDArray[np.int64
     negative = weight.scale < 0
     if negative.any():
         # -s (q - z) = s ((levels - q) - (levels - z))
-        flip = (negative * np.uint8(levels)).astype(np.uint8)[..., None]
-        codes = (codes.reshape(*flip.shape[:2], -1) ^ flip).reshape(codes.shape)
+        codes = _mirrored(codes, negative * np.uint8(levels))
         zero = np.where(negative, 2 * levels - zero, zero)
     if zero.min(initial=0) < 0 or zero.max(initial=0) > 2 * levels:
         raise LutraError(
@@ -178,21 +194,33 @@ def _without_signs(weight: Grouped) -> tuple[NDArray[np.uint8], NDArray[np.int64
     return codes, zero
 
 
+def _mirrored(codes: NDArray[np.uint8], flip: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes ``[N, K]``, those of each group exclusive or its ``flip`` ``[N, groups]``."""
+    group = codes.shape[1] // flip.shape[1]
+    cell = next(n for n in (8, 4, 2, 1) if group % n == 0)  # bytes, which NumPy takes as one
+    cells = np.ascontiguousarray(np.repeat(flip[..., None], cell, axis=2)).view(f"u{cell}")
+    cells = np.repeat(cells[..., 0], group // cell, axis=1).view(np.uint8)
+    return np.bitwise_xor(codes, cells, out=cells)
+
+
 def _in_steps(
     scale: NDArray[np.float32], offset: NDArray[np.float32] | None
-) -> tuple[float, NDArray[np.int64], NDArray[np.int64] | None]:
+) -> tuple[float, NDArray[np.uint16], NDArray[np.int64] | None]:
     """A matrix's step, and in it the magnitudes of scales and twice the offsets, if there are
     any."""
     step = scale_step(scale)
     if offset is not None:
         largest = float(np.abs(offset.astype(np.float64)).max(initial=0))
         step = max(step if scale.any() else 0.0, 4 * largest / OFFSET_MAX) or 1.0
-    whole = np.rint(np.abs(scale).astype(np.float64) / step).astype(np.int64)
-    return (
-        step,
-        np.minimum(whole, _SCALE_MAX),
-        None if offset is None else _offsets(offset.astype(np.float64), step),
-    )
+    whole = np.empty(scale.shape, np.uint16)
+
+    def count(lots: tuple[NDArray[np.float32], NDArray[np.uint16]]) -> None:
+        steps = np.abs(lots[0].astype(np.float64))
+        steps /= step
+        lots[1][...] = np.minimum(np.rint(steps, out=steps), _SCALE_MAX, out=steps)
+
+    each_of(count, zip(_lots(scale), _lots(whole), strict=True))
+    return step, whole, None if offset is None else _offsets(offset.astype(np.float64), step)
 
 
 def _offsets(offset: NDArray[np.float64], step: float) -> NDArray[np.int64]:

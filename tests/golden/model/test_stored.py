@@ -8,6 +8,7 @@ import pytest
 
 from lutra_golden.arith.scale import scale_from_int
 from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.model import stored as module
 from lutra_golden.model.packed import CodedVocabulary, PackedLinear
 from lutra_golden.model.stored import StoredWeights, TwoZeros
 
@@ -266,3 +267,16 @@ def test_the_first_rows_of_a_vocabulary() -> None:
         for mine, all_rows in ((part.embedding, whole.embedding), (part.head, whole.head)):
             assert (mine.scale, mine.shift) == (all_rows.scale, all_rows.shift)
             np.testing.assert_array_equal(mine.weights.doubled(), all_rows.weights.doubled()[:2])
+
+
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_bounds_are_of_all_rows(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever row has the largest weights, however many are looked at at a time."""
+    monkeypatch.setattr(module, "_GROUPS", 4)
+    weights = grouped(4)
+    scale = np.ones_like(weights.scale)
+    scale[row] = 50
+    stored = StoredWeights.of(replace(weights, scale=scale))
+    furthest = 50 * np.maximum(weights.zero[row], 30 - weights.zero[row])
+    assert stored.weight_bound == furthest.max()
+    assert stored.peak_bound == weights.group * furthest.sum()

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lutra.checkpoints.weights import Grouped, Ternary
+from lutra.quantize import imported
 from lutra.quantize.imported import from_grouped, from_ternary, scale_step
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import W_BITS
@@ -109,6 +110,33 @@ def test_the_step() -> None:
     assert scale_step(np.array([0.0, 4.0], np.float32)) == 4
     assert scale_step(np.zeros(3, np.float32)) == 1
     assert scale_step(np.zeros(0, np.float32)) == 1
+
+
+@pytest.mark.parametrize("lot", [1, 3, 1 << 17])
+def test_the_step_of_many_scales(lot: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever lots they are looked at in."""
+    monkeypatch.setattr(imported, "_NUMBERS", lot)
+    assert scale_step(np.array([[24.0, 40.0], [6.5, 8.0]], np.float32)) == 0.5
+    assert scale_step(np.array([[12.0, 0.0], [-40.0, 20.0]], np.float32)) == 4
+    even = np.arange(20000, 65539, 1002)
+    assert scale_step(np.array([65538.0, 1.0, *even], np.float32)) == 2
+    assert scale_step(np.array([*even, 1.0, 65538.0], np.float32)) == 2
+    assert scale_step(np.array([1.0, 0.0, 65538.0], np.float32)) == 65538 / 65535
+
+
+@pytest.mark.parametrize("group", [24, 20, 18, 15])
+def test_codes_of_negative_groups_alone_are_mirrored(group: int) -> None:
+    rng = np.random.default_rng(4)
+    codes = rng.integers(0, 16, (5, 7 * group)).astype(np.uint8)
+    scale = rng.choice(np.float32([-2, 3]), (5, 7))
+    weight = Grouped(
+        codes=codes, scale=scale, zero=np.full((5, 7), 7, np.float32), bits=4, group=group
+    )
+    w = from_grouped(weight).weights
+    negative = (scale < 0).repeat(group, axis=1)
+    np.testing.assert_array_equal(w.codes, np.where(negative, 15 - codes, codes))
+    np.testing.assert_array_equal(w.zero, np.where(scale < 0, 16, 14))
+    np.testing.assert_array_equal(w.scale, np.abs(scale))
 
 
 def with_offsets(bits: int, spread: float = 0.3) -> Grouped:

@@ -151,6 +151,7 @@ def _reference(device: AcceleratorDevice, passes: GoldenPasses, index: int) -> R
         registers=dict(interpreter.registers),
         tokens=interpreter.tokens.tolist(),
         chunks=list(interpreter.chunks),
+        argmax=interpreter.argmax.tolist(),
     )
 
 

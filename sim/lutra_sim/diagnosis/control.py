@@ -1,14 +1,16 @@
 """Instructions and commands that the units get, and the tables that they look up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from lutra_golden.control.chunks import ChunkEntry, chunks
 from lutra_golden.control.isa import Opcode, Unit, encode
 from lutra_golden.control.registers import CONTEXT
 from lutra_golden.core.ports import BOUNDARY_BYTES
-from lutra_sim.diagnosis.view import CONTROL, UNIT_NAMES, RunView, said
+from lutra_sim.diagnosis.view import CONTROL, LOGITS, UNIT_NAMES, RunView, said
 
 __all__ = ["ControlCheck"]
+
+_TABLES = "control (tables of tokens and chunks)"
 
 
 class ControlCheck:
@@ -18,9 +20,10 @@ class ControlCheck:
         self._view = view
         self._tables: dict[str, tuple[bool, int]] = {}
 
-    def step(self) -> None:
-        """Check a cycle."""
+    def step(self, *, finished: bool) -> None:
+        """Check a cycle; ``finished`` once the program is."""
         self._look_up_tables()
+        self._look_up_argmax(finished)
         for unit in Unit:
             self._dispatch(unit)
         self._commands()
@@ -44,29 +47,45 @@ class ControlCheck:
         self._table(
             "load.tokens",
             embeds and self._view.bit("load.busy"),
-            list(self._view.reference.tokens[:n]),
+            dict(enumerate(self._view.reference.tokens[:n])),
+            _TABLES,
         )
         n_chunks = len(list(chunks(self._view.reference.chunks, n)))
         for unit in ("load", "vector", "attention"):
             layout = self._view.ports.get(f"core.{unit}.chunks__data")
             if layout is None:
                 continue
-            words = [
-                _chunk_word(layout.fields, entry)
-                for entry in self._view.reference.chunks[:n_chunks]
-            ]
-            self._table(f"{unit}.chunks", self._view.bit(f"{unit}.busy"), words)
+            words = {
+                i: _chunk_word(layout.fields, entry)
+                for i, entry in enumerate(self._view.reference.chunks[:n_chunks])
+            }
+            self._table(f"{unit}.chunks", self._view.bit(f"{unit}.busy"), words, _TABLES)
 
-    def _table(self, port: str, busy: bool, words: Sequence[int]) -> None:
+    def _look_up_argmax(self, finished: bool) -> None:
+        """The vector unit's table of the rows of the largest logits, of which the result is made.
+
+        It is right for all tokens that have logits, whichever of them is looked up.
+        """
+        argmax = self._view.reference.argmax
+        rows = {
+            token: argmax[token]
+            for executed in self._view.queues[Unit.VECTOR]
+            if finished and executed.instruction.opcode is Opcode.LOGITS
+            for token in executed.tokens
+        }
+        self._table("vector.argmax", finished, rows, LOGITS)
+
+    def _table(self, port: str, busy: bool, words: Mapping[int, int], who: str) -> None:
+        """Compare the word of the address of the cycle before, if both cycles are ``busy``."""
         before = self._tables.get(port)
         self._tables[port] = busy, self._view.number(f"{port}__addr")
-        if not (busy and before and before[0]) or before[1] >= len(words):
+        if not (busy and before and before[0]) or before[1] not in words:
             return
         found, expected = self._view.number(f"{port}__data"), words[before[1]]
         if found != expected:
             text = f"entry {before[1]} of the table of {port.partition('.')[2]} reads {found:#x}, "
             text += f"not {expected:#x}"
-            self._view.fail("control (tables of tokens and chunks)", f"{port}__data", text)
+            self._view.fail(who, f"{port}__data", text)
 
     def _dispatch(self, unit: Unit) -> None:
         stream = f"sequencer.{unit.name.lower()}_cmd"

@@ -83,7 +83,7 @@ class Monitor:
             if not self._raw:
                 self._finished = True
                 self._complete()
-        self._control.step()
+        self._control.step(finished=self._finished)
         self._reads.step(fetches=not self._raw)
         self._words.step()
 
@@ -274,6 +274,7 @@ def _names() -> list[str]:
     names += ["sequencer.start", "sequencer.raw", "sequencer.finished", "vector.wr_idle"]
     names += ["sequencer.word__valid", "sequencer.word__ready"]
     names += ["matmul.acc__addr", "matmul.acc__data", "load.tokens__addr", "load.tokens__data"]
+    names += ["vector.argmax__addr", "vector.argmax__data"]
     names += ["vector.saturated", "attention.saturated", "registers.clear"]
     for name in ("load", "vector", "attention"):
         names += [f"{name}.chunks__addr", f"{name}.chunks__data"]

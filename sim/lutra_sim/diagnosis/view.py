@@ -13,6 +13,7 @@ from lutra_sim.rtl.build import WirePort
 
 __all__ = [
     "CONTROL",
+    "LOGITS",
     "UNIT_NAMES",
     "WRITES",
     "Finding",
@@ -39,6 +40,7 @@ _BLOCKS = {
     Opcode.RESADD: "residual add",
     Opcode.LOGITS: "logits",
 }
+LOGITS = f"{UNIT_NAMES[Unit.VECTOR]} ({_BLOCKS[Opcode.LOGITS]})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The same run as the interpreter has carried it out."""
+    """The same run as the interpreter has carried it out; ``argmax`` has the row of the largest
+    logit of each token that has logits."""
 
     config: AcceleratorConfig
     executed: Sequence[Executed]
@@ -70,6 +73,7 @@ class Reference:
     registers: Mapping[str, int]
     tokens: Sequence[int]
     chunks: Sequence[ChunkEntry]
+    argmax: Sequence[int]
 
 
 class Found(Exception):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from lutra_golden.control.isa import Instruction, Opcode
+from lutra_golden.control.isa import Instruction, Opcode, Unit
 from lutra_golden.control.memory import Memory
 from lutra_golden.control.recorder import Executed
 from lutra_golden.control.registers import CONTEXT
@@ -40,6 +40,7 @@ def watching(*executed: Executed) -> Monitor:
         registers=dict.fromkeys(CONTEXT, 0),
         tokens=[],
         chunks=[],
+        argmax=[7, 9],
     )
     address = {"token": (0, 4), "pair": (4, 4)}
     fields = {"matmul.acc__addr": address, "vector.wr_data__payload": {"data": (0, 4)}}
@@ -80,7 +81,7 @@ def after(monitor: Monitor, *cycles: Mapping[str, int]) -> Finding | None:
 def test_the_way_to_memory_is_named(error: str, unit: str | None) -> None:
     """By the channel, where nothing inside the accelerator was wrong before."""
     reference = Reference(
-        config=NANO, executed=[], memory=Memory(0), registers={}, tokens=[], chunks=[]
+        config=NANO, executed=[], memory=Memory(0), registers={}, tokens=[], chunks=[], argmax=[]
     )
     found = Monitor(reference, {}).refused(error, 9)
     assert (found and found.unit) == unit
@@ -93,7 +94,9 @@ def test_a_word_is_compared_when_it_is_offered() -> None:
     memory = Memory(256)
     memory.write(0, bytes(range(256)))
     view = RunView(
-        Reference(config=NANO, executed=[], memory=memory, registers={}, tokens=[], chunks=[]),
+        Reference(
+            config=NANO, executed=[], memory=memory, registers={}, tokens=[], chunks=[], argmax=[]
+        ),
         {f"core.{name}": WirePort(wire=name, fields={}) for name in names},
         names,
     )
@@ -178,6 +181,34 @@ def test_the_vector_unit_hands_on_the_result(part: str) -> None:
     found = after(watching(), START, FINISHED, RESULT | {wire: 0})
     assert found is not None
     assert (found.unit, found.signal) == ("vector unit", wire)
+
+
+def writing_logits(tokens: range) -> Executed:
+    return Executed(
+        index=3,
+        number=0,
+        instruction=Instruction(opcode=Opcode.LOGITS, args={}),
+        tokens=tokens,
+        words={},
+        stores=[],
+        saturated=False,
+    )
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_arg_max_of_tokens_that_have_logits(finished: bool) -> None:
+    """Read a cycle after its address, and complete when the program is."""
+    monitor = watching(writing_logits(range(1, 2)))
+    monitor._view.accepted[Unit.VECTOR] = monitor._view.done[Unit.VECTOR] = 1
+    looks = (0, 0), (1, 5), (1, 9), (0, 8)
+    cycles = [{"vector.argmax__addr": i, "vector.argmax__data": row} for i, row in looks]
+    found = after(monitor, START, FINISHED if finished else {}, *cycles)
+    if not finished:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.unit, found.signal) == ("vector unit (logits)", "vector.argmax__data")
+    assert found.text == "entry 1 of the table of argmax reads 0x8, not 0x9"
 
 
 def storing(first: int) -> Executed:

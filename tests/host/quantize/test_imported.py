@@ -128,7 +128,7 @@ def test_the_step_of_many_scales(lot: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_codes_of_negative_groups_alone_are_mirrored(group: int) -> None:
     rng = np.random.default_rng(4)
     codes = rng.integers(0, 16, (5, 7 * group)).astype(np.uint8)
-    scale = rng.choice(np.float32([-2, 3]), (5, 7))
+    scale = rng.choice(np.array([-2, 3], np.float32), (5, 7))
     weight = Grouped(
         codes=codes, scale=scale, zero=np.full((5, 7), 7, np.float32), bits=4, group=group
     )

@@ -9,6 +9,7 @@ from tests.host.quantize.random_decoder import GROUP, encoded, random_decoder, r
 
 from lutra.checkpoints.weights import Dense
 from lutra.models.layers import log_probabilities
+from lutra.quantize import imported
 from lutra.quantize.imported import from_grouped
 from lutra.quantize.pack import pack_model
 from lutra.quantize.reference import reference
@@ -114,12 +115,13 @@ def test_ternary_rows_of_one_scale_have_none() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 5, 6, 8])
-def test_codes_of_a_file_are_kept(bits: int) -> None:
-    """In their own bits, five included, with the scales of the file."""
-    embedding, head = encoded(bits, n=4500), encoded(8, n=4500, seed=5)
+def test_codes_of_a_file_are_kept(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their own bits, five included, with the scales of the file; some rows at a time."""
+    monkeypatch.setattr(imported, "_WEIGHTS", 1 << 10)
+    embedding, head = encoded(bits, n=450), encoded(8, n=450, seed=5)
     found, _ = pack_vocabulary(embedding, head, 8, 64, 127)
     stored = found.embedding.stored
-    assert (stored.bits, stored.group, stored.n_rows) == (bits, GROUP, 4500)
+    assert (stored.bits, stored.group, stored.n_rows) == (bits, GROUP, 450)
     assert (found.head.stored.bits, found.head.stored.group) == (8, GROUP)
     for linear, matrix in ((found.embedding, embedding), (found.head, head)):
         whole = from_grouped(matrix.codes(slice(None))).weights

@@ -321,8 +321,7 @@ def test_story_is_the_same_on_both_devices(model: str, n: int, kv_bits: int) -> 
     rtl = LLM(model, "rtl", check=True, kv_bits=kv_bits)
     story = rtl.generate("The king said", n, sampling)
     rtl.close()
-    # what rtl runs by default: golden has groups of activations, and offsets
-    golden = LLM(model, "golden", kv_bits=kv_bits, a_group=0, offsets=False)
+    golden = LLM(model, "golden", kv_bits=kv_bits)
     same = golden.generate("The king said", n, sampling)
     assert story.tokens == same.tokens
     assert story.text == same.text

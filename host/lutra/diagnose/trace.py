@@ -22,6 +22,7 @@ __all__ = ["Located", "Watched", "locate", "watch", "write_wave"]
 
 _BEFORE, _AFTER = 200, 50  # cycles of the wave window
 _UNWRITTEN = "the host reads "  # begins what the simulator says of memory that was never written
+_NOTHING_MOVED = "nothing moved for too long"  # is in what the watchdog's error says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ def watch(device: AcceleratorDevice, passes: GoldenPasses, index: int) -> Watche
         simulator.end_trace()
         finding = _first(monitor, path, simulator.clock_ps)
     if finding is None and differs is not None:
-        finding = _behind(monitor, differs, error, end)
+        finding = _behind(monitor, differs, error, end, device.watchdog_cycles)
     if finding is not None:
         finding = _in_memory(device, reference, finding)
     return Watched(differs=differs, finding=finding, end=end)
@@ -167,9 +168,14 @@ def _first(monitor: Monitor, path: Path, clock_ps: int) -> Finding | None:
     return None
 
 
-def _behind(monitor: Monitor, differs: str, error: str, end: int) -> Finding:
-    """Finding where every stream inside was right."""
+def _behind(monitor: Monitor, differs: str, error: str, end: int, limit: int) -> Finding:
+    """Finding where every stream inside was right; ``limit`` is the watchdog's, in cycles."""
     if differs == "error":
+        if _NOTHING_MOVED in error and end < limit:
+            text = f"the watchdog ends the run in cycle {end}, before its limit of {limit} cycles"
+            return Finding(
+                cycle=end, unit=CONTROL, signal="accelerator.core.watchdog.expired", text=text
+            )
         return monitor.refused(error, end) or monitor.stuck()
     if differs == "memory":
         text = "all words that were to be written were right, and memory is not"

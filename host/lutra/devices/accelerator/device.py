@@ -144,7 +144,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         super().__init__(memory_limit=memory_limit)
         self.name, self.transport = transport.name, transport
         self._choice, self._timeout_s, self._progress = (config, engine), timeout_s, progress
-        self._watchdog_cycles, self.capabilities = watchdog_cycles, capabilities
+        self.watchdog_cycles, self.capabilities = watchdog_cycles, capabilities
         self._program: Program | None = None
         self._given: Program | None = None
         self.addresses: dict[str, int] = {}
@@ -228,7 +228,7 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
         for segment in program.of(SegmentKind.WEIGHTS):
             transport.write(context["WEIGHT_BASE"] + segment.offset, segment.data)
         context["LOGITS_STRIDE"] = program.logits_stride
-        watchdog = self._watchdog_cycles
+        watchdog = self.watchdog_cycles
         if isinstance(transport, DoorbellTransport):
             self._runs = DescriptorRuns(transport, program.config, context, watchdog)
         else:

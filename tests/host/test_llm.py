@@ -24,6 +24,7 @@ from tests.host.random_model import (
     write_model,
     write_tokenizer,
 )
+from tests.host.script import Script
 
 import lutra
 from lutra import LLM, LutraError, SamplingParams
@@ -31,7 +32,6 @@ from lutra.devices import auto, processors
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.base import (
-    BaseDevice,
     Chunk,
     DeviceError,
     GreedyResult,
@@ -41,67 +41,12 @@ from lutra.devices.base import (
     StepResult,
 )
 from lutra.devices.golden import GoldenDevice, GoldenSession
-from lutra.devices.sessions import BaseSession
 from lutra.llm import Mismatch
 from lutra.serving import pace
 from lutra_golden.core.configs import NANO
-from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
 
 GREEDY = SamplingParams(temperature=0)
-
-
-class ScriptSession(BaseSession):
-    """Holds nothing."""
-
-    def _read(self, layer: int, n: int) -> LayerKv:
-        raise AssertionError("keys and values are not read")
-
-    def _write(self, layer: int, kv: LayerKv) -> None:
-        raise AssertionError("keys and values are not written")
-
-    def _copy(self, source: BaseSession, lengths: Sequence[int]) -> None:
-        pass
-
-    def _release(self) -> None:
-        pass
-
-
-class Script(BaseDevice[ScriptSession]):
-    """A device whose likeliest token is the next of a script, whatever it is given."""
-
-    name, pass_tokens = "script", 4
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        super().__init__()
-        self.script, self.passes = list(tokens), list[tuple[list[int], int, int]]()
-        self.loaded = 0
-
-    def _load(self, model: PackedModel) -> None:
-        self.loaded += 1
-
-    def _unload(self) -> None:
-        self.loaded -= 1
-
-    def _session(self, model: PackedModel) -> ScriptSession:
-        return ScriptSession(self, len(model.layers))
-
-    def _session_bytes(self, model: PackedModel) -> int:
-        return 0
-
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
-        (chunk,) = chunks
-        self.passes.append((list(chunk.tokens), chunk.position, chunk.logits_from))
-        n = len(chunk.tokens) - chunk.logits_from
-        logits = np.zeros((n, self.model.vocab_size), np.int64)
-        if n:
-            logits[-1, self.script.pop(0)] = 1000
-        return PassResult(
-            logits=logits,
-            scale=np.ones(n),
-            argmax=logits.argmax(axis=1),
-            cycles=10 * len(chunk.tokens),
-        )
 
 
 class Broken(GoldenDevice):
@@ -813,6 +758,25 @@ def test_drawn_and_checked_tokens_are_single_steps(varied: Path) -> None:
     completion = llm.generate("the sea", 8, GREEDY)
     assert completion.tokens == alone(varied, "the sea", GREEDY)
     assert completion.stats.bit_exact
+    assert device.asked == []
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_stop_string_among_them_ends_the_story(varied: Path) -> None:
+    """With the tokens that the device has made behind it left out, and kept for later."""
+    device = Descriptors()
+    llm, prompt = LLM(varied, device), "c"
+    expected = alone(varied, prompt, GREEDY, 12)
+    text = llm.tokenizer.decode(expected)
+    assert text.startswith('""""""`')
+    found = llm.generate(prompt, 12, replace(GREEDY, stop='"`'))
+    assert (found.text, found.finish_reason) == ('"""""', "stop")
+    assert found.tokens == expected[:7]
+    assert device.asked == [1, 2, 4]
+    assert llm.generate(prompt, 12, GREEDY).tokens == expected
+    device.asked.clear()
+    for options in ({"logit_bias": {102: 9.0}}, {"repetition_penalty": 1.5}, {"logprobs": 0}):
+        assert len(llm.generate(prompt, 6, replace(GREEDY, **options)).tokens) == 6
     assert device.asked == []
 
 

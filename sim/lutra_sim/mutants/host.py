@@ -86,8 +86,13 @@ MUTANTS = [
         ["host/serving/test_prefixes.py"],
         (
             "the whole prompt may be known",
-            "_common(each.tokens, tokens[:-1])",
-            "_common(each.tokens, tokens)",
+            "shared = [common_prefix(each.tokens, tokens[:-1])",
+            "shared = [common_prefix(each.tokens, tokens)",
+        ),
+        (
+            "beginnings too short to be found are promised",
+            "return most if most >= LEAST_PREFIX else 0",
+            "return most",
         ),
         (
             "the earliest used of equals",
@@ -127,6 +132,62 @@ MUTANTS = [
             "the last greedy token counts as processed",
             "[token, *result.tokens[:-1]]",
             "[token, *result.tokens]",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/batch.py",
+        ["host/serving/test_batch.py"],
+        ("the lowest priority first", "return -request.priority,", "return request.priority,"),
+        (
+            "long prompts pass short ones",
+            "request.arrived + needed",
+            "request.arrived - needed",
+        ),
+        ("short prompts always pass long ones", "request.arrived + needed", "needed"),
+        (
+            "chunks as long as a pass, whoever waits",
+            "if not n_decoding or self._seconds_per_token is None:",
+            "if self._seconds_per_token or not n_decoding:",
+        ),
+        (
+            "more of a sequence copied than is shared",
+            "self._loaded.fork(source, shared[best])",
+            "self._loaded.fork(source, len(source.tokens))",
+        ),
+        (
+            "a beginning that is coming is not waited for",
+            "if shared >= LEAST_PREFIX and len(_tokens(other)) < shared:",
+            "if shared > len(request.prompt):",
+        ),
+        (
+            "the likeliest token where one is drawn",
+            "if request.sampler.greedy:",
+            "if request.sampler.greedy or request.prompt:",
+        ),
+        (
+            "prompts take no room from each other",
+            "            room -= len(tokens)\n",
+            "",
+        ),
+        (
+            "the last part of a prompt has no room",
+            "tokens = request.prompt[done : done + room]",
+            "tokens = request.prompt[done : done + max(room - 1, 1)]",
+        ),
+        (
+            "one failed request fails all",
+            "return [self._run([part])[0] for part in parts]",
+            "return [error for _ in parts]",
+        ),
+        (
+            "cancelled requests go on",
+            "[each for each in self._running if each.cancelled]",
+            "[]",
+        ),
+        (
+            "more requests than the device may have",
+            "while len(self._running) < self._most:",
+            "while len(self._running) <= self._most:",
         ),
     ),
     *planted(

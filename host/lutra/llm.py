@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,16 @@ from lutra.open_model import open_model
 from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
+from lutra.serving.async_stream import AsyncStream
+from lutra.serving.batch import Batch
+from lutra.serving.engine import BatchEngine
 from lutra.serving.generation import Generation, complete, prefill, restart, run, split
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
 from lutra.serving.sequence import Mismatch
 from lutra.serving.stream import Stream
+from lutra.serving.together import complete_all
 from lutra.text.messages import Message, check_messages
 from lutra.text.sampling import SamplingParams
 from lutra.text.tokenizer import Tokenizer
@@ -130,6 +134,7 @@ class LLM(Closing):
             self._progress = progress
         self._check, self._prefix_bytes = check, prefix_bytes
         self._loaded: LoadedModel | None = None
+        self._engine: BatchEngine | None = None
         self._process, self._inherited = ProcessLock(), False
         self._chat_template: ChatTemplate | None = None
         self.stats = RunStats()
@@ -204,10 +209,13 @@ class LLM(Closing):
     def _adopt(self) -> threading.RLock:
         if self._process.is_foreign():
             # threads of the parent may be in it for ever
-            self._loaded, self._inherited = None, True
+            self._loaded, self._engine, self._inherited = None, None, True
         return self._process.adopt()
 
     def _end(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             loaded.close()
@@ -240,15 +248,34 @@ class LLM(Closing):
 
     # -- generating
 
+    @overload
     def generate(
         self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
-    ) -> Completion:
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> Completion | list[Completion]:
         """Generate to the end and return the whole text.
 
-        ``prompt`` is one string. Several sequences run together as sessions of :attr:`device`
-        (docs/devices.md). Of several completions (``n``) the first has the others as
-        ``alternatives``.
+        Of several prompts, a list, all run together and share passes over the weights
+        (:mod:`lutra.serving.batch`); their completions come in the order of the prompts, and are
+        those of each prompt alone. Of several completions of a prompt (``n``) the first has the
+        others as ``alternatives``.
         """
+        if isinstance(prompt, list | tuple):
+            return self._together(prompt, max_tokens, sampling)
         with self.stream(prompt, max_tokens, sampling) as stream:
             for _ in stream:
                 pass
@@ -272,6 +299,35 @@ class LLM(Closing):
         With ``check`` every token is one step, as its logits are compared.
         """
         return self._stream(self.encode(prompt), max_tokens, sampling)
+
+    async def generate_async(
+        self,
+        prompt: str,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        priority: int = 0,
+    ) -> Completion:
+        """Like :meth:`generate`, for a coroutine; see :meth:`stream_async`."""
+        stream = self.stream_async(prompt, max_tokens, sampling, priority)
+        async for _ in stream:
+            pass
+        first, *others = stream.completions
+        return replace(first, alternatives=others)
+
+    def stream_async(
+        self,
+        prompt: str,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        priority: int = 0,
+    ) -> AsyncStream:
+        """Pieces for a coroutine, from a thread in which all requests of this LLM share passes.
+
+        Requests of a higher ``priority`` go first. They are there as soon as the model is loaded,
+        on one device: the one of ``auto`` is not replaced any more. A stream that is closed, or
+        whose task is cancelled, ends its request.
+        """
+        return self._begin_async(self.encode(prompt), max_tokens, sampling, priority)
 
     def chat(
         self,
@@ -346,9 +402,47 @@ class LLM(Closing):
             np.concatenate([result.scale for result in results]),
         )
 
+    def _together(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int | None,
+        sampling: SamplingParams | None,
+    ) -> list[Completion]:
+        generations: list[Generation] = []
+        for i, prompt in enumerate(prompts):
+            try:
+                generations.append(self._generation(self.encode(prompt), max_tokens, sampling))
+            except LutraError as error:
+                raise LutraError(f"prompt {i}: {error}") from None
+        return self._first(
+            lambda loaded: complete_all(loaded, generations, self.tokenizer, self.eos)
+        )
+
+    def _begin_async(
+        self,
+        tokens: list[int],
+        max_tokens: int | None,
+        sampling: SamplingParams | None,
+        priority: int,
+    ) -> AsyncStream:
+        check_whole("priority", priority)
+        generation = self._generation(tokens, max_tokens, sampling)
+        with self._adopt():
+            loaded = self._running()
+            if self._engine is None:
+                self._engine = BatchEngine(Batch(loaded))
+            return AsyncStream(self._engine, generation, self.tokenizer, self.eos, priority)
+
     def _stream(
         self, tokens: list[int], max_tokens: int | None, sampling: SamplingParams | None
     ) -> Stream:
+        generation = self._generation(tokens, max_tokens, sampling)
+        return Stream(self._generate(generation), generation)
+
+    def _generation(
+        self, tokens: list[int], max_tokens: int | None, sampling: SamplingParams | None
+    ) -> Generation:
+        """Refuse what cannot be generated, before anything runs."""
         if not tokens:
             raise LutraError(
                 "the prompt is empty, and this model has no token that begins a text: give some"
@@ -375,8 +469,7 @@ class LLM(Closing):
         )
         sampling.check_vocabulary(self.packed.vocab_size)
         stats = RunStats(prompt_tokens=len(tokens))
-        generation = Generation(tokens, max_tokens or room, sampling, stats)
-        return Stream(self._generate(generation), generation)
+        return Generation(tokens, max_tokens or room, sampling, stats)
 
     def _running(self) -> LoadedModel:
         loaded = self._loaded
@@ -426,12 +519,6 @@ class LLM(Closing):
 
 
 def _text(prompt: object) -> str:
-    if isinstance(prompt, list | tuple):
-        raise LutraError(
-            "a prompt must be one string, not several: generate one after the other, as in "
-            "[llm.generate(each) for each in prompts], or run sequences together as sessions of "
-            "the device (llm.device.session())"
-        )
     if not isinstance(prompt, str):
         raise LutraError(f"a prompt must be a string, not {type(prompt).__name__}")
     return prompt

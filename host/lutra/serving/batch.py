@@ -33,15 +33,16 @@ _Part = tuple[TokenSequence, Sequence[int], int]
 class Request:
     """A prompt to go on from.
 
-    ``accept`` gets each token as it is made, in the thread that runs the batch, and says whether it
-    was the last; ``ended`` is called once, after that, with None or with what the request failed
-    of. A request of higher ``priority`` goes first. What the batch notes here is its own: when the
-    request ``arrived``, its ``sequence``, and the ``next_token`` to go on with.
+    ``accept`` gets each token as it is made and the result that it was drawn from, in the thread
+    that runs the batch, and says whether it was the last; ``ended`` is called once, after that,
+    with None or with what the request failed of. A request of higher ``priority`` goes first. What
+    the batch notes here is its own: when the request ``arrived``, its ``sequence``, and the
+    ``next_token`` to go on with.
     """
 
     prompt: Sequence[int]
     sampler: Sampler
-    accept: Callable[[int], bool]
+    accept: Callable[[int, StepResult], bool]
     ended: Callable[[BaseException | None], None] = lambda error: None
     priority: int = 0
     stats: RunStats = field(default_factory=RunStats)
@@ -112,16 +113,18 @@ class Batch:
         parts = self._parts()
         try:
             self._loaded.check()
-            results = self._run([part for _, part in parts])
+            results, seconds = self._run([part for _, part in parts])
         except BaseException as error:
             self._fail([request for request, _ in parts], error)
             raise
         self.passes += 1
+        # of a pass, each request has taken the share of its tokens
+        each = seconds / sum(len(tokens) for _, (_, tokens, _) in parts)
         for (request, part), result in zip(parts, results, strict=True):
             if isinstance(result, BaseException):
                 self._end(request, result)
             else:
-                self._take(request, part, result)
+                self._take(request, part, result, each * len(part[1]))
         return True
 
     def close(self, error: BaseException | None = None) -> None:
@@ -221,8 +224,9 @@ class Batch:
             return most
         return min(max(int(PASS_S / self._seconds_per_token), _LEAST_CHUNK), most)
 
-    def _run(self, parts: Sequence[_Part]) -> list[StepResult | BaseException]:
-        """Results of the parts; of those that fail when each runs alone, what they fail of."""
+    def _run(self, parts: Sequence[_Part]) -> tuple[list[StepResult | BaseException], float]:
+        """Results of the parts, and the device's seconds; of those that fail when each runs alone,
+        what they fail of."""
         n_prompt = sum(len(tokens) for _, tokens, _ in parts if len(tokens) > 1)
         try:
             results, seconds = run_together(parts)
@@ -230,33 +234,36 @@ class Batch:
             raise  # the sequences have gone on
         except LutraError as error:
             if len(parts) == 1:
-                return [error]
-            return [self._run([part])[0] for part in parts]
+                return [error], 0.0
+            alone = [self._run([part]) for part in parts]
+            return [result for [result], _ in alone], sum(seconds for _, seconds in alone)
         if n_prompt >= _LEAST_CHUNK:
             latest = seconds / n_prompt
             before = self._seconds_per_token or latest
             self._seconds_per_token = before + _SMOOTHING * (latest - before)
-        return list(results)
+        return list(results), seconds
 
-    def _take(self, request: Request, part: _Part, result: StepResult) -> None:
+    def _take(self, request: Request, part: _Part, result: StepResult, seconds: float) -> None:
         """Give a request its token, if its part of the pass gave one."""
         stats = request.stats
         stats.saturated |= result.saturated
+        if self._loaded.golden is not None:
+            stats.bit_exact = True
         if request.next_token is None:
             stats.computed_tokens += len(part[1])
+            stats.prefill_s += seconds
         else:
             stats.decode_steps += 1
+            stats.decode_s += seconds
         if not len(result.logits):
             return
-        if request.sampler.greedy:
-            token = int(result.argmax[-1])
-        else:
+        if request.sampler.needs_logits:
             token = request.sampler(result.logits[-1], float(result.scale[-1]))
+        else:
+            token = int(result.argmax[-1])
         request.next_token = token
-        stats.tokens.append(token)
-        stats.generated_tokens += 1
         try:
-            last = request.cancelled or request.accept(token)
+            last = request.cancelled or request.accept(token, result)
         except Exception as error:
             self._end(request, error)
             return

@@ -12,7 +12,7 @@ from lutra.text.sampling import Sampler, SamplingParams, likeliest, log_probabil
 from lutra.text.stop import StopFilter
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
 
-__all__ = ["Generation", "Prefilled", "complete", "prefill", "restart", "run", "split"]
+__all__ = ["Generation", "Prefilled", "Writer", "complete", "prefill", "restart", "run", "split"]
 
 
 @dataclass
@@ -96,43 +96,73 @@ def restart(begun: Prefilled, prompt: list[int]) -> RunStats:
     )
 
 
+class Writer:
+    """Makes pieces of the tokens of one completion, the one number ``index`` of its prompt.
+
+    It ends at one of the tokens ``ends``, at a stop string or at the most tokens; then
+    :attr:`completion` is there. ``stats`` count the tokens.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        index: int,
+        stats: RunStats,
+        tokenizer: Tokenizer,
+        ends: Collection[int],
+    ) -> None:
+        sampling = generation.sampling
+        self.sampler = Sampler(replace(sampling, seed=sampling.seed + index), generation.prompt)
+        self.stats = stats
+        self.completion: Completion | None = None
+        self._generation, self._index, self._tokenizer = generation, index, tokenizer
+        self._ends = ends
+        self._decoder = StreamDecoder(tokenizer, generation.prompt)
+        self._stop, self._texts = StopFilter(sampling.stops), list[str]()
+        self._logprobs: list[Logprobs] | None = None if sampling.logprobs is None else []
+
+    def push(self, token: int, result: StepResult | None) -> Piece:
+        """The piece of the next token; ``result`` is what it was drawn from, None if the device
+        drew it."""
+        stats, ends, n = self.stats, self._ends, self._generation.sampling.logprobs
+        stats.tokens.append(token)
+        stats.generated_tokens += 1
+        last = token in ends or stats.generated_tokens == self._generation.max_tokens
+        text = "" if token in ends else self._decoder.push(token)
+        text = self._stop.push(text + self._decoder.flush() if last else text)
+        if last:
+            text += self._stop.flush()
+        reason: FinishReason | None = None
+        if self._stop.found or token in ends:
+            reason = "stop"
+        elif last:
+            reason = "length"
+        own: Logprobs | None = None
+        if self._logprobs is not None and n is not None and result is not None:
+            own = _logprobs(result, token, n, self._tokenizer)
+            self._logprobs.append(own)
+        self._texts.append(text)
+        if reason is not None:
+            self.completion = Completion(
+                "".join(self._texts), list(stats.tokens), stats, reason, self._logprobs
+            )
+        return Piece(token, text, self._index, own, reason)
+
+
 def complete(
     begun: Prefilled, generation: Generation, tokenizer: Tokenizer, ends: Collection[int]
 ) -> Generator[Piece]:
     """Pieces of one more completion, up to one of the tokens ``ends``, a stop string or the most
     tokens."""
-    stats, index = generation.stats, len(generation.completions)
-    sampling = generation.sampling
-    sampler = Sampler(replace(sampling, seed=sampling.seed + index), generation.prompt)
-    decoder = StreamDecoder(tokenizer, generation.prompt)
-    stop, texts = StopFilter(sampling.stops), list[str]()
-    logprobs: list[Logprobs] | None = None if sampling.logprobs is None else []
-    for token, result in _tokens(begun, generation.max_tokens, sampler, stats, ends):
-        stats.tokens.append(token)
-        stats.generated_tokens += 1
-        last = token in ends or stats.generated_tokens == generation.max_tokens
-        text = "" if token in ends else decoder.push(token)
-        text = stop.push(text + decoder.flush() if last else text)
-        if last:
-            text += stop.flush()
-        reason: FinishReason | None = None
-        if stop.found or token in ends:
-            reason = "stop"
-        elif last:
-            reason = "length"
-        own: Logprobs | None = None
-        if logprobs is not None and sampling.logprobs is not None and result is not None:
-            own = _logprobs(result, token, sampling.logprobs, tokenizer)
-            logprobs.append(own)
-        texts.append(text)
-        piece = Piece(token, text, index, own, reason)
-        if reason is None:
-            yield piece
-            continue
-        done = Completion("".join(texts), list(stats.tokens), stats, reason, logprobs)
-        generation.completions.append(done)
+    stats = generation.stats
+    writer = Writer(generation, len(generation.completions), stats, tokenizer, ends)
+    for token, result in _tokens(begun, generation.max_tokens, writer.sampler, stats, ends):
+        piece = writer.push(token, result)
+        if writer.completion is not None:
+            generation.completions.append(writer.completion)
         yield piece
-        return
+        if writer.completion is not None:
+            return
 
 
 def _tokens(

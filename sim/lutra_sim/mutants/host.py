@@ -161,8 +161,8 @@ MUTANTS = [
         ),
         (
             "the likeliest token where one is drawn",
-            "if request.sampler.greedy:",
-            "if request.sampler.greedy or request.prompt:",
+            "if request.sampler.needs_logits:",
+            "if request.sampler.needs_logits and not request.prompt:",
         ),
         (
             "prompts take no room from each other",
@@ -176,8 +176,8 @@ MUTANTS = [
         ),
         (
             "one failed request fails all",
-            "return [self._run([part])[0] for part in parts]",
-            "return [error for _ in parts]",
+            "alone = [self._run([part]) for part in parts]",
+            "alone = [([error], 0.0) for _ in parts]",
         ),
         (
             "cancelled requests go on",
@@ -188,6 +188,32 @@ MUTANTS = [
             "more requests than the device may have",
             "while len(self._running) < self._most:",
             "while len(self._running) <= self._most:",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/together.py",
+        [
+            "host/test_llm.py::test_prompts_of_a_list_run_together",
+            "host/test_llm.py::test_completions_are_in_the_order_of_their_seeds",
+        ],
+        (
+            "every completion of a prompt is its first",
+            "writer = Writer(generation, index, stats, tokenizer, ends)",
+            "writer = Writer(generation, 0, stats, tokenizer, ends)",
+        ),
+        (
+            "completions in the order of their ends",
+            "for index in sorted(own)",
+            "for index in own",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/engine.py",
+        ["host/serving/test_engine.py"],
+        (
+            "requests are taken after the end",
+            "if self._error is not None:\n                raise",
+            "if self._batch is None:\n                raise",
         ),
     ),
     *planted(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from lutra.devices.base import Chunk, DeviceError, PassResult
+from lutra.devices.base import Chunk, DeviceError, PassResult, StepResult
 from lutra.devices.golden import GoldenDevice
 from lutra.serving.batch import Batch, Request
 from lutra.serving.loaded import LoadedModel
@@ -45,7 +45,7 @@ class Client:
     tokens: list[int] = field(default_factory=list[int])
     ends: list[BaseException | None] = field(default_factory=list[BaseException | None])
 
-    def accept(self, token: int) -> bool:
+    def accept(self, token: int, _result: StepResult) -> bool:
         self.tokens.append(token)
         return len(self.tokens) >= self.most
 
@@ -271,7 +271,7 @@ def test_a_client_that_fails_ends_its_request(packed: Model) -> None:
     model = packed("grouped")
     batch, client, ended = Batch(loaded(Watched(model))), Client(3), list[object]()
 
-    def broken(token: int) -> bool:
+    def broken(token: int, _result: StepResult) -> bool:
         raise ValueError(token)
 
     request = Request(prompt=[1, 2], sampler=Sampler(GREEDY), accept=broken, ended=ended.append)

@@ -27,7 +27,7 @@ class Client:
         self.request = Request(
             prompt=tokens,
             sampler=Sampler(GREEDY),
-            accept=lambda token: self.made.append(token) or len(self.made) == n,
+            accept=lambda token, _result: self.made.append(token) or len(self.made) == n,
             ended=self.done.put,
         )
 

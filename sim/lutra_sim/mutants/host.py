@@ -68,10 +68,10 @@ MUTANTS = [
             "    begun.sequence.truncate(len(prompt))\n",
             "",
         ),
-        ("what is held is lost", "            text += stop.flush()\n", "            pass\n"),
+        ("what is held is lost", "            text += self._stop.flush()\n", "            pass\n"),
         (
             "the length before the stop string",
-            "if stop.found or token in ends:",
+            "if self._stop.found or token in ends:",
             "if token in ends:",
         ),
         (

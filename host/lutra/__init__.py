@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 __all__ = [
     "LLM",
     "Completion",
+    "FinishReason",
+    "Logprob",
+    "Logprobs",
     "LutraError",
     "Mismatch",
     "Piece",
@@ -21,7 +24,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lutra.llm import LLM
     from lutra.progress import StepProgress
-    from lutra.serving.results import Completion, Piece, RunStats
+    from lutra.serving.results import Completion, FinishReason, Logprob, Logprobs, Piece, RunStats
     from lutra.serving.sequence import Mismatch
     from lutra.serving.stream import Stream
     from lutra.text.sampling import SamplingParams
@@ -33,6 +36,9 @@ else:
     _MODULES = {
         "LLM": "lutra.llm",
         "Completion": "lutra.serving.results",
+        "FinishReason": "lutra.serving.results",
+        "Logprob": "lutra.serving.results",
+        "Logprobs": "lutra.serving.results",
         "LutraError": "lutra_golden.errors",
         "Mismatch": "lutra.serving.sequence",
         "Piece": "lutra.serving.results",

@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,19 @@ from lutra.open_model import open_model
 from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
+from lutra.serving.async_stream import AsyncStream
+from lutra.serving.batch import Batch
+from lutra.serving.engine import BatchEngine
+from lutra.serving.generation import Generation, complete, prefill, restart, run, split
 from lutra.serving.loaded import LoadedModel
-from lutra.serving.pace import Pace
 from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
-from lutra.serving.sequence import Mismatch, TokenSequence
+from lutra.serving.sequence import Mismatch
 from lutra.serving.stream import Stream
+from lutra.serving.together import complete_all
 from lutra.text.messages import Message, check_messages
-from lutra.text.sampling import Sampler, SamplingParams
-from lutra.text.tokenizer import StreamDecoder, Tokenizer
+from lutra.text.sampling import SamplingParams
+from lutra.text.tokenizer import Tokenizer
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import Kv
@@ -129,6 +134,7 @@ class LLM(Closing):
             self._progress = progress
         self._check, self._prefix_bytes = check, prefix_bytes
         self._loaded: LoadedModel | None = None
+        self._engine: BatchEngine | None = None
         self._process, self._inherited = ProcessLock(), False
         self._chat_template: ChatTemplate | None = None
         self.stats = RunStats()
@@ -203,10 +209,13 @@ class LLM(Closing):
     def _adopt(self) -> threading.RLock:
         if self._process.is_foreign():
             # threads of the parent may be in it for ever
-            self._loaded, self._inherited = None, True
+            self._loaded, self._engine, self._inherited = None, None, True
         return self._process.adopt()
 
     def _end(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             loaded.close()
@@ -239,32 +248,86 @@ class LLM(Closing):
 
     # -- generating
 
+    @overload
     def generate(
         self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
-    ) -> Completion:
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> Completion | list[Completion]:
         """Generate to the end and return the whole text.
 
-        ``prompt`` is one string. Several sequences run together as sessions of :attr:`device`
-        (docs/devices.md).
+        Of several prompts, a list, all run together and share passes over the weights
+        (:mod:`lutra.serving.batch`); their completions come in the order of the prompts, and are
+        those of each prompt alone. Of several completions of a prompt (``n``) the first has the
+        others as ``alternatives``.
         """
+        if isinstance(prompt, list | tuple):
+            return self._together(prompt, max_tokens, sampling)
         with self.stream(prompt, max_tokens, sampling) as stream:
-            text = "".join(piece.text for piece in stream)
-            return Completion(text, list(stream.stats.tokens), stream.stats)
+            for _ in stream:
+                pass
+            first, *others = stream.completions
+        return replace(first, alternatives=others)
 
     def stream(
         self, prompt: str, max_tokens: int | None = None, sampling: SamplingParams | None = None
     ) -> Stream:
         """Generate from ``prompt``; yields a piece per token as the device makes it.
 
-        Without ``max_tokens`` it goes on until the story ends or the context is full. What it
-        takes is in the stream's ``stats``, also while it lasts.
+        It goes on to an end token or a stop string, to ``max_tokens``, or until the context is
+        full, as the last piece's ``finish_reason`` says. What it takes is in the stream's
+        ``stats``, also while it lasts; ``completions`` are what has come. Several completions
+        (``n``) share the keys and values of the prompt, which are computed once.
 
-        Greedy tokens (``temperature`` 0) come one by one, then 2, 4, 8 at a time and so on, where
-        the device makes them without the host: as many as it takes
-        :data:`~lutra.serving.pace.RUN_S` for, so that text keeps flowing and Ctrl-C is heard.
+        Greedy tokens (``temperature`` 0, with nothing that changes the logits or reports them) come
+        one by one, then 2, 4, 8 at a time and so on, where the device makes them without the host:
+        as many as it takes :data:`~lutra.serving.pace.RUN_S` for, so that text keeps flowing and
+        Ctrl-C is heard.
         With ``check`` every token is one step, as its logits are compared.
         """
         return self._stream(self.encode(prompt), max_tokens, sampling)
+
+    async def generate_async(
+        self,
+        prompt: str,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        priority: int = 0,
+    ) -> Completion:
+        """Like :meth:`generate`, for a coroutine; see :meth:`stream_async`."""
+        stream = self.stream_async(prompt, max_tokens, sampling, priority)
+        async for _ in stream:
+            pass
+        first, *others = stream.completions
+        return replace(first, alternatives=others)
+
+    def stream_async(
+        self,
+        prompt: str,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        priority: int = 0,
+    ) -> AsyncStream:
+        """Pieces for a coroutine, from a thread in which all requests of this LLM share passes.
+
+        Requests of a higher ``priority`` go first. They are there as soon as the model is loaded,
+        on one device: the one of ``auto`` is not replaced any more. A stream that is closed, or
+        whose task is cancelled, ends its request.
+        """
+        return self._begin_async(self.encode(prompt), max_tokens, sampling, priority)
 
     def chat(
         self,
@@ -275,8 +338,8 @@ class LLM(Closing):
         """The assistant's answer to ``messages`` of ``role`` and ``content``, piece by piece.
 
         The model's chat template makes a prompt of them. Names of special tokens in a content are
-        text and do nothing. The answer ends where the model ends it, the context is full, or
-        ``max_tokens`` have come.
+        text and do nothing. The answer ends where the model or a stop string ends it, the context
+        is full, or ``max_tokens`` have come.
         """
         check_messages(messages)
         as_text = self.tokenizer.as_text
@@ -323,25 +386,63 @@ class LLM(Closing):
         stats = RunStats(prompt_tokens=len(tokens))
         self.stats = stats
 
-        def run(loaded: LoadedModel) -> list[StepResult]:
+        def evaluate(loaded: LoadedModel) -> list[StepResult]:
             sequence = loaded.open()
             try:
                 return [
-                    self._run(loaded, sequence, part, 0, stats)[0]
-                    for part in _parts(tokens, loaded.device.pass_tokens)
+                    run(loaded, sequence, part, 0, stats)[0]
+                    for part in split(tokens, loaded.device.pass_tokens)
                 ]
             finally:
                 sequence.close()
 
-        results = self._first(run)
+        results = self._first(evaluate)
         return (
             np.concatenate([result.logits for result in results]),
             np.concatenate([result.scale for result in results]),
         )
 
+    def _together(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int | None,
+        sampling: SamplingParams | None,
+    ) -> list[Completion]:
+        generations: list[Generation] = []
+        for i, prompt in enumerate(prompts):
+            try:
+                generations.append(self._generation(self.encode(prompt), max_tokens, sampling))
+            except LutraError as error:
+                raise LutraError(f"prompt {i}: {error}") from None
+        return self._first(
+            lambda loaded: complete_all(loaded, generations, self.tokenizer, self.eos)
+        )
+
+    def _begin_async(
+        self,
+        tokens: list[int],
+        max_tokens: int | None,
+        sampling: SamplingParams | None,
+        priority: int,
+    ) -> AsyncStream:
+        check_whole("priority", priority)
+        generation = self._generation(tokens, max_tokens, sampling)
+        with self._adopt():
+            loaded = self._running()
+            if self._engine is None:
+                self._engine = BatchEngine(Batch(loaded))
+            return AsyncStream(self._engine, generation, self.tokenizer, self.eos, priority)
+
     def _stream(
         self, tokens: list[int], max_tokens: int | None, sampling: SamplingParams | None
     ) -> Stream:
+        generation = self._generation(tokens, max_tokens, sampling)
+        return Stream(self._generate(generation), generation)
+
+    def _generation(
+        self, tokens: list[int], max_tokens: int | None, sampling: SamplingParams | None
+    ) -> Generation:
+        """Refuse what cannot be generated, before anything runs."""
         if not tokens:
             raise LutraError(
                 "the prompt is empty, and this model has no token that begins a text: give some"
@@ -366,8 +467,9 @@ class LLM(Closing):
             f"sampling must be SamplingParams(...), not {type(sampling).__name__}: for example "
             "SamplingParams(temperature=0)",
         )
-        sampler, stats = Sampler(sampling), RunStats(prompt_tokens=len(tokens))
-        return Stream(self._generate(tokens, max_tokens or room, sampler, stats), stats)
+        sampling.check_vocabulary(self.packed.vocab_size)
+        stats = RunStats(prompt_tokens=len(tokens))
+        return Generation(tokens, max_tokens or room, sampling, stats)
 
     def _running(self) -> LoadedModel:
         loaded = self._loaded
@@ -397,32 +499,16 @@ class LLM(Closing):
             self._placement.prove()
             return done
 
-    def _run(
-        self,
-        loaded: LoadedModel,
-        sequence: TokenSequence,
-        tokens: Sequence[int],
-        logits_from: int,
-        stats: RunStats,
-    ) -> tuple[StepResult, float]:
-        loaded.check()
+    def _generate(self, generation: Generation) -> Generator[Piece]:
+        prompt = generation.prompt
+        self.stats = generation.stats
+        begun = self._first(lambda loaded: prefill(loaded, prompt, generation.stats))
+        loaded, sequence = begun.loaded, begun.sequence
         try:
-            result, seconds = sequence.run(tokens, logits_from)
-        except Mismatch:
-            stats.bit_exact = False
-            raise
-        stats.saturated |= result.saturated
-        if loaded.golden is not None:
-            stats.bit_exact = True
-        return result, seconds
-
-    def _generate(
-        self, prompt: list[int], max_tokens: int, sampler: Sampler, stats: RunStats
-    ) -> Generator[Piece]:
-        self.stats = stats
-        loaded, sequence, result = self._first(lambda loaded: self._prefill(loaded, prompt, stats))
-        try:
-            yield from self._pieces(loaded, sequence, prompt, result, max_tokens, sampler, stats)
+            yield from complete(begun, generation, self.tokenizer, self.eos)
+            while len(generation.completions) < generation.sampling.n:
+                self.stats = generation.stats = restart(begun, prompt)
+                yield from complete(begun, generation, self.tokenizer, self.eos)
         except GeneratorExit:
             loaded.end(sequence)  # closed between two tokens
             raise
@@ -431,105 +517,8 @@ class LLM(Closing):
             raise
         loaded.end(sequence)
 
-    def _prefill(
-        self, loaded: LoadedModel, prompt: list[int], stats: RunStats
-    ) -> tuple[LoadedModel, TokenSequence, StepResult]:
-        """A sequence with the prompt, of which the last token's logits come back."""
-        sequence, stats.reused_tokens = loaded.begin(prompt)
-        stats.saturated = sequence.saturated
-        stats.computed_tokens, stats.prefill_s, stats.prefill_cycles = 0, 0.0, None
-        try:
-            result, left = None, len(prompt) - stats.reused_tokens
-            for part in _parts(prompt[stats.reused_tokens :], loaded.device.pass_tokens):
-                left -= len(part)
-                wanted = len(part) if left else len(part) - 1
-                result, seconds = self._run(loaded, sequence, part, wanted, stats)
-                stats.computed_tokens += len(part)
-                stats.prefill_s += seconds
-                stats.prefill_cycles = _add(stats.prefill_cycles, result.cycles)
-            assert result is not None, "a token is left"
-            return loaded, sequence, result
-        except BaseException:
-            sequence.close()
-            raise
-
-    def _pieces(
-        self,
-        loaded: LoadedModel,
-        sequence: TokenSequence,
-        prompt: list[int],
-        result: StepResult,
-        max_tokens: int,
-        sampler: Sampler,
-        stats: RunStats,
-    ) -> Generator[Piece]:
-        decoder = StreamDecoder(self.tokenizer, prompt)
-        for token in self._tokens(loaded, sequence, result, max_tokens, sampler, stats):
-            stats.tokens.append(token)
-            stats.generated_tokens += 1
-            if token in self.eos:
-                if rest := decoder.flush():
-                    yield Piece(token, rest)
-                return
-            if stats.generated_tokens == max_tokens:
-                yield Piece(token, decoder.push(token) + decoder.flush())
-                return
-            yield Piece(token, decoder.push(token))
-
-    def _tokens(
-        self,
-        loaded: LoadedModel,
-        sequence: TokenSequence,
-        result: StepResult,
-        max_tokens: int,
-        sampler: Sampler,
-        stats: RunStats,
-    ) -> Generator[int]:
-        """Tokens without end, from ``result`` of the prompt on; ``stats`` count those in use."""
-        token = sampler(result.logits[-1], float(result.scale[-1]))
-        yield token
-        pace = Pace(loaded.device.greedy_tokens)
-        while sampler.greedy and loaded.golden is None:
-            loaded.check()
-            n = min(pace.n_tokens, max_tokens - stats.generated_tokens)
-            made, seconds = sequence.greedy(token, n, self.eos)
-            pace.took(len(made.tokens), seconds)
-            stats.saturated |= made.saturated
-            _count(stats, len(made.tokens), seconds, made.cycles)
-            for token in made.tokens:
-                loaded.check()
-                yield token
-            if made.error is not None:
-                raise made.error
-        while True:
-            result, seconds = self._run(loaded, sequence, [token], 0, stats)
-            _count(stats, 1, seconds, result.cycles)
-            token = sampler(result.logits[-1], float(result.scale[-1]))
-            yield token
-
 
 def _text(prompt: object) -> str:
-    if isinstance(prompt, list | tuple):
-        raise LutraError(
-            "a prompt must be one string, not several: generate one after the other, as in "
-            "[llm.generate(each) for each in prompts], or run sequences together as sessions of "
-            "the device (llm.device.session())"
-        )
     if not isinstance(prompt, str):
         raise LutraError(f"a prompt must be a string, not {type(prompt).__name__}")
     return prompt
-
-
-def _parts(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [tokens[i : i + size] for i in range(0, len(tokens), size)]
-
-
-def _count(stats: RunStats, n: int, seconds: float, cycles: int | None) -> None:
-    """Count ``n`` decode steps."""
-    stats.decode_s += seconds
-    stats.decode_steps += n
-    stats.decode_cycles = _add(stats.decode_cycles, cycles)
-
-
-def _add(total: int | None, more: int | None) -> int | None:
-    return total if more is None else (total or 0) + more

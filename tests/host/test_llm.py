@@ -1,5 +1,6 @@
 """The Python interface: generation, streaming, limits, and the comparison with the golden model."""
 
+import asyncio
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ from tests.host.random_model import (
     write_model,
     write_tokenizer,
 )
+from tests.host.script import Script
 
 import lutra
 from lutra import LLM, LutraError, SamplingParams
@@ -31,7 +33,6 @@ from lutra.devices import auto, processors
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.interpreted import InterpretedTransport
 from lutra.devices.base import (
-    BaseDevice,
     Chunk,
     DeviceError,
     GreedyResult,
@@ -41,67 +42,12 @@ from lutra.devices.base import (
     StepResult,
 )
 from lutra.devices.golden import GoldenDevice, GoldenSession
-from lutra.devices.sessions import BaseSession
 from lutra.llm import Mismatch
 from lutra.serving import pace
 from lutra_golden.core.configs import NANO
-from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.packed import PackedModel
 
 GREEDY = SamplingParams(temperature=0)
-
-
-class ScriptSession(BaseSession):
-    """Holds nothing."""
-
-    def _read(self, layer: int, n: int) -> LayerKv:
-        raise AssertionError("keys and values are not read")
-
-    def _write(self, layer: int, kv: LayerKv) -> None:
-        raise AssertionError("keys and values are not written")
-
-    def _copy(self, source: BaseSession, lengths: Sequence[int]) -> None:
-        pass
-
-    def _release(self) -> None:
-        pass
-
-
-class Script(BaseDevice[ScriptSession]):
-    """A device whose likeliest token is the next of a script, whatever it is given."""
-
-    name, pass_tokens = "script", 4
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        super().__init__()
-        self.script, self.passes = list(tokens), list[tuple[list[int], int, int]]()
-        self.loaded = 0
-
-    def _load(self, model: PackedModel) -> None:
-        self.loaded += 1
-
-    def _unload(self) -> None:
-        self.loaded -= 1
-
-    def _session(self, model: PackedModel) -> ScriptSession:
-        return ScriptSession(self, len(model.layers))
-
-    def _session_bytes(self, model: PackedModel) -> int:
-        return 0
-
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
-        (chunk,) = chunks
-        self.passes.append((list(chunk.tokens), chunk.position, chunk.logits_from))
-        n = len(chunk.tokens) - chunk.logits_from
-        logits = np.zeros((n, self.model.vocab_size), np.int64)
-        if n:
-            logits[-1, self.script.pop(0)] = 1000
-        return PassResult(
-            logits=logits,
-            scale=np.ones(n),
-            argmax=logits.argmax(axis=1),
-            cycles=10 * len(chunk.tokens),
-        )
 
 
 class Broken(GoldenDevice):
@@ -734,6 +680,109 @@ def test_eight_threads_give_what_each_gives_alone(folder: Path) -> None:
             assert len({id(each.stats) for each in completions}) == 8
 
 
+def test_prompts_of_a_list_run_together(folder: Path) -> None:
+    """Their completions are in the order of the prompts, and those of each alone."""
+    with LLM(folder, "golden", check=True) as llm:
+        for sampling in (GREEDY, sampled(3)):
+            found = llm.generate(PROMPTS, 8, sampling)
+            assert [each.tokens for each in found] == [
+                alone(folder, prompt, sampling) for prompt in PROMPTS
+            ]
+            assert all(each.stats.bit_exact for each in found)
+        one = llm.generate("a king had", 8, sampled(3))
+        [several] = llm.generate(["a king had"], 8, replace(sampled(3), n=3, logprobs=2))
+        assert (several.text, several.tokens) == (one.text, one.tokens)
+        assert several.logprobs is not None and len(several.logprobs) == len(several.tokens)
+        assert [each.tokens for each in several.alternatives] == [
+            alone(folder, "a king had", sampled(4)), alone(folder, "a king had", sampled(5))
+        ]  # fmt: skip
+        assert several.stats.decode_s > 0 and several.stats.prefill_s > 0
+        assert llm.generate([], 8) == []
+
+
+def test_completions_are_in_the_order_of_their_seeds(folder: Path, llm: LLM) -> None:
+    """Whichever ends first."""
+    stop = [chr(letter) for letter in range(ord("a"), ord("k"))]
+    [first] = llm.generate(["a king"], 16, replace(sampled(1), n=6, stop=stop))
+    found = [first, *first.alternatives]
+    expected = [alone(folder, "a king", replace(sampled(1 + i), stop=stop), 16) for i in range(6)]
+    assert [each.tokens for each in found] == expected
+    lengths = [len(each) for each in expected]
+    assert lengths != sorted(lengths)
+
+
+def test_a_prompt_of_a_list_that_does_not_fit_is_named(folder: Path, llm: LLM) -> None:
+    with pytest.raises(LutraError, match=r"^prompt 1: the prompt has \d+ tokens, the context"):
+        llm.generate(["a", "b" * 200, "c"])
+
+
+def test_a_device_that_fails_fails_the_list(folder: Path) -> None:
+    with LLM(folder, "golden") as llm:
+
+        def broken(steps: Sequence[Step]) -> list[StepResult]:
+            raise DeviceError("a bus error: check the board")
+
+        run, llm.device.run = llm.device.run, broken  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(DeviceError, match=r"^a bus error: check the board$"):
+            llm.generate(PROMPTS, 8)
+        llm.device.run = run  # pyright: ignore[reportAttributeAccessIssue]
+        assert llm.generate(["a king"], 8, GREEDY)[0].tokens == alone(folder, "a king", GREEDY)
+
+
+def test_coroutines_share_passes(folder: Path) -> None:
+    async def read(llm: LLM, prompt: str, i: int) -> list[int]:
+        return [piece.token async for piece in llm.stream_async(prompt, 8, sampled(i))]
+
+    async def all_of(llm: LLM) -> list[list[int]]:
+        return await asyncio.gather(*(read(llm, each, i) for i, each in enumerate(PROMPTS)))
+
+    with LLM(folder, "golden") as llm:
+        found = asyncio.run(all_of(llm))
+        assert found == [alone(folder, each, sampled(i)) for i, each in enumerate(PROMPTS)]
+        again = asyncio.run(llm.generate_async("a king had", 8, replace(sampled(2), n=2), 1))
+        assert again.tokens == alone(folder, "a king had", sampled(2))
+        assert again.alternatives[0].tokens == alone(folder, "a king had", sampled(3))
+        assert again.finish_reason in ("stop", "length")
+
+
+def test_a_coroutine_that_is_cancelled_ends_its_request(folder: Path) -> None:
+    async def read(llm: LLM) -> list[int]:
+        stream = llm.stream_async("a king", 20, GREEDY)
+        waiting = asyncio.create_task(anext(aiter(llm.stream_async("the sea", 20, GREEDY))))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        tokens = [piece.token async for piece in stream]
+        stream.close()
+        with pytest.raises(LutraError, match=r"^the stream is closed: start another one$"):
+            await anext(stream)
+        return tokens
+
+    with LLM(folder, "golden") as llm:
+        assert asyncio.run(read(llm)) == alone(folder, "a king", GREEDY, 20)
+        assert llm._engine is not None
+        assert llm._engine._batch.n_waiting == 0
+
+
+def test_a_model_that_is_closed_ends_coroutines(folder: Path) -> None:
+    async def read(llm: LLM) -> None:
+        stream = llm.stream_async("a king", 20, GREEDY)
+        await anext(stream)
+        llm.close()
+        with pytest.raises(LutraError, match=r"^the model was closed: load it again$"):
+            while True:
+                await anext(stream)
+
+    llm = LLM(folder, "golden")
+    asyncio.run(read(llm))
+    with pytest.raises(LutraError, match="is not loaded"):
+        llm.stream_async("a king")
+    llm.load()
+    assert asyncio.run(llm.generate_async("a king", 8, GREEDY)).tokens == alone(
+        folder, "a king", GREEDY
+    )
+    llm.close()
+
+
 def test_streams_take_turns(folder: Path) -> None:
     expected = [alone(folder, prompt, sampled(i)) for i, prompt in enumerate(PROMPTS)]
     llm = LLM(folder, "golden")
@@ -813,6 +862,25 @@ def test_drawn_and_checked_tokens_are_single_steps(varied: Path) -> None:
     completion = llm.generate("the sea", 8, GREEDY)
     assert completion.tokens == alone(varied, "the sea", GREEDY)
     assert completion.stats.bit_exact
+    assert device.asked == []
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_stop_string_among_them_ends_the_story(varied: Path) -> None:
+    """With the tokens that the device has made behind it left out, and kept for later."""
+    device = Descriptors()
+    llm, prompt = LLM(varied, device), "c"
+    expected = alone(varied, prompt, GREEDY, 12)
+    text = llm.tokenizer.decode(expected)
+    assert text.startswith('""""""`')
+    found = llm.generate(prompt, 12, replace(GREEDY, stop='"`'))
+    assert (found.text, found.finish_reason) == ('"""""', "stop")
+    assert found.tokens == expected[:7]
+    assert device.asked == [1, 2, 4]
+    assert llm.generate(prompt, 12, GREEDY).tokens == expected
+    device.asked.clear()
+    for options in ({"logit_bias": {102: 9.0}}, {"repetition_penalty": 1.5}, {"logprobs": 0}):
+        assert len(llm.generate(prompt, 6, replace(GREEDY, **options)).tokens) == 6
     assert device.asked == []
 
 
@@ -1287,14 +1355,6 @@ def test_names_of_the_package() -> None:
     for name in lutra.__all__:
         assert getattr(lutra, name) is not None
     assert lutra.Stream is type(LLM("tales", "golden").stream("Once", 1))
-
-
-def test_prompts_come_one_by_one(llm: LLM) -> None:
-    prompts: Any = ["a", "b"]
-    with pytest.raises(
-        LutraError, match=r"^a prompt must be one string, not several: .*\[llm\.generate.*sess"
-    ):
-        llm.generate(prompts)
 
 
 @pytest.mark.parametrize("prompt", [3, None, b"a"])

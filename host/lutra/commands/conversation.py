@@ -11,6 +11,7 @@ from typing import Protocol
 from rich.console import Console
 
 from lutra.llm import Mismatch, Piece
+from lutra.serving.results import FinishReason
 from lutra.text.messages import Message
 from lutra.text.sampling import SamplingParams
 from lutra_golden.errors import LutraError
@@ -35,10 +36,14 @@ class Chatting(Protocol):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of a conversation; ``interrupted`` if Ctrl-C ended it."""
+    """Messages of a conversation; ``interrupted`` if Ctrl-C ended it.
+
+    ``finish_reason`` is that of the last answer, None if there is none or Ctrl-C ended it.
+    """
 
     messages: list[Message]
     interrupted: bool = False
+    finish_reason: FinishReason | None = None
 
 
 def converse(
@@ -56,7 +61,7 @@ def converse(
     console = Console(highlight=False)
     interactive = sys.stdin.isatty()
     start: list[Message] = [{"role": "system", "content": system}] if system else []
-    history = list(start)
+    history, reason = list(start), None
     if interactive:
         console.print(_HELP, style="dim")
     while True:
@@ -64,17 +69,17 @@ def converse(
             line = _ask(console, interactive)
         except KeyboardInterrupt:
             console.print()
-            return Conversation(history, interrupted=True)
+            return Conversation(history, interrupted=True, finish_reason=reason)
         if line is None or line == "/exit":
-            return Conversation(history)
+            return Conversation(history, finish_reason=reason)
         if line == "/clear":
-            history = list(start)
+            history, reason = list(start), None
         elif line.startswith("/"):
             console.print(f"unknown command {line.split()[0]}: {_HELP}", style="dim", markup=False)
         elif line:
             history.append({"role": "user", "content": line})
             try:
-                answer, interrupts = _answer(llm, history, max_tokens, sampling)
+                answer, ended, interrupts = _answer(llm, history, max_tokens, sampling)
             except Mismatch:
                 raise
             except LutraError as error:
@@ -86,8 +91,9 @@ def converse(
                 continue
             if answer or not interrupts:
                 history.append({"role": "assistant", "content": answer})
+                reason = ended
             if interrupts > (1 if interactive else 0):
-                return Conversation(history, interrupted=True)
+                return Conversation(history, interrupted=True, finish_reason=reason)
             if history[-1]["role"] == "user":
                 console.print("interrupted before the answer began", style="dim")
                 history.pop()
@@ -103,12 +109,13 @@ def _ask(console: Console, interactive: bool) -> str | None:
 
 def _answer(
     llm: Chatting, history: Sequence[Message], max_tokens: int | None, sampling: SamplingParams
-) -> tuple[str, int]:
-    """The answer as far as it came, and how often Ctrl-C was pressed in the meantime.
+) -> tuple[str, FinishReason | None, int]:
+    """The answer as far as it came, why it ended, and how often Ctrl-C was pressed meanwhile.
 
     The first one ends it behind the token in hand; there is none before the answer has begun.
     """
     text, interrupts = "", 0
+    reason: FinishReason | None = None
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         nonlocal interrupts
@@ -118,12 +125,12 @@ def _answer(
 
     with suppress(KeyboardInterrupt), _on_interrupt(interrupt):
         for piece in llm.chat(history, max_tokens, sampling):
-            text += piece.text
+            text, reason = text + piece.text, piece.finish_reason
             print(piece.text, end="", flush=True)
             if interrupts:
                 break
     print(flush=True)
-    return text, interrupts
+    return text, reason, interrupts
 
 
 @contextmanager

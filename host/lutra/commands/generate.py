@@ -26,8 +26,8 @@ from lutra.devices.power import PowerMeter
 from lutra.llm import LLM, Mismatch
 from lutra.models import find_model
 from lutra.progress import StepProgress
-from lutra.serving.results import RunStats
-from lutra.text.sampling import SamplingParams
+from lutra.serving.results import FinishReason, RunStats
+from lutra.text.sampling import MAX_BIAS, SamplingParams
 from lutra.text.tokenizer import Tokenizer
 from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
@@ -101,6 +101,38 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         help="sample from the most likely tokens that add up to probability P (default 0.95)",
     )
     parser.add_argument(
+        "--min-p",
+        type=real("0 to 1", lambda p: 0 <= p <= 1),
+        default=0.0,
+        metavar="P",
+        help="sample from tokens with at least P times the probability of the most likely one "
+        "(default 0, off)",
+    )
+    parser.add_argument(
+        "--repeat-penalty",
+        type=real("above 0", lambda penalty: penalty > 0),
+        default=1.0,
+        metavar="X",
+        help="divide positive logits of tokens that came before by X and multiply negative ones, "
+        "over the prompt and the generated text (default 1, off)",
+    )
+    parser.add_argument(
+        "--logit-bias",
+        type=_bias,
+        action="append",
+        default=[],
+        metavar="TOKEN=VALUE",
+        help=f"add VALUE ({-MAX_BIAS:g} to {MAX_BIAS:g}) to the logit of the token with the id "
+        "TOKEN; may be given several times",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the text before this one; may be given several times",
+    )
+    parser.add_argument(
         "--seed",
         type=whole(0),
         default=0,
@@ -118,6 +150,16 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="compare every logit with the golden model (default: on simulated hardware only)",
     )
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be TOKEN=VALUE, a token id and a number, such as 42=-5, not {text!r}"
+        ) from None
 
 
 def _cycle_range(text: str) -> tuple[int, int]:
@@ -181,19 +223,21 @@ def _run(args: argparse.Namespace) -> int:
     if wave_cycles != args.wave_cycles:
         print(_WAVE_NOTE, file=sys.stderr)
     text, mismatch, interrupted = "", None, False
+    finish_reason: FinishReason | None = None
     power = PowerMeter(llm.device)
     try:
         print(prompt, end="", flush=True)
         with power:
             for piece in stream:
                 text += piece.text
+                finish_reason = piece.finish_reason
                 print(piece.text, end="", flush=True)
     except KeyboardInterrupt:
         interrupted = True
     except Mismatch as error:
         mismatch = error
     print("\n", flush=True)
-    figures = _figures(llm, stream.stats, text, interrupted, power)
+    figures = _figures(llm, stream.stats, text, finish_reason, interrupted, power)
     if args.json:
         print(json.dumps(figures))
     else:
@@ -218,7 +262,16 @@ def _print_notes(llm: LLM) -> None:
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:
-    return SamplingParams(temperature=args.temp, top_k=args.top_k, top_p=args.top_p, seed=args.seed)
+    return SamplingParams(
+        temperature=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repeat_penalty,
+        logit_bias=dict(args.logit_bias),
+        stop=args.stop,
+        seed=args.seed,
+    )
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
@@ -270,7 +323,8 @@ def _chat(args: argparse.Namespace) -> int:
     talk = converse(llm, sampling, args.n_predict, args.system)
     if args.json:
         figures = {"device": llm.device.name, "model": llm.packed.name}
-        figures |= {"interrupted": talk.interrupted, "messages": talk.messages}
+        figures |= {"interrupted": talk.interrupted, "finish_reason": talk.finish_reason}
+        figures |= {"messages": talk.messages}
         print(json.dumps(figures))
     llm.close()
     return 130 if talk.interrupted else 0
@@ -305,7 +359,12 @@ def _chat_template(args: argparse.Namespace) -> str | None:
 
 
 def _figures(
-    llm: LLM, stats: RunStats, text: str, interrupted: bool, power: PowerMeter
+    llm: LLM,
+    stats: RunStats,
+    text: str,
+    finish_reason: FinishReason | None,
+    interrupted: bool,
+    power: PowerMeter,
 ) -> dict[str, object]:
     facts = llm.device.facts()
     per_token, clock_hz = stats.decode_cycles_per_token, facts.get("target_clock_hz")
@@ -327,6 +386,7 @@ def _figures(
         "kv_bits": llm.packed.kv,
         "model": llm.packed.name,
         "text": text,
+        "finish_reason": finish_reason,
         "interrupted": interrupted,
         "prompt_tokens": stats.prompt_tokens,
         "reused_tokens": stats.reused_tokens,

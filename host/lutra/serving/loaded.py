@@ -69,7 +69,7 @@ class LoadedModel:
         sequence, n = found
         if 2 * n < len(sequence.tokens):
             try:
-                copy = self._with_room(lambda: sequence.fork(n))
+                copy = self.fork(sequence, n)
             except LutraError:
                 pass  # nothing else gives way: the sequence itself does
             else:
@@ -77,6 +77,10 @@ class LoadedModel:
                 return copy, n
         sequence.truncate(n)
         return sequence, n
+
+    def fork(self, sequence: TokenSequence, n: int) -> TokenSequence:
+        """Another sequence that holds the first ``n`` tokens of a running one."""
+        return self._with_room(lambda: sequence.fork(n))
 
     def end(self, sequence: TokenSequence) -> None:
         """Keep a sequence for prompts that begin like it."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from lutra.serving.sequence import TokenSequence
 
-__all__ = ["LEAST_PREFIX", "KnownPrefixes"]
+__all__ = ["LEAST_PREFIX", "KnownPrefixes", "common_prefix"]
 
 LEAST_PREFIX = 8
 """Tokens that two prompts must share before one continues from the other."""
@@ -52,6 +52,14 @@ class KnownPrefixes:
         _close(dropped)
         return found
 
+    def longest(self, tokens: Sequence[int]) -> int:
+        """Tokens that :meth:`pop` would find, 0 if it would find nothing."""
+        with self._lock:
+            dropped = self._settle()
+            most = max((common_prefix(each.tokens, tokens[:-1]) for each in self._kept), default=0)
+        _close(dropped)
+        return most if most >= LEAST_PREFIX else 0
+
     def put(self, sequence: TokenSequence) -> None:
         """Keep a sequence, and close the oldest ones beyond the memory bound."""
         self._arrived.append(sequence)
@@ -87,7 +95,7 @@ class KnownPrefixes:
         return dropped
 
     def _best(self, tokens: Sequence[int]) -> tuple[TokenSequence, int] | None:
-        shared = [_common(each.tokens, tokens[:-1]) for each in self._kept]
+        shared = [common_prefix(each.tokens, tokens[:-1]) for each in self._kept]
         if not shared or max(shared) < LEAST_PREFIX:
             return None
         n = max(shared)
@@ -104,7 +112,7 @@ def _close(sequences: Sequence[TokenSequence]) -> None:
         each.close()
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common prefix."""
     n = min(len(a), len(b))
     different = np.flatnonzero(np.array(a[:n]) != np.array(b[:n]))

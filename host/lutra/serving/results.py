@@ -1,16 +1,47 @@
 """Results of a generation: its pieces, its text and its statistics."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-__all__ = ["Completion", "Piece", "RunStats"]
+__all__ = ["Completion", "FinishReason", "Logprob", "Logprobs", "Piece", "RunStats"]
+
+FinishReason = Literal["stop", "length"]
+"""Why a completion ended: ``stop`` at an end token or a stop string, ``length`` at ``max_tokens``
+or where the context is full."""
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """The natural logarithm of a token's probability, and the token's text by itself."""
+
+    token: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """The logarithms of probabilities for one generated token: its ``own``, and the likeliest."""
+
+    own: Logprob
+    top: list[Logprob]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One generated token and the text that it completes (empty inside a character)."""
+    """One generated token and the text that is clear with it.
+
+    Text is empty inside a character, and where a stop string may have begun; more comes later.
+    ``index`` counts the completions of a prompt from 0 on. ``logprobs`` are there if
+    :class:`~lutra.text.sampling.SamplingParams` asks for them. The last piece of a completion has
+    a ``finish_reason``, the others have None.
+    """
 
     token: int
     text: str
+    index: int = 0
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None = None
 
 
 @dataclass
@@ -61,8 +92,17 @@ class RunStats:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished generation."""
+    """A finished generation.
+
+    ``text`` ends before a stop string, ``tokens`` are all that were generated: an end token and
+    those of the stop string, too. ``logprobs`` have one entry per token, None if they were not
+    asked for. ``alternatives`` are the other ``n - 1`` completions of the prompt, of the seeds that
+    follow.
+    """
 
     text: str
     tokens: list[int]
     stats: RunStats
+    finish_reason: FinishReason
+    logprobs: list[Logprobs] | None = None
+    alternatives: "list[Completion]" = field(default_factory=list["Completion"])

@@ -9,7 +9,7 @@ import numpy as np
 from lutra.devices.base import Device, GreedyResult, Session, Step, StepResult
 from lutra_golden.errors import LutraError
 
-__all__ = ["Mismatch", "TokenSequence", "compare"]
+__all__ = ["Mismatch", "TokenSequence", "compare", "run_together"]
 
 
 class Mismatch(LutraError):
@@ -41,18 +41,7 @@ class TokenSequence:
 
     def run(self, tokens: Sequence[int], logits_from: int = 0) -> tuple[StepResult, float]:
         """Go on with ``tokens``; logits of them from that one on, and the device's seconds."""
-        position = len(self.tokens)
-        start = time.perf_counter()
-        [result] = self.device.run(
-            [Step(session=self.session, tokens=tokens, logits_from=logits_from)]
-        )
-        seconds = time.perf_counter() - start
-        self._took(tokens, result.saturated)
-        if self.golden is not None and self.reference is not None:
-            [expected] = self.golden.run(
-                [Step(session=self.reference, tokens=tokens, logits_from=logits_from)]
-            )
-            compare(self.device.name, result, expected, position + logits_from)
+        [result], seconds = run_together([(self, tokens, logits_from)])
         return result, seconds
 
     def greedy(self, token: int, n: int, ends: Collection[int]) -> tuple[GreedyResult, float]:
@@ -64,10 +53,10 @@ class TokenSequence:
         start = time.perf_counter()
         result = self.device.greedy(self.session, token, n, ends)
         seconds = time.perf_counter() - start
-        self._took([token, *result.tokens[:-1]], result.saturated)
+        self.took([token, *result.tokens[:-1]], result.saturated)
         return result, seconds
 
-    def _took(self, tokens: Sequence[int], saturated: bool) -> None:
+    def took(self, tokens: Sequence[int], saturated: bool) -> None:
         """Note the tokens that were processed by a call."""
         if saturated and self.saturated_at is None:
             self.saturated_at = len(self.tokens)
@@ -99,6 +88,41 @@ class TokenSequence:
         self.session.close()
         if self.reference is not None:
             self.reference.close()
+
+
+def run_together(
+    parts: Sequence[tuple[TokenSequence, Sequence[int], int]],
+) -> tuple[list[StepResult], float]:
+    """Go on with several sequences of one device, which share passes: the ``tokens`` of each, and
+    from which of them on there are logits; their results, and the device's seconds.
+
+    See :class:`TokenSequence`. Should the device fail, every sequence is as it was.
+    """
+    first = parts[0][0]
+    position = [len(sequence.tokens) for sequence, _, _ in parts]
+    start = time.perf_counter()
+    results = first.device.run(
+        [
+            Step(session=sequence.session, tokens=tokens, logits_from=logits_from)
+            for sequence, tokens, logits_from in parts
+        ]
+    )
+    seconds = time.perf_counter() - start
+    for (sequence, tokens, _), result in zip(parts, results, strict=True):
+        sequence.took(tokens, result.saturated)
+    if first.golden is not None:
+        expected = first.golden.run(
+            [
+                Step(session=sequence.reference, tokens=tokens, logits_from=logits_from)
+                for sequence, tokens, logits_from in parts
+                if sequence.reference is not None
+            ]
+        )
+        for at, (_, _, logits_from), one, other in zip(
+            position, parts, results, expected, strict=True
+        ):
+            compare(first.device.name, one, other, at + logits_from)
+    return results, seconds
 
 
 def compare(name: str, result: StepResult, expected: StepResult, position: int) -> None:

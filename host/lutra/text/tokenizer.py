@@ -159,6 +159,17 @@ class Tokenizer:
         """Return the text of ``ids`` without special tokens."""
         return self._backend.decode(ids)
 
+    def token_text(self, id: int) -> str:
+        """Text of one token inside of a text, the name of a special one.
+
+        Bytes that are no whole character are replacement characters.
+        """
+        for name, special in self._backend.special.items():
+            if special == id:
+                return name
+        # behind another, as a text's first one may lose its space
+        return self.decode([id, id])[len(self.decode([id])) :]
+
 
 def copy_tokenizer(source: Path, out: Path) -> None:
     """Copy a model's tokenizer next to the packed model: the files of a folder unchanged,

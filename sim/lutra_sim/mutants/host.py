@@ -12,28 +12,87 @@ MUTANTS = [
         ["host/text/test_sampling.py"],
         (
             "one candidate fewer for the top k",
-            "np.partition(logits, -params.top_k)[-params.top_k])",
-            "np.partition(logits, -params.top_k)[1 - params.top_k])",
+            "np.partition(logits, -n)[-n])",
+            "np.partition(logits, -n)[1 - n])",
         ),
         ("the token that reaches top p not kept", "params.top_p)) + 1", "params.top_p))"),
         (
             "ties drawn in an unstable order",
-            'np.argsort(-logits[kept], kind="stable")',
-            'np.argsort(logits[kept], kind="stable")[::-1]',
+            'np.argsort(-logits[kept], kind="stable")]',
+            'np.argsort(logits[kept], kind="stable")[::-1]]',
         ),
         (
             "temperature multiplies",
             "p = np.exp(below / params.temperature)",
             "p = np.exp(below * params.temperature)",
         ),
+        ("min-p not heeded", "np.count_nonzero(p >= params.min_p)", "len(order)"),
+        (
+            "a bias is in logits, not in nats",
+            "_whole(self._biases / scale)",
+            "_whole(self._biases)",
+        ),
+        (
+            "negative logits divided",
+            "np.where(found > 0, found / penalty, found * penalty)",
+            "found / penalty",
+        ),
+        ("generated tokens not penalised", "        self._seen.add(token)\n", ""),
+        ("fractions of logits cut off", "np.rint(np.clip(", "np.trunc(np.clip("),
+        ("the device draws beside a bias", "!= 0 or self._changes or", "!= 0 or"),
+        ("probabilities without their sum", "below - np.log(np.exp(below).sum())", "below"),
+    ),
+    *planted(
+        "host/lutra/text/stop.py",
+        ["host/text/test_stop.py"],
+        (
+            "the first to begin, not the first to end",
+            "key=lambda place: (sum(place), place)",
+            "key=lambda place: place",
+        ),
+        ("too little is held", "self._longest - 1), 0, -1)", "self._longest - 2), 0, -1)"),
+        ("a shorter end is held", "0, -1):", "0, -1)[::-1]:"),
+        ("text behind a stop string", 'self.found, self._held = True, ""', 'self._held = ""'),
+    ),
+    *planted(
+        "host/lutra/serving/generation.py",
+        ["host/serving/test_generation.py"],
+        ("one seed for all completions", "seed=sampling.seed + index", "seed=sampling.seed"),
+        (
+            "the prompt is not repeated",
+            "seed=sampling.seed + index), generation.prompt)",
+            "seed=sampling.seed + index))",
+        ),
+        (
+            "a completion goes on from the one before",
+            "    begun.sequence.truncate(len(prompt))\n",
+            "",
+        ),
+        ("what is held is lost", "            text += self._stop.flush()\n", "            pass\n"),
+        (
+            "the length before the stop string",
+            "if self._stop.found or token in ends:",
+            "if token in ends:",
+        ),
+        (
+            "saturation of another completion",
+            "saturated=begun.sequence.saturated,",
+            "saturated=True,",
+        ),
+        ("the prompt counts as unchecked", "golden is None else True", "golden is None else None"),
     ),
     *planted(
         "host/lutra/serving/prefixes.py",
         ["host/serving/test_prefixes.py"],
         (
             "the whole prompt may be known",
-            "_common(each.tokens, tokens[:-1])",
-            "_common(each.tokens, tokens)",
+            "shared = [common_prefix(each.tokens, tokens[:-1])",
+            "shared = [common_prefix(each.tokens, tokens)",
+        ),
+        (
+            "beginnings too short to be found are promised",
+            "return most if most >= LEAST_PREFIX else 0",
+            "return most",
         ),
         (
             "the earliest used of equals",
@@ -76,6 +135,88 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/serving/batch.py",
+        ["host/serving/test_batch.py"],
+        ("the lowest priority first", "return -request.priority,", "return request.priority,"),
+        (
+            "long prompts pass short ones",
+            "request.arrived + needed",
+            "request.arrived - needed",
+        ),
+        ("short prompts always pass long ones", "request.arrived + needed", "needed"),
+        (
+            "chunks as long as a pass, whoever waits",
+            "if not n_decoding or self._seconds_per_token is None:",
+            "if self._seconds_per_token or not n_decoding:",
+        ),
+        (
+            "more of a sequence copied than is shared",
+            "self._loaded.fork(source, shared[best])",
+            "self._loaded.fork(source, len(source.tokens))",
+        ),
+        (
+            "a beginning that is coming is not waited for",
+            "if shared >= LEAST_PREFIX and len(_tokens(other)) < shared:",
+            "if shared > len(request.prompt):",
+        ),
+        (
+            "the likeliest token where one is drawn",
+            "if request.sampler.needs_logits:",
+            "if request.sampler.needs_logits and not request.prompt:",
+        ),
+        (
+            "prompts take no room from each other",
+            "            room -= len(tokens)\n",
+            "",
+        ),
+        (
+            "the last part of a prompt has no room",
+            "tokens = request.prompt[done : done + room]",
+            "tokens = request.prompt[done : done + max(room - 1, 1)]",
+        ),
+        (
+            "one failed request fails all",
+            "alone = [self._run([part]) for part in parts]",
+            "alone = [([error], 0.0) for _ in parts]",
+        ),
+        (
+            "cancelled requests go on",
+            "[each for each in self._running if each.cancelled]",
+            "[]",
+        ),
+        (
+            "more requests than the device may have",
+            "while len(self._running) < self._most:",
+            "while len(self._running) <= self._most:",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/together.py",
+        [
+            "host/test_llm.py::test_prompts_of_a_list_run_together",
+            "host/test_llm.py::test_completions_are_in_the_order_of_their_seeds",
+        ],
+        (
+            "every completion of a prompt is its first",
+            "writer = Writer(generation, index, stats, tokenizer, ends)",
+            "writer = Writer(generation, 0, stats, tokenizer, ends)",
+        ),
+        (
+            "completions in the order of their ends",
+            "for index in sorted(own)",
+            "for index in own",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/engine.py",
+        ["host/serving/test_engine.py"],
+        (
+            "requests are taken after the end",
+            "if self._error is not None:\n                raise",
+            "if self._batch is None:\n                raise",
+        ),
+    ),
+    *planted(
         "host/lutra/serving/pace.py",
         ["host/serving/test_pace.py"],
         (
@@ -91,7 +232,7 @@ MUTANTS = [
         ("a slow device makes as many as before", "max(self.n_tokens // 2, 1)", "self.n_tokens"),
     ),
     *planted(
-        "host/lutra/llm.py",
+        "host/lutra/serving/generation.py",
         [
             "host/test_llm.py::test_greedy_tokens_come_by_ever_more",
             "host/test_llm.py::test_drawn_and_checked_tokens_are_single_steps",
@@ -105,13 +246,13 @@ MUTANTS = [
         ),
         (
             "greedy tokens are not checked",
-            "while sampler.greedy and loaded.golden is None:",
-            "while sampler.greedy:",
+            "while not sampler.needs_logits and loaded.golden is None:",
+            "while not sampler.needs_logits:",
         ),
         (
             "a fault among greedy tokens is hidden",
-            "                raise made.error\n",
-            "                pass\n",
+            "            raise made.error\n",
+            "            pass\n",
         ),
         (
             "saturation of greedy tokens forgotten by the next ones",
@@ -149,7 +290,7 @@ MUTANTS = [
         ),
     ),
     *planted(
-        "host/lutra/llm.py",
+        "host/lutra/serving/generation.py",
         [
             "host/test_llm.py::test_a_step_that_saturated_is_not_forgotten",
             "host/test_llm.py::test_a_known_prefix_keeps_its_saturation",
@@ -161,7 +302,7 @@ MUTANTS = [
         ),
         (
             "saturation of a known prefix forgotten",
-            "        stats.saturated = sequence.saturated\n",
+            "    stats.saturated = sequence.saturated\n",
             "",
         ),
     ),

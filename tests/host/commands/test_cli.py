@@ -39,6 +39,7 @@ KEYS = {
     "kv_bits",
     "model",
     "text",
+    "finish_reason",
     "interrupted",
     "prompt_tokens",
     "computed_tokens",
@@ -97,6 +98,27 @@ def test_a_story_and_its_table(capsys: Capture) -> None:
     assert table["bit-exact with the golden model"] == ["yes"]
 
 
+def test_a_story_with_a_stop_string_and_biases(capsys: Capture) -> None:
+    options = ["-p", "The king", "-n", "24", "--temp", "0", "--json"]
+    more = ["--repeat-penalty", "1.3", "--min-p", "0.1", "--logit-bias", "70=-5"]
+
+    def story(*arguments: str) -> dict[str, Any]:
+        assert main([*STORY, *options, *arguments]) == 0
+        figures: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return figures
+
+    plain = story()
+    assert plain["finish_reason"] == "length"
+    stop = plain["text"][8:11]
+    found = story("--stop", stop, "--stop", "no such text")
+    assert found["finish_reason"] == "stop"
+    assert found["text"] == plain["text"][: plain["text"].index(stop)]
+    assert found["tokens"] == plain["tokens"][: len(found["tokens"])]
+    assert story(*more)["tokens"] != plain["tokens"]
+    first = plain["tokens"][0]
+    assert first not in story("--logit-bias", f"{first}=-100")["tokens"]
+
+
 def test_json_is_the_last_line(capsys: Capture) -> None:
     assert main([*STORY, "-p", "The king", "-n", "3", "--json", "--seed", "5"]) == 0
     *story, last = capsys.readouterr().out.splitlines()
@@ -108,6 +130,7 @@ def test_json_is_the_last_line(capsys: Capture) -> None:
     assert figures["generated_tokens"] == len(figures["tokens"]) == 3
     assert figures["prompt_tokens"] == figures["computed_tokens"] > 1
     assert figures["reused_tokens"] == 0 and not figures["interrupted"]
+    assert figures["finish_reason"] == "length"
     assert figures["prefill_cycles"] is figures["decode_cycles_per_token"] is None
     assert figures["bit_exact"] is None
     assert figures["kinds"] == dict.fromkeys(
@@ -340,6 +363,9 @@ def test_a_model_that_no_configuration_holds(tmp_path: Path, capsys: Capture) ->
         (["run", "--kv", "8/4"], "device rtl caches keys and values with the same number of b"),
         (["bench", "--kv", "8/4"], "device auto caches keys and values with the same number of "),
         ([*STORY, "-p", "K\udcf6nig"], "the text holds bytes that are not UTF-8"),
+        ([*STORY, "--logit-bias", "3=101"], "logit_bias of token 3 must be -100 to 100 nats, not"),
+        ([*STORY, "--logit-bias", "2048=1"], "logit_bias has token 2048, outside the vocabulary"),
+        ([*STORY, "--stop", ""], "a stop string must not be empty: leave it out"),
         (["perplexity"], "the following arguments are required: -f/--file"),
         (["perplexity", "-f", "no-such.txt"], "no-such.txt: No such file or directory: give one"),
         (["perplexity", "-f", "."], r"\.: Is a directory: give a file, not a folder"),
@@ -357,6 +383,15 @@ def test_arguments_that_can_not_be(arguments: list[str], message: str, capsys: C
         ("run --temp warm", "argument --temp: must be a number, not 'warm'"),
         ("run --top-k -1", "argument --top-k: must be 0 or more, not -1"),
         ("run --top-p 0", "argument --top-p: must be above 0 and at most 1, not 0"),
+        ("run --min-p 2", "argument --min-p: must be 0 to 1, not 2"),
+        ("run --repeat-penalty 0", "argument --repeat-penalty: must be above 0, not 0"),
+        (
+            "chat --logit-bias the=1",
+            (
+                "argument --logit-bias: must be TOKEN=VALUE, a token id and a number, such as "
+                "42=-5, not 'the=1'"
+            ),
+        ),
         ("run --seed -1", "argument --seed: must be 0 or more, not -1"),
         ("run -n few", "argument -n/--n-predict: must be a whole number, not 'few'"),
         ("run -n -5", "argument -n/--n-predict: must be 1 or more, not -5"),
@@ -524,7 +559,8 @@ def test_sigterm_ends_what_a_command_has_started() -> None:
 
 def test_the_package_imports_nothing_before_it_is_used() -> None:
     code = "import sys, lutra; assert not {'numpy', 'rich', 'lutra.llm'} & set(sys.modules)"
-    names = "LLM, Completion, LutraError, Piece, RunStats, SamplingParams, StepProgress"
+    names = "LLM, Completion, FinishReason, Logprob, Logprobs, LutraError, Piece, RunStats, "
+    names += "SamplingParams, StepProgress"
     code += f"; from lutra import {names}; assert lutra.__version__; lutra.nothing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     error = "AttributeError: module 'lutra' has no attribute 'nothing'"
@@ -562,7 +598,7 @@ def test_ctrl_c_in_prefill(interrupt: Callable[[int], None], capsys: Capture) ->
     interrupt(2)
     assert main([*STORY, *prompt, "--json"]) == 130
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert figures["interrupted"]
+    assert figures["interrupted"] and figures["finish_reason"] is None
     assert (figures["computed_tokens"], figures["generated_tokens"]) == (8, 0)
     assert figures["prompt_tokens"] > 8
     assert figures["prefill_tokens_per_s"] == 8 / 0.5

@@ -35,7 +35,8 @@ class Echo:
         sampling: SamplingParams | None = None,
     ) -> Iterator[Piece]:
         self.asked.append(list(messages))
-        for i, word in enumerate(messages[-1]["content"].split()):
+        words = messages[-1]["content"].split()
+        for i, word in enumerate(words):
             if word == "fail":
                 raise LutraError("the prompt is too long")
             if word == "differ":
@@ -44,7 +45,8 @@ class Echo:
                 signal.raise_signal(signal.SIGINT)
             if word == "twice":
                 signal.raise_signal(signal.SIGINT)
-            yield Piece(i, word + " ")
+            reason = "length" if word == "long" else "stop" if i == len(words) - 1 else None
+            yield Piece(i, word + " ", finish_reason=reason)
 
 
 class Lines(io.StringIO):
@@ -91,6 +93,23 @@ def test_leaving_and_beginning_anew(
     _, history = talk(monkeypatch, "one\n/clear\n/help\ntwo\n/exit\nthree\n", system="Be brief")
     assert contents(history) == ["Be brief", "two", "two "]
     assert "unknown command /help: /exit to quit, /clear to start over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", None),
+        ("one two\n", "stop"),
+        ("one\nlong\n/exit\n", "length"),
+        ("long\none stop two\n", None),
+        ("long\n/clear\n", None),
+    ],
+)
+def test_why_the_last_answer_ended(
+    text: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Lines(text, False))
+    assert converse(Echo(), SamplingParams()).finish_reason == reason
 
 
 @pytest.mark.parametrize("terminal", [False, True])

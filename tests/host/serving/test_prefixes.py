@@ -67,6 +67,17 @@ def test_the_last_token_is_always_computed() -> None:
     assert found is not None and found[1] == LEAST_PREFIX
 
 
+def test_what_would_be_found_stays() -> None:
+    known = KnownPrefixes(1000, 1)
+    base = list(range(20))
+    assert known.longest(base) == 0
+    kept(known, base[:10], [*base, 7, 7])
+    assert known.longest([*base, 9]) == 20
+    assert known.longest(base) == 19
+    assert known.longest(base[:LEAST_PREFIX]) == 0
+    assert len(known) == 2
+
+
 def test_of_equals_the_one_that_loses_least_and_was_used_last() -> None:
     known = KnownPrefixes(1000, 1)
     base = list(range(20))

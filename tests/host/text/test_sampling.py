@@ -1,11 +1,15 @@
-"""Sampling: greedy, temperature, top-k, top-p, and what follows from the seed."""
+"""Sampling: greedy, biases, penalties, temperature, top-k, top-p, min-p, and the seed."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lutra.text.sampling import Sampler, SamplingParams
+from lutra.text.sampling import Sampler, SamplingParams, likeliest, log_probabilities
 from lutra_golden.errors import LutraError
 
 LOGITS = np.array([300, -100, 500, 400, 0, 450], np.int64)
@@ -88,9 +92,217 @@ def test_extreme_logits() -> None:
     assert set(draw(20, logits, temperature=1.0, **ALL)) == {1}
 
 
+# -- min-p
+
+
+def test_min_p_keeps_shares_of_the_likeliest() -> None:
+    shares = np.exp((LOGITS - 500) * SCALE)  # 1, 0.61, 0.37, 0.14, 0.007, 0.002
+    order = np.argsort(-LOGITS)
+    for keep in range(1, 7):
+        min_p = float(shares[order[keep - 1]]) - 1e-9
+        found = draw(4000, temperature=1.0, min_p=min_p, **ALL)
+        likely = {int(t) for t in order[:keep] if shares[t] > 0.01}
+        assert likely <= set(found) <= set(order[:keep])
+
+
+def test_min_p_counts_after_temperature_and_beside_top_p() -> None:
+    """A share of the likeliest at that temperature, whatever the others left."""
+    assert set(draw(3000, temperature=1.0, min_p=0.3, **ALL)) == {2, 5, 3}
+    assert set(draw(3000, temperature=5.0, min_p=0.3, **ALL)) == set(range(6))
+    assert set(draw(3000, temperature=1.0, min_p=0.3, top_k=2, top_p=1.0)) == {2, 5}
+    assert set(draw(3000, temperature=1.0, min_p=0.3, top_k=0, top_p=0.7)) == {2, 5}
+    found = draw(20000, temperature=1.0, min_p=0.3, **ALL)
+    p = softmax(LOGITS[[2, 5, 3]], 1.0)
+    assert np.abs(np.mean(found == 2) - p[0]) < 4 * np.sqrt(0.25 / 20000)
+
+
+def test_min_p_of_one_keeps_the_largest_only() -> None:
+    assert set(draw(300, np.array([1, 7, 7, 3]), temperature=9.0, min_p=1.0, **ALL)) == {1, 2}
+
+
+# -- biases and penalties
+
+
+def changed(
+    logits: Sequence[int], bias: dict[int, float], penalty: float, seen: set[int]
+) -> list[int]:
+    """The logits after bias and penalty, one by one; values are such that no rounding of floating
+    point shows."""
+    out = list(logits)
+    for token, value in bias.items():
+        out[token] += round(Fraction(value) / Fraction(SCALE))
+    for token in seen:
+        x, p = Fraction(out[token]), Fraction(penalty)
+        out[token] = round(x / p if x > 0 else x * p)
+    return out
+
+
+def test_a_greedy_token_is_the_arg_max_of_the_changed_logits() -> None:
+    rng = np.random.default_rng(4)
+    moved = 0
+    for _ in range(200):
+        logits = rng.integers(-400, 400, 30)
+        bias = {int(t): float(rng.integers(-20, 20)) / 8 for t in rng.choice(30, 4, replace=False)}
+        penalty = float(rng.choice([0.5, 1.0, 1.25, 1.5, 4.0]))
+        seen = set(rng.integers(0, 30, 6).tolist())
+        params = SamplingParams(temperature=0, logit_bias=bias, repetition_penalty=penalty)
+        before, sampler = logits.copy(), Sampler(params, list(seen))
+        for _ in range(5):
+            expected = int(np.argmax(changed(logits.tolist(), bias, penalty, seen)))
+            assert sampler(logits, SCALE) == expected
+            moved += expected != int(logits.argmax())
+            seen.add(expected)
+        np.testing.assert_array_equal(logits, before)
+    assert moved > 300
+
+
+def test_a_drawn_token_is_that_of_the_changed_logits() -> None:
+    bias, seen = {0: 2.5, 2: -1.25, 4: 3.0}, {1, 2, 5}
+    options = {"temperature": 1.5, "seed": 3, **ALL}
+    params = SamplingParams(logit_bias=bias, repetition_penalty=2.0, **options)
+    there = Sampler(SamplingParams(**options))
+    sampler, tokens = Sampler(params, [1, 2, 2, 5]), set[int]()
+    for _ in range(200):
+        logits = np.array(changed(LOGITS.tolist(), bias, 2.0, seen | tokens), np.int64)
+        token = sampler(LOGITS, SCALE)
+        assert token == there(logits, SCALE)
+        tokens.add(token)
+    assert len(tokens) == 6
+
+
+def test_logits_stay_whole() -> None:
+    """Ties that rounding makes are resolved as others are: by the first token."""
+    logits = np.array([3, -7, 5], np.int64)  # halves: 2 (1.5), -14, 2 (2.5), so the first
+    params = SamplingParams(temperature=0, repetition_penalty=2.0)
+    assert Sampler(params, [0, 1, 2])(logits, 1.0) == 0
+    # 0.4 of a logit is none
+    assert Sampler(SamplingParams(temperature=0, logit_bias={0: 0.4}))(logits - 5, 1.0) == 2
+    bias = SamplingParams(temperature=0, logit_bias={0: 2.4})
+    assert Sampler(bias)(logits, 1.0) == 0  # 3 + 2 and 5
+
+
+def test_the_bias_comes_before_the_penalty() -> None:
+    logits = np.array([-100, 90], np.int64)
+    # (-100 + 300) / 2 is 100; -100 * 2 + 300 would be 100, too, so a penalty of 4 tells
+    params = SamplingParams(temperature=0, logit_bias={0: 3.0}, repetition_penalty=4.0)
+    assert Sampler(params, [0])(logits, SCALE) == 1
+    assert Sampler(params, [])(logits, SCALE) == 0
+
+
+def test_a_penalty_below_one_repeats() -> None:
+    logits = np.array([100, 90, -5], np.int64)
+    params = SamplingParams(temperature=0, repetition_penalty=0.5)
+    assert Sampler(params, [1])(logits, SCALE) == 1
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-300, 1e-7])
+def test_a_large_bias_forces(scale: float) -> None:
+    logits = np.array([2**31 - 1, 0, -(2**31)], np.int64) // 8
+    assert Sampler(SamplingParams(temperature=0, logit_bias={2: 100}))(logits, scale) == 2
+
+
+def test_a_large_bias_bans() -> None:
+    assert set(draw(300, temperature=2.0, logit_bias={2: -100, 5: -100}, **ALL)) == {0, 1, 3, 4}
+
+
+@pytest.mark.parametrize("penalty", [1e-308, 1e308])
+def test_an_extreme_penalty(penalty: float) -> None:
+    logits = np.array([2**31 - 1, 5, -(2**31)], np.int64)
+    params = SamplingParams(temperature=0, repetition_penalty=penalty)
+    assert Sampler(params, [0, 2])(logits, SCALE) == (0 if penalty < 1 else 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "needs"),
+    [
+        ({}, False),
+        ({"min_p": 0.5, "stop": "x", "n": 3, "top_k": 2}, False),
+        ({"logit_bias": {3: 0.0}, "repetition_penalty": 1}, False),
+        ({"temperature": 0.1}, True),
+        ({"logit_bias": {3: 0.1}}, True),
+        ({"repetition_penalty": 1.1}, True),
+        ({"logprobs": 0}, True),
+    ],
+)
+def test_when_the_arg_max_is_enough(options: dict[str, Any], needs: bool) -> None:
+    params: dict[str, Any] = {"temperature": 0} | options
+    assert Sampler(SamplingParams(**params)).needs_logits == needs
+
+
+# -- logarithms of probabilities
+
+
+def test_log_probabilities_are_those_of_the_softmax() -> None:
+    found = log_probabilities(LOGITS, SCALE)
+    total = math.fsum(math.exp(x * SCALE) for x in LOGITS.tolist())
+    expected = [x * SCALE - math.log(total) for x in LOGITS.tolist()]
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+    np.testing.assert_array_equal(found, log_probabilities(LOGITS + 2**40, SCALE))
+    far = log_probabilities(np.array([2**31 - 1, -(2**31)]), 1.0)
+    assert far.tolist() == [0.0, 1.0 - 2.0**32]
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 6, 9])
+def test_the_likeliest(n: int) -> None:
+    assert likeliest(LOGITS, n).tolist() == [2, 5, 3, 0, 4, 1][:n]
+    assert likeliest(np.zeros(6, np.int64), n).tolist() == list(range(min(n, 6)))
+
+
+# -- what is refused, and what is kept
+
+
+def test_a_mapping_and_a_list_are_copied() -> None:
+    bias, stop = {3: 1}, ["a", "b"]
+    params = SamplingParams(logit_bias=bias, stop=stop)
+    bias[4] = 2
+    stop.append("c")
+    assert (params.logit_bias, params.stops) == ({3: 1.0}, ("a", "b"))
+    assert SamplingParams(stop="end").stops == ("end",)
+    assert SamplingParams().stops == ()
+    again = replace(params, seed=4)
+    assert (again.logit_bias, again.stops) == (params.logit_bias, params.stops)
+    assert hash(params) != hash(again)
+
+
+def test_a_vocabulary_bounds_tokens() -> None:
+    params = SamplingParams(logit_bias={9: 1.0}, logprobs=10)
+    params.check_vocabulary(10)
+    message = r"^logit_bias has token 9, outside the vocabulary: give ids from 0 to 8$"
+    with pytest.raises(LutraError, match=message):
+        params.check_vocabulary(9)
+    message = r"^logprobs must be at most 9, the size of the vocabulary, not 10$"
+    with pytest.raises(LutraError, match=message):
+        SamplingParams(logprobs=10).check_vocabulary(9)
+
+
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"min_p": -0.1}, r"min_p must be 0 \(off\) to 1, not -0\.1"),
+        ({"min_p": 1.5}, r"min_p must be 0 \(off\) to 1, not 1\.5"),
+        ({"min_p": NAN}, r"min_p must be 0 \(off\) to 1, not nan"),
+        ({"min_p": "0"}, "min_p must be a number, not '0'"),
+        ({"repetition_penalty": 0}, r"repetition_penalty must be above 0 \(1 is off\), not 0"),
+        ({"repetition_penalty": NAN}, r"repetition_penalty must be above 0 .*, not nan"),
+        ({"repetition_penalty": math.inf}, r"repetition_penalty must be above 0 .*, not inf"),
+        ({"n": 0}, "n must be 1 or more, not 0"),
+        ({"n": 1.0}, r"n must be a whole number, not 1\.0"),
+        ({"logprobs": -1}, r"logprobs must be 0 \(own\) or more, not -1"),
+        ({"logprobs": True}, "logprobs must be a whole number, not True"),
+        ({"logit_bias": [3]}, "logit_bias must be a mapping of token ids to .*, not list"),
+        ({"logit_bias": {"a": 1}}, "a token id of logit_bias must be a whole number, not 'a'"),
+        ({"logit_bias": {-1: 1}}, "a token id of logit_bias must be 0 or more, not -1"),
+        ({"logit_bias": {3: "x"}}, "logit_bias of token 3 must be a number, not 'x'"),
+        ({"logit_bias": {3: NAN}}, "logit_bias of token 3 must be -100 to 100 nats, not nan"),
+        ({"logit_bias": {3: -101}}, r"logit_bias of token 3 must be -100 to .*, not -101\.0"),
+        ({"stop": 5}, "stop must be a string or several in a list, not int"),
+        ({"stop": [5]}, "stop must be strings, not 5"),
+        ({"stop": ["a", ""]}, "a stop string must not be empty: leave it out"),
+        ({"stop": ""}, "a stop string must not be empty: leave it out"),
+        ({"stop": "\udcf6"}, "a stop string holds bytes that are not UTF-8: give it in UTF-8"),
         ({"temperature": -0.1}, r"temperature must be 0 or more, not -0\.1"),
         ({"temperature": "0"}, "temperature must be a number, not '0'"),
         ({"top_p": None}, "top_p must be a number, not None"),

@@ -111,6 +111,13 @@ def test_special_tokens_are_not_text(tokenizer: Tokenizer) -> None:
     assert stream(tokenizer, [BOS], [the, BOS, the]) == ["the", "", "the", ""]
 
 
+def test_text_of_one_token(tokenizer: Tokenizer) -> None:
+    [space, the, part] = tokenizer.encode(" the\N{OTTER}", add_bos=False)[:3]
+    assert [tokenizer.token_text(each) for each in (space, the, part)] == [" ", "the", REPLACEMENT]
+    assert [tokenizer.token_text(each) for each in (BOS, EOS)] == ["<|bos|>", "<|eos|>"]
+    assert tokenizer.token_text(N_TOKENIZER + 5) == ""
+
+
 def test_bytes_that_are_not_unicode_are_refused(tokenizer: Tokenizer) -> None:
     """Surrogates, into which Python decodes an argument in Latin-1."""
     message = "^the text holds bytes that are not UTF-8: give it in UTF-8$"
@@ -374,6 +381,14 @@ def test_spaces_between_pieces_are_kept(pieces: Tokenizer) -> None:
         end = next(iter(each.eos))
         assert "".join(stream(each, [*ids, end], ids)) == " the the the"
         assert "".join(stream(each, ids, [ids[-1], end, ids[-1]])) == " the the"
+
+
+def test_text_of_one_piece(pieces: Tokenizer) -> None:
+    """With the space that the first one of a text would lose."""
+    ids = pieces.encode("the king\N{OTTER}", add_bos=False)
+    texts = [pieces.token_text(each) for each in ids]
+    assert "".join(texts).startswith(" the king")
+    assert set("".join(texts)[len(" the king") :]) == {REPLACEMENT}
 
 
 def test_sentencepiece_special_tokens(pieces: Tokenizer) -> None:

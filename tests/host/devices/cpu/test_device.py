@@ -53,6 +53,23 @@ def test_a_story_is_the_golden_models() -> None:
 
 
 @compiler
+@pytest.mark.parametrize("model", ["tales", "tales-llama"])
+def test_every_way_to_draw_gives_the_golden_models_tokens(model: str) -> None:
+    options = SamplingParams(
+        temperature=1.2, seed=5, min_p=0.02, repetition_penalty=1.3, logit_bias={262: 2.5, 270: -9},
+        stop=["the king", "!"], logprobs=3, n=2,
+    )  # fmt: skip
+    prompt = "Once upon a time there was"
+    llms = LLM(model, "cpu"), LLM(model, "golden")
+    for sampling in (options, replace(options, temperature=0, n=1)):
+        one, other = (each.generate(prompt, 12, sampling) for each in llms)
+        for a, b in zip((one, *one.alternatives), (other, *other.alternatives), strict=True):
+            assert (a.tokens, a.text, a.finish_reason) == (b.tokens, b.text, b.finish_reason)
+            assert a.logprobs == b.logprobs
+    llms[0].close()
+
+
+@compiler
 def test_logits_of_a_context_that_is_filled() -> None:
     packed_tales = open_packed_model("tales")
     device = CpuDevice(threads=1)

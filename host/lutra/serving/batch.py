@@ -1,0 +1,291 @@
+"""Continuous batching: requests that share passes over the weights, and come and go between them.
+
+A pass has one token of every request that is past its prompt, and as many tokens of prompts as
+leave the pass short enough: a long prompt is cut into chunks, and never stops the others
+(Sarathi-Serve, Agrawal et al. 2024, sections 4.1 and 4.2). Since logits are exact whatever shares a
+pass, a request's tokens are those that it has alone.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lutra.devices.base import StepResult
+from lutra.serving.loaded import LoadedModel
+from lutra.serving.prefixes import LEAST_PREFIX, common_prefix
+from lutra.serving.results import RunStats
+from lutra.serving.sequence import Mismatch, TokenSequence, run_together
+from lutra.text.sampling import Sampler
+from lutra_golden.errors import LutraError
+
+__all__ = ["PASS_S", "Batch", "Request"]
+
+PASS_S = 0.25
+"""Seconds that a pass with chunks of prompts should take where requests wait for their tokens."""
+_LEAST_CHUNK = 16  # tokens of prompts, however slow the device is
+_SMOOTHING = 0.3  # share of the latest pass in what is expected of the next one
+
+_Part = tuple[TokenSequence, Sequence[int], int]
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """A prompt to go on from.
+
+    ``accept`` gets each token as it is made and the result that it was drawn from, in the thread
+    that runs the batch, and says whether it was the last; ``ended`` is called once, after that,
+    with None or with what the request failed of. A request of higher ``priority`` goes first. What
+    the batch notes here is its own: when the request ``arrived``, its ``sequence``, and the
+    ``next_token`` to go on with.
+    """
+
+    prompt: Sequence[int]
+    sampler: Sampler
+    accept: Callable[[int, StepResult], bool]
+    ended: Callable[[BaseException | None], None] = lambda error: None
+    priority: int = 0
+    stats: RunStats = field(default_factory=RunStats)
+    arrived: float = field(default=0.0, init=False)
+    cancelled: bool = field(default=False, init=False)
+    sequence: TokenSequence | None = field(default=None, init=False, repr=False)
+    next_token: int | None = field(default=None, init=False, repr=False)
+
+    @property
+    def left(self) -> int:
+        """Tokens of the prompt that are still to be computed."""
+        done = 0 if self.sequence is None else len(self.sequence.tokens)
+        return max(len(self.prompt) - done, 0)
+
+
+class Batch:
+    """Requests on one loaded model; one thread at a time runs its passes.
+
+    At most ``most`` requests are on the device at a time, fewer where it has no memory for more
+    sessions; the others wait. Of those that wait, and of prompts under way, the one with the
+    highest priority goes first, then the one whose prompt takes least beyond the time it has
+    waited already: short prompts pass long ones, and none waits for ever. ``clock`` gives seconds.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        most: int = 256,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._loaded, self._most, self._clock = loaded, most, clock
+        self._lock = threading.Lock()
+        self._waiting: list[Request] = []
+        self._running: list[Request] = []
+        self._seconds_per_token: float | None = None  # of prompts, measured
+        self.passes = 0
+        """Passes so far."""
+
+    def add(self, request: Request) -> None:
+        """Let a request take part from the next pass on; from any thread."""
+        if not request.prompt:
+            raise LutraError("the prompt of a request has no tokens: give at least one")
+        request.arrived = self._clock()
+        with self._lock:
+            self._waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """Let a request end before the next pass; from any thread. Nothing more is accepted."""
+        request.cancelled = True
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that are not yet on the device."""
+        return len(self._waiting)
+
+    @property
+    def n_running(self) -> int:
+        """Requests that are on the device."""
+        return len(self._running)
+
+    def step(self) -> bool:
+        """Run one pass; False if there is nothing to do."""
+        self._drop_cancelled()
+        self._admit()
+        if not self._running:
+            return False
+        parts = self._parts()
+        try:
+            self._loaded.check()
+            results, seconds = self._run([part for _, part in parts])
+        except BaseException as error:
+            self._fail([request for request, _ in parts], error)
+            raise
+        self.passes += 1
+        # of a pass, each request has taken the share of its tokens
+        each = seconds / sum(len(tokens) for _, (_, tokens, _) in parts)
+        for (request, part), result in zip(parts, results, strict=True):
+            if isinstance(result, BaseException):
+                self._end(request, result)
+            else:
+                self._take(request, part, result, each * len(part[1]))
+        return True
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End all requests, with ``error`` if there is one."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for request in waiting + list(self._running):
+            self._end(request, error)
+
+    # -- who takes part
+
+    def _drop_cancelled(self) -> None:
+        with self._lock:
+            dropped = [each for each in self._waiting if each.cancelled]
+            self._waiting = [each for each in self._waiting if not each.cancelled]
+        for each in dropped + [each for each in self._running if each.cancelled]:
+            self._end(each, None)
+
+    def _admit(self) -> None:
+        """Open sequences for those that wait, as long as the device has memory for them."""
+        while len(self._running) < self._most:
+            with self._lock:
+                ready = [each for each in self._waiting if not self._is_coming(each)]
+                if not ready:
+                    return
+                request = min(ready, key=self._order)
+            try:
+                self._begin(request)
+            except LutraError as error:
+                if self._running:
+                    return  # one of them will leave room
+                failed = error
+            else:
+                failed = None
+            with self._lock:
+                self._waiting.remove(request)
+            if failed is None:
+                self._running.append(request)
+            else:
+                self._end(request, failed)
+
+    def _is_coming(self, request: Request) -> bool:
+        """True if a prompt under way begins like that of ``request``, which can copy it soon."""
+        for other in self._running:
+            shared = common_prefix(other.prompt, request.prompt[:-1])
+            if shared >= LEAST_PREFIX and len(_tokens(other)) < shared:
+                return True
+        return False
+
+    def _begin(self, request: Request) -> None:
+        """A sequence that holds what is known of the prompt's beginning, of an ended sequence or of
+        one that is under way."""
+        prompt = request.prompt
+        shared = [common_prefix(_tokens(each), prompt[:-1]) for each in self._running]
+        best = max(range(len(shared)), key=shared.__getitem__, default=None)
+        found = None
+        if best is not None and shared[best] >= LEAST_PREFIX:
+            source = self._running[best].sequence
+            if source is not None and shared[best] > self._loaded.known.longest(prompt):
+                found = self._loaded.fork(source, shared[best]), shared[best]
+        sequence, n = found or self._loaded.begin(prompt)
+        request.sequence = sequence
+        request.stats.prompt_tokens, request.stats.reused_tokens = len(prompt), n
+        request.stats.saturated |= sequence.saturated
+
+    def _order(self, request: Request) -> tuple[int, float]:
+        """The least comes first."""
+        # of all, the time that it is now would be taken off
+        needed = request.left * (self._seconds_per_token or 0.0)
+        return -request.priority, request.arrived + needed
+
+    # -- a pass
+
+    def _parts(self) -> list[tuple[Request, _Part]]:
+        """What each request has in the next pass."""
+        parts: list[tuple[Request, _Part]] = [
+            (each, (each.sequence, [each.next_token], 0))
+            for each in self._running
+            if each.sequence is not None and each.next_token is not None
+        ]
+        room = self._room(len(parts))
+        for request in sorted(self._running, key=self._order):
+            sequence = request.sequence
+            if request.next_token is not None or sequence is None or not room:
+                continue
+            done = len(sequence.tokens)
+            tokens = request.prompt[done : done + room]
+            last = done + len(tokens) == len(request.prompt)
+            parts.append((request, (sequence, tokens, len(tokens) - last)))
+            room -= len(tokens)
+        return parts
+
+    def _room(self, n_decoding: int) -> int:
+        """Tokens of prompts in the next pass."""
+        most = max(self._loaded.device.pass_tokens - n_decoding, 1)
+        if not n_decoding or self._seconds_per_token is None:
+            return most
+        return min(max(int(PASS_S / self._seconds_per_token), _LEAST_CHUNK), most)
+
+    def _run(self, parts: Sequence[_Part]) -> tuple[list[StepResult | BaseException], float]:
+        """Results of the parts, and the device's seconds; of those that fail when each runs alone,
+        what they fail of."""
+        n_prompt = sum(len(tokens) for _, tokens, _ in parts if len(tokens) > 1)
+        try:
+            results, seconds = run_together(parts)
+        except Mismatch:
+            raise  # the sequences have gone on
+        except LutraError as error:
+            if len(parts) == 1:
+                return [error], 0.0
+            alone = [self._run([part]) for part in parts]
+            return [result for [result], _ in alone], sum(seconds for _, seconds in alone)
+        if n_prompt >= _LEAST_CHUNK:
+            latest = seconds / n_prompt
+            before = self._seconds_per_token or latest
+            self._seconds_per_token = before + _SMOOTHING * (latest - before)
+        return list(results), seconds
+
+    def _take(self, request: Request, part: _Part, result: StepResult, seconds: float) -> None:
+        """Give a request its token, if its part of the pass gave one."""
+        stats = request.stats
+        stats.saturated |= result.saturated
+        if self._loaded.golden is not None:
+            stats.bit_exact = True
+        if request.next_token is None:
+            stats.computed_tokens += len(part[1])
+            stats.prefill_s += seconds
+        else:
+            stats.decode_steps += 1
+            stats.decode_s += seconds
+        if not len(result.logits):
+            return
+        if request.sampler.needs_logits:
+            token = request.sampler(result.logits[-1], float(result.scale[-1]))
+        else:
+            token = int(result.argmax[-1])
+        request.next_token = token
+        try:
+            last = request.cancelled or request.accept(token, result)
+        except Exception as error:
+            self._end(request, error)
+            return
+        if last:
+            self._end(request, None)
+
+    def _fail(self, requests: Sequence[Request], error: BaseException) -> None:
+        for request in requests:
+            self._end(request, error)
+
+    def _end(self, request: Request, error: BaseException | None) -> None:
+        """Take a request off the device; what it has computed is kept unless it failed."""
+        sequence, request.sequence = request.sequence, None
+        if request in self._running:
+            self._running.remove(request)
+        if sequence is not None:
+            if error is None:
+                self._loaded.end(sequence)
+            else:
+                sequence.close()
+        request.ended(error)
+
+
+def _tokens(request: Request) -> Sequence[int]:
+    return () if request.sequence is None else request.sequence.tokens

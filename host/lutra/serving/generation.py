@@ -1,0 +1,215 @@
+"""A generation: the keys and values of a prompt, then its completions, token by token."""
+
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass, field, replace
+
+from lutra.devices.base import StepResult
+from lutra.serving.loaded import LoadedModel
+from lutra.serving.pace import Pace
+from lutra.serving.results import Completion, FinishReason, Logprob, Logprobs, Piece, RunStats
+from lutra.serving.sequence import Mismatch, TokenSequence
+from lutra.text.sampling import Sampler, SamplingParams, likeliest, log_probabilities
+from lutra.text.stop import StopFilter
+from lutra.text.tokenizer import StreamDecoder, Tokenizer
+
+__all__ = ["Generation", "Prefilled", "Writer", "complete", "prefill", "restart", "run", "split"]
+
+
+@dataclass
+class Generation:
+    """A prompt with the way to continue it, and what has come of it.
+
+    ``stats`` are those of the completion in hand, ``completions`` those that have ended.
+    """
+
+    prompt: list[int]
+    max_tokens: int
+    sampling: SamplingParams
+    stats: RunStats
+    completions: list[Completion] = field(default_factory=list[Completion])
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A prompt on a device: ``sequence`` begins with it, ``result`` has its last logits."""
+
+    loaded: LoadedModel
+    sequence: TokenSequence
+    result: StepResult
+
+
+def split(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Parts of ``tokens`` that have ``size`` at most."""
+    return [tokens[i : i + size] for i in range(0, len(tokens), size)]
+
+
+def run(
+    loaded: LoadedModel,
+    sequence: TokenSequence,
+    tokens: Sequence[int],
+    logits_from: int,
+    stats: RunStats,
+) -> tuple[StepResult, float]:
+    """Go on with ``tokens``, see :meth:`TokenSequence.run`, and note in ``stats`` what it says."""
+    loaded.check()
+    try:
+        result, seconds = sequence.run(tokens, logits_from)
+    except Mismatch:
+        stats.bit_exact = False
+        raise
+    stats.saturated |= result.saturated
+    if loaded.golden is not None:
+        stats.bit_exact = True
+    return result, seconds
+
+
+def prefill(loaded: LoadedModel, prompt: list[int], stats: RunStats) -> Prefilled:
+    """Compute what is not known of a prompt; of its last token the logits come back."""
+    sequence, stats.reused_tokens = loaded.begin(prompt)
+    stats.saturated = sequence.saturated
+    stats.computed_tokens, stats.prefill_s, stats.prefill_cycles = 0, 0.0, None
+    try:
+        result, left = None, len(prompt) - stats.reused_tokens
+        for part in split(prompt[stats.reused_tokens :], loaded.device.pass_tokens):
+            left -= len(part)
+            wanted = len(part) if left else len(part) - 1
+            result, seconds = run(loaded, sequence, part, wanted, stats)
+            stats.computed_tokens += len(part)
+            stats.prefill_s += seconds
+            stats.prefill_cycles = _add(stats.prefill_cycles, result.cycles)
+        assert result is not None, "a token is left"
+        return Prefilled(loaded, sequence, result)
+    except BaseException:
+        sequence.close()
+        raise
+
+
+def restart(begun: Prefilled, prompt: list[int]) -> RunStats:
+    """Go back to the end of the prompt, for another completion; its statistics."""
+    begun.loaded.check()
+    begun.sequence.truncate(len(prompt))
+    return RunStats(
+        prompt_tokens=len(prompt),
+        reused_tokens=len(prompt),
+        bit_exact=None if begun.loaded.golden is None else True,
+        saturated=begun.sequence.saturated,
+    )
+
+
+class Writer:
+    """Makes pieces of the tokens of one completion, the one number ``index`` of its prompt.
+
+    It ends at one of the tokens ``ends``, at a stop string or at the most tokens; then
+    :attr:`completion` is there. ``stats`` count the tokens.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        index: int,
+        stats: RunStats,
+        tokenizer: Tokenizer,
+        ends: Collection[int],
+    ) -> None:
+        sampling = generation.sampling
+        self.sampler = Sampler(replace(sampling, seed=sampling.seed + index), generation.prompt)
+        self.stats = stats
+        self.completion: Completion | None = None
+        self._generation, self._index, self._tokenizer = generation, index, tokenizer
+        self._ends = ends
+        self._decoder = StreamDecoder(tokenizer, generation.prompt)
+        self._stop, self._texts = StopFilter(sampling.stops), list[str]()
+        self._logprobs: list[Logprobs] | None = None if sampling.logprobs is None else []
+
+    def push(self, token: int, result: StepResult | None) -> Piece:
+        """The piece of the next token; ``result`` is what it was drawn from, None if the device
+        drew it."""
+        stats, ends, n = self.stats, self._ends, self._generation.sampling.logprobs
+        stats.tokens.append(token)
+        stats.generated_tokens += 1
+        last = token in ends or stats.generated_tokens == self._generation.max_tokens
+        text = "" if token in ends else self._decoder.push(token)
+        text = self._stop.push(text + self._decoder.flush() if last else text)
+        if last:
+            text += self._stop.flush()
+        reason: FinishReason | None = None
+        if self._stop.found or token in ends:
+            reason = "stop"
+        elif last:
+            reason = "length"
+        own: Logprobs | None = None
+        if self._logprobs is not None and n is not None and result is not None:
+            own = _logprobs(result, token, n, self._tokenizer)
+            self._logprobs.append(own)
+        self._texts.append(text)
+        if reason is not None:
+            self.completion = Completion(
+                "".join(self._texts), list(stats.tokens), stats, reason, self._logprobs
+            )
+        return Piece(token, text, self._index, own, reason)
+
+
+def complete(
+    begun: Prefilled, generation: Generation, tokenizer: Tokenizer, ends: Collection[int]
+) -> Generator[Piece]:
+    """Pieces of one more completion, up to one of the tokens ``ends``, a stop string or the most
+    tokens."""
+    stats = generation.stats
+    writer = Writer(generation, len(generation.completions), stats, tokenizer, ends)
+    for token, result in _tokens(begun, generation.max_tokens, writer.sampler, stats, ends):
+        piece = writer.push(token, result)
+        if writer.completion is not None:
+            generation.completions.append(writer.completion)
+        yield piece
+        if writer.completion is not None:
+            return
+
+
+def _tokens(
+    begun: Prefilled, max_tokens: int, sampler: Sampler, stats: RunStats, ends: Collection[int]
+) -> Generator[tuple[int, StepResult | None]]:
+    """Tokens without end, from the prompt's last logits on, each with the result that it was drawn
+    from, None if the device drew it; ``stats`` count those in use."""
+    loaded, sequence, result = begun.loaded, begun.sequence, begun.result
+    token = sampler(result.logits[-1], float(result.scale[-1]))
+    yield token, result
+    pace = Pace(loaded.device.greedy_tokens)
+    while not sampler.needs_logits and loaded.golden is None:
+        loaded.check()
+        n = min(pace.n_tokens, max_tokens - stats.generated_tokens)
+        made, seconds = sequence.greedy(token, n, ends)
+        pace.took(len(made.tokens), seconds)
+        stats.saturated |= made.saturated
+        _count(stats, len(made.tokens), seconds, made.cycles)
+        for token in made.tokens:
+            loaded.check()
+            yield token, None
+        if made.error is not None:
+            raise made.error
+    while True:
+        result, seconds = run(loaded, sequence, [token], 0, stats)
+        _count(stats, 1, seconds, result.cycles)
+        token = sampler(result.logits[-1], float(result.scale[-1]))
+        yield token, result
+
+
+def _logprobs(result: StepResult, token: int, n: int, tokenizer: Tokenizer) -> Logprobs:
+    """Those of ``token``, drawn from the last row of ``result``, and of the ``n`` likeliest."""
+    logits = result.logits[-1]
+    values = log_probabilities(logits, float(result.scale[-1]))
+
+    def of(each: int) -> Logprob:
+        return Logprob(each, tokenizer.token_text(each), float(values[each]))
+
+    return Logprobs(of(token), [of(each) for each in likeliest(logits, n).tolist()])
+
+
+def _count(stats: RunStats, n: int, seconds: float, cycles: int | None) -> None:
+    """Count ``n`` decode steps."""
+    stats.decode_s += seconds
+    stats.decode_steps += n
+    stats.decode_cycles = _add(stats.decode_cycles, cycles)
+
+
+def _add(total: int | None, more: int | None) -> int | None:
+    return total if more is None else (total or 0) + more

@@ -317,6 +317,7 @@ def _chat(args: argparse.Namespace) -> int:
             check=_checks(args),
             progress=progress,
         )
+    sampling.check_vocabulary(llm.packed.vocab_size)
     if template is not None:
         llm.set_chat_template(template)
     _print_notes(llm)

@@ -198,8 +198,17 @@ def test_the_command(
     )
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (last["model"], last["interrupted"]) == ("model", False)
+    assert last["finish_reason"] in ("length", "stop")
     assert contents(last["messages"])[:2] == ["Be", "hi"]
     assert len(last["messages"]) == 3
+
+
+def test_the_command_with_a_token_that_the_model_has_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before a question is asked for."""
+    assert command(monkeypatch, folder, "", "--logit-bias", "304=1") == 2
+    assert "error: logit_bias has token 304, outside the vocabulary" in capsys.readouterr().err
 
 
 def test_the_command_with_another_template(

@@ -46,16 +46,22 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def key_of(path: Path, settings: Mapping[str, object], seen: Path | None = None) -> str | None:
-    """Name of what a checkpoint is packed to; None if it is too small to be kept.
+def key_of(
+    path: Path,
+    settings: Mapping[str, object],
+    seen: Path | None = None,
+    before_reading: Callable[[], object] | None = None,
+) -> str | None:
+    """Name of what a checkpoint is packed to; None if it is too small to be kept, or not whole.
 
     Files are read once: ``seen`` is a folder that remembers the content of files by their names,
-    sizes and times.
+    sizes and times. ``before_reading`` is called before any is read from end to end.
     """
     files = list(model_files(path)) if path.is_file() else _model_files_of(path)
-    if sum(each.stat().st_size for each in files) < LEAST_BYTES:
+    whole = all(each.is_file() for each in files)
+    if not whole or sum(each.stat().st_size for each in files) < LEAST_BYTES:
         return None
-    contents = [[each.name, _content(each, seen)] for each in files]
+    contents = [[each.name, _content(each, seen, before_reading)] for each in files]
     text = json.dumps([contents, dict(settings), VERSION, _code()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -65,7 +71,7 @@ def _model_files_of(folder: Path) -> list[Path]:
     return sorted(each for each in names if each.is_file())
 
 
-def _content(path: Path, seen: Path | None) -> str:
+def _content(path: Path, seen: Path | None, before_reading: Callable[[], object] | None) -> str:
     """Hash of a file's content, of pieces that the cores share."""
     stat = path.stat()
     known = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
@@ -73,6 +79,8 @@ def _content(path: Path, seen: Path | None) -> str:
     if place is not None:
         with contextlib.suppress(OSError):
             return place.read_text(encoding="ascii")
+    if before_reading:
+        before_reading()
     data: NDArray[np.uint8] = np.empty(0, np.uint8)
     if stat.st_size:
         data = np.memmap(path, np.uint8, "r").view(np.ndarray)
@@ -198,12 +206,16 @@ class KeptModels:
         """Folder that remembers the content of checkpoints."""
         return self.folder / _SEEN
 
+    def has(self, key: str) -> bool:
+        """True if there is an entry, which may be damaged."""
+        wait_until_kept()
+        return is_packed(self.folder / key)
+
     def find(self, key: str, name: str) -> PackedModel | None:
         """The model of an entry, called ``name``; None if there is none or it was damaged."""
-        wait_until_kept()
-        folder = self.folder / key
-        if not is_packed(folder):
+        if not self.has(key):
             return None
+        folder = self.folder / key
         try:
             found = open_packed(folder, unchanged=_stamp(folder) == _recorded(folder)).model
         except LutraError:

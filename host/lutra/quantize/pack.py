@@ -57,7 +57,7 @@ from lutra_golden.vector.heads import EPS_FRAC, FIXED_FRAC
 from lutra_golden.vector.residual import LOGIT_SHIFT
 from lutra_golden.vector.rope import ROPE_FRAC
 
-__all__ = ["Packer", "pack_decoder", "pack_model"]
+__all__ = ["Packer", "check_packing", "pack_decoder", "pack_model"]
 
 
 _LOG = logging.getLogger(__name__)
@@ -524,6 +524,17 @@ def pack_decoder(
     return _pack(model, lambda _packer, layer: layer, progress, Packer(model, kv_bits))
 
 
+def check_packing(
+    model: Decoder, format: Format | None, a_groups: ActivationGroups | None
+) -> Format:
+    """The format that :func:`pack_model` packs a checkpoint in; LutraError if it has another kind
+    of weights, or activations without such groups."""
+    wanted = format or default_format(model)
+    check_format(model, wanted)
+    check_groups(wanted, a_groups)
+    return wanted
+
+
 def pack_model(
     model: Decoder,
     format: Format | None = None,
@@ -540,9 +551,7 @@ def pack_model(
     those of a checkpoint's groups stay integers. Embedding and head are codes of ``head_bits`` if
     there are any.
     """
-    wanted, float_width = format or default_format(model), float_bits(format)
-    check_format(model, wanted)
-    check_groups(wanted, a_groups)
+    wanted, float_width = check_packing(model, format, a_groups), float_bits(format)
     bits: dict[str, int] = dict.fromkeys(LINEARS, float_width)
     ternary = wanted.ternary and wanted.group is not None and float_width == wanted.w_bits
 

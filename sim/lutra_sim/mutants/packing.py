@@ -129,7 +129,7 @@ MUTANTS = [
         ),
         (
             "files are known by their names",
-            "contents = [[each.name, _content(each, seen)] for each in files]",
+            "contents = [[each.name, _content(each, seen, before_reading)] for each in files]",
             "contents = [[each.name] for each in files]",
         ),
         (

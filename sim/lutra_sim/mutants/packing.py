@@ -116,6 +116,26 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/quantize/widths.py",
+        ["host/quantize/test_widths.py::test_of_several_types"],
+        ("a matrix counts once", "self._bits += w.bits * n", "self._bits += w.bits"),
+        (
+            "the last matrix says if all are ternary",
+            "self.trits = self.trits and w.trits",
+            "self.trits = w.trits",
+        ),
+        (
+            "the last matrix says how wide all are",
+            "self.w_bits = max(self.w_bits, w.bits)",
+            "self.w_bits = w.bits",
+        ),
+        (
+            "a type counts once",
+            "widths.add(found.weights, sizes[kind])",
+            "widths.add(found.weights)",
+        ),
+    ),
+    *planted(
         "host/lutra/packed/kept.py",
         [
             f"{_KEPT}::test_every_setting_counts",

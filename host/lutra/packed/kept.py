@@ -15,12 +15,14 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+import lutra
 from lutra.formats.gguf_split import model_files
 from lutra.packed.file import VERSION, is_packed, open_packed, write_packed
 from lutra.packed.layers import layer_arrays
@@ -40,10 +42,13 @@ _CHUNK = 1 << 24  # bytes of a file that are hashed at a time
 _WRITING = ".writing-"
 _SEEN = "seen"
 _STAMP = "unchanged.json"
-_PACKAGES = (
-    "lutra.checkpoints", "lutra.formats", "lutra.models", "lutra.packed", "lutra.quantize",
-    "lutra_golden",
+_CODE = (
+    "lutra.checkpoints", "lutra.devices.cpu", "lutra.formats", "lutra.models", "lutra.packed",
+    "lutra.quantize", "lutra.open_model", "lutra_golden",
 )  # fmt: skip
+"""Packages, and a module, whose code decides on what a checkpoint is packed to."""
+_LIBRARIES = ("numpy", "ml_dtypes", "safetensors", "gguf")
+_ENDS = (".py", ".c", ".h")
 
 
 def key_of(
@@ -98,14 +103,30 @@ def _content(path: Path, seen: Path | None, before_reading: Callable[[], object]
 
 @cache
 def _code() -> str:
-    """Hash of the modules that a packed model depends on, and of NumPy's version."""
-    digest = hashlib.sha256(np.__version__.encode())
-    for name in _PACKAGES:
-        file = import_module(name).__file__
-        assert file is not None
-        for path in sorted(Path(file).parent.rglob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    """Hash of the code that a packed model depends on, and of the versions of the package and of
+    the libraries that it uses, which count where the code itself is not to be read."""
+    names = (lutra.__name__, *_LIBRARIES)
+    digest = hashlib.sha256(json.dumps([[each, _version_of(each)] for each in names]).encode())
+    for name in _CODE:
+        module = find_spec(name)
+        assert module is not None
+        assert module.origin is not None
+        path = Path(module.origin)
+        within = path.parent.rglob("*") if module.submodule_search_locations else [path]
+        for each in sorted(each for each in within if each.suffix in _ENDS):
+            place = each.relative_to(path.parent).as_posix()
+            digest.update(f"{name}\0{place}\0".encode() + each.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _version_of(library: str) -> str | None:
+    """A library's version; None where it is not installed."""
+    if library == lutra.__name__:
+        return lutra.__version__
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

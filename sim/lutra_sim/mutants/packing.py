@@ -141,7 +141,14 @@ MUTANTS = [
             f"{_KEPT}::test_every_setting_counts",
             f"{_KEPT}::test_the_content_counts_and_the_place_does_not",
             f"{_KEPT}::test_an_entry_that_was_damaged_is_made_again",
+            f"{_KEPT}::test_all_code_that_packs_counts",
         ],
+        (
+            "another version takes what this one packed",
+            "names = (lutra.__name__, *_LIBRARIES)",
+            "names = _LIBRARIES",
+        ),
+        ("only modules count", '_ENDS = (".py", ".c", ".h")', '_ENDS = (".py",)'),
         (
             "settings do not count",
             "json.dumps([contents, dict(settings), VERSION, _code()], sort_keys=True)",

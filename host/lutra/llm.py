@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from lutra.text.sampling import SamplingParams
 from lutra.text.tokenizer import Tokenizer
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import Format
 from lutra_golden.model.cache import Kv
 
 if TYPE_CHECKING:
@@ -152,15 +153,26 @@ class LLM(Closing):
         path = find_model(model)
         # reading a vocabulary is Python's work, loading a model hardly, so they share the time
         with self._bars, ThreadPoolExecutor(1) as aside:
-            reading = aside.submit(Tokenizer.open, path) if is_gguf(path) else None
+            reading: Future[Tokenizer] | None = None
             self._placement = Placement(device, options, self._progress)
-            if load:
-                self._placement.find()
+
+            def read_vocabulary() -> None:
+                nonlocal reading
+                if is_gguf(path):
+                    reading = aside.submit(Tokenizer.open, path)
+
+            def before_packing(form: Format) -> None:
+                self._placement.check(form)
+                if reading is not None:
+                    reading.result()
+                if load:
+                    self._placement.prepare(form)
+
             self._source, self.packed = open_model(
                 path, format, group, kv_bits, context, self._progress, a_group, offsets,
                 self._placement.capabilities, head_bits,
-                # a vocabulary that is refused is so before its model is packed
-                before_packing=None if reading is None else reading.result,
+                # a vocabulary or a device that is refused is so before the model is packed
+                before_packing=before_packing, once_checked=read_vocabulary,
             )  # fmt: skip
             reading = reading or aside.submit(Tokenizer.open, path, self.packed.bos)
             self._placement.choose(self.packed)

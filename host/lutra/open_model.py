@@ -13,11 +13,12 @@ from lutra.packed.file import is_packed, open_packed
 from lutra.packed.kept import KeptModels, key_of
 from lutra.packed.store import check_finished
 from lutra.quantize import (
+    Parts,
     activation_groups,
     default_parts,
     group_of,
 )
-from lutra.quantize.pack import pack_model
+from lutra.quantize.pack import check_packing, pack_model
 from lutra.quantize.vocabulary import HEAD_BITS, PLAIN_HEAD
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import GROUPS, Format
@@ -42,16 +43,19 @@ def open_packed_model(
     capabilities: Capabilities = COMMON_PARTS,
     a_group: int | None = None,
     head_bits: int | None = None,
+    before_packing: Callable[[Format], object] | None = None,
 ) -> PackedModel:
-    """Load a model by its name, including ``random:SHAPE``."""
+    """Load a model by its name, including ``random:SHAPE``; see :func:`open_model`."""
     if not str(name).startswith(RANDOM):
         return open_model(
             find_model(name), format, group, kv_bits, context, progress, a_group,
-            capabilities=capabilities, head_bits=head_bits,
+            capabilities=capabilities, head_bits=head_bits, before_packing=before_packing,
         )[1]  # fmt: skip
-    from lutra.packed.random import random_packed
+    from lutra.packed.random import random_format, random_packed
 
-    wanted = None if format is None else _format(format)
+    wanted = random_format(str(name)) if format is None else _format(format)
+    if before_packing:
+        before_packing(wanted)
     return random_packed(
         str(name),
         wanted,
@@ -75,14 +79,18 @@ def open_model(
     offsets: bool | None = None,
     capabilities: Capabilities = COMMON_PARTS,
     head_bits: int | None = None,
-    before_packing: Callable[[], object] | None = None,
+    before_packing: Callable[[Format], object] | None = None,
+    once_checked: Callable[[], object] | None = None,
 ) -> tuple[Callable[[], Decoder] | None, PackedModel]:
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
     What a checkpoint of some size is packed to is kept, and taken the next time. ``a_group`` and
     ``offsets`` that are None are chosen for devices with these ``capabilities``, as are
-    ``head_bits``, those of embedding and head in codes, 0 for none. ``before_packing`` is called
-    before what takes long, unless it has been done before.
+    ``head_bits``, those of embedding and head in codes, 0 for none.
+
+    What the header shows to be wrong is refused before anything else is read. Then, or if the
+    packed model is kept, ``once_checked`` is called; ``before_packing`` is called with the format
+    unless the packed model is there, and may refuse it.
     """
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {either(GROUPS)}, not {group}")
@@ -118,21 +126,31 @@ def open_model(
         "context": context,
         "capabilities": asdict(capabilities),
     }
-    models = KeptModels()
-    key = key_of(path, settings, models.seen)
-    packed = None if key is None else models.find(key, name_of(path))
+    size, models = group_of(wanted, group), KeptModels()
 
     @cache
     def source() -> Decoder:
         return load_model(path).limited(context)
 
-    if packed is None:
+    @cache
+    def parts() -> Parts:
+        found = default_parts(source(), wanted, a_group, offsets, head_bits, capabilities)
+        form = check_packing(source(), wanted, found.a_groups)
+        if once_checked:
+            once_checked()
         if before_packing:
-            before_packing()
-        size = group_of(wanted, group)
-        model = source()
-        parts = default_parts(model, wanted, a_group, offsets, head_bits, capabilities)
-        packed = pack_model(model, wanted, size, progress, kv, *parts)
+            before_packing(form)
+        return found
+
+    packed = None
+    key = key_of(path, settings, models.seen, before_reading=parts)
+    if key is not None and models.has(key):
+        if once_checked and not parts.cache_info().currsize:
+            once_checked()
+        packed = models.find(key, name_of(path))
+    if packed is None:
+        chosen = parts()
+        packed = pack_model(source(), wanted, size, progress, kv, *chosen)
         if key is not None:
             models.keep_meanwhile(
                 key, packed, lambda reason: _LOG.warning("the packed model is not kept, %s", reason)

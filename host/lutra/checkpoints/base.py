@@ -32,6 +32,11 @@ class Checkpoint(Protocol):
         """Names of all matrices and vectors, biases as ``name.bias``."""
         ...
 
+    def expect(self, name: str, *shape: int) -> None:
+        """LutraError where the header shows that the vector, or the matrix of a linear layer, is
+        missing or has another shape; nothing else is read."""
+        ...
+
     def linear(self, name: str, n: int, k: int) -> Weight:
         """The matrix of a linear layer, ``[n, k]``."""
         ...

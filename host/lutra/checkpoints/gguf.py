@@ -311,6 +311,10 @@ class GgufCheckpoint:
         suffixes = (".scale", _FREQUENCIES)
         return [name for name in self._tensors if not name.endswith(suffixes)]
 
+    def expect(self, name: str, *shape: int) -> None:
+        """Refuse what is missing or has another shape."""
+        self._take(name, *shape)
+
     def linear(self, name: str, n: int, k: int) -> Weight:
         """The matrix of a linear layer, as the file has it."""
         tensor, where = self._take(name, n, k)

@@ -30,6 +30,7 @@ _PARTS = (
     *("weight_packed", "weight_zero_point", "weight_shape", "weight_g_idx"),
     *("input_scale", "input_zero_point"),
 )
+_FLOATS = ("BF16", "F16", "F32", "F64")
 _CODES = ("qweight", "weight_packed", "weight_scale", "scales")
 """Parts that only quantised matrices have."""
 # for programs that cache keys and values in eight bits with one scale for all
@@ -60,6 +61,21 @@ class HuggingFaceCheckpoint:
             owner, _, part = name.rpartition(".")
             found[owner if part in _PARTS else name] = None
         return found.keys()
+
+    def expect(self, name: str, *shape: int) -> None:
+        """Refuse what is missing or, in floating point, has another shape."""
+        held = self._tensors.names()
+        parts = [each for part in _PARTS if (each := f"{name}.{part}") in held]
+        parts = [name] if name in held else parts
+        shapes = {each: self._tensors.shape(each) for each in parts}  # their files are there
+        floats = [each for each in parts if self._tensors.dtype(each) in _FLOATS]
+        if parts and (len(parts) > 1 or not floats or shapes[parts[0]] == shape):
+            return
+        # whoever reads it says what is wrong with it, if anything is
+        if len(shape) == 1:
+            self.vector(name, *shape)
+        else:
+            self.linear(name, *shape)
 
     def linear(self, name: str, n: int, k: int) -> Weight:
         """The matrix of a linear layer."""

@@ -136,7 +136,6 @@ def _bench(args: argparse.Namespace) -> int:
     interrupted = False
     with StepProgress() as progress:
         placement = Placement(args.device, DeviceOptions(threads=args.threads), progress)
-        placement.find()
         model = open_packed_model(
             args.model,
             args.format,
@@ -146,6 +145,7 @@ def _bench(args: argparse.Namespace) -> int:
             capabilities=placement.capabilities,
             a_group=args.a_group,
             head_bits=args.head,
+            before_packing=placement.prepare,
         )
         # as many as llama-bench takes, or what a small model can
         n_prompt, n_gen = (

@@ -9,24 +9,26 @@ from typing import cast
 from rich.console import Console
 from rich.table import Table
 
-from lutra.checkpoints import open_checkpoint
+from lutra.checkpoints import Checkpoint, open_checkpoint
 from lutra.checkpoints.gguf import GgufCheckpoint
 from lutra.checkpoints.weights import Dense, Grouped, Weight
 from lutra.commands.options import add_json
 from lutra.formats.gguf import is_gguf
 from lutra.models import find_model, load_model
-from lutra.models.decoder import LAYERS, OUTER, Decoder
+from lutra.models.decoder import LAYERS, OUTER, Decoder, matrix_name
 from lutra.packed.file import PackedFile, is_packed, open_packed
 from lutra.packed.store import check_finished
-from lutra.quantize import default_format
+from lutra.quantize import default_parts
 from lutra.quantize.kept import KEPT
 from lutra.quantize.vocabulary import default_head
+from lutra.quantize.widths import expected_format
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.matmul.format import TERNARY_NAME
+from lutra_golden.model.capabilities import EVERY_PART
 from lutra_golden.model.shapes import LINEARS
 from lutra_golden.model.stored import StoredWeights
 
-__all__ = ["add_show", "packed_figures"]
+__all__ = ["add_show", "default_format_of", "packed_figures"]
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +155,7 @@ def _source_figures(path: Path) -> dict[str, object]:
         "architecture": model.architecture,
         "file": "GGUF" if is_gguf(path) else "safetensors",
         "weights_are": _kind(weight),
-        "runs_by_default_in": str(default_format(model, offsets=True)),
+        "runs_by_default_in": default_format_of(model, checkpoint),
         "layers": c.num_hidden_layers,
         "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size,
@@ -171,6 +173,19 @@ def _source_figures(path: Path) -> dict[str, object]:
         figures |= _vocabulary(checkpoint, model)
         figures["types"] = _types(checkpoint)
     return figures
+
+
+def default_format_of(model: Decoder, checkpoint: Checkpoint) -> str:
+    """The format that the device ``cpu`` runs a checkpoint in."""
+
+    def kind_of(i: int, name: str) -> str:
+        # layers of a folder are alike
+        if not isinstance(checkpoint, GgufCheckpoint):
+            return name
+        return checkpoint.tensor(matrix_name(i, name)).kind.name
+
+    parts = default_parts(model, None, None, None, None, EVERY_PART)
+    return expected_format(model, parts, kind_of)
 
 
 def _vocabulary(checkpoint: GgufCheckpoint, model: Decoder) -> dict[str, object]:

@@ -11,6 +11,7 @@ from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.configs import has_offsets, offset_width
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, SCALE_WIDTH, EngineParams, GroupedWeights
+from lutra_golden.matmul.format import Format
 from lutra_golden.model.checks import sum_bits
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
@@ -19,6 +20,7 @@ from lutra_golden.model.shapes import LINEARS, Gate
 
 __all__ = [
     "Precision",
+    "check_engine",
     "check_fit",
     "check_layer",
     "check_stream",
@@ -72,20 +74,27 @@ def engines_for(precision: Precision) -> list[str]:
     return [name for name, params in ENGINES.items() if params.grouped or ternary]
 
 
+def check_engine(kind: str, precision: Format | PackedModel) -> None:
+    """Refuse a format, or a packed model, that the engine of this name does not run."""
+    if kind in ENGINES and kind not in engines_for(precision):
+        what, change = str(precision), ""
+        if isinstance(precision, PackedModel):
+            what = precision.format
+            if precision.vocabulary is not None:
+                what += f" with a head of {precision.vocabulary.head.stored.bits} bits"
+                if kind in engines_for(replace(precision, vocabulary=None)):
+                    change = ", or pack the model with --head 0"
+        raise LutraError(
+            f"engine {kind} does not run {what}, only ternary weights with one scale per "
+            "matrix and 8-bit activations with one scale per token: use engine "
+            f"{either(engines_for(precision))}{change}"
+        )
+
+
 def _check_format(model: PackedModel, config: AcceleratorConfig) -> None:
     """Refuse a format that the engine of ``config`` does not support."""
     m = config.matmul
-    if m.kind not in engines_for(model):
-        what, change = model.format, ""
-        if model.vocabulary is not None:
-            what += f" with a head of {model.vocabulary.head.stored.bits} bits"
-            if m.kind in engines_for(replace(model, vocabulary=None)):
-                change = ", or pack the model with --head 0"
-        raise LutraError(
-            f"engine {m.kind} does not run {what}, only ternary weights with one scale per "
-            "matrix and 8-bit activations with one scale per token: use engine "
-            f"{either(engines_for(model))}{change}"
-        )
+    check_engine(m.kind, model)
     if model.a_bits != m.a_width:
         raise LutraError(
             f"configuration {config.name} is built for activations of {m.a_width} bits, "

@@ -60,7 +60,7 @@ class AutoDevices:
         self._profile, self._bitstream = profile or Estimates(), bitstream
         self._progress = progress
         names = [name for name in PROCESSORS if name != "cuda" or gpu_count() or interpreted()]
-        makers = [partial(PROCESSORS[name], threads, progress) for name in names]
+        makers = [partial(PROCESSORS[name].make, threads, progress) for name in names]
         drivers = [driver for driver in BOARD_DRIVERS.values() if driver.is_here()]
         if bitstream is not None and all(bitstream.suffix != each.suffix for each in drivers):
             self.reasons.append(f"no board is here that loads {bitstream}")

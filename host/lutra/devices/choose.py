@@ -128,7 +128,7 @@ def make_device(name: str, options: DeviceOptions, progress: Progress | None = N
     """The device of this name, any but ``auto``, with ``options``; see :func:`choose_device`."""
     options.check(name)
     if name in PROCESSORS:
-        return PROCESSORS[name](options.threads, progress)
+        return PROCESSORS[name].make(options.threads, progress)
     return _accelerator(name, options, progress)
 
 

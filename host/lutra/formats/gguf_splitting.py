@@ -165,7 +165,7 @@ PRE_TOKENIZERS: Mapping[str, Splitting] = {
         Splitting(_split(_LLAMA3), whole=True, add_bos=True),
     ),
     **_named("smaug-bpe dbrx glm4 chatglm-bpe", Splitting(_split(_LLAMA3))),
-    **_named("qwen2 deepseek-r1-qwen", Splitting(_split(_QWEN2), normal_form=True)),
+    **_named("qwen2 deepseek-r1-qwen f2llmv2", Splitting(_split(_QWEN2), normal_form=True)),
     **_named("megrez kormo stablelm2 hunyuan solar-open grok-2", Splitting(_split(_QWEN2))),
     "qwen35": Splitting(_split(_MARKED), normal_form=True),
     **_named(

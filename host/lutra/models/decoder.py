@@ -39,6 +39,7 @@ __all__ = [
     "LayerReader",
     "LazyLayers",
     "Tap",
+    "matrix_name",
     "read_config",
     "read_decoder",
 ]
@@ -349,6 +350,11 @@ def _biased(x: Float, bias: _Vector | None) -> Float:
     return x if bias is None else x + bias
 
 
+def matrix_name(layer: int, name: str) -> str:
+    """A checkpoint's name of a layer's matrix."""
+    return f"{LAYERS}{layer}.{_PATHS[name]}.{name}"
+
+
 def read_config(file: ConfigFile, gate: Gate) -> DecoderConfig:
     """The sizes that every architecture has, checked against each other."""
     advice = "use a model whose tokens see only those before them"
@@ -401,17 +407,30 @@ def read_decoder(
     projection.
     """
     c, vector, linear = config, checkpoint.vector, checkpoint.linear
-    parts = ["input_layernorm", "post_attention_layernorm", *(sub_norms or ())]
-    parts += [f"self_attn.{each}_proj.bias" for each in "qkv" if biases]
-    parts += [f"self_attn.{each}_norm" for each in "qk" if qk_norm]
-    _refuse_others(checkpoint, config, parts)
+    # vectors of a layer by the names here, with those in the checkpoint and their sizes
+    vectors: dict[str, tuple[str, int]] = {
+        each: (each, c.hidden_size) for each in ("input_layernorm", "post_attention_layernorm")
+    }
+    if sub_norms is not None:
+        vectors["attn_sub_norm"] = sub_norms[0], c.q_size
+        vectors["ffn_sub_norm"] = sub_norms[1], c.intermediate_size
+    if biases:
+        for each, n in (("q", c.q_size), ("k", c.kv_size), ("v", c.kv_size)):
+            vectors[f"{each}_bias"] = f"self_attn.{each}_proj.bias", n
+    if qk_norm:
+        vectors |= {each: (f"self_attn.{each}", c.head_dim) for each in ("q_norm", "k_norm")}
+    _refuse_others(checkpoint, config, [part for part, _ in vectors.values()])
+    for i in range(c.num_hidden_layers):
+        for each in LINEARS:
+            checkpoint.expect(matrix_name(i, each), *c.shape_of(each))
+        for part, n in vectors.values():
+            checkpoint.expect(f"{LAYERS}{i}.{part}", n)
 
     def layer(i: int) -> DecoderLayer:
-        prefix = f"model.layers.{i}"
-        attention = f"{prefix}.self_attn"
+        prefix = f"{LAYERS}{i}"
 
         def matrix(each: str) -> Weight:
-            return linear(f"{prefix}.{_PATHS[each]}.{each}", *c.shape_of(each))
+            return linear(matrix_name(i, each), *c.shape_of(each))
 
         held: dict[str, Weight] = dict(zip(LINEARS, each_of(matrix, LINEARS), strict=True))
         exempt = frozenset[str]()
@@ -419,18 +438,7 @@ def read_decoder(
             exempt = frozenset(each for each in LINEARS if isinstance(held[each], Dense))
         found = each_of(lambda each: on_grid(held[each]), LINEARS)
         parts: dict[str, Weight] = dict(zip(LINEARS, found, strict=True))
-        extra: dict[str, _Vector] = {}
-        if biases:
-            for each, n in (("q", c.q_size), ("k", c.kv_size), ("v", c.kv_size)):
-                extra[f"{each}_bias"] = vector(f"{attention}.{each}_proj.bias", n)
-        if qk_norm:
-            for each in ("q_norm", "k_norm"):
-                extra[each] = vector(f"{attention}.{each}", c.head_dim)
-        if sub_norms is not None:
-            extra["attn_sub_norm"] = vector(f"{prefix}.{sub_norms[0]}", c.q_size)
-            extra["ffn_sub_norm"] = vector(f"{prefix}.{sub_norms[1]}", c.intermediate_size)
-        for each in ("input_layernorm", "post_attention_layernorm"):
-            extra[each] = vector(f"{prefix}.{each}", c.hidden_size)
+        extra = {each: vector(f"{prefix}.{part}", n) for each, (part, n) in vectors.items()}
         return replace(DecoderLayer.of(parts, extra), exempt=exempt)
 
     embedding, head = _outer(checkpoint, c)

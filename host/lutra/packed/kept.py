@@ -15,12 +15,14 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+import lutra
 from lutra.formats.gguf_split import model_files
 from lutra.packed.file import VERSION, is_packed, open_packed, write_packed
 from lutra.packed.layers import layer_arrays
@@ -40,22 +42,31 @@ _CHUNK = 1 << 24  # bytes of a file that are hashed at a time
 _WRITING = ".writing-"
 _SEEN = "seen"
 _STAMP = "unchanged.json"
-_PACKAGES = (
-    "lutra.checkpoints", "lutra.formats", "lutra.models", "lutra.packed", "lutra.quantize",
-    "lutra_golden",
+_CODE = (
+    "lutra.checkpoints", "lutra.devices.cpu", "lutra.formats", "lutra.models", "lutra.packed",
+    "lutra.quantize", "lutra.open_model", "lutra_golden",
 )  # fmt: skip
+"""Packages, and a module, whose code decides on what a checkpoint is packed to."""
+_LIBRARIES = ("numpy", "ml_dtypes", "safetensors", "gguf")
+_ENDS = (".py", ".c", ".h")
 
 
-def key_of(path: Path, settings: Mapping[str, object], seen: Path | None = None) -> str | None:
-    """Name of what a checkpoint is packed to; None if it is too small to be kept.
+def key_of(
+    path: Path,
+    settings: Mapping[str, object],
+    seen: Path | None = None,
+    before_reading: Callable[[], object] | None = None,
+) -> str | None:
+    """Name of what a checkpoint is packed to; None if it is too small to be kept, or not whole.
 
     Files are read once: ``seen`` is a folder that remembers the content of files by their names,
-    sizes and times.
+    sizes and times. ``before_reading`` is called before any is read from end to end.
     """
     files = list(model_files(path)) if path.is_file() else _model_files_of(path)
-    if sum(each.stat().st_size for each in files) < LEAST_BYTES:
+    whole = all(each.is_file() for each in files)
+    if not whole or sum(each.stat().st_size for each in files) < LEAST_BYTES:
         return None
-    contents = [[each.name, _content(each, seen)] for each in files]
+    contents = [[each.name, _content(each, seen, before_reading)] for each in files]
     text = json.dumps([contents, dict(settings), VERSION, _code()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -65,7 +76,7 @@ def _model_files_of(folder: Path) -> list[Path]:
     return sorted(each for each in names if each.is_file())
 
 
-def _content(path: Path, seen: Path | None) -> str:
+def _content(path: Path, seen: Path | None, before_reading: Callable[[], object] | None) -> str:
     """Hash of a file's content, of pieces that the cores share."""
     stat = path.stat()
     known = json.dumps([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
@@ -73,6 +84,8 @@ def _content(path: Path, seen: Path | None) -> str:
     if place is not None:
         with contextlib.suppress(OSError):
             return place.read_text(encoding="ascii")
+    if before_reading:
+        before_reading()
     data: NDArray[np.uint8] = np.empty(0, np.uint8)
     if stat.st_size:
         data = np.memmap(path, np.uint8, "r").view(np.ndarray)
@@ -90,14 +103,30 @@ def _content(path: Path, seen: Path | None) -> str:
 
 @cache
 def _code() -> str:
-    """Hash of the modules that a packed model depends on, and of NumPy's version."""
-    digest = hashlib.sha256(np.__version__.encode())
-    for name in _PACKAGES:
-        file = import_module(name).__file__
-        assert file is not None
-        for path in sorted(Path(file).parent.rglob("*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    """Hash of the code that a packed model depends on, and of the versions of the package and of
+    the libraries that it uses, which count where the code itself is not to be read."""
+    names = (lutra.__name__, *_LIBRARIES)
+    digest = hashlib.sha256(json.dumps([[each, _version_of(each)] for each in names]).encode())
+    for name in _CODE:
+        module = find_spec(name)
+        assert module is not None
+        assert module.origin is not None
+        path = Path(module.origin)
+        within = path.parent.rglob("*") if module.submodule_search_locations else [path]
+        for each in sorted(each for each in within if each.suffix in _ENDS):
+            place = each.relative_to(path.parent).as_posix()
+            digest.update(f"{name}\0{place}\0".encode() + each.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _version_of(library: str) -> str | None:
+    """A library's version; None where it is not installed."""
+    if library == lutra.__name__:
+        return lutra.__version__
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,12 +227,16 @@ class KeptModels:
         """Folder that remembers the content of checkpoints."""
         return self.folder / _SEEN
 
+    def has(self, key: str) -> bool:
+        """True if there is an entry, which may be damaged."""
+        wait_until_kept()
+        return is_packed(self.folder / key)
+
     def find(self, key: str, name: str) -> PackedModel | None:
         """The model of an entry, called ``name``; None if there is none or it was damaged."""
-        wait_until_kept()
-        folder = self.folder / key
-        if not is_packed(folder):
+        if not self.has(key):
             return None
+        folder = self.folder / key
         try:
             found = open_packed(folder, unchanged=_stamp(folder) == _recorded(folder)).model
         except LutraError:

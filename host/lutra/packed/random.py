@@ -39,12 +39,25 @@ from lutra_golden.vector.heads import EPS_FRAC
 from lutra_golden.vector.residual import LOGIT_SHIFT
 from lutra_golden.vector.rope import ROPE_FRAC
 
-__all__ = ["random_packed"]
+__all__ = ["random_format", "random_packed"]
 
 _RESIDUAL_FRAC, _GAMMA_FRAC, _BIAS_FRAC = 14, 14, 12
 _SCALE_MAX = 255
 _HEAD_DEVIATION = 30.0
 _POOL = 1 << 22  # random numbers that are drawn once and cut from
+
+
+def random_format(name: str) -> Format:
+    """The format of the packed model ``random:SHAPE``, unless another is asked for."""
+    return Format.parse("W1.58A8" if _sizes(name).architecture == BITNET else "W4A8")
+
+
+def _sizes(name: str) -> ConfigFile:
+    shape = name.removeprefix(RANDOM)
+    if shape not in RANDOM_SHAPES:
+        choice = ", ".join(RANDOM + each for each in RANDOM_SHAPES)
+        raise LutraError(f"a random model must be one of {choice}, not {name!r}")
+    return ConfigFile(Path(name), RANDOM_SHAPES[shape])
 
 
 def random_packed(
@@ -65,14 +78,10 @@ def random_packed(
     ``a_groups`` are groups of its activations, ``head_bits`` the bits of embedding and head if they
     are codes, ``n_layers`` makes it shallower.
     """
-    shape = name.removeprefix(RANDOM)
-    if shape not in RANDOM_SHAPES:
-        choice = ", ".join(RANDOM + each for each in RANDOM_SHAPES)
-        raise LutraError(f"a random model must be one of {choice}, not {name!r}")
-    file = ConfigFile(Path(name), RANDOM_SHAPES[shape])
+    file = _sizes(name)
     bitnet = file.architecture == BITNET
     c = read_config(file, Gate.RELU2 if bitnet else Gate.SILU)
-    format = format or Format.parse("W1.58A8" if bitnet else "W4A8")
+    format = format or random_format(name)
     one_scale = format.ternary and format.group is None
     if bitnet and not one_scale:
         raise LutraError(

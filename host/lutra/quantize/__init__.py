@@ -28,6 +28,7 @@ __all__ = [
     "default_parts",
     "float_bits",
     "group_of",
+    "integers_of",
     "quantize_layer",
     "stage_of",
 ]
@@ -165,12 +166,14 @@ def quantize_layer(
     or become zero points."""
 
     def integers(name: str) -> Integers:
-        return _integers(layer.linear(name), bits[name], group, offsets, ternary)
+        weight = layer.linear(name)
+        return integers_of(weight, bits[name], group, offsets=offsets, ternary=ternary)
 
     return replace(layer, **dict(zip(LINEARS, each_of(integers, LINEARS), strict=True)))
 
 
-def _integers(weight: Weight, bits: int, group: int, offsets: bool, ternary: bool) -> Integers:
+def integers_of(weight: Weight, bits: int, group: int, *, offsets: bool, ternary: bool) -> Integers:
+    """One matrix as :func:`quantize_layer` has it."""
     if isinstance(weight, Integers):
         return weight
     if isinstance(weight, Ternary):

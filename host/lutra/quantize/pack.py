@@ -27,6 +27,7 @@ from lutra.quantize import (
 from lutra.quantize.balance import balance
 from lutra.quantize.reference import reference_layer
 from lutra.quantize.vocabulary import pack_vocabulary
+from lutra.quantize.widths import Widths
 from lutra_golden.arith.quantize import ActivationGroups, q_max_of
 from lutra_golden.arith.scale import SCALE, Scale, scale_from_float
 from lutra_golden.errors import LutraError
@@ -50,14 +51,13 @@ from lutra_golden.model.packed import (
     PackedLinear,
     PackedModel,
     PackedNorm,
-    format_name,
 )
 from lutra_golden.model.shapes import LINEARS
 from lutra_golden.vector.heads import EPS_FRAC, FIXED_FRAC
 from lutra_golden.vector.residual import LOGIT_SHIFT
 from lutra_golden.vector.rope import ROPE_FRAC
 
-__all__ = ["Packer", "pack_decoder", "pack_model"]
+__all__ = ["Packer", "check_packing", "pack_decoder", "pack_model"]
 
 
 _LOG = logging.getLogger(__name__)
@@ -267,8 +267,7 @@ class Packer:
         # the same stream with values of four bits, and with keys of four bits, too
         self._cached = [self._x, self._x] if self._kv_bits == (4, 4) else []
         self._peak = float(self._row_peaks.max())
-        self._bits, self._n_weights, self._ternary, self._trits = 0, 0, True, True
-        self._w_bits, self._scale_bits, self._group = 1, 1, 0
+        self._widths, self._scale_bits = Widths(), 1
         self._biased = self._head_normed = self._offsets = False
         # matrices in floating point of this layer, and of all, with the bits they were rounded to
         self._floats: list[str] = []
@@ -304,15 +303,9 @@ class Packer:
             weight = layer.linear(name)
             assert isinstance(weight, Integers), "the model must be quantised first"
             w = weight.weights
-            self._bits += w.bits * w.codes.size
-            self._n_weights += w.codes.size
-            self._ternary &= w.ternary
-            self._trits = self._trits and w.trits
-            self._w_bits = max(self._w_bits, w.bits)
+            self._widths.add(w)
             self._scale_bits = max(self._scale_bits, int(w.scale.max()).bit_length())
             self._offsets |= w.offset is not None
-            if w.group < w.codes.shape[1] or not w.ternary:
-                self._group = math.gcd(self._group, w.group)
         self._biased |= layer.q_bias is not None
         self._head_normed |= layer.q_norm is not None
         window = self.model.config.windows[i]
@@ -430,22 +423,15 @@ class Packer:
         # leaves a factor of 16 above what the fixed sequence reaches
         residual_frac = min(RESIDUAL_FRAC_MAX, _fraction_bits(16 * self._peak, (1 << 31) - 1))
         tables = self._vocabulary(residual_frac)
-        bits = self._bits / self._n_weights
         packed = PackedModel(
             name=model.name,
             architecture=model.architecture,
-            format=format_name(
-                bits,
-                self.a_bits,
-                ternary=self._trits,
-                group=self._group or None if self._trits or self._w_bits == 1 else None,
-                a_groups=self.a_groups,
-            ),
+            format=self._widths.format(self.a_bits, self.a_groups),
             a_bits=self.a_bits,
-            ternary=self._ternary,
-            w_bits=self._w_bits,
+            ternary=self._widths.ternary,
+            w_bits=self._widths.w_bits,
             scale_bits=self._scale_bits,
-            group=self._group or None,
+            group=self._widths.group or None,
             biased=self._biased,
             head_normed=self._head_normed,
             key_bits=self._kv_bits[0],
@@ -498,7 +484,7 @@ class Packer:
             )
         embedding, frac = _pack_embedding(model.embed_tokens, self._row_peaks, residual_frac)
         # the ternary engine, which such a model can run on, does not shift
-        shifted = not (self._ternary and self.a_bits == 8 and self.a_groups is None)
+        shifted = not (self._widths.ternary and self.a_bits == 8 and self.a_groups is None)
         own = model.lm_head
         peaks = self._row_peaks if own is None else _row_peaks(own)
         head = _pack_head(own or model.embed_tokens, peaks, self._q_max, shifted=shifted)
@@ -524,6 +510,17 @@ def pack_decoder(
     return _pack(model, lambda _packer, layer: layer, progress, Packer(model, kv_bits))
 
 
+def check_packing(
+    model: Decoder, format: Format | None, a_groups: ActivationGroups | None
+) -> Format:
+    """The format that :func:`pack_model` packs a checkpoint in; LutraError if it has another kind
+    of weights, or activations without such groups."""
+    wanted = format or default_format(model)
+    check_format(model, wanted)
+    check_groups(wanted, a_groups)
+    return wanted
+
+
 def pack_model(
     model: Decoder,
     format: Format | None = None,
@@ -540,9 +537,7 @@ def pack_model(
     those of a checkpoint's groups stay integers. Embedding and head are codes of ``head_bits`` if
     there are any.
     """
-    wanted, float_width = format or default_format(model), float_bits(format)
-    check_format(model, wanted)
-    check_groups(wanted, a_groups)
+    wanted, float_width = check_packing(model, format, a_groups), float_bits(format)
     bits: dict[str, int] = dict.fromkeys(LINEARS, float_width)
     ternary = wanted.ternary and wanted.group is not None and float_width == wanted.w_bits
 

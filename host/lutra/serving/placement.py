@@ -4,9 +4,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lutra.arguments import either
+from lutra.compile.fit import check_engine
 from lutra.devices.base import Device, Findable
 from lutra.devices.choose import DEVICES, DeviceOptions, make_device
+from lutra.devices.processors import PROCESSORS
 from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import Format
 from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
 from lutra_golden.model.packed import PackedModel
 
@@ -21,8 +24,9 @@ Progress = Callable[[str, float], None]
 class Placement:
     """The device of one model, and the next best in its place while ``auto``'s has done nothing.
 
-    ``wanted`` is a name, or a device. One of a name is made here, except for ``auto``, which is
-    chosen for the model by :meth:`choose`.
+    ``wanted`` is a name, or a device. An accelerator is made of its name here; a processor, which
+    may have to be compiled first, by :meth:`prepare` or :meth:`choose`, and what ``auto`` becomes
+    for the model by :meth:`choose`.
     """
 
     def __init__(
@@ -44,17 +48,27 @@ class Placement:
 
             options.check(wanted)
             self.capabilities = auto_capabilities()
+        elif wanted in PROCESSORS:
+            options.check(wanted)
+            self.capabilities = PROCESSORS[wanted].capabilities
         else:
             self._device = make_device(wanted, options, progress)
         if self._device is not None:
             found = getattr(self._device, "capabilities", COMMON_PARTS)
             self.capabilities = found if isinstance(found, Capabilities) else COMMON_PARTS
 
-    def find(self) -> None:
-        """See that a board is here, so that one that is missing is told of before a model is packed
-        for it."""
+    def prepare(self, format: Format) -> None:
+        """Make the device of a name, and see that a board is here, so that what is missing is told
+        of before a model is packed in ``format`` for it."""
+        self.check(format)
+        self._make()
         if isinstance(self._device, Findable):
             self._device.find()
+
+    def check(self, format: Format) -> None:
+        """Refuse an engine that does not run a format, before a model is packed in it."""
+        if self._options.engine is not None:
+            check_engine(self._options.engine, format)
 
     @property
     def device(self) -> Device:
@@ -83,7 +97,8 @@ class Placement:
         )
 
     def choose(self, model: PackedModel) -> None:
-        """Choose the device of ``auto`` for ``model``."""
+        """Choose the device of ``auto`` for ``model``; make that of another name."""
+        self._make()
         if self._wanted == "auto":
             from lutra.devices.auto import AutoDevices
 
@@ -96,10 +111,14 @@ class Placement:
             )
             self._device = self._auto.take()
 
+    def _make(self) -> None:
+        if self._device is None and isinstance(self._wanted, str) and self._wanted != "auto":
+            self._device = make_device(self._wanted, self._options, self._progress)
+
     def renew(self, model: PackedModel) -> None:
         """Make the device again, in a forked process: the one of the parent is the parent's."""
-        if isinstance(self._wanted, str) and self._wanted != "auto":
-            self._device = make_device(self._wanted, self._options, self._progress)
+        if isinstance(self._wanted, str):
+            self._device = None
         self.choose(model)
 
     def load(self, model: PackedModel) -> None:

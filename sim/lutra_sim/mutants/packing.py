@@ -116,12 +116,39 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/quantize/widths.py",
+        ["host/quantize/test_widths.py::test_of_several_types"],
+        ("a matrix counts once", "self._bits += w.bits * n", "self._bits += w.bits"),
+        (
+            "the last matrix says if all are ternary",
+            "self.trits = self.trits and w.trits",
+            "self.trits = w.trits",
+        ),
+        (
+            "the last matrix says how wide all are",
+            "self.w_bits = max(self.w_bits, w.bits)",
+            "self.w_bits = w.bits",
+        ),
+        (
+            "a type counts once",
+            "widths.add(found.weights, sizes[kind])",
+            "widths.add(found.weights)",
+        ),
+    ),
+    *planted(
         "host/lutra/packed/kept.py",
         [
             f"{_KEPT}::test_every_setting_counts",
             f"{_KEPT}::test_the_content_counts_and_the_place_does_not",
             f"{_KEPT}::test_an_entry_that_was_damaged_is_made_again",
+            f"{_KEPT}::test_all_code_that_packs_counts",
         ],
+        (
+            "another version takes what this one packed",
+            "names = (lutra.__name__, *_LIBRARIES)",
+            "names = _LIBRARIES",
+        ),
+        ("only modules count", '_ENDS = (".py", ".c", ".h")', '_ENDS = (".py",)'),
         (
             "settings do not count",
             "json.dumps([contents, dict(settings), VERSION, _code()], sort_keys=True)",
@@ -129,7 +156,7 @@ MUTANTS = [
         ),
         (
             "files are known by their names",
-            "contents = [[each.name, _content(each, seen)] for each in files]",
+            "contents = [[each.name, _content(each, seen, before_reading)] for each in files]",
             "contents = [[each.name] for each in files]",
         ),
         (

@@ -547,9 +547,9 @@ def test_show_of_a_ternary_model(ternary: Path, tmp_path: Path, capsys: Capture)
 def test_show_of_checkpoints(source: Path, ternary: Path, tmp_path: Path, capsys: Capture) -> None:
     figures, table = shown(capsys, source)
     assert (figures["file"], figures["weights_are"]) == ("safetensors", "float32")
-    assert (figures["runs_by_default_in"], figures["layers"]) == ("W8A8", 2)
+    assert (figures["runs_by_default_in"], figures["layers"]) == ("W8A8g32", 2)
     assert figures["file_bytes"] == (source / "model.safetensors").stat().st_size
-    assert re.search(r"runs by default in +W8A8", table)
+    assert re.search(r"runs by default in +W8A8g32 ", table)
     figures, _ = shown(capsys, ternary)
     assert (figures["weights_are"], figures["runs_by_default_in"]) == ("ternary", "W1.58A8")
     gguf_model = pytest.importorskip("tests.host.gguf_model", exc_type=ImportError)

@@ -244,6 +244,7 @@ SPLIT = "It's 12345 IT'S aB\n\n x/ 漢字です가 été!! =>\t$x  "
 PIECES = {
     "falcon_e": "It 's _ 123 45 _IT 'S _aB ~~ _x / _漢字です가 _été !! _=> ^ $x __",
     "smaug-bpe": "It 's _ 123 45 _IT 'S _aB ~~ _x / _漢字です가 _été !! _=> ^ $x __",
+    "f2llmv2": "It 's _ 1 2 3 4 5 _IT 'S _aB ~~ _x / _漢字です가 _été !! _=> ^ $x __",
     "olmo": "It 's _12345 _IT ' S _aB ~~ _x / _漢字です가 _été !! _=> ^ $ x __",
     "tekken": "It 's _ 1 2 3 4 5 _IT 'S _a B ~~ _x / _漢字です가 _été !! _=> ^ $x __",
     "llama4": "It's _ 123 45 _IT'S _a B ~~ _x / _漢字です가 _été !! _=> ^ $x __",

@@ -113,6 +113,48 @@ def test_the_code_counts(folder: Path, opened: Opened, packs: list[str]) -> None
     assert len(packs) == 2
 
 
+def test_all_code_that_packs_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any file of a package, where it lies, and the versions of Lutra and of its libraries."""
+    package = tmp_path / "otters"
+    (package / "deep").mkdir(parents=True)
+    files = [package / "__init__.py", package / "deep" / "a.py", package / "b.c"]
+    for each in files:
+        each.write_text("1", encoding="ascii")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(kept, "_CODE", ("otters", "lutra.open_model"))
+
+    def code() -> str:
+        kept._code.cache_clear()
+        return kept._code()
+
+    found = [code()]
+    assert code() == found[0]
+    for each in files:
+        each.write_text("2", encoding="ascii")
+        found.append(code())
+    files[1].rename(package / "a.py")
+    found.append(code())
+    versions, version_of = dict[str, str](), kept._version_of
+    monkeypatch.setattr(kept, "_version_of", lambda each: versions.get(each) or version_of(each))
+    for library in ("lutra", "numpy", "gguf"):
+        versions[library] = "9"
+        found.append(code())
+    assert len(set(found)) == len(found)
+    kept._code.cache_clear()
+    assert version_of("numpy") == np.__version__
+    assert version_of("no-such-otter") is None
+
+
+def test_no_code_that_packs_is_left_out() -> None:
+    """What is imported to pack a model, but for what only spreads the work or words an error."""
+    line = "import sys, lutra.open_model; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", line], check=True, capture_output=True, text=True)
+    ours = {each for each in run.stdout.split() if each.startswith("lutra")}
+    counted = tuple(f"{each}." for each in kept._CODE)
+    left = {each for each in ours if not f"{each}.".startswith(counted)}
+    assert left == {"lutra", "lutra.arguments", "lutra.parallel", "lutra.devices"}
+
+
 def test_files_are_read_once(folder: Path) -> None:
     models = KeptModels()
     key = key_of(folder, SETTINGS, models.seen)

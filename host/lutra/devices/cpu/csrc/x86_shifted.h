@@ -175,17 +175,30 @@ INLINE NAME(eights_t) NAME(eights)(const lutra_matrix *w, const lutra_columns *x
     return e;
 }
 
+/* Products of a factor and eight multiples from p on, shifted (lutra_golden.model.two_levels). */
+INLINE __m256i NAME(eight_products)(const lutra_matrix *w, const uint8_t *p, int32_t factor) {
+    const uint64_t fields = 0x0101010101010101u * ((1u << w->multiple_bits) - 1);
+    uint64_t bytes = _pdep_u64(eight_multiples(p, w->multiple_bits), fields);
+    __m256i multiple = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
+    __m256i product = _mm256_mullo_epi32(multiple, _mm256_set1_epi32(factor));
+    product = _mm256_add_epi32(product, _mm256_set1_epi32(1 << w->level_shift >> 1));
+    return _mm256_sra_epi32(product, _mm_cvtsi32_si128(w->level_shift));
+}
+
 /* Rows whose groups are of 16 or 32 weights, eight groups after another; numbers of groups are read
  * in eights. */
 INLINE void NAME(rows_eights)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                               lutra_scratch *scratch, int64_t *out, int rows, const int bits,
                               const int unit, const int columns) {
     const int per = unit / UNIT, size = BLOCK * bits / 8; /* blocks of eight groups */
+    const int offsets = w->offset || w->level_offsets;
+    const int record = w->levels ? record_bytes(w) : 0, half = record ? multiples_bytes(w) : 0;
     NAME(eights_t) e = NAME(eights)(w, x, scratch, unit, columns);
     int blocks = x->depth / BLOCK, groups = w->k / unit;
     for (int r = first; r < last; r++) {
         const uint8_t *p = w->codes + r * w->row_bytes;
         int64_t at = (int64_t)r * groups;
+        const uint8_t *levels = record ? w->levels + (int64_t)r * (w->k / SUPER) * record : NULL;
         __m256i total[GEMV_COLUMNS], side[GEMV_COLUMNS];
         for (int c = 0; c < columns; c++) total[c] = side[c] = _mm256_setzero_si256();
         for (int g = 0; g < groups; g += 8, at += 8, p += per * size) {
@@ -194,7 +207,13 @@ INLINE void NAME(rows_eights)(const lutra_matrix *w, int first, int last, const 
             NAME(prefetch)(p, per * size);
             NAME(unpack)(p, bits, codes);
             if (per == 2 && whole) NAME(unpack)(p + size, bits, codes + 4);
-            if (w->scale_bytes == 1)
+            if (record) {
+                const uint8_t *p8 = levels + (g * unit % SUPER ? w->multiple_bits : 0);
+                scale = NAME(eight_products)(w, p8, scale_factor(w, levels));
+                if (offsets)
+                    offset = NAME(eight_products)(w, p8 + half, offset_factor(w, levels));
+                if ((g + 8) * unit % SUPER == 0) levels += record;
+            } else if (w->scale_bytes == 1)
                 scale = _mm256_cvtepu8_epi32(
                     _mm_loadl_epi64((const __m128i *)((const uint8_t *)w->scale + at)));
             else
@@ -229,7 +248,7 @@ INLINE void NAME(rows_eights)(const lutra_matrix *w, int first, int last, const 
                     middle = NAME(marked)(w, r, groups, g, middle, NAME(load)(e.others + i));
                 sums = _mm256_sub_epi32(sums, middle);
                 total[c] = NAME(wide)(total[c], sums, scale);
-                if (w->offset) side[c] = NAME(wide)(side[c], NAME(load)(e.sums + i), offset);
+                if (offsets) side[c] = NAME(wide)(side[c], NAME(load)(e.sums + i), offset);
             }
         }
         for (int c = 0; c < columns && c < x->count; c++)
@@ -300,7 +319,7 @@ INLINE void NAME(grouped_rows)(const lutra_matrix *w, int first, int last, const
                                              const lutra_columns *x, lutra_scratch *s,            \
                                              int64_t *out) {                                      \
         if (!w->bits) NAME(plain_shifted)(w, first, last, x, s, out, 0, columns);                 \
-        else if (!w->scale) NAME(plain_shifted)(w, first, last, x, s, out, 2, columns);           \
+        else if (!w->group) NAME(plain_shifted)(w, first, last, x, s, out, 2, columns);           \
         else if (w->bits == 1) NAME(grouped_rows)(w, first, last, x, s, out, 1, columns);         \
         else if (w->bits == 2) NAME(grouped_rows)(w, first, last, x, s, out, 2, columns);         \
         else if (w->bits == 3) NAME(grouped_rows)(w, first, last, x, s, out, 3, columns);         \

@@ -276,7 +276,11 @@ MUTANTS = [
             "record + (1 + w->level_offsets) * multiples_bytes(w);",
             "record + record_bytes(w) - 2;",
         ),
-        ("four multiples of eight", "memcpy(&word, p, 6);", "memcpy(&word, p, 3);"),
+        (
+            "five multiples of eight",
+            "if (bits == 6) memcpy(&high, p + 4, 2);",
+            "",
+        ),
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/model.c",

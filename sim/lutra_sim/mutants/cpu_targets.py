@@ -350,7 +350,7 @@ MUTANTS = [
         [f"{_STEPS}::test_two_levels"],
         (
             "the first eight multiples of sixteen twice",
-            "(g * unit % SUPER ? w->multiple_bits : 0);",
+            "(g * unit % SUPER ? width : 0);",
             "0;",
         ),
         (
@@ -360,8 +360,18 @@ MUTANTS = [
         ),
         (
             "multiples of scales for offsets in vectors",
-            "NAME(eight_products)(w, p8 + half,",
-            "NAME(eight_products)(w, p8,",
+            "NAME(eight_products)(eight + behind, width,",
+            "NAME(eight_products)(eight, width,",
+        ),
+        (
+            "large factors of scales taken for negative ones",
+            "_mm256_setr_epi64x(-1, -1, 0, 0)",
+            "_mm256_setzero_si256()",
+        ),
+        (
+            "the last multiple of offsets without its upper bits",
+            "10, 9, 10, 10, 11, 11, 12);",
+            "10, 9, 10, 10, 11, 10, 12);",
         ),
     ),
     *planted(

@@ -250,7 +250,7 @@ def test_products_of_nothing() -> None:
 def test_products_are_scaled_and_taken_by_rows() -> None:
     weight = as_products(40, 3, 63, affine=True)
     rows = np.array([7, 0, 3])
-    by = np.float32([[0.5], [3.0], [1.25]])
+    by = np.array([[0.5], [3.0], [1.25]], np.float32)
     some = weight.rows(rows).scaled(by)
     assert some.scales is not None and some.offsets is not None and some.offset is not None
     np.testing.assert_allclose(some.scales.values(), some.scale, rtol=1e-6)

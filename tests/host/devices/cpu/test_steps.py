@@ -283,20 +283,19 @@ def test_activations_in_groups(
 
 
 def in_two_levels(
-    rng: np.random.Generator, n: int, k: int, bits: int, group: int, offset: int | None
+    rng: np.random.Generator, n: int, k: int, bits: int, group: int, most: int, offset: int | None
 ) -> StoredWeights:
     """Weights whose scales, and offsets if their largest factor is given, are in two levels, as
-    K-quants have them; the first row has the largest of all."""
-    shape, most = (n, k // group), 64 if group == 32 else 128
-    multiple, least = rng.integers(0, most, shape).astype(np.uint8), most - (group == 32)
+    K-quants have them, with multiples up to ``most``; the first row has the largest of all."""
+    shape, shift = (n, k // group), (most - 1).bit_length()
+    multiple = rng.integers(0, most + 1, shape).astype(np.uint8)
     factor = rng.integers(0, 1 << 16, (n, k // SUPER)).astype(np.uint16)
-    factor[0], multiple[0] = 65535, least
+    factor[0], multiple[0] = 65535, most
     minima = None
     if offset is not None:
         factors = rng.integers(-offset, offset + 1, factor.shape).astype(np.int16)
         factors[0] = offset
-        minima = factors, rng.integers(0, most, shape).astype(np.uint8)
-    shift = 6 if group == 32 else 7
+        minima = factors, rng.integers(0, most + 1, shape).astype(np.uint8)
     levels = TwoLevels.of(factor, multiple, shift, minima, 5 if offset else 0)
     w = grouped(rng, n, k, bits, group)
     top = (1 << bits) - 1
@@ -309,20 +308,28 @@ def in_two_levels(
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
-    ("bits", "group", "offset"),
-    [(4, 32, 32767), (6, 16, None), (5, 32, 20000), (3, 16, None), (2, 16, 3000), (8, 32, None)],
+    ("bits", "group", "most", "offset"),
+    [
+        (4, 32, 63, 32767),
+        (6, 16, 128, None),
+        (5, 32, 15, 20000),
+        (3, 16, 32, None),
+        (2, 16, 15, 3000),
+        (8, 32, 200, None),
+        (4, 16, 63, 900),
+    ],
 )
 def test_two_levels(
-    target: str, bits: int, group: int, offset: int | None, pool: steps.Pool
+    target: str, bits: int, group: int, most: int, offset: int | None, pool: steps.Pool
 ) -> None:
     """Scales and offsets that are products, with activations of every kind; the rows' bytes."""
     rng, activation_groups = np.random.default_rng(bits + group), ActivationGroups()
     for k in (256, 768):
         for n, m in ((1, 1), (17, 2), (3, 3), (33, 6), (40, 13)):
-            stored = in_two_levels(rng, n, k, bits, group, offset)
+            stored = in_two_levels(rng, n, k, bits, group, most, offset)
             w, levels = stored.unpack(), stored.levels
             assert levels is not None
-            assert int(w.scale.max()) > 64000
+            assert int(w.scale.max()) >= 65535 * most >> levels.shift
             a = in_groups(rng, m, k, activation_groups)
             shift = least_shift(w.peak, activation_groups.peak, (1 << 27) - 1, 0)
             matrix = steps.Matrix.of(

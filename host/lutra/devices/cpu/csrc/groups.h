@@ -59,14 +59,17 @@ static inline int32_t offset_factor(const lutra_matrix *w, const uint8_t *record
 
 /* Eight multiples of `bits` bits, 4, 6 or 8, from p on, the first in the lowest bits. */
 static inline uint64_t eight_multiples(const uint8_t *p, int bits) {
-    uint64_t word = 0;
-    if (bits == 8)
+    /* a word that is stored in parts and read as a whole would wait for them */
+    uint64_t word;
+    uint32_t low;
+    uint16_t high = 0;
+    if (bits == 8) {
         memcpy(&word, p, 8);
-    else if (bits == 6)
-        memcpy(&word, p, 6);
-    else
-        memcpy(&word, p, 4);
-    return word;
+        return word;
+    }
+    memcpy(&low, p, 4);
+    if (bits == 6) memcpy(&high, p + 4, 2);
+    return low | (uint64_t)high << 32;
 }
 
 #endif

@@ -123,6 +123,7 @@ def _matrix(
     parts: Sequence[StoredWeights], names: Sequence[str], shift: int, peak: int, a_bits: int
 ) -> Matrix:
     """The rows of several matrices of one format as one matrix; an error names them."""
+    parts = [part.one_level() for part in parts]
     group = parts[0].group or 0
     if group % ALIGNMENT:
         raise GpuUnavailable(

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("triton")
 
 from tests.host.devices.test_xrt import InterpretedKernel
+from tests.host.quantize.random_decoder import in_products
 from tests.kernels_gpu.models import Golden, small_model, tokens_of
 
 from lutra.compile.configure import configure
@@ -26,6 +27,7 @@ from lutra.devices.choose import choose_device
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
 from lutra.devices.emulated.card import EmulatedCard
+from lutra.quantize.pack import pack_model
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
@@ -189,6 +191,16 @@ def test_a_ternary_vocabulary_and_one_with_offsets() -> None:
         head=replace(last, source=trits, shift=1),
     )
     model = replace(model, vocabulary=coded)
+    device, golden, tokens = loaded(model), Golden(model), tokens_of(model, 3)
+    (found,) = device.run([Step(session=device.session(), tokens=tokens, logits_from=0)])
+    check(found, golden.run(tokens))
+
+
+def test_two_levels() -> None:
+    """Layers, embedding and head as K-quants have them."""
+    model = pack_model(in_products(), None, 32, offsets=True, head_bits=8)
+    assert model.layers[0].gate_proj.stored.levels is not None
+    model = replace(model, layers=model.layers[:1])
     device, golden, tokens = loaded(model), Golden(model), tokens_of(model, 3)
     (found,) = device.run([Step(session=device.session(), tokens=tokens, logits_from=0)])
     check(found, golden.run(tokens))

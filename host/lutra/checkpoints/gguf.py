@@ -357,14 +357,7 @@ def _take_rows(weight: Weight, order: NDArray[np.int64]) -> Weight:
     if isinstance(weight, Ternary):
         return Ternary(weight.codes[order], weight.scale)
     if isinstance(weight, Grouped):
-        offset = None if weight.offset is None else weight.offset[order]
-        return replace(
-            weight,
-            codes=weight.codes[order],
-            scale=weight.scale[order],
-            zero=weight.zero[order],
-            offset=offset,
-        )
+        return weight.rows(order)
     return replace(weight, weights=weight.weights.rows(order))
 
 
@@ -372,6 +365,5 @@ def _scaled(weight: Weight, scale: float) -> Weight:
     if isinstance(weight, Dense):
         return Dense(weight.values.astype(np.float32) * np.float32(scale))
     if isinstance(weight, Grouped):
-        offset = None if weight.offset is None else weight.offset * np.float32(scale)
-        return replace(weight, scale=weight.scale * np.float32(scale), offset=offset)
+        return weight.scaled(np.float32(scale))
     return replace(weight, scale=weight.scale * scale)

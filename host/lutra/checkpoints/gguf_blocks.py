@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.checkpoints.gguf_codebooks import CODEBOOKS, Codebook
-from lutra.checkpoints.weights import Dense, Encoded, Float32, Grouped, Rows, Ternary, Weight
+from lutra.checkpoints.weights import (
+    Dense,
+    Encoded,
+    Float32,
+    Grouped,
+    Products,
+    Rows,
+    Ternary,
+    Weight,
+)
 from lutra.formats.gguf_types import TensorType
 from lutra.parallel import each_of
 from lutra_golden.errors import LutraError
@@ -33,6 +42,16 @@ class _Parts(NamedTuple):
     scale: Float32
     zero: float
     offset: Float32 | None = None
+    scales: Products | None = None
+    offsets: Products | None = None
+
+    @classmethod
+    def of(
+        cls, codes: _Bytes, scales: Products, zero: float, offsets: Products | None = None
+    ) -> "_Parts":
+        """Parts whose scales, and offsets if there are any, are products."""
+        offset = None if offsets is None else offsets.values()
+        return cls(codes, scales.values(), zero, offset, scales, offsets)
 
 
 class _NotFiniteError(Exception):
@@ -53,6 +72,11 @@ def _flat(codes: NDArray[np.integer]) -> _Bytes:
 
 def _groups(values: Float32) -> Float32:
     return values.reshape(len(values), -1)
+
+
+def _products(factor: Float32, multiple: NDArray[np.integer]) -> Products:
+    """Factors ``[N, B]`` and multiples ``[N, B, groups]``."""
+    return Products(factor, multiple.reshape(len(multiple), -1).astype(np.int8, copy=False))
 
 
 def _fields(packed: _Bytes, bits: int) -> _Bytes:
@@ -118,8 +142,8 @@ def _twos(packed: _Bytes) -> _Bytes:
 
 def _q2_k(blocks: _Bytes) -> _Parts:
     scales, d, d_min = blocks[..., :16], _half(blocks[..., 80:82]), _half(blocks[..., 82:])
-    step, offset = d[..., None] * (scales & 15), -(d_min[..., None] * (scales >> 4))
-    return _Parts(_flat(_twos(blocks[..., 16:80])), _groups(step), 0, _groups(offset))
+    step, offset = _products(d, scales & 15), _products(-d_min, scales >> 4)
+    return _Parts.of(_flat(_twos(blocks[..., 16:80])), step, 0, offset)
 
 
 def _q3_k(blocks: _Bytes) -> _Parts:
@@ -128,29 +152,29 @@ def _q3_k(blocks: _Bytes) -> _Parts:
     low = _fields(blocks[..., 96:104], 4).reshape(*blocks.shape[:2], 16)
     top = _fields(blocks[..., 104:108], 2).reshape(*blocks.shape[:2], 16)
     scales = (low | top << 4).astype(np.int8) - np.int8(32)
-    return _Parts(_flat(codes), _groups(_half(blocks[..., 108:])[..., None] * scales), 4)
+    return _Parts.of(_flat(codes), _products(_half(blocks[..., 108:]), scales), 4)
 
 
-def _steps(blocks: _Bytes) -> tuple[Float32, Float32]:
-    """Steps and offsets of Q4_K and Q5_K, ``[N, K / 32]``: scales of six bits."""
+def _steps(blocks: _Bytes) -> tuple[Products, Products]:
+    """Steps and offsets of Q4_K and Q5_K, of six bits."""
     d, d_min = _half(blocks[..., :2]), _half(blocks[..., 2:4])
     a, b, c = (blocks[..., 4 + 4 * i : 8 + 4 * i] for i in range(3))
     scale = np.concatenate([a & 63, (c & 15) | (a >> 6) << 4], axis=-1)
     least = np.concatenate([b & 63, (c >> 4) | (b >> 6) << 4], axis=-1)
-    return _groups(d[..., None] * scale), _groups(-(d_min[..., None] * least))
+    return _products(d, scale), _products(-d_min, least)
 
 
 def _q4_k(blocks: _Bytes) -> _Parts:
     step, offset = _steps(blocks)
     codes = _fields(blocks[..., 16:].reshape(*blocks.shape[:2], 4, 32), 4)
-    return _Parts(_flat(codes), step, 0, offset)
+    return _Parts.of(_flat(codes), step, 0, offset)
 
 
 def _q5_k(blocks: _Bytes) -> _Parts:
     step, offset = _steps(blocks)
     low = _fields(blocks[..., 48:].reshape(*blocks.shape[:2], 4, 32), 4)
     high = _fields(blocks[..., 16:48], 1).reshape(low.shape)
-    return _Parts(_flat(low | high << 4), step, 0, offset)
+    return _Parts.of(_flat(low | high << 4), step, 0, offset)
 
 
 def _q6_k(blocks: _Bytes) -> _Parts:
@@ -159,7 +183,7 @@ def _q6_k(blocks: _Bytes) -> _Parts:
     low = low.swapaxes(-2, -3).reshape(n, n_blocks, 2, 4, 32)
     high = _fields(blocks[..., 128:192].reshape(n, n_blocks, 2, 32), 2)
     scales = np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)
-    return _Parts(_flat(low | high << 4), _groups(_half(blocks[..., 208:])[..., None] * scales), 32)
+    return _Parts.of(_flat(low | high << 4), _products(_half(blocks[..., 208:]), scales), 32)
 
 
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
@@ -243,12 +267,14 @@ def _by_codebook(book: Codebook, blocks: _Bytes) -> _Parts:
 
 class Grid(NamedTuple):
     """A type whose values lie on grids: the decoder of its blocks ``[N, B, bytes]``, the bits of
-    the codes, the weights of a group, and if groups have offsets."""
+    the codes, the weights of a group, and if groups have offsets and if their numbers are products
+    with a factor of each block."""
 
     decode: Callable[[_Bytes], _Parts]
     bits: int
     group: int
     affine: bool = False
+    products: bool = False
 
 
 GRIDS: Mapping[str, Grid] = {
@@ -257,11 +283,11 @@ GRIDS: Mapping[str, Grid] = {
     "Q5_0": Grid(_q5_0, 5, 32),
     "Q5_1": Grid(_q5_1, 5, 32, True),
     "Q8_0": Grid(_q8_0, 8, 32),
-    "Q2_K": Grid(_q2_k, 2, 16, True),
-    "Q3_K": Grid(_q3_k, 3, 16),
-    "Q4_K": Grid(_q4_k, 4, 32, True),
-    "Q5_K": Grid(_q5_k, 5, 32, True),
-    "Q6_K": Grid(_q6_k, 6, 16),
+    "Q2_K": Grid(_q2_k, 2, 16, True, True),
+    "Q3_K": Grid(_q3_k, 3, 16, products=True),
+    "Q4_K": Grid(_q4_k, 4, 32, True, True),
+    "Q5_K": Grid(_q5_k, 5, 32, True, True),
+    "Q6_K": Grid(_q6_k, 6, 16, products=True),
     "IQ4_NL": Grid(_iq4_nl, 8, 32),
     "IQ4_XS": Grid(_iq4_xs, 8, 32),
     "TQ1_0": Grid(_tq1_0, 2, 256),
@@ -292,6 +318,10 @@ def _grouped(kind: TensorType, raw: _Bytes, n: int, k: int) -> Grouped:
     codes = np.empty((n, k), np.uint8)
     scale, zero = np.empty((2, n, k // grid.group), np.float32)
     offset = np.empty_like(scale) if grid.affine else None
+    scales, offsets = (
+        Products.empty(n, k // kind.block, k // grid.group) if there else None
+        for there in (grid.products, grid.products and grid.affine)
+    )
 
     def decode(rows: slice) -> None:
         found = grid.decode(blocks[rows])
@@ -302,10 +332,20 @@ def _grouped(kind: TensorType, raw: _Bytes, n: int, k: int) -> Grouped:
         codes[rows], scale[rows], zero[rows] = found.codes, found.scale, found.zero
         if offset is not None and found.offset is not None:
             offset[rows] = found.offset
+        for kept, part in ((scales, found.scales), (offsets, found.offsets)):
+            if kept is not None and part is not None:
+                kept.put(rows, part)
 
     each_of(decode, _chunks(n, k))
     return Grouped(
-        codes=codes, scale=scale, zero=zero, bits=grid.bits, group=grid.group, offset=offset
+        codes=codes,
+        scale=scale,
+        zero=zero,
+        bits=grid.bits,
+        group=grid.group,
+        offset=offset,
+        scales=scales,
+        offsets=offsets,
     )
 
 

@@ -4,15 +4,16 @@ All are ``[N, K]``, rows of outputs. Arrays may be views of a file that is mappe
 a method computes covers the rows that are asked for, so a matrix never has to exist whole.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.model.two_levels import TwoLevels
 
-__all__ = ["Dense", "Encoded", "Grouped", "Integers", "Rows", "Ternary", "Weight"]
+__all__ = ["Dense", "Encoded", "Grouped", "Integers", "Products", "Rows", "Ternary", "Weight"]
 
 Float32 = NDArray[np.float32]
 Rows = slice | NDArray[np.int64]
@@ -84,11 +85,55 @@ class Ternary:
         return self.codes[rows].astype(np.float32) * np.float32(self.scale)
 
 
+@dataclass(frozen=True)
+class Products:
+    """Numbers of groups as K-quants have them: a factor of some groups that follow one another, and
+    a small integer of each, which multiplies it.
+
+    ``factor`` is ``[N, S]``, float32, ``multiple`` ``[N, G]``, int8.
+    """
+
+    factor: Float32
+    multiple: NDArray[np.int8]
+
+    @classmethod
+    def empty(cls, n: int, n_super: int, groups: int) -> "Products":
+        """Room for those of ``n`` rows."""
+        return cls(np.empty((n, n_super), np.float32), np.empty((n, groups), np.int8))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Products"]) -> "Products":
+        """The rows of several ones in order."""
+        return cls(
+            np.concatenate([each.factor for each in parts]),
+            np.concatenate([each.multiple for each in parts]),
+        )
+
+    def put(self, rows: slice, found: "Products") -> None:
+        """Set those of some rows."""
+        self.factor[rows], self.multiple[rows] = found.factor, found.multiple
+
+    def values(self) -> Float32:
+        """The numbers, ``[N, G]``, exactly where the factors have 16 bits or less."""
+        n, n_super = self.factor.shape
+        products = self.factor[..., None] * self.multiple.reshape(n, n_super, -1)
+        return products.reshape(n, -1)
+
+    def rows(self, select: Rows) -> "Products":
+        """Those of some rows."""
+        return Products(self.factor[select], self.multiple[select])
+
+    def scaled(self, by: np.float32 | Float32) -> "Products":
+        """All multiplied by a number, or by one for each row, ``[N, 1]``."""
+        return Products(self.factor * by, self.multiple)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grouped:
     """Codes of ``bits`` bits, uint8: a weight is ``scale * (code - zero) + offset``.
 
     ``scale``, ``zero`` and ``offset`` are ``[N, K / group]``, float32; an ``offset`` of None is 0.
+    Where the checkpoint has them as products, ``scales`` and ``offsets`` say of what.
     If the checkpoint orders its groups by another index than the depth's, ``order`` ``[K]`` is the
     column that each column of ``codes`` stands for: the matrix is multiplied by ``x[order]``.
     """
@@ -100,12 +145,36 @@ class Grouped:
     group: int
     order: NDArray[np.int64] | None = None
     offset: Float32 | None = None
+    scales: Products | None = None
+    offsets: Products | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and depth."""
         n, k = self.codes.shape
         return n, k
+
+    def rows(self, select: Rows) -> "Grouped":
+        """Some of the rows."""
+        return replace(
+            self,
+            codes=self.codes[select],
+            scale=self.scale[select],
+            zero=self.zero[select],
+            offset=None if self.offset is None else self.offset[select],
+            scales=None if self.scales is None else self.scales.rows(select),
+            offsets=None if self.offsets is None else self.offsets.rows(select),
+        )
+
+    def scaled(self, by: np.float32 | Float32) -> "Grouped":
+        """All weights multiplied by a number, or by one for each row, ``[N, 1]``."""
+        return replace(
+            self,
+            scale=self.scale * by,
+            offset=None if self.offset is None else self.offset * by,
+            scales=None if self.scales is None else self.scales.scaled(by),
+            offsets=None if self.offsets is None else self.offsets.scaled(by),
+        )
 
     def row_peaks(self) -> Float32:
         """Largest magnitude of each row: of the ends of its groups."""
@@ -138,10 +207,12 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Integers:
-    """Integers that run, and their scale: the matrix is ``scale * doubled() / 2``."""
+    """Integers that run, and their scale: the matrix is ``scale * doubled() / 2``. ``levels`` are
+    the two levels that scales and offsets of groups are stored in, if they are."""
 
     weights: GroupedWeights
     scale: float
+    levels: TwoLevels | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

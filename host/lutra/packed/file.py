@@ -53,7 +53,7 @@ from lutra_golden.model.shapes import LINEARS, Gate
 
 __all__ = ["VERSION", "PackedFile", "is_packed", "open_packed", "write_packed"]
 
-VERSION = 6
+VERSION = 7
 """Version of the format; other versions are refused."""
 _KEY = "lutra_version"
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
@@ -226,7 +226,7 @@ class _Promise:
                 return f"{name} has {w.bits} bits, more than {self.w_bits}"
             if w.scale_bits > self.scale_bits:
                 return f"{name} has scales of {w.scale_bits} bits, more than {self.scale_bits}"
-            if w.offset is not None and not self.offsets:
+            if w.has_offsets and not self.offsets:
                 return f"{name} has offsets"
             if w.group is not None and (self.group is None or w.group % self.group):
                 return f"{name} has groups of {w.group}, not of {self.group}"

@@ -2,7 +2,9 @@
 
 Codes are in B128 (:mod:`.b128`). Ternary ones are 0, 1, 2 for -1, 0, 1 and have neither group
 scales nor zero points. A zero point that all groups of a matrix share is one number, two of them
-are two and a bit for each group. Files come from anywhere, so every number that is read is checked.
+are two and a bit for each group. Scales and offsets in two levels are records
+(:mod:`lutra_golden.model.two_levels`). Files come from anywhere, so every number that is read is
+checked.
 """
 
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ from lutra_golden.model.packed import (
 )
 from lutra_golden.model.shapes import LINEARS, linear_shapes
 from lutra_golden.model.stored import OFFSET_SHIFT_MAX, StoredWeights, TwoZeros
+from lutra_golden.model.two_levels import MULTIPLE_BITS, SUPER, TwoLevels
 from lutra_golden.vector.heads import FIXED_FRAC
 
 __all__ = [
@@ -100,8 +103,9 @@ def linear_arrays(
     stored = linear.stored
     zero: int | list[int] | None = None
     arrays: dict[str, NDArray[np.generic]] = {}
-    if stored.scale is not None and stored.zero is not None:
+    if stored.scale is not None:
         arrays[f"{name}.scale"] = stored.scale
+    if stored.zero is not None:
         if (two := TwoZeros.of(stored.zero)) is None:
             arrays[f"{name}.zero"] = stored.zero
         elif two.first == two.second:
@@ -110,12 +114,16 @@ def linear_arrays(
             zero, arrays[f"{name}.marks"] = [two.first, two.second], two.marks
     if stored.offset is not None:
         arrays[f"{name}.offset"] = stored.offset
+    levels, shift = stored.levels, stored.offset_shift
+    if levels is not None:
+        arrays[f"{name}.levels"], shift = levels.records, levels.offset_shift
     arrays[f"{name}.codes"] = stored.codes
     return arrays, {
         "bits": stored.bits,
         "group": stored.group,
         "zero": zero,
-        "offset_shift": None if stored.offset is None else stored.offset_shift,
+        "levels": None if levels is None else {"bits": levels.bits, "shift": levels.shift},
+        "offset_shift": shift if stored.has_offsets else None,
         "scale": [int(linear.scale.m), int(linear.scale.e)],
         "shift": linear.shift,
     }
@@ -201,7 +209,7 @@ def read_linear(
             f"{bits!r}: {_ADVICE}"
         )
     codes = take_typed(tensors, f"{where}.codes", np.uint8, n, row_bytes(k, bits))
-    group, scale, zero, offset, offset_shift = None, None, None, None, 0
+    group, scale, zero, offset, offset_shift, levels = None, None, None, None, 0, None
     if inner.get("group") is not None:
         group = read_count(inner, "group", k, minimum=1, prefix=f"{where}.")
         if k % group:
@@ -209,16 +217,21 @@ def read_linear(
                 f"{file.path}: {where}.group must divide the depth of {k}, not be {group}: "
                 f"{_ADVICE}"
             )
-        scale = tensors.view(f"{where}.scale", n, k // group)
-        if scale.dtype.name not in ("uint8", "uint16"):
-            raise LutraError(
-                f"{tensors.path}: {where}.scale must be uint8 or uint16, not "
-                f"{scale.dtype}: {_ADVICE}"
-            )
-        zero = _read_zero(tensors, inner, where, n, k // group)
-        if inner.get("offset_shift") is not None:
+        if offsets := inner.get("offset_shift") is not None:
             offset_shift = read_count(inner, "offset_shift", OFFSET_SHIFT_MAX, prefix=f"{where}.")
-            offset = take_typed(tensors, f"{where}.offset", np.int16, n, k // group)
+        if inner.get("levels") is not None:
+            levels = _read_levels(tensors, inner, where, (n, k, group), offset_shift, offsets)
+            offset_shift = 0
+        else:
+            scale = tensors.view(f"{where}.scale", n, k // group)
+            if scale.dtype.name not in ("uint8", "uint16"):
+                raise LutraError(
+                    f"{tensors.path}: {where}.scale must be uint8 or uint16, not "
+                    f"{scale.dtype}: {_ADVICE}"
+                )
+            if offsets:
+                offset = take_typed(tensors, f"{where}.offset", np.int16, n, k // group)
+        zero = _read_zero(tensors, inner, where, n, k // group)
     try:
         weights = StoredWeights(
             codes=cast("NDArray[np.uint8]", codes),
@@ -229,11 +242,49 @@ def read_linear(
             zero=zero,
             offset=cast("NDArray[np.int16] | None", offset),
             offset_shift=offset_shift,
+            levels=levels,
         )
     except ValueError as error:
         raise LutraError(f"{tensors.path}: {where}: {error}: {_ADVICE}") from None
     scale_w = read_scale(inner, "scale", prefix=f"{where}.")
     return PackedLinear(weights, scale_w, read_count(inner, "shift", SHIFT_MAX, prefix=f"{where}."))
+
+
+def _read_levels(
+    tensors: SafetensorsFolder,
+    file: ConfigFile,
+    where: str,
+    sizes: tuple[int, int, int],
+    offset_shift: int,
+    offsets: bool,
+) -> TwoLevels:
+    """Two levels of a matrix of these rows, depth and group."""
+    fields, (n, k, group) = file.get("levels"), sizes
+    if not isinstance(fields, dict):
+        raise LutraError(
+            f"{file.path}: {where}.levels must be an object, not {fields!r}: {_ADVICE}"
+        )
+    if k % SUPER or SUPER % group:
+        raise LutraError(
+            f"{file.path}: {where}.levels must be of a depth that is a multiple of {SUPER} and of "
+            f"groups that divide {SUPER}, not of {k} and {group}: {_ADVICE}"
+        )
+    inner, prefix = ConfigFile(file.path, cast("dict[str, object]", fields)), f"{where}.levels."
+    bits = read_count(inner, "bits", max(MULTIPLE_BITS), prefix=prefix)
+    shift = read_count(inner, "shift", bits, prefix=prefix)
+    n_bytes = TwoLevels.record_bytes(SUPER // group, bits, offsets=offsets)
+    records = take_typed(tensors, f"{where}.levels", np.uint8, n, k // SUPER, n_bytes)
+    try:
+        return TwoLevels(
+            records=cast("NDArray[np.uint8]", records),
+            groups=SUPER // group,
+            bits=bits,
+            shift=shift,
+            offsets=offsets,
+            offset_shift=offset_shift,
+        )
+    except ValueError as error:
+        raise LutraError(f"{tensors.path}: {where}.levels: {error}: {_ADVICE}") from None
 
 
 def _read_zero(

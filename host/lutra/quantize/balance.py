@@ -135,6 +135,5 @@ def _joined(x: Float) -> Float:
 def _scaled(weight: Weight, rows: NDArray[np.float32]) -> Weight:
     """A matrix with each row multiplied by its factor."""
     if isinstance(weight, Grouped):
-        offset = None if weight.offset is None else weight.offset * rows[:, None]
-        return replace(weight, scale=weight.scale * rows[:, None], offset=offset)
+        return weight.scaled(rows[:, None])
     return Dense(weight.dequantized() * rows[:, None])

@@ -3,7 +3,8 @@
 Codes are taken as they are, those of embedding and head some rows at a time. A group's scale
 becomes an integer of up to sixteen bits under one scale per matrix, see :func:`scale_step`. Zero
 points are exact in half steps. A group's offset is no multiple of its step: its codes are spread
-over a finer grid, see :func:`_on_finer_grid`.
+over a finer grid, see :func:`_on_finer_grid`, unless the device takes offsets. Then K-quants keep
+their scales and offsets in two levels, see :func:`_two_levels`.
 """
 
 import math
@@ -13,13 +14,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.weights import Encoded, Grouped, Integers, Ternary
+from lutra.checkpoints.weights import Encoded, Grouped, Integers, Products, Ternary
 from lutra.parallel import each_of
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import OFFSET_MAX, GroupedWeights
 from lutra_golden.matmul.format import W_BITS
 from lutra_golden.model.b128 import CODE_BITS, row_bytes, to_b128
 from lutra_golden.model.stored import StoredWeights, offset_shift
+from lutra_golden.model.two_levels import TwoLevels
 
 __all__ = [
     "fine_steps",
@@ -66,7 +68,7 @@ def scale_step(scale: NDArray[np.float32]) -> float:
     top = max((float(np.abs(lot).max()) for lot in lots), default=0.0)
     if not top:
         return 1.0
-    finest = 2.0 ** (math.frexp(top)[1] - 16)  # top / finest is below 2**16
+    finest = _finest(top)
 
     def bits(lot: NDArray[np.float32]) -> int | None:
         """All bits of the magnitudes in units of the finest step, None if they are not whole."""
@@ -90,6 +92,11 @@ def scale_step(scale: NDArray[np.float32]) -> float:
     return steps[int(of_top < of_finest)]
 
 
+def _finest(top: float) -> float:
+    """The power of two that ``top`` has 32768 to 65535 of, and a fraction."""
+    return 2.0 ** (math.frexp(top)[1] - 16)
+
+
 def _lots(values: NDArray[T]) -> list[NDArray[T]]:
     """Views of a matrix' numbers, few enough at a time for a processor's cache."""
     flat = values.reshape(-1)
@@ -100,7 +107,8 @@ def from_grouped(weight: Grouped, *, offsets: bool = False) -> Integers:
     """Grouped codes as integers; LutraError if a zero point or an order has no exact form.
 
     With ``offsets`` those of groups stay integers beside the scales, rounded to 2**-16 of the
-    matrix's largest; without, they are zero points on a finer grid.
+    matrix's largest, and scales and offsets that are products become two levels; without, they are
+    zero points on a finer grid.
     """
     if weight.order is not None:
         raise LutraError(
@@ -113,7 +121,13 @@ def from_grouped(weight: Grouped, *, offsets: bool = False) -> Integers:
     if weight.offset is not None and not offsets:
         weight = _on_finer_grid(weight, weight.offset)
     codes, zero = _without_signs(weight)
-    step, scale, offset = _in_steps(weight.scale, weight.offset)
+    levels = None
+    if offsets and weight.scales is not None:
+        step, levels = _two_levels(weight.scales, weight.offsets)
+        scale, offset = levels.scale, levels.offset
+        offset = None if offset is None else offset.astype(np.int64) << levels.offset_shift
+    else:
+        step, scale, offset = _in_steps(weight.scale, weight.offset)
     return Integers(
         GroupedWeights(
             codes=codes,
@@ -124,15 +138,19 @@ def from_grouped(weight: Grouped, *, offsets: bool = False) -> Integers:
             offset=offset,
         ),
         step,
+        levels,
     )
 
 
 class _Numbers(NamedTuple):
-    """Numbers of some rows' groups: scales, zero points in half steps and offsets."""
+    """Numbers of some rows' groups: scales, zero points in half steps and offsets, and what the
+    checkpoint has as products."""
 
     scale: NDArray[np.float32]
     zero: NDArray[np.uint16]
     offset: NDArray[np.float32] | None
+    scales: Products | None
+    offsets: Products | None
 
 
 def kept_bits(matrix: Encoded, *, offsets: bool) -> int:
@@ -155,9 +173,23 @@ def from_encoded(matrix: Encoded, *, offsets: bool = False) -> tuple[StoredWeigh
             weight = _on_finer_grid(weight, weight.offset)
         codes, zero = _without_signs(weight)
         packed[rows] = to_b128(codes, bits)
-        return _Numbers(weight.scale, zero.astype(np.uint16), weight.offset)
+        return _Numbers(
+            weight.scale, zero.astype(np.uint16), weight.offset, weight.scales, weight.offsets
+        )
 
     parts = each_of(pack, blocks)
+    zero = np.concatenate([each.zero for each in parts])
+    group = k // zero.shape[1]
+    scales = [each.scales for each in parts if each.scales is not None]
+    if offsets and scales:
+        minima = [each.offsets for each in parts if each.offsets is not None]
+        step, levels = _two_levels(
+            Products.joined(scales), Products.joined(minima) if minima else None
+        )
+        stored = StoredWeights(
+            codes=packed, depth=k, bits=bits, group=group, zero=zero, levels=levels
+        )
+        return stored, step
     affine = [each.offset for each in parts if each.offset is not None]
     step, scale, offset = _in_steps(
         np.concatenate([each.scale for each in parts]), np.concatenate(affine) if affine else None
@@ -167,13 +199,47 @@ def from_encoded(matrix: Encoded, *, offsets: bool = False) -> tuple[StoredWeigh
         codes=packed,
         depth=k,
         bits=bits,
-        group=k // scale.shape[1],
+        group=group,
         scale=scale.astype(np.uint8) if int(scale.max(initial=0)) < 1 << 8 else scale,
-        zero=np.concatenate([each.zero for each in parts]),
+        zero=zero,
         offset=None if offset is None else (offset >> shift).astype(np.int16),
         offset_shift=shift,
     )
     return stored, step
+
+
+def _two_levels(scales: Products, offsets: Products | None) -> tuple[float, TwoLevels]:
+    """Scales, without their signs, and offsets in two levels, and the step that they count in.
+
+    Multiples are the checkpoint's. A factor counts in what the largest has 65535 of; or, if that is
+    exact for all, in a power of two that it has 32768 or more of: float16 factors within a factor
+    of 32 of each other always are. So a scale is off by 2**-16 of the largest at most, an offset by
+    2**-14, since its factor has a bit for the sign and counts in a power of two of steps.
+    """
+    factor = np.abs(scales.factor.astype(np.float64))
+    multiple = np.abs(scales.multiple).view(np.uint8)  # of -128 that is 128
+    most, largest, top = int(multiple.max(initial=0)), 0.0, float(factor.max(initial=0))
+    if offsets is not None:
+        most = max(most, int(offsets.multiple.max(initial=0)))
+    shift = max(most - 1, 0).bit_length()
+    if offsets is not None:
+        largest = float(np.abs(offsets.factor.astype(np.float64)).max(initial=0)) * (1 << shift)
+    unit = 0.0
+    if top:
+        unit = _finest(top)
+        units = factor / unit
+        if (np.rint(units) != units).any():
+            unit = top / _SCALE_MAX
+    step = max(unit * (1 << shift), 4 * largest / OFFSET_MAX) or 1.0
+    of_scales = np.minimum(np.rint(factor * ((1 << shift) / step)), _SCALE_MAX).astype(np.uint16)
+    if offsets is None:
+        return step, TwoLevels.of(of_scales, multiple, shift)
+    doubled = offsets.factor.astype(np.float64) * (2 * (1 << shift) / step)
+    left = offset_shift(np.rint(doubled).astype(np.int64))
+    rounded = np.rint(doubled / (1 << left)).astype(np.int64)
+    of_offsets = np.clip(rounded, -_STORED_MAX, _STORED_MAX).astype(np.int16)
+    minima = of_offsets, offsets.multiple.astype(np.uint8)
+    return step, TwoLevels.of(of_scales, multiple, shift, minima, left)
 
 
 def _without_signs(weight: Grouped) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -274,4 +340,6 @@ def _on_finer_grid(weight: Grouped, offset: NDArray[np.float32]) -> Grouped:
         zero=zero.astype(np.float32),
         offset=None,
         bits=_FINE_BITS,
+        scales=None,
+        offsets=None,
     )

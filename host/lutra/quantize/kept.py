@@ -34,7 +34,8 @@ def _kept(kind: TensorType) -> Kept:
     bits = TERNARY_NAME if kind.name in _TRITS else packed_bits(grid.bits, affine=False)
     text = f"W{bits} in groups of {grid.group}"
     if grid.affine:
-        exact = "codes and steps; offsets to 2^-15 of the largest"
+        bound = "2^-14" if grid.products else "2^-15"
+        exact = f"codes and steps; offsets to {bound} of the largest"
         return Kept(
             f"{text} with offsets, W{packed_bits(grid.bits, affine=True)} without",
             f"{exact}, without to 1/{4 * fine_steps(grid.bits)} of a step",

@@ -334,7 +334,7 @@ class Packer:
             scale = _scale(
                 matrix.scale * factor * 2.0 ** (shift - 1), f"the scale of {where} {name}"
             )
-            packed[name] = PackedLinear(matrix.weights, scale, shift, peak)
+            packed[name] = PackedLinear(matrix.weights, scale, shift, peak, matrix.levels)
         return packed
 
     @property

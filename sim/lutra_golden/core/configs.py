@@ -246,7 +246,7 @@ def common_group(model: PackedModel) -> int:
 def has_offsets(model: PackedModel) -> bool:
     """True if groups of weights of a layer or of the head have offsets."""
     coded = model.vocabulary
-    return model.offsets or (coded is not None and coded.head.stored.offset is not None)
+    return model.offsets or (coded is not None and coded.head.stored.has_offsets)
 
 
 def _linears(model: PackedModel) -> Iterator[PackedLinear]:

@@ -14,6 +14,7 @@ from lutra_golden.matmul.format import TERNARY_NAME
 from lutra_golden.model.cache import kv_name
 from lutra_golden.model.shapes import Gate
 from lutra_golden.model.stored import StoredWeights
+from lutra_golden.model.two_levels import TwoLevels
 
 __all__ = [
     "CodedVocabulary",
@@ -40,6 +41,8 @@ class PackedLinear:
     shift: int
     known_peak: int | None = None
     """The peak, computed beforehand by the caller."""
+    levels: TwoLevels | None = None
+    """The two levels that the scales and offsets of a source of codes are stored in."""
 
     @cached_property
     def weights(self) -> GroupedWeights:
@@ -55,7 +58,9 @@ class PackedLinear:
     def stored(self) -> StoredWeights:
         """The weights as they are stored."""
         source = self.source
-        return source if isinstance(source, StoredWeights) else StoredWeights.of(source)
+        if isinstance(source, StoredWeights):
+            return source
+        return StoredWeights.of(source, levels=self.levels)
 
     @cached_property
     def peak(self) -> int:

@@ -1,6 +1,6 @@
 """Weights of a matrix as they are stored, and as the CPU's and the GPU's kernels take them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.matmul.format import W_BITS
 from lutra_golden.model.b128 import from_b128, row_bytes, to_b128
+from lutra_golden.model.two_levels import SUPER, TwoLevels
 
 __all__ = ["OFFSET_SHIFT_MAX", "StoredWeights", "TwoZeros", "offset_shift"]
 
@@ -70,6 +71,9 @@ class StoredWeights:
     group]``. An ``offset`` of a group, int16, stands for ``offset << offset_shift``; None is 0.
     Without groups weights are ternary: codes 0, 1, 2 mean -1, 0, 1.
 
+    With ``levels`` scales and offsets are in two levels, and ``scale`` and ``offset`` are None:
+    :meth:`one_level` has them as numbers of their own.
+
     Codes of five bits are for memory alone: they run in six wherever a format has a name, and come
     back as codes of six.
     """
@@ -82,6 +86,7 @@ class StoredWeights:
     zero: NDArray[np.uint16] | None = None
     offset: NDArray[np.int16] | None = None
     offset_shift: int = 0
+    levels: TwoLevels | None = None
 
     def __post_init__(self) -> None:
         n = len(self.codes)
@@ -96,23 +101,38 @@ class StoredWeights:
             if self.bits != _TERNARY_BITS or threes.any():
                 raise ValueError("codes without groups must be 0, 1 and 2 in two bits")
             return
-        if self.scale is None or self.zero is None:
-            raise ValueError("scale and zero must be there with groups")
+        if (self.scale is None) == (self.levels is None) or self.zero is None:
+            raise ValueError("zero and either scale or levels must be there with groups")
         if self.group < 1 or self.depth % self.group:
             raise ValueError(f"depth must be a multiple of group ({self.group}), not {self.depth}")
-        if not 0 <= self.offset_shift <= OFFSET_SHIFT_MAX:
-            raise ValueError(
-                f"offset_shift must be in 0..{OFFSET_SHIFT_MAX}, not {self.offset_shift}"
-            )
+        shift = self.offset_shift if self.levels is None else self.levels.offset_shift
+        if not 0 <= shift <= OFFSET_SHIFT_MAX:
+            raise ValueError(f"offset_shift must be in 0..{OFFSET_SHIFT_MAX}, not {shift}")
         sides = ("scale", self.scale), ("zero", self.zero), ("offset", self.offset)
         for name, value in sides:
             if value is not None and value.shape != (n, self.depth // self.group):
                 raise ValueError(
                     f"{name} must be {[n, self.depth // self.group]}, not {list(value.shape)}"
                 )
+        if self.levels is not None:
+            self._check_levels(self.levels, self.group)
         maximum = 2 * ((1 << self.bits) - 1)
         if self.zero.max(initial=0) > maximum:
             raise ValueError(f"zero must be in 0..{maximum}, not up to {self.zero.max()}")
+
+    def _check_levels(self, levels: TwoLevels, group: int) -> None:
+        n, k = len(self.codes), self.depth
+        if k % SUPER or levels.groups * group != SUPER:
+            raise ValueError(
+                f"two levels must be of a depth that is a multiple of {SUPER} and of "
+                f"{SUPER // group} groups of {group}, not of {k} and {levels.groups}"
+            )
+        if levels.records.shape[:2] != (n, k // SUPER):
+            raise ValueError(
+                f"two levels must be of {[n, k // SUPER]}, not {list(levels.records.shape[:2])}"
+            )
+        if self.offset is not None or self.offset_shift:
+            raise ValueError("offset and offset_shift must be those of the levels")
 
     @property
     def n_rows(self) -> int:
@@ -120,9 +140,27 @@ class StoredWeights:
         return len(self.codes)
 
     @property
+    def has_offsets(self) -> bool:
+        """True if groups have offsets."""
+        return self.offset is not None or (self.levels is not None and self.levels.offsets)
+
+    def one_level(self) -> "StoredWeights":
+        """The same weights with a scale, and an offset if there are any, for each group."""
+        if self.levels is None:
+            return self
+        return replace(
+            self,
+            scale=self.levels.scale,
+            offset=self.levels.offset,
+            offset_shift=self.levels.offset_shift,
+            levels=None,
+        )
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of all arrays; two zero points are a bit for each group, one is none."""
-        sides = [each for each in (self.scale, self.offset) if each is not None]
+        levels = None if self.levels is None else self.levels.records
+        sides = [each for each in (self.scale, self.offset, levels) if each is not None]
         if self.zero is not None:
             two = TwoZeros.of(self.zero)
             sides += [self.zero] if two is None else [two.marks] if two.first < two.second else []
@@ -131,7 +169,8 @@ class StoredWeights:
     @cached_property
     def scale_bits(self) -> int:
         """Bits of the largest scale."""
-        return 1 if self.scale is None else int(self.scale.max(initial=0)).bit_length()
+        scale = self.one_level().scale
+        return 1 if scale is None else int(scale.max(initial=0)).bit_length()
 
     def rows(self, select: slice | NDArray[np.int64]) -> "StoredWeights":
         """Some of the rows."""
@@ -148,6 +187,7 @@ class StoredWeights:
             zero=None if self.zero is None else some(self.zero),
             offset=None if self.offset is None else some(self.offset),
             offset_shift=self.offset_shift,
+            levels=None if self.levels is None else self.levels.rows(select),
         )
 
     @property
@@ -174,18 +214,28 @@ class StoredWeights:
 
     def _furthest(self, rows: slice) -> NDArray[np.int64]:
         """Largest magnitude that a doubled weight of each group of some rows can have."""
-        assert self.scale is not None and self.zero is not None
+        some = self.rows(rows).one_level()
+        assert some.scale is not None and some.zero is not None
         top = 2 * ((1 << self.bits) - 1)
-        scale, zero = self.scale[rows].astype(np.int64), self.zero[rows].astype(np.int64)
-        if self.offset is None:
+        scale, zero = some.scale.astype(np.int64), some.zero.astype(np.int64)
+        if some.offset is None:
             return scale * np.maximum(zero, top - zero)
-        offset = self.offset[rows].astype(np.int64) << self.offset_shift
+        offset = some.offset.astype(np.int64) << some.offset_shift
         return np.maximum(np.abs(offset - scale * zero), np.abs(offset + scale * (top - zero)))
 
     @classmethod
-    def of(cls, weights: GroupedWeights, *, grouped: bool = False) -> "StoredWeights":
+    def of(
+        cls,
+        weights: GroupedWeights,
+        *,
+        grouped: bool = False,
+        levels: TwoLevels | None = None,
+    ) -> "StoredWeights":
         """These weights, packed: ternary ones without groups, codes of six bits in five if they
-        fit; ``grouped`` keeps groups and bits whatever the codes are."""
+        fit; ``grouped`` keeps groups and bits whatever the codes are.
+
+        Scales and offsets are stored as ``levels``, which are theirs, if there are any.
+        """
         codes, bits = weights.codes.astype(np.uint8, copy=False), weights.bits
         depth = codes.shape[1]
         if bits == _SIX and not grouped and _fits(weights, _FIVE):
@@ -194,36 +244,38 @@ class StoredWeights:
             trits = (codes + 1 - (weights.zero // 2).astype(np.uint8)).astype(np.uint8)
             return cls(codes=to_b128(trits, _TERNARY_BITS), depth=depth, bits=_TERNARY_BITS)
         offset, shift = None, 0
-        if weights.offset is not None:
+        if weights.offset is not None and levels is None:
             shift = offset_shift(weights.offset)
             offset = (weights.offset >> shift).astype(np.int16)
             if (offset.astype(np.int64) << shift != weights.offset).any():
                 raise ValueError(f"offsets must be multiples of {1 << shift} to fit 16 bits")
+        scale = None
+        if levels is None:
+            scale = weights.scale.astype(np.uint16 if weights.scale_bits > 8 else np.uint8)
         return cls(
             codes=to_b128(codes, bits),
             depth=depth,
             bits=bits,
             group=weights.group,
-            scale=weights.scale.astype(np.uint16 if weights.scale_bits > 8 else np.uint8),
+            scale=scale,
             zero=weights.zero.astype(np.uint16),
             offset=offset,
             offset_shift=shift,
+            levels=levels,
         )
 
     def unpack(self) -> GroupedWeights:
         """Inverse of :meth:`of`."""
-        codes = from_b128(self.codes, self.bits, self.depth)
-        if self.group is None or self.scale is None or self.zero is None:
+        codes, of = from_b128(self.codes, self.bits, self.depth), self.one_level()
+        if self.group is None or of.scale is None or of.zero is None:
             return GroupedWeights.from_integers(codes.astype(np.int8) - 1)
         return GroupedWeights(
             codes=codes,
-            scale=self.scale.astype(np.int64),
-            zero=self.zero.astype(np.int64),
+            scale=of.scale.astype(np.int64),
+            zero=of.zero.astype(np.int64),
             bits=next(bits for bits in W_BITS if bits >= self.bits),
             group=self.group,
-            offset=None
-            if self.offset is None
-            else self.offset.astype(np.int64) << self.offset_shift,
+            offset=None if of.offset is None else of.offset.astype(np.int64) << of.offset_shift,
         )
 
 

@@ -202,7 +202,7 @@ MUTANTS = [
         ),
         (
             "wide sums of many columns in 32 bits",
-            "(in_groups(x) || (w->scale && w->shift > NARROW_SHIFT));",
+            "(in_groups(x) || (w->group && w->shift > NARROW_SHIFT));",
             "in_groups(x);",
         ),
         ("the sign of low bytes left", "low[r] + 128 * ones[r];", "low[r];"),
@@ -243,6 +243,53 @@ MUTANTS = [
             "1 << (shifts[4 * b] - 1), 16);",
         ),
         ("digits that eight bits do not hold", "(q[first + i] + 64) >> 7;", "q[first + i] >> 8;"),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/matmul.c",
+        [f"{_STEPS}::test_two_levels"],
+        (
+            "codes of the first rows for all beside numbers of two levels",
+            "    out.codes += first * w->row_bytes;\n",
+            "",
+        ),
+        (
+            "marks of the first rows for all beside numbers of two levels",
+            "    if (w->marks) out.marks += (int64_t)first * ((groups + 7) / 8);\n",
+            "",
+        ),
+        (
+            "two levels without offsets",
+            "if (w->level_offsets) out.offset",
+            "if (0) out.offset",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/groups.h",
+        [f"{_STEPS}::test_two_levels"],
+        (
+            "factors of offsets without a sign",
+            "return (int16_t)(p[0] | p[1] << 8);",
+            "return p[0] | p[1] << 8;",
+        ),
+        (
+            "the factor of offsets for scales",
+            "record + (1 + w->level_offsets) * multiples_bytes(w);",
+            "record + record_bytes(w) - 2;",
+        ),
+        (
+            "five multiples of eight",
+            "if (bits == 6) memcpy(&high, p + 4, 2);",
+            "",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/model.c",
+        [f"{_BINDING}::test_two_levels"],
+        (
+            "scales of the first row of an embedding for all",
+            "matrix_numbers(kernels, w, row, row + 1,",
+            "matrix_numbers(kernels, w, 0, 1,",
+        ),
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/kernels.h",

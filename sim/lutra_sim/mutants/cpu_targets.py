@@ -106,6 +106,20 @@ MUTANTS = [
         ),
     ),
     *planted(
+        f"{_C}/vector_body.h",
+        [f"{_STEPS}::test_two_levels"],
+        (
+            "scales of two levels rounded down",
+            "(uint16_t)((factor * multiple + half) >> shift);",
+            "(uint16_t)((factor * multiple) >> shift);",
+        ),
+        (
+            "multiples of scales for offsets",
+            "p + multiples_bytes(w) + g / 8 * bits",
+            "p + g / 8 * bits",
+        ),
+    ),
+    *planted(
         f"{_C}/target_scalar.c",
         [f"{_STEPS}::test_groups", f"{_STEPS}::test_ternary", f"{_STEPS}::test_signed_rows"],
         (
@@ -329,6 +343,35 @@ MUTANTS = [
             "more blocks than 32 bits hold the sums of",
             "enum { NAME(CHAINED) = 16 };",
             "enum { NAME(CHAINED) = 64 };",
+        ),
+    ),
+    *planted(
+        f"{_C}/x86_shifted.h",
+        [f"{_STEPS}::test_two_levels"],
+        (
+            "the first eight multiples of sixteen twice",
+            "(g * unit % SUPER ? width : 0);",
+            "0;",
+        ),
+        (
+            "products of two levels rounded down",
+            "_mm256_set1_epi32(1 << w->level_shift >> 1)",
+            "_mm256_setzero_si256()",
+        ),
+        (
+            "multiples of scales for offsets in vectors",
+            "NAME(eight_products)(eight + behind, width,",
+            "NAME(eight_products)(eight, width,",
+        ),
+        (
+            "large factors of scales taken for negative ones",
+            "_mm256_setr_epi64x(-1, -1, 0, 0)",
+            "_mm256_setzero_si256()",
+        ),
+        (
+            "the last multiple of offsets without its upper bits",
+            "10, 9, 10, 10, 11, 11, 12);",
+            "10, 9, 10, 10, 11, 10, 12);",
         ),
     ),
     *planted(

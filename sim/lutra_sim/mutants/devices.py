@@ -429,8 +429,8 @@ MUTANTS = [
         ),
         (
             "a zero point for each part of another group",
-            "zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)",
-            "zero = scale.repeat(parts, axis=1), np.tile(zero, parts)",
+            "zero = _repeated(scale, parts), zero.repeat(parts, axis=1)",
+            "zero = _repeated(scale, parts), np.tile(zero, parts)",
         ),
         (
             "every position is a sequence's first",
@@ -469,6 +469,24 @@ MUTANTS = [
             "sizes of members for their offsets",
             "found += [int(getattr(structure, name).offset) for name in _members(structure)]",
             "found += [int(getattr(structure, name).size) for name in _members(structure)]",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/binding.py",
+        [f"{_STEPS}::test_two_levels"],
+        (
+            "offsets of two levels not shifted",
+            "offset_shift=stored.offset_shift if levels is None else levels.offset_shift,",
+            "offset_shift=stored.offset_shift,",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/interface.py",
+        [f"{_STEPS}::test_two_levels"],
+        (
+            "bytes of a record of scales alone",
+            "offsets=bool(self.level_offsets)",
+            "offsets=False",
         ),
     ),
     *planted(

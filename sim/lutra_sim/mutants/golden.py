@@ -522,7 +522,7 @@ MUTANTS = [
         ),
         (
             "offsets left out of the bound",
-            "offset = self.offset[rows].astype(np.int64) << self.offset_shift",
+            "offset = some.offset.astype(np.int64) << some.offset_shift",
             "offset = np.int64(0)",
         ),
         (
@@ -541,6 +541,41 @@ MUTANTS = [
             "if shift < 0:",
         ),
         ("code 3 taken for a trit", "or threes.any()", ""),
+    ),
+    *planted(
+        "sim/lutra_golden/model/stored.py",
+        ["golden/model/test_two_levels.py"],
+        (
+            "offsets of two levels not shifted",
+            "offset_shift=self.levels.offset_shift,\n",
+            "offset_shift=0,\n",
+        ),
+        (
+            "two levels of the first rows",
+            "None if self.levels is None else self.levels.rows(select)",
+            "None if self.levels is None else self.levels.rows(slice(len(some(self.codes))))",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/model/two_levels.py",
+        ["golden/model/test_two_levels.py"],
+        ("products rounded down", " + half) >> self.shift", ") >> self.shift"),
+        ("offsets without a sign", "self._products(1, np.int16)", "self._products(1, np.int64)"),
+        (
+            "multiples of scales for offsets",
+            "packed = self.records[..., side * size : (side + 1) * size]",
+            "packed = self.records[..., :size]",
+        ),
+        (
+            "the last factor for both",
+            "end = self.records.shape[2] - _FACTOR_BYTES * (self.offsets - side)",
+            "end = self.records.shape[2]",
+        ),
+        (
+            "multiples of any size",
+            "range(1 + self.offsets if self.shift < self.bits else 0)",
+            "range(0)",
+        ),
     ),
     *planted(
         "sim/lutra_golden/model/b128.py",

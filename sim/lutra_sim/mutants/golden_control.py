@@ -305,7 +305,7 @@ MUTANTS = [
         ),
         (
             "offsets of the head forgotten",
-            "return model.offsets or (coded is not None and coded.head.stored.offset is not None)",
+            "return model.offsets or (coded is not None and coded.head.stored.has_offsets)",
             "return model.offsets",
         ),
     ),

@@ -56,6 +56,11 @@ MUTANTS = [
             "(c >> 4) | (b >> 6) << 4",
             "(c >> 4) | (a >> 6) << 4",
         ),
+        (
+            "products of the last piece alone",
+            "                kept.put(rows, part)\n",
+            "                kept.put(slice(len(part.factor)), part)\n",
+        ),
         ("a number that is none for 480", "np.where(raw == 0x7F, 0, scale)", "scale"),
         (
             "the sign of a ternary scale lost",
@@ -174,6 +179,11 @@ MUTANTS = [
             f"{_FILE}::test_five_bits_and_two_zero_points",
             f"{_FILE}::test_zero_points_that_can_not_be",
         ],
+        (
+            "products that are shifted by the bits of multiples",
+            '"shift": levels.shift}',
+            '"shift": levels.bits}',
+        ),
         (
             "two zero points in the other order",
             "[two.first, two.second], two.marks",
@@ -474,6 +484,26 @@ MUTANTS = [
             "offsets that 16 bits do not hold",
             "np.rint(doubled / (1 << shift)).astype(np.int64)",
             "np.rint(doubled / (1 << shift) * 2).astype(np.int64)",
+        ),
+        (
+            "factors in steps of their products",
+            "factor * ((1 << shift) / step)",
+            "factor * (1 / step)",
+        ),
+        (
+            "factors that are exact rounded",
+            "if (np.rint(units) != units).any():",
+            "if True:",
+        ),
+        (
+            "single factors of offsets for doubled ones",
+            "(2 * (1 << shift) / step)",
+            "((1 << shift) / step)",
+        ),
+        (
+            "scales alone decide on the shift of multiples",
+            "most = max(most, int(offsets.multiple.max(initial=0)))",
+            "most = max(most, 0)",
         ),
     ),
     *planted(

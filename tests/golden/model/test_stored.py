@@ -151,7 +151,7 @@ def test_a_packed_matrix_is_either() -> None:
             {"bits": 4, "codes": np.zeros((2, 64), np.uint8)},
             "codes without groups must be 0, 1 and 2 in two bits",
         ),
-        ({"group": 64}, "scale and zero must be there with groups"),
+        ({"group": 64}, "zero and either scale or levels must be there with groups"),
         (
             {
                 "group": 64,

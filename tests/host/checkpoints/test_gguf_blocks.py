@@ -22,6 +22,7 @@ from lutra.checkpoints.weights import Dense, Encoded, Grouped, Ternary
 from lutra.formats.gguf_types import TYPES
 from lutra.quantize.imported import from_grouped, packed_bits
 from lutra_golden.errors import LutraError
+from lutra_golden.model.two_levels import SUPER
 
 N, K = 5, 512
 BY_NAME = {kind.name: kind for kind in TYPES}
@@ -135,6 +136,13 @@ def test_every_grid_is_exact(name: str, seed: int) -> None:
     assert (weight.bits, weight.group) == (grid.bits, grid.group)
     assert weight.codes.max() < 1 << weight.bits
     assert (weight.offset is not None) == grid.affine
+    assert (weight.scales is not None) == (name[-2:] == "_K")
+    if weight.scales is not None:
+        np.testing.assert_array_equal(weight.scales.values(), weight.scale)
+        assert weight.scales.factor.shape == (N, K // SUPER)
+    if weight.offsets is not None:
+        assert weight.offset is not None
+        np.testing.assert_array_equal(weight.offsets.values(), weight.offset)
     assert ((weight.zero * 2) % 1 == 0).all()
     assert weight.zero.min() >= 0
     assert weight.zero.max() < 1 << weight.bits
@@ -319,8 +327,10 @@ def test_a_matrix_of_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         dense = read_dense(BY_NAME[name], raw, 7, K, "here").values
         with monkeypatch.context() as patch:
             patch.setattr("lutra.checkpoints.gguf_blocks._VALUES", 2 * K)
-            found = read_weight(BY_NAME[name], raw, 7, K, "here").dequantized()
-            np.testing.assert_array_equal(found, whole)
+            found = read_weight(BY_NAME[name], raw, 7, K, "here")
+            np.testing.assert_array_equal(found.dequantized(), whole)
+            if isinstance(found, Grouped) and found.scales is not None:
+                np.testing.assert_array_equal(found.scales.values(), found.scale)
             np.testing.assert_array_equal(
                 read_dense(BY_NAME[name], raw, 7, K, "here").values, dense
             )

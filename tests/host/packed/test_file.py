@@ -23,7 +23,13 @@ from tests.host.packed_models import (
     tamper,
     write,
 )
-from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder, random_tokens
+from tests.host.quantize.random_decoder import (
+    GROUP,
+    VARIANTS,
+    in_products,
+    random_decoder,
+    random_tokens,
+)
 
 from lutra.checkpoints.weights import Dense, Grouped, Weight
 from lutra.models.decoder import Decoder, DecoderLayer
@@ -130,11 +136,13 @@ def models() -> dict[str, PackedModel]:
     ternary = Format(w_bits=2, a_bits=8, ternary=True, group=GROUP)
     found["trits"] = pack_model(random_decoder(), ternary, GROUP)
     found["five bits"] = pack_model(in_five_bits(), None, GROUP)
+    found["two levels"] = pack_model(in_products(), None, GROUP, offsets=True, head_bits=8)
     return found
 
 
 KINDS = [*VARIANTS, "W1A8", "W2A8", "W3A8", "W6A16", "W8A8", "mixed", "wide scales"]
 KINDS += ["offsets", "grouped activations", "coded", "coded apart", "trits", "five bits"]
+KINDS += ["two levels"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,6 +202,32 @@ def test_five_bits_and_two_zero_points(models: dict[str, PackedModel], tmp_path:
         assert (f"layers.{i}.gate_proj.marks" in tensors) is (i == 1)
     assert tensors["layers.1.gate_proj.marks"].shape == (96, 1)
     assert not any(name.endswith(".zero") for name in tensors)
+
+
+def test_two_levels_are_records(models: dict[str, PackedModel], tmp_path: Path) -> None:
+    """4.5 and 6.625 bits a weight: one array in the place of scales and offsets."""
+    write(tmp_path / "out", models["two levels"])
+    tensors = load_file(tmp_path / "out" / FILES[1])
+    config = json.loads((tmp_path / "out" / FILES[0]).read_text())
+    layer, names = config["layers"][1], ("layers.1.gate_proj", "layers.1.down_proj")
+    assert layer["gate_proj"]["levels"] == {"bits": 6, "shift": 6}
+    assert layer["down_proj"]["levels"] == {"bits": 8, "shift": 7}
+    assert layer["gate_proj"]["offset_shift"] is not None
+    assert layer["down_proj"]["offset_shift"] is None
+    assert tensors[f"{names[0]}.levels"].shape == (256, 1, 16)
+    assert tensors[f"{names[1]}.levels"].shape == (256, 1, 18)
+    sizes = {
+        name: sum(x.nbytes for each, x in tensors.items() if each.startswith(f"{name}."))
+        for name in (*names, "vocabulary.embedding")
+    }
+    assert [8 * n_bytes / (256 * 256) for n_bytes in list(sizes.values())[:2]] == [4.5, 6.625]
+    assert 8 * sizes["vocabulary.embedding"] / (96 * 256) == 6.625
+    opened = open_packed(tmp_path / "out").model
+    for name, n_bytes in zip(("gate_proj", "down_proj"), sizes.values(), strict=False):
+        assert opened.layers[1].linear(name).stored.n_bytes == n_bytes
+    assert opened.vocabulary is not None
+    assert opened.vocabulary.n_bytes == sizes["vocabulary.embedding"]
+    assert not any(name.endswith((".scale", ".offset")) for name in tensors)
 
 
 @pytest.mark.parametrize(
@@ -512,11 +546,11 @@ SCALE_TEXT = (
     [
         (
             set_to("lutra_version", to=1),
-            "config.json is of packed format 1, this Lutra reads 6: pack its checkpoint again",
+            "config.json is of packed format 1, this Lutra reads 7: pack its checkpoint again",
         ),
         (
-            set_to("lutra_version", to=7),
-            "config.json is of packed format 7, this Lutra reads 6: update Lutra, or pack its che",
+            set_to("lutra_version", to=8),
+            "config.json is of packed format 8, this Lutra reads 7: update Lutra, or pack its che",
         ),
         (
             set_to("activation_groups", to={"size": 48, "shift_max": 7}),
@@ -533,7 +567,7 @@ SCALE_TEXT = (
         (set_to("name", to=3), "config.json: name must be a text, not 3: pack the model again"),
         (
             without("lutra_version"),
-            "config.json is of packed format None, this Lutra reads 6: pack its checkpoint",
+            "config.json is of packed format None, this Lutra reads 7: pack its checkpoint",
         ),
         (
             without("hidden_size"),
@@ -696,6 +730,53 @@ def test_numbers_that_can_not_be(
     change: Callable[[Config], None], message: str, folder: Path
 ) -> None:
     assert refusal(tamper(folder, change)).startswith(message)
+
+
+GATE = ("layers", 1, "gate_proj")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_to(*GATE, "levels", to=3), "config.json: layers.1.gate_proj.levels must be an object"),
+        (
+            set_to(*GATE, "levels", "bits", to=9),
+            "config.json: layers.1.gate_proj.levels.bits must be in 0..8, not 9: pack the model",
+        ),
+        (
+            set_to(*GATE, "levels", "bits", to=8),
+            "model.safetensors: layers.1.gate_proj.levels must be [256, 1, 20], not [256, 1, 16]",
+        ),
+        (
+            set_to(*GATE, "levels", "shift", to=7),
+            "config.json: layers.1.gate_proj.levels.shift must be in 0..6, not 7: pack the model",
+        ),
+        (
+            set_to(*GATE, "levels", "shift", to=2),
+            "model.safetensors: layers.1.gate_proj.levels: multiples must be in 0..4, not up to",
+        ),
+        (
+            set_to(*GATE, "offset_shift", to=None),
+            "model.safetensors: layers.1.gate_proj.levels must be [256, 1, 8], not [256, 1, 16]",
+        ),
+        (
+            set_to(*GATE, "offset_shift", to=17),
+            "config.json: layers.1.gate_proj.offset_shift must be in 0..16, not 17: pack the",
+        ),
+        (
+            set_to(*GATE, "levels", to=None),
+            "model.safetensors has no tensor layers.1.gate_proj.scale: copy the model again",
+        ),
+    ],
+)
+def test_two_levels_that_can_not_be(
+    change: Callable[[Config], None],
+    message: str,
+    models: dict[str, PackedModel],
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "model", models["two levels"])
+    assert refusal(tamper(tmp_path / "model", change)).startswith(message)
 
 
 def put(name: str, value: Callable[[Any], Any]) -> Callable[[Tensors], None]:

@@ -5,12 +5,21 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.checkpoints.weights import Dense, Encoded, Grouped, Rows
+from lutra.checkpoints.weights import Dense, Encoded, Grouped, Products, Rows, Weight
 from lutra.models.decoder import Decoder, DecoderConfig, DecoderLayer
 from lutra.models.rope import Rope
-from lutra_golden.model.shapes import Gate
+from lutra_golden.model.shapes import LINEARS, Gate
+from lutra_golden.model.two_levels import SUPER
 
-__all__ = ["GROUP", "VARIANTS", "encoded", "random_decoder", "random_tokens"]
+__all__ = [
+    "GROUP",
+    "VARIANTS",
+    "as_products",
+    "encoded",
+    "in_products",
+    "random_decoder",
+    "random_tokens",
+]
 
 GROUP = 32
 VARIANTS = {
@@ -34,11 +43,12 @@ def random_decoder(
     gate: Gate = Gate.SILU,
     window: int = 0,
     n_layers: int = 2,
+    sizes: tuple[int, int] = (64, 96),
     seed: int = 1,
 ) -> Decoder:
     """Heavy-tailed weights, and norms that make some channels much larger than others."""
     rng = np.random.default_rng(seed)
-    d, f, head_dim, vocab = 64, 96, 16, 96
+    (d, f), head_dim, vocab = sizes, 16, 96
     config = DecoderConfig(
         hidden_size=d,
         intermediate_size=f,
@@ -127,6 +137,57 @@ def encoded(bits: int, *, affine: bool = False, n: int = 96, k: int = 64, seed: 
         )
 
     return Encoded((n, k), lambda rows: some(rows).dequantized(), some, bits, affine)
+
+
+def as_products(
+    n: int, n_super: int, most: int, *, affine: bool, spread: float = 4.0, seed: int = 7
+) -> Grouped:
+    """Weights as K-quants have them: float16 factors of 256 weights, ``spread`` between the largest
+    and the smallest, and integers of groups up to ``most``, of either sign without offsets."""
+    rng, groups = np.random.default_rng(seed), 8 if affine else 16
+
+    def products(peak: float, least: int) -> Products:
+        factor = peak * spread ** -rng.uniform(0, 1, (n, n_super))
+        factor[0, 0] = peak
+        multiple = rng.integers(least, most + 1, (n, n_super * groups))
+        multiple[0, 0] = least or most
+        return Products(factor.astype(np.float16).astype(np.float32), multiple.astype(np.int8))
+
+    bits, scales = 4 if affine else 6, products(0.8 / 15 / 63, 0 if affine else -most - 1)
+    offsets = products(-0.4 / 63, 0) if affine else None
+    return Grouped(
+        codes=rng.integers(0, 1 << bits, (n, n_super * SUPER)).astype(np.uint8),
+        scale=scales.values(),
+        zero=np.full(scales.multiple.shape, 0 if affine else 32, np.float32),
+        bits=bits,
+        group=SUPER // groups,
+        offset=None if offsets is None else offsets.values(),
+        scales=scales,
+        offsets=offsets,
+    )
+
+
+def in_products() -> Decoder:
+    """A checkpoint of K-quants: codes of four bits with offsets, of six bits in two matrices and in
+    embedding and head."""
+    model = random_decoder(n_heads=16, sizes=(SUPER, SUPER))
+    layers = list[DecoderLayer]()
+    for i, layer in enumerate(model.layers):
+        parts = dict[str, Weight]()
+        for j, name in enumerate(LINEARS):
+            (n, k), six = layer.linear(name).shape, name in ("v_proj", "down_proj")
+            parts[name] = as_products(
+                n, k // SUPER, 127 if six else 63, affine=not six, seed=10 * i + j
+            )
+        layers.append(replace(layer, **parts))
+    n, k = model.embed_tokens.shape
+    rows = as_products(n, k // SUPER, 127, affine=False, seed=99)
+
+    def decode(some: Rows) -> NDArray[np.float32]:
+        return rows.rows(some).dequantized()
+
+    coded = Encoded((n, k), decode, rows.rows, rows.bits, affine=False)
+    return replace(model, layers=layers, embed_tokens=coded)
 
 
 def random_tokens(model: Decoder, n: int, length: int, seed: int = 2) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.host.quantize.random_decoder import as_products
 
 from lutra.checkpoints.weights import Grouped, Ternary
 from lutra.quantize import imported
@@ -185,6 +186,81 @@ def test_groups_that_are_their_offsets() -> None:
         found = from_grouped(weight, offsets=True)
         StoredWeights.of(found.weights)
         np.testing.assert_allclose(found.dequantized(), weight.dequantized(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [1.0, 15.0, 3000.0])
+@pytest.mark.parametrize(("most", "affine"), [(63, True), (127, False), (15, True)])
+def test_products_become_two_levels(spread: float, most: int, affine: bool) -> None:
+    """Within a step of the largest factor's 65535; and as close to the file as one level is."""
+    weight = as_products(40, 3, most, affine=affine, spread=spread)
+    found = from_grouped(weight, offsets=True)
+    levels, w = found.levels, found.weights
+    assert levels is not None
+    assert levels.bits == (8 if most > 63 else 6 if most > 15 else 4)
+    stored = StoredWeights.of(w, levels=levels)
+    np.testing.assert_array_equal(stored.unpack().doubled(), w.doubled())
+    scale = np.abs(weight.scales.values().astype(np.float64)) if weight.scales else None
+    assert scale is not None
+    off = np.abs(w.scale * found.scale - scale)
+    assert off.max() <= scale.max() * 2**-16 * (1 + 1 / most)
+    if weight.offset is not None:
+        assert w.offset is not None
+        off = np.abs(w.offset * (found.scale / 2) - weight.offset)
+        # factors are exact as integers of fifteen bits, or rounded, too
+        limit = 2**-15 if spread < 16 else 2**-14
+        assert off.max() <= np.abs(weight.offset).max() * limit
+    # where factors are rounded, too, that adds less than one level has: next to nothing
+    one = from_grouped(replace(weight, scales=None, offsets=None), offsets=True)
+    assert one.levels is None
+    exact = weight.dequantized().astype(np.float64)
+    errors = [
+        float(((each.weights.doubled() * (each.scale / 2) - exact) ** 2).mean())
+        for each in (found, one)
+    ]
+    own = float((scale**2).mean()) / 12  # what a quantiser's own rounding costs
+    assert errors[0] <= 2 * errors[1] < 1e-5 * own
+
+
+def test_factors_that_are_exact_stay_so() -> None:
+    """Factors within a factor of 32 of each other count in a power of two."""
+    weight = as_products(40, 3, 63, affine=True, spread=15.0)
+    levels = from_grouped(weight, offsets=True).levels
+    assert levels is not None and weight.scales is not None
+    factor = levels.records[..., -4:-2].copy().view("<u2")[..., 0].astype(np.float64)
+    ratio = factor / weight.scales.factor
+    assert (ratio == ratio[0, 0]).all() and np.log2(ratio[0, 0]) % 1 == 0
+    assert 1 << 15 <= factor.max() < 1 << 16
+
+
+def test_products_of_nothing() -> None:
+    weight = as_products(40, 3, 63, affine=True)
+    assert weight.scales is not None and weight.offsets is not None
+    for scaled, offset in ((0.0, 1.0), (1.0, 0.0), (0.0, 0.0), (1e-9, 1.0)):
+        scales = weight.scales.scaled(np.float32(scaled))
+        offsets = weight.offsets.scaled(np.float32(offset))
+        some = replace(
+            weight, scale=scales.values(), offset=offsets.values(), scales=scales, offsets=offsets
+        )
+        found = from_grouped(some, offsets=True)
+        np.testing.assert_allclose(found.dequantized(), some.dequantized(), rtol=0, atol=5e-4)
+        if not scaled and not offset:
+            assert not found.weights.doubled().any()
+
+
+def test_products_are_scaled_and_taken_by_rows() -> None:
+    weight = as_products(40, 3, 63, affine=True)
+    rows = np.array([7, 0, 3])
+    by = np.array([[0.5], [3.0], [1.25]], np.float32)
+    some = weight.rows(rows).scaled(by)
+    assert some.scales is not None and some.offsets is not None and some.offset is not None
+    np.testing.assert_allclose(some.scales.values(), some.scale, rtol=1e-6)
+    np.testing.assert_allclose(some.offsets.values(), some.offset, rtol=1e-6)
+    np.testing.assert_array_equal(some.scale, weight.scale[rows] * by)
+
+
+def test_devices_without_offsets_take_no_two_levels() -> None:
+    for affine in (True, False):
+        assert from_grouped(as_products(40, 3, 63, affine=affine)).levels is None
 
 
 @pytest.mark.parametrize("what", ["scale", "zero"])

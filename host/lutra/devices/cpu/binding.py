@@ -194,6 +194,11 @@ def _parts_of(group: int, bits: int, a_peak: int) -> int:
     raise AssertionError("a unit is summed in 32 bits")
 
 
+def _repeated(values: NDArray[np.generic] | None, parts: int) -> NDArray[np.generic] | None:
+    """Numbers of groups, each for all parts of its group."""
+    return None if values is None else values.repeat(parts, axis=1)
+
+
 def _in_strips(bits: int, group: int | None) -> bool:
     """True if there are products with strips of such a matrix: of the few bits where arithmetic
     bounds products of rows that are taken one by one, not memory."""
@@ -218,15 +223,17 @@ def matrix_of(
             f"device cpu needs groups of a multiple of {_UNIT}, not {stored.group}: pack the model "
             "with another --group"
         )
+    if stored.bits <= _FEW_BITS or stored.group not in (_UNIT, _SHARED):
+        stored = stored.one_level()  # products of their own, and parts of groups, have no other
     scale, zero, offset, group = stored.scale, stored.zero, stored.offset, stored.group
-    two = None
-    if group is not None and scale is not None and zero is not None:
+    levels, two = stored.levels, None
+    if group is not None and zero is not None:
         parts = _parts_of(group, stored.bits, a_peak)
         if stored.bits <= _FEW_BITS and group % BLOCK == 0:
             parts = max(parts, group // BLOCK)  # what has products of its own
         if parts > 1:
-            scale, zero = scale.repeat(parts, axis=1), zero.repeat(parts, axis=1)
-            offset = None if offset is None else offset.repeat(parts, axis=1)
+            scale, zero = _repeated(scale, parts), zero.repeat(parts, axis=1)
+            offset = _repeated(offset, parts)
             group //= parts
         # what one or two numbers say takes no memory that every token would read
         two = TwoZeros.of(zero)
@@ -237,6 +244,14 @@ def matrix_of(
     def held(values: NDArray[np.generic] | None) -> int | None:
         return None if values is None else hold.matrix(values, strip)
 
+    numbers = {}
+    if levels is not None:
+        numbers = {
+            "levels": hold.matrix(levels.records),
+            "multiple_bits": levels.bits,
+            "level_shift": levels.shift,
+            "level_offsets": levels.offsets,
+        }
     return CMatrix(
         codes=hold.matrix(codes, strip),
         scale=held(scale),
@@ -253,8 +268,9 @@ def matrix_of(
         group=group or 0,
         scale_bytes=0 if scale is None else scale.dtype.itemsize,
         shift=linear.shift,
-        offset_shift=stored.offset_shift,
+        offset_shift=stored.offset_shift if levels is None else levels.offset_shift,
         unit=scale_of(linear.scale),
+        **numbers,
     )
 
 

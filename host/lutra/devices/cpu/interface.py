@@ -18,6 +18,7 @@ from lutra_golden.arith.silu import SILU, silu_table
 from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.model.b128 import BLOCK
 from lutra_golden.model.limits import ACC_MAX
+from lutra_golden.model.two_levels import SUPER, TwoLevels
 from lutra_golden.vector.heads import (
     EPS_FRAC,
     FIXED_FRAC,
@@ -66,6 +67,7 @@ class CMatrix(Structure):
         ("zero", c_void_p),
         ("marks", c_void_p),
         ("offset", c_void_p),
+        ("levels", c_void_p),
         ("row_bytes", c_int64),
         ("n", c_int32),
         ("k", c_int32),
@@ -77,6 +79,9 @@ class CMatrix(Structure):
         ("zero_point", c_int32),
         ("other_zero", c_int32),
         ("strip", c_int32),
+        ("multiple_bits", c_int32),
+        ("level_shift", c_int32),
+        ("level_offsets", c_int32),
         ("unit", CScale),
     )
 
@@ -85,10 +90,14 @@ class CMatrix(Structure):
         """Bytes that a product with one column reads of it."""
         if not self.group:
             return self.n * self.row_bytes
-        numbers = self.scale_bytes + 2 * bool(self.zero) + 2 * bool(self.offset)
         groups = self.k // self.group
-        marks = -(-groups // 8) * bool(self.marks)
-        return self.n * (self.row_bytes + groups * numbers + marks)
+        n_bytes = self.row_bytes + -(-groups // 8) * bool(self.marks) + 2 * groups * bool(self.zero)
+        if not self.levels:
+            return self.n * (n_bytes + groups * (self.scale_bytes + 2 * bool(self.offset)))
+        record = TwoLevels.record_bytes(
+            SUPER // self.group, self.multiple_bits, offsets=bool(self.level_offsets)
+        )
+        return self.n * (n_bytes + self.k // SUPER * record)
 
 
 class CCopy(Structure):
@@ -247,6 +256,7 @@ def _constants() -> dict[str, int]:
     attention = AttentionParams()
     return {
         "BLOCK": BLOCK,
+        "SUPER": SUPER,
         "ACC_WIDTH": ACC_MAX.bit_length() + 1,
         "Q_MAX": Q_MAX,
         "HEAD_DIM_MAX": HEAD_DIM_MAX,

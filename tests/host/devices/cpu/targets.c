@@ -30,7 +30,7 @@ static void *memory(size_t n) {
     return p;
 }
 
-enum { TERNARY = 2, BLOCK = 128 };
+enum { TERNARY = 2, BLOCK = 128, SUPER = 256 };
 
 /* Activations of a_bits; between 8 and 16 int8 times powers of two, each common to 32 of them. */
 static void activations(int16_t *a, int m, int k, int a_bits) {
@@ -43,7 +43,8 @@ static void activations(int16_t *a, int m, int k, int a_bits) {
 }
 
 /* bits 0: signed bytes; ternary where grouped is 0; else groups of 16 and more, where grouped is 2
- * with offsets and a zero point for all, where it is 3 with two zero points. */
+ * with offsets and a zero point for all, where it is 3 with two zero points, where it is 4 in two
+ * levels, with offsets in groups of 32. */
 static void product(int target, lutra_pool *pool, int n, int k, int m, int bits, int grouped,
                     int a_bits, int shift, int scale_top) {
     int blocks = (k + BLOCK - 1) / BLOCK, group = k % 64 ? 16 : 64, groups = k / group;
@@ -88,6 +89,20 @@ static void product(int target, lutra_pool *pool, int n, int k, int m, int bits,
         w.other_zero = 1 << bits;
         w.marks = marks;
     }
+    int32_t records = n * (k / SUPER), size = 36;
+    uint8_t *levels = memory((size_t)(records * size));
+    for (int i = 0; i < records * size; i++) levels[i] = (uint8_t)take(0, 255);
+    if (grouped == 4) {
+        w.group = bits == 6 ? 16 : 32;
+        w.scale = NULL;
+        w.scale_bytes = 0;
+        w.zero = NULL;
+        w.zero_point = 1 << bits;
+        w.levels = levels;
+        w.multiple_bits = w.level_shift = bits == 6 ? 8 : bits == 5 ? 4 : 6;
+        w.level_offsets = bits != 6;
+        w.offset_shift = 5;
+    }
     int16_t *a = memory(sizeof *a * (size_t)(m * k));
     activations(a, m, k, a_bits);
     int32_t *acc = memory(sizeof *acc * (size_t)(m * n));
@@ -99,6 +114,7 @@ static void product(int target, lutra_pool *pool, int n, int k, int m, int bits,
     free(zero);
     free(offset);
     free(marks);
+    free(levels);
     free(a);
     free(acc);
 }
@@ -118,6 +134,8 @@ static void products(int target, lutra_pool *pool) {
                     product(target, pool, 19, k, m, widths[i], 3, a_bits, 16, 255);
                     /* sums of 32 bits */
                     if (a_bits == 8) product(target, pool, 7, k, m, widths[i], 1, 8, 4, 3);
+                    if (widths[i] > 2)
+                        product(target, pool, 19, 512, m, widths[i], 4, a_bits, 16, 255);
                 }
             }
 }

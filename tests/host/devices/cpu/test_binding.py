@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.host.models.small_models import TOKENS, write_variant
 from tests.host.packed_models import loud_models
-from tests.host.quantize.random_decoder import encoded
+from tests.host.quantize.random_decoder import encoded, in_products
 from tests.host.random_model import LLAMAS, SHAPES, load
 
 from lutra.checkpoints.weights import Dense
@@ -198,6 +198,20 @@ def test_groups_with_offsets(
     model = replace(plain, layers=layers, offsets=True, a_groups=groups)
     model = replace(model, head_shift=model.head_shift + 7)
     check(model, tokens_of(model, 20))
+
+
+@pytest.mark.parametrize("groups", [None, ActivationGroups()])
+def test_two_levels(groups: ActivationGroups | None) -> None:
+    """Matrices, embedding and head as K-quants have them: no more bytes are read than stored."""
+    model = pack_model(in_products(), None, 32, a_groups=groups, offsets=True, head_bits=8)
+    coded = model.vocabulary
+    assert coded is not None
+    stored = [model.layers[0].gate_proj.stored, coded.head.stored]
+    assert [each.levels is not None and each.levels.bits for each in stored] == [6, 8]
+    for linear in (model.layers[0].gate_proj, coded.head):
+        assert matrix_of(linear).n_bytes == linear.stored.n_bytes
+    check(model, tokens_of(model, 20), TARGETS)
+    check(model, tokens_of(model, 20), TARGETS[:1], threads=3)
 
 
 @pytest.mark.parametrize("head_bits", [4, 8])

@@ -17,6 +17,8 @@ from lutra_golden.matmul.engine import GroupedWeights
 from lutra_golden.model.cache import KV_PAIRS
 from lutra_golden.model.limits import least_shift
 from lutra_golden.model.packed import PackedLinear
+from lutra_golden.model.stored import StoredWeights
+from lutra_golden.model.two_levels import SUPER, TwoLevels
 from lutra_golden.vector.heads import HeadBias, HeadNorm
 from lutra_golden.vector.norm import norm_quantize, relu2_gate, swiglu
 from lutra_golden.vector.residual import residual_sum
@@ -278,6 +280,69 @@ def test_activations_in_groups(
             a = in_groups(rng, m, k, activation_groups)
             for each in (w, common, replace(common, offset=offset)):
                 check_groups(target, pool, each, a, activation_groups)
+
+
+def in_two_levels(
+    rng: np.random.Generator, n: int, k: int, bits: int, group: int, most: int, offset: int | None
+) -> StoredWeights:
+    """Weights whose scales, and offsets if their largest factor is given, are in two levels, as
+    K-quants have them, with multiples up to ``most``; the first row has the largest of all."""
+    shape, shift = (n, k // group), (most - 1).bit_length()
+    multiple = rng.integers(0, most + 1, shape).astype(np.uint8)
+    factor = rng.integers(0, 1 << 16, (n, k // SUPER)).astype(np.uint16)
+    factor[0], multiple[0] = 65535, most
+    minima = None
+    if offset is not None:
+        factors = rng.integers(-offset, offset + 1, factor.shape).astype(np.int16)
+        factors[0] = offset
+        minima = factors, rng.integers(0, most + 1, shape).astype(np.uint8)
+    levels = TwoLevels.of(factor, multiple, shift, minima, 5 if offset else 0)
+    w = grouped(rng, n, k, bits, group)
+    top = (1 << bits) - 1
+    if offset is None:
+        w = replace(w, zero=np.where(rng.integers(0, 2, shape) > 0, top + 1, top - 1))
+    else:
+        w = replace(w, zero=np.zeros_like(w.zero))
+    return replace(StoredWeights.of(w, grouped=True), scale=None, levels=levels)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("bits", "group", "most", "offset"),
+    [
+        (4, 32, 63, 32767),
+        (6, 16, 128, None),
+        (5, 32, 15, 20000),
+        (3, 16, 32, None),
+        (2, 16, 15, 3000),
+        (8, 32, 200, None),
+        (4, 16, 63, 900),
+    ],
+)
+def test_two_levels(
+    target: str, bits: int, group: int, most: int, offset: int | None, pool: steps.Pool
+) -> None:
+    """Scales and offsets that are products, with activations of every kind; the rows' bytes."""
+    rng, activation_groups = np.random.default_rng(bits + group), ActivationGroups()
+    for k in (256, 768):
+        for n, m in ((1, 1), (17, 2), (3, 3), (33, 6), (40, 13)):
+            stored = in_two_levels(rng, n, k, bits, group, most, offset)
+            w, levels = stored.unpack(), stored.levels
+            assert levels is not None
+            assert int(w.scale.max()) >= 65535 * most >> levels.shift
+            a = in_groups(rng, m, k, activation_groups)
+            shift = least_shift(w.peak, activation_groups.peak, (1 << 27) - 1, 0)
+            matrix = steps.Matrix.of(
+                PackedLinear(stored, scale_from_float(0.01), shift), activation_groups
+            )
+            if bits > 2:
+                assert bool(matrix.c.levels) and matrix.n_bytes == stored.n_bytes
+            actual = steps.matmul(target, pool, matrix, a.astype(np.int16), 15)
+            np.testing.assert_array_equal(actual, round_shift(a @ w.doubled().T, shift))
+            for a_bits in (8, 16):
+                shift = least_shift(w.peak, q_max_of(a_bits), (1 << 27) - 1, 0)
+                linear = PackedLinear(stored, scale_from_float(0.01), shift)
+                check(target, pool, linear, activations(rng, m, k, a_bits), a_bits)
 
 
 @pytest.mark.parametrize("target", TARGETS)

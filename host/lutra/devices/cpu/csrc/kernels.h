@@ -69,7 +69,8 @@ typedef struct {
     int32_t *group_sums; /* [count, groups], of groups of `per` units */
     int per;
     uint8_t *bytes;      /* for any use of a kernel, 64-byte aligned */
-    uint8_t *flat;       /* rows of a matrix in strips, one after another */
+    uint8_t *flat;       /* rows of a matrix in strips, one after another; or numbers of groups of
+                          * rows of one in two levels */
 } lutra_scratch;
 
 /* Keys [position / KEY_BLOCK, head_dim / 4, KEY_BLOCK, 4], values [position / VALUE_BLOCK,
@@ -111,6 +112,9 @@ typedef struct {
     /* out [rows] += sum of offset [rows, groups] times sums [groups], times 2**shift */
     void (*offsets)(const int16_t *offset, const int32_t *sums, int groups, int rows, int shift,
                     int64_t *out);
+
+    /* scale and, if there are any, offset [last - first, groups] of rows of a matrix in two levels */
+    void (*numbers)(const lutra_matrix *w, int first, int last, uint16_t *scale, int16_t *offset);
 
     int64_t (*abs_max32)(const int32_t *v, int n);
     int64_t (*abs_max64)(const int64_t *v, int n);
@@ -169,6 +173,8 @@ typedef struct {
      * no such product. `first` is the first row of a strip. */
     void (*strips)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                    lutra_scratch *scratch, int64_t *out);
+
+    int levels; /* gemv_shifted takes matrices in two levels as they are */
 } lutra_kernels;
 
 extern const lutra_kernels lutra_scalar, lutra_avx2, lutra_avxvnni, lutra_avx512vl, lutra_avx512,

@@ -22,7 +22,11 @@ typedef struct {
  * columns, and an offset of 2**offset_shift where offset is not NULL. Where zero is NULL there are
  * two zero points at most: other_zero for groups whose bit in marks is set, [n, groups / 8 rounded
  * up] with the first group in the lowest bit, and zero_point for others, for all without marks.
- * bits 0: rows of k signed bytes.
+ * bits 0: rows of k signed bytes. group is 0 where there are no scales.
+ *
+ * Where levels is not NULL scales, and offsets with level_offsets, are in two levels instead, and
+ * scale and offset are NULL: [n, k / SUPER] records of multiples of multiple_bits and factors, whose
+ * products are shifted by level_shift (lutra_golden.model.two_levels). Groups are of 16 or 32.
  *
  * With strip, which lutra_cpu_strip() gives, arrays of codes, scales, zero points and offsets are in
  * strips of so many rows, the last one filled up: [n / strip, columns, strip], columns of codes being
@@ -33,8 +37,10 @@ typedef struct {
     const uint16_t *zero;
     const uint8_t *marks;
     const int16_t *offset;
+    const uint8_t *levels;
     int64_t row_bytes;
     int32_t n, k, bits, group, scale_bytes, shift, offset_shift, zero_point, other_zero, strip;
+    int32_t multiple_bits, level_shift, level_offsets;
     lutra_scale unit;
 } lutra_matrix;
 

@@ -20,7 +20,7 @@ static int in_groups(const lutra_columns *x) { return x->a_bits > 8 && x->a_bits
 int columns_fields(const lutra_matrix *w, int count) {
     int fields = 0;
     for (int i = 0; i < count; i++)
-        if (w[i].scale && w[i].bits <= 2 && !w[i].strip) fields |= w[i].bits == 1 ? ONE_BIT : TWO_BITS;
+        if (w[i].group && w[i].bits <= 2 && !w[i].strip) fields |= w[i].bits == 1 ? ONE_BIT : TWO_BITS;
     return fields;
 }
 
@@ -209,7 +209,7 @@ int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_
     return rows < least ? least : rows > ROWS_MAX ? ROWS_MAX : rows;
 }
 
-/* Most bytes of the rows of a product that takes them one after another. */
+/* Most bytes of the rows of a product that takes them one after another, or of their numbers. */
 static int64_t flat_bytes(int depth, const lutra_choice *choice) {
     int64_t k = round_up(depth, BLOCK), numbers = k / UNIT * 6, rows = choice->gemm->gemm_rows;
     if (rows < STRIP) rows = STRIP;
@@ -259,9 +259,26 @@ lutra_matrix matrix_rows(const lutra_matrix *w, int first, int last, uint8_t *fl
     return out;
 }
 
+lutra_matrix matrix_numbers(const lutra_kernels *kernels, const lutra_matrix *w, int first,
+                            int last, uint8_t *room) {
+    lutra_matrix out = *w;
+    int groups = w->k / w->group;
+    int64_t rows = last - first, step = (rows * groups * 2 + 63) / 64 * 64;
+    kernels->numbers(w, first, last, (uint16_t *)room, (int16_t *)(room + step));
+    out.levels = NULL;
+    out.n = (int32_t)rows;
+    out.codes += first * w->row_bytes;
+    if (w->zero) out.zero += (int64_t)first * groups;
+    if (w->marks) out.marks += (int64_t)first * ((groups + 7) / 8);
+    out.scale = room;
+    out.scale_bytes = 2;
+    if (w->level_offsets) out.offset = (const int16_t *)(room + step);
+    return out;
+}
+
 void product_begin(const lutra_matrix *w, const lutra_columns *x, lutra_scratch *scratch) {
-    int units = x->depth / UNIT, per = w->scale ? w->group / UNIT : units;
-    int groups = w->scale ? w->k / w->group : 1;
+    int units = x->depth / UNIT, per = w->group ? w->group / UNIT : units;
+    int groups = w->group ? w->k / w->group : 1;
     if (scratch->per == per) return;
     scratch->per = per;
     for (int c = 0; c < x->count; c++)
@@ -278,7 +295,7 @@ void product_forget(lutra_scratch *scratch) { scratch->per = 0; }
 /* Up to SHIFTED_COLUMNS columns in groups, GEMV_COLUMNS at a time: the rows stay in a cache. */
 static void few_shifted(const lutra_kernels *kernels, const lutra_matrix *w, int first, int last,
                         const lutra_columns *x, lutra_scratch *scratch, int64_t *sums) {
-    int groups = w->scale ? w->k / w->group : 1;
+    int groups = w->group ? w->k / w->group : 1;
     lutra_columns some = *x;
     lutra_scratch of = *scratch;
     for (int c = 0; c < x->count; c += GEMV_COLUMNS) {
@@ -299,6 +316,11 @@ void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, 
         w = &flat;
         first = 0;
         last = rows;
+    } else if (w->levels && !(in_groups(x) && kind == ONE && choice->gemv->levels)) {
+        flat = matrix_numbers(choice->gemv, w, first, last, scratch->flat);
+        w = &flat;
+        first = 0;
+        last = rows;
     }
     if (whole) {
         choice->gemv->strips(w, first, last, x, scratch, sums);
@@ -310,7 +332,7 @@ void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, 
     } else if (kind == FEW) {
         choice->gemm->few(w, first, last, x, scratch, sums);
     }
-    int wide = !whole && kind == MANY && (in_groups(x) || (w->scale && w->shift > NARROW_SHIFT));
+    int wide = !whole && kind == MANY && (in_groups(x) || (w->group && w->shift > NARROW_SHIFT));
     if (wide)
         choice->gemm->gemm_shifted(w, first, last, x, scratch, sums);
     else if (!whole && kind == MANY)
@@ -361,10 +383,9 @@ int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, i
     scratch->per = 0;
     scratch->group_sums = take(columns * (round_up(depth, BLOCK) / UNIT) * 4);
     scratch->bytes = take(kernel_bytes(depth));
-    scratch->flat = choice->gemv->strips ? take(flat_bytes(depth, choice)) : NULL;
+    scratch->flat = take(flat_bytes(depth, choice));
     *sums = take(columns * ROWS_MAX * 8);
-    return scratch->group_sums && scratch->bytes && *sums &&
-           (scratch->flat || !choice->gemv->strips);
+    return scratch->group_sums && scratch->bytes && scratch->flat && *sums;
 }
 
 void scratch_free(lutra_scratch *scratch, int64_t **sums) {

@@ -317,11 +317,15 @@ static void head(job_t *job, worker_t *w, const lutra_columns *x) {
 }
 
 /* A row of coded embedding: twice its weights, times what one of them is worth. */
-static void embed_codes(const lutra_matrix *w, int row, int frac, lutra_scratch *scratch,
-                        int32_t *out) {
+static void embed_codes(const lutra_kernels *kernels, const lutra_matrix *w, int row, int frac,
+                        lutra_scratch *scratch, int32_t *out) {
     lutra_matrix flat;
     if (w->strip) {
         flat = matrix_rows(w, row, row + 1, scratch->flat);
+        w = &flat;
+        row = 0;
+    } else if (w->levels) {
+        flat = matrix_numbers(kernels, w, row, row + 1, scratch->flat);
         w = &flat;
         row = 0;
     }
@@ -352,7 +356,7 @@ static void embed(job_t *job, worker_t *w) {
         const int16_t *row = model->embedding + (int64_t)token * hidden;
         int32_t *to = e->residual + (int64_t)t * hidden;
         if (!model->embedding) {
-            embed_codes(&model->embedded, token, model->residual_frac, &w->scratch, to);
+            embed_codes(e->choice.gemv, &model->embedded, token, model->residual_frac, &w->scratch, to);
             continue;
         }
         for (int i = 0; i < hidden; i++)

@@ -9,6 +9,33 @@ static TARGET void NAME(offsets)(const int16_t *offset, const int32_t *sums, int
     }
 }
 
+static TARGET void NAME(numbers)(const lutra_matrix *w, int first, int last, uint16_t *scale,
+                                 int16_t *offset) {
+    const int bits = w->multiple_bits, shift = w->level_shift, half = 1 << shift >> 1;
+    const int groups = SUPER / w->group, size = record_bytes(w), all = (1 << bits) - 1;
+    const int64_t records = w->k / SUPER;
+    const uint8_t *p = w->levels + first * records * size;
+    for (int64_t i = 0; i < (last - first) * records; i++, p += size) {
+        const int32_t factor = scale_factor(w, p);
+        for (int g = 0; g < groups; g += 8) {
+            uint64_t eight = eight_multiples(p + g / 8 * bits, bits);
+            for (int j = 0; j < 8; j++) {
+                int32_t multiple = (int32_t)(eight >> (bits * j)) & all;
+                *scale++ = (uint16_t)((factor * multiple + half) >> shift);
+            }
+        }
+        if (!w->level_offsets) continue;
+        const int32_t signed_factor = offset_factor(w, p);
+        for (int g = 0; g < groups; g += 8) {
+            uint64_t eight = eight_multiples(p + multiples_bytes(w) + g / 8 * bits, bits);
+            for (int j = 0; j < 8; j++) {
+                int32_t multiple = (int32_t)(eight >> (bits * j)) & all;
+                *offset++ = (int16_t)((signed_factor * multiple + half) >> shift);
+            }
+        }
+    }
+}
+
 static TARGET int64_t NAME(abs_max32)(const int32_t *v, int n) {
     int32_t high = 0, low = 0;
     for (int i = 0; i < n; i++) {
@@ -274,7 +301,7 @@ static TARGET void NAME(nibbles)(const int8_t *data, int runs, int size, int8_t 
 }
 
 #define VECTOR_FUNCTIONS                                                                          \
-    NAME(offsets), NAME(abs_max32), NAME(abs_max64), NAME(scaled32), NAME(scaled64),              \
-        NAME(quantize), NAME(bytes), NAME(halves), NAME(shared), NAME(unit_sums), NAME(shifted),  \
+    NAME(offsets), NAME(numbers), NAME(abs_max32), NAME(abs_max64), NAME(scaled32),               \
+        NAME(scaled64), NAME(quantize), NAME(bytes), NAME(halves), NAME(shared), NAME(unit_sums), NAME(shifted),  \
         NAME(rotate), NAME(quantize64), NAME(fixed), NAME(relu2), NAME(swiglu), NAME(residual),   \
         NAME(logits), NAME(nibbles)

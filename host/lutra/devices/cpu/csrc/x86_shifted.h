@@ -175,17 +175,55 @@ INLINE NAME(eights_t) NAME(eights)(const lutra_matrix *w, const lutra_columns *x
     return e;
 }
 
+/* Products of a factor and eight multiples of `bits` bits from p on, rounded by `half` and shifted
+ * (lutra_golden.model.two_levels). */
+INLINE __m256i NAME(eight_products)(const uint8_t *p, int bits, int32_t factor, __m256i half,
+                                    __m128i shift) {
+    uint64_t bytes = eight_multiples(p, bits);
+    if (bits < 8) bytes = _pdep_u64(bytes, 0x0101010101010101u * ((1u << bits) - 1));
+    __m256i multiple = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
+    __m256i product = _mm256_mullo_epi32(multiple, _mm256_set1_epi32(factor));
+    return _mm256_sra_epi32(_mm256_add_epi32(product, half), shift);
+}
+
+/* Eight scales, and eight offsets behind them, of a record of 16 bytes: multiples of six bits and a
+ * shift by six. A product's rounding is that of _mm256_mulhrs_epi16, whose factors have signs: those
+ * of scales from 2**15 on lack 2**16 times their multiples. */
+INLINE __m256i NAME(record16)(const uint8_t *p) {
+    const __m256i windows = _mm256_setr_epi8(0, 1, 0, 1, 1, 2, 2, 3, 3, 4, 3, 4, 4, 5, 5, 6, 6, 7, 6,
+                                             7, 7, 8, 8, 9, 9, 10, 9, 10, 10, 11, 11, 12);
+    const __m256i to_top = _mm256_set1_epi64x(0x0100004000100400);
+    const __m256i factors = _mm256_setr_epi8(12, 13, 12, 13, 12, 13, 12, 13, 12, 13, 12, 13, 12, 13,
+                                             12, 13, 14, 15, 14, 15, 14, 15, 14, 15, 14, 15, 14, 15,
+                                             14, 15, 14, 15);
+    const __m256i top = _mm256_set1_epi16((int16_t)0xFC00);
+    const __m256i of_scales = _mm256_setr_epi64x(-1, -1, 0, 0);
+    __m256i record = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    __m256i multiple = _mm256_shuffle_epi8(record, windows);
+    multiple = _mm256_and_si256(_mm256_mullo_epi16(multiple, to_top), top);
+    __m256i factor = _mm256_shuffle_epi8(record, factors);
+    __m256i product = _mm256_mulhrs_epi16(factor, _mm256_srli_epi16(multiple, 1));
+    __m256i large = _mm256_and_si256(_mm256_srai_epi16(factor, 15), of_scales);
+    return _mm256_add_epi16(product, _mm256_and_si256(large, multiple));
+}
+
 /* Rows whose groups are of 16 or 32 weights, eight groups after another; numbers of groups are read
  * in eights. */
 INLINE void NAME(rows_eights)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                               lutra_scratch *scratch, int64_t *out, int rows, const int bits,
                               const int unit, const int columns) {
     const int per = unit / UNIT, size = BLOCK * bits / 8; /* blocks of eight groups */
+    const int offsets = w->offset || w->level_offsets;
+    const int record = w->levels ? record_bytes(w) : 0, behind = record ? multiples_bytes(w) : 0;
+    const int sixes = record == 16 && w->multiple_bits == 6 && w->level_shift == 6;
+    const __m256i half = _mm256_set1_epi32(1 << w->level_shift >> 1);
+    const __m128i by = _mm_cvtsi32_si128(w->level_shift);
     NAME(eights_t) e = NAME(eights)(w, x, scratch, unit, columns);
     int blocks = x->depth / BLOCK, groups = w->k / unit;
     for (int r = first; r < last; r++) {
         const uint8_t *p = w->codes + r * w->row_bytes;
         int64_t at = (int64_t)r * groups;
+        const uint8_t *levels = record ? w->levels + (int64_t)r * (w->k / SUPER) * record : NULL;
         __m256i total[GEMV_COLUMNS], side[GEMV_COLUMNS];
         for (int c = 0; c < columns; c++) total[c] = side[c] = _mm256_setzero_si256();
         for (int g = 0; g < groups; g += 8, at += 8, p += per * size) {
@@ -194,7 +232,20 @@ INLINE void NAME(rows_eights)(const lutra_matrix *w, int first, int last, const 
             NAME(prefetch)(p, per * size);
             NAME(unpack)(p, bits, codes);
             if (per == 2 && whole) NAME(unpack)(p + size, bits, codes + 4);
-            if (w->scale_bytes == 1)
+            if (unit == SHARED && sixes) {
+                __m256i both = NAME(record16)(levels);
+                scale = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(both));
+                offset = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(both, 1));
+                levels += record;
+            } else if (record) {
+                const int width = w->multiple_bits;
+                const uint8_t *eight = levels + (g * unit % SUPER ? width : 0);
+                scale = NAME(eight_products)(eight, width, scale_factor(w, levels), half, by);
+                if (offsets)
+                    offset = NAME(eight_products)(eight + behind, width, offset_factor(w, levels),
+                                                  half, by);
+                if ((g + 8) * unit % SUPER == 0) levels += record;
+            } else if (w->scale_bytes == 1)
                 scale = _mm256_cvtepu8_epi32(
                     _mm_loadl_epi64((const __m128i *)((const uint8_t *)w->scale + at)));
             else
@@ -229,7 +280,7 @@ INLINE void NAME(rows_eights)(const lutra_matrix *w, int first, int last, const 
                     middle = NAME(marked)(w, r, groups, g, middle, NAME(load)(e.others + i));
                 sums = _mm256_sub_epi32(sums, middle);
                 total[c] = NAME(wide)(total[c], sums, scale);
-                if (w->offset) side[c] = NAME(wide)(side[c], NAME(load)(e.sums + i), offset);
+                if (offsets) side[c] = NAME(wide)(side[c], NAME(load)(e.sums + i), offset);
             }
         }
         for (int c = 0; c < columns && c < x->count; c++)
@@ -300,7 +351,7 @@ INLINE void NAME(grouped_rows)(const lutra_matrix *w, int first, int last, const
                                              const lutra_columns *x, lutra_scratch *s,            \
                                              int64_t *out) {                                      \
         if (!w->bits) NAME(plain_shifted)(w, first, last, x, s, out, 0, columns);                 \
-        else if (!w->scale) NAME(plain_shifted)(w, first, last, x, s, out, 2, columns);           \
+        else if (!w->group) NAME(plain_shifted)(w, first, last, x, s, out, 2, columns);           \
         else if (w->bits == 1) NAME(grouped_rows)(w, first, last, x, s, out, 1, columns);         \
         else if (w->bits == 2) NAME(grouped_rows)(w, first, last, x, s, out, 2, columns);         \
         else if (w->bits == 3) NAME(grouped_rows)(w, first, last, x, s, out, 3, columns);         \

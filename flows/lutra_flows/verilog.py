@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from lutra.progress import StepProgress
 from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import CONFIGS, with_engine
 from lutra_golden.core.ports import Top
@@ -51,7 +52,8 @@ def _verilog(args: argparse.Namespace) -> int:
     from lutra_hw.core.xrt import generate_xrt_verilog
 
     generate = generate_xrt_verilog if args.top == Top.XRT else generate_verilog
-    text = generate(config)
+    with StepProgress() as progress, progress.waiting("generating the Verilog", 0.0):
+        text = generate(config)
     if out is None:
         print(text, end="")
     else:

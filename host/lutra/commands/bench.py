@@ -78,7 +78,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         help="folder, GGUF file, Hugging Face id, a shipped model, or random:SHAPE for a real "
         "shape with random weights (default tales)",
     )
-    add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
+    add_format(
+        parser,
+        "the checkpoint's own if its weights are integers, otherwise W8A8, with random: W4A8",
+    )
     add_group(parser)
     add_kv(parser)
     add_activation_group(

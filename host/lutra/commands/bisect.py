@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lutra.commands.options import (
+    add_board,
     add_device,
     add_format,
     add_group,
@@ -18,7 +19,7 @@ from lutra.commands.options import (
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.accelerator.rtl import RtlTransport
 from lutra.devices.base import Device, Findable
-from lutra.devices.choose import choose_device
+from lutra.devices.choose import DeviceOptions, choose_device
 from lutra.diagnose.bisect import bisect
 from lutra.llm import LLM
 from lutra.progress import StepProgress
@@ -42,6 +43,7 @@ def add_bisect(parser: argparse.ArgumentParser) -> None:
         help="folder, GGUF file, Hugging Face id, or a shipped model (default tales)",
     )
     add_device(parser, "rtl", "rtl, the simulated hardware")
+    add_board(parser)
     parser.add_argument(
         "--against",
         choices=("golden",),
@@ -59,7 +61,7 @@ def add_bisect(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"number of tokens to generate, all greedily (default {_TOKENS})",
     )
-    add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
+    add_format(parser, "the checkpoint's own if its weights are integers, otherwise W8A8")
     add_group(parser)
     add_kv(parser)
     parser.add_argument("--config", choices=CONFIGS, help="configuration of an accelerator")
@@ -119,13 +121,14 @@ def _device(args: argparse.Namespace, progress: StepProgress) -> Device:
             config=args.config,
             engine=args.engine,
             threads=args.threads,
+            emulate=args.emulate,
+            bitstream=args.bitstream,
             progress=progress,
         )[0]
         if isinstance(device, Findable):
             device.find()
         return device
-    if args.threads is not None:
-        raise LutraError("only device cpu has threads, rtl has none: leave threads out")
+    DeviceOptions(threads=args.threads, emulate=args.emulate, bitstream=args.bitstream).check("rtl")
     transport = RtlTransport(traceable=True, progress=progress)
     return AcceleratorDevice(
         transport, args.config or "nano", args.engine, timeout_s=None, progress=progress

@@ -39,7 +39,7 @@ def add_selftest(parser: argparse.ArgumentParser) -> None:
         help="model whose first layer is run: folder, GGUF file, Hugging Face id, or a shipped "
         "model (default tales)",
     )
-    add_format(parser, "W1.58A8 for ternary models, otherwise W4A8")
+    add_format(parser, "the checkpoint's own if its weights are integers, otherwise W8A8")
     add_group(parser)
     add_kv(parser)
     parser.add_argument(

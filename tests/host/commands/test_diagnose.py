@@ -33,6 +33,9 @@ def test_difference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     ("arguments", "message"),
     [
         (["-dev", "golden"], "device golden is not compared with golden: give one"),
+        (["--emulate", "kv260"], "device rtl drives no kv260: choose device pynq"),
+        (["--bitstream", "lutra.bit"], "only a board loads a bitstream: leave bitstream out"),
+        (["-t", "2"], "only device cpu has threads, rtl has none: leave threads out"),
         (["--wave", "wave.txt"], "the waveform file must end in .vcd, not 'wave.txt'"),
         (["--wave", "no/where.vcd"], "the folder of the waveform no/where.vcd does not exist"),
         (["-dev", "interpreted", "-n", "99999"], "shorten the prompt, or give a smaller -n"),

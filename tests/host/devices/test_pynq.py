@@ -24,12 +24,16 @@ def test_without_the_package_one_line_says_what_installs_it(
     monkeypatch.setitem(sys.modules, "pynq", None)
     message = (
         f"device pynq needs pynq, which is not installed: run `{install_command('pynq')}`; without "
-        "a board add --emulate kv260, or take another device with -dev auto"
+        "a board add --emulate kv260, or take another device"
     )
     for use in (lambda: PynqTransport().open(NANO, 1 << 20), describe_board):
         with pytest.raises(LutraError) as error:
             use()
         assert str(error.value) == message
+    # which --emulate does not replace
+    with pytest.raises(LutraError) as error:
+        choose_device("pynq", emulate="kv260")[0].find()  # type: ignore[union-attr]
+    assert str(error.value) == message.replace("; without a board add --emulate kv260", "")
 
 
 @pytest.mark.pynq

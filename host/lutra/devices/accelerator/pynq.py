@@ -112,7 +112,7 @@ class PynqTransport:
     def find(self) -> None:
         """See that there is a board, and PYNQ on it."""
         if self._make_device is not None:
-            _import_pynq()
+            _import_pynq(is_emulated=self.emulated is not None)
             return
         with _faults("the board could not be found"):
             _active_device()
@@ -404,8 +404,8 @@ def _fault(what: str, error: BaseException, advice: str = _LOAD_ADVICE) -> Devic
     return DeviceError(f"device pynq: {what} ({why}): {advice}")
 
 
-def _import_pynq() -> Any:
-    """The package ``pynq``; LutraError with the command that installs it."""
+def _import_pynq(*, is_emulated: bool = False) -> Any:
+    """The package ``pynq``; LutraError with the command that installs it, and what else to do."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -413,8 +413,9 @@ def _import_pynq() -> Any:
     except ImportError as error:
         raise LutraError(
             f"device pynq needs {error.name or 'pynq'}, which is not installed: run "
-            f"`{install_command('pynq')}`; without a board add --emulate kv260, or take another "
-            "device with -dev auto"
+            f"`{install_command('pynq')}`"
+            f"{'' if is_emulated else '; without a board add --emulate kv260'}, or take another "
+            "device"
         ) from None
     return pynq
 

@@ -355,5 +355,5 @@ def _import_pyxrt() -> Any:
         raise LutraError(
             f"device xrt needs XRT's Python module ({error}): install XRT 2.14 or later, and run "
             "`source /opt/xilinx/xrt/setup.sh`; without a card simulate one with --emulate u55c, "
-            "or take another device with -dev auto"
+            "or take another device"
         ) from None

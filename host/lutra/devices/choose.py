@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEVICES",
+    "MADE_FOR_THE_MODEL",
     "DeviceOptions",
     "choose_device",
     "is_device",
@@ -32,7 +33,8 @@ Progress = Callable[[str, float], None]
 
 DEVICES = ("auto", "cuda", "cpu", "golden", "interpreted", "rtl", "pynq", "xrt")
 """Names of devices; ``auto`` is the fastest that is here. An address of a board is one, too."""
-_MADE_FOR_THE_MODEL = ("interpreted", "rtl")
+MADE_FOR_THE_MODEL = ("interpreted", "rtl")
+"""Accelerators whose hardware is made when a model is loaded."""
 _BOARDS = {each.runtime for each in BOARD_PROFILES.values()} - {AGENT}
 _THREADS = 256  # more than one per core only slow each other down
 
@@ -140,7 +142,7 @@ def _accelerator(name: str, options: DeviceOptions, progress: Progress | None) -
     built = options.config or (board.config if board else "nano")
     # a simulation takes the time that it takes, and its watchdog counts cycles
     timeout_s = None if name == "rtl" else TIMEOUT_S
-    is_built = name not in _MADE_FOR_THE_MODEL
+    is_built = name not in MADE_FOR_THE_MODEL
     capabilities = _capabilities(built, options.engine, is_built=is_built)
     return AcceleratorDevice(
         _transport(name, board, options, progress),

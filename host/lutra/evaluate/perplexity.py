@@ -1,7 +1,7 @@
 """Perplexity of a text: on a device, in integers, or of the same model in floating point."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,22 +34,25 @@ def text_windows(tokens: list[int], *, window: int, bos: int | None) -> list[lis
 
 
 def perplexity(
-    logits: Callable[[list[int]], NDArray[np.float64]],
+    logits: Callable[[list[int]], Iterable[NDArray[np.float64]]],
     windows: list[list[int]],
     n_characters: int,
     progress: Callable[[str, float], None] | None = None,
 ) -> Perplexity:
-    """Evaluate ``logits`` (a window's tokens to ``[T, V]`` real logits) over the windows."""
+    """Evaluate ``logits`` over the windows: of a window's tokens to real logits ``[t, V]``, in as
+    many parts as they come, of which one is in memory at a time."""
     if not windows:
         raise LutraError("the text is too short to predict anything: give a longer one")
     losses: list[NDArray[np.float64]] = []
     for i, window in enumerate(windows):
         if progress:
             progress("evaluating", i / len(windows))
-        x = logits(window[:-1])
-        top = x.max(axis=-1)
-        log_sum = top + np.log(np.exp(x - top[:, None]).sum(axis=-1))
-        losses.append(log_sum - x[np.arange(len(x)), window[1:]])
+        n_done = 1
+        for x in logits(window[:-1]):
+            top = x.max(axis=-1)
+            log_sum = top + np.log(np.exp(x - top[:, None]).sum(axis=-1))
+            losses.append(log_sum - x[np.arange(len(x)), window[n_done : n_done + len(x)]])
+            n_done += len(x)
     nll = np.concatenate(losses)
     ppl = math.exp(nll.mean())
     return Perplexity(

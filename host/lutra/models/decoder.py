@@ -204,10 +204,14 @@ class Decoder:
 
     def forward(self, tokens: NDArray[np.int64]) -> Float:
         """Logits ``[T, V]`` of a window of tokens, in ``dtype``."""
+        return self.logits(self.stream(tokens))
+
+    def stream(self, tokens: NDArray[np.int64]) -> Float:
+        """The residual stream ``[T, D]`` after the last layer."""
         x = self.embed(tokens)
         for layer, window in zip(self.layers, self.config.windows, strict=True):
             x = self.layer(layer, x, window)
-        return self.logits(x)
+        return x
 
     def embed(self, tokens: NDArray[np.int64]) -> Float:
         """The residual stream ``[T, D]`` before the first layer."""

@@ -1,13 +1,15 @@
 """The device of a model: one that was given or named, or the best that ``auto`` finds."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lutra.arguments import either
-from lutra.compile.fit import check_engine
+from lutra.compile.fit import check_engine, engines_for
 from lutra.devices.base import Device, Findable
-from lutra.devices.choose import DEVICES, DeviceOptions, make_device
+from lutra.devices.choose import DEVICES, MADE_FOR_THE_MODEL, DeviceOptions, make_device
 from lutra.devices.processors import PROCESSORS
+from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
@@ -95,6 +97,19 @@ class Placement:
             f"packed as {model.format}, with one scale per token, as {devices} no activations in "
             "groups: -dev cpu is closer to the checkpoint, and gives other logits"
         )
+
+    def note_engine(self, model: PackedModel) -> None:
+        """Note that the head of ``model`` keeps a simulated accelerator, whose engine nobody chose,
+        from the one of ternary weights."""
+        chosen = self._options.engine, isinstance(self._options.config, AcceleratorConfig)
+        if self._wanted not in MADE_FOR_THE_MODEL or any(chosen):
+            return
+        found, plain = engines_for(model), engines_for(replace(model, vocabulary=None))
+        if found[0] != plain[0]:
+            self._parts.append(
+                f"embedding and head keep the codes of the file, which engine {found[0]} runs and "
+                f"not {plain[0]}: --head 0 runs the model on engine {plain[0]}"
+            )
 
     def choose(self, model: PackedModel) -> None:
         """Choose the device of ``auto`` for ``model``; make that of another name."""

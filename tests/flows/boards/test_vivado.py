@@ -21,7 +21,8 @@ from tests.flows.boards.test_results import POWER, TIMING, UTILIZATION
 
 from lutra_flows.boards import command, project
 from lutra_flows.boards.bitstream import SYNC, loadable
-from lutra_golden.core.boards import BOARDS
+from lutra_flows.boards.command import _check_part
+from lutra_golden.core.boards import BOARDS, Board
 from lutra_golden.errors import LutraError
 
 
@@ -100,15 +101,20 @@ def test_another_part_and_folder(place: Path) -> None:
     assert "-part xck26-sfvc784-2LV-i" in (place / "out/build.tcl").read_text()
 
 
+@pytest.mark.parametrize("board", BOARDS.values(), ids=lambda board: board.name)
+def test_parts_of_boards_are_parts(board: Board) -> None:
+    assert _check_part(board.part, board) == board.part
+
+
 @pytest.mark.parametrize(
-    "part", ["x y", "", "xck26 -force", "$part", "[exit]", "x\ny", "-part", "é"]
+    "part", ["x y", "", "xck26 -force", "$part", "[exit]", "x\ny", "-part", "é", "nope", "xck26"]
 )
 def test_what_is_no_part_does_not_reach_tcl(part: str, place: Path) -> None:
     with pytest.raises(LutraError) as error:
         build("--board", "kv260", f"--part={part}")
     assert str(error.value) == (
-        f"--part is letters, digits and hyphens such as xck26-sfvc784-2LV-c, not {part!r}: give a "
-        "part as Vivado names it"
+        f"--part is an FPGA as Vivado names it, such as xck26-sfvc784-2LV-c, not {part!r}: give "
+        "one with its speed grade, or leave --part out"
     )
     assert not (place / "build-kv260").exists()
 

@@ -1,6 +1,10 @@
 """Perplexity: known values, windows, and the integer path against floating point."""
 
+import itertools
+import json
 import math
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from numpy.typing import NDArray
 from tests.host.random_model import load
 
 from lutra import LLM
+from lutra.commands.cli import main
 from lutra.evaluate.perplexity import perplexity, text_windows
 from lutra.models import find_model
 from lutra_golden.errors import LutraError
@@ -36,7 +41,7 @@ def test_without_a_first_token_all_but_one_are_predicted(n: int) -> None:
 
 def test_who_knows_nothing_is_as_perplexed_as_there_are_tokens() -> None:
     windows = [[0, 1, 2], [0, 3]]
-    result = perplexity(lambda window: np.full((len(window), 50), 7.0), windows, 10)
+    result = perplexity(lambda window: [np.full((len(window), 50), 7.0)], windows, 10)
     assert result.ppl == pytest.approx(50)
     assert result.stderr == pytest.approx(0, abs=1e-6)
     assert result.tokens == 3
@@ -44,9 +49,9 @@ def test_who_knows_nothing_is_as_perplexed_as_there_are_tokens() -> None:
 
 
 def test_known_probabilities() -> None:
-    def logits(window: list[int]) -> Float:
+    def logits(window: list[int]) -> list[Float]:
         """Probability 1/2 for token 1, 1/4 for 2 and 3; in logits beyond float64's exponent."""
-        return np.log([[1e-300, 0.5, 0.25, 0.25]] * len(window)) + 1000
+        return [np.log([[1e-300, 0.5, 0.25, 0.25]]) + 1000 for _ in window]
 
     result = perplexity(logits, [[0, 1, 2], [0, 1]], 4)
     assert result.ppl == pytest.approx(2 ** ((1 + 2 + 1) / 3))
@@ -55,12 +60,60 @@ def test_known_probabilities() -> None:
     assert result.stderr == pytest.approx(result.ppl * deviation / math.sqrt(2))
 
 
+def test_parts_are_evaluated_one_by_one() -> None:
+    """To the last bit what they are together; one is gone before the next one comes."""
+    rng = np.random.default_rng(0)
+    windows = [rng.integers(0, 300, n).tolist() for n in (12, 2, 30)]
+    whole = [rng.normal(0, 4, (len(window) - 1, 300)) for window in windows]
+
+    def in_parts(sizes: Iterator[int]) -> Callable[[list[int]], Iterator[Float]]:
+        left = iter(whole)
+
+        def logits(window: list[int]) -> Iterator[Float]:
+            rows, held = next(left), list[weakref.ref[Float]]()
+            assert len(rows) == len(window)
+            while len(rows):
+                n = next(sizes)
+                assert sum(each() is not None for each in held) <= 1
+                part, rows = rows[:n].copy(), rows[n:]
+                held.append(weakref.ref(part))
+                yield part
+
+        return logits
+
+    expected = perplexity(in_parts(itertools.repeat(100)), windows, 10)
+    assert perplexity(in_parts(itertools.cycle([1, 5, 3])), windows, 10) == expected
+
+
+def test_the_command_keeps_no_logits_of_a_window(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures are the same to the last digit whatever is in memory at a time."""
+
+    def figures(*more: str) -> dict[str, Any]:
+        line = ["perplexity", "-f", str(TALE), "--windows", "2", "--json", *more]
+        assert main(line) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    integer, real = figures("-dev", "golden"), figures("--float")
+    monkeypatch.setattr(LLM, "logits", None)
+    monkeypatch.setattr("lutra.commands.perplexity._ROWS", 7)
+    monkeypatch.setattr("lutra.devices.golden.GoldenDevice.pass_tokens", 50)
+    assert figures("-dev", "golden") == integer
+    found = figures("--float")
+    # products of matrices may differ in the last bit
+    assert found.pop("ppl") == pytest.approx(real.pop("ppl"), rel=1e-12)
+    assert {name: found[name] for name in ("tokens", "format")} == {
+        name: real[name] for name in ("tokens", "format")
+    }
+
+
 def test_the_last_token_of_a_window_is_not_fed() -> None:
     fed: list[list[int]] = []
 
-    def logits(window: list[int]) -> Float:
+    def logits(window: list[int]) -> list[Float]:
         fed.append(window)
-        return np.zeros((len(window), 9))
+        return [np.zeros((len(window), 9))]
 
     perplexity(logits, [[0, 1, 2], [0, 3]], 1)
     assert fed == [[0, 1], [0]]
@@ -69,7 +122,7 @@ def test_the_last_token_of_a_window_is_not_fed() -> None:
 def test_progress_is_reported() -> None:
     seen: list[tuple[str, float]] = []
     perplexity(
-        lambda window: np.zeros((len(window), 9)),
+        lambda window: [np.zeros((len(window), 9))],
         [[0, 1]] * 4,
         1,
         lambda stage, share: seen.append((stage, share)),
@@ -81,7 +134,7 @@ def test_an_empty_text_is_refused() -> None:
     with pytest.raises(
         LutraError, match=r"^the text is too short to predict anything: give a longer one$"
     ):
-        perplexity(lambda _: np.zeros((1, 1)), [], 0)
+        perplexity(lambda _: [np.zeros((1, 1))], [], 0)
 
 
 def test_the_integer_path_is_as_good_as_floating_point() -> None:
@@ -92,11 +145,11 @@ def test_the_integer_path_is_as_good_as_floating_point() -> None:
     tokens = llm.tokenizer.encode(text, add_bos=False)
     windows = text_windows(tokens, window=llm.context, bos=source.config.bos_token_id)
 
-    def integer(window: list[int]) -> Float:
+    def integer(window: list[int]) -> list[Float]:
         values, scale = llm.logits(window)
-        return values * scale[:, None]
+        return [values * scale[:, None]]
 
-    real = perplexity(lambda window: source.forward(np.array(window)), windows, len(text))
+    real = perplexity(lambda window: [source.forward(np.array(window))], windows, len(text))
     found = perplexity(integer, windows, len(text))
     assert real.tokens == found.tokens == len(tokens) > 1500
     assert abs(found.ppl / real.ppl - 1) < 1e-3
@@ -113,12 +166,12 @@ def test_a_quantised_llama_is_as_good_as_its_rounded_weights_in_float(
     source, rounded = llm.source, llm.rounded
     assert source is not None
 
-    def integer(window: list[int]) -> Float:
+    def integer(window: list[int]) -> list[Float]:
         values, scale = llm.logits(window)
-        return values * scale[:, None]
+        return [values * scale[:, None]]
 
-    whole = perplexity(lambda window: source.forward(np.array(window)), windows, len(text))
-    real = perplexity(lambda window: rounded.forward(np.array(window)), windows, len(text))
+    whole = perplexity(lambda window: [source.forward(np.array(window))], windows, len(text))
+    real = perplexity(lambda window: [rounded.forward(np.array(window))], windows, len(text))
     found = perplexity(integer, windows, len(text))
     # what is lost is lost by rounding the weights, not by computing in integers
     assert real.ppl > whole.ppl

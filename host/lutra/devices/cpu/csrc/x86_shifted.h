@@ -179,9 +179,14 @@ INLINE NAME(eights_t) NAME(eights)(const lutra_matrix *w, const lutra_columns *x
  * (lutra_golden.model.two_levels). */
 INLINE __m256i NAME(eight_products)(const uint8_t *p, int bits, int32_t factor, __m256i half,
                                     __m128i shift) {
-    uint64_t bytes = eight_multiples(p, bits);
-    if (bits < 8) bytes = _pdep_u64(bytes, 0x0101010101010101u * ((1u << bits) - 1));
-    __m256i multiple = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
+    __m256i multiple;
+    if (bits == 8) {
+        multiple = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    } else {
+        uint64_t fields = 0x0101010101010101u * ((1u << bits) - 1);
+        uint64_t bytes = _pdep_u64(eight_multiples(p, bits), fields);
+        multiple = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)bytes));
+    }
     __m256i product = _mm256_mullo_epi32(multiple, _mm256_set1_epi32(factor));
     return _mm256_sra_epi32(_mm256_add_epi32(product, half), shift);
 }

@@ -247,6 +247,16 @@ def test_products_of_nothing() -> None:
             assert not found.weights.doubled().any()
 
 
+def test_multiples_of_offsets_that_are_larger_than_those_of_scales() -> None:
+    weight = as_products(40, 3, 63, affine=True)
+    assert weight.scales is not None
+    scales = replace(weight.scales, multiple=weight.scales.multiple // 4)
+    weight = replace(weight, scale=scales.values(), scales=scales)
+    found = from_grouped(weight, offsets=True)
+    assert found.levels is not None and found.levels.shift == 6
+    np.testing.assert_allclose(found.dequantized(), weight.dequantized(), rtol=0, atol=1e-4)
+
+
 def test_products_are_scaled_and_taken_by_rows() -> None:
     weight = as_products(40, 3, 63, affine=True)
     rows = np.array([7, 0, 3])

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lutra.arguments import either
-from lutra.compile.fit import check_engine, engines_for
 from lutra.devices.base import Device, Findable
 from lutra.devices.choose import DEVICES, MADE_FOR_THE_MODEL, DeviceOptions, make_device
 from lutra.devices.processors import PROCESSORS
@@ -70,6 +69,8 @@ class Placement:
     def check(self, format: Format) -> None:
         """Refuse an engine that does not run a format, before a model is packed in it."""
         if self._options.engine is not None:
+            from lutra.compile.fit import check_engine
+
             check_engine(self._options.engine, format)
 
     @property
@@ -104,6 +105,8 @@ class Placement:
         chosen = self._options.engine, isinstance(self._options.config, AcceleratorConfig)
         if self._wanted not in MADE_FOR_THE_MODEL or any(chosen):
             return
+        from lutra.compile.fit import engines_for
+
         found, plain = engines_for(model), engines_for(replace(model, vocabulary=None))
         if found[0] != plain[0]:
             self._parts.append(

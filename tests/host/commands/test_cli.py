@@ -681,14 +681,15 @@ def test_a_full_disk(arguments: list[str]) -> None:
 @pytest.mark.parametrize("command", ["run", "bench", "selftest", "bisect"])
 @pytest.mark.parametrize("name", ["xrt", "pynq", "board"])
 def test_a_board_that_is_missing_is_said_before_a_model_is_packed(
-    command: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    for module in ("llm.open_model", "commands.selftest.open_packed_model"):
-        monkeypatch.setattr(f"lutra.{module}", None)
+    monkeypatch.setattr("lutra.open_model.pack_model", None)
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         board = f"board://127.0.0.1:{silent.getsockname()[1]}"
-        line = fails(capsys, command, "-dev", board if name == "board" else name)
+        device = board if name == "board" else name
+        line = fails(capsys, command, "-m", "tales-llama", "-dev", device)
     message = {
         "xrt": "device xrt needs XRT's Python module ",
         "pynq": "device pynq (needs pynq, which is not installed|finds no board): run ",

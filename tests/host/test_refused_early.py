@@ -1,4 +1,4 @@
-"""What the header of a file shows to be wrong is refused in one line, before its tensors are read,
+"""Faults that the header of a file shows are refused in one line, before its tensors are read,
 a device is prepared, or anything is written."""
 
 import shutil

@@ -213,8 +213,9 @@ def _two_levels(scales: Products, offsets: Products | None) -> tuple[float, TwoL
 
     Multiples are the checkpoint's. A factor counts in what the largest has 65535 of; or, if that is
     exact for all, in a power of two that it has 32768 or more of: float16 factors within a factor
-    of 32 of each other always are. So a scale is off by 2**-16 of the largest at most, an offset by
-    2**-14, since its factor has a bit for the sign and counts in a power of two of steps.
+    of 32 of each other always are. So a scale is off by 2**-16 of the largest and a 63rd of that at
+    most (multiples of six bits), an offset by 2**-14, since its factor has a bit for the sign and
+    counts in a power of two of steps.
     """
     factor = np.abs(scales.factor.astype(np.float64))
     multiple = np.abs(scales.multiple).view(np.uint8)  # of -128 that is 128

@@ -199,7 +199,7 @@ class Batch:
     # -- a pass
 
     def _parts(self) -> list[tuple[Request, _Part]]:
-        """What each request has in the next pass."""
+        """The parts of the next pass, at most one for each request."""
         parts: list[tuple[Request, _Part]] = [
             (each, (each.sequence, [each.next_token], 0))
             for each in self._running

@@ -146,7 +146,7 @@ def test_all_code_that_packs_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_code_that_packs_is_left_out() -> None:
-    """What is imported to pack a model, but for what only spreads the work or words an error."""
+    """Modules that packing imports, but for those that only spread the work or word an error."""
     line = "import sys, lutra.open_model; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", line], check=True, capture_output=True, text=True)
     ours = {each for each in run.stdout.split() if each.startswith("lutra")}

@@ -39,7 +39,7 @@ class Watched(GoldenDevice):
 
 @dataclass
 class Client:
-    """What a request is given."""
+    """Gathers the tokens and the end of a request."""
 
     most: int
     tokens: list[int] = field(default_factory=list[int])

@@ -8,7 +8,7 @@ from lutra.text.stop import StopFilter
 
 
 def parts(text: str, stops: list[str], lengths: list[int]) -> tuple[list[str], bool]:
-    """What comes of pieces of ``lengths``, the last of which is the rest, and of the flush."""
+    """Texts that come of pieces of ``lengths``, the last one the rest, and of the flush."""
     stop, out = StopFilter(stops), list[str]()
     for n in lengths:
         out.append(stop.push(text[:n]))

@@ -46,7 +46,7 @@ __all__ = ["CpuModel", "CpuResult", "KeptArrays", "RowTable", "matrix_of"]
 _FEW_BITS = 2
 _UNIT = 16  # weights: what sums of groups are made of
 _SHARED = 32  # activations that have an exponent of their own
-_FOUR_BYTES = np.dtype(np.uint32)
+_TWO_BYTES, _FOUR_BYTES = np.dtype(np.uint16), np.dtype(np.uint32)
 _BYTE_PEAK = 128
 _INT16 = np.dtype(np.int16)
 _ROW = cast("np.dtype[np.void]", np.dtype(CRow))
@@ -199,14 +199,25 @@ def _repeated(values: NDArray[np.generic] | None, parts: int) -> NDArray[np.gene
     return None if values is None else values.repeat(parts, axis=1)
 
 
-def _in_strips(bits: int, group: int | None) -> bool:
-    """True if there are products with strips of such a matrix: of the few bits where arithmetic
-    bounds products of rows that are taken one by one, not memory."""
+def _in_strips(bits: int, group: int | None, *, a_groups: bool, marked: bool) -> bool:
+    """True if there are products with strips of such a matrix, which the library has where
+    arithmetic bounds products of rows that are taken one by one, not memory: of few bits, and,
+    where activations are in groups, of more."""
     if bits > _FEW_BITS:
+        return a_groups and group is not None
+    if marked:
         return False
     if group is None or group % BLOCK == 0:
         return True
     return group in (2 * _SHARED, _SHARED) or (group == _UNIT and bits > 1)
+
+
+def _marks_of_strips(marks: NDArray[np.uint8], groups: int, strip: int) -> NDArray[np.uint8]:
+    """Bits of groups ``[N, G / 8]`` as those of rows, ``[N / strip, G, strip / 8]``."""
+    bits = np.unpackbits(marks, axis=1, count=groups, bitorder="little")
+    bits = np.pad(bits, ((0, -len(bits) % strip), (0, 0)))
+    columns = bits.reshape(-1, strip, groups).transpose(0, 2, 1)
+    return np.packbits(columns, axis=2, bitorder="little")
 
 
 def matrix_of(
@@ -238,8 +249,13 @@ def matrix_of(
         # what one or two numbers say takes no memory that every token would read
         two = TwoZeros.of(zero)
     marks = two.marks if two is not None and two.first < two.second else None
-    strip = hold.strip if marks is None and _in_strips(stored.bits, group) else 0
+    in_strips = _in_strips(
+        stored.bits, group, a_groups=a_peak != _BYTE_PEAK, marked=marks is not None
+    )
+    strip = hold.strip if in_strips else 0
     codes = stored.codes.view(_FOUR_BYTES) if strip else stored.codes
+    if marks is not None and strip:
+        marks = _marks_of_strips(marks, stored.depth // group, strip)
 
     def held(values: NDArray[np.generic] | None) -> int | None:
         return None if values is None else hold.matrix(values, strip)
@@ -247,7 +263,9 @@ def matrix_of(
     numbers = {}
     if levels is not None:
         numbers = {
-            "levels": hold.matrix(levels.records),
+            "levels": hold.matrix(
+                levels.records.reshape(stored.n_rows, -1).view(_TWO_BYTES), strip
+            ),
             "multiple_bits": levels.bits,
             "level_shift": levels.shift,
             "level_offsets": levels.offsets,

@@ -68,7 +68,7 @@ def _fastest(
     a, bits = np.ones((m, k), np.int16), 8 if groups is None else 8 + groups.shift_max
     seconds: dict[str, float] = {}
     for name in names:
-        matrix = Matrix.of(w, groups, 0 if groups else strip_rows(name))
+        matrix = Matrix.of(w, groups, strip_rows(name))
         seconds[name] = float(matmul_seconds(name, pool, [matrix] * _REPEATS, a, bits).min())
     # of targets that are as fast the first has the faster functions beside its products
     limit = _AS_FAST * min(seconds.values())

@@ -332,13 +332,14 @@ def test_two_levels(
             assert int(w.scale.max()) >= 65535 * most >> levels.shift
             a = in_groups(rng, m, k, activation_groups)
             shift = least_shift(w.peak, activation_groups.peak, (1 << 27) - 1, 0)
-            matrix = steps.Matrix.of(
-                PackedLinear(stored, scale_from_float(0.01), shift), activation_groups
-            )
-            if bits > 2:
-                assert bool(matrix.c.levels) and matrix.n_bytes == stored.n_bytes
-            actual = steps.matmul(target, pool, matrix, a.astype(np.int16), 15)
-            np.testing.assert_array_equal(actual, round_shift(a @ w.doubled().T, shift))
+            linear = PackedLinear(stored, scale_from_float(0.01), shift)
+            for strip in sorted({0, strip_rows(target)}):
+                matrix = steps.Matrix.of(linear, activation_groups, strip)
+                if bits > 2:
+                    assert bool(matrix.c.levels) and matrix.n_bytes == stored.n_bytes
+                    assert matrix.c.strip == strip
+                actual = steps.matmul(target, pool, matrix, a.astype(np.int16), 15)
+                np.testing.assert_array_equal(actual, round_shift(a @ w.doubled().T, shift))
             for a_bits in (8, 16):
                 shift = least_shift(w.peak, q_max_of(a_bits), (1 << 27) - 1, 0)
                 linear = PackedLinear(stored, scale_from_float(0.01), shift)

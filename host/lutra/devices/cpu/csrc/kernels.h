@@ -57,6 +57,7 @@ static inline void columns_skip(lutra_columns *x, int columns) {
     int64_t n = columns, depth = columns_depth(x);
     x->x += n * x->depth;
     x->shifts += n * (x->depth / SHARED);
+    x->raw += n * (x->depth / UNIT);
     if (x->fields & ONE_BIT) {
         x->pairs += n * depth;
         x->powers += n * depth / 2;
@@ -69,7 +70,8 @@ typedef struct {
     int32_t *group_sums; /* [count, groups], of groups of `per` units */
     int per;
     uint8_t *bytes;      /* for any use of a kernel, 64-byte aligned */
-    uint8_t *flat;       /* rows of a matrix in strips, one after another; or numbers of groups of
+    int64_t *totals;     /* [count, STRIP] of a strip */
+    uint8_t *flat;       /* rows of a matrix in strips, one after another, and numbers of groups of
                           * rows of one in two levels */
 } lutra_scratch;
 
@@ -169,10 +171,13 @@ typedef struct {
     void (*ranges_on)(const lutra_ranges *r, float *room, double unit, const double *free,
                       double *error, double *step, double *zero);
 
-    /* As gemv and gemv_shifted, with any number of columns, for matrices in strips; NULL if there is
-     * no such product. `first` is the first row of a strip. */
+    /* As gemv and gemv_shifted, with any number of columns, for matrices of one and two bits in
+     * strips; NULL if there is no such product. `first` is the first row of a strip. */
     void (*strips)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                    lutra_scratch *scratch, int64_t *out);
+    /* As gemv_shifted for such matrices of more bits, in groups. */
+    void (*runs)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                 lutra_scratch *scratch, int64_t *out);
 
     int levels; /* gemv_shifted takes matrices in two levels as they are */
 } lutra_kernels;

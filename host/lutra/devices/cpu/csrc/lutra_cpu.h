@@ -28,9 +28,9 @@ typedef struct {
  * scale and offset are NULL: [n, k / SUPER] records of multiples of multiple_bits and factors, whose
  * products are shifted by level_shift (lutra_golden.model.two_levels). Groups are of 16 or 32.
  *
- * With strip, which lutra_cpu_strip() gives, arrays of codes, scales, zero points and offsets are in
- * strips of so many rows, the last one filled up: [n / strip, columns, strip], columns of codes being
- * four bytes. There are no marks then. */
+ * With strip, which lutra_cpu_strip() gives, arrays of codes, scales, zero points, offsets and records
+ * are in strips of so many rows, the last one filled up: [n / strip, columns, strip], columns of codes
+ * being four bytes and those of records two. Marks are then bits [n / strip, groups, strip]. */
 typedef struct {
     const uint8_t *codes;
     const void *scale;

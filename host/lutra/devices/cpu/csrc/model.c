@@ -267,13 +267,19 @@ static void gate(job_t *job, worker_t *w, const lutra_columns *x, const lutra_la
     const lutra_matrix *pair[] = {&layer->gate, &layer->up};
     int n = e->model.intermediate, a = product_rows(&e->choice, pair[0], x);
     int b = product_rows(&e->choice, pair[1], x), rows = a < b ? a : b;
+    /* chunks begin where strips do */
+    if (rows % STRIP) rows = rows < STRIP ? STRIP : rows / STRIP * STRIP;
     for (int item; (item = pool_next(job->pool)) < chunks(n, rows);) {
         int first = item * rows, last = first + rows > n ? n : first + rows, count = last - first;
         int32_t *values = w->values; /* of gate, then of up: [tokens, rows] */
         for (int i = 0; i < 2; i++) {
+            int32_t *to = values + (int64_t)i * job->n * count;
+            int step = i ? b : a;
             product_begin(pair[i], x, &w->scratch);
-            product(&e->choice, pair[i], first, last, x, &w->scratch, w->sums,
-                    values + (int64_t)i * job->n * count, count);
+            for (int r = first, end; r < last; r = end) {
+                end = r + step < last ? r + step : last;
+                product(&e->choice, pair[i], r, end, x, &w->scratch, w->sums, to + r - first, count);
+            }
         }
         for (int t = 0; t < job->n; t++) {
             const int32_t *g = values + (int64_t)t * count, *u = g + (int64_t)job->n * count;
@@ -320,12 +326,8 @@ static void head(job_t *job, worker_t *w, const lutra_columns *x) {
 static void embed_codes(const lutra_kernels *kernels, const lutra_matrix *w, int row, int frac,
                         lutra_scratch *scratch, int32_t *out) {
     lutra_matrix flat;
-    if (w->strip) {
-        flat = matrix_rows(w, row, row + 1, scratch->flat);
-        w = &flat;
-        row = 0;
-    } else if (w->levels) {
-        flat = matrix_numbers(kernels, w, row, row + 1, scratch->flat);
+    if (w->strip || w->levels) {
+        flat = matrix_rows(kernels, w, row, row + 1, scratch->flat);
         w = &flat;
         row = 0;
     }

@@ -233,6 +233,52 @@ MUTANTS = [
         ("the end of a row left out", "(--left > 0 && b < blocks - 1)", "--left > 0"),
     ),
     *planted(
+        f"{_C}/avx512_runs.h",
+        [
+            f"{_STEPS}::test_columns_about_those_that_are_taken_together",
+            f"{_STEPS}::test_two_levels",
+            f"{_STEPS}::test_activations_in_groups",
+            f"{_STEPS}::test_two_zero_points_of_a_matrix",
+        ],
+        (
+            "single bits of the first half of a part for both",
+            "7 - 2 * f - j / 4;",
+            "7 - 2 * f;",
+        ),
+        (
+            "multiples of two words without the second",
+            "if (first + bits > 16)",
+            "if (first + bits > 24)",
+        ),
+        (
+            "factors of offsets without a sign in strips",
+            "side ? _mm512_cvtepi16_epi32(raw) : _mm512_cvtepu16_epi32(raw);",
+            "_mm512_cvtepu16_epi32(raw);",
+        ),
+        ("marks of the first rows for all", "w->marks + at / 8,", "w->marks + first / 8,"),
+        (
+            "one unit's sum for two",
+            "part == UNIT ? sums[0] : sums[0] + sums[1];",
+            "sums[0];",
+        ),
+        (
+            "columns behind the fourth from the first again",
+            "                columns_skip(&some, NAME(TOGETHER));\n",
+            "",
+        ),
+        (
+            "half steps of a zero point left out",
+            "w->zero || w->marks || w->zero_point % 2;",
+            "w->zero || w->marks;",
+        ),
+        (
+            "the first run again",
+            "            run.first = g;\n",
+            "            run.first = 0;\n",
+        ),
+        ("offsets for even rows alone", "_mm512_mul_epi32(sum, half));", "_mm512_setzero_si512());"),
+    ),
+    *planted(
         f"{_C}/target_avx2.c",
         [f"{_STEPS}::test_groups", f"{_STEPS}::test_sums_of_16_bits_would_overflow"],
         ("sums of 16 bits too long", "((kind) == SIX ? 2 : 8)", "((kind) == SIX ? 4 : 16)"),

@@ -302,6 +302,12 @@ def test_matrices_of_different_bits(packed_llama: Callable[[str, str], PackedMod
     ]
     model = replace(four, layers=layers, w_bits=8)
     check(model, tokens_of(model, 20))
+    # of a gate in strips and a product beside it that is not
+    layers = [
+        replace(layer, gate_proj=replace(two.layers[i].gate_proj, shift=9))
+        for i, layer in enumerate(layers)
+    ]
+    check(replace(model, layers=layers), tokens_of(model, 20))
 
 
 def loud(model: PackedModel, name: str) -> PackedModel:

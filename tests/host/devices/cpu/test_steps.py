@@ -347,6 +347,47 @@ def test_two_levels(
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("bits", "group"), [(3, 16), (4, 32), (5, 32), (6, 16), (8, 128)])
+def test_columns_about_those_that_are_taken_together(
+    target: str, bits: int, group: int, pool: steps.Pool
+) -> None:
+    """Every number of columns up to more than any tile has, and more; rows of several runs."""
+    rng, groups = np.random.default_rng(bits), ActivationGroups()
+    w = grouped(rng, 70, 1152, bits, group, 16)
+    zero = rng.choice([1 << bits, (1 << bits) - 2], w.zero.shape)
+    offset = rng.integers(-32767, 32768, w.scale.shape)
+    for m in (*range(1, 19), 40):
+        a = in_groups(rng, m, 1152, groups)
+        check_groups(target, pool, replace(w, zero=zero), a, groups)
+        check_groups(target, pool, replace(w, zero=zero * 0, offset=offset), a, groups)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (5, 32), (6, 16), (8, 32)])
+def test_rows_out_of_strips(target: str, bits: int, group: int, pool: steps.Pool) -> None:
+    """Matrices in strips for activations in groups, times others: with a zero point for each
+    group, two of them, offsets, and scales in two levels."""
+    rng, groups = np.random.default_rng(bits), ActivationGroups()
+    w = grouped(rng, 70, 768, bits, group, 16)
+    marked = replace(w, zero=rng.choice([1 << bits, (1 << bits) - 2], w.zero.shape))
+    matrices = [
+        StoredWeights.of(w, grouped=True),
+        StoredWeights.of(marked, grouped=True),
+        in_two_levels(rng, 70, 768, bits, group, 63, 900),
+        in_two_levels(rng, 70, 768, bits, group, 63, None),
+    ]
+    for stored in matrices:
+        shift = least_shift(stored.unpack().peak, q_max_of(16), (1 << 27) - 1, 0)
+        linear = PackedLinear(stored, scale_from_float(0.01), shift)
+        matrix = steps.Matrix.of(linear, groups, strip_rows(target))
+        assert matrix.c.strip == strip_rows(target)
+        for m, a_bits in ((1, 8), (6, 8), (40, 8), (2, 16), (9, 16)):
+            a = activations(rng, m, 768, a_bits)
+            expected = round_shift(a.astype(np.int64) @ stored.unpack().doubled().T, shift)
+            np.testing.assert_array_equal(steps.matmul(target, pool, matrix, a, a_bits), expected)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_activations_in_groups_at_the_ends(target: str, pool: steps.Pool) -> None:
     """All codes, zero points, offsets, activations and exponents at one end."""
     groups = ActivationGroups()

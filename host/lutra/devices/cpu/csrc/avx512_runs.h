@@ -5,15 +5,17 @@
  * as bytes and numbers of groups as 32 bits, and multiplied with TOGETHER columns of activations at a
  * time, whose sums stay in registers for the run. */
 
-enum { NAME(TOGETHER) = 4, NAME(RUN_COLUMNS) = 512, NAME(RUN_AHEAD) = 4096 };
+/* Columns of a run: as many as leave room for the next one, which is asked for meanwhile. */
+enum { NAME(TOGETHER) = 4, NAME(SHORT_RUN) = 128, NAME(LONG_RUN) = 256 };
 
 /* A run: codes [columns / 4, STRIP, 4] and numbers [groups, STRIP]. Zero points are NULL where all
- * groups have `middle`, half of it. */
+ * groups have `middle`, half of it. `ahead` are the next run's codes, of so many lines a group. */
 typedef struct {
     uint8_t *codes;
     int32_t *scale, *zero, *offset;
     int32_t middle;
-    int first, groups, parts; /* first group, groups of the run, parts of a group */
+    const uint8_t *ahead;
+    int lines, first, groups, parts; /* first group, groups of the run, parts of a group */
 } NAME(run_t);
 
 /* Bits of codes 32 f + 4 j to 32 f + 4 j + 3 of a block in a plane of `width` bits: which four bytes
@@ -47,13 +49,16 @@ INLINE __m512i NAME(four_codes)(const uint8_t *p, const int bits, const int f, c
 }
 
 INLINE void NAME(unpack_run)(const uint8_t *p, int blocks, uint8_t *out, const int bits) {
-    for (int b = 0; b < blocks; b++, p += BLOCK * bits / 8 * STRIP) {
-        UNROLL for (int f = 0; f < NAME(PARTS); f++) {
-            UNROLL for (int i = 0; i < 2 * bits; i++)
-                _mm_prefetch((const char *)p + NAME(RUN_AHEAD) + (2 * bits * f + i) * 64, _MM_HINT_T0);
-            UNROLL for (int j = 0; j < 8; j++, out += STRIP * 4)
-                UNROLL for (int t = 0; t < NAME(TILES); t++)
-                    _mm512_store_si512(out + 64 * t, NAME(four_codes)(p + 64 * t, bits, f, j));
+    for (int b = 0; b < blocks; b++, p += BLOCK * bits / 8 * STRIP, out += BLOCK * STRIP) {
+        UNROLL for (int f = 0; f < NAME(PARTS); f += 2) {
+            UNROLL for (int j = 0; j < 8; j++)
+                UNROLL for (int t = 0; t < NAME(TILES); t++) {
+                    /* both of a byte's halves at once */
+                    __m512i a = NAME(four_codes)(p + 64 * t, bits, f, j);
+                    __m512i b = NAME(four_codes)(p + 64 * t, bits, f + 1, j);
+                    _mm512_store_si512(out + (8 * f + j) * STRIP * 4 + 64 * t, a);
+                    _mm512_store_si512(out + (8 * f + 8 + j) * STRIP * 4 + 64 * t, b);
+                }
         }
     }
 }
@@ -108,7 +113,9 @@ static TARGET void NAME(run_numbers)(const lutra_matrix *w, int strip, NAME(run_
     int64_t first = (int64_t)strip * groups + (int64_t)run->first * STRIP;
     if (w->levels) NAME(run_levels)(w, strip, run);
     for (int i = 0; i < run->groups * STRIP; i += 16) {
-        int64_t at = first + i;
+        int64_t at = first + i, next = at + run->groups * STRIP;
+        if (!w->levels)
+            _mm_prefetch((const char *)w->scale + next * w->scale_bytes, _MM_HINT_T0);
         if (!w->levels)
             _mm512_store_si512(run->scale + i, NAME(unsigned16)(w->scale, w->scale_bytes, at));
         if (w->zero) {
@@ -170,8 +177,11 @@ INLINE void NAME(run_product)(const NAME(run_t) *run, const lutra_columns *x, co
             even[c][t] = NAME(load512)(total + (2 * c + t) * 16);
             odd[c][t] = NAME(load512)(total + (2 * c + t) * 16 + 8);
         }
+    const uint8_t *ahead = run->ahead;
     for (int g = 0; g < run->groups; g++) {
         __m512i acc[NAME(TOGETHER)][NAME(TILES)];
+        for (int i = 0; i < run->lines; i++, ahead += 64)
+            _mm_prefetch((const char *)ahead, _MM_HINT_T0);
         NAME(run_part)(run, x, g, 0, acc, part, columns);
         for (int p = 1; p < run->parts; p++) {
             __m512i more[NAME(TOGETHER)][NAME(TILES)];
@@ -256,7 +266,8 @@ static TARGET void NAME(runs)(const lutra_matrix *w, int first, int last, const 
     int groups = w->k / w->group, rows = last - first;
     /* as many groups as take whole blocks, and those again while they are few columns */
     int most = BLOCK / NAME(unit_of)(w->group);
-    while (most * w->group < NAME(RUN_COLUMNS)) most *= 2;
+    int least = x->count <= NAME(TOGETHER) ? NAME(SHORT_RUN) : NAME(LONG_RUN);
+    while (most * w->group < least) most *= 2;
     int width = round_up(most * w->group < x->depth ? most * w->group : x->depth, BLOCK);
     /* half steps are no integers */
     int own = w->zero || w->marks || w->zero_point % 2;
@@ -265,21 +276,26 @@ static TARGET void NAME(runs)(const lutra_matrix *w, int first, int last, const 
     int32_t *offset = zero + most * STRIP;
     NAME(run_t) run = {codes, scale, own ? zero : NULL,
                        w->offset || w->level_offsets ? offset : NULL, own ? 0 : w->zero_point / 2,
-                       0, 0, w->group / part};
+                       NULL, 0, 0, 0, w->group / part};
     for (int strip = first; strip < last; strip += STRIP) {
         memset(scratch->totals, 0, sizeof *scratch->totals * (size_t)(x->count * STRIP));
         for (int g = 0; g < groups; g += most) {
             int column = g * w->group, left = x->depth - column;
             run.first = g;
             run.groups = groups - g < most ? groups - g : most;
-            NAME(run_codes)(w, strip, column, (left < width ? left : width) / BLOCK, codes);
+            if (left > width) left = width;
+            NAME(run_codes)(w, strip, column, left / BLOCK, codes);
             NAME(run_numbers)(w, strip, &run);
+            run.ahead = w->codes + strip * w->row_bytes +
+                        (int64_t)(column + left) * w->bits / 8 * STRIP;
+            run.lines = w->group * w->bits / 8 * STRIP / 64;
             lutra_columns some = *x;
             for (int c = 0; c < x->count; c += NAME(TOGETHER)) {
                 int n = x->count - c < NAME(TOGETHER) ? x->count - c : NAME(TOGETHER);
                 functions[n](&run, &some, scratch->group_sums + (int64_t)c * groups, groups,
                              scratch->totals + (int64_t)c * STRIP);
                 columns_skip(&some, NAME(TOGETHER));
+                run.lines = 0;
             }
         }
         for (int c = 0; c < x->count; c++)

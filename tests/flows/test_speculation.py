@@ -25,7 +25,7 @@ def test_the_prompts() -> None:
     names = sorted(path.stem for path in PROMPTS.glob("*.txt"))
     assert len(names) == 20
     assert {name.partition("_")[0] for name in names} == {"edit", "summary"}
-    assert all(len(path.read_text(encoding="utf-8")) > 800 for path in PROMPTS.glob("*.txt"))
+    assert all(len(path.read_text(encoding="utf-8")) > 600 for path in PROMPTS.glob("*.txt"))
 
 
 def test_gains() -> None:

@@ -288,8 +288,13 @@ MUTANTS = [
     *planted(
         "host/lutra/serving/speculation/costs.py",
         ["host/serving/speculation/test_costs.py"],
-        ("sizes are never forgotten", "if self._passes - size.last <= _LASTS", "if size.last"),
+        ("sizes are never forgotten", "_ONCE_LASTS if size.n_passes == 1 else _LASTS", "1 << 60"),
         ("a pass that was disturbed counts", "min(seconds, _SPIKE * known.seconds)", "seconds"),
+        (
+            "every token takes as long",
+            "return any(seconds < most * n",
+            "return any(seconds > most * n",
+        ),
         (
             "larger passes take no longer",
             "found.append(least + slope * (n - low))",
@@ -307,8 +312,8 @@ MUTANTS = [
         ("as many drafts as there may be", "if expected > fastest * took:", "if took:"),
         (
             "more drafts than there is room for",
-            "[: min(max(room, 0), reach or 1)]",
-            "[: reach or 1]",
+            "[: min(max(room, 0), 2 * reach or 1)]",
+            "[: 2 * reach or 1]",
         ),
         ("no pass without drafts", "age is None or age > _PLAIN_EVERY", "age is None"),
         (
@@ -331,7 +336,7 @@ MUTANTS = [
             "                p *= chance\n",
             "                p = chance\n",
         ),
-        ("never tried", "elif likely[0][0] >= _TRY and", "elif likely[0][0] > 1 and"),
+        ("never tried", "elif n > reach and tries and p >= _TRY:", "elif p > 1:"),
         (
             "credit without a bound",
             "-_CREDIT), _MOST_CREDIT)",

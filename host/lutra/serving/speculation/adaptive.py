@@ -24,12 +24,12 @@ MOST_DRAFTS = 31
 """Drafts of a request in one pass."""
 _SHARE = 0.01  # of the time of all passes, which drafts may lose
 _CREDIT = 1.5  # passes that drafts may lose at first
-_MOST_CREDIT = 4.0  # passes that drafts may lose after they have gained
+_MOST_CREDIT = 12.0  # passes that drafts may lose after they have gained
 _AGAIN = 0.25  # credit, in passes, from which on there are drafts again
 _PLAIN_EVERY = 64  # passes, of which one shows what a pass without drafts takes
 _MARGIN = 1.02  # gain that is expected of drafts at least
 _DISTURBED = 1.5  # times as long as tokens one by one
-_TRY = 0.5  # probability of a draft that is worth a try where larger passes are unknown
+_TRY = 0.5  # probability of drafts that are worth a try where so large passes are unknown
 
 
 class AdaptiveSpeculation(Speculation):
@@ -104,23 +104,21 @@ class AdaptiveSpeculation(Speculation):
                 likely.append((p, i))
         # drafts of one request stay in their order, as each is at most as likely as the one before
         reach = self._costs.reach(base)
-        likely = sorted(likely, key=lambda one: -one[0])[: min(max(room, 0), reach or 1)]
-        numbers, best = [0] * base, 0
-        if not likely:
-            return numbers
+        likely = sorted(likely, key=lambda one: -one[0])[: min(max(room, 0), 2 * reach or 1)]
         seconds = self._costs.of(base, len(likely))
         affordable = (1 + self._credit) * seconds[0]
-        if reach:
-            expected, fastest = float(base), _MARGIN * base / seconds[0] if seconds[0] else 0.0
-            for n, (p, _) in enumerate(likely, 1):
-                expected += p
-                took = seconds[n] + n * self._drafter.seconds_per_draft
-                if took > affordable:
-                    break
-                if expected > fastest * took:
-                    best, fastest = n, expected / took
-        elif likely[0][0] >= _TRY and seconds[1] <= affordable:
-            best = 1
+        expected, fastest, best = float(base), _MARGIN * base / seconds[0] if seconds[0] else 0.0, 0
+        tries = not reach or self._costs.shares(base)
+        for n, (p, _) in enumerate(likely, 1):
+            expected += p
+            took = seconds[n] + n * self._drafter.seconds_per_draft
+            if took > affordable:
+                break
+            if expected > fastest * took:
+                best, fastest = n, expected / took
+            elif n > reach and tries and p >= _TRY:
+                best = n  # so large a pass may take less than it seems
+        numbers = [0] * base
         for _, i in likely[:best]:
             numbers[i] += 1
         return numbers

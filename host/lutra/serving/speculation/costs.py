@@ -5,6 +5,8 @@ from dataclasses import dataclass
 __all__ = ["PassCosts"]
 
 _LASTS = 512  # passes for which a size is remembered that does not come again
+_ONCE_LASTS = 64  # the same for a size that came once only, which something may have disturbed
+_PAYS = 0.95  # of the time of a token, below which it takes less
 _SMOOTHING = 0.25  # share of the latest pass in what is expected of the next one
 _SPIKE = 2.0  # times the expected seconds; what takes longer was disturbed
 
@@ -49,9 +51,13 @@ class PassCosts:
         return None if known is None or known.n_passes < 2 else self._passes - known.last
 
     def reach(self, base: int) -> int:
-        """Tokens beyond ``base`` that more is known of than a guess: twice as many as came; 0 if no
-        larger pass is remembered."""
-        return max((2 * (n - base) for n, _ in self._remembered() if n > base), default=0)
+        """Tokens beyond ``base`` of the largest pass that is remembered."""
+        return max((n - base for n, _ in self._remembered()), default=0)
+
+    def shares(self, base: int) -> bool:
+        """True if tokens of some larger pass took less than those of one of ``base``."""
+        most = _PAYS * self._sizes[base].seconds / base
+        return any(seconds < most * n for n, seconds in self._remembered() if n > base)
 
     def of(self, base: int, more: int) -> list[float]:
         """Expected seconds of passes of ``base`` tokens, which is known, up to ``base + more``."""
@@ -80,5 +86,5 @@ class PassCosts:
         return [
             (n, size.seconds)
             for n, size in sorted(self._sizes.items())
-            if self._passes - size.last <= _LASTS
+            if self._passes - size.last <= (_ONCE_LASTS if size.n_passes == 1 else _LASTS)
         ]

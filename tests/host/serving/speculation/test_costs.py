@@ -31,7 +31,7 @@ def test_sizes_that_did_not_come(known: dict[str, float], expected: list[float])
 def test_smaller_passes_say_nothing_of_larger_ones() -> None:
     found = costs(n1=1.0, n4=2.0, n6=4.0)
     assert found.of(4, 4) == pytest.approx([2.0, 3.0, 4.0, 5.0, 6.0])
-    assert [found.reach(n) for n in (1, 4, 6)] == [10, 4, 0]
+    assert [found.reach(n) for n in (1, 4, 6)] == [5, 2, 0]
 
 
 def test_the_mean_of_a_size_follows() -> None:
@@ -51,9 +51,23 @@ def test_sizes_are_forgotten() -> None:
     found.took(1, 1.0)
     found.took(2, 1.5)
     assert (found.age(1), found.age(2), found.age(3)) == (1, 0, None)
+    found.took(4, 2.0)
+    assert found.reach(1) == 3
+    for _ in range(64):
+        found.took(1, 1.0)
+    assert found.reach(1) == 3
+    found.took(2, 1.5)  # once in a while, and the single pass of 4 is forgotten
+    assert found.reach(1) == 1
     for _ in range(512):
         found.took(1, 1.0)
-    assert (found.age(2), found.reach(1)) == (512, 2)
+    assert (found.age(2), found.reach(1)) == (512, 1)
     found.took(1, 1.0)
     assert found.reach(1) == 0
     assert found.of(1, 1) == [1.0, 2.0]
+
+
+def test_larger_passes_share_something_or_do_not() -> None:
+    assert not costs(n1=1.0, n2=2.0, n4=4.0).shares(1)
+    assert not costs(n1=1.0, n2=1.95).shares(1)
+    assert costs(n1=1.0, n2=2.0, n4=3.7).shares(1)
+    assert not costs(n4=1.0, n2=0.1, n8=2.0).shares(4)

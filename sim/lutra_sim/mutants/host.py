@@ -318,8 +318,8 @@ MUTANTS = [
         ("no pass without drafts", "age is None or age > _PLAIN_EVERY", "age is None"),
         (
             "losses without a bound",
-            "                if took > affordable:\n                    break\n",
-            "",
+            "if took > affordable:",
+            "if took < 0:",
         ),
         (
             "guessing costs nothing",

@@ -115,7 +115,7 @@ def test_only_guesses_behind_right_ones_are_compared() -> None:
     found = drafts([1, 2, 3, 4, 1])
     before = found.chances(4)
     assert found.draft(4) == [2, 3, 4, 1]
-    found.go_on([2, 9])  # a right guess of kind 0, a wrong one of kind 1
-    found.go_on([1])
-    after = found.chances(2)
-    assert after[0] > before[0] and after[1] < before[1]
+    found.go_on([2, 9, 4])  # a right guess of kind 0, a wrong one of kind 1
+    found.go_on([8, 1])
+    after = found.chances(3)
+    assert after[0] > before[0] and after[1] < before[1] and after[2] == before[2]

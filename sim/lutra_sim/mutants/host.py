@@ -323,8 +323,8 @@ MUTANTS = [
         ),
         (
             "guessing costs nothing",
-            "                gain = -self._spent\n",
-            "                gain = 0.0\n",
+            "gain -= min(self._spent, ",
+            "gain -= min(0.0, ",
         ),
         (
             "drafts cost nothing",

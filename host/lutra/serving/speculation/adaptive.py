@@ -74,14 +74,14 @@ class AdaptiveSpeculation(Speculation):
         with self._lock:
             if n_tokens == n_requests:
                 self._costs.took(n_tokens, seconds)
-                plain = self._plain(n_requests)
-                gain = -self._spent
+                plain, gain = self._plain(n_requests), 0.0
             else:
                 plain = self._plain(n_requests)  # known, as there are drafts
-                # a pass that takes longer than its tokens one by one was disturbed
+                # what takes longer than its tokens one by one was disturbed, guessing too
                 seconds = min(seconds, _DISTURBED * plain * n_tokens / n_requests)
                 self._costs.took(n_tokens, seconds)
-                gain = plain * n_made / n_requests - seconds - self._spent
+                gain = plain * n_made / n_requests - seconds
+            gain -= min(self._spent, plain * n_tokens / n_requests)
             self._spent = 0.0
             if plain > 0:
                 self._credit += (_SHARE * min(seconds, plain) + gain) / plain

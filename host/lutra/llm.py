@@ -160,10 +160,7 @@ class LLM(Closing):
         elif not isinstance(progress, bool):
             self._progress = progress
         self._check, self._prefix_bytes = check, prefix_bytes
-        if speculation is not None and not isinstance(speculation, str | Path | LLM):
-            raise LutraError(
-                f"speculation must be {either(WAYS)}, or a model, not {type(speculation).__name__}"
-            )
+        _check_way(speculation)
         self._speculation = speculation
         self._draft = speculation if isinstance(speculation, LLM) else None
         self._loaded: LoadedModel | None = None
@@ -620,6 +617,13 @@ class LLM(Closing):
             sequence.close()  # in the middle of one
             raise
         loaded.end(sequence)
+
+
+def _check_way(given: object) -> None:
+    if given is not None and not isinstance(given, str | Path | LLM):
+        raise LutraError(
+            f"speculation must be {either(WAYS)}, or a model, not {type(given).__name__}"
+        )
 
 
 def _text(prompt: object) -> str:

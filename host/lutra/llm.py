@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.arguments import check_kind, check_whole
+from lutra.arguments import check_kind, check_whole, either
 from lutra.closing import Closing
 from lutra.devices.base import Device, DeviceError, StepResult, check_tokens
 from lutra.devices.choose import DeviceOptions
 from lutra.devices.golden import GoldenDevice
+from lutra.devices.processors import PROCESSORS
 from lutra.formats.gguf import is_gguf
 from lutra.models import find_model
 from lutra.models.decoder import Decoder
@@ -32,6 +33,10 @@ from lutra.serving.loaded import LoadedModel
 from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence
+from lutra.serving.speculation.adaptive import AdaptiveSpeculation
+from lutra.serving.speculation.model import ModelDrafter
+from lutra.serving.speculation.ngrams import NgramDrafter
+from lutra.serving.speculation.plain import Speculation
 from lutra.serving.stream import Stream
 from lutra.serving.together import complete_all
 from lutra.text.messages import Message, check_messages
@@ -45,11 +50,25 @@ from lutra_golden.model.cache import Kv
 if TYPE_CHECKING:
     from lutra.text.chat_template import ChatTemplate
 
-__all__ = ["LLM", "PREFIX_BYTES", "Completion", "Mismatch", "Piece", "RunStats"]
+__all__ = [
+    "LLM",
+    "PREFIX_BYTES",
+    "SPECULATION",
+    "WAYS",
+    "Completion",
+    "Mismatch",
+    "Piece",
+    "RunStats",
+]
 
 Progress = Callable[[str, float], None]
 T = TypeVar("T")
+WAYS = "ngram", "off"
+"""What ``speculation`` may be, beside another model."""
+_PROBE = "The vocabulary is the same if this gives equal tokens: 3.14, naïve, x_y = f(z);"
 _log = logging.getLogger(__name__)
+SPECULATION = {"cpu": "ngram"}
+"""What guesses tokens on a device, by its name; elsewhere nothing does."""
 PREFIX_BYTES = 1 << 30
 """Keys and values of known prefixes that an :class:`LLM` keeps, unless it says otherwise."""
 
@@ -84,6 +103,12 @@ class LLM(Closing):
     up to ``prefix_bytes`` of keys and values in all: a prompt that begins like one of them
     computes only what is new.
 
+    ``speculation`` says what guesses tokens, which are checked several in a pass; tokens are the
+    same with any of it (docs/scheduling.md). ``ngram`` takes them from the text itself, ``off``
+    does without, and another model of the same vocabulary, as an :class:`LLM` or what ``model`` may
+    be, runs beside this one: where it is not an :class:`LLM`, on the same device if that is a
+    processor, else on ``cpu``. Left out, it is what :data:`SPECULATION` has for the device.
+
     With ``check`` every logit of the device is compared with the golden model's and a difference
     raises :class:`Mismatch`. ``progress`` is called with what is being done and the share of it
     that is done; True shows bars. The model is loaded at once, or by :meth:`load` if ``load`` is
@@ -111,6 +136,7 @@ class LLM(Closing):
         wave_cycles: tuple[int, int] | None = None,
         emulate: str | None = None,
         bitstream: Path | None = None,
+        speculation: "str | Path | LLM | None" = None,
         progress: Progress | bool | None = None,
         load: bool = True,
     ) -> None:
@@ -134,6 +160,9 @@ class LLM(Closing):
         elif not isinstance(progress, bool):
             self._progress = progress
         self._check, self._prefix_bytes = check, prefix_bytes
+        _check_way(speculation)
+        self._speculation = speculation
+        self._draft = speculation if isinstance(speculation, LLM) else None
         self._loaded: LoadedModel | None = None
         self._engine: BatchEngine | None = None
         self._process, self._inherited = ProcessLock(), False
@@ -181,6 +210,9 @@ class LLM(Closing):
                     self._placement.note_parts(self.packed)
                 if head_bits is None:
                     self._placement.note_engine(self.packed)
+            if speculation is not None and speculation not in WAYS:
+                self.tokenizer = reading.result()
+                self._draft = self._drafting(speculation, threads)
             if load:
                 self.load()
             self.tokenizer = reading.result()
@@ -213,13 +245,49 @@ class LLM(Closing):
             golden = GoldenDevice() if self._check else None
             if golden is not None:
                 golden.load(self.packed)
-            self._loaded = LoadedModel(self.packed, self.device, golden, self._prefix_bytes)
+            self._loaded = LoadedModel(
+                self.packed, self.device, golden, self._prefix_bytes, self._guessing()
+            )
 
     def close(self) -> None:
         """Release the device; :meth:`load` takes it again."""
         with self._adopt():
             self._end()
             self.device.close()
+            if self._draft is not None and self._draft is not self._speculation:
+                self._draft.close()
+
+    def _drafting(self, model: "str | Path | LLM", threads: int | None) -> "LLM":
+        """The model whose tokens are drafts, checked for the same vocabulary."""
+        draft = model
+        if not isinstance(draft, LLM):
+            name = self.device.name if self.device.name in PROCESSORS else "cpu"
+            draft = LLM(
+                draft,
+                name,
+                threads=threads if name == "cpu" else None,
+                speculation="off",
+                progress=self._progress,
+                load=False,
+            )
+        ours, theirs = self.tokenizer, draft.tokenizer
+        same = ours.own_size == theirs.own_size and ours.special_tokens == theirs.special_tokens
+        if not same or ours.encode(_PROBE) != theirs.encode(_PROBE):
+            raise LutraError(
+                f"the model {draft.packed.name} has another vocabulary than {self.packed.name} and "
+                "cannot guess its tokens: give a smaller model of the same family, or ngram"
+            )
+        return draft
+
+    def _guessing(self) -> Speculation:
+        """What guesses the tokens of the device that is loaded."""
+        way = SPECULATION.get(self.device.name) if self._speculation is None else self._speculation
+        if self._draft is not None:
+            if self._draft is not self._speculation:
+                self._draft.load()
+            loaded = self._draft._running()
+            return AdaptiveSpeculation(ModelDrafter(loaded, self.packed.vocab_size))
+        return AdaptiveSpeculation(NgramDrafter()) if way == "ngram" else Speculation()
 
     def _adopt(self) -> threading.RLock:
         if self._process.is_foreign():
@@ -549,6 +617,13 @@ class LLM(Closing):
             sequence.close()  # in the middle of one
             raise
         loaded.end(sequence)
+
+
+def _check_way(given: object) -> None:
+    if given is not None and not isinstance(given, str | Path | LLM):
+        raise LutraError(
+            f"speculation must be {either(WAYS)}, or a model, not {type(given).__name__}"
+        )
 
 
 def _text(prompt: object) -> str:

@@ -23,7 +23,7 @@ from lutra.commands.options import (
 )
 from lutra.commands.report import fail
 from lutra.devices.power import PowerMeter
-from lutra.llm import LLM, Mismatch
+from lutra.llm import LLM, SPECULATION, Mismatch
 from lutra.models import find_model
 from lutra.progress import StepProgress
 from lutra.serving.results import FinishReason, RunStats
@@ -139,6 +139,14 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="random seed for sampling (default 0)",
     )
+    parser.add_argument(
+        "--speculate",
+        metavar="{off,ngram,MODEL}",
+        help="guess tokens and check several at a time, which changes their speed alone: ngram "
+        "takes them from the text so far, MODEL from a small model of the same vocabulary "
+        f"({', '.join(f'default {way} on {name}' for name, way in SPECULATION.items())}, off "
+        "elsewhere)",
+    )
     add_device(parser, "rtl", "rtl, the simulated hardware")
     add_board(parser)
     add_threads(parser)
@@ -204,6 +212,7 @@ def _run(args: argparse.Namespace) -> int:
             threads=args.threads,
             emulate=args.emulate,
             bitstream=args.bitstream,
+            speculation=args.speculate,
             check=check,
             wave=args.wave,
             wave_cycles=wave_cycles,
@@ -314,6 +323,7 @@ def _chat(args: argparse.Namespace) -> int:
             threads=args.threads,
             emulate=args.emulate,
             bitstream=args.bitstream,
+            speculation=args.speculate,
             check=_checks(args),
             progress=progress,
         )
@@ -393,6 +403,8 @@ def _figures(
         "reused_tokens": stats.reused_tokens,
         "computed_tokens": stats.computed_tokens,
         "generated_tokens": stats.generated_tokens,
+        "drafted_tokens": stats.drafted_tokens,
+        "accepted_tokens": stats.accepted_tokens,
         "prefill_cycles": stats.prefill_cycles,
         "decode_cycles_per_token": _round(per_token, 1),
         "simulated_cycles_per_s": _round(cycles_per_s, 0),
@@ -453,6 +465,9 @@ def _print_table(figures: Mapping[str, Any]) -> None:
     if figures["interrupted"]:
         table.add_row("prompt tokens computed", number("computed_tokens"), "")
     table.add_row("generated tokens", number("generated_tokens"), "")
+    if figures["drafted_tokens"]:
+        guessed = f"{figures['accepted_tokens']:,} of {figures['drafted_tokens']:,}"
+        table.add_row("guessed tokens that were right", guessed, "")
     clock_hz = figures["target_clock_hz"]
     simulated = _is_simulated(str(figures["device"]), figures)
     if simulated:

@@ -42,6 +42,8 @@ def requests_of(
             ended=ended,
             priority=priority,
             stats=stats,
+            max_tokens=generation.max_tokens,
+            ends=ends,
         )
 
     return [request(index) for index in range(generation.sampling.n)]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -164,6 +165,12 @@ class Sampler:
         self._biases = np.array(list(biases.values()), np.float64)
         self._seen = set(prompt)
         self._changes = params.changes_logits
+
+    def copy(self) -> "Sampler":
+        """Another sampler, which draws what this one would draw next."""
+        other = copy(self)
+        other._rng, other._seen = deepcopy(self._rng), set(self._seen)
+        return other
 
     @property
     def needs_logits(self) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -26,7 +26,7 @@ from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
 from lutra.serving.async_stream import AsyncStream
-from lutra.serving.batch import Batch
+from lutra.serving.batch import MOST_AT_ONCE, Batch
 from lutra.serving.engine import BatchEngine
 from lutra.serving.generation import Generation, complete, prefill, restart, run, split
 from lutra.serving.loaded import LoadedModel
@@ -101,7 +101,8 @@ class LLM(Closing):
     Every generation has a session of its own on the device, so that several threads may use one
     LLM, and several streams may take turns. Afterwards the session is kept, the latest used ones
     up to ``prefix_bytes`` of keys and values in all: a prompt that begins like one of them
-    computes only what is new.
+    computes only what is new. Of coroutines' requests at most ``parallel`` are on the device at a
+    time, the others wait.
 
     ``speculation`` says what guesses tokens, which are checked several in a pass; tokens are the
     same with any of it (docs/scheduling.md). ``ngram`` takes them from the text itself, ``off``
@@ -132,6 +133,7 @@ class LLM(Closing):
         check: bool = False,
         threads: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        parallel: int = MOST_AT_ONCE,
         wave: Path | None = None,
         wave_cycles: tuple[int, int] | None = None,
         emulate: str | None = None,
@@ -153,6 +155,10 @@ class LLM(Closing):
         check_whole("prefix_bytes", prefix_bytes)
         if prefix_bytes < 0:
             raise LutraError(f"prefix_bytes must be 0 (keep none) or more, not {prefix_bytes}")
+        check_whole("parallel", parallel)
+        if parallel < 1:
+            raise LutraError(f"parallel must be 1 request or more, not {parallel}")
+        self._parallel = parallel
         self._bars = StepProgress() if progress is True else nullcontext()
         self._progress: Progress | None = None
         if isinstance(self._bars, StepProgress):
@@ -167,6 +173,7 @@ class LLM(Closing):
         self._engine: BatchEngine | None = None
         self._process, self._inherited = ProcessLock(), False
         self._chat_template: ChatTemplate | None = None
+        self._template_source: str | None = None
         self.stats = RunStats()
         """Statistics of the generation that was started last."""
 
@@ -399,18 +406,34 @@ class LLM(Closing):
 
     def stream_async(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         max_tokens: int | None = None,
         sampling: SamplingParams | None = None,
         priority: int = 0,
     ) -> AsyncStream:
         """Pieces for a coroutine, from a thread in which all requests of this LLM share passes.
 
+        ``prompt`` is a text, or tokens that :meth:`encode` or :meth:`encode_chat` has made.
         Requests of a higher ``priority`` go first. They are there as soon as the model is loaded,
         on one device: the one of ``auto`` is not replaced any more. A stream that is closed, or
         whose task is cancelled, ends its request.
         """
-        return self._begin_async(self.encode(prompt), max_tokens, sampling, priority)
+        check_whole("priority", priority)
+        tokens = self.encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        generation = self._generation(tokens, max_tokens, sampling)
+        with self._adopt():
+            loaded = self._running()
+            # an error that ended all requests may be over
+            if self._engine is None or self._engine.ended:
+                self._engine = BatchEngine(Batch(loaded, self._parallel))
+            return AsyncStream(
+                self._engine, generation, self.tokenizer, self._ends(generation.sampling), priority
+            )
+
+    def requests(self) -> tuple[int, int]:
+        """Requests of coroutines that are on the device, and those that wait for room there."""
+        engine = self._engine
+        return (0, 0) if engine is None else (engine.n_running, engine.n_waiting)
 
     def chat(
         self,
@@ -424,10 +447,7 @@ class LLM(Closing):
         text and do nothing. The answer ends where the model or a stop string ends it, the context
         is full, or ``max_tokens`` have come.
         """
-        check_messages(messages)
-        as_text = self.tokenizer.as_text
-        plain = [each | {"content": as_text(each["content"])} for each in map(dict, messages)]
-        tokens = self.tokenizer.encode_template(self.chat_template.render(plain))
+        tokens = self.encode_chat(messages)
         room = max(self.context - len(tokens), 1)
         if max_tokens is not None:
             check_whole("max_tokens", max_tokens)
@@ -436,6 +456,23 @@ class LLM(Closing):
     def encode(self, prompt: str) -> list[int]:
         """Tokens of a prompt."""
         return self.tokenizer.encode(_text(prompt))
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        render: Callable[[Sequence[Message]], str] | None = None,
+    ) -> list[int]:
+        """Tokens of the prompt that the chat template makes of ``messages``.
+
+        ``render`` applies that template elsewhere, such as in a process of its own.
+        """
+        check_messages(messages)
+        as_text = self.tokenizer.as_text
+        plain = [
+            {name: value if name == "role" else as_text(value) for name, value in each.items()}
+            for each in messages
+        ]
+        return self.tokenizer.encode_template((render or self.chat_template.render)(plain))
 
     @property
     def chat_template(self) -> "ChatTemplate":
@@ -449,6 +486,11 @@ class LLM(Closing):
             )
         return self._chat_template
 
+    @property
+    def chat_template_source(self) -> str | None:
+        """That template in Jinja, None if there is none."""
+        return self._template_source or self.tokenizer.chat_template
+
     def set_chat_template(self, source: str) -> None:
         """Use another chat template, in Jinja."""
         from lutra.text.chat_template import ChatTemplate
@@ -456,6 +498,7 @@ class LLM(Closing):
         kind = type(source).__name__
         check_kind(source, str, f"a chat template must be Jinja as a string, not {kind}")
         self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)
+        self._template_source = source
 
     def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """All logits ``[T, V]`` of a token sequence, and their scale per position ``[T]``."""
@@ -516,23 +559,26 @@ class LLM(Closing):
             except LutraError as error:
                 raise LutraError(f"prompt {i}: {error}") from None
         return self._first(
-            lambda loaded: complete_all(loaded, generations, self.tokenizer, self.eos)
+            lambda loaded: complete_all(
+                loaded, generations, self.tokenizer, lambda each: self._ends(each.sampling)
+            )
         )
 
-    def _begin_async(
-        self,
-        tokens: list[int],
-        max_tokens: int | None,
-        sampling: SamplingParams | None,
-        priority: int,
-    ) -> AsyncStream:
-        check_whole("priority", priority)
-        generation = self._generation(tokens, max_tokens, sampling)
-        with self._adopt():
-            loaded = self._running()
-            if self._engine is None:
-                self._engine = BatchEngine(Batch(loaded))
-            return AsyncStream(self._engine, generation, self.tokenizer, self.eos, priority)
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        """Refuse what are no tokens of this model."""
+        check_tokens(tokens)
+        for each in tokens:
+            check_whole("a token of a prompt", each)
+            if not 0 <= each < self.packed.vocab_size:
+                raise LutraError(
+                    f"token {each} of the prompt is outside the vocabulary: give ids from 0 to "
+                    f"{self.packed.vocab_size - 1}"
+                )
+        return list(tokens)
+
+    def _ends(self, sampling: SamplingParams) -> Collection[int]:
+        """Tokens that end a text."""
+        return () if sampling.ignore_eos else self.eos
 
     def _stream(
         self, tokens: list[int], max_tokens: int | None, sampling: SamplingParams | None
@@ -569,6 +615,7 @@ class LLM(Closing):
             "SamplingParams(temperature=0)",
         )
         sampling.check_vocabulary(self.packed.vocab_size)
+        self.tokenizer.constraint(sampling.form, self._ends(sampling))
         stats = RunStats(prompt_tokens=len(tokens))
         return Generation(tokens, max_tokens or room, sampling, stats)
 
@@ -606,10 +653,11 @@ class LLM(Closing):
         begun = self._first(lambda loaded: prefill(loaded, prompt, generation.stats))
         loaded, sequence = begun.loaded, begun.sequence
         try:
-            yield from complete(begun, generation, self.tokenizer, self.eos)
+            ends = self._ends(generation.sampling)
+            yield from complete(begun, generation, self.tokenizer, ends)
             while len(generation.completions) < generation.sampling.n:
                 self.stats = generation.stats = restart(begun, prompt)
-                yield from complete(begun, generation, self.tokenizer, self.eos)
+                yield from complete(begun, generation, self.tokenizer, ends)
         except GeneratorExit:
             loaded.end(sequence)  # closed between two tokens
             raise

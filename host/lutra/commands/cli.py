@@ -19,6 +19,7 @@ _AddArguments = Callable[[argparse.ArgumentParser], None]
 _COMMANDS = {
     "run": ("generate", "generate text and report the speed"),
     "chat": ("generate", "chat with a model in the terminal"),
+    "serve": ("serve", "serve a model over HTTP with OpenAI's interface"),
     "perplexity": ("perplexity", "measure the perplexity of a text"),
     "bench": ("bench", "measure tokens per second of prefill and decode"),
     "devices": ("devices", "list the devices of this machine"),

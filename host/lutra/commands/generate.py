@@ -13,11 +13,12 @@ from rich.table import Table
 
 from lutra.commands.conversation import converse
 from lutra.commands.options import (
-    add_board,
-    add_device,
+    add_chat_template,
+    add_json,
     add_model,
-    add_threads,
+    add_place,
     check_kv,
+    given_chat_template,
     real,
     whole,
 )
@@ -29,7 +30,6 @@ from lutra.progress import StepProgress
 from lutra.serving.results import FinishReason, RunStats
 from lutra.text.sampling import MAX_BIAS, SamplingParams
 from lutra.text.tokenizer import Tokenizer
-from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
 
 __all__ = ["add_chat", "add_run"]
@@ -46,6 +46,7 @@ _WAVE_NOTE = (
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra run``."""
     add_model(parser)
+    add_json(parser)
     parser.add_argument(
         "-p",
         "--prompt",
@@ -147,12 +148,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         f"({', '.join(f'default {way} on {name}' for name, way in SPECULATION.items())}, off "
         "elsewhere)",
     )
-    add_device(parser, "rtl", "rtl, the simulated hardware")
-    add_board(parser)
-    add_threads(parser)
-    parser.add_argument(
-        "--config", choices=CONFIGS, help="configuration of an accelerator (default nano)"
-    )
+    add_place(parser, "rtl", "rtl, the simulated hardware")
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
@@ -286,6 +282,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra chat``."""
     add_model(parser)
+    add_json(parser)
     parser.add_argument("-sys", "--system", metavar="TEXT", help="system prompt")
     parser.add_argument(
         "-n",
@@ -294,12 +291,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum number of tokens per answer (default: to the context's end)",
     )
-    parser.add_argument(
-        "--chat-template",
-        type=Path,
-        metavar="FILE",
-        help="Jinja chat template to use instead of the model's own",
-    )
+    add_chat_template(parser)
     _add_generation(parser)
     parser.set_defaults(command=_chat)
 
@@ -348,13 +340,8 @@ def _chat_template(args: argparse.Namespace) -> str | None:
     """
     from lutra.text.chat_template import ChatTemplate
 
-    path, given = find_model(args.model), None
-    tokenizer = Tokenizer.open(path)
-    if args.chat_template:
-        try:
-            given = args.chat_template.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise LutraError(f"{args.chat_template} is not UTF-8 text: convert it") from None
+    path = find_model(args.model)
+    tokenizer, given = Tokenizer.open(path), given_chat_template(args)
     source = tokenizer.chat_template if given is None else given
     if source is None:
         command = f"lutra run -m {shlex.quote(args.model)} -dev auto -p 'Once upon a time'"

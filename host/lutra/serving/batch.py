@@ -22,7 +22,10 @@ from lutra.serving.speculation.draw import draw
 from lutra.text.sampling import Sampler
 from lutra_golden.errors import LutraError
 
-__all__ = ["PASS_S", "Batch", "Request"]
+__all__ = ["MOST_AT_ONCE", "PASS_S", "Batch", "Request"]
+
+MOST_AT_ONCE = 256
+"""Requests on the device at a time, unless a batch says otherwise."""
 
 PASS_S = 0.25
 """Seconds that a pass with chunks of prompts should take where requests wait for their tokens."""
@@ -77,7 +80,7 @@ class Batch:
     def __init__(
         self,
         loaded: LoadedModel,
-        most: int = 256,
+        most: int = MOST_AT_ONCE,
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:

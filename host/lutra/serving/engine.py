@@ -24,6 +24,21 @@ class BatchEngine:
         self._thread = threading.Thread(target=self._run, name="lutra batch", daemon=True)
         self._thread.start()
 
+    @property
+    def n_waiting(self) -> int:
+        """Requests that are not yet on the device."""
+        return self._batch.n_waiting
+
+    @property
+    def n_running(self) -> int:
+        """Requests that are on the device."""
+        return self._batch.n_running
+
+    @property
+    def ended(self) -> bool:
+        """True if no more requests are taken."""
+        return self._error is not None
+
     def submit(self, request: Request) -> None:
         """Let a request take part; LutraError if the engine has ended."""
         if self._process.is_foreign():

@@ -113,7 +113,8 @@ class Writer:
         ends: Collection[int],
     ) -> None:
         sampling = generation.sampling
-        self.sampler = Sampler(replace(sampling, seed=sampling.seed + index), generation.prompt)
+        own, form = replace(sampling, seed=sampling.seed + index), sampling.form
+        self.sampler = Sampler(own, generation.prompt, tokenizer.constraint(form, ends))
         self.stats = stats
         self.completion: Completion | None = None
         self._generation, self._index, self._tokenizer = generation, index, tokenizer
@@ -128,13 +129,14 @@ class Writer:
         stats, ends, n = self.stats, self._ends, self._generation.sampling.logprobs
         stats.tokens.append(token)
         stats.generated_tokens += 1
-        last = token in ends or stats.generated_tokens == self._generation.max_tokens
+        whole = token in ends or self.sampler.complete
+        last = whole or stats.generated_tokens == self._generation.max_tokens
         text = "" if token in ends else self._decoder.push(token)
         text = self._stop.push(text + self._decoder.flush() if last else text)
         if last:
             text += self._stop.flush()
         reason: FinishReason | None = None
-        if self._stop.found or token in ends:
+        if self._stop.found or whole:
             reason = "stop"
         elif last:
             reason = "length"

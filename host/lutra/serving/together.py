@@ -53,9 +53,10 @@ def complete_all(
     loaded: LoadedModel,
     generations: Sequence[Generation],
     tokenizer: Tokenizer,
-    ends: Collection[int],
+    ends_of: Callable[[Generation], Collection[int]],
 ) -> list[Completion]:
-    """The completions of all prompts, in their order, each with its ``alternatives``.
+    """The completions of all prompts, in their order, each with its ``alternatives``; ``ends_of``
+    gives the tokens that end each.
 
     Raises the first error of a request, when all have ended.
     """
@@ -74,7 +75,7 @@ def complete_all(
             if completion is not None:
                 own[piece.index] = completion
 
-        for request in requests_of(generation, tokenizer, ends, take, ended):
+        for request in requests_of(generation, tokenizer, ends_of(generation), take, ended):
             batch.add(request)
     try:
         while batch.step():

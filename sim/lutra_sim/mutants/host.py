@@ -43,6 +43,26 @@ MUTANTS = [
         ("probabilities without their sum", "below - np.log(np.exp(below).sum())", "below"),
     ),
     *planted(
+        "host/lutra/text/constraint.py",
+        ["host/text/test_constraint.py"],
+        ("bits of a mask in the other order", 'bitorder="little"', 'bitorder="big"'),
+        ("a text goes on behind its form", "bool(self._matcher.is_stopped())", "False"),
+        (
+            "a token that was drawn is not noted",
+            "if not self._matcher.consume_token(token):",
+            "if False:",
+        ),
+    ),
+    *planted(
+        "host/lutra/text/sampling.py",
+        ["host/text/test_constraint.py"],
+        (
+            "tokens that do not fit",
+            "int(allowed[self._draw(changed[allowed], scale)])",
+            "self._draw(changed, scale)",
+        ),
+    ),
+    *planted(
         "host/lutra/text/stop.py",
         ["host/text/test_stop.py"],
         (

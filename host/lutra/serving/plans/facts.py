@@ -30,7 +30,7 @@ class Fact:
 
 
 def pass_s(
-    profile: DeviceProfile, sizes: Sequence[int], positions: Sequence[int], layers: range
+    profile: DeviceProfile, sizes: Sequence[int], positions: Sequence[float], layers: range
 ) -> float:
     """Seconds of ``sizes`` tokens of some sessions, each from its position on, through ``layers``.
 

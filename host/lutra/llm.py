@@ -25,8 +25,7 @@ from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
 from lutra.serving.async_stream import AsyncStream
-from lutra.serving.batch import Batch
-from lutra.serving.engine import BatchEngine
+from lutra.serving.engine import Engine, make_engine
 from lutra.serving.generation import Generation, complete, prefill, restart, run, split
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.placement import Placement
@@ -50,6 +49,7 @@ __all__ = ["LLM", "PREFIX_BYTES", "Completion", "Mismatch", "Piece", "RunStats"]
 Progress = Callable[[str, float], None]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_LOGITS_TOKENS = 512  # of a text whose logits are asked for, at a time
 PREFIX_BYTES = 1 << 30
 """Keys and values of known prefixes that an :class:`LLM` keeps, unless it says otherwise."""
 
@@ -59,8 +59,10 @@ class LLM(Closing):
 
     ``model`` is a shipped name or a folder; ``device`` is one of
     :data:`~lutra.devices.choose.DEVICES`, or an object with the methods of
-    :class:`~lutra.devices.base.Device`. ``auto`` takes the fastest that is here, boards included,
-    and that has room for the model; :attr:`notes` says why it passed others over. ``threads`` are
+    :class:`~lutra.devices.base.Device`, or several names, between which requests are divided as the
+    planner has it (``["cpu:1", "golden"]``, see :mod:`lutra.serving.plans`). ``auto`` takes the
+    fastest that is here, boards included, and that has room for the model; :attr:`notes` says why
+    it passed others over. ``threads`` are
     those of the device ``cpu``, one per core if left out. ``config``, of accelerators, is a name or
     an :class:`~lutra_golden.core.config.AcceleratorConfig`, and ``engine`` the matmul engine that a
     named one is built with. ``emulate`` is the name of a board that takes the place of a real one,
@@ -93,7 +95,7 @@ class LLM(Closing):
     def __init__(
         self,
         model: str | Path = "tales",
-        device: str | Device = "auto",
+        device: str | Device | list[str] | tuple[str, ...] = "auto",
         *,
         config: str | AcceleratorConfig | None = None,
         engine: str | None = None,
@@ -135,7 +137,7 @@ class LLM(Closing):
             self._progress = progress
         self._check, self._prefix_bytes = check, prefix_bytes
         self._loaded: LoadedModel | None = None
-        self._engine: BatchEngine | None = None
+        self._engine: Engine | None = None
         self._process, self._inherited = ProcessLock(), False
         self._chat_template: ChatTemplate | None = None
         self.stats = RunStats()
@@ -417,7 +419,9 @@ class LLM(Closing):
         def begin(
             loaded: LoadedModel,
         ) -> tuple[LoadedModel, TokenSequence, list[Sequence[int]], StepResult]:
-            sequence, parts = loaded.open(), split(tokens, loaded.device.pass_tokens)
+            # all logits of a part are there at once
+            size = min(loaded.device.pass_tokens, _LOGITS_TOKENS)
+            sequence, parts = loaded.open(), split(tokens, size)
             try:
                 result = run(loaded, sequence, parts[0], 0, stats)[0]
             except BaseException:
@@ -463,7 +467,7 @@ class LLM(Closing):
         with self._adopt():
             loaded = self._running()
             if self._engine is None:
-                self._engine = BatchEngine(Batch(loaded))
+                self._engine = make_engine(loaded)
             return AsyncStream(self._engine, generation, self.tokenizer, self.eos, priority)
 
     def _stream(

@@ -240,7 +240,7 @@ def test_the_command(
     arguments = ["plan", "--devices", "golden,golden", *sizes, "-b", "2"]
     assert main([*arguments, "--check", "2", "--run", "--link", "0.0001,1e9"]) == 0
     out = capsys.readouterr().out
-    assert "* chosen: " in out
+    assert "\nchosen: " in out
     assert "measured" in out
     assert "prediction of 2 random requests: off by" in out
 

@@ -26,8 +26,8 @@ from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
 from lutra.serving.async_stream import AsyncStream
-from lutra.serving.batch import MOST_AT_ONCE, Batch
-from lutra.serving.engine import BatchEngine
+from lutra.serving.batch import MOST_AT_ONCE
+from lutra.serving.engine import Engine, make_engine
 from lutra.serving.generation import Generation, complete, prefill, restart, run, split
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.placement import Placement
@@ -69,6 +69,7 @@ _PROBE = "The vocabulary is the same if this gives equal tokens: 3.14, naïve, x
 _log = logging.getLogger(__name__)
 SPECULATION = {"cpu": "ngram"}
 """What guesses tokens on a device, by its name; elsewhere nothing does."""
+_LOGITS_TOKENS = 512  # of a text whose logits are asked for, at a time
 PREFIX_BYTES = 1 << 30
 """Keys and values of known prefixes that an :class:`LLM` keeps, unless it says otherwise."""
 
@@ -78,8 +79,10 @@ class LLM(Closing):
 
     ``model`` is a shipped name or a folder; ``device`` is one of
     :data:`~lutra.devices.choose.DEVICES`, or an object with the methods of
-    :class:`~lutra.devices.base.Device`. ``auto`` takes the fastest that is here, boards included,
-    and that has room for the model; :attr:`notes` says why it passed others over. ``threads`` are
+    :class:`~lutra.devices.base.Device`, or several names, between which requests are divided as the
+    planner has it (``["cpu:1", "golden"]``, see :mod:`lutra.serving.plans`). ``auto`` takes the
+    fastest that is here, boards included, and that has room for the model; :attr:`notes` says why
+    it passed others over. ``threads`` are
     those of the device ``cpu``, one per core if left out. ``config``, of accelerators, is a name or
     an :class:`~lutra_golden.core.config.AcceleratorConfig`, and ``engine`` the matmul engine that a
     named one is built with. ``emulate`` is the name of a board that takes the place of a real one,
@@ -119,7 +122,7 @@ class LLM(Closing):
     def __init__(
         self,
         model: str | Path = "tales",
-        device: str | Device = "auto",
+        device: str | Device | list[str] | tuple[str, ...] = "auto",
         *,
         config: str | AcceleratorConfig | None = None,
         engine: str | None = None,
@@ -170,7 +173,7 @@ class LLM(Closing):
         self._speculation = speculation
         self._draft = speculation if isinstance(speculation, LLM) else None
         self._loaded: LoadedModel | None = None
-        self._engine: BatchEngine | None = None
+        self._engine: Engine | None = None
         self._process, self._inherited = ProcessLock(), False
         self._chat_template: ChatTemplate | None = None
         self._template_source: str | None = None
@@ -425,7 +428,7 @@ class LLM(Closing):
             loaded = self._running()
             # an error that ended all requests may be over
             if self._engine is None or self._engine.ended:
-                self._engine = BatchEngine(Batch(loaded, self._parallel))
+                self._engine = make_engine(loaded, self._parallel)
             return AsyncStream(
                 self._engine, generation, self.tokenizer, self._ends(generation.sampling), priority
             )
@@ -528,7 +531,9 @@ class LLM(Closing):
         def begin(
             loaded: LoadedModel,
         ) -> tuple[LoadedModel, TokenSequence, list[Sequence[int]], StepResult]:
-            sequence, parts = loaded.open(), split(tokens, loaded.device.pass_tokens)
+            # all logits of a part are there at once
+            size = min(loaded.device.pass_tokens, _LOGITS_TOKENS)
+            sequence, parts = loaded.open(), split(tokens, size)
             try:
                 result = run(loaded, sequence, parts[0], 0, stats)[0]
             except BaseException:

@@ -22,15 +22,17 @@ from lutra.serving.speculation.draw import draw
 from lutra.text.sampling import Sampler
 from lutra_golden.errors import LutraError
 
-__all__ = ["MOST_AT_ONCE", "PASS_S", "Batch", "Request"]
+__all__ = ["LEAST_CHUNK", "MOST_AT_ONCE", "PASS_S", "SMOOTHING", "Batch", "Request"]
 
 MOST_AT_ONCE = 256
 """Requests on the device at a time, unless a batch says otherwise."""
 
 PASS_S = 0.25
 """Seconds that a pass with chunks of prompts should take where requests wait for their tokens."""
-_LEAST_CHUNK = 16  # tokens of prompts, however slow the device is
-_SMOOTHING = 0.3  # share of the latest pass in what is expected of the next one
+LEAST_CHUNK = 16
+"""Tokens of prompts in such a pass, however slow the device is."""
+SMOOTHING = 0.3
+"""Share of the latest pass in what is expected of the next one."""
 
 _Part = tuple[TokenSequence, Sequence[int], int]
 
@@ -75,6 +77,8 @@ class Batch:
     sessions; the others wait. Of those that wait, and of prompts under way, the one with the
     highest priority goes first, then the one whose prompt takes least beyond the time it has
     waited already: short prompts pass long ones, and none waits for ever. ``clock`` gives seconds.
+    A request that is past its prompt is given to ``hand_on``, if there is one, to go on elsewhere.
+    ``others`` counts requests of other batches on the device, which will leave room, too.
     """
 
     def __init__(
@@ -83,10 +87,16 @@ class Batch:
         most: int = MOST_AT_ONCE,
         *,
         clock: Callable[[], float] = time.perf_counter,
+        hand_on: Callable[[Request], None] | None = None,
+        others: Callable[[], int] = lambda: 0,
     ) -> None:
         self._loaded, self._most, self._clock = loaded, most, clock
+        self._hand_on, self._others = hand_on, others
+        self.blocked = False
+        """True if requests wait, and none is here, for those of other batches to leave room."""
         self._lock = threading.Lock()
         self._waiting: list[Request] = []
+        self._adopted: list[Request] = []
         self._running: list[Request] = []
         self._seconds_per_token: float | None = None  # of prompts, measured
         self.passes = 0
@@ -100,6 +110,11 @@ class Batch:
         with self._lock:
             self._waiting.append(request)
 
+    def adopt(self, request: Request) -> None:
+        """Let a request of another batch on the same device go on here; from any thread."""
+        with self._lock:
+            self._adopted.append(request)
+
     def cancel(self, request: Request) -> None:
         """Let a request end before the next pass; from any thread. Nothing more is accepted."""
         request.cancelled = True
@@ -107,7 +122,7 @@ class Batch:
     @property
     def n_waiting(self) -> int:
         """Requests that are not yet on the device."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._adopted)
 
     @property
     def n_running(self) -> int:
@@ -145,7 +160,8 @@ class Batch:
     def close(self, error: BaseException | None = None) -> None:
         """End all requests, with ``error`` if there is one."""
         with self._lock:
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting = self._waiting + self._adopted, []
+            self._adopted = []
         for request in waiting + list(self._running):
             self._end(request, error)
 
@@ -155,11 +171,14 @@ class Batch:
         with self._lock:
             dropped = [each for each in self._waiting if each.cancelled]
             self._waiting = [each for each in self._waiting if not each.cancelled]
+            self._running += self._adopted
+            self._adopted = []
         for each in dropped + [each for each in self._running if each.cancelled]:
             self._end(each, None)
 
     def _admit(self) -> None:
         """Open sequences for those that wait, as long as the device has memory for them."""
+        self.blocked = False
         while len(self._running) < self._most:
             with self._lock:
                 ready = [each for each in self._waiting if not self._is_coming(each)]
@@ -169,7 +188,8 @@ class Batch:
             try:
                 self._begin(request)
             except LutraError as error:
-                if self._running:
+                if self._running or self._others():
+                    self.blocked = not self._running
                     return  # one of them will leave room
                 failed = error
             else:
@@ -254,7 +274,7 @@ class Batch:
         most = max(self._loaded.device.pass_tokens - n_decoding, 1)
         if not n_decoding or self._seconds_per_token is None:
             return most
-        return min(max(int(PASS_S / self._seconds_per_token), _LEAST_CHUNK), most)
+        return min(max(int(PASS_S / self._seconds_per_token), LEAST_CHUNK), most)
 
     def _run(self, parts: Sequence[_Part]) -> tuple[list[StepResult | BaseException], float]:
         """Results of the parts, and the device's seconds; of those that fail when each runs alone,
@@ -269,10 +289,10 @@ class Batch:
                 return [error], 0.0
             alone = [self._run([part]) for part in parts]
             return [result for [result], _ in alone], sum(seconds for _, seconds in alone)
-        if n_prompt >= _LEAST_CHUNK:
+        if n_prompt >= LEAST_CHUNK:
             latest = seconds / n_prompt
             before = self._seconds_per_token or latest
-            self._seconds_per_token = before + _SMOOTHING * (latest - before)
+            self._seconds_per_token = before + SMOOTHING * (latest - before)
         return list(results), seconds
 
     def _take(self, request: Request, part: _Part, result: StepResult, seconds: float) -> int:
@@ -308,9 +328,13 @@ class Batch:
                 request.next_token = token
                 if request.cancelled or request.accept(token, drawn_from):
                     self._end(request, None)
-                    break
+                    return len(made)
         except Exception as error:
             self._end(request, error)
+            return len(made)
+        if self._hand_on is not None:
+            self._running.remove(request)
+            self._hand_on(request)
         return len(made)
 
     def _fail(self, requests: Sequence[Request], error: BaseException) -> None:

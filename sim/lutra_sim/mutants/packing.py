@@ -477,13 +477,13 @@ MUTANTS = [
         ),
         (
             "single offsets for doubled ones",
-            "doubled = 2 * offset / step",
-            "doubled = offset / step",
+            "2 * offset.astype(np.float64) / step",
+            "offset.astype(np.float64) / step",
         ),
         (
             "offsets that 16 bits do not hold",
-            "np.rint(doubled / (1 << shift)).astype(np.int64)",
-            "np.rint(doubled / (1 << shift) * 2).astype(np.int64)",
+            "rounded = np.rint(doubled / (1 << shift))",
+            "rounded = np.rint(doubled / (1 << shift) * 2)",
         ),
         (
             "factors in steps of their products",

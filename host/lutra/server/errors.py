@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from lutra.text.constraint import ConstraintError
 from lutra_golden.errors import LutraError
@@ -84,8 +85,7 @@ def from_running(error: LutraError) -> ApiError:
 def from_validation(errors: Sequence[Mapping[str, object]]) -> ApiError:
     """The first fault that pydantic found in a body."""
     first = errors[0]
-    kind, given = str(first["type"]), first["loc"]
-    assert isinstance(given, tuple), "where pydantic says it is"
+    kind, given = str(first["type"]), cast("tuple[object, ...]", first["loc"])
     place = [each for each in given[1:] if isinstance(each, str | int)]
     if kind == "json_invalid":
         return ApiError(400, f"{_WORDS[kind]}: see character {place[0]}", code="invalid_json")

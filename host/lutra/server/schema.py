@@ -67,7 +67,7 @@ def _at_most(most: int) -> BeforeValidator:
     """Refuse an object of many fields before each of them is looked at."""
 
     def check(value: object) -> object:
-        if isinstance(value, dict) and len(cast("dict[object, object]", value)) > most:
+        if _n_fields(value) > most:
             raise ValueError(f"must have {most} fields at most")
         return value
 
@@ -83,7 +83,7 @@ class _Body(BaseModel):
     @classmethod
     def _few(cls, value: object) -> object:
         """Refuse many unknown fields before each of them is."""
-        if isinstance(value, dict) and len(cast("dict[object, object]", value)) > _MOST_FIELDS:
+        if _n_fields(value) > _MOST_FIELDS:
             raise ValueError(f"must have {_MOST_FIELDS} fields at most")
         return value
 
@@ -366,6 +366,11 @@ class ErrorBody(BaseModel):
     """An error, as OpenAI's clients read it."""
 
     error: ErrorFields
+
+
+def _n_fields(value: object) -> int:
+    """Fields of an object, 0 of anything else."""
+    return len(cast("dict[object, object]", value)) if isinstance(value, dict) else 0
 
 
 def _or(value: _T | None, default: _T) -> _T:

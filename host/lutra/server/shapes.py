@@ -66,7 +66,8 @@ class Shape:
 
     def closing(self, completions: Sequence[Completion], n: int) -> _Json:
         """The last chunk, which has the usage alone."""
-        return self._chunk_head() | {"choices": [], "usage": usage(completions, n)}
+        none: list[_Json] = []
+        return self._chunk_head() | {"choices": none, "usage": usage(completions, n)}
 
     def _head(self, kind: str) -> _Json:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}

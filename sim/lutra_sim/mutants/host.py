@@ -80,8 +80,8 @@ MUTANTS = [
         ("one seed for all completions", "seed=sampling.seed + index", "seed=sampling.seed"),
         (
             "the prompt is not repeated",
-            "seed=sampling.seed + index), generation.prompt)",
-            "seed=sampling.seed + index))",
+            "Sampler(own, generation.prompt, tokenizer",
+            "Sampler(own, (), tokenizer",
         ),
         (
             "a completion goes on from the one before",
@@ -91,8 +91,8 @@ MUTANTS = [
         ("what is held is lost", "            text += self._stop.flush()\n", "            pass\n"),
         (
             "the length before the stop string",
-            "if self._stop.found or token in ends:",
-            "if token in ends:",
+            "if self._stop.found or whole:",
+            "if whole:",
         ),
         (
             "saturation of another completion",

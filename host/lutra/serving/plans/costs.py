@@ -6,7 +6,7 @@ forms them, with the seconds that profiles have for each pass.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from lutra.arguments import check_whole
 from lutra.serving.batch import LEAST_CHUNK, PASS_S, SMOOTHING
@@ -92,14 +92,15 @@ class Costs:
             found += runs
         answer = workload.answer
         gaps = [(run.times[-1] - run.times[0]) / max(answer - 1, 1) for run in found]
-        kinds: list[Kind] = [self.profiles[site].kind for plan in plans for site in plan.sites]
-        kinds += [self.links[pair].kind for plan in plans for pair in _hops(plan)]
+        pairs = {pair for plan in plans for pair in _hops(plan)}
+        devices = (self.profiles[site] for plan in plans for site in plan.sites)
+        links = (self.links[pair] for pair in pairs)
         return Cost(
             ttft_s=sum(run.times[0] for run in found) / len(found),
             tpot_s=sum(gaps) / len(gaps),
             seconds=max(run.times[-1] for run in found),
             exposed_s=exposed,
-            kind=weakest(kinds),
+            kind=weakest(each.kind for each in chain(devices, links)),
         )
 
     # -- prompts and answers on the same devices

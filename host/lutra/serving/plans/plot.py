@@ -1,15 +1,13 @@
 """A picture of the plans that there are: time to the first token, and per token behind it."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lutra.serving.plans.search import Choice, pareto
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["check_plot", "write_plot"]
 
@@ -22,12 +20,12 @@ def check_plot(path: Path) -> None:
         raise LutraError(f"a plot must end in {' or '.join(_SUFFIXES)}, not {path.name!r}")
     if not path.absolute().parent.is_dir():
         raise LutraError(f"the folder of {path} does not exist: make it, or give another")
-    _figure_class()
+    _new_figure()
 
 
 def write_plot(choice: Choice, labels: Sequence[str], path: Path) -> None:
     """Write all alternatives, with the front of those that no other one beats in both times."""
-    figure = _figure_class()(figsize=(7.5, 5), layout="constrained")
+    figure = _new_figure()
     axes = figure.subplots()
     for kind in dict.fromkeys(each.kind for each in choice.alternatives):
         costs = [each.cost for each in choice.alternatives if each.kind == kind]
@@ -51,13 +49,12 @@ def write_plot(choice: Choice, labels: Sequence[str], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _figure_class() -> "type[Figure]":
+def _new_figure() -> Any:  # of a package that may not be here, nor what describes it
     try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
+        mpl, figure = import_module("matplotlib"), import_module("matplotlib.figure")
     except ImportError:
         raise LutraError(
             f"--plot needs matplotlib, which is not installed: run `{install_command('synth')}`"
         ) from None
     mpl.rcParams["svg.hashsalt"] = "lutra"  # the same figures give the same file
-    return Figure
+    return figure.Figure(figsize=(7.5, 5), layout="constrained")

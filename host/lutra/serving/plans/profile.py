@@ -5,7 +5,7 @@ linearly with the positions that its tokens attend to. So a profile has seconds 
 positions, and what lies between is interpolated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -20,7 +20,7 @@ Kind = Literal["measured", "simulated", "modelled"]
 _KINDS: tuple[Kind, ...] = ("measured", "simulated", "modelled")
 
 
-def weakest(kinds: Sequence[Kind]) -> Kind:
+def weakest(kinds: Iterable[Kind]) -> Kind:
     """The kind of a figure that is made of others: the one that is farthest from a measurement."""
     return max(kinds, key=_KINDS.index)
 

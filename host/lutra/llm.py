@@ -463,19 +463,22 @@ class LLM(Closing):
     def encode_chat(
         self,
         messages: Sequence[Message],
-        render: Callable[[Sequence[Message]], str] | None = None,
+        tools: Sequence[object] | None = None,
+        render: Callable[[Sequence[Message], Sequence[object] | None], str] | None = None,
     ) -> list[int]:
-        """Tokens of the prompt that the chat template makes of ``messages``.
+        """Tokens of the prompt that the chat template makes of ``messages``, and of ``tools`` as
+        OpenAI's API has them.
 
         ``render`` applies that template elsewhere, such as in a process of its own.
         """
         check_messages(messages)
-        as_text = self.tokenizer.as_text
-        plain = [
-            {name: value if name == "role" else as_text(value) for name, value in each.items()}
+        plain = self.tokenizer.all_as_text
+        texts = [
+            {name: value if name == "role" else plain(value) for name, value in each.items()}
             for each in messages
         ]
-        return self.tokenizer.encode_template((render or self.chat_template.render)(plain))
+        offered = None if tools is None else [plain(each) for each in tools]
+        return self.tokenizer.encode_template((render or self.chat_template.render)(texts, offered))
 
     @property
     def chat_template(self) -> "ChatTemplate":

@@ -148,7 +148,8 @@ class _Routes:
             held.enter_context(self._service.room(body.n or 1))
             messages = [each.message() for each in body.messages]
             self._log(messages)
-            prompt = await self._service.chat_tokens(messages)
+            tools = [each.model_dump(exclude_none=True) for each in body.offered] or None
+            prompt = await self._service.chat_tokens(messages, tools)
             answer = await self._service.answer([prompt], body, "messages", arrived)
             return await self._reply(body, answer, request, held, chat=True)
 
@@ -157,7 +158,8 @@ class _Routes:
     ) -> Response:
         """A stream, which takes over what is ``held``, or a whole answer."""
         n, seconds = body.n or 1, self._service.limits.seconds
-        shape = Shape(self._service.llm.packed.name, chat)
+        offered = [each.function.name for each in body.offered]
+        shape = Shape(self._service.llm.packed.name, chat, offered, body.most_calls)
         if body.stream:
             counted = body.stream_options is not None and body.stream_options.include_usage
             return EventStream(_events(answer, shape, n, counted), seconds, held.pop_all())

@@ -4,6 +4,7 @@ A field that is not here is refused by its name, and so is a value that asks for
 do: nothing is ignored but ``user``, ``store`` and ``metadata``, which change no answer.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar, cast
 
@@ -20,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from lutra.server.tools import calls_grammar
 from lutra.text.messages import Message
 from lutra.text.sampling import SamplingParams
 
@@ -43,6 +45,7 @@ _MOST_LIKELIEST = 20
 _MOST_STOPS = 16
 _MOST_BIASES = 1024
 _MOST_FIELDS = 64
+_MOST_TOOLS = 128
 _MOST_N = 128
 _Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Count = Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -193,8 +196,23 @@ class GenerationBody(_Body):
             ignore_eos=self.ignore_eos,
             json_schema=None if self.response_format is None else self.response_format.schema_,
             regex=self.regex,
-            grammar=self.grammar,
+            grammar=self.form,
         )
+
+    @property
+    def offered(self) -> "Sequence[ToolBody]":
+        """Tools that may be called."""
+        return ()
+
+    @property
+    def most_calls(self) -> int | None:
+        """Calls in an answer, None for any number."""
+        return None
+
+    @property
+    def form(self) -> str | None:
+        """The grammar of the answer, None without one."""
+        return self.grammar
 
     @property
     def likeliest(self) -> int | None:
@@ -262,6 +280,64 @@ Content = str | Annotated[list[TextPart], Field(fail_fast=True)]
 """Text of a message, whole or in parts."""
 
 
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class FunctionBody(_Body):
+    """A function that may be called, and the schema of its arguments."""
+
+    name: _Name
+    description: str | None = None
+    parameters: dict[str, object] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(_Body):
+    """A tool: a function."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class NamedFunction(_Body):
+    """A function by its name."""
+
+    name: _Name
+
+
+class NamedTool(_Body):
+    """A tool that is to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class CalledFunction(_Body):
+    """A function that was called, with its arguments as JSON."""
+
+    name: _Name
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_object(cls, value: str) -> str:
+        try:
+            is_object = isinstance(json.loads(value), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise ValueError("must be a JSON object as text")
+        return value
+
+
+class CallBody(_Body):
+    """A call that the assistant made."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class MessageBody(_Body):
     """A message of a conversation."""
 
@@ -271,6 +347,8 @@ class MessageBody(_Body):
     ] = None
     name: str | None = None
     refusal: None = None
+    tool_calls: Annotated[list[CallBody], Field(fail_fast=True)] | None = None
+    tool_call_id: str | None = None
 
     def message(self) -> Message:
         """The message as templates have it."""
@@ -278,7 +356,24 @@ class MessageBody(_Body):
         if not isinstance(content, str):
             content = "".join(each.text for each in content)
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
+        found: dict[str, object] = {"role": role, "content": content}
+        if self.name:
+            found["name"] = self.name
+        if self.tool_call_id:
+            found["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            found["tool_calls"] = [
+                {
+                    "id": each.id,
+                    "type": "function",
+                    "function": {
+                        "name": each.function.name,
+                        "arguments": json.loads(each.function.arguments),
+                    },
+                }
+                for each in self.tool_calls
+            ]
+        return found
 
 
 _Messages = Annotated[list[MessageBody], Field(min_length=1, fail_fast=True)]
@@ -291,6 +386,48 @@ class ChatBody(GenerationBody):
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=_MOST_LIKELIEST)] | None = None
+    tools: Annotated[list[ToolBody], Field(max_length=_MOST_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedTool | None,
+        _either('none, auto, required, or {"type": "function", "function": {"name": NAME}}'),
+    ] = None
+    parallel_tool_calls: bool | None = None
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _is_offered(cls, value: object, info: ValidationInfo) -> object:
+        tools: Sequence[ToolBody] = info.data.get("tools") or ()
+        if value not in (None, "none") and not tools:
+            raise ValueError("is for tools: give some")
+        if isinstance(value, NamedTool):
+            if value.function.name not in [each.function.name for each in tools]:
+                raise ValueError(f"names {value.function.name}, which is none of the tools")
+        if isinstance(value, NamedTool) or value == "required":
+            for name in ("response_format", "regex", "grammar"):
+                if info.data.get(name) is not None:
+                    raise ValueError(f"asks for a call, and {name} for another form: give one")
+        return value
+
+    @property
+    def offered(self) -> Sequence[ToolBody]:
+        return () if self.tool_choice == "none" else self.tools or ()
+
+    @property
+    def most_calls(self) -> int | None:
+        return 1 if self.parallel_tool_calls is False else None
+
+    @property
+    def form(self) -> str | None:
+        if self.tool_choice in (None, "none", "auto"):
+            return super().form
+        named = self.tool_choice
+        return calls_grammar(
+            {
+                each.function.name: each.function.parameters or {"type": "object"}
+                for each in self.offered
+                if not isinstance(named, NamedTool) or named.function.name == each.function.name
+            }
+        )
 
     @field_validator("top_logprobs")
     @classmethod

@@ -14,6 +14,7 @@ from lutra.server.errors import ApiError, from_lutra, from_running
 from lutra.server.limits import Limits
 from lutra.server.metrics import Metrics
 from lutra.server.schema import GenerationBody
+from lutra.server.tools import OPENING
 from lutra.serving.async_stream import AsyncStream
 from lutra.serving.results import Completion, Piece
 from lutra.text.messages import Message
@@ -158,12 +159,22 @@ class Service:
         """Do what takes a text's time beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._texts, work)
 
-    async def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a conversation; ApiError if the model has no template, or that refuses it."""
+    async def chat_tokens(
+        self, messages: Sequence[Message], tools: Sequence[object] | None = None
+    ) -> list[int]:
+        """Tokens of a conversation; ApiError if the model has no template, or that refuses it, or
+        does not know of ``tools``."""
         llm, template = self.llm, self._template
+        if tools is not None and OPENING not in (llm.chat_template_source or ""):
+            raise ApiError(
+                400,
+                f"the chat template of {llm.packed.name} knows no calls ({OPENING}): leave tools "
+                "out, or serve a model that was trained to call functions",
+                param="tools",
+            )
         render = None if template is None else template.render
         try:
-            return await self.text_work(lambda: llm.encode_chat(messages, render))
+            return await self.text_work(lambda: llm.encode_chat(messages, tools, render))
         except LutraError as error:
             raise ApiError(400, str(error), param="messages") from None
 

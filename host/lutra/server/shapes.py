@@ -4,8 +4,8 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
+from lutra.server.tools import Call, CallFilter, find_calls
 from lutra.serving.results import Completion, Logprob, Logprobs, Piece
 
 __all__ = ["Shape", "usage"]
@@ -28,16 +28,21 @@ def usage(completions: Sequence[Completion], n: int) -> _Json:
 
 @dataclass
 class Shape:
-    """Answers of one request, to the model ``model``: those of a ``chat``, or of texts.
+    """Answers of one request, by the model ``model``: those of a ``chat``, or of texts.
 
-    Of a stream, ``texts`` are the lengths of the choices so far.
+    Answers of a chat may call the functions that are ``offered``, ``most_calls`` times at most. Of
+    a stream, ``texts`` are the lengths of the choices so far, ``calls`` what looks for calls in
+    them.
     """
 
     model: str
     chat: bool
+    offered: Sequence[str] = ()
+    most_calls: int | None = None
     id: str = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()), init=False)
     texts: dict[int, int] = field(default_factory=dict[int, int], init=False)
+    calls: dict[int, CallFilter] = field(default_factory=dict[int, CallFilter], init=False)
 
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}"
@@ -54,15 +59,24 @@ class Shape:
 
     def piece(self, choice: int, piece: Piece) -> _Json | None:
         """The chunk of a piece, None if there is nothing to say yet."""
-        own = piece.logprobs
-        if not piece.text and own is None and piece.finish_reason is None:
+        own, reason = piece.logprobs, piece.finish_reason
+        text, calls = piece.text, list[Call]()
+        if self.offered:
+            found = self.calls.setdefault(choice, CallFilter(self.offered, self.most_calls))
+            text = found.push(text)
+            if reason is not None:
+                rest, calls = found.flush()
+                text += rest
+        if not text and own is None and reason is None:
             return None
         before = self.texts.get(choice, 0)
         self.texts[choice] = before + len(piece.text)
         logprobs = None if own is None else self._logprobs([own], [before])
-        content = {"content": piece.text} if piece.text else {}
-        part: _Json = {"delta": content} if self.chat else {"text": piece.text}
-        return self._chunk(choice, part, logprobs, piece.finish_reason)
+        delta: _Json = {"content": text} if text else {}
+        if calls:
+            delta["tool_calls"] = [{"index": i} | each.body for i, each in enumerate(calls)]
+        part: _Json = {"delta": delta} if self.chat else {"text": text}
+        return self._chunk(choice, part, logprobs, _reason(reason, calls))
 
     def closing(self, completions: Sequence[Completion], n: int) -> _Json:
         """The last chunk, which has the usage alone."""
@@ -80,15 +94,21 @@ class Shape:
         return self._chunk_head() | {"choices": [content]}
 
     def _choice(self, index: int, completion: Completion) -> _Json:
-        reason: Literal["stop", "length"] = completion.finish_reason
         own = completion.logprobs
         logprobs = None
         if own is not None:
             lengths = [len(each.own.text) for each in own]
             logprobs = self._logprobs(own, [sum(lengths[:i]) for i in range(len(own))])
-        part: _Json = {"text": completion.text}
+        text, calls = completion.text, list[Call]()
+        if self.offered:
+            text, calls = find_calls(text, self.offered, self.most_calls)
+        part: _Json = {"text": text}
         if self.chat:
-            part = {"message": {"role": "assistant", "content": completion.text, "refusal": None}}
+            message: _Json = {"role": "assistant", "content": text, "refusal": None}
+            if calls:
+                message |= {"content": text or None, "tool_calls": [each.body for each in calls]}
+            part = {"message": message}
+        reason = _reason(completion.finish_reason, calls)
         return {"index": index} | part | {"logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, found: Sequence[Logprobs], offsets: Sequence[int]) -> _Json:
@@ -103,6 +123,11 @@ class Shape:
             "top_logprobs": [{top.text: top.logprob for top in each.top} for each in found],
             "text_offset": list(offsets),
         }
+
+
+def _reason(reason: str | None, calls: Sequence[Call]) -> str | None:
+    """Why an answer ended, as clients are told."""
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
 def _entry(found: Logprob) -> _Json:

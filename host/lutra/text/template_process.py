@@ -43,13 +43,17 @@ class TemplateProcess(Closing):
         seconds: float = TEMPLATE_S,
         memory_bytes: int = TEMPLATE_BYTES,
     ) -> None:
-        self._first = {"source": source, "tokens": dict(tokens), "memory_bytes": memory_bytes}
+        self._first: dict[str, object] = {
+            "source": source,
+            "tokens": dict(tokens),
+            "memory_bytes": memory_bytes,
+        }
         self._seconds = seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt that the messages make, up to where the assistant answers."""
+    def render(self, messages: Sequence[Message], tools: Sequence[object] | None = None) -> str:
+        """The prompt that the messages make, see :meth:`ChatTemplate.render`."""
         with self._lock:
             expired = threading.Event()
             process = self._process = self._process or _start()
@@ -57,7 +61,8 @@ class TemplateProcess(Closing):
             timer.daemon = True
             timer.start()
             try:
-                answer = self._ask(process, [dict(message) for message in messages])
+                asked = {"messages": [dict(message) for message in messages], "tools": tools}
+                answer = self._ask(process, self._first | asked)
             finally:
                 timer.cancel()
             if answer is None:
@@ -74,13 +79,12 @@ class TemplateProcess(Closing):
             self._end()
 
     def _ask(
-        self, process: subprocess.Popen[bytes], messages: list[dict[str, str]]
+        self, process: subprocess.Popen[bytes], request: dict[str, object]
     ) -> dict[str, str] | None:
         """What the process says, None if it has ended."""
         assert process.stdin is not None and process.stdout is not None, "both are pipes"
-        request = json.dumps(self._first | {"messages": messages})
         try:
-            process.stdin.write(request.encode() + b"\n")
+            process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except OSError:
@@ -120,7 +124,7 @@ def main() -> int:
             _limit(request["memory_bytes"])
         try:
             template = template or ChatTemplate(request["source"], request["tokens"])
-            answer = {"text": template.render(request["messages"])}
+            answer = {"text": template.render(request["messages"], request["tools"])}
         except LutraError as error:
             answer = {"error": str(error)}
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -173,6 +173,17 @@ class Tokenizer:
                 self._constraints[known] = Constraints(self._backend.vocabulary(), known)
             return self._constraints[known].make(*form)
 
+    def all_as_text(self, value: object) -> object:
+        """The same for all text in a value of JSON."""
+        if isinstance(value, str):
+            return self.as_text(value)
+        if isinstance(value, Mapping):
+            pairs = cast("Mapping[str, object]", value).items()
+            return {self.as_text(name): self.all_as_text(each) for name, each in pairs}
+        if isinstance(value, list | tuple):
+            return [self.all_as_text(each) for each in cast("Iterable[object]", value)]
+        return value
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
         return self._backend.decode(ids)

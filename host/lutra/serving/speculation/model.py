@@ -81,7 +81,7 @@ class ModelDrafts:
         if self._sequence is None:
             return []
         room = self._drafter.loaded.device.model.context - len(self._text)
-        return self._record.shares()[:1] * min(most, max(room, 0))
+        return list(self._record.shares()[:1]) * min(most, max(room, 0))
 
     def draft(self, n: int) -> list[int]:
         """Run the small model for ``n`` tokens, or up to an end token, which is left out."""

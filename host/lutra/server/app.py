@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lutra.server.errors import ApiError, from_validation
+from lutra.server.errors import FAILED, ApiError, from_validation
 from lutra.server.limits import Guard
 from lutra.server.replies import EventStream, Json, event, until_gone
 from lutra.server.schema import (
@@ -255,8 +255,7 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
 async def _fail(request: Request, error: Exception) -> Response:
     """An error of the server's own, whose traceback is in its log."""
     _LOG.error("%s failed", request.scope["path"], exc_info=error)
-    message = "the server failed: its log says of what"
-    return await _refuse(request, ApiError(500, message, code="internal_error"))
+    return await _refuse(request, ApiError(500, FAILED, code="internal_error"))
 
 
 class _Logged:

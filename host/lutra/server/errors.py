@@ -7,7 +7,11 @@ from typing import cast
 from lutra.text.constraint import ConstraintError
 from lutra_golden.errors import LutraError
 
-__all__ = ["ApiError", "from_lutra", "from_running", "from_validation"]
+__all__ = ["CLOSING", "FAILED", "ApiError", "from_lutra", "from_running", "from_validation"]
+
+CLOSING = "the server is shutting down"
+FAILED = "the server failed: its log says of what"
+"""Messages of errors that have nothing to do with a request."""
 
 _TYPES = {
     401: "authentication_error",

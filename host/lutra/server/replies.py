@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lutra.server.errors import ApiError
+from lutra.server.errors import CLOSING, FAILED, ApiError
 
 __all__ = ["EventStream", "Json", "event", "until_gone"]
 
@@ -56,6 +56,10 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+async def _end(send: Send, last: bytes) -> None:
+    await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
 class EventStream(Response):
     """Server-sent events, made as they are sent; what is ``held`` is released at the end."""
 
@@ -69,7 +73,7 @@ class EventStream(Response):
         self._events, self._seconds, self._held = events, seconds, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all events; an error is the last one."""
+        """Send all events; an error is the last one, so that no stream ends as if it were whole."""
         with self._held:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
@@ -79,7 +83,13 @@ class EventStream(Response):
                 last = event(error.body)
             except ConnectionError:
                 return
-        await send({"type": "http.response.body", "body": last, "more_body": False})
+            except asyncio.CancelledError:
+                await _end(send, event(ApiError(503, CLOSING, code="closing").body))
+                raise
+            except Exception:
+                await _end(send, event(ApiError(500, FAILED, code="internal_error").body))
+                raise  # for the log
+        await _end(send, last)
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self._events) as found:

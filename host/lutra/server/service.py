@@ -10,7 +10,7 @@ from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
 from lutra.llm import LLM
-from lutra.server.errors import ApiError, from_lutra, from_running
+from lutra.server.errors import CLOSING, ApiError, from_lutra, from_running
 from lutra.server.limits import Limits
 from lutra.server.metrics import Metrics
 from lutra.server.schema import GenerationBody
@@ -76,7 +76,7 @@ class Answer:
             try:
                 async for piece in stream:
                     arrived.put_nowait((prompt * self._n + piece.index, piece))
-            except LutraError as error:
+            except Exception as error:
                 arrived.put_nowait(error)
             else:
                 arrived.put_nowait(None)
@@ -133,7 +133,7 @@ class Service:
         """The model; ApiError while it is not there."""
         wait = {"Retry-After": "1"}
         if self.closing:
-            raise ApiError(503, "the server is shutting down", code="closing", headers=wait)
+            raise ApiError(503, CLOSING, code="closing", headers=wait)
         if self._llm is None:
             raise ApiError(503, "the model is being loaded", code="loading", headers=wait)
         return self._llm

@@ -42,13 +42,20 @@ class Constraints:
             elif kind == "regex":
                 source = matcher.grammar_from_regex(text)
             else:
-                source = matcher.grammar_from_lark(self._gbnf.any_to_lark(text))
+                source = matcher.grammar_from_lark(self._lark(text))
             made: Any = matcher(self._tokenizer, source, log_level=0)
-        except (ValueError, RuntimeError, RecursionError, self._gbnf.GbnfToLarkError) as error:
+        except (ValueError, RuntimeError) as error:
             raise LutraError(f"{kind} is not understood ({_line(error)})") from None
         if made.is_error():
             raise LutraError(f"{kind} is not understood ({_line(made.get_error())})")
         return Constraint(kind, made)
+
+    def _lark(self, text: str) -> str:
+        """A grammar of Lark, translated from GBNF if it is one; ValueError if it is neither."""
+        try:
+            return self._gbnf.any_to_lark(text)
+        except Exception as error:  # llguidance raises this very class for rules that are missing
+            raise ValueError(str(error)) from None
 
 
 class Constraint:

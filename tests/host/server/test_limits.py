@@ -205,11 +205,15 @@ def test_requests_under_way_end_in_good_order(model: Path) -> None:
         begun = time.monotonic()
         with served(model, device) as server:
             asked = pool.submit(server.post, "/v1/completions", BODY)
-            until(lambda: device.passes > 0)
+            stream = pool.submit(server.post, "/v1/completions", BODY | {"stream": True})
+            until(lambda: device.passes > 0 and server.service.inside == 2)
             pool.submit(lambda: (time.sleep(3), device.go.set()))
         assert time.monotonic() - begun < WAIT_S / 2
         with pytest.raises(httpx.HTTPError):
             asked.result().raise_for_status()
+        # which does not look like a whole one
+        last = stream.result().text.removeprefix("data: ")
+        assert json.loads(last)["error"]["code"] == "closing"
 
 
 def test_where_a_server_listens() -> None:

@@ -14,6 +14,7 @@ import openai
 from tests.host.server.served import CONTEXT, Served, served, small_model
 
 from lutra import SamplingParams
+from lutra.serving.generation import Writer
 
 PROMPT = "Once upon a time"
 
@@ -385,3 +386,21 @@ def test_a_template_that_refuses(tmp_path: Path) -> None:
         found = server.post("/v1/chat/completions", body)
         assert found.status_code == 400
         assert "the chat template refuses these messages: no talk" in found.text
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_a_stream_says_that_the_server_failed(
+    server: Served, monkeypatch: pytest.MonkeyPatch, prompts: int
+) -> None:
+    """Whatever it failed of: else a stream that was cut off would look like a whole one."""
+
+    def fails(writer: Writer, *_: object) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(Writer, "push", fails)
+    body = {"prompt": ["a"] * prompts, "max_tokens": 2}
+    found = server.post("/v1/completions", body | {"stream": True})
+    last = json.loads(found.text.removeprefix("data: "))
+    assert last["error"]["code"] == "internal_error"
+    assert server.post("/v1/completions", body).json() == last
+    assert server.llm.requests() == (0, 0)

@@ -114,6 +114,9 @@ def test_several_completions_have_a_form_each(folder: Path) -> None:
     [
         ({"regex": "["}, r"^regex is not understood \(.*unclosed character class"),
         ({"grammar": "hm"}, r"^grammar is not understood \("),
+        ({"grammar": ""}, r"^grammar is not understood \(No 'root' rule found"),
+        ({"grammar": 'r ::= "a"'}, r"^grammar is not understood \(No 'root' rule found"),
+        ({"grammar": "root ::= x"}, r"^grammar is not understood \(Rule 'x' not found"),
         ({"json_schema": {"type": 3}}, r"^json_schema is not understood \(type must be"),
         ({"json_schema": "{"}, r"^json_schema must be a JSON schema, a mapping or its text \("),
         ({"json_schema": "3"}, r"^json_schema must be a mapping or JSON text, not int$"),

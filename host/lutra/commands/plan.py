@@ -21,6 +21,7 @@ from lutra.open_model import open_packed_model
 from lutra.progress import StepProgress
 from lutra.serving.plans.check import CheckedPoint, check_predictions, run_workload, summary
 from lutra.serving.plans.costs import Workload
+from lutra.serving.plans.measure import MOST_SESSIONS
 from lutra.serving.plans.planner import USUAL, Planner, workload_within
 from lutra.serving.plans.plot import check_plot, write_plot
 from lutra.serving.plans.profile import LinkProfile
@@ -66,8 +67,8 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         help=f"tokens of an answer (default {USUAL.answer}, or to the context's end)",
     )  # fmt: skip
     parser.add_argument(
-        "-b", "--batch", type=whole(1), default=1, metavar="N",
-        help="requests that come at once (default 1)",
+        "-b", "--batch", type=whole(1, MOST_SESSIONS), default=1, metavar="N",
+        help=f"requests that come at once (default 1, at most {MOST_SESSIONS})",
     )  # fmt: skip
     parser.add_argument(
         "--slo",

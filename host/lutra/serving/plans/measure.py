@@ -14,12 +14,13 @@ from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv, SequenceKv
 from lutra_golden.model.packed import PackedModel
 
-__all__ = ["BUDGET_S", "empty_kv", "kv_bytes_of", "measure_device", "measure_link"]
+__all__ = ["BUDGET_S", "MOST_SESSIONS", "empty_kv", "kv_bytes_of", "measure_device", "measure_link"]
 
 Progress = Callable[[str, float], None]
 BUDGET_S = 20.0
 """Seconds after which a device is measured no more: what is left follows from what there is."""
-_SESSIONS = 64  # most that are measured together
+MOST_SESSIONS = 64
+"""Sessions that are measured together, at most."""
 _REPEATS = 3
 _POSITIONS = (0, 128, 512, 2048, 8192, 32768)
 
@@ -107,7 +108,7 @@ class _Bench:
 
     def batches(self, chunk: Table) -> Table:
         """Of one token each of several sessions, as many as there is room for."""
-        sizes = [n for n in self._sizes if n <= _SESSIONS]
+        sizes = [n for n in self._sizes if n <= MOST_SESSIONS]
         for _ in range(len(self._sessions), sizes[-1]):
             try:
                 self._sessions.append(self._device.session())

@@ -20,7 +20,10 @@ from lutra_golden.model.capabilities import COMMON_PARTS, Capabilities
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.boards import BOARD_PROFILES
 
-__all__ = ["Site", "common_capabilities", "parse_sites"]
+__all__ = ["MOST_SITES", "Site", "common_capabilities", "parse_sites"]
+
+MOST_SITES = 4
+"""Devices of a plan: the ways to divide a request grow with the factorial of their number."""
 
 Progress = Callable[[str, float], None]
 
@@ -127,9 +130,12 @@ class Site:
 
 
 def parse_sites(texts: Sequence[str]) -> list[Site]:
-    """Sites of their texts; of those with one label, later ones get ``#2`` and so on."""
+    """Sites of their texts, :data:`MOST_SITES` at most; of those with one label, later ones get
+    ``#2`` and so on."""
     if not texts:
         raise LutraError("a plan needs devices: give some, such as cpu,golden")
+    if len(texts) > MOST_SITES:
+        raise LutraError(f"plans are made for up to {MOST_SITES} devices, not {len(texts)}")
     sites, seen = list[Site](), dict[str, int]()
     for text in texts:
         site = Site.parse(text.strip())

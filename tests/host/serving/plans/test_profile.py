@@ -17,7 +17,7 @@ from lutra.serving.plans.carriers import Direct, Shaped
 from lutra.serving.plans.facts import Fact, Facts, pass_s
 from lutra.serving.plans.measure import empty_kv, kv_bytes_of, measure_device, measure_link
 from lutra.serving.plans.profile import DeviceProfile, LinkProfile, Table, weakest
-from lutra.serving.plans.sites import Site, common_capabilities, parse_sites
+from lutra.serving.plans.sites import MOST_SITES, Site, common_capabilities, parse_sites
 from lutra.serving.plans.store import ProfileStore, fingerprint_of
 from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
@@ -236,7 +236,7 @@ def test_a_fingerprint_is_of_device_and_shape(model: PackedModel) -> None:
 
 
 def test_sites_by_name() -> None:
-    found = parse_sites(["cpu:1", " cpu:1", "rtl", "kv260", "board://there:99"])
+    found = parse_sites(["cpu:1", " cpu:1", "rtl", "kv260"]) + parse_sites(["board://there:99"])
     assert [each.label for each in found] == [
         "cpu:1", "cpu:1#2", "rtl", "kv260", "board://there:99"
     ]  # fmt: skip
@@ -262,6 +262,9 @@ def test_sites_that_are_none(text: str, said: str) -> None:
         Site.parse(text)
     with pytest.raises(LutraError, match="needs devices"):
         parse_sites([])
+    assert len(parse_sites(["golden"] * MOST_SITES)) == MOST_SITES
+    with pytest.raises(LutraError, match="plans are made for up to 4 devices, not 5"):
+        parse_sites(["golden"] * (MOST_SITES + 1))
 
 
 def test_a_modelled_board(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_texts_have_the_form(folder: Path) -> None:
                 found = llm.generate("a king", 20, sampling)
                 assert re.fullmatch(pattern, found.text)
                 assert found.finish_reason == "stop"
+                assert EOS not in found.tokens  # where nothing more fits, none is needed
 
 
 def test_the_likeliest_tokens_that_fit_are_taken(folder: Path) -> None:

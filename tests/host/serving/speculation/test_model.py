@@ -149,6 +149,10 @@ def test_vocabularies_of_other_sizes(loaded: LoadedModel, size: int) -> None:
     params = SamplingParams(temperature=0, logit_bias={size - 1: 9.0}, repetition_penalty=1.1)
     drafts = ModelDrafter(loaded, size).begin(PROMPT, Sampler(params, [*PROMPT, size - 1]), ())
     assert all(token < min(size, 304) for token in drafts.draft(9))
+    for seed in range(6):
+        any_token = Sampler(SamplingParams(temperature=100, top_k=0, top_p=1, seed=seed), PROMPT)
+        drafts = ModelDrafter(loaded, size).begin(PROMPT, any_token, ())
+        assert all(token < min(size, 304) for token in drafts.draft(9))
 
 
 # -- of an LLM

@@ -164,6 +164,12 @@ def test_slos(model: PackedModel) -> None:
     assert quick.plans[0].prefill[0].site == 0
     choice = choose_plan(own, workload, slo=Slo(tpot_s=0.2))
     assert choice.chosen.cost.tpot_s <= 0.2
+    slow = LinkProfile(latency_s=99.0, bytes_per_s=1e30, kind="measured")
+    apart = costs(model, device(0.001, 0.5), device(0.02, 0.1), link=slow)
+    assert choose_plan(apart, workload).chosen.plans == (Plan.on(0, N_LAYERS),)
+    choice = choose_plan(apart, workload, slo=Slo(tpot_s=0.2))
+    assert choice.chosen.plans == (Plan.on(1, N_LAYERS),)
+    assert choice.reason.startswith("the quickest of those that meet the SLO; ")
     choice = choose_plan(own, workload, slo=Slo(ttft_s=0.01))
     assert choice.reason.startswith("no plan meets the SLO; this one misses it least, by a factor")
     assert Slo.parse("ttft=0.5, tpot=0.05") == Slo(ttft_s=0.5, tpot_s=0.05)
@@ -202,7 +208,8 @@ def test_many_layers_are_balanced_by_a_heuristic(
     from lutra.serving.plans import search
 
     monkeypatch.setattr(search, "_EXACT", 1)
-    own = costs(model, device(0.01, 0.3), device(0.03, 0.9))
+    # in proportion to speed, and rounded, each would have two
+    own = costs(model, device(0.01, 0.3), device(0.016, 0.48))
     choice = choose_plan(own, Workload(prompt=9, answer=9))
     assert not choice.exact
     cuts = {

@@ -28,7 +28,7 @@ _MEMORY = "process_resident_memory_bytes "
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is asked of the server at ``url``.
+    """Requests to the server at ``url``.
 
     ``streams`` ask at a time, for ``seconds``, or for ``requests`` in all if that is given. A
     prompt has one of the ``prompts`` tokens, in turn, ids below ``vocabulary``; an answer has
@@ -83,7 +83,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a load has shown; times in seconds, rates in tokens per second."""
+    """Findings of a load; times in seconds, rates in tokens per second."""
 
     requests: int
     seconds: float

@@ -64,11 +64,11 @@ __all__ = [
 Progress = Callable[[str, float], None]
 T = TypeVar("T")
 WAYS = "ngram", "off"
-"""What ``speculation`` may be, beside another model."""
+"""Values of ``speculation``, beside another model."""
 _PROBE = "The vocabulary is the same if this gives equal tokens: 3.14, naïve, x_y = f(z);"
 _log = logging.getLogger(__name__)
 SPECULATION = {"cpu": "ngram"}
-"""What guesses tokens on a device, by its name; elsewhere nothing does."""
+"""The way in which tokens are guessed on a device, by its name; elsewhere none are."""
 _LOGITS_TOKENS = 512  # of a text whose logits are asked for, at a time
 PREFIX_BYTES = 1 << 30
 """Keys and values of known prefixes that an :class:`LLM` keeps, unless it says otherwise."""
@@ -290,7 +290,7 @@ class LLM(Closing):
         return draft
 
     def _guessing(self) -> Speculation:
-        """What guesses the tokens of the device that is loaded."""
+        """The way in which tokens are guessed on the device that is loaded."""
         way = SPECULATION.get(self.device.name) if self._speculation is None else self._speculation
         if self._draft is not None:
             if self._draft is not self._speculation:

@@ -67,7 +67,7 @@ def make_app(
 
 
 class _Routes:
-    """What is done for each path."""
+    """Handlers of all paths."""
 
     def __init__(self, service: Service, log_prompts: bool) -> None:
         self._service, self._log_prompts = service, log_prompts

@@ -60,14 +60,14 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, object]:
-        """What the client gets."""
+        """The body that the client gets."""
         type = _TYPES.get(self.status, "invalid_request_error")
         fields = {"message": self.message, "type": type, "param": self.param, "code": self.code}
         return {"error": fields}
 
 
 def from_lutra(error: LutraError, fields: Sequence[str], text: str) -> ApiError:
-    """What Lutra refuses, as the fault of the first of ``fields`` that the message names; the
+    """A refusal of Lutra, as the fault of the first of ``fields`` that the message names; the
     prompt is in the field ``text``."""
     message = str(error)
     renamed = _RENAMED | {"prompt": text}
@@ -78,7 +78,7 @@ def from_lutra(error: LutraError, fields: Sequence[str], text: str) -> ApiError:
 
 
 def from_running(error: LutraError) -> ApiError:
-    """What ends a generation under way: the form that it is to have, or the device."""
+    """The end of a generation under way: of the form that it is to have, or of the device."""
     message = str(error)
     if isinstance(error, ConstraintError):
         form = message.split()[0]

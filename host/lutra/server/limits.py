@@ -1,4 +1,4 @@
-"""Who may ask a server, and how much: checks of every request before its body is parsed."""
+"""Limits on those who ask a server, and on how much, before the body of a request is parsed."""
 
 import asyncio
 import hmac

@@ -92,7 +92,7 @@ class _Body(BaseModel):
 
 
 class StreamOptions(_Body):
-    """What a stream has beside its pieces."""
+    """Parts of a stream beside its pieces."""
 
     include_usage: bool = False
 
@@ -107,7 +107,7 @@ class JsonSchema(_Body):
 
 
 class ResponseFormat(_Body):
-    """What an answer is to be."""
+    """The form of an answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None

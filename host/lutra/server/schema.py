@@ -217,7 +217,7 @@ class GenerationBody(_Body):
     @property
     def likeliest(self) -> int | None:
         """Likeliest tokens that are reported with each one, None for no report."""
-        raise NotImplementedError
+        return None
 
     @property
     def most_tokens(self) -> int | None:
@@ -491,7 +491,7 @@ class DetokenizeBody(_Body):
 
 
 class ErrorFields(BaseModel):
-    """What is wrong, in which field."""
+    """The fault, in which field."""
 
     message: str
     type: str

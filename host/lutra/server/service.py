@@ -98,7 +98,7 @@ class Answer:
 
 
 class Service:
-    """What a server does with a model, once it is there: :meth:`start` has it."""
+    """A server's work with a model, once it is there: :meth:`start` has it."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits

@@ -16,7 +16,7 @@ from lutra.text.stop import StopFilter
 __all__ = ["OPENING", "Call", "CallFilter", "calls_grammar", "find_calls"]
 
 OPENING = "<tool_call>"
-"""What a call begins with, in answers and in templates that know of calls."""
+"""The beginning of a call, in answers and in templates that know of calls."""
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
 

@@ -14,7 +14,7 @@ _RETRY_S = 0.01  # until another thread's requests may have left room
 
 
 class Engine(Protocol):
-    """What takes requests from any thread, and runs them in its own."""
+    """Takes requests from any thread, and runs them in its own."""
 
     @property
     def n_waiting(self) -> int:

@@ -59,7 +59,7 @@ class Constraints:
 
 
 class Constraint:
-    """What may come next in one text."""
+    """Tokens that may come next in one text."""
 
     def __init__(self, kind: str, matcher: Any) -> None:
         self._kind, self._matcher = kind, matcher

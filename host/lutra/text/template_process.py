@@ -81,7 +81,7 @@ class TemplateProcess(Closing):
     def _ask(
         self, process: subprocess.Popen[bytes], request: dict[str, object]
     ) -> dict[str, str] | None:
-        """What the process says, None if it has ended."""
+        """An answer of the process, None if it has ended."""
         assert process.stdin is not None and process.stdout is not None, "both are pipes"
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")

@@ -13,7 +13,7 @@ class Carrier(Protocol):
     """Brings keys and values from one device to another, in the thread that asks."""
 
     def carry(self, kv: SequenceKv) -> SequenceKv:
-        """What arrives of ``kv``: the same."""
+        """All of ``kv``, as it is."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a plan costs: seconds of requests that come at once, from the profiles of its devices.
+"""Costs of a plan: seconds of requests that come at once, from the profiles of its devices.
 
 Requests of equal length are followed pass by pass, as the batch of :mod:`lutra.serving.batch`
 forms them, with the seconds that profiles have for each pass.

@@ -103,7 +103,7 @@ class PlannedDevice(Closing):
         self.epoch = 0
         """Number of models loaded so far; sessions of another epoch are gone."""
         self.took = Facts()
-        """What passes took, to be compared with predictions."""
+        """Seconds that passes took, to be compared with predictions."""
         self._choose, self._lock = choose, threading.RLock()
         self._model: PackedModel | None = None
         self._plans: list[Plan] = []
@@ -347,8 +347,8 @@ class PlannedDevice(Closing):
     def _without_failing(
         self, before: Sequence[tuple[PlannedSession, int]], attempt: Callable[[], T]
     ) -> T:
-        """What ``attempt`` gives, on devices that do not fail of it; sessions go back to where they
-        were ``before`` it is tried again, and after an exception."""
+        """The result of ``attempt``, on devices that do not fail of it; sessions go back to where
+        they were ``before`` it is tried again, and after an exception."""
         while True:
             try:
                 for session, _ in before:

@@ -1,4 +1,4 @@
-"""What passes took, beside what a profile predicts of them."""
+"""Seconds that passes took, beside those that a profile predicts."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence

@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def kind(self) -> PlanKind:
-        """What of a request is divided: nothing, its phases, or else its layers."""
+        """The way a request is divided: not at all, by its phases, or else by its layers."""
         if self.prefill != self.decode:
             return "phase split"
         return "whole" if len(self.decode) == 1 else "pipeline"

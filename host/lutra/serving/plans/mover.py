@@ -33,7 +33,7 @@ class KvMover:
             each.shutdown(wait=True)
 
     def part(self, session: PlannedSession, site: int) -> Part:
-        """What a device has of a session, which is opened there if it is not yet."""
+        """The part of a session on a device, which is opened there if it is not yet."""
         if site not in session.parts:
             with self._live.on(site) as device:
                 session.parts[site] = Part(device.session(), [0] * session.plan.n_layers)
@@ -122,7 +122,7 @@ class KvMover:
 
 
 def common_layers(a: range, b: range) -> range:
-    """What two ranges have in common."""
+    """Numbers that are in both ranges."""
     first = max(a.start, b.start)
     return range(first, max(min(a.stop, b.stop), first))
 

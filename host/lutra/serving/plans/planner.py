@@ -27,7 +27,7 @@ ETHERNET = LinkProfile(latency_s=1e-4, bytes_per_s=1.25e8, kind="modelled")
 _DRIFT = 0.1
 """Share by which passes may differ from a profile before it is corrected."""
 USUAL = Workload(prompt=512, answer=128)
-"""What is planned for if nothing else is said, as far as the context goes."""
+"""The workload if nothing else is said, as far as the context goes."""
 
 
 class Planner(Closing):
@@ -95,7 +95,7 @@ class Planner(Closing):
 
     @property
     def carrier(self) -> Carrier:
-        """What carries keys and values as the links say."""
+        """A carrier of keys and values, as the links say."""
         if self._link is None:
             return Direct()
         return Shaped(latency_s=self._link.latency_s, bytes_per_s=self._link.bytes_per_s)

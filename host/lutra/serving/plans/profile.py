@@ -16,7 +16,7 @@ from lutra_golden.errors import LutraError
 __all__ = ["DeviceProfile", "Kind", "LinkProfile", "Table", "weakest"]
 
 Kind = Literal["measured", "simulated", "modelled"]
-"""What a figure is: seconds of this machine, cycles of a simulator by a clock, or a formula."""
+"""Kinds of figures: seconds of this machine, cycles of a simulator by a clock, or a formula."""
 _KINDS: tuple[Kind, ...] = ("measured", "simulated", "modelled")
 
 

@@ -156,7 +156,7 @@ def common_capabilities(sites: Sequence[Site]) -> Capabilities:
 
 
 def _library(name: str) -> str:
-    """What runs a processor's passes here; an accelerator's facts say that."""
+    """The code that runs a processor's passes here; an accelerator's facts say that."""
     from lutra import __version__
 
     if name == "cpu":

@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def shape_of(model: PackedModel) -> dict[str, object]:
-    """What the times of a model depend on: its sizes and formats, and not its weights."""
+    """Properties that a model's times depend on: its sizes and formats, and not its weights."""
     return {
         "layers": len(model.layers),
         "hidden": model.hidden_size,

@@ -59,7 +59,7 @@ class ModelDrafter:
 
 
 class ModelDrafts:
-    """What a small model would say; nothing any more once its device has no room for the text."""
+    """Tokens that a small model would say; none once its device has no room for the text."""
 
     def __init__(
         self, drafter: ModelDrafter, prompt: Sequence[int], sampler: Sampler, ends: Collection[int]

@@ -39,7 +39,7 @@ class NgramDrafter:
 
 
 class NgramDrafts:
-    """What followed the longest end of a text that stood in it before, the latest of equals."""
+    """Tokens behind the longest end of a text that stood in it before, the latest of equals."""
 
     def __init__(self, prompt: Sequence[int], ends: Collection[int], record: Record) -> None:
         self._text, self._ends, self._record = list(prompt), frozenset(ends), record

@@ -27,7 +27,7 @@ LOG_LINES = 15
 STANDS_S = 10.0  # without progress, after which no estimate is worth anything
 
 # packages that come with each extra, roughly: for the estimate alone
-N_PACKAGES = {"": 28, "sim": 24, "dev": 20, "pynq": 40}
+N_PACKAGES = {"": 28, "sim": 24, "dev": 60, "pynq": 40}
 
 # Lutra's own distribution when it had the name that is another project's on PyPI
 OLD_NAME = "lutra"

@@ -35,8 +35,6 @@ _GGUF_NAMES = {
 _EMBEDDING, _HEAD = "token_embd", "output"
 _POOL = 1 << 24
 """Random bytes of a matrix repeat after so many."""
-_SCALE_BYTE = 32 | 32 >> 4 << 6
-"""Of Q4_K: six bits 32, and above them the upper two of another 32."""
 
 
 def _random(rng: np.random.Generator, n_blocks: int, n_bytes: int, valid: _Bytes) -> _Bytes:
@@ -80,11 +78,16 @@ def _q2_0(rng: np.random.Generator, n: int, k: int) -> _Bytes:
 
 
 def _q4_k(rng: np.random.Generator, n: int, k: int) -> _Bytes:
-    """Blocks of 256: a scale of steps and one of offsets, six bits for each of eight groups."""
+    """Blocks of 256: a scale of steps and one of offsets, six bits for each of eight groups, the
+    same for steps and offsets."""
     blocks = np.empty((n * k // 256, 144), np.uint8)
     step = 0.2 / np.sqrt(k) / 32
     blocks[:, :2], blocks[:, 2:4] = _half(step), _half(7.5 * step)
-    blocks[:, 4:12], blocks[:, 12:16] = _SCALE_BYTE, 0
+    multiples = rng.integers(1, 64, (len(blocks), 8), np.uint8)
+    first, last = multiples[:, :4], multiples[:, 4:]
+    # six bits of the first groups, and above them the upper two of the last ones
+    blocks[:, 4:8] = blocks[:, 8:12] = first | last >> 4 << 6
+    blocks[:, 12:16] = (last & 15) * 17
     blocks[:, 16:] = _random(rng, len(blocks), 128, _ANY)
     return blocks.reshape(n, -1)
 
@@ -93,8 +96,8 @@ def _q6_k(rng: np.random.Generator, n: int, k: int) -> _Bytes:
     """Blocks of 256: codes of six bits, sixteen scales, and one above them."""
     blocks = np.empty((n * k // 256, 210), np.uint8)
     blocks[:, :192] = _random(rng, len(blocks), 192, _ANY)
-    blocks[:, 192:208] = rng.integers(1, 64, (len(blocks), 16), np.uint8)
-    blocks[:, 208:] = _half(1e-4)
+    blocks[:, 192:208] = rng.integers(-127, 128, (len(blocks), 16), np.int8).view(np.uint8)
+    blocks[:, 208:] = _half(5e-5)
     return blocks.reshape(n, -1)
 
 

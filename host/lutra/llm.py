@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.arguments import check_kind, check_whole
+from lutra.arguments import check_kind, check_whole, either
 from lutra.closing import Closing
 from lutra.devices.base import Device, DeviceError, StepResult, check_tokens
 from lutra.devices.choose import DeviceOptions
 from lutra.devices.golden import GoldenDevice
+from lutra.devices.processors import PROCESSORS
 from lutra.formats.gguf import is_gguf
 from lutra.models import find_model
 from lutra.models.decoder import Decoder
@@ -25,13 +26,17 @@ from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
 from lutra.quantize.reference import reference
 from lutra.serving.async_stream import AsyncStream
-from lutra.serving.batch import Batch
-from lutra.serving.engine import BatchEngine
+from lutra.serving.batch import MOST_AT_ONCE
+from lutra.serving.engine import Engine, make_engine
 from lutra.serving.generation import Generation, complete, prefill, restart, run, split
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence
+from lutra.serving.speculation.adaptive import AdaptiveSpeculation
+from lutra.serving.speculation.model import ModelDrafter
+from lutra.serving.speculation.ngrams import NgramDrafter
+from lutra.serving.speculation.plain import Speculation
 from lutra.serving.stream import Stream
 from lutra.serving.together import complete_all
 from lutra.text.messages import Message, check_messages
@@ -45,11 +50,26 @@ from lutra_golden.model.cache import Kv
 if TYPE_CHECKING:
     from lutra.text.chat_template import ChatTemplate
 
-__all__ = ["LLM", "PREFIX_BYTES", "Completion", "Mismatch", "Piece", "RunStats"]
+__all__ = [
+    "LLM",
+    "PREFIX_BYTES",
+    "SPECULATION",
+    "WAYS",
+    "Completion",
+    "Mismatch",
+    "Piece",
+    "RunStats",
+]
 
 Progress = Callable[[str, float], None]
 T = TypeVar("T")
+WAYS = "ngram", "off"
+"""Values of ``speculation``, beside another model."""
+_PROBE = "The vocabulary is the same if this gives equal tokens: 3.14, naïve, x_y = f(z);"
 _log = logging.getLogger(__name__)
+SPECULATION = {"cpu": "ngram"}
+"""The way in which tokens are guessed on a device, by its name; elsewhere none are."""
+_LOGITS_TOKENS = 512  # of a text whose logits are asked for, at a time
 PREFIX_BYTES = 1 << 30
 """Keys and values of known prefixes that an :class:`LLM` keeps, unless it says otherwise."""
 
@@ -59,8 +79,10 @@ class LLM(Closing):
 
     ``model`` is a shipped name or a folder; ``device`` is one of
     :data:`~lutra.devices.choose.DEVICES`, or an object with the methods of
-    :class:`~lutra.devices.base.Device`. ``auto`` takes the fastest that is here, boards included,
-    and that has room for the model; :attr:`notes` says why it passed others over. ``threads`` are
+    :class:`~lutra.devices.base.Device`, or several names, between which requests are divided as the
+    planner has it (``["cpu:1", "golden"]``, see :mod:`lutra.serving.plans`). ``auto`` takes the
+    fastest that is here, boards included, and that has room for the model; :attr:`notes` says why
+    it passed others over. ``threads`` are
     those of the device ``cpu``, one per core if left out. ``config``, of accelerators, is a name or
     an :class:`~lutra_golden.core.config.AcceleratorConfig`, and ``engine`` the matmul engine that a
     named one is built with. ``emulate`` is the name of a board that takes the place of a real one,
@@ -82,7 +104,14 @@ class LLM(Closing):
     Every generation has a session of its own on the device, so that several threads may use one
     LLM, and several streams may take turns. Afterwards the session is kept, the latest used ones
     up to ``prefix_bytes`` of keys and values in all: a prompt that begins like one of them
-    computes only what is new.
+    computes only what is new. Of coroutines' requests at most ``parallel`` are on the device at a
+    time, the others wait.
+
+    ``speculation`` says what guesses tokens, which are checked several in a pass; tokens are the
+    same with any of it (docs/scheduling.md). ``ngram`` takes them from the text itself, ``off``
+    does without, and another model of the same vocabulary, as an :class:`LLM` or what ``model`` may
+    be, runs beside this one: where it is not an :class:`LLM`, on the same device if that is a
+    processor, else on ``cpu``. Left out, it is what :data:`SPECULATION` has for the device.
 
     With ``check`` every logit of the device is compared with the golden model's and a difference
     raises :class:`Mismatch`. ``progress`` is called with what is being done and the share of it
@@ -93,7 +122,7 @@ class LLM(Closing):
     def __init__(
         self,
         model: str | Path = "tales",
-        device: str | Device = "auto",
+        device: str | Device | list[str] | tuple[str, ...] = "auto",
         *,
         config: str | AcceleratorConfig | None = None,
         engine: str | None = None,
@@ -107,10 +136,12 @@ class LLM(Closing):
         check: bool = False,
         threads: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
+        parallel: int = MOST_AT_ONCE,
         wave: Path | None = None,
         wave_cycles: tuple[int, int] | None = None,
         emulate: str | None = None,
         bitstream: Path | None = None,
+        speculation: "str | Path | LLM | None" = None,
         progress: Progress | bool | None = None,
         load: bool = True,
     ) -> None:
@@ -127,6 +158,10 @@ class LLM(Closing):
         check_whole("prefix_bytes", prefix_bytes)
         if prefix_bytes < 0:
             raise LutraError(f"prefix_bytes must be 0 (keep none) or more, not {prefix_bytes}")
+        check_whole("parallel", parallel)
+        if parallel < 1:
+            raise LutraError(f"parallel must be 1 request or more, not {parallel}")
+        self._parallel = parallel
         self._bars = StepProgress() if progress is True else nullcontext()
         self._progress: Progress | None = None
         if isinstance(self._bars, StepProgress):
@@ -134,10 +169,14 @@ class LLM(Closing):
         elif not isinstance(progress, bool):
             self._progress = progress
         self._check, self._prefix_bytes = check, prefix_bytes
+        _check_way(speculation)
+        self._speculation = speculation
+        self._draft = speculation if isinstance(speculation, LLM) else None
         self._loaded: LoadedModel | None = None
-        self._engine: BatchEngine | None = None
+        self._engine: Engine | None = None
         self._process, self._inherited = ProcessLock(), False
         self._chat_template: ChatTemplate | None = None
+        self._template_source: str | None = None
         self.stats = RunStats()
         """Statistics of the generation that was started last."""
 
@@ -181,6 +220,9 @@ class LLM(Closing):
                     self._placement.note_parts(self.packed)
                 if head_bits is None:
                     self._placement.note_engine(self.packed)
+            if speculation is not None and speculation not in WAYS:
+                self.tokenizer = reading.result()
+                self._draft = self._drafting(speculation, threads)
             if load:
                 self.load()
             self.tokenizer = reading.result()
@@ -213,13 +255,49 @@ class LLM(Closing):
             golden = GoldenDevice() if self._check else None
             if golden is not None:
                 golden.load(self.packed)
-            self._loaded = LoadedModel(self.packed, self.device, golden, self._prefix_bytes)
+            self._loaded = LoadedModel(
+                self.packed, self.device, golden, self._prefix_bytes, self._guessing()
+            )
 
     def close(self) -> None:
         """Release the device; :meth:`load` takes it again."""
         with self._adopt():
             self._end()
             self.device.close()
+            if self._draft is not None and self._draft is not self._speculation:
+                self._draft.close()
+
+    def _drafting(self, model: "str | Path | LLM", threads: int | None) -> "LLM":
+        """The model whose tokens are drafts, checked for the same vocabulary."""
+        draft = model
+        if not isinstance(draft, LLM):
+            name = self.device.name if self.device.name in PROCESSORS else "cpu"
+            draft = LLM(
+                draft,
+                name,
+                threads=threads if name == "cpu" else None,
+                speculation="off",
+                progress=self._progress,
+                load=False,
+            )
+        ours, theirs = self.tokenizer, draft.tokenizer
+        same = ours.own_size == theirs.own_size and ours.special_tokens == theirs.special_tokens
+        if not same or ours.encode(_PROBE) != theirs.encode(_PROBE):
+            raise LutraError(
+                f"the model {draft.packed.name} has another vocabulary than {self.packed.name} and "
+                "cannot guess its tokens: give a smaller model of the same family, or ngram"
+            )
+        return draft
+
+    def _guessing(self) -> Speculation:
+        """The way in which tokens are guessed on the device that is loaded."""
+        way = SPECULATION.get(self.device.name) if self._speculation is None else self._speculation
+        if self._draft is not None:
+            if self._draft is not self._speculation:
+                self._draft.load()
+            loaded = self._draft._running()
+            return AdaptiveSpeculation(ModelDrafter(loaded, self.packed.vocab_size))
+        return AdaptiveSpeculation(NgramDrafter()) if way == "ngram" else Speculation()
 
     def _adopt(self) -> threading.RLock:
         if self._process.is_foreign():
@@ -331,18 +409,34 @@ class LLM(Closing):
 
     def stream_async(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         max_tokens: int | None = None,
         sampling: SamplingParams | None = None,
         priority: int = 0,
     ) -> AsyncStream:
         """Pieces for a coroutine, from a thread in which all requests of this LLM share passes.
 
+        ``prompt`` is a text, or tokens that :meth:`encode` or :meth:`encode_chat` has made.
         Requests of a higher ``priority`` go first. They are there as soon as the model is loaded,
         on one device: the one of ``auto`` is not replaced any more. A stream that is closed, or
         whose task is cancelled, ends its request.
         """
-        return self._begin_async(self.encode(prompt), max_tokens, sampling, priority)
+        check_whole("priority", priority)
+        tokens = self.encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        generation = self._generation(tokens, max_tokens, sampling)
+        with self._adopt():
+            loaded = self._running()
+            # an error that ended all requests may be over
+            if self._engine is None or self._engine.ended:
+                self._engine = make_engine(loaded, self._parallel)
+            return AsyncStream(
+                self._engine, generation, self.tokenizer, self._ends(generation.sampling), priority
+            )
+
+    def requests(self) -> tuple[int, int]:
+        """Requests of coroutines that are on the device, and those that wait for room there."""
+        engine = self._engine
+        return (0, 0) if engine is None else (engine.n_running, engine.n_waiting)
 
     def chat(
         self,
@@ -356,10 +450,7 @@ class LLM(Closing):
         text and do nothing. The answer ends where the model or a stop string ends it, the context
         is full, or ``max_tokens`` have come.
         """
-        check_messages(messages)
-        as_text = self.tokenizer.as_text
-        plain = [each | {"content": as_text(each["content"])} for each in map(dict, messages)]
-        tokens = self.tokenizer.encode_template(self.chat_template.render(plain))
+        tokens = self.encode_chat(messages)
         room = max(self.context - len(tokens), 1)
         if max_tokens is not None:
             check_whole("max_tokens", max_tokens)
@@ -368,6 +459,26 @@ class LLM(Closing):
     def encode(self, prompt: str) -> list[int]:
         """Tokens of a prompt."""
         return self.tokenizer.encode(_text(prompt))
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[object] | None = None,
+        render: Callable[[Sequence[Message], Sequence[object] | None], str] | None = None,
+    ) -> list[int]:
+        """Tokens of the prompt that the chat template makes of ``messages``, and of ``tools`` as
+        OpenAI's API has them.
+
+        ``render`` applies that template elsewhere, such as in a process of its own.
+        """
+        check_messages(messages)
+        plain = self.tokenizer.all_as_text
+        texts = [
+            {name: value if name == "role" else plain(value) for name, value in each.items()}
+            for each in messages
+        ]
+        offered = None if tools is None else [plain(each) for each in tools]
+        return self.tokenizer.encode_template((render or self.chat_template.render)(texts, offered))
 
     @property
     def chat_template(self) -> "ChatTemplate":
@@ -381,6 +492,11 @@ class LLM(Closing):
             )
         return self._chat_template
 
+    @property
+    def chat_template_source(self) -> str | None:
+        """That template in Jinja, None if there is none."""
+        return self._template_source or self.tokenizer.chat_template
+
     def set_chat_template(self, source: str) -> None:
         """Use another chat template, in Jinja."""
         from lutra.text.chat_template import ChatTemplate
@@ -388,6 +504,7 @@ class LLM(Closing):
         kind = type(source).__name__
         check_kind(source, str, f"a chat template must be Jinja as a string, not {kind}")
         self._chat_template = ChatTemplate(source, self.tokenizer.special_tokens)
+        self._template_source = source
 
     def logits(self, tokens: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """All logits ``[T, V]`` of a token sequence, and their scale per position ``[T]``."""
@@ -417,7 +534,9 @@ class LLM(Closing):
         def begin(
             loaded: LoadedModel,
         ) -> tuple[LoadedModel, TokenSequence, list[Sequence[int]], StepResult]:
-            sequence, parts = loaded.open(), split(tokens, loaded.device.pass_tokens)
+            # all logits of a part are there at once
+            size = min(loaded.device.pass_tokens, _LOGITS_TOKENS)
+            sequence, parts = loaded.open(), split(tokens, size)
             try:
                 result = run(loaded, sequence, parts[0], 0, stats)[0]
             except BaseException:
@@ -448,23 +567,26 @@ class LLM(Closing):
             except LutraError as error:
                 raise LutraError(f"prompt {i}: {error}") from None
         return self._first(
-            lambda loaded: complete_all(loaded, generations, self.tokenizer, self.eos)
+            lambda loaded: complete_all(
+                loaded, generations, self.tokenizer, lambda each: self._ends(each.sampling)
+            )
         )
 
-    def _begin_async(
-        self,
-        tokens: list[int],
-        max_tokens: int | None,
-        sampling: SamplingParams | None,
-        priority: int,
-    ) -> AsyncStream:
-        check_whole("priority", priority)
-        generation = self._generation(tokens, max_tokens, sampling)
-        with self._adopt():
-            loaded = self._running()
-            if self._engine is None:
-                self._engine = BatchEngine(Batch(loaded))
-            return AsyncStream(self._engine, generation, self.tokenizer, self.eos, priority)
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        """Refuse what are no tokens of this model."""
+        check_tokens(tokens)
+        for each in tokens:
+            check_whole("a token of a prompt", each)
+            if not 0 <= each < self.packed.vocab_size:
+                raise LutraError(
+                    f"token {each} of the prompt is outside the vocabulary: give ids from 0 to "
+                    f"{self.packed.vocab_size - 1}"
+                )
+        return list(tokens)
+
+    def _ends(self, sampling: SamplingParams) -> Collection[int]:
+        """Tokens that end a text."""
+        return () if sampling.ignore_eos else self.eos
 
     def _stream(
         self, tokens: list[int], max_tokens: int | None, sampling: SamplingParams | None
@@ -501,6 +623,7 @@ class LLM(Closing):
             "SamplingParams(temperature=0)",
         )
         sampling.check_vocabulary(self.packed.vocab_size)
+        self.tokenizer.constraint(sampling.form, self._ends(sampling))
         stats = RunStats(prompt_tokens=len(tokens))
         return Generation(tokens, max_tokens or room, sampling, stats)
 
@@ -538,10 +661,11 @@ class LLM(Closing):
         begun = self._first(lambda loaded: prefill(loaded, prompt, generation.stats))
         loaded, sequence = begun.loaded, begun.sequence
         try:
-            yield from complete(begun, generation, self.tokenizer, self.eos)
+            ends = self._ends(generation.sampling)
+            yield from complete(begun, generation, self.tokenizer, ends)
             while len(generation.completions) < generation.sampling.n:
                 self.stats = generation.stats = restart(begun, prompt)
-                yield from complete(begun, generation, self.tokenizer, self.eos)
+                yield from complete(begun, generation, self.tokenizer, ends)
         except GeneratorExit:
             loaded.end(sequence)  # closed between two tokens
             raise
@@ -549,6 +673,13 @@ class LLM(Closing):
             sequence.close()  # in the middle of one
             raise
         loaded.end(sequence)
+
+
+def _check_way(given: object) -> None:
+    if given is not None and not isinstance(given, str | Path | LLM):
+        raise LutraError(
+            f"speculation must be {either(WAYS)}, or a model, not {type(given).__name__}"
+        )
 
 
 def _text(prompt: object) -> str:

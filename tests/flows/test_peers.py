@@ -70,6 +70,17 @@ def test_models_of_released_types(tmp_path: Path, name: str, types: dict[str, in
     assert len(packed.layers) == 2 and packed.vocab_size == 512
 
 
+def test_multiples_of_scales_are_of_all_sizes(tmp_path: Path) -> None:
+    """As quantisers leave them; some kernels take multiples of six bits from Q4_K alone."""
+    path, model = tmp_path / "peer.gguf", PEER_MODELS["qwen2.5-1.5b"]
+    write_gguf(path, model, {**model.config, **SHAPE})
+    layer = open_packed_model(path, capabilities=EVERY_PART).layers[1]
+    for linear, shift, offsets in ((layer.q_proj, 6, True), (layer.down_proj, 7, False)):
+        levels = linear.source.levels
+        assert levels is not None and (levels.shift, levels.offsets) == (shift, offsets)
+        assert len(set(levels.scale.flat)) > (1 << shift) // 2
+
+
 def test_six_bits_where_llama_cpp_has_them() -> None:
     """Layers of 28 whose values and down projections have more bits in a file Q4_K_M."""
     of = PEER_MODELS["qwen2.5-1.5b"].type_of

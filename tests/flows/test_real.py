@@ -19,6 +19,7 @@ from lutra.text.messages import Message
 from lutra.text.tokenizer import Tokenizer
 from lutra_flows import real
 from lutra_flows.real import BEGIN, END, QWEN, KnownFile, Limits, Report, main, table
+from lutra_golden.errors import LutraError
 
 LETTERS = "abcdefgh"
 CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -80,7 +81,8 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def arguments(path: Path, *options: str) -> list[str]:
     text = str(path.parent / "text")
-    return ["--other", str(path), "--text", text, "--golden-tokens", "3", "-t", "1", *options]
+    few = ["--golden-tokens", "3", "--rtl-tokens", "0", "-t", "1"]
+    return ["--other", str(path), "--text", text, *few, *options]
 
 
 def test_a_file_is_checked_and_its_figures_are_written(
@@ -115,6 +117,22 @@ def test_what_differs_from_the_peer_is_an_error(
     assert capsys.readouterr().err == f"error: {path}: the text has other tokens in llama.cpp\n"
 
 
+def test_a_device_that_is_not_here_says_so_before_anything_is_compared(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def absent(path: Path, device: str, text: str, n: int) -> int:
+        asked.append(f"{device} {n}")
+        raise LutraError(f"device {device} is not here")
+
+    monkeypatch.setattr(real, "_same", absent)
+    monkeypatch.setattr(real, "LlamaCpp", None)  # not even opened
+    assert main(arguments(path, "--rtl-tokens", "2")) == 2
+    assert capsys.readouterr().err == "error: device rtl is not here\n"
+    assert asked == ["rtl 2"]
+
+
 def test_a_known_file_is_that_file(
     path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -130,7 +148,7 @@ def test_a_known_file_is_that_file(
     known = KnownFile(name="abc", n_bytes=3, sha256=abc, limits=Limits())
     known.check(file)
     file.write_bytes(b"abd")
-    with pytest.raises(real.LutraError, match=f"^{file} has SHA-256 .*, abc has {abc}: copy it"):
+    with pytest.raises(LutraError, match=f"^{file} has SHA-256 .*, abc has {abc}: copy it"):
         known.check(file)
 
 

@@ -18,6 +18,7 @@ pytest.importorskip("triton")
 
 from tests.host.devices.test_xrt import InterpretedKernel
 from tests.host.quantize.random_decoder import in_products
+from tests.host.serving.speculation.same import SAMPLINGS, check_requests
 from tests.kernels_gpu.models import Golden, small_model, tokens_of
 
 from lutra.compile.configure import configure
@@ -106,6 +107,13 @@ def test_sessions_side_by_side(variant: str, format: str | None, kv: int, layers
     assert [session.length for session in sessions] == [7, 7]
     for session, golden in zip(sessions, goldens, strict=True):
         assert same(session.export(), golden.export())
+
+
+def test_drafts_leave_tokens_as_they_are() -> None:
+    """Requests at once, with right and wrong drafts, greedy and drawn."""
+    device = loaded(small_model("llama", "W4A8", 8, 1))
+    check_requests(device, 8, 3, 3, SAMPLINGS[:2])
+    device.close()
 
 
 def with_offsets(model: PackedModel) -> PackedModel:

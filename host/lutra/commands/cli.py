@@ -19,8 +19,10 @@ _AddArguments = Callable[[argparse.ArgumentParser], None]
 _COMMANDS = {
     "run": ("generate", "generate text and report the speed"),
     "chat": ("generate", "chat with a model in the terminal"),
+    "serve": ("serve", "serve a model over HTTP with OpenAI's interface"),
     "perplexity": ("perplexity", "measure the perplexity of a text"),
     "bench": ("bench", "measure tokens per second of prefill and decode"),
+    "plan": ("plan", "divide requests between devices, with predicted times"),
     "devices": ("devices", "list the devices of this machine"),
     "doctor": ("doctor", "check this machine, each problem with the command that mends it"),
     "quantize": ("pack", "quantise a model, with or without calibration, and pack it"),

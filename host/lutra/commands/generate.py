@@ -13,23 +13,23 @@ from rich.table import Table
 
 from lutra.commands.conversation import converse
 from lutra.commands.options import (
-    add_board,
-    add_device,
+    add_chat_template,
+    add_json,
     add_model,
-    add_threads,
+    add_place,
     check_kv,
+    given_chat_template,
     real,
     whole,
 )
 from lutra.commands.report import fail
 from lutra.devices.power import PowerMeter
-from lutra.llm import LLM, Mismatch
+from lutra.llm import LLM, SPECULATION, Mismatch
 from lutra.models import find_model
 from lutra.progress import StepProgress
 from lutra.serving.results import FinishReason, RunStats
 from lutra.text.sampling import MAX_BIAS, SamplingParams
 from lutra.text.tokenizer import Tokenizer
-from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
 
 __all__ = ["add_chat", "add_run"]
@@ -46,6 +46,7 @@ _WAVE_NOTE = (
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra run``."""
     add_model(parser)
+    add_json(parser)
     parser.add_argument(
         "-p",
         "--prompt",
@@ -139,12 +140,15 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="random seed for sampling (default 0)",
     )
-    add_device(parser, "rtl", "rtl, the simulated hardware")
-    add_board(parser)
-    add_threads(parser)
     parser.add_argument(
-        "--config", choices=CONFIGS, help="configuration of an accelerator (default nano)"
+        "--speculate",
+        metavar="{off,ngram,MODEL}",
+        help="guess tokens and check several at a time, which changes their speed alone: ngram "
+        "takes them from the text so far, MODEL from a small model of the same vocabulary "
+        f"({', '.join(f'default {way} on {name}' for name, way in SPECULATION.items())}, off "
+        "elsewhere)",
     )
+    add_place(parser, "rtl", "rtl, the simulated hardware")
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
@@ -204,6 +208,7 @@ def _run(args: argparse.Namespace) -> int:
             threads=args.threads,
             emulate=args.emulate,
             bitstream=args.bitstream,
+            speculation=args.speculate,
             check=check,
             wave=args.wave,
             wave_cycles=wave_cycles,
@@ -277,6 +282,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra chat``."""
     add_model(parser)
+    add_json(parser)
     parser.add_argument("-sys", "--system", metavar="TEXT", help="system prompt")
     parser.add_argument(
         "-n",
@@ -285,12 +291,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum number of tokens per answer (default: to the context's end)",
     )
-    parser.add_argument(
-        "--chat-template",
-        type=Path,
-        metavar="FILE",
-        help="Jinja chat template to use instead of the model's own",
-    )
+    add_chat_template(parser)
     _add_generation(parser)
     parser.set_defaults(command=_chat)
 
@@ -314,6 +315,7 @@ def _chat(args: argparse.Namespace) -> int:
             threads=args.threads,
             emulate=args.emulate,
             bitstream=args.bitstream,
+            speculation=args.speculate,
             check=_checks(args),
             progress=progress,
         )
@@ -338,13 +340,8 @@ def _chat_template(args: argparse.Namespace) -> str | None:
     """
     from lutra.text.chat_template import ChatTemplate
 
-    path, given = find_model(args.model), None
-    tokenizer = Tokenizer.open(path)
-    if args.chat_template:
-        try:
-            given = args.chat_template.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise LutraError(f"{args.chat_template} is not UTF-8 text: convert it") from None
+    path = find_model(args.model)
+    tokenizer, given = Tokenizer.open(path), given_chat_template(args)
     source = tokenizer.chat_template if given is None else given
     if source is None:
         command = f"lutra run -m {shlex.quote(args.model)} -dev auto -p 'Once upon a time'"
@@ -393,6 +390,8 @@ def _figures(
         "reused_tokens": stats.reused_tokens,
         "computed_tokens": stats.computed_tokens,
         "generated_tokens": stats.generated_tokens,
+        "drafted_tokens": stats.drafted_tokens,
+        "accepted_tokens": stats.accepted_tokens,
         "prefill_cycles": stats.prefill_cycles,
         "decode_cycles_per_token": _round(per_token, 1),
         "simulated_cycles_per_s": _round(cycles_per_s, 0),
@@ -453,6 +452,9 @@ def _print_table(figures: Mapping[str, Any]) -> None:
     if figures["interrupted"]:
         table.add_row("prompt tokens computed", number("computed_tokens"), "")
     table.add_row("generated tokens", number("generated_tokens"), "")
+    if figures["drafted_tokens"]:
+        guessed = f"{figures['accepted_tokens']:,} of {figures['drafted_tokens']:,}"
+        table.add_row("guessed tokens that were right", guessed, "")
     clock_hz = figures["target_clock_hz"]
     simulated = _is_simulated(str(figures["device"]), figures)
     if simulated:

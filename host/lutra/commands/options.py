@@ -12,6 +12,7 @@ from lutra.quantize import DEFAULT_GROUP
 from lutra.quantize.vocabulary import HEAD_BITS, PLAIN_HEAD
 from lutra_golden.arith.quantize import ACTIVATION_GROUPS
 from lutra_golden.core.config import ENGINES
+from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, GROUPS, Format
 from lutra_golden.model.cache import KV_NAMES, kv_name, kv_pair
@@ -20,6 +21,7 @@ from lutra_golden.timing.boards import AGENT, BOARD_PROFILES
 __all__ = [
     "add_activation_group",
     "add_board",
+    "add_chat_template",
     "add_device",
     "add_format",
     "add_group",
@@ -28,8 +30,10 @@ __all__ = [
     "add_kv",
     "add_model",
     "add_offsets",
+    "add_place",
     "add_threads",
     "check_kv",
+    "given_chat_template",
     "real",
     "whole",
 ]
@@ -216,7 +220,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """``-m`` and what it is run as: format, groups, keys and values, engine; ``--json``."""
+    """``-m`` and what it is run as: format, groups, keys and values, engine."""
     parser.add_argument(
         "-m",
         "--model",
@@ -235,4 +239,34 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         choices=tuple(ENGINES),
         help="matmul engine of an accelerator (default ternary for W1.58A8, otherwise lut)",
     )
-    add_json(parser)
+
+
+def add_place(parser: argparse.ArgumentParser, default: str, note: str) -> None:
+    """``-dev`` and what it is built and run with: board, threads, configuration."""
+    add_device(parser, default, note)
+    add_board(parser)
+    add_threads(parser)
+    parser.add_argument(
+        "--config", choices=CONFIGS, help="configuration of an accelerator (default nano)"
+    )
+
+
+def add_chat_template(parser: argparse.ArgumentParser) -> None:
+    """``--chat-template``."""
+    parser.add_argument(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="Jinja chat template to use instead of the model's own",
+    )
+
+
+def given_chat_template(args: argparse.Namespace) -> str | None:
+    """Text of ``--chat-template``, None where it is left out."""
+    path: Path | None = args.chat_template
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise LutraError(f"{path} is not UTF-8 text: convert it") from None

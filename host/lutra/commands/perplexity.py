@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.commands.options import add_device, add_model, add_threads, check_kv, whole
+from lutra.commands.options import add_device, add_json, add_model, add_threads, check_kv, whole
 from lutra.commands.tables import print_losses
 from lutra.devices.golden import GoldenDevice
 from lutra.evaluate.divergence import Divergence
@@ -31,6 +31,7 @@ _ROWS = 128  # of logits in floating point at a time
 def add_perplexity(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lutra perplexity``."""
     add_model(parser)
+    add_json(parser)
     parser.add_argument(
         "-f", "--file", type=Path, required=True, metavar="FILE", help="text in UTF-8"
     )

@@ -100,14 +100,19 @@ class PackedStore(Sequence[PackedLayer]):
     def held(self) -> Generator[None]:
         """Keep the folder for this process; LutraError if another one packs a model to it.
 
-        Errors of writing name it, as those of opening a file name the file.
+        Errors of writing name it, as those of opening a file name the file. A checkpoint that is
+        refused within leaves nothing there: no other run could go on with its layers.
         """
         made = not self._out.exists()
         self._out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._out, os.O_RDONLY)
         try:
             _lock(descriptor, self._out)
-            yield
+            try:
+                yield
+            except LutraError:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                raise
         except OSError as error:
             if error.errno is None or error.filename is not None:
                 raise

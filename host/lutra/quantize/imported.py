@@ -236,9 +236,7 @@ def _two_levels(scales: Products, offsets: Products | None) -> tuple[float, TwoL
     if offsets is None:
         return step, TwoLevels.of(of_scales, multiple, shift)
     doubled = offsets.factor.astype(np.float64) * (2 * (1 << shift) / step)
-    left = offset_shift(np.rint(doubled).astype(np.int64))
-    rounded = np.rint(doubled / (1 << left)).astype(np.int64)
-    of_offsets = np.clip(rounded, -_STORED_MAX, _STORED_MAX).astype(np.int16)
+    of_offsets, left = _stored(doubled)
     minima = of_offsets, offsets.multiple.astype(np.uint8)
     return step, TwoLevels.of(of_scales, multiple, shift, minima, left)
 
@@ -287,15 +285,17 @@ def _in_steps(
         lots[1][...] = np.minimum(np.rint(steps, out=steps), _SCALE_MAX, out=steps)
 
     each_of(count, zip(_lots(scale), _lots(whole), strict=True))
-    return step, whole, None if offset is None else _offsets(offset.astype(np.float64), step)
+    if offset is None:
+        return step, whole, None
+    stored, shift = _stored(2 * offset.astype(np.float64) / step)
+    return step, whole, stored.astype(np.int64) << shift
 
 
-def _offsets(offset: NDArray[np.float64], step: float) -> NDArray[np.int64]:
-    """Twice the offsets in units of ``step``, with as many trailing zeros as storing them takes."""
-    doubled = 2 * offset / step
+def _stored(doubled: NDArray[np.float64]) -> tuple[NDArray[np.int16], int]:
+    """Twice the offsets, in steps, as the numbers that are stored, and how far to shift those."""
     shift = offset_shift(np.rint(doubled).astype(np.int64))
-    rounded = np.rint(doubled / (1 << shift)).astype(np.int64)
-    return np.clip(rounded, -_STORED_MAX, _STORED_MAX) << shift
+    rounded = np.rint(doubled / (1 << shift))
+    return np.clip(rounded, -_STORED_MAX, _STORED_MAX).astype(np.int16), shift
 
 
 def _on_finer_grid(weight: Grouped, offset: NDArray[np.float32]) -> Grouped:

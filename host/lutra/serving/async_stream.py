@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Collection
 
-from lutra.serving.engine import BatchEngine
+from lutra.serving.engine import Engine
 from lutra.serving.generation import Generation
 from lutra.serving.results import Completion, Piece
 from lutra.serving.together import requests_of
@@ -23,7 +23,7 @@ class AsyncStream:
 
     def __init__(
         self,
-        engine: BatchEngine,
+        engine: Engine,
         generation: Generation,
         tokenizer: Tokenizer,
         ends: Collection[int],

@@ -2,13 +2,14 @@
 
 A pass has one token of every request that is past its prompt, and as many tokens of prompts as
 leave the pass short enough: a long prompt is cut into chunks, and never stops the others
-(Sarathi-Serve, Agrawal et al. 2024, sections 4.1 and 4.2). Since logits are exact whatever shares a
+(Sarathi-Serve, Agrawal et al. 2024, sections 4.1 and 4.2). Where there are no tokens of prompts,
+drafts may take part (:mod:`lutra.serving.speculation`). Since logits are exact whatever shares a
 pass, a request's tokens are those that it has alone.
 """
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from lutra.devices.base import StepResult
@@ -16,15 +17,22 @@ from lutra.serving.loaded import LoadedModel
 from lutra.serving.prefixes import LEAST_PREFIX, common_prefix
 from lutra.serving.results import RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence, run_together
+from lutra.serving.speculation.drafts import Drafts, NoDrafts
+from lutra.serving.speculation.draw import draw
 from lutra.text.sampling import Sampler
 from lutra_golden.errors import LutraError
 
-__all__ = ["PASS_S", "Batch", "Request"]
+__all__ = ["LEAST_CHUNK", "MOST_AT_ONCE", "PASS_S", "SMOOTHING", "Batch", "Request"]
+
+MOST_AT_ONCE = 256
+"""Requests on the device at a time, unless a batch says otherwise."""
 
 PASS_S = 0.25
 """Seconds that a pass with chunks of prompts should take where requests wait for their tokens."""
-_LEAST_CHUNK = 16  # tokens of prompts, however slow the device is
-_SMOOTHING = 0.3  # share of the latest pass in what is expected of the next one
+LEAST_CHUNK = 16
+"""Tokens of prompts in such a pass, however slow the device is."""
+SMOOTHING = 0.3
+"""Share of the latest pass in what is expected of the next one."""
 
 _Part = tuple[TokenSequence, Sequence[int], int]
 
@@ -35,9 +43,10 @@ class Request:
 
     ``accept`` gets each token as it is made and the result that it was drawn from, in the thread
     that runs the batch, and says whether it was the last; ``ended`` is called once, after that,
-    with None or with what the request failed of. A request of higher ``priority`` goes first. What
-    the batch notes here is its own: when the request ``arrived``, its ``sequence``, and the
-    ``next_token`` to go on with.
+    with None or with what the request failed of. A request of higher ``priority`` goes first.
+    Nothing is drafted behind ``max_tokens`` tokens, or behind one of ``ends``: give those that
+    ``accept`` ends at, where they are known. What the batch notes here is its own: when the request
+    ``arrived``, its ``sequence``, the ``next_token`` to go on with, and its ``drafts``.
     """
 
     prompt: Sequence[int]
@@ -46,10 +55,13 @@ class Request:
     ended: Callable[[BaseException | None], None] = lambda error: None
     priority: int = 0
     stats: RunStats = field(default_factory=RunStats)
+    max_tokens: int | None = None
+    ends: Collection[int] = ()
     arrived: float = field(default=0.0, init=False)
     cancelled: bool = field(default=False, init=False)
     sequence: TokenSequence | None = field(default=None, init=False, repr=False)
     next_token: int | None = field(default=None, init=False, repr=False)
+    drafts: Drafts = field(default_factory=NoDrafts, init=False, repr=False)
 
     @property
     def left(self) -> int:
@@ -65,18 +77,26 @@ class Batch:
     sessions; the others wait. Of those that wait, and of prompts under way, the one with the
     highest priority goes first, then the one whose prompt takes least beyond the time it has
     waited already: short prompts pass long ones, and none waits for ever. ``clock`` gives seconds.
+    A request that is past its prompt is given to ``hand_on``, if there is one, to go on elsewhere.
+    ``others`` counts requests of other batches on the device, which will leave room, too.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        most: int = 256,
+        most: int = MOST_AT_ONCE,
         *,
         clock: Callable[[], float] = time.perf_counter,
+        hand_on: Callable[[Request], None] | None = None,
+        others: Callable[[], int] = lambda: 0,
     ) -> None:
         self._loaded, self._most, self._clock = loaded, most, clock
+        self._hand_on, self._others = hand_on, others
+        self.blocked = False
+        """True if requests wait, and none is here, for those of other batches to leave room."""
         self._lock = threading.Lock()
         self._waiting: list[Request] = []
+        self._adopted: list[Request] = []
         self._running: list[Request] = []
         self._seconds_per_token: float | None = None  # of prompts, measured
         self.passes = 0
@@ -90,6 +110,11 @@ class Batch:
         with self._lock:
             self._waiting.append(request)
 
+    def adopt(self, request: Request) -> None:
+        """Let a request of another batch on the same device go on here; from any thread."""
+        with self._lock:
+            self._adopted.append(request)
+
     def cancel(self, request: Request) -> None:
         """Let a request end before the next pass; from any thread. Nothing more is accepted."""
         request.cancelled = True
@@ -97,7 +122,7 @@ class Batch:
     @property
     def n_waiting(self) -> int:
         """Requests that are not yet on the device."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._adopted)
 
     @property
     def n_running(self) -> int:
@@ -119,18 +144,24 @@ class Batch:
             raise
         self.passes += 1
         # of a pass, each request has taken the share of its tokens
-        each = seconds / sum(len(tokens) for _, (_, tokens, _) in parts)
+        n_tokens = sum(len(tokens) for _, (_, tokens, _) in parts)
+        plain = all(request.next_token is not None for request, _ in parts)
+        n_made, failed = 0, False
         for (request, part), result in zip(parts, results, strict=True):
             if isinstance(result, BaseException):
+                failed = True
                 self._end(request, result)
             else:
-                self._take(request, part, result, each * len(part[1]))
+                n_made += self._take(request, part, result, seconds * len(part[1]) / n_tokens)
+        if plain and not failed:
+            self._loaded.speculation.took(len(parts), n_tokens, n_made, seconds)
         return True
 
     def close(self, error: BaseException | None = None) -> None:
         """End all requests, with ``error`` if there is one."""
         with self._lock:
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting = self._waiting + self._adopted, []
+            self._adopted = []
         for request in waiting + list(self._running):
             self._end(request, error)
 
@@ -140,11 +171,14 @@ class Batch:
         with self._lock:
             dropped = [each for each in self._waiting if each.cancelled]
             self._waiting = [each for each in self._waiting if not each.cancelled]
+            self._running += self._adopted
+            self._adopted = []
         for each in dropped + [each for each in self._running if each.cancelled]:
             self._end(each, None)
 
     def _admit(self) -> None:
         """Open sequences for those that wait, as long as the device has memory for them."""
+        self.blocked = False
         while len(self._running) < self._most:
             with self._lock:
                 ready = [each for each in self._waiting if not self._is_coming(each)]
@@ -154,7 +188,8 @@ class Batch:
             try:
                 self._begin(request)
             except LutraError as error:
-                if self._running:
+                if self._running or self._others():
+                    self.blocked = not self._running
                     return  # one of them will leave room
                 failed = error
             else:
@@ -205,6 +240,8 @@ class Batch:
             for each in self._running
             if each.sequence is not None and each.next_token is not None
         ]
+        if len(parts) == len(self._running):
+            return self._with_drafts(parts)
         room = self._room(len(parts))
         for request in sorted(self._running, key=self._order):
             sequence = request.sequence
@@ -217,12 +254,27 @@ class Batch:
             room -= len(tokens)
         return parts
 
+    def _with_drafts(self, parts: list[tuple[Request, _Part]]) -> list[tuple[Request, _Part]]:
+        """Parts of requests that are all past their prompts, with drafts where these pay."""
+        device = self._loaded.device
+        wanted: list[tuple[Drafts, int]] = []
+        for request, (sequence, _, _) in parts:
+            n, most = len(sequence.tokens), device.model.context
+            if request.max_tokens is not None:
+                most = min(len(request.prompt) + request.max_tokens - 1, most)
+            wanted.append((request.drafts, most - n - 1))
+        plan = self._loaded.speculation.plan(wanted, device.pass_tokens - len(parts))
+        return [
+            (request, (sequence, [*tokens, *drafts], 0))
+            for (request, (sequence, tokens, _)), drafts in zip(parts, plan, strict=True)
+        ]
+
     def _room(self, n_decoding: int) -> int:
         """Tokens of prompts in the next pass."""
         most = max(self._loaded.device.pass_tokens - n_decoding, 1)
         if not n_decoding or self._seconds_per_token is None:
             return most
-        return min(max(int(PASS_S / self._seconds_per_token), _LEAST_CHUNK), most)
+        return min(max(int(PASS_S / self._seconds_per_token), LEAST_CHUNK), most)
 
     def _run(self, parts: Sequence[_Part]) -> tuple[list[StepResult | BaseException], float]:
         """Results of the parts, and the device's seconds; of those that fail when each runs alone,
@@ -237,38 +289,53 @@ class Batch:
                 return [error], 0.0
             alone = [self._run([part]) for part in parts]
             return [result for [result], _ in alone], sum(seconds for _, seconds in alone)
-        if n_prompt >= _LEAST_CHUNK:
+        if n_prompt >= LEAST_CHUNK:
             latest = seconds / n_prompt
             before = self._seconds_per_token or latest
-            self._seconds_per_token = before + _SMOOTHING * (latest - before)
+            self._seconds_per_token = before + SMOOTHING * (latest - before)
         return list(results), seconds
 
-    def _take(self, request: Request, part: _Part, result: StepResult, seconds: float) -> None:
-        """Give a request its token, if its part of the pass gave one."""
-        stats = request.stats
+    def _take(self, request: Request, part: _Part, result: StepResult, seconds: float) -> int:
+        """Give a request its tokens, if its part of the pass gave some; how many it gave."""
+        stats, (sequence, tokens, _) = request.stats, part
         stats.saturated |= result.saturated
         if self._loaded.golden is not None:
             stats.bit_exact = True
+        drafts = list[int]()
         if request.next_token is None:
-            stats.computed_tokens += len(part[1])
+            stats.computed_tokens += len(tokens)
             stats.prefill_s += seconds
+            if not len(result.logits):
+                return 0
         else:
-            stats.decode_steps += 1
+            drafts = list(tokens[1:])
             stats.decode_s += seconds
-        if not len(result.logits):
-            return
-        if request.sampler.needs_logits:
-            token = request.sampler(result.logits[-1], float(result.scale[-1]))
-        else:
-            token = int(result.argmax[-1])
-        request.next_token = token
+        made: list[tuple[int, StepResult]] = []
         try:
-            last = request.cancelled or request.accept(token, result)
+            if request.next_token is None:
+                request.drafts = self._loaded.speculation.begin(
+                    request.prompt, request.sampler, request.ends
+                )
+            made = draw(result, request.sampler, drafts)
+            if request.next_token is not None:
+                # of its own token and the drafts, as many were processed as it was given
+                sequence.truncate(len(sequence.tokens) - len(tokens) + len(made))
+                stats.decode_steps += len(made)
+                stats.drafted_tokens += len(drafts)
+                stats.accepted_tokens += len(made) - 1
+            request.drafts.go_on([token for token, _ in made])
+            for token, drawn_from in made:
+                request.next_token = token
+                if request.cancelled or request.accept(token, drawn_from):
+                    self._end(request, None)
+                    return len(made)
         except Exception as error:
             self._end(request, error)
-            return
-        if last:
-            self._end(request, None)
+            return len(made)
+        if self._hand_on is not None:
+            self._running.remove(request)
+            self._hand_on(request)
+        return len(made)
 
     def _fail(self, requests: Sequence[Request], error: BaseException) -> None:
         for request in requests:
@@ -277,6 +344,7 @@ class Batch:
     def _end(self, request: Request, error: BaseException | None) -> None:
         """Take a request off the device; what it has computed is kept unless it failed."""
         sequence, request.sequence = request.sequence, None
+        request.drafts.close()
         if request in self._running:
             self._running.remove(request)
         if sequence is not None:

@@ -8,6 +8,7 @@ from lutra.serving.loaded import LoadedModel
 from lutra.serving.pace import Pace
 from lutra.serving.results import Completion, FinishReason, Logprob, Logprobs, Piece, RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence
+from lutra.serving.speculation.draw import draw
 from lutra.text.sampling import Sampler, SamplingParams, likeliest, log_probabilities
 from lutra.text.stop import StopFilter
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
@@ -112,7 +113,8 @@ class Writer:
         ends: Collection[int],
     ) -> None:
         sampling = generation.sampling
-        self.sampler = Sampler(replace(sampling, seed=sampling.seed + index), generation.prompt)
+        own, form = replace(sampling, seed=sampling.seed + index), sampling.form
+        self.sampler = Sampler(own, generation.prompt, tokenizer.constraint(form, ends))
         self.stats = stats
         self.completion: Completion | None = None
         self._generation, self._index, self._tokenizer = generation, index, tokenizer
@@ -127,13 +129,14 @@ class Writer:
         stats, ends, n = self.stats, self._ends, self._generation.sampling.logprobs
         stats.tokens.append(token)
         stats.generated_tokens += 1
-        last = token in ends or stats.generated_tokens == self._generation.max_tokens
+        whole = token in ends or self.sampler.complete
+        last = whole or stats.generated_tokens == self._generation.max_tokens
         text = "" if token in ends else self._decoder.push(token)
         text = self._stop.push(text + self._decoder.flush() if last else text)
         if last:
             text += self._stop.flush()
         reason: FinishReason | None = None
-        if self._stop.found or token in ends:
+        if self._stop.found or whole:
             reason = "stop"
         elif last:
             reason = "length"
@@ -156,7 +159,7 @@ def complete(
     tokens."""
     stats = generation.stats
     writer = Writer(generation, len(generation.completions), stats, tokenizer, ends)
-    for token, result in _tokens(begun, generation.max_tokens, writer.sampler, stats, ends):
+    for token, result in _tokens(begun, generation, writer.sampler, ends):
         piece = writer.push(token, result)
         if writer.completion is not None:
             generation.completions.append(writer.completion)
@@ -166,31 +169,50 @@ def complete(
 
 
 def _tokens(
-    begun: Prefilled, max_tokens: int, sampler: Sampler, stats: RunStats, ends: Collection[int]
+    begun: Prefilled, generation: Generation, sampler: Sampler, ends: Collection[int]
 ) -> Generator[tuple[int, StepResult | None]]:
     """Tokens without end, from the prompt's last logits on, each with the result that it was drawn
     from, None if the device drew it; ``stats`` count those in use."""
-    loaded, sequence, result = begun.loaded, begun.sequence, begun.result
-    token = sampler(result.logits[-1], float(result.scale[-1]))
-    yield token, result
-    pace = Pace(loaded.device.greedy_tokens)
-    while not sampler.needs_logits and loaded.golden is None:
-        loaded.check()
-        n = min(pace.n_tokens, max_tokens - stats.generated_tokens)
-        made, seconds = sequence.greedy(token, n, ends)
-        pace.took(len(made.tokens), seconds)
-        stats.saturated |= made.saturated
-        _count(stats, len(made.tokens), seconds, made.cycles)
-        for token in made.tokens:
-            loaded.check()
-            yield token, None
-        if made.error is not None:
-            raise made.error
-    while True:
-        result, seconds = run(loaded, sequence, [token], 0, stats)
-        _count(stats, 1, seconds, result.cycles)
-        token = sampler(result.logits[-1], float(result.scale[-1]))
+    loaded, sequence, stats = begun.loaded, begun.sequence, generation.stats
+    speculation, pace = loaded.speculation, Pace(loaded.device.greedy_tokens)
+    room, by_device = loaded.device.pass_tokens - 1, not sampler.needs_logits
+    guesses = speculation.begin(generation.prompt, sampler, ends)
+    try:
+        [(token, result)] = draw(begun.result, sampler)
+        guesses.go_on([token])
         yield token, result
+        while True:
+            loaded.check()
+            left = generation.max_tokens - stats.generated_tokens
+            [drafts] = speculation.plan([(guesses, left - 1)], room)
+            made: Sequence[tuple[int, StepResult | None]]
+            if by_device and not drafts and loaded.golden is None:
+                greedy, seconds = sequence.greedy(token, min(pace.n_tokens, left), ends)
+                made, error, cycles = (
+                    [(each, None) for each in greedy.tokens],
+                    greedy.error,
+                    greedy.cycles,
+                )
+                pace.took(len(made), seconds)
+                stats.saturated |= greedy.saturated
+                speculation.took(1, 1, 1, seconds / len(made))
+            else:
+                start = len(sequence.tokens)
+                result, seconds = run(loaded, sequence, [token, *drafts], 0, stats)
+                made, error, cycles = draw(result, sampler, drafts), None, result.cycles
+                sequence.truncate(start + len(made))
+                stats.drafted_tokens += len(drafts)
+                stats.accepted_tokens += len(made) - 1
+                speculation.took(1, 1 + len(drafts), len(made), seconds)
+            _count(stats, len(made), seconds, cycles)
+            guesses.go_on([each for each, _ in made])
+            for token, drawn_from in made:
+                loaded.check()
+                yield token, drawn_from
+            if error is not None:
+                raise error
+    finally:
+        guesses.close()
 
 
 def _logprobs(result: StepResult, token: int, n: int, tokenizer: Tokenizer) -> Logprobs:
@@ -205,7 +227,7 @@ def _logprobs(result: StepResult, token: int, n: int, tokenizer: Tokenizer) -> L
 
 
 def _count(stats: RunStats, n: int, seconds: float, cycles: int | None) -> None:
-    """Count ``n`` decode steps."""
+    """Count ``n`` decoded tokens."""
     stats.decode_s += seconds
     stats.decode_steps += n
     stats.decode_cycles = _add(stats.decode_cycles, cycles)

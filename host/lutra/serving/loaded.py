@@ -6,6 +6,7 @@ from lutra.devices.base import Device
 from lutra.process_lock import ProcessLock
 from lutra.serving.prefixes import KnownPrefixes
 from lutra.serving.sequence import TokenSequence
+from lutra.serving.speculation.plain import Speculation
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 
@@ -19,13 +20,20 @@ class LoadedModel:
     """``model`` as ``device`` has it, and ``golden`` where results are to be checked.
 
     Up to ``prefix_bytes`` of keys and values of ended sequences are kept; should a device have no
-    room for another session, they give way, the oldest first.
+    room for another session, they give way, the oldest first. ``speculation`` chooses the drafts
+    that passes check; left out, there are none.
     """
 
     def __init__(
-        self, model: PackedModel, device: Device, golden: Device | None, prefix_bytes: int
+        self,
+        model: PackedModel,
+        device: Device,
+        golden: Device | None,
+        prefix_bytes: int,
+        speculation: Speculation | None = None,
     ) -> None:
         self.device, self.golden, self._model = device, golden, model
+        self.speculation = speculation or Speculation()
         bits = model.key_bits + model.value_bits
         token_bytes = len(model.layers) * model.n_kv_heads * (model.head_dim * bits // 8 + 8)
         self.known = KnownPrefixes(prefix_bytes, token_bytes * (1 if golden is None else 2))

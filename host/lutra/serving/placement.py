@@ -1,6 +1,6 @@
 """The device of a model: one that was given or named, or the best that ``auto`` finds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,13 +25,16 @@ Progress = Callable[[str, float], None]
 class Placement:
     """The device of one model, and the next best in its place while ``auto``'s has done nothing.
 
-    ``wanted`` is a name, or a device. An accelerator is made of its name here; a processor, which
-    may have to be compiled first, by :meth:`prepare` or :meth:`choose`, and what ``auto`` becomes
-    for the model by :meth:`choose`.
+    ``wanted`` is a name, a device, or names of several that are to share the work. An accelerator
+    is made of its name here; a processor, which may have to be compiled first, by :meth:`prepare`
+    or :meth:`choose`, and what ``auto`` becomes for the model by :meth:`choose`.
     """
 
     def __init__(
-        self, wanted: str | Device, options: DeviceOptions, progress: Progress | None
+        self,
+        wanted: str | Device | list[str] | tuple[str, ...],
+        options: DeviceOptions,
+        progress: Progress | None,
     ) -> None:
         self._wanted, self._options, self._progress = wanted, options, progress
         self._auto: AutoDevices | None = None
@@ -40,7 +43,10 @@ class Placement:
         self._parts: list[str] = []
         self.capabilities = COMMON_PARTS
         """Parts of a packed model that the device runs; of ``auto``, all that it may take."""
-        if not isinstance(wanted, str):
+        if isinstance(wanted, list | tuple):
+            _refuse(options)
+            self._device = self._planned(wanted)
+        elif not isinstance(wanted, str):
             _check_device(wanted)
             _refuse(options)
             self._device = wanted
@@ -133,10 +139,19 @@ class Placement:
         if self._device is None and isinstance(self._wanted, str) and self._wanted != "auto":
             self._device = make_device(self._wanted, self._options, self._progress)
 
+    def _planned(self, names: Sequence[object]) -> Device:
+        """One device of several by name."""
+        from lutra.serving.plans.planner import planned_device
+        from lutra.serving.plans.sites import parse_sites
+
+        return planned_device(parse_sites([str(name) for name in names]), progress=self._progress)
+
     def renew(self, model: PackedModel) -> None:
         """Make the device again, in a forked process: the one of the parent is the parent's."""
         if isinstance(self._wanted, str):
             self._device = None
+        elif isinstance(self._wanted, list | tuple):
+            self._device = self._planned(self._wanted)
         self.choose(model)
 
     def load(self, model: PackedModel) -> None:

@@ -50,6 +50,8 @@ class RunStats:
 
     Of the ``prompt_tokens``, ``reused_tokens`` were on the device already, and the device has
     computed ``computed_tokens``: all others, unless the generation was interrupted before that.
+    ``decode_steps`` are the tokens decoded behind the first one. Of ``drafted_tokens``, which were
+    guessed and checked, ``accepted_tokens`` were right: they came without a pass of their own.
     """
 
     prompt_tokens: int = 0
@@ -61,13 +63,15 @@ class RunStats:
     decode_steps: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     bit_exact: bool | None = None
     saturated: bool = False
     tokens: list[int] = field(default_factory=list[int])
 
     @property
     def decode_cycles_per_token(self) -> float | None:
-        """Mean cycles of a decode step; None without a clock or without decode steps."""
+        """Mean cycles of a decoded token; None without a clock or without decoded tokens."""
         if self.decode_cycles is None or not self.decode_steps:
             return None
         return self.decode_cycles / self.decode_steps
@@ -79,7 +83,7 @@ class RunStats:
 
     @property
     def decode_tokens_per_s(self) -> float | None:
-        """Decode steps per second of the device here."""
+        """Decoded tokens per second of the device here."""
         return self.decode_steps / self.decode_s if self.decode_steps and self.decode_s else None
 
     @property

@@ -1,10 +1,13 @@
 """Generations of several prompts at once, as requests of a batch."""
 
+import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from lutra.devices.base import DeviceError, StepResult
 from lutra.serving.batch import Batch, Request
+from lutra.serving.engine import own_engine
 from lutra.serving.generation import Generation, Writer
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.results import Completion, Piece, RunStats
@@ -42,6 +45,8 @@ def requests_of(
             ended=ended,
             priority=priority,
             stats=stats,
+            max_tokens=generation.max_tokens,
+            ends=ends,
         )
 
     return [request(index) for index in range(generation.sampling.n)]
@@ -51,18 +56,21 @@ def complete_all(
     loaded: LoadedModel,
     generations: Sequence[Generation],
     tokenizer: Tokenizer,
-    ends: Collection[int],
+    ends_of: Callable[[Generation], Collection[int]],
 ) -> list[Completion]:
-    """The completions of all prompts, in their order, each with its ``alternatives``.
+    """The completions of all prompts, in their order, each with its ``alternatives``; ``ends_of``
+    gives the tokens that end each.
 
     Raises the first error of a request, when all have ended.
     """
-    batch, errors = Batch(loaded), list[BaseException]()
+    requests, errors = list[Request](), list[BaseException]()
+    left = threading.Semaphore(0)
     found: list[dict[int, Completion]] = [{} for _ in generations]
 
     def ended(error: BaseException | None) -> None:
         if error is not None:
             errors.append(error)
+        left.release()
 
     for generation, own in zip(generations, found, strict=True):
 
@@ -72,15 +80,29 @@ def complete_all(
             if completion is not None:
                 own[piece.index] = completion
 
-        for request in requests_of(generation, tokenizer, ends, take, ended):
-            batch.add(request)
-    try:
-        while batch.step():
-            pass
-    finally:
-        batch.close()
+        requests += requests_of(generation, tokenizer, ends_of(generation), take, ended)
+    engine = own_engine(loaded)
+    if engine is not None:
+        with closing(engine):
+            for request in requests:
+                engine.submit(request)
+            for _ in requests:
+                left.acquire()
+    else:
+        _run(Batch(loaded), requests)
     if errors:
         # what the device says comes first: another one may take its place
         raise next((each for each in errors if isinstance(each, DeviceError)), errors[0])
     lists = [[own[index] for index in sorted(own)] for own in found]
     return [replace(first, alternatives=others) for first, *others in lists]
+
+
+def _run(batch: Batch, requests: Sequence[Request]) -> None:
+    """Run all requests here, in this thread."""
+    for request in requests:
+        batch.add(request)
+    try:
+        while batch.step():
+            pass
+    finally:
+        batch.close()

@@ -65,8 +65,15 @@ class ChatTemplate:
             )
         return cls(source, tokens)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The prompt that the messages make, by default up to where the assistant answers."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[object] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt that the messages make, by default up to where the assistant answers;
+        ``tools`` are those that it may call, as OpenAI's API has them."""
         check_messages(messages)
         self._environment.steps = _STEPS
         pieces: list[str] = []
@@ -75,7 +82,7 @@ class ChatTemplate:
             for piece in self._template.generate(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=tools,
                 documents=None,
                 **self._tokens,
             ):

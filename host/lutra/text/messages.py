@@ -7,8 +7,8 @@ from lutra_golden.errors import LutraError
 
 __all__ = ["ROLES", "Message", "check_messages"]
 
-Message = Mapping[str, str]
-"""``role`` and ``content``."""
+Message = Mapping[str, object]
+"""``role`` and ``content``, and what templates know beside them, such as ``tool_calls``."""
 ROLES = ("system", "user", "assistant", "tool")
 
 

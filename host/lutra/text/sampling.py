@@ -1,7 +1,9 @@
 """Drawing tokens from logits: biases, penalties, temperature, top-k, top-p, min-p, a seed."""
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -9,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.arguments import check_kind, check_number, check_whole
+from lutra.text.constraint import Constraint
 from lutra_golden.errors import LutraError
 
-__all__ = ["MAX_BIAS", "Sampler", "SamplingParams", "likeliest", "log_probabilities"]
+__all__ = ["FORMS", "MAX_BIAS", "Sampler", "SamplingParams", "likeliest", "log_probabilities"]
 
+FORMS = ("json_schema", "regex", "grammar")
+"""Parameters that give a text its form, of which one is given at most."""
 MAX_BIAS = 100.0
 """Largest bias of a token, in nats."""
 _FARTHEST = 2.0**60
@@ -47,7 +52,14 @@ class SamplingParams:
     :class:`~lutra.text.stop.StopFilter`. ``logprobs`` is how many of the likeliest tokens are
     reported with each generated one; 0 reports that one alone (default None: nothing). Their
     natural logarithms of probabilities are those of the model, before the first step. ``n`` is how
-    many completions a prompt gets (default 1), of the seeds ``seed``, ``seed + 1`` and so on.
+    many completions a prompt gets (default 1), of the seeds ``seed``, ``seed + 1`` and so on. With
+    ``ignore_eos`` tokens that end a text do not end it (default False): it goes on to the most
+    tokens.
+
+    The text has a form if one of these is given (default None): ``json_schema``, a mapping or JSON;
+    ``regex``, a regular expression; ``grammar``, one of Lark, or GBNF as llama.cpp has it. Tokens
+    that do not fit are left out behind the second step; where nothing may come any more, the text
+    ends. Only ``max_tokens`` and ``stop`` end it before that.
     """
 
     temperature: float = 0.7
@@ -60,6 +72,10 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     logprobs: int | None = None
     n: int = 1
+    ignore_eos: bool = False
+    json_schema: Mapping[str, object] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
@@ -82,10 +98,18 @@ class SamplingParams:
             raise LutraError(f"seed must be 0 or more, not {self.seed}")
         if self.n < 1:
             raise LutraError(f"n must be 1 or more, not {self.n}")
+        ignored = self.ignore_eos
+        check_kind(ignored, bool, f"ignore_eos must be True or False, not {ignored!r}")
         if self.logprobs is not None:
             check_whole("logprobs", self.logprobs)
             if self.logprobs < 0:
                 raise LutraError(f"logprobs must be 0 (own) or more, not {self.logprobs}")
+        forms = [name for name in FORMS if getattr(self, name) is not None]
+        if len(forms) > 1:
+            raise LutraError(f"{' and '.join(forms)} are given together: give one of them")
+        object.__setattr__(self, "json_schema", _schema(self.json_schema))
+        for name in forms:
+            check_kind(getattr(self, name), str, f"{name} must be a string")
         # of their own, so that nobody changes them
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         object.__setattr__(self, "stop", _stops(self.stop))
@@ -94,6 +118,15 @@ class SamplingParams:
     def stops(self) -> tuple[str, ...]:
         """The stop strings, also if there is one or none."""
         return tuple(self.stop)
+
+    @property
+    def form(self) -> tuple[str, str] | None:
+        """The name and the text of what gives the text its form, None if nothing does."""
+        for name in FORMS:
+            text = getattr(self, name)
+            if text is not None:
+                return name, text
+        return None
 
     @property
     def changes_logits(self) -> bool:
@@ -112,6 +145,23 @@ class SamplingParams:
             raise LutraError(
                 f"logprobs must be at most {size}, the size of the vocabulary, not {self.logprobs}"
             )
+
+
+def _schema(given: object) -> str | None:
+    """A schema as JSON, which is text that nobody changes."""
+    if given is None:
+        return None
+    try:
+        schema: object = json.loads(given) if isinstance(given, str) else given
+        text = json.dumps(schema)
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise LutraError(
+            f"json_schema must be a JSON schema, a mapping or its text ({reason})"
+        ) from None
+    message = f"json_schema must be a mapping or JSON text, not {type(schema).__name__}"
+    check_kind(schema, Mapping, message)
+    return text
 
 
 def _biases(given: object) -> dict[int, float]:
@@ -153,11 +203,17 @@ def _stops(given: object) -> tuple[str, ...]:
 
 
 class Sampler:
-    """Draws the tokens that follow ``prompt``; equal parameters, prompts and logits give equal
-    tokens on every device. ``n`` and ``stop`` are not its own."""
+    """Draws the tokens that follow ``prompt``, of those that fit the ``constraint`` if there is
+    one; equal parameters, prompts and logits give equal tokens on every device. ``n``, ``stop`` and
+    what the constraint was made of are not its own."""
 
-    def __init__(self, params: SamplingParams, prompt: Iterable[int] = ()) -> None:
-        self._params = params
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Iterable[int] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
+        self._params, self._constraint = params, constraint
         self._rng = np.random.default_rng(params.seed)
         biases = {token: bias for token, bias in params.logit_bias.items() if bias}
         self._biased = np.array(list(biases), np.int64)
@@ -165,18 +221,38 @@ class Sampler:
         self._seen = set(prompt)
         self._changes = params.changes_logits
 
+    def copy(self) -> "Sampler":
+        """Another sampler, which draws what this one would draw next."""
+        other = copy(self)
+        other._rng, other._seen = deepcopy(self._rng), set(self._seen)
+        other._constraint = None if self._constraint is None else self._constraint.copy()
+        return other
+
     @property
     def needs_logits(self) -> bool:
         """False if the arg-max of the logits, the first of equals, is always drawn and nothing else
         of them is asked for."""
         params = self._params
-        return params.temperature != 0 or self._changes or params.logprobs is not None
+        constrained = self._constraint is not None
+        reported = params.logprobs is not None
+        return params.temperature != 0 or self._changes or reported or constrained
 
     def __call__(self, logits: NDArray[np.int64], scale: float) -> int:
         """Return a token of integer ``logits`` ``[V]``, of which one is worth ``scale``."""
-        token = self._draw(self._changed(logits, scale), scale)
+        changed = self._changed(logits, scale)
+        if self._constraint is None:
+            token = self._draw(changed, scale)
+        else:
+            allowed = self._constraint.allowed(len(changed))
+            token = int(allowed[self._draw(changed[allowed], scale)])
+            self._constraint.push(token)
         self._seen.add(token)
         return token
+
+    @property
+    def complete(self) -> bool:
+        """True if no token fits any more."""
+        return self._constraint is not None and self._constraint.complete
 
     def _changed(self, logits: NDArray[np.int64], scale: float) -> NDArray[np.int64]:
         """The logits ``[V]`` with biases and penalties, whole numbers as they were."""

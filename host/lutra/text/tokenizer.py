@@ -14,6 +14,8 @@ from lutra.formats.config_file import ConfigFile
 from lutra.formats.gguf import is_gguf
 from lutra.formats.gguf_split import GgufModel
 from lutra.formats.gguf_vocabulary import read_vocabulary
+from lutra.process_lock import ProcessLock
+from lutra.text.constraint import Constraint, Constraints
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 
@@ -110,6 +112,8 @@ class Tokenizer:
         self._backend, self.bos, self.eos = backend, bos, frozenset(eos)
         self.add_bos = add_bos
         self.chat_template, self.special_tokens = chat_template, dict(special_tokens)
+        self._constraints: dict[frozenset[int], Constraints] = {}
+        self._constraining = ProcessLock()
         longest_first = sorted(backend.special, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -154,6 +158,31 @@ class Tokenizer:
         """Text to put into a template, such that special tokens that it names stay text."""
         text = text.replace(_BREAK, "")
         return self._special.sub(lambda match: match[0][0] + _BREAK + match[0][1:], text)
+
+    def constraint(self, form: tuple[str, str] | None, ends: Collection[int]) -> Constraint | None:
+        """What a text of a ``form`` may have, see :attr:`SamplingParams.form`; None without one.
+        It may end with one of the tokens ``ends``.
+
+        The first one takes a second or two; LutraError for one that is not understood.
+        """
+        if form is None:
+            return None
+        with self._constraining.adopt():
+            known = frozenset(ends)
+            if known not in self._constraints:
+                self._constraints[known] = Constraints(self._backend.vocabulary(), known)
+            return self._constraints[known].make(*form)
+
+    def all_as_text(self, value: object) -> object:
+        """The same for all text in a value of JSON."""
+        if isinstance(value, str):
+            return self.as_text(value)
+        if isinstance(value, Mapping):
+            pairs = cast("Mapping[str, object]", value).items()
+            return {self.as_text(name): self.all_as_text(each) for name, each in pairs}
+        if isinstance(value, list | tuple):
+            return [self.all_as_text(each) for each in cast("Iterable[object]", value)]
+        return value
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ``ids`` without special tokens."""
@@ -238,6 +267,7 @@ class _Backend(Protocol):
     def decode(self, ids: list[int]) -> str: ...
     def id_of(self, token: str | None) -> int | None: ...
     def begins_with(self, bos: int | None) -> bool: ...
+    def vocabulary(self) -> str: ...
 
 
 class _Library:
@@ -251,6 +281,7 @@ class _Library:
             # BPE leaves merges out at random, so that a text has other tokens each time
             tokenizer.model.dropout = None
         self._tokenizer, self._own_size = tokenizer, own_size
+        self._taking_turns = ProcessLock()  # how special tokens are taken is the library's state
         added = tokenizer.get_added_tokens_decoder()
         named = {token.content: i for i, token in added.items() if token.special}
         self.special: Mapping[str, int] = named
@@ -267,14 +298,15 @@ class _Library:
         return max(own.values(), default=-1) + 1
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        self._tokenizer.encode_special_tokens = not special
-        try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the library raises bare Exception
-            raise LutraError(
-                f"the model's tokenizer has no tokens for this text ({_line(error)}): give another "
-                "text"
-            ) from None
+        with self._taking_turns.adopt():
+            self._tokenizer.encode_special_tokens = not special
+            try:
+                return self._tokenizer.encode(text, add_special_tokens=False).ids
+            except Exception as error:  # the library raises bare Exception
+                raise LutraError(
+                    f"the model's tokenizer has no tokens for this text ({_line(error)}): give "
+                    "another text"
+                ) from None
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -285,6 +317,9 @@ class _Library:
     def begins_with(self, bos: int | None) -> bool:
         ids = self._tokenizer.encode("", add_special_tokens=True).ids
         return bos is not None and ids[:1] == [bos]
+
+    def vocabulary(self) -> str:
+        return self._tokenizer.to_str()
 
 
 class _SentencePiece:
@@ -353,6 +388,12 @@ class _SentencePiece:
 
     def begins_with(self, bos: int | None) -> bool:
         return bos is not None and bos == self._bos
+
+    def vocabulary(self) -> str:
+        raise LutraError(
+            "json_schema, regex and grammar need a tokenizer.json, and this model has a "
+            "tokenizer.model: leave them out"
+        )
 
 
 def _backend(folder: Path) -> _Backend:

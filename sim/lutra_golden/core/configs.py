@@ -290,6 +290,8 @@ def offset_width(model: PackedModel, engine: str) -> int:
     needed = 0
     for linear in _linears(model):
         source = linear.source
+        if isinstance(source, StoredWeights):
+            source = source.one_level()
         if source.scale is None or source.zero is None:
             continue  # ternary: a scale of 1
         scale, zero = source.scale.astype(np.int64), source.zero.astype(np.int64)

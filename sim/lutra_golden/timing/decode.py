@@ -1,4 +1,4 @@
-"""Cycles of a decoded token, from the cycles of the units and the width of the weights' port."""
+"""Cycles of a pass, from the cycles of the units and the width of the weights' port."""
 
 import numpy as np
 
@@ -16,16 +16,31 @@ from lutra_golden.timing.norm import norm_cycles
 from lutra_golden.timing.residual import residual_cycles
 from lutra_golden.timing.rope import rope_cycles
 
-__all__ = ["decode_cycles"]
+__all__ = ["decode_cycles", "pass_cycles"]
 
 
 def decode_cycles(model: PackedModel, config: AcceleratorConfig, position: int) -> int:
-    """Cycles of a token of ``model`` at ``position`` on ``config``, which holds it: an estimate.
+    """Cycles of a token of ``model`` at ``position`` on ``config``, which holds it: an estimate,
+    see :func:`pass_cycles`."""
+    return pass_cycles(model, config, position, 1, 1, layers=range(len(model.layers)))
 
-    Units take turns, as each needs what the one before it made. A product takes as long as its
-    engine, or as its weights on their port if that is longer: a word takes whole beats. Logits are
-    stored while the head is computed. Latencies of memory, its refresh and the host's time are left
-    out, every product counts as one command, and every layer as one like the first.
+
+def pass_cycles(
+    model: PackedModel,
+    config: AcceleratorConfig,
+    position: int,
+    n_tokens: int,
+    n_logits: int,
+    *,
+    layers: range,
+) -> int:
+    """Cycles of a pass of ``n_tokens`` from ``position`` on through ``layers``: an estimate.
+
+    Behind the last layer the head gives logits of ``n_logits`` tokens. Units take turns, as each
+    needs what the one before it made. A product takes as long as its engine, or as its weights on
+    their port if that is longer: a word takes whole beats. Logits are stored while the head is
+    computed. Latencies of memory, its refresh and the host's time are left out, every product
+    counts as one command, and every layer as one like the first.
     """
     product = _Product(config)
     heads = config.head_dim * config.n_heads
@@ -35,42 +50,49 @@ def decode_cycles(model: PackedModel, config: AcceleratorConfig, position: int) 
     bits = _planes(config.matmul, model)
     gate = NormSource.GATE if model.gate is Gate.RELU2 else NormSource.SWIGLU
     centre = layer.bias is not None and layer.bias.centre is not None
-    rope = rope_cycles(config, 1, bias=model.biased, qk_norm=model.head_normed, centre=centre)
+    rope = rope_cycles(
+        config, n_tokens, bias=model.biased, qk_norm=model.head_normed, centre=centre
+    )
     per_layer = sum(
         (
-            norm_cycles(hidden // LANES, 1, NormSource.RESIDUAL),
-            product.cycles(heads + 2 * kv, hidden, bits),
+            norm_cycles(hidden // LANES, n_tokens, NormSource.RESIDUAL),
+            product.cycles(heads + 2 * kv, hidden, bits, n_tokens),
             rope,
-            AttentionTiming(config).cycles(position, 1, window=layer.window),
-            norm_cycles(heads // LANES, 1, NormSource.ATTENTION),
-            product.cycles(hidden, heads, bits),
-            residual_cycles(hidden // LANES, 1),
-            norm_cycles(hidden // LANES, 1, NormSource.RESIDUAL),
-            product.cycles(2 * inner, hidden, bits),
-            norm_cycles(inner // LANES, 1, gate),
-            product.cycles(hidden, inner, bits),
-            residual_cycles(hidden // LANES, 1),
+            AttentionTiming(config).cycles(position, n_tokens, window=layer.window),
+            norm_cycles(heads // LANES, n_tokens, NormSource.ATTENTION),
+            product.cycles(hidden, heads, bits, n_tokens),
+            residual_cycles(hidden // LANES, n_tokens),
+            norm_cycles(hidden // LANES, n_tokens, NormSource.RESIDUAL),
+            product.cycles(2 * inner, hidden, bits, n_tokens),
+            norm_cycles(inner // LANES, n_tokens, gate),
+            product.cycles(hidden, inner, bits, n_tokens),
+            residual_cycles(hidden // LANES, n_tokens),
         )
     )
-    head = _head_planes(config.matmul, model)
-    last = norm_cycles(hidden // LANES, 1, NormSource.RESIDUAL)
-    return len(model.layers) * per_layer + last + product.cycles(model.vocab_size, hidden, head)
+    head = 0
+    if layers.stop == len(model.layers) and n_logits:
+        planes = _head_planes(config.matmul, model)
+        head = norm_cycles(hidden // LANES, n_logits, NormSource.RESIDUAL)
+        head += product.cycles(model.vocab_size, hidden, planes, n_logits)
+    return len(layers) * per_layer + head
 
 
 class _Product:
-    """A matrix with one token."""
+    """A matrix with some tokens."""
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._timing, self._word_bytes = MatmulTiming(config.matmul), config.weight_word_bytes
         self._beat_bytes = config.port_of(Purpose.WEIGHTS).width // 8
 
-    def cycles(self, rows: int, depth: int, planes: int) -> int:
+    def cycles(self, rows: int, depth: int, planes: int, n_tokens: int) -> int:
         params = self._timing.params
         unit = max(2, params.block_rows)
         blocks = -(-rows // (LANES * unit)) * unit
         tiles = -(-depth // params.depth_tile)
         n_bytes = params.n_words(tiles, blocks, planes) * self._word_bytes
-        return max(self._timing.cycles(tiles, blocks, planes, 1), -(-n_bytes // self._beat_bytes))
+        return max(
+            self._timing.cycles(tiles, blocks, planes, n_tokens), -(-n_bytes // self._beat_bytes)
+        )
 
 
 def _head_planes(params: EngineParams, model: PackedModel) -> int:

@@ -15,6 +15,7 @@ from lutra_sim.mutants import (
     kernels,
     kernels_runner,
     packing,
+    plans,
     xrt,
 )
 from lutra_sim.mutants.mutant import Mutant
@@ -24,7 +25,14 @@ __all__ = ["MUTANTS", "PACKAGES", "SURVIVORS"]
 PACKAGES: Mapping[str, Sequence[Mutant]] = {
     "hw": (*hw.MUTANTS, *hw_units.MUTANTS, *xrt.HW, *boards.HW),
     "golden": (*golden.MUTANTS, *golden_control.MUTANTS, *boards.GOLDEN),
-    "host": (*host.MUTANTS, *packing.MUTANTS, *devices.MUTANTS, *xrt.HOST, *boards.HOST),
+    "host": (
+        *host.MUTANTS,
+        *packing.MUTANTS,
+        *plans.MUTANTS,
+        *devices.MUTANTS,
+        *xrt.HOST,
+        *boards.HOST,
+    ),
     "cpu": (*cpu.MUTANTS, *cpu_targets.MUTANTS),
     "kernels": (*kernels.MUTANTS, *kernels_runner.MUTANTS),
 }

@@ -287,6 +287,15 @@ MUTANTS = [
         ),
     ),
     *planted(
+        f"{_GOLDEN}/core/configs.py",
+        ["host/compile/test_configure.py::test_offsets_in_two_levels"],
+        (
+            "offsets in two levels taken for none",
+            "            source = source.one_level()",
+            "            pass",
+        ),
+    ),
+    *planted(
         f"{_GOLDEN}/control/interpreter.py",
         ["system/test_groups.py::test_programs_are_the_golden_device[short-groups-mac]"],
         (

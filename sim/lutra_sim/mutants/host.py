@@ -43,6 +43,26 @@ MUTANTS = [
         ("probabilities without their sum", "below - np.log(np.exp(below).sum())", "below"),
     ),
     *planted(
+        "host/lutra/text/constraint.py",
+        ["host/text/test_constraint.py"],
+        ("bits of a mask in the other order", 'bitorder="little"', 'bitorder="big"'),
+        ("a text goes on behind its form", "bool(self._matcher.is_stopped())", "False"),
+        (
+            "a token that was drawn is not noted",
+            "if not self._matcher.consume_token(token):",
+            "if False:",
+        ),
+    ),
+    *planted(
+        "host/lutra/text/sampling.py",
+        ["host/text/test_constraint.py"],
+        (
+            "tokens that do not fit",
+            "int(allowed[self._draw(changed[allowed], scale)])",
+            "self._draw(changed, scale)",
+        ),
+    ),
+    *planted(
         "host/lutra/text/stop.py",
         ["host/text/test_stop.py"],
         (
@@ -60,8 +80,8 @@ MUTANTS = [
         ("one seed for all completions", "seed=sampling.seed + index", "seed=sampling.seed"),
         (
             "the prompt is not repeated",
-            "seed=sampling.seed + index), generation.prompt)",
-            "seed=sampling.seed + index))",
+            "Sampler(own, generation.prompt, tokenizer",
+            "Sampler(own, (), tokenizer",
         ),
         (
             "a completion goes on from the one before",
@@ -71,8 +91,8 @@ MUTANTS = [
         ("what is held is lost", "            text += self._stop.flush()\n", "            pass\n"),
         (
             "the length before the stop string",
-            "if self._stop.found or token in ends:",
-            "if token in ends:",
+            "if self._stop.found or whole:",
+            "if whole:",
         ),
         (
             "saturation of another completion",
@@ -160,11 +180,6 @@ MUTANTS = [
             "if shared > len(request.prompt):",
         ),
         (
-            "the likeliest token where one is drawn",
-            "if request.sampler.needs_logits:",
-            "if request.sampler.needs_logits and not request.prompt:",
-        ),
-        (
             "prompts take no room from each other",
             "            room -= len(tokens)\n",
             "",
@@ -188,6 +203,164 @@ MUTANTS = [
             "more requests than the device may have",
             "while len(self._running) < self._most:",
             "while len(self._running) <= self._most:",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/generation.py",
+        [
+            "host/serving/speculation/test_same_tokens.py::test_at_every_token_a_wrong_draft",
+            "host/serving/speculation/test_same_tokens.py::test_the_context_bounds_drafts",
+        ],
+        (
+            "wrong drafts stay in the session",
+            "                sequence.truncate(start + len(made))\n",
+            "",
+        ),
+        ("drafts behind the last token", "[(guesses, left - 1)]", "[(guesses, left)]"),
+        ("drafts are not processed", "[token, *drafts], 0, stats)", "[token], 0, stats)"),
+    ),
+    *planted(
+        "host/lutra/serving/batch.py",
+        [
+            "host/serving/speculation/test_same_tokens.py::test_requests_at_once",
+            "host/serving/speculation/test_same_tokens.py::test_the_context_bounds_drafts",
+        ],
+        (
+            "one draft too many stays in the session",
+            "- len(tokens) + len(made))",
+            "- len(tokens) + min(len(made) + 1, len(tokens)))",
+        ),
+        ("drafts behind the context", "most - n - 1)", "most - n)"),
+        ("drafts are not released", "        request.drafts.close()\n", ""),
+    ),
+    *planted(
+        "host/lutra/serving/speculation/draw.py",
+        ["host/serving/speculation/test_draw.py"],
+        (
+            "tokens behind a wrong draft",
+            "if i < len(drafts) and token != drafts[i]:",
+            "if i < len(drafts) and token < 0:",
+        ),
+        ("the row before", "at = slice(i, i + 1)", "at = slice(max(i - 1, 0), max(i, 1))"),
+        ("the likeliest token where one is drawn", "if sampler.needs_logits:", "if False:"),
+        ("a right draft is the last token", "token != drafts[i]", "token == drafts[i]"),
+    ),
+    *planted(
+        "host/lutra/serving/speculation/ngrams.py",
+        ["host/serving/speculation/test_ngrams.py"],
+        ("the earliest of equals", "for end in reversed(places):", "for end in places:"),
+        (
+            "the latest place, however short",
+            "                longest, found = length, end\n",
+            "                longest, found = length, end\n                break\n",
+        ),
+        (
+            "guesses behind an end token",
+            "self._guesses, self._kinds = guesses[:n],",
+            "self._guesses, self._kinds = guesses,",
+        ),
+        ("what has come is not looked up", "self._indexed = len(text)", "self._indexed = 1 << 60"),
+        (
+            "all guesses are compared",
+            "            if token != guess:\n",
+            "            if token < 0:\n",
+        ),
+        ("longer matches count as shorter ones", "sum(length > most for", "sum(length < most for"),
+    ),
+    *planted(
+        "host/lutra/serving/speculation/model.py",
+        ["host/serving/speculation/test_model.py"],
+        ("the large model's sampler drafts", "self._sampler.copy()", "self._sampler"),
+        ("wrong drafts stay", "        sequence.truncate(done)\n", ""),
+        (
+            "end tokens are drafted",
+            "            if token in self._ends:\n",
+            "            if token < 0:\n",
+        ),
+        ("tokens that the large model has not", "np.pad(logits[:n],", "np.pad(logits,"),
+        ("drafts behind the context", "context - len(self._text)", "context"),
+        ("unlikely for ever", "        self._record.fade()\n", ""),
+        (
+            "prompts are read in the time of drafts",
+            "self._drafter.clock() - start",
+            "self._drafter.clock()",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/speculation/record.py",
+        ["host/serving/speculation/test_record.py"],
+        (
+            "all guesses count alike",
+            "self._keep * self._right[kind] + right",
+            "self._right[kind] + right",
+        ),
+        (
+            "nothing is told to others",
+            "            self._before.note(kind, right)\n",
+            "            pass\n",
+        ),
+        (
+            "what was expected does not count",
+            "(right + weight * share) / (n + weight)",
+            "(right + share) / (n + 1)",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/speculation/costs.py",
+        ["host/serving/speculation/test_costs.py"],
+        ("sizes are never forgotten", "_ONCE_LASTS if size.n_passes == 1 else _LASTS", "1 << 60"),
+        ("a pass that was disturbed counts", "min(seconds, _SPIKE * known.seconds)", "seconds"),
+        (
+            "every token takes as long",
+            "return any(seconds < most * n",
+            "return any(seconds > most * n",
+        ),
+        (
+            "larger passes take no longer",
+            "found.append(least + slope * (n - low))",
+            "found.append(least)",
+        ),
+        (
+            "smaller passes count",
+            "for n, s in self._remembered() if n > base)",
+            "for n, s in self._remembered() if n != base)",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/speculation/adaptive.py",
+        ["host/serving/speculation/test_adaptive.py"],
+        ("as many drafts as there may be", "if expected > fastest * took:", "if took:"),
+        (
+            "more drafts than there is room for",
+            "[: min(max(room, 0), 2 * reach or 1)]",
+            "[: 2 * reach or 1]",
+        ),
+        ("no pass without drafts", "age is None or age > _PLAIN_EVERY", "age is None"),
+        (
+            "losses without a bound",
+            "if took > affordable:",
+            "if took < 0:",
+        ),
+        (
+            "guessing costs nothing",
+            "gain -= min(self._spent, ",
+            "gain -= min(0.0, ",
+        ),
+        (
+            "drafts cost nothing",
+            "took = seconds[n] + n * self._drafter.seconds_per_draft",
+            "took = seconds[n]",
+        ),
+        (
+            "one wrong draft after another",
+            "                p *= chance\n",
+            "                p = chance\n",
+        ),
+        ("never tried", "elif n > reach and tries and p >= _TRY:", "elif p > 1:"),
+        (
+            "credit without a bound",
+            "-_CREDIT), _MOST_CREDIT)",
+            "-_CREDIT), 1e9)",
         ),
     ),
     *planted(
@@ -241,23 +414,23 @@ MUTANTS = [
         ],
         (
             "more greedy tokens than were asked for",
-            "n = min(pace.n_tokens, max_tokens - stats.generated_tokens)",
-            "n = pace.n_tokens",
+            "sequence.greedy(token, min(pace.n_tokens, left), ends)",
+            "sequence.greedy(token, pace.n_tokens, ends)",
         ),
         (
             "greedy tokens are not checked",
-            "while not sampler.needs_logits and loaded.golden is None:",
-            "while not sampler.needs_logits:",
+            "if by_device and not drafts and loaded.golden is None:",
+            "if by_device and not drafts:",
         ),
         (
             "a fault among greedy tokens is hidden",
-            "            raise made.error\n",
-            "            pass\n",
+            "                raise error\n",
+            "                pass\n",
         ),
         (
             "saturation of greedy tokens forgotten by the next ones",
-            "stats.saturated |= made.saturated",
-            "stats.saturated = made.saturated",
+            "stats.saturated |= greedy.saturated",
+            "stats.saturated = greedy.saturated",
         ),
     ),
     *planted(

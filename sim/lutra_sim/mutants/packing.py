@@ -228,7 +228,13 @@ MUTANTS = [
             f"{_FILE}::test_a_layer_is_there_whole_or_not_at_all",
             f"{_FILE}::test_a_damaged_layer_is_packed_again",
             "host/commands/test_pack.py::test_two_at_a_time",
+            "host/commands/test_pack.py::test_a_checkpoint_that_is_refused_midway",
         ],
+        (
+            "layers of a checkpoint that is refused stay",
+            "                shutil.rmtree(self.folder, ignore_errors=True)\n                raise",
+            "                raise",
+        ),
         (
             "layers of other settings taken",
             'self.folder = out / f"{_PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:16]}"',
@@ -477,13 +483,13 @@ MUTANTS = [
         ),
         (
             "single offsets for doubled ones",
-            "doubled = 2 * offset / step",
-            "doubled = offset / step",
+            "2 * offset.astype(np.float64) / step",
+            "offset.astype(np.float64) / step",
         ),
         (
             "offsets that 16 bits do not hold",
-            "np.rint(doubled / (1 << shift)).astype(np.int64)",
-            "np.rint(doubled / (1 << shift) * 2).astype(np.int64)",
+            "rounded = np.rint(doubled / (1 << shift))",
+            "rounded = np.rint(doubled / (1 << shift) * 2)",
         ),
         (
             "factors in steps of their products",

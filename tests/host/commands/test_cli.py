@@ -44,6 +44,8 @@ KEYS = {
     "prompt_tokens",
     "computed_tokens",
     "generated_tokens",
+    "drafted_tokens",
+    "accepted_tokens",
     "prefill_cycles",
     "decode_cycles_per_token",
     "simulated_cycles_per_s",
@@ -909,8 +911,29 @@ def test_a_modelled_speed_names_its_clock(clock_hz: int, text: str, capsys: Capt
 FIGURES = (
     "device emulated config engine model format prompt_tokens computed_tokens generated_tokens "
     "prefill_cycles decode_cycles_per_token simulated_cycles_per_s prefill_tokens_per_s "
-    "decode_tokens_per_s modelled_decode_tokens_per_s target_clock_hz interrupted bit_exact"
+    "decode_tokens_per_s modelled_decode_tokens_per_s target_clock_hz interrupted bit_exact "
+    "drafted_tokens accepted_tokens"
 ).split()
+
+
+def test_guessed_tokens_are_told(capsys: Capture) -> None:
+    """As soon as there are any; of whatever guesses them the story is the same."""
+    figures: dict[str, object] = dict.fromkeys(FIGURES)
+    figures |= {"device": "cpu", "last_pass_counters": {}, "power_w": {}, "kinds": {}}
+    for drafted in (0, 1_234):
+        generate._print_table(figures | {"drafted_tokens": drafted, "accepted_tokens": 1_000})
+        told = "guessed tokens that were right" in (printed := capsys.readouterr().out)
+        assert told == (drafted > 0) == ("1,000 of 1,234" in printed)
+    options = ["-p", "The king and the king and the", "-n", "40", "--temp", "0", "--json"]
+    stories: list[list[int]] = []
+    for way in ("off", "ngram", "tales"):
+        assert main([*STORY, *options, "--speculate", way]) == 0
+        last = json.loads(capsys.readouterr().out.splitlines()[-1])
+        stories.append(last["tokens"])
+        assert last["accepted_tokens"] <= last["drafted_tokens"]
+        assert way != "off" or not last["drafted_tokens"]
+    assert stories[0] == stories[1] == stories[2]
+    assert "no-such" in fails(capsys, *STORY, "--speculate", "no-such")
 
 
 def test_a_command_imports_no_others_modules() -> None:

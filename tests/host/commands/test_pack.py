@@ -25,6 +25,7 @@ from lutra.quantize.driver import METHODS
 from lutra.quantize.pack import pack_model
 from lutra.text.tokenizer import Tokenizer, copy_tokenizer
 from lutra_golden.arith.quantize import ActivationGroups
+from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.shapes import LINEARS
@@ -294,6 +295,23 @@ def test_two_at_a_time(source: Path, tmp_path: Path, capsys: Capture) -> None:
         assert list(out.iterdir()) == []
     assert not out.exists()
     quantize(source, out)
+
+
+def test_a_checkpoint_that_is_refused_midway(
+    source: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves nothing, for no other run could go on; what was there before stays."""
+
+    def refused(*_: object) -> None:
+        raise LutraError("a layer holds infinities: convert the model again")
+
+    monkeypatch.setattr("lutra.commands.pack.write_packed", refused)
+    out = tmp_path / "out"
+    assert fails(capsys, "pack", source, "-o", out).startswith("a layer holds infinities")
+    assert not out.exists()
+    (out / ".partial-1").mkdir(parents=True)
+    assert fails(capsys, "pack", source, "-o", out).startswith("a layer holds infinities")
+    assert [each.name for each in out.iterdir()] == [".partial-1"]
 
 
 def test_a_disk_that_is_full(

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from tests.host.quantize.random_decoder import GROUP, VARIANTS, random_decoder
+from tests.host.quantize.random_decoder import GROUP, VARIANTS, in_products, random_decoder
 from tests.host.random_model import LLAMAS, SHAPES, Shape, load, write_model
 from tests.host.tiles import compiled, golden, on_transport
 
@@ -405,6 +405,18 @@ def test_offsets_of_groups(offset: int, width: int, engine: str) -> None:
     largest = int(np.abs(model.layers[0].o_proj.weights.doubled()).max())
     assert offset <= largest < 1 << 32
     assert params.sum_width > largest.bit_length()
+    compile_model(model, config)
+
+
+@pytest.mark.parametrize("engine", ["lut", "mixpe", "mac"])
+def test_offsets_in_two_levels(engine: str) -> None:
+    """Those of K-quants count as others do: they take fields of more than 18 bits here."""
+    model = pack_model(in_products(), None, GROUP, offsets=True, head_bits=8)
+    weights = model.layers[0].gate_proj
+    assert weights.stored.levels is not None and weights.weights.offset is not None
+    assert np.abs(weights.weights.offset).max() >= 1 << 18
+    config = configure(model, engine=engine)
+    assert config.matmul.offset_width == 27
     compile_model(model, config)
 
 

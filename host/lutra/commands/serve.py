@@ -1,0 +1,201 @@
+"""``lutra serve``: a model as a server with OpenAI's interface."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from lutra.commands.options import (
+    add_chat_template,
+    add_model,
+    add_place,
+    check_kv,
+    given_chat_template,
+    real,
+    whole,
+)
+from lutra.llm import LLM
+from lutra.progress import StepProgress
+from lutra_golden.errors import LutraError
+from lutra_golden.install import install_command
+
+__all__ = ["add_serve"]
+
+_KEY = "LUTRA_API_KEY"
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lutra serve``."""
+    add_model(parser)
+    add_chat_template(parser)
+    add_place(parser, "auto", "auto, the fastest that works")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at (default %(default)s, this machine alone; 0.0.0.0 for all)",
+    )
+    parser.add_argument(
+        "--port", type=whole(0, 65535), default=8080, help="port (default %(default)s, 0 for any)"
+    )
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get(_KEY) or None,
+        help=f"key that clients must send (default: the environment's {_KEY}, which other users "
+        "of this machine do not see; without one anyone who reaches the port may ask)",
+    )
+    parser.add_argument(
+        "-np",
+        "--parallel",
+        type=whole(1, 1024),
+        default=16,
+        metavar="N",
+        help="completions on the device at a time, if it has the memory (default %(default)s)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=whole(0, 65536),
+        default=256,
+        metavar="N",
+        help="completions that wait for that; more are refused with status 429 "
+        "(default %(default)s)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=whole(1),
+        metavar="N",
+        help="tokens of an answer at most (default: to the context's end)",
+    )
+    parser.add_argument(
+        "--max-body",
+        type=whole(1),
+        default=4096,
+        metavar="KIB",
+        help="size of a request at most, in KiB (default %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=real("above 0", lambda seconds: seconds > 0),
+        default=600.0,
+        metavar="S",
+        help="seconds that an answer may take, waiting included (default 600)",
+    )
+    parser.add_argument(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages of this origin, such as https://example.org, read answers; may be "
+        "given several times (default: none)",
+    )
+    parser.add_argument(
+        "--log-prompts",
+        action="store_true",
+        help="write prompts into the log (default: method, path, status and seconds only)",
+    )
+    parser.set_defaults(command=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    for name in ("fastapi", "uvicorn"):
+        if find_spec(name) is None:
+            raise LutraError(
+                f"lutra serve needs {name}, which is missing: run `{install_command('serve')}`"
+            )
+    from lutra.server.app import make_app
+    from lutra.server.limits import Limits
+    from lutra.server.run import HttpServer, address, is_loopback, listen, local_names, until_told
+    from lutra.server.service import Service
+
+    check_kv(args.kv, args.device, falls_back=True)
+    template = given_chat_template(args)
+    if args.api_key is not None and not _is_key(args.api_key):
+        raise LutraError("--api-key must be printable ASCII without spaces: give another one")
+    limits = Limits(
+        parallel=args.parallel,
+        queue=args.queue,
+        body_bytes=args.max_body << 10,
+        tokens=args.max_tokens,
+        seconds=args.timeout,
+    )
+    # a port in use is refused before anything is loaded
+    listening = listen(args.host, args.port)
+    local = is_loopback(args.host)
+    if not local and args.api_key is None:
+        _note(
+            f"warning: anyone who reaches {address(listening)} may use this server: add --api-key "
+            "KEY"
+        )
+    service = Service(limits)
+    # pages on the web cannot make up a key, so that names need no check with one
+    hosts: Sequence[str] | None = local_names(args.host) if local and not args.api_key else None
+    app = make_app(
+        service,
+        key=args.api_key,
+        hosts=hosts,
+        origins=args.cors,
+        log_prompts=args.log_prompts,
+    )
+    with (
+        _log_on_stderr(),
+        HttpServer(app, listening) as http,
+        _load(args) as llm,
+        until_told() as wait,
+    ):
+        if template is not None:
+            llm.set_chat_template(template)
+        service.start(llm)
+        for note in llm.notes:
+            _note(f"note: {note}")
+        at = address(listening)
+        print(f"serving {llm.packed.name} on {llm.device.name}: {at}/v1", flush=True)
+        wait()
+        service.closing = True
+        http.close()
+        service.close()
+    return 0
+
+
+def _load(args: argparse.Namespace) -> LLM:
+    with StepProgress() as progress:
+        return LLM(
+            args.model,
+            args.device,
+            config=args.config,
+            engine=args.engine,
+            format=args.format,
+            group=args.group,
+            kv_bits=args.kv,
+            a_group=args.a_group,
+            offsets=args.offsets,
+            head_bits=args.head,
+            threads=args.threads,
+            emulate=args.emulate,
+            bitstream=args.bitstream,
+            parallel=args.parallel,
+            progress=progress,
+        )
+
+
+def _is_key(text: str) -> bool:
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
+@contextmanager
+def _log_on_stderr() -> Generator[None]:
+    """Write the server's log to standard error."""
+    logger, handler = logging.getLogger("lutra.server"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,141 @@
+"""Figures of a server as Prometheus reads them, under the names that vLLM gives them."""
+
+import os
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from lutra.serving.results import Completion
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+_LONG = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+
+
+class _Histogram:
+    """Counts of values up to each bound."""
+
+    def __init__(self, bounds: Iterable[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def lines(self, name: str, labels: str) -> Iterator[str]:
+        total = 0
+        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
+            total += count
+            yield f'{name}_bucket{{{labels},le="{bound}"}} {total}'
+        yield f"{name}_sum{{{labels}}} {self._sum:.9g}"
+        yield f"{name}_count{{{labels}}} {total}"
+
+
+class Metrics:
+    """Counters of requests and tokens of the model ``name``; ``requests`` gives those that run and
+    those that wait."""
+
+    def __init__(self, name: str, requests: Callable[[], tuple[int, int]]) -> None:
+        escaped = name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+        self._labels = f'model_name="{escaped}"'
+        self._requests, self._lock = requests, threading.Lock()
+        self._prompt, self._known, self._generated = 0, 0, 0
+        self._ended = {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        self._refused = 0
+        self._first, self._next = _Histogram(_SECONDS), _Histogram(_SECONDS)
+        self._whole = _Histogram(_LONG)
+
+    def first_token(self, seconds: float) -> None:
+        """Note the time from a request's arrival to its first token."""
+        with self._lock:
+            self._first.observe(seconds)
+
+    def next_token(self, seconds: float) -> None:
+        """Note the time between two tokens of a completion."""
+        with self._lock:
+            self._next.observe(seconds)
+
+    def ended(self, completions: Iterable[Completion], seconds: float) -> None:
+        """Note a request that came to its end."""
+        with self._lock:
+            self._whole.observe(seconds)
+            for each in completions:
+                self._ended[each.finish_reason] += 1
+                self._prompt += each.stats.prompt_tokens
+                self._known += each.stats.reused_tokens
+                self._generated += len(each.tokens)
+
+    def stopped(self, reason: str) -> None:
+        """Note a request that ended early, by ``abort`` of the client or an ``error``."""
+        with self._lock:
+            self._ended[reason] += 1
+
+    def refused(self) -> None:
+        """Note a request that had no room in the queue."""
+        with self._lock:
+            self._refused += 1
+
+    def text(self) -> str:
+        """All figures, in Prometheus's text format."""
+        running, waiting = self._requests()
+        with self._lock:
+            lines = list(self._lines(running, waiting))
+        memory = _memory()
+        if memory is not None:
+            lines += _one("process_resident_memory_bytes", "gauge", "Memory in use.", {"": memory})
+        return "\n".join(lines) + "\n"
+
+    def _lines(self, running: int, waiting: int) -> Iterator[str]:
+        own = self._labels
+
+        def one(name: str, kind: str, text: str, value: float) -> Iterator[str]:
+            yield from _one(f"vllm:{name}", kind, text, {f"{{{own}}}": value})
+
+        yield from one("num_requests_running", "gauge", "Requests on the device.", running)
+        yield from one("num_requests_waiting", "gauge", "Requests that wait for room.", waiting)
+        yield from one("prompt_tokens_total", "counter", "Tokens of prompts.", self._prompt)
+        yield from one("generation_tokens_total", "counter", "Generated tokens.", self._generated)
+        yield from one(
+            "prefix_cache_queries_total", "counter", "Tokens of prompts looked up.", self._prompt
+        )
+        yield from one(
+            "prefix_cache_hits_total", "counter", "Tokens of prompts known already.", self._known
+        )
+        yield from _one(
+            "vllm:request_success_total",
+            "counter",
+            "Completions that ended, by reason.",
+            {f'{{{own},finished_reason="{why}"}}': n for why, n in self._ended.items()},
+        )
+        yield from one(
+            "num_requests_refused_total", "counter", "Requests refused for a full queue.",
+            self._refused,
+        )  # fmt: skip
+        for name, text, histogram in (
+            ("time_to_first_token_seconds", "Time to the first token.", self._first),
+            ("inter_token_latency_seconds", "Time between tokens.", self._next),
+            ("e2e_request_latency_seconds", "Time of a whole request.", self._whole),
+        ):
+            yield f"# HELP vllm:{name} {text}"
+            yield f"# TYPE vllm:{name} histogram"
+            yield from histogram.lines(f"vllm:{name}", own)
+
+
+def _one(name: str, kind: str, text: str, values: Mapping[str, float]) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+    for labels, value in values.items():
+        yield f"{name}{labels} {value}"
+
+
+def _memory() -> int | None:
+    """Resident bytes of this process, None where Linux does not say so."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,89 @@
+"""Seconds that passes took, beside those that a profile predicts."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra.serving.plans.profile import DeviceProfile
+
+__all__ = ["Fact", "Facts", "pass_s"]
+
+_KEPT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """Passes on the device ``site``: ``sizes`` tokens of each session, from ``positions`` on,
+    through ``layers``, took ``seconds``."""
+
+    site: int
+    layers: range
+    sizes: tuple[int, ...]
+    positions: tuple[int, ...]
+    seconds: float
+
+    def predicted(self, profile: DeviceProfile) -> float:
+        """Seconds that ``profile`` has for it."""
+        return pass_s(profile, self.sizes, self.positions, self.layers)
+
+
+def pass_s(
+    profile: DeviceProfile, sizes: Sequence[int], positions: Sequence[float], layers: range
+) -> float:
+    """Seconds of ``sizes`` tokens of some sessions, each from its position on, through ``layers``.
+
+    Several prompts count as one that attends to as many positions in all.
+    """
+    n, n_layers = sum(sizes), profile.n_layers
+    if max(sizes) == 1:
+        position = sum(positions) / n
+        if layers.stop == n_layers:
+            return profile.tail_s(n, position, len(layers))
+        return len(layers) * profile.layer.at(n, position)
+    attended = sum(m * p + m * (m + 1) / 2 for m, p in zip(sizes, positions, strict=True))
+    total, done = 0.0, 0
+    while done < n:
+        size = min(profile.pass_tokens, n - done)
+        # of all passes those that come later attend to more
+        position = (attended - n * (n + 1) / 2) / n + done
+        total += len(layers) * profile.layer.at(size, position)
+        if layers.stop == n_layers:
+            total += max(
+                profile.chunk.at(size, position) - n_layers * profile.layer.at(size, position), 0.0
+            )
+        done += size
+    return total
+
+
+class Facts:
+    """The latest facts; those of several threads may come at once."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Fact] = deque(maxlen=_KEPT)
+
+    def note(self, fact: Fact) -> None:
+        """Keep a fact."""
+        self._kept.append(fact)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def of_site(self, site: int) -> list[Fact]:
+        """Those of one device, the earliest first."""
+        return [each for each in list(self._kept) if each.site == site]
+
+    def drift(self, profiles: Mapping[int, DeviceProfile]) -> dict[int, float]:
+        """Seconds of each device by those that its profile predicts."""
+        found: dict[int, float] = {}
+        for site, profile in profiles.items():
+            facts = self.of_site(site)
+            predicted = float(np.sum([fact.predicted(profile) for fact in facts]))
+            if predicted:
+                found[site] = float(np.sum([fact.seconds for fact in facts])) / predicted
+        return found

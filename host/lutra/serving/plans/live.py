@@ -1,0 +1,66 @@
+"""Devices of a plan that have not failed, and who knows that one has."""
+
+import logging
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+from lutra.devices.base import Device, DeviceError
+
+__all__ = ["LiveDevices", "SiteFailed"]
+
+_log = logging.getLogger(__name__)
+
+
+class SiteFailed(Exception):
+    """Device number ``site`` has failed of ``error``."""
+
+    def __init__(self, site: int, error: DeviceError) -> None:
+        super().__init__(str(error))
+        self.site, self.error = site, error
+
+
+class LiveDevices:
+    """``devices`` by number; ``left`` are the numbers of those that have not failed."""
+
+    def __init__(self, devices: Sequence[Device], labels: Sequence[str]) -> None:
+        self.devices, self.labels = list(devices), list(labels)
+        self.left: list[int] = list(range(len(devices)))
+        self.notes: list[str] = []
+        """A line on each device that was left out."""
+        self.turns = [threading.RLock() for _ in devices]
+        """Of each device, who has it now: what waits for its turn is not yet timed."""
+        self._reasons: dict[int, DeviceError] = {}
+        self._lock = threading.Lock()
+
+    def all_again(self) -> None:
+        """Count on all of them again."""
+        with self._lock:
+            self.left = list(range(len(self.devices)))
+
+    @contextmanager
+    def on(self, site: int) -> Generator[Device]:
+        """The device of this number; SiteFailed if it has failed, or does."""
+        if site not in self.left:
+            why = self._reasons[site]
+            raise SiteFailed(
+                site, DeviceError(f"device {self.labels[site]} has failed before: {why}")
+            )
+        try:
+            yield self.devices[site]
+        except DeviceError as error:
+            raise SiteFailed(site, error) from error
+
+    def leave_out(self, failed: SiteFailed) -> bool:
+        """Count on a device no more; False if that was known, DeviceError if none is left."""
+        with self._lock:
+            is_new = failed.site in self.left
+            if is_new:
+                self.left = [site for site in self.left if site != failed.site]
+                self._reasons[failed.site] = failed.error
+                note = f"device {self.labels[failed.site]} is left out: {failed.error}"
+                self.notes.append(note)
+                _log.warning("%s", note)
+        if not self.left:
+            raise failed.error
+        return is_new

@@ -1,0 +1,211 @@
+"""Everything that a plan is chosen from: devices that have loaded a model, profiles and links."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from lutra.closing import Closing
+from lutra.devices.base import Device
+from lutra.devices.estimate import token_bytes
+from lutra.serving.plans.carriers import Carrier, Direct, Shaped
+from lutra.serving.plans.costs import Costs, Workload
+from lutra.serving.plans.device import PlannedDevice
+from lutra.serving.plans.facts import Facts
+from lutra.serving.plans.layout import Plan
+from lutra.serving.plans.measure import BUDGET_S, measure_link
+from lutra.serving.plans.profile import DeviceProfile, LinkProfile
+from lutra.serving.plans.search import Choice, Slo, choose_plan
+from lutra.serving.plans.sites import Site
+from lutra.serving.plans.store import ProfileStore
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
+from lutra_golden.timing.boards import BOARD_PROFILES
+
+__all__ = ["ETHERNET", "USUAL", "Planner", "planned_device", "workload_within"]
+
+Progress = Callable[[str, float], None]
+ETHERNET = LinkProfile(latency_s=1e-4, bytes_per_s=1.25e8, kind="modelled")
+"""The link to a board that is not here, if nothing else is said: gigabit Ethernet."""
+_DRIFT = 0.1
+"""Share by which passes may differ from a profile before it is corrected."""
+USUAL = Workload(prompt=512, answer=128)
+"""The workload if nothing else is said, as far as the context goes."""
+
+
+class Planner(Closing):
+    """Plans for ``model`` on ``sites``, whose ``devices`` have loaded it; None if one is not here.
+
+    ``link`` takes the place of all links between devices. Profiles come from ``store``.
+    """
+
+    def __init__(
+        self,
+        model: PackedModel,
+        sites: Sequence[Site],
+        devices: Sequence[Device | None],
+        *,
+        link: LinkProfile | None = None,
+        store: ProfileStore | None = None,
+        by_cycles: bool = False,
+        refresh: bool = False,
+        budget_s: float = BUDGET_S,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.sites, self.devices = model, list(sites), list(devices)
+        self._link, self._store = link, store or ProfileStore()
+        self.profiles: dict[int, DeviceProfile] = {}
+        for i, (site, device) in enumerate(zip(sites, devices, strict=True)):
+            self.profiles[i] = site.profile(
+                model, device, self._store, by_cycles=by_cycles, refresh=refresh,
+                budget_s=budget_s, progress=progress,
+            )  # fmt: skip
+        self.links = self._links(progress)
+
+    @classmethod
+    def open(
+        cls,
+        model: PackedModel,
+        sites: Sequence[Site],
+        *,
+        link: LinkProfile | None = None,
+        store: ProfileStore | None = None,
+        by_cycles: bool = False,
+        refresh: bool = False,
+        budget_s: float = BUDGET_S,
+        progress: Progress | None = None,
+    ) -> "Planner":
+        """A planner whose devices are made and loaded here; :meth:`close` releases them."""
+        devices: list[Device | None] = []
+        try:
+            for site in sites:
+                device = site.make(progress) if site.is_here else None
+                devices.append(device)
+                if device is not None:
+                    device.load(model)
+            return cls(
+                model, sites, devices, link=link, store=store, by_cycles=by_cycles,
+                refresh=refresh, budget_s=budget_s, progress=progress,
+            )  # fmt: skip
+        except BaseException:
+            _close(devices)
+            raise
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the devices."""
+        return [site.label for site in self.sites]
+
+    @property
+    def carrier(self) -> Carrier:
+        """A carrier of keys and values, as the links say."""
+        if self._link is None:
+            return Direct()
+        return Shaped(latency_s=self._link.latency_s, bytes_per_s=self._link.bytes_per_s)
+
+    def choose(
+        self, workload: Workload, slo: Slo | None = None, alive: Sequence[int] | None = None
+    ) -> Choice:
+        """The plan for a workload, on the devices of these numbers, on all if left out."""
+        costs = Costs(self.model, self.profiles, self.links)
+        return choose_plan(costs, workload, slo=slo, sites=alive, fits=self._fits)
+
+    def correct(self, facts: Facts) -> dict[int, float]:
+        """Correct profiles of devices whose passes took longer or shorter than predicted, and keep
+        them; seconds of each by those predicted."""
+        drift = facts.drift(self.profiles)
+        for site, factor in drift.items():
+            if abs(factor - 1) > _DRIFT:
+                self.profiles[site] = self.profiles[site].corrected(factor)
+                self._store.save(self.profiles[site])
+        return drift
+
+    def close(self) -> None:
+        """Release the devices."""
+        _close(self.devices)
+
+    def _links(self, progress: Progress | None) -> Mapping[tuple[int, int], LinkProfile]:
+        found: dict[tuple[int, int], LinkProfile] = {}
+        for i, source in enumerate(self.devices):
+            for j, target in enumerate(self.devices):
+                if i == j:
+                    continue
+                if self._link is not None:
+                    found[i, j] = self._link
+                elif source is None or target is None:
+                    found[i, j] = ETHERNET
+                else:
+                    if progress:
+                        progress(f"measuring the way from {self.labels[i]} to {self.labels[j]}", 0)
+                    found[i, j] = measure_link(source, target, Direct())
+        return found
+
+    def _fits(self, plan: Plan) -> bool:
+        """True unless the weights of a stage exceed the memory of a modelled board."""
+        each = token_bytes(self.model) / len(self.model.layers)
+        for stage in (*plan.prefill, *plan.decode):
+            site = self.sites[stage.site]
+            if (
+                not site.is_here
+                and len(stage.layers) * each > BOARD_PROFILES[site.name].buffer_bytes
+            ):
+                return False
+        return True
+
+
+def planned_device(
+    sites: Sequence[Site],
+    *,
+    workload: Workload | None = None,
+    slo: Slo | None = None,
+    store: ProfileStore | None = None,
+    budget_s: float = BUDGET_S,
+    progress: Progress | None = None,
+) -> PlannedDevice:
+    """One device of all ``sites``, planned for ``workload`` when a model is loaded; 512 tokens and
+    128 of an answer, as far as the context goes, if left out."""
+    for site in sites:
+        if not site.is_here:
+            site.make()  # says that it is modelled
+    planners = dict[int, Planner]()
+    devices = [site.make(progress) for site in sites]
+
+    def choose(model: PackedModel, alive: Sequence[int]) -> Sequence[Plan]:
+        found = planners.get(id(model))
+        if found is None or not set(alive) <= set(found.profiles):
+            # those that failed to load are not measured
+            left = [sites[i] for i in alive]
+            own = Planner(
+                model, left, [devices[i] for i in alive], store=store, budget_s=budget_s,
+                progress=progress,
+            )  # fmt: skip
+            own.profiles = {alive[i]: each for i, each in own.profiles.items()}
+            own.links = {(alive[i], alive[j]): each for (i, j), each in own.links.items()}
+            own.sites = list(sites)
+            planners.clear()
+            planners[id(model)] = found = own
+        wanted = workload or workload_within(model)
+        return found.choose(wanted, slo, alive).chosen.plans
+
+    return PlannedDevice(devices, choose, labels=[site.label for site in sites])
+
+
+def _close(devices: Sequence[Device | None]) -> None:
+    for device in devices:
+        if device is not None:
+            device.close()
+
+
+def workload_within(
+    model: PackedModel, prompt: int | None = None, answer: int | None = None, requests: int = 1
+) -> Workload:
+    """A workload for a model, what is left out as :data:`USUAL` has it or as far as the context
+    goes; LutraError if what is given exceeds that."""
+    context = model.context
+    if prompt is None:
+        prompt = min(USUAL.prompt, max(context * 3 // 4, 1), max(context - (answer or 1), 1))
+    if answer is None:
+        answer = min(USUAL.answer, max(context - prompt, 1))
+    if prompt + answer > context:
+        raise LutraError(
+            f"{prompt} and {answer} tokens exceed the context of {context}: ask for fewer of a "
+            "prompt, or of an answer"
+        )
+    return Workload(prompt=prompt, answer=answer, requests=requests)

@@ -1,0 +1,163 @@
+"""Profiles of devices and links: seconds of a pass and of a transfer, and the kind of the figure.
+
+A pass takes a time that grows with its tokens, in steps and bends that only a table shows, and
+linearly with the positions that its tokens attend to. So a profile has seconds by tokens at several
+positions, and what lies between is interpolated.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from lutra_golden.errors import LutraError
+
+__all__ = ["DeviceProfile", "Kind", "LinkProfile", "Table", "weakest"]
+
+Kind = Literal["measured", "simulated", "modelled"]
+"""Kinds of figures: seconds of this machine, cycles of a simulator by a clock, or a formula."""
+_KINDS: tuple[Kind, ...] = ("measured", "simulated", "modelled")
+
+
+def weakest(kinds: Iterable[Kind]) -> Kind:
+    """The kind of a figure that is made of others: the one that is farthest from a measurement."""
+    return max(kinds, key=_KINDS.index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """``seconds[i][j]`` of a pass of ``tokens[i]`` tokens at ``positions[j]``, both ascending.
+
+    Between the entries, and behind the last position, it is linear in each; behind the last number
+    of tokens it is linear from the one before on.
+    """
+
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        for axis in (self.tokens, self.positions):
+            if not axis or list(axis) != sorted(set(axis)):
+                raise ValueError(f"axes of a table must ascend, not {axis}")
+        if [len(row) for row in self.seconds] != [len(self.positions)] * len(self.tokens):
+            raise ValueError("a table needs a time for each number of tokens at each position")
+
+    def at(self, tokens: float, position: float) -> float:
+        """Seconds of a pass of ``tokens`` tokens, of which the first is at ``position``."""
+        rows = [_linear(self.positions, row, position) for row in self.seconds]
+        # no entry has less than one token, and no pass takes no time
+        return max(_linear(self.tokens, rows, max(tokens, self.tokens[0])), 0.0)
+
+    def scaled(self, factor: float) -> "Table":
+        """All times ``factor`` as long."""
+        seconds = tuple(tuple(each * factor for each in row) for row in self.seconds)
+        return replace(self, seconds=seconds)
+
+
+def _linear(axis: Sequence[int], values: Sequence[float], at: float) -> float:
+    """Value at a place of an ascending axis, beyond whose ends the last two values go on."""
+    if len(axis) == 1:
+        return values[0]
+    i = min(max(int(np.searchsorted(axis, at, side="right")) - 1, 0), len(axis) - 2)
+    share = (at - axis[i]) / (axis[i + 1] - axis[i])
+    return values[i] + share * (values[i + 1] - values[i])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceProfile:
+    """Times of one model shape on one device.
+
+    ``chunk`` is of tokens of one session, with logits of the last, ``batch`` of one token each of
+    several sessions, with logits of all, and ``layer`` of ``chunk`` without the last layer and the
+    head, per layer. ``call_s`` is what each further call costs that layers are divided into.
+    ``fingerprint`` stands for the device, the library and the shape of the model. ``runs`` counts
+    the runs that have corrected the profile.
+    """
+
+    device: str
+    kind: Kind
+    fingerprint: str
+    n_layers: int
+    pass_tokens: int
+    chunk: Table
+    batch: Table
+    layer: Table
+    call_s: float = 0.0
+    runs: int = 0
+
+    # -- what passes take
+
+    def prefill_s(self, tokens: int, position: int = 0, layers: int | None = None) -> float:
+        """Seconds of ``tokens`` tokens of a prompt from ``position`` on, in passes as long as there
+        may be; of so many of the ``layers``, all of them with the head if left out."""
+        done, total = 0, 0.0
+        while done < tokens:
+            n = min(self.pass_tokens, tokens - done)
+            total += self.part_s(n, position + done, layers)
+            done += n
+        return total
+
+    def part_s(self, tokens: int, position: float, layers: int | None = None) -> float:
+        """Seconds of one such pass."""
+        if layers is None:
+            return self.chunk.at(tokens, position)
+        return layers * self.layer.at(tokens, position)
+
+    def decode_s(self, sessions: int, position: float) -> float:
+        """Seconds of a pass with a token each of ``sessions`` sessions at ``position``."""
+        return self.batch.at(sessions, position)
+
+    def tail_s(self, sessions: int, position: float, layers: int) -> float:
+        """Seconds of a decoding pass through the last ``layers`` layers and the head."""
+        left_out = (self.n_layers - layers) * self.layer.at(sessions, position)
+        return max(self.decode_s(sessions, position) - left_out, 0.0)
+
+    # -- corrections, and the file
+
+    def corrected(self, factor: float) -> "DeviceProfile":
+        """The profile of a device that takes ``factor`` times as long as predicted."""
+        return replace(
+            self,
+            chunk=self.chunk.scaled(factor),
+            batch=self.batch.scaled(factor),
+            layer=self.layer.scaled(factor),
+            call_s=self.call_s * factor,
+            runs=self.runs + 1,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; see :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: object) -> "DeviceProfile":
+        """Inverse of :meth:`to_json`; LutraError if ``content`` is anything else."""
+        try:
+            given = dict(cast(Mapping[str, Any], content))
+            for name in ("chunk", "batch", "layer"):
+                table = given[name]
+                given[name] = Table(
+                    tokens=tuple(map(int, table["tokens"])),
+                    positions=tuple(map(int, table["positions"])),
+                    seconds=tuple(tuple(map(float, row)) for row in table["seconds"]),
+                )
+            if given["kind"] not in _KINDS:
+                raise ValueError
+            return cls(**given)
+        except (ValueError, KeyError, TypeError):
+            raise LutraError("this is no profile of a device: measure it again") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkProfile:
+    """A way between two devices: ``latency_s`` of a transfer, and what it carries in a second."""
+
+    latency_s: float
+    bytes_per_s: float
+    kind: Kind
+
+    def seconds(self, n_bytes: float) -> float:
+        """Seconds of a transfer of ``n_bytes``."""
+        return self.latency_s + n_bytes / self.bytes_per_s

@@ -1,0 +1,231 @@
+"""Faults in plans and in what runs them: the tests beside each must notice them."""
+
+from lutra_sim.mutants.mutant import planted
+
+__all__ = ["MUTANTS"]
+
+_DEVICE = ["host/serving/plans/test_device.py"]
+_LANES = ["host/serving/plans/test_lanes.py"]
+_PROFILE = ["host/serving/plans/test_profile.py"]
+_SEARCH = ["host/serving/plans/test_search.py"]
+
+MUTANTS = [
+    *planted(
+        "host/lutra/serving/plans/mover.py",
+        _DEVICE,
+        (
+            "keys and values are not waited for",
+            "        arriving, part.arriving = part.arriving, []\n",
+            "        arriving, part.arriving = [], []\n",
+        ),
+        (
+            "what is computed again begins one token late",
+            "tokens = session.known(least, n)",
+            "tokens = session.known(min(least + 1, n), n)",
+        ),
+        (
+            "layers that are behind count as there",
+            "if target.lengths[i] < n <= part.lengths[i]]",
+            "if target.lengths[i] < n]",
+        ),
+        (
+            "finished layers stay where they are",
+            "if stage.site == site or not wanted:",
+            "if wanted:",
+        ),
+        (
+            "a device that failed is asked for its keys",
+            "            if site == stage.site or site not in self._live.left:\n",
+            "            if site == stage.site:\n",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/session.py",
+        _DEVICE,
+        (
+            "what is cut still counts",
+            "        self.lengths = [min(n, length) for length in self.lengths]\n",
+            "",
+        ),
+        (
+            "layers that arrive do not count",
+            "            self.lengths[layer] = own.length\n",
+            "            pass\n",
+        ),
+        (
+            "a copy begins empty",
+            "return Part(session, [min(n, length) for length in self.lengths])",
+            "return Part(session, [n for _ in self.lengths])",
+        ),
+        (
+            "tokens that were restored are known",
+            "return known if len(known) == len(found) else None",
+            "return known",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/device.py",
+        _DEVICE,
+        (
+            "sessions stay where a failed try left them",
+            "                self._leave_out(failed)\n                self.rewind(before)\n",
+            "                self._leave_out(failed)\n",
+        ),
+        (
+            "answers go where prompts do",
+            "return plan.prefill if is_prompt else plan.decode",
+            "return plan.prefill",
+        ),
+        (
+            "a session keeps the plan of a device that failed",
+            "if not session.plan.sites <= sites:",
+            "if not sites:",
+        ),
+        (
+            "the last greedy token counts as processed",
+            "own.tokens.extend([token, *made.tokens[:-1]])",
+            "own.tokens.extend([token, *made.tokens])",
+        ),
+        (
+            "layers that were run do not count",
+            "                    parts[i].lengths[layer] += len(chunk[i].tokens)\n",
+            "                    pass\n",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/legs.py",
+        _DEVICE,
+        (
+            "logits of a chunk from the prompt's first on",
+            "min(max(self.logits_from - first, 0), len(tokens))",
+            "min(self.logits_from, len(tokens))",
+        ),
+        (
+            "the next stage begins with tokens",
+            "replace(portion, residual=result.residual)",
+            "replace(portion, residual=portion.residual)",
+        ),
+        (
+            "errors of one of several threads are lost",
+            "    if errors:\n        raise errors[0]\n    return done\n",
+            "    return done\n",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/live.py",
+        _DEVICE,
+        (
+            "a device that failed is used again",
+            "[site for site in self.left if site != failed.site]",
+            "[site for site in self.left]",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/lanes.py",
+        _LANES,
+        (
+            "all requests in the first thread",
+            "min(self._lanes, key=lambda lane: sum(each.n_requests for each in set(lane)))",
+            "self._lanes[0]",
+        ),
+        ("one thread for all stages", "for _ in plan.decode:", "for _ in plan.decode[:1]:"),
+    ),
+    *planted(
+        "host/lutra/serving/batch.py",
+        _LANES,
+        (
+            "requests that are handed on stay, too",
+            "            self._running.remove(request)\n            self._hand_on",
+            "            self._hand_on",
+        ),
+        (
+            "requests that come from elsewhere are lost",
+            "            self._running += self._adopted\n",
+            "",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/profile.py",
+        _PROFILE,
+        (
+            "the position does not count",
+            "[_linear(self.positions, row, position) for",
+            "[row[0] for",
+        ),
+        (
+            "every pass begins where the first did",
+            "total += self.part_s(n, position + done, layers)",
+            "total += self.part_s(n, position, layers)",
+        ),
+        (
+            "the best kind of all",
+            "return max(kinds, key=_KINDS.index)",
+            "return min(kinds, key=_KINDS.index)",
+        ),
+        (
+            "layers of other devices count",
+            "left_out = (self.n_layers - layers)",
+            "left_out = 0 * (self.n_layers - layers)",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/facts.py",
+        _PROFILE,
+        (
+            "sessions that share a pass attend to each other",
+            "attended = sum(m * p + m * (m + 1) / 2 for",
+            "attended = n * positions[0] + n * (n + 1) / 2 + 0 * sum(m * p for",
+        ),
+        (
+            "predictions by fact",
+            "float(np.sum([fact.seconds for fact in facts])) / predicted",
+            "predicted",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/costs.py",
+        _SEARCH,
+        (
+            "transfers do not wait for each other",
+            "begin = max(done, arrived.get(target, 0.0))",
+            "begin = done",
+        ),
+        (
+            "answers do not wait for the hand-over",
+            "ready = [run.times[0] + exposed for run in runs]",
+            "ready = [run.times[0] for run in runs]",
+        ),
+        (
+            "chunks do not wait for the device",
+            "begin = max(ends[i], before + hops[i])",
+            "begin = before + hops[i]",
+        ),
+        (
+            "all prompts at once",
+            "[_Run(workload.prompt, [(i + 1) * prefill]) for i in range(n)]",
+            "[_Run(workload.prompt, [prefill]) for i in range(n)]",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/search.py",
+        _SEARCH,
+        (
+            "the SLO is not heeded",
+            "if slo.missed(each.cost) <= 1]\n    if not meeting",
+            "]\n    if not meeting",
+        ),
+        ("fewer devices are no merit", "_AS_GOOD = 1.02", "_AS_GOOD = 1.0"),
+        (
+            "the front has those that are beaten",
+            "if not front or each.cost.tpot_s < front[-1].cost.tpot_s:",
+            "if each:",
+        ),
+        ("plans that do not fit", "if all(fits(plan) for plan in plans):", "if plans:"),
+        (
+            "layers are not moved between stages",
+            "        counts = best\n",
+            "        break\n",
+        ),
+    ),
+]
+"""The faults."""

@@ -1,0 +1,106 @@
+"""A server for tests: a small model on the golden device, at a free port of this machine."""
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tests.host.random_model import Shape, write_model
+
+from lutra import LLM
+from lutra.devices.base import Chunk, PassResult
+from lutra.devices.golden import GoldenDevice
+from lutra.server.app import make_app
+from lutra.server.limits import Limits
+from lutra.server.run import HttpServer, address, listen
+from lutra.server.service import Service
+
+__all__ = ["CONTEXT", "TEMPLATE", "WAIT_S", "Gated", "Served", "served", "small_model", "until"]
+
+CONTEXT = 256
+WAIT_S = 60
+"""Far beyond what anything here takes."""
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+class Gated(GoldenDevice):
+    """The golden device, which waits in every pass until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.passes = 0
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        self.passes += 1
+        assert self.go.wait(WAIT_S)
+        return super()._pass(chunks)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs: where it is, and what is behind it."""
+
+    url: str
+    llm: LLM
+    service: Service
+
+    def post(self, path: str, body: object, **options: Any) -> httpx.Response:
+        """Ask for a path."""
+        return httpx.post(self.url + path, json=body, timeout=WAIT_S, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """Ask for a path."""
+        return httpx.get(self.url + path, timeout=WAIT_S, **options)
+
+
+def small_model(folder: Path) -> Path:
+    """A model of the least sizes, with room for conversations."""
+    shape = Shape(
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=CONTEXT,
+    )
+    return write_model(folder, shape)
+
+
+@contextmanager
+def served(
+    model: Path,
+    device: GoldenDevice | str = "golden",
+    limits: Limits | None = None,
+    template: str | None = TEMPLATE,
+    grace: float = 1.0,
+    **options: Any,
+) -> Generator[Served]:
+    """A server with these limits; ``options`` are those of its application."""
+    limits = limits or Limits()
+    service = Service(limits)
+    listening = listen("127.0.0.1", 0)
+    with LLM(model, device, parallel=limits.parallel) as llm:
+        if template is not None:
+            llm.set_chat_template(template)
+        with HttpServer(make_app(service, **options), listening, grace):
+            service.start(llm)
+            try:
+                yield Served(address(listening), llm, service)
+            finally:
+                service.close()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    pause = threading.Event()
+    for _ in range(WAIT_S * 100):
+        if holds():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it never held")

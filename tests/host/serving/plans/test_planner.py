@@ -1,0 +1,77 @@
+"""Planning for a model that is loaded: ``LLM(device=[...])``, and profiles that are corrected."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lutra import LLM, SamplingParams
+from lutra.serving.plans.costs import Workload
+from lutra.serving.plans.facts import Fact, Facts
+from lutra.serving.plans.planner import Planner, workload_within
+from lutra.serving.plans.sites import parse_sites
+from lutra.serving.plans.store import ProfileStore
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
+
+
+def test_an_llm_on_several_devices(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plan comes from profiles that are measured when it is loaded, and kept."""
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
+    texts, sampling = ["th", "the a", "b"], SamplingParams(temperature=0.7, seed=3)
+    folder = model_folder("grouped")
+    with LLM(folder, device="golden") as llm:
+        expected = [llm.generate(text, 6, sampling).tokens for text in texts]
+        logits = llm.logits([1, 2, 3])[0]
+    with LLM(folder, device=["golden", "golden"]) as llm:
+        assert llm.device.name == "plan"
+        assert [llm.generate(text, 6, sampling).tokens for text in texts] == expected
+        assert [each.tokens for each in llm.generate(texts, 6, sampling)] == expected
+        np.testing.assert_array_equal(llm.logits([1, 2, 3])[0], logits)
+        assert "golden" in str(llm.device.facts()["plan"])
+
+        async def together() -> list[list[int]]:
+            found = await asyncio.gather(*(llm.generate_async(text, 6, sampling) for text in texts))
+            return [each.tokens for each in found]
+
+        assert asyncio.run(together()) == expected
+    assert len(list((tmp_path / "profiles").iterdir())) == 1
+    with LLM(folder, device=["golden", "golden"], check=True) as llm:
+        assert llm.generate(texts[0], 6, sampling).tokens == expected[0]
+    with pytest.raises(LutraError, match="kv260 is modelled, and runs nothing"):
+        LLM(folder, device=["golden", "kv260"])
+    with pytest.raises(LutraError, match="threads is for a device that is given by name"):
+        LLM(folder, device=["cpu:1", "golden"], threads=2)
+
+
+def test_profiles_are_corrected_by_what_passes_took(
+    packed: Callable[[str], PackedModel], tmp_path: Path
+) -> None:
+    """By more than a tenth: less is noise."""
+    model, store = packed("grouped"), ProfileStore(tmp_path)
+    with Planner.open(
+        model, parse_sites(["golden", "golden"]), store=store, budget_s=0.01
+    ) as planner:
+        before = planner.profiles[0]
+        for factor, runs in ((1.05, 0), (3.0, 1)):
+            facts = Facts()
+            fact = Fact(site=0, layers=range(2), sizes=(4,), positions=(0,), seconds=1.0)
+            seconds = factor * fact.predicted(planner.profiles[0])
+            facts.note(Fact(site=0, layers=range(2), sizes=(4,), positions=(0,), seconds=seconds))
+            assert planner.correct(facts) == {0: pytest.approx(factor)}
+            assert planner.profiles[0].runs == runs
+        kept = store.load(before.fingerprint)
+        assert kept is not None and kept.runs == 1
+        assert kept.decode_s(1, 0) == pytest.approx(3.0 * before.decode_s(1, 0))
+        assert planner.labels == ["golden", "golden#2"]
+        assert workload_within(model) == Workload(prompt=24, answer=8)
+        assert workload_within(model, answer=20, requests=2) == Workload(
+            prompt=12, answer=20, requests=2
+        )
+        assert workload_within(model, 16, 16) == Workload(prompt=16, answer=16)
+        with pytest.raises(LutraError, match="20 and 16 tokens exceed the context of 32"):
+            workload_within(model, 20, 16)

@@ -1,0 +1,304 @@
+"""Profiles: tables, measurements, cycle formulas, the file, and devices by name."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.host.random_model import Shape, load, write_model
+
+from lutra.devices.base import Chunk, PassResult, Step, StepResult
+from lutra.devices.golden import GoldenDevice
+from lutra.open_model import open_packed_model
+from lutra.quantize.pack import pack_model
+from lutra.serving.plans import measure
+from lutra.serving.plans.carriers import Direct, Shaped
+from lutra.serving.plans.facts import Fact, Facts, pass_s
+from lutra.serving.plans.measure import empty_kv, kv_bytes_of, measure_device, measure_link
+from lutra.serving.plans.profile import DeviceProfile, LinkProfile, Table, weakest
+from lutra.serving.plans.sites import MOST_SITES, Site, common_capabilities, parse_sites
+from lutra.serving.plans.store import ProfileStore, fingerprint_of
+from lutra_golden.core.configs import NANO
+from lutra_golden.errors import LutraError
+from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART
+from lutra_golden.model.packed import PackedModel
+from lutra_golden.timing.decode import decode_cycles, pass_cycles
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
+    shape = Shape(num_hidden_layers=3, vocab_size=301, max_position_embeddings=64)
+    return pack_model(load(write_model(tmp_path_factory.mktemp("models") / "long", shape)))
+
+
+def linear(tokens: Sequence[int], positions: Sequence[int]) -> Table:
+    """A pass of n tokens at p takes 1 + n + n p seconds."""
+    rows = tuple(tuple(1.0 + n + n * p for p in positions) for n in tokens)
+    return Table(tokens=tuple(tokens), positions=tuple(positions), seconds=rows)
+
+
+def profile(**changes: object) -> DeviceProfile:
+    table = linear((1, 2, 8), (0, 10))
+    given: dict[str, object] = {
+        "device": "cpu", "kind": "measured", "fingerprint": "f", "n_layers": 4, "pass_tokens": 8,
+        "chunk": table, "batch": table, "layer": table.scaled(0.125),
+    }  # fmt: skip
+    return DeviceProfile(**(given | changes))  # type: ignore[arg-type]
+
+
+def test_tables_are_linear_between_entries_and_beyond() -> None:
+    table = linear((1, 4), (0, 8))
+    for n, p in ((1, 0), (2.5, 4), (4, 8), (9, 100), (3, -1)):
+        assert table.at(n, p) == pytest.approx(1 + n + n * p)
+    assert linear((1, 4), (3,)).at(2, 99) == pytest.approx(1 + 2 + 6)
+    assert table.at(0, 0) == table.at(1, 0)
+    assert table.at(4, -50) == 0.0
+    assert table.scaled(2).at(1, 0) == 4.0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"tokens": (), "positions": (0,), "seconds": ()},
+        {"tokens": (2, 1), "positions": (0,), "seconds": ((1.0,), (1.0,))},
+        {"tokens": (1,), "positions": (0, 5), "seconds": ((1.0,),)},
+    ],
+)
+def test_tables_that_are_none(bad: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError):
+        Table(**bad)  # type: ignore[arg-type]
+
+
+def test_passes_of_prompts_and_answers() -> None:
+    own = profile()
+    # 8 tokens at 0, then 3 at 8
+    assert own.prefill_s(11) == pytest.approx((1 + 8) + (1 + 3 + 3 * 8))
+    assert own.prefill_s(3, 5, layers=2) == pytest.approx(2 * 0.125 * (1 + 3 + 15))
+    assert own.decode_s(2, 5) == pytest.approx(1 + 2 + 10)
+    assert own.tail_s(2, 5, 1) == pytest.approx(13 * (1 - 3 * 0.125))
+    assert own.corrected(2.0).decode_s(2, 5) == pytest.approx(26)
+    assert own.corrected(2.0).runs == 1
+
+
+def test_sessions_that_share_a_pass_count_as_one_that_attends_as_far() -> None:
+    own = profile(layer=linear((1, 8), (0, 10)).scaled(0.0))
+    every = range(4)
+    assert pass_s(own, [5], [3], every) == pytest.approx(own.prefill_s(5, 3))
+    # 3 and 4 tokens at 2 attend to 12 and 18 positions, 7 of one session at 0 to 28
+    assert pass_s(own, [3, 4], [2, 2], every) == pytest.approx(1 + 7 + (12 + 18 - 28))
+    assert pass_s(own, [1, 1], [4, 6], every) == pytest.approx(own.decode_s(2, 5))
+    assert pass_s(profile(), [1, 1], [4, 6], range(2)) == pytest.approx(2 * 0.125 * 13)
+
+
+def test_drift_is_time_by_prediction() -> None:
+    facts = Facts()
+    for factor in (1.0, 3.0):
+        seconds = factor * profile().prefill_s(5, 3)
+        facts.note(Fact(site=1, layers=range(4), sizes=(5,), positions=(3,), seconds=seconds))
+    assert facts.drift({0: profile(), 1: profile()}) == {1: pytest.approx(2.0)}
+    assert len(facts) == 2
+    facts.clear()
+    assert facts.drift({1: profile()}) == {}
+
+
+def test_the_weakest_kind_is_that_of_a_sum() -> None:
+    assert weakest(["measured", "simulated"]) == "simulated"
+    assert weakest(["modelled", "measured"]) == "modelled"
+    assert weakest(["measured"]) == "measured"
+
+
+class Timed(GoldenDevice):
+    """A clock that goes on by what its passes take: per layer 1 and a token's 2 and position's 3;
+    10 the head, 5 a call."""
+
+    pass_tokens = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        layers = chunks[0].layers
+        n = sum(len(chunk.tokens) for chunk in chunks)
+        seen = sum(len(chunk.tokens) * chunk.position for chunk in chunks)
+        self.now += 5 + len(layers) * (1 + 2 * n + 3 * seen)
+        self.now += 10 * (layers.stop == len(self.model.layers))
+        result = super()._pass(chunks)
+        return PassResult(
+            logits=result.logits, scale=result.scale, argmax=result.argmax,
+            residual=result.residual, cycles=100,
+        )  # fmt: skip
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_a_device_is_measured(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Timed()
+    device.load(model)
+    monkeypatch.setattr(measure, "time", device)
+    found = measure_device(device, "mine", "f", budget_s=1e9)
+    assert (found.kind, found.pass_tokens, found.n_layers) == ("measured", 16, 3)
+    assert found.chunk.positions == (0, 48)
+    assert found.chunk.tokens == found.batch.tokens == (1, 2, 4, 8, 16)
+    for n, p in ((1, 0), (16, 48), (5, 20)):
+        assert found.chunk.at(n, p) == pytest.approx(15 + 3 * (1 + 2 * n + 3 * n * p))
+        assert found.batch.at(n, p) == pytest.approx(15 + 3 * (1 + 2 * n + 3 * n * p))
+        # of two layers, which share the call
+        assert found.layer.at(n, p) == pytest.approx(2.5 + 1 + 2 * n + 3 * n * p)
+    assert found.call_s == pytest.approx(2.5)
+    # all sessions were closed again
+    assert device.session().length == 0
+
+
+def test_what_there_is_no_time_for_is_fitted(
+    model: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one entry elsewhere, of which the growth with the position is known."""
+    device = Timed()
+    device.load(model)
+    monkeypatch.setattr(measure, "time", device)
+    short = measure_device(device, "mine", "f", budget_s=1.0)
+    for n in (1, 16):
+        # not even one of them was within the budget
+        assert short.chunk.at(n, 48) == short.chunk.at(n, 0) == pytest.approx(15 + 3 * (1 + 2 * n))
+
+
+def test_cycles_of_a_simulator_by_its_clock(model: PackedModel) -> None:
+    device = Timed()
+    device.load(model)
+    found = measure_device(device, "mine", "f", clock_hz=50.0, budget_s=1.0)
+    assert found.kind == "simulated"
+    assert found.chunk.at(1, 0) == found.batch.at(4, 9) == 2.0
+    plain = GoldenDevice()
+    plain.load(model)
+    with pytest.raises(LutraError, match=r"golden has no clock .* leave --cycles out"):
+        measure_device(plain, "mine", "f", clock_hz=50.0)
+
+
+def test_a_link_is_measured(model: PackedModel) -> None:
+    devices = [GoldenDevice(), GoldenDevice()]
+    for device in devices:
+        device.load(model)
+    shaped = Shaped(latency_s=0.05, bytes_per_s=1e6)
+    found = measure_link(devices[0], devices[1], shaped, repeats=1)
+    size = kv_bytes_of(model, model.context, 3)
+    assert found.kind == "measured"
+    # what else it takes is in it, too
+    assert 0.04 < found.latency_s < 0.2
+    assert found.seconds(size) > 0.05 + size / 1e6
+    kv = empty_kv(model, 5, range(2))
+    assert Direct().carry(kv) is kv
+    assert shaped.carry(kv).to_bytes() == kv.to_bytes()
+    assert len(kv.to_bytes()) - kv_bytes_of(model, 5, 2) < 200
+    assert LinkProfile(latency_s=1.0, bytes_per_s=4.0, kind="modelled").seconds(8) == 3.0
+
+
+def test_times_do_not_depend_on_what_keys_and_values_are(model: PackedModel) -> None:
+    """At least the zeros that stand for them are taken by every device."""
+    device = GoldenDevice()
+    device.load(model)
+    session = device.session()
+    session.restore(empty_kv(model, 9, range(3)))
+    [result] = device.run([Step(session=session, tokens=[1])])
+    assert isinstance(result, StepResult)
+    assert session.length == 10
+
+
+def test_profiles_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = ProfileStore(tmp_path / "profiles")
+    assert store.load("f") is None
+    store.save(profile())
+    assert store.load("f") == profile()
+    store.save(profile().corrected(2.0))
+    assert store.load("f") == profile().corrected(2.0)
+    assert [path.name for path in store.folder.iterdir()] == ["f.json"]
+    for broken in ("{", "[]", '{"kind": "guessed"}', json.dumps(profile().to_json() | {"kind": 1})):
+        (store.folder / "f.json").write_text(broken)
+        assert store.load("f") is None
+        assert "is not used" in caplog.text
+    store.forget("f")
+    store.forget("f")
+    assert not list(store.folder.iterdir())
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    ProfileStore(blocked / "profiles").save(profile())
+    assert "is not kept" in caplog.text
+
+
+def test_a_fingerprint_is_of_device_and_shape(model: PackedModel) -> None:
+    one = fingerprint_of({"name": "cpu", "threads": 1}, model)
+    assert one == fingerprint_of({"threads": 1, "name": "cpu"}, model)
+    assert one != fingerprint_of({"name": "cpu", "threads": 2}, model)
+    assert one != fingerprint_of({"name": "cpu", "threads": 1}, open_packed_model("tales"))
+    assert len(one) == 16
+
+
+def test_sites_by_name() -> None:
+    found = parse_sites(["cpu:1", " cpu:1", "rtl", "kv260"]) + parse_sites(["board://there:99"])
+    assert [each.label for each in found] == [
+        "cpu:1", "cpu:1#2", "rtl", "kv260", "board://there:99"
+    ]  # fmt: skip
+    assert [each.threads for each in found] == [1, 1, None, None, None]
+    assert [each.is_here for each in found] == [True, True, True, False, True]
+    assert common_capabilities(found[:2]) == EVERY_PART
+    assert common_capabilities(found) == COMMON_PARTS
+    assert Site.parse("golden").make().name == "golden"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tpu", "a device of a plan must be cuda, cpu, .*kv260.*, not 'tpu'"),
+        ("auto", "not 'auto'"),
+        ("cpu:x", "cpu:x must be cpu:N"),
+        ("cpu:0", "threads must be 1 to"),
+        ("golden:2", "only device cpu has threads: give golden without :2"),
+    ],
+)
+def test_sites_that_are_none(text: str, said: str) -> None:
+    with pytest.raises(LutraError, match=said):
+        Site.parse(text)
+    with pytest.raises(LutraError, match="needs devices"):
+        parse_sites([])
+    assert len(parse_sites(["golden"] * MOST_SITES)) == MOST_SITES
+    with pytest.raises(LutraError, match="plans are made for up to 4 devices, not 5"):
+        parse_sites(["golden"] * (MOST_SITES + 1))
+
+
+def test_a_modelled_board(tmp_path: Path) -> None:
+    tales = open_packed_model("tales")
+    site, store = Site.parse("kv260"), ProfileStore(tmp_path)
+    found = site.profile(tales, None, store)
+    assert (found.kind, found.device, found.pass_tokens) == ("modelled", "kv260", 8)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(LutraError, match="kv260 is modelled, and runs nothing"):
+        site.make()
+    assert found.decode_s(1, 200) > found.decode_s(1, 0) > 0
+    assert found.prefill_s(16) < 16 * found.decode_s(1, 0)
+
+
+def test_a_site_is_measured_once(model: PackedModel, tmp_path: Path) -> None:
+    site, store = Site.parse("golden"), ProfileStore(tmp_path)
+    device = site.make()
+    device.load(model)
+    found = site.profile(model, device, store, budget_s=0.01)
+    assert site.profile(model, device, store) == found
+    store.save(found.corrected(2.0))
+    assert site.profile(model, device, store) == found.corrected(2.0)
+    assert site.profile(model, device, store, refresh=True, budget_s=0.01).runs == 0
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_cycles_of_passes() -> None:
+    """Of two passes of 8 tokens, of which the last has logits; 233,479 were simulated."""
+    tales = open_packed_model("tales")
+    layers = range(len(tales.layers))
+    first = pass_cycles(tales, NANO, 0, 8, 0, layers=layers)
+    second = pass_cycles(tales, NANO, 8, 8, 1, layers=layers)
+    assert 0.97 * 233_479 < first + second < 233_479
+    assert pass_cycles(tales, NANO, 30, 1, 1, layers=layers) == decode_cycles(tales, NANO, 30)
+    parts = [pass_cycles(tales, NANO, 30, 1, 1, layers=range(i, i + 1)) for i in layers]
+    assert sum(parts) == decode_cycles(tales, NANO, 30)
+    assert np.ptp(parts[:-1]) == 0

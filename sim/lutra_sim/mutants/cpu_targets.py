@@ -255,7 +255,32 @@ MUTANTS = [
             "side ? _mm512_cvtepi16_epi32(raw) : _mm512_cvtepu16_epi32(raw);",
             "_mm512_cvtepu16_epi32(raw);",
         ),
-        ("marks of the first rows for all", "w->marks + at / 8,", "w->marks + first / 8,"),
+        (
+            "multiples of a record from its first group on in each run",
+            "NAME(multiples)(p, w->multiple_bits, g);",
+            "NAME(multiples)(p, w->multiple_bits, g - first);",
+        ),
+        ("marks of the first rows for all", "w->marks + (at + i) / 8,", "w->marks + i / 8,"),
+        (
+            "the sums of a group go on in the next one",
+            "                left = run->parts;\n                UNROLL for",
+            "                left = run->parts;\n                if (0) UNROLL for",
+        ),
+        (
+            "the second half of a part as its first",
+            "part, columns, bits, f,\n                               h * steps);",
+            "part, columns, bits, f,\n                               0);",
+        ),
+        (
+            "columns behind a row's end multiplied",
+            "                if (g == run->groups) continue;\n",
+            "",
+        ),
+        (
+            "codes of a strip's first run for all",
+            "run.codes = alone ? p : codes;",
+            "run.codes = alone ? w->codes + strip * w->row_bytes : codes;",
+        ),
         (
             "one unit's sum for two",
             "part == UNIT ? sums[0] : sums[0] + sums[1];",

@@ -438,6 +438,15 @@ class LLM(Closing):
         engine = self._engine
         return (0, 0) if engine is None else (engine.n_running, engine.n_waiting)
 
+    def prefixes(self) -> tuple[int, int]:
+        """Known prefixes, those of coroutines' requests too, and the bytes of their keys and
+        values."""
+        loaded, engine = self._loaded, self._engine
+        found = [] if loaded is None else [loaded.known]
+        found += [] if engine is None else engine.known
+        kept = {id(each): each for each in found}.values()
+        return sum(map(len, kept)), sum(each.n_bytes for each in kept)
+
     def chat(
         self,
         messages: Sequence[Message],

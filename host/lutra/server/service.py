@@ -14,6 +14,7 @@ from lutra.server.errors import CLOSING, ApiError, from_lutra, from_running
 from lutra.server.limits import Limits
 from lutra.server.metrics import Metrics
 from lutra.server.schema import GenerationBody
+from lutra.server.status import Status
 from lutra.server.tools import OPENING
 from lutra.serving.async_stream import AsyncStream
 from lutra.serving.results import Completion, Piece
@@ -48,10 +49,11 @@ class Answer:
             async with aclosing(self._merged()) as merged:
                 async for choice, piece in merged:
                     now = time.perf_counter()
-                    if choice in latest:
-                        self._metrics.next_token(now - latest[choice])
-                    elif not latest:
-                        self._metrics.first_token(now - self._arrived)
+                    before = latest.get(choice)
+                    self._metrics.token(
+                        first=None if latest else now - self._arrived,
+                        after=None if before is None else now - before,
+                    )
                     latest[choice] = now
                     yield choice, piece
             self._metrics.ended(self.completions, time.perf_counter() - self._arrived)
@@ -107,6 +109,7 @@ class Service:
         self.created = int(time.time())
         self._llm: LLM | None = None
         self._metrics: Metrics | None = None
+        self._status: Status | None = None
         self._template: TemplateProcess | None = None
         self._texts = ThreadPoolExecutor(2, "lutra text")
         self.inside = 0
@@ -120,11 +123,14 @@ class Service:
         if source is not None:
             self._template = TemplateProcess(source, tokenizer.special_tokens)
         self._metrics = Metrics(llm.packed.name, llm.requests)
+        self._status = Status(llm, self._metrics, self.limits)
         self._llm = llm
 
     def close(self) -> None:
         """Release what runs beside the model."""
         self._texts.shutdown(wait=False, cancel_futures=True)
+        if self._status is not None:
+            self._status.close()
         if self._template is not None:
             self._template.close()
 
@@ -144,6 +150,13 @@ class Service:
         assert self.llm is not None, "both are set together"
         assert self._metrics is not None
         return self._metrics
+
+    @property
+    def status(self) -> Status:
+        """Live figures; ApiError while the model is not there."""
+        assert self.llm is not None, "both are set together"
+        assert self._status is not None
+        return self._status
 
     def named(self, model: str | None) -> LLM:
         """The model, if that is the one that is asked for."""

@@ -14,7 +14,7 @@ __all__ = ["page"]
 @lru_cache
 def _page() -> tuple[bytes, dict[str, str]]:
     """The file, and the headers that let it do what it does and nothing else."""
-    text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    text = files("lutra.server").joinpath("page.html").read_text(encoding="utf-8")
     policy = {
         "default-src": "'none'",
         "script-src": _digest(text, "script"),

@@ -84,7 +84,8 @@ class _Routes:
             ("/v1/models/{model:path}", self.model),
         ):
             app.add_api_route(path, route, methods=["GET"], response_model=None, responses=_ERRORS)
-        app.add_api_route("/", self.page, methods=["GET"], include_in_schema=False)
+            app.add_api_route(path, route, methods=["HEAD"], include_in_schema=False)
+        app.add_api_route("/", self.page, methods=["GET", "HEAD"], include_in_schema=False)
         for path, route in (
             ("/v1/completions", self.completions),
             ("/v1/chat/completions", self.chat),

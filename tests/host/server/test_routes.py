@@ -10,6 +10,7 @@ import pytest
 for _needed in ("fastapi", "uvicorn", "openai", "httpx"):
     pytest.importorskip(_needed)
 
+import httpx
 import openai
 from tests.host.server.served import CONTEXT, Served, served, small_model, until
 
@@ -219,6 +220,13 @@ def test_health_and_figures(server: Served) -> None:
     assert value("vllm:num_requests_running") == value("vllm:num_requests_waiting") == 0
     assert value('vllm:request_success_total{model_name="small",finished_reason="length"}') > 0
     assert value('vllm:inter_token_latency_seconds_bucket{model_name="small",le="+Inf"}') > 0
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/status", "/v1/models"])
+def test_probes_ask_for_the_head_alone(server: Served, path: str) -> None:
+    found = httpx.head(server.url + path)
+    assert (found.status_code, found.content) == (200, b"")
+    assert found.headers["content-type"] == server.get(path).headers["content-type"]
 
 
 CASES: list[tuple[str, Any, int, str | None, str]] = [

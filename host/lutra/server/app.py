@@ -255,8 +255,11 @@ async def _refuse_body(request: Request, error: Exception) -> Response:
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    fault = error.__cause__
     words = {
-        400: "the body is not JSON that can be read: it is nested too deeply, or has numbers that "
+        400: f"the body is not JSON in UTF-8: see byte {fault.start}"
+        if isinstance(fault, UnicodeDecodeError)
+        else "the body is not JSON that can be read: it is nested too deeply, or has numbers that "
         "are too long",
         404: f"there is no {request.url.path} here",
         405: f"{request.url.path} is not asked with {request.method}",

@@ -362,7 +362,8 @@ AS_JSON = {"content-type": "application/json"}
     ("content", "message"),
     [
         (b"{", "the body is not JSON: see character 1"),
-        (b'{"prompt": "\xff"}', "the body is not JSON that can be read"),
+        (b'{"prompt": "\xff"}', "the body is not JSON in UTF-8: see byte 12"),
+        ('{"prompt": "\xe4"}'.encode("latin-1"), "the body is not JSON in UTF-8: see byte 12"),
         (b"[" * 100_000, "the body is not JSON that can be read"),
         (b'{"prompt": ' + b"1" * 5000 + b"}", "the body is not JSON that can be read"),
         (b"", "the body is required: give a JSON object as application/json"),

@@ -111,19 +111,22 @@ class Service:
         self._metrics: Metrics | None = None
         self._status: Status | None = None
         self._template: TemplateProcess | None = None
+        self._calls = False
+        """True if the template knows calls of functions."""
         self._texts = ThreadPoolExecutor(2, "lutra text")
         self.inside = 0
         """Completions that are waited for."""
         self._seconds = 1.0
 
-    def start(self, llm: LLM) -> None:
-        """Take requests for a model that is loaded."""
-        tokenizer = llm.tokenizer
-        source = llm.chat_template_source
+    def start(self, llm: LLM, template: str | None = None) -> None:
+        """Take requests for a model that is loaded, with another chat ``template`` than its own if
+        one is given. It is compiled in a process of its own alone."""
+        source = llm.chat_template_source if template is None else template
         if source is not None:
-            self._template = TemplateProcess(source, tokenizer.special_tokens)
+            self._template = TemplateProcess(source, llm.tokenizer.special_tokens)
+            self._calls = OPENING in source
         self._metrics = Metrics(llm.packed.name, llm.requests)
-        self._status = Status(llm, self._metrics, self.limits)
+        self._status = Status(llm, self._metrics, self.limits, chats=source is not None)
         self._llm = llm
 
     def close(self) -> None:
@@ -178,7 +181,7 @@ class Service:
         """Tokens of a conversation; ApiError if the model has no template, or that refuses it, or
         does not know of ``tools``."""
         llm, template = self.llm, self._template
-        if tools is not None and OPENING not in (llm.chat_template_source or ""):
+        if tools is not None and not self._calls:
             raise ApiError(
                 400,
                 f"the chat template of {llm.packed.name} knows no calls ({OPENING}): leave tools "

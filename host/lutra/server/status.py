@@ -22,14 +22,14 @@ _WAIT_S = 0.2  # for counters, which are read between two passes
 
 
 class Status:
-    """What a server does with ``llm`` now.
+    """What a server does now with ``llm``, which ``chats`` if it has a template.
 
     A device is asked for its counters in a thread of its own, since it gives them between two
     passes; those of the time before stand for counters that are not there soon.
     """
 
-    def __init__(self, llm: LLM, metrics: Metrics, limits: Limits) -> None:
-        self._llm, self._metrics, self._limits = llm, metrics, limits
+    def __init__(self, llm: LLM, metrics: Metrics, limits: Limits, *, chats: bool) -> None:
+        self._llm, self._metrics, self._limits, self._chats = llm, metrics, limits, chats
         self._begun = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "lutra counters")
         self._reading: asyncio.Future[Mapping[str, int]] | None = None
@@ -51,7 +51,7 @@ class Status:
                 "id": llm.packed.name,
                 "format": str(llm.packed.format),
                 "context": llm.context,
-                "chat": llm.chat_template_source is not None,
+                "chat": self._chats,
             },
             "device": {
                 "name": llm.device.name,

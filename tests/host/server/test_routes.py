@@ -16,6 +16,7 @@ from tests.host.server.served import CONTEXT, Served, served, small_model, until
 
 from lutra import SamplingParams
 from lutra.serving.generation import Writer
+from lutra.text.chat_template import ChatTemplate
 
 PROMPT = "Once upon a time"
 
@@ -399,6 +400,20 @@ def test_a_template_that_refuses(tmp_path: Path) -> None:
         found = server.post("/v1/chat/completions", body)
         assert found.status_code == 400
         assert "the chat template refuses these messages: no talk" in found.text
+
+
+def test_a_template_is_compiled_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never in the server's."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("here")
+
+    with served(small_model(tmp_path / "own")) as server:
+        monkeypatch.setattr(ChatTemplate, "__init__", refused)
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        assert server.post("/v1/chat/completions", body).status_code == 200
 
 
 @pytest.mark.parametrize("prompts", [1, 2])

@@ -214,6 +214,8 @@ def _run(args: argparse.Namespace) -> int:
             wave=args.wave,
             wave_cycles=wave_cycles,
             progress=progress,
+            # a prompt has a token at least
+            least_context=1 + (args.n_predict or 0),
             # a prompt that is too long is refused before a simulator is built for it
             load=not _on_simulator(args),
         )

@@ -23,6 +23,7 @@ from lutra.commands.options import (
     whole,
 )
 from lutra.commands.report import fail
+from lutra.devices.activity import Activity, is_simulated
 from lutra.devices.power import PowerMeter
 from lutra.llm import LLM, SPECULATION, Mismatch
 from lutra.models import find_model
@@ -213,6 +214,8 @@ def _run(args: argparse.Namespace) -> int:
             wave=args.wave,
             wave_cycles=wave_cycles,
             progress=progress,
+            # a prompt has a token at least
+            least_context=1 + (args.n_predict or 0),
             # a prompt that is too long is refused before a simulator is built for it
             load=not _on_simulator(args),
         )
@@ -366,7 +369,7 @@ def _figures(
 ) -> dict[str, object]:
     facts = llm.device.facts()
     per_token, clock_hz = stats.decode_cycles_per_token, facts.get("target_clock_hz")
-    simulated = _is_simulated(llm.device.name, facts)
+    simulated = is_simulated(llm.device)
     modelled = None
     if simulated and per_token and isinstance(clock_hz, int):
         modelled = clock_hz / per_token
@@ -424,11 +427,6 @@ def _figures(
     }
 
 
-def _is_simulated(device: str, facts: Mapping[str, object]) -> bool:
-    """True if the clock of the hardware is a simulator's."""
-    return device == "rtl" or facts.get("emulated") is not None
-
-
 def _round(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
@@ -456,7 +454,7 @@ def _print_table(figures: Mapping[str, Any]) -> None:
         guessed = f"{figures['accepted_tokens']:,} of {figures['drafted_tokens']:,}"
         table.add_row("guessed tokens that were right", guessed, "")
     clock_hz = figures["target_clock_hz"]
-    simulated = _is_simulated(str(figures["device"]), figures)
+    simulated = figures["device"] == "rtl" or figures["emulated"] is not None
     if simulated:
         table.add_row("prefill cycles", number("prefill_cycles"), "simulated")
         table.add_row("cycles per decoded token", number("decode_cycles_per_token"), "simulated")
@@ -485,15 +483,14 @@ def _print_table(figures: Mapping[str, Any]) -> None:
 def _hardware_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Counters of the last pass and power of the board, in words, each with its kind."""
     counters, kinds = figures["last_pass_counters"], figures["kinds"]
-    if "cycles" in counters:
+    if (activity := Activity.of(counters)) is not None:
         kind = kinds["last_pass_counters"]
-        yield "cycles of the last pass", f"{counters['cycles']:,}", kind
-        for unit in ("load", "matmul", "vector", "attention"):
-            busy, stall = (counters[f"{unit}_{what}"] for what in ("busy", "stall"))
-            yield f"  {unit} unit busy, of it waiting", f"{busy:,}, {stall:,}", kind
-        beats = (counters[f"{what}_beats"] for what in ("weight_read", "data_read", "data_write"))
+        yield "cycles of the last pass", f"{activity.cycles:,}", kind
+        for each in activity.units:
+            title = f"  {each.unit} unit busy, of it waiting"
+            yield title, f"{each.busy:,}, {each.waiting:,}", kind
         title = "  beats of weights and data read, written"
-        yield title, ", ".join(f"{each:,}" for each in beats), kind
+        yield title, ", ".join(f"{each:,}" for each in activity.beats.values()), kind
     for name, watts in figures["power_w"].items():
         samples = figures["power_samples"]
         yield f"power, {name}", f"{watts:.2f} W", f"measured by the board, {samples} samples"

@@ -109,9 +109,13 @@ def _serve(args: argparse.Namespace) -> int:
     from lutra.server.limits import Limits
     from lutra.server.run import HttpServer, address, is_loopback, listen, local_names, until_told
     from lutra.server.service import Service
+    from lutra.text.template_process import TemplateProcess
 
     check_kv(args.kv, args.device, falls_back=True)
     template = given_chat_template(args)
+    if template is not None:
+        with TemplateProcess(template, {}) as process:
+            process.check()
     if args.api_key is not None and not _is_key(args.api_key):
         raise LutraError("--api-key must be printable ASCII without spaces: give another one")
     limits = Limits(
@@ -145,9 +149,7 @@ def _serve(args: argparse.Namespace) -> int:
         _load(args) as llm,
         until_told() as wait,
     ):
-        if template is not None:
-            llm.set_chat_template(template)
-        service.start(llm)
+        service.start(llm, template)
         for note in llm.notes:
             _note(f"note: {note}")
         at = address(listening)

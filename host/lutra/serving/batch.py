@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from lutra.devices.base import StepResult
 from lutra.serving.loaded import LoadedModel
-from lutra.serving.prefixes import LEAST_PREFIX, common_prefix
+from lutra.serving.prefixes import LEAST_PREFIX, KnownPrefixes, common_prefix
 from lutra.serving.results import RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence, run_together
 from lutra.serving.speculation.drafts import Drafts, NoDrafts
@@ -128,6 +128,11 @@ class Batch:
     def n_running(self) -> int:
         """Requests that are on the device."""
         return len(self._running)
+
+    @property
+    def known(self) -> KnownPrefixes:
+        """What is kept of ended sequences, for the prompts of later requests."""
+        return self._loaded.known
 
     def step(self) -> bool:
         """Run one pass; False if there is nothing to do."""

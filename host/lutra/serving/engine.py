@@ -1,11 +1,13 @@
 """A thread that runs a batch for as long as it has requests."""
 
 import threading
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from lutra.process_lock import ProcessLock
 from lutra.serving.batch import MOST_AT_ONCE, Batch, Request
 from lutra.serving.loaded import FORKED, LoadedModel
+from lutra.serving.prefixes import KnownPrefixes
 from lutra_golden.errors import LutraError
 
 __all__ = ["BatchEngine", "Engine", "OwnEngine", "make_engine", "own_engine"]
@@ -24,6 +26,11 @@ class Engine(Protocol):
     @property
     def n_running(self) -> int:
         """Requests that are on the device."""
+        ...
+
+    @property
+    def known(self) -> Sequence[KnownPrefixes]:
+        """What is kept of ended sequences, for the prompts of later requests."""
         ...
 
     @property
@@ -90,6 +97,11 @@ class BatchEngine:
     def n_running(self) -> int:
         """Requests that are on the device."""
         return self._batch.n_running
+
+    @property
+    def known(self) -> Sequence[KnownPrefixes]:
+        """What is kept of ended sequences, for the prompts of later requests."""
+        return [self._batch.known]
 
     @property
     def ended(self) -> bool:

@@ -1,7 +1,7 @@
 """The CPU as a device: packed models as they are stored, in C."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -80,6 +80,10 @@ class CpuDevice(BaseDevice[CpuSession]):
         """Bytes of the model's matrices that a token reads which is decoded on its own."""
         assert self._loaded is not None
         return self._loaded.token_bytes
+
+    def facts(self) -> Mapping[str, str | int]:
+        """Threads that share the work."""
+        return {"threads": self.threads}
 
     def _load(self, model: PackedModel) -> None:
         check_numbers(model)

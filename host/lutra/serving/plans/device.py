@@ -134,6 +134,11 @@ class PlannedDevice(Closing):
         """Numbers of the devices that have not failed."""
         return list(self._live.left)
 
+    @property
+    def answering(self) -> Device | None:
+        """The device that makes tokens by the first plan; None while nothing is loaded."""
+        return self.devices[self._plans[0].decode[-1].site] if self._plans else None
+
     # -- the protocol
 
     @property
@@ -239,7 +244,8 @@ class PlannedDevice(Closing):
 
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the device that answers."""
-        return self.devices[self._plans[0].decode[-1].site].counters() if self._plans else {}
+        answering = self.answering
+        return {} if answering is None else answering.counters()
 
     def facts(self) -> Mapping[str, str | int]:
         """The plans in words."""

@@ -8,6 +8,7 @@ from lutra.serving.engine import BatchEngine
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.plans.device import PlannedDevice
 from lutra.serving.plans.layout import Plan
+from lutra.serving.prefixes import KnownPrefixes
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["LaneEngine"]
@@ -57,6 +58,12 @@ class LaneEngine:
     def n_running(self) -> int:
         """Requests that have sessions on the devices."""
         return sum(engine.n_running for engine in self._engines)
+
+    @property
+    def known(self) -> Sequence[KnownPrefixes]:
+        """What is kept of ended sequences, for the prompts of later requests; lanes may share
+        it."""
+        return [each for engine in self._engines for each in engine.known]
 
     @property
     def ended(self) -> bool:

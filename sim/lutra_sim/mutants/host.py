@@ -115,6 +115,17 @@ MUTANTS = [
             "return most",
         ),
         (
+            "every request for a prompt leaves a sequence",
+            "            if _begins(each.tokens, new.tokens):\n",
+            "            if False:\n",
+        ),
+        (
+            "beginnings stay beside what goes on from them",
+            "(less if _begins(new.tokens, each.tokens) else more)",
+            "more",
+        ),
+        ("texts with the same end begin alike", "and tokens[:n] == with_", ""),
+        (
             "the earliest used of equals",
             "key=lambda i: (len(self._kept[i].tokens), -i)",
             "key=lambda i: (len(self._kept[i].tokens), i)",

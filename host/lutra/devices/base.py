@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lutra.arguments import check_whole
 from lutra.closing import Closing
+from lutra.devices.pages import NoRoom
 from lutra.devices.sessions import BaseSession, check_layers
 from lutra.process_lock import ProcessLock
 from lutra_golden.errors import LutraError
@@ -59,6 +60,14 @@ class Session(Protocol):
 
     def restore(self, kv: SequenceKv) -> None:
         """Replace keys and values of the layers that ``kv`` has; the next step continues there."""
+        ...
+
+    def reserve(self, n: int, spare: int = 0) -> None:
+        """Have memory for ``n`` positions in all.
+
+        NoRoom, a LutraError, and nothing has changed, unless there is memory for them and for
+        ``spare`` steps of other sessions. What is not reserved is taken as steps need it.
+        """
         ...
 
     def truncate(self, n: int) -> None:
@@ -149,13 +158,15 @@ class Device(Protocol):
         ...
 
     def session(self) -> Session:
-        """New, empty session; LutraError with the bytes needed and free if there is no room."""
+        """New, empty session; NoRoom, a LutraError, with the bytes needed and free if there is no
+        room."""
         ...
 
     def run(self, steps: Sequence[Step]) -> list[StepResult]:
         """Run steps of different sessions, as many tokens in a pass as there is room for.
 
-        Safe to call from several threads. After an exception every session is as it was.
+        Safe to call from several threads. After an exception every session is as it was; NoRoom,
+        a LutraError, says that there is no memory for what the steps add.
         """
         ...
 
@@ -275,6 +286,8 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
     name = "device"
     capabilities = COMMON_PARTS
     """Parts of packed models that it runs, of those that not every device does."""
+    page = 1
+    """Positions that a session has memory for at a time."""
     pass_tokens = 512
     """Most tokens that share one pass over the weights."""
 
@@ -304,6 +317,18 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
     @abstractmethod
     def _session_bytes(self, model: PackedModel) -> int:
         """Bytes that a session takes when it is full."""
+
+    def _set_memory(self, n_bytes: int) -> None:
+        """Let sessions have so many bytes together."""
+        self._free = n_bytes
+
+    def _room(self, model: PackedModel) -> tuple[int, int]:
+        """Bytes that another session needs, and that are free for it."""
+        needed = self._session_bytes(model)
+        return needed, self._free - needed * len(self._sessions)
+
+    def _make_room(self, chunks: Sequence[Chunk]) -> None:
+        """Have memory for the positions that chunks of a run add; NoRoom if there is none."""
 
     def _memory(self) -> int:
         """Bytes that are free for sessions, once the model is loaded."""
@@ -350,20 +375,20 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             self.close()
             try:
                 self._load(model)
-                self._free = self._memory() if self.memory_limit is None else self.memory_limit
+                limit = self.memory_limit
+                self._set_memory(self._memory() if limit is None else limit)
             except BaseException:
                 self._unload()
                 raise
             self._model = model
 
     def session(self) -> S_co:
-        """New, empty session; LutraError with the bytes needed and free if there is no room."""
+        """New, empty session; NoRoom with the bytes needed and free if there is no room."""
         with self.held():
             model = self.model
-            needed = self._session_bytes(model)
-            free = self._free - needed * len(self._sessions)
+            needed, free = self._room(model)
             if needed > free:
-                raise LutraError(
+                raise NoRoom(
                     f"no memory for another session on device {self.name}: {needed:,} bytes "
                     f"needed, {max(free, 0):,} free: close one of {len(self._sessions)}, or load "
                     f"the model with a smaller context"
@@ -384,6 +409,7 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             todo = [self._checked(model, step) for step in steps]
             if len({id(chunk.session) for chunk in todo}) < len(todo):
                 raise LutraError("a session has several steps in one run: give it one")
+            self._make_room(todo)
             gathered = [_Gathered() for _ in todo]
             for layers in dict.fromkeys(chunk.layers for chunk in todo):
                 which = [i for i, chunk in enumerate(todo) if chunk.layers == layers]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from lutra.devices.base import StepResult
+from lutra.devices.pages import NoRoom
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.prefixes import LEAST_PREFIX, KnownPrefixes, common_prefix
 from lutra.serving.results import RunStats
@@ -46,7 +47,8 @@ class Request:
     with None or with what the request failed of. A request of higher ``priority`` goes first.
     Nothing is drafted behind ``max_tokens`` tokens, or behind one of ``ends``: give those that
     ``accept`` ends at, where they are known. What the batch notes here is its own: when the request
-    ``arrived``, its ``sequence``, the ``next_token`` to go on with, and its ``drafts``.
+    ``arrived``, its ``sequence``, the ``next_token`` to go on with, and its ``drafts``; ``again``
+    are the tokens that are to be computed once more if it has given its memory to others.
     """
 
     prompt: Sequence[int]
@@ -62,12 +64,23 @@ class Request:
     sequence: TokenSequence | None = field(default=None, init=False, repr=False)
     next_token: int | None = field(default=None, init=False, repr=False)
     drafts: Drafts = field(default_factory=NoDrafts, init=False, repr=False)
+    again: Sequence[int] = field(default=(), init=False, repr=False)
+
+    @property
+    def text(self) -> Sequence[int]:
+        """Tokens that are computed before others are made: the prompt, or more of them again."""
+        return self.again or self.prompt
 
     @property
     def left(self) -> int:
-        """Tokens of the prompt that are still to be computed."""
+        """Tokens of the text that are still to be computed."""
         done = 0 if self.sequence is None else len(self.sequence.tokens)
-        return max(len(self.prompt) - done, 0)
+        return max(len(self.text) - done, 0)
+
+    @property
+    def goes_on(self) -> bool:
+        """True if its next step is its next token."""
+        return self.next_token is not None and not self.again
 
 
 class Batch:
@@ -76,7 +89,10 @@ class Batch:
     At most ``most`` requests are on the device at a time, fewer where it has no memory for more
     sessions; the others wait. Of those that wait, and of prompts under way, the one with the
     highest priority goes first, then the one whose prompt takes least beyond the time it has
-    waited already: short prompts pass long ones, and none waits for ever. ``clock`` gives seconds.
+    waited already: short prompts pass long ones, and none waits for ever. A request comes in as
+    long as there is memory for its prompt, and for a step of each of the others. Should there be
+    none for a pass, the last in that order gives its memory up, and waits: what it had is computed
+    once more then. ``clock`` gives seconds.
     A request that is past its prompt is given to ``hand_on``, if there is one, to go on elsewhere.
     ``others`` counts requests of other batches on the device, which will leave room, too.
     """
@@ -138,19 +154,27 @@ class Batch:
         """Run one pass; False if there is nothing to do."""
         self._drop_cancelled()
         self._admit()
-        if not self._running:
-            return False
-        parts = self._parts()
-        try:
-            self._loaded.check()
-            results, seconds = self._run([part for _, part in parts])
-        except BaseException as error:
-            self._fail([request for request, _ in parts], error)
-            raise
+        while True:
+            if not self._running:
+                return False
+            parts = self._parts()
+            try:
+                self._loaded.check()
+                results, seconds = self._run([part for _, part in parts])
+                break
+            except NoRoom as error:
+                if len(self._running) == 1 and not self._others():
+                    self._end(self._running[0], error)
+                    return True
+                self._set_back(max(self._running, key=self._order))
+                self.blocked = not self._running
+            except BaseException as error:
+                self._fail([request for request, _ in parts], error)
+                raise
         self.passes += 1
         # of a pass, each request has taken the share of its tokens
         n_tokens = sum(len(tokens) for _, (_, tokens, _) in parts)
-        plain = all(request.next_token is not None for request, _ in parts)
+        plain = all(request.goes_on for request, _ in parts)
         n_made, failed = 0, False
         for (request, part), result in zip(parts, results, strict=True):
             if isinstance(result, BaseException):
@@ -215,20 +239,39 @@ class Batch:
         return False
 
     def _begin(self, request: Request) -> None:
-        """A sequence that holds what is known of the prompt's beginning, of an ended sequence or of
-        one that is under way."""
-        prompt = request.prompt
-        shared = [common_prefix(_tokens(each), prompt[:-1]) for each in self._running]
+        """A sequence that holds what is known of the text's beginning, of an ended sequence or of
+        one that is under way, and has memory for all of it."""
+        text = request.text
+        shared = [common_prefix(_tokens(each), text[:-1]) for each in self._running]
         best = max(range(len(shared)), key=shared.__getitem__, default=None)
         found = None
         if best is not None and shared[best] >= LEAST_PREFIX:
             source = self._running[best].sequence
-            if source is not None and shared[best] > self._loaded.known.longest(prompt):
+            if source is not None and shared[best] > self._loaded.known.longest(text):
                 found = self._loaded.fork(source, shared[best]), shared[best]
-        sequence, n = found or self._loaded.begin(prompt)
+        sequence, n = found or self._loaded.begin(text)
+        try:
+            # one more for the first token, and a step of each of the others
+            n_positions, spare = len(text) + 1, len(self._running)
+            self._loaded.with_room(lambda: sequence.reserve(n_positions, spare))
+        except BaseException:
+            self._loaded.end(sequence)
+            raise
         request.sequence = sequence
-        request.stats.prompt_tokens, request.stats.reused_tokens = len(prompt), n
+        if not request.again:
+            request.stats.prompt_tokens, request.stats.reused_tokens = len(text), n
         request.stats.saturated |= sequence.saturated
+
+    def _set_back(self, request: Request) -> None:
+        """Give a request's memory to others; it waits, and computes again what it had."""
+        sequence, request.sequence = request.sequence, None
+        self._running.remove(request)
+        if sequence is not None:
+            if request.goes_on:
+                request.again = list(sequence.tokens)
+            sequence.close()
+        with self._lock:
+            self._waiting.append(request)
 
     def _order(self, request: Request) -> tuple[int, float]:
         """The least comes first."""
@@ -243,18 +286,19 @@ class Batch:
         parts: list[tuple[Request, _Part]] = [
             (each, (each.sequence, [each.next_token], 0))
             for each in self._running
-            if each.sequence is not None and each.next_token is not None
+            if each.sequence is not None and each.next_token is not None and each.goes_on
         ]
         if len(parts) == len(self._running):
             return self._with_drafts(parts)
         room = self._room(len(parts))
         for request in sorted(self._running, key=self._order):
             sequence = request.sequence
-            if request.next_token is not None or sequence is None or not room:
+            if request.goes_on or sequence is None or not room:
                 continue
             done = len(sequence.tokens)
-            tokens = request.prompt[done : done + room]
-            last = done + len(tokens) == len(request.prompt)
+            tokens = request.text[done : done + room]
+            # what follows a text that is computed again is known
+            last = request.next_token is None and done + len(tokens) == len(request.text)
             parts.append((request, (sequence, tokens, len(tokens) - last)))
             room -= len(tokens)
         return parts
@@ -286,9 +330,9 @@ class Batch:
         what they fail of."""
         n_prompt = sum(len(tokens) for _, tokens, _ in parts if len(tokens) > 1)
         try:
-            results, seconds = run_together(parts)
-        except Mismatch:
-            raise  # the sequences have gone on
+            results, seconds = self._loaded.with_room(lambda: run_together(parts))
+        except (Mismatch, NoRoom):
+            raise  # of the former the sequences have gone on
         except LutraError as error:
             if len(parts) == 1:
                 return [error], 0.0
@@ -307,9 +351,11 @@ class Batch:
         if self._loaded.golden is not None:
             stats.bit_exact = True
         drafts = list[int]()
-        if request.next_token is None:
+        if not request.goes_on:
             stats.computed_tokens += len(tokens)
             stats.prefill_s += seconds
+            if request.again and not request.left:
+                request.again = ()
             if not len(result.logits):
                 return 0
         else:

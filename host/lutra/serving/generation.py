@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from lutra.devices.base import StepResult
 from lutra.serving.loaded import LoadedModel
@@ -54,7 +55,7 @@ def run(
     """Go on with ``tokens``, see :meth:`TokenSequence.run`, and note in ``stats`` what it says."""
     loaded.check()
     try:
-        result, seconds = sequence.run(tokens, logits_from)
+        result, seconds = loaded.with_room(lambda: sequence.run(tokens, logits_from))
     except Mismatch:
         stats.bit_exact = False
         raise
@@ -187,7 +188,8 @@ def _tokens(
             [drafts] = speculation.plan([(guesses, left - 1)], room)
             made: Sequence[tuple[int, StepResult | None]]
             if by_device and not drafts and loaded.golden is None:
-                greedy, seconds = sequence.greedy(token, min(pace.n_tokens, left), ends)
+                n_wanted = min(pace.n_tokens, left)
+                greedy, seconds = loaded.with_room(partial(sequence.greedy, token, n_wanted, ends))
                 made, error, cycles = (
                     [(each, None) for each in greedy.tokens],
                     greedy.error,

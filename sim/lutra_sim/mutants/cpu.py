@@ -153,13 +153,28 @@ MUTANTS = [
         ),
         (
             "keys that only later queries see weigh too",
-            "memset(to + end, 0, (size_t)(whole - end) * 2);",
-            "memset(to + end, 0, 0);",
+            "memset(w + (to - s->low), 0, (size_t)(whole - to) * 2);",
+            "memset(w + (to - s->low), 0, 0);",
         ),
         (
             "the exponent of the first value alone",
-            "for (int i = first; i < first + n; i++) e =",
-            "for (int i = first; i < first + 1; i++) e =",
+            "for (int i = from - page; i < to - page; i++)",
+            "for (int i = from - page; i < from - page + 1; i++)",
+        ),
+        (
+            "the first page for all",
+            "cache->pages[position / cache->page] +",
+            "cache->pages[0] +",
+        ),
+        (
+            "the largest score of the last page alone",
+            "s->top[c] = most > s->top[c] ? most : s->top[c];",
+            "s->top[c] = most;",
+        ),
+        (
+            "a window always begins with a page",
+            "skip = at % size / VALUE_BLOCK;",
+            "skip = 0;",
         ),
     ),
     *planted(
@@ -170,10 +185,24 @@ MUTANTS = [
             "(int8_t)((((high ? byte >> 4 : byte) & 15) ^ 8) - 8);",
             "(int8_t)((high ? byte >> 4 : byte) & 15);",
         ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/attend.c",
+        ["host/devices/cpu/test_pages.py"],
         (
             "a copy of one position less",
-            "(size_t)round_up(n, KEY_BLOCK) * from",
-            "(size_t)round_up(n - 1, KEY_BLOCK) * from",
+            "blocks = round_up(n, KEY_BLOCK);",
+            "blocks = round_up(n - 1, KEY_BLOCK);",
+        ),
+        (
+            "scales of the first half of a copy",
+            "memcpy(b + at, a + at, (size_t)n * 2);",
+            "memcpy(b + at, a + at, (size_t)n);",
+        ),
+        (
+            "memory stays with the process",
+            "    madvise(data, (size_t)n_bytes, MADV_DONTNEED);\n",
+            "    (void)data, (void)n_bytes;\n",
         ),
     ),
     *planted(

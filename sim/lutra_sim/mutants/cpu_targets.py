@@ -61,6 +61,11 @@ MUTANTS = [
         [f"{_STEPS}::test_attention"],
         ("a dot product of three", "k[2] * x[2] + k[3] * x[3];", "k[2] * x[2];"),
         (
+            "blocks of the page before",
+            "pages[(b + skip) / per]",
+            "pages[b / per]",
+        ),
+        (
             "the first query for all",
             "*x = q[c] + 4 * i;",
             "*x = q[0] + 4 * i;",
@@ -489,8 +494,13 @@ MUTANTS = [
         [f"{_STEPS}::test_attention"],
         (
             "keys without the offset that makes them unsigned",
-            "offset[c] = -128 * sum;",
+            "offset[c] = -128 * sums[c];",
             "offset[c] = 0;",
+        ),
+        (
+            "the first blocks of every page again",
+            "for (int b = 0, page = 0, in = skip; b < blocks; page++, in = 0) {",
+            "for (int b = 0, page = 0, in = skip; b < blocks; page++) {",
         ),
         (
             "high bytes of weights once",
@@ -499,8 +509,8 @@ MUTANTS = [
         ),
         (
             "the last query of four is the third",
-            "default: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 4);",
-            "default: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 3);",
+            "default: NAME(value_sums_of)(pages, per, skip, blocks, w, head_dim, acc, 4);",
+            "default: NAME(value_sums_of)(pages, per, skip, blocks, w, head_dim, acc, 3);",
         ),
     ),
     *planted(

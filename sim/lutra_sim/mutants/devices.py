@@ -388,6 +388,50 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/devices/pages.py",
+        ["host/devices/test_pages.py"],
+        (
+            "pages that others hold are written",
+            "shared = [i for i in held if pool.is_shared(self.pages[i])]",
+            "shared = list[int]()",
+        ),
+        (
+            "a position less is copied",
+            "min(length - i * size, size)",
+            "min(length - i * size - 1, size)",
+        ),
+        (
+            "a page is free when the first of its holders leaves",
+            "            if not self._holders[page]:\n",
+            "            if True:\n",
+        ),
+        ("what is to be left is taken", "if n + spare > free:", "if n > free:"),
+        (
+            "only whole pages are shared",
+            "pages = other.pages[: -(-n // self.pool.page)]",
+            "pages = other.pages[: n // self.pool.page]",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/paged.py",
+        ["host/devices/cpu/test_pages.py"],
+        (
+            "all of a sequence is made its own",
+            "first = self.length if first is None else first",
+            "first = 0",
+        ),
+        (
+            "a fork has what all layers have",
+            "self.table.share(source.table, max(lengths))",
+            "self.table.share(source.table, min(lengths))",
+        ),
+        (
+            "pages for the first token of a chunk",
+            "stop = chunk.position + len(chunk.tokens)",
+            "stop = chunk.position + 1",
+        ),
+    ),
+    *planted(
         "host/lutra/devices/cpu/cache.py",
         [
             f"{_SESSIONS}::test_padded_heads_are_exported_without_padding",
@@ -402,6 +446,11 @@ MUTANTS = [
             "scales of keys for values",
             "for each in (kv.key_scale, kv.value_scale)], np.int32)",
             "for each in (kv.key_scale, kv.key_scale)], np.int32)",
+        ),
+        (
+            "all pages in one place",
+            "return self._slabs[slab] + place * self.page_bytes",
+            "return self._slabs[slab] + 0 * place",
         ),
         (
             "padding is what was there before",

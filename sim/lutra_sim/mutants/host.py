@@ -115,6 +115,17 @@ MUTANTS = [
             "return most",
         ),
         (
+            "every request for a prompt leaves a sequence",
+            "            if _begins(each.tokens, new.tokens):\n",
+            "            if False:\n",
+        ),
+        (
+            "beginnings stay beside what goes on from them",
+            "(less if _begins(new.tokens, each.tokens) else more)",
+            "more",
+        ),
+        ("texts with the same end begin alike", "and tokens[:n] == with_", ""),
+        (
             "the earliest used of equals",
             "key=lambda i: (len(self._kept[i].tokens), -i)",
             "key=lambda i: (len(self._kept[i].tokens), i)",
@@ -186,8 +197,8 @@ MUTANTS = [
         ),
         (
             "the last part of a prompt has no room",
-            "tokens = request.prompt[done : done + room]",
-            "tokens = request.prompt[done : done + max(room - 1, 1)]",
+            "tokens = request.text[done : done + room]",
+            "tokens = request.text[done : done + max(room - 1, 1)]",
         ),
         (
             "one failed request fails all",
@@ -203,6 +214,36 @@ MUTANTS = [
             "more requests than the device may have",
             "while len(self._running) < self._most:",
             "while len(self._running) <= self._most:",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/batch.py",
+        ["host/serving/test_memory.py"],
+        (
+            "who gave way begins with its next token",
+            "                request.again = list(sequence.tokens)\n",
+            "                pass\n",
+        ),
+        (
+            "the token behind what is computed again is drawn twice",
+            "last = request.next_token is None and done",
+            "last = done",
+        ),
+        (
+            "no memory is left for steps of others",
+            "n_positions, spare = len(text) + 1, len(self._running)",
+            "n_positions, spare = len(text) + 1, 0",
+        ),
+        ("the first in order gives way", "self._set_back(max(", "self._set_back(min("),
+        ("the prompt grows by what is computed again", "if not request.again:", "if True:"),
+    ),
+    *planted(
+        "host/lutra/serving/loaded.py",
+        ["host/serving/test_memory.py"],
+        (
+            "known prefixes do not give way",
+            "if not self.known.drop_oldest():",
+            "if True:",
         ),
     ),
     *planted(
@@ -414,8 +455,8 @@ MUTANTS = [
         ],
         (
             "more greedy tokens than were asked for",
-            "sequence.greedy(token, min(pace.n_tokens, left), ends)",
-            "sequence.greedy(token, pace.n_tokens, ends)",
+            "n_wanted = min(pace.n_tokens, left)",
+            "n_wanted = pace.n_tokens",
         ),
         (
             "greedy tokens are not checked",

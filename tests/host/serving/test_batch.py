@@ -1,5 +1,6 @@
 """Continuous batching: the tokens of each request are those that it has alone."""
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -229,6 +230,28 @@ def test_a_common_beginning_is_computed_once(packed: Model) -> None:
     assert [each.stats.computed_tokens for each in requests] == [24, 1, 2, 1]
     for client, each, sampling in made:
         assert client.tokens == alone(model, each, 4, sampling)
+
+
+def test_what_requests_leave_behind_does_not_grow(packed: Model) -> None:
+    """A hundred requests for three prompts: sessions, kept bytes and objects stay as many."""
+    device = Watched(packed("grouped"))
+    model = loaded(device, 1 << 30)
+    batch, prompts = Batch(model), [prompt(12, i, device.model.vocab_size) for i in range(3)]
+
+    def ask(n: int) -> tuple[int, int, int]:
+        for i in range(n):
+            batch.add(Client(4).request(prompts[i % 3]))
+            if i % 5 == 4:
+                finish(batch)
+        device.seen.clear()
+        gc.collect()
+        return len(device._sessions), model.known.n_bytes, len(gc.get_objects())
+
+    sessions, n_bytes, n_objects = ask(20)
+    assert sessions == len(model.known) == 3
+    more = ask(100)
+    assert more[:2] == (sessions, n_bytes)
+    assert more[2] - n_objects < 50
 
 
 def test_a_request_that_is_cancelled_leaves_the_others_alone(packed: Model) -> None:

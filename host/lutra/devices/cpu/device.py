@@ -6,16 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from lutra.devices.base import (
-    BaseDevice,
-    Chunk,
-    PassResult,
-)
+from lutra.devices.base import Chunk, PassResult
 from lutra.devices.cpu.binding import CpuModel, RowTable
-from lutra.devices.cpu.cache import CacheShape, CpuCache
+from lutra.devices.cpu.cache import PAGE, CacheShape, CpuCache, CpuPages
 from lutra.devices.cpu.choice import choose_targets
 from lutra.devices.cpu.library import library, prepare
-from lutra.devices.sessions import BaseSession
+from lutra.devices.paged import PagedDevice, PagedSession
 from lutra_golden.machine import available_cores
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.capabilities import EVERY_PART
@@ -28,28 +24,22 @@ Progress = Callable[[str, float], None]
 _PASS_TOKENS = 512
 
 
-class CpuSession(BaseSession):
+class CpuSession(PagedSession):
     """A sequence, whose keys and values are the library's."""
 
     def __init__(self, device: "CpuDevice", cache: CpuCache) -> None:
-        super().__init__(device, cache.shape.n_layers)
+        super().__init__(device, cache.shape.n_layers, cache)
         self.cache = cache
 
     def _read(self, layer: int, n: int) -> LayerKv:
         return self.cache.read(layer, n)
 
     def _write(self, layer: int, kv: LayerKv) -> None:
+        self.make_room(kv.length, first=0)
         self.cache.write(layer, kv)
 
-    def _copy(self, source: BaseSession, lengths: Sequence[int]) -> None:
-        assert isinstance(source, CpuSession)
-        self.cache.copy(source.cache, max(lengths))
 
-    def _release(self) -> None:
-        self.cache.close()
-
-
-class CpuDevice(BaseDevice[CpuSession]):
+class CpuDevice(PagedDevice[CpuSession]):
     """Runs packed models on the cores of this machine, with the golden model's bits.
 
     ``threads`` are one per core if left out. The library is compiled when it is first needed,
@@ -58,6 +48,7 @@ class CpuDevice(BaseDevice[CpuSession]):
 
     name = "cpu"
     capabilities = EVERY_PART
+    page = PAGE
     pass_tokens = _PASS_TOKENS
 
     def __init__(
@@ -73,6 +64,7 @@ class CpuDevice(BaseDevice[CpuSession]):
         library()
         self.threads = available_cores() if threads is None else threads
         self._loaded: CpuModel | None = None
+        self._pages: CpuPages | None = None
         self._caches: weakref.WeakSet[CpuCache] = weakref.WeakSet()
 
     @property
@@ -91,17 +83,26 @@ class CpuDevice(BaseDevice[CpuSession]):
         self._loaded = CpuModel(
             model, threads=self.threads, few=few, many=many, rows=self.pass_tokens
         )
+        self._pages = CpuPages(self._loaded.shape)
 
     def _unload(self) -> None:
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
         for cache in list(self._caches):
             cache.close()
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
 
+    @property
+    def _pool(self) -> CpuPages:
+        assert self._pages is not None, "a model is loaded"
+        return self._pages
+
     def _session(self, model: PackedModel) -> CpuSession:
         assert self._loaded is not None
-        cache = CpuCache(self._loaded.shape)
+        cache = CpuCache(self._loaded.shape, self._pool)
         self._caches.add(cache)
         return CpuSession(self, cache)
 

@@ -37,10 +37,14 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "strip": (c_int, [c_int]),
     "free_ranges": (c_double, [c_int, c_void_p, c_void_p]),
     "ranges_on": (c_int, [c_int, c_void_p, c_double, *[c_void_p] * 4]),
-    "cache_bytes": (c_int64, [c_int] * 6),
+    "memory_new": (c_void_p, [c_int64]),
+    "memory_drop": (None, [c_void_p, c_int64]),
+    "memory_free": (None, [c_void_p, c_int64]),
+    "page_bytes": (c_int64, [c_int] * 6),
+    "page_copy": (None, [c_void_p, c_int, c_void_p, c_void_p, c_int]),
     "cache_new": (c_void_p, [c_int] * 6),
     "cache_free": (None, [c_void_p]),
-    "cache_copy": (None, [c_void_p, c_void_p, c_int]),
+    "cache_set": (None, [c_void_p, c_int, c_void_p]),
     "cache_read": (None, [c_void_p, c_int, c_int, _I8, _SCALES, _I8, _SCALES]),
     "cache_write": (None, [c_void_p, c_int, c_int, _I8, _SCALES, _I8, _SCALES]),
     "engine_new": (c_void_p, [c_void_p, c_int, c_int, c_int, c_int]),
@@ -80,7 +84,7 @@ _FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "residual": (c_int, [c_int, _I32, _I32, c_int, CScale, CScale, c_int]),
     "attend": (
         c_int,
-        [c_int, _I8, _SCALES, _I8, _SCALES, _I8, _SCALES, *[c_int] * 9, _I32],
+        [c_int, _I8, _SCALES, _I8, _SCALES, _I8, _SCALES, *[c_int] * 10, _I32],
     ),
 }
 

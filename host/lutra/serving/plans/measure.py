@@ -111,9 +111,11 @@ class _Bench:
         sizes = [n for n in self._sizes if n <= MOST_SESSIONS]
         for _ in range(len(self._sessions), sizes[-1]):
             try:
-                self._sessions.append(self._device.session())
+                session = self._device.session()
+                session.reserve(self._model.context)
             except LutraError:
                 break  # this is what there is room for
+            self._sessions.append(session)
         sizes = [n for n in sizes if n <= len(self._sessions)]
         return self._table(
             "sessions",

@@ -712,8 +712,11 @@ def test_attention(target: str, kv: tuple[int, int], m: int, position: int, wind
         expected = golden_attend(
             params, wide[0], q_scale, wide[1], k_scale, wide[2], v_scale, position, 14, window
         )
-        actual = steps.attend(target, q, q_scale, k, k_scale, v, v_scale, 14, window, kv)
-        np.testing.assert_array_equal(actual, expected)
+        for page in (16, 64, 256):
+            actual = steps.attend(
+                target, q, q_scale, k, k_scale, v, v_scale, 14, window, kv, page=page
+            )
+            np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -76,7 +76,7 @@ typedef struct {
 } lutra_scratch;
 
 /* Keys [position / KEY_BLOCK, head_dim / 4, KEY_BLOCK, 4], values [position / VALUE_BLOCK,
- * head_dim, VALUE_BLOCK], scales [position] of one head. Those of 4 bits are runs of bytes, whose
+ * head_dim, VALUE_BLOCK], scales [position] of one head in a page. Those of 4 bits are runs of bytes, whose
  * lower halves are a run of elements and whose upper halves are the next one: of 4 * KEY_BLOCK for
  * keys, of 2 * head_dim for values. */
 typedef struct {
@@ -152,9 +152,10 @@ typedef struct {
 
     /* Runs of bytes of a cache of 4 bits to twice as many elements. */
     void (*nibbles)(const int8_t *data, int runs, int size, int8_t *out);
-    /* dot [columns, stride] of `count` (up to QUERIES) queries with `blocks` blocks of keys. */
-    void (*key_dots)(const int8_t *keys, int blocks, const int8_t *const *q, int count,
-                     int head_dim, int32_t *dot, int64_t stride);
+    /* dot [columns, stride] of `count` (up to QUERIES) queries, whose elements have these sums, with
+     * `blocks` blocks of keys. */
+    void (*key_dots)(const int8_t *keys, int blocks, const int8_t *const *q, const int32_t *sums,
+                     int count, int head_dim, int32_t *dot, int64_t stride);
     /* score [n] of dot products with n keys, and the largest of them; *saturated is set if one was,
      * or would have to be shifted to the left. */
     int32_t (*scores)(const int32_t *dot, lutra_scale q, const uint16_t *key_m,
@@ -162,9 +163,10 @@ typedef struct {
     /* w [n] of scores, and the sum of their exponentials. */
     int64_t (*weights)(const int32_t *score, int32_t top, const uint16_t *value_m,
                        const int16_t *value_e, int e, int n, uint16_t *w);
-    /* acc [columns, head_dim] += w * values of `blocks` blocks, at most VALUE_BLOCKS of them. */
-    void (*value_sums)(const int8_t *values, int blocks, const uint16_t *const *w, int count,
-                       int head_dim, int64_t *acc);
+    /* acc [columns, head_dim] += w * values of `blocks` blocks, at most VALUE_BLOCKS of them: those
+     * of pages of `per` blocks, without the first `skip` ones of the first page. */
+    void (*value_sums)(const int8_t *const *pages, int per, int skip, int blocks,
+                       const uint16_t *const *w, int count, int head_dim, int64_t *acc);
 
     /* lutra_cpu_free_ranges() and lutra_cpu_ranges_on(), with room for the weights of a lot. */
     double (*free_ranges)(const lutra_ranges *r, float *room, double *free);

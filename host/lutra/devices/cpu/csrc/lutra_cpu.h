@@ -144,15 +144,23 @@ double lutra_cpu_free_ranges(int target, const lutra_ranges *r, double *free_ste
 int lutra_cpu_ranges_on(int target, const lutra_ranges *r, double unit, const double *free_steps,
                         double *error, double *step, double *zero);
 
-/* Keys and values of a sequence, either of 8 or 4 bits; memory is taken as positions are written, up to
- * the bytes of a cache of this shape. */
-int64_t lutra_cpu_cache_bytes(int layers, int kv_heads, int head_dim, int positions, int key_bits,
-                              int value_bits);
-lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions,
-                                 int key_bits, int value_bits);
+/* Memory that the system gives as it is written, NULL if there is none, and gives back: for a while,
+ * after which it is zero, or for good. */
+void *lutra_cpu_memory_new(int64_t n_bytes);
+void lutra_cpu_memory_drop(void *data, int64_t n_bytes);
+void lutra_cpu_memory_free(void *data, int64_t n_bytes);
+
+/* Keys and values of a sequence, either of 8 or 4 bits, in pages of `page` positions of all layers, a
+ * multiple of 16. A new cache has no pages. */
+int64_t lutra_cpu_page_bytes(int layers, int kv_heads, int head_dim, int page, int key_bits,
+                             int value_bits);
+lutra_cache *lutra_cpu_cache_new(int kv_heads, int head_dim, int positions, int page, int key_bits,
+                                 int value_bits);
 void lutra_cpu_cache_free(lutra_cache *cache);
-/* The first n positions of every layer, to a cache of the same shape. */
-void lutra_cpu_cache_copy(lutra_cache *to, const lutra_cache *from, int n);
+/* Where the page number `index` is; several caches may have the same one. */
+void lutra_cpu_cache_set(lutra_cache *cache, int index, void *page);
+/* The first n positions of a page, of all layers, to another page for caches of this shape. */
+void lutra_cpu_page_copy(const lutra_cache *cache, int layers, void *to, const void *from, int n);
 /* The first n positions of a layer: k and v [kv_heads, n, head_dim], their scales [n, kv_heads]. */
 void lutra_cpu_cache_read(const lutra_cache *cache, int layer, int n, int8_t *k,
                           lutra_scale *k_scale, int8_t *v, lutra_scale *v_scale);
@@ -184,11 +192,11 @@ int lutra_cpu_head(int target, const int32_t *acc, int head_dim, lutra_scale s, 
 int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_scale s,
                        lutra_scale w, int frac);
 /* q [m, heads, head_dim], k and v [kv_heads, position + m, head_dim], their scales [m, heads] and
- * [position + m, kv_heads]. */
+ * [position + m, kv_heads], in a cache of pages. */
 int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, const int8_t *k,
                      const lutra_scale *k_scale, const int8_t *v, const lutra_scale *v_scale, int m,
                      int heads, int kv_heads, int head_dim, int key_bits, int value_bits,
-                     int position, int frac, int window, int32_t *out);
+                     int position, int frac, int window, int page, int32_t *out);
 
 /* The same with times, for benchmarks too. */
 

@@ -242,9 +242,8 @@ static void attention(job_t *job, worker_t *w, const lutra_layer *layer, int ind
             queries[i].position = rows[t].position;
             queries[i].out = e->attention + at * d;
         }
-        lutra_head head = cache_head(rows->cache, index, g);
-        w->saturated |= attend(e->choice.gemm, &head, queries, count, model->residual_frac,
-                               layer->window, &w->attend);
+        w->saturated |= attend(e->choice.gemm, rows->cache, index, g, queries, count,
+                               model->residual_frac, layer->window, &w->attend);
     }
     pool_barrier(job->pool);
 }
@@ -462,7 +461,7 @@ int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, const lutra_pass *pass
     if (pool_threads(pool) > engine->threads || pass->n > engine->rows) return -2;
     for (int t = 0; t < pass->n; t++) {
         const lutra_row *row = &pass->rows[t];
-        if (row->position >= cache_positions(row->cache)) return -2;
+        if (!cache_holds(row->cache, row->position)) return -2;
         if (row->position >= positions) positions = row->position + 1;
         engine->slot[t] = row->wanted ? job.wanted++ : -1;
     }

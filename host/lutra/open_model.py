@@ -42,13 +42,15 @@ def open_packed_model(
     progress: Progress | None = None,
     capabilities: Capabilities = COMMON_PARTS,
     a_group: int | None = None,
+    offsets: bool | None = None,
     head_bits: int | None = None,
     before_packing: Callable[[Format], object] | None = None,
 ) -> PackedModel:
-    """Load a model by its name, including ``random:SHAPE``; see :func:`open_model`."""
+    """Load a model by its name, including ``random:SHAPE``, whose groups have no ``offsets``; see
+    :func:`open_model`."""
     if not str(name).startswith(RANDOM):
         return open_model(
-            find_model(name), format, group, kv_bits, context, progress, a_group,
+            find_model(name), format, group, kv_bits, context, progress, a_group, offsets,
             capabilities=capabilities, head_bits=head_bits, before_packing=before_packing,
         )[1]  # fmt: skip
     from lutra.packed.random import random_format, random_packed

@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 from lutra.devices.choose import DEVICES, is_device, most_threads
 from lutra.devices.hardware import BOARD_SCHEME
@@ -15,10 +16,12 @@ from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, GROUPS, Format
-from lutra_golden.model.cache import KV_NAMES, kv_name, kv_pair
+from lutra_golden.model.cache import KV_NAMES, Kv, kv_name, kv_pair
 from lutra_golden.timing.boards import AGENT, BOARD_PROFILES
 
 __all__ = [
+    "Place",
+    "Rounding",
     "add_activation_group",
     "add_board",
     "add_chat_template",
@@ -34,7 +37,9 @@ __all__ = [
     "add_threads",
     "check_kv",
     "given_chat_template",
+    "place",
     "real",
+    "rounding",
     "whole",
 ]
 
@@ -249,6 +254,39 @@ def add_place(parser: argparse.ArgumentParser, default: str, note: str) -> None:
     parser.add_argument(
         "--config", choices=CONFIGS, help="configuration of an accelerator (default nano)"
     )
+
+
+class Rounding(TypedDict, total=False):
+    """What a model is rounded to, as :class:`~lutra.llm.LLM` has it."""
+
+    format: str | None
+    group: int | None
+    kv_bits: Kv | None
+    a_group: int | None
+    offsets: bool | None
+    head_bits: int | None
+
+
+class Place(TypedDict, total=False):
+    """What a device is built and run with, as :class:`~lutra.llm.LLM` has it."""
+
+    config: str | None
+    engine: str | None
+    threads: int | None
+    emulate: str | None
+    bitstream: Path | None
+
+
+def rounding(args: argparse.Namespace) -> Rounding:
+    """What those options of a command say that it has of :func:`add_model`."""
+    names = {"kv_bits": "kv", "head_bits": "head"}
+    found = {key: names.get(key, key) for key in Rounding.__annotations__}
+    return Rounding(**{key: getattr(args, name) for key, name in found.items() if name in args})
+
+
+def place(args: argparse.Namespace) -> Place:
+    """What those options of a command say that it has of :func:`add_place`, and ``--engine``."""
+    return Place(**{key: getattr(args, key) for key in Place.__annotations__ if key in args})
 
 
 def add_chat_template(parser: argparse.ArgumentParser) -> None:

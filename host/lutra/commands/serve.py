@@ -14,7 +14,9 @@ from lutra.commands.options import (
     add_place,
     check_kv,
     given_chat_template,
+    place,
     real,
+    rounding,
     whole,
 )
 from lutra.llm import LLM
@@ -166,17 +168,8 @@ def _load(args: argparse.Namespace) -> LLM:
         return LLM(
             args.model,
             args.device,
-            config=args.config,
-            engine=args.engine,
-            format=args.format,
-            group=args.group,
-            kv_bits=args.kv,
-            a_group=args.a_group,
-            offsets=args.offsets,
-            head_bits=args.head,
-            threads=args.threads,
-            emulate=args.emulate,
-            bitstream=args.bitstream,
+            **rounding(args),
+            **place(args),
             parallel=args.parallel,
             progress=progress,
         )

@@ -363,6 +363,7 @@ def _figures(
     cycles_per_s = stats.simulated_cycles_per_s if simulated else None
     return {
         "device": llm.device.name,
+        "plan": facts.get("plan"),
         "emulated": facts.get("emulated"),
         "config": facts.get("config"),
         "engine": facts.get("engine"),
@@ -384,6 +385,8 @@ def _figures(
         "simulated_cycles_per_s": _round(cycles_per_s, 0),
         "prefill_tokens_per_s": _round(stats.prefill_tokens_per_s, 2),
         "decode_tokens_per_s": _round(stats.decode_tokens_per_s, 2),
+        "predicted_s": _round(stats.predicted_s, 4),
+        "prediction_error": _round(stats.prediction_error, 4),
         "modelled_decode_tokens_per_s": _round(modelled, 0),
         "target_clock_hz": clock_hz,
         "power_w": {name: round(watts, 3) for name, watts in power.watts.items()},
@@ -426,7 +429,7 @@ def _print_table(figures: Mapping[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    for key in ("device", "emulated", "config", "engine", "model", "format"):
+    for key in ("device", "plan", "emulated", "config", "engine", "model", "format"):
         if figures[key] is not None:
             title = {"config": "configuration", "emulated": "emulated board"}.get(key, key)
             table.add_row(title, str(figures[key]), "")
@@ -453,6 +456,9 @@ def _print_table(figures: Mapping[str, Any]) -> None:
             number("modelled_decode_tokens_per_s"),
             "modelled",
         )
+    if (error := figures["prediction_error"]) is not None:
+        predicted = f"{figures['predicted_s']:.3f} s, {error:+.1%}"
+        table.add_row("all passes as planned, beside what they took", predicted, "predicted")
     for title, value, kind in _hardware_rows(figures):
         table.add_row(title, value, kind)
     exact = (

@@ -146,28 +146,35 @@ def add_kv(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     )
 
 
-def check_kv(kv: str | None, device: str, *, falls_back: bool) -> None:
+def check_kv(kv: str | None, device: str | list[str], *, falls_back: bool) -> None:
     """Refuse bits of keys and values that the device has not, before anything is loaded.
 
     ``falls_back``: the device ``auto`` becomes one that has them.
     """
     able = ("golden", "cpu", "auto") if falls_back else ("golden", "cpu")
-    if kv == "8/4" and device not in able:
+    names = [device] if isinstance(device, str) else [each.partition(":")[0] for each in device]
+    unable = [name for name in names if name not in able]
+    if kv == "8/4" and unable:
         raise LutraError(
-            f"device {device} caches keys and values with the same number of bits, not --kv 8/4: "
-            "add -dev cpu or golden, or give --kv 8 or --kv 4"
+            f"device {unable[0]} caches keys and values with the same number of bits, not --kv "
+            "8/4: add -dev cpu or golden, or give --kv 8 or --kv 4"
         )
 
 
-def add_device(parser: argparse.ArgumentParser, default: str | None, note: str) -> None:
-    """``-dev``; ``note`` says the default in words."""
+def add_device(
+    parser: argparse.ArgumentParser, default: str | None, note: str, *, several: bool = False
+) -> None:
+    """``-dev``; ``note`` says the default in words. It may name ``several`` devices."""
+    more = (
+        ", or several with commas, such as cpu:1,rtl, as lutra plan divides requests between them"
+    )
     parser.add_argument(
         "-dev",
         "--device",
-        type=_device,
+        type=_devices if several else _device,
         metavar="{" + ",".join(DEVICES) + f",{BOARD_SCHEME}HOST" + "}",
         default=default,
-        help=f"device that runs the model (default {note})",
+        help=f"device that runs the model{more * several} (default {note})",
     )
 
 
@@ -202,6 +209,20 @@ def _device(text: str) -> str:
         names = ", ".join([*DEVICES, f"{BOARD_SCHEME}HOST"])
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {names})")
     return text
+
+
+def _devices(text: str) -> str | list[str]:
+    """One device, or the devices of a plan."""
+    if "," not in text:
+        return _device(text)
+    from lutra.serving.plans.sites import parse_sites
+
+    names = text.split(",")
+    try:
+        parse_sites(names)
+    except LutraError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return names
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
@@ -248,7 +269,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_place(parser: argparse.ArgumentParser, default: str, note: str) -> None:
     """``-dev`` and what it is built and run with: board, threads, configuration."""
-    add_device(parser, default, note)
+    add_device(parser, default, note, several=True)
     add_board(parser)
     add_threads(parser)
     parser.add_argument(

@@ -146,7 +146,8 @@ def _plan(args: argparse.Namespace) -> int:
             budget_s=args.budget,
             progress=progress,
         ) as planner:
-            choice = planner.choose(workload, slo)
+            choice = planner.choose(workload, slo, progress=progress)
+            progress.pause()
             shown = _shown(choice, planner)
             if not args.json:
                 _print(choice, shown, planner)
@@ -261,6 +262,7 @@ def _figures(
                 "to": labels[j],
                 "latency_s": link.latency_s,
                 "bytes_per_s": link.bytes_per_s,
+                "meeting_s": link.meeting_s,
                 "kind": link.kind,
             }
             for (i, j), link in planner.links.items()

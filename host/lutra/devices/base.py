@@ -8,7 +8,7 @@ other, since all of them compute the same bits.
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
@@ -107,7 +107,8 @@ class StepResult:
     ``logits`` ``[n, vocab_size]`` are int64, each worth ``scale`` ``[n]``; ``argmax`` is ``[n]``,
     the first of equals. ``saturated``: a value left its range somewhere in a pass of the step.
     ``cycles`` is None where the device has no clock. ``residual`` ``[tokens, hidden_size]`` int32
-    is there if the step ended before the last layer.
+    is there if the step ended before the last layer. ``predicted_s`` are the seconds that whoever
+    planned the pass expected of it, None if nobody did.
     """
 
     logits: NDArray[np.int64]
@@ -116,6 +117,7 @@ class StepResult:
     saturated: bool = False
     cycles: int | None = None
     residual: NDArray[np.int32] | None = None
+    predicted_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +125,15 @@ class GreedyResult:
     """Greedy tokens of a session, one or more, in their order.
 
     All but the last were processed, too: the next step, or :meth:`Device.greedy`, begins with that
-    one. ``saturated`` and ``cycles`` are of all their passes together. ``error`` is the fault that
-    the token behind them ended in: keys and values are right up to here.
+    one. ``saturated``, ``cycles`` and ``predicted_s`` (see :class:`StepResult`) are of all their
+    passes together. ``error`` is the fault that the token behind them ended in: keys and values are
+    right up to here.
     """
 
     tokens: Sequence[int]
     saturated: bool = False
     cycles: int | None = None
+    predicted_s: float | None = None
     error: DeviceError | None = None
 
 
@@ -403,6 +407,17 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
 
     def run(self, steps: Sequence[Step]) -> list[StepResult]:
         """Run steps of different sessions; see :class:`Device`."""
+        return self._run(steps, self._pass, self.pass_tokens, None)
+
+    def _run(
+        self,
+        steps: Sequence[Step],
+        run_pass: Callable[[Sequence[Chunk]], PassResult],
+        pass_tokens: int,
+        rows: range | None,
+    ) -> list[StepResult]:
+        """Run steps in passes of up to ``pass_tokens``, with logits of some ``rows`` of the head,
+        of all if left out."""
         with self.held():
             model = self.model
             _check_steps(steps)
@@ -413,10 +428,11 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             gathered = [_Gathered() for _ in todo]
             for layers in dict.fromkeys(chunk.layers for chunk in todo):
                 which = [i for i, chunk in enumerate(todo) if chunk.layers == layers]
-                for part in self._passes([(i, todo[i]) for i in which]):
-                    result = self._pass([chunk for _, chunk in part])
+                for part in _passes([(i, todo[i]) for i in which], pass_tokens):
+                    result = run_pass([chunk for _, chunk in part])
                     _gather([gathered[i] for i, _ in part], [c for _, c in part], result)
-            results = [each.result(model.vocab_size) for each in gathered]
+            width = model.vocab_size if rows is None else len(rows)
+            results = [each.result(width) for each in gathered]
             _advance(todo)
             return results
 
@@ -520,20 +536,21 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             residual=step.residual,
         )
 
-    def _passes(self, todo: Sequence[tuple[int, Chunk]]) -> list[list[tuple[int, Chunk]]]:
-        """The chunks cut into passes of up to :attr:`pass_tokens` tokens."""
-        passes: list[list[tuple[int, Chunk]]] = []
-        room = 0
-        for i, chunk in todo:
-            first, n = 0, len(chunk.tokens)
-            while first < n:
-                if not room:
-                    passes.append([])
-                    room = self.pass_tokens
-                size = min(room, n - first)
-                passes[-1].append((i, _part(chunk, first, size)))
-                first, room = first + size, room - size
-        return passes
+
+def _passes(todo: Sequence[tuple[int, Chunk]], pass_tokens: int) -> list[list[tuple[int, Chunk]]]:
+    """The chunks cut into passes of up to ``pass_tokens`` tokens."""
+    passes: list[list[tuple[int, Chunk]]] = []
+    room = 0
+    for i, chunk in todo:
+        first, n = 0, len(chunk.tokens)
+        while first < n:
+            if not room:
+                passes.append([])
+                room = pass_tokens
+            size = min(room, n - first)
+            passes[-1].append((i, _part(chunk, first, size)))
+            first, room = first + size, room - size
+    return passes
 
 
 def _advance(chunks: Sequence[Chunk]) -> None:

@@ -23,7 +23,7 @@ from lutra.serving.speculation.draw import draw
 from lutra.text.sampling import Sampler
 from lutra_golden.errors import LutraError
 
-__all__ = ["LEAST_CHUNK", "MOST_AT_ONCE", "PASS_S", "SMOOTHING", "Batch", "Request"]
+__all__ = ["LEAST_CHUNK", "MOST_AT_ONCE", "PASS_S", "SMOOTHING", "Batch", "Places", "Request"]
 
 MOST_AT_ONCE = 256
 """Requests on the device at a time, unless a batch says otherwise."""
@@ -83,6 +83,26 @@ class Request:
         return self.next_token is not None and not self.again
 
 
+class Places:
+    """Room for ``most`` requests at a time, in one batch or in several of a device."""
+
+    def __init__(self, most: int) -> None:
+        self._left, self._lock = most, threading.Lock()
+
+    def take(self) -> bool:
+        """Take a place; False if there is none."""
+        with self._lock:
+            if not self._left:
+                return False
+            self._left -= 1
+            return True
+
+    def give(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._left += 1
+
+
 class Batch:
     """Requests on one loaded model; one thread at a time runs its passes.
 
@@ -94,7 +114,8 @@ class Batch:
     none for a pass, the last in that order gives its memory up, and waits: what it had is computed
     once more then. ``clock`` gives seconds.
     A request that is past its prompt is given to ``hand_on``, if there is one, to go on elsewhere.
-    ``others`` counts requests of other batches on the device, which will leave room, too.
+    ``others`` counts requests of other batches on the device, which will leave room, too, and
+    ``places`` are those that they share, if there are fewer than of all of them together.
     """
 
     def __init__(
@@ -105,9 +126,11 @@ class Batch:
         clock: Callable[[], float] = time.perf_counter,
         hand_on: Callable[[Request], None] | None = None,
         others: Callable[[], int] = lambda: 0,
+        places: Places | None = None,
     ) -> None:
         self._loaded, self._most, self._clock = loaded, most, clock
         self._hand_on, self._others = hand_on, others
+        self._places = Places(most) if places is None else places
         self.blocked = False
         """True if requests wait, and none is here, for those of other batches to leave room."""
         self._lock = threading.Lock()
@@ -138,12 +161,17 @@ class Batch:
     @property
     def n_waiting(self) -> int:
         """Requests that are not yet on the device."""
-        return len(self._waiting) + len(self._adopted)
+        return len(self._waiting)
 
     @property
     def n_running(self) -> int:
         """Requests that are on the device."""
-        return len(self._running)
+        return len(self._running) + len(self._adopted)
+
+    @property
+    def has_news(self) -> bool:
+        """True if requests have come that no pass has seen."""
+        return bool(self._waiting or self._adopted)
 
     @property
     def known(self) -> KnownPrefixes:
@@ -181,7 +209,7 @@ class Batch:
                 failed = True
                 self._end(request, result)
             else:
-                n_made += self._take(request, part, result, seconds * len(part[1]) / n_tokens)
+                n_made += self._take(request, part, result, seconds, len(part[1]) / n_tokens)
         if plain and not failed:
             self._loaded.speculation.took(len(parts), n_tokens, n_made, seconds)
         return True
@@ -214,9 +242,13 @@ class Batch:
                 if not ready:
                     return
                 request = min(ready, key=self._order)
+            if not self._places.take():
+                self.blocked = not self._running
+                return
             try:
                 self._begin(request)
             except LutraError as error:
+                self._places.give()
                 if self._running or self._others():
                     self.blocked = not self._running
                     return  # one of them will leave room
@@ -344,23 +376,28 @@ class Batch:
             self._seconds_per_token = before + SMOOTHING * (latest - before)
         return list(results), seconds
 
-    def _take(self, request: Request, part: _Part, result: StepResult, seconds: float) -> int:
-        """Give a request its tokens, if its part of the pass gave some; how many it gave."""
+    def _take(
+        self, request: Request, part: _Part, result: StepResult, seconds: float, share: float
+    ) -> int:
+        """Give a request its tokens, if its part of the pass gave some; how many it gave. Of the
+        pass's ``seconds`` its ``share`` counts."""
         stats, (sequence, tokens, _) = request.stats, part
         stats.saturated |= result.saturated
+        if result.predicted_s is not None:
+            stats.predicted_s = (stats.predicted_s or 0.0) + result.predicted_s * share
         if self._loaded.golden is not None:
             stats.bit_exact = True
         drafts = list[int]()
         if not request.goes_on:
             stats.computed_tokens += len(tokens)
-            stats.prefill_s += seconds
+            stats.prefill_s += seconds * share
             if request.again and not request.left:
                 request.again = ()
             if not len(result.logits):
                 return 0
         else:
             drafts = list(tokens[1:])
-            stats.decode_s += seconds
+            stats.decode_s += seconds * share
         made: list[tuple[int, StepResult]] = []
         try:
             if request.next_token is None:
@@ -399,6 +436,7 @@ class Batch:
         if request in self._running:
             self._running.remove(request)
         if sequence is not None:
+            self._places.give()
             if error is None:
                 self._loaded.end(sequence)
             else:

@@ -55,23 +55,23 @@ class Engine(Protocol):
 class OwnEngine(Protocol):
     """A device of several, which has a thread for each kind of work."""
 
-    def make_engine(self, loaded: LoadedModel) -> Engine:
-        """An engine for the model that it has loaded."""
+    def make_engine(self, loaded: LoadedModel, most: int) -> Engine:
+        """An engine for the model that it has loaded, of at most so many requests at a time."""
         ...
 
 
-def own_engine(loaded: LoadedModel) -> Engine | None:
+def own_engine(loaded: LoadedModel, most: int = MOST_AT_ONCE) -> Engine | None:
     """The engine that the device of a loaded model brings, unless its results are checked."""
     device = loaded.device
     if loaded.golden is None and isinstance(device, OwnEngine):
-        return device.make_engine(loaded)
+        return device.make_engine(loaded, most)
     return None
 
 
 def make_engine(loaded: LoadedModel, most: int = MOST_AT_ONCE) -> Engine:
     """The engine of a loaded model: its device's own, or one thread with a batch of at most so many
     requests."""
-    return own_engine(loaded) or BatchEngine(Batch(loaded, most))
+    return own_engine(loaded, most) or BatchEngine(Batch(loaded, most))
 
 
 class BatchEngine:
@@ -162,7 +162,7 @@ class BatchEngine:
                 with self._work:
                     if self._batch.blocked:
                         self._work.wait(_RETRY_S)
-                    while self._error is None and not self._batch.n_waiting:
+                    while self._error is None and not self._batch.has_news:
                         self._work.wait()
         except BaseException as error:  # those who wait for tokens get it
             self._stop(error)

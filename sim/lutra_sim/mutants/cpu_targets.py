@@ -306,7 +306,11 @@ MUTANTS = [
             "            run.first = g;\n",
             "            run.first = 0;\n",
         ),
-        ("offsets for even rows alone", "_mm512_mul_epi32(sum, half));", "_mm512_setzero_si512());"),
+        (
+            "offsets for even rows alone",
+            "_mm512_mul_epi32(sum, half));",
+            "_mm512_setzero_si512());",
+        ),
     ),
     *planted(
         f"{_C}/target_avx2.c",

@@ -22,8 +22,10 @@ from lutra.devices.cpu.interface import (
     CNorm,
     CPass,
     CRow,
+    CShare,
 )
 from lutra.devices.cpu.library import library, pointer, scale_of, strip_rows, target_number
+from lutra.devices.shares import PartyLeft
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.b128 import BLOCK
@@ -449,15 +451,22 @@ class CpuModel:
         return layers + self._c.head.n_bytes
 
     def run(
-        self, rows: RowTable, layers: range, residual: NDArray[np.int32] | None = None
+        self,
+        rows: RowTable,
+        layers: range,
+        residual: NDArray[np.int32] | None = None,
+        share: CShare | None = None,
     ) -> CpuResult:
         """Take rows through ``layers``; ``residual`` ``[n, hidden]`` is what enters after layer 0.
+        With a ``share`` only its rows are computed here, and its logits alone come back.
 
-        Tokens, positions and layers are in range: :mod:`lutra.devices.base` sees to that.
+        Tokens, positions and layers are in range: :mod:`lutra.devices.base` sees to that. PartyLeft
+        if another device of the share has left.
         """
         c, n, last = self._c, len(rows), layers.stop == self._c.n_layers
         wanted = rows.n_wanted if last else 0
-        logits = np.empty((wanted, c.vocab), np.int32)
+        width = c.vocab if share is None else share.vocab.last - share.vocab.first
+        logits = np.empty((wanted, width), np.int32)
         scale, argmax = np.zeros((wanted, 2), np.int32), np.empty(wanted, np.int32)
         stream = None
         if layers.start > 0 or not last:
@@ -470,6 +479,7 @@ class CpuModel:
             logits=pointer(logits),
             argmax=pointer(argmax),
             scale=pointer(scale),
+            share=None if share is None else ctypes.addressof(share),
             n=n,
             first=layers.start,
             last=layers.stop,
@@ -477,6 +487,8 @@ class CpuModel:
         status = self._library.lutra_cpu_run(self._engine, self._pool, ctypes.addressof(given))
         if status == -1:
             raise _no_memory(f"attention over {int(rows.table['position'].max()) + 1} positions")
+        if status == -3:
+            raise PartyLeft("another device of the share has failed")
         assert status >= 0, "rows that do not fit were not refused"
         m, e = scale.astype(np.int64).T
         return CpuResult(

@@ -6,12 +6,15 @@ from functools import partial
 
 import numpy as np
 
-from lutra.devices.base import Chunk, PassResult
+from lutra.devices.base import Chunk, PassResult, Step, StepResult
 from lutra.devices.cpu.binding import CpuModel, RowTable
 from lutra.devices.cpu.cache import PAGE, CacheShape, CpuCache, CpuPages
 from lutra.devices.cpu.choice import choose_targets
+from lutra.devices.cpu.interface import CShare
 from lutra.devices.cpu.library import library, prepare
+from lutra.devices.cpu.meeting import CpuMeeting, share_for
 from lutra.devices.paged import PagedDevice, PagedSession
+from lutra.devices.shares import Share
 from lutra_golden.machine import available_cores
 from lutra_golden.model.cache import LayerKv
 from lutra_golden.model.capabilities import EVERY_PART
@@ -50,6 +53,7 @@ class CpuDevice(PagedDevice[CpuSession]):
     capabilities = EVERY_PART
     page = PAGE
     pass_tokens = _PASS_TOKENS
+    meeting = CpuMeeting
 
     def __init__(
         self,
@@ -109,7 +113,13 @@ class CpuDevice(PagedDevice[CpuSession]):
     def _session_bytes(self, model: PackedModel) -> int:
         return CacheShape.of(model).n_bytes
 
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+    def run_share(self, steps: Sequence[Step], share: Share) -> list[StepResult]:
+        """Run a share of steps; see :class:`~lutra.devices.shares.SharingDevice`."""
+        with share_for(share) as own:
+            run_pass = partial(self._pass, share=own)
+            return self._run(steps, run_pass, share.meeting.rows, share.rows.vocabulary)
+
+    def _pass(self, chunks: Sequence[Chunk], share: CShare | None = None) -> PassResult:
         assert self._loaded is not None
         rows, first = RowTable.empty(sum(len(chunk.tokens) for chunk in chunks)), 0
         for chunk in chunks:
@@ -122,7 +132,7 @@ class CpuDevice(PagedDevice[CpuSession]):
             first = at.stop
         streams = [chunk.residual for chunk in chunks if chunk.residual is not None]
         result = self._loaded.run(
-            rows, chunks[0].layers, np.concatenate(streams) if streams else None
+            rows, chunks[0].layers, np.concatenate(streams) if streams else None, share
         )
         if result.residual is not None:
             return PassResult(residual=result.residual, saturated=result.saturated)

@@ -71,7 +71,9 @@ class DeviceProfile:
 
     ``chunk`` is of tokens of one session, with logits of the last, ``batch`` of one token each of
     several sessions, with logits of all, and ``layer`` of ``chunk`` without the last layer and the
-    head, per layer. ``call_s`` is what each further call costs that layers are divided into.
+    head, per layer. ``half`` is of ``chunk`` with half of the rows of every matrix and half of the
+    heads, None where rows cannot be divided; ``call_s`` is what each further call costs that layers
+    are divided into.
     ``fingerprint`` stands for the device, the library and the shape of the model. ``runs`` counts
     the runs that have corrected the profile.
     """
@@ -84,6 +86,7 @@ class DeviceProfile:
     chunk: Table
     batch: Table
     layer: Table
+    half: Table | None = None
     call_s: float = 0.0
     runs: int = 0
 
@@ -114,6 +117,15 @@ class DeviceProfile:
         left_out = (self.n_layers - layers) * self.layer.at(sessions, position)
         return max(self.decode_s(sessions, position) - left_out, 0.0)
 
+    def of_rows(self, tokens: int, position: float, rows: float) -> float:
+        """Share of a pass's time that ``rows`` take, a share of all: what every device computes
+        by itself does not get less."""
+        if rows >= 1 or self.half is None:
+            return 1.0
+        tokens = min(tokens, self.pass_tokens)
+        half = self.half.at(tokens, position) / max(self.chunk.at(tokens, position), 1e-12)
+        return max(1 - 2 * (1 - rows) * (1 - min(half, 1.0)), 0.0)
+
     # -- corrections, and the file
 
     def corrected(self, factor: float) -> "DeviceProfile":
@@ -123,6 +135,7 @@ class DeviceProfile:
             chunk=self.chunk.scaled(factor),
             batch=self.batch.scaled(factor),
             layer=self.layer.scaled(factor),
+            half=None if self.half is None else self.half.scaled(factor),
             call_s=self.call_s * factor,
             runs=self.runs + 1,
         )
@@ -136,8 +149,10 @@ class DeviceProfile:
         """Inverse of :meth:`to_json`; LutraError if ``content`` is anything else."""
         try:
             given = dict(cast(Mapping[str, Any], content))
-            for name in ("chunk", "batch", "layer"):
+            for name in ("chunk", "batch", "layer", "half"):
                 table = given[name]
+                if table is None and name == "half":
+                    continue
                 given[name] = Table(
                     tokens=tuple(map(int, table["tokens"])),
                     positions=tuple(map(int, table["positions"])),
@@ -152,11 +167,16 @@ class DeviceProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkProfile:
-    """A way between two devices: ``latency_s`` of a transfer, and what it carries in a second."""
+    """A way between two devices: ``latency_s`` of a transfer, and what it carries in a second.
+
+    ``meeting_s`` is what it takes them to wait for each other within a layer, None where they
+    cannot.
+    """
 
     latency_s: float
     bytes_per_s: float
     kind: Kind
+    meeting_s: float | None = None
 
     def seconds(self, n_bytes: float) -> float:
         """Seconds of a transfer of ``n_bytes``."""

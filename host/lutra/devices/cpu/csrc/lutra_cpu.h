@@ -78,6 +78,7 @@ typedef struct {
 } lutra_model;
 
 typedef struct lutra_pool lutra_pool;
+typedef struct lutra_meeting lutra_meeting;
 typedef struct lutra_cache lutra_cache;
 typedef struct lutra_engine lutra_engine;
 
@@ -87,13 +88,32 @@ typedef struct {
     int32_t position, token, wanted, reserved; /* wanted: its logits */
 } lutra_row;
 
+/* Rows first..last - 1 of a matrix, or heads. */
+typedef struct {
+    int32_t first, last;
+} lutra_range;
+
+/* A share of every layer: rows of q, of k and v, of o and down, of gate and up, and of the head; and
+ * heads of attention. Others compute the rest, into the same memory, of which a pass takes the
+ * first rows: sums [heads + 2 kv_heads, head_dim] of q, k and v, attended [heads, head_dim], back
+ * [hidden] of o and down, gated [2, intermediate] of gate and up. meet(place) returns when all have
+ * arrived: 0 if one of them never will. */
+typedef struct {
+    int32_t *sums, *attended, *back, *gated;
+    int32_t (*meet)(void *place);
+    void *place;
+    lutra_range queries, keys, heads, hidden, inner, vocab;
+} lutra_share;
+
 /* n rows through layers first..last - 1. residual [n, hidden] is the input of the first layer,
  * unless that is layer 0, and receives the output of the last one, unless that is the model's last;
- * then rows that want logits [wanted, vocab] get them, their scale and arg-max. */
+ * then rows that want logits [wanted, vocab] get them, their scale and arg-max. With a share, unless
+ * that is NULL, logits are of its rows of the head alone, the arg-max being one of those, or -1. */
 typedef struct {
     const lutra_row *rows;
     int32_t *residual, *logits, *argmax;
     lutra_scale *scale;
+    const lutra_share *share;
     int32_t n, first, last, reserved;
 } lutra_pass;
 
@@ -125,6 +145,14 @@ int lutra_cpu_strip(int target);
 /* n threads, the caller's included. */
 lutra_pool *lutra_cpu_pool_new(int threads);
 void lutra_cpu_pool_free(lutra_pool *pool);
+
+/* A place where so many parties meet, each in a thread of its own. */
+lutra_meeting *lutra_cpu_meeting_new(int parties);
+void lutra_cpu_meeting_free(lutra_meeting *meeting);
+/* Returns 1 when all parties have arrived, 0 once one of them has left for ever. */
+int32_t lutra_cpu_meet(void *meeting);
+void lutra_cpu_meeting_leave(lutra_meeting *meeting);
+
 /* An array [rows, columns] of elements of 1, 2 or 4 bytes, to be copied in strips of so many rows;
  * or, where strip is 0, as it is. Room for a last strip is whole, and zero where there are no rows. */
 typedef struct {
@@ -175,7 +203,8 @@ lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int ge
 void lutra_cpu_engine_free(lutra_engine *engine);
 
 /* Runs the rows of a pass. Returns bit 0: a value was saturated; or -1: out of memory;
- * or -2: the pass does not fit the engine, the pool or a cache. */
+ * or -2: the pass does not fit the engine, the pool or a cache; or -3: another party of the share has
+ * left. */
 int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, const lutra_pass *pass);
 
 /* Single steps of the same code, for tests. Those that can saturate say whether they did;

@@ -9,10 +9,11 @@ from lutra.serving.plans.costs import Cost, Costs, Workload
 from lutra.serving.plans.layout import Plan, Route, Stage, whole
 from lutra_golden.errors import LutraError
 
-__all__ = ["Alternative", "Choice", "Slo", "choose_plan", "pareto"]
+__all__ = ["AS_GOOD", "Alternative", "Choice", "Slo", "choose_plan", "pareto"]
 
 _EXACT = 2000  # pipelines that are all looked at
-_AS_GOOD = 1.02  # a plan with fewer devices may take this much longer
+AS_GOOD = 1.02
+"""A plan with fewer devices may take this much longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def _best(found: Sequence[Alternative], slo: Slo) -> Alternative:
     if not meeting:
         return min(found, key=lambda each: slo.missed(each.cost))
     quickest = min(each.cost.seconds for each in meeting)
-    as_quick = [each for each in meeting if each.cost.seconds <= _AS_GOOD * quickest]
+    as_quick = [each for each in meeting if each.cost.seconds <= AS_GOOD * quickest]
     return min(as_quick, key=lambda each: (len(each.sites), each.cost.seconds))
 
 

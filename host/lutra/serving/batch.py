@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from lutra.devices.base import StepResult
 from lutra.devices.pages import NoRoom
+from lutra.serving.chunks import PromptPace
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.prefixes import LEAST_PREFIX, KnownPrefixes, common_prefix
 from lutra.serving.results import RunStats
@@ -23,17 +24,10 @@ from lutra.serving.speculation.draw import draw
 from lutra.text.sampling import Sampler
 from lutra_golden.errors import LutraError
 
-__all__ = ["LEAST_CHUNK", "MOST_AT_ONCE", "PASS_S", "SMOOTHING", "Batch", "Places", "Request"]
+__all__ = ["MOST_AT_ONCE", "Batch", "Places", "Request"]
 
 MOST_AT_ONCE = 256
 """Requests on the device at a time, unless a batch says otherwise."""
-
-PASS_S = 0.25
-"""Seconds that a pass with chunks of prompts should take where requests wait for their tokens."""
-LEAST_CHUNK = 16
-"""Tokens of prompts in such a pass, however slow the device is."""
-SMOOTHING = 0.3
-"""Share of the latest pass in what is expected of the next one."""
 
 _Part = tuple[TokenSequence, Sequence[int], int]
 
@@ -137,7 +131,8 @@ class Batch:
         self._waiting: list[Request] = []
         self._adopted: list[Request] = []
         self._running: list[Request] = []
-        self._seconds_per_token: float | None = None  # of prompts, measured
+        self.pace = PromptPace()
+        """Seconds of prompts, measured."""
         self.passes = 0
         """Passes so far."""
 
@@ -308,7 +303,7 @@ class Batch:
     def _order(self, request: Request) -> tuple[int, float]:
         """The least comes first."""
         # of all, the time that it is now would be taken off
-        needed = request.left * (self._seconds_per_token or 0.0)
+        needed = request.left * (self.pace.token_s or 0.0)
         return -request.priority, request.arrived + needed
 
     # -- a pass
@@ -322,7 +317,7 @@ class Batch:
         ]
         if len(parts) == len(self._running):
             return self._with_drafts(parts)
-        room = self._room(len(parts))
+        room = self.pace.room(self._loaded.device.pass_tokens, len(parts))
         for request in sorted(self._running, key=self._order):
             sequence = request.sequence
             if request.goes_on or sequence is None or not room:
@@ -350,13 +345,6 @@ class Batch:
             for (request, (sequence, tokens, _)), drafts in zip(parts, plan, strict=True)
         ]
 
-    def _room(self, n_decoding: int) -> int:
-        """Tokens of prompts in the next pass."""
-        most = max(self._loaded.device.pass_tokens - n_decoding, 1)
-        if not n_decoding or self._seconds_per_token is None:
-            return most
-        return min(max(int(PASS_S / self._seconds_per_token), LEAST_CHUNK), most)
-
     def _run(self, parts: Sequence[_Part]) -> tuple[list[StepResult | BaseException], float]:
         """Results of the parts, and the device's seconds; of those that fail when each runs alone,
         what they fail of."""
@@ -370,10 +358,7 @@ class Batch:
                 return [error], 0.0
             alone = [self._run([part]) for part in parts]
             return [result for [result], _ in alone], sum(seconds for _, seconds in alone)
-        if n_prompt >= LEAST_CHUNK:
-            latest = seconds / n_prompt
-            before = self._seconds_per_token or latest
-            self._seconds_per_token = before + SMOOTHING * (latest - before)
+        self.pace.took(n_prompt, seconds)
         return list(results), seconds
 
     def _take(

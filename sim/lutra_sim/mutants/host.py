@@ -166,6 +166,25 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/serving/chunks.py",
+        ["host/serving/test_chunks.py"],
+        (
+            "chunks as long as a pass, whoever waits",
+            "if not n_decoding or not self.token_s:",
+            "if self.token_s or not n_decoding:",
+        ),
+        (
+            "chunks leave no place for others",
+            "max(pass_tokens - n_decoding, 1)",
+            "pass_tokens",
+        ),
+        (
+            "the first pass counts as a part",
+            "before = self.token_s or latest",
+            "before = self.token_s or 0.0",
+        ),
+    ),
+    *planted(
         "host/lutra/serving/batch.py",
         ["host/serving/test_batch.py"],
         ("the lowest priority first", "return -request.priority,", "return request.priority,"),
@@ -175,11 +194,6 @@ MUTANTS = [
             "request.arrived - needed",
         ),
         ("short prompts always pass long ones", "request.arrived + needed", "needed"),
-        (
-            "chunks as long as a pass, whoever waits",
-            "if not n_decoding or self._seconds_per_token is None:",
-            "if self._seconds_per_token or not n_decoding:",
-        ),
         (
             "more of a sequence copied than is shared",
             "self._loaded.fork(source, shared[best])",

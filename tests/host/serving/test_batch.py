@@ -152,7 +152,7 @@ def test_chunks_are_as_long_as_a_pass_may_take(packed: Model) -> None:
     batch = Batch(loaded(device))
     batch.add(Client(9).request(prompt(4, 1, model.vocab_size)))
     batch.step()
-    batch._seconds_per_token = 0.01
+    batch.pace.token_s = 0.01
     batch.add(Client(9).request(prompt(30, 2, model.vocab_size)))
     batch.step()
     assert device.seen[-1] == [1, 25]
@@ -164,7 +164,7 @@ def test_who_goes_first(packed: Model) -> None:
     device, clock = Watched(model), Clock()
     device.pass_tokens = 512
     batch = Batch(loaded(device), most=1, clock=clock)
-    batch._seconds_per_token = 1.0
+    batch.pace.token_s = 1.0
     clients = {name: Client(1) for name in ("long", "short", "urgent", "late")}
     batch.add(clients["long"].request(prompt(20, 1, model.vocab_size)))
     batch.add(clients["short"].request(prompt(5, 2, model.vocab_size)))
@@ -172,7 +172,7 @@ def test_who_goes_first(packed: Model) -> None:
     done: list[str] = []
 
     def step() -> None:
-        batch._seconds_per_token = 1.0
+        batch.pace.token_s = 1.0
         batch.step()
         done.extend(each for each, c in clients.items() if c.ends and each not in done)
 

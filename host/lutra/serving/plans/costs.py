@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain, pairwise, permutations
 
 from lutra.arguments import check_whole
-from lutra.serving.batch import LEAST_CHUNK, PASS_S, SMOOTHING
+from lutra.serving.chunks import PromptPace
 from lutra.serving.plans.facts import pass_s
 from lutra.serving.plans.layout import Plan, Route, Stage
 from lutra.serving.plans.legs import chunk_size
@@ -108,13 +108,11 @@ class Costs:
 
     def _together(self, route: Route, workload: Workload, n: int) -> list[_Run]:
         """Requests that share passes, prompts in chunks where others wait for their tokens."""
-        runs, now, per_token = [_Run() for _ in range(n)], 0.0, 0.0
+        runs, now, pace = [_Run() for _ in range(n)], 0.0, PromptPace()
         most = min(self.profiles[stage.site].pass_tokens for stage in route)
         while left := [run for run in runs if len(run.times) < workload.answer]:
             decoding = [run for run in left if run.times]
-            room = max(most - len(decoding), 1)
-            if decoding and per_token:
-                room = min(max(int(PASS_S / per_token), LEAST_CHUNK), room)
+            room = pace.room(most, len(decoding))
             parts = [(run, 1, workload.prompt + len(run.times) - 1) for run in decoding]
             for run in left:
                 if run.times or not room:
@@ -125,10 +123,7 @@ class Costs:
             sizes, positions = [size for _, size, _ in parts], [at for _, _, at in parts]
             steps = self._alike(runs, parts, workload)
             seconds = self.pass_s(route, sizes, [at + (steps - 1) / 2 for at in positions])
-            prompts = sum(size for run, size, _ in parts if not run.times and size > 1)
-            if prompts >= LEAST_CHUNK:
-                latest = seconds / prompts
-                per_token += (latest - per_token) * (SMOOTHING if per_token else 1.0)
+            pace.took(sum(size for run, size, _ in parts if not run.times and size > 1), seconds)
             for step in range(steps):
                 for run, size, _ in parts:
                     if not run.times:

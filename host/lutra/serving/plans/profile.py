@@ -5,11 +5,10 @@ linearly with the positions that its tokens attend to. So a profile has seconds 
 positions, and what lies between is interpolated.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
-
-import numpy as np
 
 from lutra_golden.errors import LutraError
 
@@ -46,9 +45,11 @@ class Table:
 
     def at(self, tokens: float, position: float) -> float:
         """Seconds of a pass of ``tokens`` tokens, of which the first is at ``position``."""
-        rows = [_linear(self.positions, row, position) for row in self.seconds]
         # no entry has less than one token, and no pass takes no time
-        return max(_linear(self.tokens, rows, max(tokens, self.tokens[0])), 0.0)
+        i, share = _place(self.tokens, max(tokens, self.tokens[0]))
+        j, along = _place(self.positions, position)
+        rows = [_between(row, j, along) for row in self.seconds[i : i + 2]]
+        return max(_between(rows, 0, share), 0.0)
 
     def scaled(self, factor: float) -> "Table":
         """All times ``factor`` as long."""
@@ -56,12 +57,19 @@ class Table:
         return replace(self, seconds=seconds)
 
 
-def _linear(axis: Sequence[int], values: Sequence[float], at: float) -> float:
-    """Value at a place of an ascending axis, beyond whose ends the last two values go on."""
+def _place(axis: Sequence[int], at: float) -> tuple[int, float]:
+    """Entry of an ascending axis before a place, and the share of the way to the next one; beyond
+    its ends the last two entries go on."""
     if len(axis) == 1:
-        return values[0]
-    i = min(max(int(np.searchsorted(axis, at, side="right")) - 1, 0), len(axis) - 2)
-    share = (at - axis[i]) / (axis[i + 1] - axis[i])
+        return 0, 0.0
+    i = min(max(bisect_right(axis, at) - 1, 0), len(axis) - 2)
+    return i, (at - axis[i]) / (axis[i + 1] - axis[i])
+
+
+def _between(values: Sequence[float], i: int, share: float) -> float:
+    """Value that far from entry ``i`` to the next one, if there is one."""
+    if i + 1 == len(values):
+        return values[i]
     return values[i] + share * (values[i + 1] - values[i])
 
 

@@ -9,12 +9,13 @@ from lutra.serving.plans.costs import Cost, Costs, Workload
 from lutra.serving.plans.layout import Plan, Route, RowShare, Stage, by_rows, whole
 from lutra_golden.errors import LutraError
 
-__all__ = ["Alternative", "Choice", "Slo", "choose_plan", "pareto"]
+__all__ = ["AS_GOOD", "Alternative", "Choice", "Slo", "choose_plan", "pareto"]
 
 Progress = Callable[[str, float], None]
 _EXACT = 2000  # pipelines that are all looked at
 _LEAST_SHARE = 0.02  # of rows, as fewer are not worth the meetings
-_AS_GOOD = 1.02  # a plan with fewer devices may take this much longer
+AS_GOOD = 1.02
+"""A plan with fewer devices may take this much longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,7 @@ def _best(found: Sequence[Alternative], slo: Slo) -> Alternative:
     if not meeting:
         return min(found, key=lambda each: slo.missed(each.cost))
     quickest = min(each.cost.seconds for each in meeting)
-    as_quick = [each for each in meeting if each.cost.seconds <= _AS_GOOD * quickest]
+    as_quick = [each for each in meeting if each.cost.seconds <= AS_GOOD * quickest]
     return min(as_quick, key=lambda each: (len(each.sites), each.cost.seconds))
 
 

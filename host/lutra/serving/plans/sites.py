@@ -106,7 +106,7 @@ class Site:
             config = self._config(model)
             fingerprint = fingerprint_of({"board": self.name, "config": config.name}, model)
             board = BOARD_PROFILES[self.name]
-            return model_accelerator(model, config, board.clock_hz, self.label, fingerprint)
+            return model_accelerator(model, config, board, self.label, fingerprint)
         given = device.facts()
         clock_hz = None
         if by_cycles and self.name == "rtl":

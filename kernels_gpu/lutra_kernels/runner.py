@@ -13,7 +13,9 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.scale import Scale, unpack_scale
+from lutra_golden.model.shares import LayerShare, Party
 from lutra_kernels.activations import Quantized
 from lutra_kernels.arrays import (
     INTERPRETED,
@@ -128,17 +130,40 @@ class _Buffers:
     graphs: dict[tuple[bool, int], _Graph] = field(default_factory=dict[tuple[bool, int], _Graph])
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """A ``party`` of a pass, whose exchange has the pass's rows in the order of the caller:
+    ``places`` of them here."""
+
+    party: Party
+    places: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, party: Party, parts: Sequence[Part], order: Sequence[int]) -> "_Shared":
+        """Of ``parts`` that a pass has in another ``order``."""
+        ends = np.cumsum([part.n for part in parts])
+        spans = [np.arange(end - part.n, end) for part, end in zip(parts, ends, strict=True)]
+        return cls(party, np.concatenate([spans[i] for i in order]))
+
+    def complete(self, what: str, part: NDArray[np.generic], columns: Sequence[range]) -> Int:
+        """All columns of what is exchanged, of which ``part`` has some."""
+        sorted_part = np.empty(part.shape, np.int64)
+        sorted_part[self.places] = part
+        return self.party.exchange.whole(what, sorted_part, columns)[self.places]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
     """Rows of a pass: ``n_single`` sequences of one row each, then ``spans`` of several.
 
-    ``split`` says that attention is split over the keys.
+    ``split`` says that attention is split over the keys, ``shared`` who has other rows of it.
     """
 
     layers: range
     n_single: int
     spans: Sequence[tuple[int, int]]
     split: bool
+    shared: _Shared | None = None
 
 
 class Runner:
@@ -165,10 +190,16 @@ class Runner:
             self._programs = 2 * properties.multi_processor_count
         self._buffers: dict[tuple[int, int], _Buffers] = {}
 
-    def run(self, parts: Sequence[Part], layers: range | None = None) -> PassOutput:
+    def run(
+        self,
+        parts: Sequence[Part],
+        layers: range | None = None,
+        party: Party | None = None,
+    ) -> PassOutput:
         """One pass of ``layers`` (all of them if left out) over the rows of ``parts``.
 
-        No two parts are of the same sequence. Logits come from the last layer only.
+        No two parts are of the same sequence. Logits come from the last layer only. Of a ``party``
+        only the share of rows is computed here, but attention of all heads.
         """
         layers = layers or range(len(self._model.layers))
         m = sum(part.n for part in parts)
@@ -181,6 +212,10 @@ class Runner:
             with naming_memory(f"a pass of {m} rows", "close a session or use a smaller model"):
                 buffers = self._buffers_of(m, sum(part.n_logits for part in parts))
                 plan = self._fill(buffers, ordered, layers)
+                if party is not None:
+                    plan = replace(plan, split=False, shared=_Shared.of(party, parts, order))
+                    self._launch(buffers, plan)
+                    return self._output(buffers, ordered, order, layers, party.share.vocabulary)
                 decode = plan.n_single == m == buffers.n_logits <= _FEW
                 if decode and len(layers) == len(self._model.layers):
                     self._decode(buffers, plan)
@@ -332,22 +367,22 @@ class Runner:
             step, hidden, tables, x=b.x, acc=acc, tokens=b.tokens, scales=scale,
             flag=b.queries.flag,
         )  # fmt: skip
-        self._product(b, hidden, layer.qkv, b.qkv)
+        self._product(b, hidden, layer.qkv, b.qkv, "heads", plan.shared)
         attended = b.attended[layer.o.group]
         self._attend(b, layer, cache, plan, hidden.scale, attended)
-        self._product(b, attended, layer.o, b.o)
+        self._product(b, attended, layer.o, b.o, "hidden", plan.shared)
         ffn_input = b.ffn_input[layer.gate_up.group]
         norm_quantize(
             layer.ffn_input_norm, ffn_input, tables, x=b.x, acc=b.o, scales=attended.scale,
             flag=b.queries.flag,
         )  # fmt: skip
-        self._product(b, ffn_input, layer.gate_up, b.gate_up)
+        self._product(b, ffn_input, layer.gate_up, b.gate_up, "inner", plan.shared)
         gated = b.gated[layer.down.group]
         norm_quantize(
             layer.ffn_norm, gated, tables, acc=b.gate_up, scales=ffn_input.scale,
             flag=b.queries.flag,
         )  # fmt: skip
-        self._product(b, gated, layer.down, b.down)
+        self._product(b, gated, layer.down, b.down, "hidden", plan.shared)
 
     def _attend(
         self,
@@ -386,10 +421,38 @@ class Runner:
                         rows_of(b.positions, first, last), rows_of(b.pages, first, last), tables,
                         together=together, **options,
                     )  # fmt: skip
+        if plan.shared is not None:
+            d, heads = self._model.head_dim, plan.shared.party.share.heads
+            columns = range(heads.start * d, heads.stop * d)
+            found = download(b.queries.out).reshape(b.m, -1)[:, columns.start : columns.stop]
+            whole = plan.shared.complete("attention", found, [columns])
+            assign(b.queries.out, whole.astype(np.int32).reshape(b.queries.out.shape))
         norm_quantize(step, attended, tables, x=b.queries.out)
 
-    def _product(self, b: _Buffers, a: Quantized, w: Matrix, out: Array) -> None:
-        linear(a.a, w, out=out, workspace=b.workspace)
+    def _product(
+        self, b: _Buffers, a: Quantized, w: Matrix, out: Array, what: str, shared: _Shared | None
+    ) -> None:
+        """A product, of which others may have some rows."""
+        if shared is None:
+            linear(a.a, w, out=out, workspace=b.workspace)
+            return
+        columns = self._columns(what, shared.party.share)
+        own = [
+            download(linear(a.a, w.rows(rows), workspace=b.workspace)) for rows in columns if rows
+        ]
+        part = np.concatenate(own, axis=1) if own else np.empty((b.m, 0), np.int32)
+        assign(out, shared.complete(what, part, columns).astype(np.int32))
+
+    def _columns(self, what: str, share: LayerShare) -> list[range]:
+        """Columns of a share in what is exchanged: rows of matrices that lie behind each other."""
+        packed = self._model.packed
+        q, kv = packed.n_heads * self._model.head_dim, packed.n_kv_heads * self._model.head_dim
+        parts = {
+            "heads": ((0, share.queries), (q, share.keys), (q + kv, share.keys)),
+            "hidden": ((0, share.hidden),),
+            "inner": ((0, share.inner), (packed.intermediate_size, share.inner)),
+        }
+        return [range(at + rows.start, at + rows.stop) for at, rows in parts[what]]
 
     def _head(self, b: _Buffers, scale: Array) -> None:
         """The end of the residual stream, and logits of those rows that have some."""
@@ -408,14 +471,22 @@ class Runner:
             head_logits(b.last.a, head, out=b.logits)
 
     def _output(
-        self, b: _Buffers, parts: Sequence[Part], order: Sequence[int], layers: range
+        self,
+        b: _Buffers,
+        parts: Sequence[Part],
+        order: Sequence[int],
+        layers: range,
+        rows: range | None = None,
     ) -> PassOutput:
-        """Results of ``parts``, sorted from the given ``order`` back to the caller's."""
-        logits = np.zeros((0, self._model.packed.vocab_size), np.int32)
+        """Results of ``parts``, sorted from the given ``order`` back to the caller's; logits of
+        some ``rows`` of the head, of all if left out."""
+        rows = range(self._model.packed.vocab_size) if rows is None else rows
+        logits = np.zeros((0, len(rows)), np.int32)
         words: NDArray[np.generic] = np.zeros(0, np.int32)
         if b.logits is not None and b.last is not None:
             counts = [part.n_logits for part in parts]
-            logits = cast("NDArray[np.int32]", _sorted(download(b.logits), counts, order))
+            found = download(b.logits)[:, rows.start : rows.stop]
+            logits = cast("NDArray[np.int32]", _sorted(found, counts, order))
             words = _sorted(download(b.last.scale), counts, order)
         residual = None
         if layers.stop < len(self._model.layers):

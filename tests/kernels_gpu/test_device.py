@@ -29,6 +29,8 @@ from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
 from lutra.devices.emulated.card import EmulatedCard
 from lutra.quantize.pack import pack_model
+from lutra.serving.plans.device import PlannedDevice, fixed
+from lutra.serving.plans.layout import Plan, RowShare, by_rows
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
@@ -510,3 +512,27 @@ def test_auto_goes_on_to_it_from_a_board(tmp_path: Path, monkeypatch: pytest.Mon
         np.testing.assert_array_equal(result.scale, expected[1])
         device.close()
     card.close()
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen2"])
+def test_rows_are_divided_with_another_device(variant: str) -> None:
+    """Of a prompt, of tokens beside a prompt, and of two at once; the other one has the rest."""
+    model = small_model(variant, "W4A8", 8, 2, head_dim=32)
+    route = by_rows((RowShare(0, 1, 0), RowShare(1, 1, 1)), 2)
+    for devices in ([CudaDevice(), CpuDevice(1)], [CpuDevice(1), CudaDevice()]):
+        with PlannedDevice(devices, fixed(Plan(route, route))) as device:
+            device.load(model)
+            sessions, goldens = [device.session(), device.session()], [Golden(model), Golden(model)]
+            for counts in ((6, 0), (1, 5), (3, 1), (1, 1)):
+                steps, expected = list[Step](), list[tuple[np.ndarray, np.ndarray]]()
+                for i, n in enumerate(counts):
+                    if n:
+                        done = sessions[i].length
+                        ids = tokens_of(model, 20, i)[done : done + n]
+                        steps.append(Step(session=sessions[i], tokens=ids, logits_from=n // 2))
+                        expected.append(goldens[i].run(ids))
+                for step, result, each in zip(steps, device.run(steps), expected, strict=True):
+                    check(result, each, step.logits_from)
+            for session, golden in zip(sessions, goldens, strict=True):
+                assert same(session.export(), golden.export())
+            assert not device.notes

@@ -1,11 +1,11 @@
 """A packed matrix on a device: codes in B128, and the scales and shift of its results."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra_kernels.arrays import Array, upload
+from lutra_kernels.arrays import Array, rows_of, upload
 from lutra_kernels.layout import BLOCK, LOW_OFFSET
 
 __all__ = ["ALIGNMENT", "Q_MAX", "SHIFT_MAX", "Matrix", "upload_matrix"]
@@ -71,6 +71,22 @@ class Matrix:
     def n_groups(self) -> int:
         """Groups of a row; one of a ternary row, which has one zero point."""
         return self.k // self.group if self.group else 1
+
+    def rows(self, rows: range) -> "Matrix":
+        """Some rows, one at least, in the same memory."""
+
+        def part(array: Array | None) -> Array | None:
+            return None if array is None else rows_of(array, rows.start, rows.stop)
+
+        return replace(
+            self,
+            codes=rows_of(self.codes, rows.start, rows.stop),
+            n=len(rows),
+            scale=part(self.scale),
+            zero=part(self.zero),
+            minimum=part(self.minimum),
+            offset=part(self.offset),
+        )
 
     def is_wide(self, a_bits: int) -> bool:
         """True if a sum before the shift may need more than 32 bits."""

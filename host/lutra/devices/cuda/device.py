@@ -3,11 +3,20 @@
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from lutra.devices.base import BaseDevice, Chunk, PassResult, available_memory
+from lutra.devices.base import (
+    BaseDevice,
+    Chunk,
+    PassResult,
+    Step,
+    StepResult,
+    available_memory,
+)
 from lutra.devices.sessions import BaseSession
+from lutra.devices.shares import Meeting, Share, first_best
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv
@@ -15,6 +24,7 @@ from lutra_golden.model.capabilities import EVERY_PART
 from lutra_golden.model.checks import check_numbers
 from lutra_golden.model.lowered import common_kv_bits
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shares import Party
 from lutra_kernels import interpreted, interpreter_missing, missing
 
 if TYPE_CHECKING:
@@ -59,6 +69,7 @@ class CudaDevice(BaseDevice[CudaSession]):
 
     name = "cuda"
     capabilities = EVERY_PART
+    meeting = Meeting
 
     def __init__(
         self, progress: Progress | None = None, *, memory_limit: int | None = None
@@ -108,7 +119,13 @@ class CudaDevice(BaseDevice[CudaSession]):
         free = available_memory() if interpreted() else free_bytes()
         return max(0, free - self._runner.pass_bytes)
 
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+    def run_share(self, steps: Sequence[Step], share: Share) -> list[StepResult]:
+        """Run a share of steps; see :class:`~lutra.devices.shares.SharingDevice`. What is exchanged
+        passes through the host's memory."""
+        rows, party = share.rows.vocabulary, Party(share.rows, share.meeting)
+        return self._run(steps, partial(self._pass, party=party), share.meeting.rows, rows)
+
+    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
         from lutra_kernels.runner import Part
 
         parts: list[Part] = []
@@ -124,11 +141,12 @@ class CudaDevice(BaseDevice[CudaSession]):
                 )
             )
         with _refusing():
-            result = self._runner.run(parts, chunks[0].layers)
+            result = self._runner.run(parts, chunks[0].layers, party)
+        own = range(self.model.vocab_size) if party is None else party.share.vocabulary
         return PassResult(
             logits=result.logits,
             scale=scale_to_float(result.scale) * self.model.head_scale,
-            argmax=result.logits.argmax(axis=1),
+            argmax=first_best(result.logits, own),
             residual=result.residual,
             saturated=result.saturated,
         )

@@ -68,7 +68,7 @@ def fixed(*plans: Plan) -> Chooser:
 
 def _is_divided(route: Route) -> bool:
     """True unless one device has all of a route."""
-    return len(route) > 1 or bool(route[0].shares)
+    return len(route) > 1 or any(stage.shares for stage in route)
 
 
 @dataclass

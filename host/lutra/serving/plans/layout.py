@@ -98,7 +98,7 @@ class Plan:
             return "phase split"
         if len(self.decode) > 1:
             return "pipeline"
-        return "row split" if self.decode[0].shares else "whole"
+        return "row split" if any(stage.shares for stage in self.decode) else "whole"
 
     @property
     def is_handed_over(self) -> bool:

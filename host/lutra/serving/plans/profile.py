@@ -158,9 +158,9 @@ class DeviceProfile:
         try:
             given = dict(cast(Mapping[str, Any], content))
             for name in ("chunk", "batch", "layer", "half"):
-                table = given[name]
-                if table is None and name == "half":
+                if name == "half" and given[name] is None:
                     continue
+                table: Mapping[str, Any] = given[name]
                 given[name] = Table(
                     tokens=tuple(map(int, table["tokens"])),
                     positions=tuple(map(int, table["positions"])),

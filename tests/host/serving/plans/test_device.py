@@ -366,7 +366,7 @@ def test_an_error_of_a_step_is_no_failure(model: PackedModel) -> None:
 
 def test_rows_are_divided_by_devices_that_can(model: PackedModel) -> None:
     class Whole(GoldenDevice):
-        run_share = None
+        run_share = None  # pyright: ignore[reportAssignmentType]
 
     with planned(model, rows(N_LAYERS), [GoldenDevice(), Whole()]) as device:
         session = device.session()

@@ -93,6 +93,9 @@ typedef struct {
     int32_t first, last;
 } lutra_range;
 
+/* Waits for all parties at a place; 0 if one of them never comes. */
+typedef int32_t (*lutra_meet)(void *place);
+
 /* A share of every layer: rows of q, of k and v, of o and down, of gate and up, and of the head; and
  * heads of attention. Others compute the rest, into the same memory, of which a pass takes the
  * first rows: sums [heads + 2 kv_heads, head_dim] of q, k and v, attended [heads, head_dim], back
@@ -100,7 +103,7 @@ typedef struct {
  * arrived: 0 if one of them never will. */
 typedef struct {
     int32_t *sums, *attended, *back, *gated;
-    int32_t (*meet)(void *place);
+    lutra_meet meet;
     void *place;
     lutra_range queries, keys, heads, hidden, inner, vocab;
 } lutra_share;

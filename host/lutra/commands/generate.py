@@ -17,6 +17,7 @@ from lutra.commands.options import (
     add_json,
     add_model,
     add_place,
+    add_speculation,
     check_kv,
     given_chat_template,
     place,
@@ -27,7 +28,7 @@ from lutra.commands.options import (
 from lutra.commands.report import fail
 from lutra.devices.activity import Activity, is_simulated
 from lutra.devices.power import PowerMeter
-from lutra.llm import LLM, SPECULATION, Mismatch
+from lutra.llm import LLM, Mismatch
 from lutra.models import find_model
 from lutra.progress import StepProgress
 from lutra.serving.results import FinishReason, RunStats
@@ -143,14 +144,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="random seed for sampling (default 0)",
     )
-    parser.add_argument(
-        "--speculate",
-        metavar="{off,ngram,MODEL}",
-        help="guess tokens and check several at a time, which changes their speed alone: ngram "
-        "takes them from the text so far, MODEL from a small model of the same vocabulary "
-        f"({', '.join(f'default {way} on {name}' for name, way in SPECULATION.items())}, off "
-        "elsewhere)",
-    )
+    add_speculation(parser)
     add_place(parser, "rtl", "rtl, the simulated hardware")
     parser.add_argument(
         "--check",

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from lutra.devices.choose import DEVICES, is_device, most_threads
 from lutra.devices.hardware import BOARD_SCHEME
+from lutra.llm import SPECULATION
 from lutra.models import shipped_models
 from lutra.quantize import DEFAULT_GROUP
 from lutra.quantize.vocabulary import HEAD_BITS, PLAIN_HEAD
@@ -34,6 +35,7 @@ __all__ = [
     "add_model",
     "add_offsets",
     "add_place",
+    "add_speculation",
     "add_threads",
     "check_kv",
     "given_chat_template",
@@ -308,6 +310,18 @@ def rounding(args: argparse.Namespace) -> Rounding:
 def place(args: argparse.Namespace) -> Place:
     """What those options of a command say that it has of :func:`add_place`, and ``--engine``."""
     return Place(**{key: getattr(args, key) for key in Place.__annotations__ if key in args})
+
+
+def add_speculation(parser: argparse.ArgumentParser) -> None:
+    """``--speculate``."""
+    parser.add_argument(
+        "--speculate",
+        metavar="{off,ngram,MODEL}",
+        help="guess tokens and check several at a time, which changes their speed alone: ngram "
+        "takes them from the text so far, MODEL from a small model of the same vocabulary "
+        f"({', '.join(f'default {way} on {name}' for name, way in SPECULATION.items())}, off "
+        "elsewhere)",
+    )
 
 
 def add_chat_template(parser: argparse.ArgumentParser) -> None:

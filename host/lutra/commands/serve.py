@@ -12,6 +12,7 @@ from lutra.commands.options import (
     add_chat_template,
     add_model,
     add_place,
+    add_speculation,
     check_kv,
     given_chat_template,
     place,
@@ -34,6 +35,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_chat_template(parser)
     add_place(parser, "auto", "auto, the fastest that works")
+    add_speculation(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -171,6 +173,7 @@ def _load(args: argparse.Namespace) -> LLM:
             **rounding(args),
             **place(args),
             parallel=args.parallel,
+            speculation=args.speculate,
             progress=progress,
         )
 

@@ -15,6 +15,7 @@ from tests.host.commands.test_cli import Capture, fails
 
 from lutra.commands import serve
 from lutra.commands.cli import main
+from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 
 WAIT_S = 600
@@ -65,6 +66,23 @@ def test_it_serves_until_it_is_told_to_end(number: int, tmp_path: Path) -> None:
     assert lines[-1] == "ending: requests under way may finish"
     assert "Traceback" not in err and "secret" not in err
     assert any("POST /v1/chat/completions 200" in line for line in lines)
+
+
+def test_guesses_are_those_that_are_asked_for(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for needed in ("fastapi", "uvicorn"):
+        pytest.importorskip(needed)
+    asked = list[object]()
+
+    def load(*_: object, speculation: object, **__: object) -> None:
+        asked.append(speculation)
+        raise LutraError("seen")
+
+    monkeypatch.setattr(serve, "LLM", load)
+    for options, expected in (((), None), (("--speculate", "off"), "off")):
+        assert "seen" in fails(capsys, "serve", "-dev", "golden", "--port", "0", *options)
+        assert asked.pop() == expected
 
 
 def test_a_port_in_use_is_refused_before_anything_is_loaded(

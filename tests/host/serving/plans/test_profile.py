@@ -30,8 +30,8 @@ from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
 from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART
 from lutra_golden.model.packed import PackedModel
-from lutra_golden.model.shares import Party
 from lutra_golden.model.shapes import LINEARS
+from lutra_golden.model.shares import Party
 from lutra_golden.timing.boards import BOARD_PROFILES
 from lutra_golden.timing.decode import decode_cycles, pass_cycles
 

@@ -30,8 +30,8 @@ from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
 from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART
 from lutra_golden.model.packed import PackedModel
-from lutra_golden.model.shares import Party
 from lutra_golden.model.shapes import LINEARS
+from lutra_golden.model.shares import Party
 from lutra_golden.timing.boards import BOARD_PROFILES
 from lutra_golden.timing.decode import decode_cycles, pass_cycles
 
@@ -99,6 +99,13 @@ def test_sessions_that_share_a_pass_count_as_one_that_attends_as_far() -> None:
     assert pass_s(own, [3, 4], [2, 2], every) == pytest.approx(1 + 7 + (12 + 18 - 28))
     assert pass_s(own, [1, 1], [4, 6], every) == pytest.approx(own.decode_s(2, 5))
     assert pass_s(profile(), [1, 1], [4, 6], range(2)) == pytest.approx(2 * 0.125 * 13)
+
+
+def test_more_sessions_than_share_a_pass_take_several() -> None:
+    """A pass has 8 tokens: of 19 sessions two are full, and the third one has 3."""
+    for layers in (range(4), range(2), range(2, 4)):
+        eight, three = (pass_s(profile(), [1] * n, [5] * n, layers) for n in (8, 3))
+        assert pass_s(profile(), [1] * 19, [5] * 19, layers) == pytest.approx(2 * eight + three)
 
 
 def test_a_share_of_rows_takes_less_but_for_what_everybody_computes() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +162,16 @@ def _three(found: Quantiles, factor: float) -> str:
 
 
 def write_scale_plot(rows: Sequence[ScaleRow], path: Path) -> None:
-    """Draw requests per second and times to the first token by the number of cards."""
+    """Draw requests per second and times to the first token by the number of cards.
+
+    A rate of 0 has no place on a logarithmic axis, and is left out.
+    """
     figure = new_figure()
     left, right = figure.subplots(1, 2)
     for system in dict.fromkeys(row.system for row in rows):
         own = [row for row in rows if row.system == system]
         cards = [row.cards for row in own]
-        left.plot(cards, [row.goodput for row in own], "o-", label=system)
+        left.plot(cards, [row.goodput or nan for row in own], "o-", label=system)
         right.plot(cards, [row.ttft_s.p50 for row in own], "o-", label=f"{system}, half of them")
         right.plot(cards, [row.ttft_s.p99 for row in own], "o:", label=f"{system}, 99 of 100")
     for axes, title in ((left, "requests/s within the SLO"), (right, "time to the first token, s")):

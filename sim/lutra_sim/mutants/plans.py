@@ -163,8 +163,8 @@ MUTANTS = [
         _PROFILE,
         (
             "the position does not count",
-            "[_linear(self.positions, row, position) for",
-            "[row[0] for",
+            "[_between(row, j, along) for row in",
+            "[row[0] for row in",
         ),
         (
             "every pass begins where the first did",
@@ -194,6 +194,11 @@ MUTANTS = [
             "sessions that share a pass attend to each other",
             "attended = sum(m * p + m * (m + 1) / 2 for",
             "attended = n * positions[0] + n * (n + 1) / 2 + 0 * sum(m * p for",
+        ),
+        (
+            "all sessions share one pass",
+            "passes, rest = divmod(n, profile.pass_tokens)",
+            "passes, rest = 0, n",
         ),
         (
             "predictions by fact",
@@ -243,7 +248,7 @@ MUTANTS = [
             "    if min(shares) < _LEAST_SHARE:\n        return None\n",
             "",
         ),
-        ("fewer devices are no merit", "_AS_GOOD = 1.02", "_AS_GOOD = 1.0"),
+        ("fewer devices are no merit", "AS_GOOD = 1.02", "AS_GOOD = 1.0"),
         (
             "the front has those that are beaten",
             "if not front or each.cost.tpot_s < front[-1].cost.tpot_s:",

@@ -39,7 +39,8 @@ def pass_s(
     """Seconds of ``sizes`` tokens of some sessions, each from its position on, through ``layers``,
     of which so much of the ``rows`` is computed.
 
-    Several prompts count as one that attends to as many positions in all.
+    Several prompts count as one that attends to as many positions in all. More tokens than share a
+    pass are cut into several.
     """
     whole = _whole_s(profile, sizes, positions, layers)
     return whole * profile.of_rows(sum(sizes), sum(positions) / len(positions), rows)
@@ -51,9 +52,9 @@ def _whole_s(
     n, n_layers = sum(sizes), profile.n_layers
     if max(sizes) == 1:
         position = sum(positions) / n
-        if layers.stop == n_layers:
-            return profile.tail_s(n, position, len(layers))
-        return len(layers) * profile.layer.at(n, position)
+        passes, rest = divmod(n, profile.pass_tokens)
+        seconds = passes * _decoding_s(profile, profile.pass_tokens, position, layers)
+        return seconds + (_decoding_s(profile, rest, position, layers) if rest else 0.0)
     attended = sum(m * p + m * (m + 1) / 2 for m, p in zip(sizes, positions, strict=True))
     total, done = 0.0, 0
     while done < n:
@@ -67,6 +68,13 @@ def _whole_s(
             )
         done += size
     return total
+
+
+def _decoding_s(profile: DeviceProfile, sessions: int, position: float, layers: range) -> float:
+    """Seconds of one pass with a token of each of some sessions."""
+    if layers.stop == profile.n_layers:
+        return profile.tail_s(sessions, position, len(layers))
+    return len(layers) * profile.layer.at(sessions, position)
 
 
 class Facts:

@@ -101,6 +101,13 @@ def test_sessions_that_share_a_pass_count_as_one_that_attends_as_far() -> None:
     assert pass_s(profile(), [1, 1], [4, 6], range(2)) == pytest.approx(2 * 0.125 * 13)
 
 
+def test_more_sessions_than_share_a_pass_take_several() -> None:
+    """A pass has 8 tokens: of 19 sessions two are full, and the third one has 3."""
+    for layers in (range(4), range(2), range(2, 4)):
+        eight, three = (pass_s(profile(), [1] * n, [5] * n, layers) for n in (8, 3))
+        assert pass_s(profile(), [1] * 19, [5] * 19, layers) == pytest.approx(2 * eight + three)
+
+
 def test_a_share_of_rows_takes_less_but_for_what_everybody_computes() -> None:
     """Half of the rows take 0.7 of the time: 0.4 of it goes on whatever the share."""
     own = profile(half=linear((1, 2, 8), (0, 10)).scaled(0.7))

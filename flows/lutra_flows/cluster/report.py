@@ -164,7 +164,8 @@ def _three(found: Quantiles, factor: float) -> str:
 def write_scale_plot(rows: Sequence[ScaleRow], path: Path) -> None:
     """Draw requests per second and times to the first token by the number of cards.
 
-    A rate of 0 has no place on a logarithmic axis, and is left out.
+    A rate of 0 has no place on a logarithmic axis, and is left out; without any other the axis is
+    linear.
     """
     figure = new_figure()
     left, right = figure.subplots(1, 2)
@@ -176,7 +177,8 @@ def write_scale_plot(rows: Sequence[ScaleRow], path: Path) -> None:
         right.plot(cards, [row.ttft_s.p99 for row in own], "o:", label=f"{system}, 99 of 100")
     for axes, title in ((left, "requests/s within the SLO"), (right, "time to the first token, s")):
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        if axes is right or any(row.goodput for row in rows):
+            axes.set_yscale("log")
         axes.set_xlabel("cards")
         axes.set_ylabel(f"{title} (simulated by events)")
         axes.legend(fontsize=8)

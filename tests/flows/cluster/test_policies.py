@@ -230,6 +230,10 @@ def test_command(simple: None, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert re.findall(r"^\| \d+ \|", printed, re.MULTILINE) == ["| 1 |", "| 2 |"]
     assert "begun again" in printed
     assert picture.read_text().startswith("<?xml")
+    # no number of cards meets this SLO
+    never = [*few, "--cards", "1", "--slo", "ttft=0.001", "--plot", str(picture)]
+    assert command.main(never) == 0
+    assert "| 1 | 0 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lutra.devices.choose import DEVICES, is_device, most_threads
-from lutra.devices.hardware import BOARD_SCHEME
+from lutra.devices.hardware import BOARD_SCHEME, LENT_SCHEME
 from lutra.models import shipped_models
 from lutra.quantize import DEFAULT_GROUP
 from lutra.quantize.vocabulary import HEAD_BITS, PLAIN_HEAD
@@ -37,6 +37,9 @@ __all__ = [
     "real",
     "whole",
 ]
+
+_PLACES = f"{BOARD_SCHEME}HOST", f"{LENT_SCHEME}HOST"
+"""Forms of addresses of devices."""
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -160,7 +163,7 @@ def add_device(parser: argparse.ArgumentParser, default: str | None, note: str) 
         "-dev",
         "--device",
         type=_device,
-        metavar="{" + ",".join(DEVICES) + f",{BOARD_SCHEME}HOST" + "}",
+        metavar="{" + ",".join([*DEVICES, *_PLACES]) + "}",
         default=default,
         help=f"device that runs the model (default {note})",
     )
@@ -194,7 +197,7 @@ def _kv(text: str) -> str:
 
 def _device(text: str) -> str:
     if not is_device(text):
-        names = ", ".join([*DEVICES, f"{BOARD_SCHEME}HOST"])
+        names = ", ".join([*DEVICES, *_PLACES])
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {names})")
     return text
 

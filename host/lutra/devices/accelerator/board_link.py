@@ -58,8 +58,8 @@ def complaint(errors: IO[bytes]) -> str:
 
 @dataclass(frozen=True)
 class Address:
-    """Way to a service: ``scheme://host[:port]`` is TCP, ``scheme://user@host:port`` a loopback port
-    of the host, through SSH.
+    """Way to a service: ``scheme://host[:port]`` is TCP, ``scheme://user@host:port`` a port of the
+    host's loopback, through SSH.
 
     A kind of services has its ``greeting``, the ``what`` of its addresses, the port that is meant
     where none is given, the variable that names its key, and how it is started.
@@ -155,6 +155,12 @@ class BoardLink:
         """Send a message and return the answer to it, of ``limit`` bytes at most."""
         self._stream.send(self._frames.pack(body), _SEND_S)
         return self._frames.receive(self._stream, time.monotonic() + seconds, limit)
+
+    def shut(self) -> None:
+        """Let whoever waits for an answer learn that none comes; the link is still to be closed."""
+        self._stream.shut()
+        if self._ssh is not None:
+            self._ssh[0].terminate()
 
     def close(self) -> None:
         """End it."""

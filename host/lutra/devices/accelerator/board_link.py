@@ -153,7 +153,7 @@ class BoardLink:
 
     def ask(self, body: bytes, seconds: float, limit: int = BODY_MAX) -> bytes:
         """Send a message and return the answer to it, of ``limit`` bytes at most."""
-        self._stream.send(self._frames.pack(body), _SEND_S)
+        self._stream.send(self._frames.pack(body), max(_SEND_S, seconds))
         return self._frames.receive(self._stream, time.monotonic() + seconds, limit)
 
     def shut(self) -> None:

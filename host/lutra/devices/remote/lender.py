@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 LINKS = 64
 """Links at a time; a host has one for each call that is under way."""
 _FIRST_MAX = 256  # bytes of the first message: it may come from anybody
-_HANDSHAKE_S, _MESSAGE_S = 5.0, 60.0
+_HANDSHAKE_S, _MESSAGE_S = 5.0, 600.0  # a message may be large, and its link slow
 _CONFIG_MAX, _MODEL_MAX = 1 << 26, 1 << 40
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from lutra_golden.install import install_command
+from tests.host.server import browser
 
 pytest_plugins = ["tests.host.fixtures"]
 
@@ -90,12 +91,18 @@ def _missing_for_pynq() -> str | None:
 
 
 @lru_cache
+def _missing_for_browser() -> str | None:
+    return browser.missing()
+
+
+@lru_cache
 def _missing_for_board() -> str | None:
     return None if os.environ.get("LUTRA_BOARD") else "LUTRA_BOARD does not name a board"
 
 
 _MISSING = {
     "board": _missing_for_board,
+    "browser": _missing_for_browser,
     "cocotb": _missing_for_cocotb,
     "formal": _missing_for_formal,
     "gpu": _missing_for_gpu,

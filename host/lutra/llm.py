@@ -98,7 +98,8 @@ class LLM(Closing):
     the format of :attr:`packed` and :attr:`notes` say. ``head_bits``, 4 or 8, are those of
     embedding and head as codes in groups, at most; 0 is int16 and five trits. Left out, they are
     the codes of a GGUF file that has both in some, where the device runs them. ``context``
-    limits the positions, which are at most 4,096 unless it says otherwise. :attr:`source` is the
+    limits the positions, which are at most 4,096 unless it says otherwise; a model that has fewer
+    than ``least_context`` is refused before it is packed. :attr:`source` is the
     checkpoint, :attr:`rounded` what is run of it.
 
     Every generation has a session of its own on the device, so that several threads may use one
@@ -133,6 +134,7 @@ class LLM(Closing):
         offsets: bool | None = None,
         head_bits: int | None = None,
         context: int | None = None,
+        least_context: int = 1,
         check: bool = False,
         threads: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
@@ -155,6 +157,7 @@ class LLM(Closing):
                 check_whole(name, value)
         if format is not None:
             check_kind(format, str, f"format must be a name such as W4A8, not {format!r}")
+        check_whole("least_context", least_context)
         check_whole("prefix_bytes", prefix_bytes)
         if prefix_bytes < 0:
             raise LutraError(f"prefix_bytes must be 0 (keep none) or more, not {prefix_bytes}")
@@ -212,6 +215,7 @@ class LLM(Closing):
                 self._placement.capabilities, head_bits,
                 # a vocabulary or a device that is refused is so before the model is packed
                 before_packing=before_packing, once_checked=read_vocabulary,
+                least_context=least_context,
             )  # fmt: skip
             reading = reading or aside.submit(Tokenizer.open, path, self.packed.bos)
             self._placement.choose(self.packed)
@@ -437,6 +441,15 @@ class LLM(Closing):
         """Requests of coroutines that are on the device, and those that wait for room there."""
         engine = self._engine
         return (0, 0) if engine is None else (engine.n_running, engine.n_waiting)
+
+    def prefixes(self) -> tuple[int, int]:
+        """Known prefixes, those of coroutines' requests too, and the bytes of their keys and
+        values."""
+        loaded, engine = self._loaded, self._engine
+        found = [] if loaded is None else [loaded.known]
+        found += [] if engine is None else engine.known
+        kept = {id(each): each for each in found}.values()
+        return sum(map(len, kept)), sum(each.n_bytes for each in kept)
 
     def chat(
         self,

@@ -42,13 +42,15 @@ def open_packed_model(
     progress: Progress | None = None,
     capabilities: Capabilities = COMMON_PARTS,
     a_group: int | None = None,
+    offsets: bool | None = None,
     head_bits: int | None = None,
     before_packing: Callable[[Format], object] | None = None,
 ) -> PackedModel:
-    """Load a model by its name, including ``random:SHAPE``; see :func:`open_model`."""
+    """Load a model by its name, including ``random:SHAPE``, whose groups have no ``offsets``; see
+    :func:`open_model`."""
     if not str(name).startswith(RANDOM):
         return open_model(
-            find_model(name), format, group, kv_bits, context, progress, a_group,
+            find_model(name), format, group, kv_bits, context, progress, a_group, offsets,
             capabilities=capabilities, head_bits=head_bits, before_packing=before_packing,
         )[1]  # fmt: skip
     from lutra.packed.random import random_format, random_packed
@@ -81,6 +83,7 @@ def open_model(
     head_bits: int | None = None,
     before_packing: Callable[[Format], object] | None = None,
     once_checked: Callable[[], object] | None = None,
+    least_context: int = 1,
 ) -> tuple[Callable[[], Decoder] | None, PackedModel]:
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
@@ -88,9 +91,10 @@ def open_model(
     ``offsets`` that are None are chosen for devices with these ``capabilities``, as are
     ``head_bits``, those of embedding and head in codes, 0 for none.
 
-    What the header shows to be wrong is refused before anything else is read. Then, or if the
-    packed model is kept, ``once_checked`` is called; ``before_packing`` is called with the format
-    unless the packed model is there, and may refuse it.
+    What the header shows to be wrong is refused before anything else is read, and so is a model
+    that has fewer than ``least_context`` positions. Then, or if the packed model is kept,
+    ``once_checked`` is called; ``before_packing`` is called with the format unless the packed model
+    is there, and may refuse it.
     """
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {either(GROUPS)}, not {group}")
@@ -109,7 +113,9 @@ def open_model(
                     f"{path} is packed already, its {name} cannot be changed: leave {option} out, "
                     "or pack the checkpoint again"
                 )
-        return None, open_packed(path).model
+        model = open_packed(path).model
+        _check_context(model.name, model.context, least_context)
+        return None, model
     check_finished(path)
     wanted = None if format is None else _format(format)
     kv = _KV_BITS if kv_bits is None else kv_bits
@@ -134,6 +140,7 @@ def open_model(
 
     @cache
     def parts() -> Parts:
+        _check_context(source().name, source().config.max_position_embeddings, least_context)
         found = default_parts(source(), wanted, a_group, offsets, head_bits, capabilities)
         form = check_packing(source(), wanted, found.a_groups)
         if once_checked:
@@ -155,9 +162,18 @@ def open_model(
             models.keep_meanwhile(
                 key, packed, lambda reason: _LOG.warning("the packed model is not kept, %s", reason)
             )
+    _check_context(packed.name, packed.context, least_context)
     if group is not None and packed.group is None:
         raise LutraError(f"the weights of {packed.name} are in no groups: leave group out")
     return source, packed
+
+
+def _check_context(name: str, context: int, least: int) -> None:
+    if context < least:
+        raise LutraError(
+            f"the context of {name} has {context} positions, and {least} are needed for prompt and "
+            "answer: ask for fewer tokens"
+        )
 
 
 def _format(name: str) -> Format:

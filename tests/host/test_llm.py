@@ -505,6 +505,14 @@ def test_options_that_can_not_be(options: dict[str, Any], message: str, folder: 
         LLM(folder, **arguments)
 
 
+def test_a_context_that_is_too_small(model_folder: Callable[[str], Path]) -> None:
+    """Of a model that is packed, too, and of one that is not."""
+    for model, n in ((model_folder("llama-whole"), 32), ("tales", 256)):
+        assert LLM(model, "golden", least_context=n, load=False).context == n
+        with pytest.raises(LutraError, match=f"has {n} positions, and {n + 1} are needed for"):
+            LLM(model, "golden", least_context=n + 1, load=False)
+
+
 @pytest.mark.parametrize("model", [None, 3, b"tales"])
 def test_a_model_is_a_name_or_a_path(model: Any) -> None:
     with pytest.raises(LutraError, match=r"^model must be a name or a path, not "):

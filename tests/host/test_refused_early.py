@@ -70,6 +70,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (None, "--format W1.58g64A8 --group 32", "is of groups of 64, and group is 32"),
         (None, "-dev rtl --engine ternary", "engine ternary does not run W8A8, only ternary"),
         (None, "--bitstream x.bit", "only a board loads a bitstream"),
+        (None, "-n 32", "the context of otter has 32 positions, and 33 are needed for"),
     ],
 )
 def test_of_a_file(

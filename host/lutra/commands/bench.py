@@ -19,6 +19,7 @@ from lutra.commands.options import (
     add_kv,
     add_threads,
     check_kv,
+    rounding,
     whole,
 )
 from lutra.devices.base import Device, Step
@@ -141,13 +142,9 @@ def _bench(args: argparse.Namespace) -> int:
         placement = Placement(args.device, DeviceOptions(threads=args.threads), progress)
         model = open_packed_model(
             args.model,
-            args.format,
-            args.group,
-            args.kv,
+            **rounding(args),
             progress=progress,
             capabilities=placement.capabilities,
-            a_group=args.a_group,
-            head_bits=args.head,
             before_packing=placement.prepare,
         )
         # as many as llama-bench takes, or what a small model can

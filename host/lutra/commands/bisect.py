@@ -14,6 +14,8 @@ from lutra.commands.options import (
     add_kv,
     add_threads,
     check_kv,
+    place,
+    rounding,
     whole,
 )
 from lutra.devices.accelerator.device import AcceleratorDevice
@@ -89,9 +91,7 @@ def _bisect(args: argparse.Namespace) -> int:
         llm = LLM(
             args.model,
             _device(args, progress),
-            format=args.format,
-            group=args.group,
-            kv_bits=args.kv,
+            **rounding(args),
             progress=progress,
             load=False,
         )
@@ -118,11 +118,7 @@ def _device(args: argparse.Namespace, progress: StepProgress) -> Device:
     if args.device != "rtl":
         device = choose_device(
             args.device,
-            config=args.config,
-            engine=args.engine,
-            threads=args.threads,
-            emulate=args.emulate,
-            bitstream=args.bitstream,
+            **place(args),
             progress=progress,
         )[0]
         if isinstance(device, Findable):

@@ -19,10 +19,13 @@ from lutra.commands.options import (
     add_place,
     check_kv,
     given_chat_template,
+    place,
     real,
+    rounding,
     whole,
 )
 from lutra.commands.report import fail
+from lutra.devices.activity import Activity, is_simulated
 from lutra.devices.power import PowerMeter
 from lutra.llm import LLM, SPECULATION, Mismatch
 from lutra.models import find_model
@@ -197,22 +200,15 @@ def _run(args: argparse.Namespace) -> int:
         llm = LLM(
             args.model,
             args.device,
-            config=args.config,
-            engine=args.engine,
-            format=args.format,
-            group=args.group,
-            kv_bits=args.kv,
-            a_group=args.a_group,
-            offsets=args.offsets,
-            head_bits=args.head,
-            threads=args.threads,
-            emulate=args.emulate,
-            bitstream=args.bitstream,
+            **rounding(args),
+            **place(args),
             speculation=args.speculate,
             check=check,
             wave=args.wave,
             wave_cycles=wave_cycles,
             progress=progress,
+            # a prompt has a token at least
+            least_context=1 + (args.n_predict or 0),
             # a prompt that is too long is refused before a simulator is built for it
             load=not _on_simulator(args),
         )
@@ -304,17 +300,8 @@ def _chat(args: argparse.Namespace) -> int:
         llm = LLM(
             args.model,
             args.device,
-            config=args.config,
-            engine=args.engine,
-            format=args.format,
-            group=args.group,
-            kv_bits=args.kv,
-            a_group=args.a_group,
-            offsets=args.offsets,
-            head_bits=args.head,
-            threads=args.threads,
-            emulate=args.emulate,
-            bitstream=args.bitstream,
+            **rounding(args),
+            **place(args),
             speculation=args.speculate,
             check=_checks(args),
             progress=progress,
@@ -366,7 +353,7 @@ def _figures(
 ) -> dict[str, object]:
     facts = llm.device.facts()
     per_token, clock_hz = stats.decode_cycles_per_token, facts.get("target_clock_hz")
-    simulated = _is_simulated(llm.device.name, facts)
+    simulated = is_simulated(llm.device)
     modelled = None
     if simulated and per_token and isinstance(clock_hz, int):
         modelled = clock_hz / per_token
@@ -376,6 +363,7 @@ def _figures(
     cycles_per_s = stats.simulated_cycles_per_s if simulated else None
     return {
         "device": llm.device.name,
+        "plan": facts.get("plan"),
         "emulated": facts.get("emulated"),
         "config": facts.get("config"),
         "engine": facts.get("engine"),
@@ -397,6 +385,8 @@ def _figures(
         "simulated_cycles_per_s": _round(cycles_per_s, 0),
         "prefill_tokens_per_s": _round(stats.prefill_tokens_per_s, 2),
         "decode_tokens_per_s": _round(stats.decode_tokens_per_s, 2),
+        "predicted_s": _round(stats.predicted_s, 4),
+        "prediction_error": _round(stats.prediction_error, 4),
         "modelled_decode_tokens_per_s": _round(modelled, 0),
         "target_clock_hz": clock_hz,
         "power_w": {name: round(watts, 3) for name, watts in power.watts.items()},
@@ -424,11 +414,6 @@ def _figures(
     }
 
 
-def _is_simulated(device: str, facts: Mapping[str, object]) -> bool:
-    """True if the clock of the hardware is a simulator's."""
-    return device == "rtl" or facts.get("emulated") is not None
-
-
 def _round(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
@@ -444,7 +429,7 @@ def _print_table(figures: Mapping[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    for key in ("device", "emulated", "config", "engine", "model", "format"):
+    for key in ("device", "plan", "emulated", "config", "engine", "model", "format"):
         if figures[key] is not None:
             title = {"config": "configuration", "emulated": "emulated board"}.get(key, key)
             table.add_row(title, str(figures[key]), "")
@@ -456,7 +441,7 @@ def _print_table(figures: Mapping[str, Any]) -> None:
         guessed = f"{figures['accepted_tokens']:,} of {figures['drafted_tokens']:,}"
         table.add_row("guessed tokens that were right", guessed, "")
     clock_hz = figures["target_clock_hz"]
-    simulated = _is_simulated(str(figures["device"]), figures)
+    simulated = figures["device"] == "rtl" or figures["emulated"] is not None
     if simulated:
         table.add_row("prefill cycles", number("prefill_cycles"), "simulated")
         table.add_row("cycles per decoded token", number("decode_cycles_per_token"), "simulated")
@@ -471,6 +456,9 @@ def _print_table(figures: Mapping[str, Any]) -> None:
             number("modelled_decode_tokens_per_s"),
             "modelled",
         )
+    if (error := figures["prediction_error"]) is not None:
+        predicted = f"{figures['predicted_s']:.3f} s, {error:+.1%}"
+        table.add_row("all passes as planned, beside what they took", predicted, "predicted")
     for title, value, kind in _hardware_rows(figures):
         table.add_row(title, value, kind)
     exact = (
@@ -485,15 +473,14 @@ def _print_table(figures: Mapping[str, Any]) -> None:
 def _hardware_rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Counters of the last pass and power of the board, in words, each with its kind."""
     counters, kinds = figures["last_pass_counters"], figures["kinds"]
-    if "cycles" in counters:
+    if (activity := Activity.of(counters)) is not None:
         kind = kinds["last_pass_counters"]
-        yield "cycles of the last pass", f"{counters['cycles']:,}", kind
-        for unit in ("load", "matmul", "vector", "attention"):
-            busy, stall = (counters[f"{unit}_{what}"] for what in ("busy", "stall"))
-            yield f"  {unit} unit busy, of it waiting", f"{busy:,}, {stall:,}", kind
-        beats = (counters[f"{what}_beats"] for what in ("weight_read", "data_read", "data_write"))
+        yield "cycles of the last pass", f"{activity.cycles:,}", kind
+        for each in activity.units:
+            title = f"  {each.unit} unit busy, of it waiting"
+            yield title, f"{each.busy:,}, {each.waiting:,}", kind
         title = "  beats of weights and data read, written"
-        yield title, ", ".join(f"{each:,}" for each in beats), kind
+        yield title, ", ".join(f"{each:,}" for each in activity.beats.values()), kind
     for name, watts in figures["power_w"].items():
         samples = figures["power_samples"]
         yield f"power, {name}", f"{watts:.2f} W", f"measured by the board, {samples} samples"

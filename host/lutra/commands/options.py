@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 from lutra.devices.choose import DEVICES, is_device, most_threads
 from lutra.devices.hardware import BOARD_SCHEME, LENT_SCHEME
@@ -15,10 +16,12 @@ from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS, GROUPS, Format
-from lutra_golden.model.cache import KV_NAMES, kv_name, kv_pair
+from lutra_golden.model.cache import KV_NAMES, Kv, kv_name, kv_pair
 from lutra_golden.timing.boards import AGENT, BOARD_PROFILES
 
 __all__ = [
+    "Place",
+    "Rounding",
     "add_activation_group",
     "add_board",
     "add_chat_template",
@@ -34,7 +37,9 @@ __all__ = [
     "add_threads",
     "check_kv",
     "given_chat_template",
+    "place",
     "real",
+    "rounding",
     "whole",
 ]
 
@@ -144,28 +149,35 @@ def add_kv(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     )
 
 
-def check_kv(kv: str | None, device: str, *, falls_back: bool) -> None:
+def check_kv(kv: str | None, device: str | list[str], *, falls_back: bool) -> None:
     """Refuse bits of keys and values that the device has not, before anything is loaded.
 
     ``falls_back``: the device ``auto`` becomes one that has them.
     """
     able = ("golden", "cpu", "auto") if falls_back else ("golden", "cpu")
-    if kv == "8/4" and device not in able:
+    names = [device] if isinstance(device, str) else [each.partition(":")[0] for each in device]
+    unable = [name for name in names if name not in able]
+    if kv == "8/4" and unable:
         raise LutraError(
-            f"device {device} caches keys and values with the same number of bits, not --kv 8/4: "
-            "add -dev cpu or golden, or give --kv 8 or --kv 4"
+            f"device {unable[0]} caches keys and values with the same number of bits, not --kv "
+            "8/4: add -dev cpu or golden, or give --kv 8 or --kv 4"
         )
 
 
-def add_device(parser: argparse.ArgumentParser, default: str | None, note: str) -> None:
-    """``-dev``; ``note`` says the default in words."""
+def add_device(
+    parser: argparse.ArgumentParser, default: str | None, note: str, *, several: bool = False
+) -> None:
+    """``-dev``; ``note`` says the default in words. It may name ``several`` devices."""
+    more = (
+        ", or several with commas, such as cpu:1,rtl, as lutra plan divides requests between them"
+    )
     parser.add_argument(
         "-dev",
         "--device",
-        type=_device,
+        type=_devices if several else _device,
         metavar="{" + ",".join([*DEVICES, *_PLACES]) + "}",
         default=default,
-        help=f"device that runs the model (default {note})",
+        help=f"device that runs the model{more * several} (default {note})",
     )
 
 
@@ -200,6 +212,20 @@ def _device(text: str) -> str:
         names = ", ".join([*DEVICES, *_PLACES])
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {names})")
     return text
+
+
+def _devices(text: str) -> str | list[str]:
+    """One device, or the devices of a plan."""
+    if "," not in text:
+        return _device(text)
+    from lutra.serving.plans.sites import parse_sites
+
+    names = text.split(",")
+    try:
+        parse_sites(names)
+    except LutraError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return names
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
@@ -246,12 +272,45 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_place(parser: argparse.ArgumentParser, default: str, note: str) -> None:
     """``-dev`` and what it is built and run with: board, threads, configuration."""
-    add_device(parser, default, note)
+    add_device(parser, default, note, several=True)
     add_board(parser)
     add_threads(parser)
     parser.add_argument(
         "--config", choices=CONFIGS, help="configuration of an accelerator (default nano)"
     )
+
+
+class Rounding(TypedDict, total=False):
+    """What a model is rounded to, as :class:`~lutra.llm.LLM` has it."""
+
+    format: str | None
+    group: int | None
+    kv_bits: Kv | None
+    a_group: int | None
+    offsets: bool | None
+    head_bits: int | None
+
+
+class Place(TypedDict, total=False):
+    """What a device is built and run with, as :class:`~lutra.llm.LLM` has it."""
+
+    config: str | None
+    engine: str | None
+    threads: int | None
+    emulate: str | None
+    bitstream: Path | None
+
+
+def rounding(args: argparse.Namespace) -> Rounding:
+    """What those options of a command say that it has of :func:`add_model`."""
+    names = {"kv_bits": "kv", "head_bits": "head"}
+    found = {key: names.get(key, key) for key in Rounding.__annotations__}
+    return Rounding(**{key: getattr(args, name) for key, name in found.items() if name in args})
+
+
+def place(args: argparse.Namespace) -> Place:
+    """What those options of a command say that it has of :func:`add_place`, and ``--engine``."""
+    return Place(**{key: getattr(args, key) for key in Place.__annotations__ if key in args})
 
 
 def add_chat_template(parser: argparse.ArgumentParser) -> None:

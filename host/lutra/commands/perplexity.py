@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lutra.commands.options import add_device, add_json, add_model, add_threads, check_kv, whole
+from lutra.commands.options import (
+    add_device,
+    add_json,
+    add_model,
+    add_threads,
+    check_kv,
+    place,
+    rounding,
+    whole,
+)
 from lutra.commands.tables import print_losses
 from lutra.devices.golden import GoldenDevice
 from lutra.evaluate.divergence import Divergence
@@ -78,14 +87,8 @@ def _perplexity(args: argparse.Namespace) -> int:
         llm = LLM(
             args.model,
             GoldenDevice() if args.float else device,
-            engine=args.engine,
-            format=args.format,
-            group=args.group,
-            kv_bits=args.kv,
-            a_group=args.a_group,
-            offsets=args.offsets,
-            head_bits=args.head,
-            threads=args.threads,
+            **rounding(args),
+            **place(args),
             progress=progress,
             load=not args.float,
         )

@@ -15,6 +15,7 @@ from lutra.commands.options import (
     add_json,
     add_kv,
     real,
+    rounding,
     whole,
 )
 from lutra.open_model import open_packed_model
@@ -131,13 +132,9 @@ def _plan(args: argparse.Namespace) -> int:
     with StepProgress() as progress:
         model = open_packed_model(
             args.model,
-            args.format,
-            args.group,
-            args.kv,
+            **rounding(args),
             progress=progress,
             capabilities=common_capabilities(sites),
-            a_group=args.a_group,
-            head_bits=args.head,
         )
         workload = workload_within(model, args.n_prompt, args.n_gen, args.batch)
         with Planner.open(
@@ -149,7 +146,8 @@ def _plan(args: argparse.Namespace) -> int:
             budget_s=args.budget,
             progress=progress,
         ) as planner:
-            choice = planner.choose(workload, slo)
+            choice = planner.choose(workload, slo, progress=progress)
+            progress.pause()
             shown = _shown(choice, planner)
             if not args.json:
                 _print(choice, shown, planner)
@@ -264,6 +262,7 @@ def _figures(
                 "to": labels[j],
                 "latency_s": link.latency_s,
                 "bytes_per_s": link.bytes_per_s,
+                "meeting_s": link.meeting_s,
                 "kind": link.kind,
             }
             for (i, j), link in planner.links.items()

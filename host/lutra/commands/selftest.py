@@ -4,7 +4,15 @@ import argparse
 import json
 from dataclasses import asdict
 
-from lutra.commands.options import add_board, add_format, add_group, add_json, add_kv
+from lutra.commands.options import (
+    add_board,
+    add_format,
+    add_group,
+    add_json,
+    add_kv,
+    place,
+    rounding,
+)
 from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.choose import choose_device
 from lutra.devices.hardware import BOARD_SCHEME
@@ -64,16 +72,13 @@ def _selftest(args: argparse.Namespace) -> int:
     with StepProgress() as progress:
         device, _ = choose_device(
             args.device,
-            config=args.config,
-            engine=args.engine,
-            emulate=args.emulate,
-            bitstream=args.bitstream,
+            **place(args),
             progress=progress,
         )
         if not isinstance(device, AcceleratorDevice):
             raise LutraError(f"device {device.name} is no accelerator: there is nothing to test")
         device.find()
-        model = open_packed_model(args.model, args.format, args.group, args.kv, progress=progress)
+        model = open_packed_model(args.model, **rounding(args), progress=progress)
         for check in selftest(device, model):
             checks.append(check)
             progress(f"testing {args.device}", min(0.99, len(checks) / _N_CHECKS))

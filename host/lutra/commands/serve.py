@@ -7,15 +7,18 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lutra.commands.options import (
+    Place,
     add_chat_template,
     add_model,
     add_place,
     check_kv,
     given_chat_template,
+    place,
     real,
+    rounding,
     whole,
 )
 from lutra.llm import LLM
@@ -125,6 +128,7 @@ def _serve(args: argparse.Namespace) -> int:
     from lutra.server.limits import Limits
     from lutra.server.run import HttpServer, address, is_loopback, listen, local_names, until_told
     from lutra.server.service import Service
+    from lutra.text.template_process import TemplateProcess
 
     if args.ray is not None and args.device != "auto":
         raise LutraError("--ray chooses devices itself: give --ray-devices instead of -dev")
@@ -132,6 +136,9 @@ def _serve(args: argparse.Namespace) -> int:
         raise LutraError("--ray-devices are those of a cluster: add --ray ADDRESS")
     check_kv(args.kv, args.device, falls_back=True)
     template = given_chat_template(args)
+    if template is not None:
+        with TemplateProcess(template, {}) as process:
+            process.check()
     if args.api_key is not None and not _is_key(args.api_key):
         raise LutraError("--api-key must be printable ASCII without spaces: give another one")
     limits = Limits(
@@ -166,9 +173,7 @@ def _serve(args: argparse.Namespace) -> int:
         _load(args, cluster) as llm,
         until_told() as wait,
     ):
-        if template is not None:
-            llm.set_chat_template(template)
-        service.start(llm)
+        service.start(llm, template)
         for note in llm.notes:
             _note(f"note: {note}")
         at = address(listening)
@@ -198,27 +203,18 @@ def _cluster(args: argparse.Namespace) -> "RayCluster | nullcontext[None]":
 
 
 def _load(args: argparse.Namespace, cluster: "RayCluster | None") -> LLM:
-    # devices of a cluster are made there, with their options
-    place: dict[str, Any] = {"device": args.device}
-    if cluster is None:
-        for name in ("config", "engine", "threads", "emulate", "bitstream"):
-            place[name] = getattr(args, name)
-    else:
-        place["device"] = cluster.device
+    if cluster is not None:
         for each in cluster.places:
             _note(f"note: {each}")
     with StepProgress() as progress:
         return LLM(
             args.model,
-            format=args.format,
-            group=args.group,
-            kv_bits=args.kv,
-            a_group=args.a_group,
-            offsets=args.offsets,
-            head_bits=args.head,
+            args.device if cluster is None else cluster.device,
+            **rounding(args),
+            # devices of a cluster are made there, with their options
+            **(place(args) if cluster is None else Place()),
             parallel=args.parallel,
             progress=progress,
-            **place,
         )
 
 

@@ -8,7 +8,7 @@ other, since all of them compute the same bits.
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lutra.arguments import check_whole
 from lutra.closing import Closing
+from lutra.devices.pages import NoRoom
 from lutra.devices.sessions import BaseSession, check_layers
 from lutra.process_lock import ProcessLock
 from lutra_golden.errors import LutraError
@@ -61,6 +62,14 @@ class Session(Protocol):
         """Replace keys and values of the layers that ``kv`` has; the next step continues there."""
         ...
 
+    def reserve(self, n: int, spare: int = 0) -> None:
+        """Have memory for ``n`` positions in all.
+
+        NoRoom, a LutraError, and nothing has changed, unless there is memory for them and for
+        ``spare`` steps of other sessions. What is not reserved is taken as steps need it.
+        """
+        ...
+
     def truncate(self, n: int) -> None:
         """Forget what lies behind the first ``n`` positions."""
         ...
@@ -98,7 +107,8 @@ class StepResult:
     ``logits`` ``[n, vocab_size]`` are int64, each worth ``scale`` ``[n]``; ``argmax`` is ``[n]``,
     the first of equals. ``saturated``: a value left its range somewhere in a pass of the step.
     ``cycles`` is None where the device has no clock. ``residual`` ``[tokens, hidden_size]`` int32
-    is there if the step ended before the last layer.
+    is there if the step ended before the last layer. ``predicted_s`` are the seconds that whoever
+    planned the pass expected of it, None if nobody did.
     """
 
     logits: NDArray[np.int64]
@@ -107,6 +117,7 @@ class StepResult:
     saturated: bool = False
     cycles: int | None = None
     residual: NDArray[np.int32] | None = None
+    predicted_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +125,15 @@ class GreedyResult:
     """Greedy tokens of a session, one or more, in their order.
 
     All but the last were processed, too: the next step, or :meth:`Device.greedy`, begins with that
-    one. ``saturated`` and ``cycles`` are of all their passes together. ``error`` is the fault that
-    the token behind them ended in: keys and values are right up to here.
+    one. ``saturated``, ``cycles`` and ``predicted_s`` (see :class:`StepResult`) are of all their
+    passes together. ``error`` is the fault that the token behind them ended in: keys and values are
+    right up to here.
     """
 
     tokens: Sequence[int]
     saturated: bool = False
     cycles: int | None = None
+    predicted_s: float | None = None
     error: DeviceError | None = None
 
 
@@ -149,13 +162,15 @@ class Device(Protocol):
         ...
 
     def session(self) -> Session:
-        """New, empty session; LutraError with the bytes needed and free if there is no room."""
+        """New, empty session; NoRoom, a LutraError, with the bytes needed and free if there is no
+        room."""
         ...
 
     def run(self, steps: Sequence[Step]) -> list[StepResult]:
         """Run steps of different sessions, as many tokens in a pass as there is room for.
 
-        Safe to call from several threads. After an exception every session is as it was.
+        Safe to call from several threads. After an exception every session is as it was; NoRoom,
+        a LutraError, says that there is no memory for what the steps add.
         """
         ...
 
@@ -275,6 +290,8 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
     name = "device"
     capabilities = COMMON_PARTS
     """Parts of packed models that it runs, of those that not every device does."""
+    page = 1
+    """Positions that a session has memory for at a time."""
     pass_tokens = 512
     """Most tokens that share one pass over the weights."""
 
@@ -304,6 +321,18 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
     @abstractmethod
     def _session_bytes(self, model: PackedModel) -> int:
         """Bytes that a session takes when it is full."""
+
+    def _set_memory(self, n_bytes: int) -> None:
+        """Let sessions have so many bytes together."""
+        self._free = n_bytes
+
+    def _room(self, model: PackedModel) -> tuple[int, int]:
+        """Bytes that another session needs, and that are free for it."""
+        needed = self._session_bytes(model)
+        return needed, self._free - needed * len(self._sessions)
+
+    def _make_room(self, chunks: Sequence[Chunk]) -> None:
+        """Have memory for the positions that chunks of a run add; NoRoom if there is none."""
 
     def _memory(self) -> int:
         """Bytes that are free for sessions, once the model is loaded."""
@@ -350,20 +379,20 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             self.close()
             try:
                 self._load(model)
-                self._free = self._memory() if self.memory_limit is None else self.memory_limit
+                limit = self.memory_limit
+                self._set_memory(self._memory() if limit is None else limit)
             except BaseException:
                 self._unload()
                 raise
             self._model = model
 
     def session(self) -> S_co:
-        """New, empty session; LutraError with the bytes needed and free if there is no room."""
+        """New, empty session; NoRoom with the bytes needed and free if there is no room."""
         with self.held():
             model = self.model
-            needed = self._session_bytes(model)
-            free = self._free - needed * len(self._sessions)
+            needed, free = self._room(model)
             if needed > free:
-                raise LutraError(
+                raise NoRoom(
                     f"no memory for another session on device {self.name}: {needed:,} bytes "
                     f"needed, {max(free, 0):,} free: close one of {len(self._sessions)}, or load "
                     f"the model with a smaller context"
@@ -378,19 +407,32 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
 
     def run(self, steps: Sequence[Step]) -> list[StepResult]:
         """Run steps of different sessions; see :class:`Device`."""
+        return self._run(steps, self._pass, self.pass_tokens, None)
+
+    def _run(
+        self,
+        steps: Sequence[Step],
+        run_pass: Callable[[Sequence[Chunk]], PassResult],
+        pass_tokens: int,
+        rows: range | None,
+    ) -> list[StepResult]:
+        """Run steps in passes of up to ``pass_tokens``, with logits of some ``rows`` of the head,
+        of all if left out."""
         with self.held():
             model = self.model
             _check_steps(steps)
             todo = [self._checked(model, step) for step in steps]
             if len({id(chunk.session) for chunk in todo}) < len(todo):
                 raise LutraError("a session has several steps in one run: give it one")
+            self._make_room(todo)
             gathered = [_Gathered() for _ in todo]
             for layers in dict.fromkeys(chunk.layers for chunk in todo):
                 which = [i for i, chunk in enumerate(todo) if chunk.layers == layers]
-                for part in self._passes([(i, todo[i]) for i in which]):
-                    result = self._pass([chunk for _, chunk in part])
+                for part in _passes([(i, todo[i]) for i in which], pass_tokens):
+                    result = run_pass([chunk for _, chunk in part])
                     _gather([gathered[i] for i, _ in part], [c for _, c in part], result)
-            results = [each.result(model.vocab_size) for each in gathered]
+            width = model.vocab_size if rows is None else len(rows)
+            results = [each.result(width) for each in gathered]
             _advance(todo)
             return results
 
@@ -494,20 +536,21 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             residual=step.residual,
         )
 
-    def _passes(self, todo: Sequence[tuple[int, Chunk]]) -> list[list[tuple[int, Chunk]]]:
-        """The chunks cut into passes of up to :attr:`pass_tokens` tokens."""
-        passes: list[list[tuple[int, Chunk]]] = []
-        room = 0
-        for i, chunk in todo:
-            first, n = 0, len(chunk.tokens)
-            while first < n:
-                if not room:
-                    passes.append([])
-                    room = self.pass_tokens
-                size = min(room, n - first)
-                passes[-1].append((i, _part(chunk, first, size)))
-                first, room = first + size, room - size
-        return passes
+
+def _passes(todo: Sequence[tuple[int, Chunk]], pass_tokens: int) -> list[list[tuple[int, Chunk]]]:
+    """The chunks cut into passes of up to ``pass_tokens`` tokens."""
+    passes: list[list[tuple[int, Chunk]]] = []
+    room = 0
+    for i, chunk in todo:
+        first, n = 0, len(chunk.tokens)
+        while first < n:
+            if not room:
+                passes.append([])
+                room = pass_tokens
+            size = min(room, n - first)
+            passes[-1].append((i, _part(chunk, first, size)))
+            first, room = first + size, room - size
+    return passes
 
 
 def _advance(chunks: Sequence[Chunk]) -> None:

@@ -18,10 +18,11 @@ from lutra_golden.model.shapes import LINEARS
 from lutra_golden.timing.decode import decode_cycles
 from lutra_kernels import gpu_memory_rate, interpreted
 
-__all__ = ["Estimates", "Profile", "Rate", "token_bytes"]
+__all__ = ["LAYER_S", "Estimates", "Profile", "Rate", "token_bytes"]
 
 _POSITION = 128  # of the token that is estimated, or the last one of a shorter context
-_LAYER_S = 20e-6  # of a layer's launches or barriers, which no memory speeds up
+LAYER_S = 20e-6
+"""Seconds of launches or barriers of a layer, which no memory speeds up."""
 _READ_BYTES = 64 << 20  # more than a cache holds
 _READS = 3
 
@@ -79,7 +80,7 @@ def token_bytes(model: PackedModel) -> int:
 def _by_memory(model: PackedModel, bytes_per_s: float) -> Rate:
     if not bytes_per_s:
         return Rate(tokens_per_s=0.0)
-    seconds = token_bytes(model) / bytes_per_s + _LAYER_S * len(model.layers)
+    seconds = token_bytes(model) / bytes_per_s + LAYER_S * len(model.layers)
     return Rate(tokens_per_s=1 / seconds)
 
 

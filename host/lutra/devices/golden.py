@@ -1,17 +1,20 @@
 """The specification as a device: the integer decoder of the golden model, in NumPy."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from lutra.devices.base import BaseDevice, Chunk, PassResult
+from lutra.devices.base import BaseDevice, Chunk, PassResult, Step, StepResult
 from lutra.devices.sessions import BaseSession
+from lutra.devices.shares import Meeting, Share, first_best
 from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.model.cache import LayerCache, LayerKv
 from lutra_golden.model.capabilities import EVERY_PART
 from lutra_golden.model.decoder import Decoder, Rows
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shares import Party
 
 __all__ = ["GoldenDevice", "GoldenSession"]
 
@@ -43,6 +46,7 @@ class GoldenDevice(BaseDevice[GoldenSession]):
     name = "golden"
     capabilities = EVERY_PART
     pass_tokens = 64
+    meeting = Meeting
 
     def __init__(self, *, memory_limit: int | None = None) -> None:
         super().__init__(memory_limit=memory_limit)
@@ -62,7 +66,12 @@ class GoldenDevice(BaseDevice[GoldenSession]):
         layer = LayerCache.full_bytes(model.n_kv_heads, model.head_dim, model.context)
         return len(model.layers) * layer
 
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+    def run_share(self, steps: Sequence[Step], share: Share) -> list[StepResult]:
+        """Run a share of steps; see :class:`~lutra.devices.shares.SharingDevice`."""
+        rows, party = share.rows.vocabulary, Party(share.rows, share.meeting)
+        return self._run(steps, partial(self._pass, party=party), share.meeting.rows, rows)
+
+    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
         decoder = self._decoder
         assert decoder is not None
         decoder.saturation.seen = False
@@ -80,13 +89,14 @@ class GoldenDevice(BaseDevice[GoldenSession]):
             first += n
         x, layers = np.concatenate(streams), chunks[0].layers
         for i in layers:
-            x = decoder.layer(i, x, rows)
+            x = decoder.layer(i, x, rows, party)
         if layers.stop < len(self.model.layers):
             return PassResult(residual=x, saturated=decoder.saturation.seen)
-        logits, scale = decoder.head(x[np.concatenate(wanted)])
+        own = range(self.model.vocab_size) if party is None else party.share.vocabulary
+        logits, scale = decoder.head(x[np.concatenate(wanted)], own)
         return PassResult(
             logits=logits,
             scale=scale_to_float(scale) * self.model.head_scale,
-            argmax=logits.argmax(axis=1),
+            argmax=first_best(logits, own),
             saturated=decoder.saturation.seen,
         )

@@ -111,6 +111,14 @@ class BaseSession(ABC):
                 self._write(i, layer)
             self.lengths = lengths
 
+    def reserve(self, n: int, spare: int = 0) -> None:
+        """Have memory for ``n`` positions in all; see :class:`~lutra.devices.base.Session`.
+
+        A device that has memory for a whole context in each session has it.
+        """
+        with self._device.held():
+            self.check()
+
     def truncate(self, n: int) -> None:
         """Forget what lies behind the first ``n`` positions."""
         with self._device.held():

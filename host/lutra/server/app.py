@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lutra.server.errors import FAILED, ApiError, from_validation
 from lutra.server.limits import Guard
+from lutra.server.page import page
 from lutra.server.replies import EventStream, Json, event, until_gone
 from lutra.server.schema import (
     ChatBody,
@@ -35,6 +36,7 @@ _LOG = logging.getLogger("lutra.server")
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": "an error"} for status in ("4XX", "5XX")
 }
+_POLLED = "/status"  # of pages that watch, which would fill a log
 _LOST = 499  # what nobody reads; as nginx has it in its log
 
 
@@ -46,9 +48,9 @@ def make_app(
     origins: Sequence[str] = (),
     log_prompts: bool = False,
 ) -> ASGIApp:
-    """The server's application. With a ``key`` all but ``/health`` asks for it; ``hosts`` are the
-    names that the server may be asked under, None for any, ``origins`` those of web pages that may
-    read its answers."""
+    """The server's application. With a ``key`` all asks for it but ``/health`` and the page at
+    ``/``; ``hosts`` are the names that the server may be asked under, None for any, ``origins``
+    those of web pages that may read its answers."""
     app = FastAPI(title="Lutra", docs_url=None, redoc_url=None)
     _Routes(service, log_prompts).add_to(app)
     app.add_exception_handler(ApiError, _refuse)
@@ -77,10 +79,13 @@ class _Routes:
         for path, route in (
             ("/health", self.health),
             ("/metrics", self.metrics),
+            ("/status", self.status),
             ("/v1/models", self.models),
             ("/v1/models/{model:path}", self.model),
         ):
             app.add_api_route(path, route, methods=["GET"], response_model=None, responses=_ERRORS)
+            app.add_api_route(path, route, methods=["HEAD"], include_in_schema=False)
+        app.add_api_route("/", self.page, methods=["GET", "HEAD"], include_in_schema=False)
         for path, route in (
             ("/v1/completions", self.completions),
             ("/v1/chat/completions", self.chat),
@@ -89,6 +94,10 @@ class _Routes:
             ("/detokenize", self.detokenize),
         ):
             app.add_api_route(path, route, methods=["POST"], response_model=None, responses=_ERRORS)
+
+    async def page(self) -> Response:
+        """The page to chat with the model and to watch the server."""
+        return page()
 
     async def health(self) -> Response:
         """The state of the server: 503 while the model is loaded, and when the server ends."""
@@ -99,6 +108,10 @@ class _Routes:
         """Figures for Prometheus."""
         text = self._service.metrics.text()
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    async def status(self) -> Response:
+        """Live figures: requests, tokens, known prefixes, the device, its plan and its units."""
+        return Json(await self._service.status.body())
 
     async def models(self) -> Response:
         """The one model that is served."""
@@ -242,8 +255,11 @@ async def _refuse_body(request: Request, error: Exception) -> Response:
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    fault = error.__cause__
     words = {
-        400: "the body is not JSON that can be read: it is nested too deeply, or has numbers that "
+        400: f"the body is not JSON in UTF-8: see byte {fault.start}"
+        if isinstance(fault, UnicodeDecodeError)
+        else "the body is not JSON that can be read: it is nested too deeply, or has numbers that "
         "are too long",
         404: f"there is no {request.url.path} here",
         405: f"{request.url.path} is not asked with {request.method}",
@@ -259,7 +275,10 @@ async def _fail(request: Request, error: Exception) -> Response:
 
 
 class _Logged:
-    """Writes a line for each request: what was asked, the status and the seconds; no texts."""
+    """Writes a line for each request: what was asked, the status and the seconds; no texts.
+
+    Status that was given is only of interest to those who look for faults.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -283,4 +302,5 @@ class _Logged:
             # as it came, so that nothing in it breaks the line
             path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
             seconds = time.perf_counter() - begun
-            _LOG.info("%s %s %d %.3f s", scope["method"], path, status, seconds)
+            level = logging.DEBUG if path == _POLLED and status == 200 else logging.INFO
+            _LOG.log(level, "%s %s %d %.3f s", scope["method"], path, status, seconds)

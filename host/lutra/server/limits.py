@@ -12,7 +12,8 @@ from lutra.server.errors import ApiError
 
 __all__ = ["Guard", "Limits", "send_error"]
 
-_OPEN = ("/health",)  # for those that watch the process, without a key
+_OPEN = ("/", "/health")
+"""Paths without a key: the page, which asks its reader for it, and what watches the process."""
 _BODIES = 16  # largest bodies that are in memory at a time
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lutra.serving.results import Completion
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "resident_bytes"]
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _LONG = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
@@ -21,6 +21,12 @@ class _Histogram:
         self._bounds = tuple(bounds)
         self._counts = [0] * (len(self._bounds) + 1)
         self._sum = 0.0
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the values, None if there are none."""
+        n = sum(self._counts)
+        return self._sum / n if n else None
 
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
@@ -46,18 +52,20 @@ class Metrics:
         self._prompt, self._known, self._generated = 0, 0, 0
         self._ended = {"stop": 0, "length": 0, "abort": 0, "error": 0}
         self._refused = 0
+        self._latest_first: float | None = None
         self._first, self._next = _Histogram(_SECONDS), _Histogram(_SECONDS)
         self._whole = _Histogram(_LONG)
 
-    def first_token(self, seconds: float) -> None:
-        """Note the time from a request's arrival to its first token."""
+    def token(self, *, first: float | None = None, after: float | None = None) -> None:
+        """Note a token that was made: the ``first`` of a request, so many seconds behind its
+        arrival; one that came ``after`` so many behind another of its completion; or neither."""
         with self._lock:
-            self._first.observe(seconds)
-
-    def next_token(self, seconds: float) -> None:
-        """Note the time between two tokens of a completion."""
-        with self._lock:
-            self._next.observe(seconds)
+            self._generated += 1
+            if first is not None:
+                self._first.observe(first)
+                self._latest_first = first
+            if after is not None:
+                self._next.observe(after)
 
     def ended(self, completions: Iterable[Completion], seconds: float) -> None:
         """Note a request that came to its end."""
@@ -67,7 +75,6 @@ class Metrics:
                 self._ended[each.finish_reason] += 1
                 self._prompt += each.stats.prompt_tokens
                 self._known += each.stats.reused_tokens
-                self._generated += len(each.tokens)
 
     def stopped(self, reason: str) -> None:
         """Note a request that ended early, by ``abort`` of the client or an ``error``."""
@@ -79,12 +86,27 @@ class Metrics:
         with self._lock:
             self._refused += 1
 
+    def figures(self) -> dict[str, object]:
+        """The figures that people look at, as JSON; tokens of prompts and completions count when a
+        request has ended, those of answers as they are made."""
+        running, waiting = self._requests()
+        with self._lock:
+            return {
+                "requests": {"running": running, "waiting": waiting, "refused": self._refused},
+                "completions": dict(self._ended),
+                "tokens": {
+                    "prompt": self._prompt, "known": self._known, "generated": self._generated
+                },
+                "first_token_s": {"latest": self._latest_first, "mean": self._first.mean},
+                "between_tokens_s": {"mean": self._next.mean},
+            }  # fmt: skip
+
     def text(self) -> str:
         """All figures, in Prometheus's text format."""
         running, waiting = self._requests()
         with self._lock:
             lines = list(self._lines(running, waiting))
-        memory = _memory()
+        memory = resident_bytes()
         if memory is not None:
             lines += _one("process_resident_memory_bytes", "gauge", "Memory in use.", {"": memory})
         return "\n".join(lines) + "\n"
@@ -132,7 +154,7 @@ def _one(name: str, kind: str, text: str, values: Mapping[str, float]) -> Iterat
         yield f"{name}{labels} {value}"
 
 
-def _memory() -> int | None:
+def resident_bytes() -> int | None:
     """Resident bytes of this process, None where Linux does not say so."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])

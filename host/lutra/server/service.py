@@ -14,6 +14,7 @@ from lutra.server.errors import CLOSING, ApiError, from_lutra, from_running
 from lutra.server.limits import Limits
 from lutra.server.metrics import Metrics
 from lutra.server.schema import GenerationBody
+from lutra.server.status import Status
 from lutra.server.tools import OPENING
 from lutra.serving.async_stream import AsyncStream
 from lutra.serving.results import Completion, Piece
@@ -48,10 +49,11 @@ class Answer:
             async with aclosing(self._merged()) as merged:
                 async for choice, piece in merged:
                     now = time.perf_counter()
-                    if choice in latest:
-                        self._metrics.next_token(now - latest[choice])
-                    elif not latest:
-                        self._metrics.first_token(now - self._arrived)
+                    before = latest.get(choice)
+                    self._metrics.token(
+                        first=None if latest else now - self._arrived,
+                        after=None if before is None else now - before,
+                    )
                     latest[choice] = now
                     yield choice, piece
             self._metrics.ended(self.completions, time.perf_counter() - self._arrived)
@@ -107,24 +109,31 @@ class Service:
         self.created = int(time.time())
         self._llm: LLM | None = None
         self._metrics: Metrics | None = None
+        self._status: Status | None = None
         self._template: TemplateProcess | None = None
+        self._calls = False
+        """True if the template knows calls of functions."""
         self._texts = ThreadPoolExecutor(2, "lutra text")
         self.inside = 0
         """Completions that are waited for."""
         self._seconds = 1.0
 
-    def start(self, llm: LLM) -> None:
-        """Take requests for a model that is loaded."""
-        tokenizer = llm.tokenizer
-        source = llm.chat_template_source
+    def start(self, llm: LLM, template: str | None = None) -> None:
+        """Take requests for a model that is loaded, with another chat ``template`` than its own if
+        one is given. It is compiled in a process of its own alone."""
+        source = llm.chat_template_source if template is None else template
         if source is not None:
-            self._template = TemplateProcess(source, tokenizer.special_tokens)
+            self._template = TemplateProcess(source, llm.tokenizer.special_tokens)
+            self._calls = OPENING in source
         self._metrics = Metrics(llm.packed.name, llm.requests)
+        self._status = Status(llm, self._metrics, self.limits, chats=source is not None)
         self._llm = llm
 
     def close(self) -> None:
         """Release what runs beside the model."""
         self._texts.shutdown(wait=False, cancel_futures=True)
+        if self._status is not None:
+            self._status.close()
         if self._template is not None:
             self._template.close()
 
@@ -144,6 +153,13 @@ class Service:
         assert self.llm is not None, "both are set together"
         assert self._metrics is not None
         return self._metrics
+
+    @property
+    def status(self) -> Status:
+        """Live figures; ApiError while the model is not there."""
+        assert self.llm is not None, "both are set together"
+        assert self._status is not None
+        return self._status
 
     def named(self, model: str | None) -> LLM:
         """The model, if that is the one that is asked for."""
@@ -165,7 +181,7 @@ class Service:
         """Tokens of a conversation; ApiError if the model has no template, or that refuses it, or
         does not know of ``tools``."""
         llm, template = self.llm, self._template
-        if tools is not None and OPENING not in (llm.chat_template_source or ""):
+        if tools is not None and not self._calls:
             raise ApiError(
                 400,
                 f"the chat template of {llm.packed.name} knows no calls ({OPENING}): leave tools "

@@ -1,11 +1,13 @@
 """A thread that runs a batch for as long as it has requests."""
 
 import threading
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from lutra.process_lock import ProcessLock
 from lutra.serving.batch import MOST_AT_ONCE, Batch, Request
 from lutra.serving.loaded import FORKED, LoadedModel
+from lutra.serving.prefixes import KnownPrefixes
 from lutra_golden.errors import LutraError
 
 __all__ = ["BatchEngine", "Engine", "OwnEngine", "make_engine", "own_engine"]
@@ -24,6 +26,11 @@ class Engine(Protocol):
     @property
     def n_running(self) -> int:
         """Requests that are on the device."""
+        ...
+
+    @property
+    def known(self) -> Sequence[KnownPrefixes]:
+        """What is kept of ended sequences, for the prompts of later requests."""
         ...
 
     @property
@@ -48,23 +55,23 @@ class Engine(Protocol):
 class OwnEngine(Protocol):
     """A device of several, which has a thread for each kind of work."""
 
-    def make_engine(self, loaded: LoadedModel) -> Engine:
-        """An engine for the model that it has loaded."""
+    def make_engine(self, loaded: LoadedModel, most: int) -> Engine:
+        """An engine for the model that it has loaded, of at most so many requests at a time."""
         ...
 
 
-def own_engine(loaded: LoadedModel) -> Engine | None:
+def own_engine(loaded: LoadedModel, most: int = MOST_AT_ONCE) -> Engine | None:
     """The engine that the device of a loaded model brings, unless its results are checked."""
     device = loaded.device
     if loaded.golden is None and isinstance(device, OwnEngine):
-        return device.make_engine(loaded)
+        return device.make_engine(loaded, most)
     return None
 
 
 def make_engine(loaded: LoadedModel, most: int = MOST_AT_ONCE) -> Engine:
     """The engine of a loaded model: its device's own, or one thread with a batch of at most so many
     requests."""
-    return own_engine(loaded) or BatchEngine(Batch(loaded, most))
+    return own_engine(loaded, most) or BatchEngine(Batch(loaded, most))
 
 
 class BatchEngine:
@@ -90,6 +97,11 @@ class BatchEngine:
     def n_running(self) -> int:
         """Requests that are on the device."""
         return self._batch.n_running
+
+    @property
+    def known(self) -> Sequence[KnownPrefixes]:
+        """What is kept of ended sequences, for the prompts of later requests."""
+        return [self._batch.known]
 
     @property
     def ended(self) -> bool:
@@ -150,7 +162,7 @@ class BatchEngine:
                 with self._work:
                     if self._batch.blocked:
                         self._work.wait(_RETRY_S)
-                    while self._error is None and not self._batch.n_waiting:
+                    while self._error is None and not self._batch.has_news:
                         self._work.wait()
         except BaseException as error:  # those who wait for tokens get it
             self._stop(error)

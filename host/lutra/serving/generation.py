@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 from lutra.devices.base import StepResult
 from lutra.serving.loaded import LoadedModel
@@ -14,6 +16,8 @@ from lutra.text.stop import StopFilter
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = ["Generation", "Prefilled", "Writer", "complete", "prefill", "restart", "run", "split"]
+
+N = TypeVar("N", int, float)
 
 
 @dataclass
@@ -54,11 +58,12 @@ def run(
     """Go on with ``tokens``, see :meth:`TokenSequence.run`, and note in ``stats`` what it says."""
     loaded.check()
     try:
-        result, seconds = sequence.run(tokens, logits_from)
+        result, seconds = loaded.with_room(lambda: sequence.run(tokens, logits_from))
     except Mismatch:
         stats.bit_exact = False
         raise
     stats.saturated |= result.saturated
+    stats.predicted_s = _add(stats.predicted_s, result.predicted_s)
     if loaded.golden is not None:
         stats.bit_exact = True
     return result, seconds
@@ -69,6 +74,7 @@ def prefill(loaded: LoadedModel, prompt: list[int], stats: RunStats) -> Prefille
     sequence, stats.reused_tokens = loaded.begin(prompt)
     stats.saturated = sequence.saturated
     stats.computed_tokens, stats.prefill_s, stats.prefill_cycles = 0, 0.0, None
+    stats.predicted_s = None
     try:
         result, left = None, len(prompt) - stats.reused_tokens
         for part in split(prompt[stats.reused_tokens :], loaded.device.pass_tokens):
@@ -187,7 +193,8 @@ def _tokens(
             [drafts] = speculation.plan([(guesses, left - 1)], room)
             made: Sequence[tuple[int, StepResult | None]]
             if by_device and not drafts and loaded.golden is None:
-                greedy, seconds = sequence.greedy(token, min(pace.n_tokens, left), ends)
+                n_wanted = min(pace.n_tokens, left)
+                greedy, seconds = loaded.with_room(partial(sequence.greedy, token, n_wanted, ends))
                 made, error, cycles = (
                     [(each, None) for each in greedy.tokens],
                     greedy.error,
@@ -195,6 +202,7 @@ def _tokens(
                 )
                 pace.took(len(made), seconds)
                 stats.saturated |= greedy.saturated
+                stats.predicted_s = _add(stats.predicted_s, greedy.predicted_s)
                 speculation.took(1, 1, 1, seconds / len(made))
             else:
                 start = len(sequence.tokens)
@@ -233,5 +241,5 @@ def _count(stats: RunStats, n: int, seconds: float, cycles: int | None) -> None:
     stats.decode_cycles = _add(stats.decode_cycles, cycles)
 
 
-def _add(total: int | None, more: int | None) -> int | None:
-    return total if more is None else (total or 0) + more
+def _add(total: N | None, more: N | None) -> N | None:
+    return total if more is None else more if total is None else total + more

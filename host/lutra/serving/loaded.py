@@ -1,8 +1,10 @@
 """A model on its device: opens sequences there, and continues from known prefixes."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from lutra.devices.base import Device
+from lutra.devices.pages import NoRoom
 from lutra.process_lock import ProcessLock
 from lutra.serving.prefixes import KnownPrefixes
 from lutra.serving.sequence import TokenSequence
@@ -12,6 +14,7 @@ from lutra_golden.model.packed import PackedModel
 
 __all__ = ["FORKED", "LoadedModel"]
 
+T = TypeVar("T")
 FORKED = "the model was loaded before this process was forked: call load() again here"
 """Why nothing goes on in a forked process."""
 
@@ -20,8 +23,8 @@ class LoadedModel:
     """``model`` as ``device`` has it, and ``golden`` where results are to be checked.
 
     Up to ``prefix_bytes`` of keys and values of ended sequences are kept; should a device have no
-    room for another session, they give way, the oldest first. ``speculation`` chooses the drafts
-    that passes check; left out, there are none.
+    room for another session, or for more of one, they give way, the oldest first. ``speculation``
+    chooses the drafts that passes check; left out, there are none.
     """
 
     def __init__(
@@ -36,7 +39,11 @@ class LoadedModel:
         self.speculation = speculation or Speculation()
         bits = model.key_bits + model.value_bits
         token_bytes = len(model.layers) * model.n_kv_heads * (model.head_dim * bits // 8 + 8)
-        self.known = KnownPrefixes(prefix_bytes, token_bytes * (1 if golden is None else 2))
+        self.known = KnownPrefixes(
+            prefix_bytes,
+            token_bytes * (1 if golden is None else 2),
+            page=getattr(device, "page", 1),
+        )
         self._process, self._closed = ProcessLock(), False
 
     def check(self) -> None:
@@ -57,7 +64,9 @@ class LoadedModel:
     def open(self) -> TokenSequence:
         """A new, empty sequence."""
         self.check()
-        sequence = self._with_room(lambda: TokenSequence.open(self.device, self.golden))
+        sequence = self.with_room(
+            lambda: TokenSequence.open(self.device, self.golden), failing=LutraError
+        )
         try:
             self.check()  # another thread may have loaded another model before it was opened
         except BaseException:
@@ -88,7 +97,7 @@ class LoadedModel:
 
     def fork(self, sequence: TokenSequence, n: int) -> TokenSequence:
         """Another sequence that holds the first ``n`` tokens of a running one."""
-        return self._with_room(lambda: sequence.fork(n))
+        return self.with_room(lambda: sequence.fork(n), failing=LutraError)
 
     def end(self, sequence: TokenSequence) -> None:
         """Keep a sequence for prompts that begin like it."""
@@ -99,10 +108,12 @@ class LoadedModel:
         self._closed = True
         self.known.close()
 
-    def _with_room(self, make: Callable[[], TokenSequence]) -> TokenSequence:
+    def with_room(self, make: Callable[[], T], failing: type[LutraError] = NoRoom) -> T:
+        """The result of ``make``, which is tried again without the oldest of what is kept for as
+        long as there is something and it fails of memory."""
         while True:
             try:
                 return make()
-            except LutraError:
+            except failing:
                 if not self.known.drop_oldest():
                     raise

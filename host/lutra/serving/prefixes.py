@@ -1,6 +1,7 @@
 """Sequences that stay on the device after their generation, for prompts with the same beginning.
 
-They are kept in the order of their last use, within a bound on memory.
+They are kept in the order of their last use, within a bound on memory; of several that begin alike
+throughout only the longest.
 """
 
 import threading
@@ -20,13 +21,14 @@ LEAST_PREFIX = 8
 class KnownPrefixes:
     """Sequences of which the latest used are kept, at most ``max_bytes`` in all.
 
-    ``token_bytes`` are the keys and values of one token. A generation may end anywhere, within a
+    ``token_bytes`` are the keys and values of one token; those of ``page`` tokens at a time take
+    memory. A generation may end anywhere, within a
     garbage collection too; :meth:`put` therefore never waits for another call that is on its way,
     and sequences, which wait for their device, are closed outside of the lock.
     """
 
-    def __init__(self, max_bytes: int, token_bytes: int) -> None:
-        self.max_bytes, self._token_bytes = max_bytes, token_bytes
+    def __init__(self, max_bytes: int, token_bytes: int, page: int = 1) -> None:
+        self.max_bytes, self._token_bytes, self._page = max_bytes, token_bytes, page
         self._lock = threading.Lock()
         self._kept: list[TokenSequence] = []  # the latest used last
         self._arrived: deque[TokenSequence] = deque()
@@ -34,8 +36,9 @@ class KnownPrefixes:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of keys and values that are kept."""
-        return self._token_bytes * sum(len(each.tokens) for each in list(self._kept))
+        """Bytes of keys and values that are kept, as if none were shared."""
+        pages = sum(-(-len(each.tokens) // self._page) for each in list(self._kept))
+        return self._token_bytes * self._page * pages
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -89,10 +92,22 @@ class KnownPrefixes:
         """Take in what arrived; returns what is too much."""
         dropped: list[TokenSequence] = []
         while self._arrived:
-            self._kept.append(self._arrived.popleft())
+            dropped += self._keep(self._arrived.popleft())
         while self._kept and (self._closed or self.n_bytes > self.max_bytes):
             dropped.append(self._kept.pop(0))
         return dropped
+
+    def _keep(self, new: TokenSequence) -> list[TokenSequence]:
+        """Keep one as the latest used; returns those that say nothing beyond another one."""
+        for i, each in enumerate(self._kept):
+            if _begins(each.tokens, new.tokens):
+                self._kept.append(self._kept.pop(i))
+                return [new]
+        less, more = list[TokenSequence](), list[TokenSequence]()
+        for each in self._kept:
+            (less if _begins(new.tokens, each.tokens) else more).append(each)
+        self._kept = [*more, new]
+        return less
 
     def _best(self, tokens: Sequence[int]) -> tuple[TokenSequence, int] | None:
         shared = [common_prefix(each.tokens, tokens[:-1]) for each in self._kept]
@@ -110,6 +125,13 @@ class KnownPrefixes:
 def _close(sequences: Sequence[TokenSequence]) -> None:
     for each in sequences:
         each.close()
+
+
+def _begins(tokens: Sequence[int], with_: Sequence[int]) -> bool:
+    """True if ``tokens`` begin with all of others."""
+    n = len(with_)
+    # of texts that differ the ends do mostly, too
+    return n <= len(tokens) and (not n or tokens[n - 1] == with_[-1]) and tokens[:n] == with_
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -52,6 +52,8 @@ class RunStats:
     computed ``computed_tokens``: all others, unless the generation was interrupted before that.
     ``decode_steps`` are the tokens decoded behind the first one. Of ``drafted_tokens``, which were
     guessed and checked, ``accepted_tokens`` were right: they came without a pass of their own.
+    ``predicted_s`` are ``prefill_s`` and ``decode_s`` together as the plan of several devices
+    expected them, None of a device without a plan.
     """
 
     prompt_tokens: int = 0
@@ -63,6 +65,7 @@ class RunStats:
     decode_steps: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    predicted_s: float | None = None
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     bit_exact: bool | None = None
@@ -85,6 +88,12 @@ class RunStats:
     def decode_tokens_per_s(self) -> float | None:
         """Decoded tokens per second of the device here."""
         return self.decode_steps / self.decode_s if self.decode_steps and self.decode_s else None
+
+    @property
+    def prediction_error(self) -> float | None:
+        """Share by which the prediction was too high; None if there was none."""
+        seconds = self.prefill_s + self.decode_s
+        return self.predicted_s / seconds - 1 if self.predicted_s is not None and seconds else None
 
     @property
     def simulated_cycles_per_s(self) -> float | None:

@@ -74,6 +74,13 @@ class TokenSequence:
             self, session=self.session.fork(n), reference=reference, tokens=self.tokens[:n]
         )
 
+    def reserve(self, n: int, spare: int = 0) -> None:
+        """Have memory for ``n`` tokens in all, and for ``spare`` steps of other sequences; NoRoom
+        if there is none."""
+        self.session.reserve(n, spare)
+        if self.reference is not None:
+            self.reference.reserve(n, spare)
+
     def truncate(self, n: int) -> None:
         """Drop everything after the first ``n`` tokens."""
         self.session.truncate(n)

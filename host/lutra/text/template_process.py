@@ -52,8 +52,16 @@ class TemplateProcess(Closing):
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
+    def check(self) -> None:
+        """Compile the template; LutraError if it is no Jinja, or takes too much."""
+        self._asked({})
+
     def render(self, messages: Sequence[Message], tools: Sequence[object] | None = None) -> str:
         """The prompt that the messages make, see :meth:`ChatTemplate.render`."""
+        return self._asked({"messages": [dict(message) for message in messages], "tools": tools})
+
+    def _asked(self, request: Mapping[str, object]) -> str:
+        """What the process makes of a request: the prompt of a conversation, or nothing."""
         with self._lock:
             expired = threading.Event()
             process = self._process = self._process or _start()
@@ -61,8 +69,7 @@ class TemplateProcess(Closing):
             timer.daemon = True
             timer.start()
             try:
-                asked = {"messages": [dict(message) for message in messages], "tools": tools}
-                answer = self._ask(process, self._first | asked)
+                answer = self._ask(process, {**self._first, **request})
             finally:
                 timer.cancel()
             if answer is None:
@@ -116,7 +123,8 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def main() -> int:
-    """Answer lines of standard input, each a conversation, until its end; returns the exit code."""
+    """Answer lines of standard input, each a conversation or just the template, until its end;
+    returns the exit code."""
     template: ChatTemplate | None = None
     for line in sys.stdin.buffer:
         request = json.loads(line)
@@ -124,7 +132,8 @@ def main() -> int:
             _limit(request["memory_bytes"])
         try:
             template = template or ChatTemplate(request["source"], request["tokens"])
-            answer = {"text": template.render(request["messages"], request["tools"])}
+            talk = request.get("messages")
+            answer = {"text": "" if talk is None else template.render(talk, request["tools"])}
         except LutraError as error:
             answer = {"error": str(error)}
         sys.stdout.write(json.dumps(answer) + "\n")

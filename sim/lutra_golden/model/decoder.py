@@ -27,6 +27,7 @@ from lutra_golden.model.lowered import (
 from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.padding import built_head_dim, head_places, pad_head_gamma
 from lutra_golden.model.shapes import LINEARS, Gate
+from lutra_golden.model.shares import Party
 from lutra_golden.vector.heads import HeadBias, HeadNorm
 from lutra_golden.vector.norm import gate_scale, norm_quantize, relu2_gate, swiglu, swiglu_scale
 from lutra_golden.vector.residual import RESIDUAL_WIDTH, embedded, logits, residual_sum
@@ -87,27 +88,32 @@ class Decoder:
             return embedded(rows, coded.scale, m.residual_frac)
         return m.embedding[at].astype(np.int64) << embedding_shift(m)
 
-    def layer(self, i: int, x: Int, sequences: Sequence[Rows]) -> Int:
+    def layer(self, i: int, x: Int, sequences: Sequence[Rows], party: Party | None = None) -> Int:
         """Layer ``i``: the residual stream ``[M, hidden_size]`` after it.
 
         Keys and values are written into the caches of the sequences; their lengths do not change.
+        Of a ``party`` only the share of rows is computed here: others have the rest.
         """
         m, layer = self.model, self.model.layers[i]
         norms = layer_norms(m, layer)
+        own = _Own(self, i, party)
 
         a, s = self._norm(x, self._units(x), norms.input)
-        (q, qs), (k, ks), (v, vs) = self._heads(i, layer, a, s, sequences)
+        products = own.columns("heads", a, ("q_proj", "k_proj", "v_proj"))
+        (q, qs), (k, ks), (v, vs) = self._heads(layer, products, s, sequences)
         h = np.zeros((len(x), m.n_heads * m.head_dim), np.int64)
         for each in sequences:
             at = each.rows
             cache, position = each.caches[i], each.position
             cache.write(position, k[at], _at(ks, at), v[at], _at(vs, at))
             h[at] = self._attend(layer, q[at], _at(qs, at), cache, position)
+        h = own.attended(h)
         a, s = self._norm(h, self._units(h), norms.attention)
-        x = self._residual(x, self._product(i, "o_proj", a), s, layer.o_proj)
+        [o] = own.columns("hidden", a, ("o_proj",))
+        x = self._residual(x, o, s, layer.o_proj)
 
         a, s = self._norm(x, self._units(x), norms.ffn_input)
-        gate, up = self._product(i, "gate_proj", a), self._product(i, "up_proj", a)
+        gate, up = own.columns("inner", a, ("gate_proj", "up_proj"))
         if m.gate is Gate.RELU2:
             u = relu2_gate(gate, up)
             us = gate_scale(s, layer.gate_proj.scale, layer.up_proj.scale)
@@ -115,23 +121,25 @@ class Decoder:
             u = swiglu(gate, up, s, layer.gate_proj.scale, self.saturation)
             us = swiglu_scale(s, layer.up_proj.scale)
         a, s = self._norm(u, us, norms.ffn)
-        return self._residual(x, self._product(i, "down_proj", a), s, layer.down_proj)
+        [down] = own.columns("hidden", a, ("down_proj",))
+        return self._residual(x, down, s, layer.down_proj)
 
-    def head(self, x: Int) -> tuple[Int, Scale]:
-        """Logits ``[M, vocab_size]`` of the residual stream, and the activation scale ``[M]``.
+    def head(self, x: Int, rows: range | None = None) -> tuple[Int, Scale]:
+        """Logits ``[M, vocab_size]`` of the residual stream, and the activation scale ``[M]``; of
+        some ``rows`` of the head ``[M, rows]`` alone.
 
         A logit is worth its row's scale times the model's ``head_scale``.
         """
         m = self.model
+        rows = range(m.vocab_size) if rows is None else rows
         if not len(x):
-            return np.zeros((0, m.vocab_size), np.int64), Scale(*np.zeros((2, 0), np.int64))
+            return np.zeros((0, len(rows)), np.int64), Scale(*np.zeros((2, 0), np.int64))
         a, s = self._norm(x, self._units(x), self._norm_out)
-        acc = np.empty((len(x), m.vocab_size), np.int64)
-        for rows, w in self._blocks(-1, "head"):
-            acc[:, rows] = exact_matmul(a, w)
+        acc = self._sums(-1, "head", a, rows)
         if m.vocabulary is not None:
             return round_shift(acc, m.vocabulary.head.shift), s
-        return logits(round_shift(acc, m.head_shift), m.head_rows.astype(np.int64)), s
+        weights = m.head_rows[rows.start : rows.stop].astype(np.int64)
+        return logits(round_shift(acc, m.head_shift), weights), s
 
     # -- pieces
 
@@ -154,19 +162,21 @@ class Decoder:
         )
 
     def _heads(
-        self, i: int, layer: PackedLayer, a: Int, s: Scale, sequences: Sequence[Rows]
+        self, layer: PackedLayer, products: Sequence[Int], s: Scale, sequences: Sequence[Rows]
     ) -> list[tuple[Int, Scale]]:
-        """Queries, keys and values ``[M, heads, head_dim]`` with their scales ``[M, heads]``."""
+        """Queries, keys and values ``[M, heads, head_dim]`` with their scales ``[M, heads]``, from
+        ``products`` of their matrices."""
         m, out, first = self.model, list[tuple[Int, Scale]](), 0
         positions = np.concatenate([each.positions for each in sequences])
         rope = m.rope[positions].astype(np.int64)
-        for name, q_max in (
-            ("q_proj", Q_MAX),
-            ("k_proj", q_max_of(m.key_bits)),
-            ("v_proj", q_max_of(m.value_bits)),
+        for name, product, q_max in zip(
+            ("q_proj", "k_proj", "v_proj"),
+            products,
+            (Q_MAX, q_max_of(m.key_bits), q_max_of(m.value_bits)),
+            strict=True,
         ):
             linear = layer.linear(name)
-            h = self._product(i, name, a).reshape(len(a), -1, m.head_dim)
+            h = product.reshape(len(product), -1, m.head_dim)
             table = None if name == "v_proj" else rope
             bias = None
             if layer.bias is not None:
@@ -250,13 +260,21 @@ class Decoder:
         exact = residual_sum(x, acc, s, linear.scale, frac, self.saturation)
         return saturate(exact, RESIDUAL_WIDTH)
 
-    def _product(self, i: int, name: str, a: Int) -> Int:
-        """Accumulators ``[M, N]`` of a matrix of layer ``i``."""
+    def product(self, i: int, name: str, a: Int, rows: range | None = None) -> Int:
+        """Accumulators ``[M, rows]`` of a matrix of layer ``i``, of all rows if left out."""
         linear = self.model.layers[i].linear(name)
-        out = np.empty((len(a), linear.n_rows), np.int64)
-        for rows, w in self._blocks(i, name):
-            out[:, rows] = exact_matmul(a, w)
-        return round_shift(out, linear.shift)
+        sums = self._sums(i, name, a, range(linear.n_rows) if rows is None else rows)
+        return round_shift(sums, linear.shift)
+
+    def _sums(self, i: int, name: str, a: Int, rows: range) -> Int:
+        """Sums ``[M, rows]`` before the shift; see :meth:`_blocks`."""
+        out = np.empty((len(a), len(rows)), np.int64)
+        for block, w in self._blocks(i, name):
+            first, last = max(block.start, rows.start), min(block.stop, rows.stop)
+            if first < last:
+                part = w[:, first - block.start : last - block.start]
+                out[:, first - rows.start : last - rows.start] = exact_matmul(a, part)
+        return out
 
     def _blocks(self, i: int, name: str) -> Iterator[tuple[slice, NDArray[np.floating]]]:
         """Twice the weights ``[K, rows]`` of some rows at a time, in floating point.
@@ -288,6 +306,40 @@ class Decoder:
             yield rows, w
         if self._keeps:
             self._kept[i, name] = made
+
+
+@dataclass(frozen=True)
+class _Own:
+    """The rows of layer ``i`` that are computed here: all of them, or those of a ``party``."""
+
+    decoder: Decoder
+    i: int
+    party: Party | None
+
+    def columns(self, what: str, a: Int, names: Sequence[str]) -> list[Int]:
+        """Accumulators ``[M, N]`` of each matrix, wherever they are computed."""
+        layer = self.decoder.model.layers[self.i]
+        if self.party is None:
+            return [self.decoder.product(self.i, name, a) for name in names]
+        share, first = self.party.share, 0
+        found, columns = list[Int](), list[range]()
+        for name in names:
+            rows = share.rows(name)
+            found.append(self.decoder.product(self.i, name, a, rows))
+            columns.append(range(first + rows.start, first + rows.stop))
+            first += layer.linear(name).n_rows
+        whole = self.party.exchange.whole(what, np.concatenate(found, axis=1), columns)
+        ends = np.cumsum([layer.linear(name).n_rows for name in names])
+        return np.split(whole, ends[:-1], axis=1)
+
+    def attended(self, h: Int) -> Int:
+        """Attention ``[M, heads * head_dim]`` of all heads, of which ``h`` has those of here."""
+        if self.party is None:
+            return h
+        d, heads = self.decoder.model.head_dim, self.party.share.heads
+        columns = range(heads.start * d, heads.stop * d)
+        part = h[:, columns.start : columns.stop]
+        return self.party.exchange.whole("attention", part, [columns])
 
 
 def _at(scale: Scale, rows: slice) -> Scale:

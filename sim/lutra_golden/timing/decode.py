@@ -33,16 +33,17 @@ def pass_cycles(
     n_logits: int,
     *,
     layers: range,
+    beat_cycles: int = 1,
 ) -> int:
     """Cycles of a pass of ``n_tokens`` from ``position`` on through ``layers``: an estimate.
 
     Behind the last layer the head gives logits of ``n_logits`` tokens. Units take turns, as each
     needs what the one before it made. A product takes as long as its engine, or as its weights on
-    their port if that is longer: a word takes whole beats. Logits are stored while the head is
-    computed. Latencies of memory, its refresh and the host's time are left out, every product
-    counts as one command, and every layer as one like the first.
+    their port if that is longer: a word takes whole beats, and a beat ``beat_cycles``. Logits are
+    stored while the head is computed. Latencies of memory, its refresh and the host's time are left
+    out, every product counts as one command, and every layer as one like the first.
     """
-    product = _Product(config)
+    product = _Product(config, beat_cycles)
     heads = config.head_dim * config.n_heads
     kv = built_head_dim(model.head_dim) * model.n_kv_heads
     hidden, inner = model.hidden_size, model.intermediate_size
@@ -80,7 +81,8 @@ def pass_cycles(
 class _Product:
     """A matrix with some tokens."""
 
-    def __init__(self, config: AcceleratorConfig) -> None:
+    def __init__(self, config: AcceleratorConfig, beat_cycles: int) -> None:
+        self._beat_cycles = beat_cycles
         self._timing, self._word_bytes = MatmulTiming(config.matmul), config.weight_word_bytes
         self._beat_bytes = config.port_of(Purpose.WEIGHTS).width // 8
 
@@ -91,7 +93,8 @@ class _Product:
         tiles = -(-depth // params.depth_tile)
         n_bytes = params.n_words(tiles, blocks, planes) * self._word_bytes
         return max(
-            self._timing.cycles(tiles, blocks, planes, n_tokens), -(-n_bytes // self._beat_bytes)
+            self._timing.cycles(tiles, blocks, planes, n_tokens),
+            -(-n_bytes // self._beat_bytes) * self._beat_cycles,
         )
 
 

@@ -153,13 +153,28 @@ MUTANTS = [
         ),
         (
             "keys that only later queries see weigh too",
-            "memset(to + end, 0, (size_t)(whole - end) * 2);",
-            "memset(to + end, 0, 0);",
+            "memset(w + (to - s->low), 0, (size_t)(whole - to) * 2);",
+            "memset(w + (to - s->low), 0, 0);",
         ),
         (
             "the exponent of the first value alone",
-            "for (int i = first; i < first + n; i++) e =",
-            "for (int i = first; i < first + 1; i++) e =",
+            "for (int i = from - page; i < to - page; i++)",
+            "for (int i = from - page; i < from - page + 1; i++)",
+        ),
+        (
+            "the first page for all",
+            "cache->pages[position / cache->page] +",
+            "cache->pages[0] +",
+        ),
+        (
+            "the largest score of the last page alone",
+            "s->top[c] = most > s->top[c] ? most : s->top[c];",
+            "s->top[c] = most;",
+        ),
+        (
+            "a window always begins with a page",
+            "skip = at % size / VALUE_BLOCK;",
+            "skip = 0;",
         ),
     ),
     *planted(
@@ -170,10 +185,24 @@ MUTANTS = [
             "(int8_t)((((high ? byte >> 4 : byte) & 15) ^ 8) - 8);",
             "(int8_t)((high ? byte >> 4 : byte) & 15);",
         ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/attend.c",
+        ["host/devices/cpu/test_pages.py"],
         (
             "a copy of one position less",
-            "(size_t)round_up(n, KEY_BLOCK) * from",
-            "(size_t)round_up(n - 1, KEY_BLOCK) * from",
+            "blocks = round_up(n, KEY_BLOCK);",
+            "blocks = round_up(n - 1, KEY_BLOCK);",
+        ),
+        (
+            "scales of the first half of a copy",
+            "memcpy(b + at, a + at, (size_t)n * 2);",
+            "memcpy(b + at, a + at, (size_t)n);",
+        ),
+        (
+            "memory stays with the process",
+            "    madvise(data, (size_t)n_bytes, MADV_DONTNEED);\n",
+            "    (void)data, (void)n_bytes;\n",
         ),
     ),
     *planted(
@@ -217,8 +246,27 @@ MUTANTS = [
         [f"{_STEPS}::test_activations_in_groups"],
         (
             "zero points out of a strip for offsets",
-            "flat_rows(at + 2 * step, w->offset",
-            "flat_rows(at + 2 * step, w->scale",
+            "flat_rows(part, w->offset",
+            "flat_rows(part, w->scale",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/matmul.c",
+        [f"{_STEPS}::test_rows_out_of_strips"],
+        (
+            "marks out of a strip of its first row",
+            "(int64_t)g * STRIP + r % STRIP;",
+            "(int64_t)g * STRIP;",
+        ),
+        (
+            "half of the records out of a strip",
+            "supers * record_bytes(w) / 2, 2);",
+            "supers * record_bytes(w) / 4, 2);",
+        ),
+        (
+            "rows of strips as they lie for other activations",
+            "return w->strip && in_groups(x);",
+            "return w->strip;",
         ),
     ),
     *planted(
@@ -249,12 +297,12 @@ MUTANTS = [
         [f"{_STEPS}::test_two_levels"],
         (
             "codes of the first rows for all beside numbers of two levels",
-            "    out.codes += first * w->row_bytes;\n",
+            "        out.codes += first * w->row_bytes;\n",
             "",
         ),
         (
             "marks of the first rows for all beside numbers of two levels",
-            "    if (w->marks) out.marks += (int64_t)first * ((groups + 7) / 8);\n",
+            "        if (out.marks) out.marks += (int64_t)first * ((groups + 7) / 8);\n",
             "",
         ),
         (
@@ -287,16 +335,25 @@ MUTANTS = [
         [f"{_BINDING}::test_two_levels"],
         (
             "scales of the first row of an embedding for all",
-            "matrix_numbers(kernels, w, row, row + 1,",
-            "matrix_numbers(kernels, w, 0, 1,",
+            "matrix_rows(kernels, w, row, row + 1,",
+            "matrix_rows(kernels, w, 0, 1,",
         ),
     ),
     *planted(
         "host/lutra/devices/cpu/csrc/kernels.h",
-        [f"{_STEPS}::test_activations_in_groups", f"{_STEPS}::test_one_and_two_bits_in_groups"],
+        [
+            f"{_STEPS}::test_activations_in_groups",
+            f"{_STEPS}::test_one_and_two_bits_in_groups",
+            f"{_STEPS}::test_columns_about_those_that_are_taken_together",
+        ],
         (
             "columns behind the fourth with the first ones' shifts",
             "    x->shifts += n * (x->depth / SHARED);\n",
+            "",
+        ),
+        (
+            "columns behind the fourth with the first ones' sums",
+            "    x->raw += n * (x->depth / UNIT);\n",
             "",
         ),
         ("pairs of the first columns again", "        x->pairs += n * depth;\n", ""),

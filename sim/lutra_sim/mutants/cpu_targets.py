@@ -61,6 +61,11 @@ MUTANTS = [
         [f"{_STEPS}::test_attention"],
         ("a dot product of three", "k[2] * x[2] + k[3] * x[3];", "k[2] * x[2];"),
         (
+            "blocks of the page before",
+            "pages[(b + skip) / per]",
+            "pages[b / per]",
+        ),
+        (
             "the first query for all",
             "*x = q[c] + 4 * i;",
             "*x = q[0] + 4 * i;",
@@ -231,6 +236,81 @@ MUTANTS = [
         f"{_C}/avx512_strips.h",
         [f"{_STEPS}::test_ternary"],
         ("the end of a row left out", "(--left > 0 && b < blocks - 1)", "--left > 0"),
+    ),
+    *planted(
+        f"{_C}/avx512_runs.h",
+        [
+            f"{_STEPS}::test_columns_about_those_that_are_taken_together",
+            f"{_STEPS}::test_two_levels",
+            f"{_STEPS}::test_activations_in_groups",
+            f"{_STEPS}::test_two_zero_points_of_a_matrix",
+        ],
+        (
+            "single bits of the first half of a part for both",
+            "7 - 2 * f - j / 4;",
+            "7 - 2 * f;",
+        ),
+        (
+            "multiples of two words without the second",
+            "if (first + bits > 16)",
+            "if (first + bits > 24)",
+        ),
+        (
+            "factors of offsets without a sign in strips",
+            "side ? _mm512_cvtepi16_epi32(raw) : _mm512_cvtepu16_epi32(raw);",
+            "_mm512_cvtepu16_epi32(raw);",
+        ),
+        (
+            "multiples of a record from its first group on in each run",
+            "NAME(multiples)(p, w->multiple_bits, g);",
+            "NAME(multiples)(p, w->multiple_bits, g - first);",
+        ),
+        ("marks of the first rows for all", "w->marks + (at + i) / 8,", "w->marks + i / 8,"),
+        (
+            "the sums of a group go on in the next one",
+            "                left = run->parts;\n                UNROLL for",
+            "                left = run->parts;\n                if (0) UNROLL for",
+        ),
+        (
+            "the second half of a part as its first",
+            "part, columns, bits, f,\n                               h * steps);",
+            "part, columns, bits, f,\n                               0);",
+        ),
+        (
+            "columns behind a row's end multiplied",
+            "                if (g == run->groups) continue;\n",
+            "",
+        ),
+        (
+            "codes of a strip's first run for all",
+            "run.codes = alone ? p : codes;",
+            "run.codes = alone ? w->codes + strip * w->row_bytes : codes;",
+        ),
+        (
+            "one unit's sum for two",
+            "part == UNIT ? sums[0] : sums[0] + sums[1];",
+            "sums[0];",
+        ),
+        (
+            "columns behind the fourth from the first again",
+            "                columns_skip(&some, NAME(TOGETHER));\n",
+            "",
+        ),
+        (
+            "half steps of a zero point left out",
+            "w->zero || w->marks || w->zero_point % 2;",
+            "w->zero || w->marks;",
+        ),
+        (
+            "the first run again",
+            "            run.first = g;\n",
+            "            run.first = 0;\n",
+        ),
+        (
+            "offsets for even rows alone",
+            "_mm512_mul_epi32(sum, half));",
+            "_mm512_setzero_si512());",
+        ),
     ),
     *planted(
         f"{_C}/target_avx2.c",
@@ -418,8 +498,13 @@ MUTANTS = [
         [f"{_STEPS}::test_attention"],
         (
             "keys without the offset that makes them unsigned",
-            "offset[c] = -128 * sum;",
+            "offset[c] = -128 * sums[c];",
             "offset[c] = 0;",
+        ),
+        (
+            "the first blocks of every page again",
+            "for (int b = 0, page = 0, in = skip; b < blocks; page++, in = 0) {",
+            "for (int b = 0, page = 0, in = skip; b < blocks; page++) {",
         ),
         (
             "high bytes of weights once",
@@ -428,8 +513,8 @@ MUTANTS = [
         ),
         (
             "the last query of four is the third",
-            "default: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 4);",
-            "default: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 3);",
+            "default: NAME(value_sums_of)(pages, per, skip, blocks, w, head_dim, acc, 4);",
+            "default: NAME(value_sums_of)(pages, per, skip, blocks, w, head_dim, acc, 3);",
         ),
     ),
     *planted(

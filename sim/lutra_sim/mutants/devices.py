@@ -10,7 +10,66 @@ _BINDING = "host/devices/cpu/test_binding.py"
 _STEPS = "host/devices/cpu/test_steps.py"
 _SESSIONS = "host/devices/cpu/test_sessions.py"
 
+_SHARES = ["host/devices/test_shares.py"]
+
 MUTANTS = [
+    *planted(
+        "sim/lutra_golden/model/shares.py",
+        ["golden/model/test_shares.py"],
+        (
+            "values in proportion to queries",
+            '"v_proj": self.keys,',
+            '"v_proj": self.queries,',
+        ),
+        ("rows cut anywhere", "(min(round(end / unit) * unit, n) for", "(min(round(end), n) for"),
+        ("heads in proportion to rows", "rows if heads is None else heads", "rows"),
+        ("heads of any size", "built_head_dim(model.head_dim) != model.head_dim:", "0:"),
+    ),
+    *planted(
+        "host/lutra/devices/shares.py",
+        _SHARES,
+        (
+            "the last of equals",
+            "[best.argmax(axis=0), every]",
+            "[-1 - best[::-1].argmax(axis=0), every]",
+        ),
+        (
+            "numbers within the share",
+            "return logits.argmax(axis=1) + rows.start",
+            "return logits.argmax(axis=1)",
+        ),
+        (
+            "the first columns for all",
+            "part[:, first : first + len(each)]",
+            "part[:, : len(each)]",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/meeting.py",
+        _SHARES,
+        ("gates in proportion to the stream", "CRange.of(rows.inner)", "CRange.of(rows.hidden)"),
+        ("nobody leaves", "if not library().lutra_cpu_meet(self.place):", "if 0:"),
+        (
+            "errors are lost in the library",
+            "            errors.append(error)\n            return 0\n",
+            "            return 0\n",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/cpu/csrc/model.c",
+        _SHARES,
+        (
+            "the first heads for everybody",
+            "h += h < queries ? job->share.heads.first : model->heads - queries;",
+            "h += h < queries ? 0 : model->heads - queries;",
+        ),
+        (
+            "heads of others attend, too",
+            "    if (own.last > job->share.heads.last) own.last = job->share.heads.last;\n",
+            "    own.last = job->share.heads.last;\n",
+        ),
+        ("shares are not waited for", "    if (!job->share.meet) return 1;\n", "    return 1;\n"),
+    ),
     *planted(
         "host/lutra/compile/compiler.py",
         ["system/test_architectures.py::test_centres_of_keys_are_in_their_places"],
@@ -388,6 +447,50 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/devices/pages.py",
+        ["host/devices/test_pages.py"],
+        (
+            "pages that others hold are written",
+            "shared = [i for i in held if pool.is_shared(self.pages[i])]",
+            "shared = list[int]()",
+        ),
+        (
+            "a position less is copied",
+            "min(length - i * size, size)",
+            "min(length - i * size - 1, size)",
+        ),
+        (
+            "a page is free when the first of its holders leaves",
+            "            if not self._holders[page]:\n",
+            "            if True:\n",
+        ),
+        ("what is to be left is taken", "if n + spare > free:", "if n > free:"),
+        (
+            "only whole pages are shared",
+            "pages = other.pages[: -(-n // self.pool.page)]",
+            "pages = other.pages[: n // self.pool.page]",
+        ),
+    ),
+    *planted(
+        "host/lutra/devices/paged.py",
+        ["host/devices/cpu/test_pages.py"],
+        (
+            "all of a sequence is made its own",
+            "first = self.length if first is None else first",
+            "first = 0",
+        ),
+        (
+            "a fork has what all layers have",
+            "self.table.share(source.table, max(lengths))",
+            "self.table.share(source.table, min(lengths))",
+        ),
+        (
+            "pages for the first token of a chunk",
+            "stop = chunk.position + len(chunk.tokens)",
+            "stop = chunk.position + 1",
+        ),
+    ),
+    *planted(
         "host/lutra/devices/cpu/cache.py",
         [
             f"{_SESSIONS}::test_padded_heads_are_exported_without_padding",
@@ -402,6 +505,11 @@ MUTANTS = [
             "scales of keys for values",
             "for each in (kv.key_scale, kv.value_scale)], np.int32)",
             "for each in (kv.key_scale, kv.key_scale)], np.int32)",
+        ),
+        (
+            "all pages in one place",
+            "return self._slabs[slab] + place * self.page_bytes",
+            "return self._slabs[slab] + 0 * place",
         ),
         (
             "padding is what was there before",

@@ -399,8 +399,8 @@ MUTANTS = [
         ),
         (
             "values in the bits of keys",
-            '("v_proj", q_max_of(m.value_bits))',
-            '("v_proj", q_max_of(m.key_bits))',
+            "q_max_of(m.key_bits), q_max_of(m.value_bits)),",
+            "q_max_of(m.key_bits), q_max_of(m.key_bits)),",
         ),
         ("no window", "            layer.window,\n", "            0,\n"),
     ),

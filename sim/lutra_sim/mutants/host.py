@@ -115,6 +115,17 @@ MUTANTS = [
             "return most",
         ),
         (
+            "every request for a prompt leaves a sequence",
+            "            if _begins(each.tokens, new.tokens):\n",
+            "            if False:\n",
+        ),
+        (
+            "beginnings stay beside what goes on from them",
+            "(less if _begins(new.tokens, each.tokens) else more)",
+            "more",
+        ),
+        ("texts with the same end begin alike", "and tokens[:n] == with_", ""),
+        (
             "the earliest used of equals",
             "key=lambda i: (len(self._kept[i].tokens), -i)",
             "key=lambda i: (len(self._kept[i].tokens), i)",
@@ -155,6 +166,25 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/serving/chunks.py",
+        ["host/serving/test_chunks.py"],
+        (
+            "chunks as long as a pass, whoever waits",
+            "if not n_decoding or not self.token_s:",
+            "if self.token_s or not n_decoding:",
+        ),
+        (
+            "chunks leave no place for others",
+            "max(pass_tokens - n_decoding, 1)",
+            "pass_tokens",
+        ),
+        (
+            "the first pass counts as a part",
+            "before = self.token_s or latest",
+            "before = self.token_s or 0.0",
+        ),
+    ),
+    *planted(
         "host/lutra/serving/batch.py",
         ["host/serving/test_batch.py"],
         ("the lowest priority first", "return -request.priority,", "return request.priority,"),
@@ -164,11 +194,6 @@ MUTANTS = [
             "request.arrived - needed",
         ),
         ("short prompts always pass long ones", "request.arrived + needed", "needed"),
-        (
-            "chunks as long as a pass, whoever waits",
-            "if not n_decoding or self._seconds_per_token is None:",
-            "if self._seconds_per_token or not n_decoding:",
-        ),
         (
             "more of a sequence copied than is shared",
             "self._loaded.fork(source, shared[best])",
@@ -186,8 +211,8 @@ MUTANTS = [
         ),
         (
             "the last part of a prompt has no room",
-            "tokens = request.prompt[done : done + room]",
-            "tokens = request.prompt[done : done + max(room - 1, 1)]",
+            "tokens = request.text[done : done + room]",
+            "tokens = request.text[done : done + max(room - 1, 1)]",
         ),
         (
             "one failed request fails all",
@@ -203,6 +228,36 @@ MUTANTS = [
             "more requests than the device may have",
             "while len(self._running) < self._most:",
             "while len(self._running) <= self._most:",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/batch.py",
+        ["host/serving/test_memory.py"],
+        (
+            "who gave way begins with its next token",
+            "                request.again = list(sequence.tokens)\n",
+            "                pass\n",
+        ),
+        (
+            "the token behind what is computed again is drawn twice",
+            "last = request.next_token is None and done",
+            "last = done",
+        ),
+        (
+            "no memory is left for steps of others",
+            "n_positions, spare = len(text) + 1, len(self._running)",
+            "n_positions, spare = len(text) + 1, 0",
+        ),
+        ("the first in order gives way", "self._set_back(max(", "self._set_back(min("),
+        ("the prompt grows by what is computed again", "if not request.again:", "if True:"),
+    ),
+    *planted(
+        "host/lutra/serving/loaded.py",
+        ["host/serving/test_memory.py"],
+        (
+            "known prefixes do not give way",
+            "if not self.known.drop_oldest():",
+            "if True:",
         ),
     ),
     *planted(
@@ -414,8 +469,8 @@ MUTANTS = [
         ],
         (
             "more greedy tokens than were asked for",
-            "sequence.greedy(token, min(pace.n_tokens, left), ends)",
-            "sequence.greedy(token, pace.n_tokens, ends)",
+            "n_wanted = min(pace.n_tokens, left)",
+            "n_wanted = pace.n_tokens",
         ),
         (
             "greedy tokens are not checked",

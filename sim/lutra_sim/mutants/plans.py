@@ -30,13 +30,13 @@ MUTANTS = [
         ),
         (
             "finished layers stay where they are",
-            "if stage.site == site or not wanted:",
-            "if wanted:",
+            "for site in stage.sites if wanted else ():",
+            "for site in ():",
         ),
         (
-            "a device that failed is asked for its keys",
-            "            if site == stage.site or site not in self._live.left:\n",
-            "            if site == stage.site:\n",
+            "layers go where they were computed",
+            "                if site in sites:\n                    continue\n",
+            "",
         ),
     ),
     *planted(
@@ -88,8 +88,8 @@ MUTANTS = [
         ),
         (
             "layers that were run do not count",
-            "                    parts[i].lengths[layer] += len(chunk[i].tokens)\n",
-            "                    pass\n",
+            "                        part.lengths[layer] += len(chunk[i].tokens)\n",
+            "                        pass\n",
         ),
     ),
     *planted(
@@ -118,6 +118,20 @@ MUTANTS = [
             "a device that failed is used again",
             "[site for site in self.left if site != failed.site]",
             "[site for site in self.left]",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/rows.py",
+        _DEVICE,
+        (
+            "the error of who waited is told",
+            "            raise errors[0]\n",
+            "            raise errors[-1]\n",
+        ),
+        (
+            "a meeting that somebody left goes on",
+            "                self._meetings.pop(stage.sites, None)\n",
+            "                pass\n",
         ),
     ),
     *planted(
@@ -156,6 +170,11 @@ MUTANTS = [
             "every pass begins where the first did",
             "total += self.part_s(n, position + done, layers)",
             "total += self.part_s(n, position, layers)",
+        ),
+        (
+            "no rows take no time",
+            "return max(1 - 2 * (1 - rows) * (1 - min(half, 1.0)), 0.0)",
+            "return rows",
         ),
         (
             "the best kind of all",
@@ -205,6 +224,11 @@ MUTANTS = [
             "[_Run(workload.prompt, [(i + 1) * prefill]) for i in range(n)]",
             "[_Run(workload.prompt, [prefill]) for i in range(n)]",
         ),
+        (
+            "meetings take no time",
+            "return slowest + len(EXCHANGES) * len(stage.layers) * max(waits)",
+            "return slowest",
+        ),
     ),
     *planted(
         "host/lutra/serving/plans/search.py",
@@ -213,6 +237,11 @@ MUTANTS = [
             "the SLO is not heeded",
             "if slo.missed(each.cost) <= 1]\n    if not meeting",
             "]\n    if not meeting",
+        ),
+        (
+            "a share however small",
+            "    if min(shares) < _LEAST_SHARE:\n        return None\n",
+            "",
         ),
         ("fewer devices are no merit", "_AS_GOOD = 1.02", "_AS_GOOD = 1.0"),
         (

@@ -146,7 +146,7 @@ def test_sums_that_float32_does_not_hold_are_exact(packed: Callable[[str], Packe
     decoder = Decoder(replace(model, layers=[loud, *model.layers[1:]]))
     a = rng.integers(-127, 128, (5, shape[1]))
     a[0] = 127
-    found = decoder._product(0, "o_proj", a)  # pyright: ignore[reportPrivateUsage]
+    found = decoder.product(0, "o_proj", a)
     expected = a @ weights.doubled().T
     assert np.abs(expected).max() > 1 << 24
     np.testing.assert_array_equal(found, expected)

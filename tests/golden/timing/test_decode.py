@@ -7,7 +7,7 @@ from lutra.open_model import open_packed_model
 from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import two_ports
 from lutra_golden.model.packed import PackedModel
-from lutra_golden.timing.decode import decode_cycles
+from lutra_golden.timing.decode import decode_cycles, pass_cycles
 
 SIMULATED = 22_542  # of ``tales`` at position 30: docs/results.md, where the cycles of a token go
 
@@ -27,6 +27,15 @@ def test_a_narrow_port_makes_weights_the_limit(tales: PackedModel) -> None:
     whole = decode_cycles(tales, NANO, 30)
     narrow = decode_cycles(tales, NANO.with_(ports=two_ports(weights=128, data=128)), 30)
     assert 14_144 * 8 < narrow < 14_144 * 8 + whole
+
+
+def test_a_port_that_is_wider_than_the_boards_waits(tales: PackedModel) -> None:
+    """A beat of 1,024 bits on a port of 128 takes eight cycles."""
+    wide = NANO.with_(ports=two_ports(weights=1024, data=128))
+    narrow = NANO.with_(ports=two_ports(weights=128, data=128))
+    layers = range(len(tales.layers))
+    waits = pass_cycles(tales, wide, 30, 1, 1, layers=layers, beat_cycles=8)
+    assert waits == decode_cycles(tales, narrow, 30)
 
 
 def test_later_tokens_take_longer(tales: PackedModel) -> None:

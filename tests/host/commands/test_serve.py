@@ -81,6 +81,24 @@ def test_a_port_in_use_is_refused_before_anything_is_loaded(
         )
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% for %}", "the chat template is not Jinja (line 1: "),
+        ("{{" + "(" * 5000 + ")" * 5000 + "}}", "the chat template is too complex ("),
+    ],
+)
+def test_a_template_is_refused_before_anything_is_loaded(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, message: str
+) -> None:
+    for needed in ("fastapi", "uvicorn"):
+        pytest.importorskip(needed)
+    monkeypatch.setattr(serve, "LLM", None)
+    path = tmp_path / "template.jinja"
+    path.write_text(source)
+    assert fails(capsys, "serve", "--chat-template", str(path)).startswith(message)
+
+
 def test_an_address_of_a_network_without_a_key_is_warned_of(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,9 +87,9 @@ def served(
     listening = listen("127.0.0.1", 0)
     with LLM(model, device, parallel=limits.parallel) as llm:
         if template is not None:
-            llm.set_chat_template(template)
+            llm.set_chat_template(template)  # for what answers are compared with
         with HttpServer(make_app(service, **options), listening, grace):
-            service.start(llm)
+            service.start(llm, template)
             try:
                 yield Served(address(listening), llm, service)
             finally:

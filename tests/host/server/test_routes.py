@@ -10,11 +10,13 @@ import pytest
 for _needed in ("fastapi", "uvicorn", "openai", "httpx"):
     pytest.importorskip(_needed)
 
+import httpx
 import openai
 from tests.host.server.served import CONTEXT, Served, served, small_model, until
 
 from lutra import SamplingParams
 from lutra.serving.generation import Writer
+from lutra.text.chat_template import ChatTemplate
 
 PROMPT = "Once upon a time"
 
@@ -221,6 +223,13 @@ def test_health_and_figures(server: Served) -> None:
     assert value('vllm:inter_token_latency_seconds_bucket{model_name="small",le="+Inf"}') > 0
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/status", "/v1/models"])
+def test_probes_ask_for_the_head_alone(server: Served, path: str) -> None:
+    found = httpx.head(server.url + path)
+    assert (found.status_code, found.content) == (200, b"")
+    assert found.headers["content-type"] == server.get(path).headers["content-type"]
+
+
 CASES: list[tuple[str, Any, int, str | None, str]] = [
     ("completions", {}, 400, "prompt", "prompt is required"),
     ("completions", {"prompt": 3}, 400, "prompt", "prompt must be a string, a list of strings, or"),
@@ -354,7 +363,8 @@ AS_JSON = {"content-type": "application/json"}
     ("content", "message"),
     [
         (b"{", "the body is not JSON: see character 1"),
-        (b'{"prompt": "\xff"}', "the body is not JSON that can be read"),
+        (b'{"prompt": "\xff"}', "the body is not JSON in UTF-8: see byte 12"),
+        ('{"prompt": "\xe4"}'.encode("latin-1"), "the body is not JSON in UTF-8: see byte 12"),
         (b"[" * 100_000, "the body is not JSON that can be read"),
         (b'{"prompt": ' + b"1" * 5000 + b"}", "the body is not JSON that can be read"),
         (b"", "the body is required: give a JSON object as application/json"),
@@ -390,6 +400,20 @@ def test_a_template_that_refuses(tmp_path: Path) -> None:
         found = server.post("/v1/chat/completions", body)
         assert found.status_code == 400
         assert "the chat template refuses these messages: no talk" in found.text
+
+
+def test_a_template_is_compiled_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never in the server's."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("here")
+
+    with served(small_model(tmp_path / "own")) as server:
+        monkeypatch.setattr(ChatTemplate, "__init__", refused)
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        assert server.post("/v1/chat/completions", body).status_code == 200
 
 
 @pytest.mark.parametrize("prompts", [1, 2])

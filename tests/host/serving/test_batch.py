@@ -1,5 +1,6 @@
 """Continuous batching: the tokens of each request are those that it has alone."""
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -151,7 +152,7 @@ def test_chunks_are_as_long_as_a_pass_may_take(packed: Model) -> None:
     batch = Batch(loaded(device))
     batch.add(Client(9).request(prompt(4, 1, model.vocab_size)))
     batch.step()
-    batch._seconds_per_token = 0.01
+    batch.pace.token_s = 0.01
     batch.add(Client(9).request(prompt(30, 2, model.vocab_size)))
     batch.step()
     assert device.seen[-1] == [1, 25]
@@ -163,7 +164,7 @@ def test_who_goes_first(packed: Model) -> None:
     device, clock = Watched(model), Clock()
     device.pass_tokens = 512
     batch = Batch(loaded(device), most=1, clock=clock)
-    batch._seconds_per_token = 1.0
+    batch.pace.token_s = 1.0
     clients = {name: Client(1) for name in ("long", "short", "urgent", "late")}
     batch.add(clients["long"].request(prompt(20, 1, model.vocab_size)))
     batch.add(clients["short"].request(prompt(5, 2, model.vocab_size)))
@@ -171,7 +172,7 @@ def test_who_goes_first(packed: Model) -> None:
     done: list[str] = []
 
     def step() -> None:
-        batch._seconds_per_token = 1.0
+        batch.pace.token_s = 1.0
         batch.step()
         done.extend(each for each, c in clients.items() if c.ends and each not in done)
 
@@ -229,6 +230,28 @@ def test_a_common_beginning_is_computed_once(packed: Model) -> None:
     assert [each.stats.computed_tokens for each in requests] == [24, 1, 2, 1]
     for client, each, sampling in made:
         assert client.tokens == alone(model, each, 4, sampling)
+
+
+def test_what_requests_leave_behind_does_not_grow(packed: Model) -> None:
+    """A hundred requests for three prompts: sessions, kept bytes and objects stay as many."""
+    device = Watched(packed("grouped"))
+    model = loaded(device, 1 << 30)
+    batch, prompts = Batch(model), [prompt(12, i, device.model.vocab_size) for i in range(3)]
+
+    def ask(n: int) -> tuple[int, int, int]:
+        for i in range(n):
+            batch.add(Client(4).request(prompts[i % 3]))
+            if i % 5 == 4:
+                finish(batch)
+        device.seen.clear()
+        gc.collect()
+        return len(device._sessions), model.known.n_bytes, len(gc.get_objects())
+
+    sessions, n_bytes, n_objects = ask(20)
+    assert sessions == len(model.known) == 3
+    more = ask(100)
+    assert more[:2] == (sessions, n_bytes)
+    assert more[2] - n_objects < 50
 
 
 def test_a_request_that_is_cancelled_leaves_the_others_alone(packed: Model) -> None:

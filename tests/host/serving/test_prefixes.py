@@ -23,6 +23,9 @@ class Fake:
     def restore(self, kv: SequenceKv) -> None:
         raise NotImplementedError
 
+    def reserve(self, n: int, spare: int = 0) -> None:
+        raise NotImplementedError
+
     def truncate(self, n: int) -> None:
         raise NotImplementedError
 
@@ -48,7 +51,7 @@ def kept(known: KnownPrefixes, *tokens: Sequence[int]) -> list[tuple[TokenSequen
 def test_the_longest_common_beginning_is_taken() -> None:
     known = KnownPrefixes(1000, 1)
     base = list(range(20))
-    short, long, _ = kept(known, base[:10], [*base, 7, 7], [1, *base])
+    short, long, _ = kept(known, [*base[:10], 99], [*base, 7, 7], [1, *base])
     assert known.pop([*base, 9]) == (long[0], 20)
     assert len(known) == 2
     assert known.pop([*base, 9]) == (short[0], 10)
@@ -71,7 +74,7 @@ def test_what_would_be_found_stays() -> None:
     known = KnownPrefixes(1000, 1)
     base = list(range(20))
     assert known.longest(base) == 0
-    kept(known, base[:10], [*base, 7, 7])
+    kept(known, [*base[:10], 99], [*base, 7, 7])
     assert known.longest([*base, 9]) == 20
     assert known.longest(base) == 19
     assert known.longest(base[:LEAST_PREFIX]) == 0
@@ -104,10 +107,31 @@ def test_what_was_used_longest_ago_gives_way() -> None:
 
 def test_the_oldest_is_dropped_when_asked_for() -> None:
     known = KnownPrefixes(1000, 1)
-    first, second = kept(known, range(10), range(10))
+    first, second = kept(known, range(10), range(10, 20))
     assert known.drop_oldest() and first[1].closed and not second[1].closed
     assert known.drop_oldest() and second[1].closed
     assert not known.drop_oldest()
+
+
+def test_what_says_nothing_beyond_another_is_not_kept() -> None:
+    """Requests for one prompt, each of which leaves a sequence, take the memory of one."""
+    known = KnownPrefixes(1000, 1)
+    other, short, long = kept(known, range(50, 60), range(10), range(20))
+    assert [session.closed for _, session in (other, short, long)] == [False, True, False]
+    again = kept(known, range(20), range(15), range(20))
+    assert all(session.closed for _, session in again)
+    assert len(known) == 2 and known.n_bytes == 30
+    # it counts as a use
+    assert known.drop_oldest() and other[1].closed and not long[1].closed
+    different = kept(known, [*range(14), 7], [99, *range(1, 10)], [])
+    assert [session.closed for _, session in different] == [False, False, True]
+    assert len(known) == 3
+
+
+def test_memory_is_taken_page_by_page() -> None:
+    known = KnownPrefixes(2 * 63, 2, page=16)
+    first, _, _ = kept(known, range(16), range(100, 117), range(200, 201))
+    assert first[1].closed and known.n_bytes == 2 * 48
 
 
 def test_nothing_is_kept_after_closing() -> None:
@@ -151,7 +175,7 @@ def test_prompts_shorter_than_the_least(n: int) -> None:
 
 def test_an_interrupt_in_any_line_leaves_the_lock_free() -> None:
     trace = Interrupt("prefixes.py", 0)
-    for n in range(1, 100):
+    for n in range(1, 200):
         known, trace = KnownPrefixes(20, 1), Interrupt("prefixes.py", n)
         with suppress(KeyboardInterrupt), trace:
             kept(known, range(15), range(50, 60))

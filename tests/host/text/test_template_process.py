@@ -32,6 +32,14 @@ def test_errors_are_those_of_the_template() -> None:
                     process.render(TALK)
 
 
+def test_a_template_is_checked_without_a_conversation() -> None:
+    with TemplateProcess("{{ raise_exception('no') }}", {}) as process:
+        process.check()
+    with TemplateProcess("{% if", {}) as process:
+        with pytest.raises(LutraError, match=r"^the chat template is not Jinja \(line 1"):
+            process.check()
+
+
 def test_a_template_takes_a_bounded_time() -> None:
     """The next conversation has a new process."""
     slow = "{{ (messages[0].content * 4000000)|wordwrap(1) }}"

@@ -62,6 +62,7 @@ ASIDE = {
     """,
     "what looks on": """
         sim/lutra_golden/control/recorder.py host/lutra/quantize/kept.py
+        host/lutra/devices/activity.py
     """,
     "what this kind of machine cannot run, or no test without Verilator": """
         target_neon.c target_armv8.c neon.h host/lutra/devices/accelerator/rtl.py

@@ -463,7 +463,8 @@ class AcceleratorDevice(BaseDevice[AcceleratorSession]):
 
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the last run; empty where there are none."""
-        return self.runs.counters()
+        with self.held():
+            return self.runs.counters()
 
     def power(self) -> Mapping[str, float]:
         """Watts by sensor of the board, now; empty where the transport reads none."""

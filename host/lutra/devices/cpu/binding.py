@@ -22,8 +22,10 @@ from lutra.devices.cpu.interface import (
     CNorm,
     CPass,
     CRow,
+    CShare,
 )
 from lutra.devices.cpu.library import library, pointer, scale_of, strip_rows, target_number
+from lutra.devices.shares import PartyLeft
 from lutra_golden.arith.scale import Scale, scale_to_float
 from lutra_golden.errors import LutraError
 from lutra_golden.model.b128 import BLOCK
@@ -46,7 +48,7 @@ __all__ = ["CpuModel", "CpuResult", "KeptArrays", "RowTable", "matrix_of"]
 _FEW_BITS = 2
 _UNIT = 16  # weights: what sums of groups are made of
 _SHARED = 32  # activations that have an exponent of their own
-_FOUR_BYTES = np.dtype(np.uint32)
+_TWO_BYTES, _FOUR_BYTES = np.dtype(np.uint16), np.dtype(np.uint32)
 _BYTE_PEAK = 128
 _INT16 = np.dtype(np.int16)
 _ROW = cast("np.dtype[np.void]", np.dtype(CRow))
@@ -199,14 +201,25 @@ def _repeated(values: NDArray[np.generic] | None, parts: int) -> NDArray[np.gene
     return None if values is None else values.repeat(parts, axis=1)
 
 
-def _in_strips(bits: int, group: int | None) -> bool:
-    """True if there are products with strips of such a matrix: of the few bits where arithmetic
-    bounds products of rows that are taken one by one, not memory."""
+def _in_strips(bits: int, group: int | None, *, a_groups: bool, marked: bool) -> bool:
+    """True if there are products with strips of such a matrix, which the library has where
+    arithmetic bounds products of rows that are taken one by one, not memory: of few bits, and,
+    where activations are in groups, of more."""
     if bits > _FEW_BITS:
+        return a_groups and group is not None
+    if marked:
         return False
     if group is None or group % BLOCK == 0:
         return True
     return group in (2 * _SHARED, _SHARED) or (group == _UNIT and bits > 1)
+
+
+def _marks_of_strips(marks: NDArray[np.uint8], groups: int, strip: int) -> NDArray[np.uint8]:
+    """Bits of groups ``[N, G / 8]`` as those of rows, ``[N / strip, G, strip / 8]``."""
+    bits = np.unpackbits(marks, axis=1, count=groups, bitorder="little")
+    bits = np.pad(bits, ((0, -len(bits) % strip), (0, 0)))
+    columns = bits.reshape(-1, strip, groups).transpose(0, 2, 1)
+    return np.packbits(columns, axis=2, bitorder="little")
 
 
 def matrix_of(
@@ -238,8 +251,13 @@ def matrix_of(
         # what one or two numbers say takes no memory that every token would read
         two = TwoZeros.of(zero)
     marks = two.marks if two is not None and two.first < two.second else None
-    strip = hold.strip if marks is None and _in_strips(stored.bits, group) else 0
+    in_strips = _in_strips(
+        stored.bits, group, a_groups=a_peak != _BYTE_PEAK, marked=marks is not None
+    )
+    strip = hold.strip if in_strips else 0
     codes = stored.codes.view(_FOUR_BYTES) if strip else stored.codes
+    if marks is not None and strip:
+        marks = _marks_of_strips(marks, stored.depth // group, strip)
 
     def held(values: NDArray[np.generic] | None) -> int | None:
         return None if values is None else hold.matrix(values, strip)
@@ -247,7 +265,9 @@ def matrix_of(
     numbers = {}
     if levels is not None:
         numbers = {
-            "levels": hold.matrix(levels.records),
+            "levels": hold.matrix(
+                levels.records.reshape(stored.n_rows, -1).view(_TWO_BYTES), strip
+            ),
             "multiple_bits": levels.bits,
             "level_shift": levels.shift,
             "level_offsets": levels.offsets,
@@ -431,15 +451,22 @@ class CpuModel:
         return layers + self._c.head.n_bytes
 
     def run(
-        self, rows: RowTable, layers: range, residual: NDArray[np.int32] | None = None
+        self,
+        rows: RowTable,
+        layers: range,
+        residual: NDArray[np.int32] | None = None,
+        share: CShare | None = None,
     ) -> CpuResult:
         """Take rows through ``layers``; ``residual`` ``[n, hidden]`` is what enters after layer 0.
+        With a ``share`` only its rows are computed here, and its logits alone come back.
 
-        Tokens, positions and layers are in range: :mod:`lutra.devices.base` sees to that.
+        Tokens, positions and layers are in range: :mod:`lutra.devices.base` sees to that. PartyLeft
+        if another device of the share has left.
         """
         c, n, last = self._c, len(rows), layers.stop == self._c.n_layers
         wanted = rows.n_wanted if last else 0
-        logits = np.empty((wanted, c.vocab), np.int32)
+        width = c.vocab if share is None else share.vocab.last - share.vocab.first
+        logits = np.empty((wanted, width), np.int32)
         scale, argmax = np.zeros((wanted, 2), np.int32), np.empty(wanted, np.int32)
         stream = None
         if layers.start > 0 or not last:
@@ -452,6 +479,7 @@ class CpuModel:
             logits=pointer(logits),
             argmax=pointer(argmax),
             scale=pointer(scale),
+            share=None if share is None else ctypes.addressof(share),
             n=n,
             first=layers.start,
             last=layers.stop,
@@ -459,6 +487,8 @@ class CpuModel:
         status = self._library.lutra_cpu_run(self._engine, self._pool, ctypes.addressof(given))
         if status == -1:
             raise _no_memory(f"attention over {int(rows.table['position'].max()) + 1} positions")
+        if status == -3:
+            raise PartyLeft("another device of the share has failed")
         assert status >= 0, "rows that do not fit were not refused"
         m, e = scale.astype(np.int64).T
         return CpuResult(

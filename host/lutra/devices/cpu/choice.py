@@ -17,8 +17,10 @@ from lutra_golden.model.stored import StoredWeights
 __all__ = ["choose_targets"]
 
 _LOG = logging.getLogger(__name__)
-_FEW = (8192, 4096, 1)  # rows, depth, tokens: with groups 27 MB, more than most share of a cache
-_MANY = (512, 2048, 48)
+# rows, depth, tokens of products that count alike: with groups 27 MB, more than most share of a
+# cache. Where memory bounds a single token, a few tell targets from each other
+_FEW = (8192, 4096, (1, 4))
+_MANY = (512, 2048, (48,))
 _REPEATS = 3
 _AS_FAST = 1.05
 _BITS, _GROUP = 6, 32
@@ -62,14 +64,21 @@ def _weights(n: int, k: int, groups: ActivationGroups | None) -> StoredWeights:
 
 
 def _fastest(
-    names: list[str], pool: Pool, groups: ActivationGroups | None, n: int, k: int, m: int
+    names: list[str],
+    pool: Pool,
+    groups: ActivationGroups | None,
+    n: int,
+    k: int,
+    tokens: tuple[int, ...],
 ) -> str:
     w = PackedLinear(_weights(n, k, groups), scale_from_float(1.0), 24)
-    a, bits = np.ones((m, k), np.int16), 8 if groups is None else 8 + groups.shift_max
-    seconds: dict[str, float] = {}
+    bits = 8 if groups is None else 8 + groups.shift_max
+    seconds = dict.fromkeys(names, 0.0)
     for name in names:
-        matrix = Matrix.of(w, groups, 0 if groups else strip_rows(name))
-        seconds[name] = float(matmul_seconds(name, pool, [matrix] * _REPEATS, a, bits).min())
+        matrices = [Matrix.of(w, groups, strip_rows(name))] * _REPEATS
+        for m in tokens:
+            a = np.ones((m, k), np.int16)
+            seconds[name] += float(matmul_seconds(name, pool, matrices, a, bits).min())
     # of targets that are as fast the first has the faster functions beside its products
     limit = _AS_FAST * min(seconds.values())
     return next(name for name in names if seconds[name] <= limit)

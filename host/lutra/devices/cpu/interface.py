@@ -39,9 +39,11 @@ __all__ = [
     "CModel",
     "CNorm",
     "CPass",
+    "CRange",
     "CRanges",
     "CRow",
     "CScale",
+    "CShare",
     "golden_header",
     "layout",
     "version",
@@ -189,6 +191,36 @@ class CRow(Structure):
     )
 
 
+class CRange(Structure):
+    """``lutra_range``."""
+
+    _fields_ = (("first", c_int32), ("last", c_int32))
+
+    @classmethod
+    def of(cls, rows: range) -> "CRange":
+        """A range with the step 1."""
+        return cls(rows.start, rows.stop)
+
+
+class CShare(Structure):
+    """``lutra_share``."""
+
+    _fields_ = (
+        ("sums", c_void_p),
+        ("attended", c_void_p),
+        ("back", c_void_p),
+        ("gated", c_void_p),
+        ("meet", c_void_p),
+        ("place", c_void_p),
+        ("queries", CRange),
+        ("keys", CRange),
+        ("heads", CRange),
+        ("hidden", CRange),
+        ("inner", CRange),
+        ("vocab", CRange),
+    )
+
+
 class CPass(Structure):
     """``lutra_pass``."""
 
@@ -198,6 +230,7 @@ class CPass(Structure):
         ("logits", c_void_p),
         ("argmax", c_void_p),
         ("scale", c_void_p),
+        ("share", c_void_p),
         ("n", c_int32),
         ("first", c_int32),
         ("last", c_int32),
@@ -233,6 +266,8 @@ STRUCTURES: dict[str, type[Structure]] = {
     "lutra_layer": CLayer,
     "lutra_model": CModel,
     "lutra_row": CRow,
+    "lutra_range": CRange,
+    "lutra_share": CShare,
     "lutra_pass": CPass,
     "lutra_ranges": CRanges,
 }

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lutra.devices.cpu.binding import KeptArrays, matrix_of
+from lutra.devices.cpu.cache import PAGE
 from lutra.devices.cpu.interface import CMatrix, CNorm
 from lutra.devices.cpu.library import library, pointer, scale_of, target_number
 from lutra_golden.arith.quantize import ActivationGroups
@@ -214,8 +215,10 @@ def attend(
     frac: int,
     window: int = 0,
     kv: tuple[int, int] = (8, 8),
+    page: int = PAGE,
 ) -> NDArray[np.int32]:
-    """Attention ``[M, heads, D]`` with the shapes of the golden model's."""
+    """Attention ``[M, heads, D]`` with the shapes of the golden model's, over pages of ``page``
+    positions."""
     m, heads, d = q.shape
     kv_heads, total, _ = k.shape
     arrays = [q, scales(q_scale), k, scales(k_scale), v, scales(v_scale)]
@@ -223,7 +226,7 @@ def attend(
     out = np.zeros((m, heads, d), np.int32)
     done = library().lutra_cpu_attend(
         target_number(target), *map(pointer, arrays), m, heads, kv_heads, d, *kv, total - m,
-        frac, window, pointer(out),
+        frac, window, page, pointer(out),
     )  # fmt: skip
     assert done
     return out

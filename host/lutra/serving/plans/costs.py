@@ -6,10 +6,10 @@ forms them, with the seconds that profiles have for each pass.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from itertools import chain, pairwise, permutations
 
 from lutra.arguments import check_whole
-from lutra.serving.batch import LEAST_CHUNK, PASS_S, SMOOTHING
+from lutra.serving.chunks import PromptPace
 from lutra.serving.plans.facts import pass_s
 from lutra.serving.plans.layout import Plan, Route, Stage
 from lutra.serving.plans.legs import chunk_size
@@ -17,6 +17,7 @@ from lutra.serving.plans.measure import kv_bytes_of
 from lutra.serving.plans.profile import DeviceProfile, Kind, LinkProfile, weakest
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shares import EXCHANGES
 
 __all__ = ["Cost", "Costs", "Workload"]
 
@@ -107,13 +108,11 @@ class Costs:
 
     def _together(self, route: Route, workload: Workload, n: int) -> list[_Run]:
         """Requests that share passes, prompts in chunks where others wait for their tokens."""
-        runs, now, per_token = [_Run() for _ in range(n)], 0.0, 0.0
+        runs, now, pace = [_Run() for _ in range(n)], 0.0, PromptPace()
         most = min(self.profiles[stage.site].pass_tokens for stage in route)
         while left := [run for run in runs if len(run.times) < workload.answer]:
             decoding = [run for run in left if run.times]
-            room = max(most - len(decoding), 1)
-            if decoding and per_token:
-                room = min(max(int(PASS_S / per_token), LEAST_CHUNK), room)
+            room = pace.room(most, len(decoding))
             parts = [(run, 1, workload.prompt + len(run.times) - 1) for run in decoding]
             for run in left:
                 if run.times or not room:
@@ -123,11 +122,8 @@ class Costs:
                 room -= size
             sizes, positions = [size for _, size, _ in parts], [at for _, _, at in parts]
             steps = self._alike(runs, parts, workload)
-            seconds = self._route_s(route, sizes, [at + (steps - 1) / 2 for at in positions])
-            prompts = sum(size for run, size, _ in parts if not run.times and size > 1)
-            if prompts >= LEAST_CHUNK:
-                latest = seconds / prompts
-                per_token += (latest - per_token) * (SMOOTHING if per_token else 1.0)
+            seconds = self.pass_s(route, sizes, [at + (steps - 1) / 2 for at in positions])
+            pace.took(sum(size for run, size, _ in parts if not run.times and size > 1), seconds)
             for step in range(steps):
                 for run, size, _ in parts:
                     if not run.times:
@@ -145,7 +141,7 @@ class Costs:
             return 1
         return max(1, min(16, min(workload.answer - len(run.times) for run, _, _ in parts)))
 
-    def _route_s(self, route: Route, sizes: Sequence[int], positions: Sequence[float]) -> float:
+    def pass_s(self, route: Route, sizes: Sequence[int], positions: Sequence[float]) -> float:
         """Seconds of a pass through all stages of a route."""
         if len(route) > 1 and (size := chunk_size(sizes, len(route))) < max(sizes):
             return self._chunks_s(route, sizes, positions, size)
@@ -172,7 +168,15 @@ class Costs:
         return ends[-1]
 
     def _stage_s(self, stage: Stage, sizes: Sequence[int], positions: Sequence[float]) -> float:
-        return pass_s(self.profiles[stage.site], sizes, positions, stage.layers)
+        if not stage.shares:
+            return pass_s(self.profiles[stage.site], sizes, positions, stage.layers)
+        total = sum(share.rows for share in stage.shares)
+        slowest = max(
+            pass_s(self.profiles[each.site], sizes, positions, stage.layers, each.rows / total)
+            for each in stage.shares
+        )
+        waits = [self.links[pair].meeting_s or 0.0 for pair in permutations(stage.sites, 2)]
+        return slowest + len(EXCHANGES) * len(stage.layers) * max(waits)
 
     def _hops_s(self, route: Route, tokens: int) -> list[float]:
         """Seconds of the residual stream from each stage to the next."""
@@ -199,7 +203,7 @@ class Costs:
             later = [ready[i] for i in left if ready[i] > now]
             at = [workload.prompt + len(run.times) - 1 for run in own]
             steps = min(16, min(workload.answer - len(run.times) for run in own))
-            seconds = self._route_s(plan.decode, [1] * len(own), [p + (steps - 1) / 2 for p in at])
+            seconds = self.pass_s(plan.decode, [1] * len(own), [p + (steps - 1) / 2 for p in at])
             if later:  # until another one comes
                 steps = max(1, min(steps, int((min(later) - now) / max(seconds, 1e-12)) + 1))
             for step in range(steps):
@@ -210,8 +214,8 @@ class Costs:
 
     def _prompt_s(self, plan: Plan, prompt: int) -> float:
         """Seconds of a prompt: layer by layer where it is one device's."""
-        seconds = self._route_s(plan.prefill, [prompt], [0])
-        if len(plan.prefill) == 1:
+        seconds = self.pass_s(plan.prefill, [prompt], [0])
+        if len(plan.prefill) == 1 and plan.is_handed_over:
             profile = self.profiles[plan.prefill[0].site]
             seconds += (profile.n_layers - 1) * profile.call_s
         return seconds
@@ -226,14 +230,14 @@ class Costs:
         arrived: dict[int, float] = {}
         for stage in plan.prefill:
             for layer in stage.layers:
-                target = next(s.site for s in plan.decode if layer in s.layers)
-                if target == stage.site:
-                    continue
                 # a stage of a pipeline sends its layers when all tokens have passed it
                 last = layer if len(plan.prefill) == 1 else stage.layers.stop - 1
                 done = prefill_s * (last + 1) / n_layers
-                begin = max(done, arrived.get(target, 0.0))
-                arrived[target] = begin + self._link_s(stage.site, target, n_bytes)
+                for target in next(s.sites for s in plan.decode if layer in s.layers):
+                    if target in stage.sites:
+                        continue
+                    begin = max(done, arrived.get(target, 0.0))
+                    arrived[target] = begin + self._link_s(stage.site, target, n_bytes)
         return max(max(arrived.values(), default=0.0) - prefill_s, 0.0)
 
 
@@ -243,5 +247,7 @@ def _hops(plan: Plan) -> set[tuple[int, int]]:
     for stage in plan.prefill:
         for other in plan.decode:
             if set(stage.layers) & set(other.layers):
-                pairs.add((stage.site, other.site))
+                pairs |= {(stage.site, site) for site in other.sites if site not in stage.sites}
+    for stage in (*plan.prefill, *plan.decode):
+        pairs |= set(permutations(stage.sites, 2))
     return {(a, b) for a, b in pairs if a != b}

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from lutra.devices.base import (
     StepResult,
     check_tokens,
 )
+from lutra.devices.shares import Share
 from lutra.process_lock import ProcessLock
 from lutra.serving.engine import Engine
 from lutra.serving.loaded import LoadedModel
@@ -30,6 +32,7 @@ from lutra.serving.plans.layout import Plan, Route
 from lutra.serving.plans.legs import Leg, Portion, all_at_once, legs_of, run_legs
 from lutra.serving.plans.live import LiveDevices, SiteFailed
 from lutra.serving.plans.mover import KvMover, common_layers
+from lutra.serving.plans.rows import RowRunner, sharing
 from lutra.serving.plans.session import PlannedSession
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv, SequenceKv
@@ -40,6 +43,8 @@ __all__ = ["Chooser", "PlannedDevice", "fixed"]
 
 Chooser = Callable[[PackedModel, Sequence[int]], Sequence[Plan]]
 """Plans for a model on the devices of these numbers, one or several that share the sessions."""
+Expect = Callable[[Route, Sequence[int], Sequence[int]], float]
+"""Seconds of a pass on a route: tokens of each session, and their positions."""
 _PROMPT_TOKENS = 16  # more of a session in one step are a prompt
 T = TypeVar("T")
 
@@ -59,6 +64,11 @@ def fixed(*plans: Plan) -> Chooser:
         return left or [Plan.on(sites[0], len(model.layers))]
 
     return choose
+
+
+def _is_divided(route: Route) -> bool:
+    """True unless one device has all of a route."""
+    return len(route) > 1 or bool(route[0].shares)
 
 
 @dataclass
@@ -81,7 +91,8 @@ class PlannedDevice(Closing):
     and values go where they are needed next while a prompt is computed, layer by layer, over
     ``carrier``. A device that fails is left out: what only it had is computed again from the
     tokens, and since all devices give the same bits nobody can tell. :attr:`notes` say so. Calls of
-    several threads with different sessions overlap where they need different devices.
+    several threads with different sessions overlap where they need different devices. ``expect``
+    predicts what passes take.
     """
 
     name = "plan"
@@ -93,6 +104,7 @@ class PlannedDevice(Closing):
         *,
         labels: Sequence[str] | None = None,
         carrier: Carrier | None = None,
+        expect: Expect | None = None,
     ) -> None:
         if not devices:
             raise LutraError("a plan needs devices: give at least one")
@@ -106,6 +118,7 @@ class PlannedDevice(Closing):
         """Seconds that passes took, to be compared with predictions."""
         self._choose, self._lock = choose, threading.RLock()
         self._returning = threading.Lock()
+        self._rows, self._expect = RowRunner(), expect
         self._model: PackedModel | None = None
         self._plans: list[Plan] = []
         self._sessions: weakref.WeakSet[PlannedSession] = weakref.WeakSet()
@@ -135,6 +148,11 @@ class PlannedDevice(Closing):
         """Numbers of the devices that have not failed."""
         return list(self._live.left)
 
+    @property
+    def answering(self) -> Device | None:
+        """The device that makes tokens by the first plan; None while nothing is loaded."""
+        return self.devices[self._plans[0].decode[-1].site] if self._plans else None
+
     # -- the protocol
 
     @property
@@ -158,7 +176,7 @@ class PlannedDevice(Closing):
     def greedy_tokens(self) -> int:
         """Most tokens that :meth:`greedy` makes without the host; 1 if the host takes each."""
         return min(
-            self.devices[plan.decode[0].site].greedy_tokens if len(plan.decode) == 1 else 1
+            1 if _is_divided(plan.decode) else self.devices[plan.decode[0].site].greedy_tokens
             for plan in self._plans
         )
 
@@ -260,7 +278,8 @@ class PlannedDevice(Closing):
 
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the device that answers."""
-        return self.devices[self._plans[0].decode[-1].site].counters() if self._plans else {}
+        answering = self.answering
+        return {} if answering is None else answering.counters()
 
     def facts(self) -> Mapping[str, str | int]:
         """The plans in words."""
@@ -279,16 +298,17 @@ class PlannedDevice(Closing):
                     with suppress(DeviceError) if failed else nullcontext():
                         device.close()
 
-    def make_engine(self, loaded: LoadedModel) -> Engine:
-        """Threads that keep the devices busy with requests; see :mod:`.lanes`."""
+    def make_engine(self, loaded: LoadedModel, most: int) -> Engine:
+        """Threads that keep the devices busy with at most so many requests; see :mod:`.lanes`."""
         from lutra.serving.plans.lanes import LaneEngine
 
-        return LaneEngine(loaded, self)
+        return LaneEngine(loaded, self, most)
 
     def _begin_again(self) -> None:
         self.epoch += 1
         self._sessions.clear()
         self._mover.close()
+        self._rows.close()
         self._plans = []
 
     # -- for sessions
@@ -324,10 +344,11 @@ class PlannedDevice(Closing):
 
         def restore() -> None:
             for stage in session.plan.decode:
-                part = self._mover.part(session, stage.site)
-                with self._live.on(stage.site):
-                    layers = {i: kv.layers[i] for i in stage.layers}
-                    part.restore(replace(kv, layers=layers))
+                layers = {i: kv.layers[i] for i in stage.layers}
+                for site in stage.sites:
+                    part = self._mover.part(session, site)
+                    with self._live.on(site):
+                        part.restore(replace(kv, layers=layers))
 
         self.rewind([(session, 0)])
         session.tokens = []
@@ -458,7 +479,19 @@ class PlannedDevice(Closing):
             results.update(zip(own, done, strict=True))
 
         all_at_once([lambda route=route: run(route) for route in groups])
-        return [results[i] for i in range(len(items))]
+        predicted = self._predicted(
+            {route: [items[i] for i in own] for route, own in groups.items()}
+        )
+        return [replace(results[i], predicted_s=predicted) for i in range(len(items))]
+
+    def _predicted(self, groups: Mapping[Route, Sequence[_Item]]) -> float | None:
+        """Seconds that were expected of what ran on several routes at once."""
+        if self._expect is None:
+            return None
+        return max(
+            self._expect(route, [item.n for item in items], [item.position for item in items])
+            for route, items in groups.items()
+        )
 
     def _route(self, item: _Item) -> Route:
         plan = item.session.plan
@@ -466,11 +499,12 @@ class PlannedDevice(Closing):
         return plan.prefill if is_prompt else plan.decode
 
     def _run_route(self, route: Route, items: Sequence[_Item]) -> list[StepResult]:
-        onward = any(item.session.plan.decode != route for item in items)
+        onward = any(Plan(route, item.session.plan.decode).is_handed_over for item in items)
         for item in items:
             self._prepare(item.session, route, item.position, item.n)
             for stage in item.session.plan.decode if onward else ():
-                self._mover.part(item.session, stage.site)
+                for site in stage.sites:
+                    self._mover.part(item.session, site)
         portions = [Portion(item.step.tokens, item.step.logits_from) for item in items]
         return self._through(route, [item.session for item in items], portions, onward=onward)
 
@@ -491,44 +525,66 @@ class PlannedDevice(Closing):
         """Tokens of sessions through a route; ``onward``: then to where they are needed next."""
 
         def run(leg: Leg, chunk: Sequence[Portion]) -> list[StepResult]:
-            parts = [session.parts[leg.site] for session in sessions]
             some = [i for i, portion in enumerate(chunk) if len(portion.tokens)]
-            steps = [
-                Step(
-                    session=parts[i].session,
-                    tokens=chunk[i].tokens,
-                    logits_from=chunk[i].logits_from,
-                    layers=None if leg.is_all else leg.layers,
-                    residual=chunk[i].residual,
-                )
-                for i in some
-            ]
-            with self._live.on(leg.site) as device, self._live.turns[leg.site]:
+            parts = {site: [sessions[i].parts[site] for i in some] for site in leg.sites}
+            steps = {
+                site: [
+                    Step(
+                        session=part.session,
+                        tokens=chunk[i].tokens,
+                        logits_from=chunk[i].logits_from,
+                        layers=None if leg.is_all else leg.layers,
+                        residual=chunk[i].residual,
+                    )
+                    for i, part in zip(some, own, strict=True)
+                ]
+                for site, own in parts.items()
+            }
+            with ExitStack() as turns:
+                for site in sorted(leg.sites):
+                    turns.enter_context(self._live.turns[site])
                 start = time.perf_counter()
-                found = device.run(steps)
+                found = self._run_leg(leg, steps)
                 seconds = time.perf_counter() - start
+            first = parts[leg.sites[0]]
             self.took.note(
                 Fact(
-                    site=leg.site,
-                    layers=leg.layers,
-                    sizes=tuple(len(step.tokens) for step in steps),
-                    positions=tuple(parts[i].lengths[leg.layers.start] for i in some),
+                    stage=replace(leg.stage, layers=leg.layers),
+                    sizes=tuple(len(chunk[i].tokens) for i in some),
+                    positions=tuple(part.lengths[leg.layers.start] for part in first),
                     seconds=seconds,
                 )
             )
             results = [self._nothing] * len(chunk)
             for i, result in zip(some, found, strict=True):
                 results[i] = result
-                for layer in leg.layers:
-                    parts[i].lengths[layer] += len(chunk[i].tokens)
+                for part in (sessions[i].parts[site] for site in leg.sites):
+                    for layer in leg.layers:
+                        part.lengths[layer] += len(chunk[i].tokens)
             return results
 
         def finished(leg: Leg) -> None:
             for session in sessions if onward else ():
-                self._mover.send(session, leg.site, leg.layers)
+                self._mover.send(session, leg.sites, leg.layers)
 
         legs = legs_of(route, by_layer=onward and len(route) == 1)
         return run_legs(legs, portions, run, finished)
+
+    def _run_leg(self, leg: Leg, steps: Mapping[int, Sequence[Step]]) -> list[StepResult]:
+        """Steps of each device of a leg, which are the same ones in its own sessions."""
+        if not leg.stage.shares:
+            [site] = leg.sites
+            with self._live.on(site) as device:
+                return device.run(steps[site])
+
+        def share(site: int, own: Share) -> list[StepResult]:
+            with self._live.on(site) as device:
+                return sharing(device, self.labels[site]).run_share(steps[site], own)
+
+        devices = [self.devices[site] for site in leg.sites]
+        return self._rows.run(
+            leg.stage, devices, self.model, [partial(share, site) for site in leg.sites]
+        )
 
     @property
     def _nothing(self) -> StepResult:
@@ -544,15 +600,18 @@ class PlannedDevice(Closing):
     ) -> GreedyResult:
         """Greedy tokens at position ``n``, by the device itself if it has all layers."""
         route = session.plan.decode
-        stage, *others = route
-        if others:
+        if _is_divided(route):
             step = Step(session=session, tokens=[token])
-            [result] = self._run_route(route, [self._item(step, session)])
+            item = self._item(step, session)
+            [result] = self._run_route(route, [item])
             return GreedyResult(
-                tokens=result.argmax.tolist(), saturated=result.saturated, cycles=result.cycles
+                tokens=result.argmax.tolist(),
+                saturated=result.saturated,
+                cycles=result.cycles,
+                predicted_s=self._predicted({route: [item]}),
             )
         self._prepare(session, route, n, 1)
-        site = stage.site
+        site = route[0].site
         part = session.parts[site]
         with self._live.on(site) as device:
             made = device.greedy(part.session, token, n_tokens, ends)
@@ -560,4 +619,8 @@ class PlannedDevice(Closing):
         if made.error is not None:
             # what was made is right, and the next call goes elsewhere
             self._leave_out(SiteFailed(site, made.error))
-        return replace(made, error=None)
+        predicted = None
+        if self._expect is not None:
+            n_made = len(made.tokens)
+            predicted = n_made * self._expect(route, [1], [n + n_made // 2])
+        return replace(made, error=None, predicted_s=predicted)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lutra.serving.plans.layout import Stage
 from lutra.serving.plans.profile import DeviceProfile
 
 __all__ = ["Fact", "Facts", "pass_s"]
@@ -15,27 +16,38 @@ _KEPT = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """Passes on the device ``site``: ``sizes`` tokens of each session, from ``positions`` on,
-    through ``layers``, took ``seconds``."""
+    """Passes of a ``stage``: ``sizes`` tokens of each session, from ``positions`` on, took
+    ``seconds``."""
 
-    site: int
-    layers: range
+    stage: Stage
     sizes: tuple[int, ...]
     positions: tuple[int, ...]
     seconds: float
 
     def predicted(self, profile: DeviceProfile) -> float:
         """Seconds that ``profile`` has for it."""
-        return pass_s(profile, self.sizes, self.positions, self.layers)
+        return pass_s(profile, self.sizes, self.positions, self.stage.layers)
 
 
 def pass_s(
-    profile: DeviceProfile, sizes: Sequence[int], positions: Sequence[float], layers: range
+    profile: DeviceProfile,
+    sizes: Sequence[int],
+    positions: Sequence[float],
+    layers: range,
+    rows: float = 1.0,
 ) -> float:
-    """Seconds of ``sizes`` tokens of some sessions, each from its position on, through ``layers``.
+    """Seconds of ``sizes`` tokens of some sessions, each from its position on, through ``layers``,
+    of which so much of the ``rows`` is computed.
 
     Several prompts count as one that attends to as many positions in all.
     """
+    whole = _whole_s(profile, sizes, positions, layers)
+    return whole * profile.of_rows(sum(sizes), sum(positions) / len(positions), rows)
+
+
+def _whole_s(
+    profile: DeviceProfile, sizes: Sequence[int], positions: Sequence[float], layers: range
+) -> float:
     n, n_layers = sum(sizes), profile.n_layers
     if max(sizes) == 1:
         position = sum(positions) / n
@@ -75,8 +87,8 @@ class Facts:
         return len(self._kept)
 
     def of_site(self, site: int) -> list[Fact]:
-        """Those of one device, the earliest first."""
-        return [each for each in list(self._kept) if each.site == site]
+        """Those of one device alone, the earliest first."""
+        return [each for each in list(self._kept) if each.stage.sites == (site,)]
 
     def drift(self, profiles: Mapping[int, DeviceProfile]) -> dict[int, float]:
         """Seconds of each device by those that its profile predicts."""

@@ -3,11 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from lutra.devices.base import GreedyResult, Session, Step, StepResult
-from lutra.serving.batch import Batch, Request
+from lutra.serving.batch import Batch, Places, Request
 from lutra.serving.engine import BatchEngine
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.plans.device import PlannedDevice
 from lutra.serving.plans.layout import Plan
+from lutra.serving.prefixes import KnownPrefixes
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["LaneEngine"]
@@ -19,14 +20,14 @@ class LaneEngine:
     Where phases are split, one has prompts, one after another, and gives each request to the other
     at its first token. Where layers are, there are as many as stages: while one's pass is on the
     second device, another's is on the first. Of several plans each has one. A request goes to the
-    thread that has the fewest.
+    thread that has the fewest. At most ``most`` of them are on the devices at a time.
     """
 
-    def __init__(self, loaded: LoadedModel, device: PlannedDevice) -> None:
+    def __init__(self, loaded: LoadedModel, device: PlannedDevice, most: int) -> None:
         self._lanes: list[tuple[BatchEngine, BatchEngine]] = []
         self._engines: list[BatchEngine] = []
         self._own: list[LoadedModel] = []
-        plans = device.plans
+        plans, places = device.plans, Places(most)
         for plan in plans:
             own = loaded
             if len(plans) > 1:
@@ -35,12 +36,14 @@ class LaneEngine:
                 own = LoadedModel(device.model, Lane(device, plan), None, kept)
                 self._own.append(own)
             if plan.kind == "phase split":
-                answers = self._engine(Batch(own))
-                prompts = self._engine(Batch(own, 1, hand_on=answers.adopt, others=self._running))
+                answers = self._engine(Batch(own, places=places))
+                prompts = self._engine(
+                    Batch(own, 1, hand_on=answers.adopt, others=self._running, places=places)
+                )
                 self._lanes.append((prompts, answers))
             else:
                 for _ in plan.decode:
-                    engine = self._engine(Batch(own, others=self._running))
+                    engine = self._engine(Batch(own, others=self._running, places=places))
                     self._lanes.append((engine, engine))
 
     def _engine(self, batch: Batch) -> BatchEngine:
@@ -57,6 +60,12 @@ class LaneEngine:
     def n_running(self) -> int:
         """Requests that have sessions on the devices."""
         return sum(engine.n_running for engine in self._engines)
+
+    @property
+    def known(self) -> Sequence[KnownPrefixes]:
+        """What is kept of ended sequences, for the prompts of later requests; lanes may share
+        it."""
+        return [each for engine in self._engines for each in engine.known]
 
     @property
     def ended(self) -> bool:

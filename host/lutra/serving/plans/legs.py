@@ -19,11 +19,16 @@ _CHUNKS = 4  # of a prompt, for each stage of a pipeline
 
 @dataclass(frozen=True)
 class Leg:
-    """Some layers on one device, without a stop; ``is_all`` if they are all of them."""
+    """Some layers of a stage, without a stop; ``is_all`` if they are all of them."""
 
-    site: int
+    stage: Stage
     layers: range
     is_all: bool
+
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """The devices that compute them."""
+        return self.stage.sites
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,10 @@ Run = Callable[[Leg, Sequence[Portion]], list[StepResult]]
 
 def legs_of(route: Route, *, by_layer: bool) -> list[Leg]:
     """The legs of a route: its stages, or its single layers."""
-    stages = list(route)
+    parts = [(stage, stage.layers) for stage in route]
     if by_layer:
-        stages = [
-            Stage(stage.site, range(i, i + 1)) for stage in route for i in stage.layers
-        ]  # fmt: skip
-    return [Leg(stage.site, stage.layers, len(stages) == 1) for stage in stages]
+        parts = [(stage, range(i, i + 1)) for stage in route for i in stage.layers]
+    return [Leg(stage, layers, len(parts) == 1) for stage, layers in parts]
 
 
 def run_legs(
@@ -65,7 +68,7 @@ def run_legs(
     Where legs are on different devices, many tokens are cut into chunks, which follow each other
     through the devices. ``finished`` is called when all tokens have passed a leg.
     """
-    n_sites = len({leg.site for leg in legs})
+    n_sites = len({leg.sites for leg in legs})
     chunks = _chunks(portions, n_sites) if n_sites > 1 else [list(portions)]
     done: list[list[StepResult]] = []
     if len(chunks) == 1:

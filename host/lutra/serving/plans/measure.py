@@ -2,19 +2,32 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
 
 import numpy as np
 
 from lutra.devices.base import Device, Session, Step, StepResult
+from lutra.devices.shares import Share, SharingDevice
 from lutra.serving.plans.carriers import Carrier
+from lutra.serving.plans.layout import RowShare, Stage
 from lutra.serving.plans.profile import DeviceProfile, Kind, LinkProfile, Table
+from lutra.serving.plans.rows import RowRunner, sharing
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv, SequenceKv
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shares import EXCHANGES, divide
 
-__all__ = ["BUDGET_S", "MOST_SESSIONS", "empty_kv", "kv_bytes_of", "measure_device", "measure_link"]
+__all__ = [
+    "BUDGET_S",
+    "MOST_SESSIONS",
+    "empty_kv",
+    "kv_bytes_of",
+    "measure_device",
+    "measure_link",
+    "measure_meeting",
+]
 
 Progress = Callable[[str, float], None]
 BUDGET_S = 20.0
@@ -22,6 +35,8 @@ BUDGET_S = 20.0
 MOST_SESSIONS = 64
 """Sessions that are measured together, at most."""
 _REPEATS = 3
+_EACH_CHUNK, _EACH_BATCH = 4, 8  # tokens, sessions: up to these each number is measured
+_MEETINGS = 7  # passes of two devices that are timed
 _POSITIONS = (0, 128, 512, 2048, 8192, 32768)
 
 
@@ -46,12 +61,13 @@ def measure_device(
 ) -> DeviceProfile:
     """The profile of ``device``, which has loaded a model, within some ``budget_s`` seconds.
 
-    Passes of 1, 2, 4, ... tokens up to the most that share one, at positions up to the context.
-    With ``clock_hz`` its cycles by that clock count, not the seconds of the simulation.
+    Passes of 1, 2, 3, 4, 8, ... tokens up to the most that share one, at positions up to the
+    context. With ``clock_hz`` its cycles by that clock count, not the seconds of the simulation.
     """
     kind: Kind = "measured" if clock_hz is None else "simulated"
     with closing(_Bench(device, clock_hz, budget_s, progress)) as bench:
         chunk, layer = bench.chunks()
+        half = bench.halves()
         batch = bench.batches(chunk)
         return DeviceProfile(
             device=label,
@@ -62,6 +78,7 @@ def measure_device(
             chunk=chunk,
             batch=batch,
             layer=layer,
+            half=half,
             call_s=bench.call_s(layer),
         )
 
@@ -84,7 +101,7 @@ class _Bench:
         )
         self._stream = np.zeros((device.pass_tokens, model.hidden_size), np.int32)
         self._sessions = [device.session()]
-        self._sizes = _powers(min(device.pass_tokens, model.context))
+        self._sizes = _sizes(min(device.pass_tokens, model.context), _EACH_CHUNK)
         last = 3 * model.context // 4
         self._positions = [*(p for p in _POSITIONS if p < last), last]
 
@@ -106,14 +123,34 @@ class _Bench:
         chunk = self._table("passes", self._sizes, whole, self._budget_s / 2)
         return chunk, self._table("layers", self._sizes, part, self._budget_s / 4)
 
+    def halves(self) -> Table | None:
+        """Of tokens of one session, half of the rows and heads; None if they cannot be divided."""
+        device, model = self._device, self._model
+        if not isinstance(device, SharingDevice) or self._clock_hz is not None:
+            return None
+        try:
+            rows, _ = divide(model, (1, 1))
+        except LutraError:
+            return None
+        with device.meeting(model, device.pass_tokens, 1) as meeting:
+            run = partial(device.run_share, share=Share(rows, meeting))
+            return self._table(
+                "halves of layers",
+                self._sizes,
+                lambda n, p: self._seconds(self._sessions[:1], n, p, None, run),
+                self._budget_s / 8,
+            )
+
     def batches(self, chunk: Table) -> Table:
         """Of one token each of several sessions, as many as there is room for."""
-        sizes = [n for n in self._sizes if n <= MOST_SESSIONS]
+        sizes = _sizes(min(self._sizes[-1], MOST_SESSIONS), _EACH_BATCH)
         for _ in range(len(self._sessions), sizes[-1]):
             try:
-                self._sessions.append(self._device.session())
+                session = self._device.session()
+                session.reserve(self._model.context)
             except LutraError:
                 break  # this is what there is room for
+            self._sessions.append(session)
         sizes = [n for n in sizes if n <= len(self._sessions)]
         return self._table(
             "sessions",
@@ -160,9 +197,16 @@ class _Bench:
         return Table(tokens=tuple(sizes), positions=tuple(positions), seconds=rows)
 
     def _seconds(
-        self, sessions: Sequence[Session], n: int, position: int, layers: range | None
+        self,
+        sessions: Sequence[Session],
+        n: int,
+        position: int,
+        layers: range | None,
+        run: Callable[[Sequence[Step]], list[StepResult]] | None = None,
     ) -> float:
-        """Median of some passes with ``n`` tokens of each of the sessions at ``position``."""
+        """Median of some passes with ``n`` tokens of each of the sessions at ``position``; ``run``
+        is the device's unless it is given."""
+        run = run or self._device.run
         every = range(len(self._model.layers))
         for session in sessions:
             if session.length != position:
@@ -174,7 +218,7 @@ class _Bench:
         taken: list[float] = []
         while len(taken) < _REPEATS and (len(taken) < 1 or sum(taken) < self._budget_s / 100):
             start = time.perf_counter()
-            results = self._device.run(steps)
+            results = run(steps)
             seconds = time.perf_counter() - start
             taken.append(self._of_clock(results) if self._clock_hz else seconds)
             for session in sessions:
@@ -217,13 +261,42 @@ def measure_link(
     return LinkProfile(latency_s=latency, bytes_per_s=1 / per_byte, kind="measured")
 
 
+def measure_meeting(
+    devices: Sequence[Device], profiles: Sequence[DeviceProfile], *, repeats: int = _MEETINGS
+) -> float | None:
+    """Seconds that two devices lose each time that they wait for each other in a pass of one token
+    whose rows are divided evenly: beyond what the slower one takes. None if they cannot divide
+    rows."""
+    model = devices[0].model
+    if any(profile.half is None for profile in profiles):
+        return None
+    parts = [sharing(each, profile.device) for each, profile in zip(devices, profiles, strict=True)]
+    stage = Stage(0, range(len(model.layers)), (RowShare(0, 1), RowShare(1, 1)))
+    taken: list[float] = []
+    with ExitStack() as held:
+        rows = held.enter_context(RowRunner())
+        sessions = [held.enter_context(closing(each.session())) for each in devices]
+        steps = [[Step(session=session, tokens=[0])] for session in sessions]
+        calls = [partial(part.run_share, own) for part, own in zip(parts, steps, strict=True)]
+        for _ in range(repeats):
+            start = time.perf_counter()
+            rows.run(stage, devices, model, calls)
+            taken.append(time.perf_counter() - start)
+            for session in sessions:
+                session.truncate(0)
+    alone = max(profile.chunk.at(1, 0) * profile.of_rows(1, 0, 0.5) for profile in profiles)
+    meetings = len(EXCHANGES) * len(model.layers)
+    return max(float(np.median(taken)) - alone, 0.0) / meetings
+
+
 def kv_bytes_of(model: PackedModel, positions: int, layers: int) -> int:
     """Bytes of keys and values in their canonical form."""
     bits = model.key_bits + model.value_bits
     return positions * layers * model.n_kv_heads * (model.head_dim * bits // 8 + 8)
 
 
-def _powers(most: int) -> list[int]:
-    """1, 2, 4, ... and ``most``."""
-    sizes = [1 << i for i in range(most.bit_length()) if 1 << i < most]
-    return [*sizes, most]
+def _sizes(most: int, each: int) -> list[int]:
+    """Every number up to ``each``, then 8, 16, ... and ``most``: products of few columns are made
+    in ways of their own, and do not take a time that lies between."""
+    powers = {1 << i for i in range(most.bit_length())}
+    return sorted({n for n in powers | set(range(1, each + 1)) if n <= most} | {most})

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from lutra.serving.plans.profile import DeviceProfile, Table
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.timing.boards import BoardProfile, board_timing
 from lutra_golden.timing.decode import pass_cycles
 
 __all__ = ["model_accelerator"]
@@ -13,14 +14,17 @@ _POSITIONS = (0, 512, 4096)
 
 
 def model_accelerator(
-    model: PackedModel, config: AcceleratorConfig, clock_hz: float, label: str, fingerprint: str
+    model: PackedModel, config: AcceleratorConfig, board: BoardProfile, label: str, fingerprint: str
 ) -> DeviceProfile:
-    """The profile of ``config`` at ``clock_hz``, which holds the model: *modelled*.
+    """The profile of ``config``, which holds the model, on ``board``: *modelled*.
+
+    A port that is wider than the board's waits for its beats.
 
     See :func:`~lutra_golden.timing.decode.pass_cycles` for what it leaves out. Tokens of several
     sessions count as those of one.
     """
     n_layers, most = len(model.layers), min(config.pass_tokens, model.context)
+    _, beat_cycles = board_timing(board, config).weight_rate
     sizes = range(1, most + 1)
     last = model.context - most
     positions = sorted({min(position, last) for position in _POSITIONS})
@@ -30,11 +34,13 @@ def model_accelerator(
         return Table(
             tokens=tuple(sizes),
             positions=tuple(positions),
-            seconds=tuple(tuple(cycles(n, p) / clock_hz for p in positions) for n in sizes),
+            seconds=tuple(tuple(cycles(n, p) / board.clock_hz for p in positions) for n in sizes),
         )
 
     def through(which: range, logits: Callable[[int], int]) -> Callable[[int, int], float]:
-        return lambda n, p: pass_cycles(model, config, p, n, logits(n), layers=which)
+        return lambda n, p: pass_cycles(
+            model, config, p, n, logits(n), layers=which, beat_cycles=beat_cycles
+        )
 
     return DeviceProfile(
         device=label,

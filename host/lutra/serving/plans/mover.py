@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from lutra.devices.base import DeviceError
 from lutra.serving.plans.carriers import Carrier
-from lutra.serving.plans.layout import Route, Stage
+from lutra.serving.plans.layout import Route
 from lutra.serving.plans.live import LiveDevices, SiteFailed
 from lutra.serving.plans.session import Part, PlannedSession
 from lutra_golden.errors import LutraError
@@ -61,13 +61,14 @@ class KvMover:
         What is missing is brought from devices that have it, unless it is no more than what is
         ``coming``. The tokens come back that are to be computed on the route first.
         """
-        sites = {stage.site for stage in route}
+        sites = {site for stage in route for site in stage.sites}
         for site in sites:
             self.part(session, site)
             self.cut(session, site, n)
         if n - _least(session, route) > coming:
             for stage in route:
-                self._fetch(session, stage, n)
+                for site in stage.sites:
+                    self._fetch(session, site, stage.layers, n)
         least = _least(session, route)
         if least == n:
             return []
@@ -80,37 +81,39 @@ class KvMover:
             self.cut(session, site, least)
         return tokens
 
-    def send(self, session: PlannedSession, site: int, layers: range) -> None:
-        """Send finished layers of a device on to where answers need them, in the background.
+    def send(self, session: PlannedSession, sites: Sequence[int], layers: range) -> None:
+        """Send layers that are finished on ``sites`` on to where answers need them, in the
+        background.
 
         They are exported here: the next layer would keep the device busy.
         """
-        source = session.parts[site]
+        source = session.parts[sites[0]]
         for stage in session.plan.decode:
             wanted = common_layers(stage.layers, layers)
-            if stage.site == site or not wanted:
-                continue
-            target = session.parts[stage.site]
-            with self._live.on(site):
-                kv = source.session.export(wanted)
-            target.arriving.append(self._link(stage.site).submit(self._carry, target, kv))
+            for site in stage.sites if wanted else ():
+                if site in sites:
+                    continue
+                target = session.parts[site]
+                with self._live.on(sites[0]):
+                    kv = source.session.export(wanted)
+                target.arriving.append(self._link(site).submit(self._carry, target, kv))
 
     def _carry(self, target: Part, kv: SequenceKv) -> None:
         target.restore(self._carrier.carry(kv))
 
-    def _fetch(self, session: PlannedSession, stage: Stage, n: int) -> None:
-        """Bring what a stage lacks from devices that have it."""
-        target = session.parts[stage.site]
+    def _fetch(self, session: PlannedSession, to: int, layers: range, n: int) -> None:
+        """Bring what a device lacks of some layers from devices that have it."""
+        target = session.parts[to]
         for site, part in list(session.parts.items()):
-            if site == stage.site or site not in self._live.left:
+            if site == to:
                 continue
             self.settle(session, site)
-            layers = [i for i in stage.layers if target.lengths[i] < n <= part.lengths[i]]
-            for first, stop in _runs(layers):
+            missing = [i for i in layers if target.lengths[i] < n <= part.lengths[i]]
+            for first, stop in _runs(missing):
                 with self._live.on(site):
                     part.cut(n)
                     kv = part.session.export(range(first, stop))
-                with self._live.on(stage.site):
+                with self._live.on(to):
                     self._carry(target, kv)
 
     def _link(self, site: int) -> ThreadPoolExecutor:
@@ -129,7 +132,12 @@ def common_layers(a: range, b: range) -> range:
 
 def _least(session: PlannedSession, route: Route) -> int:
     """Positions that all layers of a route have at least."""
-    return min(session.parts[stage.site].lengths[i] for stage in route for i in stage.layers)
+    return min(
+        session.parts[site].lengths[i]
+        for stage in route
+        for site in stage.sites
+        for i in stage.layers
+    )
 
 
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:

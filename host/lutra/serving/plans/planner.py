@@ -1,6 +1,7 @@
 """Everything that a plan is chosen from: devices that have loaded a model, profiles and links."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from lutra.closing import Closing
 from lutra.devices.base import Device
@@ -9,8 +10,8 @@ from lutra.serving.plans.carriers import Carrier, Direct, Shaped
 from lutra.serving.plans.costs import Costs, Workload
 from lutra.serving.plans.device import PlannedDevice
 from lutra.serving.plans.facts import Facts
-from lutra.serving.plans.layout import Plan
-from lutra.serving.plans.measure import BUDGET_S, measure_link
+from lutra.serving.plans.layout import Plan, Route
+from lutra.serving.plans.measure import BUDGET_S, measure_link, measure_meeting
 from lutra.serving.plans.profile import DeviceProfile, LinkProfile
 from lutra.serving.plans.search import Choice, Slo, choose_plan
 from lutra.serving.plans.sites import Site
@@ -100,12 +101,22 @@ class Planner(Closing):
             return Direct()
         return Shaped(latency_s=self._link.latency_s, bytes_per_s=self._link.bytes_per_s)
 
+    @property
+    def costs(self) -> Costs:
+        """What plans cost by the profiles as they are."""
+        return Costs(self.model, self.profiles, self.links)
+
     def choose(
-        self, workload: Workload, slo: Slo | None = None, alive: Sequence[int] | None = None
+        self,
+        workload: Workload,
+        slo: Slo | None = None,
+        alive: Sequence[int] | None = None,
+        progress: Progress | None = None,
     ) -> Choice:
         """The plan for a workload, on the devices of these numbers, on all if left out."""
-        costs = Costs(self.model, self.profiles, self.links)
-        return choose_plan(costs, workload, slo=slo, sites=alive, fits=self._fits)
+        return choose_plan(
+            self.costs, workload, slo=slo, sites=alive, fits=self._fits, progress=progress
+        )
 
     def correct(self, facts: Facts) -> dict[int, float]:
         """Correct profiles of devices whose passes took longer or shorter than predicted, and keep
@@ -123,6 +134,7 @@ class Planner(Closing):
 
     def _links(self, progress: Progress | None) -> Mapping[tuple[int, int], LinkProfile]:
         found: dict[tuple[int, int], LinkProfile] = {}
+        meetings: dict[tuple[int, int], float | None] = {}
         for i, source in enumerate(self.devices):
             for j, target in enumerate(self.devices):
                 if i == j:
@@ -135,18 +147,23 @@ class Planner(Closing):
                     if progress:
                         progress(f"measuring the way from {self.labels[i]} to {self.labels[j]}", 0)
                     found[i, j] = measure_link(source, target, Direct())
+                    if i < j:
+                        meetings[i, j] = measure_meeting(
+                            (source, target), (self.profiles[i], self.profiles[j])
+                        )
+        for (i, j), seconds in meetings.items():
+            for pair in ((i, j), (j, i)):
+                found[pair] = replace(found[pair], meeting_s=seconds)
         return found
 
     def _fits(self, plan: Plan) -> bool:
         """True unless the weights of a stage exceed the memory of a modelled board."""
         each = token_bytes(self.model) / len(self.model.layers)
         for stage in (*plan.prefill, *plan.decode):
-            site = self.sites[stage.site]
-            if (
-                not site.is_here
-                and len(stage.layers) * each > BOARD_PROFILES[site.name].buffer_bytes
-            ):
-                return False
+            for site in (self.sites[number] for number in stage.sites):
+                needed = len(stage.layers) * each
+                if not site.is_here and needed > BOARD_PROFILES[site.name].buffer_bytes:
+                    return False
         return True
 
 
@@ -182,9 +199,14 @@ def planned_device(
             planners.clear()
             planners[id(model)] = found = own
         wanted = workload or workload_within(model)
-        return found.choose(wanted, slo, alive).chosen.plans
+        return found.choose(wanted, slo, alive, progress).chosen.plans
 
-    return PlannedDevice(devices, choose, labels=[site.label for site in sites])
+    def expect(route: Route, sizes: Sequence[int], positions: Sequence[int]) -> float:
+        [planner] = planners.values()
+        return planner.costs.pass_s(route, sizes, positions)
+
+    labels = [site.label for site in sites]
+    return PlannedDevice(devices, choose, labels=labels, expect=expect)
 
 
 def _close(devices: Sequence[Device | None]) -> None:

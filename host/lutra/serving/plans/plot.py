@@ -9,7 +9,7 @@ from lutra.serving.plans.search import Choice, pareto
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 
-__all__ = ["check_plot", "write_plot"]
+__all__ = ["check_plot", "new_figure", "write_plot"]
 
 _SUFFIXES = (".svg", ".png")
 
@@ -20,12 +20,12 @@ def check_plot(path: Path) -> None:
         raise LutraError(f"a plot must end in {' or '.join(_SUFFIXES)}, not {path.name!r}")
     if not path.absolute().parent.is_dir():
         raise LutraError(f"the folder of {path} does not exist: make it, or give another")
-    _new_figure()
+    new_figure()
 
 
 def write_plot(choice: Choice, labels: Sequence[str], path: Path) -> None:
     """Write all alternatives, with the front of those that no other one beats in both times."""
-    figure = _new_figure()
+    figure = new_figure()
     axes = figure.subplots()
     for kind in dict.fromkeys(each.kind for each in choice.alternatives):
         costs = [each.cost for each in choice.alternatives if each.kind == kind]
@@ -49,7 +49,8 @@ def write_plot(choice: Choice, labels: Sequence[str], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _new_figure() -> Any:  # of a package that may not be here, nor what describes it
+def new_figure() -> Any:  # of a package that may not be here, nor what describes it
+    """An empty figure of matplotlib; LutraError if that is not installed."""
     try:
         mpl, figure = import_module("matplotlib"), import_module("matplotlib.figure")
     except ImportError:

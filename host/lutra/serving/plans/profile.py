@@ -5,11 +5,10 @@ linearly with the positions that its tokens attend to. So a profile has seconds 
 positions, and what lies between is interpolated.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
-
-import numpy as np
 
 from lutra_golden.errors import LutraError
 
@@ -46,9 +45,11 @@ class Table:
 
     def at(self, tokens: float, position: float) -> float:
         """Seconds of a pass of ``tokens`` tokens, of which the first is at ``position``."""
-        rows = [_linear(self.positions, row, position) for row in self.seconds]
         # no entry has less than one token, and no pass takes no time
-        return max(_linear(self.tokens, rows, max(tokens, self.tokens[0])), 0.0)
+        i, share = _place(self.tokens, max(tokens, self.tokens[0]))
+        j, along = _place(self.positions, position)
+        rows = [_between(row, j, along) for row in self.seconds[i : i + 2]]
+        return max(_between(rows, 0, share), 0.0)
 
     def scaled(self, factor: float) -> "Table":
         """All times ``factor`` as long."""
@@ -56,12 +57,19 @@ class Table:
         return replace(self, seconds=seconds)
 
 
-def _linear(axis: Sequence[int], values: Sequence[float], at: float) -> float:
-    """Value at a place of an ascending axis, beyond whose ends the last two values go on."""
+def _place(axis: Sequence[int], at: float) -> tuple[int, float]:
+    """Entry of an ascending axis before a place, and the share of the way to the next one; beyond
+    its ends the last two entries go on."""
     if len(axis) == 1:
-        return values[0]
-    i = min(max(int(np.searchsorted(axis, at, side="right")) - 1, 0), len(axis) - 2)
-    share = (at - axis[i]) / (axis[i + 1] - axis[i])
+        return 0, 0.0
+    i = min(max(bisect_right(axis, at) - 1, 0), len(axis) - 2)
+    return i, (at - axis[i]) / (axis[i + 1] - axis[i])
+
+
+def _between(values: Sequence[float], i: int, share: float) -> float:
+    """Value that far from entry ``i`` to the next one, if there is one."""
+    if i + 1 == len(values):
+        return values[i]
     return values[i] + share * (values[i + 1] - values[i])
 
 
@@ -71,7 +79,9 @@ class DeviceProfile:
 
     ``chunk`` is of tokens of one session, with logits of the last, ``batch`` of one token each of
     several sessions, with logits of all, and ``layer`` of ``chunk`` without the last layer and the
-    head, per layer. ``call_s`` is what each further call costs that layers are divided into.
+    head, per layer. ``half`` is of ``chunk`` with half of the rows of every matrix and half of the
+    heads, None where rows cannot be divided; ``call_s`` is what each further call costs that layers
+    are divided into.
     ``fingerprint`` stands for the device, the library and the shape of the model. ``runs`` counts
     the runs that have corrected the profile.
     """
@@ -84,6 +94,7 @@ class DeviceProfile:
     chunk: Table
     batch: Table
     layer: Table
+    half: Table | None = None
     call_s: float = 0.0
     runs: int = 0
 
@@ -114,6 +125,15 @@ class DeviceProfile:
         left_out = (self.n_layers - layers) * self.layer.at(sessions, position)
         return max(self.decode_s(sessions, position) - left_out, 0.0)
 
+    def of_rows(self, tokens: int, position: float, rows: float) -> float:
+        """Share of a pass's time that ``rows`` take, a share of all: what every device computes
+        by itself does not get less."""
+        if rows >= 1 or self.half is None:
+            return 1.0
+        tokens = min(tokens, self.pass_tokens)
+        half = self.half.at(tokens, position) / max(self.chunk.at(tokens, position), 1e-12)
+        return max(1 - 2 * (1 - rows) * (1 - min(half, 1.0)), 0.0)
+
     # -- corrections, and the file
 
     def corrected(self, factor: float) -> "DeviceProfile":
@@ -123,6 +143,7 @@ class DeviceProfile:
             chunk=self.chunk.scaled(factor),
             batch=self.batch.scaled(factor),
             layer=self.layer.scaled(factor),
+            half=None if self.half is None else self.half.scaled(factor),
             call_s=self.call_s * factor,
             runs=self.runs + 1,
         )
@@ -136,8 +157,10 @@ class DeviceProfile:
         """Inverse of :meth:`to_json`; LutraError if ``content`` is anything else."""
         try:
             given = dict(cast(Mapping[str, Any], content))
-            for name in ("chunk", "batch", "layer"):
+            for name in ("chunk", "batch", "layer", "half"):
                 table = given[name]
+                if table is None and name == "half":
+                    continue
                 given[name] = Table(
                     tokens=tuple(map(int, table["tokens"])),
                     positions=tuple(map(int, table["positions"])),
@@ -152,11 +175,16 @@ class DeviceProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkProfile:
-    """A way between two devices: ``latency_s`` of a transfer, and what it carries in a second."""
+    """A way between two devices: ``latency_s`` of a transfer, and what it carries in a second.
+
+    ``meeting_s`` is what it takes them to wait for each other within a layer, None where they
+    cannot.
+    """
 
     latency_s: float
     bytes_per_s: float
     kind: Kind
+    meeting_s: float | None = None
 
     def seconds(self, n_bytes: float) -> float:
         """Seconds of a transfer of ``n_bytes``."""

@@ -6,13 +6,16 @@ from itertools import combinations, pairwise, permutations
 from math import comb, perm
 
 from lutra.serving.plans.costs import Cost, Costs, Workload
-from lutra.serving.plans.layout import Plan, Route, Stage, whole
+from lutra.serving.plans.layout import Plan, Route, RowShare, Stage, by_rows, whole
 from lutra_golden.errors import LutraError
 
-__all__ = ["Alternative", "Choice", "Slo", "choose_plan", "pareto"]
+__all__ = ["AS_GOOD", "Alternative", "Choice", "Slo", "choose_plan", "pareto"]
 
+Progress = Callable[[str, float], None]
 _EXACT = 2000  # pipelines that are all looked at
-_AS_GOOD = 1.02  # a plan with fewer devices may take this much longer
+_LEAST_SHARE = 0.02  # of rows, as fewer are not worth the meetings
+AS_GOOD = 1.02
+"""A plan with fewer devices may take this much longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ def choose_plan(
     slo: Slo | None = None,
     sites: Sequence[int] | None = None,
     fits: Callable[[Plan], bool] = lambda plan: True,
+    progress: Progress | None = None,
 ) -> Choice:
     """The plan for ``workload`` on ``sites``, all that have a profile if left out.
 
@@ -107,7 +111,11 @@ def choose_plan(
     exact = all(_n_pipelines(n_layers, len(own), n) <= _EXACT for n in range(2, len(own) + 1))
     found: list[Alternative] = []
 
+    expected = _n_alternatives(n_layers, len(own), workload.requests)
+
     def consider(*plans: Plan) -> None:
+        if progress:
+            progress("comparing plans", min(len(found) / expected, 0.99))
         if all(fits(plan) for plan in plans):
             found.append(Alternative(plans, costs.of(plans, workload)))
 
@@ -116,6 +124,12 @@ def choose_plan(
     for n in range(2, min(len(own), workload.requests) + 1):
         for some in combinations(own, n):
             consider(*(Plan.on(site, n_layers) for site in some))
+    for route in _row_routes(costs, own, n_layers, workload):
+        consider(Plan(route, route))
+        for stage in route:
+            for site in stage.sites:
+                # all devices for prompts, one of them for answers: it has all keys already
+                consider(Plan(route, whole(site, n_layers)))
     for a, b in permutations(own, 2):
         consider(Plan(whole(a, n_layers), whole(b, n_layers)))
     routes = list(_routes(costs, own, n_layers))
@@ -140,7 +154,7 @@ def _best(found: Sequence[Alternative], slo: Slo) -> Alternative:
     if not meeting:
         return min(found, key=lambda each: slo.missed(each.cost))
     quickest = min(each.cost.seconds for each in meeting)
-    as_quick = [each for each in meeting if each.cost.seconds <= _AS_GOOD * quickest]
+    as_quick = [each for each in meeting if each.cost.seconds <= AS_GOOD * quickest]
     return min(as_quick, key=lambda each: (len(each.sites), each.cost.seconds))
 
 
@@ -179,7 +193,61 @@ def pareto(found: Sequence[Alternative]) -> list[Alternative]:
     return front
 
 
+# -- rows
+
+
+def _row_routes(
+    costs: Costs, sites: Sequence[int], n_layers: int, workload: Workload
+) -> Iterator[Route]:
+    """Rows of each layer divided between two devices and more that can: so that all take as long
+    for a token of each answer, or else for a prompt."""
+    for n in range(2, len(sites) + 1):
+        for some in combinations(sites, n):
+            if any(costs.links[pair].meeting_s is None for pair in permutations(some, 2)):
+                continue
+            found: dict[Route, None] = {}
+            for tokens, position in ((workload.requests, workload.prompt), (workload.prompt, 0)):
+                shares = _even_rows(costs, some, tokens, position)
+                if shares is not None:
+                    found[by_rows(shares, n_layers)] = None
+            yield from found
+
+
+def _even_rows(
+    costs: Costs, sites: Sequence[int], tokens: int, position: int
+) -> list[RowShare] | None:
+    """Shares with which all sites take as long; None if one of them is better left out.
+
+    A site takes ``a + b * share`` seconds, ``a`` for what everybody computes.
+    """
+    fixed, per_share = list[float](), list[float]()
+    for site in sites:
+        profile = costs.profiles[site]
+        seconds = profile.chunk.at(min(tokens, profile.pass_tokens), position)
+        alone = seconds * profile.of_rows(tokens, position, 0.0)
+        fixed.append(alone)
+        per_share.append(max(seconds - alone, 1e-12))
+    even = (1 + sum(a / b for a, b in zip(fixed, per_share, strict=True))) / sum(
+        1 / b for b in per_share
+    )
+    shares = [round((even - a) / b, 2) for a, b in zip(fixed, per_share, strict=True)]
+    if min(shares) < _LEAST_SHARE:
+        return None
+    return [RowShare(site, share) for site, share in zip(sites, shares, strict=True)]
+
+
 # -- pipelines
+
+
+def _n_alternatives(n_layers: int, n_sites: int, requests: int) -> int:
+    """Plans that are looked at, about: there are most of the pipelines, each also with answers on
+    one of its devices alone."""
+    found = n_sites + sum(comb(n_sites, n) for n in range(2, min(n_sites, requests) + 1))
+    found += perm(n_sites, 2)
+    for n in range(2, min(n_sites, n_layers) + 1):
+        cuts = _n_pipelines(n_layers, n_sites, n)
+        found += (n + 1) * (cuts if cuts <= _EXACT else perm(n_sites, n))
+    return found
 
 
 def _n_pipelines(n_layers: int, n_sites: int, stages: int) -> int:

@@ -96,6 +96,13 @@ class PlannedSession:
             self.device.restore(self, kv)
             self.tokens = [None] * lengths.pop()
 
+    def reserve(self, n: int, spare: int = 0) -> None:
+        """Have memory for ``n`` positions in all on each of its devices."""
+        with self.lock:
+            self.check()
+            for part in self.parts.values():
+                part.session.reserve(n, spare)
+
     def truncate(self, n: int) -> None:
         """Forget what lies behind the first ``n`` positions."""
         with self.lock:

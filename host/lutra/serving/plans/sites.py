@@ -107,13 +107,18 @@ class Site:
             config = self._config(model)
             fingerprint = fingerprint_of({"board": self.name, "config": config.name}, model)
             board = BOARD_PROFILES[self.name]
-            return model_accelerator(model, config, board.clock_hz, self.label, fingerprint)
-        facts: dict[str, object] = dict(device.facts())
+            return model_accelerator(model, config, board, self.label, fingerprint)
+        given = device.facts()
         clock_hz = None
         if by_cycles and self.name == "rtl":
-            clock_hz = float(facts["target_clock_hz"])  # type: ignore[arg-type]
+            clock_hz = float(given["target_clock_hz"])
         # sites of one kind share a profile
-        facts |= {"name": self.name, "threads": self.threads, "by_cycles": clock_hz}
+        facts: dict[str, object] = {
+            **given,
+            "name": self.name,
+            "threads": self.threads,
+            "by_cycles": clock_hz,
+        }
         facts["library"] = _library(self.name)
         fingerprint = fingerprint_of(facts, model)
         found = None if refresh else store.load(fingerprint)

@@ -16,7 +16,7 @@ from lutra_golden.model.packed import PackedModel
 
 __all__ = ["ProfileStore", "fingerprint_of", "shape_of"]
 
-_VERSION = 1
+_VERSION = 3
 _LOG = logging.getLogger(__name__)
 
 

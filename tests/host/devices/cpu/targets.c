@@ -206,7 +206,7 @@ static void attention(int target) {
                 vs[i] = scale_at(-40, -21);
             }
             add(lutra_cpu_attend(target, q, qs, k, ks, v, vs, M, HEADS, KV_HEADS, DIM,
-                                 key_bits, value_bits, POSITION, 14, window, out));
+                                 key_bits, value_bits, POSITION, 14, window, 64, out));
             for (int i = 0; i < M * HEADS * DIM; i++) add(out[i]);
         }
 }

@@ -21,8 +21,8 @@ AVAILABLE = [name for name, available in target_names().items() if available]
 def anew(monkeypatch: pytest.MonkeyPatch) -> None:
     choose_targets.cache_clear()
     monkeypatch.delenv("LUTRA_CPU_TARGET", raising=False)
-    monkeypatch.setattr(choice, "_FEW", (64, 128, 1))
-    monkeypatch.setattr(choice, "_MANY", (64, 128, 8))
+    monkeypatch.setattr(choice, "_FEW", (64, 128, (1, 4)))
+    monkeypatch.setattr(choice, "_MANY", (64, 128, (8,)))
 
 
 @pytest.mark.parametrize("groups", [None, ActivationGroups()])
@@ -39,11 +39,13 @@ class Seconds(float):
 
 
 def test_the_fastest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind of product by its own times; the first of those that are as fast."""
+    """Each kind of product by its own times, one and a few tokens together; the first of those that
+    are as fast."""
     if len(AVAILABLE) < 3:
         pytest.skip("this machine has no choice")
     first, second = AVAILABLE[:2]
-    times = {(first, 1): 2.0, (second, 1): 1.0, (first, 8): 1.04, (second, 8): 1.0}
+    times = {(first, 1): 1.0, (first, 4): 4.0, (first, 8): 1.04}
+    times |= {(second, 1): 1.2, (second, 4): 2.0, (second, 8): 1.0}
     asked: set[int] = set()
 
     def seconds(

@@ -302,26 +302,6 @@ def test_after_fork_the_model_is_loaded_again(device: CpuDevice, model: PackedMo
     golden.check(go(device, session, text[4:]), 4, N - 4)
 
 
-def test_sessions_take_the_memory_that_there_is(model: PackedModel) -> None:
-    with CpuDevice(threads=1) as probe:
-        probe.load(model)
-        needed = probe._session_bytes(model)
-        held = probe.session()
-        go(probe, held, text_of(model, 1, 3))
-    with CpuDevice(threads=1, memory_limit=3 * needed + 7) as device:
-        device.load(model)
-        sessions = [device.session() for _ in range(3)]
-        with pytest.raises(LutraError, match=rf"{needed:,} bytes needed, 7 free: close one of 3"):
-            device.session()
-        sessions.pop().close()
-        sessions.append(device.session())
-        sessions.pop()
-        gc.collect()
-        sessions.append(device.session())
-        with pytest.raises(LutraError, match="no memory for another session"):
-            sessions[0].fork()
-
-
 def resident() -> int:
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -332,17 +332,59 @@ def test_two_levels(
             assert int(w.scale.max()) >= 65535 * most >> levels.shift
             a = in_groups(rng, m, k, activation_groups)
             shift = least_shift(w.peak, activation_groups.peak, (1 << 27) - 1, 0)
-            matrix = steps.Matrix.of(
-                PackedLinear(stored, scale_from_float(0.01), shift), activation_groups
-            )
-            if bits > 2:
-                assert bool(matrix.c.levels) and matrix.n_bytes == stored.n_bytes
-            actual = steps.matmul(target, pool, matrix, a.astype(np.int16), 15)
-            np.testing.assert_array_equal(actual, round_shift(a @ w.doubled().T, shift))
+            linear = PackedLinear(stored, scale_from_float(0.01), shift)
+            for strip in sorted({0, strip_rows(target)}):
+                matrix = steps.Matrix.of(linear, activation_groups, strip)
+                if bits > 2:
+                    assert bool(matrix.c.levels) and matrix.n_bytes == stored.n_bytes
+                    assert matrix.c.strip == strip
+                actual = steps.matmul(target, pool, matrix, a.astype(np.int16), 15)
+                np.testing.assert_array_equal(actual, round_shift(a @ w.doubled().T, shift))
             for a_bits in (8, 16):
                 shift = least_shift(w.peak, q_max_of(a_bits), (1 << 27) - 1, 0)
                 linear = PackedLinear(stored, scale_from_float(0.01), shift)
                 check(target, pool, linear, activations(rng, m, k, a_bits), a_bits)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("bits", "group"), [(3, 16), (4, 32), (5, 32), (6, 16), (8, 128)])
+def test_columns_about_those_that_are_taken_together(
+    target: str, bits: int, group: int, pool: steps.Pool
+) -> None:
+    """Every number of columns up to more than any tile has, and more; rows of several runs."""
+    rng, groups = np.random.default_rng(bits), ActivationGroups()
+    w = grouped(rng, 70, 1152, bits, group, 16)
+    zero = rng.choice([1 << bits, (1 << bits) - 2], w.zero.shape)
+    offset = rng.integers(-32767, 32768, w.scale.shape)
+    for m in (*range(1, 19), 40):
+        a = in_groups(rng, m, 1152, groups)
+        check_groups(target, pool, replace(w, zero=zero), a, groups)
+        check_groups(target, pool, replace(w, zero=zero * 0, offset=offset), a, groups)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (5, 32), (6, 16), (8, 32)])
+def test_rows_out_of_strips(target: str, bits: int, group: int, pool: steps.Pool) -> None:
+    """Matrices in strips for activations in groups, times others: with a zero point for each
+    group, two of them, offsets, and scales in two levels."""
+    rng, groups = np.random.default_rng(bits), ActivationGroups()
+    w = grouped(rng, 70, 768, bits, group, 16)
+    marked = replace(w, zero=rng.choice([1 << bits, (1 << bits) - 2], w.zero.shape))
+    matrices = [
+        StoredWeights.of(w, grouped=True),
+        StoredWeights.of(marked, grouped=True),
+        in_two_levels(rng, 70, 768, bits, group, 63, 900),
+        in_two_levels(rng, 70, 768, bits, group, 63, None),
+    ]
+    for stored in matrices:
+        shift = least_shift(stored.unpack().peak, q_max_of(16), (1 << 27) - 1, 0)
+        linear = PackedLinear(stored, scale_from_float(0.01), shift)
+        matrix = steps.Matrix.of(linear, groups, strip_rows(target))
+        assert matrix.c.strip == strip_rows(target)
+        for m, a_bits in ((1, 8), (6, 8), (40, 8), (2, 16), (9, 16)):
+            a = activations(rng, m, 768, a_bits)
+            expected = round_shift(a.astype(np.int64) @ stored.unpack().doubled().T, shift)
+            np.testing.assert_array_equal(steps.matmul(target, pool, matrix, a, a_bits), expected)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -670,8 +712,11 @@ def test_attention(target: str, kv: tuple[int, int], m: int, position: int, wind
         expected = golden_attend(
             params, wide[0], q_scale, wide[1], k_scale, wide[2], v_scale, position, 14, window
         )
-        actual = steps.attend(target, q, q_scale, k, k_scale, v, v_scale, 14, window, kv)
-        np.testing.assert_array_equal(actual, expected)
+        for page in (16, 64, 256):
+            actual = steps.attend(
+                target, q, q_scale, k, k_scale, v, v_scale, 14, window, kv, page=page
+            )
+            np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("target", TARGETS)

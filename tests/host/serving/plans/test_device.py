@@ -1,5 +1,6 @@
 """A device of several devices gives the bits of one, whatever the plan, and whoever fails."""
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,11 +14,13 @@ from lutra.quantize.pack import pack_model
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.plans.carriers import Carrier, Shaped
 from lutra.serving.plans.device import PlannedDevice, fixed
-from lutra.serving.plans.layout import Plan, Stage
+from lutra.serving.plans.layout import Plan, RowShare, Stage, by_rows
 from lutra.serving.sequence import TokenSequence
+from lutra_golden.arith.fixed import Int
 from lutra_golden.errors import LutraError
-from lutra_golden.model.cache import LayerKv
+from lutra_golden.model.cache import LayerKv, SequenceKv
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shares import Party
 
 N_LAYERS = 3
 
@@ -48,9 +51,9 @@ class Mortal(GoldenDevice):
         if self.calls > self.dies_at >= 0:
             raise DeviceError("it hangs: power it off and on")
 
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
         self.live()
-        return super()._pass(chunks)
+        return super()._pass(chunks, party)
 
     def _session(self, model: PackedModel) -> "MortalSession":
         self.live()
@@ -97,16 +100,50 @@ def pipelined_prompts(n_layers: int) -> Plan:
     return Plan(pipeline(n_layers, 1).prefill, Plan.on(1, n_layers).decode)
 
 
+def rows(n_layers: int) -> Plan:
+    """Rows of all layers on both, heads on the first one."""
+    route = by_rows((RowShare(0, 1, 1), RowShare(1, 2, 0)), n_layers)
+    return Plan(route, route)
+
+
+def prompts_by_rows(n_layers: int) -> Plan:
+    """Prompts on both, answers on the second one, which has all keys and values, too."""
+    return Plan(rows(n_layers).prefill, Plan.on(1, n_layers).decode)
+
+
+def answers_by_rows(n_layers: int) -> Plan:
+    return Plan(Plan.on(0, n_layers).prefill, rows(n_layers).decode)
+
+
+def rows_of_some(n_layers: int) -> Plan:
+    """Rows of the first layers on both, all of the others on the second one."""
+    [whole] = rows(n_layers).decode
+    first = Stage(0, range(n_layers - 1), whole.shares)
+    route = first, Stage(1, range(n_layers - 1, n_layers))
+    return Plan(route, route)
+
+
 def plans(n_layers: int) -> dict[str, Plan]:
     return {
         "whole": Plan.on(0, n_layers),
         "phases": phases(N_LAYERS),
         "pipeline": pipeline(n_layers, 1),
         "pipelined prompts": pipelined_prompts(n_layers),
+        "rows": rows(n_layers),
+        "prompts by rows": prompts_by_rows(n_layers),
+        "answers by rows": answers_by_rows(n_layers),
+        "rows of some": rows_of_some(n_layers),
     }
 
 
-KINDS = ["whole", "phases", "pipeline", "pipelined prompts"]
+KINDS = [
+    "whole",
+    "phases",
+    "pipeline",
+    "pipelined prompts",
+]
+ROW_KINDS = ["rows", "prompts by rows", "answers by rows", "rows of some"]
+"""Plans for devices that compute shares of layers."""
 TEXT = [np.random.default_rng(seed).integers(0, 60, 150).tolist() for seed in range(3)]
 
 
@@ -136,7 +173,7 @@ def golden(model: PackedModel) -> GoldenDevice:
     return device
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *ROW_KINDS])
 def test_every_plan_gives_the_bits_of_one_device(kind: str, model: PackedModel) -> None:
     """Of prompts that are one token, a few, and more than a pass, on golden and cpu."""
     plan = plans(N_LAYERS)[kind]
@@ -147,7 +184,7 @@ def test_every_plan_gives_the_bits_of_one_device(kind: str, model: PackedModel) 
             assert not device.notes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *ROW_KINDS])
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_device_that_dies_at_any_stage_is_left_out(
     kind: str, victim: int, model: PackedModel
@@ -194,7 +231,7 @@ def test_a_device_that_cannot_load_is_left_out(model: PackedModel) -> None:
         same(story(device, TEXT[0][:9], 1), story(golden(model), TEXT[0][:9], 1))
 
 
-@pytest.mark.parametrize("move", [Plan.on(0, 3), Plan.on(1, 3), pipeline(3, 2)], ids=str)
+@pytest.mark.parametrize("move", [Plan.on(0, 3), Plan.on(1, 3), pipeline(3, 2), rows(3)], ids=str)
 def test_hand_over_at_every_token(move: Plan, model: PackedModel) -> None:
     """Plans change in mid-sentence, between any two tokens of prompt and answer."""
     tokens = TEXT[0][:12]
@@ -218,7 +255,7 @@ def golden_run(model: PackedModel, tokens: Sequence[int]) -> list[StepResult]:
     return device.run([Step(session=device.session(), tokens=tokens)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *ROW_KINDS])
 def test_sessions_share_passes_and_are_kept_apart(kind: str, model: PackedModel) -> None:
     """Prompts beside answers, cut, copied, exported and restored."""
     with planned(model, plans(N_LAYERS)[kind], [Mortal(), CpuDevice(1)]) as device:
@@ -253,7 +290,7 @@ def test_sessions_share_passes_and_are_kept_apart(kind: str, model: PackedModel)
             np.testing.assert_array_equal(result.logits, expected.logits[-2:])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *ROW_KINDS])
 def test_greedy_tokens(kind: str, model: PackedModel) -> None:
     with planned(model, plans(N_LAYERS)[kind], [Mortal(), GoldenDevice()]) as device:
         tokens: list[list[int]] = []
@@ -284,6 +321,113 @@ def test_keys_and_values_pass_a_link_while_the_prompt_goes_on(model: PackedModel
         assert second.calls == 1 + N_LAYERS + 1
 
 
+def test_a_device_that_dies_within_a_layer_is_left_out(model: PackedModel) -> None:
+    """While the other one waits for its rows: at any of their products, of the library's, too."""
+    expected = story(golden(model), TEXT[0][:20], 2)
+
+    class Broken(GoldenDevice):
+        def _load(self, model: PackedModel) -> None:
+            super()._load(model)
+            assert self._decoder is not None
+            product, left = self._decoder.product, [self.products]
+
+            def count(i: int, name: str, a: Int, rows: range | None = None) -> Int:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise DeviceError("it hangs: power it off and on")
+                return product(i, name, a, rows)
+
+            self._decoder.product = count
+
+        products = 0
+
+    for other in (GoldenDevice, lambda: CpuDevice(1)):
+        for products in (0, 3, 10, 20):
+            broken = Broken()
+            broken.products = products
+            with planned(model, rows(N_LAYERS), [other(), broken]) as device:
+                same(story(device, TEXT[0][:20], 2), expected)
+                assert device.sites == [0]
+                assert "is left out: it hangs" in device.notes[0]
+
+
+def test_an_error_of_a_step_is_no_failure(model: PackedModel) -> None:
+    """All devices of its rows refuse it, and meet again at the next one."""
+    for devices in ([GoldenDevice(), GoldenDevice()], [CpuDevice(1), CpuDevice(1)]):
+        with planned(model, rows(N_LAYERS), devices) as device:
+            session = device.session()
+            with pytest.raises(LutraError, match="outside the vocabulary"):
+                device.run([Step(session=session, tokens=[10**6])])
+            [result] = device.run([Step(session=session, tokens=[1, 2])])
+            [expected] = golden_run(model, [1, 2])
+            np.testing.assert_array_equal(result.logits, expected.logits)
+            assert not device.notes
+
+
+def test_rows_are_divided_by_devices_that_can(model: PackedModel) -> None:
+    class Whole(GoldenDevice):
+        run_share = None
+
+    with planned(model, rows(N_LAYERS), [GoldenDevice(), Whole()]) as device:
+        session = device.session()
+        with pytest.raises(LutraError, match="device golden computes whole layers only"):
+            device.run([Step(session=session, tokens=[1])])
+        assert session.length == 0
+    for shares in ((RowShare(0, 1),), (RowShare(0, 1), RowShare(0, 1)), (RowShare(1, 1),)):
+        with pytest.raises(LutraError, match="give two or more different ones, that one first"):
+            Stage(0, range(2), shares)
+    labels = ["a", "b"]
+    assert (
+        rows(2).describe(labels)
+        == "33% of rows and 100% of heads on a, 67% of rows and 0% of heads on b"
+    )
+    assert [plan.kind for plan in (rows(2), prompts_by_rows(2), rows_of_some(2))] == [
+        "row split", "phase split", "pipeline",
+    ]  # fmt: skip
+    assert not prompts_by_rows(2).is_handed_over and answers_by_rows(2).is_handed_over
+
+
+class Counted:
+    """A carrier that notes layers and positions, and whose thread it was."""
+
+    def __init__(self) -> None:
+        self.carried = list[tuple[int, int, bool]]()
+
+    def carry(self, kv: SequenceKv) -> SequenceKv:
+        n = next(iter(kv.layers.values())).length
+        own = threading.current_thread().name.startswith("lutra to ")
+        self.carried.append((len(kv.layers), n, own))
+        return kv
+
+
+def test_layers_are_sent_one_by_one_while_the_prompt_goes_on(model: PackedModel) -> None:
+    """Each in the thread of its link, also to all those who divide the answer's rows; what has
+    been computed there is not sent."""
+    for plan, n in ((phases(N_LAYERS), 1), (answers_by_rows(N_LAYERS), 1), (rows(N_LAYERS), 0)):
+        counted = Counted()
+        with planned(model, plan, [GoldenDevice(), GoldenDevice()], counted) as device:
+            session = device.session()
+            device.run([Step(session=session, tokens=TEXT[0][:30])])
+            device.run([Step(session=session, tokens=[3])])
+        assert counted.carried == [(1, 30, True)] * N_LAYERS * n
+
+
+def test_keys_and_values_come_from_a_device_that_has_all_of_them(model: PackedModel) -> None:
+    """Not from the one that computed the prompt, which lacks the answer."""
+    counted = Counted()
+    with planned(model, phases(N_LAYERS), [GoldenDevice() for _ in range(3)], counted) as device:
+        session = device.session()
+        device.run([Step(session=session, tokens=TEXT[0][:30])])
+        for token in (3, 4):
+            device.run([Step(session=session, tokens=[token])])
+        counted.carried.clear()
+        session.plan = Plan.on(2, N_LAYERS)
+        [result] = device.run([Step(session=session, tokens=[5])])
+        assert counted.carried == [(N_LAYERS, 32, False)]
+    [expected] = golden_run(model, [*TEXT[0][:30], 3, 4, 5])
+    np.testing.assert_array_equal(result.logits, expected.logits[-1:])
+
+
 def test_refusals(model: PackedModel) -> None:
     with pytest.raises(LutraError, match="needs devices"):
         PlannedDevice([], fixed(Plan.on(0, 2)))
@@ -312,7 +456,7 @@ def test_refusals(model: PackedModel) -> None:
             session.truncate(0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *ROW_KINDS])
 def test_known_prefixes_stay(kind: str, model: PackedModel) -> None:
     with planned(model, plans(N_LAYERS)[kind], [Mortal(), CpuDevice(1)]) as device:
         loaded = LoadedModel(model, device, None, 1 << 20)

@@ -11,23 +11,26 @@ from tests.host.serving.test_batch import GREEDY, Client, alone, prompt
 from lutra import SamplingParams
 from lutra.devices.base import Chunk, DeviceError, PassResult
 from lutra.devices.golden import GoldenDevice
-from lutra.serving.batch import Batch
+from lutra.serving.batch import MOST_AT_ONCE, Batch
 from lutra.serving.engine import BatchEngine, make_engine, own_engine
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.plans.device import PlannedDevice, fixed
 from lutra.serving.plans.lanes import LaneEngine
-from lutra.serving.plans.layout import Plan, Stage
+from lutra.serving.plans.layout import Plan, RowShare, Stage, by_rows
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shares import Party
 
 Model = Callable[[str], PackedModel]
 SPLIT = Plan(Plan.on(0, 2).prefill, Plan.on(1, 2).decode)
 PIPELINE = Plan(*([(Stage(0, range(1)), Stage(1, range(1, 2)))] * 2))
+ROWS = by_rows((RowShare(0, 1), RowShare(1, 1)), 2)
 PLANS: dict[str, list[Plan]] = {
     "whole": [Plan.on(0, 2)],
     "phases": [SPLIT],
     "pipeline": [PIPELINE],
     "side by side": [Plan.on(0, 2), Plan.on(1, 2)],
+    "rows": [Plan(ROWS, ROWS)],
 }
 
 
@@ -45,7 +48,7 @@ class Slow(GoldenDevice):
     def bytes_of(self, model: PackedModel) -> int:
         return self._session_bytes(model)
 
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
         self.passes -= 1
         if self.passes < 0:
             raise DeviceError("it hangs: power it off and on")
@@ -53,17 +56,20 @@ class Slow(GoldenDevice):
         time.sleep(self.seconds)
         if len(set(INSIDE)) > 1:
             AT_ONCE.update(INSIDE)
-        result = super()._pass(chunks)
+        result = super()._pass(chunks, party)
         INSIDE.remove(self.label)
         return result
 
 
 def engine_of(
-    model: PackedModel, plans: Sequence[Plan], devices: Sequence[GoldenDevice]
+    model: PackedModel,
+    plans: Sequence[Plan],
+    devices: Sequence[GoldenDevice],
+    most: int = MOST_AT_ONCE,
 ) -> tuple[PlannedDevice, LaneEngine]:
     device = PlannedDevice(devices, fixed(*plans), labels=["a", "b"])
     device.load(model)
-    engine = make_engine(LoadedModel(model, device, None, 1 << 20))
+    engine = make_engine(LoadedModel(model, device, None, 1 << 20), most)
     assert isinstance(engine, LaneEngine)
     return device, engine
 
@@ -104,6 +110,25 @@ def test_tokens_are_those_of_a_request_alone(kind: str, packed: Model) -> None:
         # prompts that begin like earlier ones
         assert run(model, engine, (3, 19, 9)) == []
     assert not device.notes
+
+
+@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_requests_are_on_the_devices_than_there_may_be(
+    kind: str, most: int, packed: Model
+) -> None:
+    """Those that are answered elsewhere, and those between two threads, count, too."""
+    model, seen = packed("grouped"), list[int]()
+
+    class Watched(Slow):
+        def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
+            seen.append(engine.n_running)
+            return super()._pass(chunks, party)
+
+    _, engine = engine_of(model, PLANS[kind], [Watched("a"), Watched("b")], most)
+    with closing(engine):
+        assert run(model, engine, (9, 3, 14, 11, 2), n=6) == []
+    assert max(seen) == most
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PLANS if kind != "whole"])

@@ -1,6 +1,7 @@
 """Planning for a model that is loaded: ``LLM(device=[...])``, and profiles that are corrected."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 from lutra import LLM, SamplingParams
+from lutra.commands.cli import main
 from lutra.serving.plans.costs import Workload
 from lutra.serving.plans.facts import Fact, Facts
+from lutra.serving.plans.layout import whole
 from lutra.serving.plans.planner import Planner, workload_within
 from lutra.serving.plans.sites import parse_sites
 from lutra.serving.plans.store import ProfileStore
@@ -26,6 +29,8 @@ def test_an_llm_on_several_devices(
     folder = model_folder("grouped")
     with LLM(folder, device="golden") as llm:
         expected = [llm.generate(text, 6, sampling).tokens for text in texts]
+        plain = llm.generate(texts[0], 2).stats
+        assert plain.predicted_s is None and plain.prediction_error is None
         logits = llm.logits([1, 2, 3])[0]
     with LLM(folder, device=["golden", "golden"]) as llm:
         assert llm.device.name == "plan"
@@ -33,6 +38,14 @@ def test_an_llm_on_several_devices(
         assert [each.tokens for each in llm.generate(texts, 6, sampling)] == expected
         np.testing.assert_array_equal(llm.logits([1, 2, 3])[0], logits)
         assert "golden" in str(llm.device.facts()["plan"])
+        # a prediction for all passes, alone and with others
+        for each in (llm.generate(texts[1], 6, sampling), *llm.generate(texts, 6, sampling)):
+            assert each.stats.predicted_s is not None and each.stats.predicted_s > 0
+            taken = each.stats.prefill_s + each.stats.decode_s
+            error = each.stats.predicted_s / taken - 1
+            assert each.stats.prediction_error == pytest.approx(error)
+        greedy = llm.generate(texts[1], 6, SamplingParams(temperature=0)).stats
+        assert greedy.predicted_s is not None and greedy.predicted_s > 0
 
         async def together() -> list[list[int]]:
             found = await asyncio.gather(*(llm.generate_async(text, 6, sampling) for text in texts))
@@ -59,9 +72,9 @@ def test_profiles_are_corrected_by_what_passes_took(
         before = planner.profiles[0]
         for factor, runs in ((1.05, 0), (3.0, 1)):
             facts = Facts()
-            fact = Fact(site=0, layers=range(2), sizes=(4,), positions=(0,), seconds=1.0)
+            fact = Fact(stage=whole(0, 2)[0], sizes=(4,), positions=(0,), seconds=1.0)
             seconds = factor * fact.predicted(planner.profiles[0])
-            facts.note(Fact(site=0, layers=range(2), sizes=(4,), positions=(0,), seconds=seconds))
+            facts.note(Fact(stage=whole(0, 2)[0], sizes=(4,), positions=(0,), seconds=seconds))
             assert planner.correct(facts) == {0: pytest.approx(factor)}
             assert planner.profiles[0].runs == runs
         kept = store.load(before.fingerprint)
@@ -75,3 +88,31 @@ def test_profiles_are_corrected_by_what_passes_took(
         assert workload_within(model, 16, 16) == Workload(prompt=16, answer=16)
         with pytest.raises(LutraError, match="20 and 16 tokens exceed the context of 32"):
             workload_within(model, 20, 16)
+
+
+def test_several_devices_on_the_command_line(
+    model_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With their plan and its prediction among the figures; what is no device is refused."""
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
+    command = ["run", "-m", str(model_folder("grouped")), "-p", "th", "-n", "4", "--temp", "0"]
+    texts: list[str] = []
+    for device in ("golden", "golden,golden"):
+        assert main([*command, "-dev", device, "--json"]) == 0
+        figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+        texts.append(figures["text"])
+        planned = device != "golden"
+        assert (figures["device"] == "plan") == planned == ("golden" in (figures["plan"] or ""))
+        assert (figures["predicted_s"] is not None) == planned
+        assert (figures["prediction_error"] is not None) == planned
+    assert texts[0] == texts[1]
+    assert main([*command, "-dev", "golden,golden"]) == 0
+    assert "all passes as planned" in capsys.readouterr().out
+    for wrong, said in (("golden,tpu", "must be"), ("cpu:0,golden", "threads must be")):
+        assert main([*command, "-dev", wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*command, "-dev", "golden,rtl", "--kv", "8/4"]) == 2
+    assert "device rtl caches keys and values" in capsys.readouterr().err

@@ -15,7 +15,14 @@ from lutra.quantize.pack import pack_model
 from lutra.serving.plans import measure
 from lutra.serving.plans.carriers import Direct, Shaped
 from lutra.serving.plans.facts import Fact, Facts, pass_s
-from lutra.serving.plans.measure import empty_kv, kv_bytes_of, measure_device, measure_link
+from lutra.serving.plans.layout import RowShare, Stage
+from lutra.serving.plans.measure import (
+    empty_kv,
+    kv_bytes_of,
+    measure_device,
+    measure_link,
+    measure_meeting,
+)
 from lutra.serving.plans.profile import DeviceProfile, LinkProfile, Table, weakest
 from lutra.serving.plans.sites import MOST_SITES, Site, common_capabilities, parse_sites
 from lutra.serving.plans.store import ProfileStore, fingerprint_of
@@ -23,6 +30,9 @@ from lutra_golden.core.configs import NANO
 from lutra_golden.errors import LutraError
 from lutra_golden.model.capabilities import COMMON_PARTS, EVERY_PART
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.shares import Party
+from lutra_golden.model.shapes import LINEARS
+from lutra_golden.timing.boards import BOARD_PROFILES
 from lutra_golden.timing.decode import decode_cycles, pass_cycles
 
 
@@ -91,13 +101,28 @@ def test_sessions_that_share_a_pass_count_as_one_that_attends_as_far() -> None:
     assert pass_s(profile(), [1, 1], [4, 6], range(2)) == pytest.approx(2 * 0.125 * 13)
 
 
+def test_a_share_of_rows_takes_less_but_for_what_everybody_computes() -> None:
+    """Half of the rows take 0.7 of the time: 0.4 of it goes on whatever the share."""
+    own = profile(half=linear((1, 2, 8), (0, 10)).scaled(0.7))
+    for rows, share in ((1.0, 1.0), (0.5, 0.7), (0.25, 0.55), (0.0, 0.4)):
+        assert own.of_rows(5, 3, rows) == pytest.approx(share)
+        found = pass_s(own, [1, 1], [4, 6], range(4), rows)
+        assert found == pytest.approx(share * own.decode_s(2, 5))
+    assert profile().of_rows(5, 3, 0.5) == 1.0
+    slower = own.corrected(2.0)
+    assert slower.of_rows(5, 3, 0.5) == pytest.approx(0.7)
+    assert DeviceProfile.from_json(json.loads(json.dumps(own.to_json()))) == own
+
+
 def test_drift_is_time_by_prediction() -> None:
     facts = Facts()
     for factor in (1.0, 3.0):
         seconds = factor * profile().prefill_s(5, 3)
-        facts.note(Fact(site=1, layers=range(4), sizes=(5,), positions=(3,), seconds=seconds))
+        facts.note(Fact(stage=Stage(1, range(4)), sizes=(5,), positions=(3,), seconds=seconds))
+    together = Stage(0, range(4), (RowShare(0, 1), RowShare(1, 1)))
+    facts.note(Fact(stage=together, sizes=(5,), positions=(3,), seconds=99.0))
     assert facts.drift({0: profile(), 1: profile()}) == {1: pytest.approx(2.0)}
-    assert len(facts) == 2
+    assert len(facts) == 3
     facts.clear()
     assert facts.drift({1: profile()}) == {}
 
@@ -118,13 +143,16 @@ class Timed(GoldenDevice):
         super().__init__()
         self.now = 0.0
 
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
         layers = chunks[0].layers
         n = sum(len(chunk.tokens) for chunk in chunks)
         seen = sum(len(chunk.tokens) * chunk.position for chunk in chunks)
+        began = self.now
         self.now += 5 + len(layers) * (1 + 2 * n + 3 * seen)
         self.now += 10 * (layers.stop == len(self.model.layers))
-        result = super()._pass(chunks)
+        if party is not None:  # 8 is everybody's
+            self.now -= (self.now - began - 8) * (1 - len(party.share.inner) / 96)
+        result = super()._pass(chunks, party)
         return PassResult(
             logits=result.logits, scale=result.scale, argmax=result.argmax,
             residual=result.residual, cycles=100,
@@ -141,13 +169,19 @@ def test_a_device_is_measured(model: PackedModel, monkeypatch: pytest.MonkeyPatc
     found = measure_device(device, "mine", "f", budget_s=1e9)
     assert (found.kind, found.pass_tokens, found.n_layers) == ("measured", 16, 3)
     assert found.chunk.positions == (0, 48)
-    assert found.chunk.tokens == found.batch.tokens == (1, 2, 4, 8, 16)
+    assert found.chunk.tokens == (1, 2, 3, 4, 8, 16)
+    assert found.batch.tokens == (1, 2, 3, 4, 5, 6, 7, 8, 16)
     for n, p in ((1, 0), (16, 48), (5, 20)):
         assert found.chunk.at(n, p) == pytest.approx(15 + 3 * (1 + 2 * n + 3 * n * p))
         assert found.batch.at(n, p) == pytest.approx(15 + 3 * (1 + 2 * n + 3 * n * p))
         # of two layers, which share the call
         assert found.layer.at(n, p) == pytest.approx(2.5 + 1 + 2 * n + 3 * n * p)
     assert found.call_s == pytest.approx(2.5)
+    assert found.half is not None
+    for n, p in ((1, 0), (16, 48)):
+        # 64 of 96 rows, as they are divided in units
+        whole = found.chunk.at(n, p)
+        assert found.half.at(n, p) == pytest.approx(8 + (whole - 8) * 2 / 3)
     # all sessions were closed again
     assert device.session().length == 0
 
@@ -169,7 +203,7 @@ def test_cycles_of_a_simulator_by_its_clock(model: PackedModel) -> None:
     device = Timed()
     device.load(model)
     found = measure_device(device, "mine", "f", clock_hz=50.0, budget_s=1.0)
-    assert found.kind == "simulated"
+    assert found.kind == "simulated" and found.half is None
     assert found.chunk.at(1, 0) == found.batch.at(4, 9) == 2.0
     plain = GoldenDevice()
     plain.load(model)
@@ -193,6 +227,20 @@ def test_a_link_is_measured(model: PackedModel) -> None:
     assert shaped.carry(kv).to_bytes() == kv.to_bytes()
     assert len(kv.to_bytes()) - kv_bytes_of(model, 5, 2) < 200
     assert LinkProfile(latency_s=1.0, bytes_per_s=4.0, kind="modelled").seconds(8) == 3.0
+
+
+def test_a_meeting_is_measured(model: PackedModel) -> None:
+    """As what is lost beside the devices' own times."""
+    devices = [GoldenDevice(), GoldenDevice()]
+    for device in devices:
+        device.load(model)
+    nothing = linear((1,), (0,)).scaled(0.0)
+    own = [profile(chunk=nothing, half=nothing) for _ in devices]
+    found = measure_meeting(devices, own, repeats=1)
+    assert found is not None and 0 < found < 1
+    slow = [profile(half=linear((1,), (0,))) for _ in devices]
+    assert measure_meeting(devices, slow, repeats=1) == 0.0
+    assert measure_meeting(devices, [profile(), own[0]]) is None
 
 
 def test_times_do_not_depend_on_what_keys_and_values_are(model: PackedModel) -> None:
@@ -277,6 +325,9 @@ def test_a_modelled_board(tmp_path: Path) -> None:
         site.make()
     assert found.decode_s(1, 200) > found.decode_s(1, 0) > 0
     assert found.prefill_s(16) < 16 * found.decode_s(1, 0)
+    # weights pass a port of 128 bits, whatever port the configuration has
+    weights = sum(tales.layers[0].linear(name).stored.n_bytes for name in LINEARS)
+    assert found.layer.at(1, 0) > weights / (16 * BOARD_PROFILES["kv260"].clock_hz)
 
 
 def test_a_site_is_measured_once(model: PackedModel, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.host.random_model import Shape, load, write_model
 from lutra.commands.cli import main
 from lutra.quantize.pack import pack_model
 from lutra.serving.plans.costs import Cost, Costs, Workload
-from lutra.serving.plans.layout import Plan, Stage
+from lutra.serving.plans.layout import Plan, RowShare, Stage, by_rows
 from lutra.serving.plans.measure import kv_bytes_of
 from lutra.serving.plans.plot import check_plot, write_plot
 from lutra.serving.plans.profile import DeviceProfile, Kind, LinkProfile, Table
@@ -142,6 +142,18 @@ def test_the_quickest_plan_is_chosen(model: PackedModel) -> None:
     assert choose_plan(own, Workload(prompt=9, answer=9), sites=[1]).chosen.sites == {1}
 
 
+@pytest.mark.parametrize("requests", [1, 3])
+def test_progress_tells_the_share_of_plans(model: PackedModel, requests: int) -> None:
+    own, told = costs(model, *[device(0.01, 0.1)] * 3), list[float]()
+    choice = choose_plan(
+        own,
+        Workload(prompt=9, answer=3, requests=requests),
+        progress=lambda what, share: told.append(share),
+    )
+    assert told == sorted(told) and told[0] == 0
+    assert told[-1] == pytest.approx(1 - 1 / len(choice.alternatives), abs=0.01)
+
+
 def test_fewer_devices_are_enough_where_more_do_hardly_better(model: PackedModel) -> None:
     own = costs(model, device(0.001, 0.5), device(0.00101, 0.1))
     choice = choose_plan(own, Workload(prompt=100, answer=101))
@@ -155,6 +167,68 @@ def test_two_whole_requests_may_be_quicker(model: PackedModel) -> None:
     choice = choose_plan(own, Workload(prompt=64, answer=100, requests=2))
     assert choice.chosen.kind in ("side by side", "whole")
     assert "side by side" in {each.kind for each in choice.alternatives}
+
+
+def halved(profile: DeviceProfile, share: float) -> DeviceProfile:
+    """Half of the rows take ``share`` of the time."""
+    return replace(profile, half=profile.chunk.scaled(share))
+
+
+def by_row(*rows: float) -> Plan:
+    route = by_rows([RowShare(i, each) for i, each in enumerate(rows)], N_LAYERS)
+    return Plan(route, route)
+
+
+def test_rows_take_as_long_as_the_slowest_and_the_meetings(model: PackedModel) -> None:
+    """Half of a pass, and what both compute; four meetings in a layer, with the slower way."""
+    near = replace(FREE, meeting_s=0.001)
+    own = costs(model, halved(device(0.01, 0.4), 0.5), halved(device(0.01, 0.4), 0.6), link=near)
+    found = own.of([by_row(1, 1)], Workload(prompt=64, answer=3))
+    meetings = 4 * N_LAYERS * 0.001
+    assert found.ttft_s == pytest.approx(0.6 * 0.64 + meetings)
+    assert found.tpot_s == pytest.approx(0.6 * 0.4 + meetings)
+    assert found.exposed_s == 0.0
+    found = own.of([by_row(3, 1)], Workload(prompt=64, answer=3))
+    assert found.tpot_s == pytest.approx(0.75 * 0.4 + meetings)
+    # both have all keys and values when the prompt is computed
+    answers = Plan(by_row(1, 1).prefill, Plan.on(1, N_LAYERS).decode)
+    found = own.of([answers], Workload(prompt=64, answer=3))
+    assert found.ttft_s == pytest.approx(0.6 * 0.64 + meetings)
+    assert (found.tpot_s, found.exposed_s) == (pytest.approx(0.4), 0.0)
+    # but a third one has not
+    wide = costs(
+        model, *(halved(device(0.01, 0.4), 0.5) for _ in range(3)),
+        link=replace(near, latency_s=0.2),
+    )  # fmt: skip
+    third = Plan(by_row(1, 1).prefill, Plan.on(2, N_LAYERS).decode)
+    assert wide.of([third], Workload(prompt=64, answer=3)).exposed_s > 0.2
+
+
+def test_rows_are_divided_where_it_pays(model: PackedModel) -> None:
+    """One request takes half as long, two are better off side by side; not where meetings take
+    longer than they save, nor where devices cannot."""
+    pair = [halved(device(0.01, 0.4), 0.5), halved(device(0.01, 0.4), 0.5)]
+    near = replace(FREE, meeting_s=0.0001)
+    choice = choose_plan(costs(model, *pair, link=near), Workload(prompt=64, answer=20))
+    assert choice.chosen.plans == (by_row(0.5, 0.5),)
+    assert choice.chosen.kind == "row split"
+    # each with a device to itself, two need not meet
+    two, slower = Workload(prompt=64, answer=1, requests=2), replace(FREE, meeting_s=0.005)
+    choice = choose_plan(costs(model, *pair, link=slower), two)
+    assert choice.chosen.kind == "side by side"
+    for link in (FREE, replace(FREE, meeting_s=0.1)):
+        choice = choose_plan(costs(model, *pair, link=link), Workload(prompt=64, answer=20))
+        assert choice.chosen.kind != "row split"
+        kinds = {each.kind for each in choice.alternatives}
+        assert ("row split" in kinds) == (link.meeting_s is not None)
+    # a device that is a hundred times as slow is left out
+    slow = halved(device(1.0, 40.0), 0.5)
+    choice = choose_plan(costs(model, pair[0], slow, link=near), Workload(prompt=64, answer=20))
+    assert "row split" not in {each.kind for each in choice.alternatives}
+    # three times as slow: a quarter
+    third = halved(device(0.03, 1.2), 0.5)
+    choice = choose_plan(costs(model, pair[0], third, link=near), Workload(prompt=64, answer=20))
+    assert choice.chosen.plans == (by_row(0.75, 0.25),)
 
 
 def test_slos(model: PackedModel) -> None:

@@ -8,55 +8,77 @@
 #define MAP_NORESERVE 0
 #endif
 
+/* pages [n_pages], each [layers, kv_heads, what head_bytes() counts], NULL where there is none. */
 struct lutra_cache {
-    int kv_heads, head_dim, positions, key_bits, value_bits;
-    int64_t n_bytes, head_bytes;
-    uint8_t *data;
+    int kv_heads, head_dim, page, n_pages, key_bits, value_bits;
+    int64_t head_bytes;
+    uint8_t *pages[];
 };
 
 enum { KEY_BLOCKS = 8 };
 
-/* Positions are taken in whole blocks. */
-static int64_t head_bytes(int head_dim, int positions, int key_bits, int value_bits) {
+/* Of one head's positions in a page: keys, values, then key_m, value_m, key_e, value_e. */
+static int64_t head_bytes(int head_dim, int page, int key_bits, int value_bits) {
     int64_t elements = (int64_t)head_dim * (key_bits + value_bits) / 8;
-    return round_up(positions, KEY_BLOCK) * (elements + 8);
+    return page * (elements + 8);
 }
 
-int64_t lutra_cpu_cache_bytes(int layers, int kv_heads, int head_dim, int positions, int key_bits,
-                              int value_bits) {
-    return head_bytes(head_dim, positions, key_bits, value_bits) * kv_heads * layers;
+int64_t lutra_cpu_page_bytes(int layers, int kv_heads, int head_dim, int page, int key_bits,
+                             int value_bits) {
+    return head_bytes(head_dim, page, key_bits, value_bits) * kv_heads * layers;
 }
 
-lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions,
-                                 int key_bits, int value_bits) {
-    lutra_cache *cache = malloc(sizeof *cache);
-    if (!cache) return NULL;
+void *lutra_cpu_memory_new(int64_t n_bytes) {
+    /* the system gives memory as it is written */
+    void *data = mmap(NULL, (size_t)n_bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) return NULL;
+#ifdef MADV_HUGEPAGE
+    /* a head's positions are far apart, each in another page of the system */
+    madvise(data, (size_t)n_bytes, MADV_HUGEPAGE);
+#endif
+    return data;
+}
+
+void lutra_cpu_memory_drop(void *data, int64_t n_bytes) {
+    madvise(data, (size_t)n_bytes, MADV_DONTNEED);
+}
+
+void lutra_cpu_memory_free(void *data, int64_t n_bytes) {
+    if (data) munmap(data, (size_t)n_bytes);
+}
+
+lutra_cache *lutra_cpu_cache_new(int kv_heads, int head_dim, int positions, int page, int key_bits,
+                                 int value_bits) {
+    int n_pages = (positions + page - 1) / page;
+    lutra_cache *cache = calloc(1, sizeof *cache + (size_t)n_pages * sizeof *cache->pages);
+    if (!cache || page % KEY_BLOCK) {
+        free(cache);
+        return NULL;
+    }
     cache->kv_heads = kv_heads;
     cache->head_dim = head_dim;
-    cache->positions = round_up(positions, KEY_BLOCK);
+    cache->page = page;
+    cache->n_pages = n_pages;
     cache->key_bits = key_bits;
     cache->value_bits = value_bits;
-    cache->head_bytes = head_bytes(head_dim, positions, key_bits, value_bits);
-    cache->n_bytes = cache->head_bytes * kv_heads * layers;
-    /* the system gives pages as they are written */
-    cache->data = mmap(NULL, (size_t)cache->n_bytes, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (cache->data != MAP_FAILED) return cache;
-    free(cache);
-    return NULL;
+    cache->head_bytes = head_bytes(head_dim, page, key_bits, value_bits);
+    return cache;
 }
 
-void lutra_cpu_cache_free(lutra_cache *cache) {
-    if (!cache) return;
-    munmap(cache->data, (size_t)cache->n_bytes);
-    free(cache);
+void lutra_cpu_cache_free(lutra_cache *cache) { free(cache); }
+
+void lutra_cpu_cache_set(lutra_cache *cache, int index, void *page) { cache->pages[index] = page; }
+
+int cache_holds(const lutra_cache *cache, int position) {
+    int index = position / cache->page;
+    return index < cache->n_pages && cache->pages[index];
 }
 
-int cache_positions(const lutra_cache *cache) { return cache->positions; }
-
-lutra_head cache_head(const lutra_cache *cache, int layer, int head) {
-    uint8_t *at = cache->data + ((int64_t)layer * cache->kv_heads + head) * cache->head_bytes;
-    int64_t p = cache->positions, d = cache->head_dim;
+lutra_head cache_head(const lutra_cache *cache, int layer, int head, int position) {
+    const uint8_t *at = cache->pages[position / cache->page] +
+                        ((int64_t)layer * cache->kv_heads + head) * cache->head_bytes;
+    int64_t p = cache->page, d = cache->head_dim;
     int64_t keys = p * d * cache->key_bits / 8, values = p * d * cache->value_bits / 8;
     lutra_head out;
     out.keys = (const int8_t *)at;
@@ -72,7 +94,7 @@ lutra_head cache_head(const lutra_cache *cache, int layer, int head) {
     return out;
 }
 
-/* Bytes of keys or values of so many bits before a position that begins a block. */
+/* Bytes of keys or values of so many bits in a page before a position that begins a block. */
 static int64_t row_of(const lutra_head *head, int position, int bits) {
     return (int64_t)position * head->head_dim * bits / 8;
 }
@@ -81,8 +103,9 @@ static int8_t two(int low, int high) { return (int8_t)((low & 15) | (high & 15) 
 
 void cache_store(lutra_cache *cache, int layer, int head, int position, const int8_t *k,
                  lutra_scale k_scale, const int8_t *v, lutra_scale v_scale) {
-    lutra_head at = cache_head(cache, layer, head);
+    lutra_head at = cache_head(cache, layer, head, position);
     int d = at.head_dim;
+    position %= cache->page;
     int8_t *keys = (int8_t *)at.keys + row_of(&at, position / KEY_BLOCK * KEY_BLOCK, at.key_bits);
     int8_t *values =
         (int8_t *)at.values + row_of(&at, position / VALUE_BLOCK * VALUE_BLOCK, at.value_bits);
@@ -106,18 +129,16 @@ void cache_store(lutra_cache *cache, int layer, int head, int position, const in
     }
 }
 
-void lutra_cpu_cache_copy(lutra_cache *to, const lutra_cache *from, int n) {
-    int64_t heads = from->n_bytes / from->head_bytes, p = from->positions;
-    size_t elements = (size_t)round_up(n, KEY_BLOCK) * from->head_dim;
-    for (int64_t h = 0; h < heads; h++) {
-        const uint8_t *a = from->data + h * from->head_bytes;
-        uint8_t *b = to->data + h * from->head_bytes;
-        int64_t keys = p * from->head_dim * from->key_bits / 8;
-        int64_t both = keys + p * from->head_dim * from->value_bits / 8;
-        memcpy(b, a, elements * (size_t)from->key_bits / 8);
-        memcpy(b + keys, a + keys, elements * (size_t)from->value_bits / 8);
-        for (int part = 0; part < 4; part++)
-            memcpy(b + both + part * 2 * p, a + both + part * 2 * p, (size_t)n * 2);
+void lutra_cpu_page_copy(const lutra_cache *cache, int layers, void *to, const void *from, int n) {
+    int64_t p = cache->page, d = cache->head_dim, blocks = round_up(n, KEY_BLOCK);
+    int64_t keys = p * d * cache->key_bits / 8, values = p * d * cache->value_bits / 8;
+    for (int64_t h = 0; h < (int64_t)layers * cache->kv_heads; h++) {
+        const uint8_t *a = (const uint8_t *)from + h * cache->head_bytes;
+        uint8_t *b = (uint8_t *)to + h * cache->head_bytes;
+        memcpy(b, a, (size_t)(blocks * d * cache->key_bits / 8));
+        memcpy(b + keys, a + keys, (size_t)(blocks * d * cache->value_bits / 8));
+        for (int64_t at = keys + values; at < cache->head_bytes; at += 2 * p)
+            memcpy(b + at, a + at, (size_t)n * 2);
     }
 }
 
@@ -140,13 +161,14 @@ void lutra_cpu_cache_read(const lutra_cache *cache, int layer, int n, int8_t *k,
                           lutra_scale *k_scale, int8_t *v, lutra_scale *v_scale) {
     int d = cache->head_dim;
     for (int g = 0; g < cache->kv_heads; g++) {
-        lutra_head head = cache_head(cache, layer, g);
-        for (int p = 0; p < n; p++, k += d, v += d) {
+        for (int at = 0; at < n; at++, k += d, v += d) {
+            lutra_head head = cache_head(cache, layer, g, at);
+            int p = at % cache->page;
             int key_block = p / KEY_BLOCK * KEY_BLOCK, value_block = p / VALUE_BLOCK * VALUE_BLOCK;
             const int8_t *keys = head.keys + row_of(&head, key_block, head.key_bits);
             const int8_t *values = head.values + row_of(&head, value_block, head.value_bits);
             int in_key = p % KEY_BLOCK, in_value = p % VALUE_BLOCK;
-            int64_t s = (int64_t)p * cache->kv_heads + g;
+            int64_t s = (int64_t)at * cache->kv_heads + g;
             for (int i = 0; i < d; i++) {
                 k[i] = head.key_bits == 8
                            ? keys[(i / 4 * KEY_BLOCK + in_key) * 4 + i % 4]
@@ -188,62 +210,153 @@ static int first_seen(int position, int window) {
     return window && position >= window ? position - window + 1 : 0;
 }
 
-int attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_query *queries,
-           int count, int frac, int window, lutra_attend_scratch *scratch) {
-    int d = head->head_dim, low = first_seen(queries[0].position, window), high = 0;
-    const int8_t *q[QUERIES] = {NULL};
-    const uint16_t *w[QUERIES];
-    int64_t acc[QUERIES * HEAD_DIM_MAX] = {0}, den[QUERIES];
-    int exponent[QUERIES], saturated = 0;
-    for (int c = 0; c < count; c++) {
-        int first = first_seen(queries[c].position, window);
-        low = first < low ? first : low;
-        high = queries[c].position + 1 > high ? queries[c].position + 1 : high;
-        q[c] = queries[c].q;
-        w[c] = scratch->w + c * scratch->stride;
-    }
-    int base = low / KEY_BLOCK * KEY_BLOCK;
-    const int8_t *keys = head->keys + row_of(head, base, head->key_bits);
-    int key_blocks = (high - base + KEY_BLOCK - 1) / KEY_BLOCK;
-    if (head->key_bits == 8)
-        kernels->key_dots(keys, key_blocks, q, count, d, scratch->dot, scratch->stride);
-    for (int b = 0; b < key_blocks && head->key_bits == 4; b += KEY_BLOCKS) {
-        int blocks = key_blocks - b < KEY_BLOCKS ? key_blocks - b : KEY_BLOCKS;
-        kernels->nibbles(keys + row_of(head, b * KEY_BLOCK, 4), blocks * (d / 8), 4 * KEY_BLOCK,
-                         scratch->elements);
-        kernels->key_dots(scratch->elements, blocks, q, count, d, scratch->dot + b * KEY_BLOCK,
-                          scratch->stride);
-    }
-    for (int c = 0; c < count; c++) {
-        int first = first_seen(queries[c].position, window), n = queries[c].position + 1 - first;
-        int32_t *dot = scratch->dot + c * scratch->stride + (first - base);
-        uint16_t *to = scratch->w + c * scratch->stride;
-        int32_t top = kernels->scores(dot, queries[c].scale, head->key_m + first,
-                                      head->key_e + first, n, dot, &saturated);
-        int e = SCALE_E_MIN;
-        for (int i = first; i < first + n; i++) e = head->value_e[i] > e ? head->value_e[i] : e;
-        exponent[c] = e;
-        memset(to, 0, (size_t)(first - base) * 2);
-        den[c] = kernels->weights(dot, top, head->value_m + first, head->value_e + first, e, n,
-                                  to + (first - base));
-        int end = first - base + n, whole = round_up(high - base, VALUE_BLOCK);
-        memset(to + end, 0, (size_t)(whole - end) * 2);
-    }
-    const int8_t *values = head->values + row_of(head, base, head->value_bits);
-    for (int left = (high - base + VALUE_BLOCK - 1) / VALUE_BLOCK; left > 0; left -= VALUE_BLOCKS) {
-        int blocks = left < VALUE_BLOCKS ? left : VALUE_BLOCKS;
-        const int8_t *elements = values;
-        if (head->value_bits == 4) {
-            kernels->nibbles(values, blocks, 2 * d, scratch->elements);
-            elements = scratch->elements;
+/* Queries over the positions of one head that they see, `low` to `high` - 1 of them together. */
+typedef struct {
+    const lutra_kernels *kernels;
+    const lutra_cache *cache;
+    const lutra_query *queries;
+    const int8_t *q[QUERIES];
+    int32_t sums[QUERIES]; /* of the elements of q */
+    int32_t top[QUERIES];
+    int layer, kv_head, count, low, high, first[QUERIES], exponent[QUERIES], saturated;
+    lutra_attend_scratch *scratch;
+} seen_t;
+
+/* Where the page of a position ends, or what is looked at before that. */
+static int page_end(const lutra_cache *cache, int position, int stop) {
+    int end = (position / cache->page + 1) * cache->page;
+    return end < stop ? end : stop;
+}
+
+/* What query c sees of positions `from` to `to` - 1; false if nothing. */
+static int sees(const seen_t *s, int c, int *from, int *to) {
+    if (s->first[c] > *from) *from = s->first[c];
+    if (s->queries[c].position + 1 < *to) *to = s->queries[c].position + 1;
+    return *from < *to;
+}
+
+enum { LINE = 64, AHEAD = 1 << 12 };
+
+/* Ask for what comes soon: processors find it by themselves only where it follows what was read. */
+static void ask_for(const void *data, int64_t n_bytes) {
+    for (int64_t i = 0; i < n_bytes && i < AHEAD; i += LINE)
+        __builtin_prefetch((const char *)data + i, 0, 2);
+}
+
+/* Scores, the largest of them and the largest exponent of the values, page by page. */
+static void all_scores(seen_t *s) {
+    int d = s->cache->head_dim;
+    for (int at = s->low, end; at < s->high; at = end) {
+        lutra_head head = cache_head(s->cache, s->layer, s->kv_head, at);
+        end = page_end(s->cache, at, s->high);
+        int page = at - at % s->cache->page, blocks = (end - at + KEY_BLOCK - 1) / KEY_BLOCK;
+        const int8_t *keys = head.keys + row_of(&head, at - page, head.key_bits);
+        int32_t *dots = s->scratch->dot + (at - s->low);
+        if (end < s->high) {
+            lutra_head next = cache_head(s->cache, s->layer, s->kv_head, end);
+            int n = page_end(s->cache, end, s->high) - end;
+            ask_for(next.keys, row_of(&next, n, next.key_bits));
         }
-        kernels->value_sums(elements, blocks, w, count, d, acc);
-        values += row_of(head, blocks * VALUE_BLOCK, head->value_bits);
-        for (int c = 0; c < count; c++) w[c] += blocks * VALUE_BLOCK;
+        if (head.key_bits == 8)
+            s->kernels->key_dots(keys, blocks, s->q, s->sums, s->count, d, dots,
+                                 s->scratch->stride);
+        for (int b = 0; b < blocks && head.key_bits == 4; b += KEY_BLOCKS) {
+            int some = blocks - b < KEY_BLOCKS ? blocks - b : KEY_BLOCKS;
+            s->kernels->nibbles(keys + row_of(&head, b * KEY_BLOCK, 4), some * (d / 8),
+                                4 * KEY_BLOCK, s->scratch->elements);
+            s->kernels->key_dots(s->scratch->elements, some, s->q, s->sums, s->count, d,
+                                 dots + b * KEY_BLOCK, s->scratch->stride);
+        }
+        for (int c = 0; c < s->count; c++) {
+            int from = at, to = end;
+            if (!sees(s, c, &from, &to)) continue;
+            int32_t *dot = s->scratch->dot + c * s->scratch->stride + (from - s->low);
+            int32_t most = s->kernels->scores(dot, s->queries[c].scale, head.key_m + (from - page),
+                                              head.key_e + (from - page), to - from, dot,
+                                              &s->saturated);
+            s->top[c] = most > s->top[c] ? most : s->top[c];
+            for (int i = from - page; i < to - page; i++)
+                s->exponent[c] = head.value_e[i] > s->exponent[c] ? head.value_e[i] : s->exponent[c];
+        }
     }
+}
+
+/* Weights of positions `at` to `end` - 1, of one page; zeros where a query sees nothing. */
+static void page_weights(const seen_t *s, const lutra_head *head, int at, int end, int64_t *den) {
+    int page = at - at % s->cache->page, whole = at + round_up(end - at, VALUE_BLOCK);
+    for (int c = 0; c < s->count; c++) {
+        uint16_t *w = s->scratch->w + c * s->scratch->stride;
+        int from = at, to = end;
+        if (!sees(s, c, &from, &to)) from = to = at;
+        memset(w + (at - s->low), 0, (size_t)(from - at) * 2);
+        memset(w + (to - s->low), 0, (size_t)(whole - to) * 2);
+        if (from == to) continue;
+        const int32_t *scores = s->scratch->dot + c * s->scratch->stride + (from - s->low);
+        den[c] += s->kernels->weights(scores, s->top[c], head->value_m + (from - page),
+                                      head->value_e + (from - page), s->exponent[c], to - from,
+                                      w + (from - s->low));
+    }
+}
+
+/* acc [count, head_dim] += weights times values, of as many pages at a time as sums have room for. */
+static void all_values(const seen_t *s, int64_t *den, int64_t *acc) {
+    int d = s->cache->head_dim, size = s->cache->page;
+    for (int at = s->low, stop; at < s->high; at = stop) {
+        const int8_t *pages[VALUE_BLOCKS * VALUE_BLOCK / KEY_BLOCK + 1];
+        const uint16_t *w[QUERIES];
+        int begin = at, n = 0, per = size / VALUE_BLOCK, skip = at % size / VALUE_BLOCK;
+        int8_t *elements = s->scratch->elements;
+        stop = s->high - at < VALUE_BLOCKS * VALUE_BLOCK ? s->high : at + VALUE_BLOCKS * VALUE_BLOCK;
+        for (int end; at < stop; at = end) {
+            lutra_head head = cache_head(s->cache, s->layer, s->kv_head, at);
+            end = page_end(s->cache, at, stop);
+            ask_for(head.values + row_of(&head, at % size, head.value_bits),
+                    row_of(&head, end - at, head.value_bits));
+            page_weights(s, &head, at, end, den);
+            pages[n++] = head.values;
+            if (head.value_bits == 4) {
+                int blocks = (end - at + VALUE_BLOCK - 1) / VALUE_BLOCK;
+                s->kernels->nibbles(head.values + row_of(&head, at % size, 4), blocks, 2 * d,
+                                    elements);
+                elements += blocks * VALUE_BLOCK * d;
+            }
+        }
+        if (s->cache->value_bits == 4) {
+            pages[0] = s->scratch->elements;
+            per = VALUE_BLOCKS;
+            skip = 0;
+        }
+        for (int c = 0; c < s->count; c++)
+            w[c] = s->scratch->w + c * s->scratch->stride + (begin - s->low);
+        s->kernels->value_sums(pages, per, skip, (stop - begin + VALUE_BLOCK - 1) / VALUE_BLOCK, w,
+                               s->count, d, acc);
+    }
+}
+
+int attend(const lutra_kernels *kernels, const lutra_cache *cache, int layer, int kv_head,
+           const lutra_query *queries, int count, int frac, int window,
+           lutra_attend_scratch *scratch) {
+    int d = cache->head_dim;
+    int64_t acc[QUERIES * HEAD_DIM_MAX] = {0}, den[QUERIES] = {0};
+    seen_t s = {kernels, cache, queries, {NULL}, {0}, {0}, layer, kv_head, count, 0, 0, {0}, {0}, 0,
+                scratch};
+    s.low = first_seen(queries[0].position, window);
+    for (int c = 0; c < count; c++) {
+        s.first[c] = first_seen(queries[c].position, window);
+        s.low = s.first[c] < s.low ? s.first[c] : s.low;
+        s.high = queries[c].position + 1 > s.high ? queries[c].position + 1 : s.high;
+        s.q[c] = queries[c].q;
+        for (int i = 0; i < d; i++) s.sums[c] += s.q[c][i];
+        s.top[c] = INT32_MIN;
+        s.exponent[c] = SCALE_E_MIN;
+    }
+    s.low = s.low / KEY_BLOCK * KEY_BLOCK;
+    all_scores(&s);
+    all_values(&s, den, acc);
+    int saturated = s.saturated;
     for (int c = 0; c < count; c++) {
         lutra_scale r = scale_recip(scale_from_int(den[c], 0));
-        int exact = -(r.e + exponent[c] + EXP2_Y_FRAC + frac), shift = clip(exact, 0, 63);
+        int exact = -(r.e + s.exponent[c] + EXP2_Y_FRAC + frac), shift = clip(exact, 0, 63);
         int64_t outside = 0;
         for (int i = 0; i < d; i++) {
             int64_t x = round_shift(acc[c * d + i] * r.m, shift);

@@ -4,8 +4,10 @@
 
 #include "kernels.h"
 
-int cache_positions(const lutra_cache *cache);
-lutra_head cache_head(const lutra_cache *cache, int layer, int head);
+/* True if a cache has the page of a position. */
+int cache_holds(const lutra_cache *cache, int position);
+/* A head's keys and values in the page of a position. */
+lutra_head cache_head(const lutra_cache *cache, int layer, int head, int position);
 void cache_store(lutra_cache *cache, int layer, int head, int position, const int8_t *k,
                  lutra_scale k_scale, const int8_t *v, lutra_scale v_scale);
 
@@ -30,7 +32,8 @@ void attend_scratch_free(lutra_attend_scratch *scratch);
 
 /* Attention of up to QUERIES queries over the positions that they see; true if a score or an output
  * was saturated. */
-int attend(const lutra_kernels *kernels, const lutra_head *head, const lutra_query *queries,
-           int count, int frac, int window, lutra_attend_scratch *scratch);
+int attend(const lutra_kernels *kernels, const lutra_cache *cache, int layer, int kv_head,
+           const lutra_query *queries, int count, int frac, int window,
+           lutra_attend_scratch *scratch);
 
 #endif

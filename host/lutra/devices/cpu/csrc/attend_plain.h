@@ -1,7 +1,9 @@
 /* Dot products of attention in plain C. */
 
-static TARGET void NAME(key_dots)(const int8_t *keys, int blocks, const int8_t *const *q, int count,
-                                  int head_dim, int32_t *dot, int64_t stride) {
+static TARGET void NAME(key_dots)(const int8_t *keys, int blocks, const int8_t *const *q,
+                                  const int32_t *sums, int count, int head_dim, int32_t *dot,
+                                  int64_t stride) {
+    (void)sums;
     for (int b = 0; b < blocks; b++, keys += KEY_BLOCK * head_dim)
         for (int c = 0; c < count; c++) {
             int32_t acc[KEY_BLOCK] = {0};
@@ -14,12 +16,14 @@ static TARGET void NAME(key_dots)(const int8_t *keys, int blocks, const int8_t *
         }
 }
 
-static TARGET void NAME(value_sums)(const int8_t *values, int blocks, const uint16_t *const *w,
-                                    int count, int head_dim, int64_t *acc) {
+static TARGET void NAME(value_sums)(const int8_t *const *pages, int per, int skip, int blocks,
+                                    const uint16_t *const *w, int count, int head_dim,
+                                    int64_t *acc) {
     for (int c = 0; c < count; c++) {
         int32_t sums[HEAD_DIM_MAX] = {0};
         for (int b = 0; b < blocks; b++) {
-            const int8_t *v = values + b * VALUE_BLOCK * head_dim;
+            int in = (b + skip) % per;
+            const int8_t *v = pages[(b + skip) / per] + in * VALUE_BLOCK * head_dim;
             const uint16_t *x = w[c] + b * VALUE_BLOCK;
             for (int i = 0; i < head_dim; i++)
                 sums[i] += v[4 * i] * x[0] + v[4 * i + 1] * x[1] + v[4 * i + 2] * x[2] +

@@ -57,6 +57,7 @@ static inline void columns_skip(lutra_columns *x, int columns) {
     int64_t n = columns, depth = columns_depth(x);
     x->x += n * x->depth;
     x->shifts += n * (x->depth / SHARED);
+    x->raw += n * (x->depth / UNIT);
     if (x->fields & ONE_BIT) {
         x->pairs += n * depth;
         x->powers += n * depth / 2;
@@ -69,12 +70,13 @@ typedef struct {
     int32_t *group_sums; /* [count, groups], of groups of `per` units */
     int per;
     uint8_t *bytes;      /* for any use of a kernel, 64-byte aligned */
-    uint8_t *flat;       /* rows of a matrix in strips, one after another; or numbers of groups of
+    int64_t *totals;     /* [count, STRIP] of a strip */
+    uint8_t *flat;       /* rows of a matrix in strips, one after another, and numbers of groups of
                           * rows of one in two levels */
 } lutra_scratch;
 
 /* Keys [position / KEY_BLOCK, head_dim / 4, KEY_BLOCK, 4], values [position / VALUE_BLOCK,
- * head_dim, VALUE_BLOCK], scales [position] of one head. Those of 4 bits are runs of bytes, whose
+ * head_dim, VALUE_BLOCK], scales [position] of one head in a page. Those of 4 bits are runs of bytes, whose
  * lower halves are a run of elements and whose upper halves are the next one: of 4 * KEY_BLOCK for
  * keys, of 2 * head_dim for values. */
 typedef struct {
@@ -150,9 +152,10 @@ typedef struct {
 
     /* Runs of bytes of a cache of 4 bits to twice as many elements. */
     void (*nibbles)(const int8_t *data, int runs, int size, int8_t *out);
-    /* dot [columns, stride] of `count` (up to QUERIES) queries with `blocks` blocks of keys. */
-    void (*key_dots)(const int8_t *keys, int blocks, const int8_t *const *q, int count,
-                     int head_dim, int32_t *dot, int64_t stride);
+    /* dot [columns, stride] of `count` (up to QUERIES) queries, whose elements have these sums, with
+     * `blocks` blocks of keys. */
+    void (*key_dots)(const int8_t *keys, int blocks, const int8_t *const *q, const int32_t *sums,
+                     int count, int head_dim, int32_t *dot, int64_t stride);
     /* score [n] of dot products with n keys, and the largest of them; *saturated is set if one was,
      * or would have to be shifted to the left. */
     int32_t (*scores)(const int32_t *dot, lutra_scale q, const uint16_t *key_m,
@@ -160,19 +163,23 @@ typedef struct {
     /* w [n] of scores, and the sum of their exponentials. */
     int64_t (*weights)(const int32_t *score, int32_t top, const uint16_t *value_m,
                        const int16_t *value_e, int e, int n, uint16_t *w);
-    /* acc [columns, head_dim] += w * values of `blocks` blocks, at most VALUE_BLOCKS of them. */
-    void (*value_sums)(const int8_t *values, int blocks, const uint16_t *const *w, int count,
-                       int head_dim, int64_t *acc);
+    /* acc [columns, head_dim] += w * values of `blocks` blocks, at most VALUE_BLOCKS of them: those
+     * of pages of `per` blocks, without the first `skip` ones of the first page. */
+    void (*value_sums)(const int8_t *const *pages, int per, int skip, int blocks,
+                       const uint16_t *const *w, int count, int head_dim, int64_t *acc);
 
     /* lutra_cpu_free_ranges() and lutra_cpu_ranges_on(), with room for the weights of a lot. */
     double (*free_ranges)(const lutra_ranges *r, float *room, double *free);
     void (*ranges_on)(const lutra_ranges *r, float *room, double unit, const double *free,
                       double *error, double *step, double *zero);
 
-    /* As gemv and gemv_shifted, with any number of columns, for matrices in strips; NULL if there is
-     * no such product. `first` is the first row of a strip. */
+    /* As gemv and gemv_shifted, with any number of columns, for matrices of one and two bits in
+     * strips; NULL if there is no such product. `first` is the first row of a strip. */
     void (*strips)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
                    lutra_scratch *scratch, int64_t *out);
+    /* As gemv_shifted for such matrices of more bits, in groups. */
+    void (*runs)(const lutra_matrix *w, int first, int last, const lutra_columns *x,
+                 lutra_scratch *scratch, int64_t *out);
 
     int levels; /* gemv_shifted takes matrices in two levels as they are */
 } lutra_kernels;

@@ -28,9 +28,9 @@ typedef struct {
  * scale and offset are NULL: [n, k / SUPER] records of multiples of multiple_bits and factors, whose
  * products are shifted by level_shift (lutra_golden.model.two_levels). Groups are of 16 or 32.
  *
- * With strip, which lutra_cpu_strip() gives, arrays of codes, scales, zero points and offsets are in
- * strips of so many rows, the last one filled up: [n / strip, columns, strip], columns of codes being
- * four bytes. There are no marks then. */
+ * With strip, which lutra_cpu_strip() gives, arrays of codes, scales, zero points, offsets and records
+ * are in strips of so many rows, the last one filled up: [n / strip, columns, strip], columns of codes
+ * being four bytes and those of records two. Marks are then bits [n / strip, groups, strip]. */
 typedef struct {
     const uint8_t *codes;
     const void *scale;
@@ -78,6 +78,7 @@ typedef struct {
 } lutra_model;
 
 typedef struct lutra_pool lutra_pool;
+typedef struct lutra_meeting lutra_meeting;
 typedef struct lutra_cache lutra_cache;
 typedef struct lutra_engine lutra_engine;
 
@@ -87,13 +88,32 @@ typedef struct {
     int32_t position, token, wanted, reserved; /* wanted: its logits */
 } lutra_row;
 
+/* Rows first..last - 1 of a matrix, or heads. */
+typedef struct {
+    int32_t first, last;
+} lutra_range;
+
+/* A share of every layer: rows of q, of k and v, of o and down, of gate and up, and of the head; and
+ * heads of attention. Others compute the rest, into the same memory, of which a pass takes the
+ * first rows: sums [heads + 2 kv_heads, head_dim] of q, k and v, attended [heads, head_dim], back
+ * [hidden] of o and down, gated [2, intermediate] of gate and up. meet(place) returns when all have
+ * arrived: 0 if one of them never will. */
+typedef struct {
+    int32_t *sums, *attended, *back, *gated;
+    int32_t (*meet)(void *place);
+    void *place;
+    lutra_range queries, keys, heads, hidden, inner, vocab;
+} lutra_share;
+
 /* n rows through layers first..last - 1. residual [n, hidden] is the input of the first layer,
  * unless that is layer 0, and receives the output of the last one, unless that is the model's last;
- * then rows that want logits [wanted, vocab] get them, their scale and arg-max. */
+ * then rows that want logits [wanted, vocab] get them, their scale and arg-max. With a share, unless
+ * that is NULL, logits are of its rows of the head alone, the arg-max being one of those, or -1. */
 typedef struct {
     const lutra_row *rows;
     int32_t *residual, *logits, *argmax;
     lutra_scale *scale;
+    const lutra_share *share;
     int32_t n, first, last, reserved;
 } lutra_pass;
 
@@ -125,6 +145,14 @@ int lutra_cpu_strip(int target);
 /* n threads, the caller's included. */
 lutra_pool *lutra_cpu_pool_new(int threads);
 void lutra_cpu_pool_free(lutra_pool *pool);
+
+/* A place where so many parties meet, each in a thread of its own. */
+lutra_meeting *lutra_cpu_meeting_new(int parties);
+void lutra_cpu_meeting_free(lutra_meeting *meeting);
+/* Returns 1 when all parties have arrived, 0 once one of them has left for ever. */
+int32_t lutra_cpu_meet(void *meeting);
+void lutra_cpu_meeting_leave(lutra_meeting *meeting);
+
 /* An array [rows, columns] of elements of 1, 2 or 4 bytes, to be copied in strips of so many rows;
  * or, where strip is 0, as it is. Room for a last strip is whole, and zero where there are no rows. */
 typedef struct {
@@ -144,15 +172,23 @@ double lutra_cpu_free_ranges(int target, const lutra_ranges *r, double *free_ste
 int lutra_cpu_ranges_on(int target, const lutra_ranges *r, double unit, const double *free_steps,
                         double *error, double *step, double *zero);
 
-/* Keys and values of a sequence, either of 8 or 4 bits; memory is taken as positions are written, up to
- * the bytes of a cache of this shape. */
-int64_t lutra_cpu_cache_bytes(int layers, int kv_heads, int head_dim, int positions, int key_bits,
-                              int value_bits);
-lutra_cache *lutra_cpu_cache_new(int layers, int kv_heads, int head_dim, int positions,
-                                 int key_bits, int value_bits);
+/* Memory that the system gives as it is written, NULL if there is none, and gives back: for a while,
+ * after which it is zero, or for good. */
+void *lutra_cpu_memory_new(int64_t n_bytes);
+void lutra_cpu_memory_drop(void *data, int64_t n_bytes);
+void lutra_cpu_memory_free(void *data, int64_t n_bytes);
+
+/* Keys and values of a sequence, either of 8 or 4 bits, in pages of `page` positions of all layers, a
+ * multiple of 16. A new cache has no pages. */
+int64_t lutra_cpu_page_bytes(int layers, int kv_heads, int head_dim, int page, int key_bits,
+                             int value_bits);
+lutra_cache *lutra_cpu_cache_new(int kv_heads, int head_dim, int positions, int page, int key_bits,
+                                 int value_bits);
 void lutra_cpu_cache_free(lutra_cache *cache);
-/* The first n positions of every layer, to a cache of the same shape. */
-void lutra_cpu_cache_copy(lutra_cache *to, const lutra_cache *from, int n);
+/* Where the page number `index` is; several caches may have the same one. */
+void lutra_cpu_cache_set(lutra_cache *cache, int index, void *page);
+/* The first n positions of a page, of all layers, to another page for caches of this shape. */
+void lutra_cpu_page_copy(const lutra_cache *cache, int layers, void *to, const void *from, int n);
 /* The first n positions of a layer: k and v [kv_heads, n, head_dim], their scales [n, kv_heads]. */
 void lutra_cpu_cache_read(const lutra_cache *cache, int layer, int n, int8_t *k,
                           lutra_scale *k_scale, int8_t *v, lutra_scale *v_scale);
@@ -167,7 +203,8 @@ lutra_engine *lutra_cpu_engine_new(const lutra_model *model, int threads, int ge
 void lutra_cpu_engine_free(lutra_engine *engine);
 
 /* Runs the rows of a pass. Returns bit 0: a value was saturated; or -1: out of memory;
- * or -2: the pass does not fit the engine, the pool or a cache. */
+ * or -2: the pass does not fit the engine, the pool or a cache; or -3: another party of the share has
+ * left. */
 int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, const lutra_pass *pass);
 
 /* Single steps of the same code, for tests. Those that can saturate say whether they did;
@@ -184,11 +221,11 @@ int lutra_cpu_head(int target, const int32_t *acc, int head_dim, lutra_scale s, 
 int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_scale s,
                        lutra_scale w, int frac);
 /* q [m, heads, head_dim], k and v [kv_heads, position + m, head_dim], their scales [m, heads] and
- * [position + m, kv_heads]. */
+ * [position + m, kv_heads], in a cache of pages. */
 int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, const int8_t *k,
                      const lutra_scale *k_scale, const int8_t *v, const lutra_scale *v_scale, int m,
                      int heads, int kv_heads, int head_dim, int key_bits, int value_bits,
-                     int position, int frac, int window, int32_t *out);
+                     int position, int frac, int window, int page, int32_t *out);
 
 /* The same with times, for benchmarks too. */
 

@@ -6,6 +6,8 @@
 /* Chunks of a product with few columns: large, since a thread's reads start anew with each, but
  * enough of them for threads to end together. */
 enum { PACK = 4, GEMV_BYTES = 192 << 10, GEMV_CHUNKS = 16 };
+/* Sums of a chunk's rows that a cache holds. */
+enum { CHUNK_SUMS = 8 << 10 };
 /* Columns in groups that are faster without packing rows. */
 enum { SHIFTED_COLUMNS = 2 * GEMV_COLUMNS };
 /* Most columns that a product takes without packing rows, whatever the target. */
@@ -79,6 +81,7 @@ enum { ONE, FEW, MANY };
 
 /* True if columns with a matrix in strips are multiplied as it is. */
 static int in_strips(const lutra_matrix *w, const lutra_columns *x) {
+    if (w->bits > TWO_BITS) return w->strip && in_groups(x);
     return w->strip && x->count <= (in_groups(x) ? SHIFTED_COLUMNS : GEMV_COLUMNS);
 }
 
@@ -205,13 +208,14 @@ int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_
     if (kind_of(x) == MANY && !in_strips(w, x)) return choice->gemm->gemm_rows;
     int rows = (int)(GEMV_BYTES / w->row_bytes);
     if (rows > w->n / GEMV_CHUNKS) rows = w->n / GEMV_CHUNKS;
+    if (rows > CHUNK_SUMS / x->count) rows = CHUNK_SUMS / x->count;
     rows &= ~(least - 1);
     return rows < least ? least : rows > ROWS_MAX ? ROWS_MAX : rows;
 }
 
 /* Most bytes of the rows of a product that takes them one after another, or of their numbers. */
 static int64_t flat_bytes(int depth, const lutra_choice *choice) {
-    int64_t k = round_up(depth, BLOCK), numbers = k / UNIT * 6, rows = choice->gemm->gemm_rows;
+    int64_t k = round_up(depth, BLOCK), numbers = k / UNIT * 8, rows = choice->gemm->gemm_rows;
     if (rows < STRIP) rows = STRIP;
     /* as many rows as GEMV_BYTES hold have at least a bit for each column */
     int64_t many = rows * (k + numbers), few = GEMV_BYTES + GEMV_BYTES / (k / 8) * numbers;
@@ -235,44 +239,81 @@ static void flat_rows(uint8_t *to, const void *from, int first, int last, int co
     }
 }
 
-lutra_matrix matrix_rows(const lutra_matrix *w, int first, int last, uint8_t *flat) {
-    lutra_matrix out = *w;
-    int groups = w->scale ? w->k / w->group : 0;
-    int64_t rows = last - first, step = (rows * groups * 2 + 63) / 64 * 64;
-    uint8_t *at = flat + (rows * w->row_bytes + 63) / 64 * 64;
-    out.strip = 0;
-    out.n = (int32_t)rows;
-    flat_rows(flat, w->codes, first, last, (int)(w->row_bytes / 4), 4);
-    out.codes = flat;
-    if (w->scale) {
-        flat_rows(at, w->scale, first, last, groups, w->scale_bytes);
-        out.scale = at;
-    }
-    if (w->zero) {
-        flat_rows(at + step, w->zero, first, last, groups, 2);
-        out.zero = (const uint16_t *)(at + step);
-    }
-    if (w->offset) {
-        flat_rows(at + 2 * step, w->offset, first, last, groups, 2);
-        out.offset = (const int16_t *)(at + 2 * step);
-    }
-    return out;
+/* Marks of rows of strips [groups, STRIP], one row after another. */
+static void flat_marks(uint8_t *to, const uint8_t *from, int first, int last, int groups) {
+    int size = (groups + 7) / 8;
+    memset(to, 0, (size_t)(last - first) * (size_t)size);
+    for (int r = first; r < last; r++, to += size)
+        for (int g = 0; g < groups; g++) {
+            int64_t at = (int64_t)(r - r % STRIP) * groups + (int64_t)g * STRIP + r % STRIP;
+            to[g / 8] |= (uint8_t)((from[at / 8] >> at % 8 & 1) << g % 8);
+        }
 }
 
-lutra_matrix matrix_numbers(const lutra_kernels *kernels, const lutra_matrix *w, int first,
-                            int last, uint8_t *room) {
+static uint8_t *take_part(uint8_t **room, int64_t n) {
+    uint8_t *part = *room;
+    *room += (n + 63) / 64 * 64;
+    return part;
+}
+
+/* Rows out of strips. */
+static void rows_of_strips(lutra_matrix *w, int first, int last, uint8_t **room) {
+    int groups = w->group ? w->k / w->group : 0, supers = w->k / SUPER;
+    int64_t rows = last - first, numbers = rows * groups * 2;
+    uint8_t *part = take_part(room, rows * w->row_bytes);
+    flat_rows(part, w->codes, first, last, (int)(w->row_bytes / 4), 4);
+    w->codes = part;
+    if (w->scale) {
+        part = take_part(room, numbers);
+        flat_rows(part, w->scale, first, last, groups, w->scale_bytes);
+        w->scale = part;
+    }
+    if (w->zero) {
+        part = take_part(room, numbers);
+        flat_rows(part, w->zero, first, last, groups, 2);
+        w->zero = (const uint16_t *)part;
+    }
+    if (w->marks) {
+        part = take_part(room, rows * ((groups + 7) / 8));
+        flat_marks(part, w->marks, first, last, groups);
+        w->marks = part;
+    }
+    if (w->offset) {
+        part = take_part(room, numbers);
+        flat_rows(part, w->offset, first, last, groups, 2);
+        w->offset = (const int16_t *)part;
+    }
+    if (w->levels) {
+        part = take_part(room, rows * supers * record_bytes(w));
+        flat_rows(part, w->levels, first, last, supers * record_bytes(w) / 2, 2);
+        w->levels = part;
+    }
+    w->strip = 0;
+    w->n = (int32_t)rows;
+}
+
+lutra_matrix matrix_rows(const lutra_kernels *kernels, const lutra_matrix *w, int first, int last,
+                         uint8_t *room) {
     lutra_matrix out = *w;
-    int groups = w->k / w->group;
-    int64_t rows = last - first, step = (rows * groups * 2 + 63) / 64 * 64;
-    kernels->numbers(w, first, last, (uint16_t *)room, (int16_t *)(room + step));
-    out.levels = NULL;
-    out.n = (int32_t)rows;
-    out.codes += first * w->row_bytes;
-    if (w->zero) out.zero += (int64_t)first * groups;
-    if (w->marks) out.marks += (int64_t)first * ((groups + 7) / 8);
-    out.scale = room;
-    out.scale_bytes = 2;
-    if (w->level_offsets) out.offset = (const int16_t *)(room + step);
+    int groups = w->group ? w->k / w->group : 0;
+    int64_t rows = last - first;
+    if (w->strip) {
+        rows_of_strips(&out, first, last, &room);
+        first = 0;
+    }
+    if (w->levels) {
+        uint16_t *scale = (uint16_t *)take_part(&room, rows * groups * 2);
+        int16_t *offset = (int16_t *)take_part(&room, rows * groups * 2);
+        kernels->numbers(&out, first, first + (int)rows, scale, offset);
+        out.levels = NULL;
+        out.scale = scale;
+        out.scale_bytes = 2;
+        if (w->level_offsets) out.offset = offset;
+        out.codes += first * w->row_bytes;
+        if (out.zero) out.zero += (int64_t)first * groups;
+        if (out.marks) out.marks += (int64_t)first * ((groups + 7) / 8);
+        out.n = (int32_t)rows;
+    }
     return out;
 }
 
@@ -311,18 +352,16 @@ void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, 
     int rows = last - first;
     int kind = kind_of(x), whole = in_strips(w, x);
     lutra_matrix flat;
-    if (w->strip && !whole) {
-        flat = matrix_rows(w, first, last, scratch->flat);
-        w = &flat;
-        first = 0;
-        last = rows;
-    } else if (w->levels && !(in_groups(x) && kind == ONE && choice->gemv->levels)) {
-        flat = matrix_numbers(choice->gemv, w, first, last, scratch->flat);
+    int levels = in_groups(x) && kind == ONE && choice->gemv->levels;
+    if (!whole && (w->strip || (w->levels && !levels))) {
+        flat = matrix_rows(choice->gemv, w, first, last, scratch->flat);
         w = &flat;
         first = 0;
         last = rows;
     }
-    if (whole) {
+    if (whole && w->bits > TWO_BITS) {
+        choice->gemv->runs(w, first, last, x, scratch, sums);
+    } else if (whole) {
         choice->gemv->strips(w, first, last, x, scratch, sums);
     } else if (in_groups(x) && kind == ONE) {
         few_shifted(choice->gemv, w, first, last, x, scratch, sums);
@@ -384,13 +423,16 @@ int scratch_new(lutra_scratch *scratch, int64_t **sums, int depth, int tokens, i
     scratch->group_sums = take(columns * (round_up(depth, BLOCK) / UNIT) * 4);
     scratch->bytes = take(kernel_bytes(depth));
     scratch->flat = take(flat_bytes(depth, choice));
+    scratch->totals = take(columns * STRIP * 8);
     *sums = take(columns * ROWS_MAX * 8);
-    return scratch->group_sums && scratch->bytes && scratch->flat && *sums;
+    return scratch->group_sums && scratch->bytes && scratch->flat &&
+           scratch->totals && *sums;
 }
 
 void scratch_free(lutra_scratch *scratch, int64_t **sums) {
     free(scratch->group_sums);
     free(scratch->bytes);
     free(scratch->flat);
+    free(scratch->totals);
     free(*sums);
 }

@@ -29,11 +29,10 @@ int product_rows(const lutra_choice *choice, const lutra_matrix *w, const lutra_
 void product_begin(const lutra_matrix *w, const lutra_columns *x, lutra_scratch *scratch);
 /* New columns: the sums of groups are not theirs. */
 void product_forget(lutra_scratch *scratch);
-/* Rows of a matrix in strips, one after another at `flat`. */
-lutra_matrix matrix_rows(const lutra_matrix *w, int first, int last, uint8_t *flat);
-/* Rows of a matrix in two levels, their scales and offsets as numbers of their own in `room`. */
-lutra_matrix matrix_numbers(const lutra_kernels *kernels, const lutra_matrix *w, int first,
-                            int last, uint8_t *room);
+/* Rows of a matrix as one of their own, one after another if it is in strips, their scales and
+ * offsets as numbers of their own if they are in two levels; what it has no other way is in `room`. */
+lutra_matrix matrix_rows(const lutra_kernels *kernels, const lutra_matrix *w, int first, int last,
+                         uint8_t *room);
 /* sums [tokens, last - first] of rows, before the matrix's shift. */
 void product_sums(const lutra_choice *choice, const lutra_matrix *w, int first, int last,
                   const lutra_columns *x, lutra_scratch *scratch, int64_t *sums);

@@ -40,7 +40,8 @@ typedef struct {
     lutra_engine *engine;
     lutra_pool *pool;
     const lutra_pass *pass;
-    int n, wanted, segments;
+    lutra_share share; /* of the whole, in the engine's own memory, unless the pass has one */
+    int n, wanted, segments, deserted;
 } job_t;
 
 enum { NORM_RESIDUAL, NORM_ATTENTION, NORM_GATE };
@@ -129,11 +130,30 @@ void lutra_cpu_engine_free(lutra_engine *e) {
 /* Rows of a matrix in chunks, for threads to take one after another. */
 static int chunks(int n, int rows) { return (n + rows - 1) / rows; }
 
+static int length(lutra_range range) { return range.last - range.first; }
+
+/* The rows of a chunk. */
+static lutra_range chunk(lutra_range of, int item, int rows) {
+    lutra_range range = {of.first + item * rows, of.first + (item + 1) * rows};
+    if (range.last > of.last) range.last = of.last;
+    return range;
+}
+
+/* Wait for all threads, and for those who have the rest of what was computed; 0 if one has left. */
+static int all_there(job_t *job, const worker_t *w) {
+    pool_barrier(job->pool);
+    if (!job->share.meet) return 1;
+    if (w == job->engine->workers && !job->share.meet(job->share.place)) job->deserted = 1;
+    pool_barrier(job->pool);
+    return !job->deserted;
+}
+
 /* Accumulators of a matrix go into a row of the residual stream. */
-static void add(lutra_engine *e, worker_t *w, const lutra_matrix *added, int t) {
+static void add(const job_t *job, worker_t *w, const lutra_matrix *added, int t) {
+    lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
     int64_t at = (int64_t)t * model->hidden;
-    w->saturated |= residual_add(e->choice.gemv, e->residual + at, e->acc + at, model->hidden,
+    w->saturated |= residual_add(e->choice.gemv, e->residual + at, job->share.back + at, model->hidden,
                                  e->scale[t], added->unit, model->residual_frac);
 }
 
@@ -150,12 +170,17 @@ static void norms(job_t *job, worker_t *w, lutra_columns *x, int source, const l
     columns_shape(x, n, tokens);
     product_forget(&w->scratch);
     for (int t; (t = pool_next(job->pool)) < job->n;) {
-        if (added) add(e, w, added, t);
+        if (added) add(job, w, added, t);
         if (slot && slot[t] < 0) continue;
         lutra_source v = {NULL, NULL, model->unit};
         if (source == NORM_RESIDUAL) v.narrow = e->residual + (int64_t)t * n;
-        if (source == NORM_ATTENTION) v.narrow = e->attention + (int64_t)t * n;
+        if (source == NORM_ATTENTION) v.narrow = job->share.attended + (int64_t)t * n;
         if (source == NORM_GATE) {
+            if (job->share.gated) {
+                const int32_t *g = job->share.gated + (int64_t)t * 2 * n;
+                w->saturated |= gate_product(kernels, g, g + n, n, model->swiglu, e->scale[t],
+                                             layer->gate.unit, e->product + (int64_t)t * n);
+            }
             v.wide = e->product + (int64_t)t * n;
             v.scale = gate_scale(model->swiglu, e->scale[t], layer->gate.unit, layer->up.unit);
         }
@@ -165,31 +190,34 @@ static void norms(job_t *job, worker_t *w, lutra_columns *x, int source, const l
     pool_barrier(job->pool);
 }
 
-static void heads(job_t *job, worker_t *w, const lutra_columns *x, const lutra_layer *layer,
+static int heads(job_t *job, worker_t *w, const lutra_columns *x, const lutra_layer *layer,
                   int index) {
     lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
     const lutra_matrix *matrices[] = {&layer->q, &layer->k, &layer->v};
     int d = model->head_dim, n_heads = model->heads + 2 * model->kv_heads, stride = n_heads * d;
     int counts[] = {model->heads, model->kv_heads, model->kv_heads};
+    lutra_range own[] = {job->share.queries, job->share.keys, job->share.keys};
     int total = 0, ends[3], rows[3];
     for (int i = 0; i < 3; i++) {
         rows[i] = product_rows(&e->choice, matrices[i], x);
-        ends[i] = total += chunks(matrices[i]->n, rows[i]);
+        ends[i] = total += chunks(length(own[i]), rows[i]);
     }
     for (int item; (item = pool_next(job->pool)) < total;) {
         int i = item < ends[0] ? 0 : item < ends[1] ? 1 : 2;
         product_begin(matrices[i], x, &w->scratch);
-        int first = (item - (i ? ends[i - 1] : 0)) * rows[i], last = first + rows[i];
-        if (last > matrices[i]->n) last = matrices[i]->n;
+        lutra_range part = chunk(own[i], item - (i ? ends[i - 1] : 0), rows[i]);
         int base = i == 0 ? 0 : i == 1 ? model->heads * d : (model->heads + model->kv_heads) * d;
-        product(&e->choice, matrices[i], first, last, x, &w->scratch, w->sums,
-                e->acc + base + first, stride);
+        product(&e->choice, matrices[i], part.first, part.last, x, &w->scratch, w->sums,
+                job->share.sums + base + part.first, stride);
     }
-    pool_barrier(job->pool);
+    if (!all_there(job, w)) return 0;
 
-    for (int item; (item = pool_next(job->pool)) < job->n * n_heads;) {
-        int t = item / n_heads, h = item % n_heads;
+    /* keys and values of all heads: everybody has them */
+    int queries = length(job->share.heads), each = queries + 2 * model->kv_heads;
+    for (int item; (item = pool_next(job->pool)) < job->n * each;) {
+        int t = item / each, h = item % each;
+        h += h < queries ? job->share.heads.first : model->heads - queries;
         const lutra_row *row = &job->pass->rows[t];
         int kind = h < counts[0] ? 0 : h < counts[0] + counts[1] ? 1 : 2;
         int8_t q[HEAD_DIM_MAX];
@@ -207,7 +235,7 @@ static void heads(job_t *job, worker_t *w, const lutra_columns *x, const lutra_l
         step.in_fixed = layer->bias || layer->query_norm;
         int bits = kind == 0 ? 8 : kind == 1 ? model->key_bits : model->value_bits;
         step.q_max = (1 << (bits - 1)) - 1;
-        const int32_t *acc = e->acc + (int64_t)t * stride + (int64_t)h * d;
+        const int32_t *acc = job->share.sums + (int64_t)t * stride + (int64_t)h * d;
         lutra_scale s = head_quantize(e->choice.gemv, acc, d, &step, q, &w->saturated);
         if (kind == 0) {
             memcpy(e->queries + ((int64_t)t * model->heads + h) * d, q, (size_t)d);
@@ -220,86 +248,119 @@ static void heads(job_t *job, worker_t *w, const lutra_columns *x, const lutra_l
         }
     }
     pool_barrier(job->pool);
+    return 1;
 }
 
-static void attention(job_t *job, worker_t *w, const lutra_layer *layer, int index) {
+/* Heads of queries that attend to a head of keys here. */
+static lutra_range queries_of(const job_t *job, int g) {
+    const lutra_model *model = &job->engine->model;
+    int per_kv = model->heads / model->kv_heads;
+    lutra_range own = {g * per_kv, (g + 1) * per_kv};
+    if (own.first < job->share.heads.first) own.first = job->share.heads.first;
+    if (own.last > job->share.heads.last) own.last = job->share.heads.last;
+    if (own.last < own.first) own.last = own.first;
+    return own;
+}
+
+static int attention(job_t *job, worker_t *w, const lutra_layer *layer, int index) {
     lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
     const segment_t *segment = e->segments;
-    int d = model->head_dim, per_kv = model->heads / model->kv_heads;
+    int d = model->head_dim;
     for (int item; (item = pool_next(job->pool)) < e->segments[job->segments].items;) {
         while (item >= segment[1].items) segment++; /* a thread's items only grow */
-        int n = segment->n * per_kv, parts = chunks(n, QUERIES), within = item - segment->items;
-        int g = within / parts, first = within % parts * QUERIES, count = n - first;
+        int g = 0, within = item - segment->items, parts;
+        while (within >= (parts = chunks(segment->n * length(queries_of(job, g)), QUERIES))) {
+            within -= parts;
+            g++;
+        }
+        lutra_range own = queries_of(job, g);
+        int per_kv = length(own), n = segment->n * per_kv;
+        int first = within * QUERIES, count = n - first;
         const lutra_row *rows = job->pass->rows + segment->first;
         if (count > QUERIES) count = QUERIES;
         lutra_query queries[QUERIES];
         for (int i = 0; i < count; i++) {
-            int t = (first + i) / per_kv, h = g * per_kv + (first + i) % per_kv;
+            int t = (first + i) / per_kv, h = own.first + (first + i) % per_kv;
             int64_t at = (int64_t)(segment->first + t) * model->heads + h;
             queries[i].q = e->queries + at * d;
             queries[i].scale = e->query_scale[at];
             queries[i].position = rows[t].position;
-            queries[i].out = e->attention + at * d;
+            queries[i].out = job->share.attended + at * d;
         }
-        lutra_head head = cache_head(rows->cache, index, g);
-        w->saturated |= attend(e->choice.gemm, &head, queries, count, model->residual_frac,
-                               layer->window, &w->attend);
+        w->saturated |= attend(e->choice.gemm, rows->cache, index, g, queries, count,
+                               model->residual_frac, layer->window, &w->attend);
     }
-    pool_barrier(job->pool);
+    return all_there(job, w);
 }
 
 /* Accumulators for the residual stream, [tokens, hidden]. */
-static void back(job_t *job, worker_t *w, const lutra_columns *x, const lutra_matrix *matrix) {
+static int back(job_t *job, worker_t *w, const lutra_columns *x, const lutra_matrix *matrix) {
     lutra_engine *e = job->engine;
+    lutra_range own = job->share.hidden;
     int rows = product_rows(&e->choice, matrix, x);
-    for (int item; (item = pool_next(job->pool)) < chunks(matrix->n, rows);) {
+    for (int item; (item = pool_next(job->pool)) < chunks(length(own), rows);) {
         product_begin(matrix, x, &w->scratch);
-        int first = item * rows, last = first + rows > matrix->n ? matrix->n : first + rows;
-        product(&e->choice, matrix, first, last, x, &w->scratch, w->sums, e->acc + first,
-                matrix->n);
+        lutra_range part = chunk(own, item, rows);
+        product(&e->choice, matrix, part.first, part.last, x, &w->scratch, w->sums,
+                job->share.back + part.first, matrix->n);
     }
-    pool_barrier(job->pool);
+    return all_there(job, w);
 }
 
-static void gate(job_t *job, worker_t *w, const lutra_columns *x, const lutra_layer *layer) {
+static int gate(job_t *job, worker_t *w, const lutra_columns *x, const lutra_layer *layer) {
     lutra_engine *e = job->engine;
     const lutra_matrix *pair[] = {&layer->gate, &layer->up};
+    lutra_range own = job->share.inner;
     int n = e->model.intermediate, a = product_rows(&e->choice, pair[0], x);
     int b = product_rows(&e->choice, pair[1], x), rows = a < b ? a : b;
-    for (int item; (item = pool_next(job->pool)) < chunks(n, rows);) {
-        int first = item * rows, last = first + rows > n ? n : first + rows, count = last - first;
+    /* chunks begin where strips do */
+    if (rows % STRIP) rows = rows < STRIP ? STRIP : rows / STRIP * STRIP;
+    for (int item; (item = pool_next(job->pool)) < chunks(length(own), rows);) {
+        lutra_range part = chunk(own, item, rows);
+        int first = part.first, last = part.last, count = length(part);
         int32_t *values = w->values; /* of gate, then of up: [tokens, rows] */
         for (int i = 0; i < 2; i++) {
+            int32_t *to = values + (int64_t)i * job->n * count, stride = count;
+            int step = i ? b : a;
+            if (job->share.gated) {
+                to = job->share.gated + (int64_t)i * n + first;
+                stride = 2 * n;
+            }
             product_begin(pair[i], x, &w->scratch);
-            product(&e->choice, pair[i], first, last, x, &w->scratch, w->sums,
-                    values + (int64_t)i * job->n * count, count);
+            for (int r = first, end; r < last; r = end) {
+                end = r + step < last ? r + step : last;
+                product(&e->choice, pair[i], r, end, x, &w->scratch, w->sums, to + r - first,
+                        stride);
+            }
         }
-        for (int t = 0; t < job->n; t++) {
+        for (int t = 0; t < job->n && !job->share.gated; t++) {
             const int32_t *g = values + (int64_t)t * count, *u = g + (int64_t)job->n * count;
             w->saturated |=
                 gate_product(e->choice.gemv, g, u, count, e->model.swiglu, e->scale[t],
                              layer->gate.unit, e->product + (int64_t)t * n + first);
         }
     }
-    pool_barrier(job->pool);
+    return all_there(job, w);
 }
 
 static void head(job_t *job, worker_t *w, const lutra_columns *x) {
     lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
-    int rows = product_rows(&e->choice, &model->head, x), tokens = x->tokens;
+    lutra_range own = job->share.vocab;
+    int rows = product_rows(&e->choice, &model->head, x), tokens = x->tokens, width = length(own);
     for (int t = 0; t < tokens; t++) {
         w->best[t] = INT32_MIN;
         w->best_row[t] = -1;
     }
-    for (int item; (item = pool_next(job->pool)) < chunks(model->vocab, rows);) {
+    for (int item; (item = pool_next(job->pool)) < chunks(width, rows);) {
         product_begin(&model->head, x, &w->scratch);
-        int first = item * rows, last = first + rows;
-        if (last > model->vocab) last = model->vocab;
+        lutra_range part = chunk(own, item, rows);
+        int first = part.first, last = part.last;
         product_sums(&e->choice, &model->head, first, last, x, &w->scratch, w->sums);
         for (int t = 0; t < tokens; t++) {
-            int32_t *out = job->pass->logits + (int64_t)t * model->vocab + first, top = INT32_MIN;
+            int32_t *out = job->pass->logits + (int64_t)t * width + first - own.first;
+            int32_t top = INT32_MIN;
             const int64_t *sums = w->sums + (int64_t)t * (last - first);
             if (model->head_rows)
                 e->choice.gemv->logits(sums, model->head_rows + first, last - first,
@@ -320,12 +381,8 @@ static void head(job_t *job, worker_t *w, const lutra_columns *x) {
 static void embed_codes(const lutra_kernels *kernels, const lutra_matrix *w, int row, int frac,
                         lutra_scratch *scratch, int32_t *out) {
     lutra_matrix flat;
-    if (w->strip) {
-        flat = matrix_rows(w, row, row + 1, scratch->flat);
-        w = &flat;
-        row = 0;
-    } else if (w->levels) {
-        flat = matrix_numbers(kernels, w, row, row + 1, scratch->flat);
+    if (w->strip || w->levels) {
+        flat = matrix_rows(kernels, w, row, row + 1, scratch->flat);
         w = &flat;
         row = 0;
     }
@@ -378,7 +435,7 @@ static void leave(job_t *job, worker_t *w, const lutra_matrix *added) {
     lutra_engine *e = job->engine;
     size_t n = (size_t)e->model.hidden;
     for (int t; (t = pool_next(job->pool)) < job->n;) {
-        add(e, w, added, t);
+        add(job, w, added, t);
         memcpy(job->pass->residual + (size_t)t * n, e->residual + (size_t)t * n, n * 4);
     }
     pool_barrier(job->pool);
@@ -399,14 +456,13 @@ static void run(void *argument, int thread) {
     for (int i = job->pass->first; i < job->pass->last; i++) {
         const lutra_layer *layer = &model->layers[i];
         norms(job, w, &x, NORM_RESIDUAL, &layer->input, layer, added, n, NULL);
-        heads(job, w, &x, layer, i);
-        attention(job, w, layer, i);
+        if (!heads(job, w, &x, layer, i) || !attention(job, w, layer, i)) return;
         norms(job, w, &x, NORM_ATTENTION, &layer->attention, layer, NULL, n, NULL);
-        back(job, w, &x, &layer->o);
+        if (!back(job, w, &x, &layer->o)) return;
         norms(job, w, &x, NORM_RESIDUAL, &layer->ffn_input, layer, &layer->o, n, NULL);
-        gate(job, w, &x, layer);
+        if (!gate(job, w, &x, layer)) return;
         norms(job, w, &x, NORM_GATE, &layer->ffn, layer, NULL, n, NULL);
-        back(job, w, &x, &layer->down);
+        if (!back(job, w, &x, &layer->down)) return;
         added = &layer->down;
     }
     if (job->pass->last < model->n_layers) {
@@ -440,7 +496,7 @@ static void set_segments(job_t *job) {
     lutra_engine *e = job->engine;
     const lutra_model *model = &e->model;
     const lutra_row *rows = job->pass->rows;
-    int per_kv = model->heads / model->kv_heads, items = 0, n = 0;
+    int items = 0, n = 0;
     for (int t = 0; t < job->n; t++) {
         int follows = t && rows[t].cache == rows[t - 1].cache;
         if (!follows) e->segments[n++] = (segment_t){t, 0, 0};
@@ -448,19 +504,33 @@ static void set_segments(job_t *job) {
     }
     for (int i = 0; i < n; i++) {
         e->segments[i].items = items;
-        items += chunks(e->segments[i].n * per_kv, QUERIES) * model->kv_heads;
+        for (int g = 0; g < model->kv_heads; g++)
+            items += chunks(e->segments[i].n * length(queries_of(job, g)), QUERIES);
     }
     e->segments[n].items = items;
     job->segments = n;
 }
 
+/* All rows and heads of the model, in the engine's own memory. */
+static lutra_share whole(lutra_engine *e) {
+    const lutra_model *model = &e->model;
+    lutra_share share = {e->acc, e->attention, e->acc, NULL, NULL, NULL,
+                         {0, model->heads * model->head_dim},
+                         {0, model->kv_heads * model->head_dim},
+                         {0, model->heads},
+                         {0, model->hidden},
+                         {0, model->intermediate},
+                         {0, model->vocab}};
+    return share;
+}
+
 int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, const lutra_pass *pass) {
-    job_t job = {engine, pool, pass, pass->n, 0, 0};
+    job_t job = {engine, pool, pass, pass->share ? *pass->share : whole(engine), pass->n, 0, 0, 0};
     int saturated = 0, positions = 0;
     if (pool_threads(pool) > engine->threads || pass->n > engine->rows) return -2;
     for (int t = 0; t < pass->n; t++) {
         const lutra_row *row = &pass->rows[t];
-        if (row->position >= cache_positions(row->cache)) return -2;
+        if (!cache_holds(row->cache, row->position)) return -2;
         if (row->position >= positions) positions = row->position + 1;
         engine->slot[t] = row->wanted ? job.wanted++ : -1;
     }
@@ -472,6 +542,7 @@ int lutra_cpu_run(lutra_engine *engine, lutra_pool *pool, const lutra_pass *pass
     }
     set_segments(&job);
     pool_run(pool, run, &job);
+    if (job.deserted) return -3;
     if (pass->last == engine->model.n_layers) best_of(&job);
     for (int i = 0; i < engine->threads; i++) saturated |= engine->workers[i].saturated;
     return saturated != 0;

@@ -144,3 +144,40 @@ void pool_barrier(lutra_pool *pool) {
 int pool_next(lutra_pool *pool) {
     return atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
 }
+
+struct lutra_meeting {
+    int parties;
+    _Alignas(64) signal_t passed;
+    _Alignas(64) atomic_int arrived;
+    atomic_int left;
+};
+
+lutra_meeting *lutra_cpu_meeting_new(int parties) {
+    lutra_meeting *m = aligned_alloc(64, (sizeof *m + 63) / 64 * 64);
+    if (!m) return NULL;
+    m->parties = parties;
+    signal_init(&m->passed);
+    atomic_init(&m->arrived, 0);
+    atomic_init(&m->left, 0);
+    return m;
+}
+
+void lutra_cpu_meeting_free(lutra_meeting *meeting) { free(meeting); }
+
+int32_t lutra_cpu_meet(void *meeting) {
+    lutra_meeting *m = meeting;
+    unsigned old = atomic_load(&m->passed.value);
+    if (atomic_load(&m->left)) return 0;
+    if (atomic_fetch_add(&m->arrived, 1) == m->parties - 1) {
+        atomic_store(&m->arrived, 0);
+        signal_raise(&m->passed);
+    } else {
+        signal_wait(&m->passed, old);
+    }
+    return !atomic_load(&m->left);
+}
+
+void lutra_cpu_meeting_leave(lutra_meeting *meeting) {
+    atomic_store(&meeting->left, 1);
+    signal_raise(&meeting->passed);
+}

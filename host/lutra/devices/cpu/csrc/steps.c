@@ -45,13 +45,18 @@ int lutra_cpu_residual(int target, int32_t *x, const int32_t *acc, int n, lutra_
 int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, const int8_t *k,
                      const lutra_scale *k_scale, const int8_t *v, const lutra_scale *v_scale, int m,
                      int heads, int kv_heads, int head_dim, int key_bits, int value_bits,
-                     int position, int frac, int window, int32_t *out) {
+                     int position, int frac, int window, int page, int32_t *out) {
     int total = position + m, per_kv = heads / kv_heads, ok = 0;
     lutra_attend_scratch scratch = {0};
     int saturated = 0;
-    lutra_cache *cache =
-        lutra_cpu_cache_new(1, kv_heads, head_dim, total, key_bits, value_bits);
-    if (cache && attend_scratch(&scratch, total)) {
+    int64_t page_bytes = lutra_cpu_page_bytes(1, kv_heads, head_dim, page, key_bits, value_bits);
+    int64_t n_bytes = page_bytes * ((total + page - 1) / page);
+    lutra_cache *cache = lutra_cpu_cache_new(kv_heads, head_dim, total, page, key_bits, value_bits);
+    uint8_t *memory = lutra_cpu_memory_new(n_bytes);
+    if (cache && memory && attend_scratch(&scratch, total)) {
+        /* the last page comes first: nothing may count on their order */
+        for (int i = 0; i * page < total; i++)
+            lutra_cpu_cache_set(cache, i, memory + n_bytes - (i + 1) * page_bytes);
         for (int g = 0; g < kv_heads; g++)
             for (int p = 0; p < total; p++) {
                 int64_t at = (int64_t)g * total + p, s = (int64_t)p * kv_heads + g;
@@ -59,7 +64,6 @@ int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, co
                             v_scale[s]);
             }
         for (int g = 0; g < kv_heads; g++) {
-            lutra_head head = cache_head(cache, 0, g);
             for (int first = 0; first < m * per_kv; first += QUERIES) {
                 lutra_query queries[QUERIES];
                 int count = m * per_kv - first < QUERIES ? m * per_kv - first : QUERIES;
@@ -70,13 +74,14 @@ int lutra_cpu_attend(int target, const int8_t *q, const lutra_scale *q_scale, co
                                          out + at * head_dim};
                     queries[i] = query;
                 }
-                saturated |=
-                    attend(lutra_target(target), &head, queries, count, frac, window, &scratch);
+                saturated |= attend(lutra_target(target), cache, 0, g, queries, count, frac, window,
+                                    &scratch);
             }
         }
         ok = 1 + saturated;
     }
     attend_scratch_free(&scratch);
     lutra_cpu_cache_free(cache);
+    lutra_cpu_memory_free(memory, n_bytes);
     return ok;
 }

@@ -32,7 +32,7 @@ static int available_armv8(void) { return 1; }
 const lutra_kernels lutra_armv8 = {
     "armv8", available_armv8, COLUMNS, ROWS_armv8, 5, 4, 0, gemv_armv8, gemv_armv8, gemm_armv8,
     gemv_shifted_armv8, gemm_shifted_armv8, VECTOR_FUNCTIONS, key_dots_armv8, scores_armv8,
-    weights_armv8, value_sums_armv8, free_ranges_armv8, ranges_on_armv8, NULL, 0};
+    weights_armv8, value_sums_armv8, free_ranges_armv8, ranges_on_armv8, NULL, NULL, 0};
 #else
 typedef int nothing_armv8;
 #endif

@@ -59,7 +59,7 @@ const lutra_kernels lutra_avx2 = {
     "avx2", available_avx2, COLUMNS, ROWS_avx2, 5, 12, SIDE_avx2, gemv_avx2, few_avx2, gemm_avx2,
     gemv_shifted_avx2, gemm_shifted_avx2, VECTOR_FUNCTIONS,
     key_dots_avx2, scores_avx2, weights_avx2, value_sums_avx2,
-    free_ranges_avx2, ranges_on_avx2, NULL, 1};
+    free_ranges_avx2, ranges_on_avx2, NULL, NULL, 1};
 #else
 typedef int nothing_avx2;
 #endif

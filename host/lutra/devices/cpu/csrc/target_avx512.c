@@ -26,6 +26,7 @@ static inline __attribute__((always_inline)) TARGET __m256i macs_avx512vl(__m256
 #include "x86_shifted.h"
 #include "x86_bits.h"
 #include "avx512_strips.h"
+#include "avx512_runs.h"
 #define VECTORS VECTOR_FUNCTIONS
 
 #define V __m256i
@@ -68,7 +69,7 @@ const lutra_kernels lutra_avx512vl = {
     "avx512vl", available_avx512vl, COLUMNS, ROWS_avx512vl, 5, 12, SIDE_avx512vl, gemv_avx512vl, few_avx512vl,
     gemm_avx512vl, gemv_shifted_avx512vl, gemm_shifted_avx512vl, VECTOR_FUNCTIONS,
     key_dots_avx512vl, scores_avx512vl, weights_avx512vl, value_sums_avx512vl,
-    free_ranges_avx512vl, ranges_on_avx512vl, strips_avx512vl, 1};
+    free_ranges_avx512vl, ranges_on_avx512vl, strips_avx512vl, runs_avx512vl, 1};
 
 #undef V
 #undef LANES
@@ -135,7 +136,7 @@ const lutra_kernels lutra_avx512 = {
     "avx512", available_avx512vl, COLUMNS, ROWS_avx512, 3, 16, SIDE_avx512vl, gemv_avx512vl, few_avx512,
     gemm_avx512, gemv_shifted_avx512vl, gemm_shifted_avx512, VECTOR_FUNCTIONS, key_dots_avx512,
     scores_avx512vl, weights_avx512vl, value_sums_avx512,
-    free_ranges_avx512, ranges_on_avx512, strips_avx512vl, 1};
+    free_ranges_avx512, ranges_on_avx512, strips_avx512vl, runs_avx512vl, 1};
 #else
 typedef int nothing_avx512;
 #endif

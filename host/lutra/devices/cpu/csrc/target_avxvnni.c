@@ -56,7 +56,7 @@ const lutra_kernels lutra_avxvnni = {
     "avxvnni", available_avxvnni, COLUMNS, ROWS_avxvnni, 5, 12, SIDE_avxvnni, gemv_avxvnni, few_avxvnni,
     gemm_avxvnni, gemv_shifted_avxvnni, gemm_shifted_avxvnni, VECTOR_FUNCTIONS, key_dots_avxvnni,
     scores_avxvnni, weights_avxvnni, value_sums_avxvnni,
-    free_ranges_avxvnni, ranges_on_avxvnni, NULL, 1};
+    free_ranges_avxvnni, ranges_on_avxvnni, NULL, NULL, 1};
 #else
 typedef int nothing_avxvnni;
 #endif

@@ -36,7 +36,7 @@ static int available_neon(void) {
 const lutra_kernels lutra_neon = {
     "neon", available_neon, COLUMNS, ROWS_neon, 5, 4, 0, gemv_neon, gemv_neon, gemm_neon,
     gemv_shifted_neon, gemm_shifted_neon, VECTOR_FUNCTIONS, key_dots_neon, scores_neon,
-    weights_neon, value_sums_neon, free_ranges_neon, ranges_on_neon, NULL, 0};
+    weights_neon, value_sums_neon, free_ranges_neon, ranges_on_neon, NULL, NULL, 0};
 #else
 typedef int nothing_neon;
 #endif

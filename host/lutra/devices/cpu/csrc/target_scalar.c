@@ -104,4 +104,4 @@ const lutra_kernels lutra_scalar = {
     "scalar", available_scalar, 4, 32, 5, 4, 0, sums_scalar, sums_scalar, sums_scalar,
     sums_shifted_scalar, sums_shifted_scalar, VECTOR_FUNCTIONS, key_dots_scalar, scores_scalar,
     weights_scalar, value_sums_scalar, free_ranges_scalar,
-    ranges_on_scalar, NULL, 0};
+    ranges_on_scalar, NULL, NULL, 0};

@@ -3,15 +3,12 @@
 
 #define INLINE_ static inline __attribute__((always_inline)) TARGET
 
-INLINE_ void NAME(key_dots_of)(const int8_t *keys, int blocks, const int8_t *const *q, int head_dim,
-                               int32_t *dot, int64_t stride, const int count) {
+INLINE_ void NAME(key_dots_of)(const int8_t *keys, int blocks, const int8_t *const *q,
+                               const int32_t *sums, int head_dim, int32_t *dot, int64_t stride,
+                               const int count) {
     int32_t offset[QUERIES];
     const V flip = SET((int32_t)0x80808080);
-    for (int c = 0; c < count; c++) {
-        int32_t sum = 0;
-        for (int i = 0; i < head_dim; i++) sum += q[c][i];
-        offset[c] = -128 * sum;
-    }
+    for (int c = 0; c < count; c++) offset[c] = -128 * sums[c];
     for (int b = 0; b < blocks; b++, keys += KEY_BLOCK * head_dim)
         for (int first = 0; first < KEY_BLOCK; first += LANES) {
             V acc[QUERIES];
@@ -28,18 +25,20 @@ INLINE_ void NAME(key_dots_of)(const int8_t *keys, int blocks, const int8_t *con
         }
 }
 
-static TARGET void NAME(key_dots)(const int8_t *keys, int blocks, const int8_t *const *q, int count,
-                                  int head_dim, int32_t *dot, int64_t stride) {
+static TARGET void NAME(key_dots)(const int8_t *keys, int blocks, const int8_t *const *q,
+                                  const int32_t *sums, int count, int head_dim, int32_t *dot,
+                                  int64_t stride) {
     switch (count) {
-    case 1: NAME(key_dots_of)(keys, blocks, q, head_dim, dot, stride, 1); break;
-    case 2: NAME(key_dots_of)(keys, blocks, q, head_dim, dot, stride, 2); break;
-    case 3: NAME(key_dots_of)(keys, blocks, q, head_dim, dot, stride, 3); break;
-    default: NAME(key_dots_of)(keys, blocks, q, head_dim, dot, stride, 4);
+    case 1: NAME(key_dots_of)(keys, blocks, q, sums, head_dim, dot, stride, 1); break;
+    case 2: NAME(key_dots_of)(keys, blocks, q, sums, head_dim, dot, stride, 2); break;
+    case 3: NAME(key_dots_of)(keys, blocks, q, sums, head_dim, dot, stride, 3); break;
+    default: NAME(key_dots_of)(keys, blocks, q, sums, head_dim, dot, stride, 4);
     }
 }
 
-INLINE_ void NAME(value_sums_of)(const int8_t *values, int blocks, const uint16_t *const *w,
-                                 int head_dim, int64_t *acc, const int count) {
+INLINE_ void NAME(value_sums_of)(const int8_t *const *pages, int per, int skip, int blocks,
+                                 const uint16_t *const *w, int head_dim, int64_t *acc,
+                                 const int count) {
     /* high and low bytes of the weights of a block's positions */
     int32_t low[QUERIES][VALUE_BLOCKS], high[QUERIES][VALUE_BLOCKS];
     for (int c = 0; c < count; c++)
@@ -56,11 +55,15 @@ INLINE_ void NAME(value_sums_of)(const int8_t *values, int blocks, const uint16_
     for (int first = 0; first < head_dim; first += LANES) {
         V l[QUERIES], h[QUERIES];
         UNROLL for (int c = 0; c < count; c++) l[c] = h[c] = ZERO;
-        for (int b = 0; b < blocks; b++) {
-            V v = LOAD(values + ((int64_t)b * head_dim + first) * VALUE_BLOCK);
-            UNROLL for (int c = 0; c < count; c++) {
-                l[c] = MACS(l[c], SET(low[c][b]), v);
-                h[c] = MACS(h[c], SET(high[c][b]), v);
+        for (int b = 0, page = 0, in = skip; b < blocks; page++, in = 0) {
+            const int8_t *at = pages[page] + ((int64_t)in * head_dim + first) * VALUE_BLOCK;
+            int end = b + per - in < blocks ? b + per - in : blocks;
+            for (; b < end; b++, at += head_dim * VALUE_BLOCK) {
+                V v = LOAD(at);
+                UNROLL for (int c = 0; c < count; c++) {
+                    l[c] = MACS(l[c], SET(low[c][b]), v);
+                    h[c] = MACS(h[c], SET(high[c][b]), v);
+                }
             }
         }
         for (int c = 0; c < count; c++) {
@@ -73,13 +76,14 @@ INLINE_ void NAME(value_sums_of)(const int8_t *values, int blocks, const uint16_
     }
 }
 
-static TARGET void NAME(value_sums)(const int8_t *values, int blocks, const uint16_t *const *w,
-                                    int count, int head_dim, int64_t *acc) {
+static TARGET void NAME(value_sums)(const int8_t *const *pages, int per, int skip, int blocks,
+                                    const uint16_t *const *w, int count, int head_dim,
+                                    int64_t *acc) {
     switch (count) {
-    case 1: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 1); break;
-    case 2: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 2); break;
-    case 3: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 3); break;
-    default: NAME(value_sums_of)(values, blocks, w, head_dim, acc, 4);
+    case 1: NAME(value_sums_of)(pages, per, skip, blocks, w, head_dim, acc, 1); break;
+    case 2: NAME(value_sums_of)(pages, per, skip, blocks, w, head_dim, acc, 2); break;
+    case 3: NAME(value_sums_of)(pages, per, skip, blocks, w, head_dim, acc, 3); break;
+    default: NAME(value_sums_of)(pages, per, skip, blocks, w, head_dim, acc, 4);
     }
 }
 

@@ -1,0 +1,1 @@
+"""Devices that serve requests together, simulated by events."""

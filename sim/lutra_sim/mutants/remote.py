@@ -43,8 +43,13 @@ MUTANTS = [
         _REMOTE,
         (
             "faults of a lent device are refusals",
-            'DeviceError(f"{self._address}: {error}") if found["fault"] else LutraError(error)',
-            "LutraError(error)",
+            'raise DeviceError(f"{self._address}: {error}")',
+            "raise LutraError(error)",
+        ),
+        (
+            "no room on a lent device is for good",
+            "raise NoRoom(error) if kind == NO_ROOM else LutraError(error)",
+            "raise LutraError(error)",
         ),
         (
             "a lost link is tried again",
@@ -69,6 +74,11 @@ MUTANTS = [
             "steps through some layers go through all",
             'layers=range(first, stop) if given["layers"] else None,',
             "layers=None,",
+        ),
+        (
+            "memory of a lent device is not reserved",
+            'self._of(host, fields["session"]).reserve(fields["n"], fields["spare"])',
+            'self._of(host, fields["session"])',
         ),
         (
             "copies on a lent device are whole",

@@ -14,6 +14,7 @@ from lutra.devices.accelerator.agent import LinkError
 from lutra.devices.base import Device, DeviceError, Step, StepResult
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.golden import GoldenDevice
+from lutra.devices.pages import NoRoom
 from lutra.devices.remote.link import LentAddress
 from lutra.devices.remote.shape import LinkShape
 from lutra.devices.remote.wire import narrow, pack, unpack
@@ -22,7 +23,7 @@ from lutra_golden.model.packed import PackedModel
 
 Model = Callable[[str], PackedModel]
 KEY = bytes(range(32))
-TOKENS = np.random.default_rng(0).integers(0, 60, 40).tolist()
+TOKENS = np.random.default_rng(0).integers(0, 60, 30).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +192,25 @@ def test_refusals_leave_the_link(model: PackedModel) -> None:
         assert session.length == 1
 
 
+def test_memory_is_reserved_there(model: PackedModel) -> None:
+    inner = CpuDevice(1, memory_limit=1 << 16)
+    with lent(inner) as there, there.device() as device:
+        loaded(device, model)
+        assert device.page == inner.page > 1
+        sessions = [device.session()]
+        with pytest.raises(NoRoom, match="no memory"):
+            while True:
+                with pytest.raises(NoRoom):
+                    sessions[-1].reserve(1, spare=10**6)
+                sessions[-1].reserve(1)
+                sessions.append(device.session())
+        assert len(sessions) > 1
+        for each in sessions[1:]:
+            each.close()
+        device.session().reserve(1)
+        device.run([Step(session=sessions[0], tokens=[1])])
+
+
 def test_a_fault_of_the_device_is_one_here(model: PackedModel) -> None:
     class Faulty(GoldenDevice):
         def _pass(self, chunks: object) -> None:  # type: ignore[override]
@@ -290,7 +310,7 @@ def test_messages() -> None:
         ({"op": "sit", "drop": []}, "unknown operation 'sit'"),
         ({"op": "run"}, "cannot be carried out"),
         ({"op": "run", "drop": [], "steps": 3}, "cannot be carried out"),
-        ({"op": "run", "drop": [[]], "steps": []}, "cannot be carried out"),
+        ({"op": "run", "drop": 3, "steps": []}, "cannot be carried out"),
         ({"op": "part", "drop": []}, "cannot be carried out"),
     ],
 )

@@ -83,6 +83,13 @@ class RemoteSession(Session):
         what = f"keys and values of {kv.length} positions"
         self._ask(what, {"op": "restore"}, [data])
 
+    def reserve(self, n: int, spare: int = 0) -> None:
+        """Have memory for ``n`` positions in all; see :class:`~lutra.devices.base.Session`."""
+        check_whole("n", n)
+        check_whole("spare", spare)
+        what = f"memory for {n} positions"
+        self._ask(what, {"op": "reserve", "n": int(n), "spare": int(spare)})
+
     def truncate(self, n: int) -> None:
         """Forget what lies behind the first ``n`` positions."""
         check_whole("n", n)
@@ -150,7 +157,7 @@ class RemoteDevice(Closing):
         self.process = ProcessLock()
         self._key, self._shape = key, shape
         self._model: PackedModel | None = None
-        self._sizes: Mapping[str, int] = {"pass": 1, "greedy": 1}
+        self._sizes: Mapping[str, int] = {"pass": 1, "greedy": 1, "page": 1}
         self._facts: Mapping[str, str | int] = {}
         self.links = self._linked()
         """The links to the lender; others with every model."""
@@ -196,6 +203,11 @@ class RemoteDevice(Closing):
         return self._sizes["pass"]
 
     @property
+    def page(self) -> int:
+        """Positions that a session has memory for at a time."""
+        return self._sizes["page"]
+
+    @property
     def greedy_tokens(self) -> int:
         """Most tokens that :meth:`greedy` makes without the host; 1 if the host takes each."""
         return self._sizes["greedy"]
@@ -216,7 +228,7 @@ class RemoteDevice(Closing):
             self.links = self._linked()
             self._send(model)
             found, _ = self.ask(_what(model), {"op": "load"}, seconds=_WORK_S)
-            self._sizes = {name: int(found[name]) for name in ("pass", "greedy")}
+            self._sizes = {name: int(found[name]) for name in self._sizes}
             self._facts = {**found["facts"], "address": self.name}
             self._model = model
 
@@ -244,7 +256,7 @@ class RemoteDevice(Closing):
         return bool(found["has"])
 
     def session(self) -> RemoteSession:
-        """New, empty session; LutraError with the bytes needed and free if there is no room."""
+        """New, empty session; NoRoom with the bytes needed and free if there is no room."""
         found, _ = self.ask("a new session", {"op": "session"})
         return RemoteSession(self, self.links, found["session"], found["length"])
 

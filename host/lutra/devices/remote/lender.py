@@ -18,8 +18,18 @@ from numpy.typing import NDArray
 from lutra.closing import Closing
 from lutra.devices.accelerator.agent import Frames, LinkError, Stream, refusal, serve_tcp
 from lutra.devices.base import Device, DeviceError, Session, Step, StepResult
+from lutra.devices.pages import NoRoom
 from lutra.devices.remote.link import LENDER
-from lutra.devices.remote.wire import BODY_MAX, Message, narrow, pack, unpack
+from lutra.devices.remote.wire import (
+    BODY_MAX,
+    FAULT,
+    NO_ROOM,
+    REFUSAL,
+    Message,
+    narrow,
+    pack,
+    unpack,
+)
 from lutra.packed.file import open_packed
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import SequenceKv
@@ -77,6 +87,7 @@ class Lender(Closing):
             "greedy": self._greedy,
             "export": self._export,
             "restore": self._restore,
+            "reserve": self._reserve,
             "truncate": self._truncate,
             "fork": self._fork,
             "counters": self._counters,
@@ -173,9 +184,11 @@ class Lender(Closing):
             except LinkError:
                 raise
             except DeviceError as error:
-                answer = pack({"error": str(error), "fault": True})
+                answer = pack({"error": str(error), "kind": FAULT})
+            except NoRoom as error:
+                answer = pack({"error": str(error), "kind": NO_ROOM})
             except LutraError as error:
-                answer = pack({"error": str(error), "fault": False})
+                answer = pack({"error": str(error), "kind": REFUSAL})
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 _LOG.warning("a message of %s failed", host.peer, exc_info=error)
                 raise LinkError(f"a message cannot be carried out ({error!r})") from None
@@ -270,7 +283,11 @@ class Lender(Closing):
         self._log(f"{host.peer}: loads {model.name}")
 
     def _sizes(self) -> dict[str, object]:
-        return {"pass": self.device.pass_tokens, "greedy": self.device.greedy_tokens}
+        return {
+            "pass": self.device.pass_tokens,
+            "greedy": self.device.greedy_tokens,
+            "page": getattr(self.device, "page", 1),
+        }
 
     # -- sessions and steps
 
@@ -299,11 +316,12 @@ class Lender(Closing):
         steps = list[Step]()
         for given in fields["steps"]:
             first, stop = given["layers"] or (0, 0)
-            residual = given["residual"]
+            tokens: NDArray[Any] = arrays[given["tokens"]]
+            residual: int | None = given["residual"]
             steps.append(
                 Step(
                     session=self._of(host, given["session"]),
-                    tokens=arrays[given["tokens"]],
+                    tokens=tokens,
                     logits_from=given["logits_from"],
                     layers=range(first, stop) if given["layers"] else None,
                     residual=None if residual is None else arrays[residual],
@@ -341,6 +359,11 @@ class Lender(Closing):
         session = self._of(host, message[0]["session"])
         session.restore(SequenceKv.from_bytes(message[1][0].tobytes()))
         return pack({"length": session.length})
+
+    def _reserve(self, host: _Host, message: Message) -> bytes:
+        fields, _ = message
+        self._of(host, fields["session"]).reserve(fields["n"], fields["spare"])
+        return pack({})
 
     def _truncate(self, host: _Host, message: Message) -> bytes:
         session = self._of(host, message[0]["session"])

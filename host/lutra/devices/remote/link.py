@@ -23,7 +23,8 @@ from lutra.devices.accelerator.agent import (
 from lutra.devices.accelerator.board_link import Address, BoardLink
 from lutra.devices.base import DeviceError
 from lutra.devices.hardware import LENT_SCHEME
-from lutra.devices.remote.wire import BODY_MAX, Message, pack, unpack
+from lutra.devices.pages import NoRoom
+from lutra.devices.remote.wire import BODY_MAX, FAULT, NO_ROOM, Message, pack, unpack
 from lutra_golden.errors import LutraError
 
 __all__ = ["LENDER", "LENT_PORT", "DeviceLinks", "LentAddress"]
@@ -96,8 +97,10 @@ class DeviceLinks(Closing):
 
     def _raise(self, found: Mapping[str, Any]) -> None:
         if "error" in found:
-            error = str(found["error"])
-            raise DeviceError(f"{self._address}: {error}") if found["fault"] else LutraError(error)
+            error, kind = str(found["error"]), found["kind"]
+            if kind == FAULT:
+                raise DeviceError(f"{self._address}: {error}")
+            raise NoRoom(error) if kind == NO_ROOM else LutraError(error)
 
     def _take(self) -> BoardLink:
         with self._lock:

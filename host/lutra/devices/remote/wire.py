@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from lutra.devices.accelerator.agent import LinkError
 
-__all__ = ["BODY_MAX", "Message", "narrow", "pack", "unpack"]
+__all__ = ["BODY_MAX", "FAULT", "NO_ROOM", "REFUSAL", "Message", "narrow", "pack", "unpack"]
+
+FAULT, NO_ROOM, REFUSAL = "fault", "no room", "refusal"
+"""Kinds of errors: of the device, of its memory, of what was asked."""
 
 BODY_MAX = 1 << 30
 """Bytes of the longest message."""

@@ -354,6 +354,15 @@ class PlannedDevice(Closing):
         session.tokens = []
         self._without_failing([(session, 0)], restore)
 
+    def reserve(self, session: PlannedSession, n: int, spare: int) -> None:
+        """Have memory for ``n`` positions on the devices of a session that do not fail of it."""
+        for site, part in list(session.parts.items()):
+            try:
+                with self._live.on(site):
+                    part.session.reserve(n, spare)
+            except SiteFailed as failed:
+                self._leave_out(failed)
+
     def fork(self, session: PlannedSession, n: int) -> PlannedSession:
         """New session with the first ``n`` positions of another one."""
 

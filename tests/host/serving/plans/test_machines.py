@@ -16,6 +16,7 @@ from tests.host.serving.plans.test_device import (
     golden,
     golden_run,
     model,
+    phases,
     pipeline,
     planned,
     plans,
@@ -129,6 +130,23 @@ def test_the_last_link_s_error_is_told_and_the_device_comes_back(model: PackedMo
             [found] = device.run([Step(session=session, tokens=[3])])
             [expected] = golden_run(model, [1, 2, 3])
             np.testing.assert_array_equal(found.logits, expected.logits[-1:])
+
+
+def test_a_link_that_is_lost_when_memory_is_reserved(model: PackedModel) -> None:
+    shape = LinkShape()
+    with lent(GoldenDevice()) as there:
+        with planned(
+            model, phases(N_LAYERS), [GoldenDevice(), there.device(shape=shape)]
+        ) as device:
+            session = device.session()
+            session.reserve(9, 1)
+            shape.lose()
+            session.reserve(10)
+            assert device.sites == [0]
+            assert "memory for 10 positions waits for lutra://" in device.notes[0]
+            [found] = device.run([Step(session=session, tokens=[1, 2, 3])])
+            [expected] = golden_run(model, [1, 2, 3])
+            np.testing.assert_array_equal(found.logits, expected.logits)
 
 
 def test_a_device_that_is_back_has_work_again(model: PackedModel) -> None:

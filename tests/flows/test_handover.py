@@ -46,7 +46,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--link", "0,0"], "--link must be"),
         (["-n", "1"], "--answer must be 2 or more, not 1"),
         (["--layers", "1"], "--layers is 1 or more, of a model random:SHAPE"),
-        (["-p", "300"], "300 and 16 tokens exceed the context of 256: give fewer"),
+        (["-p", "300"], "the context must be at most 256, the limit of long, not 316"),
     ],
 )
 def test_refusals(

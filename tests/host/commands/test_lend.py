@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lutra.__main__ import main
+from lutra.commands.cli import main
 from lutra.devices.remote.device import RemoteDevice
 
 

@@ -152,11 +152,13 @@ def add_kv(parser: argparse.ArgumentParser, default: str | None = None) -> None:
 def check_kv(kv: str | None, device: str | list[str], *, falls_back: bool) -> None:
     """Refuse bits of keys and values that the device has not, before anything is loaded.
 
-    ``falls_back``: the device ``auto`` becomes one that has them.
+    ``falls_back``: the device ``auto`` becomes one that has them. A device that is lent says so
+    itself.
     """
     able = ("golden", "cpu", "auto") if falls_back else ("golden", "cpu")
-    names = [device] if isinstance(device, str) else [each.partition(":")[0] for each in device]
-    unable = [name for name in names if name not in able]
+    names = [device] if isinstance(device, str) else device
+    here = [name for name in names if not name.startswith(LENT_SCHEME)]
+    unable = [name for name in here if name.partition(":")[0] not in able]
     if kv == "8/4" and unable:
         raise LutraError(
             f"device {unable[0]} caches keys and values with the same number of bits, not --kv "

@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -42,9 +45,15 @@ def model(folder: Path) -> PackedModel:
 
 
 @pytest.fixture(scope="module")
-def ray_nodes() -> Generator[Nodes]:
+def ray_head() -> Generator[Nodes]:
     with nodes() as found:
         yield found
+
+
+@pytest.fixture
+def ray_nodes(ray_head: Nodes) -> Generator[Nodes]:
+    yield ray_head
+    ray_head.kill_all()
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -156,9 +165,29 @@ def test_a_server_whose_node_is_killed_while_it_streams(ray_nodes: Nodes, folder
             each.join(WAIT_S)
         assert texts == dict.fromkeys(range(4), expected)
         assert cluster.device.sites == [1]
+        assert "device fpga#1 is left out: " in cluster.device.notes[0]
         after = httpx.post(url, json=body, timeout=WAIT_S).json()
         assert after["choices"][0]["text"] == expected
         service.close()
+
+
+def test_the_command(ray_nodes: Nodes, folder: Path) -> None:
+    """``lutra serve --ray`` from its first line to its end."""
+    options = ["--ray", ray_nodes.address, "--ray-devices", "cpu:golden", "--port", "0"]
+    command = [sys.executable, "-m", "lutra", "serve", "-m", str(folder), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        try:
+            assert run.stdout is not None
+            line = run.stdout.readline()
+            found = re.fullmatch(r"serving .* on plan: (http://127.0.0.1:\d+/v1)\n", line)
+            assert found is not None, line
+            body = {"prompt": "the king", "max_tokens": 5, "temperature": 0.0}
+            response = httpx.post(f"{found[1]}/completions", json=body, timeout=WAIT_S)
+            assert response.json()["usage"]["completion_tokens"] == 5
+            run.send_signal(signal.SIGTERM)
+            assert run.wait(WAIT_S) == 0
+        finally:
+            run.kill()
 
 
 def stream(url: str, body: dict[str, Any], begun: threading.Barrier) -> str:

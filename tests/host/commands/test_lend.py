@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lutra.commands.cli import main
+from lutra.commands.options import check_kv
 from lutra.devices.remote.device import RemoteDevice
+from lutra_golden.errors import LutraError
 
 
 def test_a_device_is_lent_until_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +50,10 @@ def test_refusals(
     given = [str(key) if each == "KEY" else each for each in options]
     assert main(["lend", "-dev", "golden", *given]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_a_device_elsewhere_caches_is_not_known_here() -> None:
+    check_kv("8/4", "lutra://host", falls_back=False)
+    check_kv("8/4", ["cpu:1", "lutra://host:1"], falls_back=False)
+    with pytest.raises(LutraError, match="device rtl caches"):
+        check_kv("8/4", ["lutra://host", "rtl"], falls_back=False)

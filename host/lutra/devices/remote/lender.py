@@ -316,12 +316,12 @@ class Lender(Closing):
         steps = list[Step]()
         for given in fields["steps"]:
             first, stop = given["layers"] or (0, 0)
-            tokens: NDArray[Any] = arrays[given["tokens"]]
+            tokens: int = given["tokens"]
             residual: int | None = given["residual"]
             steps.append(
                 Step(
                     session=self._of(host, given["session"]),
-                    tokens=tokens,
+                    tokens=arrays[tokens].tolist(),
                     logits_from=given["logits_from"],
                     layers=range(first, stop) if given["layers"] else None,
                     residual=None if residual is None else arrays[residual],

@@ -444,7 +444,10 @@ def test_without_a_check_nothing_is_compared(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "gpu"}, "device must be auto, .*, rtl, pynq, xrt or board://host, not 'gpu'"),
+        (
+            {"device": "gpu"},
+            "device must be auto, .*, xrt, board://host or lutra://host, not 'gpu'",
+        ),
         (
             {"device": "interpreted", "config": "giant"},
             r"configuration must be one of nano, pynq_z2, kv260, u50, u55c, not 'giant'",

@@ -20,6 +20,7 @@ _COMMANDS = {
     "run": ("generate", "generate text and report the speed"),
     "chat": ("generate", "chat with a model in the terminal"),
     "serve": ("serve", "serve a model over HTTP with OpenAI's interface"),
+    "lend": ("lend", "lend a device of this machine to a Lutra elsewhere"),
     "perplexity": ("perplexity", "measure the perplexity of a text"),
     "bench": ("bench", "measure tokens per second of prefill and decode"),
     "plan": ("plan", "divide requests between devices, with predicted times"),

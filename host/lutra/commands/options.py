@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from lutra.devices.choose import DEVICES, is_device, most_threads
-from lutra.devices.hardware import BOARD_SCHEME
+from lutra.devices.hardware import BOARD_SCHEME, LENT_SCHEME
 from lutra.llm import SPECULATION
 from lutra.models import shipped_models
 from lutra.quantize import DEFAULT_GROUP
@@ -44,6 +44,9 @@ __all__ = [
     "rounding",
     "whole",
 ]
+
+_PLACES = f"{BOARD_SCHEME}HOST", f"{LENT_SCHEME}HOST"
+"""Forms of addresses of devices."""
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -151,11 +154,13 @@ def add_kv(parser: argparse.ArgumentParser, default: str | None = None) -> None:
 def check_kv(kv: str | None, device: str | list[str], *, falls_back: bool) -> None:
     """Refuse bits of keys and values that the device has not, before anything is loaded.
 
-    ``falls_back``: the device ``auto`` becomes one that has them.
+    ``falls_back``: the device ``auto`` becomes one that has them. A device that is lent says so
+    itself.
     """
     able = ("golden", "cpu", "auto") if falls_back else ("golden", "cpu")
-    names = [device] if isinstance(device, str) else [each.partition(":")[0] for each in device]
-    unable = [name for name in names if name not in able]
+    names = [device] if isinstance(device, str) else device
+    here = [name for name in names if not name.startswith(LENT_SCHEME)]
+    unable = [name for name in here if name.partition(":")[0] not in able]
     if kv == "8/4" and unable:
         raise LutraError(
             f"device {unable[0]} caches keys and values with the same number of bits, not --kv "
@@ -174,7 +179,7 @@ def add_device(
         "-dev",
         "--device",
         type=_devices if several else _device,
-        metavar="{" + ",".join(DEVICES) + f",{BOARD_SCHEME}HOST" + "}",
+        metavar="{" + ",".join([*DEVICES, *_PLACES]) + "}",
         default=default,
         help=f"device that runs the model{more * several} (default {note})",
     )
@@ -208,7 +213,7 @@ def _kv(text: str) -> str:
 
 def _device(text: str) -> str:
     if not is_device(text):
-        names = ", ".join([*DEVICES, f"{BOARD_SCHEME}HOST"])
+        names = ", ".join([*DEVICES, *_PLACES])
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {names})")
     return text
 

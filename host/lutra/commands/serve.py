@@ -5,10 +5,12 @@ import logging
 import os
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from lutra.commands.options import (
+    Place,
     add_chat_template,
     add_model,
     add_place,
@@ -24,6 +26,9 @@ from lutra.llm import LLM
 from lutra.progress import StepProgress
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
+
+if TYPE_CHECKING:
+    from lutra.cluster.actors import RayCluster
 
 __all__ = ["add_serve"]
 
@@ -50,6 +55,18 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get(_KEY) or None,
         help=f"key that clients must send (default: the environment's {_KEY}, which other users "
         "of this machine do not see; without one anyone who reaches the port may ask)",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run requests on devices of the Ray cluster at this address (auto: the one of this "
+        "machine, local: one that is started for this server)",
+    )
+    parser.add_argument(
+        "--ray-devices",
+        metavar="A,B",
+        help="devices to take there, such as fpga,2*gpu or 2*cpu (default: each fpga and GPU, or a "
+        "cpu if there is none)",
     )
     parser.add_argument(
         "-np",
@@ -115,6 +132,10 @@ def _serve(args: argparse.Namespace) -> int:
     from lutra.server.service import Service
     from lutra.text.template_process import TemplateProcess
 
+    if args.ray is not None and args.device != "auto":
+        raise LutraError("--ray chooses devices itself: give --ray-devices instead of -dev")
+    if args.ray_devices is not None and args.ray is None:
+        raise LutraError("--ray-devices are those of a cluster: add --ray ADDRESS")
     check_kv(args.kv, args.device, falls_back=True)
     template = given_chat_template(args)
     if template is not None:
@@ -150,7 +171,8 @@ def _serve(args: argparse.Namespace) -> int:
     with (
         _log_on_stderr(),
         HttpServer(app, listening) as http,
-        _load(args) as llm,
+        _cluster(args) as cluster,
+        _load(args, cluster) as llm,
         until_told() as wait,
     ):
         service.start(llm, template)
@@ -165,13 +187,34 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace) -> LLM:
+def _cluster(args: argparse.Namespace) -> "RayCluster | nullcontext[None]":
+    """The cluster whose devices run the model, if one is asked for."""
+    if args.ray is None:
+        return nullcontext()
+    from lutra.cluster.actors import RayCluster
+    from lutra.devices.choose import DeviceOptions
+
+    options = DeviceOptions(
+        config=args.config,
+        engine=args.engine,
+        threads=args.threads,
+        emulate=args.emulate,
+        bitstream=args.bitstream,
+    )
+    return RayCluster(args.ray, args.ray_devices, options)
+
+
+def _load(args: argparse.Namespace, cluster: "RayCluster | None") -> LLM:
+    if cluster is not None:
+        for each in cluster.places:
+            _note(f"note: {each}")
     with StepProgress() as progress:
         return LLM(
             args.model,
-            args.device,
+            args.device if cluster is None else cluster.device,
             **rounding(args),
-            **place(args),
+            # devices of a cluster are made there, with their options
+            **(place(args) if cluster is None else Place()),
             parallel=args.parallel,
             speculation=args.speculate,
             progress=progress,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lutra.arguments import check_whole, either
 from lutra.devices.base import Device
-from lutra.devices.hardware import BOARD_SCHEME
+from lutra.devices.hardware import BOARD_SCHEME, LENT_SCHEME
 from lutra.devices.processors import PROCESSORS
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
@@ -45,8 +45,9 @@ def most_threads() -> int:
 
 
 def is_device(name: str) -> bool:
-    """True if ``name`` is one of :data:`DEVICES`, or begins like the address of a board."""
-    return name in DEVICES or name.startswith(BOARD_SCHEME)
+    """True if ``name`` is one of :data:`DEVICES`, or begins like the address of a board or of a
+    device that is lent."""
+    return name in DEVICES or name.startswith((BOARD_SCHEME, LENT_SCHEME))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,9 @@ class DeviceOptions:
     def check(self, name: str) -> None:
         """Refuse a name that is no device, and what the device of this name has not."""
         if not is_device(name):
-            raise LutraError(
-                f"device must be {either([*DEVICES, f'{BOARD_SCHEME}host'])}, not {name!r}"
-            )
-        is_accelerator = name not in ("auto", *PROCESSORS)
+            places = [f"{scheme}host" for scheme in (BOARD_SCHEME, LENT_SCHEME)]
+            raise LutraError(f"device must be {either([*DEVICES, *places])}, not {name!r}")
+        is_accelerator = name not in ("auto", *PROCESSORS) and not name.startswith(LENT_SCHEME)
         if self.threads is not None:
             check_whole("threads", self.threads)
             if not 1 <= self.threads <= most_threads():
@@ -103,10 +103,11 @@ def choose_device(
 
     ``auto`` is no board, as which one is to be taken depends on the model: ask
     :class:`~lutra.devices.auto.AutoDevices`. ``board://host`` is a board's accelerator, with what
-    else :class:`~lutra.devices.accelerator.board_link.BoardAddress` knows. ``config`` (``nano`` if
-    left out) and ``engine`` are those of accelerators, ``wave`` and ``wave_cycles`` of the
-    simulated one, ``threads`` are those of the device ``cpu``; elsewhere they are refused.
-    ``emulate`` is a board that takes the place of a real one, ``bitstream`` what a real one loads.
+    else :class:`~lutra.devices.accelerator.board_link.BoardAddress` knows, and ``lutra://host`` a
+    device that another Lutra lends (docs/serving.md). ``config`` (``nano`` if left out) and
+    ``engine`` are those of accelerators, ``wave`` and ``wave_cycles`` of the simulated one,
+    ``threads`` are those of the device ``cpu``; elsewhere they are refused. ``emulate`` is a board
+    that takes the place of a real one, ``bitstream`` what a real one loads.
     """
     options = DeviceOptions(
         config=config,
@@ -131,6 +132,10 @@ def make_device(name: str, options: DeviceOptions, progress: Progress | None = N
     options.check(name)
     if name in PROCESSORS:
         return PROCESSORS[name].make(options.threads, progress)
+    if name.startswith(LENT_SCHEME):
+        from lutra.devices.remote.device import RemoteDevice
+
+        return RemoteDevice(name)
     return _accelerator(name, options, progress)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 __all__ = [
     "BOARD_SCHEME",
+    "LENT_SCHEME",
     "SYSTEM",
     "alveo_functions",
     "driver_of",
@@ -14,6 +15,8 @@ __all__ = [
 
 BOARD_SCHEME = "board://"
 """What addresses of boards that are reached through their agents begin with."""
+LENT_SCHEME = "lutra://"
+"""What addresses of devices begin with that a Lutra elsewhere lends."""
 SYSTEM = Path("/")
 """Root of this machine's folders."""
 _TREE = "proc/device-tree"

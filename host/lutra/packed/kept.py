@@ -32,7 +32,7 @@ from lutra_golden.machine import cache_root, unwritable
 from lutra_golden.model.checks import pass_numbers
 from lutra_golden.model.packed import PackedModel
 
-__all__ = ["LEAST_BYTES", "KeptModel", "KeptModels", "key_of", "wait_until_kept"]
+__all__ = ["LEAST_BYTES", "KeptModel", "KeptModels", "key_of", "wait_until_kept", "write_model"]
 
 LEAST_BYTES = 1 << 25
 """Bytes of a checkpoint from which on it is worth keeping what is packed of it."""
@@ -174,6 +174,15 @@ class _InMemory:
             raise _GivenUpError
         arrays, numbers = layer_arrays(self._layers[i])
         return _Arrays(arrays), numbers
+
+
+def write_model(folder: Path, model: PackedModel) -> str:
+    """Write a packed model that is in memory into a folder; its fingerprint."""
+    writing = folder / _WRITING
+    writing.mkdir()
+    fingerprint = write_packed(folder, model, _InMemory(writing, model, threading.Event()))
+    writing.rmdir()
+    return fingerprint
 
 
 class _Writer(threading.Thread):

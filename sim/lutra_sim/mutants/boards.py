@@ -215,7 +215,7 @@ HOST = [
             'if lock != "key" and key is not None:',
             "if False:",
         ),
-        ("any version will do", "if version != str(PROTOCOL):", "if not version:"),
+        ("any version will do", "if version != str(greeting.protocol):", "if not version:"),
     ),
     *planted(
         "host/lutra/devices/accelerator/agent.py",

@@ -16,6 +16,7 @@ from lutra_sim.mutants import (
     kernels_runner,
     packing,
     plans,
+    remote,
     xrt,
 )
 from lutra_sim.mutants.mutant import Mutant
@@ -29,6 +30,7 @@ PACKAGES: Mapping[str, Sequence[Mutant]] = {
         *host.MUTANTS,
         *packing.MUTANTS,
         *plans.MUTANTS,
+        *remote.MUTANTS,
         *devices.MUTANTS,
         *xrt.HOST,
         *boards.HOST,

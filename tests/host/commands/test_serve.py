@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 import pytest
 from tests.host.commands.test_cli import Capture, fails
 
+from lutra.cluster import actors
 from lutra.commands import serve
 from lutra.commands.cli import main
 from lutra_golden.errors import LutraError
@@ -140,6 +141,15 @@ def test_what_is_missing_is_named(capsys: Capture, monkeypatch: pytest.MonkeyPat
     )
 
 
+def test_ray_that_is_missing_is_named(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in ("fastapi", "uvicorn"):
+        pytest.importorskip(needed)
+    monkeypatch.setattr(actors, "find_spec", lambda name: None)
+    assert fails(capsys, "serve", "--ray", "auto", "--port", "0") == (
+        f"--ray needs ray, which is missing: run `{install_command('ray')}`"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -149,6 +159,8 @@ def test_what_is_missing_is_named(capsys: Capture, monkeypatch: pytest.MonkeyPat
         (["--api-key", "a b"], "--api-key must be printable ASCII without spaces"),
         (["--host", "x" * 64], f"host '{'x' * 64}' is none of this machine"),
         (["--chat-template", "no-such-file"], "no-such-file: No such file or directory"),
+        (["--ray", "auto", "-dev", "cpu"], "give --ray-devices instead of -dev"),
+        (["--ray-devices", "cpu"], "--ray-devices are those of a cluster: add --ray ADDRESS"),
     ],
 )
 def test_refusals(capsys: Capture, options: list[str], message: str) -> None:

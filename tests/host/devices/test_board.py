@@ -575,6 +575,6 @@ def test_a_board_by_its_name() -> None:
     assert (device.name, reasons) == ("board://me@pynq", [])
     with pytest.raises(LutraError, match=r"^a board is board://host, "):
         choose_device("board://a/b")
-    message = r"^device must be auto, .*, rtl, .* or board://host, not 'board'$"
+    message = r"^device must be auto, .*, rtl, .* board://host or lutra://host, not 'board'$"
     with pytest.raises(LutraError, match=message):
         choose_device("board")

@@ -22,9 +22,10 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Callable, Generator, Iterator, NoReturn, Sequence
+from typing import Callable, Generator, Iterator, NoReturn, Protocol, Sequence
 
 __all__ = [
+    "AGENT",
     "BODY_MAX",
     "FAILED",
     "HELD",
@@ -47,8 +48,10 @@ __all__ = [
     "AgentError",
     "BoardAccelerator",
     "Frames",
+    "Greeting",
     "LinkError",
     "RefusedError",
+    "Served",
     "Stream",
     "await_interrupt",
     "held_fabric",
@@ -58,6 +61,8 @@ __all__ = [
     "make_key",
     "printable",
     "read_key",
+    "refusal",
+    "serve_port",
     "serve_tcp",
     "socket_stream",
 ]
@@ -293,6 +298,52 @@ class Frames:
         tag.update(header)
         tag.update(body)
         return tag.digest()
+
+
+class Greeting:
+    """First lines of a link: the ``service`` that is here, the version of its ``protocol``, and
+    random numbers of both ends. ``advice`` is what to do where versions differ.
+
+    A service whose links are ``tagged`` has tags on open ones, too, by an empty key: they find what
+    was damaged, and keep nobody out.
+    """
+
+    def __init__(self, service: str, protocol: int, advice: str, *, tagged: bool = False) -> None:
+        self.service, self.protocol = service, protocol
+        self.advice, self._tagged = advice, tagged
+
+    def serve(self, stream: Stream, key: bytes | None) -> Frames:
+        """Greet a host."""
+        nonce = os.urandom(_NONCE_BYTES).hex()
+        lock = "open" if key is None else "key"
+        line = f"lutra-{self.service} {self.protocol} {lock} {nonce}\n"
+        stream.send(line.encode(), _HANDSHAKE_S)
+        words = stream.line(_HELLO_MAX, time.monotonic() + _HANDSHAKE_S).split()
+        if len(words) != 3 or words[0] != "lutra-host":
+            raise LinkError("the other end is no Lutra")
+        if words[1] != str(self.protocol):
+            raise LinkError(
+                f"the {self.service} speaks version {self.protocol} of the protocol, the host "
+                f"{printable(words[1])}: {self.advice}"
+            )
+        return Frames(self._lock(key), f"{nonce} {words[2]}".encode(), self._name, b"host")
+
+    def answer(self, stream: Stream, key: bytes | None, nonce: str) -> Frames:
+        """Greet a service that has sent ``nonce``, as its host."""
+        own = os.urandom(_NONCE_BYTES).hex()
+        stream.send(f"lutra-host {self.protocol} {own}\n".encode(), _HANDSHAKE_S)
+        return Frames(self._lock(key), f"{nonce} {own}".encode(), b"host", self._name)
+
+    @property
+    def _name(self) -> bytes:
+        return self.service.encode()
+
+    def _lock(self, key: bytes | None) -> bytes | None:
+        return b"" if key is None and self._tagged else key
+
+
+AGENT = Greeting("agent", PROTOCOL, "copy the agent of the host's Lutra to the board")
+"""The greeting of agents."""
 
 
 def refusal(text: str) -> bytes:
@@ -699,7 +750,7 @@ class Agent:
     def serve(self, stream: Stream, peer: str) -> None:
         """Serve a link to its end."""
         try:
-            frames = self._greet(stream)
+            frames = AGENT.serve(stream, self._key)
             deadline = time.monotonic() + _HANDSHAKE_S
             first = _Fields(frames.receive(stream, deadline, _FIRST_MAX))
             code, form = OPERATIONS["OPEN"]
@@ -716,22 +767,6 @@ class Agent:
                 stream.send(refusal(str(error)), 1.0)
         finally:
             stream.shut()
-
-    def _greet(self, stream: Stream) -> Frames:
-        """Exchange versions and nonces."""
-        nonce = os.urandom(_NONCE_BYTES).hex()
-        lock = "open" if self._key is None else "key"
-        stream.send(f"lutra-agent {PROTOCOL} {lock} {nonce}\n".encode(), _HANDSHAKE_S)
-        words = stream.line(_HELLO_MAX, time.monotonic() + _HANDSHAKE_S).split()
-        if len(words) != 3 or words[0] != "lutra-host":
-            raise LinkError("the other end is no Lutra")
-        if words[1] != str(PROTOCOL):
-            raise LinkError(
-                f"the agent speaks version {PROTOCOL} of the protocol, the host "
-                f"{printable(words[1])}: copy the agent of the host's Lutra to the board"
-            )
-        nonces = f"{nonce} {words[2]}".encode()
-        return Frames(self._key, nonces, b"agent", b"host")
 
     @contextmanager
     def _held(self, stream: Stream, peer: str, session: bytes) -> Generator[bytes]:
@@ -895,15 +930,28 @@ def _offsets(ranges: Sequence[tuple[int, int]], offset: int, count: int) -> rang
 # -- starting it
 
 
-def serve_tcp(agent: Agent, listener: socket.socket, log: Callable[[str], object]) -> None:
-    """Serve links of TCP, each in a thread, until ``listener`` is closed."""
-    links = threading.BoundedSemaphore(_LINKS)
+class Served(Protocol):
+    """What is at one end of links."""
+
+    def serve(self, stream: Stream, peer: str) -> None:
+        """Serve a link to its end."""
+
+
+def serve_tcp(
+    served: Served,
+    listener: socket.socket,
+    log: Callable[[str], object],
+    n_links: int = _LINKS,
+) -> None:
+    """Serve links of TCP, each in a thread, up to ``n_links`` at a time, until ``listener`` is
+    closed."""
+    links = threading.BoundedSemaphore(n_links)
 
     def serve(connection: socket.socket, peer: str) -> None:
         try:
             with connection:
                 keep_alive(connection)
-                agent.serve(socket_stream(connection), peer)
+                served.serve(socket_stream(connection), peer)
         finally:
             links.release()
 
@@ -932,7 +980,9 @@ def keep_alive(connection: socket.socket) -> None:
     """Send small messages at once; learn within half a minute that the other end is gone."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+    options = ("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)
+    # bytes that nobody acknowledges keep those from being sent
+    for name, value in (*options, ("TCP_USER_TIMEOUT", 25_000)):
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -944,7 +994,13 @@ def _serve_stdio(agent: Agent) -> None:
     agent.serve(Stream(reads, writes), "standard input")
 
 
-def _serve_port(agent: Agent, address: str, port: int, log: Callable[[str], object]) -> None:
+def serve_port(
+    served: Served,
+    address: str,
+    port: int,
+    log: Callable[[str], object],
+    n_links: int = _LINKS,
+) -> None:
     """Serve links to a port of TCP."""
     try:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -953,7 +1009,7 @@ def _serve_port(agent: Agent, address: str, port: int, log: Callable[[str], obje
         raise AgentError(f"{address} port {port} cannot be listened at ({error})") from None
     with listener:
         log(f"listens at {address} port {listener.getsockname()[1]}")
-        serve_tcp(agent, listener, log)
+        serve_tcp(served, listener, log, n_links)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -1012,7 +1068,7 @@ def main(
                 if args.stdio:
                     _serve_stdio(agent)
                 else:
-                    _serve_port(agent, args.listen or "127.0.0.1", args.port, log)
+                    serve_port(agent, args.listen or "127.0.0.1", args.port, log)
             finally:
                 agent.abort()
                 accelerator.close()

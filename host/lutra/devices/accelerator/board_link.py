@@ -1,4 +1,4 @@
-"""Links to the agents of boards: by TCP, or through SSH."""
+"""Links to what is lent elsewhere, an agent's board above all: by TCP, or through SSH."""
 
 import os
 import re
@@ -6,15 +6,17 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, ClassVar, TypeVar
 
 from lutra.devices.accelerator.agent import (
+    AGENT,
+    BODY_MAX,
     PORT,
-    PROTOCOL,
     Frames,
+    Greeting,
     LinkError,
     Stream,
     keep_alive,
@@ -25,12 +27,13 @@ from lutra.devices.hardware import BOARD_SCHEME
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import command_of
 
-__all__ = ["BoardAddress", "BoardLink", "complaint", "end_ssh", "ssh_command"]
+__all__ = ["Address", "BoardAddress", "BoardLink", "complaint", "end_ssh", "ssh_command"]
+
+_A = TypeVar("_A", bound="Address")
 
 _COMMAND = ".lutra/agent --stdio"
 _CONNECT_S, _SEND_S = 5.0, 60.0
 _LINE_MAX, _LINES = 1 << 12, 64  # of what a login may say before the agent does
-_NONCE_BYTES = 16
 _NO_PROGRAM = 127  # exit status of a shell that finds no program
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
@@ -54,38 +57,60 @@ def complaint(errors: IO[bytes]) -> str:
 
 
 @dataclass(frozen=True)
-class BoardAddress:
-    """Way to a board's agent.
+class Address:
+    """Way to a service: ``scheme://host[:port]`` is TCP, ``scheme://user@host:port`` a port of the
+    host's loopback, through SSH.
 
-    ``board://host[:port]`` is TCP, ``board://user@host`` an agent that SSH starts, and
-    ``board://user@host:port`` one at a loopback port of the board, through SSH.
+    A kind of services has its ``greeting``, the ``what`` of its addresses, the port that is meant
+    where none is given, the variable that names its key, and how it is started.
     """
+
+    scheme: ClassVar[str]
+    what: ClassVar[str]
+    usual_port: ClassVar[int]
+    greeting: ClassVar[Greeting]
+    key_variable: ClassVar[str]
+    start: ClassVar[str]
 
     host: str
     port: int | None = None
     user: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "BoardAddress":
-        """Parse an address that begins with :data:`~lutra.devices.hardware.BOARD_SCHEME`."""
-        user, at, place = text.removeprefix(BOARD_SCHEME).rpartition("@")
+    def parse(cls: type[_A], text: str) -> _A:
+        """Parse an address that begins with the scheme."""
+        user, at, place = text.removeprefix(cls.scheme).rpartition("@")
         found = _PLACE.fullmatch(place)
         host, port = found.groups() if found else ("", None)
         if (
             not (host.startswith("[") or _NAME.fullmatch(host))
             or (at and not _NAME.fullmatch(user))
-            or not 0 < int(port or PORT) < 1 << 16
+            or not 0 < int(port or cls.usual_port) < 1 << 16
         ):
             raise LutraError(
-                f"a board is {BOARD_SCHEME}host, {BOARD_SCHEME}host:port or "
-                f"{BOARD_SCHEME}user@host, not {text!r}"
+                f"{cls.what} is {cls.scheme}host, {cls.scheme}host:port or "
+                f"{cls.scheme}user@host, not {text!r}"
             )
         return cls(host.strip("[]"), int(port) if port else None, user if at else None)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port is None else f":{self.port}"
-        return BOARD_SCHEME + ("" if self.user is None else f"{self.user}@") + host + port
+        return self.scheme + ("" if self.user is None else f"{self.user}@") + host + port
+
+    @property
+    def ssh(self) -> Sequence[str]:
+        """Command whose standard input and output are the link."""
+        port = self.usual_port if self.port is None else self.port
+        return [*ssh_command(), "-W", f"127.0.0.1:{port}", "--", f"{self.user}@{self.host}"]
+
+
+class BoardAddress(Address):
+    """Way to a board's agent; ``board://user@host`` is one that SSH starts."""
+
+    scheme, what, usual_port = BOARD_SCHEME, "a board", PORT
+    greeting, key_variable = AGENT, "LUTRA_BOARD_KEY"
+    start = "start it on the board (docs/agent.md)"
 
     @property
     def lives(self) -> bool:
@@ -95,17 +120,25 @@ class BoardAddress:
     @property
     def ssh(self) -> Sequence[str]:
         """Command whose standard input and output are the link."""
-        target = f"{self.user}@{self.host}"
         if self.port is not None:
-            return [*ssh_command(), "-W", f"127.0.0.1:{self.port}", "--", target]
+            return super().ssh
+        target = f"{self.user}@{self.host}"
         return [*ssh_command(), "--", target, os.environ.get("LUTRA_BOARD_COMMAND") or _COMMAND]
 
 
 class BoardLink:
-    """A link to an agent, from greeting to end; LinkError if there is none, or it drops."""
+    """A link to an agent, from greeting to end; LinkError if there is none, or it drops.
 
-    def __init__(self, address: BoardAddress, key: bytes | None) -> None:
-        self._resources = ExitStack()
+    ``wrapped`` makes the stream of a link of TCP of its socket.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        key: bytes | None,
+        wrapped: Callable[[socket.socket], Stream] = socket_stream,
+    ) -> None:
+        self._resources, self._address, self._wrapped = ExitStack(), address, wrapped
         self._ssh: tuple[subprocess.Popen[bytes], IO[bytes]] | None = None
         self._target = f"{address.user}@{address.host}"
         try:
@@ -118,17 +151,23 @@ class BoardLink:
             self.close()
             raise
 
-    def ask(self, body: bytes, seconds: float) -> bytes:
-        """Send a message and return the answer to it."""
-        self._stream.send(self._frames.pack(body), _SEND_S)
-        return self._frames.receive(self._stream, time.monotonic() + seconds)
+    def ask(self, body: bytes, seconds: float, limit: int = BODY_MAX) -> bytes:
+        """Send a message and return the answer to it, of ``limit`` bytes at most."""
+        self._stream.send(self._frames.pack(body), max(_SEND_S, seconds))
+        return self._frames.receive(self._stream, time.monotonic() + seconds, limit)
+
+    def shut(self) -> None:
+        """Let whoever waits for an answer learn that none comes; the link is still to be closed."""
+        self._stream.shut()
+        if self._ssh is not None:
+            self._ssh[0].terminate()
 
     def close(self) -> None:
         """End it."""
         self._resources.close()
 
-    def _connected(self, address: BoardAddress) -> Stream:
-        port = PORT if address.port is None else address.port
+    def _connected(self, address: Address) -> Stream:
+        port = address.usual_port if address.port is None else address.port
         try:
             connection = socket.create_connection((address.host, port), _CONNECT_S)
             self._resources.enter_context(connection)
@@ -136,11 +175,15 @@ class BoardLink:
         except (OSError, UnicodeError) as error:  # the latter of a name that no host can have
             why = getattr(error, "strerror", None) or error
             raise LinkError(
-                f"no agent answers at port {port} ({why}): start it on the board (docs/agent.md)"
+                f"no {self._service} answers at port {port} ({why}): {address.start}"
             ) from None
-        return socket_stream(connection)
+        return self._wrapped(connection)
 
-    def _logged_in(self, address: BoardAddress) -> Stream:
+    @property
+    def _service(self) -> str:
+        return self._address.greeting.service
+
+    def _logged_in(self, address: Address) -> Stream:
         errors = self._resources.enter_context(tempfile.TemporaryFile())
         try:
             process = subprocess.Popen(
@@ -159,34 +202,37 @@ class BoardLink:
 
     def _greeted(self, key: bytes | None) -> Frames:
         """Exchange versions and nonces."""
-        version, lock, nonce = self._agent()
-        if version != str(PROTOCOL):
+        version, lock, nonce = self._first_words()
+        greeting, variable = self._address.greeting, self._address.key_variable
+        if version != str(greeting.protocol):
             raise LinkError(
-                f"the agent speaks version {printable(version)} of the protocol, this Lutra "
-                f"{PROTOCOL}: copy this Lutra's agent to the board"
+                f"the {self._service} speaks version {printable(version)} of the protocol, this "
+                f"Lutra {greeting.protocol}: {greeting.advice}"
             )
         if lock == "key" and key is None:
-            raise LinkError("the agent asks for a key: set LUTRA_BOARD_KEY to a copy of its file")
+            raise LinkError(
+                f"the {self._service} asks for a key: set {variable} to a copy of its file"
+            )
         if lock != "key" and key is not None:
-            raise LinkError("the agent has no key: start it with --key, or unset LUTRA_BOARD_KEY")
-        own = os.urandom(_NONCE_BYTES).hex()
-        self._stream.send(f"lutra-host {PROTOCOL} {own}\n".encode(), _CONNECT_S)
-        return Frames(key, f"{nonce} {own}".encode(), b"host", b"agent")
+            raise LinkError(
+                f"the {self._service} has no key: start it with --key, or unset {variable}"
+            )
+        return greeting.answer(self._stream, key, nonce)
 
-    def _agent(self) -> Sequence[str]:
-        """Version, kind of lock and nonce in the line that an agent begins with."""
+    def _first_words(self) -> Sequence[str]:
+        """Version, kind of lock and nonce in the line that a service begins with."""
         deadline = time.monotonic() + 2 * _CONNECT_S
         try:
             for _ in range(_LINES):
                 words = self._stream.line(_LINE_MAX, deadline).split()
-                if words[:1] == ["lutra-agent"] and len(words) == 4:
+                if words[:1] == [f"lutra-{self._service}"] and len(words) == 4:
                     return words[1:]
         except LinkError as error:
             said = self._complaint() or str(error)
             if self._ssh is not None and self._ssh[0].returncode == _NO_PROGRAM:
                 said += f": put the agent there with `lutra deploy {self._target} --agent`"
             raise LinkError(said) from None
-        raise LinkError("what answers is no agent")
+        raise LinkError(f"what answers is no {self._service}")
 
     def _complaint(self) -> str:
         """Last line of what ssh and the agent that it started had to say."""

@@ -117,6 +117,7 @@ class PlannedDevice(Closing):
         self.took = Facts()
         """Seconds that passes took, to be compared with predictions."""
         self._choose, self._lock = choose, threading.RLock()
+        self._returning = threading.Lock()
         self._rows, self._expect = RowRunner(), expect
         self._model: PackedModel | None = None
         self._plans: list[Plan] = []
@@ -134,7 +135,7 @@ class PlannedDevice(Closing):
 
     @property
     def notes(self) -> list[str]:
-        """A line on each device that was left out."""
+        """A line on each device that was left out, or came back."""
         return self._live.notes
 
     @property
@@ -205,6 +206,26 @@ class PlannedDevice(Closing):
             except BaseException:
                 self.close()
                 raise
+
+    def take_back(self) -> list[int]:
+        """Load the model on devices that were left out, and count again on those that take it;
+        their numbers. Sessions that were there have nothing there any more."""
+        back = list[int]()
+        with self._returning:
+            for site in self._live.left_out:
+                try:
+                    self.devices[site].load(self.model)
+                except LutraError:
+                    continue
+                for session in list(self._sessions):
+                    with session.lock:
+                        session.parts.pop(site, None)
+                self._live.back(site)
+                back.append(site)
+            if back:
+                with self._lock:
+                    self._plans = self._chosen()
+        return back
 
     def session(self, plan: Plan | None = None) -> PlannedSession:
         """New, empty session, of ``plan`` while its devices live; LutraError with the bytes needed
@@ -332,6 +353,15 @@ class PlannedDevice(Closing):
         self.rewind([(session, 0)])
         session.tokens = []
         self._without_failing([(session, 0)], restore)
+
+    def reserve(self, session: PlannedSession, n: int, spare: int) -> None:
+        """Have memory for ``n`` positions on the devices of a session that do not fail of it."""
+        for site, part in list(session.parts.items()):
+            try:
+                with self._live.on(site):
+                    part.session.reserve(n, spare)
+            except SiteFailed as failed:
+                self._leave_out(failed)
 
     def fork(self, session: PlannedSession, n: int) -> PlannedSession:
         """New session with the first ``n`` positions of another one."""

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from lutra.devices.base import Device, DeviceError
+from lutra_golden.errors import LutraError
 
 __all__ = ["LiveDevices", "SiteFailed"]
 
@@ -27,11 +28,22 @@ class LiveDevices:
         self.devices, self.labels = list(devices), list(labels)
         self.left: list[int] = list(range(len(devices)))
         self.notes: list[str] = []
-        """A line on each device that was left out."""
+        """A line on each device that was left out, or came back."""
         self.turns = [threading.RLock() for _ in devices]
         """Of each device, who has it now: what waits for its turn is not yet timed."""
         self._reasons: dict[int, DeviceError] = {}
         self._lock = threading.Lock()
+
+    @property
+    def left_out(self) -> list[int]:
+        """Numbers of the devices that have failed."""
+        return [site for site in range(len(self.devices)) if site not in self.left]
+
+    def back(self, site: int) -> None:
+        """Count on a device again."""
+        with self._lock:
+            self.left = sorted({*self.left, site})
+            self._note(f"device {self.labels[site]} is back")
 
     def all_again(self) -> None:
         """Count on all of them again."""
@@ -50,6 +62,11 @@ class LiveDevices:
             yield self.devices[site]
         except DeviceError as error:
             raise SiteFailed(site, error) from error
+        except LutraError as error:
+            if site in self.left:
+                raise
+            # it failed meanwhile, and what it says of its sessions is no more than that
+            raise SiteFailed(site, DeviceError(str(error))) from error
 
     def leave_out(self, failed: SiteFailed) -> bool:
         """Count on a device no more; False if that was known, DeviceError if none is left."""
@@ -58,9 +75,11 @@ class LiveDevices:
             if is_new:
                 self.left = [site for site in self.left if site != failed.site]
                 self._reasons[failed.site] = failed.error
-                note = f"device {self.labels[failed.site]} is left out: {failed.error}"
-                self.notes.append(note)
-                _log.warning("%s", note)
+                self._note(f"device {self.labels[failed.site]} is left out: {failed.error}")
         if not self.left:
             raise failed.error
         return is_new
+
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        _log.warning("%s", note)

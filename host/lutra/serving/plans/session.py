@@ -100,8 +100,7 @@ class PlannedSession:
         """Have memory for ``n`` positions in all on each of its devices."""
         with self.lock:
             self.check()
-            for part in self.parts.values():
-                part.session.reserve(n, spare)
+            self.device.reserve(self, n, spare)
 
     def truncate(self, n: int) -> None:
         """Forget what lies behind the first ``n`` positions."""

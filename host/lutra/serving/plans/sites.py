@@ -8,7 +8,7 @@ from lutra.compile.configure import configure
 from lutra.devices.base import Device
 from lutra.devices.choose import DEVICES, DeviceOptions, make_device, most_threads
 from lutra.devices.cuda.device import describe_gpu
-from lutra.devices.hardware import BOARD_SCHEME
+from lutra.devices.hardware import BOARD_SCHEME, LENT_SCHEME
 from lutra.devices.processors import PROCESSORS
 from lutra.serving.plans.measure import BUDGET_S, measure_device
 from lutra.serving.plans.modelled import model_accelerator
@@ -44,14 +44,15 @@ class Site:
     def parse(cls, text: str) -> "Site":
         """The site of ``NAME`` or ``NAME:THREADS``; LutraError if there is none."""
         name, threads = text, None
-        if not text.startswith(BOARD_SCHEME):
+        elsewhere = text.startswith((BOARD_SCHEME, LENT_SCHEME))
+        if not elsewhere:
             name, _, given = text.partition(":")
             if given:
                 if not given.isascii() or not given.isdigit():
                     raise LutraError(f"{text} must be {name}:N with N threads, such as cpu:1")
                 threads = int(given)
         names = [each for each in DEVICES if each != "auto"]
-        if name not in names and name not in BOARD_PROFILES and not name.startswith(BOARD_SCHEME):
+        if name not in names and name not in BOARD_PROFILES and not elsewhere:
             raise LutraError(
                 f"a device of a plan must be {either([*names, *BOARD_PROFILES])}, not {name!r}"
             )

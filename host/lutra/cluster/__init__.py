@@ -1,0 +1,1 @@
+"""Devices of several machines under one server: placed and restarted by Ray."""

@@ -46,7 +46,6 @@ from lutra.llm import Mismatch
 from lutra.serving import pace
 from lutra_golden.core.configs import NANO
 from lutra_golden.model.packed import PackedModel
-from lutra_golden.model.shares import Party
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -60,8 +59,8 @@ class Broken(GoldenDevice):
         super().__init__()
         self._what, self._position = what, position
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
-        result = super()._pass(chunks, party)
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        result = super()._pass(chunks)
         if chunks[0].position < self._position:
             return result
         if self._what == "saturated":
@@ -91,8 +90,8 @@ class Counting(GoldenDevice):
 class Letters(Counting):
     """Its likeliest tokens are letters that no merge of the tokenizer touches."""
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
-        result = super()._pass(chunks, party)
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        result = super()._pass(chunks)
         assert result.logits is not None
         logits = result.logits - (1 << 40)
         letters = slice(*(2 + ord(each) - ord("!") for each in "aj"))
@@ -107,8 +106,8 @@ class Interrupted(GoldenDevice):
         super().__init__()
         self.error, self.left = error, 0
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
-        result = super()._pass(chunks, party)
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        result = super()._pass(chunks)
         self.left -= 1
         if not self.left:
             raise self.error
@@ -125,11 +124,11 @@ class Held(GoldenDevice):
     def hold(self) -> None:
         self._held, self._parent = True, os.getpid()
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
         if self._held and os.getpid() == self._parent:
             self.begun.set()
             self.over.wait()
-        return super()._pass(chunks, party)
+        return super()._pass(chunks)
 
 
 class Saturating(GoldenDevice):
@@ -138,8 +137,8 @@ class Saturating(GoldenDevice):
     pass_tokens = 1
     above = 1 << 30
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
-        result = super()._pass(chunks, party)
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        result = super()._pass(chunks)
         return replace(result, saturated=chunks[0].position >= self.above)
 
 
@@ -148,8 +147,8 @@ class SaturatingOnce(GoldenDevice):
 
     at = 0
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
-        result = super()._pass(chunks, party)
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        result = super()._pass(chunks)
         return replace(result, saturated=chunks[0].position == self.at)
 
 

@@ -69,9 +69,12 @@ class GoldenDevice(BaseDevice[GoldenSession]):
     def run_share(self, steps: Sequence[Step], share: Share) -> list[StepResult]:
         """Run a share of steps; see :class:`~lutra.devices.shares.SharingDevice`."""
         rows, party = share.rows.vocabulary, Party(share.rows, share.meeting)
-        return self._run(steps, partial(self._pass, party=party), share.meeting.rows, rows)
+        return self._run(steps, partial(self._pass_of, party), share.meeting.rows, rows)
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        return self._pass_of(None, chunks)
+
+    def _pass_of(self, party: Party | None, chunks: Sequence[Chunk]) -> PassResult:
         decoder = self._decoder
         assert decoder is not None
         decoder.saturation.seen = False

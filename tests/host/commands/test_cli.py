@@ -311,11 +311,16 @@ def test_random_weights_can_only_be_measured(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("n", ["256", "100000"])
 def test_more_tokens_than_the_context_holds(n: str, capsys: Capture) -> None:
-    message = fails(capsys, *STORY, "-p", "A king", "-n", n)
+    assert fails(capsys, *STORY, "-p", "A king", "-n", n) == (
+        f"the context of tales has 256 positions, and {int(n) + 1} are needed for prompt and "
+        "answer: ask for fewer tokens"
+    )
+
+
+def test_more_tokens_than_the_prompt_leaves(capsys: Capture) -> None:
     assert re.fullmatch(
-        rf"{n} tokens cannot be generated: the prompt takes \d of 256 positions: "
-        r"ask for 1 to 25\d",
-        message,
+        r"255 tokens cannot be generated: the prompt takes \d of 256 positions: ask for 1 to 25\d",
+        fails(capsys, *STORY, "-p", "A king", "-n", "255"),
     )
 
 
@@ -909,10 +914,11 @@ def test_a_modelled_speed_names_its_clock(clock_hz: int, text: str, capsys: Capt
 
 
 FIGURES = (
-    "device emulated config engine model format prompt_tokens computed_tokens generated_tokens "
-    "prefill_cycles decode_cycles_per_token simulated_cycles_per_s prefill_tokens_per_s "
+    "device plan emulated config engine model format prompt_tokens computed_tokens "
+    "generated_tokens prefill_cycles decode_cycles_per_token simulated_cycles_per_s "
+    "prefill_tokens_per_s "
     "decode_tokens_per_s modelled_decode_tokens_per_s target_clock_hz interrupted bit_exact "
-    "drafted_tokens accepted_tokens"
+    "drafted_tokens accepted_tokens predicted_s prediction_error"
 ).split()
 
 

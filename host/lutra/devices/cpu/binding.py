@@ -256,7 +256,7 @@ def matrix_of(
     )
     strip = hold.strip if in_strips else 0
     codes = stored.codes.view(_FOUR_BYTES) if strip else stored.codes
-    if marks is not None and strip:
+    if marks is not None and strip and group is not None:
         marks = _marks_of_strips(marks, stored.depth // group, strip)
 
     def held(values: NDArray[np.generic] | None) -> int | None:

@@ -51,9 +51,9 @@ class Mortal(GoldenDevice):
         if self.calls > self.dies_at >= 0:
             raise DeviceError("it hangs: power it off and on")
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
+    def _pass_of(self, party: Party | None, chunks: Sequence[Chunk]) -> PassResult:
         self.live()
-        return super()._pass(chunks, party)
+        return super()._pass_of(party, chunks)
 
     def _session(self, model: PackedModel) -> "MortalSession":
         self.live()

@@ -48,7 +48,7 @@ class Slow(GoldenDevice):
     def bytes_of(self, model: PackedModel) -> int:
         return self._session_bytes(model)
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
+    def _pass_of(self, party: Party | None, chunks: Sequence[Chunk]) -> PassResult:
         self.passes -= 1
         if self.passes < 0:
             raise DeviceError("it hangs: power it off and on")
@@ -56,7 +56,7 @@ class Slow(GoldenDevice):
         time.sleep(self.seconds)
         if len(set(INSIDE)) > 1:
             AT_ONCE.update(INSIDE)
-        result = super()._pass(chunks, party)
+        result = super()._pass_of(party, chunks)
         INSIDE.remove(self.label)
         return result
 
@@ -121,9 +121,9 @@ def test_no_more_requests_are_on_the_devices_than_there_may_be(
     model, seen = packed("grouped"), list[int]()
 
     class Watched(Slow):
-        def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
+        def _pass_of(self, party: Party | None, chunks: Sequence[Chunk]) -> PassResult:
             seen.append(engine.n_running)
-            return super()._pass(chunks, party)
+            return super()._pass_of(party, chunks)
 
     _, engine = engine_of(model, PLANS[kind], [Watched("a"), Watched("b")], most)
     with closing(engine):

@@ -150,7 +150,7 @@ class Timed(GoldenDevice):
         super().__init__()
         self.now = 0.0
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
+    def _pass_of(self, party: Party | None, chunks: Sequence[Chunk]) -> PassResult:
         layers = chunks[0].layers
         n = sum(len(chunk.tokens) for chunk in chunks)
         seen = sum(len(chunk.tokens) * chunk.position for chunk in chunks)
@@ -159,7 +159,7 @@ class Timed(GoldenDevice):
         self.now += 10 * (layers.stop == len(self.model.layers))
         if party is not None:  # 8 is everybody's
             self.now -= (self.now - began - 8) * (1 - len(party.share.inner) / 96)
-        result = super()._pass(chunks, party)
+        result = super()._pass_of(party, chunks)
         return PassResult(
             logits=result.logits, scale=result.scale, argmax=result.argmax,
             residual=result.residual, cycles=100,

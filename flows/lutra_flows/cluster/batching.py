@@ -1,4 +1,4 @@
-"""What is in a pass of an instance."""
+"""Contents of a pass of an instance."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -66,7 +66,7 @@ class Quantiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a trace.
+    """The outcome of a trace.
 
     ``seconds`` are those from the first arrival to the last token, ``busy`` the share of it for
     which the devices of each kind computed, ``sending`` the largest share for which one sent.

@@ -285,7 +285,7 @@ def add_place(parser: argparse.ArgumentParser, default: str, note: str) -> None:
 
 
 class Rounding(TypedDict, total=False):
-    """What a model is rounded to, as :class:`~lutra.llm.LLM` has it."""
+    """The numbers that a model is rounded to, as :class:`~lutra.llm.LLM` has it."""
 
     format: str | None
     group: int | None
@@ -296,7 +296,7 @@ class Rounding(TypedDict, total=False):
 
 
 class Place(TypedDict, total=False):
-    """What a device is built and run with, as :class:`~lutra.llm.LLM` has it."""
+    """Choices that a device is built and run with, as :class:`~lutra.llm.LLM` has it."""
 
     config: str | None
     engine: str | None
@@ -306,14 +306,14 @@ class Place(TypedDict, total=False):
 
 
 def rounding(args: argparse.Namespace) -> Rounding:
-    """What those options of a command say that it has of :func:`add_model`."""
+    """Values of those options of :func:`add_model` that a command has."""
     names = {"kv_bits": "kv", "head_bits": "head"}
     found = {key: names.get(key, key) for key in Rounding.__annotations__}
     return Rounding(**{key: getattr(args, name) for key, name in found.items() if name in args})
 
 
 def place(args: argparse.Namespace) -> Place:
-    """What those options of a command say that it has of :func:`add_place`, and ``--engine``."""
+    """Values of those options of :func:`add_place`, and of ``--engine``, that a command has."""
     return Place(**{key: getattr(args, key) for key in Place.__annotations__ if key in args})
 
 

@@ -1,4 +1,4 @@
-"""What the units of an accelerator did in its last run, by its performance counters."""
+"""Work of an accelerator's units in its last run, by its performance counters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Activity:
 
     @classmethod
     def of(cls, counters: Mapping[str, int]) -> "Activity | None":
-        """What :meth:`~lutra.devices.base.Device.counters` say; None if nothing is counted."""
+        """That of :meth:`~lutra.devices.base.Device.counters`; None if nothing is counted."""
         if "cycles" not in counters:
             return None
         units = (

@@ -14,9 +14,9 @@ __all__ = [
 ]
 
 BOARD_SCHEME = "board://"
-"""What addresses of boards that are reached through their agents begin with."""
+"""The beginning of addresses of boards that are reached through their agents."""
 LENT_SCHEME = "lutra://"
-"""What addresses of devices begin with that a Lutra elsewhere lends."""
+"""The beginning of addresses of devices that a Lutra elsewhere lends."""
 SYSTEM = Path("/")
 """Root of this machine's folders."""
 _TREE = "proc/device-tree"

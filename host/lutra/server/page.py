@@ -40,7 +40,7 @@ def _page() -> tuple[bytes, dict[str, str]]:
 
 
 def _digest(text: str, tag: str) -> str:
-    """What a policy has for the one element ``tag`` of the page (CSP level 3, section 2.3.1)."""
+    """A policy's source for the one element ``tag`` of the page (CSP level 3, section 2.3.1)."""
     [content] = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
     return f"'sha256-{digest}'"

@@ -931,7 +931,7 @@ def _offsets(ranges: Sequence[tuple[int, int]], offset: int, count: int) -> rang
 
 
 class Served(Protocol):
-    """What is at one end of links."""
+    """A service at one end of links."""
 
     def serve(self, stream: Stream, peer: str) -> None:
         """Serve a link to its end."""

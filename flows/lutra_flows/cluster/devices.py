@@ -102,7 +102,7 @@ def make_machine(name: str, shaped: Shaped, *, faster: float = 1.0) -> Machine:
         most = min(int(memory // (kv.token_bytes * kv.context)) + 1, MOST_AT_ONCE)
     return Machine(
         name=label,
-        profile=profile.corrected(1 / faster),
+        profile=profile.scaled(1 / faster),
         kv=kv,
         kv_bytes=memory - shaped.weight_bytes,
         whole_context=whole_context,

@@ -177,6 +177,21 @@ MUTANTS = [
             "return rows",
         ),
         (
+            "passes of few tokens correct those of many",
+            "abs(log(self.tokens[i] / each.tokens))",
+            "abs(log(self.tokens[i]))",
+        ),
+        (
+            "what noise there is corrects",
+            "if abs(ratio - 1) > _DRIFT:",
+            "if ratio != 1:",
+        ),
+        (
+            "half of the rows are corrected by the whole",
+            "self.half.corrected(divided or whole)",
+            "self.half.corrected(whole)",
+        ),
+        (
             "the best kind of all",
             "return max(kinds, key=_KINDS.index)",
             "return min(kinds, key=_KINDS.index)",
@@ -199,11 +214,6 @@ MUTANTS = [
             "all sessions share one pass",
             "passes, rest = divmod(n, profile.pass_tokens)",
             "passes, rest = 0, n",
-        ),
-        (
-            "predictions by fact",
-            "float(np.sum([fact.seconds for fact in facts])) / predicted",
-            "predicted",
         ),
     ),
     *planted(

@@ -120,7 +120,7 @@ def run_workload(
     first = [client.times[0] - begin for client in clients]
     last = [client.times[-1] - begin for client in clients]
     gaps = [(b - a) / max(workload.answer - 1, 1) for a, b in zip(first, last, strict=True)]
-    planner.correct(device.took)
+    planner.correct(device.took.take())
     return CheckedPoint(
         workload=workload,
         plan=plan,

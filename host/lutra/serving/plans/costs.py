@@ -145,7 +145,7 @@ class Costs:
         """Seconds of a pass through all stages of a route."""
         if len(route) > 1 and (size := chunk_size(sizes, len(route))) < max(sizes):
             return self._chunks_s(route, sizes, positions, size)
-        stages = [self._stage_s(stage, sizes, positions) for stage in route]
+        stages = [self.stage_s(stage, sizes, positions) for stage in route]
         return sum(stages) + sum(self._hops_s(route, sum(sizes)))
 
     def _chunks_s(
@@ -164,10 +164,11 @@ class Costs:
             before = 0.0
             for i, stage in enumerate(route):
                 begin = max(ends[i], before + hops[i])
-                before = ends[i] = begin + self._stage_s(stage, own, at)
+                before = ends[i] = begin + self.stage_s(stage, own, at)
         return ends[-1]
 
-    def _stage_s(self, stage: Stage, sizes: Sequence[int], positions: Sequence[float]) -> float:
+    def stage_s(self, stage: Stage, sizes: Sequence[int], positions: Sequence[float]) -> float:
+        """Seconds of a pass through one stage."""
         if not stage.shares:
             return pass_s(self.profiles[stage.site], sizes, positions, stage.layers)
         total = sum(share.rows for share in stage.shares)

@@ -28,7 +28,7 @@ from lutra.serving.engine import Engine
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.plans.carriers import Carrier, Direct
 from lutra.serving.plans.facts import Fact, Facts
-from lutra.serving.plans.layout import Plan, Route
+from lutra.serving.plans.layout import Plan, Route, Stage
 from lutra.serving.plans.legs import Leg, Portion, all_at_once, legs_of, run_legs
 from lutra.serving.plans.live import LiveDevices, SiteFailed
 from lutra.serving.plans.mover import KvMover, common_layers
@@ -45,6 +45,7 @@ Chooser = Callable[[PackedModel, Sequence[int]], Sequence[Plan]]
 """Plans for a model on the devices of these numbers, one or several that share the sessions."""
 Expect = Callable[[Route, Sequence[int], Sequence[int]], float]
 """Seconds of a pass on a route: tokens of each session, and their positions."""
+_LESSON = 256  # passes from which a profile learns at a time
 _PROMPT_TOKENS = 16  # more of a session in one step are a prompt
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ class PlannedDevice(Closing):
     ``carrier``. A device that fails is left out: what only it had is computed again from the
     tokens, and since all devices give the same bits nobody can tell. :attr:`notes` say so. Calls of
     several threads with different sessions overlap where they need different devices. ``expect``
-    predicts what passes take.
+    predicts what passes take, ``learn`` is given what they took, some hundred at a time.
     """
 
     name = "plan"
@@ -105,6 +106,7 @@ class PlannedDevice(Closing):
         labels: Sequence[str] | None = None,
         carrier: Carrier | None = None,
         expect: Expect | None = None,
+        learn: Callable[[Sequence[Fact]], None] | None = None,
     ) -> None:
         if not devices:
             raise LutraError("a plan needs devices: give at least one")
@@ -117,8 +119,8 @@ class PlannedDevice(Closing):
         self.took = Facts()
         """Seconds that passes took, to be compared with predictions."""
         self._choose, self._lock = choose, threading.RLock()
-        self._returning = threading.Lock()
-        self._rows, self._expect = RowRunner(), expect
+        self._returning, self._learning = threading.Lock(), threading.Lock()
+        self._rows, self._expect, self._learn = RowRunner(), expect, learn
         self._model: PackedModel | None = None
         self._plans: list[Plan] = []
         self._sessions: weakref.WeakSet[PlannedSession] = weakref.WeakSet()
@@ -556,13 +558,11 @@ class PlannedDevice(Closing):
                 found = self._run_leg(leg, steps)
                 seconds = time.perf_counter() - start
             first = parts[leg.sites[0]]
-            self.took.note(
-                Fact(
-                    stage=replace(leg.stage, layers=leg.layers),
-                    sizes=tuple(len(chunk[i].tokens) for i in some),
-                    positions=tuple(part.lengths[leg.layers.start] for part in first),
-                    seconds=seconds,
-                )
+            self._note(
+                replace(leg.stage, layers=leg.layers),
+                [len(chunk[i].tokens) for i in some],
+                [part.lengths[leg.layers.start] for part in first],
+                seconds,
             )
             results = [self._nothing] * len(chunk)
             for i, result in zip(some, found, strict=True):
@@ -595,6 +595,20 @@ class PlannedDevice(Closing):
             leg.stage, devices, self.model, [partial(share, site) for site in leg.sites]
         )
 
+    def _note(
+        self, stage: Stage, sizes: Sequence[int], positions: Sequence[int], seconds: float
+    ) -> None:
+        """Keep what a pass took; when there are many, somebody may learn from them."""
+        self.took.note(
+            Fact(stage=stage, sizes=tuple(sizes), positions=tuple(positions), seconds=seconds)
+        )
+        if self._learn is not None and len(self.took) >= _LESSON:
+            if self._learning.acquire(blocking=False):
+                try:
+                    self._learn(self.took.take())
+                finally:
+                    self._learning.release()
+
     @property
     def _nothing(self) -> StepResult:
         """Result of no tokens."""
@@ -623,7 +637,12 @@ class PlannedDevice(Closing):
         site = route[0].site
         part = session.parts[site]
         with self._live.on(site) as device:
+            start = time.perf_counter()
             made = device.greedy(part.session, token, n_tokens, ends)
+            seconds = time.perf_counter() - start
+        if made.tokens:
+            each = seconds / len(made.tokens)
+            self._note(route[0], [1], [n + len(made.tokens) // 2], each)
         part.lengths = [length + len(made.tokens) for length in part.lengths]
         if made.error is not None:
             # what was made is right, and the next call goes elsewhere

@@ -1,10 +1,8 @@
 """Seconds that passes took, beside those that a profile predicts."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from lutra.serving.plans.layout import Stage
 from lutra.serving.plans.profile import DeviceProfile
@@ -23,10 +21,6 @@ class Fact:
     sizes: tuple[int, ...]
     positions: tuple[int, ...]
     seconds: float
-
-    def predicted(self, profile: DeviceProfile) -> float:
-        """Seconds that ``profile`` has for it."""
-        return pass_s(profile, self.sizes, self.positions, self.stage.layers)
 
 
 def pass_s(
@@ -87,23 +81,12 @@ class Facts:
         """Keep a fact."""
         self._kept.append(fact)
 
-    def clear(self) -> None:
-        """Forget all."""
-        self._kept.clear()
-
     def __len__(self) -> int:
         return len(self._kept)
 
-    def of_site(self, site: int) -> list[Fact]:
-        """Those of one device alone, the earliest first."""
-        return [each for each in list(self._kept) if each.stage.sites == (site,)]
-
-    def drift(self, profiles: Mapping[int, DeviceProfile]) -> dict[int, float]:
-        """Seconds of each device by those that its profile predicts."""
-        found: dict[int, float] = {}
-        for site, profile in profiles.items():
-            facts = self.of_site(site)
-            predicted = float(np.sum([fact.predicted(profile) for fact in facts]))
-            if predicted:
-                found[site] = float(np.sum([fact.seconds for fact in facts])) / predicted
-        return found
+    def take(self) -> list[Fact]:
+        """All, the earliest first; they are not kept any longer."""
+        taken = list[Fact]()
+        while self._kept:
+            taken.append(self._kept.popleft())
+        return taken

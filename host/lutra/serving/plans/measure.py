@@ -12,7 +12,7 @@ from lutra.devices.shares import Share, SharingDevice
 from lutra.serving.plans.carriers import Carrier
 from lutra.serving.plans.layout import RowShare, Stage
 from lutra.serving.plans.profile import DeviceProfile, Kind, LinkProfile, Table
-from lutra.serving.plans.rows import RowRunner, sharing
+from lutra.serving.plans.rows import RowRunner
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import LayerKv, SequenceKv
@@ -67,7 +67,7 @@ def measure_device(
     kind: Kind = "measured" if clock_hz is None else "simulated"
     with closing(_Bench(device, clock_hz, budget_s, progress)) as bench:
         chunk, layer = bench.chunks()
-        half = bench.halves()
+        half = bench.halves(chunk)
         batch = bench.batches(chunk)
         return DeviceProfile(
             device=label,
@@ -121,9 +121,10 @@ class _Bench:
 
         whole(1, 0)  # what is read for the first time takes longer
         chunk = self._table("passes", self._sizes, whole, self._budget_s / 2)
-        return chunk, self._table("layers", self._sizes, part, self._budget_s / 4)
+        growth = _share_of_growth(chunk, 1 / len(self._model.layers))
+        return chunk, self._table("layers", self._sizes, part, self._budget_s / 4, growth)
 
-    def halves(self) -> Table | None:
+    def halves(self, chunk: Table) -> Table | None:
         """Of tokens of one session, half of the rows and heads; None if they cannot be divided."""
         device, model = self._device, self._model
         if not isinstance(device, SharingDevice) or self._clock_hz is not None:
@@ -139,6 +140,7 @@ class _Bench:
                 self._sizes,
                 lambda n, p: self._seconds(self._sessions[:1], n, p, None, run),
                 self._budget_s / 8,
+                _share_of_growth(chunk, 1 / 2),
             )
 
     def batches(self, chunk: Table) -> Table:
@@ -157,6 +159,7 @@ class _Bench:
             sizes,
             lambda n, position: self._seconds(self._sessions[:n], 1, position, None),
             self._budget_s / 4,
+            _share_of_growth(chunk, 1.0),
         )
 
     def call_s(self, layer: Table) -> float:
@@ -170,11 +173,13 @@ class _Bench:
         sizes: Sequence[int],
         seconds: Callable[[int, int], float],
         budget_s: float,
+        growth: Callable[[int, int], float] | None = None,
     ) -> Table:
         """All sizes at the first position, then at the last, then at those in between.
 
         Where the budget is used up, or a pass would not end within the context, the share of
-        attention, which grows with tokens times positions, is fitted to what was measured.
+        attention, which grows with tokens times positions, is fitted to what was measured. If the
+        budget ended before there was any, ``growth`` says how much longer a pass takes there.
         """
         end, found = time.perf_counter() + budget_s, dict[tuple[int, int], float]()
         positions = self._positions
@@ -191,8 +196,12 @@ class _Bench:
         far = [(n * p, value - found[n, 0]) for (n, p), value in found.items() if p]
         work = sum(work * work for work, _ in far)
         slope = max(sum(work * more for work, more in far) / work, 0.0) if work else 0.0
+
+        def grown(n: int, p: int) -> float:
+            return slope * n * p if work or growth is None else growth(n, p)
+
         rows = tuple(
-            tuple(found.get((n, p), found[n, 0] + slope * n * p) for p in positions) for n in sizes
+            tuple(found.get((n, p), found[n, 0] + grown(n, p)) for p in positions) for n in sizes
         )
         return Table(tokens=tuple(sizes), positions=tuple(positions), seconds=rows)
 
@@ -236,6 +245,11 @@ class _Bench:
         return cycles / self._clock_hz
 
 
+def _share_of_growth(table: Table, share: float) -> Callable[[int, int], float]:
+    """How much longer passes take at a position than at the first one: that share of it."""
+    return lambda n, position: share * (table.at(n, position) - table.at(n, 0))
+
+
 def measure_link(
     source: Device, target: Device, carrier: Carrier, *, repeats: int = _REPEATS
 ) -> LinkProfile:
@@ -261,32 +275,42 @@ def measure_link(
     return LinkProfile(latency_s=latency, bytes_per_s=1 / per_byte, kind="measured")
 
 
-def measure_meeting(
-    devices: Sequence[Device], profiles: Sequence[DeviceProfile], *, repeats: int = _MEETINGS
-) -> float | None:
+def measure_meeting(devices: Sequence[Device], *, repeats: int = _MEETINGS) -> float | None:
     """Seconds that two devices lose each time that they wait for each other in a pass of one token
-    whose rows are divided evenly: beyond what the slower one takes. None if they cannot divide
-    rows."""
+    whose rows are divided evenly: beyond what the slower one takes for its part by itself. None if
+    they cannot divide rows."""
     model = devices[0].model
-    if any(profile.half is None for profile in profiles):
+    parts = [each for each in devices if isinstance(each, SharingDevice)]
+    if len(parts) < len(devices):
         return None
-    parts = [sharing(each, profile.device) for each, profile in zip(devices, profiles, strict=True)]
+    try:
+        shares = divide(model, (1, 1))
+    except LutraError:
+        return None
     stage = Stage(0, range(len(model.layers)), (RowShare(0, 1), RowShare(1, 1)))
-    taken: list[float] = []
+    lost: list[float] = []
     with ExitStack() as held:
         rows = held.enter_context(RowRunner())
         sessions = [held.enter_context(closing(each.session())) for each in devices]
         steps = [[Step(session=session, tokens=[0])] for session in sessions]
         calls = [partial(part.run_share, own) for part, own in zip(parts, steps, strict=True)]
-        for _ in range(repeats):
+        meetings = [held.enter_context(part.meeting(model, 1, 1)) for part in parts]
+
+        def taken(run: Callable[[], object]) -> float:
             start = time.perf_counter()
-            rows.run(stage, devices, model, calls)
-            taken.append(time.perf_counter() - start)
+            run()
+            seconds = time.perf_counter() - start
             for session in sessions:
                 session.truncate(0)
-    alone = max(profile.chunk.at(1, 0) * profile.of_rows(1, 0, 0.5) for profile in profiles)
-    meetings = len(EXCHANGES) * len(model.layers)
-    return max(float(np.median(taken)) - alone, 0.0) / meetings
+            return seconds
+
+        for _ in range(repeats):  # in turns, for machines are not as quick all the time
+            alone = max(
+                taken(partial(call, Share(share, meeting)))
+                for call, share, meeting in zip(calls, shares, meetings, strict=True)
+            )
+            lost.append(taken(lambda: rows.run(stage, devices, model, calls)) - alone)
+    return max(float(np.median(lost)), 0.0) / (len(EXCHANGES) * len(model.layers))
 
 
 def kv_bytes_of(model: PackedModel, positions: int, layers: int) -> int:

@@ -9,10 +9,10 @@ from lutra.devices.estimate import token_bytes
 from lutra.serving.plans.carriers import Carrier, Direct, Shaped
 from lutra.serving.plans.costs import Costs, Workload
 from lutra.serving.plans.device import PlannedDevice
-from lutra.serving.plans.facts import Facts
+from lutra.serving.plans.facts import Fact
 from lutra.serving.plans.layout import Plan, Route
 from lutra.serving.plans.measure import BUDGET_S, measure_link, measure_meeting
-from lutra.serving.plans.profile import DeviceProfile, LinkProfile
+from lutra.serving.plans.profile import Deviation, DeviceProfile, LinkProfile
 from lutra.serving.plans.search import Choice, Slo, choose_plan
 from lutra.serving.plans.sites import Site
 from lutra.serving.plans.store import ProfileStore
@@ -25,8 +25,6 @@ __all__ = ["ETHERNET", "USUAL", "Planner", "planned_device", "workload_within"]
 Progress = Callable[[str, float], None]
 ETHERNET = LinkProfile(latency_s=1e-4, bytes_per_s=1.25e8, kind="modelled")
 """The link to a board that is not here, if nothing else is said: gigabit Ethernet."""
-_DRIFT = 0.1
-"""Share by which passes may differ from a profile before it is corrected."""
 USUAL = Workload(prompt=512, answer=128)
 """The workload if nothing else is said, as far as the context goes."""
 
@@ -118,15 +116,26 @@ class Planner(Closing):
             self.costs, workload, slo=slo, sites=alive, fits=self._fits, progress=progress
         )
 
-    def correct(self, facts: Facts) -> dict[int, float]:
-        """Correct profiles of devices whose passes took longer or shorter than predicted, and keep
-        them; seconds of each by those predicted."""
-        drift = facts.drift(self.profiles)
-        for site, factor in drift.items():
-            if abs(factor - 1) > _DRIFT:
-                self.profiles[site] = self.profiles[site].corrected(factor)
-                self._store.save(self.profiles[site])
-        return drift
+    def correct(self, facts: Sequence[Fact]) -> None:
+        """Correct the profiles of devices whose passes took longer or shorter than predicted, and
+        keep them."""
+        costs, found = self.costs, {site: list[Deviation]() for site in self.profiles}
+        for fact in facts:
+            predicted = costs.stage_s(fact.stage, fact.sizes, fact.positions)
+            for site in fact.stage.sites:
+                found[site].append(
+                    Deviation(
+                        tokens=min(sum(fact.sizes), self.profiles[site].pass_tokens),
+                        seconds=fact.seconds,
+                        predicted=predicted,
+                        divided=bool(fact.stage.shares),
+                    )
+                )
+        for site, deviations in found.items():
+            corrected = self.profiles[site].corrected(deviations)
+            if corrected is not self.profiles[site]:
+                self.profiles[site] = corrected
+                self._store.save(corrected)
 
     def close(self) -> None:
         """Release the devices."""
@@ -147,10 +156,8 @@ class Planner(Closing):
                     if progress:
                         progress(f"measuring the way from {self.labels[i]} to {self.labels[j]}", 0)
                     found[i, j] = measure_link(source, target, Direct())
-                    if i < j:
-                        meetings[i, j] = measure_meeting(
-                            (source, target), (self.profiles[i], self.profiles[j])
-                        )
+                    if i < j and None not in (self.profiles[i].half, self.profiles[j].half):
+                        meetings[i, j] = measure_meeting((source, target))
         for (i, j), seconds in meetings.items():
             for pair in ((i, j), (j, i)):
                 found[pair] = replace(found[pair], meeting_s=seconds)
@@ -205,8 +212,12 @@ def planned_device(
         [planner] = planners.values()
         return planner.costs.pass_s(route, sizes, positions)
 
+    def learn(facts: Sequence[Fact]) -> None:
+        [planner] = planners.values()
+        planner.correct(facts)
+
     labels = [site.label for site in sites]
-    return PlannedDevice(devices, choose, labels=labels, expect=expect)
+    return PlannedDevice(devices, choose, labels=labels, expect=expect, learn=learn)
 
 
 def _close(devices: Sequence[Device | None]) -> None:

@@ -8,20 +8,34 @@ positions, and what lies between is interpolated.
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import log, sqrt
 from typing import Any, Literal, cast
 
 from lutra_golden.errors import LutraError
 
-__all__ = ["DeviceProfile", "Kind", "LinkProfile", "Table", "weakest"]
+__all__ = ["Deviation", "DeviceProfile", "Kind", "LinkProfile", "Table", "weakest"]
 
 Kind = Literal["measured", "simulated", "modelled"]
 """Kinds of figures: seconds of this machine, cycles of a simulator by a clock, or a formula."""
 _KINDS: tuple[Kind, ...] = ("measured", "simulated", "modelled")
+_DRIFT = 0.1
+"""Share by which passes may differ from a profile before it is corrected."""
 
 
 def weakest(kinds: Iterable[Kind]) -> Kind:
     """The kind of a figure that is made of others: the one that is farthest from a measurement."""
     return max(kinds, key=_KINDS.index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """A pass of ``tokens`` took ``seconds`` where so many were ``predicted``; ``divided`` if the
+    device computed a part of the rows."""
+
+    tokens: int
+    seconds: float
+    predicted: float
+    divided: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +69,24 @@ class Table:
         """All times ``factor`` as long."""
         seconds = tuple(tuple(each * factor for each in row) for row in self.seconds)
         return replace(self, seconds=seconds)
+
+    def corrected(self, deviations: Sequence[Deviation]) -> "Table":
+        """Each row as far as passes that have about as many tokens were off.
+
+        Where they were by more than a tenth in all, half of the way: a machine that others slow
+        down for a moment does not stay so.
+        """
+        taken, predicted = [0.0] * len(self.tokens), [0.0] * len(self.tokens)
+        for each in deviations:
+            i = min(range(len(self.tokens)), key=lambda i: abs(log(self.tokens[i] / each.tokens)))
+            taken[i] += each.seconds
+            predicted[i] += each.predicted
+        rows = list(self.seconds)
+        for i, row in enumerate(rows):
+            ratio = taken[i] / predicted[i] if predicted[i] else 1.0
+            if abs(ratio - 1) > _DRIFT:
+                rows[i] = tuple(each * sqrt(ratio) for each in row)
+        return replace(self, seconds=tuple(rows))
 
 
 def _place(axis: Sequence[int], at: float) -> tuple[int, float]:
@@ -136,8 +168,8 @@ class DeviceProfile:
 
     # -- corrections, and the file
 
-    def corrected(self, factor: float) -> "DeviceProfile":
-        """The profile of a device that takes ``factor`` times as long as predicted."""
+    def scaled(self, factor: float) -> "DeviceProfile":
+        """The profile of a device that takes ``factor`` times as long."""
         return replace(
             self,
             chunk=self.chunk.scaled(factor),
@@ -145,8 +177,22 @@ class DeviceProfile:
             layer=self.layer.scaled(factor),
             half=None if self.half is None else self.half.scaled(factor),
             call_s=self.call_s * factor,
-            runs=self.runs + 1,
         )
+
+    def corrected(self, deviations: Sequence[Deviation]) -> "DeviceProfile":
+        """The profile after passes that took longer or shorter than predicted; itself if none was
+        off by more than a tenth."""
+        whole = [each for each in deviations if not each.divided]
+        divided = [each for each in deviations if each.divided]
+        found = replace(
+            self,
+            chunk=self.chunk.corrected(whole),
+            batch=self.batch.corrected(whole),
+            layer=self.layer.corrected(whole),
+            # half of the rows takes as much longer as the whole, unless it was seen by itself
+            half=self.half and self.half.corrected(divided or whole),
+        )
+        return self if found == self else replace(found, runs=self.runs + 1)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; see :meth:`from_json`."""

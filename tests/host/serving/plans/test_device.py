@@ -12,8 +12,10 @@ from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.golden import GoldenDevice, GoldenSession
 from lutra.quantize.pack import pack_model
 from lutra.serving.loaded import LoadedModel
+from lutra.serving.plans import device as plans_device
 from lutra.serving.plans.carriers import Carrier, Shaped
 from lutra.serving.plans.device import PlannedDevice, fixed
+from lutra.serving.plans.facts import Fact
 from lutra.serving.plans.layout import Plan, RowShare, Stage, by_rows
 from lutra.serving.sequence import TokenSequence
 from lutra_golden.arith.fixed import Int
@@ -362,6 +364,30 @@ def test_an_error_of_a_step_is_no_failure(model: PackedModel) -> None:
             [expected] = golden_run(model, [1, 2])
             np.testing.assert_array_equal(result.logits, expected.logits)
             assert not device.notes
+
+
+def test_what_passes_took_is_given_to_who_learns_from_it(
+    model: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some passes at a time, those of greedy tokens, too; each once."""
+    monkeypatch.setattr(plans_device, "_LESSON", 2)
+    lessons: list[list[Fact]] = []
+
+    def learn(facts: Sequence[Fact]) -> None:
+        lessons.append(list(facts))
+
+    with PlannedDevice([GoldenDevice()], fixed(Plan.on(0, N_LAYERS)), learn=learn) as device:
+        device.load(model)
+        session = device.session()
+        device.run([Step(session=session, tokens=[1, 2, 3])])
+        assert not lessons
+        made = device.greedy(session, 4, 1)
+        [[prompt, answer]] = lessons
+        assert (prompt.sizes, prompt.positions) == ((3,), (0,))
+        assert (answer.sizes, answer.positions) == ((1,), (3,))
+        assert min(prompt.seconds, answer.seconds) > 0
+        device.run([Step(session=session, tokens=made.tokens)])
+        assert len(lessons) == 1 and len(device.took) == 1
 
 
 def test_rows_are_divided_by_devices_that_can(model: PackedModel) -> None:

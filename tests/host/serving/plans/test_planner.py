@@ -11,8 +11,8 @@ import pytest
 from lutra import LLM, SamplingParams
 from lutra.commands.cli import main
 from lutra.serving.plans.costs import Workload
-from lutra.serving.plans.facts import Fact, Facts
-from lutra.serving.plans.layout import whole
+from lutra.serving.plans.facts import Fact
+from lutra.serving.plans.layout import RowShare, Stage, by_rows, whole
 from lutra.serving.plans.planner import Planner, workload_within
 from lutra.serving.plans.sites import parse_sites
 from lutra.serving.plans.store import ProfileStore
@@ -64,22 +64,30 @@ def test_an_llm_on_several_devices(
 def test_profiles_are_corrected_by_what_passes_took(
     packed: Callable[[str], PackedModel], tmp_path: Path
 ) -> None:
-    """By more than a tenth: less is noise."""
+    """By more than a tenth, as less is noise; those of rows by what a stage of several took."""
     model, store = packed("grouped"), ProfileStore(tmp_path)
-    with Planner.open(
-        model, parse_sites(["golden", "golden"]), store=store, budget_s=0.01
-    ) as planner:
+    sites = parse_sites(["golden", "golden"])
+    with Planner.open(model, sites, store=store, budget_s=0.01) as planner:
         before = planner.profiles[0]
-        for factor, runs in ((1.05, 0), (3.0, 1)):
-            facts = Facts()
-            fact = Fact(stage=whole(0, 2)[0], sizes=(4,), positions=(0,), seconds=1.0)
-            seconds = factor * fact.predicted(planner.profiles[0])
-            facts.note(Fact(stage=whole(0, 2)[0], sizes=(4,), positions=(0,), seconds=seconds))
-            assert planner.correct(facts) == {0: pytest.approx(factor)}
-            assert planner.profiles[0].runs == runs
+        rows = by_rows((RowShare(0, 1), RowShare(1, 1)), 2)[0]
+
+        def fact(stage: Stage, factor: float) -> Fact:
+            seconds = factor * planner.costs.stage_s(stage, (4,), (0,))
+            return Fact(stage=stage, sizes=(4,), positions=(0,), seconds=seconds)
+
+        for factor, runs in ((1.05, 0), (4.0, 1)):
+            planner.correct([fact(whole(0, 2)[0], factor)])
+            assert (planner.profiles[0].runs, planner.profiles[1].runs) == (runs, 0)
         kept = store.load(before.fingerprint)
         assert kept is not None and kept.runs == 1
-        assert kept.decode_s(1, 0) == pytest.approx(3.0 * before.decode_s(1, 0))
+        assert kept.chunk.at(4, 0) == pytest.approx(2.0 * before.chunk.at(4, 0))
+        assert kept.decode_s(1, 0) == before.decode_s(1, 0)
+        before = planner.profiles[1]
+        planner.correct([fact(rows, 4.0)])
+        after = planner.profiles[1]
+        assert before.half is not None and after.half is not None and after.runs == 1
+        assert after.half.at(4, 0) == pytest.approx(2.0 * before.half.at(4, 0))
+        assert after.chunk == before.chunk
         assert planner.labels == ["golden", "golden#2"]
         assert workload_within(model) == Workload(prompt=24, answer=8)
         assert workload_within(model, answer=20, requests=2) == Workload(

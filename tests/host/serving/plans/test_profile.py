@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from lutra.quantize.pack import pack_model
 from lutra.serving.plans import measure
 from lutra.serving.plans.carriers import Direct, Shaped
 from lutra.serving.plans.facts import Fact, Facts, pass_s
-from lutra.serving.plans.layout import RowShare, Stage
+from lutra.serving.plans.layout import Stage
 from lutra.serving.plans.measure import (
     empty_kv,
     kv_bytes_of,
@@ -23,7 +24,7 @@ from lutra.serving.plans.measure import (
     measure_link,
     measure_meeting,
 )
-from lutra.serving.plans.profile import DeviceProfile, LinkProfile, Table, weakest
+from lutra.serving.plans.profile import Deviation, DeviceProfile, LinkProfile, Table, weakest
 from lutra.serving.plans.sites import MOST_SITES, Site, common_capabilities, parse_sites
 from lutra.serving.plans.store import ProfileStore, fingerprint_of
 from lutra_golden.core.configs import NANO
@@ -87,8 +88,7 @@ def test_passes_of_prompts_and_answers() -> None:
     assert own.prefill_s(3, 5, layers=2) == pytest.approx(2 * 0.125 * (1 + 3 + 15))
     assert own.decode_s(2, 5) == pytest.approx(1 + 2 + 10)
     assert own.tail_s(2, 5, 1) == pytest.approx(13 * (1 - 3 * 0.125))
-    assert own.corrected(2.0).decode_s(2, 5) == pytest.approx(26)
-    assert own.corrected(2.0).runs == 1
+    assert own.scaled(2.0).decode_s(2, 5) == pytest.approx(26)
 
 
 def test_sessions_that_share_a_pass_count_as_one_that_attends_as_far() -> None:
@@ -116,22 +116,56 @@ def test_a_share_of_rows_takes_less_but_for_what_everybody_computes() -> None:
         found = pass_s(own, [1, 1], [4, 6], range(4), rows)
         assert found == pytest.approx(share * own.decode_s(2, 5))
     assert profile().of_rows(5, 3, 0.5) == 1.0
-    slower = own.corrected(2.0)
+    slower = own.scaled(2.0)
     assert slower.of_rows(5, 3, 0.5) == pytest.approx(0.7)
     assert DeviceProfile.from_json(json.loads(json.dumps(own.to_json()))) == own
 
 
-def test_drift_is_time_by_prediction() -> None:
+def test_rows_of_a_table_are_corrected_by_passes_of_about_as_many_tokens() -> None:
+    """By the root of what all of them took by what was predicted, if that is off by a tenth."""
+    table = linear((1, 4, 64), (0, 8))
+    seen = [
+        Deviation(tokens=3, seconds=5.0, predicted=1.0),
+        Deviation(tokens=6, seconds=3.0, predicted=1.0),
+        Deviation(tokens=64, seconds=1.09, predicted=1.0),
+    ]
+    found = table.corrected(seen)
+    for position in (0, 8):
+        assert found.at(4, position) == pytest.approx(2 * table.at(4, position))
+        assert found.at(1, position) == table.at(1, position)
+        assert found.at(64, position) == table.at(64, position)
+    assert table.corrected([]) == table
+
+
+def test_profiles_learn_from_passes_of_all_rows_and_of_some() -> None:
+    own = profile(half=linear((1, 2, 8), (0, 10)).scaled(0.7))
+    assert own.corrected([Deviation(tokens=8, seconds=1.05, predicted=1.0)]) is own
+    slow = Deviation(tokens=8, seconds=4.0, predicted=1.0)
+    slower = own.corrected([slow])
+    assert slower.runs == 1 and slower.half is not None and own.half is not None
+    for table, before in (
+        (slower.chunk, own.chunk), (slower.batch, own.batch), (slower.layer, own.layer),
+        (slower.half, own.half),
+    ):  # fmt: skip
+        assert table.at(8, 3) == pytest.approx(2 * before.at(8, 3))
+        assert table.at(1, 3) == before.at(1, 3)
+    # some rows were seen to take no longer, and then say nothing of the whole
+    mixed = own.corrected([slow, Deviation(tokens=8, seconds=1.0, predicted=1.0, divided=True)])
+    assert mixed.chunk == slower.chunk and mixed.half == own.half
+    only = own.corrected([replace(slow, divided=True)])
+    assert only.chunk == own.chunk and only.half == slower.half
+
+
+def test_facts_are_taken_once() -> None:
     facts = Facts()
-    for factor in (1.0, 3.0):
-        seconds = factor * profile().prefill_s(5, 3)
-        facts.note(Fact(stage=Stage(1, range(4)), sizes=(5,), positions=(3,), seconds=seconds))
-    together = Stage(0, range(4), (RowShare(0, 1), RowShare(1, 1)))
-    facts.note(Fact(stage=together, sizes=(5,), positions=(3,), seconds=99.0))
-    assert facts.drift({0: profile(), 1: profile()}) == {1: pytest.approx(2.0)}
-    assert len(facts) == 3
-    facts.clear()
-    assert facts.drift({1: profile()}) == {}
+    every = [
+        Fact(stage=Stage(1, range(4)), sizes=(n,), positions=(3,), seconds=1.0) for n in (5, 6)
+    ]
+    for fact in every:
+        facts.note(fact)
+    assert len(facts) == 2
+    assert facts.take() == every
+    assert facts.take() == []
 
 
 def test_the_weakest_kind_is_that_of_a_sum() -> None:
@@ -204,6 +238,15 @@ def test_what_there_is_no_time_for_is_fitted(
     for n in (1, 16):
         # not even one of them was within the budget
         assert short.chunk.at(n, 48) == short.chunk.at(n, 0) == pytest.approx(15 + 3 * (1 + 2 * n))
+    some = measure_device(device, "mine", "f", budget_s=700.0)
+    assert some.half is not None
+    for n in (1, 16):
+        # one of whole passes was: the others are taken to grow with the position as they do
+        more = some.chunk.at(n, 48) - some.chunk.at(n, 0)
+        assert more == pytest.approx(9 * n * 48)
+        assert some.batch.at(n, 48) - some.batch.at(n, 0) == pytest.approx(more)
+        assert some.layer.at(n, 48) - some.layer.at(n, 0) == pytest.approx(more / 3)
+        assert some.half.at(n, 48) - some.half.at(n, 0) == pytest.approx(more / 2)
 
 
 def test_cycles_of_a_simulator_by_its_clock(model: PackedModel) -> None:
@@ -236,18 +279,24 @@ def test_a_link_is_measured(model: PackedModel) -> None:
     assert LinkProfile(latency_s=1.0, bytes_per_s=4.0, kind="modelled").seconds(8) == 3.0
 
 
-def test_a_meeting_is_measured(model: PackedModel) -> None:
-    """As what is lost beside the devices' own times."""
-    devices = [GoldenDevice(), GoldenDevice()]
+def test_a_meeting_is_measured(model: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what is lost beside the time of the slower one: by this clock, that of the other."""
+    devices = [Timed(), Timed()]
     for device in devices:
         device.load(model)
-    nothing = linear((1,), (0,)).scaled(0.0)
-    own = [profile(chunk=nothing, half=nothing) for _ in devices]
-    found = measure_meeting(devices, own, repeats=1)
-    assert found is not None and 0 < found < 1
-    slow = [profile(half=linear((1,), (0,))) for _ in devices]
-    assert measure_meeting(devices, slow, repeats=1) == 0.0
-    assert measure_meeting(devices, [profile(), own[0]]) is None
+
+    class Clock:
+        def perf_counter(self) -> float:
+            return sum(device.now for device in devices)
+
+    monkeypatch.setattr(measure, "time", Clock())
+    # 34 seconds, of which 8 are everybody's: the other 26 are 64 and 32 of 96 rows
+    assert measure_meeting(devices, repeats=1) == pytest.approx((8 + 26 / 3) / (5 * 3))
+
+    class Whole(GoldenDevice):
+        run_share = None  # pyright: ignore[reportAssignmentType]
+
+    assert measure_meeting([devices[0], Whole()]) is None
 
 
 def test_times_do_not_depend_on_what_keys_and_values_are(model: PackedModel) -> None:
@@ -266,8 +315,8 @@ def test_profiles_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert store.load("f") is None
     store.save(profile())
     assert store.load("f") == profile()
-    store.save(profile().corrected(2.0))
-    assert store.load("f") == profile().corrected(2.0)
+    store.save(profile().scaled(2.0))
+    assert store.load("f") == profile().scaled(2.0)
     assert [path.name for path in store.folder.iterdir()] == ["f.json"]
     for broken in ("{", "[]", '{"kind": "guessed"}', json.dumps(profile().to_json() | {"kind": 1})):
         (store.folder / "f.json").write_text(broken)
@@ -343,8 +392,8 @@ def test_a_site_is_measured_once(model: PackedModel, tmp_path: Path) -> None:
     device.load(model)
     found = site.profile(model, device, store, budget_s=0.01)
     assert site.profile(model, device, store) == found
-    store.save(found.corrected(2.0))
-    assert site.profile(model, device, store) == found.corrected(2.0)
+    store.save(found.scaled(2.0))
+    assert site.profile(model, device, store) == found.scaled(2.0)
     assert site.profile(model, device, store, refresh=True, budget_s=0.01).runs == 0
     assert len(list(tmp_path.iterdir())) == 1
 

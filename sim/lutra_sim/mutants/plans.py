@@ -203,6 +203,20 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "host/lutra/serving/plans/measure.py",
+        _PROFILE,
+        (
+            "half of the heads attend as long as all",
+            "_share_of_growth(chunk, 1 / 2)",
+            "_share_of_growth(chunk, 1.0)",
+        ),
+        (
+            "devices that meet lose what they compute",
+            "rows.run(stage, devices, model, calls)) - alone)",
+            "rows.run(stage, devices, model, calls)))",
+        ),
+    ),
+    *planted(
         "host/lutra/serving/plans/facts.py",
         _PROFILE,
         (
@@ -219,6 +233,16 @@ MUTANTS = [
     *planted(
         "host/lutra/serving/plans/costs.py",
         _SEARCH,
+        (
+            "devices at work are alone",
+            "seconds * (1 + sum(lost))",
+            "seconds * (1 + 0 * sum(lost))",
+        ),
+        (
+            "the company of those that have ended",
+            "[site for site, end in others if end > now]",
+            "[site for site, _ in others]",
+        ),
         (
             "transfers do not wait for each other",
             "begin = max(done, arrived.get(target, 0.0))",

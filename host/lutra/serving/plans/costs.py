@@ -7,6 +7,7 @@ forms them, with the seconds that profiles have for each pass.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise, permutations
+from math import ceil
 
 from lutra.arguments import check_whole
 from lutra.serving.chunks import PromptPace
@@ -79,18 +80,13 @@ class Costs:
 
     def of(self, plans: Sequence[Plan], workload: Workload) -> Cost:
         """Cost of requests that are divided evenly between ``plans``."""
-        found: list[_Run] = []
         exposed = 0.0
-        for i, plan in enumerate(plans):
-            n = len(range(i, workload.requests, len(plans)))
-            if not n:
-                continue
-            if plan.kind == "phase split":
-                runs, hidden_not = self._split(plan, workload, n)
-                exposed = max(exposed, hidden_not)
-            else:
-                runs = self._together(plan.decode, workload, n)
-            found += runs
+        counts = [len(range(i, workload.requests, len(plans))) for i in range(len(plans))]
+        busy = [(plan, n) for plan, n in zip(plans, counts, strict=True) if n]
+        if len(busy) == 1 and plans[0].kind == "phase split":
+            found, exposed = self._split(plans[0], workload, workload.requests)
+        else:
+            found = self._side_by_side(busy, workload)
         answer = workload.answer
         gaps = [(run.times[-1] - run.times[0]) / max(answer - 1, 1) for run in found]
         pairs = {pair for plan in plans for pair in _hops(plan)}
@@ -106,8 +102,29 @@ class Costs:
 
     # -- prompts and answers on the same devices
 
-    def _together(self, route: Route, workload: Workload, n: int) -> list[_Run]:
-        """Requests that share passes, prompts in chunks where others wait for their tokens."""
+    def _side_by_side(self, busy: Sequence[tuple[Plan, int]], workload: Workload) -> list[_Run]:
+        """Requests of several plans, so many of each, whose devices crowd each other as long as
+        they have work."""
+        ends = [float("inf")] * len(busy)
+        runs: list[list[_Run]] = []
+        for _ in range(2 if len(busy) > 1 else 1):  # until then all are at work all the time
+            runs = []
+            for i, (plan, n) in enumerate(busy):
+                others = [
+                    (site, ends[j])
+                    for j, (other, _) in enumerate(busy)
+                    if j != i
+                    for site in other.sites
+                ]
+                runs.append(self._together(plan.decode, workload, n, others))
+            ends = [max(run.times[-1] for run in own) for own in runs]
+        return list(chain.from_iterable(runs))
+
+    def _together(
+        self, route: Route, workload: Workload, n: int, others: Sequence[tuple[int, float]]
+    ) -> list[_Run]:
+        """Requests that share passes, prompts in chunks where others wait for their tokens;
+        ``others`` are devices that are at work, and until when."""
         runs, now, pace = [_Run() for _ in range(n)], 0.0, PromptPace()
         most = min(self.profiles[stage.site].pass_tokens for stage in route)
         while left := [run for run in runs if len(run.times) < workload.answer]:
@@ -122,7 +139,11 @@ class Costs:
                 room -= size
             sizes, positions = [size for _, size, _ in parts], [at for _, _, at in parts]
             steps = self._alike(runs, parts, workload)
-            seconds = self.pass_s(route, sizes, [at + (steps - 1) / 2 for at in positions])
+            beside = [site for site, end in others if end > now]
+            seconds = self.pass_s(route, sizes, [at + (steps - 1) / 2 for at in positions], beside)
+            if beside:  # until one of them has ended
+                left_s = min(end for _, end in others if end > now) - now
+                steps = max(1, min(steps, ceil(min(left_s / max(seconds, 1e-12), steps))))
             pace.took(sum(size for run, size, _ in parts if not run.times and size > 1), seconds)
             for step in range(steps):
                 for run, size, _ in parts:
@@ -141,11 +162,17 @@ class Costs:
             return 1
         return max(1, min(16, min(workload.answer - len(run.times) for run, _, _ in parts)))
 
-    def pass_s(self, route: Route, sizes: Sequence[int], positions: Sequence[float]) -> float:
-        """Seconds of a pass through all stages of a route."""
+    def pass_s(
+        self,
+        route: Route,
+        sizes: Sequence[int],
+        positions: Sequence[float],
+        beside: Sequence[int] = (),
+    ) -> float:
+        """Seconds of a pass through all stages of a route, ``beside`` devices that are at work."""
         if len(route) > 1 and (size := chunk_size(sizes, len(route))) < max(sizes):
             return self._chunks_s(route, sizes, positions, size)
-        stages = [self.stage_s(stage, sizes, positions) for stage in route]
+        stages = [self.stage_s(stage, sizes, positions, beside) for stage in route]
         return sum(stages) + sum(self._hops_s(route, sum(sizes)))
 
     def _chunks_s(
@@ -167,17 +194,24 @@ class Costs:
                 before = ends[i] = begin + self.stage_s(stage, own, at)
         return ends[-1]
 
-    def stage_s(self, stage: Stage, sizes: Sequence[int], positions: Sequence[float]) -> float:
-        """Seconds of a pass through one stage."""
+    def stage_s(
+        self,
+        stage: Stage,
+        sizes: Sequence[int],
+        positions: Sequence[float],
+        beside: Sequence[int] = (),
+    ) -> float:
+        """Seconds of a pass through one stage, ``beside`` other devices that are at work."""
+        total, each = sum(share.rows for share in stage.shares), list[float]()
+        for i, site in enumerate(stage.sites):
+            rows = stage.shares[i].rows / total if stage.shares else 1.0
+            seconds = pass_s(self.profiles[site], sizes, positions, stage.layers, rows)
+            lost = (self.links[site, other].crowded(sum(sizes)) - 1 for other in beside)
+            each.append(seconds * (1 + sum(lost)))
         if not stage.shares:
-            return pass_s(self.profiles[stage.site], sizes, positions, stage.layers)
-        total = sum(share.rows for share in stage.shares)
-        slowest = max(
-            pass_s(self.profiles[each.site], sizes, positions, stage.layers, each.rows / total)
-            for each in stage.shares
-        )
+            return each[0]
         waits = [self.links[pair].meeting_s or 0.0 for pair in permutations(stage.sites, 2)]
-        return slowest + len(EXCHANGES) * len(stage.layers) * max(waits)
+        return max(each) + len(EXCHANGES) * len(stage.layers) * max(waits)
 
     def _hops_s(self, route: Route, tokens: int) -> list[float]:
         """Seconds of the residual stream from each stage to the next."""

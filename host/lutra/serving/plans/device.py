@@ -43,8 +43,9 @@ __all__ = ["Chooser", "PlannedDevice", "fixed"]
 
 Chooser = Callable[[PackedModel, Sequence[int]], Sequence[Plan]]
 """Plans for a model on the devices of these numbers, one or several that share the sessions."""
-Expect = Callable[[Route, Sequence[int], Sequence[int]], float]
-"""Seconds of a pass on a route: tokens of each session, and their positions."""
+Expect = Callable[[Route, Sequence[int], Sequence[int], Sequence[int]], float]
+"""Seconds of a pass on a route: tokens of each session, their positions, and other devices that are
+at work."""
 _LESSON = 256  # passes from which a profile learns at a time
 _PROMPT_TOKENS = 16  # more of a session in one step are a prompt
 T = TypeVar("T")
@@ -499,8 +500,12 @@ class PlannedDevice(Closing):
         """Seconds that were expected of what ran on several routes at once."""
         if self._expect is None:
             return None
+        every = {site for route in groups for stage in route for site in stage.sites}
+        beside = self._live.beside(every)
         return max(
-            self._expect(route, [item.n for item in items], [item.position for item in items])
+            self._expect(
+                route, [item.n for item in items], [item.position for item in items], beside
+            )
             for route, items in groups.items()
         )
 
@@ -551,9 +556,7 @@ class PlannedDevice(Closing):
                 ]
                 for site, own in parts.items()
             }
-            with ExitStack() as turns:
-                for site in sorted(leg.sites):
-                    turns.enter_context(self._live.turns[site])
+            with self._live.turn(leg.sites):
                 start = time.perf_counter()
                 found = self._run_leg(leg, steps)
                 seconds = time.perf_counter() - start
@@ -600,7 +603,13 @@ class PlannedDevice(Closing):
     ) -> None:
         """Keep what a pass took; when there are many, somebody may learn from them."""
         self.took.note(
-            Fact(stage=stage, sizes=tuple(sizes), positions=tuple(positions), seconds=seconds)
+            Fact(
+                stage=stage,
+                sizes=tuple(sizes),
+                positions=tuple(positions),
+                seconds=seconds,
+                beside=self._live.beside(stage.sites),
+            )
         )
         if self._learn is not None and len(self.took) >= _LESSON:
             if self._learning.acquire(blocking=False):
@@ -636,7 +645,7 @@ class PlannedDevice(Closing):
         self._prepare(session, route, n, 1)
         site = route[0].site
         part = session.parts[site]
-        with self._live.on(site) as device:
+        with self._live.turn([site]), self._live.on(site) as device:
             start = time.perf_counter()
             made = device.greedy(part.session, token, n_tokens, ends)
             seconds = time.perf_counter() - start
@@ -650,5 +659,6 @@ class PlannedDevice(Closing):
         predicted = None
         if self._expect is not None:
             n_made = len(made.tokens)
-            predicted = n_made * self._expect(route, [1], [n + n_made // 2])
+            beside = self._live.beside(route[0].sites)
+            predicted = n_made * self._expect(route, [1], [n + n_made // 2], beside)
         return replace(made, error=None, predicted_s=predicted)

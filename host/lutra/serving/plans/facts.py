@@ -15,12 +15,13 @@ _KEPT = 4096
 @dataclass(frozen=True, kw_only=True)
 class Fact:
     """Passes of a ``stage``: ``sizes`` tokens of each session, from ``positions`` on, took
-    ``seconds``."""
+    ``seconds``, ``beside`` other devices that were at work."""
 
     stage: Stage
     sizes: tuple[int, ...]
     positions: tuple[int, ...]
     seconds: float
+    beside: tuple[int, ...] = ()
 
 
 def pass_s(

@@ -2,8 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from lutra.devices.base import Device, DeviceError
 from lutra_golden.errors import LutraError
@@ -29,8 +29,8 @@ class LiveDevices:
         self.left: list[int] = list(range(len(devices)))
         self.notes: list[str] = []
         """A line on each device that was left out, or came back."""
-        self.turns = [threading.RLock() for _ in devices]
-        """Of each device, who has it now: what waits for its turn is not yet timed."""
+        self._turns = [threading.RLock() for _ in devices]
+        self._busy = [0] * len(devices)
         self._reasons: dict[int, DeviceError] = {}
         self._lock = threading.Lock()
 
@@ -67,6 +67,24 @@ class LiveDevices:
                 raise
             # it failed meanwhile, and what it says of its sessions is no more than that
             raise SiteFailed(site, DeviceError(str(error))) from error
+
+    @contextmanager
+    def turn(self, sites: Sequence[int]) -> Generator[None]:
+        """Have devices to oneself; what waits for its turn is not yet timed."""
+        with ExitStack() as held:
+            for site in sorted(sites):
+                held.enter_context(self._turns[site])
+            for site in sites:
+                self._busy[site] += 1
+            try:
+                yield
+            finally:
+                for site in sites:
+                    self._busy[site] -= 1
+
+    def beside(self, sites: Collection[int]) -> tuple[int, ...]:
+        """Other devices that somebody has now."""
+        return tuple(i for i, n in enumerate(self._busy) if n and i not in sites)
 
     def leave_out(self, failed: SiteFailed) -> bool:
         """Count on a device no more; False if that was known, DeviceError if none is left."""

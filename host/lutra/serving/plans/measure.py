@@ -1,8 +1,9 @@
 """Measures a device: passes by their tokens and position, and transfers to another one."""
 
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ from lutra.devices.base import Device, Session, Step, StepResult
 from lutra.devices.shares import Share, SharingDevice
 from lutra.serving.plans.carriers import Carrier
 from lutra.serving.plans.layout import RowShare, Stage
-from lutra.serving.plans.profile import DeviceProfile, Kind, LinkProfile, Table
+from lutra.serving.plans.profile import Crowd, DeviceProfile, Kind, LinkProfile, Table
 from lutra.serving.plans.rows import RowRunner
 from lutra_golden.arith.scale import Scale
 from lutra_golden.errors import LutraError
@@ -24,6 +25,7 @@ __all__ = [
     "MOST_SESSIONS",
     "empty_kv",
     "kv_bytes_of",
+    "measure_crowd",
     "measure_device",
     "measure_link",
     "measure_meeting",
@@ -37,6 +39,8 @@ MOST_SESSIONS = 64
 _REPEATS = 3
 _EACH_CHUNK, _EACH_BATCH = 4, 8  # tokens, sessions: up to these each number is measured
 _MEETINGS = 7  # passes of two devices that are timed
+_CROWD, _CROWDED = (1, 2, 4, 8, 32), 5  # tokens of passes beside another device; timed so often
+_ALONE = 1.02  # as if the other device were not there
 _POSITIONS = (0, 128, 512, 2048, 8192, 32768)
 
 
@@ -311,6 +315,61 @@ def measure_meeting(devices: Sequence[Device], *, repeats: int = _MEETINGS) -> f
             )
             lost.append(taken(lambda: rows.run(stage, devices, model, calls)) - alone)
     return max(float(np.median(lost)), 0.0) / (len(EXCHANGES) * len(model.layers))
+
+
+def measure_crowd(device: Device, other: Device, *, repeats: int = _CROWDED) -> Crowd:
+    """How many times as long passes of some tokens take while another device makes tokens: where
+    both read weights from one memory, its bandwidth is less than what both could use."""
+    model, found = device.model, list[tuple[int, float]]()
+    tokens = [0] * min(_CROWD[-1], device.pass_tokens, model.context)
+    sizes = [n for n in _CROWD if n <= len(tokens)]
+    with closing(device.session()) as session, closing(other.session()) as theirs:
+
+        def seconds(n: int) -> float:
+            step = Step(session=session, tokens=tokens[:n], logits_from=n - 1)
+            start = time.perf_counter()
+            device.run([step])
+            taken = time.perf_counter() - start
+            session.truncate(0)
+            return taken
+
+        seconds(1)
+        for n in sizes:
+            alone = float(np.median([seconds(n) for _ in range(repeats)]))
+            crowded = list[float]()
+            with _at_work(other, theirs):
+                for i in range(repeats):
+                    # one that begins as the other does finds weights in a cache that both have
+                    time.sleep(i / repeats * alone)
+                    crowded.append(seconds(n))
+            found.append((n, max(float(np.median(crowded)) / alone, 1.0)))
+            if found[-1][1] < _ALONE:
+                break  # longer passes read the weights no more often
+    return tuple(found)
+
+
+@contextmanager
+def _at_work(device: Device, session: Session) -> Generator[None]:
+    """Have a device make tokens, one after another, in a thread of its own."""
+    ended, errors = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            while not ended.is_set():
+                device.run([Step(session=session, tokens=[0])])
+                session.truncate(0)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def kv_bytes_of(model: PackedModel, positions: int, layers: int) -> int:

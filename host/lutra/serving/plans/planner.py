@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 from lutra.closing import Closing
 from lutra.devices.base import Device
@@ -11,8 +12,13 @@ from lutra.serving.plans.costs import Costs, Workload
 from lutra.serving.plans.device import PlannedDevice
 from lutra.serving.plans.facts import Fact
 from lutra.serving.plans.layout import Plan, Route
-from lutra.serving.plans.measure import BUDGET_S, measure_link, measure_meeting
-from lutra.serving.plans.profile import Deviation, DeviceProfile, LinkProfile
+from lutra.serving.plans.measure import (
+    BUDGET_S,
+    measure_crowd,
+    measure_link,
+    measure_meeting,
+)
+from lutra.serving.plans.profile import Crowd, Deviation, DeviceProfile, LinkProfile
 from lutra.serving.plans.search import Choice, Slo, choose_plan
 from lutra.serving.plans.sites import Site
 from lutra.serving.plans.store import ProfileStore
@@ -25,6 +31,8 @@ __all__ = ["ETHERNET", "USUAL", "Planner", "planned_device", "workload_within"]
 Progress = Callable[[str, float], None]
 ETHERNET = LinkProfile(latency_s=1e-4, bytes_per_s=1.25e8, kind="modelled")
 """The link to a board that is not here, if nothing else is said: gigabit Ethernet."""
+_QUICK_S = 0.25
+"""Seconds that a pass of one token takes at most on devices that are measured at work together."""
 USUAL = Workload(prompt=512, answer=128)
 """The workload if nothing else is said, as far as the context goes."""
 
@@ -121,7 +129,7 @@ class Planner(Closing):
         keep them."""
         costs, found = self.costs, {site: list[Deviation]() for site in self.profiles}
         for fact in facts:
-            predicted = costs.stage_s(fact.stage, fact.sizes, fact.positions)
+            predicted = costs.stage_s(fact.stage, fact.sizes, fact.positions, fact.beside)
             for site in fact.stage.sites:
                 found[site].append(
                     Deviation(
@@ -143,25 +151,42 @@ class Planner(Closing):
 
     def _links(self, progress: Progress | None) -> Mapping[tuple[int, int], LinkProfile]:
         found: dict[tuple[int, int], LinkProfile] = {}
-        meetings: dict[tuple[int, int], float | None] = {}
-        for i, source in enumerate(self.devices):
-            for j, target in enumerate(self.devices):
-                if i == j:
-                    continue
-                if self._link is not None:
-                    found[i, j] = self._link
-                elif source is None or target is None:
-                    found[i, j] = ETHERNET
-                else:
-                    if progress:
-                        progress(f"measuring the way from {self.labels[i]} to {self.labels[j]}", 0)
-                    found[i, j] = measure_link(source, target, Direct())
-                    if i < j and None not in (self.profiles[i].half, self.profiles[j].half):
-                        meetings[i, j] = measure_meeting((source, target))
-        for (i, j), seconds in meetings.items():
-            for pair in ((i, j), (j, i)):
-                found[pair] = replace(found[pair], meeting_s=seconds)
+        crowds = dict[tuple[str, str], Crowd]()
+        for i, j in combinations(range(len(self.devices)), 2):
+            source, target = self.devices[i], self.devices[j]
+            if progress and source and target:
+                progress(f"measuring {self.labels[i]} and {self.labels[j]} together", 0)
+            meeting_s = None
+            if source and target and self._link is None:
+                if None not in (self.profiles[i].half, self.profiles[j].half):
+                    meeting_s = measure_meeting((source, target))
+            for a, b in ((i, j), (j, i)):
+                found[a, b] = replace(
+                    self._way(a, b), meeting_s=meeting_s, crowd=self._crowd(a, b, crowds)
+                )
         return found
+
+    def _way(self, i: int, j: int) -> LinkProfile:
+        """The link from a device to another one."""
+        source, target = self.devices[i], self.devices[j]
+        if self._link is not None:
+            return self._link
+        if source is None or target is None:
+            return ETHERNET
+        return measure_link(source, target, Direct())
+
+    def _crowd(self, i: int, j: int, known: dict[tuple[str, str], Crowd]) -> Crowd:
+        """What a device loses while another one is at work; one of a kind is measured once."""
+        source, target = self.devices[i], self.devices[j]
+        profiles = self.profiles[i], self.profiles[j]
+        if source is None or target is None or any(p.kind != "measured" for p in profiles):
+            return ()
+        if max(profile.decode_s(1, 0) for profile in profiles) > _QUICK_S:
+            return ()
+        pair = profiles[0].fingerprint, profiles[1].fingerprint
+        if pair not in known:
+            known[pair] = measure_crowd(source, target)
+        return known[pair]
 
     def _fits(self, plan: Plan) -> bool:
         """True unless the weights of a stage exceed the memory of a modelled board."""
@@ -208,9 +233,11 @@ def planned_device(
         wanted = workload or workload_within(model)
         return found.choose(wanted, slo, alive, progress).chosen.plans
 
-    def expect(route: Route, sizes: Sequence[int], positions: Sequence[int]) -> float:
+    def expect(
+        route: Route, sizes: Sequence[int], positions: Sequence[int], beside: Sequence[int]
+    ) -> float:
         [planner] = planners.values()
-        return planner.costs.pass_s(route, sizes, positions)
+        return planner.costs.pass_s(route, sizes, positions, beside)
 
     def learn(facts: Sequence[Fact]) -> None:
         [planner] = planners.values()

@@ -11,14 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from math import log, sqrt
 from typing import Any, Literal, cast
 
+import numpy as np
+
 from lutra_golden.errors import LutraError
 
-__all__ = ["Deviation", "DeviceProfile", "Kind", "LinkProfile", "Table", "weakest"]
+__all__ = ["Crowd", "Deviation", "DeviceProfile", "Kind", "LinkProfile", "Table", "weakest"]
 
 Kind = Literal["measured", "simulated", "modelled"]
 """Kinds of figures: seconds of this machine, cycles of a simulator by a clock, or a formula."""
 _KINDS: tuple[Kind, ...] = ("measured", "simulated", "modelled")
-_DRIFT = 0.1
+Crowd = tuple[tuple[int, float], ...]
+"""Tokens of a pass, ascending, and how many times as long it takes while others are at work."""
+_DRIFT = 0.03
 """Share by which passes may differ from a profile before it is corrected."""
 
 
@@ -73,8 +77,8 @@ class Table:
     def corrected(self, deviations: Sequence[Deviation]) -> "Table":
         """Each row as far as passes that have about as many tokens were off.
 
-        Where they were by more than a tenth in all, half of the way: a machine that others slow
-        down for a moment does not stay so.
+        Where they were by more than 3 % in all, half of the way: a machine that others slow down
+        for a moment does not stay so.
         """
         taken, predicted = [0.0] * len(self.tokens), [0.0] * len(self.tokens)
         for each in deviations:
@@ -181,7 +185,7 @@ class DeviceProfile:
 
     def corrected(self, deviations: Sequence[Deviation]) -> "DeviceProfile":
         """The profile after passes that took longer or shorter than predicted; itself if none was
-        off by more than a tenth."""
+        off by more than 3 %."""
         whole = [each for each in deviations if not each.divided]
         divided = [each for each in deviations if each.divided]
         found = replace(
@@ -224,14 +228,22 @@ class LinkProfile:
     """A way between two devices: ``latency_s`` of a transfer, and what it carries in a second.
 
     ``meeting_s`` is what it takes them to wait for each other within a layer, None where they
-    cannot.
+    cannot; ``crowd`` what the first one loses while the other makes tokens, as of one memory.
     """
 
     latency_s: float
     bytes_per_s: float
     kind: Kind
     meeting_s: float | None = None
+    crowd: Crowd = ()
 
     def seconds(self, n_bytes: float) -> float:
         """Seconds of a transfer of ``n_bytes``."""
         return self.latency_s + n_bytes / self.bytes_per_s
+
+    def crowded(self, tokens: int) -> float:
+        """How many times as long a pass of so many tokens takes while the other is at work."""
+        if not self.crowd:
+            return 1.0
+        sizes, factors = zip(*self.crowd, strict=True)
+        return float(np.interp(tokens, sizes, factors))

@@ -88,6 +88,26 @@ def test_requests_side_by_side(model: PackedModel) -> None:
     assert found.seconds == pytest.approx(0.1 + 4 * 0.5)
 
 
+def test_devices_at_work_crowd_each_other(model: PackedModel) -> None:
+    """As long as both have requests: passes of few tokens take half as long again, and those of
+    prompts no longer than alone."""
+    crowd = replace(FREE, crowd=((1, 1.5), (2, 1.5), (32, 1.0)))
+    assert [crowd.crowded(n) for n in (1, 17, 99)] == [1.5, 1.25, 1.0] and FREE.crowded(1) == 1.0
+    own = costs(model, device(0.01, 0.5), device(0.01, 0.5), link=crowd)
+    sides = [Plan.on(0, N_LAYERS), Plan.on(1, N_LAYERS)]
+    both = own.of(sides, Workload(prompt=64, answer=5, requests=2))
+    assert (both.ttft_s, both.tpot_s) == (pytest.approx(0.64), pytest.approx(0.75))
+    one = own.of(sides, Workload(prompt=64, answer=5))
+    assert one.tpot_s == pytest.approx(0.5)
+    stage = sides[0].decode[0]
+    assert own.stage_s(stage, [1], [0], [1]) == pytest.approx(0.75)
+    # the second one ends its request at 3.64, where two passes of the first are left
+    slower = costs(model, device(0.01, 1.0), device(0.01, 0.5), link=crowd)
+    assert slower.of(sides, Workload(prompt=64, answer=5, requests=2)).seconds == pytest.approx(
+        0.64 + 2 * 1.5 + 2 * 1.0
+    )
+
+
 def test_phases_take_the_best_of_both(model: PackedModel) -> None:
     """All layers but the last one's keys and values are sent while the prompt goes on."""
     layer = kv_bytes_of(model, 100, 1)

@@ -367,22 +367,32 @@ def test_matrices_of_different_bits_and_groups() -> None:
         check(found, golden.run(part))
 
 
-def test_one_session_more_than_memory_holds() -> None:
+def test_sessions_take_pages_as_they_grow() -> None:
+    """Of 32 positions here; a fork shares them until it writes."""
     model = small_model("bitnet", None, layers=1)
-    needed = 2 * 64 * model.n_kv_heads * (32 + 4)
-    device = loaded(model, memory_limit=3 * needed - 1)
-    first, second = device.session(), device.session()
-    expected = f"^no memory for another session on device cuda: {needed:,} bytes needed, "
-    with pytest.raises(LutraError, match=expected + f"{needed - 1:,} free"):
+    needed = 2 * 32 * model.n_kv_heads * (32 + 4)
+    device, tokens = loaded(model, memory_limit=4 * needed - 1), tokens_of(model, 40)
+    golden, first, second = Golden(model), device.session(), device.session()
+    expected = golden.run(tokens)
+    device.run([Step(session=first, tokens=tokens[:33], logits_from=33)])
+    fork = first.fork(33)
+    assert len(set(first.table.pages) | set(fork.table.pages)) == 2
+    (found,) = device.run([Step(session=fork, tokens=tokens[33:])])
+    check(found, expected, 33)
+    assert first.table.pages[0] == fork.table.pages[0]
+    assert first.table.pages[1] != fork.table.pages[1]
+    message = f"^no memory for 32 more positions on device cuda: {needed:,} bytes needed, 0 free"
+    with pytest.raises(LutraError, match=message):
+        device.run([Step(session=second, tokens=[1])])
+    with pytest.raises(LutraError, match=r"^no memory for another session on device cuda: "):
         device.session()
-    first.close()
-    first = device.session()
-    slots = {first.slot, second.slot}
-    with pytest.raises(LutraError, match=expected):
-        device.session()
-    del second
+    del fork
     gc.collect()
-    assert {first.slot, device.session().slot} == slots
+    (found,) = device.run([Step(session=first, tokens=tokens[33:])])
+    check(found, expected, 33)
+    second.reserve(32)
+    with pytest.raises(LutraError, match=message):
+        second.reserve(33)
 
 
 def test_what_interrupts_a_run_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,23 +48,25 @@ def assert_same(a: LayerKv, b: LayerKv) -> None:
 @pytest.mark.parametrize(("kv", "head_dim"), [(8, 16), (4, 16), (4, 32), (8, 64)])
 def test_what_is_written_can_be_read(kv: int, head_dim: int, n: int) -> None:
     pool = pool_of(kv, head_dim)
-    slots = [pool.open() for _ in range(3)]
-    written = [random_kv(pool, kv, head_dim, n, seed) for seed in slots]
-    for slot, each in zip(slots, written, strict=True):
-        pool.write(0, slot, each)
-    for slot, each in zip(slots, written, strict=True):
-        assert_same(pool.read(0, slot, n), each)
-        assert_same(pool.read(0, slot, n // 2), each.first(n // 2))
-    pool.copy(0, slots[0], slots[2], n)
-    assert_same(pool.read(0, slots[2], n), written[0])
-    assert_same(pool.read(0, slots[1], n), written[1])
+    pool.grow(6)
+    sequences = [0, 1], [5, 2], [3, 4]
+    written = [random_kv(pool, kv, head_dim, n, seed) for seed in range(3)]
+    for pages, each in zip(sequences, written, strict=True):
+        pool.write(0, pages, each)
+    for pages, each in zip(sequences, written, strict=True):
+        assert_same(pool.read(0, pages, n), each)
+        assert_same(pool.read(0, pages, n // 2), each.first(n // 2))
+    for source, target in zip(sequences[1], sequences[2], strict=True):
+        pool.copy_page(source, target)
+    assert_same(pool.read(0, sequences[2], n), written[1])
+    assert_same(pool.read(0, sequences[0], n), written[0])
 
 
 def test_four_bits_lie_in_halves_and_padding_is_zero() -> None:
     pool = pool_of(4)
-    slot = pool.open()
+    pool.grow(1)
     kv = random_kv(pool, 4, 16, 5)
-    pool.write(0, slot, kv)
+    pool.write(0, [0], kv)
     k, v = (download(array)[0].view(np.uint8) for array in pool.caches[0].arrays[:2])
     # heads of 16 in heads of 32: keys' halves begin at 0 and 16, values are in front
     keys, values = (x.view(np.uint8) & 15 for x in (kv.keys, kv.values))
@@ -76,17 +78,14 @@ def test_four_bits_lie_in_halves_and_padding_is_zero() -> None:
 def test_caches_grow_and_keep_what_they_hold() -> None:
     pool = pool_of(8)
     kept: dict[int, LayerKv] = {}
-    for seed in range(6):
-        slot = pool.open()
-        assert slot not in kept
-        kept[slot] = random_kv(pool, 8, 16, 40, seed)
-        pool.write(0, slot, kept[slot])
-    assert 1 < pool.generation < 6  # by more than one sequence at a time in the end
-    assert pool.sequence_bytes == 2 * 64 * 2 * (32 + 4)
-    for slot, kv in kept.items():
-        assert_same(pool.read(0, slot, 40), kv)
-    pages = np.concatenate([pool.pages(slot) for slot in kept])
-    assert len(set(pages.tolist())) == 12 and pages.max() < pool.caches[0].n_pages
+    for first in range(0, 12, 2):
+        pool.grow(first + 2)
+        kept[first] = random_kv(pool, 8, 16, 40, first)
+        pool.write(0, [first, first + 1], kept[first])
+    assert 1 < pool.generation < 6  # by more than is asked for in the end
+    assert pool.page_bytes == 2 * 32 * 2 * (32 + 4)
+    for first, kv in kept.items():
+        assert_same(pool.read(0, [first, first + 1], 40), kv)
     grown = pool.generation
-    pool.close(3)
-    assert pool.open() == 3 and pool.generation == grown
+    pool.grow(12)
+    assert pool.generation == grown

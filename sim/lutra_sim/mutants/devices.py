@@ -684,9 +684,9 @@ MUTANTS = [
             "n_logits=chunk.logits_from,",
         ),
         (
-            "a copy of a sequence from itself",
-            "self._pool.copy(layer, source.slot, self.slot, n)",
-            "self._pool.copy(layer, self.slot, self.slot, n)",
+            "a page is copied over the one that is kept",
+            "self.kv.copy_page(source, target)",
+            "self.kv.copy_page(target, source)",
         ),
         (
             "saturation not told",

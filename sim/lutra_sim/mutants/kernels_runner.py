@@ -232,9 +232,9 @@ MUTANTS = [
         f"{_K}/pool.py",
         ["kernels_gpu/test_pool.py"],
         (
-            "pages of the sequence before",
-            "first = slot * self.n_pages",
-            "first = max(slot - 1, 0) * self.n_pages",
+            "pages always follow one another",
+            "and pages[at + n] == pages[at] + n:",
+            "and True:",
         ),
         ("halves of a byte swapped", "rows = low & 15 | high << 4", "rows = high & 15 | low << 4"),
         (
@@ -242,7 +242,11 @@ MUTANTS = [
             "            copy(rows_of(new, 0, cache.n_pages), old)\n",
             "            pass\n",
         ),
-        ("a slot given twice", "return self._free.pop()", "return self._free[-1]"),
+        (
+            "a page is copied from where it is to go",
+            "copy(rows_of(array, target, target + 1), rows_of(array, source, source + 1))",
+            "copy(rows_of(array, source, source + 1), rows_of(array, target, target + 1))",
+        ),
     ),
     *planted(
         f"{_K}/runner.py",
@@ -259,8 +263,8 @@ MUTANTS = [
         ),
         (
             "pages of the sequences before",
-            "        if slots != b.slots:\n",
-            "        if len(slots) != len(b.slots):\n",
+            "if b.table is None or not np.array_equal(table, b.table):",
+            "if b.table is None:",
         ),
         (
             "the flag of the pass before",

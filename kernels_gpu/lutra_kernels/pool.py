@@ -55,16 +55,19 @@ class KvPool:
 
     # -- memory
 
-    def grow(self, n_pages: int) -> None:
-        """Have memory for ``n_pages`` pages in all."""
-        there = self.caches[0].n_pages
+    def grow(self, n_pages: int, most: int) -> None:
+        """Have memory for ``n_pages`` pages in all, of ``most`` that there may ever be."""
+        # what grew last may have ended in the middle
+        there = min(cache.n_pages for cache in self.caches)
         if n_pages <= there:
             return
-        # growing copies what is there: by half of it, where that leaves most of the memory free
+        # growing copies what is there: by half of it, and by a context at least, where that leaves
+        # most of the memory free
         spare = free_bytes() // (4 * self.page_bytes)
-        n_pages = max(n_pages, there + min(there // 2, spare))
+        more = min(max(there // 2, self.n_pages), spare, most - there)
+        n_pages = max(n_pages, there + more)
         self.generation += 1
-        with naming_memory("the keys and values of another session", "close one"):
+        with naming_memory("more keys and values", "close a session"):
             for i, cache in enumerate(self.caches):
                 if cache.n_pages < n_pages:
                     self.caches[i] = self._grown(cache, n_pages)

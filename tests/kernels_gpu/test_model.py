@@ -66,7 +66,7 @@ def test_shipped_models(name: str, format: str | None) -> None:
     model = pack_model(checkpoint, Format.parse(format) if format else None)
     runner, golden = Runner(upload_model(model), page=32, split_from=12), Golden(model)
     tokens = tokens_of(model, 13)
-    runner.pool.grow(1)
+    runner.pool.grow(1, 1)
     logits, scales = golden.run(tokens)
     for first, last in ((0, 11), (11, 12), (12, 13)):
         part = Part(pages=[0], tokens=tokens[first:last], position=first, n_logits=last - first)

@@ -243,6 +243,12 @@ MUTANTS = [
             "            pass\n",
         ),
         (
+            "all layers have grown as far as the first",
+            "there = min(cache.n_pages for cache in self.caches)",
+            "there = self.caches[0].n_pages",
+        ),
+        ("more memory than there may be", "spare, most - there)", "spare)"),
+        (
             "a page is copied from where it is to go",
             "copy(rows_of(array, target, target + 1), rows_of(array, source, source + 1))",
             "copy(rows_of(array, source, source + 1), rows_of(array, target, target + 1))",
@@ -255,6 +261,7 @@ MUTANTS = [
             f"{_DEVICE}::test_a_pass_tells_its_own_saturation",
             f"{_DEVICE}::test_layers_can_be_run_in_ranges",
             f"{_DEVICE}::test_sequences_take_turns",
+            f"{_DEVICE}::test_captured_steps_when_caches_move",
         ],
         (
             "results in the order of the pass",
@@ -265,6 +272,11 @@ MUTANTS = [
             "pages of the sequences before",
             "if b.table is None or not np.array_equal(table, b.table):",
             "if b.table is None:",
+        ),
+        (
+            "steps captured with caches that have moved",
+            "key = plan.split, self.pool.generation",
+            "key = plan.split, 0",
         ),
         (
             "the flag of the pass before",

@@ -30,15 +30,15 @@ Progress = Callable[[str, float], None]
 
 
 class CudaPages(PagePool):
-    """Pages of ``pool``, ``n_pages`` at most."""
+    """Pages of ``pool``."""
 
-    def __init__(self, pool: "KvPool", n_pages: int = 0) -> None:
-        super().__init__("cuda", pool.page, pool.page_bytes, n_pages)
+    def __init__(self, pool: "KvPool") -> None:
+        super().__init__("cuda", pool.page, pool.page_bytes)
         self.kv = pool
 
     def _grow(self, n_used: int) -> None:
         with _refusing(NoRoom):
-            self.kv.grow(n_used)
+            self.kv.grow(n_used, self.n_pages)
 
 
 class CudaTable(PageTable):
@@ -103,7 +103,7 @@ class CudaDevice(PagedDevice[CudaSession]):
         common_kv_bits(model, f"device {self.name}")
         with _refusing():
             uploaded = upload_model(model, self._report)
-            self._loaded = Runner(uploaded, pass_tokens=self.pass_tokens)
+            self._loaded = Runner(uploaded, pass_tokens=self.pass_tokens, page=self.page)
         self._pages = CudaPages(self._loaded.pool)
 
     def _report(self, share: float) -> None:

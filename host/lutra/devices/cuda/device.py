@@ -137,9 +137,12 @@ class CudaDevice(PagedDevice[CudaSession]):
         """Run a share of steps; see :class:`~lutra.devices.shares.SharingDevice`. What is exchanged
         passes through the host's memory."""
         rows, party = share.rows.vocabulary, Party(share.rows, share.meeting)
-        return self._run(steps, partial(self._pass, party=party), share.meeting.rows, rows)
+        return self._run(steps, partial(self._pass_of, party), share.meeting.rows, rows)
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        return self._pass_of(None, chunks)
+
+    def _pass_of(self, party: Party | None, chunks: Sequence[Chunk]) -> PassResult:
         from lutra_kernels.runner import Part
 
         parts: list[Part] = []

@@ -1,9 +1,10 @@
 """Keys and values of many sequences on a device, and their canonical form.
 
-Every layer has one cache of pages. A sequence owns as many of them as the model's context needs,
-one after another, from when it is opened until it is closed: a pass never runs out of memory in
-the middle. Caches grow as sequences are opened.
+Every layer has one cache of pages, of equally many. Who holds which page is the caller's to know:
+a sequence is a list of pages, in the order of its positions. Caches grow as pages are asked for.
 """
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,18 +31,18 @@ class KvPool:
         packed = model.packed
         self._packed, self._head_dim = packed, model.head_dim
         self._bits = common_kv_bits(packed, "cuda")
-        self._n_slots = 0
+        self.page = page
+        """Positions of a page."""
         self.generation = 0
         """Grows whenever the caches move to other addresses."""
-        self._free: list[int] = []
         self.n_pages = cdiv(packed.context, page)
-        """Pages of a sequence."""
+        """Pages of a sequence that fills the context."""
         self.positions = self.n_pages * page
         """Positions that they hold."""
         self.caches = [self._cache(0, page) for _ in model.layers]
         """A cache for each layer."""
-        self.sequence_bytes = len(self.caches) * self.n_pages * self.caches[0].page_bytes
-        """Memory of a sequence."""
+        self.page_bytes = len(self.caches) * self.caches[0].page_bytes
+        """Memory of a page, in all layers."""
 
     def _cache(self, n_pages: int, page: int) -> KvCache:
         return KvCache.new(
@@ -52,34 +53,28 @@ class KvPool:
             bits=self._bits,
         )
 
-    # -- sequences
+    # -- memory
 
-    def open(self) -> int:
-        """The slot of a new sequence."""
-        if not self._free:
-            self._grow()
-        return self._free.pop()
-
-    def close(self, slot: int) -> None:
-        """Give a slot back; the memory stays for later sequences."""
-        self._free.append(slot)
-
-    def release(self) -> None:
-        """Release all memory; no sequence can be used any more."""
-        self.caches.clear()
-
-    def _grow(self) -> None:
-        # growing copies what is there: by half of it, where that leaves most of the memory free
-        spare = free_bytes() // (4 * self.sequence_bytes)
-        more = max(1, min(self._n_slots // 2, spare))
-        n_pages = (self._n_slots + more) * self.n_pages
+    def grow(self, n_pages: int, most: int) -> None:
+        """Have memory for ``n_pages`` pages in all, of ``most`` that there may ever be."""
+        # what grew last may have ended in the middle
+        there = min(cache.n_pages for cache in self.caches)
+        if n_pages <= there:
+            return
+        # growing copies what is there: by half of it, and by a context at least, where that leaves
+        # most of the memory free
+        spare = free_bytes() // (4 * self.page_bytes)
+        more = min(max(there // 2, self.n_pages), spare, most - there)
+        n_pages = max(n_pages, there + more)
         self.generation += 1
-        with naming_memory("the keys and values of another session", "close one"):
+        with naming_memory("more keys and values", "close a session"):
             for i, cache in enumerate(self.caches):
                 if cache.n_pages < n_pages:
                     self.caches[i] = self._grown(cache, n_pages)
-        self._free.extend(reversed(range(self._n_slots, self._n_slots + more)))
-        self._n_slots += more
+
+    def release(self) -> None:
+        """Release all memory; no page can be used any more."""
+        self.caches.clear()
 
     def _grown(self, cache: KvCache, n_pages: int) -> KvCache:
         grown = self._cache(n_pages, cache.page)
@@ -87,21 +82,19 @@ class KvPool:
             copy(rows_of(new, 0, cache.n_pages), old)
         return grown
 
-    def pages(self, slot: int) -> NDArray[np.int32]:
-        """Pages of a sequence, in their order."""
-        return np.arange(slot * self.n_pages, (slot + 1) * self.n_pages, dtype=np.int32)
-
     # -- what they hold
 
-    def copy(self, layer: int, source: int, target: int, n: int) -> None:
-        """Give one sequence the first ``n`` positions of another."""
-        for array in self.caches[layer].arrays:
-            copy(self._rows(array, layer, target, n), self._rows(array, layer, source, n))
+    def copy_page(self, source: int, target: int) -> None:
+        """Give one page what is in another, in all layers."""
+        for cache in self.caches:
+            for array in cache.arrays:
+                copy(rows_of(array, target, target + 1), rows_of(array, source, source + 1))
 
-    def read(self, layer: int, slot: int, n: int) -> LayerKv:
-        """The first ``n`` positions of a sequence."""
+    def read(self, layer: int, pages: Sequence[int], n: int) -> LayerKv:
+        """The first ``n`` positions of a sequence with these pages."""
         keys, values, key_words, value_words = (
-            download(self._rows(array, layer, slot, n)) for array in self.caches[layer].arrays
+            self._download(array, pages[: cdiv(n, self.page)])
+            for array in self.caches[layer].arrays
         )
         return LayerKv(
             self._elements(keys, n, halves=True),
@@ -110,22 +103,21 @@ class KvPool:
             _scales(value_words, n),
         )
 
-    def write(self, layer: int, slot: int, kv: LayerKv) -> None:
+    def write(self, layer: int, pages: Sequence[int], kv: LayerKv) -> None:
         """Overwrite a sequence's first positions."""
-        n, arrays = kv.length, self.caches[layer].arrays
         parts = (
             self._rows_of_elements(kv.keys, halves=True),
             self._rows_of_elements(kv.values, halves=False),
             self._words(kv.key_scale),
             self._words(kv.value_scale),
         )
-        for array, part in zip(arrays, parts, strict=True):
-            assign(self._rows(array, layer, slot, n), part)
+        for array, part in zip(self.caches[layer].arrays, parts, strict=True):
+            for at, first, last in _runs(pages[: len(part)]):
+                assign(rows_of(array, first, last), part[at : at + last - first])
 
-    def _rows(self, array: Array, layer: int, slot: int, n: int) -> Array:
-        """The pages of a sequence's first ``n`` positions."""
-        first = slot * self.n_pages
-        return rows_of(array, first, first + cdiv(n, self.caches[layer].page))
+    def _download(self, array: Array, pages: Sequence[int]) -> NDArray[np.generic]:
+        parts = [download(rows_of(array, first, last)) for _, first, last in _runs(pages)]
+        return np.concatenate(parts) if parts else download(rows_of(array, 0, 0))
 
     def _elements(self, pages: NDArray[np.generic], n: int, *, halves: bool) -> Elements:
         """``[pages, heads, page, row]`` as ``[heads, n, head_dim]``, without padding."""
@@ -157,6 +149,17 @@ class KvPool:
         padded = np.zeros((cdiv(n, page) * page, heads), np.int32)
         padded[:n] = words
         return np.ascontiguousarray(padded.reshape(-1, page, heads).transpose(0, 2, 1))
+
+
+def _runs(pages: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Pages that follow one another: where they begin in the list, the first, and past the last."""
+    at = 0
+    while at < len(pages):
+        n = 1
+        while at + n < len(pages) and pages[at + n] == pages[at] + n:
+            n += 1
+        yield at, pages[at], pages[at] + n
+        at += n
 
 
 def _scales(words: NDArray[np.generic], n: int) -> Scale:

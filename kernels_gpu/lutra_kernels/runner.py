@@ -52,10 +52,11 @@ _FEW = 8  # sequences whose decode step is a graph, and whose attention may be s
 class Part:
     """Tokens of one sequence in a pass, from ``position`` on; the last ``n_logits`` have logits.
 
+    ``pages`` are those of the sequence, in the order of its positions, up to the last token's.
     ``residual`` int32 ``[n, hidden_size]`` is where they begin unless that is the first layer.
     """
 
-    slot: int
+    pages: Sequence[int]
     tokens: Sequence[int]
     position: int
     n_logits: int = 0
@@ -101,7 +102,7 @@ class _Buffers:
 
     Activations are by the groups of the matrix that takes them, whose sums alone differ. ``wanted``
     are the rows that have logits, ``x_wanted`` their residual stream, unless all have some.
-    ``slots`` says whose ``pages`` are there. ``graphs`` of decode steps, which hold the addresses,
+    ``table`` is what ``pages`` hold. ``graphs`` of decode steps, which hold the addresses,
     are by how attention is done and by the generation of the caches.
     """
 
@@ -126,7 +127,7 @@ class _Buffers:
     last: Quantized | None
     logits: Array | None
     workspace: Workspace
-    slots: list[int] = field(default_factory=list[int])
+    table: NDArray[np.int32] | None = None
     graphs: dict[tuple[bool, int], _Graph] = field(default_factory=dict[tuple[bool, int], _Graph])
 
 
@@ -295,11 +296,13 @@ class Runner:
         else:
             residuals = [part.residual for part in parts if part.residual is not None]
             assign(b.x, np.concatenate(residuals))
-        slots = [part.slot for part in parts for _ in range(part.n)]
-        if slots != b.slots:
-            b.slots = []
-            assign(b.pages, np.stack([self.pool.pages(slot) for slot in slots]))
-            b.slots = slots
+        table = np.zeros((b.m, self.pool.n_pages), np.int32)
+        for part, first, end in zip(parts, firsts, ends, strict=True):
+            table[first:end, : len(part.pages)] = part.pages
+        if b.table is None or not np.array_equal(table, b.table):
+            b.table = None
+            assign(b.pages, table)
+            b.table = table
         if b.n_logits < b.m:
             wanted = [
                 np.arange(end - part.n_logits, end) for part, end in zip(parts, ends, strict=True)

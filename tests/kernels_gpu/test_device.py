@@ -5,11 +5,14 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ pytest.importorskip("triton")
 from tests.host.devices.test_xrt import InterpretedKernel
 from tests.host.quantize.random_decoder import in_products
 from tests.host.serving.speculation.same import SAMPLINGS, check_requests
+from tests.host.serving.test_batch import GREEDY, Client, alone, finish
 from tests.kernels_gpu.models import Golden, small_model, tokens_of
 
 from lutra.compile.configure import configure
@@ -28,7 +32,10 @@ from lutra.devices.choose import choose_device
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
 from lutra.devices.emulated.card import EmulatedCard
+from lutra.devices.pages import NoRoom
 from lutra.quantize.pack import pack_model
+from lutra.serving.batch import Batch
+from lutra.serving.loaded import LoadedModel
 from lutra.serving.plans.device import PlannedDevice, fixed
 from lutra.serving.plans.layout import Plan, RowShare, by_rows
 from lutra_golden.arith.quantize import ActivationGroups
@@ -40,16 +47,18 @@ from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.shapes import LINEARS
 from lutra_golden.timing.boards import find_profile
 from lutra_kernels import runner
+from lutra_kernels.cache import KvCache
+from lutra_kernels.pool import KvPool
 
 pytestmark = [pytest.mark.interpreted, pytest.mark.usefixtures("few_programs")]
-SPLIT_FROM = 8
+PAGE, SPLIT_FROM = 32, 8
 
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pages of a short context, whose attention is split early."""
-    small = partial(runner.Runner, page=32, split_from=SPLIT_FROM)
-    monkeypatch.setattr(runner, "Runner", small)
+    monkeypatch.setattr(CudaDevice, "page", PAGE)
+    monkeypatch.setattr(runner, "Runner", partial(runner.Runner, split_from=SPLIT_FROM))
 
 
 def loaded(model: PackedModel, memory_limit: int | None = None) -> CudaDevice:
@@ -367,22 +376,166 @@ def test_matrices_of_different_bits_and_groups() -> None:
         check(found, golden.run(part))
 
 
-def test_one_session_more_than_memory_holds() -> None:
+def test_sessions_take_pages_as_they_grow() -> None:
+    """Of 32 positions here; a fork shares them until it writes."""
     model = small_model("bitnet", None, layers=1)
-    needed = 2 * 64 * model.n_kv_heads * (32 + 4)
-    device = loaded(model, memory_limit=3 * needed - 1)
-    first, second = device.session(), device.session()
-    expected = f"^no memory for another session on device cuda: {needed:,} bytes needed, "
-    with pytest.raises(LutraError, match=expected + f"{needed - 1:,} free"):
+    needed = 2 * 32 * model.n_kv_heads * (32 + 4)
+    device, tokens = loaded(model, memory_limit=4 * needed - 1), tokens_of(model, 40)
+    golden, first, second = Golden(model), device.session(), device.session()
+    expected = golden.run(tokens)
+    device.run([Step(session=first, tokens=tokens[:33], logits_from=33)])
+    fork = first.fork(33)
+    assert len(set(first.table.pages) | set(fork.table.pages)) == 2
+    (found,) = device.run([Step(session=fork, tokens=tokens[33:])])
+    check(found, expected, 33)
+    assert first.table.pages[0] == fork.table.pages[0]
+    assert first.table.pages[1] != fork.table.pages[1]
+    message = f"^no memory for 32 more positions on device cuda: {needed:,} bytes needed, 0 free"
+    with pytest.raises(LutraError, match=message):
+        device.run([Step(session=second, tokens=[1])])
+    with pytest.raises(LutraError, match=r"^no memory for another session on device cuda: "):
         device.session()
-    first.close()
-    first = device.session()
-    slots = {first.slot, second.slot}
-    with pytest.raises(LutraError, match=expected):
-        device.session()
-    del second
+    del fork
     gc.collect()
-    assert {first.slot, device.session().slot} == slots
+    (found,) = device.run([Step(session=first, tokens=tokens[33:])])
+    check(found, expected, 33)
+    second.reserve(32)
+    with pytest.raises(LutraError, match=message):
+        second.reserve(33)
+
+
+def test_who_was_forked_writes_a_copy_too() -> None:
+    model = small_model("bitnet", None, layers=1)
+    device, golden = loaded(model), Golden(model)
+    text, other = tokens_of(model, PAGE + 3), tokens_of(model, PAGE + 2, 1)
+    golden.run(text)
+    whole, mixed = golden.export(), Golden(model)
+    session = device.session()
+    device.run([Step(session=session, tokens=text, logits_from=len(text))])
+    fork = session.fork()
+    session.truncate(PAGE + 1)
+    expected = mixed.run([*text[: PAGE + 1], other[0]])
+    (found,) = device.run([Step(session=session, tokens=other[:1])])
+    check(found, expected, PAGE + 1)
+    assert same(session.export(), mixed.export())
+    assert same(fork.export(), whole)
+    fork.restore(session.export())
+    third = fork.fork(5)
+    golden.length = 0
+    golden.run(other)
+    session.restore(golden.export())
+    assert same(session.export(), golden.export())
+    assert same(fork.export(), mixed.export())
+    third.restore(golden.export())
+    assert same(fork.export(), mixed.export())
+    assert device._pool.n_held == 6  # two each
+
+
+def test_requests_that_outgrow_memory() -> None:
+    """Of three pages, where two requests end with two each: one gives way, with the same tokens."""
+    model = small_model("bitnet", None, layers=1)
+    device = loaded(model, memory_limit=3 * 2 * PAGE * model.n_kv_heads * (32 + 4))
+    batch = Batch(LoadedModel(model, device, None, 0))
+    clients, prompts = [Client(4), Client(5)], [tokens_of(model, PAGE - 2, i) for i in range(2)]
+    requests = [client.request(each) for client, each in zip(clients, prompts, strict=True)]
+    for request in requests:
+        batch.add(request)
+    batch.step()
+    assert (batch.n_running, device._pool.n_held) == (2, 2)
+    finish(batch)
+    for client, each in zip(clients, prompts, strict=True):
+        assert client.ends == [None]
+        assert client.tokens == alone(model, each, client.most, GREEDY)
+    assert device._pool.n_held == 0
+    assert sum(request.stats.computed_tokens for request in requests) > 2 * (PAGE - 2)
+
+
+def test_a_gpu_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory ends before that which was free when the model was loaded."""
+    model = small_model("bitnet", None, layers=1)
+    device, tokens = loaded(model), tokens_of(model, 3)
+    golden, session = Golden(model), device.session()
+
+    def failing(*_arguments: object, **_options: object) -> KvCache:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KvCache, "new", failing)
+        message = (
+            "^device cuda: the GPU has too little memory for more keys and values: close a session$"
+        )
+        with pytest.raises(NoRoom, match=message):
+            device.run([Step(session=session, tokens=tokens)])
+    assert (session.length, device._pool.n_held) == (0, 0)
+    (found,) = device.run([Step(session=session, tokens=tokens)])
+    check(found, golden.run(tokens))
+
+
+@dataclass
+class CapturedStep:
+    """A CUDA graph under the interpreter: it goes on with the caches that it was captured with."""
+
+    pool: KvPool
+    launch: Callable[[], None] = lambda: None
+    n_replays: int = 0
+
+    def __post_init__(self) -> None:
+        self.caches = list(self.pool.caches)
+
+    def replay(self) -> None:
+        self.n_replays += 1
+        there, self.pool.caches = self.pool.caches, self.caches
+        self.launch()
+        self.pool.caches = there
+
+
+def test_captured_steps_when_caches_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs hold the addresses of the caches, whose memory is somebody else's then."""
+    model = small_model("bitnet", None, layers=1)
+    device, golden, graphs = loaded(model), Golden(model), list[CapturedStep]()
+    session, tokens = device.session(), iter(tokens_of(model, 20))
+    pool, launch = device._runner.pool, device._runner._launch
+    last: list[Callable[[], None]] = []
+
+    def noting(*arguments: Any) -> None:
+        last[:] = [partial(launch, *arguments)]
+        launch(*arguments)
+
+    def graph() -> CapturedStep:
+        graphs.append(CapturedStep(pool))
+        return graphs[-1]
+
+    @contextmanager
+    def capture(graph: CapturedStep) -> Generator[None]:
+        yield
+        [graph.launch] = last
+
+    if runner.INTERPRETED:
+        cuda = SimpleNamespace(synchronize=lambda: None, CUDAGraph=graph, graph=capture)
+        monkeypatch.setattr(runner, "import_module", {"torch": SimpleNamespace(cuda=cuda)}.get)
+        monkeypatch.setattr(runner, "INTERPRETED", False)
+        monkeypatch.setattr(device._runner, "_launch", noting)
+
+    def go(*counts: int) -> None:
+        for n in counts:
+            part = [next(tokens) for _ in range(n)]
+            (found,) = device.run([Step(session=session, tokens=part)])
+            check(found, golden.run(part))
+
+    go(1, 1, 1)
+    moved, before = pool.generation, list(pool.caches)
+    other = device.session()
+    other.reserve(model.context)
+    assert pool.generation == moved + 1
+    for cache in before:
+        for array in cache.arrays:
+            array.zero_()
+    go(2, 1, 1)
+    buffers = device._runner._buffers[1, 1]
+    assert list(buffers.graphs) == [(False, moved + 1)]
+    assert not graphs or [each.n_replays for each in graphs] == [2, 1]
+    go(2, 1, 1)  # from 7 on split
+    assert list(buffers.graphs) == [(False, moved + 1), (True, moved + 1)]
 
 
 def test_what_interrupts_a_run_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:

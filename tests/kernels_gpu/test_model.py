@@ -50,7 +50,7 @@ def test_progress_is_told() -> None:
 
 def test_rows_of_a_pass_are_bounded() -> None:
     runner = Runner(upload_model(small_model("bitnet", None)), pass_tokens=4)
-    for parts in ([], [Part(slot=0, tokens=[1] * 3, position=0)] * 2):
+    for parts in ([], [Part(pages=[0], tokens=[1] * 3, position=0)] * 2):
         n = sum(part.n for part in parts)
         with pytest.raises(ValueError, match=f"^a pass has 1 to 4 rows, not {n}$"):
             runner.run(parts)
@@ -65,10 +65,11 @@ def test_shipped_models(name: str, format: str | None) -> None:
     checkpoint = load_model(find_model(name))
     model = pack_model(checkpoint, Format.parse(format) if format else None)
     runner, golden = Runner(upload_model(model), page=32, split_from=12), Golden(model)
-    slot, tokens = runner.pool.open(), tokens_of(model, 13)
+    tokens = tokens_of(model, 13)
+    runner.pool.grow(1, 1)
     logits, scales = golden.run(tokens)
     for first, last in ((0, 11), (11, 12), (12, 13)):
-        part = Part(slot=slot, tokens=tokens[first:last], position=first, n_logits=last - first)
+        part = Part(pages=[0], tokens=tokens[first:last], position=first, n_logits=last - first)
         found = runner.run([part])
         np.testing.assert_array_equal(found.logits, logits[first:last])
         scale = scale_to_float(found.scale) * model.head_scale

@@ -10,15 +10,20 @@ from tests.kernels_gpu.models import small_model
 from lutra_golden.arith.scale import Scale
 from lutra_golden.model.cache import LayerKv
 from lutra_kernels.arrays import download
+from lutra_kernels.cache import KvCache
+from lutra_kernels.errors import GpuUnavailable
 from lutra_kernels.model import upload_model
 from lutra_kernels.pool import KvPool
 
 pytestmark = pytest.mark.interpreted
 
 
-def pool_of(kv: int, head_dim: int = 16) -> KvPool:
+MANY = 100
+
+
+def pool_of(kv: int, head_dim: int = 16, layers: int = 1) -> KvPool:
     """A pool of two key and value heads and 64 positions."""
-    model = small_model("qwen3", "W4A8", kv, layers=1, head_dim=head_dim)
+    model = small_model("qwen3", "W4A8", kv, layers=layers, head_dim=head_dim)
     return KvPool(upload_model(model), page=32)
 
 
@@ -48,23 +53,25 @@ def assert_same(a: LayerKv, b: LayerKv) -> None:
 @pytest.mark.parametrize(("kv", "head_dim"), [(8, 16), (4, 16), (4, 32), (8, 64)])
 def test_what_is_written_can_be_read(kv: int, head_dim: int, n: int) -> None:
     pool = pool_of(kv, head_dim)
-    slots = [pool.open() for _ in range(3)]
-    written = [random_kv(pool, kv, head_dim, n, seed) for seed in slots]
-    for slot, each in zip(slots, written, strict=True):
-        pool.write(0, slot, each)
-    for slot, each in zip(slots, written, strict=True):
-        assert_same(pool.read(0, slot, n), each)
-        assert_same(pool.read(0, slot, n // 2), each.first(n // 2))
-    pool.copy(0, slots[0], slots[2], n)
-    assert_same(pool.read(0, slots[2], n), written[0])
-    assert_same(pool.read(0, slots[1], n), written[1])
+    pool.grow(6, MANY)
+    sequences = [0, 1], [5, 2], [3, 4]
+    written = [random_kv(pool, kv, head_dim, n, seed) for seed in range(3)]
+    for pages, each in zip(sequences, written, strict=True):
+        pool.write(0, pages, each)
+    for pages, each in zip(sequences, written, strict=True):
+        assert_same(pool.read(0, pages, n), each)
+        assert_same(pool.read(0, pages, n // 2), each.first(n // 2))
+    for source, target in zip(sequences[1], sequences[2], strict=True):
+        pool.copy_page(source, target)
+    assert_same(pool.read(0, sequences[2], n), written[1])
+    assert_same(pool.read(0, sequences[0], n), written[0])
 
 
 def test_four_bits_lie_in_halves_and_padding_is_zero() -> None:
     pool = pool_of(4)
-    slot = pool.open()
+    pool.grow(1, MANY)
     kv = random_kv(pool, 4, 16, 5)
-    pool.write(0, slot, kv)
+    pool.write(0, [0], kv)
     k, v = (download(array)[0].view(np.uint8) for array in pool.caches[0].arrays[:2])
     # heads of 16 in heads of 32: keys' halves begin at 0 and 16, values are in front
     keys, values = (x.view(np.uint8) & 15 for x in (kv.keys, kv.values))
@@ -76,17 +83,49 @@ def test_four_bits_lie_in_halves_and_padding_is_zero() -> None:
 def test_caches_grow_and_keep_what_they_hold() -> None:
     pool = pool_of(8)
     kept: dict[int, LayerKv] = {}
-    for seed in range(6):
-        slot = pool.open()
-        assert slot not in kept
-        kept[slot] = random_kv(pool, 8, 16, 40, seed)
-        pool.write(0, slot, kept[slot])
-    assert 1 < pool.generation < 6  # by more than one sequence at a time in the end
-    assert pool.sequence_bytes == 2 * 64 * 2 * (32 + 4)
-    for slot, kv in kept.items():
-        assert_same(pool.read(0, slot, 40), kv)
-    pages = np.concatenate([pool.pages(slot) for slot in kept])
-    assert len(set(pages.tolist())) == 12 and pages.max() < pool.caches[0].n_pages
+    for first in range(0, 12, 2):
+        pool.grow(first + 2, 12)
+        kept[first] = random_kv(pool, 8, 16, 40, first)
+        pool.write(0, [first, first + 1], kept[first])
+    assert 1 < pool.generation < 6  # by more than is asked for in the end
+    assert pool.caches[0].n_pages == 12  # and no more than there may be
+    assert pool.page_bytes == 2 * 32 * 2 * (32 + 4)
+    for first, kv in kept.items():
+        assert_same(pool.read(0, [first, first + 1], 40), kv)
     grown = pool.generation
-    pool.close(3)
-    assert pool.open() == 3 and pool.generation == grown
+    pool.grow(12, 12)
+    assert pool.generation == grown
+
+
+def test_a_first_page_brings_memory_for_a_context() -> None:
+    pool = pool_of(8)
+    pool.grow(1, MANY)
+    assert (pool.generation, pool.caches[0].n_pages) == (1, pool.n_pages) == (1, 2)
+    small = pool_of(8)
+    small.grow(1, 1)
+    assert small.caches[0].n_pages == 1
+
+
+def test_growth_that_ends_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for more pages of the first layer, and none for those of the second."""
+    pool, whole = pool_of(8, layers=2), KvPool._grown
+    pool.grow(2, 2)
+    kept = [random_kv(pool, 8, 16, 40, layer) for layer in range(2)]
+    for layer, kv in enumerate(kept):
+        pool.write(layer, [0, 1], kv)
+
+    def failing(self: KvPool, cache: KvCache, n_pages: int) -> KvCache:
+        if cache is pool.caches[1]:
+            raise MemoryError
+        return whole(self, cache, n_pages)
+
+    monkeypatch.setattr(KvPool, "_grown", failing)
+    message = "^the GPU has too little memory for more keys and values: close a session$"
+    with pytest.raises(GpuUnavailable, match=message):
+        pool.grow(3, 4)
+    assert pool.generation == 2  # what has moved has other addresses
+    monkeypatch.setattr(KvPool, "_grown", whole)
+    pool.grow(3, 4)
+    assert pool.generation == 3 and all(cache.n_pages >= 3 for cache in pool.caches)
+    for layer, kv in enumerate(kept):
+        assert_same(pool.read(layer, [0, 1], 40), kv)

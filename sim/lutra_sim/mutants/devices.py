@@ -676,7 +676,8 @@ MUTANTS = [
         "host/lutra/devices/cuda/device.py",
         [
             "kernels_gpu/test_device.py::test_a_pass_tells_its_own_saturation",
-            "kernels_gpu/test_device.py::test_a_sequence_moves_between_devices[8]",
+            "kernels_gpu/test_device.py::test_who_was_forked_writes_a_copy_too",
+            "kernels_gpu/test_device.py::test_a_gpu_that_is_full",
         ],
         (
             "logits of as many tokens as have none",
@@ -684,10 +685,16 @@ MUTANTS = [
             "n_logits=chunk.logits_from,",
         ),
         (
-            "a copy of a sequence from itself",
-            "self._pool.copy(layer, source.slot, self.slot, n)",
-            "self._pool.copy(layer, self.slot, self.slot, n)",
+            "a page is copied over the one that is kept",
+            "self.kv.copy_page(source, target)",
+            "self.kv.copy_page(target, source)",
         ),
+        (
+            "what is restored is written for all that hold the page",
+            "self.make_room(kv.length, first=0)",
+            "self.make_room(kv.length, first=kv.length)",
+        ),
+        ("a full GPU ends requests", "with _refusing(NoRoom):", "with _refusing():"),
         (
             "saturation not told",
             "            saturated=result.saturated,\n",

@@ -232,9 +232,9 @@ MUTANTS = [
         f"{_K}/pool.py",
         ["kernels_gpu/test_pool.py"],
         (
-            "pages of the sequence before",
-            "first = slot * self.n_pages",
-            "first = max(slot - 1, 0) * self.n_pages",
+            "pages always follow one another",
+            "and pages[at + n] == pages[at] + n:",
+            "and True:",
         ),
         ("halves of a byte swapped", "rows = low & 15 | high << 4", "rows = high & 15 | low << 4"),
         (
@@ -242,7 +242,17 @@ MUTANTS = [
             "            copy(rows_of(new, 0, cache.n_pages), old)\n",
             "            pass\n",
         ),
-        ("a slot given twice", "return self._free.pop()", "return self._free[-1]"),
+        (
+            "all layers have grown as far as the first",
+            "there = min(cache.n_pages for cache in self.caches)",
+            "there = self.caches[0].n_pages",
+        ),
+        ("more memory than there may be", "spare, most - there)", "spare)"),
+        (
+            "a page is copied from where it is to go",
+            "copy(rows_of(array, target, target + 1), rows_of(array, source, source + 1))",
+            "copy(rows_of(array, source, source + 1), rows_of(array, target, target + 1))",
+        ),
     ),
     *planted(
         f"{_K}/runner.py",
@@ -251,6 +261,7 @@ MUTANTS = [
             f"{_DEVICE}::test_a_pass_tells_its_own_saturation",
             f"{_DEVICE}::test_layers_can_be_run_in_ranges",
             f"{_DEVICE}::test_sequences_take_turns",
+            f"{_DEVICE}::test_captured_steps_when_caches_move",
         ],
         (
             "results in the order of the pass",
@@ -259,8 +270,13 @@ MUTANTS = [
         ),
         (
             "pages of the sequences before",
-            "        if slots != b.slots:\n",
-            "        if len(slots) != len(b.slots):\n",
+            "if b.table is None or not np.array_equal(table, b.table):",
+            "if b.table is None:",
+        ),
+        (
+            "steps captured with caches that have moved",
+            "key = plan.split, self.pool.generation",
+            "key = plan.split, 0",
         ),
         (
             "the flag of the pass before",

@@ -1,21 +1,14 @@
 """A GPU as a device: packed models in Triton kernels."""
 
-import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from lutra.devices.base import (
-    BaseDevice,
-    Chunk,
-    PassResult,
-    Step,
-    StepResult,
-    available_memory,
-)
-from lutra.devices.sessions import BaseSession
+from lutra.devices.base import Chunk, PassResult, Step, StepResult, available_memory
+from lutra.devices.paged import PagedDevice, PagedSession
+from lutra.devices.pages import NoRoom, PageCopy, PagePool, PageTable
 from lutra.devices.shares import Meeting, Share, first_best
 from lutra_golden.arith.scale import scale_to_float
 from lutra_golden.errors import LutraError
@@ -36,32 +29,46 @@ __all__ = ["CudaDevice", "CudaSession", "describe_gpu"]
 Progress = Callable[[str, float], None]
 
 
-class CudaSession(BaseSession):
-    """A sequence on the GPU: ``slot`` of the pool of keys and values."""
+class CudaPages(PagePool):
+    """Pages of ``pool``."""
 
-    def __init__(self, device: "CudaDevice", pool: "KvPool", n_layers: int) -> None:
-        super().__init__(device, n_layers)
-        self.slot = pool.open()
-        self._pool = pool
-        # also when the session is dropped
-        self._close_slot = weakref.finalize(self, pool.close, self.slot)
+    def __init__(self, pool: "KvPool") -> None:
+        super().__init__("cuda", pool.page, pool.page_bytes)
+        self.kv = pool
+
+    def _grow(self, n_used: int) -> None:
+        with _refusing(NoRoom):
+            self.kv.grow(n_used, self.n_pages)
+
+
+class CudaTable(PageTable):
+    """Pages of a sequence on the GPU."""
+
+    def __init__(self, pages: CudaPages) -> None:
+        super().__init__(pages)
+        self.kv = pages.kv
+
+    def _copy_pages(self, copies: Sequence[PageCopy]) -> None:
+        for source, target, _ in copies:
+            self.kv.copy_page(source, target)
+
+
+class CudaSession(PagedSession):
+    """A sequence on the GPU."""
+
+    def __init__(self, device: "CudaDevice", table: CudaTable, n_layers: int) -> None:
+        super().__init__(device, n_layers, table)
+        self._kv = table.kv
 
     def _read(self, layer: int, n: int) -> LayerKv:
-        return self._pool.read(layer, self.slot, n)
+        return self._kv.read(layer, self.table.pages, n)
 
     def _write(self, layer: int, kv: LayerKv) -> None:
-        self._pool.write(layer, self.slot, kv)
-
-    def _copy(self, source: BaseSession, lengths: Sequence[int]) -> None:
-        assert isinstance(source, CudaSession)
-        for layer, n in enumerate(lengths):
-            self._pool.copy(layer, source.slot, self.slot, n)
-
-    def _release(self) -> None:
-        self._close_slot()
+        self.make_room(kv.length, first=0)
+        self._kv.write(layer, self.table.pages, kv)
 
 
-class CudaDevice(BaseDevice[CudaSession]):
+class CudaDevice(PagedDevice[CudaSession]):
     """Runs packed models on the first CUDA device, with the golden model's bits.
 
     With ``TRITON_INTERPRET=1`` kernels run in Triton's interpreter, slowly and without a GPU.
@@ -69,6 +76,7 @@ class CudaDevice(BaseDevice[CudaSession]):
 
     name = "cuda"
     capabilities = EVERY_PART
+    page = 128
     meeting = Meeting
 
     def __init__(
@@ -80,6 +88,7 @@ class CudaDevice(BaseDevice[CudaSession]):
         super().__init__(memory_limit=memory_limit)
         self._progress = progress
         self._loaded: Runner | None = None
+        self._pages: CudaPages | None = None
 
     @property
     def _runner(self) -> "Runner":
@@ -94,7 +103,8 @@ class CudaDevice(BaseDevice[CudaSession]):
         common_kv_bits(model, f"device {self.name}")
         with _refusing():
             uploaded = upload_model(model, self._report)
-            self._loaded = Runner(uploaded, pass_tokens=self.pass_tokens)
+            self._loaded = Runner(uploaded, pass_tokens=self.pass_tokens, page=self.page)
+        self._pages = CudaPages(self._loaded.pool)
 
     def _report(self, share: float) -> None:
         if self._progress is not None:
@@ -104,14 +114,18 @@ class CudaDevice(BaseDevice[CudaSession]):
         if self._loaded is not None:
             # sessions that somebody still holds keep no memory
             self._loaded.pool.release()
-            self._loaded = None
+            self._loaded = self._pages = None
+
+    @property
+    def _pool(self) -> CudaPages:
+        assert self._pages is not None, "a model is loaded"
+        return self._pages
 
     def _session(self, model: PackedModel) -> CudaSession:
-        with _refusing():
-            return CudaSession(self, self._runner.pool, len(model.layers))
+        return CudaSession(self, CudaTable(self._pool), len(model.layers))
 
     def _session_bytes(self, model: PackedModel) -> int:
-        return self._runner.pool.sequence_bytes
+        return self._runner.pool.n_pages * self._pool.page_bytes
 
     def _memory(self) -> int:
         from lutra_kernels.arrays import free_bytes
@@ -123,9 +137,12 @@ class CudaDevice(BaseDevice[CudaSession]):
         """Run a share of steps; see :class:`~lutra.devices.shares.SharingDevice`. What is exchanged
         passes through the host's memory."""
         rows, party = share.rows.vocabulary, Party(share.rows, share.meeting)
-        return self._run(steps, partial(self._pass, party=party), share.meeting.rows, rows)
+        return self._run(steps, partial(self._pass_of, party), share.meeting.rows, rows)
 
-    def _pass(self, chunks: Sequence[Chunk], party: Party | None = None) -> PassResult:
+    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
+        return self._pass_of(None, chunks)
+
+    def _pass_of(self, party: Party | None, chunks: Sequence[Chunk]) -> PassResult:
         from lutra_kernels.runner import Part
 
         parts: list[Part] = []
@@ -133,7 +150,7 @@ class CudaDevice(BaseDevice[CudaSession]):
             assert isinstance(chunk.session, CudaSession)
             parts.append(
                 Part(
-                    slot=chunk.session.slot,
+                    pages=chunk.session.table.pages,
                     tokens=chunk.tokens,
                     position=chunk.position,
                     n_logits=len(chunk.tokens) - chunk.logits_from,
@@ -153,14 +170,14 @@ class CudaDevice(BaseDevice[CudaSession]):
 
 
 @contextmanager
-def _refusing() -> Generator[None]:
+def _refusing(kind: type[LutraError] = LutraError) -> Generator[None]:
     """Turn what the kernels' package raises of the GPU into an error of this device."""
     from lutra_kernels.errors import GpuUnavailable
 
     try:
         yield
     except GpuUnavailable as error:
-        raise LutraError(f"device cuda: {error}") from None
+        raise kind(f"device cuda: {error}") from None
 
 
 def describe_gpu() -> str:

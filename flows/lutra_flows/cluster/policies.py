@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Protocol, TypeVar
 
-from lutra.serving.chunks import LEAST_CHUNK, PASS_S
+from lutra.serving.chunks import prompt_room
 from lutra.serving.plans.costs import Cost
 from lutra.serving.plans.planner import USUAL
 from lutra.serving.plans.profile import LinkProfile
@@ -220,8 +220,7 @@ class _ByCost:
         seconds = queued * machine.token_s + alone
         n = len(instance.answers)
         if n:
-            room = max(int(PASS_S / machine.token_s), LEAST_CHUNK)
-            room = max(min(room, machine.profile.pass_tokens - n), 1)
+            room = prompt_room(machine.profile.pass_tokens, n, machine.token_s)
             passes = ceil((queued + job.prompt) / room)
             seconds += passes * machine.answer_s[min(n, machine.most)]
         return seconds

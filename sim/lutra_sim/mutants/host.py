@@ -170,13 +170,18 @@ MUTANTS = [
         ["host/serving/test_chunks.py"],
         (
             "chunks as long as a pass, whoever waits",
-            "if not n_decoding or not self.token_s:",
-            "if self.token_s or not n_decoding:",
+            "if not n_decoding or not token_s:",
+            "if token_s or not n_decoding:",
         ),
         (
             "chunks leave no place for others",
-            "max(pass_tokens - n_decoding, 1)",
-            "pass_tokens",
+            "most = passes * pass_tokens - n_decoding",
+            "most = passes * pass_tokens",
+        ),
+        (
+            "a prompt has what answers leave of one pass",
+            "-(-(n_decoding + least) // pass_tokens)",
+            "-(-(n_decoding + 1) // pass_tokens)",
         ),
         (
             "the first pass counts as a part",

@@ -133,6 +133,25 @@ def test_a_long_prompt_does_not_stop_others(packed: Model) -> None:
     finish(batch)
 
 
+def test_a_prompt_does_not_starve_beside_many_answers(packed: Model) -> None:
+    """Seven answers leave one place of eight: the prompt has eight more, and ends in two passes."""
+    model = packed("grouped")
+    device = Watched(model)
+    batch = Batch(loaded(device))
+    answers = [Client(9) for _ in range(7)]
+    for i, client in enumerate(answers):
+        batch.add(client.request([i]))
+    batch.step()
+    late = Client(1)
+    batch.add(late.request(prompt(18, 1, model.vocab_size)))
+    batch.step()
+    assert device.seen[1:] == [[1] * 8, [8]]
+    batch.step()
+    assert device.seen[3:] == [[1] * 8, [8]]
+    assert len(late.tokens) == 1
+    assert [len(client.tokens) for client in answers] == [3] * 7
+
+
 def test_prompts_share_a_pass(packed: Model) -> None:
     model = packed("grouped")
     device = Watched(model)

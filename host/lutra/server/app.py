@@ -144,13 +144,13 @@ class _Routes:
         arrived = time.perf_counter()
         self._service.named(body.model)
         with ExitStack() as held:
-            held.enter_context(self._service.room(len(body.prompts) * (body.n or 1)))
+            held.enter_context(self._service.room(len(body.prompts), body.n or 1))
             prompts = [
                 await self._service.tokens(each) if isinstance(each, str) else each
                 for each in body.prompts
             ]
             self._log(body.prompt)
-            answer = await self._service.answer(prompts, body, "prompt", arrived)
+            answer = await self._service.answer(prompts, body, arrived)
             return await self._reply(body, answer, request, held, chat=False)
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
@@ -158,12 +158,12 @@ class _Routes:
         arrived = time.perf_counter()
         self._service.named(body.model)
         with ExitStack() as held:
-            held.enter_context(self._service.room(body.n or 1))
+            held.enter_context(self._service.room(1, body.n or 1))
             messages = [each.message() for each in body.messages]
             self._log(messages)
             tools = [each.model_dump(exclude_none=True) for each in body.offered] or None
             prompt = await self._service.chat_tokens(messages, tools)
-            answer = await self._service.answer([prompt], body, "messages", arrived)
+            answer = await self._service.answer([prompt], body, arrived)
             return await self._reply(body, answer, request, held, chat=True)
 
     async def _reply(
@@ -195,11 +195,12 @@ class _Routes:
     async def tokenize(self, body: TokenizeBody) -> Response:
         """Tokens of a text, or of a conversation."""
         llm = self._service.named(body.model)
-        text = body.prompt if body.prompt is not None else body.content
         if body.messages is not None:
             tokens = await self._service.chat_tokens([each.message() for each in body.messages])
         else:
-            tokens = await self._service.tokens(text or "", body.add_special_tokens)
+            field = "prompt" if body.content is None else "content"
+            text = body.prompt or body.content or ""
+            tokens = await self._service.tokens(text, body.add_special_tokens, field)
         return Json({"tokens": tokens, "count": len(tokens), "max_model_len": llm.context})
 
     async def detokenize(self, body: DetokenizeBody) -> Response:

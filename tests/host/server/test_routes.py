@@ -244,6 +244,13 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     ("completions", {"prompt": "a", "best_of": 3}, 400, "best_of", "best_of other than n is not"),
     ("completions", {"prompt": "a", "n": 0}, 400, "n", "n must be greater than or equal to 1"),
     ("completions", {"prompt": ["a"] * 100, "n": 100}, 400, "n", "prompts and n make 10000 compl"),
+    (
+        "completions",
+        {"prompt": ["a"] * 300},
+        400,
+        "prompt",
+        "prompts and n make 300 completions, m",
+    ),
     ("completions", {"prompt": "a", "temperature": "1"}, 400, "temperature", "temperature must be"),
     (
         "completions",
@@ -307,7 +314,13 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     ("completions", {"prompt": "a", "model": "b"}, 404, "model", "the model 'b' is not here: this"),
     ("completions", {f"f{i}": 1 for i in range(99)}, 400, None, "the body must have 64 fields at"),
     ("completions", [], 400, None, "the body must be an object"),
-    ("chat/completions", {"messages": []}, 400, "messages", "messages must have at least 1 item"),
+    (
+        "chat/completions",
+        {"messages": []},
+        400,
+        "messages",
+        "messages must have at least 1 item, not 0",
+    ),
     (
         "chat/completions",
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -336,6 +349,24 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
         400,
         "max_completion_tokens",
         "max_completion_tokens and max_tokens are the same: give one of them",
+    ),
+    ("completions", None, 400, None, "the body is required: give a JSON object as a"),
+    ("../tokenize", {}, 400, None, "the body has nothing to tokenize: give a prompt, or messages"),
+    ("../tokenize", {"prompt": "a", "content": "b"}, 400, "content", "content is given beside pro"),
+    ("../tokenize", {"content": "\ud800"}, 400, "content", "the text holds bytes that are not UTF"),
+    (
+        "../tokenize",
+        {"content": "a", "messages": [{"role": "user"}]},
+        400,
+        "messages",
+        "messages is given beside content: give one of them",
+    ),
+    (
+        "../tokenize",
+        {"messages": [{"role": "user"}], "add_special_tokens": True},
+        400,
+        "add_special_tokens",
+        "add_special_tokens is for a prompt: the template has those of messages",
     ),
     ("embeddings", {"input": "a"}, 404, "model", "the model small makes no embeddings: it was"),
     ("nothing", {}, 404, None, "there is no /v1/nothing here"),
@@ -367,7 +398,7 @@ AS_JSON = {"content-type": "application/json"}
         ('{"prompt": "\xe4"}'.encode("latin-1"), "the body is not JSON in UTF-8: see byte 12"),
         (b"[" * 100_000, "the body is not JSON that can be read"),
         (b'{"prompt": ' + b"1" * 5000 + b"}", "the body is not JSON that can be read"),
-        (b"", "the body is required: give a JSON object as application/json"),
+        (b"", "the body is required: give a JSON object as a"),
     ],
 )
 def test_bodies_that_are_no_json(server: Served, content: bytes, message: str) -> None:

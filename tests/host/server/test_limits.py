@@ -106,7 +106,9 @@ def test_a_full_queue(gated: tuple[Served, Gated]) -> None:
         assert 1 <= int(found.headers["retry-after"]) <= 60
         assert found.json()["error"]["type"] == "rate_limit_error"
         assert server.post("/v1/completions", BODY | {"n": 4}).status_code == 400
-        assert "vllm:num_requests_waiting" in server.get("/metrics").text
+        figures = server.get("/metrics").text
+        assert "vllm:num_requests_waiting" in figures
+        assert '\nlutra:num_requests_refused_total{model_name="small"} 1\n' in figures
         until(lambda: server.llm.requests() == (1, 2))
         device.go.set()
         texts = {each.result().json()["choices"][0]["text"] for each in asked}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import openai
 from tests.host.server.served import CONTEXT, Served, served, small_model, until
 
 from lutra import SamplingParams
+from lutra.server.metrics import Metrics
 from lutra.serving.generation import Writer
 from lutra.text.chat_template import ChatTemplate
 
@@ -221,6 +223,18 @@ def test_health_and_figures(server: Served) -> None:
     assert value("vllm:num_requests_running") == value("vllm:num_requests_waiting") == 0
     assert value('vllm:request_success_total{model_name="small",finished_reason="length"}') > 0
     assert value('vllm:inter_token_latency_seconds_bucket{model_name="small",le="+Inf"}') > 0
+
+
+def test_figures_of_guessed_tokens(server: Served) -> None:
+    figures = Metrics("small", lambda: (0, 0))
+    sampling = SamplingParams(temperature=0)
+    done = server.llm.generate(PROMPT, 4, sampling)
+    stats = replace(done.stats, drafted_tokens=5, accepted_tokens=3)
+    figures.ended([replace(done, stats=stats)] * 2, 1.0)
+    for name, n in (("draft", 10), ("accepted", 6)):
+        assert f'vllm:spec_decode_num_{name}_tokens_total{{model_name="small"}} {n}\n' in (
+            figures.text()
+        )
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/status", "/v1/models"])

@@ -21,17 +21,20 @@ pytest.importorskip("triton")
 
 from tests.host.devices.test_xrt import InterpretedKernel
 from tests.host.quantize.random_decoder import in_products
+from tests.host.serving.plans.mortal import die_at_any_call, hand_over_at_every_token
+from tests.host.serving.plans.test_device import KINDS, plans
 from tests.host.serving.speculation.same import SAMPLINGS, check_requests
 from tests.host.serving.test_batch import GREEDY, Client, alone, finish
 from tests.kernels_gpu.models import Golden, small_model, tokens_of
 
 from lutra.compile.configure import configure
 from lutra.devices.auto import AutoDevices
-from lutra.devices.base import Step, StepResult
+from lutra.devices.base import Device, Step, StepResult
 from lutra.devices.choose import choose_device
 from lutra.devices.cpu.device import CpuDevice
 from lutra.devices.cuda.device import CudaDevice, describe_gpu
 from lutra.devices.emulated.card import EmulatedCard
+from lutra.devices.golden import GoldenDevice
 from lutra.devices.pages import NoRoom
 from lutra.quantize.pack import pack_model
 from lutra.serving.batch import Batch
@@ -689,3 +692,67 @@ def test_rows_are_divided_with_another_device(variant: str) -> None:
             for session, golden in zip(sessions, goldens, strict=True):
                 assert same(session.export(), golden.export())
             assert not device.notes
+
+
+@pytest.fixture(scope="module")
+def split_model() -> PackedModel:
+    return small_model("llama", "W4A8")
+
+
+def both(model: PackedModel) -> tuple[list[Device], list[int], StepResult]:
+    """The GPU and the CPU, tokens, and golden's results of them."""
+    devices: list[Device] = [CudaDevice(), CpuDevice(1)]
+    for device in devices:
+        device.load(model)
+    tokens = tokens_of(model, 5)
+    with GoldenDevice() as device:
+        device.load(model)
+        [expected] = device.run([Step(session=device.session(), tokens=tokens)])
+    return devices, tokens, expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("pipelined prompts", 0),
+        pytest.param("pipelined prompts", 1, marks=pytest.mark.slow),
+        *(
+            pytest.param(kind, place, marks=pytest.mark.slow)
+            for kind in KINDS
+            if kind != "pipelined prompts"
+            for place in (0, 1)
+        ),
+    ],
+)
+def test_every_plan_gives_the_same_bits(kind: str, place: int, split_model: PackedModel) -> None:
+    """With the GPU before the CPU, and behind it."""
+    devices, tokens, expected = both(split_model)
+    plan = plans(2)[kind]
+    with PlannedDevice(devices[:: 1 - 2 * place], fixed(plan)) as device:
+        device.load(split_model)
+        session = device.session()
+        results = device.run([Step(session=session, tokens=tokens[:3])])
+        for token in tokens[3:]:
+            results += device.run([Step(session=session, tokens=[token])])
+        assert not device.notes
+    found = np.concatenate([each.logits for each in results])
+    np.testing.assert_array_equal(found, expected.logits)
+
+
+@pytest.mark.slow
+def test_hand_over_at_every_token(split_model: PackedModel) -> None:
+    devices, tokens, expected = both(split_model)
+    hand_over_at_every_token(split_model, devices, tokens, expected)
+    for device in devices:
+        device.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_device_that_dies_at_any_call(kind: str, victim: int, split_model: PackedModel) -> None:
+    devices, tokens, expected = both(split_model)
+    n = die_at_any_call(split_model, plans(2)[kind], devices, victim, tokens, expected)
+    for device in devices:
+        device.close()
+    assert n > 2 or (kind, victim) == ("whole", 1)

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.host.boards import Interpreted, Served, board
 from tests.host.random_model import SHAPES, config_for, load, write_model
+from tests.host.serving.plans.mortal import die_at_any_call, hand_over_at_every_token
 from tests.host.serving.plans.test_device import KINDS, plans
 from tests.host.tiles import Compiled, compiled, golden, on_transport
 
@@ -66,6 +68,47 @@ def test_the_interpreted_accelerator(kind: str, place: int, found: Compiled) -> 
     check(found, kind, pairs(found, InterpretedTransport())[place])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_emulated_board(kind: str, place: int, found: Compiled) -> None:
+    """Behind its agent."""
+    with Served(Interpreted(found.program.config)) as served:
+        check(found, kind, pairs(found, board(served.port))[place])
+
+
+def in_one_step(found: Compiled, tokens: Sequence[int]) -> StepResult:
+    """Logits of all tokens on golden."""
+    device = golden(found.model).device
+    [result] = device.run([Step(session=device.session(), tokens=tokens)])
+    return result
+
+
+@pytest.mark.slow
+def test_hand_over_at_every_token(found: Compiled) -> None:
+    """Between an emulated board and the CPU."""
+    with Served(Interpreted(found.program.config)) as served:
+        devices = pairs(found, board(served.port))[0]
+        tokens = PROMPT[:7]
+        hand_over_at_every_token(found.model, devices, tokens, in_one_step(found, tokens))
+        for device in devices:
+            device.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_board_or_a_cpu_dies_at_any_call(kind: str, victim: int, found: Compiled) -> None:
+    """Sessions, passes, layers that are exported and restored."""
+    with Served(Interpreted(found.program.config)) as served:
+        devices = pairs(found, board(served.port))[0]
+        plan, tokens = plans(N_LAYERS)[kind], PROMPT[:7]
+        expected = in_one_step(found, tokens)
+        n = die_at_any_call(found.model, plan, devices, victim, tokens, expected)
+        for device in devices:
+            device.close()
+    assert n > 2 or (kind, victim) == ("whole", 1)
+
+
 @pytest.mark.rtl
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_coverage")
@@ -73,3 +116,14 @@ def test_the_interpreted_accelerator(kind: str, place: int, found: Compiled) -> 
 @pytest.mark.parametrize("place", [0, 1])
 def test_the_rtl(kind: str, place: int, found: Compiled) -> None:
     check(found, kind, pairs(found, RtlTransport(timing=random_timing(8)))[place])
+
+
+@pytest.mark.rtl
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_coverage")
+def test_hand_over_to_and_from_the_rtl(found: Compiled) -> None:
+    devices = pairs(found, RtlTransport())[0]
+    tokens = PROMPT[:5]
+    hand_over_at_every_token(found.model, devices, tokens, in_one_step(found, tokens))
+    for device in devices:
+        device.close()

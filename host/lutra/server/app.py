@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Coroutine, Iterable, Sequence
 from contextlib import ExitStack, aclosing
 from typing import Any
 
@@ -143,41 +143,56 @@ class _Routes:
         """Texts that go on from prompts."""
         arrived = time.perf_counter()
         self._service.named(body.model)
-        with ExitStack() as held:
-            held.enter_context(self._service.room(len(body.prompts) * (body.n or 1)))
+
+        async def begun() -> Answer:
             prompts = [
                 await self._service.tokens(each) if isinstance(each, str) else each
                 for each in body.prompts
             ]
+            return await self._service.answer(prompts, body, arrived)
+
+        with ExitStack() as held:
+            held.enter_context(self._service.room(len(body.prompts), body.n or 1))
             self._log(body.prompt)
-            answer = await self._service.answer(prompts, body, "prompt", arrived)
-            return await self._reply(body, answer, request, held, chat=False)
+            return await self._reply(body, begun(), request, arrived, held, chat=False)
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """The assistant's answer to a conversation."""
         arrived = time.perf_counter()
         self._service.named(body.model)
-        with ExitStack() as held:
-            held.enter_context(self._service.room(body.n or 1))
-            messages = [each.message() for each in body.messages]
-            self._log(messages)
-            tools = [each.model_dump(exclude_none=True) for each in body.offered] or None
+        messages = [each.message() for each in body.messages]
+        tools = [each.model_dump(exclude_none=True) for each in body.offered] or None
+
+        async def begun() -> Answer:
             prompt = await self._service.chat_tokens(messages, tools)
-            answer = await self._service.answer([prompt], body, "messages", arrived)
-            return await self._reply(body, answer, request, held, chat=True)
+            return await self._service.answer([prompt], body, arrived)
+
+        with ExitStack() as held:
+            held.enter_context(self._service.room(1, body.n or 1))
+            self._log(messages)
+            return await self._reply(body, begun(), request, arrived, held, chat=True)
 
     async def _reply(
-        self, body: GenerationBody, answer: Answer, request: Request, held: ExitStack, *, chat: bool
+        self,
+        body: GenerationBody,
+        begun: Coroutine[Any, Any, Answer],
+        request: Request,
+        arrived: float,
+        held: ExitStack,
+        *,
+        chat: bool,
     ) -> Response:
-        """A stream, which takes over what is ``held``, or a whole answer."""
+        """A stream, which takes over what is ``held``, or a whole answer; once it has ``begun``."""
         n, seconds = body.n or 1, self._service.limits.seconds
         offered = [each.function.name for each in body.offered]
-        shape = Shape(self._service.llm.packed.name, chat, offered, body.most_calls)
-        if body.stream:
-            counted = body.stream_options is not None and body.stream_options.include_usage
-            return EventStream(_events(answer, shape, n, counted), seconds, held.pop_all())
         try:
-            await until_gone(request.receive, _exhaust(answer), seconds)
+            answer = await until_gone(request.receive, begun, seconds, arrived)
+            shape = Shape(self._service.llm.packed.name, chat, offered, body.most_calls)
+            if body.stream:
+                counted = body.stream_options is not None and body.stream_options.include_usage
+                events = _events(answer, shape, n, counted)
+                return EventStream(events, seconds, arrived, held.pop_all())
+            await until_gone(request.receive, _exhaust(answer), seconds, arrived)
         except ConnectionError:
             return Response(status_code=_LOST)
         return Json(shape.whole(answer.completions, n))
@@ -195,11 +210,12 @@ class _Routes:
     async def tokenize(self, body: TokenizeBody) -> Response:
         """Tokens of a text, or of a conversation."""
         llm = self._service.named(body.model)
-        text = body.prompt if body.prompt is not None else body.content
         if body.messages is not None:
             tokens = await self._service.chat_tokens([each.message() for each in body.messages])
         else:
-            tokens = await self._service.tokens(text or "", body.add_special_tokens)
+            field = "prompt" if body.content is None else "content"
+            text = body.prompt or body.content or ""
+            tokens = await self._service.tokens(text, body.add_special_tokens, field)
         return Json({"tokens": tokens, "count": len(tokens), "max_model_len": llm.context})
 
     async def detokenize(self, body: DetokenizeBody) -> Response:

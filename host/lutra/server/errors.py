@@ -38,8 +38,9 @@ _WORDS = {
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",
 }
-# parameters that requests have under another name
-_RENAMED = {"json_schema": "response_format"}
+_OBJECT = ": give a JSON object as application/json"
+_UNREAD = ("missing", "model_type", "model_attributes_type")
+"""Faults of bodies that are no object, if they are there at all."""
 
 
 class ApiError(Exception):
@@ -66,24 +67,28 @@ class ApiError(Exception):
         return {"error": fields}
 
 
-def from_lutra(error: LutraError, fields: Sequence[str], text: str) -> ApiError:
-    """A refusal of Lutra, as the fault of the first of ``fields`` that the message names; the
-    prompt is in the field ``text``."""
+def from_lutra(error: LutraError, fields: Sequence[str], named: Mapping[str, str]) -> ApiError:
+    """A refusal of Lutra, as the fault of the first of ``fields`` that the message names;
+    ``named`` are those whose parameters have other names."""
     message = str(error)
-    renamed = _RENAMED | {"prompt": text}
-    words = [renamed.get(each, each) for each in re.findall(r"\w+", message)]
+    words = [named.get(each, each) for each in re.findall(r"\w+", message)]
     name = next((each for each in words if each in fields), None)
     code = "context_length_exceeded" if "the context" in message else None
-    return ApiError(400, message, param=name, code=code)
+    return ApiError(400, _begun(message, named), param=name, code=code)
 
 
-def from_running(error: LutraError) -> ApiError:
+def from_running(error: LutraError, named: Mapping[str, str]) -> ApiError:
     """The end of a generation under way: of the form that it is to have, or of the device."""
-    message = str(error)
     if isinstance(error, ConstraintError):
-        form = message.split()[0]
-        return ApiError(400, message, param=_RENAMED.get(form, form))
-    return ApiError(500, message, code="device_error")
+        message = _begun(str(error), named)
+        return ApiError(400, message, param=message.split()[0])
+    return ApiError(500, str(error), code="device_error")
+
+
+def _begun(message: str, named: Mapping[str, str]) -> str:
+    """A message that begins with a parameter, with the field in its place."""
+    first, space, rest = message.partition(" ")
+    return named.get(first, first) + space + rest
 
 
 def from_validation(errors: Sequence[Mapping[str, object]]) -> ApiError:
@@ -96,10 +101,13 @@ def from_validation(errors: Sequence[Mapping[str, object]]) -> ApiError:
     param = ".".join(map(str, place))
     words = _WORDS.get(kind)
     if words is None:
-        message = str(first["msg"])
-        # validators of our own say it all
-        words = re.sub(r"^(Value error,|Input|List|Dictionary|String|Data) ", "", message)
-        words = words.replace("should be", "must be").replace("should have", "must have")
+        words = str(first["msg"])
+        own = words.removeprefix("Value error, ")
+        if own != words:  # a validator of our own says it all
+            words = own
+        else:
+            words = re.sub("^(Input|List|Dictionary|String|Data) ", "", words)
+            words = words.replace("should ", "must ").replace(" after validation", "")
     if not param:
-        return ApiError(400, f"the body {words}: give a JSON object as application/json")
+        return ApiError(400, f"the body {words}{_OBJECT * (kind in _UNREAD)}")
     return ApiError(400, f"{param} {words}", param=param)

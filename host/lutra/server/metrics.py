@@ -1,4 +1,5 @@
-"""Figures of a server as Prometheus reads them, under the names that vLLM gives them."""
+"""Figures of a server as Prometheus reads them, under the names that vLLM gives them; what vLLM has
+not begins with ``lutra``."""
 
 import os
 import threading
@@ -50,6 +51,7 @@ class Metrics:
         self._labels = f'model_name="{escaped}"'
         self._requests, self._lock = requests, threading.Lock()
         self._prompt, self._known, self._generated = 0, 0, 0
+        self._drafted, self._accepted = 0, 0
         self._ended = {"stop": 0, "length": 0, "abort": 0, "error": 0}
         self._refused = 0
         self._latest_first: float | None = None
@@ -75,6 +77,8 @@ class Metrics:
                 self._ended[each.finish_reason] += 1
                 self._prompt += each.stats.prompt_tokens
                 self._known += each.stats.reused_tokens
+                self._drafted += each.stats.drafted_tokens
+                self._accepted += each.stats.accepted_tokens
 
     def stopped(self, reason: str) -> None:
         """Note a request that ended early, by ``abort`` of the client or an ``error``."""
@@ -114,8 +118,10 @@ class Metrics:
     def _lines(self, running: int, waiting: int) -> Iterator[str]:
         own = self._labels
 
-        def one(name: str, kind: str, text: str, value: float) -> Iterator[str]:
-            yield from _one(f"vllm:{name}", kind, text, {f"{{{own}}}": value})
+        def one(
+            name: str, kind: str, text: str, value: float, whose: str = "vllm"
+        ) -> Iterator[str]:
+            yield from _one(f"{whose}:{name}", kind, text, {f"{{{own}}}": value})
 
         yield from one("num_requests_running", "gauge", "Requests on the device.", running)
         yield from one("num_requests_waiting", "gauge", "Requests that wait for room.", waiting)
@@ -127,6 +133,13 @@ class Metrics:
         yield from one(
             "prefix_cache_hits_total", "counter", "Tokens of prompts known already.", self._known
         )
+        yield from one(
+            "spec_decode_num_draft_tokens_total", "counter", "Guessed tokens.", self._drafted
+        )
+        yield from one(
+            "spec_decode_num_accepted_tokens_total", "counter", "Guessed tokens that were right.",
+            self._accepted,
+        )  # fmt: skip
         yield from _one(
             "vllm:request_success_total",
             "counter",
@@ -135,7 +148,7 @@ class Metrics:
         )
         yield from one(
             "num_requests_refused_total", "counter", "Requests refused for a full queue.",
-            self._refused,
+            self._refused, "lutra",
         )  # fmt: skip
         for name, text, histogram in (
             ("time_to_first_token_seconds", "Time to the first token.", self._first),

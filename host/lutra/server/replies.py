@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import ExitStack, aclosing
 from typing import Any, TypeVar
@@ -32,12 +33,16 @@ def event(content: object) -> bytes:
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def until_gone(receive: Receive, work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """The result of ``work``, which is cancelled if the client goes away (ConnectionError) or it
-    takes more than ``seconds`` (ApiError)."""
+async def until_gone(
+    receive: Receive, work: Coroutine[Any, Any, T], seconds: float, arrived: float
+) -> T:
+    """The result of ``work``, which is cancelled if the client goes away (ConnectionError), or when
+    its request, which ``arrived`` then by :func:`time.perf_counter`, took ``seconds``
+    (ApiError)."""
     tasks = task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    left = max(arrived + seconds - time.perf_counter(), 0.0)
     try:
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if gone.done():
@@ -61,23 +66,28 @@ async def _end(send: Send, last: bytes) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events, made as they are sent; what is ``held`` is released at the end."""
+    """Server-sent events, made as they are sent, up to ``seconds`` after the request ``arrived``;
+    what is ``held`` is released at the end."""
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[Iterable[bytes], None], seconds: float, held: ExitStack
+        self,
+        events: AsyncGenerator[Iterable[bytes], None],
+        seconds: float,
+        arrived: float,
+        held: ExitStack,
     ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._seconds, self._held = events, seconds, held
+        self._events, self._seconds, self._arrived, self._held = events, seconds, arrived, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events; an error is the last one, so that no stream ends as if it were whole."""
         with self._held:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                await until_gone(receive, self._send(send), self._seconds)
+                await until_gone(receive, self._send(send), self._seconds, self._arrived)
                 last = _DONE
             except ApiError as error:
                 last = event(error.body)

@@ -5,7 +5,7 @@ do: nothing is ignored but ``user``, ``store`` and ``metadata``, which change no
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import (
@@ -215,6 +215,11 @@ class GenerationBody(_Body):
         return self.grammar
 
     @property
+    def named(self) -> Mapping[str, str]:
+        """Fields by the parameters that come from them, where the names differ."""
+        return {"json_schema": "response_format"}
+
+    @property
     def likeliest(self) -> int | None:
         """Likeliest tokens that are reported with each one, None for no report."""
         return None
@@ -417,8 +422,17 @@ class ChatBody(GenerationBody):
         return 1 if self.parallel_tool_calls is False else None
 
     @property
+    def _must_call(self) -> bool:
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
+    def named(self) -> Mapping[str, str]:
+        calls = {"grammar": "tools"} if self._must_call else {}
+        return {**super().named, "prompt": "messages", **calls}
+
+    @property
     def form(self) -> str | None:
-        if self.tool_choice in (None, "none", "auto"):
+        if not self._must_call:
             return super().form
         named = self.tool_choice
         return calls_grammar(
@@ -474,12 +488,25 @@ class TokenizeBody(_Body):
     messages: _Messages | None = None
     add_special_tokens: bool | None = None
 
+    @field_validator("content", "messages")
+    @classmethod
+    def _one(cls, value: _T, info: ValidationInfo) -> _T:
+        given = [name for name in ("prompt", "content") if info.data.get(name) is not None]
+        if value is not None and given:
+            raise ValueError(f"is given beside {given[0]}: give one of them")
+        return value
+
+    @field_validator("add_special_tokens")
+    @classmethod
+    def _of_text(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        if value is not None and info.data.get("messages") is not None:
+            raise ValueError("is for a prompt: the template has those of messages")
+        return value
+
     @model_validator(mode="after")
-    def _one(self) -> "TokenizeBody":
-        if [self.prompt, self.content, self.messages].count(None) != 2:
-            raise ValueError("must have a prompt, or messages")
-        if self.messages is not None and self.add_special_tokens is not None:
-            raise ValueError("has add_special_tokens with messages: the template has them")
+    def _some(self) -> "TokenizeBody":
+        if self.prompt is None and self.content is None and self.messages is None:
+            raise ValueError("has nothing to tokenize: give a prompt, or messages")
         return self
 
 

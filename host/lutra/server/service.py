@@ -4,7 +4,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from typing import TypeVar
@@ -33,9 +33,15 @@ class Answer:
     of its choice."""
 
     def __init__(
-        self, streams: Sequence[AsyncStream], n: int, arrived: float, metrics: Metrics
+        self,
+        streams: Sequence[AsyncStream],
+        n: int,
+        arrived: float,
+        metrics: Metrics,
+        named: Mapping[str, str],
     ) -> None:
         self._streams, self._n, self._arrived, self._metrics = streams, n, arrived, metrics
+        self._named = named
 
     @property
     def completions(self) -> list[Completion]:
@@ -62,7 +68,7 @@ class Answer:
             raise
         except LutraError as error:
             self._metrics.stopped("error")
-            raise from_running(error) from None
+            raise from_running(error, self._named) from None
         finally:
             for stream in self._streams:
                 stream.close()
@@ -194,23 +200,26 @@ class Service:
         except LutraError as error:
             raise ApiError(400, str(error), param="messages") from None
 
-    async def tokens(self, text: str, add_bos: bool | None = None) -> list[int]:
-        """Tokens of a text; see :meth:`lutra.text.tokenizer.Tokenizer.encode`."""
+    async def tokens(
+        self, text: str, add_bos: bool | None = None, field: str = "prompt"
+    ) -> list[int]:
+        """Tokens of a text, which a request has in ``field``; see
+        :meth:`lutra.text.tokenizer.Tokenizer.encode`."""
         encode = self.llm.tokenizer.encode
         try:
             return await self.text_work(lambda: encode(text, add_bos=add_bos))
         except LutraError as error:
-            raise ApiError(400, str(error), param="prompt") from None
+            raise ApiError(400, str(error), param=field) from None
 
     @contextmanager
-    def room(self, n: int) -> Generator[None]:
-        """Keep room for ``n`` completions, in the queue or on the device; ApiError if there is
-        none."""
-        most = self.limits.parallel + self.limits.queue
+    def room(self, prompts: int, each: int) -> Generator[None]:
+        """Keep room for the completions of some prompts, so many of ``each``, in the queue or on
+        the device; ApiError if there is none."""
+        n, most = prompts * each, self.limits.parallel + self.limits.queue
         if n > most:
             raise ApiError(
                 400, f"prompts and n make {n} completions, more than the {most} that this server "
-                "takes at once: send fewer", param="n",
+                "takes at once: send fewer", param="n" if each > 1 else "prompt",
             )  # fmt: skip
         if self.inside + n > most:
             self.metrics.refused()
@@ -231,10 +240,9 @@ class Service:
             self._seconds += _SMOOTHING * (time.monotonic() - begun - self._seconds)
 
     async def answer(
-        self, prompts: Sequence[Sequence[int]], body: GenerationBody, field: str, arrived: float
+        self, prompts: Sequence[Sequence[int]], body: GenerationBody, arrived: float
     ) -> Answer:
-        """Begin to answer ``prompts``, which the request has in ``field``; ApiError for what cannot
-        be answered."""
+        """Begin to answer the ``prompts`` of a request; ApiError for what cannot be answered."""
         llm = self.llm
         try:
             sampling = body.sampling(secrets.randbelow(1 << 32))
@@ -246,8 +254,8 @@ class Service:
                 ]
             )
         except LutraError as error:
-            raise from_lutra(error, tuple(type(body).model_fields), field) from None
-        return Answer(streams, sampling.n, arrived, self.metrics)
+            raise from_lutra(error, tuple(type(body).model_fields), body.named) from None
+        return Answer(streams, sampling.n, arrived, self.metrics, body.named)
 
     def _most(self, body: GenerationBody, n_prompt: int) -> int:
         """Tokens of an answer: what is asked for, or there is room for, or this server gives."""

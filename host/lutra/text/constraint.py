@@ -105,4 +105,5 @@ def _llguidance() -> Any:
 
 
 def _line(error: object) -> str:
-    return " ".join(str(error).split())[:300]
+    # behind that mark llguidance has its own state
+    return " ".join(str(error).partition("<state>")[0].split())[:300]

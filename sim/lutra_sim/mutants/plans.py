@@ -6,6 +6,7 @@ __all__ = ["MUTANTS"]
 
 _DEVICE = ["host/serving/plans/test_device.py"]
 _LANES = ["host/serving/plans/test_lanes.py"]
+_PLANNER = ["host/serving/plans/test_planner.py"]
 _PROFILE = ["host/serving/plans/test_profile.py"]
 _SEARCH = ["host/serving/plans/test_search.py"]
 
@@ -90,6 +91,15 @@ MUTANTS = [
             "layers that were run do not count",
             "                        part.lengths[layer] += len(chunk[i].tokens)\n",
             "                        pass\n",
+        ),
+    ),
+    *planted(
+        "host/lutra/serving/plans/device.py",
+        _PLANNER,
+        (
+            "what passes took is not learnt from",
+            "len(self.took) >= _LESSON",
+            "len(self.took) < 0",
         ),
     ),
     *planted(

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -106,7 +107,9 @@ def test_a_full_queue(gated: tuple[Served, Gated]) -> None:
         assert 1 <= int(found.headers["retry-after"]) <= 60
         assert found.json()["error"]["type"] == "rate_limit_error"
         assert server.post("/v1/completions", BODY | {"n": 4}).status_code == 400
-        assert "vllm:num_requests_waiting" in server.get("/metrics").text
+        figures = server.get("/metrics").text
+        assert "vllm:num_requests_waiting" in figures
+        assert '\nlutra:num_requests_refused_total{model_name="small"} 1\n' in figures
         until(lambda: server.llm.requests() == (1, 2))
         device.go.set()
         texts = {each.result().json()["choices"][0]["text"] for each in asked}
@@ -148,6 +151,27 @@ def test_answers_take_a_bounded_time(model: Path, stream: bool) -> None:
         assert error["code"] == "timeout"
         assert error["message"].startswith("the answer took more than 0.5 s: ask for fewer")
         until(lambda: server.llm.requests() == (0, 0))
+
+
+def test_what_comes_before_an_answer_counts(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of a prompt that take too long, or that nobody waits for any more."""
+    go = threading.Event()
+    with served(model, limits=Limits(seconds=0.5)) as server:
+        encode = server.llm.tokenizer.encode
+
+        def slow(text: str, **options: bool | None) -> list[int]:
+            assert go.wait(WAIT_S)
+            return encode(text, **options)
+
+        monkeypatch.setattr(server.llm.tokenizer, "encode", slow)
+        found = server.post("/v1/completions", BODY)
+        assert (found.status_code, found.json()["error"]["code"]) == (408, "timeout")
+        assert server.service.inside == 0
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/completions", json=BODY, timeout=0.1)
+        until(lambda: server.service.inside == 0)
+        go.set()
+        assert server.post("/v1/completions", BODY).status_code == 200
 
 
 def test_answers_have_a_bounded_length(model: Path) -> None:

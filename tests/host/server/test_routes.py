@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import openai
 from tests.host.server.served import CONTEXT, Served, served, small_model, until
 
 from lutra import SamplingParams
+from lutra.server.metrics import Metrics
 from lutra.serving.generation import Writer
 from lutra.text.chat_template import ChatTemplate
 
@@ -223,6 +225,18 @@ def test_health_and_figures(server: Served) -> None:
     assert value('vllm:inter_token_latency_seconds_bucket{model_name="small",le="+Inf"}') > 0
 
 
+def test_figures_of_guessed_tokens(server: Served) -> None:
+    figures = Metrics("small", lambda: (0, 0))
+    sampling = SamplingParams(temperature=0)
+    done = server.llm.generate(PROMPT, 4, sampling)
+    stats = replace(done.stats, drafted_tokens=5, accepted_tokens=3)
+    figures.ended([replace(done, stats=stats)] * 2, 1.0)
+    for name, n in (("draft", 10), ("accepted", 6)):
+        assert f'vllm:spec_decode_num_{name}_tokens_total{{model_name="small"}} {n}\n' in (
+            figures.text()
+        )
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/status", "/v1/models"])
 def test_probes_ask_for_the_head_alone(server: Served, path: str) -> None:
     found = httpx.head(server.url + path)
@@ -244,6 +258,13 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     ("completions", {"prompt": "a", "best_of": 3}, 400, "best_of", "best_of other than n is not"),
     ("completions", {"prompt": "a", "n": 0}, 400, "n", "n must be greater than or equal to 1"),
     ("completions", {"prompt": ["a"] * 100, "n": 100}, 400, "n", "prompts and n make 10000 compl"),
+    (
+        "completions",
+        {"prompt": ["a"] * 300},
+        400,
+        "prompt",
+        "prompts and n make 300 completions, m",
+    ),
     ("completions", {"prompt": "a", "temperature": "1"}, 400, "temperature", "temperature must be"),
     (
         "completions",
@@ -307,7 +328,13 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     ("completions", {"prompt": "a", "model": "b"}, 404, "model", "the model 'b' is not here: this"),
     ("completions", {f"f{i}": 1 for i in range(99)}, 400, None, "the body must have 64 fields at"),
     ("completions", [], 400, None, "the body must be an object"),
-    ("chat/completions", {"messages": []}, 400, "messages", "messages must have at least 1 item"),
+    (
+        "chat/completions",
+        {"messages": []},
+        400,
+        "messages",
+        "messages must have at least 1 item, not 0",
+    ),
     (
         "chat/completions",
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -336,6 +363,24 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
         400,
         "max_completion_tokens",
         "max_completion_tokens and max_tokens are the same: give one of them",
+    ),
+    ("completions", None, 400, None, "the body is required: give a JSON object as a"),
+    ("../tokenize", {}, 400, None, "the body has nothing to tokenize: give a prompt, or messages"),
+    ("../tokenize", {"prompt": "a", "content": "b"}, 400, "content", "content is given beside pro"),
+    ("../tokenize", {"content": "\ud800"}, 400, "content", "the text holds bytes that are not UTF"),
+    (
+        "../tokenize",
+        {"content": "a", "messages": [{"role": "user"}]},
+        400,
+        "messages",
+        "messages is given beside content: give one of them",
+    ),
+    (
+        "../tokenize",
+        {"messages": [{"role": "user"}], "add_special_tokens": True},
+        400,
+        "add_special_tokens",
+        "add_special_tokens is for a prompt: the template has those of messages",
     ),
     ("embeddings", {"input": "a"}, 404, "model", "the model small makes no embeddings: it was"),
     ("nothing", {}, 404, None, "there is no /v1/nothing here"),
@@ -367,7 +412,7 @@ AS_JSON = {"content-type": "application/json"}
         ('{"prompt": "\xe4"}'.encode("latin-1"), "the body is not JSON in UTF-8: see byte 12"),
         (b"[" * 100_000, "the body is not JSON that can be read"),
         (b'{"prompt": ' + b"1" * 5000 + b"}", "the body is not JSON that can be read"),
-        (b"", "the body is required: give a JSON object as application/json"),
+        (b"", "the body is required: give a JSON object as a"),
     ],
 )
 def test_bodies_that_are_no_json(server: Served, content: bytes, message: str) -> None:

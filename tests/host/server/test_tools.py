@@ -30,6 +30,18 @@ TOOLS: Any = [
     {"type": "function", "function": {"name": "weather", "parameters": CITY}},
     {"type": "function", "function": {"name": "time", "description": "<|eos|>"}},
 ]
+
+
+def tool_of(parameters: object) -> Any:
+    """A tool whose arguments have this schema."""
+    return {"type": "function", "function": {"name": "run", "parameters": parameters}}
+
+
+def json_schema(schema: object) -> Any:
+    """The form of an answer of this schema."""
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
 TALK: Any = [{"role": "user", "content": "Hi"}]
 NAMES = ["weather", "time"]
 
@@ -129,7 +141,27 @@ def test_calls_of_before_are_in_the_prompt(server: Served) -> None:
         (
             {"tools": [{"type": "function", "function": {"name": "a b"}}]},
             "tools.0.function.name",
-            "tools.0.function.name ",
+            "tools.0.function.name must match pattern",
+        ),
+        (
+            {"tools": [tool_of({"type": "no"})], "tool_choice": "required"},
+            "tools",
+            "tools is not understood (at 2(7): failed to compile JSON schema: Invalid type: no",
+        ),
+        (
+            {"tools": [tool_of({"not": {}})], "tool_choice": "required", "max_tokens": 99},
+            "tools",
+            "tools ",
+        ),
+        (
+            {"response_format": json_schema({"type": "no"})},
+            "response_format",
+            "response_format is not understood (Invalid type: no)",
+        ),
+        (
+            {"response_format": json_schema({}), "regex": "a"},
+            "response_format",
+            "response_format and regex are given together: give one of them",
         ),
     ],
 )

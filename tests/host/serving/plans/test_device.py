@@ -128,7 +128,7 @@ def rows_of_some(n_layers: int) -> Plan:
 def plans(n_layers: int) -> dict[str, Plan]:
     return {
         "whole": Plan.on(0, n_layers),
-        "phases": phases(N_LAYERS),
+        "phases": phases(n_layers),
         "pipeline": pipeline(n_layers, 1),
         "pipelined prompts": pipelined_prompts(n_layers),
         "rows": rows(n_layers),

@@ -105,6 +105,27 @@ def test_profiles_are_corrected_by_what_passes_took(
             workload_within(model, 20, 16)
 
 
+def test_profiles_are_corrected_while_requests_run(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the way each time; the next start has the profile."""
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
+    monkeypatch.setattr("lutra.serving.plans.device._LESSON", 8)
+    folder, store = model_folder("grouped"), ProfileStore()
+    with LLM(folder, device=["golden", "golden"]):
+        pass
+    [kept] = (tmp_path / "profiles").iterdir()
+    wrong = store.load(kept.stem)
+    assert wrong is not None
+    store.save(wrong.scaled(1000.0))
+    with LLM(folder, device=["golden", "golden"]) as llm:
+        errors = [llm.generate("th", 7).stats.prediction_error for _ in range(6)]
+    assert errors[0] is not None and errors[0] > 100
+    assert errors[-1] is not None and errors[-1] < 20
+    found = store.load(kept.stem)
+    assert found is not None and found.runs > wrong.runs + 1
+
+
 def test_several_devices_on_the_command_line(
     model_folder: Callable[[str], Path],
     tmp_path: Path,

@@ -364,7 +364,7 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
         "max_completion_tokens",
         "max_completion_tokens and max_tokens are the same: give one of them",
     ),
-    ("completions", None, 400, None, "the body is required: give a JSON object as a"),
+    ("completions", None, 400, None, "the body must be an object: give a JSON object as a"),
     ("../tokenize", {}, 400, None, "the body has nothing to tokenize: give a prompt, or messages"),
     ("../tokenize", {"prompt": "a", "content": "b"}, 400, "content", "content is given beside pro"),
     ("../tokenize", {"content": "\ud800"}, 400, "content", "the text holds bytes that are not UTF"),

@@ -170,7 +170,7 @@ MUTANTS = [
     ),
     *planted(
         "host/lutra/serving/plans/profile.py",
-        _PROFILE,
+        [*_PROFILE, *_SEARCH],
         (
             "the position does not count",
             "[_between(row, j, along) for row in",
@@ -183,7 +183,7 @@ MUTANTS = [
         ),
         (
             "no rows take no time",
-            "return max(1 - 2 * (1 - rows) * (1 - min(half, 1.0)), 0.0)",
+            "return max(1 - saved / max(whole, 1e-12), 0.0)",
             "return rows",
         ),
         (
@@ -200,6 +200,11 @@ MUTANTS = [
             "half of the rows are corrected by the whole",
             "self.half.corrected(divided or whole)",
             "self.half.corrected(whole)",
+        ),
+        (
+            "heads cost what rows do",
+            "(1 - heads) * of_heads",
+            "(1 - rows) * of_heads",
         ),
         (
             "the best kind of all",

@@ -12,7 +12,7 @@ from math import ceil
 from lutra.arguments import check_whole
 from lutra.serving.chunks import PromptPace
 from lutra.serving.plans.facts import pass_s
-from lutra.serving.plans.layout import Plan, Route, Stage
+from lutra.serving.plans.layout import Plan, Route, RowShare, Stage
 from lutra.serving.plans.legs import chunk_size
 from lutra.serving.plans.measure import kv_bytes_of
 from lutra.serving.plans.profile import DeviceProfile, Kind, LinkProfile, weakest
@@ -202,10 +202,12 @@ class Costs:
         beside: Sequence[int] = (),
     ) -> float:
         """Seconds of a pass through one stage, ``beside`` other devices that are at work."""
-        total, each = sum(share.rows for share in stage.shares), list[float]()
-        for i, site in enumerate(stage.sites):
-            rows = stage.shares[i].rows / total if stage.shares else 1.0
-            seconds = pass_s(self.profiles[site], sizes, positions, stage.layers, rows)
+        shares, each = stage.shares or (RowShare(stage.site, 1.0),), list[float]()
+        all_rows = sum(share.rows for share in shares)
+        all_heads = sum(share.heads_weight for share in shares)
+        for share in shares:
+            site, rows, heads = share.site, share.rows / all_rows, share.heads_weight / all_heads
+            seconds = pass_s(self.profiles[site], sizes, positions, stage.layers, rows, heads)
             lost = (self.links[site, other].crowded(sum(sizes)) - 1 for other in beside)
             each.append(seconds * (1 + sum(lost)))
         if not stage.shares:

@@ -30,15 +30,16 @@ def pass_s(
     positions: Sequence[float],
     layers: range,
     rows: float = 1.0,
+    heads: float | None = None,
 ) -> float:
     """Seconds of ``sizes`` tokens of some sessions, each from its position on, through ``layers``,
-    of which so much of the ``rows`` is computed.
+    of which so much of the ``rows`` is computed, and of the ``heads``, as much if left out.
 
     Several prompts count as one that attends to as many positions in all. More tokens than share a
     pass are cut into several.
     """
     whole = _whole_s(profile, sizes, positions, layers)
-    return whole * profile.of_rows(sum(sizes), sum(positions) / len(positions), rows)
+    return whole * profile.of_rows(sum(sizes), sum(positions) / len(positions), rows, heads)
 
 
 def _whole_s(

@@ -161,14 +161,27 @@ class DeviceProfile:
         left_out = (self.n_layers - layers) * self.layer.at(sessions, position)
         return max(self.decode_s(sessions, position) - left_out, 0.0)
 
-    def of_rows(self, tokens: int, position: float, rows: float) -> float:
-        """Share of a pass's time that ``rows`` take, a share of all: what every device computes
-        by itself does not get less."""
-        if rows >= 1 or self.half is None:
+    def of_rows(
+        self, tokens: int, position: float, rows: float, heads: float | None = None
+    ) -> float:
+        """Share of a pass's time that ``rows`` of the matrices and ``heads`` of attention take, a
+        share of all each (``rows``, too, if left out): what every device computes by itself does
+        not get less.
+
+        What grows with the position is attention, that of a pass's tokens to each other included.
+        """
+        heads = rows if heads is None else heads
+        if min(rows, heads) >= 1 or self.half is None:
             return 1.0
         tokens = min(tokens, self.pass_tokens)
-        half = self.half.at(tokens, position) / max(self.chunk.at(tokens, position), 1e-12)
-        return max(1 - 2 * (1 - rows) * (1 - min(half, 1.0)), 0.0)
+        whole, half = (table.at(tokens, position) for table in (self.chunk, self.half))
+        # where its tokens attend to nothing
+        before = -tokens / 2
+        base, half_base = (table.at(tokens, before) for table in (self.chunk, self.half))
+        of_rows = max(base - half_base, 0.0)
+        of_heads = max(whole - half - (base - half_base), 0.0)
+        saved = 2 * ((1 - rows) * of_rows + (1 - heads) * of_heads)
+        return max(1 - saved / max(whole, 1e-12), 0.0)
 
     # -- corrections, and the file
 

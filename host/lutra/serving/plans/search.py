@@ -200,40 +200,47 @@ def _row_routes(
     costs: Costs, sites: Sequence[int], n_layers: int, workload: Workload
 ) -> Iterator[Route]:
     """Rows of each layer divided between two devices and more that can: so that all take as long
-    for a token of each answer, or else for a prompt."""
+    for a token of each answer, or else for a prompt; heads as the rows, or all on one of them."""
     for n in range(2, len(sites) + 1):
         for some in combinations(sites, n):
             if any(costs.links[pair].meeting_s is None for pair in permutations(some, 2)):
                 continue
             found: dict[Route, None] = {}
             for tokens, position in ((workload.requests, workload.prompt), (workload.prompt, 0)):
-                shares = _even_rows(costs, some, tokens, position)
-                if shares is not None:
-                    found[by_rows(shares, n_layers)] = None
+                for attending in (None, *some):
+                    shares = _even_rows(costs, some, tokens, position, attending)
+                    if shares is not None:
+                        found[by_rows(shares, n_layers)] = None
             yield from found
 
 
 def _even_rows(
-    costs: Costs, sites: Sequence[int], tokens: int, position: int
+    costs: Costs, sites: Sequence[int], tokens: int, position: int, attending: int | None
 ) -> list[RowShare] | None:
     """Shares with which all sites take as long; None if one of them is better left out.
 
-    A site takes ``a + b * share`` seconds, ``a`` for what everybody computes.
+    A site takes ``a + b * share`` seconds, ``a`` for what everybody computes, and for all heads if
+    it is the one that is ``attending``.
     """
+    heads = None if attending is None else {site: float(site == attending) for site in sites}
     fixed, per_share = list[float](), list[float]()
     for site in sites:
         profile = costs.profiles[site]
         seconds = profile.chunk.at(min(tokens, profile.pass_tokens), position)
-        alone = seconds * profile.of_rows(tokens, position, 0.0)
-        fixed.append(alone)
-        per_share.append(max(seconds - alone, 1e-12))
+        own = None if heads is None else heads[site]
+        none, every = (seconds * profile.of_rows(tokens, position, n, own) for n in (0.0, 1.0))
+        fixed.append(none)
+        per_share.append(max(every - none, 1e-12))
     even = (1 + sum(a / b for a, b in zip(fixed, per_share, strict=True))) / sum(
         1 / b for b in per_share
     )
     shares = [round((even - a) / b, 2) for a, b in zip(fixed, per_share, strict=True)]
     if min(shares) < _LEAST_SHARE:
         return None
-    return [RowShare(site, share) for site, share in zip(sites, shares, strict=True)]
+    return [
+        RowShare(site, share, None if heads is None else heads[site])
+        for site, share in zip(sites, shares, strict=True)
+    ]
 
 
 # -- pipelines

@@ -251,6 +251,35 @@ def test_rows_are_divided_where_it_pays(model: PackedModel) -> None:
     assert choice.chosen.plans == (by_row(0.75, 0.25),)
 
 
+def test_heads_are_where_attention_is_quick(model: PackedModel) -> None:
+    """Both multiply equally fast, and the second one attends ten times as slowly: it has no heads,
+    and more of the rows."""
+
+    def attending(seconds: float) -> DeviceProfile:
+        """A second for the matrices of a token, and so many for 1,000 positions."""
+        chunk = Table(
+            tokens=(1, 64),
+            positions=(0, 1000),
+            seconds=tuple(
+                tuple(n * (1 + seconds * (p + n / 2) / 1000) for p in (0, 1000)) for n in (1, 64)
+            ),
+        )
+        return replace(
+            device(1.0, 1.0), chunk=chunk, batch=chunk, layer=chunk.scaled(1 / N_LAYERS),
+            half=chunk.scaled(0.5),
+        )  # fmt: skip
+
+    quick, slow = attending(0.5), attending(5.0)
+    assert quick.of_rows(1, 999.5, 0.25, 1.0) == pytest.approx(0.75 / 1.5)
+    assert slow.of_rows(1, 999.5, 0.75, 0.0) == pytest.approx(0.75 / 6)
+    assert slow.of_rows(64, 968, 1.0, 0.5) == pytest.approx(3.5 / 6)
+    own = costs(model, quick, slow, link=replace(FREE, meeting_s=1e-6))
+    [plan] = choose_plan(own, Workload(prompt=1000, answer=100)).chosen.plans
+    [stage] = plan.decode
+    assert [share.heads for share in stage.shares] == [1.0, 0.0]
+    assert 0.2 < stage.shares[0].rows < 0.5
+
+
 def test_slos(model: PackedModel) -> None:
     own = costs(model, device(0.001, 0.5), device(0.02, 0.1))
     workload = Workload(prompt=100, answer=2)

@@ -19,11 +19,12 @@ from lutra.progress import StepProgress
 from lutra.serving.plans.plot import check_plot
 from lutra.serving.plans.profile import LinkProfile
 from lutra.serving.plans.search import Slo
+from lutra_flows.cluster.by_cost import ByCost
 from lutra_flows.cluster.cluster import Cluster, Failure, simulate
 from lutra_flows.cluster.devices import GPUS, MACHINES, Shaped, make_machine
 from lutra_flows.cluster.goodput import Load, best_division, goodput
 from lutra_flows.cluster.machine import Machine
-from lutra_flows.cluster.policies import ByCost, DistServe, PolicyMaker, Replicas, Splitwise
+from lutra_flows.cluster.policies import DistServe, PolicyMaker, Replicas, Splitwise
 from lutra_flows.cluster.report import (
     PolicyRow,
     ScaleRow,

@@ -14,12 +14,13 @@ from lutra.serving.plans.profile import LinkProfile
 from lutra.serving.plans.search import Slo
 from lutra_flows.cluster import __main__ as command
 from lutra_flows.cluster.batching import Chunks, WholePrompts
+from lutra_flows.cluster.by_cost import ByCost
 from lutra_flows.cluster.cluster import Cluster, Outcome, simulate
 from lutra_flows.cluster.devices import Shaped, make_machine
 from lutra_flows.cluster.goodput import Load, best_division, goodput
 from lutra_flows.cluster.jobs import Job
 from lutra_flows.cluster.machine import Machine
-from lutra_flows.cluster.policies import ByCost, DistServe, PolicyMaker, Replicas, Splitwise
+from lutra_flows.cluster.policies import DistServe, PolicyMaker, Replicas, Splitwise
 from lutra_flows.cluster.trace import SHAPES, Arrival, Lengths, TraceShape, make_trace
 from lutra_golden.errors import LutraError
 

@@ -19,11 +19,12 @@ from lutra.progress import StepProgress
 from lutra.serving.plans.plot import check_plot
 from lutra.serving.plans.profile import LinkProfile
 from lutra.serving.plans.search import Slo
+from lutra_flows.cluster.by_cost import ByCost
 from lutra_flows.cluster.cluster import Cluster, Failure, simulate
 from lutra_flows.cluster.devices import GPUS, MACHINES, Shaped, make_machine
-from lutra_flows.cluster.goodput import Load, best_division, goodput
+from lutra_flows.cluster.goodput import Load, best_division, capacity, goodput
 from lutra_flows.cluster.machine import Machine
-from lutra_flows.cluster.policies import ByCost, DistServe, PolicyMaker, Replicas, Splitwise
+from lutra_flows.cluster.policies import DistServe, PolicyMaker, Replicas, Splitwise
 from lutra_flows.cluster.report import (
     PolicyRow,
     ScaleRow,
@@ -87,8 +88,10 @@ def measure_cards(
     rows, maker = list[ScaleRow](), ByCost(load.slo)
     guess, pace = 1.0, 2.0
     for n in sorted(cards):
+        note()
         own = cluster.times(n)
-        most = goodput(own, maker, load, guess=guess * n, pace=pace, note=note)
+        limit = capacity(own, maker, load)
+        most = goodput(own, maker, load, guess=guess * n, pace=pace, limit=limit, note=note)
         if most:
             # so many more serve about so many times as much
             guess, pace = most / n, _CLOSE

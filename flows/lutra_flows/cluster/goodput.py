@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
 from lutra.serving.plans.search import Slo
-from lutra_flows.cluster.cluster import Cluster, attains
+from lutra_flows.cluster.cluster import Cluster, attains, simulate
 from lutra_flows.cluster.policies import DistServe, PolicyMaker, Splitwise
 from lutra_flows.cluster.trace import Arrival, TraceShape, make_trace
 
-__all__ = ["ATTAINED", "Load", "best_division", "goodput"]
+__all__ = ["ATTAINED", "Load", "best_division", "capacity", "goodput"]
 
 ATTAINED = 0.9
 """Share of requests that must meet both parts of the SLO (DistServe, section 4)."""
@@ -34,6 +34,14 @@ class Load:
         return make_trace(self.shape, rate, n, context=cluster.context, seed=self.seed)
 
 
+def capacity(cluster: Cluster, maker: PolicyMaker, load: Load) -> float:
+    """Requests per second that equal devices serve at most: their number by the seconds for which
+    one of them computes a request, where all requests come at once."""
+    trace = [replace(each, at=0.0) for each in load.trace(cluster, 1e-3 * cluster.n_devices)]
+    outcome = simulate(cluster, maker, trace)
+    return len(trace) * cluster.n_devices / sum(each.busy_s for each in outcome.instances)
+
+
 def goodput(
     cluster: Cluster,
     maker: PolicyMaker,
@@ -41,16 +49,20 @@ def goodput(
     *,
     guess: float = 1.0,
     pace: float = 2.0,
+    limit: float = inf,
     note: Callable[[], None] = lambda: None,
 ) -> float:
     """The highest rate at which nine in ten requests meet the SLO; 0 if it is less than a
     thousandth of a request per second and device.
 
     From ``guess`` on rates are tried that are ``pace`` times as high, or as low, then by bisection
-    up to 2 %. ``note`` is called for each simulation.
+    up to 2 %. Rates above ``limit`` do not count: a trace that ends before its queue is long says
+    nothing about them. ``note`` is called for each simulation.
     """
 
     def meets(rate: float) -> bool:
+        if rate > limit:
+            return False
         note()
         return attains(cluster, maker, load.trace(cluster, rate), load.slo, ATTAINED)
 

@@ -69,7 +69,8 @@ class Instance:
         self.leaving: list[Job] = []
         """Prompts are computed, keys and values still here."""
         self._asking: deque[tuple[Job, int, Callable[[], None]]] = deque()
-        self._blocked: set[Instance] = set()
+        self._blocked: dict[Instance, None] = {}
+        """Those that wait for memory here, in the order in which they came."""
         self.queued_tokens = 0
         """Tokens of prompts that are still to be computed here."""
         self.used_bytes = 0
@@ -143,7 +144,7 @@ class Instance:
                     break
                 self._clock.at(self._clock.now, granted)
             self._asking.popleft()
-        blocked, self._blocked = self._blocked, set()
+        blocked, self._blocked = self._blocked, {}
         for instance in blocked:
             self._clock.at(self._clock.now, instance._wake)
         if self.waiting:
@@ -163,7 +164,7 @@ class Instance:
                 return
             target = job.target
             if target is not None and not self.pulls and not target.reserve(job):
-                target._blocked.add(self)
+                target._blocked[self] = None
                 return
             self.reserve(job)
             self.waiting.remove(job)

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lutra.serving.batch import MOST_AT_ONCE
 from lutra.serving.plans.facts import pass_s
 from lutra.serving.plans.profile import DeviceProfile
@@ -74,9 +77,9 @@ class Machine:
         return self.prompt_s(512) / 512
 
     @cached_property
-    def answer_s(self) -> tuple[float, ...]:
-        """Seconds of a pass with a token of each of 0, 1, 2, ... requests, at a quarter of the
-        context."""
+    def answer_s(self) -> NDArray[np.float64]:
+        """Seconds [most + 1] of a pass with a token of each of 0, 1, 2, ... requests, at a quarter
+        of the context."""
         position = self.kv.context / 4
         each = [self.pass_s([1] * n, [position] * n) for n in range(1, self.most + 1)]
-        return (0.0, *each)
+        return np.array([0.0, *each])

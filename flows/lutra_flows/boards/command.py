@@ -26,6 +26,12 @@ __all__ = ["add_command"]
 
 _MARKER = "lutra.json"
 _PART = re.compile(r"x[acq][a-z]*[0-9][a-z0-9]*(-[A-Za-z0-9]+)+")
+_FAMILIES = {
+    Flow.ZYNQ_MPSOC: ("Zynq UltraScale+", re.compile(r"x[acq](k[0-9]|zu)")),
+    Flow.ZYNQ_7000: ("Zynq-7000", re.compile(r"x[acq]7z")),
+    Flow.VITIS: ("Alveo", re.compile(r"xcu[0-9]")),
+}
+"""Family of the FPGAs that a project is for, by the name that begins like this."""
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -126,12 +132,18 @@ def _print(board: Board, folder: Path, figures: Mapping[str, Figure]) -> None:
 
 
 def _check_part(part: str, board: Board) -> str:
-    """Return ``part`` if it may be the name of one: a device with its grade, and maybe a package;
-    only Vivado has the list of them."""
+    """Return ``part`` if it may be the name of one of the board's family: a device with its grade,
+    and maybe a package; only Vivado has the list of them. Packaged IP alone is for any family."""
     if not _PART.fullmatch(part):
         raise LutraError(
             f"--part is an FPGA as Vivado names it, such as {board.part}, not {part!r}: give one "
             "with its speed grade, or leave --part out"
+        )
+    family, beginning = _FAMILIES.get(board.flow, (None, _PART))
+    if not beginning.match(part):
+        raise LutraError(
+            f"--part {part} is of another family than {board.title}, whose project is for "
+            f"{family}: give one such as {board.part}, or leave --part out"
         )
     return part
 

@@ -121,6 +121,38 @@ def test_what_is_no_part_does_not_reach_tcl(part: str, place: Path) -> None:
     assert not (place / "build-kv260").exists()
 
 
+@pytest.mark.parametrize(
+    ("board", "part", "family"),
+    [
+        ("kv260", "xc7z020clg400-1", "Zynq UltraScale+"),
+        ("kr260", "xcu50-fsvh2104-2-e", "Zynq UltraScale+"),
+        ("pynq_z2", "xczu3eg-sbva484-1-e", "Zynq-7000"),
+        ("u50", "xck26-sfvc784-2LV-c", "Alveo"),
+    ],
+)
+def test_a_part_of_another_family(board: str, part: str, family: str, place: Path) -> None:
+    found = BOARDS[board]
+    with pytest.raises(LutraError) as error:
+        build("--board", board, "--part", part)
+    assert str(error.value) == (
+        f"--part {part} is of another family than {found.title}, whose project is for {family}: "
+        f"give one such as {found.part}, or leave --part out"
+    )
+    assert not (place / f"build-{board}").exists()
+
+
+@pytest.mark.parametrize(
+    ("board", "part"),
+    [
+        ("kv260", "xczu5ev-sfvc784-1-i"),
+        ("pynq_z2", "xa7z010clg225-1I"),
+        ("v80", "xczu5ev-sfvc784-1-i"),
+    ],
+)
+def test_other_parts_of_the_family(board: str, part: str) -> None:
+    assert _check_part(part, BOARDS[board]) == part
+
+
 def test_a_folder_of_something_else_is_left_alone(place: Path) -> None:
     (place / "own").mkdir()
     (place / "own/notes.txt").write_text("mine")

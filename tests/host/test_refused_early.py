@@ -94,7 +94,9 @@ def test_of_a_file(
     assert not list(idle.rglob("*"))
 
 
-@pytest.mark.parametrize("command", ["run -dev cpu -m", "bisect -dev interpreted -m"])
+@pytest.mark.parametrize(
+    "command", ["run -dev cpu -m", "bisect -dev interpreted -m", "pack -o out"]
+)
 def test_of_a_folder_with_another_tokenizer(
     tmp_path: Path, idle: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

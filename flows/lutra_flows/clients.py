@@ -19,6 +19,7 @@ from lutra.progress import StepProgress
 from lutra.serving.batch import Batch, Request
 from lutra.serving.loaded import LoadedModel
 from lutra.text.sampling import Sampler, SamplingParams
+from lutra_flows.pages import markdown_table
 from lutra_golden.errors import LutraError
 
 __all__ = ["Served", "main", "serve", "table"]
@@ -104,11 +105,16 @@ def table(found: Sequence[Served]) -> str:
     head = "requests at once", "tokens/s, prompts and answers", "tokens/s, answers alone"
     head += "a pass, ms", "first token, s: median, last"
     rows = [
-        f"| {each.clients} | {each.total_tokens_per_s:.0f} | {each.answer_tokens_per_s:.0f} | "
-        f"{1000 * each.per_pass:.1f} | {np.median(each.first):.2f}, {max(each.first):.2f} |"
+        (
+            each.clients,
+            f"{each.total_tokens_per_s:.0f}",
+            f"{each.answer_tokens_per_s:.0f}",
+            f"{1000 * each.per_pass:.1f}",
+            f"{np.median(each.first):.2f}, {max(each.first):.2f}",
+        )
         for each in found
     ]
-    return "\n".join([f"| {' | '.join(head)} |", "|---:" * len(head) + "|", *rows])
+    return markdown_table(head, rows, numbers_from=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

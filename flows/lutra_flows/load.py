@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from lutra_flows.pages import markdown_table
 from lutra_golden.errors import LutraError
 
 __all__ = ["Figures", "Load", "main", "measure"]
@@ -112,7 +113,7 @@ class Figures:
         if self.memory_begin is not None and self.memory_end is not None:
             begin, end = self.memory_begin / 1e6, self.memory_end / 1e6
             rows.append(("memory of the server, MB: begin, end", f"{begin:.1f}, {end:.1f}"))
-        return "\n".join(["| figure | value |", "|---|---:|", *(f"| {a} | {b} |" for a, b in rows)])
+        return markdown_table(("figure", "value"), rows, numbers_from=1)
 
 
 async def measure(load: Load, *, check: bool = False) -> Figures:

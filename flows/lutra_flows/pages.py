@@ -1,10 +1,11 @@
-"""Generated parts of the documentation's pages, and the goals that their figures are held to."""
+"""Generated parts of the documentation's pages, their tables, and the goals of their figures."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lutra_golden.errors import LutraError
 
-__all__ = ["Goal", "insert"]
+__all__ = ["Goal", "insert", "markdown_table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +30,12 @@ def insert(page: str, text: str, markers: tuple[str, str], generated: str) -> st
     if not begin or not end:
         raise LutraError(f"{page} must have the lines '{markers[0]}' and '{markers[1]}': add them")
     return f"{before}{begin}\n{generated}\n{end}{after}"
+
+
+def markdown_table(
+    heads: Sequence[str], rows: Iterable[Sequence[object]], numbers_from: int | None = None
+) -> str:
+    """A table in Markdown with ``heads``; columns from ``numbers_from`` on are aligned right."""
+    n_left = len(heads) if numbers_from is None else numbers_from
+    rule = ["---"] * n_left + ["---:"] * (len(heads) - n_left)
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (heads, rule, *rows))

@@ -30,6 +30,7 @@ from lutra.open_model import open_packed_model
 from lutra.packed.random import random_packed
 from lutra.progress import StepProgress
 from lutra.quantize.vocabulary import HEAD_BITS
+from lutra_flows.pages import markdown_table
 from lutra_flows.peer_models import PEER_MODELS, write_gguf
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
@@ -225,21 +226,18 @@ def measure(
 
 def table(comparison: Comparison) -> str:
     """Rates as Markdown; those of decoding also as bytes that are read per second."""
-    lines = [
-        "| engine | test | t/s | median | least | most | MB a token | GB/s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = "engine", "test", "t/s", "median", "least", "most", "MB a token", "GB/s"
+    rows = list[list[str]]()
     for row in comparison.rows:
         low, middle, high = min(row.rates), float(np.median(row.rates)), max(row.rates)
-        size, reads = comparison.token_bytes[row.device], "| | |"
+        size, reads = comparison.token_bytes[row.device], ("", "")
         if row.test.startswith("tg"):
-            reads = f"| {size / 1e6:.0f} | {size * middle / 1e9:.1f} |"
-        lines.append(
-            f"| {row.device} | {row.test} | {row.figures} | {middle:.1f} | {low:.1f} | {high:.1f} "
-            + reads
-        )
+            reads = f"{size / 1e6:.0f}", f"{size * middle / 1e9:.1f}"
+        rates = (f"{rate:.1f}" for rate in (middle, low, high))
+        rows.append([row.device, row.test, row.figures, *rates, *reads])
     rates = ", ".join(f"{rate / 1e9:.1f}" for rate in comparison.read)
-    return "\n".join([*lines, "", f"The machine reads {rates} GB/s, in each turn."])
+    table = markdown_table(heads, rows, numbers_from=2)
+    return f"{table}\n\nThe machine reads {rates} GB/s, in each turn."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

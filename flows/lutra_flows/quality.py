@@ -26,7 +26,7 @@ from lutra.quantize.calibration import calibration_windows, in_float
 from lutra.quantize.driver import Recipe, quantize_model
 from lutra.quantize.reference import reference
 from lutra.text.tokenizer import Tokenizer
-from lutra_flows.pages import Goal, insert
+from lutra_flows.pages import Goal, insert, markdown_table
 from lutra_golden.errors import LutraError
 from lutra_golden.install import install_command
 from lutra_golden.matmul.engine import SCALE_WIDTH, ZERO_WIDTH
@@ -167,35 +167,35 @@ def tables(points: Sequence[Point], base: Perplexity) -> str:
         return f"{point.ppl:.3f} ({point.ppl / base.ppl - 1:+.2%})"
 
     lines = [f"Float: {base.ppl:.3f} +/- {base.stderr:.3f}, {base.tokens} predicted tokens.", ""]
-    lines += [_row(["format", "bits per weight", *_LABELS.values()])]
-    lines += [_row(["---"] * (2 + len(_LABELS)))]
+    of_formats = list[list[str]]()
     for format in formats:
         bits = next(p.bits for p in points if p.format == format and p.budget is None)
-        lines.append(_row([format, f"{bits:.2f}", *(cell(format, m) for m in _LABELS)]))
+        of_formats.append([format, f"{bits:.2f}", *(cell(format, m) for m in _LABELS)])
+    lines += [markdown_table(["format", "bits per weight", *_LABELS.values()], of_formats)]
     lines += ["", "With a budget of bits, activations of eight bits:", ""]
     methods = list(dict.fromkeys(p.method for p in points if p.budget is not None))
-    lines += [_row(["budget", "bits per weight", *(_LABELS[m] for m in methods)])]
-    lines += [_row(["---"] * (2 + len(methods)))]
+    of_budgets = list[list[str]]()
     for budget in sorted({p.budget for p in points if p.budget is not None}):
         bits = next(p.bits for p in points if p.budget == budget)
         row = [f"{budget:g}", f"{bits:.2f}", *(cell("W4A8", m, budget) for m in methods)]
-        lines.append(_row(row))
+        of_budgets.append(row)
+    heads = ["budget", "bits per weight", *(_LABELS[m] for m in methods)]
+    lines += [markdown_table(heads, of_budgets)]
     lines += ["", "On the golden device, in integers, beside floating point:", ""]
-    lines += [_row(["format", "method", "float path", "integers", "difference"]), _row(["---"] * 5)]
+    in_integers = list[list[str]]()
     for p in points:
         if p.golden is not None:
             format = p.format if p.budget is None else f"budget {p.budget:g}"
             row = [format, _LABELS[p.method], f"{p.ppl:.4f}", f"{p.golden:.4f}"]
-            lines.append(_row([*row, f"{p.golden / p.ppl - 1:+.3%}"]))
-    lines += ["", _row(["goal", "at most", "measured", "met"]), _row(["---"] * 4)]
-    for g in goals(points, base.ppl):
-        met = "yes" if g.met else "**no**"
-        lines.append(_row([g.name, f"{g.limit:.3f}", f"{g.value:.3f}", met]))
+            in_integers.append([*row, f"{p.golden / p.ppl - 1:+.3%}"])
+    heads = ["format", "method", "float path", "integers", "difference"]
+    lines += [markdown_table(heads, in_integers), ""]
+    reached = [
+        (g.name, f"{g.limit:.3f}", f"{g.value:.3f}", "yes" if g.met else "**no**")
+        for g in goals(points, base.ppl)
+    ]
+    lines += [markdown_table(["goal", "at most", "measured", "met"], reached)]
     return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def plot(points: Sequence[Point], base: float, paths: Sequence[Path]) -> None:

@@ -33,7 +33,7 @@ from lutra.models.decoder import Decoder
 from lutra.models.layers import log_probabilities
 from lutra.progress import StepProgress
 from lutra.text.sampling import SamplingParams
-from lutra_flows.pages import Goal, insert
+from lutra_flows.pages import Goal, insert, markdown_table
 from lutra_golden.errors import LutraError
 from lutra_golden.machine import available_cores
 
@@ -280,18 +280,21 @@ def check(path: Path, text: str, options: Options, limits: Limits) -> Report:
 
 def table(reports: Sequence[Report]) -> str:
     """The findings as Markdown."""
-    lines = [
-        "| file | what runs | tokens | perplexity | against float | KL, nats | same arg-max |",
-        "|---|---|---:|---:|---:|---:|---:|",
+    heads = "file", "what runs", "tokens", "perplexity", "against float", "KL, nats", "same arg-max"
+    of_files = [
+        (
+            report.name,
+            f"Lutra, `cpu`, {name}" if name == report.format else name,
+            f"{d.tokens:,}",
+            f"{d.ppl:.3f}",
+            f"{d.change:+.2%} ± {d.change_stderr:.2%}",
+            f"{d.kl:.5f} ± {d.kl_stderr:.5f}",
+            f"{d.top1:.1%}",
+        )
+        for report in reports
+        for name, d in report.quality.items()
     ]
-    for report in reports:
-        for name, d in report.quality.items():
-            what = f"Lutra, `cpu`, {name}" if name == report.format else name
-            lines.append(
-                f"| {report.name} | {what} | {d.tokens:,} | {d.ppl:.3f} | {d.change:+.2%} ± "
-                f"{d.change_stderr:.2%} | {d.kl:.5f} ± {d.kl_stderr:.5f} | {d.top1:.1%} |"
-            )
-    lines.append("")
+    lines = [markdown_table(heads, of_files, numbers_from=2), ""]
     for report in reports:
         exact = "; ".join(f"`{device}` {n} tokens" for device, n in report.exact.items())
         lines.append(
@@ -309,11 +312,12 @@ def table(reports: Sequence[Report]) -> str:
                 f"Command to first token, {when} time: {wall:.1f} s; {processor:.1f} s of "
                 "processor time to its end."
             )
-    lines += ["", "| goal | at most | measured | met |", "|---|---|---|---|"]
-    for report in reports:
-        for goal in report.goals:
-            met = "yes" if goal.met else "**no**"
-            lines.append(f"| {goal.name} | {goal.limit:g} | {goal.value:.5f} | {met} |")
+    of_goals = [
+        (goal.name, f"{goal.limit:g}", f"{goal.value:.5f}", "yes" if goal.met else "**no**")
+        for report in reports
+        for goal in report.goals
+    ]
+    lines += ["", markdown_table(("goal", "at most", "measured", "met"), of_goals)]
     return "\n".join(lines)
 
 

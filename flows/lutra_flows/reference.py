@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from lutra_flows.pages import markdown_table
 from lutra_golden.control.ap_ctrl import CTRL_BITS, WINDOW, XRT_REGISTERS
 from lutra_golden.control.blocks import Word
 from lutra_golden.control.check import alignments
@@ -245,8 +246,7 @@ Whether descriptors are over is read from `PENDING`, which counts all. A debugge
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+    return markdown_table(heads, rows) + "\n"
 
 
 def _fields(layout: Mapping[str, Field]) -> str:

@@ -24,6 +24,7 @@ from lutra.serving.speculation.drafts import Drafter
 from lutra.serving.speculation.model import ModelDrafter
 from lutra.serving.speculation.ngrams import NgramDrafter
 from lutra.serving.speculation.plain import Speculation
+from lutra_flows.pages import markdown_table
 from lutra_golden.errors import LutraError
 
 __all__ = ["PROMPTS", "Answered", "answer", "main", "table"]
@@ -141,8 +142,7 @@ def table(found: Sequence[Answered]) -> str:
         for each in found
     ]
     kinds = list(dict.fromkeys(each.name.partition("_")[0] for each in found))
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines = [markdown_table(head, rows, numbers_from=1)]
     for kind in [*kinds, ""] if len(kinds) > 1 else [""]:
         own = [each for each in found if each.name.startswith(kind)]
         gains = [each.gain for each in own]

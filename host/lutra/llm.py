@@ -20,7 +20,7 @@ from lutra.devices.golden import GoldenDevice
 from lutra.devices.processors import PROCESSORS
 from lutra.formats.gguf import is_gguf
 from lutra.models import find_model
-from lutra.models.decoder import Decoder
+from lutra.models.decoder import Decoder, DecoderConfig
 from lutra.open_model import open_model
 from lutra.process_lock import ProcessLock
 from lutra.progress import StepProgress
@@ -28,7 +28,15 @@ from lutra.quantize.reference import reference
 from lutra.serving.async_stream import AsyncStream
 from lutra.serving.batch import MOST_AT_ONCE
 from lutra.serving.engine import Engine, make_engine
-from lutra.serving.generation import Generation, complete, prefill, restart, run, split
+from lutra.serving.generation import (
+    Generation,
+    check_room,
+    complete,
+    prefill,
+    restart,
+    run,
+    split,
+)
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.placement import Placement
 from lutra.serving.results import Completion, Piece, RunStats
@@ -98,9 +106,10 @@ class LLM(Closing):
     the format of :attr:`packed` and :attr:`notes` say. ``head_bits``, 4 or 8, are those of
     embedding and head as codes in groups, at most; 0 is int16 and five trits. Left out, they are
     the codes of a GGUF file that has both in some, where the device runs them. ``context``
-    limits the positions, which are at most 4,096 unless it says otherwise; a model that has fewer
-    than ``least_context`` is refused before it is packed. :attr:`source` is the
-    checkpoint, :attr:`rounded` what is run of it.
+    limits the positions, which are at most 4,096 unless it says otherwise. ``check_text`` is called
+    with the tokenizer and the number of positions, before the model is packed if it has to be, to
+    refuse a text that is too long. :attr:`source` is the checkpoint, :attr:`rounded` what is run of
+    it.
 
     Every generation has a session of its own on the device, so that several threads may use one
     LLM, and several streams may take turns. Afterwards the session is kept, the latest used ones
@@ -134,7 +143,7 @@ class LLM(Closing):
         offsets: bool | None = None,
         head_bits: int | None = None,
         context: int | None = None,
-        least_context: int = 1,
+        check_text: Callable[[Tokenizer, int], object] | None = None,
         check: bool = False,
         threads: int | None = None,
         prefix_bytes: int = PREFIX_BYTES,
@@ -157,7 +166,6 @@ class LLM(Closing):
                 check_whole(name, value)
         if format is not None:
             check_kind(format, str, f"format must be a name such as W4A8, not {format!r}")
-        check_whole("least_context", least_context)
         check_whole("prefix_bytes", prefix_bytes)
         if prefix_bytes < 0:
             raise LutraError(f"prefix_bytes must be 0 (keep none) or more, not {prefix_bytes}")
@@ -198,15 +206,25 @@ class LLM(Closing):
             reading: Future[Tokenizer] | None = None
             self._placement = Placement(device, options, self._progress)
 
-            def read_vocabulary() -> None:
+            def vocabulary(bos: int | None) -> Future[Tokenizer]:
                 nonlocal reading
-                if is_gguf(path):
-                    reading = aside.submit(Tokenizer.open, path)
+                reading = reading or aside.submit(Tokenizer.open, path, bos)
+                return reading
 
-            def before_packing(form: Format) -> None:
+            def once_checked() -> None:
+                if is_gguf(path):
+                    vocabulary(None)  # the file says itself what begins a text
+
+            def check(tokenizer: Tokenizer, vocab_size: int, context: int) -> Tokenizer:
+                tokenizer.check_model(path, vocab_size)
+                if check_text is not None:
+                    check_text(tokenizer, context)
+                return tokenizer
+
+            def before_packing(form: Format, config: DecoderConfig) -> None:
                 self._placement.check(form)
-                if reading is not None:
-                    reading.result()
+                tokenizer = vocabulary(config.bos_token_id).result()
+                check(tokenizer, config.vocab_size, config.max_position_embeddings)
                 if load:
                     self._placement.prepare(form)
 
@@ -214,10 +232,9 @@ class LLM(Closing):
                 path, format, group, kv_bits, context, self._progress, a_group, offsets,
                 self._placement.capabilities, head_bits,
                 # a vocabulary or a device that is refused is so before the model is packed
-                before_packing=before_packing, once_checked=read_vocabulary,
-                least_context=least_context,
+                before_packing=before_packing, once_checked=once_checked,
             )  # fmt: skip
-            reading = reading or aside.submit(Tokenizer.open, path, self.packed.bos)
+            reading = vocabulary(self.packed.bos)
             self._placement.choose(self.packed)
             if format is None and self._source is not None:
                 if a_group is None:
@@ -229,12 +246,7 @@ class LLM(Closing):
                 self._draft = self._drafting(speculation, threads)
             if load:
                 self.load()
-            self.tokenizer = reading.result()
-        if self.tokenizer.own_size > self.packed.vocab_size:
-            raise LutraError(
-                f"{path} mixes two models: its tokenizer has {self.tokenizer.own_size} tokens, "
-                f"config.json {self.packed.vocab_size}: copy the model again"
-            )
+            self.tokenizer = check(reading.result(), self.packed.vocab_size, self.packed.context)
         self.eos = frozenset(self.packed.eos) | self.tokenizer.eos
 
     def __repr__(self) -> str:
@@ -611,23 +623,9 @@ class LLM(Closing):
         self, tokens: list[int], max_tokens: int | None, sampling: SamplingParams | None
     ) -> Generation:
         """Refuse what cannot be generated, before anything runs."""
-        if not tokens:
-            raise LutraError(
-                "the prompt is empty, and this model has no token that begins a text: give some"
-            )
-        room = self.context - len(tokens)
-        if room < 1:
-            raise LutraError(
-                f"the prompt has {len(tokens)} tokens, the context {self.context}: shorten the "
-                f"prompt to at most {self.context - 1} tokens"
-            )
         if max_tokens is not None:
             check_whole("max_tokens", max_tokens)
-        if max_tokens is not None and not 1 <= max_tokens <= room:
-            raise LutraError(
-                f"{max_tokens} tokens cannot be generated: the prompt takes {len(tokens)} of "
-                f"{self.context} positions: ask for 1 to {room}"
-            )
+        room = check_room(len(tokens), max_tokens, self.context)
         sampling = SamplingParams() if sampling is None else sampling
         check_kind(
             sampling,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lutra.arguments import either
 from lutra.models import RANDOM, find_model, load_model, name_of
-from lutra.models.decoder import Decoder
+from lutra.models.decoder import Decoder, DecoderConfig
 from lutra.packed.file import is_packed, open_packed
 from lutra.packed.kept import KeptModels, key_of
 from lutra.packed.store import check_finished
@@ -44,7 +44,7 @@ def open_packed_model(
     a_group: int | None = None,
     offsets: bool | None = None,
     head_bits: int | None = None,
-    before_packing: Callable[[Format], object] | None = None,
+    before_packing: Callable[[Format, DecoderConfig], object] | None = None,
 ) -> PackedModel:
     """Load a model by its name, including ``random:SHAPE``, whose groups have no ``offsets``; see
     :func:`open_model`."""
@@ -53,11 +53,11 @@ def open_packed_model(
             find_model(name), format, group, kv_bits, context, progress, a_group, offsets,
             capabilities=capabilities, head_bits=head_bits, before_packing=before_packing,
         )[1]  # fmt: skip
-    from lutra.packed.random import random_format, random_packed
+    from lutra.packed.random import random_config, random_format, random_packed
 
     wanted = random_format(str(name)) if format is None else _format(format)
     if before_packing:
-        before_packing(wanted)
+        before_packing(wanted, random_config(str(name), context))
     return random_packed(
         str(name),
         wanted,
@@ -81,9 +81,8 @@ def open_model(
     offsets: bool | None = None,
     capabilities: Capabilities = COMMON_PARTS,
     head_bits: int | None = None,
-    before_packing: Callable[[Format], object] | None = None,
+    before_packing: Callable[[Format, DecoderConfig], object] | None = None,
     once_checked: Callable[[], object] | None = None,
-    least_context: int = 1,
 ) -> tuple[Callable[[], Decoder] | None, PackedModel]:
     """Load a path; returns what reads the checkpoint, None if it is packed, and the packed model.
 
@@ -91,10 +90,9 @@ def open_model(
     ``offsets`` that are None are chosen for devices with these ``capabilities``, as are
     ``head_bits``, those of embedding and head in codes, 0 for none.
 
-    What the header shows to be wrong is refused before anything else is read, and so is a model
-    that has fewer than ``least_context`` positions. Then, or if the packed model is kept,
-    ``once_checked`` is called; ``before_packing`` is called with the format unless the packed model
-    is there, and may refuse it.
+    What the header shows to be wrong is refused before anything else is read. Then, or if the
+    packed model is kept, ``once_checked`` is called; ``before_packing`` is called with the format
+    and the header's numbers unless the packed model is there, and may refuse them.
     """
     if group is not None and group not in GROUPS:
         raise LutraError(f"group must be {either(GROUPS)}, not {group}")
@@ -113,9 +111,7 @@ def open_model(
                     f"{path} is packed already, its {name} cannot be changed: leave {option} out, "
                     "or pack the checkpoint again"
                 )
-        model = open_packed(path).model
-        _check_context(model.name, model.context, least_context)
-        return None, model
+        return None, open_packed(path).model
     check_finished(path)
     wanted = None if format is None else _format(format)
     kv = _KV_BITS if kv_bits is None else kv_bits
@@ -140,13 +136,12 @@ def open_model(
 
     @cache
     def parts() -> Parts:
-        _check_context(source().name, source().config.max_position_embeddings, least_context)
         found = default_parts(source(), wanted, a_group, offsets, head_bits, capabilities)
         form = check_packing(source(), wanted, found.a_groups)
         if once_checked:
             once_checked()
         if before_packing:
-            before_packing(form)
+            before_packing(form, source().config)
         return found
 
     packed = None
@@ -162,18 +157,9 @@ def open_model(
             models.keep_meanwhile(
                 key, packed, lambda reason: _LOG.warning("the packed model is not kept, %s", reason)
             )
-    _check_context(packed.name, packed.context, least_context)
     if group is not None and packed.group is None:
         raise LutraError(f"the weights of {packed.name} are in no groups: leave group out")
     return source, packed
-
-
-def _check_context(name: str, context: int, least: int) -> None:
-    if context < least:
-        raise LutraError(
-            f"the context of {name} has {context} positions, and {least} are needed for prompt and "
-            "answer: ask for fewer tokens"
-        )
 
 
 def _format(name: str) -> Format:

@@ -20,6 +20,7 @@ from lutra_flows.peer_models import PEER_MODELS, write_gguf
 from lutra_flows.peers import Comparison, main, table
 from lutra_golden.install import install_command
 from lutra_golden.model.capabilities import EVERY_PART
+from lutra_golden.model.stored import StoredWeights
 
 SHAPE = {
     "hidden_size": 512,
@@ -76,6 +77,7 @@ def test_multiples_of_scales_are_of_all_sizes(tmp_path: Path) -> None:
     write_gguf(path, model, {**model.config, **SHAPE})
     layer = open_packed_model(path, capabilities=EVERY_PART).layers[1]
     for linear, shift, offsets in ((layer.q_proj, 6, True), (layer.down_proj, 7, False)):
+        assert isinstance(linear.source, StoredWeights)
         levels = linear.source.levels
         assert levels is not None and (levels.shift, levels.offsets) == (shift, offsets)
         assert len(set(levels.scale.flat)) > (1 << shift) // 2
@@ -137,7 +139,7 @@ def test_bytes_of_a_token_stand_beside_its_rate(tmp_path: Path) -> None:
     ]
     found = table(Comparison(rows=rows, token_bytes={"cpu": 2_000_000_000}, read=[3e10, 3.25e10]))
     assert found.splitlines()[2:] == [
-        "| cpu | pp8 | 3.00 | 3.0 | 3.0 | 3.0 | | |",
+        "| cpu | pp8 | 3.00 | 3.0 | 3.0 | 3.0 |  |  |",
         "| cpu | tg8 | 11.00 \u00b1 2.65 | 10.0 | 9.0 | 14.0 | 2000 | 20.0 |",
         "",
         "The machine reads 30.0, 32.5 GB/s, in each turn.",

@@ -41,7 +41,7 @@ class Peer:
         return self.model.forward(np.array(tokens)).astype(np.float32)
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        found = self.tokenizer.encode_template("".join(each["content"] for each in messages))
+        found = self.tokenizer.encode_template("".join(str(each["content"]) for each in messages))
         return found + [4] * self.other_chat
 
     def greedy(self, prompt: Sequence[int], n: int) -> list[int]:

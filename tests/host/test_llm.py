@@ -44,6 +44,7 @@ from lutra.devices.base import (
 from lutra.devices.golden import GoldenDevice, GoldenSession
 from lutra.llm import Mismatch
 from lutra.serving import pace
+from lutra.text.tokenizer import Tokenizer
 from lutra_golden.core.configs import NANO
 from lutra_golden.model.packed import PackedModel
 
@@ -505,12 +506,15 @@ def test_options_that_can_not_be(options: dict[str, Any], message: str, folder: 
         LLM(folder, **arguments)
 
 
-def test_a_context_that_is_too_small(model_folder: Callable[[str], Path]) -> None:
+def test_a_text_that_is_too_long(model_folder: Callable[[str], Path]) -> None:
     """Of a model that is packed, too, and of one that is not."""
-    for model, n in ((model_folder("llama-whole"), 32), ("tales", 256)):
-        assert LLM(model, "golden", least_context=n, load=False).context == n
-        with pytest.raises(LutraError, match=f"has {n} positions, and {n + 1} are needed for"):
-            LLM(model, "golden", least_context=n + 1, load=False)
+
+    def check(tokenizer: Tokenizer, context: int) -> None:
+        raise LutraError(f"{len(tokenizer.encode('ab'))} of {context}")
+
+    for model, context in ((model_folder("llama-whole"), 32), ("tales", 256)):
+        with pytest.raises(LutraError, match=f"^[123] of {context}$"):
+            LLM(model, "golden", check_text=check, load=False)
 
 
 @pytest.mark.parametrize("model", [None, 3, b"tales"])
@@ -770,8 +774,7 @@ def test_a_coroutine_that_is_cancelled_ends_its_request(folder: Path) -> None:
 
     with LLM(folder, "golden") as llm:
         assert asyncio.run(read(llm)) == alone(folder, "a king", GREEDY, 20)
-        assert llm._engine is not None
-        assert llm._engine._batch.n_waiting == 0
+        assert llm.requests()[1] == 0
 
 
 def test_a_model_that_is_closed_ends_coroutines(folder: Path) -> None:

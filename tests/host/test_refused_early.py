@@ -11,7 +11,7 @@ import pytest
 gguf = pytest.importorskip("gguf")
 
 from tests.host.gguf_model import MODELS, field_bytes, gguf_bytes, write_gguf
-from tests.host.random_model import LLAMAS, write_model
+from tests.host.random_model import LLAMAS, Shape, write_model
 
 from lutra.commands.cli import main
 from lutra.devices import processors
@@ -70,7 +70,8 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (None, "--format W1.58g64A8 --group 32", "is of groups of 64, and group is 32"),
         (None, "-dev rtl --engine ternary", "engine ternary does not run W8A8, only ternary"),
         (None, "--bitstream x.bit", "only a board loads a bitstream"),
-        (None, "-n 32", "the context of otter has 32 positions, and 33 are needed for"),
+        (None, "-p a -n 32", "32 tokens cannot be generated: the prompt takes 1 of 32 positions"),
+        (None, f"-p {'1' * 32}", "the prompt has 32 tokens, the context 32: shorten the prompt"),
     ],
 )
 def test_of_a_file(
@@ -91,6 +92,33 @@ def test_of_a_file(
     assert out == "" and error.count("\n") == 1
     assert message in error
     assert not list(idle.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "command", ["run -dev cpu -m", "bisect -dev interpreted -m", "pack -o out"]
+)
+def test_of_a_folder_with_another_tokenizer(
+    tmp_path: Path, idle: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    folder = write_model(tmp_path / "mixed", Shape(vocab_size=256))
+    assert main([*command.split(), str(folder)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {folder} mixes two models: its tokenizer has 260 tokens, config.json 256: "
+        "copy the model again\n"
+    )
+
+
+@pytest.mark.parametrize("options", ["-p 33", "-n 33"])
+def test_of_tests_longer_than_the_context(
+    tmp_path: Path, idle: Path, capsys: pytest.CaptureFixture[str], options: str
+) -> None:
+    """Also of random weights, which are not made."""
+    path = tmp_path / "otter.gguf"
+    write_gguf(path, KNOWN, "Q8_0")
+    assert main(["bench", "-dev", "cpu", "-m", str(path), *options.split()]) == 2
+    assert "33 tokens do not fit the context of 32: lower -p or -n" in capsys.readouterr().err
+    assert main(["bench", "-dev", "cpu", "-m", "random:bitnet-2b-4t", "-p", "4097"]) == 2
+    assert "4097 tokens do not fit the context of 4096" in capsys.readouterr().err
 
 
 def test_of_a_file_of_another_model(tmp_path: Path, idle: Path) -> None:

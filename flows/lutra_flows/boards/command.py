@@ -8,8 +8,7 @@ import json
 import re
 import shlex
 import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +26,12 @@ __all__ = ["add_command"]
 
 _MARKER = "lutra.json"
 _PART = re.compile(r"x[acq][a-z]*[0-9][a-z0-9]*(-[A-Za-z0-9]+)+")
+_FAMILIES = {
+    Flow.ZYNQ_MPSOC: ("Zynq UltraScale+", re.compile(r"x[acq](k[0-9]|zu)")),
+    Flow.ZYNQ_7000: ("Zynq-7000", re.compile(r"x[acq]7z")),
+    Flow.VITIS: ("Alveo", re.compile(r"xcu[0-9]")),
+}
+"""Family of the FPGAs that a project is for, by the name that begins like this."""
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +67,9 @@ def _build(args: argparse.Namespace) -> int:
     from lutra_flows.boards.project import project_files, verilog
     from lutra_flows.boards.vivado import commands, find_vivado, run_tools
 
+    _allow_unused_hardware()
     with StepProgress() as progress:
-        with progress.waiting("generating the hardware", 0.0), _quiet_when_ended():
+        with progress.waiting("generating the hardware", 0.0):
             files = project_files(board, part, verilog(board))
         checks = []
         if args.check:
@@ -108,16 +114,11 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _quiet_when_ended() -> Generator[None]:
-    """Say nothing of hardware that is not used because this was ended."""
+def _allow_unused_hardware() -> None:
+    """Let hardware be made for its pins alone, and be left unused where a build is refused."""
     from amaranth.hdl import UnusedElaboratable
 
-    try:
-        yield
-    except BaseException:
-        warnings.simplefilter("ignore", UnusedElaboratable)
-        raise
+    warnings.simplefilter("ignore", UnusedElaboratable)
 
 
 def _print(board: Board, folder: Path, figures: Mapping[str, Figure]) -> None:
@@ -131,12 +132,18 @@ def _print(board: Board, folder: Path, figures: Mapping[str, Figure]) -> None:
 
 
 def _check_part(part: str, board: Board) -> str:
-    """Return ``part`` if it may be the name of one: a device with its grade, and maybe a package;
-    only Vivado has the list of them."""
+    """Return ``part`` if it may be the name of one of the board's family: a device with its grade,
+    and maybe a package; only Vivado has the list of them. Packaged IP alone is for any family."""
     if not _PART.fullmatch(part):
         raise LutraError(
             f"--part is an FPGA as Vivado names it, such as {board.part}, not {part!r}: give one "
             "with its speed grade, or leave --part out"
+        )
+    family, beginning = _FAMILIES.get(board.flow, (None, _PART))
+    if not beginning.match(part):
+        raise LutraError(
+            f"--part {part} is of another family than {board.title}, whose project is for "
+            f"{family}: give one such as {board.part}, or leave --part out"
         )
     return part
 

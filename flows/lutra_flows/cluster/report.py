@@ -9,8 +9,11 @@ from typing import Any
 from lutra.serving.plans.plot import new_figure
 from lutra.serving.plans.search import Slo
 from lutra_flows.cluster.cluster import Cluster, Outcome, Quantiles
+from lutra_flows.pages import markdown_table
 
 __all__ = ["PolicyRow", "ScaleRow", "policy_table", "scale_table", "write_scale_plot"]
+
+_LATENCIES = "first token, s: p50, p90, p99", "a token, ms: p50, p90, p99"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,48 +116,68 @@ class ScaleRow:
 def policy_table(rows: Sequence[PolicyRow]) -> str:
     """The policies as Markdown."""
     kinds = list(rows[0].busy)
-    lines = [
-        (
-            "| policy | requests/s within the SLO | first token, s: p50, p90, p99 "
-            "| a token, ms: p50, p90, p99 | tokens/s | meet the SLO | handed over "
-            f"| not hidden, ms: p50, p99 | busy: {', '.join(kinds)} |"
-        ),
-        "|---|" + "---:|" * 8,
-    ]
+    heads = (
+        "policy",
+        "requests/s within the SLO",
+        *_LATENCIES,
+        "tokens/s",
+        "meet the SLO",
+        "handed over",
+        "not hidden, ms: p50, p99",
+        f"busy: {', '.join(kinds)}",
+    )
+    lines = list[Sequence[str]]()
     for row in rows:
         exposed = "-"
         if row.moved:
             exposed = f"{1e3 * row.exposed_s.p50:.3g}, {1e3 * row.exposed_s.p99:.3g}"
         lines.append(
-            f"| {row.policy} | {row.goodput:.3g} | {_three(row.ttft_s, 1)} "
-            f"| {_three(row.tpot_s, 1e3)} | {row.tokens_per_s:,.0f} | {row.attained:.0%} "
-            f"| {row.moved:.0%} | {exposed} "
-            f"| {', '.join(f'{row.busy[kind]:.0%}' for kind in kinds)} |"
+            (
+                row.policy,
+                f"{row.goodput:.3g}",
+                _three(row.ttft_s, 1),
+                _three(row.tpot_s, 1e3),
+                f"{row.tokens_per_s:,.0f}",
+                f"{row.attained:.0%}",
+                f"{row.moved:.0%}",
+                exposed,
+                ", ".join(f"{row.busy[kind]:.0%}" for kind in kinds),
+            )
         )
-    return "\n".join(lines)
+    return markdown_table(heads, lines, numbers_from=1)
 
 
 def scale_table(rows: Sequence[ScaleRow]) -> str:
     """The numbers of cards as Markdown."""
-    lines = [
-        (
-            "| cards | requests/s within the SLO | tokens/s | first token, s: p50, p90, p99 "
-            "| a token, ms: p50, p90, p99 | busy | MB/s sent, the busiest port | one card dies: "
-            "meet the SLO | begun again | longest pause, s |"
-        ),
-        "|---:|" + "---:|" * 9,
-    ]
+    heads = (
+        "cards",
+        "requests/s within the SLO",
+        "tokens/s",
+        *_LATENCIES,
+        "busy",
+        "MB/s sent, the busiest port",
+        "one card dies: meet the SLO",
+        "begun again",
+        "longest pause, s",
+    )
+    lines = list[Sequence[str]]()
     for row in rows:
         lost = ("-", "-", "-")
         if row.lost is not None:
             lost = (f"{row.lost:.1%} (else {row.attained:.1%})", str(row.again), f"{row.gap_s:.3g}")
         lines.append(
-            f"| {row.cards:,} | {row.goodput:.3g} | {row.tokens_per_s:,.0f} "
-            f"| {_three(row.ttft_s, 1)} | {_three(row.tpot_s, 1e3)} "
-            f"| {', '.join(f'{each:.0%}' for each in row.busy.values())} "
-            f"| {row.sent_bytes_per_s / 1e6:,.3g}, {row.sending:.1%} | {' | '.join(lost)} |"
+            (
+                f"{row.cards:,}",
+                f"{row.goodput:.3g}",
+                f"{row.tokens_per_s:,.0f}",
+                _three(row.ttft_s, 1),
+                _three(row.tpot_s, 1e3),
+                ", ".join(f"{each:.0%}" for each in row.busy.values()),
+                f"{row.sent_bytes_per_s / 1e6:,.3g}, {row.sending:.1%}",
+                *lost,
+            )
         )
-    return "\n".join(lines)
+    return markdown_table(heads, lines, numbers_from=0)
 
 
 def _three(found: Quantiles, factor: float) -> str:

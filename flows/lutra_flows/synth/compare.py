@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lutra_flows.pages import Goal, insert
+from lutra_flows.pages import Goal, insert, markdown_table
 from lutra_flows.synth.designs import Material, design
 from lutra_flows.synth.liberty import Library
 from lutra_flows.synth.report import Progress, Report, Request, synthesize
@@ -115,45 +115,39 @@ def tables(reports: Sequence[Report], reached: Sequence[Goal]) -> str:
     cells = [r for r in reports if r.target == "liberty"]
     baseline = next(r.area_um2_per_mac for r in cells if (r.engine, r.format) == ("mac", "W8A8"))
     names = (cells[0].library or "").replace(" ", ", ")
+    of_goals = [
+        (
+            g.name,
+            f"{'at most' if g.at_most else 'at least'} {g.limit:g}",
+            f"{g.value:.2f}",
+            "yes" if g.met else "**no**",
+        )
+        for g in reached
+    ]
     lines = [
         f"Synthesised with {reports[0].tool}; library: {names}.",
         "",
-        "| goal | limit | synthesised | met |",
-        "|---|---|---|---|",
-        *(
-            f"| {g.name} | {'at most' if g.at_most else 'at least'} {g.limit:g} | {g.value:.2f} | "
-            f"{'yes' if g.met else '**no**'} |"
-            for g in reached
-        ),
+        markdown_table(("goal", "limit", "synthesised", "met"), of_goals),
         "",
         "Standard cells, without memories of more than 32 words and without wires:",
         "",
-        _row(_CELL_COLUMNS),
-        _row(["---"] * len(_CELL_COLUMNS)),
     ]
+    of_cells = list[list[str]]()
     for r in cells:
         assert r.area_um2_per_mac and baseline and r.memory_bits is not None
         row = [r.format, r.engine, _tile(r), f"{r.macs_per_cycle:g}", f"{r.area_um2:,.0f}"]
         row += [f"{r.area_um2_per_mac:.2f}", f"{baseline / r.area_um2_per_mac:.2f} x"]
         row += [f"{r.ff_share:.0%}", "-" if r.path_ps is None else f"{r.path_ps:,.0f}"]
-        lines.append(_row([*row, f"{r.memory_bits / 1024:.0f}"]))
-    lines += [
-        "",
-        "xcup (UltraScale+); the second row of `mac` multiplies in LUTs:",
-        "",
-        _row(_FPGA_COLUMNS),
-        _row(["---"] * len(_FPGA_COLUMNS)),
-    ]
+        of_cells.append([*row, f"{r.memory_bits / 1024:.0f}"])
+    lines += [markdown_table(_CELL_COLUMNS, of_cells), ""]
+    lines += ["xcup (UltraScale+); the second row of `mac` multiplies in LUTs:", ""]
+    of_fpga = list[list[str]]()
     for r in reports:
         if r.target == "xcup":
             row = [r.format, r.engine, _tile(r), f"{r.macs_per_cycle:g}", f"{r.lut:,}"]
             row += [f"{r.lut_ram:,}", f"{r.lut_per_mac:.2f}", f"{r.ff:,}", f"{r.carry:,}"]
-            lines.append(_row([*row, f"{r.dsp}", f"{r.bram:g}", f"{r.uram}"]))
-    return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+            of_fpga.append([*row, f"{r.dsp}", f"{r.bram:g}", f"{r.uram}"])
+    return "\n".join([*lines, markdown_table(_FPGA_COLUMNS, of_fpga)])
 
 
 def _tile(report: Report) -> str:

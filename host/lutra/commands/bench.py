@@ -24,10 +24,12 @@ from lutra.commands.options import (
 )
 from lutra.devices.base import Device, Step
 from lutra.devices.choose import DeviceOptions
+from lutra.models.decoder import DecoderConfig
 from lutra.open_model import open_packed_model
 from lutra.progress import StepProgress
 from lutra.serving.placement import Placement
 from lutra_golden.errors import LutraError
+from lutra_golden.matmul.format import Format
 from lutra_golden.model.packed import PackedModel
 
 __all__ = ["N_GEN", "N_PROMPT", "Row", "add_bench", "bench", "measure"]
@@ -140,23 +142,19 @@ def _bench(args: argparse.Namespace) -> int:
     interrupted = False
     with StepProgress() as progress:
         placement = Placement(args.device, DeviceOptions(threads=args.threads), progress)
+
+        def before_packing(format: Format, config: DecoderConfig) -> None:
+            _lengths(args, config.max_position_embeddings)
+            placement.prepare(format)
+
         model = open_packed_model(
             args.model,
             **rounding(args),
             progress=progress,
             capabilities=placement.capabilities,
-            before_packing=placement.prepare,
+            before_packing=before_packing,
         )
-        # as many as llama-bench takes, or what a small model can
-        n_prompt, n_gen = (
-            min(usual, model.context) if given is None else given
-            for given, usual in ((args.n_prompt, N_PROMPT), (args.n_gen, N_GEN))
-        )
-        needed = max(n_prompt, n_gen)
-        if needed > model.context:
-            raise LutraError(
-                f"{needed} tokens do not fit the context of {model.context}: lower -p or -n"
-            )
+        n_prompt, n_gen = _lengths(args, model.context)
         placement.choose(model)
         placement.load(model)
         device = placement.device
@@ -182,6 +180,18 @@ def _bench(args: argparse.Namespace) -> int:
     show = _print_json if args.json or args.output == "json" else _print_table
     show(model.format, list(rows.values()), interrupted)
     return 130 if interrupted else 0
+
+
+def _lengths(args: argparse.Namespace, context: int) -> tuple[int, int]:
+    """Tokens of prefill and decode: those of llama-bench, or what a small model can."""
+    n_prompt, n_gen = (
+        min(usual, context) if given is None else given
+        for given, usual in ((args.n_prompt, N_PROMPT), (args.n_gen, N_GEN))
+    )
+    needed = max(n_prompt, n_gen)
+    if needed > context:
+        raise LutraError(f"{needed} tokens do not fit the context of {context}: lower -p or -n")
+    return n_prompt, n_gen
 
 
 def _print_json(format: str, rows: Sequence[Row], interrupted: bool) -> None:

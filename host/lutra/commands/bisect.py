@@ -25,6 +25,7 @@ from lutra.devices.choose import DeviceOptions, choose_device
 from lutra.diagnose.bisect import bisect
 from lutra.llm import LLM
 from lutra.progress import StepProgress
+from lutra.serving.generation import check_room
 from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
@@ -93,14 +94,12 @@ def _bisect(args: argparse.Namespace) -> int:
             _device(args, progress),
             **rounding(args),
             progress=progress,
+            check_text=lambda tokenizer, context: check_room(
+                len(tokenizer.encode(args.prompt)), args.n_predict, context
+            ),
             load=False,
         )
         prompt = llm.encode(args.prompt)
-        if len(prompt) + args.n_predict > llm.context:
-            raise LutraError(
-                f"the prompt has {len(prompt)} tokens and -n asks for {args.n_predict} more, the "
-                f"context is {llm.context}: shorten the prompt, or give a smaller -n"
-            )
         llm.device.load(llm.packed)
         found = bisect(
             llm.device, llm.packed, prompt, args.n_predict, wave=args.wave, progress=progress

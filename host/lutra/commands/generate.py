@@ -31,6 +31,7 @@ from lutra.devices.power import PowerMeter
 from lutra.llm import LLM, Mismatch
 from lutra.models import find_model
 from lutra.progress import StepProgress
+from lutra.serving.generation import check_room
 from lutra.serving.results import FinishReason, RunStats
 from lutra.text.sampling import MAX_BIAS, SamplingParams
 from lutra.text.tokenizer import Tokenizer
@@ -201,16 +202,15 @@ def _run(args: argparse.Namespace) -> int:
             wave=args.wave,
             wave_cycles=wave_cycles,
             progress=progress,
-            # a prompt has a token at least
-            least_context=1 + (args.n_predict or 0),
-            # a prompt that is too long is refused before a simulator is built for it
+            check_text=lambda tokenizer, context: check_room(
+                len(tokenizer.encode(args.prompt)), args.n_predict, context
+            ),
+            # where nothing is packed, the text is refused before a simulator is built for it
             load=not _on_simulator(args),
         )
         prompt = args.prompt
-        n_predict = args.n_predict
-        if n_predict is None:
-            room = llm.context - len(llm.encode(prompt))
-            n_predict = min(_DEFAULT_TOKENS, room) if room > 0 else None
+        room = llm.context - len(llm.encode(prompt))
+        n_predict = args.n_predict or min(_DEFAULT_TOKENS, room)
         stream = llm.stream(prompt, n_predict, sampling)
         if _on_simulator(args):
             llm.load()

@@ -163,8 +163,9 @@ def _quantize(args: argparse.Namespace) -> int:
         float_bits=float_bits(wanted),
         head_bits=parts.head_bits,
     )
-    # a model without one is refused before it is packed
+    # a model without one, or with another model's, is refused before it is packed
     tokenizer = Tokenizer.open(path, model.config.bos_token_id)
+    tokenizer.check_model(path, model.config.vocab_size)
     calibration = None if args.calib is None else _windows(args, tokenizer, model)
     usable_windows(model, recipe, calibration)
     # said before the work, which may take hours, and not behind it

@@ -35,9 +35,9 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-p",
         "--prompt",
-        default=_PROMPT,
         metavar="TEXT",
-        help="text to run both models on (default: the opening of a fairy tale)",
+        help="text to run both models on (default: the opening of a fairy tale, as much of it as "
+        "the context holds)",
     )
     parser.add_argument(
         "--limit",
@@ -57,7 +57,11 @@ def _verify(args: argparse.Namespace) -> int:
     if is_packed(source):
         raise LutraError(f"{source} is packed itself: give the checkpoint it was made from")
     model = open_packed(args.model).model
-    tokens = Tokenizer.open(args.model, model.bos).encode(args.prompt)
+    tokenizer = Tokenizer.open(args.model, model.bos)
+    if args.prompt is None:
+        tokens = tokenizer.encode(_PROMPT)[: model.context]
+    else:
+        tokens = tokenizer.encode(args.prompt)
     with StepProgress() as progress:
         found = verify(model, source, tokens, limit=args.limit, progress=progress)
     code = 1 if found.first_over else 0

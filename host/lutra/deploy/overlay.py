@@ -16,7 +16,7 @@ from lutra_golden.model.packed import PackedModel
 __all__ = ["Overlay", "check_board", "check_model", "find_overlay", "runtime_of"]
 
 _IDENTITY = "lutra.json"
-_BUILDS = "build-*/deploy"
+_BUILDS, _DEPLOY = "build-*", "deploy"
 _FAMILIES = {Flow.ZYNQ_MPSOC: "xlnx,zynqmp", Flow.ZYNQ_7000: "xlnx,zynq-7000"}
 """Families by the name that a device tree has for them."""
 
@@ -47,14 +47,14 @@ def find_overlay(build: Path | None, bitstream: Path | None) -> Overlay:
     """
     if bitstream is None:
         folder = _built() if build is None else build
-        if (folder / "deploy").is_dir():
-            folder = folder / "deploy"
+        if (folder / _DEPLOY).is_dir():
+            folder = folder / _DEPLOY
         known = (folder / f"lutra{end}" for end in (".bit", ".xclbin"))
         path = next((each for each in known if each.is_file()), None)
         if path is None:
             raise DeployError(
-                f"{folder} has no bitstream: build it with `lutra build --board BOARD`, where "
-                "Vivado is, or give --bitstream FILE"
+                f"{folder} has no bitstream, which Vivado makes: run `lutra build --board BOARD` "
+                "where Vivado is, or give --bitstream FILE"
             )
     else:
         path = bitstream
@@ -71,14 +71,19 @@ def find_overlay(build: Path | None, bitstream: Path | None) -> Overlay:
 
 
 def _built() -> Path:
-    found = [path for path in sorted(Path().glob(_BUILDS)) if (path / _IDENTITY).is_file()]
-    if len(found) != 1:
-        names = ", ".join(str(path.parent) for path in found) or "none"
+    """The only build of the current folder, or the only one there without Vivado's files."""
+    folders = sorted(Path().glob(_BUILDS))
+    finished = [each for each in folders if (each / _DEPLOY / _IDENTITY).is_file()]
+    builds = finished or [each for each in folders if (each / _IDENTITY).is_file()]
+    if not builds:
         raise DeployError(
-            f"builds in this folder: {names}, not one: give --build FOLDER, or --bitstream FILE, "
-            "or run `lutra build --board BOARD` first"
+            "there is no build in this folder: run `lutra build --board BOARD` where Vivado is, or "
+            "give --build FOLDER or --bitstream FILE"
         )
-    return found[0]
+    if len(builds) > 1:
+        names = ", ".join(map(str, builds))
+        raise DeployError(f"builds in this folder: {names}: choose one with --build FOLDER")
+    return builds[0]
 
 
 def _identity(path: Path) -> tuple[Board, AcceleratorConfig]:

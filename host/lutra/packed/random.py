@@ -4,6 +4,7 @@ For measuring: shapes, bytes and instructions are those of a real model, what it
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ from lutra_golden.vector.heads import EPS_FRAC
 from lutra_golden.vector.residual import LOGIT_SHIFT
 from lutra_golden.vector.rope import ROPE_FRAC
 
-__all__ = ["random_format", "random_packed"]
+__all__ = ["random_config", "random_format", "random_packed"]
 
 _RESIDUAL_FRAC, _GAMMA_FRAC, _BIAS_FRAC = 14, 14, 12
 _SCALE_MAX = 255
@@ -50,6 +51,17 @@ _POOL = 1 << 22  # random numbers that are drawn once and cut from
 def random_format(name: str) -> Format:
     """The format of the packed model ``random:SHAPE``, unless another is asked for."""
     return Format.parse("W1.58A8" if _sizes(name).architecture == BITNET else "W4A8")
+
+
+def random_config(name: str, context: int | None = None) -> DecoderConfig:
+    """Numbers of the model ``random:SHAPE`` with ``context`` positions (default 4,096 at most)."""
+    file = _sizes(name)
+    c = read_config(file, Gate.RELU2 if file.architecture == BITNET else Gate.SILU)
+    maximum = c.max_position_embeddings
+    n = min(maximum, CONTEXT) if context is None else context
+    if not 1 <= n <= maximum:
+        raise LutraError(f"the context must be in 1..{maximum}, not {n}")
+    return replace(c, max_position_embeddings=n)
 
 
 def _sizes(name: str) -> ConfigFile:
@@ -80,7 +92,7 @@ def random_packed(
     """
     file = _sizes(name)
     bitnet = file.architecture == BITNET
-    c = read_config(file, Gate.RELU2 if bitnet else Gate.SILU)
+    c = random_config(name, context)
     format = format or random_format(name)
     one_scale = format.ternary and format.group is None
     if bitnet and not one_scale:
@@ -94,9 +106,6 @@ def random_packed(
         )
     group = format.group or group
     key_bits, value_bits = kv_pair(kv_bits)
-    context = min(c.max_position_embeddings, CONTEXT) if context is None else context
-    if not 1 <= context <= c.max_position_embeddings:
-        raise LutraError(f"the context must be in 1..{c.max_position_embeddings}, not {context}")
     q_max = format.q_max if a_groups is None else a_groups.peak
     maker = _Maker(c, format, group, q_max, np.random.default_rng(seed))
     architecture = file.architecture
@@ -121,7 +130,8 @@ def random_packed(
         head = np.zeros((0, c.hidden_size), np.int8)
         rows, shift = np.zeros(0, np.int16), coded.head.shift
         worth = float(scale_to_float(coded.head.scale))
-    cos, sin = c.rope.table(context, c.head_dim, context)
+    n_positions = c.max_position_embeddings
+    cos, sin = c.rope.table(n_positions, c.head_dim, n_positions)
     rope = np.rint(np.concatenate([cos, sin], axis=1) * (1 << ROPE_FRAC)).astype(np.int16)
     return PackedModel(
         name=name,
@@ -149,7 +159,7 @@ def random_packed(
         key_bits=key_bits,
         value_bits=value_bits,
         vocab_size=c.vocab_size,
-        context=context,
+        context=n_positions,
         bos=None,
         eos=(),
         eps=scale_from_float(c.rms_norm_eps),

@@ -304,12 +304,11 @@ class _Logged:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), _LOST
+        begun, statuses = time.perf_counter(), [_LOST]
 
         async def noting(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                statuses.append(message["status"])
             await send(message)
 
         try:
@@ -317,6 +316,6 @@ class _Logged:
         finally:
             # as it came, so that nothing in it breaks the line
             path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
-            seconds = time.perf_counter() - begun
+            seconds, status = time.perf_counter() - begun, statuses[-1]
             level = logging.DEBUG if path == _POLLED and status == 200 else logging.INFO
             _LOG.log(level, "%s %s %d %.3f s", scope["method"], path, status, seconds)

@@ -14,8 +14,19 @@ from lutra.serving.speculation.draw import draw
 from lutra.text.sampling import Sampler, SamplingParams, likeliest, log_probabilities
 from lutra.text.stop import StopFilter
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
+from lutra_golden.errors import LutraError
 
-__all__ = ["Generation", "Prefilled", "Writer", "complete", "prefill", "restart", "run", "split"]
+__all__ = [
+    "Generation",
+    "Prefilled",
+    "Writer",
+    "check_room",
+    "complete",
+    "prefill",
+    "restart",
+    "run",
+    "split",
+]
 
 N = TypeVar("N", int, float)
 
@@ -41,6 +52,29 @@ class Prefilled:
     loaded: LoadedModel
     sequence: TokenSequence
     result: StepResult
+
+
+def check_room(n_prompt: int, max_tokens: int | None, context: int) -> int:
+    """Most tokens that ``context`` positions leave behind a prompt of ``n_prompt`` tokens.
+
+    Raises LutraError if these are none, or fewer than ``max_tokens``.
+    """
+    if not n_prompt:
+        raise LutraError(
+            "the prompt is empty, and this model has no token that begins a text: give some"
+        )
+    room = context - n_prompt
+    if room < 1:
+        raise LutraError(
+            f"the prompt has {n_prompt} tokens, the context {context}: shorten the "
+            f"prompt to at most {context - 1} tokens"
+        )
+    if max_tokens is not None and not 1 <= max_tokens <= room:
+        raise LutraError(
+            f"{max_tokens} tokens cannot be generated: the prompt takes {n_prompt} of "
+            f"{context} positions: ask for 1 to {room}"
+        )
+    return room
 
 
 def split(tokens: Sequence[int], size: int) -> list[Sequence[int]]:

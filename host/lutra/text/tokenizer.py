@@ -128,6 +128,14 @@ class Tokenizer:
         that the model has no rows for, and that no text has."""
         return self._backend.own_size
 
+    def check_model(self, path: Path, vocab_size: int) -> None:
+        """Refuse the model at ``path`` with ``vocab_size`` tokens if this tokenizer has more."""
+        if self.own_size > vocab_size:
+            raise LutraError(
+                f"{path} mixes two models: its tokenizer has {self.own_size} tokens, "
+                f"config.json {vocab_size}: copy the model again"
+            )
+
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of plain text, in which a special token's name stands for itself.
 

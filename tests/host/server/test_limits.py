@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ for _needed in ("fastapi", "uvicorn", "httpx"):
 import httpx
 from tests.host.server.served import WAIT_S, Gated, Served, served, small_model, until
 
+from lutra.devices.base import DeviceError, Step, StepResult
 from lutra.server.app import make_app
 from lutra.server.limits import Limits
 from lutra.server.run import HttpServer, address, is_loopback, listen, local_names
@@ -195,9 +196,7 @@ def test_a_device_that_fails(model: Path) -> None:
         assert server.post("/v1/completions", BODY).json()["choices"] == expected
 
 
-def _fails(*_: object) -> list[object]:
-    from lutra.devices.base import DeviceError
-
+def _fails(steps: Sequence[Step]) -> list[StepResult]:
     raise DeviceError("the memory is broken")
 
 

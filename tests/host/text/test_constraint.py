@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,13 +31,14 @@ def folder(model_folder: Callable[[str], Path]) -> Path:
 
 def test_texts_have_the_form(folder: Path) -> None:
     """Whatever the model would say; the text ends where the form does."""
+    forms: list[tuple[dict[str, Any], str]] = [
+        ({"regex": "(ab|cd){2}!"}, r"(ab|cd){2}!"),
+        ({"grammar": 'root ::= "yes" | "no"'}, r"yes|no"),
+        ({"grammar": 'start: "yes" | "no"'}, r"yes|no"),
+    ]
     with LLM(folder, "golden") as llm:
         for seed in range(3):
-            for form, pattern in (
-                ({"regex": "(ab|cd){2}!"}, r"(ab|cd){2}!"),
-                ({"grammar": 'root ::= "yes" | "no"'}, r"yes|no"),
-                ({"grammar": 'start: "yes" | "no"'}, r"yes|no"),
-            ):
+            for form, pattern in forms:
                 sampling = SamplingParams(seed=seed, temperature=2, top_k=0, **form)
                 found = llm.generate("a king", 20, sampling)
                 assert re.fullmatch(pattern, found.text)

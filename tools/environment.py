@@ -29,6 +29,13 @@ STANDS_S = 10.0  # without progress, after which no estimate is worth anything
 # packages that come with each extra, roughly: for the estimate alone
 N_PACKAGES = {"": 28, "sim": 24, "dev": 60, "pynq": 40}
 
+# what pip does before it collects packages, in words of its log, and what that is here: metadata of
+# an installation in place come from a build, which compiles the library (hatch_build.py)
+STEPS = {
+    "Installing build dependencies": "fetching what it is built with",
+    "Preparing editable metadata": "compiling the CPU's kernels",
+}
+
 # Lutra's own distribution when it had the name that is another project's on PyPI
 OLD_NAME = "lutra"
 
@@ -192,10 +199,13 @@ def installed_share(log: str, n_expected: int, n_done: int) -> tuple[float, str]
         names = unpacking[1].split(", ")
         return 0.6 + 0.4 * min(n_done / len(names), 0.99), f"unpacking {len(names)} packages"
     if re.search(r"^ *Building editable for lutra", log, re.MULTILINE):
-        return 0.6, "compiling the CPU's kernels"
+        return 0.6, "building the package"
     seen = re.findall(r"^ *(?:Collecting|Downloading|Using cached) ([\w.-]+)", log, re.MULTILINE)
     collected = re.findall(r"^Collecting ", log, re.MULTILINE)
-    doing = f"fetching {seen[-1].partition('-')[0]}" if seen else "reading pyproject.toml"
+    begun = re.findall(r"^ *(.+?)(?: \(pyproject\.toml\))?: started$", log, re.MULTILINE)
+    doing = STEPS.get(begun[-1] if begun else "", "reading pyproject.toml")
+    if seen:
+        doing = f"fetching {seen[-1].partition('-')[0]}"
     return 0.6 * min(len(collected) / n_expected, 0.99), doing
 
 

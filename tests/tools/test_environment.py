@@ -145,11 +145,16 @@ def test_a_broken_stamp_counts_as_none(environment: ModuleType) -> None:
 
 def test_share(environment: ModuleType) -> None:
     assert environment.installed_share("", 10, 0) == (0.0, "reading pyproject.toml")
+    log = "Obtaining file:///somewhere/lutra\n  Installing build dependencies: started\n"
+    assert environment.installed_share(log, 10, 0) == (0.0, "fetching what it is built with")
+    log += "  Installing build dependencies: finished with status 'done'\n"
+    log += "  Preparing editable metadata (pyproject.toml): started\n"
+    assert environment.installed_share(log, 10, 0) == (0.0, "compiling the CPU's kernels")
     share, doing = environment.installed_share(LOG, 10, 0)
     assert share == pytest.approx(0.12)
     assert doing == "fetching rich"
     log = f"{LOG}  Building editable for lutra-fpga (pyproject.toml): started\n"
-    assert environment.installed_share(log, 10, 0) == (0.6, "compiling the CPU's kernels")
+    assert environment.installed_share(log, 10, 0) == (0.6, "building the package")
     share, doing = environment.installed_share(f"{LOG}Installing collected packages: a, b\n", 10, 1)
     assert share == pytest.approx(0.8)
     assert doing == "unpacking 2 packages"

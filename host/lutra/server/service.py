@@ -187,6 +187,13 @@ class Service:
         """Tokens of a conversation; ApiError if the model has no template, or that refuses it, or
         does not know of ``tools``."""
         llm, template = self.llm, self._template
+        if template is None:
+            raise ApiError(
+                400,
+                f"the model {llm.packed.name} has no chat template, and continues texts: ask "
+                "/v1/completions, or start the server with --chat-template FILE",
+                param="messages",
+            )
         if tools is not None and not self._calls:
             raise ApiError(
                 400,
@@ -194,9 +201,8 @@ class Service:
                 "out, or serve a model that was trained to call functions",
                 param="tools",
             )
-        render = None if template is None else template.render
         try:
-            return await self.text_work(lambda: llm.encode_chat(messages, tools, render))
+            return await self.text_work(lambda: llm.encode_chat(messages, tools, template.render))
         except LutraError as error:
             raise ApiError(400, str(error), param="messages") from None
 

@@ -431,11 +431,16 @@ def test_json_must_say_that_it_is(server: Served) -> None:
 
 def test_a_model_without_a_template(tmp_path: Path) -> None:
     with served(small_model(tmp_path / "plain"), template=None) as server:
-        body = {"messages": [{"role": "user", "content": "Hi"}]}
-        found = server.post("/v1/chat/completions", body)
-        assert found.status_code == 400
-        assert found.json()["error"]["message"].startswith("the model plain has no chat template")
-        assert found.json()["error"]["param"] == "messages"
+        body: dict[str, object] = {"messages": [{"role": "user", "content": "Hi"}]}
+        tool = {"type": "function", "function": {"name": "f"}}
+        for more in ({}, {"tools": [tool]}):
+            found = server.post("/v1/chat/completions", body | more)
+            assert found.status_code == 400
+            assert found.json()["error"]["message"] == (
+                "the model plain has no chat template, and continues texts: ask /v1/completions, "
+                "or start the server with --chat-template FILE"
+            )
+            assert found.json()["error"]["param"] == "messages"
 
 
 def test_a_template_that_refuses(tmp_path: Path) -> None:

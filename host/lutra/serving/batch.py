@@ -258,8 +258,13 @@ class Batch:
                 self._end(request, failed)
 
     def _is_coming(self, request: Request) -> bool:
-        """True if a prompt under way begins like that of ``request``, which can copy it soon."""
+        """True if a prompt under way begins like that of ``request``, which can copy it soon.
+
+        One of lower priority may have to wait for others first.
+        """
         for other in self._running:
+            if other.priority < request.priority:
+                continue
             shared = common_prefix(other.prompt, request.prompt[:-1])
             if shared >= LEAST_PREFIX and len(_tokens(other)) < shared:
                 return True
@@ -296,6 +301,7 @@ class Batch:
         if sequence is not None:
             if request.goes_on:
                 request.again = list(sequence.tokens)
+            self._places.give()
             sequence.close()
         with self._lock:
             self._waiting.append(request)

@@ -254,6 +254,11 @@ MUTANTS = [
             "n_positions, spare = len(text) + 1, 0",
         ),
         ("the first in order gives way", "self._set_back(max(", "self._set_back(min("),
+        (
+            "who gives way keeps its place",
+            "            self._places.give()\n            sequence.close()\n",
+            "            sequence.close()\n",
+        ),
         ("the prompt grows by what is computed again", "if not request.again:", "if True:"),
     ),
     *planted(

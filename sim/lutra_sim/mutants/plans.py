@@ -193,8 +193,8 @@ MUTANTS = [
         ),
         (
             "what noise there is corrects",
-            "if abs(ratio - 1) > _DRIFT:",
-            "if ratio != 1:",
+            "if ratio > 0 and abs(ratio - 1) > _DRIFT:",
+            "if ratio > 0:",
         ),
         (
             "half of the rows are corrected by the whole",

@@ -346,3 +346,23 @@ def test_closing_ends_all(packed: Model) -> None:
     assert not batch.step()
     with pytest.raises(LutraError, match="no tokens"):
         batch.add(clients[0].request([]))
+
+
+def test_a_prompt_waits_for_none_that_comes_after_it(packed: Model) -> None:
+    """Others may go before one of lower priority that begins alike: nobody waits for that."""
+    model = packed("grouped")
+    device = Watched(model)
+    batch = Batch(loaded(device))
+    common = prompt(16, 1, model.vocab_size)
+    slow, between, urgent = Client(2), Client(2), Client(2)
+    batch.add(slow.request([*common, *prompt(8, 2, model.vocab_size)]))
+    batch.step()
+    assert device.seen == [[8]]
+    batch.add(between.request(prompt(24, 3, model.vocab_size), priority=1))
+    batch.add(urgent.request([*common, *prompt(4, 4, model.vocab_size)], priority=2))
+    while not urgent.ends:
+        batch.step()
+    assert not between.tokens and not slow.tokens
+    finish(batch)
+    expected = alone(model, [*common, *prompt(4, 4, model.vocab_size)], 2, GREEDY)
+    assert urgent.tokens == expected

@@ -186,3 +186,17 @@ def test_a_single_text_takes_the_memory_of_known_ones(held: Held) -> None:
     [expected] = golden.run([Step(session=golden.session(), tokens=tokens)])
     np.testing.assert_array_equal(result.logits, expected.logits)
     assert len(loaded.known) == 1
+
+
+def test_who_gives_way_leaves_its_place(held: Held) -> None:
+    """As many as before come in at a time, however often one of them was set back."""
+    batch = Batch(held.loaded(3), most=2)
+    for seed in (0, 2, 4):
+        clients = [Client(24), Client(24)]
+        for i, client in enumerate(clients):
+            batch.add(client.request(held.prompt(10, seed + i)))
+        batch.step()
+        assert batch.n_running == 2
+        finish(batch)
+        for i, client in enumerate(clients):
+            assert client.tokens == alone(held.model, held.prompt(10, seed + i), 24, GREEDY)

@@ -312,6 +312,7 @@ class PlannedDevice(Closing):
         self._sessions.clear()
         self._mover.close()
         self._rows.close()
+        self.took.take()  # times of another model
         self._plans = []
 
     # -- for sessions

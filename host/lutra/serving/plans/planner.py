@@ -126,9 +126,11 @@ class Planner(Closing):
 
     def correct(self, facts: Sequence[Fact]) -> None:
         """Correct the profiles of devices whose passes took longer or shorter than predicted, and
-        keep them."""
+        keep them; nothing is learnt from passes of devices that have none here."""
         costs, found = self.costs, {site: list[Deviation]() for site in self.profiles}
         for fact in facts:
+            if not {*fact.stage.sites, *fact.beside} <= set(self.profiles):
+                continue
             predicted = costs.stage_s(fact.stage, fact.sizes, fact.positions, fact.beside)
             for site in fact.stage.sites:
                 found[site].append(
@@ -213,12 +215,13 @@ def planned_device(
     for site in sites:
         if not site.is_here:
             site.make()  # says that it is modelled
-    planners = dict[int, Planner]()
+    planner: Planner | None = None
     devices = [site.make(progress) for site in sites]
 
     def choose(model: PackedModel, alive: Sequence[int]) -> Sequence[Plan]:
-        found = planners.get(id(model))
-        if found is None or not set(alive) <= set(found.profiles):
+        nonlocal planner
+        found = planner
+        if found is None or found.model is not model or not set(alive) <= set(found.profiles):
             # those that failed to load are not measured
             left = [sites[i] for i in alive]
             own = Planner(
@@ -228,19 +231,18 @@ def planned_device(
             own.profiles = {alive[i]: each for i, each in own.profiles.items()}
             own.links = {(alive[i], alive[j]): each for (i, j), each in own.links.items()}
             own.sites = list(sites)
-            planners.clear()
-            planners[id(model)] = found = own
+            planner = found = own
         wanted = workload or workload_within(model)
         return found.choose(wanted, slo, alive, progress).chosen.plans
 
     def expect(
         route: Route, sizes: Sequence[int], positions: Sequence[int], beside: Sequence[int]
     ) -> float:
-        [planner] = planners.values()
+        assert planner is not None, "a plan is chosen"
         return planner.costs.pass_s(route, sizes, positions, beside)
 
     def learn(facts: Sequence[Fact]) -> None:
-        [planner] = planners.values()
+        assert planner is not None, "a plan is chosen"
         planner.correct(facts)
 
     labels = [site.label for site in sites]

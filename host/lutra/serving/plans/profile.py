@@ -8,7 +8,7 @@ positions, and what lies between is interpolated.
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import log, sqrt
+from math import inf, log, sqrt
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -60,6 +60,8 @@ class Table:
                 raise ValueError(f"axes of a table must ascend, not {axis}")
         if [len(row) for row in self.seconds] != [len(self.positions)] * len(self.tokens):
             raise ValueError("a table needs a time for each number of tokens at each position")
+        if not all(0 <= each < inf for row in self.seconds for each in row):
+            raise ValueError("times of a table must be 0 or more seconds")
 
     def at(self, tokens: float, position: float) -> float:
         """Seconds of a pass of ``tokens`` tokens, of which the first is at ``position``."""
@@ -88,7 +90,7 @@ class Table:
         rows = list(self.seconds)
         for i, row in enumerate(rows):
             ratio = taken[i] / predicted[i] if predicted[i] else 1.0
-            if abs(ratio - 1) > _DRIFT:
+            if ratio > 0 and abs(ratio - 1) > _DRIFT:
                 rows[i] = tuple(each * sqrt(ratio) for each in row)
         return replace(self, seconds=tuple(rows))
 
@@ -232,7 +234,7 @@ class DeviceProfile:
             if given["kind"] not in _KINDS:
                 raise ValueError
             return cls(**given)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise LutraError("this is no profile of a device: measure it again") from None
 
 

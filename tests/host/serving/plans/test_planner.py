@@ -94,6 +94,7 @@ def test_profiles_are_corrected_by_what_passes_took(
         near = {pair: replace(link, crowd=((1, 3.0),)) for pair, link in planner.links.items()}
         planner.links = near
         planner.correct([replace(fact(whole(1, 2)[0], 3.0), beside=(0,))])
+        planner.correct([replace(fact(whole(1, 2)[0], 9.0), beside=(7,))])  # that is not here
         assert planner.profiles[1] == after
         assert planner.labels == ["golden", "golden#2"]
         assert workload_within(model) == Workload(prompt=24, answer=8)

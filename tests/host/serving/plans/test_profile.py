@@ -76,6 +76,8 @@ def test_tables_are_linear_between_entries_and_beyond() -> None:
         {"tokens": (), "positions": (0,), "seconds": ()},
         {"tokens": (2, 1), "positions": (0,), "seconds": ((1.0,), (1.0,))},
         {"tokens": (1,), "positions": (0, 5), "seconds": ((1.0,),)},
+        {"tokens": (1,), "positions": (0,), "seconds": ((-1.0,),)},
+        {"tokens": (1,), "positions": (0,), "seconds": ((float("nan"),),)},
     ],
 )
 def test_tables_that_are_none(bad: dict[str, tuple[int, ...]]) -> None:
@@ -137,6 +139,8 @@ def test_rows_of_a_table_are_corrected_by_passes_of_about_as_many_tokens() -> No
         assert found.at(1, position) == table.at(1, position)
         assert found.at(64, position) == table.at(64, position)
     assert table.corrected([]) == table
+    # a clock that stood still says nothing
+    assert table.corrected([Deviation(tokens=1, seconds=0.0, predicted=1.0)]) == table
 
 
 def test_profiles_learn_from_passes_of_all_rows_and_of_some() -> None:

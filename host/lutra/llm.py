@@ -215,7 +215,7 @@ class LLM(Closing):
                 if is_gguf(path):
                     vocabulary(None)  # the file says itself what begins a text
 
-            def check(tokenizer: Tokenizer, vocab_size: int, context: int) -> Tokenizer:
+            def checked(tokenizer: Tokenizer, vocab_size: int, context: int) -> Tokenizer:
                 tokenizer.check_model(path, vocab_size)
                 if check_text is not None:
                     check_text(tokenizer, context)
@@ -224,7 +224,7 @@ class LLM(Closing):
             def before_packing(form: Format, config: DecoderConfig) -> None:
                 self._placement.check(form)
                 tokenizer = vocabulary(config.bos_token_id).result()
-                check(tokenizer, config.vocab_size, config.max_position_embeddings)
+                checked(tokenizer, config.vocab_size, config.max_position_embeddings)
                 if load:
                     self._placement.prepare(form)
 
@@ -246,7 +246,7 @@ class LLM(Closing):
                 self._draft = self._drafting(speculation, threads)
             if load:
                 self.load()
-            self.tokenizer = check(reading.result(), self.packed.vocab_size, self.packed.context)
+            self.tokenizer = checked(reading.result(), self.packed.vocab_size, self.packed.context)
         self.eos = frozenset(self.packed.eos) | self.tokenizer.eos
 
     def __repr__(self) -> str:

@@ -169,7 +169,7 @@ class Writer:
         stats, ends, n = self.stats, self._ends, self._generation.sampling.logprobs
         stats.tokens.append(token)
         stats.generated_tokens += 1
-        whole = token in ends or self.sampler.complete
+        whole = token in ends or self.sampler.is_complete_with(stats.generated_tokens)
         last = whole or stats.generated_tokens == self._generation.max_tokens
         text = "" if token in ends else self._decoder.push(token)
         text = self._stop.push(text + self._decoder.flush() if last else text)

@@ -61,8 +61,10 @@ class Constraints:
 class Constraint:
     """Tokens that may come next in one text."""
 
-    def __init__(self, kind: str, matcher: Any) -> None:
+    def __init__(self, kind: str, matcher: Any, n_tokens: int = 0) -> None:
         self._kind, self._matcher = kind, matcher
+        self.n_tokens = n_tokens
+        """Tokens so far, without those behind the end."""
 
     @property
     def complete(self) -> bool:
@@ -71,7 +73,7 @@ class Constraint:
 
     def copy(self) -> "Constraint":
         """Another one, of the same text so far."""
-        return Constraint(self._kind, self._matcher.deep_copy())
+        return Constraint(self._kind, self._matcher.deep_copy(), self.n_tokens)
 
     def allowed(self, size: int) -> NDArray[np.int64]:
         """Ids below ``size`` of the tokens that may come next, ascending; at least one. Behind the
@@ -92,6 +94,7 @@ class Constraint:
         if not self._matcher.consume_token(token):
             reason = _line(self._matcher.get_error())
             raise ConstraintError(f"{self._kind} cannot be followed ({reason}): give a simpler one")
+        self.n_tokens += 1
 
 
 def _llguidance() -> Any:

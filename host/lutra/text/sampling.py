@@ -249,10 +249,11 @@ class Sampler:
         self._seen.add(token)
         return token
 
-    @property
-    def complete(self) -> bool:
-        """True if no token fits any more."""
-        return self._constraint is not None and self._constraint.complete
+    def is_complete_with(self, n: int) -> bool:
+        """True if no token fits behind the first ``n`` that were drawn; more may have been drawn
+        since, for a pass that guesses gives several."""
+        form = self._constraint
+        return form is not None and form.complete and form.n_tokens <= n
 
     def _changed(self, logits: NDArray[np.int64], scale: float) -> NDArray[np.int64]:
         """The logits ``[V]`` with biases and penalties, whole numbers as they were."""

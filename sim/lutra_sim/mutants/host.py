@@ -57,6 +57,11 @@ MUTANTS = [
         "host/lutra/text/sampling.py",
         ["host/text/test_constraint.py"],
         (
+            "a form ends with the first token of a pass that completes it",
+            "form.complete and form.n_tokens <= n",
+            "form.complete",
+        ),
+        (
             "tokens that do not fit",
             "int(allowed[self._draw(changed[allowed], scale)])",
             "self._draw(changed, scale)",

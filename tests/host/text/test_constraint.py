@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ pytest.importorskip("llguidance")
 from tests.host.random_model import EOS
 
 from lutra import LLM, LutraError, SamplingParams
+from lutra.serving.speculation.adaptive import AdaptiveSpeculation
+from lutra.serving.speculation.drafts import Drafts
 from lutra.text import constraint
 from lutra.text.tokenizer import Tokenizer
 
@@ -101,6 +103,33 @@ def test_guessed_tokens_have_the_form(folder: Path, temperature: float) -> None:
     assert found.tokens == alone.tokens and found.text == alone.text
     assert re.fullmatch("([a-c]{3}-){4}", found.text)
     assert found.stats.drafted_tokens
+
+
+def test_a_form_that_ends_in_a_pass_of_several_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of its last tokens are guessed at once, none is lost, and none too many; alone
+    and in a batch."""
+
+    def plan(
+        _self: AdaptiveSpeculation, texts: Sequence[tuple[Drafts, int]], room: int
+    ) -> list[list[int]]:
+        sizes = [min(most, room // len(texts)) for _, most in texts]
+        return [each.draft(n) if n else [] for (each, _), n in zip(texts, sizes, strict=True)]
+
+    for temperature in (0, 1.5):
+        sampling = SamplingParams(temperature=temperature, top_k=0, seed=3, regex="([a-c]{3}-){4}")
+        with LLM(folder, "golden") as llm:
+            alone = llm.generate("a king", 24, sampling)
+        with monkeypatch.context() as patched, LLM(folder, "golden") as draft:
+            patched.setattr(AdaptiveSpeculation, "plan", plan)
+            patched.setattr(AdaptiveSpeculation, "took", lambda *_: None)
+            with LLM(folder, "golden", speculation=draft) as llm:
+                found = [llm.generate("a king", 24, sampling)]
+                found += llm.generate(["a king", "a queen"], 24, sampling)[:1]
+        for each in found:
+            assert each.stats.accepted_tokens
+            assert each.tokens == alone.tokens and each.text == alone.text
 
 
 def test_several_completions_have_a_form_each(folder: Path) -> None:

@@ -249,6 +249,11 @@ MUTANTS = [
         "host/lutra/serving/plans/costs.py",
         _SEARCH,
         (
+            "a device has prompts and answers at once",
+            "if prompts_at & answers_at:",
+            "if not prompts_at:",
+        ),
+        (
             "devices at work are alone",
             "seconds * (1 + sum(lost))",
             "seconds * (1 + 0 * sum(lost))",

@@ -227,11 +227,21 @@ class Costs:
 
     def _split(self, plan: Plan, workload: Workload, n: int) -> tuple[list[_Run], float]:
         """Requests whose prompts are computed one after another, and answered together elsewhere;
-        and the seconds of the hand-over that are not hidden."""
+        and the seconds of the hand-over that are not hidden.
+
+        A device that has both is busy with prompts until the last one is there: passes of answers
+        in between make them wait for as long.
+        """
         prefill = self._prompt_s(plan, workload.prompt)
         exposed = self._exposed_s(plan, workload.prompt, prefill)
         runs = [_Run(workload.prompt, [(i + 1) * prefill]) for i in range(n)]
         ready = [run.times[0] + exposed for run in runs]
+        prompts_at, answers_at = (
+            {site for stage in route for site in stage.sites}
+            for route in (plan.prefill, plan.decode)
+        )
+        if prompts_at & answers_at:
+            ready = [ready[-1]] * n
         now = 0.0
         while left := [i for i, run in enumerate(runs) if len(run.times) < workload.answer]:
             coming = min(ready[i] for i in left)

@@ -13,6 +13,7 @@ __all__ = ["AS_GOOD", "Alternative", "Choice", "Slo", "choose_plan", "pareto"]
 
 Progress = Callable[[str, float], None]
 _EXACT = 2000  # pipelines that are all looked at
+_UNLIKE = 0.1  # of a pass, by which attention's part differs between devices
 _LEAST_SHARE = 0.02  # of rows, as fewer are not worth the meetings
 AS_GOOD = 1.02
 """A plan with fewer devices may take this much longer."""
@@ -200,14 +201,19 @@ def _row_routes(
     costs: Costs, sites: Sequence[int], n_layers: int, workload: Workload
 ) -> Iterator[Route]:
     """Rows of each layer divided between two devices and more that can: so that all take as long
-    for a token of each answer, or else for a prompt; heads as the rows, or all on one of them."""
+    for a token of each answer, or else for a prompt; heads as the rows, or all on one of them if
+    attention is not about the same part of a pass on each."""
     for n in range(2, len(sites) + 1):
         for some in combinations(sites, n):
             if any(costs.links[pair].meeting_s is None for pair in permutations(some, 2)):
                 continue
             found: dict[Route, None] = {}
             for tokens, position in ((workload.requests, workload.prompt), (workload.prompt, 0)):
-                for attending in (None, *some):
+                without = [
+                    costs.profiles[site].of_rows(tokens, position, 1.0, 0.0) for site in some
+                ]
+                unlike = max(without) - min(without) > _UNLIKE
+                for attending in (None, *(some if unlike else ())):
                     shares = _even_rows(costs, some, tokens, position, attending)
                     if shares is not None:
                         found[by_rows(shares, n_layers)] = None

@@ -148,6 +148,19 @@ def test_layers_in_a_pipeline(model: PackedModel) -> None:
     assert far.of([pipe(2)], Workload(prompt=64, answer=1)).ttft_s == pytest.approx(3 * 0.16 + 0.1)
 
 
+def test_a_device_with_prompts_and_answers_has_one_at_a_time(model: PackedModel) -> None:
+    """Prompts in a pipeline of both, 0.48 s each, then the answers of both on the first, not at the
+    same time; on a device that has no prompts they begin with the first."""
+    own = costs(model, *(device(0.01, 0.4) for _ in range(3)))
+    two = Workload(prompt=64, answer=3, requests=2)
+    shared = own.of([Plan(pipe(2).prefill, Plan.on(0, N_LAYERS).decode)], two)
+    assert shared.ttft_s == pytest.approx((0.48 + 0.96) / 2)
+    assert shared.seconds == pytest.approx(0.96 + 2 * 0.4)
+    apart = own.of([Plan(pipe(2).prefill, Plan.on(2, N_LAYERS).decode)], two)
+    # the first has its answer before the second one comes
+    assert apart.seconds == pytest.approx(0.48 + 4 * 0.4)
+
+
 def test_the_quickest_plan_is_chosen(model: PackedModel) -> None:
     own = costs(model, device(0.001, 0.5), device(0.02, 0.1))
     choice = choose_plan(own, Workload(prompt=100, answer=11))

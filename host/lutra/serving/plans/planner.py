@@ -178,7 +178,7 @@ class Planner(Closing):
         return measure_link(source, target, Direct())
 
     def _crowd(self, i: int, j: int, known: dict[tuple[str, str], Crowd]) -> Crowd:
-        """What a device loses while another one is at work; one of a kind is measured once."""
+        """Crowd of a device beside another one at work; pairs of a kind are measured once."""
         source, target = self.devices[i], self.devices[j]
         profiles = self.profiles[i], self.profiles[j]
         if source is None or target is None or any(p.kind != "measured" for p in profiles):

@@ -170,7 +170,7 @@ class Batch:
 
     @property
     def known(self) -> KnownPrefixes:
-        """What is kept of ended sequences, for the prompts of later requests."""
+        """Ended sequences that are kept for the prompts of later requests."""
         return self._loaded.known
 
     def step(self) -> bool:

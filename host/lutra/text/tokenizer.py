@@ -168,7 +168,7 @@ class Tokenizer:
         return self._special.sub(lambda match: match[0][0] + _BREAK + match[0][1:], text)
 
     def constraint(self, form: tuple[str, str] | None, ends: Collection[int]) -> Constraint | None:
-        """What a text of a ``form`` may have, see :attr:`SamplingParams.form`; None without one.
+        """Constraint of a text of a ``form``, see :attr:`SamplingParams.form`; None without one.
         It may end with one of the tokens ``ends``.
 
         The first one takes a second or two; LutraError for one that is not understood.

@@ -1,4 +1,4 @@
-"""What a server bears: keys, names, sizes, a full queue, clients that go away, its end."""
+"""Limits of a server: keys, names, sizes, a full queue, clients that go away, its end."""
 
 import json
 import socket

@@ -6,7 +6,7 @@ from lutra.serving.chunks import PromptPace, prompt_room
 
 
 def test_room_for_prompts() -> None:
-    """What takes 0.25 s where others wait, 16 tokens at least if a pass has room for them."""
+    """As many as take 0.25 s where others wait, 16 tokens at least if a pass has room for them."""
     pace = PromptPace()
     assert [pace.room(64, n) for n in (0, 3, 48)] == [64, 61, 16]
     pace.took(15, 100.0)

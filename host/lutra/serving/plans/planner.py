@@ -109,7 +109,7 @@ class Planner(Closing):
 
     @property
     def costs(self) -> Costs:
-        """What plans cost by the profiles as they are."""
+        """Costs of plans by the profiles as they are."""
         return Costs(self.model, self.profiles, self.links)
 
     def choose(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tests.host.serving.plans.test_device import pipeline
+from tests.host.serving.plans.test_device import moved_at, pipeline
 
 from lutra.devices.base import Device, DeviceError, Session, Step, StepResult
 from lutra.serving.plans.device import PlannedDevice, fixed
@@ -111,10 +111,4 @@ def hand_over_at_every_token(
         for at in range(1, len(tokens)):
             device = PlannedDevice(devices, fixed(Plan.on(site, n)))
             device.load(model)
-            session = device.session()
-            results = device.run([Step(session=session, tokens=tokens[:at])])
-            session.plan = move
-            for token in tokens[at:]:
-                results += device.run([Step(session=session, tokens=[token])])
-            session.close()
-            _compare(results, expected)
+            _compare(moved_at(device, move, tokens, at), expected)

@@ -238,18 +238,23 @@ def test_hand_over_at_every_token(move: Plan, model: PackedModel) -> None:
     """Plans change in mid-sentence, between any two tokens of prompt and answer."""
     tokens = TEXT[0][:12]
     [expected] = golden_run(model, tokens)
+    begin = Plan.on(1 - move.decode[0].site, 3)
     for at in range(1, len(tokens)):
-        chosen = [Plan.on(1 - move.decode[0].site, 3)]
-        device = PlannedDevice([Mortal(), CpuDevice(1)], lambda _m, _s, c=chosen: c)
-        with device:
-            device.load(model)
-            session = device.session()
-            results = device.run([Step(session=session, tokens=tokens[:at])])
-            session.plan = move
-            for token in tokens[at:]:
-                results += device.run([Step(session=session, tokens=[token])])
-            logits = np.concatenate([each.logits for each in results])
-            np.testing.assert_array_equal(logits, expected.logits)
+        with planned(model, begin, [Mortal(), CpuDevice(1)]) as device:
+            results = moved_at(device, move, tokens, at)
+        logits = np.concatenate([each.logits for each in results])
+        np.testing.assert_array_equal(logits, expected.logits)
+
+
+def moved_at(device: PlannedDevice, move: Plan, tokens: Sequence[int], at: int) -> list[StepResult]:
+    """Results of tokens one by one behind the first ``at``, where the plan changes to ``move``."""
+    session = device.session()
+    results = device.run([Step(session=session, tokens=tokens[:at])])
+    session.plan = move
+    for token in tokens[at:]:
+        results += device.run([Step(session=session, tokens=[token])])
+    session.close()
+    return results
 
 
 def golden_run(model: PackedModel, tokens: Sequence[int]) -> list[StepResult]:

@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 for _needed in ("fastapi", "uvicorn", "httpx"):
     pytest.importorskip(_needed)
 
+from tests.host.gate import gated, until
 from tests.host.server.served import Served, served, small_model
 
 from lutra.server.limits import Limits
 from lutra_flows.load import main
+
+KEY = {"authorization": "Bearer k"}
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +46,20 @@ def test_what_a_load_shows(server: Served, capsys: pytest.CaptureFixture[str]) -
 def test_requests_that_are_refused_are_counted(
     server: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--streams", "20", "--seconds", "1", "-n", "30"]
-    found = figures(capsys, server.url, *options)
+    """The first answer, alone, has 30 passes; then four requests run, and four wait."""
+
+    def refused() -> int:
+        return server.get("/status", headers=KEY).json()["requests"]["refused"]
+
+    expected = refused() + 12
+    with ThreadPoolExecutor() as pool, gated(server.llm.device, 31) as gate:
+        opened = pool.submit(lambda: (until(lambda: refused() == expected), gate.open()))
+        options = ["--streams", "20", "--requests", "20", "-n", "30"]
+        found = figures(capsys, server.url, *options)
+        opened.result()
     lost = found["lost"]
     assert isinstance(lost, dict)
+    assert (found["requests"], sum(lost.values())) == (8, 12)
     assert all(each.startswith("status 429") for each in lost)
 
 

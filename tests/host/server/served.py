@@ -1,46 +1,29 @@
 """A server for tests: a small model on the golden device, at a free port of this machine."""
 
-import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.host.gate import WAIT_S
 from tests.host.random_model import Shape, write_model
 
 from lutra import LLM
-from lutra.devices.base import Chunk, PassResult
 from lutra.devices.golden import GoldenDevice
 from lutra.server.app import make_app
 from lutra.server.limits import Limits
 from lutra.server.run import HttpServer, address, listen
 from lutra.server.service import Service
 
-__all__ = ["CONTEXT", "TEMPLATE", "WAIT_S", "Gated", "Served", "served", "small_model", "until"]
+__all__ = ["CONTEXT", "TEMPLATE", "Served", "served", "small_model"]
 
 CONTEXT = 256
-WAIT_S = 60
-"""Far beyond what anything here takes."""
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-
-
-class Gated(GoldenDevice):
-    """The golden device, which waits in every pass until it may go on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go = threading.Event()
-        self.passes = 0
-
-    def _pass(self, chunks: Sequence[Chunk]) -> PassResult:
-        self.passes += 1
-        assert self.go.wait(WAIT_S)
-        return super()._pass(chunks)
 
 
 @dataclass(frozen=True)
@@ -94,13 +77,3 @@ def served(
                 yield Served(address(listening), llm, service)
             finally:
                 service.close()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    pause = threading.Event()
-    for _ in range(WAIT_S * 100):
-        if holds():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it never held")

@@ -1,12 +1,16 @@
 """Limits of a server: keys, names, sizes, a full queue, clients that go away, its end."""
 
+import itertools
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +18,12 @@ for _needed in ("fastapi", "uvicorn", "httpx"):
     pytest.importorskip(_needed)
 
 import httpx
-from tests.host.server.served import WAIT_S, Gated, Served, served, small_model, until
+from tests.host.gate import WAIT_S, Gate, gated, until
+from tests.host.server.served import Served, served, small_model
 
 from lutra.devices.base import DeviceError, Step, StepResult
+from lutra.devices.golden import GoldenDevice
+from lutra.server import replies
 from lutra.server.app import make_app
 from lutra.server.limits import Limits
 from lutra.server.run import HttpServer, address, is_loopback, listen, local_names
@@ -32,11 +39,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def gated(model: Path) -> Iterator[tuple[Served, Gated]]:
-    device = Gated()
-    with served(model, device, Limits(parallel=1, queue=2)) as server:
-        yield server, device
-        device.go.set()
+def held(model: Path) -> Iterator[tuple[Served, Gate]]:
+    """A server of one request at a time, whose device is held in its first pass."""
+    with (
+        served(model, limits=Limits(parallel=1, queue=2)) as server,
+        gated(server.llm.device) as gate,
+    ):
+        yield server, gate
+
+
+@contextmanager
+def asking(server: Served, body: object) -> Generator[None]:
+    """A client that asks for a completion and goes away, without an answer, at the end."""
+    place = server.url.removeprefix("http://")
+    with closing(HTTPConnection(place, timeout=WAIT_S)) as client:
+        headers = {"content-type": "application/json"}
+        client.request("POST", "/v1/completions", json.dumps(body), headers)
+        yield
 
 
 def test_a_key_is_asked_for(model: Path) -> None:
@@ -97,9 +116,9 @@ def test_bodies_that_do_not_come(model: Path) -> None:
             assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_full_queue(gated: tuple[Served, Gated]) -> None:
+def test_a_full_queue(held: tuple[Served, Gate]) -> None:
     """Says when to come again; who is in is answered."""
-    server, device = gated
+    server, gate = held
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(server.post, "/v1/completions", BODY) for _ in range(3)]
         until(lambda: server.service.inside == 3)
@@ -112,37 +131,36 @@ def test_a_full_queue(gated: tuple[Served, Gated]) -> None:
         assert "vllm:num_requests_waiting" in figures
         assert '\nlutra:num_requests_refused_total{model_name="small"} 1\n' in figures
         until(lambda: server.llm.requests() == (1, 2))
-        device.go.set()
+        gate.open()
         texts = {each.result().json()["choices"][0]["text"] for each in asked}
     assert len(texts) == 1
     assert server.post("/v1/completions", BODY).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away(gated: tuple[Served, Gated], stream: bool) -> None:
+def test_a_client_that_goes_away(held: tuple[Served, Gate], stream: bool) -> None:
     """Its request ends, and others take its place."""
-    server, device = gated
-    long = BODY | {"max_tokens": 200, "stream": stream}
-    with pytest.raises(httpx.ReadTimeout):
-        with httpx.stream(
-            "POST", f"{server.url}/v1/completions", json=long, timeout=0.5
-        ) as response:
-            for _ in response.iter_bytes():
-                pass
+    server, gate = held
+    with asking(server, BODY | {"max_tokens": 200, "stream": stream}):
+        until(lambda: gate.holds)
     until(lambda: server.service.inside == 0)
-    device.go.set()
+    gate.open()
     until(lambda: server.llm.requests() == (0, 0))
-    assert device.passes < 10
+    assert gate.passes == 1
     assert server.post("/v1/completions", BODY).status_code == 200
     assert 'finished_reason="abort"} 1' in server.get("/metrics").text
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_answers_take_a_bounded_time(model: Path, stream: bool) -> None:
-    device = Gated()
-    with served(model, device, Limits(seconds=0.5)) as server:
+def test_answers_take_a_bounded_time(
+    model: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    # what comes before an answer takes no time, or that may be all that there is
+    now = itertools.chain([0.0], iter(time.perf_counter, None))
+    monkeypatch.setattr(replies, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    with served(model, limits=Limits(seconds=0.5)) as server, gated(server.llm.device) as gate:
         found = server.post("/v1/completions", BODY | {"stream": stream})
-        device.go.set()
+        gate.open()
         if stream:
             assert found.status_code == 200
             error = json.loads(found.text.removeprefix("data: "))["error"]
@@ -168,8 +186,9 @@ def test_what_comes_before_an_answer_counts(model: Path, monkeypatch: pytest.Mon
         found = server.post("/v1/completions", BODY)
         assert (found.status_code, found.json()["error"]["code"]) == (408, "timeout")
         assert server.service.inside == 0
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}/v1/completions", json=BODY, timeout=0.1)
+        server.service.limits = Limits()
+        with asking(server, BODY):
+            until(lambda: server.service.inside == 1)
         until(lambda: server.service.inside == 0)
         go.set()
         assert server.post("/v1/completions", BODY).status_code == 200
@@ -184,8 +203,7 @@ def test_answers_have_a_bounded_length(model: Path) -> None:
 
 def test_a_device_that_fails(model: Path) -> None:
     """Is the server's fault, and says so; the server goes on."""
-    device = Gated()
-    device.go.set()
+    device = GoldenDevice()
     with served(model, device) as server:
         expected = server.post("/v1/completions", BODY).json()["choices"]
         run, device.run = device.run, _fails
@@ -214,24 +232,23 @@ def test_nothing_is_taken_before_the_model_is_there() -> None:
 
 def test_requests_under_way_end_in_good_order(model: Path) -> None:
     """Those that are done within the grace are answered, the others are cut off."""
-    device = Gated()
-    with ThreadPoolExecutor() as pool:
+    device = GoldenDevice()
+    with ThreadPoolExecutor() as pool, gated(device) as gate:
         with served(model, device, grace=WAIT_S) as server:
             asked = pool.submit(server.post, "/v1/completions", BODY)
-            until(lambda: device.passes > 0)
+            until(lambda: gate.holds)
             server.service.closing = True
             assert server.get("/health").json()["error"]["code"] == "closing"
-            device.go.set()
+            gate.open()
         assert asked.result().status_code == 200
-    device = Gated()
-    with ThreadPoolExecutor() as pool:
-        begun = time.monotonic()
+    device = GoldenDevice()
+    with ThreadPoolExecutor() as pool, gated(device) as gate:
         with served(model, device) as server:
             asked = pool.submit(server.post, "/v1/completions", BODY)
             stream = pool.submit(server.post, "/v1/completions", BODY | {"stream": True})
-            until(lambda: device.passes > 0 and server.service.inside == 2)
-            pool.submit(lambda: (time.sleep(3), device.go.set()))
-        assert time.monotonic() - begun < WAIT_S / 2
+            until(lambda: gate.holds and server.service.inside == 2)
+            # the model is closed after the pass, which goes on when both have their answers
+            pool.submit(lambda: (wait([asked, stream]), gate.open()))
         with pytest.raises(httpx.HTTPError):
             asked.result().raise_for_status()
         # which does not look like a whole one

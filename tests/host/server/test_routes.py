@@ -13,7 +13,8 @@ for _needed in ("fastapi", "uvicorn", "openai", "httpx"):
 
 import httpx
 import openai
-from tests.host.server.served import CONTEXT, Served, served, small_model, until
+from tests.host.gate import until
+from tests.host.server.served import CONTEXT, Served, served, small_model
 
 from lutra import SamplingParams
 from lutra.server.metrics import Metrics

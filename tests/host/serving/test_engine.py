@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 
 import pytest
+from tests.host.gate import WAIT_S, gated, until
 from tests.host.serving.test_batch import GREEDY, Watched, alone, loaded, prompt
 
 from lutra.serving.batch import Batch, Request
@@ -15,7 +17,6 @@ from lutra_golden.model.packed import PackedModel
 
 Model = Callable[[str], PackedModel]
 End = tuple[list[int], BaseException | None]
-_SECONDS = 60  # far beyond what a request takes
 
 
 class Client:
@@ -32,7 +33,7 @@ class Client:
         )
 
     def wait(self) -> End:
-        return self.made, self.done.get(timeout=_SECONDS)
+        return self.made, self.done.get(timeout=WAIT_S)
 
 
 def test_requests_of_several_threads(packed: Model) -> None:
@@ -61,13 +62,19 @@ def test_requests_of_several_threads(packed: Model) -> None:
 
 
 def test_closing_ends_what_is_under_way(packed: Model) -> None:
-    model = packed("grouped")
-    engine = BatchEngine(Batch(loaded(Watched(model))))
-    client = Client([1, 2], 10_000)
-    engine.submit(client.request)
-    engine.close()
-    _, error = client.wait()
-    assert isinstance(error, LutraError)
+    device = Watched(packed("grouped"))
+    engine = BatchEngine(Batch(loaded(device)))
+    client = Client([1, 2], 10)
+    with ThreadPoolExecutor() as pool, gated(device, 3) as gate:
+        engine.submit(client.request)
+        until(lambda: gate.holds)
+        closed = pool.submit(engine.close)
+        until(lambda: engine.ended)
+        gate.open()
+        closed.result()
+    made, error = client.wait()
+    assert len(made) == 3
+    assert isinstance(error, LutraError) and str(error).startswith("the model was closed")
     with pytest.raises(LutraError, match=r"^requests are no longer taken: the model was closed"):
         engine.submit(Client([1], 1).request)
 
@@ -109,6 +116,6 @@ def test_an_error_of_all_ends_the_engine(packed: Model) -> None:
 
     batch.step = broken
     engine = BatchEngine(batch)
-    engine._thread.join(_SECONDS)
+    engine._thread.join(WAIT_S)
     with pytest.raises(LutraError, match=r"^requests are no longer taken: no memory for logits$"):
         engine.submit(Client([1, 2], 3).request)

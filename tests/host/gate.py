@@ -36,11 +36,12 @@ class Gate:
 
 
 @contextmanager
-def gated(device: Device, at: int = 1) -> Generator[Gate]:
+def gated(device: Device, at: int = 1, *, taken: bool = True) -> Generator[Gate]:
     """A gate in a device of any kind, open and gone at the end.
 
-    A pass that is held is under way: other threads do not have the device meanwhile. Shares of
-    passes count as passes do; greedy tokens that a device makes by itself do not.
+    Other threads do not have the device while a pass is held in it, unless it is held before the
+    device is ``taken``: then runs count instead of passes. Shares of passes count as passes do;
+    greedy tokens that a device makes by itself do not.
     """
     assert isinstance(device, BaseDevice)
     gate, run = Gate(at), device._run
@@ -51,6 +52,10 @@ def gated(device: Device, at: int = 1) -> Generator[Gate]:
         pass_tokens: int,
         rows: range | None,
     ) -> list[StepResult]:
+        if not taken:
+            gate.enter()
+            return run(steps, run_pass, pass_tokens, rows)
+
         def run_one(chunks: Sequence[Chunk]) -> PassResult:
             gate.enter()
             return run_pass(chunks)

@@ -1,15 +1,15 @@
 """Requests on a device of several: the tokens are those of one device, and devices overlap."""
 
 import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
+from tests.host.gate import WAIT_S, gated, until
 from tests.host.serving.test_batch import GREEDY, Client, alone, prompt
 
 from lutra import SamplingParams
-from lutra.devices.base import Chunk, DeviceError, PassResult
+from lutra.devices.base import Chunk, Device, DeviceError, PassResult
 from lutra.devices.golden import GoldenDevice
 from lutra.serving.batch import MOST_AT_ONCE, Batch
 from lutra.serving.engine import BatchEngine, make_engine, own_engine
@@ -34,31 +34,31 @@ PLANS: dict[str, list[Plan]] = {
 }
 
 
-AT_ONCE: set[str] = set()
-INSIDE: list[str] = []
+class Failing(GoldenDevice):
+    """Fails after some passes."""
 
-
-class Slow(GoldenDevice):
-    """Takes a while for a pass, notes who is in one with it, and may fail after some passes."""
-
-    def __init__(self, label: str, passes: int = 10**9, seconds: float = 0.0) -> None:
+    def __init__(self, passes: int = 10**9) -> None:
         super().__init__()
-        self.label, self.passes, self.seconds = label, passes, seconds
-
-    def bytes_of(self, model: PackedModel) -> int:
-        return self._session_bytes(model)
+        self.passes = passes
 
     def _pass_of(self, party: Party | None, chunks: Sequence[Chunk]) -> PassResult:
         self.passes -= 1
         if self.passes < 0:
             raise DeviceError("it hangs: power it off and on")
-        INSIDE.append(self.label)
-        time.sleep(self.seconds)
-        if len(set(INSIDE)) > 1:
-            AT_ONCE.update(INSIDE)
-        result = super()._pass_of(party, chunks)
-        INSIDE.remove(self.label)
-        return result
+        return super()._pass_of(party, chunks)
+
+
+@contextmanager
+def held(devices: Sequence[Device]) -> Generator[Callable[[], None]]:
+    """Devices that run nothing before what this gives is called."""
+    with ExitStack() as stack:
+        gates = [stack.enter_context(gated(each, taken=False)) for each in devices]
+
+        def go() -> None:
+            for each in gates:
+                each.open()
+
+        yield go
 
 
 def engine_of(
@@ -75,9 +75,13 @@ def engine_of(
 
 
 def run(
-    model: PackedModel, engine: LaneEngine, lengths: Sequence[int], n: int = 5
+    model: PackedModel,
+    engine: LaneEngine,
+    lengths: Sequence[int],
+    n: int = 5,
+    submitted: Callable[[], object] = lambda: None,
 ) -> list[BaseException]:
-    """Submit requests and compare their tokens with those of each alone."""
+    """Submit requests, call ``submitted``, and compare the tokens with those of each alone."""
     own: list[tuple[Client, list[int], SamplingParams]] = []
     left, errors = threading.Semaphore(0), list[BaseException]()
     for i, length in enumerate(lengths):
@@ -93,8 +97,9 @@ def run(
 
         request.ended = ended
         engine.submit(request)
+    submitted()
     for _ in lengths:
-        assert left.acquire(timeout=60)
+        assert left.acquire(timeout=WAIT_S)
     if not errors:
         for client, tokens, sampling in own:
             assert client.tokens == alone(model, tokens, n, sampling)
@@ -104,7 +109,7 @@ def run(
 @pytest.mark.parametrize("kind", PLANS)
 def test_tokens_are_those_of_a_request_alone(kind: str, packed: Model) -> None:
     model = packed("grouped")
-    device, engine = engine_of(model, PLANS[kind], [Slow("a"), Slow("b")])
+    device, engine = engine_of(model, PLANS[kind], [Failing(), Failing()])
     with closing(engine):
         assert run(model, engine, (3, 19, 1, 9, 20)) == []
         # prompts that begin like earlier ones
@@ -120,25 +125,47 @@ def test_no_more_requests_are_on_the_devices_than_there_may_be(
     """Those that are answered elsewhere, and those between two threads, count, too."""
     model, seen = packed("grouped"), list[int]()
 
-    class Watched(Slow):
+    class Watched(GoldenDevice):
         def _pass_of(self, party: Party | None, chunks: Sequence[Chunk]) -> PassResult:
             seen.append(engine.n_running)
             return super()._pass_of(party, chunks)
 
-    _, engine = engine_of(model, PLANS[kind], [Watched("a"), Watched("b")], most)
-    with closing(engine):
-        assert run(model, engine, (9, 3, 14, 11, 2), n=6) == []
+    first, second = Watched(), Watched()
+    _, engine = engine_of(model, PLANS[kind], [first, second], most)
+    # of split phases, prompts go on while the first answer waits
+    waits = [second] if kind == "phases" else [first, second]
+    with closing(engine), held(waits) as go:
+
+        def submitted() -> None:
+            if kind == "phases":
+                until(lambda: engine.n_running == most)
+            go()
+
+        assert run(model, engine, (9, 3, 14, 11, 2), 6, submitted) == []
     assert max(seen) == most
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PLANS if kind != "whole"])
-def test_devices_work_at_the_same_time(kind: str, packed: Model) -> None:
+@pytest.mark.parametrize(
+    ("kind", "at"), [("phases", 3), ("pipeline", 2), ("side by side", 1), ("rows", 1)]
+)
+def test_devices_work_at_the_same_time(kind: str, at: int, packed: Model) -> None:
+    """One is asked for its run ``at`` while the other one is for its first; a prompt goes from
+    phase to phase in two runs, layer by layer."""
     model = packed("grouped")
-    AT_ONCE.clear()
-    _, engine = engine_of(model, PLANS[kind], [Slow("a", seconds=0.01), Slow("b", seconds=0.01)])
-    with closing(engine):
-        assert run(model, engine, (9, 12, 14, 11), n=8) == []
-    assert AT_ONCE == {"a", "b"}
+    first, second = GoldenDevice(), GoldenDevice()
+    _, engine = engine_of(model, PLANS[kind], [first, second])
+    with (
+        closing(engine),
+        gated(first, at, taken=False) as one,
+        gated(second, taken=False) as other,
+    ):
+
+        def at_once() -> None:
+            until(lambda: one.holds and other.holds)
+            one.open()
+            other.open()
+
+        assert run(model, engine, (9, 12), submitted=at_once) == []
 
 
 @pytest.mark.parametrize("kind", PLANS)
@@ -146,17 +173,17 @@ def test_devices_work_at_the_same_time(kind: str, packed: Model) -> None:
 def test_a_device_fails_while_requests_are_on_it(kind: str, victim: int, packed: Model) -> None:
     model = packed("grouped")
     for passes in (0, 1, 3):
-        devices = [Slow("a"), Slow("b")]
+        devices = [Failing(), Failing()]
         devices[victim].passes = passes
         device, engine = engine_of(model, PLANS[kind], devices)
-        with closing(engine):
-            assert run(model, engine, (5, 18, 9)) == []
+        with closing(engine), held(devices) as go:
+            assert run(model, engine, (5, 18, 9), submitted=go) == []
         assert len(device.notes) == ((kind, victim) != ("whole", 1))
 
 
 def test_errors_of_the_last_device_end_requests(packed: Model) -> None:
     model = packed("grouped")
-    _, engine = engine_of(model, [SPLIT], [Slow("a", 0), Slow("b", 0)])
+    _, engine = engine_of(model, [SPLIT], [Failing(0), Failing(0)])
     with closing(engine):
         errors = run(model, engine, (5, 9))
     assert errors and all("it hangs" in str(error) for error in errors)
@@ -164,15 +191,18 @@ def test_errors_of_the_last_device_end_requests(packed: Model) -> None:
 
 def test_a_request_is_cancelled(packed: Model) -> None:
     model = packed("grouped")
-    _, engine = engine_of(model, [SPLIT], [Slow("a", seconds=0.02), Slow("b", seconds=0.02)])
-    with closing(engine):
+    first = GoldenDevice()
+    _, engine = engine_of(model, [SPLIT], [first, GoldenDevice()])
+    with closing(engine), gated(first) as gate:
         client, ended = Client(10), threading.Event()
         request = client.request([1, 2, 3])
         request.ended = lambda error: ended.set()
         engine.submit(request)
+        until(lambda: gate.holds)
         engine.cancel(request)
-        assert ended.wait(60)
-        assert len(client.tokens) < 10
+        gate.open()
+        assert ended.wait(WAIT_S)
+        assert client.tokens == []
     with pytest.raises(LutraError, match="no longer taken"):
         engine.submit(request)
 
@@ -204,9 +234,14 @@ def test_requests_that_end_with_their_prompt_are_not_handed_on(packed: Model) ->
 def test_requests_wait_for_memory_of_other_threads(packed: Model) -> None:
     """There is room for two sessions on each device, one of which has a prompt."""
     model = packed("grouped")
-    devices = [Slow("a", seconds=0.002), Slow("b", seconds=0.002)]
+    devices = [GoldenDevice(), GoldenDevice()]
     for device in devices:
-        device.memory_limit = 2 * device.bytes_of(model)
+        device.memory_limit = 2 * device._session_bytes(model)
     _, engine = engine_of(model, [SPLIT], devices)
-    with closing(engine):
-        assert run(model, engine, (5, 18, 9, 7, 3)) == []
+    with closing(engine), gated(devices[1], taken=False) as gate:
+
+        def submitted() -> None:
+            until(lambda: (engine.n_running, engine.n_waiting) == (2, 3))
+            gate.open()
+
+        assert run(model, engine, (5, 18, 9, 7, 3), submitted=submitted) == []

@@ -18,7 +18,7 @@ class Gate:
     def __init__(self, at: int) -> None:
         self.passes = 0
         """Passes that have begun; the one that is held is the last of them."""
-        self._at, self._go = at, threading.Event()
+        self._at, self._go, self._lock = at, threading.Event(), threading.Lock()
 
     @property
     def holds(self) -> bool:
@@ -31,8 +31,10 @@ class Gate:
 
     def enter(self) -> None:
         """Begin a pass, in the thread that runs it; AssertionError if the gate stays shut."""
-        self.passes += 1
-        assert self.passes < self._at or self._go.wait(WAIT_S)
+        with self._lock:  # before a device is taken, several threads may come at once
+            self.passes += 1
+            number = self.passes
+        assert number < self._at or self._go.wait(WAIT_S)
 
 
 @contextmanager

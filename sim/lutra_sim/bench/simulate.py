@@ -41,7 +41,7 @@ def simulate(
     *testbenches: Callable[[Any], Coroutine[Any, Any, None]],
     max_cycles: int = 100_000,
 ) -> None:
-    """Run ``testbenches`` on ``dut`` under one ``sync`` clock until all of them have returned.
+    """Run ``testbenches`` on ``dut`` until all have returned, under a ``sync`` clock if it has one.
 
     Raises AssertionError when they have not after ``max_cycles``.
     """
@@ -56,7 +56,7 @@ def simulate(
         simulator.add_testbench(run)
 
     simulator = Simulator(dut)
-    simulator.add_clock(1e-6)
+    simulator.add_clock(1e-6, if_exists=True)
     for testbench in testbenches:
         add(testbench)
     try:

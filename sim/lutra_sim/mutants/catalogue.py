@@ -11,6 +11,7 @@ from lutra_sim.mutants import (
     golden_control,
     host,
     hw,
+    hw_fabric,
     hw_units,
     kernels,
     kernels_runner,
@@ -24,7 +25,7 @@ from lutra_sim.mutants.mutant import Mutant
 __all__ = ["MUTANTS", "PACKAGES", "SURVIVORS"]
 
 PACKAGES: Mapping[str, Sequence[Mutant]] = {
-    "hw": (*hw.MUTANTS, *hw_units.MUTANTS, *xrt.HW, *boards.HW),
+    "hw": (*hw.MUTANTS, *hw_units.MUTANTS, *hw_fabric.MUTANTS, *xrt.HW, *boards.HW),
     "golden": (*golden.MUTANTS, *golden_control.MUTANTS, *boards.GOLDEN),
     "host": (
         *host.MUTANTS,

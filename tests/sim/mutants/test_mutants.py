@@ -36,6 +36,7 @@ ASIDE = {
         hw/lutra_hw/axi/signatures.py hw/lutra_hw/control/context.py hw/lutra_hw/ports.py
         sim/lutra_golden/params.py sim/lutra_golden/vector/unit.py host/lutra/quantize/target.py
         sim/lutra_golden/strings.py sim/lutra_golden/core/packaging.py
+        sim/lutra_golden/core/fabric.py
     """,
     "headers without a function of their own": """
         attend.h kernels.h lutra_cpu.h matmul.h pool.h vector.h

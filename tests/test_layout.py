@@ -21,6 +21,7 @@ COMPOSITIONS = {Path("vector/unit")}
 PARTS = {
     Path("matmul/activations"): Path("matmul/engine"),
     Path("matmul/accumulate"): Path("matmul/grouped"),
+    Path("matmul/lane"): Path("matmul/lookup"),
     Path("vector/group_shifts"): Path("vector/norm"),
     Path("vector/head_scales"): Path("vector/rope"),
 }

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from lutra.models import load_model
 from lutra.models.decoder import Decoder
-from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import two_ports
 
@@ -93,7 +93,13 @@ LLAMAS = {
 }
 
 # What a step of the small configurations takes: depth, and bits of a digit.
-_ENGINES = {"ternary": (24, 2), "lut": (32, 1), "mixpe": (8, 4), "mac": (16, 2)}
+_ENGINES = {
+    "ternary": (24, 2),
+    "lut": (32, 1),
+    "mixpe": (8, 4),
+    "mac": (16, 2),
+    "lookup": (24, 1),
+}
 
 
 def config_for(
@@ -108,14 +114,15 @@ def config_for(
     )
     depth = max(shape.hidden_size, q_out, shape.intermediate_size)
     lanes, (step_depth, w_width) = 8, _ENGINES[engine]
-    depth_tile = changes.get("depth_tile", step_depth if engine == "ternary" else GROUP)
+    plain = not ENGINES[engine].grouped
+    depth_tile = changes.get("depth_tile", step_depth if plain else GROUP)
     fields: dict[str, object] = {
         "step_depth": step_depth,
         "depth_tile": depth_tile,
         "a_width": a_width,
         "w_width": w_width,
-        "acc_width": 24 if engine == "ternary" else 28,
-        "sum_width": 24 if engine == "ternary" else 20 + a_width + changes.get("scale_width", 8),
+        "acc_width": 24 if plain else 28,
+        "sum_width": 24 if plain else 20 + a_width + changes.get("scale_width", 8),
         "pass_tokens": 4,
         "acc_blocks": -(-rows // (2 * lanes)) * 2,
         "act_tiles": -(-depth // depth_tile),
@@ -128,6 +135,8 @@ def config_for(
         "max_context": _power_of_two(shape.max_position_embeddings),
         "ports": two_ports(weights=512, data=max(256, 8 * shape.head_dim), burst_bytes=256),
     }
+    if engine == "lookup":
+        fields |= {"step_tokens": 2, "step_rows": 2 * lanes}
     options: Any = fields | changes
     return NANO.with_(name="small", engine=engine, **options)
 

@@ -586,7 +586,7 @@ def test_the_rounded_model_is_what_is_run(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "gpu"}, "engine must be one of ternary, lut, mixpe, mac, not 'gpu'"),
+        ({"engine": "gpu"}, "engine must be one of ternary, lut, mixpe, mac, lookup, not 'gpu'"),
         ({"format": "W5A8"}, "format must be one of W1A8, .*, not 'W5A8'"),
         ({"group": 48}, "group must be 32, 64 or 128, not 48"),
         (

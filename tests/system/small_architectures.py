@@ -50,6 +50,9 @@ def config_of_engine(engine: str, **changes: int) -> AcceleratorConfig:
     if engine == "ternary":
         # the one of mixtures and of ranges, too: a simulator less to build
         return config_for(SHAPE, engine, **{"pass_tokens": 5, **changes})
+    if engine == "lookup":
+        # two groups of tokens, for which words are used again
+        return config_for(SHAPE, engine, **changes)
     # depth tiles of 16 with whole float16 scales, for the checkpoints that have them
     wide: dict[str, int] = {"depth_tile": 16, "scale_width": 16, "qkv_bias": True, "qk_norm": True}
     if engine == "lut":
@@ -194,7 +197,7 @@ MAKERS: dict[str, Callable[[Path], PackedModel]] = {
 
 
 def is_ternary(name: str) -> bool:
-    """True if the ternary engine runs the model."""
+    """True if the engines of ternary weights run the model."""
     return name in ("bitnet", "bitnet-large", "bitnet-large-odd", "falcon3")
 
 

@@ -97,6 +97,8 @@ def engines_of(name: str) -> Iterator[str]:
     if is_ternary(name):
         yield "ternary"
     yield from ("lut", "mixpe", "mac")
+    if is_ternary(name):
+        yield "lookup"
 
 
 def rtl_cases() -> Iterator[object]:

@@ -25,6 +25,7 @@ from lutra_flows.synth.yosys import MACRO_WORDS
 from lutra_golden.arith.quantize import ACTIVATION_GROUPS, ActivationGroups
 from lutra_golden.core.boards import BOARDS
 from lutra_golden.core.config import ENGINES
+from lutra_golden.core.fabric import Fabric
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
 
@@ -157,6 +158,7 @@ def _synth(args: argparse.Namespace) -> int:
                 offset_width=args.offset_width or 0,
                 depth_tile=args.depth_tile,
             ),
+            fabric=Fabric.XCUP if target == "xcup" and not args.no_dsp else Fabric.GENERIC,
         )
     except LutraError as error:
         raise _of_tile(error) from None

@@ -11,9 +11,11 @@ from lutra.arguments import either
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
 from lutra_golden.core.configs import NANO, with_engine
+from lutra_golden.core.fabric import Fabric
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, EngineParams
 from lutra_golden.matmul.format import FORMATS, Format
+from lutra_golden.matmul.lookup import LookupParams
 from lutra_golden.matmul.lut import LutParams, Tables
 from lutra_golden.matmul.mac import Adders, MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
@@ -41,6 +43,13 @@ _DIGITS = {"mixpe": (4, 8), "mac": (2, 4, 8)}
 _TILES = {"lut": (1, 32, 16), "mixpe": (1, 32, 16), "mac": (1, 32, 16)}
 # tables of three activations do not make 512; this is the engine of the configuration `nano`
 _TERNARY_TILE = (1, 8, 72)
+# eight tokens at once
+_LOOKUP_TILE = (8, 16, 48)
+_ONE_PLANE = ("ternary", "lookup")
+"""Engines of ternary weights without groups."""
+
+_LOOKUP_DEPTH = 768
+"""Activations of a token, as many as the other engines have by default."""
 
 Tile = tuple[int, int, int]
 
@@ -114,6 +123,9 @@ class Design:
         are more: eight rows a cycle go to the accumulators. The array alone knows no such limit.
         """
         p = self.params
+        if isinstance(p, LookupParams):
+            tokens = 1 if self.part == Part.DATAPATH else p.step_tokens
+            return tokens * p.step_rows * p.step_depth
         if self.part == Part.DATAPATH:
             return p.step_rows * p.step_depth / self.planes
         cycles = max(p.steps * self.planes, p.step_tokens * p.step_rows // LANES)
@@ -122,15 +134,19 @@ class Design:
     def netlist(self) -> str:
         """RTLIL of the module :data:`TOP`; the same sources give the same text anywhere."""
         from lutra_hw.core.accelerator import Accelerator
-        from lutra_hw.matmul.engine import DATAPATHS, MatmulEngine
+        from lutra_hw.matmul.engine import DATAPATHS
+        from lutra_hw.matmul.engines import build_engine
+        from lutra_hw.matmul.lane import LookupLane
         from lutra_hw.netlist import to_rtlil
 
         if self.config is not None:
             component = Accelerator(self.config)
+        elif self.part == Part.DATAPATH and isinstance(self.params, LookupParams):
+            component = LookupLane(self.params)
         elif self.part == Part.DATAPATH:
             component = DATAPATHS[self.engine](self.params)
         else:
-            component = MatmulEngine(self.params)
+            component = build_engine(self.params)
         return to_rtlil(component, TOP)
 
 
@@ -140,7 +156,7 @@ def engine_formats(engine: str) -> tuple[str, ...]:
     ``mixpe`` is not for weights of fewer bits than half its digit, which ``mac`` has digits for.
     """
     formats = [Format.parse(name) for name in FORMATS]
-    if engine == "ternary":
+    if engine in _ONE_PLANE:
         formats = [f for f in formats if f.ternary and f.a_bits == 8]
     elif engine == "mixpe":
         formats = [f for f in formats if f.w_bits > 2]
@@ -148,27 +164,32 @@ def engine_formats(engine: str) -> tuple[str, ...]:
 
 
 def _digit_bits(engine: str, fmt: Format) -> int:
-    if engine == "ternary":
-        return 2
+    if engine in _ONE_PLANE:
+        return 2 if engine == "ternary" else 1
     return next((bits for bits in _DIGITS.get(engine, ()) if bits >= fmt.w_bits), 1)
 
 
 def _planes(engine: str, fmt: Format, w_width: int) -> int:
-    return 1 if engine == "ternary" else -(-fmt.w_bits // w_width)
+    return 1 if engine in _ONE_PLANE else -(-fmt.w_bits // w_width)
 
 
 def narrowest_format(engine: str) -> str:
     """The format that an engine is reported for unless another is asked for."""
-    return {"ternary": "W1.58A8", "mixpe": "W4A8"}.get(engine, "W2A8")
+    if engine in _ONE_PLANE:
+        return "W1.58A8"
+    return "W4A8" if engine == "mixpe" else "W2A8"
 
 
 def default_tile(engine: str, fmt: Format) -> Tile:
     """The tile of an engine that makes 512 multiply-accumulates a cycle.
 
-    ``ternary`` makes 576, and ``lut`` 683 of six bits: their depths divide into groups.
+    ``ternary`` makes 576, ``lookup`` 6,144, and ``lut`` 683 of six bits: their depths divide into
+    groups.
     """
     if engine == "ternary":
         return _TERNARY_TILE
+    if engine == "lookup":
+        return _LOOKUP_TILE
     m, n, k = _TILES[engine]
     planes = _planes(engine, fmt, _digit_bits(engine, fmt))
     # a step's depth divides the group: three planes take the depth of four
@@ -184,10 +205,12 @@ def design(
     part: Part = Part.ENGINE,
     material: Material = Material.DSP,
     groups: Groups | None = None,
+    fabric: Fabric = Fabric.GENERIC,
 ) -> Design:
     """The design to synthesise; LutraError names an engine, format or tile that cannot be.
 
     ``max_planes`` are the digits of a weight that an engine has, those of the format if left out.
+    ``fabric`` is that of ``lookup``, whose other ways are all the same.
     """
     groups = groups or Groups()
     if engine not in ENGINES:
@@ -208,6 +231,8 @@ def design(
         raise LutraError(str(error)) from error
     if isinstance(params, LutParams):
         params = replace(params, tables=_TABLES[material])
+    elif isinstance(params, LookupParams):
+        params = replace(params, fabric=fabric)
     elif isinstance(params, MacParams):
         params = replace(params, adders=_ADDERS[material])
     elif isinstance(params, MixpeParams) and material != Material.DSP:
@@ -230,7 +255,10 @@ def _params(
         "step_depth": step_depth,
         "pass_tokens": max(8, step_tokens),
     }
-    if engine == "ternary":
+    if engine in _ONE_PLANE:
+        if engine == "lookup":
+            sizes["act_tiles"] = _LOOKUP_DEPTH // step_depth
+            planes = 8  # of bits, which take no hardware
         return ENGINES[engine](
             **sizes,
             depth_tile=step_depth,

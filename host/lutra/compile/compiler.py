@@ -233,16 +233,18 @@ class _Lowering:
     def _matmul(
         self, weights: GroupedWeights, shift: int, acc_base: int = 0, flags: int = 0
     ) -> Region:
-        """A matrix product, cut by rows so that what a depth tile takes fits half of the weight
-        buffer: while one half is used again for other tokens, the other one fills."""
+        """A matrix product. If words are used again for other tokens it is cut by rows, so that
+        those of a pass fit half of the weight buffer and the other half fills meanwhile."""
         config, params = self._config, self._config.matmul
         # of weights times a power of two the same sums are shifted by more
         more = max(0, params.shift_min - shift)
         weights, shift = weights.scaled(more), shift + more
         planes, unit = params.planes(weights), row_unit(params)
         blocks = round_up(len(weights.codes) // LANES, params.block_rows)
-        per_unit = params.n_words(1, unit, planes)
+        per_unit = params.pass_words(unit, planes)
         max_blocks = max(1, params.weight_buffer_words // 2 // per_unit) * unit
+        if not params.replays:
+            max_blocks = max(1, blocks)
         for first in range(0, blocks, max_blocks):
             count = min(max_blocks, blocks - first)
             part = weights.rows(slice(first * LANES, (first + count) * LANES))
@@ -258,7 +260,7 @@ class _Lowering:
                 writes=[_acc(acc_base + first, count)],
                 flags=flags,
                 address=self._image.add(padded.tobytes(), config.alignment(Purpose.WEIGHTS)),
-                depth_tiles=-(-weights.codes.shape[1] // params.depth_tile),
+                depth_tiles=-(-weights.codes.shape[1] // params.tile_depth(planes)),
                 row_blocks=count,
                 planes=planes,
                 acc_base=acc_base + first,

@@ -264,10 +264,10 @@ def _check_peak(
 
 def _check_words(config: AcceleratorConfig, weights: GroupedWeights) -> None:
     m = config.matmul
-    words = m.n_words(1, row_unit(m), m.planes(weights))
+    words = m.pass_words(row_unit(m), m.planes(weights))
     _need(
         "the weight buffer (words)",
-        words,
+        words if m.replays else 0,
         config.matmul.weight_buffer_words,
         "weight_buffer_words",
         config,
@@ -280,7 +280,7 @@ def _check_sum(model: PackedModel, config: AcceleratorConfig, peak: int, shift: 
     if not m.grouped and shift > 1:
         raise LutraError(
             f"engine {m.kind} does not shift sums, and the model's have {shift - 1} too many bits: "
-            f"use engine {either(engines_for(model)[1:])}"
+            f"use engine {either([e for e in engines_for(model) if ENGINES[e].grouped])}"
         )
     if m.grouped and shift > m.shift_max:
         mend = (

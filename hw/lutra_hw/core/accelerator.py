@@ -36,7 +36,7 @@ from lutra_hw.control.registers import RegisterFile
 from lutra_hw.control.runs import RunUnit, connect_runs, share_table
 from lutra_hw.control.sequencer import Sequencer
 from lutra_hw.control.watchdog import Watchdog
-from lutra_hw.matmul.engine import MatmulEngine
+from lutra_hw.matmul.engines import build_engine
 from lutra_hw.netlist import to_verilog
 from lutra_hw.vector.unit import VectorUnit
 
@@ -111,7 +111,7 @@ class Accelerator(wiring.Component):
         config = self.config
         registers, sequencer, load = RegisterFile(config), Sequencer(config), LoadUnit(config)
         runs = RunUnit(config)
-        matmul, vector = MatmulEngine(config.matmul), VectorUnit(config)
+        matmul, vector = build_engine(config.matmul), VectorUnit(config)
         attention = AttentionUnit(config)
         cleared = ResetInserter(registers.clear)
         m.submodules.registers = ResetInserter(reset)(registers)

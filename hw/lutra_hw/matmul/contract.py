@@ -13,9 +13,10 @@ An engine computes ``acc[token, row] = sum_k a[token, k] * w[row, k]`` over a ti
 - Results stay in the accumulator buffer, which is read by pairs of blocks of eight rows.
 """
 
-from amaranth import Shape, signed, unsigned
+from amaranth import Const, Shape, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from lutra_golden.matmul.engine import LANES, EngineParams
 from lutra_hw.ports import ReadPortSignature, WritePortSignature
@@ -27,6 +28,7 @@ __all__ = [
     "acc_read_port",
     "act_write_port",
     "depth_tile_layout",
+    "group_range",
     "group_shift",
     "tile_command",
 ]
@@ -48,6 +50,13 @@ def tile_command(params: EngineParams) -> data.StructLayout:
             "shift": unsigned(params.shift_width),
         }
     )
+
+
+def group_range(params: EngineParams, cmd):
+    """First group of tokens of a command, and the number of groups after it."""
+    bits = exact_log2(params.step_tokens)
+    within = cmd.token_first[:bits] if bits else Const(0, 1)
+    return cmd.token_first >> bits, (within + cmd.token_count - 1)[:8] >> bits
 
 
 def act_write_port(params: EngineParams) -> WritePortSignature:

@@ -17,7 +17,7 @@ from lutra_hw.matmul.accumulate import (
     word_control,
 )
 from lutra_hw.matmul.activations import ActivationBuffer, ActivationSums
-from lutra_hw.matmul.contract import MatmulEngineSignature, tile_command
+from lutra_hw.matmul.contract import MatmulEngineSignature, group_range, tile_command
 from lutra_hw.matmul.lut import LutDatapath
 from lutra_hw.matmul.mac import MacDatapath
 from lutra_hw.matmul.mixpe import MixpeDatapath
@@ -127,13 +127,6 @@ class PassWalker(wiring.Component):
                 self.tile.eq(0),
             ]
         return m
-
-
-def group_range(params: EngineParams, cmd):
-    """First group of tokens of a command, and the number of groups after it."""
-    bits = exact_log2(params.step_tokens)
-    within = cmd.token_first[:bits] if bits else Const(0, 1)
-    return cmd.token_first >> bits, (within + cmd.token_count - 1)[:8] >> bits
 
 
 class _Counts:

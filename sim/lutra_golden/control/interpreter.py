@@ -118,7 +118,7 @@ class Interpreter:
         self.residual = np.zeros((m, c.vector.hidden_max), np.int64)
         self.params = np.zeros((c.vector.param_words, LANES), np.int64)
         self.rope = np.zeros((m, c.head_dim), np.int64)
-        self.activations = np.zeros((m, c.matmul.act_tiles * c.matmul.depth_tile), np.int64)
+        self.activations = np.zeros((m, c.matmul.depth_max), np.int64)
         self.scale = Scale(np.zeros(m, np.int64), np.zeros(m, np.int64))
         self.acc = np.zeros((m, c.matmul.acc_blocks, LANES), np.int64)
         self.queries = np.zeros((m, c.n_heads, c.head_dim), np.int64)

@@ -199,7 +199,7 @@ FIELDS: Mapping[Opcode, Mapping[str, Field]] = {
         ("address", 32, "offset of the weight words from WEIGHT_BASE in 64 bytes"),
         ("depth_tiles", 16, "depth tiles"),
         ("row_blocks", 16, "blocks of eight output rows, a multiple of the engine's rows"),
-        ("planes", 8, "digits per weight"),
+        ("planes", 8, "digits per weight; of the lookup engine 1, or 128 and the number of bits"),
         ("acc_base", 16, "first block of the accumulator buffer, likewise"),
         ("n_words", 32, "weight words: one per depth tile, engine's rows, digit and step"),
         ("shift", 8, "rounding right shift of the finished sums, at least that of a_groups"),

@@ -11,6 +11,7 @@ from lutra_golden.control.isa import INSTRUCTION_BYTES
 from lutra_golden.control.registers import REGISTERS
 from lutra_golden.core.ports import PortParams, Purpose, check_ports
 from lutra_golden.matmul.engine import LANES, EngineParams
+from lutra_golden.matmul.lookup import LookupParams
 from lutra_golden.matmul.lut import LutParams
 from lutra_golden.matmul.mac import MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
@@ -26,14 +27,15 @@ __all__ = ["ENGINES", "AcceleratorConfig"]
 RTL_VERSION = 7
 
 ENGINES: dict[str, type[EngineParams]] = {
-    params.kind: params for params in (TernaryParams, LutParams, MixpeParams, MacParams)
+    params.kind: params
+    for params in (TernaryParams, LutParams, MixpeParams, MacParams, LookupParams)
 }
 """Parameters of the matmul engines, by :attr:`AcceleratorConfig.engine`."""
 
 _Part = TypeVar("_Part")
 _LOAD_BYTES_MAX = 64  # an embedding is a multiple of it
 # fields that an engine has of its own, not of the one whose place it takes
-_OWN_FIELDS = ("w_width", "max_planes", "tables", "adders")
+_OWN_FIELDS = ("w_width", "max_planes", "tables", "adders", "fabric")
 # part, number, and its value that leaves the hardware as it is without it
 _SHAPE_NOTHING = (
     ("attention", "pair_cycles", 1),
@@ -274,6 +276,8 @@ class AcceleratorConfig:
         content = asdict(self)
         content |= {"engine": self.engine, "rtl": RTL_VERSION}
         del content["name"], content["clock_hz"]
+        # of whatever cells, the values are the same
+        content["matmul"].pop("fabric", None)
         for part, name, value in _SHAPE_NOTHING:
             if content[part][name] == value:
                 del content[part][name]

@@ -77,6 +77,7 @@ CONFIGS = {config.name: config for config in (NANO, PYNQ_Z2, KV260, U50, U55C)}
 
 # step_depth, w_width: what a weight word of 1024 bits holds for eight rows
 _STEPS = {"lut": (64, 1), "mixpe": (16, 4), "mac": (16, 4)}
+_LOOKUP_TILE = (8, 16, 24)
 _WORD_BITS = 1024
 _DEPTH_TILE = 64
 _DEPTH_TILES = (64, 32, 16)
@@ -99,10 +100,11 @@ def with_engine(
 ) -> AcceleratorConfig:
     """``config`` with another matmul engine, width of activations and of group scales.
 
-    ``depth_tile`` is the least group; depths are as large with a smaller one. The ternary engine
-    has activations of 8 bits only, and no groups. ``tile`` is the work of a step, if it is to be
-    another than the engine's usual one; groups are then at least as deep as a step. ``a_groups``
-    and ``offset_width`` build groups of activations and offsets of weights."""
+    ``depth_tile`` is the least group; depths are as large with a smaller one. The engines ternary
+    and lookup have activations of 8 bits only, and no groups. ``tile`` is the work of a step, if it
+    is to be another than the engine's usual one; groups are then at least as deep as a step.
+    ``a_groups`` and ``offset_width`` build groups of activations and offsets of weights.
+    """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     if config.engine != "ternary":
@@ -112,7 +114,7 @@ def with_engine(
             f"depth_tile must be one of {', '.join(map(str, sorted(_DEPTH_TILES)))}, "
             f"not {depth_tile}"
         )
-    if engine == "ternary":
+    if not ENGINES[engine].grouped:
         for name, value, only in (
             ("a_width", a_width, 8),
             ("scale_width", scale_width, SCALE_WIDTH),
@@ -121,7 +123,9 @@ def with_engine(
             ("offset_width", offset_width, 0),
         ):
             if value != only:
-                raise ValueError(f"{name} of the ternary engine must be {only}, not {value}")
+                raise ValueError(f"{name} of the {engine} engine must be {only}, not {value}")
+        if engine == "lookup":
+            return _with_lookup(config, tile or _LOOKUP_TILE)
         return config if tile is None else _with_tile(config, tile, tile[2])
     step_depth, w_width = _STEPS[engine]
     name = f"{config.name}-{engine}"
@@ -159,6 +163,21 @@ def with_engine(
     return built.with_(step_rows=rows)
 
 
+def _with_lookup(config: AcceleratorConfig, tile: Tile) -> AcceleratorConfig:
+    step_tokens, step_rows, step_depth = tile
+    depth, unit = config.matmul.depth_max, max(2, step_rows // LANES)
+    return config.with_(
+        name=f"{config.name}-lookup",
+        engine="lookup",
+        step_tokens=min(step_tokens, config.pass_tokens),
+        step_rows=step_rows,
+        step_depth=step_depth,
+        depth_tile=step_depth,
+        act_tiles=-(-depth // step_depth),
+        acc_blocks=_round_up(config.matmul.acc_blocks, unit),
+    )
+
+
 def _with_tile(config: AcceleratorConfig, tile: Tile, depth_tile: int) -> AcceleratorConfig:
     step_tokens, step_rows, step_depth = tile
     return config.with_(
@@ -194,14 +213,15 @@ def measured(model: PackedModel, base: AcceleratorConfig, engine: str) -> Accele
         )
         sized = sized.with_(ports=two_ports(weights=1024, data=min(1024, sized.word_width)))
         depth_tile = math.gcd(*depths, common_group(model), activation_tile(model))
-        if engine != "ternary" and depth_tile not in _DEPTH_TILES:
+        if ENGINES[engine].grouped and depth_tile not in _DEPTH_TILES:
             raise ValueError(
                 f"depth_tile must be one of {', '.join(map(str, _DEPTH_TILES))} and divide "
                 f"groups and depths {', '.join(map(str, depths))}"
             )
-        if engine == "ternary":
+        if not ENGINES[engine].grouped:
             # sums are of the weights themselves
             sums = ((1 << (model.a_bits - 1)) * max(depths)).bit_length() + 1
+            sized = with_engine(sized, engine)
             built = sized.with_(
                 acc_width=max(sized.matmul.acc_width, sums),
                 sum_width=max(sized.matmul.sum_width, sums),

@@ -207,6 +207,9 @@ class EngineParams(ABC):
     symmetric: ClassVar[bool] = False
     """Looks up bits that mean -1 and +1, so that its row sums are twice the sums of the codes."""
 
+    not_sizes: ClassVar[tuple[str, ...]] = ("a_groups", "offset_width")
+    """Fields that are no sizes, which are positive."""
+
     step_tokens: int = 1
     step_rows: int = 8
     step_depth: int = 64
@@ -225,8 +228,7 @@ class EngineParams(ABC):
     offset_width: int = 0
 
     def __post_init__(self) -> None:
-        options = ("a_groups", "offset_width")
-        check_positive(self, *(f.name for f in fields(self) if f.name not in options))
+        check_positive(self, *(f.name for f in fields(self) if f.name not in self.not_sizes))
         self._check_groups()
         if self.depth_tile % self.step_depth:
             raise ValueError(
@@ -368,6 +370,21 @@ class EngineParams(ABC):
         return self.digit_bits + self.side_bits
 
     @property
+    def replays(self) -> bool:
+        """True if weight words are kept for more than one group of tokens."""
+        return self.pass_tokens > self.step_tokens
+
+    @property
+    def most_planes(self) -> int:
+        """Planes of a command whose weights have as many digits as there can be."""
+        return self.max_planes
+
+    @property
+    def depth_max(self) -> int:
+        """Activations of a token that the buffer holds, those that fill up a depth tile too."""
+        return self.act_tiles * self.depth_tile
+
+    @property
     def macs_per_step(self) -> int:
         """Multiply-accumulates of one digit in a step."""
         return self.step_tokens * self.step_rows * self.step_depth
@@ -377,6 +394,11 @@ class EngineParams(ABC):
         """Blocks of eight rows that a step covers."""
         return self.step_rows // LANES
 
+    def tile_depth(self, planes: int) -> int:
+        """Depth of a depth tile of a command with these planes: ``depth_tile``, unless the engine
+        takes more of some digits at once."""
+        return self.depth_tile
+
     def n_words(self, depth_tiles: int, row_blocks: int, planes: int) -> int:
         """Weight words of a command; ``row_blocks`` counts blocks of eight rows."""
         if row_blocks % self.block_rows:
@@ -384,6 +406,10 @@ class EngineParams(ABC):
                 f"row_blocks must be a multiple of {self.block_rows}, not {row_blocks}"
             )
         return depth_tiles * (row_blocks // self.block_rows) * planes * self.steps
+
+    def pass_words(self, row_blocks: int, planes: int) -> int:
+        """Weight words of a pass: those that follow each other with the same activations."""
+        return self.n_words(1, row_blocks, planes)
 
     @abstractmethod
     def planes(self, weights: GroupedWeights) -> int:

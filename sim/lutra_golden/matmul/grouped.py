@@ -16,7 +16,7 @@ __all__ = ["DigitParams", "GroupedParams", "bits_of", "bits_signed", "words_of"]
 
 def bits_of(values: Int, width: int) -> NDArray[np.uint8]:
     """Bits of integers ``[..., n]``, least significant first: ``[..., n * width]``."""
-    bits = (values[..., None] >> np.arange(width)) & 1
+    bits = (values[..., None] >> np.arange(width, dtype=values.dtype)) & 1
     return bits.reshape(*values.shape[:-1], -1).astype(np.uint8)
 
 

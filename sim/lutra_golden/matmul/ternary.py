@@ -117,6 +117,11 @@ class TernaryParams(EngineParams):
         largest = (3**planes - 1) // 2 << (self.a_width - 1)
         return ((1 << (self.acc_width - 1)) - 1) // largest
 
+    def integers(self, planes: int) -> tuple[int, int]:
+        """Least and largest weight of so many digits."""
+        limit = (3**planes - 1) // 2
+        return -limit, limit
+
     def planes(self, weights: GroupedWeights) -> int:
         doubled = weights.doubled()
         if (doubled & 1).any():

@@ -11,7 +11,7 @@ from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.padding import built_head_dim
 from lutra_golden.model.shapes import Gate
 from lutra_golden.timing.attention import AttentionTiming
-from lutra_golden.timing.matmul import MatmulTiming
+from lutra_golden.timing.matmul import engine_timing
 from lutra_golden.timing.norm import norm_cycles
 from lutra_golden.timing.residual import residual_cycles
 from lutra_golden.timing.rope import rope_cycles
@@ -83,14 +83,14 @@ class _Product:
 
     def __init__(self, config: AcceleratorConfig, beat_cycles: int) -> None:
         self._beat_cycles = beat_cycles
-        self._timing, self._word_bytes = MatmulTiming(config.matmul), config.weight_word_bytes
+        self._timing, self._word_bytes = engine_timing(config.matmul), config.weight_word_bytes
         self._beat_bytes = config.port_of(Purpose.WEIGHTS).width // 8
 
     def cycles(self, rows: int, depth: int, planes: int, n_tokens: int) -> int:
         params = self._timing.params
         unit = max(2, params.block_rows)
         blocks = -(-rows // (LANES * unit)) * unit
-        tiles = -(-depth // params.depth_tile)
+        tiles = -(-depth // params.tile_depth(planes))
         n_bytes = params.n_words(tiles, blocks, planes) * self._word_bytes
         return max(
             self._timing.cycles(tiles, blocks, planes, n_tokens),

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from lutra_golden.matmul.engine import LANES, EngineParams
+from lutra_golden.matmul.lookup import LookupParams
+from lutra_golden.timing.lookup import LookupTiming
 
-__all__ = ["DEQUANTIZER_LATENCY", "MatmulTiming"]
+__all__ = ["DEQUANTIZER_LATENCY", "MatmulTiming", "engine_timing"]
 
 DEQUANTIZER_LATENCY = 3
 """From the scales and zero points of eight rows to their dequantised sums."""
@@ -77,6 +79,17 @@ class MatmulTiming:
             lead = max(lead, sums - (self.params.steps - 1) - 2 - self.drain_lag)
         return lead
 
+    def passes(self, depth_tiles: int, planes: int, tokens: range) -> int:
+        """Passes of a command: depth tiles of groups of ``step_tokens`` tokens."""
+        size = self.params.step_tokens
+        return depth_tiles * (tokens[-1] // size - tokens[0] // size + 1)
+
+    def pass_cycles(self, row_blocks: int, planes: int) -> int:
+        """Cycles that a pass adds in an engine that is never idle, if it is no shorter than an
+        accumulator takes."""
+        words = max(planes * self.params.steps, self.drain_cycles)
+        return max(row_blocks // self.params.block_rows * words, self.spacing)
+
     def cycles(
         self, depth_tiles: int, row_blocks: int, planes: int, tokens: int, *, token_first: int = 0
     ) -> int:
@@ -88,3 +101,8 @@ class MatmulTiming:
         gap = max(0, self.recovery - blocks * words)
         following = max(self.spacing, max(words + gap, drain) + others)
         return self.lead + words + others + (depth_tiles * groups - 1) * following + self.latency
+
+
+def engine_timing(params: EngineParams) -> MatmulTiming | LookupTiming:
+    """The cycles of an engine with ``params``."""
+    return LookupTiming(params) if isinstance(params, LookupParams) else MatmulTiming(params)

@@ -180,6 +180,49 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "sim/lutra_golden/matmul/lookup.py",
+        ["golden/matmul/test_lookup.py"],
+        (
+            "the plane of signs counts like the others",
+            "negated = is_binary(planes) and plane == 0",
+            "negated = False",
+        ),
+        (
+            "planes that are not doubled",
+            "                    acc *= 2\n",
+            "                    acc *= 1\n",
+        ),
+        (
+            "one bit too few for a power of two",
+            "bits = max(high.bit_length(), (~low).bit_length()) + 1",
+            "bits = max(high.bit_length(), (-low).bit_length())",
+        ),
+        (
+            "digits of a code in the other order",
+            "powers = (base ** np.arange(group)).astype(np.uint8)",
+            "powers = (base ** np.arange(group)[::-1]).astype(np.uint8)",
+        ),
+    ),
+    *planted(
+        "sim/lutra_golden/timing/lookup.py",
+        ["golden/timing/test_lookup.py"],
+        (
+            "a pass that waits for no table",
+            "return len(walk(planes)) + self.params",
+            "return self.params",
+        ),
+        (
+            "groups of tokens that are not aligned",
+            "groups = tokens[-1] // size - tokens[0] // size + 1",
+            "groups = (len(tokens) - 1) // size + 1",
+        ),
+        (
+            "tables that are written while the last ones are looked up",
+            "return self.params.n_tables // 2 - 1",
+            "return 0",
+        ),
+    ),
+    *planted(
         "sim/lutra_golden/matmul/ternary.py",
         ["golden/matmul/test_ternary.py"],
         (

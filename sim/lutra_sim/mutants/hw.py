@@ -302,6 +302,54 @@ MUTANTS = [
         new="run.eq(step + 2 < p.steps)",
         tests=("hw/matmul/test_lut.py::test_table_writer",),
     ),
+    *planted(
+        "hw/lutra_hw/matmul/lookup.py",
+        ["hw/matmul/test_lookup.py::test_commands_one_after_another"],
+        (
+            "the plane of signs is added",
+            "step.negate.eq(c.binary & c.first_plane),",
+            "step.negate.eq(0),",
+        ),
+        (
+            "words of all tables at once",
+            "codes = delay(m, code, t // 2, reset_less=True)[-1]",
+            "codes = code",
+        ),
+        (
+            "tokens of the last group that are not the command's",
+            "& (mask_last | ~c.last_group.replicate(p.step_tokens))",
+            "& (mask_last | ~c.first_group.replicate(p.step_tokens))",
+        ),
+        (
+            "the next tile from where the last one began",
+            "m.d.sync += base.eq(base + Mux(c.binary, sizes[1], sizes[0]))",
+            "m.d.sync += base.eq(base + sizes[0])",
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/matmul/lane.py",
+        ["hw/matmul/test_lane.py"],
+        (
+            "activations of the other set",
+            "r_port.addr.eq(Cat(chosen.activation, chosen.set)),",
+            "r_port.addr.eq(Cat(chosen.activation, ~chosen.set)),",
+        ),
+        (
+            "a table begins with what the one before it ended with",
+            "m.d.sync += total.eq(p.entry_bias)",
+            "m.d.sync += total.eq(total)",
+        ),
+        (
+            "sums whose bias stays",
+            "add.i.eq(Cat(value[:-1], ~value[-1])),",
+            "add.i.eq(value.as_signed()),",
+        ),
+        (
+            "every depth tile is doubled",
+            "add.double.eq(control.double),",
+            "add.double.eq(1),",
+        ),
+    ),
     Mutant(
         fault="the pair's sum for its first activation",
         file="hw/lutra_hw/matmul/mixpe.py",

@@ -346,6 +346,10 @@ MUTANTS = [
             "self.mask_last.eq(Mux(after == 0, ones, ~(ones << after))),",
             "self.mask_last.eq(ones),",
         ),
+    ),
+    *planted(
+        "hw/lutra_hw/matmul/contract.py",
+        ["hw/matmul/test_engine.py::test_a_command[mac-2x16-w8]"],
         (
             "a group less where tokens begin within one",
             "(within + cmd.token_count - 1)[:8] >> bits",

@@ -8,8 +8,10 @@ from lutra_flows.synth.compare import PAIRS, PAPER_TILES
 from lutra_flows.synth.designs import Groups, Material, Part, design, engine_formats
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES
+from lutra_golden.core.fabric import Fabric
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import FORMATS
+from lutra_golden.matmul.lookup import LookupParams
 from lutra_golden.matmul.lut import LutParams, Tables
 from lutra_golden.matmul.mac import Adders, MacParams
 from lutra_golden.matmul.mixpe import MixpeParams
@@ -20,8 +22,8 @@ EVERY = [(engine, fmt) for engine in ENGINES for fmt in engine_formats(engine)]
 @pytest.mark.parametrize(("engine", "fmt"), EVERY)
 def test_default_tiles_have_equal_throughput(engine, fmt):
     found = design(engine, fmt).macs_per_cycle
-    if engine == "ternary":
-        assert found == 576
+    if engine in ("ternary", "lookup"):
+        assert found == {"ternary": 576, "lookup": 6144}[engine]
     elif engine == "lut" and fmt.startswith("W6"):
         # six words for the depth of eight planes
         assert found == pytest.approx(512 * 8 / 6)
@@ -38,8 +40,9 @@ def test_tiles_of_the_paper_have_the_same_throughput(engine, fmt, tile):
 def test_engines_hold_the_format_and_no_wider_one(engine, fmt):
     found = design(engine, fmt)
     bits = found.format.w_bits
-    if engine == "ternary":
-        assert found.params.max_planes == found.planes == 1
+    if engine in ("ternary", "lookup"):
+        assert found.params.max_planes == {"ternary": 1, "lookup": 8}[engine]
+        assert found.planes == 1
     else:
         assert found.params.a_width == found.format.a_bits
         assert found.params.max_planes == found.planes
@@ -87,7 +90,7 @@ def test_groups_of_activations_and_offsets():
 
 def test_formats():
     assert engine_formats("lut") == engine_formats("mac") == FORMATS
-    assert engine_formats("ternary") == ("W1.58A8",)
+    assert engine_formats("ternary") == engine_formats("lookup") == ("W1.58A8",)
     assert {"W4A8", "W4A16", "W8A8"} <= set(engine_formats("mixpe"))
     assert all(fmt in engine_formats(engine) for engine, fmt in PAIRS)
 
@@ -96,6 +99,17 @@ def test_a_plane_is_a_word():
     # 8 rows of 16 products, one weight bit at a time
     assert design("lut", "W4A8", (1, 8, 16)).macs_per_cycle == 8 * 16 / 4
     assert design("mac", "W4A8", (1, 8, 16)).macs_per_cycle == 8 * 16
+
+
+def test_lanes_have_their_own_accumulators():
+    """Of all tokens and rows at once, so that a depth tile may be one step."""
+    for fabric in Fabric:
+        found = design("lookup", "W1.58A8", (8, 32, 24), fabric=fabric)
+        assert found.macs_per_cycle == 8 * 32 * 24
+        assert isinstance(found.params, LookupParams)
+        assert found.params.fabric == fabric
+    lane = design("lookup", "W1.58A8", (8, 32, 24), part=Part.DATAPATH)
+    assert lane.macs_per_cycle == 32 * 24
 
 
 def test_throughput_is_limited_by_the_accumulators():
@@ -136,7 +150,12 @@ def test_a_whole_accelerator_takes_the_tile():
 @pytest.mark.parametrize(
     ("engine", "fmt", "tile", "message"),
     [
-        ("gemm", "W2A8", None, "engine must be one of ternary, lut, mixpe, mac, not 'gemm'"),
+        (
+            "gemm",
+            "W2A8",
+            None,
+            "engine must be one of ternary, lut, mixpe, mac, lookup, not 'gemm'",
+        ),
         (
             "lut",
             "W5A8",

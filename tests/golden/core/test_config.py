@@ -62,7 +62,7 @@ def test_the_largest_head_with_norm() -> None:
     [
         ({"max_context": 300}, "max_context must be a power of two, not 300"),
         ({"param_words": 500}, "param_words must be a power of two, not 500"),
-        ({"engine": "dsp"}, "engine must be one of ternary, lut, mixpe, mac, not 'dsp'"),
+        ({"engine": "dsp"}, "engine must be one of ternary, lut, mixpe, mac, lookup, not 'dsp'"),
         ({"engine": "lut", "w_width": 2}, "w_width of the lut engine must be 1, not 2"),
         ({"step_tokens": 3}, "step_tokens must be a power of two, not 3"),
         ({"step_rows": 12}, "step_rows must be a power of two from 8 on, not 12"),

@@ -18,8 +18,8 @@ def test_named_configurations() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("a_width", [8, 16])
 def test_an_engine_takes_the_place_of_another(engine: str, a_width: int) -> None:
-    if engine == "ternary" and a_width == 16:
-        with pytest.raises(ValueError, match="a_width of the ternary engine must be 8, not 16"):
+    if engine in ("ternary", "lookup") and a_width == 16:
+        with pytest.raises(ValueError, match=f"a_width of the {engine} engine must be 8, not 16"):
             with_engine(NANO, engine, a_width=a_width)
         return
     config = with_engine(NANO, engine, a_width=a_width)
@@ -29,6 +29,9 @@ def test_an_engine_takes_the_place_of_another(engine: str, a_width: int) -> None
     before, after = asdict(NANO.matmul), asdict(config.matmul)
     others = {name for name in before if before[name] != after[name]}
     shape = {"step_depth", "depth_tile", "a_width", "acc_width", "sum_width", "act_tiles"}
+    if engine == "lookup":
+        shape |= {"step_tokens", "step_rows"}
+        assert after["fabric"] == "generic"
     assert others <= {*shape, "w_width", "max_planes"}
 
 
@@ -90,6 +93,7 @@ def test_an_engine_with_groups_of_activations(
         ("ternary", {"offset_width": 18}, "offset_width of the ternary engine must be 0, not 18"),
         ("ternary", {"scale_width": 16}, "scale_width of the ternary engine must be 8, not 16"),
         ("ternary", {"depth_tile": 32}, "depth_tile of the ternary engine must be 64, not 32"),
+        ("lookup", {"offset_width": 18}, "offset_width of the lookup engine must be 0, not 18"),
         ("lut", {"depth_tile": 48}, "depth_tile must be one of 16, 32, 64, not 48"),
         ("mac", {"scale_width": 17}, "scale_width must be in 8..16, not 17"),
     ],

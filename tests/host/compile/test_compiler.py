@@ -675,7 +675,7 @@ def test_rows_are_padded_to_the_tile(packed_llama: Callable[[str, str], PackedMo
 def test_which_engines_run_a_format() -> None:
     for name in FORMATS:
         grouped = ["lut", "mixpe", "mac"]
-        expected = ["ternary", *grouped] if name == "W1.58A8" else grouped
+        expected = ["ternary", *grouped, "lookup"] if name == "W1.58A8" else grouped
         assert engines_for(Format.parse(name)) == expected
 
 

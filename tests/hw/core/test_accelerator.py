@@ -63,6 +63,12 @@ CASES = {
         SMALL.with_(engine="mac", step_depth=4, w_width=8, weight_buffer_words=128, **_GROUPED),
         _SIZES,
     ),
+    "lookup": (
+        SMALL.with_(
+            engine="lookup", step_tokens=2, step_rows=16, act_tiles=5, w_width=1, pass_tokens=4
+        ),
+        _SIZES,
+    ),
     "biases and norms": (SMALL.with_(param_words=128, qkv_bias=True, qk_norm=True), _SIZES),
     "cache of four bits": (SMALL.with_(key_width=4, value_width=4), _SIZES),
     "nano": (NANO, StorySizes(hidden=256, intermediate=160, vocab=128)),

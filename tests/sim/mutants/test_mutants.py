@@ -50,7 +50,8 @@ ASIDE = {
         host/lutra/devices/estimate.py host/lutra/quantize/bench.py
     """,
     "which way is taken, or how it is built": """
-        hw/lutra_hw/netlist.py sim/lutra_golden/errors.py sim/lutra_golden/install.py
+        hw/lutra_hw/matmul/engines.py hw/lutra_hw/netlist.py sim/lutra_golden/errors.py
+        sim/lutra_golden/install.py
         sim/lutra_golden/machine.py host/lutra/devices/choose.py host/lutra/devices/cpu/choice.py
         host/lutra/devices/cpu/build.py layout.c targets.c x86_detect.h
         kernels_gpu/lutra_kernels/__init__.py kernels_gpu/lutra_kernels/catalogue.py

@@ -26,6 +26,8 @@ from lutra_golden.control.memory import Memory
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import BOUNDARY_BYTES
 from lutra_golden.matmul.engine import SCALE_WIDTH, GroupedWeights
+from lutra_golden.matmul.lookup import LookupParams
+from lutra_golden.matmul.ternary import TernaryParams
 
 __all__ = ["Story", "StorySizes"]
 
@@ -173,7 +175,7 @@ class Story:
             *after,
             flags=flags,
             address=self._add(padded, self.config.weight_word_bytes),
-            depth_tiles=-(-depth // params.depth_tile),
+            depth_tiles=-(-depth // params.tile_depth(planes)),
             row_blocks=rows // 8,
             planes=planes,
             acc_base=acc_base,
@@ -184,9 +186,9 @@ class Story:
     def _weights(self, rows: int, depth: int, planes: int) -> tuple[GroupedWeights, int]:
         """Random weights, zero behind ``depth``, and the shift that brings them to about one."""
         params, rng = self.config.matmul, self._numpy
-        if not params.grouped:
-            limit = 3**planes // 2
-            w = rng.integers(-limit, limit + 1, (rows, depth))
+        if isinstance(params, TernaryParams | LookupParams):
+            low, high = params.integers(planes)
+            w = rng.integers(max(low, -127), high + 1, (rows, depth))
             return GroupedWeights.from_integers(w), 0
         bits = planes * params.w_width
         shape = rows, -(-depth // params.depth_tile)
@@ -297,7 +299,7 @@ class Story:
         loaded = self._params(-5000, 5000, hidden, 0, last)
         norm = self._normq(NormSource.RESIDUAL, hidden, 0, loaded, flags=FLAG_LOGITS)
         half, first = sizes.vocab // 2, FLAG_FIRST
-        planes = config.matmul.max_planes
+        planes = config.matmul.most_planes
         for chunk in range(2):
             word = hidden // 8 + chunk * half // 8
             loaded = self._params(0, 3000, half, word, last)

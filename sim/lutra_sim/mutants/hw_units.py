@@ -88,6 +88,25 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "hw/lutra_hw/axi/stripe.py",
+        ["hw/axi/test_stripe.py::test_bench[4-4]"],
+        (
+            "a stripe's next command begins where the last one ended",
+            "offset.eq(Mux(taken[n - 1], 0, offset + stride)),",
+            "offset.eq(offset + stride),",
+        ),
+        (
+            "a lane's beat is taken before the others have one",
+            "i.ready.eq(self.o.valid & self.o.ready)",
+            "i.ready.eq(self.o.ready)",
+        ),
+        (
+            "lanes joined from the last one on",
+            "self.o.p.eq(Cat(i.p for i in self.i)),",
+            "self.o.p.eq(Cat(i.p for i in reversed(list(self.i)))),",
+        ),
+    ),
+    *planted(
         "hw/lutra_hw/axi/width.py",
         ["hw/axi/test_width.py::test_bench[WriteWidth-8-16]"],
         (

@@ -11,6 +11,7 @@ __all__ = [
     "BEATS_MAX",
     "BOUNDARY_BYTES",
     "BURST_INCR",
+    "PORTS_MAX",
     "PORT_WIDTHS",
     "PortParams",
     "Purpose",
@@ -25,6 +26,8 @@ ADDRESS_WIDTH = 40
 """Bits of a byte address in the accelerator's memory."""
 PORT_WIDTHS = (32, 64, 128, 256, 512, 1024)
 """Bits that a beat of a port may have, as AXI4 has it."""
+PORTS_MAX = 32
+"""Memory ports of the largest configuration."""
 BOUNDARY_BYTES = 4096
 """No burst crosses a multiple of this (AXI4 specification, A3.4.1)."""
 BEATS_MAX = 256
@@ -129,6 +132,8 @@ def port_name(number: int) -> str:
 
 def check_ports(ports: tuple[PortParams, ...]) -> None:
     """Refuse a list of ports that does not serve each purpose once."""
+    if len(ports) > PORTS_MAX:
+        raise ValueError(f"ports must be at most {PORTS_MAX}, not {len(ports)}")
     for purpose in Purpose:
         n = sum(port.purposes.count(purpose) for port in ports)
         if n != 1:

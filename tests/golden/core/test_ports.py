@@ -64,6 +64,8 @@ def test_each_purpose_has_one_port() -> None:
     check_ports(tuple(PortParams(width=64, purposes=(purpose,)) for purpose in Purpose))
     with pytest.raises(ValueError, match=r"^ports must have one for fetch, not 2$"):
         check_ports((one, one))
+    with pytest.raises(ValueError, match=r"^ports must be at most 32, not 33$"):
+        check_ports((one,) * 33)
     with pytest.raises(ValueError, match=r"^ports must have one for fetch, not 0$"):
         check_ports(())
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
+from lutra_golden.axi.stripe import LANES_MAX
 from lutra_golden.params import check_positive
 from lutra_golden.strings import StringEnum
 
@@ -19,6 +20,7 @@ __all__ = [
     "Top",
     "check_ports",
     "port_name",
+    "striped_ports",
     "two_ports",
 ]
 
@@ -63,7 +65,7 @@ class Purpose(StringEnum):
     ATTENTION = "attention"
     """Keys, values and their scales."""
     WEIGHTS = "weights"
-    """Weight words of the matmul engine."""
+    """Weight words of the matmul engine; the only ones that several ports may carry together."""
     WRITE = "write"
     """All that is written: keys, values, their scales, logits."""
 
@@ -75,7 +77,8 @@ class PortParams:
     Parameters
     ----------
     width : bits of a beat, see :data:`PORT_WIDTHS`.
-    purposes : transfers that use the port, one or more; every purpose has one port.
+    purposes : transfers that use the port, one or more; every purpose has one port, but for weights
+        that are striped over several.
     max_outstanding : bursts in flight of a long stream.
     burst_bytes : bytes of the longest burst, a power of two.
     """
@@ -96,6 +99,10 @@ class PortParams:
             raise ValueError(
                 f"purposes of a port must be one or more of {', '.join(Purpose)}, "
                 f"not {self.purposes!r}"
+            )
+        if len(set(self.purposes)) != len(self.purposes):
+            raise ValueError(
+                f"purposes of a port must be different, not {', '.join(self.purposes)}"
             )
         maximum = min(BOUNDARY_BYTES, BEATS_MAX * self.width // 8)
         n = self.burst_bytes
@@ -131,13 +138,30 @@ def port_name(number: int) -> str:
 
 
 def check_ports(ports: tuple[PortParams, ...]) -> None:
-    """Refuse a list of ports that does not serve each purpose once."""
+    """Refuse a list of ports that does not serve each purpose once, but for striped weights.
+
+    Those go through a power of two of ports that are equal in all but their purposes.
+    """
     if len(ports) > PORTS_MAX:
         raise ValueError(f"ports must be at most {PORTS_MAX}, not {len(ports)}")
     for purpose in Purpose:
-        n = sum(port.purposes.count(purpose) for port in ports)
-        if n != 1:
+        users = [port for port in ports if purpose in port.purposes]
+        n = len(users)
+        if n == 1:
+            continue
+        if not n or purpose is not Purpose.WEIGHTS:
             raise ValueError(f"ports must have one for {purpose}, not {n}")
+        if n & (n - 1) or n > LANES_MAX:
+            raise ValueError(
+                f"ports must have a power of two up to {LANES_MAX} for {purpose}, not {n}"
+            )
+        for name in ("width", "burst_bytes", "max_outstanding"):
+            values = [getattr(port, name) for port in users]
+            if len(set(values)) > 1:
+                raise ValueError(
+                    f"ports for {purpose} must have the same {name}, not "
+                    f"{', '.join(map(str, values))}"
+                )
 
 
 def two_ports(
@@ -155,3 +179,19 @@ def two_ports(
         for width, purposes in ((weights, (Purpose.WEIGHTS,)), (data, rest))
     )
     return first, second
+
+
+def striped_ports(
+    n: int, width: int, *, max_outstanding: int = 8, burst_bytes: int = 1024
+) -> tuple[PortParams, ...]:
+    """``n`` ports of one width: weights over all of them, everything else through the last one."""
+    every = [(Purpose.WEIGHTS,)] * (n - 1) + [tuple(Purpose)]
+    return tuple(
+        PortParams(
+            width=width,
+            purposes=purposes,
+            max_outstanding=max_outstanding,
+            burst_bytes=min(burst_bytes, BEATS_MAX * width // 8),
+        )
+        for purposes in every
+    )

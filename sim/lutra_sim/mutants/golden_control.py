@@ -385,7 +385,16 @@ MUTANTS = [
     *planted(
         f"{_GOLDEN}/core/ports.py",
         ["golden/core/test_ports.py"],
-        ("two ports for one purpose", "if n != 1:", "if n < 1:"),
+        (
+            "two ports for one purpose",
+            "if not n or purpose is not Purpose.WEIGHTS:",
+            "if not n:",
+        ),
+        (
+            "lanes of two widths",
+            "if len(set(values)) > 1:",
+            "if len(set(values)) > 2:",
+        ),
         (
             "bursts of more beats than AXI4 has",
             "maximum = min(BOUNDARY_BYTES, BEATS_MAX * self.width // 8)",

@@ -216,13 +216,27 @@ MUTANTS = [
         ),
         (
             "a clear ends while reads are under way",
-            "return [*idle, *(reader.idle for reader in reads.values())], moves",
-            "return idle, moves",
+            "                idle.append(reader.idle)\n",
+            "",
         ),
         (
             "windows and fractions swapped",
             'attend.p.window.eq(argument(word, Opcode.ATTEND, "window"))',
             'attend.p.window.eq(argument(word, Opcode.ATTEND, "frac"))',
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/core/accelerator.py",
+        ["hw/core/test_accelerator.py::test_bench[striped]"],
+        (
+            "bus errors of the last lane alone",
+            "transfer.error.eq(Cat(engine.error for engine in engines[purpose]).any()),",
+            "transfer.error.eq(last.error),",
+        ),
+        (
+            "beats of one lane counted",
+            "beats[kind] += moves[-1]",
+            "beats[kind] = moves[-1]",
         ),
     ),
     *planted(

@@ -25,8 +25,8 @@ def model_accelerator(
     sessions count as those of one.
     """
     n_layers, most = len(model.layers), min(config.pass_tokens, model.context)
-    weights = config.ports.index(config.port_of(Purpose.WEIGHTS))
-    _, beat_cycles = board_timing(board, config).rate(weights)
+    timing = board_timing(board, config)
+    beat_cycles = max(timing.rate(number)[1] for number in config.ports_of(Purpose.WEIGHTS))
     sizes = range(1, most + 1)
     last = model.context - most
     positions = sorted({min(position, last) for position in _POSITIONS})

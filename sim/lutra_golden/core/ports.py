@@ -184,14 +184,18 @@ def two_ports(
 def striped_ports(
     n: int, width: int, *, max_outstanding: int = 8, burst_bytes: int = 1024
 ) -> tuple[PortParams, ...]:
-    """``n`` ports of one width: weights over all of them, everything else through the last one."""
-    every = [(Purpose.WEIGHTS,)] * (n - 1) + [tuple(Purpose)]
+    """``n`` ports of one width: weights over all of them, everything else divided between them.
+
+    All that is not weights makes its port later than the others, so no port should have it all.
+    """
+    rest = [each for each in Purpose if each != Purpose.WEIGHTS]
+    ends = [number * len(rest) // n for number in range(n + 1)]
     return tuple(
         PortParams(
             width=width,
-            purposes=purposes,
+            purposes=(Purpose.WEIGHTS, *rest[ends[number] : ends[number + 1]]),
             max_outstanding=max_outstanding,
             burst_bytes=min(burst_bytes, BEATS_MAX * width // 8),
         )
-        for purposes in every
+        for number in range(n)
     )

@@ -79,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"| beats per cycle | 1 sequence | {options.batch} sequences | ratio |\n|---|---|---|---|"
     )
     for cycles in (1, 2, 4):
-        rate = (1, cycles)
-        timing = replace(NANO_MEMORY, weight_rate=rate, data_rate=rate)
+        timing = replace(NANO_MEMORY, rates=((1, cycles),))
         with AcceleratorDevice(RtlTransport(timing=timing)) as device:
             device.load(model)
             per_token = list[float]()

@@ -13,7 +13,7 @@ from tests.system.small_architectures import config_of_engine, make
 from lutra.devices.accelerator.rtl import RtlTransport
 from lutra.quantize.pack import pack_model
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import PortParams, Purpose, two_ports
+from lutra_golden.core.ports import PortParams, Purpose, striped_ports, two_ports
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.memory import IDEAL_MEMORY, random_timing
 
@@ -35,6 +35,18 @@ PORTS = {
     "five": tuple(
         PortParams(width=width, purposes=(purpose,), burst_bytes=128)
         for purpose, width in zip(Purpose, (1024, 512, 256, 512, 32), strict=True)
+    ),
+    # a word is three beats of both lanes, which share their ports with other reads
+    "striped": (
+        PortParams(width=64, purposes=(WEIGHTS, FETCH), burst_bytes=128),
+        PortParams(width=32, purposes=(LOAD,), burst_bytes=64),
+        PortParams(width=64, purposes=(WEIGHTS, ATTENTION, WRITE), burst_bytes=128),
+    ),
+    "striped-narrow": striped_ports(8, 32, max_outstanding=2, burst_bytes=64),
+    # two words are a beat of both lanes
+    "striped-wide": (
+        *[PortParams(width=512, purposes=(WEIGHTS,))] * 2,
+        PortParams(width=256, purposes=(FETCH, LOAD, ATTENTION, WRITE)),
     ),
 }
 

@@ -252,14 +252,13 @@ class _Lowering:
                 words = params.pack(part, planes)
             except ValueError as error:
                 raise LutraError(f"configuration {config.name}: {error}") from None
-            padded = np.zeros((len(words), config.weight_word_bytes), np.uint8)
-            padded[:, : words.shape[1]] = words
+            data = config.weight_image(words).tobytes()
             self._emit(
                 Opcode.LMMA,
                 reads=[_ACTIVATIONS],
                 writes=[_acc(acc_base + first, count)],
                 flags=flags,
-                address=self._image.add(padded.tobytes(), config.alignment(Purpose.WEIGHTS)),
+                address=self._image.add(data, config.alignment(Purpose.WEIGHTS)),
                 depth_tiles=-(-weights.codes.shape[1] // params.tile_depth(planes)),
                 row_blocks=count,
                 planes=planes,

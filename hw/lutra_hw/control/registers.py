@@ -41,19 +41,22 @@ from lutra_hw.control.context import (
 )
 from lutra_hw.control.failure import FAILURE_LAYOUT
 
-__all__ = ["EVENTS", "UNIT_STATE_LAYOUT", "RegisterFile"]
+__all__ = ["UNIT_STATE_LAYOUT", "RegisterFile", "event_counts"]
 
 _CHUNK_USERS = (Unit.LOAD, Unit.VECTOR, Unit.ATTENTION)
 _PART_WIDTH = 4  # bits of an array's element that are written together
 
-EVENTS = data.StructLayout(
-    # fetch, load and attention may each have a port
-    {name: 2 if name == "data_read_beats" else 1 for name in COUNTERS if name != "cycles"}
-)
-"""Events per cycle of each performance counter other than cycles."""
-
 UNIT_STATE_LAYOUT = data.ArrayLayout(4, len(Unit) + 1)
 """:class:`UnitState` of the units in the order of :class:`Unit`, then of the instruction fetch."""
+
+
+def event_counts(config: AcceleratorConfig) -> data.StructLayout:
+    """Events per cycle of each performance counter other than cycles."""
+    # fetch, load and attention may each have a port, and each lane of the weights
+    most = {"data_read_beats": 3, "weight_read_beats": config.weight_stripe.n_lanes}
+    return data.StructLayout(
+        {name: most.get(name, 1).bit_length() for name in COUNTERS if name != "cycles"}
+    )
 
 
 _STORED = ["IRQ_ENABLE", "WATCHDOG", *(name.upper() for name in CONTEXT_WIDTHS)]
@@ -103,7 +106,7 @@ class RegisterFile(wiring.Component):
     unit_state : ``In(UNIT_STATE_LAYOUT)``
     argmax : ``Out(ArgmaxReadPort(config))``
     scales : ``Out(ScaleReadPort(config))``
-    events : ``In(EVENTS)``
+    events : ``In(event_counts(config))``
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -131,7 +134,7 @@ class RegisterFile(wiring.Component):
                 "unit_state": In(UNIT_STATE_LAYOUT),
                 "argmax": Out(ArgmaxReadPort(config)),
                 "scales": Out(ScaleReadPort(config)),
-                "events": In(EVENTS),
+                "events": In(event_counts(config)),
             }
         )
 
@@ -279,7 +282,7 @@ class RegisterFile(wiring.Component):
                 m.d.sync += failure.code.eq(control.refusal)
             with m.If(~control.frozen):
                 m.d.sync += counters["cycles"].eq(counters["cycles"] + 1)
-                for name in EVENTS.members:
+                for name in self.events.shape().members:
                     with m.If(self.events[name] != 0):
                         m.d.sync += counters[name].eq(counters[name] + self.events[name])
         with m.If(over):

@@ -26,6 +26,7 @@ from lutra_hw.axi.signatures import (
     Axi4WriteSignature,
     drive,
 )
+from lutra_hw.axi.stripe import Stripe
 from lutra_hw.axi.width import ReadWidth, WriteWidth
 from lutra_hw.axi.writer import DmaWriter
 from lutra_hw.control.check import RunCheck
@@ -57,8 +58,9 @@ class Accelerator(wiring.Component):
     """An accelerator of ``config``: runs a program for a tile of tokens, or descriptors.
 
     Registers on ``s_axi``, memory on the ports of the configuration. What several purposes read
-    through one port is told apart by ``arid``, in the order of :class:`Purpose`; the widths of
-    ports and of what the units move are independent. One clock, synchronous resets: of the
+    through one port is told apart by ``arid``, in the order of :class:`Purpose`; weights may come
+    through several ports, side by side. The widths of ports and of what the units move are
+    independent. One clock, synchronous resets: of the
     accelerator alone at any time, as it waits for what the memory owes; of both (``bus_rst``, with
     whatever is behind the memory ports), when nothing is owed any more.
 
@@ -185,11 +187,13 @@ class Accelerator(wiring.Component):
         ``users`` are, for everything that is read, the commands, the words and their bytes. Returns
         the signals that say that nothing is under way, and the transfers that move in a cycle.
         """
-        idle, moves, reads, engines = [], [], {}, {}
+        idle, moves, engines = [], [], {purpose: [] for purpose in Purpose}
         for number, port in enumerate(self.config.ports):
             axi = getattr(self, port_name(number))
-            readers = [self._reader(m, port, purpose, *users[purpose]) for purpose in port.reads]
-            reads |= dict(zip(port.reads, readers, strict=True))
+            readers = []
+            for purpose in port.reads:
+                readers.append(self._reader(m, number, purpose))
+                engines[purpose].append(readers[-1])
             if len(readers) == 1:
                 drive(m, axi, readers[0].axi)
             elif readers:
@@ -203,25 +207,39 @@ class Accelerator(wiring.Component):
                 m.d.comb += runs.wr_idle.eq(writer.idle)
                 drive(m, axi, writer.axi)
                 m.d.comb += events.data_write_beats.eq(axi.wvalid & axi.wready)
-                engines[Purpose.WRITE] = writer
+                engines[Purpose.WRITE].append(writer)
                 moves += [axi.wvalid & axi.wready, axi.bvalid]
                 idle.append(writer.settled)
-        beats = {purpose: each.axi.rvalid & each.axi.rready for purpose, each in reads.items()}
-        moves += beats.values()
-        m.d.comb += events.weight_read_beats.eq(beats.pop(Purpose.WEIGHTS))
-        m.d.comb += events.data_read_beats.eq(sum(beats.values()))
-        engines |= reads
+        beats = {Purpose.WEIGHTS: 0, Purpose.LOAD: 0}
+        for purpose, (cmd, words, word_bytes) in users.items():
+            self._words(m, purpose, engines[purpose], cmd, words, word_bytes)
+            kind = purpose if purpose == Purpose.WEIGHTS else Purpose.LOAD
+            for reader in engines[purpose]:
+                moves.append(reader.axi.rvalid & reader.axi.rready)
+                beats[kind] += moves[-1]
+                idle.append(reader.idle)
+        m.d.comb += events.weight_read_beats.eq(beats[Purpose.WEIGHTS])
+        m.d.comb += events.data_read_beats.eq(beats[Purpose.LOAD])
         for number, purpose in enumerate(Purpose):
-            engine, transfer = engines[purpose], failure.transfers[number]
+            transfer = failure.transfers[number]
+            *others, last = engines[purpose]
             m.d.comb += [
-                transfer.error.eq(engine.error),
-                transfer.response.eq(engine.response),
-                transfer.address.eq(engine.address),
+                transfer.error.eq(Cat(engine.error for engine in engines[purpose]).any()),
+                transfer.response.eq(last.response),
+                transfer.address.eq(last.address),
             ]
-        return [*idle, *(reader.idle for reader in reads.values())], moves
+            # of several in a cycle, the first one is assigned last, and wins
+            for engine in reversed(others):
+                with m.If(engine.error):
+                    m.d.comb += [
+                        transfer.response.eq(engine.response),
+                        transfer.address.eq(engine.address),
+                    ]
+        return idle, moves
 
-    def _reader(self, m, port, purpose, cmd, words, word_bytes):
-        """Reads words of ``word_bytes`` through a port, as the commands say."""
+    def _reader(self, m, number, purpose):
+        """DMA engine that reads through a port."""
+        port = self.config.ports[number]
         # weights, keys and values come in long runs that nothing should interrupt
         is_long = purpose in (Purpose.WEIGHTS, Purpose.ATTENTION)
         outstanding = port.max_outstanding if is_long else 2
@@ -233,14 +251,31 @@ class Accelerator(wiring.Component):
             max_outstanding=outstanding,
             fifo_depth=max(depth, 4),
         )
-        m.submodules[f"{purpose}_reader"] = ResetInserter(self._bus_reset)(reader)
+        is_lane = len(self.config.ports_of(purpose)) > 1
+        name = f"{purpose}_reader" + (f"_{number}" if is_lane else "")
+        m.submodules[name] = ResetInserter(self._bus_reset)(reader)
         m.d.comb += reader.clear.eq(self._clear)
-        source = reader
-        if word_bytes != port.n_bytes:
-            source = ReadWidth(WidthParams(word_bytes=word_bytes, beat_bytes=port.n_bytes))
+        return reader
+
+    def _words(self, m, purpose, readers, cmd, words, word_bytes):
+        """Words of ``word_bytes`` out of what the readers of a purpose read, as the commands say.
+
+        Beats of several readers lie side by side.
+        """
+        source, beat_bytes = readers[0], readers[0].data_width // 8
+        if len(readers) > 1:
+            params = self.config.weight_stripe
+            source, beat_bytes = Stripe(params), params.whole_bytes
+            m.submodules[f"{purpose}_stripe"] = ResetInserter(self._clear)(source)
+            for reader, lane_cmd, lane in zip(readers, source.o_cmd, source.i, strict=True):
+                wiring.connect(m, lane_cmd, reader.cmd)
+                wiring.connect(m, reader.o, lane)
+        if word_bytes != beat_bytes:
+            inner = source
+            source = ReadWidth(WidthParams(word_bytes=word_bytes, beat_bytes=beat_bytes))
             m.submodules[f"{purpose}_width"] = ResetInserter(self._clear)(source)
-            wiring.connect(m, source.o_cmd, reader.cmd)
-            wiring.connect(m, reader.o, source.i)
+            wiring.connect(m, source.o_cmd, inner.cmd)
+            wiring.connect(m, inner.o, source.i)
         wiring.connect(m, cmd, source.cmd)
         m.d.comb += [
             # what fills up a weight word is dropped
@@ -248,7 +283,6 @@ class Accelerator(wiring.Component):
             words.valid.eq(source.o.valid),
             source.o.ready.eq(words.ready),
         ]
-        return reader
 
     def _writer(self, m, port, vector):
         """Writes the words of the vector unit through a port."""

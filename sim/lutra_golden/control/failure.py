@@ -77,13 +77,13 @@ class Failure:
         return texts.get(self.code, unknown)
 
     def _transfer(self, config: AcceleratorConfig, purpose: Purpose) -> str:
-        port, unit = port_name(config.ports.index(config.port_of(purpose))), UNITS[purpose]
+        ports, unit = " or ".join(map(port_name, config.ports_of(purpose))), UNITS[purpose]
         names = {each.value: each.name for each in Response}
         response = names.get(self.response, f"response {self.response}")
         verb = "write" if purpose is Purpose.WRITE else "read"
         kind = "" if unit is None else f"{unit.name.lower()} "
         return (
-            f"the memory answered {response} to a {verb} of {port} ({purpose}) at "
+            f"the memory answered {response} to a {verb} of {ports} ({purpose}) at "
             f"{self.address:#x}, in {kind}instruction {self.instruction}: check that the address "
             "is mapped"
         )

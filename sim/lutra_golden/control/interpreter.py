@@ -341,7 +341,7 @@ class Interpreter:
         args, config = i.args, self.config
         shape = (args["depth_tiles"], args["row_blocks"], args["planes"])
         key = (self.registers["WEIGHT_BASE"] + args["address"], *shape)
-        size = args["n_words"] * config.weight_word_bytes
+        size = config.weight_image_bytes(args["n_words"])
         version = self.memory.version(key[0], size)
         if key not in self._weights or self._weights[key][0] != version:
             if args["n_words"] != config.matmul.n_words(*shape):
@@ -349,7 +349,7 @@ class Interpreter:
                     f"LMMA of {shape} needs {config.matmul.n_words(*shape)} words, "
                     f"not {args['n_words']}"
                 )
-            words = self.memory.read(key[0], size).reshape(args["n_words"], -1)
+            words = config.weight_words(self.memory.read(key[0], size), args["n_words"])
             try:
                 w = config.matmul.decode(words[:, : -(-config.matmul.word_bits // 8)], *shape)
             except ValueError as error:

@@ -103,8 +103,8 @@ DOCS: Mapping[Opcode, str] = {
     "shifted by 16, then their low halves with FLAG_LOW. So does a residual stream, with TOKEN "
     "counting from 0.",
     Opcode.LMMA: "Matrix product of the activations with a matrix that streams through the "
-    "weight port, digit by digit; the engine applies group scales and zero points or offsets, "
-    "and rounds the finished sums once by SHIFT.",
+    "ports for weights, digit by digit; the engine applies group scales and zero points or "
+    "offsets, and rounds the finished sums once by SHIFT.",
     Opcode.NORMQ: "RMSNorm of the source (not with FLAG_PLAIN), times gamma, quantised to "
     "activations of the engine's width and a scale per token, with a_groups and an exponent per "
     "group of a_groups.size (of the attention's output at most head_dim). GATE squares the "

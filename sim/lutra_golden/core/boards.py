@@ -96,8 +96,9 @@ _KV260 = Board(
     source="AMD DS987 (K26), UG1085 (addresses, ports to the memory controller)",
     registers_base=0xA000_0000,
     intc_base=0xA001_0000,
-    # HP1 and HP2 share a port of the memory controller
-    memory_ports=("HP0", "HP3"),
+    # HP1 and HP2 share a port of the memory controller: beside weights they carry what is least,
+    # instructions and writes, HP0 parameters and embeddings, HP3 keys and values
+    memory_ports=("HP1", "HP0", "HP3", "HP2"),
     memory=(
         MemoryRange(segment="DDR_LOW", base=0, n_bytes=0x8000_0000),
         MemoryRange(segment="DDR_HIGH", base=0x8_0000_0000, n_bytes=0x8000_0000),

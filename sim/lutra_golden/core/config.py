@@ -5,8 +5,12 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.attention.attention import AttentionParams
+from lutra_golden.axi.stripe import StripeParams, joined, striped
 from lutra_golden.control.isa import INSTRUCTION_BYTES
 from lutra_golden.control.registers import REGISTERS
 from lutra_golden.core.ports import PortParams, Purpose, check_ports
@@ -33,6 +37,7 @@ ENGINES: dict[str, type[EngineParams]] = {
 """Parameters of the matmul engines, by :attr:`AcceleratorConfig.engine`."""
 
 _Part = TypeVar("_Part")
+_Kind = TypeVar("_Kind", bound=np.generic)
 _LOAD_BYTES_MAX = 64  # an embedding is a multiple of it
 # fields that an engine has of its own, not of the one whose place it takes
 _OWN_FIELDS = ("w_width", "max_planes", "tables", "adders", "fabric")
@@ -178,14 +183,37 @@ class AcceleratorConfig:
             a_width=self.matmul.a_width,
         )
 
-    def port_of(self, purpose: Purpose) -> PortParams:
-        """The port that something goes through."""
-        return next(port for port in self.ports if purpose in port.purposes)
+    def ports_of(self, purpose: Purpose) -> tuple[int, ...]:
+        """Numbers of the ports that something goes through: one, of weights one or more."""
+        return tuple(i for i, port in enumerate(self.ports) if purpose in port.purposes)
+
+    @property
+    def weight_stripe(self) -> StripeParams:
+        """Lanes of the weights, each of which goes through a port of its own."""
+        numbers = self.ports_of(Purpose.WEIGHTS)
+        return StripeParams(n_lanes=len(numbers), beat_bytes=self.ports[numbers[0]].n_bytes)
+
+    def weight_image(self, words: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Bytes of a matrix in memory, from its weight words ``[n, bytes]``: each is padded to
+        ``weight_word_bytes``, and together they are whole beats, in lanes."""
+        padded = np.zeros((len(words), self.weight_word_bytes), np.uint8)
+        padded[:, : words.shape[1]] = words
+        return striped(self.weight_stripe, padded.reshape(-1))
+
+    def weight_image_bytes(self, n_words: int) -> int:
+        """Bytes of a matrix of so many weight words in memory."""
+        return _round_up(n_words * self.weight_word_bytes, self.weight_stripe.whole_bytes)
+
+    def weight_words(self, image: NDArray[_Kind], n_words: int) -> NDArray[_Kind]:
+        """Undo :meth:`weight_image`: padded weight words ``[n_words, weight_word_bytes]``, of what
+        there is one of for each byte of memory."""
+        stream = joined(self.weight_stripe, image)
+        return stream[: n_words * self.weight_word_bytes].reshape(n_words, -1)
 
     @property
     def weight_word_bytes(self) -> int:
-        """Bytes that one weight word takes in memory: whole beats of its port, or a fraction of
-        one beat."""
+        """Bytes that one weight word takes in memory: whole beats of its ports side by side, or a
+        fraction of one such beat."""
         least = _power_of_two(max(4, -(-self.matmul.word_bits // 8)))
         return min(least, _round_up(-(-self.matmul.word_bits // 8), self._n_bytes(Purpose.WEIGHTS)))
 
@@ -213,7 +241,8 @@ class AcceleratorConfig:
         return min(_LOAD_BYTES_MAX, self.word_bytes, 2 * self.head_dim)
 
     def alignment(self, purpose: Purpose) -> int:
-        """Alignment in bytes of transfers for ``purpose``: its words, and beats of its port."""
+        """Alignment in bytes of transfers for ``purpose``: its words, and beats of its port, or of
+        its ports side by side."""
         word = {Purpose.LOAD: self.load_word_bytes, Purpose.WEIGHTS: 1}
         return max(word.get(purpose, self.word_bytes), self._n_bytes(purpose))
 
@@ -223,7 +252,7 @@ class AcceleratorConfig:
         return max(map(self.alignment, Purpose))
 
     def _n_bytes(self, purpose: Purpose) -> int:
-        return self.port_of(purpose).n_bytes
+        return sum(self.ports[number].n_bytes for number in self.ports_of(purpose))
 
     @property
     def kv_scale_bytes(self) -> int:

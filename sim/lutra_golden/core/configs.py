@@ -8,7 +8,7 @@ import numpy as np
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.attention.attention import AttentionParams
 from lutra_golden.core.config import ENGINES, AcceleratorConfig
-from lutra_golden.core.ports import PortParams, Purpose, two_ports
+from lutra_golden.core.ports import PortParams, Purpose, striped_ports, two_ports
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.engine import LANES, OFFSET_WIDTHS, SCALE_WIDTH
 from lutra_golden.matmul.grouped import GroupedParams, bits_signed
@@ -47,20 +47,27 @@ NANO = AcceleratorConfig(
 )
 """Simulates fast; holds the tales model; 576 ternary MAC per cycle."""
 
-KV260 = NANO.with_(name="kv260", ports=two_ports(weights=128, data=128), clock_hz=187_500_000)
-"""The units of ``nano`` on the Kria KV260 and KR260, whose memory ports have 128 bits.
+# weights in flight cover a latency of 128 cycles; what shares the port would wait for more
+KV260 = NANO.with_(
+    name="kv260",
+    ports=striped_ports(4, 128, max_outstanding=4, burst_bytes=512),
+    clock_hz=187_500_000,
+)
+"""The units of ``nano`` on the Kria KV260 and KR260, with weights over all four memory ports of 128
+bits.
 
 The clock is the I/O PLL's 1.5 GHz by 8."""
 
 PYNQ_Z2 = NANO.with_(
     name="pynq_z2",
-    # a word of 640 bits takes longer to come than to be multiplied with eight tokens
+    # a word of 640 bits takes five beats of both ports, longer than it is multiplied with a token
     step_depth=48,
     depth_tile=48,
     act_tiles=16,
     gate_width=18,
     pair_cycles=8,
-    ports=two_ports(weights=64, data=64),
+    # two carry 1.6 GB/s of the 2.1 that the memory gives; of four, a word would fill 80 bytes of 96
+    ports=striped_ports(2, 64, max_outstanding=4, burst_bytes=256),
     clock_hz=100_000_000,
 )
 """``nano`` with fewer multipliers, for the Zynq-7020: an eighth of attention's, and one for the

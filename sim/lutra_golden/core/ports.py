@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
+from lutra_golden.axi.stripe import LANES_MAX
 from lutra_golden.params import check_positive
 from lutra_golden.strings import StringEnum
 
@@ -11,6 +12,7 @@ __all__ = [
     "BEATS_MAX",
     "BOUNDARY_BYTES",
     "BURST_INCR",
+    "PORTS_MAX",
     "PORT_WIDTHS",
     "PortParams",
     "Purpose",
@@ -18,6 +20,7 @@ __all__ = [
     "Top",
     "check_ports",
     "port_name",
+    "striped_ports",
     "two_ports",
 ]
 
@@ -25,6 +28,8 @@ ADDRESS_WIDTH = 40
 """Bits of a byte address in the accelerator's memory."""
 PORT_WIDTHS = (32, 64, 128, 256, 512, 1024)
 """Bits that a beat of a port may have, as AXI4 has it."""
+PORTS_MAX = 32
+"""Memory ports of the largest configuration."""
 BOUNDARY_BYTES = 4096
 """No burst crosses a multiple of this (AXI4 specification, A3.4.1)."""
 BEATS_MAX = 256
@@ -60,7 +65,7 @@ class Purpose(StringEnum):
     ATTENTION = "attention"
     """Keys, values and their scales."""
     WEIGHTS = "weights"
-    """Weight words of the matmul engine."""
+    """Weight words of the matmul engine; the only ones that several ports may carry together."""
     WRITE = "write"
     """All that is written: keys, values, their scales, logits."""
 
@@ -72,7 +77,8 @@ class PortParams:
     Parameters
     ----------
     width : bits of a beat, see :data:`PORT_WIDTHS`.
-    purposes : transfers that use the port, one or more; every purpose has one port.
+    purposes : transfers that use the port, one or more; every purpose has one port, but for weights
+        that are striped over several.
     max_outstanding : bursts in flight of a long stream.
     burst_bytes : bytes of the longest burst, a power of two.
     """
@@ -93,6 +99,10 @@ class PortParams:
             raise ValueError(
                 f"purposes of a port must be one or more of {', '.join(Purpose)}, "
                 f"not {self.purposes!r}"
+            )
+        if len(set(self.purposes)) != len(self.purposes):
+            raise ValueError(
+                f"purposes of a port must be different, not {', '.join(self.purposes)}"
             )
         maximum = min(BOUNDARY_BYTES, BEATS_MAX * self.width // 8)
         n = self.burst_bytes
@@ -128,11 +138,30 @@ def port_name(number: int) -> str:
 
 
 def check_ports(ports: tuple[PortParams, ...]) -> None:
-    """Refuse a list of ports that does not serve each purpose once."""
+    """Refuse a list of ports that does not serve each purpose once, but for striped weights.
+
+    Those go through a power of two of ports that are equal in all but their purposes.
+    """
+    if len(ports) > PORTS_MAX:
+        raise ValueError(f"ports must be at most {PORTS_MAX}, not {len(ports)}")
     for purpose in Purpose:
-        n = sum(port.purposes.count(purpose) for port in ports)
-        if n != 1:
+        users = [port for port in ports if purpose in port.purposes]
+        n = len(users)
+        if n == 1:
+            continue
+        if not n or purpose is not Purpose.WEIGHTS:
             raise ValueError(f"ports must have one for {purpose}, not {n}")
+        if n & (n - 1) or n > LANES_MAX:
+            raise ValueError(
+                f"ports must have a power of two up to {LANES_MAX} for {purpose}, not {n}"
+            )
+        for name in ("width", "burst_bytes", "max_outstanding"):
+            values = [getattr(port, name) for port in users]
+            if len(set(values)) > 1:
+                raise ValueError(
+                    f"ports for {purpose} must have the same {name}, not "
+                    f"{', '.join(map(str, values))}"
+                )
 
 
 def two_ports(
@@ -150,3 +179,23 @@ def two_ports(
         for width, purposes in ((weights, (Purpose.WEIGHTS,)), (data, rest))
     )
     return first, second
+
+
+def striped_ports(
+    n: int, width: int, *, max_outstanding: int = 8, burst_bytes: int = 1024
+) -> tuple[PortParams, ...]:
+    """``n`` ports of one width: weights over all of them, everything else divided between them.
+
+    All that is not weights makes its port later than the others, so no port should have it all.
+    """
+    rest = [each for each in Purpose if each != Purpose.WEIGHTS]
+    ends = [number * len(rest) // n for number in range(n + 1)]
+    return tuple(
+        PortParams(
+            width=width,
+            purposes=(Purpose.WEIGHTS, *rest[ends[number] : ends[number + 1]]),
+            max_outstanding=max_outstanding,
+            burst_bytes=min(burst_bytes, BEATS_MAX * width // 8),
+        )
+        for number in range(n)
+    )

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from lutra_golden.core.boards import BOARDS
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import Purpose
 from lutra_golden.errors import LutraError
 from lutra_golden.params import check_positive
 from lutra_golden.timing.memory import MemoryTiming
@@ -27,6 +26,7 @@ class BoardProfile:
     config : configuration that it carries.
     port_width : bits of each memory port of the board.
     n_ports : memory ports that an accelerator may use.
+    memory_bytes_per_s : what the memory gives to all ports together.
     buffer_base, buffer_bytes : where buffers of the accelerator lie, and how many bytes they may
         have together: what the system sets aside for them, or all of the memory.
     clock_hz : clock of the accelerator that the board's clock generator gives; the configuration's
@@ -42,6 +42,7 @@ class BoardProfile:
     config: str
     port_width: int
     n_ports: int
+    memory_bytes_per_s: int
     buffer_base: int
     buffer_bytes: int
     clock_hz: int
@@ -52,12 +53,13 @@ class BoardProfile:
 
     def __post_init__(self) -> None:
         check_positive(
-            self, "port_width", "n_ports", "buffer_bytes", "clock_hz", "read_latency",
-            "write_latency",
+            self, "port_width", "n_ports", "memory_bytes_per_s", "buffer_bytes", "clock_hz",
+            "read_latency", "write_latency",
         )  # fmt: skip
 
 
 _MIB = 1 << 20
+_UNIT = 1000  # bytes per second that figures of a memory's speed are whole in
 
 _KV260 = BoardProfile(
     name="kv260",
@@ -66,6 +68,8 @@ _KV260 = BoardProfile(
     config=BOARDS["kv260"].config.name,
     port_width=128,
     n_ports=6,
+    # measured through four of its ports at 250 MHz, which is all that these can carry
+    memory_bytes_per_s=16_000_000_000,
     # Ubuntu for Kria sets 1,000 MB aside below 2 GB
     buffer_base=1024 * _MIB,
     buffer_bytes=1000 * _MIB,
@@ -85,6 +89,8 @@ _U55C = BoardProfile(
     config=BOARDS["u55c"].config.name,
     port_width=512,
     n_ports=32,
+    # UG1393: 32 pseudo-channels of 14.375 GB/s
+    memory_bytes_per_s=460_000_000_000,
     buffer_base=0,
     # two stacks of HBM
     buffer_bytes=16 << 30,
@@ -99,6 +105,7 @@ _U50 = replace(
     name="u50",
     part=BOARDS["u50"].part,
     config=BOARDS["u50"].config.name,
+    memory_bytes_per_s=316_000_000_000,
     buffer_bytes=8 << 30,
 )
 """Alveo U50: half of the U55C's HBM2."""
@@ -110,6 +117,8 @@ _PYNQ_Z2 = BoardProfile(
     config=BOARDS["pynq_z2"].config.name,
     port_width=64,
     n_ports=4,
+    # DDR3 of 16 bits at 1,050 Mb/s
+    memory_bytes_per_s=2_100_000_000,
     # PYNQ's image sets 128 MB of its 512 MB aside
     buffer_base=256 * _MIB,
     buffer_bytes=128 * _MIB,
@@ -138,20 +147,18 @@ def find_profile(name: str) -> BoardProfile:
 def board_timing(board: BoardProfile, config: AcceleratorConfig, seed: int = 0) -> MemoryTiming:
     """Memory of ``board`` behind the ports of ``config``, each of which goes to one of its own.
 
-    A beat that is wider than the board's port takes as many cycles as it has of its words. DDR4 is
-    refreshed every 7.8 us for 350 ns.
+    A beat that is wider than the board's port takes as many cycles as it has of its words. What all
+    ports move together is at most what the memory gives, less its refresh: that of DDR4 is every
+    7.8 us for 350 ns.
     """
     if len(config.ports) > board.n_ports:
         raise LutraError(
             f"configuration {config.name} has {len(config.ports)} memory ports, board "
             f"{board.name} {board.n_ports}: use a configuration with fewer"
         )
-    cycles = [max(1, port.width // board.port_width) for port in config.ports]
-    weights = config.ports.index(config.port_of(Purpose.WEIGHTS))
-    others = [n for i, n in enumerate(cycles) if i != weights]
     return MemoryTiming(
-        weight_rate=(1, cycles[weights]),
-        data_rate=(1, max(others, default=cycles[weights])),
+        rates=tuple((1, max(1, port.width // board.port_width)) for port in config.ports),
+        total_rate=(board.memory_bytes_per_s // _UNIT, board.clock_hz // _UNIT),
         read_latency=board.read_latency,
         write_latency=board.write_latency,
         latency_jitter=board.read_latency // 4,

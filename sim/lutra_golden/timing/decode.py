@@ -1,10 +1,9 @@
-"""Cycles of a pass, from the cycles of the units and the width of the weights' port."""
+"""Cycles of a pass, from the cycles of the units and the widths of the weights' ports."""
 
 import numpy as np
 
 from lutra_golden.control.isa import NormSource
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import Purpose
 from lutra_golden.matmul.engine import LANES, EngineParams, GroupedWeights
 from lutra_golden.model.limits import HEAD_MAX
 from lutra_golden.model.packed import PackedModel
@@ -39,9 +38,10 @@ def pass_cycles(
 
     Behind the last layer the head gives logits of ``n_logits`` tokens. Units take turns, as each
     needs what the one before it made. A product takes as long as its engine, or as its weights on
-    their port if that is longer: a word takes whole beats, and a beat ``beat_cycles``. Logits are
-    stored while the head is computed. Latencies of memory, its refresh and the host's time are left
-    out, every product counts as one command, and every layer as one like the first.
+    their ports if that is longer: a word takes whole beats of all of them together, and such a beat
+    ``beat_cycles``. Logits are stored while the head is computed. Latencies of memory, its refresh
+    and the host's time are left out, every product counts as one command, and every layer as one
+    like the first.
     """
     product = _Product(config, beat_cycles)
     heads = config.head_dim * config.n_heads
@@ -84,7 +84,7 @@ class _Product:
     def __init__(self, config: AcceleratorConfig, beat_cycles: int) -> None:
         self._beat_cycles = beat_cycles
         self._timing, self._word_bytes = engine_timing(config.matmul), config.weight_word_bytes
-        self._beat_bytes = config.port_of(Purpose.WEIGHTS).width // 8
+        self._beat_bytes = config.weight_stripe.whole_bytes
 
     def cycles(self, rows: int, depth: int, planes: int, n_tokens: int) -> int:
         params = self._timing.params

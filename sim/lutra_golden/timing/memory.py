@@ -4,25 +4,31 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["IDEAL_MEMORY", "NANO_MEMORY", "MemoryTiming", "random_timing"]
+__all__ = ["IDEAL_MEMORY", "NANO_MEMORY", "MemoryTiming", "Rate", "random_timing"]
 
 _MAX_CYCLES = (1 << 32) - 1
+_FURTHER_RATES = 4  # ports behind the first two that have one of their own
+
+Rate = tuple[int, int]
+"""An amount, and the clock cycles in which at most that much moves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryTiming:
-    """Bandwidth, latency and gaps of the memory behind both AXI4 masters, in clock cycles.
+    """Bandwidth, latency and gaps of the memory behind the AXI4 masters, in clock cycles.
 
-    Reads and writes of a port each move at most ``*_rate[0]`` beats in ``*_rate[1]`` cycles. The
-    first data of a read follow its address by ``read_latency`` cycles, the answer to a write its
-    last data by ``write_latency``; each is longer by up to ``latency_jitter`` cycles, drawn from
-    ``seed``. With jitter, reads of different ids are answered in any order. Nothing moves in the
-    first ``refresh_cycles`` of every ``refresh_interval``; 0 is no refresh. ``stall`` is the
-    probability that a channel stands still in a cycle.
+    Reads and writes of a port each move no more beats than ``rates`` has for it, one for each port
+    in their order, the last one for all that follow; never more than one in a cycle. What all ports
+    move together is at most ``total_rate``, in bytes; None is no limit. The first data of a read
+    follow its address by ``read_latency`` cycles, the answer to a write its last data by
+    ``write_latency``; each is longer by up to ``latency_jitter`` cycles, drawn from ``seed``. With
+    jitter, reads of different ids are answered in any order. Nothing moves in the first
+    ``refresh_cycles`` of every ``refresh_interval``; 0 is no refresh. ``stall`` is the probability
+    that a channel stands still in a cycle.
     """
 
-    weight_rate: tuple[int, int] = (1, 1)
-    data_rate: tuple[int, int] = (1, 1)
+    rates: tuple[Rate, ...] = ((1, 1),)
+    total_rate: Rate | None = None
     read_latency: int = 1
     write_latency: int = 1
     latency_jitter: int = 0
@@ -33,10 +39,13 @@ class MemoryTiming:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("weight_rate", "data_rate"):
-            beats, cycles = getattr(self, name)
-            _check_int(f"{name}[0]", beats, 1, cycles)
-            _check_int(f"{name}[1]", cycles, 1, 1 << 16)
+        if not self.rates:
+            raise ValueError("rates must have one for the first port")
+        for number, (beats, cycles) in enumerate(self.rates):
+            _check_int(f"beats of rates[{number}]", beats, 1, cycles)
+            _check_int(f"cycles of rates[{number}]", cycles, 1, 1 << 16)
+        for name, value in zip(("bytes", "cycles"), self.total_rate or (), strict=False):
+            _check_int(f"{name} of total_rate", value, 1, _MAX_CYCLES)
         for name in ("read_latency", "write_latency", "max_outstanding"):
             _check_int(name, getattr(self, name), 1, _MAX_CYCLES)
         for name in ("latency_jitter", "refresh_interval"):
@@ -45,6 +54,10 @@ class MemoryTiming:
         _check_int("seed", self.seed, 0, _MAX_CYCLES)
         if not 0 <= self.stall < 1:
             raise ValueError(f"stall must be in [0, 1), not {self.stall}")
+
+    def rate(self, port: int) -> Rate:
+        """Beats of a port, by its number, and the cycles in which they move."""
+        return self.rates[min(port, len(self.rates) - 1)]
 
 
 def _check_int(name: str, value: Any, minimum: int, maximum: int) -> None:
@@ -63,16 +76,16 @@ NANO_MEMORY = MemoryTiming(read_latency=40, write_latency=20)
 
 def random_timing(seed: int) -> MemoryTiming:
     """A memory unlike any other: rates, latencies, gaps and stalls follow from ``seed``."""
-    draw = random.Random(seed)
+    # other ports came later: numbers of their own leave those of the first two as they were
+    draw, further = random.Random(seed), random.Random(~seed)
 
-    def rate() -> tuple[int, int]:
+    def rate(draw: random.Random) -> Rate:
         cycles = draw.randint(1, 5)
         return draw.randint(max(1, cycles - 2), cycles), cycles
 
     refresh_interval = draw.choice([0, 500])
     return MemoryTiming(
-        weight_rate=rate(),
-        data_rate=rate(),
+        rates=(rate(draw), rate(draw), *(rate(further) for _ in range(_FURTHER_RATES))),
         read_latency=draw.choice([1, 2, 7, 30]),
         write_latency=draw.choice([1, 2, 7, 30]),
         latency_jitter=draw.choice([1, 5, 40]),

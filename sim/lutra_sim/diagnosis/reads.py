@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lutra_golden.control.chunks import chunks
 from lutra_golden.control.isa import Opcode, Unit
@@ -12,7 +13,22 @@ from lutra_golden.core.ports import Purpose
 from lutra_golden.matmul.engine import LANES
 from lutra_sim.diagnosis.view import UNIT_NAMES, RunView
 
-__all__ = ["ReadCheck", "Reads"]
+__all__ = ["ReadCheck", "ReadCommand", "Reads"]
+
+
+@dataclass
+class ReadCommand:
+    """Words that were asked for, and how many of them came.
+
+    ``size`` are their bytes in memory from ``address`` on, and ``places`` ``[count, word_bytes]``
+    the offset of every byte of every word, where they do not lie one behind the other.
+    """
+
+    address: int
+    count: int
+    size: int
+    places: NDArray[np.int64] | None = None
+    done: int = 0
 
 
 @dataclass
@@ -23,7 +39,7 @@ class Reads:
     data: str
     word_bytes: int
     bits: int
-    commands: deque[list[int]] = field(default_factory=deque)
+    commands: deque[ReadCommand] = field(default_factory=deque[ReadCommand])
     asked: int = 0
     came: int = 0
     n_commands: int = 0
@@ -69,12 +85,14 @@ class ReadCheck:
     def asks(self, purpose: Purpose, address: int, n_bytes: int = 1) -> bool:
         """True if a command of this purpose reads any of ``n_bytes`` from ``address`` on, and the
         words did not come yet."""
-        return any(
-            first < address + n_bytes and address < first + beats * reads.word_bytes
-            for reads in self.reads.values()
-            if reads.purpose is purpose
-            for first, beats in reads.commands
-        )
+        for reads in self.reads.values():
+            for each in reads.commands if reads.purpose is purpose else ():
+                first = each.address
+                if each.places is None:
+                    first += each.done * reads.word_bytes
+                if first < address + n_bytes and address < each.address + each.size:
+                    return True
+        return False
 
     def step(self, *, fetches: bool) -> None:
         """Check a cycle.
@@ -89,7 +107,7 @@ class ReadCheck:
         if self._view.moves(command):
             found = self._view.fields(f"{command}__payload")
             self._command(command, reads, found["addr"], found["beats"])
-            reads.commands.append([found["addr"], found["beats"]])
+            reads.commands.append(self._asked(reads, found["addr"], found["beats"]))
             reads.asked += found["beats"]
             reads.n_commands += 1
         if compares and reads.commands and self._view.bit(f"{reads.data}__valid"):
@@ -101,27 +119,46 @@ class ReadCheck:
             text = f"a word came that was not asked for by {command}"
             self._view.fail(reads.where, f"{reads.data}__payload", text)
         head = reads.commands[0]
-        head[0], head[1] = head[0] + reads.word_bytes, head[1] - 1
-        if not head[1]:
+        head.done += 1
+        if head.done == head.count:
             reads.commands.popleft()
         reads.came, reads.checked = reads.came + 1, -1
 
+    def _asked(self, reads: Reads, address: int, count: int) -> ReadCommand:
+        """What a command asks for; weights may be striped."""
+        config = self._view.reference.config
+        if reads.purpose is not Purpose.WEIGHTS or config.weight_stripe.n_lanes == 1:
+            return ReadCommand(address, count, count * reads.word_bytes)
+        size = config.weight_image_bytes(count)
+        return ReadCommand(address, count, size, config.weight_words(np.arange(size), count))
+
     def _word(self, reads: Reads) -> None:
         """Compare the word that is offered with memory."""
-        wire, address = f"{reads.data}__payload", reads.commands[0][0]
+        wire, head, memory = (
+            f"{reads.data}__payload",
+            reads.commands[0],
+            self._view.reference.memory,
+        )
         found = self._view.number(wire)
-        if found == reads.checked or address + reads.word_bytes > len(self._view.reference.memory):
+        if found == reads.checked:
             return
-        reads.checked = found
-        data, known = self._view.reference.memory.known(address, reads.word_bytes)
+        if head.places is None:
+            places = head.done * reads.word_bytes + np.arange(reads.word_bytes)
+        else:
+            places = head.places[head.done]
+        if head.address + int(places.max()) >= len(memory):
+            return
+        reads.checked, address = found, head.address + int(places[0])
+        data, known = memory.known(head.address, int(places.max()) + 1)
+        data, known = data[places], known[places]
         expected = int.from_bytes(data.tobytes(), "little")
         mask = int.from_bytes((known * np.uint8(255)).astype(np.uint8).tobytes(), "little")
         mask &= (1 << reads.bits) - 1
         wrong = (found ^ expected) & mask
         if wrong:
-            places = [i for i in range(reads.word_bytes) if wrong >> 8 * i & 255]
-            text = f"the word read at {address:#x} is wrong in byte {places[0]}"
-            text += f", and in {len(places) - 1} more" if len(places) > 1 else ""
+            bad = [i for i in range(reads.word_bytes) if wrong >> 8 * i & 255]
+            text = f"the word read at {address:#x} is wrong in byte {bad[0]}"
+            text += f", and in {len(bad) - 1} more" if len(bad) > 1 else ""
             unit = {Purpose.LOAD: Unit.LOAD, Purpose.ATTENTION: Unit.ATTENTION}.get(reads.purpose)
             executed = None if unit is None else self._view.current(unit)
             self._view.fail(reads.where, wire, text, executed, read=(address, reads.word_bytes))

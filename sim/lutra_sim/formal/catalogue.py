@@ -7,6 +7,7 @@ from amaranth.lib import wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 
 from lutra_golden.arith.quantize import ActivationGroups
+from lutra_golden.axi.stripe import StripeParams
 from lutra_golden.axi.width import WidthParams
 from lutra_golden.core.configs import NANO
 from lutra_golden.matmul.lut import LutParams, Tables
@@ -17,6 +18,7 @@ from lutra_hw.arith.scale import ScaleUnit
 from lutra_hw.axi.arbiter import ReadArbiter
 from lutra_hw.axi.lite import LiteSlave
 from lutra_hw.axi.reader import DmaReader
+from lutra_hw.axi.stripe import Stripe
 from lutra_hw.axi.width import ReadWidth, WriteWidth
 from lutra_hw.axi.writer import DmaWriter
 from lutra_hw.control.load import LoadUnit
@@ -31,6 +33,7 @@ from lutra_sim.formal.attention.pairs import PairsRules
 from lutra_sim.formal.axi.arbiter import ArbiterOrder
 from lutra_sim.formal.axi.bursts import SplitterOrder
 from lutra_sim.formal.axi.reader import ReaderClear, ReaderOrder
+from lutra_sim.formal.axi.stripe import StripeOrder
 from lutra_sim.formal.axi.width import ReadWidthOrder, WriteWidthOrder
 from lutra_sim.formal.axi.writer import WriterClear, WriterOrder
 from lutra_sim.formal.control.ap_ctrl import ApCtrlRules
@@ -66,6 +69,7 @@ _WIDTHS = {
     "wide": WidthParams(word_bytes=1, beat_bytes=2),
 }
 """The port beside the words."""
+_STRIPE = StripeParams(n_lanes=4, beat_bytes=2)
 _ROW = 5  # that is compared; seven rows share a memory, so some are readers of one
 
 # Blocks with output streams; those of a unit are its parts'. Some are not
@@ -80,6 +84,7 @@ _STREAMS: dict[str, tuple[Callable[[], wiring.Component], Mode, int]] = {
     "registers": (lambda: RegisterFile(_SMALL), Mode.BOUNDED, 10),
     "rope": (lambda: RopeQuant(_SMALL), Mode.PROVED, 2),
     "scale": (lambda: ScaleUnit(), Mode.PROVED, 2),
+    "stripe": (lambda: Stripe(_STRIPE), Mode.PROVED, 2),
     "read-width-narrow": (lambda: ReadWidth(_WIDTHS["narrow"]), Mode.BOUNDED, 8),
     "read-width-wide": (lambda: ReadWidth(_WIDTHS["wide"]), Mode.BOUNDED, 8),
     "write-width-narrow": (lambda: WriteWidth(_WIDTHS["narrow"]), Mode.BOUNDED, 8),
@@ -168,6 +173,13 @@ CHECKS: list[Check] = [
         name="arbiter",
         claim="requests once, in order, with ids; data to their master; fair",
         make=lambda: ArbiterOrder(3),
+        mode=Mode.PROVED,
+        depth=2,
+    ),
+    Check(
+        name="stripe",
+        claim="a command to each lane once, for its part; beats of all lanes together",
+        make=lambda: StripeOrder(_STRIPE),
         mode=Mode.PROVED,
         depth=2,
     ),

@@ -8,6 +8,25 @@ _GOLDEN = "sim/lutra_golden"
 
 MUTANTS = [
     *planted(
+        f"{_GOLDEN}/axi/stripe.py",
+        ["golden/axi/test_stripe.py"],
+        (
+            "lanes as far apart as their beats together",
+            "stride = whole.count * params.beat_bytes",
+            "stride = whole.count * params.whole_bytes",
+        ),
+        (
+            "lanes of beats that lie side by side in memory",
+            "return beats.transpose(1, 0, 2).reshape(-1)",
+            "return beats.reshape(-1)",
+        ),
+        (
+            "a stream of a whole lane after the other",
+            "return lanes.transpose(1, 0, 2).reshape(-1)",
+            "return lanes.reshape(-1)",
+        ),
+    ),
+    *planted(
         f"{_GOLDEN}/axi/width.py",
         ["golden/axi/test_width.py"],
         (
@@ -366,7 +385,16 @@ MUTANTS = [
     *planted(
         f"{_GOLDEN}/core/ports.py",
         ["golden/core/test_ports.py"],
-        ("two ports for one purpose", "if n != 1:", "if n < 1:"),
+        (
+            "two ports for one purpose",
+            "if not n or purpose is not Purpose.WEIGHTS:",
+            "if not n:",
+        ),
+        (
+            "lanes of two widths",
+            "if len(set(values)) > 1:",
+            "if len(set(values)) > 2:",
+        ),
         (
             "bursts of more beats than AXI4 has",
             "maximum = min(BOUNDARY_BYTES, BEATS_MAX * self.width // 8)",

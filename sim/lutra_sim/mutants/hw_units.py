@@ -88,6 +88,25 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "hw/lutra_hw/axi/stripe.py",
+        ["hw/axi/test_stripe.py::test_bench[4-4]"],
+        (
+            "a stripe's next command begins where the last one ended",
+            "offset.eq(Mux(taken[n - 1], 0, offset + stride)),",
+            "offset.eq(offset + stride),",
+        ),
+        (
+            "a lane's beat is taken before the others have one",
+            "i.ready.eq(self.o.valid & self.o.ready)",
+            "i.ready.eq(self.o.ready)",
+        ),
+        (
+            "lanes joined from the last one on",
+            "self.o.p.eq(Cat(i.p for i in self.i)),",
+            "self.o.p.eq(Cat(i.p for i in reversed(list(self.i)))),",
+        ),
+    ),
+    *planted(
         "hw/lutra_hw/axi/width.py",
         ["hw/axi/test_width.py::test_bench[WriteWidth-8-16]"],
         (
@@ -197,13 +216,27 @@ MUTANTS = [
         ),
         (
             "a clear ends while reads are under way",
-            "return [*idle, *(reader.idle for reader in reads.values())], moves",
-            "return idle, moves",
+            "                idle.append(reader.idle)\n",
+            "",
         ),
         (
             "windows and fractions swapped",
             'attend.p.window.eq(argument(word, Opcode.ATTEND, "window"))',
             'attend.p.window.eq(argument(word, Opcode.ATTEND, "frac"))',
+        ),
+    ),
+    *planted(
+        "hw/lutra_hw/core/accelerator.py",
+        ["hw/core/test_accelerator.py::test_bench[striped]"],
+        (
+            "bus errors of the last lane alone",
+            "transfer.error.eq(Cat(engine.error for engine in engines[purpose]).any()),",
+            "transfer.error.eq(last.error),",
+        ),
+        (
+            "beats of one lane counted",
+            "beats[kind] += moves[-1]",
+            "beats[kind] = moves[-1]",
         ),
     ),
     *planted(

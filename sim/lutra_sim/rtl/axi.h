@@ -67,6 +67,21 @@ private:
     uint32_t beats_, cycles_, interval_, gap_, credit_;
 };
 
+// Bytes per cycle of all ports together, as a fraction; no limit if there are none.
+class Pool {
+public:
+    explicit Pool(const Settings& settings)
+        : bytes_(settings.total_bytes), cycles_(settings.total_cycles) {}
+
+    // Call once per cycle. What is left of it lapses; what was moved beyond it is made good first.
+    void tick() { credit_ = std::min(credit_ + bytes_, bytes_); }
+    bool open() const { return bytes_ == 0 || credit_ > 0; }
+    void spend(uint32_t bytes) { credit_ -= bytes * cycles_; }
+
+private:
+    int64_t bytes_, cycles_, credit_ = 0;
+};
+
 struct Address {
     uint64_t address;
     uint32_t id, len, size, burst;
@@ -92,9 +107,9 @@ struct Disturbance {
 class Port {
 public:
     Port(const char* name, const char* kind, uint32_t beat_bytes, Memory& memory,
-         const Settings& settings, Rate rate, uint64_t stream, Fault& fault)
+         const Settings& settings, Rate rate, Pool& pool, uint64_t stream, Fault& fault)
         : name_(name), channel_(std::string(name) + kJoin + kind), beat_bytes_(beat_bytes),
-          memory_(memory), settings_(settings), rate_(rate),
+          memory_(memory), settings_(settings), rate_(rate), pool_(pool),
           random_(settings.seed + (stream << 32)), fault_(fault), held_(channel_, fault) {}
 
     // Transactions of `other` that overlap with one of this port are races.
@@ -110,6 +125,12 @@ public:
     uint64_t count() const { return count_; }
 
 protected:
+    // Call once per cycle; true if a beat can move in it.
+    bool able(uint64_t cycle) { return rate_.tick(cycle) && pool_.open() && !stalls(); }
+    void spend() {
+        rate_.spend();
+        pool_.spend(beat_bytes_);
+    }
     bool stalls() { return is_silent() || random_.chance(settings_.stall); }
     bool is_silent() const {
         return disturbance_.response == Disturbance::kSilence && count_ >= disturbance_.at;
@@ -157,6 +178,7 @@ protected:
     Memory& memory_;
     const Settings& settings_;
     Rate rate_;
+    Pool& pool_;
     Random random_;
     Fault& fault_;
     Held held_;
@@ -187,8 +209,9 @@ public:
     };
 
     ReadPort(const char* name, uint32_t beat_bytes, uint8_t* rdata, Memory& memory,
-             const Settings& settings, Rate rate, uint64_t stream, Fault& fault)
-        : Port(name, "ar", beat_bytes, memory, settings, rate, stream, fault), rdata_(rdata) {}
+             const Settings& settings, Rate rate, Pool& pool, uint64_t stream, Fault& fault)
+        : Port(name, "ar", beat_bytes, memory, settings, rate, pool, stream, fault),
+          rdata_(rdata) {}
 
     void reset() {
         reset_port();
@@ -198,11 +221,11 @@ public:
 
     void drive(uint64_t cycle) {
         pins.arready = has_room() && !stalls();
-        const bool able = rate_.tick(cycle) && !stalls();
+        const bool moves = able(cycle);
         if (pins.rvalid) return;
         // under random timing, poison data that is not valid
         if (settings_.latency_jitter) std::memset(rdata_, 0xA5, beat_bytes_);
-        if (!able) return;
+        if (!moves) return;
         if (current_ == kNone) current_ = choose(cycle);
         if (current_ == kNone) return;
         Burst& burst = bursts_[current_];
@@ -217,7 +240,7 @@ public:
         if (pins.rresp) {
             for (uint32_t i = 0; i < beat_bytes_; ++i) rdata_[i] = uint8_t(random_.next());
         }
-        rate_.spend();
+        spend();
         pins.rvalid = true;
         pins.rid = burst.id;
         pins.rlast = ++burst.done == burst.beats;
@@ -267,9 +290,10 @@ public:
     };
 
     WritePort(const char* name, uint32_t beat_bytes, const uint8_t* wdata, const uint8_t* wstrb,
-              Memory& memory, const Settings& settings, Rate rate, uint64_t stream, Fault& fault)
-        : Port(name, "aw", beat_bytes, memory, settings, rate, stream, fault), wdata_(wdata),
-          wstrb_(wstrb), w_(std::string(name) + kJoin + "w", fault) {}
+              Memory& memory, const Settings& settings, Rate rate, Pool& pool, uint64_t stream,
+              Fault& fault)
+        : Port(name, "aw", beat_bytes, memory, settings, rate, pool, stream, fault),
+          wdata_(wdata), wstrb_(wstrb), w_(std::string(name) + kJoin + "w", fault) {}
 
     void reset() {
         reset_port();
@@ -280,8 +304,8 @@ public:
 
     void drive(uint64_t cycle) {
         pins.awready = has_room() && !stalls();
-        const bool able = rate_.tick(cycle) && !stalls();
-        pins.wready = able && n_full_ < bursts_.size();
+        const bool moves = able(cycle);
+        pins.wready = moves && n_full_ < bursts_.size();
         const bool answers = !stalls();
         if (pins.bvalid || !answers || n_full_ == 0 || bursts_.front().ready > cycle) return;
         pins.bvalid = true;
@@ -320,7 +344,7 @@ private:
             memory_.write_strobed(burst.address + uint64_t(burst.done) * beat_bytes_, wdata_,
                                   wstrb_, beat_bytes_);
         }
-        rate_.spend();
+        spend();
         const bool last = ++burst.done == burst.beats;
         if (wlast != last) {
             fault_(name_, kJoin, "wlast is ", wlast, " in beat ", burst.done, " of ", burst.beats,

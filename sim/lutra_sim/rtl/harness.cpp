@@ -132,18 +132,18 @@ private:
 class Device {
 public:
     Device(uint64_t memory_bytes, const Settings& settings)
-        : settings_(settings), fault_(cycle_), memory_(memory_bytes),
+        : settings_(settings), fault_(cycle_), memory_(memory_bytes), pool_(settings_),
           top_(std::make_unique<Vlutra>(prepare(context_), "TOP")),
           registers_(fault_, settings_) {
         uint64_t stream = 0;
 #define ADD_READ(port, number, bytes)                                                           \
     static_assert(sizeof(PIN(port, rdata)) >= bytes && bytes <= 128, "width of " #port);         \
-    reads_.emplace_back(#port, bytes, BYTES(port, rdata), memory_, settings_, rate(number), ++stream, \
-                        fault_);
+    reads_.emplace_back(#port, bytes, BYTES(port, rdata), memory_, settings_, rate(number), pool_, \
+                        ++stream, fault_);
 #define ADD_WRITE(port, number, bytes)                                                          \
     static_assert(sizeof(PIN(port, wdata)) >= bytes && bytes <= 128, "width of " #port);         \
     writes_.emplace_back(#port, bytes, BYTES(port, wdata), BYTES(port, wstrb), memory_, settings_, \
-                         rate(number), ++stream, fault_);
+                         rate(number), pool_, ++stream, fault_);
         LUTRA_READ_PORTS(ADD_READ)
         LUTRA_WRITE_PORTS(ADD_WRITE)
         for (auto& read : reads_) {
@@ -359,8 +359,14 @@ private:
     }
 
     void step() {
-        for (auto& read : reads_) read.drive(cycle_);
-        for (auto& write : writes_) write.drive(cycle_);
+        // another one first in every cycle, so that none has the pool to itself
+        const size_t n = reads_.size() + writes_.size();
+        pool_.tick();
+        for (size_t i = 0; i < n; ++i) {
+            const size_t at = (cycle_ + i) % n;
+            if (at < reads_.size()) reads_[at].drive(cycle_);
+            else writes_[at - reads_.size()].drive(cycle_);
+        }
         registers_.drive();
         drive_pins();
         top_->LUTRA_CLOCK = 0;
@@ -472,6 +478,7 @@ private:
     Fault fault_;
     std::string broken_;
     Memory memory_;
+    Pool pool_;
     VerilatedContext context_;
     std::unique_ptr<Vlutra> top_;
     std::deque<ReadPort> reads_;   // in the order of the ports, as are these:

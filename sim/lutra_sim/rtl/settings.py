@@ -3,12 +3,11 @@
 import ctypes
 
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import Purpose
+from lutra_golden.core.ports import PORTS_MAX
 from lutra_golden.timing.memory import MemoryTiming
 
 __all__ = ["Settings"]
 
-_PORTS = len(Purpose)  # at most
 _C_TYPES = {ctypes.c_uint32: "uint32_t", ctypes.c_uint64: "uint64_t"}
 
 
@@ -23,8 +22,10 @@ class Settings(ctypes.Structure):
         ("write_latency", ctypes.c_uint32),
         ("latency_jitter", ctypes.c_uint32),
         ("max_outstanding", ctypes.c_uint32),
-        ("beats", ctypes.c_uint32 * _PORTS),  # per ``cycles``, for each port
-        ("cycles", ctypes.c_uint32 * _PORTS),
+        ("beats", ctypes.c_uint32 * PORTS_MAX),  # per ``cycles``, for each port
+        ("cycles", ctypes.c_uint32 * PORTS_MAX),
+        ("total_bytes", ctypes.c_uint32),  # per ``total_cycles``, for all ports; 0: no limit
+        ("total_cycles", ctypes.c_uint32),
         ("refresh_interval", ctypes.c_uint32),  # 0: never
         ("refresh_cycles", ctypes.c_uint32),
         ("stall", ctypes.c_uint32),  # of 2^32, per channel and cycle
@@ -35,10 +36,8 @@ class Settings(ctypes.Structure):
         cls, timing: MemoryTiming, config: AcceleratorConfig, *, watchdog_cycles: int
     ) -> "Settings":
         """Settings of a device of ``config``."""
-        rates = [
-            timing.weight_rate if Purpose.WEIGHTS in port.purposes else timing.data_rate
-            for port in config.ports
-        ]
+        rates = [timing.rate(number) for number in range(len(config.ports))]
+        total_bytes, total_cycles = timing.total_rate or (0, 0)
         return cls(
             seed=timing.seed,
             watchdog_cycles=watchdog_cycles,
@@ -47,8 +46,10 @@ class Settings(ctypes.Structure):
             write_latency=timing.write_latency,
             latency_jitter=timing.latency_jitter,
             max_outstanding=timing.max_outstanding,
-            beats=(ctypes.c_uint32 * _PORTS)(*(beats for beats, _ in rates)),
-            cycles=(ctypes.c_uint32 * _PORTS)(*(cycles for _, cycles in rates)),
+            beats=(ctypes.c_uint32 * PORTS_MAX)(*(beats for beats, _ in rates)),
+            cycles=(ctypes.c_uint32 * PORTS_MAX)(*(cycles for _, cycles in rates)),
+            total_bytes=total_bytes,
+            total_cycles=total_cycles,
             refresh_interval=timing.refresh_interval,
             refresh_cycles=timing.refresh_cycles,
             stall=int(timing.stall * 2**32),

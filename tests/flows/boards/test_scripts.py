@@ -106,8 +106,8 @@ def test_versions(version: str, good: bool, tmp_path: Path) -> None:
 _DESIGN, _BUILD = "block_design.tcl", "build.tcl"
 _PORT = "[get_bd_pins zynq_ultra_ps_e_0/saxihp3_fpd_aclk] \\\n"
 _MEMORY = (
-    "connect_bd_intf_net [get_bd_intf_pins accelerator_0/m_axi_1] "
-    "[get_bd_intf_pins smartconnect_memory_1/S00_AXI]\n"
+    "connect_bd_intf_net [get_bd_intf_pins accelerator_0/m_axi_3] "
+    "[get_bd_intf_pins smartconnect_memory_3/S00_AXI]\n"
 )
 ERRORS: dict[str, tuple[str, Change, str]] = {
     "command": (_DESIGN, swap("validate_bd_design", "check_bd_design"), 'invalid command name'),
@@ -154,7 +154,7 @@ ERRORS: dict[str, tuple[str, Change, str]] = {
         cut("connect_bd_net [get_bd_pins accelerator_0/interrupt]", "intr]"),
         "axi_intc_0/intr is not connected",
     ),
-    "bus left out": (_DESIGN, swap(_MEMORY, ""), "smartconnect_memory_1/S00_AXI is not connected"),
+    "bus left out": (_DESIGN, swap(_MEMORY, ""), "smartconnect_memory_3/S00_AXI is not connected"),
     "two masters": (
         _DESIGN,
         swap("[get_bd_intf_pins axi_intc_0/s_axi]", "[get_bd_intf_pins accelerator_0/m_axi_0]"),
@@ -163,7 +163,7 @@ ERRORS: dict[str, tuple[str, Change, str]] = {
     "port width": (
         _DESIGN,
         swap("SAXIGP5__DATA_WIDTH 128", "SAXIGP5__DATA_WIDTH 64"),
-        "m_axi_1 has 128 bits, zynq_ultra_ps_e_0/S_AXI_HP3_FPD has 64",
+        "m_axi_2 has 128 bits, zynq_ultra_ps_e_0/S_AXI_HP3_FPD has 64",
     ),
     "overlap": (_DESIGN, swap("0xa0010000", "0xa0000000"), "overlap in zynq_ultra_ps_e_0/Data"),
     "outside the window": (_DESIGN, swap("0xa0010000", "0x40000000"), "is not within"),
@@ -178,7 +178,7 @@ ERRORS: dict[str, tuple[str, Change, str]] = {
     "neither assigned nor excluded": (
         _DESIGN,
         cut("    exclude_bd_addr_seg", "m_axi_0]"),
-        "SAXIGP2/HP0_LPS_OCM has no address in accelerator_0/m_axi_0",
+        "SAXIGP3/HP1_LPS_OCM has no address in accelerator_0/m_axi_0",
     ),
     "rule": (
         _DESIGN,

@@ -5,7 +5,7 @@ import pytest
 from lutra_golden.control.failure import UNITS, Failure
 from lutra_golden.control.registers import ERROR_FIELDS, ERRORS, ErrorCode
 from lutra_golden.core.configs import NANO
-from lutra_golden.core.ports import Purpose
+from lutra_golden.core.ports import Purpose, striped_ports
 
 
 def test_parts_lie_apart_and_hold_what_there_is() -> None:
@@ -17,6 +17,12 @@ def test_parts_lie_apart_and_hold_what_there_is() -> None:
     assert max(ErrorCode) < 1 << ERROR_FIELDS["code"][1]
     assert len(Purpose) <= 1 << ERROR_FIELDS["purpose"][1]
     assert list(UNITS) == list(Purpose)
+
+
+def test_every_port_of_striped_weights_is_named() -> None:
+    config = NANO.with_(ports=striped_ports(2, 512))
+    failure = Failure(code=ErrorCode.BUS, purpose=3, response=2, instruction=1, address=0x80)
+    assert "SLVERR to a read of m_axi_0 or m_axi_1 (weights) at 0x80, " in failure.describe(config)
 
 
 def test_the_word_has_every_part() -> None:

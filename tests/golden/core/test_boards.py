@@ -41,9 +41,9 @@ def test_bursts_do_not_leave_what_memory_takes(board: Board) -> None:
 
 
 def test_a_board_that_does_not_fit_together_is_refused() -> None:
-    with pytest.raises(ValueError, match="one for each of 2 ports of configuration kv260, not HP0"):
+    with pytest.raises(ValueError, match="one for each of 4 ports of configuration kv260, not HP0"):
         replace(KV260, memory_ports=("HP0",))
-    with pytest.raises(ValueError, match=r"one for each of 2 ports .* not HP0, HP1, HP2"):
+    with pytest.raises(ValueError, match=r"one for each of 4 ports .* not HP0, HP1, HP2"):
         replace(KV260, memory_ports=("HP0", "HP1", "HP2"))
     for missing in ({"registers_base": None}, {"intc_base": None}, {"memory": ()}):
         with pytest.raises(ValueError, match="a Zynq must have registers_base"):

@@ -6,12 +6,13 @@ import re
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import RTL_VERSION
 from lutra_golden.core.configs import NANO
-from lutra_golden.core.ports import PortParams, Purpose, two_ports
+from lutra_golden.core.ports import PortParams, Purpose, striped_ports, two_ports
 from lutra_golden.matmul.mixpe import MixpeParams
 
 PARTS = ("matmul", "attention", "vector")
@@ -131,7 +132,7 @@ def test_the_largest_head_with_norm() -> None:
         ({"ports": ()}, "ports must have one for fetch, not 0"),
         ({"ports": NANO.ports[:1]}, "ports must have one for fetch, not 0"),
         ({"ports": NANO.ports[1:]}, "ports must have one for weights, not 0"),
-        ({"ports": NANO.ports + NANO.ports[:1]}, "ports must have one for weights, not 2"),
+        ({"ports": NANO.ports + NANO.ports[1:]}, "ports must have one for fetch, not 2"),
     ],
 )
 def test_illegal_values_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -200,6 +201,27 @@ def test_small_weight_words_share_a_beat() -> None:
     assert config.matmul.word_bits == 200
     assert config.weight_word_bytes == 32
     assert config.alignment(Purpose.WEIGHTS) == 128
+
+
+@pytest.mark.parametrize(
+    ("lanes", "width", "n_bytes", "align"),
+    [(2, 64, 128, 16), (4, 128, 128, 64), (2, 32, 120, 8), (4, 1024, 128, 512)],
+)
+def test_striped_words_are_whole_beats_of_all_ports(
+    lanes: int, width: int, n_bytes: int, align: int
+) -> None:
+    config = NANO.with_(ports=striped_ports(lanes, width))
+    assert config.ports_of(Purpose.WEIGHTS) == tuple(range(lanes))
+    assert config.ports_of(Purpose.WRITE) == (lanes - 1,)
+    assert config.weight_word_bytes == n_bytes
+    assert config.alignment(Purpose.WEIGHTS) == align
+    words = np.random.default_rng(1).integers(0, 256, (5, 120), np.uint8)
+    image = config.weight_image(words)
+    assert len(image) == config.weight_image_bytes(5) == -(-5 * n_bytes // align) * align
+    # the first lane has the first part of the first word
+    assert bytes(image[: min(width // 8, 120)]) == bytes(words[0, : width // 8])
+    assert np.array_equal(config.weight_words(image, 5)[:, :120], words)
+    assert not config.weight_words(image, 5)[:, 120:].any()
 
 
 def test_memory_is_aligned_to_words_and_beats() -> None:

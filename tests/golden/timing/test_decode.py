@@ -5,7 +5,7 @@ import pytest
 from lutra.compile.configure import configure
 from lutra.open_model import open_packed_model
 from lutra_golden.core.configs import NANO
-from lutra_golden.core.ports import two_ports
+from lutra_golden.core.ports import striped_ports, two_ports
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.decode import decode_cycles, pass_cycles
 
@@ -27,6 +27,15 @@ def test_a_narrow_port_makes_weights_the_limit(tales: PackedModel) -> None:
     whole = decode_cycles(tales, NANO, 30)
     narrow = decode_cycles(tales, NANO.with_(ports=two_ports(weights=128, data=128)), 30)
     assert 14_144 * 8 < narrow < 14_144 * 8 + whole
+
+
+def test_striped_weights_come_side_by_side(tales: PackedModel) -> None:
+    """Four ports of 128 bits are one of 512: two cycles a word, where one port takes eight."""
+    wide = NANO.with_(ports=two_ports(weights=512, data=128))
+    four = NANO.with_(ports=striped_ports(4, 128))
+    narrow = NANO.with_(ports=two_ports(weights=128, data=128))
+    assert decode_cycles(tales, four, 30) == decode_cycles(tales, wide, 30)
+    assert 14_144 * 2 < decode_cycles(tales, four, 30) < decode_cycles(tales, narrow, 30) / 2
 
 
 def test_a_port_that_is_wider_than_the_boards_waits(tales: PackedModel) -> None:

@@ -56,9 +56,9 @@ def matrices_of(program: Program) -> list[np.ndarray]:
     for i in instructions_of(program):
         if i.opcode is Opcode.LMMA:
             shape = i.args["depth_tiles"], i.args["row_blocks"], i.args["planes"]
-            words = weights_of(program)[i.args["address"] :]
-            words = words[: i.args["n_words"] * config.weight_word_bytes]
-            words = words.reshape(i.args["n_words"], -1)[:, : -(-config.matmul.word_bits // 8)]
+            n_words, image = i.args["n_words"], weights_of(program)[i.args["address"] :]
+            words = config.weight_words(image[: config.weight_image_bytes(n_words)], n_words)
+            words = words[:, : -(-config.matmul.word_bits // 8)]
             w = config.matmul.decode(words, *shape)
             if previous is not None and previous.opcode is Opcode.LMMA:
                 ends = previous.args["acc_base"] + previous.args["row_blocks"]

@@ -10,7 +10,7 @@ pytest.importorskip("amaranth")
 pytest.importorskip("cocotb_tools")
 
 from lutra_golden.core.configs import NANO
-from lutra_golden.core.ports import two_ports
+from lutra_golden.core.ports import striped_ports, two_ports
 from lutra_hw.core.accelerator import Accelerator, generate_verilog
 from lutra_sim.bench.core.story import Story, StorySizes
 from lutra_sim.bench.simulate import run_cocotb
@@ -70,6 +70,9 @@ CASES = {
         _SIZES,
     ),
     "biases and norms": (SMALL.with_(param_words=128, qkv_bias=True, qk_norm=True), _SIZES),
+    # a word of 320 bits is three beats of both ports, and a beat of both ports holds two words
+    "striped": (SMALL.with_(ports=striped_ports(2, 64, max_outstanding=4, burst_bytes=64)), _SIZES),
+    "striped, wide": (SMALL.with_(ports=striped_ports(4, 256, burst_bytes=256)), _SIZES),
     "cache of four bits": (SMALL.with_(key_width=4, value_width=4), _SIZES),
     "nano": (NANO, StorySizes(hidden=256, intermediate=160, vocab=128)),
 }

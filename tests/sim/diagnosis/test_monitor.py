@@ -10,8 +10,9 @@ from lutra_golden.control.memory import Memory
 from lutra_golden.control.recorder import Executed
 from lutra_golden.control.registers import CONTEXT
 from lutra_golden.core.configs import NANO
+from lutra_golden.core.ports import Purpose, striped_ports
 from lutra_sim.diagnosis.monitor import WATCHED, Monitor
-from lutra_sim.diagnosis.reads import ReadCheck
+from lutra_sim.diagnosis.reads import ReadCheck, ReadCommand
 from lutra_sim.diagnosis.view import CONTROL, WRITES, Finding, Found, Reference, RunView
 from lutra_sim.rtl.build import WirePort
 
@@ -101,7 +102,7 @@ def test_a_word_is_compared_when_it_is_offered() -> None:
         names,
     )
     check, n = ReadCheck(view), NANO.load_word_bytes
-    check.reads["load.rd_cmd"].commands.append([n, 1])
+    check.reads["load.rd_cmd"].commands.append(ReadCommand(n, 1, n))
     word = int.from_bytes(bytes(range(n, 2 * n)), "little")
     view.values = ["0", "0", "1", f"{word:b}"]
     check.step(fetches=False)
@@ -110,6 +111,53 @@ def test_a_word_is_compared_when_it_is_offered() -> None:
         check.step(fetches=False)
     assert error.value.finding.unit == "reads of load (reader, width converter, arbiter)"
     assert error.value.finding.text == f"the word read at {n:#x} is wrong in byte 1"
+
+
+def test_a_striped_word_is_compared_with_its_parts() -> None:
+    """The first half of each comes from the first lane, and the second lane lies behind it."""
+    config, memory = NANO.with_(ports=striped_ports(2, 512)), Memory(512)
+    memory.write(0, bytes(range(256)) + bytes(256))
+    product = Instruction(Opcode.LMMA, args={"address": 0, "n_words": 2})
+    executed = Executed(
+        index=0,
+        number=0,
+        instruction=product,
+        tokens=range(1),
+        words={},
+        stores=[],
+        saturated=False,
+    )
+    reference = Reference(
+        config=config, executed=[executed], memory=memory, registers=dict.fromkeys(CONTEXT, 0),
+        tokens=[], chunks=[], argmax=[],
+    )  # fmt: skip
+    names = [f"sequencer.weight_cmd__{part}" for part in ("valid", "ready", "payload")]
+    names += [f"matmul.weights__{part}" for part in ("valid", "ready", "payload")]
+    view = RunView(
+        reference, {f"core.{name}": WirePort(wire=name, fields=COMMAND) for name in names}, names
+    )
+    check = ReadCheck(view)
+    view.values = ["1", "1", f"{2 << 32:b}", "0", "0", "0"]
+    check.step(fetches=False)
+    mask = (1 << config.matmul.word_bits) - 1
+    halves = [bytes(range(at, at + 64)) for at in range(0, 256, 64)]
+    words = [halves[0] + halves[2], halves[1] + halves[3]]
+    for word in words:
+        payload = int.from_bytes(word, "little") & mask
+        view.values = ["0", "0", "0", "1", "0", f"{payload:b}"]
+        check.step(fetches=False)
+        assert check.asks(Purpose.WEIGHTS, 64) and not check.asks(Purpose.WEIGHTS, 256)
+        view.values = ["0", "0", "0", "1", "1", f"{payload:b}"]
+        check.step(fetches=False)
+    assert not check.asks(Purpose.WEIGHTS, 0)
+    view.values = ["1", "1", f"{2 << 32:b}", "0", "0", "0"]
+    with pytest.raises(Found, match="reads 2 words at 0x0 too many"):
+        check.step(fetches=False)
+    check.reads["sequencer.weight_cmd"].n_commands = 0
+    check.step(fetches=False)
+    view.values = ["0", "0", "0", "1", "0", f"{(int.from_bytes(words[0], 'little') & mask) ^ 1:b}"]
+    with pytest.raises(Found, match=r"^the word read at 0x0 is wrong in byte 0$"):
+        check.step(fetches=False)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +299,7 @@ def test_what_is_read_before_it_is_written(address: int, stored: int, unit: str)
     view = monitor._view
     view.accepted[storing(0).unit] = view.accepted[attend.unit] = 1
     reads = monitor._reads.reads["attention.rd_cmd"]
-    reads.commands.append([0x1000, 4])
+    reads.commands.append(ReadCommand(0x1000, 4, 256))
     error = (
         f"m_axi_1__araddr {address:#x}: 64 bytes overlap with m_axi_1__awaddr 0x1040, which has "
     )

@@ -44,6 +44,13 @@ FAULTS = [
         "take.eq(1)",
     ),
     _stream(
+        "stripe",
+        "axi.stripe",
+        "Stripe",
+        "o_cmd.valid.eq(cmd.valid & (lane == index)),",
+        "o_cmd.valid.eq(cmd.valid & (lane == index) & self.o.ready),",
+    ),
+    _stream(
         "reader",
         "axi.reader",
         "DmaReader",
@@ -318,6 +325,13 @@ FAULTS = [
         "control.sequencer",
         "m.d.sync += met.eq(queue.r_rdy & ~queue.r_en & enough.all())",
         "m.d.sync += met.eq(queue.r_rdy & enough.all())",
+    ),
+    *(
+        Fault("stripe", "lutra_hw.axi.stripe", "Stripe", "axi.stripe", old, new)
+        for old, new in (
+            ("Mux(taken[n - 1], 0, offset + stride)", "offset + stride"),
+            ("i.ready.eq(self.o.valid & self.o.ready)", "i.ready.eq(self.o.ready)"),
+        )
     ),
     Fault(
         "read-width-narrow",

@@ -148,9 +148,13 @@ def test_timing(open_device: Open) -> None:
     assert cycles_of(open_device, read_latency=31) == ideal + 30
     assert cycles_of(open_device, write_latency=18) == ideal + 17
     # 16 beats of weights, and 16 writes after as many reads, at a third of the rate
-    assert cycles_of(open_device, weight_rate=(1, 3)) - ideal in range(28, 33)
-    assert cycles_of(open_device, data_rate=(1, 3)) - ideal in range(58, 65)
-    assert cycles_of(open_device, data_rate=(2, 3)) - ideal in range(14, 18)
+    assert cycles_of(open_device, rates=((1, 3), (1, 1))) - ideal in range(28, 33)
+    assert cycles_of(open_device, rates=((1, 1), (1, 3))) - ideal in range(58, 65)
+    assert cycles_of(open_device, rates=((1, 1), (2, 3))) - ideal in range(14, 18)
+    # a beat of 8 bytes in three cycles for all of them together: 16 are weights, 32 are not
+    pooled = cycles_of(open_device, total_rate=(8, 3))
+    assert pooled in range(3 * 48, 3 * 48 + 8)
+    assert cycles_of(open_device, total_rate=(16, 1)) == ideal
     # one read is under way at a time
     alone = cycles_of(open_device, max_outstanding=1, read_latency=10)
     assert alone - ideal in range(15 * 10, 15 * 12 + 10)

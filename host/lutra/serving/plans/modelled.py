@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from lutra.serving.plans.profile import DeviceProfile, Table
 from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.core.ports import Purpose
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.boards import BoardProfile, board_timing
 from lutra_golden.timing.decode import pass_cycles
@@ -24,7 +25,8 @@ def model_accelerator(
     sessions count as those of one.
     """
     n_layers, most = len(model.layers), min(config.pass_tokens, model.context)
-    _, beat_cycles = board_timing(board, config).weight_rate
+    timing = board_timing(board, config)
+    beat_cycles = max(timing.rate(number)[1] for number in config.ports_of(Purpose.WEIGHTS))
     sizes = range(1, most + 1)
     last = model.context - most
     positions = sorted({min(position, last) for position in _POSITIONS})

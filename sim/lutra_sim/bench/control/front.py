@@ -15,7 +15,7 @@ from lutra_hw.control.ap_ctrl import ApCtrlChain
 from lutra_hw.control.check import RunCheck
 from lutra_hw.control.context import RunContextSignature
 from lutra_hw.control.failure import PORT_ERROR_LAYOUT, FailureMux
-from lutra_hw.control.registers import EVENTS, RegisterFile
+from lutra_hw.control.registers import RegisterFile, event_counts
 from lutra_hw.control.runs import RunUnit, connect_runs, share_table
 from lutra_hw.control.sequencer import Sequencer
 from lutra_hw.ports import INSTRUCTION_SHAPE, dma_command, dma_write_data
@@ -51,7 +51,7 @@ class RunFront(wiring.Component):
                 "saturated": In(1),
                 "argmax": Out(ArgmaxReadPort(config)),
                 "scales": Out(ScaleReadPort(config)),
-                "events": In(EVENTS),
+                "events": In(event_counts(config)),
                 "rd_cmd": Out(dma_command()),
                 "rd_data": In(stream.Signature(config.word_width)),
                 "wr_cmd": Out(dma_command()),

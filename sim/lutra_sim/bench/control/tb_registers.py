@@ -34,7 +34,7 @@ from lutra_golden.control.registers import (
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_hw.buffers import ArgmaxReadPort, ChunkReadPort, ScaleReadPort
 from lutra_hw.control.failure import FAILURE_LAYOUT
-from lutra_hw.control.registers import EVENTS, UNIT_STATE_LAYOUT
+from lutra_hw.control.registers import UNIT_STATE_LAYOUT, event_counts
 from lutra_sim.bench.control.chunks import entry_fields
 from lutra_sim.bench.ports import PortMemory
 from lutra_sim.bench.simulate import bench_params
@@ -71,6 +71,7 @@ INPUTS = (
     "unit_state",
     "events",
 )
+EVENTS = event_counts(CONFIG)
 FAILURE = Failure(
     code=ErrorCode.BUS, purpose=4, response=3, instruction=0xF00D, address=0x98_7654_3210
 )

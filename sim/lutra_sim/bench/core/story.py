@@ -24,7 +24,7 @@ from lutra_golden.control.isa import (
 )
 from lutra_golden.control.memory import Memory
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import BOUNDARY_BYTES
+from lutra_golden.core.ports import BOUNDARY_BYTES, Purpose
 from lutra_golden.matmul.engine import SCALE_WIDTH, GroupedWeights
 from lutra_golden.matmul.lookup import LookupParams
 from lutra_golden.matmul.ternary import TernaryParams
@@ -168,13 +168,13 @@ class Story:
         params = self.config.matmul
         weights, shift = self._weights(rows, depth, planes)
         words = params.pack(weights, planes)
-        padded = np.zeros((len(words), self.config.weight_word_bytes), np.uint8)
-        padded[:, : words.shape[1]] = words
         return self._emit(
             Opcode.LMMA,
             *after,
             flags=flags,
-            address=self._add(padded, self.config.weight_word_bytes),
+            address=self._add(
+                self.config.weight_image(words), self.config.alignment(Purpose.WEIGHTS)
+            ),
             depth_tiles=-(-depth // params.tile_depth(planes)),
             row_blocks=rows // 8,
             planes=planes,

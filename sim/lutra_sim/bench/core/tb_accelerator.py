@@ -12,7 +12,7 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster
 from lutra_golden.arith.scale import Scale, pack_scale
 from lutra_golden.control.chunks import ChunkEntry
 from lutra_golden.control.failure import Failure
-from lutra_golden.control.isa import INSTRUCTION_BYTES
+from lutra_golden.control.isa import FLAG_LOGITS, INSTRUCTION_BYTES, Opcode
 from lutra_golden.control.registers import (
     CONTROL_ABORT,
     CONTROL_START,
@@ -143,7 +143,14 @@ class _Bench:
             assert await self.read("SCALE", t) == expected
         counters = await self.counters()
         self.dut._log.info(f"{what}: {counters}")
-        assert counters["weight_read_beats"] > 0
+        fetched = sum(
+            self.config.weight_image_bytes(each.args["n_words"])
+            for each in golden.program()
+            if each.opcode is Opcode.LMMA
+            and (logits_from < len(tokens) or not each.flags & FLAG_LOGITS)
+        )
+        beat_bytes = self.config.weight_stripe.beat_bytes
+        assert counters["weight_read_beats"] * beat_bytes == fetched
 
 
 def _difference(config: AcceleratorConfig, story: Story, memory: bytearray) -> str:

@@ -12,12 +12,14 @@ from amaranth import (
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from lutra_golden.axi.packed import PackedParams
 from lutra_golden.axi.width import WidthParams
 from lutra_golden.control.isa import Opcode, Unit
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import PortParams, Purpose, port_name
 from lutra_hw.attention.attention import AttentionUnit
 from lutra_hw.axi.arbiter import ReadArbiter
+from lutra_hw.axi.packed import ReadPacked
 from lutra_hw.axi.reader import DmaReader
 from lutra_hw.axi.signatures import (
     Axi4LiteSignature,
@@ -272,7 +274,10 @@ class Accelerator(wiring.Component):
                 wiring.connect(m, reader.o, lane)
         if word_bytes != beat_bytes:
             inner = source
-            source = ReadWidth(WidthParams(word_bytes=word_bytes, beat_bytes=beat_bytes))
+            if PackedParams.fits(word_bytes, beat_bytes):
+                source = ReadPacked(PackedParams(word_bytes=word_bytes, beat_bytes=beat_bytes))
+            else:
+                source = ReadWidth(WidthParams(word_bytes=word_bytes, beat_bytes=beat_bytes))
             m.submodules[f"{purpose}_width"] = ResetInserter(self._clear)(source)
             wiring.connect(m, source.o_cmd, inner.cmd)
             wiring.connect(m, inner.o, source.i)

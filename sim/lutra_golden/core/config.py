@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.attention.attention import AttentionParams
+from lutra_golden.axi.packed import PackedParams
 from lutra_golden.axi.stripe import StripeParams, joined, striped
 from lutra_golden.control.isa import INSTRUCTION_BYTES
 from lutra_golden.control.registers import REGISTERS
@@ -28,7 +29,7 @@ from lutra_golden.vector.unit import VectorParams
 
 __all__ = ["ENGINES", "AcceleratorConfig"]
 
-RTL_VERSION = 7
+RTL_VERSION = 8
 
 ENGINES: dict[str, type[EngineParams]] = {
     params.kind: params
@@ -212,10 +213,14 @@ class AcceleratorConfig:
 
     @property
     def weight_word_bytes(self) -> int:
-        """Bytes that one weight word takes in memory: whole beats of its ports side by side, or a
-        fraction of one such beat."""
-        least = _power_of_two(max(4, -(-self.matmul.word_bits // 8)))
-        return min(least, _round_up(-(-self.matmul.word_bits // 8), self._n_bytes(Purpose.WEIGHTS)))
+        """Bytes that one weight word takes in memory.
+
+        No more than it has if it is longer than a beat of its ports side by side, and as many as
+        :class:`PackedParams` admits; else whole beats, or a fraction of one."""
+        n_bytes, beat = -(-self.matmul.word_bits // 8), self._n_bytes(Purpose.WEIGHTS)
+        if PackedParams.fits(n_bytes, beat):
+            return n_bytes
+        return min(_power_of_two(max(4, n_bytes)), _round_up(n_bytes, beat))
 
     @property
     def word_bytes(self) -> int:

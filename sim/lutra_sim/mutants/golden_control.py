@@ -8,6 +8,25 @@ _GOLDEN = "sim/lutra_golden"
 
 MUTANTS = [
     *planted(
+        f"{_GOLDEN}/axi/packed.py",
+        ["golden/axi/test_packed.py"],
+        (
+            "words that fill no beat need none",
+            "return -(-n_words * self.period_beats // self.period_words)",
+            "return n_words * self.period_beats // self.period_words",
+        ),
+        (
+            "periods that are no power of two",
+            "1 < period <= _PERIOD_MAX and not period & (period - 1)",
+            "1 < period <= _PERIOD_MAX",
+        ),
+        (
+            "a word that ends with a beat ends in the next one",
+            "return (beat, rest) if rest else (beat - 1, self.period_words)",
+            "return beat, rest",
+        ),
+    ),
+    *planted(
         f"{_GOLDEN}/axi/stripe.py",
         ["golden/axi/test_stripe.py"],
         (

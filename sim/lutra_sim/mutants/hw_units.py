@@ -88,6 +88,25 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "hw/lutra_hw/axi/packed.py",
+        ["hw/axi/test_packed.py::test_bench[10-8]"],
+        (
+            "a command that goes on where the last one ended",
+            "m.d.sync += [left.eq(0), beat.eq(0)]",
+            "m.d.sync += left.eq(0)",
+        ),
+        (
+            "a beat less for words that do not fill it",
+            "(cmd.p.beats * p.period_beats + (p.period_words - 1)) >> shift",
+            "(cmd.p.beats * p.period_beats) >> shift",
+        ),
+        (
+            "words a part too late",
+            "wide[part * (parts - 1) :][: len(o.p)]",
+            "wide[part * parts :][: len(o.p)]",
+        ),
+    ),
+    *planted(
         "hw/lutra_hw/axi/stripe.py",
         ["hw/axi/test_stripe.py::test_bench[4-4]"],
         (

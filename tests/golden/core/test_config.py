@@ -190,9 +190,9 @@ def test_words_hold_what_is_moved_at_once(changes: dict[str, int], word: int, lo
 
 @pytest.mark.parametrize(
     ("width", "n_bytes"),
-    [(32, 120), (64, 120), (128, 128), (256, 128), (512, 128), (1024, 128)],
+    [(32, 120), (64, 120), (128, 120), (256, 120), (512, 120), (1024, 128)],
 )
-def test_weight_words_are_whole_beats(width: int, n_bytes: int) -> None:
+def test_weight_words_have_gaps_in_wider_beats_alone(width: int, n_bytes: int) -> None:
     assert NANO.with_(ports=two_ports(weights=width, data=512)).weight_word_bytes == n_bytes
 
 
@@ -205,9 +205,9 @@ def test_small_weight_words_share_a_beat() -> None:
 
 @pytest.mark.parametrize(
     ("lanes", "width", "n_bytes", "align"),
-    [(2, 64, 128, 16), (4, 128, 128, 64), (2, 32, 120, 8), (4, 1024, 128, 512)],
+    [(2, 64, 120, 16), (4, 128, 120, 64), (2, 32, 120, 8), (4, 1024, 128, 512)],
 )
-def test_striped_words_are_whole_beats_of_all_ports(
+def test_striped_words_in_the_beats_of_all_ports(
     lanes: int, width: int, n_bytes: int, align: int
 ) -> None:
     config = NANO.with_(ports=striped_ports(lanes, width))

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from lutra_golden.core.fabric import Fabric
 
-__all__ = ["Accumulate"]
+__all__ = ["TRUTH_TABLE", "Accumulate"]
 
 _CHAIN = 8
 """Bits of a CARRY8."""
@@ -25,10 +25,11 @@ def _former(acc, below, first, double):
     return 0 if first else below if double else acc
 
 
-_INIT = _truth_table(
+TRUTH_TABLE = _truth_table(
     lambda i, acc, below, first, double: i ^ _former(acc, below, first, double),
     lambda i, acc, below, first, double: i,
 )
+"""INIT of the LUT of a bit."""
 
 
 class Accumulate(wiring.Component):
@@ -86,7 +87,7 @@ class Accumulate(wiring.Component):
         for k in range(self.width):
             m.submodules[f"lut_{k}"] = Instance(
                 "LUT6_2",
-                p_INIT=Const(_INIT, 64),
+                p_INIT=Const(TRUTH_TABLE, 64),
                 i_I0=self.i[min(k, self.i_width - 1)],
                 i_I1=self.acc[k],
                 i_I2=below[k],

@@ -21,6 +21,7 @@ from cocotb_tools.runner import get_runner
 from lutra_hw.netlist import to_verilog
 from lutra_sim.bench.build import build_simulator
 from lutra_sim.rtl.collector import paused_collector
+from lutra_sim.rtl.primitives.twins import with_twins
 
 __all__ = ["BenchFailure", "bench_params", "run_cocotb", "simulate", "stream_get", "stream_put"]
 
@@ -122,7 +123,7 @@ def run_cocotb(
     waves = os.environ.get("WAVES") == "1"
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(dut).__name__).lower()
     with paused_collector():
-        text = to_verilog(dut, name)
+        text = with_twins(to_verilog(dut, name))
     build_dir = build_simulator(name, text, coverage=coverage, waves=waves, optimize=optimize)
 
     plusargs: list[str] = []

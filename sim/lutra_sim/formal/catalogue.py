@@ -23,6 +23,9 @@ from lutra_hw.axi.width import ReadWidth, WriteWidth
 from lutra_hw.axi.writer import DmaWriter
 from lutra_hw.control.load import LoadUnit
 from lutra_hw.control.registers import RegisterFile
+from lutra_hw.fabric.accumulate import TRUTH_TABLE, Accumulate
+from lutra_hw.fabric.sums import PackedSum
+from lutra_hw.fabric.tables import LookupTables
 from lutra_hw.matmul.lut import LutDatapath
 from lutra_hw.matmul.mac import MacDatapath
 from lutra_hw.matmul.mixpe import MixpeDatapath
@@ -41,6 +44,8 @@ from lutra_sim.formal.control.chunks import ChunkRules
 from lutra_sim.formal.control.registers import RunEnds
 from lutra_sim.formal.control.runs import ResultOrder, RunBounds
 from lutra_sim.formal.control.sequencer import SequencerRules, SequencerRun
+from lutra_sim.formal.fabric.twins import RamTwin, carry_twin, lut_twin
+from lutra_sim.formal.fabric.variants import TablesEqual, VariantsEqual
 from lutra_sim.formal.matmul.datapath import (
     DatapathEqual,
     RowEqual,
@@ -136,6 +141,16 @@ def _width(name: str, order: Callable[[WidthParams], Any], side: str) -> Check:
         make=lambda: order(_WIDTHS[side]),
         mode=Mode.BOUNDED,
         depth=8,
+    )
+
+
+def _twin(primitive: str, make: Callable[[], Any]) -> Check:
+    return Check(
+        name=f"twin-{primitive}",
+        claim="the twin for simulation is Yosys' model of the primitive",
+        make=make,
+        mode=Mode.PROVED,
+        depth=1,
     )
 
 
@@ -362,6 +377,29 @@ CHECKS: list[Check] = [
             a_bits=8,
         )
         for adders in Adders
+    ),
+    _twin("lut6-2", lambda: lut_twin([TRUTH_TABLE])),
+    _twin("carry8", carry_twin),
+    _twin("ram32m16", RamTwin),
+    # twelve reads: a RAM that is full, and one that is not
+    Check(
+        name="fabric-tables",
+        claim="both fabrics read the same, used as the cell asks for",
+        make=lambda: TablesEqual(lambda fabric: LookupTables(2, 3, 3, fabric)),
+        mode=Mode.BOUNDED,
+        depth=5,
+    ),
+    Check(
+        name="fabric-sums",
+        claim="both fabrics give the same sums",
+        make=lambda: VariantsEqual(lambda fabric: PackedSum(4, 4, 11, fabric)),
+        mode=Mode.PROVED,
+    ),
+    Check(
+        name="fabric-accumulate",
+        claim="both fabrics give the same",
+        make=lambda: VariantsEqual(lambda fabric: Accumulate(24, 16, fabric)),
+        mode=Mode.PROVED,
     ),
 ]
 """In the order of the table; names as on the command line."""

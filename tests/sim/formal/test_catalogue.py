@@ -35,6 +35,23 @@ def _stream(check: str, module: str, block: str, old: str, new: str) -> Fault:
     return Fault(f"streams-{check}", f"lutra_hw.{module}", block, "catalogue", old, new)
 
 
+def _fabric(name: str, block: str, old: str, new: str) -> Fault:
+    return Fault(f"fabric-{name}", f"lutra_hw.fabric.{name}", block, "catalogue", old, new)
+
+
+def _twin(primitive: str, old: str, new: str) -> Fault:
+    """A fault in the Verilog of a twin, when it is read."""
+    read = '.read_text("utf-8")'
+    return Fault(
+        f"twin-{primitive}",
+        "lutra_sim.rtl.primitives.twins",
+        "twins_for_rtlil",
+        "prove",
+        read,
+        f"{read}.replace({old!r}, {new!r})",
+    )
+
+
 FAULTS = [
     _stream(
         "arbiter",
@@ -580,6 +597,31 @@ FAULTS = [
         "catalogue",
         "offset = sum(1 << (width * (row + 1) - 1) for row in range(per_dsp))",
         "offset = 1 << (width * per_dsp - 1)",
+    ),
+]
+FAULTS += [
+    _twin("lut6-2", "INIT[{I5, index}]", "INIT[{1'b0, index}]"),
+    _twin("carry8", "+ {8'd0, CI}", ""),
+    _twin("carry8", "sum[7:1] ^ S[7:1]", "sum[7:1]"),
+    _twin("ram32m16", "<= DIH;", "<= DIG;"),
+    _twin("ram32m16", "g[{ADDRG,", "g[{ADDRH,"),
+    _fabric(
+        "tables", "LookupTables", 'f"i_ADDR{port}": self.entry', 'f"i_ADDR{port}": Const(0, 5)'
+    ),
+    _fabric(
+        "tables",
+        "LookupTables",
+        '"i_ADDR{port}"] = self.index[t][n]',
+        '"i_ADDR{port}"] = self.index[t][0]',
+    ),
+    _fabric("sums", "PackedSum", "z = _Z_PCIN if k else _Z_ZERO", "z = _Z_ZERO"),
+    _fabric("sums", "PackedSum", "LANE_WIDTH - self.width)", "LANE_WIDTH - 1 - self.width)"),
+    _fabric("accumulate", "Accumulate", "carry = carries[-1]", "carry = carries[-2]"),
+    _fabric(
+        "accumulate",
+        "Accumulate",
+        "0 if first else below if double else acc",
+        "below if double else 0 if first else acc",
     ),
 ]
 _SEEN: dict[str, int] = {}

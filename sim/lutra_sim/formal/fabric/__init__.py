@@ -1,0 +1,1 @@
+"""Proofs about ``lutra_hw.fabric``, and about the twins of primitives."""

@@ -1,0 +1,1 @@
+"""Behavioural twins of an FPGA's primitives, which cells of the hardware are made of."""

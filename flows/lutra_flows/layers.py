@@ -50,7 +50,7 @@ class Point:
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """What the model does: cycles of one layer (None of a prompt's passes together), of the whole
-    model, tokens per second at the clock, and bytes read in a cycle of the layers, of both ports.
+    model, tokens per second at the clock, and bytes read in a cycle of the layers, of all ports.
     """
 
     name: str
@@ -65,11 +65,11 @@ def points(contexts: Sequence[int], parallel: int, prompt: int) -> list[Point]:
     first = contexts[0] - 1
     found = [Point(name=f"token @{n}", position=n - 1) for n in contexts]
     found.append(Point(name="token without head", position=first, logits=False))
-    found.append(Point(name=f"{parallel} sequences @{contexts[0]}", position=first, sequences=parallel))
+    found.append(
+        Point(name=f"{parallel} sequences @{contexts[0]}", position=first, sequences=parallel)
+    )
     for name, position in (("first", 0), ("last", prompt - parallel)):
-        found.append(
-            Point(name=f"{name} pass", position=position, tokens=parallel, logits=False)
-        )
+        found.append(Point(name=f"{name} pass", position=position, tokens=parallel, logits=False))
     return found
 
 
@@ -103,9 +103,7 @@ def _run(device: Device, point: Point) -> Sequence[StepResult]:
         if point.position:
             session.restore(_behind(device.model, point.position, rng))
         tokens = rng.integers(0, _TOKENS, point.tokens).tolist()
-        steps.append(
-            Step(session=session, tokens=tokens, logits_from=point.tokens - point.logits)
-        )
+        steps.append(Step(session=session, tokens=tokens, logits_from=point.tokens - point.logits))
     found = device.run(steps)
     for step in steps:
         step.session.close()
@@ -147,9 +145,9 @@ def figures(
         return one[name]["cycles"] + (n_layers - 1) * layer(name)
 
     def read(name: str) -> float:
-        """Bytes of both ports in a cycle of a layer."""
+        """Bytes of all ports in a cycle of a layer."""
         n_bytes = sum(
-            layer(name, counter) * config.port_of(purpose).n_bytes
+            layer(name, counter) * config.ports[config.ports_of(purpose)[0]].n_bytes
             for counter, purpose in (
                 ("weight_read_beats", Purpose.WEIGHTS),
                 ("data_read_beats", Purpose.ATTENTION),
@@ -188,16 +186,15 @@ def figures(
 
 
 def _built(
-    model: PackedModel, base: str, engine: str, tile: Tile | None, ports: tuple[int, int]
+    model: PackedModel, base: AcceleratorConfig, engine: str, tile: Tile | None
 ) -> AcceleratorConfig:
-    """``base`` with buffers that hold the model, ``engine`` and its tile."""
-    config = measured(model, CONFIGS[base], engine)
+    """``base`` with buffers that hold the model, ``engine`` and its tile; the ports stay."""
+    config = measured(model, base, engine)
     if tile is not None:
         if ENGINES[engine].grouped:
             raise LutraError(f"--tile is for engines ternary and lookup, not {engine}")
-        sized = measured(model, CONFIGS[base], "ternary")
-        config = with_engine(sized, engine, tile=tile)
-    return config.with_(ports=two_ports(weights=ports[0], data=ports[1]))
+        config = with_engine(measured(model, base, "ternary"), engine, tile=tile)
+    return config.with_(ports=base.ports)
 
 
 def _tile(text: str) -> Tile:
@@ -222,7 +219,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-p", "--n-prompt", type=whole(1), default=128, help="(default 128)")
     parser.add_argument(
-        "--ports", type=whole(1), nargs=2, default=[512, 512], help="bits of weights and of data"
+        "--ports", type=whole(1), nargs=2, help="bits of a port for weights and of one for the rest"
+    )
+    parser.add_argument(
+        "--pass", dest="pass_tokens", type=whole(1), default=8, help="tokens of a pass (default 8)"
     )
     parser.add_argument("--clock", type=float, default=250e6, help="Hz (default 250e6)")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
@@ -247,7 +247,10 @@ def _main(args: argparse.Namespace) -> int:
         _with_head(random_packed(args.model, context=min(context, limit), n_layers=n), args.head)
         for n in (1, 2)
     ]
-    config = _built(models[0], args.config, args.engine, args.tile, tuple(args.ports))
+    base = CONFIGS[args.config].with_(pass_tokens=args.pass_tokens)
+    if args.ports is not None:
+        base = base.with_(ports=two_ports(weights=args.ports[0], data=args.ports[1]))
+    config = _built(models[0], base, args.engine, args.tile)
     parallel = config.pass_tokens
     if args.n_prompt % parallel or args.n_prompt < 2 * parallel:
         raise LutraError(

@@ -57,10 +57,11 @@ def test_passes_on_the_rtl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def wrong(device: Any, point: Any) -> Any:
         return [replace(result, logits=result.logits + 1) for result in right(device, point)]
 
+    def run(device: Any, point: Any) -> Any:
+        return (wrong if device.name == "golden" else right)(device, point)
+
     right = layers._run
-    monkeypatch.setattr(
-        layers, "_run", lambda device, point: (wrong if device.name == "golden" else right)(device, point)
-    )
+    monkeypatch.setattr(layers, "_run", run)
     with pytest.raises(LutraError, match="^token @4: logits differ from the golden device's$"):
         simulate(replace(model, layers=model.layers[:1]), config, todo[:1])
 
@@ -95,12 +96,10 @@ SHAPE = "random:bitnet-large"
     [
         (["-p", "20"], "--n-prompt must be a multiple of a pass of 8, two or more, not 20"),
         (["-p", "8"], "--n-prompt must be a multiple of a pass of 8, two or more, not 8"),
-        (["--engine", "lut"], "no configuration holds random:"),
+        (["--engine", "lut", "--tile", "1,8,16"], "--tile is for engines ternary and lookup"),
         (["-m", "random:gpt"], "random:"),
     ],
 )
-def test_refusals(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refusals(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", SHAPE, "--context", "16", *options]) == 2
     assert message in capsys.readouterr().err

@@ -13,6 +13,7 @@ from lutra_golden.arith.fixed import round_shift
 from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.core.config import ENGINES
 from lutra_golden.core.configs import NANO
+from lutra_golden.core.fabric import Fabric
 from lutra_golden.matmul.engine import LANES, EngineParams, GroupedWeights
 from lutra_golden.matmul.lookup import BITS, LookupParams
 from lutra_golden.matmul.lut import LutParams
@@ -107,6 +108,10 @@ PARAMS = {
     # ternary and binary digits, one group of tokens and several
     "lookup": _small(LookupParams, (2, 16, 24), pass_tokens=2, act_tiles=10),
     "lookup-2x32": _small(LookupParams, (2, 32, 48), act_tiles=10, max_planes=4),
+    # of primitives, as their twins compute
+    "lookup-xcup": _small(
+        LookupParams, (2, 16, 24), pass_tokens=2, act_tiles=10, fabric=Fabric.XCUP
+    ),
 }
 
 
@@ -146,7 +151,7 @@ def test_every_engine_has_its_component() -> None:
     assert isinstance(build_engine(PARAMS["lut"]), MatmulEngine)
 
 
-@pytest.mark.parametrize("name", [name for name in PARAMS if name != "nano"])
+@pytest.mark.parametrize("name", [n for n in PARAMS if n not in ("nano", "lookup-xcup")])
 def test_a_command(name: str) -> None:
     """In Amaranth's own simulator: a command between accumulators of other rows and tokens."""
     params, rng = PARAMS[name], np.random.default_rng(1)

@@ -62,44 +62,62 @@ def test_passes_on_the_rtl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     right = layers._run
     monkeypatch.setattr(layers, "_run", run)
-    with pytest.raises(LutraError, match="^token @4: logits differ from the golden device's$"):
+    with pytest.raises(LutraError, match=r"^token @4: logits differ from "):
         simulate(replace(model, layers=model.layers[:1]), config, todo[:1])
 
 
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model in the place of a real shape, which has 30 layers."""
+    model = make(tmp_path)("bitnet")
+
+    def packed(name: str, context: int, n_layers: int) -> Any:
+        assert (name, context) == ("random:bitnet-2b-4t", 256)
+        return replace(model, context=context, layers=model.layers[:n_layers])
+
+    monkeypatch.setattr(layers, "random_packed", packed)
+
+
 def test_prints_what_was_found(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the shape's 30 layers; the simulation is another test's."""
+    """The simulation is another test's."""
 
     def passes(model: Any, config: Any, todo: Any, _progress: Any) -> dict[str, dict[str, int]]:
-        assert config.engine == "lookup" and config.matmul.step_rows == 32
+        assert config.engine == "lookup"
+        assert (config.matmul.step_rows, config.pass_tokens) == (32, 16)
         assert [port.width for port in config.ports] == [256, 512]
         assert abs(model.head).max() <= 8
         return {point.name: _counters(1000 * len(model.layers), 9, 9) for point in todo}
 
     monkeypatch.setattr(layers, "simulate", passes)
     asked = ["--engine", "lookup", "--tile", "8,32,48", "--head", "4", "--context", "16", "64"]
-    assert main([*asked, "--ports", "256", "512", "--clock", "3e5", "-m", SHAPE, "--json"]) == 0
+    asked += ["--pass", "16", "--ports", "256", "512"]
+    assert main([*asked, "--clock", "3e5", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [each["name"] for each in found][-1] == "prompt of 128"
-    assert found[0]["model_cycles"] == 24_000
-    assert found[0]["tokens_per_s"] == pytest.approx(3e5 / 24_000)
-    assert main([*asked, "--ports", "256", "512", "-m", SHAPE]) == 0
-    assert "| token @16 | 1,000 | 24,000 |" in capsys.readouterr().out
-
-
-SHAPE = "random:bitnet-large"
+    assert found[0]["model_cycles"] == 30_000
+    assert found[0]["tokens_per_s"] == pytest.approx(3e5 / 30_000)
+    assert main(asked) == 0
+    assert "| token @16 | 1,000 | 30,000 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-p", "20"], "--n-prompt must be a multiple of a pass of 8, two or more, not 20"),
-        (["-p", "8"], "--n-prompt must be a multiple of a pass of 8, two or more, not 8"),
+        (["-p", "132"], "--n-prompt must be a multiple of a pass of 8, two or more, not 132"),
+        (["--pass", "128"], "pass_tokens must be at most 64"),
         (["--engine", "lut", "--tile", "1,8,16"], "--tile is for engines ternary and lookup"),
-        (["-m", "random:gpt"], "random:"),
+        (["--engine", "lookup", "--tile", "8,8,24"], "step_rows of the lookup engine must be"),
     ],
 )
-def test_refusals(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-m", SHAPE, "--context", "16", *options]) == 2
+def test_refusals(
+    options: list[str], message: str, small: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--context", "16", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_shape_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-m", "random:gpt"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -26,8 +26,9 @@ class LookupTables(wiring.Component):
 
     While ``en`` is high the caller holds ``index[t][n]`` at ``entry`` for every t and n, and ``o``
     is not defined: the port through which a RAM is written is one that reads at other times, and
-    nothing selects its address. Of a multiple of eight readers those suffice that are 7 modulo 8. In :attr:`Fabric.XCUP` eight reads of two bits share a RAM32M16,
-    of whatever tables and readers: a lookup takes ``ceil(width / 2)`` LUTs.
+    nothing selects its address. Of a multiple of eight readers those suffice that are 7 modulo 8.
+    In :attr:`Fabric.XCUP` eight reads of two bits share a RAM32M16, of whatever tables and readers:
+    a lookup takes ``ceil(width / 2)`` LUTs.
 
     Source: Xilinx UG574, chapter on distributed RAM, for the ports of a RAM32M16; the pool of
     reads is ours.

@@ -27,12 +27,14 @@ from lutra_golden.control.registers import (
 )
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Response, Top
+from lutra_golden.matmul.engine import LANES
 from lutra_golden.timing.memory import NANO_MEMORY, MemoryTiming
 from lutra_sim.rtl.build import Progress, build
 from lutra_sim.rtl.settings import Settings
 
-__all__ = ["RtlError", "RtlModel", "Simulator", "coverage_folder"]
+__all__ = ["RtlError", "RtlModel", "Simulator", "coverage_folder", "quiet_cycles"]
 
+_QUIET_CYCLES = 20_000
 _SILENCE = 4  # Disturbance::kSilence
 _SLICE_CYCLES = 5000  # a fraction of a second, so that Ctrl-C is heard
 _REBUILD = "run `make clean run`, which builds it anew"
@@ -68,7 +70,8 @@ class RtlModel:
         Leave line coverage in :func:`coverage_folder` when closed; ``LUTRA_COVERAGE=1`` in the
         environment decides when None.
     watchdog_cycles :
-        Cycles without any progress that end a run; 0 is never.
+        Cycles without any progress that end a run; 0 is never. By default more than a unit works
+        on what is there already, see :func:`quiet_cycles`.
     progress :
         Called with the progress of a build; see :func:`build`.
     """
@@ -84,11 +87,13 @@ class RtlModel:
         trace_cycles: tuple[int, int] | None = None,
         traceable: bool = False,
         coverage: bool | None = None,
-        watchdog_cycles: int = 20_000,
+        watchdog_cycles: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         if memory_bytes < 1:
             raise ValueError(f"memory_bytes must be positive, not {memory_bytes}")
+        if watchdog_cycles is None:
+            watchdog_cycles = quiet_cycles(config)
         if watchdog_cycles < 0:
             raise ValueError(f"watchdog_cycles must not be negative, not {watchdog_cycles}")
         if coverage is None:
@@ -321,7 +326,7 @@ class Simulator(RtlModel):
         trace_cycles: tuple[int, int] | None = None,
         traceable: bool = False,
         coverage: bool | None = None,
-        watchdog_cycles: int = 20_000,
+        watchdog_cycles: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._started = 0
@@ -456,6 +461,12 @@ class Simulator(RtlModel):
                 f"the simulator's fingerprint is {fingerprint:#018x} and that of the "
                 f"configuration '{name}' is {config.fingerprint:#018x}: {_REBUILD}"
             )
+
+
+def quiet_cycles(config: AcceleratorConfig) -> int:
+    """Cycles in which nothing has to move while a unit of ``config`` works: a norm goes through the
+    words of all tokens of a pass three times."""
+    return _QUIET_CYCLES + 4 * config.pass_tokens * config.matmul.depth_max // LANES
 
 
 def coverage_folder() -> Path:

@@ -36,7 +36,7 @@ class XrtKernel(RtlModel):
         memory_bytes: int,
         timing: MemoryTiming = NANO_MEMORY,
         *,
-        watchdog_cycles: int = 20_000,
+        watchdog_cycles: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._waiting = deque[int]()

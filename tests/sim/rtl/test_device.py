@@ -17,7 +17,7 @@ from lutra_golden.timing.memory import IDEAL_MEMORY, NANO_MEMORY, MemoryTiming, 
 from lutra_sim.bench.rtl.stand_in import CONFIG, MAX_BEATS, Fault
 from lutra_sim.diagnosis import vcd
 from lutra_sim.rtl import build
-from lutra_sim.rtl.device import RtlError, Simulator
+from lutra_sim.rtl.device import RtlError, Simulator, quiet_cycles
 
 pytestmark = pytest.mark.cocotb
 
@@ -473,3 +473,12 @@ def test_trace_that_begins_later(open_device: Open, tmp_path: Path) -> None:
     other = open_device(IDEAL_MEMORY)
     with pytest.raises(RtlError, match=r"^this simulator was built without tracing$"):
         other.trace(path)
+
+
+def test_a_pass_of_many_tokens_may_be_quiet_for_longer() -> None:
+    """Gates of 32 tokens and 13,824 rows are 83,000 cycles of the vector unit alone."""
+    few = quiet_cycles(NANO)
+    assert 20_000 < few < 25_000
+    many = NANO.with_(pass_tokens=32, act_tiles=96)
+    assert quiet_cycles(many) == 20_000 + 4 * 32 * 864
+    assert quiet_cycles(many) > 3 * 32 * 864

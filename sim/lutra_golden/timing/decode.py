@@ -1,7 +1,10 @@
 """Cycles of a pass, from the cycles of the units and the width of the weights' port."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from lutra_golden.attention.pairs import fetches
 from lutra_golden.control.isa import NormSource
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.ports import Purpose
@@ -16,7 +19,7 @@ from lutra_golden.timing.norm import norm_cycles
 from lutra_golden.timing.residual import residual_cycles
 from lutra_golden.timing.rope import rope_cycles
 
-__all__ = ["decode_cycles", "pass_cycles"]
+__all__ = ["PassPart", "decode_cycles", "pass_cycles", "pass_parts"]
 
 
 def decode_cycles(model: PackedModel, config: AcceleratorConfig, position: int) -> int:
@@ -43,6 +46,39 @@ def pass_cycles(
     stored while the head is computed. Latencies of memory, its refresh and the host's time are left
     out, every product counts as one command, and every layer as one like the first.
     """
+    parts = pass_parts(
+        model, config, position, n_tokens, n_logits, layers=layers, beat_cycles=beat_cycles
+    )
+    return sum(part.cycles * part.times for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassPart:
+    """An operation of a pass: the unit that it keeps busy, its cycles, the bytes that it reads.
+
+    It comes ``times`` times, once in each layer. ``waits`` is true where its bytes take longer to
+    come than the unit takes. Parameters of the vector unit are not counted as bytes.
+    """
+
+    name: str
+    unit: str
+    cycles: int
+    times: int
+    n_bytes: int = 0
+    waits: bool = False
+
+
+def pass_parts(
+    model: PackedModel,
+    config: AcceleratorConfig,
+    position: int,
+    n_tokens: int,
+    n_logits: int,
+    *,
+    layers: range,
+    beat_cycles: int = 1,
+) -> list[PassPart]:
+    """Operations of a pass, of which :func:`pass_cycles` is the sum, in their order."""
     product = _Product(config, beat_cycles)
     heads = config.head_dim * config.n_heads
     kv = built_head_dim(model.head_dim) * model.n_kv_heads
@@ -54,28 +90,45 @@ def pass_cycles(
     rope = rope_cycles(
         config, n_tokens, bias=model.biased, qk_norm=model.head_normed, centre=centre
     )
-    per_layer = sum(
-        (
-            norm_cycles(hidden // LANES, n_tokens, NormSource.RESIDUAL),
-            product.cycles(heads + 2 * kv, hidden, bits, n_tokens),
-            rope,
-            AttentionTiming(config).cycles(position, n_tokens, window=layer.window),
-            norm_cycles(heads // LANES, n_tokens, NormSource.ATTENTION),
-            product.cycles(hidden, heads, bits, n_tokens),
-            residual_cycles(hidden // LANES, n_tokens),
-            norm_cycles(hidden // LANES, n_tokens, NormSource.RESIDUAL),
-            product.cycles(2 * inner, hidden, bits, n_tokens),
-            norm_cycles(inner // LANES, n_tokens, gate),
-            product.cycles(hidden, inner, bits, n_tokens),
-            residual_cycles(hidden // LANES, n_tokens),
-        )
+
+    def vector(name: str, cycles: int, times: int) -> PassPart:
+        return PassPart(name=name, unit="vector", cycles=cycles, times=times)
+
+    def norm(name: str, size: int, source: NormSource) -> PassPart:
+        return vector(name, norm_cycles(size // LANES, n_tokens, source), len(layers))
+
+    def matmul(name: str, rows: int, depth: int) -> PassPart:
+        return product.part(name, rows, depth, bits, n_tokens, len(layers))
+
+    read = sum(fetch.beats for fetch in fetches(config, 0, position, n_tokens, layer.window))
+    attention = PassPart(
+        name="attention",
+        unit="attention",
+        cycles=AttentionTiming(config).cycles(position, n_tokens, window=layer.window),
+        times=len(layers),
+        n_bytes=read * config.word_bytes,
     )
-    head = 0
+    add = residual_cycles(hidden // LANES, n_tokens)
+    parts = [
+        norm("input norm", hidden, NormSource.RESIDUAL),
+        matmul("q, k, v", heads + 2 * kv, hidden),
+        vector("rotary embedding", rope, len(layers)),
+        attention,
+        norm("attention norm", heads, NormSource.ATTENTION),
+        matmul("output", hidden, heads),
+        vector("residual of attention", add, len(layers)),
+        norm("feed-forward input norm", hidden, NormSource.RESIDUAL),
+        matmul("gate, up", 2 * inner, hidden),
+        norm("feed-forward norm", inner, gate),
+        matmul("down", hidden, inner),
+        vector("residual of feed-forward", add, len(layers)),
+    ]
     if layers.stop == len(model.layers) and n_logits:
         planes = _head_planes(config.matmul, model)
-        head = norm_cycles(hidden // LANES, n_logits, NormSource.RESIDUAL)
-        head += product.cycles(model.vocab_size, hidden, planes, n_logits)
-    return len(layers) * per_layer + head
+        cycles = norm_cycles(hidden // LANES, n_logits, NormSource.RESIDUAL)
+        parts.append(vector("final norm", cycles, 1))
+        parts.append(product.part("head", model.vocab_size, hidden, planes, n_logits, 1))
+    return parts
 
 
 class _Product:
@@ -86,15 +139,23 @@ class _Product:
         self._timing, self._word_bytes = MatmulTiming(config.matmul), config.weight_word_bytes
         self._beat_bytes = config.port_of(Purpose.WEIGHTS).width // 8
 
-    def cycles(self, rows: int, depth: int, planes: int, n_tokens: int) -> int:
+    def part(
+        self, name: str, rows: int, depth: int, planes: int, n_tokens: int, times: int
+    ) -> PassPart:
         params = self._timing.params
         unit = max(2, params.block_rows)
         blocks = -(-rows // (LANES * unit)) * unit
         tiles = -(-depth // params.depth_tile)
         n_bytes = params.n_words(tiles, blocks, planes) * self._word_bytes
-        return max(
-            self._timing.cycles(tiles, blocks, planes, n_tokens),
-            -(-n_bytes // self._beat_bytes) * self._beat_cycles,
+        engine = self._timing.cycles(tiles, blocks, planes, n_tokens)
+        port = -(-n_bytes // self._beat_bytes) * self._beat_cycles
+        return PassPart(
+            name=name,
+            unit="matmul",
+            cycles=max(engine, port),
+            times=times,
+            n_bytes=n_bytes,
+            waits=port > engine,
         )
 
 

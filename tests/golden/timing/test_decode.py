@@ -7,7 +7,7 @@ from lutra.open_model import open_packed_model
 from lutra_golden.core.configs import NANO
 from lutra_golden.core.ports import two_ports
 from lutra_golden.model.packed import PackedModel
-from lutra_golden.timing.decode import decode_cycles, pass_cycles
+from lutra_golden.timing.decode import decode_cycles, pass_cycles, pass_parts
 
 SIMULATED = 22_542  # of ``tales`` at position 30: docs/results.md, where the cycles of a token go
 
@@ -36,6 +36,30 @@ def test_a_port_that_is_wider_than_the_boards_waits(tales: PackedModel) -> None:
     layers = range(len(tales.layers))
     waits = pass_cycles(tales, wide, 30, 1, 1, layers=layers, beat_cycles=8)
     assert waits == decode_cycles(tales, narrow, 30)
+
+
+def test_the_parts_of_a_pass(tales: PackedModel) -> None:
+    """What the RTL counted of a token at 30 (docs/results.md): 14,144 words of 128 bytes by the
+    weights' port. Keys and values of 31 positions are read once by each of two heads."""
+    layers = range(len(tales.layers))
+    parts = pass_parts(tales, NANO, 30, 1, 1, layers=layers)
+    assert sum(part.cycles * part.times for part in parts) == decode_cycles(tales, NANO, 30)
+    products = [part for part in parts if part.unit == "matmul"]
+    assert sum(part.n_bytes * part.times for part in products) == 14_144 * 128
+    assert not any(part.waits for part in parts)
+    [attention] = [part for part in parts if part.unit == "attention"]
+    words = -(-31 * NANO.kv_row_bytes // NANO.word_bytes)
+    scales = -(-31 * NANO.kv_scale_bytes // NANO.word_bytes)
+    assert attention.n_bytes == (2 * NANO.n_kv_heads * words + scales) * NANO.word_bytes
+    assert [part.times for part in parts] == [len(layers)] * 12 + [1, 1]
+
+
+def test_a_product_waits_for_weights_that_come_late(tales: PackedModel) -> None:
+    layers = range(len(tales.layers))
+    late = pass_parts(tales, NANO, 30, 1, 1, layers=layers, beat_cycles=4)
+    assert all(part.waits == (part.unit == "matmul") for part in late)
+    head = late[-1]
+    assert (head.name, head.cycles) == ("head", head.n_bytes // 128 * 4)
 
 
 def test_later_tokens_take_longer(tales: PackedModel) -> None:

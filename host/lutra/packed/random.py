@@ -40,12 +40,19 @@ from lutra_golden.vector.heads import EPS_FRAC
 from lutra_golden.vector.residual import LOGIT_SHIFT
 from lutra_golden.vector.rope import ROPE_FRAC
 
-__all__ = ["random_config", "random_format", "random_packed"]
+__all__ = ["random_config", "random_format", "random_numbers", "random_packed"]
 
 _RESIDUAL_FRAC, _GAMMA_FRAC, _BIAS_FRAC = 14, 14, 12
 _SCALE_MAX = 255
 _HEAD_DEVIATION = 30.0
 _POOL = 1 << 22  # random numbers that are drawn once and cut from
+
+
+def random_numbers(name: str) -> tuple[str, DecoderConfig]:
+    """Architecture and numbers of the model ``random:SHAPE``, with all positions that it has."""
+    file = _sizes(name)
+    gate = Gate.RELU2 if file.architecture == BITNET else Gate.SILU
+    return file.architecture, read_config(file, gate)
 
 
 def random_format(name: str) -> Format:
@@ -55,8 +62,7 @@ def random_format(name: str) -> Format:
 
 def random_config(name: str, context: int | None = None) -> DecoderConfig:
     """Numbers of the model ``random:SHAPE`` with ``context`` positions (default 4,096 at most)."""
-    file = _sizes(name)
-    c = read_config(file, Gate.RELU2 if file.architecture == BITNET else Gate.SILU)
+    _, c = random_numbers(name)
     maximum = c.max_position_embeddings
     n = min(maximum, CONTEXT) if context is None else context
     if not 1 <= n <= maximum:

@@ -10,7 +10,7 @@ from lutra.models import RANDOM, find_model, load_model
 from lutra.models.decoder import DecoderConfig
 from lutra.models.qwen import QWEN2, QWEN3
 from lutra.packed.file import is_packed, open_packed
-from lutra.packed.random import random_format, random_numbers
+from lutra.packed.random import random_format, random_head_bits, random_numbers
 from lutra.packed.store import check_finished
 from lutra.quantize import DEFAULT_GROUP, default_format, group_of
 from lutra_golden.arith.quantize import q_max_of
@@ -65,7 +65,7 @@ def open_outline(
             wanted or random_format(name),
             group=group_of(wanted, group),
             kv_bits=kv_bits,
-            head_bits=head_bits,
+            head_bits=random_head_bits(name) if head_bits is None else head_bits,
         )
     path = find_model(name)
     if is_packed(path):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from lutra.commands.options import add_format, add_group, add_head, add_json, add_kv, whole
@@ -56,15 +57,29 @@ def add_estimate(parser: argparse.ArgumentParser) -> None:
         "-b", "--batch", type=whole(1, _MOST_SEQUENCES), default=1, metavar="N",
         help="sequences that are decoded together, their prompts one after another (default 1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE",
+        help="a roofline: what engine and memory allow, what operations reach (.svg or .png)",
+    )  # fmt: skip
     add_json(parser)
     parser.set_defaults(command=_estimate)
 
 
 def _estimate(args: argparse.Namespace) -> int:
+    if args.plot:
+        if args.boards:
+            raise LutraError("--plot is of one board: give --config in place of --boards")
+        from lutra.serving.plans.plot import check_plot
+
+        check_plot(args.plot)
     model = open_outline(args.model, args.format, args.group, args.kv, args.head)
     if args.boards:
         return _boards(args, model)
     found = _of(args, model, args.config)
+    if args.plot:
+        from lutra.estimate.plot import write_roofline
+
+        write_roofline(found, args.plot)
     if args.json:
         print(json.dumps(_figures(found)))
     else:
@@ -128,8 +143,8 @@ def _print(found: Estimate) -> None:
         for part in phase.parts:
             bound = "memory" if part.waits else "unit"
             print(
-                f"| {name} | {part.name} | {part.unit} | {bound} | {part.cycles * part.times:,} "
-                f"| {part.n_bytes * part.times:,} |"
+                f"| {name} | {part.name} | {part.unit} | {bound} | {part.cycles:,} "
+                f"| {part.n_bytes:,} |"
             )
         print(f"| {name} | all | | | {phase.cycles:,} | {phase.n_bytes:,} |")
     sequences = "" if found.sequences == 1 else f", {found.sequences} sequences"
@@ -159,8 +174,9 @@ def _print_error(found: Estimate | None) -> None:
     if found is not None:
         error = found.error
         print(
-            f"error of the cycles against RTL: up to {error.worst:.0%} in {error.n_points} points "
-            f"that were simulated ({error.point}; {error.source}); no board was measured"
+            f"error of the cycles against RTL: {error.mean:.1%} on average, up to "
+            f"{error.worst:.1%} ({error.point}), in {error.n_points} points that were simulated; "
+            "no board was measured"
         )
 
 
@@ -176,8 +192,9 @@ def _figures(found: Estimate) -> dict[str, Any]:
                 {
                     "operation": part.name,
                     "unit": part.unit,
-                    "cycles": part.cycles * part.times,
-                    "bytes": part.n_bytes * part.times,
+                    "cycles": part.cycles,
+                    "bytes": part.n_bytes,
+                    "macs": part.n_macs,
                     "waits_for_memory": part.waits,
                 }
                 for part in each.parts
@@ -200,7 +217,8 @@ def _figures(found: Estimate) -> dict[str, Any]:
         "ttft_s": found.ttft_s,
         "model_error": error.worst,
         "model_error_points": error.n_points,
-        "model_error_from": f"{error.point}; {error.source}",
+        "model_error_mean": error.mean,
+        "model_error_from": error.point,
         "weight_bytes": found.memory.weights,
         "kv_bytes": found.memory.kv,
         "memory_bytes": found.memory.available,

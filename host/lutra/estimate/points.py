@@ -1,129 +1,221 @@
-"""Cycles that were simulated on the RTL and written down, which estimates are compared with."""
+"""Points at which the RTL was simulated, what it took there, and the error of estimates.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+``python -m lutra_flows.estimates`` simulates them and writes what it finds; nothing is measured
+where an estimate is made.
+"""
 
-import numpy as np
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 from lutra.compile.configure import configure
 from lutra.estimate.outline import open_outline
+from lutra.models import RANDOM
+from lutra_golden.core.config import AcceleratorConfig
+from lutra_golden.errors import LutraError
+from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.boards import BOARD_PROFILES, board_timing
-from lutra_golden.timing.decode import pass_cycles
+from lutra_golden.timing.decode import PassPart, pass_parts
+from lutra_golden.timing.memory import NANO_MEMORY, MemoryTiming
 
-__all__ = ["MODEL_ERROR", "POINTS", "ModelError", "Point"]
+__all__ = ["POINTS", "RECORDED", "ModelError", "Point", "Record", "model_error", "records"]
 
-_PASS = 8  # tokens of a pass of these configurations
+RECORDED = Path(__file__).with_name("points.json")
+"""What was simulated, by the name of the point."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Passes of a model on the RTL, every logit of which was compared: their mean ``cycles``.
+    """A pass of a model on a configuration, each of ``sequences`` from ``position`` on.
 
-    A pass is a position and a number of tokens; ``heads`` says of how many tokens each gives
-    logits. ``config`` is a named configuration or the
-    board that was emulated, a beat takes ``beat_cycles`` where memory was slowed down. ``source``
-    is the place of the figure in the documentation.
+    Of ``tokens`` of each sequence the last gives logits if there are several sequences, otherwise
+    the last ``logits``. ``config`` is a named configuration or an emulated board; a beat of
+    ``nano`` takes ``beat_cycles``. A random shape may have fewer layers and a smaller vocabulary.
     """
 
-    name: str
     model: str
     config: str
-    passes: Sequence[tuple[int, int]]
-    heads: Sequence[int]
-    cycles: float
-    source: str
+    position: int
+    tokens: int = 1
+    sequences: int = 1
+    logits: int = 1
     beat_cycles: int = 1
+    format: str | None = None
+    group: int | None = None
+    n_layers: int | None = None
+    vocab_size: int | None = None
+    context: int | None = None
 
-    def estimated(self) -> float:
-        """The mean of the cycles by formulas."""
-        model = open_outline(self.model)
+    @property
+    def name(self) -> str:
+        """All that tells it from other points, in words."""
+        what = self.model.removeprefix(RANDOM)
+        if self.n_layers is not None:
+            what = f"a layer of {what}" if self.n_layers == 1 else f"{self.n_layers} of {what}"
+        of = "" if self.format is None else f" in {self.format}"
+        speed = "" if self.beat_cycles == 1 else f", a beat in {self.beat_cycles} cycles"
+        if self.sequences > 1:
+            phase = f"decode of {self.sequences} sequences"
+        else:
+            phase = "decode" if self.tokens == 1 else f"prefill of {self.tokens}"
+        head = "" if self.logits else ", no head"
+        return f"{phase} at {self.position}{head}, {what}{of} on {self.config}{speed}"
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the pass."""
+        return self.tokens * self.sequences
+
+    @property
+    def n_logits(self) -> int:
+        """Tokens with logits."""
+        return self.sequences if self.sequences > 1 else self.logits
+
+    def memory(self, config: AcceleratorConfig) -> MemoryTiming:
+        """Memory behind the ports."""
         board = BOARD_PROFILES.get(self.config)
-        config = configure(model, self.config)
-        beat = self.beat_cycles
         if board is not None:
-            beat *= board_timing(board, config).weight_rate[1]
-        layers = range(len(model.layers))
-        each = zip(self.passes, self.heads, strict=True)
-        cycles = [
-            pass_cycles(model, config, at, n, logits, layers=layers, beat_cycles=beat)
-            for (at, n), logits in each
-        ]
-        return float(np.mean(cycles))
+            return board_timing(board, config)
+        rate = 1, self.beat_cycles
+        return replace(NANO_MEMORY, weight_rate=rate, data_rate=rate)
 
-    def error(self) -> float:
-        """The estimate less what was simulated, as a fraction of the latter."""
-        return self.estimated() / self.cycles - 1
+    def outline(self) -> PackedModel:
+        """Sizes of the model."""
+        return _outline(
+            self.model, self.format, self.group, self.n_layers, self.vocab_size, self.context
+        )
+
+    def parts(self) -> list[PassPart]:
+        """Operations of the pass, by formulas."""
+        model, config = self.outline(), self.configuration()
+        return pass_parts(
+            model,
+            config,
+            self.position,
+            self.n_tokens,
+            self.n_logits,
+            layers=range(len(model.layers)),
+            memory=self.memory(config),
+            n_sequences=self.sequences,
+        )
+
+    def configuration(self) -> AcceleratorConfig:
+        """What runs the model."""
+        return _configuration(self.outline(), self.config)
+
+    def estimated(self) -> int:
+        """Cycles of the pass by formulas."""
+        return sum(part.cycles for part in self.parts())
 
 
-def _point(
+@cache
+def _outline(
     name: str,
-    config: str,
-    positions: range,
-    cycles: float,
-    source: str,
-    *,
-    tokens: int = 1,
-    beat_cycles: int = 1,
-) -> Point:
-    return Point(
-        name=f"{name}, tales on {config}", model="tales", config=config,
-        passes=[(at, tokens) for at in positions], heads=[tokens] * len(positions),
-        cycles=cycles, source=source, beat_cycles=beat_cycles,
-    )  # fmt: skip
+    format: str | None,
+    group: int | None,
+    n_layers: int | None,
+    vocab_size: int | None,
+    context: int | None,
+) -> PackedModel:
+    model = open_outline(name, format, group)
+    return replace(
+        model,
+        layers=list(model.layers[:n_layers]) if n_layers else model.layers,
+        vocab_size=vocab_size or model.vocab_size,
+        context=context or model.context,
+    )
 
 
-def _count(n: int) -> str:
-    return "1 sequence" if n == 1 else f"{n} sequences"
+def _configuration(model: PackedModel, name: str) -> AcceleratorConfig:
+    board = BOARD_PROFILES.get(name)
+    single = replace(model, layers=[model.layers[0]])
+    return configure(single, name if board is None else board.config)
 
 
-def _speed(beat_cycles: int) -> str:
-    return "a beat in every cycle" if beat_cycles == 1 else f"a beat in {beat_cycles} cycles"
+def _whole_layer(shape: str, format: str | None, *configs: str) -> list[Point]:
+    """A layer of a real shape, at full size, and a small head."""
+    return [
+        Point(
+            model=RANDOM + shape, config=config, position=position, tokens=tokens, logits=1,
+            format=format, n_layers=1, vocab_size=2048, context=2048,
+        )
+        for config in configs
+        for position, tokens in ((1500, 1), (64, 8))
+    ]  # fmt: skip
 
-
-_GAP = "docs/results.md, between two tokens"
-_BATCH = "docs/results.md, sequences that are decoded together"
-_STORY = "docs/results.md, the story"
 
 POINTS: Sequence[Point] = (
-    _point(
-        "decode at 30", "nano", range(30, 31), 22_542,
-        "docs/results.md, where the cycles of a decoded token go",
-    ),
-    _point("decode at 16 to 78", "nano", range(16, 79), 23_088, _STORY),
-    # the head comes once, in the second of two passes, whose cycles were written down together
-    Point(
-        name="prefill of 16, tales on nano", model="tales", config="nano",
-        passes=[(0, _PASS), (_PASS, _PASS)], heads=[0, 1], cycles=233_479 / 2, source=_STORY,
-    ),
-    _point("decode at 0 to 23", "nano", range(24), 22_107, _GAP),
-    _point("decode at 0 to 23", "u55c", range(24), 29_956, _GAP),
-    _point("decode at 0 to 23", "kv260", range(24), 118_427, _GAP),
+    *(Point(model="tales", config="nano", position=position) for position in (0, 30, 247)),
+    Point(model="tales", config="nano", position=0, tokens=8, logits=0),
+    Point(model="tales", config="nano", position=8, tokens=8),
+    Point(model="tales", config="nano", position=240, tokens=5, logits=5),
     *(
-        _point(
-            f"decode at 16 to 19, {_count(tokens)}, {_speed(beat)}", "nano",
-            range(16, 20), cycles * tokens, _BATCH, tokens=tokens, beat_cycles=beat,
-        )
-        for beat, alone, together in ((1, 22_523, 20_312), (2, 28_799, 20_528), (4, 57_173, 21_507))
-        for tokens, cycles in ((1, alone), (_PASS, together))
+        Point(model="tales", config="nano", position=16, sequences=sequences, beat_cycles=cycles)
+        for sequences, cycles in ((8, 1), (1, 2), (8, 2), (1, 4), (8, 4))
     ),
-)  # fmt: skip
-"""All whole-model figures of the documentation whose positions are known."""
+    *(
+        Point(model="tales", config=config, position=position, tokens=tokens)
+        for config in ("kv260", "u55c", "pynq_z2")
+        for position, tokens in ((30, 1), (240, 1), (8, 8))
+    ),
+    *(
+        Point(model="tales-llama", config=config, position=position, tokens=tokens, format="W4A8")
+        for config in ("nano", "kv260")
+        for position, tokens in ((100, 1), (8, 8))
+    ),
+    *_whole_layer("bitnet-2b-4t", None, "kv260"),
+    *_whole_layer("bonsai-1.7b", None, "kv260"),
+    *_whole_layer("qwen2.5-0.5b", "W4A8", "u55c"),
+)
+"""Shapes, configurations, phases and contexts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What the RTL took at a point, every logit of which equalled the golden device's, with its
+    performance counters, and what the formulas say."""
+
+    simulated: int
+    estimated: int
+    counters: Mapping[str, int]
+
+    @property
+    def error(self) -> float:
+        """The estimate less what was simulated, as a fraction of the latter."""
+        return self.estimated / self.simulated - 1
+
+
+@cache
+def records() -> Mapping[str, Record]:
+    """What was recorded, by the name of the point."""
+    try:
+        found = json.loads(RECORDED.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LutraError(f"{RECORDED} cannot be read ({error}): install Lutra again") from None
+    return {name: Record(**record) for name, record in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelError:
-    """The largest error over ``n_points``, a fraction, and the point that has it."""
+    """Errors of the cycles over ``n_points``, fractions: the largest, the name of its point, and
+    the mean of the magnitudes."""
 
     worst: float
     point: str
-    source: str
+    mean: float
     n_points: int
 
 
-MODEL_ERROR = ModelError(
-    worst=0.2101,
-    point="decode at 16 to 19, 1 sequence, a beat in 2 cycles, tales on nano",
-    source=_BATCH,
-    n_points=len(POINTS),
-)
-"""The error of the formulas, which a test computes from every point."""
+@cache
+def model_error() -> ModelError:
+    """The error of the formulas over all that was recorded."""
+    errors = {name: abs(record.error) for name, record in records().items()}
+    point = max(errors, key=lambda name: errors[name])
+    return ModelError(
+        worst=errors[point],
+        point=point,
+        mean=sum(errors.values()) / len(errors),
+        n_points=len(errors),
+    )

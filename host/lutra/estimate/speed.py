@@ -1,17 +1,19 @@
 """Tokens per second, time to the first token and memory of a model on a board: *modelled*."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lutra.compile.configure import configure
 from lutra.compile.fit import check_fit
-from lutra.estimate.points import MODEL_ERROR, ModelError
+from lutra.estimate.points import ModelError, model_error
 from lutra_golden.core.config import AcceleratorConfig
 from lutra_golden.core.configs import CONFIGS
 from lutra_golden.errors import LutraError
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.boards import BOARD_PROFILES, BoardProfile, board_timing
-from lutra_golden.timing.decode import PassPart, pass_parts
+from lutra_golden.timing.decode import PassPart, pass_parts, peak_macs
+from lutra_golden.timing.memory import NANO_MEMORY
+from lutra_golden.timing.weights import WeightStream
 
 __all__ = ["TARGETS", "Estimate", "Memory", "Phase", "estimate"]
 
@@ -20,7 +22,11 @@ TARGETS = tuple(dict.fromkeys((*BOARD_PROFILES, *CONFIGS)))
 
 _MIB = 1 << 20
 _ENGINE, _WEIGHTS = "products of the matmul engine", "weights on their memory port"
-_LIMITS = {"vector": "the vector unit", "attention": "the attention unit"}
+_LIMITS = {
+    "load": "the load unit",
+    "vector": "the vector unit",
+    "attention": "the attention unit",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +43,12 @@ class Phase:
     @property
     def cycles(self) -> int:
         """Clock cycles of all passes."""
-        return sum(part.cycles * part.times for part in self.parts)
+        return sum(part.cycles for part in self.parts)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of weights, keys and values that are read."""
-        return sum(part.n_bytes * part.times for part in self.parts)
+        return sum(part.n_bytes for part in self.parts)
 
     @property
     def seconds(self) -> float:
@@ -60,7 +66,7 @@ class Phase:
         shares: dict[str, int] = {}
         for part in self.parts:
             name = _LIMITS.get(part.unit, _WEIGHTS if part.waits else _ENGINE)
-            shares[name] = shares.get(name, 0) + part.cycles * part.times
+            shares[name] = shares.get(name, 0) + part.cycles
         name = max(shares, key=lambda each: shares[each])
         return name, shares[name] / self.cycles
 
@@ -85,7 +91,8 @@ class Estimate:
     """Speed of a model on a board, or on a configuration at the clock that it is built for.
 
     ``prefill`` is of one prompt, ``decode`` of a token of each of ``sequences``, each of which has
-    ``context`` positions before it.
+    ``context`` positions before it. ``peak_macs_per_s`` are multiply-accumulates of the engine with
+    the digits of the layers' weights, ``bytes_per_s`` what the port of weights moves.
     """
 
     target: str
@@ -98,7 +105,9 @@ class Estimate:
     prefill: Phase
     decode: Phase
     memory: Memory
-    error: ModelError = MODEL_ERROR
+    peak_macs_per_s: float
+    bytes_per_s: float
+    error: ModelError = field(default_factory=model_error)
     kind: str = "modelled"
 
     @property
@@ -121,7 +130,7 @@ def estimate(
     A token is decoded behind ``context`` positions, by default behind the prompt. LutraError if the
     model has fewer positions, the configuration cannot hold it, or the board has too little memory;
     it then names what fits. See :func:`~lutra_golden.timing.decode.pass_cycles` for what is left
-    out; a token of each of several sequences counts as that many of one.
+    out.
     """
     at = prompt if context is None else context
     needed = max(prompt, at + 1)
@@ -138,13 +147,14 @@ def estimate(
     if memory.missing:
         raise LutraError(_refusal(model, target, memory, sequences, at, engine))
     clock_hz = config.clock_hz if board is None else board.clock_hz
-    beat_cycles = 1 if board is None else board_timing(board, config).weight_rate[1]
+    timing = NANO_MEMORY if board is None else board_timing(board, config)
     layers = range(len(model.layers))
 
-    def passes(position: int, tokens: int, logits: int) -> list[PassPart]:
+    def passes(position: int, tokens: int, logits: int, sequences: int = 1) -> list[PassPart]:
         return pass_parts(
-            model, config, position, tokens, logits, layers=layers, beat_cycles=beat_cycles
-        )
+            model, config, position, tokens, logits, layers=layers, memory=timing,
+            n_sequences=sequences,
+        )  # fmt: skip
 
     most = config.pass_tokens
     prefill = [
@@ -152,7 +162,7 @@ def estimate(
         for first in range(0, prompt, most)
     ]
     decode = [
-        passes(at, n, n)
+        passes(at, n, n, n)
         for n in (min(most, sequences - first) for first in range(0, sequences, most))
     ]
     return Estimate(
@@ -166,6 +176,8 @@ def estimate(
         prefill=Phase(parts=_added(prefill), tokens=prompt, clock_hz=clock_hz),
         decode=Phase(parts=_added(decode), tokens=sequences, clock_hz=clock_hz),
         memory=memory,
+        peak_macs_per_s=peak_macs(model, config) * clock_hz,
+        bytes_per_s=clock_hz * config.weight_word_bytes / WeightStream(config, timing).word_cycles,
     )
 
 
@@ -185,7 +197,7 @@ def _memory(
 ) -> Memory:
     layers = range(len(model.layers))
     parts = pass_parts(model, config, 0, 1, 1, layers=layers)
-    n_bytes = sum(part.n_bytes * part.times for part in parts if part.unit == "matmul")
+    n_bytes = sum(part.n_bytes for part in parts if part.unit == "matmul")
     # rows of the embedding are int16, or two halves of what they are in the residual stream
     n_bytes += model.vocab_size * model.hidden_size * (2 if model.vocabulary is None else 4)
     n_bytes += 2 * model.context * config.head_dim
@@ -238,6 +250,7 @@ def _added(passes: Sequence[Sequence[PassPart]]) -> list[PassPart]:
                 part,
                 cycles=before.cycles + part.cycles,
                 n_bytes=before.n_bytes + part.n_bytes,
+                n_macs=before.n_macs + part.n_macs,
                 waits=before.waits and part.waits,
             )
         )

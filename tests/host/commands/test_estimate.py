@@ -8,7 +8,7 @@ import pytest
 
 from lutra.commands.cli import main
 from lutra.estimate.outline import open_outline
-from lutra.estimate.points import MODEL_ERROR
+from lutra.estimate.points import model_error
 from lutra.estimate.speed import estimate
 from lutra_golden.timing.boards import BOARD_PROFILES
 
@@ -26,8 +26,8 @@ def test_json(capsys: Capture) -> None:
     assert found["decode_tokens_per_s"] == expected.decode.tokens_per_s
     assert found["prefill_tokens_per_s"] == expected.prefill.tokens_per_s
     assert found["ttft_s"] == expected.ttft_s
-    assert found["model_error"] == MODEL_ERROR.worst
-    assert found["model_error_points"] == MODEL_ERROR.n_points
+    assert found["model_error"] == model_error().worst
+    assert found["model_error_points"] == model_error().n_points
     assert found["kind"] == "modelled"
     assert (found["prompt"], found["context"], found["sequences"]) == (64, 512, 2)
     assert found["kv_bytes"] == expected.memory.kv
@@ -46,7 +46,8 @@ def test_text(capsys: Capture) -> None:
     assert "tales in W1.58A8 on kv260, configuration kv260: modelled" in out
     assert "| decode | head | matmul | memory |" in out
     assert "bound by weights on their memory port" in out
-    assert f"up to 21% in {MODEL_ERROR.n_points} points that were simulated" in out
+    error = model_error()
+    assert f"up to {error.worst:.1%} ({error.point}), in {error.n_points} points that" in out
     assert "no board was measured" in out
 
 

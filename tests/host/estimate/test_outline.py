@@ -23,7 +23,7 @@ def same(outline: PackedModel, packed: PackedModel, config: str) -> None:
     assert built == configure(packed, config)
     assert outline.format == packed.format
     layers = range(len(packed.layers))
-    outline = replace(outline, layers=outline.layers[:1] * len(layers))
+    outline = replace(outline, layers=[outline.layers[0]] * len(layers))
     found, expected = (
         pass_parts(model, built, 30, 3, 3, layers=layers) for model in (outline, packed)
     )

@@ -93,6 +93,14 @@ def test_a_product_waits_for_weights_that_come_late(tales: PackedModel) -> None:
     assert 4 * words - 131 - 44 < head.cycles < 4 * words
 
 
+def test_keys_of_four_bits_come_in_whole_words(tales: PackedModel) -> None:
+    """Two positions in a word: 31 are 16 words, and the scales are as they were."""
+    config = NANO.with_(key_width=4, value_width=4)
+    parts = pass_parts(tales, config, 30, 1, 1, layers=range(1))
+    [attention] = [part for part in parts if part.unit == "attention"]
+    assert attention.n_bytes == (2 * 2 * 16 + 8) * 64
+
+
 def test_tokens_of_several_sequences_have_keys_of_their_own(tales: PackedModel) -> None:
     layers = range(len(tales.layers))
     one, four = (pass_parts(tales, NANO, 100, 8, 8, layers=layers, n_sequences=n) for n in (1, 4))

@@ -54,6 +54,13 @@ def test_a_full_ring_starts_late() -> None:
     assert weights.ahead == pytest.approx(ROOM - 100 + (110 - late) / 2)
 
 
+def test_there_is_no_more_room_behind_a_product() -> None:
+    weights = WeightStream(NANO, NANO_MEMORY)
+    weights.flow(100)
+    assert weights.product(10, 5000, 8) == 5000
+    assert weights.ahead == ROOM
+
+
 def test_the_memory_of_a_board() -> None:
     """A word is eight beats of 128 bits; refresh takes 350 ns of 7.8 us."""
     memory = board_timing(BOARD_PROFILES["kv260"], KV260)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lutra.compile.configure import configure
+from lutra.compile.fit import head_weights
 from lutra.estimate.outline import open_outline
 from lutra.open_model import open_packed_model
 from lutra.packed.random import random_packed
@@ -22,6 +23,9 @@ def same(outline: PackedModel, packed: PackedModel, config: str) -> None:
     built = configure(outline, config)
     assert built == configure(packed, config)
     assert outline.format == packed.format
+    # what is refused for its digits is refused of both
+    digits = [built.matmul.planes(head_weights(model)[0]) for model in (outline, packed)]
+    assert digits[0] == digits[1]
     layers = range(len(packed.layers))
     outline = replace(outline, layers=[outline.layers[0]] * len(layers))
     found, expected = (
@@ -53,6 +57,14 @@ def test_of_a_random_shape(head_bits: int | None) -> None:
     same(open_outline(name, group=64, head_bits=head_bits, kv_bits=4), packed, "u50")
 
 
+@pytest.mark.parametrize("shape", ["bonsai-1.7b", "bitnet-large"])
+def test_formats_of_released_shapes(shape: str) -> None:
+    """Heads of one bit, and heads that are built wider than the model's."""
+    name = f"random:{shape}"
+    packed = random_packed(name, n_layers=1, vocab_size=512)
+    same(replace(open_outline(name), vocab_size=512), packed, "kv260")
+
+
 @pytest.mark.parametrize(
     ("name", "engine", "parts"),
     [
@@ -60,6 +72,9 @@ def test_of_a_random_shape(head_bits: int | None) -> None:
         ("random:qwen2.5-0.5b", "lut", (True, False)),
         ("random:qwen3-8b", "lut", (False, True)),
         ("random:llama-3-8b", "lut", (False, False)),
+        ("random:llama-2-7b", "lut", (False, False)),
+        ("random:bonsai-8b", "lut", (False, True)),
+        ("random:bitnet-large", "ternary", (False, False)),
     ],
 )
 def test_of_large_shapes(name: str, engine: str, parts: tuple[bool, bool]) -> None:

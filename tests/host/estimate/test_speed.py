@@ -85,6 +85,15 @@ def test_a_phase_is_bound_by_what_takes_most_of_it() -> None:
     assert not any(part.waits for part in found.prefill.parts if part.name != "head")
 
 
+def test_weights_wait_if_they_do_in_every_pass(tales: PackedModel) -> None:
+    """Those of eight tokens come in time for all but the first, those of one do not."""
+    waits = [
+        any(part.waits for part in estimate(tales, "u55c", prompt=n).prefill.parts[:-2])
+        for n in (1, 8, 9)
+    ]
+    assert waits == [True, False, False]
+
+
 def test_attention_binds_a_long_context() -> None:
     found = estimate(open_outline("random:qwen3-0.6b"), "u50", context=32000)
     assert found.decode.limit[0] == "the attention unit"

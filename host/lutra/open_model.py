@@ -65,7 +65,7 @@ def open_packed_model(
         context,
         kv_bits=_KV_BITS if kv_bits is None else kv_bits,
         a_groups=activation_groups(a_group or None),
-        head_bits=head_bits or None,
+        head_bits=head_bits,
         progress=progress,
     )
 

@@ -15,6 +15,7 @@ from lutra.models.random import RANDOM_SHAPES, write_random
 from lutra.quantize.pack import pack_model
 from lutra.quantize.reference import reference
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.padding import built_head_dim
 
 
 def number(shape: str, name: str, default: int = 0) -> int:
@@ -42,12 +43,12 @@ def test_sizes_of_released_models(
         context=4096,
         group=small.group and 64,
         biased=shape.startswith("qwen2"),
-        head_normed=shape.startswith("qwen3"),
+        head_normed=shape.startswith(("qwen3", "bonsai")),
     )
     config = configure(model)
     check_fit(model, config)
     assert config.engine == ("ternary" if ternary else "lut")
-    assert (config.head_dim, config.max_context) == (model.head_dim, 4096)
+    assert (config.head_dim, config.max_context) == (built_head_dim(model.head_dim), 4096)
     assert (config.n_heads, config.n_kv_heads) == (model.n_heads, model.n_kv_heads)
     assert (config.vector.qkv_bias, config.vector.qk_norm) == (model.biased, model.head_normed)
     for engine in ("mixpe", "mac"):

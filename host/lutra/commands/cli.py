@@ -24,6 +24,7 @@ _COMMANDS = {
     "perplexity": ("perplexity", "measure the perplexity of a text"),
     "bench": ("bench", "measure tokens per second of prefill and decode"),
     "plan": ("plan", "divide requests between devices, with predicted times"),
+    "estimate": ("estimate", "estimate the speed of a model on a board that is not here"),
     "devices": ("devices", "list the devices of this machine"),
     "doctor": ("doctor", "check this machine, each problem with the command that mends it"),
     "quantize": ("pack", "quantise a model, with or without calibration, and pack it"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import numpy as safetensors_numpy
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lutra.models.bitnet import BITNET
+from lutra.models.bitnet import BITNET, BITNET_LARGE
 from lutra.models.llama import LLAMA
 from lutra.models.qwen import QWEN2, QWEN3
 from lutra.progress import StepProgress
@@ -37,6 +37,41 @@ RANDOM_SHAPES: Mapping[str, Shape] = {
         "num_attention_heads": 20, "num_key_value_heads": 5, "vocab_size": 128256,
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
         "tie_word_embeddings": True,
+    },
+    "bitnet-large": {
+        "architectures": [BITNET_LARGE], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 32002,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": True, "weight_bits": 1, "input_bits": 8,
+    },
+    "bonsai-1.7b": {
+        "architectures": [QWEN3], "model_type": "qwen3", "hidden_act": "silu",
+        "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0, "tie_word_embeddings": True,
+    },
+    "bonsai-4b": {
+        "architectures": [QWEN3], "model_type": "qwen3", "hidden_act": "silu",
+        "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0, "tie_word_embeddings": True,
+    },
+    "bonsai-8b": {
+        "architectures": [QWEN3], "model_type": "qwen3", "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0, "tie_word_embeddings": False,
+    },
+    "llama-2-7b": {
+        "architectures": [LLAMA], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
     },
     "llama-3-8b": {
         "architectures": [LLAMA], "model_type": "llama", "hidden_act": "silu",
@@ -106,7 +141,8 @@ def write_random(
 ) -> Path:
     """Write a checkpoint in Hugging Face's layout, sharded; returns ``out``.
 
-    BitNet's layers are packed ternary, all other weights bfloat16. ``n_layers`` makes it shallower.
+    Layers of a BitNet that says so are packed ternary, all other weights bfloat16. ``n_layers``
+    makes it shallower.
     """
     if name not in RANDOM_SHAPES:
         raise LutraError(f"shape must be one of {', '.join(RANDOM_SHAPES)}, not {name!r}")
@@ -139,6 +175,8 @@ def write_random(
         norms = {"input_layernorm": d, "post_attention_layernorm": d}
         if ternary:
             norms |= {"self_attn.attn_sub_norm": q, "mlp.ffn_sub_norm": f}
+        if config["architectures"] == [BITNET_LARGE]:
+            norms |= {"self_attn.inner_attn_ln": q, "mlp.ffn_layernorm": f}
         if config["architectures"] == [QWEN3]:
             norms |= {"self_attn.q_norm": dh, "self_attn.k_norm": dh}
         tensors = {f"{prefix}.{key}.weight": _gamma(rng, n) for key, n in norms.items()}

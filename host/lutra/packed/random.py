@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lutra.formats.config_file import ConfigFile
 from lutra.models import RANDOM
-from lutra.models.bitnet import BITNET
+from lutra.models.bitnet import BITNET, BITNET_LARGE
 from lutra.models.decoder import CONTEXT, DecoderConfig, read_config
 from lutra.models.qwen import QWEN2, QWEN3
 from lutra.models.random import RANDOM_SHAPES
@@ -40,28 +40,55 @@ from lutra_golden.vector.heads import EPS_FRAC
 from lutra_golden.vector.residual import LOGIT_SHIFT
 from lutra_golden.vector.rope import ROPE_FRAC
 
-__all__ = ["random_config", "random_format", "random_packed"]
+__all__ = [
+    "random_config",
+    "random_format",
+    "random_head_bits",
+    "random_numbers",
+    "random_packed",
+]
 
 _RESIDUAL_FRAC, _GAMMA_FRAC, _BIAS_FRAC = 14, 14, 12
 _SCALE_MAX = 255
 _HEAD_DEVIATION = 30.0
 _POOL = 1 << 22  # random numbers that are drawn once and cut from
+_BITNETS = (BITNET, BITNET_LARGE)
+# weights, embedding and head of one bit, in groups of 128
+_BONSAI = "bonsai"
+_BONSAI_FORMAT, _BONSAI_HEAD_BITS = "W1g128A8", 1
+
+
+def random_numbers(name: str) -> tuple[str, DecoderConfig]:
+    """Architecture and numbers of the model ``random:SHAPE``, with all positions that it has."""
+    file = _sizes(name)
+    gate = Gate.RELU2 if file.get("hidden_act") == "relu2" else Gate.SILU
+    return file.architecture, read_config(file, gate)
 
 
 def random_format(name: str) -> Format:
     """The format of the packed model ``random:SHAPE``, unless another is asked for."""
-    return Format.parse("W1.58A8" if _sizes(name).architecture == BITNET else "W4A8")
+    if _is_bonsai(name):
+        return Format.parse(_BONSAI_FORMAT)
+    return Format.parse("W1.58A8" if _sizes(name).architecture in _BITNETS else "W4A8")
+
+
+def random_head_bits(name: str) -> int:
+    """Bits of embedding and head of ``random:SHAPE``, unless others are asked for; 0 is none."""
+    return _BONSAI_HEAD_BITS if _is_bonsai(name) else 0
 
 
 def random_config(name: str, context: int | None = None) -> DecoderConfig:
     """Numbers of the model ``random:SHAPE`` with ``context`` positions (default 4,096 at most)."""
-    file = _sizes(name)
-    c = read_config(file, Gate.RELU2 if file.architecture == BITNET else Gate.SILU)
+    _, c = random_numbers(name)
     maximum = c.max_position_embeddings
     n = min(maximum, CONTEXT) if context is None else context
     if not 1 <= n <= maximum:
         raise LutraError(f"the context must be in 1..{maximum}, not {n}")
     return replace(c, max_position_embeddings=n)
+
+
+def _is_bonsai(name: str) -> bool:
+    return name.removeprefix(RANDOM).startswith(_BONSAI)
 
 
 def _sizes(name: str) -> ConfigFile:
@@ -82,17 +109,20 @@ def random_packed(
     a_groups: ActivationGroups | None = None,
     head_bits: int | None = None,
     n_layers: int | None = None,
+    vocab_size: int | None = None,
     seed: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> PackedModel:
-    """The packed model ``random:SHAPE``; BitNet's shapes are ternary, others W4A8 unless said.
+    """The packed model ``random:SHAPE``; BitNet's shapes are ternary, Bonsai's W1A8, others W4A8
+    unless said.
 
     ``a_groups`` are groups of its activations, ``head_bits`` the bits of embedding and head if they
-    are codes, ``n_layers`` makes it shallower.
+    are codes, 0 if not, ``n_layers`` makes it shallower, ``vocab_size`` its vocabulary smaller.
     """
     file = _sizes(name)
-    bitnet = file.architecture == BITNET
+    bitnet = file.architecture in _BITNETS
     c = random_config(name, context)
+    c = replace(c, vocab_size=vocab_size or c.vocab_size)
     format = format or random_format(name)
     one_scale = format.ternary and format.group is None
     if bitnet and not one_scale:
@@ -120,7 +150,8 @@ def random_packed(
             )
         )
     coded, worth = None, 0.0
-    if head_bits is None:
+    head_bits = random_head_bits(name) if head_bits is None else head_bits
+    if not head_bits:
         embedding = maker.pool(np.dtype(np.int16), c.vocab_size, c.hidden_size)
         head, rows, shift = maker.head()
         worth = 2.0 ** (LOGIT_SHIFT + shift - 31)

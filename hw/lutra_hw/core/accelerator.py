@@ -246,7 +246,7 @@ class Accelerator(wiring.Component):
         is_long = purpose in (Purpose.WEIGHTS, Purpose.ATTENTION)
         outstanding = port.max_outstanding if is_long else 2
         # a power of two in LUTs, and the output register; what is in block RAM has room
-        depth = (outstanding + 1) * port.burst_beats if is_long else 2 * port.burst_beats + 1
+        depth = port.ahead_beats if is_long else 2 * port.burst_beats + 1
         reader = DmaReader(
             port.width,
             burst_beats=port.burst_beats,

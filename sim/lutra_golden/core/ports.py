@@ -122,6 +122,11 @@ class PortParams:
         return self.burst_bytes // self.n_bytes
 
     @property
+    def ahead_beats(self) -> int:
+        """Beats of weights, or of keys and values, that are asked for ahead of their use."""
+        return (self.max_outstanding + 1) * self.burst_beats
+
+    @property
     def reads(self) -> tuple[Purpose, ...]:
         """Purposes that read through this port, in the order of ``arid``."""
         return tuple(each for each in Purpose if each in self.purposes and each != Purpose.WRITE)

@@ -63,14 +63,17 @@ class AttentionTiming:
         pair_cycles = config.attention.pair_cycles * sum(
             p + 1 - first_seen(p, window) for p in range(position, position + token_count)
         )
-        n_items = token_count * config.attention.q_per_kv
-        words = config.head_dim // 8
-        reciprocal = 2 + SCALE_LATENCY["FROM_INT"] + SCALE_LATENCY["RECIP"]
-        end = reciprocal + max(reciprocal, words) * (n_items - 1) + words + 4
         # `at` is the cycle in which the next pair is begun, `finished` the end of the last head
         at = first_beat + n_scale_beats + 1
         finished = 0
         for _ in range(config.n_kv_heads):
             at = max(at + pair_cycles + self.score, finished + 1) + pair_cycles
-            finished = at + self.sum + end
+            finished = at + self.finish_cycles(token_count)
         return finished + 1
+
+    def finish_cycles(self, token_count: int) -> int:
+        """Cycles from the last pair of a head of keys and values to its results."""
+        n_items = token_count * self.config.attention.q_per_kv
+        words = self.config.head_dim // 8
+        reciprocal = 2 + SCALE_LATENCY["FROM_INT"] + SCALE_LATENCY["RECIP"]
+        return self.sum + reciprocal + max(reciprocal, words) * (n_items - 1) + words + 4

@@ -59,6 +59,21 @@ class MemoryTiming:
         """Beats of a port, by its number, and the cycles in which they move."""
         return self.rates[min(port, len(self.rates) - 1)]
 
+    @property
+    def refreshed(self) -> float:
+        """Share of the cycles in which the memory is not being refreshed."""
+        return 1 - self.refresh_cycles / self.refresh_interval if self.refresh_interval else 1.0
+
+    @property
+    def mean_read_latency(self) -> float:
+        """Cycles from an address to the first data, on average."""
+        return self.read_latency + self.latency_jitter / 2
+
+    @property
+    def mean_write_latency(self) -> float:
+        """Cycles from the last data to their answer, on average."""
+        return self.write_latency + self.latency_jitter / 2
+
 
 def _check_int(name: str, value: Any, minimum: int, maximum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):

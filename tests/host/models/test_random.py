@@ -46,7 +46,7 @@ def test_every_shape_opens_and_runs(name: str, tmp_path: Path) -> None:
     for layer in layers:
         assert all(isinstance(layer.linear(each), kind) for each in LINEARS)
     assert (layers[0].q_bias is not None) == name.startswith("qwen2")
-    assert (layers[0].q_norm is not None) == name.startswith("qwen3")
+    assert (layers[0].q_norm is not None) == name.startswith(("qwen3", "bonsai"))
     assert (model.lm_head is None) == RANDOM_SHAPES[name]["tie_word_embeddings"]
     # several files, bfloat16
     shards = sorted(folder.glob("*.safetensors"))
@@ -76,6 +76,8 @@ def test_the_same_seed_is_the_same_model(tmp_path: Path) -> None:
 def test_real_shapes() -> None:
     """Weights of the layers, of the published models: in millions."""
     millions = {"bitnet-2b-4t": 2084, "llama-3-8b": 6979, "smollm-135m": 106}
+    millions |= {"bitnet-large": 679, "llama-2-7b": 6476}
+    millions |= {"bonsai-1.7b": 1409, "bonsai-4b": 3633, "bonsai-8b": 6946}
     millions |= {"qwen2.5-0.5b": 358, "qwen2.5-1.5b": 1310, "qwen3-0.6b": 440, "qwen3-8b": 6946}
     for name, shape in RANDOM_SHAPES.items():
         size: dict[str, int] = {k: v for k, v in shape.items() if isinstance(v, int)}

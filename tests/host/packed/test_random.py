@@ -11,7 +11,7 @@ from lutra_golden.arith.quantize import ActivationGroups
 from lutra_golden.errors import LutraError
 from lutra_golden.matmul.format import Format
 from lutra_golden.model.b128 import row_bytes
-from lutra_golden.model.shapes import LINEARS
+from lutra_golden.model.shapes import LINEARS, Gate
 
 
 def test_a_ternary_shape() -> None:
@@ -95,3 +95,25 @@ def test_it_runs(format: str) -> None:
 def test_refusals(arguments: tuple[str, Format | None, int, int], message: str) -> None:
     with pytest.raises(LutraError, match=message):
         random_packed(*arguments, n_layers=1)
+
+
+def test_one_bit_of_bonsai() -> None:
+    """Weights, embedding and head of one bit in groups of 128, unless said otherwise."""
+    model = random_packed("random:bonsai-1.7b", context=64, n_layers=1, vocab_size=512)
+    assert (model.format, model.group, model.vocab_size) == ("W1g128A8", 128, 512)
+    assert model.vocabulary is not None and model.vocabulary.head.stored.bits == 1
+    assert golden(model).run_tile([5, 7], 0, 0).logits.std() > 1000
+    plain = random_packed(
+        "random:bonsai-1.7b", Format.parse("W4A8"), context=64, n_layers=1, vocab_size=512,
+        head_bits=0,
+    )  # fmt: skip
+    assert (plain.format, plain.vocabulary) == ("W4A8", None)
+    assert plain.head.shape == (512, 2048)
+
+
+def test_bitnet_large_has_silu_and_sub_norms() -> None:
+    model = random_packed("random:bitnet-large", context=64, n_layers=1, vocab_size=512)
+    layer = model.layers[0]
+    assert (model.format, model.gate, model.head_dim) == ("W1.58A8", Gate.SILU, 96)
+    assert layer.attention_norm is not None and layer.ffn_norm is not None
+    assert golden(model).run_tile([5, 7], 0, 0).logits.std() > 1000

@@ -27,6 +27,7 @@ COMPUTING = (
     "host/lutra/packed",
     "host/lutra/quantize",
     "host/lutra/compile",
+    "host/lutra/estimate",
     "host/lutra/devices",
     "kernels_gpu/lutra_kernels",
 )

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from lutra.serving.plans.profile import DeviceProfile, Table
 from lutra_golden.core.config import AcceleratorConfig
-from lutra_golden.core.ports import Purpose
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.timing.boards import BoardProfile, board_timing
 from lutra_golden.timing.decode import pass_cycles
@@ -19,14 +18,10 @@ def model_accelerator(
 ) -> DeviceProfile:
     """The profile of ``config``, which holds the model, on ``board``: *modelled*.
 
-    A port that is wider than the board's waits for its beats.
-
-    See :func:`~lutra_golden.timing.decode.pass_cycles` for what it leaves out. Tokens of several
-    sessions count as those of one.
+    See :func:`~lutra_golden.timing.decode.pass_cycles` for what it leaves out.
     """
     n_layers, most = len(model.layers), min(config.pass_tokens, model.context)
-    timing = board_timing(board, config)
-    beat_cycles = max(timing.rate(number)[1] for number in config.ports_of(Purpose.WEIGHTS))
+    memory = board_timing(board, config)
     sizes = range(1, most + 1)
     last = model.context - most
     positions = sorted({min(position, last) for position in _POSITIONS})
@@ -39,9 +34,17 @@ def model_accelerator(
             seconds=tuple(tuple(cycles(n, p) / board.clock_hz for p in positions) for n in sizes),
         )
 
-    def through(which: range, logits: Callable[[int], int]) -> Callable[[int, int], float]:
+    def through(which: range, logits: int | None) -> Callable[[int, int], float]:
+        """A chunk of one sequence with so many logits; None is a token of each of several."""
         return lambda n, p: pass_cycles(
-            model, config, p, n, logits(n), layers=which, beat_cycles=beat_cycles
+            model,
+            config,
+            p,
+            n,
+            n if logits is None else logits,
+            layers=which,
+            memory=memory,
+            n_sequences=n if logits is None else 1,
         )
 
     return DeviceProfile(
@@ -50,7 +53,7 @@ def model_accelerator(
         fingerprint=fingerprint,
         n_layers=n_layers,
         pass_tokens=most,
-        chunk=table(through(layers, lambda n: 1)),
-        batch=table(through(layers, lambda n: n)),
-        layer=table(through(range(1), lambda n: 0)),
+        chunk=table(through(layers, 1)),
+        batch=table(through(layers, None)),
+        layer=table(through(range(1), 0)),
     )

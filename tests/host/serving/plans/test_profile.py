@@ -444,8 +444,10 @@ def test_cycles_of_passes() -> None:
     layers = range(len(tales.layers))
     first = pass_cycles(tales, NANO, 0, 8, 0, layers=layers)
     second = pass_cycles(tales, NANO, 8, 8, 1, layers=layers)
-    assert 0.97 * 233_479 < first + second < 233_479
-    assert pass_cycles(tales, NANO, 30, 1, 1, layers=layers) == decode_cycles(tales, NANO, 30)
+    assert first + second == pytest.approx(233_479, rel=0.003)
+    whole = pass_cycles(tales, NANO, 30, 1, 1, layers=layers)
+    assert whole == decode_cycles(tales, NANO, 30)
     parts = [pass_cycles(tales, NANO, 30, 1, 1, layers=range(i, i + 1)) for i in layers]
-    assert sum(parts) == decode_cycles(tales, NANO, 30)
-    assert np.ptp(parts[:-1]) == 0
+    # a run of its own each, which reads a residual stream and stores another
+    assert whole < sum(parts) < whole + 1000 * len(layers)
+    assert np.ptp(parts[1:-1]) == 0

@@ -49,6 +49,8 @@ class Slices(wiring.Component):
     p : ``Out``; of each slice.
     """
 
+    p: Any
+
     def __init__(self, params: SlicesParams) -> None:
         self.params = params
         members = {

@@ -144,7 +144,11 @@ MUTANTS = [
             "weight_buffer_words + port.ahead_beats / per_word",
             "weight_buffer_words",
         ),
-        ("refresh takes no time", " / memory.refreshed", ""),
+        (
+            "refresh takes no time",
+            "        self.word_cycles /= memory.refreshed\n",
+            "",
+        ),
         (
             "a full ring goes on at once",
             "late = self._resume if self.ahead >= self._room else 0.0",

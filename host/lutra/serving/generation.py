@@ -11,10 +11,11 @@ from lutra.serving.pace import Pace
 from lutra.serving.results import Completion, FinishReason, Logprob, Logprobs, Piece, RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence
 from lutra.serving.speculation.draw import draw
-from lutra.text.sampling import Sampler, SamplingParams, likeliest, log_probabilities
+from lutra.text.sampling import Sampler, SamplingParams, log_probabilities
 from lutra.text.stop import StopFilter
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
 from lutra_golden.errors import LutraError
+from lutra_golden.model.two_stage import likeliest
 
 __all__ = [
     "Generation",

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from lutra.arguments import check_kind, check_number, check_whole
 from lutra.text.constraint import Constraint
 from lutra_golden.errors import LutraError
+from lutra_golden.model.two_stage import likeliest
 
-__all__ = ["FORMS", "MAX_BIAS", "Sampler", "SamplingParams", "likeliest", "log_probabilities"]
+__all__ = ["FORMS", "MAX_BIAS", "Sampler", "SamplingParams", "log_probabilities"]
 
 FORMS = ("json_schema", "regex", "grammar")
 """Parameters that give a text its form, of which one is given at most."""
@@ -289,19 +290,6 @@ class Sampler:
             p /= p.sum()
         index = int(np.searchsorted(np.cumsum(p), self._rng.random(), side="right"))
         return int(order[min(index, len(order) - 1)])
-
-
-def likeliest(logits: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """The ``n`` tokens of the largest ``logits`` ``[V]``, or all, from the largest on; the first
-    token first of equals."""
-    if n == 0:
-        return np.zeros(0, np.int64)
-    # a stable order makes ties, and so the draw, the same everywhere
-    kept = np.arange(len(logits))
-    if n < len(logits):
-        # only candidates, since sorting a whole vocabulary is slow
-        kept = np.flatnonzero(logits >= np.partition(logits, -n)[-n])
-    return kept[np.argsort(-logits[kept], kind="stable")][:n]
 
 
 def log_probabilities(logits: NDArray[np.int64], scale: float) -> NDArray[np.float64]:

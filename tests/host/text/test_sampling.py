@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lutra.text.sampling import Sampler, SamplingParams, likeliest, log_probabilities
+from lutra.text.sampling import Sampler, SamplingParams, log_probabilities
 from lutra_golden.errors import LutraError
 
 LOGITS = np.array([300, -100, 500, 400, 0, 450], np.int64)
@@ -240,12 +240,6 @@ def test_log_probabilities_are_those_of_the_softmax() -> None:
     np.testing.assert_array_equal(found, log_probabilities(LOGITS + 2**40, SCALE))
     far = log_probabilities(np.array([2**31 - 1, -(2**31)]), 1.0)
     assert far.tolist() == [0.0, 1.0 - 2.0**32]
-
-
-@pytest.mark.parametrize("n", [0, 1, 3, 6, 9])
-def test_the_likeliest(n: int) -> None:
-    assert likeliest(LOGITS, n).tolist() == [2, 5, 3, 0, 4, 1][:n]
-    assert likeliest(np.zeros(6, np.int64), n).tolist() == list(range(min(n, 6)))
 
 
 # -- what is refused, and what is kept

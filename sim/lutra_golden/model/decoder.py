@@ -149,6 +149,8 @@ class Decoder:
 
         ValueError if the head cannot be divided: see :class:`.TwoStageHead`.
         """
+        if not len(x):
+            return [], Scale(*np.zeros((2, 0), np.int64))
         a, s = self._norm(x, self._units(x), self._norm_out)
         return self._two_stages.best(a, n), s
 

@@ -4,7 +4,7 @@ Exact: tokens and logits are those of the whole head, whatever its weights and a
 The proof and what it saves stand in ``docs/numerics.md``, "Head in two stages".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ _UPPER_BITS = 4  # of a code, which the first stage reads
 _TRITS = 9  # what the third of five trits counts; the first stage reads the upper three
 _MORE = 8  # rows, besides twice the wanted ones, whose logits say what the best ones reach
 _SHARE = 4  # the part of all rows up to which rows are read one by one
+_KEPT = 1 << 22  # weights of a head whose first stage stays in memory
 _ROWS = 2048  # of a matrix, made floating point at a time
 
 
@@ -79,6 +80,7 @@ class TwoStageHead:
             raise ValueError("a head whose weights have fewer than four bits has no two stages")
         self._model, self._n_rows = model, model.vocab_size
         self._most = self._n_rows // _SHARE if most is None else most
+        self._kept: list[KnownWeights] | None = None
 
     @staticmethod
     def divides(model: PackedModel) -> bool:
@@ -90,7 +92,7 @@ class TwoStageHead:
         """The ``n`` best tokens, or all if there are fewer, for each row of activations
         ``[M, K]``."""
         n = min(n, self._n_rows)
-        parts = [self._known(rows).sums(a) for rows in _blocks(self._n_rows)]
+        parts = [known.sums(a) for known in self._every]
         middle, reach = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
         every = np.arange(self._n_rows, dtype=np.int64)
         likely, bound = self._scaled(middle, every), self._scaled(middle + reach, every)
@@ -109,6 +111,17 @@ class TwoStageHead:
         exact = self._logits(a, rows)
         order = likeliest(exact, n)
         return Best(rows[order], exact[order], len(rows), fallback)
+
+    @property
+    def _every(self) -> Iterable[KnownWeights]:
+        """What the first stage reads, block after block; of small heads it stays in memory."""
+        if self._kept is not None:
+            return self._kept
+        every = (self._known(rows) for rows in _blocks(self._n_rows))
+        if self._n_rows * self._model.hidden_size > _KEPT:
+            return every
+        self._kept = list(every)
+        return self._kept
 
     def _known(self, rows: slice) -> KnownWeights:
         """What the first stage reads of rows."""

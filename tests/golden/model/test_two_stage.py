@@ -12,6 +12,7 @@ from lutra.quantize.pack import pack_model
 from lutra_golden.arith.fixed import Int
 from lutra_golden.arith.scale import Scale, scale_from_float
 from lutra_golden.matmul.engine import GroupedWeights
+from lutra_golden.model import two_stage as module
 from lutra_golden.model.decoder import Decoder
 from lutra_golden.model.limits import ACC_MAX, HEAD_MAX, least_shift
 from lutra_golden.model.packed import CodedVocabulary, PackedLinear, PackedModel
@@ -183,6 +184,16 @@ def test_five_trits(base: PackedModel) -> None:
     rows[:4] = 32767
     check(with_trits(base, head, rows))
     check(with_trits(base, head, np.ones(311, np.int16)))  # most logits are equal
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+def test_a_few_rows_at_a_time(
+    base: PackedModel, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the first stage of them stays in memory or not."""
+    monkeypatch.setattr(module, "_ROWS", 50)
+    monkeypatch.setattr(module, "_KEPT", kept)
+    check(with_codes(base, weights(203, 6, zeros="any")))
 
 
 def test_equal_rows_and_equal_logits(base: PackedModel) -> None:

@@ -90,7 +90,7 @@ def answer(
     for way in reversed(ways) if drafts_first else ways:
         loaded.speculation = way
         generation = Generation(prompt, min(max_tokens, room), sampling, RunStats())
-        begun = prefill(loaded, prompt, generation.stats)
+        begun = prefill(loaded, prompt, sampling.n_best, generation.stats)
         pieces = complete(begun, generation, llm.tokenizer, llm.eos)
         next(pieces)
         start = time.perf_counter()

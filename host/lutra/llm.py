@@ -669,7 +669,8 @@ class LLM(Closing):
     def _generate(self, generation: Generation) -> Generator[Piece]:
         prompt = generation.prompt
         self.stats = generation.stats
-        begun = self._first(lambda loaded: prefill(loaded, prompt, generation.stats))
+        best = generation.sampling.n_best
+        begun = self._first(lambda loaded: prefill(loaded, prompt, best, generation.stats))
         loaded, sequence = begun.loaded, begun.sequence
         try:
             ends = self._ends(generation.sampling)

@@ -235,6 +235,43 @@ def test_stream_and_generate_agree(llm: LLM) -> None:
     assert llm.generate("a", 12, replace(sampling, seed=4)).tokens != completion.tokens
 
 
+@pytest.mark.parametrize(
+    ("sampling", "two_stages"),
+    [
+        (GREEDY, True),
+        (SamplingParams(temperature=2.0, seed=5), True),
+        (SamplingParams(temperature=2.0, top_k=3, top_p=0.7, n=2), True),
+        (SamplingParams(temperature=2.0, top_k=0), False),
+        (SamplingParams(logprobs=1), False),
+        (replace(GREEDY, repetition_penalty=1.2), False),
+        (replace(GREEDY, logit_bias={5: 3.0}), False),
+        (replace(GREEDY, regex="[a-z ]*"), False),
+    ],
+)
+def test_tokens_are_the_same_with_the_best_alone(
+    varied: Path, sampling: SamplingParams, two_stages: bool
+) -> None:
+    """Which are asked for where they are enough."""
+    if sampling.form is not None:
+        pytest.importorskip("llguidance")
+    device = GoldenDevice()
+    device.most_best = 0
+    whole = LLM(varied, device, speculation="off").generate("abc", 9, sampling)
+    few = LLM(varied, "golden", speculation="off").generate("abc", 9, sampling)
+    for one, other in zip((whole, *whole.alternatives), (few, *few.alternatives), strict=True):
+        assert other.tokens == one.tokens
+        assert one.stats.head.tokens == 0
+    # the first token of another completion comes from the prompt's last logits, too
+    assert (few.stats.head.tokens == len(few.tokens)) == two_stages
+    assert bool(few.stats.head.rescored) == two_stages
+
+
+def test_checked_tokens_have_all_logits(varied: Path) -> None:
+    llm = LLM(varied, "golden", check=True)
+    found = llm.generate("abc", 5, GREEDY)
+    assert found.stats.bit_exact and found.stats.head.tokens == 0
+
+
 def test_prompts_are_cut_into_passes(folder: Path) -> None:
     device = Script([7, 8, 9])
     llm = LLM(folder, device)

@@ -399,12 +399,26 @@ def _figures(
             )
             if value is not None
         },
+        "two_stage_head": _two_stage_head(stats),
         "bit_exact": stats.bit_exact,
         "saturated": stats.saturated,
         "fingerprint": facts.get("fingerprint"),
         "program_fingerprint": facts.get("program_fingerprint"),
         "tokens": stats.tokens,
         "last_pass_counters": counters,
+    }
+
+
+def _two_stage_head(stats: RunStats) -> dict[str, float] | None:
+    """Tokens whose best successors were found in two stages, the share of the head's rows that were
+    read whole for them, and for how many all were; None if there are none."""
+    head = stats.head
+    if not head.tokens:
+        return None
+    return {
+        "tokens": head.tokens,
+        "rescored_share": round(head.rescored / head.rows, 6),
+        "fallbacks": head.fallbacks,
     }
 
 

@@ -10,7 +10,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
@@ -25,6 +25,7 @@ from lutra_golden.errors import LutraError
 from lutra_golden.model.cache import SequenceKv
 from lutra_golden.model.capabilities import COMMON_PARTS
 from lutra_golden.model.packed import PackedModel
+from lutra_golden.model.two_stage import TwoStageHead
 
 __all__ = [
     "BaseDevice",
@@ -33,6 +34,7 @@ __all__ = [
     "DeviceError",
     "Findable",
     "GreedyResult",
+    "HeadWork",
     "PassResult",
     "Session",
     "Step",
@@ -87,10 +89,12 @@ class Session(Protocol):
 class Step:
     """The next tokens of a session.
 
-    Logits are wanted of ``tokens[logits_from:]``. ``layers`` limits the step to a range of layers,
-    which all have to be filled equally far: unless it begins with the first one, ``residual``
-    ``[n, hidden_size]`` int32 is the residual stream to go on with (``tokens`` then only counts),
-    and unless it ends with the last one, the result has the residual stream instead of logits.
+    Logits are wanted of ``tokens[logits_from:]``, of the whole vocabulary unless the ``best`` so
+    many are enough, which a device may find sooner. ``layers`` limits the step to a range of
+    layers, which all have to be filled equally far: unless it begins with the first one,
+    ``residual`` ``[n, hidden_size]`` int32 is the residual stream to go on with (``tokens`` then
+    only counts), and unless it ends with the last one, the result has the residual stream instead
+    of logits.
     """
 
     session: Session
@@ -98,6 +102,27 @@ class Step:
     logits_from: int = 0
     layers: range | None = None
     residual: NDArray[np.int32] | None = None
+    best: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWork:
+    """What finding the best tokens in two stages took, for so many ``tokens``
+    (:mod:`lutra_golden.model.two_stage`): of the ``rows`` of their heads ``rescored`` were read
+    whole; for ``fallbacks`` of them all rows were, as too many could still win."""
+
+    tokens: int = 0
+    rows: int = 0
+    rescored: int = 0
+    fallbacks: int = 0
+
+    def __add__(self, other: "HeadWork") -> "HeadWork":
+        return HeadWork(
+            tokens=self.tokens + other.tokens,
+            rows=self.rows + other.rows,
+            rescored=self.rescored + other.rescored,
+            fallbacks=self.fallbacks + other.fallbacks,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +130,9 @@ class StepResult:
     """Logits of the tokens that asked for them.
 
     ``logits`` ``[n, vocab_size]`` are int64, each worth ``scale`` ``[n]``; ``argmax`` is ``[n]``,
-    the first of equals. ``saturated``: a value left its range somewhere in a pass of the step.
+    the first of equals. Of a step that asked for the best alone they may be ``[n, best]``, those of
+    the tokens ``best``, from the largest on, of equals the first token first; ``head`` is then what
+    that took. ``saturated``: a value left its range somewhere in a pass of the step.
     ``cycles`` is None where the device has no clock. ``residual`` ``[tokens, hidden_size]`` int32
     is there if the step ended before the last layer. ``predicted_s`` are the seconds that whoever
     planned the pass expected of it, None if nobody did.
@@ -118,6 +145,8 @@ class StepResult:
     cycles: int | None = None
     residual: NDArray[np.int32] | None = None
     predicted_s: float | None = None
+    best: NDArray[np.int64] | None = None
+    head: HeadWork = HeadWork()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +154,9 @@ class GreedyResult:
     """Greedy tokens of a session, one or more, in their order.
 
     All but the last were processed, too: the next step, or :meth:`Device.greedy`, begins with that
-    one. ``saturated``, ``cycles`` and ``predicted_s`` (see :class:`StepResult`) are of all their
-    passes together. ``error`` is the fault that the token behind them ended in: keys and values are
-    right up to here.
+    one. ``saturated``, ``cycles``, ``predicted_s`` and ``head`` (see :class:`StepResult`) are of
+    all their passes together. ``error`` is the fault that the token behind them ended in: keys and
+    values are right up to here.
     """
 
     tokens: Sequence[int]
@@ -135,6 +164,7 @@ class GreedyResult:
     cycles: int | None = None
     predicted_s: float | None = None
     error: DeviceError | None = None
+    head: HeadWork = HeadWork()
 
 
 class Device(Protocol):
@@ -223,6 +253,7 @@ class Chunk:
     logits_from: int
     layers: range
     residual: NDArray[np.int32] | None
+    best: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +261,9 @@ class PassResult:
     """Results of the chunks of a pass, in their order.
 
     ``logits``, ``scale`` and ``argmax`` have a row for every token that asked for logits, chunk
-    after chunk, ``residual`` one for every token; what the layers do not give is left out.
+    after chunk, ``residual`` one for every token; what the layers do not give is left out. Where
+    all chunks want the best alone, logits are ``[n, k]``, those of the tokens ``best`` ``[n, k]``
+    with ``k`` the most of any chunk, and ``rescored`` ``[n]`` rows of the head were read whole.
     """
 
     logits: NDArray[np.integer] | None = None
@@ -239,6 +272,8 @@ class PassResult:
     residual: NDArray[np.integer] | None = None
     saturated: bool = False
     cycles: int | None = None
+    best: NDArray[np.integer] | None = None
+    rescored: NDArray[np.integer] | None = None
 
 
 S_co = TypeVar("S_co", bound=BaseSession, covariant=True)
@@ -252,8 +287,10 @@ class _Gathered:
     scale: list[NDArray[np.float64]] = field(default_factory=list[NDArray[np.float64]])
     argmax: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
     residual: list[NDArray[np.int32]] = field(default_factory=list[NDArray[np.int32]])
+    best: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
     saturated: bool = False
     cycles: int | None = None
+    head: HeadWork = HeadWork()
 
     def result(self, vocab_size: int) -> StepResult:
         if not self.logits:
@@ -267,6 +304,8 @@ class _Gathered:
             saturated=self.saturated,
             cycles=self.cycles,
             residual=_joined(self.residual) if self.residual else None,
+            best=_joined(self.best) if self.best else None,
+            head=self.head,
         )
 
 
@@ -294,6 +333,8 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
     """Positions that a session has memory for at a time."""
     pass_tokens = 512
     """Most tokens that share one pass over the weights."""
+    most_best = 0
+    """Most best tokens that it finds without all logits; see :meth:`_finds_best`."""
 
     def __init__(self, *, memory_limit: int | None = None) -> None:
         self.process = ProcessLock()
@@ -349,9 +390,16 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
 
         An end token is the last of them. The session has room for all ``n``.
         """
-        [result] = self.run([Step(session=session, tokens=[token])])
+        [result] = self.run([Step(session=session, tokens=[token], best=1)])
         tokens = result.argmax.tolist()
-        return GreedyResult(tokens=tokens, saturated=result.saturated, cycles=result.cycles)
+        return GreedyResult(
+            tokens=tokens, saturated=result.saturated, cycles=result.cycles, head=result.head
+        )
+
+    def _finds_best(self, model: PackedModel) -> bool:
+        """True if it finds the best tokens of this model without all logits: :meth:`_pass` gives
+        them to chunks that want no others."""
+        return self.most_best > 0 and TwoStageHead.divides(model)
 
     # -- the protocol
 
@@ -422,6 +470,8 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             model = self.model
             _check_steps(steps)
             todo = [self._checked(model, step) for step in steps]
+            if rows is not None or not self._finds_best(model) or not _want_best(todo):
+                todo = [replace(chunk, best=0) for chunk in todo]
             if len({id(chunk.session) for chunk in todo}) < len(todo):
                 raise LutraError("a session has several steps in one run: give it one")
             self._make_room(todo)
@@ -430,7 +480,7 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
                 which = [i for i, chunk in enumerate(todo) if chunk.layers == layers]
                 for part in _passes([(i, todo[i]) for i in which], pass_tokens):
                     result = run_pass([chunk for _, chunk in part])
-                    _gather([gathered[i] for i, _ in part], [c for _, c in part], result)
+                    _gather([gathered[i] for i, _ in part], [c for _, c in part], result, model)
             width = model.vocab_size if rows is None else len(rows)
             results = [each.result(width) for each in gathered]
             _advance(todo)
@@ -456,11 +506,13 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             made, saturated = list[int](), False
             cycles: int | None = None
             error: DeviceError | None = None
+            head = HeadWork()
             try:
                 while error is None and len(made) < n and not (made and last in stops):
                     part = self._greedy(own, last, n - len(made), stops)
                     made += part.tokens
                     last, saturated, error = made[-1], saturated or part.saturated, part.error
+                    head += part.head
                     if part.cycles is not None:
                         cycles = (cycles or 0) + part.cycles
             except DeviceError as failed:
@@ -470,7 +522,9 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             except BaseException:
                 own.lengths = before
                 raise
-            return GreedyResult(tokens=made, saturated=saturated, cycles=cycles, error=error)
+            return GreedyResult(
+                tokens=made, saturated=saturated, cycles=cycles, error=error, head=head
+            )
 
     def counters(self) -> Mapping[str, int]:
         """Performance counters of the last run; empty where there are none."""
@@ -527,6 +581,9 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
         check_whole("logits_from", step.logits_from)
         if not 0 <= step.logits_from <= n:
             raise LutraError(f"logits_from must be in 0..{n}, not {step.logits_from}")
+        check_whole("best", step.best)
+        if step.best < 0:
+            raise LutraError(f"best must be 0 (all logits) or more, not {step.best}")
         return Chunk(
             session=session,
             tokens=tokens,
@@ -534,7 +591,13 @@ class BaseDevice(Closing, ABC, Generic[S_co]):
             logits_from=step.logits_from if layers.stop == n_layers else n,
             layers=layers,
             residual=step.residual,
+            best=step.best if step.best <= self.most_best else 0,
         )
+
+
+def _want_best(chunks: Sequence[Chunk]) -> bool:
+    """True if all chunks that want logits want those of the best tokens alone."""
+    return all(chunk.best for chunk in chunks if chunk.logits_from < len(chunk.tokens))
 
 
 def _passes(todo: Sequence[tuple[int, Chunk]], pass_tokens: int) -> list[list[tuple[int, Chunk]]]:
@@ -570,32 +633,50 @@ def _part(chunk: Chunk, first: int, size: int) -> Chunk:
     if size == len(chunk.tokens):
         return chunk
     residual = chunk.residual
-    return Chunk(
-        session=chunk.session,
+    return replace(
+        chunk,
         tokens=chunk.tokens[first : first + size],
         position=chunk.position + first,
         logits_from=min(max(chunk.logits_from - first, 0), size),
-        layers=chunk.layers,
         residual=None if residual is None else residual[first : first + size],
     )
 
 
-def _gather(into: Sequence[_Gathered], chunks: Sequence[Chunk], result: PassResult) -> None:
+def _gather(
+    into: Sequence[_Gathered], chunks: Sequence[Chunk], result: PassResult, model: PackedModel
+) -> None:
     """Give every step its rows of a pass."""
     row = token = 0
     for each, chunk in zip(into, chunks, strict=True):
         n = len(chunk.tokens)
         wanted = slice(row, row + n - chunk.logits_from)
-        if result.logits is not None and result.scale is not None and result.argmax is not None:
-            each.logits.append(result.logits[wanted].astype(np.int64))
+        if wanted.start < wanted.stop:
+            assert result.logits is not None and result.scale is not None
+            assert result.argmax is not None
+            columns = slice(None) if result.best is None else slice(chunk.best)
+            each.logits.append(result.logits[wanted, columns].astype(np.int64))
             each.scale.append(result.scale[wanted])
             each.argmax.append(result.argmax[wanted].astype(np.int64))
+            if result.best is not None:
+                each.best.append(result.best[wanted, columns].astype(np.int64))
+            if result.rescored is not None:
+                each.head += _head_work(result.rescored[wanted], model.vocab_size)
         if result.residual is not None:
             each.residual.append(result.residual[token : token + n].astype(np.int32))
         each.saturated |= result.saturated
         if result.cycles is not None:
             each.cycles = (each.cycles or 0) + result.cycles
         row, token = wanted.stop, token + n
+
+
+def _head_work(rescored: NDArray[np.integer], vocab_size: int) -> HeadWork:
+    n = len(rescored)
+    return HeadWork(
+        tokens=n,
+        rows=n * vocab_size,
+        rescored=int(rescored.sum()),
+        fallbacks=int(np.count_nonzero(rescored == vocab_size)),
+    )
 
 
 def _check_steps(steps: object) -> None:

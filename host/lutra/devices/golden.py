@@ -15,6 +15,7 @@ from lutra_golden.model.capabilities import EVERY_PART
 from lutra_golden.model.decoder import Decoder, Rows
 from lutra_golden.model.packed import PackedModel
 from lutra_golden.model.shares import Party
+from lutra_golden.model.two_stage import MOST_BEST
 
 __all__ = ["GoldenDevice", "GoldenSession"]
 
@@ -46,6 +47,7 @@ class GoldenDevice(BaseDevice[GoldenSession]):
     name = "golden"
     capabilities = EVERY_PART
     pass_tokens = 64
+    most_best = MOST_BEST
     meeting = Meeting
 
     def __init__(self, *, memory_limit: int | None = None) -> None:
@@ -95,6 +97,18 @@ class GoldenDevice(BaseDevice[GoldenSession]):
             x = decoder.layer(i, x, rows, party)
         if layers.stop < len(self.model.layers):
             return PassResult(residual=x, saturated=decoder.saturation.seen)
+        n_best = max(chunk.best for chunk in chunks)
+        if n_best:
+            found, scale = decoder.best(x[np.concatenate(wanted)], n_best)
+            best = _stacked([each.tokens for each in found], n_best)
+            return PassResult(
+                logits=_stacked([each.logits for each in found], n_best),
+                scale=scale_to_float(scale) * self.model.head_scale,
+                argmax=best[:, 0],
+                saturated=decoder.saturation.seen,
+                best=best,
+                rescored=np.array([each.rescored for each in found], np.int64),
+            )
         own = range(self.model.vocab_size) if party is None else party.share.vocabulary
         logits, scale = decoder.head(x[np.concatenate(wanted)], own)
         return PassResult(
@@ -103,3 +117,8 @@ class GoldenDevice(BaseDevice[GoldenSession]):
             argmax=first_best(logits, own),
             saturated=decoder.saturation.seen,
         )
+
+
+def _stacked(rows: Sequence[Int], width: int) -> Int:
+    """Rows ``[n, width]``, also if there are none."""
+    return np.stack(rows) if rows else np.zeros((0, width), np.int64)

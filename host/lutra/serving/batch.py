@@ -29,7 +29,7 @@ __all__ = ["MOST_AT_ONCE", "Batch", "Places", "Request"]
 MOST_AT_ONCE = 256
 """Requests on the device at a time, unless a batch says otherwise."""
 
-_Part = tuple[TokenSequence, Sequence[int], int]
+_Part = tuple[TokenSequence, Sequence[int], int, int]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -196,7 +196,7 @@ class Batch:
                 raise
         self.passes += 1
         # of a pass, each request has taken the share of its tokens
-        n_tokens = sum(len(tokens) for _, (_, tokens, _) in parts)
+        n_tokens = sum(len(tokens) for _, (_, tokens, *_) in parts)
         plain = all(request.goes_on for request, _ in parts)
         n_made, failed = 0, False
         for (request, part), result in zip(parts, results, strict=True):
@@ -317,7 +317,7 @@ class Batch:
     def _parts(self) -> list[tuple[Request, _Part]]:
         """The parts of the next pass, at most one for each request."""
         parts: list[tuple[Request, _Part]] = [
-            (each, (each.sequence, [each.next_token], 0))
+            (each, (each.sequence, [each.next_token], 0, each.sampler.n_best))
             for each in self._running
             if each.sequence is not None and each.next_token is not None and each.goes_on
         ]
@@ -332,7 +332,8 @@ class Batch:
             tokens = request.text[done : done + room]
             # what follows a text that is computed again is known
             last = request.next_token is None and done + len(tokens) == len(request.text)
-            parts.append((request, (sequence, tokens, len(tokens) - last)))
+            best = request.sampler.n_best
+            parts.append((request, (sequence, tokens, len(tokens) - last, best)))
             room -= len(tokens)
         return parts
 
@@ -340,21 +341,21 @@ class Batch:
         """Parts of requests that are all past their prompts, with drafts where these pay."""
         device = self._loaded.device
         wanted: list[tuple[Drafts, int]] = []
-        for request, (sequence, _, _) in parts:
+        for request, (sequence, *_) in parts:
             n, most = len(sequence.tokens), device.model.context
             if request.max_tokens is not None:
                 most = min(len(request.prompt) + request.max_tokens - 1, most)
             wanted.append((request.drafts, most - n - 1))
         plan = self._loaded.speculation.plan(wanted, device.pass_tokens - len(parts))
         return [
-            (request, (sequence, [*tokens, *drafts], 0))
-            for (request, (sequence, tokens, _)), drafts in zip(parts, plan, strict=True)
+            (request, (sequence, [*tokens, *drafts], 0, best))
+            for (request, (sequence, tokens, _, best)), drafts in zip(parts, plan, strict=True)
         ]
 
     def _run(self, parts: Sequence[_Part]) -> tuple[list[StepResult | BaseException], float]:
         """Results of the parts, and the device's seconds; of those that fail when each runs alone,
         what they fail of."""
-        n_prompt = sum(len(tokens) for _, tokens, _ in parts if len(tokens) > 1)
+        n_prompt = sum(len(tokens) for _, tokens, *_ in parts if len(tokens) > 1)
         try:
             results, seconds = self._loaded.with_room(lambda: run_together(parts))
         except (Mismatch, NoRoom):
@@ -372,8 +373,9 @@ class Batch:
     ) -> int:
         """Give a request its tokens, if its part of the pass gave some; how many it gave. Of the
         pass's ``seconds`` its ``share`` counts."""
-        stats, (sequence, tokens, _) = request.stats, part
+        stats, (sequence, tokens, *_) = request.stats, part
         stats.saturated |= result.saturated
+        stats.head += result.head
         if result.predicted_s is not None:
             stats.predicted_s = (stats.predicted_s or 0.0) + result.predicted_s * share
         if self._loaded.golden is not None:

@@ -5,16 +5,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from lutra.devices.base import StepResult
+from lutra.devices.base import HeadWork, StepResult
 from lutra.serving.loaded import LoadedModel
 from lutra.serving.pace import Pace
 from lutra.serving.results import Completion, FinishReason, Logprob, Logprobs, Piece, RunStats
 from lutra.serving.sequence import Mismatch, TokenSequence
 from lutra.serving.speculation.draw import draw
-from lutra.text.sampling import Sampler, SamplingParams, likeliest, log_probabilities
+from lutra.text.sampling import Sampler, SamplingParams, log_probabilities
 from lutra.text.stop import StopFilter
 from lutra.text.tokenizer import StreamDecoder, Tokenizer
 from lutra_golden.errors import LutraError
+from lutra_golden.model.two_stage import likeliest
 
 __all__ = [
     "Generation",
@@ -88,33 +89,36 @@ def run(
     tokens: Sequence[int],
     logits_from: int,
     stats: RunStats,
+    best: int = 0,
 ) -> tuple[StepResult, float]:
     """Go on with ``tokens``, see :meth:`TokenSequence.run`, and note in ``stats`` what it says."""
     loaded.check()
     try:
-        result, seconds = loaded.with_room(lambda: sequence.run(tokens, logits_from))
+        result, seconds = loaded.with_room(lambda: sequence.run(tokens, logits_from, best))
     except Mismatch:
         stats.bit_exact = False
         raise
     stats.saturated |= result.saturated
     stats.predicted_s = _add(stats.predicted_s, result.predicted_s)
+    stats.head += result.head
     if loaded.golden is not None:
         stats.bit_exact = True
     return result, seconds
 
 
-def prefill(loaded: LoadedModel, prompt: list[int], stats: RunStats) -> Prefilled:
-    """Compute what is not known of a prompt; of its last token the logits come back."""
+def prefill(loaded: LoadedModel, prompt: list[int], best: int, stats: RunStats) -> Prefilled:
+    """Compute what is not known of a prompt; of its last token the logits come back, all of them
+    unless the ``best`` so many are enough."""
     sequence, stats.reused_tokens = loaded.begin(prompt)
     stats.saturated = sequence.saturated
     stats.computed_tokens, stats.prefill_s, stats.prefill_cycles = 0, 0.0, None
-    stats.predicted_s = None
+    stats.predicted_s, stats.head = None, HeadWork()
     try:
         result, left = None, len(prompt) - stats.reused_tokens
         for part in split(prompt[stats.reused_tokens :], loaded.device.pass_tokens):
             left -= len(part)
             wanted = len(part) if left else len(part) - 1
-            result, seconds = run(loaded, sequence, part, wanted, stats)
+            result, seconds = run(loaded, sequence, part, wanted, stats, best)
             stats.computed_tokens += len(part)
             stats.prefill_s += seconds
             stats.prefill_cycles = _add(stats.prefill_cycles, result.cycles)
@@ -237,10 +241,12 @@ def _tokens(
                 pace.took(len(made), seconds)
                 stats.saturated |= greedy.saturated
                 stats.predicted_s = _add(stats.predicted_s, greedy.predicted_s)
+                stats.head += greedy.head
                 speculation.took(1, 1, 1, seconds / len(made))
             else:
                 start = len(sequence.tokens)
-                result, seconds = run(loaded, sequence, [token, *drafts], 0, stats)
+                step = [token, *drafts]
+                result, seconds = run(loaded, sequence, step, 0, stats, sampler.n_best)
                 made, error, cycles = draw(result, sampler, drafts), None, result.cycles
                 sequence.truncate(start + len(made))
                 stats.drafted_tokens += len(drafts)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lutra.devices.base import HeadWork
+
 __all__ = ["Completion", "FinishReason", "Logprob", "Logprobs", "Piece", "RunStats"]
 
 FinishReason = Literal["stop", "length"]
@@ -53,7 +55,8 @@ class RunStats:
     ``decode_steps`` are the tokens decoded behind the first one. Of ``drafted_tokens``, which were
     guessed and checked, ``accepted_tokens`` were right: they came without a pass of their own.
     ``predicted_s`` are ``prefill_s`` and ``decode_s`` together as the plan of several devices
-    expected them, None of a device without a plan.
+    expected them, None of a device without a plan. ``head`` is what finding the best tokens in two
+    stages took, where they alone were wanted and the device does that.
     """
 
     prompt_tokens: int = 0
@@ -68,6 +71,7 @@ class RunStats:
     predicted_s: float | None = None
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    head: HeadWork = field(default_factory=HeadWork)
     bit_exact: bool | None = None
     saturated: bool = False
     tokens: list[int] = field(default_factory=list[int])

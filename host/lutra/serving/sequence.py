@@ -39,9 +39,12 @@ class TokenSequence:
         reference = None if golden is None else golden.session()
         return cls(device, device.session(), golden, reference)
 
-    def run(self, tokens: Sequence[int], logits_from: int = 0) -> tuple[StepResult, float]:
-        """Go on with ``tokens``; logits of them from that one on, and the device's seconds."""
-        [result], seconds = run_together([(self, tokens, logits_from)])
+    def run(
+        self, tokens: Sequence[int], logits_from: int = 0, best: int = 0
+    ) -> tuple[StepResult, float]:
+        """Go on with ``tokens``; logits of them from that one on, of the ``best`` so many alone if
+        these are enough, and the device's seconds."""
+        [result], seconds = run_together([(self, tokens, logits_from, best)])
         return result, seconds
 
     def greedy(self, token: int, n: int, ends: Collection[int]) -> tuple[GreedyResult, float]:
@@ -98,34 +101,40 @@ class TokenSequence:
 
 
 def run_together(
-    parts: Sequence[tuple[TokenSequence, Sequence[int], int]],
+    parts: Sequence[tuple[TokenSequence, Sequence[int], int, int]],
 ) -> tuple[list[StepResult], float]:
-    """Go on with several sequences of one device, which share passes: the ``tokens`` of each, and
-    from which of them on there are logits; their results, and the device's seconds.
+    """Go on with several sequences of one device, which share passes: the ``tokens`` of each, from
+    which of them on there are logits, and how many of the best are enough, 0 for all; their
+    results, and the device's seconds. With a reference there are always all.
 
     See :class:`TokenSequence`. Should the device fail, every sequence is as it was.
     """
     first = parts[0][0]
-    position = [len(sequence.tokens) for sequence, _, _ in parts]
+    position = [len(sequence.tokens) for sequence, *_ in parts]
     start = time.perf_counter()
     results = first.device.run(
         [
-            Step(session=sequence.session, tokens=tokens, logits_from=logits_from)
-            for sequence, tokens, logits_from in parts
+            Step(
+                session=sequence.session,
+                tokens=tokens,
+                logits_from=logits_from,
+                best=best if first.golden is None else 0,
+            )
+            for sequence, tokens, logits_from, best in parts
         ]
     )
     seconds = time.perf_counter() - start
-    for (sequence, tokens, _), result in zip(parts, results, strict=True):
+    for (sequence, tokens, *_), result in zip(parts, results, strict=True):
         sequence.took(tokens, result.saturated)
     if first.golden is not None:
         expected = first.golden.run(
             [
                 Step(session=sequence.reference, tokens=tokens, logits_from=logits_from)
-                for sequence, tokens, logits_from in parts
+                for sequence, tokens, logits_from, _ in parts
                 if sequence.reference is not None
             ]
         )
-        for at, (_, _, logits_from), one, other in zip(
+        for at, (_, _, logits_from, _), one, other in zip(
             position, parts, results, expected, strict=True
         ):
             compare(first.device.name, one, other, at + logits_from)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from lutra.arguments import check_kind, check_number, check_whole
 from lutra.text.constraint import Constraint
 from lutra_golden.errors import LutraError
+from lutra_golden.model.two_stage import likeliest
 
-__all__ = ["FORMS", "MAX_BIAS", "Sampler", "SamplingParams", "likeliest", "log_probabilities"]
+__all__ = ["FORMS", "MAX_BIAS", "Sampler", "SamplingParams", "log_probabilities"]
 
 FORMS = ("json_schema", "regex", "grammar")
 """Parameters that give a text its form, of which one is given at most."""
@@ -133,6 +134,14 @@ class SamplingParams:
         """True if a bias or a penalty changes the logits, and their arg-max with them."""
         return self.repetition_penalty != 1 or any(self.logit_bias.values())
 
+    @property
+    def n_best(self) -> int:
+        """How many of the largest logits are all that a token is drawn from; 0 if it may take all
+        of them."""
+        if self.changes_logits or self.logprobs is not None or self.form is not None:
+            return 0
+        return 1 if self.temperature == 0 else self.top_k
+
     def check_vocabulary(self, size: int) -> None:
         """Refuse what a model of ``size`` tokens has not."""
         for token in self.logit_bias:
@@ -237,6 +246,19 @@ class Sampler:
         reported = params.logprobs is not None
         return params.temperature != 0 or self._changes or reported or constrained
 
+    @property
+    def n_best(self) -> int:
+        """How many of the largest logits are enough, 0 if all are needed."""
+        return 0 if self._constraint is not None else self._params.n_best
+
+    def draw_best(self, tokens: NDArray[np.int64], logits: NDArray[np.int64], scale: float) -> int:
+        """Return one of the best ``tokens``, :attr:`n_best` of them or more, with their ``logits``:
+        the one that all logits give. Both are from the largest on, of equals the first token
+        first."""
+        token = int(tokens[self._draw(logits, scale)])
+        self._seen.add(token)
+        return token
+
     def __call__(self, logits: NDArray[np.int64], scale: float) -> int:
         """Return a token of integer ``logits`` ``[V]``, of which one is worth ``scale``."""
         changed = self._changed(logits, scale)
@@ -289,19 +311,6 @@ class Sampler:
             p /= p.sum()
         index = int(np.searchsorted(np.cumsum(p), self._rng.random(), side="right"))
         return int(order[min(index, len(order) - 1)])
-
-
-def likeliest(logits: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """The ``n`` tokens of the largest ``logits`` ``[V]``, or all, from the largest on; the first
-    token first of equals."""
-    if n == 0:
-        return np.zeros(0, np.int64)
-    # a stable order makes ties, and so the draw, the same everywhere
-    kept = np.arange(len(logits))
-    if n < len(logits):
-        # only candidates, since sorting a whole vocabulary is slow
-        kept = np.flatnonzero(logits >= np.partition(logits, -n)[-n])
-    return kept[np.argsort(-logits[kept], kind="stable")][:n]
 
 
 def log_probabilities(logits: NDArray[np.int64], scale: float) -> NDArray[np.float64]:

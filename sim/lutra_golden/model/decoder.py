@@ -6,6 +6,7 @@ Rows are tokens, of one sequence or of several; only attention looks at which se
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from lutra_golden.model.packed import PackedLayer, PackedLinear, PackedModel
 from lutra_golden.model.padding import built_head_dim, head_places, pad_head_gamma
 from lutra_golden.model.shapes import LINEARS, Gate
 from lutra_golden.model.shares import Party
+from lutra_golden.model.two_stage import Best, TwoStageHead
 from lutra_golden.vector.heads import HeadBias, HeadNorm
 from lutra_golden.vector.norm import gate_scale, norm_quantize, relu2_gate, swiglu, swiglu_scale
 from lutra_golden.vector.residual import RESIDUAL_WIDTH, embedded, logits, residual_sum
@@ -140,6 +142,21 @@ class Decoder:
             return round_shift(acc, m.vocabulary.head.shift), s
         weights = m.head_rows[rows.start : rows.stop].astype(np.int64)
         return logits(round_shift(acc, m.head_shift), weights), s
+
+    def best(self, x: Int, n: int) -> tuple[list[Best], Scale]:
+        """The ``n`` best tokens behind each row ``[M, hidden_size]`` of the residual stream, those
+        of :meth:`head`, and the activation scale ``[M]``.
+
+        ValueError if the head cannot be divided: see :class:`.TwoStageHead`.
+        """
+        if not len(x):
+            return [], Scale(*np.zeros((2, 0), np.int64))
+        a, s = self._norm(x, self._units(x), self._norm_out)
+        return self._two_stages.best(a, n), s
+
+    @cached_property
+    def _two_stages(self) -> TwoStageHead:
+        return TwoStageHead(self.model)
 
     # -- pieces
 

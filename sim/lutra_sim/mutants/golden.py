@@ -621,6 +621,43 @@ MUTANTS = [
         ),
     ),
     *planted(
+        "sim/lutra_golden/model/two_stage.py",
+        ["golden/model/test_two_stage.py"],
+        (
+            "one candidate fewer for the top k",
+            "np.partition(logits, -n)[-n])",
+            "np.partition(logits, -n)[1 - n])",
+        ),
+        (
+            "ties drawn in an unstable order",
+            'np.argsort(-logits[kept], kind="stable")]',
+            'np.argsort(logits[kept], kind="stable")[::-1]]',
+        ),
+        ("rows that may be equals left out", "bound >= least", "bound > least"),
+        (
+            "more than the rows that were read first reach",
+            "np.sort(first)[-n]",
+            "np.sort(first)[-1]",
+        ),
+        ("what is not known, with its sign", "groups = np.abs(a).reshape", "groups = a.reshape"),
+        (
+            "half of what is not known",
+            "reach = unknown * weights",
+            "reach = unknown // 2 * weights",
+        ),
+        (
+            "upper trits rounded down",
+            "(weights.astype(np.int64) + furthest)",
+            "weights.astype(np.int64)",
+        ),
+        ("tokens by their places among the rows", "Best(rows[order], exact", "Best(order, exact"),
+        (
+            "as many rows as are allowed are too many",
+            "len(rows) > self._most",
+            "len(rows) >= self._most",
+        ),
+    ),
+    *planted(
         "sim/lutra_golden/model/b128.py",
         ["golden/model/test_b128.py"],
         (

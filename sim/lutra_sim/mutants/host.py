@@ -10,17 +10,7 @@ MUTANTS = [
     *planted(
         "host/lutra/text/sampling.py",
         ["host/text/test_sampling.py"],
-        (
-            "one candidate fewer for the top k",
-            "np.partition(logits, -n)[-n])",
-            "np.partition(logits, -n)[1 - n])",
-        ),
         ("the token that reaches top p not kept", "params.top_p)) + 1", "params.top_p))"),
-        (
-            "ties drawn in an unstable order",
-            'np.argsort(-logits[kept], kind="stable")]',
-            'np.argsort(logits[kept], kind="stable")[::-1]]',
-        ),
         (
             "temperature multiplies",
             "p = np.exp(below / params.temperature)",
@@ -37,7 +27,22 @@ MUTANTS = [
             "np.where(found > 0, found / penalty, found * penalty)",
             "found / penalty",
         ),
-        ("generated tokens not penalised", "        self._seen.add(token)\n", ""),
+        (
+            "generated tokens not penalised",
+            "            self._constraint.push(token)\n        self._seen.add(token)\n",
+            "            self._constraint.push(token)\n",
+        ),
+        ("one of the best fewer", "== 0 else self.top_k", "== 0 else self.top_k - 1"),
+        (
+            "a bias left out where few logits come",
+            "if self.changes_logits or self.logprobs",
+            "if self.logprobs",
+        ),
+        (
+            "the place of a token among the best",
+            "int(tokens[self._draw(logits, scale)])",
+            "self._draw(logits, scale)",
+        ),
         ("fractions of logits cut off", "np.rint(np.clip(", "np.trunc(np.clip("),
         ("the device draws beside a bias", "!= 0 or self._changes or", "!= 0 or"),
         ("probabilities without their sum", "below - np.log(np.exp(below).sum())", "below"),
@@ -287,7 +292,7 @@ MUTANTS = [
             "",
         ),
         ("drafts behind the last token", "[(guesses, left - 1)]", "[(guesses, left)]"),
-        ("drafts are not processed", "[token, *drafts], 0, stats)", "[token], 0, stats)"),
+        ("drafts are not processed", "step = [token, *drafts]", "step = [token]"),
     ),
     *planted(
         "host/lutra/serving/batch.py",
@@ -312,7 +317,8 @@ MUTANTS = [
             "if i < len(drafts) and token < 0:",
         ),
         ("the row before", "at = slice(i, i + 1)", "at = slice(max(i - 1, 0), max(i, 1))"),
-        ("the likeliest token where one is drawn", "if sampler.needs_logits:", "if False:"),
+        ("the likeliest token where one is drawn", "if not sampler.needs_logits:", "if True:"),
+        ("the best tokens of another row", "result.best[at]", "result.best"),
         ("a right draft is the last token", "token != drafts[i]", "token == drafts[i]"),
     ),
     *planted(
@@ -502,6 +508,26 @@ MUTANTS = [
             "stats.saturated |= greedy.saturated",
             "stats.saturated = greedy.saturated",
         ),
+    ),
+    *planted(
+        "host/lutra/devices/base.py",
+        ["host/devices/test_golden.py"],
+        (
+            "as many of the best as the most that a step wants",
+            "else slice(chunk.best)",
+            "else slice(None)",
+        ),
+        (
+            "the best alone although a step needs all logits",
+            "return all(chunk.best for",
+            "return any(chunk.best for",
+        ),
+        (
+            "more of the best than a device finds",
+            "if step.best <= self.most_best else 0",
+            "if True else 0",
+        ),
+        ("fallbacks that are none", "rescored == vocab_size", "rescored > 0"),
     ),
     *planted(
         "host/lutra/devices/base.py",

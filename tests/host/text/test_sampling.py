@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lutra.text.sampling import Sampler, SamplingParams, likeliest, log_probabilities
+from lutra.text.sampling import Sampler, SamplingParams, log_probabilities
 from lutra_golden.errors import LutraError
+from lutra_golden.model.two_stage import likeliest
 
 LOGITS = np.array([300, -100, 500, 400, 0, 450], np.int64)
 SCALE = 0.01
@@ -242,10 +243,50 @@ def test_log_probabilities_are_those_of_the_softmax() -> None:
     assert far.tolist() == [0.0, 1.0 - 2.0**32]
 
 
-@pytest.mark.parametrize("n", [0, 1, 3, 6, 9])
-def test_the_likeliest(n: int) -> None:
-    assert likeliest(LOGITS, n).tolist() == [2, 5, 3, 0, 4, 1][:n]
-    assert likeliest(np.zeros(6, np.int64), n).tolist() == list(range(min(n, 6)))
+# -- from the best tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "n"),
+    [
+        ({}, 40),
+        ({"top_k": 7, "top_p": 0.5, "min_p": 0.1, "seed": 3}, 7),
+        ({"top_k": 0}, 0),
+        ({"temperature": 0}, 1),
+        ({"temperature": 0, "top_k": 0}, 1),
+        ({"temperature": 0, "repetition_penalty": 1.1}, 0),
+        ({"logit_bias": {3: 1.0}}, 0),
+        ({"logit_bias": {3: 0.0}}, 40),
+        ({"logprobs": 0}, 0),
+        ({"temperature": 0, "logprobs": 2}, 0),
+        ({"regex": "a"}, 0),
+    ],
+)
+def test_how_many_of_the_best_are_enough(options: dict[str, Any], n: int) -> None:
+    params = SamplingParams(**options)
+    assert params.n_best == n
+    assert "regex" in options or Sampler(params).n_best == n
+
+
+@pytest.mark.parametrize("more", [0, 1, 30])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 1},
+        {"top_k": 5, "top_p": 1.0},
+        {"top_k": 12, "top_p": 0.9},
+        {"top_k": 12, "min_p": 0.2},
+        {"top_k": 300},
+    ],
+)
+def test_the_best_give_the_token_of_all_logits(options: dict[str, Any], more: int) -> None:
+    """Of logits with ties, with no more of them than are enough, and with more."""
+    rng, params = np.random.default_rng(4), SamplingParams(temperature=3.0, seed=8, **options)
+    one, other = Sampler(params), Sampler(params)
+    for _ in range(50):
+        logits = rng.integers(-10, 10, 200)
+        best = likeliest(logits, params.n_best + more)
+        assert other.draw_best(best, logits[best], 0.3) == one(logits, 0.3)
 
 
 # -- what is refused, and what is kept

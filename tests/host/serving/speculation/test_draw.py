@@ -6,6 +6,7 @@ import pytest
 from lutra.devices.base import StepResult
 from lutra.serving.speculation.draw import draw
 from lutra.text.sampling import Sampler, SamplingParams
+from lutra_golden.model.two_stage import likeliest
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -65,6 +66,26 @@ def test_the_sampler_sees_what_it_sees_without_drafts() -> None:
         made += [token for token, _ in draw(part, other, drafts)]
         at = len(made)
     assert made == plain
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(temperature=2.0, top_k=4, seed=3)])
+def test_from_the_best_tokens(params: SamplingParams) -> None:
+    """The same tokens as from all logits, each from its own row."""
+    rng = np.random.default_rng(7)
+    logits = rng.integers(-5, 5, (8, 30))
+    best = np.stack([likeliest(row, 4) for row in logits])
+    whole = StepResult(logits=logits, scale=np.ones(8), argmax=logits.argmax(axis=1))
+    few = StepResult(
+        logits=np.take_along_axis(logits, best, axis=1),
+        scale=whole.scale,
+        argmax=whole.argmax,
+        best=best,
+    )
+    sampler = Sampler(params)
+    plain = [sampler(row, 1.0) if sampler.needs_logits else int(row.argmax()) for row in logits]
+    for drafts in ([], plain[:7], [*plain[:3], plain[3] + 1, *plain[4:7]]):
+        expected = [token for token, _ in draw(whole, Sampler(params), drafts)]
+        assert [token for token, _ in draw(few, Sampler(params), drafts)] == expected
 
 
 def test_a_copy_draws_what_the_sampler_would() -> None:

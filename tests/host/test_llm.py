@@ -73,9 +73,10 @@ class Broken(GoldenDevice):
 
 
 class Counting(GoldenDevice):
-    """The golden device, which counts the tokens that it computes and keeps their logits."""
+    """The golden device, which counts the tokens that it computes and keeps their logits, all of
+    them."""
 
-    pass_tokens = 16
+    pass_tokens, most_best = 16, 0
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

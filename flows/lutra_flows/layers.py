@@ -49,7 +49,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """What the model does: cycles of one layer (None of a prompt's passes together), of the whole
+    """A figure of the model: cycles of one layer (None of a prompt's passes together), of the whole
     model, tokens per second at the clock, and bytes read in a cycle of the layers, of all ports.
     """
 

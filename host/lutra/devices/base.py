@@ -107,7 +107,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadWork:
-    """What finding the best tokens in two stages took, for so many ``tokens``
+    """Work of finding the best tokens in two stages, for so many ``tokens``
     (:mod:`lutra_golden.model.two_stage`): of the ``rows`` of their heads ``rescored`` were read
     whole; for ``fallbacks`` of them all rows were, as too many could still win."""
 

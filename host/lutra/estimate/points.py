@@ -23,7 +23,7 @@ from lutra_golden.timing.memory import NANO_MEMORY, MemoryTiming
 __all__ = ["POINTS", "RECORDED", "ModelError", "Point", "Record", "model_error", "records"]
 
 RECORDED = Path(__file__).with_name("points.json")
-"""What was simulated, by the name of the point."""
+"""File of what was simulated, by the name of the point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Point:
         )
 
     def configuration(self) -> AcceleratorConfig:
-        """What runs the model."""
+        """Configuration that runs the model."""
         return _configuration(self.outline(), self.config)
 
     def estimated(self) -> int:
@@ -174,8 +174,8 @@ POINTS: Sequence[Point] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What the RTL took at a point, every logit of which equalled the golden device's, with its
-    performance counters, and what the formulas say."""
+    """Cycles that the RTL took at a point, every logit of which equalled the golden device's, with
+    its performance counters, and what the formulas say."""
 
     simulated: int
     estimated: int
@@ -189,7 +189,7 @@ class Record:
 
 @cache
 def records() -> Mapping[str, Record]:
-    """What was recorded, by the name of the point."""
+    """Records, by the name of the point."""
     try:
         found = json.loads(RECORDED.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

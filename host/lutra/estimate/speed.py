@@ -18,7 +18,7 @@ from lutra_golden.timing.weights import WeightStream
 __all__ = ["TARGETS", "Estimate", "Memory", "Phase", "estimate"]
 
 TARGETS = tuple(dict.fromkeys((*BOARD_PROFILES, *CONFIGS)))
-"""What a speed can be estimated of: boards, and configurations that belong to none."""
+"""Names that a speed can be estimated of: boards, and configurations that belong to none."""
 
 _MIB = 1 << 20
 _ENGINE, _WEIGHTS = "products of the matmul engine", "weights on their memory port"
@@ -62,7 +62,7 @@ class Phase:
 
     @property
     def limit(self) -> tuple[str, float]:
-        """What takes most of the cycles, and its share of them."""
+        """The part that takes most of the cycles, and its share of them."""
         shares: dict[str, int] = {}
         for part in self.parts:
             name = _LIMITS.get(part.unit, _WEIGHTS if part.waits else _ENGINE)

@@ -40,7 +40,7 @@ class StripeParams:
 
 
 def lanes_of(params: StripeParams, whole: Transfer) -> list[Transfer]:
-    """What each lane reads for the beats ``whole``: the lanes lie one behind the other."""
+    """Beats that each lane reads for the beats ``whole``: the lanes lie one behind the other."""
     stride = whole.count * params.beat_bytes
     return [Transfer(whole.addr + lane * stride, whole.count) for lane in range(params.n_lanes)]
 

@@ -61,8 +61,19 @@ def test_accumulates(widths: tuple[int, int]) -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("fabric", Fabric)
-@pytest.mark.parametrize("sizes", [(1, 1), (8, 8), (24, 16), (25, 3)], ids=str)
+@pytest.mark.parametrize(
+    "fabric", [pytest.param(Fabric.GENERIC, marks=pytest.mark.slow), Fabric.XCUP]
+)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((1, 1), marks=pytest.mark.slow),
+        pytest.param((8, 8), marks=pytest.mark.slow),
+        (24, 16),
+        pytest.param((25, 3), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_bench(fabric: Fabric, sizes: tuple[int, ...], tmp_path: Path) -> None:
     cell = AccumulateCell(fabric=fabric, width=sizes[0], i_width=sizes[1])
     run_cocotb(cell.component(), "lutra_sim.bench.fabric.tb_accumulate", tmp_path, parameters=cell)

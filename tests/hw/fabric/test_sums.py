@@ -69,8 +69,19 @@ def test_one_sum_per_cycle(sizes: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("fabric", Fabric)
-@pytest.mark.parametrize("sizes", [(1, 2, 1), (4, 6, 11), (3, 32, 11), (8, 4, 14)], ids=str)
+@pytest.mark.parametrize(
+    "fabric", [pytest.param(Fabric.GENERIC, marks=pytest.mark.slow), Fabric.XCUP]
+)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((1, 2, 1), marks=pytest.mark.slow),
+        pytest.param((4, 6, 11), marks=pytest.mark.slow),
+        (3, 32, 11),
+        pytest.param((8, 4, 14), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_bench(fabric: Fabric, sizes: tuple[int, ...], tmp_path: Path) -> None:
     cell = SumCell(fabric=fabric, n_rows=sizes[0], n_operands=sizes[1], width=sizes[2])
     run_cocotb(cell.component(), "lutra_sim.bench.fabric.tb_sums", tmp_path, parameters=cell)

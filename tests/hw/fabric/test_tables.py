@@ -77,8 +77,19 @@ def test_reads_what_was_written(sizes: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.cocotb
-@pytest.mark.parametrize("fabric", Fabric)
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 11), (2, 8, 10), (16, 16, 11)], ids=str)
+@pytest.mark.parametrize(
+    "fabric", [pytest.param(Fabric.GENERIC, marks=pytest.mark.slow), Fabric.XCUP]
+)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((1, 1, 1), marks=pytest.mark.slow),
+        pytest.param((3, 5, 11), marks=pytest.mark.slow),
+        (2, 8, 10),
+        pytest.param((16, 16, 11), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_bench(fabric: Fabric, sizes: tuple[int, ...], tmp_path: Path) -> None:
     cell = TablesCell(fabric=fabric, n_tables=sizes[0], n_readers=sizes[1], width=sizes[2])
     run_cocotb(cell.component(), "lutra_sim.bench.fabric.tb_tables", tmp_path, parameters=cell)

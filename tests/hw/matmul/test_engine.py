@@ -235,6 +235,8 @@ SLOW = {
     "lut-o20",
     "lut-g32",
     "mac-g32-s16",
+    "lookup-2x32",
+    "lookup-xcup",
 }
 """Variants of what others cover, left to the whole run."""
 

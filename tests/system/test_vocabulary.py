@@ -167,7 +167,7 @@ def test_what_the_program_has_of_them(packed: Packed) -> None:
 
 def test_engines_that_run_them(packed: Packed) -> None:
     grouped = ["lut", "mixpe", "mac"]
-    assert engines_for(packed("ternary")) == ["ternary", *grouped]
+    assert engines_for(packed("ternary")) == ["ternary", *grouped, "lookup"]
     model, other = packed("ternary"), packed("tied").vocabulary
     assert model.vocabulary is not None and other is not None
     model = replace(model, vocabulary=replace(model.vocabulary, head=other.head))

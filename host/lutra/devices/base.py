@@ -650,9 +650,8 @@ def _gather(
     for each, chunk in zip(into, chunks, strict=True):
         n = len(chunk.tokens)
         wanted = slice(row, row + n - chunk.logits_from)
-        if wanted.start < wanted.stop:
-            assert result.logits is not None and result.scale is not None
-            assert result.argmax is not None
+        if wanted.start < wanted.stop and result.logits is not None:
+            assert result.scale is not None and result.argmax is not None
             columns = slice(None) if result.best is None else slice(chunk.best)
             each.logits.append(result.logits[wanted, columns].astype(np.int64))
             each.scale.append(result.scale[wanted])

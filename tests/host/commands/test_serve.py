@@ -64,7 +64,8 @@ def test_it_serves_until_it_is_told_to_end(number: int, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert out == ""
     lines = err.splitlines()
-    assert lines[-1] == "ending: requests under way may finish"
+    # before the line of a request that has just been answered, or behind it
+    assert "ending: requests under way may finish" in lines[-2:]
     assert "Traceback" not in err and "secret" not in err
     assert any("POST /v1/chat/completions 200" in line for line in lines)
 

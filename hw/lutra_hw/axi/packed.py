@@ -58,7 +58,9 @@ class ReadPacked(wiring.Component):
         m = Module()
         p, i, o = self.params, self.i, self.o
 
-        left = Signal.like(self._transfers(m))
+        self._transfers(m)
+        # a queue's output is not reset, which this is
+        left = Signal(len(self._queue.r_data))
         taken, last_word = Signal(), Signal()
         m.d.comb += last_word.eq(left == self._queue.r_data)
 
@@ -110,4 +112,3 @@ class ReadPacked(wiring.Component):
             # of no words nothing comes
             queue.w_en.eq(cmd.valid & o_cmd.ready & (cmd.p.beats != 0)),
         ]
-        return queue.r_data

@@ -105,6 +105,11 @@ MUTANTS = [
             "wide[part * (parts - 1) :][: len(o.p)]",
             "wide[part * parts :][: len(o.p)]",
         ),
+        (
+            "words of a transfer that a reset ended count for the next",
+            "left = Signal(len(self._queue.r_data))",
+            "left = Signal.like(self._queue.r_data)",
+        ),
     ),
     *planted(
         "hw/lutra_hw/axi/stripe.py",

@@ -10,7 +10,7 @@ from lutra_hw.ports import dma_command
 from lutra_sim.bench.simulate import bench_params
 from lutra_sim.bench.stream import StreamMonitor, StreamSink, StreamSource, pack, reset, unpack
 
-__all__ = ["sustains_a_beat_per_cycle", "unpacks"]
+__all__ = ["begins_anew_after_a_reset", "sustains_a_beat_per_cycle", "unpacks"]
 
 PARAMS = bench_params(PackedParams)
 COMMAND = dma_command().members["payload"].shape
@@ -53,6 +53,21 @@ async def unpacks(dut: Any, p_stall: float, p_sink: float) -> None:
     bench = _Bench(dut, p_stall, p_sink)
     await reset(dut)
     await bench.run(LENGTHS + [rng.choice(LENGTHS) for _ in range(20)])
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def begins_anew_after_a_reset(dut: Any) -> None:
+    """In the midst of a transfer, of which nothing is left."""
+    bench = _Bench(dut, 0.0, 0.0)
+    await reset(dut)
+    bench.cmd.send(pack(COMMAND, {"addr": 0, "beats": 3 * PERIOD}))
+    bench.i.send_all(range(PARAMS.beats(PERIOD + 1)))
+    await bench.o.wait_for(PERIOD)
+    await bench.i.drained()
+    await reset(dut)
+    for monitor in (bench.o, bench.o_cmd):
+        monitor.payloads.clear()
+    await bench.run([2, PERIOD + 1])
 
 
 @cocotb.test(timeout_time=1, timeout_unit="ms")

@@ -259,9 +259,9 @@ def _main(args: argparse.Namespace) -> int:
         )
     todo = points(args.context, parallel, args.n_prompt)
     with StepProgress() as progress:
-        counters = [simulate(model, config, todo, progress) for model in models]
+        one, two = (simulate(model, config, todo, progress) for model in models)
     n_layers = random_config(args.model, None).num_hidden_layers
-    found = figures(config, *counters, todo, n_layers, args.n_prompt, args.clock)
+    found = figures(config, one, two, todo, n_layers, args.n_prompt, args.clock)
     if args.json:
         print(json.dumps([asdict(figure) for figure in found]))
         return 0

@@ -1,5 +1,7 @@
 """The lookup engine: control of its lanes, and of the weight words that all of them look up."""
 
+from typing import Any
+
 from amaranth import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.utils import exact_log2
@@ -24,7 +26,7 @@ class _Passes:
         self.params = params
         n_groups = params.pass_tokens // params.step_tokens
 
-        def register(part: str, shape: object) -> Signal:
+        def register(part: str, shape: Any) -> Signal:
             return Signal(shape, name=f"{name}_{part}", reset_less=True)
 
         self.run = Signal(name=f"{name}_run")

@@ -153,7 +153,7 @@ def test_a_walk_writes_every_entry(planes: int, length: int) -> None:
 )
 def test_product(params: LookupParams, low: int, high: int) -> None:
     rng = np.random.default_rng(1)
-    w = rng.choice([low, high, 0, rng.integers(low, high + 1)], (35, 100))
+    w = rng.choice([low, high, 0, int(rng.integers(low, high + 1))], (35, 100))
     w[:, :2] = low, high
     a = rng.integers(-128, 128, (3, 100))
     a[0] = -128

@@ -53,7 +53,7 @@ def n_planes(planes: int) -> int:
 
 
 def entries(planes: int) -> NDArray[np.int64]:
-    """What each entry of a table multiplies its activations by, ``[27, 3]`` or ``[32, 5]``.
+    """Factors of a table's activations in each entry, ``[27, 3]`` or ``[32, 5]``.
 
     Digit ``d`` of a code is ``code // base**d % base``; the ternary digits 0, 1 and 2 are the
     weights 0, 1 and -1. Entry 0 is zero.
@@ -173,7 +173,7 @@ class LookupParams(EngineParams):
 
     @property
     def entry_bias(self) -> int:
-        """What is added to the entries of a table, so that none is negative."""
+        """Bias of the entries of a table, so that none is negative."""
         return 1 << self.a_width + 2
 
     @property
@@ -314,7 +314,7 @@ class LookupParams(EngineParams):
 
 
 def _place_values(planes: int) -> Int:
-    """What a digit of each plane counts, the first plane's first."""
+    """Place value of a digit of each plane, the first plane's first."""
     n = n_planes(planes)
     if not is_binary(planes):
         return np.ones(n, np.int64)

@@ -235,8 +235,7 @@ class LookupEngine(wiring.Component):
         sizes = [p.tile_depth(planes) // LANES for planes in (1, BITS)]
         base = Signal.like(load.word)
         index, which = Signal(range(max(sizes))), Signal()
-        end, done = Signal(), Signal()
-        read_set, loaded_set = Signal(), Signal()
+        end, done, read_set = Signal(), Signal(), Signal()
         m.d.comb += [
             idle.eq(~c.run),
             load.en.eq(c.run & ~Mux(which, full[1], full[0])),
@@ -246,7 +245,7 @@ class LookupEngine(wiring.Component):
             load.group.eq(c.group),
             end.eq(load.en & (index == Mux(c.binary, sizes[1] - 1, sizes[0] - 1))),
         ]
-        m.d.sync += [done.eq(end), read_set.eq(which), loaded_set.eq(read_set)]
+        m.d.sync += [done.eq(end), read_set.eq(which)]
         with m.If(load.en):
             m.d.sync += index.eq(index + 1)
         with m.If(end):
@@ -284,16 +283,15 @@ class LookupEngine(wiring.Component):
             Signal(p.step_tokens, name=name, reset_less=True)
             for name in ("mask_first", "mask_last")
         )
-        ready, walked, wanted, issue, end, finish, take, skip = (
+        ready, walked, issue, end, finish, take, skip = (
             Signal(name=name)
-            for name in ("ready", "walked", "wanted", "issue", "end", "finish", "take", "skip")
+            for name in ("ready", "walked", "issue", "end", "finish", "take", "skip")
         )
         m.d.comb += [
             ready.eq(c.run & ~words & (gap == 0) & Mux(which, full[1], full[0])),
             step.valid.eq(ready | walking),
             walked.eq(step.valid & (place == Mux(c.binary, *(len(w) - 1 for w in walks[::-1])))),
-            wanted.eq(words),
-            issue.eq(wanted & ring.available),
+            issue.eq(words & ring.available),
             end.eq(issue & (blocks_left == 0)),
             finish.eq(end & c.last),
             take.eq(waits & ~empty & (~c.run | finish)),
@@ -301,7 +299,7 @@ class LookupEngine(wiring.Component):
             ring.take.eq(issue),
             ring.keep.eq(c.groups_left != 0),
             ring.end.eq(end),
-            self.stall.eq(wanted & ~ring.available),
+            self.stall.eq(words & ~ring.available),
         ]
         self._step(m, step, place, walks, c, which)
         m.d.comb += [

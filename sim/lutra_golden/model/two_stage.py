@@ -29,7 +29,7 @@ _ROWS = 2048  # of a matrix, made floating point at a time
 
 @dataclass(frozen=True)
 class KnownWeights:
-    """What the upper bits of weights say: twice a weight is ``middle``, give or take ``reach``.
+    """Upper bits of weights: twice a weight is ``middle``, give or take ``reach``.
 
     ``middle`` is ``[N, K]``; ``reach``, ``[N, G]``, is common to the successive weights of a group.
     """
@@ -114,7 +114,7 @@ class TwoStageHead:
 
     @property
     def _every(self) -> Iterable[KnownWeights]:
-        """What the first stage reads, block after block; of small heads it stays in memory."""
+        """Rows for the first stage, block after block; of small heads it stays in memory."""
         if self._kept is not None:
             return self._kept
         every = (self._known(rows) for rows in _blocks(self._n_rows))
@@ -124,7 +124,7 @@ class TwoStageHead:
         return self._kept
 
     def _known(self, rows: slice) -> KnownWeights:
-        """What the first stage reads of rows."""
+        """The part of rows that the first stage reads."""
         model = self._model
         if model.vocabulary is None:
             return KnownWeights.of_trits(model.head[rows])
